@@ -1,0 +1,77 @@
+package feed
+
+import (
+	"crypto/rand"
+	"strconv"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// Margin is how long past the last possible expiry of the tokens it concerns
+// an event is kept: for slow transactions, and for clocks that disagree.
+const Margin = 5 * time.Minute
+
+// maxLifetime is the setting that holds the longest lifetime that an access
+// token of this installation was ever given.
+const maxLifetime = "max_access_ttl"
+
+// RaiseMaxLifetime notes that access tokens live this long from now on, and
+// tells every verifier. The longest ever is what counts, since longer ones may
+// still be out.
+func RaiseMaxLifetime(tx *store.Tx, ttl time.Duration) error {
+	longest, err := MaxLifetime(tx)
+	if err != nil || ttl <= longest {
+		return err
+	}
+	if err := tx.SetSetting(maxLifetime, strconv.FormatInt(ttl.Microseconds(), 10)); err != nil {
+		return err
+	}
+	return KeysChanged(tx)
+}
+
+// MaxLifetime is the longest lifetime that an access token was ever given.
+func MaxLifetime(tx *store.Tx) (time.Duration, error) {
+	value, err := tx.Setting(maxLifetime)
+	if err == store.ErrNotFound {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	us, err := strconv.ParseInt(value, 10, 64)
+	return time.Duration(us) * time.Microsecond, err
+}
+
+// SessionEnded appends that a session has ended. Appending takes the lock that
+// all appenders queue for, so it comes last in a transaction.
+func SessionEnded(tx *store.Tx, sessionID string) error {
+	return appendEvent(tx, &store.Event{Kind: store.SessionEnded, Subject: sessionID})
+}
+
+// VersionRaised appends that a user's tokens below version are stale, or
+// revoked. It comes last in a transaction.
+func VersionRaised(tx *store.Tx, userID string, version int64, revoked bool) error {
+	kind := store.VersionStale
+	if revoked {
+		kind = store.VersionRevoked
+	}
+	return appendEvent(tx, &store.Event{Kind: kind, Subject: userID, Version: version})
+}
+
+// KeysChanged appends that the signing keys must be read again. It comes last
+// in a transaction.
+func KeysChanged(tx *store.Tx) error {
+	return appendEvent(tx, &store.Event{Kind: store.KeysChanged})
+}
+
+func appendEvent(tx *store.Tx, e *store.Event) error {
+	longest, err := MaxLifetime(tx)
+	if err != nil {
+		return err
+	}
+	e.ExpiresAt = tx.Now().Add(longest + Margin)
+	e.Tag = make([]byte, 8)
+	rand.Read(e.Tag)
+	return tx.AppendEvent(e)
+}

@@ -1,0 +1,316 @@
+// Package feed owns the numbered events by which verifiers learn what has been
+// revoked: appending them to the store, and handing them out as the trust
+// bundle, a snapshot and then changes.
+//
+// Each replica tails the store on its own: it polls by number, which misses
+// nothing, and a hint after its own commits makes it prompt. All watchers share
+// one in-memory state and one bounded log; who falls behind the log is dropped
+// and must come back for a snapshot.
+package feed
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+const (
+	// pollEvery bounds how long a change that another process made goes
+	// unnoticed. A poll reads one row by its key.
+	pollEvery = 200 * time.Millisecond
+	// heartbeatEvery is a fraction of the minute after which verifiers call
+	// themselves stale.
+	heartbeatEvery = 5 * time.Second
+	// tailBatch bounds a read, and with chunkSize the size of a message: an
+	// entry takes about 40 bytes, and gRPC's default limit is 4 MiB.
+	tailBatch = 1000
+	chunkSize = 10_000
+	// logSize bounds how far a watcher may fall behind.
+	logSize = 4096
+	// applyTimeout bounds how long an acknowledgement waits for this server's
+	// own verifier. It is memory work, so this never ends unless a fault does it.
+	applyTimeout = 5 * time.Second
+)
+
+// ErrBehind says that a watcher fell behind and must begin anew.
+var ErrBehind = errors.New("watcher fell behind")
+
+// Feed tails the store and serves watchers. It is safe for concurrent use.
+type Feed struct {
+	store  *store.Store
+	issuer string
+	origin []byte // the database's id, for resume
+	logger *slog.Logger
+	hint   chan struct{}
+
+	mu       sync.Mutex
+	seq      int64 // of the newest event in the state
+	tag      []byte
+	asOf     time.Time
+	trust    *watchwordv1.TrustState
+	ended    map[string]time.Time      // session id → until
+	raised   map[string]map[bool]raise // user id → revoked or stale → the highest
+	log      []entry
+	first    int           // the index of log[0], counted from the start of the process
+	changed  chan struct{} // closed and replaced when the log grows
+	applied  int64         // what our own verifier has applied
+	progress chan struct{} // closed and replaced when applied grows
+}
+
+type raise struct {
+	version int64
+	until   time.Time
+}
+
+// entry is a message for all watchers; seq is the state's number behind it.
+type entry struct {
+	seq     int64
+	message *watchwordv1.WatchBundleResponse
+}
+
+// Open reads the state of the database. Run keeps it up to date.
+func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger *slog.Logger) (*Feed, error) {
+	f := &Feed{
+		store: s, issuer: issuer, origin: []byte(databaseID), logger: logger, hint: make(chan struct{}, 1),
+		ended: map[string]time.Time{}, raised: map[string]map[bool]raise{},
+		changed: make(chan struct{}), progress: make(chan struct{}),
+	}
+	err := s.Read(ctx, func(tx *store.Tx) error { return f.readKeys(tx) })
+	if err != nil {
+		return nil, fmt.Errorf("reading keys: %w", err)
+	}
+	if err := f.catchUp(ctx); err != nil {
+		return nil, fmt.Errorf("reading events: %w", err)
+	}
+	return f, nil
+}
+
+// Run tails the store until ctx ends.
+func (f *Feed) Run(ctx context.Context) {
+	poll := time.NewTicker(pollEvery)
+	defer poll.Stop()
+	beat := time.NewTicker(heartbeatEvery)
+	defer beat.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.hint:
+		case <-poll.C:
+		case <-beat.C:
+			f.beat()
+			continue
+		}
+		if err := f.catchUp(ctx); err != nil && ctx.Err() == nil {
+			f.logger.WarnContext(ctx, "cannot read events; verifiers go on with what they know", "error", err)
+		}
+	}
+}
+
+// Write runs fn in a transaction, and returns when this server's own verifier
+// has applied every event that the transaction saw, its own among them: what
+// has been acknowledged, Verify knows, also when there was nothing left to do.
+func (f *Feed) Write(ctx context.Context, fn func(*store.Tx) error) error {
+	var head int64
+	err := f.store.Write(ctx, func(tx *store.Tx) error {
+		if err := fn(tx); err != nil {
+			return err
+		}
+		var err error
+		head, err = tx.Head()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return f.wait(ctx, head)
+}
+
+func (f *Feed) wait(ctx context.Context, seq int64) error {
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	select {
+	case f.hint <- struct{}{}:
+	default:
+	}
+	for {
+		f.mu.Lock()
+		applied, progress := f.applied, f.progress
+		f.mu.Unlock()
+		if applied >= seq {
+			return nil
+		}
+		select {
+		case <-progress:
+		case <-ctx.Done():
+			return fmt.Errorf("%w: waiting for our own verifier: %w", store.ErrUnavailable, ctx.Err())
+		}
+	}
+}
+
+// catchUp reads the events behind the state, and publishes them.
+func (f *Feed) catchUp(ctx context.Context) error {
+	for {
+		var events []*store.Event
+		var at time.Time
+		f.mu.Lock()
+		after := f.seq
+		f.mu.Unlock()
+		err := f.store.Read(ctx, func(tx *store.Tx) (err error) {
+			at = tx.Now()
+			events, err = tx.Events(after, tailBatch)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if err := f.publish(ctx, events, at); err != nil {
+			return err
+		}
+		if len(events) < tailBatch {
+			return nil
+		}
+	}
+}
+
+// publish adds events to the state and to the log.
+func (f *Feed) publish(ctx context.Context, events []*store.Event, at time.Time) error {
+	for _, e := range events {
+		if e.Kind == store.KeysChanged {
+			if err := f.store.Read(ctx, f.readKeys); err != nil {
+				return err
+			}
+			break
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asOf = at
+	if len(events) == 0 {
+		return nil
+	}
+	change := &watchwordv1.Change{}
+	for _, e := range events {
+		f.add(e, change)
+	}
+	f.append(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Change{Change: change}})
+	return nil
+}
+
+// add brings one event into the state and into a change; mu is held.
+func (f *Feed) add(e *store.Event, change *watchwordv1.Change) {
+	f.seq, f.tag = e.Seq, e.Tag
+	switch e.Kind {
+	case store.KeysChanged:
+		change.TrustState = f.trust
+	case store.SessionEnded:
+		f.ended[e.Subject] = e.ExpiresAt
+		change.EndedSessions = append(change.EndedSessions, endedSession(e.Subject, e.ExpiresAt))
+	case store.VersionStale, store.VersionRevoked:
+		revoked := e.Kind == store.VersionRevoked
+		if f.raised[e.Subject] == nil {
+			f.raised[e.Subject] = map[bool]raise{}
+		}
+		r := raise{version: e.Version, until: e.ExpiresAt}
+		f.raised[e.Subject][revoked] = r
+		change.RaisedVersions = append(change.RaisedVersions, raisedVersion(e.Subject, revoked, r))
+	}
+}
+
+// append adds a message to the log and wakes the watchers; mu is held.
+func (f *Feed) append(message *watchwordv1.WatchBundleResponse) {
+	message.Resume = f.resume()
+	if len(f.log) == logSize {
+		f.log = append([]entry(nil), f.log[logSize/2:]...)
+		f.first += logSize / 2
+	}
+	f.log = append(f.log, entry{seq: f.seq, message: message})
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// beat sends a heartbeat and forgets what has expired.
+func (f *Feed) beat() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	for id, until := range f.ended {
+		if until.Before(now) {
+			delete(f.ended, id)
+		}
+	}
+	for id, raises := range f.raised {
+		for revoked, r := range raises {
+			if r.until.Before(now) {
+				delete(raises, revoked)
+			}
+		}
+		if len(raises) == 0 {
+			delete(f.raised, id)
+		}
+	}
+	f.append(f.heartbeat(now))
+}
+
+func (f *Feed) heartbeat(now time.Time) *watchwordv1.WatchBundleResponse {
+	beat := &watchwordv1.Heartbeat{ServerTime: timestamppb.New(now), AsOf: timestamppb.New(f.asOf)}
+	return &watchwordv1.WatchBundleResponse{
+		Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: f.resume(),
+	}
+}
+
+// readKeys builds the trust state from the rows.
+func (f *Feed) readKeys(tx *store.Tx) error {
+	rows, err := tx.SigningKeys()
+	if err != nil {
+		return err
+	}
+	longest, err := MaxLifetime(tx)
+	if err != nil {
+		return err
+	}
+	trust := &watchwordv1.TrustState{
+		Issuer: f.issuer, MaxTokenLifetime: durationpb.New(longest), Margin: durationpb.New(Margin),
+	}
+	for _, row := range rows {
+		if !row.RevokedAt.IsZero() || !row.VerifiesUntil.IsZero() && !row.VerifiesUntil.After(tx.Now()) {
+			continue
+		}
+		key, err := verificationKey(row)
+		if err != nil {
+			return fmt.Errorf("signing key %s: %w", row.KID, err)
+		}
+		trust.Keys = append(trust.Keys, key)
+	}
+	f.mu.Lock()
+	f.trust = trust
+	f.mu.Unlock()
+	return nil
+}
+
+func verificationKey(row *store.SigningKey) (*watchwordv1.VerificationKey, error) {
+	parsed, err := x509.ParsePKIXPublicKey(row.PublicKey)
+	if err != nil {
+		return nil, err
+	}
+	public, err := token.NewPublicKey(parsed)
+	if err != nil {
+		return nil, err
+	}
+	key := &watchwordv1.VerificationKey{Key: public.JWK()}
+	if !row.VerifiesUntil.IsZero() {
+		key.VerifiesUntil = timestamppb.New(row.VerifiesUntil)
+	}
+	return key, nil
+}

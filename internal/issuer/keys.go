@@ -1,0 +1,55 @@
+package issuer
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// State is where a key stands in its life.
+type State int
+
+// The states of a key.
+const (
+	Next    State = iota + 1 // published, not yet signing
+	Signing                  // signs new tokens
+	Retired                  // signs no more, still verifies
+	Revoked                  // verifies nothing
+)
+
+// Key is a signing key without its private half. A zero time is not decided.
+type Key struct {
+	KID, Algorithm                                    string
+	State                                             State
+	PublishedAt, SignsFrom, SignsUntil, VerifiesUntil time.Time
+}
+
+// List lists every key that has not been forgotten, the oldest first.
+func List(ctx context.Context, s *store.Store) ([]Key, error) {
+	var keys []Key
+	err := s.Read(ctx, func(tx *store.Tx) error {
+		rows, err := tx.SigningKeys()
+		keys = nil
+		for _, row := range rows {
+			keys = append(keys, Key{
+				KID: row.KID, Algorithm: row.Algorithm, State: state(row, tx.Now()), PublishedAt: row.PublishedAt,
+				SignsFrom: row.SignsFrom, SignsUntil: row.SignsUntil, VerifiesUntil: row.VerifiesUntil,
+			})
+		}
+		return err
+	})
+	return keys, err
+}
+
+func state(row *store.SigningKey, now time.Time) State {
+	switch {
+	case !row.RevokedAt.IsZero():
+		return Revoked
+	case row.SignsFrom.IsZero() || row.SignsFrom.After(now):
+		return Next
+	case row.SignsUntil.IsZero() || row.SignsUntil.After(now):
+		return Signing
+	}
+	return Retired
+}

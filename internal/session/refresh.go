@@ -1,0 +1,87 @@
+package session
+
+import (
+	"context"
+	"errors"
+
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+// Refresh spends a refresh token. A lost answer is given again; any other spent
+// token ends the session. It may return ErrRefreshInvalid, ErrRefreshExpired,
+// ErrRevoked, ErrRefreshReused or ErrAudience, judged in this order but for the
+// last, which spends nothing.
+func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []string) (*Tokens, error) {
+	g, err := s.macs.parse(refreshToken)
+	if err != nil {
+		return nil, err
+	}
+	var h handout
+	var v verdict
+	err = s.store.Write(ctx, func(tx *store.Tx) (err error) {
+		h, v, err = s.spend(tx, g, audience)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if v == reused {
+		// The end is durable; wait until our own verifier knows of it.
+		if err := s.feed.Write(ctx, func(*store.Tx) error { return nil }); err != nil {
+			return nil, err
+		}
+		return nil, ErrRefreshReused
+	}
+	return s.tokens(h)
+}
+
+// spend judges a generation and changes the session's row. Reuse is a verdict
+// and no error, since the end that it makes must be committed.
+func (s *Sessions) spend(tx *store.Tx, g generation, audience []string) (handout, verdict, error) {
+	row, err := tx.Session(g.sessionID)
+	if errors.Is(err, store.ErrNotFound) {
+		return handout{}, 0, ErrRefreshExpired
+	}
+	if err != nil {
+		return handout{}, 0, err
+	}
+	u, err := tx.User(row.UserID)
+	if err != nil {
+		return handout{}, 0, err
+	}
+	if !user.Alive(row, u) {
+		return handout{}, 0, ErrRevoked
+	}
+	if !s.ExpiresAt(row).After(tx.Now()) {
+		return handout{}, 0, ErrRefreshExpired
+	}
+	next, v := present(row.Generations, g.number, tx.Now(), s.cfg.Grace)
+	if v == reused {
+		return handout{}, v, end(tx, row.ID)
+	}
+	allowed, err := s.allowed(row.Audience, audience)
+	if err != nil {
+		return handout{}, 0, err
+	}
+	if v == advanced {
+		row.Generations, row.RefreshedAt = next, tx.Now()
+		err = tx.AdvanceSession(row.ID, next)
+	}
+	return handout{session: row, user: u, audience: allowed, now: tx.Now()}, v, err
+}
+
+// allowed is the audience asked for, within the login's and within what this
+// server issues for today.
+func (s *Sessions) allowed(login, asked []string) ([]string, error) {
+	var today []string
+	for _, a := range login {
+		if _, err := narrow([]string{a}, s.cfg.Audience); err == nil {
+			today = append(today, a)
+		}
+	}
+	if len(today) == 0 {
+		return nil, ErrAudience
+	}
+	return narrow(asked, today)
+}

@@ -1,0 +1,92 @@
+package store
+
+import (
+	"database/sql"
+	"time"
+)
+
+// SigningKey is a signing key's row. The times are its whole life; a zero time
+// is not decided yet.
+type SigningKey struct {
+	KID           string
+	Algorithm     string
+	PublicKey     []byte // PKIX
+	SealedKey     []byte // PKCS 8, sealed
+	PublishedAt   time.Time
+	SignsFrom     time.Time
+	SignsUntil    time.Time
+	VerifiesUntil time.Time
+	RevokedAt     time.Time
+}
+
+const keyColumns = `kid, algorithm, public_key, sealed_key, published_at, signs_from, signs_until, verifies_until, revoked_at`
+
+func (k *SigningKey) scan(r row) error {
+	var published int64
+	var from, until, verifies, revoked sql.NullInt64
+	err := r.Scan(&k.KID, &k.Algorithm, &k.PublicKey, &k.SealedKey, &published, &from, &until, &verifies, &revoked)
+	k.PublishedAt, k.SignsFrom, k.SignsUntil = fromMicros(published), fromNullMicros(from), fromNullMicros(until)
+	k.VerifiesUntil, k.RevokedAt = fromNullMicros(verifies), fromNullMicros(revoked)
+	return err
+}
+
+// SigningKeys lists all signing keys, the oldest first.
+func (tx *Tx) SigningKeys() ([]*SigningKey, error) {
+	var keys []*SigningKey
+	err := tx.each(func(r row) error {
+		k := &SigningKey{}
+		keys = append(keys, k)
+		return k.scan(r)
+	}, `SELECT `+keyColumns+` FROM signing_keys ORDER BY published_at, kid`)
+	return keys, err
+}
+
+// InsertSigningKey adds a signing key.
+func (tx *Tx) InsertSigningKey(k *SigningKey) error {
+	_, err := tx.exec(`INSERT INTO signing_keys (`+keyColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+		k.KID, k.Algorithm, k.PublicKey, k.SealedKey, micros(k.PublishedAt),
+		nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt))
+	return err
+}
+
+// MACKey is the row of a key that authenticates refresh tokens.
+type MACKey struct {
+	ID        int64
+	SealedKey []byte
+	CreatedAt time.Time
+}
+
+// MACKeys lists all MAC keys, the oldest first.
+func (tx *Tx) MACKeys() ([]*MACKey, error) {
+	var keys []*MACKey
+	err := tx.each(func(r row) error {
+		k := &MACKey{}
+		var created int64
+		err := r.Scan(&k.ID, &k.SealedKey, &created)
+		k.CreatedAt = fromMicros(created)
+		keys = append(keys, k)
+		return err
+	}, `SELECT id, sealed_key, created_at FROM mac_keys ORDER BY id`)
+	return keys, err
+}
+
+// InsertMACKey adds a MAC key.
+func (tx *Tx) InsertMACKey(k *MACKey) error {
+	_, err := tx.exec(`INSERT INTO mac_keys (id, sealed_key, created_at) VALUES ($1, $2, $3)`,
+		k.ID, k.SealedKey, micros(k.CreatedAt))
+	return err
+}
+
+// Setting reads a setting that the whole installation shares. ErrNotFound.
+func (tx *Tx) Setting(name string) (string, error) {
+	var value string
+	err := tx.one(func(r row) error { return r.Scan(&value) }, `SELECT value FROM settings WHERE name = $1`, name)
+	return value, err
+}
+
+// SetSetting writes a setting that the whole installation shares.
+func (tx *Tx) SetSetting(name, value string) error {
+	_, err := tx.exec(`INSERT INTO settings (name, value) VALUES ($1, $2)
+		ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
+	return err
+}

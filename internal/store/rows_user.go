@@ -1,0 +1,75 @@
+package store
+
+import (
+	"database/sql"
+	"strings"
+	"time"
+)
+
+// User is a user's row.
+type User struct {
+	ID           string
+	Username     string
+	PasswordHash string // in PHC form
+	Roles        []string
+	Disabled     bool
+	Version      int64 // access tokens that carry a lower one are stale
+	RevokedBelow int64 // sessions born below have ended
+	CreatedAt    time.Time
+	UpdatedAt    time.Time
+	DeletedAt    time.Time // zero: not deleted
+}
+
+const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at, deleted_at`
+
+func (u *User) scan(r row) error {
+	var roles string
+	var created, updated int64
+	var deleted sql.NullInt64
+	err := r.Scan(&u.ID, &u.Username, &u.PasswordHash, &roles, &u.Disabled, &u.Version, &u.RevokedBelow,
+		&created, &updated, &deleted)
+	u.Roles = strings.Fields(roles)
+	u.CreatedAt, u.UpdatedAt, u.DeletedAt = fromMicros(created), fromMicros(updated), fromNullMicros(deleted)
+	return err
+}
+
+// User finds a user by id, deleted ones too. ErrNotFound.
+func (tx *Tx) User(id string) (*User, error) {
+	u := &User{}
+	return u, tx.one(u.scan, `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
+}
+
+// UserByName finds a user who is not deleted by their folded name. ErrNotFound.
+func (tx *Tx) UserByName(username string) (*User, error) {
+	u := &User{}
+	return u, tx.one(u.scan, `SELECT `+userColumns+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
+}
+
+// Users lists users who are not deleted, in order of id, from the one behind `after` on.
+func (tx *Tx) Users(after string, limit int) ([]*User, error) {
+	var users []*User
+	err := tx.each(func(r row) error {
+		u := &User{}
+		users = append(users, u)
+		return u.scan(r)
+	}, `SELECT `+userColumns+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)
+	return users, err
+}
+
+// InsertUser adds a user. ErrExists: the name is taken.
+func (tx *Tx) InsertUser(u *User) error {
+	_, err := tx.exec(`INSERT INTO users (`+userColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+		u.ID, u.Username, u.PasswordHash, strings.Join(u.Roles, " "), u.Disabled, u.Version, u.RevokedBelow,
+		micros(u.CreatedAt), micros(u.UpdatedAt), nullMicros(u.DeletedAt))
+	return err
+}
+
+// UpdateUser writes a user's row as it shall be. ErrExists: the name is taken.
+// The caller has read the row in this transaction.
+func (tx *Tx) UpdateUser(u *User) error {
+	_, err := tx.exec(`UPDATE users SET username = $2, password_hash = $3, roles = $4, disabled = $5, ver = $6,
+		revoked_below = $7, updated_at = $8, deleted_at = $9 WHERE id = $1`,
+		u.ID, u.Username, u.PasswordHash, strings.Join(u.Roles, " "), u.Disabled, u.Version, u.RevokedBelow,
+		micros(u.UpdatedAt), nullMicros(u.DeletedAt))
+	return err
+}

@@ -1,0 +1,169 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// openSQLite opens one connection that writes and a few that read. In WAL mode
+// readers and the writer don't wait for each other; synchronous=FULL makes a
+// commit survive power loss.
+func openSQLite(ctx context.Context, path string) (*Store, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening database: %w", err)
+	}
+	if err := createPrivate(path); err != nil {
+		return nil, fmt.Errorf("opening database: %w", err)
+	}
+	db, err := sql.Open("sqlite", dsn(path))
+	if err != nil {
+		return nil, fmt.Errorf("opening database: %w", err)
+	}
+	s, err := connectSQLite(ctx, db, path)
+	if err != nil {
+		db.Close()
+		return nil, fmt.Errorf("opening database %s: %w", path, err)
+	}
+	return s, nil
+}
+
+func connectSQLite(ctx context.Context, db *sql.DB, path string) (*Store, error) {
+	if err := migrate(ctx, db); err != nil {
+		return nil, err
+	}
+	s := &Store{db: db, path: path, readers: make(chan *conn, max(4, runtime.GOMAXPROCS(0)))}
+	for range cap(s.readers) {
+		c, err := connect(ctx, db)
+		if err != nil {
+			return nil, err
+		}
+		s.readers <- c
+	}
+	c, err := connect(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	s.writer = newWriter(c)
+	return s, nil
+}
+
+// dsn names the file, and what every connection is set to. Another process, such as
+// the command line, may hold the file's lock for a moment; busy_timeout waits for it.
+func dsn(path string) string {
+	pragmas := url.Values{"_pragma": {
+		"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)",
+	}}
+	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas.Encode()
+}
+
+// createPrivate makes sure that the file exists and that nobody else can read
+// a new one. SQLite gives the files beside it the same mode.
+func createPrivate(path string) error {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return file.Close()
+}
+
+// conn is a connection with its prepared statements. One goroutine uses it at a time.
+type conn struct {
+	c     *sql.Conn
+	stmts map[string]*sql.Stmt // by their SQL; bounded, since every text is a constant of this package
+}
+
+func connect(ctx context.Context, db *sql.DB) (*conn, error) {
+	c, err := db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &conn{c: c, stmts: map[string]*sql.Stmt{}}, nil
+}
+
+func (c *conn) close() {
+	for _, stmt := range c.stmts {
+		stmt.Close()
+	}
+	c.c.Close()
+}
+
+// No context of a caller reaches the driver: an interrupt would roll back the
+// whole transaction, and with it the writes of strangers that share it.
+
+func (c *conn) prepare(query string) (*sql.Stmt, error) {
+	if stmt, ok := c.stmts[query]; ok {
+		return stmt, nil
+	}
+	stmt, err := c.c.PrepareContext(context.Background(), query)
+	if err != nil {
+		return nil, err
+	}
+	c.stmts[query] = stmt
+	return stmt, nil
+}
+
+func (c *conn) control(statement string) error {
+	stmt, err := c.prepare(statement)
+	if err != nil {
+		return unavailable(err)
+	}
+	if _, err := stmt.Exec(); err != nil {
+		return unavailable(err)
+	}
+	return nil
+}
+
+// transact runs fn in a transaction of its own.
+func (c *conn) transact(begin string, fn func(*Tx) error) (err error) {
+	if err := c.control(begin); err != nil {
+		return err
+	}
+	committed := false
+	defer func() {
+		if !committed {
+			// Fails where the driver has rolled back by itself.
+			_ = c.control("ROLLBACK")
+		}
+	}()
+	tx := newTx(c)
+	if err := run(tx, fn); err != nil {
+		return err
+	}
+	if err := c.control("COMMIT"); err != nil {
+		return err
+	}
+	committed = true
+	return nil
+}
+
+// run calls fn. A panic becomes an error, since it must not take strangers'
+// writes along; a driver's error is returned even if fn did not.
+func run(tx *Tx, fn func(*Tx) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic in a transaction: %v", p)
+		}
+		if tx.broken != nil {
+			err = tx.broken
+		}
+	}()
+	return fn(tx)
+}
+
+func isUniqueViolation(err error) bool {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	return e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
+}

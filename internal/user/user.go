@@ -1,0 +1,296 @@
+// Package user owns users and their rights: who there is, what they may do, and
+// since when.
+//
+// A user's Version is raised by every change of rights, and access tokens below
+// it are stale. RevokedBelow is raised with it where sessions must end: sessions
+// born below, and their tokens, are dead, at the same cost for one or ten
+// thousand. Both are always raised to a number that was never out before.
+//
+// What was read before a password is hashed is checked after it, in the
+// transaction that writes: who loses begins again from the read.
+package user
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// Admin is the role that may administer users, sessions and keys.
+const Admin = "admin"
+
+var (
+	// ErrNotFound says that there is no such user.
+	ErrNotFound = errors.New("no such user")
+	// ErrExists says that the username is taken.
+	ErrExists = errors.New("username taken")
+)
+
+// Writer runs transactions that change users. A *feed.Feed is one that returns
+// when this server's verifier knows of the change, a *store.Store one that
+// returns when it is durable.
+type Writer interface {
+	Write(ctx context.Context, fn func(*store.Tx) error) error
+}
+
+// Users administers users. It is safe for concurrent use.
+type Users struct {
+	store     *store.Store
+	writer    Writer
+	passwords *password.Pool
+}
+
+// New makes the administration of a store's users.
+func New(s *store.Store, w Writer, p *password.Pool) *Users {
+	return &Users{store: s, writer: w, passwords: p}
+}
+
+// NewID makes an id of a user or a session.
+func NewID() string {
+	id := make([]byte, 12)
+	rand.Read(id)
+	return base64.RawURLEncoding.EncodeToString(id)
+}
+
+// Create makes a user. It may return ErrExists, password.ErrTooWeak,
+// password.ErrOverloaded, or the caller's.
+func (u *Users) Create(ctx context.Context, by Caller, name Name, roles Roles, pw password.Password) (*store.User, error) {
+	if err := pw.CheckPolicy(string(name)); err != nil {
+		return nil, err
+	}
+	if err := u.precheck(ctx, name); err != nil {
+		return nil, err
+	}
+	hash, err := u.passwords.Hash(ctx, password.SignedIn, pw)
+	if err != nil {
+		return nil, err
+	}
+	var created *store.User
+	err = u.writer.Write(ctx, func(tx *store.Tx) error {
+		if err := by.check(tx); err != nil {
+			return err
+		}
+		created, err = Insert(tx, name, roles, hash)
+		return err
+	})
+	return created, err
+}
+
+// precheck spares a hash for a name that is taken.
+func (u *Users) precheck(ctx context.Context, name Name) error {
+	return u.store.Read(ctx, func(tx *store.Tx) error {
+		_, err := tx.UserByName(string(name))
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		if err == nil {
+			return ErrExists
+		}
+		return err
+	})
+}
+
+// Insert adds a user with a hash that was made before. ErrExists.
+func Insert(tx *store.Tx, name Name, roles Roles, hash string) (*store.User, error) {
+	now := tx.Now()
+	row := &store.User{
+		ID: NewID(), Username: string(name), PasswordHash: hash, Roles: roles,
+		Version: nextVersion(0, now), CreatedAt: now, UpdatedAt: now,
+	}
+	if err := tx.InsertUser(row); err != nil {
+		return nil, exists(err)
+	}
+	return row, tx.SetSetting(hadUser, "yes")
+}
+
+// hadUser is the setting that says whether a user was ever made.
+const hadUser = "had_user"
+
+// EverMade reports whether the database ever had a user.
+func EverMade(tx *store.Tx) (bool, error) {
+	_, err := tx.Setting(hadUser)
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// Get finds a user by id. ErrNotFound.
+func (u *Users) Get(ctx context.Context, id string) (*store.User, error) {
+	var row *store.User
+	err := u.store.Read(ctx, func(tx *store.Tx) (err error) {
+		row, err = Find(tx, id)
+		return err
+	})
+	return row, err
+}
+
+// GetByName finds a user by name. ErrNotFound.
+func (u *Users) GetByName(ctx context.Context, name Name) (*store.User, error) {
+	var row *store.User
+	err := u.store.Read(ctx, func(tx *store.Tx) (err error) {
+		row, err = tx.UserByName(string(name))
+		return notFound(err)
+	})
+	return row, err
+}
+
+// List lists users in order of id, from the one behind `after` on.
+func (u *Users) List(ctx context.Context, after string, limit int) ([]*store.User, error) {
+	var rows []*store.User
+	err := u.store.Read(ctx, func(tx *store.Tx) (err error) {
+		rows, err = tx.Users(after, limit)
+		return err
+	})
+	return rows, err
+}
+
+// Find finds a user who is not deleted. ErrNotFound.
+func Find(tx *store.Tx, id string) (*store.User, error) {
+	row, err := tx.User(id)
+	if err != nil {
+		return nil, notFound(err)
+	}
+	if !row.DeletedAt.IsZero() {
+		return nil, ErrNotFound
+	}
+	return row, nil
+}
+
+// Change is what Update changes; nil leaves a field as it is.
+type Change struct {
+	Name     *Name
+	Roles    *Roles
+	Disabled *bool
+}
+
+// Update changes a user's name, rights or state. A change of name or roles
+// makes access tokens stale; disabling ends every session. It may return
+// ErrNotFound, ErrExists, or the caller's.
+func (u *Users) Update(ctx context.Context, by Caller, id string, change Change) (*store.User, error) {
+	return u.alter(ctx, by, id, func(row *store.User, _ time.Time) effect {
+		var e effect
+		if change.Name != nil && string(*change.Name) != row.Username {
+			row.Username, e = string(*change.Name), stale
+		}
+		if change.Roles != nil && !slices.Equal(row.Roles, *change.Roles) {
+			row.Roles, e = *change.Roles, stale
+		}
+		if change.Disabled != nil && *change.Disabled != row.Disabled {
+			row.Disabled, e = *change.Disabled, revoked
+		}
+		return e
+	})
+}
+
+// Delete removes a user for good and ends every session. ErrNotFound, or the
+// caller's.
+func (u *Users) Delete(ctx context.Context, by Caller, id string) error {
+	_, err := u.alter(ctx, by, id, func(row *store.User, now time.Time) effect {
+		row.DeletedAt = now
+		row.PasswordHash = "" // nothing is kept that could be guessed at
+		return revoked
+	})
+	return err
+}
+
+// RevokeSessions ends every session of a user. ErrNotFound, or the caller's.
+func (u *Users) RevokeSessions(ctx context.Context, by Caller, id string) error {
+	_, err := u.alter(ctx, by, id, func(*store.User, time.Time) effect { return revoked })
+	return err
+}
+
+// SetPassword gives a user a new password and ends every session. It may return
+// ErrNotFound, password.ErrTooWeak, password.ErrOverloaded, or the caller's.
+func (u *Users) SetPassword(ctx context.Context, by Caller, id string, pw password.Password) (*store.User, error) {
+	before, err := u.Get(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := pw.CheckPolicy(before.Username); err != nil {
+		return nil, err
+	}
+	hash, err := u.passwords.Hash(ctx, password.SignedIn, pw)
+	if err != nil {
+		return nil, err
+	}
+	// Whatever hash stands there now, this one was made for this order and
+	// outlives it: the order is the one of the commits.
+	return u.alter(ctx, by, id, func(row *store.User, _ time.Time) effect {
+		row.PasswordHash = hash
+		return revoked
+	})
+}
+
+// effect is what a change does to tokens that are out.
+type effect int
+
+const (
+	none effect = iota
+	stale
+	revoked
+)
+
+// alter changes a user's row, raises its version and appends the event, in one
+// transaction.
+func (u *Users) alter(ctx context.Context, by Caller, id string, change func(*store.User, time.Time) effect) (*store.User, error) {
+	var row *store.User
+	err := u.writer.Write(ctx, func(tx *store.Tx) error {
+		if err := by.check(tx); err != nil {
+			return err
+		}
+		var err error
+		if row, err = Find(tx, id); err != nil {
+			return err
+		}
+		e := change(row, tx.Now())
+		if e == none {
+			return nil
+		}
+		return Raise(tx, row, e == revoked)
+	})
+	return row, err
+}
+
+// Raise writes a user's changed row with a raised version, and appends that
+// tokens below it are stale, or that they and their sessions are revoked.
+// ErrExists.
+func Raise(tx *store.Tx, row *store.User, revoke bool) error {
+	row.Version = nextVersion(row.Version, tx.Now())
+	if revoke {
+		row.RevokedBelow = row.Version
+	}
+	row.UpdatedAt = tx.Now()
+	if err := tx.UpdateUser(row); err != nil {
+		return exists(err)
+	}
+	return feed.VersionRaised(tx, row.ID, row.Version, revoke)
+}
+
+// nextVersion is a number that is not out yet: above the last one, and not
+// below the clock's seconds, so that a database restored from yesterday does
+// not give out today's numbers again.
+func nextVersion(version int64, now time.Time) int64 {
+	return max(version+1, now.Unix())
+}
+
+func exists(err error) error {
+	if errors.Is(err, store.ErrExists) {
+		return ErrExists
+	}
+	return err
+}
+
+func notFound(err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return ErrNotFound
+	}
+	return err
+}
