@@ -159,6 +159,21 @@ func (f *Feed) wait(ctx context.Context, seq int64) error {
 	}
 }
 
+// Prune deletes events that concern no token any more, in small steps.
+func (f *Feed) Prune(ctx context.Context) error {
+	const step = 500 // rows: about a millisecond of the writer's time
+	for {
+		var n int64
+		err := f.store.Write(ctx, func(tx *store.Tx) (err error) {
+			n, err = tx.PruneEvents(step)
+			return err
+		})
+		if err != nil || n < step {
+			return err
+		}
+	}
+}
+
 // catchUp reads the events behind the state, and publishes them.
 func (f *Feed) catchUp(ctx context.Context) error {
 	for {

@@ -1,0 +1,105 @@
+package authn
+
+import (
+	"fmt"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+func TestClockTakesTheLargestOffset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClock()
+		off := func(want time.Duration) {
+			t.Helper()
+			if got := c.now().Sub(time.Now()); got != want {
+				t.Errorf("%v off, want %v", got, want)
+			}
+		}
+		hear := func(offset time.Duration) { c.heard(time.Now().Add(offset)) }
+		off(0)
+		hear(-time.Hour) // the first counts, also downwards
+		off(-time.Hour)
+		hear(-2 * time.Hour)
+		off(-time.Hour)
+		hear(3 * time.Second)
+		off(3 * time.Second)
+
+		// It counts for a span and a half or so, and goes by itself.
+		for range 5 {
+			time.Sleep(clockSpan / 5)
+			hear(time.Second)
+		}
+		off(3 * time.Second)
+		for range 5 {
+			time.Sleep(clockSpan / 5)
+			hear(2 * time.Second)
+		}
+		off(2 * time.Second)
+
+		// After a long silence what was known is all there is, until the next.
+		time.Sleep(10 * clockSpan)
+		off(2 * time.Second)
+		hear(-time.Second)
+		off(-time.Second)
+	})
+}
+
+// What has expired is forgotten, in batches and across them, and nothing else is.
+func TestPrune(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBundle(slog.New(slog.DiscardHandler), 0)
+		at := opened
+		apply := func(m *watchwordv1.WatchBundleResponse) {
+			t.Helper()
+			var err error
+			if at, err = b.apply(m, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		beat := func() {
+			apply(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Heartbeat{
+				Heartbeat: &watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}}})
+		}
+		chunk := &watchwordv1.SnapshotChunk{Last: true, TrustState: &watchwordv1.TrustState{
+			Issuer: "i", MaxTokenLifetime: durationpb.New(5 * time.Minute), Margin: durationpb.New(time.Minute),
+		}}
+		const n = 3*pruneBatch + 1
+		for i := range n {
+			until := timestamppb.New(time.Now().Add(5 * time.Minute))
+			if i%2 == 0 {
+				until = nil // not said: as long as a token can live
+			}
+			chunk.EndedSessions = append(chunk.EndedSessions, &watchwordv1.EndedSession{SessionId: fmt.Sprint(i), Until: until})
+			chunk.RaisedVersions = append(chunk.RaisedVersions, &watchwordv1.RaisedVersion{UserId: fmt.Sprint(i), Version: 1, Until: until})
+		}
+		chunk.EndedSessions = append(chunk.EndedSessions, &watchwordv1.EndedSession{SessionId: "long", Until: timestamppb.New(time.Now().Add(time.Hour))})
+		apply(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: chunk}})
+		has := func(sessions, users int) {
+			t.Helper()
+			beat()
+			if len(b.ended) != sessions || len(b.raised) != users {
+				t.Errorf("%d sessions and %d users, want %d and %d", len(b.ended), len(b.raised), sessions, users)
+			}
+		}
+		has(n+1, n)
+		time.Sleep(6 * time.Minute) // the margin to the very end
+		has(n+1, n)
+		time.Sleep(time.Minute)
+		has(1, 0)
+
+		// A shorter time said later takes nothing back.
+		apply(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Change{Change: &watchwordv1.Change{
+			EndedSessions: []*watchwordv1.EndedSession{{SessionId: "long", Until: timestamppb.Now()}}}}})
+		time.Sleep(5 * time.Minute)
+		has(1, 0)
+		time.Sleep(time.Hour)
+		has(0, 0)
+	})
+}

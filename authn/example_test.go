@@ -1,0 +1,242 @@
+package authn_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"log/slog"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+// watchword stands in for a running server: it has one key, alice is signed in,
+// and her older session has been ended.
+type watchword struct {
+	watchwordv1.UnimplementedTrustServiceServer
+	key *token.SigningKey
+}
+
+func (s watchword) WatchBundle(_ *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
+	for _, m := range []*message{
+		snapshot(trustState(s.key)),
+		endedSession("session-0", time.Now().Add(maxLifetime)),
+		heartbeat(time.Now()),
+	} {
+		if err := stream.Send(m); err != nil {
+			return err
+		}
+	}
+	<-stream.Context().Done()
+	return nil
+}
+
+func (s watchword) mint(edit func(*token.Claims)) string {
+	c := claims()
+	edit(c)
+	raw, err := token.Sign(s.key, c)
+	if err != nil {
+		log.Fatal(err)
+	}
+	return raw
+}
+
+// exampleServer runs the stand-in. The connection is what
+// grpc.NewClient("auth:50051", …) gives in a real program.
+func exampleServer() (server watchword, conn *grpc.ClientConn, stop func()) {
+	key, err := token.GenerateKey(token.EdDSA)
+	if err != nil {
+		log.Fatal(err)
+	}
+	server = watchword{key: key}
+	listener, stopServing := serve(func(r *grpc.Server) { watchwordv1.RegisterTrustServiceServer(r, server) })
+	conn = dial(listener)
+	return server, conn, func() {
+		conn.Close()
+		stopServing()
+	}
+}
+
+func asIs(*token.Claims) {}
+
+func ofEndedSession(c *token.Claims) { c.SessionID = "session-0" }
+
+// greeter is a service that greets its caller.
+type greeter struct {
+	healthpb.UnimplementedHealthServer
+}
+
+func (greeter) Check(ctx context.Context, _ *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	principal, ok := authn.FromContext(ctx)
+	if !ok {
+		return nil, status.Error(codes.Internal, "not guarded")
+	}
+	fmt.Println("hello,", principal.Username())
+	return &healthpb.HealthCheckResponse{}, nil
+}
+
+func ExampleNewVerifier() {
+	server, conn, stop := exampleServer()
+	defer stop()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	verifier, err := authn.NewVerifier(ctx, conn, authn.WithAudience("internal"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+	srv := grpc.NewServer(verifier.ServerOptions()...)
+	healthpb.RegisterHealthServer(srv, greeter{})
+
+	// The rest of this example calls the service.
+	client, done := serveExample(srv)
+	defer done()
+	_, err = client.Check(ctx, new(healthpb.HealthCheckRequest))
+	fmt.Println(authn.Reason(err))
+	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+server.mint(asIs))
+	_, err = client.Check(ctx, new(healthpb.HealthCheckRequest))
+	fmt.Println(err)
+
+	// Output:
+	// ERROR_REASON_TOKEN_MISSING
+	// hello, alice
+	// <nil>
+}
+
+// A service that starts before its authentication server does, and says in its
+// readiness probe whether it can serve.
+func ExampleWithoutWaiting() {
+	_, conn, stop := exampleServer()
+	defer stop()
+	verifier, err := authn.NewVerifier(context.Background(), conn,
+		authn.WithAudience("internal"),
+		authn.WithoutWaiting(),
+		authn.WithLogger(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))),
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	fmt.Println("ready:", verifier.Ready(ctx))
+	// Output: ready: <nil>
+}
+
+func ExampleVerifier_Verify() {
+	server, conn, stop := exampleServer()
+	defer stop()
+	ctx := context.Background()
+	verifier, err := authn.NewVerifier(ctx, conn, authn.WithAudience("internal"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+
+	principal, err := verifier.Verify(ctx, server.mint(asIs))
+	fmt.Println(principal, principal.HasRole("reader"), err)
+	_, err = verifier.Verify(ctx, server.mint(ofEndedSession))
+	fmt.Println(authn.Reason(err))
+	// Output:
+	// alice (user-1) true <nil>
+	// ERROR_REASON_TOKEN_REVOKED
+}
+
+// A gateway that judges tokens for the services behind it.
+func ExampleVerifier_VerifyFor() {
+	server, conn, stop := exampleServer()
+	defer stop()
+	ctx := context.Background()
+	verifier, err := authn.NewVerifier(ctx, conn, authn.WithAnyAudience())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+
+	raw := server.mint(asIs)
+	for _, service := range []string{"internal", "billing"} {
+		_, err := verifier.VerifyFor(ctx, raw, service)
+		fmt.Println(service, status.Code(err), authn.Reason(err))
+	}
+	// Output:
+	// internal OK ERROR_REASON_UNSPECIFIED
+	// billing Unauthenticated ERROR_REASON_AUDIENCE_MISMATCH
+}
+
+// At start, after everything has been registered.
+func ExampleVerifier_CheckServices() {
+	_, conn, stop := exampleServer()
+	defer stop()
+	verifier, err := authn.NewVerifier(context.Background(), conn,
+		authn.WithAudience("internal"),
+		authn.WithPublicMethods("/grpc.health.v1.Health/Check", "/notes.v1.NotesService/Lost"),
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+
+	srv := grpc.NewServer(verifier.ServerOptions()...)
+	healthpb.RegisterHealthServer(srv, health.NewServer())
+	fmt.Println(verifier.CheckServices(srv.GetServiceInfo()))
+	// Output:
+	// authn: the services and their rules do not fit:
+	// 	/grpc.health.v1.Health/List: no rule: give it the option (watchword.v1.access), or name it in WithPublicMethods
+	// 	/grpc.health.v1.Health/Watch: no rule: give it the option (watchword.v1.access), or name it in WithPublicMethods
+	// 	/notes.v1.NotesService/Lost: WithPublicMethods names it, but no service has it
+}
+
+func ExampleReason() {
+	server, conn, stop := exampleServer()
+	defer stop()
+	ctx := context.Background()
+	verifier, err := authn.NewVerifier(ctx, conn, authn.WithAudience("internal"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+
+	_, err = verifier.Verify(ctx, server.mint(ofEndedSession))
+	err = fmt.Errorf("opening the notebook: %w", err)
+	switch authn.Reason(err) {
+	case watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:
+		fmt.Println("refresh and try again")
+	case watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED:
+		fmt.Println("sign in again")
+	}
+	// Output: sign in again
+}
+
+func ExampleFromContext() {
+	handler := func(ctx context.Context) string {
+		principal, ok := authn.FromContext(ctx)
+		if !ok {
+			return "a public method: nobody is known to call"
+		}
+		return "called by " + principal.Subject()
+	}
+	fmt.Println(handler(context.Background()))
+	// Output: a public method: nobody is known to call
+}
+
+// serveExample runs a server in memory and returns a client of it.
+func serveExample(srv *grpc.Server) (client healthpb.HealthClient, done func()) {
+	listener, stop := serveOn(srv)
+	conn := dial(listener)
+	return healthpb.NewHealthClient(conn), func() {
+		conn.Close()
+		stop()
+	}
+}

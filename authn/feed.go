@@ -1,0 +1,234 @@
+package authn
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+const (
+	// firstDelay before a stream is opened again: no person notices it, and a
+	// server that restarts meets its watchers spread out.
+	firstDelay = 50 * time.Millisecond
+	// longestDelay bounds how long a server that is back goes unnoticed.
+	longestDelay = 10 * time.Second
+	// silence on a stream for this long means that the connection is dead
+	// though nobody closed it (a pulled cable, a forgotten NAT entry): servers
+	// send a heartbeat every few seconds.
+	silence = time.Minute
+)
+
+// A feed keeps a bundle up to date from a server's stream, in one goroutine.
+type feed struct {
+	client    watchwordv1.TrustServiceClient
+	bundle    *bundle
+	plaintext bool // also from another machine
+	cancel    context.CancelFunc
+	done      chan struct{} // closed when the goroutine has ended
+
+	mu       sync.Mutex
+	complete bool          // the first bundle is here
+	last     error         // why the last stream ended, before that
+	changed  chan struct{} // closed and replaced when one of these changes
+}
+
+// startFeed begins to watch. The stream is no part of the call that began it, so
+// it has a context of its own, without that call's deadline, peer and values.
+func startFeed(conn grpc.ClientConnInterface, b *bundle, plaintext bool) *feed {
+	ctx, cancel := context.WithCancel(context.Background())
+	f := &feed{
+		client:    watchwordv1.NewTrustServiceClient(conn),
+		bundle:    b,
+		plaintext: plaintext,
+		cancel:    cancel,
+		done:      make(chan struct{}),
+		changed:   make(chan struct{}),
+	}
+	go f.run(ctx)
+	return f
+}
+
+// stop ends the goroutine and waits for it.
+func (f *feed) stop() {
+	f.cancel()
+	<-f.done
+}
+
+// run opens streams, one after the other, until ctx ends.
+func (f *feed) run(ctx context.Context) {
+	defer close(f.done)
+	delay := firstDelay
+	for {
+		began := time.Now()
+		err := f.watch(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		// A bundle that came whole proves little: a server may fall over just
+		// after. A stream that lasted proves that the server is well.
+		if time.Since(began) > longestDelay {
+			delay = firstDelay
+		}
+		// At least half, so that there is a delay; the rest by chance, so that
+		// watchers which lost one server together don't come back together.
+		pause := delay/2 + rand.N(delay/2)
+		delay = min(2*delay, longestDelay)
+		f.bundle.log.Warn("the trust bundle's stream ended; opening it again", "error", err, "in", pause)
+		f.report(false, err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// watch opens one stream and applies its messages. It returns why it ended.
+//
+// A message is applied before the next one is asked for: when RecvMsg is called
+// again, Verify judges by the message before. A server that feeds its own
+// verifier in process learns from that call how far the verifier has come, and
+// answers a Logout only then.
+func (f *feed) watch(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	quiet := time.AfterFunc(silence, func() { cancel(errSilent) })
+	defer quiet.Stop()
+
+	var who peer.Peer
+	stream, err := f.client.WatchBundle(ctx, new(watchwordv1.WatchBundleRequest), grpc.Peer(&who))
+	if err != nil {
+		return ended(ctx, err)
+	}
+	at := opened
+	for first := true; ; first = false {
+		msg, err := stream.Recv()
+		if err != nil {
+			return ended(ctx, err)
+		}
+		quiet.Reset(silence)
+		if first {
+			if err := f.admit(stream.Context(), &who); err != nil {
+				return err
+			}
+		}
+		was := at
+		if at, err = f.bundle.apply(msg, at); err != nil {
+			return status.Errorf(codes.Internal, "the server's trust bundle is malformed: %v", err)
+		}
+		if at == current && was != current {
+			f.bundle.log.Info("the trust bundle is up to date")
+			f.report(true, nil)
+		}
+	}
+}
+
+var errSilent = status.Errorf(codes.Unavailable, "nothing was heard for %v", silence)
+
+// ended explains the end of a stream. A server that ends one without an error
+// stops, as one that says UNAVAILABLE does.
+func ended(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(context.Cause(ctx), errSilent):
+		return errSilent
+	case errors.Is(err, io.EOF):
+		return status.Error(codes.Unavailable, "the server ended the stream")
+	}
+	return err
+}
+
+// report tells those who wait for the first bundle how it stands.
+func (f *feed) report(complete bool, last error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.complete = f.complete || complete
+	f.last = last
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// wait returns once the first bundle is here. It is patient with UNAVAILABLE;
+// any other error will hardly go away by waiting, and is returned at once.
+func (f *feed) wait(ctx context.Context) error {
+	for {
+		f.mu.Lock()
+		complete, last, changed := f.complete, f.last, f.changed
+		f.mu.Unlock()
+		if complete {
+			return nil
+		}
+		if last != nil && status.Code(last) != codes.Unavailable {
+			// Wrapped as it is, so that Reason can read the server's.
+			return fmt.Errorf("authn: watching the trust bundle: %w", last)
+		}
+		select {
+		case <-changed:
+		case <-f.done:
+			return refuse(bundleStale, "")
+		case <-ctx.Done():
+			return gaveUp(ctx, last)
+		}
+	}
+}
+
+// admit refuses to take keys from whoever may sit between us and the server.
+// It is asked before the first message of a stream is applied; grpc-go knows the
+// peer from then on. A stream's own context has it. A connection that is no
+// grpc.ClientConn may fill in the call option instead, before NewStream returns:
+// grpc-go itself writes there only as the stream ends, perhaps from a goroutine
+// of its own, which is why that is not read where the context knows.
+func (f *feed) admit(ctx context.Context, option *peer.Peer) error {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		p = option
+	}
+	if f.plaintext || protected(p.AuthInfo) || local(p.Addr) {
+		return nil
+	}
+	where := "a server that the connection does not name"
+	if p.Addr != nil {
+		where = p.Addr.String()
+	}
+	return status.Errorf(codes.FailedPrecondition,
+		"refusing keys over plaintext from %s, since anyone on the path could replace them: "+
+			"dial with TLS credentials, or say WithPlaintextFromOtherHosts", where)
+}
+
+// protected says whether nobody on the path can change what comes. Keys are no
+// secret, so integrity is enough. Credentials that don't say count as none.
+func protected(info credentials.AuthInfo) bool {
+	says, ok := info.(interface {
+		GetCommonAuthInfo() credentials.CommonAuthInfo
+	})
+	return ok && says.GetCommonAuthInfo().SecurityLevel >= credentials.IntegrityOnly
+}
+
+// local says whether an address is on this machine: loopback, a Unix socket, or
+// a pipe in memory (bufconn, net.Pipe).
+func local(addr net.Addr) bool {
+	if addr == nil {
+		return false
+	}
+	switch addr.Network() {
+	case "unix", "bufconn":
+		return true
+	case "pipe": // on Windows a named pipe may be another machine's
+		return addr.String() == "pipe"
+	}
+	host, err := netip.ParseAddrPort(addr.String())
+	return err == nil && host.Addr().Unmap().IsLoopback()
+}

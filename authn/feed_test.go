@@ -1,0 +1,501 @@
+package authn_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+func TestWaitsForWholeBundleThroughUnavailable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, conn := serveTrust(t)
+		made := make(chan error, 1)
+		go func() {
+			v, err := authn.NewVerifier(t.Context(), conn, authn.WithAudience("internal"))
+			if err == nil {
+				v.Close()
+			}
+			made <- err
+		}()
+		waiting := func(after string) {
+			t.Helper()
+			synctest.Wait()
+			select {
+			case err := <-made:
+				t.Fatalf("NewVerifier returned after %s: %v", after, err)
+			default:
+			}
+		}
+		for range 5 {
+			(<-server.streams).end <- status.Error(codes.Unavailable, "starting")
+			waiting("UNAVAILABLE")
+		}
+		(<-server.streams).end <- nil
+		waiting("the end of a stream")
+
+		w := <-server.streams
+		w.send(chunk(&watchwordv1.SnapshotChunk{TrustState: trustState(newKey(t))}))
+		waiting("the first chunk")
+		w.send(heartbeat(time.Now()))
+		waiting("a heartbeat within the snapshot")
+		w.send(chunk(&watchwordv1.SnapshotChunk{Last: true}))
+		waiting("the last chunk")
+		w.send(heartbeat(time.Now()))
+		if err := <-made; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestOtherErrorsEndTheWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, conn := serveTrust(t)
+		denied, err := status.New(codes.PermissionDenied, "show a certificate").WithDetails(
+			&errdetails.ErrorInfo{Domain: "watchword", Reason: "CLIENT_CERTIFICATE_REQUIRED"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { (<-server.streams).end <- denied.Err() }()
+		_, err = authn.NewVerifier(t.Context(), conn, authn.WithAudience("internal"))
+		if status.Code(err) != codes.PermissionDenied || name(err) != "CLIENT_CERTIFICATE_REQUIRED" {
+			t.Error(err)
+		}
+	})
+}
+
+func TestMalformedBundleIsRefused(t *testing.T) {
+	key := newKey(t)
+	for name, messages := range map[string][]*message{
+		"change first":     {change(&watchwordv1.Change{TrustState: trustState(key)})},
+		"no trust state":   {chunk(&watchwordv1.SnapshotChunk{Last: true})},
+		"empty state":      {snapshot(&watchwordv1.TrustState{})},
+		"no lifetime":      {snapshot(&watchwordv1.TrustState{Issuer: issuer})},
+		"timeless":         {snapshot(trustState(key)), {Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{}}}},
+		"impossible clock": {snapshot(trustState(key)), {Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{ServerTime: &timestamppb.Timestamp{Nanos: -1}}}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server, conn := serveTrust(t)
+				go func() { (<-server.streams).send(messages...) }()
+				_, err := authn.NewVerifier(t.Context(), conn, authn.WithAudience("internal"))
+				if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "malformed") {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+func TestContextBoundsTheWaitAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, conn := serveTrust(t)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		go func() { (<-server.streams).end <- status.Error(codes.Unavailable, "no database") }()
+		_, err := authn.NewVerifier(ctx, conn, authn.WithAudience("internal"))
+		errorIs(t, err, context.DeadlineExceeded)
+		if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "no trust bundle") {
+			t.Error(err)
+		}
+
+		// A bundle that came in time goes on after the wait's context has ended.
+		key := newKey(t)
+		ctx, cancel = context.WithCancel(t.Context())
+		ready := make(chan *watch)
+		go func() {
+			w := <-server.streams
+			w.send(snapshot(trustState(key)), heartbeat(time.Now()))
+			ready <- w
+		}()
+		v, err := authn.NewVerifier(ctx, conn, authn.WithAudience("internal"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		cancel()
+		w := <-ready
+		w.tell(endedSession("session-1", time.Now().Add(maxLifetime)))
+		_, err = v.Verify(t.Context(), mint(t, key))
+		if name(err) != "TOKEN_REVOKED" {
+			t.Error(err)
+		}
+	})
+}
+
+func TestWithoutWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, conn := serveTrust(t)
+		key := newKey(t)
+		w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal")), key: key}
+		w.wants(t, mint(t, key), "BUNDLE_STALE")
+		(<-server.streams).end <- status.Error(codes.Unimplemented, "an old server")
+		synctest.Wait()
+		if err := w.Ready(t.Context()); status.Code(err) != codes.Unimplemented {
+			t.Errorf("Ready: %v", err)
+		}
+		// It goes on trying, for the server may be replaced.
+		watch := <-server.streams
+		watch.tell(snapshot(trustState(key)))
+		w.wants(t, mint(t, key), "BUNDLE_STALE")
+		watch.tell(heartbeat(time.Now()))
+		if err := w.Ready(t.Context()); err != nil {
+			t.Errorf("Ready: %v", err)
+		}
+		w.wants(t, mint(t, key), "ok")
+	})
+}
+
+func TestRevocationsOutliveAServerThatForgot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		session := mint(t, w.key)
+		user := mint(t, w.key, func(c *token.Claims) { c.Subject, c.SessionID = "user-2", "session-2" })
+		stale := mint(t, w.key, func(c *token.Claims) { c.Subject, c.SessionID = "user-3", "session-3" })
+		good := mint(t, w.key, func(c *token.Claims) { c.Subject, c.SessionID = "user-4", "session-4" })
+		check := func() {
+			t.Helper()
+			w.wants(t, session, "TOKEN_REVOKED")
+			w.wants(t, user, "TOKEN_REVOKED")
+			w.wants(t, stale, "TOKEN_STALE")
+			w.wants(t, good, "ok")
+		}
+		w.watch.tell(endedSession("session-1", time.Now().Add(maxLifetime)),
+			raisedVersion("user-2", 8, true), raisedVersion("user-3", 8, false), raisedVersion("user-4", 7, true))
+		check()
+
+		w.watch.end <- status.Error(codes.Unavailable, "restored from a backup")
+		synctest.Wait()
+		check() // while there is no stream
+		again := <-w.server.streams
+		check() // while there is no snapshot
+		again.tell(snapshot(trustState(w.key)), heartbeat(time.Now()))
+		check() // and after one that has forgotten
+
+		// Nothing lower takes a higher version back.
+		again.tell(raisedVersion("user-2", 3, true), raisedVersion("user-3", 3, false))
+		check()
+	})
+}
+
+func TestTrustStateReplaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		next := newKey(t)
+		old, signed := mint(t, w.key), mint(t, next)
+		w.wants(t, old, "ok")
+		w.wants(t, signed, "TOKEN_INVALID")
+		w.watch.tell(change(&watchwordv1.Change{TrustState: trustState(w.key, next)}))
+		w.wants(t, old, "ok")
+		w.wants(t, signed, "ok")
+		w.watch.tell(change(&watchwordv1.Change{TrustState: trustState(next)}))
+		w.wants(t, old, "TOKEN_INVALID")
+		w.wants(t, signed, "ok")
+
+		// A reconnected stream's first chunk is enough to withdraw a key.
+		w.watch.end <- status.Error(codes.Unavailable, "bye")
+		again := <-w.server.streams
+		w.wants(t, signed, "ok")
+		again.tell(chunk(&watchwordv1.SnapshotChunk{TrustState: trustState(w.key)}))
+		w.wants(t, old, "ok")
+		w.wants(t, signed, "TOKEN_INVALID")
+
+		other := trustState(w.key)
+		other.Issuer = "https://elsewhere"
+		again.tell(change(&watchwordv1.Change{TrustState: other}))
+		w.wants(t, old, "TOKEN_INVALID")
+	})
+}
+
+func TestUnreadableKeyIsLeftOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		state := trustState(w.key)
+		state.Keys = append(state.Keys, &watchwordv1.VerificationKey{Key: &watchwordv1.JsonWebKey{Kty: "AKP", Kid: "x", Alg: "ML-DSA-44"}}, nil)
+		w.watch.tell(change(&watchwordv1.Change{TrustState: state}))
+		w.wants(t, mint(t, w.key), "ok")
+	})
+}
+
+func TestSilentStreamIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		began := time.Now()
+		again := <-w.server.streams // the first one just says nothing more
+		if waited := time.Since(began); waited < time.Minute || waited > 2*time.Minute {
+			t.Errorf("after %v", waited)
+		}
+		again.tell(snapshot(trustState(w.key)), heartbeat(time.Now()))
+		w.wants(t, mint(t, w.key), "ok")
+	})
+}
+
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, conn := serveTrust(t)
+		newVerifier(t, conn, authn.WithAudience("internal"))
+		w := <-server.streams
+		longest := time.Duration(0)
+		for range 20 {
+			w.end <- status.Error(codes.Unavailable, "no")
+			began := time.Now()
+			w = <-server.streams
+			longest = max(longest, time.Since(began))
+		}
+		if longest < 5*time.Second || longest > 10*time.Second {
+			t.Errorf("the longest pause was %v", longest)
+		}
+		// A stream that lasted makes the next pause short again.
+		time.Sleep(20 * time.Second)
+		w.end <- status.Error(codes.Unavailable, "no")
+		began := time.Now()
+		<-server.streams
+		if pause := time.Since(began); pause > 50*time.Millisecond {
+			t.Errorf("after a long stream: %v", pause)
+		}
+	})
+}
+
+// handFed is a connection in process that shows when a verifier asks for more.
+type handFed struct {
+	grpc.ClientConnInterface
+	asked    chan struct{}
+	messages chan *message
+	peer     *peer.Peer // by the call option
+}
+
+type handFedStream struct {
+	grpc.ClientStream
+	ctx context.Context
+	*handFed
+}
+
+func (h *handFed) NewStream(ctx context.Context, _ *grpc.StreamDesc, _ string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	for _, o := range opts {
+		if p, ok := o.(grpc.PeerCallOption); ok && h.peer != nil {
+			*p.PeerAddr = *h.peer
+		}
+	}
+	return &handFedStream{ctx: ctx, handFed: h}, nil
+}
+
+func (s *handFedStream) SendMsg(any) error            { return nil }
+func (s *handFedStream) CloseSend() error             { return nil }
+func (s *handFedStream) Context() context.Context     { return s.ctx }
+func (s *handFedStream) Header() (metadata.MD, error) { return nil, nil }
+func (s *handFedStream) Trailer() metadata.MD         { return nil }
+
+func (s *handFedStream) RecvMsg(into any) error {
+	select {
+	case s.asked <- struct{}{}:
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
+	select {
+	case m, ok := <-s.messages:
+		if !ok {
+			return io.EOF
+		}
+		proto.Merge(into.(proto.Message), m)
+		return nil
+	case <-s.ctx.Done():
+		return s.ctx.Err()
+	}
+}
+
+func newHandFed() *handFed {
+	return &handFed{asked: make(chan struct{}), messages: make(chan *message), peer: &peer.Peer{AuthInfo: secure{}}}
+}
+
+// secure is the AuthInfo of a connection that nobody can tamper with.
+type secure struct{}
+
+func (secure) AuthType() string { return "test" }
+func (secure) GetCommonAuthInfo() credentials.CommonAuthInfo {
+	return credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
+}
+
+// A server relies on it: see feed.watch.
+func TestMessageIsAppliedBeforeTheNextIsAskedFor(t *testing.T) {
+	conn := newHandFed()
+	w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal")), key: newKey(t)}
+	feed := func(m *message) {
+		conn.messages <- m
+		<-conn.asked
+	}
+	<-conn.asked
+	feed(snapshot(trustState(w.key)))
+	raw := mint(t, w.key)
+	w.wants(t, raw, "BUNDLE_STALE")
+	feed(heartbeat(time.Now()))
+	w.wants(t, raw, "ok")
+	for i := range 100 {
+		if i%2 == 0 {
+			feed(change(&watchwordv1.Change{TrustState: trustState()}))
+			w.wants(t, raw, "TOKEN_INVALID")
+		} else {
+			feed(change(&watchwordv1.Change{TrustState: trustState(w.key)}))
+			w.wants(t, raw, "ok")
+		}
+	}
+	feed(endedSession("session-1", time.Now().Add(maxLifetime)))
+	w.wants(t, raw, "TOKEN_REVOKED")
+}
+
+func TestConcurrentVerify(t *testing.T) {
+	conn := newHandFed()
+	w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal")), key: newKey(t)}
+	other := newKey(t)
+	feed := func(m *message) {
+		conn.messages <- m
+		<-conn.asked
+	}
+	<-conn.asked
+	feed(snapshot(trustState(w.key)))
+	feed(heartbeat(time.Now()))
+	raw := mint(t, w.key)
+	stop := make(chan struct{})
+	var judges sync.WaitGroup
+	for range 4 {
+		judges.Go(func() {
+			revoked := false
+			for {
+				_, err := w.Verify(t.Context(), raw)
+				switch got := name(err); {
+				case got == "TOKEN_REVOKED":
+					revoked = true
+				case got == "ok" && !revoked:
+				default:
+					t.Errorf("%v (revoked before: %v)", err, revoked)
+					return
+				}
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		})
+	}
+	for i := range 200 {
+		feed(change(&watchwordv1.Change{TrustState: trustState(w.key, other)}))
+		feed(change(&watchwordv1.Change{TrustState: trustState(w.key)}))
+		feed(endedSession("session-"+string(rune('a'+i%26)), time.Now().Add(maxLifetime)))
+		if i == 100 {
+			feed(raisedVersion("user-1", 8, true))
+		}
+		feed(heartbeat(time.Now()))
+	}
+	close(stop)
+	judges.Wait()
+	w.wants(t, raw, "TOKEN_REVOKED")
+}
+
+// elsewhere is a connection whose other end has a different address.
+type elsewhere struct {
+	net.Conn
+	addr net.Addr
+}
+
+func (e elsewhere) RemoteAddr() net.Addr { return e.addr }
+
+func TestPlaintextToAnotherMachine(t *testing.T) {
+	remote := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 50051}
+	for name, test := range map[string]struct {
+		addr net.Addr
+		opts []authn.Option
+		want codes.Code
+	}{
+		"another machine":  {remote, nil, codes.FailedPrecondition},
+		"another, IPv6":    {&net.TCPAddr{IP: net.ParseIP("2001:db8::1"), Port: 1}, nil, codes.FailedPrecondition},
+		"told to":          {remote, []authn.Option{authn.WithPlaintextFromOtherHosts()}, codes.OK},
+		"loopback":         {&net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: 1}, nil, codes.OK},
+		"loopback, IPv6":   {&net.TCPAddr{IP: net.IPv6loopback, Port: 1}, nil, codes.OK},
+		"Unix socket":      {&net.UnixAddr{Name: "/run/w.sock", Net: "unix"}, nil, codes.OK},
+		"name of loopback": {otherAddr("localhost:1"), nil, codes.FailedPrecondition},
+		"guest's host":     {otherAddr("host(2):1"), nil, codes.FailedPrecondition},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := &trustServer{streams: make(chan *watch)}
+				listener, stop := serve(func(r *grpc.Server) { watchwordv1.RegisterTrustServiceServer(r, server) })
+				defer stop()
+				conn := dial(listener, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+					c, err := listener.DialContext(ctx)
+					return elsewhere{c, test.addr}, err
+				}))
+				defer conn.Close()
+				key := newKey(t)
+				v := newVerifier(t, conn, append(test.opts, authn.WithAudience("internal"))...)
+				(<-server.streams).tell(snapshot(trustState(key)), heartbeat(time.Now()))
+				err := v.Ready(t.Context())
+				if status.Code(err) != test.want {
+					t.Fatal(err)
+				}
+				_, verr := v.Verify(t.Context(), mint(t, key))
+				if test.want == codes.OK {
+					if verr != nil {
+						t.Error(verr)
+					}
+					return
+				}
+				if !strings.Contains(err.Error(), "WithPlaintextFromOtherHosts") || authn.Reason(verr) != watchwordv1.ErrorReason_ERROR_REASON_BUNDLE_STALE {
+					t.Errorf("%v; Verify: %v", err, verr)
+				}
+			})
+		})
+	}
+}
+
+type otherAddr string
+
+func (otherAddr) Network() string  { return "vsock" }
+func (a otherAddr) String() string { return string(a) }
+
+func TestConnectionsThatAreNoClientConn(t *testing.T) {
+	for name, test := range map[string]struct {
+		peer *peer.Peer
+		want codes.Code
+	}{
+		"nobody":     {nil, codes.FailedPrecondition},
+		"empty":      {&peer.Peer{}, codes.FailedPrecondition},
+		"in memory":  {&peer.Peer{Addr: &net.UnixAddr{Net: "unix"}}, codes.OK},
+		"protected":  {&peer.Peer{AuthInfo: secure{}}, codes.OK},
+		"says TLS":   {&peer.Peer{AuthInfo: credentials.TLSInfo{}}, codes.FailedPrecondition},
+		"really TLS": {&peer.Peer{AuthInfo: credentials.TLSInfo{CommonAuthInfo: secure{}.GetCommonAuthInfo()}}, codes.OK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				conn := newHandFed()
+				conn.peer = test.peer
+				v := newVerifier(t, conn, authn.WithAudience("internal"))
+				<-conn.asked
+				conn.messages <- snapshot(trustState(newKey(t)))
+				<-conn.asked
+				conn.messages <- heartbeat(time.Now())
+				synctest.Wait()
+				if err := v.Ready(t.Context()); status.Code(err) != test.want {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}

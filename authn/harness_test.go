@@ -1,0 +1,295 @@
+package authn_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	issuer      = "https://auth.example.internal"
+	maxLifetime = 5 * time.Minute
+	margin      = 5 * time.Minute
+)
+
+// trustServer is a TrustService whose every stream a test plays.
+type trustServer struct {
+	watchwordv1.UnimplementedTrustServiceServer
+	streams chan *watch
+}
+
+// watch is one stream, seen from the server.
+type watch struct {
+	messages chan *watchwordv1.WatchBundleResponse
+	end      chan error
+	gone     <-chan struct{}
+}
+
+func (s *trustServer) WatchBundle(_ *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
+	ctx := stream.Context()
+	w := &watch{make(chan *watchwordv1.WatchBundleResponse), make(chan error), ctx.Done()}
+	select {
+	case s.streams <- w:
+	case <-ctx.Done():
+		return nil
+	}
+	for {
+		select {
+		case m := <-w.messages:
+			if err := stream.Send(m); err != nil {
+				return err
+			}
+		case err := <-w.end:
+			return err
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (w *watch) send(messages ...*watchwordv1.WatchBundleResponse) {
+	for _, m := range messages {
+		select {
+		case w.messages <- m:
+		case <-w.gone:
+		}
+	}
+}
+
+// tell sends messages and returns when they have been applied. In a bubble.
+func (w *watch) tell(messages ...*watchwordv1.WatchBundleResponse) {
+	w.send(messages...)
+	synctest.Wait()
+}
+
+// serve runs a server in memory, and returns a way to dial it and one to stop it.
+func serve(register func(*grpc.Server), opts ...grpc.ServerOption) (listener *bufconn.Listener, stop func()) {
+	server := grpc.NewServer(opts...)
+	register(server)
+	return serveOn(server)
+}
+
+func serveOn(server *grpc.Server) (listener *bufconn.Listener, stop func()) {
+	listener = bufconn.Listen(1 << 20)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(listener)
+	}()
+	return listener, func() {
+		server.Stop()
+		<-done
+	}
+}
+
+func dial(listener *bufconn.Listener, opts ...grpc.DialOption) *grpc.ClientConn {
+	conn, err := grpc.NewClient("passthrough:///memory", append([]grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }),
+	}, opts...)...)
+	if err != nil {
+		panic(err)
+	}
+	return conn
+}
+
+// serveTrust runs a trust server for one test.
+func serveTrust(t *testing.T) (*trustServer, *grpc.ClientConn) {
+	t.Helper()
+	s := &trustServer{streams: make(chan *watch)}
+	listener, stop := serve(func(r *grpc.Server) { watchwordv1.RegisterTrustServiceServer(r, s) })
+	conn := dial(listener)
+	t.Cleanup(stop)
+	t.Cleanup(func() { conn.Close() })
+	return s, conn
+}
+
+// world is a verifier with a complete bundle, and the server behind it.
+type world struct {
+	*authn.Verifier
+	key    *token.SigningKey
+	server *trustServer
+	watch  *watch
+}
+
+// start makes a world, in a bubble. It adds WithAudience("internal").
+func start(t *testing.T, opts ...authn.Option) *world {
+	t.Helper()
+	w := &world{key: newKey(t)}
+	var conn *grpc.ClientConn
+	w.server, conn = serveTrust(t)
+	w.Verifier = newVerifier(t, conn, append(opts, authn.WithAudience("internal"))...)
+	w.watch = <-w.server.streams
+	w.watch.tell(snapshot(trustState(w.key)), heartbeat(time.Now()))
+	if err := w.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// newVerifier makes a verifier that is closed after the test, without waiting.
+func newVerifier(t *testing.T, conn grpc.ClientConnInterface, opts ...authn.Option) *authn.Verifier {
+	t.Helper()
+	v, err := authn.NewVerifier(t.Context(), conn, append(opts, authn.WithoutWaiting())...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { v.Close() })
+	return v
+}
+
+func newKey(t *testing.T) *token.SigningKey {
+	t.Helper()
+	key, err := token.GenerateKey(token.EdDSA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func trustState(keys ...*token.SigningKey) *watchwordv1.TrustState {
+	s := &watchwordv1.TrustState{
+		Issuer:           issuer,
+		MaxTokenLifetime: durationpb.New(maxLifetime),
+		Margin:           durationpb.New(margin),
+	}
+	for _, k := range keys {
+		s.Keys = append(s.Keys, &watchwordv1.VerificationKey{Key: k.Public().JWK()})
+	}
+	return s
+}
+
+type message = watchwordv1.WatchBundleResponse
+
+func chunk(c *watchwordv1.SnapshotChunk) *message {
+	return &message{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
+}
+
+// snapshot is a whole snapshot in one chunk, with nothing revoked.
+func snapshot(s *watchwordv1.TrustState) *message {
+	return chunk(&watchwordv1.SnapshotChunk{TrustState: s, Last: true})
+}
+
+func change(c *watchwordv1.Change) *message {
+	return &message{Message: &watchwordv1.WatchBundleResponse_Change{Change: c}}
+}
+
+func heartbeat(at time.Time) *message {
+	return &message{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{
+		ServerTime: timestamppb.New(at), AsOf: timestamppb.New(at),
+	}}}
+}
+
+func endedSession(id string, until time.Time) *message {
+	return change(&watchwordv1.Change{EndedSessions: []*watchwordv1.EndedSession{
+		{SessionId: id, Until: timestamppb.New(until)},
+	}})
+}
+
+func raisedVersion(user string, version int64, revoked bool) *message {
+	return change(&watchwordv1.Change{RaisedVersions: []*watchwordv1.RaisedVersion{
+		{UserId: user, Version: version, Revoked: revoked, Until: timestamppb.New(time.Now().Add(maxLifetime))},
+	}})
+}
+
+// claims are good ones, minted now.
+func claims() *token.Claims {
+	now := time.Now()
+	return &token.Claims{
+		Issuer: issuer, Subject: "user-1", ID: "token-1", SessionID: "session-1", Username: "alice",
+		Audience: []string{"internal"}, Roles: []string{"reader"},
+		IssuedAt: now, ExpiresAt: now.Add(maxLifetime), Version: 7,
+	}
+}
+
+// mint signs good claims with changes.
+func mint(t *testing.T, key *token.SigningKey, edits ...func(*token.Claims)) string {
+	t.Helper()
+	c := claims()
+	for _, edit := range edits {
+		edit(c)
+	}
+	raw, err := token.Sign(key, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+// name is a reason as the wire spells it, and "ok" for no error.
+func name(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	reason := authn.Reason(err)
+	if reason == watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
+		return status.Code(err).String()
+	}
+	return strings.TrimPrefix(reason.String(), "ERROR_REASON_")
+}
+
+// wants checks what Verify says of a token.
+func (w *world) wants(t *testing.T, raw, want string) {
+	t.Helper()
+	_, err := w.Verify(t.Context(), raw)
+	if got := name(err); got != want {
+		t.Errorf("Verify: %s, want %s (%v)", got, want, err)
+	}
+}
+
+// refusedBy checks that a refusal is a status of the contract: code, reason,
+// domain and method.
+func refusedBy(t *testing.T, err error, code codes.Code, reason, method string) {
+	t.Helper()
+	st, ok := status.FromError(err)
+	if !ok || err == nil || st.Code() != code {
+		t.Fatalf("%v, want %v %s", err, code, reason)
+	}
+	for _, d := range st.Details() {
+		info, ok := d.(*errdetails.ErrorInfo)
+		if !ok {
+			continue
+		}
+		if info.GetReason() != reason || info.GetDomain() != "watchword" || info.GetMetadata()["method"] != method {
+			t.Errorf("%v, want %s of %q", info, reason, method)
+		}
+		return
+	}
+	t.Errorf("%v has no ErrorInfo", err)
+}
+
+func bearing(ctx context.Context, values ...string) context.Context {
+	for _, v := range values {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", v)
+	}
+	return ctx
+}
+
+// errorIs is errors.Is with a message.
+func errorIs(t *testing.T, err, target error) {
+	t.Helper()
+	if !errors.Is(err, target) {
+		t.Errorf("%v is not %v", err, target)
+	}
+}

@@ -1,0 +1,116 @@
+package authn
+
+import (
+	"context"
+	"strings"
+	"unicode/utf8"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// ServerOptions guards a server: both interceptors, by grpc.ChainUnaryInterceptor
+// and grpc.ChainStreamInterceptor. Interceptors given to grpc.NewServer before
+// these stand outside and see refusals; those after see only calls that passed.
+func (v *Verifier) ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(v.UnaryServerInterceptor()),
+		grpc.ChainStreamInterceptor(v.StreamServerInterceptor()),
+	}
+}
+
+// UnaryServerInterceptor guards unary calls alone; ServerOptions guards both.
+//
+// A refusal names the method in its ErrorInfo. Its reasons are those of Verify,
+// except that a call without a token is TOKEN_MISSING, and one with anything but
+// one value "Bearer TOKEN" is TOKEN_INVALID; ROLE_REQUIRED comes last. A method
+// name that is not of the form /service/method is UNIMPLEMENTED.
+func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		ctx, err := v.guard(ctx, info.FullMethod)
+		if err != nil {
+			return nil, err
+		}
+		return handler(ctx, req)
+	}
+}
+
+// StreamServerInterceptor guards streaming calls alone; ServerOptions guards
+// both. It refuses as UnaryServerInterceptor does, when the stream begins.
+func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
+	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		ctx, err := v.guard(stream.Context(), info.FullMethod)
+		if err != nil {
+			return err
+		}
+		return handler(srv, &guardedStream{ServerStream: stream, ctx: ctx})
+	}
+}
+
+// guardedStream is a stream whose context has the principal.
+type guardedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *guardedStream) Context() context.Context { return s.ctx }
+
+// guard lets a call pass, with the context that its handler shall see, or
+// refuses it.
+func (v *Verifier) guard(ctx context.Context, full string) (context.Context, error) {
+	service, method, ok := splitMethod(full)
+	if !ok || !utf8.ValidString(full) {
+		// No rule can be about it, and a handler for unknown services might
+		// read it as another method.
+		return nil, status.Error(codes.Unimplemented, "malformed method name")
+	}
+	r, err := v.access.of(full, service, method)
+	if err != nil {
+		v.bundle.log.Error("a method's rule contradicts itself", "error", err)
+		return nil, status.Error(codes.Internal, "internal error")
+	}
+	if r.public {
+		return withoutPrincipal(ctx), nil
+	}
+	p, err := v.verifyIncoming(ctx, full)
+	if err != nil {
+		return nil, err
+	}
+	if !r.allows(p) {
+		return nil, refuse(roleRequired, full)
+	}
+	return withPrincipal(ctx, p), nil
+}
+
+// verifyIncoming judges the token that a call carries.
+func (v *Verifier) verifyIncoming(ctx context.Context, method string) (*Principal, error) {
+	if !v.judging() {
+		return nil, refuse(bundleStale, method)
+	}
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) == 0 {
+		return nil, refuse(tokenMissing, method)
+	}
+	token, ok := bearer(values)
+	if !ok {
+		return nil, refuse(tokenInvalid, method)
+	}
+	p, reason := v.verify(token, v.audience)
+	if reason != accepted {
+		return nil, refuse(reason, method)
+	}
+	return p, nil
+}
+
+// bearer returns the token of the one value "Bearer TOKEN". Two values would
+// leave it to each reader's taste which one counts. The scheme is compared
+// without regard to case (RFC 9110 section 11.1).
+func bearer(values []string) (token string, ok bool) {
+	if len(values) != 1 {
+		return "", false
+	}
+	scheme, token, ok := strings.Cut(values[0], " ")
+	return token, ok && strings.EqualFold(scheme, "bearer")
+}

@@ -1,0 +1,163 @@
+package authn_test
+
+import (
+	"context"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// A service of somebody else's, whose methods answer with their caller's name.
+const notes = "/notes.v1.NotesService/"
+
+var (
+	empty   = new(emptypb.Empty)
+	newText = func() *wrapperspb.StringValue { return new(wrapperspb.StringValue) }
+)
+
+// notesMethods are its methods with their options; each kind of call has one of
+// every kind of rule.
+var notesMethods = []struct {
+	name   string
+	access *watchwordv1.Access // nil: no option
+	stream bool
+}{
+	{"List", nil, false},
+	{"Mine", &watchwordv1.Access{}, false},
+	{"Add", &watchwordv1.Access{Roles: []string{"writer", "admin"}}, false},
+	{"About", &watchwordv1.Access{Public: true}, false},
+	{"Watch", nil, true},
+	{"WatchAll", &watchwordv1.Access{Roles: []string{"admin"}}, true},
+	{"WatchAbout", &watchwordv1.Access{Public: true}, true},
+}
+
+func init() {
+	if err := protoregistry.GlobalFiles.RegisterFile(notesFile("notes.v1", nil)); err != nil {
+		panic(err)
+	}
+}
+
+// notesFile builds the service's descriptor. extra is one more method, Extra,
+// whose options come undecoded, as a reflection client would have them.
+func notesFile(pkg string, extra *watchwordv1.Access) protoreflect.FileDescriptor {
+	service := &descriptorpb.ServiceDescriptorProto{Name: proto.String("NotesService")}
+	add := func(name string, options *descriptorpb.MethodOptions, stream bool) {
+		service.Method = append(service.Method, &descriptorpb.MethodDescriptorProto{
+			Name: proto.String(name), Options: options, ServerStreaming: proto.Bool(stream),
+			InputType: proto.String(".google.protobuf.Empty"), OutputType: proto.String(".google.protobuf.StringValue"),
+		})
+	}
+	for _, m := range notesMethods {
+		options := new(descriptorpb.MethodOptions)
+		if m.access != nil {
+			proto.SetExtension(options, watchwordv1.E_Access, m.access)
+		}
+		add(m.name, options, m.stream)
+	}
+	if extra != nil {
+		raw, err := proto.Marshal(extra)
+		if err != nil {
+			panic(err)
+		}
+		options := new(descriptorpb.MethodOptions)
+		options.ProtoReflect().SetUnknown(protowire.AppendBytes(
+			protowire.AppendTag(nil, watchwordv1.E_Access.TypeDescriptor().Number(), protowire.BytesType), raw))
+		add("Extra", options, false)
+	}
+	file, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
+		Syntax: proto.String("proto3"), Name: proto.String(pkg + ".proto"), Package: proto.String(pkg),
+		Dependency: []string{"google/protobuf/empty.proto", "google/protobuf/wrappers.proto"},
+		Service:    []*descriptorpb.ServiceDescriptorProto{service},
+	}, protoregistry.GlobalFiles)
+	if err != nil {
+		panic(err)
+	}
+	return file
+}
+
+// caller is what every handler answers.
+func caller(ctx context.Context) *wrapperspb.StringValue {
+	if p, ok := authn.FromContext(ctx); ok {
+		return wrapperspb.String(p.Username())
+	}
+	return wrapperspb.String("nobody")
+}
+
+// registerNotes registers the service as generated code would.
+func registerNotes(r *grpc.Server, service string, more ...string) {
+	desc := &grpc.ServiceDesc{ServiceName: service}
+	unary := func(name string) {
+		desc.Methods = append(desc.Methods, grpc.MethodDesc{MethodName: name, Handler: func(_ any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
+			if err := decode(new(emptypb.Empty)); err != nil {
+				return nil, err
+			}
+			handler := func(ctx context.Context, _ any) (any, error) { return caller(ctx), nil }
+			if intercept == nil {
+				return handler(ctx, nil)
+			}
+			return intercept(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "/" + service + "/" + name}, handler)
+		}})
+	}
+	for _, m := range notesMethods {
+		if m.stream {
+			desc.Streams = append(desc.Streams, grpc.StreamDesc{StreamName: m.name, ServerStreams: true, Handler: answerStream})
+		} else {
+			unary(m.name)
+		}
+	}
+	for _, name := range more {
+		unary(name)
+	}
+	r.RegisterService(desc, nil)
+}
+
+func answerStream(_ any, stream grpc.ServerStream) error {
+	return stream.SendMsg(caller(stream.Context()))
+}
+
+// serveNotes guards the service with a verifier, and everything unknown too.
+func serveNotes(t *testing.T, v *authn.Verifier, opts ...grpc.ServerOption) *grpc.ClientConn {
+	t.Helper()
+	opts = append(append(opts, v.ServerOptions()...), grpc.UnknownServiceHandler(answerStream))
+	listener, stop := serve(func(r *grpc.Server) { registerNotes(r, "notes.v1.NotesService") }, opts...)
+	conn := dial(listener)
+	t.Cleanup(stop)
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// call calls a method of either kind, and returns the name it answers.
+func call(ctx context.Context, conn *grpc.ClientConn, method string, stream bool) (string, error) {
+	answer := newText()
+	if !stream {
+		err := conn.Invoke(ctx, method, empty, answer)
+		return answer.GetValue(), err
+	}
+	s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method)
+	if err != nil {
+		return "", err
+	}
+	if err := s.SendMsg(empty); err != nil {
+		return "", err
+	}
+	if err := s.CloseSend(); err != nil {
+		return "", err
+	}
+	err = s.RecvMsg(answer)
+	if err == nil {
+		for s.RecvMsg(newText()) == nil { // to the stream's end, so that nothing of it stays
+		}
+	}
+	return answer.GetValue(), err
+}

@@ -1,0 +1,139 @@
+package authn
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
+)
+
+// An Option sets something about a Verifier. Options given twice add up where
+// they hold lists; otherwise the last one counts.
+type Option func(*config)
+
+// config is what the options say. Its zero value names no audience, so that
+// who forgets to choose one gets no verifier.
+type config struct {
+	audience    audience
+	public      []string
+	leeway      time.Duration
+	plaintext   bool
+	withoutWait bool
+	log         *slog.Logger
+}
+
+// audience is the services that a token may be for.
+type audience struct {
+	any   bool
+	names []string
+}
+
+// accepts says whether a token for the services named is for one of these.
+func (a audience) accepts(named []string) bool {
+	return a.any || slices.ContainsFunc(named, func(name string) bool {
+		return slices.Contains(a.names, name)
+	})
+}
+
+// WithAudience names the services that this process is. A token must be for at
+// least one of them; one that is for others alone is AUDIENCE_MISMATCH, so that
+// a service which was handed a token cannot use it elsewhere.
+func WithAudience(names ...string) Option {
+	return func(c *config) { c.audience.names = append(c.audience.names, names...) }
+}
+
+// WithAnyAudience accepts tokens for whatever service. Every service that a
+// caller has shown such a token to can then act here in the caller's name.
+func WithAnyAudience() Option {
+	return func(c *config) { c.audience.any = true }
+}
+
+// WithPublicMethods lets anyone call the methods named, with no token or with a
+// bad one: "/package.Service/Method", or "/package.Service/*" for all of a
+// service. It is for services whose proto files one cannot change, such as
+// health and reflection; others say it in their method option. A method whose
+// option asks for roles cannot be made public.
+func WithPublicMethods(patterns ...string) Option {
+	return func(c *config) { c.public = append(c.public, patterns...) }
+}
+
+// WithPlaintextFromOtherHosts takes keys from another machine over a connection
+// without TLS. Whoever sits on the path between can then forge every caller, so
+// this is for networks that protect the path by other means.
+func WithPlaintextFromOtherHosts() Option {
+	return func(c *config) { c.plaintext = true }
+}
+
+// WithLeeway accepts a token for this much longer than it lives. Rarely needed:
+// a verifier corrects its clock by the server's. The server states a margin,
+// beyond which it forgets revocations; a leeway above it is cut down to it.
+func WithLeeway(leeway time.Duration) Option {
+	return func(c *config) { c.leeway = leeway }
+}
+
+// WithoutWaiting lets NewVerifier return at once, before there is a bundle to
+// judge by. Until then every guarded call is BUNDLE_STALE; Ready waits.
+func WithoutWaiting() Option {
+	return func(c *config) { c.withoutWait = true }
+}
+
+// WithLogger is told when the bundle's stream is lost and when it is back. No
+// token is ever logged. The default, and nil, is silence.
+func WithLogger(log *slog.Logger) Option {
+	return func(c *config) { c.log = log }
+}
+
+// newConfig gathers the options and refuses what cannot be meant.
+func newConfig(opts []Option) (*config, error) {
+	c := new(config)
+	for _, opt := range opts {
+		opt(c)
+	}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	named := len(c.audience.names) > 0
+	switch {
+	case named && c.audience.any:
+		return nil, errors.New("WithAudience and WithAnyAudience exclude each other")
+	case !named && !c.audience.any:
+		return nil, errors.New("no audience: say which services this is with WithAudience, " +
+			"or WithAnyAudience to accept tokens meant for others")
+	case slices.Contains(c.audience.names, ""):
+		return nil, errors.New("WithAudience: an audience is empty")
+	case c.leeway < 0:
+		return nil, fmt.Errorf("WithLeeway: %v is negative", c.leeway)
+	}
+	for _, pattern := range c.public {
+		if !validPattern(pattern) {
+			return nil, fmt.Errorf("WithPublicMethods: %q is neither /package.Service/Method nor /package.Service/*", pattern)
+		}
+	}
+	return c, nil
+}
+
+// validPattern is strict, since a pattern that matches nothing goes unnoticed
+// until somebody needs the method.
+func validPattern(pattern string) bool {
+	service, method, ok := splitMethod(pattern)
+	return ok && protoreflect.FullName(service).IsValid() &&
+		(method == "*" || protoreflect.Name(method).IsValid())
+}
+
+// splitMethod takes "/package.Service/Method" apart. It knows no other form:
+// what the router below reads differently must not slip past a rule.
+func splitMethod(full string) (service, method string, ok bool) {
+	rest, ok := strings.CutPrefix(full, "/")
+	if !ok {
+		return "", "", false
+	}
+	service, method, ok = strings.Cut(rest, "/")
+	if !ok || service == "" || method == "" || strings.Contains(method, "/") {
+		return "", "", false
+	}
+	return service, method, true
+}

@@ -1,0 +1,169 @@
+// Package authn guards gRPC services with Watchword's access tokens.
+//
+//	conn, err := grpc.NewClient("auth:50051", grpc.WithTransportCredentials(creds))
+//	verifier, err := authn.NewVerifier(ctx, conn, authn.WithAudience("internal"))
+//	defer verifier.Close()
+//	srv := grpc.NewServer(verifier.ServerOptions()...)
+//
+// A Verifier judges tokens by itself. It watches the server's trust bundle (the
+// issuer, its public keys, and what has been revoked) over one stream, so that
+// a guarded call needs no network, and a logout is known here within a blink.
+// While the server is away it goes on with what it knows, and forgets no
+// revocation that still matters.
+//
+// What it promises: a handler that finds a Principal by FromContext was called
+// with a token that this issuer signed, for this audience, that had not expired,
+// and that was not known to be revoked or out of date. There is no way to look
+// into a token without all of that being checked.
+//
+// To be safe:
+//
+//   - Give grpc.NewServer the options of ServerOptions, not one interceptor
+//     alone: the other kind of call would stand open.
+//   - Dial the server with TLS. Over plaintext to another machine a Verifier
+//     refuses to take keys.
+//   - A method without a rule needs a valid token, and no more. Ask for roles by
+//     the method option of watchword/v1/access.proto; CheckServices finds the
+//     methods that say nothing.
+//   - Act on Reason, never on an error's message.
+//
+// Everything here may be used from several goroutines at once.
+package authn
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+
+	"google.golang.org/grpc"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// A Verifier judges access tokens. It is made by NewVerifier and owns one
+// goroutine until Close.
+type Verifier struct {
+	audience audience
+	access   *accessRules
+	bundle   *bundle
+	feed     *feed
+	once     sync.Once
+}
+
+// NewVerifier watches the trust bundle of the server behind conn, and waits for
+// the first one. ctx bounds this wait and nothing else. The wait goes on through
+// UNAVAILABLE, so services can be started in any order; it ends at once with any
+// other answer, such as PERMISSION_DENIED.
+//
+// Errors are gRPC statuses: INVALID_ARGUMENT for options that cannot be meant,
+// and for a method linked into this program whose option contradicts itself or
+// WithPublicMethods; FAILED_PRECONDITION for plaintext to another machine;
+// DEADLINE_EXCEEDED or CANCELED, which match ctx.Err() by errors.Is too, when
+// ctx ended first; otherwise what the server answered.
+//
+// The caller closes the Verifier, and conn after it. A conn that is no
+// grpc.ClientConn must name its peer, in the stream's context or by the call
+// option grpc.Peer, and its streams must end with their context.
+func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Option) (*Verifier, error) {
+	if conn == nil {
+		return nil, misused(errors.New("NewVerifier needs a connection"))
+	}
+	c, err := newConfig(opts)
+	if err != nil {
+		return nil, misused(err)
+	}
+	access := newAccessRules(c.public)
+	if err := access.checkLinked(); err != nil {
+		return nil, misused(err)
+	}
+	v := &Verifier{audience: c.audience, access: access, bundle: newBundle(c.log, c.leeway)}
+	v.feed = startFeed(conn, v.bundle, c.plaintext)
+	if c.withoutWait {
+		return v, nil
+	}
+	if err := v.Ready(ctx); err != nil {
+		v.Close()
+		return nil, err
+	}
+	return v, nil
+}
+
+// Ready waits for the first bundle as NewVerifier does, and fails as it does;
+// after Close it is BUNDLE_STALE. A Verifier goes on trying after a failure, so
+// Ready may be called again. Once it has returned nil it does so until Close.
+func (v *Verifier) Ready(ctx context.Context) error {
+	v.bundle.mu.RLock()
+	closed := v.bundle.closed
+	v.bundle.mu.RUnlock()
+	if closed {
+		return refuse(bundleStale, "")
+	}
+	return v.feed.wait(ctx)
+}
+
+// Close ends the watch and waits until it has ended. From then on every guarded
+// call is refused as BUNDLE_STALE; public methods stay open. conn is left alone.
+// It may be called more than once, and always returns nil.
+func (v *Verifier) Close() error {
+	v.once.Do(v.bundle.close)
+	v.feed.stop()
+	return nil
+}
+
+// Verify judges an access token (without "Bearer") as the interceptors do, and
+// returns whom it speaks for. ctx serves to name the method in errors; nothing
+// here waits.
+//
+// The first of these that holds is the answer: BUNDLE_STALE without a bundle or
+// after Close; INVALID_REQUEST for an empty token; TOKEN_INVALID for its form,
+// type, key, signature, issuer, or a lifetime longer than any of this issuer;
+// AUDIENCE_MISMATCH; TOKEN_EXPIRED; TOKEN_REVOKED; TOKEN_STALE.
+func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {
+	return v.verifyArgument(ctx, token, v.audience)
+}
+
+// VerifyFor is Verify with another audience in place of WithAudience: the token
+// must be for at least one of those named. To name none, or an empty one, is
+// INVALID_REQUEST: it is a list that got lost rather than an open door.
+func (v *Verifier) VerifyFor(ctx context.Context, token string, audiences ...string) (*Principal, error) {
+	return v.verifyArgument(ctx, token, audience{names: audiences})
+}
+
+// verifyArgument is Verify for a token that somebody passed as an argument, and
+// may have left out.
+func (v *Verifier) verifyArgument(ctx context.Context, token string, want audience) (*Principal, error) {
+	method, _ := grpc.Method(ctx)
+	switch {
+	case !v.judging():
+		return nil, refuse(bundleStale, method)
+	case token == "":
+		return nil, refuseField(method, "access_token", "is empty")
+	case !want.any && (len(want.names) == 0 || slices.Contains(want.names, "")):
+		return nil, refuseField(method, "audience", "is empty")
+	}
+	p, reason := v.verify(token, want)
+	if reason != accepted {
+		return nil, refuse(reason, method)
+	}
+	return p, nil
+}
+
+// verify is the one path from a token to a Principal.
+func (v *Verifier) verify(raw string, want audience) (*Principal, watchwordv1.ErrorReason) {
+	t, reason := v.bundle.authenticate(raw)
+	if reason != accepted {
+		return nil, reason
+	}
+	if reason := v.bundle.judge(t, want); reason != accepted {
+		return nil, reason
+	}
+	return t.principal, accepted
+}
+
+// judging says whether there is a bundle to judge by.
+func (v *Verifier) judging() bool {
+	v.bundle.mu.RLock()
+	defer v.bundle.mu.RUnlock()
+	return v.bundle.judging()
+}

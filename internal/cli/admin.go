@@ -1,0 +1,196 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+type userCmd struct {
+	Create      userCreateCmd  `cmd:"" help:"Make a user."`
+	List        userListCmd    `cmd:"" help:"List users."`
+	Disable     userDisableCmd `cmd:"" help:"Disable a user and end their sessions."`
+	Enable      userEnableCmd  `cmd:"" help:"Enable a user."`
+	SetPassword userPassCmd    `cmd:"" help:"Give a user a new password and end their sessions."`
+	Delete      userDeleteCmd  `cmd:"" help:"Delete a user for good."`
+}
+
+// users works on the database's users. A server that runs on the same database
+// learns of it by the feed.
+func (d datastore) users(ctx context.Context, do func(*user.Users) error) error {
+	return d.with(ctx, func(s *store.Store) error {
+		return do(user.New(s, s, password.NewPool(password.Config{})))
+	})
+}
+
+// named is a command about one user.
+type named struct {
+	datastore
+	Name string `arg:"" help:"Username."`
+}
+
+func (n named) parse() (user.Name, error) {
+	name, err := user.ParseName(n.Name)
+	if err != nil {
+		return "", usageError{fmt.Errorf("username: %w", err)}
+	}
+	return name, nil
+}
+
+// alter finds the user and does something to them.
+func (n named) alter(ctx context.Context, do func(*user.Users, *store.User) error) error {
+	name, err := n.parse()
+	if err != nil {
+		return err
+	}
+	return n.users(ctx, func(users *user.Users) error {
+		row, err := users.GetByName(ctx, name)
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, name)
+		}
+		return do(users, row)
+	})
+}
+
+type userCreateCmd struct {
+	named
+	Role          []string `help:"A role; may be given several times."`
+	PasswordStdin bool     `help:"Read the password from standard input."`
+}
+
+func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
+	name, err := c.parse()
+	if err != nil {
+		return err
+	}
+	roles, err := user.ParseRoles(c.Role)
+	if err != nil {
+		return usageError{fmt.Errorf("--role: %w", err)}
+	}
+	pw, err := t.newPassword(c.PasswordStdin)
+	if err != nil {
+		return err
+	}
+	return c.users(ctx, func(users *user.Users) error {
+		row, err := users.Create(ctx, user.Operator, name, roles, pw)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(t.Out, row.ID)
+		return nil
+	})
+}
+
+type userListCmd struct{ datastore }
+
+func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
+	return c.users(ctx, func(users *user.Users) error {
+		return table(t.Out, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", func(w io.Writer) error {
+			const page = 500
+			for after := ""; ; {
+				rows, err := users.List(ctx, after, page)
+				if err != nil {
+					return err
+				}
+				for _, row := range rows {
+					state := "enabled"
+					if row.Disabled {
+						state = "disabled"
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", row.ID, row.Username, strings.Join(row.Roles, ","), state, moment(row.CreatedAt))
+					after = row.ID
+				}
+				if len(rows) < page {
+					return nil
+				}
+			}
+		})
+	})
+}
+
+type userDisableCmd struct{ named }
+
+func (c *userDisableCmd) Run(ctx context.Context) error { return c.setDisabled(ctx, true) }
+
+type userEnableCmd struct{ named }
+
+func (c *userEnableCmd) Run(ctx context.Context) error { return c.setDisabled(ctx, false) }
+
+func (n named) setDisabled(ctx context.Context, disabled bool) error {
+	return n.alter(ctx, func(users *user.Users, row *store.User) error {
+		_, err := users.Update(ctx, user.Operator, row.ID, user.Change{Disabled: &disabled})
+		return err
+	})
+}
+
+type userPassCmd struct {
+	named
+	PasswordStdin bool `help:"Read the password from standard input."`
+}
+
+func (c *userPassCmd) Run(ctx context.Context, t Terminal) error {
+	pw, err := t.newPassword(c.PasswordStdin)
+	if err != nil {
+		return err
+	}
+	return c.alter(ctx, func(users *user.Users, row *store.User) error {
+		_, err := users.SetPassword(ctx, user.Operator, row.ID, pw)
+		return err
+	})
+}
+
+type userDeleteCmd struct{ named }
+
+func (c *userDeleteCmd) Run(ctx context.Context) error {
+	return c.alter(ctx, func(users *user.Users, row *store.User) error {
+		return users.Delete(ctx, user.Operator, row.ID)
+	})
+}
+
+type keyCmd struct {
+	List keyListCmd `cmd:"" help:"List signing keys."`
+}
+
+type keyListCmd struct{ datastore }
+
+var keyStates = map[issuer.State]string{
+	issuer.Next: "next", issuer.Signing: "signing", issuer.Retired: "retired", issuer.Revoked: "revoked",
+}
+
+func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
+	return c.with(ctx, func(s *store.Store) error {
+		keys, err := issuer.List(ctx, s)
+		if err != nil {
+			return err
+		}
+		return table(t.Out, "KID\tALGORITHM\tSTATE\tPUBLISHED\tSIGNS FROM\tSIGNS UNTIL\tVERIFIES UNTIL", func(w io.Writer) error {
+			for _, k := range keys {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.KID, k.Algorithm, keyStates[k.State],
+					moment(k.PublishedAt), moment(k.SignsFrom), moment(k.SignsUntil), moment(k.VerifiesUntil))
+			}
+			return nil
+		})
+	})
+}
+
+func table(out io.Writer, header string, rows func(io.Writer) error) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, header)
+	return errors.Join(rows(w), w.Flush())
+}
+
+func moment(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return t.Format(time.RFC3339)
+}

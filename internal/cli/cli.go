@@ -1,0 +1,135 @@
+// Package cli is the command line: flags, environment variables, and what is
+// printed. What the commands do is in the packages below.
+//
+// No password, token or key is ever an argument: they are read from the
+// terminal without echo, or from standard input.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/watchword-auth/watchword/internal/server"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// Exit statuses.
+const (
+	exitOK    = 0
+	exitError = 1
+	exitUsage = 2
+)
+
+// Terminal is where a command reads and writes.
+type Terminal struct {
+	In  *os.File
+	Out io.Writer
+	Err io.Writer
+}
+
+type root struct {
+	Serve       serveCmd       `cmd:"" help:"Run the server."`
+	Migrate     migrateCmd     `cmd:"" help:"Bring the database's schema up to date."`
+	User        userCmd        `cmd:"" help:"Administer users in the database."`
+	Key         keyCmd         `cmd:"" help:"Show signing keys."`
+	Login       loginCmd       `cmd:"" help:"Log in at a running server; prints the tokens as JSON."`
+	Verify      verifyCmd      `cmd:"" help:"Ask a running server about an access token on standard input."`
+	Logout      logoutCmd      `cmd:"" help:"End the session of a refresh token on standard input."`
+	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server whether it serves; exit status 0 or 1."`
+
+	Version kong.VersionFlag `help:"Print the version and exit."`
+}
+
+// Main runs a command and returns the exit status: 0, 1 on a failure, 2 on
+// wrong usage. It ends early, in an orderly way, on SIGINT and SIGTERM.
+func Main(args []string, t Terminal) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	parser, err := kong.New(&root{},
+		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
+		kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},
+		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(t))
+	if err != nil {
+		fmt.Fprintln(t.Err, "watchword:", err)
+		return exitError
+	}
+	command, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintf(t.Err, "watchword: %v\nTry: watchword --help\n", err)
+		return exitUsage
+	}
+	if err := command.Run(); err != nil {
+		fmt.Fprintln(t.Err, "watchword:", explain(err))
+		if errors.As(err, new(usageError)) {
+			return exitUsage
+		}
+		return exitError
+	}
+	return exitOK
+}
+
+// usageError is a fault of the one who typed.
+type usageError struct{ error }
+
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	return info.Main.Version
+}
+
+type serveCmd struct {
+	server.Config
+	LogFormat string `env:"WATCHWORD_LOG_FORMAT" default:"text" enum:"text,json" help:"Form of the log lines: text or json."`
+	LogLevel  string `env:"WATCHWORD_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"Lowest level that is logged."`
+}
+
+func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return usageError{err}
+	}
+	options := &slog.HandlerOptions{Level: level}
+	var handler slog.Handler = slog.NewTextHandler(t.Err, options)
+	if c.LogFormat == "json" {
+		handler = slog.NewJSONHandler(t.Err, options)
+	}
+	s, err := server.New(ctx, c.Config, slog.New(handler), t.Out)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.Run(ctx), s.Close())
+}
+
+// datastore is the flag of the commands that work on the database.
+type datastore struct {
+	DatastoreURI string `name:"datastore-uri" env:"WATCHWORD_DATASTORE_URI" default:"sqlite:watchword.db" help:"Database, sqlite:FILE."`
+}
+
+// with opens the database for a command.
+func (d datastore) with(ctx context.Context, do func(*store.Store) error) error {
+	s, err := store.Open(ctx, d.DatastoreURI)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(s), s.Close())
+}
+
+type migrateCmd struct{ datastore }
+
+func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
+	return c.with(ctx, func(*store.Store) error { // opening an embedded database migrates it
+		fmt.Fprintln(t.Err, "the schema is up to date")
+		return nil
+	})
+}

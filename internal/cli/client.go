@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// callTimeout bounds a call of a person at a terminal.
+const callTimeout = 30 * time.Second
+
+// remote is the flags of the commands that talk to a running server.
+type remote struct {
+	Addr      string `env:"WATCHWORD_ADDR" default:"127.0.0.1:50051" help:"Address of the server's gRPC API."`
+	CAFile    string `name:"ca-file" env:"WATCHWORD_CA_FILE" type:"path" help:"CA of the server's certificate, PEM; by default the system's."`
+	Plaintext bool   `env:"WATCHWORD_PLAINTEXT" help:"Talk without TLS."`
+}
+
+// with calls a server.
+func (r remote) with(ctx context.Context, do func(context.Context, *grpc.ClientConn) error) error {
+	if r.Plaintext && r.CAFile != "" {
+		return usageError{errors.New("--plaintext and --ca-file contradict each other")}
+	}
+	creds := credentials.NewTLS(nil)
+	if r.Plaintext {
+		creds = insecure.NewCredentials()
+	} else if r.CAFile != "" {
+		var err error
+		if creds, err = credentials.NewClientTLSFromFile(r.CAFile, ""); err != nil {
+			return fmt.Errorf("--ca-file: %w", err)
+		}
+	}
+	conn, err := grpc.NewClient(r.Addr, grpc.WithTransportCredentials(creds))
+	if err != nil {
+		return usageError{fmt.Errorf("--addr: %w", err)}
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return errors.Join(do(ctx, conn), conn.Close())
+}
+
+type loginCmd struct {
+	remote
+	Name          string   `arg:"" help:"Username."`
+	Audience      []string `help:"A service that the tokens shall be for; none: all."`
+	PasswordStdin bool     `help:"Read the password from standard input."`
+}
+
+func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
+	pw, err := t.readPassword(c.PasswordStdin, false)
+	if err != nil {
+		return err
+	}
+	return c.with(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
+		resp, err := watchwordv1.NewAuthServiceClient(conn).Login(ctx, &watchwordv1.LoginRequest{
+			Username: c.Name, Password: pw, Audience: c.Audience,
+		})
+		if err != nil {
+			return err
+		}
+		return t.printJSON(resp.GetTokens())
+	})
+}
+
+type verifyCmd struct {
+	remote
+	Audience string `help:"The service that the token must be for; none: any."`
+}
+
+func (c *verifyCmd) Run(ctx context.Context, t Terminal) error {
+	token, err := t.readToken((*watchwordv1.TokenPair).GetAccessToken)
+	if err != nil {
+		return err
+	}
+	return c.with(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
+		resp, err := watchwordv1.NewAuthServiceClient(conn).Verify(ctx, &watchwordv1.VerifyRequest{
+			AccessToken: token, Audience: c.Audience,
+		})
+		if err != nil {
+			return err
+		}
+		return t.printJSON(resp.GetPrincipal())
+	})
+}
+
+type logoutCmd struct{ remote }
+
+func (c *logoutCmd) Run(ctx context.Context, t Terminal) error {
+	token, err := t.readToken((*watchwordv1.TokenPair).GetRefreshToken)
+	if err != nil {
+		return err
+	}
+	return c.with(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
+		_, err := watchwordv1.NewAuthServiceClient(conn).Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: token})
+		return err
+	})
+}
+
+type healthcheckCmd struct{ remote }
+
+func (c *healthcheckCmd) Run(ctx context.Context) error {
+	return c.with(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
+		resp, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
+		if err == nil && resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+			err = fmt.Errorf("the server is %s", resp.GetStatus())
+		}
+		return err
+	})
+}
+
+// readToken reads a bare token, or takes it from a TokenPair in JSON, so that
+// what login prints can be piped into verify and logout.
+func (t Terminal) readToken(of func(*watchwordv1.TokenPair) string) (string, error) {
+	text, err := t.readAll()
+	if err != nil || !strings.HasPrefix(text, "{") {
+		return text, err
+	}
+	pair := &watchwordv1.TokenPair{}
+	if protojson.Unmarshal([]byte(text), pair) != nil || of(pair) == "" {
+		return "", usageError{errors.New("standard input is JSON, and not what login prints")}
+	}
+	return of(pair), nil
+}
+
+func (t Terminal) printJSON(m proto.Message) error {
+	data, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
+	if err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, data, "", "  "); err != nil { // protojson's own spaces vary
+		return err
+	}
+	_, err = fmt.Fprintln(t.Out, out.String())
+	return err
+}
+
+// explain is an error as a person should read it, with what to do where that
+// is known.
+func explain(err error) string {
+	switch {
+	case errors.Is(err, password.ErrTooWeak), errors.Is(err, store.ErrSchema):
+		return err.Error()
+	}
+	s, ok := status.FromError(err)
+	if !ok {
+		return err.Error()
+	}
+	if reason := authn.Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
+		return strings.TrimPrefix(reason.String(), "ERROR_REASON_") + ": " + s.Message()
+	}
+	return s.Code().String() + ": " + s.Message()
+}

@@ -1,0 +1,302 @@
+package password
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/crypto/argon2"
+)
+
+// cheap makes a real hash cost microseconds.
+var cheap = Params{Memory: 8, Time: 1, Threads: 1}
+
+func TestHashIsArgon2id(t *testing.T) {
+	pool := NewPool(Config{})
+	phc, err := pool.Hash(t.Context(), Stranger, parse(t, "cafe\u0301 au lait"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := strings.Split(phc, "$")
+	if len(parts) != 6 || strings.Join(parts[:4], "$") != "$argon2id$v=19$m=19456,t=2,p=1" {
+		t.Fatalf("got %s", phc)
+	}
+	salt, err := base64.RawStdEncoding.DecodeString(parts[4])
+	if err != nil || len(salt) != 16 {
+		t.Fatalf("salt %x, %v", salt, err)
+	}
+	tag := argon2.IDKey([]byte("caf\u00e9 au lait"), salt, 2, 19456, 1, 32)
+	if want := base64.RawStdEncoding.EncodeToString(tag); parts[5] != want {
+		t.Errorf("got tag %s, want %s", parts[5], want)
+	}
+}
+
+// A test vector of the reference implementation (P-H-C/phc-winner-argon2, test.c).
+func TestCompareKnownAnswer(t *testing.T) {
+	const phc = "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc"
+	match, rehash, err := NewPool(Config{}).Compare(t.Context(), Stranger, parse(t, "password"), phc)
+	if !match || !rehash || err != nil { // rehash: its salt is shorter than ours
+		t.Errorf("got %v, %v, %v", match, rehash, err)
+	}
+}
+
+func TestCompare(t *testing.T) {
+	pool := NewPool(Config{Params: cheap})
+	pw := parse(t, "correct horse")
+	phc, err := pool.Hash(t.Context(), SignedIn, pw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := pool.Hash(t.Context(), SignedIn, pw)
+	if err != nil || other == phc {
+		t.Fatalf("two hashes of one password: %s, %s, %v", phc, other, err)
+	}
+	for _, tt := range []struct {
+		name, password, phc string
+		match               bool
+	}{
+		{"right", "correct horse", phc, true},
+		{"right, other kind of space", "correct\u00a0horse", phc, true},
+		{"right, other salt", "correct horse", other, true},
+		{"wrong", "correct  horse", phc, false},
+		{"wrong case", "Correct horse", phc, false},
+		{"beginning", "correct", phc, false},
+		{"unknown user", "correct horse", "", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			match, rehash, err := pool.Compare(t.Context(), Stranger, parse(t, tt.password), tt.phc)
+			if match != tt.match || rehash || err != nil {
+				t.Errorf("got %v, %v, %v", match, rehash, err)
+			}
+		})
+	}
+}
+
+func TestCompareRehash(t *testing.T) {
+	pw, wrong := parse(t, "correct horse"), parse(t, "battery staple")
+	old := NewPool(Config{Params: cheap})
+	now := NewPool(Config{Params: Params{Memory: 16, Time: 1, Threads: 1}})
+	phc, err := old.Hash(t.Context(), Stranger, pw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if match, rehash, err := now.Compare(t.Context(), Stranger, pw, phc); !match || !rehash || err != nil {
+		t.Errorf("right password: got %v, %v, %v", match, rehash, err)
+	}
+	if match, rehash, err := now.Compare(t.Context(), Stranger, wrong, phc); match || rehash || err != nil {
+		t.Errorf("wrong password: got %v, %v, %v", match, rehash, err)
+	}
+	phc, err = now.Hash(t.Context(), Stranger, pw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if match, rehash, err := old.Compare(t.Context(), Stranger, pw, phc); !match || rehash || err != nil {
+		t.Errorf("settings fell: got %v, %v, %v", match, rehash, err)
+	}
+}
+
+// An unknown user whose decoy tag happened to be met must still not log in.
+func TestUnknownUserNeverMatches(t *testing.T) {
+	pool := NewPool(Config{})
+	pool.derive = func(_, _ []byte, _, _ uint32, _ uint8, keyLen uint32) []byte {
+		return slices.Clone(pool.decoy.tag)
+	}
+	match, rehash, err := pool.Compare(t.Context(), Stranger, parse(t, "correct horse"), "")
+	if match || rehash || err != nil {
+		t.Errorf("got %v, %v, %v", match, rehash, err)
+	}
+}
+
+// In place of a stopwatch: the two must ask for the very same work.
+func TestUnknownUserCostsTheSame(t *testing.T) {
+	for _, params := range []Params{{}, cheap, {Memory: 64, Time: 3, Threads: 2}} {
+		type call struct {
+			password, salt int // lengths
+			time, memory   uint32
+			threads        uint8
+			keyLen         uint32
+		}
+		var calls []call
+		pool := NewPool(Config{Params: params})
+		pool.derive = func(password, salt []byte, time, memory uint32, threads uint8, keyLen uint32) []byte {
+			calls = append(calls, call{len(password), len(salt), time, memory, threads, keyLen})
+			return make([]byte, keyLen)
+		}
+		pw := parse(t, "correct horse")
+		known := newRecord(pool.params)
+		known.tag[0] = 1 // never what derive returns
+		for _, phc := range []string{known.encode(), ""} {
+			if match, _, err := pool.Compare(t.Context(), Stranger, pw, phc); match || err != nil {
+				t.Fatalf("got %v, %v", match, err)
+			}
+		}
+		if len(calls) != 2 || calls[0] != calls[1] {
+			t.Errorf("%+v: known and unknown differ: %+v", params, calls)
+		}
+	}
+}
+
+func TestCompareRefusesMalformedHash(t *testing.T) {
+	pool := NewPool(Config{})
+	pool.derive = func(_, _ []byte, _, _ uint32, _ uint8, _ uint32) []byte {
+		t.Error("hashed")
+		return nil
+	}
+	hostile := strings.Replace(somePHC, "m=19456", "m=4294967295", 1)
+	for _, phc := range []string{"x", somePHC[1:], hostile} {
+		match, rehash, err := pool.Compare(t.Context(), Stranger, parse(t, "correct horse"), phc)
+		if match || rehash || err == nil {
+			t.Errorf("%s: got %v, %v, %v", phc, match, rehash, err)
+		}
+	}
+}
+
+func TestZeroValues(t *testing.T) {
+	pool, pw := NewPool(Config{Params: cheap}), parse(t, "correct horse")
+	if _, err := pool.Hash(t.Context(), Stranger, Password{}); !errors.Is(err, ErrMalformed) {
+		t.Errorf("Hash of the zero Password: %v", err)
+	}
+	if match, _, err := pool.Compare(t.Context(), Stranger, Password{}, ""); match || !errors.Is(err, ErrMalformed) {
+		t.Errorf("Compare of the zero Password: %v, %v", match, err)
+	}
+	var zero Pool
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // it has no slot to wait for
+	defer cancel()
+	if _, err := zero.Hash(ctx, SignedIn, pw); !errors.Is(err, ErrOverloaded) {
+		t.Errorf("zero Pool: %v", err)
+	}
+	if got := zero.RetryAfter(); got != 100*time.Millisecond {
+		t.Errorf("zero Pool: retry after %v", got)
+	}
+}
+
+func TestConfigDefaults(t *testing.T) {
+	cores := max(1, runtime.GOMAXPROCS(0)-1)
+	for _, tt := range []struct{ in, want Config }{
+		{Config{}, Config{Default, cores, 64 * cores, 64 * cores / 8}},
+		{Config{Parallel: 3}, Config{Default, 3, 192, 24}},
+		{Config{Parallel: 2, Queue: 1}, Config{Default, 2, 1, 0}},
+		{Config{Parallel: 2, Queue: 4, Reserved: 9}, Config{Default, 2, 4, 4}},
+		{Config{Parallel: 2, Queue: 40, Reserved: -1}, Config{Default, 2, 40, 0}},
+		{Config{Parallel: 2, Queue: -1, Reserved: 5}, Config{Default, 2, 0, 0}},
+		{Config{Params: Params{Threads: 16}}, Config{Params{19456, 2, 16}, max(1, cores/16), 64, 8}},
+	} {
+		if got := tt.in.withDefaults(); got != tt.want {
+			t.Errorf("%+v: got %+v, want %+v", tt.in, got, tt.want)
+		}
+	}
+}
+
+// Real hashes outside of any bubble, for the race detector.
+func TestPoolIsSafeForConcurrentUse(t *testing.T) {
+	pool := NewPool(Config{Params: cheap, Parallel: 4, Queue: 40})
+	pw := parse(t, "correct horse")
+	var done, refused atomic.Int64
+	var wg sync.WaitGroup
+	for i := range 200 {
+		wg.Go(func() {
+			phc, err := pool.Hash(t.Context(), Caller(i%2), pw)
+			if err == nil {
+				_, _, err = pool.Compare(t.Context(), Caller(i%2), pw, phc)
+			}
+			pool.RetryAfter()
+			switch {
+			case errors.Is(err, ErrOverloaded):
+				refused.Add(1)
+			case err != nil:
+				t.Error(err)
+			default:
+				done.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if done.Load() == 0 || done.Load()+refused.Load() != 200 || pool.taken != 0 {
+		t.Errorf("%d done, %d refused, %d places taken", done.Load(), refused.Load(), pool.taken)
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := NewPool(Config{Parallel: 2, Queue: 1000})
+		pw := parse(t, "correct horse")
+		took := 40 * time.Millisecond
+		pool.derive = func(_, _ []byte, _, _ uint32, _ uint8, keyLen uint32) []byte {
+			time.Sleep(took) // the bubble's clock
+			return make([]byte, keyLen)
+		}
+		expect := func(name string, want time.Duration) {
+			t.Helper()
+			if got := pool.RetryAfter(); got != want {
+				t.Errorf("%s: got %v, want %v", name, got, want)
+			}
+		}
+		hash := func() { _, _ = pool.Hash(t.Context(), SignedIn, pw) }
+		crowded := func(n int) (wait func()) {
+			var wg sync.WaitGroup
+			for range n {
+				wg.Go(hash)
+			}
+			synctest.Wait()
+			return wg.Wait
+		}
+
+		expect("idle", 100*time.Millisecond)
+		wait := crowded(100)
+		expect("before the first hash: 100 of 50 ms, two at a time", 2500*time.Millisecond)
+		wait()
+		wait = crowded(100)
+		expect("100 of 40 ms, two at a time", 2*time.Second)
+		wait()
+		wait = crowded(1000)
+		expect("1000 of 40 ms", 10*time.Second)
+		wait()
+
+		took = 80 * time.Millisecond
+		for range 50 {
+			hash()
+		}
+		if got := pool.average; got < 79*time.Millisecond || got > took {
+			t.Errorf("after 50 hashes of 80 ms the average is %v", got)
+		}
+	})
+}
+
+// What the pool adds to a hash: well under a thousandth.
+func BenchmarkHash(b *testing.B) {
+	pw := parse(b, "correct horse")
+	b.Run("pool", func(b *testing.B) {
+		pool := NewPool(Config{})
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := pool.Hash(b.Context(), Stranger, pw); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("argon2", func(b *testing.B) {
+		salt := make([]byte, saltLength)
+		b.ReportAllocs()
+		for b.Loop() {
+			argon2.IDKey([]byte(pw.reveal()), salt, Default.Time, Default.Memory, Default.Threads, tagLength)
+		}
+	})
+	b.Run("pool with a free hash", func(b *testing.B) {
+		pool := NewPool(Config{})
+		tag := make([]byte, tagLength)
+		pool.derive = func(_, _ []byte, _, _ uint32, _ uint8, _ uint32) []byte { return tag }
+		for b.Loop() {
+			if _, _, err := pool.Compare(b.Context(), Stranger, pw, somePHC); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,130 @@
+// Package rpc is the gRPC edge: it checks requests, calls the packages that do
+// the work, and turns their answers and errors into messages and statuses. It
+// decides nothing.
+package rpc
+
+import (
+	"context"
+	"slices"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/session"
+)
+
+// Auth serves AuthService.
+type Auth struct {
+	watchwordv1.UnimplementedAuthServiceServer
+	Sessions *session.Sessions
+	Verifier *authn.Verifier
+	Audience []string // all that this server issues for
+}
+
+// Login serves AuthService/Login.
+func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watchwordv1.LoginResponse, error) {
+	name, err := parseName("username", req.GetUsername())
+	if err != nil {
+		return nil, err
+	}
+	pw, err := parsePassword("password", req.GetPassword())
+	if err != nil {
+		return nil, err
+	}
+	if err := checkAudience(req.GetAudience()); err != nil {
+		return nil, err
+	}
+	tokens, err := a.Sessions.Login(ctx, name, pw, req.GetAudience())
+	if err != nil {
+		return nil, audienceField(err)
+	}
+	return &watchwordv1.LoginResponse{Tokens: tokenPair(tokens)}, nil
+}
+
+// Refresh serves AuthService/Refresh.
+func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*watchwordv1.RefreshResponse, error) {
+	if req.GetRefreshToken() == "" {
+		return nil, invalid("refresh_token", "is required")
+	}
+	if err := checkAudience(req.GetAudience()); err != nil {
+		return nil, err
+	}
+	tokens, err := a.Sessions.Refresh(ctx, req.GetRefreshToken(), req.GetAudience())
+	if err != nil {
+		return nil, audienceField(err)
+	}
+	return &watchwordv1.RefreshResponse{Tokens: tokenPair(tokens)}, nil
+}
+
+// Verify serves AuthService/Verify by the verifier that guards this server too.
+func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*watchwordv1.VerifyResponse, error) {
+	if req.GetAccessToken() == "" {
+		return nil, invalid("access_token", "is required")
+	}
+	if len(req.GetAudience()) > maxAudienceLength {
+		return nil, checkAudience([]string{req.GetAudience()})
+	}
+	audience := a.Audience
+	if req.GetAudience() != "" {
+		audience = []string{req.GetAudience()}
+	}
+	p, err := a.Verifier.VerifyFor(ctx, req.GetAccessToken(), audience...)
+	if err != nil {
+		return nil, err
+	}
+	// A token from before the server's audiences were changed may carry one
+	// that it issues for no more.
+	if req.GetAudience() != "" && !slices.Contains(a.Audience, req.GetAudience()) {
+		return nil, errAudienceMismatch
+	}
+	return &watchwordv1.VerifyResponse{Principal: principal(p)}, nil
+}
+
+// Logout serves AuthService/Logout.
+func (a *Auth) Logout(ctx context.Context, req *watchwordv1.LogoutRequest) (*watchwordv1.LogoutResponse, error) {
+	if req.GetRefreshToken() == "" {
+		return nil, invalid("refresh_token", "is required")
+	}
+	if err := a.Sessions.Logout(ctx, req.GetRefreshToken()); err != nil {
+		return nil, err
+	}
+	return &watchwordv1.LogoutResponse{}, nil
+}
+
+// ChangePassword serves AuthService/ChangePassword.
+func (a *Auth) ChangePassword(ctx context.Context, req *watchwordv1.ChangePasswordRequest) (*watchwordv1.ChangePasswordResponse, error) {
+	by, err := caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	current, err := parsePassword("current_password", req.GetCurrentPassword())
+	if err != nil {
+		return nil, err
+	}
+	next, err := parsePassword("new_password", req.GetNewPassword())
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := a.Sessions.ChangePassword(ctx, by, current, next)
+	if err != nil {
+		return nil, weakField("new_password", err)
+	}
+	return &watchwordv1.ChangePasswordResponse{Tokens: tokenPair(tokens)}, nil
+}
+
+func tokenPair(t *session.Tokens) *watchwordv1.TokenPair {
+	return &watchwordv1.TokenPair{
+		AccessToken: t.Access, RefreshToken: t.Refresh, TokenType: "Bearer", SessionId: t.SessionID,
+		ExpiresIn: durationpb.New(t.AccessExpiresIn), RefreshExpiresIn: durationpb.New(t.RefreshExpiresIn),
+	}
+}
+
+func principal(p *authn.Principal) *watchwordv1.Principal {
+	return &watchwordv1.Principal{
+		Subject: p.Subject(), Username: p.Username(), Roles: p.Roles(), Audience: p.Audience(), Issuer: p.Issuer(),
+		SessionId: p.SessionID(), TokenId: p.TokenID(),
+		IssuedAt: timestamppb.New(p.IssuedAt()), ExpiresAt: timestamppb.New(p.ExpiresAt()),
+	}
+}

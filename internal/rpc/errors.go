@@ -1,0 +1,141 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+const domain = "watchword"
+
+// storeRetry is what a caller is told to wait when the database is away.
+const storeRetry = time.Second
+
+// refusals is the one table from errors to statuses. What is not in it is a
+// fault of ours.
+var refusals = []struct {
+	err     error
+	code    codes.Code
+	reason  watchwordv1.ErrorReason
+	message string
+}{
+	{store.ErrUnavailable, codes.Unavailable, watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE, "the database is not available"},
+	{password.ErrTooWeak, codes.InvalidArgument, watchwordv1.ErrorReason_ERROR_REASON_PASSWORD_TOO_WEAK, "the password does not meet the policy"},
+	{password.ErrOverloaded, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many passwords to check at once"},
+	{session.ErrCredentials, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS, "unknown user or wrong password"},
+	{session.ErrUserDisabled, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_USER_DISABLED, "the user is disabled"},
+	{session.ErrRefreshInvalid, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID, "not a refresh token of this server"},
+	{session.ErrRefreshExpired, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED, "the session has expired"},
+	{session.ErrRefreshReused, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED, "the refresh token was spent before; the session has ended"},
+	{session.ErrRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_SESSION_REVOKED, "the session has ended"},
+	{session.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_SESSION_NOT_FOUND, "no such session"},
+	{user.ErrCallerRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED, "the session behind the token has ended"},
+	{user.ErrCallerStale, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE, "the user's rights have changed"},
+	{user.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND, "no such user"},
+	{user.ErrExists, codes.AlreadyExists, watchwordv1.ErrorReason_ERROR_REASON_USER_EXISTS, "the username is taken"},
+	{errNoCertificate, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED, "a client certificate is required"},
+}
+
+// invalidField says which field of a request breaks which rule.
+type invalidField struct {
+	field string
+	err   error
+}
+
+func (e invalidField) Error() string { return e.field + ": " + e.err.Error() }
+
+func invalid(field, why string) error { return invalidField{field, errors.New(why)} }
+
+// Errors gives every error of a handler its status, as the table has it. A fault
+// of ours is logged with its cause and answered with a fixed text.
+type Errors struct {
+	Logger *slog.Logger
+	// RetryAfter is what a caller is told to wait when too many passwords are
+	// being hashed.
+	RetryAfter func() time.Duration
+}
+
+// Unary is the interceptor for unary calls. It belongs next to the handler.
+func (e Errors) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	resp, err := handler(ctx, req)
+	if err != nil {
+		return nil, e.status(ctx, info.FullMethod, err)
+	}
+	return resp, nil
+}
+
+// Stream is the interceptor for streams. It belongs next to the handler.
+func (e Errors) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if err := handler(srv, ss); err != nil {
+		return e.status(ss.Context(), info.FullMethod, err)
+	}
+	return nil
+}
+
+func (e Errors) status(ctx context.Context, method string, err error) error {
+	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
+		return s.GRPCStatus().Err()
+	}
+	var field invalidField
+	if errors.As(err, &field) {
+		return badRequest(field)
+	}
+	for _, r := range refusals {
+		if errors.Is(err, r.err) {
+			return refuse(r.code, r.reason, method, r.message, e.details(r.reason)...)
+		}
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return status.FromContextError(err).Err()
+	}
+	e.Logger.ErrorContext(ctx, "internal error", "method", method, "error", err)
+	return status.Error(codes.Internal, "internal error")
+}
+
+func (e Errors) details(reason watchwordv1.ErrorReason) []protoadapt.MessageV1 {
+	switch reason {
+	case watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE:
+		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(storeRetry)}}
+	case watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED:
+		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter())}}
+	}
+	return nil
+}
+
+func badRequest(field invalidField) error {
+	reason := watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST
+	if errors.Is(field.err, password.ErrTooWeak) {
+		reason = watchwordv1.ErrorReason_ERROR_REASON_PASSWORD_TOO_WEAK
+	}
+	return refuse(codes.InvalidArgument, reason, "", field.Error(), &errdetails.BadRequest{
+		FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: field.field, Description: field.err.Error()}},
+	})
+}
+
+// refuse makes a status with its reason. The method stands where a caller's own
+// access token was refused.
+func refuse(code codes.Code, reason watchwordv1.ErrorReason, method, message string, details ...protoadapt.MessageV1) error {
+	info := &errdetails.ErrorInfo{Domain: domain, Reason: reason.String()[len("ERROR_REASON_"):]}
+	if method != "" {
+		info.Metadata = map[string]string{"method": method}
+	}
+	s, err := status.New(code, message).WithDetails(append([]protoadapt.MessageV1{info}, details...)...)
+	if err != nil { // only for codes.OK
+		return status.Error(codes.Internal, "internal error")
+	}
+	return s.Err()
+}

@@ -1,0 +1,109 @@
+package rpc
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+// Sessions serves SessionService.
+type Sessions struct {
+	watchwordv1.UnimplementedSessionServiceServer
+	Sessions *session.Sessions
+	Users    *user.Users
+}
+
+// ListSessions serves SessionService/ListSessions.
+func (s *Sessions) ListSessions(ctx context.Context, req *watchwordv1.ListSessionsRequest) (*watchwordv1.ListSessionsResponse, error) {
+	by, userID, err := callerAndUser(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	page, err := parsePage(req, "sessions", userID)
+	if err != nil {
+		return nil, err
+	}
+	rows, more, err := s.Sessions.List(ctx, by, userID, page.after, page.size)
+	if err != nil {
+		return nil, err
+	}
+	resp := &watchwordv1.ListSessionsResponse{}
+	for _, row := range rows {
+		resp.Sessions = append(resp.Sessions, s.message(row))
+	}
+	if more {
+		resp.NextPageToken = page.token(rows[len(rows)-1].ID)
+	}
+	return resp, nil
+}
+
+// RevokeSession serves SessionService/RevokeSession.
+func (s *Sessions) RevokeSession(ctx context.Context, req *watchwordv1.RevokeSessionRequest) (*watchwordv1.RevokeSessionResponse, error) {
+	by, err := caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkID("session_id", req.GetSessionId()); err != nil {
+		return nil, err
+	}
+	if err := s.Sessions.Revoke(ctx, by, req.GetSessionId()); err != nil {
+		return nil, err
+	}
+	return &watchwordv1.RevokeSessionResponse{}, nil
+}
+
+// RevokeUserSessions serves SessionService/RevokeUserSessions.
+func (s *Sessions) RevokeUserSessions(ctx context.Context, req *watchwordv1.RevokeUserSessionsRequest) (*watchwordv1.RevokeUserSessionsResponse, error) {
+	by, userID, err := callerAndUser(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if userID != by.UserID && !by.Is(user.Admin) {
+		return nil, session.ErrNotFound
+	}
+	if err := s.Users.RevokeSessions(ctx, by, userID); err != nil {
+		return nil, err
+	}
+	return &watchwordv1.RevokeUserSessionsResponse{}, nil
+}
+
+// callerAndUser is who calls, and whose sessions they mean: none named, their own.
+func callerAndUser(ctx context.Context, req interface{ GetUserId() string }) (user.Caller, string, error) {
+	by, err := caller(ctx)
+	if err != nil || req.GetUserId() == "" {
+		return by, by.UserID, err
+	}
+	return by, req.GetUserId(), checkID("user_id", req.GetUserId())
+}
+
+func (s *Sessions) message(row *store.Session) *watchwordv1.Session {
+	return &watchwordv1.Session{
+		Id: row.ID, UserId: row.UserID, Audience: row.Audience, CreatedAt: timestamppb.New(row.CreatedAt),
+		RefreshedAt: timestamppb.New(row.RefreshedAt), ExpiresAt: timestamppb.New(s.Sessions.ExpiresAt(row)),
+	}
+}
+
+// Keys serves KeyService.
+type Keys struct {
+	watchwordv1.UnimplementedKeyServiceServer
+	Store *store.Store
+}
+
+// ListKeys serves KeyService/ListKeys.
+func (s *Keys) ListKeys(ctx context.Context, _ *watchwordv1.ListKeysRequest) (*watchwordv1.ListKeysResponse, error) {
+	keys, err := issuer.List(ctx, s.Store)
+	if err != nil {
+		return nil, err
+	}
+	resp := &watchwordv1.ListKeysResponse{}
+	for _, key := range keys {
+		resp.Keys = append(resp.Keys, keyMessage(key))
+	}
+	return resp, nil
+}

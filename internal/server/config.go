@@ -1,0 +1,111 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+// Config is what a server is started with. The tags are read by the command
+// line: every field is a flag and an environment variable. It holds no secret.
+type Config struct {
+	GRPCAddr      string        `name:"grpc-addr" env:"WATCHWORD_GRPC_ADDR" default:"127.0.0.1:50051" help:"Address of the gRPC API."`
+	HTTPAddr      string        `name:"http-addr" env:"WATCHWORD_HTTP_ADDR" default:"127.0.0.1:8080" help:"Address of the JWKS, metadata, health and metrics."`
+	DatastoreURI  string        `name:"datastore-uri" env:"WATCHWORD_DATASTORE_URI" default:"sqlite:watchword.db" help:"Database, sqlite:FILE."`
+	Issuer        string        `env:"WATCHWORD_ISSUER" help:"Claim iss, an http or https URL. Kept in the database from the first start on; by default the HTTP address."`
+	Audience      []string      `env:"WATCHWORD_AUDIENCE" default:"internal" help:"Services that tokens may be for; may be given several times."`
+	SigningAlg    string        `env:"WATCHWORD_SIGNING_ALG" default:"EdDSA" enum:"EdDSA,ES256,RS256" help:"Algorithm of the first signing key: EdDSA, ES256 or RS256."`
+	AccessTTL     time.Duration `name:"access-ttl" env:"WATCHWORD_ACCESS_TTL" default:"5m" help:"Lifetime of an access token."`
+	RefreshTTL    time.Duration `name:"refresh-ttl" env:"WATCHWORD_REFRESH_TTL" default:"720h" help:"A session ends when it is not refreshed for so long."`
+	SessionTTL    time.Duration `name:"session-ttl" env:"WATCHWORD_SESSION_TTL" default:"2160h" help:"A session ends after so long in any case."`
+	RefreshGrace  time.Duration `env:"WATCHWORD_REFRESH_GRACE" default:"10s" help:"A spent refresh token gets the same answer again for so long."`
+	JWKSMaxAge    time.Duration `name:"jwks-max-age" env:"WATCHWORD_JWKS_MAX_AGE" default:"1m" help:"How long caches may keep the JWKS."`
+	MasterKeyFile string        `env:"WATCHWORD_MASTER_KEY_FILE" type:"path" help:"File of the key that seals the keys in the database; by default beside the database."`
+	TLSCert       string        `name:"tls-cert" env:"WATCHWORD_TLS_CERT" type:"path" help:"Certificate chain, PEM, for both addresses."`
+	TLSKey        string        `name:"tls-key" env:"WATCHWORD_TLS_KEY" type:"path" help:"Private key of the certificate, PEM."`
+	ClientCA      string        `name:"client-ca" env:"WATCHWORD_CLIENT_CA" type:"path" help:"CA of client certificates, PEM: checked if given, needed by WatchBundle alone."`
+	Insecure      bool          `env:"WATCHWORD_INSECURE" help:"Serve without TLS to other machines."`
+	DrainTimeout  time.Duration `env:"WATCHWORD_DRAIN_TIMEOUT" default:"10s" help:"How long calls in flight may take when the server stops."`
+}
+
+// minAccessTTL is a bound below which clients would do little but refresh.
+const minAccessTTL = time.Second
+
+// Validate says what is wrong with a configuration, before anything is opened.
+func (c *Config) Validate() error {
+	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateTransport())
+}
+
+func (c *Config) validateIssuing() error {
+	var errs []error
+	if len(c.Audience) == 0 {
+		errs = append(errs, errors.New("--audience: at least one is needed"))
+	}
+	for _, a := range c.Audience {
+		if a == "" || len(a) > 256 {
+			errs = append(errs, errors.New("--audience: is empty or longer than 256 bytes"))
+		}
+	}
+	if _, err := token.ParseAlgorithm(c.SigningAlg); err != nil {
+		errs = append(errs, fmt.Errorf("--signing-alg: %w", err))
+	}
+	if c.Issuer != "" {
+		u, err := url.Parse(c.Issuer)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+			errs = append(errs, errors.New("--issuer: must be an http or https URL without query and fragment (RFC 8414, section 2)"))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) validateLifetimes() error {
+	var errs []error
+	if c.AccessTTL < minAccessTTL {
+		errs = append(errs, fmt.Errorf("--access-ttl: must be at least %v", minAccessTTL))
+	}
+	if c.RefreshTTL < c.AccessTTL {
+		errs = append(errs, errors.New("--refresh-ttl: must not be shorter than --access-ttl"))
+	}
+	if c.SessionTTL < c.AccessTTL {
+		errs = append(errs, errors.New("--session-ttl: must not be shorter than --access-ttl"))
+	}
+	if c.RefreshGrace < 0 || c.RefreshGrace >= c.RefreshTTL {
+		errs = append(errs, errors.New("--refresh-grace: must be positive and shorter than --refresh-ttl"))
+	}
+	if c.JWKSMaxAge < 0 {
+		errs = append(errs, errors.New("--jwks-max-age: must not be negative"))
+	}
+	if c.DrainTimeout < 0 {
+		errs = append(errs, errors.New("--drain-timeout: must not be negative"))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) validateTransport() error {
+	var errs []error
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		errs = append(errs, errors.New("--tls-cert and --tls-key go together"))
+	}
+	if c.ClientCA != "" && c.TLSCert == "" {
+		errs = append(errs, errors.New("--client-ca needs --tls-cert and --tls-key"))
+	}
+	for flag, addr := range map[string]string{"--grpc-addr": c.GRPCAddr, "--http-addr": c.HTTPAddr} {
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: must be HOST:PORT", flag))
+		} else if c.TLSCert == "" && !c.Insecure && !loopback(host) {
+			errs = append(errs, fmt.Errorf("%s: %s is not a loopback address: passwords and tokens would travel in the clear; "+
+				"give --tls-cert and --tls-key, or --insecure where something else protects the network", flag, addr))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}

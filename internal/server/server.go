@@ -1,0 +1,260 @@
+// Package server puts the parts together and runs them: configuration, first
+// start, listeners, TLS, middleware, HTTP, readiness and draining.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/rpc"
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+// Server is an assembled server: New, Run, Close.
+type Server struct {
+	cfg      Config
+	logger   *slog.Logger
+	store    *store.Store
+	feed     *feed.Feed
+	sessions *session.Sessions
+	grpc     *grpc.Server
+	grpcLis  net.Listener
+	http     *http.Server
+	httpLis  net.Listener
+	health   *health.Server
+	drain    *drain
+	closers  []func() error // in order of opening
+}
+
+// New opens everything and serves nothing yet. What it opened is closed again
+// when a later step fails. stdout carries the password of a first admin and
+// nothing else.
+func New(ctx context.Context, cfg Config, logger *slog.Logger, stdout io.Writer) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, logger: logger, drain: newDrain()}
+	if err := s.open(ctx, stdout); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Server) open(ctx context.Context, stdout io.Writer) error {
+	var err error
+	if s.store, err = store.Open(ctx, s.cfg.DatastoreURI); err != nil {
+		return err
+	}
+	s.onClose(s.store.Close)
+	master, err := s.cfg.masterKeys(ctx, s.store)
+	if err != nil {
+		return err
+	}
+	tlsConfig, err := s.cfg.tls()
+	if err != nil {
+		return err
+	}
+	if err := s.listen(ctx); err != nil {
+		return err
+	}
+	scheme := "http"
+	if tlsConfig != nil {
+		scheme = "https"
+	}
+	inst, err := s.cfg.setup(ctx, s.store, master, scheme+"://"+s.httpLis.Addr().String(), stdout)
+	if err != nil {
+		return err
+	}
+	parts, err := s.assemble(ctx, inst, master)
+	if err != nil {
+		return err
+	}
+	metrics := newMetrics()
+	s.grpc = grpc.NewServer(s.grpcOptions(parts, metrics, tlsConfig)...)
+	if err := s.register(parts); err != nil {
+		return err
+	}
+	metrics.grpc.InitializeMetrics(s.grpc)
+	s.http = s.httpServer(inst.issuer, metrics, tlsConfig)
+	return nil
+}
+
+func (s *Server) listen(ctx context.Context) (err error) {
+	var lc net.ListenConfig
+	if s.grpcLis, err = lc.Listen(ctx, "tcp", s.cfg.GRPCAddr); err != nil {
+		return fmt.Errorf("--grpc-addr: %w", err)
+	}
+	s.onClose(closeOnce(s.grpcLis))
+	if s.httpLis, err = lc.Listen(ctx, "tcp", s.cfg.HTTPAddr); err != nil {
+		return fmt.Errorf("--http-addr: %w", err)
+	}
+	s.onClose(closeOnce(s.httpLis))
+	return nil
+}
+
+// parts are what the services are made of.
+type parts struct {
+	passwords *password.Pool
+	users     *user.Users
+	verifier  *authn.Verifier
+}
+
+func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.Keys) (*parts, error) {
+	var err error
+	if s.feed, err = feed.Open(ctx, s.store, inst.issuer, inst.databaseID, s.logger); err != nil {
+		return nil, err
+	}
+	tokens, err := issuer.Open(ctx, s.store, master, inst.issuer, s.cfg.AccessTTL)
+	if err != nil {
+		return nil, err
+	}
+	p := &parts{passwords: password.NewPool(password.Config{})}
+	p.users = user.New(s.store, s.feed, p.passwords)
+	s.sessions, err = session.Open(ctx, session.Config{
+		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace,
+		Idle: session.IdleTTL(s.cfg.RefreshTTL), Max: session.MaxTTL(s.cfg.SessionTTL),
+	}, session.Dependencies{Store: s.store, Feed: s.feed, Issuer: tokens, Passwords: p.passwords, Master: master})
+	if err != nil {
+		return nil, err
+	}
+	p.verifier, err = authn.NewVerifier(ctx, s.feed.Conn(),
+		authn.WithAudience(s.cfg.Audience...),
+		authn.WithPublicMethods("/grpc.health.v1.Health/*",
+			"/grpc.reflection.v1.ServerReflection/*", "/grpc.reflection.v1alpha.ServerReflection/*"),
+		authn.WithLogger(s.logger))
+	if err != nil {
+		return nil, fmt.Errorf("starting our own verifier: %w", err)
+	}
+	s.onClose(p.verifier.Close)
+	return p, nil
+}
+
+// register registers every service, and checks that each method has a rule.
+func (s *Server) register(p *parts) error {
+	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Sessions: s.sessions, Verifier: p.verifier, Audience: s.cfg.Audience})
+	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Feed: s.feed, NeedCertificate: s.cfg.ClientCA != ""})
+	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: p.users})
+	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions, Users: p.users})
+	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store})
+	watchwordv1.RegisterAuditServiceServer(s.grpc, watchwordv1.UnimplementedAuditServiceServer{})
+	s.health = health.NewServer()
+	healthv1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	return p.verifier.CheckServices(s.grpc.GetServiceInfo())
+}
+
+// GRPCAddr is the address that the gRPC API listens on.
+func (s *Server) GRPCAddr() string { return s.grpcLis.Addr().String() }
+
+// HTTPAddr is the address that HTTP listens on.
+func (s *Server) HTTPAddr() string { return s.httpLis.Addr().String() }
+
+// Run serves until ctx ends, then drains; it returns nil after a clean stop. It
+// may be called once.
+func (s *Server) Run(ctx context.Context) error {
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	defer stop()
+	tasks.Go(func() { s.feed.Run(background) })
+	tasks.Go(func() { s.prune(background) })
+
+	failed := make(chan error, 2)
+	go func() { failed <- s.grpc.Serve(s.grpcLis) }()
+	go func() { failed <- s.serveHTTP() }()
+	s.logger.InfoContext(ctx, "ready", "grpc", s.GRPCAddr(), "http", s.HTTPAddr())
+
+	var err error
+	select {
+	case <-ctx.Done():
+		s.logger.InfoContext(ctx, "stopping", "drain_timeout", s.cfg.DrainTimeout)
+	case err = <-failed:
+	}
+	s.stop()
+	return err
+}
+
+// stop sends everybody away: readiness off, then streams, then calls in flight
+// are let finish for as long as the drain timeout.
+func (s *Server) stop() {
+	s.health.Shutdown()
+	s.drain.begin()
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
+	defer cancel()
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		if s.http.Shutdown(ctx) != nil {
+			_ = s.http.Close()
+		}
+	})
+	tasks.Go(func() {
+		defer context.AfterFunc(ctx, s.grpc.Stop)()
+		s.grpc.GracefulStop()
+	})
+	tasks.Wait()
+}
+
+// prune forgets what has expired: events each minute, sessions each hour.
+func (s *Server) prune(ctx context.Context) {
+	events, sessions := time.NewTicker(time.Minute), time.NewTicker(time.Hour)
+	defer events.Stop()
+	defer sessions.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return
+		case <-events.C:
+			err = s.feed.Prune(ctx)
+		case <-sessions.C:
+			err = s.sessions.Prune(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			s.logger.WarnContext(ctx, "pruning failed; it will be tried again", "error", err)
+		}
+	}
+}
+
+// Close releases everything, in reverse order of opening. It comes after Run
+// has returned, or in its place.
+func (s *Server) Close() error {
+	var errs []error
+	for _, closer := range slices.Backward(s.closers) {
+		errs = append(errs, closer())
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+func (s *Server) onClose(closer func() error) { s.closers = append(s.closers, closer) }
+
+// closeOnce closes a listener that its server may have closed before.
+func closeOnce(l net.Listener) func() error {
+	return func() error {
+		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}

@@ -1,0 +1,150 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+// Settings that the whole installation shares, by their names in the store.
+const (
+	settingDatabaseID = "database_id"
+	settingIssuer     = "issuer"
+)
+
+const adminName = "admin"
+
+// installation is what a database says of itself after its first start.
+type installation struct {
+	databaseID string
+	issuer     string
+}
+
+// setup makes sure that the database has an identity, keys and a first user.
+// The password of the user `admin`, if one was made, is written to out.
+func (c *Config) setup(ctx context.Context, s *store.Store, master *seal.Keys, defaultIssuer string, out io.Writer) (*installation, error) {
+	password, hash, err := adminPassword(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	var inst installation
+	made := false
+	err = s.Write(ctx, func(tx *store.Tx) error {
+		var err error
+		if inst, err = c.identify(tx, defaultIssuer); err != nil {
+			return err
+		}
+		if err := issuer.Setup(tx, master, token.Algorithm(c.SigningAlg)); err != nil {
+			return err
+		}
+		if err := session.SetupMAC(tx, master); err != nil {
+			return err
+		}
+		if made, err = makeAdmin(tx, hash); err != nil {
+			return err
+		}
+		return feed.RaiseMaxLifetime(tx, c.AccessTTL)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("setting up the database: %w", err)
+	}
+	if made {
+		fmt.Fprintf(out, "user %s, password %s\n", adminName, password)
+	}
+	return &inst, nil
+}
+
+// identify reads the database's id and issuer, and writes them at first start.
+func (c *Config) identify(tx *store.Tx, defaultIssuer string) (installation, error) {
+	id, err := setOnce(tx, settingDatabaseID, user.NewID())
+	if err != nil {
+		return installation{}, err
+	}
+	wanted := c.Issuer
+	if wanted == "" {
+		wanted = defaultIssuer
+	}
+	name, err := setOnce(tx, settingIssuer, wanted)
+	if err != nil {
+		return installation{}, err
+	}
+	if c.Issuer != "" && c.Issuer != name {
+		return installation{}, fmt.Errorf("--issuer is %s, but this database issues as %s: every token that is out, and every service "+
+			"that checks `iss`, depends on it. Start without --issuer to keep it, or with a new database to change it", c.Issuer, name)
+	}
+	return installation{databaseID: id, issuer: name}, nil
+}
+
+func setOnce(tx *store.Tx, name, value string) (string, error) {
+	stored, err := tx.Setting(name)
+	if errors.Is(err, store.ErrNotFound) {
+		return value, tx.SetSetting(name, value)
+	}
+	return stored, err
+}
+
+// adminPassword makes a password and its hash for a database that never had a
+// user; the hash is empty for one that had.
+func adminPassword(ctx context.Context, s *store.Store) (plain, hash string, err error) {
+	var had bool
+	err = s.Read(ctx, func(tx *store.Tx) (err error) {
+		had, err = user.EverMade(tx)
+		return err
+	})
+	if err != nil || had {
+		return "", "", err
+	}
+	plain = password.Generate()
+	pw, err := password.Parse(plain)
+	if err != nil {
+		return "", "", err
+	}
+	hash, err = password.NewPool(password.Config{}).Hash(ctx, password.SignedIn, pw)
+	return plain, hash, err
+}
+
+func makeAdmin(tx *store.Tx, hash string) (bool, error) {
+	had, err := user.EverMade(tx)
+	if err != nil || had || hash == "" {
+		return false, err
+	}
+	_, err = user.Insert(tx, adminName, user.Roles{user.Admin}, hash)
+	return err == nil, err
+}
+
+// masterKeys loads the master keys. A file is made only for a database in which
+// nothing is sealed yet.
+func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, error) {
+	path := c.MasterKeyFile
+	if path == "" {
+		path = s.Path() + ".master-key"
+	}
+	keys, err := seal.Load(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return keys, err
+	}
+	sealed := false
+	if err := s.Read(ctx, func(tx *store.Tx) error {
+		rows, err := tx.MACKeys()
+		sealed = len(rows) > 0
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	if sealed {
+		return nil, fmt.Errorf("the keys in this database are sealed under a master key, and %s is not there: "+
+			"restore that file, or name it by --master-key-file", path)
+	}
+	return seal.Create(path)
+}

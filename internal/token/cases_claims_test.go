@@ -1,0 +1,151 @@
+package token_test
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// signature is signatures that are wrong in themselves.
+func (c *cases) signature() {
+	for _, s := range []smith{c.ed, c.ec, c.rsa} {
+		input := encode(s.header().String()) + "." + encode(claims().String())
+		good := s.sign(input)
+		bad := func(name string, sig []byte) {
+			c.invalid(s.alg+" signature "+name, input+"."+encode(sig))
+		}
+		bad("empty", nil)
+		bad("of one byte", []byte{0})
+		bad("of zeros", make([]byte, len(good)))
+		bad("of ones", slices.Repeat([]byte{0xff}, len(good)))
+		bad("short by its last byte", good[:len(good)-1])
+		bad("short by its first byte", good[1:])
+		bad("cut in half", good[:len(good)/2])
+		bad("with a byte after it", append(slices.Clone(good), 0))
+		bad("with a byte before it", append([]byte{0}, good...))
+		bad("twice", slices.Repeat(good, 2))
+		bad("with its first bit flipped", flipped(good, 0))
+		bad("with its middle bit flipped", flipped(good, len(good)/2))
+		bad("with its last bit flipped", flipped(good, len(good)-1))
+		bad("of other claims", s.sign(encode(s.header().String())+"."+encode(claims().with("ver", "1").String())))
+		bad("of the payload alone", s.sign(encode(claims().String())))
+		other := encode(claims().with("roles", `["admin"]`).String())
+		c.invalid(s.alg+" signature under changed claims", encode(s.header().String())+"."+other+"."+encode(good))
+	}
+	input := encode(c.ec.header().String()) + "." + encode(claims().String())
+	c.invalid("ES256 signature in DER", input+"."+encode(c.ec.der(input)))
+	wide := c.ec.sign(input)
+	wide = slices.Concat(make([]byte, 16), wide[:32], make([]byte, 16), wide[32:])
+	c.invalid("ES256 signature of 48-byte halves", input+"."+encode(wide))
+	c.invalid("EdDSA signature with S above the order", c.bigS())
+}
+
+func flipped(sig []byte, at int) []byte {
+	sig = slices.Clone(sig)
+	sig[at] ^= 1
+	return sig
+}
+
+// bigS adds the order of the group to S, which lax verifiers take for the same
+// signature (RFC 8032 section 5.1.7).
+func (c *cases) bigS() string {
+	// 2^252 + 27742317777372353535851937790883648493, the lowest byte first.
+	order := [32]byte{
+		0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14,
+		31: 0x10,
+	}
+	input := encode(c.ed.header().String()) + "." + encode(claims().String())
+	sig := c.ed.sign(input)
+	carry := 0
+	for i, b := range order {
+		sum := int(sig[32+i]) + int(b) + carry
+		sig[32+i], carry = byte(sum), sum>>8
+	}
+	return input + "." + encode(sig)
+}
+
+// json is payloads that are no claims, well signed.
+func (c *cases) json() {
+	text := claims().String()
+	for _, payload := range []string{
+		"null", "true", "0", `"x"`, "[]", "{}", "{", "[" + text + "]", text + text, text + "x", text + "\x00", text + " {}",
+		"\ufeff" + text, strings.Replace(text, "}", ",}", 1), strings.Replace(text, ":", "", 1), strings.ReplaceAll(text, `"`, `'`),
+		"//\n" + text, text[:len(text)-1], strings.Repeat("[", 5000), strings.Repeat(`{"a":`, 1000) + "1" + strings.Repeat("}", 1000),
+	} {
+		name := strings.ReplaceAll(strconv.QuoteToASCII(payload), `\"`, `"`)
+		name = strings.ReplaceAll(name, strings.Trim(text, "{}"), "CLAIMS")
+		if len(name) > 60 {
+			name = name[:60] + "…"
+		}
+		c.invalid(fmt.Sprintf("payload text of %d bytes %s", len(payload), name), c.ed.text(c.ed.header().String(), payload))
+	}
+	for _, claim := range claims() {
+		c.invalid("claim "+claim.name+" twice", c.ed.mint(claims().and(claim.name, claim.value)))
+	}
+	c.invalid("unknown claim twice", c.ed.mint(claims().and("x", "1").and("x", "2")))
+	c.invalid("claim sub twice, once in escapes", c.ed.text(c.ed.header().String(), strings.TrimSuffix(text, "}")+`,"\u0073ub":"x"}`))
+	c.invalid("another issuer first", c.ed.mint(append(object{{"iss", `"https://evil.example"`}}, claims()...)))
+	for _, name := range []string{"iss", "sub", "jti", "sid", "username"} {
+		c.invalid("claim "+name+" of invalid UTF-8", c.ed.mint(claims().with(name, `"`+"a\xffb"+`"`)))
+	}
+	c.invalid("role of invalid UTF-8", c.ed.mint(claims().with("roles", `["`+"\xc3"+`"]`)))
+	c.invalid("audience of invalid UTF-8", c.ed.mint(claims().with("aud", `["internal","`+"\xed\xa0\x80"+`"]`)))
+	c.invalid("unknown claim of invalid UTF-8", c.ed.mint(claims().and("x", `"`+"\xff"+`"`)))
+	c.invalid("name of invalid UTF-8", c.ed.text(c.ed.header().String(), strings.TrimSuffix(text, "}")+`,"`+"\xff"+`":1}`))
+	c.invalid("half a surrogate pair", c.ed.mint(claims().with("username", `"a\ud800"`)))
+	c.invalid("replacement character", c.ed.mint(claims().with("sub", `"a`+"\ufffd"+`"`)))
+	c.invalid("control character in a string", c.ed.mint(claims().with("username", "\"a\nb\"")))
+}
+
+// missing lacks one claim each.
+func (c *cases) missing() {
+	for _, claim := range claims() {
+		c.invalid("claim "+claim.name+" missing", c.ed.mint(claims().without(claim.name)))
+		c.invalid("claim "+claim.name+" null", c.ed.mint(claims().with(claim.name, "null")))
+		if upper := strings.ToUpper(claim.name); upper != claim.name {
+			c.invalid("claim "+claim.name+" in capitals", c.ed.mint(claims().without(claim.name).and(upper, claim.value)))
+		}
+	}
+	c.invalid("nbf in the past", c.ed.mint(claims().and("nbf", at(-60))))
+	c.invalid("nbf in the future", c.ed.mint(claims().and("nbf", at(3600))))
+	c.invalid("nbf null", c.ed.mint(claims().and("nbf", "null")))
+}
+
+// mistyped has one claim each of a type that is not its own.
+func (c *cases) mistyped() {
+	for _, name := range []string{"iss", "sub", "jti", "sid", "username"} {
+		for _, value := range []string{`""`, "1", "true", `["x"]`, `{"x":1}`} {
+			c.invalid(name+" "+value, c.ed.mint(claims().with(name, value)))
+		}
+	}
+	for _, value := range []string{`""`, "[]", "1", "true", "{}", `{"0":"internal"}`, `[""]`, "[1]", "[null]", `["internal",null]`, `["internal",""]`, `["internal",1]`, `[["internal"]]`} {
+		c.invalid("aud "+value, c.ed.mint(claims().with("aud", value)))
+	}
+	for _, value := range []string{`""`, `"admin"`, `"admin editor"`, "1", "true", "{}", `{"admin":true}`, `[""]`, "[1]", "[null]", `["admin",null]`, `[["admin"]]`} {
+		c.invalid("roles "+value, c.ed.mint(claims().with("roles", value)))
+	}
+	for _, value := range []string{`"1"`, "true", "[]", "{}", "-1", "1.0", "1.5", "1e3", "9007199254740992", "9223372036854775808", "1e300"} {
+		c.invalid("ver "+value, c.ed.mint(claims().with("ver", value)))
+	}
+}
+
+// times has numbers that are no times of ours.
+func (c *cases) times() {
+	for _, name := range []string{"iat", "exp"} {
+		for _, value := range []string{
+			`""`, quote(at(60)), "true", "[]", "{}", "[" + at(60) + "]",
+			"-1", "0", "-0", "-" + at(60), at(60) + ".0", at(60) + ".5", "9.46684860e8", "1e300", "-1e300", "1e-300",
+			"253402300800", "9223372036854775807", "9223372036854775808", "-9223372036854775809",
+			"18446744073709551616" + strings.Repeat("0", 400), `"2000-01-01T00:01:00Z"`, at(60) + "000", "0x386d4380", "00946684860", "+" + at(60), "NaN", "Infinity",
+		} {
+			label := value
+			if len(label) > 30 {
+				label = label[:30] + "…"
+			}
+			c.invalid(name+" "+label, c.ed.mint(claims().with(name, value)))
+		}
+	}
+	c.invalid("exp at iat", c.ed.mint(claims().with("exp", at(0))))
+	c.invalid("exp before iat", c.ed.mint(claims().with("iat", at(3600)).with("exp", at(3599))))
+}

@@ -1,0 +1,185 @@
+package token
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"math/big"
+	"slices"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+const (
+	coordinateLength = 32 // bytes of a P-256 coordinate, leading zeros included
+	uncompressed     = 4  // the form octet of SEC 1 section 2.3.3
+)
+
+// JWK returns the key as a JSON Web Key (RFC 7517, RFC 7518 section 6, RFC 8037
+// section 2), in a message that is the caller's own.
+func (k *PublicKey) JWK() *watchwordv1.JsonWebKey {
+	jwk := &watchwordv1.JsonWebKey{Kid: k.kid, Use: "sig", Alg: string(k.alg)}
+	encode := base64.RawURLEncoding.EncodeToString
+	switch key := k.key.(type) {
+	case ed25519.PublicKey:
+		jwk.Kty, jwk.Crv, jwk.X = "OKP", "Ed25519", encode(key)
+	case *ecdsa.PublicKey:
+		// The error would be a point off the curve, which no PublicKey holds.
+		if point, err := key.Bytes(); err == nil {
+			jwk.Kty, jwk.Crv = "EC", "P-256"
+			jwk.X = encode(point[1 : 1+coordinateLength])
+			jwk.Y = encode(point[1+coordinateLength:])
+		}
+	case *rsa.PublicKey:
+		jwk.Kty = "RSA"
+		jwk.N = encode(key.N.Bytes())
+		jwk.E = encode(big.NewInt(int64(key.E)).Bytes())
+	}
+	return jwk
+}
+
+// FromJWK takes a key from a key set. It wants exactly what JWK makes: kty, crv
+// and alg that belong together, use "sig" or none, canonical base64url, a kid that
+// is the key's own thumbprint, and no member of another type of key. So a key has
+// one form and one id, and a kid cannot be lent to another key.
+func FromJWK(jwk *watchwordv1.JsonWebKey) (*PublicKey, error) {
+	key, err := decodeJWK(jwk)
+	if err != nil {
+		return nil, err
+	}
+	k, err := NewPublicKey(key)
+	if err != nil {
+		return nil, err
+	}
+	switch own := k.JWK(); {
+	case jwk.GetUse() != "" && jwk.GetUse() != own.Use:
+		return nil, errors.New("token: JWK is not for signatures")
+	case jwk.GetAlg() != own.Alg:
+		return nil, errors.New("token: JWK has an algorithm that its key is not for")
+	case jwk.GetKid() != own.Kid:
+		return nil, errors.New("token: JWK has a kid that is not its thumbprint")
+	case !sameParameters(jwk, own):
+		return nil, errors.New("token: JWK is not in canonical form")
+	}
+	return k, nil
+}
+
+func sameParameters(a, b *watchwordv1.JsonWebKey) bool {
+	return a.GetKty() == b.GetKty() && a.GetCrv() == b.GetCrv() &&
+		a.GetX() == b.GetX() && a.GetY() == b.GetY() &&
+		a.GetN() == b.GetN() && a.GetE() == b.GetE()
+}
+
+func decodeJWK(jwk *watchwordv1.JsonWebKey) (crypto.PublicKey, error) {
+	switch kty, crv := jwk.GetKty(), jwk.GetCrv(); {
+	case kty == "OKP" && crv == "Ed25519":
+		x, err := decodeParameter("x", jwk.GetX())
+		return ed25519.PublicKey(x), err
+	case kty == "EC" && crv == "P-256":
+		return decodeECDSA(jwk)
+	case kty == "RSA" && crv == "":
+		return decodeRSA(jwk)
+	}
+	return nil, errors.New("token: JWK of an unknown type or curve")
+}
+
+func decodeECDSA(jwk *watchwordv1.JsonWebKey) (*ecdsa.PublicKey, error) {
+	x, err := decodeParameter("x", jwk.GetX())
+	if err != nil {
+		return nil, err
+	}
+	y, err := decodeParameter("y", jwk.GetY())
+	if err != nil {
+		return nil, err
+	}
+	// A long x and a short y would make a good point together.
+	if len(x) != coordinateLength || len(y) != coordinateLength {
+		return nil, errors.New("token: JWK with a coordinate of a wrong length")
+	}
+	return parsePoint(slices.Concat([]byte{uncompressed}, x, y))
+}
+
+func decodeRSA(jwk *watchwordv1.JsonWebKey) (*rsa.PublicKey, error) {
+	n, err := decodeParameter("n", jwk.GetN())
+	if err != nil {
+		return nil, err
+	}
+	e, err := decodeParameter("e", jwk.GetE())
+	if err != nil {
+		return nil, err
+	}
+	// Four bytes fit an int; NewPublicKey has the real bounds.
+	if len(e) > 4 {
+		return nil, errors.New("token: JWK with too long an exponent")
+	}
+	exponent := new(big.Int).SetBytes(e).Int64()
+	return &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(exponent)}, nil
+}
+
+func decodeParameter(name, value string) ([]byte, error) {
+	// Far beyond the longest modulus: whoever sends more wants us to work.
+	if len(value) > MaxLength {
+		return nil, fmt.Errorf("token: JWK with too long a parameter %s", name)
+	}
+	decoded, err := segments.DecodeSegment(value)
+	if err != nil {
+		return nil, fmt.Errorf("token: JWK with a malformed parameter %s", name)
+	}
+	return decoded, nil
+}
+
+// The field and the curve of Ed25519 (RFC 8032 section 5.1):
+// -x² + y² = 1 + d·x²·y² modulo 2²⁵⁵-19, with d = -121665/121666.
+var (
+	one         = big.NewInt(1)
+	fieldPrime  = new(big.Int).Sub(new(big.Int).Lsh(one, 255), big.NewInt(19))
+	edwardsD, _ = new(big.Int).SetString("52036cee2b6ffe738cc740797779e89800700a4d4141d8ab75eb4dca135978a3", 16)
+)
+
+// checkEdwards refuses what is not the canonical form of a point on the curve
+// (RFC 8032 section 5.1.3), and the points whose order divides 8: those accept
+// signatures that nobody made. Go's ed25519 looks at neither when it is given a
+// key. It need not be fast or in constant time: keys are public, and few.
+func checkEdwards(key ed25519.PublicKey) error {
+	if len(key) != ed25519.PublicKeySize {
+		return errors.New("token: Ed25519 key of a wrong length")
+	}
+	encoded := bytes.Clone(key)
+	slices.Reverse(encoded)
+	odd := encoded[0]&0x80 != 0 // the sign of x
+	encoded[0] &= 0x7f
+	y := new(big.Int).SetBytes(encoded)
+	if y.Cmp(fieldPrime) >= 0 {
+		return errors.New("token: Ed25519 key is not in canonical form")
+	}
+	yy := product(y, y)
+	// x² = (y² - 1) / (d·y² + 1); the divisor is never zero, as -1/d is no square.
+	u := new(big.Int).Sub(yy, one)
+	v := new(big.Int).Add(product(edwardsD, yy), one)
+	xx := product(u, new(big.Int).ModInverse(v, fieldPrime))
+	switch {
+	case big.Jacobi(xx, fieldPrime) < 0, xx.Sign() == 0 && odd:
+		return errors.New("token: Ed25519 key is not on the curve")
+	case smallOrder(xx, yy):
+		return errors.New("token: Ed25519 key has a small order")
+	}
+	return nil
+}
+
+// smallOrder tells the eight points whose order divides 8, by squares of their
+// coordinates: x is 0 for orders 1 and 2, y is 0 for order 4. A point of order 8
+// doubles to one of order 4, and by the law of addition y becomes 0 if x² = -y².
+func smallOrder(xx, yy *big.Int) bool {
+	sum := new(big.Int).Add(xx, yy)
+	return xx.Sign() == 0 || yy.Sign() == 0 || sum.Mod(sum, fieldPrime).Sign() == 0
+}
+
+func product(a, b *big.Int) *big.Int {
+	p := new(big.Int).Mul(a, b)
+	return p.Mod(p, fieldPrime)
+}

@@ -1,0 +1,176 @@
+package token
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"math"
+	"math/big"
+	"slices"
+
+	"github.com/golang-jwt/jwt/v5"
+)
+
+// Algorithm is a signature algorithm by its registered name (RFC 7518 section
+// 3.1, RFC 8037 section 3.1).
+type Algorithm string
+
+// The algorithms that an access token may be signed with.
+const (
+	EdDSA Algorithm = "EdDSA" // with Ed25519
+	ES256 Algorithm = "ES256" // ECDSA with P-256 and SHA-256
+	RS256 Algorithm = "RS256" // RSASSA-PKCS1-v1_5 with SHA-256
+)
+
+// ParseAlgorithm returns the algorithm of that name. Names are case-sensitive
+// (RFC 7515 section 4.1.1).
+func ParseAlgorithm(s string) (Algorithm, error) {
+	switch a := Algorithm(s); a {
+	case EdDSA, ES256, RS256:
+		return a, nil
+	}
+	return "", fmt.Errorf("token: algorithm %q is none of %s, %s, %s", s, EdDSA, ES256, RS256)
+}
+
+// method is golang-jwt's part in an algorithm. Its table of methods by name isn't
+// asked, because any package in the process may write to that.
+func (a Algorithm) method() jwt.SigningMethod {
+	switch a {
+	case EdDSA:
+		return jwt.SigningMethodEdDSA
+	case ES256:
+		return jwt.SigningMethodES256
+	default:
+		return jwt.SigningMethodRS256
+	}
+}
+
+// PublicKey checks signatures, by one algorithm. It cannot be changed.
+type PublicKey struct {
+	kid string
+	alg Algorithm
+	key crypto.PublicKey // ed25519.PublicKey, *ecdsa.PublicKey or *rsa.PublicKey
+}
+
+const (
+	// kidLength is 96 bits of thumbprint: no two keys share that by chance.
+	kidLength = 16
+	// Moduli below are too weak (RFC 7518 section 3.3); those above would make
+	// the signature alone a good part of MaxLength, and its check slow.
+	minModulusBits = 2048
+	maxModulusBits = 4096
+	// minExponent is FIPS 186-5's lower bound. Smaller ones are sound only as
+	// long as every check of the padding is.
+	minExponent = 65537
+)
+
+// NewPublicKey takes an ed25519.PublicKey, an *ecdsa.PublicKey on P-256, or an
+// *rsa.PublicKey of 2048 to 4096 bits, and copies it. The key's type decides
+// the algorithm. It refuses keys that are not what they seem: a point off its
+// curve, one of small order, an exponent that is too small.
+func NewPublicKey(key crypto.PublicKey) (*PublicKey, error) {
+	k, err := clonePublicKey(key)
+	if err != nil {
+		return nil, err
+	}
+	k.kid = thumbprint(k)[:kidLength]
+	return k, nil
+}
+
+func clonePublicKey(key crypto.PublicKey) (*PublicKey, error) {
+	switch key := key.(type) {
+	case ed25519.PublicKey:
+		if err := checkEdwards(key); err != nil {
+			return nil, err
+		}
+		return &PublicKey{alg: EdDSA, key: slices.Clone(key)}, nil
+	case *ecdsa.PublicKey:
+		clone, err := cloneECDSA(key)
+		if err != nil {
+			return nil, err
+		}
+		return &PublicKey{alg: ES256, key: clone}, nil
+	case *rsa.PublicKey:
+		if err := checkRSA(key); err != nil {
+			return nil, err
+		}
+		return &PublicKey{alg: RS256, key: &rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E}}, nil
+	}
+	return nil, fmt.Errorf("token: a key of type %T signs no tokens", key)
+}
+
+func cloneECDSA(key *ecdsa.PublicKey) (*ecdsa.PublicKey, error) {
+	if key == nil || key.Curve != elliptic.P256() {
+		return nil, errors.New("token: ECDSA key is not on P-256")
+	}
+	point, err := key.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("token: ECDSA key: %w", err)
+	}
+	return parsePoint(point)
+}
+
+// parsePoint refuses a point that is not on the curve.
+func parsePoint(uncompressed []byte) (*ecdsa.PublicKey, error) {
+	key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), uncompressed)
+	if err != nil {
+		return nil, fmt.Errorf("token: ECDSA key: %w", err)
+	}
+	return key, nil
+}
+
+func checkRSA(key *rsa.PublicKey) error {
+	if key == nil || key.N == nil {
+		return errors.New("token: RSA key is empty")
+	}
+	if n := key.N.BitLen(); n < minModulusBits || n > maxModulusBits || key.N.Sign() < 0 || key.N.Bit(0) == 0 {
+		return fmt.Errorf("token: RSA modulus is not an odd number of %d to %d bits", minModulusBits, maxModulusBits)
+	}
+	if key.E < minExponent || key.E > math.MaxInt32 || key.E%2 == 0 {
+		return fmt.Errorf("token: RSA exponent is not an odd number of 32 bits from %d", minExponent)
+	}
+	return nil
+}
+
+// KID is the key's id: the first 16 characters of its thumbprint (RFC 7638).
+func (k *PublicKey) KID() string { return k.kid }
+
+// Algorithm is the one algorithm that the key is for (RFC 8725 section 3.1).
+func (k *PublicKey) Algorithm() Algorithm { return k.alg }
+
+// verify checks the signature (RFC 7515 section 5.2). The header has been no part
+// of the decision how. golang-jwt wants exactly 64 bytes for ES256, and Go's
+// packages as many as the algorithm has for the others.
+func (k *PublicKey) verify(p parts) error {
+	signature, err := segments.DecodeSegment(p.signature)
+	if err != nil {
+		return errForm
+	}
+	if k.alg.method().Verify(p.input, signature, k.key) != nil {
+		return errSignature
+	}
+	return nil
+}
+
+// thumbprint hashes the members that define the key, in the order of their names
+// and without white space (RFC 7638 section 3.2 and RFC 8037 section 2). Their
+// values are base64url and registered names, so there is nothing to escape.
+func thumbprint(k *PublicKey) string {
+	var text string
+	switch j := k.JWK(); k.alg {
+	case EdDSA:
+		text = `{"crv":"` + j.Crv + `","kty":"` + j.Kty + `","x":"` + j.X + `"}`
+	case ES256:
+		text = `{"crv":"` + j.Crv + `","kty":"` + j.Kty + `","x":"` + j.X + `","y":"` + j.Y + `"}`
+	default:
+		text = `{"e":"` + j.E + `","kty":"` + j.Kty + `","n":"` + j.N + `"}`
+	}
+	sum := sha256.Sum256([]byte(text))
+	return base64.RawURLEncoding.EncodeToString(sum[:])
+}

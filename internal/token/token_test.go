@@ -1,0 +1,210 @@
+package token_test
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/token/tokentest"
+)
+
+var algorithms = []token.Algorithm{token.EdDSA, token.ES256, token.RS256}
+
+// typical is what a user with three roles gets.
+func typical() *token.Claims {
+	start := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
+	return &token.Claims{
+		Issuer:    "https://login.example.internal",
+		Subject:   "Vg5qT0yZc3RhbmRz",
+		ID:        "kF3x9_Qm-2A",
+		SessionID: "b8Xw-1pLrS_4nQe0",
+		Username:  "margaret",
+		Audience:  []string{"internal", "billing"},
+		Roles:     []string{"admin", "editor", "viewer"},
+		IssuedAt:  start,
+		ExpiresAt: start.Add(5 * time.Minute),
+		Version:   start.Unix(),
+	}
+}
+
+func generateKey(t testing.TB, alg token.Algorithm) *token.SigningKey {
+	t.Helper()
+	key, err := token.GenerateKey(alg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func sign(t testing.TB, key *token.SigningKey, c *token.Claims) string {
+	t.Helper()
+	raw, err := token.Sign(key, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func TestSignedIsParsed(t *testing.T) {
+	for _, alg := range algorithms {
+		t.Run(string(alg), func(t *testing.T) {
+			key := generateKey(t, alg)
+			raw := sign(t, key, typical())
+			got, err := token.Parse(raw, finder(key.Public()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := typical(); !reflect.DeepEqual(got, want) {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+			wantHeader(t, raw, key.Public())
+		})
+	}
+}
+
+// wantHeader holds the header to the three parameters of the contract.
+func wantHeader(t *testing.T, raw string, key *token.PublicKey) {
+	t.Helper()
+	part, _, _ := strings.Cut(raw, ".")
+	text, err := base64.RawURLEncoding.DecodeString(part)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var header map[string]any
+	if err := json.Unmarshal(text, &header); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]any{"alg": string(key.Algorithm()), "typ": "at+jwt", "kid": key.KID()}
+	if !reflect.DeepEqual(header, want) {
+		t.Errorf("header %v, want %v", header, want)
+	}
+}
+
+func TestSignCutsFractions(t *testing.T) {
+	key := generateKey(t, token.EdDSA)
+	c := typical()
+	c.IssuedAt = c.IssuedAt.Add(999 * time.Millisecond).In(time.FixedZone("", 3600))
+	c.ExpiresAt = c.ExpiresAt.Add(time.Nanosecond)
+	got, err := token.Parse(sign(t, key, c), finder(key.Public()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := typical(); got.IssuedAt != want.IssuedAt || got.ExpiresAt != want.ExpiresAt {
+		t.Errorf("times %v and %v, want %v and %v", got.IssuedAt, got.ExpiresAt, want.IssuedAt, want.ExpiresAt)
+	}
+}
+
+func TestSignWithoutRoles(t *testing.T) {
+	key := generateKey(t, token.EdDSA)
+	c := typical()
+	c.Roles = nil
+	got, err := token.Parse(sign(t, key, c), finder(key.Public()))
+	if err != nil || len(got.Roles) != 0 {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+// What a token costs is paid with every call, and headers have bounds.
+func TestSize(t *testing.T) {
+	raw := sign(t, generateKey(t, token.EdDSA), typical())
+	t.Logf("a token with three roles and two audiences has %d bytes", len(raw))
+	if len(raw) >= 500 {
+		t.Errorf("%d bytes, want fewer than 500", len(raw))
+	}
+}
+
+func TestSignRefuses(t *testing.T) {
+	key := generateKey(t, token.EdDSA)
+	for name, spoil := range map[string]func(*token.Claims){
+		"no issuer":            func(c *token.Claims) { c.Issuer = "" },
+		"no subject":           func(c *token.Claims) { c.Subject = "" },
+		"no id":                func(c *token.Claims) { c.ID = "" },
+		"no session":           func(c *token.Claims) { c.SessionID = "" },
+		"no username":          func(c *token.Claims) { c.Username = "" },
+		"username not UTF-8":   func(c *token.Claims) { c.Username = "a\xff" },
+		"no audience":          func(c *token.Claims) { c.Audience = nil },
+		"empty audience":       func(c *token.Claims) { c.Audience = []string{"internal", ""} },
+		"empty role":           func(c *token.Claims) { c.Roles = []string{""} },
+		"no time of issue":     func(c *token.Claims) { c.IssuedAt = time.Time{} },
+		"no expiry":            func(c *token.Claims) { c.ExpiresAt = time.Time{} },
+		"expiry at issue":      func(c *token.Claims) { c.ExpiresAt = c.IssuedAt.Add(time.Millisecond) },
+		"expiry in year 10000": func(c *token.Claims) { c.ExpiresAt = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) },
+		"negative version":     func(c *token.Claims) { c.Version = -1 },
+		"version beyond JSON":  func(c *token.Claims) { c.Version = 1 << 53 },
+		"too many roles":       func(c *token.Claims) { c.Roles = strings.Split(strings.Repeat("role ", 2000)+"end", " ") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := typical()
+			spoil(c)
+			raw, err := token.Sign(key, c)
+			if err == nil || raw != "" || errors.Is(err, token.ErrInvalid) {
+				t.Errorf("got %q, %v", raw, err)
+			}
+		})
+	}
+	for _, key := range []*token.SigningKey{nil, {}} {
+		if _, err := token.Sign(key, typical()); err == nil {
+			t.Error("signed without a key")
+		}
+	}
+	if _, err := token.Sign(key, nil); err == nil {
+		t.Error("signed nothing")
+	}
+}
+
+// The finder is the caller's code: whatever it answers, a token passes by the key
+// that it names alone.
+func TestParseDistrustsFind(t *testing.T) {
+	key, other := generateKey(t, token.EdDSA), generateKey(t, token.EdDSA)
+	raw := sign(t, key, typical())
+	for name, find := range map[string]func(string) *token.PublicKey{
+		"nil":         nil,
+		"no key":      func(string) *token.PublicKey { return nil },
+		"zero key":    func(string) *token.PublicKey { return &token.PublicKey{} },
+		"another key": func(string) *token.PublicKey { return other.Public() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := token.Parse(raw, find)
+			wantInvalid(t, raw, got, err)
+		})
+	}
+}
+
+func TestParseDoesNotAskForLongTokens(t *testing.T) {
+	find := func(string) *token.PublicKey {
+		t.Error("asked for a key")
+		return nil
+	}
+	raw := strings.Repeat("A", token.MaxLength+1)
+	got, err := token.Parse(raw, find)
+	wantInvalid(t, raw, got, err)
+}
+
+// A refusal is what a flood of forged tokens costs.
+func TestRefusalIsCheap(t *testing.T) {
+	suite := tokentest.Load(t)
+	raw := suite.Cases[0].Token
+	none := func(string) *token.PublicKey { return nil }
+	allocs := testing.AllocsPerRun(100, func() { _, _ = token.Parse(raw, none) })
+	if allocs > 20 {
+		t.Errorf("%v allocations to refuse a token of an unknown key", allocs)
+	}
+}
+
+func TestParseAlgorithm(t *testing.T) {
+	for _, alg := range algorithms {
+		if got, err := token.ParseAlgorithm(string(alg)); err != nil || got != alg {
+			t.Errorf("%s: got %s, %v", alg, got, err)
+		}
+	}
+	for _, s := range []string{"", "none", "HS256", "eddsa", "Ed25519", "ES384", "RS512", "PS256"} {
+		if got, err := token.ParseAlgorithm(s); err == nil {
+			t.Errorf("%q: got %s", s, got)
+		}
+	}
+}

@@ -1,0 +1,112 @@
+package token_test
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/token/tokentest"
+)
+
+var update = flag.Bool("update", false, "write tokentest/tokens.json anew, with the keys that it has")
+
+// TestVectors checks every token of the committed file, and that the file is what
+// the generator makes.
+func TestVectors(t *testing.T) {
+	generated := generate(t)
+	if *update {
+		if err := os.WriteFile(suiteFile, generated, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		t.Skip("tokens.json written; the file built into this test is the old one")
+	}
+	committed, err := os.ReadFile(suiteFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(generated, committed) {
+		t.Error("tokens.json is not what the generator makes: run with -update")
+	}
+	suite := tokentest.Load(t)
+	find := finder(suiteKeys(t, suite)...)
+	seen := map[string]bool{}
+	for _, c := range suite.Cases {
+		if seen[c.Name] {
+			t.Errorf("two cases are named %q", c.Name)
+		}
+		seen[c.Name] = true
+		t.Run(c.Name, func(t *testing.T) {
+			got, err := token.Parse(c.Token, find)
+			if c.Parse == tokentest.OK {
+				wantClaims(t, got, err)
+				return
+			}
+			wantInvalid(t, c.Token, got, err)
+		})
+	}
+}
+
+func wantClaims(t *testing.T, got *token.Claims, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("refused: %v", err)
+	}
+	if got.Subject != "Vg5qT0yZc3RhbmRz" || got.SessionID != "b8Xw-1pLrS_4nQe0" || got.ID != "kF3x9_Qm-2A" {
+		t.Errorf("wrong claims: %+v", got)
+	}
+}
+
+// wantInvalid also holds the error to saying nothing of the token: whatever it
+// repeated might end in a log.
+func wantInvalid(t *testing.T, raw string, got *token.Claims, err error) {
+	t.Helper()
+	if !errors.Is(err, token.ErrInvalid) {
+		t.Fatalf("error %v, want one that is ErrInvalid", err)
+	}
+	if got != nil {
+		t.Errorf("an error and claims: %+v", got)
+	}
+	text := err.Error()
+	if strings.ContainsAny(text, "\"'\n\\") || len(text) > 100 {
+		t.Errorf("error may quote the token: %q", text)
+	}
+	for _, secret := range append(strings.Split(raw, "."), issuer, "evil", "alice", "billing", "AAAAAAAA") {
+		if len(secret) >= 5 && strings.Contains(text, secret) && secret != "token" {
+			t.Errorf("error %q repeats %q", text, secret)
+		}
+	}
+}
+
+func TestWycheproofIsNoAccessToken(t *testing.T) {
+	find := finder(suiteKeys(t, tokentest.Load(t))...)
+	for _, raw := range tokentest.Wycheproof(t) {
+		got, err := token.Parse(raw, find)
+		wantInvalid(t, raw, got, err)
+	}
+}
+
+// suiteKeys are the suite's keys: EdDSA, ES256, RS256.
+func suiteKeys(t testing.TB, suite tokentest.Suite) []*token.PublicKey {
+	t.Helper()
+	var keys []*token.PublicKey
+	for _, k := range suite.Keys {
+		key, err := token.FromJWK(k.JWK)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, key)
+	}
+	return keys
+}
+
+func finder(keys ...*token.PublicKey) func(string) *token.PublicKey {
+	byID := map[string]*token.PublicKey{}
+	for _, k := range keys {
+		byID[k.KID()] = k
+	}
+	return func(kid string) *token.PublicKey { return byID[kid] }
+}
