@@ -3,7 +3,6 @@ package authn_test
 import (
 	"context"
 	"io"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -118,6 +117,7 @@ func TestContextBoundsTheWaitAlone(t *testing.T) {
 		}
 
 		// A bundle that came in time goes on after the wait's context has ended.
+		synctest.Wait() // for the end of the stream before
 		key := newKey(t)
 		ctx, cancel = context.WithCancel(t.Context())
 		ready := make(chan *watch)
@@ -154,7 +154,9 @@ func TestWithoutWaiting(t *testing.T) {
 		}
 		// It goes on trying, for the server may be replaced.
 		watch := <-server.streams
-		watch.tell(snapshot(trustState(key)))
+		watch.tell(chunk(&watchwordv1.SnapshotChunk{TrustState: trustState(key)}), heartbeat(time.Now()))
+		w.wants(t, mint(t, key), "BUNDLE_STALE")
+		watch.tell(chunk(&watchwordv1.SnapshotChunk{Last: true}))
 		w.wants(t, mint(t, key), "BUNDLE_STALE")
 		watch.tell(heartbeat(time.Now()))
 		if err := w.Ready(t.Context()); err != nil {
@@ -238,6 +240,14 @@ func TestUnreadableKeyIsLeftOut(t *testing.T) {
 func TestSilentStreamIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)
+		for range 10 {
+			select {
+			case <-w.server.streams:
+				t.Fatal("a stream with heartbeats was replaced")
+			case <-time.After(30 * time.Second):
+				w.watch.tell(heartbeat(time.Now()))
+			}
+		}
 		began := time.Now()
 		again := <-w.server.streams // the first one just says nothing more
 		if waited := time.Since(began); waited < time.Minute || waited > 2*time.Minute {
@@ -278,8 +288,8 @@ func TestBackoff(t *testing.T) {
 type handFed struct {
 	grpc.ClientConnInterface
 	asked    chan struct{}
-	messages chan *message
-	peer     *peer.Peer // by the call option
+	messages chan *message // nil ends a stream
+	peer     *peer.Peer    // by the call option
 }
 
 type handFedStream struct {
@@ -310,8 +320,8 @@ func (s *handFedStream) RecvMsg(into any) error {
 		return s.ctx.Err()
 	}
 	select {
-	case m, ok := <-s.messages:
-		if !ok {
+	case m := <-s.messages:
+		if m == nil {
 			return io.EOF
 		}
 		proto.Merge(into.(proto.Message), m)
@@ -407,95 +417,4 @@ func TestConcurrentVerify(t *testing.T) {
 	close(stop)
 	judges.Wait()
 	w.wants(t, raw, "TOKEN_REVOKED")
-}
-
-// elsewhere is a connection whose other end has a different address.
-type elsewhere struct {
-	net.Conn
-	addr net.Addr
-}
-
-func (e elsewhere) RemoteAddr() net.Addr { return e.addr }
-
-func TestPlaintextToAnotherMachine(t *testing.T) {
-	remote := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 50051}
-	for name, test := range map[string]struct {
-		addr net.Addr
-		opts []authn.Option
-		want codes.Code
-	}{
-		"another machine":  {remote, nil, codes.FailedPrecondition},
-		"another, IPv6":    {&net.TCPAddr{IP: net.ParseIP("2001:db8::1"), Port: 1}, nil, codes.FailedPrecondition},
-		"told to":          {remote, []authn.Option{authn.WithPlaintextFromOtherHosts()}, codes.OK},
-		"loopback":         {&net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: 1}, nil, codes.OK},
-		"loopback, IPv6":   {&net.TCPAddr{IP: net.IPv6loopback, Port: 1}, nil, codes.OK},
-		"Unix socket":      {&net.UnixAddr{Name: "/run/w.sock", Net: "unix"}, nil, codes.OK},
-		"name of loopback": {otherAddr("localhost:1"), nil, codes.FailedPrecondition},
-		"guest's host":     {otherAddr("host(2):1"), nil, codes.FailedPrecondition},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				server := &trustServer{streams: make(chan *watch)}
-				listener, stop := serve(func(r *grpc.Server) { watchwordv1.RegisterTrustServiceServer(r, server) })
-				defer stop()
-				conn := dial(listener, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-					c, err := listener.DialContext(ctx)
-					return elsewhere{c, test.addr}, err
-				}))
-				defer conn.Close()
-				key := newKey(t)
-				v := newVerifier(t, conn, append(test.opts, authn.WithAudience("internal"))...)
-				(<-server.streams).tell(snapshot(trustState(key)), heartbeat(time.Now()))
-				err := v.Ready(t.Context())
-				if status.Code(err) != test.want {
-					t.Fatal(err)
-				}
-				_, verr := v.Verify(t.Context(), mint(t, key))
-				if test.want == codes.OK {
-					if verr != nil {
-						t.Error(verr)
-					}
-					return
-				}
-				if !strings.Contains(err.Error(), "WithPlaintextFromOtherHosts") || authn.Reason(verr) != watchwordv1.ErrorReason_ERROR_REASON_BUNDLE_STALE {
-					t.Errorf("%v; Verify: %v", err, verr)
-				}
-			})
-		})
-	}
-}
-
-type otherAddr string
-
-func (otherAddr) Network() string  { return "vsock" }
-func (a otherAddr) String() string { return string(a) }
-
-func TestConnectionsThatAreNoClientConn(t *testing.T) {
-	for name, test := range map[string]struct {
-		peer *peer.Peer
-		want codes.Code
-	}{
-		"nobody":     {nil, codes.FailedPrecondition},
-		"empty":      {&peer.Peer{}, codes.FailedPrecondition},
-		"in memory":  {&peer.Peer{Addr: &net.UnixAddr{Net: "unix"}}, codes.OK},
-		"protected":  {&peer.Peer{AuthInfo: secure{}}, codes.OK},
-		"says TLS":   {&peer.Peer{AuthInfo: credentials.TLSInfo{}}, codes.FailedPrecondition},
-		"really TLS": {&peer.Peer{AuthInfo: credentials.TLSInfo{CommonAuthInfo: secure{}.GetCommonAuthInfo()}}, codes.OK},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				conn := newHandFed()
-				conn.peer = test.peer
-				v := newVerifier(t, conn, authn.WithAudience("internal"))
-				<-conn.asked
-				conn.messages <- snapshot(trustState(newKey(t)))
-				<-conn.asked
-				conn.messages <- heartbeat(time.Now())
-				synctest.Wait()
-				if err := v.Ready(t.Context()); status.Code(err) != test.want {
-					t.Error(err)
-				}
-			})
-		})
-	}
 }

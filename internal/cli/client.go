@@ -159,10 +159,11 @@ func explain(err error) string {
 	case errors.Is(err, password.ErrTooWeak), errors.Is(err, store.ErrSchema):
 		return err.Error()
 	}
-	s, ok := status.FromError(err)
-	if !ok {
+	var refusal interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &refusal) {
 		return err.Error()
 	}
+	s := refusal.GRPCStatus()
 	if reason := authn.Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
 		return strings.TrimPrefix(reason.String(), "ERROR_REASON_") + ": " + s.Message()
 	}

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
+	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/internal/rpc"
 )
 
@@ -53,7 +54,10 @@ func (s *Server) grpcOptions(p *parts, m *metrics, tlsConfig *tls.Config) []grpc
 	logged := selector.MatchFunc(func(_ context.Context, c interceptors.CallMeta) bool {
 		return !strings.HasPrefix(c.Service, "grpc.") // probes of health would drown the rest
 	})
-	finish := []logging.Option{logging.WithLogOnEvents(logging.FinishCall), logging.WithLevels(logLevel)}
+	finish := []logging.Option{logging.WithLogOnEvents(logging.FinishCall), logging.WithLevels(logLevel),
+		logging.WithErrorFields(func(err error) logging.Fields {
+			return logging.Fields{"reason", strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")}
+		})}
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
 	errs := rpc.Errors{Logger: s.logger, RetryAfter: p.passwords.RetryAfter}
 	opts := []grpc.ServerOption{

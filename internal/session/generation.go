@@ -49,7 +49,7 @@ func present(g store.Generations, presented int64, now time.Time, grace time.Dur
 		return advance(g, now, grace), advanced
 	case withinGrace(g, presented, now, grace):
 		return g, repeated
-	case presented == g.Spent:
+	case presented == g.Spent && presented != 0: // 0 is "none", and was never issued
 		return retryLate(g, now), advanced
 	}
 	return g, reused

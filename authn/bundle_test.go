@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
 )
 
 func TestClockTakesTheLargestOffset(t *testing.T) {
@@ -18,7 +19,7 @@ func TestClockTakesTheLargestOffset(t *testing.T) {
 		c := newClock()
 		off := func(want time.Duration) {
 			t.Helper()
-			if got := c.now().Sub(time.Now()); got != want {
+			if got := time.Until(c.now()); got != want {
 				t.Errorf("%v off, want %v", got, want)
 			}
 		}
@@ -102,4 +103,54 @@ func TestPrune(t *testing.T) {
 		time.Sleep(time.Hour)
 		has(0, 0)
 	})
+}
+
+// A token that was checked under one trust state is judged under the present one:
+// a key that was withdrawn in between is not trusted, one that was named again is.
+func TestTrustChangesWhileATokenIsChecked(t *testing.T) {
+	key, err := token.GenerateKey(token.ES256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	raw, err := token.Sign(key, &token.Claims{
+		Issuer: "i", Subject: "u", ID: "t", SessionID: "s", Username: "n", Audience: []string{"a"},
+		IssuedAt: now, ExpiresAt: now.Add(time.Minute),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBundle(slog.New(slog.DiscardHandler), 0)
+	trust := func(keys ...*watchwordv1.VerificationKey) {
+		t.Helper()
+		if err := b.learn(&watchwordv1.Change{TrustState: &watchwordv1.TrustState{
+			Issuer: "i", MaxTokenLifetime: durationpb.New(time.Minute), Keys: keys,
+		}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	named := func() *watchwordv1.VerificationKey {
+		return &watchwordv1.VerificationKey{Key: key.Public().JWK()}
+	}
+	trust(named())
+	b.beat(now, true)
+	checked, reason := b.authenticate(raw)
+	if reason != accepted {
+		t.Fatal(reason)
+	}
+	judged := func(want watchwordv1.ErrorReason) {
+		t.Helper()
+		if got := b.judge(checked, audience{any: true}); got != want {
+			t.Errorf("%v, want %v", got, want)
+		}
+	}
+	judged(accepted)
+	trust(named())
+	judged(accepted)
+	trust()
+	judged(tokenInvalid)
+	trust(named()) // a new key as far as we know: check the token again
+	judged(tokenInvalid)
+	b.close()
+	judged(bundleStale)
 }

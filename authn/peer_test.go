@@ -1,0 +1,133 @@
+package authn_test
+
+import (
+	"context"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// elsewhere is a connection whose other end has a different address.
+type elsewhere struct {
+	net.Conn
+	addr net.Addr
+}
+
+func (e elsewhere) RemoteAddr() net.Addr { return e.addr }
+
+func TestPlaintextToAnotherMachine(t *testing.T) {
+	remote := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 50051}
+	for name, test := range map[string]struct {
+		addr net.Addr
+		opts []authn.Option
+		want codes.Code
+	}{
+		"another machine":  {remote, nil, codes.FailedPrecondition},
+		"another, IPv6":    {&net.TCPAddr{IP: net.ParseIP("2001:db8::1"), Port: 1}, nil, codes.FailedPrecondition},
+		"told to":          {remote, []authn.Option{authn.WithPlaintextFromOtherHosts()}, codes.OK},
+		"loopback":         {&net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: 1}, nil, codes.OK},
+		"loopback, IPv6":   {&net.TCPAddr{IP: net.IPv6loopback, Port: 1}, nil, codes.OK},
+		"Unix socket":      {&net.UnixAddr{Name: "/run/w.sock", Net: "unix"}, nil, codes.OK},
+		"name of loopback": {otherAddr("localhost:1"), nil, codes.FailedPrecondition},
+		"guest's host":     {otherAddr("host(2):1"), nil, codes.FailedPrecondition},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := &trustServer{streams: make(chan *watch)}
+				listener, stop := serve(func(r *grpc.Server) { watchwordv1.RegisterTrustServiceServer(r, server) })
+				defer stop()
+				conn := dial(listener, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+					c, err := listener.DialContext(ctx)
+					return elsewhere{c, test.addr}, err
+				}))
+				defer conn.Close()
+				key := newKey(t)
+				v := newVerifier(t, conn, append(test.opts, authn.WithAudience("internal"))...)
+				(<-server.streams).tell(snapshot(trustState(key)), heartbeat(time.Now()))
+				err := v.Ready(t.Context())
+				if status.Code(err) != test.want {
+					t.Fatal(err)
+				}
+				_, verr := v.Verify(t.Context(), mint(t, key))
+				if test.want == codes.OK {
+					if verr != nil {
+						t.Error(verr)
+					}
+					return
+				}
+				if !strings.Contains(err.Error(), "WithPlaintextFromOtherHosts") || authn.Reason(verr) != watchwordv1.ErrorReason_ERROR_REASON_BUNDLE_STALE {
+					t.Errorf("%v; Verify: %v", err, verr)
+				}
+			})
+		})
+	}
+}
+
+type otherAddr string
+
+func (otherAddr) Network() string  { return "vsock" }
+func (a otherAddr) String() string { return string(a) }
+
+func TestConnectionsThatAreNoClientConn(t *testing.T) {
+	for name, test := range map[string]struct {
+		peer *peer.Peer
+		want codes.Code
+	}{
+		"nobody":     {nil, codes.FailedPrecondition},
+		"empty":      {&peer.Peer{}, codes.FailedPrecondition},
+		"in memory":  {&peer.Peer{Addr: &net.UnixAddr{Net: "unix"}}, codes.OK},
+		"protected":  {&peer.Peer{AuthInfo: secure{}}, codes.OK},
+		"says TLS":   {&peer.Peer{AuthInfo: credentials.TLSInfo{}}, codes.FailedPrecondition},
+		"really TLS": {&peer.Peer{AuthInfo: credentials.TLSInfo{CommonAuthInfo: secure{}.GetCommonAuthInfo()}}, codes.OK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				conn := newHandFed()
+				conn.peer = test.peer
+				v := newVerifier(t, conn, authn.WithAudience("internal"))
+				<-conn.asked
+				conn.messages <- snapshot(trustState(newKey(t)))
+				<-conn.asked
+				conn.messages <- heartbeat(time.Now())
+				synctest.Wait()
+				if err := v.Ready(t.Context()); status.Code(err) != test.want {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// Who gets in between later, when a stream is opened again, replaces no key.
+func TestKeysOfALaterStrangerAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := newHandFed()
+		w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal")), key: newKey(t)}
+		forger := newKey(t)
+		feed := func(m *message) {
+			conn.messages <- m
+			<-conn.asked
+		}
+		<-conn.asked
+		feed(snapshot(trustState(w.key)))
+		feed(heartbeat(time.Now()))
+		conn.peer = &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 50051}}
+		feed(nil)
+		for range 3 { // each ends a stream
+			feed(snapshot(trustState(forger)))
+			w.wants(t, mint(t, forger), "TOKEN_INVALID")
+			w.wants(t, mint(t, w.key), "ok")
+		}
+	})
+}

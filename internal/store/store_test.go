@@ -1,0 +1,366 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func open(t *testing.T) *store.Store {
+	t.Helper()
+	return openAt(t, filepath.Join(t.TempDir(), "test.db"))
+}
+
+func openAt(t *testing.T, path string) *store.Store {
+	t.Helper()
+	s, err := store.Open(t.Context(), "sqlite:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func setting(t *testing.T, s *store.Store, name string) (value string) {
+	t.Helper()
+	err := s.Read(t.Context(), func(tx *store.Tx) (err error) {
+		value, err = tx.Setting(name)
+		if errors.Is(err, store.ErrNotFound) {
+			err = nil
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+func set(name, value string) func(*store.Tx) error {
+	return func(tx *store.Tx) error { return tx.SetSetting(name, value) }
+}
+
+func TestWriteIsThereAfterReopening(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a b%20c?.db") // a name that must not be read as a URI
+	s, err := store.Open(t.Context(), "sqlite:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Write(t.Context(), set("a", "1")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("file %v, %v", info, err)
+	}
+	if got := setting(t, openAt(t, path), "a"); got != "1" {
+		t.Fatalf("a = %q", got)
+	}
+}
+
+// block occupies the writer until release is called, so that what is written
+// meanwhile becomes one group.
+func block(t *testing.T, s *store.Store) (release func()) {
+	t.Helper()
+	entered, leave := make(chan struct{}), make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- s.Write(context.Background(), func(*store.Tx) error {
+			close(entered)
+			<-leave
+			return nil
+		})
+	}()
+	<-entered
+	return func() {
+		close(leave)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// group queues writes behind a blocked writer, so that they share a commit, and
+// returns their errors.
+func group(t *testing.T, s *store.Store, writes ...func(*store.Tx) error) []error {
+	t.Helper()
+	release := block(t, s)
+	errs := make([]error, len(writes))
+	var tasks sync.WaitGroup
+	for i, write := range writes {
+		tasks.Go(func() { errs[i] = s.Write(context.Background(), write) })
+	}
+	store.WaitQueued(s, len(writes))
+	release()
+	tasks.Wait()
+	return errs
+}
+
+func TestMembersOfAGroupRefuseAlone(t *testing.T) {
+	s := open(t)
+	refusal := errors.New("refused")
+	errs := group(t, s,
+		set("a", "1"),
+		func(tx *store.Tx) error { return errors.Join(tx.SetSetting("b", "2"), refusal) },
+		func(tx *store.Tx) error {
+			if err := tx.SetSetting("c", "3"); err != nil {
+				return err
+			}
+			panic("a bug")
+		},
+		func(tx *store.Tx) error {
+			u := &store.User{ID: "x", Username: "x"}
+			if err := tx.InsertUser(u); err != nil {
+				return err
+			}
+			if err := tx.InsertUser(u); !errors.Is(err, store.ErrExists) {
+				return fmt.Errorf("second insert: %w", err)
+			}
+			return tx.SetSetting("d", "4")
+		},
+	)
+	if errs[0] != nil || !errors.Is(errs[1], refusal) || errs[2] == nil || errs[3] != nil {
+		t.Fatalf("errors %v", errs)
+	}
+	for name, want := range map[string]string{"a": "1", "b": "", "c": "", "d": "4"} {
+		if got := setting(t, s, name); got != want {
+			t.Errorf("%s = %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestADriversErrorHarmsNoStranger(t *testing.T) {
+	s := open(t)
+	const members = 20
+	writes := make([]func(*store.Tx) error, members)
+	for i := range writes {
+		writes[i] = func(tx *store.Tx) error {
+			if err := tx.SetSetting(fmt.Sprint("n", i), "yes"); err != nil {
+				return err
+			}
+			if i == 7 {
+				return store.FailDriver(tx)
+			}
+			return nil
+		}
+	}
+	for i, err := range group(t, s, writes...) {
+		want := "yes"
+		if i == 7 {
+			want = ""
+			if !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("the one that failed: %v", err)
+			}
+		} else if err != nil {
+			t.Errorf("stranger %d: %v", i, err)
+		}
+		if got := setting(t, s, fmt.Sprint("n", i)); got != want {
+			t.Errorf("n%d = %q, want %q", i, got, want)
+		}
+	}
+}
+
+func TestAFullDiskLeavesNoHalf(t *testing.T) {
+	s := open(t)
+	store.LimitPages(t, s)
+	big := string(make([]byte, 1<<20))
+	writes := []func(*store.Tx) error{
+		set("small1", "yes"),
+		func(tx *store.Tx) error {
+			if err := tx.SetSetting("half", "yes"); err != nil {
+				return err
+			}
+			return tx.SetSetting("big", big)
+		},
+		set("small2", "yes"),
+	}
+	errs := group(t, s, writes...)
+	if errs[0] != nil || !errors.Is(errs[1], store.ErrUnavailable) || errs[2] != nil {
+		t.Fatalf("errors %v", errs)
+	}
+	for name, want := range map[string]string{"small1": "yes", "half": "", "big": "", "small2": "yes"} {
+		if got := setting(t, s, name); got != want {
+			t.Errorf("%s = %q, want %q", name, got[:min(len(got), 10)], want)
+		}
+	}
+}
+
+func TestACallerWhoGivesUpWritesNothingAndHarmsNobody(t *testing.T) {
+	s := open(t)
+	release := block(t, s)
+	ctx, cancel := context.WithCancel(t.Context())
+	gaveUp, stayed := make(chan error, 1), make(chan error, 1)
+	go func() { gaveUp <- s.Write(ctx, set("gave up", "yes")) }()
+	go func() { stayed <- s.Write(context.Background(), set("stayed", "yes")) }()
+	store.WaitQueued(s, 2)
+	cancel()
+	if err := <-gaveUp; !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.Canceled) {
+		t.Fatalf("who gave up: %v", err)
+	}
+	release()
+	if err := <-stayed; err != nil {
+		t.Fatalf("the stranger: %v", err)
+	}
+	if a, b := setting(t, s, "gave up"), setting(t, s, "stayed"); a != "" || b != "yes" {
+		t.Fatalf("gave up %q, stayed %q", a, b)
+	}
+}
+
+func TestEventsAreNumberedWithoutGaps(t *testing.T) {
+	s := open(t)
+	const writers, each = 8, 25
+	var tasks sync.WaitGroup
+	for w := range writers {
+		tasks.Go(func() {
+			for i := range each {
+				err := s.Write(t.Context(), func(tx *store.Tx) error {
+					e := &store.Event{Tag: []byte("t"), Kind: store.SessionEnded, Subject: "s", ExpiresAt: tx.Now().Add(time.Hour)}
+					if err := tx.AppendEvent(e); err != nil {
+						return err
+					}
+					if (w+i)%5 == 0 {
+						return errors.New("rolled back")
+					}
+					return nil
+				})
+				if (err != nil) != ((w+i)%5 == 0) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	tasks.Wait()
+	var events []*store.Event
+	var head int64
+	err := s.Read(t.Context(), func(tx *store.Tx) (err error) {
+		if events, err = tx.Events(0, 1000); err != nil {
+			return err
+		}
+		head, err = tx.Head()
+		return err
+	})
+	if err != nil || head != writers*each*4/5 || len(events) != int(head) {
+		t.Fatalf("%d events, head %d, %v", len(events), head, err)
+	}
+	for i, e := range events {
+		if e.Seq != int64(i+1) {
+			t.Fatalf("event %d has number %d", i, e.Seq)
+		}
+	}
+}
+
+func TestAProcessBesideUs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "test.db")
+	a, b := openAt(t, path), openAt(t, path) // two writers on one file, as the server and the command line
+	var tasks sync.WaitGroup
+	for name, s := range map[string]*store.Store{"a": a, "b": b} {
+		for i := range 100 {
+			tasks.Go(func() {
+				if err := s.Write(t.Context(), set(fmt.Sprint(name, i), "yes")); err != nil {
+					t.Errorf("%s%d: %v", name, i, err)
+				}
+			})
+		}
+	}
+	tasks.Wait()
+	for i := range 100 {
+		if setting(t, a, fmt.Sprint("b", i)) != "yes" || setting(t, b, fmt.Sprint("a", i)) != "yes" {
+			t.Fatalf("write %d is lost", i)
+		}
+	}
+}
+
+func TestPruneSessionsGoesThroughAllInOrder(t *testing.T) {
+	s := open(t)
+	err := s.Write(t.Context(), func(tx *store.Tx) error {
+		for i := range 25 {
+			if err := tx.InsertSession(&store.Session{ID: fmt.Sprintf("s%02d", i), UserID: "u", Audience: []string{"a"}}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for after, more := "", true; more; {
+		err := s.Write(t.Context(), func(tx *store.Tx) (err error) {
+			after, err = tx.PruneSessions(after, 10, func(row *store.Session) bool {
+				seen++
+				return row.ID == "s13"
+			})
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		more = after != ""
+	}
+	var left []*store.Session
+	err = s.Read(t.Context(), func(tx *store.Tx) (err error) {
+		left, err = tx.Sessions("u", "", 100)
+		return err
+	})
+	if err != nil || seen != 25 || len(left) != 1 || left[0].ID != "s13" {
+		t.Fatalf("saw %d, left %v, %v", seen, left, err)
+	}
+}
+
+func TestASchemaFromTheFutureIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "test.db")
+	s, err := store.Open(t.Context(), "sqlite:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.ForgeSchemaVersion(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Open(t.Context(), "sqlite:"+path); !errors.Is(err, store.ErrSchema) {
+		t.Fatalf("opened: %v", err)
+	}
+}
+
+func TestURIs(t *testing.T) {
+	for _, uri := range []string{"", "sqlite:", "watchword.db", "mysql://user:sesame@host/db", "postgres://user:sesame@host/db"} {
+		_, err := store.Open(t.Context(), uri)
+		if err == nil {
+			t.Errorf("%q was opened", uri)
+		} else if strings.Contains(err.Error(), "sesame") {
+			t.Errorf("the error tells the password: %v", err)
+		}
+	}
+}
+
+func TestAClosedStoreRefuses(t *testing.T) {
+	s, err := store.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Write(t.Context(), set("a", "1")); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatalf("Write: %v", err)
+	}
+}
