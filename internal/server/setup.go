@@ -32,7 +32,8 @@ type installation struct {
 }
 
 // setup makes sure that the database has an identity, keys and a first user.
-// The password of the user `admin`, if one was made, is written to out.
+// The password of the user `admin`, if one was made, is all that is written to
+// out, so that a script can read it from there.
 func (c *Config) setup(ctx context.Context, s *store.Store, master *seal.Keys, defaultIssuer string, out io.Writer) (*installation, error) {
 	password, hash, err := adminPassword(ctx, s)
 	if err != nil {
@@ -60,7 +61,7 @@ func (c *Config) setup(ctx context.Context, s *store.Store, master *seal.Keys, d
 		return nil, fmt.Errorf("setting up the database: %w", err)
 	}
 	if made {
-		fmt.Fprintf(out, "user %s, password %s\n", adminName, password)
+		fmt.Fprintln(out, password)
 	}
 	return &inst, nil
 }

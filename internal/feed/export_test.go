@@ -1,0 +1,4 @@
+package feed
+
+// Beat sends a heartbeat to all watchers now.
+func Beat(f *Feed) { f.beat() }

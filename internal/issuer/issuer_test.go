@@ -1,0 +1,175 @@
+package issuer_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+const name = "https://auth.internal.example"
+
+func setup(t *testing.T, alg token.Algorithm) (*store.Store, *seal.Keys, string) {
+	t.Helper()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "i.db")
+	s, err := store.Open(t.Context(), "sqlite:"+path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	master, err := seal.Create(filepath.Join(dir, "master"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second does nothing
+		if err := s.Write(t.Context(), func(tx *store.Tx) error { return issuer.Setup(tx, master, alg) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s, master, path
+}
+
+func open(t *testing.T, s *store.Store, master *seal.Keys) *issuer.Issuer {
+	t.Helper()
+	i, err := issuer.Open(t.Context(), s, master, name, 5*time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+func rows(t *testing.T, s *store.Store) (keys []*store.SigningKey) {
+	t.Helper()
+	if err := s.Read(t.Context(), func(tx *store.Tx) (err error) {
+		keys, err = tx.SigningKeys()
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return keys
+}
+
+var alice = issuer.Subject{
+	UserID: "AAAAAAAAAAAAAAAA", Username: "alice", Roles: []string{"writer"}, Version: 7,
+	SessionID: "BBBBBBBBBBBBBBBB", Audience: []string{"internal"},
+}
+
+func TestMint(t *testing.T) {
+	for _, alg := range []token.Algorithm{token.EdDSA, token.ES256, token.RS256} {
+		t.Run(string(alg), func(t *testing.T) {
+			s, master, _ := setup(t, alg)
+			i := open(t, s, master)
+			subject, now := alice, time.Now()
+			subject.SessionEnd = now.Add(time.Hour)
+			raw, lives, err := i.Mint(now, subject)
+			if err != nil || lives <= 4*time.Minute || lives > 5*time.Minute {
+				t.Fatalf("lives %v, %v", lives, err)
+			}
+			claims, err := token.Parse(raw, func(kid string) *token.PublicKey {
+				for _, k := range keysOf(t, s) {
+					if k.KID() == kid {
+						return k
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if claims.Issuer != name || claims.Subject != subject.UserID || claims.Version != 7 || claims.SessionID != subject.SessionID {
+				t.Fatalf("claims %+v", claims)
+			}
+		})
+	}
+}
+
+// keysOf are the public keys as the rows hold them.
+func keysOf(t *testing.T, s *store.Store) []*token.PublicKey {
+	t.Helper()
+	var keys []*token.PublicKey
+	for _, row := range rows(t, s) {
+		keys = append(keys, publicKey(t, row.PublicKey))
+	}
+	return keys
+}
+
+func TestNoTokenOutlivesItsSession(t *testing.T) {
+	s, master, _ := setup(t, token.EdDSA)
+	subject, now := alice, time.Now()
+	subject.SessionEnd = now.Add(90 * time.Second)
+	if _, lives, err := open(t, s, master).Mint(now, subject); err != nil || lives > 90*time.Second {
+		t.Fatalf("lives %v, %v", lives, err)
+	}
+}
+
+func TestTheNextKeyIsPublishedBeforeItSigns(t *testing.T) {
+	s, _, _ := setup(t, token.EdDSA)
+	keys, err := issuer.List(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	states := map[issuer.State]int{}
+	for _, k := range keys {
+		states[k.State]++
+	}
+	if len(keys) != 2 || states[issuer.Signing] != 1 || states[issuer.Next] != 1 {
+		t.Fatalf("keys %+v", keys)
+	}
+}
+
+// A copy of the database alone gives away no key: the private halves are sealed,
+// and without the master key nothing opens them.
+func TestACopiedDatabaseSignsNothing(t *testing.T) {
+	s, master, path := setup(t, token.EdDSA)
+	stranger, err := seal.Create(filepath.Join(t.TempDir(), "stranger"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := issuer.Open(context.Background(), s, stranger, name, time.Minute); !errors.Is(err, seal.ErrWrongKey) {
+		t.Fatalf("another master key: %v", err)
+	}
+	row := rows(t, s)[0]
+	private, err := master.Open("signing key", row.KID, row.SealedKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := private[len(private)-32:] // an Ed25519 seed ends its PKCS 8 form
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, suffix := range []string{"", "-wal"} {
+		data, err := os.ReadFile(path + suffix)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		for _, form := range [][]byte{secret, []byte(base64.StdEncoding.EncodeToString(secret)[:40]), []byte(base64.RawURLEncoding.EncodeToString(secret))} {
+			if bytes.Contains(data, form) {
+				t.Errorf("the private key is in %s in the clear", filepath.Base(path+suffix))
+			}
+		}
+	}
+}
+
+func publicKey(t *testing.T, pkix []byte) *token.PublicKey {
+	t.Helper()
+	parsed, err := x509.ParsePKIXPublicKey(pkix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := token.NewPublicKey(parsed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
