@@ -19,8 +19,6 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
-	"github.com/watchword-auth/watchword/internal/password"
-	"github.com/watchword-auth/watchword/internal/store"
 )
 
 // callTimeout bounds a call of a person at a terminal.
@@ -152,13 +150,8 @@ func (t Terminal) printJSON(m proto.Message) error {
 	return err
 }
 
-// explain is an error as a person should read it, with what to do where that
-// is known.
+// explain is an error as a person should read it.
 func explain(err error) string {
-	switch {
-	case errors.Is(err, password.ErrTooWeak), errors.Is(err, store.ErrSchema):
-		return err.Error()
-	}
 	var refusal interface{ GRPCStatus() *status.Status }
 	if !errors.As(err, &refusal) {
 		return err.Error()

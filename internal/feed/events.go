@@ -33,10 +33,7 @@ func RaiseMaxLifetime(tx *store.Tx, ttl time.Duration) error {
 // MaxLifetime is the longest lifetime that an access token was ever given.
 func MaxLifetime(tx *store.Tx) (time.Duration, error) {
 	value, err := tx.Setting(maxLifetime)
-	if err == store.ErrNotFound {
-		return 0, nil
-	}
-	if err != nil {
+	if err != nil || value == "" {
 		return 0, err
 	}
 	us, err := strconv.ParseInt(value, 10, 64)

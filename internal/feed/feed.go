@@ -33,9 +33,12 @@ const (
 	// themselves stale.
 	heartbeatEvery = 5 * time.Second
 	// tailBatch bounds a read, and with chunkSize the size of a message: an
-	// entry takes about 40 bytes, and gRPC's default limit is 4 MiB.
+	// entry takes about 40 bytes.
 	tailBatch = 1000
-	chunkSize = 10_000
+	chunkSize = 1000
+	// maxWatchers bounds what strangers can hold: each may keep a message of
+	// chunkSize entries in its connection's buffers.
+	maxWatchers = 10_000
 	// logSize bounds how far a watcher may fall behind.
 	logSize = 4096
 	// applyTimeout bounds how long an acknowledgement waits for this server's
@@ -43,8 +46,12 @@ const (
 	applyTimeout = 5 * time.Second
 )
 
-// ErrBehind says that a watcher fell behind and must begin anew.
-var ErrBehind = errors.New("watcher fell behind")
+var (
+	// ErrBehind says that a watcher fell behind and must begin anew.
+	ErrBehind = errors.New("watcher fell behind")
+	// ErrTooManyWatchers says that no more watchers are served.
+	ErrTooManyWatchers = errors.New("too many watchers")
+)
 
 // Feed tails the store and serves watchers. It is safe for concurrent use.
 type Feed struct {
@@ -59,13 +66,22 @@ type Feed struct {
 	tag      []byte
 	asOf     time.Time
 	trust    *watchwordv1.TrustState
-	ended    map[string]time.Time      // session id → until
-	raised   map[string]map[bool]raise // user id → revoked or stale → the highest
+	snapshot []*watchwordv1.WatchBundleResponse // of the state, made when it is asked for; nil: the state has changed
+	watchers int
+	ended    map[string]time.Time // session id → until
+	raised   map[subject]raise
 	log      []entry
 	first    int           // the index of log[0], counted from the start of the process
 	changed  chan struct{} // closed and replaced when the log grows
 	applied  int64         // what our own verifier has applied
 	progress chan struct{} // closed and replaced when applied grows
+}
+
+// subject is a user's tokens below a version: those that are stale, or those
+// that are revoked.
+type subject struct {
+	userID  string
+	revoked bool
 }
 
 type raise struct {
@@ -83,7 +99,7 @@ type entry struct {
 func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger *slog.Logger) (*Feed, error) {
 	f := &Feed{
 		store: s, issuer: issuer, origin: []byte(databaseID), logger: logger, hint: make(chan struct{}, 1),
-		ended: map[string]time.Time{}, raised: map[string]map[bool]raise{},
+		ended: map[string]time.Time{}, raised: map[subject]raise{},
 		changed: make(chan struct{}), progress: make(chan struct{}),
 	}
 	err := s.Read(ctx, func(tx *store.Tx) error { return f.readKeys(tx) })
@@ -137,6 +153,20 @@ func (f *Feed) Write(ctx context.Context, fn func(*store.Tx) error) error {
 	return f.wait(ctx, head)
 }
 
+// Sync returns when this server's own verifier has applied every event that is
+// committed now.
+func (f *Feed) Sync(ctx context.Context) error {
+	var head int64
+	err := f.store.Read(ctx, func(tx *store.Tx) (err error) {
+		head, err = tx.Head()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return f.wait(ctx, head)
+}
+
 func (f *Feed) wait(ctx context.Context, seq int64) error {
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
@@ -177,31 +207,45 @@ func (f *Feed) Prune(ctx context.Context) error {
 // catchUp reads the events behind the state, and publishes them.
 func (f *Feed) catchUp(ctx context.Context) error {
 	for {
-		var events []*store.Event
-		var at time.Time
 		f.mu.Lock()
-		after := f.seq
+		b := batch{after: f.seq}
 		f.mu.Unlock()
-		err := f.store.Read(ctx, func(tx *store.Tx) (err error) {
-			at = tx.Now()
-			events, err = tx.Events(after, tailBatch)
-			return err
-		})
-		if err != nil {
+		if err := f.store.Read(ctx, b.read); err != nil {
 			return err
 		}
-		if err := f.publish(ctx, events, at); err != nil {
+		if err := f.publish(ctx, b); err != nil {
 			return err
 		}
-		if len(events) < tailBatch {
+		if len(b.events) < tailBatch {
 			return nil
 		}
 	}
 }
 
+// batch is what one read of the tail has found behind a number.
+type batch struct {
+	after  int64
+	events []*store.Event
+	head   int64 // all up to here has been read
+	at     time.Time
+}
+
+func (b *batch) read(tx *store.Tx) (err error) {
+	b.at = tx.Now()
+	if b.events, err = tx.Events(b.after, tailBatch); err != nil {
+		return err
+	}
+	if len(b.events) == tailBatch {
+		b.head = b.events[tailBatch-1].Seq
+		return nil
+	}
+	b.head, err = tx.Head() // events that were pruned since have numbers too
+	return err
+}
+
 // publish adds events to the state and to the log.
-func (f *Feed) publish(ctx context.Context, events []*store.Event, at time.Time) error {
-	for _, e := range events {
+func (f *Feed) publish(ctx context.Context, b batch) error {
+	for _, e := range b.events {
 		if e.Kind == store.KeysChanged {
 			if err := f.store.Read(ctx, f.readKeys); err != nil {
 				return err
@@ -211,14 +255,15 @@ func (f *Feed) publish(ctx context.Context, events []*store.Event, at time.Time)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.asOf = at
-	if len(events) == 0 {
+	f.asOf = b.at
+	if b.head == f.seq {
 		return nil
 	}
 	change := &watchwordv1.Change{}
-	for _, e := range events {
+	for _, e := range b.events {
 		f.add(e, change)
 	}
+	f.seq, f.snapshot = b.head, nil
 	f.append(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Change{Change: change}})
 	return nil
 }
@@ -233,13 +278,9 @@ func (f *Feed) add(e *store.Event, change *watchwordv1.Change) {
 		f.ended[e.Subject] = e.ExpiresAt
 		change.EndedSessions = append(change.EndedSessions, endedSession(e.Subject, e.ExpiresAt))
 	case store.VersionStale, store.VersionRevoked:
-		revoked := e.Kind == store.VersionRevoked
-		if f.raised[e.Subject] == nil {
-			f.raised[e.Subject] = map[bool]raise{}
-		}
-		r := raise{version: e.Version, until: e.ExpiresAt}
-		f.raised[e.Subject][revoked] = r
-		change.RaisedVersions = append(change.RaisedVersions, raisedVersion(e.Subject, revoked, r))
+		s, r := subject{e.Subject, e.Kind == store.VersionRevoked}, raise{version: e.Version, until: e.ExpiresAt}
+		f.raised[s] = r
+		change.RaisedVersions = append(change.RaisedVersions, raisedVersion(s, r))
 	}
 }
 
@@ -260,19 +301,15 @@ func (f *Feed) beat() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
+	f.snapshot = nil
 	for id, until := range f.ended {
 		if until.Before(now) {
 			delete(f.ended, id)
 		}
 	}
-	for id, raises := range f.raised {
-		for revoked, r := range raises {
-			if r.until.Before(now) {
-				delete(raises, revoked)
-			}
-		}
-		if len(raises) == 0 {
-			delete(f.raised, id)
+	for s, r := range f.raised {
+		if r.until.Before(now) {
+			delete(f.raised, s)
 		}
 	}
 	f.append(f.heartbeat(now))
@@ -309,7 +346,7 @@ func (f *Feed) readKeys(tx *store.Tx) error {
 		trust.Keys = append(trust.Keys, key)
 	}
 	f.mu.Lock()
-	f.trust = trust
+	f.trust, f.snapshot = trust, nil
 	f.mu.Unlock()
 	return nil
 }

@@ -74,6 +74,16 @@ func write(t *testing.T, s *store.Store, fn func(*store.Tx) error) {
 	}
 }
 
+func watch(t *testing.T, f *feed.Feed) *feed.Watcher {
+	t.Helper()
+	w, err := f.Watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
+	return w
+}
+
 func next(t *testing.T, w *feed.Watcher) *watchwordv1.WatchBundleResponse {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
@@ -104,7 +114,7 @@ func snapshot(t *testing.T, w *feed.Watcher) (sessions []string, versions []*wat
 
 func TestSnapshotThenChanges(t *testing.T) {
 	f, s := newFeed(t)
-	early := f.Watch()
+	early := watch(t, f)
 	if sessions, _ := snapshot(t, early); len(sessions) != 0 {
 		t.Fatalf("an empty database ended %v", sessions)
 	}
@@ -125,7 +135,7 @@ func TestSnapshotThenChanges(t *testing.T) {
 			got++
 		}
 	}
-	sessions, versions := snapshot(t, f.Watch())
+	sessions, versions := snapshot(t, watch(t, f))
 	if len(sessions) != 1 || len(versions) != 1 {
 		t.Fatalf("a later snapshot holds %v, %v", sessions, versions)
 	}
@@ -135,13 +145,15 @@ func TestAnotherProcessIsHeardWithinASecond(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f.db")
 	f := openFeed(t, openStore(t, path))
 	run(t, f)
-	w := f.Watch()
+	w := watch(t, f)
 	snapshot(t, w)
 	began := time.Now()
 	write(t, openStore(t, path), ended("there"))
 	for next(t, w).GetChange() == nil {
 	}
-	t.Logf("heard after %v", time.Since(began))
+	if took := time.Since(began); took > time.Second {
+		t.Fatalf("heard after %v", took)
+	}
 }
 
 func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
@@ -150,7 +162,7 @@ func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
 		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
 		write(t, s, ended("one"))
 		f := openFeed(t, s)
-		if sessions, _ := snapshot(t, f.Watch()); len(sessions) != 1 {
+		if sessions, _ := snapshot(t, watch(t, f)); len(sessions) != 1 {
 			t.Fatalf("after a restart: %v", sessions)
 		}
 		if max := f.TrustState().GetMaxTokenLifetime().AsDuration(); max != time.Minute {
@@ -160,19 +172,19 @@ func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
 		if err := f.Prune(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if sessions, _ := snapshot(t, openFeed(t, s).Watch()); len(sessions) != 1 {
+		if sessions, _ := snapshot(t, watch(t, openFeed(t, s))); len(sessions) != 1 {
 			t.Fatal("forgotten before the last token has expired")
 		}
 		time.Sleep(2 * time.Second)
 		if err := f.Prune(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if sessions, _ := snapshot(t, openFeed(t, s).Watch()); len(sessions) != 0 {
+		if sessions, _ := snapshot(t, watch(t, openFeed(t, s))); len(sessions) != 0 {
 			t.Fatalf("never pruned: %v", sessions)
 		}
 		run(t, f)
 		time.Sleep(10 * time.Second)
-		if sessions, _ := snapshot(t, f.Watch()); len(sessions) != 0 {
+		if sessions, _ := snapshot(t, watch(t, f)); len(sessions) != 0 {
 			t.Fatalf("kept in memory: %v", sessions)
 		}
 	})
@@ -180,7 +192,7 @@ func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
 
 func TestASlowWatcherIsDropped(t *testing.T) {
 	f, _ := newFeed(t)
-	slow := f.Watch()
+	slow := watch(t, f)
 	snapshot(t, slow)
 	for range 10_000 {
 		feed.Beat(f)
@@ -188,7 +200,7 @@ func TestASlowWatcherIsDropped(t *testing.T) {
 	if _, err := slow.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
 		t.Fatalf("ten thousand messages were kept for it: %v", err)
 	}
-	snapshot(t, f.Watch()) // it may come back
+	snapshot(t, watch(t, f)) // it may come back
 }
 
 func TestALargeSnapshotComesInChunks(t *testing.T) {
@@ -202,14 +214,60 @@ func TestALargeSnapshotComesInChunks(t *testing.T) {
 		}
 		return nil
 	})
-	w := openFeed(t, s).Watch()
+	w := watch(t, openFeed(t, s))
 	if first := len(next(t, w).GetSnapshotChunk().GetEndedSessions()); first >= n {
 		t.Fatal("all in one message")
 	}
-	sessions, _ := snapshot(t, openFeed(t, s).Watch())
+	sessions, _ := snapshot(t, watch(t, openFeed(t, s)))
 	if len(sessions) != n {
 		t.Fatalf("%d of %d", len(sessions), n)
 	}
+}
+
+func TestWatchersAreBounded(t *testing.T) {
+	f, _ := newFeed(t)
+	var watchers []*feed.Watcher
+	for {
+		w, err := f.Watch()
+		if errors.Is(err, feed.ErrTooManyWatchers) {
+			break
+		}
+		if err != nil || len(watchers) > 100_000 {
+			t.Fatalf("%d watchers, %v", len(watchers), err)
+		}
+		watchers = append(watchers, w)
+	}
+	watchers[0].Close()
+	watchers[0] = watch(t, f)
+	for _, w := range watchers[1:] {
+		w.Close()
+	}
+}
+
+// Numbers of events that have been pruned count as applied.
+func TestWriteAfterARestartWithEverythingPruned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, s := newFeed(t)
+		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+		write(t, s, ended("one"))
+		time.Sleep(time.Minute + feed.Margin + time.Second)
+		if err := f.Prune(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		again := openFeed(t, s)
+		run(t, again)
+		v, err := authn.NewVerifier(t.Context(), again.Conn(), authn.WithAnyAudience())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		if err := again.Write(t.Context(), func(*store.Tx) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if err := again.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // What Write has acknowledged, the verifier that is fed in process knows.

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
@@ -36,7 +37,12 @@ func (c localConn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method str
 			*p.PeerAddr = peer.Peer{Addr: inProcess{}, AuthInfo: inProcess{}}
 		}
 	}
-	return &localStream{ctx: ctx, watcher: c.feed.Watch()}, nil
+	watcher, err := c.feed.Watch()
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	context.AfterFunc(ctx, watcher.Close)
+	return &localStream{ctx: ctx, watcher: watcher}, nil
 }
 
 // inProcess is the peer: ourselves, whom nobody overhears.
@@ -71,7 +77,9 @@ func (s *localStream) RecvMsg(m any) error {
 	if err != nil {
 		return status.FromContextError(err).Err()
 	}
-	deliver(m, e.message)
+	own := m.(proto.Message) // watchers share the feed's messages
+	proto.Reset(own)
+	proto.Merge(own, e.message)
 	s.seq = e.seq
 	return nil
 }

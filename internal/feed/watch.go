@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -18,24 +17,34 @@ func (f *Feed) TrustState() *watchwordv1.TrustState {
 	return f.trust
 }
 
-// Watch begins with a snapshot of the state. Nothing has to be closed.
-func (f *Feed) Watch() *Watcher {
+// Watch begins with a snapshot of the state. The watcher must be closed. Its
+// only error is ErrTooManyWatchers.
+func (f *Feed) Watch() (*Watcher, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	w := &Watcher{feed: f, next: f.first + len(f.log)}
-	for _, chunk := range f.snapshot() {
-		w.pending = append(w.pending, entry{message: chunk}) // its number stands behind the last
+	if f.watchers == maxWatchers {
+		return nil, ErrTooManyWatchers
 	}
-	w.pending = append(w.pending, entry{seq: f.seq}) // a heartbeat, made when it is sent
-	return w
+	f.watchers++
+	if f.snapshot == nil {
+		f.snapshot = f.takeSnapshot()
+	}
+	return &Watcher{feed: f, snapshot: f.snapshot, seq: f.seq, next: f.first + len(f.log)}, nil
 }
 
-// Watcher is one watcher's place in the feed. It is not safe for concurrent
-// use, and costs nothing when it is dropped.
+// Watcher is one watcher's place in the feed. It is not safe for concurrent use.
 type Watcher struct {
-	feed    *Feed
-	pending []entry
-	next    int
+	feed     *Feed
+	snapshot []*watchwordv1.WatchBundleResponse // what is left of it; shared; nil when a heartbeat has followed it
+	seq      int64                              // of the snapshot
+	next     int
+}
+
+// Close gives the watcher's place to another. It must be called once.
+func (w *Watcher) Close() {
+	w.feed.mu.Lock()
+	defer w.feed.mu.Unlock()
+	w.feed.watchers--
 }
 
 // Next waits for the next message, which many watchers share: it must not be
@@ -64,13 +73,16 @@ func (w *Watcher) poll() (entry, chan struct{}, error) {
 	f := w.feed
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(w.pending) > 0 {
-		e := w.pending[0]
-		w.pending = w.pending[1:]
-		if e.message == nil {
-			e.message = f.heartbeat(time.Now())
-		}
-		return e, nil, nil
+	if len(w.snapshot) > 0 {
+		chunk := w.snapshot[0]
+		w.snapshot = w.snapshot[1:]
+		return entry{message: chunk}, nil, nil // its number stands behind the last
+	}
+	if w.snapshot != nil {
+		w.snapshot = nil
+		beat := f.heartbeat(time.Now())
+		beat.Resume = nil // the state may be ahead of this watcher
+		return entry{seq: w.seq, message: beat}, nil, nil
 	}
 	if w.next < f.first {
 		return entry{}, nil, ErrBehind
@@ -82,8 +94,8 @@ func (w *Watcher) poll() (entry, chan struct{}, error) {
 	return entry{}, f.changed, nil
 }
 
-// snapshot is the state as messages; mu is held.
-func (f *Feed) snapshot() []*watchwordv1.WatchBundleResponse {
+// takeSnapshot is the state as messages; mu is held.
+func (f *Feed) takeSnapshot() []*watchwordv1.WatchBundleResponse {
 	chunks := []*watchwordv1.SnapshotChunk{{TrustState: f.trust}}
 	n := 0
 	chunk := func() *watchwordv1.SnapshotChunk {
@@ -96,11 +108,9 @@ func (f *Feed) snapshot() []*watchwordv1.WatchBundleResponse {
 		c := chunk()
 		c.EndedSessions = append(c.EndedSessions, endedSession(id, until))
 	}
-	for id, raises := range f.raised {
-		for revoked, r := range raises {
-			c := chunk()
-			c.RaisedVersions = append(c.RaisedVersions, raisedVersion(id, revoked, r))
-		}
+	for s, r := range f.raised {
+		c := chunk()
+		c.RaisedVersions = append(c.RaisedVersions, raisedVersion(s, r))
 	}
 	chunks[len(chunks)-1].Last = true
 	messages := make([]*watchwordv1.WatchBundleResponse, len(chunks))
@@ -124,13 +134,6 @@ func endedSession(id string, until time.Time) *watchwordv1.EndedSession {
 	return &watchwordv1.EndedSession{SessionId: id, Until: timestamppb.New(until)}
 }
 
-func raisedVersion(id string, revoked bool, r raise) *watchwordv1.RaisedVersion {
-	return &watchwordv1.RaisedVersion{UserId: id, Version: r.version, Revoked: revoked, Until: timestamppb.New(r.until)}
-}
-
-// deliver copies a shared message into a receiver's own.
-func deliver(dst any, message *watchwordv1.WatchBundleResponse) {
-	m := dst.(proto.Message)
-	proto.Reset(m)
-	proto.Merge(m, message)
+func raisedVersion(s subject, r raise) *watchwordv1.RaisedVersion {
+	return &watchwordv1.RaisedVersion{UserId: s.userID, Version: r.version, Revoked: s.revoked, Until: timestamppb.New(r.until)}
 }

@@ -24,8 +24,8 @@ import (
 
 const purpose = "signing key"
 
-// ErrNoKey says that no key signs now.
-var ErrNoKey = errors.New("no signing key")
+// errNoKey says that no key signs now.
+var errNoKey = errors.New("no signing key")
 
 // Issuer mints access tokens. It is safe for concurrent use.
 type Issuer struct {
@@ -97,14 +97,14 @@ func publicOf(private []byte) ([]byte, error) {
 // Open reads the keys. name is the claim `iss`; tokens live for ttl.
 func Open(ctx context.Context, s *store.Store, master *seal.Keys, name string, ttl time.Duration) (*Issuer, error) {
 	i := &Issuer{name: name, ttl: ttl, keys: master, store: s}
-	if err := i.Reload(ctx); err != nil {
+	if err := i.reload(ctx); err != nil {
 		return nil, fmt.Errorf("reading signing keys: %w", err)
 	}
 	return i, nil
 }
 
-// Reload reads the keys again.
-func (i *Issuer) Reload(ctx context.Context) error {
+// reload reads the keys.
+func (i *Issuer) reload(ctx context.Context) error {
 	var signers []signer
 	err := i.store.Read(ctx, func(tx *store.Tx) error {
 		rows, err := tx.SigningKeys()
@@ -189,7 +189,7 @@ func (i *Issuer) signing(now time.Time) (*token.SigningKey, error) {
 		}
 	}
 	if current == nil {
-		return nil, ErrNoKey
+		return nil, errNoKey
 	}
 	return current.key, nil
 }

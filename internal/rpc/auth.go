@@ -38,7 +38,7 @@ func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watch
 	}
 	tokens, err := a.Sessions.Login(ctx, name, pw, req.GetAudience())
 	if err != nil {
-		return nil, audienceField(err)
+		return nil, err
 	}
 	return &watchwordv1.LoginResponse{Tokens: tokenPair(tokens)}, nil
 }
@@ -53,31 +53,34 @@ func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*w
 	}
 	tokens, err := a.Sessions.Refresh(ctx, req.GetRefreshToken(), req.GetAudience())
 	if err != nil {
-		return nil, audienceField(err)
+		return nil, err
 	}
 	return &watchwordv1.RefreshResponse{Tokens: tokenPair(tokens)}, nil
 }
+
+// notIssuedFor stands for every audience that the server does not issue for. A
+// token from before its audiences were changed may name one of those, and none
+// names this.
+const notIssuedFor = "\x00"
 
 // Verify serves AuthService/Verify by the verifier that guards this server too.
 func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*watchwordv1.VerifyResponse, error) {
 	if req.GetAccessToken() == "" {
 		return nil, invalid("access_token", "is required")
 	}
-	if len(req.GetAudience()) > maxAudienceLength {
-		return nil, checkAudience([]string{req.GetAudience()})
-	}
 	audience := a.Audience
 	if req.GetAudience() != "" {
-		audience = []string{req.GetAudience()}
+		if err := checkAudience([]string{req.GetAudience()}); err != nil {
+			return nil, err
+		}
+		audience = []string{notIssuedFor}
+		if slices.Contains(a.Audience, req.GetAudience()) {
+			audience[0] = req.GetAudience()
+		}
 	}
 	p, err := a.Verifier.VerifyFor(ctx, req.GetAccessToken(), audience...)
 	if err != nil {
 		return nil, err
-	}
-	// A token from before the server's audiences were changed may carry one
-	// that it issues for no more.
-	if req.GetAudience() != "" && !slices.Contains(a.Audience, req.GetAudience()) {
-		return nil, errAudienceMismatch
 	}
 	return &watchwordv1.VerifyResponse{Principal: principal(p)}, nil
 }

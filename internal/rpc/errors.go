@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
@@ -34,8 +35,8 @@ var refusals = []struct {
 	message string
 }{
 	{store.ErrUnavailable, codes.Unavailable, watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE, "the database is not available"},
-	{password.ErrTooWeak, codes.InvalidArgument, watchwordv1.ErrorReason_ERROR_REASON_PASSWORD_TOO_WEAK, "the password does not meet the policy"},
 	{password.ErrOverloaded, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many passwords to check at once"},
+	{feed.ErrTooManyWatchers, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many watchers"},
 	{session.ErrCredentials, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS, "unknown user or wrong password"},
 	{session.ErrUserDisabled, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_USER_DISABLED, "the user is disabled"},
 	{session.ErrRefreshInvalid, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID, "not a refresh token of this server"},
@@ -90,17 +91,23 @@ func (e Errors) status(ctx context.Context, method string, err error) error {
 	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
 		return s.GRPCStatus().Err()
 	}
+	if ctx.Err() != nil { // the caller has gone, whatever came of it
+		return status.FromContextError(ctx.Err()).Err()
+	}
+	if errors.Is(err, session.ErrAudience) {
+		err = invalidField{"audience", session.ErrAudience}
+	}
 	var field invalidField
 	if errors.As(err, &field) {
 		return badRequest(field)
 	}
 	for _, r := range refusals {
 		if errors.Is(err, r.err) {
+			if r.err != user.ErrCallerRevoked && r.err != user.ErrCallerStale {
+				method = "" // it names who refused an access token
+			}
 			return refuse(r.code, r.reason, method, r.message, e.details(r.reason)...)
 		}
-	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return status.FromContextError(err).Err()
 	}
 	e.Logger.ErrorContext(ctx, "internal error", "method", method, "error", err)
 	return status.Error(codes.Internal, "internal error")
@@ -138,4 +145,12 @@ func refuse(code codes.Code, reason watchwordv1.ErrorReason, method, message str
 		return status.Error(codes.Internal, "internal error")
 	}
 	return s.Err()
+}
+
+// weakField names the field of a refused password.
+func weakField(field string, err error) error {
+	if errors.Is(err, password.ErrTooWeak) {
+		return invalidField{field, err}
+	}
+	return err
 }

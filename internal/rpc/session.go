@@ -6,7 +6,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
-	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
@@ -16,7 +15,6 @@ import (
 type Sessions struct {
 	watchwordv1.UnimplementedSessionServiceServer
 	Sessions *session.Sessions
-	Users    *user.Users
 }
 
 // ListSessions serves SessionService/ListSessions.
@@ -64,10 +62,7 @@ func (s *Sessions) RevokeUserSessions(ctx context.Context, req *watchwordv1.Revo
 	if err != nil {
 		return nil, err
 	}
-	if userID != by.UserID && !by.Is(user.Admin) {
-		return nil, session.ErrNotFound
-	}
-	if err := s.Users.RevokeSessions(ctx, by, userID); err != nil {
+	if err := s.Sessions.RevokeAll(ctx, by, userID); err != nil {
 		return nil, err
 	}
 	return &watchwordv1.RevokeUserSessionsResponse{}, nil
@@ -87,23 +82,4 @@ func (s *Sessions) message(row *store.Session) *watchwordv1.Session {
 		Id: row.ID, UserId: row.UserID, Audience: row.Audience, CreatedAt: timestamppb.New(row.CreatedAt),
 		RefreshedAt: timestamppb.New(row.RefreshedAt), ExpiresAt: timestamppb.New(s.Sessions.ExpiresAt(row)),
 	}
-}
-
-// Keys serves KeyService.
-type Keys struct {
-	watchwordv1.UnimplementedKeyServiceServer
-	Store *store.Store
-}
-
-// ListKeys serves KeyService/ListKeys.
-func (s *Keys) ListKeys(ctx context.Context, _ *watchwordv1.ListKeysRequest) (*watchwordv1.ListKeysResponse, error) {
-	keys, err := issuer.List(ctx, s.Store)
-	if err != nil {
-		return nil, err
-	}
-	resp := &watchwordv1.ListKeysResponse{}
-	for _, key := range keys {
-		resp.Keys = append(resp.Keys, keyMessage(key))
-	}
-	return resp, nil
 }

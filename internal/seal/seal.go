@@ -29,7 +29,7 @@ import (
 )
 
 // ErrWrongKey says that none of the master keys sealed this secret.
-var ErrWrongKey = errors.New("sealed under a master key that is not in the file")
+var ErrWrongKey = errors.New("sealed under a master key that is not in this file")
 
 const (
 	linePrefix = "wwmk1_" // so that secret scanners can find a key that was leaked
@@ -41,6 +41,7 @@ const (
 // Keys are the master keys of one installation. They are safe for concurrent
 // use and print without their content.
 type Keys struct {
+	path string
 	keys []masterKey // the first seals
 }
 
@@ -62,7 +63,7 @@ func Load(path string) (*Keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading master key: %w", err)
 	}
-	keys := &Keys{}
+	keys := &Keys{path: path}
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	for n := 1; lines.Scan(); n++ {
 		line := strings.TrimSpace(lines.Text())
@@ -104,7 +105,7 @@ func Create(path string) (*Keys, error) {
 		return nil, fmt.Errorf("writing master key: %w", err)
 	}
 	key, err := newMasterKey(secret)
-	return &Keys{keys: []masterKey{key}}, err
+	return &Keys{path: path, keys: []masterKey{key}}, err
 }
 
 // Seal encrypts a secret for one purpose and one row.
@@ -138,7 +139,7 @@ func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
 		}
 		return secret, nil
 	}
-	return nil, fmt.Errorf("opening sealed %s: %w", purpose, ErrWrongKey)
+	return nil, fmt.Errorf("opening sealed %s: %w: %s; name the right file by --master-key-file", purpose, ErrWrongKey, k.path)
 }
 
 func parseLine(line string) (masterKey, error) {

@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"path"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/token"
@@ -35,6 +38,15 @@ type Config struct {
 // minAccessTTL is a bound below which clients would do little but refresh.
 const minAccessTTL = time.Second
 
+// An access token carries the issuer and the audiences, and has at most 8 KiB.
+const (
+	maxIssuer   = 256  // bytes
+	maxAudience = 1024 // bytes in all
+)
+
+// audience is what needs no escape in a token's JSON, URIs among it.
+var audience = regexp.MustCompile(`^[A-Za-z0-9._~:/?#@!$*+=-]{1,256}$`)
+
 // Validate says what is wrong with a configuration, before anything is opened.
 func (c *Config) Validate() error {
 	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateTransport())
@@ -45,9 +57,12 @@ func (c *Config) validateIssuing() error {
 	if len(c.Audience) == 0 {
 		errs = append(errs, errors.New("--audience: at least one is needed"))
 	}
+	if len(strings.Join(c.Audience, "")) > maxAudience {
+		errs = append(errs, fmt.Errorf("--audience: more than %d bytes in all, and every access token carries them", maxAudience))
+	}
 	for _, a := range c.Audience {
-		if a == "" || len(a) > 256 {
-			errs = append(errs, errors.New("--audience: is empty or longer than 256 bytes"))
+		if !audience.MatchString(a) {
+			errs = append(errs, fmt.Errorf("--audience: %q is not of the form %s", a, audience))
 		}
 	}
 	if _, err := token.ParseAlgorithm(c.SigningAlg); err != nil {
@@ -55,8 +70,10 @@ func (c *Config) validateIssuing() error {
 	}
 	if c.Issuer != "" {
 		u, err := url.Parse(c.Issuer)
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-			errs = append(errs, errors.New("--issuer: must be an http or https URL without query and fragment (RFC 8414, section 2)"))
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" || u.User != nil ||
+			u.Path != "" && path.Clean(u.Path) != u.Path || len(c.Issuer) > maxIssuer {
+			errs = append(errs, fmt.Errorf("--issuer: must be an http or https URL of at most %d bytes with a clean path and without query "+
+				"and fragment (RFC 8414, section 2)", maxIssuer))
 		}
 	}
 	return errors.Join(errs...)
@@ -74,7 +91,7 @@ func (c *Config) validateLifetimes() error {
 		errs = append(errs, errors.New("--session-ttl: must not be shorter than --access-ttl"))
 	}
 	if c.RefreshGrace < 0 || c.RefreshGrace >= c.RefreshTTL {
-		errs = append(errs, errors.New("--refresh-grace: must be positive and shorter than --refresh-ttl"))
+		errs = append(errs, errors.New("--refresh-grace: must not be negative, and shorter than --refresh-ttl"))
 	}
 	if c.JWKSMaxAge < 0 {
 		errs = append(errs, errors.New("--jwks-max-age: must not be negative"))

@@ -26,7 +26,7 @@ import (
 )
 
 const (
-	maxMessage = 64 << 10 // bytes; the largest honest request, a user with 64 roles, has 6 KiB
+	maxMessage = 64 << 10 // bytes; the largest honest request, a user with 32 roles, has 4 KiB
 	maxHeaders = 16 << 10 // bytes; an access token has at most 8 KiB
 	maxStreams = 1000     // at a time on one connection
 )

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -54,30 +55,10 @@ func (s *Server) serveHTTP() error {
 	return err
 }
 
-// jwk is a public key as RFC 7517 has it.
-type jwk struct {
-	Kty string `json:"kty"`
-	Kid string `json:"kid"`
-	Use string `json:"use"`
-	Alg string `json:"alg"`
-	Crv string `json:"crv,omitempty"`
-	X   string `json:"x,omitempty"`
-	Y   string `json:"y,omitempty"`
-	N   string `json:"n,omitempty"`
-	E   string `json:"e,omitempty"`
-}
-
-func newJWK(k *watchwordv1.JsonWebKey) jwk {
-	return jwk{
-		Kty: k.GetKty(), Kid: k.GetKid(), Use: k.GetUse(), Alg: k.GetAlg(), Crv: k.GetCrv(),
-		X: k.GetX(), Y: k.GetY(), N: k.GetN(), E: k.GetE(),
-	}
-}
-
 func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
-	keys := []jwk{}
+	keys := []*watchwordv1.JsonWebKey{} // whose JSON names are those of RFC 7517
 	for _, key := range s.feed.TrustState().GetKeys() {
-		keys = append(keys, newJWK(key.GetKey()))
+		keys = append(keys, key.GetKey())
 	}
 	w.Header().Set("Cache-Control", fmt.Sprintf("public, max-age=%d", int(s.cfg.JWKSMaxAge.Seconds())))
 	writeJSON(w, "application/jwk-set+json", map[string]any{"keys": keys})
@@ -88,7 +69,7 @@ func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) metadata(issuer string) http.HandlerFunc {
 	document := map[string]any{
 		"issuer":                   issuer,
-		"jwks_uri":                 issuer + "/.well-known/jwks.json",
+		"jwks_uri":                 strings.TrimSuffix(issuer, "/") + "/.well-known/jwks.json",
 		"response_types_supported": []string{},
 		"grant_types_supported":    []string{},
 	}

@@ -39,9 +39,9 @@ type Server struct {
 	feed     *feed.Feed
 	sessions *session.Sessions
 	grpc     *grpc.Server
-	grpcLis  net.Listener
+	grpcLis  *listener
 	http     *http.Server
-	httpLis  net.Listener
+	httpLis  *listener
 	health   *health.Server
 	drain    *drain
 	closers  []func() error // in order of opening
@@ -100,16 +100,20 @@ func (s *Server) open(ctx context.Context, stdout io.Writer) error {
 	return nil
 }
 
-func (s *Server) listen(ctx context.Context) (err error) {
+func (s *Server) listen(ctx context.Context) error {
 	var lc net.ListenConfig
-	if s.grpcLis, err = lc.Listen(ctx, "tcp", s.cfg.GRPCAddr); err != nil {
+	grpcLis, err := lc.Listen(ctx, "tcp", s.cfg.GRPCAddr)
+	if err != nil {
 		return fmt.Errorf("--grpc-addr: %w", err)
 	}
-	s.onClose(closeOnce(s.grpcLis))
-	if s.httpLis, err = lc.Listen(ctx, "tcp", s.cfg.HTTPAddr); err != nil {
+	s.grpcLis = newListener(grpcLis)
+	s.onClose(closeOnce(grpcLis))
+	httpLis, err := lc.Listen(ctx, "tcp", s.cfg.HTTPAddr)
+	if err != nil {
 		return fmt.Errorf("--http-addr: %w", err)
 	}
-	s.onClose(closeOnce(s.httpLis))
+	s.httpLis = newListener(httpLis)
+	s.onClose(closeOnce(httpLis))
 	return nil
 }
 
@@ -134,7 +138,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	s.sessions, err = session.Open(ctx, session.Config{
 		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace,
 		Idle: session.IdleTTL(s.cfg.RefreshTTL), Max: session.MaxTTL(s.cfg.SessionTTL),
-	}, session.Dependencies{Store: s.store, Feed: s.feed, Issuer: tokens, Passwords: p.passwords, Master: master})
+	}, session.Dependencies{Store: s.store, Feed: s.feed, Issuer: tokens, Users: p.users, Passwords: p.passwords, Master: master})
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +159,7 @@ func (s *Server) register(p *parts) error {
 	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Sessions: s.sessions, Verifier: p.verifier, Audience: s.cfg.Audience})
 	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Feed: s.feed, NeedCertificate: s.cfg.ClientCA != ""})
 	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: p.users})
-	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions, Users: p.users})
+	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})
 	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store})
 	watchwordv1.RegisterAuditServiceServer(s.grpc, watchwordv1.UnimplementedAuditServiceServer{})
 	s.health = health.NewServer()
@@ -200,6 +204,8 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) stop() {
 	s.health.Shutdown()
 	s.drain.begin()
+	s.grpcLis.closeSilent()
+	s.httpLis.closeSilent()
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
 	defer cancel()
 	var tasks sync.WaitGroup

@@ -89,10 +89,10 @@ func (c *Config) identify(tx *store.Tx, defaultIssuer string) (installation, err
 
 func setOnce(tx *store.Tx, name, value string) (string, error) {
 	stored, err := tx.Setting(name)
-	if errors.Is(err, store.ErrNotFound) {
-		return value, tx.SetSetting(name, value)
+	if err != nil || stored != "" {
+		return stored, err
 	}
-	return stored, err
+	return value, tx.SetSetting(name, value)
 }
 
 // adminPassword makes a password and its hash for a database that never had a

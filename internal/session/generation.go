@@ -77,20 +77,27 @@ func retryLate(g store.Generations, now time.Time) store.Generations {
 }
 
 func withinGrace(g store.Generations, presented int64, now time.Time, grace time.Duration) bool {
-	if g.Spent == 0 || now.Sub(g.SpentAt) >= grace {
+	if g.Spent == 0 || !recent(g.SpentAt, now, grace) {
 		return false
 	}
 	if presented == g.Spent {
 		return true
 	}
 	if g.Late != 0 && presented == g.Late {
-		return now.Sub(g.LateAt) < grace
+		return recent(g.LateAt, now, grace)
 	}
 	low := g.Low
 	if span(now, grace) == span(g.SpentAt, grace) {
 		low = g.EarlierLow
 	}
 	return low <= presented && presented <= g.Spent
+}
+
+// recent reports whether now is within the grace from t on. A clock that was set
+// back before t proves nothing, and ends the grace.
+func recent(t, now time.Time, grace time.Duration) bool {
+	age := now.Sub(t)
+	return age >= 0 && age < grace
 }
 
 func span(t time.Time, grace time.Duration) int64 {

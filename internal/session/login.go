@@ -25,9 +25,13 @@ func (s *Sessions) Login(ctx context.Context, name user.Name, pw password.Passwo
 	if err != nil {
 		return nil, err
 	}
+	return s.unraced(func() (handout, error) { return s.tryLogin(ctx, name, pw, audience) })
+}
+
+// unraced signs what an attempt hands out, and begins again where it lost a race.
+func (s *Sessions) unraced(attempt func() (handout, error)) (*Tokens, error) {
 	for range maxAttempts {
-		var h handout
-		h, err = s.tryLogin(ctx, name, pw, audience)
+		h, err := attempt()
 		if err == nil {
 			return s.tokens(h)
 		}
@@ -35,7 +39,7 @@ func (s *Sessions) Login(ctx context.Context, name user.Name, pw password.Passwo
 			return nil, err
 		}
 	}
-	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, errRaced)
 }
 
 func (s *Sessions) tryLogin(ctx context.Context, name user.Name, pw password.Password, audience []string) (handout, error) {
@@ -102,18 +106,7 @@ func (s *Sessions) admit(ctx context.Context, read *store.User, better string, a
 // and starts a new one. It may return ErrCredentials for a wrong current
 // password, password.ErrTooWeak, password.ErrOverloaded, or the caller's.
 func (s *Sessions) ChangePassword(ctx context.Context, by user.Caller, current, next password.Password) (*Tokens, error) {
-	var err error
-	for range maxAttempts {
-		var h handout
-		h, err = s.tryChange(ctx, by, current, next)
-		if err == nil {
-			return s.tokens(h)
-		}
-		if !errors.Is(err, errRaced) {
-			return nil, err
-		}
-	}
-	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	return s.unraced(func() (handout, error) { return s.tryChange(ctx, by, current, next) })
 }
 
 func (s *Sessions) tryChange(ctx context.Context, by user.Caller, current, next password.Password) (handout, error) {
@@ -152,7 +145,11 @@ func (s *Sessions) tryChange(ctx context.Context, by user.Caller, current, next 
 		if err := user.Raise(tx, u, true); err != nil {
 			return err
 		}
-		h, err = s.start(tx, u, old.Audience)
+		audience, err := s.allowed(old.Audience, nil)
+		if err != nil {
+			return err
+		}
+		h, err = s.start(tx, u, audience)
 		return err
 	})
 	return h, err

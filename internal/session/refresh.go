@@ -23,15 +23,17 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 		h, v, err = s.spend(tx, g, audience)
 		return err
 	})
-	if err != nil {
-		return nil, err
+	if v == reused && err == nil {
+		err = ErrRefreshReused
 	}
-	if v == reused {
-		// The end is durable; wait until our own verifier knows of it.
-		if err := s.feed.Write(ctx, func(*store.Tx) error { return nil }); err != nil {
+	if errors.Is(err, ErrRefreshReused) || errors.Is(err, ErrRevoked) {
+		// The end is durable; whom we tell of it, our own verifier has told before.
+		if err := s.feed.Sync(ctx); err != nil {
 			return nil, err
 		}
-		return nil, ErrRefreshReused
+	}
+	if err != nil {
+		return nil, err
 	}
 	return s.tokens(h)
 }

@@ -33,9 +33,6 @@ const (
 	refreshLength  = len(refreshPrefix) + (bodyBytes+macBytes)/3*4
 )
 
-// MaxRefreshTokenLength bounds what is looked at at all.
-const MaxRefreshTokenLength = refreshLength
-
 const macPurpose = "refresh token MAC key"
 
 // generation names one refresh token of one session.

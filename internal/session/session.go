@@ -5,6 +5,10 @@
 // MAC, and is stored nowhere; spending one is a change of that row, so nothing
 // grows with refreshes. Each end of a session is a state of a row and one event
 // in the same transaction.
+//
+// What was read before a password is hashed is checked after it, in the
+// transaction that writes: who loses begins again from the read. (An
+// administrator's SetPassword depends on nothing that it read.)
 package session
 
 import (
@@ -56,6 +60,7 @@ type Sessions struct {
 	store     *store.Store
 	feed      *feed.Feed
 	issuer    *issuer.Issuer
+	users     *user.Users
 	passwords *password.Pool
 	macs      *macs
 }
@@ -65,6 +70,7 @@ type Dependencies struct {
 	Store     *store.Store
 	Feed      *feed.Feed
 	Issuer    *issuer.Issuer
+	Users     *user.Users
 	Passwords *password.Pool
 	Master    *seal.Keys
 }
@@ -75,7 +81,7 @@ func Open(ctx context.Context, cfg Config, d Dependencies) (*Sessions, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading MAC keys: %w", err)
 	}
-	return &Sessions{cfg: cfg, store: d.Store, feed: d.Feed, issuer: d.Issuer, passwords: d.Passwords, macs: m}, nil
+	return &Sessions{cfg: cfg, store: d.Store, feed: d.Feed, issuer: d.Issuer, users: d.Users, passwords: d.Passwords, macs: m}, nil
 }
 
 // Tokens are what a session hands out.
@@ -103,7 +109,7 @@ func (s *Sessions) tokens(h handout) (*Tokens, error) {
 	}
 	access, expires, err := s.issuer.Mint(h.now, issuer.Subject{
 		UserID: h.user.ID, Username: h.user.Username, Roles: h.user.Roles, Version: h.user.Version,
-		SessionID: h.session.ID, Audience: h.audience, SessionEnd: h.session.CreatedAt.Add(time.Duration(s.cfg.Max)),
+		SessionID: h.session.ID, Audience: h.audience, SessionEnd: s.end(h.session),
 	})
 	if err != nil {
 		return nil, err
@@ -116,11 +122,16 @@ func (s *Sessions) tokens(h handout) (*Tokens, error) {
 
 // ExpiresAt is when a session ends if it is not refreshed before.
 func (s *Sessions) ExpiresAt(row *store.Session) time.Time {
-	idle, end := row.RefreshedAt.Add(time.Duration(s.cfg.Idle)), row.CreatedAt.Add(time.Duration(s.cfg.Max))
+	idle, end := row.RefreshedAt.Add(time.Duration(s.cfg.Idle)), s.end(row)
 	if idle.Before(end) {
 		return idle
 	}
 	return end
+}
+
+// end is when a session ends in any case: in whole seconds, as its tokens do.
+func (s *Sessions) end(row *store.Session) time.Time {
+	return row.CreatedAt.Add(time.Duration(s.cfg.Max)).Truncate(time.Second)
 }
 
 // start inserts a new session of a user.
@@ -183,7 +194,7 @@ func end(tx *store.Tx, id string) error {
 // on. To a caller who is neither the user nor an admin it says ErrNotFound, to
 // an admin user.ErrNotFound where there is no such user.
 func (s *Sessions) List(ctx context.Context, by user.Caller, userID, after string, limit int) (sessions []*store.Session, more bool, err error) {
-	if userID != by.UserID && !by.Is(user.Admin) {
+	if !by.MayManage(userID) {
 		return nil, false, ErrNotFound
 	}
 	err = s.store.Read(ctx, func(tx *store.Tx) error {
@@ -234,11 +245,20 @@ func (s *Sessions) Revoke(ctx context.Context, by user.Caller, sessionID string)
 		if err != nil {
 			return err
 		}
-		if row.UserID != by.UserID && !by.Is(user.Admin) {
+		if !by.MayManage(row.UserID) {
 			return ErrNotFound
 		}
 		return end(tx, row.ID)
 	})
+}
+
+// RevokeAll ends every session of the caller, or of anyone for an admin. It may
+// return ErrNotFound, user.ErrNotFound, or the caller's.
+func (s *Sessions) RevokeAll(ctx context.Context, by user.Caller, userID string) error {
+	if !by.MayManage(userID) {
+		return ErrNotFound
+	}
+	return s.users.RevokeSessions(ctx, by, userID)
 }
 
 // Prune forgets, in small steps, sessions that nothing can ask about any more.

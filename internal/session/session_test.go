@@ -80,7 +80,7 @@ func makeWorld(t *testing.T, polling bool) *world {
 	w.users = user.New(w.store, w.feed, pool)
 	w.sessions, err = session.Open(ctx, session.Config{
 		Audience: []string{"internal", "billing"}, Idle: session.IdleTTL(idle), Max: session.MaxTTL(lifetime), Grace: grace,
-	}, session.Dependencies{Store: w.store, Feed: w.feed, Issuer: tokens, Passwords: pool, Master: master})
+	}, session.Dependencies{Store: w.store, Feed: w.feed, Issuer: tokens, Users: w.users, Passwords: pool, Master: master})
 	check()
 	w.verifier, err = authn.NewVerifier(ctx, w.feed.Conn(), authn.WithAudience("internal", "billing"))
 	check()

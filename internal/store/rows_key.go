@@ -2,6 +2,7 @@ package store
 
 import (
 	"database/sql"
+	"errors"
 	"time"
 )
 
@@ -77,10 +78,14 @@ func (tx *Tx) InsertMACKey(k *MACKey) error {
 	return err
 }
 
-// Setting reads a setting that the whole installation shares. ErrNotFound.
+// Setting reads a setting that the whole installation shares; empty: it was
+// never set.
 func (tx *Tx) Setting(name string) (string, error) {
 	var value string
 	err := tx.one(func(r row) error { return r.Scan(&value) }, `SELECT value FROM settings WHERE name = $1`, name)
+	if errors.Is(err, ErrNotFound) {
+		return "", nil
+	}
 	return value, err
 }
 

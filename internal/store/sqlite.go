@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -41,7 +42,8 @@ func connectSQLite(ctx context.Context, db *sql.DB, path string) (*Store, error)
 	if err := migrate(ctx, db); err != nil {
 		return nil, err
 	}
-	s := &Store{db: db, path: path, readers: make(chan *conn, max(4, runtime.GOMAXPROCS(0)))}
+	s := &Store{db: db, path: path, readers: make(chan *conn, max(4, runtime.GOMAXPROCS(0))), closed: make(chan struct{})}
+	s.close = sync.OnceValue(s.shut)
 	for range cap(s.readers) {
 		c, err := connect(ctx, db)
 		if err != nil {

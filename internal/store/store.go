@@ -36,6 +36,8 @@ type Store struct {
 	path    string
 	readers chan *conn
 	writer  *writer
+	closed  chan struct{}
+	close   func() error // once
 }
 
 // Path is the file of an embedded database.
@@ -57,8 +59,12 @@ func Open(ctx context.Context, uri string) (*Store, error) {
 	return nil, errors.New("datastore: URI must be sqlite:FILE")
 }
 
-// Close waits for the writes under way and closes the database.
-func (s *Store) Close() error {
+// Close waits for the writes and reads under way and closes the database. A
+// second Close does nothing.
+func (s *Store) Close() error { return s.close() }
+
+func (s *Store) shut() error {
+	close(s.closed)
 	s.writer.close()
 	for range cap(s.readers) {
 		c := <-s.readers
@@ -75,6 +81,8 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
 	case c := <-s.readers:
 		defer func() { s.readers <- c }()
 		return c.transact("BEGIN", fn)
+	case <-s.closed:
+		return errClosed
 	case <-ctx.Done():
 		return unavailable(ctx.Err())
 	}
@@ -84,9 +92,9 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
 // error of fn rolls back what fn did, and is returned as it is.
 //
 // fn may run more than once, always from the start and never twice at a time;
-// what it hands out is good only if Write returns nil. When ctx ends first,
-// Write returns at once with an error that matches ErrUnavailable and ctx's,
-// and the write may still happen.
+// what it hands out is good only if Write returns nil. When ctx ends while the
+// write is queued, Write returns at once, nothing happens, and the error matches
+// ErrUnavailable and ctx's; once fn has begun, Write waits for its end.
 func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
 	return s.writer.do(ctx, fn)
 }

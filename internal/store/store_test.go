@@ -41,9 +41,6 @@ func setting(t *testing.T, s *store.Store, name string) (value string) {
 	t.Helper()
 	err := s.Read(t.Context(), func(tx *store.Tx) (err error) {
 		value, err = tx.Setting(name)
-		if errors.Is(err, store.ErrNotFound) {
-			err = nil
-		}
 		return err
 	})
 	if err != nil {

@@ -64,8 +64,11 @@ func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {
 	case err := <-job.result:
 		return err
 	case <-ctx.Done():
-		job.taken.CompareAndSwap(false, true)
-		return unavailable(ctx.Err())
+		if job.taken.CompareAndSwap(false, true) {
+			return unavailable(ctx.Err())
+		}
+		// It is running, and writes to what its caller will read.
+		return <-job.result
 	}
 }
 

@@ -35,6 +35,10 @@ var Operator = Caller{operator: true}
 // Is reports whether the caller has a role.
 func (c Caller) Is(role string) bool { return slices.Contains(c.Roles, role) }
 
+// MayManage reports whether the caller may see and end a user's sessions: their
+// own, and anyone's as an admin.
+func (c Caller) MayManage(userID string) bool { return userID == c.UserID || c.Is(Admin) }
+
 // check judges the caller by the rows: session alive, user enabled, rights
 // unchanged.
 func (c Caller) check(tx *store.Tx) error {

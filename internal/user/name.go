@@ -12,8 +12,9 @@ import (
 // MaxNameLength bounds a username, in bytes, before any work on it.
 const MaxNameLength = 256
 
-// maxRoles bounds a user's roles, and with them the size of an access token.
-const maxRoles = 64
+// maxRoles bounds a user's roles, so that an access token stays below its
+// largest size whatever else it carries.
+const maxRoles = 32
 
 // ErrMalformed says that a name, a role or an id breaks a rule.
 var ErrMalformed = errors.New("malformed")

@@ -5,9 +5,6 @@
 // it are stale. RevokedBelow is raised with it where sessions must end: sessions
 // born below, and their tokens, are dead, at the same cost for one or ten
 // thousand. Both are always raised to a number that was never out before.
-//
-// What was read before a password is hashed is checked after it, in the
-// transaction that writes: who loses begins again from the read.
 package user
 
 import (
@@ -115,11 +112,8 @@ const hadUser = "had_user"
 
 // EverMade reports whether the database ever had a user.
 func EverMade(tx *store.Tx) (bool, error) {
-	_, err := tx.Setting(hadUser)
-	if errors.Is(err, store.ErrNotFound) {
-		return false, nil
-	}
-	return err == nil, err
+	had, err := tx.Setting(hadUser)
+	return had != "", err
 }
 
 // Get finds a user by id. ErrNotFound.

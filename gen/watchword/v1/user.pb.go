@@ -32,7 +32,7 @@ type User struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The name in its folded form (PRECIS UsernameCaseMapped, RFC 8265).
 	Username string `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
-	// The roles, sorted; each is `[a-z][a-z0-9._:-]{0,63}`, at most 64 of them.
+	// The roles, sorted; each is `[a-z][a-z0-9._:-]{0,63}`, at most 32 of them.
 	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	// A disabled user has no session and can start none.
 	Disabled bool `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`

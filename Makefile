@@ -1,0 +1,171 @@
+# `make help` says what there is. `make test` is everything, and what CI runs.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL: # the steps would only fight for the same cores
+MAKEFLAGS += --no-print-directory
+
+# Tools are built here from pinned modules, and buf finds its plugins here.
+export PATH := $(CURDIR)/.bin:$(PATH)
+
+FUZZTIME ?= 10s
+IMAGE := proto/watchword.binpb
+
+title = @echo "== $(1)"
+
+##@ Use
+
+.PHONY: help
+help: ## Say what there is
+	@awk 'BEGIN { FS = ":.*## " } /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-zA-Z_.\/-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: run
+run: .bin/watchword ## Run the server on SQLite; flags in ARGS="…"
+	@exec .bin/watchword serve $(ARGS)
+
+.PHONY: build
+build: .bin/watchword ## Build the server and command line into .bin
+
+.PHONY: tools
+tools: .bin/buf .bin/grpcurl .bin/staticcheck .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Build the pinned tools into .bin
+
+##@ Change
+
+.PHONY: check
+check: ## The quick loop: format, vet and unit tests, no tools needed
+	$(call title,quick check)
+	@$(MAKE) format-check vet
+	@go test -short ./...
+
+.PHONY: fmt
+fmt: .bin/buf ## Format Go and proto files
+	@$(GO_FILES) | xargs -0 gofmt -w
+	@buf format -w
+
+.PHONY: generate
+generate: .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Generate gen/ from the proto files
+	@buf generate
+	@cp proto/watchword/v1/access.proto $(NOTES)/third_party/watchword/v1/access.proto
+	@cd $(NOTES) && buf generate
+
+.PHONY: contract-image
+contract-image: .bin/buf ## For a release only: make its proto files what `buf breaking` compares with
+	@if [ -z "$(RELEASE)" ]; then \
+		echo "This makes the proto files as they are now the last released contract: what was broken"; \
+		echo "since the release before goes unnoticed from then on. It belongs to a release alone:"; \
+		echo "  make contract-image RELEASE=v1.2.3"; \
+		exit 1; \
+	fi
+	@buf build --exclude-source-info -o $(IMAGE)
+
+##@ Test
+
+.PHONY: test
+test: prerequisites tools ## Everything below, in this order; installs what it needs
+	@for step in $(STEPS); do $(MAKE) $$step || exit 1; done
+	@echo "== everything passed"
+
+STEPS := format-check vet staticcheck proto-check generate-check tidy-check test-go test-fuzz test-examples test-node
+
+.PHONY: prerequisites
+prerequisites: ## See to it that Go, a C compiler and Node.js are here
+	$(call title,prerequisites)
+	@scripts/prerequisites.sh
+
+.PHONY: format-check
+format-check: ## gofmt
+	$(call title,gofmt)
+	@unformatted=$$($(GO_FILES) | xargs -0 gofmt -l); \
+	if [ -n "$$unformatted" ]; then echo "run 'make fmt' for:"; echo "$$unformatted"; exit 1; fi
+
+.PHONY: vet
+vet: ## go vet
+	$(call title,go vet)
+	@go vet ./...
+	@cd $(NOTES) && go vet ./...
+
+.PHONY: staticcheck
+staticcheck: .bin/staticcheck ## staticcheck
+	$(call title,staticcheck)
+	@staticcheck ./...
+	@cd $(NOTES) && staticcheck ./...
+
+.PHONY: proto-check
+proto-check: .bin/buf ## Lint and format of the proto files; nothing released is broken
+	$(call title,buf lint; buf format; buf breaking)
+	@buf lint
+	@buf format -d --exit-code
+	@buf breaking --against $(IMAGE)
+	@cd $(NOTES) && buf lint && buf format -d --exit-code
+
+.PHONY: generate-check
+generate-check: .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## gen/ is what the proto files generate
+	$(call title,generated code)
+	@for dir in . $(NOTES); do ( \
+		cd $$dir; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+		buf generate -o "$$tmp"; \
+		diff -r gen "$$tmp/gen" || { echo "$$dir/gen is not what the proto files generate: run 'make generate'"; exit 1; } \
+	) || exit 1; done
+	@cmp proto/watchword/v1/access.proto $(NOTES)/third_party/watchword/v1/access.proto
+
+.PHONY: tidy-check
+tidy-check: ## go.mod and go.sum are tidy
+	$(call title,go mod tidy -diff)
+	@go mod tidy -diff
+	@cd $(NOTES) && go mod tidy -diff
+
+.PHONY: test-go
+test-go: .bin/grpcurl ## Unit and end-to-end tests under the race detector
+	$(call title,go test -race)
+	@go test -race -count=1 -timeout 10m ./...
+
+.PHONY: test-fuzz
+test-fuzz: ## Every fuzz target, for FUZZTIME (10s)
+	$(call title,go test -fuzz: $(FUZZTIME) for each target)
+	@grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' authn internal | sort | \
+	while IFS=: read -r file func; do \
+		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; \
+	done
+
+.PHONY: test-examples
+test-examples: ## The example service, a module of its own
+	$(call title,examples/notes: go test -race)
+	@cd $(NOTES) && go test -race -count=1 -timeout 10m ./...
+
+.PHONY: test-node
+test-node: .bin/watchword .bin/notes ## The Node.js client against the real binaries
+	$(call title,clients/node: npm test)
+	@cd clients/node && npm ci --no-audit --no-fund --loglevel=error && \
+		WATCHWORD_BIN=$(CURDIR)/.bin/watchword NOTES_BIN=$(CURDIR)/.bin/notes npm test
+
+# The rest is not for typing.
+
+NOTES := examples/notes
+GO_FILES := find . -name node_modules -prune -o -name '*.go' -print0
+
+.PHONY: FORCE
+
+.bin/watchword: FORCE # go build knows what has changed
+	@go build -o $@ ./cmd/watchword
+
+.bin/notes: FORCE
+	@cd $(NOTES) && go build -o ../../$@ ./cmd/notes
+
+TOOL_buf := github.com/bufbuild/buf/cmd/buf
+TOOL_grpcurl := github.com/fullstorydev/grpcurl/cmd/grpcurl
+TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
+TOOL_staticcheck := honnef.co/go/tools/cmd/staticcheck
+
+.bin/buf .bin/grpcurl .bin/protoc-gen-go-grpc .bin/staticcheck: tools/go.mod tools/go.sum
+	@echo "building $(@F)" >&2
+	@cd tools && go build -o ../$@ $(TOOL_$(@F))
+	@touch $@
+
+# It writes for the protobuf runtime that the main module asks for.
+.bin/protoc-gen-go: go.mod go.sum
+	@echo "building $(@F)" >&2
+	@go build -o $@ google.golang.org/protobuf/cmd/protoc-gen-go
+	@touch $@

@@ -1,0 +1,159 @@
+// Package docs_test holds what the documents say to what the program does.
+package docs_test
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+const root = ".."
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(root, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// blocks returns the code blocks of a language in a text.
+func blocks(text, language string) (found []string) {
+	fenced := regexp.MustCompile("(?ms)^```" + language + "\n(.*?)^```$")
+	for _, m := range fenced.FindAllStringSubmatch(text, -1) {
+		found = append(found, m[1])
+	}
+	return found
+}
+
+// The README's Go is part of examples that are compiled and run.
+func TestSnippetsAreExamples(t *testing.T) {
+	examples := unindent(read(t, "authn/example_test.go"))
+	snippets := blocks(read(t, "README.md"), "go")
+	if len(snippets) == 0 {
+		t.Fatal("README.md has no Go")
+	}
+	for _, snippet := range snippets {
+		if !strings.Contains(examples, unindent(snippet)) {
+			t.Errorf("not in authn/example_test.go:\n%s", snippet)
+		}
+	}
+}
+
+func unindent(code string) string {
+	var lines []string
+	for line := range strings.Lines(code) {
+		lines = append(lines, strings.TrimSpace(line))
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
+
+// documents are all of ours in Markdown.
+func documents(t *testing.T) (paths []string) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case entry.IsDir() && (entry.Name() == "node_modules" || entry.Name() == ".git"):
+			return fs.SkipDir
+		case filepath.Ext(path) == ".md":
+			rel, err := filepath.Rel(root, path)
+			paths = append(paths, rel)
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return paths
+}
+
+func TestLinksLeadSomewhere(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	for _, path := range documents(t) {
+		for _, m := range link.FindAllStringSubmatch(read(t, path), -1) {
+			target, anchor, _ := strings.Cut(m[1], "#")
+			if strings.Contains(target, "://") {
+				continue
+			}
+			file := filepath.Join(filepath.Dir(path), target)
+			if target == "" {
+				file = path
+			}
+			if _, err := os.Stat(filepath.Join(root, file)); err != nil {
+				t.Errorf("%s: %s is not there", path, m[1])
+			} else if anchor != "" && !hasHeading(read(t, file), anchor) {
+				t.Errorf("%s: %s has no such heading", path, m[1])
+			}
+		}
+	}
+}
+
+func hasHeading(text, anchor string) bool {
+	heading := regexp.MustCompile(`(?m)^#+ (.*)$`)
+	dropped := regexp.MustCompile(`[^a-z0-9 _-]`)
+	for _, m := range heading.FindAllStringSubmatch(text, -1) {
+		slug := dropped.ReplaceAllString(strings.ToLower(m[1]), "")
+		if strings.ReplaceAll(slug, " ", "-") == anchor {
+			return true
+		}
+	}
+	return false
+}
+
+func TestMakeTargetsExist(t *testing.T) {
+	makefile := read(t, "Makefile")
+	named := regexp.MustCompile("(?m)(?:`|^)make ([a-z-]+)")
+	for _, path := range documents(t) {
+		for _, m := range named.FindAllStringSubmatch(read(t, path), -1) {
+			if !strings.Contains(makefile, "\n"+m[1]+":") {
+				t.Errorf("%s: there is no `make %s`", path, m[1])
+			}
+		}
+	}
+}
+
+// Every flag that --help shows is in the table, with its variable and its
+// default.
+func TestFlagsAreDocumented(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "watchword")
+	if out, err := exec.Command("go", "build", "-o", program, "../cmd/watchword").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	// A flag: its name, perhaps its default or a placeholder, and what is said of it.
+	flag := regexp.MustCompile(`(?m)^ +(?:-h, )?--([a-z-]+)(?:=(\S+))?((?:\n? +[^-\s].*)*)`)
+	variable := regexp.MustCompile(`\(\$(\w+)\)`)
+	document := read(t, "docs/configuration.md")
+	for _, command := range []string{
+		"serve", "migrate", "user create", "user list", "user set-password", "key list", "login", "verify", "logout", "healthcheck",
+	} {
+		help, err := exec.Command(program, append(strings.Fields(command), "--help")...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s --help: %v\n%s", command, err, help)
+		}
+		for _, m := range flag.FindAllStringSubmatch(string(help), -1) {
+			name, value, about := m[1], strings.Trim(m[2], `"`), m[3]
+			if name == "help" || name == "version" {
+				continue
+			}
+			row := "| `--" + name + "` |"
+			if v := variable.FindStringSubmatch(about); v != nil {
+				row += " `" + v[1] + "` |"
+			}
+			if value = strings.TrimSuffix(value, ",..."); value != "" && value != strings.ToUpper(value) {
+				row += fmt.Sprintf(" `%s` |", value)
+			}
+			if !strings.Contains(document, "\n"+row) {
+				t.Errorf("%s: docs/configuration.md has no row that begins %s", command, row)
+			}
+		}
+	}
+}

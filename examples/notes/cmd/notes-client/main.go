@@ -1,0 +1,226 @@
+// Command notes-client walks through a user's day: log in, call a guarded
+// service, refresh, log out, and be refused. It prints a line for each step and
+// ends with status 1 at the first surprise.
+//
+//	notes-client --username alice < password-file
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+
+	notesv1 "example.com/notes/gen/notes/v1"
+)
+
+const (
+	// walkTimeout bounds the whole walk.
+	walkTimeout = 30 * time.Second
+	// logoutTimeout is how long the news of a logout may take to the service. It
+	// takes milliseconds; machines under load are slower.
+	logoutTimeout = 5 * time.Second
+	// pollInterval is how precisely that time is told.
+	pollInterval = 5 * time.Millisecond
+)
+
+type config struct {
+	addr, authAddr, caFile, username string
+}
+
+func main() {
+	var c config
+	flag.StringVar(&c.addr, "addr", "127.0.0.1:50061", "address of the notes server, in plaintext")
+	flag.StringVar(&c.authAddr, "auth-addr", "127.0.0.1:50051", "address of the Watchword server")
+	flag.StringVar(&c.caFile, "ca-file", "", "PEM certificates to trust for TLS to Watchword; none: plaintext")
+	flag.StringVar(&c.username, "username", "", "who logs in; the password is the first line of standard input")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, walkTimeout)
+	defer cancel()
+	if err := run(ctx, c); err != nil {
+		fmt.Fprintln(os.Stderr, "notes-client:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, c config) error {
+	if c.username == "" {
+		return errors.New("--username is needed")
+	}
+	password, err := readLine(os.Stdin)
+	if err != nil {
+		return fmt.Errorf("reading the password from standard input: %w", err)
+	}
+	authConn, err := dial(c.authAddr, c.caFile)
+	if err != nil {
+		return fmt.Errorf("connecting to Watchword: %w", err)
+	}
+	defer authConn.Close()
+	notesConn, err := dial(c.addr, "")
+	if err != nil {
+		return fmt.Errorf("connecting to notes: %w", err)
+	}
+	defer notesConn.Close()
+
+	w := walk{
+		auth:  watchwordv1.NewAuthServiceClient(authConn),
+		notes: notesv1.NewNotesServiceClient(notesConn),
+	}
+	for _, step := range []struct {
+		name string
+		do   func(context.Context) (string, error)
+	}{
+		{"log in", func(ctx context.Context) (string, error) { return w.login(ctx, c.username, password) }},
+		{"list notes", w.list},
+		{"list notes without a token", w.listWithoutToken},
+		{"add a note", w.add},
+		{"refresh", w.refresh},
+		{"list notes with the new token", w.list},
+		{"log out", w.logout},
+		{"list notes after the logout", w.awaitRefusal},
+	} {
+		outcome, err := step.do(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
+		}
+		fmt.Printf("%s: %s\n", step.name, outcome)
+	}
+	return nil
+}
+
+// walk is one session, and the services that it is used with. Its methods say
+// how they went; an error is a surprise.
+type walk struct {
+	auth   watchwordv1.AuthServiceClient
+	notes  notesv1.NotesServiceClient
+	tokens *watchwordv1.TokenPair
+}
+
+func (w *walk) login(ctx context.Context, username, password string) (string, error) {
+	resp, err := w.auth.Login(ctx, &watchwordv1.LoginRequest{Username: username, Password: password})
+	if err != nil {
+		return "", err
+	}
+	w.tokens = resp.GetTokens()
+	return fmt.Sprintf("ok, the access token lives %v", w.tokens.GetExpiresIn().AsDuration().Round(time.Second)), nil
+}
+
+func (w *walk) list(ctx context.Context) (string, error) {
+	resp, err := w.notes.ListNotes(w.authorized(ctx), &notesv1.ListNotesRequest{})
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("ok, there are %d", len(resp.GetNotes())), nil
+}
+
+func (w *walk) listWithoutToken(ctx context.Context) (string, error) {
+	_, err := w.notes.ListNotes(ctx, &notesv1.ListNotesRequest{})
+	if err := expect(err, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_MISSING); err != nil {
+		return "", err
+	}
+	return "refused with TOKEN_MISSING", nil
+}
+
+// add may be refused: not everybody is a writer.
+func (w *walk) add(ctx context.Context) (string, error) {
+	resp, err := w.notes.AddNote(w.authorized(ctx), &notesv1.AddNoteRequest{Text: "Hello from notes-client."})
+	if err == nil {
+		return fmt.Sprintf("ok, note %d by %s", resp.GetNote().GetId(), resp.GetNote().GetAuthor()), nil
+	}
+	if err := expect(err, watchwordv1.ErrorReason_ERROR_REASON_ROLE_REQUIRED); err != nil {
+		return "", err
+	}
+	return "refused with ROLE_REQUIRED", nil
+}
+
+// refresh replaces both tokens. The old access token stays good until it
+// expires; the old refresh token is spent.
+func (w *walk) refresh(ctx context.Context) (string, error) {
+	resp, err := w.auth.Refresh(ctx, &watchwordv1.RefreshRequest{RefreshToken: w.tokens.GetRefreshToken()})
+	if err != nil {
+		return "", err
+	}
+	w.tokens = resp.GetTokens()
+	return "ok, two new tokens", nil
+}
+
+func (w *walk) logout(ctx context.Context) (string, error) {
+	_, err := w.auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: w.tokens.GetRefreshToken()})
+	return "ok", err
+}
+
+// awaitRefusal calls until the service knows of the logout.
+func (w *walk) awaitRefusal(ctx context.Context) (string, error) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, logoutTimeout)
+	defer cancel()
+	again := time.NewTicker(pollInterval)
+	defer again.Stop()
+	for {
+		_, err := w.notes.ListNotes(w.authorized(ctx), &notesv1.ListNotesRequest{})
+		if err != nil {
+			if err := expect(err, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED); err != nil {
+				return "", err
+			}
+			return fmt.Sprintf("refused with TOKEN_REVOKED, %v after the logout", time.Since(began).Round(time.Microsecond)), nil
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return "", fmt.Errorf("still accepted %v after the logout", time.Since(began).Round(time.Millisecond))
+		}
+	}
+}
+
+// authorized adds the access token to a call.
+func (w *walk) authorized(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+w.tokens.GetAccessToken())
+}
+
+// expect returns an error unless err is a refusal for the reason wanted.
+func expect(err error, want watchwordv1.ErrorReason) error {
+	if err == nil {
+		return fmt.Errorf("ok, but %v was due", want)
+	}
+	if authn.Reason(err) != want {
+		return fmt.Errorf("%w, but %v was due", err, want)
+	}
+	return nil
+}
+
+// readLine reads a line, less its end.
+func readLine(r io.Reader) (string, error) {
+	line, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil && (err != io.EOF || line == "") {
+		return "", err
+	}
+	return strings.TrimRight(line, "\r\n"), nil
+}
+
+// dial prepares a connection; grpc-go makes it at the first call.
+func dial(addr, caFile string) (*grpc.ClientConn, error) {
+	creds := insecure.NewCredentials()
+	if caFile != "" {
+		var err error
+		if creds, err = credentials.NewClientTLSFromFile(caFile, ""); err != nil {
+			return nil, err
+		}
+	}
+	return grpc.NewClient(addr, grpc.WithTransportCredentials(creds))
+}

@@ -1,0 +1,458 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// cli runs a watchword command in a folder.
+func cli(t *testing.T, dir, stdin string, args ...string) result {
+	t.Helper()
+	return run(t, cliCommand(t, dir, stdin, args...))
+}
+
+func cliCommand(t *testing.T, dir, stdin string, args ...string) *exec.Cmd {
+	t.Helper()
+	if found := leaks(strings.Join(args, " ")); len(found) > 0 {
+		t.Fatalf("secrets among the arguments of %v", args)
+	}
+	cmd := exec.Command(watchword(t), args...)
+	cmd.Dir, cmd.Env, cmd.Stdin = dir, environment(), strings.NewReader(stdin)
+	return cmd
+}
+
+// want runs a command that must end with this status, and returns its standard
+// output. No command may print a secret on standard error.
+func want(t *testing.T, code int, r result) string {
+	t.Helper()
+	if r.code != code {
+		t.Fatalf("want status %d, got %v", code, r)
+	}
+	if found := leaks(r.stderr); len(found) > 0 {
+		t.Errorf("secrets on standard error: %q", found)
+	}
+	return r.stdout
+}
+
+func TestCommandLine(t *testing.T) {
+	t.Run("wrong usage", wrongUsage)
+	t.Run("failures", failures)
+	t.Run("users", usersByCommand)
+	t.Run("a running server knows", runningServerKnows)
+	t.Run("client commands", clientCommands)
+	t.Run("healthcheck", healthcheck)
+	t.Run("keys and migrate", keysAndMigrate)
+	t.Run("second start", secondStart)
+	t.Run("master key", masterKey)
+	t.Run("issuer", issuer)
+	t.Run("file modes", fileModes)
+	t.Run("environment", environmentVariables)
+	t.Run("logs hold no secret", logsHoldNoSecret)
+}
+
+// wrongUsage must end with status 2, and must not have touched anything.
+func wrongUsage(t *testing.T) {
+	dir := t.TempDir()
+	for _, args := range []string{
+		"", "no-such-command", "user", "user no-such-command", "serve --no-such-flag", "serve argument",
+		"serve --grpc-addr 0.0.0.0:0", "serve --http-addr 0.0.0.0:0", "serve --grpc-addr :0", "serve --grpc-addr nowhere",
+		"serve --access-ttl soon", "serve --access-ttl 5", "serve --access-ttl -5m", "serve --drain-timeout -1s",
+		"serve --refresh-grace 1000h", "serve --signing-alg HS256", "serve --tls-cert cert.pem", "serve --client-ca ca.pem",
+		"serve --issuer not-a-url", "serve --log-level loud",
+		"user create", "user create eve a-password", "user create eve --password=a-password", "user create eve --role Not-A-Role",
+		"user set-password eve a-password", "login eve a-password", "login --plaintext --ca-file ca.pem eve",
+		"verify a-token", "logout a-token", "verify --token=a-token", "verify", "logout",
+	} {
+		r := cli(t, dir, "", strings.Fields(args)...)
+		if r.code != 2 || r.stdout != "" || r.stderr == "" {
+			t.Errorf("watchword %s: want status 2 and a word on standard error, got %v", args, r)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("wrong usage has left files: %v, %v", left, err)
+	}
+}
+
+// failures of commands that were typed well must end with status 1.
+func failures(t *testing.T) {
+	s := serve(t, t.TempDir())
+	db := []string{"--datastore-uri", database(s.dir)}
+	addr := []string{"--plaintext", "--addr", s.grpcAddr}
+	for _, test := range []struct {
+		stdin string
+		args  []string
+		says  string
+	}{
+		{newPassword(), append([]string{"user", "create", "admin"}, db...), "taken"},
+		{secret("short"), append([]string{"user", "create", "eve"}, db...), "fewer than"},
+		{"", append([]string{"user", "create", "eve"}, db...), "empty"},
+		{"", append([]string{"user", "disable", "nobody"}, db...), "nobody"},
+		{"", append([]string{"user", "enable", "nobody"}, db...), "nobody"},
+		{"", append([]string{"user", "delete", "nobody"}, db...), "nobody"},
+		{newPassword(), append([]string{"user", "set-password", "nobody"}, db...), "nobody"},
+		{"", []string{"user", "list", "--datastore-uri", "sqlite:" + filepath.Join(s.dir, "no", "such", "folder")}, "no such file"},
+		{newPassword(), append([]string{"login", "admin"}, addr...), "INVALID_CREDENTIALS"},
+		{"rubbish", append([]string{"verify"}, addr...), "TOKEN_INVALID"},
+		{"rubbish", append([]string{"logout"}, addr...), "REFRESH_TOKEN_INVALID"},
+		{"rubbish", []string{"verify", "--addr", s.grpcAddr}, "tls"}, // TLS to a server without it
+		{"", serveArgs(t.TempDir(), "--grpc-addr", s.grpcAddr), "--grpc-addr"},
+		{"", serveArgs(t.TempDir(), "--http-addr", s.httpAddr), "--http-addr"},
+	} {
+		r := cli(t, s.dir, test.stdin, test.args...)
+		if want(t, 1, r); r.stdout != "" || !strings.Contains(r.stderr, test.says) {
+			t.Errorf("watchword %v: want %q on standard error, got %v", test.args, test.says, r)
+		}
+	}
+}
+
+// userTable is what `user list` prints: fields by username.
+func userTable(t *testing.T, dir string) map[string][]string {
+	t.Helper()
+	table := map[string][]string{}
+	for i, line := range strings.Split(strings.TrimSpace(want(t, 0, cli(t, dir, "", "user", "list", "--datastore-uri", database(dir)))), "\n") {
+		if fields := strings.Fields(line); i > 0 {
+			table[fields[1]] = fields
+		}
+	}
+	return table
+}
+
+// usersByCommand administers users on a database that no server has seen, and
+// then starts one on it.
+func usersByCommand(t *testing.T) {
+	dir := t.TempDir()
+	db := []string{"--datastore-uri", database(dir)}
+	first, second := newPassword(), newPassword()
+	id := strings.TrimSpace(want(t, 0, cli(t, dir, first+"\n", append([]string{"user", "create", "Alice", "--role", "writer", "--role", "reader", "--password-stdin"}, db...)...)))
+	want(t, 0, cli(t, dir, first, append([]string{"user", "create", "bob"}, db...)...)) // no terminal, so from standard input as well
+	want(t, 0, cli(t, dir, first+"\r\n", append([]string{"user", "create", "carol", "--password-stdin"}, db...)...))
+	want(t, 0, cli(t, dir, "", append([]string{"user", "disable", "bob"}, db...)...))
+	want(t, 0, cli(t, dir, "", append([]string{"user", "disable", "carol"}, db...)...))
+	want(t, 0, cli(t, dir, "", append([]string{"user", "enable", "carol"}, db...)...))
+	want(t, 0, cli(t, dir, second+"\n", append([]string{"user", "set-password", "carol", "--password-stdin"}, db...)...))
+	want(t, 0, cli(t, dir, first, append([]string{"user", "create", "dave"}, db...)...))
+	want(t, 0, cli(t, dir, "", append([]string{"user", "delete", "dave"}, db...)...))
+
+	table := userTable(t, dir)
+	if alice := table["alice"]; len(alice) < 4 || alice[0] != id || alice[2] != "reader,writer" || alice[3] != "enabled" {
+		t.Errorf("alice, made as %s, is listed as %v", id, alice)
+	}
+	if bob := table["bob"]; !slices.Contains(bob, "disabled") {
+		t.Errorf("bob is listed as %v", bob)
+	}
+	if _, there := table["dave"]; there || len(table) != 3 {
+		t.Errorf("listed are %v", table)
+	}
+
+	s := serve(t, dir)
+	if s.admin != "" {
+		t.Error("a database that had users was given an admin")
+	}
+	c := dial(t, s.grpcAddr)
+	wantOK(t, "alice", c.tryLogin(soon(t), "alice", first))
+	wantRefusal(t, "bob", c.tryLogin(soon(t), "bob", first), "USER_DISABLED")
+	wantRefusal(t, "carol by the old password", c.tryLogin(soon(t), "carol", first), "INVALID_CREDENTIALS")
+	wantOK(t, "carol by the new password", c.tryLogin(soon(t), "carol", second))
+	wantRefusal(t, "dave", c.tryLogin(soon(t), "dave", first), "INVALID_CREDENTIALS")
+}
+
+// runningServerKnows changes users behind a server's back.
+func runningServerKnows(t *testing.T) {
+	const promised, slack = time.Second, time.Second
+	s := serve(t, t.TempDir(), "--log-level", "debug")
+	db := []string{"--datastore-uri", database(s.dir)}
+	c, password, next := dial(t, s.grpcAddr), newPassword(), newPassword()
+	want(t, 0, cli(t, s.dir, password, append([]string{"user", "create", "alice"}, db...)...))
+
+	for _, change := range []struct {
+		stdin string
+		args  []string
+	}{
+		{"", []string{"user", "disable", "alice"}},
+		{next, []string{"user", "set-password", "alice"}},
+		{"", []string{"user", "delete", "alice"}},
+	} {
+		pair := c.login(t, "alice", password)
+		_, err := c.verify(soon(t), pair)
+		wantOK(t, "verify before", err)
+		want(t, 0, cli(t, s.dir, change.stdin, append(change.args, db...)...))
+		took := eventually(t, promised+slack, strings.Join(change.args, " "), func() error {
+			_, err := c.verify(soon(t), pair)
+			return notRefused(err, "TOKEN_REVOKED")
+		})
+		t.Logf("the server knew of %v within %v (promised: %v)", change.args, took, promised)
+		if change.args[1] == "disable" {
+			want(t, 0, cli(t, s.dir, "", append([]string{"user", "enable", "alice"}, db...)...))
+			_, err := c.verify(soon(t), pair)
+			wantRefusal(t, "verify after enabling", err, "TOKEN_REVOKED")
+		} else {
+			password = next
+		}
+	}
+}
+
+// clientCommands pipes what login prints into verify and logout.
+func clientCommands(t *testing.T) {
+	s := serve(t, t.TempDir())
+	addr := []string{"--plaintext", "--addr", s.grpcAddr}
+	printed := want(t, 0, cli(t, s.dir, s.admin+"\n", append([]string{"login", "admin", "--password-stdin"}, addr...)...))
+	var pair watchwordv1.TokenPair
+	if err := protojson.Unmarshal([]byte(printed), &pair); err != nil || pair.GetTokenType() != "Bearer" || pair.GetRefreshToken() == "" {
+		t.Fatalf("login printed %q: %v", printed, err)
+	}
+	tokens(&pair)
+
+	for name, stdin := range map[string]string{"JSON": printed, "bare": pair.GetAccessToken() + "\n"} {
+		var principal watchwordv1.Principal
+		out := want(t, 0, cli(t, s.dir, stdin, append([]string{"verify"}, addr...)...))
+		if err := protojson.Unmarshal([]byte(out), &principal); err != nil || principal.GetUsername() != "admin" || principal.GetSessionId() != pair.GetSessionId() {
+			t.Errorf("verify of a %s token printed %q: %v", name, out, err)
+		}
+	}
+	want(t, 1, cli(t, s.dir, printed, append([]string{"verify", "--audience", "elsewhere"}, addr...)...))
+	if out := want(t, 0, cli(t, s.dir, printed, append([]string{"logout"}, addr...)...)); out != "" {
+		t.Errorf("logout printed %q", out)
+	}
+	want(t, 0, cli(t, s.dir, pair.GetRefreshToken(), append([]string{"logout"}, addr...)...))
+	r := cli(t, s.dir, printed, append([]string{"verify"}, addr...)...)
+	if want(t, 1, r); !strings.Contains(r.stderr, "TOKEN_REVOKED") {
+		t.Errorf("verify after the logout: %v", r)
+	}
+}
+
+func healthcheck(t *testing.T) {
+	s := serve(t, t.TempDir())
+	check := []string{"healthcheck", "--plaintext", "--addr", s.grpcAddr}
+	want(t, 0, cli(t, s.dir, "", check...))
+	s.stop(t)
+	want(t, 1, cli(t, s.dir, "", check...))
+}
+
+var kidLine = regexp.MustCompile(`(?m)^(\S{16})\s+(EdDSA|ES256|RS256)\s+(next|signing)\b`)
+
+func keysAndMigrate(t *testing.T) {
+	dir := t.TempDir()
+	db := []string{"--datastore-uri", database(dir)}
+	if out := want(t, 0, cli(t, dir, "", append([]string{"migrate"}, db...)...)); out != "" {
+		t.Errorf("migrate printed %q", out)
+	}
+	want(t, 0, cli(t, dir, "", append([]string{"migrate"}, db...)...)) // nothing left to do
+	if keys := kidLine.FindAllString(want(t, 0, cli(t, dir, "", append([]string{"key", "list"}, db...)...)), -1); keys != nil {
+		t.Errorf("a database that no server has seen has keys: %v", keys)
+	}
+
+	s := serve(t, dir, "--signing-alg", "ES256")
+	if s.admin == "" {
+		t.Error("the first start after migrate made no admin")
+	}
+	states := map[string]string{} // by kid
+	for _, line := range kidLine.FindAllStringSubmatch(want(t, 0, cli(t, dir, "", append([]string{"key", "list"}, db...)...)), -1) {
+		if states[line[1]] = line[3]; line[2] != "ES256" {
+			t.Errorf("key %v, want one for ES256", line)
+		}
+	}
+	keySet, err := dial(t, s.grpcAddr).GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{})
+	if err != nil || len(states) != 2 || len(keySet.GetKeys()) != 2 {
+		t.Fatalf("keys %v listed, %v served: %v", states, keySet, err)
+	}
+	for _, key := range keySet.GetKeys() {
+		if states[key.GetKid()] == "" {
+			t.Errorf("served key %s is not listed: %v", key.GetKid(), states)
+		}
+	}
+}
+
+func secondStart(t *testing.T) {
+	s := serve(t, t.TempDir())
+	if s.admin == "" {
+		t.Fatal("the first start printed no password")
+	}
+	pair := dial(t, s.grpcAddr).login(t, "admin", s.admin)
+	s.stop(t)
+	if out := s.printed(t); !adminLine.MatchString(out) {
+		t.Errorf("standard output was %q", out)
+	}
+	again := serve(t, s.dir)
+	c := dial(t, again.grpcAddr)
+	_, err := c.verify(soon(t), pair)
+	wantOK(t, "an access token from before", err)
+	c.refresh(t, pair)
+	c.login(t, "admin", s.admin)
+	again.stop(t)
+	if out := again.printed(t); out != "" {
+		t.Errorf("the second start printed %q", out)
+	}
+}
+
+// refusesToStart runs serve, which must end with status 1 and name something.
+func refusesToStart(t *testing.T, dir, says string, args ...string) {
+	t.Helper()
+	r := cli(t, dir, "", serveArgs(dir, args...)...)
+	if want(t, 1, r); r.stdout != "" || !strings.Contains(r.stderr, says) {
+		t.Errorf("serve %v must refuse to start and name %s, got %v", args, says, r)
+	}
+}
+
+func masterKey(t *testing.T) {
+	s := serve(t, t.TempDir())
+	s.stop(t)
+	beside := filepath.Join(s.dir, "watchword.db.master-key")
+	right, err := os.ReadFile(beside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(right)) {
+		if !strings.HasPrefix(line, "#") {
+			secret(strings.TrimSpace(line))
+		}
+	}
+	stranger := serve(t, t.TempDir())
+	stranger.stop(t)
+	elsewhere := filepath.Join(stranger.dir, "watchword.db.master-key")
+
+	refusesToStart(t, s.dir, elsewhere, "--master-key-file", elsewhere)
+	missing := filepath.Join(s.dir, "missing-key")
+	refusesToStart(t, s.dir, missing, "--master-key-file", missing)
+	if err := os.Rename(beside, missing); err != nil {
+		t.Fatal(err)
+	}
+	refusesToStart(t, s.dir, beside)
+	if _, err := os.Stat(beside); err == nil {
+		t.Error("a new master key was made for a database that has one")
+	}
+	if err := os.WriteFile(beside, []byte("wwmk1_rubbish\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refusesToStart(t, s.dir, beside)
+
+	again := serve(t, s.dir, "--master-key-file", missing) // the right one, under another name
+	dial(t, again.grpcAddr).login(t, "admin", s.admin)
+}
+
+func issuer(t *testing.T) {
+	const first, other = "https://auth.example.com", "https://other.example.com"
+	dir := t.TempDir()
+	s := serve(t, dir, "--issuer", first)
+	s.stop(t)
+	refusesToStart(t, dir, other, "--issuer", other)
+	refusesToStart(t, dir, first, "--issuer", other)
+	for _, args := range [][]string{nil, {"--issuer", first}} {
+		again := serve(t, dir, args...)
+		keySet, err := dial(t, again.grpcAddr).GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{})
+		if err != nil || keySet.GetIssuer() != first {
+			t.Errorf("serve %v issues as %q: %v", args, keySet.GetIssuer(), err)
+		}
+		again.stop(t)
+	}
+}
+
+// fileModes starts a server with an open umask.
+func fileModes(t *testing.T) {
+	dir := t.TempDir()
+	args := append([]string{"-c", `umask 000 && exec "$0" "$@"`, watchword(t)}, serveArgs(dir)...)
+	s := serveCommand(t, dir, exec.Command("sh", args...))
+	dial(t, s.grpcAddr).login(t, "admin", s.admin)
+	files := map[string]bool{}
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		info, err := entry.Info()
+		if files[entry.Name()] = true; err == nil && info.Mode() != 0o600 {
+			t.Errorf("%s has mode %v", entry.Name(), info.Mode())
+		}
+		return err
+	})
+	if err != nil || !files["watchword.db"] || !files["watchword.db-wal"] || !files["watchword.db.master-key"] {
+		t.Errorf("files %v, %v", files, err)
+	}
+}
+
+func environmentVariables(t *testing.T) {
+	dir := t.TempDir()
+	cmd := exec.Command(watchword(t), "serve", "--http-addr", "127.0.0.1:0")
+	cmd.Dir = dir
+	cmd.Env = []string{
+		"WATCHWORD_GRPC_ADDR=127.0.0.1:0", "WATCHWORD_HTTP_ADDR=not an address", "WATCHWORD_ISSUER=https://env.example.com",
+		"WATCHWORD_DATASTORE_URI=sqlite:by-environment.db", "WATCHWORD_AUDIENCE=one,two", "WATCHWORD_ACCESS_TTL=90s",
+	}
+	s := serveCommand(t, dir, cmd) // the flag has gone before the variable, or it would not have started
+	if _, port, err := net.SplitHostPort(s.grpcAddr); err != nil || port == "50051" {
+		t.Errorf("it listens on %s, %v", s.grpcAddr, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "by-environment.db")); err != nil {
+		t.Error(err)
+	}
+	c := dial(t, s.grpcAddr)
+	p, err := c.verify(soon(t), c.login(t, "admin", s.admin))
+	if err != nil || !slices.Equal(p.GetAudience(), []string{"one", "two"}) || p.GetIssuer() != "https://env.example.com" ||
+		p.GetExpiresAt().AsTime().Sub(p.GetIssuedAt().AsTime()) != 90*time.Second {
+		t.Errorf("principal %v, %v", p, err)
+	}
+
+	check := exec.Command(watchword(t), "healthcheck")
+	check.Env = environment("WATCHWORD_ADDR="+s.grpcAddr, "WATCHWORD_PLAINTEXT=true")
+	want(t, 0, run(t, check))
+	bad := exec.Command(watchword(t), serveArgs(t.TempDir())...)
+	bad.Env = environment("WATCHWORD_ACCESS_TTL=soon")
+	want(t, 2, run(t, bad))
+}
+
+// logsHoldNoSecret lets a server log all it can about all kinds of calls; the
+// harness looks for the secrets in every log, and here it is shown that there
+// was something to find.
+func logsHoldNoSecret(t *testing.T) {
+	for _, format := range []string{"text", "json"} {
+		s := serve(t, t.TempDir(), "--log-level", "debug", "--log-format", format)
+		c, password := dial(t, s.grpcAddr), newPassword()
+		admin := c.login(t, "admin", s.admin)
+		alice := c.create(t, admin, "alice", password, "writer")
+		pair := c.login(t, "alice", password)
+		_ = c.tryLogin(soon(t), password, newPassword()) // the password in the wrong field
+		_ = c.tryLogin(soon(t), "alice", newPassword())
+		_, _ = c.tryRefresh(soon(t), &watchwordv1.TokenPair{RefreshToken: pair.GetAccessToken()})
+		_, _ = c.verify(soon(t), &watchwordv1.TokenPair{AccessToken: pair.GetRefreshToken()})
+		_, _ = c.ListUsers(bearer(soon(t), pair), &watchwordv1.ListUsersRequest{PageToken: pair.GetRefreshToken()})
+		_, _ = c.GetUser(bearer(soon(t), admin), &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Id{Id: pair.GetAccessToken()}})
+		_, _ = c.ChangePassword(bearer(soon(t), pair), &watchwordv1.ChangePasswordRequest{CurrentPassword: password, NewPassword: secret("short-1")})
+		_, _ = c.SetPassword(bearer(soon(t), admin), &watchwordv1.SetPasswordRequest{Id: alice.GetId(), Password: newPassword()})
+		resp, err := http.Get("http://" + s.httpAddr + "/metrics?token=" + pair.GetAccessToken())
+		if err != nil {
+			t.Fatal(err)
+		}
+		metrics, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if found := leaks(string(metrics)); err != nil || len(found) > 0 || !bytes.Contains(metrics, []byte("Login")) {
+			t.Errorf("the metrics hold secrets, or nothing: %q, %v", found, err)
+		}
+		s.stop(t)
+
+		log := s.stderr.String()
+		for _, method := range []string{"Login", "Refresh", "Verify", "CreateUser", "ChangePassword", "SetPassword"} {
+			if !strings.Contains(log, method) {
+				t.Errorf("the log says nothing of %s", method)
+			}
+		}
+		for what, hidden := range map[string]string{"password": password, "access token": pair.GetAccessToken(), "refresh token": pair.GetRefreshToken()} {
+			if leaks(fmt.Sprintf("a line with %s in it", hidden)) == nil {
+				t.Errorf("a log with the %s in it would go unnoticed", what)
+			}
+		}
+	}
+}

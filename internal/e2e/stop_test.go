@@ -1,0 +1,230 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/grpc/status"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// stopBound is how long a stop may take when nothing is in flight.
+const stopBound = time.Second
+
+func TestStopsCleanly(t *testing.T) {
+	t.Run("with idle streams", stopsWithIdleStreams)
+	t.Run("with silent connections", stopsWithSilentConnections)
+	t.Run("with calls in flight", stopsWithCallsInFlight)
+}
+
+// idleStream is a stream that has answered and now says nothing.
+type idleStream struct {
+	name string
+	recv func() error
+}
+
+// stopsWithIdleStreams must take less than a second, however many watch.
+func stopsWithIdleStreams(t *testing.T) {
+	const conns, watchers = 10, 100
+	s := serve(t, t.TempDir())
+	var streams []idleStream
+	for range conns {
+		c := dial(t, s.grpcAddr)
+		for range watchers / conns {
+			streams = append(streams, watchBundle(t, c))
+		}
+	}
+	streams = append(streams, watchHealth(t, dial(t, s.grpcAddr).conn), reflect(t, dial(t, s.grpcAddr).conn))
+	if body := get(t, "http://"+s.httpAddr+"/readyz"); body != "ok\n" { // its connection stays open as well
+		t.Errorf("/readyz says %q", body)
+	}
+
+	ends := make(chan error, len(streams))
+	for _, stream := range streams {
+		go func() { ends <- stream.end() }()
+	}
+	took := s.stop(t)
+	t.Logf("stopped in %v with %d streams", took, len(streams))
+	if took >= stopBound {
+		t.Errorf("stopping took %v, want less than %v", took, stopBound)
+	}
+	for range streams {
+		if err := <-ends; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// end reads a stream to its end, which must be UNAVAILABLE.
+func (s idleStream) end() error {
+	for {
+		if err := s.recv(); status.Code(err) == codes.Unavailable {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("%s ended with %w, want UNAVAILABLE", s.name, err)
+		}
+	}
+}
+
+// watchBundle returns when the snapshot has arrived, and the heartbeat behind it.
+func watchBundle(t *testing.T, c *client) idleStream {
+	t.Helper()
+	stream, err := c.WatchBundle(soon(t), &watchwordv1.WatchBundleRequest{})
+	for beat := false; err == nil && !beat; {
+		var message *watchwordv1.WatchBundleResponse
+		message, err = stream.Recv()
+		beat = message.GetHeartbeat() != nil
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return idleStream{"WatchBundle", func() error { _, err := stream.Recv(); return err }}
+}
+
+func watchHealth(t *testing.T, conn *grpc.ClientConn) idleStream {
+	t.Helper()
+	stream, err := healthv1.NewHealthClient(conn).Watch(soon(t), &healthv1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := stream.Recv(); err != nil || resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+		t.Fatalf("health: %v, %v", resp, err)
+	}
+	return idleStream{"health", func() error { _, err := stream.Recv(); return err }}
+}
+
+func reflect(t *testing.T, conn *grpc.ClientConn) idleStream {
+	t.Helper()
+	stream, err := reflectionv1.NewServerReflectionClient(conn).ServerReflectionInfo(soon(t))
+	if err == nil {
+		err = stream.Send(&reflectionv1.ServerReflectionRequest{
+			MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{},
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp, err := stream.Recv(); err != nil || len(resp.GetListServicesResponse().GetService()) == 0 {
+		t.Fatalf("reflection: %v, %v", resp, err)
+	}
+	return idleStream{"reflection", func() error { _, err := stream.Recv(); return err }}
+}
+
+// stopsWithSilentConnections opens connections as a load balancer does that
+// looks whether a port answers, or keeps some in stock: nothing is in flight.
+func stopsWithSilentConnections(t *testing.T) {
+	for _, address := range []struct {
+		name string
+		of   func(*server) string
+	}{
+		{"grpc", func(s *server) string { return s.grpcAddr }},
+		{"http", func(s *server) string { return s.httpAddr }},
+	} {
+		t.Run(address.name, func(t *testing.T) {
+			s := serve(t, t.TempDir())
+			conn, err := net.Dial("tcp", address.of(s))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			took := s.stop(t)
+			t.Logf("stopped in %v", took)
+			if took >= stopBound {
+				t.Errorf("stopping took %v, want less than %v", took, stopBound)
+			}
+		})
+	}
+}
+
+// stopsWithCallsInFlight sends SIGTERM while passwords are being hashed: every
+// call that has begun must be answered.
+func stopsWithCallsInFlight(t *testing.T) {
+	const logins = 8 // more than are hashed at a time, so some are under way for long
+	for range 5 {
+		s := serve(t, t.TempDir())
+		clients := make([]*client, logins)
+		for i := range clients {
+			clients[i] = dial(t, s.grpcAddr)
+			if _, err := clients[i].GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{}); err != nil { // connects
+				t.Fatal(err)
+			}
+		}
+		answers := make(chan error, logins)
+		for _, c := range clients {
+			go func() { answers <- c.tryLogin(t.Context(), "admin", s.admin) }()
+		}
+		var handled int
+		eventually(t, runTimeout, "logins begin", func() error {
+			var started int
+			if started, handled = countLogins(t.Context(), s.httpAddr); started < logins {
+				return errors.New("not all have begun")
+			}
+			return nil
+		})
+		took := s.stop(t)
+		for range logins {
+			wantOK(t, "a login that had begun", <-answers)
+		}
+		if handled < logins {
+			t.Logf("stopped in %v with %d logins in flight", took, logins-handled)
+			return
+		}
+	}
+	t.Error("the logins were always done before SIGTERM was sent")
+}
+
+// countLogins reads from the metrics how many logins have begun and ended.
+func countLogins(ctx context.Context, httpAddr string) (started, handled int) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+httpAddr+"/metrics", nil)
+	if err != nil {
+		return 0, 0
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, 0
+	}
+	defer resp.Body.Close()
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		name, rest, _ := strings.Cut(lines.Text(), "{")
+		labels, value, _ := strings.Cut(rest, "} ")
+		var n int
+		if !strings.Contains(labels, `grpc_method="Login"`) {
+			continue
+		}
+		if _, err := fmt.Sscan(value, &n); err != nil && !errors.Is(err, io.EOF) {
+			continue
+		}
+		switch name {
+		case "grpc_server_started_total":
+			started += n
+		case "grpc_server_handled_total":
+			handled += n
+		}
+	}
+	return started, handled
+}
+
+// TestServerThatIsGone shows that the harness notices a bad end.
+func TestServerThatIsGone(t *testing.T) {
+	s := serve(t, t.TempDir())
+	s.kill()
+	if code := s.cmd.ProcessState.ExitCode(); code == 0 {
+		t.Error("a killed server ended with status 0")
+	}
+	r := run(t, exec.Command(watchword(t), "healthcheck", "--plaintext", "--addr", s.grpcAddr))
+	want(t, 1, r)
+}

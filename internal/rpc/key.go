@@ -1,0 +1,53 @@
+package rpc
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// Keys serves KeyService.
+type Keys struct {
+	watchwordv1.UnimplementedKeyServiceServer
+	Store *store.Store
+}
+
+// ListKeys serves KeyService/ListKeys.
+func (s *Keys) ListKeys(ctx context.Context, _ *watchwordv1.ListKeysRequest) (*watchwordv1.ListKeysResponse, error) {
+	keys, err := issuer.List(ctx, s.Store)
+	if err != nil {
+		return nil, err
+	}
+	resp := &watchwordv1.ListKeysResponse{}
+	for _, key := range keys {
+		resp.Keys = append(resp.Keys, keyMessage(key))
+	}
+	return resp, nil
+}
+
+func keyMessage(key issuer.Key) *watchwordv1.Key {
+	return &watchwordv1.Key{
+		Kid: key.KID, Algorithm: key.Algorithm, State: keyStates[key.State], PublishedAt: timestamp(key.PublishedAt),
+		SignsFrom: timestamp(key.SignsFrom), SignsUntil: timestamp(key.SignsUntil), VerifiesUntil: timestamp(key.VerifiesUntil),
+	}
+}
+
+var keyStates = map[issuer.State]watchwordv1.KeyState{
+	issuer.Next:    watchwordv1.KeyState_KEY_STATE_NEXT,
+	issuer.Signing: watchwordv1.KeyState_KEY_STATE_SIGNING,
+	issuer.Retired: watchwordv1.KeyState_KEY_STATE_RETIRED,
+	issuer.Revoked: watchwordv1.KeyState_KEY_STATE_REVOKED,
+}
+
+// timestamp is a time that may not be decided.
+func timestamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}

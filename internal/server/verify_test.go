@@ -1,0 +1,188 @@
+package server_test
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/rpc"
+	"github.com/watchword-auth/watchword/internal/token/tokentest"
+)
+
+// script plays the messages of a bundle to a verifier, and then is silent.
+type script struct {
+	grpc.ClientConnInterface
+	messages []*watchwordv1.WatchBundleResponse
+}
+
+func (s script) NewStream(ctx context.Context, _ *grpc.StreamDesc, _ string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	for _, opt := range opts {
+		if p, ok := opt.(grpc.PeerCallOption); ok {
+			*p.PeerAddr = peer.Peer{AuthInfo: trusted{}}
+		}
+	}
+	return &scriptStream{ctx: ctx, left: s.messages}, nil
+}
+
+// trusted is a peer on a path that nobody can change.
+type trusted struct{}
+
+func (trusted) AuthType() string { return "script" }
+
+func (trusted) GetCommonAuthInfo() credentials.CommonAuthInfo {
+	return credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
+}
+
+type scriptStream struct {
+	ctx  context.Context
+	left []*watchwordv1.WatchBundleResponse
+}
+
+func (s *scriptStream) Header() (metadata.MD, error) { return nil, nil }
+func (s *scriptStream) Trailer() metadata.MD         { return nil }
+func (s *scriptStream) CloseSend() error             { return nil }
+func (s *scriptStream) Context() context.Context     { return s.ctx }
+func (s *scriptStream) SendMsg(any) error            { return nil }
+
+func (s *scriptStream) RecvMsg(m any) error {
+	if len(s.left) == 0 {
+		<-s.ctx.Done()
+		return status.FromContextError(s.ctx.Err()).Err()
+	}
+	proto.Merge(m.(proto.Message), s.left[0])
+	s.left = s.left[1:]
+	return nil
+}
+
+// openList is a SessionService behind whose guard nothing can go wrong.
+type openList struct {
+	watchwordv1.UnimplementedSessionServiceServer
+}
+
+func (openList) ListSessions(ctx context.Context, _ *watchwordv1.ListSessionsRequest) (*watchwordv1.ListSessionsResponse, error) {
+	if p, ok := authn.FromContext(ctx); !ok || p.Subject() == "" {
+		return nil, status.Error(codes.Internal, "no principal")
+	}
+	return &watchwordv1.ListSessionsResponse{}, nil
+}
+
+// suite serves AuthService and a guarded method with the bundle of the suite of
+// tokens, whose clock it has. In a bubble.
+func suite(t *testing.T, s tokentest.Suite) *grpc.ClientConn {
+	t.Helper()
+	state := &watchwordv1.TrustState{
+		Issuer: s.Issuer, MaxTokenLifetime: durationpb.New(s.MaxLifetime), Margin: durationpb.New(5 * time.Minute),
+	}
+	for _, k := range s.Keys {
+		state.Keys = append(state.Keys, &watchwordv1.VerificationKey{Key: k.JWK})
+	}
+	verifier, err := authn.NewVerifier(t.Context(), script{messages: []*watchwordv1.WatchBundleResponse{
+		{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: &watchwordv1.SnapshotChunk{TrustState: state, Last: true}}},
+		{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{
+			ServerTime: timestamppb.New(s.Now), AsOf: timestamppb.New(s.Now),
+		}}},
+	}}, authn.WithAudience(s.Audience))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { verifier.Close() })
+
+	errs := rpc.Errors{Logger: slog.New(slog.NewJSONHandler(&logged, nil)), RetryAfter: func() time.Duration { return time.Second }}
+	server := grpc.NewServer(append(verifier.ServerOptions(), grpc.ChainUnaryInterceptor(errs.Unary))...)
+	watchwordv1.RegisterAuthServiceServer(server, &rpc.Auth{Verifier: verifier, Audience: []string{s.Audience}})
+	watchwordv1.RegisterSessionServiceServer(server, openList{})
+	listener := bufconn.Listen(1 << 20)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(listener) }()
+	conn, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		conn.Close()
+		server.Stop()
+		<-served
+	})
+	return conn
+}
+
+// sendable says whether metadata can hold a token as it is.
+func sendable(raw string) bool {
+	return raw == strings.TrimSpace(raw) && !strings.ContainsFunc(raw, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+// Every token of the suite, good and hostile, gets through the RPC Verify and
+// past the guard of a method what it must get.
+func TestTokens(t *testing.T) {
+	s := tokentest.Load(t)
+	synctest.Test(t, func(t *testing.T) {
+		conn := suite(t, s)
+		auth, sessions := watchwordv1.NewAuthServiceClient(conn), watchwordv1.NewSessionServiceClient(conn)
+		for _, c := range s.Cases {
+			for _, audience := range []string{"", s.Audience} {
+				_, err := auth.Verify(t.Context(), &watchwordv1.VerifyRequest{AccessToken: c.Token, Audience: audience})
+				wants(t, "Verify: "+c.Name, outcome(err), c.Want)
+				if err != nil {
+					refusedBy(t, err, c.Want, "")
+				}
+			}
+			// Audiences that this server does not issue for, also where the token is for them.
+			want := c.Want
+			if want == tokentest.OK || want == "TOKEN_EXPIRED" {
+				want = "AUDIENCE_MISMATCH"
+			}
+			for _, other := range []string{"elsewhere", "other", "another"} {
+				_, err := auth.Verify(t.Context(), &watchwordv1.VerifyRequest{AccessToken: c.Token, Audience: other})
+				wants(t, "Verify for "+other+": "+c.Name, outcome(err), want)
+			}
+			if sendable(c.Token) {
+				_, err := sessions.ListSessions(bearing(t.Context(), c.Token), &watchwordv1.ListSessionsRequest{})
+				wants(t, "ListSessions: "+c.Name, outcome(err), c.Want)
+			}
+		}
+	})
+}
+
+// None of Wycheproof's signatures is an access token.
+func TestWycheproofIsRefused(t *testing.T) {
+	all := tokentest.Wycheproof(t)
+	s := tokentest.Load(t)
+	synctest.Test(t, func(t *testing.T) {
+		conn := suite(t, s)
+		auth, sessions := watchwordv1.NewAuthServiceClient(conn), watchwordv1.NewSessionServiceClient(conn)
+		for _, raw := range all {
+			_, err := auth.Verify(t.Context(), &watchwordv1.VerifyRequest{AccessToken: raw})
+			refusedBy(t, err, "TOKEN_INVALID", "")
+			if sendable(raw) {
+				_, err := sessions.ListSessions(bearing(t.Context(), raw), &watchwordv1.ListSessionsRequest{})
+				refusedBy(t, err, "TOKEN_INVALID", "")
+			}
+		}
+		_, err := auth.Verify(t.Context(), &watchwordv1.VerifyRequest{})
+		refusedBy(t, err, invalid, "access_token")
+	})
+	// The server itself, whose keys are others.
+	h := shared(t)
+	for _, raw := range all {
+		wants(t, "Verify", h.verify(t, raw), "TOKEN_INVALID")
+	}
+}
