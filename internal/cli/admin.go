@@ -97,7 +97,7 @@ func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
 		return table(t.Out, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", func(w io.Writer) error {
 			const page = 500
 			for after := ""; ; {
-				rows, err := users.List(ctx, after, page)
+				rows, more, err := users.List(ctx, after, page)
 				if err != nil {
 					return err
 				}
@@ -109,7 +109,7 @@ func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", row.ID, row.Username, strings.Join(row.Roles, ","), state, moment(row.CreatedAt))
 					after = row.ID
 				}
-				if len(rows) < page {
+				if !more {
 					return nil
 				}
 			}
@@ -160,7 +160,10 @@ type keyCmd struct {
 	List keyListCmd `cmd:"" help:"List signing keys."`
 }
 
-type keyListCmd struct{ datastore }
+type keyListCmd struct {
+	datastore
+	MasterKeyFile string `type:"path" help:"As for serve; listing opens no key and does without it."`
+}
 
 var keyStates = map[issuer.State]string{
 	issuer.Next: "next", issuer.Signing: "signing", issuer.Retired: "retired", issuer.Revoked: "revoked",

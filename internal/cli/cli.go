@@ -46,7 +46,7 @@ type root struct {
 	Logout      logoutCmd      `cmd:"" help:"End the session of a refresh token on standard input."`
 	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server whether it serves; exit status 0 or 1."`
 
-	Version kong.VersionFlag `help:"Print the version and exit."`
+	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
 }
 
 // Main runs a command and returns the exit status: 0, 1 on a failure, 2 on
@@ -56,7 +56,7 @@ func Main(args []string, t Terminal) int {
 	defer stop()
 	parser, err := kong.New(&root{},
 		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
-		kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},
+		kong.DefaultEnvars("WATCHWORD"), kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(t))
 	if err != nil {
 		fmt.Fprintln(t.Err, "watchword:", err)
@@ -90,8 +90,8 @@ func version() string {
 
 type serveCmd struct {
 	server.Config
-	LogFormat string `env:"WATCHWORD_LOG_FORMAT" default:"text" enum:"text,json" help:"Form of the log lines: text or json."`
-	LogLevel  string `env:"WATCHWORD_LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"Lowest level that is logged."`
+	LogFormat string `default:"text" enum:"text,json" help:"Form of the log lines: text or json."`
+	LogLevel  string `default:"info" enum:"debug,info,warn,error" help:"Lowest level that is logged."`
 }
 
 func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
@@ -113,7 +113,7 @@ func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 
 // datastore is the flag of the commands that work on the database.
 type datastore struct {
-	DatastoreURI string `name:"datastore-uri" env:"WATCHWORD_DATASTORE_URI" default:"sqlite:watchword.db" help:"Database, sqlite:FILE."`
+	DatastoreURI string `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database, sqlite:FILE."`
 }
 
 // with opens the database for a command.

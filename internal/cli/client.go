@@ -26,9 +26,9 @@ const callTimeout = 30 * time.Second
 
 // remote is the flags of the commands that talk to a running server.
 type remote struct {
-	Addr      string `env:"WATCHWORD_ADDR" default:"127.0.0.1:50051" help:"Address of the server's gRPC API."`
-	CAFile    string `name:"ca-file" env:"WATCHWORD_CA_FILE" type:"path" help:"CA of the server's certificate, PEM; by default the system's."`
-	Plaintext bool   `env:"WATCHWORD_PLAINTEXT" help:"Talk without TLS."`
+	Addr      string `default:"127.0.0.1:50051" help:"Address of the server's gRPC API."`
+	CAFile    string `name:"ca-file" type:"path" help:"CA of the server's certificate, PEM; by default the system's."`
+	Plaintext bool   `help:"Talk without TLS."`
 }
 
 // with calls a server.

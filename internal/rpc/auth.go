@@ -12,7 +12,9 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/user"
 )
 
 // Auth serves AuthService.
@@ -25,11 +27,11 @@ type Auth struct {
 
 // Login serves AuthService/Login.
 func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watchwordv1.LoginResponse, error) {
-	name, err := parseName("username", req.GetUsername())
+	name, err := parse("username", user.ParseName, req.GetUsername())
 	if err != nil {
 		return nil, err
 	}
-	pw, err := parsePassword("password", req.GetPassword())
+	pw, err := parse("password", password.Parse, req.GetPassword())
 	if err != nil {
 		return nil, err
 	}
@@ -102,11 +104,11 @@ func (a *Auth) ChangePassword(ctx context.Context, req *watchwordv1.ChangePasswo
 	if err != nil {
 		return nil, err
 	}
-	current, err := parsePassword("current_password", req.GetCurrentPassword())
+	current, err := parse("current_password", password.Parse, req.GetCurrentPassword())
 	if err != nil {
 		return nil, err
 	}
-	next, err := parsePassword("new_password", req.GetNewPassword())
+	next, err := parse("new_password", password.Parse, req.GetNewPassword())
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/watchword-auth/watchword/authn"
-	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
@@ -30,28 +29,13 @@ func caller(ctx context.Context) (user.Caller, error) {
 	return user.Caller{UserID: p.Subject(), SessionID: p.SessionID(), Version: p.TokenVersion(), Roles: p.Roles()}, nil
 }
 
-func parseName(field, s string) (user.Name, error) {
-	name, err := user.ParseName(s)
+// parse reads a field by a rule, and names the field where the rule is broken.
+func parse[In, Out any](field string, rule func(In) (Out, error), value In) (Out, error) {
+	out, err := rule(value)
 	if err != nil {
-		return "", invalidField{field, err}
+		err = invalidField{field, err}
 	}
-	return name, nil
-}
-
-func parseRoles(field string, s []string) (user.Roles, error) {
-	roles, err := user.ParseRoles(s)
-	if err != nil {
-		return nil, invalidField{field, err}
-	}
-	return roles, nil
-}
-
-func parsePassword(field, s string) (password.Password, error) {
-	pw, err := password.Parse(s)
-	if err != nil {
-		return password.Password{}, invalidField{field, err}
-	}
-	return pw, nil
+	return out, err
 }
 
 func checkID(field, id string) error {

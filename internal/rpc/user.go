@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
 )
@@ -23,15 +24,15 @@ func (s *Users) CreateUser(ctx context.Context, req *watchwordv1.CreateUserReque
 	if err != nil {
 		return nil, err
 	}
-	name, err := parseName("username", req.GetUsername())
+	name, err := parse("username", user.ParseName, req.GetUsername())
 	if err != nil {
 		return nil, err
 	}
-	pw, err := parsePassword("password", req.GetPassword())
+	pw, err := parse("password", password.Parse, req.GetPassword())
 	if err != nil {
 		return nil, err
 	}
-	roles, err := parseRoles("roles", req.GetRoles())
+	roles, err := parse("roles", user.ParseRoles, req.GetRoles())
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +54,7 @@ func (s *Users) GetUser(ctx context.Context, req *watchwordv1.GetUserRequest) (*
 		}
 		row, err = s.Users.Get(ctx, key.Id)
 	case *watchwordv1.GetUserRequest_Username:
-		name, invalid := parseName("username", key.Username)
+		name, invalid := parse("username", user.ParseName, key.Username)
 		if invalid != nil {
 			return nil, invalid
 		}
@@ -73,17 +74,16 @@ func (s *Users) ListUsers(ctx context.Context, req *watchwordv1.ListUsersRequest
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.Users.List(ctx, page.after, page.size+1)
+	rows, more, err := s.Users.List(ctx, page.after, page.size)
 	if err != nil {
 		return nil, err
 	}
 	resp := &watchwordv1.ListUsersResponse{}
-	if len(rows) > page.size {
-		rows = rows[:page.size]
-		resp.NextPageToken = page.token(rows[page.size-1].ID)
-	}
 	for _, row := range rows {
 		resp.Users = append(resp.Users, userMessage(row))
+	}
+	if more {
+		resp.NextPageToken = page.token(rows[len(rows)-1].ID)
 	}
 	return resp, nil
 }
@@ -125,13 +125,13 @@ func parseChange(req *watchwordv1.UpdateUserRequest) (user.Change, error) {
 	for _, path := range paths {
 		switch path {
 		case "username":
-			name, err := parseName("user.username", u.GetUsername())
+			name, err := parse("user.username", user.ParseName, u.GetUsername())
 			if err != nil {
 				return user.Change{}, err
 			}
 			change.Name = &name
 		case "roles":
-			roles, err := parseRoles("user.roles", u.GetRoles())
+			roles, err := parse("user.roles", user.ParseRoles, u.GetRoles())
 			if err != nil {
 				return user.Change{}, err
 			}
@@ -184,7 +184,7 @@ func (s *Users) SetPassword(ctx context.Context, req *watchwordv1.SetPasswordReq
 	if err := checkID("id", req.GetId()); err != nil {
 		return nil, err
 	}
-	pw, err := parsePassword("password", req.GetPassword())
+	pw, err := parse("password", password.Parse, req.GetPassword())
 	if err != nil {
 		return nil, err
 	}

@@ -14,25 +14,26 @@ import (
 )
 
 // Config is what a server is started with. The tags are read by the command
-// line: every field is a flag and an environment variable. It holds no secret.
+// line, which makes a flag and an environment variable of every field. It holds
+// no secret.
 type Config struct {
-	GRPCAddr      string        `name:"grpc-addr" env:"WATCHWORD_GRPC_ADDR" default:"127.0.0.1:50051" help:"Address of the gRPC API."`
-	HTTPAddr      string        `name:"http-addr" env:"WATCHWORD_HTTP_ADDR" default:"127.0.0.1:8080" help:"Address of the JWKS, metadata, health and metrics."`
-	DatastoreURI  string        `name:"datastore-uri" env:"WATCHWORD_DATASTORE_URI" default:"sqlite:watchword.db" help:"Database, sqlite:FILE."`
-	Issuer        string        `env:"WATCHWORD_ISSUER" help:"Claim iss, an http or https URL. Kept in the database from the first start on; by default the HTTP address."`
-	Audience      []string      `env:"WATCHWORD_AUDIENCE" default:"internal" help:"Services that tokens may be for; may be given several times."`
-	SigningAlg    string        `env:"WATCHWORD_SIGNING_ALG" default:"EdDSA" enum:"EdDSA,ES256,RS256" help:"Algorithm of the first signing key: EdDSA, ES256 or RS256."`
-	AccessTTL     time.Duration `name:"access-ttl" env:"WATCHWORD_ACCESS_TTL" default:"5m" help:"Lifetime of an access token."`
-	RefreshTTL    time.Duration `name:"refresh-ttl" env:"WATCHWORD_REFRESH_TTL" default:"720h" help:"A session ends when it is not refreshed for so long."`
-	SessionTTL    time.Duration `name:"session-ttl" env:"WATCHWORD_SESSION_TTL" default:"2160h" help:"A session ends after so long in any case."`
-	RefreshGrace  time.Duration `env:"WATCHWORD_REFRESH_GRACE" default:"10s" help:"A spent refresh token gets the same answer again for so long."`
-	JWKSMaxAge    time.Duration `name:"jwks-max-age" env:"WATCHWORD_JWKS_MAX_AGE" default:"1m" help:"How long caches may keep the JWKS."`
-	MasterKeyFile string        `env:"WATCHWORD_MASTER_KEY_FILE" type:"path" help:"File of the key that seals the keys in the database; by default beside the database."`
-	TLSCert       string        `name:"tls-cert" env:"WATCHWORD_TLS_CERT" type:"path" help:"Certificate chain, PEM, for both addresses."`
-	TLSKey        string        `name:"tls-key" env:"WATCHWORD_TLS_KEY" type:"path" help:"Private key of the certificate, PEM."`
-	ClientCA      string        `name:"client-ca" env:"WATCHWORD_CLIENT_CA" type:"path" help:"CA of client certificates, PEM: checked if given, needed by WatchBundle alone."`
-	Insecure      bool          `env:"WATCHWORD_INSECURE" help:"Serve without TLS to other machines."`
-	DrainTimeout  time.Duration `env:"WATCHWORD_DRAIN_TIMEOUT" default:"10s" help:"How long calls in flight may take when the server stops."`
+	GRPCAddr      string        `name:"grpc-addr" default:"127.0.0.1:50051" help:"Address of the gRPC API."`
+	HTTPAddr      string        `name:"http-addr" default:"127.0.0.1:8080" help:"Address of the JWKS, metadata, health and metrics."`
+	DatastoreURI  string        `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database, sqlite:FILE."`
+	Issuer        string        `help:"Claim iss, an http or https URL. Kept in the database from the first start on; by default the HTTP address."`
+	Audience      []string      `default:"internal" help:"Services that tokens may be for; may be given several times."`
+	SigningAlg    string        `default:"EdDSA" enum:"EdDSA,ES256,RS256" help:"Algorithm of the first signing key: EdDSA, ES256 or RS256."`
+	AccessTTL     time.Duration `name:"access-ttl" default:"5m" help:"Lifetime of an access token."`
+	RefreshTTL    time.Duration `name:"refresh-ttl" default:"720h" help:"A session ends when it is not refreshed for so long."`
+	SessionTTL    time.Duration `name:"session-ttl" default:"2160h" help:"A session ends after so long in any case."`
+	RefreshGrace  time.Duration `default:"10s" help:"A spent refresh token gets the same answer again for so long."`
+	JWKSMaxAge    time.Duration `name:"jwks-max-age" default:"1m" help:"How long caches may keep the JWKS."`
+	MasterKeyFile string        `type:"path" help:"File of the key that seals the keys in the database; by default beside the database."`
+	TLSCert       string        `name:"tls-cert" type:"path" help:"Certificate chain, PEM, for both addresses."`
+	TLSKey        string        `name:"tls-key" type:"path" help:"Private key of the certificate, PEM."`
+	ClientCA      string        `name:"client-ca" type:"path" help:"CA of client certificates, PEM: checked if given, needed by WatchBundle alone."`
+	Insecure      bool          `help:"Serve without TLS to other machines."`
+	DrainTimeout  time.Duration `default:"10s" help:"How long calls in flight may take when the server stops."`
 }
 
 // minAccessTTL is a bound below which clients would do little but refresh.

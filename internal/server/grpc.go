@@ -47,7 +47,7 @@ func newMetrics() *metrics {
 // grpcOptions are the bounds and the interceptors, outermost first: metrics and
 // logs see every refusal, a panic anywhere below them is one of ours, the
 // verifier lets callers in, and errors get their status next to the handler.
-func (s *Server) grpcOptions(p *parts, m *metrics, tlsConfig *tls.Config) []grpc.ServerOption {
+func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOption {
 	logs := logging.LoggerFunc(func(ctx context.Context, level logging.Level, msg string, fields ...any) {
 		s.logger.Log(ctx, slog.Level(level), msg, fields...)
 	})
@@ -59,7 +59,7 @@ func (s *Server) grpcOptions(p *parts, m *metrics, tlsConfig *tls.Config) []grpc
 			return logging.Fields{"reason", strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")}
 		})}
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
-	errs := rpc.Errors{Logger: s.logger, RetryAfter: p.passwords.RetryAfter}
+	errs := rpc.Errors{Logger: s.logger, RetryAfter: s.passwords.RetryAfter}
 	opts := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
@@ -76,7 +76,7 @@ func (s *Server) grpcOptions(p *parts, m *metrics, tlsConfig *tls.Config) []grpc
 			selector.StreamServerInterceptor(logging.StreamServerInterceptor(logs, finish...), logged),
 			recovery.StreamServerInterceptor(panics), s.drain.stream),
 	}
-	opts = append(opts, p.verifier.ServerOptions()...)
+	opts = append(opts, s.verifier.ServerOptions()...)
 	opts = append(opts, grpc.ChainUnaryInterceptor(errs.Unary), grpc.ChainStreamInterceptor(errs.Stream))
 	if tlsConfig != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(tlsConfig)))

@@ -60,8 +60,9 @@ type harness struct {
 
 	folder, database string
 	stdout           string
-	admin            *account // logged in
-	stop             func() error
+	admin            *account                     // logged in
+	stop             func() error                 // everything
+	stopServing      func() error                 // the server alone
 	second           func() (*store.Store, error) // the database, opened once more
 }
 
@@ -115,6 +116,10 @@ func launch(folder string, edits ...func(*server.Config)) (*harness, error) {
 		users: watchwordv1.NewUserServiceClient(conn), sessions: watchwordv1.NewSessionServiceClient(conn),
 		keys: watchwordv1.NewKeyServiceClient(conn), audit: watchwordv1.NewAuditServiceClient(conn),
 	}
+	h.stopServing = sync.OnceValue(func() error {
+		cancel()
+		return <-ran
+	})
 	var second *store.Store
 	h.second = sync.OnceValues(func() (_ *store.Store, err error) {
 		second, err = store.Open(context.Background(), cfg.DatastoreURI)
@@ -125,8 +130,7 @@ func launch(folder string, edits ...func(*server.Config)) (*harness, error) {
 		if second != nil {
 			second.Close()
 		}
-		cancel()
-		err := <-ran
+		err := h.stopServing()
 		if closing := srv.Close(); err == nil {
 			err = closing
 		}

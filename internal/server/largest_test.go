@@ -4,23 +4,36 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/server"
 )
 
 // The largest user that the rules allow can sign in and call, with the largest
-// issuer, audiences and signature: an access token has at most 8192 bytes, and no rule says that a
-// user can be too large for one.
+// issuer, audiences and signature: an access token has at most 8192 bytes, and
+// no rule says that a user can be too large for one.
 func TestLargestUser(t *testing.T) {
-	h := start(t, func(c *server.Config) {
-		c.SigningAlg = "RS256"
-		c.Issuer = "https://" + strings.Repeat("i", 248)
-		c.Audience = nil
-		for i := range 4 {
-			c.Audience = append(c.Audience, fmt.Sprint(i)+strings.Repeat("a", 255))
+	var long, short []string
+	for i := range 4 {
+		long = append(long, fmt.Sprint(i)+strings.Repeat("a", 255))
+	}
+	for i := range 512 {
+		short = append(short, fmt.Sprintf("%c%c", 'a'+i%26, 'A'+i/26))
+	}
+	for name, names := range map[string][]string{"four long audiences": long, "many short audiences": short} {
+		cfg := config(t.TempDir())
+		cfg.SigningAlg, cfg.Issuer, cfg.Audience = "RS256", "https://"+strings.Repeat("i", 248), names
+		if cfg.Validate() != nil {
+			continue // a rule of its own says that it is too large
 		}
-	})
+		t.Run(name, func(t *testing.T) {
+			largestUser(t, start(t, func(c *server.Config) { c.SigningAlg, c.Issuer, c.Audience = cfg.SigningAlg, cfg.Issuer, cfg.Audience }))
+		})
+	}
+}
+
+func largestUser(t *testing.T, h *harness) {
 	roles := []string{"admin"}
 	for i := range 31 {
 		roles = append(roles, strings.Repeat("r", 62)+string(rune('a'+i/26))+string(rune('a'+i%26)))
@@ -48,5 +61,33 @@ func TestLargestUser(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// A session can be refreshed to its last moment, and then it has expired: what
+// is left of it may be too short for a token, and that is no fault of ours.
+func TestRefreshToTheEndOfASession(t *testing.T) {
+	h := start(t, func(c *server.Config) {
+		c.AccessTTL, c.RefreshTTL, c.SessionTTL, c.RefreshGrace = time.Second, time.Second, 1500*time.Millisecond, 0
+	})
+	for range 2 {
+		if err := h.login(h.admin); err != nil && outcome(err) != "TOKEN_EXPIRED" {
+			t.Fatal(err)
+		}
+		for began := time.Now(); time.Since(began) < 2*time.Second; time.Sleep(20 * time.Millisecond) {
+			resp, err := h.auth.Refresh(t.Context(), &watchwordv1.RefreshRequest{RefreshToken: h.admin.GetRefreshToken()})
+			if outcome(err) == "REFRESH_TOKEN_EXPIRED" {
+				break
+			}
+			if err != nil {
+				t.Fatalf("%v after the login: %v", time.Since(began), err)
+			}
+			h.admin.TokenPair = resp.GetTokens()
+			if h.admin.GetExpiresIn().AsDuration() <= 0 {
+				t.Errorf("%v after the login: an access token for %v", time.Since(began), h.admin.GetExpiresIn().AsDuration())
+			}
+		}
+		wants(t, "after its end", h.refresh(t, h.admin.GetRefreshToken()), "REFRESH_TOKEN_EXPIRED")
+		time.Sleep(300 * time.Millisecond) // to begin at another fraction of a second
 	}
 }

@@ -33,18 +33,24 @@ import (
 
 // Server is an assembled server: New, Run, Close.
 type Server struct {
-	cfg      Config
-	logger   *slog.Logger
-	store    *store.Store
-	feed     *feed.Feed
-	sessions *session.Sessions
-	grpc     *grpc.Server
-	grpcLis  *listener
-	http     *http.Server
-	httpLis  *listener
-	health   *health.Server
-	drain    *drain
-	closers  []func() error // in order of opening
+	cfg    Config
+	logger *slog.Logger
+	drain  *drain
+
+	store     *store.Store
+	passwords *password.Pool
+	feed      *feed.Feed
+	users     *user.Users
+	sessions  *session.Sessions
+	verifier  *authn.Verifier
+
+	grpc    *grpc.Server
+	grpcLis *listener
+	http    *http.Server
+	httpLis *listener
+	health  *health.Server
+
+	closers []func() error // in order of opening
 }
 
 // New opens everything and serves nothing yet. What it opened is closed again
@@ -86,13 +92,12 @@ func (s *Server) open(ctx context.Context, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	parts, err := s.assemble(ctx, inst, master)
-	if err != nil {
+	if err := s.assemble(ctx, inst, master); err != nil {
 		return err
 	}
 	metrics := newMetrics()
-	s.grpc = grpc.NewServer(s.grpcOptions(parts, metrics, tlsConfig)...)
-	if err := s.register(parts); err != nil {
+	s.grpc = grpc.NewServer(s.grpcOptions(metrics, tlsConfig)...)
+	if err := s.register(); err != nil {
 		return err
 	}
 	metrics.grpc.InitializeMetrics(s.grpc)
@@ -117,55 +122,49 @@ func (s *Server) listen(ctx context.Context) error {
 	return nil
 }
 
-// parts are what the services are made of.
-type parts struct {
-	passwords *password.Pool
-	users     *user.Users
-	verifier  *authn.Verifier
-}
-
-func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.Keys) (*parts, error) {
+// assemble makes what the services are made of.
+func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.Keys) error {
 	var err error
 	if s.feed, err = feed.Open(ctx, s.store, inst.issuer, inst.databaseID, s.logger); err != nil {
-		return nil, err
+		return err
 	}
 	tokens, err := issuer.Open(ctx, s.store, master, inst.issuer, s.cfg.AccessTTL)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p := &parts{passwords: password.NewPool(password.Config{})}
-	p.users = user.New(s.store, s.feed, p.passwords)
+	s.passwords = password.NewPool(password.Config{})
+	s.users = user.New(s.store, s.feed, s.passwords)
 	s.sessions, err = session.Open(ctx, session.Config{
 		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace,
 		Idle: session.IdleTTL(s.cfg.RefreshTTL), Max: session.MaxTTL(s.cfg.SessionTTL),
-	}, session.Dependencies{Store: s.store, Feed: s.feed, Issuer: tokens, Users: p.users, Passwords: p.passwords, Master: master})
+	}, session.Dependencies{Store: s.store, Feed: s.feed, Issuer: tokens, Users: s.users, Passwords: s.passwords, Master: master})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p.verifier, err = authn.NewVerifier(ctx, s.feed.Conn(),
+	s.verifier, err = authn.NewVerifier(ctx, s.feed.Conn(),
 		authn.WithAudience(s.cfg.Audience...),
 		authn.WithPublicMethods("/grpc.health.v1.Health/*",
 			"/grpc.reflection.v1.ServerReflection/*", "/grpc.reflection.v1alpha.ServerReflection/*"),
 		authn.WithLogger(s.logger))
 	if err != nil {
-		return nil, fmt.Errorf("starting our own verifier: %w", err)
+		return fmt.Errorf("starting our own verifier: %w", err)
 	}
-	s.onClose(p.verifier.Close)
-	return p, nil
+	s.onClose(s.verifier.Close)
+	return nil
 }
 
 // register registers every service, and checks that each method has a rule.
-func (s *Server) register(p *parts) error {
-	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Sessions: s.sessions, Verifier: p.verifier, Audience: s.cfg.Audience})
+func (s *Server) register() error {
+	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Sessions: s.sessions, Verifier: s.verifier, Audience: s.cfg.Audience})
 	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Feed: s.feed, NeedCertificate: s.cfg.ClientCA != ""})
-	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: p.users})
+	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})
 	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store})
 	watchwordv1.RegisterAuditServiceServer(s.grpc, watchwordv1.UnimplementedAuditServiceServer{})
 	s.health = health.NewServer()
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
-	return p.verifier.CheckServices(s.grpc.GetServiceInfo())
+	return s.verifier.CheckServices(s.grpc.GetServiceInfo())
 }
 
 // GRPCAddr is the address that the gRPC API listens on.

@@ -136,14 +136,17 @@ func (u *Users) GetByName(ctx context.Context, name Name) (*store.User, error) {
 	return row, err
 }
 
-// List lists users in order of id, from the one behind `after` on.
-func (u *Users) List(ctx context.Context, after string, limit int) ([]*store.User, error) {
-	var rows []*store.User
-	err := u.store.Read(ctx, func(tx *store.Tx) (err error) {
-		rows, err = tx.Users(after, limit)
+// List lists users in order of id, from the one behind `after` on, and says
+// whether there are more.
+func (u *Users) List(ctx context.Context, after string, limit int) (rows []*store.User, more bool, err error) {
+	err = u.store.Read(ctx, func(tx *store.Tx) (err error) {
+		rows, err = tx.Users(after, limit+1)
 		return err
 	})
-	return rows, err
+	if len(rows) > limit {
+		return rows[:limit], true, err
+	}
+	return rows, false, err
 }
 
 // Find finds a user who is not deleted. ErrNotFound.

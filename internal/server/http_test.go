@@ -1,0 +1,217 @@
+package server_test
+
+import (
+	"encoding/json"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/server"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+func decode(t *testing.T, text string) (document map[string]any) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(text), &document); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	return document
+}
+
+// The JWKS is what GetKeySet answers, by the names of RFC 7517, and nothing of
+// it is private.
+func TestJWKS(t *testing.T) {
+	members := map[string][]string{
+		"EdDSA": {"alg", "crv", "kid", "kty", "use", "x"}, "ES256": {"alg", "crv", "kid", "kty", "use", "x", "y"},
+		"RS256": {"alg", "e", "kid", "kty", "n", "use"},
+	}
+	for alg, want := range members {
+		t.Run(alg, func(t *testing.T) {
+			h := start(t, func(c *server.Config) { c.SigningAlg, c.JWKSMaxAge = alg, 90*time.Second })
+			resp, body := h.get(t, http.MethodGet, "/.well-known/jwks.json")
+			if resp.StatusCode != http.StatusOK || resp.Header.Get("Cache-Control") != "public, max-age=90" ||
+				!strings.HasPrefix(resp.Header.Get("Content-Type"), "application/jwk-set+json") {
+				t.Errorf("%s %v", resp.Status, resp.Header)
+			}
+			document := decode(t, body)
+			keys, _ := document["keys"].([]any)
+			set, err := h.trust.GetKeySet(t.Context(), &watchwordv1.GetKeySetRequest{})
+			if err != nil || len(keys) != 2 || len(set.GetKeys()) != 2 || len(document) != 1 { // one signs, one signs next
+				t.Fatalf("%v %v %v", document, set, err)
+			}
+			for i, key := range keys {
+				k := key.(map[string]any)
+				if got := slices.Sorted(maps.Keys(k)); !slices.Equal(got, want) {
+					t.Errorf("members %q, want %q", got, want)
+				}
+				g := set.GetKeys()[i]
+				rpcs := map[string]any{}
+				for name, value := range map[string]string{
+					"kty": g.GetKty(), "kid": g.GetKid(), "use": g.GetUse(), "alg": g.GetAlg(), "crv": g.GetCrv(),
+					"x": g.GetX(), "y": g.GetY(), "n": g.GetN(), "e": g.GetE(),
+				} {
+					if value != "" {
+						rpcs[name] = value
+					}
+				}
+				if !maps.Equal(k, rpcs) {
+					t.Errorf("the JWKS has %v, GetKeySet %v", k, rpcs)
+				}
+				public, err := token.FromJWK(g)
+				if err != nil || public.KID() != k["kid"] || k["use"] != "sig" || k["alg"] != alg {
+					t.Errorf("%v: %v", k, err)
+				}
+			}
+			// And they verify what is issued.
+			find := func(kid string) *token.PublicKey {
+				for _, k := range set.GetKeys() {
+					if k.GetKid() == kid {
+						public, _ := token.FromJWK(k)
+						return public
+					}
+				}
+				return nil
+			}
+			claims, err := token.Parse(h.admin.GetAccessToken(), find)
+			if err != nil || claims.Issuer != set.GetIssuer() || claims.Subject != h.admin.id {
+				t.Errorf("%+v %v", claims, err)
+			}
+		})
+	}
+}
+
+// The metadata stands where RFC 8414 has it, and what it points to is there.
+func TestMetadata(t *testing.T) {
+	for name, issuer := range map[string]string{
+		"by default": "", "an issuer of its own": "https://auth.example.internal", "with a port": "https://auth.example.internal:8443",
+		"with a path": "https://example.internal/auth", "with a slash at the end": "https://auth.example.internal/",
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := start(t, func(c *server.Config) { c.Issuer = issuer })
+			base := issuer
+			if base == "" {
+				base = "http://" + h.server.HTTPAddr()
+			}
+			path, origin := "", base
+			if i := strings.Index(base[len("https://"):], "/"); i >= 0 {
+				path, origin = base[len("https://")+i:], base[:len("https://")+i]
+			}
+			resp, body := h.get(t, http.MethodGet, "/.well-known/oauth-authorization-server"+strings.TrimSuffix(path, "/"))
+			document := decode(t, body)
+			if resp.StatusCode != http.StatusOK || document["issuer"] != base || !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
+				t.Fatalf("%s %v %v", resp.Status, resp.Header, document)
+			}
+			if types, ok := document["response_types_supported"].([]any); !ok || len(types) != 0 {
+				t.Errorf("response types %v: required (RFC 8414, section 2), and there are none", document["response_types_supported"])
+			}
+			where, ok := strings.CutPrefix(document["jwks_uri"].(string), origin)
+			if !ok || strings.HasPrefix(where, "//") {
+				t.Errorf("jwks_uri is %v", document["jwks_uri"])
+			}
+			if resp, _ := h.get(t, http.MethodGet, strings.TrimPrefix(where, strings.TrimSuffix(path, "/"))); resp.StatusCode != http.StatusOK {
+				t.Errorf("jwks_uri %v: %s", document["jwks_uri"], resp.Status)
+			}
+			wants(t, "an access token", h.verify(t, h.admin.GetAccessToken()), "ok")
+		})
+	}
+}
+
+func TestHTTP(t *testing.T) {
+	h := shared(t)
+	wants(t, "a call for the counters", h.verify(t, "garbage"), "TOKEN_INVALID")
+	known := []string{"/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/healthz", "/readyz", "/metrics"}
+	for _, path := range known {
+		if resp, body := h.get(t, http.MethodGet, path); resp.StatusCode != http.StatusOK || body == "" {
+			t.Errorf("%s: %s", path, resp.Status)
+		}
+		if resp, body := h.get(t, http.MethodHead, path); resp.StatusCode != http.StatusOK || body != "" {
+			t.Errorf("HEAD %s: %s", path, resp.Status)
+		}
+		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch, "NONSENSE"} {
+			if resp, _ := h.get(t, method, path); resp.StatusCode != http.StatusMethodNotAllowed || !strings.Contains(resp.Header.Get("Allow"), "GET") {
+				t.Errorf("%s %s: %s, allowed %q", method, path, resp.Status, resp.Header.Get("Allow"))
+			}
+		}
+	}
+	for _, path := range []string{
+		"/", "/nothing", "/healthz/", "/metrics/x", "/.well-known", "/.well-known/openid-configuration", "/jwks.json", "/debug/pprof/",
+		"/debug/vars", "/watchword.v1.AuthService/Login",
+	} {
+		if resp, _ := h.get(t, http.MethodGet, path); resp.StatusCode != http.StatusNotFound {
+			t.Errorf("%s: %s", path, resp.Status)
+		}
+	}
+	_, metrics := h.get(t, http.MethodGet, "/metrics")
+	for _, want := range []string{
+		`grpc_server_handled_total{grpc_code="Unauthenticated",grpc_method="Verify",grpc_service="watchword.v1.AuthService",grpc_type="unary"}`,
+		"grpc_server_handling_seconds_bucket", "go_goroutines", "process_open_fds",
+	} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
+	for _, complaint := range leaked(metrics) {
+		t.Errorf("the metrics hold %s", complaint)
+	}
+	for path, want := range map[string]string{"/healthz": "", "/readyz": ""} {
+		if resp, body := h.get(t, http.MethodGet, path); len(body) > 100 || resp.Header.Get("Set-Cookie") != want {
+			t.Errorf("%s says %q", path, body)
+		}
+	}
+}
+
+// Health and reflection need no token.
+func TestHealth(t *testing.T) {
+	h := shared(t)
+	for _, ctx := range []string{"", "garbage"} {
+		resp, err := healthv1.NewHealthClient(h.conn).Check(bearing(t.Context(), ctx), &healthv1.HealthCheckRequest{})
+		if err != nil || resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
+			t.Errorf("%v %v", resp, err)
+		}
+	}
+}
+
+// A server that stops sends its watchers away, and leaves nothing running.
+func TestStopWithWatchers(t *testing.T) {
+	h, err := launch(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A stop closes this conn before anything else, so a watcher has its own.
+	var watchers []watchwordv1.TrustService_WatchBundleClient
+	for range 20 {
+		w, err := h.trust.WatchBundle(t.Context(), &watchwordv1.WatchBundleRequest{Resume: []byte("nonsense")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, err := w.Recv()
+		if err != nil || first.GetSnapshotChunk() == nil {
+			t.Fatalf("%v %v", first, err)
+		}
+		watchers = append(watchers, w)
+	}
+	began := time.Now()
+	if err := h.stopServing(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("stopping took %v, which is the drain timeout at work", took)
+	}
+	for _, w := range watchers {
+		for {
+			if _, err := w.Recv(); err != nil {
+				wants(t, "the end of a stream", outcome(err), "Unavailable")
+				break
+			}
+		}
+	}
+	if err := h.stop(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,162 @@
+package server_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// A flood of logins is refused at once beyond what the machine can hash, and
+// takes neither Verify nor those who are signed in along.
+func TestOverload(t *testing.T) {
+	h := start(t)
+	victim := h.make(t)
+	idle := h.verifying(t, func() { time.Sleep(300 * time.Millisecond) })
+
+	const callers = 400
+	outcomes, took := make([]string, callers), make([]time.Duration, callers)
+	var helped []string
+	busy := h.verifying(t, func() {
+		var tasks sync.WaitGroup
+		for i := range callers {
+			tasks.Go(func() {
+				began := time.Now()
+				_, err := h.auth.Login(context.Background(), &watchwordv1.LoginRequest{Username: fmt.Sprint("guess-", i%3), Password: "guessed by a stranger"})
+				outcomes[i], took[i] = outcome(err), time.Since(began)
+				if outcomes[i] == "OVERLOADED" {
+					refusedBy(t, err, "OVERLOADED", "")
+				}
+			})
+		}
+		// While strangers fill the queue, an admin has a place in it.
+		for helped = nil; len(helped) < 3; {
+			_, err := h.users.SetPassword(h.admin.as(context.Background()), &watchwordv1.SetPasswordRequest{Id: victim.id, Password: victim.password})
+			helped = append(helped, outcome(err))
+		}
+		tasks.Wait()
+	})
+	var refused, hashed []time.Duration
+	for i := range callers {
+		switch outcomes[i] {
+		case "OVERLOADED":
+			refused = append(refused, took[i])
+		case "INVALID_CREDENTIALS":
+			hashed = append(hashed, took[i])
+		default:
+			t.Errorf("a login: %s", outcomes[i])
+		}
+	}
+	if len(refused) == 0 || len(hashed) == 0 {
+		t.Fatalf("%d refused, %d hashed", len(refused), len(hashed))
+	}
+	if slices.Max(refused) >= slices.Max(hashed) {
+		t.Errorf("a refusal took %v, the last hash %v: refusals stand in the queue", slices.Max(refused), slices.Max(hashed))
+	}
+	for _, got := range helped {
+		wants(t, "an admin's SetPassword meanwhile", got, "ok")
+	}
+	t.Logf("%d logins: %d refused within %v, %d hashed within %v", callers, len(refused), slices.Max(refused), len(hashed), slices.Max(hashed))
+	t.Logf("Verify idle: median %v, p99 %v; under the flood: median %v, p99 %v of %d",
+		quantile(idle, 50), quantile(idle, 99), quantile(busy, 50), quantile(busy, 99), len(busy))
+	h.relogin(t, victim)
+	h.relogin(t, h.admin)
+}
+
+// verifying calls Verify all the time while something else happens, and returns
+// how long each call took.
+func (h *harness) verifying(t *testing.T, while func()) []time.Duration {
+	t.Helper()
+	var over atomic.Bool
+	var took []time.Duration
+	var tasks sync.WaitGroup
+	tasks.Go(func() {
+		for !over.Load() || len(took) == 0 {
+			began := time.Now()
+			wants(t, "Verify", h.verify(t, h.admin.GetAccessToken()), "ok")
+			took = append(took, time.Since(began))
+		}
+	})
+	while()
+	over.Store(true)
+	tasks.Wait()
+	slices.Sort(took)
+	return took
+}
+
+func quantile(sorted []time.Duration, percent int) time.Duration {
+	return sorted[(len(sorted)-1)*percent/100]
+}
+
+// Callers who go away while they wait for a hash leave nothing behind.
+func TestCallersWhoGiveUp(t *testing.T) {
+	h := start(t)
+	before := h.dump(t)
+	var tasks sync.WaitGroup
+	for i := range 50 {
+		tasks.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Duration(i)*time.Millisecond)
+			defer cancel()
+			_, err := h.auth.Login(ctx, &watchwordv1.LoginRequest{Username: "nobody", Password: "guessed by a stranger"})
+			if got := outcome(err); got != "DeadlineExceeded" && got != "INVALID_CREDENTIALS" {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	tasks.Wait()
+	h.relogin(t, &account{name: "admin", password: h.admin.password})
+	if after := h.dump(t); len(after) <= len(before) {
+		t.Error("no session was made")
+	}
+}
+
+// Through the whole server, as its clients see it: after the last acknowledged
+// change of a password it alone logs in, and what was before is dead.
+func TestPasswordsUnderRace(t *testing.T) {
+	h := start(t)
+	a := h.make(t)
+	for round := range 4 {
+		first := a.TokenPair
+		admins, users := fmt.Sprintf("set by the admin in %d", round), fmt.Sprintf("changed by the user in %d", round)
+		var changed *watchwordv1.ChangePasswordResponse
+		var setErr, changeErr error
+		logins := make([]*watchwordv1.LoginResponse, 3)
+		var tasks sync.WaitGroup
+		tasks.Go(func() {
+			changed, changeErr = h.auth.ChangePassword(bearing(context.Background(), first.GetAccessToken()),
+				&watchwordv1.ChangePasswordRequest{CurrentPassword: a.password, NewPassword: users})
+		})
+		tasks.Go(func() {
+			_, setErr = h.users.SetPassword(h.admin.as(context.Background()), &watchwordv1.SetPasswordRequest{Id: a.id, Password: admins})
+		})
+		for i := range logins {
+			tasks.Go(func() {
+				logins[i], _ = h.auth.Login(context.Background(), &watchwordv1.LoginRequest{Username: a.name, Password: a.password})
+			})
+		}
+		tasks.Wait()
+		if got := outcome(changeErr); setErr != nil || got != "ok" && got != "TOKEN_REVOKED" {
+			t.Fatalf("%v, %v", setErr, changeErr)
+		}
+		dead := []*watchwordv1.TokenPair{first, changed.GetTokens()}
+		for _, l := range logins {
+			dead = append(dead, l.GetTokens())
+		}
+		for _, tokens := range dead {
+			if tokens != nil {
+				wants(t, "Verify", h.verify(t, tokens.GetAccessToken()), "TOKEN_REVOKED")
+				wants(t, "Refresh", h.refresh(t, tokens.GetRefreshToken()), "SESSION_REVOKED")
+			}
+		}
+		for _, old := range []string{a.password, users} {
+			wants(t, "an earlier password", outcome(h.login(&account{name: a.name, password: old})), "INVALID_CREDENTIALS")
+		}
+		a.password = admins
+		h.relogin(t, a)
+	}
+}
