@@ -11,7 +11,10 @@ import (
 
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/server"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/token"
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
@@ -157,13 +160,57 @@ func (c *userDeleteCmd) Run(ctx context.Context) error {
 }
 
 type keyCmd struct {
-	List keyListCmd `cmd:"" help:"List signing keys."`
+	List   keyListCmd   `cmd:"" help:"List signing keys."`
+	Rotate keyRotateCmd `cmd:"" help:"Let the next key sign, as soon as every cache can know it."`
+	Revoke keyRevokeCmd `cmd:"" help:"Withdraw a leaked key: nothing that it signed passes any more."`
 }
 
-type keyListCmd struct {
+// keys is the flags of the commands about signing keys.
+type keys struct {
 	datastore
-	MasterKeyFile string `type:"path" help:"As for serve; listing opens no key and does without it."`
+	MasterKeyFile string `type:"path" help:"File of the master key, as for serve; list does without it."`
 }
+
+// ring works on the database's keys. A server that runs on the same database
+// learns of it by the feed.
+func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (issuer.Key, error)) error {
+	return k.with(ctx, func(s *store.Store) error {
+		master, err := seal.Load(server.MasterKeyPath(s, k.MasterKeyFile))
+		if err != nil {
+			return err
+		}
+		key, err := do(issuer.NewKeyring(s, s, master))
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(t.Out, "%s %s signs from %s\n", key.KID, key.Algorithm, moment(key.SignsFrom))
+		return nil
+	})
+}
+
+type keyRotateCmd struct {
+	keys
+	Alg string `enum:",EdDSA,ES256,RS256" default:"" help:"Algorithm of the key that shall sign: EdDSA, ES256 or RS256; by default as it is."`
+}
+
+func (c *keyRotateCmd) Run(ctx context.Context, t Terminal) error {
+	return c.ring(ctx, t, func(ring *issuer.Keyring) (issuer.Key, error) {
+		return ring.Rotate(ctx, user.Operator.Check, token.Algorithm(c.Alg))
+	})
+}
+
+type keyRevokeCmd struct {
+	keys
+	KID string `arg:"" name:"kid" help:"The key's id."`
+}
+
+func (c *keyRevokeCmd) Run(ctx context.Context, t Terminal) error {
+	return c.ring(ctx, t, func(ring *issuer.Keyring) (issuer.Key, error) {
+		return ring.Revoke(ctx, user.Operator.Check, c.KID)
+	})
+}
+
+type keyListCmd struct{ keys }
 
 var keyStates = map[issuer.State]string{
 	issuer.Next: "next", issuer.Signing: "signing", issuer.Retired: "retired", issuer.Revoked: "revoked",

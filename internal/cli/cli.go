@@ -40,7 +40,7 @@ type root struct {
 	Serve       serveCmd       `cmd:"" help:"Run the server."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring the database's schema up to date."`
 	User        userCmd        `cmd:"" help:"Administer users in the database."`
-	Key         keyCmd         `cmd:"" help:"Show signing keys."`
+	Key         keyCmd         `cmd:"" help:"Administer signing keys in the database."`
 	Login       loginCmd       `cmd:"" help:"Log in at a running server; prints the tokens as JSON."`
 	Verify      verifyCmd      `cmd:"" help:"Ask a running server about an access token on standard input."`
 	Logout      logoutCmd      `cmd:"" help:"End the session of a refresh token on standard input."`

@@ -23,12 +23,12 @@ var mayImport = map[string][]string{
 	"authn":                    {gen, "internal/token"}, // public: no database, no server, no command line
 	"cmd/watchword":            {"internal/cli"},
 	"docs":                     {}, // nothing but tests of the text
-	"internal/cli":             {"authn", gen, "internal/issuer", "internal/password", "internal/server", "internal/store", "internal/user"},
+	"internal/cli":             {"authn", gen, "internal/issuer", "internal/password", "internal/seal", "internal/server", "internal/store", "internal/token", "internal/user"},
 	"internal/e2e":             {},
 	"internal/feed":            {gen, "internal/store", "internal/token"},
-	"internal/issuer":          {"internal/seal", "internal/store", "internal/token"},
+	"internal/issuer":          {"internal/feed", "internal/seal", "internal/store", "internal/token"},
 	"internal/password":        {},
-	"internal/rpc":             {"authn", gen, "internal/feed", "internal/issuer", "internal/password", "internal/session", "internal/store", "internal/user"},
+	"internal/rpc":             {"authn", gen, "internal/feed", "internal/issuer", "internal/password", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/seal":            {},
 	"internal/server":          {"authn", gen, "internal/feed", "internal/issuer", "internal/password", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/session":         {"internal/feed", "internal/issuer", "internal/password", "internal/seal", "internal/store", "internal/user"},

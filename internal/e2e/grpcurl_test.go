@@ -278,8 +278,6 @@ func curlLeaving(t *testing.T, auth, notes curl, alice *watchwordv1.TokenPair) {
 
 // unimplemented are the methods that are promised and not there yet.
 var unimplemented = map[string]bool{
-	"watchword.v1.KeyService.RotateKey":    true,
-	"watchword.v1.KeyService.RevokeKey":    true,
 	"watchword.v1.AuditService.ListEvents": true,
 }
 

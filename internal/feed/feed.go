@@ -60,6 +60,7 @@ type Feed struct {
 	origin []byte // the database's id, for resume
 	logger *slog.Logger
 	hint   chan struct{}
+	onKeys func(context.Context) error
 
 	mu       sync.Mutex
 	seq      int64 // of the newest event in the state
@@ -101,6 +102,7 @@ func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger
 		store: s, issuer: issuer, origin: []byte(databaseID), logger: logger, hint: make(chan struct{}, 1),
 		ended: map[string]time.Time{}, raised: map[subject]raise{},
 		changed: make(chan struct{}), progress: make(chan struct{}),
+		onKeys: func(context.Context) error { return nil },
 	}
 	err := s.Read(ctx, func(tx *store.Tx) error { return f.readKeys(tx) })
 	if err != nil {
@@ -111,6 +113,10 @@ func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger
 	}
 	return f, nil
 }
+
+// OnKeys calls fn whenever the signing keys have changed, before any watcher
+// learns of it. It comes before Run.
+func (f *Feed) OnKeys(fn func(context.Context) error) { f.onKeys = fn }
 
 // Run tails the store until ctx ends.
 func (f *Feed) Run(ctx context.Context) {
@@ -247,7 +253,7 @@ func (b *batch) read(tx *store.Tx) (err error) {
 func (f *Feed) publish(ctx context.Context, b batch) error {
 	for _, e := range b.events {
 		if e.Kind == store.KeysChanged {
-			if err := f.store.Read(ctx, f.readKeys); err != nil {
+			if err := errors.Join(f.store.Read(ctx, f.readKeys), f.onKeys(ctx)); err != nil {
 				return err
 			}
 			break

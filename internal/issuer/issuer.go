@@ -51,34 +51,36 @@ func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 	if err != nil || len(keys) > 0 {
 		return err
 	}
-	if err := generate(tx, master, alg, tx.Now()); err != nil {
-		return err
+	for _, signsFrom := range []time.Time{tx.Now(), {}} {
+		key, err := generate(master, alg)
+		if err != nil {
+			return err
+		}
+		key.PublishedAt, key.SignsFrom = tx.Now(), signsFrom
+		if err := tx.InsertSigningKey(key); err != nil {
+			return err
+		}
 	}
-	return generate(tx, master, alg, time.Time{})
+	return nil
 }
 
-func generate(tx *store.Tx, master *seal.Keys, alg token.Algorithm, signsFrom time.Time) error {
+// generate makes a key that is not published yet.
+func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error) {
 	key, err := token.GenerateKey(alg)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	private, err := key.MarshalPKCS8()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	kid := key.Public().KID()
 	sealed, err := master.Seal(purpose, kid, private)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	public, err := publicOf(private)
-	if err != nil {
-		return err
-	}
-	return tx.InsertSigningKey(&store.SigningKey{
-		KID: kid, Algorithm: string(alg), PublicKey: public, SealedKey: sealed,
-		PublishedAt: tx.Now(), SignsFrom: signsFrom,
-	})
+	return &store.SigningKey{KID: kid, Algorithm: string(alg), PublicKey: public, SealedKey: sealed}, err
 }
 
 // publicOf is the public half of a PKCS 8 key, as PKIX.
@@ -97,14 +99,14 @@ func publicOf(private []byte) ([]byte, error) {
 // Open reads the keys. name is the claim `iss`; tokens live for ttl.
 func Open(ctx context.Context, s *store.Store, master *seal.Keys, name string, ttl time.Duration) (*Issuer, error) {
 	i := &Issuer{name: name, ttl: ttl, keys: master, store: s}
-	if err := i.reload(ctx); err != nil {
+	if err := i.Reload(ctx); err != nil {
 		return nil, fmt.Errorf("reading signing keys: %w", err)
 	}
 	return i, nil
 }
 
-// reload reads the keys.
-func (i *Issuer) reload(ctx context.Context) error {
+// Reload reads the keys again.
+func (i *Issuer) Reload(ctx context.Context) error {
 	var signers []signer
 	err := i.store.Read(ctx, func(tx *store.Tx) error {
 		rows, err := tx.SigningKeys()

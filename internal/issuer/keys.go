@@ -32,14 +32,18 @@ func List(ctx context.Context, s *store.Store) ([]Key, error) {
 		rows, err := tx.SigningKeys()
 		keys = nil
 		for _, row := range rows {
-			keys = append(keys, Key{
-				KID: row.KID, Algorithm: row.Algorithm, State: state(row, tx.Now()), PublishedAt: row.PublishedAt,
-				SignsFrom: row.SignsFrom, SignsUntil: row.SignsUntil, VerifiesUntil: row.VerifiesUntil,
-			})
+			keys = append(keys, newKey(row, tx.Now()))
 		}
 		return err
 	})
 	return keys, err
+}
+
+func newKey(row *store.SigningKey, now time.Time) Key {
+	return Key{
+		KID: row.KID, Algorithm: row.Algorithm, State: state(row, now), PublishedAt: row.PublishedAt,
+		SignsFrom: row.SignsFrom, SignsUntil: row.SignsUntil, VerifiesUntil: row.VerifiesUntil,
+	}
 }
 
 func state(row *store.SigningKey, now time.Time) State {

@@ -15,6 +15,7 @@ import (
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
@@ -48,6 +49,7 @@ var refusals = []struct {
 	{user.ErrCallerStale, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE, "the user's rights have changed"},
 	{user.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND, "no such user"},
 	{user.ErrExists, codes.AlreadyExists, watchwordv1.ErrorReason_ERROR_REASON_USER_EXISTS, "the username is taken"},
+	{issuer.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND, "no such signing key"},
 	{errNoCertificate, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED, "a client certificate is required"},
 }
 

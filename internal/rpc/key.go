@@ -9,12 +9,14 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/token"
 )
 
 // Keys serves KeyService.
 type Keys struct {
 	watchwordv1.UnimplementedKeyServiceServer
-	Store *store.Store
+	Store   *store.Store
+	Keyring *issuer.Keyring
 }
 
 // ListKeys serves KeyService/ListKeys.
@@ -28,6 +30,41 @@ func (s *Keys) ListKeys(ctx context.Context, _ *watchwordv1.ListKeysRequest) (*w
 		resp.Keys = append(resp.Keys, keyMessage(key))
 	}
 	return resp, nil
+}
+
+// RotateKey serves KeyService/RotateKey.
+func (s *Keys) RotateKey(ctx context.Context, req *watchwordv1.RotateKeyRequest) (*watchwordv1.RotateKeyResponse, error) {
+	by, err := caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var alg token.Algorithm
+	if req.GetAlgorithm() != "" {
+		if alg, err = parse("algorithm", token.ParseAlgorithm, req.GetAlgorithm()); err != nil {
+			return nil, err
+		}
+	}
+	key, err := s.Keyring.Rotate(ctx, by.Check, alg)
+	if err != nil {
+		return nil, err
+	}
+	return &watchwordv1.RotateKeyResponse{Key: keyMessage(key)}, nil
+}
+
+// RevokeKey serves KeyService/RevokeKey.
+func (s *Keys) RevokeKey(ctx context.Context, req *watchwordv1.RevokeKeyRequest) (*watchwordv1.RevokeKeyResponse, error) {
+	by, err := caller(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkID("kid", req.GetKid()); err != nil {
+		return nil, err
+	}
+	key, err := s.Keyring.Revoke(ctx, by.Check, req.GetKid())
+	if err != nil {
+		return nil, err
+	}
+	return &watchwordv1.RevokeKeyResponse{Key: keyMessage(key)}, nil
 }
 
 func keyMessage(key issuer.Key) *watchwordv1.Key {

@@ -48,6 +48,8 @@ const (
 // audience is what needs no escape in a token's JSON, URIs among it.
 var audience = regexp.MustCompile(`^[A-Za-z0-9._~:/?#@!$*+=-]{1,256}$`)
 
+var printable = regexp.MustCompile(`^[!-~]*$`)
+
 // Validate says what is wrong with a configuration, before anything is opened.
 func (c *Config) Validate() error {
 	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateTransport())
@@ -58,7 +60,7 @@ func (c *Config) validateIssuing() error {
 	if len(c.Audience) == 0 {
 		errs = append(errs, errors.New("--audience: at least one is needed"))
 	}
-	if len(strings.Join(c.Audience, "")) > maxAudience {
+	if len(strings.Join(c.Audience, `","`)) > maxAudience {
 		errs = append(errs, fmt.Errorf("--audience: more than %d bytes in all, and every access token carries them", maxAudience))
 	}
 	for _, a := range c.Audience {
@@ -71,7 +73,8 @@ func (c *Config) validateIssuing() error {
 	}
 	if c.Issuer != "" {
 		u, err := url.Parse(c.Issuer)
-		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.RawQuery != "" || u.Fragment != "" || u.User != nil ||
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || !printable.MatchString(c.Issuer) ||
+			strings.ContainsAny(c.Issuer, "?#") ||
 			u.Path != "" && path.Clean(u.Path) != u.Path || len(c.Issuer) > maxIssuer {
 			errs = append(errs, fmt.Errorf("--issuer: must be an http or https URL of at most %d bytes with a clean path and without query "+
 				"and fragment (RFC 8414, section 2)", maxIssuer))

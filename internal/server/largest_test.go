@@ -16,16 +16,16 @@ import (
 func TestLargestUser(t *testing.T) {
 	var long, short []string
 	for i := range 4 {
-		long = append(long, fmt.Sprint(i)+strings.Repeat("a", 255))
+		long = append(long, fmt.Sprint(i)+strings.Repeat("a", 252))
 	}
-	for i := range 512 {
+	for i := range 205 {
 		short = append(short, fmt.Sprintf("%c%c", 'a'+i%26, 'A'+i/26))
 	}
 	for name, names := range map[string][]string{"four long audiences": long, "many short audiences": short} {
 		cfg := config(t.TempDir())
 		cfg.SigningAlg, cfg.Issuer, cfg.Audience = "RS256", "https://"+strings.Repeat("i", 248), names
-		if cfg.Validate() != nil {
-			continue // a rule of its own says that it is too large
+		if err := cfg.Validate(); err != nil {
+			t.Fatal(err)
 		}
 		t.Run(name, func(t *testing.T) {
 			largestUser(t, start(t, func(c *server.Config) { c.SigningAlg, c.Issuer, c.Audience = cfg.SigningAlg, cfg.Issuer, cfg.Audience }))

@@ -42,6 +42,7 @@ type Server struct {
 	feed      *feed.Feed
 	users     *user.Users
 	sessions  *session.Sessions
+	keyring   *issuer.Keyring
 	verifier  *authn.Verifier
 
 	grpc    *grpc.Server
@@ -132,6 +133,8 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	if err != nil {
 		return err
 	}
+	s.feed.OnKeys(tokens.Reload)
+	s.keyring = issuer.NewKeyring(s.store, s.feed, master)
 	s.passwords = password.NewPool(password.Config{})
 	s.users = user.New(s.store, s.feed, s.passwords)
 	s.sessions, err = session.Open(ctx, session.Config{
@@ -159,7 +162,7 @@ func (s *Server) register() error {
 	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Feed: s.feed, NeedCertificate: s.cfg.ClientCA != ""})
 	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})
-	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store})
+	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store, Keyring: s.keyring})
 	watchwordv1.RegisterAuditServiceServer(s.grpc, watchwordv1.UnimplementedAuditServiceServer{})
 	s.health = health.NewServer()
 	healthv1.RegisterHealthServer(s.grpc, s.health)

@@ -55,6 +55,9 @@ func (c *Config) setup(ctx context.Context, s *store.Store, master *seal.Keys, d
 		if made, err = makeAdmin(tx, hash); err != nil {
 			return err
 		}
+		if err := issuer.SetMaxAge(tx, c.JWKSMaxAge); err != nil {
+			return err
+		}
 		return feed.RaiseMaxLifetime(tx, c.AccessTTL)
 	})
 	if err != nil {
@@ -124,13 +127,19 @@ func makeAdmin(tx *store.Tx, hash string) (bool, error) {
 	return err == nil, err
 }
 
+// MasterKeyPath is the file of the master keys: the one named, or the one beside
+// an embedded database.
+func MasterKeyPath(s *store.Store, named string) string {
+	if named != "" {
+		return named
+	}
+	return s.Path() + ".master-key"
+}
+
 // masterKeys loads the master keys. A file is made only for a database in which
 // nothing is sealed yet.
 func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, error) {
-	path := c.MasterKeyFile
-	if path == "" {
-		path = s.Path() + ".master-key"
-	}
+	path := MasterKeyPath(s, c.MasterKeyFile)
 	keys, err := seal.Load(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return keys, err

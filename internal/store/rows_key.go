@@ -50,6 +50,20 @@ func (tx *Tx) InsertSigningKey(k *SigningKey) error {
 	return err
 }
 
+// UpdateSigningKey writes the times of a signing key's life. The caller has read
+// the row in this transaction.
+func (tx *Tx) UpdateSigningKey(k *SigningKey) error {
+	_, err := tx.exec(`UPDATE signing_keys SET signs_from = $2, signs_until = $3, verifies_until = $4, revoked_at = $5 WHERE kid = $1`,
+		k.KID, nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt))
+	return err
+}
+
+// DeleteSigningKey forgets a signing key.
+func (tx *Tx) DeleteSigningKey(kid string) error {
+	_, err := tx.exec(`DELETE FROM signing_keys WHERE kid = $1`, kid)
+	return err
+}
+
 // MACKey is the row of a key that authenticates refresh tokens.
 type MACKey struct {
 	ID        int64

@@ -39,9 +39,9 @@ func (c Caller) Is(role string) bool { return slices.Contains(c.Roles, role) }
 // own, and anyone's as an admin.
 func (c Caller) MayManage(userID string) bool { return userID == c.UserID || c.Is(Admin) }
 
-// check judges the caller by the rows: session alive, user enabled, rights
-// unchanged.
-func (c Caller) check(tx *store.Tx) error {
+// Check judges the caller by the rows: session alive, user enabled, rights
+// unchanged. ErrCallerRevoked, ErrCallerStale.
+func (c Caller) Check(tx *store.Tx) error {
 	if c.operator {
 		return nil
 	}

@@ -30,22 +30,15 @@ var (
 	ErrExists = errors.New("username taken")
 )
 
-// Writer runs transactions that change users. A *feed.Feed is one that returns
-// when this server's verifier knows of the change, a *store.Store one that
-// returns when it is durable.
-type Writer interface {
-	Write(ctx context.Context, fn func(*store.Tx) error) error
-}
-
 // Users administers users. It is safe for concurrent use.
 type Users struct {
 	store     *store.Store
-	writer    Writer
+	writer    store.Writer
 	passwords *password.Pool
 }
 
 // New makes the administration of a store's users.
-func New(s *store.Store, w Writer, p *password.Pool) *Users {
+func New(s *store.Store, w store.Writer, p *password.Pool) *Users {
 	return &Users{store: s, writer: w, passwords: p}
 }
 
@@ -71,7 +64,7 @@ func (u *Users) Create(ctx context.Context, by Caller, name Name, roles Roles, p
 	}
 	var created *store.User
 	err = u.writer.Write(ctx, func(tx *store.Tx) error {
-		if err := by.check(tx); err != nil {
+		if err := by.Check(tx); err != nil {
 			return err
 		}
 		created, err = Insert(tx, name, roles, hash)
@@ -240,7 +233,7 @@ const (
 func (u *Users) alter(ctx context.Context, by Caller, id string, change func(*store.User, time.Time) effect) (*store.User, error) {
 	var row *store.User
 	err := u.writer.Write(ctx, func(tx *store.Tx) error {
-		if err := by.check(tx); err != nil {
+		if err := by.Check(tx); err != nil {
 			return err
 		}
 		var err error

@@ -1,0 +1,275 @@
+package issuer_test
+
+import (
+	"errors"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+const age = time.Minute
+
+func anyone(*store.Tx) error { return nil }
+
+// ring is a database whose caches keep the key set for a minute.
+func ring(t *testing.T) (*issuer.Keyring, *store.Store, *seal.Keys) {
+	t.Helper()
+	s, master, _ := setup(t, token.EdDSA)
+	err := s.Write(t.Context(), func(tx *store.Tx) error {
+		return errors.Join(issuer.SetMaxAge(tx, age), feed.RaiseMaxLifetime(tx, 5*time.Minute))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return issuer.NewKeyring(s, s, master), s, master
+}
+
+func rotate(t *testing.T, k *issuer.Keyring, alg token.Algorithm) issuer.Key {
+	t.Helper()
+	key, err := k.Rotate(t.Context(), anyone, alg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func revoke(t *testing.T, k *issuer.Keyring, kid string) issuer.Key {
+	t.Helper()
+	key, err := k.Revoke(t.Context(), anyone, kid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// inState lists the keys in a state.
+func inState(t *testing.T, s *store.Store, want issuer.State) []issuer.Key {
+	t.Helper()
+	keys, err := issuer.List(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []issuer.Key
+	for _, k := range keys {
+		if k.State == want {
+			found = append(found, k)
+		}
+	}
+	return found
+}
+
+func signing(t *testing.T, s *store.Store) issuer.Key {
+	t.Helper()
+	keys := inState(t, s, issuer.Signing)
+	if len(keys) != 1 {
+		t.Fatalf("%d keys sign: %+v", len(keys), keys)
+	}
+	return keys[0]
+}
+
+func TestRotateAtOnceWhenEveryCacheKnowsTheNextKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s, _ := ring(t)
+		before, next := signing(t, s), inState(t, s, issuer.Next)[0]
+		time.Sleep(age)
+		if key := rotate(t, k, ""); key.KID != next.KID || key.State != issuer.Signing {
+			t.Fatalf("rotated to %+v, want %s", key, next.KID)
+		}
+		retired := inState(t, s, issuer.Retired)
+		if len(retired) != 1 || retired[0].KID != before.KID || retired[0].VerifiesUntil.Sub(retired[0].SignsUntil) < 5*time.Minute {
+			t.Fatalf("retired %+v", retired)
+		}
+		if len(inState(t, s, issuer.Next)) != 1 {
+			t.Fatal("no key signs next")
+		}
+	})
+}
+
+func TestRotateWaitsForTheCaches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s, _ := ring(t)
+		time.Sleep(age)
+		first := rotate(t, k, "")
+		var tasks sync.WaitGroup
+		for range 3 {
+			tasks.Go(func() { rotate(t, k, "") })
+		}
+		tasks.Wait()
+		if now := signing(t, s); now.KID != first.KID {
+			t.Fatal("a key signs that a cache may not know")
+		}
+		second := rotate(t, k, "")
+		if wait := time.Until(second.SignsFrom); wait <= age-time.Second || wait > age {
+			t.Fatalf("signs in %v", wait)
+		}
+		time.Sleep(age)
+		if now := signing(t, s); now.KID != second.KID {
+			t.Fatalf("%s signs, want %s: three callers made one rotation", now.KID, second.KID)
+		}
+	})
+}
+
+func TestRotateToAnotherAlgorithm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s, master := ring(t)
+		time.Sleep(time.Hour)
+		old := signing(t, s)
+		key := rotate(t, k, token.ES256)
+		if key.Algorithm != "ES256" || time.Until(key.SignsFrom) != age {
+			t.Fatalf("rotated to %+v", key)
+		}
+		if signing(t, s).KID != old.KID {
+			t.Fatal("the old key has stopped before the new one signs")
+		}
+		time.Sleep(age)
+		if signing(t, s).KID != key.KID || inState(t, s, issuer.Next)[0].Algorithm != "ES256" {
+			t.Fatal("the new algorithm does not sign, or not next")
+		}
+		subject := alice
+		subject.SessionEnd = time.Now().Add(time.Hour)
+		if _, _, err := open(t, s, master).Mint(time.Now(), subject); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestRevoke(t *testing.T) {
+	for name, prepare := range map[string]func(*testing.T, *issuer.Keyring, *store.Store) (leaked, signs string){
+		"the key that signs": func(t *testing.T, _ *issuer.Keyring, s *store.Store) (string, string) {
+			return signing(t, s).KID, inState(t, s, issuer.Next)[0].KID
+		},
+		"the key that signs next": func(t *testing.T, _ *issuer.Keyring, s *store.Store) (string, string) {
+			return inState(t, s, issuer.Next)[0].KID, signing(t, s).KID
+		},
+		"a key with a date": func(t *testing.T, k *issuer.Keyring, s *store.Store) (string, string) {
+			return rotate(t, k, "").KID, signing(t, s).KID
+		},
+		"the key that signs, while its successor has a date": func(t *testing.T, k *issuer.Keyring, s *store.Store) (string, string) {
+			successor := rotate(t, k, "")
+			return signing(t, s).KID, successor.KID
+		},
+		"a retired key": func(t *testing.T, k *issuer.Keyring, s *store.Store) (string, string) {
+			time.Sleep(age)
+			old := signing(t, s)
+			return old.KID, rotate(t, k, "").KID
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k, s, _ := ring(t)
+				leaked, want := prepare(t, k, s)
+				for range 2 { // also the second time
+					if got := revoke(t, k, leaked); got.KID != want || signing(t, s).KID != want {
+						t.Fatalf("%s signs, want %s", got.KID, want)
+					}
+				}
+				if gone := inState(t, s, issuer.Revoked); len(gone) != 1 || gone[0].KID != leaked {
+					t.Fatalf("withdrawn: %+v", gone)
+				}
+				if len(inState(t, s, issuer.Next)) != 1 {
+					t.Fatal("not one key signs next")
+				}
+				rotate(t, k, "")
+				time.Sleep(age)
+				if signing(t, s).KID == want {
+					t.Fatal("rotation has stopped")
+				}
+			})
+		})
+	}
+}
+
+func TestRevokeRefuses(t *testing.T) {
+	k, s, _ := ring(t)
+	if _, err := k.Revoke(t.Context(), anyone, "no such key"); !errors.Is(err, issuer.ErrNotFound) {
+		t.Fatalf("an unknown key: %v", err)
+	}
+	refusal := errors.New("not you")
+	nobody := func(*store.Tx) error { return refusal }
+	before := rows(t, s)
+	if _, err := k.Revoke(t.Context(), nobody, signing(t, s).KID); !errors.Is(err, refusal) {
+		t.Fatalf("nobody: %v", err)
+	}
+	if _, err := k.Rotate(t.Context(), nobody, ""); !errors.Is(err, refusal) {
+		t.Fatalf("nobody: %v", err)
+	}
+	if len(rows(t, s)) != len(before) {
+		t.Fatal("a refused call made a key")
+	}
+}
+
+// Whatever is done in whatever order: one key signs at any moment, one signs
+// next, a key signs only when every cache knows it (unless one leaked), and what
+// it signed passes for as long as it lives.
+func TestTheChainHasNoGaps(t *testing.T) {
+	dir := t.TempDir()
+	n := 0
+	rapid.Check(t, func(rt *rapid.T) {
+		n++
+		synctest.Test(t, func(t *testing.T) {
+			s, err := store.Open(t.Context(), "sqlite:"+filepath.Join(dir, time.Duration(n).String()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			master, err := seal.Create(filepath.Join(dir, time.Duration(n).String()+".key"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = s.Write(t.Context(), func(tx *store.Tx) error {
+				return errors.Join(issuer.Setup(tx, master, token.EdDSA), issuer.SetMaxAge(tx, age), feed.RaiseMaxLifetime(tx, 5*time.Minute))
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			k := issuer.NewKeyring(s, s, master)
+			for range rapid.IntRange(1, 12).Draw(rt, "steps") {
+				time.Sleep(time.Duration(rapid.Int64Range(0, int64(2*age)).Draw(rt, "wait")))
+				leak := false
+				switch rapid.SampledFrom([]string{"rotate", "EdDSA", "ES256", "revoke"}).Draw(rt, "what") {
+				case "rotate":
+					rotate(t, k, "")
+				case "EdDSA":
+					rotate(t, k, token.EdDSA)
+				case "ES256":
+					rotate(t, k, token.ES256)
+				case "revoke":
+					keys := rows(t, s)
+					revoke(t, k, keys[rapid.IntRange(0, len(keys)-1).Draw(rt, "which")].KID)
+					leak = true
+				}
+				checkChain(t, s, leak)
+			}
+		})
+	})
+}
+
+func checkChain(t *testing.T, s *store.Store, leak bool) {
+	t.Helper()
+	now := signing(t, s)
+	undated := 0
+	for _, key := range rows(t, s) {
+		switch {
+		case !key.RevokedAt.IsZero():
+		case key.SignsFrom.IsZero():
+			undated++
+		case !leak && key.SignsFrom.After(time.Now()) && key.SignsFrom.Sub(key.PublishedAt) < age:
+			t.Fatalf("%s signs before every cache knows it", key.KID)
+		case !key.SignsUntil.IsZero() && key.VerifiesUntil.Sub(key.SignsUntil) < 5*time.Minute:
+			t.Fatalf("%s dies before its tokens", key.KID)
+		}
+	}
+	if undated != 1 {
+		t.Fatalf("%d keys sign next, beside %s", undated, now.KID)
+	}
+}
