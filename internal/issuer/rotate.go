@@ -132,7 +132,9 @@ func (k *Keyring) spares(ctx context.Context, alg token.Algorithm) (spares [2]*s
 	return spares, err
 }
 
-// promote dates the next key and the end of the last one.
+// promote dates the next key and the end of the last one, which signs for a
+// moment at least: without it two keys would begin at once, and none would be
+// before the other.
 func promote(tx *store.Tx, c chain) error {
 	age, err := maxAge(tx)
 	if err != nil {
@@ -142,7 +144,7 @@ func promote(tx *store.Tx, c chain) error {
 	if err != nil {
 		return err
 	}
-	from := latest(tx.Now(), c.next.PublishedAt.Add(age), c.last.SignsFrom)
+	from := latest(tx.Now(), c.next.PublishedAt.Add(age), c.last.SignsFrom.Add(time.Microsecond))
 	c.next.SignsFrom, c.last.SignsUntil = from, from
 	c.last.VerifiesUntil = from.Add(longest + feed.Margin)
 	return errors.Join(tx.UpdateSigningKey(c.last), tx.UpdateSigningKey(c.next))

@@ -208,6 +208,31 @@ func TestRevokeRefuses(t *testing.T) {
 	}
 }
 
+// Rotations at one instant must not leave a key that signs for no time: nobody
+// could tell then which key stands before which.
+func TestRotationsAtOneInstant(t *testing.T) {
+	for which := range 4 {
+		synctest.Test(t, func(t *testing.T) {
+			k, s, _ := ring(t)
+			time.Sleep(2 * age)
+			chain := []string{signing(t, s).KID}
+			for _, alg := range []token.Algorithm{token.ES256, token.EdDSA, token.ES256} {
+				chain = append(chain, rotate(t, k, alg).KID)
+			}
+			for _, key := range rows(t, s) {
+				if !key.SignsUntil.IsZero() && !key.SignsUntil.After(key.SignsFrom) {
+					t.Errorf("%s signs from %v until %v", key.KID, key.SignsFrom, key.SignsUntil)
+				}
+			}
+			revoke(t, k, chain[which])
+			for range 3 * 60 {
+				checkChain(t, s, true)
+				time.Sleep(time.Second)
+			}
+		})
+	}
+}
+
 // Whatever is done in whatever order: one key signs at any moment, one signs
 // next, a key signs only when every cache knows it (unless one leaked), and what
 // it signed passes for as long as it lives.
