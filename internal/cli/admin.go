@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/seal"
@@ -17,6 +19,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 	"github.com/watchword-auth/watchword/internal/user"
 )
+
+// record is the security record. Whoever is at the terminal has no use for its
+// log lines.
+func record(s *store.Store) *audit.Log { return audit.New(s, slog.New(slog.DiscardHandler)) }
 
 type userCmd struct {
 	Create      userCreateCmd  `cmd:"" help:"Make a user."`
@@ -31,7 +37,7 @@ type userCmd struct {
 // learns of it by the feed.
 func (d datastore) users(ctx context.Context, do func(*user.Users) error) error {
 	return d.with(ctx, func(s *store.Store) error {
-		return do(user.New(s, s, password.NewPool(password.Config{})))
+		return do(user.New(s, s, password.NewPool(password.Config{}), record(s)))
 	})
 }
 
@@ -163,6 +169,7 @@ type keyCmd struct {
 	List   keyListCmd   `cmd:"" help:"List signing keys."`
 	Rotate keyRotateCmd `cmd:"" help:"Let the next key sign, as soon as every cache can know it."`
 	Revoke keyRevokeCmd `cmd:"" help:"Withdraw a leaked key: nothing that it signed passes any more."`
+	Reseal keyResealCmd `cmd:"" help:"Seal the keys in the database under the first master key in the file."`
 }
 
 // keys is the flags of the commands about signing keys.
@@ -179,7 +186,7 @@ func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (is
 		if err != nil {
 			return err
 		}
-		key, err := do(issuer.NewKeyring(s, s, master))
+		key, err := do(issuer.NewKeyring(s, s, master, record(s)))
 		if err != nil {
 			return err
 		}
@@ -195,7 +202,7 @@ type keyRotateCmd struct {
 
 func (c *keyRotateCmd) Run(ctx context.Context, t Terminal) error {
 	return c.ring(ctx, t, func(ring *issuer.Keyring) (issuer.Key, error) {
-		return ring.Rotate(ctx, user.Operator.Check, token.Algorithm(c.Alg))
+		return ring.Rotate(ctx, user.Operator, token.Algorithm(c.Alg))
 	})
 }
 
@@ -206,7 +213,31 @@ type keyRevokeCmd struct {
 
 func (c *keyRevokeCmd) Run(ctx context.Context, t Terminal) error {
 	return c.ring(ctx, t, func(ring *issuer.Keyring) (issuer.Key, error) {
-		return ring.Revoke(ctx, user.Operator.Check, c.KID)
+		return ring.Revoke(ctx, user.Operator, c.KID)
+	})
+}
+
+type keyResealCmd struct {
+	keys
+	NewMasterKey bool `help:"Put a new master key before the others in the file first."`
+}
+
+func (c *keyResealCmd) Run(ctx context.Context, t Terminal) error {
+	return c.with(ctx, func(s *store.Store) error {
+		path, load := server.MasterKeyPath(s, c.MasterKeyFile), seal.Load
+		if c.NewMasterKey {
+			load = seal.Add
+		}
+		master, err := load(path)
+		if err != nil {
+			return err
+		}
+		n, err := server.Reseal(ctx, s, master, record(s))
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(t.Out, "%d keys were sealed under another master key than the first of %s; now none is\n", n, path)
+		return nil
 	})
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/server"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -41,6 +42,7 @@ type root struct {
 	Migrate     migrateCmd     `cmd:"" help:"Bring the database's schema up to date."`
 	User        userCmd        `cmd:"" help:"Administer users in the database."`
 	Key         keyCmd         `cmd:"" help:"Administer signing keys in the database."`
+	Audit       auditCmd       `cmd:"" help:"Show the security record, the newest first."`
 	Login       loginCmd       `cmd:"" help:"Log in at a running server; prints the tokens as JSON."`
 	Verify      verifyCmd      `cmd:"" help:"Ask a running server about an access token on standard input."`
 	Logout      logoutCmd      `cmd:"" help:"End the session of a refresh token on standard input."`
@@ -54,6 +56,7 @@ type root struct {
 func Main(args []string, t Terminal) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	ctx = audit.WithSource(ctx, audit.CLI)
 	parser, err := kong.New(&root{},
 		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
 		kong.DefaultEnvars("WATCHWORD"), kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},

@@ -22,20 +22,21 @@ const (
 var mayImport = map[string][]string{
 	"authn":                    {gen, "internal/token"}, // public: no database, no server, no command line
 	"cmd/watchword":            {"internal/cli"},
+	"internal/audit":           {"internal/store"},
 	"docs":                     {}, // nothing but tests of the text
-	"internal/cli":             {"authn", gen, "internal/issuer", "internal/password", "internal/seal", "internal/server", "internal/store", "internal/token", "internal/user"},
+	"internal/cli":             {"authn", gen, "internal/audit", "internal/issuer", "internal/password", "internal/seal", "internal/server", "internal/store", "internal/token", "internal/user"},
 	"internal/e2e":             {},
 	"internal/feed":            {gen, "internal/store", "internal/token"},
-	"internal/issuer":          {"internal/feed", "internal/seal", "internal/store", "internal/token"},
+	"internal/issuer":          {"internal/audit", "internal/feed", "internal/seal", "internal/store", "internal/token", "internal/user"},
 	"internal/password":        {},
-	"internal/rpc":             {"authn", gen, "internal/feed", "internal/issuer", "internal/password", "internal/session", "internal/store", "internal/token", "internal/user"},
+	"internal/rpc":             {"authn", gen, "internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/seal":            {},
-	"internal/server":          {"authn", gen, "internal/feed", "internal/issuer", "internal/password", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
-	"internal/session":         {"internal/feed", "internal/issuer", "internal/password", "internal/seal", "internal/store", "internal/user"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
+	"internal/session":         {"internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/seal", "internal/store", "internal/user"},
 	"internal/store":           {},
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},
-	"internal/user":            {"internal/feed", "internal/password", "internal/store"},
+	"internal/user":            {"internal/audit", "internal/feed", "internal/password", "internal/store"},
 }
 
 // mayImportForeign says which of our packages alone may import a package of

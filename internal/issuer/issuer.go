@@ -64,6 +64,24 @@ func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 	return nil
 }
 
+// Reseal seals the signing keys under the first master key, and says how many
+// were not.
+func Reseal(tx *store.Tx, master *seal.Keys) (int, error) {
+	rows, err := tx.SigningKeys()
+	n := 0
+	for _, row := range rows {
+		sealed, changed, resealErr := master.Reseal(purpose, row.KID, row.SealedKey)
+		if resealErr != nil {
+			return n, fmt.Errorf("signing key %s: %w", row.KID, resealErr)
+		}
+		if changed {
+			n++
+			err = errors.Join(err, tx.ResealSigningKey(row.KID, sealed))
+		}
+	}
+	return n, err
+}
+
 // generate makes a key that is not published yet.
 func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error) {
 	key, err := token.GenerateKey(alg)

@@ -3,14 +3,17 @@ package issuer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/user"
 )
 
 // ErrNotFound says that there is no such signing key.
@@ -44,11 +47,12 @@ type Keyring struct {
 	store  *store.Store
 	writer store.Writer
 	master *seal.Keys
+	audit  *audit.Log
 }
 
 // NewKeyring makes the keyring of a database.
-func NewKeyring(s *store.Store, w store.Writer, master *seal.Keys) *Keyring {
-	return &Keyring{store: s, writer: w, master: master}
+func NewKeyring(s *store.Store, w store.Writer, master *seal.Keys, a *audit.Log) *Keyring {
+	return &Keyring{store: s, writer: w, master: master, audit: a}
 }
 
 // chain is the rows that are not withdrawn.
@@ -77,21 +81,51 @@ func readChain(tx *store.Tx) (c chain, rows []*store.SigningKey, err error) {
 // Rotate dates the key that signs next: at once, or as soon as it has been
 // published for the age of the caches. Another one is published in its place. A
 // rotation that is under way already is not begun again. alg is the algorithm of
-// the key that shall sign, empty: as it is. allowed may refuse in the same
-// transaction.
-func (k *Keyring) Rotate(ctx context.Context, allowed func(*store.Tx) error, alg token.Algorithm) (Key, error) {
+// the key that shall sign, empty: as it is. It may return the caller's errors.
+func (k *Keyring) Rotate(ctx context.Context, by user.Caller, alg token.Algorithm) (Key, error) {
+	return k.rotate(ctx, by, alg, func(*store.SigningKey, time.Time) bool { return true })
+}
+
+// RotateOld rotates if the key that signs has done so for the given time. Any
+// number of replicas may ask at once.
+func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
+	old := func(key *store.SigningKey, now time.Time) bool { return !now.Before(key.SignsFrom.Add(ttl)) }
+	err := k.store.Read(ctx, func(tx *store.Tx) error {
+		c, _, err := readChain(tx)
+		if err == nil && !old(c.last, tx.Now()) {
+			err = errYoung
+		}
+		return err
+	})
+	if err == nil {
+		_, err = k.rotate(ctx, user.Operator, "", old)
+	}
+	if errors.Is(err, errYoung) {
+		return nil
+	}
+	return err
+}
+
+// errYoung says that a key needs no rotation yet.
+var errYoung = errors.New("key is not old enough")
+
+// rotate rotates if it is due by the key that signs, or shall.
+func (k *Keyring) rotate(ctx context.Context, by user.Caller, alg token.Algorithm, due func(*store.SigningKey, time.Time) bool) (Key, error) {
 	spares, err := k.spares(ctx, alg)
 	if err != nil {
 		return Key{}, err
 	}
 	var rotated Key
 	err = k.writer.Write(ctx, func(tx *store.Tx) error {
-		if err := allowed(tx); err != nil {
+		if err := by.Check(tx); err != nil {
 			return err
 		}
 		c, rows, err := readChain(tx)
 		if err != nil {
 			return err
+		}
+		if !due(c.last, tx.Now()) {
+			return errYoung
 		}
 		if c.last.SignsFrom.After(tx.Now()) && (alg == "" || c.last.Algorithm == string(alg)) {
 			rotated = newKey(c.last, tx.Now())
@@ -107,7 +141,9 @@ func (k *Keyring) Rotate(ctx context.Context, allowed func(*store.Tx) error, alg
 			return err
 		}
 		rotated = newKey(c.next, tx.Now())
-		return errors.Join(publish(tx, spares[0]), forget(tx, rows), feed.KeysChanged(tx))
+		record := audit.Event{Type: audit.KeyRotated, ActorID: by.UserID, KID: rotated.KID,
+			Detail: fmt.Sprintf("%s, signs from %s", rotated.Algorithm, rotated.SignsFrom.Format(time.RFC3339))}
+		return errors.Join(publish(tx, spares[0]), forget(tx, rows), k.audit.Record(ctx, tx, record), feed.KeysChanged(tx))
 	})
 	return rotated, err
 }
@@ -153,15 +189,16 @@ func promote(tx *store.Tx, c chain) error {
 // Revoke withdraws a key: what it signed passes nowhere any more, once the
 // bundle has arrived. If it signs, or shall, the next key signs at once; whoever
 // reads the key set from a cache may refuse its tokens for the cache's age. It
-// returns the key that signs now. It may return ErrNotFound.
-func (k *Keyring) Revoke(ctx context.Context, allowed func(*store.Tx) error, kid string) (Key, error) {
+// returns the key that signs now. It may return ErrNotFound, or the caller's
+// errors.
+func (k *Keyring) Revoke(ctx context.Context, by user.Caller, kid string) (Key, error) {
 	spares, err := k.spares(ctx, "")
 	if err != nil {
 		return Key{}, err
 	}
 	var signing Key
 	err = k.writer.Write(ctx, func(tx *store.Tx) error {
-		if err := allowed(tx); err != nil {
+		if err := by.Check(tx); err != nil {
 			return err
 		}
 		c, rows, err := readChain(tx)
@@ -177,7 +214,8 @@ func (k *Keyring) Revoke(ctx context.Context, allowed func(*store.Tx) error, kid
 			if err := errors.Join(tx.UpdateSigningKey(leaked), bridge(tx, c, rows, leaked, spares[0])); err != nil {
 				return err
 			}
-			if err := feed.KeysChanged(tx); err != nil {
+			record := audit.Event{Type: audit.KeyRevoked, ActorID: by.UserID, KID: kid}
+			if err := errors.Join(k.audit.Record(ctx, tx, record), feed.KeysChanged(tx)); err != nil {
 				return err
 			}
 		}

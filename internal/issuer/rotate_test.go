@@ -2,6 +2,7 @@ package issuer_test
 
 import (
 	"errors"
+	"log/slog"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -10,16 +11,16 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/user"
 )
 
 const age = time.Minute
-
-func anyone(*store.Tx) error { return nil }
 
 // ring is a database whose caches keep the key set for a minute.
 func ring(t *testing.T) (*issuer.Keyring, *store.Store, *seal.Keys) {
@@ -31,12 +32,12 @@ func ring(t *testing.T) (*issuer.Keyring, *store.Store, *seal.Keys) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return issuer.NewKeyring(s, s, master), s, master
+	return issuer.NewKeyring(s, s, master, audit.New(s, slog.New(slog.DiscardHandler))), s, master
 }
 
 func rotate(t *testing.T, k *issuer.Keyring, alg token.Algorithm) issuer.Key {
 	t.Helper()
-	key, err := k.Rotate(t.Context(), anyone, alg)
+	key, err := k.Rotate(t.Context(), user.Operator, alg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +46,7 @@ func rotate(t *testing.T, k *issuer.Keyring, alg token.Algorithm) issuer.Key {
 
 func revoke(t *testing.T, k *issuer.Keyring, kid string) issuer.Key {
 	t.Helper()
-	key, err := k.Revoke(t.Context(), anyone, kid)
+	key, err := k.Revoke(t.Context(), user.Operator, kid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,16 +192,15 @@ func TestRevoke(t *testing.T) {
 
 func TestRevokeRefuses(t *testing.T) {
 	k, s, _ := ring(t)
-	if _, err := k.Revoke(t.Context(), anyone, "no such key"); !errors.Is(err, issuer.ErrNotFound) {
+	if _, err := k.Revoke(t.Context(), user.Operator, "no such key"); !errors.Is(err, issuer.ErrNotFound) {
 		t.Fatalf("an unknown key: %v", err)
 	}
-	refusal := errors.New("not you")
-	nobody := func(*store.Tx) error { return refusal }
+	var nobody user.Caller
 	before := rows(t, s)
-	if _, err := k.Revoke(t.Context(), nobody, signing(t, s).KID); !errors.Is(err, refusal) {
+	if _, err := k.Revoke(t.Context(), nobody, signing(t, s).KID); !errors.Is(err, user.ErrCallerRevoked) {
 		t.Fatalf("nobody: %v", err)
 	}
-	if _, err := k.Rotate(t.Context(), nobody, ""); !errors.Is(err, refusal) {
+	if _, err := k.Rotate(t.Context(), nobody, ""); !errors.Is(err, user.ErrCallerRevoked) {
 		t.Fatalf("nobody: %v", err)
 	}
 	if len(rows(t, s)) != len(before) {
@@ -257,7 +257,7 @@ func TestTheChainHasNoGaps(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			k := issuer.NewKeyring(s, s, master)
+			k := issuer.NewKeyring(s, s, master, audit.New(s, slog.New(slog.DiscardHandler)))
 			for range rapid.IntRange(1, 12).Draw(rt, "steps") {
 				time.Sleep(time.Duration(rapid.Int64Range(0, int64(2*age)).Draw(rt, "wait")))
 				leak := false

@@ -1,13 +1,11 @@
 package rpc
 
 import (
-	"context"
 	"errors"
-	"log/slog"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
@@ -63,39 +61,8 @@ func (e invalidField) Error() string { return e.field + ": " + e.err.Error() }
 
 func invalid(field, why string) error { return invalidField{field, errors.New(why)} }
 
-// Errors gives every error of a handler its status, as the table has it. A fault
-// of ours is logged with its cause and answered with a fixed text.
-type Errors struct {
-	Logger *slog.Logger
-	// RetryAfter is what a caller is told to wait when too many passwords are
-	// being hashed.
-	RetryAfter func() time.Duration
-}
-
-// Unary is the interceptor for unary calls. It belongs next to the handler.
-func (e Errors) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	resp, err := handler(ctx, req)
-	if err != nil {
-		return nil, e.status(ctx, info.FullMethod, err)
-	}
-	return resp, nil
-}
-
-// Stream is the interceptor for streams. It belongs next to the handler.
-func (e Errors) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	if err := handler(srv, ss); err != nil {
-		return e.status(ss.Context(), info.FullMethod, err)
-	}
-	return nil
-}
-
-func (e Errors) status(ctx context.Context, method string, err error) error {
-	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok {
-		return s.GRPCStatus().Err()
-	}
-	if ctx.Err() != nil { // the caller has gone, whatever came of it
-		return status.FromContextError(ctx.Err()).Err()
-	}
+// statusOf looks an error up in the table.
+func statusOf(err error, method string, retryAfter func() time.Duration) *status.Status {
 	if errors.Is(err, session.ErrAudience) {
 		err = invalidField{"audience", session.ErrAudience}
 	}
@@ -108,24 +75,23 @@ func (e Errors) status(ctx context.Context, method string, err error) error {
 			if r.err != user.ErrCallerRevoked && r.err != user.ErrCallerStale {
 				method = "" // it names who refused an access token
 			}
-			return refuse(r.code, r.reason, method, r.message, e.details(r.reason)...)
+			return refuse(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)
 		}
 	}
-	e.Logger.ErrorContext(ctx, "internal error", "method", method, "error", err)
-	return status.Error(codes.Internal, "internal error")
+	return status.New(codes.Internal, "internal error")
 }
 
-func (e Errors) details(reason watchwordv1.ErrorReason) []protoadapt.MessageV1 {
+func details(reason watchwordv1.ErrorReason, retryAfter func() time.Duration) []protoadapt.MessageV1 {
 	switch reason {
 	case watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE:
 		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(storeRetry)}}
 	case watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED:
-		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter())}}
+		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter())}}
 	}
 	return nil
 }
 
-func badRequest(field invalidField) error {
+func badRequest(field invalidField) *status.Status {
 	reason := watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST
 	if errors.Is(field.err, password.ErrTooWeak) {
 		reason = watchwordv1.ErrorReason_ERROR_REASON_PASSWORD_TOO_WEAK
@@ -137,16 +103,20 @@ func badRequest(field invalidField) error {
 
 // refuse makes a status with its reason. The method stands where a caller's own
 // access token was refused.
-func refuse(code codes.Code, reason watchwordv1.ErrorReason, method, message string, details ...protoadapt.MessageV1) error {
-	info := &errdetails.ErrorInfo{Domain: domain, Reason: reason.String()[len("ERROR_REASON_"):]}
+func refuse(code codes.Code, reason watchwordv1.ErrorReason, method, message string, details ...protoadapt.MessageV1) *status.Status {
+	info := &errdetails.ErrorInfo{Domain: domain, Reason: reasonName(reason)}
 	if method != "" {
 		info.Metadata = map[string]string{"method": method}
 	}
 	s, err := status.New(code, message).WithDetails(append([]protoadapt.MessageV1{info}, details...)...)
 	if err != nil { // only for codes.OK
-		return status.Error(codes.Internal, "internal error")
+		return status.New(codes.Internal, "internal error")
 	}
-	return s.Err()
+	return s
+}
+
+func reasonName(reason watchwordv1.ErrorReason) string {
+	return strings.TrimPrefix(reason.String(), "ERROR_REASON_")
 }
 
 // weakField names the field of a refused password.

@@ -44,7 +44,7 @@ func (s *Keys) RotateKey(ctx context.Context, req *watchwordv1.RotateKeyRequest)
 			return nil, err
 		}
 	}
-	key, err := s.Keyring.Rotate(ctx, by.Check, alg)
+	key, err := s.Keyring.Rotate(ctx, by, alg)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +60,7 @@ func (s *Keys) RevokeKey(ctx context.Context, req *watchwordv1.RevokeKeyRequest)
 	if err := checkID("kid", req.GetKid()); err != nil {
 		return nil, err
 	}
-	key, err := s.Keyring.Revoke(ctx, by.Check, req.GetKid())
+	key, err := s.Keyring.Revoke(ctx, by, req.GetKid())
 	if err != nil {
 		return nil, err
 	}

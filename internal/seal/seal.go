@@ -6,6 +6,10 @@
 // seals, all of them open. So a new one is rolled out as second everywhere,
 // and then moved up.
 //
+// The file is read again when something is to be sealed, and when a secret was
+// sealed under a key that is not known yet: so a server learns of a new key
+// without a restart.
+//
 // Every purpose has a key of its own, derived by HKDF-SHA256 (RFC 5869), and a
 // secret is sealed by AES-256-GCM with a random nonce, bound to the row that
 // holds it. A master key seals a handful of rows in its life, far from the
@@ -26,6 +30,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 )
 
 // ErrWrongKey says that none of the master keys sealed this secret.
@@ -42,6 +47,8 @@ const (
 // use and print without their content.
 type Keys struct {
 	path string
+
+	mu   sync.Mutex
 	keys []masterKey // the first seals
 }
 
@@ -59,11 +66,19 @@ func (k *Keys) GoString() string { return k.String() }
 // Load reads the master keys in a file. The error of a missing file matches
 // fs.ErrNotExist.
 func Load(path string) (*Keys, error) {
+	keys, err := read(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Keys{path: path, keys: keys}, nil
+}
+
+func read(path string) ([]masterKey, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading master key: %w", err)
 	}
-	keys := &Keys{path: path}
+	var keys []masterKey
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	for n := 1; lines.Scan(); n++ {
 		line := strings.TrimSpace(lines.Text())
@@ -74,48 +89,99 @@ func Load(path string) (*Keys, error) {
 		if err != nil {
 			return nil, fmt.Errorf("master key file %s, line %d: %w", path, n, err)
 		}
-		keys.keys = append(keys.keys, key)
+		keys = append(keys, key)
 	}
-	if len(keys.keys) == 0 {
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("master key file %s: %w", path, err)
+	}
+	if len(keys) == 0 {
 		return nil, fmt.Errorf("master key file %s holds no key", path)
 	}
 	return keys, nil
 }
 
+const header = "# Watchword master keys. Whoever has this file and the database can sign tokens: keep them apart.\n"
+
 // Create makes a file of mode 0600 with one new master key; the error of a
 // file that exists matches fs.ErrExist. The file is on disk before Create
 // returns, since what is sealed under a lost key is lost too.
 func Create(path string) (*Keys, error) {
-	secret := make([]byte, keySize)
-	rand.Read(secret)
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
+	if err := write(path, header+newLine()); err != nil {
 		return nil, fmt.Errorf("making master key: %w", err)
 	}
-	defer file.Close()
-	text := "# Watchword master key. Whoever has this file and the database can sign tokens: keep them apart.\n" +
-		linePrefix + base64.RawURLEncoding.EncodeToString(secret) + "\n"
-	if _, err := file.WriteString(text); err != nil {
-		return nil, fmt.Errorf("writing master key: %w", err)
-	}
-	if err := file.Sync(); err != nil {
-		return nil, fmt.Errorf("writing master key: %w", err)
-	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return nil, fmt.Errorf("writing master key: %w", err)
-	}
-	key, err := newMasterKey(secret)
-	return &Keys{path: path, keys: []masterKey{key}}, err
+	return Load(path)
 }
 
-// Seal encrypts a secret for one purpose and one row.
+// Add puts a new master key before the others in a file. From then on it seals,
+// while what the others sealed can still be opened. Whoever reads the file
+// meanwhile sees it as it was, or as it is.
+func Add(path string) (*Keys, error) {
+	if _, err := read(path); err != nil {
+		return nil, err
+	}
+	path, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return nil, fmt.Errorf("adding master key: %w", err)
+	}
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("adding master key: %w", err)
+	}
+	draft := path + ".new"
+	if err := write(draft, header+newLine()+strings.TrimPrefix(string(old), header)); err != nil {
+		return nil, fmt.Errorf("adding master key: %w", err)
+	}
+	if err := errors.Join(os.Rename(draft, path), syncDir(filepath.Dir(path))); err != nil {
+		return nil, fmt.Errorf("adding master key: %w", err)
+	}
+	return Load(path)
+}
+
+func newLine() string {
+	secret := make([]byte, keySize)
+	rand.Read(secret)
+	return linePrefix + base64.RawURLEncoding.EncodeToString(secret) + "\n"
+}
+
+// write makes a file that nobody else can read, and that survives a crash.
+func write(path, text string) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteString(text)
+	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// reload reads the file again.
+func (k *Keys) reload() error {
+	keys, err := read(k.path)
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.keys = keys
+	return nil
+}
+
+// Seal encrypts a secret for one purpose and one row, under the key that stands
+// first in the file now.
 func (k *Keys) Seal(purpose, row string, secret []byte) ([]byte, error) {
-	key := k.keys[0]
-	aead, err := key.aead(purpose)
+	if err := k.reload(); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	first := k.keys[0]
+	k.mu.Unlock()
+	aead, err := first.aead(purpose)
 	if err != nil {
 		return nil, err
 	}
-	sealed := append([]byte{version}, key.id[:]...)
+	sealed := append([]byte{version}, first.id[:]...)
 	return aead.Seal(sealed, nil, secret, []byte(row)), nil
 }
 
@@ -125,21 +191,50 @@ func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
 	if len(sealed) < 1+idSize || sealed[0] != version {
 		return nil, fmt.Errorf("opening sealed %s: malformed", purpose)
 	}
-	for _, key := range k.keys {
-		if !bytes.Equal(key.id[:], sealed[1:1+idSize]) {
-			continue
-		}
-		aead, err := key.aead(purpose)
-		if err != nil {
-			return nil, err
-		}
-		secret, err := aead.Open(nil, nil, sealed[1+idSize:], []byte(row))
-		if err != nil {
-			return nil, fmt.Errorf("opening sealed %s: damaged, or moved from another row", purpose)
-		}
-		return secret, nil
+	id := [idSize]byte(sealed[1:])
+	key, ok := k.find(id)
+	if !ok && k.reload() == nil {
+		key, ok = k.find(id)
 	}
-	return nil, fmt.Errorf("opening sealed %s: %w: %s; name the right file by --master-key-file", purpose, ErrWrongKey, k.path)
+	if !ok {
+		return nil, fmt.Errorf("opening sealed %s: %w: %s; name the right file by --master-key-file", purpose, ErrWrongKey, k.path)
+	}
+	aead, err := key.aead(purpose)
+	if err != nil {
+		return nil, err
+	}
+	secret, err := aead.Open(nil, nil, sealed[1+idSize:], []byte(row))
+	if err != nil {
+		return nil, fmt.Errorf("opening sealed %s: damaged, or moved from another row", purpose)
+	}
+	return secret, nil
+}
+
+// Reseal seals a secret again, unless the first key has sealed it.
+func (k *Keys) Reseal(purpose, row string, sealed []byte) (resealed []byte, changed bool, err error) {
+	secret, err := k.Open(purpose, row, sealed)
+	if err != nil {
+		return nil, false, err
+	}
+	k.mu.Lock()
+	first := k.keys[0].id
+	k.mu.Unlock()
+	if first == [idSize]byte(sealed[1:]) {
+		return sealed, false, nil
+	}
+	resealed, err = k.Seal(purpose, row, secret)
+	return resealed, true, err
+}
+
+func (k *Keys) find(id [idSize]byte) (masterKey, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, key := range k.keys {
+		if key.id == id {
+			return key, true
+		}
+	}
+	return masterKey{}, false
 }
 
 func parseLine(line string) (masterKey, error) {

@@ -28,6 +28,8 @@ type Config struct {
 	SessionTTL    time.Duration `name:"session-ttl" default:"2160h" help:"A session ends after so long in any case."`
 	RefreshGrace  time.Duration `default:"10s" help:"A spent refresh token gets the same answer again for so long."`
 	JWKSMaxAge    time.Duration `name:"jwks-max-age" default:"1m" help:"How long caches may keep the JWKS."`
+	KeyTTL        time.Duration `name:"key-ttl" default:"720h" help:"A signing key is replaced when it has signed for so long; 0: only by hand."`
+	AuditTTL      time.Duration `name:"audit-ttl" default:"2160h" help:"The security record is kept for so long."`
 	MasterKeyFile string        `type:"path" help:"File of the key that seals the keys in the database; by default beside the database."`
 	TLSCert       string        `name:"tls-cert" type:"path" help:"Certificate chain, PEM, for both addresses."`
 	TLSKey        string        `name:"tls-key" type:"path" help:"Private key of the certificate, PEM."`
@@ -99,6 +101,12 @@ func (c *Config) validateLifetimes() error {
 	}
 	if c.JWKSMaxAge < 0 {
 		errs = append(errs, errors.New("--jwks-max-age: must not be negative"))
+	}
+	if c.KeyTTL != 0 && c.KeyTTL < c.AccessTTL { // a key stays in the set until what it signed has expired
+		errs = append(errs, errors.New("--key-ttl: must be 0, or not shorter than --access-ttl"))
+	}
+	if c.AuditTTL < time.Hour {
+		errs = append(errs, errors.New("--audit-ttl: must be at least 1h"))
 	}
 	if c.DrainTimeout < 0 {
 		errs = append(errs, errors.New("--drain-timeout: must not be negative"))

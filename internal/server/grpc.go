@@ -44,22 +44,12 @@ func newMetrics() *metrics {
 	return m
 }
 
-// grpcOptions are the bounds and the interceptors, outermost first: metrics and
-// logs see every refusal, a panic anywhere below them is one of ours, the
-// verifier lets callers in, and errors get their status next to the handler.
+// grpcOptions are the bounds and the interceptors, outermost first: metrics see
+// every refusal, a panic anywhere below is one of ours, the edge gives errors
+// their status and counts refusals, and the verifier lets callers in.
 func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOption {
-	logs := logging.LoggerFunc(func(ctx context.Context, level logging.Level, msg string, fields ...any) {
-		s.logger.Log(ctx, slog.Level(level), msg, fields...)
-	})
-	logged := selector.MatchFunc(func(_ context.Context, c interceptors.CallMeta) bool {
-		return !strings.HasPrefix(c.Service, "grpc.") // probes of health would drown the rest
-	})
-	finish := []logging.Option{logging.WithLogOnEvents(logging.FinishCall), logging.WithLevels(logLevel),
-		logging.WithErrorFields(func(err error) logging.Fields {
-			return logging.Fields{"reason", strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")}
-		})}
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
-	errs := rpc.Errors{Logger: s.logger, RetryAfter: s.passwords.RetryAfter}
+	edge := rpc.NewEdge(s.verifier, s.audit, s.passwords.RetryAfter, s.logger)
 	opts := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
@@ -67,33 +57,39 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.ChainUnaryInterceptor(
-			m.grpc.UnaryServerInterceptor(),
-			selector.UnaryServerInterceptor(logging.UnaryServerInterceptor(logs, finish...), logged),
-			recovery.UnaryServerInterceptor(panics)),
-		grpc.ChainStreamInterceptor(
-			m.grpc.StreamServerInterceptor(),
-			selector.StreamServerInterceptor(logging.StreamServerInterceptor(logs, finish...), logged),
-			recovery.StreamServerInterceptor(panics), s.drain.stream),
+		grpc.ChainUnaryInterceptor(m.grpc.UnaryServerInterceptor()),
+		grpc.ChainStreamInterceptor(m.grpc.StreamServerInterceptor()),
 	}
+	if s.logger.Enabled(context.Background(), slog.LevelDebug) {
+		opts = append(opts, s.logCalls()...)
+	}
+	opts = append(opts,
+		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(panics), edge.Unary),
+		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(panics), s.drain.stream, edge.Stream))
 	opts = append(opts, s.verifier.ServerOptions()...)
-	opts = append(opts, grpc.ChainUnaryInterceptor(errs.Unary), grpc.ChainStreamInterceptor(errs.Stream))
 	if tlsConfig != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(tlsConfig)))
 	}
 	return opts
 }
 
-// logLevel makes a line of every call; a refusal is the caller's fault, the
-// rest may be ours.
-func logLevel(code codes.Code) logging.Level {
-	switch code {
-	case codes.Internal, codes.Unknown, codes.DataLoss:
-		return logging.LevelError
-	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted:
-		return logging.LevelWarn
+// logCalls makes a line of every call but those of health and reflection. It is
+// for finding faults: in ordinary use the calls are in the metrics, and what
+// matters of them in the security record.
+func (s *Server) logCalls() []grpc.ServerOption {
+	logs := logging.LoggerFunc(func(ctx context.Context, _ logging.Level, msg string, fields ...any) {
+		s.logger.DebugContext(ctx, msg, fields...)
+	})
+	logged := selector.MatchFunc(func(_ context.Context, c interceptors.CallMeta) bool {
+		return !strings.HasPrefix(c.Service, "grpc.")
+	})
+	finish := []logging.Option{logging.WithLogOnEvents(logging.FinishCall), logging.WithErrorFields(func(err error) logging.Fields {
+		return logging.Fields{"reason", strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")}
+	})}
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(selector.UnaryServerInterceptor(logging.UnaryServerInterceptor(logs, finish...), logged)),
+		grpc.ChainStreamInterceptor(selector.StreamServerInterceptor(logging.StreamServerInterceptor(logs, finish...), logged)),
 	}
-	return logging.LevelInfo
 }
 
 func (s *Server) recovered(ctx context.Context, p any) error {

@@ -87,6 +87,7 @@ func config(folder string) server.Config {
 		DatastoreURI: "sqlite:" + filepath.Join(folder, "watchword.db"),
 		Audience:     audiences, SigningAlg: "EdDSA", AccessTTL: 5 * time.Minute, RefreshTTL: 720 * time.Hour,
 		SessionTTL: 2160 * time.Hour, RefreshGrace: 10 * time.Second, JWKSMaxAge: time.Minute, DrainTimeout: 10 * time.Second,
+		KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour,
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/store"
@@ -364,6 +365,13 @@ func wrongForOthers(w *population) map[string][]wrong {
 		"AuditService/ListEvents": concat(
 			rows(badPages(map[string]string{"a page token of ListUsers": w.users}), invalid, "page_token",
 				func(v string) proto.Message { return &events{PageToken: v} }),
-			[]wrong{{name: "negative size", req: &events{PageSize: -1}, want: invalid, field: "page_size"}}),
+			[]wrong{
+				{name: "negative size", req: &events{PageSize: -1}, want: invalid, field: "page_size"},
+				{name: "too long a type", req: &events{Type: long(65)}, want: invalid, field: "type"},
+				{name: "too long a user", req: &events{UserId: long(65)}, want: invalid, field: "user_id"},
+				{name: "too long a session", req: &events{SessionId: long(65)}, want: invalid, field: "session_id"},
+				{name: "no start", req: &events{StartTime: &timestamppb.Timestamp{Nanos: -1}}, want: invalid, field: "start_time"},
+				{name: "no end", req: &events{EndTime: &timestamppb.Timestamp{Seconds: 1 << 60}}, want: invalid, field: "end_time"},
+			}),
 	}
 }

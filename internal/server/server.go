@@ -21,6 +21,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
@@ -39,6 +40,7 @@ type Server struct {
 
 	store     *store.Store
 	passwords *password.Pool
+	audit     *audit.Log
 	feed      *feed.Feed
 	users     *user.Users
 	sessions  *session.Sessions
@@ -74,6 +76,7 @@ func (s *Server) open(ctx context.Context, stdout io.Writer) error {
 		return err
 	}
 	s.onClose(s.store.Close)
+	s.audit = audit.New(s.store, s.logger)
 	master, err := s.cfg.masterKeys(ctx, s.store)
 	if err != nil {
 		return err
@@ -89,7 +92,7 @@ func (s *Server) open(ctx context.Context, stdout io.Writer) error {
 	if tlsConfig != nil {
 		scheme = "https"
 	}
-	inst, err := s.cfg.setup(ctx, s.store, master, scheme+"://"+s.httpLis.Addr().String(), stdout)
+	inst, err := s.setup(ctx, master, scheme+"://"+s.httpLis.Addr().String(), stdout)
 	if err != nil {
 		return err
 	}
@@ -134,13 +137,15 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 		return err
 	}
 	s.feed.OnKeys(tokens.Reload)
-	s.keyring = issuer.NewKeyring(s.store, s.feed, master)
+	s.keyring = issuer.NewKeyring(s.store, s.feed, master, s.audit)
 	s.passwords = password.NewPool(password.Config{})
-	s.users = user.New(s.store, s.feed, s.passwords)
+	s.users = user.New(s.store, s.feed, s.passwords, s.audit)
 	s.sessions, err = session.Open(ctx, session.Config{
 		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace,
 		Idle: session.IdleTTL(s.cfg.RefreshTTL), Max: session.MaxTTL(s.cfg.SessionTTL),
-	}, session.Dependencies{Store: s.store, Feed: s.feed, Issuer: tokens, Users: s.users, Passwords: s.passwords, Master: master})
+	}, session.Dependencies{
+		Store: s.store, Feed: s.feed, Issuer: tokens, Users: s.users, Passwords: s.passwords, Audit: s.audit, Master: master,
+	})
 	if err != nil {
 		return err
 	}
@@ -163,7 +168,7 @@ func (s *Server) register() error {
 	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})
 	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store, Keyring: s.keyring})
-	watchwordv1.RegisterAuditServiceServer(s.grpc, watchwordv1.UnimplementedAuditServiceServer{})
+	watchwordv1.RegisterAuditServiceServer(s.grpc, &rpc.Audit{Store: s.store})
 	s.health = health.NewServer()
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
@@ -179,12 +184,13 @@ func (s *Server) HTTPAddr() string { return s.httpLis.Addr().String() }
 // Run serves until ctx ends, then drains; it returns nil after a clean stop. It
 // may be called once.
 func (s *Server) Run(ctx context.Context) error {
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	background, stop := context.WithCancel(audit.WithSource(context.WithoutCancel(ctx), audit.Server))
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	defer stop()
 	tasks.Go(func() { s.feed.Run(background) })
-	tasks.Go(func() { s.prune(background) })
+	tasks.Go(func() { s.audit.Run(background) })
+	tasks.Go(func() { s.maintain(background) })
 
 	failed := make(chan error, 2)
 	go func() { failed <- s.grpc.Serve(s.grpcLis) }()
@@ -223,25 +229,41 @@ func (s *Server) stop() {
 	tasks.Wait()
 }
 
-// prune forgets what has expired: events each minute, sessions each hour.
-func (s *Server) prune(ctx context.Context) {
-	events, sessions := time.NewTicker(time.Minute), time.NewTicker(time.Hour)
-	defer events.Stop()
-	defer sessions.Stop()
-	for {
-		var err error
-		select {
-		case <-ctx.Done():
-			return
-		case <-events.C:
-			err = s.feed.Prune(ctx)
-		case <-sessions.C:
-			err = s.sessions.Prune(ctx)
-		}
-		if err != nil && ctx.Err() == nil {
-			s.logger.WarnContext(ctx, "pruning failed; it will be tried again", "error", err)
-		}
+// maintain forgets what has expired and rotates the signing keys.
+func (s *Server) maintain(ctx context.Context) {
+	type chore struct {
+		name  string
+		every time.Duration
+		do    func(context.Context) error
 	}
+	chores := []chore{
+		{"pruning events", time.Minute, s.feed.Prune},
+		{"pruning sessions", time.Hour, s.sessions.Prune},
+		{"pruning the security record", time.Hour, func(ctx context.Context) error { return s.audit.Prune(ctx, s.cfg.AuditTTL) }},
+	}
+	if s.cfg.KeyTTL > 0 {
+		chores = append(chores, chore{"rotating keys", min(time.Minute, s.cfg.KeyTTL/10), func(ctx context.Context) error {
+			return s.keyring.RotateOld(ctx, s.cfg.KeyTTL)
+		}})
+	}
+	var tasks sync.WaitGroup
+	for _, c := range chores {
+		tasks.Go(func() {
+			tick := time.NewTicker(c.every)
+			defer tick.Stop()
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-tick.C:
+				}
+				if err := c.do(ctx); err != nil && ctx.Err() == nil {
+					s.logger.WarnContext(ctx, c.name+" failed; it will be tried again", "error", err)
+				}
+			}
+		})
+	}
+	tasks.Wait()
 }
 
 // Close releases everything, in reverse order of opening. It comes after Run

@@ -2,11 +2,10 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
@@ -34,31 +33,32 @@ type installation struct {
 // setup makes sure that the database has an identity, keys and a first user.
 // The password of the user `admin`, if one was made, is all that is written to
 // out, so that a script can read it from there.
-func (c *Config) setup(ctx context.Context, s *store.Store, master *seal.Keys, defaultIssuer string, out io.Writer) (*installation, error) {
-	password, hash, err := adminPassword(ctx, s)
+func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer string, out io.Writer) (*installation, error) {
+	password, hash, err := adminPassword(ctx, s.store)
 	if err != nil {
 		return nil, err
 	}
 	var inst installation
 	made := false
-	err = s.Write(ctx, func(tx *store.Tx) error {
+	ctx = audit.WithSource(ctx, audit.Server)
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		var err error
-		if inst, err = c.identify(tx, defaultIssuer); err != nil {
+		if inst, err = s.cfg.identify(tx, defaultIssuer); err != nil {
 			return err
 		}
-		if err := issuer.Setup(tx, master, token.Algorithm(c.SigningAlg)); err != nil {
+		if err := issuer.Setup(tx, master, token.Algorithm(s.cfg.SigningAlg)); err != nil {
 			return err
 		}
 		if err := session.SetupMAC(tx, master); err != nil {
 			return err
 		}
-		if made, err = makeAdmin(tx, hash); err != nil {
+		if made, err = s.makeAdmin(ctx, tx, hash); err != nil {
 			return err
 		}
-		if err := issuer.SetMaxAge(tx, c.JWKSMaxAge); err != nil {
+		if err := issuer.SetMaxAge(tx, s.cfg.JWKSMaxAge); err != nil {
 			return err
 		}
-		return feed.RaiseMaxLifetime(tx, c.AccessTTL)
+		return feed.RaiseMaxLifetime(tx, s.cfg.AccessTTL)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("setting up the database: %w", err)
@@ -118,43 +118,14 @@ func adminPassword(ctx context.Context, s *store.Store) (plain, hash string, err
 	return plain, hash, err
 }
 
-func makeAdmin(tx *store.Tx, hash string) (bool, error) {
+func (s *Server) makeAdmin(ctx context.Context, tx *store.Tx, hash string) (bool, error) {
 	had, err := user.EverMade(tx)
 	if err != nil || had || hash == "" {
 		return false, err
 	}
-	_, err = user.Insert(tx, adminName, user.Roles{user.Admin}, hash)
-	return err == nil, err
-}
-
-// MasterKeyPath is the file of the master keys: the one named, or the one beside
-// an embedded database.
-func MasterKeyPath(s *store.Store, named string) string {
-	if named != "" {
-		return named
+	row, err := user.Insert(tx, adminName, user.Roles{user.Admin}, hash)
+	if err != nil {
+		return false, err
 	}
-	return s.Path() + ".master-key"
-}
-
-// masterKeys loads the master keys. A file is made only for a database in which
-// nothing is sealed yet.
-func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, error) {
-	path := MasterKeyPath(s, c.MasterKeyFile)
-	keys, err := seal.Load(path)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return keys, err
-	}
-	sealed := false
-	if err := s.Read(ctx, func(tx *store.Tx) error {
-		rows, err := tx.MACKeys()
-		sealed = len(rows) > 0
-		return err
-	}); err != nil {
-		return nil, err
-	}
-	if sealed {
-		return nil, fmt.Errorf("the keys in this database are sealed under a master key, and %s is not there: "+
-			"restore that file, or name it by --master-key-file", path)
-	}
-	return seal.Create(path)
+	return true, s.audit.Record(ctx, tx, user.Created(user.Operator, row))
 }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/rpc"
 	"github.com/watchword-auth/watchword/internal/token/tokentest"
 )
@@ -105,8 +106,9 @@ func suite(t *testing.T, s tokentest.Suite) *grpc.ClientConn {
 	}
 	t.Cleanup(func() { verifier.Close() })
 
-	errs := rpc.Errors{Logger: slog.New(slog.NewJSONHandler(&logged, nil)), RetryAfter: func() time.Duration { return time.Second }}
-	server := grpc.NewServer(append(verifier.ServerOptions(), grpc.ChainUnaryInterceptor(errs.Unary))...)
+	logger := slog.New(slog.NewJSONHandler(&logged, nil))
+	edge := rpc.NewEdge(verifier, audit.New(nil, logger), func() time.Duration { return time.Second }, logger)
+	server := grpc.NewServer(append([]grpc.ServerOption{grpc.ChainUnaryInterceptor(edge.Unary)}, verifier.ServerOptions()...)...)
 	watchwordv1.RegisterAuthServiceServer(server, &rpc.Auth{Verifier: verifier, Audience: []string{s.Audience}})
 	watchwordv1.RegisterSessionServiceServer(server, openList{})
 	listener := bufconn.Listen(1 << 20)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
@@ -60,7 +61,7 @@ func (s *Sessions) tryLogin(ctx context.Context, name user.Name, pw password.Pas
 		return handout{}, err
 	}
 	if !match {
-		return handout{}, ErrCredentials
+		return handout{}, Refusal{UserID: read.ID, Err: ErrCredentials}
 	}
 	var better string
 	if rehash {
@@ -88,7 +89,7 @@ func (s *Sessions) admit(ctx context.Context, read *store.User, better string, a
 			return errRaced
 		}
 		if u.Disabled {
-			return ErrUserDisabled
+			return Refusal{UserID: u.ID, Err: ErrUserDisabled}
 		}
 		if better != "" {
 			u.PasswordHash = better
@@ -96,7 +97,7 @@ func (s *Sessions) admit(ctx context.Context, read *store.User, better string, a
 				return err
 			}
 		}
-		h, err = s.start(tx, u, audience)
+		h, err = s.start(ctx, tx, u, audience, audit.Login)
 		return err
 	})
 	return h, err
@@ -126,7 +127,7 @@ func (s *Sessions) tryChange(ctx context.Context, by user.Caller, current, next 
 		return handout{}, err
 	}
 	if !match {
-		return handout{}, ErrCredentials
+		return handout{}, Refusal{UserID: by.UserID, SessionID: by.SessionID, Err: ErrCredentials}
 	}
 	hash, err := s.passwords.Hash(ctx, password.SignedIn, next)
 	if err != nil {
@@ -149,7 +150,7 @@ func (s *Sessions) tryChange(ctx context.Context, by user.Caller, current, next 
 		if err != nil {
 			return err
 		}
-		h, err = s.start(tx, u, audience)
+		h, err = s.start(ctx, tx, u, audience, audit.PasswordChanged)
 		return err
 	})
 	return h, err

@@ -33,7 +33,7 @@ var weak = password.NewPool(password.Config{Params: password.Params{Memory: 8, T
 // weaken gives Alice a password whose next login hashes it anew.
 func (w *world) weaken(t *testing.T, plain string) {
 	t.Helper()
-	if _, err := user.New(w.store, w.feed, weak).SetPassword(t.Context(), user.Operator, w.alice.ID, pw(t, plain)); err != nil {
+	if _, err := user.New(w.store, w.feed, weak, w.audit).SetPassword(t.Context(), user.Operator, w.alice.ID, pw(t, plain)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
 )
@@ -20,7 +21,7 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 	var h handout
 	var v verdict
 	err = s.store.Write(ctx, func(tx *store.Tx) (err error) {
-		h, v, err = s.spend(tx, g, audience)
+		h, v, err = s.spend(ctx, tx, g, audience)
 		return err
 	})
 	if v == reused && err == nil {
@@ -40,7 +41,7 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 
 // spend judges a generation and changes the session's row. Reuse is a verdict
 // and no error, since the end that it makes must be committed.
-func (s *Sessions) spend(tx *store.Tx, g generation, audience []string) (handout, verdict, error) {
+func (s *Sessions) spend(ctx context.Context, tx *store.Tx, g generation, audience []string) (handout, verdict, error) {
 	row, err := tx.Session(g.sessionID)
 	if errors.Is(err, store.ErrNotFound) {
 		return handout{}, 0, ErrRefreshExpired
@@ -53,14 +54,14 @@ func (s *Sessions) spend(tx *store.Tx, g generation, audience []string) (handout
 		return handout{}, 0, err
 	}
 	if !user.Alive(row, u) {
-		return handout{}, 0, ErrRevoked
+		return handout{}, 0, Refusal{u.ID, row.ID, ErrRevoked}
 	}
 	if !s.ExpiresAt(row).After(tx.Now()) {
-		return handout{}, 0, ErrRefreshExpired
+		return handout{}, 0, Refusal{u.ID, row.ID, ErrRefreshExpired}
 	}
 	next, v := present(row.Generations, g.number, tx.Now(), s.cfg.Grace)
 	if v == reused {
-		return handout{}, v, end(tx, row.ID)
+		return handout{}, v, s.end(ctx, tx, row, audit.Event{Type: audit.RefreshReused, Reason: "REFRESH_TOKEN_REUSED"})
 	}
 	allowed, err := s.allowed(row.Audience, audience)
 	if err != nil {

@@ -65,6 +65,24 @@ func SetupMAC(tx *store.Tx, master *seal.Keys) error {
 	return tx.InsertMACKey(&store.MACKey{ID: id, SealedKey: sealed, CreatedAt: tx.Now()})
 }
 
+// ResealMAC seals the MAC keys under the first master key, and says how many
+// were not.
+func ResealMAC(tx *store.Tx, master *seal.Keys) (int, error) {
+	rows, err := tx.MACKeys()
+	n := 0
+	for _, row := range rows {
+		sealed, changed, resealErr := master.Reseal(macPurpose, strconv.FormatInt(row.ID, 10), row.SealedKey)
+		if resealErr != nil {
+			return n, fmt.Errorf("MAC key %d: %w", row.ID, resealErr)
+		}
+		if changed {
+			n++
+			err = errors.Join(err, tx.ResealMACKey(row.ID, sealed))
+		}
+	}
+	return n, err
+}
+
 func openMACs(ctx context.Context, s *store.Store, master *seal.Keys) (*macs, error) {
 	m := &macs{keys: map[uint16][]byte{}}
 	err := s.Read(ctx, func(tx *store.Tx) error {

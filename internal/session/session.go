@@ -18,6 +18,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
@@ -38,6 +39,17 @@ var (
 	ErrRevoked        = errors.New("session has ended")
 	ErrNotFound       = errors.New("no such session")
 )
+
+// Refusal says whom a refused call was about, as far as that is known.
+type Refusal struct {
+	UserID, SessionID string
+	Err               error
+}
+
+func (r Refusal) Error() string { return r.Err.Error() }
+
+// Unwrap is the reason.
+func (r Refusal) Unwrap() error { return r.Err }
 
 // IdleTTL ends a session that is not refreshed; MaxTTL ends it in any case.
 // They have types of their own so that they can't be swapped.
@@ -62,6 +74,7 @@ type Sessions struct {
 	issuer    *issuer.Issuer
 	users     *user.Users
 	passwords *password.Pool
+	audit     *audit.Log
 	macs      *macs
 }
 
@@ -72,6 +85,7 @@ type Dependencies struct {
 	Issuer    *issuer.Issuer
 	Users     *user.Users
 	Passwords *password.Pool
+	Audit     *audit.Log
 	Master    *seal.Keys
 }
 
@@ -81,7 +95,9 @@ func Open(ctx context.Context, cfg Config, d Dependencies) (*Sessions, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading MAC keys: %w", err)
 	}
-	return &Sessions{cfg: cfg, store: d.Store, feed: d.Feed, issuer: d.Issuer, users: d.Users, passwords: d.Passwords, macs: m}, nil
+	return &Sessions{
+		cfg: cfg, store: d.Store, feed: d.Feed, issuer: d.Issuer, users: d.Users, passwords: d.Passwords, audit: d.Audit, macs: m,
+	}, nil
 }
 
 // Tokens are what a session hands out.
@@ -109,7 +125,7 @@ func (s *Sessions) tokens(h handout) (*Tokens, error) {
 	}
 	access, expires, err := s.issuer.Mint(h.now, issuer.Subject{
 		UserID: h.user.ID, Username: h.user.Username, Roles: h.user.Roles, Version: h.user.Version,
-		SessionID: h.session.ID, Audience: h.audience, SessionEnd: s.end(h.session),
+		SessionID: h.session.ID, Audience: h.audience, SessionEnd: s.endsAt(h.session),
 	})
 	if err != nil {
 		return nil, err
@@ -122,26 +138,30 @@ func (s *Sessions) tokens(h handout) (*Tokens, error) {
 
 // ExpiresAt is when a session ends if it is not refreshed before.
 func (s *Sessions) ExpiresAt(row *store.Session) time.Time {
-	idle, end := row.RefreshedAt.Add(time.Duration(s.cfg.Idle)), s.end(row)
+	idle, end := row.RefreshedAt.Add(time.Duration(s.cfg.Idle)), s.endsAt(row)
 	if idle.Before(end) {
 		return idle
 	}
 	return end
 }
 
-// end is when a session ends in any case: in whole seconds, as its tokens do.
-func (s *Sessions) end(row *store.Session) time.Time {
+// endsAt is when a session ends in any case: in whole seconds, as its tokens do.
+func (s *Sessions) endsAt(row *store.Session) time.Time {
 	return row.CreatedAt.Add(time.Duration(s.cfg.Max)).Truncate(time.Second)
 }
 
-// start inserts a new session of a user.
-func (s *Sessions) start(tx *store.Tx, u *store.User, audience []string) (handout, error) {
+// start inserts a new session of a user, and records what it began with.
+func (s *Sessions) start(ctx context.Context, tx *store.Tx, u *store.User, audience []string, with audit.Type) (handout, error) {
 	now := tx.Now()
 	row := &store.Session{
 		ID: user.NewID(), UserID: u.ID, BornVersion: u.Version, Audience: audience,
 		CreatedAt: now, RefreshedAt: now, Generations: store.Generations{Current: 1},
 	}
-	return handout{session: row, user: u, audience: audience, now: now}, tx.InsertSession(row)
+	if err := tx.InsertSession(row); err != nil {
+		return handout{}, err
+	}
+	record := audit.Event{Type: with, ActorID: u.ID, UserID: u.ID, SessionID: row.ID}
+	return handout{session: row, user: u, audience: audience, now: now}, s.audit.Record(ctx, tx, record)
 }
 
 // narrow is the audience asked for, if it is no wider than the one allowed;
@@ -172,22 +192,28 @@ func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
 		return err
 	}
 	return s.feed.Write(ctx, func(tx *store.Tx) error {
-		if _, err := tx.Session(g.sessionID); errors.Is(err, store.ErrNotFound) {
+		row, err := tx.Session(g.sessionID)
+		if errors.Is(err, store.ErrNotFound) {
 			return ErrRefreshExpired
-		} else if err != nil {
+		}
+		if err != nil {
 			return err
 		}
-		return end(tx, g.sessionID)
+		return s.end(ctx, tx, row, audit.Event{Type: audit.Logout, ActorID: row.UserID})
 	})
 }
 
-// end ends a session, once.
-func end(tx *store.Tx, id string) error {
-	ended, err := tx.EndSession(id)
+// end ends a session, once, and records why.
+func (s *Sessions) end(ctx context.Context, tx *store.Tx, row *store.Session, why audit.Event) error {
+	ended, err := tx.EndSession(row.ID)
 	if err != nil || !ended {
 		return err
 	}
-	return feed.SessionEnded(tx, id)
+	why.UserID, why.SessionID = row.UserID, row.ID
+	if err := s.audit.Record(ctx, tx, why); err != nil {
+		return err
+	}
+	return feed.SessionEnded(tx, row.ID)
 }
 
 // List lists a user's live sessions in order of id, from the one behind `after`
@@ -248,7 +274,7 @@ func (s *Sessions) Revoke(ctx context.Context, by user.Caller, sessionID string)
 		if !by.MayManage(row.UserID) {
 			return ErrNotFound
 		}
-		return end(tx, row.ID)
+		return s.end(ctx, tx, row, audit.Event{Type: audit.SessionRevoked, ActorID: by.UserID})
 	})
 }
 

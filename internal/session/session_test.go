@@ -14,6 +14,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
@@ -39,6 +40,7 @@ type world struct {
 	store    *store.Store
 	feed     *feed.Feed
 	users    *user.Users
+	audit    *audit.Log
 	sessions *session.Sessions
 	verifier *authn.Verifier
 	alice    *store.User
@@ -77,10 +79,11 @@ func makeWorld(t *testing.T, polling bool) *world {
 	tokens, err := issuer.Open(ctx, w.store, master, "https://auth.test", 5*time.Minute)
 	check()
 	pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}})
-	w.users = user.New(w.store, w.feed, pool)
+	w.audit = audit.New(w.store, slog.New(slog.DiscardHandler))
+	w.users = user.New(w.store, w.feed, pool, w.audit)
 	w.sessions, err = session.Open(ctx, session.Config{
 		Audience: []string{"internal", "billing"}, Idle: session.IdleTTL(idle), Max: session.MaxTTL(lifetime), Grace: grace,
-	}, session.Dependencies{Store: w.store, Feed: w.feed, Issuer: tokens, Users: w.users, Passwords: pool, Master: master})
+	}, session.Dependencies{Store: w.store, Feed: w.feed, Issuer: tokens, Users: w.users, Passwords: pool, Audit: w.audit, Master: master})
 	check()
 	w.verifier, err = authn.NewVerifier(ctx, w.feed.Conn(), authn.WithAudience("internal", "billing"))
 	check()
@@ -92,7 +95,7 @@ func makeWorld(t *testing.T, polling bool) *world {
 			t.Error(err)
 		}
 	})
-	w.alice, err = user.New(w.store, w.store, pool).Create(ctx, user.Operator, "alice", user.Roles{"writer"}, pw(t, sesame))
+	w.alice, err = user.New(w.store, w.store, pool, w.audit).Create(ctx, user.Operator, "alice", user.Roles{"writer"}, pw(t, sesame))
 	check()
 	return w
 }

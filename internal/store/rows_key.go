@@ -58,6 +58,12 @@ func (tx *Tx) UpdateSigningKey(k *SigningKey) error {
 	return err
 }
 
+// ResealSigningKey replaces the sealed form of a signing key.
+func (tx *Tx) ResealSigningKey(kid string, sealed []byte) error {
+	_, err := tx.exec(`UPDATE signing_keys SET sealed_key = $2 WHERE kid = $1`, kid, sealed)
+	return err
+}
+
 // DeleteSigningKey forgets a signing key.
 func (tx *Tx) DeleteSigningKey(kid string) error {
 	_, err := tx.exec(`DELETE FROM signing_keys WHERE kid = $1`, kid)
@@ -89,6 +95,12 @@ func (tx *Tx) MACKeys() ([]*MACKey, error) {
 func (tx *Tx) InsertMACKey(k *MACKey) error {
 	_, err := tx.exec(`INSERT INTO mac_keys (id, sealed_key, created_at) VALUES ($1, $2, $3)`,
 		k.ID, k.SealedKey, micros(k.CreatedAt))
+	return err
+}
+
+// ResealMACKey replaces the sealed form of a MAC key.
+func (tx *Tx) ResealMACKey(id int64, sealed []byte) error {
+	_, err := tx.exec(`UPDATE mac_keys SET sealed_key = $2 WHERE id = $1`, id, sealed)
 	return err
 }
 

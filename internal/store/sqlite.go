@@ -145,6 +145,7 @@ func (c *conn) transact(begin string, fn func(*Tx) error) (err error) {
 		return err
 	}
 	committed = true
+	tx.wasCommitted()
 	return nil
 }
 

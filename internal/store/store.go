@@ -113,7 +113,18 @@ type Tx struct {
 	now  time.Time
 	// broken is the first error of the driver, after which nothing that this
 	// transaction did can be relied on.
-	broken error
+	broken    error
+	committed []func()
+}
+
+// OnCommit calls fn when what this transaction did is durable, before Write
+// returns, and never if it was rolled back. fn must be quick: others wait for it.
+func (tx *Tx) OnCommit(fn func()) { tx.committed = append(tx.committed, fn) }
+
+func (tx *Tx) wasCommitted() {
+	for _, fn := range tx.committed {
+		fn()
+	}
 }
 
 // Now is the transaction's instant, in whole microseconds.

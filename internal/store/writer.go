@@ -123,20 +123,23 @@ func (w *writer) together(group []*write) bool {
 	if w.conn.control("BEGIN IMMEDIATE") != nil {
 		return false
 	}
-	verdicts := make([]error, len(group))
+	verdicts, txs := make([]error, len(group)), make([]*Tx, len(group))
 	for i, job := range group {
-		verdict, err := w.member(job)
+		tx, verdict, err := w.member(job)
 		if err != nil {
 			_ = w.conn.control("ROLLBACK") // fails where the driver has done so by itself
 			return false
 		}
-		verdicts[i] = verdict
+		txs[i], verdicts[i] = tx, verdict
 	}
 	if w.conn.control("COMMIT") != nil {
 		_ = w.conn.control("ROLLBACK")
 		return false
 	}
 	for i, job := range group {
+		if verdicts[i] == nil {
+			txs[i].wasCommitted()
+		}
 		job.result <- verdicts[i]
 	}
 	return true
@@ -144,19 +147,19 @@ func (w *writer) together(group []*write) bool {
 
 // member runs one write of a group. Its verdict is the write's own; its error,
 // the driver's.
-func (w *writer) member(job *write) (verdict, err error) {
+func (w *writer) member(job *write) (tx *Tx, verdict, err error) {
 	if err := w.conn.control("SAVEPOINT member"); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	tx := newTx(w.conn)
+	tx = newTx(w.conn)
 	verdict = run(tx, job.fn)
 	if tx.broken != nil {
-		return nil, tx.broken
+		return nil, nil, tx.broken
 	}
 	if verdict != nil {
 		if err := w.conn.control("ROLLBACK TO member"); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return verdict, w.conn.control("RELEASE member")
+	return tx, verdict, w.conn.control("RELEASE member")
 }

@@ -12,9 +12,12 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/store"
@@ -35,11 +38,12 @@ type Users struct {
 	store     *store.Store
 	writer    store.Writer
 	passwords *password.Pool
+	audit     *audit.Log
 }
 
 // New makes the administration of a store's users.
-func New(s *store.Store, w store.Writer, p *password.Pool) *Users {
-	return &Users{store: s, writer: w, passwords: p}
+func New(s *store.Store, w store.Writer, p *password.Pool, a *audit.Log) *Users {
+	return &Users{store: s, writer: w, passwords: p, audit: a}
 }
 
 // NewID makes an id of a user or a session.
@@ -67,8 +71,10 @@ func (u *Users) Create(ctx context.Context, by Caller, name Name, roles Roles, p
 		if err := by.Check(tx); err != nil {
 			return err
 		}
-		created, err = Insert(tx, name, roles, hash)
-		return err
+		if created, err = Insert(tx, name, roles, hash); err != nil {
+			return err
+		}
+		return u.audit.Record(ctx, tx, Created(by, created))
 	})
 	return created, err
 }
@@ -100,6 +106,16 @@ func Insert(tx *store.Tx, name Name, roles Roles, hash string) (*store.User, err
 	return row, tx.SetSetting(hadUser, "yes")
 }
 
+// Created is the record of a new user.
+func Created(by Caller, row *store.User) audit.Event {
+	return audit.Event{Type: audit.UserCreated, ActorID: by.UserID, UserID: row.ID, Detail: describe(row)}
+}
+
+// describe is what of a user's row decides about their rights.
+func describe(row *store.User) string {
+	return fmt.Sprintf("username: %s, roles: %s, disabled: %t", row.Username, strings.Join(row.Roles, " "), row.Disabled)
+}
+
 // hadUser is the setting that says whether a user was ever made.
 const hadUser = "had_user"
 
@@ -123,8 +139,8 @@ func (u *Users) Get(ctx context.Context, id string) (*store.User, error) {
 func (u *Users) GetByName(ctx context.Context, name Name) (*store.User, error) {
 	var row *store.User
 	err := u.store.Read(ctx, func(tx *store.Tx) (err error) {
-		row, err = tx.UserByName(string(name))
-		return notFound(err)
+		row, err = FindByName(tx, name)
+		return err
 	})
 	return row, err
 }
@@ -154,6 +170,12 @@ func Find(tx *store.Tx, id string) (*store.User, error) {
 	return row, nil
 }
 
+// FindByName finds a user by name. ErrNotFound.
+func FindByName(tx *store.Tx, name Name) (*store.User, error) {
+	row, err := tx.UserByName(string(name))
+	return row, notFound(err)
+}
+
 // Change is what Update changes; nil leaves a field as it is.
 type Change struct {
 	Name     *Name
@@ -165,7 +187,7 @@ type Change struct {
 // makes access tokens stale; disabling ends every session. It may return
 // ErrNotFound, ErrExists, or the caller's.
 func (u *Users) Update(ctx context.Context, by Caller, id string, change Change) (*store.User, error) {
-	return u.alter(ctx, by, id, func(row *store.User, _ time.Time) effect {
+	return u.alter(ctx, by, id, audit.UserUpdated, func(row *store.User, _ time.Time) effect {
 		var e effect
 		if change.Name != nil && string(*change.Name) != row.Username {
 			row.Username, e = string(*change.Name), stale
@@ -183,7 +205,7 @@ func (u *Users) Update(ctx context.Context, by Caller, id string, change Change)
 // Delete removes a user for good and ends every session. ErrNotFound, or the
 // caller's.
 func (u *Users) Delete(ctx context.Context, by Caller, id string) error {
-	_, err := u.alter(ctx, by, id, func(row *store.User, now time.Time) effect {
+	_, err := u.alter(ctx, by, id, audit.UserDeleted, func(row *store.User, now time.Time) effect {
 		row.DeletedAt = now
 		row.PasswordHash = "" // nothing is kept that could be guessed at
 		return revoked
@@ -193,7 +215,7 @@ func (u *Users) Delete(ctx context.Context, by Caller, id string) error {
 
 // RevokeSessions ends every session of a user. ErrNotFound, or the caller's.
 func (u *Users) RevokeSessions(ctx context.Context, by Caller, id string) error {
-	_, err := u.alter(ctx, by, id, func(*store.User, time.Time) effect { return revoked })
+	_, err := u.alter(ctx, by, id, audit.UserSessionsRevoked, func(*store.User, time.Time) effect { return revoked })
 	return err
 }
 
@@ -213,7 +235,7 @@ func (u *Users) SetPassword(ctx context.Context, by Caller, id string, pw passwo
 	}
 	// Whatever hash stands there now, this one was made for this order and
 	// outlives it: the order is the one of the commits.
-	return u.alter(ctx, by, id, func(row *store.User, _ time.Time) effect {
+	return u.alter(ctx, by, id, audit.PasswordSet, func(row *store.User, _ time.Time) effect {
 		row.PasswordHash = hash
 		return revoked
 	})
@@ -228,9 +250,9 @@ const (
 	revoked
 )
 
-// alter changes a user's row, raises its version and appends the event, in one
-// transaction.
-func (u *Users) alter(ctx context.Context, by Caller, id string, change func(*store.User, time.Time) effect) (*store.User, error) {
+// alter changes a user's row, raises its version, records it and appends the
+// event, in one transaction.
+func (u *Users) alter(ctx context.Context, by Caller, id string, what audit.Type, change func(*store.User, time.Time) effect) (*store.User, error) {
 	var row *store.User
 	err := u.writer.Write(ctx, func(tx *store.Tx) error {
 		if err := by.Check(tx); err != nil {
@@ -243,6 +265,13 @@ func (u *Users) alter(ctx context.Context, by Caller, id string, change func(*st
 		e := change(row, tx.Now())
 		if e == none {
 			return nil
+		}
+		record := audit.Event{Type: what, ActorID: by.UserID, UserID: row.ID}
+		if what == audit.UserUpdated {
+			record.Detail = describe(row)
+		}
+		if err := u.audit.Record(ctx, tx, record); err != nil {
+			return err
 		}
 		return Raise(tx, row, e == revoked)
 	})

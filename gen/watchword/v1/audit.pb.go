@@ -31,13 +31,19 @@ type Event struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// When it happened, by the database's clock.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// What happened, as in "login", "refresh.reused" or "user.created".
+	// What happened, or was asked for: "login", "refresh", "refresh.reused",
+	// "logout", "session.revoked", "user.sessions_revoked", "user.created",
+	// "user.updated", "user.deleted", "password.changed" (by the user),
+	// "password.set" (by somebody else), "key.rotated", "key.revoked",
+	// "keys.resealed", or "call" for a refused call of another method, which
+	// `detail` names.
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
 	// Whether it was done; otherwise it was refused, and `reason` says why.
 	Success bool `protobuf:"varint,4,opt,name=success,proto3" json:"success,omitempty"`
 	// Why it was refused, by the names of ErrorReason; empty on success.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Who did it: a user's id; empty for a stranger or the command line.
+	// Who did it: a user's id; empty for a stranger, the command line and the
+	// server itself.
 	ActorId string `protobuf:"bytes,6,opt,name=actor_id,json=actorId,proto3" json:"actor_id,omitempty"`
 	// To whom: a user's id.
 	UserId string `protobuf:"bytes,7,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
@@ -45,11 +51,17 @@ type Event struct {
 	SessionId string `protobuf:"bytes,8,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// Which key.
 	Kid string `protobuf:"bytes,9,opt,name=kid,proto3" json:"kid,omitempty"`
-	// From where: the address of the peer, or "cli".
+	// From where: the address of the peer; "cli" for the command line, "server"
+	// for what the server does by itself, "many" for more sources than are told
+	// apart.
 	Source string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
-	// How many such events the record stands for: failures that an outsider can
-	// cause without bound are counted, not listed.
-	Count         int64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
+	// How many such events the record stands for. Refusals are counted: those of
+	// one kind, user and source share a record for an hour, and there is a bounded
+	// number of records in an hour.
+	Count int64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
+	// For people: what a user's name, roles and state are now, from when a key
+	// signs, or which method was refused.
+	Detail        string `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -161,7 +173,16 @@ func (x *Event) GetCount() int64 {
 	return 0
 }
 
-// ListEventsRequest asks for a page. Filters that are set must all hold.
+func (x *Event) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+// ListEventsRequest asks for a page. Filters that are set must all hold. One call
+// looks at a bounded number of records, so a page may be short, or empty, and
+// still lead to a next one (AIP-158).
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only this type.
@@ -320,7 +341,7 @@ var File_watchword_v1_audit_proto protoreflect.FileDescriptor
 
 const file_watchword_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x18watchword/v1/audit.proto\x12\fwatchword.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\"\xa0\x02\n" +
+	"\x18watchword/v1/audit.proto\x12\fwatchword.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\"\xb8\x02\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
@@ -334,7 +355,8 @@ const file_watchword_v1_audit_proto_rawDesc = "" +
 	"\x03kid\x18\t \x01(\tR\x03kid\x12\x16\n" +
 	"\x06source\x18\n" +
 	" \x01(\tR\x06source\x12\x14\n" +
-	"\x05count\x18\v \x01(\x03R\x05count\"\x8d\x02\n" +
+	"\x05count\x18\v \x01(\x03R\x05count\x12\x16\n" +
+	"\x06detail\x18\f \x01(\tR\x06detail\"\x8d\x02\n" +
 	"\x11ListEventsRequest\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1d\n" +

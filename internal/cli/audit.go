@@ -1,0 +1,120 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+type auditCmd struct {
+	datastore
+	Type    string        `help:"Only events of this type, as login or key.rotated."`
+	User    string        `placeholder:"NAME" help:"Only events about this user, as the one who did it or the one it was done to."`
+	UserID  string        `name:"user-id" help:"The same by the user's id, which outlives them."`
+	Session string        `placeholder:"ID" help:"Only events of this session."`
+	Since   time.Duration `help:"Only events of so long, as 24h."`
+	Limit   int           `default:"100" help:"At most so many; 0: all."`
+	JSON    bool          `name:"json" help:"One JSON object a line."`
+}
+
+func (c *auditCmd) Validate() error {
+	if c.User != "" && c.UserID != "" {
+		return fmt.Errorf("--user and --user-id exclude each other")
+	}
+	if c.Limit < 0 || c.Since < 0 {
+		return fmt.Errorf("--limit and --since must not be negative")
+	}
+	return nil
+}
+
+func (c *auditCmd) Run(ctx context.Context, t Terminal) error {
+	return c.with(ctx, func(s *store.Store) error {
+		filter, err := c.filter(ctx, s)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return c.each(ctx, s, filter, func(r *store.AuditRecord) error { return json.NewEncoder(t.Out).Encode(auditLine(r)) })
+		}
+		return table(t.Out, "TIME\tTYPE\tOUTCOME\tACTOR\tUSER\tSESSION\tSOURCE\tCOUNT\tDETAIL", func(w io.Writer) error {
+			return c.each(ctx, s, filter, func(r *store.AuditRecord) error {
+				_, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", moment(r.Time()), r.Type, cmp.Or(r.Reason, "ok"),
+					cmp.Or(r.ActorID, "-"), cmp.Or(r.UserID, "-"), cmp.Or(r.SessionID, "-"), cmp.Or(r.Source, "-"), r.Count,
+					cmp.Or(r.Detail, r.KID, "-"))
+				return err
+			})
+		})
+	})
+}
+
+func (c *auditCmd) filter(ctx context.Context, s *store.Store) (store.AuditFilter, error) {
+	f := store.AuditFilter{Type: c.Type, UserID: c.UserID, SessionID: c.Session}
+	if c.Since > 0 {
+		f.Start = time.Now().Add(-c.Since)
+	}
+	if c.User == "" {
+		return f, nil
+	}
+	name, err := user.ParseName(c.User)
+	if err != nil {
+		return f, usageError{fmt.Errorf("--user: %w", err)}
+	}
+	return f, s.Read(ctx, func(tx *store.Tx) error {
+		row, err := user.FindByName(tx, name)
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, name)
+		}
+		f.UserID = row.ID
+		return nil
+	})
+}
+
+// each shows the newest records first, a page at a time.
+func (c *auditCmd) each(ctx context.Context, s *store.Store, f store.AuditFilter, show func(*store.AuditRecord) error) error {
+	const page = 500
+	for left := c.Limit; ; {
+		size := page
+		if c.Limit > 0 {
+			size = min(page, left)
+		}
+		records, next, err := audit.List(ctx, s, f, size)
+		if err != nil {
+			return err
+		}
+		for _, r := range records {
+			if err := show(r); err != nil {
+				return err
+			}
+		}
+		left -= len(records)
+		if next == "" || c.Limit > 0 && left == 0 {
+			return nil
+		}
+		f.Before = next
+	}
+}
+
+// auditLine is a record as JSON, by the names of the API.
+func auditLine(r *store.AuditRecord) any {
+	return struct {
+		ID        string    `json:"id"`
+		Time      time.Time `json:"time"`
+		Type      string    `json:"type"`
+		Success   bool      `json:"success"`
+		Reason    string    `json:"reason,omitempty"`
+		ActorID   string    `json:"actor_id,omitempty"`
+		UserID    string    `json:"user_id,omitempty"`
+		SessionID string    `json:"session_id,omitempty"`
+		KID       string    `json:"kid,omitempty"`
+		Source    string    `json:"source,omitempty"`
+		Count     int64     `json:"count"`
+		Detail    string    `json:"detail,omitempty"`
+	}{r.ID, r.Time(), r.Type, r.Success, r.Reason, r.ActorID, r.UserID, r.SessionID, r.KID, r.Source, r.Count, r.Detail}
+}
