@@ -78,6 +78,8 @@ const (
 	flushEvery = time.Second
 	// pruneStep is a number of rows: about a millisecond of the writer's time.
 	pruneStep = 500
+	// scan bounds how many records a page may cost: some tens of milliseconds.
+	scan = 50_000
 )
 
 // Log writes the record. It is safe for concurrent use.
@@ -270,7 +272,7 @@ func (l *Log) settle(ctx context.Context, changed []change, over bool) {
 // to come.
 func List(ctx context.Context, s *store.Store, f store.AuditFilter, limit int) (records []*store.AuditRecord, next string, err error) {
 	err = s.Read(ctx, func(tx *store.Tx) error {
-		records, next, err = tx.Audit(f, limit)
+		records, next, err = tx.Audit(f, limit, scan)
 		return err
 	})
 	return records, next, err

@@ -72,14 +72,11 @@ type AuditFilter struct {
 	Before     string // an id: records older than this one
 }
 
-// auditScan bounds how many records one call of Audit looks at, since only ids
-// have an index: some tens of milliseconds of work.
-const auditScan = 50_000
-
 // Audit lists up to limit records, the newest first, and says before which id
-// to go on: empty, when the end was reached. It looks at a bounded number of
-// records, so a page may be short, or empty, with more to come.
-func (tx *Tx) Audit(f AuditFilter, limit int) (records []*AuditRecord, next string, err error) {
+// to go on: empty, when the end was reached. It looks at no more than scan
+// records, since only ids have an index: so a page may be short, or empty, with
+// more to come.
+func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, next string, err error) {
 	before, floor := f.Before, ""
 	if !f.Start.IsZero() {
 		floor = auditID(f.Start)
@@ -90,21 +87,23 @@ func (tx *Tx) Audit(f AuditFilter, limit int) (records []*AuditRecord, next stri
 	if before == "" {
 		before = "g" // above every digit
 	}
-	err = tx.one(func(r row) error { return r.Scan(&next) },
-		`SELECT id FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT 1 OFFSET $3`, before, floor, auditScan-1)
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return nil, "", err
-	}
 	err = tx.each(func(r row) error {
 		record := &AuditRecord{}
 		records = append(records, record)
 		return record.scan(r)
-	}, `SELECT `+auditColumns+` FROM audit WHERE id < $1 AND id >= $2
-		AND ($3 = '' OR type = $3) AND ($4 = '' OR user_id = $4 OR actor_id = $4) AND ($5 = '' OR session_id = $5)
-		ORDER BY id DESC LIMIT $6`, before, max(floor, next), f.Type, f.UserID, f.SessionID, limit+1)
+	}, `SELECT `+auditColumns+` FROM (SELECT `+auditColumns+` FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT $3) AS scanned
+		WHERE ($4 = '' OR type = $4) AND ($5 = '' OR user_id = $5 OR actor_id = $5) AND ($6 = '' OR session_id = $6)
+		ORDER BY id DESC LIMIT $7`, before, floor, scan, f.Type, f.UserID, f.SessionID, limit+1)
+	if err != nil {
+		return nil, "", err
+	}
 	if len(records) > limit {
-		records = records[:limit]
-		next = records[limit-1].ID
+		return records[:limit], records[limit-1].ID, nil
+	}
+	err = tx.one(func(r row) error { return r.Scan(&next) },
+		`SELECT id FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT 1 OFFSET $3`, before, floor, scan-1)
+	if errors.Is(err, ErrNotFound) {
+		err = nil
 	}
 	return records, next, err
 }

@@ -1,0 +1,273 @@
+package audit_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+type world struct {
+	store  *store.Store
+	log    *audit.Log
+	logged bytes.Buffer
+}
+
+func open(t *testing.T) *world {
+	t.Helper()
+	s, err := store.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "a.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	w := &world{store: s}
+	w.log = audit.New(s, slog.New(slog.NewTextHandler(&w.logged, nil)))
+	return w
+}
+
+func (w *world) flush(t *testing.T) {
+	t.Helper()
+	if err := w.log.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// all lists what a filter lets through, by pages of a size.
+func (w *world) all(t *testing.T, f store.AuditFilter, size int) (records []*store.AuditRecord) {
+	t.Helper()
+	for {
+		page, next, err := audit.List(t.Context(), w.store, f, size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(page) > size {
+			t.Fatalf("%d records on a page of %d", len(page), size)
+		}
+		records = append(records, page...)
+		if next == "" {
+			return records
+		}
+		f.Before = next
+	}
+}
+
+func from(source string) context.Context { return audit.WithSource(context.Background(), source) }
+
+func (w *world) lines() int { return strings.Count(w.logged.String(), "\n") }
+
+// What was rolled back never happened: it is not in the table, and not in the log.
+func TestRecordIsPartOfItsTransaction(t *testing.T) {
+	w := open(t)
+	refusal := errors.New("no")
+	for _, outcome := range []error{refusal, nil} {
+		err := w.store.Write(t.Context(), func(tx *store.Tx) error {
+			if err := w.log.Record(from("10.0.0.9"), tx, audit.Event{Type: audit.UserCreated, ActorID: "a", UserID: "u"}); err != nil {
+				return err
+			}
+			if w.lines() != 0 {
+				t.Error("logged before it was done")
+			}
+			return outcome
+		})
+		if !errors.Is(err, outcome) {
+			t.Fatal(err)
+		}
+	}
+	records := w.all(t, store.AuditFilter{}, 10)
+	if len(records) != 1 || w.lines() != 1 {
+		t.Fatalf("%d records, log: %s", len(records), &w.logged)
+	}
+	r := *records[0]
+	if age := time.Since(r.Time()); age < 0 || age > time.Minute {
+		t.Errorf("time %v", r.Time())
+	}
+	r.ID = ""
+	if want := (store.AuditRecord{Type: "user.created", Success: true, ActorID: "a", UserID: "u", Source: "10.0.0.9", Count: 1}); r != want {
+		t.Errorf("%+v, want %+v", r, want)
+	}
+	if !strings.Contains(w.logged.String(), "msg=audit type=user.created success=true actor_id=a user_id=u source=10.0.0.9 count=1") {
+		t.Errorf("log: %s", &w.logged)
+	}
+}
+
+// A record that shares its commit with strangers' is logged by its own fate.
+func TestRecordsThatShareACommit(t *testing.T) {
+	w := open(t)
+	refusal := errors.New("no")
+	var tasks sync.WaitGroup
+	for i := range 200 {
+		tasks.Go(func() {
+			err := w.store.Write(context.Background(), func(tx *store.Tx) error {
+				if err := w.log.Record(from("x"), tx, audit.Event{Type: audit.Login, UserID: fmt.Sprint(i)}); err != nil {
+					return err
+				}
+				if i%2 == 1 {
+					return refusal
+				}
+				return nil
+			})
+			if (err == nil) != (i%2 == 0) {
+				t.Error(err)
+			}
+		})
+	}
+	tasks.Wait()
+	if n := len(w.all(t, store.AuditFilter{}, 1000)); n != 100 || w.lines() != 100 {
+		t.Errorf("%d records, %d lines", n, w.lines())
+	}
+}
+
+// Whatever strangers do, they leave a bounded number of records and of lines, and
+// nothing that they did goes uncounted.
+func TestRefusalsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t)
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { w.log.Run(ctx) })
+		const hours, perHour = 5, 20_000
+		for range hours {
+			for i := range perHour {
+				reason := []string{"INVALID_CREDENTIALS", "OVERLOADED"}[i%2]
+				w.log.Refused(from(fmt.Sprintf("10.%d.%d.1", i/256, i%256)), audit.Event{Type: audit.Login, Reason: reason, UserID: fmt.Sprint(i % 999)})
+				if i%1000 == 0 {
+					time.Sleep(time.Second)
+				}
+			}
+			time.Sleep(time.Hour)
+		}
+		stop()
+		running.Wait()
+		var total int64
+		records := w.all(t, store.AuditFilter{}, 100)
+		for _, r := range records {
+			total += r.Count
+		}
+		if most := hours*(64+2) + 66; len(records) > most || total != hours*perHour {
+			t.Errorf("%d records stand for %d refusals; want at most %d, for %d", len(records), total, most, hours*perHour)
+		}
+		if w.lines() > 2*len(records) {
+			t.Errorf("%d lines for %d records", w.lines(), len(records))
+		}
+		t.Logf("%d refusals left %d records and %d lines in %d hours", total, len(records), w.lines(), hours)
+	})
+}
+
+// One kind is one record in an hour, whose count grows; the log has its first and
+// its last.
+func TestRefusalsOfOneKind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t)
+		guess := func(n int) {
+			for range n {
+				w.log.Refused(from("10.0.0.1"), audit.Event{Type: audit.Login, Reason: "INVALID_CREDENTIALS", UserID: "u"})
+			}
+			w.flush(t)
+		}
+		guess(1)
+		time.Sleep(time.Minute)
+		guess(41)
+		records := w.all(t, store.AuditFilter{}, 10)
+		if len(records) != 1 || records[0].Count != 42 || records[0].Success || records[0].Reason != "INVALID_CREDENTIALS" || w.lines() != 1 {
+			t.Fatalf("%+v; log: %s", records, &w.logged)
+		}
+		w.flush(t)
+		time.Sleep(time.Hour)
+		w.flush(t)
+		guess(3)
+		records = w.all(t, store.AuditFilter{}, 10)
+		if len(records) != 2 || records[0].Count != 3 || records[1].Count != 42 {
+			t.Fatalf("%+v", records)
+		}
+		if w.lines() != 3 || !strings.Contains(w.logged.String(), "count=42") {
+			t.Errorf("log: %s", &w.logged)
+		}
+	})
+}
+
+// A database that is away loses no count.
+func TestRefusalsWaitForTheDatabase(t *testing.T) {
+	w := open(t)
+	w.log.Refused(from("x"), audit.Event{Type: audit.Login, Reason: "INVALID_CREDENTIALS"})
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	gate, entered := make(chan struct{}), make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		_ = w.store.Write(context.Background(), func(*store.Tx) error { close(entered); <-gate; return nil })
+	})
+	<-entered
+	if err := w.log.Flush(gone); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatalf("flushed: %v", err)
+	}
+	close(gate)
+	busy.Wait()
+	w.log.Refused(from("x"), audit.Event{Type: audit.Login, Reason: "INVALID_CREDENTIALS"})
+	w.flush(t)
+	if records := w.all(t, store.AuditFilter{}, 10); len(records) != 1 || records[0].Count != 2 {
+		t.Fatalf("%+v", records)
+	}
+}
+
+func TestListAndPrune(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t)
+		begin := time.Now()
+		for i := range 60 {
+			time.Sleep(time.Minute)
+			e := audit.Event{Type: []audit.Type{audit.Login, audit.Logout}[i%2], UserID: fmt.Sprint("u", i%3), ActorID: fmt.Sprint("a", i%5), SessionID: fmt.Sprint("s", i)}
+			if err := w.store.Write(t.Context(), func(tx *store.Tx) error { return w.log.Record(t.Context(), tx, e) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for name, c := range map[string]struct {
+			filter store.AuditFilter
+			want   int
+		}{
+			"all":                  {store.AuditFilter{}, 60},
+			"type":                 {store.AuditFilter{Type: "login"}, 30},
+			"to a user":            {store.AuditFilter{UserID: "u1"}, 20},
+			"by a user":            {store.AuditFilter{UserID: "a1"}, 12},
+			"session":              {store.AuditFilter{SessionID: "s7"}, 1},
+			"type and user":        {store.AuditFilter{Type: "logout", UserID: "u0"}, 10},
+			"from a moment on":     {store.AuditFilter{Start: begin.Add(51 * time.Minute)}, 10},
+			"before a moment":      {store.AuditFilter{End: begin.Add(51 * time.Minute)}, 50},
+			"between":              {store.AuditFilter{Start: begin.Add(10 * time.Minute), End: begin.Add(20 * time.Minute)}, 10},
+			"nothing":              {store.AuditFilter{Type: "no such type"}, 0},
+			"before 1970":          {store.AuditFilter{End: time.Unix(-1, 0)}, 0},
+			"not a user's session": {store.AuditFilter{SessionID: "s7", UserID: "u2"}, 0},
+		} {
+			for _, size := range []int{1, 7, 1000} {
+				records := w.all(t, c.filter, size)
+				if len(records) != c.want {
+					t.Errorf("%s by %d: %d records, want %d", name, size, len(records), c.want)
+				}
+				for i := range records[:max(0, len(records)-1)] {
+					if !records[i].Time().After(records[i+1].Time()) {
+						t.Errorf("%s by %d: not the newest first", name, size)
+					}
+				}
+			}
+		}
+		if err := w.log.Prune(t.Context(), 9*time.Minute+30*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		if left := w.all(t, store.AuditFilter{}, 100); len(left) != 10 {
+			t.Errorf("%d records left, want 10", len(left))
+		}
+	})
+}
