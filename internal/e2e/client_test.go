@@ -137,8 +137,8 @@ var codeOf = map[string]codes.Code{
 	"INVALID_CREDENTIALS": codes.Unauthenticated,
 	"TOKEN_MISSING":       codes.Unauthenticated, "TOKEN_INVALID": codes.Unauthenticated,
 	"TOKEN_REVOKED": codes.Unauthenticated, "TOKEN_STALE": codes.Unauthenticated,
-	"SESSION_REVOKED": codes.Unauthenticated,
-	"USER_DISABLED":   codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
+	"SESSION_REVOKED": codes.Unauthenticated, "REFRESH_TOKEN_INVALID": codes.Unauthenticated,
+	"USER_DISABLED": codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
 	"CLIENT_CERTIFICATE_REQUIRED": codes.PermissionDenied,
 	"USER_NOT_FOUND":              codes.NotFound, "USER_EXISTS": codes.AlreadyExists,
 }

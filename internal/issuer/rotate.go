@@ -23,6 +23,10 @@ var ErrNotFound = errors.New("no such signing key")
 // been published for so long before it signs.
 const settingMaxAge = "jwks_max_age"
 
+// settle is how much longer than a cache's age a key must have been published: a
+// replica may serve the key set of a moment ago, and HTTP counts whole seconds.
+const settle = time.Second
+
 // SetMaxAge notes how long a cache may keep the key set from now on.
 func SetMaxAge(tx *store.Tx, age time.Duration) error {
 	return tx.SetSetting(settingMaxAge, strconv.FormatInt(age.Microseconds(), 10))
@@ -179,6 +183,9 @@ func promote(tx *store.Tx, c chain) error {
 	longest, err := feed.MaxLifetime(tx)
 	if err != nil {
 		return err
+	}
+	if age > 0 {
+		age += settle
 	}
 	from := latest(tx.Now(), c.next.PublishedAt.Add(age), c.last.SignsFrom.Add(time.Microsecond))
 	c.next.SignsFrom, c.last.SignsUntil = from, from

@@ -20,14 +20,17 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-const age = time.Minute
+const (
+	maxAge = time.Minute
+	age    = maxAge + time.Second // until every cache knows a key
+)
 
 // ring is a database whose caches keep the key set for a minute.
 func ring(t *testing.T) (*issuer.Keyring, *store.Store, *seal.Keys) {
 	t.Helper()
 	s, master, _ := setup(t, token.EdDSA)
 	err := s.Write(t.Context(), func(tx *store.Tx) error {
-		return errors.Join(issuer.SetMaxAge(tx, age), feed.RaiseMaxLifetime(tx, 5*time.Minute))
+		return errors.Join(issuer.SetMaxAge(tx, maxAge), feed.RaiseMaxLifetime(tx, 5*time.Minute))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -252,7 +255,7 @@ func TestTheChainHasNoGaps(t *testing.T) {
 				t.Fatal(err)
 			}
 			err = s.Write(t.Context(), func(tx *store.Tx) error {
-				return errors.Join(issuer.Setup(tx, master, token.EdDSA), issuer.SetMaxAge(tx, age), feed.RaiseMaxLifetime(tx, 5*time.Minute))
+				return errors.Join(issuer.Setup(tx, master, token.EdDSA), issuer.SetMaxAge(tx, maxAge), feed.RaiseMaxLifetime(tx, 5*time.Minute))
 			})
 			if err != nil {
 				t.Fatal(err)
@@ -297,4 +300,63 @@ func checkChain(t *testing.T, s *store.Store, leak bool) {
 	if undated != 1 {
 		t.Fatalf("%d keys sign next, beside %s", undated, now.KID)
 	}
+}
+
+// Replicas that all look at their clocks make one rotation a life, and each key
+// is known to every cache before it signs.
+func TestRotateOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s, _ := ring(t)
+		const life = 24 * time.Hour
+		begun := time.Now()
+		signed := map[string]time.Time{}
+		for time.Since(begun) < 10*life {
+			var replicas sync.WaitGroup
+			for range 3 {
+				replicas.Go(func() {
+					if err := k.RotateOld(t.Context(), life); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			replicas.Wait()
+			checkChain(t, s, false)
+			now := signing(t, s)
+			signed[now.KID] = now.SignsFrom
+			time.Sleep(20 * time.Minute)
+		}
+		if len(signed) != 10 {
+			t.Errorf("%d keys have signed in ten lives", len(signed))
+		}
+		if left := len(rows(t, s)); left > 4 {
+			t.Errorf("%d keys are left", left)
+		}
+	})
+}
+
+func TestReseal(t *testing.T) {
+	k, s, master := ring(t)
+	path := filepath.Join(t.TempDir(), "master")
+	reseal := func(keys *seal.Keys) (n int) {
+		t.Helper()
+		if err := s.Write(t.Context(), func(tx *store.Tx) (err error) { n, err = issuer.Reseal(tx, keys); return err }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := reseal(master); n != 0 {
+		t.Errorf("%d keys were sealed under another key than the only one", n)
+	}
+	if _, err := seal.Create(path); err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := seal.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Write(t.Context(), func(tx *store.Tx) error { _, err := issuer.Reseal(tx, stranger); return err }); !errors.Is(err, seal.ErrWrongKey) {
+		t.Errorf("resealed by a stranger's key: %v", err)
+	}
+	open(t, s, master)
+	rotate(t, k, "")
 }
