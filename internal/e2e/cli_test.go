@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"io/fs"
@@ -58,6 +59,7 @@ func TestCommandLine(t *testing.T) {
 	t.Run("client commands", clientCommands)
 	t.Run("healthcheck", healthcheck)
 	t.Run("keys and migrate", keysAndMigrate)
+	t.Run("audit", auditByCommand)
 	t.Run("second start", secondStart)
 	t.Run("master key", masterKey)
 	t.Run("issuer", issuer)
@@ -275,6 +277,59 @@ func keysAndMigrate(t *testing.T) {
 		if states[key.GetKid()] == "" {
 			t.Errorf("served key %s is not listed: %v", key.GetKid(), states)
 		}
+	}
+}
+
+// auditByCommand reads the record beside a running server. Strangers have left
+// little there, and in the log, for all that they tried.
+func auditByCommand(t *testing.T) {
+	s := serve(t, t.TempDir())
+	c := dial(t, s.grpcAddr)
+	admin := c.login(t, "admin", s.admin)
+	const tries = 500
+	lines := func() int { return strings.Count(s.stderr.String(), "\n") }
+	before := lines()
+	for range tries {
+		_, err := c.Refresh(soon(t), &watchwordv1.RefreshRequest{RefreshToken: "wwrt_rubbish"})
+		wantRefusal(t, "a forged token", err, "REFRESH_TOKEN_INVALID")
+	}
+	audit := func(flags ...string) string {
+		t.Helper()
+		return want(t, 0, cli(t, s.dir, "", append([]string{"audit", "--datastore-uri", database(s.dir)}, flags...)...))
+	}
+	eventually(t, runTimeout, "the refusals are on record", func() error {
+		if out := audit("--type", "refresh"); !regexp.MustCompile(fmt.Sprintf(`refresh +REFRESH_TOKEN_INVALID .* %d `, tries)).MatchString(out) {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	if after := lines(); after-before > 4 {
+		t.Errorf("%d log lines of %d refusals", after-before, tries)
+	}
+	want(t, 0, cli(t, s.dir, newPassword()+"\n", "user", "create", "carol", "--role", "reader", "--password-stdin", "--datastore-uri", database(s.dir)))
+	out := audit("--user", "carol", "--since", "1h", "--json")
+	var record map[string]any
+	if err := json.Unmarshal([]byte(out), &record); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for name, value := range map[string]any{"type": "user.created", "source": "cli", "success": true, "count": 1.0,
+		"detail": "username: carol, roles: reader, disabled: false"} {
+		if record[name] != value {
+			t.Errorf("%s is %v, want %v", name, record[name], value)
+		}
+	}
+	if out := audit("--session", admin.GetSessionId()); strings.Count(out, "\n") != 2 || !strings.Contains(out, "login") {
+		t.Errorf("of the admin's session: %s", out)
+	}
+	if out := audit("--limit", "2"); strings.Count(out, "\n") != 3 {
+		t.Errorf("two records: %s", out)
+	}
+	if out := audit("--limit", "0"); strings.Count(out, "\n") != 5 { // admin made, login, refusals, carol
+		t.Errorf("all records: %s", out)
+	}
+	want(t, 1, cli(t, s.dir, "", "audit", "--user", "nobody", "--datastore-uri", database(s.dir)))
+	for _, wrong := range [][]string{{"--user", "carol", "--user-id", "x"}, {"--limit=-1"}, {"--since", "yesterday"}, {"--since=-1h"}} {
+		want(t, 2, cli(t, s.dir, "", append([]string{"audit", "--datastore-uri", database(s.dir)}, wrong...)...))
 	}
 }
 
