@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -34,30 +35,59 @@ func (r rule) allows(p *Principal) bool {
 // valid token.
 type accessRules struct {
 	public map[string]bool // patterns of WithPublicMethods
+	linked map[string]rule // of the methods that were linked in at the start, by full name
 
-	// known holds rules found before, by full method name. Only methods that
+	// later holds rules of methods that were registered since. Only methods that
 	// have a descriptor come in, so no caller can make it grow.
-	known sync.Map // string → rule
+	later sync.Map // full name → rule
 }
 
-func newAccessRules(public []string) *accessRules {
-	a := &accessRules{public: make(map[string]bool, len(public))}
+// newAccessRules decides about every method that is linked into the program, so
+// that contradictions show at its start and not at a call.
+func newAccessRules(public []string) (*accessRules, error) {
+	a := &accessRules{public: make(map[string]bool, len(public)), linked: map[string]rule{}}
 	for _, pattern := range public {
 		a.public[pattern] = true
 	}
-	return a
+	var found []error
+	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
+		for i := range file.Services().Len() {
+			service := file.Services().Get(i)
+			for j := range service.Methods().Len() {
+				method := service.Methods().Get(j)
+				r, err := a.decide(string(service.FullName()), string(method.Name()), method)
+				if err != nil {
+					found = append(found, err)
+				}
+				a.linked["/"+string(service.FullName())+"/"+string(method.Name())] = r
+			}
+		}
+		return true
+	})
+	return a, errors.Join(found...)
 }
 
-// of returns the rule of a method that is called. An error is a contradiction in
-// a descriptor that was registered after NewVerifier looked at all of them.
-func (a *accessRules) of(full, service, method string) (rule, error) {
-	if r, ok := a.known.Load(full); ok {
+// errMalformedMethod says that a name is not of the form /service/method.
+var errMalformedMethod = errors.New("malformed method name")
+
+// of returns the rule of a method that is called. Its error is
+// errMalformedMethod, or a contradiction in a descriptor that was registered
+// after newAccessRules looked at all of them.
+func (a *accessRules) of(full string) (rule, error) {
+	if r, ok := a.linked[full]; ok {
+		return r, nil
+	}
+	if r, ok := a.later.Load(full); ok {
 		return r.(rule), nil
+	}
+	service, method, ok := splitMethod(full)
+	if !ok || !utf8.ValidString(full) {
+		return rule{}, errMalformedMethod
 	}
 	descriptor := findMethod(service, method)
 	r, err := a.decide(service, method, descriptor)
 	if err == nil && descriptor != nil {
-		a.known.Store(full, r)
+		a.later.Store(full, r)
 	}
 	return r, err
 }
@@ -123,25 +153,6 @@ func accessOption(descriptor protoreflect.MethodDescriptor) (access *watchwordv1
 	return access, true, nil
 }
 
-// checkLinked looks for contradictions in every method that is linked into the
-// program, so that they show at its start and not at a call.
-func (a *accessRules) checkLinked() error {
-	var found []error
-	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
-		for i := range file.Services().Len() {
-			service := file.Services().Get(i)
-			for j := range service.Methods().Len() {
-				method := service.Methods().Get(j)
-				if _, err := a.decide(string(service.FullName()), string(method.Name()), method); err != nil {
-					found = append(found, err)
-				}
-			}
-		}
-		return true
-	})
-	return errors.Join(found...)
-}
-
 // CheckServices holds the registered services against the rules, strictly: every
 // method must have one, by its option (an empty one counts) or by
 // WithPublicMethods, and every name of WithPublicMethods must be one that a
@@ -156,7 +167,7 @@ func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
 		for _, m := range info.Methods {
 			full := "/" + service + "/" + m.Name
 			delete(unused, full)
-			r, err := v.access.of(full, service, m.Name)
+			r, err := v.access.of(full)
 			switch {
 			case err != nil:
 				wrong = append(wrong, err.Error())

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -23,21 +25,35 @@ import (
 // it can concern has expired.
 //
 // One goroutine writes, the feed's, and it may therefore read without the lock.
-// Any number judge. A judgement takes the lock once, and so sees the keys, the
-// revocations and the clock of one moment.
+// Any number judge. A judgement takes the lock once, and so sees the keys and the
+// revocations of one moment. It holds until the epoch passes, which every change
+// of either brings about, or the moment that it names: until then there is
+// nothing to look up.
 type bundle struct {
 	log    *slog.Logger
 	leeway time.Duration // as asked for
+	stale  staleness
+	clock  *clock
+	epoch  atomic.Uint64 // counts what may turn a judgement; written under the lock
+	asOf   atomic.Int64  // the server's time up to which everything is known here, ns since 1970
 
 	mu       sync.RWMutex
-	complete bool // a first bundle has come whole; never false again
-	closed   bool // judges nothing any more
-	clock    clock
-	trust    *trust               // nil before the first; never changed, only replaced
-	ended    map[string]time.Time // ended session → keep until
-	raised   map[string]raised    // user → the versions below which tokens are out
+	complete bool          // a first bundle has come whole; never false again
+	closed   bool          // judges nothing any more
+	trust    *trust        // nil before the first; never changed, only replaced
+	ended    idMap[int64]  // ended session → keep until, Unix seconds
+	raised   idMap[raised] // user → the versions below which tokens are out
 
 	nextPrune time.Time // the feed's own
+
+	wasStale atomic.Bool // when somebody last looked
+	watchdog *time.Timer // looks when no heartbeat has come for long enough
+}
+
+// staleness is what is done about a bundle that is not kept up to date.
+type staleness struct {
+	after  time.Duration
+	refuse bool
 }
 
 // trust is one trust state.
@@ -62,7 +78,7 @@ type trustedKey struct {
 type raised struct {
 	revokedBelow int64
 	staleBelow   int64
-	keep         time.Time
+	keep         int64 // Unix seconds
 }
 
 // authentic is a token whose form and signature are good, and nothing more: not
@@ -70,16 +86,23 @@ type raised struct {
 type authentic struct {
 	principal *Principal
 	key       *token.PublicKey
+	accepted  *atomic.Pointer[judgement] // the last one, for the verifier's own audience
 }
 
-func newBundle(log *slog.Logger, leeway time.Duration) *bundle {
-	return &bundle{
-		log:    log,
-		leeway: leeway,
-		clock:  newClock(),
-		ended:  make(map[string]time.Time),
-		raised: make(map[string]raised),
+// judgement says for how long a token is accepted.
+type judgement struct {
+	epoch uint64 // while it is this one,
+	until int64  // and before this moment of the server's time, ns since 1970
+}
+
+func newBundle(log *slog.Logger, leeway time.Duration, stale staleness) *bundle {
+	b := &bundle{
+		log: log, leeway: leeway, stale: stale, clock: newClock(),
+		ended: newIDMap[int64](), raised: newIDMap[raised](),
 	}
+	b.watchdog = time.AfterFunc(stale.after, b.lookStale)
+	b.watchdog.Stop() // until the first heartbeat
+	return b
 }
 
 // authenticate checks a token's form and its signature by a key that is trusted
@@ -101,24 +124,53 @@ func (b *bundle) authenticate(raw string) (authentic, watchwordv1.ErrorReason) {
 	if err != nil || used == nil {
 		return authentic{}, tokenInvalid
 	}
-	return authentic{principal: &Principal{claims: *claims}, key: used}, accepted
+	return authentic{&Principal{claims: *claims}, used, new(atomic.Pointer[judgement])}, accepted
 }
 
+// stillAccepted says whether the last judgement of a token holds: nothing that
+// could turn it has changed since, and its time has not come.
+func (b *bundle) stillAccepted(t *authentic) bool {
+	last := t.accepted.Load()
+	if last == nil || last.epoch != b.epoch.Load() {
+		return false
+	}
+	now := b.clock.nanos()
+	return now < last.until && !(b.stale.refuse && b.staleAt(now))
+}
+
+// lookStale logs when the bundle goes stale, and when it is no longer.
+func (b *bundle) lookStale() {
+	switch stale := b.staleAt(b.clock.nanos()); {
+	case b.wasStale.Swap(stale) == stale:
+	case stale && b.stale.refuse:
+		b.log.Warn("the trust bundle is stale: every call is refused until it is heard of again", "after", b.stale.after)
+	case stale:
+		b.log.Warn("the trust bundle is stale: going on with the keys and revocations that are known", "after", b.stale.after)
+	default:
+		b.log.Info("the trust bundle is no longer stale")
+	}
+}
+
+// staleAt says whether the bundle is stale at a moment of the server's time.
+func (b *bundle) staleAt(now int64) bool { return now-b.asOf.Load() > int64(b.stale.after) }
+
 // judge says what is wrong with an authentic token at this moment, or accepted.
-// The order of its questions is part of the contract.
-func (b *bundle) judge(t authentic, want audience) watchwordv1.ErrorReason {
+// The order of its questions is part of the contract. own says that want is the
+// verifier's own audience, for which the judgement is remembered.
+func (b *bundle) judge(t *authentic, want audience, own bool) watchwordv1.ErrorReason {
 	c := &t.principal.claims
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	if !b.judging() {
 		return bundleStale
 	}
-	now := b.clock.now()
+	now := b.clock.nanos()
 	key := b.trust.keys[t.key.KID()]
-	user := b.raised[c.Subject]
-	_, ended := b.ended[c.SessionID]
+	user, _ := b.raised.get(c.Subject)
+	_, ended := b.ended.get(c.SessionID)
+	expires := nanosOf(c.ExpiresAt.Add(min(b.leeway, b.trust.margin)))
 	switch {
-	case key == nil || key.public != t.key || key.expired(now):
+	case key == nil || key.public != t.key || now >= key.end():
 		return tokenInvalid
 	case c.Issuer != b.trust.issuer:
 		return tokenInvalid
@@ -128,21 +180,39 @@ func (b *bundle) judge(t authentic, want audience) watchwordv1.ErrorReason {
 		return tokenInvalid
 	case !want.accepts(c.Audience):
 		return audienceMismatch
-	case !now.Before(c.ExpiresAt.Add(min(b.leeway, b.trust.margin))):
+	case now >= expires:
 		return tokenExpired
 	case ended || c.Version < user.revokedBelow:
 		return tokenRevoked
 	case c.Version < user.staleBelow:
 		return tokenStale
 	}
+	if own {
+		t.accepted.Store(&judgement{epoch: b.epoch.Load(), until: min(expires, key.end())})
+	}
 	return accepted
 }
 
 // judging says whether there is a bundle to judge by. Needs the lock.
-func (b *bundle) judging() bool { return b.complete && !b.closed }
+func (b *bundle) judging() bool {
+	return b.complete && !b.closed && !(b.stale.refuse && b.staleAt(b.clock.nanos()))
+}
 
-func (k *trustedKey) expired(now time.Time) bool {
-	return !k.verifiesUntil.IsZero() && now.After(k.verifiesUntil)
+// end is when a key stops to count, in ns since 1970.
+func (k *trustedKey) end() int64 {
+	if k.verifiesUntil.IsZero() {
+		return math.MaxInt64
+	}
+	return nanosOf(k.verifiesUntil)
+}
+
+// nanosOf is a time in ns since 1970; of one that is too far away, the last that
+// there is.
+func nanosOf(t time.Time) int64 {
+	if t.Unix() >= math.MaxInt64/int64(time.Second) {
+		return math.MaxInt64
+	}
+	return t.UnixNano()
 }
 
 // close makes every later judgement a refusal.
@@ -150,6 +220,8 @@ func (b *bundle) close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.closed = true
+	b.epoch.Add(1)
+	b.watchdog.Stop()
 }
 
 // stage is how far a stream has come.
@@ -188,7 +260,7 @@ func (b *bundle) apply(msg *watchwordv1.WatchBundleResponse, at stage) (stage, e
 		if err := m.Heartbeat.GetServerTime().CheckValid(); err != nil {
 			return at, fmt.Errorf("a heartbeat without the server's time: %w", err)
 		}
-		b.beat(m.Heartbeat.GetServerTime().AsTime(), at >= told)
+		b.beat(m.Heartbeat, at >= told)
 		if at == told {
 			at = current
 		}
@@ -217,37 +289,33 @@ func (b *bundle) learn(n news) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.trust = next
+	b.epoch.Add(1)
 	for _, s := range n.GetEndedSessions() {
-		b.ended[s.GetSessionId()] = later(b.ended[s.GetSessionId()], b.keep(s.GetUntil()))
+		keep, _ := b.ended.get(s.GetSessionId())
+		b.ended.set(s.GetSessionId(), max(keep, b.keep(s.GetUntil())))
 	}
 	for _, v := range n.GetRaisedVersions() {
-		user := b.raised[v.GetUserId()]
+		user, _ := b.raised.get(v.GetUserId())
 		if v.GetRevoked() {
 			user.revokedBelow = max(user.revokedBelow, v.GetVersion())
 		} else {
 			user.staleBelow = max(user.staleBelow, v.GetVersion())
 		}
-		user.keep = later(user.keep, b.keep(v.GetUntil()))
-		b.raised[v.GetUserId()] = user
+		user.keep = max(user.keep, b.keep(v.GetUntil()))
+		b.raised.set(v.GetUserId(), user)
 	}
 	return nil
 }
 
-// keep is how long a revocation is remembered: for the margin past its time,
-// because a leeway lets its tokens live past theirs. Needs the trust state.
-func (b *bundle) keep(until *timestamppb.Timestamp) time.Time {
-	if until == nil {
-		// Not said. No token that exists lives longer than this.
-		return b.clock.now().Add(b.trust.maxLifetime + b.trust.margin)
+// keep is how long a revocation is remembered, in Unix seconds: for the margin
+// past its time, because a leeway lets its tokens live past theirs. Needs the
+// trust state.
+func (b *bundle) keep(until *timestamppb.Timestamp) int64 {
+	end := b.clock.now().Add(b.trust.maxLifetime) // no token that exists lives longer
+	if until != nil {
+		end = until.AsTime()
 	}
-	return until.AsTime().Add(b.trust.margin)
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
+	return end.Add(b.trust.margin).Unix() + 1
 }
 
 // readTrust checks a trust state. A key that cannot be read is left out, since a
@@ -293,13 +361,22 @@ func (b *bundle) readKey(k *watchwordv1.VerificationKey) (*trustedKey, error) {
 }
 
 // beat takes in a heartbeat. complete says that it ends a bundle.
-func (b *bundle) beat(server time.Time, complete bool) {
-	b.mu.Lock()
+func (b *bundle) beat(beat *watchwordv1.Heartbeat, complete bool) {
+	server := beat.GetServerTime().AsTime()
 	b.clock.heard(server)
-	b.complete = b.complete || complete
-	now := b.clock.now()
-	b.mu.Unlock()
-	b.prune(now)
+	asOf := server
+	if beat.GetAsOf().IsValid() {
+		asOf = beat.GetAsOf().AsTime()
+	}
+	b.asOf.Store(max(b.asOf.Load(), asOf.UnixNano()))
+	b.lookStale()
+	b.watchdog.Reset(b.stale.after + time.Millisecond)
+	if complete {
+		b.mu.Lock()
+		b.complete = true
+		b.mu.Unlock()
+	}
+	b.prune(b.clock.now())
 }
 
 const (
@@ -318,26 +395,29 @@ func (b *bundle) prune(now time.Time) {
 		return
 	}
 	b.nextPrune = now.Add(pruneEvery)
-	forget(&b.mu, b.ended, func(keep time.Time) bool { return now.After(keep) })
-	forget(&b.mu, b.raised, func(r raised) bool { return now.After(r.keep) })
+	over := now.Unix()
+	forget(&b.mu, b.ended.usual, func(keep int64) bool { return keep < over })
+	forget(&b.mu, b.ended.other, func(keep int64) bool { return keep < over })
+	forget(&b.mu, b.raised.usual, func(r raised) bool { return r.keep < over })
+	forget(&b.mu, b.raised.other, func(r raised) bool { return r.keep < over })
 }
 
 // forget deletes from m what is over.
-func forget[V any](mu sync.Locker, m map[string]V, over func(V) bool) {
-	var batch []string
+func forget[K comparable, V any](mu sync.Locker, m map[K]V, over func(V) bool) {
+	var batch []K
 	flush := func() {
 		mu.Lock()
 		defer mu.Unlock()
-		for _, name := range batch {
-			delete(m, name)
+		for _, id := range batch {
+			delete(m, id)
 		}
 		batch = batch[:0]
 	}
-	for name, v := range m {
+	for id, v := range m {
 		if !over(v) {
 			continue
 		}
-		if batch = append(batch, name); len(batch) == pruneBatch {
+		if batch = append(batch, id); len(batch) == pruneBatch {
 			flush() // deleting while ranging is fine: this goroutine does both
 		}
 	}

@@ -55,7 +55,7 @@ func TestClockTakesTheLargestOffset(t *testing.T) {
 // What has expired is forgotten, in batches and across them, and nothing else is.
 func TestPrune(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBundle(slog.New(slog.DiscardHandler), 0)
+		b := newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Hour})
 		at := opened
 		apply := func(m *watchwordv1.WatchBundleResponse) {
 			t.Helper()
@@ -85,8 +85,8 @@ func TestPrune(t *testing.T) {
 		has := func(sessions, users int) {
 			t.Helper()
 			beat()
-			if len(b.ended) != sessions || len(b.raised) != users {
-				t.Errorf("%d sessions and %d users, want %d and %d", len(b.ended), len(b.raised), sessions, users)
+			if b.ended.len() != sessions || b.raised.len() != users {
+				t.Errorf("%d sessions and %d users, want %d and %d", b.ended.len(), b.raised.len(), sessions, users)
 			}
 		}
 		has(n+1, n)
@@ -120,7 +120,7 @@ func TestTrustChangesWhileATokenIsChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := newBundle(slog.New(slog.DiscardHandler), 0)
+	b := newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Hour})
 	trust := func(keys ...*watchwordv1.VerificationKey) {
 		t.Helper()
 		if err := b.learn(&watchwordv1.Change{TrustState: &watchwordv1.TrustState{
@@ -133,14 +133,17 @@ func TestTrustChangesWhileATokenIsChecked(t *testing.T) {
 		return &watchwordv1.VerificationKey{Key: key.Public().JWK()}
 	}
 	trust(named())
-	b.beat(now, true)
+	b.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.New(now)}, true)
 	checked, reason := b.authenticate(raw)
 	if reason != accepted {
 		t.Fatal(reason)
 	}
 	judged := func(want watchwordv1.ErrorReason) {
 		t.Helper()
-		if got := b.judge(checked, audience{any: true}); got != want {
+		if b.stillAccepted(&checked) != (want == accepted) && want != accepted {
+			t.Error("the judgement of before still counts")
+		}
+		if got := b.judge(&checked, audience{any: true}, true); got != want {
 			t.Errorf("%v, want %v", got, want)
 		}
 	}

@@ -1,6 +1,9 @@
 package authn
 
-import "time"
+import (
+	"sync/atomic"
+	"time"
+)
 
 // clockSpan is how long an offset counts at least; it counts for twice that at
 // most. Long enough that among its heartbeats some came without delay, short
@@ -17,9 +20,12 @@ const clockSpan = 5 * time.Minute
 //
 // Local time is the monotonic clock, counted from the local time at the start:
 // setting the machine's clock changes nothing here.
+//
+// Any number read it while one goroutine tells it what it heard.
 type clock struct {
-	start  time.Time     // with a monotonic reading
-	offset time.Duration // the largest of this span and the one before
+	start     time.Time    // with a monotonic reading
+	startUnix int64        // the same, ns
+	offset    atomic.Int64 // ns; the largest of this span and the one before
 
 	heardAny   bool
 	spanStart  time.Duration // since start
@@ -27,12 +33,16 @@ type clock struct {
 	spanBefore time.Duration
 }
 
-func newClock() clock { return clock{start: time.Now()} }
+func newClock() *clock {
+	now := time.Now()
+	return &clock{start: now, startUnix: now.UnixNano()}
+}
+
+// nanos is the server's time, as far as it is known, in ns since 1970.
+func (c *clock) nanos() int64 { return c.startUnix + int64(time.Since(c.start)) + c.offset.Load() }
 
 // now is the server's time, as far as it is known.
-func (c *clock) now() time.Time {
-	return c.start.Add(time.Since(c.start) + c.offset)
-}
+func (c *clock) now() time.Time { return time.Unix(0, c.nanos()) }
 
 // heard takes in the server's time, which has just arrived.
 func (c *clock) heard(server time.Time) {
@@ -47,5 +57,5 @@ func (c *clock) heard(server time.Time) {
 	default:
 		c.thisSpan = max(c.thisSpan, offset)
 	}
-	c.offset = max(c.thisSpan, c.spanBefore)
+	c.offset.Store(int64(max(c.thisSpan, c.spanBefore)))
 }

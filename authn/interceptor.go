@@ -2,8 +2,8 @@ package authn
 
 import (
 	"context"
+	"errors"
 	"strings"
-	"unicode/utf8"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -60,13 +60,12 @@ func (s *guardedStream) Context() context.Context { return s.ctx }
 // guard lets a call pass, with the context that its handler shall see, or
 // refuses it.
 func (v *Verifier) guard(ctx context.Context, full string) (context.Context, error) {
-	service, method, ok := splitMethod(full)
-	if !ok || !utf8.ValidString(full) {
+	r, err := v.access.of(full)
+	if errors.Is(err, errMalformedMethod) {
 		// No rule can be about it, and a handler for unknown services might
 		// read it as another method.
 		return nil, status.Error(codes.Unimplemented, "malformed method name")
 	}
-	r, err := v.access.of(full, service, method)
 	if err != nil {
 		v.bundle.log.Error("a method's rule contradicts itself", "error", err)
 		return nil, status.Error(codes.Internal, "internal error")
@@ -86,22 +85,23 @@ func (v *Verifier) guard(ctx context.Context, full string) (context.Context, err
 
 // verifyIncoming judges the token that a call carries.
 func (v *Verifier) verifyIncoming(ctx context.Context, method string) (*Principal, error) {
-	if !v.judging() {
-		return nil, refuse(bundleStale, method)
-	}
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")
-	if len(values) == 0 {
-		return nil, refuse(tokenMissing, method)
-	}
 	token, ok := bearer(values)
-	if !ok {
-		return nil, refuse(tokenInvalid, method)
+	if ok {
+		p, reason := v.verify(token, v.audience, true)
+		if reason != accepted {
+			return nil, refuse(reason, method)
+		}
+		return p, nil
 	}
-	p, reason := v.verify(token, v.audience)
-	if reason != accepted {
-		return nil, refuse(reason, method)
+	reason := tokenInvalid
+	if len(values) == 0 {
+		reason = tokenMissing
 	}
-	return p, nil
+	if !v.judging() {
+		reason = bundleStale
+	}
+	return nil, refuse(v.counters.refused(reason), method)
 }
 
 // bearer returns the token of the one value "Bearer TOKEN". Two values would

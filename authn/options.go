@@ -23,6 +23,9 @@ type config struct {
 	leeway      time.Duration
 	plaintext   bool
 	withoutWait bool
+	stale       staleness
+	policy      StalePolicy
+	cacheBytes  int
 	log         *slog.Logger
 }
 
@@ -87,9 +90,45 @@ func WithLogger(log *slog.Logger) Option {
 	return func(c *config) { c.log = log }
 }
 
+// StalePolicy says what a Verifier does when its bundle is stale.
+type StalePolicy int
+
+const (
+	// ContinueWhenStale goes on with the keys and revocations that are known. A
+	// session that ends meanwhile stays good here until its access token expires.
+	ContinueWhenStale StalePolicy = iota + 1
+	// RefuseWhenStale refuses every guarded call as BUNDLE_STALE.
+	RefuseWhenStale
+)
+
+const (
+	defaultMaxStaleness = time.Minute
+	// minMaxStaleness is above the time between two heartbeats.
+	minMaxStaleness = 10 * time.Second
+)
+
+// WithMaxStaleness says for how long the bundle may not be brought up to date
+// before it counts as stale, and what is done then. The default is a minute and
+// ContinueWhenStale. The age is counted from the moment up to which the server
+// said that it knew everything, so it grows too where the server has lost its
+// database. Heartbeats come every few seconds: less than 10 s is refused.
+func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
+	return func(c *config) { c.stale, c.policy = staleness{after, policy == RefuseWhenStale}, policy }
+}
+
+// defaultCacheBytes holds some twenty thousand tokens of ordinary length.
+const defaultCacheBytes = 32 << 20
+
+// WithCacheSize bounds the memory of the cache of verified tokens, in bytes; the
+// default is 32 MiB. A token of 500 bytes takes about 1,800. Zero means that
+// every call costs a signature's check.
+func WithCacheSize(bytes int) Option {
+	return func(c *config) { c.cacheBytes = bytes }
+}
+
 // newConfig gathers the options and refuses what cannot be meant.
 func newConfig(opts []Option) (*config, error) {
-	c := new(config)
+	c := &config{stale: staleness{after: defaultMaxStaleness}, policy: ContinueWhenStale, cacheBytes: defaultCacheBytes}
 	for _, opt := range opts {
 		opt(c)
 	}
@@ -105,6 +144,12 @@ func newConfig(opts []Option) (*config, error) {
 			"or WithAnyAudience to accept tokens meant for others")
 	case slices.Contains(c.audience.names, ""):
 		return nil, errors.New("WithAudience: an audience is empty")
+	case c.policy != ContinueWhenStale && c.policy != RefuseWhenStale:
+		return nil, fmt.Errorf("WithMaxStaleness: %d is no policy", c.policy)
+	case c.stale.after < minMaxStaleness:
+		return nil, fmt.Errorf("WithMaxStaleness: %v is less than %v, and heartbeats come every few seconds", c.stale.after, minMaxStaleness)
+	case c.cacheBytes < 0:
+		return nil, fmt.Errorf("WithCacheSize: %d is negative", c.cacheBytes)
 	case c.leeway < 0:
 		return nil, fmt.Errorf("WithLeeway: %v is negative", c.leeway)
 	}

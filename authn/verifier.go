@@ -47,6 +47,8 @@ type Verifier struct {
 	audience audience
 	access   *accessRules
 	bundle   *bundle
+	cache    *cache
+	counters counters
 	feed     *feed
 	once     sync.Once
 }
@@ -73,11 +75,11 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 	if err != nil {
 		return nil, misused(err)
 	}
-	access := newAccessRules(c.public)
-	if err := access.checkLinked(); err != nil {
+	access, err := newAccessRules(c.public)
+	if err != nil {
 		return nil, misused(err)
 	}
-	v := &Verifier{audience: c.audience, access: access, bundle: newBundle(c.log, c.leeway)}
+	v := &Verifier{audience: c.audience, access: access, bundle: newBundle(c.log, c.leeway, c.stale), cache: newCache(c.cacheBytes)}
 	v.feed = startFeed(conn, v.bundle, c.plaintext)
 	if c.withoutWait {
 		return v, nil
@@ -120,19 +122,19 @@ func (v *Verifier) Close() error {
 // type, key, signature, issuer, or a lifetime longer than any of this issuer;
 // AUDIENCE_MISMATCH; TOKEN_EXPIRED; TOKEN_REVOKED; TOKEN_STALE.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {
-	return v.verifyArgument(ctx, token, v.audience)
+	return v.verifyArgument(ctx, token, v.audience, true)
 }
 
 // VerifyFor is Verify with another audience in place of WithAudience: the token
 // must be for at least one of those named. To name none, or an empty one, is
 // INVALID_REQUEST: it is a list that got lost rather than an open door.
 func (v *Verifier) VerifyFor(ctx context.Context, token string, audiences ...string) (*Principal, error) {
-	return v.verifyArgument(ctx, token, audience{names: audiences})
+	return v.verifyArgument(ctx, token, audience{names: audiences}, false)
 }
 
 // verifyArgument is Verify for a token that somebody passed as an argument, and
 // may have left out.
-func (v *Verifier) verifyArgument(ctx context.Context, token string, want audience) (*Principal, error) {
+func (v *Verifier) verifyArgument(ctx context.Context, token string, want audience, own bool) (*Principal, error) {
 	method, _ := grpc.Method(ctx)
 	switch {
 	case !v.judging():
@@ -142,23 +144,37 @@ func (v *Verifier) verifyArgument(ctx context.Context, token string, want audien
 	case !want.any && (len(want.names) == 0 || slices.Contains(want.names, "")):
 		return nil, refuseField(method, "audience", "is empty")
 	}
-	p, reason := v.verify(token, want)
+	p, reason := v.verify(token, want, own)
 	if reason != accepted {
 		return nil, refuse(reason, method)
 	}
 	return p, nil
 }
 
-// verify is the one path from a token to a Principal.
-func (v *Verifier) verify(raw string, want audience) (*Principal, watchwordv1.ErrorReason) {
+// verify is the one path from a token to a Principal. own says that want is the
+// verifier's own audience.
+func (v *Verifier) verify(raw string, want audience, own bool) (*Principal, watchwordv1.ErrorReason) {
+	if t := v.cache.get(raw); t != nil {
+		if own && v.bundle.stillAccepted(t) {
+			return t.principal, accepted
+		}
+		switch reason := v.bundle.judge(t, want, own); reason {
+		case accepted:
+			return t.principal, accepted
+		case tokenInvalid: // the key that checked it is out; there may be another record of it
+		default:
+			return nil, v.counters.refused(reason)
+		}
+	}
+	v.counters.checked.Add(1)
 	t, reason := v.bundle.authenticate(raw)
+	if reason == accepted {
+		reason = v.bundle.judge(&t, want, own)
+	}
 	if reason != accepted {
-		return nil, reason
+		return nil, v.counters.refused(reason)
 	}
-	if reason := v.bundle.judge(t, want); reason != accepted {
-		return nil, reason
-	}
-	return t.principal, accepted
+	return v.cache.put(raw, t).principal, accepted
 }
 
 // judging says whether there is a bundle to judge by.
