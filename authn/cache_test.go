@@ -1,0 +1,273 @@
+package authn
+
+import (
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+// judge is a verifier that is fed by hand, and a key whose tokens it trusts.
+type judge struct {
+	*Verifier
+	key *token.SigningKey
+}
+
+func newJudge(t testing.TB, stale staleness, cacheBytes int) *judge {
+	t.Helper()
+	key, err := token.GenerateKey(token.EdDSA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := &judge{&Verifier{
+		audience: audience{names: []string{"a"}}, bundle: newBundle(slog.New(slog.DiscardHandler), 0, stale), cache: newCache(cacheBytes),
+	}, key}
+	t.Cleanup(j.bundle.close)
+	j.trust(t, j.named())
+	j.beat()
+	return j
+}
+
+func (j *judge) named() *watchwordv1.VerificationKey {
+	return &watchwordv1.VerificationKey{Key: j.key.Public().JWK()}
+}
+
+func (j *judge) trust(t testing.TB, keys ...*watchwordv1.VerificationKey) {
+	if err := j.bundle.learn(&watchwordv1.Change{TrustState: &watchwordv1.TrustState{
+		Issuer: "i", MaxTokenLifetime: durationpb.New(time.Hour), Margin: durationpb.New(time.Minute), Keys: keys,
+	}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (j *judge) beat() { j.bundle.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true) }
+
+// mint makes the n-th token, which lives for an hour.
+func (j *judge) mint(t testing.TB, n int) string {
+	t.Helper()
+	now := time.Now()
+	raw, err := token.Sign(j.key, &token.Claims{
+		Issuer: "i", Subject: fmt.Sprintf("user-%d", n), ID: fmt.Sprint(n), SessionID: fmt.Sprintf("session-%d", n), Username: "n",
+		Audience: []string{"a", "b"}, IssuedAt: now, ExpiresAt: now.Add(time.Hour), Version: 7,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func (j *judge) wants(t *testing.T, what, raw string, want watchwordv1.ErrorReason) {
+	t.Helper()
+	if _, got := j.verify(raw, j.audience, true); got != want {
+		t.Errorf("%s: %v, want %v", what, got, want)
+	}
+}
+
+func (j *judge) checked() uint64 { return j.counters.checked.Load() }
+
+// A token is checked once, and judged at every use by all that can turn it.
+func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
+	end := func(n int) func(*judge) error {
+		return func(j *judge) error {
+			return j.bundle.learn(&watchwordv1.Change{EndedSessions: []*watchwordv1.EndedSession{{SessionId: fmt.Sprintf("session-%d", n)}}})
+		}
+	}
+	raise := func(n int, version int64, revoked bool) func(*judge) error {
+		return func(j *judge) error {
+			return j.bundle.learn(&watchwordv1.Change{RaisedVersions: []*watchwordv1.RaisedVersion{
+				{UserId: fmt.Sprintf("user-%d", n), Version: version, Revoked: revoked}}})
+		}
+	}
+	for name, c := range map[string]struct {
+		then func(*judge) error
+		want watchwordv1.ErrorReason
+	}{
+		"nothing happens":      {func(*judge) error { return nil }, accepted},
+		"another's session":    {end(2), accepted},
+		"its session ends":     {end(1), tokenRevoked},
+		"its user is revoked":  {raise(1, 8, true), tokenRevoked},
+		"its rights changed":   {raise(1, 8, false), tokenStale},
+		"a raise to its own":   {raise(1, 7, true), accepted},
+		"another's rights":     {raise(2, 9, true), accepted},
+		"it expires":           {func(*judge) error { time.Sleep(time.Hour); return nil }, tokenExpired},
+		"just before":          {func(*judge) error { time.Sleep(time.Hour - time.Second); return nil }, accepted},
+		"the clock is behind":  {func(j *judge) error { j.ahead(2 * time.Hour); return nil }, tokenExpired},
+		"the key is withdrawn": {func(j *judge) error { j.trust(nil); return nil }, tokenInvalid},
+		"the key's time comes": {func(j *judge) error {
+			key := j.named()
+			key.VerifiesUntil = timestamppb.New(time.Now().Add(time.Minute))
+			j.trust(nil, key)
+			time.Sleep(time.Minute)
+			return nil
+		}, tokenInvalid},
+		"the key is named anew": {func(j *judge) error { j.trust(nil); j.trust(nil, j.named()); return nil }, accepted},
+		"it is closed":          {func(j *judge) error { j.bundle.close(); return nil }, bundleStale},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				j := newJudge(t, staleness{after: 24 * time.Hour}, 1<<20)
+				raw := j.mint(t, 1)
+				for range 3 {
+					j.wants(t, "before", raw, accepted)
+				}
+				if n := j.checked(); n != 1 {
+					t.Errorf("checked %d times", n)
+				}
+				if err := c.then(j); err != nil {
+					t.Fatal(err)
+				}
+				for range 2 {
+					j.wants(t, "after", raw, c.want)
+				}
+				if p, reason := j.verify(raw, audience{names: []string{"c"}}, false); p != nil || c.want == accepted && reason != audienceMismatch {
+					t.Errorf("for another audience: %v", reason)
+				}
+				if c.want == accepted {
+					j.wants(t, "for its own again", raw, accepted)
+				}
+			})
+		})
+	}
+}
+
+// ahead lets the server's clock be ahead of ours.
+func (j *judge) ahead(by time.Duration) {
+	j.bundle.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.New(time.Now().Add(by))}, true)
+}
+
+// A check that is in flight while its key is withdrawn may put its token in after
+// everything else has happened. It leaves nothing that passes.
+func TestWithdrawalDuringACheck(t *testing.T) {
+	j := newJudge(t, staleness{after: time.Hour}, 1<<20)
+	raw := j.mint(t, 1)
+	inFlight, reason := j.bundle.authenticate(raw)
+	if reason != accepted || j.bundle.judge(&inFlight, j.audience, true) != accepted {
+		t.Fatal(reason)
+	}
+	j.trust(t) // the key is withdrawn
+	j.cache.put(raw, inFlight)
+	j.wants(t, "put in after the withdrawal", raw, tokenInvalid)
+	j.trust(t, j.named())
+	j.cache.put(raw, inFlight)
+	j.wants(t, "the key is trusted again", raw, accepted)
+}
+
+// The same by force: many check while the key comes and goes.
+func TestWithdrawalsDuringChecks(t *testing.T) {
+	j := newJudge(t, staleness{after: time.Hour}, 1<<20)
+	tokens := make([]string, 50)
+	for i := range tokens {
+		tokens[i] = j.mint(t, i)
+	}
+	for range 50 {
+		var checks sync.WaitGroup
+		for i := range 4 {
+			checks.Go(func() {
+				for n := range tokens {
+					j.verify(tokens[(n+i*13)%len(tokens)], j.audience, true)
+				}
+			})
+		}
+		j.trust(t)
+		checks.Wait()
+		for _, raw := range tokens {
+			j.wants(t, "withdrawn", raw, tokenInvalid)
+		}
+		j.trust(t, j.named())
+		j.wants(t, "trusted", tokens[0], accepted)
+	}
+}
+
+// A flood of good tokens that are used once does not take the busy ones along,
+// and forged ones do not come in at all; the memory stays within its bound.
+func TestFlood(t *testing.T) {
+	const budget, flood = 512 << 10, 1500
+	j := newJudge(t, staleness{after: time.Hour}, budget)
+	busy := make([]string, 60)
+	for i := range busy {
+		busy[i] = j.mint(t, i)
+		j.wants(t, "busy", busy[i], accepted)
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	was := j.checked()
+	for n := range flood {
+		raw := j.mint(t, 1_000_000+n)
+		j.wants(t, "flood", raw, accepted)
+		forged := raw[:len(raw)-10] + "AAAAAAAAAA"
+		j.wants(t, "forged", forged, tokenInvalid)
+		j.wants(t, "busy", busy[n%len(busy)], accepted)
+		if _, bytes := j.cache.size(); bytes > budget {
+			t.Fatalf("%d bytes, the bound is %d", bytes, budget)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if again := int(j.checked()-was) - 2*flood; again > len(busy)/10 {
+		t.Errorf("busy tokens were checked %d times more", again)
+	}
+	if grown := int(after.HeapAlloc) - int(before.HeapAlloc); grown > budget {
+		t.Errorf("the heap grew by %d, the bound is %d", grown, budget)
+	}
+	entries, _ := j.cache.size()
+	t.Logf("%d entries in %d bytes, the heap grew by %d", entries, budget, int(after.HeapAlloc)-int(before.HeapAlloc))
+}
+
+func TestCacheTakesNoOversize(t *testing.T) {
+	c := newCache(cacheShards * 2000)
+	if c.get(strings.Repeat("x", token.MaxLength+1)) != nil || c.get("") != nil || c.get("short") != nil {
+		t.Error("something was found")
+	}
+	big := strings.Repeat("y", 3000)
+	if got := c.put(big, authentic{}); got == nil || c.get(big) != nil {
+		t.Error("more than a shard's budget came in")
+	}
+	if c := newCache(0); c.put("x", authentic{}) == nil || c.get("x") != nil {
+		t.Error("a cache of no size holds something")
+	}
+}
+
+func TestStaleness(t *testing.T) {
+	for _, refuse := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			j := newJudge(t, staleness{after: time.Minute, refuse: refuse}, 1<<20)
+			raw, fresh := j.mint(t, 1), j.mint(t, 2)
+			status := func(stale bool, age time.Duration) {
+				t.Helper()
+				if s := j.Status(); s.Stale != stale || s.Staleness != age || s.Ready != !(stale && refuse) {
+					t.Errorf("%+v, want stale %t, for %v", s, stale, age)
+				}
+			}
+			j.wants(t, "at first", raw, accepted)
+			status(false, 0)
+			time.Sleep(time.Minute)
+			j.wants(t, "a minute on", raw, accepted)
+			status(false, time.Minute)
+			time.Sleep(time.Second)
+			want := accepted
+			if refuse {
+				want = bundleStale
+			}
+			j.wants(t, "stale, seen before", raw, want)
+			j.wants(t, "stale, never seen", fresh, want)
+			status(true, 61*time.Second)
+			// A server that has lost its database goes on beating, as of then.
+			j.bundle.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now(), AsOf: timestamppb.New(time.Now().Add(-2 * time.Minute))}, true)
+			j.wants(t, "a beat without news", raw, want)
+			j.beat()
+			j.wants(t, "heard again", raw, accepted)
+			status(false, 0)
+		})
+	}
+}
