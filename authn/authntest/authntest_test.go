@@ -1,0 +1,140 @@
+package authntest_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/authntest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func reason(v *authn.Verifier, token string) string {
+	_, err := v.Verify(context.Background(), token)
+	if err == nil {
+		return "ok"
+	}
+	return strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")
+}
+
+// What a test does to the issuer, every verifier knows when the call returns.
+func TestEveryChangeIsKnownAtOnce(t *testing.T) {
+	alice := authntest.User{Name: "alice", Roles: []string{"writer"}}
+	for name, c := range map[string]struct {
+		change            func(i *authntest.Issuer, token string)
+		before, afterward string // a token of before, and one that is minted then
+	}{
+		"nothing":        {func(*authntest.Issuer, string) {}, "ok", "ok"},
+		"session ends":   {func(i *authntest.Issuer, token string) { i.EndSession(token) }, "TOKEN_REVOKED", "ok"},
+		"user ends":      {func(i *authntest.Issuer, _ string) { i.EndUser(alice) }, "TOKEN_REVOKED", "ok"},
+		"rights change":  {func(i *authntest.Issuer, _ string) { i.ChangeRights(alice) }, "TOKEN_STALE", "ok"},
+		"another's":      {func(i *authntest.Issuer, _ string) { i.EndUser(authntest.User{Name: "bob"}) }, "ok", "ok"},
+		"key rotates":    {func(i *authntest.Issuer, _ string) { i.RotateKey() }, "ok", "ok"},
+		"key withdrawn":  {func(i *authntest.Issuer, token string) { i.WithdrawKey(token) }, "TOKEN_INVALID", "ok"},
+		"old withdrawn":  {func(i *authntest.Issuer, token string) { i.RotateKey(); i.WithdrawKey(token) }, "TOKEN_INVALID", "ok"},
+		"almost expired": {func(i *authntest.Issuer, _ string) { i.Advance(authntest.MaxLifetime - 2*time.Second) }, "ok", "ok"},
+		"expired":        {func(i *authntest.Issuer, _ string) { i.Advance(authntest.MaxLifetime) }, "TOKEN_EXPIRED", "ok"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := authntest.New()
+			verifiers := []*authn.Verifier{i.NewVerifier(t, authn.WithAudience("test")), i.NewVerifier(t, authn.WithAnyAudience())}
+			token := i.Token(alice)
+			for _, v := range verifiers {
+				if got := reason(v, token); got != "ok" {
+					t.Fatal(got)
+				}
+			}
+			c.change(i, token)
+			verifiers = append(verifiers, i.NewVerifier(t, authn.WithAudience("test"))) // and one that comes later
+			for n, v := range verifiers {
+				if got := reason(v, token); got != c.before {
+					t.Errorf("verifier %d: %s, want %s", n, got, c.before)
+				}
+				if got := reason(v, i.Token(alice)); got != c.afterward {
+					t.Errorf("verifier %d, a new token: %s, want %s", n, got, c.afterward)
+				}
+			}
+		})
+	}
+}
+
+func TestToken(t *testing.T) {
+	i := authntest.New()
+	v := i.NewVerifier(t, authn.WithAudience("notes"))
+	p, err := v.Verify(t.Context(), i.Token(authntest.User{ID: "u1", Name: "alice", Roles: []string{"a", "b"}, Audience: []string{"x", "notes"},
+		SessionID: "s1", Lifetime: time.Minute}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprintf("%s %s %s %s %s %s", p.Subject(), p.Username(), p.Roles(), p.Audience(), p.SessionID(), p.Issuer())
+	if got != "u1 alice [a b] [x notes] s1 "+authntest.Name {
+		t.Error(got)
+	}
+	if got := p.ExpiresAt().Sub(p.IssuedAt()); got != time.Minute {
+		t.Error(got)
+	}
+	if got := reason(v, i.Token(authntest.User{})); got != "AUDIENCE_MISMATCH" {
+		t.Error(got)
+	}
+	if got := reason(v, authntest.New().Token(authntest.User{Audience: []string{"notes"}})); got != "TOKEN_INVALID" {
+		t.Errorf("another issuer's: %s", got)
+	}
+}
+
+func TestContext(t *testing.T) {
+	p, ok := authn.FromContext(authntest.New().Context(t, authntest.User{Name: "carol", Roles: []string{"admin"}}))
+	if !ok || p.Username() != "carol" || !p.HasRole("admin") {
+		t.Errorf("%v, %t", p, ok)
+	}
+}
+
+func TestDisconnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		i := authntest.New()
+		v := i.NewVerifier(t, authn.WithAudience("test"), authn.WithMaxStaleness(time.Minute, authn.RefuseWhenStale))
+		token := i.Token(authntest.User{})
+		i.Disconnect()
+		i.EndSession(token)
+		if got := reason(v, token); got != "ok" {
+			t.Errorf("cut off: %s", got)
+		}
+		time.Sleep(61 * time.Second)
+		if got := reason(v, token); got != "BUNDLE_STALE" || !v.Status().Stale {
+			t.Errorf("cut off for a minute: %s", got)
+		}
+		i.Reconnect()
+		time.Sleep(10 * time.Second)
+		if got := reason(v, token); got != "TOKEN_REVOKED" || v.Status().Stale {
+			t.Errorf("back: %s", got)
+		}
+	})
+}
+
+func TestConcurrentUse(t *testing.T) {
+	i := authntest.New()
+	v := i.NewVerifier(t, authn.WithAudience("test"))
+	var tasks sync.WaitGroup
+	for n := range 8 {
+		tasks.Go(func() {
+			for range 20 {
+				u := authntest.User{Name: fmt.Sprint(n)}
+				token := i.Token(u)
+				i.EndSession(token)
+				if got := reason(v, token); got != "TOKEN_REVOKED" {
+					t.Error(got)
+				}
+				i.RotateKey()
+				i.Advance(time.Millisecond)
+			}
+		})
+	}
+	tasks.Wait()
+}
