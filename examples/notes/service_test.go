@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/watchword-auth/watchword/authn"
-	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/authn/authntest"
 
 	notesv1 "example.com/notes/gen/notes/v1"
 )
@@ -52,47 +52,67 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// Whoever gets a token by Watchword's side is tested with a real server, by
-// clients/node. Here there is none, so nobody may pass but to what is public.
-func TestServerIsGuarded(t *testing.T) {
-	nowhere, err := grpc.NewClient("passthrough:///nowhere",
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return nil, net.ErrClosed }))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { nowhere.Close() })
-	ctx := testContext(t)
-	verifier, err := authn.NewVerifier(ctx, nowhere,
-		authn.WithAudience("internal"), authn.WithPublicMethods(PublicMethods), authn.WithoutWaiting())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { verifier.Close() })
+// board is a guarded server, and the issuer that it trusts.
+func board(t *testing.T, issuer *authntest.Issuer) *grpc.ClientConn {
+	t.Helper()
+	verifier := issuer.NewVerifier(t, authn.WithAudience("internal"), authn.WithPublicMethods(PublicMethods))
 	server, err := NewServer(verifier, NewService(), health.NewServer())
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn := serve(t, server)
-	client := notesv1.NewNotesServiceClient(conn)
+	return serve(t, server)
+}
 
-	if _, err := client.About(ctx, &notesv1.AboutRequest{}); err != nil {
-		t.Errorf("About: %v", err)
-	}
-	if _, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{}); err != nil {
-		t.Errorf("health: %v", err)
-	}
-	_, list := client.ListNotes(ctx, &notesv1.ListNotesRequest{})
-	_, add := client.AddNote(ctx, &notesv1.AddNoteRequest{Text: "anonymous"})
-	stream, err := client.WatchNotes(ctx, &notesv1.WatchNotesRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, watch := stream.Recv()
-	for method, err := range map[string]error{"ListNotes": list, "AddNote": add, "WatchNotes": watch} {
-		if authn.Reason(err) != watchwordv1.ErrorReason_ERROR_REASON_BUNDLE_STALE {
-			t.Errorf("%s: %v, want BUNDLE_STALE", method, err)
-		}
+// Each method asks for what its option in the proto file says.
+func TestServerIsGuarded(t *testing.T) {
+	issuer := authntest.New()
+	conn := board(t, issuer)
+	client := notesv1.NewNotesServiceClient(conn)
+	reader := authntest.User{Name: "rita", Roles: []string{"reader"}, Audience: []string{"internal"}}
+	writer := authntest.User{Name: "will", Roles: []string{"writer"}, Audience: []string{"internal"}}
+	stranger := authntest.User{Name: "eve", Audience: []string{"elsewhere"}}
+	gone := issuer.Token(writer)
+	issuer.EndSession(gone)
+	for name, c := range map[string]struct {
+		token     string
+		read, add string
+	}{
+		"nobody":               {"", "TOKEN_MISSING", "TOKEN_MISSING"},
+		"a reader":             {issuer.Token(reader), "ok", "ROLE_REQUIRED"},
+		"a writer":             {issuer.Token(writer), "ok", "ok"},
+		"who has logged out":   {gone, "TOKEN_REVOKED", "TOKEN_REVOKED"},
+		"who is for elsewhere": {issuer.Token(stranger), "AUDIENCE_MISMATCH", "AUDIENCE_MISMATCH"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := testContext(t)
+			if c.token != "" {
+				ctx = authntest.Bearer(ctx, c.token)
+			}
+			_, about := client.About(ctx, &notesv1.AboutRequest{})
+			_, probe := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
+			_, list := client.ListNotes(ctx, &notesv1.ListNotesRequest{})
+			_, add := client.AddNote(ctx, &notesv1.AddNoteRequest{Text: "hello"})
+			stream, err := client.WatchNotes(ctx, &notesv1.WatchNotesRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			watch := error(nil)
+			if c.read != "ok" {
+				_, watch = stream.Recv()
+			}
+			for method, got := range map[string]struct {
+				err  error
+				want string
+			}{"About": {about, "ok"}, "health": {probe, "ok"}, "ListNotes": {list, c.read}, "AddNote": {add, c.add}, "WatchNotes": {watch, c.read}} {
+				reason := strings.TrimPrefix(authn.Reason(got.err).String(), "ERROR_REASON_")
+				if got.err == nil {
+					reason = "ok"
+				}
+				if reason != got.want {
+					t.Errorf("%s: %v, want %s", method, got.err, got.want)
+				}
+			}
+		})
 	}
 }
 
@@ -103,6 +123,13 @@ func TestAddNote(t *testing.T) {
 	}
 	if notes, _ := s.after(0); len(notes) != 0 {
 		t.Errorf("the board has %v, want nothing", notes)
+	}
+	will := authntest.New().Context(t, authntest.User{ID: "u1", Name: "will"})
+	if _, err := s.AddNote(will, &notesv1.AddNoteRequest{Text: "x"}); err != nil {
+		t.Fatal(err)
+	}
+	if notes, _ := s.after(0); len(notes) != 1 || notes[0].GetAuthor() != "will" {
+		t.Errorf("the board has %v", notes)
 	}
 }
 
