@@ -1,0 +1,128 @@
+package authn_test
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/authntest"
+)
+
+// modelToken is a token and what must be said of it.
+type modelToken struct {
+	raw, session, user string
+	key                int
+	expires            time.Time
+	verdict            string // as of the last time that the verifier was connected
+}
+
+// A verifier through a day of everything that can happen, in any order, says of
+// every token what a small model says. Cut off, it goes on with what it knew.
+func TestADayOfTokens(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		var stopped any
+		synctest.Test(t, func(t *testing.T) {
+			defer func() { stopped = recover() }() // rapid stops a run by a panic, which must not end the bubble
+			issuer := authntest.New()
+			v := issuer.NewVerifier(t, authn.WithAudience("test"))
+			began := time.Now()
+			var ahead time.Duration
+			var tokens []*modelToken
+			key, connected, sessions, ended := 0, true, 0, map[string]bool{}
+			now := func() time.Time { return time.Now().Add(ahead) }
+			turn := func(verdict string, concerns func(*modelToken) bool) {
+				for _, m := range tokens {
+					// What was said before, in the order of the contract, stands.
+					if concerns(m) && (m.verdict == "ok" || m.verdict == "TOKEN_STALE" || verdict == "TOKEN_INVALID") {
+						m.verdict = verdict
+					}
+				}
+			}
+			pick := func() *modelToken { return rapid.SampledFrom(tokens).Draw(rt, "token") }
+			check := func() {
+				for i, m := range tokens {
+					want := m.verdict
+					if !now().Before(m.expires) && want != "TOKEN_INVALID" {
+						want = "TOKEN_EXPIRED"
+					}
+					for range 2 { // the second time from the cache
+						_, err := v.Verify(t.Context(), m.raw)
+						if got := name(err); got != want {
+							rt.Fatalf("token %d: %s, want %s", i, got, want)
+						}
+					}
+				}
+			}
+			for step := 0; now().Sub(began) < 24*time.Hour && step < 120; step++ {
+				actions := []string{"mint", "mint", "mint", "wait", "cut"}
+				if connected && len(tokens) > 0 {
+					actions = append(actions, "end session", "end user", "rights", "rotate", "withdraw", "advance")
+				}
+				switch rapid.SampledFrom(actions).Draw(rt, "action") {
+				case "mint":
+					if !connected {
+						continue // by a server that it may not have heard of
+					}
+					u := authntest.User{Name: rapid.SampledFrom([]string{"ann", "bob", "cem"}).Draw(rt, "user"), Lifetime: time.Duration(rapid.IntRange(1, 3600).Draw(rt, "life")) * time.Second}
+					if rapid.Bool().Draw(rt, "new session") {
+						sessions++
+					}
+					u.SessionID = fmt.Sprintf("%s-%d", u.Name, sessions)
+					raw := issuer.Token(u)
+					if ended[u.SessionID] {
+						continue // no server mints for a session that has ended
+					}
+					tokens = append(tokens, &modelToken{raw, u.SessionID, u.Name, key, now().Truncate(time.Second).Add(u.Lifetime), "ok"})
+				case "end session":
+					m := pick()
+					if m.verdict == "TOKEN_INVALID" {
+						continue
+					}
+					issuer.EndSession(m.raw)
+					ended[m.session] = true
+					turn("TOKEN_REVOKED", func(o *modelToken) bool { return o.session == m.session })
+				case "end user":
+					m := pick()
+					issuer.EndUser(authntest.User{Name: m.user})
+					turn("TOKEN_REVOKED", func(o *modelToken) bool { return o.user == m.user })
+				case "rights":
+					m := pick()
+					issuer.ChangeRights(authntest.User{Name: m.user})
+					turn("TOKEN_STALE", func(o *modelToken) bool { return o.user == m.user && o.verdict == "ok" })
+				case "rotate":
+					issuer.RotateKey()
+					key++
+				case "withdraw":
+					m := pick()
+					issuer.WithdrawKey(m.raw)
+					if m.key == key {
+						key++
+					}
+					turn("TOKEN_INVALID", func(o *modelToken) bool { return o.key == m.key })
+				case "advance":
+					d := time.Duration(rapid.IntRange(0, 3600).Draw(rt, "seconds")) * time.Second
+					issuer.Advance(d)
+					ahead += d
+				case "wait":
+					time.Sleep(time.Duration(rapid.IntRange(0, 1800).Draw(rt, "seconds")) * time.Second)
+				case "cut":
+					if connected {
+						issuer.Disconnect()
+					} else {
+						issuer.Reconnect()
+						time.Sleep(11 * time.Second)
+					}
+					connected = !connected
+				}
+				check()
+			}
+		})
+		if stopped != nil {
+			panic(stopped)
+		}
+	})
+}
