@@ -84,28 +84,37 @@ func environment(extra ...string) []string {
 
 // secrets are every password, token and key that any test has used. No process
 // may log one, and no watchword process may be given one as an argument.
-var secrets struct {
+var secrets = struct {
 	sync.Mutex
-	tails []string
-}
+	tails map[string]bool
+}{tails: map[string]bool{}}
 
-// secret notes a secret and returns it. The tail is what is looked for, since
-// it gives a token away as well as the whole does.
+// tailLength is how many bytes of a secret are looked for: a tail gives a token
+// away as well as the whole does.
+const tailLength = 20
+
+// secret notes a secret and returns it.
 func secret(s string) string {
 	secrets.Lock()
 	defer secrets.Unlock()
-	if tail := s[max(0, len(s)-20):]; tail != "" && !slices.Contains(secrets.tails, tail) {
-		secrets.tails = append(secrets.tails, tail)
+	if s != "" {
+		secrets.tails[s[max(0, len(s)-tailLength):]] = true
 	}
 	return s
 }
 
-// leaks returns the secrets that stand in a text.
+// leaks returns the secrets that stand in a text. There are thousands of them,
+// so it looks each piece of the text up rather than each secret.
 func leaks(text string) (found []string) {
 	secrets.Lock()
 	defer secrets.Unlock()
-	for _, tail := range secrets.tails {
-		if strings.Contains(text, tail) {
+	for i := range max(0, len(text)-tailLength+1) {
+		if piece := text[i : i+tailLength]; secrets.tails[piece] {
+			found = append(found, piece)
+		}
+	}
+	for tail := range secrets.tails {
+		if len(tail) < tailLength && strings.Contains(text, tail) {
 			found = append(found, tail)
 		}
 	}

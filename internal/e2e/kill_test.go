@@ -8,224 +8,213 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	_ "modernc.org/sqlite"
-
-	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// held is what a client holds of a session: the newest tokens that it received.
-type held struct {
-	pair    *watchwordv1.TokenPair
-	ended   bool // a logout was acknowledged
-	leaving bool // a logout was sent, and its answer lost
-}
+// killedServer keeps access tokens from expiring before the test ends. The grace
+// is longer than a busy machine takes from one refresh to the next.
+var killedServer = []string{"--access-ttl", "1h", "--refresh-grace", "1m"}
 
-// survivors is what clients were told, over all rounds. A worker owns its own
-// slice of it while it works.
-type survivors struct {
-	password string
-	created  []string // names of users
-	sessions []*held
-}
-
-// acks counts what was acknowledged in a round, and kills the server when it is
-// enough: right after an acknowledgement, when what was acknowledged has had no
-// time to become true later.
-type acks struct {
-	refreshes, logins, logouts, creates atomic.Int64
-
-	enough int64         // refreshes
-	last   *atomic.Int64 // what the acknowledgement before the kill shall be of
-	once   sync.Once
-	kill   func()
-}
-
-func (a *acks) add(n *atomic.Int64) {
-	n.Add(1)
-	if n == a.last && a.refreshes.Load() >= a.enough && a.creates.Load() >= 2 && a.logins.Load() >= 3 && a.logouts.Load() >= 1 {
-		a.once.Do(a.kill)
-	}
-}
-
-// TestKillNine kills a server while it is at work, again and again on the same
-// database. Whatever it has acknowledged must hold.
+// TestKillNine kills a server in a storm of calls, again and again on the same
+// database. Whatever it has acknowledged must hold, and what it has not must
+// have been done wholly or not at all.
 func TestKillNine(t *testing.T) {
-	const rounds, keepers = 5, 4
+	const rounds, accounts = 32, 16
 	dir := t.TempDir()
-	s := serve(t, dir)
-	adminPassword := s.admin
-	all := &survivors{password: newPassword()}
-	c := dial(t, s.grpcAddr)
-	c.create(t, c.login(t, "admin", adminPassword), "worker", all.password)
-	all.created = append(all.created, "worker")
-	for range keepers {
-		all.sessions = append(all.sessions, &held{pair: c.login(t, "worker", all.password)})
-	}
-
+	s := serve(t, dir, killedServer...)
+	all := newAccounts(t, dial(t, s.grpcAddr), s.admin, accounts)
+	acked, kills := map[string]int{}, rounds
 	for round := range rounds {
-		c = dial(t, s.grpcAddr)
-		killAtWork(t, s, c, all, c.login(t, "admin", adminPassword), round, all.sessions[:keepers])
-		checkIntegrity(t, dir)
-		s = serve(t, dir)
+		for kind, n := range all.storm(t, s, round) {
+			acked[kind] += n
+		}
+		done := checkIntegrity(t, dir)
+		if round%4 == 3 {
+			killAtStart(t, dir)
+			kills++
+		}
+		s = serve(t, dir, killedServer...)
 		if s.admin != "" {
 			t.Error("the killed server's database was taken for a new one")
 		}
-		all.check(t, dial(t, s.grpcAddr), adminPassword)
+		all.check(t, s, round == rounds-1)
+		<-done
 		if t.Failed() {
 			t.Fatalf("in round %d", round)
 		}
 	}
 	s.stop(t)
-	checkIntegrity(t, dir)
+	<-checkIntegrity(t, dir)
+	t.Logf("%d kills; acknowledged were %v", kills, acked)
+	for _, c := range calls {
+		if acked[c.kind] == 0 {
+			t.Errorf("no %q was ever acknowledged", c.kind)
+		}
+	}
 }
 
-// killAtWork lets clients work, and kills the server in the middle.
-func killAtWork(t *testing.T, s *server, c *client, all *survivors, admin *watchwordv1.TokenPair, round int, keepers []*held) {
-	dead := make(chan struct{})
-	done := &acks{enough: int64(20 + rand.IntN(60)), kill: func() { s.kill(); close(dead) }}
-	done.last = []*atomic.Int64{&done.logouts, &done.creates, &done.logins}[round%3]
+// accounts are what clients were told, over all rounds.
+type accounts struct {
+	admin *held
+	all   []*account
+}
+
+func newAccounts(t *testing.T, c *client, adminPassword string, n int) *accounts {
+	t.Helper()
+	a := &accounts{admin: &held{pair: c.login(t, "admin", adminPassword)}}
+	for i := range n {
+		name, password := fmt.Sprintf("user-%d", i), newPassword()
+		u := c.create(t, a.admin.pair, name, password)
+		a.all = append(a.all, &account{id: u.GetId(), name: name, password: password,
+			live: []*held{{pair: c.login(t, name, password)}}})
+	}
+	return a
+}
+
+// tally counts what was acknowledged in a round, and kills the server when it
+// is enough.
+type tally struct {
+	mu     sync.Mutex
+	counts map[string]int
+	total  int
+	enough int    // in total
+	last   string // what the acknowledgement before the kill shall be of; empty: of anything
+	kill   func()
+}
+
+func (a *tally) add(kind string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.counts[kind]++
+	if a.total++; a.total >= a.enough && kind == a.last {
+		a.kill()
+	}
+}
+
+// due is what the server waits for to be killed: nothing in particular, or
+// nothing yet.
+func (a *tally) due() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.total < a.enough {
+		return ""
+	}
+	return a.last
+}
+
+// storm lets all accounts work at once, kills the server in the middle, and
+// returns what was acknowledged. In every second round it kills right after an
+// acknowledgement, when what was acknowledged has had no time to become true
+// later; else at some moment.
+func (a *accounts) storm(t *testing.T, s *server, round int) map[string]int {
+	ctx, cancel := context.WithTimeout(t.Context(), runTimeout)
+	defer cancel()
+	kill := sync.OnceFunc(s.kill)
+	done := &tally{counts: map[string]int{}, kill: kill}
+	within := time.Duration(rand.Int64N(int64(700 * time.Millisecond)))
+	if round%2 == 0 {
+		done.last, done.enough = calls[round/2%len(calls)].kind, 50+rand.IntN(150)
+		within = runTimeout / 2 // on the slowest machine
+	}
+	timer := time.AfterFunc(within, kill)
+	defer timer.Stop()
+	desks := make([]desk, 4)
+	for i := range desks {
+		desks[i] = desk{dial(t, s.grpcAddr), a.admin.pair}
+		defer desks[i].conn.Close()
+	}
+	began := time.Now()
 	var workers sync.WaitGroup
-	work := func(what string, step func(ctx context.Context, n int) error) {
+	for i, account := range a.all {
 		workers.Go(func() {
-			for n := 0; ; n++ {
-				err := step(t.Context(), n)
-				if err == nil {
-					continue
-				}
-				if status.Code(err) != codes.Unavailable || len(status.Convert(err).Details()) > 0 {
-					t.Errorf("%s: %v", what, err) // not by the kill
-				}
-				return
+			if err := account.work(ctx, desks[i%len(desks)], done); err != nil {
+				t.Errorf("%s: %v", account.name, err)
 			}
 		})
 	}
-	for _, h := range keepers {
-		work("refresh", func(ctx context.Context, _ int) error { return h.refresh(ctx, c, done) })
-	}
-	newcomers := make([]survivors, 4)
-	for i := range newcomers {
-		own := &newcomers[i]
-		if i%2 == 0 {
-			work("visit", func(ctx context.Context, n int) error { return own.visit(ctx, c, all.password, n, done) })
-		} else {
-			work("create", func(ctx context.Context, n int) error {
-				return own.create(bearer(ctx, admin), c, fmt.Sprintf("user-%d-%d-%d", round, i, n), all.password, done)
-			})
-		}
-	}
-	select {
-	case <-dead:
-	case <-time.After(runTimeout):
-		t.Error("not enough was acknowledged in time")
-		s.kill()
-	}
 	workers.Wait()
-	for _, own := range newcomers {
-		all.created = append(all.created, own.created...)
-		all.sessions = append(all.sessions, own.sessions...)
-	}
-	t.Logf("round %d: killed after %d refreshes, %d logins, %d logouts, %d new users", round,
-		done.refreshes.Load(), done.logins.Load(), done.logouts.Load(), done.creates.Load())
+	kill()
+	t.Logf("round %d: killed after %v and %d acknowledgements, the last of %q: %v",
+		round, time.Since(began).Round(time.Millisecond), done.total, done.last, done.counts)
+	return done.counts
 }
 
-// refresh replaces the tokens if the answer arrives. When it does not, the
-// client cannot know whether the token was spent.
-func (h *held) refresh(ctx context.Context, c *client, done *acks) error {
-	next, err := c.tryRefresh(ctx, h.pair)
-	if err == nil {
-		h.pair = next
-		done.add(&done.refreshes)
-	}
-	return err
-}
-
-// visit logs in, refreshes, and every second time logs out.
-func (s *survivors) visit(ctx context.Context, c *client, password string, n int, done *acks) error {
-	resp, err := c.Login(ctx, &watchwordv1.LoginRequest{Username: "worker", Password: password})
-	if err != nil {
-		return err
-	}
-	h := &held{pair: tokens(resp.GetTokens())}
-	s.sessions = append(s.sessions, h)
-	done.add(&done.logins)
-	if err := h.refresh(ctx, c, done); err != nil || n%2 == 0 {
-		return err
-	}
-	if err := c.logout(ctx, h.pair); err != nil {
-		h.leaving = true
-		return err
-	}
-	h.ended = true
-	done.add(&done.logouts)
-	return nil
-}
-
-func (s *survivors) create(ctx context.Context, c *client, name, password string, done *acks) error {
-	_, err := c.CreateUser(ctx, &watchwordv1.CreateUserRequest{Username: name, Password: password})
-	if err == nil {
-		s.created = append(s.created, name)
-		done.add(&done.creates)
-	}
-	return err
-}
-
-// check asks a new server for everything that the killed ones have acknowledged.
-func (s *survivors) check(t *testing.T, c *client, adminPassword string) {
-	t.Helper()
-	admin := c.login(t, "admin", adminPassword)
-	there, token := map[string]bool{}, ""
-	for more := true; more; more = token != "" {
-		resp, err := c.ListUsers(bearer(soon(t), admin), &watchwordv1.ListUsersRequest{PageSize: 20, PageToken: token})
+// work makes calls until the server is killed.
+func (a *account) work(ctx context.Context, d desk, done *tally) error {
+	for {
+		c := a.next(done.due())
+		err := c.make(ctx, d)
+		if err != nil && (status.Code(err) != codes.Unavailable || len(status.Convert(err).Details()) > 0) {
+			return fmt.Errorf("%s: %w", c.kind, err) // not by the kill
+		}
 		if err != nil {
-			t.Fatal(err)
+			a.unanswered = c
+			return nil
 		}
-		for _, user := range resp.GetUsers() {
-			there[user.GetUsername()] = true
-		}
-		token = resp.GetNextPageToken()
-	}
-	for _, name := range s.created {
-		if !there[name] {
-			t.Errorf("the acknowledged user %s is gone", name)
-		}
-	}
-	wantOK(t, "login of the user made last", c.tryLogin(soon(t), s.created[len(s.created)-1], s.password))
-	for i, h := range s.sessions {
-		if err := h.check(soon(t), c); err != nil {
-			t.Errorf("session %d (%s): %v", i, h.pair.GetSessionId(), err)
-		}
+		c.then()
+		done.add(c.kind)
 	}
 }
 
-// check goes on with a session by the newest tokens that were received.
-func (h *held) check(ctx context.Context, c *client) error {
-	next, err := c.tryRefresh(ctx, h.pair)
-	if h.leaving {
-		h.leaving, h.ended = false, err != nil // now it is known
+// check asks a new server for what the killed ones have acknowledged.
+func (a *accounts) check(t *testing.T, s *server, everything bool) {
+	t.Helper()
+	ctx, c := soon(t), dial(t, s.grpcAddr)
+	defer c.conn.Close()
+	if err := a.admin.checkLive(ctx, c, []string{"admin"}); err != nil {
+		t.Errorf("admin: %v", err)
+		return
 	}
-	if h.ended {
-		_, verified := c.verify(ctx, h.pair)
-		return errors.Join(notRefused(err, "SESSION_REVOKED"), notRefused(verified, "TOKEN_REVOKED"), c.logout(ctx, h.pair))
+	var checks sync.WaitGroup
+	for _, account := range a.all {
+		checks.Go(func() {
+			if err := account.check(ctx, desk{c, a.admin.pair}, everything); err != nil {
+				t.Errorf("%s: %v", account.name, err)
+			}
+		})
 	}
-	if err != nil {
-		return fmt.Errorf("cannot go on: %w", err)
-	}
-	h.pair = next
-	_, err = c.verify(ctx, h.pair)
-	return err
+	checks.Wait()
 }
 
-// checkIntegrity looks at a copy of a database that nobody has open, so that
-// the next server finds it as it was left.
-func checkIntegrity(t *testing.T, dir string) {
+// killAtStart kills a server that has not said yet that it is ready, or has
+// just done so.
+func killAtStart(t *testing.T, dir string) {
+	t.Helper()
+	cmd := exec.Command(watchword(t), serveArgs(dir, killedServer...)...)
+	cmd.Env = environment()
+	p := start(t, cmd)
+	select {
+	case <-time.After(time.Duration(rand.Int64N(int64(150 * time.Millisecond)))):
+		p.kill()
+	case <-p.exited:
+		t.Errorf("it ended by itself:\n%s", p.stderr)
+	}
+}
+
+// halves finds what would be there if a transaction had been done by half: each
+// query returns a row for each.
+var halves = []string{
+	`SELECT * FROM pragma_integrity_check WHERE integrity_check <> 'ok'`,
+	`SELECT id FROM sessions WHERE ended_at IS NOT NULL AND id NOT IN (SELECT subject FROM events)`,
+	`SELECT subject FROM events WHERE kind = 'session-ended' AND subject NOT IN (SELECT id FROM sessions WHERE ended_at IS NOT NULL)`,
+	`SELECT subject FROM events JOIN users ON id = subject GROUP BY id HAVING max(version) <> ver`,
+	`SELECT subject FROM events JOIN users ON id = subject WHERE kind = 'version-revoked' GROUP BY id HAVING max(version) <> revoked_below`,
+	`SELECT id FROM users WHERE revoked_below > 0 AND id NOT IN (SELECT subject FROM events)`,
+	`SELECT id FROM sessions WHERE user_id NOT IN (SELECT id FROM users)`,
+	`SELECT seq FROM head WHERE seq <> (SELECT count(*) FROM events) OR seq <> (SELECT max(seq) FROM events)`,
+}
+
+// checkIntegrity copies a database that nobody has open, so that the next
+// server finds it as it was left, and looks at the copy meanwhile.
+func checkIntegrity(t *testing.T, dir string) (done <-chan struct{}) {
 	t.Helper()
 	copied := t.TempDir()
 	for _, name := range []string{"watchword.db", "watchword.db-wal"} {
@@ -240,17 +229,27 @@ func checkIntegrity(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 	}
-	db, err := sql.Open("sqlite", filepath.Join(copied, "watchword.db"))
+	checked := make(chan struct{})
+	go func() {
+		defer close(checked)
+		if err := findHalves(t.Context(), filepath.Join(copied, "watchword.db")); err != nil {
+			t.Errorf("integrity: %v", err)
+		}
+	}()
+	return checked
+}
+
+func findHalves(ctx context.Context, path string) error {
+	db, err := sql.Open("sqlite", path)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	defer db.Close()
-	var verdict string
-	if err := db.QueryRowContext(t.Context(), "PRAGMA integrity_check").Scan(&verdict); err != nil || verdict != "ok" {
-		t.Errorf("integrity check: %q, %v", verdict, err)
+	for _, query := range halves {
+		var found string
+		if err := db.QueryRowContext(ctx, query).Scan(&found); !errors.Is(err, sql.ErrNoRows) {
+			return fmt.Errorf("%s: found %q, %w", query, found, err)
+		}
 	}
-	var users int
-	if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM users").Scan(&users); err != nil || users < 2 {
-		t.Errorf("the database holds %d users, %v", users, err)
-	}
+	return nil
 }
