@@ -1,6 +1,7 @@
 package store
 
 import (
+	"fmt"
 	"runtime"
 	"testing"
 )
@@ -18,19 +19,22 @@ func FailDriver(tx *Tx) error {
 	return err
 }
 
-// LimitPages makes the disk full a few pages from now.
-func LimitPages(t *testing.T, s *Store) {
+// LimitPages makes the disk full when the file has so many pages, or now if it
+// has more: statements fail that need another page.
+func LimitPages(t *testing.T, s *Store, pages int) {
 	t.Helper()
 	err := s.writer.do(t.Context(), func(tx *Tx) error {
-		var pages int
-		if err := tx.one(func(r row) error { return r.Scan(&pages) }, `PRAGMA page_count`); err != nil {
-			return err
-		}
-		return tx.one(func(r row) error { return r.Scan(&pages) }, `PRAGMA max_page_count = 60`)
+		return tx.one(func(r row) error { return r.Scan(&pages) }, fmt.Sprintf(`PRAGMA max_page_count = %d`, pages))
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Integrity is SQLite's own verdict on the file: ok.
+func Integrity(tx *Tx) (verdict string, err error) {
+	err = tx.one(func(r row) error { return r.Scan(&verdict) }, `PRAGMA integrity_check`)
+	return verdict, err
 }
 
 // ForgeSchemaVersion marks the schema as one of a later program.

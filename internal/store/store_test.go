@@ -16,7 +16,12 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if path := os.Getenv(besideVariable); path != "" {
+		os.Exit(writeBeside(path))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func open(t *testing.T) *store.Store {
 	t.Helper()
@@ -178,7 +183,7 @@ func TestADriversErrorHarmsNoStranger(t *testing.T) {
 
 func TestAFullDiskLeavesNoHalf(t *testing.T) {
 	s := open(t)
-	store.LimitPages(t, s)
+	store.LimitPages(t, s, 60)
 	big := string(make([]byte, 1<<20))
 	writes := []func(*store.Tx) error{
 		set("small1", "yes"),
