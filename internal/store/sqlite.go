@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"time"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -55,15 +56,21 @@ func connectSQLite(ctx context.Context, db *sql.DB, path string) (*Store, error)
 	if err != nil {
 		return nil, err
 	}
+	if c.turn, err = openTurnstile(path); err != nil {
+		return nil, err
+	}
 	s.writer = newWriter(c)
 	return s, nil
 }
 
-// dsn names the file, and what every connection is set to. Another process, such as
-// the command line, may hold the file's lock for a moment; busy_timeout waits for it.
+// busyTimeout is how long a writer waits for another process, such as the command
+// line, that holds the file's lock.
+const busyTimeout = 5 * time.Second
+
+// dsn names the file, and what every connection is set to.
 func dsn(path string) string {
 	pragmas := url.Values{"_pragma": {
-		"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)",
+		fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()), "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)",
 	}}
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas.Encode()
 }
@@ -81,6 +88,7 @@ func createPrivate(path string) error {
 // conn is a connection with its prepared statements. One goroutine uses it at a time.
 type conn struct {
 	c     *sql.Conn
+	turn  *turnstile           // of the one that writes; nil: it reads
 	stmts map[string]*sql.Stmt // by their SQL; bounded, since every text is a constant of this package
 }
 
@@ -97,6 +105,9 @@ func (c *conn) close() {
 		stmt.Close()
 	}
 	c.c.Close()
+	if c.turn != nil {
+		c.turn.close()
+	}
 }
 
 // No context of a caller reaches the driver: an interrupt would roll back the
@@ -125,9 +136,19 @@ func (c *conn) control(statement string) error {
 	return nil
 }
 
+// begin begins a transaction: of the writer, when it is its turn.
+func (c *conn) begin() error {
+	if c.turn == nil {
+		return c.control("BEGIN")
+	}
+	c.turn.enter()
+	defer c.turn.leave()
+	return c.control("BEGIN IMMEDIATE")
+}
+
 // transact runs fn in a transaction of its own.
-func (c *conn) transact(begin string, fn func(*Tx) error) (err error) {
-	if err := c.control(begin); err != nil {
+func (c *conn) transact(fn func(*Tx) error) (err error) {
+	if err := c.begin(); err != nil {
 		return err
 	}
 	committed := false

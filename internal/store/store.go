@@ -87,7 +87,7 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
 	select {
 	case c := <-s.readers:
 		defer func() { s.readers <- c }()
-		return c.transact("BEGIN", fn)
+		return c.transact(fn)
 	case <-s.closed:
 		return errClosed
 	case <-ctx.Done():

@@ -94,7 +94,7 @@ func (w *writer) loop() {
 			continue
 		}
 		for _, job := range group {
-			job.result <- w.conn.transact("BEGIN IMMEDIATE", job.fn)
+			job.result <- w.conn.transact(job.fn)
 		}
 	}
 }
@@ -120,7 +120,7 @@ func (w *writer) gather(first *write) []*write {
 // together runs a group in one transaction and answers its members. It reports
 // false, with nothing changed and nobody answered, where the driver failed.
 func (w *writer) together(group []*write) bool {
-	if w.conn.control("BEGIN IMMEDIATE") != nil {
+	if w.conn.begin() != nil {
 		return false
 	}
 	verdicts, txs := make([]error, len(group)), make([]*Tx, len(group))
