@@ -61,6 +61,8 @@ type Feed struct {
 	logger *slog.Logger
 	hint   chan struct{}
 	onKeys func(context.Context) error
+	poll   time.Duration
+	beats  time.Duration
 
 	mu       sync.Mutex
 	seq      int64 // of the newest event in the state
@@ -102,7 +104,7 @@ func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger
 		store: s, issuer: issuer, origin: []byte(databaseID), logger: logger, hint: make(chan struct{}, 1),
 		ended: map[string]time.Time{}, raised: map[subject]raise{},
 		changed: make(chan struct{}), progress: make(chan struct{}),
-		onKeys: func(context.Context) error { return nil },
+		onKeys: func(context.Context) error { return nil }, poll: pollEvery, beats: heartbeatEvery,
 	}
 	err := s.Read(ctx, func(tx *store.Tx) error { return f.readKeys(tx) })
 	if err != nil {
@@ -118,11 +120,15 @@ func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger
 // learns of it. It comes before Run.
 func (f *Feed) OnKeys(fn func(context.Context) error) { f.onKeys = fn }
 
+// Pace sets how often Run polls and beats, for tests in which months pass. It
+// comes before Run.
+func (f *Feed) Pace(poll, beats time.Duration) { f.poll, f.beats = poll, beats }
+
 // Run tails the store until ctx ends.
 func (f *Feed) Run(ctx context.Context) {
-	poll := time.NewTicker(pollEvery)
+	poll := time.NewTicker(f.poll)
 	defer poll.Stop()
-	beat := time.NewTicker(heartbeatEvery)
+	beat := time.NewTicker(f.beats)
 	defer beat.Stop()
 	for {
 		select {

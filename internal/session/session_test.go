@@ -46,11 +46,18 @@ type world struct {
 	alice    *store.User
 }
 
-func newWorld(t *testing.T) *world { return makeWorld(t, true) }
+func newWorld(t *testing.T) *world { return makeWorld(t, func(*feed.Feed) {}) }
 
-// makeWorld can do without the feed's polling, five times a second, for tests
-// in which months pass and nothing is revoked.
-func makeWorld(t *testing.T, polling bool) *world {
+// never is longer than any test.
+const never = 100_000 * time.Hour
+
+// slowWorld is for tests in which months pass: its feed moves when something
+// happens, and hardly ever else.
+func slowWorld(t *testing.T) *world {
+	return makeWorld(t, func(f *feed.Feed) { f.Pace(never, 55*time.Second) })
+}
+
+func makeWorld(t *testing.T, prepare func(*feed.Feed)) *world {
 	t.Helper()
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -72,10 +79,9 @@ func makeWorld(t *testing.T, polling bool) *world {
 	check()
 	w.feed, err = feed.Open(ctx, w.store, "https://auth.test", "database", slog.New(slog.DiscardHandler))
 	check()
+	prepare(w.feed)
 	var running sync.WaitGroup
-	if polling {
-		running.Go(func() { w.feed.Run(ctx) })
-	}
+	running.Go(func() { w.feed.Run(ctx) })
 	tokens, err := issuer.Open(ctx, w.store, master, "https://auth.test", 5*time.Minute)
 	check()
 	pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}})
@@ -184,7 +190,7 @@ func TestFiveHundredCallersSpendOneToken(t *testing.T) {
 
 func TestAnAnswerLostForAnHour(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
+		w := slowWorld(t)
 		first := w.login(t)
 		lost := w.refresh(t, first.Refresh)
 		time.Sleep(time.Hour)
@@ -213,7 +219,7 @@ func TestLostAnswerWithinTheGraceIsTheSame(t *testing.T) {
 
 func TestSessionsEndByAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := makeWorld(t, false)
+		w := slowWorld(t)
 		unused, used := w.login(t), w.login(t)
 		for range 3 { // 87 days
 			time.Sleep(29 * 24 * time.Hour)

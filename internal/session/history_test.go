@@ -1,0 +1,263 @@
+package session_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+// party is somebody who holds refresh tokens of a session.
+type party struct {
+	name string
+	held string // the newest refresh token that they received
+	// received says that they got an answer since there are two parties, last is
+	// when they asked last, and met that the other has come back after the grace
+	// since then: their next request finds the theft.
+	received, met bool
+	last          time.Time
+}
+
+// history is what happens to one session, beside the model of what must come of
+// it. The model has two invariants.
+//
+// Alone: an honest client that is alone is never refused, unless a request that
+// it gave up arrived, after the grace, behind a later one that was answered.
+//
+// Found: once two parties hold tokens, reuse is found at the latest when the
+// second of them comes back after the grace and the first presents the newest
+// token that it received.
+//
+// Besides: when a session has ended, for whatever reason, nothing of it works,
+// from the acknowledgement on.
+type history struct {
+	*world
+	owner   *party
+	thief   *party // nil: nobody has stolen anything
+	given   []string
+	minted  []*session.Tokens
+	lingers []*linger
+	tainted bool // a request that the owner gave up has arrived too late
+	ended   bool
+	born    time.Time
+	used    time.Time // the last refresh that was done
+}
+
+// linger is a request that the owner gave up and that has not arrived.
+type linger struct {
+	token    string
+	overtook time.Time // when a later one was answered; zero: none was
+}
+
+// afterGrace is when a token certainly counts as spent before the grace: spans of
+// it begin at fixed times, so it lasts for one to two of them.
+const afterGrace = 2 * grace
+
+func begin(t *testing.T, w *world) *history {
+	tokens := w.login(t)
+	now := time.Now()
+	return &history{
+		world: w, owner: &party{name: "owner", held: tokens.Refresh, last: now},
+		given: []string{tokens.Refresh}, minted: []*session.Tokens{tokens}, born: now, used: now,
+	}
+}
+
+func (h *history) expired() bool {
+	now := time.Now()
+	return !now.Before(h.used.Add(idle)) || !now.Before(h.born.Add(lifetime).Truncate(time.Second))
+}
+
+// ask presents the newest token that a party holds; the answer may be lost.
+func (h *history) ask(p *party, lost bool) {
+	now := time.Now()
+	mustFind := p.met
+	tokens, err := h.sessions.Refresh(context.Background(), p.held, nil)
+	switch {
+	case h.ended:
+		h.wants(err, "after the end", session.ErrRevoked)
+		return
+	case h.expired():
+		h.wants(err, "of a session that is too old", session.ErrRefreshExpired)
+		return
+	case mustFind && err == nil:
+		failf("the %s went on after the other had come back", p.name)
+	case errors.Is(err, session.ErrRefreshReused):
+		if h.thief == nil && !h.tainted {
+			failf("an honest client that is alone was refused")
+		}
+		h.end()
+		return
+	case err != nil:
+		failf("the %s was refused: %v", p.name, err)
+	}
+	h.used = now
+	h.minted = append(h.minted, tokens)
+	if other := h.other(p); other != nil && other.received && now.Sub(other.last) >= afterGrace {
+		other.met = true
+	}
+	p.last = now
+	if lost {
+		return
+	}
+	p.held, p.received = tokens.Refresh, h.thief != nil
+	h.given = append(h.given, tokens.Refresh)
+	if p != h.owner {
+		return
+	}
+	for _, l := range h.lingers {
+		if l.overtook.IsZero() {
+			l.overtook = now
+		}
+	}
+}
+
+func (h *history) other(p *party) *party {
+	if p == h.owner {
+		return h.thief
+	}
+	return h.owner
+}
+
+// arrive lets a request come in that the owner gave up long ago.
+func (h *history) arrive() {
+	l := h.lingers[0]
+	h.lingers = h.lingers[1:]
+	if !l.overtook.IsZero() && time.Since(l.overtook) >= grace {
+		h.tainted = true
+	}
+	_, err := h.sessions.Refresh(context.Background(), l.token, nil)
+	switch {
+	case h.ended:
+		h.wants(err, "a late arrival after the end", session.ErrRevoked)
+	case h.expired():
+		h.wants(err, "a late arrival, too old", session.ErrRefreshExpired)
+	case errors.Is(err, session.ErrRefreshReused):
+		if h.thief == nil && !h.tainted {
+			failf("an honest client's own late arrival ended its session")
+		}
+		h.end()
+	case err != nil:
+		failf("a late arrival: %v", err)
+	default:
+		h.used = time.Now()
+	}
+}
+
+func (h *history) wants(err error, what string, want error) {
+	if !errors.Is(err, want) {
+		failf("%s: %v, want %v", what, err, want)
+	}
+}
+
+// end checks that nothing of the session works any more: no refresh token that
+// was ever handed out, and no access token that has not expired.
+func (h *history) end() {
+	h.ended = true
+	for _, token := range h.given[max(0, len(h.given)-3):] {
+		_, err := h.sessions.Refresh(context.Background(), token, nil)
+		h.wants(err, "after the end", session.ErrRevoked)
+	}
+	for _, tokens := range h.minted[max(0, len(h.minted)-3):] {
+		if got := h.verdict(tokens.Access); got == good {
+			failf("an access token passes after the end of its session")
+		}
+	}
+}
+
+// Random histories of one session against the model, on the real code, with a
+// real database and the real verifier.
+func TestHistories(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		histories := rapid.SliceOfN(rapid.SliceOfN(rapid.Custom(drawStep), 1, 25), 1, 5).Draw(rt, "histories")
+		var wrong any
+		synctest.Test(t, func(t *testing.T) {
+			defer func() { wrong = recover() }() // a failure, which must not end the bubble
+			w := slowWorld(t)
+			for _, steps := range histories {
+				h := begin(t, w)
+				for _, s := range steps {
+					h.step(t, s)
+				}
+			}
+		})
+		if wrong != nil {
+			rt.Fatal(wrong)
+		}
+	})
+}
+
+// step is one thing that happens, if it can; chance decides what is open in it.
+type step struct {
+	What   string
+	Lost   bool // the answer
+	Wait   time.Duration
+	Chance int
+}
+
+func drawStep(rt *rapid.T) step {
+	what := []string{"owner", "owner", "owner", "thief", "thief", "thief", "wait", "wait", "wait", "give up", "steal", "arrive", "arrive"}
+	if rapid.IntRange(0, 19).Draw(rt, "rarely") == 0 {
+		what = []string{"logout", "revoke", "password"}
+	}
+	return step{
+		What: rapid.SampledFrom(what).Draw(rt, "what"),
+		Lost: rapid.IntRange(0, 9).Draw(rt, "lost") < 3,
+		Wait: rapid.SampledFrom([]time.Duration{
+			0, time.Second, grace / 2, grace - time.Microsecond, grace, grace + time.Second, afterGrace, time.Minute, time.Hour, 11 * time.Hour, 10 * 24 * time.Hour,
+		}).Draw(rt, "wait"),
+		Chance: rapid.IntRange(0, 1000).Draw(rt, "chance"),
+	}
+}
+
+func (h *history) step(t *testing.T, s step) {
+	ctx := context.Background()
+	done := func(err error) {
+		if err != nil {
+			failf("%s: %v", s.What, err)
+		}
+		h.end()
+	}
+	switch {
+	case s.What == "owner":
+		h.ask(h.owner, s.Lost)
+	case s.What == "thief" && h.thief != nil:
+		h.ask(h.thief, s.Lost)
+	case s.What == "give up":
+		h.lingers = append(h.lingers, &linger{token: h.owner.held})
+	case s.What == "arrive" && len(h.lingers) > 0:
+		h.arrive()
+	case s.What == "steal" && h.thief == nil: // the newest token, or one from before
+		token := h.given[max(0, len(h.given)-1-s.Chance%3)]
+		h.thief = &party{name: "thief", held: token, last: time.Now()}
+		h.owner.received, h.owner.met = false, false
+	case s.What == "wait":
+		time.Sleep(s.Wait)
+	case h.ended || h.expired():
+	case s.What == "logout":
+		done(h.sessions.Logout(ctx, h.given[s.Chance%len(h.given)]))
+	case s.What == "revoke":
+		by := user.Caller{UserID: h.alice.ID, SessionID: h.minted[0].SessionID, Version: h.version(t)}
+		done(h.sessions.Revoke(ctx, by, h.minted[0].SessionID))
+	case s.What == "password":
+		_, err := h.users.SetPassword(ctx, user.Operator, h.alice.ID, pw(t, sesame))
+		done(err)
+	}
+}
+
+func failf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
+
+// version is Alice's token version now.
+func (w *world) version(t *testing.T) int64 {
+	row, err := w.users.Get(context.Background(), w.alice.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return row.Version
+}

@@ -1,0 +1,140 @@
+package session_test
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/session"
+)
+
+// network loses three answers of ten: for seconds, until the client tries again,
+// or for hours.
+type network struct {
+	*world
+	rand *rand.Rand
+	refreshes, lost, late,
+	repeated int
+}
+
+func (n *network) wait(from, to time.Duration) {
+	time.Sleep(from + time.Duration(n.rand.Int64N(int64(to-from))))
+}
+
+// ask presents a token, until an answer arrives or the session has ended.
+func (n *network) ask(token string) (*session.Tokens, error) {
+	for before := ""; ; {
+		tokens, err := n.sessions.Refresh(context.Background(), token, nil)
+		if err != nil {
+			return nil, err
+		}
+		n.refreshes++
+		if tokens.Refresh == before {
+			n.repeated++
+		}
+		if n.rand.IntN(10) >= 3 {
+			return tokens, nil
+		}
+		n.lost++
+		before = tokens.Refresh
+		if n.rand.IntN(10) < 7 {
+			n.wait(time.Second, 30*time.Second)
+		} else {
+			n.late++
+			n.wait(time.Hour, 12*time.Hour)
+		}
+	}
+}
+
+func newNetwork(t *testing.T, w *world) *network {
+	t.Helper()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	return &network{world: w, rand: rand.New(rand.NewPCG(seed, 0))}
+}
+
+// A client whose network is bad is never logged out by it.
+func TestALossyNetworkLogsNobodyOut(t *testing.T) {
+	refreshes := 10_000
+	if testing.Short() {
+		refreshes = 500
+	}
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t, makeWorld(t, func(f *feed.Feed) { f.Pace(never, never) }))
+		n.verifier.Close() // nothing is revoked, and it would wonder at the silence
+		began, logins := time.Now(), 0
+		for n.refreshes < refreshes {
+			tokens, login := n.login(t), time.Now()
+			// A session ends after 90 days in any case.
+			for logins++; n.refreshes < refreshes && time.Since(login) < lifetime-5*24*time.Hour; {
+				var err error
+				if tokens, err = n.ask(tokens.Refresh); err != nil {
+					t.Fatalf("after %d refreshes: %v", n.refreshes, err)
+				}
+				n.wait(time.Minute, 10*time.Minute)
+			}
+		}
+		t.Logf("%d refreshes in %v of the client's time, in %d sessions: %d answers lost, %d of them for hours; %d times the same answer again",
+			n.refreshes, time.Since(began).Round(time.Hour), logins, n.lost, n.late, n.repeated)
+	})
+}
+
+// With a thief beside it, the theft is found each time: at the latest when the
+// second of the two has come back after the grace and the first asks again.
+func TestTheftIsFoundEachTime(t *testing.T) {
+	thefts := 100
+	if testing.Short() {
+		thefts = 20
+	}
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t, slowWorld(t))
+		var longest time.Duration
+		atOnce := 0
+		for range thefts {
+			first := n.login(t)
+			owner := first.Refresh
+			stolen := owner
+			for range n.rand.IntN(6) {
+				tokens, err := n.ask(owner)
+				if err != nil {
+					t.Fatalf("before the theft: %v", err)
+				}
+				if n.rand.IntN(3) > 0 { // the newest, or one from before
+					stolen = tokens.Refresh
+				}
+				owner = tokens.Refresh
+				n.wait(time.Second, 10*time.Minute)
+			}
+			began := time.Now()
+			held := map[bool]string{false: owner, true: stolen}
+			turn := n.rand.IntN(2) == 0
+			asked := 0
+			for {
+				n.wait(afterGrace, 5*time.Hour)
+				tokens, err := n.ask(held[turn])
+				if asked++; errors.Is(err, session.ErrRefreshReused) {
+					break
+				}
+				if err != nil {
+					t.Fatalf("the theft: %v", err)
+				}
+				if asked == 3 {
+					t.Fatalf("both go on with a session that they share")
+				}
+				held[turn], turn = tokens.Refresh, !turn
+			}
+			for _, token := range held {
+				n.refused(t, token, session.ErrRevoked)
+			}
+			if asked == 1 {
+				atOnce++
+			}
+			longest = max(longest, time.Since(began))
+		}
+		t.Logf("%d thefts, each found; %d by the first who came, the last after %v", thefts, atOnce, longest.Round(time.Minute))
+	})
+}
