@@ -44,7 +44,8 @@ type history struct {
 	given   []string
 	minted  []*session.Tokens
 	lingers []*linger
-	tainted bool // a request that the owner gave up has arrived too late
+	spent   map[string]time.Time // refresh tokens, when each was first
+	tainted bool                 // a request that the owner gave up has arrived too late
 	ended   bool
 	born    time.Time
 	used    time.Time // the last refresh that was done
@@ -52,8 +53,8 @@ type history struct {
 
 // linger is a request that the owner gave up and that has not arrived.
 type linger struct {
-	token    string
-	overtook time.Time // when a later one was answered; zero: none was
+	token     string
+	overtaken bool // a later one was answered
 }
 
 // afterGrace is when a token certainly counts as spent before the grace: spans of
@@ -65,7 +66,7 @@ func begin(t *testing.T, w *world) *history {
 	now := time.Now()
 	return &history{
 		world: w, owner: &party{name: "owner", held: tokens.Refresh, last: now},
-		given: []string{tokens.Refresh}, minted: []*session.Tokens{tokens}, born: now, used: now,
+		given: []string{tokens.Refresh}, minted: []*session.Tokens{tokens}, born: now, used: now, spent: map[string]time.Time{},
 	}
 }
 
@@ -98,6 +99,7 @@ func (h *history) ask(p *party, lost bool) {
 		failf("the %s was refused: %v", p.name, err)
 	}
 	h.used = now
+	h.spend(p.held)
 	h.minted = append(h.minted, tokens)
 	if other := h.other(p); other != nil && other.received && now.Sub(other.last) >= afterGrace {
 		other.met = true
@@ -112,9 +114,7 @@ func (h *history) ask(p *party, lost bool) {
 		return
 	}
 	for _, l := range h.lingers {
-		if l.overtook.IsZero() {
-			l.overtook = now
-		}
+		l.overtaken = true
 	}
 }
 
@@ -129,8 +129,8 @@ func (h *history) other(p *party) *party {
 func (h *history) arrive() {
 	l := h.lingers[0]
 	h.lingers = h.lingers[1:]
-	if !l.overtook.IsZero() && time.Since(l.overtook) >= grace {
-		h.tainted = true
+	if spent, ok := h.spent[l.token]; ok && l.overtaken && time.Since(spent) >= grace {
+		h.tainted = true // the grace runs from the first time that the token was spent
 	}
 	_, err := h.sessions.Refresh(context.Background(), l.token, nil)
 	switch {
@@ -147,6 +147,13 @@ func (h *history) arrive() {
 		failf("a late arrival: %v", err)
 	default:
 		h.used = time.Now()
+		h.spend(l.token)
+	}
+}
+
+func (h *history) spend(token string) {
+	if _, ok := h.spent[token]; !ok {
+		h.spent[token] = time.Now()
 	}
 }
 

@@ -42,14 +42,10 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 // spend judges a generation and changes the session's row. Reuse is a verdict
 // and no error, since the end that it makes must be committed.
 func (s *Sessions) spend(ctx context.Context, tx *store.Tx, g generation, audience []string) (handout, verdict, error) {
-	row, err := tx.Session(g.sessionID)
+	row, u, err := tx.SessionAndUser(g.sessionID)
 	if errors.Is(err, store.ErrNotFound) {
 		return handout{}, 0, ErrRefreshExpired
 	}
-	if err != nil {
-		return handout{}, 0, err
-	}
-	u, err := tx.User(row.UserID)
 	if err != nil {
 		return handout{}, 0, err
 	}

@@ -4,6 +4,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -35,27 +36,59 @@ const sessionColumns = `id, user_id, born_ver, audience, created_at, refreshed_a
 	current, spent, spent_at, low, earlier_low, late, late_at`
 
 func (s *Session) scan(r row) error {
+	into, finish := s.columns()
+	if err := r.Scan(into...); err != nil {
+		return err
+	}
+	return finish()
+}
+
+// columns is where sessionColumns go to, and what is to be done then.
+func (s *Session) columns() (into []any, finish func() error) {
 	var audience string
 	var created, refreshed, spentAt, lateAt int64
 	var ended sql.NullInt64
 	g := &s.Generations
-	err := r.Scan(&s.ID, &s.UserID, &s.BornVersion, &audience, &created, &refreshed, &ended,
-		&g.Current, &g.Spent, &spentAt, &g.Low, &g.EarlierLow, &g.Late, &lateAt)
-	if err != nil {
-		return err
+	into = []any{&s.ID, &s.UserID, &s.BornVersion, &audience, &created, &refreshed, &ended,
+		&g.Current, &g.Spent, &spentAt, &g.Low, &g.EarlierLow, &g.Late, &lateAt}
+	return into, func() error {
+		s.CreatedAt, s.RefreshedAt, s.EndedAt = fromMicros(created), fromMicros(refreshed), fromNullMicros(ended)
+		g.SpentAt, g.LateAt = fromMicros(spentAt), fromMicros(lateAt)
+		if err := json.Unmarshal([]byte(audience), &s.Audience); err != nil {
+			return fmt.Errorf("session %s: audience: %w", s.ID, err)
+		}
+		return nil
 	}
-	s.CreatedAt, s.RefreshedAt, s.EndedAt = fromMicros(created), fromMicros(refreshed), fromNullMicros(ended)
-	g.SpentAt, g.LateAt = fromMicros(spentAt), fromMicros(lateAt)
-	if err := json.Unmarshal([]byte(audience), &s.Audience); err != nil {
-		return fmt.Errorf("session %s: audience: %w", s.ID, err)
-	}
-	return nil
 }
 
 // Session finds a session by id. ErrNotFound.
 func (tx *Tx) Session(id string) (*Session, error) {
 	s := &Session{}
 	return s, tx.one(s.scan, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
+}
+
+// SessionAndUser finds a session and whose it is, in one statement: every refresh
+// begins with it. ErrNotFound.
+func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
+	s, u := &Session{}, &User{}
+	err := tx.one(func(r row) error {
+		session, finishSession := s.columns()
+		user, finishUser := u.columns()
+		if err := r.Scan(append(session, user...)...); err != nil {
+			return err
+		}
+		finishUser()
+		return finishSession()
+	}, sessionAndUser, id)
+	return s, u, err
+}
+
+var sessionAndUser = `SELECT ` + of("s", sessionColumns) + `, ` + of("u", userColumns) +
+	` FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.id = $1`
+
+// of names the columns of a table by its alias.
+func of(alias, columns string) string {
+	return alias + "." + strings.Join(strings.Fields(columns), " "+alias+".")
 }
 
 // Sessions lists a user's sessions that nobody has ended, in order of id, from

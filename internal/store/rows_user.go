@@ -23,14 +23,22 @@ type User struct {
 const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at, deleted_at`
 
 func (u *User) scan(r row) error {
+	into, finish := u.columns()
+	err := r.Scan(into...)
+	finish()
+	return err
+}
+
+// columns is where userColumns go to, and what is to be done then.
+func (u *User) columns() (into []any, finish func()) {
 	var roles string
 	var created, updated int64
 	var deleted sql.NullInt64
-	err := r.Scan(&u.ID, &u.Username, &u.PasswordHash, &roles, &u.Disabled, &u.Version, &u.RevokedBelow,
-		&created, &updated, &deleted)
-	u.Roles = strings.Fields(roles)
-	u.CreatedAt, u.UpdatedAt, u.DeletedAt = fromMicros(created), fromMicros(updated), fromNullMicros(deleted)
-	return err
+	into = []any{&u.ID, &u.Username, &u.PasswordHash, &roles, &u.Disabled, &u.Version, &u.RevokedBelow, &created, &updated, &deleted}
+	return into, func() {
+		u.Roles = strings.Fields(roles)
+		u.CreatedAt, u.UpdatedAt, u.DeletedAt = fromMicros(created), fromMicros(updated), fromNullMicros(deleted)
+	}
 }
 
 // User finds a user by id, deleted ones too. ErrNotFound.
