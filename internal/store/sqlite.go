@@ -16,7 +16,7 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// openSQLite opens one connection that writes and a few that read. In WAL mode
+// openSQLite opens one connection that writes, one for checkpoints, and a few that read. In WAL mode
 // readers and the writer don't wait for each other; synchronous=FULL makes a
 // commit survive power loss.
 func openSQLite(ctx context.Context, path string) (*Store, error) {
@@ -59,7 +59,11 @@ func connectSQLite(ctx context.Context, db *sql.DB, path string) (*Store, error)
 	if c.turn, err = openTurnstile(path); err != nil {
 		return nil, err
 	}
-	s.writer = newWriter(c)
+	side, err := connect(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	s.writer = newWriter(c, newCheckpointer(side))
 	return s, nil
 }
 
@@ -70,7 +74,7 @@ const busyTimeout = 5 * time.Second
 // dsn names the file, and what every connection is set to.
 func dsn(path string) string {
 	pragmas := url.Values{"_pragma": {
-		fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()), "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)",
+		fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()), "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)",
 	}}
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas.Encode()
 }

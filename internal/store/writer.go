@@ -18,6 +18,7 @@ import (
 // Nobody is answered before the commit. Who is alone never waits for company.
 type writer struct {
 	conn  *conn
+	side  *checkpointer
 	queue chan *write
 
 	closing sync.RWMutex // held for reading while a write is being queued
@@ -37,8 +38,8 @@ type write struct {
 
 var errClosed = unavailable(errors.New("closed"))
 
-func newWriter(c *conn) *writer {
-	w := &writer{conn: c, queue: make(chan *write, maxGroup), done: make(chan struct{})}
+func newWriter(c *conn, side *checkpointer) *writer {
+	w := &writer{conn: c, side: side, queue: make(chan *write, maxGroup), done: make(chan struct{})}
 	go w.loop()
 	return w
 }
@@ -52,6 +53,7 @@ func (w *writer) close() {
 	}
 	w.closing.Unlock()
 	<-w.done
+	w.side.close()
 	w.conn.close()
 }
 
@@ -89,13 +91,12 @@ func (w *writer) enqueue(ctx context.Context, job *write) error {
 func (w *writer) loop() {
 	defer close(w.done)
 	for job := range w.queue {
-		group := w.gather(job)
-		if len(group) > 1 && w.together(group) {
-			continue
+		if group := w.gather(job); len(group) < 2 || !w.together(group) {
+			for _, job := range group {
+				job.result <- w.conn.transact(job.fn)
+			}
 		}
-		for _, job := range group {
-			job.result <- w.conn.transact(job.fn)
-		}
+		w.side.after(w.conn)
 	}
 }
 
