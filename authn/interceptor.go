@@ -37,26 +37,6 @@ func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	}
 }
 
-// StreamServerInterceptor guards streaming calls alone; ServerOptions guards
-// both. It refuses as UnaryServerInterceptor does, when the stream begins.
-func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
-	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		ctx, err := v.guard(stream.Context(), info.FullMethod)
-		if err != nil {
-			return err
-		}
-		return handler(srv, &guardedStream{ServerStream: stream, ctx: ctx})
-	}
-}
-
-// guardedStream is a stream whose context has the principal.
-type guardedStream struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-func (s *guardedStream) Context() context.Context { return s.ctx }
-
 // guard lets a call pass, with the context that its handler shall see, or
 // refuses it.
 func (v *Verifier) guard(ctx context.Context, full string) (context.Context, error) {

@@ -150,10 +150,11 @@ func (c *conn) begin() error {
 	return c.control("BEGIN IMMEDIATE")
 }
 
-// transact runs fn in a transaction of its own.
-func (c *conn) transact(fn func(*Tx) error) (err error) {
+// transact runs fn in a transaction of its own. It returns the one that was
+// committed.
+func (c *conn) transact(fn func(*Tx) error) (*Tx, error) {
 	if err := c.begin(); err != nil {
-		return err
+		return nil, err
 	}
 	committed := false
 	defer func() {
@@ -164,14 +165,13 @@ func (c *conn) transact(fn func(*Tx) error) (err error) {
 	}()
 	tx := newTx(c)
 	if err := run(tx, fn); err != nil {
-		return err
+		return nil, err
 	}
 	if err := c.control("COMMIT"); err != nil {
-		return err
+		return nil, err
 	}
 	committed = true
-	tx.wasCommitted()
-	return nil
+	return tx, nil
 }
 
 // run calls fn. A panic becomes an error, since it must not take strangers'

@@ -87,7 +87,8 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
 	select {
 	case c := <-s.readers:
 		defer func() { s.readers <- c }()
-		return c.transact(fn)
+		_, err := c.transact(fn)
+		return err
 	case <-s.closed:
 		return errClosed
 	case <-ctx.Done():
@@ -117,8 +118,8 @@ type Tx struct {
 	committed []func()
 }
 
-// OnCommit calls fn when what this transaction did is durable, before Write
-// returns, and never if it was rolled back. fn must be quick: others wait for it.
+// OnCommit calls fn when what this transaction did is durable, in the goroutine
+// that called Write and before Write returns, and never if it was rolled back.
 func (tx *Tx) OnCommit(fn func()) { tx.committed = append(tx.committed, fn) }
 
 func (tx *Tx) wasCommitted() {

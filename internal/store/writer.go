@@ -33,7 +33,21 @@ const maxGroup = 1024
 type write struct {
 	fn     func(*Tx) error
 	taken  atomic.Bool // by the writer, to run it, or by its caller, to give it up
-	result chan error
+	result chan result
+}
+
+// result is how a write ended: the transaction that was committed, or why not.
+type result struct {
+	tx  *Tx
+	err error
+}
+
+// settled is the end of a write, in its caller's goroutine.
+func (r result) settled() error {
+	if r.err == nil {
+		r.tx.wasCommitted()
+	}
+	return r.err
 }
 
 var errClosed = unavailable(errors.New("closed"))
@@ -58,19 +72,19 @@ func (w *writer) close() {
 }
 
 func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {
-	job := &write{fn: fn, result: make(chan error, 1)}
+	job := &write{fn: fn, result: make(chan result, 1)}
 	if err := w.enqueue(ctx, job); err != nil {
 		return err
 	}
 	select {
-	case err := <-job.result:
-		return err
+	case r := <-job.result:
+		return r.settled()
 	case <-ctx.Done():
 		if job.taken.CompareAndSwap(false, true) {
 			return unavailable(ctx.Err())
 		}
 		// It is running, and writes to what its caller will read.
-		return <-job.result
+		return (<-job.result).settled()
 	}
 }
 
@@ -93,7 +107,8 @@ func (w *writer) loop() {
 	for job := range w.queue {
 		if group := w.gather(job); len(group) < 2 || !w.together(group) {
 			for _, job := range group {
-				job.result <- w.conn.transact(job.fn)
+				tx, err := w.conn.transact(job.fn)
+				job.result <- result{tx, err}
 			}
 		}
 		w.side.after(w.conn)
@@ -138,10 +153,7 @@ func (w *writer) together(group []*write) bool {
 		return false
 	}
 	for i, job := range group {
-		if verdicts[i] == nil {
-			txs[i].wasCommitted()
-		}
-		job.result <- verdicts[i]
+		job.result <- result{txs[i], verdicts[i]}
 	}
 	return true
 }

@@ -1,0 +1,242 @@
+package authn_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/authntest"
+)
+
+// streams is a guarded server whose one method, a stream, a test plays.
+type streams struct {
+	conn   *grpc.ClientConn
+	issuer *authntest.Issuer
+	// The handler's: what it is told to do, and how it ended.
+	handler func(stream grpc.ServerStream) error
+	ended   chan error
+}
+
+const chat = "/chat.v1.Chat/Talk"
+
+func serveStreams(t *testing.T, handler func(grpc.ServerStream) error, outside ...grpc.StreamServerInterceptor) *streams {
+	t.Helper()
+	s := &streams{issuer: authntest.New(), handler: handler, ended: make(chan error, 1000)}
+	v := s.issuer.NewVerifier(t, authn.WithAudience("test"))
+	listener, stop := serve(func(r *grpc.Server) {
+		r.RegisterService(&grpc.ServiceDesc{ServiceName: "chat.v1.Chat", Streams: []grpc.StreamDesc{{
+			StreamName: "Talk", ServerStreams: true, ClientStreams: true,
+			Handler: func(_ any, stream grpc.ServerStream) error {
+				err := s.handler(stream)
+				s.ended <- err
+				return err
+			},
+		}}}, nil)
+	}, append([]grpc.ServerOption{grpc.ChainStreamInterceptor(outside...)}, v.ServerOptions()...)...)
+	t.Cleanup(stop)
+	s.conn = dial(listener)
+	t.Cleanup(func() { s.conn.Close() })
+	return s
+}
+
+// open begins a stream with a token.
+func (s *streams) open(t *testing.T, token string) grpc.ClientStream {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	t.Cleanup(cancel)
+	stream, err := s.conn.NewStream(authntest.Bearer(ctx, token), &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, chat)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
+// What handlers may be doing when their stream must end.
+var busy = map[string]func(grpc.ServerStream) error{
+	"in Recv": func(s grpc.ServerStream) error { return s.RecvMsg(new(emptypb.Empty)) },
+	"in Send": func(s grpc.ServerStream) error {
+		for { // until the client's window is full, and on
+			if err := s.SendMsg(wrapperspb.String(strings.Repeat("x", 1<<16))); err != nil {
+				return err
+			}
+		}
+	},
+	"in both": func(s grpc.ServerStream) error {
+		received := make(chan error, 1)
+		go func() { received <- s.RecvMsg(new(emptypb.Empty)) }()
+		for {
+			if err := s.SendMsg(wrapperspb.String(strings.Repeat("x", 1<<16))); err != nil {
+				return errors.Join(err, <-received)
+			}
+		}
+	},
+	"in work": func(s grpc.ServerStream) error {
+		<-s.Context().Done()
+		return context.Cause(s.Context())
+	},
+}
+
+// A stream ends within a second of its token, with the status that a new call
+// would get, whatever the handler is doing.
+func TestAStreamEndsWithItsToken(t *testing.T) {
+	alice := authntest.User{Name: "alice"}
+	for why, c := range map[string]struct {
+		end    func(s *streams, token string)
+		code   codes.Code
+		reason string
+	}{
+		"expiry":     {func(s *streams, _ string) { s.issuer.Advance(authntest.MaxLifetime) }, codes.Unauthenticated, "TOKEN_EXPIRED"},
+		"logout":     {func(s *streams, token string) { s.issuer.EndSession(token) }, codes.Unauthenticated, "TOKEN_REVOKED"},
+		"user ended": {func(s *streams, _ string) { s.issuer.EndUser(alice) }, codes.Unauthenticated, "TOKEN_REVOKED"},
+		"rights":     {func(s *streams, _ string) { s.issuer.ChangeRights(alice) }, codes.Unauthenticated, "TOKEN_STALE"},
+		"withdrawal": {func(s *streams, token string) { s.issuer.WithdrawKey(token) }, codes.Unauthenticated, "TOKEN_INVALID"},
+	} {
+		for where, handler := range busy {
+			t.Run(why+", "+where, func(t *testing.T) {
+				t.Parallel()
+				begun := make(chan struct{})
+				s := serveStreams(t, func(stream grpc.ServerStream) error {
+					if p, ok := authn.FromContext(stream.Context()); !ok || p.Username() != "alice" {
+						t.Errorf("the handler's principal is %v", p)
+					}
+					close(begun)
+					return handler(stream)
+				})
+				token := s.issuer.Token(alice)
+				stream := s.open(t, token)
+				<-begun
+				began := time.Now()
+				c.end(s, token)
+				// Until the handler has ended nothing is read, so that Send stays blocked.
+				if err := <-s.ended; name(err) != c.reason {
+					t.Errorf("the handler was told %v", err)
+				}
+				if took := time.Since(began); took > time.Second+500*time.Millisecond { // the machine's share
+					t.Errorf("it took %v", took)
+				}
+				err := error(nil)
+				for err == nil {
+					err = stream.RecvMsg(newText())
+				}
+				refusedBy(t, err, c.code, c.reason, chat)
+			})
+		}
+	}
+}
+
+// Of a thousand streams, those end whose token has.
+func TestOtherStreamsGoOn(t *testing.T) {
+	const n = 200
+	s := serveStreams(t, func(stream grpc.ServerStream) error {
+		for {
+			m := new(wrapperspb.StringValue)
+			if err := stream.RecvMsg(m); err != nil {
+				if errors.Is(err, io.EOF) {
+					return nil
+				}
+				return err
+			}
+			if err := stream.SendMsg(m); err != nil {
+				return err
+			}
+		}
+	})
+	all := make([]grpc.ClientStream, n)
+	tokens := make([]string, n)
+	for i := range all {
+		tokens[i] = s.issuer.Token(authntest.User{Name: fmt.Sprint(i)})
+		all[i] = s.open(t, tokens[i])
+	}
+	echo := func(i int) error {
+		if err := all[i].SendMsg(wrapperspb.String("hello")); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		return all[i].RecvMsg(newText())
+	}
+	for i := range all {
+		if err := echo(i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range all {
+		if i%2 == 0 {
+			s.issuer.EndSession(tokens[i])
+		}
+	}
+	for range n / 2 {
+		if err := <-s.ended; name(err) != "TOKEN_REVOKED" {
+			t.Errorf("a handler was told %v", err)
+		}
+	}
+	for i := range all {
+		want := "ok"
+		if i%2 == 0 {
+			want = "TOKEN_REVOKED"
+		}
+		if err := echo(i); name(err) != want {
+			t.Errorf("stream %d: %v, want %s", i, err, want)
+		}
+		if want == "ok" {
+			if err := all[i].CloseSend(); err != nil {
+				t.Error(err)
+			}
+			if err := all[i].RecvMsg(newText()); !errors.Is(err, io.EOF) {
+				t.Errorf("stream %d ended with %v", i, err)
+			}
+		}
+	}
+}
+
+// However a handler ends by itself, its answer and its panic get through.
+func TestHowAHandlerEnds(t *testing.T) {
+	refusal := status.Error(codes.AlreadyExists, "its own")
+	for how, c := range map[string]struct {
+		handler  func(grpc.ServerStream) error
+		want     codes.Code
+		panicked any
+	}{
+		"well":           {func(grpc.ServerStream) error { return nil }, codes.OK, nil},
+		"with a status":  {func(grpc.ServerStream) error { return refusal }, codes.AlreadyExists, nil},
+		"with a panic":   {func(grpc.ServerStream) error { panic("a bug") }, codes.DataLoss, "a bug"},
+		"by nil's panic": {func(grpc.ServerStream) error { panic(nil) }, codes.DataLoss, new(runtime.PanicNilError)},
+		"by Goexit":      {func(grpc.ServerStream) error { runtime.Goexit(); return nil }, codes.Internal, nil},
+	} {
+		t.Run(how, func(t *testing.T) {
+			var mu sync.Mutex
+			var recovered any
+			s := serveStreams(t, c.handler, func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+				defer func() {
+					if p := recover(); p != nil {
+						mu.Lock()
+						recovered = p
+						mu.Unlock()
+						err = status.Error(codes.DataLoss, "recovered")
+					}
+				}()
+				return handler(srv, stream)
+			})
+			err := s.open(t, s.issuer.Token(authntest.User{})).RecvMsg(newText())
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if status.Code(err) != c.want || fmt.Sprintf("%T", recovered) != fmt.Sprintf("%T", c.panicked) {
+				t.Errorf("%v, recovered %v", err, recovered)
+			}
+		})
+	}
+}
