@@ -142,7 +142,7 @@ func TestRefusalsAreOnRecord(t *testing.T) {
 	}
 	for range 3 {
 		guess(alice.name, "a wrong password")
-		guess("nobody", "any password")
+		guess("nobody", "whatever password")
 		wants(t, "a forged token", h.refresh(t, tamper(alice.GetRefreshToken(), 20)), "REFRESH_TOKEN_INVALID")
 		_, err := h.users.ListUsers(alice.as(t.Context()), &watchwordv1.ListUsersRequest{})
 		wants(t, "without the role", outcome(err), "ROLE_REQUIRED")
