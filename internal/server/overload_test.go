@@ -19,7 +19,7 @@ func TestOverload(t *testing.T) {
 	victim := h.make(t)
 	idle := h.verifying(t, func() { time.Sleep(300 * time.Millisecond) })
 
-	const callers, enough = 400, 20
+	const callers, enough = 400, 5
 	outcomes, took := make([]string, callers), make([]time.Duration, callers)
 	var helped string
 	answered := make(chan struct{}, callers) // after a hash
