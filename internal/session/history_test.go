@@ -35,8 +35,9 @@ type party struct {
 // second of them comes back after the grace and the first presents the newest
 // token that it received.
 //
-// Besides: when a session has ended, for whatever reason, nothing of it works,
-// from the acknowledgement on.
+// Besides: a token whose answer was lost, and in whose place a late retry got
+// another, is dead: who presents it ends the session. And when a session has
+// ended, for whatever reason, nothing of it works, from the acknowledgement on.
 type history struct {
 	*world
 	owner   *party
@@ -45,6 +46,8 @@ type history struct {
 	minted  []*session.Tokens
 	lingers []*linger
 	spent   map[string]time.Time // refresh tokens, when each was first
+	next    map[string]string    // the successor that each got last
+	dead    map[string]bool      // successors in whose place there is another
 	tainted bool                 // a request that the owner gave up has arrived too late
 	ended   bool
 	born    time.Time
@@ -67,6 +70,7 @@ func begin(t *testing.T, w *world) *history {
 	return &history{
 		world: w, owner: &party{name: "owner", held: tokens.Refresh, last: now},
 		given: []string{tokens.Refresh}, minted: []*session.Tokens{tokens}, born: now, used: now, spent: map[string]time.Time{},
+		next: map[string]string{}, dead: map[string]bool{},
 	}
 }
 
@@ -87,6 +91,8 @@ func (h *history) ask(p *party, lost bool) {
 	case h.expired():
 		h.wants(err, "of a session that is too old", session.ErrRefreshExpired)
 		return
+	case h.dead[p.held] && err == nil:
+		failf("a dead token was taken")
 	case mustFind && err == nil:
 		failf("the %s went on after the other had come back", p.name)
 	case errors.Is(err, session.ErrRefreshReused):
@@ -99,8 +105,7 @@ func (h *history) ask(p *party, lost bool) {
 		failf("the %s was refused: %v", p.name, err)
 	}
 	h.used = now
-	h.spend(p.held)
-	h.minted = append(h.minted, tokens)
+	h.spend(p.held, tokens)
 	if other := h.other(p); other != nil && other.received && now.Sub(other.last) >= afterGrace {
 		other.met = true
 	}
@@ -132,7 +137,7 @@ func (h *history) arrive() {
 	if spent, ok := h.spent[l.token]; ok && l.overtaken && time.Since(spent) >= grace {
 		h.tainted = true // the grace runs from the first time that the token was spent
 	}
-	_, err := h.sessions.Refresh(context.Background(), l.token, nil)
+	tokens, err := h.sessions.Refresh(context.Background(), l.token, nil)
 	switch {
 	case h.ended:
 		h.wants(err, "a late arrival after the end", session.ErrRevoked)
@@ -147,14 +152,22 @@ func (h *history) arrive() {
 		failf("a late arrival: %v", err)
 	default:
 		h.used = time.Now()
-		h.spend(l.token)
+		h.spend(l.token, tokens)
 	}
 }
 
-func (h *history) spend(token string) {
+// spend notes that a token was spent and what it got.
+func (h *history) spend(token string, got *session.Tokens) {
 	if _, ok := h.spent[token]; !ok {
 		h.spent[token] = time.Now()
 	}
+	// Only the token that was spent last is retried late, and nobody has been
+	// seen with what it got before.
+	if before, ok := h.next[token]; ok && before != got.Refresh && time.Since(h.spent[token]) >= grace && h.spent[before].IsZero() {
+		h.dead[before] = true
+	}
+	h.next[token] = got.Refresh
+	h.minted = append(h.minted, got)
 }
 
 func (h *history) wants(err error, what string, want error) {
@@ -241,7 +254,7 @@ func (h *history) step(t *testing.T, s step) {
 	case s.What == "arrive" && len(h.lingers) > 0:
 		h.arrive()
 	case s.What == "steal" && h.thief == nil: // the newest token, or one from before
-		token := h.given[max(0, len(h.given)-1-s.Chance%3)]
+		token := h.minted[max(0, len(h.minted)-1-s.Chance%4)].Refresh // one that got lost, too
 		h.thief = &party{name: "thief", held: token, last: time.Now()}
 		h.owner.received, h.owner.met = false, false
 	case s.What == "wait":
