@@ -28,8 +28,11 @@ import (
 )
 
 // Benchmarks count rounds: in each, what is measured and its limit run one after
-// the other for a quarter of a second, so that both see the same machine.
-const stint = 250 * time.Millisecond
+// the other for a stint, so that both see the same machine.
+const (
+	stint     = time.Second
+	longStint = 2 * time.Second // of hashes, of which a short one would hold few
+)
 
 // side is one of two that are compared.
 type side struct {
@@ -40,7 +43,7 @@ type side struct {
 }
 
 // run lets callers call for a stint.
-func (s *side) run(b *testing.B, callers int, call func(caller int) error) {
+func (s *side) run(b *testing.B, stint time.Duration, callers int, call func(caller int) error) {
 	b.Helper()
 	took := make([][]time.Duration, callers)
 	began, written := time.Now(), writtenBytes(b)
@@ -208,14 +211,14 @@ func BenchmarkRefresh(b *testing.B) {
 		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
 			var ours, limit side
 			for range b.N {
-				ours.run(b, callers, func(c int) error {
+				ours.run(b, stint, callers, func(c int) error {
 					resp, err := auth.Refresh(context.Background(), &watchwordv1.RefreshRequest{RefreshToken: pairs[c].GetRefreshToken()})
 					if err == nil {
 						pairs[c] = resp.GetTokens()
 					}
 					return err
 				})
-				limit.run(b, callers, func(c int) error {
+				limit.run(b, stint, callers, func(c int) error {
 					_, err := least.Refresh(context.Background(), &watchwordv1.RefreshRequest{RefreshToken: ids[c]})
 					return err
 				})
@@ -246,17 +249,15 @@ func BenchmarkLogin(b *testing.B) {
 	parallel := max(1, runtime.GOMAXPROCS(0)-1) // what the pool hashes at a time
 	var ours, limit side
 	for range b.N {
-		for range 4 { // a stint holds few hashes
-			ours.run(b, 4*parallel, // so that the pool is never idle
-				func(int) error {
-					_, err := auth.Login(context.Background(), &watchwordv1.LoginRequest{Username: "admin", Password: adminPassword})
-					return err
-				})
-			limit.run(b, parallel, func(int) error {
-				argon2.IDKey([]byte(adminPassword), make([]byte, 16), 2, 19456, 1, 32)
-				return nil
-			})
-		}
+		// Two callers for each hash that runs, so that the pool is never idle.
+		ours.run(b, longStint, 2*parallel, func(int) error {
+			_, err := auth.Login(context.Background(), &watchwordv1.LoginRequest{Username: "admin", Password: adminPassword})
+			return err
+		})
+		limit.run(b, longStint, parallel, func(int) error {
+			argon2.IDKey([]byte(adminPassword), make([]byte, 16), 2, 19456, 1, 32)
+			return nil
+		})
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(ours.rate(), "logins/s")
