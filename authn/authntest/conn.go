@@ -3,6 +3,7 @@ package authntest
 import (
 	"context"
 	"net"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -12,6 +13,9 @@ import (
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
+
+// beatEvery keeps verifiers from taking silence for a lost connection.
+const beatEvery = 20 * time.Second
 
 type message = watchwordv1.WatchBundleResponse
 
@@ -45,7 +49,7 @@ func (i *Issuer) open(ctx context.Context) (*stream, error) {
 		return nil, status.Error(codes.Unavailable, "authntest: disconnected")
 	}
 	ctx, cut := context.WithCancel(ctx)
-	s := &stream{ctx: ctx, cut: cut, next: make(chan *message), asked: make(chan struct{})}
+	s := &stream{issuer: i, ctx: ctx, cut: cut, next: make(chan *message), asked: make(chan struct{})}
 	s.left = []*message{
 		{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: &watchwordv1.SnapshotChunk{
 			TrustState: i.trustState(), EndedSessions: i.ended, RaisedVersions: i.raised, Last: true,
@@ -77,12 +81,13 @@ func (i *Issuer) send(m *message) {
 // next one, so its call of RecvMsg says that it has.
 type stream struct {
 	grpc.ClientStream
-	ctx   context.Context
-	cut   context.CancelFunc
-	left  []*message // what it begins with
-	next  chan *message
-	asked chan struct{}
-	owing bool // send waits for the next call of RecvMsg
+	issuer *Issuer
+	ctx    context.Context
+	cut    context.CancelFunc
+	left   []*message // what it begins with
+	next   chan *message
+	asked  chan struct{}
+	owing  bool // send waits for the next call of RecvMsg
 }
 
 func (s *stream) send(m *message) {
@@ -122,6 +127,11 @@ func (s *stream) RecvMsg(into any) error {
 	case m := <-s.next:
 		s.owing = true
 		proto.Merge(into.(*message), m)
+		return nil
+	case <-time.After(beatEvery):
+		s.issuer.mu.Lock()
+		defer s.issuer.mu.Unlock()
+		proto.Merge(into.(*message), s.issuer.heartbeat())
 		return nil
 	case <-s.ctx.Done():
 		return status.Error(codes.Unavailable, "authntest: disconnected")
