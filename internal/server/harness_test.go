@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -151,9 +152,12 @@ func (h *harness) login(a *account, audience ...string) error {
 		return fmt.Errorf("logging %s in: %w", a.name, err)
 	}
 	a.TokenPair = resp.GetTokens()
-	verified, err := h.auth.Verify(context.Background(), &watchwordv1.VerifyRequest{AccessToken: a.GetAccessToken()})
-	a.id = verified.GetPrincipal().GetSubject()
-	return err
+	var claims jwt.RegisteredClaims // not verified: a token of a second may be over by now
+	if _, _, err := jwt.NewParser().ParseUnverified(a.GetAccessToken(), &claims); err != nil {
+		return err
+	}
+	a.id = claims.Subject
+	return nil
 }
 
 // start starts a server for one test.
