@@ -1,0 +1,316 @@
+package authn_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// authServer stands in for Watchword. It keeps one session, whose tokens are
+// numbered: access-3 came with refresh-3. As the real one does, it takes the
+// newest refresh token and the one before.
+type authServer struct {
+	watchwordv1.UnimplementedAuthServiceServer
+	reachable
+	life time.Duration
+	mint func(n int) string // an access token
+
+	mu       sync.Mutex
+	newest   int
+	asked    []string // "login", or the refresh token presented
+	audience []string
+	before   func(context.Context) error // may refuse what is asked
+	after    func(context.Context) error // may lose the answer
+}
+
+func (s *authServer) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watchwordv1.LoginResponse, error) {
+	good := req.GetUsername() == "alice" && req.GetPassword() == "secret"
+	tokens, err := s.answer(ctx, "login", req.GetAudience(), func() error {
+		if !good {
+			return refusal(codes.Unauthenticated, "INVALID_CREDENTIALS", "")
+		}
+		return nil
+	})
+	return &watchwordv1.LoginResponse{Tokens: tokens}, err
+}
+
+func (s *authServer) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*watchwordv1.RefreshResponse, error) {
+	tokens, err := s.answer(ctx, req.GetRefreshToken(), req.GetAudience(), func() error {
+		if t := req.GetRefreshToken(); t != refresh(s.newest) && t != refresh(s.newest-1) {
+			return refusal(codes.Unauthenticated, "REFRESH_TOKEN_REUSED", "")
+		}
+		return nil
+	})
+	return &watchwordv1.RefreshResponse{Tokens: tokens}, err
+}
+
+func (s *authServer) answer(ctx context.Context, asked string, audience []string, judge func() error) (*watchwordv1.TokenPair, error) {
+	s.mu.Lock()
+	s.asked, s.audience = append(s.asked, asked), audience
+	before, after := s.before, s.after
+	s.mu.Unlock()
+	if before != nil {
+		if err := before(ctx); err != nil {
+			return nil, err
+		}
+	}
+	s.mu.Lock()
+	if err := judge(); err != nil {
+		s.mu.Unlock()
+		return nil, err
+	}
+	if asked != refresh(s.newest-1) { // within the grace: the same again
+		s.newest++
+	}
+	n := s.newest
+	s.mu.Unlock()
+	if after != nil {
+		if err := after(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return &watchwordv1.TokenPair{AccessToken: s.mint(n), RefreshToken: refresh(n), ExpiresIn: durationpb.New(s.life)}, nil
+}
+
+func access(n int) string  { return fmt.Sprintf("access-%d", n) }
+func refresh(n int) string { return fmt.Sprintf("refresh-%d", n) }
+
+// when sets what happens before and after the server's work.
+func (s *authServer) when(before, after func(context.Context) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before, s.after = before, after
+}
+
+// took returns what was asked since it was last called.
+func (s *authServer) took() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	taken := strings.Join(s.asked, " ")
+	s.asked = nil
+	return taken
+}
+
+func always(err error) func(context.Context) error {
+	return func(context.Context) error { return err }
+}
+
+// hang answers nothing until the caller has given up.
+func hang(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// refusal is a status as Watchword and verifiers give it.
+func refusal(code codes.Code, reason, method string, more ...protoadapt.MessageV1) error {
+	info := &errdetails.ErrorInfo{Reason: reason, Domain: "watchword"}
+	if method != "" {
+		info.Metadata = map[string]string{"method": method}
+	}
+	st, err := status.New(code, "refused").WithDetails(append(more, info)...)
+	if err != nil {
+		panic(err)
+	}
+	return st.Err()
+}
+
+// guardedService answers every call with its caller's token, unless refuse says
+// otherwise.
+type guardedService struct {
+	reachable
+	mu     sync.Mutex
+	calls  []string // the tokens, "none" for none
+	refuse func(method, token string) error
+}
+
+func (s *guardedService) handle(_ any, stream grpc.ServerStream) error {
+	method, _ := grpc.Method(stream.Context())
+	token := tokenIn(stream.Context())
+	s.mu.Lock()
+	s.calls = append(s.calls, token)
+	refuse := s.refuse
+	s.mu.Unlock()
+	if refuse != nil {
+		if err := refuse(method, token); err != nil {
+			return err
+		}
+	}
+	answer := newText()
+	answer.Value = token
+	return stream.SendMsg(answer)
+}
+
+func tokenIn(ctx context.Context) string {
+	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+	if len(values) == 0 {
+		return "none"
+	}
+	return strings.TrimPrefix(strings.Join(values, "+"), "Bearer ")
+}
+
+func (s *guardedService) refuses(refuse func(method, token string) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuse = refuse
+}
+
+func (s *guardedService) took() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	taken := strings.Join(s.calls, " ")
+	s.calls = nil
+	return taken
+}
+
+// calling is a caller with credentials, and both servers.
+type calling struct {
+	*authn.Credentials
+	auth    *authServer
+	service *guardedService
+	conn    *grpc.ClientConn // to the service
+}
+
+const (
+	unaryMethod  = "/test.v1.Test/Unary"
+	streamMethod = "/test.v1.Test/Stream"
+	accessLife   = 5 * time.Minute
+)
+
+// reachable is a server in memory that can be dialled as if it were anywhere.
+type reachable struct{ listener *bufconn.Listener }
+
+// dial dials it at an address, nil for the one that it has.
+func (r reachable) dial(t *testing.T, addr net.Addr, opts ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	conn := dial(r.listener, append(opts, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+		c, err := r.listener.DialContext(ctx)
+		if err != nil || addr == nil {
+			return c, err
+		}
+		return elsewhere{c, addr}, nil
+	}))...)
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// startAuth runs a stand-in for Watchword.
+func startAuth(t *testing.T) *authServer {
+	t.Helper()
+	s := &authServer{life: accessLife, mint: access}
+	listener, stop := serve(func(r *grpc.Server) { watchwordv1.RegisterAuthServiceServer(r, s) })
+	t.Cleanup(stop)
+	s.reachable = reachable{listener}
+	return s
+}
+
+// startService runs a guarded service.
+func startService(t *testing.T) *guardedService {
+	t.Helper()
+	s := new(guardedService)
+	listener, stop := serve(func(*grpc.Server) {}, grpc.UnknownServiceHandler(s.handle))
+	t.Cleanup(stop)
+	s.reachable = reachable{listener}
+	return s
+}
+
+// withPassword and withSession make a caller of each kind, in a bubble.
+func withPassword(t *testing.T, opts ...authn.CredentialsOption) *calling {
+	t.Helper()
+	return startCalling(t, func(conn grpc.ClientConnInterface) (*authn.Credentials, error) {
+		return authn.NewPasswordCredentials(conn, "alice", "secret", opts...)
+	})
+}
+
+func withSession(t *testing.T, opts ...authn.CredentialsOption) *calling {
+	t.Helper()
+	return startCalling(t, func(conn grpc.ClientConnInterface) (*authn.Credentials, error) {
+		return authn.NewRefreshCredentials(conn, "refresh-0", opts...)
+	})
+}
+
+func startCalling(t *testing.T, make func(grpc.ClientConnInterface) (*authn.Credentials, error)) *calling {
+	t.Helper()
+	auth, service := startAuth(t), startService(t)
+	creds, err := make(auth.dial(t, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { creds.Close() })
+	return &calling{creds, auth, service, service.dial(t, nil, creds.DialOptions()...)}
+}
+
+// call makes a unary call, and waits until what it began is done.
+func (c *calling) call(t *testing.T) (string, error) {
+	t.Helper()
+	token, err := call(t.Context(), c.conn, unaryMethod, false)
+	synctest.Wait()
+	return token, err
+}
+
+// goesWith checks the token of a unary call.
+func (c *calling) goesWith(t *testing.T, want string) {
+	t.Helper()
+	if token, err := c.call(t); token != want || err != nil {
+		t.Fatalf("%q, %v; want %s", token, err, want)
+	}
+}
+
+// failsWith checks the reason, or the code, of a unary call's error.
+func (c *calling) failsWith(t *testing.T, want string) {
+	t.Helper()
+	if _, err := c.call(t); name(err) != want {
+		t.Fatalf("%v; want %s", err, want)
+	}
+}
+
+func saw(t *testing.T, by interface{ took() string }, want string) {
+	t.Helper()
+	if got := by.took(); got != want {
+		t.Fatalf("%T saw %q, want %q", by, got, want)
+	}
+}
+
+// keep is a store that remembers what it was handed.
+type keep struct {
+	mu    sync.Mutex
+	taken []string
+	err   error
+}
+
+func (k *keep) store(_ context.Context, token string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.taken = append(k.taken, token)
+	return k.err
+}
+
+func (k *keep) fails(err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.err = err
+}
+
+func (k *keep) took() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	taken := strings.Join(k.taken, " ")
+	k.taken = nil
+	return taken
+}

@@ -1,0 +1,202 @@
+package authn_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/watchword-auth/watchword/authn"
+)
+
+// secretAddresses says over which plaintext a secret may go.
+var secretAddresses = map[string]struct {
+	addr net.Addr
+	ok   bool
+}{
+	"another machine":  {&net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 443}, false},
+	"another, IPv6":    {&net.TCPAddr{IP: net.ParseIP("2001:db8::1"), Port: 1}, false},
+	"loopback":         {&net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: 1}, true},
+	"loopback, IPv6":   {&net.TCPAddr{IP: net.IPv6loopback, Port: 1}, true},
+	"Unix socket":      {&net.UnixAddr{Name: "/run/w.sock", Net: "unix"}, true},
+	"in memory":        {nil, true},
+	"name of loopback": {otherAddr("localhost:1"), false},
+}
+
+func TestSecretsOverPlaintext(t *testing.T) {
+	for name, test := range secretAddresses {
+		for _, told := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, told %t", name, told), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var opts []authn.CredentialsOption
+					if told {
+						opts = append(opts, authn.WithPlaintextToOtherHosts())
+					}
+					ok := test.ok || told
+					auth, service := startAuth(t), startService(t)
+					near, far := auth.dial(t, nil), auth.dial(t, test.addr)
+
+					// The token, to a service; Watchword is near. A handler's caller
+					// is near too, and proves nothing.
+					creds, err := authn.NewPasswordCredentials(near, "alice", "secret", opts...)
+					check(t, err)
+					defer creds.Close()
+					conn := service.dial(t, test.addr, creds.DialOptions()...)
+					for _, stream := range []bool{false, true} {
+						_, err = call(nearCaller(t.Context()), conn, unaryMethod, stream)
+						wantsPlaintext(t, err, ok)
+					}
+					if !ok {
+						saw(t, auth, "") // not even asked for one
+						saw(t, service, "")
+					} else {
+						saw(t, service, "access-1 access-1")
+					}
+
+					// The password and the refresh token, to Watchword.
+					for _, make := range []func() (*authn.Credentials, error){
+						func() (*authn.Credentials, error) {
+							return authn.NewPasswordCredentials(far, "alice", "secret", opts...)
+						},
+						func() (*authn.Credentials, error) { return authn.NewRefreshCredentials(far, "refresh-1", opts...) },
+					} {
+						auth.took()
+						auth.mu.Lock()
+						auth.newest = 1
+						auth.mu.Unlock()
+						creds, err := make()
+						check(t, err)
+						defer creds.Close()
+						_, err = call(t.Context(), service.dial(t, nil, creds.DialOptions()...), unaryMethod, false)
+						wantsPlaintext(t, err, ok)
+						if (auth.took() != "") != ok {
+							t.Error("Watchword was asked, or it was not")
+						}
+					}
+				})
+			})
+		}
+	}
+}
+
+func wantsPlaintext(t *testing.T, err error, ok bool) {
+	t.Helper()
+	if ok {
+		check(t, err)
+	} else if status.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "plaintext") {
+		t.Fatal(err)
+	}
+}
+
+// nearCaller is the context of a handler whose caller is on this machine.
+func nearCaller(ctx context.Context) context.Context {
+	return peer.NewContext(ctx, &peer.Peer{Addr: &net.UnixAddr{Net: "unix"}, AuthInfo: secure{}})
+}
+
+// says is plaintext that says of itself how secure it is.
+type says struct {
+	credentials.TransportCredentials
+	info credentials.AuthInfo
+}
+
+func (s says) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return conn, s.info, nil
+}
+
+func (says) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "test"}
+}
+
+func (s says) Clone() credentials.TransportCredentials { return s }
+
+type level credentials.SecurityLevel
+
+func (level) AuthType() string { return "test" }
+func (l level) GetCommonAuthInfo() credentials.CommonAuthInfo {
+	return credentials.CommonAuthInfo{SecurityLevel: credentials.SecurityLevel(l)}
+}
+
+// silentAuth says nothing of how secure it is.
+type silentAuth struct{}
+
+func (silentAuth) AuthType() string { return "silent" }
+
+// A secret needs a connection that nobody can read along, and that says so.
+func TestSecretsByLevelOfSecurity(t *testing.T) {
+	for name, test := range map[string]struct {
+		info credentials.AuthInfo
+		ok   bool
+	}{
+		"private":        {level(credentials.PrivacyAndIntegrity), true},
+		"integrity only": {level(credentials.IntegrityOnly), false},
+		"none":           {level(credentials.NoSecurity), false},
+		"invalid":        {level(credentials.InvalidSecurityLevel), false},
+		"says nothing":   {silentAuth{}, false},
+		"says TLS":       {credentials.TLSInfo{}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				auth, service := startAuth(t), startService(t)
+				remote := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 443}
+				as := grpc.WithTransportCredentials(says{info: test.info})
+				for _, far := range []string{"Watchword", "service"} {
+					toAuth := auth.dial(t, nil)
+					if far == "Watchword" {
+						toAuth = auth.dial(t, remote, as)
+					}
+					creds, err := authn.NewPasswordCredentials(toAuth, "alice", "secret")
+					check(t, err)
+					defer creds.Close()
+					opts := creds.DialOptions()
+					toService := service.dial(t, nil, opts...)
+					if far == "service" {
+						toService = service.dial(t, remote, append(opts, as)...)
+					}
+					_, err = call(t.Context(), toService, unaryMethod, false)
+					wantsPlaintext(t, err, test.ok)
+				}
+				if !test.ok {
+					saw(t, auth, "")
+					saw(t, service, "")
+				}
+			})
+		})
+	}
+}
+
+// deafConn drops call options, and with them whatever looks at the connection.
+type deafConn struct{ grpc.ClientConnInterface }
+
+func (c deafConn) Invoke(ctx context.Context, method string, args, reply any, _ ...grpc.CallOption) error {
+	return c.ClientConnInterface.Invoke(ctx, method, args, reply)
+}
+
+func TestConnectionThatDropsOptionsGetsNoSecret(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		auth, service := startAuth(t), startService(t)
+		for want, make := range map[string]func(grpc.ClientConnInterface) (*authn.Credentials, error){
+			"login": func(conn grpc.ClientConnInterface) (*authn.Credentials, error) {
+				return authn.NewPasswordCredentials(conn, "alice", "secret")
+			},
+			"": func(conn grpc.ClientConnInterface) (*authn.Credentials, error) {
+				return authn.NewRefreshCredentials(conn, "refresh-0")
+			},
+		} {
+			creds, err := make(deafConn{auth.dial(t, nil)})
+			check(t, err)
+			defer creds.Close()
+			if _, err := call(t.Context(), service.dial(t, nil, creds.DialOptions()...), unaryMethod, false); err == nil {
+				t.Error("a secret came through")
+			}
+			saw(t, auth, want)
+		}
+	})
+}
