@@ -1,0 +1,335 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	testv1 "google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/server"
+)
+
+const (
+	callers     = 64
+	connections = 4 // that callers share
+)
+
+// echoServer answers with what it was asked. The service is one of grpc-go's own,
+// with generated code as any other; it states no rule, so any valid token will do.
+type echoServer struct {
+	testv1.UnimplementedTestServiceServer
+}
+
+func (echoServer) UnaryCall(_ context.Context, req *testv1.SimpleRequest) (*testv1.SimpleResponse, error) {
+	return &testv1.SimpleResponse{Payload: req.GetPayload()}, nil
+}
+
+// endpoint is a server on loopback and connections to it.
+type endpoint struct {
+	conns  []*grpc.ClientConn
+	server *grpc.Server
+}
+
+// serve runs a server.
+func serve(register func(*grpc.Server), opts ...grpc.ServerOption) (*endpoint, error) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	e := &endpoint{server: grpc.NewServer(opts...)}
+	register(e.server)
+	go func() { _ = e.server.Serve(listener) }()
+	e.conns, err = dial(listener.Addr().String(), connections)
+	return e, err
+}
+
+func serveEcho(opts ...grpc.ServerOption) (*endpoint, error) {
+	return serve(func(s *grpc.Server) { testv1.RegisterTestServiceServer(s, echoServer{}) }, opts...)
+}
+
+func (e *endpoint) close() {
+	for _, c := range e.conns {
+		c.Close()
+	}
+	e.server.Stop()
+}
+
+func dial(addr string, n int, opts ...grpc.DialOption) ([]*grpc.ClientConn, error) {
+	conns := make([]*grpc.ClientConn, n)
+	for i := range conns {
+		var err error
+		conns[i], err = grpc.NewClient(addr, append(opts, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return conns, nil
+}
+
+var question = &testv1.SimpleRequest{Payload: &testv1.Payload{Body: bytes.Repeat([]byte{'x'}, 100)}}
+
+// echoes is a call by one of the callers. Each connection carries one token, as
+// that of a service which calls another does, to the server without a guard too.
+func (e *endpoint) echoes(tokens []string) func(worker, i int) error {
+	bearers := make([]context.Context, connections)
+	for k := range bearers {
+		bearers[k] = metadata.AppendToOutgoingContext(context.Background(), "authorization", "Bearer "+tokens[k])
+	}
+	return func(worker, _ int) error {
+		k := worker % connections
+		return e.conns[k].Invoke(bearers[k], guarded.FullMethod, question, new(testv1.SimpleResponse))
+	}
+}
+
+// echo compares a guarded server with the same one without a guard.
+func echo(b *bench) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	issuer, err := newIssuer()
+	if err != nil {
+		return err
+	}
+	defer issuer.close()
+	others, err := peers(ctx, issuer)
+	if err != nil {
+		return err
+	}
+	tokens, err := issuer.mint(connections)
+	if err != nil {
+		return err
+	}
+	verifier, err := issuer.verifier(0)
+	if err != nil {
+		return err
+	}
+	defer verifier.Close()
+	var sides []side
+	add := func(name string, opts ...grpc.ServerOption) error {
+		e, err := serveEcho(opts...)
+		if err == nil {
+			context.AfterFunc(ctx, e.close)
+			sides = append(sides, side{name, e.echoes(tokens)})
+		}
+		return err
+	}
+	if err := add("bare"); err != nil {
+		return err
+	}
+	if err := add("ours", verifier.ServerOptions()...); err != nil {
+		return err
+	}
+	if err := add("bare again"); err != nil {
+		return err
+	}
+	for _, other := range others {
+		if err := add(other.name, grpc.ChainUnaryInterceptor(other.unary)); err != nil {
+			return err
+		}
+	}
+	// Many short turns: what else the machine does moves a single one by more than
+	// the limit leaves. The control, of two servers alike, is off from one by what
+	// this run cannot tell: a ratio that misses by less says nothing.
+	r := race{turns: b.of(24, 200), stint: 120 * time.Millisecond, workers: callers, batch: 1}
+	all, err := r.run(sides[:3]...)
+	if err != nil {
+		return err
+	}
+	b.report("echo/64-callers/of-unguarded", all[1].over(all[0]), "of-it", atLeast(0.97))
+	b.report("echo/64-callers/control", all[2].over(all[0]), "of-it", limit{})
+	b.report("echo/64-callers/unguarded", median(all[0]), "calls/s", limit{})
+	r.turns = b.of(3, 21)
+	if all, err = r.run(append(sides[:1:1], sides[3:]...)...); err != nil {
+		return err
+	}
+	for i, other := range others {
+		b.report("echo/64-callers/"+other.name+"/of-unguarded", all[1+i].over(all[0]), "of-it", limit{})
+	}
+	return nil
+}
+
+// watchword is a real server in process, with its database in a folder of its own.
+type watchword struct {
+	addr     string
+	password string // of the user admin
+	close    func()
+}
+
+func startWatchword() (*watchword, error) {
+	folder, err := os.MkdirTemp("", "watchword-bench-")
+	if err != nil {
+		return nil, err
+	}
+	var out strings.Builder
+	srv, err := server.New(context.Background(), server.Config{
+		GRPCAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", DatastoreURI: "sqlite:" + filepath.Join(folder, "watchword.db"),
+		Audience: []string{audience, "billing"}, SigningAlg: "EdDSA", AccessTTL: lifetime, RefreshTTL: 720 * time.Hour,
+		SessionTTL: 2160 * time.Hour, RefreshGrace: 10 * time.Second, JWKSMaxAge: time.Minute, DrainTimeout: time.Second,
+		KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour,
+	}, slog.New(slog.NewTextHandler(io.Discard, nil)), &out)
+	if err != nil {
+		os.RemoveAll(folder)
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- srv.Run(ctx) }()
+	return &watchword{addr: srv.GRPCAddr(), password: strings.TrimSpace(out.String()), close: func() {
+		stop()
+		<-ran
+		srv.Close()
+		os.RemoveAll(folder)
+	}}, nil
+}
+
+func (w *watchword) login(auth watchwordv1.AuthServiceClient) (*watchwordv1.TokenPair, error) {
+	resp, err := auth.Login(context.Background(), &watchwordv1.LoginRequest{Username: "admin", Password: w.password})
+	return resp.GetTokens(), err
+}
+
+// bare answers every Verify alike.
+type bare struct {
+	watchwordv1.UnimplementedAuthServiceServer
+	answer *watchwordv1.VerifyResponse
+}
+
+func (s *bare) Verify(context.Context, *watchwordv1.VerifyRequest) (*watchwordv1.VerifyResponse, error) {
+	return s.answer, nil
+}
+
+// verifyRPC compares the RPC Verify of a real server with a unary RPC that takes
+// and returns the same messages, and does nothing.
+func verifyRPC(b *bench) error {
+	ours, err := startWatchword()
+	if err != nil {
+		return err
+	}
+	defer ours.close()
+	conns, err := dial(ours.addr, connections)
+	if err != nil {
+		return err
+	}
+	auth := watchwordv1.NewAuthServiceClient(conns[0])
+	pair, err := ours.login(auth)
+	if err != nil {
+		return err
+	}
+	request := &watchwordv1.VerifyRequest{AccessToken: pair.GetAccessToken()}
+	answer, err := auth.Verify(context.Background(), request)
+	if err != nil {
+		return err
+	}
+	least, err := serve(func(s *grpc.Server) { watchwordv1.RegisterAuthServiceServer(s, &bare{answer: answer}) })
+	if err != nil {
+		return err
+	}
+	defer least.close()
+	calls := func(conns []*grpc.ClientConn) func(worker, i int) error {
+		clients := make([]watchwordv1.AuthServiceClient, len(conns))
+		for k := range conns {
+			clients[k] = watchwordv1.NewAuthServiceClient(conns[k])
+		}
+		return func(worker, _ int) error {
+			_, err := clients[worker%len(clients)].Verify(context.Background(), request)
+			return err
+		}
+	}
+	r := race{turns: b.of(18, 120), stint: 120 * time.Millisecond, workers: callers, batch: 1}
+	all, err := r.run(side{"bare", calls(least.conns)}, side{"Verify", calls(conns)})
+	for _, c := range conns {
+		c.Close()
+	}
+	if err != nil {
+		return err
+	}
+	b.report("verify-rpc/64-callers/of-bare", all[1].over(all[0]), "of-it", atLeast(0.9))
+	b.report("verify-rpc/64-callers/bare", median(all[0]), "calls/s", limit{})
+	b.report("verify-rpc/message-sizes", float64(proto.Size(request)+proto.Size(answer)), "bytes", limit{})
+	return nil
+}
+
+// wire counts the bytes that a client sends for its token in a call on a warm
+// connection, where HPACK (RFC 7541) has put it into its table.
+func wire(b *bench) error {
+	issuer, err := newIssuer()
+	if err != nil {
+		return err
+	}
+	defer issuer.close()
+	e, err := serveEcho()
+	if err != nil {
+		return err
+	}
+	defer e.close()
+	tokens, err := issuer.mint(16)
+	if err != nil {
+		return err
+	}
+	without, err := sent(e, nil)
+	if err != nil {
+		return err
+	}
+	b.report("wire/token-length", float64(len(tokens[0])), "bytes", limit{})
+	for _, n := range []int{1, len(tokens)} {
+		with, err := sent(e, tokens[:n])
+		if err != nil {
+			return err
+		}
+		b.report(fmt.Sprintf("wire/%d-tokens-in-turn/bytes-per-call", n), with-without, "bytes", limit{})
+	}
+	return nil
+}
+
+// sent is how many bytes a call sends, on a connection of its own that the
+// callers of these tokens use in turn.
+func sent(e *endpoint, tokens []string) (float64, error) {
+	const warm, calls = 200, 2000
+	var written atomic.Int64
+	conns, err := dial(e.conns[0].Target(), 1, grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		return countingConn{c, &written}, err
+	}))
+	if err != nil {
+		return 0, err
+	}
+	defer conns[0].Close()
+	before := int64(0)
+	for i := range warm + calls {
+		if i == warm {
+			before = written.Load()
+		}
+		ctx := context.Background()
+		if len(tokens) > 0 {
+			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+tokens[i%len(tokens)])
+		}
+		if err := conns[0].Invoke(ctx, guarded.FullMethod, question, new(testv1.SimpleResponse)); err != nil {
+			return 0, err
+		}
+	}
+	return float64(written.Load()-before) / calls, nil
+}
+
+// countingConn counts what is written.
+type countingConn struct {
+	net.Conn
+	written *atomic.Int64
+}
+
+func (c countingConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.written.Add(int64(n))
+	return n, err
+}

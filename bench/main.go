@@ -1,0 +1,102 @@
+// Command bench measures what Watchword promises of its speed, each figure beside
+// its limit and, where the limit is a peer's, beside the peer in the same run.
+//
+//	go run .          some minutes
+//	go run . -quick   under a minute, with more noise
+//
+// A figure is a line "name value unit (limit …)", or "(reported)" where nothing
+// is promised. MISSED stands behind one that breaks its limit, and the exit
+// status is 1 then; 2 means that something could not be measured.
+//
+// Sides that are compared take turns of a fraction of a second, in both orders,
+// and what is reported is the median over the turns: of the ratio within each
+// turn, so that whatever else the machine does falls upon both.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"time"
+)
+
+// cores is how many the limits are for.
+const cores = 2
+
+func main() {
+	b := &bench{}
+	flag.BoolVar(&b.quick, "quick", false, "take under a minute")
+	flag.Parse()
+	runtime.GOMAXPROCS(min(cores, runtime.NumCPU()))
+	for _, part := range []func(*bench) error{interceptors, echo, verifyRPC, revocation, memory, wire} {
+		if err := part(b); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(2)
+		}
+	}
+	if b.missed > 0 {
+		os.Exit(1)
+	}
+}
+
+// bench is one run.
+type bench struct {
+	quick  bool
+	missed int
+}
+
+// of is how many turns, or tokens, or rounds: the first in a quick run.
+func (b *bench) of(quick, full int) int {
+	if b.quick {
+		return quick
+	}
+	return full
+}
+
+// limit is what a figure must keep to. The zero value is none.
+type limit struct {
+	relation string
+	bound    float64
+}
+
+func atLeast(bound float64) limit { return limit{">=", bound} }
+func atMost(bound float64) limit  { return limit{"<=", bound} }
+func under(bound float64) limit   { return limit{"<", bound} }
+
+// keeps is false for a figure that is no number, too.
+func (l limit) keeps(v float64) bool {
+	switch l.relation {
+	case ">=":
+		return v >= l.bound
+	case "<=":
+		return v <= l.bound
+	case "<":
+		return v < l.bound
+	}
+	return true
+}
+
+// report prints a figure.
+func (b *bench) report(name string, value float64, unit string, l limit) {
+	beside := "(reported)"
+	if l.relation != "" {
+		beside = fmt.Sprintf("(limit %s %s)", l.relation, number(l.bound))
+	}
+	if !l.keeps(value) {
+		b.missed++
+		beside += " MISSED"
+	}
+	fmt.Println(name, number(value), unit, beside)
+}
+
+// number has four digits that count.
+func number(v float64) string {
+	if v >= 1000 {
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	}
+	return strconv.FormatFloat(v, 'g', 4, 64)
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

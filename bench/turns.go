@@ -1,0 +1,121 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+)
+
+// side is one of those that are compared: a call, made again and again by so many
+// workers. i counts a worker's calls within a turn.
+type side struct {
+	name string
+	call func(worker, i int) error
+}
+
+// race is how sides take turns.
+type race struct {
+	turns   int
+	stint   time.Duration // of each side in a turn
+	workers int
+	batch   int // calls between two looks at the clock
+}
+
+// rates are calls a second, one for each turn.
+type rates []float64
+
+// run lets every side run once in each turn, from first to last and the next time
+// from last to first. There is one turn more at the beginning, which warms up and
+// does not count.
+func (r race) run(sides ...side) ([]rates, error) {
+	all := make([]rates, len(sides))
+	for turn := range r.turns + 1 {
+		for k := range sides {
+			if turn%2 == 1 {
+				k = len(sides) - 1 - k
+			}
+			runtime.GC() // what one side leaves behind is not the next one's burden
+			rate, err := r.stintOf(sides[k])
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", sides[k].name, err)
+			}
+			if turn > 0 {
+				all[k] = append(all[k], rate)
+			}
+		}
+	}
+	return all, nil
+}
+
+// stintOf adds up the workers' rates, each over its own time, so that none is
+// charged for waiting for the last.
+func (r race) stintOf(s side) (float64, error) {
+	var (
+		tasks sync.WaitGroup
+		begin = make(chan struct{})
+		each  = make([]float64, r.workers)
+		errs  = make([]error, r.workers)
+	)
+	for w := range r.workers {
+		tasks.Go(func() {
+			<-begin
+			start, calls := time.Now(), 0
+			for spent := time.Duration(0); spent < r.stint; spent = time.Since(start) {
+				for range r.batch {
+					if err := s.call(w, calls); err != nil {
+						errs[w] = err
+						return
+					}
+					calls++
+				}
+			}
+			each[w] = float64(calls) / time.Since(start).Seconds()
+		})
+	}
+	close(begin)
+	tasks.Wait()
+	sum := 0.0
+	for w := range r.workers {
+		if errs[w] != nil {
+			return 0, errs[w]
+		}
+		sum += each[w]
+	}
+	return sum, nil
+}
+
+// nanos is the time for one call: of all cores together, as `go test -bench` has
+// it for RunParallel.
+func (r rates) nanos() float64 { return 1e9 / median(r) }
+
+// over is the median of the turns' ratios.
+func (r rates) over(other rates) float64 {
+	ratios := make([]float64, len(r))
+	for i := range r {
+		ratios[i] = r[i] / other[i]
+	}
+	return median(ratios)
+}
+
+// overAll is over for the one of the others that comes off best.
+func (r rates) overAll(others []rates) float64 {
+	least := math.Inf(1)
+	for _, other := range others {
+		least = min(least, r.over(other))
+	}
+	return least
+}
+
+func median(values []float64) float64 { return quantile(values, 0.5) }
+
+// quantile is the value that so large a part of all does not exceed.
+func quantile(values []float64, q float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	if q == 0.5 && len(sorted)%2 == 0 {
+		return (sorted[len(sorted)/2-1] + sorted[len(sorted)/2]) / 2
+	}
+	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
+}
