@@ -87,12 +87,14 @@ vet: ## go vet
 	$(call title,go vet)
 	@go vet ./...
 	@cd $(NOTES) && go vet ./...
+	@cd bench && go vet ./...
 
 .PHONY: staticcheck
 staticcheck: .bin/staticcheck ## staticcheck
 	$(call title,staticcheck)
 	@staticcheck ./...
 	@cd $(NOTES) && staticcheck ./...
+	@cd bench && staticcheck ./...
 
 .PHONY: proto-check
 proto-check: .bin/buf ## Lint and format of the proto files; nothing released is broken
@@ -117,6 +119,7 @@ tidy-check: ## go.mod and go.sum are tidy
 	$(call title,go mod tidy -diff)
 	@go mod tidy -diff
 	@cd $(NOTES) && go mod tidy -diff
+	@cd bench && go mod tidy -diff
 
 .PHONY: test-go
 test-go: .bin/grpcurl ## Unit and end-to-end tests under the race detector
@@ -141,6 +144,12 @@ test-node: .bin/watchword .bin/notes ## The Node.js client against the real bina
 	$(call title,clients/node: npm test)
 	@cd clients/node && npm ci --no-audit --no-fund --loglevel=error && \
 		WATCHWORD_BIN=$(CURDIR)/.bin/watchword NOTES_BIN=$(CURDIR)/.bin/notes npm test
+
+##@ Measure
+
+.PHONY: bench
+bench: ## Every promise of speed beside its limit, in some minutes; quicker by ARGS=-quick
+	@cd bench && go run . $(ARGS)
 
 # The rest is not for typing.
 
