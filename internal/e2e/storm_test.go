@@ -140,18 +140,18 @@ var calls = []struct {
 	weight int
 	choose func(*account) *call
 }{
-	{"refresh", 200, (*account).refresh},
-	{"login", 8, (*account).login},
-	{"logout", 6, (*account).logout},
-	{"revoke", 4, (*account).revoke},
-	{"revoke all", 1, (*account).revokeAll},
-	{"set password", 1, (*account).setPassword},
+	{"refresh", 800, (*account).refresh},
+	{"login", 12, (*account).login},
+	{"logout", 10, (*account).logout},
+	{"revoke", 6, (*account).revoke},
+	{"revoke all", 2, (*account).revokeAll},
+	{"set password", 2, (*account).setPassword},
 	{"change password", 2, (*account).changePassword},
-	{"roles", 4, (*account).changeRoles},
-	{"disable", 1, (*account).disable},
-	{"enable", 8, (*account).enable},
+	{"roles", 20, (*account).changeRoles},
+	{"disable", 2, (*account).disable},
+	{"enable", 12, (*account).enable},
 	{"create", 1, (*account).createGuest},
-	{"delete", 2, (*account).deleteGuest},
+	{"delete", 4, (*account).deleteGuest},
 }
 
 // next chooses a call at random, and every second time the preferred one, if any.
@@ -203,7 +203,7 @@ func (a *account) refresh() *call {
 }
 
 func (a *account) login() *call {
-	if a.disabled || len(a.live) >= 4 {
+	if a.disabled || len(a.live) >= 5 {
 		return nil
 	}
 	var pair *watchwordv1.TokenPair
@@ -460,7 +460,7 @@ func (a *account) checkGuests(ctx context.Context, d desk, everything bool) erro
 			continue
 		}
 		if there, err := g.there(ctx, d); err != nil || there == g.deleted {
-			return fmt.Errorf("%s, deleted: %v, is there: %v, %w", g.name, g.deleted, there, err)
+			return fmt.Errorf("%s, deleted: %v, is there: %v, %v", g.name, g.deleted, there, err)
 		}
 		g.asked = g.deleted
 	}
