@@ -518,6 +518,7 @@ func TestNothingPrintsASecret(t *testing.T) {
 			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x", "%t"} {
 				fmt.Fprintf(&shown, verb+" "+verb+"\n", creds, struct{ *authn.Credentials }{creds})
 			}
+			//lint:ignore SA9005 that nothing comes out is what is tested
 			raw, err := json.Marshal(creds)
 			shown.Write(raw)
 			if err != nil {
