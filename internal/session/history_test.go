@@ -105,10 +105,13 @@ func (h *history) ask(p *party, lost bool) {
 		failf("the %s was refused: %v", p.name, err)
 	}
 	h.used = now
-	h.spend(p.held, tokens)
-	if other := h.other(p); other != nil && other.received && now.Sub(other.last) >= afterGrace {
-		other.met = true
+	if other := h.other(p); other != nil && other.received && now.Sub(other.last) >= afterGrace && p.held != other.held {
+		// What the other holds may have been spent just now, with the very same
+		// token as its own: it is the second then, and within the grace.
+		spent, ok := h.spent[other.held]
+		other.met = other.met || !ok || now.Sub(spent) >= afterGrace
 	}
+	h.spend(p.held, tokens)
 	p.last = now
 	if lost {
 		return
