@@ -12,6 +12,10 @@ import (
 // an event is kept: for slow transactions, and for clocks that disagree.
 const Margin = 5 * time.Minute
 
+// tagSize is the length of an event's tag in bytes: enough that two histories
+// never draw the same one for the same number.
+const tagSize = 8
+
 // maxLifetime is the setting that holds the longest lifetime that an access
 // token of this installation was ever given.
 const maxLifetime = "max_access_ttl"
@@ -68,7 +72,7 @@ func appendEvent(tx *store.Tx, e *store.Event) error {
 		return err
 	}
 	e.ExpiresAt = tx.Now().Add(longest + Margin)
-	e.Tag = make([]byte, 8)
+	e.Tag = make([]byte, tagSize)
 	rand.Read(e.Tag)
 	return tx.AppendEvent(e)
 }

@@ -4,8 +4,8 @@
 //
 // Each replica tails the store on its own: it polls by number, which misses
 // nothing, and a hint after its own commits makes it prompt. All watchers share
-// one in-memory state and one bounded log; who falls behind the log is dropped
-// and must come back for a snapshot.
+// one in-memory state and one bounded log, both of them encoded once; who falls
+// behind the log is dropped and must come back.
 package feed
 
 import (
@@ -37,8 +37,12 @@ const (
 	tailBatch = 1000
 	chunkSize = 1000
 	// maxWatchers bounds what strangers can hold: each may keep a message of
-	// chunkSize entries in its connection's buffers.
+	// chunkSize entries in its connection's buffers. maxPerPeer leaves room for
+	// others beside one that opens all that it can.
 	maxWatchers = 10_000
+	maxPerPeer  = 2_500
+	// snapshotsPerPeer are sent to one peer at a time; its others wait.
+	snapshotsPerPeer = 16
 	// logSize bounds how far a watcher may fall behind.
 	logSize = 4096
 	// applyTimeout bounds how long an acknowledgement waits for this server's
@@ -65,44 +69,53 @@ type Feed struct {
 	beats  time.Duration
 
 	mu       sync.Mutex
-	seq      int64 // of the newest event in the state
-	tag      []byte
+	at       position // of the newest event in the state
 	asOf     time.Time
 	trust    *watchwordv1.TrustState
-	snapshot []*watchwordv1.WatchBundleResponse // of the state, made when it is asked for; nil: the state has changed
+	revoked  revocations
 	watchers int
-	ended    map[string]time.Time // session id → until
-	raised   map[subject]raise
+	peers    map[string]*watching
 	log      []entry
 	first    int           // the index of log[0], counted from the start of the process
+	recent   []position    // of the events in the log, in order
 	changed  chan struct{} // closed and replaced when the log grows
+	rekey    bool          // the trust state is to be read, whatever the events say
+	fork     int           // counts the histories that this process has seen, but the first
 	applied  int64         // what our own verifier has applied
 	progress chan struct{} // closed and replaced when applied grows
 }
 
-// subject is a user's tokens below a version: those that are stale, or those
-// that are revoked.
-type subject struct {
-	userID  string
-	revoked bool
+// position is a place in the history of the database: the number of an event,
+// and its tag. Two histories may have the same numbers, and never the same tags.
+type position struct {
+	seq int64
+	tag [tagSize]byte // zero: not known, since the event was pruned, or there was none
 }
 
-type raise struct {
-	version int64
-	until   time.Time
-}
+// Message is an encoded WatchBundleResponse. Many watchers share it: it must not
+// be changed.
+type Message []byte
 
 // entry is a message for all watchers; seq is the state's number behind it.
 type entry struct {
 	seq     int64
-	message *watchwordv1.WatchBundleResponse
+	kind    entryKind
+	message Message
 }
+
+type entryKind int
+
+const (
+	heartbeat   entryKind = iota
+	revocation            // a change that leaves the trust state as it is
+	trustChange           // one that brings another
+)
 
 // Open reads the state of the database. Run keeps it up to date.
 func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger *slog.Logger) (*Feed, error) {
 	f := &Feed{
 		store: s, issuer: issuer, origin: []byte(databaseID), logger: logger, hint: make(chan struct{}, 1),
-		ended: map[string]time.Time{}, raised: map[subject]raise{},
+		peers:   map[string]*watching{},
 		changed: make(chan struct{}), progress: make(chan struct{}),
 		onKeys: func(context.Context) error { return nil }, poll: pollEvery, beats: heartbeatEvery,
 	}
@@ -220,10 +233,16 @@ func (f *Feed) Prune(ctx context.Context) error {
 func (f *Feed) catchUp(ctx context.Context) error {
 	for {
 		f.mu.Lock()
-		b := batch{after: f.seq}
+		b := batch{after: f.at}
 		f.mu.Unlock()
 		if err := f.store.Read(ctx, b.read); err != nil {
 			return err
+		}
+		if b.forked {
+			f.logger.WarnContext(ctx, "the database is not the one that it was: a backup was restored, or a standby promoted "+
+				"that had not heard everything. Reading it anew; what was revoked stays revoked", "event", b.after.seq)
+			f.beginAnew()
+			continue
 		}
 		if err := f.publish(ctx, b); err != nil {
 			return err
@@ -234,76 +253,124 @@ func (f *Feed) catchUp(ctx context.Context) error {
 	}
 }
 
-// batch is what one read of the tail has found behind a number.
+// batch is what one read of the tail has found behind a position.
 type batch struct {
-	after  int64
+	after  position
 	events []*store.Event
-	head   int64 // all up to here has been read
+	head   position // all up to here has been read
 	at     time.Time
+	forked bool // the position is not in the history of the database
 }
 
-func (b *batch) read(tx *store.Tx) (err error) {
+func (b *batch) read(tx *store.Tx) error {
 	b.at = tx.Now()
-	if b.events, err = tx.Events(b.after, tailBatch); err != nil {
+	head, err := tx.Head()
+	if err != nil {
 		return err
 	}
-	if len(b.events) == tailBatch {
-		b.head = b.events[tailBatch-1].Seq
+	known := b.after.tag != [tagSize]byte{}
+	after := b.after.seq
+	if known {
+		after-- // the newest event that we know must still be there; Prune spares the head
+	}
+	events, err := tx.Events(after, tailBatch+1)
+	if err != nil {
+		return err
+	}
+	if known {
+		if len(events) == 0 || positionOf(events[0]) != b.after {
+			b.forked = true
+			return nil
+		}
+		events = events[1:]
+	}
+	if head < b.after.seq {
+		b.forked = true
 		return nil
 	}
-	b.head, err = tx.Head() // events that were pruned since have numbers too
-	return err
+	b.events = events[:min(len(events), tailBatch)]
+	b.head = b.after
+	if n := len(b.events); n > 0 {
+		b.head = positionOf(b.events[n-1])
+	}
+	if len(b.events) < tailBatch && b.head.seq < head {
+		b.head = position{seq: head} // events that were pruned have numbers too
+	}
+	return nil
+}
+
+func positionOf(e *store.Event) position {
+	at := position{seq: e.Seq}
+	copy(at.tag[:], e.Tag)
+	return at
+}
+
+// beginAnew forgets where in its history the database was, and sends all
+// watchers away, to come back. What was known to be revoked stays so until it
+// has expired: that a history was lost is no reason to let anybody in.
+func (f *Feed) beginAnew() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.at, f.recent = position{}, nil
+	f.fork++
+	f.applied = 0
+	f.first += len(f.log) + 1 // nobody stands behind it
+	f.log = nil
+	f.rekey = true
+	f.wake()
 }
 
 // publish adds events to the state and to the log.
 func (f *Feed) publish(ctx context.Context, b batch) error {
+	f.mu.Lock()
+	rekey := f.rekey
+	f.mu.Unlock()
 	for _, e := range b.events {
-		if e.Kind == store.KeysChanged {
-			if err := errors.Join(f.store.Read(ctx, f.readKeys), f.onKeys(ctx)); err != nil {
-				return err
-			}
-			break
+		rekey = rekey || e.Kind == store.KeysChanged
+	}
+	if rekey {
+		if err := errors.Join(f.store.Read(ctx, f.readKeys), f.onKeys(ctx)); err != nil {
+			return err
 		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asOf = b.at
-	if b.head == f.seq {
+	if b.head == f.at && !rekey {
 		return nil
 	}
-	change := &watchwordv1.Change{}
-	for _, e := range b.events {
-		f.add(e, change)
+	f.rekey = false
+	change, kind := &watchwordv1.Change{}, revocation
+	if rekey {
+		change.TrustState, kind = f.trust, trustChange
 	}
-	f.seq, f.snapshot = b.head, nil
-	f.append(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Change{Change: change}})
+	for _, e := range b.events {
+		f.recent = append(f.recent, positionOf(e))
+		if e.ExpiresAt.After(b.at) {
+			f.revoked.add(e, change)
+		}
+	}
+	if n := len(f.recent); n > 2*logSize {
+		f.recent = append([]position(nil), f.recent[n-logSize:]...)
+	}
+	f.at = b.head
+	f.append(kind, &watchwordv1.WatchBundleResponse{
+		Message: &watchwordv1.WatchBundleResponse_Change{Change: change}, Resume: f.resume(),
+	})
 	return nil
 }
 
-// add brings one event into the state and into a change; mu is held.
-func (f *Feed) add(e *store.Event, change *watchwordv1.Change) {
-	f.seq, f.tag = e.Seq, e.Tag
-	switch e.Kind {
-	case store.KeysChanged:
-		change.TrustState = f.trust
-	case store.SessionEnded:
-		f.ended[e.Subject] = e.ExpiresAt
-		change.EndedSessions = append(change.EndedSessions, endedSession(e.Subject, e.ExpiresAt))
-	case store.VersionStale, store.VersionRevoked:
-		s, r := subject{e.Subject, e.Kind == store.VersionRevoked}, raise{version: e.Version, until: e.ExpiresAt}
-		f.raised[s] = r
-		change.RaisedVersions = append(change.RaisedVersions, raisedVersion(s, r))
-	}
-}
-
 // append adds a message to the log and wakes the watchers; mu is held.
-func (f *Feed) append(message *watchwordv1.WatchBundleResponse) {
-	message.Resume = f.resume()
+func (f *Feed) append(kind entryKind, message *watchwordv1.WatchBundleResponse) {
 	if len(f.log) == logSize {
 		f.log = append([]entry(nil), f.log[logSize/2:]...)
 		f.first += logSize / 2
 	}
-	f.log = append(f.log, entry{seq: f.seq, message: message})
+	f.log = append(f.log, entry{f.at.seq, kind, encode(message)})
+	f.wake()
+}
+
+func (f *Feed) wake() {
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
@@ -313,24 +380,14 @@ func (f *Feed) beat() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	now := time.Now()
-	f.snapshot = nil
-	for id, until := range f.ended {
-		if until.Before(now) {
-			delete(f.ended, id)
-		}
-	}
-	for s, r := range f.raised {
-		if r.until.Before(now) {
-			delete(f.raised, s)
-		}
-	}
-	f.append(f.heartbeat(now))
+	f.revoked.forget(now)
+	f.append(heartbeat, f.heartbeat(now, f.resume()))
 }
 
-func (f *Feed) heartbeat(now time.Time) *watchwordv1.WatchBundleResponse {
+func (f *Feed) heartbeat(now time.Time, resume []byte) *watchwordv1.WatchBundleResponse {
 	beat := &watchwordv1.Heartbeat{ServerTime: timestamppb.New(now), AsOf: timestamppb.New(f.asOf)}
 	return &watchwordv1.WatchBundleResponse{
-		Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: f.resume(),
+		Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: resume,
 	}
 }
 
@@ -358,7 +415,7 @@ func (f *Feed) readKeys(tx *store.Tx) error {
 		trust.Keys = append(trust.Keys, key)
 	}
 	f.mu.Lock()
-	f.trust, f.snapshot = trust, nil
+	f.trust = trust
 	f.mu.Unlock()
 	return nil
 }

@@ -1,11 +1,14 @@
 package feed_test
 
 import (
+	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -14,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -76,7 +80,7 @@ func write(t *testing.T, s *store.Store, fn func(*store.Tx) error) {
 
 func watch(t *testing.T, f *feed.Feed) *feed.Watcher {
 	t.Helper()
-	w, err := f.Watch()
+	w, err := f.Watch(t.Context(), "peer", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,8 +92,23 @@ func next(t *testing.T, w *feed.Watcher) *watchwordv1.WatchBundleResponse {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	m, err := w.Next(ctx)
+	encoded, err := w.Next(ctx)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if len(encoded) > 1<<20 {
+		t.Fatalf("a message of %d bytes", len(encoded))
+	}
+	return decode(t, encoded, true)
+}
+
+// decode reads a message, if it is wanted.
+func decode(t testing.TB, encoded feed.Message, wanted bool) *watchwordv1.WatchBundleResponse {
+	m := &watchwordv1.WatchBundleResponse{}
+	if !wanted {
+		return m
+	}
+	if err := proto.Unmarshal(encoded, m); err != nil {
 		t.Fatal(err)
 	}
 	return m
@@ -224,24 +243,308 @@ func TestALargeSnapshotComesInChunks(t *testing.T) {
 	}
 }
 
+// resume reads up to the heartbeat behind the snapshot, and returns the sessions
+// that were told of and where a later stream can go on.
+func resume(t *testing.T, w *feed.Watcher) (sessions []string, at []byte) {
+	t.Helper()
+	for n := 0; ; n++ {
+		m := next(t, w)
+		chunk := m.GetSnapshotChunk()
+		if n == 0 && chunk.GetTrustState().GetIssuer() == "" {
+			t.Fatalf("the stream begins with %v", m)
+		}
+		for _, e := range append(chunk.GetEndedSessions(), m.GetChange().GetEndedSessions()...) {
+			sessions = append(sessions, e.GetSessionId())
+		}
+		if len(m.GetResume()) > 0 {
+			at = m.GetResume()
+		}
+		if chunk.GetLast() {
+			break
+		}
+	}
+	if next(t, w).GetHeartbeat() == nil {
+		t.Fatal("no heartbeat behind the snapshot")
+	}
+	return sessions, at
+}
+
+func rejoin(t *testing.T, f *feed.Feed, at []byte) *feed.Watcher {
+	t.Helper()
+	w, err := f.Watch(t.Context(), "peer", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
+	return w
+}
+
+// tail waits until a feed has read everything that is committed.
+func tail(t *testing.T, f *feed.Feed) {
+	t.Helper()
+	if err := feed.CatchUp(f, t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+	write(t, s, ended("known"))
+	f := openFeed(t, s)
+	_, at := resume(t, watch(t, f))
+	if again, _ := resume(t, rejoin(t, f, at)); len(again) != 0 {
+		t.Fatalf("told again of %v", again)
+	}
+	write(t, s, ended("missed"))
+	tail(t, f)
+	feed.Beat(f)
+	for name, replica := range map[string]*feed.Feed{"here": f, "at another replica, begun since": openFeed(t, s)} {
+		w := rejoin(t, replica, at)
+		sessions, newer := resume(t, w)
+		if len(sessions) == 0 || sessions[len(sessions)-1] != "missed" {
+			t.Fatalf("%s: told of %v", name, sessions)
+		}
+		if name == "here" && len(sessions) != 1 {
+			t.Fatalf("a snapshot: %v", sessions)
+		}
+		write(t, s, ended("new"))
+		tail(t, replica)
+		for next(t, w).GetChange().GetEndedSessions()[0].GetSessionId() != "new" {
+		}
+		if sessions, _ := resume(t, rejoin(t, replica, newer)); len(sessions) == 0 || slices.Contains(sessions, "missed") {
+			t.Fatalf("%s: resumed again, told of %v", name, sessions)
+		}
+	}
+}
+
+func TestResumeFromNowhereBringsASnapshot(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+	write(t, s, ended("one"))
+	f := openFeed(t, s)
+	_, at := resume(t, watch(t, f))
+	flip := func(i int) []byte {
+		b := bytes.Clone(at)
+		b[i] ^= 1
+		return b
+	}
+	for name, from := range map[string][]byte{
+		"empty": nil, "short": at[:5], "another number": flip(7), "above the head": flip(0), "another tag": flip(8),
+		"another database": flip(len(at) - 1), "too long": append(bytes.Clone(at), 'x'),
+	} {
+		if sessions, _ := resume(t, rejoin(t, f, from)); len(sessions) != 1 {
+			t.Errorf("%s: told of %v", name, sessions)
+		}
+	}
+}
+
+func TestResumeBehindTheLogBringsASnapshot(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+	write(t, s, ended("first"))
+	f := openFeed(t, s)
+	_, at := resume(t, watch(t, f))
+	write(t, s, ended("second"))
+	tail(t, f)
+	for range 10_000 {
+		feed.Beat(f)
+	}
+	if sessions, _ := resume(t, rejoin(t, f, at)); len(sessions) != 2 {
+		t.Fatalf("told of %v", sessions)
+	}
+}
+
+// A watcher that has the newest keys must not be given those in between.
+func TestResumeAcrossAChangeOfKeysBringsNoOlderOnes(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+	write(t, s, ended("one"))
+	f := openFeed(t, s)
+	_, at := resume(t, watch(t, f))
+	for ttl := range 3 {
+		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Duration(ttl+1)*time.Minute) })
+		tail(t, f)
+	}
+	w := rejoin(t, f, at)
+	for states := 0; ; {
+		m := next(t, w)
+		if state := m.GetSnapshotChunk().GetTrustState(); state != nil {
+			if states++; states > 1 || state.GetMaxTokenLifetime().AsDuration() != 3*time.Minute {
+				t.Fatalf("trust state %d: %v", states, state)
+			}
+		}
+		if m.GetChange() != nil {
+			t.Fatalf("a change before the heartbeat: %v", m)
+		}
+		if m.GetHeartbeat() != nil {
+			return
+		}
+	}
+}
+
+// rewrite makes another history of a database, as a backup restored or a standby
+// promoted behind does.
+func rewrite(t *testing.T, path string, statements ...string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, statement := range statements {
+		if _, err := db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAnotherHistoryIsNoticedAndCostsASnapshot(t *testing.T) {
+	for name, after := range map[string][]string{"behind": nil, "as long": {"other"}, "longer": {"other", "another"}} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "f.db")
+			s := openStore(t, path)
+			write(t, s, ended("kept"))
+			write(t, s, ended("lost"))
+			f := openFeed(t, s)
+			w := watch(t, f)
+			_, at := resume(t, w)
+			rewrite(t, path, `DELETE FROM events WHERE subject = 'lost'`, `UPDATE head SET seq = seq - 1`)
+			for _, id := range after {
+				write(t, s, ended(id))
+			}
+			tail(t, f)
+			if _, err := w.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
+				t.Fatalf("a watcher of the old history goes on: %v", err)
+			}
+			want := append([]string{"kept", "lost"}, after...)
+			sessions, newer := resume(t, rejoin(t, f, at))
+			told := map[string]bool{}
+			for _, id := range sessions {
+				told[id] = true
+			}
+			for _, id := range want {
+				if !told[id] {
+					t.Errorf("after the fork, told of %v, not of %s", sessions, id)
+				}
+			}
+			if sessions, _ := resume(t, rejoin(t, f, newer)); len(sessions) != 0 {
+				t.Errorf("resumed in the new history, told of %v", sessions)
+			}
+			write(t, s, ended("later")) // its number is one that the old history had
+			tail(t, f)
+			if sessions, _ := resume(t, rejoin(t, f, newer)); len(sessions) != 1 {
+				t.Errorf("then told of %v", sessions)
+			}
+		})
+	}
+}
+
+// What is acknowledged after the fork has been applied after it, though its
+// number is lower than others that were applied before.
+func TestWriteAfterAForkWaitsForOurVerifier(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "f.db")
+		s := openStore(t, path)
+		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+		for i := range 5 {
+			write(t, s, ended(fmt.Sprint(i)))
+		}
+		f := openFeed(t, s)
+		run(t, f)
+		v, err := authn.NewVerifier(t.Context(), f.Conn(), authn.WithAnyAudience())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer v.Close()
+		if err := f.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		rewrite(t, path, `DELETE FROM events WHERE seq > 2`, `UPDATE head SET seq = 2`)
+		time.Sleep(time.Second) // the tail has noticed
+		before := v.Status().EndedSessions
+		if err := f.Write(t.Context(), ended("new")); err != nil {
+			t.Fatal(err)
+		}
+		if after := v.Status().EndedSessions; after != before+1 {
+			t.Fatalf("acknowledged with %d ended sessions known, before %d", after, before)
+		}
+	})
+}
+
 func TestWatchersAreBounded(t *testing.T) {
 	f, _ := newFeed(t)
 	var watchers []*feed.Watcher
-	for {
-		w, err := f.Watch()
-		if errors.Is(err, feed.ErrTooManyWatchers) {
-			break
+	_, at := resume(t, watch(t, f))
+	fill := func(from string) (n int) {
+		for {
+			w, err := f.Watch(t.Context(), from, at)
+			if errors.Is(err, feed.ErrTooManyWatchers) {
+				return n
+			}
+			if err != nil || n > 100_000 {
+				t.Fatalf("%d watchers, %v", n, err)
+			}
+			n++
+			watchers = append(watchers, w)
 		}
-		if err != nil || len(watchers) > 100_000 {
-			t.Fatalf("%d watchers, %v", len(watchers), err)
-		}
-		watchers = append(watchers, w)
 	}
-	watchers[0].Close()
-	watchers[0] = watch(t, f)
-	for _, w := range watchers[1:] {
+	one := fill("one peer")
+	if one == 0 || fill("another") == 0 {
+		t.Fatal("one peer takes all places")
+	}
+	for i := range 100 {
+		fill(fmt.Sprint(i))
+	}
+	for _, w := range watchers {
 		w.Close()
 	}
+	watchers = nil
+	if n := fill("one peer"); n != one {
+		t.Fatalf("%d places of %d have come back", n, one)
+	}
+	for _, w := range watchers {
+		w.Close()
+	}
+}
+
+// A peer's snapshots wait for each other; those of others do not, nor do those
+// of its watchers that need none.
+func TestSnapshotsPerPeerAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, _ := newFeed(t)
+		_, at := resume(t, watch(t, f))
+		held := []*feed.Watcher{}
+		for {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			w, err := f.Watch(ctx, "greedy", nil)
+			cancel()
+			if errors.Is(err, context.DeadlineExceeded) {
+				break
+			}
+			if err != nil || len(held) > 1000 {
+				t.Fatalf("%d snapshots at a time, %v", len(held), err)
+			}
+			held = append(held, w)
+		}
+		for from, resume := range map[string][]byte{"other": nil, "greedy": at} {
+			w, err := f.Watch(t.Context(), from, resume)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+		}
+		waiting := make(chan *feed.Watcher)
+		go func() {
+			w, err := f.Watch(t.Context(), "greedy", nil)
+			if err != nil {
+				t.Error(err)
+			}
+			waiting <- w
+		}()
+		synctest.Wait()
+		resume(t, held[0]) // read to its end
+		(<-waiting).Close()
+		for _, w := range held {
+			w.Close()
+		}
+	})
 }
 
 // Numbers of events that have been pruned count as applied.
@@ -277,6 +580,9 @@ func TestWriteReturnsWhenOurVerifierKnows(t *testing.T) {
 	stream, err := f.Conn().NewStream(t.Context(), &grpc.StreamDesc{}, watchwordv1.TrustService_WatchBundle_FullMethodName, grpc.Peer(&p))
 	if err != nil || p.AuthInfo == nil {
 		t.Fatalf("peer %v, %v", p, err)
+	}
+	if err := stream.SendMsg(&watchwordv1.WatchBundleRequest{}); err != nil {
+		t.Fatal(err)
 	}
 	recv := func() *watchwordv1.WatchBundleResponse {
 		m := &watchwordv1.WatchBundleResponse{}

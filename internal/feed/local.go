@@ -37,12 +37,7 @@ func (c localConn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method str
 			*p.PeerAddr = peer.Peer{Addr: inProcess{}, AuthInfo: inProcess{}}
 		}
 	}
-	watcher, err := c.feed.Watch()
-	if err != nil {
-		return nil, status.Error(codes.Unavailable, err.Error())
-	}
-	context.AfterFunc(ctx, watcher.Close)
-	return &localStream{ctx: ctx, watcher: watcher}, nil
+	return &localStream{ctx: ctx, feed: c.feed}, nil
 }
 
 // inProcess is the peer: ourselves, whom nobody overhears.
@@ -58,18 +53,27 @@ func (inProcess) GetCommonAuthInfo() credentials.CommonAuthInfo {
 
 type localStream struct {
 	ctx     context.Context
-	watcher *Watcher
-	seq     int64 // behind the message delivered last
+	feed    *Feed
+	watcher *Watcher // nil before the request has come
+	seq     int64    // behind the message delivered last
 }
 
 func (s *localStream) Header() (metadata.MD, error) { return nil, nil }
 func (s *localStream) Trailer() metadata.MD         { return nil }
 func (s *localStream) CloseSend() error             { return nil }
 func (s *localStream) Context() context.Context     { return s.ctx }
-func (s *localStream) SendMsg(any) error            { return nil }
+
+func (s *localStream) SendMsg(m any) (err error) {
+	s.watcher, err = s.feed.Watch(s.ctx, inProcess{}.String(), m.(*watchwordv1.WatchBundleRequest).GetResume())
+	if err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	context.AfterFunc(s.ctx, s.watcher.Close)
+	return nil
+}
 
 func (s *localStream) RecvMsg(m any) error {
-	s.watcher.feed.setApplied(s.seq)
+	s.feed.setApplied(s.watcher.fork, s.seq)
 	e, err := s.watcher.nextEntry(s.ctx)
 	if err == ErrBehind {
 		return status.Error(codes.Unavailable, err.Error())
@@ -77,17 +81,14 @@ func (s *localStream) RecvMsg(m any) error {
 	if err != nil {
 		return status.FromContextError(err).Err()
 	}
-	own := m.(proto.Message) // watchers share the feed's messages
-	proto.Reset(own)
-	proto.Merge(own, e.message)
 	s.seq = e.seq
-	return nil
+	return proto.Unmarshal(e.message, m.(proto.Message))
 }
 
-func (f *Feed) setApplied(seq int64) {
+func (f *Feed) setApplied(fork int, seq int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if seq > f.applied {
+	if fork == f.fork && seq > f.applied {
 		f.applied = seq
 		close(f.progress)
 		f.progress = make(chan struct{})

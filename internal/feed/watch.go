@@ -1,11 +1,12 @@
 package feed
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
+	"slices"
 	"time"
-
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
@@ -17,39 +18,111 @@ func (f *Feed) TrustState() *watchwordv1.TrustState {
 	return f.trust
 }
 
-// Watch begins with a snapshot of the state. The watcher must be closed. Its
-// only error is ErrTooManyWatchers.
-func (f *Feed) Watch() (*Watcher, error) {
+// watching is what one peer has open.
+type watching struct {
+	watchers  int
+	snapshots chan struct{} // holds one for each snapshot that is being sent
+}
+
+// Watch begins with what has happened since `resume`, if this feed can tell, and
+// with a snapshot otherwise. `from` is the peer, whose snapshots and watchers are
+// bounded; ctx bounds the wait for the peer's other snapshots. The watcher must
+// be closed. Its errors are ErrTooManyWatchers and ctx's.
+func (f *Feed) Watch(ctx context.Context, from string, resume []byte) (*Watcher, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.watchers == maxWatchers {
+	peer := f.peers[from]
+	if peer == nil {
+		peer = &watching{snapshots: make(chan struct{}, snapshotsPerPeer)}
+	}
+	if f.watchers == maxWatchers || peer.watchers == maxPerPeer {
 		return nil, ErrTooManyWatchers
 	}
 	f.watchers++
-	if f.snapshot == nil {
-		f.snapshot = f.takeSnapshot()
+	peer.watchers++
+	f.peers[from] = peer
+	w := &Watcher{feed: f, from: from, peer: peer}
+	missed, ok := f.since(resume)
+	if !ok {
+		if err := w.awaitTurn(ctx); err != nil {
+			w.leave()
+			return nil, err
+		}
+		missed = f.revoked.messages()
 	}
-	return &Watcher{feed: f, snapshot: f.snapshot, seq: f.seq, next: f.first + len(f.log)}, nil
+	w.begin(missed)
+	return w, nil
 }
 
 // Watcher is one watcher's place in the feed. It is not safe for concurrent use.
 type Watcher struct {
-	feed     *Feed
-	snapshot []*watchwordv1.WatchBundleResponse // what is left of it; shared; nil when a heartbeat has followed it
-	seq      int64                              // of the snapshot
-	next     int
+	feed    *Feed
+	from    string
+	peer    *watching
+	sending bool // a snapshot: holds a place in peer.snapshots
+
+	queue []Message // what comes before the log
+	seq   int64     // the state's number behind the queue
+	fork  int       // the history that the numbers are of
+	next  int       // in the log
+}
+
+// awaitTurn waits until the peer may be sent another snapshot. mu is held, and
+// let go while it waits.
+func (w *Watcher) awaitTurn(ctx context.Context) error {
+	w.feed.mu.Unlock()
+	defer w.feed.mu.Lock()
+	select {
+	case w.peer.snapshots <- struct{}{}:
+		w.sending = true
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// begin puts the trust state in front of what the watcher has missed, and behind
+// it that this was all, and a heartbeat; mu is held.
+func (w *Watcher) begin(missed []Message) {
+	f := w.feed
+	w.seq, w.fork, w.next = f.at.seq, f.fork, f.first+len(f.log)
+	last := chunk(&watchwordv1.SnapshotChunk{Last: true})
+	last.Resume = f.resume()
+	if len(missed) == 0 {
+		last.GetSnapshotChunk().TrustState = f.trust
+	} else {
+		w.queue = append(w.queue, encode(chunk(&watchwordv1.SnapshotChunk{TrustState: f.trust})))
+	}
+	w.queue = append(w.queue, missed...)
+	w.queue = append(w.queue, encode(last), encode(f.heartbeat(time.Now(), nil)))
 }
 
 // Close gives the watcher's place to another. It must be called once.
 func (w *Watcher) Close() {
 	w.feed.mu.Lock()
 	defer w.feed.mu.Unlock()
-	w.feed.watchers--
+	w.leave()
 }
 
-// Next waits for the next message, which many watchers share: it must not be
-// changed. Its error is ErrBehind or ctx's.
-func (w *Watcher) Next(ctx context.Context) (*watchwordv1.WatchBundleResponse, error) {
+// leave is Close with mu held.
+func (w *Watcher) leave() {
+	w.sent()
+	w.feed.watchers--
+	if w.peer.watchers--; w.peer.watchers == 0 {
+		delete(w.feed.peers, w.from)
+	}
+}
+
+// sent makes room for the peer's next snapshot.
+func (w *Watcher) sent() {
+	if w.sending {
+		w.sending = false
+		<-w.peer.snapshots
+	}
+}
+
+// Next waits for the next message. Its error is ErrBehind or ctx's.
+func (w *Watcher) Next(ctx context.Context) (Message, error) {
 	e, err := w.nextEntry(ctx)
 	return e.message, err
 }
@@ -73,16 +146,13 @@ func (w *Watcher) poll() (entry, chan struct{}, error) {
 	f := w.feed
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(w.snapshot) > 0 {
-		chunk := w.snapshot[0]
-		w.snapshot = w.snapshot[1:]
-		return entry{message: chunk}, nil, nil // its number stands behind the last
-	}
-	if w.snapshot != nil {
-		w.snapshot = nil
-		beat := f.heartbeat(time.Now())
-		beat.Resume = nil // the state may be ahead of this watcher
-		return entry{seq: w.seq, message: beat}, nil, nil
+	if len(w.queue) > 0 {
+		e := entry{message: w.queue[0]}
+		if w.queue = w.queue[1:]; len(w.queue) == 0 {
+			e.seq, w.queue = w.seq, nil
+			w.sent()
+		}
+		return e, nil, nil
 	}
 	if w.next < f.first {
 		return entry{}, nil, ErrBehind
@@ -94,46 +164,55 @@ func (w *Watcher) poll() (entry, chan struct{}, error) {
 	return entry{}, f.changed, nil
 }
 
-// takeSnapshot is the state as messages; mu is held.
-func (f *Feed) takeSnapshot() []*watchwordv1.WatchBundleResponse {
-	chunks := []*watchwordv1.SnapshotChunk{{TrustState: f.trust}}
-	n := 0
-	chunk := func() *watchwordv1.SnapshotChunk {
-		if n++; n%chunkSize == 0 {
-			chunks = append(chunks, &watchwordv1.SnapshotChunk{})
+// since is what has happened since a position that a watcher names, if the
+// position is in this history and the log goes back so far; mu is held.
+//
+// A change of the trust state among it is answered by a snapshot: the watcher has
+// been given the newest already, and must not go back to one in between.
+func (f *Feed) since(resume []byte) ([]Message, bool) {
+	at, ok := f.parse(resume)
+	if !ok {
+		return nil, false
+	}
+	if at == f.at {
+		return nil, true
+	}
+	i, ok := slices.BinarySearchFunc(f.recent, at, func(a, b position) int { return cmp.Compare(a.seq, b.seq) })
+	if !ok || f.recent[i] != at {
+		return nil, false
+	}
+	// An entry that holds the event and some behind it is sent whole: what a
+	// watcher knows already does no harm.
+	j, _ := slices.BinarySearchFunc(f.log, at.seq+1, func(e entry, seq int64) int { return cmp.Compare(e.seq, seq) })
+	if j == 0 && f.first > 0 {
+		return nil, false // part of it may have left the log
+	}
+	var missed []Message
+	for _, e := range f.log[j:] {
+		switch e.kind {
+		case trustChange:
+			return nil, false
+		case revocation:
+			missed = append(missed, e.message)
 		}
-		return chunks[len(chunks)-1]
 	}
-	for id, until := range f.ended {
-		c := chunk()
-		c.EndedSessions = append(c.EndedSessions, endedSession(id, until))
-	}
-	for s, r := range f.raised {
-		c := chunk()
-		c.RaisedVersions = append(c.RaisedVersions, raisedVersion(s, r))
-	}
-	chunks[len(chunks)-1].Last = true
-	messages := make([]*watchwordv1.WatchBundleResponse, len(chunks))
-	for i, c := range chunks {
-		messages[i] = &watchwordv1.WatchBundleResponse{
-			Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c},
-		}
-	}
-	messages[len(messages)-1].Resume = f.resume()
-	return messages
+	return missed, true
 }
 
 // resume says where a later stream can go on: number, tag, and which database.
 func (f *Feed) resume() []byte {
-	resume := binary.BigEndian.AppendUint64(nil, uint64(f.seq))
-	resume = append(resume, f.tag...)
+	resume := binary.BigEndian.AppendUint64(nil, uint64(f.at.seq))
+	resume = append(resume, f.at.tag[:]...)
 	return append(resume, f.origin...)
 }
 
-func endedSession(id string, until time.Time) *watchwordv1.EndedSession {
-	return &watchwordv1.EndedSession{SessionId: id, Until: timestamppb.New(until)}
-}
-
-func raisedVersion(s subject, r raise) *watchwordv1.RaisedVersion {
-	return &watchwordv1.RaisedVersion{UserId: s.userID, Version: r.version, Revoked: s.revoked, Until: timestamppb.New(r.until)}
+// parse reads what resume has written, of this database.
+func (f *Feed) parse(resume []byte) (at position, ok bool) {
+	const length = 8 + tagSize
+	if len(resume) < length || !bytes.Equal(resume[length:], f.origin) {
+		return at, false
+	}
+	at.seq = int64(binary.BigEndian.Uint64(resume))
+	copy(at.tag[:], resume[8:])
+	return at, true
 }

@@ -3,10 +3,14 @@ package rpc
 import (
 	"context"
 	"errors"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding"
+	protoenc "google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
@@ -34,28 +38,63 @@ func (t *Trust) GetKeySet(context.Context, *watchwordv1.GetKeySetRequest) (*watc
 	return resp, nil
 }
 
+// sendTimeout bounds how long a watcher may leave a message unread once the
+// connection's buffers are full. It could otherwise keep what it was sent, and
+// its peer's place for a snapshot, for good.
+const sendTimeout = 30 * time.Second
+
 // WatchBundle serves TrustService/WatchBundle.
-func (t *Trust) WatchBundle(_ *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
-	if t.NeedCertificate && !showsCertificate(stream.Context()) {
+func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
+	ctx := stream.Context()
+	if t.NeedCertificate && !showsCertificate(ctx) {
 		return errNoCertificate
 	}
-	watcher, err := t.Feed.Watch()
+	watcher, err := t.Feed.Watch(ctx, peerHost(ctx), req.GetResume())
 	if err != nil {
 		return err
 	}
-	defer watcher.Close()
-	for {
-		message, err := watcher.Next(stream.Context())
-		if errors.Is(err, feed.ErrBehind) {
-			return status.Error(codes.Unavailable, "fell behind: come back for a snapshot")
+	// Nothing ends a Send that blocks but the end of its stream, which is when
+	// this handler returns. So the sending has a goroutine of its own.
+	unread := time.NewTimer(sendTimeout)
+	defer unread.Stop()
+	ended := make(chan error, 1)
+	go func() {
+		defer watcher.Close()
+		for {
+			unread.Stop()
+			message, err := watcher.Next(ctx)
+			if err == nil {
+				unread.Reset(sendTimeout)
+				err = stream.SendMsg(message)
+			}
+			if err != nil {
+				ended <- err
+				return
+			}
 		}
-		if err != nil {
-			return err
-		}
-		if err := stream.Send(message); err != nil {
-			return err
-		}
+	}()
+	select {
+	case err = <-ended:
+	case <-unread.C:
+		return status.Error(codes.Unavailable, "messages were left unread: come back")
 	}
+	if errors.Is(err, feed.ErrBehind) {
+		return status.Error(codes.Unavailable, "fell behind: come back")
+	}
+	return err
+}
+
+// Codec is protobuf's, and sends what the feed has encoded for all watchers as it
+// is. The server needs it for WatchBundle.
+func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protoenc.Name)} }
+
+type codec struct{ encoding.CodecV2 }
+
+func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+	if encoded, ok := v.(feed.Message); ok {
+		return mem.BufferSlice{mem.SliceBuffer(encoded)}, nil
+	}
+	return c.CodecV2.Marshal(v)
 }
 
 // showsCertificate reports whether the peer has shown a certificate that the

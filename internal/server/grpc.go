@@ -51,6 +51,7 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
 	edge := rpc.NewEdge(s.verifier, s.audit, s.passwords.RetryAfter, s.logger)
 	opts := []grpc.ServerOption{
+		grpc.ForceServerCodecV2(rpc.Codec()),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),

@@ -35,9 +35,10 @@ const (
 type TrustServiceClient interface {
 	// GetKeySet answers with the public keys, as the HTTP JWKS does.
 	GetKeySet(ctx context.Context, in *GetKeySetRequest, opts ...grpc.CallOption) (*GetKeySetResponse, error)
-	// WatchBundle streams the bundle: a snapshot in chunks, the last of which
-	// says so, or, where `resume` is still good, the trust state alone; then a
-	// heartbeat; then changes as they happen, and heartbeats in between.
+	// WatchBundle streams the bundle: a snapshot, which begins with the trust
+	// state and whose last chunk says so; then a heartbeat; then changes as they
+	// happen, and heartbeats in between. Where `resume` is still good, the snapshot
+	// has what has happened since, perhaps nothing, as chunks or as changes.
 	//
 	// A snapshot adds to what a watcher knows to be revoked and takes nothing
 	// back: a revocation is forgotten when its own time has come. A trust state
@@ -96,9 +97,10 @@ type TrustService_WatchBundleClient = grpc.ServerStreamingClient[WatchBundleResp
 type TrustServiceServer interface {
 	// GetKeySet answers with the public keys, as the HTTP JWKS does.
 	GetKeySet(context.Context, *GetKeySetRequest) (*GetKeySetResponse, error)
-	// WatchBundle streams the bundle: a snapshot in chunks, the last of which
-	// says so, or, where `resume` is still good, the trust state alone; then a
-	// heartbeat; then changes as they happen, and heartbeats in between.
+	// WatchBundle streams the bundle: a snapshot, which begins with the trust
+	// state and whose last chunk says so; then a heartbeat; then changes as they
+	// happen, and heartbeats in between. Where `resume` is still good, the snapshot
+	// has what has happened since, perhaps nothing, as chunks or as changes.
 	//
 	// A snapshot adds to what a watcher knows to be revoked and takes nothing
 	// back: a revocation is forgotten when its own time has come. A trust state
