@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func openStore(t *testing.T, path string) *store.Store {
+func openStore(t testing.TB, path string) *store.Store {
 	t.Helper()
 	s, err := store.Open(context.Background(), "sqlite:"+path)
 	if err != nil {
@@ -41,7 +41,7 @@ func openStore(t *testing.T, path string) *store.Store {
 	return s
 }
 
-func openFeed(t *testing.T, s *store.Store) *feed.Feed {
+func openFeed(t testing.TB, s *store.Store) *feed.Feed {
 	t.Helper()
 	f, err := feed.Open(context.Background(), s, "https://auth.test", "database", slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -80,12 +80,7 @@ func write(t *testing.T, s *store.Store, fn func(*store.Tx) error) {
 
 func watch(t *testing.T, f *feed.Feed) *feed.Watcher {
 	t.Helper()
-	w, err := f.Watch(t.Context(), "peer", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(w.Close)
-	return w
+	return rejoin(t, f, nil)
 }
 
 func next(t *testing.T, w *feed.Watcher) *watchwordv1.WatchBundleResponse {
@@ -99,15 +94,12 @@ func next(t *testing.T, w *feed.Watcher) *watchwordv1.WatchBundleResponse {
 	if len(encoded) > 1<<20 {
 		t.Fatalf("a message of %d bytes", len(encoded))
 	}
-	return decode(t, encoded, true)
+	return decode(t, encoded)
 }
 
-// decode reads a message, if it is wanted.
-func decode(t testing.TB, encoded feed.Message, wanted bool) *watchwordv1.WatchBundleResponse {
+func decode(t testing.TB, encoded feed.Message) *watchwordv1.WatchBundleResponse {
+	t.Helper()
 	m := &watchwordv1.WatchBundleResponse{}
-	if !wanted {
-		return m
-	}
 	if err := proto.Unmarshal(encoded, m); err != nil {
 		t.Fatal(err)
 	}
@@ -269,6 +261,17 @@ func resume(t *testing.T, w *feed.Watcher) (sessions []string, at []byte) {
 	return sessions, at
 }
 
+// known is a feed that a watcher knows up to the end of one session, and where
+// the watcher stands.
+func known(t *testing.T, session string) (s *store.Store, f *feed.Feed, at []byte) {
+	t.Helper()
+	s = openStore(t, filepath.Join(t.TempDir(), "f.db"))
+	write(t, s, ended(session))
+	f = openFeed(t, s)
+	_, at = resume(t, watch(t, f))
+	return s, f, at
+}
+
 func rejoin(t *testing.T, f *feed.Feed, at []byte) *feed.Watcher {
 	t.Helper()
 	w, err := f.Watch(t.Context(), "peer", at)
@@ -288,10 +291,7 @@ func tail(t *testing.T, f *feed.Feed) {
 }
 
 func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
-	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-	write(t, s, ended("known"))
-	f := openFeed(t, s)
-	_, at := resume(t, watch(t, f))
+	s, f, at := known(t, "known")
 	if again, _ := resume(t, rejoin(t, f, at)); len(again) != 0 {
 		t.Fatalf("told again of %v", again)
 	}
@@ -318,10 +318,7 @@ func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 }
 
 func TestResumeFromNowhereBringsASnapshot(t *testing.T) {
-	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-	write(t, s, ended("one"))
-	f := openFeed(t, s)
-	_, at := resume(t, watch(t, f))
+	_, f, at := known(t, "one")
 	flip := func(i int) []byte {
 		b := bytes.Clone(at)
 		b[i] ^= 1
@@ -338,10 +335,7 @@ func TestResumeFromNowhereBringsASnapshot(t *testing.T) {
 }
 
 func TestResumeBehindTheLogBringsASnapshot(t *testing.T) {
-	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-	write(t, s, ended("first"))
-	f := openFeed(t, s)
-	_, at := resume(t, watch(t, f))
+	s, f, at := known(t, "first")
 	write(t, s, ended("second"))
 	tail(t, f)
 	for range 10_000 {
@@ -354,10 +348,7 @@ func TestResumeBehindTheLogBringsASnapshot(t *testing.T) {
 
 // A watcher that has the newest keys must not be given those in between.
 func TestResumeAcrossAChangeOfKeysBringsNoOlderOnes(t *testing.T) {
-	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-	write(t, s, ended("one"))
-	f := openFeed(t, s)
-	_, at := resume(t, watch(t, f))
+	s, f, at := known(t, "one")
 	for ttl := range 3 {
 		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Duration(ttl+1)*time.Minute) })
 		tail(t, f)
@@ -415,12 +406,8 @@ func TestAnotherHistoryIsNoticedAndCostsASnapshot(t *testing.T) {
 			}
 			want := append([]string{"kept", "lost"}, after...)
 			sessions, newer := resume(t, rejoin(t, f, at))
-			told := map[string]bool{}
-			for _, id := range sessions {
-				told[id] = true
-			}
 			for _, id := range want {
-				if !told[id] {
+				if !slices.Contains(sessions, id) {
 					t.Errorf("after the fork, told of %v, not of %s", sessions, id)
 				}
 			}

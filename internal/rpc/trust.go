@@ -53,31 +53,22 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	if err != nil {
 		return err
 	}
-	// Nothing ends a Send that blocks but the end of its stream, which is when
-	// this handler returns. So the sending has a goroutine of its own.
 	unread := time.NewTimer(sendTimeout)
 	defer unread.Stop()
-	ended := make(chan error, 1)
-	go func() {
+	err = Abandon(unread.C, status.Error(codes.Unavailable, "messages were left unread: come back"), func() error {
 		defer watcher.Close()
 		for {
 			unread.Stop()
 			message, err := watcher.Next(ctx)
-			if err == nil {
-				unread.Reset(sendTimeout)
-				err = stream.SendMsg(message)
-			}
 			if err != nil {
-				ended <- err
-				return
+				return err
+			}
+			unread.Reset(sendTimeout)
+			if err := stream.SendMsg(message); err != nil {
+				return err
 			}
 		}
-	}()
-	select {
-	case err = <-ended:
-	case <-unread.C:
-		return status.Error(codes.Unavailable, "messages were left unread: come back")
-	}
+	})
 	if errors.Is(err, feed.ErrBehind) {
 		return status.Error(codes.Unavailable, "fell behind: come back")
 	}

@@ -115,26 +115,11 @@ func (d *drain) draining() bool {
 	}
 }
 
-// stream runs the handler in a goroutine of its own, since one that waits in
-// Recv cannot be told. When the interceptor has returned, the stream's context
-// ends, and so does the handler. Its panic is raised again here.
+// stream lets a handler that waits in Recv, and cannot be told, go on behind the
+// interceptor: when that has returned, the stream's context ends, and so does the
+// handler.
 func (d *drain) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	done := make(chan error, 1)
-	panicked := make(chan any, 1)
-	go func() {
-		defer func() {
-			if p := recover(); p != nil {
-				panicked <- p
-			}
-		}()
-		done <- handler(srv, ss)
-	}()
-	select {
-	case err := <-done:
-		return err
-	case p := <-panicked:
-		panic(p)
-	case <-d.begun:
-		return status.Error(codes.Unavailable, "the server is stopping")
-	}
+	return rpc.Abandon(d.begun, status.Error(codes.Unavailable, "the server is stopping"), func() error {
+		return handler(srv, ss)
+	})
 }
