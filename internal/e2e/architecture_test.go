@@ -30,6 +30,7 @@ var mayImport = map[string][]string{
 	"internal/feed":            {gen, "internal/store", "internal/token"},
 	"internal/issuer":          {"internal/audit", "internal/feed", "internal/seal", "internal/store", "internal/token", "internal/user"},
 	"internal/password":        {},
+	"internal/pgtest":          {}, // for tests alone
 	"internal/rpc":             {"authn", gen, "internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/seal":            {},
 	"internal/server":          {"authn", gen, "internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
@@ -45,7 +46,7 @@ var mayImport = map[string][]string{
 var mayImportForeign = map[string][]string{
 	"database/sql":                {"internal/store"},
 	"modernc.org/sqlite":          {"internal/store"},
-	"github.com/jackc/pgx":        {"internal/store"},
+	"github.com/jackc/pgx":        {"internal/store", "internal/pgtest"},
 	"github.com/lib/pq":           {"internal/store"},
 	"github.com/mattn/go-sqlite3": {"internal/store"},
 	"github.com/pressly/goose":    {"internal/store"},
