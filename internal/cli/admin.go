@@ -170,6 +170,17 @@ type keyCmd struct {
 	Rotate keyRotateCmd `cmd:"" help:"Let the next key sign, as soon as every cache can know it."`
 	Revoke keyRevokeCmd `cmd:"" help:"Withdraw a leaked key: nothing that it signed passes any more."`
 	Reseal keyResealCmd `cmd:"" help:"Seal the keys in the database under the first master key in the file."`
+
+	CreateMasterKey keyMasterCmd `cmd:"" help:"Make a file with a new master key, as PostgreSQL's first start needs one."`
+}
+
+type keyMasterCmd struct {
+	File string `arg:"" type:"path" help:"The file, which must not exist."`
+}
+
+func (c *keyMasterCmd) Run() error {
+	_, err := seal.Create(c.File)
+	return err
 }
 
 // keys is the flags of the commands about signing keys.
@@ -182,7 +193,11 @@ type keys struct {
 // learns of it by the feed.
 func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (issuer.Key, error)) error {
 	return k.with(ctx, func(s *store.Store) error {
-		master, err := seal.Load(server.MasterKeyPath(s, k.MasterKeyFile))
+		path, err := server.MasterKeyPath(s, k.MasterKeyFile)
+		if err != nil {
+			return err
+		}
+		master, err := seal.Load(path)
 		if err != nil {
 			return err
 		}
@@ -224,7 +239,11 @@ type keyResealCmd struct {
 
 func (c *keyResealCmd) Run(ctx context.Context, t Terminal) error {
 	return c.with(ctx, func(s *store.Store) error {
-		path, load := server.MasterKeyPath(s, c.MasterKeyFile), seal.Load
+		path, err := server.MasterKeyPath(s, c.MasterKeyFile)
+		if err != nil {
+			return err
+		}
+		load := seal.Load
 		if c.NewMasterKey {
 			load = seal.Add
 		}

@@ -116,7 +116,7 @@ func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 
 // datastore is the flag of the commands that work on the database.
 type datastore struct {
-	DatastoreURI string `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database, sqlite:FILE."`
+	DatastoreURI string `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (its password better by the variable, PGPASSWORD or PGPASSFILE)."`
 }
 
 // with opens the database for a command.
@@ -131,8 +131,9 @@ func (d datastore) with(ctx context.Context, do func(*store.Store) error) error 
 type migrateCmd struct{ datastore }
 
 func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
-	return c.with(ctx, func(*store.Store) error { // opening an embedded database migrates it
-		fmt.Fprintln(t.Err, "the schema is up to date")
-		return nil
-	})
+	if err := store.Migrate(ctx, c.DatastoreURI); err != nil {
+		return err
+	}
+	fmt.Fprintln(t.Err, "the schema is up to date")
+	return nil
 }

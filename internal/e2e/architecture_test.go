@@ -36,6 +36,7 @@ var mayImport = map[string][]string{
 	"internal/server":          {"authn", gen, "internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/session":         {"internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/seal", "internal/store", "internal/user"},
 	"internal/store":           {},
+	"internal/store/storetest": {"internal/pgtest", "internal/store"}, // for tests
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},
 	"internal/user":            {"internal/audit", "internal/feed", "internal/password", "internal/store"},

@@ -2,7 +2,6 @@ package feed
 
 import (
 	"crypto/rand"
-	"strconv"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/store"
@@ -16,32 +15,18 @@ const Margin = 5 * time.Minute
 // never draw the same one for the same number.
 const tagSize = 8
 
-// maxLifetime is the setting that holds the longest lifetime that an access
-// token of this installation was ever given.
-const maxLifetime = "max_access_ttl"
-
 // RaiseMaxLifetime notes that access tokens live this long from now on, and
 // tells every verifier. The longest ever is what counts, since longer ones may
 // still be out.
 func RaiseMaxLifetime(tx *store.Tx, ttl time.Duration) error {
-	longest, err := MaxLifetime(tx)
+	longest, err := tx.MaxLifetime()
 	if err != nil || ttl <= longest {
 		return err
 	}
-	if err := tx.SetSetting(maxLifetime, strconv.FormatInt(ttl.Microseconds(), 10)); err != nil {
+	if err := tx.SetMaxLifetime(ttl); err != nil {
 		return err
 	}
 	return KeysChanged(tx)
-}
-
-// MaxLifetime is the longest lifetime that an access token was ever given.
-func MaxLifetime(tx *store.Tx) (time.Duration, error) {
-	value, err := tx.Setting(maxLifetime)
-	if err != nil || value == "" {
-		return 0, err
-	}
-	us, err := strconv.ParseInt(value, 10, 64)
-	return time.Duration(us) * time.Microsecond, err
 }
 
 // SessionEnded appends that a session has ended. Appending takes the lock that
@@ -67,11 +52,7 @@ func KeysChanged(tx *store.Tx) error {
 }
 
 func appendEvent(tx *store.Tx, e *store.Event) error {
-	longest, err := MaxLifetime(tx)
-	if err != nil {
-		return err
-	}
-	e.ExpiresAt = tx.Now().Add(longest + Margin)
+	e.ExpiresAt = tx.Now().Add(Margin) // and the longest lifetime of a token
 	e.Tag = make([]byte, tagSize)
 	rand.Read(e.Tag)
 	return tx.AppendEvent(e)

@@ -71,6 +71,7 @@ type Feed struct {
 	mu       sync.Mutex
 	at       position // of the newest event in the state
 	asOf     time.Time
+	ahead    time.Duration // of the database's clock before this process's
 	trust    *watchwordv1.TrustState
 	revoked  revocations
 	watchers int
@@ -143,6 +144,9 @@ func (f *Feed) Run(ctx context.Context) {
 	defer poll.Stop()
 	beat := time.NewTicker(f.beats)
 	defer beat.Stop()
+	var hints sync.WaitGroup
+	defer hints.Wait()
+	hints.Go(func() { f.store.Hints(ctx, f.nudge) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -168,9 +172,7 @@ func (f *Feed) Write(ctx context.Context, fn func(*store.Tx) error) error {
 		if err := fn(tx); err != nil {
 			return err
 		}
-		var err error
-		head, err = tx.Head()
-		return err
+		return tx.HeadInto(&head)
 	})
 	if err != nil {
 		return err
@@ -192,13 +194,18 @@ func (f *Feed) Sync(ctx context.Context) error {
 	return f.wait(ctx, head)
 }
 
-func (f *Feed) wait(ctx context.Context, seq int64) error {
-	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
-	defer cancel()
+// nudge lets Run read the tail now.
+func (f *Feed) nudge() {
 	select {
 	case f.hint <- struct{}{}:
 	default:
 	}
+}
+
+func (f *Feed) wait(ctx context.Context, seq int64) error {
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	f.nudge()
 	for {
 		f.mu.Lock()
 		applied, progress := f.applied, f.progress
@@ -257,13 +264,14 @@ func (f *Feed) catchUp(ctx context.Context) error {
 type batch struct {
 	after  position
 	events []*store.Event
-	head   position // all up to here has been read
-	at     time.Time
-	forked bool // the position is not in the history of the database
+	head   position  // all up to here has been read
+	asked  time.Time // by this process's clock
+	at     time.Time // by the database's
+	forked bool      // the position is not in the history of the database
 }
 
 func (b *batch) read(tx *store.Tx) error {
-	b.at = tx.Now()
+	b.asked, b.at = time.Now(), tx.Now()
 	head, err := tx.Head()
 	if err != nil {
 		return err
@@ -335,7 +343,9 @@ func (f *Feed) publish(ctx context.Context, b batch) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.asOf = b.at
+	// Both clocks tick in one process where the database is embedded: what differs
+	// by less than this is the rounding.
+	f.asOf, f.ahead = b.at, b.at.Sub(b.asked).Round(time.Millisecond)
 	if b.head == f.at && !rekey {
 		return nil
 	}
@@ -379,13 +389,16 @@ func (f *Feed) wake() {
 func (f *Feed) beat() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := time.Now()
-	f.revoked.forget(now)
-	f.append(heartbeat, f.heartbeat(now, f.resume()))
+	f.revoked.forget(f.now())
+	f.append(heartbeat, f.heartbeat(f.resume()))
 }
 
-func (f *Feed) heartbeat(now time.Time, resume []byte) *watchwordv1.WatchBundleResponse {
-	beat := &watchwordv1.Heartbeat{ServerTime: timestamppb.New(now), AsOf: timestamppb.New(f.asOf)}
+// now is the database's time, by which tokens are minted and revocations expire,
+// also while it cannot be asked; mu is held.
+func (f *Feed) now() time.Time { return time.Now().Add(f.ahead) }
+
+func (f *Feed) heartbeat(resume []byte) *watchwordv1.WatchBundleResponse {
+	beat := &watchwordv1.Heartbeat{ServerTime: timestamppb.New(f.now()), AsOf: timestamppb.New(f.asOf)}
 	return &watchwordv1.WatchBundleResponse{
 		Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: resume,
 	}
@@ -397,7 +410,7 @@ func (f *Feed) readKeys(tx *store.Tx) error {
 	if err != nil {
 		return err
 	}
-	longest, err := MaxLifetime(tx)
+	longest, err := tx.MaxLifetime()
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/binary"
 	"slices"
-	"time"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
@@ -94,7 +93,7 @@ func (w *Watcher) begin(missed []Message) {
 		w.queue = append(w.queue, encode(chunk(&watchwordv1.SnapshotChunk{TrustState: f.trust})))
 	}
 	w.queue = append(w.queue, missed...)
-	w.queue = append(w.queue, encode(last), encode(f.heartbeat(time.Now(), nil)))
+	w.queue = append(w.queue, encode(last), encode(f.heartbeat(nil)))
 }
 
 // Close gives the watcher's place to another. It must be called once.

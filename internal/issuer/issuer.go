@@ -67,6 +67,9 @@ func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 // Reseal seals the signing keys under the first master key, and says how many
 // were not.
 func Reseal(tx *store.Tx, master *seal.Keys) (int, error) {
+	if err := tx.Exclusive(); err != nil {
+		return 0, err
+	}
 	rows, err := tx.SigningKeys()
 	n := 0
 	for _, row := range rows {

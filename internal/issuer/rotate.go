@@ -121,7 +121,7 @@ func (k *Keyring) rotate(ctx context.Context, by user.Caller, alg token.Algorith
 	}
 	var rotated Key
 	err = k.writer.Write(ctx, func(tx *store.Tx) error {
-		if err := by.Check(tx); err != nil {
+		if err := errors.Join(by.Check(tx), tx.Exclusive()); err != nil {
 			return err
 		}
 		c, rows, err := readChain(tx)
@@ -180,7 +180,7 @@ func promote(tx *store.Tx, c chain) error {
 	if err != nil {
 		return err
 	}
-	longest, err := feed.MaxLifetime(tx)
+	longest, err := tx.MaxLifetime()
 	if err != nil {
 		return err
 	}
@@ -205,7 +205,7 @@ func (k *Keyring) Revoke(ctx context.Context, by user.Caller, kid string) (Key, 
 	}
 	var signing Key
 	err = k.writer.Write(ctx, func(tx *store.Tx) error {
-		if err := by.Check(tx); err != nil {
+		if err := errors.Join(by.Check(tx), tx.Exclusive()); err != nil {
 			return err
 		}
 		c, rows, err := readChain(tx)

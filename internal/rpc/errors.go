@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"errors"
+	"math/rand/v2"
 	"strings"
 	"time"
 
@@ -22,7 +23,8 @@ import (
 
 const domain = "watchword"
 
-// storeRetry is what a caller is told to wait when the database is away.
+// storeRetry is what a caller is told to wait when the database is away, and up to
+// as much again by chance, so that they don't come back together.
 const storeRetry = time.Second
 
 // refusals is the one table from errors to statuses. What is not in it is a
@@ -84,7 +86,7 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 func details(reason watchwordv1.ErrorReason, retryAfter func() time.Duration) []protoadapt.MessageV1 {
 	switch reason {
 	case watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE:
-		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(storeRetry)}}
+		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(storeRetry + rand.N(storeRetry))}}
 	case watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED:
 		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter())}}
 	}

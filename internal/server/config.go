@@ -15,12 +15,12 @@ import (
 
 // Config is what a server is started with. The tags are read by the command
 // line, which makes a flag and an environment variable of every field. It holds
-// no secret.
+// no secret but the password that DatastoreURI may have.
 type Config struct {
 	GRPCAddr      string        `name:"grpc-addr" default:"127.0.0.1:50051" help:"Address of the gRPC API."`
 	HTTPAddr      string        `name:"http-addr" default:"127.0.0.1:8080" help:"Address of the JWKS, metadata, health and metrics."`
-	DatastoreURI  string        `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database, sqlite:FILE."`
-	Issuer        string        `help:"Claim iss, an http or https URL. Kept in the database from the first start on; by default the HTTP address."`
+	DatastoreURI  string        `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (its password better by the variable, PGPASSWORD or PGPASSFILE)."`
+	Issuer        string        `help:"Claim iss, an http or https URL. Kept in the database from the first start on; by default the HTTP address, with PostgreSQL none."`
 	Audience      []string      `default:"internal" help:"Services that tokens may be for; may be given several times."`
 	SigningAlg    string        `default:"EdDSA" enum:"EdDSA,ES256,RS256" help:"Algorithm of the first signing key: EdDSA, ES256 or RS256."`
 	AccessTTL     time.Duration `name:"access-ttl" default:"5m" help:"Lifetime of an access token."`
@@ -30,7 +30,7 @@ type Config struct {
 	JWKSMaxAge    time.Duration `name:"jwks-max-age" default:"1m" help:"How long caches may keep the JWKS."`
 	KeyTTL        time.Duration `name:"key-ttl" default:"720h" help:"A signing key is replaced when it has signed for so long; 0: only by hand."`
 	AuditTTL      time.Duration `name:"audit-ttl" default:"2160h" help:"The security record is kept for so long."`
-	MasterKeyFile string        `type:"path" help:"File of the key that seals the keys in the database; by default beside the database."`
+	MasterKeyFile string        `type:"path" help:"File of the key that seals the keys in the database; by default beside an embedded database."`
 	TLSCert       string        `name:"tls-cert" type:"path" help:"Certificate chain, PEM, for both addresses."`
 	TLSKey        string        `name:"tls-key" type:"path" help:"Private key of the certificate, PEM."`
 	ClientCA      string        `name:"client-ca" type:"path" help:"CA of client certificates, PEM: checked if given, needed by WatchBundle alone."`

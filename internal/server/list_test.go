@@ -108,7 +108,7 @@ func TestListSessions(t *testing.T) {
 	h.insertSessions(t, b.id, 5)
 	h.behind(t, func(tx *store.Tx) error {
 		for _, id := range ended {
-			if _, err := tx.EndSession(id); err != nil {
+			if err := tx.EndSession(id); err != nil {
 				return err
 			}
 		}

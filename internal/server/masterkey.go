@@ -13,22 +13,35 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
+// errNoMasterKey says what a database wants that has no place for a file beside it.
+var errNoMasterKey = errors.New("--master-key-file: PostgreSQL needs one, the same for every replica; " +
+	"for a new database make it with: watchword key create-master-key FILE")
+
 // MasterKeyPath is the file of the master keys: the one named, or the one beside
 // an embedded database.
-func MasterKeyPath(s *store.Store, named string) string {
-	if named != "" {
-		return named
+func MasterKeyPath(s *store.Store, named string) (string, error) {
+	switch {
+	case named != "":
+		return named, nil
+	case s.Path() == "":
+		return "", errNoMasterKey
 	}
-	return s.Path() + ".master-key"
+	return s.Path() + ".master-key", nil
 }
 
-// masterKeys loads the master keys. A file is made only for a database in which
-// nothing is sealed yet.
+// masterKeys loads the master keys. A file is made only beside an embedded
+// database in which nothing is sealed yet: replicas would each make their own.
 func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, error) {
-	path := MasterKeyPath(s, c.MasterKeyFile)
+	path, err := MasterKeyPath(s, c.MasterKeyFile)
+	if err != nil {
+		return nil, err
+	}
 	keys, err := seal.Load(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return keys, err
+	}
+	if s.Path() == "" {
+		return nil, fmt.Errorf("%w (%s is not there)", errNoMasterKey, path)
 	}
 	sealed := false
 	if err := s.Read(ctx, func(tx *store.Tx) error {

@@ -88,11 +88,7 @@ func (s *Server) open(ctx context.Context, stdout io.Writer) error {
 	if err := s.listen(ctx); err != nil {
 		return err
 	}
-	scheme := "http"
-	if tlsConfig != nil {
-		scheme = "https"
-	}
-	inst, err := s.setup(ctx, master, scheme+"://"+s.httpLis.Addr().String(), stdout)
+	inst, err := s.setup(ctx, master, s.defaultIssuer(tlsConfig != nil), stdout)
 	if err != nil {
 		return err
 	}
@@ -107,6 +103,18 @@ func (s *Server) open(ctx context.Context, stdout io.Writer) error {
 	metrics.grpc.InitializeMetrics(s.grpc)
 	s.http = s.httpServer(inst.issuer, metrics, tlsConfig)
 	return nil
+}
+
+// defaultIssuer is the HTTP address of the only server that an embedded database
+// has. Replicas have one each.
+func (s *Server) defaultIssuer(secure bool) string {
+	switch {
+	case s.store.Path() == "":
+		return ""
+	case secure:
+		return "https://" + s.HTTPAddr()
+	}
+	return "http://" + s.HTTPAddr()
 }
 
 func (s *Server) listen(ctx context.Context) error {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
@@ -42,7 +43,10 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 	made := false
 	ctx = audit.WithSource(ctx, audit.Server)
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		var err error
+		err := tx.Exclusive() // replicas may start at once
+		if err != nil {
+			return err
+		}
 		if inst, err = s.cfg.identify(tx, defaultIssuer); err != nil {
 			return err
 		}
@@ -78,6 +82,11 @@ func (c *Config) identify(tx *store.Tx, defaultIssuer string) (installation, err
 	wanted := c.Issuer
 	if wanted == "" {
 		wanted = defaultIssuer
+	}
+	if wanted == "" {
+		if wanted, err = tx.Setting(settingIssuer); err != nil || wanted == "" {
+			return installation{}, errors.Join(err, errors.New("--issuer: the first start on PostgreSQL must name the issuer, which all replicas share"))
+		}
 	}
 	name, err := setOnce(tx, settingIssuer, wanted)
 	if err != nil {

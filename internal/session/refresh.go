@@ -3,6 +3,8 @@ package session
 import (
 	"context"
 	"errors"
+	"slices"
+	"time"
 
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/store"
@@ -18,11 +20,57 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 	if err != nil {
 		return nil, err
 	}
-	var h handout
+	h, err := s.spendNewest(ctx, g, audience)
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUncertain) {
+		h, err = s.spendAny(ctx, g, audience)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.tokens(h)
+}
+
+// spendNewest is the ordinary refresh, in one statement. ErrNotFound: it is not
+// that, or the statement cannot tell.
+func (s *Sessions) spendNewest(ctx context.Context, g generation, asked []string) (handout, error) {
+	decides, err := s.decisive(asked)
+	if err != nil {
+		return handout{}, err
+	}
+	spent, err := s.store.Spend(ctx, &store.Spend{
+		SessionID: g.sessionID, Generation: g.number, Audience: decides,
+		Grace: s.cfg.Grace, Idle: time.Duration(s.cfg.Idle), Max: time.Duration(s.cfg.Max),
+	})
+	if err != nil {
+		return handout{}, err
+	}
+	allowed, err := s.allowed(spent.Session.Audience, asked)
+	return handout{&spent.Session, spent.Username, spent.Roles, spent.Version, allowed, spent.Now}, err
+}
+
+// decisive is the one audience for which a session must be, so that `allowed` does
+// not refuse what is asked of it: that is no more than a part of an audience, and
+// the statement looks for one.
+func (s *Sessions) decisive(asked []string) (string, error) {
+	switch len(asked) {
+	case 0:
+		return s.cfg.Audience[0], nil
+	case 1:
+		if slices.Contains(s.cfg.Audience, asked[0]) {
+			return asked[0], nil
+		}
+	}
+	return "", store.ErrNotFound
+}
+
+// spendAny judges whatever generation it is.
+func (s *Sessions) spendAny(ctx context.Context, g generation, audience []string) (h handout, err error) {
 	var v verdict
-	err = s.store.Write(ctx, func(tx *store.Tx) (err error) {
-		h, v, err = s.spend(ctx, tx, g, audience)
-		return err
+	err = untilCertain(func() error {
+		return s.store.Write(ctx, func(tx *store.Tx) (err error) {
+			h, v, err = s.spend(ctx, tx, g, audience)
+			return err
+		})
 	})
 	if v == reused && err == nil {
 		err = ErrRefreshReused
@@ -30,13 +78,10 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 	if errors.Is(err, ErrRefreshReused) || errors.Is(err, ErrRevoked) {
 		// The end is durable; whom we tell of it, our own verifier has told before.
 		if err := s.feed.Sync(ctx); err != nil {
-			return nil, err
+			return h, err
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return s.tokens(h)
+	return h, err
 }
 
 // spend judges a generation and changes the session's row. Reuse is a verdict
@@ -67,7 +112,7 @@ func (s *Sessions) spend(ctx context.Context, tx *store.Tx, g generation, audien
 		row.Generations, row.RefreshedAt = next, tx.Now()
 		err = tx.AdvanceSession(row.ID, next)
 	}
-	return handout{session: row, user: u, audience: allowed, now: tx.Now()}, v, err
+	return newHandout(row, u, allowed, tx.Now()), v, err
 }
 
 // allowed is the audience asked for, within the login's and within what this

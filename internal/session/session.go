@@ -112,9 +112,15 @@ type Tokens struct {
 // handout is what a transaction leaves to be signed after it.
 type handout struct {
 	session  *store.Session
-	user     *store.User
+	username string
+	roles    []string
+	version  int64 // the user's
 	audience []string
 	now      time.Time
+}
+
+func newHandout(row *store.Session, u *store.User, audience []string, now time.Time) handout {
+	return handout{row, u.Username, u.Roles, u.Version, audience, now}
 }
 
 // tokens signs a handout.
@@ -124,7 +130,7 @@ func (s *Sessions) tokens(h handout) (*Tokens, error) {
 		return nil, err
 	}
 	access, expires, err := s.issuer.Mint(h.now, issuer.Subject{
-		UserID: h.user.ID, Username: h.user.Username, Roles: h.user.Roles, Version: h.user.Version,
+		UserID: h.session.UserID, Username: h.username, Roles: h.roles, Version: h.version,
 		SessionID: h.session.ID, Audience: h.audience, SessionEnd: s.endsAt(h.session),
 	})
 	if err != nil {
@@ -161,7 +167,7 @@ func (s *Sessions) start(ctx context.Context, tx *store.Tx, u *store.User, audie
 		return handout{}, err
 	}
 	record := audit.Event{Type: with, ActorID: u.ID, UserID: u.ID, SessionID: row.ID}
-	return handout{session: row, user: u, audience: audience, now: now}, s.audit.Record(ctx, tx, record)
+	return newHandout(row, u, audience, now), s.audit.Record(ctx, tx, record)
 }
 
 // narrow is the audience asked for, if it is no wider than the one allowed;
@@ -191,22 +197,39 @@ func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
 	if err != nil {
 		return err
 	}
-	return s.feed.Write(ctx, func(tx *store.Tx) error {
-		row, err := tx.Session(g.sessionID)
-		if errors.Is(err, store.ErrNotFound) {
-			return ErrRefreshExpired
-		}
-		if err != nil {
-			return err
-		}
-		return s.end(ctx, tx, row, audit.Event{Type: audit.Logout, ActorID: row.UserID})
+	return untilCertain(func() error {
+		return s.feed.Write(ctx, func(tx *store.Tx) error {
+			row, err := tx.Session(g.sessionID)
+			if errors.Is(err, store.ErrNotFound) {
+				return ErrRefreshExpired
+			}
+			if err != nil {
+				return err
+			}
+			return s.end(ctx, tx, row, audit.Event{Type: audit.Logout, ActorID: row.UserID})
+		})
 	})
 }
 
-// end ends a session, once, and records why.
+// untilCertain does something again whose outcome is unknown, a few times. It is
+// for what may be done twice.
+func untilCertain(do func() error) error {
+	const most = 3
+	var err error
+	for range most {
+		if err = do(); !errors.Is(err, store.ErrUncertain) {
+			break
+		}
+	}
+	return err
+}
+
+// end ends a session, once, and records why. The row was read in the transaction.
 func (s *Sessions) end(ctx context.Context, tx *store.Tx, row *store.Session, why audit.Event) error {
-	ended, err := tx.EndSession(row.ID)
-	if err != nil || !ended {
+	if !row.EndedAt.IsZero() {
+		return nil
+	}
+	if err := tx.EndSession(row.ID); err != nil {
 		return err
 	}
 	why.UserID, why.SessionID = row.UserID, row.ID

@@ -8,7 +8,7 @@ import (
 
 // WaitQueued waits until so many writes are queued behind the one that runs.
 func WaitQueued(s *Store, n int) {
-	for len(s.writer.queue) < n {
+	for len(embedded(s).writer.queue) < n {
 		runtime.Gosched()
 	}
 }
@@ -23,7 +23,7 @@ func FailDriver(tx *Tx) error {
 // has more: statements fail that need another page.
 func LimitPages(t *testing.T, s *Store, pages int) {
 	t.Helper()
-	err := s.writer.do(t.Context(), func(tx *Tx) error {
+	err := embedded(s).writer.do(t.Context(), func(tx *Tx) error {
 		return tx.one(func(r row) error { return r.Scan(&pages) }, fmt.Sprintf(`PRAGMA max_page_count = %d`, pages))
 	})
 	if err != nil {
@@ -37,10 +37,14 @@ func Integrity(tx *Tx) (verdict string, err error) {
 	return verdict, err
 }
 
-// ForgeSchemaVersion marks the schema as one of a later program.
-func ForgeSchemaVersion(t *testing.T, s *Store) {
+// ForgeSchemaVersion marks the schema as one of a later program, with which
+// programs of a version can work.
+func ForgeSchemaVersion(t *testing.T, s *Store, floor string) {
 	t.Helper()
-	err := s.writer.do(t.Context(), func(tx *Tx) error {
+	err := s.Write(t.Context(), func(tx *Tx) error {
+		if err := tx.SetSetting(schemaFloor, floor); err != nil {
+			return err
+		}
 		_, err := tx.exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, 1)`)
 		return err
 	})
@@ -48,3 +52,5 @@ func ForgeSchemaVersion(t *testing.T, s *Store) {
 		t.Fatal(err)
 	}
 }
+
+func embedded(s *Store) *sqliteDB { return s.engine.(*sqliteDB) }

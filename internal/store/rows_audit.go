@@ -50,10 +50,9 @@ func (r *AuditRecord) scan(from row) error {
 func (tx *Tx) InsertAudit(r *AuditRecord) error {
 	random := make([]byte, 6)
 	rand.Read(random)
-	r.ID = auditID(tx.now) + hex.EncodeToString(random)
-	_, err := tx.exec(`INSERT INTO audit (`+auditColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
+	r.ID = auditID(tx.Now()) + hex.EncodeToString(random)
+	return tx.later(`INSERT INTO audit (`+auditColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
 		r.ID, r.Type, r.Success, r.Reason, r.ActorID, r.UserID, r.SessionID, r.KID, r.Source, r.Detail, r.Count)
-	return err
 }
 
 // SetAuditCount says how many events a record stands for, and reports whether

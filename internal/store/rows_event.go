@@ -1,6 +1,7 @@
 package store
 
 import (
+	"strconv"
 	"time"
 )
 
@@ -36,15 +37,49 @@ func (tx *Tx) Head() (int64, error) {
 	return seq, err
 }
 
-// AppendEvent gives an event the next number and stores it.
+// HeadInto fills in, by the time that Write returns, the number of the newest
+// event that this transaction sees, its own among them.
+func (tx *Tx) HeadInto(seq *int64) error {
+	return tx.last(func(r row) error { return r.Scan(seq) }, `SELECT seq FROM head WHERE id = 1`)
+}
+
+// notify is a channel of PostgreSQL.
+const notify = "watchword_events"
+
+// AppendEvent gives an event the next number and stores it; the number is in the
+// event when Write returns. ExpiresAt is given without the longest lifetime of an
+// access token, and is stored with it: this is read behind the lock that all
+// appenders queue for, so that none misses a longer one which another has set.
+// That lock is the transaction's last, and held for no more than the commit.
 func (tx *Tx) AppendEvent(e *Event) error {
-	err := tx.one(func(r row) error { return r.Scan(&e.Seq) }, `UPDATE head SET seq = seq + 1 WHERE id = 1 RETURNING seq`)
+	err := tx.last(func(r row) error { return r.Scan(&e.Seq) }, `UPDATE head SET seq = seq + 1 WHERE id = 1 RETURNING seq`)
 	if err != nil {
 		return err
 	}
-	_, err = tx.exec(`INSERT INTO events (seq, tag, kind, subject, version, expires_at) VALUES ($1, $2, $3, $4, $5, $6)`,
-		e.Seq, e.Tag, string(e.Kind), e.Subject, e.Version, micros(e.ExpiresAt))
-	return err
+	return tx.last(nil, `INSERT INTO events (seq, tag, kind, subject, version, expires_at)
+		SELECT seq, $1, $2, $3, CAST($4 AS BIGINT), CAST($5 AS BIGINT) + COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $6), 0)
+		FROM head WHERE id = 1`,
+		e.Tag, string(e.Kind), e.Subject, e.Version, micros(e.ExpiresAt), maxLifetime)
+}
+
+// maxLifetime is the setting that holds the longest lifetime, in microseconds,
+// that an access token of this installation was ever given.
+const maxLifetime = "max_access_ttl"
+
+// MaxLifetime is the longest lifetime that an access token was ever given; zero,
+// where none was.
+func (tx *Tx) MaxLifetime() (time.Duration, error) {
+	value, err := tx.Setting(maxLifetime)
+	if err != nil || value == "" {
+		return 0, err
+	}
+	us, err := strconv.ParseInt(value, 10, 64)
+	return time.Duration(us) * time.Microsecond, err
+}
+
+// SetMaxLifetime writes it. An event goes with it, in the same transaction.
+func (tx *Tx) SetMaxLifetime(longest time.Duration) error {
+	return tx.SetSetting(maxLifetime, strconv.FormatInt(longest.Microseconds(), 10))
 }
 
 // Events lists up to limit events with a higher number than `after`, in order.
@@ -66,5 +101,5 @@ func (tx *Tx) Events(after int64, limit int) ([]*Event, error) {
 // behind it is still the same.
 func (tx *Tx) PruneEvents(limit int) (int64, error) {
 	return tx.exec(`DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE expires_at <= $1 AND seq < (SELECT seq FROM head WHERE id = 1) ORDER BY expires_at LIMIT $2)`,
-		micros(tx.now), limit)
+		micros(tx.Now()), limit)
 }

@@ -117,7 +117,6 @@ func (tx *Tx) Setting(name string) (string, error) {
 
 // SetSetting writes a setting that the whole installation shares.
 func (tx *Tx) SetSetting(name, value string) error {
-	_, err := tx.exec(`INSERT INTO settings (name, value) VALUES ($1, $2)
+	return tx.later(`INSERT INTO settings (name, value) VALUES ($1, $2)
 		ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
-	return err
 }

@@ -64,14 +64,14 @@ func (s *Session) columns() (into []any, finish func() error) {
 // Session finds a session by id. ErrNotFound.
 func (tx *Tx) Session(id string) (*Session, error) {
 	s := &Session{}
-	return s, tx.one(s.scan, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
+	return s, tx.oneForUpdate(s.scan, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
 }
 
-// SessionAndUser finds a session and whose it is, in one statement: every refresh
-// begins with it. ErrNotFound.
+// SessionAndUser finds a session and whose it is, in one statement. The session
+// stays as it is, and the user may change meanwhile. ErrNotFound.
 func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
 	s, u := &Session{}, &User{}
-	err := tx.one(func(r row) error {
+	err := tx.oneForUpdate(func(r row) error {
 		session, finishSession := s.columns()
 		user, finishUser := u.columns()
 		if err := r.Scan(append(session, user...)...); err != nil {
@@ -111,27 +111,24 @@ func (tx *Tx) InsertSession(s *Session) error {
 		return err
 	}
 	g := s.Generations
-	_, err = tx.exec(`INSERT INTO sessions (`+sessionColumns+`)
+	return tx.later(`INSERT INTO sessions (`+sessionColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
 		s.ID, s.UserID, s.BornVersion, string(audience), micros(s.CreatedAt), micros(s.RefreshedAt), nullMicros(s.EndedAt),
 		g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt))
-	return err
 }
 
 // AdvanceSession writes a session's generations and marks it refreshed now.
 // The caller has read the row in this transaction.
 func (tx *Tx) AdvanceSession(id string, g Generations) error {
-	_, err := tx.exec(`UPDATE sessions SET refreshed_at = $2, current = $3, spent = $4, spent_at = $5,
+	return tx.later(`UPDATE sessions SET refreshed_at = $2, current = $3, spent = $4, spent_at = $5,
 		low = $6, earlier_low = $7, late = $8, late_at = $9 WHERE id = $1`,
-		id, micros(tx.now), g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt))
-	return err
+		id, micros(tx.Now()), g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt))
 }
 
-// EndSession marks a session as ended now, and reports whether it was not
-// marked before.
-func (tx *Tx) EndSession(id string) (bool, error) {
-	n, err := tx.exec(`UPDATE sessions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL`, id, micros(tx.now))
-	return n == 1, err
+// EndSession marks a session as ended now. The caller has read the row in this
+// transaction.
+func (tx *Tx) EndSession(id string) error {
+	return tx.later(`UPDATE sessions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL`, id, micros(tx.Now()))
 }
 
 // PruneSessions looks at up to limit sessions, in order of id from the one
@@ -139,7 +136,7 @@ func (tx *Tx) EndSession(id string) (bool, error) {
 // id that it looked at: empty, when the end was reached.
 func (tx *Tx) PruneSessions(after string, limit int, keep func(*Session) bool) (string, error) {
 	var last string
-	var dead []string
+	var dead []*Session
 	n := 0
 	err := tx.each(func(r row) error {
 		s := &Session{}
@@ -148,13 +145,13 @@ func (tx *Tx) PruneSessions(after string, limit int, keep func(*Session) bool) (
 		}
 		n, last = n+1, s.ID
 		if !keep(s) {
-			dead = append(dead, s.ID)
+			dead = append(dead, s)
 		}
 		return nil
 	}, `SELECT `+sessionColumns+` FROM sessions WHERE id > $1 ORDER BY id LIMIT $2`, after, limit)
-	for _, id := range dead {
-		if err == nil {
-			_, err = tx.exec(`DELETE FROM sessions WHERE id = $1`, id)
+	for _, s := range dead {
+		if err == nil { // unless it was refreshed since it was read
+			err = tx.later(`DELETE FROM sessions WHERE id = $1 AND refreshed_at = $2`, s.ID, micros(s.RefreshedAt))
 		}
 	}
 	if n < limit {

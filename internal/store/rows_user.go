@@ -44,7 +44,7 @@ func (u *User) columns() (into []any, finish func()) {
 // User finds a user by id, deleted ones too. ErrNotFound.
 func (tx *Tx) User(id string) (*User, error) {
 	u := &User{}
-	return u, tx.one(u.scan, `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
+	return u, tx.oneForUpdate(u.scan, `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
 }
 
 // UserByName finds a user who is not deleted by their folded name. ErrNotFound.
@@ -66,14 +66,17 @@ func (tx *Tx) Users(after string, limit int) ([]*User, error) {
 
 // InsertUser adds a user. ErrExists: the name is taken.
 func (tx *Tx) InsertUser(u *User) error {
-	_, err := tx.exec(`INSERT INTO users (`+userColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
+	n, err := tx.exec(`INSERT INTO users (`+userColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING`,
 		u.ID, u.Username, u.PasswordHash, strings.Join(u.Roles, " "), u.Disabled, u.Version, u.RevokedBelow,
 		micros(u.CreatedAt), micros(u.UpdatedAt), nullMicros(u.DeletedAt))
+	if err == nil && n == 0 {
+		return ErrExists
+	}
 	return err
 }
 
-// UpdateUser writes a user's row as it shall be. ErrExists: the name is taken.
-// The caller has read the row in this transaction.
+// UpdateUser writes a user's row as it shall be. ErrExists: the name is taken,
+// and the transaction is to be given up. The caller has read the row in it.
 func (tx *Tx) UpdateUser(u *User) error {
 	_, err := tx.exec(`UPDATE users SET username = $2, password_hash = $3, roles = $4, disabled = $5, ver = $6,
 		revoked_below = $7, updated_at = $8, deleted_at = $9 WHERE id = $1`,

@@ -31,20 +31,30 @@ func openSQLite(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening database: %w", err)
 	}
-	s, err := connectSQLite(ctx, db, path)
+	engine, err := connectSQLite(ctx, db, path)
 	if err != nil {
 		db.Close()
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
-	return s, nil
+	return &Store{engine}, nil
 }
 
-func connectSQLite(ctx context.Context, db *sql.DB, path string) (*Store, error) {
-	if err := migrate(ctx, db); err != nil {
+// sqliteDB is an embedded database.
+type sqliteDB struct {
+	db      *sql.DB
+	file    string
+	readers chan *conn
+	writer  *writer
+	closed  chan struct{}
+	close1  func() error
+}
+
+func connectSQLite(ctx context.Context, db *sql.DB, path string) (*sqliteDB, error) {
+	if err := migrateSQLite(ctx, db); err != nil {
 		return nil, err
 	}
-	s := &Store{db: db, path: path, readers: make(chan *conn, max(4, runtime.GOMAXPROCS(0))), closed: make(chan struct{})}
-	s.close = sync.OnceValue(s.shut)
+	s := &sqliteDB{db: db, file: path, readers: make(chan *conn, max(4, runtime.GOMAXPROCS(0))), closed: make(chan struct{})}
+	s.close1 = sync.OnceValue(s.shut)
 	for range cap(s.readers) {
 		c, err := connect(ctx, db)
 		if err != nil {
@@ -66,6 +76,37 @@ func connectSQLite(ctx context.Context, db *sql.DB, path string) (*Store, error)
 	s.writer = newWriter(c, newCheckpointer(side))
 	return s, nil
 }
+
+func (s *sqliteDB) path() string { return s.file }
+func (s *sqliteDB) close() error { return s.close1() }
+
+func (s *sqliteDB) shut() error {
+	close(s.closed)
+	s.writer.close()
+	for range cap(s.readers) {
+		c := <-s.readers
+		c.close()
+	}
+	return s.db.Close()
+}
+
+func (s *sqliteDB) read(ctx context.Context, fn func(*Tx) error) error {
+	select {
+	case c := <-s.readers:
+		defer func() { s.readers <- c }()
+		_, err := c.transact(fn)
+		return err
+	case <-s.closed:
+		return errClosed
+	case <-ctx.Done():
+		return unavailable(ctx.Err())
+	}
+}
+
+func (s *sqliteDB) write(ctx context.Context, fn func(*Tx) error) error { return s.writer.do(ctx, fn) }
+
+// hints has nothing to tell: other processes are polled for.
+func (s *sqliteDB) hints(ctx context.Context, _ func()) { <-ctx.Done() }
 
 // busyTimeout is how long a writer waits for another process, such as the command
 // line, that holds the file's lock.
@@ -164,7 +205,7 @@ func (c *conn) transact(fn func(*Tx) error) (*Tx, error) {
 		}
 	}()
 	tx := newTx(c)
-	if err := run(tx, fn); err != nil {
+	if err := tx.attempt(fn); err != nil {
 		return nil, err
 	}
 	if err := c.control("COMMIT"); err != nil {
@@ -174,24 +215,66 @@ func (c *conn) transact(fn func(*Tx) error) (*Tx, error) {
 	return tx, nil
 }
 
-// run calls fn. A panic becomes an error, since it must not take strangers'
-// writes along; a driver's error is returned even if fn did not.
-func run(tx *Tx, fn func(*Tx) error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic in a transaction: %v", p)
+// instant is a transaction on a connection, or a part of one.
+type instant struct {
+	*conn
+	at time.Time
+}
+
+func newTx(c *conn) *Tx {
+	return &Tx{run: instant{c, time.Now().UTC().Truncate(time.Microsecond)}}
+}
+
+func (i instant) now() (time.Time, error) { return i.at, nil }
+
+// exclusive does nothing: there is one writer.
+func (instant) exclusive() error { return nil }
+
+func (i instant) exec(query string, args ...any) (int64, error) {
+	stmt, err := i.prepare(query)
+	if err != nil {
+		return 0, err
+	}
+	result, err := stmt.Exec(args...)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+func (i instant) query(scan func(row) error, _ bool, query string, args ...any) error {
+	stmt, err := i.prepare(query)
+	if err != nil {
+		return err
+	}
+	rows, err := stmt.Query(args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
 		}
-		if tx.broken != nil {
-			err = tx.broken
-		}
-	}()
-	return fn(tx)
+	}
+	return rows.Err()
+}
+
+func (i instant) later(query string, args ...any) error {
+	_, err := i.exec(query, args...)
+	return err
+}
+
+func (i instant) last(scan func(row) error, query string, args ...any) error {
+	if scan == nil {
+		return i.later(query, args...)
+	}
+	return i.query(scan, false, query, args...)
 }
 
 func isUniqueViolation(err error) bool {
-	var e *sqlite.Error
-	if !errors.As(err, &e) {
-		return false
+	if e := (*sqlite.Error)(nil); errors.As(err, &e) {
+		return e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
 	}
-	return e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
+	return sqlState(err) == uniqueViolation
 }

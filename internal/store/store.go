@@ -25,6 +25,9 @@ var (
 	// ErrUnavailable says that the database could not do it now. Nothing that
 	// was asked for is acknowledged; it may or may not have happened.
 	ErrUnavailable = errors.New("store unavailable")
+	// ErrUncertain says that the connection was lost while a change was being
+	// committed: it was made or it was not. Such an error matches ErrUnavailable.
+	ErrUncertain = fmt.Errorf("%w: outcome unknown", ErrUnavailable)
 	// ErrSchema says that the database's schema is not the one this program
 	// knows.
 	ErrSchema = errors.New("unknown database schema")
@@ -38,63 +41,49 @@ type Writer interface {
 }
 
 // Store is an open database. It is safe for concurrent use.
-type Store struct {
-	db      *sql.DB
-	path    string
-	readers chan *conn
-	writer  *writer
-	closed  chan struct{}
-	close   func() error // once
+type Store struct{ engine engine }
+
+// engine is one kind of database. Both are in this package.
+type engine interface {
+	read(ctx context.Context, fn func(*Tx) error) error
+	write(ctx context.Context, fn func(*Tx) error) error
+	spend(ctx context.Context, s *Spend) (*Spent, error)
+	hints(ctx context.Context, hint func())
+	path() string
+	close() error
 }
 
-// Path is the file of an embedded database.
-func (s *Store) Path() string { return s.path }
+// Path is the file of an embedded database; empty for any other.
+func (s *Store) Path() string { return s.engine.path() }
 
-// Open opens the database that a URI names, `sqlite:FILE`, and brings the
-// schema of an embedded database up to date. A missing file is made with mode
-// 0600. An error that matches ErrSchema means that a newer program has been
-// here.
+// Open opens the database that a URI names, `sqlite:FILE` or `postgres://…`.
+// An embedded database is made with mode 0600 where there is none, and its schema
+// brought up to date. An error that matches ErrSchema says that the schema is not
+// one that this program can work with, and what mends it.
 func Open(ctx context.Context, uri string) (*Store, error) {
 	scheme, rest, _ := strings.Cut(uri, ":")
 	switch {
 	case scheme == "sqlite" && rest != "":
 		return openSQLite(ctx, rest)
-	case scheme == "postgres" || scheme == "postgresql":
-		return nil, errors.New("datastore: PostgreSQL is not supported yet; use sqlite:FILE")
+	case isPostgres(scheme):
+		return openPostgres(ctx, uri)
 	}
-	// The URI may hold a password, so it is not repeated.
-	return nil, errors.New("datastore: URI must be sqlite:FILE")
+	return nil, errURI
 }
+
+// errURI does not repeat the URI, which may hold a password.
+var errURI = errors.New("datastore: URI must be sqlite:FILE or postgres://USER:PASSWORD@HOST:PORT/DATABASE")
+
+func isPostgres(scheme string) bool { return scheme == "postgres" || scheme == "postgresql" }
 
 // Close waits for the writes and reads under way and closes the database. A
 // second Close does nothing.
-func (s *Store) Close() error { return s.close() }
-
-func (s *Store) shut() error {
-	close(s.closed)
-	s.writer.close()
-	for range cap(s.readers) {
-		c := <-s.readers
-		c.close()
-	}
-	return s.db.Close()
-}
+func (s *Store) Close() error { return s.engine.close() }
 
 // Read runs fn on one unchanging state of the database. It waits for a
 // connection for as long as ctx allows; fn must not write, and must not keep
 // the Tx.
-func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
-	select {
-	case c := <-s.readers:
-		defer func() { s.readers <- c }()
-		_, err := c.transact(fn)
-		return err
-	case <-s.closed:
-		return errClosed
-	case <-ctx.Done():
-		return unavailable(ctx.Err())
-	}
-}
+func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error { return s.engine.read(ctx, fn) }
 
 // Write runs fn in a transaction that is durable when Write returns nil. An
 // error of fn rolls back what fn did, and is returned as it is.
@@ -103,19 +92,42 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
 // what it hands out is good only if Write returns nil. When ctx ends while the
 // write is queued, Write returns at once, nothing happens, and the error matches
 // ErrUnavailable and ctx's; once fn has begun, Write waits for its end.
+//
+// What fn reads of a user or a session by its id stays as it was read until the
+// transaction ends; a change that depends on other rows takes Exclusive first.
 func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
-	return s.writer.do(ctx, fn)
+	return s.engine.write(ctx, fn)
 }
+
+// Hints calls hint, until ctx ends, when another process has said that it appended
+// an event. Hints may be lost, and come without cause: whoever must know, polls.
+func (s *Store) Hints(ctx context.Context, hint func()) { s.engine.hints(ctx, hint) }
 
 // Tx is a transaction. It is good for the call of the function it is given to,
 // and not safe for concurrent use.
 type Tx struct {
-	conn *conn
-	now  time.Time
+	run runner
 	// broken is the first error of the driver, after which nothing that this
 	// transaction did can be relied on.
 	broken    error
 	committed []func()
+}
+
+// runner is how an engine runs the statements of one transaction.
+type runner interface {
+	// now is the transaction's instant.
+	now() (time.Time, error)
+	exec(query string, args ...any) (int64, error)
+	// query scans every row. Some are for update: nobody else changes them before
+	// this transaction ends.
+	query(scan func(row) error, forUpdate bool, query string, args ...any) error
+	// exclusive keeps other transactions out that are exclusive too.
+	exclusive() error
+	// later runs a statement at the latest with the commit.
+	later(query string, args ...any) error
+	// last runs a statement as one of the last before the commit, in the order in
+	// which they came. scan may be nil.
+	last(scan func(row) error, query string, args ...any) error
 }
 
 // OnCommit calls fn when what this transaction did is durable, in the goroutine
@@ -128,55 +140,59 @@ func (tx *Tx) wasCommitted() {
 	}
 }
 
-// Now is the transaction's instant, in whole microseconds.
-func (tx *Tx) Now() time.Time { return tx.now }
-
-func newTx(c *conn) *Tx {
-	return &Tx{conn: c, now: time.Now().UTC().Truncate(time.Microsecond)}
+// Now is the transaction's instant, in whole microseconds: the process's time for
+// an embedded database, and the server's for PostgreSQL, so that the clocks of
+// replicas do not matter.
+func (tx *Tx) Now() time.Time {
+	now, err := tx.run.now()
+	if tx.fail(err) != nil {
+		return time.Now() // the transaction fails in any case
+	}
+	return now
 }
+
+// Exclusive waits until no other transaction is exclusive, and is so until this
+// one ends.
+func (tx *Tx) Exclusive() error { return tx.fail(tx.run.exclusive()) }
 
 func (tx *Tx) exec(query string, args ...any) (int64, error) {
-	stmt, err := tx.conn.prepare(query)
-	if err != nil {
-		return 0, tx.fail(err)
-	}
-	result, err := stmt.Exec(args...)
-	if err != nil {
-		return 0, tx.fail(err)
-	}
-	return result.RowsAffected()
+	n, err := tx.run.exec(query, args...)
+	return n, tx.fail(err)
 }
 
-// one scans the only row of a query; no row is ErrNotFound.
-func (tx *Tx) one(scan func(row) error, query string, args ...any) error {
-	stmt, err := tx.conn.prepare(query)
-	if err != nil {
-		return tx.fail(err)
-	}
-	err = scan(stmt.QueryRow(args...))
-	if errors.Is(err, sql.ErrNoRows) {
-		return ErrNotFound
-	}
-	return tx.fail(err)
+// later is exec for a statement whose outcome nobody waits for.
+func (tx *Tx) later(query string, args ...any) error { return tx.fail(tx.run.later(query, args...)) }
+
+func (tx *Tx) last(scan func(row) error, query string, args ...any) error {
+	return tx.fail(tx.run.last(scan, query, args...))
 }
 
 // each scans every row of a query.
 func (tx *Tx) each(scan func(row) error, query string, args ...any) error {
-	stmt, err := tx.conn.prepare(query)
-	if err != nil {
-		return tx.fail(err)
+	return tx.fail(tx.run.query(scan, false, query, args...))
+}
+
+// one scans the only row of a query; no row is ErrNotFound.
+func (tx *Tx) one(scan func(row) error, query string, args ...any) error {
+	return tx.only(scan, false, query, args...)
+}
+
+// oneForUpdate is one for a row that shall stay as it is until the end of this
+// transaction, if that writes.
+func (tx *Tx) oneForUpdate(scan func(row) error, query string, args ...any) error {
+	return tx.only(scan, true, query, args...)
+}
+
+func (tx *Tx) only(scan func(row) error, forUpdate bool, query string, args ...any) error {
+	found := false
+	err := tx.run.query(func(r row) error {
+		found = true
+		return scan(r)
+	}, forUpdate, query, args...)
+	if err == nil && !found {
+		return ErrNotFound
 	}
-	rows, err := stmt.Query(args...)
-	if err != nil {
-		return tx.fail(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := scan(rows); err != nil {
-			return tx.fail(err)
-		}
-	}
-	return tx.fail(rows.Err())
+	return tx.fail(err)
 }
 
 // fail turns an error of the driver into one of ours, and remembers it unless
@@ -188,8 +204,24 @@ func (tx *Tx) fail(err error) error {
 	if isUniqueViolation(err) {
 		return ErrExists
 	}
-	tx.broken = unavailable(err)
+	if tx.broken == nil {
+		tx.broken = unavailable(err)
+	}
 	return tx.broken
+}
+
+// attempt calls fn. A panic becomes an error, since it must not take strangers'
+// writes along; a driver's error is returned even if fn did not.
+func (tx *Tx) attempt(fn func(*Tx) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic in a transaction: %v", p)
+		}
+		if tx.broken != nil {
+			err = tx.broken
+		}
+	}()
+	return fn(tx)
 }
 
 type row interface{ Scan(dest ...any) error }

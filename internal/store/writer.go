@@ -165,7 +165,7 @@ func (w *writer) member(job *write) (tx *Tx, verdict, err error) {
 		return nil, nil, err
 	}
 	tx = newTx(w.conn)
-	verdict = run(tx, job.fn)
+	verdict = tx.attempt(job.fn)
 	if tx.broken != nil {
 		return nil, nil, tx.broken
 	}
