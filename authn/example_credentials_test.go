@@ -55,7 +55,8 @@ func exampleCalling() (authConn *grpc.ClientConn, dialNotes func(...grpc.DialOpt
 	}
 }
 
-// A program with a user of its own calls a guarded service.
+// A program with a user of its own calls a guarded service. dialNotes stands for
+// grpc.NewClient("notes:50061", append(creds.DialOptions(), …)...).
 func ExampleNewPasswordCredentials() {
 	authConn, dialNotes, stop := exampleCalling()
 	defer stop()
@@ -66,7 +67,7 @@ func ExampleNewPasswordCredentials() {
 		log.Fatal(err)
 	}
 	defer creds.Close()
-	conn := dialNotes(creds.DialOptions()...) // grpc.NewClient("notes:50061", append(creds.DialOptions(), …)...)
+	conn := dialNotes(creds.DialOptions()...)
 	defer conn.Close()
 
 	// It logs in at the first call, and refreshes from then on.
