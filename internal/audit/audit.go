@@ -9,6 +9,7 @@ package audit
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -49,23 +50,32 @@ type Event struct {
 	Detail    string // for people, as in "roles: admin writer"
 }
 
+// Source is a source of calls that is no address.
+type Source string
+
 // Sources that are no address.
 const (
-	CLI    = "cli"    // somebody at the command line
-	Server = "server" // the server by itself
-	many   = "many"   // more of them than are told apart
+	CLI    Source = "cli"    // somebody at the command line
+	Server Source = "server" // the server by itself
+	many          = "many"   // more of them than are told apart
 )
+
+func (s Source) String() string { return string(s) }
 
 type sourceKey struct{}
 
-// WithSource says from where a call comes: a peer's address, CLI or Server.
-func WithSource(ctx context.Context, source string) context.Context {
+// WithSource says from where a call comes: a peer's address, CLI or Server. It is
+// asked for its name when something is recorded, which is seldom.
+func WithSource(ctx context.Context, source fmt.Stringer) context.Context {
 	return context.WithValue(ctx, sourceKey{}, source)
 }
 
 func sourceOf(ctx context.Context) string {
-	source, _ := ctx.Value(sourceKey{}).(string)
-	return source
+	source, ok := ctx.Value(sourceKey{}).(fmt.Stringer)
+	if !ok {
+		return ""
+	}
+	return source.String()
 }
 
 const (

@@ -65,7 +65,9 @@ func (w *world) all(t *testing.T, f store.AuditFilter, size int) (records []*sto
 	}
 }
 
-func from(source string) context.Context { return audit.WithSource(context.Background(), source) }
+func from(source string) context.Context {
+	return audit.WithSource(context.Background(), audit.Source(source))
+}
 
 func (w *world) lines() int { return strings.Count(w.logged.String(), "\n") }
 

@@ -70,21 +70,25 @@ func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*wat
 	if req.GetAccessToken() == "" {
 		return nil, invalid("access_token", "is required")
 	}
-	audience := a.Audience
-	if req.GetAudience() != "" {
-		if err := checkAudience([]string{req.GetAudience()}); err != nil {
-			return nil, err
-		}
-		audience = []string{notIssuedFor}
-		if slices.Contains(a.Audience, req.GetAudience()) {
-			audience[0] = req.GetAudience()
-		}
-	}
-	p, err := a.Verifier.VerifyFor(ctx, req.GetAccessToken(), audience...)
+	p, err := a.verify(ctx, req)
 	if err != nil {
 		return nil, err
 	}
 	return &watchwordv1.VerifyResponse{Principal: principal(p)}, nil
+}
+
+func (a *Auth) verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*authn.Principal, error) {
+	asked := req.GetAudience()
+	if asked == "" { // the verifier's own are all that the server issues for
+		return a.Verifier.Verify(ctx, req.GetAccessToken())
+	}
+	if err := checkAudience([]string{asked}); err != nil {
+		return nil, err
+	}
+	if !slices.Contains(a.Audience, asked) {
+		asked = notIssuedFor
+	}
+	return a.Verifier.VerifyFor(ctx, req.GetAccessToken(), asked)
 }
 
 // Logout serves AuthService/Logout.

@@ -41,7 +41,7 @@ func NewEdge(v *authn.Verifier, a *audit.Log, retryAfter func() time.Duration, l
 
 // Unary is the interceptor for unary calls.
 func (e *Edge) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	ctx = audit.WithSource(ctx, peerHost(ctx))
+	ctx = audit.WithSource(ctx, sourceOf(ctx))
 	resp, err := handler(ctx, req)
 	if err != nil {
 		return nil, e.refused(ctx, info.FullMethod, err)
@@ -52,20 +52,28 @@ func (e *Edge) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 // Stream is the interceptor for streams.
 func (e *Edge) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if err := handler(srv, ss); err != nil {
-		return e.refused(audit.WithSource(ss.Context(), peerHost(ss.Context())), info.FullMethod, err)
+		return e.refused(audit.WithSource(ss.Context(), sourceOf(ss.Context())), info.FullMethod, err)
 	}
 	return nil
 }
 
-// peerHost is a peer's address without the port, which says nothing.
-func peerHost(ctx context.Context) string {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
+// source is a peer. Its name is its address without the port, which says nothing.
+type source struct{ addr net.Addr }
+
+func sourceOf(ctx context.Context) source {
+	if p, ok := peer.FromContext(ctx); ok {
+		return source{p.Addr}
+	}
+	return source{}
+}
+
+func (s source) String() string {
+	if s.addr == nil {
 		return ""
 	}
-	host, _, err := net.SplitHostPort(p.Addr.String())
+	host, _, err := net.SplitHostPort(s.addr.String())
 	if err != nil {
-		return p.Addr.String()
+		return s.addr.String()
 	}
 	return host
 }

@@ -49,7 +49,7 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	if t.NeedCertificate && !showsCertificate(ctx) {
 		return errNoCertificate
 	}
-	watcher, err := t.Feed.Watch(ctx, peerHost(ctx), req.GetResume())
+	watcher, err := t.Feed.Watch(ctx, sourceOf(ctx).String(), req.GetResume())
 	if err != nil {
 		return err
 	}
