@@ -26,14 +26,18 @@ const (
 	firstDelay = 50 * time.Millisecond
 	// longestDelay bounds how long a server that is back goes unnoticed.
 	longestDelay = 10 * time.Second
-	// silence on a stream for this long means that the connection is dead
-	// though nobody closed it (a pulled cable, a forgotten NAT entry): servers
-	// send a heartbeat every few seconds.
+	// knockAhead is the part of a pause, its last, in which the connection is
+	// made that the stream then finds.
+	knockAhead = 8
+	// silence on a stream for this long means that nothing will come of it any
+	// more: servers send a heartbeat every few seconds. Another stream may be
+	// routed better. A connection that is dead below it, conn must replace.
 	silence = time.Minute
 )
 
 // A feed keeps a bundle up to date from a server's stream, in one goroutine.
 type feed struct {
+	conn      grpc.ClientConnInterface
 	client    watchwordv1.TrustServiceClient
 	bundle    *bundle
 	plaintext bool   // also from another machine
@@ -52,6 +56,7 @@ type feed struct {
 func startFeed(conn grpc.ClientConnInterface, b *bundle, plaintext bool) *feed {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &feed{
+		conn:      conn,
 		client:    watchwordv1.NewTrustServiceClient(conn),
 		bundle:    b,
 		plaintext: plaintext,
@@ -73,7 +78,7 @@ func (f *feed) stop() {
 func (f *feed) run(ctx context.Context) {
 	defer close(f.done)
 	delay := firstDelay
-	for {
+	for ctx.Err() == nil {
 		began := time.Now()
 		err := f.watch(ctx)
 		if ctx.Err() != nil {
@@ -90,8 +95,26 @@ func (f *feed) run(ctx context.Context) {
 		delay = min(2*delay, longestDelay)
 		f.bundle.log.Warn("the trust bundle's stream ended; opening it again", "error", err, "in", pause)
 		f.report(false, err)
+		f.pause(ctx, pause)
+	}
+}
+
+// pause waits before the next stream, and tells the connection a little earlier to
+// try again. By itself grpc-go would in the end wait for two minutes from one try
+// to the next, and fail every stream meanwhile.
+func (f *feed) pause(ctx context.Context, pause time.Duration) {
+	knock := time.NewTimer(pause - pause/knockAhead)
+	defer knock.Stop()
+	over := time.NewTimer(pause)
+	defer over.Stop()
+	for {
 		select {
-		case <-time.After(pause):
+		case <-knock.C:
+			if c, ok := f.conn.(interface{ ResetConnectBackoff() }); ok {
+				c.ResetConnectBackoff()
+			}
+		case <-over.C:
+			return
 		case <-ctx.Done():
 			return
 		}

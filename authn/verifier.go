@@ -67,6 +67,11 @@ type Verifier struct {
 // The caller closes the Verifier, and conn after it. A conn that is no
 // grpc.ClientConn must name its peer, in the stream's context or by the call
 // option grpc.Peer, and its streams must end with their context.
+//
+// That a connection has died without a word (a pulled cable, a forgotten NAT
+// entry) only conn itself can notice. Dial it with grpc.WithKeepaliveParams, every
+// 10 s say: the operating system takes a quarter of an hour, and nothing newer is
+// known here until then.
 func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Option) (*Verifier, error) {
 	if conn == nil {
 		return nil, misused(errors.New("NewVerifier needs a connection"))

@@ -1,0 +1,159 @@
+package authn_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// line is the way to a server, which a test can cut and block.
+type line struct {
+	listener *bufconn.Listener
+
+	mu   sync.Mutex
+	cut  bool
+	open []*wire
+}
+
+// wire is one connection over a line. Once it is dead it swallows what it is
+// given, and nothing comes out of it until it is closed.
+type wire struct {
+	net.Conn
+	dead   chan struct{}
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (l *line) dial(ctx context.Context, _ string) (net.Conn, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cut {
+		return nil, errors.New("no route to host")
+	}
+	conn, err := l.listener.DialContext(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w := &wire{Conn: conn, dead: make(chan struct{}), closed: make(chan struct{})}
+	l.open = append(l.open, w)
+	return w, nil
+}
+
+// set cuts the line, with all that is open on it, or mends it.
+func (l *line) set(cut bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cut = cut
+	for _, w := range l.open {
+		if cut {
+			w.Conn.Close()
+		}
+	}
+}
+
+// forget lets the open connections die without a word, as a firewall does that
+// was restarted.
+func (l *line) forget() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, w := range l.open {
+		close(w.dead)
+	}
+	l.open = nil
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	select {
+	case <-w.dead:
+		<-w.closed
+		return 0, net.ErrClosed
+	default:
+		return n, err
+	}
+}
+
+func (w *wire) Write(p []byte) (int, error) {
+	select {
+	case <-w.dead:
+		return len(p), nil
+	default:
+		return w.Conn.Write(p)
+	}
+}
+
+func (w *wire) Close() error {
+	w.once.Do(func() { close(w.closed) })
+	return w.Conn.Close()
+}
+
+// startOn makes a world whose server is behind a line.
+func startOn(t *testing.T, opts ...grpc.DialOption) (*world, *line) {
+	t.Helper()
+	w := &world{key: newKey(t), server: &trustServer{streams: make(chan *watch)}}
+	listener, stop := serve(func(r *grpc.Server) { watchwordv1.RegisterTrustServiceServer(r, w.server) })
+	t.Cleanup(stop)
+	l := &line{listener: listener}
+	conn := dial(listener, append(opts, grpc.WithContextDialer(l.dial))...)
+	t.Cleanup(func() { conn.Close() })
+	w.Verifier = newVerifier(t, conn, authn.WithAudience("internal"))
+	w.accept(t)
+	return w, l
+}
+
+// accept plays the beginning of the next stream.
+func (w *world) accept(t *testing.T) {
+	t.Helper()
+	w.watch = <-w.server.streams
+	w.watch.tell(snapshot(trustState(w.key)), heartbeat(time.Now()))
+	if err := w.Ready(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// However long a server was away, it is found soon after it is back: the backoff
+// of grpc-go, which grows to minutes, is not added to ours.
+func TestAServerThatIsBackIsFoundSoon(t *testing.T) {
+	for _, away := range []time.Duration{time.Second, time.Minute, 20 * time.Minute} {
+		t.Run(away.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, l := startOn(t)
+				l.set(true)
+				time.Sleep(away)
+				l.set(false)
+				began := time.Now()
+				w.accept(t)
+				if took := time.Since(began); took > min(3*away, 12*time.Second) {
+					t.Errorf("found after %v", took)
+				}
+				w.wants(t, mint(t, w.key), "ok")
+			})
+		})
+	}
+}
+
+// A connection that died without a word is replaced, if the program's keepalive
+// notices: a Verifier cannot close what it was given.
+func TestADeadConnectionIsReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, l := startOn(t, grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}))
+		l.forget()
+		began := time.Now()
+		w.accept(t)
+		if took := time.Since(began); took > 20*time.Second {
+			t.Errorf("after %v", took)
+		}
+		w.wants(t, mint(t, w.key), "ok")
+	})
+}
