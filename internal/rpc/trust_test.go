@@ -1,0 +1,230 @@
+package rpc_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/rpc"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// window is what a client's stream takes unread, in bytes.
+const window = 64 << 10
+
+// sendTimeout is what a watcher is given to read a message.
+const sendTimeout = 30 * time.Second
+
+// trust is TrustService with a database behind it, whose feed does not run: there
+// are no heartbeats but those behind snapshots.
+type trust struct {
+	feed  *feed.Feed
+	conn  *grpc.ClientConn
+	ended chan error // how each stream's handler has ended
+}
+
+// serveTrust serves a bundle with so many ended sessions, in a bubble.
+func serveTrust(t *testing.T, sessions int, inside ...grpc.StreamServerInterceptor) *trust {
+	t.Helper()
+	s, err := store.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "t.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	err = s.Write(t.Context(), func(tx *store.Tx) error {
+		for i := range sessions {
+			if err := feed.SessionEnded(tx, fmt.Sprintf("%0300d", i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := &trust{ended: make(chan error, 100)}
+	if tr.feed, err = feed.Open(t.Context(), s, "https://auth.test", "database", slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	note := func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		err := handler(srv, stream)
+		tr.ended <- err
+		return err
+	}
+	internal := recovery.WithRecoveryHandler(func(any) error { return status.Error(codes.Internal, "recovered") })
+	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()),
+		grpc.ChainStreamInterceptor(note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
+	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Feed: tr.feed})
+	listener := bufconn.Listen(1 << 20)
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(listener) })
+	t.Cleanup(func() { server.Stop(); serving.Wait() })
+	tr.conn, err = grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithStaticStreamWindowSize(window), grpc.WithStaticConnWindowSize(64*window),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tr.conn.Close() })
+	return tr
+}
+
+type bundle = grpc.ServerStreamingClient[watchwordv1.WatchBundleResponse]
+
+func (tr *trust) watch(t *testing.T) bundle {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	t.Cleanup(cancel)
+	stream, err := watchwordv1.NewTrustServiceClient(tr.conn).WatchBundle(ctx, &watchwordv1.WatchBundleRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
+// read reads a snapshot to the heartbeat behind it, with a pause before each
+// message, and returns how many sessions it names.
+func read(stream bundle, pause time.Duration) (sessions int, err error) {
+	for {
+		time.Sleep(pause)
+		m, err := stream.Recv()
+		if err != nil || m.GetHeartbeat() != nil {
+			return sessions, err
+		}
+		sessions += len(m.GetSnapshotChunk().GetEndedSessions())
+	}
+}
+
+// places is how many watchers a peer can open more.
+func (tr *trust) places(t *testing.T, from string) (n int) {
+	t.Helper()
+	w, err := tr.feed.Watch(t.Context(), "somebody", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	var at []byte // who resumes waits for nothing
+	for at == nil {
+		m, err := w.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		decoded := &watchwordv1.WatchBundleResponse{}
+		if err := proto.Unmarshal(m, decoded); err != nil {
+			t.Fatal(err)
+		}
+		at = decoded.GetResume()
+	}
+	for ; ; n++ {
+		w, err := tr.feed.Watch(t.Context(), from, at)
+		if err != nil {
+			return n
+		}
+		defer w.Close()
+	}
+}
+
+// many is so many sessions that they come in three chunks, each of which is more
+// than fits in the buffers of a connection.
+const many = 2_001
+
+// Who reads nothing is sent away, and keeps neither a watcher's place nor one for
+// a snapshot.
+func TestAWatcherThatReadsNothingIsSentAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const deaf = 16 // all that one peer may be sent at a time
+		tr := serveTrust(t, many)
+		began := time.Now()
+		var streams []bundle
+		for range deaf {
+			streams = append(streams, tr.watch(t))
+		}
+		synctest.Wait()
+		late := tr.watch(t)
+		if n, err := read(late, 0); n != many || err != nil {
+			t.Errorf("who came late was told of %d sessions, %v", n, err)
+		}
+		if waited := time.Since(began); waited != sendTimeout {
+			t.Errorf("who came late waited for %v", waited)
+		}
+		for range deaf {
+			select {
+			case err := <-tr.ended:
+				if status.Code(err) != codes.Unavailable {
+					t.Errorf("ended with %v", err)
+				}
+			case <-time.After(time.Hour):
+				t.Fatal("a stream that nobody reads never ended")
+			}
+		}
+		synctest.Wait()
+		if all, left := tr.places(t, "another"), tr.places(t, "bufconn"); left != all-1 { // late's
+			t.Errorf("%d places are left of %d", left, all)
+		}
+		for _, stream := range streams {
+			if _, err := read(stream, 0); status.Code(err) != codes.Unavailable {
+				t.Errorf("the client reads %v", err)
+			}
+		}
+	})
+}
+
+// Who reads slowly is served, and so is who has read everything and hears nothing
+// for a long time.
+func TestAWatcherThatReadsSlowlyIsServed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := serveTrust(t, many)
+		stream := tr.watch(t)
+		if n, err := read(stream, sendTimeout/2-time.Second); n != many || err != nil {
+			t.Errorf("told of %d sessions, %v", n, err)
+		}
+		time.Sleep(10 * sendTimeout)
+		select {
+		case err := <-tr.ended:
+			t.Errorf("an idle stream ended: %v", err)
+		default:
+		}
+	})
+}
+
+// faulty is a stream that cannot be sent on.
+type faulty struct{ grpc.ServerStream }
+
+func (faulty) SendMsg(any) error { panic("a bug") }
+
+// A panic while messages are sent reaches the recovery interceptor, though they
+// are sent by a goroutine of their own, and the watcher's place is given back.
+func TestAPanicInWatchBundleIsRecovered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := serveTrust(t, 1, func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+			return handler(srv, faulty{stream})
+		})
+		for range 20 { // more than there are places for snapshots
+			if _, err := read(tr.watch(t), 0); status.Code(err) != codes.Internal {
+				t.Fatal(err)
+			}
+		}
+		if all, left := tr.places(t, "another"), tr.places(t, "bufconn"); left != all {
+			t.Errorf("%d places are left of %d", left, all)
+		}
+	})
+}
