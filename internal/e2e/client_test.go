@@ -138,6 +138,7 @@ var codeOf = map[string]codes.Code{
 	"TOKEN_MISSING":       codes.Unauthenticated, "TOKEN_INVALID": codes.Unauthenticated,
 	"TOKEN_REVOKED": codes.Unauthenticated, "TOKEN_STALE": codes.Unauthenticated,
 	"SESSION_REVOKED": codes.Unauthenticated, "REFRESH_TOKEN_INVALID": codes.Unauthenticated,
+	"BUNDLE_STALE":  codes.Unavailable,
 	"USER_DISABLED": codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
 	"CLIENT_CERTIFICATE_REQUIRED": codes.PermissionDenied,
 	"USER_NOT_FOUND":              codes.NotFound, "USER_EXISTS": codes.AlreadyExists,
