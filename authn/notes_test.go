@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
@@ -129,12 +130,17 @@ func answerStream(_ any, stream grpc.ServerStream) error {
 // serveNotes guards the service with a verifier, and everything unknown too.
 func serveNotes(t *testing.T, v *authn.Verifier, opts ...grpc.ServerOption) *grpc.ClientConn {
 	t.Helper()
-	opts = append(append(opts, v.ServerOptions()...), grpc.UnknownServiceHandler(answerStream))
-	listener, stop := serve(func(r *grpc.Server) { registerNotes(r, "notes.v1.NotesService") }, opts...)
-	conn := dial(listener)
-	t.Cleanup(stop)
+	conn := dial(listenNotes(t, v, opts...))
 	t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+func listenNotes(t *testing.T, v *authn.Verifier, opts ...grpc.ServerOption) *bufconn.Listener {
+	t.Helper()
+	opts = append(append(opts, v.ServerOptions()...), grpc.UnknownServiceHandler(answerStream))
+	listener, stop := serve(func(r *grpc.Server) { registerNotes(r, "notes.v1.NotesService") }, opts...)
+	t.Cleanup(stop)
+	return listener
 }
 
 // call calls a method of either kind, and returns the name it answers.

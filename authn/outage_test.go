@@ -3,6 +3,7 @@ package authn_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"testing"
@@ -156,4 +157,45 @@ func TestADeadConnectionIsReplaced(t *testing.T) {
 		}
 		w.wants(t, mint(t, w.key), "ok")
 	})
+}
+
+// Tokens of unknown keys, however many, make nobody wait: not for a server that is
+// there, nor for one behind a dead connection. A key that has come is known at once.
+func TestUnknownKeysMakeNoCallWait(t *testing.T) {
+	for _, dead := range []bool{false, true} {
+		t.Run(fmt.Sprintf("dead %t", dead), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, l := startOn(t)
+				next := newKey(t)
+				if dead {
+					l.forget()
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				good, unknown := mint(t, w.key), mint(t, next)
+				began := time.Now()
+				for range 100 {
+					for _, raw := range []string{unknown, mint(t, newKey(t))} {
+						if _, err := w.Verify(ctx, raw); name(err) != "TOKEN_INVALID" {
+							t.Error(err)
+						}
+					}
+					w.wants(t, good, "ok")
+				}
+				if took := time.Since(began); took != 0 {
+					t.Errorf("it took %v", took)
+				}
+				if dead {
+					return
+				}
+				w.watch.tell(change(&watchwordv1.Change{TrustState: trustState(w.key, next)}))
+				w.wants(t, unknown, "ok")
+				select {
+				case <-w.server.streams:
+					t.Error("another stream was opened")
+				default:
+				}
+			})
+		})
+	}
 }
