@@ -145,6 +145,23 @@ func (j *judge) ahead(by time.Duration) {
 	j.bundle.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.New(time.Now().Add(by))}, true)
 }
 
+// Nothing but the very token is taken for a cached one, wherever it differs.
+func TestAnAlteredTokenIsNotTakenForACachedOne(t *testing.T) {
+	j := newJudge(t, staleness{after: time.Hour}, 1<<20)
+	raw := j.mint(t, 1)
+	j.wants(t, "as it is", raw, accepted)
+	for i := range raw {
+		for _, c := range []byte("A_.") {
+			if altered := raw[:i] + string(c) + raw[i+1:]; altered != raw {
+				j.wants(t, fmt.Sprintf("with %q at %d", c, i), altered, tokenInvalid)
+			}
+		}
+	}
+	for _, altered := range []string{raw + "=", raw + "A", " " + raw, raw[:len(raw)-1], raw[1:]} {
+		j.wants(t, "of another length", altered, tokenInvalid)
+	}
+}
+
 // A check that is in flight while its key is withdrawn may put its token in after
 // everything else has happened. It leaves nothing that passes.
 func TestWithdrawalDuringACheck(t *testing.T) {

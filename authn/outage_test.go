@@ -11,7 +11,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/watchword-auth/watchword/authn"
@@ -142,6 +144,30 @@ func TestAServerThatIsBackIsFoundSoon(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Pauses differ by chance, so that watchers who lost one server together do not
+// come back together.
+func TestPausesAreSpreadOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, conn := serveTrust(t)
+		newVerifier(t, conn, authn.WithAudience("internal"))
+		var shortest, longest time.Duration
+		w := <-server.streams
+		for i := range 30 {
+			w.end <- status.Error(codes.Unavailable, "no")
+			began := time.Now()
+			w = <-server.streams
+			if pause := time.Since(began); i < 10 {
+				shortest, longest = pause, pause // they still grow
+			} else {
+				shortest, longest = min(shortest, pause), max(longest, pause)
+			}
+		}
+		if longest-shortest < time.Second {
+			t.Errorf("from %v to %v", shortest, longest)
+		}
+	})
 }
 
 // A connection that died without a word is replaced, if the program's keepalive

@@ -1,0 +1,74 @@
+package server_test
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// heap is what is in use, when what is not has been collected.
+func heap() int {
+	var m runtime.MemStats
+	for range 2 { // what has a finalizer goes in the second
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
+}
+
+// Verifiers come, take the whole bundle, judge and go; neither they nor the server
+// keep a goroutine of it, or memory.
+func TestComingAndGoingLeavesNothing(t *testing.T) {
+	const rounds, verifiers, sessions = 20, 3, 1_000
+	h := start(t)
+	h.behind(t, func(tx *store.Tx) error {
+		for i := range sessions {
+			if err := feed.SessionEnded(tx, fmt.Sprintf("%016d", i)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	first := *h.admin
+	h.relogin(t, h.admin)
+	// What is acknowledged after them the feed knows.
+	if _, err := h.auth.Logout(t.Context(), &watchwordv1.LogoutRequest{RefreshToken: first.GetRefreshToken()}); err != nil {
+		t.Fatal(err)
+	}
+	round := func() {
+		for range verifiers {
+			v, err := authn.NewVerifier(t.Context(), h.conn, authn.WithAudience("internal"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := v.Verify(t.Context(), h.admin.GetAccessToken()); err != nil {
+				t.Error(err)
+			}
+			if n := v.Status().EndedSessions; n < sessions {
+				t.Errorf("it knows of %d sessions", n)
+			}
+			if err := v.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	round() // opens what stays open
+	was, running := heap(), goleak.IgnoreCurrent()
+	for range rounds {
+		round()
+	}
+	goleak.VerifyNone(t, running)
+	// A verifier of so many sessions takes some 60 KB.
+	grown := heap() - was
+	t.Logf("after %d verifiers the heap has grown by %d bytes", rounds*verifiers, grown)
+	if grown > 1<<20 {
+		t.Errorf("the heap has grown by %d bytes", grown)
+	}
+}
