@@ -11,11 +11,15 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
+
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const name = "https://auth.internal.example"
 
