@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -167,8 +168,15 @@ func (s *server) kill() error {
 	if err := s.process.wait(); err != nil {
 		return err
 	}
-	// Nobody is left who would remove it, and its number may go to a stranger.
-	return os.Remove(s.pidFile())
+	// Nobody is left who would remove them: the System V segment by which
+	// servers in one directory notice each other, and the file, whose number
+	// may go to a stranger.
+	if key := strings.Fields(s.pidLine(7)); len(key) == 2 {
+		if out, err := exec.Command("ipcrm", "-m", key[1]).CombinedOutput(); err != nil {
+			return fmt.Errorf("ipcrm: %w: %s", err, out)
+		}
+	}
+	return os.Remove(filepath.Join(s.data(), pidFile))
 }
 
 // signal sends a signal to every process of the server. The postmaster is

@@ -9,9 +9,15 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-func TestKillAndRestart(t *testing.T) {
+func TestCluster(t *testing.T) {
 	c := Start(t, Options{Settings: []string{"max_connections=33"}})
 	uri := c.URI(t)
+	t.Run("settings", func(t *testing.T) { hasSettings(t, uri) })
+	t.Run("restart", func(t *testing.T) { restarts(t, c, uri) })
+	t.Run("pause", func(t *testing.T) { pauses(t, c, uri) })
+}
+
+func hasSettings(t *testing.T, uri string) {
 	for setting, want := range map[string]string{
 		"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on", "max_connections": "33",
 		"server_encoding": "UTF8", "lc_collate": "C",
@@ -20,14 +26,21 @@ func TestKillAndRestart(t *testing.T) {
 			t.Errorf("%s is %s, want %s", setting, got, want)
 		}
 	}
+}
+
+func restarts(t *testing.T, c *Cluster, uri string) {
 	for name, end := range map[string]func(){"killed": c.Kill, "stopped": c.Stop, "running": func() {}} {
 		conn := connect(t, uri)
 		if _, err := conn.Exec(t.Context(), "CREATE TABLE "+name+" (id BIGINT)"); err != nil {
 			t.Fatal(err)
 		}
 		end()
-		if _, err := conn.Exec(t.Context(), "SELECT 1"); (err == nil) != (name == "running") {
+		_, err := conn.Exec(t.Context(), "SELECT 1")
+		if (err == nil) != (name == "running") {
 			t.Errorf("%s: a connection from before says %v", name, err)
+		}
+		if said := new(pgconn.PgError); name == "killed" && errors.As(err, &said) {
+			t.Errorf("the server had time for a last word: %v", err)
 		}
 		c.Restart()
 		if n := value[int](t, uri, "SELECT count(*) FROM "+name); n != 0 {
@@ -36,28 +49,18 @@ func TestKillAndRestart(t *testing.T) {
 	}
 }
 
-func TestKillTellsNobody(t *testing.T) {
-	c := Start(t, Options{})
-	conn := connect(t, c.URI(t))
-	c.Kill()
-	_, err := conn.Exec(t.Context(), "SELECT 1")
-	if said := new(pgconn.PgError); err == nil || errors.As(err, &said) {
-		t.Errorf("the server had time for a word: %v", err)
-	}
-}
-
-func TestPause(t *testing.T) {
-	c := Start(t, Options{})
-	conn := connect(t, c.URI(t))
-	answered := make(chan error)
+func pauses(t *testing.T, c *Cluster, uri string) {
+	conn := connect(t, uri)
+	answered := make(chan error, 1)
 	c.Pause()
+	defer c.Resume()
 	go func() {
 		_, err := conn.Exec(context.Background(), "SELECT 1")
 		answered <- err
 	}()
 	select {
 	case err := <-answered:
-		t.Errorf("a frozen server answers: %v", err)
+		t.Fatalf("a frozen server answers: %v", err)
 	case <-time.After(200 * time.Millisecond): // it takes less than one
 	}
 	c.Resume()
@@ -70,11 +73,11 @@ func TestStandby(t *testing.T) {
 	primary := Start(t, Options{})
 	uri := primary.URI(t)
 	statement(t, uri, "CREATE TABLE kept (id BIGINT)")
-	standby := primary.Standby(t, true)
+	frozen, standby := primary.Standby(t, true), primary.Standby(t, true)
 	statement(t, uri, "INSERT INTO kept VALUES (1)")
 
-	// A frozen standby can't confirm, so a commit waits for it.
-	standby.Pause()
+	// One of the two that is frozen can't confirm, so a commit waits for it.
+	frozen.Pause()
 	committed := make(chan error)
 	conn := connect(t, uri)
 	go func() {
@@ -85,7 +88,7 @@ func TestStandby(t *testing.T) {
 	if err := await(admin, "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')"); err != nil {
 		t.Fatal(err)
 	}
-	standby.Resume()
+	frozen.Resume()
 	if err := <-committed; err != nil {
 		t.Fatal(err)
 	}

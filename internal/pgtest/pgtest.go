@@ -80,7 +80,7 @@ func administrator() (admin url.URL, owner *url.Userinfo, err error) {
 	if address := os.Getenv(external); address != "" {
 		// What url.Parse says would show the password.
 		parsed, err := url.Parse(address)
-		if err != nil || parsed.Host == "" || !strings.HasPrefix(parsed.Scheme, "postgres") {
+		if err != nil || parsed.Host == "" || parsed.User == nil || !strings.HasPrefix(parsed.Scheme, "postgres") {
 			return url.URL{}, nil, fmt.Errorf("%s is not a URL like postgres://user:password@host:5432/postgres", external)
 		}
 		return *parsed, parsed.User, nil

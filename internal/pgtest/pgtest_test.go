@@ -39,7 +39,9 @@ func value[T any](t *testing.T, uri, question string, args ...any) (answer T) {
 
 func statement(t *testing.T, uri, text string) {
 	t.Helper()
-	if _, err := connect(t, uri).Exec(t.Context(), text); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := connect(t, uri).Exec(ctx, text); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1,7 +1,6 @@
 package pgtest
 
 import (
-	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 const (
 	superuser = "postgres"
 	ordinary  = "watchword"
+	pidFile   = "postmaster.pid"
 )
 
 // server is one PostgreSQL, running or not, and its directory.
@@ -64,7 +64,6 @@ func prepare(parent, password string) (*server, error) {
 }
 
 func (s *server) data() string               { return filepath.Join(s.dir, "data") }
-func (s *server) pidFile() string            { return filepath.Join(s.data(), "postmaster.pid") }
 func (s *server) program(name string) string { return filepath.Join(s.bin, name) }
 
 // initialize fills the directory. The password is cheap to check: with SCRAM
@@ -81,7 +80,8 @@ func (s *server) initialize(settings []string) error {
 		"listen_addresses='127.0.0.1'",
 		"unix_socket_directories=''", // its path could be too long
 		"max_connections=300",
-		"wal_keep_size=256MB", // for a standby that comes back
+		"dynamic_shared_memory_type=mmap", // files in the directory, so that they go with it after Kill
+		"wal_keep_size=256MB",             // for a standby that comes back
 	}, settings)...)
 }
 
@@ -132,13 +132,18 @@ func (s *server) ready() bool {
 // postmaster returns the process that the server's children have in common, or
 // 0, and what it says of itself.
 func (s *server) postmaster() (pid int, status string) {
-	file, _ := os.ReadFile(s.pidFile())
-	lines := bytes.Split(file, []byte("\n"))
-	pid, _ = strconv.Atoi(string(lines[0]))
-	if len(lines) > 7 {
-		status = string(bytes.TrimSpace(lines[7]))
+	pid, _ = strconv.Atoi(s.pidLine(1))
+	return pid, s.pidLine(8)
+}
+
+// pidLine returns a line of the postmaster's file, counted from 1.
+func (s *server) pidLine(n int) string {
+	file, _ := os.ReadFile(filepath.Join(s.data(), pidFile))
+	lines := strings.Split(string(file), "\n")
+	if n > len(lines) {
+		return ""
 	}
-	return pid, status
+	return strings.TrimSpace(lines[n-1])
 }
 
 func (s *server) admin() url.URL {
