@@ -36,7 +36,7 @@ tools: .bin/buf .bin/grpcurl .bin/staticcheck .bin/protoc-gen-go .bin/protoc-gen
 ##@ Change
 
 .PHONY: check
-check: ## The quick loop: format, vet and unit tests, no tools needed
+check: ## The quick loop: format, vet and unit tests; needs PostgreSQL and no other tools
 	$(call title,quick check)
 	@$(MAKE) format-check vet
 	@go test -short ./...
@@ -72,7 +72,7 @@ test: prerequisites tools ## Everything below, in this order; installs what it n
 STEPS := format-check vet staticcheck proto-check generate-check tidy-check test-go test-fuzz test-examples test-node
 
 .PHONY: prerequisites
-prerequisites: ## See to it that Go, a C compiler and Node.js are here
+prerequisites: ## See to it that Go, a C compiler, Node.js, PostgreSQL and PgBouncer are here
 	$(call title,prerequisites)
 	@scripts/prerequisites.sh
 
