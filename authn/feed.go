@@ -36,8 +36,7 @@ const (
 type feed struct {
 	client    watchwordv1.TrustServiceClient
 	bundle    *bundle
-	plaintext bool   // also from another machine
-	resume    []byte // where a later stream can go on; the goroutine's own
+	plaintext bool // also from another machine
 	cancel    context.CancelFunc
 	done      chan struct{} // closed when the goroutine has ended
 
@@ -111,7 +110,7 @@ func (f *feed) watch(ctx context.Context) error {
 	defer quiet.Stop()
 
 	var who peer.Peer
-	stream, err := f.client.WatchBundle(ctx, &watchwordv1.WatchBundleRequest{Resume: f.resume}, grpc.Peer(&who))
+	stream, err := f.client.WatchBundle(ctx, &watchwordv1.WatchBundleRequest{Resume: f.bundle.resume}, grpc.Peer(&who))
 	if err != nil {
 		return ended(ctx, err)
 	}
@@ -130,9 +129,6 @@ func (f *feed) watch(ctx context.Context) error {
 		was := at
 		if at, err = f.bundle.apply(msg, at); err != nil {
 			return status.Errorf(codes.Internal, "the server's trust bundle is malformed: %v", err)
-		}
-		if resume := msg.GetResume(); len(resume) > 0 {
-			f.resume = resume
 		}
 		if at == current && was != current {
 			f.bundle.log.Info("the trust bundle is up to date")

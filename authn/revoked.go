@@ -1,5 +1,10 @@
 package authn
 
+import (
+	"sync"
+	"time"
+)
+
 // idLength is how long ids are. Others are possible, and take more memory.
 const idLength = 16
 
@@ -33,3 +38,53 @@ func (m idMap[V]) set(id string, v V) {
 }
 
 func (m idMap[V]) len() int { return len(m.usual) + len(m.other) }
+
+const (
+	// pruneEvery is rare enough to cost nothing, and often enough: an entry
+	// lives for minutes at least.
+	pruneEvery = time.Minute
+	// pruneBatch entries are deleted under one lock, which takes some tens of
+	// microseconds. Judgements get in between.
+	pruneBatch = 256
+)
+
+// prune forgets what can concern no token any more. Searching needs no lock,
+// since nobody else writes.
+func (b *bundle) prune(now time.Time) {
+	if now.Before(b.nextPrune) {
+		return
+	}
+	b.nextPrune = now.Add(pruneEvery)
+	b.forget(now)
+}
+
+// forget is prune whenever it is called.
+func (b *bundle) forget(now time.Time) {
+	over := now.Unix()
+	forget(&b.mu, b.ended.usual, func(keep int64) bool { return keep < over })
+	forget(&b.mu, b.ended.other, func(keep int64) bool { return keep < over })
+	forget(&b.mu, b.raised.usual, func(r raised) bool { return r.keep < over })
+	forget(&b.mu, b.raised.other, func(r raised) bool { return r.keep < over })
+}
+
+// forget deletes from m what is over.
+func forget[K comparable, V any](mu sync.Locker, m map[K]V, over func(V) bool) {
+	var batch []K
+	flush := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, id := range batch {
+			delete(m, id)
+		}
+		batch = batch[:0]
+	}
+	for id, v := range m {
+		if !over(v) {
+			continue
+		}
+		if batch = append(batch, id); len(batch) == pruneBatch {
+			flush() // deleting while ranging is fine: this goroutine does both
+		}
+	}
+	flush()
+}
