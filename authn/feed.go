@@ -30,6 +30,10 @@ const (
 	// though nobody closed it (a pulled cable, a forgotten NAT entry): servers
 	// send a heartbeat every few seconds.
 	silence = time.Minute
+	// patience is how long a server is given to answer before a snapshot will do.
+	// One that is there takes some milliseconds, and one that is replaced comes
+	// back within a second or so: a start from fresh news is worth the wait.
+	patience = 2 * time.Second
 )
 
 // A feed keeps a bundle up to date from a server's stream, in one goroutine.
@@ -39,9 +43,10 @@ type feed struct {
 	plaintext bool // also from another machine
 	cancel    context.CancelFunc
 	done      chan struct{} // closed when the goroutine has ended
+	fallback  *time.Timer   // makes a snapshot do; nil without one
 
 	mu       sync.Mutex
-	complete bool          // the first bundle is here
+	complete bool          // the first bundle is here, or a snapshot will do
 	last     error         // why the last stream ended, before that
 	changed  chan struct{} // closed and replaced when one of these changes
 }
@@ -58,6 +63,9 @@ func startFeed(conn grpc.ClientConnInterface, b *bundle, plaintext bool) *feed {
 		done:      make(chan struct{}),
 		changed:   make(chan struct{}),
 	}
+	if b.complete {
+		f.fallback = time.AfterFunc(patience, f.makeDo)
+	}
 	go f.run(ctx)
 	return f
 }
@@ -66,6 +74,9 @@ func startFeed(conn grpc.ClientConnInterface, b *bundle, plaintext bool) *feed {
 func (f *feed) stop() {
 	f.cancel()
 	<-f.done
+	if f.fallback != nil {
+		f.fallback.Stop()
+	}
 }
 
 // run opens streams, one after the other, until ctx ends.
@@ -161,7 +172,15 @@ func (f *feed) report(complete bool, last error) {
 	f.changed = make(chan struct{})
 }
 
-// wait returns once the first bundle is here. It is patient with UNAVAILABLE;
+// makeDo tells them that the snapshot will do.
+func (f *feed) makeDo() {
+	f.mu.Lock()
+	last := f.last
+	f.mu.Unlock()
+	f.report(true, last)
+}
+
+// wait returns once the first bundle is here, or a snapshot will do. It is patient with UNAVAILABLE;
 // any other error will hardly go away by waiting, and is returned at once.
 func (f *feed) wait(ctx context.Context) error {
 	for {
@@ -180,6 +199,10 @@ func (f *feed) wait(ctx context.Context) error {
 		case <-f.done:
 			return refuse(bundleStale, "")
 		case <-ctx.Done():
+			if f.fallback != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				f.makeDo()
+				return nil
+			}
 			return gaveUp(ctx, last)
 		}
 	}

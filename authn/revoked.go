@@ -1,6 +1,7 @@
 package authn
 
 import (
+	"iter"
 	"sync"
 	"time"
 )
@@ -35,6 +36,23 @@ func (m idMap[V]) set(id string, v V) {
 		return
 	}
 	m.other[id] = v
+}
+
+// all are the entries. One that is there from beginning to end comes once, also
+// where others come and go in between.
+func (m idMap[V]) all() iter.Seq2[string, V] {
+	return func(yield func(string, V) bool) {
+		for id, v := range m.usual {
+			if !yield(string(id[:]), v) {
+				return
+			}
+		}
+		for id, v := range m.other {
+			if !yield(id, v) {
+				return
+			}
+		}
+	}
 }
 
 func (m idMap[V]) len() int { return len(m.usual) + len(m.other) }
