@@ -38,16 +38,15 @@ func (m idMap[V]) set(id string, v V) {
 	m.other[id] = v
 }
 
-// all are the entries. One that is there from beginning to end comes once, also
-// where others come and go in between.
-func (m idMap[V]) all() iter.Seq2[string, V] {
+// all are the entries, for who does not hold the lock: see inSteps.
+func (m idMap[V]) all(mu *sync.RWMutex) iter.Seq2[string, V] {
 	return func(yield func(string, V) bool) {
-		for id, v := range m.usual {
+		for id, v := range inSteps(mu, m.usual) {
 			if !yield(string(id[:]), v) {
 				return
 			}
 		}
-		for id, v := range m.other {
+		for id, v := range inSteps(mu, m.other) {
 			if !yield(id, v) {
 				return
 			}
@@ -61,10 +60,42 @@ const (
 	// pruneEvery is rare enough to cost nothing, and often enough: an entry
 	// lives for minutes at least.
 	pruneEvery = time.Minute
-	// pruneBatch entries are deleted under one lock, which takes some tens of
+	// batch entries are deleted or copied under one lock, which takes some tens of
 	// microseconds. Judgements get in between.
-	pruneBatch = 256
+	batch = 256
 )
+
+// inSteps are the entries of a map that mu guards. The lock is held for a batch at a
+// time, nothing is allocated meanwhile, and no entry is handed out. An entry that is
+// there from beginning to end comes once, whatever comes and goes in between: a
+// range promises so much, and the lock keeps its steps apart from every change.
+func inSteps[K comparable, V any](mu *sync.RWMutex, m map[K]V) iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) {
+		ids, values := make([]K, 0, batch), make([]V, 0, batch)
+		handOut := func() bool {
+			for i := range ids {
+				if !yield(ids[i], values[i]) {
+					return false
+				}
+			}
+			ids, values = ids[:0], values[:0]
+			return true
+		}
+		mu.RLock()
+		for id, v := range m {
+			if ids, values = append(ids, id), append(values, v); len(ids) < batch {
+				continue
+			}
+			mu.RUnlock()
+			if !handOut() {
+				return
+			}
+			mu.RLock()
+		}
+		mu.RUnlock()
+		handOut()
+	}
+}
 
 // prune forgets what can concern no token any more. Searching needs no lock,
 // since nobody else writes.
@@ -87,20 +118,20 @@ func (b *bundle) forget(now time.Time) {
 
 // forget deletes from m what is over.
 func forget[K comparable, V any](mu sync.Locker, m map[K]V, over func(V) bool) {
-	var batch []K
+	var ids []K
 	flush := func() {
 		mu.Lock()
 		defer mu.Unlock()
-		for _, id := range batch {
+		for _, id := range ids {
 			delete(m, id)
 		}
-		batch = batch[:0]
+		ids = ids[:0]
 	}
 	for id, v := range m {
 		if !over(v) {
 			continue
 		}
-		if batch = append(batch, id); len(batch) == pruneBatch {
+		if ids = append(ids, id); len(ids) == batch {
 			flush() // deleting while ranging is fine: this goroutine does both
 		}
 	}

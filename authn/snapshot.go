@@ -34,9 +34,8 @@ const (
 	// maxSnapshot bounds what is read into memory, in bytes: some five million
 	// revocations.
 	maxSnapshot = 256 << 20
-	// snapshotStep entries are copied under one lock, which takes some tens of
-	// microseconds, and are one chunk.
-	snapshotStep = 256
+	// snapshotChunk entries are one message.
+	snapshotChunk = 1000
 )
 
 // mark tells whether a bundle has heard anything since.
@@ -54,8 +53,8 @@ func (b *bundle) mark() (m mark, ok bool) {
 }
 
 // writeSnapshot writes a bundle that is complete, and returns how long it became.
-// It lets the feed in between its steps. What comes meanwhile may be in it or not:
-// where to go on, and as of when this is, were read before, so that either is true.
+// The feed goes on meanwhile. What it brings may be in it or not: where to go on, and
+// as of when this is, were read before, so that either is true.
 func (b *bundle) writeSnapshot(to io.Writer) (int64, error) {
 	asOf := time.Unix(0, b.asOf.Load())
 	b.mu.RLock()
@@ -105,37 +104,32 @@ func (c *counter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// chunks are the trust state, and all revocations in steps. The lock is held
-// while the maps are looked at, and let go for each chunk: a range sees every
-// entry that is there from its beginning to its end, whatever else changes.
+// chunks are the trust state and all revocations.
 func (b *bundle) chunks(trust *trust) iter.Seq[*watchwordv1.SnapshotChunk] {
 	return func(yield func(*watchwordv1.SnapshotChunk) bool) {
 		next := &watchwordv1.SnapshotChunk{TrustState: trust.said}
-		flush := func() bool {
-			b.mu.RUnlock()
-			defer b.mu.RLock()
-			full := next
-			next = &watchwordv1.SnapshotChunk{}
-			return yield(full)
-		}
-		b.mu.RLock()
-		defer b.mu.RUnlock()
-		for id, keep := range b.ended.all() {
+		for id, keep := range b.ended.all(&b.mu) {
 			next.EndedSessions = append(next.EndedSessions, &watchwordv1.EndedSession{SessionId: id, Until: trust.until(keep)})
-			if len(next.EndedSessions) == snapshotStep && !flush() {
-				return
+			if len(next.EndedSessions) == snapshotChunk {
+				if !yield(next) {
+					return
+				}
+				next = &watchwordv1.SnapshotChunk{}
 			}
 		}
-		for id, r := range b.raised.all() {
+		for id, r := range b.raised.all(&b.mu) {
+			if len(next.EndedSessions)+len(next.RaisedVersions) >= snapshotChunk-1 {
+				if !yield(next) {
+					return
+				}
+				next = &watchwordv1.SnapshotChunk{}
+			}
 			next.RaisedVersions = append(next.RaisedVersions,
 				&watchwordv1.RaisedVersion{UserId: id, Version: r.revokedBelow, Revoked: true, Until: trust.until(r.keep)},
 				&watchwordv1.RaisedVersion{UserId: id, Version: r.staleBelow, Until: trust.until(r.keep)})
-			if len(next.RaisedVersions) >= snapshotStep && !flush() {
-				return
-			}
 		}
 		next.Last = true
-		flush()
+		yield(next)
 	}
 }
 
