@@ -138,7 +138,7 @@ func (k *keeper) run(ctx context.Context) {
 	}
 }
 
-// keep writes the file if there is anything new, and returns how long it is. A
+// keep writes the file if there is anything new, and returns how much it wrote. A
 // failure is logged when it begins and when it ends.
 func (k *keeper) keep() int64 {
 	now, ok := k.bundle.mark()
@@ -169,7 +169,7 @@ func (k *keeper) lastError() error {
 	return k.err
 }
 
-// write replaces the file.
+// write replaces the file, and returns how much it wrote, also in vain.
 func (k *keeper) write() (size int64, err error) {
 	if info, err := os.Lstat(k.path); err == nil && !info.Mode().IsRegular() {
 		return 0, fmt.Errorf("%s is no regular file", k.path) // such as /dev/null, which others need
@@ -188,10 +188,10 @@ func (k *keeper) write() (size int64, err error) {
 		}
 	}()
 	if size, err = k.fill(f); err != nil {
-		return 0, fmt.Errorf("writing %s: %w", f.Name(), err)
+		return size, fmt.Errorf("writing %s: %w", f.Name(), err)
 	}
 	if err := os.Rename(f.Name(), k.path); err != nil {
-		return 0, err
+		return size, err
 	}
 	return size, syncFolder(filepath.Dir(k.path))
 }
@@ -203,10 +203,10 @@ func (k *keeper) fill(f *os.File) (int64, error) {
 	}
 	size, err := k.bundle.writeSnapshot(f)
 	if err != nil {
-		return 0, err
+		return size, err
 	}
 	if err := f.Sync(); err != nil {
-		return 0, err
+		return size, err
 	}
 	return size, f.Close()
 }

@@ -119,9 +119,10 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 }
 
 // WithSnapshotFile keeps what the Verifier knows in a file: the keys, what has been
-// revoked, and as of when. One that starts while the server is away goes on from
-// there, and the time that has passed counts as staleness: see WithMaxStaleness.
-// When the server is back it sends what was missed.
+// revoked, and as of when. One that starts goes on from there, judges by it until
+// the server is heard, and so can start while the server is away. The time that has
+// passed counts as staleness: see WithMaxStaleness. When the server is back it sends
+// what was missed.
 //
 // What happened in between is not known until then. A session that ended stays good
 // until its access tokens expire, as everywhere while the server is away; and a key

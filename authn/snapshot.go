@@ -52,7 +52,7 @@ func (b *bundle) mark() (m mark, ok bool) {
 	return mark{b.learned, asOf}, b.complete
 }
 
-// writeSnapshot writes a bundle that is complete, and returns how long it became.
+// writeSnapshot writes a bundle that is complete, and returns how much it wrote.
 // The feed goes on meanwhile. What it brings may be in it or not: where to go on, and
 // as of when this is, were read before, so that either is true.
 func (b *bundle) writeSnapshot(to io.Writer) (int64, error) {
@@ -72,16 +72,16 @@ func (b *bundle) writeSnapshot(to io.Writer) (int64, error) {
 			err = fmt.Errorf("there is more to keep than %d bytes", maxSnapshot)
 		}
 		if err != nil {
-			return 0, err
+			return counted.n, err
 		}
 	}
 	beat := &watchwordv1.Heartbeat{ServerTime: timestamppb.New(heard.server), AsOf: timestamppb.New(asOf)}
 	last := &watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: resume}
 	if err := send(out, last); err != nil {
-		return 0, err
+		return counted.n, err
 	}
 	if err := out.Flush(); err != nil {
-		return 0, err
+		return counted.n, err
 	}
 	_, err := to.Write(sum.Sum(nil))
 	return counted.n + sha256.Size, err

@@ -9,7 +9,7 @@
 // issuer, its public keys, and what has been revoked) over one stream, so that
 // a guarded call needs no network, and a logout is known here within a blink.
 // While the server is away it goes on with what it knows, and forgets no
-// revocation that still matters.
+// revocation that still matters; with WithSnapshotFile also across its own restart.
 //
 // What it promises: a handler that finds a Principal by FromContext was called
 // with a token that this issuer signed, for this audience, that had not expired,
