@@ -41,10 +41,17 @@ type bundle struct {
 	complete bool          // a first bundle has come whole; never false again
 	closed   bool          // judges nothing any more
 	trust    *trust        // nil before the first; never changed, only replaced
+	resume   []byte        // where a later stream can go on: all before it is known here
+	learned  uint64        // counts the messages that said something
+	heard    reading       // at the newest heartbeat
 	ended    idMap[int64]  // ended session → keep until, Unix seconds
 	raised   idMap[raised] // user → the versions below which tokens are out
 
 	nextPrune time.Time // the feed's own
+
+	// keysChanged holds something when the trust state has become another one, or
+	// has come for the first time, and who keeps a snapshot has not seen it yet.
+	keysChanged chan struct{}
 
 	wasStale atomic.Bool // when somebody last looked
 	watchdog *time.Timer // looks when no heartbeat has come for long enough
@@ -56,8 +63,15 @@ type staleness struct {
 	refuse bool
 }
 
+// reading is what two clocks said at one moment.
+type reading struct {
+	server time.Time // as far as it was known
+	local  time.Time // this machine's, as it is set: no monotonic reading
+}
+
 // trust is one trust state.
 type trust struct {
+	said        *watchwordv1.TrustState // what it was read from
 	issuer      string
 	keys        map[string]*trustedKey // kid → key
 	maxLifetime time.Duration
@@ -98,7 +112,7 @@ type judgement struct {
 func newBundle(log *slog.Logger, leeway time.Duration, stale staleness) *bundle {
 	b := &bundle{
 		log: log, leeway: leeway, stale: stale, clock: newClock(),
-		ended: newIDMap[int64](), raised: newIDMap[raised](),
+		ended: newIDMap[int64](), raised: newIDMap[raised](), keysChanged: make(chan struct{}, 1),
 	}
 	b.watchdog = time.AfterFunc(stale.after, b.lookStale)
 	b.watchdog.Stop() // until the first heartbeat
@@ -238,6 +252,16 @@ const (
 // stage after it. An error means that the server doesn't keep to the protocol;
 // nothing that was known before is lost by it.
 func (b *bundle) apply(msg *watchwordv1.WatchBundleResponse, at stage) (stage, error) {
+	at, err := b.applyContent(msg, at)
+	if resume := msg.GetResume(); err == nil && len(resume) > 0 {
+		b.mu.Lock()
+		b.resume = resume
+		b.mu.Unlock()
+	}
+	return at, err
+}
+
+func (b *bundle) applyContent(msg *watchwordv1.WatchBundleResponse, at stage) (stage, error) {
 	switch m := msg.GetMessage().(type) {
 	case *watchwordv1.WatchBundleResponse_SnapshotChunk:
 		chunk := m.SnapshotChunk
@@ -278,17 +302,21 @@ type news interface {
 
 // learn takes in what a message says, all of it in one step.
 func (b *bundle) learn(n news) error {
-	next := b.trust
+	next, changed := b.trust, false
 	if state := n.GetTrustState(); state != nil {
 		read, err := b.readTrust(state)
 		if err != nil {
 			return err
 		}
-		next = read
+		next, changed = read, b.trust != nil && !proto.Equal(read.said, b.trust.said)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if changed && b.complete {
+		b.tellKeysChanged()
+	}
 	b.trust = next
+	b.learned++
 	b.epoch.Add(1)
 	for _, s := range n.GetEndedSessions() {
 		keep, _ := b.ended.get(s.GetSessionId())
@@ -322,6 +350,7 @@ func (b *bundle) keep(until *timestamppb.Timestamp) int64 {
 // newer server may have one of a kind that isn't known here.
 func (b *bundle) readTrust(state *watchwordv1.TrustState) (*trust, error) {
 	next := &trust{
+		said:        state,
 		issuer:      state.GetIssuer(),
 		keys:        make(map[string]*trustedKey, len(state.GetKeys())),
 		maxLifetime: state.GetMaxTokenLifetime().AsDuration(),
@@ -337,6 +366,9 @@ func (b *bundle) readTrust(state *watchwordv1.TrustState) (*trust, error) {
 			continue
 		}
 		next.keys[key.public.KID()] = key
+	}
+	if b.trust != nil && b.trust.issuer != next.issuer {
+		b.log.Warn("the trust bundle is of another issuer than before", "issuer", next.issuer, "before", b.trust.issuer)
 	}
 	if b.leeway > next.margin && (b.trust == nil || b.trust.margin != next.margin) {
 		b.log.Warn("the leeway is cut down to the server's margin", "leeway", b.leeway, "margin", next.margin)
@@ -363,63 +395,32 @@ func (b *bundle) readKey(k *watchwordv1.VerificationKey) (*trustedKey, error) {
 // beat takes in a heartbeat. complete says that it ends a bundle.
 func (b *bundle) beat(beat *watchwordv1.Heartbeat, complete bool) {
 	server := beat.GetServerTime().AsTime()
+	first := !b.clock.heardAny
 	b.clock.heard(server)
 	asOf := server
 	if beat.GetAsOf().IsValid() {
 		asOf = beat.GetAsOf().AsTime()
 	}
-	b.asOf.Store(max(b.asOf.Load(), asOf.UnixNano()))
+	known := b.asOf.Load()
+	if first { // what a file said counts until the server is heard
+		known = 0
+	}
+	b.asOf.Store(max(known, asOf.UnixNano()))
 	b.lookStale()
 	b.watchdog.Reset(b.stale.after + time.Millisecond)
-	if complete {
-		b.mu.Lock()
+	b.mu.Lock()
+	b.heard = reading{b.clock.now(), time.Now().Round(0)}
+	if complete && !b.complete {
 		b.complete = true
-		b.mu.Unlock()
+		b.tellKeysChanged()
 	}
+	b.mu.Unlock()
 	b.prune(b.clock.now())
 }
 
-const (
-	// pruneEvery is rare enough to cost nothing, and often enough: an entry
-	// lives for minutes at least.
-	pruneEvery = time.Minute
-	// pruneBatch entries are deleted under one lock, which takes some tens of
-	// microseconds. Judgements get in between.
-	pruneBatch = 256
-)
-
-// prune forgets what can concern no token any more. Searching needs no lock,
-// since nobody else writes.
-func (b *bundle) prune(now time.Time) {
-	if now.Before(b.nextPrune) {
-		return
+func (b *bundle) tellKeysChanged() {
+	select {
+	case b.keysChanged <- struct{}{}:
+	default:
 	}
-	b.nextPrune = now.Add(pruneEvery)
-	over := now.Unix()
-	forget(&b.mu, b.ended.usual, func(keep int64) bool { return keep < over })
-	forget(&b.mu, b.ended.other, func(keep int64) bool { return keep < over })
-	forget(&b.mu, b.raised.usual, func(r raised) bool { return r.keep < over })
-	forget(&b.mu, b.raised.other, func(r raised) bool { return r.keep < over })
-}
-
-// forget deletes from m what is over.
-func forget[K comparable, V any](mu sync.Locker, m map[K]V, over func(V) bool) {
-	var batch []K
-	flush := func() {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, id := range batch {
-			delete(m, id)
-		}
-		batch = batch[:0]
-	}
-	for id, v := range m {
-		if !over(v) {
-			continue
-		}
-		if batch = append(batch, id); len(batch) == pruneBatch {
-			flush() // deleting while ranging is fine: this goroutine does both
-		}
-	}
-	flush()
 }

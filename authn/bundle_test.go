@@ -71,7 +71,7 @@ func TestPrune(t *testing.T) {
 		chunk := &watchwordv1.SnapshotChunk{Last: true, TrustState: &watchwordv1.TrustState{
 			Issuer: "i", MaxTokenLifetime: durationpb.New(5 * time.Minute), Margin: durationpb.New(time.Minute),
 		}}
-		const n = 3*pruneBatch + 1
+		const n = 3*batch + 1
 		for i := range n {
 			until := timestamppb.New(time.Now().Add(5 * time.Minute))
 			if i%2 == 0 {

@@ -44,6 +44,19 @@ func (c *clock) nanos() int64 { return c.startUnix + int64(time.Since(c.start)) 
 // now is the server's time, as far as it is known.
 func (c *clock) now() time.Time { return time.Unix(0, c.nanos()) }
 
+// guess begins with what the server's time was at a moment of this machine's
+// clock, as a snapshot has it. What the server says later replaces the guess.
+//
+// Nobody knows how that clock was set since. Three times are possible: what it
+// says now; the server's time then and what has passed since by it; and the
+// server's time then, if it was set back. The latest of them counts. Too late a
+// clock refuses a good token until the server is back, too early a one takes
+// tokens that have expired, and calls a bundle fresh that is old.
+func (c *clock) guess(server, local time.Time) {
+	passed := max(0, c.start.Round(0).Sub(local))
+	c.offset.Store(int64(max(0, server.Add(passed).Sub(c.start))))
+}
+
 // heard takes in the server's time, which has just arrived.
 func (c *clock) heard(server time.Time) {
 	elapsed := time.Since(c.start)

@@ -33,6 +33,10 @@ const (
 	// more: servers send a heartbeat every few seconds. Another stream may be
 	// routed better. A connection that is dead below it, conn must replace.
 	silence = time.Minute
+	// patience is how long a server is given to answer before a snapshot will do.
+	// One that is there takes some milliseconds, and one that is replaced comes
+	// back within a second or so: a start from fresh news is worth the wait.
+	patience = 2 * time.Second
 )
 
 // A feed keeps a bundle up to date from a server's stream, in one goroutine.
@@ -40,13 +44,13 @@ type feed struct {
 	conn      grpc.ClientConnInterface
 	client    watchwordv1.TrustServiceClient
 	bundle    *bundle
-	plaintext bool   // also from another machine
-	resume    []byte // where a later stream can go on; the goroutine's own
+	plaintext bool // also from another machine
 	cancel    context.CancelFunc
 	done      chan struct{} // closed when the goroutine has ended
+	fallback  *time.Timer   // makes a snapshot do; nil without one
 
 	mu       sync.Mutex
-	complete bool          // the first bundle is here
+	complete bool          // the first bundle is here, or a snapshot will do
 	last     error         // why the last stream ended, before that
 	changed  chan struct{} // closed and replaced when one of these changes
 }
@@ -64,6 +68,9 @@ func startFeed(conn grpc.ClientConnInterface, b *bundle, plaintext bool) *feed {
 		done:      make(chan struct{}),
 		changed:   make(chan struct{}),
 	}
+	if b.complete {
+		f.fallback = time.AfterFunc(patience, f.makeDo)
+	}
 	go f.run(ctx)
 	return f
 }
@@ -72,6 +79,9 @@ func startFeed(conn grpc.ClientConnInterface, b *bundle, plaintext bool) *feed {
 func (f *feed) stop() {
 	f.cancel()
 	<-f.done
+	if f.fallback != nil {
+		f.fallback.Stop()
+	}
 }
 
 // run opens streams, one after the other, until ctx ends.
@@ -134,7 +144,7 @@ func (f *feed) watch(ctx context.Context) error {
 	defer quiet.Stop()
 
 	var who peer.Peer
-	stream, err := f.client.WatchBundle(ctx, &watchwordv1.WatchBundleRequest{Resume: f.resume}, grpc.Peer(&who))
+	stream, err := f.client.WatchBundle(ctx, &watchwordv1.WatchBundleRequest{Resume: f.bundle.resume}, grpc.Peer(&who))
 	if err != nil {
 		return ended(ctx, err)
 	}
@@ -153,9 +163,6 @@ func (f *feed) watch(ctx context.Context) error {
 		was := at
 		if at, err = f.bundle.apply(msg, at); err != nil {
 			return status.Errorf(codes.Internal, "the server's trust bundle is malformed: %v", err)
-		}
-		if resume := msg.GetResume(); len(resume) > 0 {
-			f.resume = resume
 		}
 		if at == current && was != current {
 			f.bundle.log.Info("the trust bundle is up to date")
@@ -188,7 +195,15 @@ func (f *feed) report(complete bool, last error) {
 	f.changed = make(chan struct{})
 }
 
-// wait returns once the first bundle is here. It is patient with UNAVAILABLE;
+// makeDo tells them that the snapshot will do.
+func (f *feed) makeDo() {
+	f.mu.Lock()
+	last := f.last
+	f.mu.Unlock()
+	f.report(true, last)
+}
+
+// wait returns once the first bundle is here, or a snapshot will do. It is patient with UNAVAILABLE;
 // any other error will hardly go away by waiting, and is returned at once.
 func (f *feed) wait(ctx context.Context) error {
 	for {
@@ -207,6 +222,10 @@ func (f *feed) wait(ctx context.Context) error {
 		case <-f.done:
 			return refuse(bundleStale, "")
 		case <-ctx.Done():
+			if f.fallback != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+				f.makeDo()
+				return nil
+			}
 			return gaveUp(ctx, last)
 		}
 	}

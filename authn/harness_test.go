@@ -44,11 +44,12 @@ type watch struct {
 	messages chan *watchwordv1.WatchBundleResponse
 	end      chan error
 	gone     <-chan struct{}
+	resume   string // as the verifier asked for
 }
 
-func (s *trustServer) WatchBundle(_ *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
+func (s *trustServer) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
 	ctx := stream.Context()
-	w := &watch{make(chan *watchwordv1.WatchBundleResponse), make(chan error), ctx.Done()}
+	w := &watch{make(chan *watchwordv1.WatchBundleResponse), make(chan error), ctx.Done(), string(req.GetResume())}
 	select {
 	case s.streams <- w:
 	case <-ctx.Done():

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -26,6 +27,7 @@ type config struct {
 	stale       staleness
 	policy      StalePolicy
 	cacheBytes  int
+	snapshot    *string // nil: no file
 	log         *slog.Logger
 }
 
@@ -116,6 +118,35 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 	return func(c *config) { c.stale, c.policy = staleness{after, policy == RefuseWhenStale}, policy }
 }
 
+// WithSnapshotFile keeps what the Verifier knows in a file: the keys, what has been
+// revoked, and as of when. One that starts goes on from there, judges by it until
+// the server is heard, and so can start while the server is away. The time that has
+// passed counts as staleness: see WithMaxStaleness. When the server is back it sends
+// what was missed.
+//
+// What happened in between is not known until then. A session that ended stays good
+// until its access tokens expire, as everywhere while the server is away; and a key
+// that was withdrawn meanwhile is trusted until the server is heard. Who cannot bear
+// that asks for RefuseWhenStale. The time is the server's last word and what has
+// passed by this machine's clock, or that clock itself if it is later: while the
+// server is away, a clock that is ahead lets tokens expire early.
+//
+// The file is as good as the keys: who can write it can forge every caller. It is
+// made with mode 0600. One that others may read or write, that belongs to another
+// user, or that is no regular file is ignored, and so is one that is damaged or of
+// another version; the log and Status say so, and the Verifier waits for the server
+// as it does without. Nothing about the file makes a Verifier fail. Its folder must
+// be there, and nobody else's to write to. Outside of Unix nothing can be said of
+// who may write it: see to that yourself.
+//
+// It is written soon after the first bundle and whenever the keys change, every 15
+// seconds otherwise (a very large one more rarely), and by Close. A file belongs to
+// one service and to one server: nothing in it tells the keys of production from
+// those of a test, as long as the server is away.
+func WithSnapshotFile(path string) Option {
+	return func(c *config) { c.snapshot = &path }
+}
+
 // defaultCacheBytes holds some twenty thousand tokens of ordinary length.
 const defaultCacheBytes = 32 << 20
 
@@ -153,12 +184,27 @@ func newConfig(opts []Option) (*config, error) {
 	case c.leeway < 0:
 		return nil, fmt.Errorf("WithLeeway: %v is negative", c.leeway)
 	}
+	if c.snapshot != nil {
+		path, err := absolute(*c.snapshot)
+		if err != nil {
+			return nil, fmt.Errorf("WithSnapshotFile: %w", err)
+		}
+		c.snapshot = &path
+	}
 	for _, pattern := range c.public {
 		if !validPattern(pattern) {
 			return nil, fmt.Errorf("WithPublicMethods: %q is neither /package.Service/Method nor /package.Service/*", pattern)
 		}
 	}
 	return c, nil
+}
+
+// absolute is a path that a change of the working directory doesn't lead elsewhere.
+func absolute(path string) (string, error) {
+	if path == "" {
+		return "", errors.New("the path is empty")
+	}
+	return filepath.Abs(path)
 }
 
 // validPattern is strict, since a pattern that matches nothing goes unnoticed

@@ -16,8 +16,11 @@ type Status struct {
 	// WithMaxStaleness says.
 	Stale bool
 	// Staleness is how long ago the server knew what this Verifier knows; zero
-	// without a bundle. Up to a few seconds are ordinary.
+	// without a bundle. What a snapshot file has is as old as its server's word. Up to a few seconds are ordinary.
 	Staleness time.Duration
+	// SnapshotError is why the file of WithSnapshotFile could not be read at the
+	// start, or could not be written the last time. nil: it is well, or there is none.
+	SnapshotError error
 	// Keys, EndedSessions and RaisedUsers are how many the bundle holds.
 	Keys, EndedSessions, RaisedUsers int
 	// CachedTokens and CacheBytes are what the cache holds; see WithCacheSize.
@@ -40,8 +43,10 @@ func (v *Verifier) Status() Status {
 	complete := b.complete
 	b.mu.RUnlock()
 	if complete {
-		now := b.clock.nanos()
-		s.Staleness, s.Stale = max(0, time.Duration(now-b.asOf.Load())), b.staleAt(now)
+		s.Staleness, s.Stale = b.age(), b.staleAt(b.clock.nanos())
+	}
+	if v.keeper != nil {
+		s.SnapshotError = v.keeper.lastError()
 	}
 	s.CachedTokens, s.CacheBytes = v.cache.size()
 	s.Checked, s.Refused = v.counters.checked.Load(), map[watchwordv1.ErrorReason]uint64{}

@@ -9,7 +9,7 @@
 // issuer, its public keys, and what has been revoked) over one stream, so that
 // a guarded call needs no network, and a logout is known here within a blink.
 // While the server is away it goes on with what it knows, and forgets no
-// revocation that still matters.
+// revocation that still matters; with WithSnapshotFile also across its own restart.
 //
 // What it promises: a handler that finds a Principal by FromContext was called
 // with a token that this issuer signed, for this audience, that had not expired,
@@ -42,7 +42,7 @@ import (
 )
 
 // A Verifier judges access tokens. It is made by NewVerifier and owns one
-// goroutine until Close.
+// goroutine until Close, and another with WithSnapshotFile.
 type Verifier struct {
 	audience audience
 	access   *accessRules
@@ -50,13 +50,15 @@ type Verifier struct {
 	cache    *cache
 	counters counters
 	feed     *feed
+	keeper   *keeper // nil without a file
 	once     sync.Once
 }
 
 // NewVerifier watches the trust bundle of the server behind conn, and waits for
 // the first one. ctx bounds this wait and nothing else. The wait goes on through
 // UNAVAILABLE, so services can be started in any order; it ends at once with any
-// other answer, such as PERMISSION_DENIED.
+// other answer, such as PERMISSION_DENIED. With a good file of WithSnapshotFile it
+// ends well after two seconds, or at ctx's deadline, though the server is away.
 //
 // Errors are gRPC statuses: INVALID_ARGUMENT for options that cannot be meant,
 // and for a method linked into this program whose option contradicts itself or
@@ -84,8 +86,12 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 	if err != nil {
 		return nil, misused(err)
 	}
-	v := &Verifier{audience: c.audience, access: access, bundle: newBundle(c.log, c.leeway, c.stale), cache: newCache(c.cacheBytes)}
-	v.feed = startFeed(conn, v.bundle, c.plaintext)
+	b, unread := loadBundle(c)
+	v := &Verifier{audience: c.audience, access: access, bundle: b, cache: newCache(c.cacheBytes)}
+	if c.snapshot != nil {
+		v.keeper = startKeeper(*c.snapshot, b, unread)
+	}
+	v.feed = startFeed(conn, b, c.plaintext)
 	if c.withoutWait {
 		return v, nil
 	}
@@ -111,10 +117,13 @@ func (v *Verifier) Ready(ctx context.Context) error {
 
 // Close ends the watch and waits until it has ended. From then on every guarded
 // call is refused as BUNDLE_STALE; public methods stay open. conn is left alone.
-// It may be called more than once, and always returns nil.
+// The file of WithSnapshotFile is written a last time, if anything is new. It may be called more than once, and always returns nil.
 func (v *Verifier) Close() error {
 	v.once.Do(v.bundle.close)
 	v.feed.stop()
+	if v.keeper != nil {
+		v.keeper.stop()
+	}
 	return nil
 }
 

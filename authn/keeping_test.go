@@ -1,0 +1,449 @@
+package authn
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+func emptyBundle() *bundle {
+	return newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Minute})
+}
+
+// fill makes a complete bundle with n ended sessions and n raised users.
+func fill(tb testing.TB, n int) *bundle {
+	tb.Helper()
+	key, err := token.GenerateKey(token.EdDSA)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	b := emptyBundle()
+	now := time.Now()
+	until := timestamppb.New(now.Add(5 * time.Minute))
+	learn := func(c *watchwordv1.Change) {
+		if err := b.learn(c); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	learn(&watchwordv1.Change{TrustState: &watchwordv1.TrustState{
+		Issuer: "i", MaxTokenLifetime: durationpb.New(5 * time.Minute), Margin: durationpb.New(1500 * time.Millisecond),
+		Keys: []*watchwordv1.VerificationKey{{Key: key.Public().JWK(), VerifiesUntil: timestamppb.New(now.Add(time.Hour))}},
+	}})
+	for i := 0; i < n; {
+		c := &watchwordv1.Change{}
+		for end := min(n, i+1000); i < end; i++ {
+			c.EndedSessions = append(c.EndedSessions, &watchwordv1.EndedSession{SessionId: fmt.Sprintf("session%9d", i), Until: until})
+			c.RaisedVersions = append(c.RaisedVersions, &watchwordv1.RaisedVersion{UserId: fmt.Sprintf("user %d", i), Version: int64(i), Revoked: i%2 == 0, Until: until})
+		}
+		learn(c)
+	}
+	b.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.New(now)}, true)
+	b.resume = []byte("here")
+	return b
+}
+
+func written(tb testing.TB, b *bundle) []byte {
+	tb.Helper()
+	var to bytes.Buffer
+	n, err := b.writeSnapshot(&to)
+	if err != nil || n != int64(to.Len()) {
+		tb.Fatalf("%d bytes of %d, %v", n, to.Len(), err)
+	}
+	return to.Bytes()
+}
+
+func read(snapshot []byte) (*bundle, error) {
+	b := emptyBundle()
+	return b, b.readSnapshot(bytes.NewReader(snapshot), int64(len(snapshot)))
+}
+
+// same compares what two bundles know.
+func same(t *testing.T, a, b *bundle) {
+	t.Helper()
+	if a.ended.len() != b.ended.len() || a.raised.len() != b.raised.len() || len(a.trust.keys) != len(b.trust.keys) {
+		t.Fatalf("%d, %d and %d entries; %d, %d and %d", a.ended.len(), a.raised.len(), len(a.trust.keys), b.ended.len(), b.raised.len(), len(b.trust.keys))
+	}
+	for id, keep := range a.ended.all(new(sync.RWMutex)) {
+		if got, ok := b.ended.get(id); !ok || got != keep {
+			t.Fatalf("session %s is kept until %d, and was until %d", id, got, keep)
+		}
+	}
+	for id, r := range a.raised.all(new(sync.RWMutex)) {
+		if got, ok := b.raised.get(id); !ok || got != r {
+			t.Fatalf("user %s: %v, and was %v", id, got, r)
+		}
+	}
+	for kid, key := range a.trust.keys {
+		if got := b.trust.keys[kid]; got == nil || !got.verifiesUntil.Equal(key.verifiesUntil) {
+			t.Fatalf("key %s: %v", kid, got)
+		}
+	}
+	if a.trust.issuer != b.trust.issuer || a.trust.margin != b.trust.margin || a.trust.maxLifetime != b.trust.maxLifetime ||
+		!bytes.Equal(a.resume, b.resume) || a.asOf.Load() != b.asOf.Load() || !a.heard.server.Equal(b.heard.server) || !a.heard.local.Equal(b.heard.local) {
+		t.Fatalf("%v %v %v %v, and was %v %v %v %v", b.trust, b.resume, b.asOf.Load(), b.heard, a.trust, a.resume, a.asOf.Load(), a.heard)
+	}
+}
+
+func TestSnapshotIsReadAsItWasWritten(t *testing.T) {
+	for _, n := range []int{0, 1, snapshotChunk / 2, snapshotChunk, 3*snapshotChunk + 1} {
+		b := fill(t, n)
+		again, err := read(written(t, b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, b, again)
+		same(t, again, mustRead(t, written(t, again)))
+	}
+}
+
+func mustRead(t *testing.T, snapshot []byte) *bundle {
+	t.Helper()
+	b, err := read(snapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// Whatever byte is damaged, and wherever it was cut off, nothing of it counts.
+func TestADamagedSnapshotIsRefused(t *testing.T) {
+	good := written(t, fill(t, 3))
+	for i := range good {
+		for _, flip := range []byte{1, 0x80, 0xff} {
+			bad := bytes.Clone(good)
+			bad[i] ^= flip
+			if _, err := read(bad); err == nil {
+				t.Errorf("byte %d of %d was changed by %#x, and not missed", i, len(good), flip)
+			}
+		}
+		if _, err := read(good[:i]); err == nil {
+			t.Errorf("the first %d bytes of %d were taken for all", i, len(good))
+		}
+	}
+	for _, more := range [][]byte{{0}, good, make([]byte, sha256.Size)} {
+		if _, err := read(append(bytes.Clone(good), more...)); err == nil {
+			t.Errorf("%d bytes behind its end were not missed", len(more))
+		}
+	}
+	if err := emptyBundle().readSnapshot(bytes.NewReader(good), 1<<40); err == nil || !strings.Contains(err.Error(), "longer") {
+		t.Errorf("a terabyte: %v", err)
+	}
+}
+
+// sealed puts what comes before messages in front of some, and a checksum behind.
+func sealed(messages []byte) []byte {
+	s := append([]byte(snapshotBegin), binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))...)
+	s = append(s, messages...)
+	sum := sha256.Sum256(s)
+	return append(s, sum[:]...)
+}
+
+// messagesOf is what sealed gets.
+func messagesOf(snapshot []byte) []byte {
+	return snapshot[len(snapshotBegin)+8 : len(snapshot)-sha256.Size]
+}
+
+func TestASnapshotOutOfOrderIsRefused(t *testing.T) {
+	type message = watchwordv1.WatchBundleResponse
+	state := fill(t, 0).trust.said
+	now := timestamppb.Now()
+	chunk := func(c *watchwordv1.SnapshotChunk) *message {
+		return &message{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
+	}
+	beat := func(server, asOf *timestamppb.Timestamp) *message {
+		return &message{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{ServerTime: server, AsOf: asOf}}}
+	}
+	whole, last := chunk(&watchwordv1.SnapshotChunk{TrustState: state, Last: true}), chunk(&watchwordv1.SnapshotChunk{Last: true})
+	first, good := chunk(&watchwordv1.SnapshotChunk{TrustState: state}), beat(now, now)
+	far := timestamppb.New(time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC))
+	for name, c := range map[string]struct {
+		ok       bool
+		messages []*message
+	}{
+		"whole":               {true, []*message{whole, good}},
+		"in two":              {true, []*message{first, last, good}},
+		"nothing":             {false, nil},
+		"no heartbeat":        {false, []*message{whole}},
+		"no last chunk":       {false, []*message{first, good}},
+		"no trust state":      {false, []*message{last, good}},
+		"two trust states":    {false, []*message{first, whole, good}},
+		"trust state late":    {false, []*message{chunk(&watchwordv1.SnapshotChunk{}), whole, good}},
+		"empty trust state":   {false, []*message{chunk(&watchwordv1.SnapshotChunk{TrustState: &watchwordv1.TrustState{}, Last: true}), good}},
+		"chunk after last":    {false, []*message{whole, last, good}},
+		"two heartbeats":      {false, []*message{whole, good, good}},
+		"early heartbeat":     {false, []*message{first, good, last, good}},
+		"change":              {false, []*message{first, {Message: &watchwordv1.WatchBundleResponse_Change{Change: &watchwordv1.Change{}}}, last, good}},
+		"empty message":       {false, []*message{whole, {}, good}},
+		"no time":             {false, []*message{whole, beat(nil, now)}},
+		"no age":              {false, []*message{whole, beat(now, nil)}},
+		"impossible time":     {false, []*message{whole, beat(&timestamppb.Timestamp{Seconds: 1 << 62}, now)}},
+		"a far future":        {false, []*message{whole, beat(far, now)}},
+		"a far future of age": {false, []*message{whole, beat(now, far)}},
+	} {
+		var body bytes.Buffer
+		out := bufio.NewWriter(&body)
+		for _, m := range c.messages {
+			if err := send(out, m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out.Flush()
+		if _, err := read(sealed(body.Bytes())); (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// FuzzSnapshot reads messages as a snapshot with a good checksum. What is taken
+// is written and read again as it was, and no clock is behind it.
+func FuzzSnapshot(f *testing.F) {
+	for _, n := range []int{0, 1, 300} {
+		f.Add(messagesOf(written(f, fill(f, n))))
+	}
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0x0f})
+	f.Fuzz(func(t *testing.T, messages []byte) {
+		_, _ = read(messages)
+		b, err := read(sealed(messages))
+		if err != nil {
+			return
+		}
+		if now := b.clock.now(); now.Before(b.heard.server) || now.Before(time.Now().Add(-time.Minute)) || b.age() < 0 {
+			t.Errorf("the clock says %v, and the age is %v", now, b.age())
+		}
+		same(t, b, mustRead(t, written(t, b)))
+	})
+}
+
+// Nothing is written while the lock is held: a slow disk keeps nobody waiting.
+func TestTheLockIsNotHeldWhileWriting(t *testing.T) {
+	b := fill(t, 10*snapshotChunk)
+	to := &lockWatcher{lock: &b.mu}
+	if _, err := b.writeSnapshot(to); err != nil {
+		t.Fatal(err)
+	}
+	if to.writes < 3 || to.locked > 0 {
+		t.Errorf("%d of %d writes with the lock", to.locked, to.writes)
+	}
+}
+
+type lockWatcher struct {
+	lock           *sync.RWMutex
+	writes, locked int
+}
+
+func (w *lockWatcher) Write(p []byte) (int, error) {
+	w.writes++
+	if !w.lock.TryLock() {
+		w.locked++
+		return len(p), nil
+	}
+	w.lock.Unlock()
+	return len(p), nil
+}
+
+// A snapshot that is written while the feed goes on has all that came before the
+// place where it says to go on, and is good whatever comes and goes meanwhile.
+func TestWritingWhileTheFeedGoesOn(t *testing.T) {
+	b := fill(t, 3*snapshotChunk)
+	stop := make(chan struct{})
+	var feed sync.WaitGroup
+	feed.Go(func() {
+		for n := uint64(1); ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			change := &watchwordv1.Change{EndedSessions: []*watchwordv1.EndedSession{{SessionId: fmt.Sprintf("number%10d", n)}}}
+			if n%100 == 0 { // something that is over at once, and a chance to forget it
+				change.RaisedVersions = []*watchwordv1.RaisedVersion{{UserId: fmt.Sprint(n), Version: 1, Until: timestamppb.New(time.Now().Add(-time.Hour))}}
+				b.nextPrune = time.Time{}
+				b.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
+			}
+			resume := binary.BigEndian.AppendUint64(nil, n)
+			if _, err := b.apply(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Change{Change: change}, Resume: resume}, current); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	defer feed.Wait()
+	defer close(stop)
+	for last := uint64(0); last < 3000; {
+		again := mustRead(t, written(t, b))
+		if len(again.resume) != 8 {
+			continue // nothing has come yet
+		}
+		last = binary.BigEndian.Uint64(again.resume)
+		for n := uint64(1); n <= last; n++ {
+			if _, ok := again.ended.get(fmt.Sprintf("number%10d", n)); !ok {
+				t.Fatalf("it says to go on behind %d, and has no %d", last, n)
+			}
+		}
+	}
+}
+
+// The clock begins at the latest of the times that it may be.
+func TestTheClockOfASnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		for name, c := range map[string]struct {
+			server, local, want time.Duration // from now
+		}{
+			"nothing is wrong":               {-time.Hour, -time.Hour, 0},
+			"the server is ahead":            {-time.Hour + 5*time.Second, -time.Hour, 5 * time.Second},
+			"the server is behind":           {-time.Hour - 5*time.Second, -time.Hour, 0},
+			"our clock was set back":         {-time.Minute, 2 * time.Hour, 0},
+			"set back, far behind theirs":    {3 * time.Hour, 2 * time.Hour, 3 * time.Hour},
+			"our clock was set ahead":        {-10 * time.Hour, -time.Hour, 0},
+			"set ahead, still behind theirs": {10 * time.Hour, -time.Hour, 11 * time.Hour},
+		} {
+			b := fill(t, 1)
+			b.heard = reading{now.Add(c.server), now.Add(c.local)}
+			b.asOf.Store(now.Add(c.server).UnixNano())
+			again := mustRead(t, written(t, b))
+			if got := again.clock.now().Sub(now); got != c.want {
+				t.Errorf("%s: %v from now, want %v", name, got, c.want)
+			}
+			if age := again.age(); age != c.want-c.server {
+				t.Errorf("%s: %v old", name, age)
+			}
+			// It goes on by itself, and the server's first word replaces it.
+			time.Sleep(time.Second)
+			if got := time.Until(again.clock.now()); got != c.want {
+				t.Errorf("%s: %v from now after a second", name, got)
+			}
+			again.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
+			if got := time.Until(again.clock.now()); got != 0 || again.age() != 0 {
+				t.Errorf("%s: %v off when the server was heard, and %v old", name, got, again.age())
+			}
+			time.Sleep(time.Second)
+			if age := again.age(); age != time.Second {
+				t.Errorf("%s: %v old, a second later", name, age)
+			}
+			now = time.Now()
+		}
+	})
+}
+
+// A clock that guesses far too late forgets no revocation: it still counts when
+// the server has said what time it is. What is over by the server's own word goes.
+func TestAWrongGuessForgetsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := fill(t, 10)
+		b.heard.local = b.heard.local.Add(-1000 * time.Hour) // so that this is how long ago it seems
+		if err := b.learn(&watchwordv1.Change{EndedSessions: []*watchwordv1.EndedSession{{SessionId: "over", Until: timestamppb.New(time.Now().Add(-time.Hour))}}}); err != nil {
+			t.Fatal(err)
+		}
+		again := mustRead(t, written(t, b))
+		if again.age() != 1000*time.Hour {
+			t.Errorf("%v old", again.age())
+		}
+		if _, ok := again.ended.get("over"); ok || again.ended.len() != 10 {
+			t.Errorf("%d sessions", again.ended.len())
+		}
+		again.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
+		if again.ended.len() != 10 || again.raised.len() != 10 {
+			t.Errorf("%d sessions and %d users", again.ended.len(), again.raised.len())
+		}
+	})
+}
+
+// writerEnv makes TestWriterToBeKilled write the file that it names.
+const writerEnv = "AUTHN_TEST_WRITE_TO"
+
+// TestWriterToBeKilled is the process that TestKilledWhileWriting kills. It writes
+// until its input ends.
+func TestWriterToBeKilled(t *testing.T) {
+	path := os.Getenv(writerEnv)
+	if path == "" {
+		return
+	}
+	k := &keeper{path: path, bundle: fill(t, 5*snapshotChunk)}
+	for {
+		if _, err := k.write(); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println("written")
+	}
+}
+
+// A process that is killed at whatever moment leaves a whole file: the new one, or
+// the one before.
+func TestKilledWhileWriting(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "bundle")
+	for round := range 8 {
+		ctx, kill := context.WithCancel(t.Context())
+		writer := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestWriterToBeKilled$")
+		writer.Env = append(os.Environ(), writerEnv+"="+path)
+		out, err := writer.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := writer.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		for range round + 1 {
+			if !lines.Scan() || lines.Text() != "written" {
+				t.Errorf("the writer said %q, and %v", lines.Text(), lines.Err())
+			}
+		}
+		kill()
+		_, _ = io.Copy(io.Discard, out)
+		_ = writer.Wait()
+		b := emptyBundle()
+		if err := b.load(path); err != nil || b.ended.len() != 5*snapshotChunk {
+			t.Errorf("round %d: %d sessions, %v", round, b.ended.len(), err)
+		}
+		b.close()
+	}
+	prefix, suffix := besides(path)
+	if left, err := filepath.Glob(filepath.Join(filepath.Dir(path), prefix+"*"+suffix)); err != nil || len(left) == 0 {
+		t.Errorf("none was killed while it wrote (%v)", err)
+	}
+}
+
+// BenchmarkSnapshot writes a million revocations and reads them again.
+func BenchmarkSnapshot(b *testing.B) {
+	full := fill(b, 500_000)
+	path := filepath.Join(b.TempDir(), "bundle")
+	k := &keeper{path: path, bundle: full}
+	b.Run("write", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			n, err := k.write()
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportMetric(float64(n), "bytes")
+		}
+	})
+	b.Run("read", func(b *testing.B) {
+		for b.Loop() {
+			again := emptyBundle()
+			if err := again.load(path); err != nil || again.ended.len()+again.raised.len() != 1_000_000 {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,425 @@
+package authn_test
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+// startKept makes a world that keeps its bundle in a file.
+func startKept(t *testing.T, opts ...authn.Option) (w *world, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "bundle")
+	return start(t, append(opts, authn.WithSnapshotFile(path))...), path
+}
+
+// nowhere is a connection to a server that is away.
+func nowhere(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	listener, stop := serve(func(*grpc.Server) {})
+	stop()
+	conn := dial(listener)
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// alone makes a verifier from a file, while the server is away.
+func (w *world) alone(t *testing.T, path string, opts ...authn.Option) *world {
+	t.Helper()
+	opts = append(opts, authn.WithAudience("internal"), authn.WithSnapshotFile(path))
+	return &world{Verifier: newVerifier(t, nowhere(t), opts...), key: w.key}
+}
+
+func resumeAt(m *message, at string) *message {
+	m.Resume = []byte(at)
+	return m
+}
+
+func edit(session, user string) func(*token.Claims) {
+	return func(c *token.Claims) { c.SessionID, c.Subject = session, user }
+}
+
+// What a verifier knew, the next one knows, though the server is away: and that
+// goes on until each entry's own time has come.
+func TestWhatWasKnownOutlivesARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, path := startKept(t)
+		leaving := newKey(t)
+		state := trustState(first.key, leaving)
+		state.Keys[1].VerifiesUntil = timestamppb.New(time.Now().Add(2 * time.Minute))
+		first.watch.tell(change(&watchwordv1.Change{TrustState: state}),
+			endedSession("session-1", time.Now().Add(maxLifetime)), endedSession("a session of 16", time.Now().Add(maxLifetime)),
+			raisedVersion("user-2", 8, true), raisedVersion("user-3", 8, false), raisedVersion("user-4", 7, true),
+			raisedVersion("user-5", 7, true), raisedVersion("user-5", 8, false), heartbeat(time.Now()))
+		left := mint(t, leaving, edit("session-6", "user-6"))
+		short := mint(t, first.key, edit("session-7", "user-7"), func(c *token.Claims) { c.ExpiresAt = c.IssuedAt.Add(time.Minute) })
+		verdicts := map[string]string{
+			mint(t, first.key, edit("session-1", "user-1")):       "TOKEN_REVOKED",
+			mint(t, first.key, edit("a session of 16", "user-1")): "TOKEN_REVOKED",
+			mint(t, first.key, edit("session-2", "user-2")):       "TOKEN_REVOKED",
+			mint(t, first.key, edit("session-3", "user-3")):       "TOKEN_STALE",
+			mint(t, first.key, edit("session-4", "user-4")):       "ok",
+			mint(t, first.key, edit("session-5", "user-5")):       "TOKEN_STALE",
+			left:               "ok",
+			short:              "ok",
+			mint(t, newKey(t)): "TOKEN_INVALID",
+		}
+		check := func(w *world) {
+			t.Helper()
+			for raw, want := range verdicts {
+				w.wants(t, raw, want)
+			}
+		}
+		check(first)
+		first.Close()
+		for range 3 { // each from what the one before has kept
+			w := first.alone(t, path)
+			check(w)
+			w.Close()
+		}
+
+		w := first.alone(t, path)
+		time.Sleep(2 * time.Minute)
+		verdicts[left], verdicts[short] = "TOKEN_INVALID", "TOKEN_EXPIRED"
+		check(w)
+		check(first.alone(t, path))
+	})
+}
+
+// NewVerifier gives the server a moment, and then makes do with the file.
+func TestASnapshotWillDoAfterAWhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, path := startKept(t)
+		first.Close()
+		made := func(ctx context.Context, conn *grpc.ClientConn, path string) (time.Duration, error) {
+			began := time.Now()
+			v, err := authn.NewVerifier(ctx, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path))
+			if err == nil {
+				_, err = v.Verify(t.Context(), mint(t, first.key))
+				v.Close()
+			}
+			return time.Since(began), err
+		}
+		if took, err := made(t.Context(), nowhere(t), path); err != nil || took != 2*time.Second {
+			t.Errorf("%v after %v", err, took)
+		}
+		within, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if took, err := made(within, nowhere(t), path); err != nil || took != time.Second {
+			t.Errorf("with a deadline: %v after %v", err, took)
+		}
+		stopped, stop := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, stop)
+		if _, err := made(stopped, nowhere(t), path); status.Code(err) != codes.Canceled {
+			t.Errorf("given up: %v", err)
+		}
+		within, cancel = context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if took, err := made(within, nowhere(t), path+".none"); status.Code(err) != codes.DeadlineExceeded || took != time.Minute {
+			t.Errorf("without a file: %v after %v", err, took)
+		}
+
+		server, conn := serveTrust(t)
+		go func() { (<-server.streams).end <- status.Error(codes.PermissionDenied, "show a certificate") }()
+		if _, err := made(t.Context(), conn, path); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("a server that refuses: %v", err)
+		}
+	})
+}
+
+// A verifier that made do says so for good, whatever the server says later.
+func TestReadyStaysReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, path := startKept(t)
+		first.Close()
+		server, conn := serveTrust(t)
+		w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path)), key: first.key}
+		w.wants(t, mint(t, first.key), "ok")
+		within, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := w.Ready(within); err != nil {
+			t.Fatal(err)
+		}
+		(<-server.streams).end <- status.Error(codes.PermissionDenied, "no")
+		synctest.Wait()
+		if err := w.Ready(t.Context()); err != nil {
+			t.Error(err)
+		}
+		w.wants(t, mint(t, first.key), "ok")
+	})
+}
+
+func TestTheAgeOfASnapshotIsStaleness(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, path := startKept(t)
+		first.Close()
+		time.Sleep(40 * time.Second)
+		going, refusing := first.alone(t, path), first.alone(t, path, authn.WithMaxStaleness(time.Minute, authn.RefuseWhenStale))
+		check := func(age time.Duration, stale bool, refusal string) {
+			t.Helper()
+			going.wants(t, mint(t, first.key), "ok")
+			refusing.wants(t, mint(t, first.key), refusal)
+			for _, w := range []*world{going, refusing} {
+				if s := w.Status(); s.Staleness != age || s.Stale != stale {
+					t.Errorf("%v old, stale: %v; want %v, %v", s.Staleness, s.Stale, age, stale)
+				}
+			}
+			if got := refusing.Status().Ready; got == stale {
+				t.Errorf("stale: %v, and ready: %v", stale, got)
+			}
+		}
+		check(40*time.Second, false, "ok")
+		time.Sleep(20 * time.Second)
+		check(time.Minute, false, "ok")
+		time.Sleep(time.Second)
+		check(61*time.Second, true, "BUNDLE_STALE")
+
+		// Nothing was heard, so nothing got younger by another restart.
+		going.Close()
+		refusing.Close()
+		going, refusing = first.alone(t, path), first.alone(t, path, authn.WithMaxStaleness(time.Minute, authn.RefuseWhenStale))
+		check(61*time.Second, true, "BUNDLE_STALE")
+	})
+}
+
+// The log says that a snapshot is stale, at the start or when it becomes so.
+func TestAStaleSnapshotIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, path := startKept(t)
+		first.Close()
+		for range 2 {
+			var log bytes.Buffer
+			w := first.alone(t, path, authn.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+			time.Sleep(61 * time.Second)
+			synctest.Wait()
+			w.Close()
+			if got := log.String(); strings.Count(got, "the trust bundle is stale") != 1 || strings.Count(got, "going on from the snapshot") != 1 {
+				t.Error(got)
+			}
+		}
+	})
+}
+
+// When the server is heard, its trust state counts, and what the file has stays
+// revoked. It is asked only for what was missed.
+func TestTheServerGoesOnWhereTheSnapshotEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, path := startKept(t)
+		first.watch.tell(resumeAt(endedSession("session-1", time.Now().Add(maxLifetime)), "one"), resumeAt(heartbeat(time.Now()), "two"),
+			endedSession("session-2", time.Now().Add(maxLifetime)))
+		first.Close()
+		time.Sleep(30 * time.Second)
+
+		server, conn := serveTrust(t)
+		w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path)), key: first.key}
+		watch := <-server.streams
+		if watch.resume != "two" {
+			t.Errorf("resumed at %q", watch.resume)
+		}
+		old := mint(t, first.key, edit("session-4", "user-4"))
+		w.wants(t, old, "ok")
+		next := newKey(t)
+		watch.tell(chunk(&watchwordv1.SnapshotChunk{TrustState: trustState(next)}))
+		w.wants(t, old, "TOKEN_INVALID") // withdrawn while nobody looked
+		watch.tell(resumeAt(endedSession("session-3", time.Now().Add(maxLifetime)), "three"),
+			chunk(&watchwordv1.SnapshotChunk{Last: true}), heartbeat(time.Now()))
+		for _, session := range []string{"session-1", "session-2", "session-3"} {
+			w.wants(t, mint(t, next, edit(session, "user-1")), "TOKEN_REVOKED")
+		}
+		w.wants(t, mint(t, next, edit("session-4", "user-1")), "ok")
+		if s := w.Status(); s.Staleness != 0 {
+			t.Errorf("%v old", s.Staleness)
+		}
+		w.Close()
+		first.key = next
+		again := first.alone(t, path)
+		again.wants(t, mint(t, next, edit("session-3", "user-1")), "TOKEN_REVOKED")
+		again.wants(t, old, "TOKEN_INVALID")
+	})
+}
+
+// The file follows: soon after the first bundle and after a change of keys, within
+// a quarter of a minute otherwise, also where nothing happens but heartbeats.
+func TestTheFileFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, path := startKept(t)
+		copied := func() *world { // as if the process had been killed now
+			t.Helper()
+			kept, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			other := filepath.Join(t.TempDir(), "copy")
+			if err := os.WriteFile(other, kept, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return w.alone(t, other)
+		}
+		raw := mint(t, w.key)
+		copied().wants(t, raw, "ok")
+		next := newKey(t)
+		w.watch.tell(change(&watchwordv1.Change{TrustState: trustState(w.key, next)}))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		copied().wants(t, mint(t, next), "ok")
+		w.watch.tell(change(&watchwordv1.Change{TrustState: trustState(next)}))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		copied().wants(t, raw, "TOKEN_INVALID")
+		w.watch.tell(endedSession("session-1", time.Now().Add(maxLifetime)))
+		time.Sleep(16 * time.Second)
+		synctest.Wait()
+		copied().wants(t, mint(t, next), "TOKEN_REVOKED")
+		w.watch.tell(heartbeat(time.Now()))
+		time.Sleep(16 * time.Second)
+		synctest.Wait()
+		if age := copied().Status().Staleness; age != 16*time.Second {
+			t.Errorf("%v old", age)
+		}
+		was, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Second)
+		w.Close()
+		if is, err := os.Stat(path); err != nil || !os.SameFile(was, is) {
+			t.Errorf("it was written again, with nothing new (%v)", err)
+		}
+	})
+}
+
+// A file that is no good is as if there were none, and the log and Status say so.
+// Then it is replaced.
+func TestABadFileIsIgnoredAndReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, path := startKept(t)
+		first.Close()
+		good, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		damaged := bytes.Clone(good)
+		damaged[len(good)/2] ^= 1
+		for name, c := range map[string]struct {
+			content []byte
+			says    string
+		}{
+			"empty":     {nil, "no snapshot"},
+			"foreign":   {[]byte(strings.Repeat("#!/bin/sh\n", 100)), "no snapshot"},
+			"cut":       {good[:len(good)-1], "malformed"},
+			"longer":    {append(bytes.Clone(good), 0), "behind its end"},
+			"damaged":   {damaged, ""},
+			"of 2099":   {bytes.Replace(good, []byte("snapshot 1"), []byte("snapshot 2"), 1), "another version"},
+			"cut early": {good[:40], "no snapshot"},
+		} {
+			if err := os.WriteFile(path, c.content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var log bytes.Buffer
+			server, conn := serveTrust(t)
+			w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path),
+				authn.WithLogger(slog.New(slog.NewTextHandler(&log, nil)))), key: first.key}
+			w.wants(t, mint(t, first.key), "BUNDLE_STALE")
+			if err := w.Status().SnapshotError; err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(log.String(), "is ignored") {
+				t.Errorf("%s: %v; log: %s", name, err, &log)
+			}
+			watch := <-server.streams
+			watch.tell(snapshot(trustState(first.key)), heartbeat(time.Now()))
+			w.wants(t, mint(t, first.key), "ok")
+			if err := w.Status().SnapshotError; err != nil || watch.resume != "" {
+				t.Errorf("%s: %v after the first bundle, from %q", name, err, watch.resume)
+			}
+			w.Close()
+			first.alone(t, path).wants(t, mint(t, first.key), "ok")
+		}
+	})
+}
+
+// A file that cannot be written stops nothing, and is tried again.
+func TestAFileThatCannotBeWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		folder := filepath.Join(t.TempDir(), "later")
+		path := filepath.Join(folder, "bundle")
+		var log bytes.Buffer
+		w := start(t, authn.WithSnapshotFile(path), authn.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+		said := func(failures, recoveries int) {
+			t.Helper()
+			for range 4 {
+				time.Sleep(16 * time.Second)
+				w.watch.tell(heartbeat(time.Now()))
+			}
+			w.wants(t, mint(t, w.key), "ok")
+			got := log.String()
+			if strings.Count(got, "cannot be written") != failures || strings.Count(got, "written again") != recoveries {
+				t.Errorf("want %d failures and %d recoveries: %s", failures, recoveries, got)
+			}
+			if err := w.Status().SnapshotError; (err != nil) != (failures > recoveries) {
+				t.Errorf("Status: %v", err)
+			}
+		}
+		said(1, 0)
+		if err := os.Mkdir(folder, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		said(1, 1)
+		if err := os.RemoveAll(folder); err != nil {
+			t.Fatal(err)
+		}
+		said(2, 1)
+	})
+}
+
+// What a process leaves that is killed while it writes harms nothing and does not
+// pile up.
+func TestWhatWasLeftBehindIsRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, path := startKept(t)
+		first.Close()
+		// The disk's clock is not the bubble's, in which it is the year 2000.
+		long := time.Now().Add(-2 * time.Minute)
+		folder := filepath.Dir(path)
+		for name, at := range map[string]time.Time{".bundle.1.tmp": long, ".bundle.2.tmp": time.Now(), ".other.3.tmp": long, "bundle.tmp": long} {
+			file := filepath.Join(folder, name)
+			if err := os.WriteFile(file, []byte("half of"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chtimes(file, at, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		first.alone(t, path).wants(t, mint(t, first.key), "ok")
+		var names []string
+		entries, err := os.ReadDir(folder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		if got := strings.Join(names, " "); got != ".bundle.2.tmp .other.3.tmp bundle bundle.tmp" {
+			t.Error(got)
+		}
+	})
+}
+
+func TestSnapshotFileNeedsAPath(t *testing.T) {
+	_, err := authn.NewVerifier(t.Context(), newHandFed(), authn.WithAudience("internal"), authn.WithSnapshotFile(""))
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "WithSnapshotFile") {
+		t.Error(err)
+	}
+}
