@@ -36,7 +36,8 @@ const (
 	KeyRotated          Type = "key.rotated"
 	KeyRevoked          Type = "key.revoked"
 	KeysResealed        Type = "keys.resealed"
-	Call                Type = "call" // refused, of a method that the detail names
+	DatastoreRestored   Type = "datastore.restored" // every user raised, every key withdrawn
+	Call                Type = "call"               // refused, of a method that the detail names
 )
 
 // Event is what is recorded. Empty fields don't apply, or aren't known.

@@ -189,15 +189,20 @@ type keys struct {
 	MasterKeyFile string `type:"path" help:"File of the master key, as for serve; list does without it."`
 }
 
+// masterKeys loads the master keys of a database.
+func masterKeys(s *store.Store, named string) (*seal.Keys, error) {
+	path, err := server.MasterKeyPath(s, named)
+	if err != nil {
+		return nil, err
+	}
+	return seal.Load(path)
+}
+
 // ring works on the database's keys. A server that runs on the same database
 // learns of it by the feed.
 func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (issuer.Key, error)) error {
 	return k.with(ctx, func(s *store.Store) error {
-		path, err := server.MasterKeyPath(s, k.MasterKeyFile)
-		if err != nil {
-			return err
-		}
-		master, err := seal.Load(path)
+		master, err := masterKeys(s, k.MasterKeyFile)
 		if err != nil {
 			return err
 		}

@@ -40,6 +40,8 @@ type Terminal struct {
 type root struct {
 	Serve       serveCmd       `cmd:"" help:"Run the server."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring the database's schema up to date."`
+	Backup      backupCmd      `cmd:"" help:"Write a copy of a SQLite database into a new file, while it is served."`
+	Datastore   datastoreCmd   `cmd:"" help:"Move the database, or say that it was restored."`
 	User        userCmd        `cmd:"" help:"Administer users in the database."`
 	Key         keyCmd         `cmd:"" help:"Administer signing keys in the database."`
 	Audit       auditCmd       `cmd:"" help:"Show the security record, the newest first."`

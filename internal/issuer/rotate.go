@@ -232,6 +232,36 @@ func (k *Keyring) Revoke(ctx context.Context, by user.Caller, kid string) (Key, 
 	return signing, err
 }
 
+// ReplaceAll withdraws every key, those that have not signed among them, since in
+// a history that was lost they may have, and lets a new one sign at once. why is
+// recorded with it. It returns the key that signs now. Who reads the key set from a
+// cache may refuse new tokens for the cache's age.
+func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) {
+	spares, err := k.spares(ctx, "")
+	if err != nil {
+		return Key{}, err
+	}
+	err = k.writer.Write(ctx, func(tx *store.Tx) error {
+		if err := tx.Exclusive(); err != nil {
+			return err
+		}
+		rows, err := tx.SigningKeys()
+		if err != nil {
+			return err
+		}
+		for _, row := range rows {
+			if row.RevokedAt.IsZero() {
+				row.RevokedAt = tx.Now()
+				err = errors.Join(err, tx.UpdateSigningKey(row))
+			}
+		}
+		spares[0].SignsFrom = tx.Now()
+		why.KID = spares[0].KID
+		return errors.Join(err, publish(tx, spares[0]), publish(tx, spares[1]), k.audit.Record(ctx, tx, why), feed.KeysChanged(tx))
+	})
+	return newKey(spares[0], spares[0].SignsFrom), err
+}
+
 // bridge closes the gap that a withdrawn key leaves in the chain.
 func bridge(tx *store.Tx, c chain, rows []*store.SigningKey, leaked, spare *store.SigningKey) error {
 	now := tx.Now()

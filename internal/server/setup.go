@@ -43,7 +43,10 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 	made := false
 	ctx = audit.WithSource(ctx, audit.Server)
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		err := tx.Exclusive() // replicas may start at once
+		err := tx.Exclusive() // replicas may start at once, or a copy come in between
+		if err == nil {
+			err = tx.Usable()
+		}
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"fmt"
 	"runtime"
 	"testing"
@@ -54,3 +55,20 @@ func ForgeSchemaVersion(t *testing.T, s *Store, floor string) {
 }
 
 func embedded(s *Store) *sqliteDB { return s.engine.(*sqliteDB) }
+
+// StepsOfACopy is how many steps a copy has that nothing has interrupted before.
+const StepsOfACopy = 7
+
+// CopySteps takes the first steps of a copy, and leaves all open as it is then.
+func CopySteps(ctx context.Context, from, to string, steps int) error {
+	c, err := openCopying(ctx, from, to)
+	if err != nil {
+		return err
+	}
+	for _, step := range c.steps()[:steps] {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -97,6 +97,9 @@ func judgeSchema(current, known int64, floor string) error {
 }
 
 func migrateSQLite(ctx context.Context, db *sql.DB) error {
+	if to, _ := movedAway(ctx, db); to != "" {
+		return errMoved(to) // its tables are not there to be migrated
+	}
 	provider, err := newProvider(goose.DialectSQLite3, db)
 	if err != nil {
 		return err
@@ -106,9 +109,7 @@ func migrateSQLite(ctx context.Context, db *sql.DB) error {
 		return fmt.Errorf("reading schema version: %w", err)
 	}
 	if current > known {
-		var floor string
-		_ = db.QueryRowContext(ctx, `SELECT value FROM settings WHERE name = $1`, schemaFloor).Scan(&floor) // none: none that is known
-		return judgeSchema(current, known, floor)
+		return judgeSchema(current, known, earlySetting(ctx, db, schemaFloor))
 	}
 	if current == known {
 		return nil

@@ -57,6 +57,20 @@ type pgDB struct {
 }
 
 func openPostgres(ctx context.Context, uri string) (*Store, error) {
+	p, err := connectPostgres(ctx, uri)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{p}
+	if err := s.Read(ctx, (*Tx).Usable); err != nil {
+		p.close1()
+		return nil, fmt.Errorf("opening database: %w", err)
+	}
+	return s, nil
+}
+
+// connectPostgres opens a database whose schema is one that we know.
+func connectPostgres(ctx context.Context, uri string) (*pgDB, error) {
 	config, err := pgConfig(uri)
 	if err != nil {
 		return nil, err
@@ -72,7 +86,7 @@ func openPostgres(ctx context.Context, uri string) (*Store, error) {
 		p.close1()
 		return nil, fmt.Errorf("opening database: %w", err)
 	}
-	return &Store{p}, nil
+	return p, nil
 }
 
 // pgConfig reads a URI. Its error says nothing of it, since it may hold a password.

@@ -84,3 +84,20 @@ func (tx *Tx) UpdateUser(u *User) error {
 		micros(u.UpdatedAt), nullMicros(u.DeletedAt))
 	return err
 }
+
+// RaiseUsers raises the version of up to limit users, deleted ones too, and ends
+// their sessions: it becomes `least`, or one more than it is where that is greater.
+// It goes in order of id, from the one behind `after` on, and returns the last one
+// and how many they were.
+func (tx *Tx) RaiseUsers(after string, limit int, least int64) (last string, n int, err error) {
+	last = after
+	const raised = `CASE WHEN ver >= $1 THEN ver + 1 ELSE $1 END`
+	err = tx.each(func(r row) error {
+		var id string
+		err := r.Scan(&id)
+		last, n = max(last, id), n+1
+		return err
+	}, `UPDATE users SET ver = `+raised+`, revoked_below = `+raised+`, updated_at = $2
+		WHERE id IN (SELECT id FROM users WHERE id > $3 ORDER BY id LIMIT $4) RETURNING id`, least, micros(tx.Now()), after, limit)
+	return last, n, err
+}

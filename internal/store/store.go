@@ -31,6 +31,8 @@ var (
 	// ErrSchema says that the database's schema is not the one this program
 	// knows.
 	ErrSchema = errors.New("unknown database schema")
+	// ErrEngine says that this is not for this kind of database.
+	ErrEngine = errors.New("wrong kind of database")
 )
 
 // Writer runs transactions that change something. A *Store is one that returns

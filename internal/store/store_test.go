@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -20,8 +21,16 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(besideVariable); path != "" {
 		os.Exit(writeBeside(path))
 	}
-	goleak.VerifyTestMain(m)
+	if arguments := os.Getenv(copyVariable); arguments != "" {
+		copyAndDie(arguments)
+	}
+	goleak.VerifyTestMain(withPostgres{m})
 }
+
+// withPostgres ends PostgreSQL, which tests have started, behind the last of them.
+type withPostgres struct{ m *testing.M }
+
+func (w withPostgres) Run() int { return pgtest.Main(w.m) }
 
 func open(t *testing.T) *store.Store {
 	t.Helper()

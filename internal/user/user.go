@@ -293,6 +293,28 @@ func Raise(tx *store.Tx, row *store.User, revoke bool) error {
 	return feed.VersionRaised(tx, row.ID, row.Version, revoke)
 }
 
+// RaiseAll raises every user's version and ends every session, in steps, and says
+// how many users there were. It appends no event: who calls it withdraws all
+// signing keys behind it.
+func RaiseAll(ctx context.Context, w store.Writer) (users int, err error) {
+	const step = 2000 // rows: some ten milliseconds in which others wait for them
+	for after := ""; ; {
+		var last string
+		var n int
+		err := w.Write(ctx, func(tx *store.Tx) (err error) {
+			last, n, err = tx.RaiseUsers(after, step, nextVersion(0, tx.Now()))
+			return err
+		})
+		if err != nil {
+			return users, err
+		}
+		if users += n; n < step {
+			return users, nil
+		}
+		after = last
+	}
+}
+
 // nextVersion is a number that is not out yet: above the last one, and not
 // below the clock's seconds, so that a database restored from yesterday does
 // not give out today's numbers again.

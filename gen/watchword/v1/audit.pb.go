@@ -35,8 +35,8 @@ type Event struct {
 	// "logout", "session.revoked", "user.sessions_revoked", "user.created",
 	// "user.updated", "user.deleted", "password.changed" (by the user),
 	// "password.set" (by somebody else), "key.rotated", "key.revoked",
-	// "keys.resealed", or "call" for a refused call of another method, which
-	// `detail` names.
+	// "keys.resealed", "datastore.restored", or "call" for a refused call of
+	// another method, which `detail` names.
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
 	// Whether it was done; otherwise it was refused, and `reason` says why.
 	Success bool `protobuf:"varint,4,opt,name=success,proto3" json:"success,omitempty"`
