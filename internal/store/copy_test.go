@@ -313,7 +313,7 @@ func copyAndDie(arguments string) {
 
 func TestCopyIsKilled(t *testing.T) {
 	const committed, fenced = 4, 6 // after so many steps
-	for steps := range store.StepsOfACopy + 1 {
+	for steps := 1; steps <= store.StepsOfACopy; steps++ {
 		t.Run(fmt.Sprint(steps), func(t *testing.T) {
 			from, to := inhabited(t, 10), storetest.Postgres(t)
 			before := sqliteHolds(t, from)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"testing"
+	"time"
 )
 
 // WaitQueued waits until so many writes are queued behind the one that runs.
@@ -71,4 +72,12 @@ func CopySteps(ctx context.Context, from, to string, steps int) error {
 		}
 	}
 	return nil
+}
+
+// WaitForLock sets how long the writer waits for a lock that another process holds.
+func WaitForLock(t *testing.T, s *Store, patience time.Duration) {
+	t.Helper()
+	if _, err := embedded(s).writer.conn.c.ExecContext(t.Context(), fmt.Sprintf(`PRAGMA busy_timeout = %d`, patience.Milliseconds())); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -187,6 +188,49 @@ func TestADriversErrorHarmsNoStranger(t *testing.T) {
 		if got := setting(t, s, fmt.Sprint("n", i)); got != want {
 			t.Errorf("n%d = %q, want %q", i, got, want)
 		}
+	}
+}
+
+// A group that cannot begin is refused together: to wait for the lock again for
+// each of its members would make the last ones wait for minutes.
+func TestAGroupWaitsForALockOnce(t *testing.T) {
+	const patience, members = 200 * time.Millisecond, 50
+	s := open(t)
+	db, err := sql.Open("sqlite", "file:"+s.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := s.Write(t.Context(), set("a", "0")); err != nil {
+		t.Fatal(err)
+	}
+	store.WaitForLock(t, s, patience)
+	held, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if _, err := held.ExecContext(t.Context(), `BEGIN IMMEDIATE`); err != nil {
+		t.Fatal(err)
+	}
+	var writes sync.WaitGroup
+	began := time.Now()
+	for range members { // while the first of them waits, the others queue up
+		writes.Go(func() {
+			if err := s.Write(context.Background(), set("a", "1")); !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("a write while another holds the lock: %v", err)
+			}
+		})
+	}
+	writes.Wait()
+	if took := time.Since(began); took > members*patience/2 {
+		t.Errorf("%d members waited for %v, where one waits for %v", members, took, patience)
+	}
+	if _, err := held.ExecContext(t.Context(), `ROLLBACK`); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Write(t.Context(), set("a", "2")); err != nil {
+		t.Errorf("when the lock is free again: %v", err)
 	}
 }
 

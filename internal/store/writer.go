@@ -14,7 +14,9 @@ import (
 // IMMEDIATE, and commits them together: a member that refuses is rolled back
 // alone. An error of the driver, at whatever point, says nothing about who
 // caused it and may have rolled back everything; so the group is rolled back,
-// and its members run again one by one, each in a transaction of its own.
+// and its members run again one by one, each in a transaction of its own. Only
+// where it could not begin they are refused together: each would wait for the lock
+// as long as the one before.
 // Nobody is answered before the commit. Who is alone never waits for company.
 type writer struct {
 	conn  *conn
@@ -134,10 +136,13 @@ func (w *writer) gather(first *write) []*write {
 }
 
 // together runs a group in one transaction and answers its members. It reports
-// false, with nothing changed and nobody answered, where the driver failed.
+// false, with nothing changed and nobody answered, where the driver failed in it.
 func (w *writer) together(group []*write) bool {
-	if w.conn.begin() != nil {
-		return false
+	if err := w.conn.begin(); err != nil {
+		for _, job := range group {
+			job.result <- result{err: err}
+		}
+		return true
 	}
 	verdicts, txs := make([]error, len(group)), make([]*Tx, len(group))
 	for i, job := range group {
