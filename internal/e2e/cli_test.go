@@ -79,6 +79,8 @@ func wrongUsage(t *testing.T) {
 		"serve --issuer not-a-url", "serve --log-level loud",
 		"user create", "user create eve a-password", "user create eve --password=a-password", "user create eve --role Not-A-Role",
 		"user set-password eve a-password", "login eve a-password", "login --plaintext --ca-file ca.pem eve",
+		"backup", "backup b.db --datastore-uri postgres://nowhere/db", "datastore", "datastore copy", "datastore copy sqlite:a.db",
+		"datastore copy sqlite:a.db sqlite:b.db", "datastore copy postgres://nowhere/a postgres://nowhere/b", "datastore restored now",
 		"verify a-token", "logout a-token", "verify --token=a-token", "verify", "logout",
 	} {
 		r := cli(t, dir, "", strings.Fields(args)...)

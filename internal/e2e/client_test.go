@@ -138,8 +138,9 @@ var codeOf = map[string]codes.Code{
 	"TOKEN_MISSING":       codes.Unauthenticated, "TOKEN_INVALID": codes.Unauthenticated,
 	"TOKEN_REVOKED": codes.Unauthenticated, "TOKEN_STALE": codes.Unauthenticated,
 	"SESSION_REVOKED": codes.Unauthenticated, "REFRESH_TOKEN_INVALID": codes.Unauthenticated,
-	"BUNDLE_STALE":  codes.Unavailable,
-	"USER_DISABLED": codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
+	"REFRESH_TOKEN_EXPIRED": codes.Unauthenticated,
+	"BUNDLE_STALE":          codes.Unavailable,
+	"USER_DISABLED":         codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
 	"CLIENT_CERTIFICATE_REQUIRED": codes.PermissionDenied,
 	"USER_NOT_FOUND":              codes.NotFound, "USER_EXISTS": codes.AlreadyExists,
 }
@@ -147,10 +148,14 @@ var codeOf = map[string]codes.Code{
 // notRefused returns an error unless err is a refusal for this reason.
 func notRefused(err error, reason string) error {
 	got := strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")
-	if code := status.Code(err); code != codeOf[reason] || got != reason {
-		return fmt.Errorf("got %v %s (%v), want %v %s", code, got, err, codeOf[reason], reason)
+	code := status.Code(err)
+	switch {
+	case code == codeOf[reason] && got == reason:
+		return nil
+	case err == nil:
+		return fmt.Errorf("got no error, want %v %s", codeOf[reason], reason)
 	}
-	return nil
+	return fmt.Errorf("got %v %s (%w), want %v %s", code, got, err, codeOf[reason], reason)
 }
 
 func wantRefusal(t *testing.T, what string, err error, reason string) {

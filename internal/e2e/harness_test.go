@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/watchword-auth/watchword/internal/pgtest"
 )
 
 const (
@@ -37,7 +39,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(bin)
-		return m.Run()
+		return pgtest.Main(m)
 	}())
 }
 

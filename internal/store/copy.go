@@ -75,13 +75,12 @@ type copying struct {
 }
 
 func openCopying(ctx context.Context, from, to string) (*copying, error) {
+	if scheme, _, _ := strings.Cut(to, ":"); !isPostgres(scheme) {
+		return nil, fmt.Errorf("the database to copy to: %w: it must be postgres://…", ErrEngine)
+	}
 	path, err := existing(from)
 	if err != nil {
 		return nil, fmt.Errorf("the database to copy: %w", err)
-	}
-	scheme, _, _ := strings.Cut(to, ":")
-	if !isPostgres(scheme) {
-		return nil, fmt.Errorf("the database to copy to: %w: it must be postgres://…", ErrEngine)
 	}
 	c := &copying{}
 	if err = c.openSource(ctx, path); err == nil {
