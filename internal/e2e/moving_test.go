@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"net/url"
 	"os/exec"
 	"path/filepath"
@@ -330,6 +331,14 @@ func TestMoveKeepsEveryPlace(t *testing.T) {
 	wantOK(t, "it verifies from memory", err)
 	_, err = c.verify(soon(t), gone)
 	wantRefusal(t, "it verifies from memory", err, "TOKEN_REVOKED")
+	ready, err := http.Get("http://" + s.httpAddr + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready.Body.Close()
+	if ready.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("asked whether it is ready, it says %s", ready.Status)
+	}
 	s.stop(t)
 	refusesToStart(t, s.dir, "was moved to postgres://")
 	for _, args := range []string{"user list", "key list", "audit", "migrate", "backup b.db"} {

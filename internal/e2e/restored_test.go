@@ -121,7 +121,7 @@ func TestRestoredAfterABackup(t *testing.T) {
 	replaceDatabase(t, s.dir, file)
 
 	want(t, 0, cli(t, s.dir, "", "datastore", "restored", "--datastore-uri", database(s.dir)))
-	s = serve(t, s.dir, append(killedServer, "--grpc-addr", s.grpcAddr, "--http-addr", s.httpAddr)...)
+	serve(t, s.dir, append(killedServer, "--grpc-addr", s.grpcAddr, "--http-addr", s.httpAddr)...)
 	again := c.login(t, "alice", password)
 	eventually(t, runTimeout, "a service takes the new login", func() error {
 		_, err := verifier.Verify(t.Context(), again.GetAccessToken())

@@ -387,3 +387,32 @@ func TestCopyRefuses(t *testing.T) {
 	wantSame(t, before, sqliteHolds(t, from))
 	copyTo(t, from, empty) // it can be copied yet
 }
+
+// docs/datastore.md says how the fence is undone, where nothing has been written
+// behind it.
+func TestAFenceCanBeUndone(t *testing.T) {
+	from := inhabited(t, 10)
+	before := sqliteHolds(t, from)
+	copyTo(t, from, storetest.Postgres(t))
+	document, err := os.ReadFile(filepath.Join("..", "..", "docs", "datastore.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", strings.TrimPrefix(from, "sqlite:"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for line := range strings.Lines(string(document)) {
+		if statement := strings.TrimSpace(line); strings.HasPrefix(line, "    ") && strings.HasSuffix(statement, ";") {
+			if _, err := db.ExecContext(t.Context(), statement); err != nil {
+				t.Errorf("%s %v", statement, err)
+			}
+		}
+	}
+	storetest.Open(t, from)
+	wantSame(t, before, sqliteHolds(t, from))
+	again := storetest.Postgres(t)
+	copyTo(t, from, again)
+	wantSame(t, before, postgresHolds(t, again))
+}
