@@ -144,7 +144,7 @@ func TestRestoredAfterABackup(t *testing.T) {
 	wantRefusal(t, "bob's login", c.tryLogin(soon(t), "bob", password), "INVALID_CREDENTIALS")
 }
 
-// replaceDatabase restores a backup as docs/datastore.md has it.
+// replaceDatabase restores a backup as docs/restore.md has it.
 func replaceDatabase(t *testing.T, dir, backup string) {
 	t.Helper()
 	for _, command := range [][]string{

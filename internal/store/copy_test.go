@@ -385,16 +385,17 @@ func TestCopyRefuses(t *testing.T) {
 		t.Error("a database was made where there was none")
 	}
 	wantSame(t, before, sqliteHolds(t, from))
-	copyTo(t, from, empty) // it can be copied yet
+	copyTo(t, from, empty+"&default_query_exec_mode=exec") // it can be copied yet, as through a pooler
+	wantSame(t, before, postgresHolds(t, empty))
 }
 
-// docs/datastore.md says how the fence is undone, where nothing has been written
+// docs/restore.md says how the fence is undone, where nothing has been written
 // behind it.
 func TestAFenceCanBeUndone(t *testing.T) {
 	from := inhabited(t, 10)
 	before := sqliteHolds(t, from)
 	copyTo(t, from, storetest.Postgres(t))
-	document, err := os.ReadFile(filepath.Join("..", "..", "docs", "datastore.md"))
+	document, err := os.ReadFile(filepath.Join("..", "..", "docs", "restore.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
