@@ -23,15 +23,60 @@ have_node() {
 	have node && have npm && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge "$min_node" ]
 }
 
+# Where internal/pgtest looks: Debian keeps both out of PATH.
+have_postgres() {
+	local dir
+	for dir in "$(dirname "$(readlink -f "$(command -v postgres)" 2>/dev/null)")" "$(pg_config --bindir 2>/dev/null)" \
+		/usr/lib/postgresql/*/bin /usr/pgsql-*/bin /usr/local/pgsql/bin \
+		/opt/homebrew/opt/postgresql*/bin /usr/local/opt/postgresql*/bin; do
+		[ -x "$dir/postgres" ] && [ -x "$dir/initdb" ] && [ -x "$dir/pg_basebackup" ] && return
+	done
+	return 1
+}
+
+have_pgbouncer() {
+	local path
+	for path in pgbouncer /usr/sbin/pgbouncer /usr/local/sbin/pgbouncer /opt/homebrew/bin/pgbouncer; do
+		have "$path" && return
+	done
+	return 1
+}
+
+# Debian starts what it installs, now and at each boot. The tests start servers
+# of their own, so none shall be left behind that nobody asked for.
+policy=/usr/sbin/policy-rc.d
+no_cluster=/etc/postgresql-common/createcluster.d/watchword-tests.conf
+made=()
+leave_nothing_behind() {
+	[ ${#made[@]} = 0 ] || rm -f "${made[@]}"
+	rmdir "$(dirname "$no_cluster")" 2>/dev/null || true
+}
+trap leave_nothing_behind EXIT
+
+start_nothing() {
+	if [ ! -e "$policy" ]; then
+		made+=("$policy")
+		printf '#!/bin/sh\nexit 101\n' >"$policy"
+		chmod +x "$policy"
+	fi
+	made+=("$no_cluster")
+	mkdir -p "$(dirname "$no_cluster")"
+	echo 'create_main_cluster = false' >"$no_cluster"
+}
+
 missing=()
 have_cc || missing+=(gcc libc6-dev)
 have node || missing+=(nodejs)
 have npm || missing+=(npm)
+have_pgbouncer || missing+=(pgbouncer)
+have_postgres || missing+=(postgresql)
 if [ ${#missing[@]} -gt 0 ] && have apt-get && [ "$(id -u)" = 0 ]; then
 	echo "installing ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
+	have_pgbouncer && have_postgres || start_nothing
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends "${missing[@]}"
+	if [[ " ${missing[*]} " = *" pgbouncer "* ]]; then update-rc.d pgbouncer disable; fi # at boot
 fi
 
 failed=0
@@ -41,6 +86,21 @@ if ! have_cc; then
 fi
 if ! have_node; then
 	echo "Node.js $min_node or newer with npm is missing; the Node client's tests need it. https://nodejs.org/" >&2
+	failed=1
+fi
+postgres_lack=()
+have_postgres || postgres_lack+=(PostgreSQL)
+have_pgbouncer || postgres_lack+=(PgBouncer)
+if [ ${#postgres_lack[@]} -gt 0 ] && [ -n "${WATCHWORD_TEST_POSTGRES_URL:-}" ]; then
+	echo "WATCHWORD_TEST_POSTGRES_URL is set, and these programs are missing: ${postgres_lack[*]}." >&2
+	echo "LEFT OUT are the tests that start servers of their own: lost and promoted databases, PgBouncer." >&2
+elif [ ${#postgres_lack[@]} -gt 0 ]; then
+	echo "Missing: ${postgres_lack[*]}. The tests start servers of their own from these programs." >&2
+	echo "  Debian, Ubuntu: apt-get install postgresql pgbouncer" >&2
+	echo "  Fedora:         dnf install postgresql-server pgbouncer" >&2
+	echo "  macOS:          brew install postgresql pgbouncer" >&2
+	echo "Or name a server on which tests may make databases, and do without the tests of lost databases:" >&2
+	echo "  WATCHWORD_TEST_POSTGRES_URL=postgres://user:password@host:5432/postgres" >&2
 	failed=1
 fi
 exit $failed

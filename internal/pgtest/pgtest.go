@@ -28,7 +28,10 @@ const external = "WATCHWORD_TEST_POSTGRES_URL"
 const patience = time.Minute
 
 // quick is for tests in which no machine stops: nothing waits for the disk.
-var quick = []string{"fsync=off", "synchronous_commit=off", "full_page_writes=off"}
+var quick = []string{"fsync=off", "synchronous_commit=off", "full_page_writes=off", frugal}
+
+// frugal is for files in memory.
+const frugal = "max_wal_size=256MB"
 
 // shared is the server that the tests of this process have in common.
 var shared struct {
@@ -47,7 +50,16 @@ func URI(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newDatabase(t, admin, owner)
+	database, err := newDatabase(admin, owner)
+	if err != nil {
+		t.Fatalf("making a database: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := execute(admin, "DROP DATABASE "+database.Path[1:]+" WITH (FORCE)"); err != nil {
+			t.Errorf("dropping a database: %v", err)
+		}
+	})
+	return database.String()
 }
 
 // Main runs the tests of a package, for its TestMain, and then ends the shared
@@ -76,7 +88,7 @@ func administrator() (admin url.URL, owner *url.Userinfo, err error) {
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.server == nil && shared.err == nil {
-		shared.server, shared.err = newServer(quick)
+		shared.server, shared.err = newServer(memory(), quick)
 	}
 	if shared.err != nil {
 		return url.URL{}, nil, shared.err
@@ -85,22 +97,11 @@ func administrator() (admin url.URL, owner *url.Userinfo, err error) {
 }
 
 // newDatabase makes a database with a name of its own.
-func newDatabase(t testing.TB, admin url.URL, owner *url.Userinfo) string {
-	t.Helper()
+func newDatabase(admin url.URL, owner *url.Userinfo) (url.URL, error) {
 	name := "pgtest_" + strings.ToLower(rand.Text())
-	role := pgx.Identifier{owner.Username()}.Sanitize()
-	if err := execute(admin, "CREATE DATABASE "+name+" OWNER "+role); err != nil {
-		t.Fatalf("making a database: %v", err)
-	}
-	t.Cleanup(func() {
-		// A server that the test left broken is thrown away with its databases.
-		if err := execute(admin, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
-			t.Logf("dropping a database: %v", err)
-		}
-	})
 	database := admin
 	database.User, database.Path = owner, "/"+name
-	return database.String()
+	return database, execute(admin, "CREATE DATABASE "+name+" OWNER "+pgx.Identifier{owner.Username()}.Sanitize())
 }
 
 // execute runs statements one by one on a connection of their own.

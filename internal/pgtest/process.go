@@ -1,6 +1,7 @@
 package pgtest
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // keeper stands between us and a program, so that the program and its
@@ -27,7 +29,8 @@ exec 3>&-
 trap '' HUP INT TERM
 read -r word
 kill -s "$signal" $pid 2>/dev/null
-kill -s CONT $pid 2>/dev/null # it may be frozen
+pkill -CONT -P $pid 2>/dev/null # it may be frozen; without pkill PostgreSQL takes 5 s
+kill -s CONT $pid 2>/dev/null
 wait $pid
 status=$?
 [ "$word" = keep ] || rm -rf "$dir"
@@ -73,8 +76,32 @@ func start(dir, signal string, env []string, program ...string) (*process, error
 }
 
 // wait waits until the program and all of its children are gone.
-func (p *process) wait() {
-	io.Copy(io.Discard, p.gone)
+func (p *process) wait() error {
+	if !p.goneWithin(patience) {
+		return fmt.Errorf("some of it is still there after %v", patience)
+	}
+	return nil
+}
+
+// goneWithin waits, and no longer than that, and says whether all are gone.
+func (p *process) goneWithin(d time.Duration) bool {
+	p.gone.SetReadDeadline(time.Now().Add(d))
+	_, err := p.gone.Read(make([]byte, 1))
+	return !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// until waits until the program is ready, or no longer there. Nothing tells of
+// readiness, so it is asked again and again.
+func (p *process) until(ready func() bool) error {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		if ready() {
+			return nil
+		}
+		if p.goneWithin(5 * time.Millisecond) {
+			return errors.New("it ended at once")
+		}
+	}
+	return fmt.Errorf("it is not ready after %v", patience)
 }
 
 // release ends the program, leaves its directory alone, and returns how the
@@ -100,8 +127,7 @@ func run(dir string, env []string, program ...string) error {
 	if err != nil {
 		return err
 	}
-	p.wait()
-	if err := p.release(); err != nil {
+	if err := errors.Join(p.wait(), p.release()); err != nil {
 		return fmt.Errorf("%s: %w\n%s", filepath.Base(program[0]), err, logOf(dir))
 	}
 	return nil
@@ -114,8 +140,8 @@ func logOf(dir string) string {
 }
 
 // temporary makes a directory that the unprivileged user owns.
-func temporary() (string, error) {
-	dir, err := os.MkdirTemp("", "pgtest")
+func temporary(parent string) (string, error) {
+	dir, err := os.MkdirTemp(parent, "pgtest")
 	if err != nil {
 		return "", err
 	}
@@ -126,6 +152,23 @@ func temporary() (string, error) {
 		}
 	}
 	return dir, nil
+}
+
+// memory is where Linux keeps files in memory. A database is some 300 files,
+// which cost a virtual disk up to ten times as much. TMPDIR goes before it, and
+// so does the disk where there is little room, as in a container by default.
+func memory() string {
+	const dir, enough = "/dev/shm", 2 << 30
+	var fs syscall.Statfs_t
+	if os.Getenv("TMPDIR") != "" || syscall.Statfs(dir, &fs) != nil || fs.Bavail*uint64(fs.Bsize) < enough {
+		return os.TempDir()
+	}
+	return dir
+}
+
+// write writes a file into a directory of temporary, which is closed to others.
+func write(dir, name, text string) error {
+	return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
 }
 
 // unprivileged is who the programs run as: PostgreSQL and PgBouncer refuse to

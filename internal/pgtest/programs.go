@@ -20,14 +20,16 @@ var errNoPostgres = errors.New(`PostgreSQL is missing: no directory has postgres
 Or name a server on which databases may be made: ` + external + `=postgres://user:password@host:5432/postgres`)
 
 // programs returns the directory with PostgreSQL's programs.
-var programs = sync.OnceValues(func() (string, error) {
-	for _, dir := range places() {
+var programs = sync.OnceValues(func() (string, error) { return programsIn(places()) })
+
+func programsIn(dirs []string) (string, error) {
+	for _, dir := range dirs {
 		if hasAll(dir, "postgres", "initdb", "pg_basebackup") {
 			return dir, nil
 		}
 	}
 	return "", errNoPostgres
-})
+}
 
 // places lists where the programs may be, the best first. Debian keeps them out
 // of PATH.

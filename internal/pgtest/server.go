@@ -10,10 +10,10 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
-	"time"
 )
 
 const (
@@ -30,9 +30,9 @@ type server struct {
 	process  *process
 }
 
-// newServer makes a cluster and starts it.
-func newServer(settings []string) (*server, error) {
-	s, err := prepare(rand.Text())
+// newServer makes a cluster in a directory below parent and starts it.
+func newServer(parent string, settings []string) (*server, error) {
+	s, err := prepare(parent, rand.Text())
 	if err != nil {
 		return nil, err
 	}
@@ -51,12 +51,12 @@ func newServer(settings []string) (*server, error) {
 }
 
 // prepare makes the directory of a server, and nothing in it.
-func prepare(password string) (*server, error) {
+func prepare(parent, password string) (*server, error) {
 	bin, err := programs()
 	if err != nil {
 		return nil, err
 	}
-	dir, err := temporary()
+	dir, err := temporary(parent)
 	if err != nil {
 		return nil, err
 	}
@@ -64,30 +64,34 @@ func prepare(password string) (*server, error) {
 }
 
 func (s *server) data() string               { return filepath.Join(s.dir, "data") }
+func (s *server) pidFile() string            { return filepath.Join(s.data(), "postmaster.pid") }
 func (s *server) program(name string) string { return filepath.Join(s.bin, name) }
 
 // initialize fills the directory. The password is cheap to check: with SCRAM
 // each of a test's many connections would cost both sides milliseconds.
 func (s *server) initialize(settings []string) error {
-	secret := filepath.Join(s.dir, "password")
-	if err := os.WriteFile(secret, []byte(s.password), 0o644); err != nil { // the directory is closed to others
+	if err := write(s.dir, "password", s.password); err != nil {
 		return err
 	}
 	if err := run(s.dir, nil, s.program("initdb"), "--no-sync", "--encoding=UTF8", "--no-locale",
-		"--username="+superuser, "--auth=password", "--pwfile="+secret, s.data()); err != nil {
+		"--username="+superuser, "--auth=password", "--pwfile="+filepath.Join(s.dir, "password"), s.data()); err != nil {
 		return err
 	}
-	conf, err := os.OpenFile(filepath.Join(s.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer conf.Close()
-	settings = append([]string{
+	return s.configure("postgresql.conf", slices.Concat([]string{
 		"listen_addresses='127.0.0.1'",
 		"unix_socket_directories=''", // its path could be too long
 		"max_connections=300",
 		"wal_keep_size=256MB", // for a standby that comes back
-	}, settings...)
+	}, settings)...)
+}
+
+// configure adds settings to a file in the server's directory. The last counts.
+func (s *server) configure(file string, settings ...string) error {
+	conf, err := os.OpenFile(filepath.Join(s.data(), file), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer conf.Close()
 	_, err = fmt.Fprintln(conf, strings.Join(settings, "\n"))
 	return err
 }
@@ -112,34 +116,23 @@ func (s *server) start() (err error) {
 	if s.process, err = start(s.dir, "QUIT", nil, s.program("postgres"), "-D", s.data(), "-p", strconv.Itoa(s.port)); err != nil {
 		return err
 	}
-	if err = s.awaitReady(); err != nil {
+	if err = s.process.until(s.ready); err != nil {
 		s.process.release()
 		return fmt.Errorf("starting PostgreSQL: %w\n%s", err, logOf(s.dir))
 	}
 	return nil
 }
 
-// awaitReady asks the postmaster's own file, since another could answer on the
-// port. A file says nothing by itself, so it is looked at again and again.
-func (s *server) awaitReady() error {
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-		if _, status := s.postmaster(); status == "ready" {
-			return nil
-		}
-		s.process.gone.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
-		_, err := s.process.gone.Read(make([]byte, 1))
-		s.process.gone.SetReadDeadline(time.Time{})
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return errors.New("it ended at once")
-		}
-	}
-	return fmt.Errorf("it is not ready after %v", patience)
+// ready asks the postmaster's own file, since another could answer on the port.
+func (s *server) ready() bool {
+	_, status := s.postmaster()
+	return status == "ready"
 }
 
 // postmaster returns the process that the server's children have in common, or
 // 0, and what it says of itself.
 func (s *server) postmaster() (pid int, status string) {
-	file, _ := os.ReadFile(filepath.Join(s.data(), "postmaster.pid"))
+	file, _ := os.ReadFile(s.pidFile())
 	lines := bytes.Split(file, []byte("\n"))
 	pid, _ = strconv.Atoi(string(lines[0]))
 	if len(lines) > 7 {

@@ -1,0 +1,73 @@
+package pgtest
+
+import (
+	"crypto/rand"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Standby returns a new server that follows this one, when it streams. A
+// synchronous one makes every commit from now on wait until it has it on its
+// disk; of several, each is waited for.
+func (c *Cluster) Standby(t testing.TB, synchronous bool) *Cluster {
+	t.Helper()
+	name := "standby_" + strings.ToLower(rand.Text())
+	s, err := c.server.copy(name)
+	if err != nil {
+		t.Fatalf("making a standby: %v", err)
+	}
+	// The primary asks for the standby before there is one: then no commit of
+	// a client that sees the standby stream can have missed the request.
+	if synchronous {
+		c.synchronous = append(c.synchronous, name)
+		c.Exec(t, fmt.Sprintf("ALTER SYSTEM SET synchronous_standby_names = '%d (%s)'",
+			len(c.synchronous), strings.Join(c.synchronous, ", ")), "SELECT pg_reload_conf()")
+	}
+	if err := s.startAnywhere(); err != nil {
+		t.Fatalf("starting a standby: %v", err)
+	}
+	standby := own(t, s)
+	if err := await(c.server.admin(), `SELECT EXISTS (SELECT FROM pg_stat_replication
+		WHERE application_name = $1 AND state = 'streaming' AND (sync_state = 'sync') = $2)`, name, synchronous); err != nil {
+		t.Fatalf("waiting for a standby: %v\n%s", err, logOf(s.dir))
+	}
+	return standby
+}
+
+// copy makes the directory of a server that will follow this one.
+func (s *server) copy(name string) (*server, error) {
+	standby, err := prepare(filepath.Dir(s.dir), s.password)
+	if err != nil {
+		return nil, err
+	}
+	source := fmt.Sprintf("host=127.0.0.1 port=%d user=%s application_name=%s sslmode=disable", s.port, superuser, name)
+	if err := run(standby.dir, []string{"PGPASSWORD=" + s.password}, s.program("pg_basebackup"), "--no-sync",
+		"--checkpoint=fast", "--write-recovery-conf", "--pgdata="+standby.data(), "--dbname="+source); err != nil {
+		os.RemoveAll(standby.dir)
+		return nil, err
+	}
+	// It has copied whom its primary waits for, and would wait for them itself
+	// once promoted.
+	return standby, standby.configure("postgresql.auto.conf", "synchronous_standby_names=''")
+}
+
+// Detach cuts a standby off from its primary for good. What is committed there
+// afterwards is not in a history that begins with Promote here.
+func (c *Cluster) Detach(t testing.TB) {
+	t.Helper()
+	c.Exec(t, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+	if err := await(c.server.admin(), "SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)"); err != nil {
+		t.Fatalf("detaching a standby: %v", err)
+	}
+}
+
+// Promote makes a standby a primary, and returns when it takes writes.
+func (c *Cluster) Promote() {
+	c.t.Helper()
+	if err := await(c.server.admin(), "SELECT pg_promote(true, $1)", int(patience.Seconds())); err != nil {
+		c.t.Errorf("promoting a standby: %v", err)
+	}
+}
