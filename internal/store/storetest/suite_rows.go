@@ -197,17 +197,20 @@ func testAudit(t *testing.T, new func(testing.TB) string) {
 		filter store.AuditFilter
 		want   func(i int) bool
 	}{
-		"all":        {store.AuditFilter{}, func(int) bool { return true }},
-		"type":       {store.AuditFilter{Type: "login"}, func(i int) bool { return records[i].Type == "login" }},
-		"user":       {store.AuditFilter{UserID: "user2"}, func(i int) bool { return records[i].UserID == "user2" }},
-		"actor":      {store.AuditFilter{UserID: "actor1"}, func(i int) bool { return records[i].ActorID == "actor1" }},
-		"session":    {store.AuditFilter{SessionID: "session5"}, func(i int) bool { return records[i].SessionID == "session5" }},
-		"start":      {store.AuditFilter{Start: older}, func(i int) bool { return i <= 6 }},
-		"end":        {store.AuditFilter{End: older}, func(i int) bool { return i > 6 }},
-		"before":     {store.AuditFilter{Before: records[3].ID}, func(i int) bool { return i > 3 }},
-		"both":       {store.AuditFilter{Before: records[3].ID, End: older}, func(i int) bool { return i > 6 }},
-		"everything": {store.AuditFilter{Type: "login", UserID: "user2", SessionID: "session2"}, func(i int) bool { r := records[i]; return r.Type == "login" && r.UserID == "user2" && r.SessionID == "session2" }},
-		"injection":  {store.AuditFilter{Type: "' OR '' = '"}, func(int) bool { return false }},
+		"all":     {store.AuditFilter{}, func(int) bool { return true }},
+		"type":    {store.AuditFilter{Type: "login"}, func(i int) bool { return records[i].Type == "login" }},
+		"user":    {store.AuditFilter{UserID: "user2"}, func(i int) bool { return records[i].UserID == "user2" }},
+		"actor":   {store.AuditFilter{UserID: "actor1"}, func(i int) bool { return records[i].ActorID == "actor1" }},
+		"session": {store.AuditFilter{SessionID: "session5"}, func(i int) bool { return records[i].SessionID == "session5" }},
+		"start":   {store.AuditFilter{Start: older}, func(i int) bool { return i <= 6 }},
+		"end":     {store.AuditFilter{End: older}, func(i int) bool { return i > 6 }},
+		"before":  {store.AuditFilter{Before: records[3].ID}, func(i int) bool { return i > 3 }},
+		"both":    {store.AuditFilter{Before: records[3].ID, End: older}, func(i int) bool { return i > 6 }},
+		"everything": {store.AuditFilter{Type: "login", UserID: "user2", SessionID: "session2"}, func(i int) bool {
+			r := records[i]
+			return r.Type == "login" && r.UserID == "user2" && r.SessionID == "session2"
+		}},
+		"injection": {store.AuditFilter{Type: "' OR '' = '"}, func(int) bool { return false }},
 	} {
 		var want []*store.AuditRecord
 		for i, r := range records {

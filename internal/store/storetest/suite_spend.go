@@ -70,16 +70,22 @@ func testSpendRefuses(t *testing.T, new func(testing.TB) string) {
 		alter alter
 		want  error
 	}{
-		"nothing wrong":         {func(*store.User, *store.Session, *store.Spend) {}, nil},
-		"another session":       {func(_ *store.User, _ *store.Session, spend *store.Spend) { spend.SessionID += "x" }, store.ErrNotFound},
-		"an older generation":   {func(_ *store.User, row *store.Session, _ *store.Spend) { row.Generations.Current = 2 }, store.ErrNotFound},
-		"a newer generation":    {func(_ *store.User, _ *store.Session, spend *store.Spend) { spend.Generation = 2 }, store.ErrNotFound},
-		"ended":                 {func(_ *store.User, row *store.Session, _ *store.Spend) { row.EndedAt = time.Now() }, store.ErrNotFound},
-		"unused for long":       {func(_ *store.User, row *store.Session, _ *store.Spend) { row.RefreshedAt = time.Now().Add(-time.Hour) }, store.ErrNotFound},
-		"unused for less":       {func(_ *store.User, row *store.Session, _ *store.Spend) { row.RefreshedAt = time.Now().Add(-59 * time.Minute) }, nil},
-		"older than may be":     {func(_ *store.User, row *store.Session, _ *store.Spend) { row.CreatedAt = time.Now().Add(-24 * time.Hour) }, store.ErrNotFound},
-		"in its last second":    {func(_ *store.User, row *store.Session, _ *store.Spend) { row.CreatedAt = lastSecond() }, store.ErrNotFound},
-		"in its last seconds":   {func(_ *store.User, row *store.Session, _ *store.Spend) { row.CreatedAt = lastSecond().Add(10 * time.Second) }, nil},
+		"nothing wrong":       {func(*store.User, *store.Session, *store.Spend) {}, nil},
+		"another session":     {func(_ *store.User, _ *store.Session, spend *store.Spend) { spend.SessionID += "x" }, store.ErrNotFound},
+		"an older generation": {func(_ *store.User, row *store.Session, _ *store.Spend) { row.Generations.Current = 2 }, store.ErrNotFound},
+		"a newer generation":  {func(_ *store.User, _ *store.Session, spend *store.Spend) { spend.Generation = 2 }, store.ErrNotFound},
+		"ended":               {func(_ *store.User, row *store.Session, _ *store.Spend) { row.EndedAt = time.Now() }, store.ErrNotFound},
+		"unused for long":     {func(_ *store.User, row *store.Session, _ *store.Spend) { row.RefreshedAt = time.Now().Add(-time.Hour) }, store.ErrNotFound},
+		"unused for less": {func(_ *store.User, row *store.Session, _ *store.Spend) {
+			row.RefreshedAt = time.Now().Add(-59 * time.Minute)
+		}, nil},
+		"older than may be": {func(_ *store.User, row *store.Session, _ *store.Spend) {
+			row.CreatedAt = time.Now().Add(-24 * time.Hour)
+		}, store.ErrNotFound},
+		"in its last second": {func(_ *store.User, row *store.Session, _ *store.Spend) { row.CreatedAt = lastSecond() }, store.ErrNotFound},
+		"in its last seconds": {func(_ *store.User, row *store.Session, _ *store.Spend) {
+			row.CreatedAt = lastSecond().Add(10 * time.Second)
+		}, nil},
 		"disabled":              {func(u *store.User, _ *store.Session, _ *store.Spend) { u.Disabled = true }, store.ErrNotFound},
 		"deleted":               {func(u *store.User, _ *store.Session, _ *store.Spend) { u.DeletedAt = time.Now() }, store.ErrNotFound},
 		"revoked":               {func(u *store.User, _ *store.Session, _ *store.Spend) { u.Version, u.RevokedBelow = 8, 8 }, store.ErrNotFound},

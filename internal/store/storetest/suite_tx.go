@@ -26,10 +26,12 @@ func testOnCommit(t *testing.T, new func(testing.TB) string) {
 		t.Errorf("calls %s", got)
 	}
 	for name, fn := range map[string]func(*store.Tx) error{
-		"refused":    func(*store.Tx) error { return errRefused },
-		"broken":     fault,
-		"panicking":  func(*store.Tx) error { panic("a bug") },
-		"name taken": func(tx *store.Tx) error { return errors.Join(tx.InsertUser(newUser("x", "x")), tx.InsertUser(newUser("x", "x"))) },
+		"refused":   func(*store.Tx) error { return errRefused },
+		"broken":    fault,
+		"panicking": func(*store.Tx) error { panic("a bug") },
+		"name taken": func(tx *store.Tx) error {
+			return errors.Join(tx.InsertUser(newUser("x", "x")), tx.InsertUser(newUser("x", "x")))
+		},
 	} {
 		err := s.Write(t.Context(), func(tx *store.Tx) error {
 			tx.OnCommit(func() { t.Errorf("%s, and called", name) })
