@@ -1,8 +1,10 @@
 package store
 
 import (
+	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"testing"
 )
 
@@ -54,3 +56,24 @@ func ForgeSchemaVersion(t *testing.T, s *Store, floor string) {
 }
 
 func embedded(s *Store) *sqliteDB { return s.engine.(*sqliteDB) }
+
+// PoolSize is how many connections there are, and MaxBatch how many spendings
+// share a transaction.
+const (
+	PoolSize = poolSize
+	MaxBatch = maxBatch
+)
+
+// SpendTogether spends in one batch.
+func SpendTogether(ctx context.Context, s *Store, spends []*Spend) []error {
+	batch := make([]*spending, len(spends))
+	for i, spend := range spends {
+		batch[i] = &spending{ctx: ctx, spend: spend, spent: &Spent{}, done: make(chan error, 1)}
+	}
+	s.engine.(*pgDB).spender.run(slices.Clone(batch))
+	errs := make([]error, len(batch))
+	for i, job := range batch {
+		errs[i] = <-job.done
+	}
+	return errs
+}

@@ -46,7 +46,7 @@ func beginPostgres(ctx context.Context, conn *pgxpool.Conn, readOnly bool) *pgTx
 	if readOnly {
 		t.queued.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 	} else {
-		t.queued.Queue("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+		t.queued.Queue("BEGIN ISOLATION LEVEL READ COMMITTED") // a standby says at the first change what it is
 	}
 	t.queued.Queue(pgBegin).QueryRow(func(r pgx.Row) error {
 		var us int64
@@ -155,7 +155,9 @@ func (t *pgTx) commit() error {
 	t.queued.Queue("COMMIT")
 	err := t.flush()
 	switch {
-	case err == nil, t.readOnly: // what was read holds whatever became of it
+	case err == nil:
+		return replicated(t.conn)
+	case t.readOnly && len(t.atEnd) == 0: // what was read holds whatever became of it
 		return nil
 	case refused(err):
 		t.rollback()
