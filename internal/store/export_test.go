@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"net"
 	"runtime"
 	"slices"
 	"testing"
@@ -76,4 +77,18 @@ func SpendTogether(ctx context.Context, s *Store, spends []*Spend) []error {
 		errs[i] = <-job.done
 	}
 	return errs
+}
+
+// WrapConnections wraps every connection to PostgreSQL that is made until the end
+// of the test.
+func WrapConnections(t *testing.T, wrap func(net.Conn) net.Conn) {
+	before := dial
+	t.Cleanup(func() { dial = before })
+	dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := before(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return wrap(conn), nil
+	}
 }

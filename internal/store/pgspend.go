@@ -39,7 +39,7 @@ const (
 	// fits into one write and one TLS record, 16 KiB, so that whoever freezes while
 	// sending it leaves all of it to the server or nothing: a server that waits for
 	// the rest would hold the rows, and has no timeout for that.
-	maxBatch = 60
+	maxBatch = 48
 	// patience is how long a batch waits for a row that somebody holds, in ms: its
 	// other members are strangers to that.
 	patience = 250

@@ -96,11 +96,15 @@ func pgConfig(uri string) (*pgxpool.Config, error) {
 		c.RuntimeParams["application_name"] = "watchword"
 	}
 	c.OnNotice = noteWarning
-	// Whose machine has vanished says nothing any more, not even goodbye.
-	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
-	c.DialFunc = dialer.DialContext
+	c.DialFunc = dial
 	return config, nil
 }
+
+// dial makes connections that end some time after the machine at the other end has
+// vanished, which says nothing any more, not even goodbye.
+var dial = (&net.Dialer{
+	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3},
+}).DialContext
 
 func (p *pgDB) path() string { return "" }
 
