@@ -172,6 +172,25 @@ func (tx *Tx) last(scan func(row) error, query string, args ...any) error {
 	return tx.fail(tx.run.last(scan, query, args...))
 }
 
+// deleteFound deletes, one by one, the rows whose keys a query finds, and returns
+// how many it found. In one statement it would be for a planner to say whether
+// all of the table is read for it.
+func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
+	var keys []any
+	err := tx.each(func(r row) error {
+		var key any
+		err := r.Scan(&key)
+		keys = append(keys, key)
+		return err
+	}, query, args...)
+	for _, key := range keys {
+		if err == nil {
+			err = tx.later(statement, key)
+		}
+	}
+	return int64(len(keys)), err
+}
+
 // each scans every row of a query.
 func (tx *Tx) each(scan func(row) error, query string, args ...any) error {
 	return tx.fail(tx.run.query(scan, "", query, args...))

@@ -248,11 +248,11 @@ func testAudit(t *testing.T, new func(testing.TB) string) {
 // One call looks at so many records and no more, and says where to go on.
 func testPagesOfAudit(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
-	const n, scan = 400, 40
+	const n, scan = 200, 20
 	write(t, s, func(tx *store.Tx) error {
 		for i := range n {
 			r := &store.AuditRecord{Type: "login"}
-			if i == 10 || i == 200 {
+			if i == 10 || i == 100 {
 				r.Type = "rare"
 			}
 			if err := tx.InsertAudit(r); err != nil {
@@ -283,7 +283,7 @@ func testPagesOfAudit(t *testing.T, new func(testing.TB) string) {
 	if pages, all := pages(store.AuditFilter{Type: "rare"}, 10); all != 2 || pages < n/scan {
 		t.Errorf("rare ones: %d in %d pages", all, pages)
 	}
-	for _, limit := range []int{7, 40, 100, 5000} {
+	for _, limit := range []int{7, 20, 5000} {
 		if pages, all := pages(store.AuditFilter{}, limit); all != n {
 			t.Errorf("by %d: %d in %d pages", limit, all, pages)
 		}

@@ -133,7 +133,7 @@ func testSpendAtOnce(t *testing.T, new func(testing.TB) string) {
 		rows = append(rows, newSession(fmt.Sprint("s", i), u.ID))
 	}
 	insert(t, stores[0], u, rows...)
-	for generation := int64(1); generation < 6; generation++ {
+	for generation := int64(1); generation < 4; generation++ {
 		var won [sessions]atomic.Int32
 		var tasks sync.WaitGroup
 		for i := range sessions * callers {
@@ -176,7 +176,7 @@ func testSpendAndWrites(t *testing.T, new func(testing.TB) string) {
 		advanced.Add(1)
 		return err
 	}
-	repeat(t, 8, 15, func(i int) error {
+	repeat(t, 8, 8, func(i int) error {
 		if i < 4 {
 			return advance(stores[i%2], "s1")
 		}

@@ -95,7 +95,7 @@ func testInstants(t *testing.T, new func(testing.TB) string) {
 		var tasks sync.WaitGroup
 		for range 8 {
 			tasks.Go(func() {
-				for range 10 {
+				for range 5 {
 					write(t, s, func(tx *store.Tx) error {
 						if err := wait(tx); err != nil {
 							return err
@@ -158,19 +158,19 @@ func testLostUpdates(t *testing.T, new func(testing.TB) string) {
 			return errors.Join(err, tx.SetSetting("counter", strconv.Itoa(n+1)))
 		},
 	} {
-		repeat(t, 8, 25, func(i int) error { return stores[i%2].Write(context.Background(), increment) }, name)
+		repeat(t, 8, 10, func(i int) error { return stores[i%2].Write(context.Background(), increment) }, name)
 	}
 	read(t, stores[0], func(tx *store.Tx) error {
 		row, u, err := tx.SessionAndUser("s1")
 		if err != nil {
 			return err
 		}
-		if g := row.Generations; u.RevokedBelow != 200 || g.Low != 200 || g.Late != 200 {
-			t.Errorf("of 200 increments remain %d, %d and %d", u.RevokedBelow, g.Low, g.Late)
+		if g := row.Generations; u.RevokedBelow != 80 || g.Low != 80 || g.Late != 80 {
+			t.Errorf("of 80 increments remain %d, %d and %d", u.RevokedBelow, g.Low, g.Late)
 		}
 		return nil
 	})
-	wantSettings(t, stores[0], map[string]string{"counter": "200"})
+	wantSettings(t, stores[0], map[string]string{"counter": "80"})
 }
 
 // repeat runs something many times in each of some goroutines.
@@ -194,7 +194,7 @@ func testExclusive(t *testing.T, new func(testing.TB) string) {
 	uri := new(t)
 	stores := []*store.Store{Open(t, uri), Open(t, uri)}
 	var inside, most atomic.Int32
-	repeat(t, 6, 10, func(i int) error {
+	repeat(t, 6, 5, func(i int) error {
 		return stores[i%2].Write(context.Background(), func(tx *store.Tx) error {
 			if err := tx.Exclusive(); err != nil {
 				return err
@@ -215,7 +215,7 @@ func testExclusive(t *testing.T, new func(testing.TB) string) {
 func testEventsAreNumbered(t *testing.T, new func(testing.TB) string) {
 	uri := new(t)
 	stores := []*store.Store{Open(t, uri), Open(t, uri)}
-	const writers, each = 8, 25
+	const writers, each = 8, 10
 	var tasks sync.WaitGroup
 	for w := range writers {
 		tasks.Go(func() {
