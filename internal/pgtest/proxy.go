@@ -32,6 +32,7 @@ type Proxy struct {
 
 // Trip is what a client sends at once, before it waits for the answers.
 type Trip struct {
+	Conn       int         // on which connection
 	Statements []Statement // that are run; none where they are only prepared
 	Bytes      int
 }
@@ -152,7 +153,7 @@ func (p *Proxy) close() {
 }
 
 func (p *Proxy) serve() {
-	for {
+	for number := 0; ; {
 		client, err := p.listener.Accept()
 		if err != nil {
 			return
@@ -160,11 +161,12 @@ func (p *Proxy) serve() {
 		p.mu.Lock()
 		p.dials++
 		p.mu.Unlock()
-		p.tasks.Go(func() { p.connect(client) })
+		number++
+		p.tasks.Go(func() { p.connect(client, number) })
 	}
 }
 
-func (p *Proxy) connect(client net.Conn) {
+func (p *Proxy) connect(client net.Conn, number int) {
 	defer client.Close()
 	p.mu.Lock()
 	target := p.target
@@ -173,7 +175,7 @@ func (p *Proxy) connect(client net.Conn) {
 	if err != nil {
 		return
 	}
-	l := &link{proxy: p, client: client, server: server, prepared: map[string]string{}}
+	l := &link{proxy: p, number: number, client: client, server: server, prepared: map[string]string{}}
 	defer l.cut()
 	p.mu.Lock()
 	p.links[l] = true
@@ -212,6 +214,7 @@ func (p *Proxy) fate(trip Trip) Fate {
 // link is a client's connection and the one made for it.
 type link struct {
 	proxy          *Proxy
+	number         int
 	client, server net.Conn
 	prepared       map[string]string // SQL by name
 	bound          Statement         // the unnamed portal's
@@ -280,7 +283,7 @@ func (l *link) next(from *bufio.Reader) (trip Trip, bytes []byte, last int, err 
 			return trip, nil, 0, err
 		}
 		bytes, last = append(bytes, message...), len(message)
-		trip.Bytes = len(bytes)
+		trip.Conn, trip.Bytes = l.number, len(bytes)
 		body := message[5:]
 		switch kind {
 		case 'P':

@@ -92,3 +92,6 @@ func WrapConnections(t *testing.T, wrap func(net.Conn) net.Conn) {
 		return wrap(conn), nil
 	}
 }
+
+// Refused reports whether an error says that the server has rolled back.
+func Refused(err error) bool { return refused(err) }

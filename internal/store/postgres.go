@@ -273,6 +273,7 @@ const (
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	readOnlyTransaction  = "25006" // the server has become a standby
+	lockNotAvailable     = "55P03" // after lockTime: who holds it may be frozen, and loses it after idleTime
 	undefinedTable       = "42P01"
 )
 
@@ -305,7 +306,7 @@ func mayRepeat(err error) bool {
 		return !errors.Is(err, context.DeadlineExceeded) // the connection was lost before the commit
 	}
 	switch sqlState(err) {
-	case serializationFailure, deadlockDetected, readOnlyTransaction:
+	case serializationFailure, deadlockDetected, readOnlyTransaction, lockNotAvailable:
 		return true
 	}
 	return false
