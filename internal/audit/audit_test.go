@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -16,10 +15,12 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Tests{M: m}) }
 
 type world struct {
 	store  *store.Store
@@ -29,15 +30,17 @@ type world struct {
 
 func open(t *testing.T) *world {
 	t.Helper()
-	s, err := store.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "a.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	return openOn(t, storetest.SQLite(t))
+}
+
+// eachEngine runs a test on both kinds of database.
+func eachEngine(t *testing.T, test func(t *testing.T, w *world)) {
+	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) { test(t, openOn(t, new(t))) })
+}
+
+func openOn(t *testing.T, uri string) *world {
+	t.Helper()
+	s := storetest.Open(t, uri)
 	w := &world{store: s}
 	w.log = audit.New(s, slog.New(slog.NewTextHandler(&w.logged, nil)))
 	return w
@@ -77,64 +80,66 @@ func (w *world) lines() int { return strings.Count(w.logged.String(), "\n") }
 
 // What was rolled back never happened: it is not in the table, and not in the log.
 func TestRecordIsPartOfItsTransaction(t *testing.T) {
-	w := open(t)
-	refusal := errors.New("no")
-	for _, outcome := range []error{refusal, nil} {
-		err := w.store.Write(t.Context(), func(tx *store.Tx) error {
-			if err := w.log.Record(from("10.0.0.9"), tx, audit.Event{Type: audit.UserCreated, ActorID: "a", UserID: "u"}); err != nil {
-				return err
+	eachEngine(t, func(t *testing.T, w *world) {
+		refusal := errors.New("no")
+		for _, outcome := range []error{refusal, nil} {
+			err := w.store.Write(t.Context(), func(tx *store.Tx) error {
+				if err := w.log.Record(from("10.0.0.9"), tx, audit.Event{Type: audit.UserCreated, ActorID: "a", UserID: "u"}); err != nil {
+					return err
+				}
+				if w.lines() != 0 {
+					t.Error("logged before it was done")
+				}
+				return outcome
+			})
+			if !errors.Is(err, outcome) {
+				t.Fatal(err)
 			}
-			if w.lines() != 0 {
-				t.Error("logged before it was done")
-			}
-			return outcome
-		})
-		if !errors.Is(err, outcome) {
-			t.Fatal(err)
 		}
-	}
-	records := w.all(t, store.AuditFilter{}, 10)
-	if len(records) != 1 || w.lines() != 1 {
-		t.Fatalf("%d records, log: %s", len(records), &w.logged)
-	}
-	r := *records[0]
-	if age := time.Since(r.Time()); age < 0 || age > time.Minute {
-		t.Errorf("time %v", r.Time())
-	}
-	r.ID = ""
-	if want := (store.AuditRecord{Type: "user.created", Success: true, ActorID: "a", UserID: "u", Source: "10.0.0.9", Count: 1}); r != want {
-		t.Errorf("%+v, want %+v", r, want)
-	}
-	if !strings.Contains(w.logged.String(), "msg=audit type=user.created success=true actor_id=a user_id=u source=10.0.0.9 count=1") {
-		t.Errorf("log: %s", &w.logged)
-	}
+		records := w.all(t, store.AuditFilter{}, 10)
+		if len(records) != 1 || w.lines() != 1 {
+			t.Fatalf("%d records, log: %s", len(records), &w.logged)
+		}
+		r := *records[0]
+		if age := time.Since(r.Time()); age < 0 || age > time.Minute {
+			t.Errorf("time %v", r.Time())
+		}
+		r.ID = ""
+		if want := (store.AuditRecord{Type: "user.created", Success: true, ActorID: "a", UserID: "u", Source: "10.0.0.9", Count: 1}); r != want {
+			t.Errorf("%+v, want %+v", r, want)
+		}
+		if !strings.Contains(w.logged.String(), "msg=audit type=user.created success=true actor_id=a user_id=u source=10.0.0.9 count=1") {
+			t.Errorf("log: %s", &w.logged)
+		}
+	})
 }
 
 // A record that shares its commit with strangers' is logged by its own fate.
 func TestRecordsThatShareACommit(t *testing.T) {
-	w := open(t)
-	refusal := errors.New("no")
-	var tasks sync.WaitGroup
-	for i := range 200 {
-		tasks.Go(func() {
-			err := w.store.Write(context.Background(), func(tx *store.Tx) error {
-				if err := w.log.Record(from("x"), tx, audit.Event{Type: audit.Login, UserID: fmt.Sprint(i)}); err != nil {
-					return err
+	eachEngine(t, func(t *testing.T, w *world) {
+		refusal := errors.New("no")
+		var tasks sync.WaitGroup
+		for i := range 200 {
+			tasks.Go(func() {
+				err := w.store.Write(context.Background(), func(tx *store.Tx) error {
+					if err := w.log.Record(from("x"), tx, audit.Event{Type: audit.Login, UserID: fmt.Sprint(i)}); err != nil {
+						return err
+					}
+					if i%2 == 1 {
+						return refusal
+					}
+					return nil
+				})
+				if (err == nil) != (i%2 == 0) {
+					t.Error(err)
 				}
-				if i%2 == 1 {
-					return refusal
-				}
-				return nil
 			})
-			if (err == nil) != (i%2 == 0) {
-				t.Error(err)
-			}
-		})
-	}
-	tasks.Wait()
-	if n := len(w.all(t, store.AuditFilter{}, 1000)); n != 100 || w.lines() != 100 {
-		t.Errorf("%d records, %d lines", n, w.lines())
-	}
+		}
+		tasks.Wait()
+		if n := len(w.all(t, store.AuditFilter{}, 1000)); n != 100 || w.lines() != 100 {
+			t.Errorf("%d records, %d lines", n, w.lines())
+		}
+	})
 }
 
 // Whatever strangers do, they leave a bounded number of records and of lines, and

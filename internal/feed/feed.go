@@ -271,11 +271,12 @@ type batch struct {
 }
 
 func (b *batch) read(tx *store.Tx) error {
-	b.asked, b.at = time.Now(), tx.Now()
+	b.asked = time.Now()
 	head, err := tx.Head()
 	if err != nil {
 		return err
 	}
+	b.at = tx.Now() // of the beginning, and known by now
 	known := b.after.tag != [tagSize]byte{}
 	after := b.after.seq
 	if known {

@@ -22,23 +22,30 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Tests{M: m}) }
 
 func openStore(t testing.TB, path string) *store.Store {
 	t.Helper()
-	s, err := store.Open(context.Background(), "sqlite:"+path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
+	return storetest.Open(t, "sqlite:"+path)
+}
+
+// eachEngine runs a test on both kinds of database. uri is that of a new one.
+func eachEngine(t *testing.T, test func(t *testing.T, uri string)) {
+	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) { test(t, new(t)) })
+}
+
+// feedOn tails a database until the end of the test.
+func feedOn(t *testing.T, uri string) (*feed.Feed, *store.Store) {
+	t.Helper()
+	s := storetest.Open(t, uri)
+	f := openFeed(t, s)
+	run(t, f)
+	return f, s
 }
 
 func openFeed(t testing.TB, s *store.Store) *feed.Feed {
@@ -124,47 +131,49 @@ func snapshot(t *testing.T, w *feed.Watcher) (sessions []string, versions []*wat
 }
 
 func TestSnapshotThenChanges(t *testing.T) {
-	f, s := newFeed(t)
-	early := watch(t, f)
-	if sessions, _ := snapshot(t, early); len(sessions) != 0 {
-		t.Fatalf("an empty database ended %v", sessions)
-	}
-	write(t, s, ended("one"))
-	write(t, s, func(tx *store.Tx) error { return feed.VersionRaised(tx, "alice", 7, true) })
-	for got := 0; got < 2; {
-		change := next(t, early).GetChange()
-		for _, e := range change.GetEndedSessions() {
-			if e.GetSessionId() != "one" || !e.GetUntil().AsTime().After(time.Now()) {
-				t.Fatalf("ended %v", e)
-			}
-			got++
+	eachEngine(t, func(t *testing.T, uri string) {
+		f, s := feedOn(t, uri)
+		early := watch(t, f)
+		if sessions, _ := snapshot(t, early); len(sessions) != 0 {
+			t.Fatalf("an empty database ended %v", sessions)
 		}
-		for _, r := range change.GetRaisedVersions() {
-			if r.GetUserId() != "alice" || r.GetVersion() != 7 || !r.GetRevoked() {
-				t.Fatalf("raised %v", r)
+		write(t, s, ended("one"))
+		write(t, s, func(tx *store.Tx) error { return feed.VersionRaised(tx, "alice", 7, true) })
+		for got := 0; got < 2; {
+			change := next(t, early).GetChange()
+			for _, e := range change.GetEndedSessions() {
+				if e.GetSessionId() != "one" || !e.GetUntil().AsTime().After(time.Now()) {
+					t.Fatalf("ended %v", e)
+				}
+				got++
 			}
-			got++
+			for _, r := range change.GetRaisedVersions() {
+				if r.GetUserId() != "alice" || r.GetVersion() != 7 || !r.GetRevoked() {
+					t.Fatalf("raised %v", r)
+				}
+				got++
+			}
 		}
-	}
-	sessions, versions := snapshot(t, watch(t, f))
-	if len(sessions) != 1 || len(versions) != 1 {
-		t.Fatalf("a later snapshot holds %v, %v", sessions, versions)
-	}
+		sessions, versions := snapshot(t, watch(t, f))
+		if len(sessions) != 1 || len(versions) != 1 {
+			t.Fatalf("a later snapshot holds %v, %v", sessions, versions)
+		}
+	})
 }
 
 func TestAnotherProcessIsHeardWithinASecond(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "f.db")
-	f := openFeed(t, openStore(t, path))
-	run(t, f)
-	w := watch(t, f)
-	snapshot(t, w)
-	began := time.Now()
-	write(t, openStore(t, path), ended("there"))
-	for next(t, w).GetChange() == nil {
-	}
-	if took := time.Since(began); took > time.Second {
-		t.Fatalf("heard after %v", took)
-	}
+	eachEngine(t, func(t *testing.T, uri string) {
+		f, _ := feedOn(t, uri)
+		w := watch(t, f)
+		snapshot(t, w)
+		began := time.Now()
+		write(t, storetest.Open(t, uri), ended("there"))
+		for next(t, w).GetChange() == nil {
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Fatalf("heard after %v", took)
+		}
+	})
 }
 
 func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
@@ -562,37 +571,39 @@ func TestWriteAfterARestartWithEverythingPruned(t *testing.T) {
 
 // What Write has acknowledged, the verifier that is fed in process knows.
 func TestWriteReturnsWhenOurVerifierKnows(t *testing.T) {
-	f, _ := newFeed(t)
-	var p peer.Peer
-	stream, err := f.Conn().NewStream(t.Context(), &grpc.StreamDesc{}, watchwordv1.TrustService_WatchBundle_FullMethodName, grpc.Peer(&p))
-	if err != nil || p.AuthInfo == nil {
-		t.Fatalf("peer %v, %v", p, err)
-	}
-	if err := stream.SendMsg(&watchwordv1.WatchBundleRequest{}); err != nil {
-		t.Fatal(err)
-	}
-	recv := func() *watchwordv1.WatchBundleResponse {
-		m := &watchwordv1.WatchBundleResponse{}
-		if err := stream.RecvMsg(m); err != nil {
+	eachEngine(t, func(t *testing.T, uri string) {
+		f, _ := feedOn(t, uri)
+		var p peer.Peer
+		stream, err := f.Conn().NewStream(t.Context(), &grpc.StreamDesc{}, watchwordv1.TrustService_WatchBundle_FullMethodName, grpc.Peer(&p))
+		if err != nil || p.AuthInfo == nil {
+			t.Fatalf("peer %v, %v", p, err)
+		}
+		if err := stream.SendMsg(&watchwordv1.WatchBundleRequest{}); err != nil {
 			t.Fatal(err)
 		}
-		return m
-	}
-	for recv().GetHeartbeat() == nil {
-	}
-	done := make(chan error, 1)
-	go func() { done <- f.Write(context.Background(), ended("one")) }()
-	for recv().GetChange() == nil {
-	}
-	select {
-	case err := <-done:
-		t.Fatalf("acknowledged while the change was being applied: %v", err)
-	default:
-	}
-	go func() { _ = stream.RecvMsg(&watchwordv1.WatchBundleResponse{}) }() // the change has been applied
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+		recv := func() *watchwordv1.WatchBundleResponse {
+			m := &watchwordv1.WatchBundleResponse{}
+			if err := stream.RecvMsg(m); err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}
+		for recv().GetHeartbeat() == nil {
+		}
+		done := make(chan error, 1)
+		go func() { done <- f.Write(context.Background(), ended("one")) }()
+		for recv().GetChange() == nil {
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("acknowledged while the change was being applied: %v", err)
+		default:
+		}
+		go func() { _ = stream.RecvMsg(&watchwordv1.WatchBundleResponse{}) }() // the change has been applied
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 func TestWriteDoesNotWaitForever(t *testing.T) {
@@ -605,21 +616,23 @@ func TestWriteDoesNotWaitForever(t *testing.T) {
 }
 
 func TestConnServesTheBundleAlone(t *testing.T) {
-	f, s := newFeed(t)
-	if err := f.Conn().Invoke(t.Context(), "/x/Y", nil, nil); err == nil {
-		t.Error("a unary call was served")
-	}
-	if _, err := f.Conn().NewStream(t.Context(), &grpc.StreamDesc{}, "/x/Y"); err == nil {
-		t.Error("another stream was served")
-	}
-	if err := s.Write(t.Context(), func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) }); err != nil {
-		t.Fatal(err)
-	}
-	v, err := authn.NewVerifier(t.Context(), openFeed(t, s).Conn(), authn.WithAnyAudience())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := v.Close(); err != nil {
-		t.Fatal(err)
-	}
+	eachEngine(t, func(t *testing.T, uri string) {
+		f, s := feedOn(t, uri)
+		if err := f.Conn().Invoke(t.Context(), "/x/Y", nil, nil); err == nil {
+			t.Error("a unary call was served")
+		}
+		if _, err := f.Conn().NewStream(t.Context(), &grpc.StreamDesc{}, "/x/Y"); err == nil {
+			t.Error("another stream was served")
+		}
+		if err := s.Write(t.Context(), func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) }); err != nil {
+			t.Fatal(err)
+		}
+		v, err := authn.NewVerifier(t.Context(), openFeed(t, s).Conn(), authn.WithAnyAudience())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
 }

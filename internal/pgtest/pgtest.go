@@ -75,6 +75,13 @@ func Main(m *testing.M) int {
 	return code
 }
 
+// Tests are the tests of a package, for goleak.VerifyTestMain: Run is Main, so that
+// the server has ended before goroutines are counted.
+type Tests struct{ *testing.M }
+
+// Run is Main.
+func (t Tests) Run() int { return Main(t.M) }
+
 // administrator returns who may make databases, and who shall own them.
 func administrator() (admin url.URL, owner *url.Userinfo, err error) {
 	if address := os.Getenv(external); address != "" {

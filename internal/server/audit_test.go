@@ -54,82 +54,84 @@ func line(e *watchwordv1.Event) string {
 // Everything that is done leaves one record, which says who did what, to whom, in
 // which session, from where, and what came of it.
 func TestWhatIsDoneIsOnRecord(t *testing.T) {
-	h := start(t)
-	ctx, admin := t.Context(), h.admin.as(t.Context())
-	must := func(_ any, err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
+	eachEngine(t, func(t *testing.T, on func(*server.Config)) {
+		h := start(t, on)
+		ctx, admin := t.Context(), h.admin.as(t.Context())
+		must := func(_ any, err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	first := h.events(t, &watchwordv1.ListEventsRequest{})
-	begun := time.Now()
+		first := h.events(t, &watchwordv1.ListEventsRequest{})
+		begun := time.Now()
 
-	alice := h.make(t, "reader") // user.created, login
-	one := alice.TokenPair
-	must(h.users.UpdateUser(admin, &watchwordv1.UpdateUserRequest{
-		User: &watchwordv1.User{Id: alice.id, Roles: []string{"writer", "reader"}}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"roles"}}}))
-	must(h.auth.Refresh(ctx, &watchwordv1.RefreshRequest{RefreshToken: one.GetRefreshToken()})) // leaves nothing
-	must(h.auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: one.GetRefreshToken()}))
-	must(h.auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: one.GetRefreshToken()})) // nothing was left to do
-	h.relogin(t, alice)
-	two := alice.TokenPair
-	must(h.sessions.RevokeSession(admin, &watchwordv1.RevokeSessionRequest{SessionId: two.GetSessionId()}))
-	h.relogin(t, alice)
-	three := alice.TokenPair
-	changed, err := h.auth.ChangePassword(alice.as(ctx), &watchwordv1.ChangePasswordRequest{CurrentPassword: alice.password, NewPassword: "another password"})
-	must(changed, err)
-	must(h.users.SetPassword(admin, &watchwordv1.SetPasswordRequest{Id: alice.id, Password: alice.password}))
-	must(h.sessions.RevokeUserSessions(admin, &watchwordv1.RevokeUserSessionsRequest{UserId: alice.id}))
-	must(h.users.DeleteUser(admin, &watchwordv1.DeleteUserRequest{Id: alice.id}))
-	rotated, err := h.keys.RotateKey(admin, &watchwordv1.RotateKeyRequest{})
-	must(rotated, err)
-	revoked := rotated.GetKey().GetKid()
-	must(h.keys.RevokeKey(admin, &watchwordv1.RevokeKeyRequest{Kid: revoked}))
+		alice := h.make(t, "reader") // user.created, login
+		one := alice.TokenPair
+		must(h.users.UpdateUser(admin, &watchwordv1.UpdateUserRequest{
+			User: &watchwordv1.User{Id: alice.id, Roles: []string{"writer", "reader"}}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"roles"}}}))
+		must(h.auth.Refresh(ctx, &watchwordv1.RefreshRequest{RefreshToken: one.GetRefreshToken()})) // leaves nothing
+		must(h.auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: one.GetRefreshToken()}))
+		must(h.auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: one.GetRefreshToken()})) // nothing was left to do
+		h.relogin(t, alice)
+		two := alice.TokenPair
+		must(h.sessions.RevokeSession(admin, &watchwordv1.RevokeSessionRequest{SessionId: two.GetSessionId()}))
+		h.relogin(t, alice)
+		three := alice.TokenPair
+		changed, err := h.auth.ChangePassword(alice.as(ctx), &watchwordv1.ChangePasswordRequest{CurrentPassword: alice.password, NewPassword: "another password"})
+		must(changed, err)
+		must(h.users.SetPassword(admin, &watchwordv1.SetPasswordRequest{Id: alice.id, Password: alice.password}))
+		must(h.sessions.RevokeUserSessions(admin, &watchwordv1.RevokeUserSessionsRequest{UserId: alice.id}))
+		must(h.users.DeleteUser(admin, &watchwordv1.DeleteUserRequest{Id: alice.id}))
+		rotated, err := h.keys.RotateKey(admin, &watchwordv1.RotateKeyRequest{})
+		must(rotated, err)
+		revoked := rotated.GetKey().GetKid()
+		must(h.keys.RevokeKey(admin, &watchwordv1.RevokeKeyRequest{Kid: revoked}))
 
-	by, to := "by="+h.admin.id, "to="+alice.id
-	want := []string{
-		"user.created ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 username: " + alice.name + ", roles: reader, disabled: false",
-		"login ok by=" + alice.id + " " + to + " session=" + one.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
-		"user.updated ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 username: " + alice.name + ", roles: reader writer, disabled: false",
-		"logout ok by=" + alice.id + " " + to + " session=" + one.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
-		"login ok by=" + alice.id + " " + to + " session=" + two.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
-		"session.revoked ok " + by + " " + to + " session=" + two.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
-		"login ok by=" + alice.id + " " + to + " session=" + three.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
-		"password.changed ok by=" + alice.id + " " + to + " session=" + changed.GetTokens().GetSessionId() + " kid= from=127.0.0.1 ×1 ",
-		"password.set ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 ",
-		"user.sessions_revoked ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 ",
-		"user.deleted ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 ",
-		"key.rotated ok " + by + " to= session= kid=" + revoked + " from=127.0.0.1 ×1 EdDSA, signs from " +
-			rotated.GetKey().GetSignsFrom().AsTime().Format(time.RFC3339),
-		"key.revoked ok " + by + " to= session= kid=" + revoked + " from=127.0.0.1 ×1 ",
-	}
-	all := h.events(t, &watchwordv1.ListEventsRequest{PageSize: 3})
-	var got []string
-	for _, e := range all[len(first):] {
-		got = append(got, line(e))
-		if at := e.GetTime().AsTime(); at.Before(begun.Add(-time.Second)) || at.After(time.Now()) {
-			t.Errorf("%s at %v", e.GetType(), at)
+		by, to := "by="+h.admin.id, "to="+alice.id
+		want := []string{
+			"user.created ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 username: " + alice.name + ", roles: reader, disabled: false",
+			"login ok by=" + alice.id + " " + to + " session=" + one.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
+			"user.updated ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 username: " + alice.name + ", roles: reader writer, disabled: false",
+			"logout ok by=" + alice.id + " " + to + " session=" + one.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
+			"login ok by=" + alice.id + " " + to + " session=" + two.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
+			"session.revoked ok " + by + " " + to + " session=" + two.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
+			"login ok by=" + alice.id + " " + to + " session=" + three.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
+			"password.changed ok by=" + alice.id + " " + to + " session=" + changed.GetTokens().GetSessionId() + " kid= from=127.0.0.1 ×1 ",
+			"password.set ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 ",
+			"user.sessions_revoked ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 ",
+			"user.deleted ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 ",
+			"key.rotated ok " + by + " to= session= kid=" + revoked + " from=127.0.0.1 ×1 EdDSA, signs from " +
+				rotated.GetKey().GetSignsFrom().AsTime().Format(time.RFC3339),
+			"key.revoked ok " + by + " to= session= kid=" + revoked + " from=127.0.0.1 ×1 ",
 		}
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("on record:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
-	if got := line(first[0]); !strings.HasPrefix(got, "user.created ok by= to="+h.admin.id) || !strings.Contains(got, "from=server") {
-		t.Errorf("the first record is %s", got)
-	}
-	for filter, want := range map[*watchwordv1.ListEventsRequest]int{
-		{Type: "login", UserId: alice.id}:                         3,
-		{UserId: alice.id}:                                        11,
-		{SessionId: two.GetSessionId()}:                           2,
-		{StartTime: timestamppb.New(time.Now().Add(time.Minute))}: 0,
-		{EndTime: timestamppb.New(begun)}:                         len(first),
-		{Type: "key.revoked", UserId: h.admin.id, StartTime: timestamppb.New(begun.Add(-time.Hour))}: 1,
-	} {
-		if got := h.events(t, filter); len(got) != want {
-			t.Errorf("%v: %d events, want %d", filter, len(got), want)
+		all := h.events(t, &watchwordv1.ListEventsRequest{PageSize: 3})
+		var got []string
+		for _, e := range all[len(first):] {
+			got = append(got, line(e))
+			if at := e.GetTime().AsTime(); at.Before(begun.Add(-time.Second)) || at.After(time.Now()) {
+				t.Errorf("%s at %v", e.GetType(), at)
+			}
 		}
-	}
+		if !slices.Equal(got, want) {
+			t.Errorf("on record:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+		if got := line(first[0]); !strings.HasPrefix(got, "user.created ok by= to="+h.admin.id) || !strings.Contains(got, "from=server") {
+			t.Errorf("the first record is %s", got)
+		}
+		for filter, want := range map[*watchwordv1.ListEventsRequest]int{
+			{Type: "login", UserId: alice.id}:                         3,
+			{UserId: alice.id}:                                        11,
+			{SessionId: two.GetSessionId()}:                           2,
+			{StartTime: timestamppb.New(time.Now().Add(time.Minute))}: 0,
+			{EndTime: timestamppb.New(begun)}:                         len(first),
+			{Type: "key.revoked", UserId: h.admin.id, StartTime: timestamppb.New(begun.Add(-time.Hour))}: 1,
+		} {
+			if got := h.events(t, filter); len(got) != want {
+				t.Errorf("%v: %d events, want %d", filter, len(got), want)
+			}
+		}
+	})
 }
 
 // Refusals are counted by kind, and say whom they were about where that is known.

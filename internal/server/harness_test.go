@@ -22,9 +22,11 @@ import (
 	_ "modernc.org/sqlite"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/server"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/store/storetest"
 	"github.com/watchword-auth/watchword/internal/token"
 	"github.com/watchword-auth/watchword/internal/user"
 )
@@ -36,7 +38,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(withCleanUp{m}) }
 type withCleanUp struct{ *testing.M }
 
 func (m withCleanUp) Run() int {
-	code := m.M.Run()
+	code := pgtest.Main(m.M)
 	if err := closeShared(); err != nil {
 		fmt.Fprintln(os.Stderr, "closing the shared server:", err)
 		code = 1
@@ -200,6 +202,17 @@ func shared(t *testing.T) *harness {
 		sharedServer.harness = h
 	}
 	return sharedServer.harness
+}
+
+// eachEngine runs a test on both kinds of database. on leads a server to a new one.
+func eachEngine(t *testing.T, test func(t *testing.T, on func(*server.Config))) {
+	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
+		uri, master := new(t), filepath.Join(t.TempDir(), "master")
+		if _, err := seal.Create(master); err != nil {
+			t.Fatal(err)
+		}
+		test(t, func(c *server.Config) { c.DatastoreURI, c.Issuer, c.MasterKeyFile = uri, "https://auth.test", master })
+	})
 }
 
 func closeShared() error {

@@ -10,28 +10,30 @@ import (
 // A rotation refuses no good token; a withdrawal refuses every token of the key
 // as soon as it is acknowledged, and new ones are good.
 func TestRotateAndRevokeKey(t *testing.T) {
-	h := start(t, func(c *server.Config) { c.JWKSMaxAge = 0 })
-	a := h.make(t)
-	for _, alg := range []string{"", "ES256", "RS256", "EdDSA"} {
-		before := a.GetAccessToken()
-		rotated, err := h.keys.RotateKey(h.admin.as(t.Context()), &watchwordv1.RotateKeyRequest{Algorithm: alg})
-		if err != nil || rotated.GetKey().GetState() != watchwordv1.KeyState_KEY_STATE_SIGNING {
-			t.Fatalf("rotate to %q: %v, %v", alg, rotated, err)
-		}
-		wants(t, "a token of before", h.verify(t, before), "ok")
-		h.relogin(t, a)
-		wants(t, "a token of after", h.verify(t, a.GetAccessToken()), "ok")
-		h.relogin(t, h.admin)
+	eachEngine(t, func(t *testing.T, on func(*server.Config)) {
+		h := start(t, on, func(c *server.Config) { c.JWKSMaxAge = 0 })
+		a := h.make(t)
+		for _, alg := range []string{"", "ES256", "RS256", "EdDSA"} {
+			before := a.GetAccessToken()
+			rotated, err := h.keys.RotateKey(h.admin.as(t.Context()), &watchwordv1.RotateKeyRequest{Algorithm: alg})
+			if err != nil || rotated.GetKey().GetState() != watchwordv1.KeyState_KEY_STATE_SIGNING {
+				t.Fatalf("rotate to %q: %v, %v", alg, rotated, err)
+			}
+			wants(t, "a token of before", h.verify(t, before), "ok")
+			h.relogin(t, a)
+			wants(t, "a token of after", h.verify(t, a.GetAccessToken()), "ok")
+			h.relogin(t, h.admin)
 
-		leaked := rotated.GetKey().GetKid()
-		signs, err := h.keys.RevokeKey(h.admin.as(t.Context()), &watchwordv1.RevokeKeyRequest{Kid: leaked})
-		if err != nil || signs.GetKey().GetKid() == leaked {
-			t.Fatalf("revoke: %v, %v", signs, err)
+			leaked := rotated.GetKey().GetKid()
+			signs, err := h.keys.RevokeKey(h.admin.as(t.Context()), &watchwordv1.RevokeKeyRequest{Kid: leaked})
+			if err != nil || signs.GetKey().GetKid() == leaked {
+				t.Fatalf("revoke: %v, %v", signs, err)
+			}
+			wants(t, "a token of the leaked key", h.verify(t, a.GetAccessToken()), "TOKEN_INVALID")
+			wants(t, "a token of the retired key", h.verify(t, before), "ok")
+			h.relogin(t, a)
+			h.relogin(t, h.admin)
+			wants(t, "a token after the withdrawal", h.verify(t, a.GetAccessToken()), "ok")
 		}
-		wants(t, "a token of the leaked key", h.verify(t, a.GetAccessToken()), "TOKEN_INVALID")
-		wants(t, "a token of the retired key", h.verify(t, before), "ok")
-		h.relogin(t, a)
-		h.relogin(t, h.admin)
-		wants(t, "a token after the withdrawal", h.verify(t, a.GetAccessToken()), "ok")
-	}
+	})
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
 // network loses three answers of ten: for seconds, until the client tries again,
@@ -64,7 +65,7 @@ func TestALossyNetworkLogsNobodyOut(t *testing.T) {
 		refreshes = 500
 	}
 	synctest.Test(t, func(t *testing.T) {
-		n := newNetwork(t, makeWorld(t, func(f *feed.Feed) { f.Pace(never, never) }))
+		n := newNetwork(t, makeWorld(t, storetest.SQLite(t), func(f *feed.Feed) { f.Pace(never, never) }))
 		n.verifier.Close() // nothing is revoked, and it would wonder at the silence
 		began, logins := time.Now(), 0
 		for n.refreshes < refreshes {

@@ -211,43 +211,44 @@ type change struct {
 // Everything at once, many times: exactly one password stands, which no later
 // call has replaced, and no session lives that it did not open.
 func TestPasswordsUnderRace(t *testing.T) {
-	w := newWorld(t)
-	current := sesame
-	for round := range 40 {
-		w.weaken(t, current)
-		start, err := w.sessions.Login(t.Context(), "alice", pw(t, current), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		by := w.caller(t, w.alice.ID, start)
-		disable := round%5 == 0
-		calls := race(t, w, by, current, round, disable)
-		if disable {
-			for _, c := range append(calls, &change{what: "the first session", tokens: start}) {
-				if c.tokens != nil {
-					w.dead(t, c.what+", of a user who is disabled", c.tokens)
-				}
-			}
-			if _, err := w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Disabled: new(false)}); err != nil {
+	eachEngine(t, func(t *testing.T, w *world) {
+		current := sesame
+		for round := range 40 {
+			w.weaken(t, current)
+			start, err := w.sessions.Login(t.Context(), "alice", pw(t, current), nil)
+			if err != nil {
 				t.Fatal(err)
 			}
-		}
-		passwords := []string{current}
-		for _, c := range calls {
-			if strings.Contains(c.what, "password") {
-				passwords = append(passwords, c.password)
+			by := w.caller(t, w.alice.ID, start)
+			disable := round%5 == 0
+			calls := race(t, w, by, current, round, disable)
+			if disable {
+				for _, c := range append(calls, &change{what: "the first session", tokens: start}) {
+					if c.tokens != nil {
+						w.dead(t, c.what+", of a user who is disabled", c.tokens)
+					}
+				}
+				if _, err := w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Disabled: new(false)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			passwords := []string{current}
+			for _, c := range calls {
+				if strings.Contains(c.what, "password") {
+					passwords = append(passwords, c.password)
+				}
+			}
+			stands := w.standing(t, passwords...)
+			settle(t, w, calls, current, stands, disable)
+			if stands != current {
+				w.dead(t, "the first session", start)
+			}
+			current = stands
+			if t.Failed() {
+				t.Fatalf("round %d", round)
 			}
 		}
-		stands := w.standing(t, passwords...)
-		settle(t, w, calls, current, stands, disable)
-		if stands != current {
-			w.dead(t, "the first session", start)
-		}
-		current = stands
-		if t.Failed() {
-			t.Fatalf("round %d", round)
-		}
-	}
+	})
 }
 
 // race starts a handful of calls at once.

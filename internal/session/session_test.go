@@ -18,14 +18,16 @@ import (
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/store/storetest"
 	"github.com/watchword-auth/watchword/internal/token"
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Tests{M: m}) }
 
 const (
 	grace    = 10 * time.Second
@@ -46,7 +48,17 @@ type world struct {
 	alice    *store.User
 }
 
-func newWorld(t *testing.T) *world { return makeWorld(t, func(*feed.Feed) {}) }
+func newWorld(t *testing.T) *world { return worldOn(t, storetest.SQLite(t)) }
+
+func worldOn(t *testing.T, uri string) *world {
+	t.Helper()
+	return makeWorld(t, uri, func(*feed.Feed) {})
+}
+
+// eachEngine runs a test on both kinds of database.
+func eachEngine(t *testing.T, test func(t *testing.T, w *world)) {
+	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) { test(t, worldOn(t, new(t))) })
+}
 
 // never is longer than any test.
 const never = 100_000 * time.Hour
@@ -54,10 +66,10 @@ const never = 100_000 * time.Hour
 // slowWorld is for tests in which months pass: its feed moves when something
 // happens, and hardly ever else.
 func slowWorld(t *testing.T) *world {
-	return makeWorld(t, func(f *feed.Feed) { f.Pace(never, 55*time.Second) })
+	return makeWorld(t, storetest.SQLite(t), func(f *feed.Feed) { f.Pace(never, 55*time.Second) })
 }
 
-func makeWorld(t *testing.T, prepare func(*feed.Feed)) *world {
+func makeWorld(t *testing.T, uri string, prepare func(*feed.Feed)) *world {
 	t.Helper()
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -69,7 +81,7 @@ func makeWorld(t *testing.T, prepare func(*feed.Feed)) *world {
 			t.Fatal(err)
 		}
 	}
-	w.store, err = store.Open(ctx, "sqlite:"+filepath.Join(dir, "w.db"))
+	w.store, err = store.Open(ctx, uri)
 	check()
 	master, err := seal.Create(filepath.Join(dir, "master"))
 	check()
@@ -159,33 +171,34 @@ const (
 )
 
 func TestFiveHundredCallersSpendOneToken(t *testing.T) {
-	w := newWorld(t)
-	first := w.login(t)
-	const callers = 500
-	var tasks sync.WaitGroup
-	answers := make([]*session.Tokens, callers)
-	errs := make([]error, callers)
-	for i := range callers {
-		tasks.Go(func() { answers[i], errs[i] = w.sessions.Refresh(context.Background(), first.Refresh, nil) })
-	}
-	tasks.Wait()
-	for i := range callers {
-		if errs[i] != nil {
-			t.Fatalf("caller %d: %v", i, errs[i])
+	eachEngine(t, func(t *testing.T, w *world) {
+		first := w.login(t)
+		const callers = 500
+		var tasks sync.WaitGroup
+		answers := make([]*session.Tokens, callers)
+		errs := make([]error, callers)
+		for i := range callers {
+			tasks.Go(func() { answers[i], errs[i] = w.sessions.Refresh(context.Background(), first.Refresh, nil) })
 		}
-		if answers[i].Refresh != answers[0].Refresh {
-			t.Fatal("two different successors")
+		tasks.Wait()
+		for i := range callers {
+			if errs[i] != nil {
+				t.Fatalf("caller %d: %v", i, errs[i])
+			}
+			if answers[i].Refresh != answers[0].Refresh {
+				t.Fatal("two different successors")
+			}
+			w.wantVerdict(t, answers[i].Access, good)
 		}
-		w.wantVerdict(t, answers[i].Access, good)
-	}
-	var row *store.Session
-	if err := w.store.Read(t.Context(), func(tx *store.Tx) (err error) {
-		row, err = tx.Session(first.SessionID)
-		return err
-	}); err != nil || row.Generations.Current != 2 {
-		t.Fatalf("generation %d, %v", row.Generations.Current, err)
-	}
-	w.refresh(t, answers[0].Refresh)
+		var row *store.Session
+		if err := w.store.Read(t.Context(), func(tx *store.Tx) (err error) {
+			row, err = tx.Session(first.SessionID)
+			return err
+		}); err != nil || row.Generations.Current != 2 {
+			t.Fatalf("generation %d, %v", row.Generations.Current, err)
+		}
+		w.refresh(t, answers[0].Refresh)
+	})
 }
 
 func TestAnAnswerLostForAnHour(t *testing.T) {
@@ -244,131 +257,136 @@ func TestSessionsEndByAge(t *testing.T) {
 }
 
 func TestLogoutBeatsEveryRefreshThatItRaces(t *testing.T) {
-	w := newWorld(t)
-	for range 20 {
-		first := w.login(t)
-		var mu sync.Mutex
-		minted := []*session.Tokens{first}
-		var tasks sync.WaitGroup
-		for range 8 {
-			tasks.Go(func() {
-				current := first
-				for {
-					next, err := w.sessions.Refresh(context.Background(), current.Refresh, nil)
-					if err != nil {
-						return
+	eachEngine(t, func(t *testing.T, w *world) {
+		for range 20 {
+			first := w.login(t)
+			var mu sync.Mutex
+			minted := []*session.Tokens{first}
+			var tasks sync.WaitGroup
+			for range 8 {
+				tasks.Go(func() {
+					current := first
+					for {
+						next, err := w.sessions.Refresh(context.Background(), current.Refresh, nil)
+						if err != nil {
+							return
+						}
+						mu.Lock()
+						minted = append(minted, next)
+						mu.Unlock()
+						current = next
 					}
-					mu.Lock()
-					minted = append(minted, next)
-					mu.Unlock()
-					current = next
-				}
-			})
+				})
+			}
+			if err := w.sessions.Logout(t.Context(), first.Refresh); err != nil {
+				t.Fatal(err)
+			}
+			tasks.Wait()
+			for _, tokens := range minted {
+				w.wantVerdict(t, tokens.Access, revoked)
+				w.refused(t, tokens.Refresh, session.ErrRevoked)
+			}
+			if err := w.sessions.Logout(t.Context(), minted[len(minted)-1].Refresh); err != nil {
+				t.Fatalf("second logout: %v", err)
+			}
 		}
-		if err := w.sessions.Logout(t.Context(), first.Refresh); err != nil {
-			t.Fatal(err)
-		}
-		tasks.Wait()
-		for _, tokens := range minted {
-			w.wantVerdict(t, tokens.Access, revoked)
-			w.refused(t, tokens.Refresh, session.ErrRevoked)
-		}
-		if err := w.sessions.Logout(t.Context(), minted[len(minted)-1].Refresh); err != nil {
-			t.Fatalf("second logout: %v", err)
-		}
-	}
+	})
 }
 
 func TestWhatEndsEverySession(t *testing.T) {
-	w := newWorld(t)
-	disabled, enabled := true, false
-	for name, end := range map[string]func() error{
-		"SetPassword": func() error {
-			_, err := w.users.SetPassword(t.Context(), user.Operator, w.alice.ID, pw(t, sesame))
-			return err
-		},
-		"RevokeSessions": func() error { return w.users.RevokeSessions(t.Context(), user.Operator, w.alice.ID) },
-		"disabling and enabling": func() error {
-			_, err := w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Disabled: &disabled})
-			if err == nil {
-				_, err = w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Disabled: &enabled})
+	eachEngine(t, func(t *testing.T, w *world) {
+		disabled, enabled := true, false
+		for name, end := range map[string]func() error{
+			"SetPassword": func() error {
+				_, err := w.users.SetPassword(t.Context(), user.Operator, w.alice.ID, pw(t, sesame))
+				return err
+			},
+			"RevokeSessions": func() error { return w.users.RevokeSessions(t.Context(), user.Operator, w.alice.ID) },
+			"disabling and enabling": func() error {
+				_, err := w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Disabled: &disabled})
+				if err == nil {
+					_, err = w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Disabled: &enabled})
+				}
+				return err
+			},
+		} {
+			a, b := w.login(t), w.login(t)
+			if err := end(); err != nil {
+				t.Fatalf("%s: %v", name, err)
 			}
-			return err
-		},
-	} {
-		a, b := w.login(t), w.login(t)
-		if err := end(); err != nil {
-			t.Fatalf("%s: %v", name, err)
+			for _, tokens := range []*session.Tokens{a, b} {
+				w.wantVerdict(t, tokens.Access, revoked)
+				w.refused(t, tokens.Refresh, session.ErrRevoked)
+			}
+			w.wantVerdict(t, w.login(t).Access, good)
 		}
-		for _, tokens := range []*session.Tokens{a, b} {
-			w.wantVerdict(t, tokens.Access, revoked)
-			w.refused(t, tokens.Refresh, session.ErrRevoked)
-		}
-		w.wantVerdict(t, w.login(t).Access, good)
-	}
+	})
 }
 
 func TestAChangeOfRightsIsStaleAndRefreshed(t *testing.T) {
-	w := newWorld(t)
-	before := w.login(t)
-	roles := user.Roles{"reader"}
-	if _, err := w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Roles: &roles}); err != nil {
-		t.Fatal(err)
-	}
-	w.wantVerdict(t, before.Access, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE)
-	p, err := w.verifier.Verify(t.Context(), w.refresh(t, before.Refresh).Access)
-	if err != nil || !p.HasRole("reader") || p.HasRole("writer") {
-		t.Fatalf("after the refresh: %v, %v", p, err)
-	}
+	eachEngine(t, func(t *testing.T, w *world) {
+		before := w.login(t)
+		roles := user.Roles{"reader"}
+		if _, err := w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Roles: &roles}); err != nil {
+			t.Fatal(err)
+		}
+		w.wantVerdict(t, before.Access, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE)
+		p, err := w.verifier.Verify(t.Context(), w.refresh(t, before.Refresh).Access)
+		if err != nil || !p.HasRole("reader") || p.HasRole("writer") {
+			t.Fatalf("after the refresh: %v, %v", p, err)
+		}
+	})
 }
 
 func TestAudience(t *testing.T) {
-	w := newWorld(t)
-	if _, err := w.sessions.Login(t.Context(), "alice", pw(t, sesame), []string{"elsewhere"}); !errors.Is(err, session.ErrAudience) {
-		t.Fatalf("login for elsewhere: %v", err)
-	}
-	narrow, err := w.sessions.Login(t.Context(), "alice", pw(t, sesame), []string{"billing", "billing"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.sessions.Refresh(t.Context(), narrow.Refresh, []string{"internal"}); !errors.Is(err, session.ErrAudience) {
-		t.Fatalf("wider than the login: %v", err)
-	}
-	again := w.refresh(t, narrow.Refresh) // the refusal spent nothing
-	p, err := w.verifier.Verify(t.Context(), again.Access)
-	if err != nil || len(p.Audience()) != 1 || p.Audience()[0] != "billing" {
-		t.Fatalf("audience %v, %v", p.Audience(), err)
-	}
+	eachEngine(t, func(t *testing.T, w *world) {
+		if _, err := w.sessions.Login(t.Context(), "alice", pw(t, sesame), []string{"elsewhere"}); !errors.Is(err, session.ErrAudience) {
+			t.Fatalf("login for elsewhere: %v", err)
+		}
+		narrow, err := w.sessions.Login(t.Context(), "alice", pw(t, sesame), []string{"billing", "billing"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.sessions.Refresh(t.Context(), narrow.Refresh, []string{"internal"}); !errors.Is(err, session.ErrAudience) {
+			t.Fatalf("wider than the login: %v", err)
+		}
+		again := w.refresh(t, narrow.Refresh) // the refusal spent nothing
+		p, err := w.verifier.Verify(t.Context(), again.Access)
+		if err != nil || len(p.Audience()) != 1 || p.Audience()[0] != "billing" {
+			t.Fatalf("audience %v, %v", p.Audience(), err)
+		}
+	})
 }
 
 func TestACallerWhoseRightsAreGoneChangesNothing(t *testing.T) {
-	w := newWorld(t)
-	tokens := w.login(t)
-	p, err := w.verifier.Verify(t.Context(), tokens.Access)
-	if err != nil {
-		t.Fatal(err)
-	}
-	by := user.Caller{UserID: p.Subject(), SessionID: p.SessionID(), Version: p.TokenVersion(), Roles: p.Roles()}
-	roles := user.Roles{"admin"}
-	change := user.Change{Roles: &roles}
-	if _, err := w.users.Update(t.Context(), by, w.alice.ID, change); err != nil {
-		t.Fatalf("while they hold: %v", err)
-	}
-	roles = user.Roles{"nothing"}
-	if _, err := w.users.Update(t.Context(), by, w.alice.ID, change); !errors.Is(err, user.ErrCallerStale) {
-		t.Fatalf("with rights of before: %v", err)
-	}
-	if err := w.sessions.Logout(t.Context(), tokens.Refresh); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.users.Update(t.Context(), by, w.alice.ID, change); !errors.Is(err, user.ErrCallerRevoked) {
-		t.Fatalf("after the logout: %v", err)
-	}
-	if _, err := w.users.Update(t.Context(), user.Caller{}, w.alice.ID, change); !errors.Is(err, user.ErrCallerRevoked) {
-		t.Fatalf("nobody: %v", err)
-	}
-	row, err := w.users.Get(t.Context(), w.alice.ID)
-	if err != nil || row.Roles[0] != "admin" {
-		t.Fatalf("roles %v, %v", row.Roles, err)
-	}
+	eachEngine(t, func(t *testing.T, w *world) {
+		tokens := w.login(t)
+		p, err := w.verifier.Verify(t.Context(), tokens.Access)
+		if err != nil {
+			t.Fatal(err)
+		}
+		by := user.Caller{UserID: p.Subject(), SessionID: p.SessionID(), Version: p.TokenVersion(), Roles: p.Roles()}
+		roles := user.Roles{"admin"}
+		change := user.Change{Roles: &roles}
+		if _, err := w.users.Update(t.Context(), by, w.alice.ID, change); err != nil {
+			t.Fatalf("while they hold: %v", err)
+		}
+		roles = user.Roles{"nothing"}
+		if _, err := w.users.Update(t.Context(), by, w.alice.ID, change); !errors.Is(err, user.ErrCallerStale) {
+			t.Fatalf("with rights of before: %v", err)
+		}
+		if err := w.sessions.Logout(t.Context(), tokens.Refresh); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.users.Update(t.Context(), by, w.alice.ID, change); !errors.Is(err, user.ErrCallerRevoked) {
+			t.Fatalf("after the logout: %v", err)
+		}
+		if _, err := w.users.Update(t.Context(), user.Caller{}, w.alice.ID, change); !errors.Is(err, user.ErrCallerRevoked) {
+			t.Fatalf("nobody: %v", err)
+		}
+		row, err := w.users.Get(t.Context(), w.alice.ID)
+		if err != nil || row.Roles[0] != "admin" {
+			t.Fatalf("roles %v, %v", row.Roles, err)
+		}
+	})
 }

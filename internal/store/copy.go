@@ -272,7 +272,7 @@ func (c *copying) table(ctx context.Context, table string) (rows int64, err erro
 			return nil
 		}
 		return flush()
-	}, false, query)
+	}, "", query)
 	if err == nil {
 		err = flush()
 	}
@@ -356,6 +356,6 @@ func (c *copying) list(query string) (values []string, err error) {
 		values = slices.Grow(values, 1)
 		values = append(values, "")
 		return r.Scan(&values[len(values)-1])
-	}, false, query)
+	}, "", query)
 	return values, err
 }
