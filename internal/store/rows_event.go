@@ -56,6 +56,7 @@ func (tx *Tx) AppendEvent(e *Event) error {
 	if err != nil {
 		return err
 	}
+	tx.run.hint()
 	return tx.last(nil, `INSERT INTO events (seq, tag, kind, subject, version, expires_at)
 		SELECT seq, $1, $2, $3, CAST($4 AS BIGINT), CAST($5 AS BIGINT) + COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $6), 0)
 		FROM head WHERE id = 1`,
