@@ -33,7 +33,8 @@ import (
 //
 // A session that has ended stays so, for every kind of call. Above the current
 // one there is none: whoever presents it was answered before the commit, or the
-// commit was lost.
+// commit was lost. A server that lost its connection to the database may have done
+// a refresh twice, as a client does who got no answer and asks again.
 //
 // Verify is no part of the order while a replica may not know: it answers from
 // memory. It must know of an end as soon as it has itself told anybody of it, and
@@ -100,7 +101,7 @@ type recorder struct {
 	broken []window // when the way to the database was disturbed
 }
 
-// window is a piece of time; one that is open has no end yet.
+// window is a piece of time.
 type window struct{ from, to int64 }
 
 func newRecorder() *recorder { return &recorder{began: time.Now()} }
