@@ -30,7 +30,7 @@ func main() {
 	flag.BoolVar(&b.quick, "quick", false, "take under a minute")
 	flag.Parse()
 	runtime.GOMAXPROCS(min(cores, runtime.NumCPU()))
-	for _, part := range []func(*bench) error{interceptors, echo, verifyRPC, revocation, memory, wire} {
+	for _, part := range []func(*bench) error{interceptors, echo, verifyRPC, revocation, memory, wire, replicas} {
 		if err := part(b); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			os.Exit(2)

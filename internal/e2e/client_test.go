@@ -51,7 +51,10 @@ func dial(t *testing.T, addr string) *client {
 
 func dialWith(t *testing.T, addr string, creds credentials.TransportCredentials) *client {
 	t.Helper()
-	conn := dialConn(t, addr, creds)
+	return newClient(dialConn(t, addr, creds))
+}
+
+func newClient(conn *grpc.ClientConn) *client {
 	return &client{
 		watchwordv1.NewAuthServiceClient(conn), watchwordv1.NewTrustServiceClient(conn),
 		watchwordv1.NewUserServiceClient(conn), watchwordv1.NewSessionServiceClient(conn), conn,

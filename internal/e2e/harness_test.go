@@ -222,6 +222,13 @@ func (p *process) kill() {
 	<-p.exited
 }
 
+func (p *process) signal(t *testing.T, s os.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		t.Error(err)
+	}
+}
+
 // awaitLog waits for a line on standard error and returns its submatches.
 func (p *process) awaitLog(t *testing.T, line *regexp.Regexp) []string {
 	t.Helper()
@@ -272,8 +279,20 @@ func serve(t *testing.T, dir string, args ...string) *server {
 
 func serveCommand(t *testing.T, dir string, cmd *exec.Cmd) *server {
 	t.Helper()
+	s := launch(t, dir, cmd)
+	s.await(t)
+	return s
+}
+
+// launch starts a server, and await waits until it is ready.
+func launch(t *testing.T, dir string, cmd *exec.Cmd) *server {
+	t.Helper()
 	cmd.Env = append(environment(), cmd.Env...)
-	s := &server{process: start(t, cmd), dir: dir}
+	return &server{process: start(t, cmd), dir: dir}
+}
+
+func (s *server) await(t *testing.T) {
+	t.Helper()
 	ready := s.awaitLog(t, readyLine)
 	s.grpcAddr, s.httpAddr = ready[1], ready[2]
 	switch out := s.printed(t); {
@@ -283,7 +302,6 @@ func serveCommand(t *testing.T, dir string, cmd *exec.Cmd) *server {
 	default:
 		t.Errorf("standard output is %q: it must carry the admin's password and nothing else", out)
 	}
-	return s
 }
 
 // serveNotes runs the downstream example against a server, and returns its address.

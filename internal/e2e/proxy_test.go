@@ -70,6 +70,12 @@ func (p *proxy) lead(backend string) {
 	p.backend = backend
 }
 
+// move leads to another server, and away from the one before.
+func (p *proxy) move(backend string) {
+	p.lead(backend)
+	p.cut()
+}
+
 // set changes the weather.
 func (p *proxy) set(w weather) {
 	p.mu.Lock()
@@ -86,6 +92,17 @@ func (p *proxy) cut() {
 	defer p.mu.Unlock()
 	for l := range p.open {
 		l.close()
+	}
+}
+
+// cutHalf closes about half of what is open.
+func (p *proxy) cutHalf() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.open {
+		if rand.IntN(2) == 0 {
+			l.close()
+		}
 	}
 }
 

@@ -167,25 +167,32 @@ func (f *Feed) Run(ctx context.Context) {
 // has applied every event that the transaction saw, its own among them: what
 // has been acknowledged, Verify knows, also when there was nothing left to do.
 func (f *Feed) Write(ctx context.Context, fn func(*store.Tx) error) error {
-	var head int64
+	var head store.Event
 	err := f.store.Write(ctx, func(tx *store.Tx) error {
 		if err := fn(tx); err != nil {
 			return err
 		}
-		return tx.HeadInto(&head)
+		return tx.HeadInto(&head.Seq, &head.Tag)
 	})
 	if err != nil {
 		return err
 	}
-	return f.wait(ctx, head)
+	return f.wait(ctx, positionOf(&head))
 }
 
 // Sync returns when this server's own verifier has applied every event that is
 // committed now.
 func (f *Feed) Sync(ctx context.Context) error {
-	var head int64
-	err := f.store.Read(ctx, func(tx *store.Tx) (err error) {
-		head, err = tx.Head()
+	var head position
+	err := f.store.Read(ctx, func(tx *store.Tx) error {
+		seq, err := tx.Head()
+		if err != nil {
+			return err
+		}
+		newest, err := tx.Events(seq-1, 1)
+		for _, e := range newest {
+			head = positionOf(e)
+		}
 		return err
 	})
 	if err != nil {
@@ -202,15 +209,17 @@ func (f *Feed) nudge() {
 	}
 }
 
-func (f *Feed) wait(ctx context.Context, seq int64) error {
+// wait returns when our own verifier has applied all up to a position. A number
+// that was applied before proves nothing if the history has forked since.
+func (f *Feed) wait(ctx context.Context, head position) error {
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
 	f.nudge()
 	for {
 		f.mu.Lock()
-		applied, progress := f.applied, f.progress
+		applied, progress := f.applied >= head.seq && f.holds(head), f.progress
 		f.mu.Unlock()
-		if applied >= seq {
+		if applied {
 			return nil
 		}
 		select {

@@ -433,35 +433,51 @@ func TestAnotherHistoryIsNoticedAndCostsASnapshot(t *testing.T) {
 }
 
 // What is acknowledged after the fork has been applied after it, though its
-// number is lower than others that were applied before.
+// number is lower than others that were applied before: also where the tail has
+// not noticed the fork yet.
 func TestWriteAfterAForkWaitsForOurVerifier(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "f.db")
-		s := openStore(t, path)
-		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
-		for i := range 5 {
-			write(t, s, ended(fmt.Sprint(i)))
-		}
-		f := openFeed(t, s)
-		run(t, f)
-		v, err := authn.NewVerifier(t.Context(), f.Conn(), authn.WithAnyAudience())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer v.Close()
-		if err := f.Sync(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		rewrite(t, path, `DELETE FROM events WHERE seq > 2`, `UPDATE head SET seq = 2`)
-		time.Sleep(time.Second) // the tail has noticed
-		before := v.Status().EndedSessions
-		if err := f.Write(t.Context(), ended("new")); err != nil {
-			t.Fatal(err)
-		}
-		if after := v.Status().EndedSessions; after != before+1 {
-			t.Fatalf("acknowledged with %d ended sessions known, before %d", after, before)
-		}
-	})
+	for name, since := range map[string]time.Duration{"noticed": time.Second, "not yet noticed": 0} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { writeAfterAFork(t, since) })
+		})
+	}
+}
+
+func writeAfterAFork(t *testing.T, since time.Duration) {
+	path := filepath.Join(t.TempDir(), "f.db")
+	s := openStore(t, path)
+	write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+	for i := range 5 {
+		write(t, s, ended(fmt.Sprint(i)))
+	}
+	f := openFeed(t, s)
+	run(t, f)
+	v, err := authn.NewVerifier(t.Context(), f.Conn(), authn.WithAnyAudience())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	if err := f.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rewrite(t, path, `DELETE FROM events WHERE seq > 2`, `UPDATE head SET seq = 2`)
+	time.Sleep(since)
+	before := v.Status().EndedSessions
+	if err := f.Write(t.Context(), ended("new")); err != nil {
+		t.Fatal(err)
+	}
+	if after := v.Status().EndedSessions; after != before+1 {
+		t.Fatalf("acknowledged with %d ended sessions known, before %d", after, before)
+	}
+	rewrite(t, path, `DELETE FROM events WHERE seq > 2`, `UPDATE head SET seq = 2`)
+	time.Sleep(since)
+	write(t, s, ended("by another"))
+	if err := f.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := v.Status().EndedSessions; after != before+2 {
+		t.Fatalf("synced with %d ended sessions known, before %d", after, before)
+	}
 }
 
 func TestWatchersAreBounded(t *testing.T) {

@@ -176,8 +176,7 @@ func (f *Feed) since(resume []byte) ([]Message, bool) {
 	if at == f.at {
 		return nil, true
 	}
-	i, ok := slices.BinarySearchFunc(f.recent, at, func(a, b position) int { return cmp.Compare(a.seq, b.seq) })
-	if !ok || f.recent[i] != at {
+	if _, ok := f.find(at.seq); !ok || !f.holds(at) {
 		return nil, false
 	}
 	// An entry that holds the event and some behind it is sent whole: what a
@@ -196,6 +195,18 @@ func (f *Feed) since(resume []byte) ([]Message, bool) {
 		}
 	}
 	return missed, true
+}
+
+// holds reports whether a position is in the history that was read, as far back as
+// it is remembered; mu is held.
+func (f *Feed) holds(at position) bool {
+	i, ok := f.find(at.seq)
+	return at == position{} || ok && f.recent[i] == at
+}
+
+// find is where an event is, or would be, in recent; mu is held.
+func (f *Feed) find(seq int64) (int, bool) {
+	return slices.BinarySearchFunc(f.recent, seq, func(p position, seq int64) int { return cmp.Compare(p.seq, seq) })
 }
 
 // resume says where a later stream can go on: number, tag, and which database.

@@ -21,7 +21,7 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 		return nil, err
 	}
 	h, err := s.spendNewest(ctx, g, audience)
-	if errors.Is(err, store.ErrNotFound) || errors.Is(err, store.ErrUncertain) {
+	if errors.Is(err, store.ErrNotFound) || worthRepeating(err) {
 		h, err = s.spendAny(ctx, g, audience)
 	}
 	if err != nil {

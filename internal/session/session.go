@@ -217,11 +217,17 @@ func untilCertain(do func() error) error {
 	const most = 3
 	var err error
 	for range most {
-		if err = do(); !errors.Is(err, store.ErrUncertain) {
+		if err = do(); !worthRepeating(err) {
 			break
 		}
 	}
 	return err
+}
+
+// worthRepeating reports whether the outcome is unknown, and not for want of time:
+// what is left of it is for telling the caller.
+func worthRepeating(err error) bool {
+	return errors.Is(err, store.ErrUncertain) && !errors.Is(err, context.DeadlineExceeded)
 }
 
 // end ends a session, once, and records why. The row was read in the transaction.

@@ -223,7 +223,8 @@ func TestHints(t *testing.T) {
 	<-hints // it listens
 	for range 3 {
 		var head int64
-		if err := a.Write(t.Context(), func(tx *store.Tx) error { return errors.Join(tx.SetSetting("a", "b"), tx.HeadInto(&head)) }); err != nil {
+		var tag []byte
+		if err := a.Write(t.Context(), func(tx *store.Tx) error { return errors.Join(tx.SetSetting("a", "b"), tx.HeadInto(&head, &tag)) }); err != nil {
 			t.Fatal(err)
 		}
 	}

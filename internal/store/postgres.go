@@ -33,7 +33,7 @@ const (
 	// left does not cost us a connection, which is closed when its time is over.
 	leastTime = 250 * time.Millisecond
 	// answerTime is left of a caller's deadline for telling it what happened.
-	answerTime = 50 * time.Millisecond
+	answerTime = 100 * time.Millisecond
 	// connectTime bounds a connection's beginning.
 	connectTime = 2 * time.Second
 	// idlePing is how long an idle connection is trusted to be alive.

@@ -37,10 +37,12 @@ func (tx *Tx) Head() (int64, error) {
 	return seq, err
 }
 
-// HeadInto fills in, by the time that Write returns, the number of the newest
-// event that this transaction sees, its own among them.
-func (tx *Tx) HeadInto(seq *int64) error {
-	return tx.last(func(r row) error { return r.Scan(seq) }, `SELECT seq FROM head WHERE id = 1`)
+// HeadInto fills in, by the time that Write returns, the number and the tag of the
+// newest event that this transaction sees, its own among them. There is no tag
+// where there was no event.
+func (tx *Tx) HeadInto(seq *int64, tag *[]byte) error {
+	return tx.last(func(r row) error { return r.Scan(seq, tag) },
+		`SELECT seq, (SELECT tag FROM events WHERE events.seq = head.seq) FROM head WHERE id = 1`)
 }
 
 // notify is a channel of PostgreSQL.

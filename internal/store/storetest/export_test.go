@@ -50,6 +50,7 @@ func TouchEverything(t testing.TB, s *store.Store, n int64) {
 		t.Error(err)
 	}
 	var head int64
+	var tag []byte
 	r := &store.AuditRecord{Type: "t"}
 	err := s.Write(t.Context(), func(tx *store.Tx) error {
 		if err := tx.Exclusive(); err != nil {
@@ -64,7 +65,7 @@ func TouchEverything(t testing.TB, s *store.Store, n int64) {
 		_, err1 = tx.SetAuditCount(r.ID, 2)
 		_, err2 = tx.PruneAudit(tx.Now().Add(-time.Hour), 500)
 		_, err3 = tx.PruneEvents(500)
-		return errors.Join(err1, err2, err3, tx.SetMaxLifetime(time.Minute), tx.AppendEvent(newEvent(tx, "s")), tx.HeadInto(&head))
+		return errors.Join(err1, err2, err3, tx.SetMaxLifetime(time.Minute), tx.AppendEvent(newEvent(tx, "s")), tx.HeadInto(&head, &tag))
 	})
 	if err != nil {
 		t.Error(err)

@@ -278,12 +278,20 @@ func testHeadInto(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	for i := range 3 {
 		var none, before, after int64
+		var tag []byte
 		e := &store.Event{}
-		write(t, s, func(tx *store.Tx) error { return tx.HeadInto(&none) })
+		write(t, s, func(tx *store.Tx) error { return tx.HeadInto(&none, &tag) })
+		if (len(tag) == 0) != (none == 0) {
+			t.Errorf("the tag of number %d is %q", none, tag)
+		}
 		write(t, s, func(tx *store.Tx) error {
 			*e = *newEvent(tx, "s")
-			return errors.Join(tx.HeadInto(&before), tx.AppendEvent(newEvent(tx, "s")), tx.AppendEvent(e), tx.HeadInto(&after))
+			e.Tag = []byte(fmt.Sprintf("newest %d", i))
+			return errors.Join(tx.HeadInto(&before, &tag), tx.AppendEvent(newEvent(tx, "s")), tx.AppendEvent(e), tx.HeadInto(&after, &tag))
 		})
+		if string(tag) != string(e.Tag) {
+			t.Errorf("the newest tag is %q, want %q", tag, e.Tag)
+		}
 		if head := int64(2 * i); none != head || before != head || e.Seq != head+2 || after != head+2 {
 			t.Errorf("%d events before: %d, %d, then number %d and %d", head, none, before, e.Seq, after)
 		}
