@@ -176,6 +176,27 @@ func TestAnotherProcessIsHeardWithinASecond(t *testing.T) {
 	})
 }
 
+// Behind PgBouncer no hint is ever heard, and polling finds everything.
+func TestPollingAloneBehindPgBouncer(t *testing.T) {
+	uri := storetest.Postgres(t)
+	f, s := feedOn(t, pgtest.Bouncer(t, uri)+"&default_query_exec_mode=exec")
+	w := watch(t, f)
+	snapshot(t, w)
+	for i, from := range []*store.Store{storetest.Open(t, uri), s, storetest.Open(t, uri)} {
+		began := time.Now()
+		write(t, from, ended(fmt.Sprint(i)))
+		for {
+			m := next(t, w)
+			if sessions := m.GetChange().GetEndedSessions(); len(sessions) == 1 && sessions[0].GetSessionId() == fmt.Sprint(i) {
+				break
+			}
+		}
+		if took := time.Since(began); took > 5*time.Second { // it polls twice a second and more
+			t.Errorf("heard after %v", took)
+		}
+	}
+}
+
 func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))

@@ -130,7 +130,11 @@ func tailed(t *testing.T, log eventLog) (committed, heard []string, gap bool) {
 		go func() {
 			done <- log.append(subject, func() error { close(begun); <-held; return end })
 		}()
-		<-begun
+		select {
+		case <-begun:
+		case err := <-done:
+			t.Fatalf("%s: %v", subject, err)
+		}
 		return func() {
 			close(held)
 			if err := <-done; !errors.Is(err, end) {

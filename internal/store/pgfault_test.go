@@ -227,12 +227,13 @@ func insertMembers(t *testing.T, s *store.Store, n int) {
 // A pool full of connections that have died, as behind a restart, costs nobody an
 // error.
 func TestConnectionsThatDiedWhileIdle(t *testing.T) {
-	b := newBehind(t)
+	const connections = 25 // more than a call has attempts
+	b := newBehind(t, fmt.Sprint("pool_max_conns=", connections))
 	fill := func() {
 		var entered sync.WaitGroup
-		entered.Add(store.PoolSize)
+		entered.Add(connections)
 		var tasks sync.WaitGroup
-		for range store.PoolSize {
+		for range connections {
 			tasks.Go(func() {
 				first := true
 				err := b.through.Read(context.Background(), func(tx *store.Tx) error {

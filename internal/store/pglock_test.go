@@ -87,7 +87,6 @@ func TestAReplicaThatFreezes(t *testing.T) {
 			return s.Write(context.Background(), func(tx *store.Tx) error { _, err := tx.User("alice"); return err })
 		},
 		"being exclusive": func() error { return s.Write(context.Background(), func(tx *store.Tx) error { return tx.Exclusive() }) },
-		"a session's row": func() error { return spend(context.Background(), s, "s0", 1) },
 	} {
 		tasks.Go(func() {
 			err := call()
@@ -111,7 +110,7 @@ func TestAReplicaThatFreezes(t *testing.T) {
 	strangers()
 	errs := make(chan []error, 1)
 	go func() { // one batch with strangers
-		errs <- store.SpendTogether(context.Background(), s, []*store.Spend{spendOf("s0", 77), spendOf("s1", 2), spendOf("s2", 20)})
+		errs <- store.SpendTogether(context.Background(), s, []*store.Spend{spendOf("s0", 1), spendOf("s1", 2), spendOf("s2", 20)})
 	}()
 	for generation(t, s, "s2") != 21 { // done although the batch is not
 	}
@@ -119,11 +118,42 @@ func TestAReplicaThatFreezes(t *testing.T) {
 		t.Errorf("strangers waited for %v", took)
 	}
 	tasks.Wait()
-	if e := <-errs; !errors.Is(e[0], store.ErrNotFound) || e[1] != nil || e[2] != nil {
-		t.Errorf("batch: %v", e)
+	if err := errors.Join(<-errs...); err != nil {
+		t.Errorf("batch: %v", err)
 	}
 	if got := setting(t, s, "held"); got != "" {
 		t.Error("what the frozen one did was committed")
+	}
+}
+
+// Whoever began before another, and gets a lock after them, comes after them.
+func TestAnInstantIsBehindTheLock(t *testing.T) {
+	s := storetest.Open(t, storetest.Postgres(t))
+	insertAlice(t, s, 1)
+	for name, lock := range map[string]func(*store.Tx) error{
+		"exclusive": func(tx *store.Tx) error { return tx.Exclusive() },
+		"user":      holdUser,
+		"session":   holdSession("s0"),
+	} {
+		var first, second time.Time
+		err := s.Write(t.Context(), func(tx *store.Tx) error {
+			began := tx.Now()
+			err := s.Write(t.Context(), func(tx *store.Tx) error {
+				err := lock(tx)
+				first = tx.Now()
+				return err
+			})
+			if err := errors.Join(err, lock(tx)); err != nil {
+				return err
+			}
+			if second = tx.Now(); !began.Before(first) {
+				t.Errorf("%s: began at %v, the other's is %v", name, began, first)
+			}
+			return nil
+		})
+		if err != nil || second.Before(first) {
+			t.Errorf("%s: at %v, and then at %v, %v", name, first, second, err)
+		}
 	}
 }
 

@@ -29,7 +29,7 @@ var calls = map[string]func(context.Context, *store.Store) error{
 	},
 }
 
-// recover calls until each call has succeeded.
+// recovered calls until each call has succeeded.
 func recovered(t *testing.T, s *store.Store) {
 	t.Helper()
 	deadline, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -188,10 +188,10 @@ func TestStandbys(t *testing.T) {
 
 func recoveredRead(t *testing.T, s *store.Store) {
 	t.Helper()
-	for {
+	for until := time.Now().Add(20 * time.Second); ; {
 		if err := calls["Read"](t.Context(), s); err == nil {
 			return
-		} else if !errors.Is(err, store.ErrUnavailable) {
+		} else if !errors.Is(err, store.ErrUnavailable) || time.Now().After(until) {
 			t.Fatal(err)
 		}
 	}
@@ -205,8 +205,10 @@ func interruptCommit(t *testing.T, c *pgtest.Cluster) {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background())
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
 	for {
-		tag, err := conn.Exec(t.Context(), `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
+		tag, err := conn.Exec(ctx, `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -34,8 +34,9 @@ const (
 	leastTime = 250 * time.Millisecond
 	// answerTime is left of a caller's deadline for telling it what happened.
 	answerTime = 100 * time.Millisecond
-	// connectTime bounds a connection's beginning.
-	connectTime = 2 * time.Second
+	// connectTime bounds a connection's beginning: no less than who waits for it
+	// may have, since a server that is busy is no server that is away.
+	connectTime = statementTime
 	// idlePing is how long an idle connection is trusted to be alive.
 	idlePing = time.Second
 	// attempts bounds how often a transaction begins again.
