@@ -1,8 +1,11 @@
 package store
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"runtime"
+	"slices"
 	"testing"
 )
 
@@ -54,3 +57,38 @@ func ForgeSchemaVersion(t *testing.T, s *Store, floor string) {
 }
 
 func embedded(s *Store) *sqliteDB { return s.engine.(*sqliteDB) }
+
+// PoolSize is how many connections there are, and MaxBatch how many spendings
+// share a transaction.
+const (
+	PoolSize = poolSize
+	MaxBatch = maxBatch
+)
+
+// SpendTogether spends in one batch.
+func SpendTogether(ctx context.Context, s *Store, spends []*Spend) []error {
+	batch := make([]*spending, len(spends))
+	for i, spend := range spends {
+		batch[i] = &spending{ctx: ctx, spend: spend, spent: &Spent{}, done: make(chan error, 1)}
+	}
+	s.engine.(*pgDB).spender.run(slices.Clone(batch))
+	errs := make([]error, len(batch))
+	for i, job := range batch {
+		errs[i] = <-job.done
+	}
+	return errs
+}
+
+// WrapConnections wraps every connection to PostgreSQL that is made until the end
+// of the test.
+func WrapConnections(t *testing.T, wrap func(net.Conn) net.Conn) {
+	before := dial
+	t.Cleanup(func() { dial = before })
+	dial = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := before(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return wrap(conn), nil
+	}
+}

@@ -7,8 +7,10 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -19,7 +21,7 @@ import (
 //
 // Members are sorted by their session, so that two batches never wait for each
 // other. Where a batch fails, all of it was rolled back or nobody knows, and its
-// members run again one by one: to spend twice does no harm.
+// members run again, each for itself: to spend twice does no harm.
 type spender struct {
 	db    *pgDB
 	queue chan *spending
@@ -33,9 +35,18 @@ const (
 	// spendWorkers is how many batches are under way at once: while one waits for
 	// the disk, the next is being made.
 	spendWorkers = 2
-	// maxBatch bounds how long the first of a batch waits for the last.
-	maxBatch = 256
+	// maxBatch bounds how long the first of a batch waits for the last. A batch also
+	// fits into one write and one TLS record, 16 KiB, so that whoever freezes while
+	// sending it leaves all of it to the server or nothing: a server that waits for
+	// the rest would hold the rows, and has no timeout for that.
+	maxBatch = 48
+	// patience is how long a batch waits for a row that somebody holds, in ms: its
+	// other members are strangers to that.
+	patience = 250
 )
+
+// pgPatience holds for one transaction, as all settings do.
+var pgPatience = fmt.Sprintf(`SELECT set_config('lock_timeout', '%d', true)`, patience)
 
 // spending is a member of a batch.
 type spending struct {
@@ -65,21 +76,27 @@ func (s *spender) close() {
 }
 
 func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
-	if err := p.down.closed(); err != nil {
-		return nil, err
+	if p.down.tripped() {
+		return nil, errDown
 	}
 	job := &spending{ctx: ctx, spend: spend, spent: &Spent{}, done: make(chan error, 1)}
 	if err := p.spender.enqueue(job); err != nil {
 		return nil, err
 	}
+	waiting := ctx
+	if deadline, ok := ctx.Deadline(); ok { // strangers in the batch may have more time
+		var cancel context.CancelFunc
+		waiting, cancel = context.WithDeadline(ctx, deadline.Add(-min(answerTime, time.Until(deadline)/2)))
+		defer cancel()
+	}
 	select {
 	case err := <-job.done:
 		return job.spent, err
-	case <-ctx.Done():
+	case <-waiting.Done():
 		if job.taken.CompareAndSwap(false, true) {
-			return nil, unavailable(ctx.Err())
+			return nil, unavailable(waiting.Err())
 		}
-		return job.spent, <-job.done // which is bounded as every transaction is
+		return nil, fmt.Errorf("%w: %w", ErrUncertain, waiting.Err())
 	}
 }
 
@@ -99,13 +116,20 @@ func (s *spender) enqueue(job *spending) error {
 
 func (s *spender) work() {
 	for job := range s.queue {
-		batch := s.gather(job)
-		if len(batch) > 1 && s.together(batch) {
-			continue
-		}
-		for _, job := range batch {
-			job.done <- s.alone(job)
-		}
+		s.run(s.gather(job))
+	}
+}
+
+func (s *spender) run(batch []*spending) {
+	if len(batch) == 1 {
+		batch[0].done <- s.alone(batch[0])
+		return
+	}
+	if s.together(batch) {
+		return
+	}
+	for _, job := range batch {
+		s.tasks.Go(func() { job.done <- s.alone(job) })
 	}
 }
 
@@ -134,11 +158,15 @@ func (s *spender) together(batch []*spending) bool {
 	found := make([]bool, len(batch))
 	err := s.db.with(context.Background(), func(ctx context.Context, conn *pgxpool.Conn) error {
 		var b pgx.Batch
+		b.Queue(pgPatience)
 		for i, job := range batch {
 			*job.spent = Spent{}
 			queueSpend(&b, job, &found[i])
 		}
-		return conn.SendBatch(ctx, &b).Close()
+		if err := conn.SendBatch(ctx, &b).Close(); err != nil {
+			return err
+		}
+		return replicated(conn)
 	})
 	if err != nil {
 		return false
@@ -171,18 +199,23 @@ func verdict(found bool) error {
 // alone is a transaction of one statement, and so of one round trip.
 func (s *spender) alone(job *spending) error {
 	found := false
-	err := s.db.with(job.ctx, func(ctx context.Context, conn *pgxpool.Conn) error {
-		var b pgx.Batch
-		*job.spent = Spent{}
-		queueSpend(&b, job, &found)
-		err := conn.SendBatch(ctx, &b).Close()
-		switch {
-		case err == nil:
-			return verdict(found)
-		case refused(err):
-			return unavailable(err)
-		}
-		return fmt.Errorf("%w: %w", ErrUncertain, err)
+	err := s.db.untilDone(job.ctx, func(ctx context.Context) error {
+		return s.db.with(ctx, func(ctx context.Context, conn *pgxpool.Conn) error {
+			var b pgx.Batch
+			*job.spent = Spent{}
+			queueSpend(&b, job, &found)
+			err := conn.SendBatch(ctx, &b).Close()
+			switch {
+			case err == nil:
+				return replicated(conn)
+			case refused(err), pgconn.SafeToRetry(err):
+				return unavailable(err)
+			}
+			return fmt.Errorf("%w: %w", ErrUncertain, err)
+		})
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return verdict(found)
 }

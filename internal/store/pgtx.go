@@ -22,7 +22,7 @@ type pgTx struct {
 	queued   *pgx.Batch
 	atEnd    []pgStatement
 	at       time.Time // zero before BEGIN was answered
-	notify   bool
+	event    bool      // one was appended
 }
 
 type pgStatement struct {
@@ -46,7 +46,7 @@ func beginPostgres(ctx context.Context, conn *pgxpool.Conn, readOnly bool) *pgTx
 	if readOnly {
 		t.queued.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 	} else {
-		t.queued.Queue("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
+		t.queued.Queue("BEGIN ISOLATION LEVEL READ COMMITTED") // a standby says at the first change what it is
 	}
 	t.queued.Queue(pgBegin).QueryRow(func(r pgx.Row) error {
 		var us int64
@@ -85,23 +85,26 @@ func (t *pgTx) exec(query string, args ...any) (int64, error) {
 	return n, t.flush()
 }
 
-// query moves the transaction's instant behind the wait for a row: whoever held
-// it may have written a later one there, and time must not run backwards.
-func (t *pgTx) query(scan func(row) error, forUpdate bool, query string, args ...any) error {
-	forUpdate = forUpdate && !t.readOnly
-	if forUpdate {
-		query += " FOR NO KEY UPDATE"
+// query waits for a row that another holds. Who held it may have written a later
+// time there than this transaction began at, and time must not run backwards.
+func (t *pgTx) query(scan func(row) error, hold, query string, args ...any) error {
+	if hold == "" || t.readOnly {
+		t.queue(pgStatement{scan, query, args})
+		return t.flush()
 	}
-	t.queue(pgStatement{scan, query, args})
-	if forUpdate {
-		t.queued.Queue("SELECT " + pgNow).QueryRow(func(r pgx.Row) error {
-			var us int64
-			err := r.Scan(&us)
-			t.at = fromMicros(us)
-			return err
-		})
-	}
+	t.queue(pgStatement{scan, query + " FOR NO KEY UPDATE OF " + hold, args})
+	t.waited()
 	return t.flush()
+}
+
+// waited moves the transaction's instant behind a statement that waits.
+func (t *pgTx) waited() {
+	t.queued.Queue("SELECT " + pgNow).QueryRow(func(r pgx.Row) error {
+		var us int64
+		err := r.Scan(&us)
+		t.at = fromMicros(us)
+		return err
+	})
 }
 
 func (t *pgTx) queue(s pgStatement) {
@@ -123,8 +126,9 @@ func (t *pgTx) queue(s pgStatement) {
 const exclusiveLock = 0x7761746368776f72
 
 func (t *pgTx) exclusive() error {
-	_, err := t.exec(`SELECT pg_advisory_xact_lock($1)`, int64(exclusiveLock))
-	return err
+	t.queued.Queue(`SELECT pg_advisory_xact_lock($1)`, int64(exclusiveLock))
+	t.waited()
+	return t.flush()
 }
 
 func (t *pgTx) later(query string, args ...any) error {
@@ -137,19 +141,23 @@ func (t *pgTx) last(scan func(row) error, query string, args ...any) error {
 	return nil
 }
 
+func (t *pgTx) hint() { t.event = true }
+
 // commit sends all that is left. When the connection fails after that, nobody
 // knows what became of the transaction.
 func (t *pgTx) commit() error {
 	for _, s := range t.atEnd {
 		t.queue(s)
 	}
-	if len(t.atEnd) > 0 {
+	if t.event {
 		t.queued.Queue(`SELECT pg_notify($1, '')`, notify)
 	}
 	t.queued.Queue("COMMIT")
 	err := t.flush()
 	switch {
-	case err == nil, t.readOnly: // what was read holds whatever became of it
+	case err == nil:
+		return replicated(t.conn)
+	case t.readOnly && len(t.atEnd) == 0: // what was read holds whatever became of it
 		return nil
 	case refused(err):
 		t.rollback()

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,6 +36,8 @@ const (
 	answerTime = 50 * time.Millisecond
 	// connectTime bounds a connection's beginning.
 	connectTime = 2 * time.Second
+	// idlePing is how long an idle connection is trusted to be alive.
+	idlePing = time.Second
 	// attempts bounds how often a transaction begins again.
 	attempts = 8
 )
@@ -84,6 +87,7 @@ func pgConfig(uri string) (*pgxpool.Config, error) {
 	if !strings.Contains(uri, "pool_max_conns=") {
 		config.MaxConns = poolSize
 	}
+	config.ShouldPing = shouldPing
 	c := config.ConnConfig
 	if c.ConnectTimeout == 0 {
 		c.ConnectTimeout = connectTime
@@ -91,11 +95,16 @@ func pgConfig(uri string) (*pgxpool.Config, error) {
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "watchword"
 	}
-	// Whose machine has vanished says nothing any more, not even goodbye.
-	dialer := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}}
-	c.DialFunc = dialer.DialContext
+	c.OnNotice = noteWarning
+	c.DialFunc = dial
 	return config, nil
 }
+
+// dial makes connections that end some time after the machine at the other end has
+// vanished, which says nothing any more, not even goodbye.
+var dial = (&net.Dialer{
+	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3},
+}).DialContext
 
 func (p *pgDB) path() string { return "" }
 
@@ -114,16 +123,43 @@ func (p *pgDB) write(ctx context.Context, fn func(*Tx) error) error {
 
 // transact runs fn in a transaction, and again where that is safe and promising.
 func (p *pgDB) transact(ctx context.Context, readOnly bool, fn func(*Tx) error) error {
+	var tx *Tx
+	err := p.untilDone(ctx, func(ctx context.Context) (err error) {
+		tx, err = p.once(ctx, readOnly, fn)
+		return err
+	})
+	if err == nil {
+		tx.wasCommitted()
+	}
+	return err
+}
+
+// untilDone repeats what may be repeated. What a standby has refused is tried once
+// more, on a new connection: where that leads to one too, the next callers wait.
+func (p *pgDB) untilDone(ctx context.Context, do func(context.Context) error) error {
 	for n := 1; ; n++ {
-		tx, err := p.once(ctx, readOnly, fn)
-		if err == nil {
-			tx.wasCommitted()
-			return nil
+		err := do(ctx)
+		standby := sqlState(err) == readOnlyTransaction
+		if standby {
+			p.pool.Reset()
+		}
+		if standby && n > 1 {
+			p.down.trip()
+			return err
 		}
 		if n == attempts || !mayRepeat(err) || !pause(ctx, n) {
 			return err
 		}
+		ctx = context.WithValue(ctx, careful{}, true)
 	}
+}
+
+// careful marks the context of a repetition. It gets a connection that is alive,
+// or a new one: where one has died, all that are idle may have.
+type careful struct{}
+
+func shouldPing(ctx context.Context, c pgxpool.ShouldPingParams) bool {
+	return ctx.Value(careful{}) != nil || c.IdleDuration > idlePing
 }
 
 // pause waits before the n-th repetition: about n times 5 ms, by chance, so that
@@ -160,55 +196,75 @@ func (p *pgDB) with(ctx context.Context, fn func(context.Context, *pgxpool.Conn)
 	if ctx.Err() != nil {
 		return unavailable(ctx.Err())
 	}
-	if err := p.down.closed(); err != nil {
+	if err := p.down.pass(); err != nil {
 		return err
 	}
-	budget := statementTime
-	if deadline, ok := ctx.Deadline(); ok {
-		budget = min(budget, max(leastTime, time.Until(deadline)-answerTime))
-	}
-	waiting, cancel := context.WithTimeout(ctx, budget)
+	waiting, cancel := context.WithTimeout(ctx, timeFor(ctx))
 	defer cancel()
 	conn, err := p.pool.Acquire(waiting)
 	if err != nil {
 		if waiting.Err() == nil { // otherwise they may all have been in use
-			p.down.open()
+			p.down.trip()
 		}
 		return unavailable(errors.Join(errNotBegun, err))
 	}
 	defer conn.Release()
+	budget := timeFor(ctx) // what is left of it
 	working, cancel := context.WithTimeout(context.WithoutCancel(ctx), budget)
 	defer cancel()
 	err = fn(working, conn)
-	if working.Err() != nil && budget == statementTime { // a hasty caller proves nothing
-		p.down.open()
+	switch {
+	case err == nil || refused(err):
+		p.down.heal()
+	case working.Err() != nil && budget == statementTime: // a hasty caller proves nothing
+		p.down.trip()
 	}
 	return err
+}
+
+// timeFor is how long something may take that is done for a caller.
+func timeFor(ctx context.Context) time.Duration {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return statementTime
+	}
+	return min(statementTime, max(leastTime, time.Until(deadline)-answerTime))
 }
 
 // errNotBegun says that nothing was sent to the database.
 var errNotBegun = errors.New("no connection")
 
-// breaker lets callers fail at once for a moment after a connection could not be
-// had, or the database did not answer in time. So a database that is away costs
-// nobody a timeout but those who try, and one that is back is not stormed.
-type breaker struct{ until atomic.Int64 } // ns since 1970
+// breaker lets callers fail at once after a connection could not be had, or the
+// database did not answer in time. Every now and then one of them tries, until one
+// succeeds. So a database that is away costs nobody a timeout but those who try,
+// and one that is back is not stormed.
+type breaker struct{ until atomic.Int64 } // ns since 1970; zero: all may pass
 
-// openTime is how long the breaker stays open, and half of that in addition by
+// tripTime is the time between two who try, and half of that in addition by
 // chance.
-const openTime = 100 * time.Millisecond
+const tripTime = 100 * time.Millisecond
 
 var errDown = unavailable(errors.New("the database did not answer a moment ago"))
 
-func (b *breaker) closed() error {
-	if time.Now().UnixNano() < b.until.Load() {
-		return errDown
+func (b *breaker) pass() error {
+	until := b.until.Load()
+	if until == 0 || !b.tripped() && b.until.CompareAndSwap(until, nextTry()) {
+		return nil
 	}
-	return nil
+	return errDown
 }
 
-func (b *breaker) open() {
-	b.until.Store(time.Now().Add(openTime + rand.N(openTime/2)).UnixNano())
+// tripped reports whether nobody may try now.
+func (b *breaker) tripped() bool { return time.Now().UnixNano() < b.until.Load() }
+
+func nextTry() int64 { return time.Now().Add(tripTime + rand.N(tripTime/2)).UnixNano() }
+
+func (b *breaker) trip() { b.until.Store(nextTry()) }
+
+func (b *breaker) heal() {
+	if b.until.Load() != 0 {
+		b.until.Store(0)
+	}
 }
 
 // States of errors, by SQLSTATE.
@@ -231,13 +287,18 @@ func sqlState(err error) string {
 // FATAL error is no such answer: it may come behind a commit that was done.
 func refused(err error) bool {
 	e := (*pgconn.PgError)(nil)
-	return errors.As(err, &e) && e.Severity == "ERROR"
+	return errors.As(err, &e) && severity(e) == "ERROR"
+}
+
+// severity is in English, whatever language the server speaks.
+func severity(e *pgconn.PgError) string {
+	return cmp.Or(e.SeverityUnlocalized, e.Severity) // the first is not everywhere, such as in PgBouncer
 }
 
 // mayRepeat reports whether nothing remains of a transaction that failed and
 // another attempt may succeed.
 func mayRepeat(err error) bool {
-	if errors.Is(err, ErrUncertain) || !errors.Is(err, ErrUnavailable) || errors.Is(err, errNotBegun) || errors.Is(err, errDown) {
+	if err == nil || errors.Is(err, ErrUncertain) || !errors.Is(err, ErrUnavailable) || errors.Is(err, errNotBegun) || errors.Is(err, errDown) {
 		return false
 	}
 	if !refused(err) {
@@ -248,6 +309,32 @@ func mayRepeat(err error) bool {
 		return true
 	}
 	return false
+}
+
+// A commit that waits for a standby and is interrupted, by a timeout or an
+// operator, is reported as done: it is, on the primary, and one that fails now
+// takes it along. All that tells is a warning.
+const (
+	plainWarning = "01000"
+	warned       = "warned" // in a connection's own data
+)
+
+func noteWarning(conn *pgconn.PgConn, notice *pgconn.Notice) {
+	if notice.Code == plainWarning {
+		conn.CustomData()[warned] = true
+	}
+}
+
+var errNotReplicated = fmt.Errorf("%w: no standby has confirmed it", ErrUncertain)
+
+// replicated judges a commit that the server has reported as done.
+func replicated(conn *pgxpool.Conn) error {
+	data := conn.Conn().PgConn().CustomData()
+	if data[warned] == nil {
+		return nil
+	}
+	delete(data, warned)
+	return errNotReplicated
 }
 
 // hints listens, and connects again when that ends. Behind a pooler that gives

@@ -110,5 +110,6 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 // PruneAudit deletes up to limit records from before a moment, and reports how
 // many.
 func (tx *Tx) PruneAudit(before time.Time, limit int) (int64, error) {
-	return tx.exec(`DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE id < $1 ORDER BY id LIMIT $2)`, auditID(before), limit)
+	return tx.deleteFound(`DELETE FROM audit WHERE id = $1`,
+		`SELECT id FROM audit WHERE id < $1 ORDER BY id LIMIT $2`, auditID(before), limit)
 }

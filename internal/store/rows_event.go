@@ -56,6 +56,7 @@ func (tx *Tx) AppendEvent(e *Event) error {
 	if err != nil {
 		return err
 	}
+	tx.run.hint()
 	return tx.last(nil, `INSERT INTO events (seq, tag, kind, subject, version, expires_at)
 		SELECT seq, $1, $2, $3, CAST($4 AS BIGINT), CAST($5 AS BIGINT) + COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $6), 0)
 		FROM head WHERE id = 1`,
@@ -100,6 +101,7 @@ func (tx *Tx) Events(after int64, limit int) ([]*Event, error) {
 // The newest stays: by its tag a reader of the tail sees whether the history
 // behind it is still the same.
 func (tx *Tx) PruneEvents(limit int) (int64, error) {
-	return tx.exec(`DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE expires_at <= $1 AND seq < (SELECT seq FROM head WHERE id = 1) ORDER BY expires_at LIMIT $2)`,
+	return tx.deleteFound(`DELETE FROM events WHERE seq = $1`,
+		`SELECT seq FROM events WHERE expires_at <= $1 AND seq < (SELECT seq FROM head WHERE id = 1) ORDER BY expires_at LIMIT $2`,
 		micros(tx.Now()), limit)
 }

@@ -64,14 +64,14 @@ func (s *Session) columns() (into []any, finish func() error) {
 // Session finds a session by id. ErrNotFound.
 func (tx *Tx) Session(id string) (*Session, error) {
 	s := &Session{}
-	return s, tx.oneForUpdate(s.scan, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
+	return s, tx.hold("sessions", s.scan, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
 }
 
 // SessionAndUser finds a session and whose it is, in one statement. The session
 // stays as it is, and the user may change meanwhile. ErrNotFound.
 func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
 	s, u := &Session{}, &User{}
-	err := tx.oneForUpdate(func(r row) error {
+	err := tx.hold("s", func(r row) error {
 		session, finishSession := s.columns()
 		user, finishUser := u.columns()
 		if err := r.Scan(append(session, user...)...); err != nil {

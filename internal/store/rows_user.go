@@ -44,7 +44,7 @@ func (u *User) columns() (into []any, finish func()) {
 // User finds a user by id, deleted ones too. ErrNotFound.
 func (tx *Tx) User(id string) (*User, error) {
 	u := &User{}
-	return u, tx.oneForUpdate(u.scan, `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
+	return u, tx.hold("users", u.scan, `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
 }
 
 // UserByName finds a user who is not deleted by their folded name. ErrNotFound.

@@ -242,7 +242,7 @@ func (i instant) exec(query string, args ...any) (int64, error) {
 	return result.RowsAffected()
 }
 
-func (i instant) query(scan func(row) error, _ bool, query string, args ...any) error {
+func (i instant) query(scan func(row) error, _, query string, args ...any) error {
 	stmt, err := i.prepare(query)
 	if err != nil {
 		return err
@@ -269,8 +269,11 @@ func (i instant) last(scan func(row) error, query string, args ...any) error {
 	if scan == nil {
 		return i.later(query, args...)
 	}
-	return i.query(scan, false, query, args...)
+	return i.query(scan, "", query, args...)
 }
+
+// hint does nothing: other processes poll.
+func (instant) hint() {}
 
 func isUniqueViolation(err error) bool {
 	if e := (*sqlite.Error)(nil); errors.As(err, &e) {

@@ -109,7 +109,10 @@ type Tx struct {
 	run runner
 	// broken is the first error of the driver, after which nothing that this
 	// transaction did can be relied on.
-	broken    error
+	broken error
+	// taken says that a statement found its unique value taken. PostgreSQL runs
+	// nothing more then, and SQLite shall not differ.
+	taken     bool
 	committed []func()
 }
 
@@ -118,9 +121,9 @@ type runner interface {
 	// now is the transaction's instant.
 	now() (time.Time, error)
 	exec(query string, args ...any) (int64, error)
-	// query scans every row. Some are for update: nobody else changes them before
-	// this transaction ends.
-	query(scan func(row) error, forUpdate bool, query string, args ...any) error
+	// query scans every row. Those of the table `hold`, if it is not empty, nobody
+	// else changes before this transaction ends.
+	query(scan func(row) error, hold, query string, args ...any) error
 	// exclusive keeps other transactions out that are exclusive too.
 	exclusive() error
 	// later runs a statement at the latest with the commit.
@@ -128,6 +131,8 @@ type runner interface {
 	// last runs a statement as one of the last before the commit, in the order in
 	// which they came. scan may be nil.
 	last(scan func(row) error, query string, args ...any) error
+	// hint says with the commit, to whoever listens, that there is an event.
+	hint()
 }
 
 // OnCommit calls fn when what this transaction did is durable, in the goroutine
@@ -167,41 +172,57 @@ func (tx *Tx) last(scan func(row) error, query string, args ...any) error {
 	return tx.fail(tx.run.last(scan, query, args...))
 }
 
+// deleteFound deletes, one by one, the rows whose keys a query finds, and returns
+// how many it found. In one statement it would be for a planner to say whether
+// all of the table is read for it.
+func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
+	var keys []any
+	err := tx.each(func(r row) error {
+		var key any
+		err := r.Scan(&key)
+		keys = append(keys, key)
+		return err
+	}, query, args...)
+	for _, key := range keys {
+		if err == nil {
+			err = tx.later(statement, key)
+		}
+	}
+	return int64(len(keys)), err
+}
+
 // each scans every row of a query.
 func (tx *Tx) each(scan func(row) error, query string, args ...any) error {
-	return tx.fail(tx.run.query(scan, false, query, args...))
+	return tx.fail(tx.run.query(scan, "", query, args...))
 }
 
 // one scans the only row of a query; no row is ErrNotFound.
 func (tx *Tx) one(scan func(row) error, query string, args ...any) error {
-	return tx.only(scan, false, query, args...)
+	return tx.hold("", scan, query, args...)
 }
 
-// oneForUpdate is one for a row that shall stay as it is until the end of this
+// hold is one for a row of a table that shall stay as it is until the end of this
 // transaction, if that writes.
-func (tx *Tx) oneForUpdate(scan func(row) error, query string, args ...any) error {
-	return tx.only(scan, true, query, args...)
-}
-
-func (tx *Tx) only(scan func(row) error, forUpdate bool, query string, args ...any) error {
+func (tx *Tx) hold(table string, scan func(row) error, query string, args ...any) error {
 	found := false
 	err := tx.run.query(func(r row) error {
 		found = true
 		return scan(r)
-	}, forUpdate, query, args...)
+	}, table, query, args...)
 	if err == nil && !found {
 		return ErrNotFound
 	}
 	return tx.fail(err)
 }
 
-// fail turns an error of the driver into one of ours, and remembers it unless
-// the statement alone failed.
+// fail turns an error of the driver into one of ours, and remembers it: the
+// transaction cannot succeed any more.
 func (tx *Tx) fail(err error) error {
 	if err == nil {
 		return nil
 	}
-	if isUniqueViolation(err) {
+	tx.taken = tx.taken || isUniqueViolation(err)
+	if tx.taken {
 		return ErrExists
 	}
 	if tx.broken == nil {
@@ -216,6 +237,9 @@ func (tx *Tx) attempt(fn func(*Tx) error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic in a transaction: %v", p)
+		}
+		if tx.taken && err == nil {
+			err = ErrExists
 		}
 		if tx.broken != nil {
 			err = tx.broken

@@ -9,10 +9,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -20,8 +20,16 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(besideVariable); path != "" {
 		os.Exit(writeBeside(path))
 	}
-	goleak.VerifyTestMain(m)
+	if uri := os.Getenv(holderVariable); uri != "" {
+		os.Exit(holdRow(uri))
+	}
+	goleak.VerifyTestMain(withServer{m})
 }
+
+// withServer ends the PostgreSQL of these tests before goroutines are counted.
+type withServer struct{ *testing.M }
+
+func (m withServer) Run() int { return pgtest.Main(m.M) }
 
 func open(t *testing.T) *store.Store {
 	t.Helper()
@@ -227,49 +235,6 @@ func TestACallerWhoGivesUpWritesNothingAndHarmsNobody(t *testing.T) {
 	}
 }
 
-func TestEventsAreNumberedWithoutGaps(t *testing.T) {
-	s := open(t)
-	const writers, each = 8, 25
-	var tasks sync.WaitGroup
-	for w := range writers {
-		tasks.Go(func() {
-			for i := range each {
-				err := s.Write(t.Context(), func(tx *store.Tx) error {
-					e := &store.Event{Tag: []byte("t"), Kind: store.SessionEnded, Subject: "s", ExpiresAt: tx.Now().Add(time.Hour)}
-					if err := tx.AppendEvent(e); err != nil {
-						return err
-					}
-					if (w+i)%5 == 0 {
-						return errors.New("rolled back")
-					}
-					return nil
-				})
-				if (err != nil) != ((w+i)%5 == 0) {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	tasks.Wait()
-	var events []*store.Event
-	var head int64
-	err := s.Read(t.Context(), func(tx *store.Tx) (err error) {
-		if events, err = tx.Events(0, 1000); err != nil {
-			return err
-		}
-		head, err = tx.Head()
-		return err
-	})
-	if err != nil || head != writers*each*4/5 || len(events) != int(head) {
-		t.Fatalf("%d events, head %d, %v", len(events), head, err)
-	}
-	for i, e := range events {
-		if e.Seq != int64(i+1) {
-			t.Fatalf("event %d has number %d", i, e.Seq)
-		}
-	}
-}
-
 func TestAProcessBesideUs(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "test.db")
 	a, b := openAt(t, path), openAt(t, path) // two writers on one file, as the server and the command line
@@ -288,43 +253,6 @@ func TestAProcessBesideUs(t *testing.T) {
 		if setting(t, a, fmt.Sprint("b", i)) != "yes" || setting(t, b, fmt.Sprint("a", i)) != "yes" {
 			t.Fatalf("write %d is lost", i)
 		}
-	}
-}
-
-func TestPruneSessionsGoesThroughAllInOrder(t *testing.T) {
-	s := open(t)
-	err := s.Write(t.Context(), func(tx *store.Tx) error {
-		for i := range 25 {
-			if err := tx.InsertSession(&store.Session{ID: fmt.Sprintf("s%02d", i), UserID: "u", Audience: []string{"a"}}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	seen := 0
-	for after, more := "", true; more; {
-		err := s.Write(t.Context(), func(tx *store.Tx) (err error) {
-			after, err = tx.PruneSessions(after, 10, func(row *store.Session) bool {
-				seen++
-				return row.ID == "s13"
-			})
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		more = after != ""
-	}
-	var left []*store.Session
-	err = s.Read(t.Context(), func(tx *store.Tx) (err error) {
-		left, err = tx.Sessions("u", "", 100)
-		return err
-	})
-	if err != nil || seen != 25 || len(left) != 1 || left[0].ID != "s13" {
-		t.Fatalf("saw %d, left %v, %v", seen, left, err)
 	}
 }
 
@@ -359,18 +287,5 @@ func TestURIs(t *testing.T) {
 		} else if strings.Contains(err.Error(), "sesame") {
 			t.Errorf("the error tells the password: %v", err)
 		}
-	}
-}
-
-func TestAClosedStoreRefuses(t *testing.T) {
-	s, err := store.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Write(t.Context(), set("a", "1")); !errors.Is(err, store.ErrUnavailable) {
-		t.Fatalf("Write: %v", err)
 	}
 }

@@ -1,0 +1,217 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/watchword-auth/watchword/internal/pgtest"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/store/storetest"
+)
+
+// calls are what a replica asks of its database.
+var calls = map[string]func(context.Context, *store.Store) error{
+	"Read": func(ctx context.Context, s *store.Store) error {
+		return s.Read(ctx, func(tx *store.Tx) error { _, err := tx.Head(); return err })
+	},
+	"Write": func(ctx context.Context, s *store.Store) error { return s.Write(ctx, set("a", "1")) },
+	"Spend": func(ctx context.Context, s *store.Store) error {
+		if err := spend(ctx, s, "s0", 99); !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		return nil
+	},
+}
+
+// recover calls until each call has succeeded.
+func recovered(t *testing.T, s *store.Store) {
+	t.Helper()
+	deadline, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for name, call := range calls {
+		for {
+			ctx, cancel := context.WithTimeout(deadline, time.Second)
+			err := call(ctx, s)
+			cancel()
+			if err == nil {
+				break
+			}
+			if deadline.Err() != nil {
+				t.Fatalf("%s has not recovered: %v", name, err)
+			}
+		}
+	}
+}
+
+// refusedInTime calls by many at once, and wants each to be told in time.
+func refusedInTime(t *testing.T, s *store.Store, allowed time.Duration) {
+	t.Helper()
+	const slack = 2 * time.Second // for a machine that is busy; the store's own bounds are 5 s and more
+	var tasks sync.WaitGroup
+	for name, call := range calls {
+		for range 16 {
+			tasks.Go(func() {
+				ctx, cancel := context.WithTimeout(context.Background(), allowed)
+				defer cancel()
+				began := time.Now()
+				err := call(ctx, s)
+				if !errors.Is(err, store.ErrUnavailable) {
+					t.Errorf("%s: %v", name, err)
+				}
+				if took := time.Since(began); took > allowed+slack {
+					t.Errorf("%s answered after %v", name, took)
+				}
+			})
+		}
+	}
+	tasks.Wait()
+}
+
+// A database that takes connections and says nothing costs nobody more than their
+// deadline, and is found again.
+func TestABlackHole(t *testing.T) {
+	b := newBehind(t)
+	recovered(t, b.through) // with connections
+	b.proxy.Freeze()
+	refusedInTime(t, b.through, 500*time.Millisecond)
+	refusedInTime(t, b.through, 500*time.Millisecond) // without
+	b.proxy.Thaw()
+	recovered(t, b.through)
+}
+
+// Callers of a database that is gone fail at once, but for one at a time who tries;
+// it is found again without opening the store anew.
+func TestADatabaseThatIsGone(t *testing.T) {
+	cluster := pgtest.Start(t, pgtest.Options{})
+	uri := cluster.URI(t)
+	if err := store.Migrate(t.Context(), uri); err != nil {
+		t.Fatal(err)
+	}
+	proxy := pgtest.NewProxy(t, uri)
+	s := storetest.Open(t, proxy.URI())
+	insertAlice(t, s, 1)
+	for name, end := range map[string]func(){"killed": cluster.Kill, "stopped": cluster.Stop} {
+		recovered(t, s)
+		end()
+		proxy.Dials()
+		refusedInTime(t, s, time.Second)
+		const span = time.Second
+		tried := proxy.Dials()
+		until := time.Now().Add(span)
+		var asked atomic.Int64
+		var tasks sync.WaitGroup
+		for range 32 {
+			tasks.Go(func() {
+				for ; time.Now().Before(until); asked.Add(1) {
+					for kind, call := range calls {
+						if err := call(context.Background(), s); !errors.Is(err, store.ErrUnavailable) {
+							t.Errorf("%s: %s: %v", name, kind, err)
+						}
+					}
+				}
+			})
+		}
+		tasks.Wait()
+		// At least 100 ms lie between two who try, and no more than a pool had begun before.
+		n, most := proxy.Dials(), int(span/(100*time.Millisecond))+store.PoolSize
+		if n > most {
+			t.Errorf("%s: %d connections were tried in %v, want %d at most", name, n, span, most)
+		}
+		t.Logf("%s: %d connections were tried by 48 callers, then %d for %d calls", name, tried, n, 3*asked.Load())
+		cluster.Restart()
+		recovered(t, s)
+	}
+}
+
+// What a standby refuses leads to a new connection, and so to the primary. What a
+// commit that waits for a standby is told when it is interrupted is no commit.
+func TestStandbys(t *testing.T) {
+	primary := pgtest.Start(t, pgtest.Options{})
+	uri := primary.URI(t)
+	if err := store.Migrate(t.Context(), uri); err != nil {
+		t.Fatal(err)
+	}
+	standby := primary.Standby(t, true)
+	direct := storetest.Open(t, uri)
+	insertAlice(t, direct, 1)
+
+	t.Run("refuses", func(t *testing.T) {
+		for name, call := range map[string]func(*store.Store) error{
+			"Write": func(s *store.Store) error { return s.Write(t.Context(), set("a", "1")) },
+			"a write that holds a row": func(s *store.Store) error {
+				return s.Write(t.Context(), func(tx *store.Tx) error { _, err := tx.User("alice"); return err })
+			},
+			"Spend": func(s *store.Store) error { return spend(t.Context(), s, "s0", 1) },
+		} {
+			proxy := pgtest.NewProxy(t, uri)
+			proxy.Lead(standby.Addr())
+			s := storetest.Open(t, proxy.URI())
+			if err := call(s); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrUncertain) {
+				t.Errorf("%s on a standby: %v", name, err)
+			}
+			if n := proxy.Dials(); n > 3 {
+				t.Errorf("%s on a standby made %d connections", name, n)
+			}
+			recoveredRead(t, s)
+			proxy.Lead(primary.Addr())
+			if err := call(s); err != nil {
+				t.Errorf("%s after the switch: %v", name, err)
+			}
+		}
+	})
+
+	t.Run("does not confirm", func(t *testing.T) {
+		standby.Pause()
+		defer standby.Resume()
+		for name, call := range map[string]func() error{
+			"Write": func() error { return direct.Write(context.Background(), set("unconfirmed", "yes")) },
+			"Spend": func() error { return spend(context.Background(), direct, "s0", 2) },
+		} {
+			answer := make(chan error, 1)
+			go func() { answer <- call() }()
+			interruptCommit(t, primary)
+			if err := <-answer; !errors.Is(err, store.ErrUncertain) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+	if err := direct.Write(t.Context(), set("a", "2")); err != nil { // by the same connection
+		t.Errorf("after the standby is back: %v", err)
+	}
+}
+
+func recoveredRead(t *testing.T, s *store.Store) {
+	t.Helper()
+	for {
+		if err := calls["Read"](t.Context(), s); err == nil {
+			return
+		} else if !errors.Is(err, store.ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// interruptCommit waits for a commit that waits for a standby, and interrupts it.
+func interruptCommit(t *testing.T, c *pgtest.Cluster) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), c.Superuser())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	for {
+		tag, err := conn.Exec(t.Context(), `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if tag.RowsAffected() > 0 {
+			return
+		}
+	}
+}

@@ -1,0 +1,341 @@
+package storetest
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+func testUsers(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	alice := newUser("id-alice", "alice")
+	insert(t, s, alice)
+	find := func() (byID, byName *store.User, errID, errName error) {
+		read(t, s, func(tx *store.Tx) error {
+			byID, errID = tx.User("id-alice")
+			byName, errName = tx.UserByName("alice")
+			return nil
+		})
+		return byID, byName, errID, errName
+	}
+	byID, byName, err1, err2 := find()
+	if err := errors.Join(err1, err2); err != nil || !reflect.DeepEqual(byID, alice) || !reflect.DeepEqual(byName, alice) {
+		t.Fatalf("%+v and %+v, %v; want %+v", byID, byName, err, alice)
+	}
+	alice.PasswordHash, alice.Roles, alice.Disabled, alice.Version, alice.RevokedBelow = "", nil, true, 1<<40, 1<<39
+	alice.UpdatedAt, alice.DeletedAt = alice.UpdatedAt.Add(time.Hour), alice.UpdatedAt.Add(2*time.Hour)
+	alice.Roles = []string{}
+	write(t, s, func(tx *store.Tx) error { return tx.UpdateUser(alice) })
+	byID, _, err1, err2 = find()
+	if err1 != nil || !reflect.DeepEqual(byID, alice) || !errors.Is(err2, store.ErrNotFound) {
+		t.Fatalf("%+v, %v, by name %v; want %+v", byID, err1, err2, alice)
+	}
+	for name, fn := range map[string]func(*store.Tx) error{
+		"User":           func(tx *store.Tx) error { _, err := tx.User("nobody"); return err },
+		"UserByName":     func(tx *store.Tx) error { _, err := tx.UserByName("ALICE"); return err },
+		"Session":        func(tx *store.Tx) error { _, err := tx.Session("nobody"); return err },
+		"SessionAndUser": func(tx *store.Tx) error { _, _, err := tx.SessionAndUser("nobody"); return err },
+	} {
+		for _, run := range []func(*store.Tx) error{fn, func(tx *store.Tx) error { return errors.Join(tx.SetSetting("a", "b"), fn(tx)) }} {
+			if err := s.Write(t.Context(), run); !errors.Is(err, store.ErrNotFound) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		write(t, s, func(tx *store.Tx) error { _ = fn(tx); return tx.SetSetting("went on", name) })
+		wantSettings(t, s, map[string]string{"went on": name})
+	}
+}
+
+// ids are in the order of their bytes, which is that of no language.
+var ids = []string{"-a", "0", "B", "Z", "Za", "_", "a", "b", "z", "zB", "é"}
+
+func testPagesOfUsers(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	for _, id := range slices.Backward(ids) {
+		insert(t, s, newUser(id, "name of "+id))
+	}
+	gone := newUser("Y", "gone")
+	gone.DeletedAt = time.Now()
+	insert(t, s, gone)
+	var got []string
+	for after, more := "", true; more; {
+		read(t, s, func(tx *store.Tx) error {
+			page, err := tx.Users(after, 4)
+			for _, u := range page {
+				got, after = append(got, u.ID), u.ID
+			}
+			more = len(page) == 4
+			return err
+		})
+	}
+	if !slices.Equal(got, ids) {
+		t.Errorf("users %q, want %q", got, ids)
+	}
+}
+
+func testSessions(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	alice, row := newUser("id-alice", "alice"), newSession("s1", "id-alice")
+	insert(t, s, alice, row)
+	find := func() (got *store.Session) {
+		t.Helper()
+		read(t, s, func(tx *store.Tx) error {
+			var err error
+			if got, err = tx.Session("s1"); err != nil {
+				return err
+			}
+			joined, u, err := tx.SessionAndUser("s1")
+			if !reflect.DeepEqual(joined, got) || !reflect.DeepEqual(u, alice) {
+				t.Errorf("SessionAndUser: %+v of %+v, want %+v of %+v", joined, u, got, alice)
+			}
+			return err
+		})
+		return got
+	}
+	if got := find(); !reflect.DeepEqual(got, row) {
+		t.Fatalf("%+v, want %+v", got, row)
+	}
+	g := store.Generations{Current: 9, Spent: 8, SpentAt: row.CreatedAt.Add(time.Hour), Low: 7, EarlierLow: 6, Late: 5, LateAt: row.CreatedAt.Add(time.Minute)}
+	write(t, s, func(tx *store.Tx) error {
+		row.Generations, row.RefreshedAt = g, tx.Now()
+		return tx.AdvanceSession("s1", g)
+	})
+	if got := find(); !reflect.DeepEqual(got, row) {
+		t.Fatalf("advanced: %+v, want %+v", got, row)
+	}
+	for range 2 { // what has ended does not end again
+		write(t, s, func(tx *store.Tx) error {
+			if row.EndedAt.IsZero() {
+				row.EndedAt = tx.Now()
+			}
+			return tx.EndSession("s1")
+		})
+		if got := find(); !reflect.DeepEqual(got, row) {
+			t.Fatalf("ended: %+v, want %+v", got, row)
+		}
+	}
+}
+
+func testPagesOfSessions(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	alice, bob := newUser("id-alice", "alice"), newUser("id-bob", "bob")
+	ended := newSession("Y", alice.ID)
+	ended.EndedAt = time.Now()
+	rows := []*store.Session{ended}
+	for _, id := range slices.Backward(ids) {
+		rows = append(rows, newSession(id, alice.ID))
+	}
+	insert(t, s, alice, rows...)
+	insert(t, s, bob, newSession("C", bob.ID))
+	var got []string
+	for after, more := "", true; more; {
+		read(t, s, func(tx *store.Tx) error {
+			page, err := tx.Sessions(alice.ID, after, 4)
+			for _, row := range page {
+				got, after = append(got, row.ID), row.ID
+			}
+			more = len(page) == 4
+			return err
+		})
+	}
+	if !slices.Equal(got, ids) {
+		t.Errorf("sessions %q, want %q", got, ids)
+	}
+}
+
+func testPruneSessions(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	u := newUser("u", "u")
+	var rows []*store.Session
+	for i := range 25 {
+		rows = append(rows, newSession(fmt.Sprintf("s%02d", i), "u"))
+	}
+	insert(t, s, u, rows...)
+	seen := map[string]bool{}
+	steps := 0
+	for after, more := "", true; more; steps++ {
+		write(t, s, func(tx *store.Tx) (err error) {
+			after, err = tx.PruneSessions(after, 10, func(row *store.Session) bool {
+				seen[row.ID] = true
+				return row.ID == "s13"
+			})
+			return err
+		})
+		more = after != ""
+	}
+	read(t, s, func(tx *store.Tx) error {
+		left, err := tx.Sessions("u", "", 100)
+		if len(seen) != 25 || steps != 3 || len(left) != 1 || left[0].ID != "s13" {
+			t.Errorf("saw %d in %d steps, left %v", len(seen), steps, left)
+		}
+		return err
+	})
+}
+
+func testAudit(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	var records []*store.AuditRecord // the newest first
+	for i := range 12 {
+		r := &store.AuditRecord{
+			Type: []string{"login", "logout", "refresh"}[i%3], Success: i%2 == 0, Reason: "r", ActorID: fmt.Sprint("actor", i%2), UserID: fmt.Sprint("user", i%4),
+			SessionID: fmt.Sprint("session", i%6), KID: "k", Source: "192.0.2.1", Detail: "ünïcode \"and\" quotes", Count: int64(i),
+		}
+		var now time.Time
+		write(t, s, func(tx *store.Tx) error { now = tx.Now(); return tx.InsertAudit(r) })
+		if !r.Time().Equal(now) {
+			t.Fatalf("a record of %v says %v", now, r.Time())
+		}
+		records = slices.Insert(records, 0, r)
+	}
+	older := records[6].Time()
+	for name, f := range map[string]struct {
+		filter store.AuditFilter
+		want   func(i int) bool
+	}{
+		"all":     {store.AuditFilter{}, func(int) bool { return true }},
+		"type":    {store.AuditFilter{Type: "login"}, func(i int) bool { return records[i].Type == "login" }},
+		"user":    {store.AuditFilter{UserID: "user2"}, func(i int) bool { return records[i].UserID == "user2" }},
+		"actor":   {store.AuditFilter{UserID: "actor1"}, func(i int) bool { return records[i].ActorID == "actor1" }},
+		"session": {store.AuditFilter{SessionID: "session5"}, func(i int) bool { return records[i].SessionID == "session5" }},
+		"start":   {store.AuditFilter{Start: older}, func(i int) bool { return i <= 6 }},
+		"end":     {store.AuditFilter{End: older}, func(i int) bool { return i > 6 }},
+		"before":  {store.AuditFilter{Before: records[3].ID}, func(i int) bool { return i > 3 }},
+		"both":    {store.AuditFilter{Before: records[3].ID, End: older}, func(i int) bool { return i > 6 }},
+		"everything": {store.AuditFilter{Type: "login", UserID: "user2", SessionID: "session2"}, func(i int) bool {
+			r := records[i]
+			return r.Type == "login" && r.UserID == "user2" && r.SessionID == "session2"
+		}},
+		"injection": {store.AuditFilter{Type: "' OR '' = '"}, func(int) bool { return false }},
+	} {
+		var want []*store.AuditRecord
+		for i, r := range records {
+			if f.want(i) {
+				want = append(want, r)
+			}
+		}
+		read(t, s, func(tx *store.Tx) error {
+			got, next, err := tx.Audit(f.filter, 100, 100)
+			if !reflect.DeepEqual(got, want) || next != "" {
+				t.Errorf("%s: %d records and next %q, want %d", name, len(got), next, len(want))
+			}
+			return err
+		})
+	}
+	write(t, s, func(tx *store.Tx) error {
+		ok, err := tx.SetAuditCount(records[0].ID, 77)
+		none, err2 := tx.SetAuditCount("no such record", 1)
+		n, err3 := tx.PruneAudit(older, 3)
+		rest, err4 := tx.PruneAudit(older, 3)
+		if !ok || none || n != 3 || rest != 2 {
+			t.Errorf("counted %v and %v, pruned %d and %d", ok, none, n, rest)
+		}
+		return errors.Join(err, err2, err3, err4)
+	})
+	read(t, s, func(tx *store.Tx) error {
+		got, _, err := tx.Audit(store.AuditFilter{}, 100, 100)
+		if len(got) != 7 || got[0].Count != 77 {
+			t.Errorf("%d are left, the newest counts %d", len(got), got[0].Count)
+		}
+		return err
+	})
+}
+
+// One call looks at so many records and no more, and says where to go on.
+func testPagesOfAudit(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	const n, scan = 200, 20
+	write(t, s, func(tx *store.Tx) error {
+		for i := range n {
+			r := &store.AuditRecord{Type: "login"}
+			if i == 10 || i == 100 {
+				r.Type = "rare"
+			}
+			if err := tx.InsertAudit(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	// pages reads all, and returns how many pages and records there were.
+	pages := func(f store.AuditFilter, limit int) (pages, all int) {
+		seen := map[string]bool{}
+		for {
+			var page []*store.AuditRecord
+			var next string
+			read(t, s, func(tx *store.Tx) (err error) {
+				page, next, err = tx.Audit(f, limit, scan)
+				return err
+			})
+			pages++
+			for _, r := range page {
+				seen[r.ID] = true
+			}
+			if f.Before = next; next == "" {
+				return pages, len(seen)
+			}
+		}
+	}
+	if pages, all := pages(store.AuditFilter{Type: "rare"}, 10); all != 2 || pages < n/scan {
+		t.Errorf("rare ones: %d in %d pages", all, pages)
+	}
+	for _, limit := range []int{7, 20, 5000} {
+		if pages, all := pages(store.AuditFilter{}, limit); all != n {
+			t.Errorf("by %d: %d in %d pages", limit, all, pages)
+		}
+	}
+}
+
+func testKeys(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	now := time.Now().UTC().Truncate(time.Microsecond)
+	first := &store.SigningKey{KID: "b", Algorithm: "EdDSA", PublicKey: []byte{0, 1, 255}, SealedKey: []byte("sealed"), PublishedAt: now}
+	second := &store.SigningKey{KID: "a", Algorithm: "ES256", PublicKey: []byte{2}, SealedKey: []byte("sealed too"), PublishedAt: now.Add(time.Second), SignsFrom: now}
+	mac := &store.MACKey{ID: 1, SealedKey: []byte{9, 0}, CreatedAt: now}
+	write(t, s, func(tx *store.Tx) error {
+		return errors.Join(tx.InsertSigningKey(second), tx.InsertSigningKey(first), tx.InsertMACKey(mac))
+	})
+	want := func(keys ...*store.SigningKey) {
+		t.Helper()
+		read(t, s, func(tx *store.Tx) error {
+			got, err := tx.SigningKeys()
+			macs, err2 := tx.MACKeys()
+			if !reflect.DeepEqual(got, keys) || !reflect.DeepEqual(macs, []*store.MACKey{mac}) {
+				t.Errorf("keys %+v and %+v", got, macs)
+			}
+			return errors.Join(err, err2)
+		})
+	}
+	want(first, second)
+	for name, err := range map[string]error{
+		"signing": s.Write(t.Context(), func(tx *store.Tx) error { return tx.InsertSigningKey(first) }),
+		"MAC":     s.Write(t.Context(), func(tx *store.Tx) error { return tx.InsertMACKey(mac) }),
+	} {
+		if !errors.Is(err, store.ErrExists) {
+			t.Errorf("a second %s key of the same name: %v", name, err)
+		}
+	}
+	second.SignsFrom, second.SignsUntil, second.VerifiesUntil, second.RevokedAt = now.Add(1e9), now.Add(2e9), now.Add(3e9), now.Add(4e9)
+	second.SealedKey, mac.SealedKey = []byte("new"), []byte("new too")
+	write(t, s, func(tx *store.Tx) error {
+		return errors.Join(tx.UpdateSigningKey(second), tx.ResealSigningKey("a", second.SealedKey), tx.ResealMACKey(1, mac.SealedKey), tx.DeleteSigningKey("b"))
+	})
+	want(second)
+}
+
+func testSettings(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	write(t, s, func(tx *store.Tx) error {
+		err := errors.Join(tx.SetSetting("a", "1"), tx.SetSetting("a", "ü'\"\\"), tx.SetSetting("", "empty name"))
+		value, err2 := tx.Setting("a") // what this transaction has written
+		if value != "ü'\"\\" {
+			t.Errorf("a = %q in its transaction", value)
+		}
+		return errors.Join(err, err2)
+	})
+	wantSettings(t, s, map[string]string{"a": "ü'\"\\", "": "empty name", "A": "", "none": ""})
+}

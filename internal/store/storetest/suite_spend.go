@@ -1,0 +1,217 @@
+package storetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+func spendOf(sessionID string, generation int64) *store.Spend {
+	return &store.Spend{
+		SessionID: sessionID, Generation: generation, Audience: "internal", Grace: 10 * time.Second, Idle: time.Hour, Max: 24 * time.Hour,
+	}
+}
+
+func spend(s *store.Store, sessionID string, generation int64) (*store.Spent, error) {
+	return s.Spend(context.Background(), spendOf(sessionID, generation))
+}
+
+func session(t testing.TB, s *store.Store, id string) (row *store.Session) {
+	t.Helper()
+	read(t, s, func(tx *store.Tx) (err error) {
+		row, err = tx.Session(id)
+		return err
+	})
+	return row
+}
+
+func testSpend(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	row := newSession("s1", "id-alice")
+	insert(t, s, newUser("id-alice", "alice"), row)
+	for n := int64(1); n < 4; n++ {
+		before := time.Now().Add(-time.Second)
+		spent, err := spend(s, "s1", n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := session(t, s, "s1"); !reflect.DeepEqual(&spent.Session, got) {
+			t.Errorf("told %+v, and it is %+v", spent.Session, got)
+		}
+		g := spent.Session.Generations
+		if g.Current != n+1 || g.Spent != n || !g.SpentAt.Equal(spent.Now) || !spent.Session.RefreshedAt.Equal(spent.Now) {
+			t.Errorf("spent %d: %+v at %v", n, g, spent.Now)
+		}
+		if spent.Now.Before(before) || spent.Now.After(time.Now().Add(time.Second)) {
+			t.Errorf("spent at %v", spent.Now)
+		}
+		if spent.Username != "alice" || spent.Version != 7 || !reflect.DeepEqual(spent.Roles, []string{"reader", "writer"}) {
+			t.Errorf("of the user: %+v", spent)
+		}
+	}
+	if !session(t, s, "s1").CreatedAt.Equal(row.CreatedAt) {
+		t.Error("it was created anew")
+	}
+}
+
+// alter makes a session that can be spent into one that cannot.
+type alter func(*store.User, *store.Session, *store.Spend)
+
+func testSpendRefuses(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	cases := map[string]struct {
+		alter alter
+		want  error
+	}{
+		"nothing wrong":       {func(*store.User, *store.Session, *store.Spend) {}, nil},
+		"another session":     {func(_ *store.User, _ *store.Session, spend *store.Spend) { spend.SessionID += "x" }, store.ErrNotFound},
+		"an older generation": {func(_ *store.User, row *store.Session, _ *store.Spend) { row.Generations.Current = 2 }, store.ErrNotFound},
+		"a newer generation":  {func(_ *store.User, _ *store.Session, spend *store.Spend) { spend.Generation = 2 }, store.ErrNotFound},
+		"ended":               {func(_ *store.User, row *store.Session, _ *store.Spend) { row.EndedAt = time.Now() }, store.ErrNotFound},
+		"unused for long":     {func(_ *store.User, row *store.Session, _ *store.Spend) { row.RefreshedAt = time.Now().Add(-time.Hour) }, store.ErrNotFound},
+		"unused for less": {func(_ *store.User, row *store.Session, _ *store.Spend) {
+			row.RefreshedAt = time.Now().Add(-59 * time.Minute)
+		}, nil},
+		"older than may be": {func(_ *store.User, row *store.Session, _ *store.Spend) {
+			row.CreatedAt = time.Now().Add(-24 * time.Hour)
+		}, store.ErrNotFound},
+		"in its last second": {func(_ *store.User, row *store.Session, _ *store.Spend) { row.CreatedAt = lastSecond() }, store.ErrNotFound},
+		"in its last seconds": {func(_ *store.User, row *store.Session, _ *store.Spend) {
+			row.CreatedAt = lastSecond().Add(10 * time.Second)
+		}, nil},
+		"disabled":              {func(u *store.User, _ *store.Session, _ *store.Spend) { u.Disabled = true }, store.ErrNotFound},
+		"deleted":               {func(u *store.User, _ *store.Session, _ *store.Spend) { u.DeletedAt = time.Now() }, store.ErrNotFound},
+		"revoked":               {func(u *store.User, _ *store.Session, _ *store.Spend) { u.Version, u.RevokedBelow = 8, 8 }, store.ErrNotFound},
+		"stale":                 {func(u *store.User, _ *store.Session, _ *store.Spend) { u.Version, u.RevokedBelow = 9, 7 }, nil},
+		"without a user":        {func(_ *store.User, row *store.Session, _ *store.Spend) { row.UserID = "nobody" }, store.ErrNotFound},
+		"the second audience":   {func(_ *store.User, _ *store.Session, spend *store.Spend) { spend.Audience = "billing" }, nil},
+		"another audience":      {func(_ *store.User, _ *store.Session, spend *store.Spend) { spend.Audience = "other" }, store.ErrNotFound},
+		"part of an audience":   {func(_ *store.User, _ *store.Session, spend *store.Spend) { spend.Audience = "intern" }, store.ErrNotFound},
+		"a longer audience":     {func(_ *store.User, _ *store.Session, spend *store.Spend) { spend.Audience = "internals" }, store.ErrNotFound},
+		"a pattern":             {func(_ *store.User, _ *store.Session, spend *store.Spend) { spend.Audience = "%" }, store.ErrNotFound},
+		"an audience of no one": {func(_ *store.User, row *store.Session, _ *store.Spend) { row.Audience = nil }, store.ErrNotFound},
+	}
+	n := 0
+	for name, c := range cases {
+		n++
+		u := newUser(fmt.Sprint("user", n), fmt.Sprint("user", n))
+		row := newSession(fmt.Sprint("session", n), u.ID)
+		ask := spendOf(row.ID, 1)
+		c.alter(u, row, ask)
+		insert(t, s, u, row)
+		before := session(t, s, row.ID)
+		if _, err := s.Spend(t.Context(), ask); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+		if after := session(t, s, row.ID); (c.want == nil) == reflect.DeepEqual(before, after) {
+			t.Errorf("%s: it was %+v and is %+v", name, before, after)
+		}
+	}
+}
+
+// lastSecond is when a session was created whose age ends later in this second: it
+// ends with the whole second before.
+func lastSecond() time.Time {
+	return time.Now().Truncate(time.Second).Add(time.Second - time.Microsecond - 24*time.Hour)
+}
+
+// Of those who spend one token at once, exactly one does.
+func testSpendAtOnce(t *testing.T, new func(testing.TB) string) {
+	uri := new(t)
+	stores := []*store.Store{Open(t, uri), Open(t, uri)}
+	const sessions, callers = 8, 12
+	u := newUser("alice", "alice")
+	var rows []*store.Session
+	for i := range sessions {
+		rows = append(rows, newSession(fmt.Sprint("s", i), u.ID))
+	}
+	insert(t, stores[0], u, rows...)
+	for generation := int64(1); generation < 4; generation++ {
+		var won [sessions]atomic.Int32
+		var tasks sync.WaitGroup
+		for i := range sessions * callers {
+			id := i % sessions
+			tasks.Go(func() {
+				spent, err := spend(stores[i%2], fmt.Sprint("s", id), generation)
+				switch {
+				case err == nil && spent.Session.ID == fmt.Sprint("s", id) && spent.Session.Generations.Current == generation+1:
+					won[id].Add(1)
+				case !errors.Is(err, store.ErrNotFound):
+					t.Errorf("s%d: %+v, %v", id, spent, err)
+				}
+			})
+		}
+		tasks.Wait()
+		for id := range won {
+			if n := won[id].Load(); n != 1 {
+				t.Fatalf("generation %d of s%d was spent %d times", generation, id, n)
+			}
+		}
+	}
+}
+
+// What transactions do to a session and what spendings do come one behind the
+// other: each raises the generation by one, and an end is an end.
+func testSpendAndWrites(t *testing.T, new func(testing.TB) string) {
+	uri := new(t)
+	stores := []*store.Store{Open(t, uri), Open(t, uri)}
+	insert(t, stores[0], newUser("alice", "alice"), newSession("s1", "alice"), newSession("s2", "alice"))
+	var advanced atomic.Int64
+	advance := func(s *store.Store, id string) error {
+		err := s.Write(context.Background(), func(tx *store.Tx) error {
+			row, _, err := tx.SessionAndUser(id)
+			if err != nil {
+				return err
+			}
+			row.Generations.Current++
+			return tx.AdvanceSession(id, row.Generations)
+		})
+		advanced.Add(1)
+		return err
+	}
+	repeat(t, 8, 8, func(i int) error {
+		if i < 4 {
+			return advance(stores[i%2], "s1")
+		}
+		generation := session(t, stores[i%2], "s1").Generations.Current
+		switch _, err := spend(stores[i%2], "s1", generation); {
+		case err == nil:
+			advanced.Add(1)
+		case !errors.Is(err, store.ErrNotFound):
+			return err
+		}
+		return nil
+	}, "s1")
+	if got := session(t, stores[0], "s1").Generations.Current; got != 1+advanced.Load() {
+		t.Errorf("advanced %d times, and it is generation %d", advanced.Load(), got)
+	}
+	var tasks sync.WaitGroup
+	for i := range 4 {
+		tasks.Go(func() {
+			for generation := int64(1); ; generation++ {
+				if _, err := spend(stores[i%2], "s2", generation); err != nil {
+					if row := session(t, stores[i%2], "s2"); !row.EndedAt.IsZero() {
+						return
+					}
+				}
+			}
+		})
+	}
+	var ended time.Time
+	write(t, stores[0], func(tx *store.Tx) error {
+		_, err := tx.Session("s2")
+		ended = tx.Now()
+		return errors.Join(err, tx.EndSession("s2"))
+	})
+	tasks.Wait()
+	if row := session(t, stores[0], "s2"); row.RefreshedAt.After(ended) {
+		t.Errorf("ended at %v, and refreshed at %v", ended, row.RefreshedAt)
+	}
+}
