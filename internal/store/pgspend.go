@@ -29,6 +29,8 @@ type spender struct {
 	queue chan *spending
 	tasks sync.WaitGroup
 
+	callers atomic.Int64 // who are in spend now
+
 	closing sync.RWMutex // held for reading while a spending is being queued
 	closed  bool
 }
@@ -83,6 +85,10 @@ func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 		return nil, errDown
 	}
 	job := &spending{ctx: ctx, spend: spend, spent: &Spent{}, done: make(chan error, 1)}
+	defer p.spender.callers.Add(-1)
+	if p.spender.callers.Add(1) == 1 && timeFor(ctx) > leastTime { // alone keeps to no shorter one
+		return job.spent, p.spender.alone(job) // without waking a worker
+	}
 	if err := p.spender.enqueue(job); err != nil {
 		return nil, err
 	}
