@@ -50,8 +50,9 @@ const (
 	patience = 250
 )
 
-// pgPatience holds for one transaction, as all settings do.
-var pgPatience = fmt.Sprintf(`SELECT set_config('lock_timeout', '%d', true)`, patience)
+// pgBatch sets what holds for a batch's transaction. A plan is good for batches of
+// every size; PostgreSQL would make one for each that is small.
+var pgBatch = fmt.Sprintf(`SELECT set_config('lock_timeout', '%d', true), set_config('plan_cache_mode', 'force_generic_plan', true)`, patience)
 
 // spending is a member of a batch.
 type spending struct {
@@ -180,7 +181,7 @@ func (s *spender) together(batch []*spending) bool {
 	found := make([]bool, len(batch))
 	err := s.db.with(context.Background(), func(ctx context.Context, conn *pgxpool.Conn) error {
 		var b pgx.Batch
-		b.Queue(pgPatience)
+		b.Queue(pgBatch)
 		queueSpend(&b, spendMany, members(batch), func(r row) error {
 			var spent Spent
 			var number int
