@@ -182,14 +182,16 @@ func (s *spender) together(batch []*spending) bool {
 	err := s.db.with(context.Background(), func(ctx context.Context, conn *pgxpool.Conn) error {
 		var b pgx.Batch
 		b.Queue(pgBatch)
-		queueSpend(&b, spendMany, members(batch), func(r row) error {
-			var spent Spent
-			var number int
-			if err := spent.scan(numbered{r, &number}); err != nil {
-				return err
-			}
-			found[number-1], *batch[number-1].spent = true, spent
-			return nil
+		b.Queue(spendMany, members(batch)...).Query(func(rows pgx.Rows) error {
+			return each(rows, func(r row) error {
+				var spent Spent
+				var number int
+				if err := spent.scan(numbered{r, &number}); err != nil {
+					return err
+				}
+				found[number-1], *batch[number-1].spent = true, spent
+				return nil
+			})
 		})
 		if err := conn.SendBatch(ctx, &b).Close(); err != nil {
 			return err
@@ -226,15 +228,15 @@ type numbered struct {
 
 func (r numbered) Scan(dest ...any) error { return r.row.Scan(append(dest, r.number)...) }
 
-func queueSpend(b *pgx.Batch, statement string, args []any, scan func(row) error) {
-	b.Queue(statement, args...).Query(func(rows pgx.Rows) error {
-		for rows.Next() {
-			if err := scan(rows); err != nil {
-				return err
-			}
+// each scans every row.
+func each(rows pgx.Rows, scan func(row) error) error {
+	defer rows.Close()
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
 		}
-		return rows.Err()
-	})
+	}
+	return rows.Err()
 }
 
 func verdict(found bool) error {
@@ -249,13 +251,14 @@ func (s *spender) alone(job *spending) error {
 	found := false
 	err := s.db.untilDone(job.ctx, func(ctx context.Context) error {
 		return s.db.with(ctx, func(ctx context.Context, conn *pgxpool.Conn) error {
-			var b pgx.Batch
 			*job.spent = Spent{}
-			queueSpend(&b, spendPostgres, job.spend.args(), func(r row) error {
-				found = true
-				return job.spent.scan(r)
-			})
-			err := conn.SendBatch(ctx, &b).Close()
+			rows, err := conn.Query(ctx, spendPostgres, job.spend.args()...)
+			if err == nil {
+				err = each(rows, func(r row) error {
+					found = true
+					return job.spent.scan(r)
+				})
+			}
 			switch {
 			case err == nil:
 				return replicated(conn)
