@@ -1,8 +1,8 @@
 // Command bench measures what Watchword promises of its speed, each figure beside
 // its limit and, where the limit is a peer's, beside the peer in the same run.
 //
-//	go run .                   a quarter of an hour
-//	go run . -quick            about a minute, with more noise
+//	go run .                   twenty minutes
+//	go run . -quick            two minutes, with more noise and less of PostgreSQL
 //	go run . -only 'postgres'  the parts whose names match
 //
 // A figure is a line "name value unit (limit …)", or "(reported)" where nothing
@@ -42,7 +42,7 @@ var parts = []struct {
 
 func main() {
 	b := &bench{}
-	flag.BoolVar(&b.quick, "quick", false, "take about a minute")
+	flag.BoolVar(&b.quick, "quick", false, "take two minutes")
 	only := flag.String("only", "", "measure the parts whose names match this regular expression")
 	flag.Parse()
 	chosen, err := regexp.Compile(*only)

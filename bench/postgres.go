@@ -137,7 +137,7 @@ func postgresRefresh(b *bench) error {
 // refreshes lets so many callers refresh, by turns with the bare handlers.
 func (b *bench) refreshes(workers int, promised limit, ours *refreshing, bare []side) error {
 	watch := &stopwatch{call: ours.call, took: make([][]time.Duration, workers)}
-	r := race{turns: b.of(3, 24), stint: 400 * time.Millisecond, workers: workers, batch: 1}
+	r := race{turns: b.of(2, 24), stint: 400 * time.Millisecond, workers: workers, batch: 1}
 	all, err := r.run(append([]side{{"refresh", watch.run}}, bare...)...)
 	if err != nil {
 		return err
@@ -214,11 +214,8 @@ func postgresLogin(b *bench) error {
 	const parallel = cores - 1
 	slots := make(chan struct{}, parallel)
 	// Two callers for each hash that runs, so that the server is never idle.
-	r := race{turns: b.of(3, 15), stint: 2 * time.Second, workers: 2 * parallel, batch: 1}
-	all, err := r.run(side{"login", func(worker, _ int) error {
-		_, err := c.login(c.auth[worker%connections])
-		return err
-	}}, side{"argon2id", func(int, int) error {
+	r := race{turns: b.of(1, 15), stint: 2 * time.Second, workers: 2 * parallel, batch: 1}
+	all, err := r.run(side{"login", c.logins}, side{"argon2id", func(int, int) error {
 		slots <- struct{}{}
 		argon2.IDKey([]byte(c.password), make([]byte, 16), 2, 19456, 1, 32)
 		<-slots
@@ -233,36 +230,54 @@ func postgresLogin(b *bench) error {
 }
 
 // postgresPool compares servers that have so many connections, each over a database
-// of its own.
+// of its own. Nothing is promised of them, so a quick run leaves it out.
 func postgresPool(b *bench) error {
+	if b.quick {
+		return nil
+	}
 	postgres, err := pgtest.StartDurable(settings...)
 	if err != nil {
 		return err
 	}
 	defer postgres.Close()
-	sizes := []int{4, 8, 16, 32}
-	var refresh, logout []side
-	for _, size := range sizes {
-		c, err := gather(postgres, poolOf(size), 1000, b.of(20_000, 100_000))
+	const patient = 48 // callers of Login: more would be refused
+	load := []struct {
+		name    string
+		race    race
+		servers []side
+	}{
+		{name: "refreshes", race: race{turns: 16, stint: 400 * time.Millisecond, workers: callers, batch: 1}},
+		{name: "logouts", race: race{turns: 16, stint: 400 * time.Millisecond, workers: callers, batch: 1}},
+		{name: "logins", race: race{turns: 5, stint: 2 * time.Second, workers: patient, batch: 1}},
+	}
+	for _, size := range []int{4, 8, 16, 32} {
+		c, err := gather(postgres, poolOf(size), 1000, 100_000)
 		if err != nil {
 			return err
 		}
 		defer c.disperse()
 		name := fmt.Sprintf("%d-connections", size)
-		refresh = append(refresh, side{name, c.refreshing(callers, upTo(callers*each, 0)).call})
-		logout = append(logout, side{name, c.logouts(callers * each)})
-	}
-	r := race{turns: b.of(2, 16), stint: 400 * time.Millisecond, workers: callers, batch: 1}
-	for what, sides := range map[string][]side{"refreshes": refresh, "logouts": logout} {
-		all, err := r.run(sides...)
-		if err != nil {
-			return fmt.Errorf("%s: %w", what, err)
+		for k, call := range []func(worker, i int) error{
+			c.refreshing(callers, upTo(callers*each, 0)).call, c.logouts(callers * each), c.logins,
+		} {
+			load[k].servers = append(load[k].servers, side{name, call})
 		}
-		for k, side := range sides {
-			b.report(fmt.Sprintf("postgres-pool/%s/%s", side.name, what), median(all[k]), what+"/s", limit{})
+	}
+	for _, l := range load {
+		all, err := l.race.run(l.servers...)
+		if err != nil {
+			return err
+		}
+		for k, server := range l.servers {
+			b.report(fmt.Sprintf("postgres-pool/%s/%s", l.name, server.name), median(all[k]), l.name+"/s", limit{})
 		}
 	}
 	return nil
+}
+
+func (c *crowd) logins(worker, _ int) error {
+	_, err := c.login(c.auth[worker%connections])
+	return err
 }
 
 // logouts ends sessions from a number on, each once.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -9,7 +8,6 @@ import (
 	"net/url"
 	"sync/atomic"
 
-	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/pgtest"
 )
 
@@ -109,10 +107,7 @@ func postgresTrips(b *bench) error {
 		call func(worker, i int) error
 		most limit // round trips
 	}{
-		{"login", func(int, int) error {
-			_, err := c.auth[0].Login(context.Background(), &watchwordv1.LoginRequest{Username: "admin", Password: c.password})
-			return err
-		}, limit{}},
+		{"login", c.logins, limit{}},
 		{"refresh", refresh.call, atMost(1)},
 		{"logout", logout, limit{}},
 	} {
