@@ -148,7 +148,7 @@ test-node: .bin/watchword .bin/notes ## The Node.js client against the real bina
 ##@ Measure
 
 .PHONY: bench
-bench: ## Every promise of speed beside its limit, in some minutes; quicker by ARGS=-quick
+bench: ## Every promise of speed beside its limit, in twenty minutes; quicker by ARGS=-quick
 	@cd bench && go run . $(ARGS)
 
 # The rest is not for typing.

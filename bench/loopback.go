@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/server"
 )
 
@@ -161,21 +162,34 @@ func echo(b *bench) error {
 	return nil
 }
 
-// watchword is a real server in process, with its database in a folder of its own.
+// watchword is a real server in process.
 type watchword struct {
 	addr     string
 	password string // of the user admin
+	uri      string // of its database
+	master   *seal.Keys
 	close    func()
 }
 
-func startWatchword() (*watchword, error) {
+// startWatchword starts a server on a database, or on one in a folder of its own
+// where the URI is empty.
+func startWatchword(uri string) (*watchword, error) {
 	folder, err := os.MkdirTemp("", "watchword-bench-")
 	if err != nil {
 		return nil, err
 	}
+	if uri == "" {
+		uri = "sqlite:" + filepath.Join(folder, "watchword.db")
+	}
+	key := filepath.Join(folder, "master.key")
+	master, err := seal.Create(key)
+	if err != nil {
+		os.RemoveAll(folder)
+		return nil, err
+	}
 	var out strings.Builder
 	srv, err := server.New(context.Background(), server.Config{
-		GRPCAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", DatastoreURI: "sqlite:" + filepath.Join(folder, "watchword.db"),
+		GRPCAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", DatastoreURI: uri, MasterKeyFile: key, Issuer: "http://127.0.0.1:8080",
 		Audience: []string{audience, "billing"}, SigningAlg: "EdDSA", AccessTTL: lifetime, RefreshTTL: 720 * time.Hour,
 		SessionTTL: 2160 * time.Hour, RefreshGrace: 10 * time.Second, JWKSMaxAge: time.Minute, DrainTimeout: time.Second,
 		KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour,
@@ -187,7 +201,7 @@ func startWatchword() (*watchword, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
 	go func() { ran <- srv.Run(ctx) }()
-	return &watchword{addr: srv.GRPCAddr(), password: strings.TrimSpace(out.String()), close: func() {
+	return &watchword{addr: srv.GRPCAddr(), password: strings.TrimSpace(out.String()), uri: uri, master: master, close: func() {
 		stop()
 		<-ran
 		srv.Close()
@@ -213,7 +227,7 @@ func (s *bare) Verify(context.Context, *watchwordv1.VerifyRequest) (*watchwordv1
 // verifyRPC compares the RPC Verify of a real server with a unary RPC that takes
 // and returns the same messages, and does nothing.
 func verifyRPC(b *bench) error {
-	ours, err := startWatchword()
+	ours, err := startWatchword("")
 	if err != nil {
 		return err
 	}

@@ -1,12 +1,16 @@
 // Command bench measures what Watchword promises of its speed, each figure beside
 // its limit and, where the limit is a peer's, beside the peer in the same run.
 //
-//	go run .          some minutes
-//	go run . -quick   under a minute, with more noise
+//	go run .                   twenty minutes
+//	go run . -quick            under a minute, with more noise and without PostgreSQL
+//	go run . -only postgres    the parts whose names match, with -quick too
 //
 // A figure is a line "name value unit (limit …)", or "(reported)" where nothing
 // is promised. MISSED stands behind one that breaks its limit, and the exit
 // status is 1 then; 2 means that something could not be measured.
+//
+// PostgreSQL is started from the programs on this machine, on its disk and with
+// its own settings of durability.
 //
 // Sides that are compared take turns of a fraction of a second, in both orders,
 // and what is reported is the median over the turns: of the ratio within each
@@ -17,6 +21,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"regexp"
 	"runtime"
 	"strconv"
 	"time"
@@ -25,14 +30,34 @@ import (
 // cores is how many the limits are for.
 const cores = 2
 
+var parts = []struct {
+	name string
+	run  func(*bench) error
+	slow bool // left out by -quick, unless -only names it
+}{
+	{"interceptor", interceptors, false}, {"echo", echo, false}, {"verify-rpc", verifyRPC, false}, {"revocation", revocation, false},
+	{"memory", memory, false}, {"wire", wire, false},
+	{"replicas", replicas, true}, {"postgres-refresh", postgresRefresh, true}, {"postgres-login", postgresLogin, true},
+	{"postgres-trips", postgresTrips, true}, {"postgres-pool", postgresPool, true}, {"postgres-growth", postgresGrowth, true},
+}
+
 func main() {
 	b := &bench{}
-	flag.BoolVar(&b.quick, "quick", false, "take under a minute")
+	flag.BoolVar(&b.quick, "quick", false, "take under a minute, without PostgreSQL unless -only asks for it")
+	only := flag.String("only", "", "measure the parts whose names match this regular expression")
 	flag.Parse()
+	chosen, err := regexp.Compile(*only)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench: -only:", err)
+		os.Exit(2)
+	}
 	runtime.GOMAXPROCS(min(cores, runtime.NumCPU()))
-	for _, part := range []func(*bench) error{interceptors, echo, verifyRPC, revocation, memory, wire, replicas} {
-		if err := part(b); err != nil {
-			fmt.Fprintln(os.Stderr, "bench:", err)
+	for _, part := range parts {
+		if !chosen.MatchString(part.name) || b.quick && part.slow && *only == "" {
+			continue
+		}
+		if err := part.run(b); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", part.name+":", err)
 			os.Exit(2)
 		}
 	}

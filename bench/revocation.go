@@ -22,7 +22,7 @@ const (
 // revocation measures from the answer to a Logout until the last of all watchers
 // refuses the session's token, which each of them had accepted just before.
 func revocation(b *bench) error {
-	ours, err := startWatchword()
+	ours, err := startWatchword("")
 	if err != nil {
 		return err
 	}

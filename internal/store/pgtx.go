@@ -112,14 +112,7 @@ func (t *pgTx) queue(s pgStatement) {
 	if s.scan == nil {
 		return
 	}
-	q.Query(func(rows pgx.Rows) error {
-		for rows.Next() {
-			if err := s.scan(rows); err != nil {
-				return err
-			}
-		}
-		return rows.Err()
-	})
+	q.Query(func(rows pgx.Rows) error { return each(rows, s.scan) })
 }
 
 // exclusiveLock is an advisory lock of the database, "watchwor" in ASCII.

@@ -54,11 +54,24 @@ func (s *Session) columns() (into []any, finish func() error) {
 	return into, func() error {
 		s.CreatedAt, s.RefreshedAt, s.EndedAt = fromMicros(created), fromMicros(refreshed), fromNullMicros(ended)
 		g.SpentAt, g.LateAt = fromMicros(spentAt), fromMicros(lateAt)
-		if err := json.Unmarshal([]byte(audience), &s.Audience); err != nil {
+		var err error
+		if s.Audience, err = parseStrings(audience); err != nil {
 			return fmt.Errorf("session %s: audience: %w", s.ID, err)
 		}
 		return nil
 	}
+}
+
+// parseStrings reads a JSON array of strings. Where nothing is escaped, as is
+// so of audiences, it is cut into pieces, for every refresh comes here.
+func parseStrings(array string) (list []string, err error) {
+	inside, ok1 := strings.CutPrefix(array, `["`)
+	inside, ok2 := strings.CutSuffix(inside, `"]`)
+	list = strings.Split(inside, `","`)
+	if ok1 && ok2 && !strings.Contains(inside, `\`) && strings.Count(inside, `"`) == 2*(len(list)-1) {
+		return list, nil
+	}
+	return list, json.Unmarshal([]byte(array), &list)
 }
 
 // Session finds a session by id. ErrNotFound.

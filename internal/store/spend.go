@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -36,27 +37,43 @@ func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	return s.engine.spend(ctx, spend)
 }
 
+// The user is looked up by subqueries, and not joined: so there is no plan for
+// members of arrays that begins with the users, and goes through all sessions.
 const spendTemplate = `UPDATE sessions SET refreshed_at = {now}, current = current + 1, spent = current, spent_at = {now},
-	low = CASE WHEN {now} / $6 = spent_at / $6 THEN low ELSE current END,
-	earlier_low = CASE {now} / $6 - spent_at / $6 WHEN 0 THEN earlier_low WHEN 1 THEN low ELSE current END {from}
-	WHERE id = $1 AND current = $2 AND ended_at IS NULL AND replace(audience, $3, '') <> audience
-		AND refreshed_at + $4 > {now} AND (created_at + $5) / 1000000 * 1000000 > {now}
-		AND EXISTS (SELECT 1 FROM users u WHERE u.id = sessions.user_id AND u.deleted_at IS NULL AND NOT u.disabled
-			AND u.revoked_below <= sessions.born_ver)
-	RETURNING ` + sessionColumns + `, (SELECT username FROM users u WHERE u.id = sessions.user_id),
+	low = CASE WHEN {now} / {grace} = spent_at / {grace} THEN low ELSE current END,
+	earlier_low = CASE {now} / {grace} - spent_at / {grace} WHEN 0 THEN earlier_low WHEN 1 THEN low ELSE current END {from}
+	WHERE sessions.id = {id} AND current = {generation} AND ended_at IS NULL AND replace(sessions.audience, {audience}, '') <> sessions.audience
+		AND refreshed_at + {idle} > {now} AND (created_at + {most}) / 1000000 * 1000000 > {now}
+		AND (SELECT u.deleted_at IS NULL AND NOT u.disabled AND u.revoked_below <= sessions.born_ver FROM users u WHERE u.id = sessions.user_id)
+	RETURNING {sessions}, (SELECT username FROM users u WHERE u.id = sessions.user_id),
 		(SELECT roles FROM users u WHERE u.id = sessions.user_id), (SELECT ver FROM users u WHERE u.id = sessions.user_id)`
 
-var (
-	spendSQLite   = strings.NewReplacer("{now}", "$7", "{from}", "").Replace(spendTemplate)
-	spendPostgres = strings.NewReplacer("{now}", "clock.now", "{from}", "FROM (SELECT "+pgNow+" AS now) AS clock").Replace(spendTemplate)
-)
+// spendBy fills the template in: a name of an argument becomes its place, or that
+// of a column of arrays.
+func spendBy(now, from string, name func(place int, name string) string) string {
+	pairs := []string{"{now}", now, "{from}", from, "{sessions}", of("sessions", sessionColumns)}
+	for i, argument := range []string{"id", "generation", "audience", "idle", "most", "grace"} {
+		pairs = append(pairs, "{"+argument+"}", name(i+1, argument))
+	}
+	return strings.NewReplacer(pairs...).Replace(spendTemplate)
+}
 
-// args are those that both engines have.
+func numberedArgument(place int, _ string) string { return "$" + strconv.Itoa(place) }
+
+var spendSQLite = spendBy("$7", "", numberedArgument)
+
+// args are those that all statements have.
 func (s *Spend) args() []any {
 	return []any{
-		s.SessionID, s.Generation, `"` + s.Audience + `"`, s.Idle.Microseconds(), s.Max.Microseconds(), max(s.Grace.Microseconds(), 1),
+		s.SessionID, s.Generation, s.quoted(), s.Idle.Microseconds(), s.Max.Microseconds(), s.span(),
 	}
 }
+
+// quoted is the audience as a column holds it.
+func (s *Spend) quoted() string { return `"` + s.Audience + `"` }
+
+// span is the grace, by which times are divided.
+func (s *Spend) span() int64 { return max(s.Grace.Microseconds(), 1) }
 
 func (s *Spent) scan(r row) error {
 	into, finish := s.Session.columns()
