@@ -67,11 +67,11 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		}
 		return feed.RaiseMaxLifetime(tx, s.cfg.AccessTTL)
 	})
+	if made && (err == nil || errors.Is(err, store.ErrUncertain)) { // who may have been made, nobody makes again
+		fmt.Fprintln(out, password)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("setting up the database: %w", err)
-	}
-	if made {
-		fmt.Fprintln(out, password)
 	}
 	return &inst, nil
 }
@@ -87,8 +87,11 @@ func (c *Config) identify(tx *store.Tx, defaultIssuer string) (installation, err
 		wanted = defaultIssuer
 	}
 	if wanted == "" {
-		if wanted, err = tx.Setting(settingIssuer); err != nil || wanted == "" {
-			return installation{}, errors.Join(err, errors.New("--issuer: the first start on PostgreSQL must name the issuer, which all replicas share"))
+		if wanted, err = tx.Setting(settingIssuer); err != nil {
+			return installation{}, err
+		}
+		if wanted == "" {
+			return installation{}, errors.New("--issuer: the first start on PostgreSQL must name the issuer, which all replicas share")
 		}
 	}
 	name, err := setOnce(tx, settingIssuer, wanted)

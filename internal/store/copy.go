@@ -69,7 +69,7 @@ type copying struct {
 	tables []string
 	db     *sql.DB // the source's
 	source *conn
-	pool   *pgDB // the target's
+	into   *pgDB // the target's
 	target *pgxpool.Conn
 	copied Copied
 }
@@ -124,15 +124,15 @@ func (c *copying) openSource(ctx context.Context, path string) (err error) {
 }
 
 func (c *copying) openTarget(ctx context.Context, uri string) (err error) {
-	if c.pool, err = connectPostgres(ctx, uri); err != nil {
+	if c.into, err = connectPostgres(ctx, uri); err != nil {
 		return err
 	}
-	config := c.pool.pool.Config().ConnConfig
+	config := c.into.pool.Config().ConnConfig
 	c.copied.To = (&url.URL{
 		Scheme: "postgres", User: url.User(config.User), Path: "/" + config.Database,
 		Host: net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port))),
 	}).String()
-	c.target, err = c.pool.pool.Acquire(ctx)
+	c.target, err = c.into.pool.Acquire(ctx)
 	return err
 }
 
@@ -141,8 +141,8 @@ func (c *copying) close() {
 	if c.target != nil {
 		c.target.Release() // a connection with an open transaction is closed
 	}
-	if c.pool != nil {
-		c.pool.close1()
+	if c.into != nil {
+		c.into.close1()
 	}
 	if c.source != nil {
 		_ = c.source.control("ROLLBACK") // fails where nothing is open
@@ -294,8 +294,14 @@ func scanAny(r row, n int) ([]any, error) {
 }
 
 func (c *copying) commit(ctx context.Context) error {
-	if _, err := c.target.Exec(ctx, `COMMIT`); err != nil {
-		return fmt.Errorf("committing the copy (the source is as it was): %w", err)
+	conn := c.target.Conn().PgConn()
+	forgetWarnings(conn)
+	_, err := c.target.Exec(ctx, `COMMIT`)
+	if err == nil {
+		err = replicated(conn)
+	}
+	if err != nil {
+		return fmt.Errorf("committing the copy (the source is as it was; run this again): %w", err)
 	}
 	return nil
 }
@@ -338,6 +344,7 @@ func (c *copying) finish(ctx context.Context) error {
 	}
 	// So that the first queries are planned as the later ones. It is done by itself
 	// too, a while later.
+	_, _ = c.target.Exec(ctx, `SET statement_timeout = 0`)
 	_, _ = c.target.Exec(ctx, `ANALYZE `+strings.Join(c.tables, ", "))
 	return nil
 }

@@ -20,10 +20,11 @@ import (
 // waits for nobody.
 //
 // Members are sorted by their session, and rows are looked up and locked in the
-// order of members, so that two batches don't wait for each other. (Of a table of
-// a few pages PostgreSQL may read all rows instead, in the order in which they
-// lie; a deadlock of those would fail one of the batches.) Where a batch fails, all of it was rolled back or nobody knows, and its
-// members run again, each for itself: to spend twice does no harm.
+// order of members, so that two batches don't wait for each other crosswise. (Of a
+// table of a few pages PostgreSQL may read all rows instead, in the order in which
+// they lie; a deadlock of those would fail one of the batches.) Where a batch fails,
+// all of it was rolled back or nobody knows, and its members run again, each for
+// itself: to spend twice does no harm.
 type spender struct {
 	db    *pgDB
 	queue chan *spending
@@ -46,7 +47,7 @@ const (
 	// bytes and its audience.
 	maxBatch = 80
 	// patience is how long a batch waits for a row that somebody holds, in ms: its
-	// other members are strangers to that.
+	// other members are strangers to that, and so is whoever comes after it.
 	patience = 250
 )
 
@@ -90,14 +91,14 @@ func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	if p.spender.callers.Add(1) == 1 && timeFor(ctx) > leastTime { // alone keeps to no shorter one
 		return job.spent, p.spender.alone(job) // without waking a worker
 	}
-	if err := p.spender.enqueue(job); err != nil {
-		return nil, err
-	}
 	waiting := ctx
-	if deadline, ok := ctx.Deadline(); ok { // strangers in the batch may have more time
+	if deadline, ok := ctx.Deadline(); ok { // strangers before it, and in its batch, may have more time
 		var cancel context.CancelFunc
 		waiting, cancel = context.WithDeadline(ctx, deadline.Add(-min(answerTime, time.Until(deadline)/2)))
 		defer cancel()
+	}
+	if err := p.spender.enqueue(waiting, job); err != nil {
+		return nil, err
 	}
 	select {
 	case err := <-job.done:
@@ -110,7 +111,7 @@ func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	}
 }
 
-func (s *spender) enqueue(job *spending) error {
+func (s *spender) enqueue(ctx context.Context, job *spending) error {
 	s.closing.RLock()
 	defer s.closing.RUnlock()
 	if s.closed {
@@ -119,8 +120,8 @@ func (s *spender) enqueue(job *spending) error {
 	select {
 	case s.queue <- job:
 		return nil
-	case <-job.ctx.Done():
-		return unavailable(job.ctx.Err())
+	case <-ctx.Done():
+		return unavailable(ctx.Err())
 	}
 }
 
@@ -130,12 +131,9 @@ func (s *spender) work() {
 	}
 }
 
+// run never waits for long: the next batch is waiting for it.
 func (s *spender) run(batch []*spending) {
-	if len(batch) == 1 {
-		batch[0].done <- s.alone(batch[0])
-		return
-	}
-	if s.together(batch) {
+	if len(batch) == 0 || s.together(batch) {
 		return
 	}
 	for _, job := range batch {
@@ -193,10 +191,11 @@ func (s *spender) together(batch []*spending) bool {
 				return nil
 			})
 		})
+		forgetWarnings(conn.Conn().PgConn())
 		if err := conn.SendBatch(ctx, &b).Close(); err != nil {
-			return err
+			return unavailable(err)
 		}
-		return replicated(conn)
+		return replicated(conn.Conn().PgConn())
 	})
 	if err != nil {
 		return false
@@ -251,7 +250,8 @@ func (s *spender) alone(job *spending) error {
 	found := false
 	err := s.db.untilDone(job.ctx, func(ctx context.Context) error {
 		return s.db.with(ctx, func(ctx context.Context, conn *pgxpool.Conn) error {
-			*job.spent = Spent{}
+			found, *job.spent = false, Spent{}
+			forgetWarnings(conn.Conn().PgConn())
 			rows, err := conn.Query(ctx, spendPostgres, job.spend.args()...)
 			if err == nil {
 				err = each(rows, func(r row) error {
@@ -261,7 +261,7 @@ func (s *spender) alone(job *spending) error {
 			}
 			switch {
 			case err == nil:
-				return replicated(conn)
+				return replicated(conn.Conn().PgConn())
 			case refused(err), pgconn.SafeToRetry(err):
 				return unavailable(err)
 			}

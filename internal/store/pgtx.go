@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -36,21 +37,33 @@ const pgNow = `CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)`
 
 // pgBegin sets what holds for this transaction, and asks for the time. A pooler
 // may give the next one to another connection, so nothing is set for longer.
-var pgBegin = fmt.Sprintf(`SELECT CAST(extract(epoch FROM transaction_timestamp()) * 1000000 AS BIGINT),
-	set_config('statement_timeout', '%d', true), set_config('lock_timeout', '%d', true),
-	set_config('idle_in_transaction_session_timeout', '%d', true)`,
-	statementTime.Milliseconds(), lockTime.Milliseconds(), idleTime.Milliseconds())
+var (
+	pgBegin = `SELECT CAST(extract(epoch FROM transaction_timestamp()) * 1000000 AS BIGINT), pg_is_in_recovery(), ` + bounds(true)
+	// pgBounds sets the same for a connection: where a pooler is between, for one
+	// that is ours now and then.
+	pgBounds = `SELECT ` + bounds(false)
+)
+
+func bounds(local bool) string {
+	return fmt.Sprintf(`set_config('statement_timeout', '%d', %t), set_config('lock_timeout', '%d', %[2]t),
+		set_config('idle_in_transaction_session_timeout', '%[4]d', %[2]t)`,
+		statementTime.Milliseconds(), local, lockTime.Milliseconds(), idleTime.Milliseconds())
+}
 
 func beginPostgres(ctx context.Context, conn *pgxpool.Conn, readOnly bool) *pgTx {
 	t := &pgTx{ctx: ctx, conn: conn, readOnly: readOnly, queued: &pgx.Batch{}}
 	if readOnly {
 		t.queued.Queue("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 	} else {
-		t.queued.Queue("BEGIN ISOLATION LEVEL READ COMMITTED") // a standby says at the first change what it is
+		t.queued.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
 	}
 	t.queued.Queue(pgBegin).QueryRow(func(r pgx.Row) error {
 		var us int64
-		err := r.Scan(&us, nil, nil, nil)
+		var standby bool
+		err := r.Scan(&us, &standby, nil, nil, nil)
+		if err == nil && standby {
+			return errStandby
+		}
 		t.at = fromMicros(us)
 		return err
 	})
@@ -82,7 +95,8 @@ func (t *pgTx) exec(query string, args ...any) (int64, error) {
 		n = tag.RowsAffected()
 		return nil
 	})
-	return n, t.flush()
+	err := t.flush()
+	return n, err
 }
 
 // query waits for a row that another holds. Who held it may have written a later
@@ -146,13 +160,17 @@ func (t *pgTx) commit() error {
 		t.queued.Queue(`SELECT pg_notify($1, '')`, notify)
 	}
 	t.queued.Queue("COMMIT")
+	conn := t.conn.Conn().PgConn()
+	forgetWarnings(conn)
 	err := t.flush()
 	switch {
+	case err == nil && t.readOnly:
+		return nil
 	case err == nil:
-		return replicated(t.conn)
+		return replicated(conn)
 	case t.readOnly && len(t.atEnd) == 0: // what was read holds whatever became of it
 		return nil
-	case refused(err):
+	case refused(err) || errors.Is(err, errStandby): // which changes nothing, whatever it was sent
 		t.rollback()
 		return unavailable(err)
 	}

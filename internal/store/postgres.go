@@ -52,7 +52,7 @@ const (
 // row.
 //
 // A transaction that failed begins again only where it is sure that nothing of it
-// remains: see outcome.
+// remains: see mayRepeat.
 type pgDB struct {
 	pool    *pgxpool.Pool
 	spender *spender
@@ -97,7 +97,7 @@ func connectPostgres(ctx context.Context, uri string) (*pgDB, error) {
 func pgConfig(uri string) (*pgxpool.Config, error) {
 	config, err := pgxpool.ParseConfig(uri)
 	if err != nil {
-		return nil, errURI
+		return nil, errPostgresURI
 	}
 	if !strings.Contains(uri, "pool_max_conns=") {
 		config.MaxConns = poolSize
@@ -111,6 +111,10 @@ func pgConfig(uri string) (*pgxpool.Config, error) {
 		c.RuntimeParams["application_name"] = "watchword"
 	}
 	c.OnNotice = noteWarning
+	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, pgBounds) // for statements that are no part of a transaction of ours
+		return err
+	}
 	c.DialFunc = dial
 	return config, nil
 }
@@ -152,9 +156,9 @@ func (p *pgDB) transact(ctx context.Context, readOnly bool, fn func(*Tx) error) 
 // untilDone repeats what may be repeated. What a standby has refused is tried once
 // more, on a new connection: where that leads to one too, the next callers wait.
 func (p *pgDB) untilDone(ctx context.Context, do func(context.Context) error) error {
-	for n := 1; ; n++ {
+	for n, began := 1, time.Now(); ; n++ {
 		err := do(ctx)
-		standby := sqlState(err) == readOnlyTransaction
+		standby := sqlState(err) == readOnlyTransaction || errors.Is(err, errStandby)
 		if standby {
 			p.pool.Reset()
 		}
@@ -162,7 +166,7 @@ func (p *pgDB) untilDone(ctx context.Context, do func(context.Context) error) er
 			p.down.trip()
 			return err
 		}
-		if n == attempts || !mayRepeat(err) || !pause(ctx, n) {
+		if n == attempts || time.Since(began) > statementTime || !mayRepeat(err) || !pause(ctx, n) {
 			return err
 		}
 		ctx = context.WithValue(ctx, careful{}, true)
@@ -228,10 +232,10 @@ func (p *pgDB) with(ctx context.Context, fn func(context.Context, *pgxpool.Conn)
 	working, cancel := context.WithTimeout(context.WithoutCancel(ctx), budget)
 	defer cancel()
 	err = fn(working, conn)
-	switch {
-	case err == nil || refused(err):
+	switch answered := conn.Conn().PgConn().TxStatus() != 'I'; {
+	case !errors.Is(err, ErrUnavailable) || refused(err):
 		p.down.heal()
-	case working.Err() != nil && budget == statementTime: // a hasty caller proves nothing
+	case working.Err() != nil && budget == statementTime && !answered: // a hasty caller proves nothing
 		p.down.trip()
 	}
 	return err
@@ -327,9 +331,15 @@ func mayRepeat(err error) bool {
 	return false
 }
 
+// errStandby says that the server only follows another one, and so may know less
+// than was acknowledged, without end: whoever reads there must not take it for news.
+var errStandby = errors.New("the server is a standby")
+
 // A commit that waits for a standby and is interrupted, by a timeout or an
 // operator, is reported as done: it is, on the primary, and one that fails now
-// takes it along. All that tells is a warning.
+// takes it along. All that tells is a warning. There are others of that kind, which
+// come with a connection or with a statement: so those of before the commit are
+// forgotten when it is sent.
 const (
 	plainWarning = "01000"
 	warned       = "warned" // in a connection's own data
@@ -343,13 +353,13 @@ func noteWarning(conn *pgconn.PgConn, notice *pgconn.Notice) {
 
 var errNotReplicated = fmt.Errorf("%w: no standby has confirmed it", ErrUncertain)
 
+func forgetWarnings(conn *pgconn.PgConn) { delete(conn.CustomData(), warned) }
+
 // replicated judges a commit that the server has reported as done.
-func replicated(conn *pgxpool.Conn) error {
-	data := conn.Conn().PgConn().CustomData()
-	if data[warned] == nil {
+func replicated(conn *pgconn.PgConn) error {
+	if conn.CustomData()[warned] == nil {
 		return nil
 	}
-	delete(data, warned)
 	return errNotReplicated
 }
 

@@ -25,8 +25,9 @@ var (
 	// ErrUnavailable says that the database could not do it now. Nothing that
 	// was asked for is acknowledged; it may or may not have happened.
 	ErrUnavailable = errors.New("store unavailable")
-	// ErrUncertain says that the connection was lost while a change was being
-	// committed: it was made or it was not. Such an error matches ErrUnavailable.
+	// ErrUncertain says that nobody knows whether a change was committed: the
+	// connection was lost meanwhile, or the time was over, or no standby has confirmed
+	// it. Such an error matches ErrUnavailable.
 	ErrUncertain = fmt.Errorf("%w: outcome unknown", ErrUnavailable)
 	// ErrSchema says that the database's schema is not the one this program
 	// knows.
@@ -75,6 +76,10 @@ func Open(ctx context.Context, uri string) (*Store, error) {
 
 // errURI does not repeat the URI, which may hold a password.
 var errURI = errors.New("datastore: URI must be sqlite:FILE or postgres://USER:PASSWORD@HOST:PORT/DATABASE")
+
+// errPostgresURI tells nothing of the driver's error, which may repeat the URI.
+var errPostgresURI = errors.New("datastore: a postgres:// URI that cannot be used: see to its form, its parameters, " +
+	"and the files and variables (sslrootcert, service, PG…) that count besides")
 
 func isPostgres(scheme string) bool { return scheme == "postgres" || scheme == "postgresql" }
 

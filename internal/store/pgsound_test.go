@@ -1,0 +1,148 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/watchword-auth/watchword/internal/pgtest"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/store/storetest"
+)
+
+// PostgreSQL warns of other things than of a standby, such as of rules of sorting
+// that have changed beneath the database: with every connection, and for no reason
+// to doubt what it answers.
+func TestAWarningOfSomethingElseIsNoDoubt(t *testing.T) {
+	cluster := pgtest.Start(t, pgtest.Options{})
+	uri := cluster.URI(t)
+	if err := store.Migrate(t.Context(), uri); err != nil {
+		t.Fatal(err)
+	}
+	cluster.Exec(t, `UPDATE pg_database SET datcollversion = '1'`)
+	s := storetest.Open(t, uri)
+	insertAlice(t, s, 2)
+	for name, err := range map[string]error{
+		"alone":    spend(t.Context(), s, "s0", 1),
+		"together": errors.Join(store.SpendTogether(t.Context(), s, []*store.Spend{spendOf("s0", 2), spendOf("s1", 1)})...),
+		"Read":     calls["Read"](t.Context(), s),
+	} {
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Who presents a token again and again whose session somebody holds, without any
+// of our timeouts, keeps no stranger from refreshing, and is no sign that the
+// database is away.
+func TestHeldSessionsStopNoStranger(t *testing.T) {
+	uri := storetest.Postgres(t)
+	s := storetest.Open(t, uri)
+	insertAlice(t, s, 4)
+	conn, err := pgx.Connect(t.Context(), uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), `BEGIN; SELECT 1 FROM sessions WHERE id IN ('s0', 's1') FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	var held sync.WaitGroup
+	for i := range 6 {
+		held.Go(func() {
+			if err := spend(context.Background(), s, []string{"s0", "s1"}[i%2], 1); !errors.Is(err, store.ErrUnavailable) {
+				t.Errorf("a held session: %v", err)
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { held.Wait(); close(done) }()
+	for generation, waiting := int64(1), true; waiting; generation++ {
+		select {
+		case <-done:
+			waiting = false
+		case <-time.After(50 * time.Millisecond):
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		if err := errors.Join(spend(ctx, s, "s2", generation), calls["Read"](ctx, s)); err != nil {
+			t.Fatalf("a stranger: %v", err)
+		}
+		cancel()
+	}
+}
+
+// Callers are answered by their deadline, also those who do not even get into the
+// queue.
+func TestAFrozenDatabaseKeepsNobodyInTheQueue(t *testing.T) {
+	b := newBehind(t)
+	recovered(t, b.through)
+	b.proxy.Freeze()
+	defer b.proxy.Thaw()
+	var tasks sync.WaitGroup
+	for range 6 * store.MaxBatch {
+		tasks.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			defer cancel()
+			if err := spend(ctx, b.through, "s0", 1); !errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil {
+				t.Errorf("%v, and its deadline: %v", err, ctx.Err())
+			}
+		})
+	}
+	tasks.Wait()
+}
+
+// A refusal is an answer too.
+func TestARefusalShowsThatTheDatabaseIsBack(t *testing.T) {
+	b := newBehind(t)
+	recovered(t, b.through)
+	b.proxy.Freeze()
+	if err := calls["Read"](context.Background(), b.through); !errors.Is(err, store.ErrUnavailable) {
+		t.Fatal(err)
+	}
+	b.proxy.Thaw()
+	refusal := errors.New("refused")
+	refused := func() error {
+		return b.through.Read(t.Context(), func(tx *store.Tx) error {
+			_, err := tx.Head()
+			return errors.Join(err, refusal)
+		})
+	}
+	for until := time.Now().Add(20 * time.Second); errors.Is(refused(), store.ErrUnavailable); {
+		if time.Now().After(until) {
+			t.Fatal("the database is not back")
+		}
+	}
+	for range 50 { // now all may pass
+		if err := refused(); errors.Is(err, store.ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A standby may fall behind without end, so what it says is no news.
+func TestAStandbyIsNotRead(t *testing.T) {
+	primary := pgtest.Start(t, pgtest.Options{})
+	uri := primary.URI(t)
+	if err := store.Migrate(t.Context(), uri); err != nil {
+		t.Fatal(err)
+	}
+	standby := primary.Standby(t, false)
+	proxy := pgtest.NewProxy(t, uri)
+	s := storetest.Open(t, proxy.URI())
+	proxy.Lead(standby.Addr())
+	proxy.Cut()
+	prune := func(tx *store.Tx) error { _, err := tx.PruneEvents(10); return err } // which finds nothing to change
+	for name, err := range map[string]error{"Read": calls["Read"](t.Context(), s), "Write": s.Write(t.Context(), prune)} {
+		if !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%s on a standby: %v", name, err)
+		}
+	}
+	if _, err := store.Open(t.Context(), standby.Here(uri)); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("opened on a standby: %v", err)
+	}
+}
