@@ -33,7 +33,7 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 			return err
 		}
 		if _, guarded := FromContext(ctx); !guarded {
-			return handler(srv, &guardedStream{ServerStream: stream, ctx: ctx})
+			return fromHandler(handler(srv, &guardedStream{ServerStream: stream, ctx: ctx}), info.FullMethod)
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
@@ -48,7 +48,7 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 				if o.panicked != nil {
 					panic(o.panicked)
 				}
-				return o.err
+				return fromHandler(o.err, info.FullMethod)
 			case <-judge.C:
 			}
 			if _, err := v.verifyIncoming(ctx, info.FullMethod); err != nil {
