@@ -394,30 +394,35 @@ func (b *bundle) readKey(k *watchwordv1.VerificationKey) (*trustedKey, error) {
 	return key, err
 }
 
-// beat takes in a heartbeat. complete says that it ends a bundle.
-func (b *bundle) beat(beat *watchwordv1.Heartbeat, complete bool) {
+// beat takes in a heartbeat. whole says that all has come that it is about.
+func (b *bundle) beat(beat *watchwordv1.Heartbeat, whole bool) {
 	server := beat.GetServerTime().AsTime()
-	first := !b.clock.heardAny
-	b.clock.heard(server)
-	asOf := server
-	if beat.GetAsOf().IsValid() {
-		asOf = beat.GetAsOf().AsTime()
+	// What is known gets no younger when a clock that was ahead is set right.
+	known := b.asOf.Load() - int64(b.clock.heard(server))
+	if whole {
+		known = max(known, asOf(beat).UnixNano())
 	}
-	known := b.asOf.Load()
-	if first { // what a file said counts until the server is heard
-		known = 0
-	}
-	b.asOf.Store(max(known, asOf.UnixNano()))
+	b.asOf.Store(known)
 	b.lookStale()
-	b.watchdog.Reset(b.stale.after + time.Millisecond)
+	b.watchdog.Reset(max(0, b.stale.after-b.age()) + time.Millisecond)
 	b.mu.Lock()
 	b.heard = reading{b.clock.now(), time.Now().Round(0)}
-	if complete && !b.complete {
+	if whole && !b.complete {
 		b.complete = true
 		b.tellKeysChanged()
 	}
 	b.mu.Unlock()
 	b.prune(b.clock.now())
+}
+
+// asOf is the server's time up to which all is known that it has sent. It cannot
+// know what is yet to come, so it is never later than its own time.
+func asOf(beat *watchwordv1.Heartbeat) time.Time {
+	server := beat.GetServerTime().AsTime()
+	if at := beat.GetAsOf(); at.IsValid() && at.AsTime().Before(server) {
+		return at.AsTime()
+	}
+	return server
 }
 
 func (b *bundle) tellKeysChanged() {

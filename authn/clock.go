@@ -57,8 +57,9 @@ func (c *clock) guess(server, local time.Time) {
 	c.offset.Store(int64(max(0, server.Add(passed).Sub(c.start))))
 }
 
-// heard takes in the server's time, which has just arrived.
-func (c *clock) heard(server time.Time) {
+// heard takes in the server's time, which has just arrived. It returns by how much
+// the clock was set back, if it was.
+func (c *clock) heard(server time.Time) (back time.Duration) {
 	elapsed := time.Since(c.start)
 	offset := server.Sub(c.start.Add(elapsed))
 	switch age := elapsed - c.spanStart; {
@@ -70,5 +71,6 @@ func (c *clock) heard(server time.Time) {
 	default:
 		c.thisSpan = max(c.thisSpan, offset)
 	}
-	c.offset.Store(int64(max(c.thisSpan, c.spanBefore)))
+	offset = max(c.thisSpan, c.spanBefore)
+	return max(0, time.Duration(c.offset.Swap(int64(offset)))-offset)
 }
