@@ -148,13 +148,13 @@ func (b *bundle) stillAccepted(t *authentic) bool {
 	if last == nil || last.epoch != b.epoch.Load() {
 		return false
 	}
-	now := b.clock.nanos()
-	return now < last.until && !(b.stale.refuse && b.staleAt(now))
+	now, latest := b.clock.read()
+	return now < last.until && !(b.stale.refuse && b.staleAt(latest))
 }
 
 // lookStale logs when the bundle goes stale, and when it is no longer.
 func (b *bundle) lookStale() {
-	switch stale := b.staleAt(b.clock.nanos()); {
+	switch stale := b.isStale(); {
 	case b.wasStale.Swap(stale) == stale:
 	case stale && b.stale.refuse:
 		b.log.Warn("the trust bundle is stale: every call is refused until it is heard of again", "after", b.stale.after)
@@ -163,6 +163,11 @@ func (b *bundle) lookStale() {
 	default:
 		b.log.Info("the trust bundle is no longer stale")
 	}
+}
+
+func (b *bundle) isStale() bool {
+	_, latest := b.clock.read()
+	return b.staleAt(latest)
 }
 
 // staleAt says whether the bundle is stale at a moment of the server's time.
@@ -209,7 +214,7 @@ func (b *bundle) judge(t *authentic, want audience, own bool) watchwordv1.ErrorR
 
 // judging says whether there is a bundle to judge by. Needs the lock.
 func (b *bundle) judging() bool {
-	return b.complete && !b.closed && !(b.stale.refuse && b.staleAt(b.clock.nanos()))
+	return b.complete && !b.closed && !(b.stale.refuse && b.isStale())
 }
 
 // end is when a key stops to count, in ns since 1970.

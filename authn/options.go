@@ -114,6 +114,11 @@ const (
 // ContinueWhenStale. The age is counted from the moment up to which the server
 // said that it knew everything, so it grows too where the server has lost its
 // database. Heartbeats come every few seconds: less than 10 s is refused.
+//
+// A machine that was suspended, a laptop or a paused virtual machine, notices by its
+// clock how much time went by, and all of it counts; from two minutes on it counts for
+// the expiry of tokens too. A clock that is set forward looks the same. In either case
+// the server's next heartbeat says what is true.
 func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 	return func(c *config) { c.stale, c.policy = staleness{after, policy == RefuseWhenStale}, policy }
 }

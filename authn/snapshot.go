@@ -228,4 +228,7 @@ func (b *bundle) recall(last *watchwordv1.WatchBundleResponse, local time.Time) 
 func plausible(t time.Time) bool { return t.Year() > 1970 && t.Year() < 2150 }
 
 // age is how long ago the server knew what is known here.
-func (b *bundle) age() time.Duration { return max(0, time.Duration(b.clock.nanos()-b.asOf.Load())) }
+func (b *bundle) age() time.Duration {
+	_, latest := b.clock.read()
+	return max(0, time.Duration(latest-b.asOf.Load()))
+}

@@ -44,7 +44,7 @@ func (v *Verifier) Status() Status {
 	complete := b.complete
 	b.mu.RUnlock()
 	if complete {
-		s.Staleness, s.Stale = b.age(), b.staleAt(b.clock.nanos())
+		s.Staleness, s.Stale = b.age(), b.isStale()
 	}
 	if v.keeper != nil {
 		s.SnapshotError = v.keeper.lastError()
