@@ -57,12 +57,6 @@ type bundle struct {
 	watchdog *time.Timer // looks when no heartbeat has come for long enough
 }
 
-// staleness is what is done about a bundle that is not kept up to date.
-type staleness struct {
-	after  time.Duration
-	refuse bool
-}
-
 // reading is what two clocks said at one moment.
 type reading struct {
 	server time.Time // as far as it was known
@@ -151,27 +145,6 @@ func (b *bundle) stillAccepted(t *authentic) bool {
 	now, latest := b.clock.read()
 	return now < last.until && !(b.stale.refuse && b.staleAt(latest))
 }
-
-// lookStale logs when the bundle goes stale, and when it is no longer.
-func (b *bundle) lookStale() {
-	switch stale := b.isStale(); {
-	case b.wasStale.Swap(stale) == stale:
-	case stale && b.stale.refuse:
-		b.log.Warn("the trust bundle is stale: every call is refused until it is heard of again", "after", b.stale.after)
-	case stale:
-		b.log.Warn("the trust bundle is stale: going on with the keys and revocations that are known", "after", b.stale.after)
-	default:
-		b.log.Info("the trust bundle is no longer stale")
-	}
-}
-
-func (b *bundle) isStale() bool {
-	_, latest := b.clock.read()
-	return b.staleAt(latest)
-}
-
-// staleAt says whether the bundle is stale at a moment of the server's time.
-func (b *bundle) staleAt(now int64) bool { return now-b.asOf.Load() > int64(b.stale.after) }
 
 // judge says what is wrong with an authentic token at this moment, or accepted.
 // The order of its questions is part of the contract. own says that want is the
@@ -408,8 +381,7 @@ func (b *bundle) beat(beat *watchwordv1.Heartbeat, whole bool) {
 		known = max(known, asOf(beat).UnixNano())
 	}
 	b.asOf.Store(known)
-	b.lookStale()
-	b.watchdog.Reset(max(0, b.stale.after-b.age()) + time.Millisecond)
+	b.watchStale()
 	b.mu.Lock()
 	b.heard = reading{b.clock.now(), time.Now().Round(0)}
 	if whole && !b.complete {

@@ -253,3 +253,18 @@ func TestASuspensionAfterTheStart(t *testing.T) {
 		}
 	})
 }
+
+// Nobody looks after a bundle that is closed, whatever was still on its way.
+func TestNobodyWatchesAClosedBundle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newStrict(t)
+		if !b.watchdog.Stop() {
+			t.Error("nobody watched it before")
+		}
+		b.close()
+		b.beat(0, 0)
+		if b.watchdog.Stop() {
+			t.Error("it is watched")
+		}
+	})
+}
