@@ -141,8 +141,10 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 // user, or that is no regular file is ignored, and so is one that is damaged or of
 // another version; the log and Status say so, and the Verifier waits for the server
 // as it does without. Nothing about the file makes a Verifier fail. Its folder must
-// be there, and nobody else's to write to. Outside of Unix nothing can be said of
-// who may write it: see to that yourself.
+// be there, belong to the same user or to root, and be nobody else's to write to,
+// unless it is sticky as /tmp is; in any other nothing is read or written. A volume
+// that comes with mode 0777 needs a folder of the service's own in it. Outside of Unix
+// nothing can be said of who may write it: see to that yourself.
 //
 // It is written soon after the first bundle and whenever the keys change, every 15
 // seconds otherwise (a very large one more rarely), and by Close. A file belongs to
