@@ -86,8 +86,9 @@ func WithoutWaiting() Option {
 	return func(c *config) { c.withoutWait = true }
 }
 
-// WithLogger is told when the bundle's stream is lost and when it is back. No
-// token is ever logged. The default, and nil, is silence.
+// WithLogger is told when the bundle's stream is lost and when it is back, and of a
+// handler's panic that nobody else could be told of. No token is ever logged. The
+// default, and nil, is silence.
 func WithLogger(log *slog.Logger) Option {
 	return func(c *config) { c.log = log }
 }
