@@ -17,7 +17,6 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/watchword-auth/watchword/authn"
@@ -418,47 +417,4 @@ func TestConcurrentVerify(t *testing.T) {
 	close(stop)
 	judges.Wait()
 	w.wants(t, raw, "TOKEN_REVOKED")
-}
-
-// asked is how a server says that it is full, and when to come again.
-func asked(again time.Duration) error {
-	return refusal(codes.ResourceExhausted, "OVERLOADED", "", &errdetails.RetryInfo{RetryDelay: durationpb.New(again)})
-}
-
-// A server that is full for a moment is waited for, as one that is away. No one
-// comes again before the time that it says, and nobody later than ever.
-func TestAServerThatIsFullIsWaitedFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		server, conn := serveTrust(t)
-		made := make(chan error, 1)
-		go func() {
-			v, err := authn.NewVerifier(t.Context(), conn, authn.WithAudience("internal"))
-			if err == nil {
-				v.Close()
-			}
-			made <- err
-		}()
-		w := <-server.streams
-		for _, c := range []struct{ says, from, to time.Duration }{
-			{0, 25 * time.Millisecond, 50 * time.Millisecond},
-			{7 * time.Second, 7 * time.Second, 8 * time.Second},
-			{time.Hour, 9 * time.Second, 10 * time.Second},
-			{-time.Hour, 200 * time.Millisecond, 400 * time.Millisecond},
-		} {
-			w.end <- asked(c.says)
-			began := time.Now()
-			select {
-			case w = <-server.streams:
-			case err := <-made:
-				t.Fatal(err)
-			}
-			if pause := time.Since(began); pause < c.from || pause > c.to {
-				t.Errorf("told to wait %v, it waited %v", c.says, pause)
-			}
-		}
-		w.send(snapshot(trustState(newKey(t))), heartbeat(time.Now()))
-		if err := <-made; err != nil {
-			t.Error(err)
-		}
-	})
 }

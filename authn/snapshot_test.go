@@ -137,53 +137,6 @@ func TestASnapshotWillDoAfterAWhile(t *testing.T) {
 	})
 }
 
-// With a good file a start fails at once only by what an operator has to set right,
-// and will not while it is made do without.
-func TestWhatASnapshotDoesNotMakeUpFor(t *testing.T) {
-	for code, fails := range map[codes.Code]bool{
-		codes.PermissionDenied:   true, // such as no client certificate
-		codes.FailedPrecondition: true, // such as plaintext from another machine
-		codes.Unavailable:        false,
-		codes.ResourceExhausted:  false,
-		codes.Internal:           false,
-		codes.Unimplemented:      false, // a proxy may have lost its way
-		codes.Unauthenticated:    false,
-		codes.Unknown:            false,
-	} {
-		t.Run(code.String(), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				first, path := startKept(t)
-				first.Close()
-				server, conn := serveTrust(t)
-				stop := make(chan struct{})
-				defer close(stop)
-				go func() {
-					for {
-						select {
-						case w := <-server.streams:
-							w.end <- status.Error(code, "no")
-						case <-stop:
-							return
-						}
-					}
-				}()
-				began := time.Now()
-				v, err := authn.NewVerifier(t.Context(), conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path))
-				took := time.Since(began)
-				if err == nil {
-					v.Close()
-				}
-				switch {
-				case fails && (status.Code(err) != code || took != 0):
-					t.Errorf("%v after %v", err, took)
-				case !fails && (err != nil || took != 2*time.Second):
-					t.Errorf("%v after %v", err, took)
-				}
-			})
-		})
-	}
-}
-
 // A verifier that made do says so for good, whatever the server says later.
 func TestReadyStaysReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
