@@ -57,12 +57,6 @@ type bundle struct {
 	watchdog *time.Timer // looks when no heartbeat has come for long enough
 }
 
-// staleness is what is done about a bundle that is not kept up to date.
-type staleness struct {
-	after  time.Duration
-	refuse bool
-}
-
 // reading is what two clocks said at one moment.
 type reading struct {
 	server time.Time // as far as it was known
@@ -148,25 +142,9 @@ func (b *bundle) stillAccepted(t *authentic) bool {
 	if last == nil || last.epoch != b.epoch.Load() {
 		return false
 	}
-	now := b.clock.nanos()
-	return now < last.until && !(b.stale.refuse && b.staleAt(now))
+	now, latest := b.clock.read()
+	return now < last.until && !(b.stale.refuse && b.staleAt(latest))
 }
-
-// lookStale logs when the bundle goes stale, and when it is no longer.
-func (b *bundle) lookStale() {
-	switch stale := b.staleAt(b.clock.nanos()); {
-	case b.wasStale.Swap(stale) == stale:
-	case stale && b.stale.refuse:
-		b.log.Warn("the trust bundle is stale: every call is refused until it is heard of again", "after", b.stale.after)
-	case stale:
-		b.log.Warn("the trust bundle is stale: going on with the keys and revocations that are known", "after", b.stale.after)
-	default:
-		b.log.Info("the trust bundle is no longer stale")
-	}
-}
-
-// staleAt says whether the bundle is stale at a moment of the server's time.
-func (b *bundle) staleAt(now int64) bool { return now-b.asOf.Load() > int64(b.stale.after) }
 
 // judge says what is wrong with an authentic token at this moment, or accepted.
 // The order of its questions is part of the contract. own says that want is the
@@ -209,7 +187,7 @@ func (b *bundle) judge(t *authentic, want audience, own bool) watchwordv1.ErrorR
 
 // judging says whether there is a bundle to judge by. Needs the lock.
 func (b *bundle) judging() bool {
-	return b.complete && !b.closed && !(b.stale.refuse && b.staleAt(b.clock.nanos()))
+	return b.complete && !b.closed && !(b.stale.refuse && b.isStale())
 }
 
 // end is when a key stops to count, in ns since 1970.
@@ -394,30 +372,34 @@ func (b *bundle) readKey(k *watchwordv1.VerificationKey) (*trustedKey, error) {
 	return key, err
 }
 
-// beat takes in a heartbeat. complete says that it ends a bundle.
-func (b *bundle) beat(beat *watchwordv1.Heartbeat, complete bool) {
+// beat takes in a heartbeat. whole says that all has come that it is about.
+func (b *bundle) beat(beat *watchwordv1.Heartbeat, whole bool) {
 	server := beat.GetServerTime().AsTime()
-	first := !b.clock.heardAny
-	b.clock.heard(server)
-	asOf := server
-	if beat.GetAsOf().IsValid() {
-		asOf = beat.GetAsOf().AsTime()
+	// What is known gets no younger when a clock that was ahead is set right.
+	known := b.asOf.Load() - int64(b.clock.heard(server))
+	if whole {
+		known = max(known, asOf(beat).UnixNano())
 	}
-	known := b.asOf.Load()
-	if first { // what a file said counts until the server is heard
-		known = 0
-	}
-	b.asOf.Store(max(known, asOf.UnixNano()))
-	b.lookStale()
-	b.watchdog.Reset(b.stale.after + time.Millisecond)
+	b.asOf.Store(known)
+	b.watchStale()
 	b.mu.Lock()
 	b.heard = reading{b.clock.now(), time.Now().Round(0)}
-	if complete && !b.complete {
+	if whole && !b.complete {
 		b.complete = true
 		b.tellKeysChanged()
 	}
 	b.mu.Unlock()
 	b.prune(b.clock.now())
+}
+
+// asOf is the server's time up to which all is known that it has sent. It cannot
+// know what is yet to come, so it is never later than its own time.
+func asOf(beat *watchwordv1.Heartbeat) time.Time {
+	server := beat.GetServerTime().AsTime()
+	if at := beat.GetAsOf(); at.IsValid() && at.AsTime().Before(server) {
+		return at.AsTime()
+	}
+	return server
 }
 
 func (b *bundle) tellKeysChanged() {

@@ -78,6 +78,42 @@ func refuseField(method, field, description string) error {
 	})
 }
 
+// A handlersError is the error of a handler that held the refusal of some other
+// token. On the wire it no longer names the method called; all else is as it was.
+type handlersError struct {
+	error
+	status *status.Status
+}
+
+func (e *handlersError) Unwrap() error              { return e.error }
+func (e *handlersError) GRPCStatus() *status.Status { return e.status }
+
+// fromHandler is what becomes of a handler's error. A refusal that names the method
+// called says that the caller's own token was refused, before any work: the caller
+// spends it, and calls again. That is for interceptors to say. A handler may have one
+// of a token that it was asked about, or of the same method of another server.
+func fromHandler(err error, method string) error {
+	st, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	p, named := st.Proto(), false
+	for _, detail := range p.GetDetails() {
+		info := new(errdetails.ErrorInfo)
+		if detail.UnmarshalTo(info) != nil || info.GetDomain() != domain || info.GetMetadata()["method"] != method {
+			continue
+		}
+		named = true
+		delete(info.Metadata, "method")
+		detail.Value = nil // rather nothing than the old, if this could fail
+		_ = detail.MarshalFrom(info)
+	}
+	if !named {
+		return err
+	}
+	return &handlersError{err, status.FromProto(p)}
+}
+
 // Reason says why a call was refused: the reason that Watchword put into a
 // gRPC status, also one that was wrapped on its way. Anything else, nil
 // included, is ERROR_REASON_UNSPECIFIED. To act on a refusal, ask this and

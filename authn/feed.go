@@ -99,14 +99,20 @@ func (f *feed) run(ctx context.Context) {
 		if time.Since(began) > longestDelay {
 			delay = firstDelay
 		}
-		// At least half, so that there is a delay; the rest by chance, so that
-		// watchers which lost one server together don't come back together.
-		pause := delay/2 + rand.N(delay/2)
+		pause := pauseAfter(err, delay)
 		delay = min(2*delay, longestDelay)
 		f.bundle.log.Warn("the trust bundle's stream ended; opening it again", "error", err, "in", pause)
 		f.report(false, err)
 		f.pause(ctx, pause)
 	}
+}
+
+// pauseAfter is at least half of a delay, so that there is one, or what the server
+// asks for, within reason; the rest by chance, so that watchers which lost one server
+// together don't come back together.
+func pauseAfter(err error, delay time.Duration) time.Duration {
+	half := delay / 2
+	return max(half, min(retryAfter(err), longestDelay-half)) + rand.N(half)
 }
 
 // pause waits before the next stream, and tells the connection a little earlier to
@@ -203,8 +209,7 @@ func (f *feed) makeDo() {
 	f.report(true, last)
 }
 
-// wait returns once the first bundle is here, or a snapshot will do. It is patient with UNAVAILABLE;
-// any other error will hardly go away by waiting, and is returned at once.
+// wait returns once the first bundle is here, or a snapshot will do.
 func (f *feed) wait(ctx context.Context) error {
 	for {
 		f.mu.Lock()
@@ -213,7 +218,7 @@ func (f *feed) wait(ctx context.Context) error {
 		if complete {
 			return nil
 		}
-		if last != nil && status.Code(last) != codes.Unavailable {
+		if last != nil && f.final(last) {
 			// Wrapped as it is, so that Reason can read the server's.
 			return fmt.Errorf("authn: watching the trust bundle: %w", last)
 		}
@@ -229,6 +234,20 @@ func (f *feed) wait(ctx context.Context) error {
 			return gaveUp(ctx, last)
 		}
 	}
+}
+
+// final says whether an answer ends the wait. A server that is away or full will be
+// there, or have room, later; any other answer will hardly change by waiting. Where a
+// snapshot will do, only what an operator has to set right must not be covered up by
+// it: a certificate that is missing, and keys that would come over plaintext.
+func (f *feed) final(err error) bool {
+	switch status.Code(err) {
+	case codes.Unavailable, codes.ResourceExhausted:
+		return false
+	case codes.PermissionDenied, codes.FailedPrecondition:
+		return true
+	}
+	return f.fallback == nil
 }
 
 // admit refuses to take keys from whoever may sit between us and the server.

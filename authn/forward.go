@@ -20,7 +20,8 @@ import (
 // audience too, and that service can do elsewhere whatever its caller may. Where
 // this is too much trust, give the service Credentials of its own. The token is
 // not renewed: its refusal is the sender's matter. A refusal that a handler
-// passes back names the method further down, so that nobody replays the chain.
+// passes back names the method further down, or none if it is called the same, so
+// that nobody replays the chain.
 //
 // Over plaintext to another machine a call is UNAUTHENTICATED without a reason;
 // ForwardTokenOverPlaintext lets it pass. A call with authorization metadata of

@@ -27,13 +27,21 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // except that a call without a token is TOKEN_MISSING, and one with anything but
 // one value "Bearer TOKEN" is TOKEN_INVALID; ROLE_REQUIRED comes last. A method
 // name that is not of the form /service/method is UNIMPLEMENTED.
+//
+// Only a refusal from here names the method called. It is taken out of the ErrorInfo
+// of an error that a handler returns, such as one of Verify about another token: a
+// caller would take it for the refusal of its own, and make the call once more.
 func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		ctx, err := v.guard(ctx, info.FullMethod)
 		if err != nil {
 			return nil, err
 		}
-		return handler(ctx, req)
+		resp, err := handler(ctx, req)
+		if err != nil {
+			err = fromHandler(err, info.FullMethod)
+		}
+		return resp, err
 	}
 }
 

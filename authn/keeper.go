@@ -70,8 +70,11 @@ func loadBundle(c *config) (*bundle, error) {
 }
 
 // load reads the file. It does not follow a link, and wants a file that nobody but
-// ourselves could have written: who writes it says whom to trust.
+// ourselves could have written, or put there: who writes it says whom to trust.
 func (b *bundle) load(path string) error {
+	if err := checkPlace(path); err != nil {
+		return err
+	}
 	named, err := os.Lstat(path)
 	if err != nil {
 		return err
@@ -79,7 +82,7 @@ func (b *bundle) load(path string) error {
 	if !named.Mode().IsRegular() {
 		return fmt.Errorf("%s is no regular file", path)
 	}
-	f, err := os.Open(path)
+	f, err := openOurs(path)
 	if err != nil {
 		return err
 	}
@@ -96,6 +99,19 @@ func (b *bundle) load(path string) error {
 	}
 	if err := b.readSnapshot(f, info.Size()); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// checkPlace looks at the folder of a file.
+func checkPlace(path string) error {
+	folder := filepath.Dir(path)
+	info, err := os.Stat(folder)
+	if err != nil {
+		return err
+	}
+	if err := checkFolder(info); err != nil {
+		return fmt.Errorf("%s %w", folder, err)
 	}
 	return nil
 }
@@ -171,6 +187,9 @@ func (k *keeper) lastError() error {
 
 // write replaces the file, and returns how much it wrote, also in vain.
 func (k *keeper) write() (size int64, err error) {
+	if err := checkPlace(k.path); err != nil {
+		return 0, err // what is written there would not be read
+	}
 	if info, err := os.Lstat(k.path); err == nil && !info.Mode().IsRegular() {
 		return 0, fmt.Errorf("%s is no regular file", k.path) // such as /dev/null, which others need
 	}

@@ -17,7 +17,7 @@ import (
 
 // The file is its owner's alone, whatever the umask.
 func TestModeOfTheFile(t *testing.T) {
-	before := syscall.Umask(0)
+	before := syscall.Umask(0o022)
 	defer syscall.Umask(before)
 	for _, umask := range []int{0, 0o022, 0o077, 0o277} {
 		synctest.Test(t, func(t *testing.T) {
@@ -26,7 +26,7 @@ func TestModeOfTheFile(t *testing.T) {
 			path := filepath.Join(folder, "bundle")
 			w := start(t, authn.WithSnapshotFile(path))
 			w.Close()
-			syscall.Umask(before)
+			syscall.Umask(0o022)
 			info, err := os.Stat(path)
 			if err != nil || info.Mode() != 0o600 {
 				t.Errorf("umask %04o: %v, %v", umask, info.Mode(), err)
@@ -87,5 +87,46 @@ func TestAFileThatOthersMayWrite(t *testing.T) {
 				t.Errorf("%v: replaced (%v)", is.Mode(), err)
 			}
 		}
+	})
+}
+
+// A file in a folder that others may write to is not believed, and none is written
+// there: it would never be. Status says so all along.
+func TestAFolderThatOthersMayWriteTo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, path := startKept(t)
+		first.Close()
+		folder := filepath.Dir(path)
+		mode := func(mode os.FileMode) {
+			t.Helper()
+			if err := os.Chmod(folder, mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, bad := range []os.FileMode{0o777, 0o770} {
+			mode(bad)
+			was, err := os.Stat(path)
+			check(t, err)
+			server, conn := serveTrust(t)
+			w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path)), key: first.key}
+			w.wants(t, mint(t, first.key), "BUNDLE_STALE")
+			says := func() {
+				t.Helper()
+				if err := w.Status().SnapshotError; err == nil || !strings.Contains(err.Error(), folder+" has mode") {
+					t.Errorf("%v: %v", bad, err)
+				}
+			}
+			says()
+			(<-server.streams).tell(snapshot(trustState(first.key)), heartbeat(time.Now()))
+			w.wants(t, mint(t, first.key), "ok")
+			says()
+			w.Close()
+			says()
+			if is, err := os.Stat(path); err != nil || !os.SameFile(was, is) {
+				t.Errorf("%v: it was written (%v)", bad, err)
+			}
+		}
+		mode(0o777 | os.ModeSticky)
+		first.alone(t, path).wants(t, mint(t, first.key), "ok")
 	})
 }

@@ -10,6 +10,12 @@ import (
 	"syscall"
 )
 
+// openOurs opens the file for reading. What was put in its place since somebody
+// looked, a link or a pipe, is neither followed nor waited for.
+func openOurs(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+}
+
 // checkOurs refuses a file that somebody else may have written, or may read: the
 // latter only because it says that nobody looked after the former.
 func checkOurs(info fs.FileInfo) error {
@@ -17,6 +23,19 @@ func checkOurs(info fs.FileInfo) error {
 		return fmt.Errorf("has mode %04o, and must be nobody else's to read or write (0600)", mode)
 	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || int(stat.Uid) != os.Geteuid() {
+		return errors.New("belongs to another user")
+	}
+	return nil
+}
+
+// checkFolder refuses a folder in which somebody else may put another file in the
+// place of ours. In a sticky one, such as /tmp, nobody may.
+func checkFolder(info fs.FileInfo) error {
+	if mode := info.Mode(); mode&0o022 != 0 && mode&fs.ModeSticky == 0 {
+		return fmt.Errorf("has mode %04o, and must be nobody else's to write to", mode.Perm())
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(stat.Uid) != os.Geteuid() && stat.Uid != 0 {
 		return errors.New("belongs to another user")
 	}
 	return nil

@@ -86,8 +86,9 @@ func WithoutWaiting() Option {
 	return func(c *config) { c.withoutWait = true }
 }
 
-// WithLogger is told when the bundle's stream is lost and when it is back. No
-// token is ever logged. The default, and nil, is silence.
+// WithLogger is told when the bundle's stream is lost and when it is back, and of a
+// handler's panic that nobody else could be told of. No token is ever logged. The
+// default, and nil, is silence.
 func WithLogger(log *slog.Logger) Option {
 	return func(c *config) { c.log = log }
 }
@@ -114,6 +115,11 @@ const (
 // ContinueWhenStale. The age is counted from the moment up to which the server
 // said that it knew everything, so it grows too where the server has lost its
 // database. Heartbeats come every few seconds: less than 10 s is refused.
+//
+// A machine that was suspended, a laptop or a paused virtual machine, notices by its
+// clock how much time went by, and all of it counts; from two minutes on it counts for
+// the expiry of tokens too. A clock that is set forward looks the same. In either case
+// the server's next heartbeat says what is true.
 func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 	return func(c *config) { c.stale, c.policy = staleness{after, policy == RefuseWhenStale}, policy }
 }
@@ -136,8 +142,10 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 // user, or that is no regular file is ignored, and so is one that is damaged or of
 // another version; the log and Status say so, and the Verifier waits for the server
 // as it does without. Nothing about the file makes a Verifier fail. Its folder must
-// be there, and nobody else's to write to. Outside of Unix nothing can be said of
-// who may write it: see to that yourself.
+// be there, belong to the same user or to root, and be nobody else's to write to,
+// unless it is sticky as /tmp is; in any other nothing is read or written. A volume
+// that comes with mode 0777 needs a folder of the service's own in it. Outside of Unix
+// nothing can be said of who may write it: see to that yourself.
 //
 // It is written soon after the first bundle and whenever the keys change, every 15
 // seconds otherwise (a very large one more rarely), and by Close. A file belongs to

@@ -10,11 +10,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -220,6 +222,96 @@ func TestUnknownKeysMakeNoCallWait(t *testing.T) {
 				case <-w.server.streams:
 					t.Error("another stream was opened")
 				default:
+				}
+			})
+		})
+	}
+}
+
+// asked is how a server says that it is full, and when to come again.
+func asked(again time.Duration) error {
+	return refusal(codes.ResourceExhausted, "OVERLOADED", "", &errdetails.RetryInfo{RetryDelay: durationpb.New(again)})
+}
+
+// A server that is full for a moment is waited for, as one that is away. No one
+// comes again before the time that it says, and nobody later than ever.
+func TestAServerThatIsFullIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server, conn := serveTrust(t)
+		made := make(chan error, 1)
+		go func() {
+			v, err := authn.NewVerifier(t.Context(), conn, authn.WithAudience("internal"))
+			if err == nil {
+				v.Close()
+			}
+			made <- err
+		}()
+		w := <-server.streams
+		for _, c := range []struct{ says, from, to time.Duration }{
+			{0, 25 * time.Millisecond, 50 * time.Millisecond},
+			{7 * time.Second, 7 * time.Second, 8 * time.Second},
+			{time.Hour, 9 * time.Second, 10 * time.Second},
+			{-time.Hour, 200 * time.Millisecond, 400 * time.Millisecond},
+		} {
+			w.end <- asked(c.says)
+			began := time.Now()
+			select {
+			case w = <-server.streams:
+			case err := <-made:
+				t.Fatal(err)
+			}
+			if pause := time.Since(began); pause < c.from || pause > c.to {
+				t.Errorf("told to wait %v, it waited %v", c.says, pause)
+			}
+		}
+		w.send(snapshot(trustState(newKey(t))), heartbeat(time.Now()))
+		if err := <-made; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// With a good file a start fails at once only by what an operator has to set right,
+// and will not while it is made do without.
+func TestWhatASnapshotDoesNotMakeUpFor(t *testing.T) {
+	for code, fails := range map[codes.Code]bool{
+		codes.PermissionDenied:   true, // such as no client certificate
+		codes.FailedPrecondition: true, // such as plaintext from another machine
+		codes.Unavailable:        false,
+		codes.ResourceExhausted:  false,
+		codes.Internal:           false,
+		codes.Unimplemented:      false, // a proxy may have lost its way
+		codes.Unauthenticated:    false,
+		codes.Unknown:            false,
+	} {
+		t.Run(code.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				first, path := startKept(t)
+				first.Close()
+				server, conn := serveTrust(t)
+				stop := make(chan struct{})
+				defer close(stop)
+				go func() {
+					for {
+						select {
+						case w := <-server.streams:
+							w.end <- status.Error(code, "no")
+						case <-stop:
+							return
+						}
+					}
+				}()
+				began := time.Now()
+				v, err := authn.NewVerifier(t.Context(), conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path))
+				took := time.Since(began)
+				if err == nil {
+					v.Close()
+				}
+				switch {
+				case fails && (status.Code(err) != code || took != 0):
+					t.Errorf("%v after %v", err, took)
+				case !fails && (err != nil || took != 2*time.Second):
+					t.Errorf("%v after %v", err, took)
 				}
 			})
 		})

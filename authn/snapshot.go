@@ -218,14 +218,10 @@ func (b *bundle) recall(last *watchwordv1.WatchBundleResponse, local time.Time) 
 	b.complete, b.resume, b.heard = true, last.GetResume(), reading{server, local}
 	b.mu.Unlock()
 	b.forget(server)
-	b.lookStale()
-	b.watchdog.Reset(max(0, b.stale.after-b.age()) + time.Millisecond)
+	b.watchStale()
 	return nil
 }
 
 // plausible keeps arithmetic far from where it overflows. A time that isn't set is
 // 1970.
 func plausible(t time.Time) bool { return t.Year() > 1970 && t.Year() < 2150 }
-
-// age is how long ago the server knew what is known here.
-func (b *bundle) age() time.Duration { return max(0, time.Duration(b.clock.nanos()-b.asOf.Load())) }

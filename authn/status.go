@@ -16,7 +16,8 @@ type Status struct {
 	// WithMaxStaleness says.
 	Stale bool
 	// Staleness is how long ago the server knew what this Verifier knows; zero
-	// without a bundle. What a snapshot file has is as old as its server's word. Up to a few seconds are ordinary.
+	// without a bundle. What a snapshot file has is as old as its server's word. Up to
+	// a few seconds are ordinary.
 	Staleness time.Duration
 	// SnapshotError is why the file of WithSnapshotFile could not be read at the
 	// start, or could not be written the last time. nil: it is well, or there is none.
@@ -43,7 +44,7 @@ func (v *Verifier) Status() Status {
 	complete := b.complete
 	b.mu.RUnlock()
 	if complete {
-		s.Staleness, s.Stale = b.age(), b.staleAt(b.clock.nanos())
+		s.Staleness, s.Stale = b.age(), b.isStale()
 	}
 	if v.keeper != nil {
 		s.SnapshotError = v.keeper.lastError()

@@ -2,6 +2,7 @@ package authn
 
 import (
 	"context"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -25,7 +26,8 @@ const judgeEvery = 500 * time.Millisecond
 // return the refusal, and the client has been answered; a handler that looks at
 // none of these outlives its stream, and holds what it holds until it returns. A
 // handler's panic is raised again in the interceptor's goroutine, so a recovery
-// interceptor that stands outside sees it. Public methods are left alone.
+// interceptor that stands outside sees it; one that comes after the stream was ended
+// can only be logged (WithLogger). Public methods are left alone.
 func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		ctx, err := v.guard(stream.Context(), info.FullMethod)
@@ -33,27 +35,27 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 			return err
 		}
 		if _, guarded := FromContext(ctx); !guarded {
-			return handler(srv, &guardedStream{ServerStream: stream, ctx: ctx})
+			return fromHandler(handler(srv, &guardedStream{ServerStream: stream, ctx: ctx}), info.FullMethod)
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		s := &guardedStream{ServerStream: stream, ctx: ctx}
-		done := make(chan outcome, 1)
-		go run(done, handler, srv, s)
+		s := &guardedStream{ServerStream: stream, ctx: ctx, done: make(chan outcome, 1)}
+		go v.run(s, info.FullMethod, func() error { return handler(srv, s) })
 		judge := time.NewTicker(judgeEvery)
 		defer judge.Stop()
 		for {
 			select {
-			case o := <-done:
+			case o := <-s.done:
 				if o.panicked != nil {
 					panic(o.panicked)
 				}
-				return o.err
+				return fromHandler(o.err, info.FullMethod)
 			case <-judge.C:
 			}
 			if _, err := v.verifyIncoming(ctx, info.FullMethod); err != nil {
 				s.refused.Store(&err)
 				cancel(err)
+				v.logLate(s, info.FullMethod)
 				return err
 			}
 		}
@@ -64,26 +66,47 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 type outcome struct {
 	err      error
 	panicked any
+	stack    []byte // of the panic
 }
 
-func run(done chan<- outcome, handler grpc.StreamHandler, srv any, s grpc.ServerStream) {
+// run runs a handler.
+func (v *Verifier) run(s *guardedStream, method string, handler func() error) {
 	o, returned := outcome{}, false
 	defer func() {
 		if !returned {
 			if o.panicked = recover(); o.panicked == nil { // by runtime.Goexit
 				o.err = status.Error(codes.Internal, "the handler ended without an answer")
+			} else {
+				o.stack = debug.Stack()
 			}
 		}
-		done <- o
+		s.done <- o
+		if s.refused.Load() != nil {
+			v.logLate(s, method)
+		}
 	}()
-	o.err = handler(srv, s)
+	o.err = handler()
 	returned = true
+}
+
+// logLate logs the panic of a handler whose stream was ended over its head, if it has
+// ended itself. It is asked when either has ended, and finds the outcome once.
+func (v *Verifier) logLate(s *guardedStream, method string) {
+	select {
+	case o := <-s.done:
+		if o.panicked != nil {
+			v.bundle.log.Error("a handler panicked after its stream was ended",
+				"method", method, "panic", o.panicked, "stack", string(o.stack))
+		}
+	default:
+	}
 }
 
 // guardedStream is a stream whose context has the principal.
 type guardedStream struct {
 	grpc.ServerStream
 	ctx     context.Context
+	done    chan outcome          // of its handler; has room for it
 	refused atomic.Pointer[error] // why it was ended over its handler's head
 }
 

@@ -1,10 +1,12 @@
 package authn_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"runtime"
 	"strings"
 	"sync"
@@ -35,8 +37,13 @@ const chat = "/chat.v1.Chat/Talk"
 
 func serveStreams(t *testing.T, handler func(grpc.ServerStream) error, outside ...grpc.StreamServerInterceptor) *streams {
 	t.Helper()
+	return serveLoggedStreams(t, nil, handler, outside...)
+}
+
+func serveLoggedStreams(t *testing.T, log *slog.Logger, handler func(grpc.ServerStream) error, outside ...grpc.StreamServerInterceptor) *streams {
+	t.Helper()
 	s := &streams{issuer: authntest.New(), handler: handler, ended: make(chan error, 1000)}
-	v := s.issuer.NewVerifier(t, authn.WithAudience("test"))
+	v := s.issuer.NewVerifier(t, authn.WithAudience("test"), authn.WithLogger(log))
 	listener, stop := serve(func(r *grpc.Server) {
 		r.RegisterService(&grpc.ServiceDesc{ServiceName: "chat.v1.Chat", Streams: []grpc.StreamDesc{{
 			StreamName: "Talk", ServerStreams: true, ClientStreams: true,
@@ -244,6 +251,69 @@ func TestHowAHandlerEnds(t *testing.T) {
 			defer mu.Unlock()
 			if status.Code(err) != c.want || fmt.Sprintf("%T", recovered) != fmt.Sprintf("%T", c.panicked) {
 				t.Errorf("%v, recovered %v", err, recovered)
+			}
+		})
+	}
+}
+
+// A handler that outlives its stream answers nobody any more. That it panicked then
+// is in the log, once, with the place where it did.
+func TestAPanicAfterTheEnd(t *testing.T) {
+	for how, end := range map[string]func(context.Context){
+		"at the end": func(ctx context.Context) { <-ctx.Done() },
+		"later":      func(ctx context.Context) { <-ctx.Done(); time.Sleep(time.Minute) },
+	} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				s := serveLoggedStreams(t, slog.New(slog.NewTextHandler(&log, nil)), func(stream grpc.ServerStream) error {
+					end(stream.Context())
+					panic("a late bug")
+				})
+				token := s.issuer.Token(authntest.User{})
+				stream := s.open(t, token)
+				synctest.Wait()
+				s.issuer.EndSession(token)
+				refusedBy(t, stream.RecvMsg(newText()), codes.Unauthenticated, "TOKEN_REVOKED", chat)
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				got := log.String()
+				if strings.Count(got, "a late bug") != 1 || !strings.Contains(got, chat) || !strings.Contains(got, "TestAPanicAfterTheEnd") {
+					t.Errorf("logged: %s", got)
+				}
+			})
+		})
+	}
+}
+
+// A panic in the very moment in which the stream ends is either raised again or in
+// the log, and not both.
+func TestAPanicInTheMomentOfTheEnd(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			var log bytes.Buffer
+			raised := 0
+			s := serveLoggedStreams(t, slog.New(slog.NewTextHandler(&log, nil)), func(grpc.ServerStream) error {
+				time.Sleep(500 * time.Millisecond) // when tokens are judged again
+				panic("a bug just now")
+			}, func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+				defer func() {
+					if recover() != nil {
+						raised++
+						err = status.Error(codes.DataLoss, "recovered")
+					}
+				}()
+				return handler(srv, stream)
+			})
+			token := s.issuer.Token(authntest.User{})
+			stream := s.open(t, token)
+			synctest.Wait()
+			s.issuer.EndSession(token)
+			err := stream.RecvMsg(newText())
+			synctest.Wait()
+			logged := strings.Count(log.String(), "a bug just now")
+			if logged+raised != 1 || (status.Code(err) == codes.DataLoss) != (raised == 1) {
+				t.Errorf("raised %d times, logged %d times, %v", raised, logged, err)
 			}
 		})
 	}

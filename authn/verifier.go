@@ -56,9 +56,10 @@ type Verifier struct {
 
 // NewVerifier watches the trust bundle of the server behind conn, and waits for
 // the first one. ctx bounds this wait and nothing else. The wait goes on through
-// UNAVAILABLE, so services can be started in any order; it ends at once with any
-// other answer, such as PERMISSION_DENIED. With a good file of WithSnapshotFile it
-// ends well after two seconds, or at ctx's deadline, though the server is away.
+// UNAVAILABLE and RESOURCE_EXHAUSTED, so services can be started in any order and all
+// at once; it ends at once with any other answer. With a good file of WithSnapshotFile
+// it ends well after two seconds, or at ctx's deadline, whatever the server answers
+// but PERMISSION_DENIED and FAILED_PRECONDITION: those an operator has to set right.
 //
 // Errors are gRPC statuses: INVALID_ARGUMENT for options that cannot be meant,
 // and for a method linked into this program whose option contradicts itself or
@@ -117,7 +118,8 @@ func (v *Verifier) Ready(ctx context.Context) error {
 
 // Close ends the watch and waits until it has ended. From then on every guarded
 // call is refused as BUNDLE_STALE; public methods stay open. conn is left alone.
-// The file of WithSnapshotFile is written a last time, if anything is new. It may be called more than once, and always returns nil.
+// The file of WithSnapshotFile is written a last time, if anything is new. It may be
+// called more than once, and always returns nil.
 func (v *Verifier) Close() error {
 	v.once.Do(v.bundle.close)
 	v.feed.stop()

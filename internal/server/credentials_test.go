@@ -13,8 +13,13 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// carrying dials the server with credentials, as a service that it guards.
+// carrying calls the server with credentials, as a service that it guards.
 func (h *harness) carrying(t *testing.T, creds *authn.Credentials, err error) watchwordv1.SessionServiceClient {
+	t.Helper()
+	return watchwordv1.NewSessionServiceClient(h.dialCarrying(t, creds, err))
+}
+
+func (h *harness) dialCarrying(t *testing.T, creds *authn.Credentials, err error) *grpc.ClientConn {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -25,7 +30,7 @@ func (h *harness) carrying(t *testing.T, creds *authn.Credentials, err error) wa
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return watchwordv1.NewSessionServiceClient(conn)
+	return conn
 }
 
 // A caller's day: nothing that happens to its user takes a second call.
@@ -89,4 +94,28 @@ func TestCredentials(t *testing.T) {
 
 	creds, err = authn.NewPasswordCredentials(h.conn, a.name, "not "+a.password)
 	calls(h.carrying(t, creds, err), "INVALID_CREDENTIALS")
+}
+
+// What Verify says of a token that it was asked about concerns nobody's own.
+func TestVerifyWithCredentials(t *testing.T) {
+	h := shared(t)
+	a := h.make(t, "reader")
+	logins := 0
+	store := func(_ context.Context, token string) error {
+		secrets.add("refresh_token", token)
+		logins++
+		return nil
+	}
+	creds, err := authn.NewPasswordCredentials(h.conn, a.name, a.password, authn.WithTokenStore(store), authn.WithCredentialsAudience("internal"))
+	conn := h.dialCarrying(t, creds, err)
+	for range 3 {
+		_, err := watchwordv1.NewAuthServiceClient(conn).Verify(t.Context(), &watchwordv1.VerifyRequest{AccessToken: "a.b.c"})
+		refusedBy(t, err, "TOKEN_INVALID", "")
+		if _, err := watchwordv1.NewSessionServiceClient(conn).ListSessions(t.Context(), new(watchwordv1.ListSessionsRequest)); err != nil {
+			t.Error(err)
+		}
+	}
+	if logins != 1 {
+		t.Errorf("%d tokens were needed", logins)
+	}
 }

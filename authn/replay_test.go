@@ -1,0 +1,165 @@
+package authn_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+// A payment is work that must not be done twice.
+type payment struct {
+	*world
+	auth *authServer
+	conn *grpc.ClientConn // with credentials
+
+	mu    sync.Mutex
+	calls int // for which work was done
+	fails func(ctx context.Context) error
+}
+
+const (
+	payOnce      = "/pay.v1.Pay/Once"
+	payOpenly    = "/pay.v1.Pay/Openly"
+	payAsStream  = "/pay.v1.Pay/AsStream"
+	payOpenlyToo = "/pay.v1.Pay/OpenlyAsStream"
+)
+
+// startPayment runs a guarded service whose methods do their work and then fail.
+func startPayment(t *testing.T, outside ...grpc.ServerOption) *payment {
+	t.Helper()
+	p := &payment{world: start(t, authn.WithPublicMethods(payOpenly, payOpenlyToo)), auth: startAuth(t)}
+	p.auth.mint = func(int) string { return mint(t, p.key) }
+	listener, stop := serve(p.register, append(outside, p.ServerOptions()...)...)
+	t.Cleanup(stop)
+	creds, err := authn.NewPasswordCredentials(p.auth.dial(t, nil), "alice", "secret")
+	check(t, err)
+	t.Cleanup(func() { creds.Close() })
+	p.conn = reachable{listener}.dial(t, nil, creds.DialOptions()...)
+	return p
+}
+
+func (p *payment) register(r *grpc.Server) {
+	desc := &grpc.ServiceDesc{ServiceName: "pay.v1.Pay"}
+	for _, name := range []string{"Once", "Openly"} {
+		desc.Methods = append(desc.Methods, grpc.MethodDesc{MethodName: name, Handler: func(_ any, ctx context.Context, decode func(any) error, intercept grpc.UnaryServerInterceptor) (any, error) {
+			if err := decode(new(emptypb.Empty)); err != nil {
+				return nil, err
+			}
+			return intercept(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "/pay.v1.Pay/" + name}, func(ctx context.Context, _ any) (any, error) {
+				return empty, p.work(ctx)
+			})
+		}})
+	}
+	for _, name := range []string{"AsStream", "OpenlyAsStream"} {
+		desc.Streams = append(desc.Streams, grpc.StreamDesc{StreamName: name, ServerStreams: true, Handler: func(_ any, s grpc.ServerStream) error {
+			return p.work(s.Context())
+		}})
+	}
+	r.RegisterService(desc, nil)
+}
+
+func (p *payment) work(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.calls++
+	return p.fails(ctx)
+}
+
+// A handler that is asked about another token, and passes on what is wrong with
+// it, is called once, and its caller's own token stays in use.
+func TestTheRefusalOfAnotherTokenRepeatsNothing(t *testing.T) {
+	for _, kind := range []struct {
+		method string
+		stream bool
+	}{{payOnce, false}, {payOpenly, false}, {payAsStream, true}, {payOpenlyToo, true}} {
+		t.Run(strings.TrimPrefix(kind.method, "/pay.v1.Pay/"), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := startPayment(t)
+				p.watch.tell(endedSession("session-2", time.Now().Add(time.Hour)), raisedVersion("user-3", 8, false))
+				for reason, approval := range map[string]string{
+					"TOKEN_INVALID": "a.forged.approval",
+					"TOKEN_REVOKED": mint(t, p.key, edit("session-2", "user-2")),
+					"TOKEN_STALE":   mint(t, p.key, edit("session-3", "user-3")),
+					"TOKEN_EXPIRED": mint(t, p.key, func(c *token.Claims) { c.ExpiresAt = time.Now(); c.IssuedAt = c.ExpiresAt.Add(-time.Minute) }),
+				} {
+					for _, wrapped := range []bool{false, true} {
+						p.calls = 0
+						p.fails = func(ctx context.Context) error {
+							_, err := p.VerifyFor(ctx, approval, "internal")
+							if refusedBy(t, err, codes.Unauthenticated, reason, kind.method); wrapped {
+								err = fmt.Errorf("the approval: %w", err)
+							}
+							return err
+						}
+						_, err := call(t.Context(), p.conn, kind.method, kind.stream)
+						refusedBy(t, err, codes.Unauthenticated, reason, "")
+						if p.calls != 1 {
+							t.Fatalf("%s: executed %d times", reason, p.calls)
+						}
+					}
+				}
+				saw(t, p.auth, "login")
+			})
+		})
+	}
+}
+
+// What interceptors outside see of a handler's error is what it was, but for the
+// method.
+func TestAHandlersErrorStaysWhatItWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sentinel := errors.New("no approval")
+		var seen []error
+		p := startPayment(t, grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			resp, err := handler(ctx, req)
+			seen = append(seen, err)
+			return resp, err
+		}))
+		refused := refusal(codes.Unauthenticated, "TOKEN_STALE", payOnce)
+		for _, err := range []error{
+			sentinel,
+			fmt.Errorf("%w: %w", sentinel, refused),
+			errors.Join(refusal(codes.Unauthenticated, "TOKEN_STALE", payOpenly), sentinel),
+		} {
+			p.fails, seen = func(context.Context) error { return err }, nil
+			_, _ = call(t.Context(), p.conn, payOnce, false)
+			if len(seen) != 1 || !errors.Is(seen[0], sentinel) || seen[0].Error() != err.Error() {
+				t.Errorf("%v, was %v", seen, err)
+			}
+		}
+	})
+}
+
+// A service that forwards a call to another of its kind, under the same name,
+// passes back a refusal from there as what it is: one from further down.
+func TestForwardedToTheSameMethod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		auth, next := startAuth(t), startService(t)
+		raw := mint(t, w.key)
+		auth.mint = func(int) string { return raw }
+		next.refuses(func(method, _ string) error { return refusal(codes.Unauthenticated, "TOKEN_STALE", method) })
+		creds, err := authn.NewPasswordCredentials(auth.dial(t, nil), "alice", "secret")
+		check(t, err)
+		defer creds.Close()
+		listener, stop := serve(func(*grpc.Server) {}, append(w.ServerOptions(),
+			grpc.UnknownServiceHandler(passOn(next.dial(t, nil, authn.ForwardToken()...), false)))...)
+		defer stop()
+		_, err = call(t.Context(), reachable{listener}.dial(t, nil, creds.DialOptions()...), unaryMethod, false)
+		refusedBy(t, err, codes.Unauthenticated, "TOKEN_STALE", "")
+		saw(t, next, raw)
+		saw(t, auth, "login")
+	})
+}

@@ -1,0 +1,270 @@
+package authn
+
+import (
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+// A strict bundle refuses when it is stale, after a minute. A test plays its stream.
+type strict struct {
+	*bundle
+	t   *testing.T
+	at  stage
+	key *token.SigningKey
+}
+
+// newStrict makes one that is complete.
+func newStrict(t *testing.T) *strict {
+	key, err := token.GenerateKey(token.EdDSA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &strict{newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Minute, refuse: true}), t, opened, key}
+	t.Cleanup(b.close)
+	b.snapshot(true)
+	b.beat(0, 0)
+	return b
+}
+
+func (b *strict) play(m *watchwordv1.WatchBundleResponse) {
+	b.t.Helper()
+	var err error
+	if b.at, err = b.apply(m, b.at); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *strict) snapshot(whole bool) {
+	b.t.Helper()
+	b.play(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: &watchwordv1.SnapshotChunk{
+		Last: whole,
+		TrustState: &watchwordv1.TrustState{
+			Issuer: "i", MaxTokenLifetime: durationpb.New(5 * time.Minute), Margin: durationpb.New(time.Minute),
+			Keys: []*watchwordv1.VerificationKey{{Key: b.key.Public().JWK()}},
+		},
+	}}})
+}
+
+// beat plays a heartbeat. Both times are said from now.
+func (b *strict) beat(server, asOf time.Duration) {
+	b.t.Helper()
+	now := time.Now()
+	b.play(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{
+		ServerTime: timestamppb.New(now.Add(server)), AsOf: timestamppb.New(now.Add(asOf)),
+	}}})
+}
+
+// beats plays heartbeats of a clock that is right, for a while.
+func (b *strict) beats(during, asOf time.Duration) {
+	b.t.Helper()
+	for end := time.Now().Add(during); time.Now().Before(end); {
+		time.Sleep(5 * time.Second)
+		b.beat(0, asOf)
+	}
+}
+
+func (b *strict) judges(age time.Duration, want bool) {
+	b.t.Helper()
+	if got := b.age(); got != age || b.judging() != want {
+		b.t.Errorf("%v old, judging: %v; want %v, %v", got, b.judging(), age, want)
+	}
+}
+
+// token mints one and checks it.
+func (b *strict) token(t *testing.T, life time.Duration) *authentic {
+	t.Helper()
+	now := time.Now()
+	raw, err := token.Sign(b.key, &token.Claims{
+		Issuer: "i", Subject: "u", ID: "t", SessionID: "s", Username: "n", Audience: []string{"a"},
+		IssuedAt: now, ExpiresAt: now.Add(life),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checked, reason := b.authenticate(raw)
+	if reason != accepted {
+		t.Fatal(reason)
+	}
+	return &checked
+}
+
+// finds checks what is said of a token, when it is judged and when the judgement of
+// before may hold.
+func (b *strict) finds(t *testing.T, checked *authentic, want watchwordv1.ErrorReason) {
+	t.Helper()
+	if b.stillAccepted(checked) && want != accepted {
+		t.Error("the judgement of before still counts")
+	}
+	if got := b.judge(checked, audience{any: true}, true); got != want {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// A server whose clock was ahead for a moment, and says so in whatever it says,
+// makes nothing younger for longer than its clock is believed.
+func TestAServerThatWasAheadMakesNothingYounger(t *testing.T) {
+	const day = 24 * time.Hour
+	for name, ahead := range map[string]struct{ server, asOf time.Duration }{
+		"its clock":             {day, day},
+		"what it knows alone":   {0, day},
+		"its clock, and enough": {day, 2 * day},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newStrict(t)
+				time.Sleep(5 * time.Second)
+				b.beat(ahead.server, ahead.asOf)
+				b.judges(0, true)
+				b.beats(20*time.Minute, 0)
+				b.judges(0, true)
+				time.Sleep(time.Minute)
+				b.judges(time.Minute, true)
+				time.Sleep(10 * time.Hour)
+				b.judges(10*time.Hour+time.Minute, false)
+			})
+		})
+	}
+}
+
+// The correction of the clock is no news: where the server has lost its database,
+// what is known gets older all the same.
+func TestACorrectedClockIsNoNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newStrict(t)
+		b.beat(24*time.Hour, 24*time.Hour)
+		began := time.Now()
+		for time.Since(began) < 20*time.Minute {
+			time.Sleep(5 * time.Second)
+			b.beat(0, -time.Since(began))
+		}
+		b.judges(20*time.Minute, false)
+		b.beat(0, 0)
+		b.judges(0, true)
+	})
+}
+
+// A heartbeat says that all before it has come, so one before the end of the
+// snapshot says nothing of what is known.
+func TestAHeartbeatWithinTheSnapshot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newStrict(t)
+		time.Sleep(time.Hour)
+		b.at = opened // another stream
+		b.snapshot(false)
+		b.beat(0, 0)
+		b.judges(time.Hour, false)
+		b.snapshot(true)
+		b.judges(time.Hour, false)
+		b.beat(0, 0)
+		b.judges(0, true)
+	})
+}
+
+// suspend is what a suspension looks like afterwards: this machine's clock is ahead of
+// the monotonic one, by which the test's time goes, by so much more than it was.
+func (c *clock) suspend(slept time.Duration) {
+	k := *c.correction.Load()
+	k.wall -= int64(slept)
+	c.correction.Store(&k)
+	time.Sleep(2 * lookEvery) // until it is looked at, at the latest
+}
+
+// A machine that was suspended has not noticed that time went by, but for its clock.
+// What got old meanwhile is stale at once, without a word of the server's.
+func TestStaleAfterASuspension(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newStrict(t)
+		raw := b.token(t, 5*time.Minute)
+		b.clock.suspend(50 * time.Second)
+		b.judges(50*time.Second+2*lookEvery, true)
+		b.finds(t, raw, accepted)
+		b.clock.suspend(20 * time.Second) // and once more
+		b.judges(70*time.Second+4*lookEvery, false)
+		b.finds(t, raw, bundleStale)
+		b.beat(0, 0) // somebody set the clock, says the server
+		b.judges(0, true)
+
+		b.clock.suspend(8 * time.Hour)
+		b.judges(8*time.Hour+2*lookEvery, false)
+		b.beat(8*time.Hour, 8*time.Hour)
+		b.judges(0, true)
+		time.Sleep(time.Minute)
+		b.judges(time.Minute, true)
+	})
+}
+
+// A token that has expired while the machine was suspended is not good afterwards.
+// That its clock may have been set counts for nothing below some minutes.
+func TestExpiryAfterASuspension(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newStrict(t)
+		b.stale.refuse = false
+		short, long := b.token(t, 5*time.Minute), b.token(t, 5*time.Minute)
+		b.finds(t, short, accepted)
+		b.clock.suspend(4*time.Minute + 59*time.Second)
+		b.finds(t, short, accepted)
+		b.clock.suspend(time.Second)
+		b.finds(t, short, tokenExpired)
+		b.beat(0, 0) // but the server says otherwise
+		b.finds(t, short, accepted)
+
+		time.Sleep(4 * time.Minute)
+		b.beat(0, 0)
+		b.clock.suspend(90 * time.Second)
+		b.finds(t, long, accepted)
+		b.clock.suspend(time.Hour)
+		b.finds(t, long, tokenExpired)
+	})
+}
+
+// Without a server's word since, a clock that was set back changes nothing.
+func TestAClockThatIsSetBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newStrict(t)
+		raw := b.token(t, time.Minute)
+		b.clock.suspend(-24 * time.Hour)
+		b.finds(t, raw, accepted)
+		time.Sleep(time.Minute)
+		b.beat(0, 0)
+		b.clock.suspend(-24 * time.Hour)
+		b.finds(t, raw, tokenExpired)
+		b.judges(2*lookEvery, true)
+	})
+}
+
+// So it is for who goes on from a file, and has not heard the server at all.
+func TestASuspensionAfterTheStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := mustRead(t, written(t, fill(t, 1)))
+		b.clock.suspend(time.Hour)
+		if got := b.age(); got != time.Hour+2*lookEvery {
+			t.Errorf("%v old", got)
+		}
+		if got := time.Until(b.clock.now()); got != time.Hour {
+			t.Errorf("%v off", got)
+		}
+	})
+}
+
+// Nobody looks after a bundle that is closed, whatever was still on its way.
+func TestNobodyWatchesAClosedBundle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newStrict(t)
+		if !b.watchdog.Stop() {
+			t.Error("nobody watched it before")
+		}
+		b.close()
+		b.beat(0, 0)
+		if b.watchdog.Stop() {
+			t.Error("it is watched")
+		}
+	})
+}
