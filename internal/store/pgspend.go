@@ -162,12 +162,16 @@ func (s *spender) gather(first *spending) []*spending {
 
 // spendPostgres is the statement by itself, and spendMany the one for the members
 // of arrays, which returns their numbers too. For a batch of thirty the second takes
-// PostgreSQL 40 us for each, thirty of the first in a pipeline 100 us.
+// PostgreSQL 40 us for each, thirty of the first in a pipeline 80 us.
+//
+// The first joins the user, since one look into users is cheaper than four. Were
+// they joined with members, PostgreSQL might begin with all users where it has no
+// statistics yet, and go through all of their sessions.
 var (
-	spendPostgres = spendBy("clock.now", "FROM "+clock, numberedArgument)
+	spendPostgres = spendBy("clock.now", "FROM users u, "+clock, joined, argument)
 	spendMany     = spendBy("clock.now", "FROM unnest(CAST($1 AS TEXT[]), CAST($2 AS BIGINT[]), CAST($3 AS TEXT[]), CAST($4 AS BIGINT[]), "+
 		"CAST($5 AS BIGINT[]), CAST($6 AS BIGINT[])) WITH ORDINALITY AS m (id, generation, audience, idle, most, grace, number), "+clock,
-		func(_ int, name string) string { return "m." + name }) + ", m.number"
+		looked, func(_ int, name string) string { return "m." + name }) + ", m.number"
 )
 
 const clock = "(SELECT " + pgNow + " AS now) AS clock"

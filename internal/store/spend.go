@@ -37,30 +37,39 @@ func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	return s.engine.spend(ctx, spend)
 }
 
-// The user is looked up by subqueries, and not joined: so there is no plan for
-// members of arrays that begins with the users, and goes through all sessions.
 const spendTemplate = `UPDATE sessions SET refreshed_at = {now}, current = current + 1, spent = current, spent_at = {now},
 	low = CASE WHEN {now} / {grace} = spent_at / {grace} THEN low ELSE current END,
 	earlier_low = CASE {now} / {grace} - spent_at / {grace} WHEN 0 THEN earlier_low WHEN 1 THEN low ELSE current END {from}
 	WHERE sessions.id = {id} AND current = {generation} AND ended_at IS NULL AND replace(sessions.audience, {audience}, '') <> sessions.audience
-		AND refreshed_at + {idle} > {now} AND (created_at + {most}) / 1000000 * 1000000 > {now}
-		AND (SELECT u.deleted_at IS NULL AND NOT u.disabled AND u.revoked_below <= sessions.born_ver FROM users u WHERE u.id = sessions.user_id)
-	RETURNING {sessions}, (SELECT username FROM users u WHERE u.id = sessions.user_id),
-		(SELECT roles FROM users u WHERE u.id = sessions.user_id), (SELECT ver FROM users u WHERE u.id = sessions.user_id)`
+		AND refreshed_at + {idle} > {now} AND (sessions.created_at + {most}) / 1000000 * 1000000 > {now} AND {good}
+	RETURNING {sessions}, {username}, {roles}, {version}`
 
-// spendBy fills the template in: a name of an argument becomes its place, or that
-// of a column of arrays.
-func spendBy(now, from string, name func(place int, name string) string) string {
-	pairs := []string{"{now}", now, "{from}", from, "{sessions}", of("sessions", sessionColumns)}
+// spendBy fills the template in. user makes an expression about the session's user
+// u one that can stand there; name makes of an argument its place, or the column of
+// arrays that it has become.
+func spendBy(now, from string, user func(string) string, name func(place int, name string) string) string {
+	pairs := []string{
+		"{now}", now, "{from}", from, "{sessions}", of("sessions", sessionColumns),
+		"{good}", user("u.id = sessions.user_id AND u.deleted_at IS NULL AND NOT u.disabled AND u.revoked_below <= sessions.born_ver"),
+		"{username}", user("u.username"), "{roles}", user("u.roles"), "{version}", user("u.ver"),
+	}
 	for i, argument := range []string{"id", "generation", "audience", "idle", "most", "grace"} {
 		pairs = append(pairs, "{"+argument+"}", name(i+1, argument))
 	}
 	return strings.NewReplacer(pairs...).Replace(spendTemplate)
 }
 
-func numberedArgument(place int, _ string) string { return "$" + strconv.Itoa(place) }
+// looked is for a user that is looked up, and joined for one that stands in FROM.
+func looked(expression string) string {
+	return "(SELECT " + expression + " FROM users u WHERE u.id = sessions.user_id)"
+}
 
-var spendSQLite = spendBy("$7", "", numberedArgument)
+func joined(expression string) string { return expression }
+
+func argument(place int, _ string) string { return "$" + strconv.Itoa(place) }
+
+// SQLite returns nothing of a table that is joined.
+var spendSQLite = spendBy("$7", "", looked, argument)
 
 // args are those that all statements have.
 func (s *Spend) args() []any {
