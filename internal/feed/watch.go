@@ -1,21 +1,12 @@
 package feed
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/binary"
 	"slices"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
-
-// TrustState is whom to trust now. The caller must not change it.
-func (f *Feed) TrustState() *watchwordv1.TrustState {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.trust
-}
 
 // watching is what one peer has open.
 type watching struct {
@@ -195,34 +186,4 @@ func (f *Feed) since(resume []byte) ([]Message, bool) {
 		}
 	}
 	return missed, true
-}
-
-// holds reports whether a position is in the history that was read, as far back as
-// it is remembered; mu is held.
-func (f *Feed) holds(at position) bool {
-	i, ok := f.find(at.seq)
-	return at == position{} || ok && f.recent[i] == at
-}
-
-// find is where an event is, or would be, in recent; mu is held.
-func (f *Feed) find(seq int64) (int, bool) {
-	return slices.BinarySearchFunc(f.recent, seq, func(p position, seq int64) int { return cmp.Compare(p.seq, seq) })
-}
-
-// resume says where a later stream can go on: number, tag, and which database.
-func (f *Feed) resume() []byte {
-	resume := binary.BigEndian.AppendUint64(nil, uint64(f.at.seq))
-	resume = append(resume, f.at.tag[:]...)
-	return append(resume, f.origin...)
-}
-
-// parse reads what resume has written, of this database.
-func (f *Feed) parse(resume []byte) (at position, ok bool) {
-	const length = 8 + tagSize
-	if len(resume) < length || !bytes.Equal(resume[length:], f.origin) {
-		return at, false
-	}
-	at.seq = int64(binary.BigEndian.Uint64(resume))
-	copy(at.tag[:], resume[8:])
-	return at, true
 }
