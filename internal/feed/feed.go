@@ -62,6 +62,7 @@ type Feed struct {
 	logger *slog.Logger
 	hint   chan struct{}
 	onKeys func(context.Context) error
+	untold bool // onKeys has failed; of the goroutine that reads the tail
 	poll   time.Duration
 	beats  time.Duration
 
@@ -95,7 +96,10 @@ func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger
 		changed: make(chan struct{}), progress: make(chan struct{}),
 		onKeys: func(context.Context) error { return nil }, poll: pollEvery, beats: heartbeatEvery,
 	}
-	err := s.Read(ctx, func(tx *store.Tx) error { return f.readKeys(tx) })
+	err := s.Read(ctx, func(tx *store.Tx) (err error) {
+		f.trust, err = f.readKeys(ctx, tx)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("reading keys: %w", err)
 	}
@@ -130,6 +134,9 @@ func (f *Feed) Run(ctx context.Context) {
 		case <-poll.C:
 		case <-beat.C:
 			f.beat()
+			if f.untold {
+				f.tellKeys(ctx)
+			}
 			continue
 		}
 		if err := f.catchUp(ctx); err != nil && ctx.Err() == nil {

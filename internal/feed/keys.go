@@ -1,8 +1,8 @@
 package feed
 
 import (
+	"context"
 	"crypto/x509"
-	"fmt"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -19,15 +19,26 @@ func (f *Feed) TrustState() *watchwordv1.TrustState {
 	return f.trust
 }
 
-// readKeys builds the trust state from the rows.
-func (f *Feed) readKeys(tx *store.Tx) error {
+// tellKeys lets the issuer take the keys. If it cannot, that holds up nothing
+// else, and is tried again behind the next heartbeat.
+func (f *Feed) tellKeys(ctx context.Context) {
+	err := f.onKeys(ctx)
+	f.untold = err != nil
+	if err != nil && ctx.Err() == nil {
+		f.logger.WarnContext(ctx, "the issuer cannot take the signing keys, and goes on with those that it has", "error", err)
+	}
+}
+
+// readKeys builds the trust state from the rows. It leaves out what it cannot
+// read, as the verifiers do: a newer version may have keys of another kind.
+func (f *Feed) readKeys(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustState, error) {
 	rows, err := tx.SigningKeys()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	longest, err := tx.MaxLifetime()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	trust := &watchwordv1.TrustState{
 		Issuer: f.issuer, MaxTokenLifetime: durationpb.New(longest), Margin: durationpb.New(Margin),
@@ -38,14 +49,12 @@ func (f *Feed) readKeys(tx *store.Tx) error {
 		}
 		key, err := verificationKey(row)
 		if err != nil {
-			return fmt.Errorf("signing key %s: %w", row.KID, err)
+			f.logger.WarnContext(ctx, "a signing key cannot be read, and is left out", "kid", row.KID, "error", err)
+			continue
 		}
 		trust.Keys = append(trust.Keys, key)
 	}
-	f.mu.Lock()
-	f.trust = trust
-	f.mu.Unlock()
-	return nil
+	return trust, nil
 }
 
 func verificationKey(row *store.SigningKey) (*watchwordv1.VerificationKey, error) {

@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
-	"errors"
 	"slices"
 	"time"
 
@@ -38,10 +37,12 @@ const (
 // catchUp reads the events behind the state, and publishes them.
 func (f *Feed) catchUp(ctx context.Context) error {
 	for {
-		f.mu.Lock()
-		b := batch{after: f.at}
-		f.mu.Unlock()
-		if err := f.store.Read(ctx, b.read); err != nil {
+		var b batch
+		err := f.store.Read(ctx, func(tx *store.Tx) (err error) {
+			b, err = f.read(ctx, tx)
+			return err
+		})
+		if err != nil {
 			return err
 		}
 		if b.forked {
@@ -50,9 +51,7 @@ func (f *Feed) catchUp(ctx context.Context) error {
 			f.beginAnew()
 			continue
 		}
-		if err := f.publish(ctx, b); err != nil {
-			return err
-		}
+		f.publish(ctx, b)
 		if len(b.events) < tailBatch {
 			return nil
 		}
@@ -67,6 +66,23 @@ type batch struct {
 	asked  time.Time // by this process's clock
 	at     time.Time // by the database's
 	forked bool      // the position is not in the history of the database
+
+	trust *watchwordv1.TrustState // of the same moment; nil: the keys have not changed
+}
+
+// read reads what is behind the state.
+func (f *Feed) read(ctx context.Context, tx *store.Tx) (b batch, err error) {
+	f.mu.Lock()
+	b.after = f.at
+	rekey := f.rekey
+	f.mu.Unlock()
+	if err := b.read(tx); err != nil || b.forked {
+		return b, err
+	}
+	if rekey || slices.ContainsFunc(b.events, func(e *store.Event) bool { return e.Kind == store.KeysChanged }) {
+		b.trust, err = f.readKeys(ctx, tx)
+	}
+	return b, err
 }
 
 func (b *batch) read(tx *store.Tx) error {
@@ -129,30 +145,21 @@ func (f *Feed) beginAnew() {
 }
 
 // publish adds events to the state and to the log.
-func (f *Feed) publish(ctx context.Context, b batch) error {
-	f.mu.Lock()
-	rekey := f.rekey
-	f.mu.Unlock()
-	for _, e := range b.events {
-		rekey = rekey || e.Kind == store.KeysChanged
-	}
-	if rekey {
-		if err := errors.Join(f.store.Read(ctx, f.readKeys), f.onKeys(ctx)); err != nil {
-			return err
-		}
+func (f *Feed) publish(ctx context.Context, b batch) {
+	if b.trust != nil {
+		f.tellKeys(ctx)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	// Both clocks tick in one process where the database is embedded: what differs
 	// by less than this is the rounding.
 	f.asOf, f.ahead = b.at, b.at.Sub(b.asked).Round(time.Millisecond)
-	if b.head == f.at && !rekey {
-		return nil
+	if b.head == f.at && b.trust == nil {
+		return
 	}
-	f.rekey = false
-	change, kind := &watchwordv1.Change{}, revocation
-	if rekey {
-		change.TrustState, kind = f.trust, trustChange
+	change, kind := &watchwordv1.Change{TrustState: b.trust}, revocation
+	if b.trust != nil {
+		f.trust, f.rekey, kind = b.trust, false, trustChange
 	}
 	for _, e := range b.events {
 		f.recent = append(f.recent, positionOf(e))
@@ -167,7 +174,6 @@ func (f *Feed) publish(ctx context.Context, b batch) error {
 	f.append(kind, &watchwordv1.WatchBundleResponse{
 		Message: &watchwordv1.WatchBundleResponse_Change{Change: change}, Resume: f.resume(),
 	})
-	return nil
 }
 
 // append adds a message to the log and wakes the watchers; mu is held.
