@@ -673,3 +673,47 @@ func TestConnServesTheBundleAlone(t *testing.T) {
 		}
 	})
 }
+
+// How far the feed has come it says only when it has read the tail to its end, and
+// the keys are of no later moment than it says.
+func TestHalfOfTheTailIsNotAllThatHappened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+		f := openFeed(t, s)
+		opened := time.Now()
+		time.Sleep(time.Minute)
+		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+		for i := range 1500 {
+			write(t, s, ended(fmt.Sprint(i)))
+		}
+		half := 0
+		f.OnKeys(func(context.Context) error {
+			w := watch(t, f)
+			for m := next(t, w); ; m = next(t, w) {
+				half += len(m.GetSnapshotChunk().GetEndedSessions())
+				if lifetime := m.GetSnapshotChunk().GetTrustState().GetMaxTokenLifetime(); lifetime.AsDuration() != 0 {
+					t.Errorf("keys that come after what is known: %v", lifetime)
+				}
+				if beat := m.GetHeartbeat(); beat != nil {
+					if asOf := beat.GetAsOf().AsTime(); asOf.After(opened) {
+						t.Errorf("with half of the tail, all is said to be known up to %v after", asOf.Sub(opened))
+					}
+					return nil
+				}
+			}
+		})
+		tail(t, f)
+		if half == 0 || half == 1500 {
+			t.Fatalf("looked with %d sessions known", half)
+		}
+		w := watch(t, f)
+		for m := next(t, w); ; m = next(t, w) {
+			if beat := m.GetHeartbeat(); beat != nil {
+				if asOf := beat.GetAsOf().AsTime(); !asOf.Equal(time.Now()) {
+					t.Errorf("all is known, up to %v", asOf)
+				}
+				return
+			}
+		}
+	})
+}

@@ -52,7 +52,7 @@ func (f *Feed) catchUp(ctx context.Context) error {
 			continue
 		}
 		f.publish(ctx, b)
-		if len(b.events) < tailBatch {
+		if b.end() {
 			return nil
 		}
 	}
@@ -66,20 +66,25 @@ type batch struct {
 	asked  time.Time // by this process's clock
 	at     time.Time // by the database's
 	forked bool      // the position is not in the history of the database
+	rekey  bool      // the keys have changed
 
-	trust *watchwordv1.TrustState // of the same moment; nil: the keys have not changed
+	trust *watchwordv1.TrustState // of the same moment, where the keys have changed
 }
 
-// read reads what is behind the state.
+// end reports whether this is all that there was.
+func (b *batch) end() bool { return len(b.events) < tailBatch }
+
+// read reads what is behind the state. The keys come with the last of it, so that
+// no watcher is given keys of a later moment than the number that it is given.
 func (f *Feed) read(ctx context.Context, tx *store.Tx) (b batch, err error) {
 	f.mu.Lock()
-	b.after = f.at
-	rekey := f.rekey
+	b.after, b.rekey = f.at, f.rekey
 	f.mu.Unlock()
 	if err := b.read(tx); err != nil || b.forked {
 		return b, err
 	}
-	if rekey || slices.ContainsFunc(b.events, func(e *store.Event) bool { return e.Kind == store.KeysChanged }) {
+	b.rekey = b.rekey || slices.ContainsFunc(b.events, func(e *store.Event) bool { return e.Kind == store.KeysChanged })
+	if b.rekey && b.end() {
 		b.trust, err = f.readKeys(ctx, tx)
 	}
 	return b, err
@@ -117,7 +122,7 @@ func (b *batch) read(tx *store.Tx) error {
 	if n := len(b.events); n > 0 {
 		b.head = positionOf(b.events[n-1])
 	}
-	if len(b.events) < tailBatch && b.head.seq < head {
+	if b.end() && b.head.seq < head {
 		b.head = position{seq: head} // events that were pruned have numbers too
 	}
 	return nil
@@ -153,13 +158,17 @@ func (f *Feed) publish(ctx context.Context, b batch) {
 	defer f.mu.Unlock()
 	// Both clocks tick in one process where the database is embedded: what differs
 	// by less than this is the rounding.
-	f.asOf, f.ahead = b.at, b.at.Sub(b.asked).Round(time.Millisecond)
+	f.ahead = b.at.Sub(b.asked).Round(time.Millisecond)
+	if b.end() {
+		f.asOf = b.at
+	}
+	f.rekey = b.rekey && !b.end()
 	if b.head == f.at && b.trust == nil {
 		return
 	}
 	change, kind := &watchwordv1.Change{TrustState: b.trust}, revocation
 	if b.trust != nil {
-		f.trust, f.rekey, kind = b.trust, false, trustChange
+		f.trust, kind = b.trust, trustChange
 	}
 	for _, e := range b.events {
 		f.recent = append(f.recent, positionOf(e))
