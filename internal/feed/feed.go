@@ -45,11 +45,17 @@ const (
 	// applyTimeout bounds how long an acknowledgement waits for this server's
 	// own verifier. It is memory work, so this never ends unless a fault does it.
 	applyTimeout = 5 * time.Second
+	// askTimeout bounds how long a watcher waits that knows more than the feed.
+	// Another replica can tell it sooner than a database that hangs.
+	askTimeout = time.Second
 )
 
 var (
 	// ErrBehind says that a watcher fell behind and must begin anew.
 	ErrBehind = errors.New("watcher fell behind")
+	// ErrOutdated says that a watcher knows more than the feed, which cannot ask
+	// the database. Another replica may know.
+	ErrOutdated = errors.New("this replica is behind the watcher")
 	// ErrTooManyWatchers says that no more watchers are served.
 	ErrTooManyWatchers = errors.New("too many watchers")
 )
@@ -81,7 +87,10 @@ type Feed struct {
 	rekey    bool          // the trust state is to be read, whatever the events say
 	fork     int           // counts the histories that this process has seen, but the first
 	applied  int64         // what our own verifier has applied
-	progress chan struct{} // closed and replaced when applied grows
+	begun    int           // counts the readings of the tail
+	ended    int           // the last of them that has ended
+	failed   error         // why that one failed
+	progress chan struct{} // closed and replaced when applied or ended grows
 }
 
 // Message is an encoded WatchBundleResponse. Many watchers share it: it must not

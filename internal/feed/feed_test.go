@@ -349,6 +349,7 @@ func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 
 func TestResumeFromNowhereBringsASnapshot(t *testing.T) {
 	_, f, at := known(t, "one")
+	run(t, f)
 	flip := func(i int) []byte {
 		b := bytes.Clone(at)
 		b[i] ^= 1
@@ -424,13 +425,13 @@ func TestAnotherHistoryIsNoticedAndCostsASnapshot(t *testing.T) {
 			write(t, s, ended("kept"))
 			write(t, s, ended("lost"))
 			f := openFeed(t, s)
+			run(t, f)
 			w := watch(t, f)
 			_, at := resume(t, w)
 			rewrite(t, path, `DELETE FROM events WHERE subject = 'lost'`, `UPDATE head SET seq = seq - 1`)
 			for _, id := range after {
 				write(t, s, ended(id))
 			}
-			tail(t, f)
 			if _, err := w.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
 				t.Fatalf("a watcher of the old history goes on: %v", err)
 			}
@@ -441,11 +442,13 @@ func TestAnotherHistoryIsNoticedAndCostsASnapshot(t *testing.T) {
 					t.Errorf("after the fork, told of %v, not of %s", sessions, id)
 				}
 			}
-			if sessions, _ := resume(t, rejoin(t, f, newer)); len(sessions) != 0 {
+			again := rejoin(t, f, newer)
+			if sessions, _ := resume(t, again); len(sessions) != 0 {
 				t.Errorf("resumed in the new history, told of %v", sessions)
 			}
 			write(t, s, ended("later")) // its number is one that the old history had
-			tail(t, f)
+			for next(t, again).GetChange() == nil {
+			}
 			if sessions, _ := resume(t, rejoin(t, f, newer)); len(sessions) != 1 {
 				t.Errorf("then told of %v", sessions)
 			}

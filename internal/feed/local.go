@@ -90,7 +90,6 @@ func (f *Feed) setApplied(fork int, seq int64) {
 	defer f.mu.Unlock()
 	if fork == f.fork && seq > f.applied {
 		f.applied = seq
-		close(f.progress)
-		f.progress = make(chan struct{})
+		f.proceed()
 	}
 }

@@ -34,8 +34,21 @@ const (
 	trustChange           // one that brings another
 )
 
-// catchUp reads the events behind the state, and publishes them.
+// catchUp reads the events behind the state, and publishes them. It is for one
+// goroutine.
 func (f *Feed) catchUp(ctx context.Context) error {
+	f.mu.Lock()
+	f.begun++
+	f.mu.Unlock()
+	err := f.readTail(ctx)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ended, f.failed = f.begun, err
+	f.proceed()
+	return err
+}
+
+func (f *Feed) readTail(ctx context.Context) error {
 	for {
 		var b batch
 		err := f.store.Read(ctx, func(tx *store.Tx) (err error) {
@@ -132,6 +145,39 @@ func positionOf(e *store.Event) position {
 	at := position{seq: e.Seq}
 	copy(at.tag[:], e.Tag)
 	return at
+}
+
+// ask returns when the tail has been read by a reading that has begun since, so
+// that one serves all who ask. It is bounded, and its errors are the reading's and
+// ctx's.
+func (f *Feed) ask(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	f.mu.Lock()
+	mine, down := f.begun+1, f.failed != nil
+	f.mu.Unlock()
+	if !down { // otherwise whoever asks would set the pace of trying again
+		f.nudge()
+	}
+	for {
+		f.mu.Lock()
+		ended, failed, progress := f.ended, f.failed, f.progress
+		f.mu.Unlock()
+		if ended >= mine {
+			return failed
+		}
+		select {
+		case <-progress:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// proceed wakes those who wait for progress; mu is held.
+func (f *Feed) proceed() {
+	close(f.progress)
+	f.progress = make(chan struct{})
 }
 
 // beginAnew forgets where in its history the database was, and sends all

@@ -3,6 +3,7 @@ package feed
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -17,7 +18,7 @@ type watching struct {
 // Watch begins with what has happened since `resume`, if this feed can tell, and
 // with a snapshot otherwise. `from` is the peer, whose snapshots and watchers are
 // bounded; ctx bounds the wait for the peer's other snapshots. The watcher must
-// be closed. Its errors are ErrTooManyWatchers and ctx's.
+// be closed. Its errors are ErrTooManyWatchers, ErrOutdated and ctx's.
 func (f *Feed) Watch(ctx context.Context, from string, resume []byte) (*Watcher, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -33,6 +34,13 @@ func (f *Feed) Watch(ctx context.Context, from string, resume []byte) (*Watcher,
 	f.peers[from] = peer
 	w := &Watcher{feed: f, from: from, peer: peer}
 	missed, ok := f.since(resume)
+	if !ok && f.unheard(resume) {
+		if err := w.catchUp(ctx); err != nil {
+			w.leave()
+			return nil, err
+		}
+		missed, ok = f.since(resume)
+	}
 	if !ok {
 		if err := w.awaitTurn(ctx); err != nil {
 			w.leave()
@@ -55,6 +63,18 @@ type Watcher struct {
 	seq   int64     // the state's number behind the queue
 	fork  int       // the history that the numbers are of
 	next  int       // in the log
+}
+
+// catchUp lets the feed read up to what the watcher knows, before that is judged
+// to be of another history: a snapshot of an older state would undo some of it,
+// and a withdrawn key be trusted again. mu is held, and let go while it waits.
+func (w *Watcher) catchUp(ctx context.Context) error {
+	w.feed.mu.Unlock()
+	defer w.feed.mu.Lock()
+	if err := w.feed.ask(ctx); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w: %w", ErrOutdated, err)
+	}
+	return ctx.Err()
 }
 
 // awaitTurn waits until the peer may be sent another snapshot. mu is held, and
@@ -152,6 +172,14 @@ func (w *Watcher) poll() (entry, chan struct{}, error) {
 		return f.log[i], nil, nil
 	}
 	return entry{}, f.changed, nil
+}
+
+// unheard reports whether a position that a watcher names is none of the history
+// that was read, though not for being too old; mu is held.
+func (f *Feed) unheard(resume []byte) bool {
+	at, ok := f.parse(resume)
+	_, known := f.find(at.seq)
+	return ok && (at.seq > f.at.seq || known && !f.holds(at))
 }
 
 // since is what has happened since a position that a watcher names, if the

@@ -50,6 +50,9 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 		return errNoCertificate
 	}
 	watcher, err := t.Feed.Watch(ctx, sourceOf(ctx).String(), req.GetResume())
+	if errors.Is(err, feed.ErrOutdated) {
+		return status.Error(codes.Unavailable, "this replica is behind: come back, or go to another")
+	}
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,9 @@ type trust struct {
 	feed  *feed.Feed
 	conn  *grpc.ClientConn
 	ended chan error // how each stream's handler has ended
+
+	listener *bufconn.Listener
+	stop     func()
 }
 
 // serveTrust serves a bundle with so many ended sessions, in a bubble.
@@ -61,10 +64,22 @@ func serveTrust(t *testing.T, sessions int, inside ...grpc.StreamServerIntercept
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr := &trust{ended: make(chan error, 100)}
-	if tr.feed, err = feed.Open(t.Context(), s, "https://auth.test", "database", slog.New(slog.DiscardHandler)); err != nil {
+	return serveFeed(t, openFeed(t, s), inside...)
+}
+
+func openFeed(t *testing.T, s *store.Store) *feed.Feed {
+	t.Helper()
+	f, err := feed.Open(t.Context(), s, "https://auth.test", "database", slog.New(slog.DiscardHandler))
+	if err != nil {
 		t.Fatal(err)
 	}
+	return f
+}
+
+// serveFeed serves the bundle of a feed.
+func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerInterceptor) *trust {
+	t.Helper()
+	tr := &trust{feed: f, ended: make(chan error, 100), listener: bufconn.Listen(1 << 20)}
 	note := func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		err := handler(srv, stream)
 		tr.ended <- err
@@ -74,18 +89,25 @@ func serveTrust(t *testing.T, sessions int, inside ...grpc.StreamServerIntercept
 	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()),
 		grpc.ChainStreamInterceptor(note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
 	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Feed: tr.feed})
-	listener := bufconn.Listen(1 << 20)
 	var serving sync.WaitGroup
-	serving.Go(func() { _ = server.Serve(listener) })
-	t.Cleanup(func() { server.Stop(); serving.Wait() })
-	tr.conn, err = grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+	serving.Go(func() { _ = server.Serve(tr.listener) })
+	tr.stop = func() { server.Stop(); serving.Wait() }
+	t.Cleanup(tr.stop)
+	tr.conn = dial(t, func() *bufconn.Listener { return tr.listener })
+	return tr
+}
+
+// dial makes a connection to whatever listener there is at the time.
+func dial(t *testing.T, to func() *bufconn.Listener) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithStaticStreamWindowSize(window), grpc.WithStaticConnWindowSize(64*window),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return to().DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { tr.conn.Close() })
-	return tr
+	t.Cleanup(func() { conn.Close() })
+	return conn
 }
 
 type bundle = grpc.ServerStreamingClient[watchwordv1.WatchBundleResponse]
