@@ -504,8 +504,12 @@ func writeAfterAFork(t *testing.T, since time.Duration) {
 	}
 }
 
+// Strangers are bounded, and cannot lock our own verifier out.
 func TestWatchersAreBounded(t *testing.T) {
-	f, _ := newFeed(t)
+	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+	write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+	f := openFeed(t, s)
+	run(t, f)
 	var watchers []*feed.Watcher
 	_, at := resume(t, watch(t, f))
 	fill := func(from string) (n int) {
@@ -528,10 +532,21 @@ func TestWatchersAreBounded(t *testing.T) {
 	for i := range 100 {
 		fill(fmt.Sprint(i))
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	v, err := authn.NewVerifier(ctx, f.Conn(), authn.WithAnyAudience())
+	if err != nil {
+		t.Fatalf("our own verifier: %v", err)
+	}
+	defer v.Close()
+	if err := f.Write(ctx, ended("one")); err != nil || v.Status().EndedSessions != 1 {
+		t.Errorf("our own verifier is not told: %v, %+v", err, v.Status())
+	}
 	for _, w := range watchers {
 		w.Close()
 	}
 	watchers = nil
+	_, at = resume(t, watch(t, f)) // which cost a snapshot otherwise
 	if n := fill("one peer"); n != one {
 		t.Fatalf("%d places of %d have come back", n, one)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -42,8 +43,29 @@ type trust struct {
 	ended chan error // how each stream's handler has ended
 
 	listener *bufconn.Listener
+	from     *net.TCPAddr // what peers are said to come from, if anything
 	stop     func()
 }
+
+// Accept accepts a connection, and says that it comes from another address.
+func (tr *trust) Accept() (net.Conn, error) {
+	conn, err := tr.listener.Accept()
+	if err != nil || tr.from == nil {
+		return conn, err
+	}
+	return elsewhere{conn, tr.from}, nil
+}
+
+func (tr *trust) Close() error   { return tr.listener.Close() }
+func (tr *trust) Addr() net.Addr { return tr.listener.Addr() }
+
+// elsewhere is a connection from another address.
+type elsewhere struct {
+	net.Conn
+	from net.Addr
+}
+
+func (e elsewhere) RemoteAddr() net.Addr { return e.from }
 
 // serveTrust serves a bundle with so many ended sessions, in a bubble.
 func serveTrust(t *testing.T, sessions int, inside ...grpc.StreamServerInterceptor) *trust {
@@ -90,7 +112,7 @@ func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerIntercepto
 		grpc.ChainStreamInterceptor(note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
 	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Feed: tr.feed})
 	var serving sync.WaitGroup
-	serving.Go(func() { _ = server.Serve(tr.listener) })
+	serving.Go(func() { _ = server.Serve(tr) })
 	tr.stop = func() { server.Stop(); serving.Wait() }
 	t.Cleanup(tr.stop)
 	tr.conn = dial(t, func() *bufconn.Listener { return tr.listener })
@@ -224,6 +246,32 @@ func TestAWatcherThatReadsSlowlyIsServed(t *testing.T) {
 		case err := <-tr.ended:
 			t.Errorf("an idle stream ended: %v", err)
 		default:
+		}
+	})
+}
+
+// A peer of IPv6 has a network of addresses, and would have its places as often.
+func TestTheAddressesOfOneNetworkShareTheirPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := serveTrust(t, 1)
+		all := tr.places(t, "another")
+		for address, network := range map[string]string{
+			"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64", "192.0.2.7": "192.0.2.7",
+		} {
+			tr.from = net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(address), 1234))
+			conn := dial(t, func() *bufconn.Listener { return tr.listener })
+			stream, err := watchwordv1.NewTrustServiceClient(conn).WatchBundle(t.Context(), &watchwordv1.WatchBundleRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := read(stream, 0); err != nil {
+				t.Fatal(err)
+			}
+			if left := tr.places(t, network); left != all-1 {
+				t.Errorf("a watcher from %s leaves %d places of %d to %s", address, left, all, network)
+			}
+			conn.Close()
+			synctest.Wait()
 		}
 	})
 }
