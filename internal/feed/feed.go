@@ -72,25 +72,27 @@ type Feed struct {
 	poll   time.Duration
 	beats  time.Duration
 
-	mu       sync.Mutex
-	at       position // of the newest event in the state
-	asOf     time.Time
-	ahead    time.Duration // of the database's clock before this process's
-	trust    *watchwordv1.TrustState
-	revoked  revocations
-	watchers int
-	peers    map[string]*watching
-	log      []entry
-	first    int           // the index of log[0], counted from the start of the process
-	recent   []position    // of the events in the log, in order
-	changed  chan struct{} // closed and replaced when the log grows
-	rekey    bool          // the trust state is to be read, whatever the events say
-	fork     int           // counts the histories that this process has seen, but the first
-	applied  int64         // what our own verifier has applied
-	begun    int           // counts the readings of the tail
-	ended    int           // the last of them that has ended
-	failed   error         // why that one failed
-	progress chan struct{} // closed and replaced when applied or ended grows
+	mu         sync.Mutex
+	at         position // of the newest event in the state
+	asOf       time.Time
+	ahead      time.Duration // of the database's clock before this process's
+	trust      *watchwordv1.TrustState
+	revoked    revocations
+	trustChunk Message // trust, as snapshots begin with it
+	watchers   int
+	peers      map[string]*watching
+	log        []entry
+	first      int           // the index of log[0], counted from the start of the process
+	rekeyed    int           // the index behind the newest change of the trust state
+	recent     []position    // of the events in the log, in order
+	changed    chan struct{} // closed and replaced when the log grows
+	rekey      bool          // the trust state is to be read, whatever the events say
+	fork       int           // counts the histories that this process has seen, but the first
+	applied    int64         // what our own verifier has applied
+	begun      int           // counts the readings of the tail
+	ended      int           // the last of them that has ended
+	failed     error         // why that one failed
+	progress   chan struct{} // closed and replaced when applied or ended grows
 }
 
 // Message is an encoded WatchBundleResponse. Many watchers share it: it must not
@@ -105,8 +107,9 @@ func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger
 		changed: make(chan struct{}), progress: make(chan struct{}),
 		onKeys: func(context.Context) error { return nil }, poll: pollEvery, beats: heartbeatEvery,
 	}
-	err := s.Read(ctx, func(tx *store.Tx) (err error) {
-		f.trust, err = f.readKeys(ctx, tx)
+	err := s.Read(ctx, func(tx *store.Tx) error {
+		trust, err := f.readKeys(ctx, tx)
+		f.setTrust(trust)
 		return err
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -271,6 +272,9 @@ func resume(t *testing.T, w *feed.Watcher) (sessions []string, at []byte) {
 	t.Helper()
 	for n := 0; ; n++ {
 		m := next(t, w)
+		if m.GetHeartbeat() != nil {
+			t.Fatal("a heartbeat says that all is known, before it has been told")
+		}
 		chunk := m.GetSnapshotChunk()
 		if n == 0 && chunk.GetTrustState().GetIssuer() == "" {
 			t.Fatalf("the stream begins with %v", m)
@@ -732,6 +736,87 @@ func TestHalfOfTheTailIsNotAllThatHappened(t *testing.T) {
 				}
 				return
 			}
+		}
+	})
+}
+
+// What watchers are sent they share: one that comes costs the feed next to nothing,
+// however much it has missed.
+func TestWatchersShareWhatTheyAreSent(t *testing.T) {
+	s, f, at := known(t, "known")
+	feed.Fill(f, 500)
+	for i := range 450 { // the newest chunk is nearly full
+		write(t, s, ended(fmt.Sprint(i)))
+		tail(t, f)
+	}
+	for name, from := range map[string][]byte{"a snapshot": nil, "what was missed": at} {
+		const n = 100
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range n {
+			w, err := f.Watch(t.Context(), "peer", from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+		}
+		runtime.ReadMemStats(&after)
+		if each := (after.TotalAlloc - before.TotalAlloc) / n; each > 4<<10 {
+			t.Errorf("%s takes %d bytes for each watcher", name, each)
+		}
+	}
+}
+
+// A watcher that resumes is told of no heartbeat before it is told everything, and
+// one that falls behind meanwhile is sent away.
+func TestResumeComesFromTheLog(t *testing.T) {
+	s, f, at := known(t, "known")
+	for _, id := range []string{"one", "two"} {
+		feed.Beat(f)
+		write(t, s, ended(id))
+		tail(t, f)
+	}
+	feed.Beat(f)
+	w, slow := rejoin(t, f, at), rejoin(t, f, at)
+	write(t, s, ended("three"))
+	tail(t, f)
+	if sessions, _ := resume(t, w); fmt.Sprint(sessions) != "[one two]" {
+		t.Errorf("told of %v", sessions)
+	}
+	if got := next(t, w).GetChange().GetEndedSessions(); len(got) != 1 || got[0].GetSessionId() != "three" {
+		t.Errorf("then told of %v", got)
+	}
+	next(t, slow)
+	next(t, slow)
+	for range 10_000 {
+		feed.Beat(f)
+	}
+	if _, err := slow.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
+		t.Errorf("who has fallen behind with one of two told: %v", err)
+	}
+}
+
+// A watcher reads its snapshot to the end, whatever becomes of the log and of the
+// revocations meanwhile.
+func TestASnapshotIsOfOneMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+		f := openFeed(t, s)
+		feed.Fill(f, 2_500)
+		w := watch(t, f)
+		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+		time.Sleep(2 * time.Hour) // all of them expire
+		for range 10_000 {
+			feed.Beat(f)
+		}
+		if sessions, _ := snapshot(t, w); len(sessions) != 2_500 || !slices.Contains(sessions, fmt.Sprintf("%016d", 0)) {
+			t.Errorf("%d sessions", len(sessions))
+		}
+		if _, err := w.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
+			t.Errorf("and then: %v", err)
+		}
+		if sessions, _ := snapshot(t, watch(t, f)); len(sessions) != 0 {
+			t.Errorf("%d sessions are kept", len(sessions))
 		}
 	})
 }

@@ -19,6 +19,11 @@ func (f *Feed) TrustState() *watchwordv1.TrustState {
 	return f.trust
 }
 
+// setTrust replaces the trust state; mu is held.
+func (f *Feed) setTrust(trust *watchwordv1.TrustState) {
+	f.trust, f.trustChunk = trust, encode(chunk(&watchwordv1.SnapshotChunk{TrustState: trust}))
+}
+
 // tellKeys lets the issuer take the keys. If it cannot, that holds up nothing
 // else, and is tried again behind the next heartbeat.
 func (f *Feed) tellKeys(ctx context.Context) {

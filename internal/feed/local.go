@@ -75,11 +75,11 @@ func (f *Feed) own(resume []byte) *Watcher {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	w := &Watcher{feed: f}
-	missed, ok := f.since(resume)
-	if !ok {
-		missed = f.revoked.messages()
+	if next, ok := f.since(resume); ok {
+		w.goOn(next)
+	} else {
+		w.beginAnew()
 	}
-	w.begin(missed)
 	return w
 }
 

@@ -214,7 +214,8 @@ func (f *Feed) publish(ctx context.Context, b batch) {
 	}
 	change, kind := &watchwordv1.Change{TrustState: b.trust}, revocation
 	if b.trust != nil {
-		f.trust, kind = b.trust, trustChange
+		f.setTrust(b.trust)
+		kind = trustChange
 	}
 	for _, e := range b.events {
 		f.recent = append(f.recent, positionOf(e))
@@ -238,6 +239,9 @@ func (f *Feed) append(kind entryKind, message *watchwordv1.WatchBundleResponse) 
 		f.first += logSize / 2
 	}
 	f.log = append(f.log, entry{f.at.seq, kind, encode(message)})
+	if kind == trustChange {
+		f.rekeyed = f.first + len(f.log)
+	}
 	f.wake()
 }
 

@@ -33,36 +33,44 @@ func (f *Feed) Watch(ctx context.Context, from string, resume []byte) (*Watcher,
 	peer.watchers++
 	f.peers[from] = peer
 	w := &Watcher{feed: f, from: from, peer: peer}
-	missed, ok := f.since(resume)
+	next, ok := f.since(resume)
 	if !ok && f.unheard(resume) {
 		if err := w.catchUp(ctx); err != nil {
 			w.leave()
 			return nil, err
 		}
-		missed, ok = f.since(resume)
+		next, ok = f.since(resume)
 	}
-	if !ok {
-		if err := w.awaitTurn(ctx); err != nil {
-			w.leave()
-			return nil, err
-		}
-		missed = f.revoked.messages()
+	if ok {
+		w.goOn(next)
+		return w, nil
 	}
-	w.begin(missed)
+	if err := w.awaitTurn(ctx); err != nil {
+		w.leave()
+		return nil, err
+	}
+	w.beginAnew()
 	return w, nil
 }
 
 // Watcher is one watcher's place in the feed. It is not safe for concurrent use.
+//
+// It is told whom to trust, and what it has missed: a snapshot, or a part of the
+// log. Then it is told that this was all, and then whatever comes. What may be
+// large of this it shares with the others.
 type Watcher struct {
 	feed    *Feed
 	from    string
 	peer    *watching
 	sending bool // a snapshot: holds a place in peer.snapshots
 
-	queue []Message // what comes before the log
-	seq   int64     // the state's number behind the queue
-	fork  int       // the history that the numbers are of
-	next  int       // in the log
+	trust    Message     // as the stream begins
+	snapshot []fullChunk // all but the newest chunk of it
+	next     int         // in the log
+	told     []Message   // the newest chunk, that this was all, and a heartbeat
+	toldAt   int         // where in the log that comes
+	seq      int64       // the state's number there
+	fork     int         // the history that the numbers are of
 }
 
 // catchUp lets the feed read up to what the watcher knows, before that is judged
@@ -91,20 +99,24 @@ func (w *Watcher) awaitTurn(ctx context.Context) error {
 	}
 }
 
-// begin puts the trust state in front of what the watcher has missed, and behind
-// it that this was all, and a heartbeat; mu is held.
-func (w *Watcher) begin(missed []Message) {
+// goOn begins with what is in the log from next on; mu is held.
+func (w *Watcher) goOn(next int) {
 	f := w.feed
-	w.seq, w.fork, w.next = f.at.seq, f.fork, f.first+len(f.log)
+	w.next, w.toldAt, w.seq, w.fork = next, f.first+len(f.log), f.at.seq, f.fork
 	last := chunk(&watchwordv1.SnapshotChunk{Last: true})
 	last.Resume = f.resume()
-	if len(missed) == 0 {
-		last.GetSnapshotChunk().TrustState = f.trust
-	} else {
-		w.queue = append(w.queue, encode(chunk(&watchwordv1.SnapshotChunk{TrustState: f.trust})))
+	w.trust = f.trustChunk
+	w.told = []Message{encode(last), encode(f.heartbeat(nil))}
+}
+
+// beginAnew begins with a snapshot; mu is held.
+func (w *Watcher) beginAnew() {
+	f := w.feed
+	w.goOn(f.first + len(f.log))
+	w.snapshot = f.revoked.full
+	if newest := f.revoked.newest(); newest != nil {
+		w.told = slices.Insert(w.told, 0, newest)
 	}
-	w.queue = append(w.queue, missed...)
-	w.queue = append(w.queue, encode(last), encode(f.heartbeat(nil)))
 }
 
 // Close gives the watcher's place to another. It must be called once.
@@ -156,22 +168,43 @@ func (w *Watcher) poll() (entry, chan struct{}, error) {
 	f := w.feed
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(w.queue) > 0 {
-		e := entry{message: w.queue[0]}
-		if w.queue = w.queue[1:]; len(w.queue) == 0 {
-			e.seq, w.queue = w.seq, nil
+	for {
+		if e, ok := w.take(); ok {
+			return e, nil, nil
+		}
+		if w.next < f.first {
+			return entry{}, nil, ErrBehind
+		}
+		if w.next == f.first+len(f.log) {
+			return entry{}, f.changed, nil
+		}
+		e := f.log[w.next-f.first]
+		w.next++
+		if e.kind != heartbeat || w.next > w.toldAt { // before, it would say that all is known
+			return e, nil, nil
+		}
+	}
+}
+
+// take takes the next of what does not come from the log, if that is due; mu is
+// held.
+func (w *Watcher) take() (e entry, ok bool) {
+	switch {
+	case w.trust != nil:
+		e.message, w.trust = w.trust, nil
+	case len(w.snapshot) > 0:
+		e.message, w.snapshot = w.snapshot[0].message, w.snapshot[1:]
+	case len(w.told) > 0 && w.next >= w.toldAt:
+		e.message, w.told = w.told[0], w.told[1:]
+		if len(w.told) == 0 {
+			e.seq = w.seq
+			w.snapshot, w.told = nil, nil
 			w.sent()
 		}
-		return e, nil, nil
+	default:
+		return e, false
 	}
-	if w.next < f.first {
-		return entry{}, nil, ErrBehind
-	}
-	if i := w.next - f.first; i < len(f.log) {
-		w.next++
-		return f.log[i], nil, nil
-	}
-	return entry{}, f.changed, nil
+	return e, true
 }
 
 // unheard reports whether a position that a watcher names is none of the history
@@ -182,36 +215,28 @@ func (f *Feed) unheard(resume []byte) bool {
 	return ok && (at.seq > f.at.seq || known && !f.holds(at))
 }
 
-// since is what has happened since a position that a watcher names, if the
-// position is in this history and the log goes back so far; mu is held.
+// since is where in the log that begins which has happened since a position that
+// a watcher names, if the position is in this history and the log goes back so far;
+// mu is held.
 //
-// A change of the trust state among it is answered by a snapshot: the watcher has
-// been given the newest already, and must not go back to one in between.
-func (f *Feed) since(resume []byte) ([]Message, bool) {
+// A change of the trust state among it is answered by a snapshot: the watcher is
+// given the newest first, and must not go back to one in between.
+func (f *Feed) since(resume []byte) (next int, ok bool) {
 	at, ok := f.parse(resume)
 	if !ok {
-		return nil, false
+		return 0, false
 	}
 	if at == f.at {
-		return nil, true
+		return f.first + len(f.log), true
 	}
 	if _, ok := f.find(at.seq); !ok || !f.holds(at) {
-		return nil, false
+		return 0, false
 	}
 	// An entry that holds the event and some behind it is sent whole: what a
 	// watcher knows already does no harm.
 	j, _ := slices.BinarySearchFunc(f.log, at.seq+1, func(e entry, seq int64) int { return cmp.Compare(e.seq, seq) })
 	if j == 0 && f.first > 0 {
-		return nil, false // part of it may have left the log
+		return 0, false // part of it may have left the log
 	}
-	var missed []Message
-	for _, e := range f.log[j:] {
-		switch e.kind {
-		case trustChange:
-			return nil, false
-		case revocation:
-			missed = append(missed, e.message)
-		}
-	}
-	return missed, true
+	return f.first + j, f.first+j >= f.rekeyed
 }
