@@ -39,7 +39,9 @@ const (
 	maxWatchers = 10_000
 	maxPerPeer  = 2_500
 	// snapshotsPerPeer are sent to one peer at a time; its others wait.
+	// Each is given snapshotTimeout: a million revocations at 300 kB a second.
 	snapshotsPerPeer = 16
+	snapshotTimeout  = 2 * time.Minute
 	// logSize bounds how far a watcher may fall behind.
 	logSize = 4096
 	// applyTimeout bounds how long an acknowledgement waits for this server's

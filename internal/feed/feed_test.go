@@ -803,9 +803,9 @@ func TestASnapshotIsOfOneMoment(t *testing.T) {
 		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
 		f := openFeed(t, s)
 		feed.Fill(f, 2_500)
+		time.Sleep(time.Hour - time.Second)
 		w := watch(t, f)
-		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
-		time.Sleep(2 * time.Hour) // all of them expire
+		time.Sleep(time.Minute) // all of them expire
 		for range 10_000 {
 			feed.Beat(f)
 		}
@@ -817,6 +817,42 @@ func TestASnapshotIsOfOneMoment(t *testing.T) {
 		}
 		if sessions, _ := snapshot(t, watch(t, f)); len(sessions) != 0 {
 			t.Errorf("%d sessions are kept", len(sessions))
+		}
+	})
+}
+
+// A peer's place for a snapshot is not held for hours by who reads a message now
+// and then.
+func TestASnapshotIsReadInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+		write(t, s, ended("one"))
+		f := openFeed(t, s)
+		_, at := resume(t, watch(t, f))
+		feed.Fill(f, 100_000)
+		read := func(from []byte, pause time.Duration) (took time.Duration, err error) {
+			w := rejoin(t, f, from)
+			began := time.Now()
+			for range 100 {
+				time.Sleep(pause)
+				if _, err := w.Next(t.Context()); err != nil {
+					return time.Since(began), err
+				}
+			}
+			return 0, nil
+		}
+		if took, err := read(nil, time.Second); err != nil {
+			t.Errorf("who reads a message each second is sent away: %v, after %v", err, took)
+		}
+		if took, err := read(nil, 29*time.Second); !errors.Is(err, feed.ErrBehind) || took > 3*time.Minute {
+			t.Errorf("who reads two messages each minute: %v, after %v", err, took)
+		}
+		for range 97 { // which are told to who resumes, but for the trust state, the end and the heartbeat
+			write(t, s, ended("another"))
+			tail(t, f)
+		}
+		if took, err := read(at, 29*time.Second); err != nil {
+			t.Errorf("who resumes holds no place, and is sent away: %v, after %v", err, took)
 		}
 	})
 }

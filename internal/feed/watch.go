@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
@@ -62,7 +63,8 @@ type Watcher struct {
 	feed    *Feed
 	from    string
 	peer    *watching
-	sending bool // a snapshot: holds a place in peer.snapshots
+	sending bool      // a snapshot: holds a place in peer.snapshots
+	until   time.Time // at the longest
 
 	trust    Message     // as the stream begins
 	snapshot []fullChunk // all but the newest chunk of it
@@ -92,7 +94,7 @@ func (w *Watcher) awaitTurn(ctx context.Context) error {
 	defer w.feed.mu.Lock()
 	select {
 	case w.peer.snapshots <- struct{}{}:
-		w.sending = true
+		w.sending, w.until = true, time.Now().Add(snapshotTimeout)
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -168,6 +170,9 @@ func (w *Watcher) poll() (entry, chan struct{}, error) {
 	f := w.feed
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if w.sending && time.Now().After(w.until) {
+		return entry{}, nil, ErrBehind
+	}
 	for {
 		if e, ok := w.take(); ok {
 			return e, nil, nil
