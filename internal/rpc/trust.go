@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
@@ -23,7 +24,8 @@ var errNoCertificate = errors.New("no client certificate")
 // Trust serves TrustService.
 type Trust struct {
 	watchwordv1.UnimplementedTrustServiceServer
-	Feed *feed.Feed
+	Feed   *feed.Feed
+	Logger *slog.Logger
 	// NeedCertificate lets only watchers in that show a client certificate.
 	NeedCertificate bool
 }
@@ -58,7 +60,7 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	}
 	unread := time.NewTimer(sendTimeout)
 	defer unread.Stop()
-	err = Abandon(unread.C, status.Error(codes.Unavailable, "messages were left unread: come back"), func() error {
+	err = Abandon(t.Logger, unread.C, status.Error(codes.Unavailable, "messages were left unread: come back"), func() error {
 		defer watcher.Close()
 		for {
 			unread.Stop()

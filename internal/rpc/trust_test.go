@@ -110,7 +110,7 @@ func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerIntercepto
 	internal := recovery.WithRecoveryHandler(func(any) error { return status.Error(codes.Internal, "recovered") })
 	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()),
 		grpc.ChainStreamInterceptor(note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
-	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Feed: tr.feed})
+	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Feed: tr.feed, Logger: slog.New(slog.DiscardHandler)})
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(tr) })
 	tr.stop = func() { server.Stop(); serving.Wait() }
