@@ -10,19 +10,16 @@ package feed
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/store"
-	"github.com/watchword-auth/watchword/internal/token"
 )
 
 const (
@@ -42,17 +39,25 @@ const (
 	maxWatchers = 10_000
 	maxPerPeer  = 2_500
 	// snapshotsPerPeer are sent to one peer at a time; its others wait.
+	// Each is given snapshotTimeout: a million revocations at 300 kB a second.
 	snapshotsPerPeer = 16
+	snapshotTimeout  = 2 * time.Minute
 	// logSize bounds how far a watcher may fall behind.
 	logSize = 4096
 	// applyTimeout bounds how long an acknowledgement waits for this server's
 	// own verifier. It is memory work, so this never ends unless a fault does it.
 	applyTimeout = 5 * time.Second
+	// askTimeout bounds how long a watcher waits that knows more than the feed.
+	// Another replica can tell it sooner than a database that hangs.
+	askTimeout = time.Second
 )
 
 var (
 	// ErrBehind says that a watcher fell behind and must begin anew.
 	ErrBehind = errors.New("watcher fell behind")
+	// ErrOutdated says that a watcher knows more than the feed, which cannot ask
+	// the database. Another replica may know.
+	ErrOutdated = errors.New("this replica is behind the watcher")
 	// ErrTooManyWatchers says that no more watchers are served.
 	ErrTooManyWatchers = errors.New("too many watchers")
 )
@@ -65,52 +70,36 @@ type Feed struct {
 	logger *slog.Logger
 	hint   chan struct{}
 	onKeys func(context.Context) error
+	untold bool // onKeys has failed; of the goroutine that reads the tail
 	poll   time.Duration
 	beats  time.Duration
 
-	mu       sync.Mutex
-	at       position // of the newest event in the state
-	asOf     time.Time
-	ahead    time.Duration // of the database's clock before this process's
-	trust    *watchwordv1.TrustState
-	revoked  revocations
-	watchers int
-	peers    map[string]*watching
-	log      []entry
-	first    int           // the index of log[0], counted from the start of the process
-	recent   []position    // of the events in the log, in order
-	changed  chan struct{} // closed and replaced when the log grows
-	rekey    bool          // the trust state is to be read, whatever the events say
-	fork     int           // counts the histories that this process has seen, but the first
-	applied  int64         // what our own verifier has applied
-	progress chan struct{} // closed and replaced when applied grows
-}
-
-// position is a place in the history of the database: the number of an event,
-// and its tag. Two histories may have the same numbers, and never the same tags.
-type position struct {
-	seq int64
-	tag [tagSize]byte // zero: not known, since the event was pruned, or there was none
+	mu         sync.Mutex
+	at         position // of the newest event in the state
+	asOf       time.Time
+	ahead      time.Duration // of the database's clock before this process's
+	trust      *watchwordv1.TrustState
+	revoked    revocations
+	trustChunk Message // trust, as snapshots begin with it
+	watchers   int
+	peers      map[string]*watching
+	log        []entry
+	first      int           // the index of log[0], counted from the start of the process
+	rekeyed    int           // the index behind the newest change of the trust state
+	recent     []position    // of the events in the log, in order
+	changed    chan struct{} // closed and replaced when the log grows
+	rekey      bool          // the trust state is to be read, whatever the events say
+	fork       int           // counts the histories that this process has seen, but the first
+	applied    int64         // what our own verifier has applied
+	begun      int           // counts the readings of the tail
+	ended      int           // the last of them that has ended
+	failed     error         // why that one failed
+	progress   chan struct{} // closed and replaced when applied or ended grows
 }
 
 // Message is an encoded WatchBundleResponse. Many watchers share it: it must not
 // be changed.
 type Message []byte
-
-// entry is a message for all watchers; seq is the state's number behind it.
-type entry struct {
-	seq     int64
-	kind    entryKind
-	message Message
-}
-
-type entryKind int
-
-const (
-	heartbeat   entryKind = iota
-	revocation            // a change that leaves the trust state as it is
-	trustChange           // one that brings another
-)
 
 // Open reads the state of the database. Run keeps it up to date.
 func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger *slog.Logger) (*Feed, error) {
@@ -120,7 +109,11 @@ func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger
 		changed: make(chan struct{}), progress: make(chan struct{}),
 		onKeys: func(context.Context) error { return nil }, poll: pollEvery, beats: heartbeatEvery,
 	}
-	err := s.Read(ctx, func(tx *store.Tx) error { return f.readKeys(tx) })
+	err := s.Read(ctx, func(tx *store.Tx) error {
+		trust, err := f.readKeys(ctx, tx)
+		f.setTrust(trust)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("reading keys: %w", err)
 	}
@@ -155,6 +148,9 @@ func (f *Feed) Run(ctx context.Context) {
 		case <-poll.C:
 		case <-beat.C:
 			f.beat()
+			if f.untold {
+				f.tellKeys(ctx)
+			}
 			continue
 		}
 		if err := f.catchUp(ctx); err != nil && ctx.Err() == nil {
@@ -245,156 +241,6 @@ func (f *Feed) Prune(ctx context.Context) error {
 	}
 }
 
-// catchUp reads the events behind the state, and publishes them.
-func (f *Feed) catchUp(ctx context.Context) error {
-	for {
-		f.mu.Lock()
-		b := batch{after: f.at}
-		f.mu.Unlock()
-		if err := f.store.Read(ctx, b.read); err != nil {
-			return err
-		}
-		if b.forked {
-			f.logger.WarnContext(ctx, "the database is not the one that it was: a backup was restored, or a standby promoted "+
-				"that had not heard everything. Reading it anew; what was revoked stays revoked", "event", b.after.seq)
-			f.beginAnew()
-			continue
-		}
-		if err := f.publish(ctx, b); err != nil {
-			return err
-		}
-		if len(b.events) < tailBatch {
-			return nil
-		}
-	}
-}
-
-// batch is what one read of the tail has found behind a position.
-type batch struct {
-	after  position
-	events []*store.Event
-	head   position  // all up to here has been read
-	asked  time.Time // by this process's clock
-	at     time.Time // by the database's
-	forked bool      // the position is not in the history of the database
-}
-
-func (b *batch) read(tx *store.Tx) error {
-	b.asked = time.Now()
-	head, err := tx.Head()
-	if err != nil {
-		return err
-	}
-	b.at = tx.Now() // of the beginning, and known by now
-	known := b.after.tag != [tagSize]byte{}
-	after := b.after.seq
-	if known {
-		after-- // the newest event that we know must still be there; Prune spares the head
-	}
-	events, err := tx.Events(after, tailBatch+1)
-	if err != nil {
-		return err
-	}
-	if known {
-		if len(events) == 0 || positionOf(events[0]) != b.after {
-			b.forked = true
-			return nil
-		}
-		events = events[1:]
-	}
-	if head < b.after.seq {
-		b.forked = true
-		return nil
-	}
-	b.events = events[:min(len(events), tailBatch)]
-	b.head = b.after
-	if n := len(b.events); n > 0 {
-		b.head = positionOf(b.events[n-1])
-	}
-	if len(b.events) < tailBatch && b.head.seq < head {
-		b.head = position{seq: head} // events that were pruned have numbers too
-	}
-	return nil
-}
-
-func positionOf(e *store.Event) position {
-	at := position{seq: e.Seq}
-	copy(at.tag[:], e.Tag)
-	return at
-}
-
-// beginAnew forgets where in its history the database was, and sends all
-// watchers away, to come back. What was known to be revoked stays so until it
-// has expired: that a history was lost is no reason to let anybody in.
-func (f *Feed) beginAnew() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.at, f.recent = position{}, nil
-	f.fork++
-	f.applied = 0
-	f.first += len(f.log) + 1 // nobody stands behind it
-	f.log = nil
-	f.rekey = true
-	f.wake()
-}
-
-// publish adds events to the state and to the log.
-func (f *Feed) publish(ctx context.Context, b batch) error {
-	f.mu.Lock()
-	rekey := f.rekey
-	f.mu.Unlock()
-	for _, e := range b.events {
-		rekey = rekey || e.Kind == store.KeysChanged
-	}
-	if rekey {
-		if err := errors.Join(f.store.Read(ctx, f.readKeys), f.onKeys(ctx)); err != nil {
-			return err
-		}
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	// Both clocks tick in one process where the database is embedded: what differs
-	// by less than this is the rounding.
-	f.asOf, f.ahead = b.at, b.at.Sub(b.asked).Round(time.Millisecond)
-	if b.head == f.at && !rekey {
-		return nil
-	}
-	f.rekey = false
-	change, kind := &watchwordv1.Change{}, revocation
-	if rekey {
-		change.TrustState, kind = f.trust, trustChange
-	}
-	for _, e := range b.events {
-		f.recent = append(f.recent, positionOf(e))
-		if e.ExpiresAt.After(b.at) {
-			f.revoked.add(e, change)
-		}
-	}
-	if n := len(f.recent); n > 2*logSize {
-		f.recent = append([]position(nil), f.recent[n-logSize:]...)
-	}
-	f.at = b.head
-	f.append(kind, &watchwordv1.WatchBundleResponse{
-		Message: &watchwordv1.WatchBundleResponse_Change{Change: change}, Resume: f.resume(),
-	})
-	return nil
-}
-
-// append adds a message to the log and wakes the watchers; mu is held.
-func (f *Feed) append(kind entryKind, message *watchwordv1.WatchBundleResponse) {
-	if len(f.log) == logSize {
-		f.log = append([]entry(nil), f.log[logSize/2:]...)
-		f.first += logSize / 2
-	}
-	f.log = append(f.log, entry{f.at.seq, kind, encode(message)})
-	f.wake()
-}
-
-func (f *Feed) wake() {
-	close(f.changed)
-	f.changed = make(chan struct{})
-}
-
 // beat sends a heartbeat and forgets what has expired.
 func (f *Feed) beat() {
 	f.mu.Lock()
@@ -412,49 +258,4 @@ func (f *Feed) heartbeat(resume []byte) *watchwordv1.WatchBundleResponse {
 	return &watchwordv1.WatchBundleResponse{
 		Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: resume,
 	}
-}
-
-// readKeys builds the trust state from the rows.
-func (f *Feed) readKeys(tx *store.Tx) error {
-	rows, err := tx.SigningKeys()
-	if err != nil {
-		return err
-	}
-	longest, err := tx.MaxLifetime()
-	if err != nil {
-		return err
-	}
-	trust := &watchwordv1.TrustState{
-		Issuer: f.issuer, MaxTokenLifetime: durationpb.New(longest), Margin: durationpb.New(Margin),
-	}
-	for _, row := range rows {
-		if !row.RevokedAt.IsZero() || !row.VerifiesUntil.IsZero() && !row.VerifiesUntil.After(tx.Now()) {
-			continue
-		}
-		key, err := verificationKey(row)
-		if err != nil {
-			return fmt.Errorf("signing key %s: %w", row.KID, err)
-		}
-		trust.Keys = append(trust.Keys, key)
-	}
-	f.mu.Lock()
-	f.trust = trust
-	f.mu.Unlock()
-	return nil
-}
-
-func verificationKey(row *store.SigningKey) (*watchwordv1.VerificationKey, error) {
-	parsed, err := x509.ParsePKIXPublicKey(row.PublicKey)
-	if err != nil {
-		return nil, err
-	}
-	public, err := token.NewPublicKey(parsed)
-	if err != nil {
-		return nil, err
-	}
-	key := &watchwordv1.VerificationKey{Key: public.JWK()}
-	if !row.VerifiesUntil.IsZero() {
-		key.VerifiesUntil = timestamppb.New(row.VerifiesUntil)
-	}
-	return key, nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -271,6 +272,9 @@ func resume(t *testing.T, w *feed.Watcher) (sessions []string, at []byte) {
 	t.Helper()
 	for n := 0; ; n++ {
 		m := next(t, w)
+		if m.GetHeartbeat() != nil {
+			t.Fatal("a heartbeat says that all is known, before it has been told")
+		}
 		chunk := m.GetSnapshotChunk()
 		if n == 0 && chunk.GetTrustState().GetIssuer() == "" {
 			t.Fatalf("the stream begins with %v", m)
@@ -349,6 +353,7 @@ func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 
 func TestResumeFromNowhereBringsASnapshot(t *testing.T) {
 	_, f, at := known(t, "one")
+	run(t, f)
 	flip := func(i int) []byte {
 		b := bytes.Clone(at)
 		b[i] ^= 1
@@ -424,13 +429,13 @@ func TestAnotherHistoryIsNoticedAndCostsASnapshot(t *testing.T) {
 			write(t, s, ended("kept"))
 			write(t, s, ended("lost"))
 			f := openFeed(t, s)
+			run(t, f)
 			w := watch(t, f)
 			_, at := resume(t, w)
 			rewrite(t, path, `DELETE FROM events WHERE subject = 'lost'`, `UPDATE head SET seq = seq - 1`)
 			for _, id := range after {
 				write(t, s, ended(id))
 			}
-			tail(t, f)
 			if _, err := w.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
 				t.Fatalf("a watcher of the old history goes on: %v", err)
 			}
@@ -441,11 +446,13 @@ func TestAnotherHistoryIsNoticedAndCostsASnapshot(t *testing.T) {
 					t.Errorf("after the fork, told of %v, not of %s", sessions, id)
 				}
 			}
-			if sessions, _ := resume(t, rejoin(t, f, newer)); len(sessions) != 0 {
+			again := rejoin(t, f, newer)
+			if sessions, _ := resume(t, again); len(sessions) != 0 {
 				t.Errorf("resumed in the new history, told of %v", sessions)
 			}
 			write(t, s, ended("later")) // its number is one that the old history had
-			tail(t, f)
+			for next(t, again).GetChange() == nil {
+			}
 			if sessions, _ := resume(t, rejoin(t, f, newer)); len(sessions) != 1 {
 				t.Errorf("then told of %v", sessions)
 			}
@@ -501,8 +508,12 @@ func writeAfterAFork(t *testing.T, since time.Duration) {
 	}
 }
 
+// Strangers are bounded, and cannot lock our own verifier out.
 func TestWatchersAreBounded(t *testing.T) {
-	f, _ := newFeed(t)
+	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+	write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+	f := openFeed(t, s)
+	run(t, f)
 	var watchers []*feed.Watcher
 	_, at := resume(t, watch(t, f))
 	fill := func(from string) (n int) {
@@ -525,10 +536,21 @@ func TestWatchersAreBounded(t *testing.T) {
 	for i := range 100 {
 		fill(fmt.Sprint(i))
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	v, err := authn.NewVerifier(ctx, f.Conn(), authn.WithAnyAudience())
+	if err != nil {
+		t.Fatalf("our own verifier: %v", err)
+	}
+	defer v.Close()
+	if err := f.Write(ctx, ended("one")); err != nil || v.Status().EndedSessions != 1 {
+		t.Errorf("our own verifier is not told: %v, %+v", err, v.Status())
+	}
 	for _, w := range watchers {
 		w.Close()
 	}
 	watchers = nil
+	_, at = resume(t, watch(t, f)) // which cost a snapshot otherwise
 	if n := fill("one peer"); n != one {
 		t.Fatalf("%d places of %d have come back", n, one)
 	}
@@ -670,6 +692,167 @@ func TestConnServesTheBundleAlone(t *testing.T) {
 		}
 		if err := v.Close(); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// How far the feed has come it says only when it has read the tail to its end, and
+// the keys are of no later moment than it says.
+func TestHalfOfTheTailIsNotAllThatHappened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+		f := openFeed(t, s)
+		opened := time.Now()
+		time.Sleep(time.Minute)
+		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+		for i := range 1500 {
+			write(t, s, ended(fmt.Sprint(i)))
+		}
+		half := 0
+		f.OnKeys(func(context.Context) error {
+			w := watch(t, f)
+			for m := next(t, w); ; m = next(t, w) {
+				half += len(m.GetSnapshotChunk().GetEndedSessions())
+				if lifetime := m.GetSnapshotChunk().GetTrustState().GetMaxTokenLifetime(); lifetime.AsDuration() != 0 {
+					t.Errorf("keys that come after what is known: %v", lifetime)
+				}
+				if beat := m.GetHeartbeat(); beat != nil {
+					if asOf := beat.GetAsOf().AsTime(); asOf.After(opened) {
+						t.Errorf("with half of the tail, all is said to be known up to %v after", asOf.Sub(opened))
+					}
+					return nil
+				}
+			}
+		})
+		tail(t, f)
+		if half == 0 || half == 1500 {
+			t.Fatalf("looked with %d sessions known", half)
+		}
+		w := watch(t, f)
+		for m := next(t, w); ; m = next(t, w) {
+			if beat := m.GetHeartbeat(); beat != nil {
+				if asOf := beat.GetAsOf().AsTime(); !asOf.Equal(time.Now()) {
+					t.Errorf("all is known, up to %v", asOf)
+				}
+				return
+			}
+		}
+	})
+}
+
+// What watchers are sent they share: one that comes costs the feed next to nothing,
+// however much it has missed.
+func TestWatchersShareWhatTheyAreSent(t *testing.T) {
+	s, f, at := known(t, "known")
+	feed.Fill(f, 500)
+	for i := range 450 { // the newest chunk is nearly full
+		write(t, s, ended(fmt.Sprint(i)))
+		tail(t, f)
+	}
+	for name, from := range map[string][]byte{"a snapshot": nil, "what was missed": at} {
+		const n = 100
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range n {
+			w, err := f.Watch(t.Context(), "peer", from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+		}
+		runtime.ReadMemStats(&after)
+		if each := (after.TotalAlloc - before.TotalAlloc) / n; each > 4<<10 {
+			t.Errorf("%s takes %d bytes for each watcher", name, each)
+		}
+	}
+}
+
+// A watcher that resumes is told of no heartbeat before it is told everything, and
+// one that falls behind meanwhile is sent away.
+func TestResumeComesFromTheLog(t *testing.T) {
+	s, f, at := known(t, "known")
+	for _, id := range []string{"one", "two"} {
+		feed.Beat(f)
+		write(t, s, ended(id))
+		tail(t, f)
+	}
+	feed.Beat(f)
+	w, slow := rejoin(t, f, at), rejoin(t, f, at)
+	write(t, s, ended("three"))
+	tail(t, f)
+	if sessions, _ := resume(t, w); fmt.Sprint(sessions) != "[one two]" {
+		t.Errorf("told of %v", sessions)
+	}
+	if got := next(t, w).GetChange().GetEndedSessions(); len(got) != 1 || got[0].GetSessionId() != "three" {
+		t.Errorf("then told of %v", got)
+	}
+	next(t, slow)
+	next(t, slow)
+	for range 10_000 {
+		feed.Beat(f)
+	}
+	if _, err := slow.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
+		t.Errorf("who has fallen behind with one of two told: %v", err)
+	}
+}
+
+// A watcher reads its snapshot to the end, whatever becomes of the log and of the
+// revocations meanwhile.
+func TestASnapshotIsOfOneMoment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+		f := openFeed(t, s)
+		feed.Fill(f, 2_500)
+		time.Sleep(time.Hour - time.Second)
+		w := watch(t, f)
+		time.Sleep(time.Minute) // all of them expire
+		for range 10_000 {
+			feed.Beat(f)
+		}
+		if sessions, _ := snapshot(t, w); len(sessions) != 2_500 || !slices.Contains(sessions, fmt.Sprintf("%016d", 0)) {
+			t.Errorf("%d sessions", len(sessions))
+		}
+		if _, err := w.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
+			t.Errorf("and then: %v", err)
+		}
+		if sessions, _ := snapshot(t, watch(t, f)); len(sessions) != 0 {
+			t.Errorf("%d sessions are kept", len(sessions))
+		}
+	})
+}
+
+// A peer's place for a snapshot is not held for hours by who reads a message now
+// and then.
+func TestASnapshotIsReadInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+		write(t, s, ended("one"))
+		f := openFeed(t, s)
+		_, at := resume(t, watch(t, f))
+		feed.Fill(f, 100_000)
+		read := func(from []byte, pause time.Duration) (took time.Duration, err error) {
+			w := rejoin(t, f, from)
+			began := time.Now()
+			for range 100 {
+				time.Sleep(pause)
+				if _, err := w.Next(t.Context()); err != nil {
+					return time.Since(began), err
+				}
+			}
+			return 0, nil
+		}
+		if took, err := read(nil, time.Second); err != nil {
+			t.Errorf("who reads a message each second is sent away: %v, after %v", err, took)
+		}
+		if took, err := read(nil, 29*time.Second); !errors.Is(err, feed.ErrBehind) || took > 3*time.Minute {
+			t.Errorf("who reads two messages each minute: %v, after %v", err, took)
+		}
+		for range 97 { // which are told to who resumes, but for the trust state, the end and the heartbeat
+			write(t, s, ended("another"))
+			tail(t, f)
+		}
+		if took, err := read(at, 29*time.Second); err != nil {
+			t.Errorf("who resumes holds no place, and is sent away: %v, after %v", err, took)
 		}
 	})
 }

@@ -63,13 +63,24 @@ func (s *localStream) Trailer() metadata.MD         { return nil }
 func (s *localStream) CloseSend() error             { return nil }
 func (s *localStream) Context() context.Context     { return s.ctx }
 
-func (s *localStream) SendMsg(m any) (err error) {
-	s.watcher, err = s.feed.Watch(s.ctx, inProcess{}.String(), m.(*watchwordv1.WatchBundleRequest).GetResume())
-	if err != nil {
-		return status.Error(codes.Unavailable, err.Error())
-	}
-	context.AfterFunc(s.ctx, s.watcher.Close)
+func (s *localStream) SendMsg(m any) error {
+	s.watcher = s.feed.own(m.(*watchwordv1.WatchBundleRequest).GetResume())
 	return nil
+}
+
+// own is Watch for our own verifier. It needs no place, so that strangers who have
+// taken all of them lock nobody out; and it cannot know more than this feed, by
+// which it has learnt everything.
+func (f *Feed) own(resume []byte) *Watcher {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := &Watcher{feed: f}
+	if next, ok := f.since(resume); ok {
+		w.goOn(next)
+	} else {
+		w.beginAnew()
+	}
+	return w
 }
 
 func (s *localStream) RecvMsg(m any) error {
@@ -90,7 +101,6 @@ func (f *Feed) setApplied(fork int, seq int64) {
 	defer f.mu.Unlock()
 	if fork == f.fork && seq > f.applied {
 		f.applied = seq
-		close(f.progress)
-		f.progress = make(chan struct{})
+		f.proceed()
 	}
 }

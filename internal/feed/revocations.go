@@ -17,9 +17,10 @@ import (
 // has expired. A million take some 40 MB, and a snapshot of them a list of a
 // thousand chunks that are there.
 type revocations struct {
-	full []fullChunk
-	open watchwordv1.SnapshotChunk // the newest, which others are still added to
-	last time.Time                 // of those in it, the one that expires last
+	full    []fullChunk               // watchers hold it: it is added to, or replaced
+	open    watchwordv1.SnapshotChunk // the newest, which others are still added to
+	encoded Message                   // open, unless it has changed since
+	last    time.Time                 // of those in it, the one that expires last
 }
 
 type fullChunk struct {
@@ -44,37 +45,37 @@ func (r *revocations) add(e *store.Event, change *watchwordv1.Change) {
 	default:
 		return
 	}
+	r.encoded = nil
 	if r.last.Before(e.ExpiresAt) {
 		r.last = e.ExpiresAt
 	}
 	if len(r.open.EndedSessions)+len(r.open.RaisedVersions) == chunkSize {
-		r.full = append(r.full, fullChunk{encode(chunk(&r.open)), r.last})
+		r.full = append(r.full, fullChunk{r.newest(), r.last})
 		r.reopen()
 	}
 }
 
 func (r *revocations) reopen() {
-	r.open.EndedSessions, r.open.RaisedVersions, r.last = nil, nil, time.Time{}
+	r.open.EndedSessions, r.open.RaisedVersions, r.encoded, r.last = nil, nil, nil, time.Time{}
 }
 
 // forget drops the chunks that have expired whole.
 func (r *revocations) forget(now time.Time) {
-	r.full = slices.DeleteFunc(r.full, func(c fullChunk) bool { return c.until.Before(now) })
+	expired := func(c fullChunk) bool { return c.until.Before(now) }
+	if slices.ContainsFunc(r.full, expired) {
+		r.full = slices.DeleteFunc(slices.Clone(r.full), expired)
+	}
 	if r.last.Before(now) {
 		r.reopen()
 	}
 }
 
-// messages are all chunks, none of them the last.
-func (r *revocations) messages() []Message {
-	messages := make([]Message, 0, len(r.full)+4)
-	for _, c := range r.full {
-		messages = append(messages, c.message)
+// newest is the open chunk; nil, where nothing is in it.
+func (r *revocations) newest() Message {
+	if r.encoded == nil && len(r.open.EndedSessions)+len(r.open.RaisedVersions) > 0 {
+		r.encoded = encode(chunk(&r.open))
 	}
-	if len(r.open.EndedSessions)+len(r.open.RaisedVersions) > 0 {
-		messages = append(messages, encode(chunk(&r.open)))
-	}
-	return messages
+	return r.encoded
 }
 
 func chunk(c *watchwordv1.SnapshotChunk) *watchwordv1.WatchBundleResponse {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -76,6 +77,19 @@ func (s source) String() string {
 		return s.addr.String()
 	}
 	return host
+}
+
+// network is who is counted as one peer. A host of IPv6 may have any address of
+// its network's 2^64.
+func (s source) network() string {
+	addr, err := netip.ParseAddr(s.String())
+	if err != nil {
+		return s.String()
+	}
+	if addr = addr.Unmap(); addr.Is6() {
+		return netip.PrefixFrom(addr.WithZone(""), 64).Masked().String()
+	}
+	return addr.String()
 }
 
 func (e *Edge) refused(ctx context.Context, method string, err error) error {

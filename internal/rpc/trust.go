@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
@@ -23,7 +24,8 @@ var errNoCertificate = errors.New("no client certificate")
 // Trust serves TrustService.
 type Trust struct {
 	watchwordv1.UnimplementedTrustServiceServer
-	Feed *feed.Feed
+	Feed   *feed.Feed
+	Logger *slog.Logger
 	// NeedCertificate lets only watchers in that show a client certificate.
 	NeedCertificate bool
 }
@@ -49,13 +51,16 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	if t.NeedCertificate && !showsCertificate(ctx) {
 		return errNoCertificate
 	}
-	watcher, err := t.Feed.Watch(ctx, sourceOf(ctx).String(), req.GetResume())
+	watcher, err := t.Feed.Watch(ctx, sourceOf(ctx).network(), req.GetResume())
+	if errors.Is(err, feed.ErrOutdated) {
+		return status.Error(codes.Unavailable, "this replica is behind: come back, or go to another")
+	}
 	if err != nil {
 		return err
 	}
 	unread := time.NewTimer(sendTimeout)
 	defer unread.Stop()
-	err = Abandon(unread.C, status.Error(codes.Unavailable, "messages were left unread: come back"), func() error {
+	err = Abandon(t.Logger, unread.C, status.Error(codes.Unavailable, "messages were left unread: come back"), func() error {
 		defer watcher.Close()
 		for {
 			unread.Stop()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -40,7 +41,31 @@ type trust struct {
 	feed  *feed.Feed
 	conn  *grpc.ClientConn
 	ended chan error // how each stream's handler has ended
+
+	listener *bufconn.Listener
+	from     *net.TCPAddr // what peers are said to come from, if anything
+	stop     func()
 }
+
+// Accept accepts a connection, and says that it comes from another address.
+func (tr *trust) Accept() (net.Conn, error) {
+	conn, err := tr.listener.Accept()
+	if err != nil || tr.from == nil {
+		return conn, err
+	}
+	return elsewhere{conn, tr.from}, nil
+}
+
+func (tr *trust) Close() error   { return tr.listener.Close() }
+func (tr *trust) Addr() net.Addr { return tr.listener.Addr() }
+
+// elsewhere is a connection from another address.
+type elsewhere struct {
+	net.Conn
+	from net.Addr
+}
+
+func (e elsewhere) RemoteAddr() net.Addr { return e.from }
 
 // serveTrust serves a bundle with so many ended sessions, in a bubble.
 func serveTrust(t *testing.T, sessions int, inside ...grpc.StreamServerInterceptor) *trust {
@@ -61,10 +86,22 @@ func serveTrust(t *testing.T, sessions int, inside ...grpc.StreamServerIntercept
 	if err != nil {
 		t.Fatal(err)
 	}
-	tr := &trust{ended: make(chan error, 100)}
-	if tr.feed, err = feed.Open(t.Context(), s, "https://auth.test", "database", slog.New(slog.DiscardHandler)); err != nil {
+	return serveFeed(t, openFeed(t, s), inside...)
+}
+
+func openFeed(t *testing.T, s *store.Store) *feed.Feed {
+	t.Helper()
+	f, err := feed.Open(t.Context(), s, "https://auth.test", "database", slog.New(slog.DiscardHandler))
+	if err != nil {
 		t.Fatal(err)
 	}
+	return f
+}
+
+// serveFeed serves the bundle of a feed.
+func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerInterceptor) *trust {
+	t.Helper()
+	tr := &trust{feed: f, ended: make(chan error, 100), listener: bufconn.Listen(1 << 20)}
 	note := func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		err := handler(srv, stream)
 		tr.ended <- err
@@ -73,19 +110,26 @@ func serveTrust(t *testing.T, sessions int, inside ...grpc.StreamServerIntercept
 	internal := recovery.WithRecoveryHandler(func(any) error { return status.Error(codes.Internal, "recovered") })
 	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()),
 		grpc.ChainStreamInterceptor(note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
-	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Feed: tr.feed})
-	listener := bufconn.Listen(1 << 20)
+	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Feed: tr.feed, Logger: slog.New(slog.DiscardHandler)})
 	var serving sync.WaitGroup
-	serving.Go(func() { _ = server.Serve(listener) })
-	t.Cleanup(func() { server.Stop(); serving.Wait() })
-	tr.conn, err = grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
+	serving.Go(func() { _ = server.Serve(tr) })
+	tr.stop = func() { server.Stop(); serving.Wait() }
+	t.Cleanup(tr.stop)
+	tr.conn = dial(t, func() *bufconn.Listener { return tr.listener })
+	return tr
+}
+
+// dial makes a connection to whatever listener there is at the time.
+func dial(t *testing.T, to func() *bufconn.Listener) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithStaticStreamWindowSize(window), grpc.WithStaticConnWindowSize(64*window),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return to().DialContext(ctx) }))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { tr.conn.Close() })
-	return tr
+	t.Cleanup(func() { conn.Close() })
+	return conn
 }
 
 type bundle = grpc.ServerStreamingClient[watchwordv1.WatchBundleResponse]
@@ -202,6 +246,32 @@ func TestAWatcherThatReadsSlowlyIsServed(t *testing.T) {
 		case err := <-tr.ended:
 			t.Errorf("an idle stream ended: %v", err)
 		default:
+		}
+	})
+}
+
+// A peer of IPv6 has a network of addresses, and would have its places as often.
+func TestTheAddressesOfOneNetworkShareTheirPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := serveTrust(t, 1)
+		all := tr.places(t, "another")
+		for address, network := range map[string]string{
+			"2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64", "fe80::1%eth0": "fe80::/64", "192.0.2.7": "192.0.2.7",
+		} {
+			tr.from = net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.MustParseAddr(address), 1234))
+			conn := dial(t, func() *bufconn.Listener { return tr.listener })
+			stream, err := watchwordv1.NewTrustServiceClient(conn).WatchBundle(t.Context(), &watchwordv1.WatchBundleRequest{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := read(stream, 0); err != nil {
+				t.Fatal(err)
+			}
+			if left := tr.places(t, network); left != all-1 {
+				t.Errorf("a watcher from %s leaves %d places of %d to %s", address, left, all, network)
+			}
+			conn.Close()
+			synctest.Wait()
 		}
 	})
 }

@@ -100,9 +100,12 @@ func (s *Server) recovered(ctx context.Context, p any) error {
 
 // drain sends streams away when the server stops. An idle stream, of a watcher,
 // of health or of reflection, would hold GracefulStop for good.
-type drain struct{ begun chan struct{} }
+type drain struct {
+	begun  chan struct{}
+	logger *slog.Logger
+}
 
-func newDrain() *drain { return &drain{begun: make(chan struct{})} }
+func newDrain(logger *slog.Logger) *drain { return &drain{begun: make(chan struct{}), logger: logger} }
 
 func (d *drain) begin() { close(d.begun) }
 
@@ -119,7 +122,7 @@ func (d *drain) draining() bool {
 // interceptor: when that has returned, the stream's context ends, and so does the
 // handler.
 func (d *drain) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return rpc.Abandon(d.begun, status.Error(codes.Unavailable, "the server is stopping"), func() error {
+	return rpc.Abandon(d.logger, d.begun, status.Error(codes.Unavailable, "the server is stopping"), func() error {
 		return handler(srv, ss)
 	})
 }

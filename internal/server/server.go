@@ -63,7 +63,7 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, stdout io.Writer)
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, logger: logger, drain: newDrain()}
+	s := &Server{cfg: cfg, logger: logger, drain: newDrain(logger)}
 	if err := s.open(ctx, stdout); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -172,7 +172,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 // register registers every service, and checks that each method has a rule.
 func (s *Server) register() error {
 	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Sessions: s.sessions, Verifier: s.verifier, Audience: s.cfg.Audience})
-	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Feed: s.feed, NeedCertificate: s.cfg.ClientCA != ""})
+	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Feed: s.feed, Logger: s.logger, NeedCertificate: s.cfg.ClientCA != ""})
 	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})
 	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store, Keyring: s.keyring})

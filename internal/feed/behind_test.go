@@ -1,0 +1,92 @@
+package feed_test
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// ahead is a database of which one feed has read more than another, and where a
+// watcher of the first stands. The other one never reads by itself.
+func ahead(t *testing.T) (s *store.Store, behind *feed.Feed, at []byte) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "f.db")
+	first := openStore(t, path)
+	write(t, first, ended("both know"))
+	s = openStore(t, path)
+	behind = openFeed(t, s)
+	behind.Pace(time.Hour, time.Hour)
+	write(t, first, ended("one knows"))
+	_, at = resume(t, watch(t, openFeed(t, first)))
+	return s, behind, at
+}
+
+// Whoever knows more than a feed is told what the feed must read first: however
+// many there are, and no more than they have missed.
+func TestAFeedThatIsBehindReadsBeforeItTells(t *testing.T) {
+	s, behind, at := ahead(t)
+	write(t, s, ended("nobody knows"))
+	run(t, behind)
+	var all sync.WaitGroup
+	watchers := make([]*feed.Watcher, 100)
+	for i := range watchers {
+		all.Go(func() {
+			var err error
+			if watchers[i], err = behind.Watch(t.Context(), "peer", at); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if t.Failed() {
+		return
+	}
+	for _, w := range watchers {
+		if sessions, _ := resume(t, w); !slices.Contains(sessions, "nobody knows") || slices.Contains(sessions, "both know") {
+			t.Errorf("told of %v", sessions)
+		}
+		w.Close()
+	}
+}
+
+// A feed that is behind and cannot read tells those nothing who know more, and
+// others what it knows.
+func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
+	for name, lose := range map[string]func(*testing.T, *store.Store, *feed.Feed){
+		"the database is gone": func(t *testing.T, s *store.Store, f *feed.Feed) { s.Close(); run(t, f) },
+		"nothing comes of it":  func(*testing.T, *store.Store, *feed.Feed) {}, // nobody reads
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, behind, at := ahead(t)
+				_, old := resume(t, watch(t, behind))
+				lose(t, s, behind)
+				began := time.Now()
+				if _, err := behind.Watch(t.Context(), "peer", at); !errors.Is(err, feed.ErrOutdated) {
+					t.Errorf("who knows more: %v", err)
+				}
+				if took := time.Since(began); took > time.Second {
+					t.Errorf("after %v", took)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+				defer cancel()
+				if _, err := behind.Watch(ctx, "peer", at); !errors.Is(err, feed.ErrOutdated) && !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("who has no time: %v", err)
+				}
+				for want, from := range map[int][]byte{1: nil, 0: old} {
+					if sessions, _ := resume(t, rejoin(t, behind, from)); len(sessions) != want {
+						t.Errorf("told of %v, want %d", sessions, want)
+					}
+				}
+			})
+		})
+	}
+}

@@ -1,0 +1,96 @@
+package feed_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+// keys makes a database's first signing keys.
+func keys(t *testing.T, s *store.Store) *seal.Keys {
+	t.Helper()
+	master, err := seal.Create(filepath.Join(t.TempDir(), "master"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, s, func(tx *store.Tx) error { return issuer.Setup(tx, master, token.EdDSA) })
+	return master
+}
+
+// Whose keys cannot be taken goes on telling of revocations, and of the keys to
+// others.
+func TestEventsGoOnThoughTheIssuerCannotTakeTheKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+		f := openFeed(t, s)
+		unreadable, tried := errors.New("sealed under a master key that is not here"), make(chan error)
+		f.OnKeys(func(ctx context.Context) error {
+			select {
+			case err := <-tried:
+				return err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		run(t, f)
+		w := watch(t, f)
+		snapshot(t, w)
+		keys(t, s)
+		write(t, s, feed.KeysChanged)
+		tried <- unreadable
+		for next(t, w).GetChange().GetTrustState().GetKeys() == nil {
+		}
+		write(t, s, ended("one"))
+		for next(t, w).GetChange().GetEndedSessions() == nil {
+		}
+		tried <- unreadable // again, though no key has changed
+		tried <- nil
+		for range 5 {
+			for next(t, w).GetHeartbeat() == nil { // nor is it tried once more
+			}
+		}
+	})
+}
+
+// A newer version may have keys of a kind that this one cannot read.
+func TestAKeyThatCannotBeReadIsLeftOut(t *testing.T) {
+	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+	keys(t, s)
+	write(t, s, func(tx *store.Tx) error {
+		return tx.InsertSigningKey(&store.SigningKey{
+			KID: "newer", Algorithm: "ML-DSA-65", PublicKey: []byte("of another kind"), SealedKey: []byte("sealed"),
+			PublishedAt: tx.Now(), SignsFrom: tx.Now(),
+		})
+	})
+	var logged bytes.Buffer
+	f, err := feed.Open(t.Context(), s, "https://auth.test", "database", slog.New(slog.NewTextHandler(&logged, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(logged.String(), "newer") {
+		t.Errorf("nothing says which key is left out: %s", &logged)
+	}
+	for i := range 2 {
+		if n := len(f.TrustState().GetKeys()); n != 2 {
+			t.Errorf("%d keys, want 2", n)
+		}
+		write(t, s, ended(fmt.Sprint(i)))
+		write(t, s, feed.KeysChanged)
+		tail(t, f)
+		if sessions, _ := snapshot(t, watch(t, f)); len(sessions) != i+1 {
+			t.Errorf("told of %v", sessions)
+		}
+	}
+}
