@@ -76,8 +76,8 @@ type batch struct {
 	after  position
 	events []*store.Event
 	head   position  // all up to here has been read
-	asked  time.Time // by this process's clock
-	at     time.Time // by the database's
+	at     time.Time // by the database's clock
+	heard  time.Time // the same, by this process's, or somewhat later
 	forked bool      // the position is not in the history of the database
 	rekey  bool      // the keys have changed
 
@@ -104,12 +104,13 @@ func (f *Feed) read(ctx context.Context, tx *store.Tx) (b batch, err error) {
 }
 
 func (b *batch) read(tx *store.Tx) error {
-	b.asked = time.Now()
 	head, err := tx.Head()
 	if err != nil {
 		return err
 	}
-	b.at = tx.Now() // of the beginning, and known by now
+	// What was underway for long makes the database look behind, and never ahead: a
+	// verifier relies on that (see authn's clock).
+	b.at, b.heard = tx.Now(), time.Now()
 	known := b.after.tag != [tagSize]byte{}
 	after := b.after.seq
 	if known {
@@ -204,7 +205,7 @@ func (f *Feed) publish(ctx context.Context, b batch) {
 	defer f.mu.Unlock()
 	// Both clocks tick in one process where the database is embedded: what differs
 	// by less than this is the rounding.
-	f.ahead = b.at.Sub(b.asked).Round(time.Millisecond)
+	f.ahead = b.at.Sub(b.heard).Round(time.Millisecond)
 	if b.end() {
 		f.asOf = b.at
 	}
@@ -250,11 +251,14 @@ func (f *Feed) wake() {
 	f.changed = make(chan struct{})
 }
 
-// holds reports whether a position is in the history that was read, as far back as
-// it is remembered; mu is held.
+// holds reports whether a position is in the history that was read. Of what is
+// older than all that is remembered nothing else is known; mu is held.
 func (f *Feed) holds(at position) bool {
 	i, ok := f.find(at.seq)
-	return at == position{} || ok && f.recent[i] == at
+	if !ok {
+		return at == position{} || i == 0 && len(f.recent) > 0
+	}
+	return f.recent[i] == at
 }
 
 // find is where an event is, or would be, in recent; mu is held.
