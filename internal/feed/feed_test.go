@@ -705,9 +705,13 @@ func TestHalfOfTheTailIsNotAllThatHappened(t *testing.T) {
 		opened := time.Now()
 		time.Sleep(time.Minute)
 		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
-		for i := range 1500 {
-			write(t, s, ended(fmt.Sprint(i)))
-		}
+		const n = 1_001 // more than is read at a time
+		write(t, s, func(tx *store.Tx) (err error) {
+			for i := range n {
+				err = errors.Join(err, feed.SessionEnded(tx, fmt.Sprint(i)))
+			}
+			return err
+		})
 		half := 0
 		f.OnKeys(func(context.Context) error {
 			w := watch(t, f)
@@ -725,7 +729,7 @@ func TestHalfOfTheTailIsNotAllThatHappened(t *testing.T) {
 			}
 		})
 		tail(t, f)
-		if half == 0 || half == 1500 {
+		if half == 0 || half == n {
 			t.Fatalf("looked with %d sessions known", half)
 		}
 		w := watch(t, f)
