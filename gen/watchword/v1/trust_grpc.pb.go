@@ -44,9 +44,9 @@ type TrustServiceClient interface {
 	// back: a revocation is forgotten when its own time has come. A trust state
 	// replaces the one before.
 	//
-	// The stream ends with UNAVAILABLE when the server stops: come back, with
-	// backoff, here or at another replica. Other errors: with --client-ca,
-	// CLIENT_CERTIFICATE_REQUIRED; OVERLOADED.
+	// The stream ends with UNAVAILABLE when the server stops, or is behind what the
+	// watcher knows: come back, with backoff, here or at another replica. Other
+	// errors: with --client-ca, CLIENT_CERTIFICATE_REQUIRED; OVERLOADED.
 	WatchBundle(ctx context.Context, in *WatchBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchBundleResponse], error)
 }
 
@@ -106,9 +106,9 @@ type TrustServiceServer interface {
 	// back: a revocation is forgotten when its own time has come. A trust state
 	// replaces the one before.
 	//
-	// The stream ends with UNAVAILABLE when the server stops: come back, with
-	// backoff, here or at another replica. Other errors: with --client-ca,
-	// CLIENT_CERTIFICATE_REQUIRED; OVERLOADED.
+	// The stream ends with UNAVAILABLE when the server stops, or is behind what the
+	// watcher knows: come back, with backoff, here or at another replica. Other
+	// errors: with --client-ca, CLIENT_CERTIFICATE_REQUIRED; OVERLOADED.
 	WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[WatchBundleResponse]) error
 	mustEmbedUnimplementedTrustServiceServer()
 }
