@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,17 +84,27 @@ func TestAFrozenDatabaseKeepsNobodyInTheQueue(t *testing.T) {
 	recovered(t, b.through)
 	b.proxy.Freeze()
 	defer b.proxy.Thaw()
+	const callers = 6 * store.MaxBatch
+	var late atomic.Int64
 	var tasks sync.WaitGroup
-	for range 6 * store.MaxBatch {
+	for range callers {
 		tasks.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 			defer cancel()
-			if err := spend(ctx, b.through, "s0", 1); !errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil {
-				t.Errorf("%v, and its deadline: %v", err, ctx.Err())
+			if err := spend(ctx, b.through, "s0", 1); !errors.Is(err, store.ErrUnavailable) {
+				t.Error(err)
+			}
+			if ctx.Err() != nil {
+				late.Add(1)
 			}
 		})
 	}
 	tasks.Wait()
+	// On a machine that is busy some are woken late: those who waited for the queue
+	// were late all together.
+	if n := late.Load(); n > callers/10 {
+		t.Errorf("%d of %d were answered after their deadline", n, callers)
+	}
 }
 
 // A refusal is an answer too.
