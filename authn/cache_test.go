@@ -129,6 +129,9 @@ func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
 				for range 2 {
 					j.wants(t, "after", raw, c.want)
 				}
+				if _, reason := j.verify(raw, audience{names: []string{"c", "a"}}, false); reason != c.want {
+					t.Errorf("for one of several audiences: %v, want %v", reason, c.want)
+				}
 				if p, reason := j.verify(raw, audience{names: []string{"c"}}, false); p != nil || c.want == accepted && reason != audienceMismatch {
 					t.Errorf("for another audience: %v", reason)
 				}

@@ -67,6 +67,26 @@ func randomIDInto(ids *[]string) string {
 	return id
 }
 
+// A look-up of an id that is not there: of nearly every session.
+func BenchmarkIDMap(b *testing.B) {
+	ids := make([]string, 10_000)
+	for i := range ids {
+		ids[i] = randomID()
+	}
+	for name, n := range map[string]int{"of none": 0, "of a million": 1_000_000} {
+		m := newIDMap[int64]()
+		m.makeRoom(new(sync.Mutex), n)
+		for range n {
+			m.set(randomID(), 1)
+		}
+		b.Run(name, func(b *testing.B) {
+			for i := 0; b.Loop(); i++ {
+				m.get(ids[i%len(ids)])
+			}
+		})
+	}
+}
+
 // Ids of another length are possible, and no reason to forget them.
 func TestAnIDMapTakesIDsOfAnyLength(t *testing.T) {
 	m := newIDMap[int]()

@@ -171,7 +171,9 @@ func (v *Verifier) verifyArgument(ctx context.Context, token string, want audien
 // verifier's own audience.
 func (v *Verifier) verify(raw string, want audience, own bool) (*Principal, watchwordv1.ErrorReason) {
 	if t := v.cache.get(raw); t != nil {
-		if own && v.bundle.stillAccepted(t) {
+		// What was accepted for the verifier's own audience is accepted for another
+		// by that alone.
+		if v.bundle.stillAccepted(t) && (own || want.accepts(t.principal.claims.Audience)) {
 			return t.principal, accepted
 		}
 		switch reason := v.bundle.judge(t, want, own); reason {
