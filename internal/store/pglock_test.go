@@ -185,7 +185,7 @@ func crosswise(t *testing.T, s *store.Store, one, other func(*store.Tx) error) {
 		})
 	}
 	tasks.Wait()
-	if runs.Load() != 3 {
+	if runs.Load() < 3 {
 		t.Errorf("it ran %d times: no deadlock", runs.Load())
 	}
 }
