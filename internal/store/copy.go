@@ -142,7 +142,7 @@ func (c *copying) close() {
 		c.target.Release() // a connection with an open transaction is closed
 	}
 	if c.into != nil {
-		c.into.close1()
+		c.into.closeOnce()
 	}
 	if c.source != nil {
 		_ = c.source.control("ROLLBACK") // fails where nothing is open

@@ -121,7 +121,7 @@ func TestADatabaseThatIsGone(t *testing.T) {
 		tasks.Wait()
 		// At least 100 ms lie between two who try, and each may try twice; without a
 		// breaker there are thousands.
-		n, most := proxy.Dials(), 3*int(time.Since(began)/(100*time.Millisecond))+store.PoolSize
+		n, most := proxy.Dials(), 2*int(time.Since(began)/(100*time.Millisecond))+store.PoolSize
 		if n > most {
 			t.Errorf("%s: %d connections were tried in %v, want %d at most", name, n, time.Since(began), most)
 		}

@@ -54,10 +54,10 @@ const (
 // A transaction that failed begins again only where it is sure that nothing of it
 // remains: see mayRepeat.
 type pgDB struct {
-	pool    *pgxpool.Pool
-	spender *spender
-	down    breaker
-	close1  func()
+	pool      *pgxpool.Pool
+	spender   *spender
+	down      breaker
+	closeOnce func()
 }
 
 func openPostgres(ctx context.Context, uri string) (*Store, error) {
@@ -67,7 +67,7 @@ func openPostgres(ctx context.Context, uri string) (*Store, error) {
 	}
 	s := &Store{p}
 	if err := s.Read(ctx, (*Tx).Usable); err != nil {
-		p.close1()
+		p.closeOnce()
 		return nil, fmt.Errorf("opening database: %w", err)
 	}
 	return s, nil
@@ -84,10 +84,10 @@ func connectPostgres(ctx context.Context, uri string) (*pgDB, error) {
 		return nil, fmt.Errorf("opening database: %w", err)
 	}
 	p := &pgDB{pool: pool}
-	p.close1 = sync.OnceFunc(func() { p.spender.close(); pool.Close() })
+	p.closeOnce = sync.OnceFunc(func() { p.spender.close(); pool.Close() })
 	p.spender = newSpender(p)
 	if err := checkPostgresSchema(ctx, p); err != nil {
-		p.close1()
+		p.closeOnce()
 		return nil, fmt.Errorf("opening database: %w", err)
 	}
 	return p, nil
@@ -128,7 +128,7 @@ var dial = (&net.Dialer{
 func (p *pgDB) path() string { return "" }
 
 func (p *pgDB) close() error {
-	p.close1()
+	p.closeOnce()
 	return nil
 }
 

@@ -41,12 +41,12 @@ func openSQLite(ctx context.Context, path string) (*Store, error) {
 
 // sqliteDB is an embedded database.
 type sqliteDB struct {
-	db      *sql.DB
-	file    string
-	readers chan *conn
-	writer  *writer
-	closed  chan struct{}
-	close1  func() error
+	db        *sql.DB
+	file      string
+	readers   chan *conn
+	writer    *writer
+	closed    chan struct{}
+	closeOnce func() error
 }
 
 func connectSQLite(ctx context.Context, db *sql.DB, path string) (*sqliteDB, error) {
@@ -54,7 +54,7 @@ func connectSQLite(ctx context.Context, db *sql.DB, path string) (*sqliteDB, err
 		return nil, err
 	}
 	s := &sqliteDB{db: db, file: path, readers: make(chan *conn, max(4, runtime.GOMAXPROCS(0))), closed: make(chan struct{})}
-	s.close1 = sync.OnceValue(s.shut)
+	s.closeOnce = sync.OnceValue(s.shut)
 	for range cap(s.readers) {
 		c, err := connect(ctx, db)
 		if err != nil {
@@ -78,7 +78,7 @@ func connectSQLite(ctx context.Context, db *sql.DB, path string) (*sqliteDB, err
 }
 
 func (s *sqliteDB) path() string { return s.file }
-func (s *sqliteDB) close() error { return s.close1() }
+func (s *sqliteDB) close() error { return s.closeOnce() }
 
 func (s *sqliteDB) shut() error {
 	close(s.closed)

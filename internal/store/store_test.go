@@ -16,6 +16,7 @@ import (
 
 	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
 func TestMain(m *testing.M) {
@@ -87,33 +88,11 @@ func TestWriteIsThereAfterReopening(t *testing.T) {
 	}
 }
 
-// block occupies the writer until release is called, so that what is written
-// meanwhile becomes one group.
-func block(t *testing.T, s *store.Store) (release func()) {
-	t.Helper()
-	entered, leave := make(chan struct{}), make(chan struct{})
-	done := make(chan error, 1)
-	go func() {
-		done <- s.Write(context.Background(), func(*store.Tx) error {
-			close(entered)
-			<-leave
-			return nil
-		})
-	}()
-	<-entered
-	return func() {
-		close(leave)
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}
-}
-
 // group queues writes behind a blocked writer, so that they share a commit, and
 // returns their errors.
 func group(t *testing.T, s *store.Store, writes ...func(*store.Tx) error) []error {
 	t.Helper()
-	release := block(t, s)
+	release := storetest.Block(t, s)
 	errs := make([]error, len(writes))
 	var tasks sync.WaitGroup
 	for i, write := range writes {
@@ -259,7 +238,7 @@ func TestAFullDiskLeavesNoHalf(t *testing.T) {
 
 func TestACallerWhoGivesUpWritesNothingAndHarmsNobody(t *testing.T) {
 	s := open(t)
-	release := block(t, s)
+	release := storetest.Block(t, s)
 	ctx, cancel := context.WithCancel(t.Context())
 	gaveUp, stayed := make(chan error, 1), make(chan error, 1)
 	go func() { gaveUp <- s.Write(ctx, set("gave up", "yes")) }()

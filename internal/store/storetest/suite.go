@@ -297,8 +297,9 @@ func single(uri string) string {
 	return uri + "?pool_max_conns=1"
 }
 
-// block occupies a store that does one thing at a time.
-func block(t *testing.T, s *store.Store) (release func()) {
+// Block occupies a store that does one thing at a time until release is called, so
+// that what is asked of it meanwhile queues up.
+func Block(t *testing.T, s *store.Store) (release func()) {
 	t.Helper()
 	entered, leave := make(chan struct{}), make(chan struct{})
 	done := make(chan error, 1)
@@ -329,7 +330,7 @@ func testGivingUp(t *testing.T, new func(testing.TB) string) {
 		"write": func(ctx context.Context) error { return s.Write(ctx, ran) },
 		"spend": spend,
 	}
-	release := block(t, s)
+	release := Block(t, s)
 	for name, call := range calls {
 		if err := call(gone); !errors.Is(err, store.ErrUnavailable) || !errors.Is(err, context.Canceled) {
 			t.Errorf("%s by one who had gone: %v", name, err)
