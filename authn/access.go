@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
 // rule says who may call a method.
@@ -183,8 +184,8 @@ func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
 		return nil
 	}
 	slices.Sort(wrong)
-	return &setupError{
-		code:    codes.FailedPrecondition,
-		message: "the services and their rules do not fit:\n\t" + strings.Join(wrong, "\n\t"),
+	return &refusal.Setup{
+		Code:    codes.FailedPrecondition,
+		Message: "authn: the services and their rules do not fit:\n\t" + strings.Join(wrong, "\n\t"),
 	}
 }

@@ -5,9 +5,9 @@ import (
 	"io"
 	"sync"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/status"
+
+	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
 // An attempt is what the interceptors learn of the token that a call went out
@@ -95,17 +95,7 @@ func (c *Credentials) refused(token, method string, err error) (again bool) {
 	}
 	switch reason := Reason(err); reason {
 	case tokenStale, tokenExpired, tokenInvalid, tokenRevoked:
-		return refusedMethod(err) == method && c.spend(token) && reason != tokenRevoked
+		return refusal.Method(err) == method && c.spend(token) && reason != tokenRevoked
 	}
 	return false
-}
-
-// refusedMethod is the method that a refusal names, empty if it names none.
-func refusedMethod(err error) string {
-	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.ErrorInfo); ok && info.GetDomain() == domain {
-			return info.GetMetadata()["method"]
-		}
-	}
-	return ""
 }

@@ -10,11 +10,13 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/retry"
 )
 
 // Credentials put an access token on every call of a connection, and keep it
@@ -71,8 +73,8 @@ type Credentials struct {
 	over      error    // nothing more will come: closed, or refused for good
 	last      error    // why the last renewal failed
 	notBefore time.Time
-	delay     time.Duration // grows with each failure
-	spends    time.Time     // see spend
+	backoff   retry.Backoff
+	spends    *rate.Limiter // the renewals after refusals
 }
 
 // A CredentialsOption sets something about Credentials.
@@ -164,7 +166,7 @@ func newCredentials(conn grpc.ClientConnInterface, opts []CredentialsOption) (*C
 	if conn == nil {
 		return nil, misused(errors.New("credentials need a connection to Watchword"))
 	}
-	c := &Credentials{auth: watchwordv1.NewAuthServiceClient(conn)}
+	c := &Credentials{auth: watchwordv1.NewAuthServiceClient(conn), spends: rate.NewLimiter(rate.Every(spendEvery), spendBurst)}
 	for _, opt := range opts {
 		opt(&c.config)
 	}

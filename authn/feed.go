@@ -5,9 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -18,6 +15,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/retry"
+	"github.com/watchword-auth/watchword/internal/transport"
 )
 
 const (
@@ -87,7 +86,7 @@ func (f *feed) stop() {
 // run opens streams, one after the other, until ctx ends.
 func (f *feed) run(ctx context.Context) {
 	defer close(f.done)
-	delay := firstDelay
+	var backoff retry.Backoff
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := f.watch(ctx)
@@ -97,22 +96,13 @@ func (f *feed) run(ctx context.Context) {
 		// A bundle that came whole proves little: a server may fall over just
 		// after. A stream that lasted proves that the server is well.
 		if time.Since(began) > longestDelay {
-			delay = firstDelay
+			backoff.Reset()
 		}
-		pause := pauseAfter(err, delay)
-		delay = min(2*delay, longestDelay)
+		pause := backoff.Next(firstDelay, longestDelay, retry.Asked(err, longestDelay))
 		f.bundle.log.Warn("the trust bundle's stream ended; opening it again", "error", err, "in", pause)
 		f.report(false, err)
 		f.pause(ctx, pause)
 	}
-}
-
-// pauseAfter is at least half of a delay, so that there is one, or what the server
-// asks for, within reason; the rest by chance, so that watchers which lost one server
-// together don't come back together.
-func pauseAfter(err error, delay time.Duration) time.Duration {
-	half := delay / 2
-	return max(half, min(retryAfter(err), longestDelay-half)) + rand.N(half)
 }
 
 // pause waits before the next stream, and tells the connection a little earlier to
@@ -261,39 +251,10 @@ func (f *feed) admit(ctx context.Context, option *peer.Peer) error {
 	if !ok {
 		p = option
 	}
-	if f.plaintext || protected(p.AuthInfo) || local(p.Addr) {
+	if f.plaintext || transport.Protects(p, credentials.IntegrityOnly) { // keys are no secret
 		return nil
-	}
-	where := "a server that the connection does not name"
-	if p.Addr != nil {
-		where = p.Addr.String()
 	}
 	return status.Errorf(codes.FailedPrecondition,
 		"refusing keys over plaintext from %s, since anyone on the path could replace them: "+
-			"dial with TLS credentials, or say WithPlaintextFromOtherHosts", where)
-}
-
-// protected says whether nobody on the path can change what comes. Keys are no
-// secret, so integrity is enough. Credentials that don't say count as none.
-func protected(info credentials.AuthInfo) bool {
-	says, ok := info.(interface {
-		GetCommonAuthInfo() credentials.CommonAuthInfo
-	})
-	return ok && says.GetCommonAuthInfo().SecurityLevel >= credentials.IntegrityOnly
-}
-
-// local says whether an address is on this machine: loopback, a Unix socket, or
-// a pipe in memory (bufconn, net.Pipe).
-func local(addr net.Addr) bool {
-	if addr == nil {
-		return false
-	}
-	switch addr.Network() {
-	case "unix", "bufconn":
-		return true
-	case "pipe": // on Windows a named pipe may be another machine's
-		return addr.String() == "pipe"
-	}
-	host, err := netip.ParseAddrPort(addr.String())
-	return err == nil && host.Addr().Unmap().IsLoopback()
+			"dial with TLS credentials, or say WithPlaintextFromOtherHosts", transport.Name(p))
 }

@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/watchword-auth/watchword/internal/transport"
 )
 
 // ForwardToken lets a handler call the next service in its caller's name: give
@@ -83,23 +85,10 @@ func mayCarry(ctx context.Context, plaintext bool) error {
 	if md, ok := metadata.FromOutgoingContext(ctx); ok && len(md["authorization"]) > 0 {
 		return status.Error(codes.Internal, "authn: the call carries authorization metadata of its own")
 	}
-	p, ok := peer.FromContext(ctx)
-	if plaintext || ok && (private(p.AuthInfo) || local(p.Addr)) {
+	p, _ := peer.FromContext(ctx)
+	if plaintext || transport.Protects(p, credentials.PrivacyAndIntegrity) {
 		return nil
 	}
-	where := "a machine that the connection does not name"
-	if ok && p.Addr != nil {
-		where = p.Addr.String()
-	}
 	return status.Errorf(codes.Unauthenticated, "authn: refusing to send a secret over plaintext to %s, "+
-		"since anyone on the path could use it: dial with TLS credentials, or allow plaintext by option", where)
-}
-
-// private says whether nobody on the path can read along. Credentials that don't
-// say count as none.
-func private(info credentials.AuthInfo) bool {
-	says, ok := info.(interface {
-		GetCommonAuthInfo() credentials.CommonAuthInfo
-	})
-	return ok && says.GetCommonAuthInfo().SecurityLevel >= credentials.PrivacyAndIntegrity
+		"since anyone on the path could use it: dial with TLS credentials, or allow plaintext by option", transport.Name(p))
 }

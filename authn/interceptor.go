@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
 // ServerOptions guards a server: both interceptors, by grpc.ChainUnaryInterceptor
@@ -31,6 +33,9 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // Only a refusal from here names the method called. It is taken out of the ErrorInfo
 // of an error that a handler returns, such as one of Verify about another token: a
 // caller would take it for the refusal of its own, and make the call once more.
+//
+// The error of ROLE_REQUIRED has a method Principal() *Principal, for interceptors
+// that stand outside and record refusals.
 func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		ctx, err := v.guard(ctx, info.FullMethod)
@@ -39,7 +44,7 @@ func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 		}
 		resp, err := handler(ctx, req)
 		if err != nil {
-			err = fromHandler(err, info.FullMethod)
+			err = refusal.WithoutMethod(err, info.FullMethod)
 		}
 		return resp, err
 	}
@@ -66,7 +71,7 @@ func (v *Verifier) guard(ctx context.Context, full string) (context.Context, err
 		return nil, err
 	}
 	if !r.allows(p) {
-		return nil, refuse(roleRequired, full)
+		return nil, &roleRefusal{refuse(roleRequired, full), p}
 	}
 	return withPrincipal(ctx, p), nil
 }

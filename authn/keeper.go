@@ -7,9 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
+
+	"github.com/watchword-auth/watchword/internal/durable"
 )
 
 const (
@@ -54,7 +55,7 @@ func loadBundle(c *config) (*bundle, error) {
 	if c.snapshot == nil {
 		return b, nil
 	}
-	removeLeftBehind(*c.snapshot)
+	durable.RemoveDrafts(*c.snapshot, leftBehind)
 	err := b.load(*c.snapshot)
 	switch {
 	case err == nil:
@@ -193,61 +194,9 @@ func (k *keeper) write() (size int64, err error) {
 	if info, err := os.Lstat(k.path); err == nil && !info.Mode().IsRegular() {
 		return 0, fmt.Errorf("%s is no regular file", k.path) // such as /dev/null, which others need
 	}
-	// The name is a new one each time, for a process that is about to end may be
-	// writing too. CreateTemp makes it with mode 0600.
-	prefix, suffix := besides(k.path)
-	f, err := os.CreateTemp(filepath.Dir(k.path), prefix+"*"+suffix)
-	if err != nil {
-		return 0, err
-	}
-	defer func() {
-		f.Close()
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	if size, err = k.fill(f); err != nil {
-		return size, fmt.Errorf("writing %s: %w", f.Name(), err)
-	}
-	if err := os.Rename(f.Name(), k.path); err != nil {
-		return size, err
-	}
-	return size, syncFolder(filepath.Dir(k.path))
-}
-
-// fill writes the new file until it is on disk.
-func (k *keeper) fill(f *os.File) (int64, error) {
-	if err := f.Chmod(0o600); err != nil { // whatever the umask left of it
-		return 0, err
-	}
-	size, err := k.bundle.writeSnapshot(f)
-	if err != nil {
-		return size, err
-	}
-	if err := f.Sync(); err != nil {
-		return size, err
-	}
-	return size, f.Close()
-}
-
-// besides is how the names begin and end of files that are to replace the one at
-// path.
-func besides(path string) (prefix, suffix string) {
-	return "." + filepath.Base(path) + ".", ".tmp"
-}
-
-// removeLeftBehind removes what processes have left that were killed while they
-// wrote. Otherwise one that is killed again and again would fill the disk.
-func removeLeftBehind(path string) {
-	prefix, suffix := besides(path)
-	folder := filepath.Dir(path)
-	entries, _ := os.ReadDir(folder) // as far as they can be read
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), prefix) || !strings.HasSuffix(e.Name(), suffix) || !e.Type().IsRegular() {
-			continue
-		}
-		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > leftBehind {
-			os.Remove(filepath.Join(folder, e.Name()))
-		}
-	}
+	err = durable.Replace(k.path, func(f *os.File) (err error) {
+		size, err = k.bundle.writeSnapshot(f)
+		return err
+	})
+	return size, err
 }

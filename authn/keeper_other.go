@@ -14,6 +14,3 @@ func openOurs(path string) (*os.File, error) { return os.Open(path) }
 // write.
 func checkOurs(fs.FileInfo) error   { return nil }
 func checkFolder(fs.FileInfo) error { return nil }
-
-// syncFolder is for file systems whose folders can be synced.
-func syncFolder(string) error { return nil }

@@ -40,13 +40,3 @@ func checkFolder(info fs.FileInfo) error {
 	}
 	return nil
 }
-
-// syncFolder makes a rename last.
-func syncFolder(path string) error {
-	folder, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer folder.Close()
-	return folder.Sync()
-}

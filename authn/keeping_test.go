@@ -391,9 +391,8 @@ func TestWriterToBeKilled(t *testing.T) {
 // the one before.
 func TestKilledWhileWriting(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "bundle")
-	prefix, suffix := besides(path)
 	left := func() bool { // by one that was killed while it wrote
-		files, err := filepath.Glob(filepath.Join(filepath.Dir(path), prefix+"*"+suffix))
+		files, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".bundle.*.tmp"))
 		if err != nil {
 			t.Fatal(err)
 		}

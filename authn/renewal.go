@@ -5,12 +5,13 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/retry"
 )
 
 const (
@@ -84,26 +85,19 @@ func (c *Credentials) pick(now time.Time) (string, *renewal, error) {
 	return "", nil, c.last
 }
 
-// spend takes a token out of use that a service has refused, and says whether
-// there is or may be another. Who comes second finds it replaced already.
-//
-// spends is the time up to which spending is paid for: each costs spendEvery, it
-// may not lie ahead of now, and no more than a burst may be saved up.
+// spend takes a token out of use that a service has refused, and reports whether
+// another token is there or may be had. A second call that was refused with the same
+// token finds it replaced.
 func (c *Credentials) spend(token string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.access != token {
 		return true
 	}
-	now := time.Now()
-	if saved := now.Add(-spendBurst * spendEvery); c.spends.Before(saved) {
-		c.spends = saved
-	}
-	paid := c.spends.Add(spendEvery)
-	if paid.After(now) {
+	if !c.spends.Allow() {
 		return false
 	}
-	c.spends, c.access = paid, ""
+	c.access = ""
 	return true
 }
 
@@ -142,7 +136,8 @@ func (c *Credentials) took(tokens *watchwordv1.TokenPair, began time.Time) {
 	// By chance a little earlier or later, so that callers which began together
 	// don't come back together.
 	c.renewAt = began.Add(life/4*3 + rand.N(life/10+1))
-	c.last, c.delay, c.notBefore = nil, 0, time.Time{}
+	c.last, c.notBefore = nil, time.Time{}
+	c.backoff.Reset()
 }
 
 // failed remembers why a renewal failed, and how long to leave Watchword alone.
@@ -158,20 +153,9 @@ func (c *Credentials) failed(err error) {
 	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.Unimplemented:
 		first, longest = firstRefusedDelay, longestRefusedDelay
 	}
-	c.delay = min(max(first, 2*c.delay), longest)
-	pause := max(c.delay/2, retryAfter(err)) + rand.N(c.delay/2)
+	pause := c.backoff.Next(first, longest, retry.Asked(err, longestRefusedDelay))
 	c.notBefore = time.Now().Add(pause)
 	c.config.log.Warn("no new access token", "credentials", c, "error", err, "pause", pause)
-}
-
-// retryAfter is how long the server asks to wait, within reason.
-func retryAfter(err error) time.Duration {
-	for _, detail := range status.Convert(err).Details() {
-		if info, ok := detail.(*errdetails.RetryInfo); ok {
-			return min(info.GetRetryDelay().AsDuration(), longestRefusedDelay)
-		}
-	}
-	return 0
 }
 
 // sessionOver says whether a refresh was refused because no refresh token of
@@ -188,7 +172,7 @@ func sessionOver(err error) bool {
 // the password if there is none or its session is over. began is when it asked.
 func (c *Credentials) obtain() (began time.Time, _ *watchwordv1.TokenPair, _ error) {
 	if err := c.save(); err != nil {
-		return began, nil, &setupError{code: codes.Unavailable, message: "storing the refresh token: " + err.Error(), cause: err}
+		return began, nil, &refusal.Setup{Code: codes.Unavailable, Message: "authn: storing the refresh token: " + err.Error(), Cause: err}
 	}
 	if c.refreshToken != "" {
 		began, tokens, err := c.ask(c.refresh)

@@ -2,13 +2,13 @@ package authn
 
 import (
 	"context"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
+
+	"github.com/watchword-auth/watchword/internal/detach"
+	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
 // judgeEvery is how often the token of an open stream is judged again. From the
@@ -35,70 +35,30 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 			return err
 		}
 		if _, guarded := FromContext(ctx); !guarded {
-			return fromHandler(handler(srv, &guardedStream{ServerStream: stream, ctx: ctx}), info.FullMethod)
+			return refusal.WithoutMethod(handler(srv, &guardedStream{ServerStream: stream, ctx: ctx}), info.FullMethod)
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		s := &guardedStream{ServerStream: stream, ctx: ctx, done: make(chan outcome, 1)}
-		go v.run(s, info.FullMethod, func() error { return handler(srv, s) })
+		s := &guardedStream{ServerStream: stream, ctx: ctx}
+		call := detach.Go(func() error { return handler(srv, s) })
 		judge := time.NewTicker(judgeEvery)
 		defer judge.Stop()
 		for {
 			select {
-			case o := <-s.done:
-				if o.panicked != nil {
-					panic(o.panicked)
-				}
-				return fromHandler(o.err, info.FullMethod)
+			case <-call.Done():
+				return refusal.WithoutMethod(call.Result(), info.FullMethod)
 			case <-judge.C:
 			}
 			if _, err := v.verifyIncoming(ctx, info.FullMethod); err != nil {
 				s.refused.Store(&err)
 				cancel(err)
-				v.logLate(s, info.FullMethod)
+				call.Leave(func(panicked any, stack []byte) {
+					v.bundle.log.Error("a handler panicked after its stream was ended",
+						"method", info.FullMethod, "panic", panicked, "stack", string(stack))
+				})
 				return err
 			}
 		}
-	}
-}
-
-// outcome is how a handler ended.
-type outcome struct {
-	err      error
-	panicked any
-	stack    []byte // of the panic
-}
-
-// run runs a handler.
-func (v *Verifier) run(s *guardedStream, method string, handler func() error) {
-	o, returned := outcome{}, false
-	defer func() {
-		if !returned {
-			if o.panicked = recover(); o.panicked == nil { // by runtime.Goexit
-				o.err = status.Error(codes.Internal, "the handler ended without an answer")
-			} else {
-				o.stack = debug.Stack()
-			}
-		}
-		s.done <- o
-		if s.refused.Load() != nil {
-			v.logLate(s, method)
-		}
-	}()
-	o.err = handler()
-	returned = true
-}
-
-// logLate logs the panic of a handler whose stream was ended over its head, if it has
-// ended itself. It is asked when either has ended, and finds the outcome once.
-func (v *Verifier) logLate(s *guardedStream, method string) {
-	select {
-	case o := <-s.done:
-		if o.panicked != nil {
-			v.bundle.log.Error("a handler panicked after its stream was ended",
-				"method", method, "panic", o.panicked, "stack", string(o.stack))
-		}
-	default:
 	}
 }
 
@@ -106,8 +66,7 @@ func (v *Verifier) logLate(s *guardedStream, method string) {
 type guardedStream struct {
 	grpc.ServerStream
 	ctx     context.Context
-	done    chan outcome          // of its handler; has room for it
-	refused atomic.Pointer[error] // why it was ended over its handler's head
+	refused atomic.Pointer[error] // why the stream was ended before its handler
 }
 
 func (s *guardedStream) Context() context.Context { return s.ctx }

@@ -17,8 +17,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
 // callTimeout bounds a call of a person at a terminal.
@@ -152,13 +152,13 @@ func (t Terminal) printJSON(m proto.Message) error {
 
 // explain is an error as a person should read it.
 func explain(err error) string {
-	var refusal interface{ GRPCStatus() *status.Status }
-	if !errors.As(err, &refusal) {
+	var refused interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &refused) {
 		return err.Error()
 	}
-	s := refusal.GRPCStatus()
-	if reason := authn.Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
-		return strings.TrimPrefix(reason.String(), "ERROR_REASON_") + ": " + s.Message()
+	s := refused.GRPCStatus()
+	if reason := refusal.Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
+		return refusal.Name(reason) + ": " + s.Message()
 	}
 	return s.Code().String() + ": " + s.Message()
 }

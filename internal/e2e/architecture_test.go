@@ -20,25 +20,30 @@ const (
 // the arrows keep pointing down. A new package needs a row, and the row a
 // thought. Tests may import what they like, but for this package.
 var mayImport = map[string][]string{
-	"authn":                    {gen, "internal/token"}, // public: no database, no server, no command line
+	"authn":                    {gen, "internal/detach", "internal/durable", "internal/refusal", "internal/retry", "internal/token", "internal/transport"}, // public: no database, no server, no command line
+	"authn/authntest":          {"authn", gen, "internal/token"},                                                                                           // public
 	"cmd/watchword":            {"internal/cli"},
-	"authn/authntest":          {"authn", gen, "internal/token"}, // public
-	"internal/audit":           {"internal/store"},
 	"docs":                     {}, // nothing but tests of the text
-	"internal/cli":             {"authn", gen, "internal/audit", "internal/issuer", "internal/password", "internal/seal", "internal/server", "internal/store", "internal/token", "internal/user"},
+	"internal/audit":           {"internal/store"},
+	"internal/cli":             {gen, "internal/audit", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/token", "internal/user"},
+	"internal/detach":          {},
+	"internal/durable":         {},
 	"internal/e2e":             {},
 	"internal/feed":            {gen, "internal/store", "internal/token"},
 	"internal/issuer":          {"internal/audit", "internal/feed", "internal/seal", "internal/store", "internal/token", "internal/user"},
 	"internal/password":        {},
 	"internal/pgtest":          {}, // for tests alone
-	"internal/rpc":             {"authn", gen, "internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/session", "internal/store", "internal/token", "internal/user"},
-	"internal/seal":            {},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
+	"internal/refusal":         {gen},
+	"internal/retry":           {},
+	"internal/rpc":             {"authn", gen, "internal/audit", "internal/detach", "internal/feed", "internal/issuer", "internal/password", "internal/refusal", "internal/session", "internal/store", "internal/token", "internal/user"},
+	"internal/seal":            {"internal/durable"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/detach", "internal/feed", "internal/issuer", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/session":         {"internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/seal", "internal/store", "internal/user"},
-	"internal/store":           {},
+	"internal/store":           {"internal/durable"},
 	"internal/store/storetest": {"internal/pgtest", "internal/store"}, // for tests
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},
+	"internal/transport":       {},
 	"internal/user":            {"internal/audit", "internal/feed", "internal/password", "internal/store"},
 }
 

@@ -6,19 +6,18 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"strings"
 	"time"
 
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -27,7 +26,6 @@ import (
 // comes, gives every error its status, as the table has it, counts refusals for
 // the security record, and logs what is not the caller's fault.
 type Edge struct {
-	verifier   *authn.Verifier
 	audit      *audit.Log
 	retryAfter func() time.Duration
 	logger     *slog.Logger
@@ -36,8 +34,8 @@ type Edge struct {
 
 // NewEdge makes an edge. retryAfter says what a caller is told to wait when too
 // many passwords are being hashed.
-func NewEdge(v *authn.Verifier, a *audit.Log, retryAfter func() time.Duration, logger *slog.Logger) *Edge {
-	return &Edge{verifier: v, audit: a, retryAfter: retryAfter, logger: logger, faults: rate.NewLimiter(10, 100)}
+func NewEdge(a *audit.Log, retryAfter func() time.Duration, logger *slog.Logger) *Edge {
+	return &Edge{audit: a, retryAfter: retryAfter, logger: logger, faults: rate.NewLimiter(10, 100)}
 }
 
 // Unary is the interceptor for unary calls.
@@ -132,29 +130,19 @@ func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.Erro
 		reason == watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED {
 		return
 	}
-	event := audit.Event{Type: types[method], Reason: reasonName(reason)}
+	event := audit.Event{Type: types[method], Reason: refusal.Name(reason)}
 	if event.Type == "" {
 		event.Type, event.Detail = audit.Call, method
 	}
 	var about session.Refusal
+	var known interface{ Principal() *authn.Principal } // of ROLE_REQUIRED
 	switch {
 	case errors.As(err, &about):
 		event.UserID, event.SessionID = about.UserID, about.SessionID
-	case reason == watchwordv1.ErrorReason_ERROR_REASON_ROLE_REQUIRED:
-		event.ActorID, event.SessionID = e.caller(ctx)
+	case errors.As(err, &known):
+		event.ActorID, event.SessionID = known.Principal().Subject(), known.Principal().SessionID()
 	}
 	e.audit.Refused(ctx, event)
-}
-
-// caller is who showed the good token of a call that the verifier has refused.
-func (e *Edge) caller(ctx context.Context) (userID, sessionID string) {
-	for _, value := range metadata.ValueFromIncomingContext(ctx, "authorization") {
-		_, token, _ := strings.Cut(value, " ")
-		if p, err := e.verifier.Verify(ctx, token); err == nil {
-			return p.Subject(), p.SessionID()
-		}
-	}
-	return "", ""
 }
 
 // statusMaker is an error that is a status already: the verifier's, or gRPC's.

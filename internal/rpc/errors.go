@@ -3,7 +3,6 @@ package rpc
 import (
 	"errors"
 	"math/rand/v2"
-	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -16,12 +15,11 @@ import (
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
 )
-
-const domain = "watchword"
 
 // storeRetry is what a caller is told to wait when the database is away, and up to
 // as much again by chance, so that they don't come back together.
@@ -77,7 +75,7 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 			if r.err != user.ErrCallerRevoked && r.err != user.ErrCallerStale {
 				method = "" // it names who refused an access token
 			}
-			return refuse(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)
+			return refusal.Status(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)
 		}
 	}
 	return status.New(codes.Internal, "internal error")
@@ -98,27 +96,7 @@ func badRequest(field invalidField) *status.Status {
 	if errors.Is(field.err, password.ErrTooWeak) {
 		reason = watchwordv1.ErrorReason_ERROR_REASON_PASSWORD_TOO_WEAK
 	}
-	return refuse(codes.InvalidArgument, reason, "", field.Error(), &errdetails.BadRequest{
-		FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: field.field, Description: field.err.Error()}},
-	})
-}
-
-// refuse makes a status with its reason. The method stands where a caller's own
-// access token was refused.
-func refuse(code codes.Code, reason watchwordv1.ErrorReason, method, message string, details ...protoadapt.MessageV1) *status.Status {
-	info := &errdetails.ErrorInfo{Domain: domain, Reason: reasonName(reason)}
-	if method != "" {
-		info.Metadata = map[string]string{"method": method}
-	}
-	s, err := status.New(code, message).WithDetails(append([]protoadapt.MessageV1{info}, details...)...)
-	if err != nil { // only for codes.OK
-		return status.New(codes.Internal, "internal error")
-	}
-	return s
-}
-
-func reasonName(reason watchwordv1.ErrorReason) string {
-	return strings.TrimPrefix(reason.String(), "ERROR_REASON_")
+	return refusal.Status(codes.InvalidArgument, reason, "", field.Error(), refusal.BadField(field.field, field.err.Error()))
 }
 
 // weakField names the field of a refused password.

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/detach"
 	"github.com/watchword-auth/watchword/internal/feed"
 )
 
@@ -60,7 +61,7 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	}
 	unread := time.NewTimer(sendTimeout)
 	defer unread.Stop()
-	err = Abandon(t.Logger, unread.C, status.Error(codes.Unavailable, "messages were left unread: come back"), func() error {
+	sending := detach.Go(func() error {
 		defer watcher.Close()
 		for {
 			unread.Stop()
@@ -74,10 +75,25 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 			}
 		}
 	})
+	select {
+	case <-sending.Done():
+		err = sending.Result()
+	case <-unread.C:
+		sending.Leave(LogLate(t.Logger))
+		return status.Error(codes.Unavailable, "messages were left unread: come back")
+	}
 	if errors.Is(err, feed.ErrBehind) {
 		return status.Error(codes.Unavailable, "fell behind: come back")
 	}
 	return err
+}
+
+// LogLate returns a function for [detach.Call.Leave] that logs the panic of a handler
+// whose stream has ended.
+func LogLate(logger *slog.Logger) func(fault any, stack []byte) {
+	return func(fault any, stack []byte) {
+		logger.Error("panic in a handler whose stream had ended", "panic", fault, "stack", string(stack))
+	}
 }
 
 // Codec is protobuf's, and sends what the feed has encoded for all watchers as it

@@ -31,6 +31,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+
+	"github.com/watchword-auth/watchword/internal/durable"
 )
 
 // ErrWrongKey says that none of the master keys sealed this secret.
@@ -127,11 +129,11 @@ func Add(path string) (*Keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("adding master key: %w", err)
 	}
-	draft := path + ".new"
+	draft := path + ".new" // one name for all: of two that add a key at once, one fails
 	if err := write(draft, header+newLine()+strings.TrimPrefix(string(old), header)); err != nil {
 		return nil, fmt.Errorf("adding master key: %w", err)
 	}
-	if err := errors.Join(os.Rename(draft, path), syncDir(filepath.Dir(path))); err != nil {
+	if err := durable.Rename(draft, path); err != nil {
 		return nil, fmt.Errorf("adding master key: %w", err)
 	}
 	return Load(path)
@@ -143,17 +145,11 @@ func newLine() string {
 	return linePrefix + base64.RawURLEncoding.EncodeToString(secret) + "\n"
 }
 
-// write makes a file that nobody else can read, and that survives a crash.
 func write(path, text string) error {
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
+	return durable.Create(path, func(file *os.File) error {
+		_, err := file.WriteString(text)
 		return err
-	}
-	_, err = file.WriteString(text)
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
-		return errors.Join(err, os.Remove(path))
-	}
-	return syncDir(filepath.Dir(path))
+	})
 }
 
 // reload reads the file again.
@@ -267,13 +263,4 @@ func (k masterKey) aead(purpose string) (cipher.AEAD, error) {
 		return nil, fmt.Errorf("deriving key for %s: %w", purpose, err)
 	}
 	return cipher.NewGCMWithRandomNonce(block)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

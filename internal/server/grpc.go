@@ -21,7 +21,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
-	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/internal/detach"
+	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/rpc"
 )
 
@@ -49,7 +50,7 @@ func newMetrics() *metrics {
 // their status and counts refusals, and the verifier lets callers in.
 func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOption {
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
-	edge := rpc.NewEdge(s.verifier, s.audit, s.passwords.RetryAfter, s.logger)
+	edge := rpc.NewEdge(s.audit, s.passwords.RetryAfter, s.logger)
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(rpc.Codec()),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -85,7 +86,7 @@ func (s *Server) logCalls() []grpc.ServerOption {
 		return !strings.HasPrefix(c.Service, "grpc.")
 	})
 	finish := []logging.Option{logging.WithLogOnEvents(logging.FinishCall), logging.WithErrorFields(func(err error) logging.Fields {
-		return logging.Fields{"reason", strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")}
+		return logging.Fields{"reason", refusal.Name(refusal.Reason(err))}
 	})}
 	return []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(selector.UnaryServerInterceptor(logging.UnaryServerInterceptor(logs, finish...), logged)),
@@ -118,11 +119,15 @@ func (d *drain) draining() bool {
 	}
 }
 
-// stream lets a handler that waits in Recv, and cannot be told, go on behind the
-// interceptor: when that has returned, the stream's context ends, and so does the
-// handler.
+// stream returns when the drain begins, although the handler may still block in
+// Recv: the stream's context then ends, and with it the handler.
 func (d *drain) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return rpc.Abandon(d.logger, d.begun, status.Error(codes.Unavailable, "the server is stopping"), func() error {
-		return handler(srv, ss)
-	})
+	call := detach.Go(func() error { return handler(srv, ss) })
+	select {
+	case <-call.Done():
+		return call.Result()
+	case <-d.begun:
+		call.Leave(rpc.LogLate(d.logger))
+		return status.Error(codes.Unavailable, "the server is stopping")
+	}
 }

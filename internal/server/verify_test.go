@@ -107,7 +107,7 @@ func suite(t *testing.T, s tokentest.Suite) *grpc.ClientConn {
 	t.Cleanup(func() { verifier.Close() })
 
 	logger := slog.New(slog.NewJSONHandler(&logged, nil))
-	edge := rpc.NewEdge(verifier, audit.New(nil, logger), func() time.Duration { return time.Second }, logger)
+	edge := rpc.NewEdge(audit.New(nil, logger), func() time.Duration { return time.Second }, logger)
 	server := grpc.NewServer(append([]grpc.ServerOption{grpc.ChainUnaryInterceptor(edge.Unary)}, verifier.ServerOptions()...)...)
 	watchwordv1.RegisterAuthServiceServer(server, &rpc.Auth{Verifier: verifier, Audience: []string{s.Audience}})
 	watchwordv1.RegisterSessionServiceServer(server, openList{})

@@ -8,7 +8,8 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
-	"path/filepath"
+
+	"github.com/watchword-auth/watchword/internal/durable"
 )
 
 // Backup writes what an embedded database holds at one moment into a new file,
@@ -20,23 +21,14 @@ func Backup(ctx context.Context, uri, file string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(file); err == nil {
+	err = durable.Create(file, func(draft *os.File) error { return vacuumInto(ctx, path, draft.Name()) })
+	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%s is there already", file)
 	}
-	// Mode 0600, beside its last place and never seen there before it is whole.
-	part, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".*.partial")
 	if err != nil {
-		return err
-	}
-	defer os.Remove(part.Name()) // fails where it has got its name
-	defer part.Close()
-	if err := vacuumInto(ctx, path, part.Name()); err != nil {
 		return fmt.Errorf("backing up %s: %w", path, err)
 	}
-	if err := part.Sync(); err != nil {
-		return err
-	}
-	return publish(part.Name(), file)
+	return nil
 }
 
 // vacuumInto reads the database as it is, whatever its schema: a backup comes
@@ -56,21 +48,4 @@ func vacuumInto(ctx context.Context, path, part string) error {
 	}
 	_, err = db.ExecContext(ctx, `VACUUM INTO $1`, part)
 	return err
-}
-
-// publish gives a file its name if no other has it, for good.
-func publish(part, file string) error {
-	err := os.Link(part, file) // which, unlike a renaming, spares what is there
-	if err != nil && !errors.Is(err, fs.ErrExist) {
-		err = os.Rename(part, file) // a file system without links
-	}
-	if err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(file))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

@@ -1,0 +1,70 @@
+// Package detach runs a function that its caller may have to leave behind: a
+// stream's handler blocks in Recv or Send until the stream ends, and the stream
+// ends only when the interceptor returns.
+package detach
+
+import (
+	"runtime/debug"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// errExited is the fault of a function that called runtime.Goexit.
+var errExited = status.Error(codes.Internal, "the handler ended without an answer: runtime.Goexit was called")
+
+// A Call is one run of a function in a goroutine of its own.
+type Call struct {
+	done  chan struct{} // closed after the fields below were written
+	err   error
+	fault any // a panic, or errExited
+	stack []byte
+}
+
+// Go starts fn.
+func Go(fn func() error) *Call {
+	c := &Call{done: make(chan struct{}), fault: errExited}
+	go func() {
+		defer close(c.done)
+		defer func() {
+			if p := recover(); p != nil {
+				c.fault = p
+			}
+			if c.fault != nil {
+				c.stack = debug.Stack()
+			}
+		}()
+		c.err = fn()
+		c.fault = nil
+	}()
+	return c
+}
+
+// Done is closed when fn has ended.
+func (c *Call) Done() <-chan struct{} { return c.done }
+
+// Result waits for the end of fn and returns its error. Result raises a panic of fn
+// again, in the goroutine of its caller, where a recovery interceptor sees it. A
+// function that called runtime.Goexit gives an INTERNAL status.
+func (c *Call) Result() error {
+	<-c.done
+	switch {
+	case c.fault == error(errExited):
+		return errExited
+	case c.fault != nil:
+		panic(c.fault)
+	}
+	return c.err
+}
+
+// Leave returns at once and gives up the result. If fn panics or calls
+// runtime.Goexit, late is called with the fault and its stack when fn ends, in a
+// goroutine of its own.
+func (c *Call) Leave(late func(fault any, stack []byte)) {
+	go func() {
+		<-c.done
+		if c.fault != nil {
+			late(c.fault, c.stack)
+		}
+	}()
+}

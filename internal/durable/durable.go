@@ -1,0 +1,106 @@
+// Package durable writes files that survive a crash: a reader finds the whole file
+// or none, the file has mode 0600, and it is on disk when the call returns.
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+)
+
+// suffix ends the names of drafts.
+const suffix = ".tmp"
+
+// Replace writes a new file at path, in place of one that may be there. fill writes
+// the content into a draft beside path; the draft then takes the name. If fill or a
+// later step fails, the old file stays and the draft is removed.
+func Replace(path string, fill func(*os.File) error) error {
+	return write(path, fill, os.Rename)
+}
+
+// Create is like [Replace] for a path at which no file may be.
+// Errors: fs.ErrExist if there is one.
+func Create(path string, fill func(*os.File) error) error {
+	if _, err := os.Lstat(path); err == nil { // before the work of fill
+		return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
+	}
+	return write(path, fill, func(draft, path string) error {
+		// Unlike a rename, a link leaves a file alone that has appeared since.
+		err := os.Link(draft, path)
+		if err == nil || errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		return os.Rename(draft, path) // a file system without links
+	})
+}
+
+func write(path string, fill func(*os.File) error, publish func(draft, path string) error) error {
+	folder := filepath.Dir(path)
+	// Each draft has a name of its own, since two processes may write at once.
+	// CreateTemp makes it with mode 0600, less what the umask takes.
+	draft, err := os.CreateTemp(folder, prefix(path)+"*"+suffix)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(draft.Name()) // fails after a rename
+	defer draft.Close()
+	if err := draft.Chmod(0o600); err != nil {
+		return err
+	}
+	if err := fill(draft); err != nil {
+		return fmt.Errorf("writing %s: %w", draft.Name(), err)
+	}
+	if err := errors.Join(draft.Sync(), draft.Close()); err != nil {
+		return fmt.Errorf("writing %s: %w", draft.Name(), err)
+	}
+	if err := publish(draft.Name(), path); err != nil {
+		return err
+	}
+	return syncFolder(folder)
+}
+
+// prefix begins the names of a path's drafts.
+func prefix(path string) string { return "." + filepath.Base(path) + "." }
+
+// RemoveDrafts removes the drafts of path that are older than age: a process that
+// is killed while it writes leaves one behind. What cannot be removed stays.
+func RemoveDrafts(path string, age time.Duration) {
+	folder := filepath.Dir(path)
+	entries, _ := os.ReadDir(folder) // those that could be read
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), prefix(path)) || !strings.HasSuffix(e.Name(), suffix) || !e.Type().IsRegular() {
+			continue
+		}
+		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > age {
+			os.Remove(filepath.Join(folder, e.Name()))
+		}
+	}
+}
+
+// Rename gives a file another name in the same folder, in place of a file that may
+// have that name. The new name survives a crash.
+func Rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(to))
+}
+
+// syncFolder writes the names in a folder to disk. Windows does so by itself, and
+// syncs no folder.
+func syncFolder(path string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
+	folder, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	return folder.Sync()
+}
