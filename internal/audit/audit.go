@@ -9,11 +9,11 @@ package audit
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -51,33 +51,20 @@ type Event struct {
 	Detail    string // for people, as in "roles: admin writer"
 }
 
-// Source is a source of calls that is no address.
-type Source string
-
-// Sources that are no address.
-const (
-	CLI    Source = "cli"    // somebody at the command line
-	Server Source = "server" // the server by itself
-	many          = "many"   // more of them than are told apart
-)
-
-func (s Source) String() string { return string(s) }
-
-type sourceKey struct{}
-
-// WithSource says from where a call comes: a peer's address, CLI or Server. It is
-// asked for its name when something is recorded, which is seldom.
-func WithSource(ctx context.Context, source fmt.Stringer) context.Context {
-	return context.WithValue(ctx, sourceKey{}, source)
+// Refusal is the error of a refused call, with the user and the session that the
+// call was about as far as they are known.
+type Refusal struct {
+	UserID, SessionID string
+	Err               error
 }
 
-func sourceOf(ctx context.Context) string {
-	source, ok := ctx.Value(sourceKey{}).(fmt.Stringer)
-	if !ok {
-		return ""
-	}
-	return source.String()
-}
+func (r Refusal) Error() string { return r.Err.Error() }
+
+// Unwrap returns the reason of the refusal.
+func (r Refusal) Unwrap() error { return r.Err }
+
+// manySources stands for the sources of refusals that share one record.
+const manySources caller.Source = "many"
 
 const (
 	// window is how long refusals of one kind share a record.
@@ -108,7 +95,7 @@ type Log struct {
 // kind is what refusals have in common that share a record.
 type kind struct {
 	event  Event
-	source string
+	source caller.Source
 }
 
 // refusals are a kind's, in this window.
@@ -126,7 +113,7 @@ func New(s *store.Store, logger *slog.Logger) *Log {
 
 // Record records an event in the transaction that makes it happen.
 func (l *Log) Record(ctx context.Context, tx *store.Tx, e Event) error {
-	r := record(e, sourceOf(ctx), 1)
+	r := record(e, caller.SourceOf(ctx), 1)
 	if err := tx.InsertAudit(r); err != nil {
 		return err
 	}
@@ -134,10 +121,10 @@ func (l *Log) Record(ctx context.Context, tx *store.Tx, e Event) error {
 	return nil
 }
 
-func record(e Event, source string, count int64) *store.AuditRecord {
+func record(e Event, source caller.Source, count int64) *store.AuditRecord {
 	return &store.AuditRecord{
 		Type: string(e.Type), Success: e.Reason == "", Reason: e.Reason, ActorID: e.ActorID, UserID: e.UserID,
-		SessionID: e.SessionID, KID: e.KID, Source: source, Detail: e.Detail, Count: count,
+		SessionID: e.SessionID, KID: e.KID, Source: string(source), Detail: e.Detail, Count: count,
 	}
 }
 
@@ -156,12 +143,12 @@ func (l *Log) log(ctx context.Context, r *store.AuditRecord) {
 
 // Refused counts a refusal. Run writes it down within a second or so.
 func (l *Log) Refused(ctx context.Context, e Event) {
-	k := kind{e, sourceOf(ctx)}
+	k := kind{e, caller.SourceOf(ctx)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r, known := l.kinds[k]
 	if !known && len(l.kinds) >= maxKinds {
-		k = kind{Event{Type: e.Type, Reason: e.Reason}, many}
+		k = kind{Event{Type: e.Type, Reason: e.Reason}, manySources}
 		r, known = l.kinds[k]
 	}
 	if !known {

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/store/storetest"
@@ -73,7 +74,7 @@ func (w *world) all(t *testing.T, f store.AuditFilter, size int) (records []*sto
 }
 
 func from(source string) context.Context {
-	return audit.WithSource(context.Background(), audit.Source(source))
+	return caller.WithSource(context.Background(), caller.Source(source))
 }
 
 func (w *world) lines() int { return strings.Count(w.logged.String(), "\n") }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/seal"
@@ -37,7 +39,7 @@ type userCmd struct {
 // learns of it by the feed.
 func (d datastore) users(ctx context.Context, do func(*user.Users) error) error {
 	return d.with(ctx, func(s *store.Store) error {
-		return do(user.New(s, s, password.NewPool(password.Config{}), record(s)))
+		return do(user.New(s, feed.Direct(s), password.NewPool(password.Config{}), record(s)))
 	})
 }
 
@@ -90,7 +92,7 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 		return err
 	}
 	return c.users(ctx, func(users *user.Users) error {
-		row, err := users.Create(ctx, user.Operator, name, roles, pw)
+		row, err := users.Create(ctx, caller.AtCommandLine, name, roles, pw)
 		if err != nil {
 			return err
 		}
@@ -136,7 +138,7 @@ func (c *userEnableCmd) Run(ctx context.Context) error { return c.setDisabled(ct
 
 func (n named) setDisabled(ctx context.Context, disabled bool) error {
 	return n.alter(ctx, func(users *user.Users, row *store.User) error {
-		_, err := users.Update(ctx, user.Operator, row.ID, user.Change{Disabled: &disabled})
+		_, err := users.Update(ctx, caller.AtCommandLine, row.ID, user.Change{Disabled: &disabled})
 		return err
 	})
 }
@@ -152,7 +154,7 @@ func (c *userPassCmd) Run(ctx context.Context, t Terminal) error {
 		return err
 	}
 	return c.alter(ctx, func(users *user.Users, row *store.User) error {
-		_, err := users.SetPassword(ctx, user.Operator, row.ID, pw)
+		_, err := users.SetPassword(ctx, caller.AtCommandLine, row.ID, pw)
 		return err
 	})
 }
@@ -161,7 +163,7 @@ type userDeleteCmd struct{ named }
 
 func (c *userDeleteCmd) Run(ctx context.Context) error {
 	return c.alter(ctx, func(users *user.Users, row *store.User) error {
-		return users.Delete(ctx, user.Operator, row.ID)
+		return users.Delete(ctx, caller.AtCommandLine, row.ID)
 	})
 }
 
@@ -206,7 +208,7 @@ func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (is
 		if err != nil {
 			return err
 		}
-		key, err := do(issuer.NewKeyring(s, s, master, record(s)))
+		key, err := do(issuer.NewKeyring(s, feed.Direct(s), master, record(s)))
 		if err != nil {
 			return err
 		}
@@ -222,7 +224,7 @@ type keyRotateCmd struct {
 
 func (c *keyRotateCmd) Run(ctx context.Context, t Terminal) error {
 	return c.ring(ctx, t, func(ring *issuer.Keyring) (issuer.Key, error) {
-		return ring.Rotate(ctx, user.Operator, token.Algorithm(c.Alg))
+		return ring.Rotate(ctx, caller.AtCommandLine, token.Algorithm(c.Alg))
 	})
 }
 
@@ -233,7 +235,7 @@ type keyRevokeCmd struct {
 
 func (c *keyRevokeCmd) Run(ctx context.Context, t Terminal) error {
 	return c.ring(ctx, t, func(ring *issuer.Keyring) (issuer.Key, error) {
-		return ring.Revoke(ctx, user.Operator, c.KID)
+		return ring.Revoke(ctx, caller.AtCommandLine, c.KID)
 	})
 }
 

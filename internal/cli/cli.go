@@ -18,7 +18,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/server"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -58,7 +58,7 @@ type root struct {
 func Main(args []string, t Terminal) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	ctx = audit.WithSource(ctx, audit.CLI)
+	ctx = caller.WithSource(ctx, caller.CommandLine)
 	parser, err := kong.New(&root{},
 		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
 		kong.DefaultEnvars("WATCHWORD"), kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},

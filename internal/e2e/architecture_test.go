@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -24,27 +27,46 @@ var mayImport = map[string][]string{
 	"authn/authntest":          {"authn", gen, "internal/token"},                                                                                           // public
 	"cmd/watchword":            {"internal/cli"},
 	"docs":                     {}, // nothing but tests of the text
-	"internal/audit":           {"internal/store"},
-	"internal/cli":             {gen, "internal/audit", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/token", "internal/user"},
+	"internal/audit":           {"internal/caller", "internal/store"},
+	"internal/caller":          {"internal/store"},
+	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/user"},
+	"internal/cli":             {gen, "internal/caller", "internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/token", "internal/user"},
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},
 	"internal/feed":            {gen, "internal/store", "internal/token"},
-	"internal/issuer":          {"internal/audit", "internal/feed", "internal/seal", "internal/store", "internal/token", "internal/user"},
+	"internal/issuer":          {"internal/audit", "internal/caller", "internal/feed", "internal/seal", "internal/store", "internal/token"},
 	"internal/password":        {},
 	"internal/pgtest":          {}, // for tests alone
 	"internal/refusal":         {gen},
 	"internal/retry":           {},
-	"internal/rpc":             {"authn", gen, "internal/audit", "internal/detach", "internal/feed", "internal/issuer", "internal/password", "internal/refusal", "internal/session", "internal/store", "internal/token", "internal/user"},
+	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/detach", "internal/feed", "internal/issuer", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
-	"internal/session":         {"internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/seal", "internal/store", "internal/user"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
+	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/store", "internal/user"},
 	"internal/store":           {"internal/durable"},
 	"internal/store/storetest": {"internal/pgtest", "internal/store"}, // for tests
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},
 	"internal/transport":       {},
-	"internal/user":            {"internal/audit", "internal/feed", "internal/password", "internal/store"},
+	"internal/user":            {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/store"},
+}
+
+// TestEventsGoThroughFeed holds that only feed's own transaction appends events, since
+// it is the feed that knows whom to wait for.
+func TestEventsGoThroughFeed(t *testing.T) {
+	appends := regexp.MustCompile(`\.(AppendEvent|SetMaxLifetime)\(`)
+	for _, p := range listPackages(t) {
+		for _, file := range p.GoFiles {
+			text, err := os.ReadFile(filepath.Join(p.Dir, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if appends.Match(text) && p.name() != "internal/feed" && p.name() != "internal/store/storetest" {
+				t.Errorf("%s: %s appends events, which only a feed.Tx may", p.name(), file)
+			}
+		}
+	}
 }
 
 // mayImportForeign says which of our packages alone may import a package of
@@ -64,6 +86,8 @@ var mayImportForeign = map[string][]string{
 // goPackage is what `go list -json` says of a package.
 type goPackage struct {
 	ImportPath   string
+	Dir          string
+	GoFiles      []string
 	Imports      []string
 	TestImports  []string
 	XTestImports []string
@@ -74,7 +98,7 @@ func (p goPackage) name() string { return strings.TrimPrefix(p.ImportPath, modul
 
 func listPackages(t *testing.T) (packages []goPackage) {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports,Deps", "./...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports,TestImports,XTestImports,Deps", "./...")
 	cmd.Dir = root
 	r := run(t, cmd)
 	if r.code != 0 {

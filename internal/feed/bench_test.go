@@ -58,13 +58,13 @@ func BenchmarkWatchAMillion(b *testing.B) {
 func BenchmarkWatch(b *testing.B) {
 	ctx := b.Context()
 	s := openStore(b, filepath.Join(b.TempDir(), "f.db"))
-	if err := s.Write(ctx, ended("first")); err != nil {
+	if err := feed.Direct(s).Write(ctx, ended("first")); err != nil {
 		b.Fatal(err)
 	}
 	f := openFeed(b, s)
 	resume, _, _ := drain(b, f, nil)
 	for i := range 3999 {
-		if err := s.Write(ctx, ended(fmt.Sprint(i))); err != nil {
+		if err := feed.Direct(s).Write(ctx, ended(fmt.Sprint(i))); err != nil {
 			b.Fatal(err)
 		}
 		if err := feed.CatchUp(f, ctx); err != nil {

@@ -159,13 +159,13 @@ func (f *Feed) Run(ctx context.Context) {
 	}
 }
 
-// Write runs fn in a transaction, and returns when this server's own verifier
-// has applied every event that the transaction saw, its own among them: what
-// has been acknowledged, Verify knows, also when there was nothing left to do.
-func (f *Feed) Write(ctx context.Context, fn func(*store.Tx) error) error {
+// Write is a [Writer] that returns when this server's own verifier has applied every
+// event that the transaction saw, its own among them: a change that is acknowledged
+// is known to Verify, also when nothing was left to change.
+func (f *Feed) Write(ctx context.Context, fn func(*Tx) error) error {
 	var head store.Event
 	err := f.store.Write(ctx, func(tx *store.Tx) error {
-		if err := fn(tx); err != nil {
+		if err := fn(&Tx{tx}); err != nil {
 			return err
 		}
 		return tx.HeadInto(&head.Seq, &head.Tag)

@@ -75,13 +75,13 @@ func newFeed(t *testing.T) (*feed.Feed, *store.Store) {
 	return f, s
 }
 
-func ended(id string) func(*store.Tx) error {
-	return func(tx *store.Tx) error { return feed.SessionEnded(tx, id) }
+func ended(id string) func(*feed.Tx) error {
+	return func(tx *feed.Tx) error { return tx.SessionEnded(id) }
 }
 
-func write(t *testing.T, s *store.Store, fn func(*store.Tx) error) {
+func write(t *testing.T, s *store.Store, fn func(*feed.Tx) error) {
 	t.Helper()
-	if err := s.Write(context.Background(), fn); err != nil {
+	if err := feed.Direct(s).Write(context.Background(), fn); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -139,7 +139,7 @@ func TestSnapshotThenChanges(t *testing.T) {
 			t.Fatalf("an empty database ended %v", sessions)
 		}
 		write(t, s, ended("one"))
-		write(t, s, func(tx *store.Tx) error { return feed.VersionRaised(tx, "alice", 7, true) })
+		write(t, s, func(tx *feed.Tx) error { return tx.VersionRaised("alice", 7, true) })
 		for got := 0; got < 2; {
 			change := next(t, early).GetChange()
 			for _, e := range change.GetEndedSessions() {
@@ -201,7 +201,7 @@ func TestPollingAloneBehindPgBouncer(t *testing.T) {
 func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+		write(t, s, func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(time.Minute) })
 		write(t, s, ended("one"))
 		f := openFeed(t, s)
 		if sessions, _ := snapshot(t, watch(t, f)); len(sessions) != 1 {
@@ -248,9 +248,9 @@ func TestASlowWatcherIsDropped(t *testing.T) {
 func TestALargeSnapshotComesInChunks(t *testing.T) {
 	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
 	const n = 10_001
-	write(t, s, func(tx *store.Tx) error {
+	write(t, s, func(tx *feed.Tx) error {
 		for i := range n {
-			if err := feed.SessionEnded(tx, fmt.Sprintf("%016d", i)); err != nil {
+			if err := tx.SessionEnded(fmt.Sprintf("%016d", i)); err != nil {
 				return err
 			}
 		}
@@ -385,7 +385,7 @@ func TestResumeBehindTheLogBringsASnapshot(t *testing.T) {
 func TestResumeAcrossAChangeOfKeysBringsNoOlderOnes(t *testing.T) {
 	s, f, at := known(t, "one")
 	for ttl := range 3 {
-		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Duration(ttl+1)*time.Minute) })
+		write(t, s, func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(time.Duration(ttl+1) * time.Minute) })
 		tail(t, f)
 	}
 	w := rejoin(t, f, at)
@@ -474,7 +474,7 @@ func TestWriteAfterAForkWaitsForOurVerifier(t *testing.T) {
 func writeAfterAFork(t *testing.T, since time.Duration) {
 	path := filepath.Join(t.TempDir(), "f.db")
 	s := openStore(t, path)
-	write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+	write(t, s, func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(time.Minute) })
 	for i := range 5 {
 		write(t, s, ended(fmt.Sprint(i)))
 	}
@@ -511,7 +511,7 @@ func writeAfterAFork(t *testing.T, since time.Duration) {
 // Strangers are bounded, and cannot lock our own verifier out.
 func TestWatchersAreBounded(t *testing.T) {
 	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-	write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+	write(t, s, func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(time.Minute) })
 	f := openFeed(t, s)
 	run(t, f)
 	var watchers []*feed.Watcher
@@ -606,7 +606,7 @@ func TestSnapshotsPerPeerAreBounded(t *testing.T) {
 func TestWriteAfterARestartWithEverythingPruned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, s := newFeed(t)
-		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+		write(t, s, func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(time.Minute) })
 		write(t, s, ended("one"))
 		time.Sleep(time.Minute + feed.Margin + time.Second)
 		if err := f.Prune(t.Context()); err != nil {
@@ -619,7 +619,7 @@ func TestWriteAfterARestartWithEverythingPruned(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer v.Close()
-		if err := again.Write(t.Context(), func(*store.Tx) error { return nil }); err != nil {
+		if err := again.Write(t.Context(), func(*feed.Tx) error { return nil }); err != nil {
 			t.Fatal(err)
 		}
 		if err := again.Sync(t.Context()); err != nil {
@@ -683,7 +683,7 @@ func TestConnServesTheBundleAlone(t *testing.T) {
 		if _, err := f.Conn().NewStream(t.Context(), &grpc.StreamDesc{}, "/x/Y"); err == nil {
 			t.Error("another stream was served")
 		}
-		if err := s.Write(t.Context(), func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) }); err != nil {
+		if err := feed.Direct(s).Write(t.Context(), func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(time.Minute) }); err != nil {
 			t.Fatal(err)
 		}
 		v, err := authn.NewVerifier(t.Context(), openFeed(t, s).Conn(), authn.WithAnyAudience())
@@ -704,11 +704,11 @@ func TestHalfOfTheTailIsNotAllThatHappened(t *testing.T) {
 		f := openFeed(t, s)
 		opened := time.Now()
 		time.Sleep(time.Minute)
-		write(t, s, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, time.Minute) })
+		write(t, s, func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(time.Minute) })
 		const n = 1_001 // more than is read at a time
-		write(t, s, func(tx *store.Tx) (err error) {
+		write(t, s, func(tx *feed.Tx) (err error) {
 			for i := range n {
-				err = errors.Join(err, feed.SessionEnded(tx, fmt.Sprint(i)))
+				err = errors.Join(err, tx.SessionEnded(fmt.Sprint(i)))
 			}
 			return err
 		})

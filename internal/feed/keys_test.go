@@ -25,7 +25,7 @@ func keys(t *testing.T, s *store.Store) *seal.Keys {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, s, func(tx *store.Tx) error { return issuer.Setup(tx, master, token.EdDSA) })
+	write(t, s, func(tx *feed.Tx) error { return issuer.Setup(tx.Tx, master, token.EdDSA) })
 	return master
 }
 
@@ -48,7 +48,7 @@ func TestEventsGoOnThoughTheIssuerCannotTakeTheKeys(t *testing.T) {
 		w := watch(t, f)
 		snapshot(t, w)
 		keys(t, s)
-		write(t, s, feed.KeysChanged)
+		write(t, s, (*feed.Tx).KeysChanged)
 		tried <- unreadable
 		for next(t, w).GetChange().GetTrustState().GetKeys() == nil {
 		}
@@ -68,7 +68,7 @@ func TestEventsGoOnThoughTheIssuerCannotTakeTheKeys(t *testing.T) {
 func TestAKeyThatCannotBeReadIsLeftOut(t *testing.T) {
 	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
 	keys(t, s)
-	write(t, s, func(tx *store.Tx) error {
+	write(t, s, func(tx *feed.Tx) error {
 		return tx.InsertSigningKey(&store.SigningKey{
 			KID: "newer", Algorithm: "ML-DSA-65", PublicKey: []byte("of another kind"), SealedKey: []byte("sealed"),
 			PublishedAt: tx.Now(), SignsFrom: tx.Now(),
@@ -87,7 +87,7 @@ func TestAKeyThatCannotBeReadIsLeftOut(t *testing.T) {
 			t.Errorf("%d keys, want 2", n)
 		}
 		write(t, s, ended(fmt.Sprint(i)))
-		write(t, s, feed.KeysChanged)
+		write(t, s, (*feed.Tx).KeysChanged)
 		tail(t, f)
 		if sessions, _ := snapshot(t, watch(t, f)); len(sessions) != i+1 {
 			t.Errorf("told of %v", sessions)

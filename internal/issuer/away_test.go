@@ -57,7 +57,7 @@ func TestAVerifierThatWasAwayLearnsOfAWithdrawal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, master, _ := setup(t, token.EdDSA)
 		const life = 5 * time.Minute
-		if err := s.Write(t.Context(), func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, life) }); err != nil {
+		if err := feed.Direct(s).Write(t.Context(), func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(life) }); err != nil {
 			t.Fatal(err)
 		}
 		f, err := feed.Open(t.Context(), s, name, "database", slog.New(slog.DiscardHandler))
@@ -93,11 +93,11 @@ func TestAVerifierThatWasAwayLearnsOfAWithdrawal(t *testing.T) {
 			t.Fatalf("before: %v", reason)
 		}
 		cut()
-		ring := issuer.NewKeyring(s, s, master, audit.New(s, slog.New(slog.DiscardHandler)))
+		ring := issuer.NewKeyring(s, feed.Direct(s), master, audit.New(s, slog.New(slog.DiscardHandler)))
 		revoke(t, ring, leaked)
 		time.Sleep(life + feed.Margin + time.Minute)
 		// The newest event is never pruned: let it be one that says nothing of keys.
-		if err := s.Write(t.Context(), func(tx *store.Tx) error { return feed.SessionEnded(tx, "later") }); err != nil {
+		if err := feed.Direct(s).Write(t.Context(), func(tx *feed.Tx) error { return tx.SessionEnded("later") }); err != nil {
 			t.Fatal(err)
 		}
 		if err := f.Prune(t.Context()); err != nil {

@@ -10,13 +10,13 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 	"github.com/watchword-auth/watchword/internal/token"
-	"github.com/watchword-auth/watchword/internal/user"
 )
 
 // Ten replicas that do the same at once leave what one would: one pair of keys on
@@ -33,7 +33,7 @@ func TestTenReplicasAtOnce(t *testing.T) {
 		var rings [replicas]*issuer.Keyring
 		for i := range stores {
 			stores[i] = storetest.Open(t, uri)
-			rings[i] = issuer.NewKeyring(stores[i], stores[i], master, audit.New(stores[i], slog.New(slog.DiscardHandler)))
+			rings[i] = issuer.NewKeyring(stores[i], feed.Direct(stores[i]), master, audit.New(stores[i], slog.New(slog.DiscardHandler)))
 		}
 		s := stores[0]
 		atOnce := func(do func(i int) error) {
@@ -49,11 +49,11 @@ func TestTenReplicasAtOnce(t *testing.T) {
 			tasks.Wait()
 		}
 		atOnce(func(i int) error {
-			return stores[i].Write(context.Background(), func(tx *store.Tx) error {
+			return feed.Direct(stores[i]).Write(context.Background(), func(tx *feed.Tx) error {
 				if err := tx.Exclusive(); err != nil { // as the first start does
 					return err
 				}
-				return errors.Join(issuer.Setup(tx, master, token.EdDSA), issuer.SetMaxAge(tx, maxAge), feed.RaiseMaxLifetime(tx, 5*time.Minute))
+				return errors.Join(issuer.Setup(tx.Tx, master, token.EdDSA), issuer.SetMaxAge(tx.Tx, maxAge), tx.RaiseMaxLifetime(5*time.Minute))
 			})
 		})
 		if n := len(rows(t, s)); n != 2 {
@@ -62,7 +62,7 @@ func TestTenReplicasAtOnce(t *testing.T) {
 		first := signing(t, s)
 		var rotated [replicas]issuer.Key
 		atOnce(func(i int) (err error) {
-			rotated[i], err = rings[i].Rotate(context.Background(), user.Operator, "")
+			rotated[i], err = rings[i].Rotate(context.Background(), caller.AtCommandLine, "")
 			return err
 		})
 		for _, key := range rotated {
@@ -76,12 +76,12 @@ func TestTenReplicasAtOnce(t *testing.T) {
 		checkChain(t, s, false)
 		// Withdrawing what signs makes the next sign at once, and each is another.
 		atOnce(func(i int) (err error) {
-			rotated[i], err = rings[i].Revoke(context.Background(), user.Operator, first.KID)
+			rotated[i], err = rings[i].Revoke(context.Background(), caller.AtCommandLine, first.KID)
 			return err
 		})
 		checkChain(t, s, true)
 		atOnce(func(i int) error {
-			_, err := rings[i].Rotate(context.Background(), user.Operator, []token.Algorithm{token.ES256, token.EdDSA}[i%2])
+			_, err := rings[i].Rotate(context.Background(), caller.AtCommandLine, []token.Algorithm{token.ES256, token.EdDSA}[i%2])
 			return err
 		})
 		for _, key := range rows(t, s) {

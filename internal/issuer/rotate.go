@@ -9,11 +9,11 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
-	"github.com/watchword-auth/watchword/internal/user"
 )
 
 // ErrNotFound says that there is no such signing key.
@@ -49,13 +49,13 @@ func maxAge(tx *store.Tx) (time.Duration, error) {
 // without a date.
 type Keyring struct {
 	store  *store.Store
-	writer store.Writer
+	writer feed.Writer
 	master *seal.Keys
 	audit  *audit.Log
 }
 
 // NewKeyring makes the keyring of a database.
-func NewKeyring(s *store.Store, w store.Writer, master *seal.Keys, a *audit.Log) *Keyring {
+func NewKeyring(s *store.Store, w feed.Writer, master *seal.Keys, a *audit.Log) *Keyring {
 	return &Keyring{store: s, writer: w, master: master, audit: a}
 }
 
@@ -86,7 +86,7 @@ func readChain(tx *store.Tx) (c chain, rows []*store.SigningKey, err error) {
 // published for the age of the caches. Another one is published in its place. A
 // rotation that is under way already is not begun again. alg is the algorithm of
 // the key that shall sign, empty: as it is. It may return the caller's errors.
-func (k *Keyring) Rotate(ctx context.Context, by user.Caller, alg token.Algorithm) (Key, error) {
+func (k *Keyring) Rotate(ctx context.Context, by caller.Caller, alg token.Algorithm) (Key, error) {
 	return k.rotate(ctx, by, alg, func(*store.SigningKey, time.Time) bool { return true })
 }
 
@@ -102,7 +102,7 @@ func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
 		return err
 	})
 	if err == nil {
-		_, err = k.rotate(ctx, user.Operator, "", old)
+		_, err = k.rotate(ctx, caller.AtCommandLine, "", old)
 	}
 	if errors.Is(err, errYoung) {
 		return nil
@@ -114,13 +114,14 @@ func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
 var errYoung = errors.New("key is not old enough")
 
 // rotate rotates if it is due by the key that signs, or shall.
-func (k *Keyring) rotate(ctx context.Context, by user.Caller, alg token.Algorithm, due func(*store.SigningKey, time.Time) bool) (Key, error) {
+func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algorithm, due func(*store.SigningKey, time.Time) bool) (Key, error) {
 	spares, err := k.spares(ctx, alg)
 	if err != nil {
 		return Key{}, err
 	}
 	var rotated Key
-	err = k.writer.Write(ctx, func(tx *store.Tx) error {
+	err = k.writer.Write(ctx, func(events *feed.Tx) error {
+		tx := events.Tx
 		if err := errors.Join(by.Check(tx), tx.Exclusive()); err != nil {
 			return err
 		}
@@ -145,9 +146,9 @@ func (k *Keyring) rotate(ctx context.Context, by user.Caller, alg token.Algorith
 			return err
 		}
 		rotated = newKey(c.next, tx.Now())
-		record := audit.Event{Type: audit.KeyRotated, ActorID: by.UserID, KID: rotated.KID,
+		record := audit.Event{Type: audit.KeyRotated, ActorID: by.ID, KID: rotated.KID,
 			Detail: fmt.Sprintf("%s, signs from %s", rotated.Algorithm, rotated.SignsFrom.Format(time.RFC3339))}
-		return errors.Join(publish(tx, spares[0]), forget(tx, rows), k.audit.Record(ctx, tx, record), feed.KeysChanged(tx))
+		return errors.Join(publish(tx, spares[0]), forget(tx, rows), k.audit.Record(ctx, tx, record), events.KeysChanged())
 	})
 	return rotated, err
 }
@@ -198,13 +199,14 @@ func promote(tx *store.Tx, c chain) error {
 // reads the key set from a cache may refuse its tokens for the cache's age. It
 // returns the key that signs now. It may return ErrNotFound, or the caller's
 // errors.
-func (k *Keyring) Revoke(ctx context.Context, by user.Caller, kid string) (Key, error) {
+func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key, error) {
 	spares, err := k.spares(ctx, "")
 	if err != nil {
 		return Key{}, err
 	}
 	var signing Key
-	err = k.writer.Write(ctx, func(tx *store.Tx) error {
+	err = k.writer.Write(ctx, func(events *feed.Tx) error {
+		tx := events.Tx
 		if err := errors.Join(by.Check(tx), tx.Exclusive()); err != nil {
 			return err
 		}
@@ -221,8 +223,8 @@ func (k *Keyring) Revoke(ctx context.Context, by user.Caller, kid string) (Key, 
 			if err := errors.Join(tx.UpdateSigningKey(leaked), bridge(tx, c, rows, leaked, spares[0])); err != nil {
 				return err
 			}
-			record := audit.Event{Type: audit.KeyRevoked, ActorID: by.UserID, KID: kid}
-			if err := errors.Join(k.audit.Record(ctx, tx, record), feed.KeysChanged(tx)); err != nil {
+			record := audit.Event{Type: audit.KeyRevoked, ActorID: by.ID, KID: kid}
+			if err := errors.Join(k.audit.Record(ctx, tx, record), events.KeysChanged()); err != nil {
 				return err
 			}
 		}
@@ -241,7 +243,8 @@ func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) 
 	if err != nil {
 		return Key{}, err
 	}
-	err = k.writer.Write(ctx, func(tx *store.Tx) error {
+	err = k.writer.Write(ctx, func(events *feed.Tx) error {
+		tx := events.Tx
 		if err := tx.Exclusive(); err != nil {
 			return err
 		}
@@ -257,7 +260,7 @@ func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) 
 		}
 		spares[0].SignsFrom = tx.Now()
 		why.KID = spares[0].KID
-		return errors.Join(err, publish(tx, spares[0]), publish(tx, spares[1]), k.audit.Record(ctx, tx, why), feed.KeysChanged(tx))
+		return errors.Join(err, publish(tx, spares[0]), publish(tx, spares[1]), k.audit.Record(ctx, tx, why), events.KeysChanged())
 	})
 	return newKey(spares[0], spares[0].SignsFrom), err
 }

@@ -12,12 +12,12 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
-	"github.com/watchword-auth/watchword/internal/user"
 )
 
 const (
@@ -29,18 +29,18 @@ const (
 func ring(t *testing.T) (*issuer.Keyring, *store.Store, *seal.Keys) {
 	t.Helper()
 	s, master, _ := setup(t, token.EdDSA)
-	err := s.Write(t.Context(), func(tx *store.Tx) error {
-		return errors.Join(issuer.SetMaxAge(tx, maxAge), feed.RaiseMaxLifetime(tx, 5*time.Minute))
+	err := feed.Direct(s).Write(t.Context(), func(tx *feed.Tx) error {
+		return errors.Join(issuer.SetMaxAge(tx.Tx, maxAge), tx.RaiseMaxLifetime(5*time.Minute))
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return issuer.NewKeyring(s, s, master, audit.New(s, slog.New(slog.DiscardHandler))), s, master
+	return issuer.NewKeyring(s, feed.Direct(s), master, audit.New(s, slog.New(slog.DiscardHandler))), s, master
 }
 
 func rotate(t *testing.T, k *issuer.Keyring, alg token.Algorithm) issuer.Key {
 	t.Helper()
-	key, err := k.Rotate(t.Context(), user.Operator, alg)
+	key, err := k.Rotate(t.Context(), caller.AtCommandLine, alg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func rotate(t *testing.T, k *issuer.Keyring, alg token.Algorithm) issuer.Key {
 
 func revoke(t *testing.T, k *issuer.Keyring, kid string) issuer.Key {
 	t.Helper()
-	key, err := k.Revoke(t.Context(), user.Operator, kid)
+	key, err := k.Revoke(t.Context(), caller.AtCommandLine, kid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,15 +195,15 @@ func TestRevoke(t *testing.T) {
 
 func TestRevokeRefuses(t *testing.T) {
 	k, s, _ := ring(t)
-	if _, err := k.Revoke(t.Context(), user.Operator, "no such key"); !errors.Is(err, issuer.ErrNotFound) {
+	if _, err := k.Revoke(t.Context(), caller.AtCommandLine, "no such key"); !errors.Is(err, issuer.ErrNotFound) {
 		t.Fatalf("an unknown key: %v", err)
 	}
-	var nobody user.Caller
+	var nobody caller.Caller
 	before := rows(t, s)
-	if _, err := k.Revoke(t.Context(), nobody, signing(t, s).KID); !errors.Is(err, user.ErrCallerRevoked) {
+	if _, err := k.Revoke(t.Context(), nobody, signing(t, s).KID); !errors.Is(err, caller.ErrRevoked) {
 		t.Fatalf("nobody: %v", err)
 	}
-	if _, err := k.Rotate(t.Context(), nobody, ""); !errors.Is(err, user.ErrCallerRevoked) {
+	if _, err := k.Rotate(t.Context(), nobody, ""); !errors.Is(err, caller.ErrRevoked) {
 		t.Fatalf("nobody: %v", err)
 	}
 	if len(rows(t, s)) != len(before) {
@@ -254,13 +254,13 @@ func TestTheChainHasNoGaps(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			err = s.Write(t.Context(), func(tx *store.Tx) error {
-				return errors.Join(issuer.Setup(tx, master, token.EdDSA), issuer.SetMaxAge(tx, maxAge), feed.RaiseMaxLifetime(tx, 5*time.Minute))
+			err = feed.Direct(s).Write(t.Context(), func(tx *feed.Tx) error {
+				return errors.Join(issuer.Setup(tx.Tx, master, token.EdDSA), issuer.SetMaxAge(tx.Tx, maxAge), tx.RaiseMaxLifetime(5*time.Minute))
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			k := issuer.NewKeyring(s, s, master, audit.New(s, slog.New(slog.DiscardHandler)))
+			k := issuer.NewKeyring(s, feed.Direct(s), master, audit.New(s, slog.New(slog.DiscardHandler)))
 			for range rapid.IntRange(1, 12).Draw(rt, "steps") {
 				time.Sleep(time.Duration(rapid.Int64Range(0, int64(2*age)).Draw(rt, "wait")))
 				leak := false

@@ -12,6 +12,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/user"
@@ -20,6 +21,7 @@ import (
 // Auth serves AuthService.
 type Auth struct {
 	watchwordv1.UnimplementedAuthServiceServer
+	Logins   *login.Service
 	Sessions *session.Sessions
 	Verifier *authn.Verifier
 	Audience []string // all that this server issues for
@@ -38,7 +40,7 @@ func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watch
 	if err := checkAudience(req.GetAudience()); err != nil {
 		return nil, err
 	}
-	tokens, err := a.Sessions.Login(ctx, name, pw, req.GetAudience())
+	tokens, err := a.Logins.Login(ctx, name, pw, req.GetAudience())
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +106,7 @@ func (a *Auth) Logout(ctx context.Context, req *watchwordv1.LogoutRequest) (*wat
 
 // ChangePassword serves AuthService/ChangePassword.
 func (a *Auth) ChangePassword(ctx context.Context, req *watchwordv1.ChangePasswordRequest) (*watchwordv1.ChangePasswordResponse, error) {
-	by, err := caller(ctx)
+	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +118,7 @@ func (a *Auth) ChangePassword(ctx context.Context, req *watchwordv1.ChangePasswo
 	if err != nil {
 		return nil, err
 	}
-	tokens, err := a.Sessions.ChangePassword(ctx, by, current, next)
+	tokens, err := a.Logins.ChangePassword(ctx, by, current, next)
 	if err != nil {
 		return nil, weakField("new_password", err)
 	}

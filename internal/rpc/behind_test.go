@@ -17,12 +17,12 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
-	"github.com/watchword-auth/watchword/internal/user"
 )
 
 // installation is a database with signing keys, and replicas of a server on it.
@@ -41,8 +41,8 @@ func install(t *testing.T) *installation {
 	if in.master, err = seal.Create(filepath.Join(dir, "master")); err != nil {
 		t.Fatal(err)
 	}
-	in.write(t, func(tx *store.Tx) error { return issuer.Setup(tx, in.master, token.EdDSA) })
-	in.write(t, func(tx *store.Tx) error { return feed.RaiseMaxLifetime(tx, 5*time.Minute) })
+	in.write(t, func(tx *feed.Tx) error { return issuer.Setup(tx.Tx, in.master, token.EdDSA) })
+	in.write(t, func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(5 * time.Minute) })
 	return in
 }
 
@@ -56,9 +56,9 @@ func (in *installation) open(t *testing.T) *store.Store {
 	return s
 }
 
-func (in *installation) write(t *testing.T, fn func(*store.Tx) error) {
+func (in *installation) write(t *testing.T, fn func(*feed.Tx) error) {
 	t.Helper()
-	if err := in.store.Write(t.Context(), fn); err != nil {
+	if err := feed.Direct(in.store).Write(t.Context(), fn); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -121,7 +121,7 @@ func TestAReplicaThatIsBehindUndoesNothing(t *testing.T) {
 		lost.Close()
 		in.withdraw(t)
 		ended := mint(t, in.issuer(t), "ended")
-		in.write(t, func(tx *store.Tx) error { return feed.SessionEnded(tx, "ended") })
+		in.write(t, func(tx *feed.Tx) error { return tx.SessionEnded("ended") })
 		time.Sleep(time.Second)
 		check := func(where string) {
 			t.Helper()
@@ -164,10 +164,10 @@ func (in *installation) withdraw(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring := issuer.NewKeyring(in.store, in.store, in.master, audit.New(in.store, slog.New(slog.DiscardHandler)))
+	ring := issuer.NewKeyring(in.store, feed.Direct(in.store), in.master, audit.New(in.store, slog.New(slog.DiscardHandler)))
 	for _, key := range all {
 		if key.State == issuer.Signing {
-			if _, err := ring.Revoke(t.Context(), user.Operator, key.KID); err != nil {
+			if _, err := ring.Revoke(t.Context(), caller.AtCommandLine, key.KID); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
-	"net/netip"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -17,8 +15,8 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/refusal"
-	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -40,7 +38,7 @@ func NewEdge(a *audit.Log, retryAfter func() time.Duration, logger *slog.Logger)
 
 // Unary is the interceptor for unary calls.
 func (e *Edge) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	ctx = audit.WithSource(ctx, sourceOf(ctx))
+	ctx = caller.WithSource(ctx, addressOf(ctx))
 	resp, err := handler(ctx, req)
 	if err != nil {
 		return nil, e.refused(ctx, info.FullMethod, err)
@@ -51,43 +49,17 @@ func (e *Edge) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 // Stream is the interceptor for streams.
 func (e *Edge) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if err := handler(srv, ss); err != nil {
-		return e.refused(audit.WithSource(ss.Context(), sourceOf(ss.Context())), info.FullMethod, err)
+		return e.refused(caller.WithSource(ss.Context(), addressOf(ss.Context())), info.FullMethod, err)
 	}
 	return nil
 }
 
-// source is a peer. Its name is its address without the port, which says nothing.
-type source struct{ addr net.Addr }
-
-func sourceOf(ctx context.Context) source {
+// addressOf returns the address of a call's peer.
+func addressOf(ctx context.Context) caller.Address {
 	if p, ok := peer.FromContext(ctx); ok {
-		return source{p.Addr}
+		return caller.Address{Addr: p.Addr}
 	}
-	return source{}
-}
-
-func (s source) String() string {
-	if s.addr == nil {
-		return ""
-	}
-	host, _, err := net.SplitHostPort(s.addr.String())
-	if err != nil {
-		return s.addr.String()
-	}
-	return host
-}
-
-// network is who is counted as one peer. A host of IPv6 may have any address of
-// its network's 2^64.
-func (s source) network() string {
-	addr, err := netip.ParseAddr(s.String())
-	if err != nil {
-		return s.String()
-	}
-	if addr = addr.Unmap(); addr.Is6() {
-		return netip.PrefixFrom(addr.WithZone(""), 64).Masked().String()
-	}
-	return addr.String()
+	return caller.Address{}
 }
 
 func (e *Edge) refused(ctx context.Context, method string, err error) error {
@@ -134,7 +106,7 @@ func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.Erro
 	if event.Type == "" {
 		event.Type, event.Detail = audit.Call, method
 	}
-	var about session.Refusal
+	var about audit.Refusal
 	var known interface{ Principal() *authn.Principal } // of ROLE_REQUIRED
 	switch {
 	case errors.As(err, &about):

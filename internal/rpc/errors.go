@@ -12,8 +12,10 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/session"
@@ -36,15 +38,15 @@ var refusals = []struct {
 	{store.ErrUnavailable, codes.Unavailable, watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE, "the database is not available"},
 	{password.ErrOverloaded, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many passwords to check at once"},
 	{feed.ErrTooManyWatchers, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many watchers"},
-	{session.ErrCredentials, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS, "unknown user or wrong password"},
-	{session.ErrUserDisabled, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_USER_DISABLED, "the user is disabled"},
+	{login.ErrCredentials, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS, "unknown user or wrong password"},
+	{login.ErrUserDisabled, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_USER_DISABLED, "the user is disabled"},
 	{session.ErrRefreshInvalid, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID, "not a refresh token of this server"},
 	{session.ErrRefreshExpired, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED, "the session has expired"},
 	{session.ErrRefreshReused, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED, "the refresh token was spent before; the session has ended"},
 	{session.ErrRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_SESSION_REVOKED, "the session has ended"},
 	{session.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_SESSION_NOT_FOUND, "no such session"},
-	{user.ErrCallerRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED, "the session behind the token has ended"},
-	{user.ErrCallerStale, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE, "the user's rights have changed"},
+	{caller.ErrRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED, "the session behind the token has ended"},
+	{caller.ErrStale, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE, "the user's rights have changed"},
 	{user.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND, "no such user"},
 	{user.ErrExists, codes.AlreadyExists, watchwordv1.ErrorReason_ERROR_REASON_USER_EXISTS, "the username is taken"},
 	{issuer.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND, "no such signing key"},
@@ -72,7 +74,7 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 	}
 	for _, r := range refusals {
 		if errors.Is(err, r.err) {
-			if r.err != user.ErrCallerRevoked && r.err != user.ErrCallerStale {
+			if r.err != caller.ErrRevoked && r.err != caller.ErrStale {
 				method = "" // it names who refused an access token
 			}
 			return refusal.Status(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)

@@ -34,7 +34,7 @@ func (s *Keys) ListKeys(ctx context.Context, _ *watchwordv1.ListKeysRequest) (*w
 
 // RotateKey serves KeyService/RotateKey.
 func (s *Keys) RotateKey(ctx context.Context, req *watchwordv1.RotateKeyRequest) (*watchwordv1.RotateKeyResponse, error) {
-	by, err := caller(ctx)
+	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +53,7 @@ func (s *Keys) RotateKey(ctx context.Context, req *watchwordv1.RotateKeyRequest)
 
 // RevokeKey serves KeyService/RevokeKey.
 func (s *Keys) RevokeKey(ctx context.Context, req *watchwordv1.RevokeKeyRequest) (*watchwordv1.RevokeKeyResponse, error) {
-	by, err := caller(ctx)
+	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"github.com/watchword-auth/watchword/authn"
-	"github.com/watchword-auth/watchword/internal/user"
+	"github.com/watchword-auth/watchword/internal/caller"
 )
 
 const (
@@ -20,13 +20,15 @@ const (
 	maxPageSize       = 1000
 )
 
-// caller is who the interceptor let in.
-func caller(ctx context.Context) (user.Caller, error) {
+// callerOf returns the caller of a guarded method.
+func callerOf(ctx context.Context) (caller.Caller, error) {
 	p, ok := authn.FromContext(ctx)
 	if !ok {
-		return user.Caller{}, errors.New("a guarded method was called without a principal")
+		return caller.Caller{}, errors.New("a guarded method was called without a principal")
 	}
-	return user.Caller{UserID: p.Subject(), SessionID: p.SessionID(), Version: p.TokenVersion(), Roles: p.Roles()}, nil
+	return caller.Caller{
+		Subject: caller.Subject{Kind: caller.User, ID: p.Subject()}, SessionID: p.SessionID(), Version: p.TokenVersion(), Roles: p.Roles(),
+	}, nil
 }
 
 // parse reads a field by a rule, and names the field where the rule is broken.

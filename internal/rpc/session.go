@@ -6,9 +6,9 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
-	"github.com/watchword-auth/watchword/internal/user"
 )
 
 // Sessions serves SessionService.
@@ -43,7 +43,7 @@ func (s *Sessions) ListSessions(ctx context.Context, req *watchwordv1.ListSessio
 
 // RevokeSession serves SessionService/RevokeSession.
 func (s *Sessions) RevokeSession(ctx context.Context, req *watchwordv1.RevokeSessionRequest) (*watchwordv1.RevokeSessionResponse, error) {
-	by, err := caller(ctx)
+	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -69,10 +69,10 @@ func (s *Sessions) RevokeUserSessions(ctx context.Context, req *watchwordv1.Revo
 }
 
 // callerAndUser is who calls, and whose sessions they mean: none named, their own.
-func callerAndUser(ctx context.Context, req interface{ GetUserId() string }) (user.Caller, string, error) {
-	by, err := caller(ctx)
+func callerAndUser(ctx context.Context, req interface{ GetUserId() string }) (caller.Caller, string, error) {
+	by, err := callerOf(ctx)
 	if err != nil || req.GetUserId() == "" {
-		return by, by.UserID, err
+		return by, by.ID, err
 	}
 	return by, req.GetUserId(), checkID("user_id", req.GetUserId())
 }

@@ -52,7 +52,7 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	if t.NeedCertificate && !showsCertificate(ctx) {
 		return errNoCertificate
 	}
-	watcher, err := t.Feed.Watch(ctx, sourceOf(ctx).network(), req.GetResume())
+	watcher, err := t.Feed.Watch(ctx, addressOf(ctx).Source().Network(), req.GetResume())
 	if errors.Is(err, feed.ErrOutdated) {
 		return status.Error(codes.Unavailable, "this replica is behind: come back, or go to another")
 	}

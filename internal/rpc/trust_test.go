@@ -75,9 +75,9 @@ func serveTrust(t *testing.T, sessions int, inside ...grpc.StreamServerIntercept
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	err = s.Write(t.Context(), func(tx *store.Tx) error {
+	err = feed.Direct(s).Write(t.Context(), func(tx *feed.Tx) error {
 		for i := range sessions {
-			if err := feed.SessionEnded(tx, fmt.Sprintf("%0300d", i)); err != nil {
+			if err := tx.SessionEnded(fmt.Sprintf("%0300d", i)); err != nil {
 				return err
 			}
 		}

@@ -20,7 +20,7 @@ type Users struct {
 
 // CreateUser serves UserService/CreateUser.
 func (s *Users) CreateUser(ctx context.Context, req *watchwordv1.CreateUserRequest) (*watchwordv1.CreateUserResponse, error) {
-	by, err := caller(ctx)
+	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (s *Users) ListUsers(ctx context.Context, req *watchwordv1.ListUsersRequest
 
 // UpdateUser serves UserService/UpdateUser.
 func (s *Users) UpdateUser(ctx context.Context, req *watchwordv1.UpdateUserRequest) (*watchwordv1.UpdateUserResponse, error) {
-	by, err := caller(ctx)
+	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +162,7 @@ func populated(u *watchwordv1.User) []string {
 
 // DeleteUser serves UserService/DeleteUser.
 func (s *Users) DeleteUser(ctx context.Context, req *watchwordv1.DeleteUserRequest) (*watchwordv1.DeleteUserResponse, error) {
-	by, err := caller(ctx)
+	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +177,7 @@ func (s *Users) DeleteUser(ctx context.Context, req *watchwordv1.DeleteUserReque
 
 // SetPassword serves UserService/SetPassword.
 func (s *Users) SetPassword(ctx context.Context, req *watchwordv1.SetPasswordRequest) (*watchwordv1.SetPasswordResponse, error) {
-	by, err := caller(ctx)
+	by, err := callerOf(ctx)
 	if err != nil {
 		return nil, err
 	}

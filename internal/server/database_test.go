@@ -10,8 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/seal"
-	"github.com/watchword-auth/watchword/internal/store"
 )
 
 // reader reads a server's database as another process would.
@@ -103,7 +103,7 @@ func keyMaterial(t *testing.T, h *harness) map[string][]byte {
 		t.Fatal(err)
 	}
 	all := map[string][]byte{}
-	h.behind(t, func(tx *store.Tx) error {
+	h.behind(t, func(tx *feed.Tx) error {
 		signing, err := tx.SigningKeys()
 		for _, row := range signing {
 			all["the sealed key "+row.KID] = row.SealedKey

@@ -22,6 +22,7 @@ import (
 	_ "modernc.org/sqlite"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/server"
@@ -274,7 +275,7 @@ func (h *harness) signer(t *testing.T) *token.SigningKey {
 		t.Fatal(err)
 	}
 	var key *token.SigningKey
-	h.behind(t, func(tx *store.Tx) error {
+	h.behind(t, func(tx *feed.Tx) error {
 		rows, err := tx.SigningKeys()
 		for _, row := range rows {
 			if err != nil || row.SignsFrom.IsZero() {
@@ -302,7 +303,7 @@ func (h *harness) claims(t *testing.T, a *account) *token.Claims {
 		Issuer: p.GetIssuer(), Subject: p.GetSubject(), Audience: p.GetAudience(), ID: "AAAAAAAAAAA", SessionID: p.GetSessionId(),
 		Username: p.GetUsername(), Roles: p.GetRoles(), IssuedAt: p.GetIssuedAt().AsTime(), ExpiresAt: p.GetExpiresAt().AsTime(),
 	}
-	h.behind(t, func(tx *store.Tx) error {
+	h.behind(t, func(tx *feed.Tx) error {
 		u, err := tx.User(a.id)
 		c.Version = u.Version
 		return err
@@ -323,13 +324,13 @@ func sign(t *testing.T, key *token.SigningKey, c *token.Claims) string {
 func ago(d time.Duration) time.Time { return time.Now().Add(-d) }
 
 // behind works on the server's database as another process would.
-func (h *harness) behind(t *testing.T, fn func(*store.Tx) error) {
+func (h *harness) behind(t *testing.T, fn func(*feed.Tx) error) {
 	t.Helper()
 	s, err := h.second()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Write(t.Context(), fn); err != nil {
+	if err := feed.Direct(s).Write(t.Context(), fn); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -338,7 +339,7 @@ func (h *harness) behind(t *testing.T, fn func(*store.Tx) error) {
 func (h *harness) insertSessions(t *testing.T, userID string, n int) []string {
 	t.Helper()
 	ids := make([]string, n)
-	h.behind(t, func(tx *store.Tx) error {
+	h.behind(t, func(tx *feed.Tx) error {
 		u, err := tx.User(userID)
 		for i := range ids {
 			ids[i] = user.NewID()

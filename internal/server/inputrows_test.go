@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
 )
@@ -74,7 +75,7 @@ func newPopulation(t *testing.T, h *harness) *population {
 func oldSessions(t *testing.T, h *harness) (forgotten, idle, old string) {
 	t.Helper()
 	ids, mac := make([]string, 2), keyMaterial(t, h)[macKey]
-	h.behind(t, func(tx *store.Tx) error {
+	h.behind(t, func(tx *feed.Tx) error {
 		u, err := tx.User(h.admin.id)
 		for i, refreshed := range []time.Duration{720 * time.Hour, 0} {
 			ids[i] = user.NewID()

@@ -10,7 +10,6 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/feed"
-	"github.com/watchword-auth/watchword/internal/store"
 )
 
 // heap is what is in use, when what is not has been collected.
@@ -28,9 +27,9 @@ func heap() int {
 func TestComingAndGoingLeavesNothing(t *testing.T) {
 	const rounds, verifiers, sessions = 20, 3, 1_000
 	h := start(t)
-	h.behind(t, func(tx *store.Tx) error {
+	h.behind(t, func(tx *feed.Tx) error {
 		for i := range sessions {
-			if err := feed.SessionEnded(tx, fmt.Sprintf("%016d", i)); err != nil {
+			if err := tx.SessionEnded(fmt.Sprintf("%016d", i)); err != nil {
 				return err
 			}
 		}

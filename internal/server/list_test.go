@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/server"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
@@ -23,7 +24,7 @@ func withGrace(grace time.Duration) func(*server.Config) {
 // version is the token version of a user's row.
 func (h *harness) version(t *testing.T, userID string) (version int64) {
 	t.Helper()
-	h.behind(t, func(tx *store.Tx) error {
+	h.behind(t, func(tx *feed.Tx) error {
 		u, err := tx.User(userID)
 		version = u.Version
 		return err
@@ -62,10 +63,10 @@ func TestListUsers(t *testing.T) {
 	h := start(t)
 	want := []string{h.admin.id}
 	deleted := ""
-	h.behind(t, func(tx *store.Tx) error {
+	h.behind(t, func(tx *feed.Tx) error {
 		want, deleted = []string{h.admin.id}, ""
 		for i := range 2101 {
-			row, err := user.Insert(tx, user.Name(fmt.Sprint("many-", i)), user.Roles{"reader"}, "no hash")
+			row, err := user.Insert(tx.Tx, user.Name(fmt.Sprint("many-", i)), user.Roles{"reader"}, "no hash")
 			if err != nil {
 				return err
 			}
@@ -106,7 +107,7 @@ func TestListSessions(t *testing.T) {
 	want := append(h.insertSessions(t, a.id, 250), a.GetSessionId())
 	ended := h.insertSessions(t, a.id, 60)
 	h.insertSessions(t, b.id, 5)
-	h.behind(t, func(tx *store.Tx) error {
+	h.behind(t, func(tx *feed.Tx) error {
 		for _, id := range ended {
 			if err := tx.EndSession(id); err != nil {
 				return err

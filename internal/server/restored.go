@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
@@ -27,6 +28,6 @@ func Restored(ctx context.Context, s *store.Store, master *seal.Keys, log *audit
 		return users, issuer.Key{}, fmt.Errorf("raising users: %w", err)
 	}
 	why := audit.Event{Type: audit.DatastoreRestored, Detail: fmt.Sprintf("%d users raised, every signing key withdrawn", users)}
-	key, err = issuer.NewKeyring(s, s, master, log).ReplaceAll(ctx, why)
+	key, err = issuer.NewKeyring(s, feed.Direct(s), master, log).ReplaceAll(ctx, why)
 	return users, key, err
 }

@@ -22,8 +22,10 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/rpc"
 	"github.com/watchword-auth/watchword/internal/seal"
@@ -44,6 +46,7 @@ type Server struct {
 	feed      *feed.Feed
 	users     *user.Users
 	sessions  *session.Sessions
+	logins    *login.Service
 	keyring   *issuer.Keyring
 	verifier  *authn.Verifier
 
@@ -152,11 +155,12 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace,
 		Idle: session.IdleTTL(s.cfg.RefreshTTL), Max: session.MaxTTL(s.cfg.SessionTTL),
 	}, session.Dependencies{
-		Store: s.store, Feed: s.feed, Issuer: tokens, Users: s.users, Passwords: s.passwords, Audit: s.audit, Master: master,
+		Store: s.store, Feed: s.feed, Issuer: tokens, Users: s.users, Audit: s.audit, Master: master,
 	})
 	if err != nil {
 		return err
 	}
+	s.logins = login.New(s.store, s.feed, s.sessions, s.passwords)
 	s.verifier, err = authn.NewVerifier(ctx, s.feed.Conn(),
 		authn.WithAudience(s.cfg.Audience...),
 		authn.WithPublicMethods("/grpc.health.v1.Health/*",
@@ -171,7 +175,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 
 // register registers every service, and checks that each method has a rule.
 func (s *Server) register() error {
-	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Sessions: s.sessions, Verifier: s.verifier, Audience: s.cfg.Audience})
+	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.cfg.Audience})
 	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Feed: s.feed, Logger: s.logger, NeedCertificate: s.cfg.ClientCA != ""})
 	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})
@@ -192,7 +196,7 @@ func (s *Server) HTTPAddr() string { return s.httpLis.Addr().String() }
 // Run serves until ctx ends, then drains; it returns nil after a clean stop. It
 // may be called once.
 func (s *Server) Run(ctx context.Context) error {
-	background, stop := context.WithCancel(audit.WithSource(context.WithoutCancel(ctx), audit.Server))
+	background, stop := context.WithCancel(caller.WithSource(context.WithoutCancel(ctx), caller.Server))
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	defer stop()

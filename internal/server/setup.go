@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
@@ -41,8 +41,9 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 	}
 	var inst installation
 	made := false
-	ctx = audit.WithSource(ctx, audit.Server)
-	err = s.store.Write(ctx, func(tx *store.Tx) error {
+	ctx = caller.WithSource(ctx, caller.Server)
+	err = feed.Direct(s.store).Write(ctx, func(events *feed.Tx) error {
+		tx := events.Tx
 		err := tx.Exclusive() // replicas may start at once, or a copy come in between
 		if err == nil {
 			err = tx.Usable()
@@ -65,7 +66,7 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		if err := issuer.SetMaxAge(tx, s.cfg.JWKSMaxAge); err != nil {
 			return err
 		}
-		return feed.RaiseMaxLifetime(tx, s.cfg.AccessTTL)
+		return events.RaiseMaxLifetime(s.cfg.AccessTTL)
 	})
 	if made && (err == nil || errors.Is(err, store.ErrUncertain)) { // who may have been made, nobody makes again
 		fmt.Fprintln(out, password)
@@ -138,9 +139,9 @@ func (s *Server) makeAdmin(ctx context.Context, tx *store.Tx, hash string) (bool
 	if err != nil || had || hash == "" {
 		return false, err
 	}
-	row, err := user.Insert(tx, adminName, user.Roles{user.Admin}, hash)
+	row, err := user.Insert(tx, adminName, user.Roles{caller.Admin}, hash)
 	if err != nil {
 		return false, err
 	}
-	return true, s.audit.Record(ctx, tx, user.Created(user.Operator, row))
+	return true, s.audit.Record(ctx, tx, user.Created(caller.AtCommandLine, row))
 }

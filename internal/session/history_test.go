@@ -10,8 +10,8 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/session"
-	"github.com/watchword-auth/watchword/internal/user"
 )
 
 // party is somebody who holds refresh tokens of a session.
@@ -266,10 +266,10 @@ func (h *history) step(t *testing.T, s step) {
 	case s.What == "logout":
 		done(h.sessions.Logout(ctx, h.given[s.Chance%len(h.given)]))
 	case s.What == "revoke":
-		by := user.Caller{UserID: h.alice.ID, SessionID: h.minted[0].SessionID, Version: h.version(t)}
+		by := caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: h.alice.ID}, SessionID: h.minted[0].SessionID, Version: h.version(t)}
 		done(h.sessions.Revoke(ctx, by, h.minted[0].SessionID))
 	case s.What == "password":
-		_, err := h.users.SetPassword(ctx, user.Operator, h.alice.ID, pw(t, sesame))
+		_, err := h.users.SetPassword(ctx, caller.AtCommandLine, h.alice.ID, pw(t, sesame))
 		done(err)
 	}
 }

@@ -12,6 +12,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
@@ -33,7 +35,7 @@ var weak = password.NewPool(password.Config{Params: password.Params{Memory: 8, T
 // weaken gives Alice a password whose next login hashes it anew.
 func (w *world) weaken(t *testing.T, plain string) {
 	t.Helper()
-	if _, err := user.New(w.store, w.feed, weak, w.audit).SetPassword(t.Context(), user.Operator, w.alice.ID, pw(t, plain)); err != nil {
+	if _, err := user.New(w.store, w.feed, weak, w.audit).SetPassword(t.Context(), caller.AtCommandLine, w.alice.ID, pw(t, plain)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -44,10 +46,10 @@ func (w *world) standing(t *testing.T, passwords ...string) string {
 	t.Helper()
 	var working []string
 	for _, p := range passwords {
-		switch _, err := w.sessions.Login(context.Background(), "alice", pw(t, p), nil); {
+		switch _, err := w.logins.Login(context.Background(), "alice", pw(t, p), nil); {
 		case err == nil:
 			working = append(working, p)
-		case !errors.Is(err, session.ErrCredentials):
+		case !errors.Is(err, login.ErrCredentials):
 			t.Fatalf("logging in with %q: %v", p, err)
 		}
 	}
@@ -68,13 +70,13 @@ func (w *world) dead(t *testing.T, what string, tokens *session.Tokens) {
 	}
 }
 
-func (w *world) caller(t *testing.T, id string, tokens *session.Tokens) user.Caller {
+func (w *world) caller(t *testing.T, id string, tokens *session.Tokens) caller.Caller {
 	t.Helper()
 	u, err := w.users.Get(context.Background(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return user.Caller{UserID: id, SessionID: tokens.SessionID, Version: u.Version, Roles: u.Roles}
+	return caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: id}, SessionID: tokens.SessionID, Version: u.Version, Roles: u.Roles}
 }
 
 // sequences are all orders of n of the letters.
@@ -128,23 +130,23 @@ func interleave(t *testing.T, order string) {
 	}
 	ops := map[rune]func(){
 		'L': func() {
-			tk, err := w.sessions.Login(context.Background(), "alice", pw(t, sesame), nil)
+			tk, err := w.logins.Login(context.Background(), "alice", pw(t, sesame), nil)
 			done('L', tk, err)
 		},
 		'C': func() {
-			tk, err := w.sessions.ChangePassword(context.Background(), by, pw(t, sesame), pw(t, "changed by Alice"))
+			tk, err := w.logins.ChangePassword(context.Background(), by, pw(t, sesame), pw(t, "changed by Alice"))
 			done('C', tk, err)
 		},
 		'S': func() {
-			_, err := w.users.SetPassword(context.Background(), user.Operator, w.alice.ID, pw(t, "set by one admin"))
+			_, err := w.users.SetPassword(context.Background(), caller.AtCommandLine, w.alice.ID, pw(t, "set by one admin"))
 			done('S', nil, err)
 		},
 		'T': func() {
-			_, err := w.users.SetPassword(context.Background(), user.Operator, w.alice.ID, pw(t, "set by another admin"))
+			_, err := w.users.SetPassword(context.Background(), caller.AtCommandLine, w.alice.ID, pw(t, "set by another admin"))
 			done('T', nil, err)
 		},
 		'D': func() {
-			_, err := w.users.Update(context.Background(), user.Operator, w.alice.ID, user.Change{Disabled: new(true)})
+			_, err := w.users.Update(context.Background(), caller.AtCommandLine, w.alice.ID, user.Change{Disabled: new(true)})
 			done('D', nil, err)
 		},
 	}
@@ -163,8 +165,8 @@ func interleave(t *testing.T, order string) {
 	acked := func(op rune) bool { return strings.ContainsRune(order, op) && errs[op] == nil }
 	for _, op := range order {
 		if err := errs[op]; (op == 'S' || op == 'T' || op == 'D') && err != nil ||
-			op == 'C' && err != nil && !errors.Is(err, user.ErrCallerRevoked) ||
-			op == 'L' && err != nil && !errors.Is(err, session.ErrCredentials) && !errors.Is(err, session.ErrUserDisabled) {
+			op == 'C' && err != nil && !errors.Is(err, caller.ErrRevoked) ||
+			op == 'L' && err != nil && !errors.Is(err, login.ErrCredentials) && !errors.Is(err, login.ErrUserDisabled) {
 			t.Errorf("%c: %v", op, err)
 		}
 	}
@@ -183,7 +185,7 @@ func interleave(t *testing.T, order string) {
 		w.wantVerdict(t, tokens['C'].Access, good)
 	}
 	if acked('D') {
-		if _, err := w.users.Update(context.Background(), user.Operator, w.alice.ID, user.Change{Disabled: new(false)}); err != nil {
+		if _, err := w.users.Update(context.Background(), caller.AtCommandLine, w.alice.ID, user.Change{Disabled: new(false)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -215,7 +217,7 @@ func TestPasswordsUnderRace(t *testing.T) {
 		current := sesame
 		for round := range 40 {
 			w.weaken(t, current)
-			start, err := w.sessions.Login(t.Context(), "alice", pw(t, current), nil)
+			start, err := w.logins.Login(t.Context(), "alice", pw(t, current), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -228,7 +230,7 @@ func TestPasswordsUnderRace(t *testing.T) {
 						w.dead(t, c.what+", of a user who is disabled", c.tokens)
 					}
 				}
-				if _, err := w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Disabled: new(false)}); err != nil {
+				if _, err := w.users.Update(t.Context(), caller.AtCommandLine, w.alice.ID, user.Change{Disabled: new(false)}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -252,7 +254,7 @@ func TestPasswordsUnderRace(t *testing.T) {
 }
 
 // race starts a handful of calls at once.
-func race(t *testing.T, w *world, by user.Caller, current string, round int, disable bool) []*change {
+func race(t *testing.T, w *world, by caller.Caller, current string, round int, disable bool) []*change {
 	t.Helper()
 	ctx := context.Background()
 	var calls []*change
@@ -271,20 +273,20 @@ func race(t *testing.T, w *world, by user.Caller, current string, round int, dis
 	}
 	for i := range 3 {
 		add(&change{what: "login", password: current}, func(c *change) {
-			c.tokens, c.err = w.sessions.Login(ctx, "alice", pw(t, c.password), nil)
+			c.tokens, c.err = w.logins.Login(ctx, "alice", pw(t, c.password), nil)
 		})
 		add(&change{what: "change of password", password: fmt.Sprintf("changed %d in round %d", i, round)}, func(c *change) {
-			c.tokens, c.err = w.sessions.ChangePassword(ctx, by, pw(t, current), pw(t, c.password))
+			c.tokens, c.err = w.logins.ChangePassword(ctx, by, pw(t, current), pw(t, c.password))
 		})
 	}
 	for i := range 1 + rand.IntN(2) {
 		add(&change{what: "password set", password: fmt.Sprintf("set %d in round %d", i, round)}, func(c *change) {
-			_, c.err = w.users.SetPassword(ctx, user.Operator, w.alice.ID, pw(t, c.password))
+			_, c.err = w.users.SetPassword(ctx, caller.AtCommandLine, w.alice.ID, pw(t, c.password))
 		})
 	}
 	if disable {
 		add(&change{what: "disabled"}, func(c *change) {
-			_, c.err = w.users.Update(ctx, user.Operator, w.alice.ID, user.Change{Disabled: new(true)})
+			_, c.err = w.users.Update(ctx, caller.AtCommandLine, w.alice.ID, user.Change{Disabled: new(true)})
 		})
 	}
 	close(begin)
@@ -310,8 +312,8 @@ func settle(t *testing.T, w *world, calls []*change, current, stands string, dis
 			if last == nil || c.start.After(last.end) {
 				t.Errorf("%q was acknowledged after %q, which stands", c.password, stands)
 			}
-		case c.err != nil && !errors.Is(c.err, session.ErrCredentials) && !errors.Is(c.err, session.ErrUserDisabled) &&
-			!errors.Is(c.err, user.ErrCallerRevoked):
+		case c.err != nil && !errors.Is(c.err, login.ErrCredentials) && !errors.Is(c.err, login.ErrUserDisabled) &&
+			!errors.Is(c.err, caller.ErrRevoked):
 			t.Errorf("%s: %v", c.what, c.err)
 		}
 		if c.tokens == nil || disabled {
@@ -328,11 +330,11 @@ func settle(t *testing.T, w *world, calls []*change, current, stands string, dis
 // A call that the verifier let in is judged again by what is committed before it
 // writes, and a caller whose rights have gone by then writes nothing.
 func TestRightsThatGoWhileACallWaits(t *testing.T) {
-	type step func(w *world, by user.Caller, tokens *session.Tokens) error
+	type step func(w *world, by caller.Caller, tokens *session.Tokens) error
 	ctx := context.Background()
 	update := func(c user.Change) step {
-		return func(w *world, by user.Caller, _ *session.Tokens) error {
-			_, err := w.users.Update(ctx, user.Operator, by.UserID, c)
+		return func(w *world, by caller.Caller, _ *session.Tokens) error {
+			_, err := w.users.Update(ctx, caller.AtCommandLine, by.ID, c)
 			return err
 		}
 	}
@@ -340,41 +342,41 @@ func TestRightsThatGoWhileACallWaits(t *testing.T) {
 		step
 		want error
 	}{
-		"demoted":  {update(user.Change{Roles: &user.Roles{"writer"}}), user.ErrCallerStale},
-		"renamed":  {update(user.Change{Name: new(user.Name("root"))}), user.ErrCallerStale},
-		"disabled": {update(user.Change{Disabled: new(true)}), user.ErrCallerRevoked},
-		"deleted": {func(w *world, by user.Caller, _ *session.Tokens) error {
-			return w.users.Delete(ctx, user.Operator, by.UserID)
-		}, user.ErrCallerRevoked},
-		"all sessions revoked": {func(w *world, by user.Caller, _ *session.Tokens) error {
-			return w.users.RevokeSessions(ctx, user.Operator, by.UserID)
-		}, user.ErrCallerRevoked},
-		"logged out": {func(w *world, _ user.Caller, tokens *session.Tokens) error {
+		"demoted":  {update(user.Change{Roles: &user.Roles{"writer"}}), caller.ErrStale},
+		"renamed":  {update(user.Change{Name: new(user.Name("root"))}), caller.ErrStale},
+		"disabled": {update(user.Change{Disabled: new(true)}), caller.ErrRevoked},
+		"deleted": {func(w *world, by caller.Caller, _ *session.Tokens) error {
+			return w.users.Delete(ctx, caller.AtCommandLine, by.ID)
+		}, caller.ErrRevoked},
+		"all sessions revoked": {func(w *world, by caller.Caller, _ *session.Tokens) error {
+			return w.users.RevokeSessions(ctx, caller.AtCommandLine, by.ID)
+		}, caller.ErrRevoked},
+		"logged out": {func(w *world, _ caller.Caller, tokens *session.Tokens) error {
 			return w.sessions.Logout(ctx, tokens.Refresh)
-		}, user.ErrCallerRevoked},
-		"password set": {func(w *world, by user.Caller, _ *session.Tokens) error {
-			_, err := w.users.SetPassword(ctx, user.Operator, by.UserID, pw(t, "a new one for the boss"))
+		}, caller.ErrRevoked},
+		"password set": {func(w *world, by caller.Caller, _ *session.Tokens) error {
+			_, err := w.users.SetPassword(ctx, caller.AtCommandLine, by.ID, pw(t, "a new one for the boss"))
 			return err
-		}, user.ErrCallerRevoked},
+		}, caller.ErrRevoked},
 	}
-	calls := map[string]func(w *world, by user.Caller) error{
-		"create": func(w *world, by user.Caller) error {
-			_, err := w.users.Create(ctx, by, "mallory", user.Roles{user.Admin}, pw(t, sesame))
+	calls := map[string]func(w *world, by caller.Caller) error{
+		"create": func(w *world, by caller.Caller) error {
+			_, err := w.users.Create(ctx, by, "mallory", user.Roles{caller.Admin}, pw(t, sesame))
 			return err
 		},
-		"update": func(w *world, by user.Caller) error {
-			_, err := w.users.Update(ctx, by, w.alice.ID, user.Change{Roles: &user.Roles{user.Admin}})
+		"update": func(w *world, by caller.Caller) error {
+			_, err := w.users.Update(ctx, by, w.alice.ID, user.Change{Roles: &user.Roles{caller.Admin}})
 			return err
 		},
-		"delete": func(w *world, by user.Caller) error { return w.users.Delete(ctx, by, w.alice.ID) },
-		"set password": func(w *world, by user.Caller) error {
+		"delete": func(w *world, by caller.Caller) error { return w.users.Delete(ctx, by, w.alice.ID) },
+		"set password": func(w *world, by caller.Caller) error {
 			_, err := w.users.SetPassword(ctx, by, w.alice.ID, pw(t, "set by a stale admin"))
 			return err
 		},
-		"revoke sessions":  func(w *world, by user.Caller) error { return w.users.RevokeSessions(ctx, by, w.alice.ID) },
-		"revoke a session": func(w *world, by user.Caller) error { return w.sessions.Revoke(ctx, by, w.aliceSession(t)) },
-		"change one's own password": func(w *world, by user.Caller) error {
-			_, err := w.sessions.ChangePassword(ctx, by, pw(t, sesame), pw(t, "one's own new one"))
+		"revoke sessions":  func(w *world, by caller.Caller) error { return w.users.RevokeSessions(ctx, by, w.alice.ID) },
+		"revoke a session": func(w *world, by caller.Caller) error { return w.sessions.Revoke(ctx, by, w.aliceSession(t)) },
+		"change one's own password": func(w *world, by caller.Caller) error {
+			_, err := w.logins.ChangePassword(ctx, by, pw(t, sesame), pw(t, "one's own new one"))
 			return err
 		},
 	}
@@ -383,12 +385,12 @@ func TestRightsThatGoWhileACallWaits(t *testing.T) {
 			t.Run(end+", "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := newWorld(t)
-					boss, err := w.users.Create(ctx, user.Operator, "boss", user.Roles{user.Admin}, pw(t, sesame))
+					boss, err := w.users.Create(ctx, caller.AtCommandLine, "boss", user.Roles{caller.Admin}, pw(t, sesame))
 					if err != nil {
 						t.Fatal(err)
 					}
 					w.login(t)
-					tokens, err := w.sessions.Login(ctx, "boss", pw(t, sesame), nil)
+					tokens, err := w.logins.Login(ctx, "boss", pw(t, sesame), nil)
 					if err != nil {
 						t.Fatal(err)
 					}

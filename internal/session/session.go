@@ -1,14 +1,10 @@
-// Package session owns sessions: Login, Refresh, Logout and what ends them. It
-// is plain Go; the gRPC edge is in package rpc.
+// Package session owns sessions: their start, their refresh tokens and their end. It
+// knows no password; package login proves who signs in.
 //
-// A session is one row. A refresh token is a session's id, a generation and a
-// MAC, and is stored nowhere; spending one is a change of that row, so nothing
-// grows with refreshes. Each end of a session is a state of a row and one event
-// in the same transaction.
-//
-// What was read before a password is hashed is checked after it, in the
-// transaction that writes: who loses begins again from the read. (An
-// administrator's SetPassword depends on nothing that it read.)
+// A session is one row. A refresh token holds a session's id, a generation and a MAC,
+// and is not stored; spending a refresh token changes the session's row, so nothing
+// grows with refreshes. A session that ends is marked in its row, and one event is
+// appended in the same transaction.
 package session
 
 import (
@@ -19,19 +15,16 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
-	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// What a call of this package may be refused for, besides what the packages
-// below say.
+// The refusals of this package.
 var (
-	ErrCredentials    = errors.New("unknown user or wrong password")
-	ErrUserDisabled   = errors.New("user is disabled")
 	ErrAudience       = errors.New("audience that is not issued for, or wider than the login's")
 	ErrRefreshInvalid = errors.New("not a refresh token of this server")
 	ErrRefreshExpired = errors.New("session unused for too long, too old, or forgotten")
@@ -40,53 +33,39 @@ var (
 	ErrNotFound       = errors.New("no such session")
 )
 
-// Refusal says whom a refused call was about, as far as that is known.
-type Refusal struct {
-	UserID, SessionID string
-	Err               error
-}
-
-func (r Refusal) Error() string { return r.Err.Error() }
-
-// Unwrap is the reason.
-func (r Refusal) Unwrap() error { return r.Err }
-
-// IdleTTL ends a session that is not refreshed; MaxTTL ends it in any case.
-// They have types of their own so that they can't be swapped.
+// IdleTTL is the longest time between two refreshes of a session, and MaxTTL the
+// longest life of a session. Each has a type of its own, so that the two cannot be
+// swapped.
 type (
 	IdleTTL time.Duration
 	MaxTTL  time.Duration
 )
 
-// Config is what sessions are made by. Every field is required.
+// Config holds the rules of sessions. Every field is required.
 type Config struct {
-	Audience []string // all that this server issues for
+	Audience []string // all services that this server issues for
 	Idle     IdleTTL
 	Max      MaxTTL
-	Grace    time.Duration // within which a lost answer is given again
+	Grace    time.Duration // within which a spent refresh token gets the same answer again
+}
+
+// Dependencies are what sessions are built on. Every field is required.
+type Dependencies struct {
+	Store  *store.Store
+	Feed   *feed.Feed
+	Issuer *issuer.Issuer
+	Users  *user.Users
+	Audit  *audit.Log
+	Master *seal.Keys
 }
 
 // Sessions starts, refreshes and ends sessions. It is safe for concurrent use.
 type Sessions struct {
-	cfg       Config
-	store     *store.Store
-	feed      *feed.Feed
-	issuer    *issuer.Issuer
-	users     *user.Users
-	passwords *password.Pool
-	audit     *audit.Log
-	macs      *macs
-}
-
-// Dependencies are what sessions are built on.
-type Dependencies struct {
-	Store     *store.Store
-	Feed      *feed.Feed
-	Issuer    *issuer.Issuer
-	Users     *user.Users
-	Passwords *password.Pool
-	Audit     *audit.Log
-	Master    *seal.Keys
+	cfg Config
+	d   Dependencies
+	// appends commits events without waiting for our own verifier, as a refresh does.
+	appends feed.Writer
+	macs    *macs
 }
 
 // Open reads the MAC keys.
@@ -95,22 +74,21 @@ func Open(ctx context.Context, cfg Config, d Dependencies) (*Sessions, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading MAC keys: %w", err)
 	}
-	return &Sessions{
-		cfg: cfg, store: d.Store, feed: d.Feed, issuer: d.Issuer, users: d.Users, passwords: d.Passwords, audit: d.Audit, macs: m,
-	}, nil
+	return &Sessions{cfg: cfg, d: d, appends: feed.Direct(d.Store), macs: m}, nil
 }
 
-// Tokens are what a session hands out.
+// Tokens are a session's new pair of tokens.
 type Tokens struct {
 	Access           string
 	Refresh          string
 	AccessExpiresIn  time.Duration
-	RefreshExpiresIn time.Duration // if it is not used
+	RefreshExpiresIn time.Duration // unless the refresh token is used before
 	SessionID        string
 }
 
-// handout is what a transaction leaves to be signed after it.
-type handout struct {
+// A Grant is what a transaction allows to be signed. [Sessions.Sign] signs it when
+// the transaction has committed, since no transaction stays open for a signature.
+type Grant struct {
 	session  *store.Session
 	username string
 	roles    []string
@@ -119,60 +97,72 @@ type handout struct {
 	now      time.Time
 }
 
-func newHandout(row *store.Session, u *store.User, audience []string, now time.Time) handout {
-	return handout{row, u.Username, u.Roles, u.Version, audience, now}
+// newGrant returns the grant for a session and its user as they are in a transaction.
+func newGrant(row *store.Session, u *store.User, audience []string, now time.Time) *Grant {
+	return &Grant{row, u.Username, u.Roles, u.Version, audience, now}
 }
 
-// tokens signs a handout.
-func (s *Sessions) tokens(h handout) (*Tokens, error) {
-	refresh, err := s.macs.mint(generation{h.session.ID, h.session.Generations.Current})
+// Sign makes the tokens of a grant.
+func (s *Sessions) Sign(g *Grant) (*Tokens, error) {
+	refresh, err := s.macs.mint(generation{g.session.ID, g.session.Generations.Current})
 	if err != nil {
 		return nil, err
 	}
-	access, expires, err := s.issuer.Mint(h.now, issuer.Subject{
-		UserID: h.session.UserID, Username: h.username, Roles: h.roles, Version: h.version,
-		SessionID: h.session.ID, Audience: h.audience, SessionEnd: s.endsAt(h.session),
+	access, expires, err := s.d.Issuer.Mint(g.now, issuer.Subject{
+		UserID: g.session.UserID, Username: g.username, Roles: g.roles, Version: g.version,
+		SessionID: g.session.ID, Audience: g.audience, SessionEnd: s.maxEnd(g.session),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &Tokens{
-		Access: access, Refresh: refresh, SessionID: h.session.ID, AccessExpiresIn: expires,
-		RefreshExpiresIn: s.ExpiresAt(h.session).Sub(h.now),
+		Access: access, Refresh: refresh, SessionID: g.session.ID, AccessExpiresIn: expires,
+		RefreshExpiresIn: s.ExpiresAt(g.session).Sub(g.now),
 	}, nil
 }
 
-// ExpiresAt is when a session ends if it is not refreshed before.
+// ExpiresAt returns when a session ends if it is not refreshed before.
 func (s *Sessions) ExpiresAt(row *store.Session) time.Time {
-	idle, end := row.RefreshedAt.Add(time.Duration(s.cfg.Idle)), s.endsAt(row)
+	idle, end := row.RefreshedAt.Add(time.Duration(s.cfg.Idle)), s.maxEnd(row)
 	if idle.Before(end) {
 		return idle
 	}
 	return end
 }
 
-// endsAt is when a session ends in any case: in whole seconds, as its tokens do.
-func (s *Sessions) endsAt(row *store.Session) time.Time {
+// maxEnd returns when a session ends even if it is refreshed: at a whole second, as
+// its tokens do.
+func (s *Sessions) maxEnd(row *store.Session) time.Time {
 	return row.CreatedAt.Add(time.Duration(s.cfg.Max)).Truncate(time.Second)
 }
 
-// start inserts a new session of a user, and records what it began with.
-func (s *Sessions) start(ctx context.Context, tx *store.Tx, u *store.User, audience []string, with audit.Type) (handout, error) {
-	now := tx.Now()
-	row := &store.Session{
-		ID: user.NewID(), UserID: u.ID, BornVersion: u.Version, Audience: audience,
-		CreatedAt: now, RefreshedAt: now, Generations: store.Generations{Current: 1},
+// Audience returns the audience of a new session for the one that a login asks for.
+//
+// Errors: ErrAudience if the server does not issue for one of those asked for.
+func (s *Sessions) Audience(asked []string) ([]string, error) { return subset(asked, s.cfg.Audience) }
+
+// audienceWithin returns the audience asked for, if the session's login named it and
+// the server issues for it today.
+//
+// Errors: ErrAudience.
+func (s *Sessions) audienceWithin(login, asked []string) ([]string, error) {
+	var today []string
+	for _, a := range login {
+		if slices.Contains(s.cfg.Audience, a) {
+			today = append(today, a)
+		}
 	}
-	if err := tx.InsertSession(row); err != nil {
-		return handout{}, err
+	if len(today) == 0 {
+		return nil, ErrAudience
 	}
-	record := audit.Event{Type: with, ActorID: u.ID, UserID: u.ID, SessionID: row.ID}
-	return newHandout(row, u, audience, now), s.audit.Record(ctx, tx, record)
+	return subset(asked, today)
 }
 
-// narrow is the audience asked for, if it is no wider than the one allowed;
-// none asked for is all that is allowed.
-func narrow(asked, allowed []string) ([]string, error) {
+// subset returns the audience asked for without duplicates, or all that is allowed
+// if none is asked for.
+//
+// Errors: ErrAudience if one of those asked for is not allowed.
+func subset(asked, allowed []string) ([]string, error) {
 	if len(asked) == 0 {
 		return allowed, nil
 	}
@@ -188,17 +178,45 @@ func narrow(asked, allowed []string) ([]string, error) {
 	return audience, nil
 }
 
-// Logout ends the session of any authentic refresh token, spent or newest, and
-// does nothing to one that has ended. When it returns, this server's verifier
-// refuses the session's access tokens. It may return ErrRefreshInvalid, or
-// ErrRefreshExpired where the session is no longer on record.
+// Start inserts a session for a user, and records why it began. The user's row was
+// read in tx.
+func (s *Sessions) Start(ctx context.Context, tx *store.Tx, u *store.User, audience []string, why audit.Type) (*Grant, error) {
+	now := tx.Now()
+	row := &store.Session{
+		ID: user.NewID(), UserID: u.ID, BornVersion: u.Version, Audience: audience,
+		CreatedAt: now, RefreshedAt: now, Generations: store.Generations{Current: 1},
+	}
+	if err := tx.InsertSession(row); err != nil {
+		return nil, err
+	}
+	record := audit.Event{Type: why, ActorID: u.ID, UserID: u.ID, SessionID: row.ID}
+	return newGrant(row, u, audience, now), s.d.Audit.Record(ctx, tx, record)
+}
+
+// Replace starts a session after a change of password, with the audience of the old
+// session, which the change has ended.
+//
+// Errors: ErrAudience if the server issues for none of that audience any more.
+func (s *Sessions) Replace(ctx context.Context, tx *store.Tx, u *store.User, old *store.Session) (*Grant, error) {
+	audience, err := s.audienceWithin(old.Audience, nil)
+	if err != nil {
+		return nil, err
+	}
+	return s.Start(ctx, tx, u, audience, audit.PasswordChanged)
+}
+
+// Logout ends the session of an authentic refresh token, spent or newest. Logout of
+// a session that has ended changes nothing and succeeds. When Logout returns nil,
+// this server's verifier refuses the session's access tokens.
+//
+// Errors: ErrRefreshInvalid; ErrRefreshExpired if the session's row has been pruned.
 func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
 	g, err := s.macs.parse(refreshToken)
 	if err != nil {
 		return err
 	}
-	return untilCertain(func() error {
-		return s.feed.Write(ctx, func(tx *store.Tx) error {
+	return repeatIfUncertain(func() error {
+		return s.d.Feed.Write(ctx, func(tx *feed.Tx) error {
 			row, err := tx.Session(g.sessionID)
 			if errors.Is(err, store.ErrNotFound) {
 				return ErrRefreshExpired
@@ -211,27 +229,27 @@ func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
 	})
 }
 
-// untilCertain does something again whose outcome is unknown, a few times. It is
-// for what may be done twice.
-func untilCertain(do func() error) error {
+// repeatIfUncertain calls do again, a few times, while its outcome is unknown. To do
+// it twice must do no harm.
+func repeatIfUncertain(do func() error) error {
 	const most = 3
 	var err error
 	for range most {
-		if err = do(); !worthRepeating(err) {
+		if err = do(); !uncertain(err) {
 			break
 		}
 	}
 	return err
 }
 
-// worthRepeating reports whether the outcome is unknown, and not for want of time:
-// what is left of it is for telling the caller.
-func worthRepeating(err error) bool {
+// uncertain reports whether the outcome is unknown while the caller still has time.
+// After a deadline, the rest of the caller's time is for the answer.
+func uncertain(err error) bool {
 	return errors.Is(err, store.ErrUncertain) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// end ends a session, once, and records why. The row was read in the transaction.
-func (s *Sessions) end(ctx context.Context, tx *store.Tx, row *store.Session, why audit.Event) error {
+// end ends a session, unless it has ended, and records why. row was read in tx.
+func (s *Sessions) end(ctx context.Context, tx *feed.Tx, row *store.Session, why audit.Event) error {
 	if !row.EndedAt.IsZero() {
 		return nil
 	}
@@ -239,32 +257,34 @@ func (s *Sessions) end(ctx context.Context, tx *store.Tx, row *store.Session, wh
 		return err
 	}
 	why.UserID, why.SessionID = row.UserID, row.ID
-	if err := s.audit.Record(ctx, tx, why); err != nil {
+	if err := s.d.Audit.Record(ctx, tx.Tx, why); err != nil {
 		return err
 	}
-	return feed.SessionEnded(tx, row.ID)
+	return tx.SessionEnded(row.ID)
 }
 
-// List lists a user's live sessions in order of id, from the one behind `after`
-// on. To a caller who is neither the user nor an admin it says ErrNotFound, to
-// an admin user.ErrNotFound where there is no such user.
-func (s *Sessions) List(ctx context.Context, by user.Caller, userID, after string, limit int) (sessions []*store.Session, more bool, err error) {
+// List returns a page of a user's live sessions in order of id, those after the id
+// `after`, and reports whether there are more.
+//
+// Errors: ErrNotFound if the caller is neither the user nor an admin;
+// user.ErrNotFound, for an admin, if there is no such user.
+func (s *Sessions) List(ctx context.Context, by caller.Caller, userID, after string, limit int) (sessions []*store.Session, more bool, err error) {
 	if !by.MayManage(userID) {
 		return nil, false, ErrNotFound
 	}
-	err = s.store.Read(ctx, func(tx *store.Tx) error {
+	err = s.d.Store.Read(ctx, func(tx *store.Tx) error {
 		u, err := user.Find(tx, userID)
 		if err != nil {
 			return err
 		}
-		sessions, more, err = s.live(tx, u, after, limit)
+		sessions, more, err = s.livePage(tx, u, after, limit)
 		return err
 	})
 	return sessions, more, err
 }
 
-// live collects a page of live sessions, and looks one further.
-func (s *Sessions) live(tx *store.Tx, u *store.User, after string, limit int) (page []*store.Session, more bool, err error) {
+// livePage collects live sessions until the page is full and one more was seen.
+func (s *Sessions) livePage(tx *store.Tx, u *store.User, after string, limit int) (page []*store.Session, more bool, err error) {
 	for {
 		rows, err := tx.Sessions(u.ID, after, limit+1)
 		if err != nil {
@@ -272,7 +292,7 @@ func (s *Sessions) live(tx *store.Tx, u *store.User, after string, limit int) (p
 		}
 		for _, row := range rows {
 			after = row.ID
-			if !user.Alive(row, u) || !s.ExpiresAt(row).After(tx.Now()) {
+			if !caller.Alive(row, u) || !s.ExpiresAt(row).After(tx.Now()) {
 				continue
 			}
 			if len(page) == limit {
@@ -286,43 +306,45 @@ func (s *Sessions) live(tx *store.Tx, u *store.User, after string, limit int) (p
 	}
 }
 
-// Revoke ends a session of the caller's own, or anyone's for an admin. It does
-// nothing to one that has ended. It may return ErrNotFound, or the caller's.
-func (s *Sessions) Revoke(ctx context.Context, by user.Caller, sessionID string) error {
-	return s.feed.Write(ctx, func(tx *store.Tx) error {
-		if _, _, err := by.Rows(tx); err != nil {
+// Revoke ends a session of the caller, or of any user for an admin. Revoke of a
+// session that has ended changes nothing and succeeds.
+//
+// Errors: ErrNotFound; those of [caller.Caller.Check].
+func (s *Sessions) Revoke(ctx context.Context, by caller.Caller, sessionID string) error {
+	return s.d.Feed.Write(ctx, func(tx *feed.Tx) error {
+		if err := by.Check(tx.Tx); err != nil {
 			return err
 		}
 		row, err := tx.Session(sessionID)
-		if errors.Is(err, store.ErrNotFound) {
+		switch {
+		case errors.Is(err, store.ErrNotFound):
 			return ErrNotFound
-		}
-		if err != nil {
+		case err != nil:
 			return err
-		}
-		if !by.MayManage(row.UserID) {
+		case !by.MayManage(row.UserID):
 			return ErrNotFound
 		}
-		return s.end(ctx, tx, row, audit.Event{Type: audit.SessionRevoked, ActorID: by.UserID})
+		return s.end(ctx, tx, row, audit.Event{Type: audit.SessionRevoked, ActorID: by.ID})
 	})
 }
 
-// RevokeAll ends every session of the caller, or of anyone for an admin. It may
-// return ErrNotFound, user.ErrNotFound, or the caller's.
-func (s *Sessions) RevokeAll(ctx context.Context, by user.Caller, userID string) error {
+// RevokeAll ends every session of the caller's user, or of any user for an admin.
+//
+// Errors: ErrNotFound; user.ErrNotFound; those of [caller.Caller.Check].
+func (s *Sessions) RevokeAll(ctx context.Context, by caller.Caller, userID string) error {
 	if !by.MayManage(userID) {
 		return ErrNotFound
 	}
-	return s.users.RevokeSessions(ctx, by, userID)
+	return s.d.Users.RevokeSessions(ctx, by, userID)
 }
 
-// Prune forgets, in small steps, sessions that nothing can ask about any more.
-// An ended one is kept for as long as an unused one lives, so that its refresh
-// tokens are told why.
+// Prune deletes, in small steps, the rows of sessions that no request can be about
+// any more. The row of an ended session stays for as long as an unused session
+// lives, so that its refresh tokens are told why they are refused.
 func (s *Sessions) Prune(ctx context.Context) error {
 	const step = 200 // rows: about a millisecond of the writer's time
 	for after := ""; ; {
-		err := s.store.Write(ctx, func(tx *store.Tx) (err error) {
+		err := s.d.Store.Write(ctx, func(tx *store.Tx) (err error) {
 			after, err = tx.PruneSessions(after, step, func(row *store.Session) bool {
 				last := row.RefreshedAt
 				if row.EndedAt.After(last) {

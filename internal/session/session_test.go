@@ -15,8 +15,10 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/seal"
@@ -44,6 +46,7 @@ type world struct {
 	users    *user.Users
 	audit    *audit.Log
 	sessions *session.Sessions
+	logins   *login.Service
 	verifier *authn.Verifier
 	alice    *store.User
 }
@@ -85,8 +88,8 @@ func makeWorld(t *testing.T, uri string, prepare func(*feed.Feed)) *world {
 	check()
 	master, err := seal.Create(filepath.Join(dir, "master"))
 	check()
-	err = w.store.Write(ctx, func(tx *store.Tx) error {
-		return errors.Join(issuer.Setup(tx, master, token.EdDSA), session.SetupMAC(tx, master), feed.RaiseMaxLifetime(tx, 5*time.Minute))
+	err = feed.Direct(w.store).Write(ctx, func(tx *feed.Tx) error {
+		return errors.Join(issuer.Setup(tx.Tx, master, token.EdDSA), session.SetupMAC(tx.Tx, master), tx.RaiseMaxLifetime(5*time.Minute))
 	})
 	check()
 	w.feed, err = feed.Open(ctx, w.store, "https://auth.test", "database", slog.New(slog.DiscardHandler))
@@ -101,8 +104,9 @@ func makeWorld(t *testing.T, uri string, prepare func(*feed.Feed)) *world {
 	w.users = user.New(w.store, w.feed, pool, w.audit)
 	w.sessions, err = session.Open(ctx, session.Config{
 		Audience: []string{"internal", "billing"}, Idle: session.IdleTTL(idle), Max: session.MaxTTL(lifetime), Grace: grace,
-	}, session.Dependencies{Store: w.store, Feed: w.feed, Issuer: tokens, Users: w.users, Passwords: pool, Audit: w.audit, Master: master})
+	}, session.Dependencies{Store: w.store, Feed: w.feed, Issuer: tokens, Users: w.users, Audit: w.audit, Master: master})
 	check()
+	w.logins = login.New(w.store, w.feed, w.sessions, pool)
 	w.verifier, err = authn.NewVerifier(ctx, w.feed.Conn(), authn.WithAudience("internal", "billing"))
 	check()
 	t.Cleanup(func() {
@@ -113,7 +117,7 @@ func makeWorld(t *testing.T, uri string, prepare func(*feed.Feed)) *world {
 			t.Error(err)
 		}
 	})
-	w.alice, err = user.New(w.store, w.store, pool, w.audit).Create(ctx, user.Operator, "alice", user.Roles{"writer"}, pw(t, sesame))
+	w.alice, err = user.New(w.store, feed.Direct(w.store), pool, w.audit).Create(ctx, caller.AtCommandLine, "alice", user.Roles{"writer"}, pw(t, sesame))
 	check()
 	return w
 }
@@ -129,7 +133,7 @@ func pw(t *testing.T, s string) password.Password {
 
 func (w *world) login(t *testing.T) *session.Tokens {
 	t.Helper()
-	tokens, err := w.sessions.Login(context.Background(), "alice", pw(t, sesame), nil)
+	tokens, err := w.logins.Login(context.Background(), "alice", pw(t, sesame), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,14 +302,14 @@ func TestWhatEndsEverySession(t *testing.T) {
 		disabled, enabled := true, false
 		for name, end := range map[string]func() error{
 			"SetPassword": func() error {
-				_, err := w.users.SetPassword(t.Context(), user.Operator, w.alice.ID, pw(t, sesame))
+				_, err := w.users.SetPassword(t.Context(), caller.AtCommandLine, w.alice.ID, pw(t, sesame))
 				return err
 			},
-			"RevokeSessions": func() error { return w.users.RevokeSessions(t.Context(), user.Operator, w.alice.ID) },
+			"RevokeSessions": func() error { return w.users.RevokeSessions(t.Context(), caller.AtCommandLine, w.alice.ID) },
 			"disabling and enabling": func() error {
-				_, err := w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Disabled: &disabled})
+				_, err := w.users.Update(t.Context(), caller.AtCommandLine, w.alice.ID, user.Change{Disabled: &disabled})
 				if err == nil {
-					_, err = w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Disabled: &enabled})
+					_, err = w.users.Update(t.Context(), caller.AtCommandLine, w.alice.ID, user.Change{Disabled: &enabled})
 				}
 				return err
 			},
@@ -327,7 +331,7 @@ func TestAChangeOfRightsIsStaleAndRefreshed(t *testing.T) {
 	eachEngine(t, func(t *testing.T, w *world) {
 		before := w.login(t)
 		roles := user.Roles{"reader"}
-		if _, err := w.users.Update(t.Context(), user.Operator, w.alice.ID, user.Change{Roles: &roles}); err != nil {
+		if _, err := w.users.Update(t.Context(), caller.AtCommandLine, w.alice.ID, user.Change{Roles: &roles}); err != nil {
 			t.Fatal(err)
 		}
 		w.wantVerdict(t, before.Access, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE)
@@ -340,10 +344,10 @@ func TestAChangeOfRightsIsStaleAndRefreshed(t *testing.T) {
 
 func TestAudience(t *testing.T) {
 	eachEngine(t, func(t *testing.T, w *world) {
-		if _, err := w.sessions.Login(t.Context(), "alice", pw(t, sesame), []string{"elsewhere"}); !errors.Is(err, session.ErrAudience) {
+		if _, err := w.logins.Login(t.Context(), "alice", pw(t, sesame), []string{"elsewhere"}); !errors.Is(err, session.ErrAudience) {
 			t.Fatalf("login for elsewhere: %v", err)
 		}
-		narrow, err := w.sessions.Login(t.Context(), "alice", pw(t, sesame), []string{"billing", "billing"})
+		narrow, err := w.logins.Login(t.Context(), "alice", pw(t, sesame), []string{"billing", "billing"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -365,23 +369,23 @@ func TestACallerWhoseRightsAreGoneChangesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		by := user.Caller{UserID: p.Subject(), SessionID: p.SessionID(), Version: p.TokenVersion(), Roles: p.Roles()}
+		by := caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: p.Subject()}, SessionID: p.SessionID(), Version: p.TokenVersion(), Roles: p.Roles()}
 		roles := user.Roles{"admin"}
 		change := user.Change{Roles: &roles}
 		if _, err := w.users.Update(t.Context(), by, w.alice.ID, change); err != nil {
 			t.Fatalf("while they hold: %v", err)
 		}
 		roles = user.Roles{"nothing"}
-		if _, err := w.users.Update(t.Context(), by, w.alice.ID, change); !errors.Is(err, user.ErrCallerStale) {
+		if _, err := w.users.Update(t.Context(), by, w.alice.ID, change); !errors.Is(err, caller.ErrStale) {
 			t.Fatalf("with rights of before: %v", err)
 		}
 		if err := w.sessions.Logout(t.Context(), tokens.Refresh); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.users.Update(t.Context(), by, w.alice.ID, change); !errors.Is(err, user.ErrCallerRevoked) {
+		if _, err := w.users.Update(t.Context(), by, w.alice.ID, change); !errors.Is(err, caller.ErrRevoked) {
 			t.Fatalf("after the logout: %v", err)
 		}
-		if _, err := w.users.Update(t.Context(), user.Caller{}, w.alice.ID, change); !errors.Is(err, user.ErrCallerRevoked) {
+		if _, err := w.users.Update(t.Context(), caller.Caller{}, w.alice.ID, change); !errors.Is(err, caller.ErrRevoked) {
 			t.Fatalf("nobody: %v", err)
 		}
 		row, err := w.users.Get(t.Context(), w.alice.ID)

@@ -116,7 +116,7 @@ func TestALogoutThatIsCutIsDone(t *testing.T) {
 func TestALoginThatIsCutIsUncertain(t *testing.T) {
 	w, proxy := wired(t)
 	proxy.Judge(cutOnce("INSERT INTO sessions", pgtest.CutAfter))
-	_, err := w.sessions.Login(t.Context(), "alice", pw(t, sesame), nil)
+	_, err := w.logins.Login(t.Context(), "alice", pw(t, sesame), nil)
 	proxy.Judge(nil)
 	if !errors.Is(err, store.ErrUncertain) {
 		t.Errorf("Login: %v", err)

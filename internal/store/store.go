@@ -36,13 +36,6 @@ var (
 	ErrEngine = errors.New("wrong kind of database")
 )
 
-// Writer runs transactions that change something. A *Store is one that returns
-// when the change is durable; the feed is one that returns when this server's
-// own verifier knows of it too.
-type Writer interface {
-	Write(ctx context.Context, fn func(*Tx) error) error
-}
-
 // Store is an open database. It is safe for concurrent use.
 type Store struct{ engine engine }
 

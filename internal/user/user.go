@@ -18,13 +18,11 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/store"
 )
-
-// Admin is the role that may administer users, sessions and keys.
-const Admin = "admin"
 
 var (
 	// ErrNotFound says that there is no such user.
@@ -36,13 +34,13 @@ var (
 // Users administers users. It is safe for concurrent use.
 type Users struct {
 	store     *store.Store
-	writer    store.Writer
+	writer    feed.Writer
 	passwords *password.Pool
 	audit     *audit.Log
 }
 
 // New makes the administration of a store's users.
-func New(s *store.Store, w store.Writer, p *password.Pool, a *audit.Log) *Users {
+func New(s *store.Store, w feed.Writer, p *password.Pool, a *audit.Log) *Users {
 	return &Users{store: s, writer: w, passwords: p, audit: a}
 }
 
@@ -55,7 +53,7 @@ func NewID() string {
 
 // Create makes a user. It may return ErrExists, password.ErrTooWeak,
 // password.ErrOverloaded, or the caller's.
-func (u *Users) Create(ctx context.Context, by Caller, name Name, roles Roles, pw password.Password) (*store.User, error) {
+func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles Roles, pw password.Password) (*store.User, error) {
 	if err := pw.CheckPolicy(string(name)); err != nil {
 		return nil, err
 	}
@@ -67,14 +65,14 @@ func (u *Users) Create(ctx context.Context, by Caller, name Name, roles Roles, p
 		return nil, err
 	}
 	var created *store.User
-	err = u.writer.Write(ctx, func(tx *store.Tx) error {
-		if err := by.Check(tx); err != nil {
+	err = u.writer.Write(ctx, func(tx *feed.Tx) error {
+		if err := by.Check(tx.Tx); err != nil {
 			return err
 		}
-		if created, err = Insert(tx, name, roles, hash); err != nil {
+		if created, err = Insert(tx.Tx, name, roles, hash); err != nil {
 			return err
 		}
-		return u.audit.Record(ctx, tx, Created(by, created))
+		return u.audit.Record(ctx, tx.Tx, Created(by, created))
 	})
 	return created, err
 }
@@ -107,8 +105,8 @@ func Insert(tx *store.Tx, name Name, roles Roles, hash string) (*store.User, err
 }
 
 // Created is the record of a new user.
-func Created(by Caller, row *store.User) audit.Event {
-	return audit.Event{Type: audit.UserCreated, ActorID: by.UserID, UserID: row.ID, Detail: describe(row)}
+func Created(by caller.Caller, row *store.User) audit.Event {
+	return audit.Event{Type: audit.UserCreated, ActorID: by.ID, UserID: row.ID, Detail: describe(row)}
 }
 
 // describe is what of a user's row decides about their rights.
@@ -186,7 +184,7 @@ type Change struct {
 // Update changes a user's name, rights or state. A change of name or roles
 // makes access tokens stale; disabling ends every session. It may return
 // ErrNotFound, ErrExists, or the caller's.
-func (u *Users) Update(ctx context.Context, by Caller, id string, change Change) (*store.User, error) {
+func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change Change) (*store.User, error) {
 	return u.alter(ctx, by, id, audit.UserUpdated, func(row *store.User, _ time.Time) effect {
 		var e effect
 		if change.Name != nil && string(*change.Name) != row.Username {
@@ -204,7 +202,7 @@ func (u *Users) Update(ctx context.Context, by Caller, id string, change Change)
 
 // Delete removes a user for good and ends every session. ErrNotFound, or the
 // caller's.
-func (u *Users) Delete(ctx context.Context, by Caller, id string) error {
+func (u *Users) Delete(ctx context.Context, by caller.Caller, id string) error {
 	_, err := u.alter(ctx, by, id, audit.UserDeleted, func(row *store.User, now time.Time) effect {
 		row.DeletedAt = now
 		row.PasswordHash = "" // nothing is kept that could be guessed at
@@ -214,14 +212,14 @@ func (u *Users) Delete(ctx context.Context, by Caller, id string) error {
 }
 
 // RevokeSessions ends every session of a user. ErrNotFound, or the caller's.
-func (u *Users) RevokeSessions(ctx context.Context, by Caller, id string) error {
+func (u *Users) RevokeSessions(ctx context.Context, by caller.Caller, id string) error {
 	_, err := u.alter(ctx, by, id, audit.UserSessionsRevoked, func(*store.User, time.Time) effect { return revoked })
 	return err
 }
 
 // SetPassword gives a user a new password and ends every session. It may return
 // ErrNotFound, password.ErrTooWeak, password.ErrOverloaded, or the caller's.
-func (u *Users) SetPassword(ctx context.Context, by Caller, id string, pw password.Password) (*store.User, error) {
+func (u *Users) SetPassword(ctx context.Context, by caller.Caller, id string, pw password.Password) (*store.User, error) {
 	before, err := u.Get(ctx, id)
 	if err != nil {
 		return nil, err
@@ -252,25 +250,25 @@ const (
 
 // alter changes a user's row, raises its version, records it and appends the
 // event, in one transaction.
-func (u *Users) alter(ctx context.Context, by Caller, id string, what audit.Type, change func(*store.User, time.Time) effect) (*store.User, error) {
+func (u *Users) alter(ctx context.Context, by caller.Caller, id string, what audit.Type, change func(*store.User, time.Time) effect) (*store.User, error) {
 	var row *store.User
-	err := u.writer.Write(ctx, func(tx *store.Tx) error {
-		if err := by.Check(tx); err != nil {
+	err := u.writer.Write(ctx, func(tx *feed.Tx) error {
+		if err := by.Check(tx.Tx); err != nil {
 			return err
 		}
 		var err error
-		if row, err = Find(tx, id); err != nil {
+		if row, err = Find(tx.Tx, id); err != nil {
 			return err
 		}
 		e := change(row, tx.Now())
 		if e == none {
 			return nil
 		}
-		record := audit.Event{Type: what, ActorID: by.UserID, UserID: row.ID}
+		record := audit.Event{Type: what, ActorID: by.ID, UserID: row.ID}
 		if what == audit.UserUpdated {
 			record.Detail = describe(row)
 		}
-		if err := u.audit.Record(ctx, tx, record); err != nil {
+		if err := u.audit.Record(ctx, tx.Tx, record); err != nil {
 			return err
 		}
 		return Raise(tx, row, e == revoked)
@@ -281,7 +279,7 @@ func (u *Users) alter(ctx context.Context, by Caller, id string, what audit.Type
 // Raise writes a user's changed row with a raised version, and appends that
 // tokens below it are stale, or that they and their sessions are revoked.
 // ErrExists.
-func Raise(tx *store.Tx, row *store.User, revoke bool) error {
+func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
 	row.Version = nextVersion(row.Version, tx.Now())
 	if revoke {
 		row.RevokedBelow = row.Version
@@ -290,18 +288,18 @@ func Raise(tx *store.Tx, row *store.User, revoke bool) error {
 	if err := tx.UpdateUser(row); err != nil {
 		return exists(err)
 	}
-	return feed.VersionRaised(tx, row.ID, row.Version, revoke)
+	return tx.VersionRaised(row.ID, row.Version, revoke)
 }
 
 // RaiseAll raises every user's version and ends every session, in steps, and says
 // how many users there were. It appends no event: who calls it withdraws all
 // signing keys behind it.
-func RaiseAll(ctx context.Context, w store.Writer) (users int, err error) {
+func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
 	const step = 2000 // rows: some ten milliseconds in which others wait for them
 	for after := ""; ; {
 		var last string
 		var n int
-		err := w.Write(ctx, func(tx *store.Tx) (err error) {
+		err := s.Write(ctx, func(tx *store.Tx) (err error) {
 			last, n, err = tx.RaiseUsers(after, step, nextVersion(0, tx.Now()))
 			return err
 		})

@@ -1,0 +1,78 @@
+package feed
+
+import (
+	"context"
+	"crypto/rand"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// Margin is how long an event is kept past the last expiry of the tokens that it
+// concerns: for slow transactions, and for clocks that disagree.
+const Margin = 5 * time.Minute
+
+// tagSize is the length of an event's tag in bytes: enough that two histories do not
+// draw the same tag for the same number.
+const tagSize = 8
+
+// Tx is a transaction that may append events. Append after all other statements:
+// appending takes a lock for which every appender of the installation queues.
+type Tx struct{ *store.Tx }
+
+// A Writer runs fn in a transaction that is durable when Write returns nil. fn may
+// run more than once, as in [store.Store.Write].
+type Writer interface {
+	Write(ctx context.Context, fn func(*Tx) error) error
+}
+
+// Direct returns a Writer for a process without a verifier of its own, such as a
+// command: Write waits for no verifier. A server that shares the database finds the
+// events by polling.
+func Direct(s *store.Store) Writer { return direct{s} }
+
+type direct struct{ store *store.Store }
+
+func (d direct) Write(ctx context.Context, fn func(*Tx) error) error {
+	return d.store.Write(ctx, func(tx *store.Tx) error { return fn(&Tx{tx}) })
+}
+
+// SessionEnded appends that a session has ended.
+func (tx *Tx) SessionEnded(sessionID string) error {
+	return tx.append(&store.Event{Kind: store.SessionEnded, Subject: sessionID})
+}
+
+// VersionRaised appends that a user's tokens below version are revoked, or else
+// stale.
+func (tx *Tx) VersionRaised(userID string, version int64, revoked bool) error {
+	kind := store.VersionStale
+	if revoked {
+		kind = store.VersionRevoked
+	}
+	return tx.append(&store.Event{Kind: kind, Subject: userID, Version: version})
+}
+
+// KeysChanged appends that the signing keys must be read again.
+func (tx *Tx) KeysChanged() error {
+	return tx.append(&store.Event{Kind: store.KeysChanged})
+}
+
+// RaiseMaxLifetime stores the lifetime of access tokens from now on and tells every
+// verifier, if no longer one is stored: tokens that live longer may still be out.
+func (tx *Tx) RaiseMaxLifetime(ttl time.Duration) error {
+	longest, err := tx.MaxLifetime()
+	if err != nil || ttl <= longest {
+		return err
+	}
+	if err := tx.SetMaxLifetime(ttl); err != nil {
+		return err
+	}
+	return tx.KeysChanged()
+}
+
+func (tx *Tx) append(e *store.Event) error {
+	e.ExpiresAt = tx.Now().Add(Margin) // the store adds the longest lifetime of a token
+	e.Tag = make([]byte, tagSize)
+	rand.Read(e.Tag)
+	return tx.AppendEvent(e)
+}

@@ -1,0 +1,185 @@
+// Package login proves who signs in, step by step, and starts the session: the
+// password, and then [session.Sessions.Start]. ChangePassword is the same with two
+// passwords.
+//
+// What was read before a password is hashed is checked after it, in the transaction
+// that writes: a call that lost to another change begins again from the read. (An
+// administrator's SetPassword depends on nothing that it read.)
+package login
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+var (
+	// ErrCredentials reports an unknown user or a wrong password, and not which.
+	ErrCredentials = errors.New("unknown user or wrong password")
+	// ErrUserDisabled reports a disabled user, after the right password alone.
+	ErrUserDisabled = errors.New("user is disabled")
+)
+
+// maxAttempts bounds how often a call begins again because another call changed the
+// password while this one hashed.
+const maxAttempts = 10
+
+// errChanged reports that the password is another one than was read.
+var errChanged = errors.New("the password was changed at the same time")
+
+// Service signs users in. It is safe for concurrent use.
+type Service struct {
+	store     *store.Store
+	writer    feed.Writer
+	sessions  *session.Sessions
+	passwords *password.Pool
+}
+
+// New returns a service. w is where ChangePassword commits.
+func New(s *store.Store, w feed.Writer, sessions *session.Sessions, p *password.Pool) *Service {
+	return &Service{store: s, writer: w, sessions: sessions, passwords: p}
+}
+
+// Login checks a password and starts a session. An unknown user costs the same time
+// as a known one.
+//
+// Errors: ErrCredentials; ErrUserDisabled; session.ErrAudience;
+// password.ErrOverloaded; those of the store.
+func (s *Service) Login(ctx context.Context, name user.Name, pw password.Password, audience []string) (*session.Tokens, error) {
+	audience, err := s.sessions.Audience(audience)
+	if err != nil {
+		return nil, err
+	}
+	return s.repeatIfChanged(func() (*session.Grant, error) { return s.tryLogin(ctx, name, pw, audience) })
+}
+
+// repeatIfChanged calls try again while it fails with errChanged, and signs the
+// grant.
+func (s *Service) repeatIfChanged(try func() (*session.Grant, error)) (*session.Tokens, error) {
+	for range maxAttempts {
+		grant, err := try()
+		if err == nil {
+			return s.sessions.Sign(grant)
+		}
+		if !errors.Is(err, errChanged) {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, errChanged)
+}
+
+func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Password, audience []string) (*session.Grant, error) {
+	var read store.User // stays empty for an unknown user: Compare then takes as long
+	err := s.store.Read(ctx, func(tx *store.Tx) error {
+		u, err := tx.UserByName(string(name))
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		read = *u
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	match, rehash, err := s.passwords.Compare(ctx, password.Stranger, pw, read.PasswordHash)
+	if err != nil {
+		return nil, err
+	}
+	if !match {
+		return nil, audit.Refusal{UserID: read.ID, Err: ErrCredentials}
+	}
+	var better string
+	if rehash {
+		if better, err = s.passwords.Hash(ctx, password.Stranger, pw); err != nil {
+			return nil, err
+		}
+	}
+	return s.start(ctx, &read, better, audience)
+}
+
+// start begins the session of a user whose password was right, if the password's
+// hash is still the one in read. Name, rights and state are taken from the row as it
+// is now. better, if it is not empty, replaces the hash.
+func (s *Service) start(ctx context.Context, read *store.User, better string, audience []string) (grant *session.Grant, err error) {
+	err = s.store.Write(ctx, func(tx *store.Tx) error {
+		u, err := user.Find(tx, read.ID)
+		switch {
+		case errors.Is(err, user.ErrNotFound):
+			return ErrCredentials
+		case err != nil:
+			return err
+		case u.PasswordHash != read.PasswordHash:
+			return errChanged
+		case u.Disabled:
+			return audit.Refusal{UserID: u.ID, Err: ErrUserDisabled}
+		}
+		if better != "" {
+			u.PasswordHash = better
+			if err := tx.UpdateUser(u); err != nil {
+				return err
+			}
+		}
+		grant, err = s.sessions.Start(ctx, tx, u, audience, audit.Login)
+		return err
+	})
+	return grant, err
+}
+
+// ChangePassword sets the caller's own password, ends every session of the caller's
+// user, and starts a new session with the audience of the caller's.
+//
+// Errors: ErrCredentials if current is wrong; password.ErrTooWeak;
+// password.ErrOverloaded; those of [caller.Caller.Check] and of the store.
+func (s *Service) ChangePassword(ctx context.Context, by caller.Caller, current, next password.Password) (*session.Tokens, error) {
+	return s.repeatIfChanged(func() (*session.Grant, error) { return s.tryChange(ctx, by, current, next) })
+}
+
+func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next password.Password) (*session.Grant, error) {
+	var read *store.User
+	err := s.store.Read(ctx, func(tx *store.Tx) (err error) {
+		read, _, err = by.Rows(tx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := next.CheckPolicy(read.Username); err != nil {
+		return nil, err
+	}
+	match, _, err := s.passwords.Compare(ctx, password.SignedIn, current, read.PasswordHash)
+	if err != nil {
+		return nil, err
+	}
+	if !match {
+		return nil, audit.Refusal{UserID: by.ID, SessionID: by.SessionID, Err: ErrCredentials}
+	}
+	hash, err := s.passwords.Hash(ctx, password.SignedIn, next)
+	if err != nil {
+		return nil, err
+	}
+	var grant *session.Grant
+	err = s.writer.Write(ctx, func(tx *feed.Tx) error {
+		u, old, err := by.Rows(tx.Tx)
+		if err != nil {
+			return err
+		}
+		if u.PasswordHash != read.PasswordHash {
+			return errChanged
+		}
+		u.PasswordHash = hash
+		if err := user.Raise(tx, u, true); err != nil {
+			return err
+		}
+		grant, err = s.sessions.Replace(ctx, tx.Tx, u, old)
+		return err
+	})
+	return grant, err
+}
