@@ -4,14 +4,14 @@
 // 	protoc        (unknown)
 // source: watchword/v1/access.proto
 
-// The method option by which a service states who may call each of its
-// methods. It imports descriptor.proto alone, so that any service can import
-// it without the rest of Watchword.
+// The method option by which a service states the access rule of each of its
+// methods. This file imports descriptor.proto alone, so that any service can import
+// this file without the rest of Watchword.
 //
 //     import "watchword/v1/access.proto";
 //
 //     service NotesService {
-//       // Anyone who holds a valid token.
+//       // Any caller with a valid token.
 //       rpc ListNotes(ListNotesRequest) returns (ListNotesResponse);
 //       // Only writers and admins.
 //       rpc AddNote(AddNoteRequest) returns (AddNoteResponse) {
@@ -37,13 +37,13 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Access says who may call a method.
+// Access is the access rule of a method.
 //
-// Setting both fields contradicts itself: a verifier refuses to start.
+// A rule that sets both fields contradicts itself: a verifier refuses to start.
 type Access struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Anyone may call, with no token or with a bad one. Whatever token comes is
-	// ignored, and the handler sees no principal.
+	// Every caller may call the method, without a token or with a bad one. A token
+	// that the call carries is ignored, and the handler sees no principal.
 	Public bool `protobuf:"varint,1,opt,name=public,proto3" json:"public,omitempty"`
 	// The caller's token must carry at least one of these roles.
 	Roles         []string `protobuf:"bytes,2,rep,name=roles,proto3" json:"roles,omitempty"`
@@ -108,7 +108,7 @@ var file_watchword_v1_access_proto_extTypes = []protoimpl.ExtensionInfo{
 
 // Extension fields to descriptorpb.MethodOptions.
 var (
-	// Who may call this method. Not set, or set and empty: whoever presents a
+	// The access rule of the method. Not set, or set and empty: every caller with a
 	// valid access token.
 	//
 	// optional watchword.v1.Access access = 73184;

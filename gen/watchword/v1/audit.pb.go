@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/audit.proto
 
-// The record of what has happened.
+// The security record.
 
 package watchwordv1
 
@@ -24,43 +24,43 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Event is one record. It never holds a secret.
+// Event is one entry of the security record. No field holds a secret.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Unique.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// When it happened, by the database's clock.
+	// The time of the event, by the database's clock.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// What happened, or was asked for: "login", "refresh", "refresh.reused",
+	// The type of what was done or refused: "login", "refresh", "refresh.reused",
 	// "logout", "session.revoked", "user.sessions_revoked", "user.created",
 	// "user.updated", "user.deleted", "password.changed" (by the user),
-	// "password.set" (by somebody else), "key.rotated", "key.revoked",
+	// "password.set" (by an admin or at the command line), "key.rotated", "key.revoked",
 	// "keys.resealed", "datastore.restored", or "call" for a refused call of
 	// another method, which `detail` names.
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
-	// Whether it was done; otherwise it was refused, and `reason` says why.
+	// True: done. False: refused, for the reason in `reason`.
 	Success bool `protobuf:"varint,4,opt,name=success,proto3" json:"success,omitempty"`
-	// Why it was refused, by the names of ErrorReason; empty on success.
+	// The reason of a refusal, as in ErrorReason. Empty on success.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Who did it: a user's id; empty for a stranger, the command line and the
-	// server itself.
+	// The id of the user that acted. Empty for a caller that is not known, for the
+	// command line and for the server itself.
 	ActorId string `protobuf:"bytes,6,opt,name=actor_id,json=actorId,proto3" json:"actor_id,omitempty"`
-	// To whom: a user's id.
+	// The id of the user that the event is about.
 	UserId string `protobuf:"bytes,7,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// In which session.
+	// The session.
 	SessionId string `protobuf:"bytes,8,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// Which key.
+	// The signing key.
 	Kid string `protobuf:"bytes,9,opt,name=kid,proto3" json:"kid,omitempty"`
-	// From where: the address of the peer; "cli" for the command line, "server"
-	// for what the server does by itself, "many" for more sources than are told
-	// apart.
+	// The address of the peer; or "cli" for the command line, "server" for an action
+	// of the server by itself, "many" for refusals of several sources that share one
+	// record.
 	Source string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
-	// How many such events the record stands for. Refusals are counted: those of
-	// one kind, user and source share a record for an hour, and there is a bounded
-	// number of records in an hour.
+	// The number of events that the record stands for. Refusals of one kind, user and
+	// source share a record for an hour. The number of such records in an hour is
+	// bounded.
 	Count int64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
-	// For people: what a user's name, roles and state are now, from when a key
-	// signs, or which method was refused.
+	// A text for people: a user's new name, roles and state; the time from which a key
+	// signs; or the method that was refused.
 	Detail        string `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -180,24 +180,24 @@ func (x *Event) GetDetail() string {
 	return ""
 }
 
-// ListEventsRequest asks for a page. Filters that are set must all hold. One call
-// looks at a bounded number of records, so a page may be short, or empty, and
-// still lead to a next one (AIP-158).
+// ListEventsRequest asks for a page. A record must match every filter that is set.
+// One call reads a bounded number of records, so a page may be short or empty
+// although more pages follow (AIP-158).
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only this type.
+	// Only events of this type.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	// Only about this user, as the one who did it or the one it was done to.
+	// Only events in which this user acted or that are about this user.
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// Only in this session.
+	// Only events of this session.
 	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// Only from this moment on.
+	// Only events at this moment or later.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// Only before this moment.
+	// Only events before this moment.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// At most so many; none: 50; more than 1000 are cut to 1000.
+	// The largest number of records in the page. Not set: 50. Above 1000: 1000.
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// From the page before; none: the first page.
+	// `next_page_token` of the earlier page. Empty: the first page.
 	PageToken     string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -287,7 +287,7 @@ type ListEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The records of this page.
 	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
-	// For the next page; empty: this was the last.
+	// The token for the next page. Empty: this page is the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: watchword/v1/audit.proto
 
-// The record of what has happened.
+// The security record.
 
 package watchwordv1
 

@@ -25,18 +25,19 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// TokenPair is what a session hands out (RFC 6749, section 5.1).
+// TokenPair holds the tokens of a session (RFC 6749, section 5.1).
 type TokenPair struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A JWT (RFC 9068), for `authorization: Bearer`.
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
-	// Good for one Refresh. Keep it secret; replace it by each answer's.
+	// Valid for one Refresh. Keep the token secret, and replace it by the refresh
+	// token of each answer.
 	RefreshToken string `protobuf:"bytes,2,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
 	// Always "Bearer".
 	TokenType string `protobuf:"bytes,3,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
-	// How long the access token is good, counted from this answer.
+	// Lifetime of the access token, counted from this answer.
 	ExpiresIn *durationpb.Duration `protobuf:"bytes,4,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
-	// How long the refresh token is good if it is not used.
+	// Lifetime of the refresh token, if the token is not used.
 	RefreshExpiresIn *durationpb.Duration `protobuf:"bytes,5,opt,name=refresh_expires_in,json=refreshExpiresIn,proto3" json:"refresh_expires_in,omitempty"`
 	// The session, as SessionService names it.
 	SessionId     string `protobuf:"bytes,6,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -116,7 +117,7 @@ func (x *TokenPair) GetSessionId() string {
 	return ""
 }
 
-// Principal is who an access token speaks for.
+// Principal holds the claims of an access token that passed every check.
 type Principal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user's id (claim `sub`).
@@ -127,7 +128,7 @@ type Principal struct {
 	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	// The services that the token is for (claim `aud`).
 	Audience []string `protobuf:"bytes,4,rep,name=audience,proto3" json:"audience,omitempty"`
-	// Who minted the token (claim `iss`).
+	// The issuer of the token (claim `iss`).
 	Issuer string `protobuf:"bytes,5,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The session that the token belongs to (claim `sid`).
 	SessionId string `protobuf:"bytes,6,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -242,8 +243,8 @@ type LoginRequest struct {
 	Username string `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
 	// The password (PRECIS OpaqueString); at most 1024 bytes.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
-	// The services that the tokens shall be for, each one that the server issues
-	// for. None: all of them.
+	// The services that the tokens are for. The server must issue for each of them
+	// (--audience). Empty: all services that the server issues for.
 	Audience      []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -351,8 +352,8 @@ type RefreshRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest refresh token of the session.
 	RefreshToken string `protobuf:"bytes,1,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
-	// The services that the access token shall be for, each one that the login
-	// named. None: as at login.
+	// The services that the access token is for. The login must have named each of
+	// them. Empty: the audience of the login.
 	Audience      []string `protobuf:"bytes,2,rep,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -402,10 +403,10 @@ func (x *RefreshRequest) GetAudience() []string {
 	return nil
 }
 
-// RefreshResponse holds the successors.
+// RefreshResponse holds the new tokens.
 type RefreshResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The tokens that replace the ones before.
+	// The tokens that replace the earlier pair.
 	Tokens        *TokenPair `protobuf:"bytes,1,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -453,8 +454,8 @@ type VerifyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The access token, without "Bearer".
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
-	// The service that the token must be for. Empty: any that the server issues
-	// for.
+	// The service that the token must be for. Empty: any service that the server
+	// issues for.
 	Audience      string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -504,10 +505,10 @@ func (x *VerifyRequest) GetAudience() string {
 	return ""
 }
 
-// VerifyResponse says who a good token speaks for.
+// VerifyResponse holds the claims of a token that passed every check.
 type VerifyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whom the token speaks for.
+	// The claims.
 	Principal     *Principal `protobuf:"bytes,1,opt,name=principal,proto3" json:"principal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -636,9 +637,9 @@ func (*LogoutResponse) Descriptor() ([]byte, []int) {
 // ChangePasswordRequest replaces the caller's own password.
 type ChangePasswordRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The password as it is.
+	// The current password.
 	CurrentPassword string `protobuf:"bytes,1,opt,name=current_password,json=currentPassword,proto3" json:"current_password,omitempty"`
-	// The password as it shall be.
+	// The new password: 8 characters to 1024 bytes, and not the username.
 	NewPassword   string `protobuf:"bytes,2,opt,name=new_password,json=newPassword,proto3" json:"new_password,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -691,7 +692,7 @@ func (x *ChangePasswordRequest) GetNewPassword() string {
 // ChangePasswordResponse holds a new session's tokens.
 type ChangePasswordResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The tokens of a session that begins now.
+	// The tokens of the new session.
 	Tokens        *TokenPair `protobuf:"bytes,1,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -44,38 +44,42 @@ type AuthServiceClient interface {
 	// wrong password, in the same time; USER_DISABLED after the right password;
 	// OVERLOADED and TOO_MANY_ATTEMPTS with the time to wait; STORE_UNAVAILABLE.
 	Login(ctx context.Context, in *LoginRequest, opts ...grpc.CallOption) (*LoginResponse, error)
-	// Refresh spends a refresh token and answers with its successor and a new
-	// access token. Access tokens already out live to their own expiry.
+	// Refresh spends a refresh token. The answer holds a new refresh token, its
+	// successor, and a new access token. Earlier access tokens stay valid until
+	// they expire.
 	//
-	// A lost answer does no harm: within the server's grace the same request
-	// gets the very same refresh token again, and the token that was spent last
-	// may be presented later too. Any other spent token is a copy in somebody's
-	// hands: REFRESH_TOKEN_REUSED, and the session ends.
+	// A lost answer does no harm. Within the server's grace (--refresh-grace) the
+	// same request gets the same refresh token again. After the grace, the token
+	// that was spent last gets a new successor. Every other spent token is treated
+	// as a stolen copy: the answer is REFRESH_TOKEN_REUSED, and the session ends
+	// (RFC 9700, section 4.14).
 	//
-	// A refresh token is judged in this order, and the first that fails is the
-	// answer: its form and MAC (REFRESH_TOKEN_INVALID); whether its session is
-	// still on record (REFRESH_TOKEN_EXPIRED); ended (SESSION_REVOKED); too old
-	// (REFRESH_TOKEN_EXPIRED); reuse (REFRESH_TOKEN_REUSED). Further errors:
-	// INVALID_REQUEST; STORE_UNAVAILABLE.
+	// The server checks in this order and answers with the first check that
+	// fails: the token's form and MAC (REFRESH_TOKEN_INVALID); the session is on
+	// record (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED);
+	// the session is not too old (REFRESH_TOKEN_EXPIRED); reuse
+	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; STORE_UNAVAILABLE.
 	Refresh(ctx context.Context, in *RefreshRequest, opts ...grpc.CallOption) (*RefreshResponse, error)
 	// Verify judges an access token, for callers that cannot use the Go package
-	// authn. It asks no database.
+	// authn. The server answers from memory, without the database.
 	//
-	// A token is judged in this order, and the first that fails is the answer:
-	// form, type, key, signature and issuer (TOKEN_INVALID); AUDIENCE_MISMATCH;
-	// TOKEN_EXPIRED; TOKEN_REVOKED; TOKEN_STALE. An empty token is
+	// The server checks in this order and answers with the first check that
+	// fails: form, type, key, signature and issuer (TOKEN_INVALID); the audience
+	// (AUDIENCE_MISMATCH); the expiry (TOKEN_EXPIRED); the session and the user
+	// (TOKEN_REVOKED); the user's rights (TOKEN_STALE). An empty token is
 	// INVALID_REQUEST.
 	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyResponse, error)
-	// Logout ends the session of a refresh token, whether the token is the
-	// newest or was spent already. It answers OK again when the session has
-	// ended before. Once it has answered, this server's Verify refuses the
-	// session's access tokens, and downstream services follow within a blink.
+	// Logout ends the session of a refresh token. The token may be the newest one
+	// or a spent one. Logout of a session that has already ended answers OK. Once
+	// Logout has answered, this server's Verify refuses the session's access
+	// tokens, and downstream services do so within milliseconds.
 	//
-	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; REFRESH_TOKEN_EXPIRED for
-	// a session that is no longer on record; STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; REFRESH_TOKEN_EXPIRED if the
+	// session is no longer on record; STORE_UNAVAILABLE.
 	Logout(ctx context.Context, in *LogoutRequest, opts ...grpc.CallOption) (*LogoutResponse, error)
-	// ChangePassword sets the caller's own password, ends every session that the
-	// caller has, this one included, and answers with the tokens of a new one.
+	// ChangePassword sets the caller's own password and ends every session of the
+	// caller, the current session too. The answer holds the tokens of a new
+	// session, with the audience of the current one.
 	//
 	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; INVALID_CREDENTIALS for a
 	// wrong current password; OVERLOADED; those of an access token;
@@ -157,38 +161,42 @@ type AuthServiceServer interface {
 	// wrong password, in the same time; USER_DISABLED after the right password;
 	// OVERLOADED and TOO_MANY_ATTEMPTS with the time to wait; STORE_UNAVAILABLE.
 	Login(context.Context, *LoginRequest) (*LoginResponse, error)
-	// Refresh spends a refresh token and answers with its successor and a new
-	// access token. Access tokens already out live to their own expiry.
+	// Refresh spends a refresh token. The answer holds a new refresh token, its
+	// successor, and a new access token. Earlier access tokens stay valid until
+	// they expire.
 	//
-	// A lost answer does no harm: within the server's grace the same request
-	// gets the very same refresh token again, and the token that was spent last
-	// may be presented later too. Any other spent token is a copy in somebody's
-	// hands: REFRESH_TOKEN_REUSED, and the session ends.
+	// A lost answer does no harm. Within the server's grace (--refresh-grace) the
+	// same request gets the same refresh token again. After the grace, the token
+	// that was spent last gets a new successor. Every other spent token is treated
+	// as a stolen copy: the answer is REFRESH_TOKEN_REUSED, and the session ends
+	// (RFC 9700, section 4.14).
 	//
-	// A refresh token is judged in this order, and the first that fails is the
-	// answer: its form and MAC (REFRESH_TOKEN_INVALID); whether its session is
-	// still on record (REFRESH_TOKEN_EXPIRED); ended (SESSION_REVOKED); too old
-	// (REFRESH_TOKEN_EXPIRED); reuse (REFRESH_TOKEN_REUSED). Further errors:
-	// INVALID_REQUEST; STORE_UNAVAILABLE.
+	// The server checks in this order and answers with the first check that
+	// fails: the token's form and MAC (REFRESH_TOKEN_INVALID); the session is on
+	// record (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED);
+	// the session is not too old (REFRESH_TOKEN_EXPIRED); reuse
+	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; STORE_UNAVAILABLE.
 	Refresh(context.Context, *RefreshRequest) (*RefreshResponse, error)
 	// Verify judges an access token, for callers that cannot use the Go package
-	// authn. It asks no database.
+	// authn. The server answers from memory, without the database.
 	//
-	// A token is judged in this order, and the first that fails is the answer:
-	// form, type, key, signature and issuer (TOKEN_INVALID); AUDIENCE_MISMATCH;
-	// TOKEN_EXPIRED; TOKEN_REVOKED; TOKEN_STALE. An empty token is
+	// The server checks in this order and answers with the first check that
+	// fails: form, type, key, signature and issuer (TOKEN_INVALID); the audience
+	// (AUDIENCE_MISMATCH); the expiry (TOKEN_EXPIRED); the session and the user
+	// (TOKEN_REVOKED); the user's rights (TOKEN_STALE). An empty token is
 	// INVALID_REQUEST.
 	Verify(context.Context, *VerifyRequest) (*VerifyResponse, error)
-	// Logout ends the session of a refresh token, whether the token is the
-	// newest or was spent already. It answers OK again when the session has
-	// ended before. Once it has answered, this server's Verify refuses the
-	// session's access tokens, and downstream services follow within a blink.
+	// Logout ends the session of a refresh token. The token may be the newest one
+	// or a spent one. Logout of a session that has already ended answers OK. Once
+	// Logout has answered, this server's Verify refuses the session's access
+	// tokens, and downstream services do so within milliseconds.
 	//
-	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; REFRESH_TOKEN_EXPIRED for
-	// a session that is no longer on record; STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; REFRESH_TOKEN_EXPIRED if the
+	// session is no longer on record; STORE_UNAVAILABLE.
 	Logout(context.Context, *LogoutRequest) (*LogoutResponse, error)
-	// ChangePassword sets the caller's own password, ends every session that the
-	// caller has, this one included, and answers with the tokens of a new one.
+	// ChangePassword sets the caller's own password and ends every session of the
+	// caller, the current session too. The answer holds the tokens of a new
+	// session, with the audience of the current one.
 	//
 	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; INVALID_CREDENTIALS for a
 	// wrong current password; OVERLOADED; those of an access token;

@@ -9,8 +9,8 @@
 // Every refusal is a gRPC status with a google.rpc.ErrorInfo detail: its
 // `domain` is "watchword", its `reason` is a name of ErrorReason without the
 // prefix ERROR_REASON_. Where an access token was refused, the metadata key
-// `method` names the method that refused it. Programs act on the reason;
-// messages are for people and may change.
+// `method` names the method that refused the token. A program acts on the reason;
+// a message is for people and may change.
 
 package watchwordv1
 
@@ -29,14 +29,15 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// ErrorReason is why a call was refused, with the gRPC status that it comes with.
+// ErrorReason tells why a call was refused. Each comment begins with the gRPC
+// status of the refusal.
 type ErrorReason int32
 
 const (
 	// Never sent.
 	ErrorReason_ERROR_REASON_UNSPECIFIED ErrorReason = 0
 	// INVALID_ARGUMENT. A field is missing, too long, or breaks a rule; a
-	// google.rpc.BadRequest detail names it.
+	// google.rpc.BadRequest detail names the field.
 	ErrorReason_ERROR_REASON_INVALID_REQUEST ErrorReason = 1
 	// INVALID_ARGUMENT. The new password does not meet the password policy.
 	ErrorReason_ERROR_REASON_PASSWORD_TOO_WEAK ErrorReason = 2
@@ -45,7 +46,7 @@ const (
 	// UNAUTHENTICATED. The call carries no access token.
 	ErrorReason_ERROR_REASON_TOKEN_MISSING ErrorReason = 11
 	// UNAUTHENTICATED. Not an access token of this issuer: its form, type, key,
-	// signature or issuer is wrong, or there are two of them.
+	// signature or issuer is wrong, or the call carries two tokens.
 	ErrorReason_ERROR_REASON_TOKEN_INVALID ErrorReason = 12
 	// UNAUTHENTICATED. The access token has expired: refresh.
 	ErrorReason_ERROR_REASON_TOKEN_EXPIRED ErrorReason = 13
@@ -61,12 +62,13 @@ const (
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID ErrorReason = 20
 	// UNAUTHENTICATED. The session was unused for too long or is too old.
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED ErrorReason = 21
-	// UNAUTHENTICATED. The refresh token had been spent before: someone else
-	// holds a copy. The session is now revoked (RFC 9700, section 4.14).
+	// UNAUTHENTICATED. The refresh token was spent before, so there may be a stolen
+	// copy. The session is now revoked (RFC 9700, section 4.14).
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED ErrorReason = 22
 	// UNAUTHENTICATED. The session has ended: log in again.
 	ErrorReason_ERROR_REASON_SESSION_REVOKED ErrorReason = 23
-	// PERMISSION_DENIED. The user is disabled; said only after the right password.
+	// PERMISSION_DENIED. The user is disabled. Only a call with the right password
+	// gets this answer.
 	ErrorReason_ERROR_REASON_USER_DISABLED ErrorReason = 30
 	// PERMISSION_DENIED. The token carries none of the roles that the method asks for.
 	ErrorReason_ERROR_REASON_ROLE_REQUIRED ErrorReason = 31
@@ -74,22 +76,22 @@ const (
 	ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED ErrorReason = 32
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. Too many wrong passwords.
 	ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS ErrorReason = 40
-	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. More logins at once than
-	// the machine can hash, or more watchers than it serves.
+	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. More logins at once than the
+	// server can hash, or more watchers than the server accepts.
 	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 41
 	// NOT_FOUND. No such user.
 	ErrorReason_ERROR_REASON_USER_NOT_FOUND ErrorReason = 50
 	// ALREADY_EXISTS. The username is taken.
 	ErrorReason_ERROR_REASON_USER_EXISTS ErrorReason = 51
-	// NOT_FOUND. No such live session, or none that the caller may see.
+	// NOT_FOUND. No such live session, or the caller may not see the session.
 	ErrorReason_ERROR_REASON_SESSION_NOT_FOUND ErrorReason = 52
 	// NOT_FOUND. No such signing key.
 	ErrorReason_ERROR_REASON_KEY_NOT_FOUND ErrorReason = 53
-	// UNAVAILABLE, with google.rpc.RetryInfo. The database is away. Verify and
-	// every downstream verifier go on without it.
+	// UNAVAILABLE, with google.rpc.RetryInfo. The database is away. Verify and every
+	// downstream verifier go on without the database.
 	ErrorReason_ERROR_REASON_STORE_UNAVAILABLE ErrorReason = 60
-	// UNAVAILABLE. The verifier has no trust bundle yet, refuses to judge by an
-	// old one, or is closed.
+	// UNAVAILABLE. The verifier has no trust bundle yet, refuses to judge by a stale
+	// bundle, or is closed.
 	ErrorReason_ERROR_REASON_BUNDLE_STALE ErrorReason = 61
 )
 

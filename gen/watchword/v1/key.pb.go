@@ -24,19 +24,19 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// KeyState is where a key stands in its life.
+// KeyState is the state of a key.
 type KeyState int32
 
 const (
 	// Never sent.
 	KeyState_KEY_STATE_UNSPECIFIED KeyState = 0
-	// Published, and not yet signing.
+	// Published. Does not sign yet.
 	KeyState_KEY_STATE_NEXT KeyState = 1
 	// Signs new tokens.
 	KeyState_KEY_STATE_SIGNING KeyState = 2
-	// Signs no more, and still verifies what it signed.
+	// Does not sign any more. The tokens that the key signed are still accepted.
 	KeyState_KEY_STATE_RETIRED KeyState = 3
-	// Withdrawn: verifies nothing.
+	// Withdrawn: no token that the key signed is accepted.
 	KeyState_KEY_STATE_REVOKED KeyState = 4
 )
 
@@ -85,22 +85,22 @@ func (KeyState) EnumDescriptor() ([]byte, []int) {
 	return file_watchword_v1_key_proto_rawDescGZIP(), []int{0}
 }
 
-// Key is a signing key without its private half.
+// Key describes a signing key, without the private half.
 type Key struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The first 16 characters of the RFC 7638 thumbprint.
 	Kid string `protobuf:"bytes,1,opt,name=kid,proto3" json:"kid,omitempty"`
 	// "EdDSA", "ES256" or "RS256".
 	Algorithm string `protobuf:"bytes,2,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
-	// Where it stands in its life.
+	// The state of the key now.
 	State KeyState `protobuf:"varint,3,opt,name=state,proto3,enum=watchword.v1.KeyState" json:"state,omitempty"`
-	// Since when verifiers know it.
+	// When verifiers learned of the key.
 	PublishedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
-	// Since when it signs, or from when it will; not set: not decided.
+	// When the key began or begins to sign. Not set: not decided.
 	SignsFrom *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=signs_from,json=signsFrom,proto3" json:"signs_from,omitempty"`
-	// Until when it signs; not set: not decided.
+	// When the key stops signing. Not set: not decided.
 	SignsUntil *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=signs_until,json=signsUntil,proto3" json:"signs_until,omitempty"`
-	// Until when what it signed passes; not set: not decided.
+	// When the tokens of the key stop being accepted. Not set: not decided.
 	VerifiesUntil *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=verifies_until,json=verifiesUntil,proto3" json:"verifies_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -271,7 +271,7 @@ func (x *ListKeysResponse) GetKeys() []*Key {
 // RotateKeyRequest asks for a rotation.
 type RotateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The algorithm of the key that shall sign; empty: as it is.
+	// The algorithm of the key that will sign. Empty: the current algorithm.
 	Algorithm     string `protobuf:"bytes,1,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -314,10 +314,10 @@ func (x *RotateKeyRequest) GetAlgorithm() string {
 	return ""
 }
 
-// RotateKeyResponse says what will sign.
+// RotateKeyResponse names the key that will sign.
 type RotateKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key that will sign; its `signs_from` says from when.
+	// The key that will sign, from the time in `signs_from`.
 	Key           *Key `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -406,7 +406,7 @@ func (x *RevokeKeyRequest) GetKid() string {
 	return ""
 }
 
-// RevokeKeyResponse says what signs.
+// RevokeKeyResponse names the key that signs.
 type RevokeKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key that signs now.

@@ -39,13 +39,13 @@ type KeyServiceClient interface {
 	// ListKeys lists every key that signs, will sign, or still verifies.
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
 	// RotateKey promotes the key that signs next, as soon as it has been
-	// published for longer than --jwks-max-age, and publishes another one. No
-	// good token is refused for it.
+	// published for longer than --jwks-max-age, and publishes another key. A
+	// rotation refuses no valid token.
 	//
 	// Errors: INVALID_REQUEST for an algorithm that is not supported.
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
-	// RevokeKey withdraws a leaked key at once: whatever it signed is
-	// TOKEN_INVALID everywhere as soon as the bundle arrives.
+	// RevokeKey withdraws a leaked key at once: every token that the key signed is
+	// TOKEN_INVALID at each verifier as soon as the bundle arrives there.
 	//
 	// Errors: INVALID_REQUEST; KEY_NOT_FOUND.
 	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
@@ -102,13 +102,13 @@ type KeyServiceServer interface {
 	// ListKeys lists every key that signs, will sign, or still verifies.
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
 	// RotateKey promotes the key that signs next, as soon as it has been
-	// published for longer than --jwks-max-age, and publishes another one. No
-	// good token is refused for it.
+	// published for longer than --jwks-max-age, and publishes another key. A
+	// rotation refuses no valid token.
 	//
 	// Errors: INVALID_REQUEST for an algorithm that is not supported.
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
-	// RevokeKey withdraws a leaked key at once: whatever it signed is
-	// TOKEN_INVALID everywhere as soon as the bundle arrives.
+	// RevokeKey withdraws a leaked key at once: every token that the key signed is
+	// TOKEN_INVALID at each verifier as soon as the bundle arrives there.
 	//
 	// Errors: INVALID_REQUEST; KEY_NOT_FOUND.
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)

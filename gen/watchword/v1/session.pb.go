@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/session.proto
 
-// Sessions: who is logged in.
+// The sessions of users.
 
 package watchwordv1
 
@@ -24,20 +24,20 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Session is one login and all that was refreshed from it.
+// Session describes one login and the refreshes that followed.
 type Session struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 16 characters of base64url, random; the claim `sid` of its access tokens.
+	// 16 random characters of base64url; the claim `sid` of the session's tokens.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Whose it is.
+	// The user of the session.
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// The services that its tokens may be for.
+	// The services that the session's tokens may be for.
 	Audience []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
-	// When it began.
+	// When the session began.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// When it was last refreshed.
+	// When the session was last refreshed.
 	RefreshedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=refreshed_at,json=refreshedAt,proto3" json:"refreshed_at,omitempty"`
-	// When it ends if it is not refreshed before.
+	// When the session ends, unless a refresh comes before.
 	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -118,11 +118,11 @@ func (x *Session) GetExpiresAt() *timestamppb.Timestamp {
 // ListSessionsRequest asks for a page.
 type ListSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whose sessions; none: the caller's own.
+	// The user of the sessions. Empty: the caller's own user.
 	UserId string `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// At most so many sessions; none: 50; more than 1000 are cut to 1000.
+	// The largest number of sessions in the page. Not set: 50. Above 1000: 1000.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// From the page before; none: the first page.
+	// `next_page_token` of the earlier page. Empty: the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -184,7 +184,7 @@ type ListSessionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The live sessions of this page.
 	Sessions []*Session `protobuf:"bytes,1,rep,name=sessions,proto3" json:"sessions,omitempty"`
-	// For the next page; empty: this was the last.
+	// The token for the next page. Empty: this page is the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -320,7 +320,7 @@ func (*RevokeSessionResponse) Descriptor() ([]byte, []int) {
 // RevokeUserSessionsRequest names a user.
 type RevokeUserSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whose sessions; none: the caller's own.
+	// The user of the sessions. Empty: the caller's own user.
 	UserId        string `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

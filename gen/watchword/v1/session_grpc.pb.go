@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: watchword/v1/session.proto
 
-// Sessions: who is logged in.
+// The sessions of users.
 
 package watchwordv1
 
@@ -30,9 +30,10 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SessionService lists and ends sessions: one's own with any valid token,
-// anyone's with the role `admin`. To a caller who is no admin, another user and
-// another user's sessions are SESSION_NOT_FOUND, whether they exist or not.
+// SessionService lists and ends sessions. A caller with any valid token may name
+// the caller's own sessions, and a caller with the role `admin` those of every user.
+// A caller without that role gets SESSION_NOT_FOUND for every other user and
+// session, whether the user or session exists or not.
 //
 // Further errors of every method: those of an access token; STORE_UNAVAILABLE.
 type SessionServiceClient interface {
@@ -41,13 +42,13 @@ type SessionServiceClient interface {
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size;
 	// SESSION_NOT_FOUND; USER_NOT_FOUND.
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
-	// RevokeSession ends one session. It answers OK again when the session has
-	// ended before.
+	// RevokeSession ends one session. For a session that has already ended, the
+	// answer is OK.
 	//
 	// Errors: INVALID_REQUEST; SESSION_NOT_FOUND.
 	RevokeSession(ctx context.Context, in *RevokeSessionRequest, opts ...grpc.CallOption) (*RevokeSessionResponse, error)
-	// RevokeUserSessions ends every session of one user, at the same cost for
-	// one or ten thousand.
+	// RevokeUserSessions ends every session of one user. The cost does not depend on
+	// the number of sessions.
 	//
 	// Errors: SESSION_NOT_FOUND; USER_NOT_FOUND.
 	RevokeUserSessions(ctx context.Context, in *RevokeUserSessionsRequest, opts ...grpc.CallOption) (*RevokeUserSessionsResponse, error)
@@ -95,9 +96,10 @@ func (c *sessionServiceClient) RevokeUserSessions(ctx context.Context, in *Revok
 // All implementations must embed UnimplementedSessionServiceServer
 // for forward compatibility.
 //
-// SessionService lists and ends sessions: one's own with any valid token,
-// anyone's with the role `admin`. To a caller who is no admin, another user and
-// another user's sessions are SESSION_NOT_FOUND, whether they exist or not.
+// SessionService lists and ends sessions. A caller with any valid token may name
+// the caller's own sessions, and a caller with the role `admin` those of every user.
+// A caller without that role gets SESSION_NOT_FOUND for every other user and
+// session, whether the user or session exists or not.
 //
 // Further errors of every method: those of an access token; STORE_UNAVAILABLE.
 type SessionServiceServer interface {
@@ -106,13 +108,13 @@ type SessionServiceServer interface {
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size;
 	// SESSION_NOT_FOUND; USER_NOT_FOUND.
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
-	// RevokeSession ends one session. It answers OK again when the session has
-	// ended before.
+	// RevokeSession ends one session. For a session that has already ended, the
+	// answer is OK.
 	//
 	// Errors: INVALID_REQUEST; SESSION_NOT_FOUND.
 	RevokeSession(context.Context, *RevokeSessionRequest) (*RevokeSessionResponse, error)
-	// RevokeUserSessions ends every session of one user, at the same cost for
-	// one or ten thousand.
+	// RevokeUserSessions ends every session of one user. The cost does not depend on
+	// the number of sessions.
 	//
 	// Errors: SESSION_NOT_FOUND; USER_NOT_FOUND.
 	RevokeUserSessions(context.Context, *RevokeUserSessionsRequest) (*RevokeUserSessionsResponse, error)

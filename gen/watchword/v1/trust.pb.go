@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/trust.proto
 
-// Everything that a verifier must know to judge access tokens on its own.
+// Everything that a verifier needs to judge access tokens by itself.
 
 package watchwordv1
 
@@ -25,7 +25,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// JsonWebKey is a public key by the names of RFC 7517 and RFC 7518.
+// JsonWebKey holds a public key under the names of RFC 7517 and RFC 7518.
 type JsonWebKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Key type: "OKP", "EC" or "RSA".
@@ -34,7 +34,7 @@ type JsonWebKey struct {
 	Kid string `protobuf:"bytes,2,opt,name=kid,proto3" json:"kid,omitempty"`
 	// Always "sig".
 	Use string `protobuf:"bytes,3,opt,name=use,proto3" json:"use,omitempty"`
-	// The one algorithm that this key is for: "EdDSA", "ES256" or "RS256".
+	// The only algorithm of this key: "EdDSA", "ES256" or "RS256".
 	Alg string `protobuf:"bytes,4,opt,name=alg,proto3" json:"alg,omitempty"`
 	// Curve of an OKP or EC key: "Ed25519" or "P-256".
 	Crv string `protobuf:"bytes,5,opt,name=crv,proto3" json:"crv,omitempty"`
@@ -185,7 +185,7 @@ type GetKeySetResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The issuer whose tokens the keys verify.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// The keys that verify now, the one that signs next among them.
+	// The keys that verify now. The key that signs next is among them.
 	Keys          []*JsonWebKey `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -238,8 +238,8 @@ func (x *GetKeySetResponse) GetKeys() []*JsonWebKey {
 // WatchBundleRequest opens a stream.
 type WatchBundleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// From the last message that the watcher has seen, from any replica; opaque.
-	// None: the stream begins with a snapshot.
+	// The newest `resume` that the watcher received, from any replica; opaque.
+	// Empty: the stream begins with a whole snapshot.
 	Resume        []byte `protobuf:"bytes,1,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -285,7 +285,7 @@ func (x *WatchBundleRequest) GetResume() []byte {
 // WatchBundleResponse is one message of the stream.
 type WatchBundleResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the message says.
+	// The content of the message.
 	//
 	// Types that are valid to be assigned to Message:
 	//
@@ -293,7 +293,8 @@ type WatchBundleResponse struct {
 	//	*WatchBundleResponse_Change
 	//	*WatchBundleResponse_Heartbeat
 	Message isWatchBundleResponse_Message `protobuf_oneof:"message"`
-	// Where a later stream can go on; empty where the message before it stands.
+	// The position from which a later stream can go on. Empty: the position of the
+	// earlier message still holds.
 	Resume        []byte `protobuf:"bytes,4,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -380,7 +381,7 @@ type WatchBundleResponse_SnapshotChunk struct {
 }
 
 type WatchBundleResponse_Change struct {
-	// What has happened since.
+	// Revocations or a trust state that are new.
 	Change *Change `protobuf:"bytes,2,opt,name=change,proto3,oneof"`
 }
 
@@ -395,18 +396,18 @@ func (*WatchBundleResponse_Change) isWatchBundleResponse_Message() {}
 
 func (*WatchBundleResponse_Heartbeat) isWatchBundleResponse_Message() {}
 
-// TrustState is whom to trust. It is sent whole, never as a difference, so
-// that a key which is not in it is not trusted.
+// TrustState holds the issuer and the keys to trust. The server always sends the
+// whole state: a key that is missing from the newest state is not trusted.
 type TrustState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The claim `iss` that tokens must carry.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// The keys that verify now, the one that signs next among them.
+	// The keys that verify now. The key that signs next is among them.
 	Keys []*VerificationKey `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
-	// The longest lifetime that an access token of this issuer has.
+	// The longest lifetime of an access token of this issuer.
 	MaxTokenLifetime *durationpb.Duration `protobuf:"bytes,3,opt,name=max_token_lifetime,json=maxTokenLifetime,proto3" json:"max_token_lifetime,omitempty"`
-	// How long past a token's last possible expiry a revocation is kept. A
-	// verifier's leeway stays within it.
+	// How long a revocation is kept after the last of its tokens has expired. A
+	// verifier's leeway must not exceed the margin.
 	Margin        *durationpb.Duration `protobuf:"bytes,4,opt,name=margin,proto3" json:"margin,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -470,13 +471,13 @@ func (x *TrustState) GetMargin() *durationpb.Duration {
 	return nil
 }
 
-// VerificationKey is a public key and how long it counts.
+// VerificationKey holds a public key and the end of its validity.
 type VerificationKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key.
 	Key *JsonWebKey `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// After this moment nothing signed by the key passes. Not set: no end is
-	// known yet.
+	// After this moment no token signed by the key is accepted. Not set: the end is
+	// not decided yet.
 	VerifiesUntil *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=verifies_until,json=verifiesUntil,proto3" json:"verifies_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -531,7 +532,7 @@ type EndedSession struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session that has ended.
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// When the last token that this concerns has expired.
+	// The moment at which the last token of this revocation has expired.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -581,18 +582,19 @@ func (x *EndedSession) GetUntil() *timestamppb.Timestamp {
 	return nil
 }
 
-// RaisedVersion outdates the access tokens of a user that carry a lower
+// RaisedVersion revokes or outdates the access tokens of a user with a lower
 // version (claim `ver`).
 type RaisedVersion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user.
 	UserId string `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// Tokens with a lower version than this are concerned.
+	// Tokens with a version below this one are revoked or stale.
 	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	// They are revoked (their sessions have ended); otherwise they are stale
-	// (the rights have changed, and a refresh brings the new ones).
+	// True: the tokens are revoked, since their sessions have ended. False: the
+	// tokens are stale, since the user's rights have changed; a refresh brings the
+	// new rights.
 	Revoked bool `protobuf:"varint,3,opt,name=revoked,proto3" json:"revoked,omitempty"`
-	// When the last token that this concerns has expired.
+	// The moment at which the last token of this revocation has expired.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -659,7 +661,7 @@ func (x *RaisedVersion) GetUntil() *timestamppb.Timestamp {
 // SnapshotChunk is a part of the snapshot.
 type SnapshotChunk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whom to trust; in the first chunk alone.
+	// The trust state; set in the first chunk only.
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
 	// Sessions that have ended.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
@@ -729,10 +731,10 @@ func (x *SnapshotChunk) GetLast() bool {
 	return false
 }
 
-// Change is what has happened since the message before.
+// Change holds what is new since the earlier message.
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whom to trust from now on; not set: as before.
+	// The trust state from now on. Not set: the earlier one still holds.
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
 	// Sessions that have ended.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
@@ -793,12 +795,12 @@ func (x *Change) GetRaisedVersions() []*RaisedVersion {
 	return nil
 }
 
-// Heartbeat says that the server knows of nothing else.
+// Heartbeat tells that the server has sent everything that it knows.
 type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The server's clock. A verifier corrects its own by it.
+	// The server's clock. A verifier corrects its own clock by this time.
 	ServerTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
-	// Everything committed before this moment has been sent.
+	// The server has sent everything that was committed before this moment.
 	AsOf          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

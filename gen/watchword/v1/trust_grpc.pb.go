@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: watchword/v1/trust.proto
 
-// Everything that a verifier must know to judge access tokens on its own.
+// Everything that a verifier needs to judge access tokens by itself.
 
 package watchwordv1
 
@@ -29,24 +29,28 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// TrustService hands out the trust bundle: the issuer, its public keys, and
-// what has been revoked and has not yet expired. The Go package authn is its
-// client; nothing in it is secret.
+// TrustService sends the trust bundle: the issuer, the issuer's public keys, and
+// the revocations that have not expired. The Go package authn is the client of
+// this service. The bundle holds no secret.
 type TrustServiceClient interface {
-	// GetKeySet answers with the public keys, as the HTTP JWKS does.
+	// GetKeySet returns the public keys, as /.well-known/jwks.json does over HTTP.
 	GetKeySet(ctx context.Context, in *GetKeySetRequest, opts ...grpc.CallOption) (*GetKeySetResponse, error)
-	// WatchBundle streams the bundle: a snapshot, which begins with the trust
-	// state and whose last chunk says so; then a heartbeat; then changes as they
-	// happen, and heartbeats in between. Where `resume` is still good, the snapshot
-	// has what has happened since, perhaps nothing, as chunks or as changes.
+	// WatchBundle streams the bundle in this order:
 	//
-	// A snapshot adds to what a watcher knows to be revoked and takes nothing
-	// back: a revocation is forgotten when its own time has come. A trust state
-	// replaces the one before.
+	//  1. a snapshot: chunks, of which the first holds the trust state and the last
+	//     has `last` set;
+	//  2. a heartbeat;
+	//  3. changes as they happen, with heartbeats in between.
 	//
-	// The stream ends with UNAVAILABLE when the server stops, or is behind what the
-	// watcher knows: come back, with backoff, here or at another replica. Other
-	// errors: with --client-ca, CLIENT_CERTIFICATE_REQUIRED; OVERLOADED.
+	// If the server still knows the position in `resume`, the snapshot holds only
+	// the revocations since then, as chunks or as changes. There may be none.
+	//
+	// A snapshot only adds revocations. A watcher forgets a revocation at the
+	// revocation's own time `until`. A trust state replaces the earlier one whole.
+	//
+	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open
+	// the stream again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED
+	// if the server has --client-ca; OVERLOADED.
 	WatchBundle(ctx context.Context, in *WatchBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchBundleResponse], error)
 }
 
@@ -91,24 +95,28 @@ type TrustService_WatchBundleClient = grpc.ServerStreamingClient[WatchBundleResp
 // All implementations must embed UnimplementedTrustServiceServer
 // for forward compatibility.
 //
-// TrustService hands out the trust bundle: the issuer, its public keys, and
-// what has been revoked and has not yet expired. The Go package authn is its
-// client; nothing in it is secret.
+// TrustService sends the trust bundle: the issuer, the issuer's public keys, and
+// the revocations that have not expired. The Go package authn is the client of
+// this service. The bundle holds no secret.
 type TrustServiceServer interface {
-	// GetKeySet answers with the public keys, as the HTTP JWKS does.
+	// GetKeySet returns the public keys, as /.well-known/jwks.json does over HTTP.
 	GetKeySet(context.Context, *GetKeySetRequest) (*GetKeySetResponse, error)
-	// WatchBundle streams the bundle: a snapshot, which begins with the trust
-	// state and whose last chunk says so; then a heartbeat; then changes as they
-	// happen, and heartbeats in between. Where `resume` is still good, the snapshot
-	// has what has happened since, perhaps nothing, as chunks or as changes.
+	// WatchBundle streams the bundle in this order:
 	//
-	// A snapshot adds to what a watcher knows to be revoked and takes nothing
-	// back: a revocation is forgotten when its own time has come. A trust state
-	// replaces the one before.
+	//  1. a snapshot: chunks, of which the first holds the trust state and the last
+	//     has `last` set;
+	//  2. a heartbeat;
+	//  3. changes as they happen, with heartbeats in between.
 	//
-	// The stream ends with UNAVAILABLE when the server stops, or is behind what the
-	// watcher knows: come back, with backoff, here or at another replica. Other
-	// errors: with --client-ca, CLIENT_CERTIFICATE_REQUIRED; OVERLOADED.
+	// If the server still knows the position in `resume`, the snapshot holds only
+	// the revocations since then, as chunks or as changes. There may be none.
+	//
+	// A snapshot only adds revocations. A watcher forgets a revocation at the
+	// revocation's own time `until`. A trust state replaces the earlier one whole.
+	//
+	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open
+	// the stream again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED
+	// if the server has --client-ca; OVERLOADED.
 	WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[WatchBundleResponse]) error
 	mustEmbedUnimplementedTrustServiceServer()
 }

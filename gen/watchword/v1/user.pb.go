@@ -25,18 +25,18 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// User is an account. No response carries a password or its hash.
+// User describes an account. No response carries a password or its hash.
 type User struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 16 characters of base64url, random; never used again.
+	// 16 random characters of base64url. No other user ever gets the same id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The name in its folded form (PRECIS UsernameCaseMapped, RFC 8265).
 	Username string `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
 	// The roles, sorted; each is `[a-z][a-z0-9._:-]{0,63}`, at most 32 of them.
 	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
-	// A disabled user has no session and can start none.
+	// A disabled user has no session and cannot log in.
 	Disabled bool `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
-	// When the user was made.
+	// When the user was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// When name, roles, password or state were last changed.
 	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
@@ -121,9 +121,9 @@ type CreateUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name; at most 256 bytes.
 	Username string `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
-	// The first password: 8 characters to 1024 bytes, and not the name.
+	// The first password: 8 characters to 1024 bytes, and not the username.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
-	// The roles; may be none.
+	// The roles; may be empty.
 	Roles         []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -183,7 +183,7 @@ func (x *CreateUserRequest) GetRoles() []string {
 // CreateUserResponse holds the new user.
 type CreateUserResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The user as made.
+	// The user as created.
 	User          *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -362,9 +362,9 @@ func (x *GetUserResponse) GetUser() *User {
 // ListUsersRequest asks for a page.
 type ListUsersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// At most so many users; none: 50; more than 1000 are cut to 1000.
+	// The largest number of users in the page. Not set: 50. Above 1000: 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// From the page before; none: the first page.
+	// `next_page_token` of the earlier page. Empty: the first page.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -419,7 +419,7 @@ type ListUsersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The users of this page.
 	Users []*User `protobuf:"bytes,1,rep,name=users,proto3" json:"users,omitempty"`
-	// For the next page; empty: this was the last.
+	// The token for the next page. Empty: this page is the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -472,10 +472,10 @@ func (x *ListUsersResponse) GetNextPageToken() string {
 // UpdateUserRequest describes a change.
 type UpdateUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The user's `id`, and the fields as they shall be.
+	// The user's `id`, and the new values of the fields.
 	User *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
-	// Which of `username`, `roles` and `disabled` to change. None: those that
-	// are populated. `*`: all of them.
+	// The fields to change, of `username`, `roles` and `disabled`. Empty: every
+	// field that is populated. `*`: all three fields.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -528,7 +528,7 @@ func (x *UpdateUserRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
 // UpdateUserResponse holds the changed user.
 type UpdateUserResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The user as it is now.
+	// The user after the change.
 	User          *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -659,7 +659,7 @@ type SetPasswordRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user's id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The password as it shall be: 8 characters to 1024 bytes, and not the name.
+	// The new password: 8 characters to 1024 bytes, and not the username.
 	Password      string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -712,7 +712,7 @@ func (x *SetPasswordRequest) GetPassword() string {
 // SetPasswordResponse holds the user.
 type SetPasswordResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The user as it is now.
+	// The user after the change.
 	User          *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -35,10 +35,10 @@ const (
 //
 // UserService administers users. Every method asks for the role `admin`.
 //
-// A change of name or roles makes the user's access tokens TOKEN_STALE: their
-// holders refresh into the new rights. A new password, disabling and deleting
-// end every session of the user. Once a call has answered, this server's
-// Verify knows.
+// A change of name or roles makes the user's access tokens TOKEN_STALE: a refresh
+// brings a token with the new rights. A new password, disabling and deleting end
+// every session of the user. Once a call has answered, this server's Verify knows
+// the change.
 //
 // Further errors of every method: those of an access token; ROLE_REQUIRED;
 // STORE_UNAVAILABLE.
@@ -56,15 +56,15 @@ type UserServiceClient interface {
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size.
 	ListUsers(ctx context.Context, in *ListUsersRequest, opts ...grpc.CallOption) (*ListUsersResponse, error)
 	// UpdateUser changes the name, the roles, or whether the user is disabled
-	// (AIP-134). Disabling ends every session; enabling brings none back.
+	// (AIP-134). Disabling ends every session. Enabling restores no session.
 	//
 	// Errors: INVALID_REQUEST; USER_NOT_FOUND; USER_EXISTS.
 	UpdateUser(ctx context.Context, in *UpdateUserRequest, opts ...grpc.CallOption) (*UpdateUserResponse, error)
-	// DeleteUser removes a user for good; the name is free again.
+	// DeleteUser removes a user. This cannot be undone. The name is free again.
 	//
 	// Errors: INVALID_REQUEST; USER_NOT_FOUND.
 	DeleteUser(ctx context.Context, in *DeleteUserRequest, opts ...grpc.CallOption) (*DeleteUserResponse, error)
-	// SetPassword gives a user a new password and ends all of their sessions.
+	// SetPassword gives a user a new password and ends every session of the user.
 	//
 	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; USER_NOT_FOUND; OVERLOADED.
 	SetPassword(ctx context.Context, in *SetPasswordRequest, opts ...grpc.CallOption) (*SetPasswordResponse, error)
@@ -144,10 +144,10 @@ func (c *userServiceClient) SetPassword(ctx context.Context, in *SetPasswordRequ
 //
 // UserService administers users. Every method asks for the role `admin`.
 //
-// A change of name or roles makes the user's access tokens TOKEN_STALE: their
-// holders refresh into the new rights. A new password, disabling and deleting
-// end every session of the user. Once a call has answered, this server's
-// Verify knows.
+// A change of name or roles makes the user's access tokens TOKEN_STALE: a refresh
+// brings a token with the new rights. A new password, disabling and deleting end
+// every session of the user. Once a call has answered, this server's Verify knows
+// the change.
 //
 // Further errors of every method: those of an access token; ROLE_REQUIRED;
 // STORE_UNAVAILABLE.
@@ -165,15 +165,15 @@ type UserServiceServer interface {
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size.
 	ListUsers(context.Context, *ListUsersRequest) (*ListUsersResponse, error)
 	// UpdateUser changes the name, the roles, or whether the user is disabled
-	// (AIP-134). Disabling ends every session; enabling brings none back.
+	// (AIP-134). Disabling ends every session. Enabling restores no session.
 	//
 	// Errors: INVALID_REQUEST; USER_NOT_FOUND; USER_EXISTS.
 	UpdateUser(context.Context, *UpdateUserRequest) (*UpdateUserResponse, error)
-	// DeleteUser removes a user for good; the name is free again.
+	// DeleteUser removes a user. This cannot be undone. The name is free again.
 	//
 	// Errors: INVALID_REQUEST; USER_NOT_FOUND.
 	DeleteUser(context.Context, *DeleteUserRequest) (*DeleteUserResponse, error)
-	// SetPassword gives a user a new password and ends all of their sessions.
+	// SetPassword gives a user a new password and ends every session of the user.
 	//
 	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; USER_NOT_FOUND; OVERLOADED.
 	SetPassword(context.Context, *SetPasswordRequest) (*SetPasswordResponse, error)

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: notes/v1/notes.proto
 
-// A board of notes: the smallest service that has something to guard.
+// A board of notes: a small service with methods to guard.
 
 package notesv1
 
@@ -25,7 +25,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Note is one note.
+// Note is one note on the board.
 type Note struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Counts up from 1, without gaps.
@@ -34,9 +34,9 @@ type Note struct {
 	Author string `protobuf:"bytes,2,opt,name=author,proto3" json:"author,omitempty"`
 	// The author's user id, which never changes.
 	AuthorId string `protobuf:"bytes,3,opt,name=author_id,json=authorId,proto3" json:"author_id,omitempty"`
-	// What the note says.
+	// The text.
 	Text string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
-	// When it was added.
+	// When the note was added.
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -147,7 +147,7 @@ func (*AboutRequest) Descriptor() ([]byte, []int) {
 // AboutResponse describes the service.
 type AboutResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// For people.
+	// A text for people.
 	Description   string `protobuf:"bytes,1,opt,name=description,proto3" json:"description,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -276,7 +276,7 @@ func (x *ListNotesResponse) GetNotes() []*Note {
 // AddNoteRequest describes the new note.
 type AddNoteRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the note shall say: 1 to 1024 bytes.
+	// The text: 1 to 1024 bytes.
 	Text          string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -405,7 +405,7 @@ func (*WatchNotesRequest) Descriptor() ([]byte, []int) {
 // WatchNotesResponse is one message of the stream.
 type WatchNotesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A note, each one once and in order.
+	// The next note in order. No note is sent twice.
 	Note          *Note `protobuf:"bytes,1,opt,name=note,proto3" json:"note,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: notes/v1/notes.proto
 
-// A board of notes: the smallest service that has something to guard.
+// A board of notes: a small service with methods to guard.
 
 package notesv1
 
@@ -31,24 +31,23 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// NotesService keeps the newest notes in memory. Each method says who may call
-// it; authn.Verifier reads that from here and refuses everybody else.
+// NotesService keeps the newest notes in memory. Each method states its access rule
+// in an option; authn.Verifier reads the option and refuses every other caller.
 type NotesServiceClient interface {
-	// About says what this is.
+	// About describes the service.
 	About(ctx context.Context, in *AboutRequest, opts ...grpc.CallOption) (*AboutResponse, error)
-	// ListNotes lists the notes that are kept, the oldest first. An empty option
-	// means the same as none, a valid token, and says that it is meant:
-	// CheckServices refuses to start over a method that says nothing.
+	// ListNotes lists the notes, the oldest first. The empty option asks for a valid
+	// token, as a missing option does; but CheckServices fails for a method whose
+	// option is missing.
 	ListNotes(ctx context.Context, in *ListNotesRequest, opts ...grpc.CallOption) (*ListNotesResponse, error)
-	// AddNote adds a note in the caller's name. When the board is full, the oldest
-	// note goes.
+	// AddNote adds a note in the caller's name. A full board loses its oldest note.
 	//
-	// Errors: INVALID_ARGUMENT for a text that is empty or too long.
+	// Errors: INVALID_ARGUMENT if the text is empty or too long.
 	AddNote(ctx context.Context, in *AddNoteRequest, opts ...grpc.CallOption) (*AddNoteResponse, error)
-	// WatchNotes sends the notes that are kept, and then each new one. A watcher
-	// that is slower than the board misses the notes that went meanwhile.
+	// WatchNotes sends the notes on the board, and then each new note. A slow watcher
+	// misses the notes that the board has lost in between.
 	//
-	// Ends with UNAVAILABLE when the server stops.
+	// Errors: UNAVAILABLE when the server stops.
 	WatchNotes(ctx context.Context, in *WatchNotesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchNotesResponse], error)
 }
 
@@ -113,24 +112,23 @@ type NotesService_WatchNotesClient = grpc.ServerStreamingClient[WatchNotesRespon
 // All implementations must embed UnimplementedNotesServiceServer
 // for forward compatibility.
 //
-// NotesService keeps the newest notes in memory. Each method says who may call
-// it; authn.Verifier reads that from here and refuses everybody else.
+// NotesService keeps the newest notes in memory. Each method states its access rule
+// in an option; authn.Verifier reads the option and refuses every other caller.
 type NotesServiceServer interface {
-	// About says what this is.
+	// About describes the service.
 	About(context.Context, *AboutRequest) (*AboutResponse, error)
-	// ListNotes lists the notes that are kept, the oldest first. An empty option
-	// means the same as none, a valid token, and says that it is meant:
-	// CheckServices refuses to start over a method that says nothing.
+	// ListNotes lists the notes, the oldest first. The empty option asks for a valid
+	// token, as a missing option does; but CheckServices fails for a method whose
+	// option is missing.
 	ListNotes(context.Context, *ListNotesRequest) (*ListNotesResponse, error)
-	// AddNote adds a note in the caller's name. When the board is full, the oldest
-	// note goes.
+	// AddNote adds a note in the caller's name. A full board loses its oldest note.
 	//
-	// Errors: INVALID_ARGUMENT for a text that is empty or too long.
+	// Errors: INVALID_ARGUMENT if the text is empty or too long.
 	AddNote(context.Context, *AddNoteRequest) (*AddNoteResponse, error)
-	// WatchNotes sends the notes that are kept, and then each new one. A watcher
-	// that is slower than the board misses the notes that went meanwhile.
+	// WatchNotes sends the notes on the board, and then each new note. A slow watcher
+	// misses the notes that the board has lost in between.
 	//
-	// Ends with UNAVAILABLE when the server stops.
+	// Errors: UNAVAILABLE when the server stops.
 	WatchNotes(*WatchNotesRequest, grpc.ServerStreamingServer[WatchNotesResponse]) error
 	mustEmbedUnimplementedNotesServiceServer()
 }
