@@ -288,8 +288,6 @@ func (b *bundle) learn(n news) error {
 		}
 		next, changed = read, b.trust != nil && !proto.Equal(read.said, b.trust.said)
 	}
-	b.ended.makeRoom(&b.mu, len(n.GetEndedSessions()))
-	b.raised.makeRoom(&b.mu, len(n.GetRaisedVersions()))
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if changed && b.complete {

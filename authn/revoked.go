@@ -10,16 +10,15 @@ import (
 const idLength = 16
 
 // An idMap is a map from ids. It keeps ids of the usual length in the map itself,
-// without a pointer, so that a million of them cost the collector nothing and
-// less than a hundred bytes each, with a filter before it.
+// without a pointer, so that a million of them cost the collector nothing and some
+// 56 bytes each.
 type idMap[V any] struct {
-	usual  map[[idLength]byte]V
-	filter *filter // of usual
-	other  map[string]V
+	usual map[[idLength]byte]V
+	other map[string]V
 }
 
 func newIDMap[V any]() idMap[V] {
-	return idMap[V]{usual: map[[idLength]byte]V{}, filter: newFilter(0), other: map[string]V{}}
+	return idMap[V]{usual: map[[idLength]byte]V{}, other: map[string]V{}}
 }
 
 func (m *idMap[V]) get(id string) (v V, ok bool) {
@@ -27,41 +26,16 @@ func (m *idMap[V]) get(id string) (v V, ok bool) {
 		v, ok = m.other[id]
 		return v, ok
 	}
-	key := [idLength]byte([]byte(id))
-	if m.filter.mayHave(&key) {
-		v, ok = m.usual[key]
-	}
+	v, ok = m.usual[[idLength]byte([]byte(id))]
 	return v, ok
 }
 
-// set needs room in the filter, or lookups get slow.
 func (m *idMap[V]) set(id string, v V) {
 	if len(id) != idLength {
 		m.other[id] = v
 		return
 	}
-	key := [idLength]byte([]byte(id))
-	m.filter.add(&key)
-	m.usual[key] = v
-}
-
-// makeRoom gives the filter room for more entries. It is for the only writer, who
-// does not hold the lock: making a filter takes tens of milliseconds for a million.
-func (m *idMap[V]) makeRoom(mu sync.Locker, more int) {
-	if need := len(m.usual) + more; need > m.filter.room() {
-		m.filterAnew(mu, 2*need)
-	}
-}
-
-// filterAnew makes a filter of what is in the map.
-func (m *idMap[V]) filterAnew(mu sync.Locker, room int) {
-	next := newFilter(room)
-	for id := range m.usual {
-		next.add(&id)
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	m.filter = next
+	m.usual[[idLength]byte([]byte(id))] = v
 }
 
 // all are the entries, for who does not hold the lock: see inSteps.
@@ -140,15 +114,10 @@ func (b *bundle) forget(now time.Time) {
 	b.raised.forget(&b.mu, func(r raised) bool { return r.keep < over })
 }
 
-// forget deletes what is over. The filter is made anew when most of what it says
-// may be there is gone.
+// forget deletes what is over.
 func (m *idMap[V]) forget(mu sync.Locker, over func(V) bool) {
 	forget(mu, m.usual, over)
 	forget(mu, m.other, over)
-	const small = 1024 // nothing to gain below
-	if left := len(m.usual); m.filter.room() > max(small, 4*left) {
-		m.filterAnew(mu, 2*left)
-	}
 }
 
 // forget deletes from m what is over.
