@@ -34,7 +34,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"sync"
 
 	"google.golang.org/grpc"
 
@@ -51,7 +50,6 @@ type Verifier struct {
 	counters counters
 	feed     *feed
 	keeper   *keeper // nil without a file
-	once     sync.Once
 }
 
 // NewVerifier watches the trust bundle of the server behind conn, and waits for
@@ -107,10 +105,7 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 // after Close it is BUNDLE_STALE. A Verifier goes on trying after a failure, so
 // Ready may be called again. Once it has returned nil it does so until Close.
 func (v *Verifier) Ready(ctx context.Context) error {
-	v.bundle.mu.RLock()
-	closed := v.bundle.closed
-	v.bundle.mu.RUnlock()
-	if closed {
+	if v.bundle.fresh.closed.Load() {
 		return refuse(bundleStale, "")
 	}
 	return v.feed.wait(ctx)
@@ -121,7 +116,7 @@ func (v *Verifier) Ready(ctx context.Context) error {
 // The file of WithSnapshotFile is written a last time, if anything is new. It may be
 // called more than once, and always returns nil.
 func (v *Verifier) Close() error {
-	v.once.Do(v.bundle.close)
+	v.bundle.fresh.close()
 	v.feed.stop()
 	if v.keeper != nil {
 		v.keeper.stop()
@@ -138,29 +133,29 @@ func (v *Verifier) Close() error {
 // type, key, signature, issuer, or a lifetime longer than any of this issuer;
 // AUDIENCE_MISMATCH; TOKEN_EXPIRED; TOKEN_REVOKED; TOKEN_STALE.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {
-	return v.verifyArgument(ctx, token, v.audience, true)
+	return v.verifyArgument(ctx, token, v.audience)
 }
 
 // VerifyFor is Verify with another audience in place of WithAudience: the token
 // must be for at least one of those named. To name none, or an empty one, is
 // INVALID_REQUEST: it is a list that got lost rather than an open door.
 func (v *Verifier) VerifyFor(ctx context.Context, token string, audiences ...string) (*Principal, error) {
-	return v.verifyArgument(ctx, token, audience{names: audiences}, false)
+	return v.verifyArgument(ctx, token, audience{names: audiences})
 }
 
 // verifyArgument is Verify for a token that somebody passed as an argument, and
 // may have left out.
-func (v *Verifier) verifyArgument(ctx context.Context, token string, want audience, own bool) (*Principal, error) {
+func (v *Verifier) verifyArgument(ctx context.Context, token string, want audience) (*Principal, error) {
 	method, _ := grpc.Method(ctx)
 	switch {
-	case !v.judging():
+	case !v.bundle.fresh.judging():
 		return nil, refuse(bundleStale, method)
 	case token == "":
 		return nil, refuseField(method, "access_token", "is empty")
 	case !want.any && (len(want.names) == 0 || slices.Contains(want.names, "")):
 		return nil, refuseField(method, "audience", "is empty")
 	}
-	p, reason := v.verify(token, want, own)
+	p, reason := v.verify(token, want)
 	if reason != accepted {
 		return nil, refuse(reason, method)
 	}
@@ -169,35 +164,26 @@ func (v *Verifier) verifyArgument(ctx context.Context, token string, want audien
 
 // verify is the one path from a token to a Principal. own says that want is the
 // verifier's own audience.
-func (v *Verifier) verify(raw string, want audience, own bool) (*Principal, watchwordv1.ErrorReason) {
+func (v *Verifier) verify(raw string, want audience) (*Principal, watchwordv1.ErrorReason) {
 	if t := v.cache.get(raw); t != nil {
-		// What was accepted for the verifier's own audience is accepted for another
-		// by that alone.
-		if v.bundle.stillAccepted(t) && (own || want.accepts(t.principal.claims.Audience)) {
+		if v.bundle.stillAccepted(t) && want.accepts(t.principal.claims.Audience) {
 			return t.principal, accepted
 		}
-		switch reason := v.bundle.judge(t, want, own); reason {
-		case accepted:
+		reason := v.bundle.judge(t, want)
+		if reason == accepted {
 			return t.principal, accepted
-		case tokenInvalid: // the key that checked it is out; there may be another record of it
-		default:
+		}
+		if reason != tokenInvalid { // else the key may have been named again, as a new object
 			return nil, v.counters.refused(reason)
 		}
 	}
 	v.counters.checked.Add(1)
 	t, reason := v.bundle.authenticate(raw)
 	if reason == accepted {
-		reason = v.bundle.judge(&t, want, own)
+		reason = v.bundle.judge(&t, want)
 	}
 	if reason != accepted {
 		return nil, v.counters.refused(reason)
 	}
 	return v.cache.put(raw, t).principal, accepted
-}
-
-// judging says whether there is a bundle to judge by.
-func (v *Verifier) judging() bool {
-	v.bundle.mu.RLock()
-	defer v.bundle.mu.RUnlock()
-	return v.bundle.judging()
 }
