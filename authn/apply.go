@@ -62,12 +62,9 @@ func (b *bundle) apply(msg *watchwordv1.WatchBundleResponse, at stage) (stage, e
 // judgements right: see [bundle].
 func (b *bundle) learn(n news) error {
 	before := b.trust.Load()
-	next := before
-	if state := n.GetTrustState(); state != nil {
-		var err error
-		if next, err = newTrust(state, before, b.leeway, b.log); err != nil {
-			return err
-		}
+	next, err := newTrust(n.GetTrustState(), before, b.leeway, b.log)
+	if err != nil {
+		return err
 	}
 	b.revoked.add(n, next, b.fresh.clock.now())
 	b.trust.Store(next)

@@ -116,9 +116,7 @@ func (b *bundle) judge(t *authentic, want audience) watchwordv1.ErrorReason {
 	key := trust.keys[t.key.KID()]
 	expires := nanosOf(c.ExpiresAt.Add(trust.leeway))
 	switch {
-	case key == nil || key.public != t.key || now >= key.until:
-		return tokenInvalid
-	case c.Issuer != trust.issuer:
+	case key == nil, key.public != t.key, now >= key.until, c.Issuer != trust.issuer:
 		return tokenInvalid
 	// A revocation is kept for as long as the issuer's longest token lives, so a token
 	// with a longer life would outlive its revocation.

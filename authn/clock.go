@@ -44,8 +44,7 @@ type clock struct {
 	looked     atomic.Int64 // when wall was read; ns since start
 
 	// The largest offset of this span and of the span before; of the goroutine that hears.
-	heardAny   bool
-	spanStart  time.Duration // since start
+	spanStart  time.Duration // since start; before the first heartbeat, long over
 	thisSpan   time.Duration
 	spanBefore time.Duration
 }
@@ -58,7 +57,7 @@ type correction struct {
 
 func newClock() *clock {
 	now := time.Now()
-	c := &clock{start: now, startUnix: now.UnixNano()}
+	c := &clock{start: now, startUnix: now.UnixNano(), spanStart: -2 * clockSpan}
 	c.correction.Store(new(correction))
 	return c
 }
@@ -114,8 +113,7 @@ func (c *clock) heard(server time.Time) (back time.Duration) {
 	elapsed, wall := c.look()
 	offset := server.Sub(c.start.Add(elapsed))
 	switch age := elapsed - c.spanStart; {
-	case !c.heardAny || age >= 2*clockSpan:
-		c.heardAny = true
+	case age >= 2*clockSpan:
 		c.spanStart, c.thisSpan, c.spanBefore = elapsed, offset, offset
 	case age >= clockSpan:
 		c.spanStart, c.thisSpan, c.spanBefore = elapsed, offset, c.thisSpan

@@ -24,7 +24,7 @@ const (
 	// firstDelay is short enough to go unnoticed, and long enough for the watchers of a
 	// restarted server to come back spread out.
 	firstDelay = 50 * time.Millisecond
-	// longestDelay bounds how long a server goes unnoticed that is back.
+	// longestDelay bounds how long the return of a server goes unnoticed.
 	longestDelay = 10 * time.Second
 	// knockAhead is the part of a pause, at its end, for making the connection that the
 	// next stream uses.

@@ -87,17 +87,13 @@ func (r *revocations) endedSessions() iter.Seq2[string, int64] { return r.ended.
 // raisedUsers returns user → raised versions. See [idMap.all].
 func (r *revocations) raisedUsers() iter.Seq2[string, raised] { return r.raised.all(&r.mu) }
 
-// prune is [revocations.forget] once every pruneEvery. now is the server's time.
+// prune deletes the entries whose tokens have all expired at the server's time now. It
+// does nothing within pruneEvery of the last time.
 func (r *revocations) prune(now time.Time) {
 	if now.Before(r.nextPrune) {
 		return
 	}
 	r.nextPrune = now.Add(pruneEvery)
-	r.forget(now)
-}
-
-// forget deletes the entries whose tokens have all expired at the server's time now.
-func (r *revocations) forget(now time.Time) {
 	r.ended.forget(&r.mu, func(keep int64) bool { return keep < now.Unix() })
 	r.raised.forget(&r.mu, func(u raised) bool { return u.keep < now.Unix() })
 }

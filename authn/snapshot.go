@@ -192,7 +192,7 @@ func (b *bundle) recall(last *watchwordv1.WatchBundleResponse, local time.Time) 
 	if !plausible(server) || !plausible(asOf) || !plausible(local) {
 		return errors.New("it is malformed: no time, or an impossible one")
 	}
-	b.revoked.forget(server)
+	b.revoked.prune(server)
 	b.fresh.restore(position{
 		resume: last.GetResume(),
 		asOf:   min(asOf.UnixNano(), server.UnixNano()), // an age is never negative

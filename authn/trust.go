@@ -36,11 +36,15 @@ type trustedKey struct {
 	until  int64 // server time, ns since 1970; math.MaxInt64 where no end is known
 }
 
-// newTrust reads the trust state after before, which is nil for the first. A key of an
-// unknown kind is logged and left out: a newer server may have one.
+// newTrust reads the trust state after before. before is nil for the first trust state; a
+// nil state changes nothing, and newTrust returns before. A key of an unknown kind is
+// logged and left out: a newer server may have such a key.
 //
 // Errors: if state lacks the issuer or the longest lifetime of a token.
 func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration, log *slog.Logger) (*trust, error) {
+	if state == nil {
+		return before, nil
+	}
 	next := &trust{
 		said:        state,
 		issuer:      state.GetIssuer(),
