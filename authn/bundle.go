@@ -53,6 +53,7 @@ type authentic struct {
 	principal *Principal
 	key       *token.PublicKey
 	accepted  *atomic.Pointer[judgement] // the last one; nil: none
+	own       bool                       // the token is for the verifier's own audience
 }
 
 // judgement says for how long an accepted token stays accepted: while the bundle's epoch
@@ -88,7 +89,7 @@ func (b *bundle) authenticate(raw string) (authentic, watchwordv1.ErrorReason) {
 	if err != nil || used == nil {
 		return authentic{}, tokenInvalid
 	}
-	return authentic{&Principal{claims: *claims}, used, new(atomic.Pointer[judgement])}, accepted
+	return authentic{principal: &Principal{claims: *claims}, key: used, accepted: new(atomic.Pointer[judgement])}, accepted
 }
 
 // stillAccepted returns whether the last judgement of a token holds. It is the path of
@@ -102,9 +103,10 @@ func (b *bundle) stillAccepted(t *authentic) bool {
 	return now < last.until && !(b.fresh.limit.refuse && b.fresh.ageAt(latest) > b.fresh.limit.after)
 }
 
-// judge returns the reason to refuse an authentic token, or accepted. The order of the
-// questions is part of the contract; the order of the reads is explained at [bundle].
-func (b *bundle) judge(t *authentic, want audience) watchwordv1.ErrorReason {
+// judge returns the reason to refuse an authentic token, or accepted. forAudience says
+// whether the token is for the audience asked for. The order of the questions is part of
+// the contract; the order of the reads is explained at [bundle].
+func (b *bundle) judge(t *authentic, forAudience bool) watchwordv1.ErrorReason {
 	epoch := b.epoch.Load()
 	if !b.fresh.judging() {
 		return bundleStale
@@ -122,7 +124,7 @@ func (b *bundle) judge(t *authentic, want audience) watchwordv1.ErrorReason {
 	// with a longer life would outlive its revocation.
 	case c.ExpiresAt.Sub(c.IssuedAt) > trust.maxLifetime:
 		return tokenInvalid
-	case !want.accepts(c.Audience):
+	case !forAudience:
 		return audienceMismatch
 	case now >= expires:
 		return tokenExpired

@@ -143,7 +143,7 @@ func TestTrustChangesWhileATokenIsChecked(t *testing.T) {
 		if b.stillAccepted(&checked) != (want == accepted) && want != accepted {
 			t.Error("the judgement of before still counts")
 		}
-		if got := b.judge(&checked, audience{any: true}); got != want {
+		if got := b.judge(&checked, true); got != want {
 			t.Errorf("%v, want %v", got, want)
 		}
 	}

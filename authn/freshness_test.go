@@ -103,7 +103,7 @@ func (b *strict) finds(t *testing.T, checked *authentic, want watchwordv1.ErrorR
 	if b.stillAccepted(checked) && want != accepted {
 		t.Error("the judgement of before still counts")
 	}
-	if got := b.judge(checked, audience{any: true}); got != want {
+	if got := b.judge(checked, true); got != want {
 		t.Errorf("%v, want %v", got, want)
 	}
 }

@@ -10,8 +10,8 @@ const (
 	// idLength is the length of the ids that the server makes, in bytes. Ids of other
 	// lengths are possible, and take more memory.
 	idLength = 16
-	// batch entries are added, copied or deleted under one lock, in some tens of
-	// microseconds. Judgements run between two batches.
+	// batch entries are added or deleted under one lock, in some tens of microseconds.
+	// Judgements run between two batches.
 	batch = 256
 )
 
@@ -56,35 +56,22 @@ func (m *idMap[V]) all(mu *sync.RWMutex) iter.Seq2[string, V] {
 	}
 }
 
-// inSteps yields the entries of m, and returns false if yield does. The lock is held to
-// copy one batch at a time; nothing is allocated and yield is not called under the lock.
-// An entry present from the beginning to the end comes once, whatever is added and
-// deleted between two batches: Go's range over a map promises as much, and the lock keeps
-// the steps of the range apart from every change.
+// inSteps yields the entries of m, and returns false if yield does. Only the steps from
+// entry to entry run under the lock, so a slow yield keeps nothing waiting. An entry
+// present from the beginning to the end comes once, whatever is added and deleted between
+// two steps: Go's range over a map promises as much, and the lock keeps the steps apart
+// from every change.
 func inSteps[K comparable, V any](mu *sync.RWMutex, m map[K]V, name func(K) string, yield func(string, V) bool) bool {
-	ids, values := make([]K, 0, batch), make([]V, 0, batch)
-	handOut := func() bool {
-		for i, id := range ids {
-			if !yield(name(id), values[i]) {
-				return false
-			}
-		}
-		ids, values = ids[:0], values[:0]
-		return true
-	}
 	mu.RLock()
 	for id, v := range m {
-		if ids, values = append(ids, id), append(values, v); len(ids) < batch {
-			continue
-		}
 		mu.RUnlock()
-		if !handOut() {
+		if !yield(name(id), v) {
 			return false
 		}
 		mu.RLock()
 	}
 	mu.RUnlock()
-	return handOut()
+	return true
 }
 
 // forget deletes the expired entries. Only the goroutine that writes may call forget.

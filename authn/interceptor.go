@@ -76,7 +76,7 @@ func (v *Verifier) verifyIncoming(ctx context.Context, method string) (*Principa
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")
 	token, ok := bearer(values)
 	if ok {
-		p, reason := v.verify(token, v.audience)
+		p, reason := v.verify(token, &v.audience)
 		if reason != accepted {
 			return nil, refuse(reason, method)
 		}

@@ -28,10 +28,10 @@ type meeting struct {
 func (m *meeting) token() *authentic {
 	now := time.Now()
 	m.meeting++
-	return &authentic{&Principal{claims: token.Claims{
+	return &authentic{principal: &Principal{claims: token.Claims{
 		Issuer: "i", Subject: fmt.Sprintf("user-%d", m.meeting), SessionID: fmt.Sprintf("session-%8d", m.meeting), Audience: []string{"a"},
 		IssuedAt: now, ExpiresAt: now.Add(time.Minute), Version: 7,
-	}}, m.key, new(atomic.Pointer[judgement])}
+	}}, key: m.key, accepted: new(atomic.Pointer[judgement])}
 }
 
 // ends returns a message by which the sessions given end, the token's as the last.
@@ -66,7 +66,7 @@ func (m *meeting) meet(what string, tok *authentic, n news) (everAccepted bool) 
 		begun.Add(1)
 		judges.Go(func() {
 			for first := true; first || !stop.Load(); first = false {
-				if m.bundle.judge(tok, m.audience) == accepted {
+				if m.bundle.judge(tok, true) == accepted {
 					ever.Store(true)
 				}
 				if first {
@@ -79,7 +79,7 @@ func (m *meeting) meet(what string, tok *authentic, n news) (everAccepted bool) 
 	begun.Wait()
 	m.learn(n)
 	for range 3 {
-		if m.bundle.stillAccepted(tok) || m.bundle.judge(tok, m.audience) == accepted {
+		if m.bundle.stillAccepted(tok) || m.bundle.judge(tok, true) == accepted {
 			m.t.Fatalf("%s (%d): accepted after the message was learned", what, m.meeting)
 		}
 	}
@@ -106,7 +106,7 @@ func TestNoJudgementOutlivesAMessage(t *testing.T) {
 	}
 	for end := time.Now().Add(time.Second); time.Now().Before(end); {
 		tok := m.token()
-		if m.bundle.judge(tok, m.audience) != accepted || !m.bundle.stillAccepted(tok) {
+		if m.bundle.judge(tok, true) != accepted || !m.bundle.stillAccepted(tok) {
 			t.Fatal("not accepted at first")
 		}
 		m.meet("a session ends in a long message", tok, m.ends(m.filler, tok))
