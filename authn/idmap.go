@@ -18,8 +18,8 @@ const (
 // An idMap is a map from ids. The map itself holds ids of the usual length, without a
 // pointer: a million entries cost the garbage collector nothing, and some 56 bytes each.
 //
-// The owner's lock guards the map, see [revocations]. Methods that take the lock as an
-// argument lock for one batch at a time; the caller must not hold the lock.
+// The owner's lock guards the map, see [revocations]. Methods with the lock as an argument
+// hold the lock for one batch at most at a time; the caller must not hold the lock.
 type idMap[V any] struct {
 	usual map[[idLength]byte]V
 	other map[string]V
@@ -74,7 +74,8 @@ func inSteps[K comparable, V any](mu *sync.RWMutex, m map[K]V, name func(K) stri
 	return true
 }
 
-// forget deletes the expired entries. Only the goroutine that writes may call forget.
+// forget deletes the expired entries, and needs the memory of their ids for a moment. Only
+// the goroutine of the owner that writes may call forget.
 func (m *idMap[V]) forget(mu *sync.RWMutex, expired func(V) bool) {
 	forget(mu, m.usual, expired)
 	forget(mu, m.other, expired)
