@@ -56,7 +56,7 @@ func TestClockTakesTheLargestOffset(t *testing.T) {
 func TestPrune(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Hour})
-		at := opened
+		at := streamOpened
 		apply := func(m *watchwordv1.WatchBundleResponse) {
 			t.Helper()
 			var err error
@@ -85,8 +85,8 @@ func TestPrune(t *testing.T) {
 		has := func(sessions, users int) {
 			t.Helper()
 			beat()
-			if b.ended.len() != sessions || b.raised.len() != users {
-				t.Errorf("%d sessions and %d users, want %d and %d", b.ended.len(), b.raised.len(), sessions, users)
+			if b.revoked.ended.len() != sessions || b.revoked.raised.len() != users {
+				t.Errorf("%d sessions and %d users, want %d and %d", b.revoked.ended.len(), b.revoked.raised.len(), sessions, users)
 			}
 		}
 		has(n+1, n)
@@ -143,7 +143,7 @@ func TestTrustChangesWhileATokenIsChecked(t *testing.T) {
 		if b.stillAccepted(&checked) != (want == accepted) && want != accepted {
 			t.Error("the judgement of before still counts")
 		}
-		if got := b.judge(&checked, audience{any: true}, true); got != want {
+		if got := b.judge(&checked, true); got != want {
 			t.Errorf("%v, want %v", got, want)
 		}
 	}
@@ -154,6 +154,6 @@ func TestTrustChangesWhileATokenIsChecked(t *testing.T) {
 	judged(tokenInvalid)
 	trust(named()) // a new key as far as we know: check the token again
 	judged(tokenInvalid)
-	b.close()
+	b.fresh.close()
 	judged(bundleStale)
 }

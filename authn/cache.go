@@ -1,6 +1,7 @@
 package authn
 
 import (
+	"container/list"
 	"encoding/binary"
 	"strings"
 	"sync"
@@ -9,45 +10,45 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// A cache remembers tokens whose form and signature were good, so that they are
-// checked once. It says nothing of whether a token is good now: judge does, at
-// every use.
+// A cache remembers tokens with a good form and signature, to check each token once. At
+// every use [bundle.judge] says whether the token is still accepted.
 //
-// It is keyed by the whole token, so nobody can find another that is taken for
-// it. Only tokens that were accepted come in, so forged ones, however many, push
-// nothing out; and of good ones those go first that were used only once since
-// the hand came by (the CLOCK algorithm), so that a flood of new tokens passes
-// through without taking the busy ones along.
+// The key is the whole token, so a forged token never finds the entry of a good token.
+// Only accepted tokens are put in, so forged tokens, however many, push nothing out. An
+// entry goes first if unused since its last turn (the CLOCK algorithm), so a flood of new
+// tokens passes through and leaves the busy tokens in.
 type cache struct{ shards [cacheShards]cacheShard }
 
 const (
 	// cacheShards keep cores from waiting for one lock. A power of two.
 	cacheShards    = 32
 	cacheShardBits = 5
-	// entryBytes is what an entry takes besides twice its token: the token is
-	// kept as it is, and its claims as they were read.
+	// entryBytes is the memory of an entry besides twice the token's length: an entry
+	// holds the token, and the claims in about as many bytes.
 	entryBytes = 768
 )
 
+// cacheShard is the part of the cache behind one lock: mu guards every field below.
 type cacheShard struct {
 	mu      sync.RWMutex
 	entries map[string]*entry
-	hand    *entry // in a ring of all entries; nil: there are none
-	used    int    // bytes
-	budget  int
-	_       [64]byte // a cache line of its own
+	queue   list.List // of *entry; the front is the next to be evicted
+	used    int       // bytes
+	budget  int       // bytes; never changes
+	_       [64]byte  // a cache line of its own
 }
 
-// entry is a cached token. It points at the very key that checked it: when that
-// is no longer the trusted one, the entry is worth nothing, whoever put it in and
-// however late.
+// entry is a cached token. An entry points at the key used for the check: once the trust
+// state has a new object for the key, or none, judge refuses the entry, also if put in
+// later.
 type entry struct {
 	authentic
-	raw        string
-	busy       atomic.Bool // used since the hand came by
-	next, prev *entry
+	raw   string
+	busy  atomic.Bool // used since its last turn at the front of the queue
+	place *list.Element
 }
 
+// newCache makes a cache of at most budget bytes.
 func newCache(budget int) *cache {
 	c := &cache{}
 	for i := range c.shards {
@@ -56,7 +57,8 @@ func newCache(budget int) *cache {
 	return c
 }
 
-// shard goes by the signature's end, which nobody can choose for a good token.
+// shard hashes the signature's end, since no client can choose the signature of a good
+// token.
 func (c *cache) shard(raw string) *cacheShard {
 	var tail [8]byte
 	if n := len(raw); n > 10 {
@@ -65,7 +67,7 @@ func (c *cache) shard(raw string) *cacheShard {
 	return &c.shards[binary.LittleEndian.Uint64(tail[:])*0x9e3779b97f4a7c15>>(64-cacheShardBits)]
 }
 
-// get returns what is known of a token, nil if nothing is.
+// get returns the token's entry, nil without one.
 func (c *cache) get(raw string) *authentic {
 	if len(raw) > token.MaxLength {
 		return nil
@@ -77,13 +79,14 @@ func (c *cache) get(raw string) *authentic {
 	if e == nil {
 		return nil
 	}
-	if !e.busy.Load() {
+	if !e.busy.Load() { // a store at every use would keep cores waiting for the cache line
 		e.busy.Store(true)
 	}
 	return &e.authentic
 }
 
-// put remembers a token, and returns what is to be used of it from now on.
+// put remembers a token, and returns the value to use from now on. If a concurrent call
+// has put in the same token, put returns the value of the existing entry.
 func (c *cache) put(raw string, t authentic) *authentic {
 	s := c.shard(raw)
 	size := entrySize(raw)
@@ -92,49 +95,41 @@ func (c *cache) put(raw string, t authentic) *authentic {
 	if e := s.entries[raw]; e != nil && e.key == t.key {
 		return &e.authentic
 	} else if e != nil {
-		s.remove(e)
+		s.removeLocked(e)
 	}
 	if size > s.budget {
 		return &t
 	}
 	for s.used+size > s.budget {
-		s.evict()
+		s.evictLocked()
 	}
 	e := &entry{authentic: t, raw: strings.Clone(raw)} // a part of a header would keep all of it
-	s.entries[e.raw] = e
+	s.entries[e.raw], e.place = e, s.queue.PushBack(e)
 	s.used += size
-	if s.hand == nil {
-		e.next, e.prev, s.hand = e, e, e
-	} else { // behind the hand: the last that it comes to
-		e.next, e.prev = s.hand, s.hand.prev
-		e.prev.next, e.next.prev = e, e
-	}
 	return &e.authentic
 }
 
+// entrySize returns the bytes that an entry counts for.
 func entrySize(raw string) int { return entryBytes + 2*len(raw) }
 
-// evict removes the first entry that was not used since the hand came by.
-func (s *cacheShard) evict() {
-	for s.hand.busy.CompareAndSwap(true, false) {
-		s.hand = s.hand.next
+// evictLocked removes the first entry not used since its last turn. Entries in use get
+// another turn at the back.
+func (s *cacheShard) evictLocked() {
+	front := s.queue.Front()
+	for front.Value.(*entry).busy.CompareAndSwap(true, false) {
+		s.queue.MoveToBack(front)
+		front = s.queue.Front()
 	}
-	s.remove(s.hand)
+	s.removeLocked(front.Value.(*entry))
 }
 
-func (s *cacheShard) remove(e *entry) {
+func (s *cacheShard) removeLocked(e *entry) {
 	delete(s.entries, e.raw)
+	s.queue.Remove(e.place)
 	s.used -= entrySize(e.raw)
-	if s.hand == e {
-		s.hand = e.next
-	}
-	if s.hand == e {
-		s.hand = nil
-	}
-	e.prev.next, e.next.prev = e.next, e.prev
 }
 
-// size is the number of entries and the bytes that they are counted for.
+// size returns the number of entries and the bytes that the entries count for.
 func (c *cache) size() (entries, bytes int) {
 	for i := range c.shards {
 		s := &c.shards[i]

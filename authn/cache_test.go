@@ -32,7 +32,7 @@ func newJudge(t testing.TB, stale staleness, cacheBytes int) *judge {
 	j := &judge{&Verifier{
 		audience: audience{names: []string{"a"}}, bundle: newBundle(slog.New(slog.DiscardHandler), 0, stale), cache: newCache(cacheBytes),
 	}, key}
-	t.Cleanup(j.bundle.close)
+	t.Cleanup(j.bundle.fresh.close)
 	j.trust(t, j.named())
 	j.beat()
 	return j
@@ -68,7 +68,7 @@ func (j *judge) mint(t testing.TB, n int) string {
 
 func (j *judge) wants(t *testing.T, what, raw string, want watchwordv1.ErrorReason) {
 	t.Helper()
-	if _, got := j.verify(raw, j.audience, true); got != want {
+	if _, got := j.verify(raw, &j.audience); got != want {
 		t.Errorf("%s: %v, want %v", what, got, want)
 	}
 }
@@ -111,7 +111,7 @@ func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
 			return nil
 		}, tokenInvalid},
 		"the key is named anew": {func(j *judge) error { j.trust(nil); j.trust(nil, j.named()); return nil }, accepted},
-		"it is closed":          {func(j *judge) error { j.bundle.close(); return nil }, bundleStale},
+		"it is closed":          {func(j *judge) error { j.bundle.fresh.close(); return nil }, bundleStale},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -129,10 +129,10 @@ func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
 				for range 2 {
 					j.wants(t, "after", raw, c.want)
 				}
-				if _, reason := j.verify(raw, audience{names: []string{"c", "a"}}, false); reason != c.want {
+				if _, reason := j.verify(raw, &audience{names: []string{"c", "a"}}); reason != c.want {
 					t.Errorf("for one of several audiences: %v, want %v", reason, c.want)
 				}
-				if p, reason := j.verify(raw, audience{names: []string{"c"}}, false); p != nil || c.want == accepted && reason != audienceMismatch {
+				if p, reason := j.verify(raw, &audience{names: []string{"c"}}); p != nil || c.want == accepted && reason != audienceMismatch {
 					t.Errorf("for another audience: %v", reason)
 				}
 				if c.want == accepted {
@@ -171,7 +171,7 @@ func TestWithdrawalDuringACheck(t *testing.T) {
 	j := newJudge(t, staleness{after: time.Hour}, 1<<20)
 	raw := j.mint(t, 1)
 	inFlight, reason := j.bundle.authenticate(raw)
-	if reason != accepted || j.bundle.judge(&inFlight, j.audience, true) != accepted {
+	if reason != accepted || j.bundle.judge(&inFlight, true) != accepted {
 		t.Fatal(reason)
 	}
 	j.trust(t) // the key is withdrawn
@@ -194,7 +194,7 @@ func TestWithdrawalsDuringChecks(t *testing.T) {
 		for i := range 4 {
 			checks.Go(func() {
 				for n := range tokens {
-					j.verify(tokens[(n+i*13)%len(tokens)], j.audience, true)
+					j.verify(tokens[(n+i*13)%len(tokens)], &j.audience)
 				}
 			})
 		}

@@ -6,64 +6,64 @@ import (
 )
 
 const (
-	// clockSpan is how long an offset counts at least; it counts for twice that at
-	// most. Long enough that among its heartbeats some came without delay, short
-	// enough that two clocks drift apart by less than a tenth of a second (100 parts
-	// in a million, a bad quartz), and that a server set back is followed soon.
+	// clockSpan is the shortest time for which an offset counts; twice clockSpan is the
+	// longest. Long enough for some heartbeats to come without delay; short enough for
+	// two clocks to drift apart by less than a tenth of a second (100 parts in a million,
+	// a bad quartz), and to follow a server's clock soon after it was set back.
 	clockSpan = 5 * time.Minute
-	// asleep is from how long on this machine's clock, got ahead, makes tokens
-	// expire. Less may well be somebody setting it right, and less is within the
+	// asleep is the lead of this machine's clock from which the lead makes tokens expire.
+	// A smaller lead may well come from a correction of the clock, and is within the
 	// margin for which revocations outlive their tokens.
 	asleep = 2 * time.Minute
-	// lookEvery is how often that clock is looked at. Reading two clocks for every
-	// call would cost twice as much as one.
+	// lookEvery is the time between two readings of this machine's clock. Reading two
+	// clocks for every call would cost twice as much as reading one.
 	lookEvery = 20 * time.Millisecond
 )
 
 // A clock tells the server's time.
 //
-// A heartbeat carries the server's time, and arrives late by an unknown delay:
-// server time minus local time of arrival is the true offset less that delay. So
-// the largest such difference is the best one known, and no delay, however long
-// or however contrived, can set this clock back and keep an expired token alive.
+// A heartbeat carries the server's time and arrives late by an unknown delay: server time
+// minus local time of arrival is the true offset less the delay. So the largest
+// difference is the best one known, and no delay, however long or contrived, can set the
+// clock back and keep an expired token alive.
 //
-// Local time is the monotonic clock, counted from the local time at the start:
-// setting the machine's clock back changes nothing here. But the monotonic clock
-// stands still while the machine is suspended, as a laptop is, or a virtual machine
-// that is paused. So if the machine's clock has got ahead of it since the newest
-// heartbeat, that may be time which went by unnoticed, or somebody has set the clock.
-// Only the server knows, and its next heartbeat says so. Until then staleness goes by
-// the later time, and so does expiry if the two are far enough apart.
+// Local time is the monotonic clock, counted from the local time at the start: setting
+// the machine's clock back changes nothing here. But the monotonic clock stands still
+// while the machine is suspended, such as a laptop or a paused virtual machine. Where
+// the machine's clock has got ahead of the monotonic one since the newest heartbeat,
+// either time went by unnoticed, or an operator has set the machine's clock. Only the
+// server's next heartbeat can tell. Until then staleness is counted by the later time,
+// and so is expiry if the lead is longer than asleep.
 //
-// Any number read it while one goroutine tells it what it heard.
+// One goroutine calls guess and heard; any number of goroutines read, without a lock.
 type clock struct {
 	start      time.Time // with a monotonic reading
 	startUnix  int64     // the same, ns
 	correction atomic.Pointer[correction]
-	wall       atomic.Int64 // ns by which the machine's clock is ahead of the monotonic one, since start
-	looked     atomic.Int64 // when that was looked at; ns since start
+	wall       atomic.Int64 // lead of the machine's clock over the monotonic one since start, ns
+	looked     atomic.Int64 // when wall was read; ns since start
 
-	heardAny   bool
-	spanStart  time.Duration // since start
-	thisSpan   time.Duration // the largest offset in it
+	// The largest offset of this span and of the span before; of the goroutine that hears.
+	spanStart  time.Duration // since start; before the first heartbeat, long over
+	thisSpan   time.Duration
 	spanBefore time.Duration
 }
 
-// correction is what the newest heartbeat has brought.
+// correction is the result of the newest heartbeat.
 type correction struct {
-	offset int64 // ns; the largest of this span and the one before
-	wall   int64 // as it was then
+	offset int64 // ns; the largest of this span and of the span before
+	wall   int64 // clock.wall at the heartbeat
 }
 
 func newClock() *clock {
 	now := time.Now()
-	c := &clock{start: now, startUnix: now.UnixNano()}
+	c := &clock{start: now, startUnix: now.UnixNano(), spanStart: -2 * clockSpan}
 	c.correction.Store(new(correction))
 	return c
 }
 
-// read returns the server's time, as far as it is known, and the latest that it may
-// be, in ns since 1970.
+// read returns the server's time as far as it is known, and the latest possible server
+// time, in ns since 1970.
 func (c *clock) read() (now, latest int64) {
 	elapsed := int64(time.Since(c.start))
 	if elapsed-c.looked.Load() > int64(lookEvery) {
@@ -88,36 +88,32 @@ func (c *clock) look() (elapsed time.Duration, wall int64) {
 	return elapsed, wall
 }
 
-// nanos is the server's time, as far as it is known, in ns since 1970.
-func (c *clock) nanos() int64 {
+// now returns the server's time as far as it is known.
+func (c *clock) now() time.Time {
 	now, _ := c.read()
-	return now
+	return time.Unix(0, now)
 }
 
-// now is the server's time, as far as it is known.
-func (c *clock) now() time.Time { return time.Unix(0, c.nanos()) }
-
-// guess begins with what the server's time was at a moment of this machine's
-// clock, as a snapshot has it. What the server says later replaces the guess.
+// guess begins with the server's time at a moment of this machine's clock, from a
+// snapshot file. The server's first heartbeat replaces the guess.
 //
-// Nobody knows how that clock was set since. Three times are possible: what it
-// says now; the server's time then and what has passed since by it; and the
-// server's time then, if it was set back. The latest of them counts. Too late a
-// clock refuses a good token until the server is back, too early a one takes
-// tokens that have expired, and calls a bundle fresh that is old.
+// How the machine's clock was set since is unknown. Three times are possible: the
+// machine's clock now; the server's time then plus the time passed by the machine's
+// clock; and the server's time then, where the machine's clock was set back. The latest
+// counts. A clock too late refuses good tokens until the server is back; a clock too
+// early takes expired tokens, and calls an old bundle fresh.
 func (c *clock) guess(server, local time.Time) {
 	passed := max(0, c.start.Round(0).Sub(local))
 	c.correction.Store(&correction{offset: int64(max(0, server.Add(passed).Sub(c.start)))})
 }
 
-// heard takes in the server's time, which has just arrived. It returns by how much
-// the clock was set back, if it was.
+// heard takes in the server's time, just arrived. It returns by how much the clock was
+// set back, zero if it was not.
 func (c *clock) heard(server time.Time) (back time.Duration) {
 	elapsed, wall := c.look()
 	offset := server.Sub(c.start.Add(elapsed))
 	switch age := elapsed - c.spanStart; {
-	case !c.heardAny || age >= 2*clockSpan:
-		c.heardAny = true
+	case age >= 2*clockSpan:
 		c.spanStart, c.thisSpan, c.spanBefore = elapsed, offset, offset
 	case age >= clockSpan:
 		c.spanStart, c.thisSpan, c.spanBefore = elapsed, offset, c.thisSpan

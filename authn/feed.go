@@ -20,61 +20,56 @@ import (
 )
 
 const (
-	// firstDelay before a stream is opened again: no person notices it, and a
-	// server that restarts meets its watchers spread out.
+	// firstDelay is short enough to go unnoticed, and long enough for the watchers of a
+	// restarted server to come back spread out.
 	firstDelay = 50 * time.Millisecond
-	// longestDelay bounds how long a server that is back goes unnoticed.
+	// longestDelay bounds how long the return of a server goes unnoticed.
 	longestDelay = 10 * time.Second
-	// knockAhead is the part of a pause, its last, in which the connection is
-	// made that the stream then finds.
+	// knockAhead is the part of a pause, at its end, for making the connection that the
+	// next stream uses.
 	knockAhead = 8
-	// silence on a stream for this long means that nothing will come of it any
-	// more: servers send a heartbeat every few seconds. Another stream may be
-	// routed better. A connection that is dead below it, conn must replace.
+	// silence without a message ends a stream: servers send a heartbeat every few seconds,
+	// and another stream may be routed better. A connection dead below the stream, only
+	// conn can replace.
 	silence = time.Minute
-	// patience is how long a server is given to answer before a snapshot will do.
-	// One that is there takes some milliseconds, and one that is replaced comes
-	// back within a second or so: a start from fresh news is worth the wait.
+	// patience is the time for the server to answer before the snapshot file is used. A
+	// running server answers within milliseconds, a replaced one within a second or so.
 	patience = 2 * time.Second
 )
 
 // A feed keeps a bundle up to date from a server's stream, in one goroutine.
+//
+// mu guards the state of the wait in [Verifier.Ready], and nothing else.
 type feed struct {
 	conn      grpc.ClientConnInterface
-	client    watchwordv1.TrustServiceClient
 	bundle    *bundle
 	plaintext bool // also from another machine
 	cancel    context.CancelFunc
 	done      chan struct{} // closed when the goroutine has ended
-	fallback  *time.Timer   // makes a snapshot do; nil without one
+	fallback  *time.Timer   // calls acceptSnapshot; nil without a snapshot
 
 	mu       sync.Mutex
-	complete bool          // the first bundle is here, or a snapshot will do
-	last     error         // why the last stream ended, before that
-	changed  chan struct{} // closed and replaced when one of these changes
+	complete bool          // the first bundle has come, or the snapshot is accepted
+	last     error         // of the last stream; without meaning once complete
+	changed  chan struct{} // closed and replaced when complete or last changes
 }
 
-// startFeed begins to watch. The stream is no part of the call that began it, so
-// it has a context of its own, without that call's deadline, peer and values.
+// startFeed starts to watch. The stream outlives the call that made the Verifier, so the
+// stream has a context without the call's deadline, peer and values.
 func startFeed(conn grpc.ClientConnInterface, b *bundle, plaintext bool) *feed {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &feed{
-		conn:      conn,
-		client:    watchwordv1.NewTrustServiceClient(conn),
-		bundle:    b,
-		plaintext: plaintext,
-		cancel:    cancel,
-		done:      make(chan struct{}),
-		changed:   make(chan struct{}),
+		conn: conn, bundle: b, plaintext: plaintext, cancel: cancel,
+		done: make(chan struct{}), changed: make(chan struct{}),
 	}
-	if b.complete {
-		f.fallback = time.AfterFunc(patience, f.makeDo)
+	if b.fresh.complete.Load() {
+		f.fallback = time.AfterFunc(patience, f.acceptSnapshot)
 	}
 	go f.run(ctx)
 	return f
 }
 
-// stop ends the goroutine and waits for it.
+// stop ends the goroutine and waits for its end.
 func (f *feed) stop() {
 	f.cancel()
 	<-f.done
@@ -105,62 +100,54 @@ func (f *feed) run(ctx context.Context) {
 	}
 }
 
-// pause waits before the next stream, and tells the connection a little earlier to
-// try again. By itself grpc-go would in the end wait for two minutes from one try
-// to the next, and fail every stream meanwhile.
+// pause waits before the next stream, and tells the connection a little earlier to try
+// again. By itself grpc-go would wait for up to two minutes between two tries, and fail
+// every stream in between.
 func (f *feed) pause(ctx context.Context, pause time.Duration) {
-	knock := time.NewTimer(pause - pause/knockAhead)
-	defer knock.Stop()
-	over := time.NewTimer(pause)
-	defer over.Stop()
-	for {
-		select {
-		case <-knock.C:
-			if c, ok := f.conn.(interface{ ResetConnectBackoff() }); ok {
-				c.ResetConnectBackoff()
-			}
-		case <-over.C:
-			return
-		case <-ctx.Done():
-			return
-		}
+	knock := pause / knockAhead
+	if !sleep(ctx, pause-knock) {
+		return
 	}
+	if c, ok := f.conn.(interface{ ResetConnectBackoff() }); ok {
+		c.ResetConnectBackoff()
+	}
+	sleep(ctx, knock)
 }
 
-// watch opens one stream and applies its messages. It returns why it ended.
+// watch opens one stream and applies its messages. watch returns the reason of its end.
 //
-// A message is applied before the next one is asked for: when RecvMsg is called
-// again, Verify judges by the message before. A server that feeds its own
-// verifier in process learns from that call how far the verifier has come, and
-// answers a Logout only then.
+// A message is applied before the next is asked for: when watch calls RecvMsg again,
+// Verify judges by the message before. A server that feeds its own verifier in process
+// learns from the call of RecvMsg how far the verifier has come, and only then answers a
+// Logout.
 func (f *feed) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	quiet := time.AfterFunc(silence, func() { cancel(errSilent) })
 	defer quiet.Stop()
 
-	var who peer.Peer
-	stream, err := f.client.WatchBundle(ctx, &watchwordv1.WatchBundleRequest{Resume: f.bundle.resume}, grpc.Peer(&who))
+	var server peer.Peer
+	req := &watchwordv1.WatchBundleRequest{Resume: f.bundle.fresh.position.Load().resume}
+	stream, err := watchwordv1.NewTrustServiceClient(f.conn).WatchBundle(ctx, req, grpc.Peer(&server))
 	if err != nil {
-		return ended(ctx, err)
+		return streamError(ctx, err)
 	}
-	at := opened
-	for first := true; ; first = false {
+	for at := streamOpened; ; {
 		msg, err := stream.Recv()
 		if err != nil {
-			return ended(ctx, err)
+			return streamError(ctx, err)
 		}
 		quiet.Reset(silence)
-		if first {
-			if err := f.admit(stream.Context(), &who); err != nil {
+		if at == streamOpened {
+			if err := f.checkServer(stream.Context(), &server); err != nil {
 				return err
 			}
 		}
-		was := at
+		before := at
 		if at, err = f.bundle.apply(msg, at); err != nil {
 			return status.Errorf(codes.Internal, "the server's trust bundle is malformed: %v", err)
 		}
-		if at == current && was != current {
+		if at == upToDate && before != upToDate {
 			f.bundle.log.Info("the trust bundle is up to date")
 			f.report(true, nil)
 		}
@@ -169,9 +156,9 @@ func (f *feed) watch(ctx context.Context) error {
 
 var errSilent = status.Errorf(codes.Unavailable, "nothing was heard for %v", silence)
 
-// ended explains the end of a stream. A server that ends one without an error
-// stops, as one that says UNAVAILABLE does.
-func ended(ctx context.Context, err error) error {
+// streamError explains the end of a stream. A server that ends a stream without an error
+// is about to stop, as a server is that answers UNAVAILABLE.
+func streamError(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(context.Cause(ctx), errSilent):
 		return errSilent
@@ -181,7 +168,7 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// report tells those who wait for the first bundle how it stands.
+// report wakes the waiting calls of Ready. last is the error of the last stream.
 func (f *feed) report(complete bool, last error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -191,15 +178,13 @@ func (f *feed) report(complete bool, last error) {
 	f.changed = make(chan struct{})
 }
 
-// makeDo tells them that the snapshot will do.
-func (f *feed) makeDo() {
-	f.mu.Lock()
-	last := f.last
-	f.mu.Unlock()
-	f.report(true, last)
-}
+// acceptSnapshot ends every wait in Ready: the snapshot file is used until the server
+// answers.
+func (f *feed) acceptSnapshot() { f.report(true, nil) }
 
-// wait returns once the first bundle is here, or a snapshot will do.
+// wait returns when the first bundle has come or the snapshot is accepted.
+//
+// Errors: as [Verifier.Ready].
 func (f *feed) wait(ctx context.Context) error {
 	for {
 		f.mu.Lock()
@@ -208,8 +193,8 @@ func (f *feed) wait(ctx context.Context) error {
 		if complete {
 			return nil
 		}
-		if last != nil && f.final(last) {
-			// Wrapped as it is, so that Reason can read the server's.
+		if last != nil && f.endsWait(last) {
+			// Wrapped, so that Reason finds the server's reason.
 			return fmt.Errorf("authn: watching the trust bundle: %w", last)
 		}
 		select {
@@ -218,7 +203,7 @@ func (f *feed) wait(ctx context.Context) error {
 			return refuse(bundleStale, "")
 		case <-ctx.Done():
 			if f.fallback != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				f.makeDo()
+				f.acceptSnapshot()
 				return nil
 			}
 			return gaveUp(ctx, last)
@@ -226,11 +211,11 @@ func (f *feed) wait(ctx context.Context) error {
 	}
 }
 
-// final says whether an answer ends the wait. A server that is away or full will be
-// there, or have room, later; any other answer will hardly change by waiting. Where a
-// snapshot will do, only what an operator has to set right must not be covered up by
-// it: a certificate that is missing, and keys that would come over plaintext.
-func (f *feed) final(err error) bool {
+// endsWait returns whether an answer of the server ends the wait in Ready. A server that
+// is away or full will be there, or have room, later; waiting hardly changes any other
+// answer. With a snapshot, only the faults end the wait that an operator has to set right
+// and the snapshot would hide: a missing client certificate, and keys over plaintext.
+func (f *feed) endsWait(err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.ResourceExhausted:
 		return false
@@ -240,13 +225,16 @@ func (f *feed) final(err error) bool {
 	return f.fallback == nil
 }
 
-// admit refuses to take keys from whoever may sit between us and the server.
-// It is asked before the first message of a stream is applied; grpc-go knows the
-// peer from then on. A stream's own context has it. A connection that is no
-// grpc.ClientConn may fill in the call option instead, before NewStream returns:
-// grpc-go itself writes there only as the stream ends, perhaps from a goroutine
-// of its own, which is why that is not read where the context knows.
-func (f *feed) admit(ctx context.Context, option *peer.Peer) error {
+// checkServer refuses keys that an attacker on the path could replace. watch calls
+// checkServer before the first message of a stream is applied; grpc-go knows the peer
+// from then on, in the stream's context. A connection of another kind may fill in the
+// call option instead, before NewStream returns. grpc-go itself fills in the option only
+// as the stream ends, perhaps in a goroutine of its own, so the option counts only where
+// the context has no peer.
+//
+// Errors: FAILED_PRECONDITION for plaintext from another machine, unless the Verifier has
+// WithPlaintextFromOtherHosts.
+func (f *feed) checkServer(ctx context.Context, option *peer.Peer) error {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		p = option

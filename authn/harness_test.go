@@ -1,10 +1,12 @@
 package authn_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -124,6 +126,24 @@ func serveTrust(t *testing.T) (*trustServer, *grpc.ClientConn) {
 	t.Cleanup(stop)
 	t.Cleanup(func() { conn.Close() })
 	return s, conn
+}
+
+// logBuffer is a log that a test reads while goroutines write to it.
+type logBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // world is a verifier with a complete bundle, and the server behind it.

@@ -81,7 +81,7 @@ func (v *Verifier) verifyIncoming(ctx context.Context, method string) (*Principa
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")
 	token, ok := bearer(values)
 	if ok {
-		p, reason := v.verify(token, v.audience, true)
+		p, reason := v.verify(token, &v.audience)
 		if reason != accepted {
 			return nil, refuse(reason, method)
 		}
@@ -91,7 +91,7 @@ func (v *Verifier) verifyIncoming(ctx context.Context, method string) (*Principa
 	if len(values) == 0 {
 		reason = tokenMissing
 	}
-	if !v.judging() {
+	if !v.bundle.fresh.judging() {
 		reason = bundleStale
 	}
 	return nil, refuse(v.counters.refused(reason), method)

@@ -7,49 +7,49 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/durable"
 )
 
 const (
-	// keepEvery is how often the file is written while heartbeats come: what a
-	// process that is killed has lost is at most as old, within a minute's default
-	// staleness.
+	// keepEvery is the time between two writings while heartbeats come: a killed process
+	// has lost at most so much, well within the default staleness of a minute.
 	keepEvery = 15 * time.Second
-	// keepPause comes after each time, so that keys that change and change again
-	// don't keep a disk busy.
+	// keepPause follows each writing, so that keys which change again and again do not
+	// keep a disk busy.
 	keepPause = time.Second
-	// keepRate bounds what a large file costs a disk, in bytes a second: a million
-	// revocations are written every seven minutes, and when keys change.
+	// keepRate bounds the work of a disk with a large file, in bytes a second: a million
+	// revocations are written every seven minutes, and when the keys change.
 	keepRate = 100_000
 	// leftBehind is how old a file that a killed process was writing must be to be
 	// removed. Writing takes seconds.
 	leftBehind = time.Minute
 )
 
-// A keeper writes a bundle into a file, in a goroutine of its own: soon after the
-// first bundle and after every change of keys, now and then otherwise, and when it
-// is stopped.
+// A keeper writes a bundle into a file: soon after the first bundle and after every
+// change of keys, every keepEvery otherwise, and at stop.
 //
-// The file is replaced whole, by rename. Nobody ever finds half of it, and what
-// reads it while it is replaced reads the one before.
+// One goroutine does the writing. The file is replaced whole, by rename: a reader finds
+// the old file or the new one, and never half of one.
 type keeper struct {
-	path   string
-	bundle *bundle
-	cancel context.CancelFunc
-	done   chan struct{} // closed when the goroutine has ended
+	path    string
+	bundle  *bundle
+	cancel  context.CancelFunc
+	done    chan struct{}         // closed when the goroutine has ended
+	problem atomic.Pointer[error] // of reading at the start, or of the last writing
 
-	kept    mark // what the file has; the goroutine's own
-	failing bool // the last time; the goroutine's own
-
-	mu  sync.Mutex
-	err error // why it could not be read, or not be written the last time
+	// Of the goroutine alone.
+	written version // in the file
+	failing bool    // the last writing failed
 }
 
-// loadBundle makes a bundle of what the file at path has, if the file is there and
-// is good. Otherwise it makes an empty one, and the error says what is wrong.
+// loadBundle makes a bundle from the snapshot file, where the configuration names one and
+// the file is good, and an empty bundle otherwise.
+//
+// Errors: why the file cannot be used. The bundle is made all the same; a missing file is
+// no error.
 func loadBundle(c *config) (*bundle, error) {
 	b := newBundle(c.log, c.leeway, c.stale)
 	if c.snapshot == nil {
@@ -57,21 +57,20 @@ func loadBundle(c *config) (*bundle, error) {
 	}
 	durable.RemoveDrafts(*c.snapshot, leftBehind)
 	err := b.load(*c.snapshot)
-	switch {
-	case err == nil:
-		c.log.Info("going on from the snapshot of the trust bundle, until the server is heard", "file", *c.snapshot, "age", b.age())
+	if err == nil {
+		c.log.Info("going on from the snapshot of the trust bundle, until the server is heard", "file", *c.snapshot, "age", b.fresh.age())
 		return b, nil
-	case errors.Is(err, fs.ErrNotExist):
-		err = nil
-	default:
-		c.log.Warn("the snapshot of the trust bundle is ignored", "error", err)
 	}
-	b.close() // what it may have begun to know counts for nothing
-	return newBundle(c.log, c.leeway, c.stale), err
+	b = newBundle(c.log, c.leeway, c.stale)
+	if errors.Is(err, fs.ErrNotExist) {
+		return b, nil
+	}
+	c.log.Warn("the snapshot of the trust bundle is ignored", "error", err)
+	return b, err
 }
 
-// load reads the file. It does not follow a link, and wants a file that nobody but
-// ourselves could have written, or put there: who writes it says whom to trust.
+// load reads the file. A symbolic link is not followed, and no other user may be able to
+// write the file or to replace it: the content of the file decides about every caller.
 func (b *bundle) load(path string) error {
 	if err := checkPlace(path); err != nil {
 		return err
@@ -104,7 +103,7 @@ func (b *bundle) load(path string) error {
 	return nil
 }
 
-// checkPlace looks at the folder of a file.
+// checkPlace returns an error if other users may replace files in the folder of path.
 func checkPlace(path string) error {
 	folder := filepath.Dir(path)
 	info, err := os.Stat(folder)
@@ -117,18 +116,19 @@ func checkPlace(path string) error {
 	return nil
 }
 
-// startKeeper begins to keep a bundle. It comes before the feed, so that the file
-// has what the bundle has. err is why it could not be read.
-func startKeeper(path string, b *bundle, err error) *keeper {
+// startKeeper starts to keep b in the file at path. b must be as it was loaded: nothing
+// may have been applied since. problem is the error of loading, nil if there was none.
+func startKeeper(path string, b *bundle, problem error) *keeper {
 	ctx, cancel := context.WithCancel(context.Background())
-	k := &keeper{path: path, bundle: b, cancel: cancel, done: make(chan struct{}), err: err}
-	k.kept, _ = b.mark()
+	k := &keeper{path: path, bundle: b, cancel: cancel, done: make(chan struct{})}
+	k.problem.Store(&problem)
+	k.written, _ = b.version()
 	go k.run(ctx)
 	return k
 }
 
-// stop writes what is new, ends the goroutine and waits for it. The bundle must
-// not change any more.
+// stop writes a last time if there is anything new, ends the goroutine and waits for its
+// end. The bundle must not change any more.
 func (k *keeper) stop() {
 	k.cancel()
 	<-k.done
@@ -136,54 +136,52 @@ func (k *keeper) stop() {
 
 func (k *keeper) run(ctx context.Context) {
 	defer close(k.done)
-	defer k.keep()
+	defer k.writeNews()
 	pause := keepEvery
 	for {
-		next := time.After(pause)
 		select {
 		case <-k.bundle.keysChanged:
-		case <-next:
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return
 		}
-		pause = max(keepEvery, time.Duration(k.keep()/keepRate)*time.Second)
-		select {
-		case <-time.After(keepPause):
-		case <-ctx.Done():
+		pause = max(keepEvery, time.Duration(k.writeNews()/keepRate)*time.Second)
+		if !sleep(ctx, keepPause) {
 			return
 		}
 	}
 }
 
-// keep writes the file if there is anything new, and returns how much it wrote. A
-// failure is logged when it begins and when it ends.
-func (k *keeper) keep() int64 {
-	now, ok := k.bundle.mark()
-	if !ok || now == k.kept {
+// sleep waits for d, and returns false at once when ctx ends.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// writeNews writes the file if the bundle has changed since the last writing, and returns
+// the number of bytes written. A failure is logged when failures begin and when they end.
+func (k *keeper) writeNews() int64 {
+	now, complete := k.bundle.version()
+	if !complete || now == k.written {
 		return 0
 	}
 	size, err := k.write()
 	if err == nil {
-		k.kept = now
+		k.written = now
 	}
-	k.mu.Lock()
-	k.err = err
-	k.mu.Unlock()
-	switch failed := k.failing; {
-	case err != nil && !failed:
+	k.problem.Store(&err)
+	switch {
+	case err != nil && !k.failing:
 		k.bundle.log.Warn("the snapshot of the trust bundle cannot be written; trying again", "error", err)
-	case err == nil && failed:
+	case err == nil && k.failing:
 		k.bundle.log.Info("the snapshot of the trust bundle is written again", "file", k.path)
 	}
 	k.failing = err != nil
 	return size
-}
-
-// lastError says what is wrong with the file.
-func (k *keeper) lastError() error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.err
 }
 
 // write replaces the file, and returns how much it wrote, also in vain.

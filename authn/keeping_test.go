@@ -57,7 +57,7 @@ func fill(tb testing.TB, n int) *bundle {
 		learn(c)
 	}
 	b.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.New(now)}, true)
-	b.resume = []byte("here")
+	b.fresh.resumeAt([]byte("here"))
 	return b
 }
 
@@ -79,27 +79,30 @@ func read(snapshot []byte) (*bundle, error) {
 // same compares what two bundles know.
 func same(t *testing.T, a, b *bundle) {
 	t.Helper()
-	if a.ended.len() != b.ended.len() || a.raised.len() != b.raised.len() || len(a.trust.keys) != len(b.trust.keys) {
-		t.Fatalf("%d, %d and %d entries; %d, %d and %d", a.ended.len(), a.raised.len(), len(a.trust.keys), b.ended.len(), b.raised.len(), len(b.trust.keys))
+	aTrust, bTrust := a.trust.Load(), b.trust.Load()
+	if a.revoked.ended.len() != b.revoked.ended.len() || a.revoked.raised.len() != b.revoked.raised.len() || len(aTrust.keys) != len(bTrust.keys) {
+		t.Fatalf("%d, %d and %d entries; %d, %d and %d", a.revoked.ended.len(), a.revoked.raised.len(), len(aTrust.keys),
+			b.revoked.ended.len(), b.revoked.raised.len(), len(bTrust.keys))
 	}
-	for id, keep := range a.ended.all(new(sync.RWMutex)) {
-		if got, ok := b.ended.get(id); !ok || got != keep {
+	for id, keep := range a.revoked.endedSessions() {
+		if got, ok := b.revoked.ended.get(id); !ok || got != keep {
 			t.Fatalf("session %s is kept until %d, and was until %d", id, got, keep)
 		}
 	}
-	for id, r := range a.raised.all(new(sync.RWMutex)) {
-		if got, ok := b.raised.get(id); !ok || got != r {
+	for id, r := range a.revoked.raisedUsers() {
+		if got, ok := b.revoked.raised.get(id); !ok || got != r {
 			t.Fatalf("user %s: %v, and was %v", id, got, r)
 		}
 	}
-	for kid, key := range a.trust.keys {
-		if got := b.trust.keys[kid]; got == nil || !got.verifiesUntil.Equal(key.verifiesUntil) {
+	for kid, key := range aTrust.keys {
+		if got := bTrust.keys[kid]; got == nil || got.until != key.until {
 			t.Fatalf("key %s: %v", kid, got)
 		}
 	}
-	if a.trust.issuer != b.trust.issuer || a.trust.margin != b.trust.margin || a.trust.maxLifetime != b.trust.maxLifetime ||
-		!bytes.Equal(a.resume, b.resume) || a.asOf.Load() != b.asOf.Load() || !a.heard.server.Equal(b.heard.server) || !a.heard.local.Equal(b.heard.local) {
-		t.Fatalf("%v %v %v %v, and was %v %v %v %v", b.trust, b.resume, b.asOf.Load(), b.heard, a.trust, a.resume, a.asOf.Load(), a.heard)
+	aAt, bAt := a.fresh.position.Load(), b.fresh.position.Load()
+	if aTrust.issuer != bTrust.issuer || aTrust.margin != bTrust.margin || aTrust.maxLifetime != bTrust.maxLifetime ||
+		!bytes.Equal(aAt.resume, bAt.resume) || aAt.asOf != bAt.asOf || !aAt.server.Equal(bAt.server) || !aAt.local.Equal(bAt.local) {
+		t.Fatalf("%v %v, and was %v %v", bTrust, bAt, aTrust, aAt)
 	}
 }
 
@@ -164,7 +167,7 @@ func messagesOf(snapshot []byte) []byte {
 
 func TestASnapshotOutOfOrderIsRefused(t *testing.T) {
 	type message = watchwordv1.WatchBundleResponse
-	state := fill(t, 0).trust.said
+	state := fill(t, 0).trust.Load().said
 	now := timestamppb.Now()
 	chunk := func(c *watchwordv1.SnapshotChunk) *message {
 		return &message{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
@@ -226,8 +229,8 @@ func FuzzSnapshot(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if now := b.clock.now(); now.Before(b.heard.server) || now.Before(time.Now().Add(-time.Minute)) || b.age() < 0 {
-			t.Errorf("the clock says %v, and the age is %v", now, b.age())
+		if now := b.fresh.clock.now(); now.Before(b.fresh.position.Load().server) || now.Before(time.Now().Add(-time.Minute)) || b.fresh.age() < 0 {
+			t.Errorf("the clock says %v, and the age is %v", now, b.fresh.age())
 		}
 		same(t, b, mustRead(t, written(t, b)))
 	})
@@ -236,7 +239,7 @@ func FuzzSnapshot(f *testing.F) {
 // Nothing is written while the lock is held: a slow disk keeps nobody waiting.
 func TestTheLockIsNotHeldWhileWriting(t *testing.T) {
 	b := fill(t, 10*snapshotChunk)
-	to := &lockWatcher{lock: &b.mu}
+	to := &lockWatcher{lock: &b.revoked.mu}
 	if _, err := b.writeSnapshot(to); err != nil {
 		t.Fatal(err)
 	}
@@ -276,11 +279,11 @@ func TestWritingWhileTheFeedGoesOn(t *testing.T) {
 			change := &watchwordv1.Change{EndedSessions: []*watchwordv1.EndedSession{{SessionId: fmt.Sprintf("number%10d", n)}}}
 			if n%100 == 0 { // something that is over at once, and a chance to forget it
 				change.RaisedVersions = []*watchwordv1.RaisedVersion{{UserId: fmt.Sprint(n), Version: 1, Until: timestamppb.New(time.Now().Add(-time.Hour))}}
-				b.nextPrune = time.Time{}
+				b.revoked.nextPrune = time.Time{}
 				b.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
 			}
 			resume := binary.BigEndian.AppendUint64(nil, n)
-			if _, err := b.apply(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Change{Change: change}, Resume: resume}, current); err != nil {
+			if _, err := b.apply(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Change{Change: change}, Resume: resume}, upToDate); err != nil {
 				t.Error(err)
 				return
 			}
@@ -290,12 +293,13 @@ func TestWritingWhileTheFeedGoesOn(t *testing.T) {
 	defer close(stop)
 	for last := uint64(0); last < 3000; {
 		again := mustRead(t, written(t, b))
-		if len(again.resume) != 8 {
+		resume := again.fresh.position.Load().resume
+		if len(resume) != 8 {
 			continue // nothing has come yet
 		}
-		last = binary.BigEndian.Uint64(again.resume)
+		last = binary.BigEndian.Uint64(resume)
 		for n := uint64(1); n <= last; n++ {
-			if _, ok := again.ended.get(fmt.Sprintf("number%10d", n)); !ok {
+			if _, ok := again.revoked.ended.get(fmt.Sprintf("number%10d", n)); !ok {
 				t.Fatalf("it says to go on behind %d, and has no %d", last, n)
 			}
 		}
@@ -318,26 +322,25 @@ func TestTheClockOfASnapshot(t *testing.T) {
 			"set ahead, still behind theirs": {10 * time.Hour, -time.Hour, 11 * time.Hour},
 		} {
 			b := fill(t, 1)
-			b.heard = reading{now.Add(c.server), now.Add(c.local)}
-			b.asOf.Store(now.Add(c.server).UnixNano())
+			b.fresh.position.Store(&position{server: now.Add(c.server), local: now.Add(c.local), asOf: now.Add(c.server).UnixNano()})
 			again := mustRead(t, written(t, b))
-			if got := again.clock.now().Sub(now); got != c.want {
+			if got := again.fresh.clock.now().Sub(now); got != c.want {
 				t.Errorf("%s: %v from now, want %v", name, got, c.want)
 			}
-			if age := again.age(); age != c.want-c.server {
+			if age := again.fresh.age(); age != c.want-c.server {
 				t.Errorf("%s: %v old", name, age)
 			}
 			// It goes on by itself, and the server's first word replaces it.
 			time.Sleep(time.Second)
-			if got := time.Until(again.clock.now()); got != c.want {
+			if got := time.Until(again.fresh.clock.now()); got != c.want {
 				t.Errorf("%s: %v from now after a second", name, got)
 			}
 			again.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
-			if got := time.Until(again.clock.now()); got != 0 || again.age() != 0 {
-				t.Errorf("%s: %v off when the server was heard, and %v old", name, got, again.age())
+			if got := time.Until(again.fresh.clock.now()); got != 0 || again.fresh.age() != 0 {
+				t.Errorf("%s: %v off when the server was heard, and %v old", name, got, again.fresh.age())
 			}
 			time.Sleep(time.Second)
-			if age := again.age(); age != time.Second {
+			if age := again.fresh.age(); age != time.Second {
 				t.Errorf("%s: %v old, a second later", name, age)
 			}
 			now = time.Now()
@@ -350,20 +353,22 @@ func TestTheClockOfASnapshot(t *testing.T) {
 func TestAWrongGuessForgetsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := fill(t, 10)
-		b.heard.local = b.heard.local.Add(-1000 * time.Hour) // so that this is how long ago it seems
+		at := *b.fresh.position.Load()
+		at.local = at.local.Add(-1000 * time.Hour) // so that this is how long ago it seems
+		b.fresh.position.Store(&at)
 		if err := b.learn(&watchwordv1.Change{EndedSessions: []*watchwordv1.EndedSession{{SessionId: "over", Until: timestamppb.New(time.Now().Add(-time.Hour))}}}); err != nil {
 			t.Fatal(err)
 		}
 		again := mustRead(t, written(t, b))
-		if again.age() != 1000*time.Hour {
-			t.Errorf("%v old", again.age())
+		if again.fresh.age() != 1000*time.Hour {
+			t.Errorf("%v old", again.fresh.age())
 		}
-		if _, ok := again.ended.get("over"); ok || again.ended.len() != 10 {
-			t.Errorf("%d sessions", again.ended.len())
+		if _, ok := again.revoked.ended.get("over"); ok || again.revoked.ended.len() != 10 {
+			t.Errorf("%d sessions", again.revoked.ended.len())
 		}
 		again.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
-		if again.ended.len() != 10 || again.raised.len() != 10 {
-			t.Errorf("%d sessions and %d users", again.ended.len(), again.raised.len())
+		if again.revoked.ended.len() != 10 || again.revoked.raised.len() != 10 {
+			t.Errorf("%d sessions and %d users", again.revoked.ended.len(), again.revoked.raised.len())
 		}
 	})
 }
@@ -422,10 +427,10 @@ func TestKilledWhileWriting(t *testing.T) {
 		_, _ = io.Copy(io.Discard, out)
 		_ = writer.Wait()
 		b := emptyBundle()
-		if err := b.load(path); err != nil || b.ended.len() != 2*snapshotChunk {
-			t.Errorf("round %d: %d sessions, %v", round, b.ended.len(), err)
+		if err := b.load(path); err != nil || b.revoked.ended.len() != 2*snapshotChunk {
+			t.Errorf("round %d: %d sessions, %v", round, b.revoked.ended.len(), err)
 		}
-		b.close()
+		b.fresh.close()
 	}
 }
 
@@ -447,7 +452,7 @@ func BenchmarkSnapshot(b *testing.B) {
 	b.Run("read", func(b *testing.B) {
 		for b.Loop() {
 			again := emptyBundle()
-			if err := again.load(path); err != nil || again.ended.len()+again.raised.len() != 1_000_000 {
+			if err := again.load(path); err != nil || again.revoked.ended.len()+again.revoked.raised.len() != 1_000_000 {
 				b.Fatal(err)
 			}
 		}

@@ -198,7 +198,7 @@ func TestAStaleSnapshotIsLogged(t *testing.T) {
 		first, path := startKept(t)
 		first.Close()
 		for range 2 {
-			var log bytes.Buffer
+			var log logBuffer
 			w := first.alone(t, path, authn.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
 			time.Sleep(61 * time.Second)
 			synctest.Wait()
@@ -325,7 +325,7 @@ func TestABadFileIsIgnoredAndReplaced(t *testing.T) {
 			if err := os.WriteFile(path, c.content, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			var log bytes.Buffer
+			var log logBuffer
 			server, conn := serveTrust(t)
 			w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path),
 				authn.WithLogger(slog.New(slog.NewTextHandler(&log, nil)))), key: first.key}
@@ -350,7 +350,7 @@ func TestAFileThatCannotBeWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		folder := filepath.Join(t.TempDir(), "later")
 		path := filepath.Join(folder, "bundle")
-		var log bytes.Buffer
+		var log logBuffer
 		w := start(t, authn.WithSnapshotFile(path), authn.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
 		said := func(failures, recoveries int) {
 			t.Helper()

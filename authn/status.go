@@ -7,47 +7,45 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// Status is how a Verifier stands, for health checks and metrics.
+// Status is the state of a Verifier, for health checks and metrics.
 type Status struct {
-	// Ready: there is a bundle to judge by, and it is not so stale that calls are
-	// refused. Calls are judged.
+	// Ready: calls are judged. There is a bundle, and the bundle is fresh enough for the
+	// policy of WithMaxStaleness.
 	Ready bool
-	// Stale: the bundle has not been brought up to date for longer than
-	// WithMaxStaleness says.
+	// Stale: the bundle is older than WithMaxStaleness allows.
 	Stale bool
-	// Staleness is how long ago the server knew what this Verifier knows; zero
-	// without a bundle. What a snapshot file has is as old as its server's word. Up to
-	// a few seconds are ordinary.
+	// Staleness is the time since the server knew no more than this Verifier does; zero
+	// without a bundle. A bundle from a snapshot file is as old as the last heartbeat
+	// before the file was written. Up to a few seconds are ordinary.
 	Staleness time.Duration
-	// SnapshotError is why the file of WithSnapshotFile could not be read at the
-	// start, or could not be written the last time. nil: it is well, or there is none.
+	// SnapshotError is the error of reading the file of WithSnapshotFile at the start, or
+	// of the last writing; nil without an error or without a file.
 	SnapshotError error
-	// Keys, EndedSessions and RaisedUsers are how many the bundle holds.
+	// Keys, EndedSessions and RaisedUsers count the bundle's entries.
 	Keys, EndedSessions, RaisedUsers int
-	// CachedTokens and CacheBytes are what the cache holds; see WithCacheSize.
+	// CachedTokens and CacheBytes are the size of the cache; see WithCacheSize.
 	CachedTokens, CacheBytes int
-	// Checked counts the tokens that were parsed and whose signature was checked,
-	// because the cache did not have them.
+	// Checked counts the tokens parsed, with a check of the signature, because the cache
+	// did not have them.
 	Checked uint64
 	// Refused counts refused tokens by reason.
 	Refused map[watchwordv1.ErrorReason]uint64
 }
 
-// Status says how the Verifier stands now. It is cheap enough for every scrape.
+// Status returns the state of the Verifier now. Status waits for no network and no disk,
+// and is cheap enough for every scrape of metrics.
 func (v *Verifier) Status() Status {
 	b := v.bundle
-	b.mu.RLock()
-	s := Status{Ready: b.judging(), EndedSessions: b.ended.len(), RaisedUsers: b.raised.len()}
-	if b.trust != nil {
-		s.Keys = len(b.trust.keys)
+	s := Status{Ready: b.fresh.judging()}
+	s.EndedSessions, s.RaisedUsers = b.revoked.sizes()
+	if trust := b.trust.Load(); trust != nil {
+		s.Keys = len(trust.keys)
 	}
-	complete := b.complete
-	b.mu.RUnlock()
-	if complete {
-		s.Staleness, s.Stale = b.age(), b.isStale()
+	if b.fresh.complete.Load() {
+		s.Staleness, s.Stale = b.fresh.age(), b.fresh.stale()
 	}
 	if v.keeper != nil {
-		s.SnapshotError = v.keeper.lastError()
+		s.SnapshotError = *v.keeper.problem.Load()
 	}
 	s.CachedTokens, s.CacheBytes = v.cache.size()
 	s.Checked, s.Refused = v.counters.checked.Load(), map[watchwordv1.ErrorReason]uint64{}
@@ -59,13 +57,13 @@ func (v *Verifier) Status() Status {
 	return s
 }
 
-// counters count what is rare. Calls that pass are for the metrics of gRPC.
+// counters count rare events. Calls let through are counted by the metrics of gRPC.
 type counters struct {
 	checked  atomic.Uint64
 	byReason [64]atomic.Uint64
 }
 
-// refused counts a refusal, and returns its reason.
+// refused counts a refusal, and returns the reason given.
 func (c *counters) refused(reason watchwordv1.ErrorReason) watchwordv1.ErrorReason {
 	c.byReason[int(reason)%len(c.byReason)].Add(1)
 	return reason

@@ -27,8 +27,8 @@ func newStrict(t *testing.T) *strict {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &strict{newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Minute, refuse: true}), t, opened, key}
-	t.Cleanup(b.close)
+	b := &strict{newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Minute, refuse: true}), t, streamOpened, key}
+	t.Cleanup(b.fresh.close)
 	b.snapshot(true)
 	b.beat(0, 0)
 	return b
@@ -73,8 +73,8 @@ func (b *strict) beats(during, asOf time.Duration) {
 
 func (b *strict) judges(age time.Duration, want bool) {
 	b.t.Helper()
-	if got := b.age(); got != age || b.judging() != want {
-		b.t.Errorf("%v old, judging: %v; want %v, %v", got, b.judging(), age, want)
+	if got := b.fresh.age(); got != age || b.fresh.judging() != want {
+		b.t.Errorf("%v old, judging: %v; want %v, %v", got, b.fresh.judging(), age, want)
 	}
 }
 
@@ -103,7 +103,7 @@ func (b *strict) finds(t *testing.T, checked *authentic, want watchwordv1.ErrorR
 	if b.stillAccepted(checked) && want != accepted {
 		t.Error("the judgement of before still counts")
 	}
-	if got := b.judge(checked, audience{any: true}, true); got != want {
+	if got := b.judge(checked, true); got != want {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
@@ -157,7 +157,7 @@ func TestAHeartbeatWithinTheSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
 		time.Sleep(time.Hour)
-		b.at = opened // another stream
+		b.at = streamOpened // another stream
 		b.snapshot(false)
 		b.beat(0, 0)
 		b.judges(time.Hour, false)
@@ -183,16 +183,16 @@ func TestStaleAfterASuspension(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
 		raw := b.token(t, 5*time.Minute)
-		b.clock.suspend(50 * time.Second)
+		b.fresh.clock.suspend(50 * time.Second)
 		b.judges(50*time.Second+2*lookEvery, true)
 		b.finds(t, raw, accepted)
-		b.clock.suspend(20 * time.Second) // and once more
+		b.fresh.clock.suspend(20 * time.Second) // and once more
 		b.judges(70*time.Second+4*lookEvery, false)
 		b.finds(t, raw, bundleStale)
 		b.beat(0, 0) // somebody set the clock, says the server
 		b.judges(0, true)
 
-		b.clock.suspend(8 * time.Hour)
+		b.fresh.clock.suspend(8 * time.Hour)
 		b.judges(8*time.Hour+2*lookEvery, false)
 		b.beat(8*time.Hour, 8*time.Hour)
 		b.judges(0, true)
@@ -206,21 +206,21 @@ func TestStaleAfterASuspension(t *testing.T) {
 func TestExpiryAfterASuspension(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
-		b.stale.refuse = false
+		b.fresh.limit.refuse = false
 		short, long := b.token(t, 5*time.Minute), b.token(t, 5*time.Minute)
 		b.finds(t, short, accepted)
-		b.clock.suspend(4*time.Minute + 59*time.Second)
+		b.fresh.clock.suspend(4*time.Minute + 59*time.Second)
 		b.finds(t, short, accepted)
-		b.clock.suspend(time.Second)
+		b.fresh.clock.suspend(time.Second)
 		b.finds(t, short, tokenExpired)
 		b.beat(0, 0) // but the server says otherwise
 		b.finds(t, short, accepted)
 
 		time.Sleep(4 * time.Minute)
 		b.beat(0, 0)
-		b.clock.suspend(90 * time.Second)
+		b.fresh.clock.suspend(90 * time.Second)
 		b.finds(t, long, accepted)
-		b.clock.suspend(time.Hour)
+		b.fresh.clock.suspend(time.Hour)
 		b.finds(t, long, tokenExpired)
 	})
 }
@@ -230,11 +230,11 @@ func TestAClockThatIsSetBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
 		raw := b.token(t, time.Minute)
-		b.clock.suspend(-24 * time.Hour)
+		b.fresh.clock.suspend(-24 * time.Hour)
 		b.finds(t, raw, accepted)
 		time.Sleep(time.Minute)
 		b.beat(0, 0)
-		b.clock.suspend(-24 * time.Hour)
+		b.fresh.clock.suspend(-24 * time.Hour)
 		b.finds(t, raw, tokenExpired)
 		b.judges(2*lookEvery, true)
 	})
@@ -244,11 +244,11 @@ func TestAClockThatIsSetBack(t *testing.T) {
 func TestASuspensionAfterTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := mustRead(t, written(t, fill(t, 1)))
-		b.clock.suspend(time.Hour)
-		if got := b.age(); got != time.Hour+2*lookEvery {
+		b.fresh.clock.suspend(time.Hour)
+		if got := b.fresh.age(); got != time.Hour+2*lookEvery {
 			t.Errorf("%v old", got)
 		}
-		if got := time.Until(b.clock.now()); got != time.Hour {
+		if got := time.Until(b.fresh.clock.now()); got != time.Hour {
 			t.Errorf("%v off", got)
 		}
 	})
@@ -258,12 +258,12 @@ func TestASuspensionAfterTheStart(t *testing.T) {
 func TestNobodyWatchesAClosedBundle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
-		if !b.watchdog.Stop() {
+		if !b.fresh.watchdog.Stop() {
 			t.Error("nobody watched it before")
 		}
-		b.close()
+		b.fresh.close()
 		b.beat(0, 0)
-		if b.watchdog.Stop() {
+		if b.fresh.watchdog.Stop() {
 			t.Error("it is watched")
 		}
 	})

@@ -1,0 +1,103 @@
+package authn
+
+import (
+	"iter"
+	"slices"
+	"sync"
+)
+
+const (
+	// idLength is the length of the ids that the server makes, in bytes. Ids of other
+	// lengths are possible, and take more memory.
+	idLength = 16
+	// batch entries are added or deleted under one lock, in some tens of microseconds.
+	// Judgements run between two batches.
+	batch = 256
+)
+
+// An idMap is a map from ids. The map itself holds ids of the usual length, without a
+// pointer: a million entries cost the garbage collector nothing, and some 56 bytes each.
+//
+// The owner's lock guards the map, see [revocations]. Methods with the lock as an argument
+// hold the lock for one batch at most at a time; the caller must not hold the lock.
+type idMap[V any] struct {
+	usual map[[idLength]byte]V
+	other map[string]V
+}
+
+func newIDMap[V any]() idMap[V] {
+	return idMap[V]{usual: map[[idLength]byte]V{}, other: map[string]V{}}
+}
+
+func (m *idMap[V]) get(id string) (v V, ok bool) {
+	if len(id) != idLength {
+		v, ok = m.other[id]
+	} else {
+		v, ok = m.usual[[idLength]byte([]byte(id))]
+	}
+	return v, ok
+}
+
+func (m *idMap[V]) set(id string, v V) {
+	if len(id) != idLength {
+		m.other[id] = v
+	} else {
+		m.usual[[idLength]byte([]byte(id))] = v
+	}
+}
+
+func (m *idMap[V]) len() int { return len(m.usual) + len(m.other) }
+
+// all returns the entries. The loop's body runs without the lock.
+func (m *idMap[V]) all(mu *sync.RWMutex) iter.Seq2[string, V] {
+	return func(yield func(string, V) bool) {
+		_ = inSteps(mu, m.usual, func(id [idLength]byte) string { return string(id[:]) }, yield) &&
+			inSteps(mu, m.other, func(id string) string { return id }, yield)
+	}
+}
+
+// inSteps yields the entries of m, and returns false if yield does. Only the steps from
+// entry to entry run under the lock, so a slow yield keeps nothing waiting. An entry
+// present from the beginning to the end comes once, whatever is added and deleted between
+// two steps: Go's range over a map promises as much, and the lock keeps the steps apart
+// from every change.
+func inSteps[K comparable, V any](mu *sync.RWMutex, m map[K]V, name func(K) string, yield func(string, V) bool) bool {
+	mu.RLock()
+	for id, v := range m {
+		mu.RUnlock()
+		if !yield(name(id), v) {
+			return false
+		}
+		mu.RLock()
+	}
+	mu.RUnlock()
+	return true
+}
+
+// forget deletes the expired entries, and needs the memory of their ids for a moment. Only
+// the goroutine of the owner that writes may call forget.
+func (m *idMap[V]) forget(mu *sync.RWMutex, expired func(V) bool) {
+	forget(mu, m.usual, expired)
+	forget(mu, m.other, expired)
+}
+
+func forget[K comparable, V any](mu *sync.RWMutex, m map[K]V, expired func(V) bool) {
+	var ids []K
+	for id, v := range m { // without the lock: only this goroutine writes
+		if expired(v) {
+			ids = append(ids, id)
+		}
+	}
+	inBatches(mu, ids, func(id K) { delete(m, id) })
+}
+
+// inBatches calls do for every element of all, with mu locked for one batch at a time.
+func inBatches[E any](mu *sync.RWMutex, all []E, do func(E)) {
+	for some := range slices.Chunk(all, batch) {
+		mu.Lock()
+		for _, e := range some {
+			do(e)
+		}
+		mu.Unlock()
+	}
+}

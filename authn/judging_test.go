@@ -1,0 +1,126 @@
+package authn
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+// meeting lets judgements of a token run while the bundle learns a message.
+type meeting struct {
+	*judge
+	t       *testing.T
+	key     *token.PublicKey
+	filler  []*watchwordv1.EndedSession // to make a message long
+	meeting int
+}
+
+// token makes an authentic token of a session of its own.
+func (m *meeting) token() *authentic {
+	now := time.Now()
+	m.meeting++
+	return &authentic{principal: &Principal{claims: token.Claims{
+		Issuer: "i", Subject: fmt.Sprintf("user-%d", m.meeting), SessionID: fmt.Sprintf("session-%8d", m.meeting), Audience: []string{"a"},
+		IssuedAt: now, ExpiresAt: now.Add(time.Minute), Version: 7,
+	}}, key: m.key, accepted: new(atomic.Pointer[judgement])}
+}
+
+// ends returns a message by which the sessions given end, the token's as the last.
+func (m *meeting) ends(before []*watchwordv1.EndedSession, tok *authentic) *watchwordv1.Change {
+	return &watchwordv1.Change{EndedSessions: append(before[:len(before):len(before)], &watchwordv1.EndedSession{SessionId: tok.principal.SessionID()})}
+}
+
+// trusting returns a trust state with a key that counts until then.
+func (m *meeting) trusting(until time.Time) *watchwordv1.TrustState {
+	key := m.named()
+	key.VerifiesUntil = timestamppb.New(until)
+	return &watchwordv1.TrustState{
+		Issuer: "i", MaxTokenLifetime: durationpb.New(time.Hour), Margin: durationpb.New(time.Minute), Keys: []*watchwordv1.VerificationKey{key},
+	}
+}
+
+func (m *meeting) learn(n news) {
+	m.t.Helper()
+	if err := m.bundle.learn(n); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// meet judges a token over and over while the bundle learns n, and afterwards. It returns
+// whether the token was accepted at any time, and checks that nothing accepts the token
+// once n has been learned.
+func (m *meeting) meet(what string, tok *authentic, n news) (everAccepted bool) {
+	m.t.Helper()
+	var judges, begun sync.WaitGroup
+	var ever, stop atomic.Bool
+	for range 2 {
+		begun.Add(1)
+		judges.Go(func() {
+			for first := true; first || !stop.Load(); first = false {
+				if m.bundle.judge(tok, true) == accepted {
+					ever.Store(true)
+				}
+				if first {
+					begun.Done()
+				}
+				runtime.Gosched() // so that learn gets on
+			}
+		})
+	}
+	begun.Wait()
+	m.learn(n)
+	for range 3 {
+		if m.bundle.stillAccepted(tok) || m.bundle.judge(tok, true) == accepted {
+			m.t.Fatalf("%s (%d): accepted after the message was learned", what, m.meeting)
+		}
+	}
+	stop.Store(true)
+	judges.Wait()
+	if m.bundle.stillAccepted(tok) {
+		m.t.Fatalf("%s (%d): a judgement from before the message counts after it", what, m.meeting)
+	}
+	return ever.Load()
+}
+
+// However judgements and a message meet, no judgement from before the message counts
+// after the message, and none mixes new keys with old revocations: rules 1 and 2 of
+// [bundle].
+func TestNoJudgementOutlivesAMessage(t *testing.T) {
+	m := &meeting{judge: newJudge(t, staleness{after: time.Hour}, 0), t: t}
+	for i := range 8 * batch {
+		m.filler = append(m.filler, &watchwordv1.EndedSession{SessionId: fmt.Sprintf("filler--%8d", i)})
+	}
+	past, future := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	m.learn(&watchwordv1.Change{TrustState: m.trusting(future)})
+	for _, key := range m.bundle.trust.Load().keys {
+		m.key = key.public
+	}
+	for end := time.Now().Add(time.Second); time.Now().Before(end); {
+		tok := m.token()
+		if m.bundle.judge(tok, true) != accepted || !m.bundle.stillAccepted(tok) {
+			t.Fatal("not accepted at first")
+		}
+		m.meet("a session ends in a long message", tok, m.ends(m.filler, tok))
+		for range 20 {
+			tok = m.token()
+			m.meet("a session ends", tok, m.ends(nil, tok))
+		}
+		m.meet("a key's time comes", m.token(), &watchwordv1.Change{TrustState: m.trusting(past)})
+		tok = m.token()
+		again := m.ends(m.filler, tok)
+		again.TrustState = m.trusting(future)
+		if m.meet("a session ends as its key comes", tok, again) {
+			t.Fatal("a token was accepted by its new key, after its session had ended")
+		}
+	}
+	t.Logf("%d meetings", m.meeting)
+}

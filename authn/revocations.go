@@ -1,0 +1,99 @@
+package authn
+
+import (
+	"iter"
+	"sync"
+	"time"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// pruneEvery is rare enough to cost nothing, and often enough: an entry lives for
+// minutes at least.
+const pruneEvery = time.Minute
+
+// revocations holds the ended sessions and the raised versions of users.
+//
+// mu guards both maps. One goroutine writes, the feed's, and may therefore read without
+// mu; other goroutines call [revocations.of], [revocations.sizes] and the iterators
+// alone. No method holds mu for longer than one batch of entries, so a judgement waits
+// for some tens of microseconds at most, whatever a server sends.
+//
+// Entries only add up, and an entry never becomes weaker: a server restored from a
+// backup may have forgotten a revocation, and the token concerned is alive all the same.
+// An entry goes when the last token concerned has expired.
+type revocations struct {
+	mu     sync.RWMutex
+	ended  idMap[int64] // ended session → keep until, server time, Unix seconds
+	raised idMap[raised]
+
+	nextPrune time.Time // of the goroutine that writes
+}
+
+// raised says which tokens of a user are out of use, by the version of the user's rights
+// in a token (claim ver).
+type raised struct {
+	revokedBelow int64
+	staleBelow   int64
+	keep         int64 // until, server time, Unix seconds
+}
+
+// news is the common part of a snapshot chunk and a change.
+type news interface {
+	GetTrustState() *watchwordv1.TrustState
+	GetEndedSessions() []*watchwordv1.EndedSession
+	GetRaisedVersions() []*watchwordv1.RaisedVersion
+}
+
+// add takes in the revocations of a message. now is the server's time. A judgement may
+// see a part of the message; since entries only add up, such a judgement refuses no
+// token without a reason from the message.
+func (r *revocations) add(n news, t *trust, now time.Time) {
+	inBatches(&r.mu, n.GetEndedSessions(), func(s *watchwordv1.EndedSession) {
+		keep, _ := r.ended.get(s.GetSessionId())
+		r.ended.set(s.GetSessionId(), max(keep, t.keepUntil(s.GetUntil(), now)))
+	})
+	inBatches(&r.mu, n.GetRaisedVersions(), func(v *watchwordv1.RaisedVersion) {
+		user, _ := r.raised.get(v.GetUserId())
+		if v.GetRevoked() {
+			user.revokedBelow = max(user.revokedBelow, v.GetVersion())
+		} else {
+			user.staleBelow = max(user.staleBelow, v.GetVersion())
+		}
+		user.keep = max(user.keep, t.keepUntil(v.GetUntil(), now))
+		r.raised.set(v.GetUserId(), user)
+	})
+}
+
+// of returns whether a session has ended, and the raised versions of a user, of one moment.
+func (r *revocations) of(session, user string) (ended bool, versions raised) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	_, ended = r.ended.get(session)
+	versions, _ = r.raised.get(user)
+	return ended, versions
+}
+
+// sizes returns the numbers of ended sessions and of raised users.
+func (r *revocations) sizes() (ended, raised int) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.ended.len(), r.raised.len()
+}
+
+// endedSessions returns session → keep until. See [idMap.all].
+func (r *revocations) endedSessions() iter.Seq2[string, int64] { return r.ended.all(&r.mu) }
+
+// raisedUsers returns user → raised versions. See [idMap.all].
+func (r *revocations) raisedUsers() iter.Seq2[string, raised] { return r.raised.all(&r.mu) }
+
+// prune deletes the entries whose tokens have all expired at the server's time now. It
+// does nothing within pruneEvery of the last time.
+func (r *revocations) prune(now time.Time) {
+	if now.Before(r.nextPrune) {
+		return
+	}
+	r.nextPrune = now.Add(pruneEvery)
+	r.ended.forget(&r.mu, func(keep int64) bool { return keep < now.Unix() })
+	r.raised.forget(&r.mu, func(u raised) bool { return u.keep < now.Unix() })
+}

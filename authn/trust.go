@@ -1,0 +1,118 @@
+package authn
+
+import (
+	"errors"
+	"log/slog"
+	"math"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+// trust is one trust state: the issuer, the issuer's keys, and the limits of tokens.
+//
+// A trust never changes after [newTrust]. The bundle holds the newest trust behind an
+// atomic pointer and replaces the pointer, so a reader takes no lock and sees one trust
+// state whole.
+type trust struct {
+	said        *watchwordv1.TrustState // as received; the snapshot file repeats the message
+	issuer      string
+	keys        map[string]*trustedKey // kid → key
+	maxLifetime time.Duration          // from iat to exp of the longest token
+	margin      time.Duration          // for how long a revocation is kept past its token's expiry
+	leeway      time.Duration          // of WithLeeway; at most margin
+}
+
+// trustedKey is a public key and the end of its use. As long as the server goes on
+// naming a key, every trust has the same public object: a token checked under one trust
+// can be judged under a later one by comparing two pointers.
+type trustedKey struct {
+	jwk    *watchwordv1.JsonWebKey
+	public *token.PublicKey
+	until  int64 // server time, ns since 1970; math.MaxInt64 where no end is known
+}
+
+// newTrust reads the trust state after before. before is nil for the first trust state; a
+// nil state changes nothing, and newTrust returns before. A key of an unknown kind is
+// logged and left out: a newer server may have such a key.
+//
+// Errors: if state lacks the issuer or the longest lifetime of a token.
+func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration, log *slog.Logger) (*trust, error) {
+	if state == nil {
+		return before, nil
+	}
+	next := &trust{
+		said:        state,
+		issuer:      state.GetIssuer(),
+		keys:        make(map[string]*trustedKey, len(state.GetKeys())),
+		maxLifetime: state.GetMaxTokenLifetime().AsDuration(),
+		margin:      max(0, state.GetMargin().AsDuration()),
+	}
+	next.leeway = min(leeway, next.margin)
+	if next.issuer == "" || next.maxLifetime <= 0 {
+		return nil, errors.New("the trust state lacks the issuer or the longest lifetime of a token")
+	}
+	if before == nil {
+		before = &trust{issuer: next.issuer, leeway: leeway}
+	}
+	for _, k := range state.GetKeys() {
+		key, err := before.readKey(k)
+		if err != nil {
+			log.Warn("a key of the trust bundle cannot be read", "kid", k.GetKey().GetKid(), "error", err)
+			continue
+		}
+		next.keys[key.public.KID()] = key
+	}
+	if before.issuer != next.issuer {
+		log.Warn("the trust bundle is of another issuer than before", "issuer", next.issuer, "before", before.issuer)
+	}
+	if next.leeway < leeway && next.leeway != before.leeway {
+		log.Warn("the leeway is cut down to the server's margin", "leeway", leeway, "margin", next.margin)
+	}
+	return next, nil
+}
+
+// readKey reads a key of the trust state after t.
+func (t *trust) readKey(k *watchwordv1.VerificationKey) (*trustedKey, error) {
+	key := &trustedKey{jwk: k.GetKey(), until: math.MaxInt64}
+	if end := k.GetVerifiesUntil(); end != nil {
+		key.until = nanosOf(end.AsTime())
+	}
+	if known := t.keys[k.GetKey().GetKid()]; known != nil && proto.Equal(known.jwk, key.jwk) {
+		key.public = known.public
+		return key, nil
+	}
+	var err error
+	key.public, err = token.FromJWK(key.jwk)
+	return key, err
+}
+
+// keepUntil returns until when a revocation is kept, in Unix seconds: the margin past
+// the expiry of the last token concerned, because a leeway lets tokens live past their
+// expiry. until is nil where the server names no time; then the longest token minted
+// now counts.
+func (t *trust) keepUntil(until *timestamppb.Timestamp, now time.Time) int64 {
+	end := now.Add(t.maxLifetime)
+	if until != nil {
+		end = until.AsTime()
+	}
+	return end.Add(t.margin).Unix() + 1
+}
+
+// expiryBefore is the inverse of [trust.keepUntil]: the time for a server to name.
+func (t *trust) expiryBefore(keep int64) *timestamppb.Timestamp {
+	return timestamppb.New(time.Unix(keep-1, 0).Add(-t.margin))
+}
+
+// nanosOf returns a time in ns since 1970, and math.MaxInt64 for a time too far ahead
+// to be counted so.
+func nanosOf(t time.Time) int64 {
+	if t.Unix() >= math.MaxInt64/int64(time.Second) {
+		return math.MaxInt64
+	}
+	return t.UnixNano()
+}
