@@ -3,7 +3,6 @@ package tokensource
 import (
 	"context"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -68,11 +67,11 @@ func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
 		return nil, &refusal.Setup{Code: codes.Unavailable, Message: "tokensource: storing the refresh token: " + err.Error(), Cause: err}
 	}
 	tokens, err := s.session.request(s.ctx)
-	if reason := refusal.Reason(err); slices.Contains(sessionOver, reason) && s.session.password != "" {
+	if revoked, over := sessionOver[refusal.Reason(err)]; over && s.session.password != "" {
 		s.session.log.Info("the session is over; logging in again", "credentials", s, "error", err)
-		if reason == sessionRevoked || reason == refreshTokenReused {
+		if revoked {
 			s.mu.Lock()
-			s.access = "" // revoked with its session
+			s.access = ""
 			s.mu.Unlock()
 		}
 		s.session.refreshToken = ""
@@ -104,7 +103,7 @@ func (s *Source) useLocked(tokens *watchwordv1.TokenPair) {
 // failedLocked takes note of the error of a renewal, and sets the pause before the
 // next. s.mu must be held.
 func (s *Source) failedLocked(err error) {
-	if slices.Contains(sessionOver, refusal.Reason(err)) && s.session.password == "" {
+	if _, over := sessionOver[refusal.Reason(err)]; over && s.session.password == "" {
 		s.endLocked(err)
 		s.session.log.Error("the session is over, and there is no password to begin another", "error", err)
 		return
@@ -119,18 +118,13 @@ func (s *Source) failedLocked(err error) {
 	s.session.log.Warn("no new access token", "credentials", s, "error", err, "pause", pause)
 }
 
-const (
-	refreshTokenReused = watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED
-	sessionRevoked     = watchwordv1.ErrorReason_ERROR_REASON_SESSION_REVOKED
-)
-
-// sessionOver lists the reasons after which Watchword takes no refresh token of the
-// session any more.
-var sessionOver = []watchwordv1.ErrorReason{
-	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID,
-	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED,
-	refreshTokenReused,
-	sessionRevoked,
+// sessionOver holds the reasons after which Watchword takes no refresh token of the
+// session any more. The value says whether the session's access tokens are revoked.
+var sessionOver = map[watchwordv1.ErrorReason]bool{
+	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID: false,
+	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED: false,
+	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED:  true,
+	watchwordv1.ErrorReason_ERROR_REASON_SESSION_REVOKED:       true,
 }
 
 // A session gets tokens from Watchword. Its first fields are set once. The others
