@@ -56,7 +56,7 @@ func TestForward(t *testing.T) {
 		"within the machine":     {nil, tokensource.Forward(), true},
 		"to another":             {remote, tokensource.Forward(), false},
 		"to another, told":       {remote, tokensource.Forward(tokensource.WithPlaintextToOtherHosts()), true},
-		"to another, by its TLS": {remote, append(tokensource.Forward(), grpc.WithTransportCredentials(says{info: secure{}})), true},
+		"to another, by its TLS": {remote, append(tokensource.Forward(), grpc.WithTransportCredentials(says{info: private})), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -66,7 +66,7 @@ func TestForward(t *testing.T) {
 				for _, stream := range []bool{false, true} {
 					service := startService(t)
 					middle := serveMiddle(t, verifier, service.dial(t, test.addr, test.forward...), stream)
-					ctx := bearing(t.Context(), "bearer "+raw) // as anybody may spell it
+					ctx := bearing(t.Context(), "bearer "+raw) // the scheme's case does not matter
 
 					seen, err := call(ctx, middle, "/any.v1.Any/Method", false)
 					if wantsPlaintext(t, err, test.ok); test.ok && seen != raw {
@@ -75,7 +75,7 @@ func TestForward(t *testing.T) {
 						saw(t, service, "")
 					}
 
-					// Where nobody was judged, nobody's token goes on.
+					// Where no token was verified, none goes on.
 					if seen, err := call(ctx, middle, "/open.v1.Open/Method", false); err != nil || seen != "none" {
 						t.Errorf("from a public method: %q, %v", seen, err)
 					}

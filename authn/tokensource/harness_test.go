@@ -107,8 +107,8 @@ func (s *authServer) when(before, after func(context.Context) error) {
 	s.before, s.after = before, after
 }
 
-// took returns what was asked since it was last called.
-func (s *authServer) took() string {
+// sinceLast returns what was asked since it was last called.
+func (s *authServer) sinceLast() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	taken := strings.Join(s.asked, " ")
@@ -214,7 +214,7 @@ func (s *guardedService) refuses(refuse func(method, token string) error) {
 	s.refuse = refuse
 }
 
-func (s *guardedService) took() string {
+func (s *guardedService) sinceLast() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	taken := strings.Join(s.calls, " ")
@@ -366,9 +366,9 @@ func (c *calling) failsWith(t *testing.T, want string) {
 	}
 }
 
-func saw(t *testing.T, by interface{ took() string }, want string) {
+func saw(t *testing.T, by interface{ sinceLast() string }, want string) {
 	t.Helper()
-	if got := by.took(); got != want {
+	if got := by.sinceLast(); got != want {
 		t.Fatalf("%T saw %q, want %q", by, got, want)
 	}
 }
@@ -393,7 +393,7 @@ func (k *keep) fails(err error) {
 	k.err = err
 }
 
-func (k *keep) took() string {
+func (k *keep) sinceLast() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	taken := strings.Join(k.taken, " ")

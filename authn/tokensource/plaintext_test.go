@@ -68,7 +68,7 @@ func TestSecretsOverPlaintext(t *testing.T) {
 						},
 						func() (*tokensource.Source, error) { return tokensource.Refresh(far, "refresh-1", opts...) },
 					} {
-						auth.took()
+						auth.sinceLast()
 						auth.mu.Lock()
 						auth.newest = 1
 						auth.mu.Unlock()
@@ -77,7 +77,7 @@ func TestSecretsOverPlaintext(t *testing.T) {
 						defer source.Close()
 						_, err = call(t.Context(), service.dial(t, nil, source.DialOptions()...), unaryMethod, false)
 						wantsPlaintext(t, err, ok)
-						if (auth.took() != "") != ok {
+						if (auth.sinceLast() != "") != ok {
 							t.Error("Watchword was asked, or it was not")
 						}
 					}
@@ -98,15 +98,7 @@ func wantsPlaintext(t *testing.T, err error, ok bool) {
 
 // nearCaller is the context of a handler whose caller is on this machine.
 func nearCaller(ctx context.Context) context.Context {
-	return peer.NewContext(ctx, &peer.Peer{Addr: &net.UnixAddr{Net: "unix"}, AuthInfo: secure{}})
-}
-
-// secure is the AuthInfo of a connection that nobody can read or change.
-type secure struct{}
-
-func (secure) AuthType() string { return "test" }
-func (secure) GetCommonAuthInfo() credentials.CommonAuthInfo {
-	return credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
+	return peer.NewContext(ctx, &peer.Peer{Addr: &net.UnixAddr{Net: "unix"}, AuthInfo: private})
 }
 
 type otherAddr string
@@ -130,7 +122,10 @@ func (says) Info() credentials.ProtocolInfo {
 
 func (s says) Clone() credentials.TransportCredentials { return s }
 
+// level is the AuthInfo of a connection of this level of security.
 type level credentials.SecurityLevel
+
+const private = level(credentials.PrivacyAndIntegrity)
 
 func (level) AuthType() string { return "test" }
 func (l level) GetCommonAuthInfo() credentials.CommonAuthInfo {
@@ -142,13 +137,13 @@ type silentAuth struct{}
 
 func (silentAuth) AuthType() string { return "silent" }
 
-// A secret needs a connection that nobody can read along, and that says so.
+// A secret needs a connection that states that it is private.
 func TestSecretsByLevelOfSecurity(t *testing.T) {
 	for name, test := range map[string]struct {
 		info credentials.AuthInfo
 		ok   bool
 	}{
-		"private":        {level(credentials.PrivacyAndIntegrity), true},
+		"private":        {private, true},
 		"integrity only": {level(credentials.IntegrityOnly), false},
 		"none":           {level(credentials.NoSecurity), false},
 		"invalid":        {level(credentials.InvalidSecurityLevel), false},

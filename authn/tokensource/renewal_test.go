@@ -133,7 +133,7 @@ func TestServerAway(t *testing.T) {
 			c.goesWith(t, "access-1")
 			time.Sleep(100 * time.Millisecond)
 		}
-		if asked := strings.Fields(c.auth.took()); len(asked) < 8 || len(asked) > 25 {
+		if asked := strings.Fields(c.auth.sinceLast()); len(asked) < 8 || len(asked) > 25 {
 			t.Errorf("asked %d times in 70 seconds", len(asked))
 		}
 		time.Sleep(10 * time.Second)
@@ -145,7 +145,7 @@ func TestServerAway(t *testing.T) {
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
-		if asked := strings.Fields(c.auth.took()); len(asked) < 6 || len(asked) > 15 {
+		if asked := strings.Fields(c.auth.sinceLast()); len(asked) < 6 || len(asked) > 15 {
 			t.Errorf("asked %d times in a minute", len(asked))
 		}
 		c.auth.when(nil, nil)
@@ -154,7 +154,7 @@ func TestServerAway(t *testing.T) {
 	})
 }
 
-// Nobody is guessing, so nobody shall be taken for one who is.
+// A program with an old password must not look like an attacker that guesses.
 func TestRefusedLogins(t *testing.T) {
 	for _, test := range []struct {
 		refused error
@@ -174,7 +174,7 @@ func TestRefusedLogins(t *testing.T) {
 					c.failsWith(t, name(test.refused))
 					time.Sleep(time.Second)
 				}
-				if asked := strings.Fields(c.auth.took()); len(asked) < 10 || len(asked) > test.most {
+				if asked := strings.Fields(c.auth.sinceLast()); len(asked) < 10 || len(asked) > test.most {
 					t.Errorf("%d logins in an hour", len(asked))
 				}
 				c.auth.when(nil, nil)
@@ -223,12 +223,49 @@ func TestSessionIsOver(t *testing.T) {
 	}
 }
 
+// While a new session begins, calls go on with the token of the old one, unless the
+// refusal says that the token was revoked with its session.
+func TestCallsWhileTheSessionBeginsAnew(t *testing.T) {
+	for reason, during := range map[string]string{
+		"REFRESH_TOKEN_INVALID": "access-1",
+		"REFRESH_TOKEN_EXPIRED": "access-1",
+		"REFRESH_TOKEN_REUSED":  "access-2",
+		"SESSION_REVOKED":       "access-2",
+	} {
+		t.Run(reason, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := withPassword(t)
+				c.goesWith(t, "access-1")
+				time.Sleep(accessLife * 9 / 10)
+				release := make(chan struct{})
+				c.auth.when(func(context.Context) error {
+					c.auth.when(func(context.Context) error { <-release; return nil }, nil)
+					return refusal(codes.Unauthenticated, reason, "")
+				}, nil)
+				c.goesWith(t, "access-1") // begins the renewal
+				saw(t, c.auth, "login refresh-1 login")
+				var calls sync.WaitGroup
+				calls.Go(func() {
+					if token, err := call(t.Context(), c.conn, unaryMethod, false); token != during || err != nil {
+						t.Errorf("%q, %v; want %s", token, err, during)
+					}
+				})
+				synctest.Wait()
+				close(release)
+				calls.Wait()
+				synctest.Wait()
+				c.goesWith(t, "access-2")
+			})
+		})
+	}
+}
+
 func TestTokenStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := new(keep)
 		c := withSession(t, tokensource.WithStore(k.store))
 		c.service.refuses(func(_, token string) error { // before any call goes out with what came along
-			if got := k.took(); got != strings.Replace(token, "access", "refresh", 1) {
+			if got := k.sinceLast(); got != strings.Replace(token, "access", "refresh", 1) {
 				t.Errorf("%s is used, and stored is %q", token, got)
 			}
 			return nil

@@ -95,7 +95,7 @@ func TestServiceThatRefusesEveryToken(t *testing.T) {
 			c.failsWith(t, "TOKEN_INVALID")
 			time.Sleep(100 * time.Millisecond)
 		}
-		if asked := strings.Fields(c.auth.took()); len(asked) < 8 || len(asked) > 12 {
+		if asked := strings.Fields(c.auth.sinceLast()); len(asked) < 8 || len(asked) > 12 {
 			t.Errorf("asked %d times in a minute", len(asked))
 		}
 		time.Sleep(time.Minute)
@@ -161,7 +161,7 @@ func timeout(t *testing.T, after time.Duration) context.Context {
 	return ctx
 }
 
-func TestCloseOfCredentials(t *testing.T) {
+func TestClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := withPassword(t)
 		c.auth.when(hang, nil)
@@ -196,9 +196,36 @@ func TestCloseOfCredentials(t *testing.T) {
 	})
 }
 
+// A store that does not heed its context holds up Close, and no call.
+func TestCloseWhileTheStoreHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		c := withPassword(t, tokensource.WithStore(func(context.Context, string) error { <-release; return nil }))
+		waits, closed := make(chan error, 1), make(chan struct{})
+		go func() { waits <- last(call(t.Context(), c.conn, unaryMethod, false)) }()
+		synctest.Wait()
+		go func() {
+			defer close(closed)
+			c.Close()
+		}()
+		synctest.Wait()
+		began := time.Now()
+		c.failsWith(t, "Canceled")
+		if waited := time.Since(began); waited > 0 {
+			t.Errorf("a call waited %v", waited)
+		}
+		close(release)
+		<-closed
+		if err := <-waits; status.Code(err) != codes.Canceled {
+			t.Error(err)
+		}
+		saw(t, c.service, "")
+	})
+}
+
 func last(_ string, err error) error { return err }
 
-func TestMisusedCredentials(t *testing.T) {
+func TestMisuse(t *testing.T) {
 	conn := startAuth(t).dial(t, nil)
 	for name, err := range map[string]error{
 		"no connection":       second(tokensource.Password(nil, "alice", "secret")),
@@ -286,7 +313,7 @@ func TestMisusedConnections(t *testing.T) {
 	})
 }
 
-// laterConn is a connection that is made after who uses it.
+// laterConn is a connection that is made after the source that uses it.
 type laterConn struct{ grpc.ClientConnInterface }
 
 func TestNothingPrintsASecret(t *testing.T) {
