@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -123,6 +125,46 @@ func TestTokenRevoked(t *testing.T) {
 		c.goesWith(t, "access-2")
 		saw(t, c.auth, "login refresh-1 login")
 	})
+}
+
+// Calls of both kinds, callers of Token and refusals at once, and then Close: for the
+// race detector.
+func TestConcurrentUse(t *testing.T) {
+	auth, service := startAuth(t), startService(t)
+	source, err := tokensource.Password(auth.dial(t, nil), "alice", "secret")
+	check(t, err)
+	var refused sync.Map // token → how often it was used
+	service.refuses(func(method, token string) error {
+		n, _ := refused.LoadOrStore(token, new(atomic.Int32))
+		if n.(*atomic.Int32).Add(1) > 20 {
+			return refusal(codes.Unauthenticated, "TOKEN_STALE", method)
+		}
+		return nil
+	})
+	conn := service.dial(t, nil, source.DialOptions()...)
+	var callers sync.WaitGroup
+	for n := range 8 {
+		callers.Go(func() {
+			for range 30 {
+				_, err := call(t.Context(), conn, unaryMethod, n%2 == 0)
+				if got := name(err); err != nil && got != "TOKEN_STALE" {
+					t.Error(err)
+				}
+				if token, err := source.Token(t.Context()); token == "" || err != nil {
+					t.Errorf("%q, %v", token, err)
+				}
+			}
+		})
+	}
+	callers.Wait()
+	for range 4 {
+		callers.Go(func() { _, _ = call(t.Context(), conn, unaryMethod, false) })
+		callers.Go(func() { source.Close() })
+	}
+	callers.Wait()
+	if _, err := source.Token(t.Context()); status.Code(err) != codes.Canceled {
+		t.Error(err)
+	}
 }
 
 func TestCallersThatGiveUp(t *testing.T) {
