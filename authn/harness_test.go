@@ -314,3 +314,10 @@ func errorIs(t *testing.T, err, target error) {
 		t.Errorf("%v is not %v", err, target)
 	}
 }
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

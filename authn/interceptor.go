@@ -3,7 +3,6 @@ package authn
 import (
 	"context"
 	"errors"
-	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -11,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/token"
 )
 
 // ServerOptions guards a server: both interceptors, by grpc.ChainUnaryInterceptor
@@ -79,9 +79,9 @@ func (v *Verifier) guard(ctx context.Context, full string) (context.Context, err
 // verifyIncoming judges the token that a call carries.
 func (v *Verifier) verifyIncoming(ctx context.Context, method string) (*Principal, error) {
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")
-	token, ok := bearer(values)
+	raw, ok := token.Bearer(values)
 	if ok {
-		p, reason := v.verify(token, &v.audience)
+		p, reason := v.verify(raw, &v.audience)
 		if reason != accepted {
 			return nil, refuse(reason, method)
 		}
@@ -95,15 +95,4 @@ func (v *Verifier) verifyIncoming(ctx context.Context, method string) (*Principa
 		reason = bundleStale
 	}
 	return nil, refuse(v.counters.refused(reason), method)
-}
-
-// bearer returns the token of the one value "Bearer TOKEN". Two values would
-// leave it to each reader's taste which one counts. The scheme is compared
-// without regard to case (RFC 9110 section 11.1).
-func bearer(values []string) (token string, ok bool) {
-	if len(values) != 1 {
-		return "", false
-	}
-	scheme, token, ok := strings.Cut(values[0], " ")
-	return token, ok && strings.EqualFold(scheme, "bearer")
 }

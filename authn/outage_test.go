@@ -20,6 +20,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
 // line is the way to a server, which a test can cut and block.
@@ -230,7 +231,8 @@ func TestUnknownKeysMakeNoCallWait(t *testing.T) {
 
 // asked is how a server says that it is full, and when to come again.
 func asked(again time.Duration) error {
-	return refusal(codes.ResourceExhausted, "OVERLOADED", "", &errdetails.RetryInfo{RetryDelay: durationpb.New(again)})
+	return refusal.Status(codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "", "refused",
+		&errdetails.RetryInfo{RetryDelay: durationpb.New(again)}).Err()
 }
 
 // A server that is full for a moment is waited for, as one that is away. No one

@@ -34,14 +34,14 @@ func blocks(text, language string) (found []string) {
 
 // The README's Go is part of examples that are compiled and run.
 func TestSnippetsAreExamples(t *testing.T) {
-	examples := unindent(read(t, "authn/example_test.go") + read(t, "authn/example_credentials_test.go"))
+	examples := unindent(read(t, "authn/example_test.go") + read(t, "authn/tokensource/example_test.go"))
 	snippets := blocks(read(t, "README.md"), "go")
 	if len(snippets) == 0 {
 		t.Fatal("README.md has no Go")
 	}
 	for _, snippet := range snippets {
 		if !strings.Contains(examples, unindent(snippet)) {
-			t.Errorf("in no example of authn:\n%s", snippet)
+			t.Errorf("in no example of authn or authn/tokensource:\n%s", snippet)
 		}
 	}
 }

@@ -25,6 +25,7 @@ const (
 var mayImport = map[string][]string{
 	"authn":                    {gen, "internal/detach", "internal/durable", "internal/refusal", "internal/retry", "internal/token", "internal/transport"}, // public: no database, no server, no command line
 	"authn/authntest":          {"authn", gen, "internal/token"},                                                                                           // public
+	"authn/tokensource":        {"authn", gen, "internal/refusal", "internal/retry", "internal/token", "internal/transport"},                               // public: as authn
 	"cmd/watchword":            {"internal/cli"},
 	"docs":                     {}, // nothing but tests of the text
 	"internal/audit":           {"internal/caller", "internal/store"},
@@ -81,6 +82,7 @@ var mayImportForeign = map[string][]string{
 	"github.com/golang-jwt/jwt":   {"internal/token"},
 	"golang.org/x/crypto/argon2":  {"internal/password"},
 	"github.com/alecthomas/kong":  {"internal/cli"},
+	"golang.org/x/time/rate":      {"internal/rpc", "authn/tokensource"},
 }
 
 // goPackage is what `go list -json` says of a package.
@@ -156,24 +158,32 @@ func ownersOf(path string) ([]string, bool) {
 	return nil, false
 }
 
-// TestAuthnIsLight holds what a service takes on that imports authn, through
-// whatever authn imports.
+// TestAuthnIsLight holds what a service takes on that imports authn, or a caller that
+// imports authn/tokensource, through whatever these import.
 func TestAuthnIsLight(t *testing.T) {
+	const tokens = "github.com/golang-jwt/jwt"
+	mayDependOn := map[string][]string{
+		"authn":             append(mayImport["authn"], tokens),
+		"authn/tokensource": append(slices.Concat(mayImport["authn/tokensource"], mayImport["authn"]), tokens, "golang.org/x/time/rate"),
+	}
 	for _, p := range listPackages(t) {
-		if p.name() != "authn" {
+		allowed, light := mayDependOn[p.name()]
+		if !light {
 			continue
 		}
+		delete(mayDependOn, p.name())
 		for _, path := range p.Deps {
 			ours, isOurs := strings.CutPrefix(path, module)
 			_, owned := ownersOf(path)
-			if isOurs && !slices.Contains(mayImport["authn"], ours) || owned && !strings.HasPrefix(path, "github.com/golang-jwt/jwt") {
-				t.Errorf("authn depends on %s", path)
+			if (isOurs || owned) && !slices.ContainsFunc(allowed, func(a string) bool { return ours == a || strings.HasPrefix(ours, a+"/") && owned }) {
+				t.Errorf("%s depends on %s", p.name(), path)
 			}
 		}
 		if !slices.Contains(p.Deps, module+gen) {
-			t.Error("the dependencies were not listed")
+			t.Errorf("the dependencies of %s were not listed", p.name())
 		}
-		return
 	}
-	t.Error("there is no package authn")
+	for name := range mayDependOn {
+		t.Errorf("there is no package %s", name)
+	}
 }

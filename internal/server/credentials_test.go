@@ -9,23 +9,23 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
-	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/tokensource"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// carrying calls the server with credentials, as a service that it guards.
-func (h *harness) carrying(t *testing.T, creds *authn.Credentials, err error) watchwordv1.SessionServiceClient {
+// carrying calls the server with a source, as a service that it guards.
+func (h *harness) carrying(t *testing.T, source *tokensource.Source, err error) watchwordv1.SessionServiceClient {
 	t.Helper()
-	return watchwordv1.NewSessionServiceClient(h.dialCarrying(t, creds, err))
+	return watchwordv1.NewSessionServiceClient(h.dialCarrying(t, source, err))
 }
 
-func (h *harness) dialCarrying(t *testing.T, creds *authn.Credentials, err error) *grpc.ClientConn {
+func (h *harness) dialCarrying(t *testing.T, source *tokensource.Source, err error) *grpc.ClientConn {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { creds.Close() })
-	conn, err := grpc.NewClient(h.server.GRPCAddr(), append(creds.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	t.Cleanup(func() { source.Close() })
+	conn, err := grpc.NewClient(h.server.GRPCAddr(), append(source.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,8 +43,8 @@ func TestCredentials(t *testing.T) {
 		newest = token
 		return nil
 	}
-	creds, err := authn.NewPasswordCredentials(h.conn, a.name, a.password, authn.WithTokenStore(store), authn.WithCredentialsAudience("internal"))
-	sessions := h.carrying(t, creds, err)
+	source, err := tokensource.Password(h.conn, a.name, a.password, tokensource.WithStore(store), tokensource.WithAudience("internal"))
+	sessions := h.carrying(t, source, err)
 	calls := func(by watchwordv1.SessionServiceClient, want string) {
 		t.Helper()
 		var all sync.WaitGroup
@@ -72,13 +72,13 @@ func TestCredentials(t *testing.T) {
 	}
 
 	// Another process goes on with what was stored, and this one stops.
-	creds.Close()
+	source.Close()
 	calls(sessions, "Canceled")
-	creds, err = authn.NewRefreshCredentials(h.conn, newest, authn.WithTokenStore(store))
-	resumed := h.carrying(t, creds, err)
+	source, err = tokensource.Refresh(h.conn, newest, tokensource.WithStore(store))
+	resumed := h.carrying(t, source, err)
 	calls(resumed, "ok")
-	creds, err = authn.NewPasswordCredentials(h.conn, a.name, a.password)
-	sessions = h.carrying(t, creds, err)
+	source, err = tokensource.Password(h.conn, a.name, a.password)
+	sessions = h.carrying(t, source, err)
 	calls(sessions, "ok")
 
 	if _, err := h.sessions.RevokeUserSessions(h.admin.as(t.Context()), &watchwordv1.RevokeUserSessionsRequest{UserId: a.id}); err != nil {
@@ -92,8 +92,8 @@ func TestCredentials(t *testing.T) {
 	calls(sessions, "ok") // logged in anew
 	calls(resumed, "SESSION_REVOKED")
 
-	creds, err = authn.NewPasswordCredentials(h.conn, a.name, "not "+a.password)
-	calls(h.carrying(t, creds, err), "INVALID_CREDENTIALS")
+	source, err = tokensource.Password(h.conn, a.name, "not "+a.password)
+	calls(h.carrying(t, source, err), "INVALID_CREDENTIALS")
 }
 
 // What Verify says of a token that it was asked about concerns nobody's own.
@@ -106,8 +106,8 @@ func TestVerifyWithCredentials(t *testing.T) {
 		logins++
 		return nil
 	}
-	creds, err := authn.NewPasswordCredentials(h.conn, a.name, a.password, authn.WithTokenStore(store), authn.WithCredentialsAudience("internal"))
-	conn := h.dialCarrying(t, creds, err)
+	source, err := tokensource.Password(h.conn, a.name, a.password, tokensource.WithStore(store), tokensource.WithAudience("internal"))
+	conn := h.dialCarrying(t, source, err)
 	for range 3 {
 		_, err := watchwordv1.NewAuthServiceClient(conn).Verify(t.Context(), &watchwordv1.VerifyRequest{AccessToken: "a.b.c"})
 		refusedBy(t, err, "TOKEN_INVALID", "")

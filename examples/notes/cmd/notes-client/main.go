@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/tokensource"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 
 	notesv1 "example.com/notes/gen/notes/v1"
@@ -67,12 +68,12 @@ func run(ctx context.Context, c config) error {
 	if err != nil {
 		return fmt.Errorf("reading the password from standard input: %w", err)
 	}
-	authConn, err := dial(c.authAddr, c.caFile)
+	authConn, err := dialWatchword(c.authAddr, c.caFile)
 	if err != nil {
 		return fmt.Errorf("connecting to Watchword: %w", err)
 	}
 	defer authConn.Close()
-	notesConn, err := dial(c.addr, "")
+	notesConn, err := grpc.NewClient(c.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return fmt.Errorf("connecting to notes: %w", err)
 	}
@@ -213,8 +214,8 @@ func readLine(r io.Reader) (string, error) {
 	return strings.TrimRight(line, "\r\n"), nil
 }
 
-// dial prepares a connection; grpc-go makes it at the first call.
-func dial(addr, caFile string) (*grpc.ClientConn, error) {
+// dialWatchword prepares a connection; grpc-go makes it at the first call.
+func dialWatchword(addr, caFile string) (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
 	if caFile != "" {
 		var err error
@@ -222,5 +223,5 @@ func dial(addr, caFile string) (*grpc.ClientConn, error) {
 			return nil, err
 		}
 	}
-	return grpc.NewClient(addr, grpc.WithTransportCredentials(creds))
+	return tokensource.Dial(addr, grpc.WithTransportCredentials(creds))
 }

@@ -16,9 +16,9 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
-	"google.golang.org/grpc/keepalive"
 
 	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/tokensource"
 
 	"example.com/notes"
 )
@@ -30,10 +30,6 @@ const (
 	// stopTimeout is how long calls may take to end.
 	stopTimeout = 5 * time.Second
 )
-
-// alive finds out within 15 s that the connection to Watchword has died without a
-// word, as by a pulled cable. Revocations come over it.
-var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}
 
 type config struct {
 	addr, authAddr, audience, caFile string
@@ -99,7 +95,7 @@ func run(ctx context.Context, c config) error {
 	return <-failed
 }
 
-// dial prepares a connection; grpc-go makes it at the first call.
+// dial prepares a connection to Watchword; grpc-go makes it at the first call.
 func dial(addr, caFile string) (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
 	if caFile != "" {
@@ -108,7 +104,7 @@ func dial(addr, caFile string) (*grpc.ClientConn, error) {
 			return nil, err
 		}
 	}
-	return grpc.NewClient(addr, grpc.WithTransportCredentials(creds), grpc.WithKeepaliveParams(alive))
+	return tokensource.Dial(addr, grpc.WithTransportCredentials(creds))
 }
 
 // newVerifier waits for the keys.

@@ -1,4 +1,4 @@
-package authn_test
+package tokensource_test
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
-	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/tokensource"
 )
 
 // secretAddresses says over which plaintext a secret may go.
@@ -36,9 +36,9 @@ func TestSecretsOverPlaintext(t *testing.T) {
 		for _, told := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, told %t", name, told), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					var opts []authn.CredentialsOption
+					var opts []tokensource.Option
 					if told {
-						opts = append(opts, authn.WithPlaintextToOtherHosts())
+						opts = append(opts, tokensource.WithPlaintextToOtherHosts())
 					}
 					ok := test.ok || told
 					auth, service := startAuth(t), startService(t)
@@ -46,10 +46,10 @@ func TestSecretsOverPlaintext(t *testing.T) {
 
 					// The token, to a service; Watchword is near. A handler's caller
 					// is near too, and proves nothing.
-					creds, err := authn.NewPasswordCredentials(near, "alice", "secret", opts...)
+					source, err := tokensource.Password(near, "alice", "secret", opts...)
 					check(t, err)
-					defer creds.Close()
-					conn := service.dial(t, test.addr, creds.DialOptions()...)
+					defer source.Close()
+					conn := service.dial(t, test.addr, source.DialOptions()...)
 					for _, stream := range []bool{false, true} {
 						_, err = call(nearCaller(t.Context()), conn, unaryMethod, stream)
 						wantsPlaintext(t, err, ok)
@@ -62,22 +62,22 @@ func TestSecretsOverPlaintext(t *testing.T) {
 					}
 
 					// The password and the refresh token, to Watchword.
-					for _, make := range []func() (*authn.Credentials, error){
-						func() (*authn.Credentials, error) {
-							return authn.NewPasswordCredentials(far, "alice", "secret", opts...)
+					for _, make := range []func() (*tokensource.Source, error){
+						func() (*tokensource.Source, error) {
+							return tokensource.Password(far, "alice", "secret", opts...)
 						},
-						func() (*authn.Credentials, error) { return authn.NewRefreshCredentials(far, "refresh-1", opts...) },
+						func() (*tokensource.Source, error) { return tokensource.Refresh(far, "refresh-1", opts...) },
 					} {
-						auth.took()
+						auth.sinceLast()
 						auth.mu.Lock()
 						auth.newest = 1
 						auth.mu.Unlock()
-						creds, err := make()
+						source, err := make()
 						check(t, err)
-						defer creds.Close()
-						_, err = call(t.Context(), service.dial(t, nil, creds.DialOptions()...), unaryMethod, false)
+						defer source.Close()
+						_, err = call(t.Context(), service.dial(t, nil, source.DialOptions()...), unaryMethod, false)
 						wantsPlaintext(t, err, ok)
-						if (auth.took() != "") != ok {
+						if (auth.sinceLast() != "") != ok {
 							t.Error("Watchword was asked, or it was not")
 						}
 					}
@@ -98,8 +98,13 @@ func wantsPlaintext(t *testing.T, err error, ok bool) {
 
 // nearCaller is the context of a handler whose caller is on this machine.
 func nearCaller(ctx context.Context) context.Context {
-	return peer.NewContext(ctx, &peer.Peer{Addr: &net.UnixAddr{Net: "unix"}, AuthInfo: secure{}})
+	return peer.NewContext(ctx, &peer.Peer{Addr: &net.UnixAddr{Net: "unix"}, AuthInfo: private})
 }
+
+type otherAddr string
+
+func (otherAddr) Network() string  { return "vsock" }
+func (a otherAddr) String() string { return string(a) }
 
 // says is plaintext that says of itself how secure it is.
 type says struct {
@@ -117,7 +122,10 @@ func (says) Info() credentials.ProtocolInfo {
 
 func (s says) Clone() credentials.TransportCredentials { return s }
 
+// level is the AuthInfo of a connection of this level of security.
 type level credentials.SecurityLevel
+
+const private = level(credentials.PrivacyAndIntegrity)
 
 func (level) AuthType() string { return "test" }
 func (l level) GetCommonAuthInfo() credentials.CommonAuthInfo {
@@ -129,13 +137,13 @@ type silentAuth struct{}
 
 func (silentAuth) AuthType() string { return "silent" }
 
-// A secret needs a connection that nobody can read along, and that says so.
+// A secret needs a connection that states that it is private.
 func TestSecretsByLevelOfSecurity(t *testing.T) {
 	for name, test := range map[string]struct {
 		info credentials.AuthInfo
 		ok   bool
 	}{
-		"private":        {level(credentials.PrivacyAndIntegrity), true},
+		"private":        {private, true},
 		"integrity only": {level(credentials.IntegrityOnly), false},
 		"none":           {level(credentials.NoSecurity), false},
 		"invalid":        {level(credentials.InvalidSecurityLevel), false},
@@ -152,10 +160,10 @@ func TestSecretsByLevelOfSecurity(t *testing.T) {
 					if far == "Watchword" {
 						toAuth = auth.dial(t, remote, as)
 					}
-					creds, err := authn.NewPasswordCredentials(toAuth, "alice", "secret")
+					source, err := tokensource.Password(toAuth, "alice", "secret")
 					check(t, err)
-					defer creds.Close()
-					opts := creds.DialOptions()
+					defer source.Close()
+					opts := source.DialOptions()
 					toService := service.dial(t, nil, opts...)
 					if far == "service" {
 						toService = service.dial(t, remote, append(opts, as)...)
@@ -182,18 +190,18 @@ func (c deafConn) Invoke(ctx context.Context, method string, args, reply any, _ 
 func TestConnectionThatDropsOptionsGetsNoSecret(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		auth, service := startAuth(t), startService(t)
-		for want, make := range map[string]func(grpc.ClientConnInterface) (*authn.Credentials, error){
-			"login": func(conn grpc.ClientConnInterface) (*authn.Credentials, error) {
-				return authn.NewPasswordCredentials(conn, "alice", "secret")
+		for want, make := range map[string]func(grpc.ClientConnInterface) (*tokensource.Source, error){
+			"login": func(conn grpc.ClientConnInterface) (*tokensource.Source, error) {
+				return tokensource.Password(conn, "alice", "secret")
 			},
-			"": func(conn grpc.ClientConnInterface) (*authn.Credentials, error) {
-				return authn.NewRefreshCredentials(conn, "refresh-0")
+			"": func(conn grpc.ClientConnInterface) (*tokensource.Source, error) {
+				return tokensource.Refresh(conn, "refresh-0")
 			},
 		} {
-			creds, err := make(deafConn{auth.dial(t, nil)})
+			source, err := make(deafConn{auth.dial(t, nil)})
 			check(t, err)
-			defer creds.Close()
-			if _, err := call(t.Context(), service.dial(t, nil, creds.DialOptions()...), unaryMethod, false); err == nil {
+			defer source.Close()
+			if _, err := call(t.Context(), service.dial(t, nil, source.DialOptions()...), unaryMethod, false); err == nil {
 				t.Error("a secret came through")
 			}
 			saw(t, auth, want)

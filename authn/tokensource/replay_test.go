@@ -1,4 +1,4 @@
-package authn_test
+package tokensource_test
 
 import (
 	"context"
@@ -15,14 +15,16 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/watchword-auth/watchword/authn"
-	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/authn/authntest"
+	"github.com/watchword-auth/watchword/authn/tokensource"
 )
 
 // A payment is work that must not be done twice.
 type payment struct {
-	*world
-	auth *authServer
-	conn *grpc.ClientConn // with credentials
+	*authn.Verifier
+	issuer *authntest.Issuer
+	auth   *authServer
+	conn   *grpc.ClientConn // with a source
 
 	mu    sync.Mutex
 	calls int // for which work was done
@@ -39,14 +41,14 @@ const (
 // startPayment runs a guarded service whose methods do their work and then fail.
 func startPayment(t *testing.T, outside ...grpc.ServerOption) *payment {
 	t.Helper()
-	p := &payment{world: start(t, authn.WithPublicMethods(payOpenly, payOpenlyToo)), auth: startAuth(t)}
-	p.auth.mint = func(int) string { return mint(t, p.key) }
-	listener, stop := serve(p.register, append(outside, p.ServerOptions()...)...)
-	t.Cleanup(stop)
-	creds, err := authn.NewPasswordCredentials(p.auth.dial(t, nil), "alice", "secret")
+	issuer := authntest.New()
+	p := &payment{issuer: issuer, auth: startAuth(t)}
+	p.Verifier = issuer.NewVerifier(t, authn.WithAudience("test"), authn.WithPublicMethods(payOpenly, payOpenlyToo))
+	p.auth.mint = func(int) string { return issuer.Token(alice) }
+	source, err := tokensource.Password(p.auth.dial(t, nil), "alice", "secret")
 	check(t, err)
-	t.Cleanup(func() { creds.Close() })
-	p.conn = reachable{listener}.dial(t, nil, creds.DialOptions()...)
+	t.Cleanup(func() { source.Close() })
+	p.conn = serve(t, p.register, append(outside, p.ServerOptions()...)...).dial(t, nil, source.DialOptions()...)
 	return p
 }
 
@@ -58,7 +60,7 @@ func (p *payment) register(r *grpc.Server) {
 				return nil, err
 			}
 			return intercept(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "/pay.v1.Pay/" + name}, func(ctx context.Context, _ any) (any, error) {
-				return empty, p.work(ctx)
+				return new(emptypb.Empty), p.work(ctx)
 			})
 		}})
 	}
@@ -87,17 +89,21 @@ func TestTheRefusalOfAnotherTokenRepeatsNothing(t *testing.T) {
 		t.Run(strings.TrimPrefix(kind.method, "/pay.v1.Pay/"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := startPayment(t)
-				p.watch.tell(endedSession("session-2", time.Now().Add(time.Hour)), raisedVersion("user-3", 8, false))
-				for reason, approval := range map[string]string{
+				bob, carol := authntest.User{Name: "bob"}, authntest.User{Name: "carol"}
+				approvals := map[string]string{
 					"TOKEN_INVALID": "a.forged.approval",
-					"TOKEN_REVOKED": mint(t, p.key, edit("session-2", "user-2")),
-					"TOKEN_STALE":   mint(t, p.key, edit("session-3", "user-3")),
-					"TOKEN_EXPIRED": mint(t, p.key, func(c *token.Claims) { c.ExpiresAt = time.Now(); c.IssuedAt = c.ExpiresAt.Add(-time.Minute) }),
-				} {
+					"TOKEN_REVOKED": p.issuer.Token(bob),
+					"TOKEN_STALE":   p.issuer.Token(carol),
+					"TOKEN_EXPIRED": p.issuer.Token(authntest.User{Name: "dave", Lifetime: time.Second}),
+				}
+				p.issuer.EndSession(approvals["TOKEN_REVOKED"])
+				p.issuer.ChangeRights(carol)
+				time.Sleep(time.Second)
+				for reason, approval := range approvals {
 					for _, wrapped := range []bool{false, true} {
 						p.calls = 0
 						p.fails = func(ctx context.Context) error {
-							_, err := p.VerifyFor(ctx, approval, "internal")
+							_, err := p.VerifyFor(ctx, approval, "test")
 							if refusedBy(t, err, codes.Unauthenticated, reason, kind.method); wrapped {
 								err = fmt.Errorf("the approval: %w", err)
 							}
@@ -146,18 +152,15 @@ func TestAHandlersErrorStaysWhatItWas(t *testing.T) {
 // passes back a refusal from there as what it is: one from further down.
 func TestForwardedToTheSameMethod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := start(t)
-		auth, next := startAuth(t), startService(t)
-		raw := mint(t, w.key)
+		issuer, auth, next := authntest.New(), startAuth(t), startService(t)
+		raw := issuer.Token(alice)
 		auth.mint = func(int) string { return raw }
 		next.refuses(func(method, _ string) error { return refusal(codes.Unauthenticated, "TOKEN_STALE", method) })
-		creds, err := authn.NewPasswordCredentials(auth.dial(t, nil), "alice", "secret")
+		source, err := tokensource.Password(auth.dial(t, nil), "alice", "secret")
 		check(t, err)
-		defer creds.Close()
-		listener, stop := serve(func(*grpc.Server) {}, append(w.ServerOptions(),
-			grpc.UnknownServiceHandler(passOn(next.dial(t, nil, authn.ForwardToken()...), false)))...)
-		defer stop()
-		_, err = call(t.Context(), reachable{listener}.dial(t, nil, creds.DialOptions()...), unaryMethod, false)
+		defer source.Close()
+		conn := serveMiddle(t, issuer.NewVerifier(t, authn.WithAudience("test")), next.dial(t, nil, tokensource.Forward()...), false, source.DialOptions()...)
+		_, err = call(t.Context(), conn, unaryMethod, false)
 		refusedBy(t, err, codes.Unauthenticated, "TOKEN_STALE", "")
 		saw(t, next, raw)
 		saw(t, auth, "login")

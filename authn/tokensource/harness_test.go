@@ -1,7 +1,8 @@
-package authn_test
+package tokensource_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -10,18 +11,25 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/goleak"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/tokensource"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // authServer stands in for Watchword. It keeps one session, whose tokens are
 // numbered: access-3 came with refresh-3. As the real one does, it takes the
@@ -99,8 +107,8 @@ func (s *authServer) when(before, after func(context.Context) error) {
 	s.before, s.after = before, after
 }
 
-// took returns what was asked since it was last called.
-func (s *authServer) took() string {
+// sinceLast returns what was asked since it was last called.
+func (s *authServer) sinceLast() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	taken := strings.Join(s.asked, " ")
@@ -152,9 +160,44 @@ func (s *guardedService) handle(_ any, stream grpc.ServerStream) error {
 			return err
 		}
 	}
-	answer := newText()
-	answer.Value = token
-	return stream.SendMsg(answer)
+	return stream.SendMsg(wrapperspb.String(token))
+}
+
+// name is a reason as the wire spells it, or the code of an error without a reason.
+func name(err error) string {
+	reason := authn.Reason(err)
+	if reason == watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
+		return status.Code(err).String()
+	}
+	return strings.TrimPrefix(reason.String(), "ERROR_REASON_")
+}
+
+// refusedBy checks the code, the reason, the domain and the method of a refusal.
+func refusedBy(t *testing.T, err error, code codes.Code, reason, method string) {
+	t.Helper()
+	for _, d := range status.Convert(err).Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			if status.Code(err) != code || info.GetReason() != reason || info.GetDomain() != "watchword" || info.GetMetadata()["method"] != method {
+				t.Fatalf("%v with %v, want %v %s of %q", err, info, code, reason, method)
+			}
+			return
+		}
+	}
+	t.Fatalf("%v has no ErrorInfo, want %v %s of %q", err, code, reason, method)
+}
+
+func bearing(ctx context.Context, values ...string) context.Context {
+	for _, v := range values {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", v)
+	}
+	return ctx
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func tokenIn(ctx context.Context) string {
@@ -171,7 +214,7 @@ func (s *guardedService) refuses(refuse func(method, token string) error) {
 	s.refuse = refuse
 }
 
-func (s *guardedService) took() string {
+func (s *guardedService) sinceLast() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	taken := strings.Join(s.calls, " ")
@@ -179,9 +222,9 @@ func (s *guardedService) took() string {
 	return taken
 }
 
-// calling is a caller with credentials, and both servers.
+// calling is a caller with a source, and both servers.
 type calling struct {
-	*authn.Credentials
+	*tokensource.Source
 	auth    *authServer
 	service *guardedService
 	conn    *grpc.ClientConn // to the service
@@ -199,24 +242,49 @@ type reachable struct{ listener *bufconn.Listener }
 // dial dials it at an address, nil for the one that it has.
 func (r reachable) dial(t *testing.T, addr net.Addr, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
-	conn := dial(r.listener, append(opts, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-		c, err := r.listener.DialContext(ctx)
-		if err != nil || addr == nil {
-			return c, err
-		}
-		return elsewhere{c, addr}, nil
-	}))...)
+	conn, err := grpc.NewClient("passthrough:///memory", append([]grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			c, err := r.listener.DialContext(ctx)
+			if err != nil || addr == nil {
+				return c, err
+			}
+			return elsewhere{c, addr}, nil
+		}),
+	}, opts...)...)
+	check(t, err)
 	t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+// elsewhere is a connection whose other end has a different address.
+type elsewhere struct {
+	net.Conn
+	addr net.Addr
+}
+
+func (e elsewhere) RemoteAddr() net.Addr { return e.addr }
+
+// serve runs a server in memory for one test.
+func serve(t *testing.T, register func(*grpc.Server), opts ...grpc.ServerOption) reachable {
+	t.Helper()
+	server := grpc.NewServer(opts...)
+	register(server)
+	r := reachable{bufconn.Listen(1 << 20)}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(r.listener) })
+	t.Cleanup(func() {
+		server.Stop()
+		serving.Wait()
+	})
+	return r
 }
 
 // startAuth runs a stand-in for Watchword.
 func startAuth(t *testing.T) *authServer {
 	t.Helper()
 	s := &authServer{life: accessLife, mint: access}
-	listener, stop := serve(func(r *grpc.Server) { watchwordv1.RegisterAuthServiceServer(r, s) })
-	t.Cleanup(stop)
-	s.reachable = reachable{listener}
+	s.reachable = serve(t, func(r *grpc.Server) { watchwordv1.RegisterAuthServiceServer(r, s) })
 	return s
 }
 
@@ -224,36 +292,54 @@ func startAuth(t *testing.T) *authServer {
 func startService(t *testing.T) *guardedService {
 	t.Helper()
 	s := new(guardedService)
-	listener, stop := serve(func(*grpc.Server) {}, grpc.UnknownServiceHandler(s.handle))
-	t.Cleanup(stop)
-	s.reachable = reachable{listener}
+	s.reachable = serve(t, func(*grpc.Server) {}, grpc.UnknownServiceHandler(s.handle))
 	return s
 }
 
 // withPassword and withSession make a caller of each kind, in a bubble.
-func withPassword(t *testing.T, opts ...authn.CredentialsOption) *calling {
+func withPassword(t *testing.T, opts ...tokensource.Option) *calling {
 	t.Helper()
-	return startCalling(t, func(conn grpc.ClientConnInterface) (*authn.Credentials, error) {
-		return authn.NewPasswordCredentials(conn, "alice", "secret", opts...)
+	return startCalling(t, func(conn grpc.ClientConnInterface) (*tokensource.Source, error) {
+		return tokensource.Password(conn, "alice", "secret", opts...)
 	})
 }
 
-func withSession(t *testing.T, opts ...authn.CredentialsOption) *calling {
+func withSession(t *testing.T, opts ...tokensource.Option) *calling {
 	t.Helper()
-	return startCalling(t, func(conn grpc.ClientConnInterface) (*authn.Credentials, error) {
-		return authn.NewRefreshCredentials(conn, "refresh-0", opts...)
+	return startCalling(t, func(conn grpc.ClientConnInterface) (*tokensource.Source, error) {
+		return tokensource.Refresh(conn, "refresh-0", opts...)
 	})
 }
 
-func startCalling(t *testing.T, make func(grpc.ClientConnInterface) (*authn.Credentials, error)) *calling {
+func startCalling(t *testing.T, make func(grpc.ClientConnInterface) (*tokensource.Source, error)) *calling {
 	t.Helper()
 	auth, service := startAuth(t), startService(t)
-	creds, err := make(auth.dial(t, nil))
-	if err != nil {
-		t.Fatal(err)
+	source, err := make(auth.dial(t, nil))
+	check(t, err)
+	t.Cleanup(func() { source.Close() })
+	return &calling{source, auth, service, service.dial(t, nil, source.DialOptions()...)}
+}
+
+// call calls a method of either kind, and returns the text of its answer.
+func call(ctx context.Context, conn *grpc.ClientConn, method string, stream bool) (string, error) {
+	answer := new(wrapperspb.StringValue)
+	if !stream {
+		err := conn.Invoke(ctx, method, new(emptypb.Empty), answer)
+		return answer.GetValue(), err
 	}
-	t.Cleanup(func() { creds.Close() })
-	return &calling{creds, auth, service, service.dial(t, nil, creds.DialOptions()...)}
+	s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method)
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(s.SendMsg(new(emptypb.Empty)), s.CloseSend()); err != nil {
+		return "", err
+	}
+	err = s.RecvMsg(answer)
+	if err == nil {
+		for s.RecvMsg(new(wrapperspb.StringValue)) == nil { // to the stream's end, so that nothing of it stays
+		}
+	}
+	return answer.GetValue(), err
 }
 
 // call makes a unary call, and waits until what it began is done.
@@ -280,9 +366,9 @@ func (c *calling) failsWith(t *testing.T, want string) {
 	}
 }
 
-func saw(t *testing.T, by interface{ took() string }, want string) {
+func saw(t *testing.T, by interface{ sinceLast() string }, want string) {
 	t.Helper()
-	if got := by.took(); got != want {
+	if got := by.sinceLast(); got != want {
 		t.Fatalf("%T saw %q, want %q", by, got, want)
 	}
 }
@@ -307,7 +393,7 @@ func (k *keep) fails(err error) {
 	k.err = err
 }
 
-func (k *keep) took() string {
+func (k *keep) sinceLast() string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	taken := strings.Join(k.taken, " ")

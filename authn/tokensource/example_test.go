@@ -1,0 +1,234 @@
+package tokensource_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/authntest"
+	"github.com/watchword-auth/watchword/authn/tokensource"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// loginService is the part of a Watchword server that signs in.
+type loginService struct {
+	watchwordv1.UnimplementedAuthServiceServer
+	issuer *authntest.Issuer
+}
+
+func (s loginService) tokens(n int) *watchwordv1.TokenPair {
+	return &watchwordv1.TokenPair{
+		AccessToken:  s.issuer.Token(authntest.User{Name: "alice", Audience: []string{"internal"}}),
+		RefreshToken: fmt.Sprintf("refresh-%d", n), ExpiresIn: durationpb.New(5 * time.Minute),
+	}
+}
+
+func (s loginService) Login(context.Context, *watchwordv1.LoginRequest) (*watchwordv1.LoginResponse, error) {
+	return &watchwordv1.LoginResponse{Tokens: s.tokens(1)}, nil
+}
+
+func (s loginService) Refresh(context.Context, *watchwordv1.RefreshRequest) (*watchwordv1.RefreshResponse, error) {
+	return &watchwordv1.RefreshResponse{Tokens: s.tokens(2)}, nil
+}
+
+// greeter is a service that greets its caller, and then calls the next service.
+type greeter struct {
+	healthpb.UnimplementedHealthServer
+	name string
+	next healthpb.HealthClient // nil: there is none
+}
+
+func (g greeter) Check(ctx context.Context, req *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	principal, _ := authn.FromContext(ctx)
+	fmt.Println(g.name, "greets", principal.Username())
+	if g.next != nil {
+		return g.next.Check(ctx, req) // the context takes the caller's token along
+	}
+	return &healthpb.HealthCheckResponse{}, nil
+}
+
+// serveExample runs a server on a port of this machine.
+func serveExample(register func(*grpc.Server), opts ...grpc.ServerOption) (addr string, stop func()) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	server := grpc.NewServer(opts...)
+	register(server)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(listener)
+	}()
+	return listener.Addr().String(), func() {
+		server.Stop()
+		<-done
+	}
+}
+
+// exampleServers runs a stand-in for Watchword and a service that it guards.
+func exampleServers(g greeter) (authAddr, notesAddr string, stop func()) {
+	issuer := authntest.New()
+	verifier, err := authn.NewVerifier(context.Background(), issuer.Conn(), authn.WithAudience("internal"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	authAddr, stopAuth := serveExample(func(r *grpc.Server) { watchwordv1.RegisterAuthServiceServer(r, loginService{issuer: issuer}) })
+	notesAddr, stopNotes := serveExample(func(r *grpc.Server) { healthpb.RegisterHealthServer(r, g) }, verifier.ServerOptions()...)
+	return authAddr, notesAddr, func() {
+		stopNotes()
+		stopAuth()
+		verifier.Close()
+	}
+}
+
+// dialExample returns a connection to the stand-in for Watchword.
+func dialExample(authAddr string) *grpc.ClientConn {
+	conn, err := tokensource.Dial(authAddr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		log.Fatal(err)
+	}
+	return conn
+}
+
+// A program calls Watchword itself, over the connection that its sources and verifiers
+// use.
+func ExampleDial() {
+	authAddr, _, stop := exampleServers(greeter{name: "notes"})
+	defer stop()
+	tls := insecure.NewCredentials() // on this machine; TLS to any other
+	ctx := context.Background()
+
+	authConn, err := tokensource.Dial(authAddr, grpc.WithTransportCredentials(tls))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer authConn.Close()
+	resp, err := watchwordv1.NewAuthServiceClient(authConn).Login(ctx, &watchwordv1.LoginRequest{Username: "alice", Password: "correct horse"})
+	fmt.Println(resp.GetTokens().GetRefreshToken(), err)
+	// Output: refresh-1 <nil>
+}
+
+// A program with a user of its own calls a guarded service.
+func ExamplePassword() {
+	authAddr, notesAddr, stop := exampleServers(greeter{name: "notes"})
+	defer stop()
+	tls, password := insecure.NewCredentials(), "correct horse" // on this machine; TLS to any other
+	ctx := context.Background()
+
+	authConn, err := tokensource.Dial(authAddr, grpc.WithTransportCredentials(tls))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer authConn.Close()
+	source, err := tokensource.Password(authConn, "alice", password)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer source.Close()
+	conn, err := grpc.NewClient(notesAddr, append(source.DialOptions(), grpc.WithTransportCredentials(tls))...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+
+	// The first call logs in; later ones use the token, or refresh it.
+	_, err = healthpb.NewHealthClient(conn).Check(ctx, new(healthpb.HealthCheckRequest))
+	fmt.Println(err)
+	// Output:
+	// notes greets alice
+	// <nil>
+}
+
+// A program continues the session that it had before its restart.
+func ExampleRefresh() {
+	authAddr, notesAddr, stop := exampleServers(greeter{name: "notes"})
+	defer stop()
+	authConn := dialExample(authAddr)
+	defer authConn.Close()
+
+	stored := "refresh-1"
+	source, err := tokensource.Refresh(authConn, stored,
+		tokensource.WithStore(func(_ context.Context, refreshToken string) error {
+			stored = refreshToken // in a real program, to a file of mode 0600
+			return nil
+		}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer source.Close()
+	conn, err := grpc.NewClient(notesAddr, append(source.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+
+	_, err = healthpb.NewHealthClient(conn).Check(context.Background(), new(healthpb.HealthCheckRequest))
+	fmt.Println(err, stored)
+	// Output:
+	// notes greets alice
+	// <nil> refresh-2
+}
+
+// A request by HTTP, or by another library than grpc-go, takes the token by hand.
+func ExampleSource_Token() {
+	authAddr, _, stop := exampleServers(greeter{})
+	defer stop()
+	authConn := dialExample(authAddr)
+	defer authConn.Close()
+	source, err := tokensource.Password(authConn, "alice", "correct horse")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer source.Close()
+
+	token, err := source.Token(context.Background()) // for each request, and to https:// alone
+	fmt.Println(token != "", err)
+	// Output: true <nil>
+}
+
+// A service calls the next one in the name of its own caller.
+func ExampleForward() {
+	// The last service of the chain, and the connection of the first one to it.
+	issuer := authntest.New()
+	verifier, err := authn.NewVerifier(context.Background(), issuer.Conn(), authn.WithAudience("internal"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+	billingAddr, stopBilling := serveExample(func(r *grpc.Server) { healthpb.RegisterHealthServer(r, greeter{name: "billing"}) }, verifier.ServerOptions()...)
+	defer stopBilling()
+	tls := insecure.NewCredentials() // on this machine; TLS to any other
+	billing, err := grpc.NewClient(billingAddr, append(tokensource.Forward(), grpc.WithTransportCredentials(tls))...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer billing.Close()
+
+	// The first service: its handler passes its own context to the call of the next.
+	notes := greeter{name: "notes", next: healthpb.NewHealthClient(billing)}
+	notesAddr, stopNotes := serveExample(func(r *grpc.Server) { healthpb.RegisterHealthServer(r, notes) }, verifier.ServerOptions()...)
+	defer stopNotes()
+
+	// Its caller.
+	conn, err := grpc.NewClient(notesAddr, grpc.WithTransportCredentials(tls))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	ctx := authntest.Bearer(context.Background(), issuer.Token(authntest.User{Name: "alice", Audience: []string{"internal"}}))
+	_, err = healthpb.NewHealthClient(conn).Check(ctx, new(healthpb.HealthCheckRequest))
+	fmt.Println(err)
+	// Output:
+	// notes greets alice
+	// billing greets alice
+	// <nil>
+}

@@ -1,0 +1,191 @@
+package tokensource
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/retry"
+)
+
+const (
+	// firstDelay and longestDelay bound the pause after a failure that may pass by
+	// itself. A person does not notice the first; the longest bounds how long a server
+	// that is back goes unnoticed.
+	firstDelay   = 50 * time.Millisecond
+	longestDelay = 10 * time.Second
+	// firstRefusedDelay and longestRefusedDelay bound the pause after a refusal that
+	// only a person can end, such as a wrong password.
+	firstRefusedDelay   = 5 * time.Second
+	longestRefusedDelay = 5 * time.Minute
+	// latestSend is how long before its end a token is no longer sent: it would
+	// expire on its way, and a stream is not made again.
+	latestSend = time.Second
+	// requestTimeout bounds each request to Watchword and each call of the store. A
+	// login that queues for the hash of its password takes seconds.
+	requestTimeout = 10 * time.Second
+)
+
+// A renewal is one attempt to get a new access token. When done is closed, token or
+// err is set.
+type renewal struct {
+	done  chan struct{}
+	token string
+	err   error
+}
+
+// renew runs in the goroutine of the renewal.
+func (s *Source) renew() {
+	tokens, err := s.renewSession()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.renewal
+	s.renewal = nil
+	defer close(r.done)
+	switch {
+	case s.ctx.Err() != nil: // closed while the renewal ran
+		r.err = s.lastErr
+	case err == nil:
+		s.useLocked(tokens)
+		r.token = s.access
+	default:
+		s.failedLocked(err)
+		r.err = err
+	}
+}
+
+// renewSession gets new tokens by the refresh token; by the password if there is no
+// refresh token or its session is over.
+func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
+	if err := s.session.save(s.ctx); err != nil {
+		return nil, &refusal.Setup{Code: codes.Unavailable, Message: "tokensource: storing the refresh token: " + err.Error(), Cause: err}
+	}
+	tokens, err := s.session.request(s.ctx)
+	if revoked, over := sessionOver[refusal.Reason(err)]; over && s.session.password != "" {
+		s.session.log.Info("the session is over; logging in again", "credentials", s, "error", err)
+		if revoked {
+			s.mu.Lock()
+			s.access = ""
+			s.mu.Unlock()
+		}
+		s.session.refreshToken = ""
+		tokens, err = s.session.request(s.ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.session.refreshToken, s.session.unsaved = tokens.GetRefreshToken(), true
+	if err := s.session.save(s.ctx); err != nil {
+		s.session.log.Warn("the new refresh token is not stored; trying again before it is used", "credentials", s, "error", err)
+	}
+	return tokens, nil
+}
+
+// useLocked replaces the access token. The life of the token counts from before the
+// request, by this machine's clock, so the server's clock does not matter. s.mu must be
+// held.
+func (s *Source) useLocked(tokens *watchwordv1.TokenPair) {
+	life := tokens.GetExpiresIn().AsDuration()
+	s.access = tokens.GetAccessToken()
+	s.goodUntil = s.session.asked.Add(life - min(latestSend, life/20))
+	// A random part, so that callers that started together do not renew together.
+	s.renewAt = s.session.asked.Add(life/4*3 + rand.N(life/10+1))
+	s.lastErr, s.notBefore = nil, time.Time{}
+	s.backoff.Reset()
+}
+
+// failedLocked takes note of the error of a renewal, and sets the pause before the
+// next. s.mu must be held.
+func (s *Source) failedLocked(err error) {
+	if _, over := sessionOver[refusal.Reason(err)]; over && s.session.password == "" {
+		s.endLocked(err)
+		s.session.log.Error("the session is over, and there is no password to begin another", "error", err)
+		return
+	}
+	first, longest := firstDelay, longestDelay
+	switch status.Code(err) {
+	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.Unimplemented:
+		first, longest = firstRefusedDelay, longestRefusedDelay
+	}
+	pause := s.backoff.Next(first, longest, retry.Asked(err, longestRefusedDelay))
+	s.lastErr, s.notBefore = err, time.Now().Add(pause)
+	s.session.log.Warn("no new access token", "credentials", s, "error", err, "pause", pause)
+}
+
+// sessionOver holds the reasons after which Watchword takes no refresh token of the
+// session any more. The value says whether the session's access tokens are revoked.
+var sessionOver = map[watchwordv1.ErrorReason]bool{
+	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID: false,
+	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED: false,
+	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED:  true,
+	watchwordv1.ErrorReason_ERROR_REASON_SESSION_REVOKED:       true,
+}
+
+// A session gets tokens from Watchword. Its first fields are set once. The others
+// belong to the goroutine of the renewal, of which one runs at a time, and have no
+// lock.
+type session struct {
+	config
+	auth               watchwordv1.AuthServiceClient
+	name               string // for people
+	username, password string // empty in a source made by [Refresh]
+
+	refreshToken string    // the newest; empty: log in
+	unsaved      bool      // the store has not taken refreshToken yet
+	asked        time.Time // the start of the last request
+}
+
+// request asks Watchword for tokens: by the refresh token, or by the password if
+// there is none. Errors: the status that Watchword answered; INTERNAL if its answer is
+// incomplete.
+func (s *session) request(ctx context.Context) (*watchwordv1.TokenPair, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	s.asked = time.Now()
+	var answer interface{ GetTokens() *watchwordv1.TokenPair }
+	var err error
+	if s.refreshToken != "" {
+		req := &watchwordv1.RefreshRequest{Audience: s.audience}
+		answer, err = s.auth.Refresh(ctx, req, s.fillIn(func() { req.RefreshToken = s.refreshToken }))
+	} else {
+		req := &watchwordv1.LoginRequest{Audience: s.audience}
+		answer, err = s.auth.Login(ctx, req, s.fillIn(func() { req.Username, req.Password = s.username, s.password }))
+	}
+	tokens := answer.GetTokens()
+	if err == nil && (tokens.GetAccessToken() == "" || tokens.GetRefreshToken() == "" || tokens.GetExpiresIn().AsDuration() <= 0) {
+		err = status.Error(codes.Internal, "tokensource: the server's answer lacks a token or its lifetime")
+	}
+	return tokens, err
+}
+
+// fillIn returns the call option that puts the secret into a request. grpc-go asks
+// per-RPC credentials when a call has its connection, and encodes the request after
+// that. So no secret goes over a connection that was not checked, and a conn that
+// drops the option sends none.
+func (s *session) fillIn(secret func()) grpc.CallOption {
+	return grpc.PerRPCCredentials(perRPC(func(ctx context.Context) (map[string]string, error) {
+		err := checkCall(ctx, s.plaintext)
+		if err == nil {
+			secret()
+		}
+		return nil, err
+	}))
+}
+
+// save hands the newest refresh token to the store, if the store has not taken it.
+func (s *session) save(ctx context.Context) error {
+	if s.store == nil || !s.unsaved {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	err := s.store(ctx, s.refreshToken)
+	s.unsaved = err != nil
+	return err
+}

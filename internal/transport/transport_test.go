@@ -1,0 +1,122 @@
+package transport_test
+
+import (
+	"net"
+	"testing"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/watchword-auth/watchword/internal/transport"
+)
+
+// address is an address of any network.
+type address struct{ network, text string }
+
+func (a address) Network() string { return a.network }
+func (a address) String() string  { return a.text }
+
+func tcp(ip string) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: 443} }
+
+// Without transport security, a connection is as good as its peer's address.
+func TestProtectsByAddress(t *testing.T) {
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	memory := bufconn.Listen(1)
+	defer memory.Close()
+	for name, test := range map[string]struct {
+		addr net.Addr
+		want bool
+	}{
+		"loopback":             {tcp("127.0.0.1"), true},
+		"loopback, another":    {tcp("127.0.0.9"), true},
+		"loopback, IPv6":       {tcp("::1"), true},
+		"loopback, mapped":     {tcp("::ffff:127.0.0.1"), true},
+		"loopback, mapped too": {address{"tcp", "[::ffff:127.0.0.1]:443"}, true},
+		"another machine":      {tcp("192.0.2.7"), false},
+		"another, IPv6":        {tcp("2001:db8::1"), false},
+		"another, mapped":      {address{"tcp", "[::ffff:192.0.2.7]:443"}, false},
+		"any address":          {tcp("0.0.0.0"), false},
+		"link-local":           {tcp("169.254.1.1"), false},
+		"private":              {tcp("10.0.0.1"), false},
+		"Unix socket":          {&net.UnixAddr{Name: "/run/w.sock", Net: "unix"}, true},
+		"bufconn":              {memory.Addr(), true},
+		"pipe":                 {near.RemoteAddr(), true},
+		"named pipe":           {address{"pipe", `\\another\pipe\auth`}, false},
+		"name of loopback":     {address{"tcp", "localhost:443"}, false},
+		"guest's host":         {address{"vsock", "host(2):1"}, false},
+		"no port":              {address{"tcp", "127.0.0.1"}, false},
+		"empty":                {address{}, false},
+		"none":                 {nil, false},
+	} {
+		for _, info := range []credentials.AuthInfo{nil, silent{}} {
+			if got := transport.Protects(&peer.Peer{Addr: test.addr, AuthInfo: info}, credentials.IntegrityOnly); got != test.want {
+				t.Errorf("%s: %t with %v", name, got, info)
+			}
+		}
+	}
+	if transport.Protects(nil, credentials.NoSecurity) {
+		t.Error("a connection without a peer is taken")
+	}
+}
+
+// silent states no level of security.
+type silent struct{}
+
+func (silent) AuthType() string { return "silent" }
+
+// level states one.
+type level credentials.SecurityLevel
+
+func (level) AuthType() string { return "test" }
+func (l level) GetCommonAuthInfo() credentials.CommonAuthInfo {
+	return credentials.CommonAuthInfo{SecurityLevel: credentials.SecurityLevel(l)}
+}
+
+// To another machine, what the handshake has brought counts.
+func TestProtectsByLevel(t *testing.T) {
+	tls := func(l credentials.SecurityLevel) credentials.AuthInfo {
+		return credentials.TLSInfo{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: l}}
+	}
+	for name, test := range map[string]struct {
+		info               credentials.AuthInfo
+		integrity, privacy bool
+	}{
+		"private":        {level(credentials.PrivacyAndIntegrity), true, true},
+		"integrity only": {level(credentials.IntegrityOnly), true, false},
+		"none":           {level(credentials.NoSecurity), false, false},
+		"invalid":        {level(credentials.InvalidSecurityLevel), false, false},
+		"TLS":            {tls(credentials.PrivacyAndIntegrity), true, true},
+		"says TLS":       {credentials.TLSInfo{}, false, false},
+		"says nothing":   {silent{}, false, false},
+		"no info":        {nil, false, false},
+	} {
+		for _, addr := range []net.Addr{tcp("192.0.2.7"), nil} {
+			p := &peer.Peer{Addr: addr, AuthInfo: test.info}
+			if got := transport.Protects(p, credentials.IntegrityOnly); got != test.integrity {
+				t.Errorf("%s, integrity, to %v: %t", name, addr, got)
+			}
+			if got := transport.Protects(p, credentials.PrivacyAndIntegrity); got != test.privacy {
+				t.Errorf("%s, privacy, to %v: %t", name, addr, got)
+			}
+		}
+	}
+}
+
+func TestName(t *testing.T) {
+	const unknown = "a machine that the connection does not name"
+	for _, test := range []struct {
+		peer *peer.Peer
+		want string
+	}{
+		{nil, unknown},
+		{&peer.Peer{}, unknown},
+		{&peer.Peer{Addr: tcp("192.0.2.7")}, "192.0.2.7:443"},
+	} {
+		if got := transport.Name(test.peer); got != test.want {
+			t.Errorf("%q, want %q", got, test.want)
+		}
+	}
+}
