@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -187,13 +186,13 @@ func startWatchword(uri string) (*watchword, error) {
 		os.RemoveAll(folder)
 		return nil, err
 	}
-	var out strings.Builder
+	var adminPassword string
 	srv, err := server.New(context.Background(), server.Config{
 		GRPCAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", DatastoreURI: uri, MasterKeyFile: key, Issuer: "http://127.0.0.1:8080",
 		Audience: []string{audience, "billing"}, SigningAlg: "EdDSA", AccessTTL: lifetime, RefreshTTL: 720 * time.Hour,
 		SessionTTL: 2160 * time.Hour, RefreshGrace: 10 * time.Second, JWKSMaxAge: time.Minute, DrainTimeout: time.Second,
 		KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour,
-	}, slog.New(slog.NewTextHandler(io.Discard, nil)), &out)
+	}, slog.New(slog.NewTextHandler(io.Discard, nil)), func(password string) error { adminPassword = password; return nil })
 	if err != nil {
 		os.RemoveAll(folder)
 		return nil, err
@@ -201,7 +200,7 @@ func startWatchword(uri string) (*watchword, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
 	go func() { ran <- srv.Run(ctx) }()
-	return &watchword{addr: srv.GRPCAddr(), password: strings.TrimSpace(out.String()), uri: uri, master: master, close: func() {
+	return &watchword{addr: srv.GRPCAddr(), password: adminPassword, uri: uri, master: master, close: func() {
 		stop()
 		<-ran
 		srv.Close()

@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -133,13 +132,13 @@ func deafen(postgres *pgtest.Durable, uri string) error {
 
 // add starts a replica.
 func (f *fleet) add(uri, master string) error {
-	var out strings.Builder
+	var adminPassword string
 	srv, err := server.New(context.Background(), server.Config{
 		GRPCAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", DatastoreURI: uri, MasterKeyFile: master, Issuer: "http://auth.example",
 		Audience: []string{audience}, SigningAlg: "EdDSA", AccessTTL: lifetime, RefreshTTL: 720 * time.Hour,
 		SessionTTL: 2160 * time.Hour, RefreshGrace: 10 * time.Second, JWKSMaxAge: time.Minute, DrainTimeout: time.Second,
 		KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour,
-	}, slog.New(slog.NewTextHandler(io.Discard, nil)), &out)
+	}, slog.New(slog.NewTextHandler(io.Discard, nil)), func(password string) error { adminPassword = password; return nil })
 	if err != nil {
 		return err
 	}
@@ -151,7 +150,7 @@ func (f *fleet) add(uri, master string) error {
 		<-ran
 		srv.Close()
 	})
-	f.password += strings.TrimSpace(out.String())
+	f.password += adminPassword
 	conns, err := dial(srv.GRPCAddr(), 1)
 	if err != nil {
 		return err

@@ -109,7 +109,7 @@ func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 	if c.LogFormat == "json" {
 		handler = slog.NewJSONHandler(t.Err, options)
 	}
-	s, err := server.New(ctx, c.Config, slog.New(handler), t.Out)
+	s, err := server.New(ctx, c.Config, slog.New(handler), t.showPassword)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"golang.org/x/term"
@@ -57,6 +58,32 @@ func (t Terminal) prompt(label string) (string, error) {
 		return "", fmt.Errorf("reading the password: %w", err)
 	}
 	return string(typed), nil
+}
+
+// showPassword prints the password of the first admin: by itself for a script, and
+// in a sentence at a terminal. A password that cannot be printed is an error,
+// since there is no other copy.
+func (t Terminal) showPassword(password string) error {
+	format := "%s\n"
+	if f, ok := t.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		format = "This database is new. Its first user is admin, with this password, which is shown only now:\n\n    %s\n\n"
+	} else if ok && isNull(f) {
+		return errors.New("standard output is closed or " + os.DevNull + setAnother)
+	}
+	if _, err := fmt.Fprintf(t.Out, format, password); err != nil {
+		return fmt.Errorf("standard output: %w%s", err, setAnother)
+	}
+	return nil
+}
+
+const setAnother = "; set another password by `watchword user set-password admin` on the same --datastore-uri, and start again"
+
+// isNull says whether a file is the null device, which the Go runtime also opens
+// in place of a standard output that was closed.
+func isNull(f *os.File) bool {
+	null, err := os.Stat(os.DevNull)
+	out, outErr := f.Stat()
+	return err == nil && outErr == nil && os.SameFile(null, out)
 }
 
 func (t Terminal) readLine() (string, error) {

@@ -43,7 +43,7 @@ var mayImport = map[string][]string{
 	"internal/retry":           {},
 	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/store", "internal/user"},
 	"internal/store":           {"internal/durable"},
 	"internal/store/storetest": {"internal/pgtest", "internal/store"}, // for tests

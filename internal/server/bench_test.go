@@ -1,7 +1,6 @@
 package server_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -92,11 +91,11 @@ func writtenBytes(b *testing.B) (n int64) {
 }
 
 // serveBench runs a real server on a real database, and returns a client.
-func serveBench(b *testing.B) (auth watchwordv1.AuthServiceClient, adminPassword, database string) {
+func serveBench(b *testing.B) (auth watchwordv1.AuthServiceClient, password, database string) {
 	b.Helper()
 	cfg := config(b.TempDir())
-	var out bytes.Buffer
-	srv, err := server.New(b.Context(), cfg, slog.New(slog.NewTextHandler(io.Discard, nil)), &out)
+	var adminPassword strings.Builder
+	srv, err := server.New(b.Context(), cfg, slog.New(slog.NewTextHandler(io.Discard, nil)), announceTo(&adminPassword))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -114,7 +113,7 @@ func serveBench(b *testing.B) (auth watchwordv1.AuthServiceClient, adminPassword
 			b.Error(err)
 		}
 	})
-	return watchwordv1.NewAuthServiceClient(conn), strings.TrimSpace(out.String()), strings.TrimPrefix(cfg.DatastoreURI, "sqlite:")
+	return watchwordv1.NewAuthServiceClient(conn), adminPassword.String(), strings.TrimPrefix(cfg.DatastoreURI, "sqlite:")
 }
 
 func dialBench(b *testing.B, addr string) *grpc.ClientConn {

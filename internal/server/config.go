@@ -36,6 +36,8 @@ type Config struct {
 	ClientCA      string        `name:"client-ca" type:"path" help:"CA of client certificates, PEM: checked if given, needed by WatchBundle alone."`
 	Insecure      bool          `help:"Serve without TLS to other machines."`
 	DrainTimeout  time.Duration `default:"10s" help:"How long calls in flight may take when the server stops."`
+
+	InitialPasswordFile string `type:"path" help:"File for the password of the first user, in place of standard output; must not exist before the first start."`
 }
 
 // minAccessTTL is a bound below which clients would do little but refresh.

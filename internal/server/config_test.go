@@ -1,7 +1,6 @@
 package server_test
 
 import (
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -95,7 +94,7 @@ func TestValidateComesFirst(t *testing.T) {
 	folder := t.TempDir()
 	cfg := config(folder)
 	cfg.Audience, cfg.AccessTTL, cfg.GRPCAddr = nil, 0, "0.0.0.0:0"
-	srv, err := server.New(t.Context(), cfg, slog.New(slog.DiscardHandler), io.Discard)
+	srv, err := server.New(t.Context(), cfg, slog.New(slog.DiscardHandler), announceTo(new(strings.Builder)))
 	if srv != nil || err == nil {
 		t.Fatal(srv, err)
 	}
@@ -133,7 +132,7 @@ func TestNewFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := config(folder)
 			test.edit(&cfg)
-			srv, err := server.New(t.Context(), cfg, slog.New(slog.DiscardHandler), io.Discard)
+			srv, err := server.New(t.Context(), cfg, slog.New(slog.DiscardHandler), announceTo(new(strings.Builder)))
 			if srv != nil || err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "geheim") {
 				t.Errorf("%v, want %q", err, test.want)
 			}
@@ -146,7 +145,7 @@ func TestNewFails(t *testing.T) {
 	}
 }
 
-// A second start keeps everything, and prints no password.
+// A second start keeps everything, and announces no password.
 func TestRestart(t *testing.T) {
 	folder := t.TempDir()
 	h, err := launch(folder)
@@ -162,8 +161,8 @@ func TestRestart(t *testing.T) {
 	if again != nil {
 		defer again.stop()
 	}
-	if err == nil || again.stdout != "" { // with no password to log in by
-		t.Fatalf("%q %v", again.stdout, err)
+	if err == nil || again.announced != "" { // with no password to log in by
+		t.Fatalf("%q %v", again.announced, err)
 	}
 	wants(t, "a token of before", again.verify(t, tokens.GetAccessToken()), "ok")
 	wants(t, "a session of before", again.refresh(t, tokens.GetRefreshToken()), "ok")

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -63,7 +64,7 @@ type harness struct {
 	audit    watchwordv1.AuditServiceClient
 
 	folder, database string
-	stdout           string
+	announced        string                       // the first admin's password
 	admin            *account                     // logged in
 	stop             func() error                 // everything
 	stopServing      func() error                 // the server alone
@@ -101,8 +102,8 @@ func launch(folder string, edits ...func(*server.Config)) (*harness, error) {
 	for _, edit := range edits {
 		edit(&cfg)
 	}
-	var stdout strings.Builder
-	srv, err := server.New(context.Background(), cfg, slog.New(slog.NewJSONHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug})), &stdout)
+	var announced strings.Builder
+	srv, err := server.New(context.Background(), cfg, slog.New(slog.NewJSONHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug})), announceTo(&announced))
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +117,7 @@ func launch(folder string, edits ...func(*server.Config)) (*harness, error) {
 		return nil, err
 	}
 	h := &harness{
-		server: srv, conn: conn, folder: folder, database: strings.TrimPrefix(cfg.DatastoreURI, "sqlite:"), stdout: stdout.String(),
+		server: srv, conn: conn, folder: folder, database: strings.TrimPrefix(cfg.DatastoreURI, "sqlite:"), announced: announced.String(),
 		auth: watchwordv1.NewAuthServiceClient(conn), trust: watchwordv1.NewTrustServiceClient(conn),
 		users: watchwordv1.NewUserServiceClient(conn), sessions: watchwordv1.NewSessionServiceClient(conn),
 		keys: watchwordv1.NewKeyServiceClient(conn), audit: watchwordv1.NewAuditServiceClient(conn),
@@ -142,10 +143,18 @@ func launch(folder string, edits ...func(*server.Config)) (*harness, error) {
 		return err
 	})
 	h.admin = &account{name: "admin"}
-	if _, err := fmt.Sscanf(h.stdout, "%s\n", &h.admin.password); err != nil {
-		return h, fmt.Errorf("the first admin's password in %q: %w", h.stdout, err)
+	if h.admin.password = h.announced; h.announced == "" {
+		return h, errors.New("no password of a first admin was announced")
 	}
 	return h, h.login(h.admin)
+}
+
+// announceTo writes the first admin's password to w, and nothing else.
+func announceTo(w io.StringWriter) func(password string) error {
+	return func(password string) error {
+		_, err := w.WriteString(password)
+		return err
+	}
 }
 
 // login starts a session of an account, and leaves its tokens there.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -60,20 +59,20 @@ type Server struct {
 }
 
 // New opens everything and serves nothing yet. What it opened is closed again
-// when a later step fails. stdout carries the password of a first admin and
-// nothing else.
-func New(ctx context.Context, cfg Config, logger *slog.Logger, stdout io.Writer) (*Server, error) {
-	if err := cfg.Validate(); err != nil {
+// when a later step fails. announce gets the password of a first admin, unless
+// cfg.InitialPasswordFile takes it; New fails if announce does.
+func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(password string) error) (*Server, error) {
+	if err := errors.Join(cfg.Validate(), cfg.checkPasswordFile()); err != nil {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, logger: logger, drain: newDrain(logger)}
-	if err := s.open(ctx, stdout); err != nil {
+	if err := s.open(ctx, announce); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-func (s *Server) open(ctx context.Context, stdout io.Writer) error {
+func (s *Server) open(ctx context.Context, announce func(password string) error) error {
 	var err error
 	if s.store, err = store.Open(ctx, s.cfg.DatastoreURI); err != nil {
 		return err
@@ -91,7 +90,7 @@ func (s *Server) open(ctx context.Context, stdout io.Writer) error {
 	if err := s.listen(ctx); err != nil {
 		return err
 	}
-	inst, err := s.setup(ctx, master, s.defaultIssuer(tlsConfig != nil), stdout)
+	inst, err := s.setup(ctx, master, s.defaultIssuer(tlsConfig != nil), announce)
 	if err != nil {
 		return err
 	}

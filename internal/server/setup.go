@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
+	"os"
+	"strings"
 
 	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/durable"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
@@ -32,10 +35,9 @@ type installation struct {
 }
 
 // setup makes sure that the database has an identity, keys and a first user.
-// The password of the user `admin`, if one was made, is all that is written to
-// out, so that a script can read it from there.
-func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer string, out io.Writer) (*installation, error) {
-	password, hash, err := adminPassword(ctx, s.store)
+// announce gets that user's password, unless --initial-password-file takes it.
+func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer string, announce func(password string) error) (*installation, error) {
+	first, err := s.cfg.prepareAdmin(ctx, s.store)
 	if err != nil {
 		return nil, err
 	}
@@ -60,7 +62,7 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		if err := session.SetupMAC(tx, master); err != nil {
 			return err
 		}
-		if made, err = s.makeAdmin(ctx, tx, hash); err != nil {
+		if made, err = s.makeAdmin(ctx, tx, first.hash); err != nil {
 			return err
 		}
 		if err := issuer.SetMaxAge(tx, s.cfg.JWKSMaxAge); err != nil {
@@ -68,11 +70,13 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		}
 		return events.RaiseMaxLifetime(s.cfg.AccessTTL)
 	})
-	if made && (err == nil || errors.Is(err, store.ErrUncertain)) { // who may have been made, nobody makes again
-		fmt.Fprintln(out, password)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("setting up the database: %w", err)
+		err = fmt.Errorf("setting up the database: %w", err)
+	}
+	// After an uncertain commit the admin may exist, and no later start makes another.
+	made = made && (err == nil || errors.Is(err, store.ErrUncertain))
+	if err = errors.Join(err, first.deliver(made, announce)); err != nil {
+		return nil, err
 	}
 	return &inst, nil
 }
@@ -114,24 +118,79 @@ func setOnce(tx *store.Tx, name, value string) (string, error) {
 	return value, tx.SetSetting(name, value)
 }
 
-// adminPassword makes a password and its hash for a database that never had a
-// user; the hash is empty for one that had.
-func adminPassword(ctx context.Context, s *store.Store) (plain, hash string, err error) {
+// firstAdmin is the user `admin` of a database that never had a user, and the file
+// that the password was written to, if any. For other databases all is empty.
+type firstAdmin struct{ password, hash, file string }
+
+// prepareAdmin makes the password and its hash. A file gets the password here,
+// before the commit that makes the user: no crash can then lose the password.
+func (c *Config) prepareAdmin(ctx context.Context, s *store.Store) (firstAdmin, error) {
 	var had bool
-	err = s.Read(ctx, func(tx *store.Tx) (err error) {
+	err := s.Read(ctx, func(tx *store.Tx) (err error) {
 		had, err = user.EverMade(tx)
 		return err
 	})
 	if err != nil || had {
-		return "", "", err
+		return firstAdmin{}, err
 	}
-	plain = password.Generate()
-	pw, err := password.Parse(plain)
+	a := firstAdmin{password: password.Generate(), file: c.InitialPasswordFile}
+	pw, err := password.Parse(a.password)
 	if err != nil {
-		return "", "", err
+		return firstAdmin{}, err
 	}
-	hash, err = password.NewPool(password.Config{}).Hash(ctx, password.SignedIn, pw)
-	return plain, hash, err
+	if a.hash, err = password.NewPool(password.Config{}).Hash(ctx, password.SignedIn, pw); err != nil {
+		return firstAdmin{}, err
+	}
+	if a.file == "" {
+		return a, nil
+	}
+	err = durable.Create(a.file, func(file *os.File) error {
+		_, err := fmt.Fprintln(file, a.password)
+		return err
+	})
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		err = errFileExists(a.file)
+	case err != nil:
+		err = fmt.Errorf("--initial-password-file: %w", err)
+	}
+	return a, err
+}
+
+// deliver ends what prepareAdmin began, after the transaction: it announces the
+// password, or removes the file if this server has made no admin.
+func (a firstAdmin) deliver(made bool, announce func(password string) error) error {
+	switch {
+	case a.file == "" && made:
+		if err := announce(a.password); err != nil {
+			return fmt.Errorf("the user %s was made, but the password is lost: %w", adminName, err)
+		}
+	case a.file != "" && !made:
+		return os.Remove(a.file)
+	}
+	return nil
+}
+
+// checkPasswordFile refuses an --initial-password-file that exists before a new
+// embedded database is made. prepareAdmin refuses the file for other databases
+// that never had a user; those that had one need no file, and start.
+func (c *Config) checkPasswordFile() error {
+	path, embedded := strings.CutPrefix(c.DatastoreURI, "sqlite:")
+	if c.InitialPasswordFile == "" || !embedded {
+		return nil
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if _, err := os.Lstat(c.InitialPasswordFile); err == nil {
+		return errFileExists(c.InitialPasswordFile)
+	}
+	return nil
+}
+
+func errFileExists(path string) error {
+	return fmt.Errorf("--initial-password-file: %s exists already: remove that file or name another, "+
+		"since this database has no user yet and the password of the first one would go there", path)
 }
 
 func (s *Server) makeAdmin(ctx context.Context, tx *store.Tx, hash string) (bool, error) {

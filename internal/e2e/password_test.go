@@ -1,0 +1,182 @@
+//go:build unix
+
+package e2e
+
+import (
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/watchword-auth/watchword/internal/pgtest"
+)
+
+// The first admin's password is printed once, goes into a file if one is named,
+// and is never lost in silence.
+func TestFirstPassword(t *testing.T) {
+	t.Run("bare in a pipe", func(t *testing.T) {
+		t.Parallel()
+		cmd := exec.Command(watchword(t), serveArgs(t.TempDir())...)
+		if out := firstStart(t, cmd); !adminLine.MatchString(out) {
+			t.Errorf("a pipe got %q, want the password and nothing else", out)
+		}
+	})
+	t.Run("in a sentence at a terminal", firstPasswordAtTerminal)
+	t.Run("in a file", firstPasswordInFile)
+	t.Run("a file that exists", passwordFileExists)
+	t.Run("a file without its admin", passwordFileIsRemoved)
+	t.Run("standard output that takes nothing", firstPasswordLost)
+}
+
+// firstStart runs serve, with standard output in a pipe, until it is ready, and
+// returns what was printed by then and at the stop.
+func firstStart(t *testing.T, cmd *exec.Cmd) string {
+	t.Helper()
+	printed, log := newOutput(), newOutput()
+	cmd.Env, cmd.Stdout, cmd.Stderr = environment(), printed, log // not files, so each is a pipe
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: cmd, stderr: log, exited: make(chan struct{})}
+	go func() { defer close(p.exited); _ = cmd.Wait() }()
+	defer p.stop(t)
+	p.awaitLog(t, readyLine)
+	p.stop(t)
+	return printed.String()
+}
+
+func firstPasswordAtTerminal(t *testing.T) {
+	t.Parallel()
+	serve := append([]string{watchword(t)}, serveArgs(t.TempDir())...)
+	log := filepath.Join(t.TempDir(), "log")
+	// script runs a command at a terminal of its own, and copies what is shown.
+	inner := `"$0" "$@" 2>` + log
+	args := []string{"-q", "/dev/null", "sh", "-c", inner}
+	if runtime.GOOS == "linux" {
+		quoted := make([]string, len(serve))
+		for i, arg := range serve {
+			quoted[i] = "'" + arg + "'"
+		}
+		args = []string{"-qec", "exec " + strings.Join(quoted, " ") + " 2>" + log, os.DevNull}
+	} else {
+		args = append(args, serve...)
+	}
+	cmd := exec.Command("script", args...)
+	shown := newOutput()
+	cmd.Env, cmd.Stdout, cmd.Stderr = environment(), shown, shown
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer stdin.Write([]byte{3}) // Ctrl-C
+	var password []string
+	eventually(t, startTimeout, "a sentence with the password", func() error {
+		password = regexp.MustCompile(`(?s)first user is admin.*only now:\s+([a-z2-7]{5}(?:-[a-z2-7]{5}){4})\s`).FindStringSubmatch(shown.String())
+		if password == nil {
+			return fs.ErrNotExist
+		}
+		return nil
+	})
+	var ready []string
+	eventually(t, startTimeout, "the ready line", func() error {
+		text, err := os.ReadFile(log)
+		if ready = readyLine.FindStringSubmatch(string(text)); ready == nil && err == nil {
+			err = fs.ErrNotExist
+		}
+		return err
+	})
+	dial(t, ready[1]).login(t, "admin", secret(password[1]))
+}
+
+func firstPasswordInFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "password")
+	s := serve(t, dir, "--initial-password-file", file)
+	text, err := os.ReadFile(file)
+	if err != nil || !adminLine.Match(text) || s.admin != "" {
+		t.Fatalf("the file has %q (%v), standard output %q: want the password in the file alone", text, err, s.printed(t))
+	}
+	if info, _ := os.Stat(file); info.Mode().Perm() != 0o600 {
+		t.Errorf("the file's mode is %v", info.Mode())
+	}
+	dial(t, s.grpcAddr).login(t, "admin", secret(strings.TrimSpace(string(text))))
+	s.stop(t)
+
+	again := serve(t, dir, "--initial-password-file", file) // a database that had a user needs no file
+	if after, _ := os.ReadFile(file); string(after) != string(text) || again.admin != "" {
+		t.Error("the second start made a password")
+	}
+}
+
+func passwordFileExists(t *testing.T) {
+	t.Parallel()
+	dir, file := t.TempDir(), filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(file, []byte("mine\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refusesToStart(t, dir, file+" exists already", "--initial-password-file", file)
+	if made, _ := os.ReadDir(dir); len(made) > 0 {
+		t.Errorf("it made %v", made)
+	}
+	// A database may be there without a user.
+	want(t, 0, cli(t, dir, "", "migrate", "--datastore-uri", database(dir)))
+	refusesToStart(t, dir, file+" exists already", "--initial-password-file", file)
+	if text, _ := os.ReadFile(file); string(text) != "mine\n" {
+		t.Errorf("the file holds %q now", text)
+	}
+	// A file that cannot be made leaves no admin behind, so the next start makes one.
+	refusesToStart(t, dir, "--initial-password-file", "--initial-password-file", filepath.Join(dir, "no-such-folder", "password"))
+	if s := serve(t, dir); s.admin == "" {
+		t.Error("an admin was made whose password is lost")
+	}
+}
+
+// A file is written before the commit, and goes away when nothing was committed:
+// here the first start on PostgreSQL names no issuer.
+func passwordFileIsRemoved(t *testing.T) {
+	t.Parallel()
+	dir, uri := t.TempDir(), pgtest.URI(t)
+	key, file := filepath.Join(dir, "master.key"), filepath.Join(dir, "password")
+	want(t, 0, cli(t, dir, "", "key", "create-master-key", key))
+	want(t, 0, cli(t, dir, "", "migrate", "--datastore-uri", uri))
+	args := []string{"--datastore-uri", uri, "--master-key-file", key, "--initial-password-file", file}
+	refusesToStart(t, dir, "--issuer", args...)
+	if _, err := os.Stat(file); err == nil {
+		t.Error("the password of no user is still there")
+	}
+	serve(t, dir, append(args, "--issuer", "https://auth.example")...)
+	if text, err := os.ReadFile(file); err != nil || !adminLine.Match(text) {
+		t.Errorf("the next start wrote %q: %v", text, err)
+	}
+}
+
+func firstPasswordLost(t *testing.T) {
+	t.Parallel()
+	for _, to := range []string{">/dev/full", ">&-", ">/dev/null"} {
+		if _, err := os.Stat("/dev/full"); err != nil && to == ">/dev/full" {
+			continue // Linux alone has it
+		}
+		dir := t.TempDir()
+		cmd := exec.Command("sh", append([]string{"-c", `exec "$0" "$@" ` + to, watchword(t)}, serveArgs(dir)...)...)
+		cmd.Env = environment()
+		r := run(t, cmd)
+		if want(t, 1, r); !strings.Contains(r.stderr, "watchword user set-password admin") {
+			t.Errorf("%s: %v does not say what to do", to, r)
+		}
+		if strings.Contains(r.stderr, "ready") {
+			t.Errorf("%s: it served: %v", to, r)
+		}
+		password := newPassword()
+		want(t, 0, cli(t, dir, password+"\n", "user", "set-password", "admin", "--password-stdin", "--datastore-uri", database(dir)))
+		dial(t, serve(t, dir).grpcAddr).login(t, "admin", password)
+	}
+}
