@@ -15,6 +15,8 @@ FUZZTIME ?= 20000x
 IMAGE := proto/watchword.binpb
 
 title = @echo "== $(1)"
+patiently := "$(CURDIR)/scripts/patiently.sh"
+first_time = echo "compiling $(@F): some minutes the first time" >&2
 
 ##@ Use
 
@@ -39,7 +41,7 @@ tools: .bin/buf .bin/grpcurl .bin/staticcheck .bin/protoc-gen-go .bin/protoc-gen
 check: ## The quick loop: format, vet and unit tests; needs PostgreSQL and no other tools
 	$(call title,quick check)
 	@$(MAKE) format-check vet
-	@go test -short ./...
+	@$(patiently) "go test" go test -short ./...
 
 .PHONY: fmt
 fmt: .bin/buf ## Format Go and proto files
@@ -74,7 +76,7 @@ STEPS := format-check vet staticcheck proto-check generate-check tidy-check test
 .PHONY: prerequisites
 prerequisites: ## See to it that Go, a C compiler, Node.js, PostgreSQL and PgBouncer are here
 	$(call title,prerequisites)
-	@scripts/prerequisites.sh
+	@$(patiently) prerequisites scripts/prerequisites.sh
 
 .PHONY: format-check
 format-check: ## gofmt
@@ -85,16 +87,16 @@ format-check: ## gofmt
 .PHONY: vet
 vet: ## go vet
 	$(call title,go vet)
-	@go vet ./...
-	@cd $(NOTES) && go vet ./...
-	@cd bench && go vet ./...
+	@$(patiently) "go vet" go vet ./...
+	@cd $(NOTES) && $(patiently) "go vet in $(NOTES)" go vet ./...
+	@cd bench && $(patiently) "go vet in bench" go vet ./...
 
 .PHONY: staticcheck
 staticcheck: .bin/staticcheck ## staticcheck
 	$(call title,staticcheck)
-	@staticcheck ./...
-	@cd $(NOTES) && staticcheck ./...
-	@cd bench && staticcheck ./...
+	@$(patiently) staticcheck staticcheck ./...
+	@cd $(NOTES) && $(patiently) "staticcheck in $(NOTES)" staticcheck ./...
+	@cd bench && $(patiently) "staticcheck in bench" staticcheck ./...
 
 .PHONY: proto-check
 proto-check: .bin/buf ## Lint and format of the proto files; nothing released is broken
@@ -117,33 +119,33 @@ generate-check: .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## gen/ is w
 .PHONY: tidy-check
 tidy-check: ## go.mod and go.sum are tidy
 	$(call title,go mod tidy -diff)
-	@go mod tidy -diff
-	@cd $(NOTES) && go mod tidy -diff
-	@cd bench && go mod tidy -diff
+	@$(patiently) "go mod tidy" go mod tidy -diff
+	@cd $(NOTES) && $(patiently) "go mod tidy in $(NOTES)" go mod tidy -diff
+	@cd bench && $(patiently) "go mod tidy in bench" go mod tidy -diff
 
 .PHONY: test-go
 test-go: .bin/grpcurl ## Unit and end-to-end tests under the race detector
 	$(call title,go test -race)
-	@go test -race -count=1 -timeout 10m ./...
+	@$(patiently) "go test -race" go test -race -count=1 -timeout 10m ./...
 
 .PHONY: test-fuzz
 test-fuzz: ## Every fuzz target, FUZZTIME inputs each (20000x)
 	$(call title,go test -fuzz: $(FUZZTIME) for each target)
 	@grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' authn internal | sort | \
 	while IFS=: read -r file func; do \
-		go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; \
+		$(patiently) "$${func#func }" go test -run '^$$' -fuzz "^$${func#func }\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")"; \
 	done
 
 .PHONY: test-examples
 test-examples: ## The example service, a module of its own
 	$(call title,examples/notes: go test -race)
-	@cd $(NOTES) && go test -race -count=1 -timeout 10m ./...
+	@cd $(NOTES) && $(patiently) "go test -race" go test -race -count=1 -timeout 10m ./...
 
 .PHONY: test-node
 test-node: .bin/watchword .bin/notes ## The Node.js client against the real binaries
 	$(call title,clients/node: npm test)
-	@cd clients/node && npm ci --no-audit --no-fund --loglevel=error && \
-		WATCHWORD_BIN=$(CURDIR)/.bin/watchword NOTES_BIN=$(CURDIR)/.bin/notes npm test
+	@cd clients/node && $(patiently) "npm ci" npm ci --no-audit --no-fund --loglevel=error && \
+		WATCHWORD_BIN=$(CURDIR)/.bin/watchword NOTES_BIN=$(CURDIR)/.bin/notes $(patiently) "npm test" npm test
 
 ##@ Measure
 
@@ -159,10 +161,11 @@ GO_FILES := find . -name node_modules -prune -o -name '*.go' -print0
 .PHONY: FORCE
 
 .bin/watchword: FORCE # go build knows what has changed
-	@go build -o $@ ./cmd/watchword
+	@[ -e $@ ] || $(first_time)
+	@$(patiently) "compiling $(@F)" go build -o $@ ./cmd/watchword >&2
 
 .bin/notes: FORCE
-	@cd $(NOTES) && go build -o ../../$@ ./cmd/notes
+	@cd $(NOTES) && $(patiently) "compiling $(@F)" go build -o ../../$@ ./cmd/notes
 
 TOOL_buf := github.com/bufbuild/buf/cmd/buf
 TOOL_grpcurl := github.com/fullstorydev/grpcurl/cmd/grpcurl
@@ -170,12 +173,12 @@ TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 TOOL_staticcheck := honnef.co/go/tools/cmd/staticcheck
 
 .bin/buf .bin/grpcurl .bin/protoc-gen-go-grpc .bin/staticcheck: tools/go.mod tools/go.sum
-	@echo "building $(@F)" >&2
-	@cd tools && go build -o ../$@ $(TOOL_$(@F))
+	@$(first_time)
+	@cd tools && $(patiently) "compiling $(@F)" go build -o ../$@ $(TOOL_$(@F)) >&2
 	@touch $@
 
 # It writes for the protobuf runtime that the main module asks for.
 .bin/protoc-gen-go: go.mod go.sum
-	@echo "building $(@F)" >&2
-	@go build -o $@ google.golang.org/protobuf/cmd/protoc-gen-go
+	@$(first_time)
+	@$(patiently) "compiling $(@F)" go build -o $@ google.golang.org/protobuf/cmd/protoc-gen-go >&2
 	@touch $@
