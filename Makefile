@@ -124,7 +124,7 @@ tidy-check: ## go.mod and go.sum are tidy
 	@cd bench && $(patiently) "go mod tidy in bench" go mod tidy -diff
 
 .PHONY: test-go
-test-go: .bin/grpcurl ## Unit and end-to-end tests under the race detector
+test-go: .bin/grpcurl .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Unit and end-to-end tests under the race detector
 	$(call title,go test -race)
 	@$(patiently) "go test -race" go test -race -count=1 -timeout 10m ./...
 

@@ -198,6 +198,33 @@ func ExampleVerifier_CheckServices() {
 	// 	/notes.v1.NotesService/Lost: WithPublicMethods names it, but no service has it
 }
 
+// Services with proto files of others, opened by name.
+func ExampleWithPublicMethods() {
+	_, conn, stop := exampleServer()
+	defer stop()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+
+	verifier, err := authn.NewVerifier(ctx, conn,
+		authn.WithAudience("internal"),
+		authn.WithPublicMethods("/grpc.health.v1.Health/*"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+	srv := grpc.NewServer(verifier.ServerOptions()...)
+	healthpb.RegisterHealthServer(srv, health.NewServer())
+	if err := verifier.CheckServices(srv.GetServiceInfo()); err != nil {
+		log.Fatal(err)
+	}
+
+	client, done := serveExample(srv)
+	defer done()
+	response, err := client.Check(ctx, new(healthpb.HealthCheckRequest)) // without a token
+	fmt.Println(response.GetStatus(), err)
+	// Output: SERVING <nil>
+}
+
 func ExampleReason() {
 	server, conn, stop := exampleServer()
 	defer stop()
