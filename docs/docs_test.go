@@ -192,3 +192,13 @@ func TestFlagsAreDocumented(t *testing.T) {
 		}
 	}
 }
+
+// The steps of make run beneath this script, so a failure must show in its status.
+func TestPatiently(t *testing.T) {
+	cmd := exec.Command(filepath.Join(root, "scripts/patiently.sh"), "a step", "bash", "-c", "cat; echo told >&2; printf 'no end'; exit 3")
+	cmd.Stdin = strings.NewReader("given\n")
+	out, _ := cmd.CombinedOutput()
+	if status := cmd.ProcessState.ExitCode(); status != 3 || string(out) != "given\ntold\nno end" {
+		t.Errorf("status %d, %q", status, out)
+	}
+}
