@@ -1,8 +1,8 @@
 // Package notes is a board of notes behind Watchword, as an example to copy from.
 //
-// It owns the notes and nothing of the guarding: who may call what is written in
-// notes.proto, and authn's interceptors hold to it. The code here never looks at
-// a token. Every method may be called from several goroutines at once.
+// The package owns the notes and does no guarding: notes.proto has the rule of each
+// method, and authn's interceptors check the rules. The code here never looks at a
+// token. Every method may be called from several goroutines at once.
 package notes
 
 import (

@@ -183,7 +183,7 @@ func (*GetKeySetRequest) Descriptor() ([]byte, []int) {
 // GetKeySetResponse holds the public keys.
 type GetKeySetResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The issuer whose tokens the keys verify.
+	// The issuer of the tokens that the keys verify.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The keys that verify now. The key that signs next is among them.
 	Keys          []*JsonWebKey `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
@@ -665,7 +665,7 @@ type SnapshotChunk struct {
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
 	// Sessions that have ended.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
-	// Users whose version was raised.
+	// Users with a raised version.
 	RaisedVersions []*RaisedVersion `protobuf:"bytes,3,rep,name=raised_versions,json=raisedVersions,proto3" json:"raised_versions,omitempty"`
 	// This chunk completes the snapshot.
 	Last          bool `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
@@ -738,7 +738,7 @@ type Change struct {
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
 	// Sessions that have ended.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
-	// Users whose version was raised.
+	// Users with a raised version.
 	RaisedVersions []*RaisedVersion `protobuf:"bytes,3,rep,name=raised_versions,json=raisedVersions,proto3" json:"raised_versions,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache

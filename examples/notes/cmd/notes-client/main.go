@@ -48,7 +48,7 @@ func main() {
 	flag.StringVar(&c.addr, "addr", "127.0.0.1:50061", "address of the notes server, in plaintext")
 	flag.StringVar(&c.authAddr, "auth-addr", "127.0.0.1:50051", "address of the Watchword server")
 	flag.StringVar(&c.caFile, "ca-file", "", "PEM certificates to trust for TLS to Watchword; none: plaintext")
-	flag.StringVar(&c.username, "username", "", "who logs in; the password is the first line of standard input")
+	flag.StringVar(&c.username, "username", "", "user that logs in; the password is the first line of standard input")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()

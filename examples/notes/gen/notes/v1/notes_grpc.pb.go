@@ -37,8 +37,8 @@ type NotesServiceClient interface {
 	// About describes the service.
 	About(ctx context.Context, in *AboutRequest, opts ...grpc.CallOption) (*AboutResponse, error)
 	// ListNotes lists the notes, the oldest first. The empty option asks for a valid
-	// token, as a missing option does; but CheckServices fails for a method whose
-	// option is missing.
+	// token, as a missing option does; but CheckServices fails for a method without
+	// the option.
 	ListNotes(ctx context.Context, in *ListNotesRequest, opts ...grpc.CallOption) (*ListNotesResponse, error)
 	// AddNote adds a note in the caller's name. A full board loses its oldest note.
 	//
@@ -118,8 +118,8 @@ type NotesServiceServer interface {
 	// About describes the service.
 	About(context.Context, *AboutRequest) (*AboutResponse, error)
 	// ListNotes lists the notes, the oldest first. The empty option asks for a valid
-	// token, as a missing option does; but CheckServices fails for a method whose
-	// option is missing.
+	// token, as a missing option does; but CheckServices fails for a method without
+	// the option.
 	ListNotes(context.Context, *ListNotesRequest) (*ListNotesResponse, error)
 	// AddNote adds a note in the caller's name. A full board loses its oldest note.
 	//
