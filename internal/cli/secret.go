@@ -66,7 +66,7 @@ func (t Terminal) prompt(label string) (string, error) {
 func (t Terminal) showPassword(password string) error {
 	format := "%s\n"
 	if f, ok := t.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		format = "This database is new. Its first user is admin, with this password, which is shown only now:\n\n    %s\n\n"
+		format = "This database is new. The first user is admin, with this password, which is shown only now:\n\n    %s\n\n"
 	} else if ok && isNull(f) {
 		return errors.New("standard output is closed or " + os.DevNull + setAnother)
 	}
