@@ -89,7 +89,7 @@ func main() {
 `
 
 // toolFolder returns a folder with buf and its plugins, and with buf as protoc
-// where there is no protoc.
+// where there is no protoc that finds its own proto files.
 func toolFolder(t *testing.T) string {
 	t.Helper()
 	cmd := exec.Command("make", ".bin/buf", ".bin/protoc-gen-go", ".bin/protoc-gen-go-grpc")
@@ -101,7 +101,7 @@ func toolFolder(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := exec.LookPath("protoc"); err == nil {
+	if exec.Command("protoc", "--descriptor_set_out="+os.DevNull, "google/protobuf/descriptor.proto").Run() == nil {
 		return bin
 	}
 	standIn := t.TempDir()
