@@ -203,8 +203,8 @@ func (s *screen) await(t *testing.T, pattern string) string {
 }
 
 // watchForLeaks looks at every process's arguments and at the modes of what is
-// made in a folder, until stop is called. No argument may hold a token, and nobody
-// else may read the folder's files. stop returns how often a grpcurl was seen.
+// made in a folder, until stop is called. No argument may hold a token, and no other
+// user may read the folder's files. stop returns how often a grpcurl was seen.
 func watchForLeaks(t *testing.T, folder string) (stop func() (seen int)) {
 	done, ended := make(chan struct{}), make(chan int)
 	go func() {
@@ -236,10 +236,12 @@ func watchForLeaks(t *testing.T, folder string) (stop func() (seen int)) {
 			}
 		}
 	}()
-	return func() int {
+	stop = sync.OnceValue(func() int {
 		close(done)
 		return <-ended
-	}
+	})
+	t.Cleanup(func() { stop() })
+	return stop
 }
 
 // environment is ours, less what a make that runs this test says to a make inside
