@@ -40,7 +40,7 @@ func cliCommand(t *testing.T, dir, stdin string, args ...string) *exec.Cmd {
 
 // want runs a command that must end with this status, and returns its standard
 // output. No command may print a secret on standard error.
-func want(t *testing.T, code int, r result) string {
+func wantExit(t *testing.T, code int, r result) string {
 	t.Helper()
 	if r.code != code {
 		t.Fatalf("want status %d, got %v", code, r)
@@ -104,7 +104,7 @@ func failures(t *testing.T) {
 		says  string
 	}{
 		{newPassword(), append([]string{"user", "create", "admin"}, db...), "taken"},
-		{secret("short"), append([]string{"user", "create", "eve"}, db...), "fewer than"},
+		{noteSecret("short"), append([]string{"user", "create", "eve"}, db...), "fewer than"},
 		{"", append([]string{"user", "create", "eve"}, db...), "empty"},
 		{"", append([]string{"user", "disable", "nobody"}, db...), "nobody"},
 		{"", append([]string{"user", "enable", "nobody"}, db...), "nobody"},
@@ -119,7 +119,7 @@ func failures(t *testing.T) {
 		{"", serveArgs(t.TempDir(), "--http-addr", s.httpAddr), "--http-addr"},
 	} {
 		r := cli(t, s.dir, test.stdin, test.args...)
-		if want(t, 1, r); r.stdout != "" || !strings.Contains(r.stderr, test.says) {
+		if wantExit(t, 1, r); r.stdout != "" || !strings.Contains(r.stderr, test.says) {
 			t.Errorf("watchword %v: want %q on standard error, got %v", test.args, test.says, r)
 		}
 	}
@@ -129,7 +129,7 @@ func failures(t *testing.T) {
 func userTable(t *testing.T, dir string) map[string][]string {
 	t.Helper()
 	table := map[string][]string{}
-	for i, line := range strings.Split(strings.TrimSpace(want(t, 0, cli(t, dir, "", "user", "list", "--datastore-uri", database(dir)))), "\n") {
+	for i, line := range strings.Split(strings.TrimSpace(wantExit(t, 0, cli(t, dir, "", "user", "list", "--datastore-uri", database(dir)))), "\n") {
 		if fields := strings.Fields(line); i > 0 {
 			table[fields[1]] = fields
 		}
@@ -143,15 +143,15 @@ func usersByCommand(t *testing.T) {
 	dir := t.TempDir()
 	db := []string{"--datastore-uri", database(dir)}
 	first, second := newPassword(), newPassword()
-	id := strings.TrimSpace(want(t, 0, cli(t, dir, first+"\n", append([]string{"user", "create", "Alice", "--role", "writer", "--role", "reader", "--password-stdin"}, db...)...)))
-	want(t, 0, cli(t, dir, first, append([]string{"user", "create", "bob"}, db...)...)) // no terminal, so from standard input as well
-	want(t, 0, cli(t, dir, first+"\r\n", append([]string{"user", "create", "carol", "--password-stdin"}, db...)...))
-	want(t, 0, cli(t, dir, "", append([]string{"user", "disable", "bob"}, db...)...))
-	want(t, 0, cli(t, dir, "", append([]string{"user", "disable", "carol"}, db...)...))
-	want(t, 0, cli(t, dir, "", append([]string{"user", "enable", "carol"}, db...)...))
-	want(t, 0, cli(t, dir, second+"\n", append([]string{"user", "set-password", "carol", "--password-stdin"}, db...)...))
-	want(t, 0, cli(t, dir, first, append([]string{"user", "create", "dave"}, db...)...))
-	want(t, 0, cli(t, dir, "", append([]string{"user", "delete", "dave"}, db...)...))
+	id := strings.TrimSpace(wantExit(t, 0, cli(t, dir, first+"\n", append([]string{"user", "create", "Alice", "--role", "writer", "--role", "reader", "--password-stdin"}, db...)...)))
+	wantExit(t, 0, cli(t, dir, first, append([]string{"user", "create", "bob"}, db...)...)) // no terminal, so from standard input as well
+	wantExit(t, 0, cli(t, dir, first+"\r\n", append([]string{"user", "create", "carol", "--password-stdin"}, db...)...))
+	wantExit(t, 0, cli(t, dir, "", append([]string{"user", "disable", "bob"}, db...)...))
+	wantExit(t, 0, cli(t, dir, "", append([]string{"user", "disable", "carol"}, db...)...))
+	wantExit(t, 0, cli(t, dir, "", append([]string{"user", "enable", "carol"}, db...)...))
+	wantExit(t, 0, cli(t, dir, second+"\n", append([]string{"user", "set-password", "carol", "--password-stdin"}, db...)...))
+	wantExit(t, 0, cli(t, dir, first, append([]string{"user", "create", "dave"}, db...)...))
+	wantExit(t, 0, cli(t, dir, "", append([]string{"user", "delete", "dave"}, db...)...))
 
 	table := userTable(t, dir)
 	if alice := table["alice"]; len(alice) < 4 || alice[0] != id || alice[2] != "reader,writer" || alice[3] != "enabled" {
@@ -169,11 +169,11 @@ func usersByCommand(t *testing.T) {
 		t.Error("a database that had users was given an admin")
 	}
 	c := dial(t, s.grpcAddr)
-	wantOK(t, "alice", c.tryLogin(soon(t), "alice", first))
-	wantRefusal(t, "bob", c.tryLogin(soon(t), "bob", first), "USER_DISABLED")
-	wantRefusal(t, "carol by the old password", c.tryLogin(soon(t), "carol", first), "INVALID_CREDENTIALS")
-	wantOK(t, "carol by the new password", c.tryLogin(soon(t), "carol", second))
-	wantRefusal(t, "dave", c.tryLogin(soon(t), "dave", first), "INVALID_CREDENTIALS")
+	wantOK(t, "alice", c.tryLogin(callCtx(t), "alice", first))
+	wantRefusal(t, "bob", c.tryLogin(callCtx(t), "bob", first), "USER_DISABLED")
+	wantRefusal(t, "carol by the old password", c.tryLogin(callCtx(t), "carol", first), "INVALID_CREDENTIALS")
+	wantOK(t, "carol by the new password", c.tryLogin(callCtx(t), "carol", second))
+	wantRefusal(t, "dave", c.tryLogin(callCtx(t), "dave", first), "INVALID_CREDENTIALS")
 }
 
 // runningServerKnows changes users behind a server's back.
@@ -182,7 +182,7 @@ func runningServerKnows(t *testing.T) {
 	s := serve(t, t.TempDir(), "--log-level", "debug")
 	db := []string{"--datastore-uri", database(s.dir)}
 	c, password, next := dial(t, s.grpcAddr), newPassword(), newPassword()
-	want(t, 0, cli(t, s.dir, password, append([]string{"user", "create", "alice"}, db...)...))
+	wantExit(t, 0, cli(t, s.dir, password, append([]string{"user", "create", "alice"}, db...)...))
 
 	for _, change := range []struct {
 		stdin string
@@ -193,17 +193,17 @@ func runningServerKnows(t *testing.T) {
 		{"", []string{"user", "delete", "alice"}},
 	} {
 		pair := c.login(t, "alice", password)
-		_, err := c.verify(soon(t), pair)
+		_, err := c.verify(callCtx(t), pair)
 		wantOK(t, "verify before", err)
-		want(t, 0, cli(t, s.dir, change.stdin, append(change.args, db...)...))
+		wantExit(t, 0, cli(t, s.dir, change.stdin, append(change.args, db...)...))
 		took := eventually(t, promised+slack, strings.Join(change.args, " "), func() error {
-			_, err := c.verify(soon(t), pair)
-			return notRefused(err, "TOKEN_REVOKED")
+			_, err := c.verify(callCtx(t), pair)
+			return checkRefusal(err, "TOKEN_REVOKED")
 		})
 		t.Logf("the server knew of %v within %v (promised: %v)", change.args, took, promised)
 		if change.args[1] == "disable" {
-			want(t, 0, cli(t, s.dir, "", append([]string{"user", "enable", "alice"}, db...)...))
-			_, err := c.verify(soon(t), pair)
+			wantExit(t, 0, cli(t, s.dir, "", append([]string{"user", "enable", "alice"}, db...)...))
+			_, err := c.verify(callCtx(t), pair)
 			wantRefusal(t, "verify after enabling", err, "TOKEN_REVOKED")
 		} else {
 			password = next
@@ -215,27 +215,27 @@ func runningServerKnows(t *testing.T) {
 func clientCommands(t *testing.T) {
 	s := serve(t, t.TempDir())
 	addr := []string{"--plaintext", "--addr", s.grpcAddr}
-	printed := want(t, 0, cli(t, s.dir, s.admin+"\n", append([]string{"login", "admin", "--password-stdin"}, addr...)...))
+	printed := wantExit(t, 0, cli(t, s.dir, s.admin+"\n", append([]string{"login", "admin", "--password-stdin"}, addr...)...))
 	var pair watchwordv1.TokenPair
 	if err := protojson.Unmarshal([]byte(printed), &pair); err != nil || pair.GetTokenType() != "Bearer" || pair.GetRefreshToken() == "" {
 		t.Fatalf("login printed %q: %v", printed, err)
 	}
-	tokens(&pair)
+	noteTokens(&pair)
 
 	for name, stdin := range map[string]string{"JSON": printed, "bare": pair.GetAccessToken() + "\n"} {
 		var principal watchwordv1.Principal
-		out := want(t, 0, cli(t, s.dir, stdin, append([]string{"verify"}, addr...)...))
+		out := wantExit(t, 0, cli(t, s.dir, stdin, append([]string{"verify"}, addr...)...))
 		if err := protojson.Unmarshal([]byte(out), &principal); err != nil || principal.GetUsername() != "admin" || principal.GetSessionId() != pair.GetSessionId() {
 			t.Errorf("verify of a %s token printed %q: %v", name, out, err)
 		}
 	}
-	want(t, 1, cli(t, s.dir, printed, append([]string{"verify", "--audience", "elsewhere"}, addr...)...))
-	if out := want(t, 0, cli(t, s.dir, printed, append([]string{"logout"}, addr...)...)); out != "" {
+	wantExit(t, 1, cli(t, s.dir, printed, append([]string{"verify", "--audience", "elsewhere"}, addr...)...))
+	if out := wantExit(t, 0, cli(t, s.dir, printed, append([]string{"logout"}, addr...)...)); out != "" {
 		t.Errorf("logout printed %q", out)
 	}
-	want(t, 0, cli(t, s.dir, pair.GetRefreshToken(), append([]string{"logout"}, addr...)...))
+	wantExit(t, 0, cli(t, s.dir, pair.GetRefreshToken(), append([]string{"logout"}, addr...)...))
 	r := cli(t, s.dir, printed, append([]string{"verify"}, addr...)...)
-	if want(t, 1, r); !strings.Contains(r.stderr, "TOKEN_REVOKED") {
+	if wantExit(t, 1, r); !strings.Contains(r.stderr, "TOKEN_REVOKED") {
 		t.Errorf("verify after the logout: %v", r)
 	}
 }
@@ -243,9 +243,9 @@ func clientCommands(t *testing.T) {
 func healthcheck(t *testing.T) {
 	s := serve(t, t.TempDir())
 	check := []string{"healthcheck", "--plaintext", "--addr", s.grpcAddr}
-	want(t, 0, cli(t, s.dir, "", check...))
+	wantExit(t, 0, cli(t, s.dir, "", check...))
 	s.stop(t)
-	want(t, 1, cli(t, s.dir, "", check...))
+	wantExit(t, 1, cli(t, s.dir, "", check...))
 }
 
 var kidLine = regexp.MustCompile(`(?m)^(\S{16})\s+(EdDSA|ES256|RS256)\s+(next|signing)\b`)
@@ -253,11 +253,11 @@ var kidLine = regexp.MustCompile(`(?m)^(\S{16})\s+(EdDSA|ES256|RS256)\s+(next|si
 func keysAndMigrate(t *testing.T) {
 	dir := t.TempDir()
 	db := []string{"--datastore-uri", database(dir)}
-	if out := want(t, 0, cli(t, dir, "", append([]string{"migrate"}, db...)...)); out != "" {
+	if out := wantExit(t, 0, cli(t, dir, "", append([]string{"migrate"}, db...)...)); out != "" {
 		t.Errorf("migrate printed %q", out)
 	}
-	want(t, 0, cli(t, dir, "", append([]string{"migrate"}, db...)...)) // nothing left to do
-	if keys := kidLine.FindAllString(want(t, 0, cli(t, dir, "", append([]string{"key", "list"}, db...)...)), -1); keys != nil {
+	wantExit(t, 0, cli(t, dir, "", append([]string{"migrate"}, db...)...)) // nothing left to do
+	if keys := kidLine.FindAllString(wantExit(t, 0, cli(t, dir, "", append([]string{"key", "list"}, db...)...)), -1); keys != nil {
 		t.Errorf("a database that no server has seen has keys: %v", keys)
 	}
 
@@ -266,12 +266,12 @@ func keysAndMigrate(t *testing.T) {
 		t.Error("the first start after migrate made no admin")
 	}
 	states := map[string]string{} // by kid
-	for _, line := range kidLine.FindAllStringSubmatch(want(t, 0, cli(t, dir, "", append([]string{"key", "list"}, db...)...)), -1) {
+	for _, line := range kidLine.FindAllStringSubmatch(wantExit(t, 0, cli(t, dir, "", append([]string{"key", "list"}, db...)...)), -1) {
 		if states[line[1]] = line[3]; line[2] != "ES256" {
 			t.Errorf("key %v, want one for ES256", line)
 		}
 	}
-	keySet, err := dial(t, s.grpcAddr).GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{})
+	keySet, err := dial(t, s.grpcAddr).GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{})
 	if err != nil || len(states) != 2 || len(keySet.GetKeys()) != 2 {
 		t.Fatalf("keys %v listed, %v served: %v", states, keySet, err)
 	}
@@ -292,12 +292,12 @@ func auditByCommand(t *testing.T) {
 	lines := func() int { return strings.Count(s.stderr.String(), "\n") }
 	before := lines()
 	for range tries {
-		_, err := c.Refresh(soon(t), &watchwordv1.RefreshRequest{RefreshToken: "wwrt_rubbish"})
+		_, err := c.Refresh(callCtx(t), &watchwordv1.RefreshRequest{RefreshToken: "wwrt_rubbish"})
 		wantRefusal(t, "a forged token", err, "REFRESH_TOKEN_INVALID")
 	}
 	audit := func(flags ...string) string {
 		t.Helper()
-		return want(t, 0, cli(t, s.dir, "", append([]string{"audit", "--datastore-uri", database(s.dir)}, flags...)...))
+		return wantExit(t, 0, cli(t, s.dir, "", append([]string{"audit", "--datastore-uri", database(s.dir)}, flags...)...))
 	}
 	eventually(t, runTimeout, "the refusals are on record", func() error {
 		if out := audit("--type", "refresh"); !regexp.MustCompile(fmt.Sprintf(`refresh +REFRESH_TOKEN_INVALID .* %d `, tries)).MatchString(out) {
@@ -308,7 +308,7 @@ func auditByCommand(t *testing.T) {
 	if after := lines(); after-before > 4 {
 		t.Errorf("%d log lines of %d refusals", after-before, tries)
 	}
-	want(t, 0, cli(t, s.dir, newPassword()+"\n", "user", "create", "carol", "--role", "reader", "--password-stdin", "--datastore-uri", database(s.dir)))
+	wantExit(t, 0, cli(t, s.dir, newPassword()+"\n", "user", "create", "carol", "--role", "reader", "--password-stdin", "--datastore-uri", database(s.dir)))
 	out := audit("--user", "carol", "--since", "1h", "--json")
 	var record map[string]any
 	if err := json.Unmarshal([]byte(out), &record); err != nil {
@@ -329,9 +329,9 @@ func auditByCommand(t *testing.T) {
 	if out := audit("--limit", "0"); strings.Count(out, "\n") != 5 { // admin made, login, refusals, carol
 		t.Errorf("all records: %s", out)
 	}
-	want(t, 1, cli(t, s.dir, "", "audit", "--user", "nobody", "--datastore-uri", database(s.dir)))
+	wantExit(t, 1, cli(t, s.dir, "", "audit", "--user", "nobody", "--datastore-uri", database(s.dir)))
 	for _, wrong := range [][]string{{"--user", "carol", "--user-id", "x"}, {"--limit=-1"}, {"--since", "yesterday"}, {"--since=-1h"}} {
-		want(t, 2, cli(t, s.dir, "", append([]string{"audit", "--datastore-uri", database(s.dir)}, wrong...)...))
+		wantExit(t, 2, cli(t, s.dir, "", append([]string{"audit", "--datastore-uri", database(s.dir)}, wrong...)...))
 	}
 }
 
@@ -347,7 +347,7 @@ func secondStart(t *testing.T) {
 	}
 	again := serve(t, s.dir)
 	c := dial(t, again.grpcAddr)
-	_, err := c.verify(soon(t), pair)
+	_, err := c.verify(callCtx(t), pair)
 	wantOK(t, "an access token from before", err)
 	c.refresh(t, pair)
 	c.login(t, "admin", s.admin)
@@ -361,7 +361,7 @@ func secondStart(t *testing.T) {
 func refusesToStart(t *testing.T, dir, says string, args ...string) {
 	t.Helper()
 	r := cli(t, dir, "", serveArgs(dir, args...)...)
-	if want(t, 1, r); r.stdout != "" || !strings.Contains(r.stderr, says) {
+	if wantExit(t, 1, r); r.stdout != "" || !strings.Contains(r.stderr, says) {
 		t.Errorf("serve %v must refuse to start and name %s, got %v", args, says, r)
 	}
 }
@@ -376,7 +376,7 @@ func masterKey(t *testing.T) {
 	}
 	for line := range strings.Lines(string(right)) {
 		if !strings.HasPrefix(line, "#") {
-			secret(strings.TrimSpace(line))
+			noteSecret(strings.TrimSpace(line))
 		}
 	}
 	stranger := serve(t, t.TempDir())
@@ -411,7 +411,7 @@ func issuer(t *testing.T) {
 	refusesToStart(t, dir, first, "--issuer", other)
 	for _, args := range [][]string{nil, {"--issuer", first}} {
 		again := serve(t, dir, args...)
-		keySet, err := dial(t, again.grpcAddr).GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{})
+		keySet, err := dial(t, again.grpcAddr).GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{})
 		if err != nil || keySet.GetIssuer() != first {
 			t.Errorf("serve %v issues as %q: %v", args, keySet.GetIssuer(), err)
 		}
@@ -457,7 +457,7 @@ func environmentVariables(t *testing.T) {
 		t.Error(err)
 	}
 	c := dial(t, s.grpcAddr)
-	p, err := c.verify(soon(t), c.login(t, "admin", s.admin))
+	p, err := c.verify(callCtx(t), c.login(t, "admin", s.admin))
 	if err != nil || !slices.Equal(p.GetAudience(), []string{"one", "two"}) || p.GetIssuer() != "https://env.example.com" ||
 		p.GetExpiresAt().AsTime().Sub(p.GetIssuedAt().AsTime()) != 90*time.Second {
 		t.Errorf("principal %v, %v", p, err)
@@ -465,10 +465,10 @@ func environmentVariables(t *testing.T) {
 
 	check := exec.Command(watchword(t), "healthcheck")
 	check.Env = environment("WATCHWORD_ADDR="+s.grpcAddr, "WATCHWORD_PLAINTEXT=true")
-	want(t, 0, run(t, check))
+	wantExit(t, 0, run(t, check))
 	bad := exec.Command(watchword(t), serveArgs(t.TempDir())...)
 	bad.Env = environment("WATCHWORD_ACCESS_TTL=soon")
-	want(t, 2, run(t, bad))
+	wantExit(t, 2, run(t, bad))
 }
 
 // logsHoldNoSecret lets a server log all it can about all kinds of calls; the
@@ -481,14 +481,14 @@ func logsHoldNoSecret(t *testing.T) {
 		admin := c.login(t, "admin", s.admin)
 		alice := c.create(t, admin, "alice", password, "writer")
 		pair := c.login(t, "alice", password)
-		_ = c.tryLogin(soon(t), password, newPassword()) // the password in the wrong field
-		_ = c.tryLogin(soon(t), "alice", newPassword())
-		_, _ = c.tryRefresh(soon(t), &watchwordv1.TokenPair{RefreshToken: pair.GetAccessToken()})
-		_, _ = c.verify(soon(t), &watchwordv1.TokenPair{AccessToken: pair.GetRefreshToken()})
-		_, _ = c.ListUsers(bearer(soon(t), pair), &watchwordv1.ListUsersRequest{PageToken: pair.GetRefreshToken()})
-		_, _ = c.GetUser(bearer(soon(t), admin), &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Id{Id: pair.GetAccessToken()}})
-		_, _ = c.ChangePassword(bearer(soon(t), pair), &watchwordv1.ChangePasswordRequest{CurrentPassword: password, NewPassword: secret("short-1")})
-		_, _ = c.SetPassword(bearer(soon(t), admin), &watchwordv1.SetPasswordRequest{Id: alice.GetId(), Password: newPassword()})
+		_ = c.tryLogin(callCtx(t), password, newPassword()) // the password in the wrong field
+		_ = c.tryLogin(callCtx(t), "alice", newPassword())
+		_, _ = c.tryRefresh(callCtx(t), &watchwordv1.TokenPair{RefreshToken: pair.GetAccessToken()})
+		_, _ = c.verify(callCtx(t), &watchwordv1.TokenPair{AccessToken: pair.GetRefreshToken()})
+		_, _ = c.ListUsers(bearer(callCtx(t), pair), &watchwordv1.ListUsersRequest{PageToken: pair.GetRefreshToken()})
+		_, _ = c.GetUser(bearer(callCtx(t), admin), &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Id{Id: pair.GetAccessToken()}})
+		_, _ = c.ChangePassword(bearer(callCtx(t), pair), &watchwordv1.ChangePasswordRequest{CurrentPassword: password, NewPassword: noteSecret("short-1")})
+		_, _ = c.SetPassword(bearer(callCtx(t), admin), &watchwordv1.SetPasswordRequest{Id: alice.GetId(), Password: newPassword()})
 		resp, err := http.Get("http://" + s.httpAddr + "/metrics?token=" + pair.GetAccessToken())
 		if err != nil {
 			t.Fatal(err)

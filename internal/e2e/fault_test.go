@@ -64,7 +64,7 @@ func watchOver(t *testing.T, p *proxy, opts ...authn.Option) *downstream {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	if d.Verifier, err = authn.NewVerifier(soon(t), conn, append(opts, authn.WithAudience("internal"))...); err != nil {
+	if d.Verifier, err = authn.NewVerifier(callCtx(t), conn, append(opts, authn.WithAudience("internal"))...); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
@@ -78,7 +78,7 @@ func (d *downstream) says(pair *watchwordv1.TokenPair, want string) error {
 	if want == "ok" {
 		return err
 	}
-	return notRefused(err, want)
+	return checkRefusal(err, want)
 }
 
 // jury asks a verifier about its tokens without end.
@@ -149,7 +149,7 @@ func (j *jury) buries(t *testing.T, pair *watchwordv1.TokenPair, within time.Dur
 func (p *proxy) awaitTries(t *testing.T, from, n int) {
 	t.Helper()
 	eventually(t, reconnection, "tries to connect", func() error {
-		if got := p.tried() - from; got < n {
+		if got := p.connections() - from; got < n {
 			return fmt.Errorf("%d of %d", got, n)
 		}
 		return nil
@@ -169,44 +169,44 @@ func badLines(t *testing.T) {
 		t.Helper()
 		pair := c.login(t, "admin", password)
 		wantOK(t, "before it ends", j.says(pair, "ok"))
-		wantOK(t, "logout", c.logout(soon(t), pair))
+		wantOK(t, "logout", c.logout(callCtx(t), pair))
 		return pair
 	}
 	j.buries(t, logout(), propagation, "in good weather")
 
-	p.set(weather{delay: 200 * time.Millisecond})
+	p.set(lineFaults{delay: 200 * time.Millisecond})
 	j.buries(t, logout(), propagation, "over a slow line")
-	p.set(weather{rate: 2000})
+	p.set(lineFaults{rate: 2000})
 	j.buries(t, logout(), propagation, "over a narrow line")
 
-	p.set(weather{refuse: true})
-	tries := p.tried()
+	p.set(lineFaults{refuse: true})
+	tries := p.connections()
 	p.cut()
 	missed := logout()
 	p.awaitTries(t, tries, 1)
 	wantOK(t, "cut off, it cannot know", j.says(missed, "ok"))
-	p.set(weather{})
+	p.set(lineFaults{})
 	j.buries(t, missed, reconnection, "during a cut")
 
-	p.set(weather{breaks: 1000})
-	tries = p.tried()
+	p.set(lineFaults{breaks: 1000})
+	tries = p.connections()
 	p.cut()
 	missed = logout()
 	p.awaitTries(t, tries, 2)
-	p.set(weather{})
+	p.set(lineFaults{})
 	j.buries(t, missed, reconnection, "while connections broke")
 
-	p.set(weather{swallow: true})
+	p.set(lineFaults{swallow: true})
 	missed = logout()
 	wantOK(t, "in a black hole, it cannot know", j.says(missed, "ok"))
-	p.set(weather{})
+	p.set(lineFaults{})
 	p.cut()
 	j.buries(t, missed, reconnection, "in a black hole")
 
 	missed = logout()
 	s.kill()
 	s = serve(t, dir, "--access-ttl", "1h")
-	p.lead(s.grpcAddr)
+	p.setBackend(s.grpcAddr)
 	c = dial(t, s.grpcAddr)
 	j.buries(t, missed, reconnection, "before a kill")
 	j.buries(t, logout(), reconnection, "after it")
@@ -221,7 +221,7 @@ func cutOffForTooLong(t *testing.T) {
 	c := dial(t, s.grpcAddr)
 	good := c.login(t, "admin", s.admin)
 	wantOK(t, "connected", d.says(good, "ok"))
-	p.set(weather{swallow: true})
+	p.set(lineFaults{swallow: true})
 	began, known := time.Now(), d.Status().Staleness
 	eventually(t, after+propagation, "refused as stale", func() error {
 		err := d.says(good, "BUNDLE_STALE")
@@ -231,8 +231,8 @@ func cutOffForTooLong(t *testing.T) {
 		return err
 	})
 	ended := c.login(t, "admin", s.admin)
-	wantOK(t, "logout", c.logout(soon(t), ended))
-	p.set(weather{})
+	wantOK(t, "logout", c.logout(callCtx(t), ended))
+	p.set(lineFaults{})
 	eventually(t, reconnection, "accepted again", func() error { return d.says(good, "ok") })
 	wantOK(t, "ended meanwhile", d.says(ended, "TOKEN_REVOKED"))
 }
@@ -259,7 +259,7 @@ func keysChangeDuringACut(t *testing.T) {
 	rotate := func() *watchwordv1.TokenPair {
 		t.Helper()
 		before := kidOf(pair.GetAccessToken())
-		if _, err := keys.RotateKey(bearer(soon(t), pair), &watchwordv1.RotateKeyRequest{}); err != nil {
+		if _, err := keys.RotateKey(bearer(callCtx(t), pair), &watchwordv1.RotateKeyRequest{}); err != nil {
 			t.Fatal(err)
 		}
 		if pair = c.refresh(t, pair); kidOf(pair.GetAccessToken()) == before {
@@ -269,7 +269,7 @@ func keysChangeDuringACut(t *testing.T) {
 	}
 	revoke := func(leaked *watchwordv1.TokenPair) {
 		t.Helper()
-		if _, err := keys.RevokeKey(bearer(soon(t), pair), &watchwordv1.RevokeKeyRequest{Kid: kidOf(leaked.GetAccessToken())}); err != nil {
+		if _, err := keys.RevokeKey(bearer(callCtx(t), pair), &watchwordv1.RevokeKeyRequest{Kid: kidOf(leaked.GetAccessToken())}); err != nil {
 			t.Fatal(err)
 		}
 		pair = c.refresh(t, pair)
@@ -289,14 +289,14 @@ func keysChangeDuringACut(t *testing.T) {
 		}
 	}
 
-	p.set(weather{refuse: true})
+	p.set(lineFaults{refuse: true})
 	p.cut()
 	third := rotate()
 	revoke(first)
 	for i, d := range all {
 		wantOK(t, fmt.Sprintf("cut off, watcher %d", i), d.says(first, "ok"))
 	}
-	p.set(weather{})
+	p.set(lineFaults{})
 	say("withdrawn during a cut", reconnection, first, "TOKEN_INVALID")
 	say("rotated to during a cut", propagation, third, "ok")
 }
@@ -328,7 +328,7 @@ func flood(t *testing.T) {
 			for n := 0; ctx.Err() == nil; n++ {
 				began := time.Now()
 				for _, raw := range forge(good[n%seenOnce].GetAccessToken()) {
-					if _, err := d.Verify(ctx, raw); notRefused(err, "TOKEN_INVALID") != nil {
+					if _, err := d.Verify(ctx, raw); checkRefusal(err, "TOKEN_INVALID") != nil {
 						t.Errorf("a forged token: %v", err)
 						return
 					}
@@ -358,12 +358,12 @@ func flood(t *testing.T) {
 		})
 	}
 	more(2000)
-	wantOK(t, "logout", c.logout(soon(t), ending))
+	wantOK(t, "logout", c.logout(callCtx(t), ending))
 	j.buries(t, ending, propagation, "in a flood")
 	if calls, streams := d.calls.Load(), d.streams.Load(); calls != 0 || streams != 1 {
 		t.Errorf("the flood made the verifier ask: %d calls, %d streams", calls, streams)
 	}
-	p.set(weather{swallow: true})
+	p.set(lineFaults{swallow: true})
 	more(2000)
 	stop()
 	forgers.Wait()

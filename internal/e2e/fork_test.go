@@ -30,7 +30,7 @@ type bundleStream struct {
 // watchFrom opens a stream, and reads what comes before the first heartbeat.
 func watchFrom(t *testing.T, c *client, resume []byte) *bundleStream {
 	t.Helper()
-	stream, err := c.WatchBundle(soon(t), &watchwordv1.WatchBundleRequest{Resume: resume})
+	stream, err := c.WatchBundle(callCtx(t), &watchwordv1.WatchBundleRequest{Resume: resume})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,8 +126,8 @@ func TestPromotedBehind(t *testing.T) {
 		b.kill()
 		f.primary.Kill()
 		f.promote()
-		eventually(t, propagation, "logout in the new history", func() error { return f.a.logout(soon(t), f.next) })
-		_, err := f.a.verify(soon(t), f.next)
+		eventually(t, propagation, "logout in the new history", func() error { return f.a.logout(callCtx(t), f.next) })
+		_, err := f.a.verify(callCtx(t), f.next)
 		wantRefusal(t, "by the replica that has acknowledged", err, "TOKEN_REVOKED")
 		a.now().awaitLog(t, forkedLine)
 		b.restart()
@@ -145,7 +145,7 @@ func TestPromotedBehind(t *testing.T) {
 		f.promote()
 		b.restart()
 		f.b = b.dial(t)
-		wantOK(t, "logout in the new history", f.b.logout(soon(t), f.next))
+		wantOK(t, "logout in the new history", f.b.logout(callCtx(t), f.next))
 		f.overtake(t)
 		a.now().signal(t, syscall.SIGCONT)
 		a.now().awaitLog(t, forkedLine)
@@ -165,7 +165,7 @@ func fork(t *testing.T) *forked {
 // overtake brings the new history to where the old one ended, and further.
 func (f *forked) overtake(t *testing.T) {
 	for _, pair := range f.spare {
-		wantOK(t, "one more logout in the new history", f.b.logout(soon(t), pair))
+		wantOK(t, "one more logout in the new history", f.b.logout(callCtx(t), pair))
 	}
 	if now := head(t, f.installation, f.primary); now <= f.end {
 		t.Fatalf("the old history ended at %d, the new one is at %d", f.end, now)
@@ -181,16 +181,16 @@ func (f *forked) before(t *testing.T) {
 	more := []*watchwordv1.TokenPair{login(), login()}
 	f.spare = []*watchwordv1.TokenPair{login(), login(), login(), login()}
 	var err error
-	if f.verifier, err = authn.NewVerifier(soon(t), f.a.conn, authn.WithAudience("internal")); err != nil {
+	if f.verifier, err = authn.NewVerifier(callCtx(t), f.a.conn, authn.WithAudience("internal")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.verifier.Close() })
-	if f.other, err = authn.NewVerifier(soon(t), f.b.conn, authn.WithAudience("internal")); err != nil {
+	if f.other, err = authn.NewVerifier(callCtx(t), f.b.conn, authn.WithAudience("internal")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.other.Close() })
 	f.stream = watchFrom(t, f.a, nil)
-	wantOK(t, "a logout that the standby has", f.a.logout(soon(t), f.kept))
+	wantOK(t, "a logout that the standby has", f.a.logout(callCtx(t), f.kept))
 	eventually(t, propagation, "the standby follows", func() error {
 		if there, here := head(t, f.installation, f.standby), head(t, f.installation, f.primary); there != here {
 			return fmt.Errorf("at %d of %d", there, here)
@@ -199,7 +199,7 @@ func (f *forked) before(t *testing.T) {
 	})
 	f.standby.Detach(t)
 	for _, pair := range append(more, f.lost) {
-		wantOK(t, "a logout that the standby has not", f.a.logout(soon(t), pair))
+		wantOK(t, "a logout that the standby has not", f.a.logout(callCtx(t), pair))
 	}
 	for range 3 {
 		f.live = f.b.refresh(t, f.live)
@@ -216,7 +216,7 @@ func (f *forked) before(t *testing.T) {
 func (f *forked) refused(pair *watchwordv1.TokenPair, by ...*authn.Verifier) error {
 	for i, v := range by {
 		_, err := v.Verify(context.Background(), pair.GetAccessToken())
-		if err := notRefused(err, "TOKEN_REVOKED"); err != nil {
+		if err := checkRefusal(err, "TOKEN_REVOKED"); err != nil {
 			return fmt.Errorf("verifier %d: %w", i, err)
 		}
 	}
@@ -227,15 +227,15 @@ func (f *forked) refused(pair *watchwordv1.TokenPair, by ...*authn.Verifier) err
 func (f *forked) after(t *testing.T) {
 	f.stream.sentAway(t)
 	for _, pair := range []*watchwordv1.TokenPair{f.kept, f.lost} {
-		_, err := f.a.verify(soon(t), pair)
+		_, err := f.a.verify(callCtx(t), pair)
 		wantRefusal(t, "a replica that knew of the end", err, "TOKEN_REVOKED")
 		wantOK(t, "verifiers that knew of the end", f.refused(pair, f.verifier, f.other))
 	}
 	eventually(t, propagation, "all learn of the new history", func() error { return f.refused(f.next, f.verifier, f.other) })
 
 	eventually(t, propagation, "the first replica has caught up", func() error {
-		_, err := f.a.verify(soon(t), f.spare[len(f.spare)-1])
-		return notRefused(err, "TOKEN_REVOKED")
+		_, err := f.a.verify(callCtx(t), f.spare[len(f.spare)-1])
+		return checkRefusal(err, "TOKEN_REVOKED")
 	})
 
 	old := watchFrom(t, f.a, f.stream.resume)
@@ -245,10 +245,10 @@ func (f *forked) after(t *testing.T) {
 	f.wantTold(t, "one server's position at another", watchFrom(t, f.b, old.resume))
 
 	f.live = f.b.refresh(t, f.live) // ahead of its row, which fell behind
-	_, err := f.a.verify(soon(t), f.live)
+	_, err := f.a.verify(callCtx(t), f.live)
 	wantOK(t, "a session whose refreshes were lost", err)
 	again := f.b.login(t, "alice", f.password)
-	wantOK(t, "logout at the other", f.b.logout(soon(t), again))
+	wantOK(t, "logout at the other", f.b.logout(callCtx(t), again))
 	eventually(t, propagation, "all learn of what comes", func() error { return f.refused(again, f.verifier, f.other) })
 }
 

@@ -113,7 +113,7 @@ func (c curl) login(t *testing.T, username, password string) *watchwordv1.TokenP
 	t.Helper()
 	var resp watchwordv1.LoginResponse
 	c.ok(t, "", "watchword.v1.AuthService/Login", object("username", username, "password", password), &resp)
-	return tokens(resp.GetTokens())
+	return noteTokens(resp.GetTokens())
 }
 
 func (c curl) create(t *testing.T, token, username, password, roles string) {
@@ -252,8 +252,8 @@ func curlLeaving(t *testing.T, auth, notes curl, alice *watchwordv1.TokenPair) {
 	var first, again watchwordv1.RefreshResponse
 	auth.ok(t, "", refreshMethod, object("refresh_token", alice.GetRefreshToken()), &first)
 	auth.ok(t, "", refreshMethod, object("refresh_token", alice.GetRefreshToken()), &again)
-	newest := tokens(first.GetTokens())
-	if tokens(again.GetTokens()).GetRefreshToken() != newest.GetRefreshToken() || newest.GetRefreshToken() == alice.GetRefreshToken() {
+	newest := noteTokens(first.GetTokens())
+	if noteTokens(again.GetTokens()).GetRefreshToken() != newest.GetRefreshToken() || newest.GetRefreshToken() == alice.GetRefreshToken() {
 		t.Error("a refresh token spent within the grace did not bring the same successor again")
 	}
 	for _, token := range []string{alice.GetAccessToken(), newest.GetAccessToken()} {

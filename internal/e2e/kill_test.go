@@ -177,7 +177,7 @@ func (a *account) work(ctx context.Context, d desk, done *tally) error {
 // check asks a new server for what the killed ones have acknowledged.
 func (a *accounts) check(t *testing.T, s *server, everything bool) {
 	t.Helper()
-	ctx, c := soon(t), dial(t, s.grpcAddr)
+	ctx, c := callCtx(t), dial(t, s.grpcAddr)
 	defer c.conn.Close()
 	if err := a.admin.checkLive(ctx, c, []string{"admin"}); err != nil {
 		t.Errorf("admin: %v", err)

@@ -34,13 +34,13 @@ func newPostgres(t *testing.T) postgres {
 	}
 	password, _ := u.User.Password()
 	u.User = url.User(u.User.Username())
-	return postgres{u.String(), "PGPASSWORD=" + secret(password)}
+	return postgres{u.String(), "PGPASSWORD=" + noteSecret(password)}
 }
 
 // migrated has its schema.
 func (p postgres) migrated(t *testing.T) postgres {
 	t.Helper()
-	want(t, 0, run(t, p.command(t, "migrate", "--datastore-uri", p.uri)))
+	wantExit(t, 0, run(t, p.command(t, "migrate", "--datastore-uri", p.uri)))
 	return p
 }
 
@@ -83,7 +83,7 @@ func TestMoveUnderLoad(t *testing.T) {
 		working.until(20)
 	}
 	began := time.Now()
-	want(t, 0, run(t, to.command(t, "datastore", "copy", database(s.dir), to.uri)))
+	wantExit(t, 0, run(t, to.command(t, "datastore", "copy", database(s.dir), to.uri)))
 	copied := time.Now()
 	s.stop(t)
 	s = to.takeOver(t, s, killedServer...)
@@ -110,7 +110,7 @@ func killCopy(t *testing.T, s *server, to postgres) (late bool) {
 	copying.kill()
 	list := cli(t, s.dir, "", "user", "list", "--datastore-uri", database(s.dir))
 	if late = strings.Contains(list.stderr, "was moved to"); !late {
-		want(t, 0, list)
+		wantExit(t, 0, list)
 	}
 	return late
 }
@@ -140,7 +140,7 @@ func (a *accounts) goOnWorking(t *testing.T, s *server) *working {
 		d := desk{dial(t, s.grpcAddr), a.admin.pair}
 		w.workers.Go(func() {
 			for ctx.Err() == nil {
-				kind, err := account.persist(soon(t), d)
+				kind, err := account.persist(callCtx(t), d)
 				if err != nil {
 					t.Errorf("%s: %v", account.name, err)
 					return
@@ -225,7 +225,7 @@ type watcher struct {
 
 func watchRevoked(t *testing.T, s *server, a *accounts) *watcher {
 	t.Helper()
-	verifier, err := authn.NewVerifier(soon(t), dialConn(t, s.grpcAddr, insecure.NewCredentials()), authn.WithAudience("internal"))
+	verifier, err := authn.NewVerifier(callCtx(t), dialConn(t, s.grpcAddr, insecure.NewCredentials()), authn.WithAudience("internal"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func watchRevoked(t *testing.T, s *server, a *accounts) *watcher {
 	c := dial(t, s.grpcAddr)
 	gone := c.login(t, "admin", s.admin)
 	w := &watcher{verifier: verifier, ended: gone.GetAccessToken(), live: a.admin.pair.GetAccessToken()}
-	if err := c.logout(soon(t), gone); err != nil {
+	if err := c.logout(callCtx(t), gone); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, propagation, "the verifier knows of the logout", func() error { return w.refused(t.Context()) })
@@ -256,7 +256,7 @@ func watchRevoked(t *testing.T, s *server, a *accounts) *watcher {
 
 func (w *watcher) refused(ctx context.Context) error {
 	_, err := w.verifier.Verify(ctx, w.ended)
-	return notRefused(err, "TOKEN_REVOKED")
+	return checkRefusal(err, "TOKEN_REVOKED")
 }
 
 func (w *watcher) end(t *testing.T) {
@@ -276,7 +276,7 @@ type place struct {
 // watch reads a bundle from a place on, up to the first heartbeat behind it.
 func (c *client) watch(t *testing.T, resume []byte) (p place) {
 	t.Helper()
-	stream, err := c.WatchBundle(soon(t), &watchwordv1.WatchBundleRequest{Resume: resume})
+	stream, err := c.WatchBundle(callCtx(t), &watchwordv1.WatchBundleRequest{Resume: resume})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +306,7 @@ func TestMoveKeepsEveryPlace(t *testing.T) {
 	s, to := serve(t, t.TempDir()), newPostgres(t)
 	c := dial(t, s.grpcAddr)
 	admin, gone := c.login(t, "admin", s.admin), c.login(t, "admin", s.admin)
-	wantOK(t, "logout", c.logout(soon(t), gone))
+	wantOK(t, "logout", c.logout(callCtx(t), gone))
 	stood := c.watch(t, nil)
 	if len(stood.snapshot) != 1 {
 		t.Fatalf("a snapshot with %v", stood.snapshot)
@@ -320,16 +320,16 @@ func TestMoveKeepsEveryPlace(t *testing.T) {
 	}
 	to.migrated(t)
 	r := copying()
-	if out := want(t, 0, r); !strings.Contains(out, "2 rows of sessions") || !strings.Contains(r.stderr, "master key") {
+	if out := wantExit(t, 0, r); !strings.Contains(out, "2 rows of sessions") || !strings.Contains(r.stderr, "master key") {
 		t.Errorf("the copy says %v", r)
 	}
-	_, err := c.tryRefresh(soon(t), admin)
+	_, err := c.tryRefresh(callCtx(t), admin)
 	if authn.Reason(err) != watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE {
 		t.Errorf("a refresh at the server that was moved: %v", err)
 	}
-	_, err = c.verify(soon(t), admin)
+	_, err = c.verify(callCtx(t), admin)
 	wantOK(t, "it verifies from memory", err)
-	_, err = c.verify(soon(t), gone)
+	_, err = c.verify(callCtx(t), gone)
 	wantRefusal(t, "it verifies from memory", err, "TOKEN_REVOKED")
 	ready, err := http.Get("http://" + s.httpAddr + "/readyz")
 	if err != nil {
@@ -354,16 +354,16 @@ func TestMoveKeepsEveryPlace(t *testing.T) {
 	if now := c.watch(t, nil); len(now.snapshot) != 1 {
 		t.Errorf("a new watcher is told of %v", now.snapshot)
 	}
-	_, err = c.verify(soon(t), gone)
+	_, err = c.verify(callCtx(t), gone)
 	wantRefusal(t, "after the move", err, "TOKEN_REVOKED")
-	_, err = c.tryRefresh(soon(t), gone)
+	_, err = c.tryRefresh(callCtx(t), gone)
 	wantRefusal(t, "after the move", err, "SESSION_REVOKED")
 	c.refresh(t, admin)
-	set, err := c.GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{})
+	set, err := c.GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{})
 	if err != nil || set.GetIssuer() != "http://"+s.httpAddr {
 		t.Errorf("it issues as %q, %v", set.GetIssuer(), err)
 	}
-	if out := want(t, 0, run(t, to.command(t, "audit", "--datastore-uri", to.uri))); strings.Count(out, "logout") != 1 {
+	if out := wantExit(t, 0, run(t, to.command(t, "audit", "--datastore-uri", to.uri))); strings.Count(out, "logout") != 1 {
 		t.Errorf("the record: %s", out)
 	}
 }

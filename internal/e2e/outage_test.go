@@ -43,11 +43,11 @@ func TestDatabaseDown(t *testing.T) {
 	o.user = c.create(t, o.admin, "alice", o.password)
 	o.pair, o.ended = c.login(t, "alice", o.password), c.login(t, "alice", o.password)
 	var err error
-	if o.verifier, err = authn.NewVerifier(soon(t), c.conn, authn.WithAudience("internal")); err != nil {
+	if o.verifier, err = authn.NewVerifier(callCtx(t), c.conn, authn.WithAudience("internal")); err != nil {
 		t.Fatal(err)
 	}
 	defer o.verifier.Close()
-	wantOK(t, "logout", c.logout(soon(t), o.ended))
+	wantOK(t, "logout", c.logout(callCtx(t), o.ended))
 	o.downstream(t, o.ended, "TOKEN_REVOKED")
 	for name, fault := range map[string]struct{ away, back func() }{
 		"killed": {in.primary.Kill, in.primary.Restart},
@@ -63,14 +63,14 @@ func TestDatabaseDown(t *testing.T) {
 			fault.back()
 			back := time.Now()
 			eventually(t, propagation, "refresh", func() error {
-				next, err := c.tryRefresh(soon(t), o.pair)
+				next, err := c.tryRefresh(callCtx(t), o.pair)
 				if err == nil {
 					o.pair = next
 				}
 				return err
 			})
 			t.Logf("refreshed %v after the database was back", time.Since(back).Round(time.Millisecond))
-			wantOK(t, "login", c.tryLogin(soon(t), "alice", o.password))
+			wantOK(t, "login", c.tryLogin(callCtx(t), "alice", o.password))
 			eventually(t, propagation, "the bundle is up to date", func() error { return o.knownSince(t, back) })
 			o.goesOn(t, time.Now().Add(time.Hour))
 		})
@@ -84,24 +84,24 @@ func TestDatabaseDown(t *testing.T) {
 // that is not after `latest`.
 func (o *outage) goesOn(t *testing.T, latest time.Time) {
 	t.Helper()
-	_, err := o.client.verify(soon(t), o.pair)
+	_, err := o.client.verify(callCtx(t), o.pair)
 	wantOK(t, "verify", err)
-	_, err = o.client.verify(soon(t), o.ended)
+	_, err = o.client.verify(callCtx(t), o.ended)
 	wantRefusal(t, "verify after the logout", err, "TOKEN_REVOKED")
-	wantOK(t, "a call downstream", listNotes(soon(t), o.notes, o.pair))
-	wantRefusal(t, "a call downstream after the logout", listNotes(soon(t), o.notes, o.ended), "TOKEN_REVOKED")
-	_, err = o.verifier.Verify(soon(t), o.pair.GetAccessToken())
+	wantOK(t, "a call downstream", listNotes(callCtx(t), o.notes, o.pair))
+	wantRefusal(t, "a call downstream after the logout", listNotes(callCtx(t), o.notes, o.ended), "TOKEN_REVOKED")
+	_, err = o.verifier.Verify(callCtx(t), o.pair.GetAccessToken())
 	wantOK(t, "a verifier's", err)
-	keys, err := o.GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{})
+	keys, err := o.GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{})
 	if err != nil || len(keys.GetKeys()) == 0 {
 		t.Errorf("keys: %v, %v", keys, err)
 	}
-	fresh, err := authn.NewVerifier(soon(t), o.conn, authn.WithAudience("internal"))
+	fresh, err := authn.NewVerifier(callCtx(t), o.conn, authn.WithAudience("internal"))
 	if err != nil {
 		t.Fatalf("who comes only now: %v", err)
 	}
 	defer fresh.Close()
-	_, err = fresh.Verify(soon(t), o.ended.GetAccessToken())
+	_, err = fresh.Verify(callCtx(t), o.ended.GetAccessToken())
 	wantRefusal(t, "by who comes only now", err, "TOKEN_REVOKED")
 	if o.knownSince(t, latest) == nil {
 		t.Error("a heartbeat says that all is known, and the database is away")
@@ -112,7 +112,7 @@ func (o *outage) goesOn(t *testing.T, latest time.Time) {
 // time.
 func (o *outage) knownSince(t *testing.T, since time.Time) error {
 	t.Helper()
-	ctx, cancel := context.WithCancel(soon(t))
+	ctx, cancel := context.WithCancel(callCtx(t))
 	defer cancel()
 	stream, err := o.WatchBundle(ctx, &watchwordv1.WatchBundleRequest{})
 	for err == nil {

@@ -174,7 +174,7 @@ func (p *person) device() *device {
 		}
 		return nil
 	}
-	pair := tokens(resp.GetTokens())
+	pair := noteTokens(resp.GetTokens())
 	p.rec.addRights(rights{user: p.name, roles: rolesOf(pair.GetAccessToken())}, call)
 	p.now = &device{
 		session: pair.GetSessionId(), newest: 1, tokens: []string{pair.GetRefreshToken()}, access: pair.GetAccessToken(), ends: 10 + rand.IntN(60),
@@ -244,7 +244,7 @@ func (p *person) refresh(d *device) {
 	resp, err := door.Refresh(ctx, &watchwordv1.RefreshRequest{RefreshToken: token}, grpc.WaitForReady(true))
 	e.outcome = p.told("refresh", err)
 	if err == nil {
-		e.got = d.receive(tokens(resp.GetTokens()))
+		e.got = d.receive(noteTokens(resp.GetTokens()))
 	}
 	p.rec.add(e)
 	if e.outcome == unknown {
@@ -380,10 +380,10 @@ func (p *people) checkEnd(in *installation) error {
 		}
 		for i, door := range asking.doors {
 			eventually(p.t, propagation, "a replica knows of the end", func() error {
-				_, err := door.Verify(soon(p.t), &watchwordv1.VerifyRequest{AccessToken: d.access})
+				_, err := door.Verify(callCtx(p.t), &watchwordv1.VerifyRequest{AccessToken: d.access})
 				if d.isOver() {
-					err = notRefused(err, "TOKEN_REVOKED")
-				} else if err != nil && notRefused(err, "TOKEN_STALE") == nil {
+					err = checkRefusal(err, "TOKEN_REVOKED")
+				} else if err != nil && checkRefusal(err, "TOKEN_STALE") == nil {
 					err = nil
 				}
 				if err != nil {
@@ -394,8 +394,8 @@ func (p *people) checkEnd(in *installation) error {
 		}
 	}
 	for name, acknowledged := range p.guests {
-		_, err := asking.doors[0].GetUser(bearer(soon(p.t), p.admin), &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Username{Username: name}})
-		if err != nil && (acknowledged || notRefused(err, "USER_NOT_FOUND") != nil) {
+		_, err := asking.doors[0].GetUser(bearer(callCtx(p.t), p.admin), &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Username{Username: name}})
+		if err != nil && (acknowledged || checkRefusal(err, "USER_NOT_FOUND") != nil) {
 			errs = append(errs, fmt.Errorf("user %s, acknowledged: %t: %w", name, acknowledged, err))
 		}
 	}

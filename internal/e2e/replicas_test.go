@@ -55,14 +55,14 @@ func install(t *testing.T, flags ...string) *installation {
 		t.Fatal("the URI of the database cannot be read")
 	}
 	password, _ := database.User.Password()
-	secret(password)
+	noteSecret(password)
 	database.Host = in.slots[0].addr() + "," + in.slots[1].addr()
 	query := database.Query()
 	query.Set("target_session_attrs", "read-write")
 	database.RawQuery = query.Encode()
 	in.uri = database.String()
-	want(t, 0, cli(t, t.TempDir(), "", "key", "create-master-key", in.masterKey))
-	want(t, 0, run(t, in.command("migrate")))
+	wantExit(t, 0, cli(t, t.TempDir(), "", "key", "create-master-key", in.masterKey))
+	wantExit(t, 0, run(t, in.command("migrate")))
 	return in
 }
 

@@ -23,7 +23,7 @@ func TestBackup(t *testing.T) {
 	file := filepath.Join(elsewhere, "watchword.db")
 	backup := []string{"backup", file, "--datastore-uri", database(s.dir)}
 	r := cli(t, s.dir, "", backup...)
-	if want(t, 0, r); !strings.Contains(r.stderr, "master key") {
+	if wantExit(t, 0, r); !strings.Contains(r.stderr, "master key") {
 		t.Errorf("it does not say what is missing from it: %v", r)
 	}
 	if r := cli(t, s.dir, "", backup...); r.code != 1 || !strings.Contains(r.stderr, "is there already") {
@@ -50,7 +50,7 @@ func onBothEngines(t *testing.T, test func(t *testing.T, s *server, command func
 	})
 	t.Run("postgres", func(t *testing.T) {
 		dir, to := t.TempDir(), newPostgres(t).migrated(t)
-		want(t, 0, cli(t, dir, "", "key", "create-master-key", masterKeyOf(dir)))
+		wantExit(t, 0, cli(t, dir, "", "key", "create-master-key", masterKeyOf(dir)))
 		s := to.takeOver(t, &server{dir: dir, grpcAddr: "127.0.0.1:0", httpAddr: "127.0.0.1:0"}, "--issuer", "https://auth.example.com")
 		test(t, s, func(args ...string) *exec.Cmd {
 			cmd := to.command(t, append(args, "--datastore-uri", to.uri)...)
@@ -66,33 +66,33 @@ func TestRestoredBesideAServer(t *testing.T) {
 		const promised, slack = time.Second, time.Second
 		c := dial(t, s.grpcAddr)
 		before := c.login(t, "admin", s.admin)
-		_, err := c.verify(soon(t), before)
+		_, err := c.verify(callCtx(t), before)
 		wantOK(t, "verify before", err)
 
 		stranger := masterKeyOf(t.TempDir())
-		want(t, 0, cli(t, s.dir, "", "key", "create-master-key", stranger))
-		want(t, 1, run(t, command("datastore", "restored", "--master-key-file", stranger)))
+		wantExit(t, 0, cli(t, s.dir, "", "key", "create-master-key", stranger))
+		wantExit(t, 1, run(t, command("datastore", "restored", "--master-key-file", stranger)))
 		c.refresh(t, before) // nothing has been done
 
-		if out := want(t, 0, run(t, command("datastore", "restored"))); !strings.Contains(out, "1 users raised") {
+		if out := wantExit(t, 0, run(t, command("datastore", "restored"))); !strings.Contains(out, "1 users raised") {
 			t.Errorf("it says %q", out)
 		}
 		took := eventually(t, promised+slack, "the key is withdrawn", func() error {
-			_, err := c.verify(soon(t), before)
-			return notRefused(err, "TOKEN_INVALID")
+			_, err := c.verify(callCtx(t), before)
+			return checkRefusal(err, "TOKEN_INVALID")
 		})
 		t.Logf("the server knew within %v (promised: %v)", took, promised)
-		_, err = c.tryRefresh(soon(t), before)
+		_, err = c.tryRefresh(callCtx(t), before)
 		wantRefusal(t, "refresh", err, "SESSION_REVOKED")
 		after := c.login(t, "admin", s.admin)
-		_, err = c.verify(soon(t), after)
+		_, err = c.verify(callCtx(t), after)
 		wantOK(t, "a new login", err)
 		c.refresh(t, after)
-		if out := want(t, 0, run(t, command("audit", "--type", "datastore.restored"))); strings.Count(out, "\n") != 2 || !strings.Contains(out, "cli") {
+		if out := wantExit(t, 0, run(t, command("audit", "--type", "datastore.restored"))); strings.Count(out, "\n") != 2 || !strings.Contains(out, "cli") {
 			t.Errorf("the record: %s", out)
 		}
-		want(t, 0, run(t, command("key", "rotate"))) // there is a key that signs next
-		want(t, 0, run(t, command("datastore", "restored")))
+		wantExit(t, 0, run(t, command("key", "rotate"))) // there is a key that signs next
+		wantExit(t, 0, run(t, command("datastore", "restored")))
 	})
 }
 
@@ -104,15 +104,15 @@ func TestRestoredAfterABackup(t *testing.T) {
 	admin := c.login(t, "admin", s.admin)
 	c.create(t, admin, "alice", password)
 	alice, early := c.login(t, "alice", password), c.login(t, "alice", password)
-	wantOK(t, "logout", c.logout(soon(t), early)) // so that a snapshot has something in it
+	wantOK(t, "logout", c.logout(callCtx(t), early)) // so that a snapshot has something in it
 	file := filepath.Join(t.TempDir(), "backup.db")
-	want(t, 0, cli(t, s.dir, "", "backup", file, "--datastore-uri", database(s.dir)))
+	wantExit(t, 0, cli(t, s.dir, "", "backup", file, "--datastore-uri", database(s.dir)))
 
-	wantOK(t, "a logout that will be lost", c.logout(soon(t), alice))
+	wantOK(t, "a logout that will be lost", c.logout(callCtx(t), alice))
 	c.create(t, admin, "bob", password)
 	bob := c.login(t, "bob", password)
 	lost := c.watch(t, nil)
-	verifier, err := authn.NewVerifier(soon(t), dialConn(t, s.grpcAddr, insecure.NewCredentials()), authn.WithAudience("internal"))
+	verifier, err := authn.NewVerifier(callCtx(t), dialConn(t, s.grpcAddr, insecure.NewCredentials()), authn.WithAudience("internal"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func TestRestoredAfterABackup(t *testing.T) {
 	s.stop(t)
 	replaceDatabase(t, s.dir, file)
 
-	want(t, 0, cli(t, s.dir, "", "datastore", "restored", "--datastore-uri", database(s.dir)))
+	wantExit(t, 0, cli(t, s.dir, "", "datastore", "restored", "--datastore-uri", database(s.dir)))
 	serve(t, s.dir, append(killedServer, "--grpc-addr", s.grpcAddr, "--http-addr", s.httpAddr)...)
 	again := c.login(t, "alice", password)
 	eventually(t, runTimeout, "a service takes the new login", func() error {
@@ -128,11 +128,11 @@ func TestRestoredAfterABackup(t *testing.T) {
 		return err
 	})
 	for name, old := range map[string]*watchwordv1.TokenPair{"alice": alice, "early": early, "bob": bob, "admin": admin} {
-		_, err := c.verify(soon(t), old)
+		_, err := c.verify(callCtx(t), old)
 		wantRefusal(t, name+" at the server", err, "TOKEN_INVALID")
 		_, err = verifier.Verify(t.Context(), old.GetAccessToken())
 		wantRefusal(t, name+" at a service", err, "TOKEN_INVALID")
-		if _, err = c.tryRefresh(soon(t), old); name == "bob" { // who never was
+		if _, err = c.tryRefresh(callCtx(t), old); name == "bob" { // who never was
 			wantRefusal(t, name, err, "REFRESH_TOKEN_EXPIRED")
 		} else {
 			wantRefusal(t, name, err, "SESSION_REVOKED")
@@ -141,7 +141,7 @@ func TestRestoredAfterABackup(t *testing.T) {
 	if now := c.watch(t, lost.resume); len(now.snapshot) != 1 || len(now.change) != 0 {
 		t.Errorf("a watcher of the history that was lost is told of %v: it wants a snapshot", now)
 	}
-	wantRefusal(t, "bob's login", c.tryLogin(soon(t), "bob", password), "INVALID_CREDENTIALS")
+	wantRefusal(t, "bob's login", c.tryLogin(callCtx(t), "bob", password), "INVALID_CREDENTIALS")
 }
 
 // replaceDatabase restores a backup as docs/restore.md has it.
@@ -152,6 +152,6 @@ func replaceDatabase(t *testing.T, dir, backup string) {
 	} {
 		cmd := exec.Command(command[0], command[1:]...)
 		cmd.Dir = dir
-		want(t, 0, run(t, cmd))
+		wantExit(t, 0, run(t, cmd))
 	}
 }

@@ -118,7 +118,7 @@ func (r *rotation) work(ctx context.Context, t *testing.T, pair *watchwordv1.Tok
 			t.Error(err)
 			return
 		}
-		pair = tokens(resp.GetTokens())
+		pair = noteTokens(resp.GetTokens())
 		raw := pair.GetAccessToken()
 		r.mu.Lock()
 		r.byKID[kidOf(raw)]++
@@ -140,7 +140,7 @@ func TestRotationUnderLoad(t *testing.T) {
 	s := serve(t, t.TempDir(), "--jwks-max-age", "1s")
 	c := dial(t, s.grpcAddr)
 	admin := c.login(t, "admin", s.admin)
-	verifier, err := authn.NewVerifier(soon(t), c.conn, authn.WithAudience("internal"))
+	verifier, err := authn.NewVerifier(callCtx(t), c.conn, authn.WithAudience("internal"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +163,7 @@ func TestRotationUnderLoad(t *testing.T) {
 		var callers sync.WaitGroup
 		for range 3 {
 			callers.Go(func() {
-				if _, err := keys.RotateKey(bearer(soon(t), admin), &watchwordv1.RotateKeyRequest{Algorithm: alg}); err != nil {
+				if _, err := keys.RotateKey(bearer(callCtx(t), admin), &watchwordv1.RotateKeyRequest{Algorithm: alg}); err != nil {
 					t.Errorf("rotate to %q: %v", alg, err)
 				}
 			})
@@ -176,7 +176,7 @@ func TestRotationUnderLoad(t *testing.T) {
 	}
 	rotateByThree("ES256")
 	signing := func() (kid, alg string) {
-		list, err := keys.ListKeys(bearer(soon(t), admin), &watchwordv1.ListKeysRequest{})
+		list, err := keys.ListKeys(bearer(callCtx(t), admin), &watchwordv1.ListKeysRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,7 +202,7 @@ func TestRotationUnderLoad(t *testing.T) {
 	r.mu.Lock()
 	r.withdrawn = leaked
 	r.mu.Unlock()
-	after, err := keys.RevokeKey(bearer(soon(t), admin), &watchwordv1.RevokeKeyRequest{Kid: leaked})
+	after, err := keys.RevokeKey(bearer(callCtx(t), admin), &watchwordv1.RevokeKeyRequest{Kid: leaked})
 	if err != nil || after.GetKey().GetKid() == leaked {
 		t.Fatalf("withdrawing %s: %v, %v", leaked, after, err)
 	}
@@ -215,11 +215,11 @@ func TestRotationUnderLoad(t *testing.T) {
 		}
 	}
 	r.mu.Unlock()
-	_, err = c.Verify(soon(t), &watchwordv1.VerifyRequest{AccessToken: dead[0]})
+	_, err = c.Verify(callCtx(t), &watchwordv1.VerifyRequest{AccessToken: dead[0]})
 	wantRefusal(t, "a token of the withdrawn key, by the server", err, "TOKEN_INVALID")
 	eventually(t, propagation, "the bundle has arrived", func() error {
 		_, err := verifier.Verify(t.Context(), dead[0])
-		return notRefused(err, "TOKEN_INVALID")
+		return checkRefusal(err, "TOKEN_INVALID")
 	})
 	arrived := time.Since(acknowledged)
 	for _, raw := range dead {
@@ -251,22 +251,22 @@ func TestMasterKeyRotation(t *testing.T) {
 		}
 		for l := range strings.Lines(string(text)) {
 			if !strings.HasPrefix(l, "#") {
-				lines = append(lines, secret(strings.TrimSpace(l)))
+				lines = append(lines, noteSecret(strings.TrimSpace(l)))
 			}
 		}
 		return lines
 	}
 	old := read()[0]
 	reseal := func(flags ...string) string {
-		return want(t, 0, cli(t, s.dir, "", append([]string{"key", "reseal", "--datastore-uri", database(s.dir)}, flags...)...))
+		return wantExit(t, 0, cli(t, s.dir, "", append([]string{"key", "reseal", "--datastore-uri", database(s.dir)}, flags...)...))
 	}
 	rotate := func() {
 		t.Helper()
-		if _, err := keys.RotateKey(bearer(soon(t), admin), &watchwordv1.RotateKeyRequest{}); err != nil {
+		if _, err := keys.RotateKey(bearer(callCtx(t), admin), &watchwordv1.RotateKeyRequest{}); err != nil {
 			t.Fatal(err)
 		}
 		admin = c.refresh(t, admin)
-		if _, err := c.verify(soon(t), admin); err != nil {
+		if _, err := c.verify(callCtx(t), admin); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -344,9 +344,9 @@ func TestCopiedDatabase(t *testing.T) {
 	refusesToStart(t, stolen, filepath.Join(stolen, "watchword.db.master-key"))
 	thief := serve(t, t.TempDir(), "--issuer", "http://"+s.httpAddr) // with keys of his own
 	forged := dial(t, thief.grpcAddr).login(t, "admin", thief.admin)
-	_, err := c.tryRefresh(soon(t), forged)
+	_, err := c.tryRefresh(callCtx(t), forged)
 	wantRefusal(t, "a stranger's refresh token", err, "REFRESH_TOKEN_INVALID")
-	_, err = c.verify(soon(t), forged)
+	_, err = c.verify(callCtx(t), forged)
 	wantRefusal(t, "a stranger's access token", err, "TOKEN_INVALID")
 	thief.stop(t)
 	own := filepath.Join(thief.dir, "watchword.db.master-key")

@@ -159,10 +159,10 @@ func (f *saboteur) disturb(harm func()) {
 func (f *saboteur) breakAgain() {
 	const most = 20_000 // bytes: some dozen transactions
 	door := f.in.slots[f.in.at]
-	door.set(weather{breaks: most})
+	door.set(lineFaults{breaks: most})
 	door.cut()
 	f.progress(f.spacing)
-	door.set(weather{})
+	door.set(lineFaults{})
 	door.cut()
 }
 

@@ -36,13 +36,13 @@ func TestTenReplicasStartAtOnce(t *testing.T) {
 	for i, s := range servers {
 		c := dial(t, s.grpcAddr)
 		for _, pair := range pairs {
-			if _, err := c.verify(soon(t), pair); err != nil {
+			if _, err := c.verify(callCtx(t), pair); err != nil {
 				t.Fatalf("another's token at %d: %v", i, err)
 			}
 		}
 		c.refresh(t, pairs[(i+1)%len(pairs)])
 	}
-	users, err := dial(t, servers[0].grpcAddr).ListUsers(bearer(soon(t), pairs[0]), &watchwordv1.ListUsersRequest{})
+	users, err := dial(t, servers[0].grpcAddr).ListUsers(bearer(callCtx(t), pairs[0]), &watchwordv1.ListUsersRequest{})
 	if err != nil || len(users.GetUsers()) != 1 {
 		t.Errorf("there are %v, %v", users, err)
 	}
@@ -88,7 +88,7 @@ func TestDemotedAdminAtALaggingReplica(t *testing.T) {
 		password := newPassword()
 		u := a.create(t, admin, name, password, "admin")
 		pair := a.login(t, name, password)
-		if _, err := b.verify(soon(t), pair); err != nil {
+		if _, err := b.verify(callCtx(t), pair); err != nil {
 			t.Fatal(err)
 		}
 		ended[reason+" "+u.GetId()] = pair
@@ -97,21 +97,21 @@ func TestDemotedAdminAtALaggingReplica(t *testing.T) {
 	for key, pair := range ended {
 		reason, id, _ := strings.Cut(key, " ")
 		var err error
-		switch user, _ := a.verify(soon(t), pair); user.GetUsername() {
+		switch user, _ := a.verify(callCtx(t), pair); user.GetUsername() {
 		case "demoted":
-			_, err = a.UpdateUser(bearer(soon(t), admin), &watchwordv1.UpdateUserRequest{
+			_, err = a.UpdateUser(bearer(callCtx(t), admin), &watchwordv1.UpdateUserRequest{
 				User: &watchwordv1.User{Id: id}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"roles"}}})
 		case "logged-out":
-			err = a.logout(soon(t), pair)
+			err = a.logout(callCtx(t), pair)
 		case "disabled":
-			_, err = a.UpdateUser(bearer(soon(t), admin), &watchwordv1.UpdateUserRequest{
+			_, err = a.UpdateUser(bearer(callCtx(t), admin), &watchwordv1.UpdateUserRequest{
 				User: &watchwordv1.User{Id: id, Disabled: true}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"disabled"}}})
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		before := in.everything(t, a, admin)
-		if _, err := b.verify(soon(t), pair); err != nil {
+		if _, err := b.verify(callCtx(t), pair); err != nil {
 			t.Fatalf("the other replica knows already: %v", err)
 		}
 		for what, err := range changes(t, b, pair, victim.GetId(), admin.GetSessionId()) {
@@ -125,8 +125,8 @@ func TestDemotedAdminAtALaggingReplica(t *testing.T) {
 	for key, pair := range ended {
 		reason, _, _ := strings.Cut(key, " ")
 		eventually(t, propagation, "the other replica knows", func() error {
-			_, err := b.verify(soon(t), pair)
-			return notRefused(err, reason)
+			_, err := b.verify(callCtx(t), pair)
+			return checkRefusal(err, reason)
 		})
 	}
 }
@@ -134,7 +134,7 @@ func TestDemotedAdminAtALaggingReplica(t *testing.T) {
 // changes tries all that an admin may change.
 func changes(t *testing.T, c *client, by *watchwordv1.TokenPair, userID, sessionID string) map[string]error {
 	t.Helper()
-	ctx, keys := bearer(soon(t), by), watchwordv1.NewKeyServiceClient(c.conn)
+	ctx, keys := bearer(callCtx(t), by), watchwordv1.NewKeyServiceClient(c.conn)
 	list, err := keys.ListKeys(ctx, &watchwordv1.ListKeysRequest{})
 	if err != nil || len(list.GetKeys()) == 0 {
 		t.Fatalf("keys: %v, %v", list, err)
@@ -155,7 +155,7 @@ func changes(t *testing.T, c *client, by *watchwordv1.TokenPair, userID, session
 // everything is what an admin could have changed, as the database has it.
 func (in *installation) everything(t *testing.T, c *client, admin *watchwordv1.TokenPair) (all []string) {
 	t.Helper()
-	ctx := bearer(soon(t), admin)
+	ctx := bearer(callCtx(t), admin)
 	users, err := c.ListUsers(ctx, &watchwordv1.ListUsersRequest{})
 	if err != nil {
 		t.Fatal(err)

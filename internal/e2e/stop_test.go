@@ -83,7 +83,7 @@ func (s idleStream) end() error {
 // watchBundle returns when the snapshot has arrived, and the heartbeat behind it.
 func watchBundle(t *testing.T, c *client) idleStream {
 	t.Helper()
-	stream, err := c.WatchBundle(soon(t), &watchwordv1.WatchBundleRequest{})
+	stream, err := c.WatchBundle(callCtx(t), &watchwordv1.WatchBundleRequest{})
 	for beat := false; err == nil && !beat; {
 		var message *watchwordv1.WatchBundleResponse
 		message, err = stream.Recv()
@@ -97,7 +97,7 @@ func watchBundle(t *testing.T, c *client) idleStream {
 
 func watchHealth(t *testing.T, conn *grpc.ClientConn) idleStream {
 	t.Helper()
-	stream, err := healthv1.NewHealthClient(conn).Watch(soon(t), &healthv1.HealthCheckRequest{})
+	stream, err := healthv1.NewHealthClient(conn).Watch(callCtx(t), &healthv1.HealthCheckRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +109,7 @@ func watchHealth(t *testing.T, conn *grpc.ClientConn) idleStream {
 
 func reflect(t *testing.T, conn *grpc.ClientConn) idleStream {
 	t.Helper()
-	stream, err := reflectionv1.NewServerReflectionClient(conn).ServerReflectionInfo(soon(t))
+	stream, err := reflectionv1.NewServerReflectionClient(conn).ServerReflectionInfo(callCtx(t))
 	if err == nil {
 		err = stream.Send(&reflectionv1.ServerReflectionRequest{
 			MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{},
@@ -159,7 +159,7 @@ func stopsWithCallsInFlight(t *testing.T) {
 		clients := make([]*client, logins)
 		for i := range clients {
 			clients[i] = dial(t, s.grpcAddr)
-			if _, err := clients[i].GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{}); err != nil { // connects
+			if _, err := clients[i].GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{}); err != nil { // connects
 				t.Fatal(err)
 			}
 		}
@@ -226,5 +226,5 @@ func TestServerThatIsGone(t *testing.T) {
 		t.Error("a killed server ended with status 0")
 	}
 	r := run(t, exec.Command(watchword(t), "healthcheck", "--plaintext", "--addr", s.grpcAddr))
-	want(t, 1, r)
+	wantExit(t, 1, r)
 }

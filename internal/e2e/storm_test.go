@@ -51,14 +51,14 @@ func (h *held) ended(ctx context.Context, c *client) (bool, error) {
 	if err == nil {
 		return false, nil
 	}
-	return true, notRefused(err, "SESSION_REVOKED")
+	return true, checkRefusal(err, "SESSION_REVOKED")
 }
 
 // checkLive goes on with a session that nobody has ended.
 func (h *held) checkLive(ctx context.Context, c *client, roles []string) error {
 	_, err := c.verify(ctx, h.pair)
 	if h.stale {
-		err = notRefused(err, "TOKEN_STALE")
+		err = checkRefusal(err, "TOKEN_STALE")
 	}
 	if err != nil {
 		return fmt.Errorf("access token from before the kill: %w", err)
@@ -77,7 +77,7 @@ func (h *held) checkLive(ctx context.Context, c *client, roles []string) error {
 func (h *held) checkEnded(ctx context.Context, c *client) error {
 	_, refreshed := c.tryRefresh(ctx, h.pair)
 	_, verified := c.verify(ctx, h.pair)
-	return errors.Join(notRefused(refreshed, "SESSION_REVOKED"), notRefused(verified, "TOKEN_REVOKED"))
+	return errors.Join(checkRefusal(refreshed, "SESSION_REVOKED"), checkRefusal(verified, "TOKEN_REVOKED"))
 }
 
 // account is a user, all of whose calls are made one after the other. So when
@@ -210,7 +210,7 @@ func (a *account) login() *call {
 	return &call{
 		make: func(ctx context.Context, d desk) error {
 			resp, err := d.Login(ctx, &watchwordv1.LoginRequest{Username: a.name, Password: a.password})
-			pair = tokens(resp.GetTokens())
+			pair = noteTokens(resp.GetTokens())
 			return err
 		},
 		then: func() { a.live = append(a.live, &held{pair: pair}) },
@@ -289,7 +289,7 @@ func (a *account) changePassword() *call {
 	return &call{
 		make: func(ctx context.Context, d desk) error {
 			resp, err := d.ChangePassword(bearer(ctx, h.pair), &watchwordv1.ChangePasswordRequest{CurrentPassword: a.password, NewPassword: next})
-			pair = tokens(resp.GetTokens())
+			pair = noteTokens(resp.GetTokens())
 			return err
 		},
 		then: func() {
@@ -307,10 +307,10 @@ func (a *account) changePassword() *call {
 func (a *account) opens(ctx context.Context, d desk, password string) (bool, error) {
 	err := d.tryLogin(ctx, a.name, password)
 	switch {
-	case err == nil && !a.disabled, a.disabled && notRefused(err, "USER_DISABLED") == nil:
+	case err == nil && !a.disabled, a.disabled && checkRefusal(err, "USER_DISABLED") == nil:
 		return true, nil
 	default:
-		return false, notRefused(err, "INVALID_CREDENTIALS")
+		return false, checkRefusal(err, "INVALID_CREDENTIALS")
 	}
 }
 
@@ -398,7 +398,7 @@ func (g *guest) there(ctx context.Context, d desk) (bool, error) {
 		g.id = resp.GetUser().GetId()
 		return true, nil
 	}
-	return false, notRefused(err, "USER_NOT_FOUND")
+	return false, checkRefusal(err, "USER_NOT_FOUND")
 }
 
 // check asks a new server for what was acknowledged: for all that has changed

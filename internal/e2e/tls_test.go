@@ -126,7 +126,7 @@ func serverCertificate(t *testing.T, ca, other *authority, flags []string) {
 	s := serve(t, t.TempDir(), flags...)
 	c := dialWith(t, s.grpcAddr, credentials.NewTLS(ca.trusting()))
 	pair := c.login(t, "admin", s.admin)
-	p, err := c.verify(soon(t), pair)
+	p, err := c.verify(callCtx(t), pair)
 	if err != nil || !strings.HasPrefix(p.GetIssuer(), "https://") {
 		t.Errorf("principal %v, %v; the issuer must be an https URL", p, err)
 	}
@@ -157,10 +157,10 @@ func serverCertificate(t *testing.T, ca, other *authority, flags []string) {
 	}
 
 	args := []string{"login", "admin", "--password-stdin", "--addr", s.grpcAddr}
-	want(t, 0, cli(t, s.dir, s.admin, append(args, "--ca-file", ca.file)...))
-	want(t, 0, cli(t, s.dir, "", "healthcheck", "--addr", s.grpcAddr, "--ca-file", ca.file))
+	wantExit(t, 0, cli(t, s.dir, s.admin, append(args, "--ca-file", ca.file)...))
+	wantExit(t, 0, cli(t, s.dir, "", "healthcheck", "--addr", s.grpcAddr, "--ca-file", ca.file))
 	for _, wrong := range [][]string{{"--ca-file", other.file}, {"--plaintext"}, nil} {
-		want(t, 1, cli(t, s.dir, s.admin, append(args, wrong...)...))
+		wantExit(t, 1, cli(t, s.dir, s.admin, append(args, wrong...)...))
 	}
 }
 
@@ -181,7 +181,7 @@ func getTLS(t *testing.T, config *tls.Config, url string) (int, error) {
 // not come about.
 func wantUnavailable(t *testing.T, what string, c *client) {
 	t.Helper()
-	if _, err := c.GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{}); status.Code(err) != codes.Unavailable {
+	if _, err := c.GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{}); status.Code(err) != codes.Unavailable {
 		t.Errorf("%s: %v, want UNAVAILABLE", what, err)
 	}
 }
@@ -212,7 +212,7 @@ func clientCertificates(t *testing.T, ca, other *authority, flags []string) {
 	without := dialWith(t, s.grpcAddr, credentials.NewTLS(ca.trusting()))
 	pair := without.login(t, "admin", s.admin)
 	without.refresh(t, pair)
-	_, err := without.verify(soon(t), pair)
+	_, err := without.verify(callCtx(t), pair)
 	wantOK(t, "verify without a certificate", err)
 	wantRefusal(t, "WatchBundle without a certificate", firstMessage(t, without), "CLIENT_CERTIFICATE_REQUIRED")
 	if resp, err := getTLS(t, ca.trusting(), "https://"+s.httpAddr+"/.well-known/jwks.json"); err != nil || resp != http.StatusOK {
@@ -235,7 +235,7 @@ func clientCertificates(t *testing.T, ca, other *authority, flags []string) {
 // firstMessage opens WatchBundle and returns how its first message came.
 func firstMessage(t *testing.T, c *client) error {
 	t.Helper()
-	stream, err := c.WatchBundle(soon(t), &watchwordv1.WatchBundleRequest{})
+	stream, err := c.WatchBundle(callCtx(t), &watchwordv1.WatchBundleRequest{})
 	if err != nil {
 		return err
 	}
