@@ -48,7 +48,7 @@ func TestDatabaseDown(t *testing.T) {
 	}
 	defer o.verifier.Close()
 	wantOK(t, "logout", c.logout(callCtx(t), o.ended))
-	o.downstream(t, o.ended, "TOKEN_REVOKED")
+	o.awaitDownstream(t, o.ended, "TOKEN_REVOKED")
 	for name, fault := range map[string]struct{ away, back func() }{
 		"killed": {in.primary.Kill, in.primary.Restart},
 		"frozen": {in.primary.Pause, in.primary.Resume},
