@@ -1,30 +1,31 @@
-# How to run it: docs/container.md.
+# docs/container.md describes how to run the image.
 FROM golang:1.26 AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-# Static, since there is no C library to link with below.
+# Static, because the image from scratch has no C library.
 RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o /out/watchword ./cmd/watchword \
 	&& mkdir /out/data
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/watchword /watchword
-# A new volume takes over the owner of the folder that it is mounted on.
+# A new volume gets the owner and the mode of the folder at the mount point.
 COPY --from=build --chown=65532:65532 --chmod=0700 /out/data /data
 USER 65532:65532
 WORKDIR /data
 VOLUME /data
 
-# To be reached from other containers. Off loopback the server wants
-# WATCHWORD_TLS_CERT and WATCHWORD_TLS_KEY, or WATCHWORD_INSECURE=true.
+# Listens on all addresses, for other containers. Off loopback, the server starts only
+# with WATCHWORD_TLS_CERT and WATCHWORD_TLS_KEY, or with WATCHWORD_INSECURE=true.
 ENV WATCHWORD_GRPC_ADDR=0.0.0.0:50051 \
 	WATCHWORD_HTTP_ADDR=0.0.0.0:8080 \
 	WATCHWORD_DATASTORE_URI=sqlite:/data/watchword.db
 EXPOSE 50051 8080
 
-# Asks WATCHWORD_ADDR (127.0.0.1:50051), with TLS unless WATCHWORD_PLAINTEXT=true.
+# Calls the server at WATCHWORD_ADDR (default 127.0.0.1:50051), over TLS unless
+# WATCHWORD_PLAINTEXT=true.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5s CMD ["/watchword", "healthcheck"]
 
 ENTRYPOINT ["/watchword"]

@@ -1,4 +1,4 @@
-// A client of Watchword, and of the services that it guards.
+// A client of Watchword, and of services that Watchword guards.
 //
 //     const watchword = connect('auth.example.internal:443')
 //     const session = await watchword.login('alice', password)
@@ -6,26 +6,27 @@
 //     await session.refresh()
 //     await session.logout()
 //
-// Calls fail with the errors of @grpc/grpc-js. Act on reason(error), never on
-// the error's message.
+// Calls fail with the errors of @grpc/grpc-js. A program must compare reason(error),
+// because the error's message may change.
 
 import { fileURLToPath } from 'node:url'
 
 import grpc from '@grpc/grpc-js'
 import protoLoader from '@grpc/proto-loader'
 
-// Where watchword/v1/*.proto are.
+// protoDir holds the path of the folder with watchword/v1/*.proto.
 export const protoDir = fileURLToPath(new URL('../../proto', import.meta.url))
 
 const ownProtoDir = fileURLToPath(new URL('proto', import.meta.url))
 
-// A call that takes longer than this will hardly come back: the slowest one,
-// Login, hashes a password for some tens of milliseconds.
+// defaultTimeout bounds a call. The slowest call, Login, hashes a password for some tens
+// of milliseconds, so after 10 seconds an answer is unlikely.
 const defaultTimeout = 10_000 // milliseconds
 
-// load reads proto files, by their names below one of the folders, and returns
-// what they define by package, as in load(…).watchword.v1.AuthService. Fields
-// are in camel case, enums are names, and 64-bit numbers are strings.
+// load reads proto files and returns the definitions by package, as in
+// load(…).watchword.v1.AuthService. files holds paths relative to protoDir or to a
+// folder in dirs. Fields have names in camel case; enums become names, and 64-bit
+// numbers become strings.
 export function load(files, dirs = []) {
   return grpc.loadPackageDefinition(protoLoader.loadSync(files, {
     includeDirs: [protoDir, ...dirs],
@@ -39,7 +40,7 @@ export function load(files, dirs = []) {
 const { watchword: { v1 } } = load(['watchword/v1/auth.proto', 'watchword/v1/user.proto'])
 const { google: { rpc } } = load(['google/rpc/status.proto'], [ownProtoDir])
 
-// unary makes a call and returns a promise of its answer.
+// unary makes a call and returns a promise of the response.
 export function unary(client, method, request, metadata = new grpc.Metadata(), timeout = defaultTimeout) {
   return new Promise((resolve, reject) => {
     client[method](request, metadata, { deadline: Date.now() + timeout }, (error, response) => {
@@ -49,9 +50,9 @@ export function unary(client, method, request, metadata = new grpc.Metadata(), t
   })
 }
 
-// errorInfo returns the google.rpc.ErrorInfo of Watchword in an error: its
-// reason, and its metadata, where `method` names the method that refused an
-// access token. There is none, and it returns undefined, in any other error.
+// errorInfo returns Watchword's google.rpc.ErrorInfo from an error, with reason and
+// metadata. If an access token was refused, metadata.method names the refusing method.
+// For an error without Watchword's ErrorInfo, errorInfo returns undefined.
 export function errorInfo(error) {
   const [trailer] = error?.metadata?.get('grpc-status-details-bin') ?? []
   if (!trailer) return undefined
@@ -61,21 +62,23 @@ export function errorInfo(error) {
     .find((info) => info.domain === 'watchword')
 }
 
-// reason says why a call was refused, by the names of the proto enum ErrorReason
-// less its prefix, as in 'TOKEN_EXPIRED'; undefined if Watchword didn't say.
+// reason returns the reason of a refused call: a name of the proto enum ErrorReason
+// without the prefix, such as 'TOKEN_EXPIRED'. reason returns undefined for an error
+// without Watchword's ErrorInfo.
 export function reason(error) {
   return errorInfo(error)?.reason
 }
 
-// bearer is the metadata that carries an access token.
+// bearer returns metadata with an access token.
 export function bearer(accessToken) {
   const metadata = new grpc.Metadata()
   metadata.set('authorization', `Bearer ${accessToken}`)
   return metadata
 }
 
-// connect prepares a connection, which the first call makes. It speaks TLS
-// unless it is given other credentials: passwords and tokens travel on it.
+// connect returns a client of a server. The first call opens the connection. The
+// connection carries passwords and tokens, so connect uses TLS unless the caller passes
+// other credentials.
 export function connect(address, credentials = grpc.credentials.createSsl()) {
   return new Watchword(address, credentials)
 }
@@ -86,13 +89,14 @@ class Watchword {
     this.users = new v1.UserService(address, credentials)
   }
 
-  // login starts a session. Without an audience its tokens are for all services.
+  // login starts a session. audience lists the services that may accept the session's
+  // access tokens; without an audience, every service may.
   async login(username, password, audience = []) {
     const { tokens } = await unary(this.auth, 'Login', { username, password, audience })
     return new Session(this.auth, tokens)
   }
 
-  // verify asks the server whom an access token speaks for.
+  // verify asks the server to check an access token, and returns the token's principal.
   async verify(accessToken, audience = '') {
     const { principal } = await unary(this.auth, 'Verify', { accessToken, audience })
     return principal
@@ -104,7 +108,7 @@ class Watchword {
   }
 }
 
-// Session holds a session's newest tokens.
+// Session holds the newest tokens of a session.
 class Session {
   #auth
   #refreshing
@@ -114,23 +118,24 @@ class Session {
     this.tokens = tokens
   }
 
-  // metadata authorizes one call by the newest access token.
+  // metadata returns metadata for a call, with the newest access token.
   metadata() {
     return bearer(this.tokens.accessToken)
   }
 
-  // refresh replaces the tokens. Calls that overlap share one refresh.
+  // refresh replaces the tokens. Overlapping calls of refresh share a single request,
+  // because the server accepts a refresh token once.
   refresh() {
-    this.#refreshing ??= this.#spend().finally(() => { this.#refreshing = undefined })
+    this.#refreshing ??= this.#replaceTokens().finally(() => { this.#refreshing = undefined })
     return this.#refreshing
   }
 
-  async #spend() {
+  async #replaceTokens() {
     const { refreshToken } = this.tokens
     this.tokens = (await unary(this.#auth, 'Refresh', { refreshToken })).tokens
   }
 
-  // logout ends the session. To do it again does no harm.
+  // logout ends the session. A second logout also succeeds.
   async logout() {
     await unary(this.#auth, 'Logout', { refreshToken: this.tokens.refreshToken })
   }

@@ -1,4 +1,4 @@
-// The whole story, told to real servers: Watchword, and the guarded service of
+// Tests the client against real servers: Watchword, and the guarded service in
 // examples/notes.
 
 import assert from 'node:assert/strict'
@@ -20,7 +20,7 @@ const notesProtoDir = fileURLToPath(new URL('../../examples/notes/proto', import
 const { notes: { v1: notesv1 } } = load(['notes/v1/notes.proto'], [notesProtoDir])
 
 const { UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT, UNAVAILABLE } = grpc.status
-const insecure = grpc.credentials.createInsecure() // loopback alone
+const insecure = grpc.credentials.createInsecure() // for loopback alone
 
 const watchwordBin = binary('WATCHWORD_BIN')
 const notesBin = binary('NOTES_BIN')
@@ -29,7 +29,7 @@ const alicePassword = 'a password of alice'
 const bobPassword = 'a password of bob'
 
 describe('a client in Node', { timeout: 120_000 }, () => {
-  const opened = [] // what to undo, in reverse
+  const cleanups = [] // functions to call after the tests, the last first
   let server, service, watchword, notes, admin, alice, bob
 
   before(async () => {
@@ -40,16 +40,16 @@ describe('a client in Node', { timeout: 120_000 }, () => {
     server = await start(watchwordBin, [
       'serve', '--grpc-addr', '127.0.0.1:0', '--http-addr', '127.0.0.1:0', '--datastore-uri', `sqlite:${join(dir, 'w.db')}`,
     ], dir, /\bready\b.*\bgrpc=(?<grpc>\S+) http=(?<http>\S+)/)
-    opened.push(() => server.stop())
+    cleanups.push(() => server.stop())
     service = await start(notesBin, [
       '--addr', '127.0.0.1:0', '--auth-addr', server.ready.groups.grpc,
     ], dir, /\bready on (?<addr>\S+)/)
-    opened.push(() => service.stop())
+    cleanups.push(() => service.stop())
 
     watchword = connect(server.ready.groups.grpc, insecure)
-    opened.push(() => watchword.close())
+    cleanups.push(() => watchword.close())
     notes = new notesv1.NotesService(service.ready.groups.addr, insecure)
-    opened.push(() => notes.close())
+    cleanups.push(() => notes.close())
 
     admin = await watchword.login('admin', await adminPassword())
     alice = await createUser('alice', alicePassword, ['writer'])
@@ -57,10 +57,11 @@ describe('a client in Node', { timeout: 120_000 }, () => {
   })
 
   after(async () => {
-    for (const undo of opened.reverse()) await undo()
+    for (const cleanup of cleanups.reverse()) await cleanup()
   })
 
-  // The password goes through a pipe other than the ready line's.
+  // adminPassword waits for the password on standard output. The ready line comes on
+  // standard error, and may be read before the password.
   async function adminPassword() {
     const line = /^(\S+)\n$/
     const signal = AbortSignal.timeout(5_000)
@@ -78,7 +79,7 @@ describe('a client in Node', { timeout: 120_000 }, () => {
   const list = (metadata) => unary(notes, 'ListNotes', {}, metadata)
   const add = (text, metadata) => unary(notes, 'AddNote', { text }, metadata)
 
-  it('calls a guarded service as who has logged in', async () => {
+  it('calls a guarded service as the user of the session', async () => {
     const session = await watchword.login('alice', alicePassword)
     const { note } = await add('from Node', session.metadata())
     assert.equal(note.author, 'alice')
@@ -87,7 +88,7 @@ describe('a client in Node', { timeout: 120_000 }, () => {
     await refused(add('', session.metadata()), INVALID_ARGUMENT, undefined)
   })
 
-  it('is refused without a token, but for what is public', async () => {
+  it('may call public methods alone without a token', async () => {
     const error = await refused(list(), UNAUTHENTICATED, 'TOKEN_MISSING')
     assert.deepEqual(errorInfo(error), {
       reason: 'TOKEN_MISSING', domain: 'watchword', metadata: { method: '/notes.v1.NotesService/ListNotes' },
@@ -95,7 +96,7 @@ describe('a client in Node', { timeout: 120_000 }, () => {
     assert.match((await unary(notes, 'About', {})).description, /notes/)
   })
 
-  it('is refused what its roles do not allow', async () => {
+  it('is refused if the user lacks the role', async () => {
     const session = await watchword.login('bob', bobPassword)
     await list(session.metadata())
     await refused(add('no writer', session.metadata()), PERMISSION_DENIED, 'ROLE_REQUIRED')
@@ -103,13 +104,13 @@ describe('a client in Node', { timeout: 120_000 }, () => {
       unary(watchword.users, 'ListUsers', {}, session.metadata()), PERMISSION_DENIED, 'ROLE_REQUIRED')
   })
 
-  it('does not learn whether the name or the password was wrong', async () => {
+  it('gets the same error for an unknown name and a wrong password', async () => {
     const wrong = await refused(watchword.login('alice', bobPassword), UNAUTHENTICATED, 'INVALID_CREDENTIALS')
     const unknown = await refused(watchword.login('nobody', bobPassword), UNAUTHENTICATED, 'INVALID_CREDENTIALS')
     assert.equal(wrong.details, unknown.details)
   })
 
-  it('refreshes, also when an answer was lost', async () => {
+  it('refreshes, and refreshes again after a lost answer', async () => {
     const session = await watchword.login('alice', alicePassword)
     const first = session.tokens
     await session.refresh()
@@ -117,16 +118,16 @@ describe('a client in Node', { timeout: 120_000 }, () => {
     assert.notEqual(session.tokens.refreshToken, first.refreshToken)
     assert.equal(session.tokens.sessionId, first.sessionId)
     await list(session.metadata())
-    await list(bearer(first.accessToken)) // lives to its own expiry
+    await list(bearer(first.accessToken)) // a refresh does not end older access tokens
 
-    // Within the grace, who presents the spent token again gets the same answer.
+    // Within the grace, the spent refresh token brings the same new tokens again.
     const again = await unary(watchword.auth, 'Refresh', { refreshToken: first.refreshToken })
     assert.equal(again.tokens.refreshToken, session.tokens.refreshToken)
     await session.refresh()
     await list(session.metadata())
   })
 
-  it('cannot take one kind of token for the other', async () => {
+  it('is refused if it mixes up access and refresh tokens', async () => {
     const { tokens } = await watchword.login('alice', alicePassword)
     await refused(list(bearer(tokens.refreshToken)), UNAUTHENTICATED, 'TOKEN_INVALID')
     await refused(
@@ -139,17 +140,18 @@ describe('a client in Node', { timeout: 120_000 }, () => {
     await list(session.metadata())
 
     await session.logout()
-    await refused(watchword.verify(session.tokens.accessToken), UNAUTHENTICATED, 'TOKEN_REVOKED') // at once
-    await refused(refusal(() => list(session.metadata())), UNAUTHENTICATED, 'TOKEN_REVOKED') // in a moment
+    // Watchword refuses the token at once, and the guarded service after some milliseconds.
+    await refused(watchword.verify(session.tokens.accessToken), UNAUTHENTICATED, 'TOKEN_REVOKED')
+    await refused(untilRefused(() => list(session.metadata())), UNAUTHENTICATED, 'TOKEN_REVOKED')
     await refused(session.refresh(), UNAUTHENTICATED, 'SESSION_REVOKED')
     await session.logout()
   })
 
-  it('refreshes into new rights', async () => {
+  it('gets new roles by a refresh', async () => {
     const session = await watchword.login('bob', bobPassword)
     const grant = { user: { id: bob.id, roles: ['writer'] }, updateMask: { paths: ['roles'] } }
     await unary(watchword.users, 'UpdateUser', grant, admin.metadata())
-    await refused(refusal(() => list(session.metadata())), UNAUTHENTICATED, 'TOKEN_STALE')
+    await refused(untilRefused(() => list(session.metadata())), UNAUTHENTICATED, 'TOKEN_STALE')
     await session.refresh()
     assert.equal((await add('a writer now', session.metadata())).note.author, 'bob')
   })
@@ -179,9 +181,9 @@ describe('a client in Node', { timeout: 120_000 }, () => {
       await assert.rejects(verify(tokens.accessToken, 'external'), { code: 'ERR_JWT_CLAIM_VALIDATION_FAILED' })
     })
 
-    it('rejects a token that was tampered with, as everybody does', async () => {
+    it('rejects a changed token, as Watchword and the guarded service do', async () => {
       const { tokens } = await watchword.login('alice', alicePassword)
-      for (const token of [promoted(tokens.accessToken), signedOtherwise(tokens.accessToken)]) {
+      for (const token of [withAdminRole(tokens.accessToken), withChangedSignature(tokens.accessToken)]) {
         await assert.rejects(verify(token), { code: 'ERR_JWS_SIGNATURE_VERIFICATION_FAILED' })
         await refused(list(bearer(token)), UNAUTHENTICATED, 'TOKEN_INVALID')
         await refused(watchword.verify(token), UNAUTHENTICATED, 'TOKEN_INVALID')
@@ -189,7 +191,7 @@ describe('a client in Node', { timeout: 120_000 }, () => {
     })
   })
 
-  // The last one: it stops the servers.
+  // This test must come last, because the test stops the servers.
   it('watches until the service stops', async () => {
     const session = await watchword.login('alice', alicePassword)
     const { notes: known } = await list(session.metadata())
@@ -197,47 +199,49 @@ describe('a client in Node', { timeout: 120_000 }, () => {
     const stream = notes.WatchNotes({}, session.metadata())
     const messages = stream[Symbol.asyncIterator]()
     for (const note of known) assert.deepEqual((await messages.next()).value.note, note)
-    const { note } = await add('seen by who watches', session.metadata())
+    const { note } = await add('seen by the watcher', session.metadata())
     assert.deepEqual((await messages.next()).value.note, note)
 
     const ended = refused(messages.next(), UNAVAILABLE, undefined)
     assert.equal(await service.stop(), 0, service.stderr)
     await ended
     assert.equal(await server.stop(), 0, server.stderr)
-    assert.match(server.stdout, /^\S+\n$/, 'standard output carries nothing else')
+    assert.match(server.stdout, /^\S+\n$/, 'standard output must hold the password alone')
     assert.equal(service.stdout, '')
   })
 })
 
-// refused returns the error of a call that fails with this status and reason.
+// refused waits for a call, and returns the call's error. refused fails unless the error
+// has the status code and the reason why.
 async function refused(call, code, why) {
-  const error = await call.then(() => assert.fail(`accepted, but ${why ?? grpc.status[code]} was due`), (error) => error)
+  const error = await call.then(() => assert.fail(`the call succeeded, want ${why ?? grpc.status[code]}`), (error) => error)
   if (error instanceof assert.AssertionError) throw error
   assert.deepEqual({ code: error.code, reason: reason(error) }, { code, reason: why }, error.message)
   return error
 }
 
-// refusal calls until it fails, and fails so. What a service has heard of cannot
-// be awaited from outside, so it asks again and again; milliseconds are usual.
-async function refusal(call) {
+// untilRefused repeats a call until the call fails, and throws the call's error. A test
+// cannot wait for the moment at which a service learns of a revocation, so untilRefused
+// repeats the call. A service usually learns within milliseconds.
+async function untilRefused(call) {
   const deadline = Date.now() + 5_000
   while (Date.now() < deadline) {
     await call()
     await delay(5)
   }
-  assert.fail('still accepted after five seconds')
+  assert.fail('the call still succeeds after five seconds')
 }
 
-// promoted gives a token's holder the role admin, without its key.
-function promoted(token) {
+// withAdminRole changes a token's roles to admin, and keeps the old signature.
+function withAdminRole(token) {
   const [header, payload, signature] = token.split('.')
   const claims = JSON.parse(Buffer.from(payload, 'base64url'))
   claims.roles = ['admin']
   return [header, Buffer.from(JSON.stringify(claims)).toString('base64url'), signature].join('.')
 }
 
-// signedOtherwise changes a bit in the middle of a token's signature.
-function signedOtherwise(token) {
+// withChangedSignature changes a bit in the middle of a token's signature.
+function withChangedSignature(token) {
   const [header, payload, signature] = token.split('.')
   const bytes = Buffer.from(signature, 'base64url')
   bytes[bytes.length / 2] ^= 1

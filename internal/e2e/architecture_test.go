@@ -19,15 +19,15 @@ const (
 	gen    = "gen/watchword/v1"
 )
 
-// mayImport says which of our packages each of our packages may import, so that
-// the arrows keep pointing down. A new package needs a row, and the row a
-// thought. Tests may import what they like, but for this package.
+// mayImport maps each package of the module to the packages that the package may import.
+// Imports must keep pointing down: think before adding a package to a row. A new package
+// needs a row. Tests may import every package but internal/e2e.
 var mayImport = map[string][]string{
 	"authn":                    {gen, "internal/detach", "internal/durable", "internal/refusal", "internal/retry", "internal/token", "internal/transport"}, // public: no database, no server, no command line
 	"authn/authntest":          {"authn", gen, "internal/token"},                                                                                           // public
 	"authn/tokensource":        {"authn", gen, "internal/refusal", "internal/retry", "internal/token", "internal/transport"},                               // public: as authn
 	"cmd/watchword":            {"internal/cli"},
-	"docs":                     {}, // nothing but tests of the text
+	"docs":                     {}, // tests of the text alone
 	"internal/audit":           {"internal/caller", "internal/store"},
 	"internal/caller":          {"internal/store"},
 	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/user"},
@@ -53,8 +53,8 @@ var mayImport = map[string][]string{
 	"internal/user":            {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/store"},
 }
 
-// TestEventsGoThroughFeed holds that only feed's own transaction appends events, since
-// it is the feed that knows whom to wait for.
+// TestEventsGoThroughFeed checks that only package feed calls AppendEvent and
+// SetMaxLifetime. A transaction of feed also waits for replicas, as an event needs.
 func TestEventsGoThroughFeed(t *testing.T) {
 	appends := regexp.MustCompile(`\.(AppendEvent|SetMaxLifetime)\(`)
 	for _, p := range listPackages(t) {
@@ -64,14 +64,14 @@ func TestEventsGoThroughFeed(t *testing.T) {
 				t.Fatal(err)
 			}
 			if appends.Match(text) && p.name() != "internal/feed" && p.name() != "internal/store/storetest" {
-				t.Errorf("%s: %s appends events, which only a feed.Tx may", p.name(), file)
+				t.Errorf("%s: %s appends events; only a feed.Tx may append events", p.name(), file)
 			}
 		}
 	}
 }
 
-// mayImportForeign says which of our packages alone may import a package of
-// others, or anything below it.
+// mayImportForeign maps a package of another module to the packages that may import the
+// package, or a package below. No other package of the module may do so.
 var mayImportForeign = map[string][]string{
 	"database/sql":                {"internal/store"},
 	"modernc.org/sqlite":          {"internal/store"},
@@ -85,7 +85,7 @@ var mayImportForeign = map[string][]string{
 	"golang.org/x/time/rate":      {"internal/rpc", "authn/tokensource"},
 }
 
-// goPackage is what `go list -json` says of a package.
+// goPackage holds the output of `go list -json` for a package.
 type goPackage struct {
 	ImportPath   string
 	Dir          string
@@ -123,22 +123,22 @@ func TestImports(t *testing.T) {
 	for _, p := range packages {
 		seen[p.name()] = true
 		if slices.Contains(slices.Concat(p.Imports, p.TestImports, p.XTestImports), module+"internal/e2e") {
-			t.Errorf("%s imports internal/e2e, which is nobody's", p.name())
+			t.Errorf("%s imports internal/e2e; no package may import internal/e2e", p.name())
 		}
 		if strings.HasPrefix(p.name(), "gen/") {
 			continue
 		}
 		allowed, ok := mayImport[p.name()]
 		if !ok {
-			t.Errorf("%s has no row in mayImport: say what it may import", p.name())
+			t.Errorf("%s has no row in mayImport: add a row with the packages that %[1]s may import", p.name())
 			continue
 		}
 		for _, path := range p.Imports {
 			if ours, ok := strings.CutPrefix(path, module); ok && !slices.Contains(allowed, ours) {
-				t.Errorf("%s imports %s, and may import only %v", p.name(), ours, allowed)
+				t.Errorf("%s imports %s, but may import only %v", p.name(), ours, allowed)
 			}
 			if owners, foreign := ownersOf(path); foreign && !slices.Contains(owners, p.name()) {
-				t.Errorf("%s imports %s, which only %v may", p.name(), path, owners)
+				t.Errorf("%s imports %s; only %v may import the package", p.name(), path, owners)
 			}
 		}
 	}
@@ -158,8 +158,8 @@ func ownersOf(path string) ([]string, bool) {
 	return nil, false
 }
 
-// TestAuthnIsLight holds what a service takes on that imports authn, or a caller that
-// imports authn/tokensource, through whatever these import.
+// TestAuthnIsLight checks all packages that a service gets by importing authn or
+// authn/tokensource, directly and indirectly.
 func TestAuthnIsLight(t *testing.T) {
 	const tokens = "github.com/golang-jwt/jwt"
 	mayDependOn := map[string][]string{

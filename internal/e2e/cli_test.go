@@ -31,22 +31,22 @@ func cli(t *testing.T, dir, stdin string, args ...string) result {
 func cliCommand(t *testing.T, dir, stdin string, args ...string) *exec.Cmd {
 	t.Helper()
 	if found := leaks(strings.Join(args, " ")); len(found) > 0 {
-		t.Fatalf("secrets among the arguments of %v", args)
+		t.Fatalf("the arguments %v contain secrets", args)
 	}
 	cmd := exec.Command(watchword(t), args...)
 	cmd.Dir, cmd.Env, cmd.Stdin = dir, environment(), strings.NewReader(stdin)
 	return cmd
 }
 
-// want runs a command that must end with this status, and returns its standard
-// output. No command may print a secret on standard error.
-func want(t *testing.T, code int, r result) string {
+// wantExit checks a command's exit status, and returns the command's standard output. No
+// command may print a secret on standard error.
+func wantExit(t *testing.T, code int, r result) string {
 	t.Helper()
 	if r.code != code {
-		t.Fatalf("want status %d, got %v", code, r)
+		t.Fatalf("got %v, want status %d", r, code)
 	}
 	if found := leaks(r.stderr); len(found) > 0 {
-		t.Errorf("secrets on standard error: %q", found)
+		t.Errorf("standard error contains secrets: %q", found)
 	}
 	return r.stdout
 }
@@ -55,7 +55,7 @@ func TestCommandLine(t *testing.T) {
 	t.Run("wrong usage", wrongUsage)
 	t.Run("failures", failures)
 	t.Run("users", usersByCommand)
-	t.Run("a running server knows", runningServerKnows)
+	t.Run("changes beside a running server", changesBesideAServer)
 	t.Run("client commands", clientCommands)
 	t.Run("healthcheck", healthcheck)
 	t.Run("keys and migrate", keysAndMigrate)
@@ -68,7 +68,8 @@ func TestCommandLine(t *testing.T) {
 	t.Run("logs hold no secret", logsHoldNoSecret)
 }
 
-// wrongUsage must end with status 2, and must not have touched anything.
+// wrongUsage runs commands with wrong arguments. Each must end with status 2 and make no
+// file.
 func wrongUsage(t *testing.T) {
 	dir := t.TempDir()
 	for _, args := range []string{
@@ -85,15 +86,15 @@ func wrongUsage(t *testing.T) {
 	} {
 		r := cli(t, dir, "", strings.Fields(args)...)
 		if r.code != 2 || r.stdout != "" || r.stderr == "" {
-			t.Errorf("watchword %s: want status 2 and a word on standard error, got %v", args, r)
+			t.Errorf("watchword %s: got %v, want status 2 and a text on standard error alone", args, r)
 		}
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-		t.Errorf("wrong usage has left files: %v, %v", left, err)
+		t.Errorf("commands with wrong usage made files: %v, %v", left, err)
 	}
 }
 
-// failures of commands that were typed well must end with status 1.
+// failures runs commands with right arguments that fail. Each must end with status 1.
 func failures(t *testing.T) {
 	s := serve(t, t.TempDir())
 	db := []string{"--datastore-uri", database(s.dir)}
@@ -104,7 +105,7 @@ func failures(t *testing.T) {
 		says  string
 	}{
 		{newPassword(), append([]string{"user", "create", "admin"}, db...), "taken"},
-		{secret("short"), append([]string{"user", "create", "eve"}, db...), "fewer than"},
+		{noteSecret("short"), append([]string{"user", "create", "eve"}, db...), "fewer than"},
 		{"", append([]string{"user", "create", "eve"}, db...), "empty"},
 		{"", append([]string{"user", "disable", "nobody"}, db...), "nobody"},
 		{"", append([]string{"user", "enable", "nobody"}, db...), "nobody"},
@@ -114,22 +115,22 @@ func failures(t *testing.T) {
 		{newPassword(), append([]string{"login", "admin"}, addr...), "INVALID_CREDENTIALS"},
 		{"rubbish", append([]string{"verify"}, addr...), "TOKEN_INVALID"},
 		{"rubbish", append([]string{"logout"}, addr...), "REFRESH_TOKEN_INVALID"},
-		{"rubbish", []string{"verify", "--addr", s.grpcAddr}, "tls"}, // TLS to a server without it
+		{"rubbish", []string{"verify", "--addr", s.grpcAddr}, "tls"}, // TLS to a server in plaintext
 		{"", serveArgs(t.TempDir(), "--grpc-addr", s.grpcAddr), "--grpc-addr"},
 		{"", serveArgs(t.TempDir(), "--http-addr", s.httpAddr), "--http-addr"},
 	} {
 		r := cli(t, s.dir, test.stdin, test.args...)
-		if want(t, 1, r); r.stdout != "" || !strings.Contains(r.stderr, test.says) {
-			t.Errorf("watchword %v: want %q on standard error, got %v", test.args, test.says, r)
+		if wantExit(t, 1, r); r.stdout != "" || !strings.Contains(r.stderr, test.says) {
+			t.Errorf("watchword %v: got %v, want %q on standard error alone", test.args, r, test.says)
 		}
 	}
 }
 
-// userTable is what `user list` prints: fields by username.
+// userTable returns the output of `user list`: username to the fields of the line.
 func userTable(t *testing.T, dir string) map[string][]string {
 	t.Helper()
 	table := map[string][]string{}
-	for i, line := range strings.Split(strings.TrimSpace(want(t, 0, cli(t, dir, "", "user", "list", "--datastore-uri", database(dir)))), "\n") {
+	for i, line := range strings.Split(strings.TrimSpace(wantExit(t, 0, cli(t, dir, "", "user", "list", "--datastore-uri", database(dir)))), "\n") {
 		if fields := strings.Fields(line); i > 0 {
 			table[fields[1]] = fields
 		}
@@ -137,52 +138,53 @@ func userTable(t *testing.T, dir string) map[string][]string {
 	return table
 }
 
-// usersByCommand administers users on a database that no server has seen, and
-// then starts one on it.
+// usersByCommand changes users on a new database, and then starts the first server on the
+// database.
 func usersByCommand(t *testing.T) {
 	dir := t.TempDir()
 	db := []string{"--datastore-uri", database(dir)}
 	first, second := newPassword(), newPassword()
-	id := strings.TrimSpace(want(t, 0, cli(t, dir, first+"\n", append([]string{"user", "create", "Alice", "--role", "writer", "--role", "reader", "--password-stdin"}, db...)...)))
-	want(t, 0, cli(t, dir, first, append([]string{"user", "create", "bob"}, db...)...)) // no terminal, so from standard input as well
-	want(t, 0, cli(t, dir, first+"\r\n", append([]string{"user", "create", "carol", "--password-stdin"}, db...)...))
-	want(t, 0, cli(t, dir, "", append([]string{"user", "disable", "bob"}, db...)...))
-	want(t, 0, cli(t, dir, "", append([]string{"user", "disable", "carol"}, db...)...))
-	want(t, 0, cli(t, dir, "", append([]string{"user", "enable", "carol"}, db...)...))
-	want(t, 0, cli(t, dir, second+"\n", append([]string{"user", "set-password", "carol", "--password-stdin"}, db...)...))
-	want(t, 0, cli(t, dir, first, append([]string{"user", "create", "dave"}, db...)...))
-	want(t, 0, cli(t, dir, "", append([]string{"user", "delete", "dave"}, db...)...))
+	id := strings.TrimSpace(wantExit(t, 0, cli(t, dir, first+"\n", append([]string{"user", "create", "Alice", "--role", "writer", "--role", "reader", "--password-stdin"}, db...)...)))
+	wantExit(t, 0, cli(t, dir, first, append([]string{"user", "create", "bob"}, db...)...)) // without a terminal, the password also comes from standard input
+	wantExit(t, 0, cli(t, dir, first+"\r\n", append([]string{"user", "create", "carol", "--password-stdin"}, db...)...))
+	wantExit(t, 0, cli(t, dir, "", append([]string{"user", "disable", "bob"}, db...)...))
+	wantExit(t, 0, cli(t, dir, "", append([]string{"user", "disable", "carol"}, db...)...))
+	wantExit(t, 0, cli(t, dir, "", append([]string{"user", "enable", "carol"}, db...)...))
+	wantExit(t, 0, cli(t, dir, second+"\n", append([]string{"user", "set-password", "carol", "--password-stdin"}, db...)...))
+	wantExit(t, 0, cli(t, dir, first, append([]string{"user", "create", "dave"}, db...)...))
+	wantExit(t, 0, cli(t, dir, "", append([]string{"user", "delete", "dave"}, db...)...))
 
 	table := userTable(t, dir)
 	if alice := table["alice"]; len(alice) < 4 || alice[0] != id || alice[2] != "reader,writer" || alice[3] != "enabled" {
-		t.Errorf("alice, made as %s, is listed as %v", id, alice)
+		t.Errorf("user list shows alice, with the id %s, as %v", id, alice)
 	}
 	if bob := table["bob"]; !slices.Contains(bob, "disabled") {
-		t.Errorf("bob is listed as %v", bob)
+		t.Errorf("user list shows the disabled user bob as %v", bob)
 	}
 	if _, there := table["dave"]; there || len(table) != 3 {
-		t.Errorf("listed are %v", table)
+		t.Errorf("user list shows %v, want three users without dave", table)
 	}
 
 	s := serve(t, dir)
 	if s.admin != "" {
-		t.Error("a database that had users was given an admin")
+		t.Error("the server made an admin on a database with users")
 	}
 	c := dial(t, s.grpcAddr)
-	wantOK(t, "alice", c.tryLogin(soon(t), "alice", first))
-	wantRefusal(t, "bob", c.tryLogin(soon(t), "bob", first), "USER_DISABLED")
-	wantRefusal(t, "carol by the old password", c.tryLogin(soon(t), "carol", first), "INVALID_CREDENTIALS")
-	wantOK(t, "carol by the new password", c.tryLogin(soon(t), "carol", second))
-	wantRefusal(t, "dave", c.tryLogin(soon(t), "dave", first), "INVALID_CREDENTIALS")
+	wantOK(t, "login of alice", c.tryLogin(callCtx(t), "alice", first))
+	wantRefusal(t, "login of bob", c.tryLogin(callCtx(t), "bob", first), "USER_DISABLED")
+	wantRefusal(t, "login of carol with the old password", c.tryLogin(callCtx(t), "carol", first), "INVALID_CREDENTIALS")
+	wantOK(t, "login of carol with the new password", c.tryLogin(callCtx(t), "carol", second))
+	wantRefusal(t, "login of dave", c.tryLogin(callCtx(t), "dave", first), "INVALID_CREDENTIALS")
 }
 
-// runningServerKnows changes users behind a server's back.
-func runningServerKnows(t *testing.T) {
+// changesBesideAServer changes users by commands while a server runs. The server must know
+// of each change within a second.
+func changesBesideAServer(t *testing.T) {
 	const promised, slack = time.Second, time.Second
 	s := serve(t, t.TempDir(), "--log-level", "debug")
 	db := []string{"--datastore-uri", database(s.dir)}
 	c, password, next := dial(t, s.grpcAddr), newPassword(), newPassword()
-	want(t, 0, cli(t, s.dir, password, append([]string{"user", "create", "alice"}, db...)...))
+	wantExit(t, 0, cli(t, s.dir, password, append([]string{"user", "create", "alice"}, db...)...))
 
 	for _, change := range []struct {
 		stdin string
@@ -193,59 +195,59 @@ func runningServerKnows(t *testing.T) {
 		{"", []string{"user", "delete", "alice"}},
 	} {
 		pair := c.login(t, "alice", password)
-		_, err := c.verify(soon(t), pair)
-		wantOK(t, "verify before", err)
-		want(t, 0, cli(t, s.dir, change.stdin, append(change.args, db...)...))
+		_, err := c.verify(callCtx(t), pair)
+		wantOK(t, "verify before the change", err)
+		wantExit(t, 0, cli(t, s.dir, change.stdin, append(change.args, db...)...))
 		took := eventually(t, promised+slack, strings.Join(change.args, " "), func() error {
-			_, err := c.verify(soon(t), pair)
-			return notRefused(err, "TOKEN_REVOKED")
+			_, err := c.verify(callCtx(t), pair)
+			return checkRefusal(err, "TOKEN_REVOKED")
 		})
 		t.Logf("the server knew of %v within %v (promised: %v)", change.args, took, promised)
 		if change.args[1] == "disable" {
-			want(t, 0, cli(t, s.dir, "", append([]string{"user", "enable", "alice"}, db...)...))
-			_, err := c.verify(soon(t), pair)
-			wantRefusal(t, "verify after enabling", err, "TOKEN_REVOKED")
+			wantExit(t, 0, cli(t, s.dir, "", append([]string{"user", "enable", "alice"}, db...)...))
+			_, err := c.verify(callCtx(t), pair)
+			wantRefusal(t, "verify after user enable", err, "TOKEN_REVOKED")
 		} else {
 			password = next
 		}
 	}
 }
 
-// clientCommands pipes what login prints into verify and logout.
+// clientCommands passes the output of login to verify and logout.
 func clientCommands(t *testing.T) {
 	s := serve(t, t.TempDir())
 	addr := []string{"--plaintext", "--addr", s.grpcAddr}
-	printed := want(t, 0, cli(t, s.dir, s.admin+"\n", append([]string{"login", "admin", "--password-stdin"}, addr...)...))
+	printed := wantExit(t, 0, cli(t, s.dir, s.admin+"\n", append([]string{"login", "admin", "--password-stdin"}, addr...)...))
 	var pair watchwordv1.TokenPair
 	if err := protojson.Unmarshal([]byte(printed), &pair); err != nil || pair.GetTokenType() != "Bearer" || pair.GetRefreshToken() == "" {
 		t.Fatalf("login printed %q: %v", printed, err)
 	}
-	tokens(&pair)
+	noteTokens(&pair)
 
-	for name, stdin := range map[string]string{"JSON": printed, "bare": pair.GetAccessToken() + "\n"} {
+	for name, stdin := range map[string]string{"pair in JSON": printed, "token": pair.GetAccessToken() + "\n"} {
 		var principal watchwordv1.Principal
-		out := want(t, 0, cli(t, s.dir, stdin, append([]string{"verify"}, addr...)...))
+		out := wantExit(t, 0, cli(t, s.dir, stdin, append([]string{"verify"}, addr...)...))
 		if err := protojson.Unmarshal([]byte(out), &principal); err != nil || principal.GetUsername() != "admin" || principal.GetSessionId() != pair.GetSessionId() {
-			t.Errorf("verify of a %s token printed %q: %v", name, out, err)
+			t.Errorf("verify of a %s printed %q: %v", name, out, err)
 		}
 	}
-	want(t, 1, cli(t, s.dir, printed, append([]string{"verify", "--audience", "elsewhere"}, addr...)...))
-	if out := want(t, 0, cli(t, s.dir, printed, append([]string{"logout"}, addr...)...)); out != "" {
-		t.Errorf("logout printed %q", out)
+	wantExit(t, 1, cli(t, s.dir, printed, append([]string{"verify", "--audience", "elsewhere"}, addr...)...))
+	if out := wantExit(t, 0, cli(t, s.dir, printed, append([]string{"logout"}, addr...)...)); out != "" {
+		t.Errorf("logout printed %q, want no output", out)
 	}
-	want(t, 0, cli(t, s.dir, pair.GetRefreshToken(), append([]string{"logout"}, addr...)...))
+	wantExit(t, 0, cli(t, s.dir, pair.GetRefreshToken(), append([]string{"logout"}, addr...)...))
 	r := cli(t, s.dir, printed, append([]string{"verify"}, addr...)...)
-	if want(t, 1, r); !strings.Contains(r.stderr, "TOKEN_REVOKED") {
-		t.Errorf("verify after the logout: %v", r)
+	if wantExit(t, 1, r); !strings.Contains(r.stderr, "TOKEN_REVOKED") {
+		t.Errorf("verify after the logout: got %v, want TOKEN_REVOKED", r)
 	}
 }
 
 func healthcheck(t *testing.T) {
 	s := serve(t, t.TempDir())
 	check := []string{"healthcheck", "--plaintext", "--addr", s.grpcAddr}
-	want(t, 0, cli(t, s.dir, "", check...))
+	wantExit(t, 0, cli(t, s.dir, "", check...))
 	s.stop(t)
-	want(t, 1, cli(t, s.dir, "", check...))
+	wantExit(t, 1, cli(t, s.dir, "", check...))
 }
 
 var kidLine = regexp.MustCompile(`(?m)^(\S{16})\s+(EdDSA|ES256|RS256)\s+(next|signing)\b`)
@@ -253,12 +255,12 @@ var kidLine = regexp.MustCompile(`(?m)^(\S{16})\s+(EdDSA|ES256|RS256)\s+(next|si
 func keysAndMigrate(t *testing.T) {
 	dir := t.TempDir()
 	db := []string{"--datastore-uri", database(dir)}
-	if out := want(t, 0, cli(t, dir, "", append([]string{"migrate"}, db...)...)); out != "" {
-		t.Errorf("migrate printed %q", out)
+	if out := wantExit(t, 0, cli(t, dir, "", append([]string{"migrate"}, db...)...)); out != "" {
+		t.Errorf("migrate printed %q, want no output", out)
 	}
-	want(t, 0, cli(t, dir, "", append([]string{"migrate"}, db...)...)) // nothing left to do
-	if keys := kidLine.FindAllString(want(t, 0, cli(t, dir, "", append([]string{"key", "list"}, db...)...)), -1); keys != nil {
-		t.Errorf("a database that no server has seen has keys: %v", keys)
+	wantExit(t, 0, cli(t, dir, "", append([]string{"migrate"}, db...)...)) // the schema is current
+	if keys := kidLine.FindAllString(wantExit(t, 0, cli(t, dir, "", append([]string{"key", "list"}, db...)...)), -1); keys != nil {
+		t.Errorf("before the first start of a server, the database has keys: %v", keys)
 	}
 
 	s := serve(t, dir, "--signing-alg", "ES256")
@@ -266,24 +268,24 @@ func keysAndMigrate(t *testing.T) {
 		t.Error("the first start after migrate made no admin")
 	}
 	states := map[string]string{} // by kid
-	for _, line := range kidLine.FindAllStringSubmatch(want(t, 0, cli(t, dir, "", append([]string{"key", "list"}, db...)...)), -1) {
+	for _, line := range kidLine.FindAllStringSubmatch(wantExit(t, 0, cli(t, dir, "", append([]string{"key", "list"}, db...)...)), -1) {
 		if states[line[1]] = line[3]; line[2] != "ES256" {
-			t.Errorf("key %v, want one for ES256", line)
+			t.Errorf("key list shows %v, want a key for ES256", line)
 		}
 	}
-	keySet, err := dial(t, s.grpcAddr).GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{})
+	keySet, err := dial(t, s.grpcAddr).GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{})
 	if err != nil || len(states) != 2 || len(keySet.GetKeys()) != 2 {
-		t.Fatalf("keys %v listed, %v served: %v", states, keySet, err)
+		t.Fatalf("key list shows %v, GetKeySet returned %v, error %v; want two keys in both", states, keySet, err)
 	}
 	for _, key := range keySet.GetKeys() {
 		if states[key.GetKid()] == "" {
-			t.Errorf("served key %s is not listed: %v", key.GetKid(), states)
+			t.Errorf("GetKeySet returned key %s, but key list shows %v", key.GetKid(), states)
 		}
 	}
 }
 
-// auditByCommand reads the record beside a running server. Strangers have left
-// little there, and in the log, for all that they tried.
+// auditByCommand reads audit records beside a running server. Many refused calls must leave
+// only a few records and log lines.
 func auditByCommand(t *testing.T) {
 	s := serve(t, t.TempDir())
 	c := dial(t, s.grpcAddr)
@@ -292,23 +294,23 @@ func auditByCommand(t *testing.T) {
 	lines := func() int { return strings.Count(s.stderr.String(), "\n") }
 	before := lines()
 	for range tries {
-		_, err := c.Refresh(soon(t), &watchwordv1.RefreshRequest{RefreshToken: "wwrt_rubbish"})
-		wantRefusal(t, "a forged token", err, "REFRESH_TOKEN_INVALID")
+		_, err := c.Refresh(callCtx(t), &watchwordv1.RefreshRequest{RefreshToken: "wwrt_rubbish"})
+		wantRefusal(t, "refresh with a forged token", err, "REFRESH_TOKEN_INVALID")
 	}
 	audit := func(flags ...string) string {
 		t.Helper()
-		return want(t, 0, cli(t, s.dir, "", append([]string{"audit", "--datastore-uri", database(s.dir)}, flags...)...))
+		return wantExit(t, 0, cli(t, s.dir, "", append([]string{"audit", "--datastore-uri", database(s.dir)}, flags...)...))
 	}
-	eventually(t, runTimeout, "the refusals are on record", func() error {
+	eventually(t, runTimeout, "recording the refusals", func() error {
 		if out := audit("--type", "refresh"); !regexp.MustCompile(fmt.Sprintf(`refresh +REFRESH_TOKEN_INVALID .* %d `, tries)).MatchString(out) {
 			return fmt.Errorf("%s", out)
 		}
 		return nil
 	})
 	if after := lines(); after-before > 4 {
-		t.Errorf("%d log lines of %d refusals", after-before, tries)
+		t.Errorf("%d refusals left %d log lines, want at most 4", tries, after-before)
 	}
-	want(t, 0, cli(t, s.dir, newPassword()+"\n", "user", "create", "carol", "--role", "reader", "--password-stdin", "--datastore-uri", database(s.dir)))
+	wantExit(t, 0, cli(t, s.dir, newPassword()+"\n", "user", "create", "carol", "--role", "reader", "--password-stdin", "--datastore-uri", database(s.dir)))
 	out := audit("--user", "carol", "--since", "1h", "--json")
 	var record map[string]any
 	if err := json.Unmarshal([]byte(out), &record); err != nil {
@@ -317,21 +319,21 @@ func auditByCommand(t *testing.T) {
 	for name, value := range map[string]any{"type": "user.created", "source": "cli", "success": true, "count": 1.0,
 		"detail": "username: carol, roles: reader, disabled: false"} {
 		if record[name] != value {
-			t.Errorf("%s is %v, want %v", name, record[name], value)
+			t.Errorf("field %s of the record is %v, want %v", name, record[name], value)
 		}
 	}
 	if out := audit("--session", admin.GetSessionId()); strings.Count(out, "\n") != 2 || !strings.Contains(out, "login") {
-		t.Errorf("of the admin's session: %s", out)
+		t.Errorf("audit --session printed %s, want the login alone", out)
 	}
 	if out := audit("--limit", "2"); strings.Count(out, "\n") != 3 {
-		t.Errorf("two records: %s", out)
+		t.Errorf("audit --limit 2 printed %s, want two records", out)
 	}
-	if out := audit("--limit", "0"); strings.Count(out, "\n") != 5 { // admin made, login, refusals, carol
-		t.Errorf("all records: %s", out)
+	if out := audit("--limit", "0"); strings.Count(out, "\n") != 5 { // create admin, login, refusals, create carol
+		t.Errorf("audit --limit 0 printed %s, want four records", out)
 	}
-	want(t, 1, cli(t, s.dir, "", "audit", "--user", "nobody", "--datastore-uri", database(s.dir)))
+	wantExit(t, 1, cli(t, s.dir, "", "audit", "--user", "nobody", "--datastore-uri", database(s.dir)))
 	for _, wrong := range [][]string{{"--user", "carol", "--user-id", "x"}, {"--limit=-1"}, {"--since", "yesterday"}, {"--since=-1h"}} {
-		want(t, 2, cli(t, s.dir, "", append([]string{"audit", "--datastore-uri", database(s.dir)}, wrong...)...))
+		wantExit(t, 2, cli(t, s.dir, "", append([]string{"audit", "--datastore-uri", database(s.dir)}, wrong...)...))
 	}
 }
 
@@ -343,26 +345,27 @@ func secondStart(t *testing.T) {
 	pair := dial(t, s.grpcAddr).login(t, "admin", s.admin)
 	s.stop(t)
 	if out := s.printed(t); !adminLine.MatchString(out) {
-		t.Errorf("standard output was %q", out)
+		t.Errorf("the first start printed %q, want the password alone", out)
 	}
 	again := serve(t, s.dir)
 	c := dial(t, again.grpcAddr)
-	_, err := c.verify(soon(t), pair)
-	wantOK(t, "an access token from before", err)
+	_, err := c.verify(callCtx(t), pair)
+	wantOK(t, "verify of an access token from before the restart", err)
 	c.refresh(t, pair)
 	c.login(t, "admin", s.admin)
 	again.stop(t)
 	if out := again.printed(t); out != "" {
-		t.Errorf("the second start printed %q", out)
+		t.Errorf("the second start printed %q, want no output", out)
 	}
 }
 
-// refusesToStart runs serve, which must end with status 1 and name something.
+// refusesToStart runs serve. serve must end with status 1, and standard error must contain
+// the text says.
 func refusesToStart(t *testing.T, dir, says string, args ...string) {
 	t.Helper()
 	r := cli(t, dir, "", serveArgs(dir, args...)...)
-	if want(t, 1, r); r.stdout != "" || !strings.Contains(r.stderr, says) {
-		t.Errorf("serve %v must refuse to start and name %s, got %v", args, says, r)
+	if wantExit(t, 1, r); r.stdout != "" || !strings.Contains(r.stderr, says) {
+		t.Errorf("serve %v: got %v, want %q on standard error alone", args, r, says)
 	}
 }
 
@@ -376,7 +379,7 @@ func masterKey(t *testing.T) {
 	}
 	for line := range strings.Lines(string(right)) {
 		if !strings.HasPrefix(line, "#") {
-			secret(strings.TrimSpace(line))
+			noteSecret(strings.TrimSpace(line))
 		}
 	}
 	stranger := serve(t, t.TempDir())
@@ -391,14 +394,14 @@ func masterKey(t *testing.T) {
 	}
 	refusesToStart(t, s.dir, beside)
 	if _, err := os.Stat(beside); err == nil {
-		t.Error("a new master key was made for a database that has one")
+		t.Error("serve made a new master key for a database with keys")
 	}
 	if err := os.WriteFile(beside, []byte("wwmk1_rubbish\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	refusesToStart(t, s.dir, beside)
 
-	again := serve(t, s.dir, "--master-key-file", missing) // the right one, under another name
+	again := serve(t, s.dir, "--master-key-file", missing) // holds the right key, under another name
 	dial(t, again.grpcAddr).login(t, "admin", s.admin)
 }
 
@@ -411,15 +414,15 @@ func issuer(t *testing.T) {
 	refusesToStart(t, dir, first, "--issuer", other)
 	for _, args := range [][]string{nil, {"--issuer", first}} {
 		again := serve(t, dir, args...)
-		keySet, err := dial(t, again.grpcAddr).GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{})
+		keySet, err := dial(t, again.grpcAddr).GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{})
 		if err != nil || keySet.GetIssuer() != first {
-			t.Errorf("serve %v issues as %q: %v", args, keySet.GetIssuer(), err)
+			t.Errorf("serve %v: got issuer %q, error %v; want issuer %q", args, keySet.GetIssuer(), err, first)
 		}
 		again.stop(t)
 	}
 }
 
-// fileModes starts a server with an open umask.
+// fileModes starts a server with the umask 000. All files must still have the mode 0600.
 func fileModes(t *testing.T) {
 	dir := t.TempDir()
 	args := append([]string{"-c", `umask 000 && exec "$0" "$@"`, watchword(t)}, serveArgs(dir)...)
@@ -432,12 +435,12 @@ func fileModes(t *testing.T) {
 		}
 		info, err := entry.Info()
 		if files[entry.Name()] = true; err == nil && info.Mode() != 0o600 {
-			t.Errorf("%s has mode %v", entry.Name(), info.Mode())
+			t.Errorf("%s has mode %v, want 0600", entry.Name(), info.Mode())
 		}
 		return err
 	})
 	if err != nil || !files["watchword.db"] || !files["watchword.db-wal"] || !files["watchword.db.master-key"] {
-		t.Errorf("files %v, %v", files, err)
+		t.Errorf("got files %v, error %v; want the database, the log and the master key", files, err)
 	}
 }
 
@@ -449,31 +452,31 @@ func environmentVariables(t *testing.T) {
 		"WATCHWORD_GRPC_ADDR=127.0.0.1:0", "WATCHWORD_HTTP_ADDR=not an address", "WATCHWORD_ISSUER=https://env.example.com",
 		"WATCHWORD_DATASTORE_URI=sqlite:by-environment.db", "WATCHWORD_AUDIENCE=one,two", "WATCHWORD_ACCESS_TTL=90s",
 	}
-	s := serveCommand(t, dir, cmd) // the flag has gone before the variable, or it would not have started
+	s := serveCommand(t, dir, cmd) // the flag wins over the variable: the variable's value is malformed
 	if _, port, err := net.SplitHostPort(s.grpcAddr); err != nil || port == "50051" {
-		t.Errorf("it listens on %s, %v", s.grpcAddr, err)
+		t.Errorf("the server listens on %s, error %v; want the port from the variable", s.grpcAddr, err)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "by-environment.db")); err != nil {
 		t.Error(err)
 	}
 	c := dial(t, s.grpcAddr)
-	p, err := c.verify(soon(t), c.login(t, "admin", s.admin))
+	p, err := c.verify(callCtx(t), c.login(t, "admin", s.admin))
 	if err != nil || !slices.Equal(p.GetAudience(), []string{"one", "two"}) || p.GetIssuer() != "https://env.example.com" ||
 		p.GetExpiresAt().AsTime().Sub(p.GetIssuedAt().AsTime()) != 90*time.Second {
-		t.Errorf("principal %v, %v", p, err)
+		t.Errorf("got principal %v, error %v; want the audience, issuer and lifetime from the variables", p, err)
 	}
 
 	check := exec.Command(watchword(t), "healthcheck")
 	check.Env = environment("WATCHWORD_ADDR="+s.grpcAddr, "WATCHWORD_PLAINTEXT=true")
-	want(t, 0, run(t, check))
+	wantExit(t, 0, run(t, check))
 	bad := exec.Command(watchword(t), serveArgs(t.TempDir())...)
 	bad.Env = environment("WATCHWORD_ACCESS_TTL=soon")
-	want(t, 2, run(t, bad))
+	wantExit(t, 2, run(t, bad))
 }
 
-// logsHoldNoSecret lets a server log all it can about all kinds of calls; the
-// harness looks for the secrets in every log, and here it is shown that there
-// was something to find.
+// logsHoldNoSecret makes all kinds of calls to a server with debug logs, also with secrets
+// in wrong fields. The harness searches every log for secrets; the test checks that the
+// log contains the calls, and that the search finds the secrets.
 func logsHoldNoSecret(t *testing.T) {
 	for _, format := range []string{"text", "json"} {
 		s := serve(t, t.TempDir(), "--log-level", "debug", "--log-format", format)
@@ -481,14 +484,14 @@ func logsHoldNoSecret(t *testing.T) {
 		admin := c.login(t, "admin", s.admin)
 		alice := c.create(t, admin, "alice", password, "writer")
 		pair := c.login(t, "alice", password)
-		_ = c.tryLogin(soon(t), password, newPassword()) // the password in the wrong field
-		_ = c.tryLogin(soon(t), "alice", newPassword())
-		_, _ = c.tryRefresh(soon(t), &watchwordv1.TokenPair{RefreshToken: pair.GetAccessToken()})
-		_, _ = c.verify(soon(t), &watchwordv1.TokenPair{AccessToken: pair.GetRefreshToken()})
-		_, _ = c.ListUsers(bearer(soon(t), pair), &watchwordv1.ListUsersRequest{PageToken: pair.GetRefreshToken()})
-		_, _ = c.GetUser(bearer(soon(t), admin), &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Id{Id: pair.GetAccessToken()}})
-		_, _ = c.ChangePassword(bearer(soon(t), pair), &watchwordv1.ChangePasswordRequest{CurrentPassword: password, NewPassword: secret("short-1")})
-		_, _ = c.SetPassword(bearer(soon(t), admin), &watchwordv1.SetPasswordRequest{Id: alice.GetId(), Password: newPassword()})
+		_ = c.tryLogin(callCtx(t), password, newPassword()) // the password in the wrong field
+		_ = c.tryLogin(callCtx(t), "alice", newPassword())
+		_, _ = c.tryRefresh(callCtx(t), &watchwordv1.TokenPair{RefreshToken: pair.GetAccessToken()})
+		_, _ = c.verify(callCtx(t), &watchwordv1.TokenPair{AccessToken: pair.GetRefreshToken()})
+		_, _ = c.ListUsers(bearer(callCtx(t), pair), &watchwordv1.ListUsersRequest{PageToken: pair.GetRefreshToken()})
+		_, _ = c.GetUser(bearer(callCtx(t), admin), &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Id{Id: pair.GetAccessToken()}})
+		_, _ = c.ChangePassword(bearer(callCtx(t), pair), &watchwordv1.ChangePasswordRequest{CurrentPassword: password, NewPassword: noteSecret("short-1")})
+		_, _ = c.SetPassword(bearer(callCtx(t), admin), &watchwordv1.SetPasswordRequest{Id: alice.GetId(), Password: newPassword()})
 		resp, err := http.Get("http://" + s.httpAddr + "/metrics?token=" + pair.GetAccessToken())
 		if err != nil {
 			t.Fatal(err)
@@ -496,19 +499,19 @@ func logsHoldNoSecret(t *testing.T) {
 		metrics, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
 		if found := leaks(string(metrics)); err != nil || len(found) > 0 || !bytes.Contains(metrics, []byte("Login")) {
-			t.Errorf("the metrics hold secrets, or nothing: %q, %v", found, err)
+			t.Errorf("the metrics contain secrets, or lack Login: secrets %q, error %v", found, err)
 		}
 		s.stop(t)
 
 		log := s.stderr.String()
 		for _, method := range []string{"Login", "Refresh", "Verify", "CreateUser", "ChangePassword", "SetPassword"} {
 			if !strings.Contains(log, method) {
-				t.Errorf("the log says nothing of %s", method)
+				t.Errorf("the log does not mention %s", method)
 			}
 		}
 		for what, hidden := range map[string]string{"password": password, "access token": pair.GetAccessToken(), "refresh token": pair.GetRefreshToken()} {
 			if leaks(fmt.Sprintf("a line with %s in it", hidden)) == nil {
-				t.Errorf("a log with the %s in it would go unnoticed", what)
+				t.Errorf("the search for secrets does not find the %s", what)
 			}
 		}
 	}

@@ -21,11 +21,11 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// propagation is how long a downstream service may take to learn of a
-// revocation. It takes milliseconds; a machine under load is slower.
+// propagation bounds the time until a downstream service knows of a revocation. The usual
+// time is some milliseconds; a machine under load takes longer.
 const propagation = 5 * time.Second
 
-// client is the generated client, all services in one.
+// client joins the generated clients of all services.
 type client struct {
 	watchwordv1.AuthServiceClient
 	watchwordv1.TrustServiceClient
@@ -61,28 +61,28 @@ func newClient(conn *grpc.ClientConn) *client {
 	}
 }
 
-// newPassword makes up a password that meets the policy.
-func newPassword() string { return secret("e2e-" + rand.Text()) }
+// newPassword returns a random password that meets the policy.
+func newPassword() string { return noteSecret("e2e-" + rand.Text()) }
 
-// tokens notes a pair's secrets and returns it.
-func tokens(pair *watchwordv1.TokenPair) *watchwordv1.TokenPair {
-	secret(pair.GetAccessToken())
-	secret(pair.GetRefreshToken())
+// noteTokens adds both tokens to secrets, and returns the pair.
+func noteTokens(pair *watchwordv1.TokenPair) *watchwordv1.TokenPair {
+	noteSecret(pair.GetAccessToken())
+	noteSecret(pair.GetRefreshToken())
 	return pair
 }
 
 func (c *client) login(t *testing.T, username, password string) *watchwordv1.TokenPair {
 	t.Helper()
-	resp, err := c.Login(soon(t), &watchwordv1.LoginRequest{Username: username, Password: password})
+	resp, err := c.Login(callCtx(t), &watchwordv1.LoginRequest{Username: username, Password: password})
 	if err != nil {
 		t.Fatalf("login of %s: %v", username, err)
 	}
-	return tokens(resp.GetTokens())
+	return noteTokens(resp.GetTokens())
 }
 
 func (c *client) refresh(t *testing.T, pair *watchwordv1.TokenPair) *watchwordv1.TokenPair {
 	t.Helper()
-	next, err := c.tryRefresh(soon(t), pair)
+	next, err := c.tryRefresh(callCtx(t), pair)
 	if err != nil {
 		t.Fatalf("refresh: %v", err)
 	}
@@ -91,7 +91,7 @@ func (c *client) refresh(t *testing.T, pair *watchwordv1.TokenPair) *watchwordv1
 
 func (c *client) tryRefresh(ctx context.Context, pair *watchwordv1.TokenPair) (*watchwordv1.TokenPair, error) {
 	resp, err := c.Refresh(ctx, &watchwordv1.RefreshRequest{RefreshToken: pair.GetRefreshToken()})
-	return tokens(resp.GetTokens()), err
+	return noteTokens(resp.GetTokens()), err
 }
 
 func (c *client) tryLogin(ctx context.Context, username, password string) error {
@@ -111,20 +111,20 @@ func (c *client) verify(ctx context.Context, pair *watchwordv1.TokenPair) (*watc
 
 func (c *client) create(t *testing.T, admin *watchwordv1.TokenPair, username, password string, roles ...string) *watchwordv1.User {
 	t.Helper()
-	resp, err := c.CreateUser(bearer(soon(t), admin), &watchwordv1.CreateUserRequest{Username: username, Password: password, Roles: roles})
+	resp, err := c.CreateUser(bearer(callCtx(t), admin), &watchwordv1.CreateUserRequest{Username: username, Password: password, Roles: roles})
 	if err != nil {
 		t.Fatalf("creating %s: %v", username, err)
 	}
 	return resp.GetUser()
 }
 
-// bearer makes a call carry an access token.
+// bearer returns a context that makes a call carry the pair's access token.
 func bearer(ctx context.Context, pair *watchwordv1.TokenPair) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+pair.GetAccessToken())
 }
 
-// Methods of the downstream example. Its generated code is in a module of its
-// own; these messages have the same form on the wire.
+// The functions below call methods of the downstream example. The example's generated code
+// is in another module, so the functions use messages with the same form on the wire.
 
 func listNotes(ctx context.Context, conn *grpc.ClientConn, pair *watchwordv1.TokenPair) error {
 	return conn.Invoke(bearer(ctx, pair), "/notes.v1.NotesService/ListNotes", &emptypb.Empty{}, &emptypb.Empty{})
@@ -134,7 +134,7 @@ func addNote(ctx context.Context, conn *grpc.ClientConn, pair *watchwordv1.Token
 	return conn.Invoke(bearer(ctx, pair), "/notes.v1.NotesService/AddNote", wrapperspb.String(text), &emptypb.Empty{})
 }
 
-// codeOf is the status that each reason comes with, as error.proto has it.
+// codeOf maps each reason to the status code in error.proto.
 var codeOf = map[string]codes.Code{
 	"INVALID_REQUEST": codes.InvalidArgument, "PASSWORD_TOO_WEAK": codes.InvalidArgument,
 	"INVALID_CREDENTIALS": codes.Unauthenticated,
@@ -148,8 +148,8 @@ var codeOf = map[string]codes.Code{
 	"USER_NOT_FOUND":              codes.NotFound, "USER_EXISTS": codes.AlreadyExists,
 }
 
-// notRefused returns an error unless err is a refusal for this reason.
-func notRefused(err error, reason string) error {
+// checkRefusal returns an error unless err has the reason and the reason's status code.
+func checkRefusal(err error, reason string) error {
 	got := strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")
 	code := status.Code(err)
 	switch {
@@ -163,14 +163,14 @@ func notRefused(err error, reason string) error {
 
 func wantRefusal(t *testing.T, what string, err error, reason string) {
 	t.Helper()
-	if wrong := notRefused(err, reason); wrong != nil {
-		t.Errorf("%s: %v", what, wrong)
+	if mismatch := checkRefusal(err, reason); mismatch != nil {
+		t.Errorf("%s: %v", what, mismatch)
 	}
 }
 
 func wantOK(t *testing.T, what string, err error) {
 	t.Helper()
 	if err != nil {
-		t.Errorf("%s: %v", what, err)
+		t.Errorf("%s: got error %v, want success", what, err)
 	}
 }

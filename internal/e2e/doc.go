@@ -1,7 +1,7 @@
-// Package e2e tests the programs as they are shipped: the watchword binary, the
-// downstream service in examples/notes and its client, each as a process of its
-// own, talked to over loopback by the generated Go client, by grpcurl and by the
-// command line. It also holds who may import what.
+// Package e2e tests the shipped programs: the watchword binary, the downstream service in
+// examples/notes, and the client of that service. Each program runs as a process. The
+// tests call the programs over loopback, by the generated Go client, by grpcurl and by the
+// command line. Further tests check the imports between packages.
 //
-// The package itself is empty; nothing imports it.
+// The package holds tests alone; no package imports e2e.
 package e2e

@@ -20,34 +20,34 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// reconnection is how long a verifier may take to be back, and to know what it
-// missed: its longest pause, in which it connects, and what a revocation takes.
+// reconnection bounds the time until a verifier is connected again and knows of missed
+// revocations: the verifier's longest pause between two attempts, plus propagation.
 const reconnection = 12*time.Second + propagation
 
-// TestFaults holds verifiers against a server that is killed, cut off, rotated and
-// flooded. What was revoked passes no more from the moment that a verifier is
-// connected again, and never again after it; what is good passes always.
+// TestFaults runs verifiers while the server is killed, cut off and flooded, and while keys
+// rotate. After each reconnection, a verifier must refuse every revoked token, and must
+// keep refusing the token. A good token must always pass.
 func TestFaults(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, before) })
-	var all sync.WaitGroup // and not t.Parallel, since they wait more than they work
+	var all sync.WaitGroup // not t.Parallel, which bounds the tests by cores; these tests mostly wait
 	for name, fault := range map[string]func(*testing.T){
-		"bad lines": badLines, "cut off for too long": cutOffForTooLong,
-		"keys change during a cut": keysChangeDuringACut, "flood": flood,
+		"network faults": networkFaults, "cut off for too long": cutOffForTooLong,
+		"keys change during a cut": keysChangeDuringACut, "flood of forged tokens": floodOfForgedTokens,
 	} {
 		all.Go(func() { t.Run(name, fault) })
 	}
 	all.Wait()
 }
 
-// downstream is a service's verifier, and what it asked of its connection.
+// downstream is a service's verifier. downstream counts the verifier's calls and streams.
 type downstream struct {
 	*authn.Verifier
 	calls, streams atomic.Int64
 }
 
-// watchOver makes a verifier whose connection goes over a proxy.
-func watchOver(t *testing.T, p *proxy, opts ...authn.Option) *downstream {
+// newDownstream makes a verifier that connects through a proxy.
+func newDownstream(t *testing.T, p *proxy, opts ...authn.Option) *downstream {
 	t.Helper()
 	d := &downstream{}
 	conn, err := grpc.NewClient(p.addr(), grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -64,35 +64,35 @@ func watchOver(t *testing.T, p *proxy, opts ...authn.Option) *downstream {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	if d.Verifier, err = authn.NewVerifier(soon(t), conn, append(opts, authn.WithAudience("internal"))...); err != nil {
+	if d.Verifier, err = authn.NewVerifier(callCtx(t), conn, append(opts, authn.WithAudience("internal"))...); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
 	return d
 }
 
-// says returns an error unless the verifier says this of a token: a reason, or
-// "ok".
-func (d *downstream) says(pair *watchwordv1.TokenPair, want string) error {
+// expect returns an error unless the verifier's result for a token is want: "ok", or the
+// reason of a refusal.
+func (d *downstream) expect(pair *watchwordv1.TokenPair, want string) error {
 	_, err := d.Verify(context.Background(), pair.GetAccessToken())
 	if want == "ok" {
 		return err
 	}
-	return notRefused(err, want)
+	return checkRefusal(err, want)
 }
 
-// jury asks a verifier about its tokens without end.
-type jury struct {
+// checker gives the same tokens to a verifier every millisecond.
+type checker struct {
 	*downstream
-	mu         sync.Mutex
-	good, dead []*watchwordv1.TokenPair
-	asked      int
+	mu            sync.Mutex // guards the fields below
+	good, revoked []*watchwordv1.TokenPair
+	rounds        int
 }
 
-// sit lets a jury sit until the test ends: a good token is never refused, and one
-// that was refused as revoked never passes again.
-func sit(t *testing.T, d *downstream, good ...*watchwordv1.TokenPair) *jury {
-	j := &jury{downstream: d, good: good}
+// startChecking starts a checker that runs until the test ends. The verifier must accept
+// every good token, and must keep refusing every revoked token.
+func startChecking(t *testing.T, d *downstream, good ...*watchwordv1.TokenPair) *checker {
+	j := &checker{downstream: d, good: good}
 	stop, done := make(chan struct{}), make(chan struct{})
 	tick := time.NewTicker(time.Millisecond)
 	go func() {
@@ -104,7 +104,7 @@ func sit(t *testing.T, d *downstream, good ...*watchwordv1.TokenPair) *jury {
 				return
 			case <-tick.C:
 			}
-			if err := j.ask(); err != nil {
+			if err := j.checkAll(); err != nil {
 				t.Error(err)
 				return
 			}
@@ -113,209 +113,210 @@ func sit(t *testing.T, d *downstream, good ...*watchwordv1.TokenPair) *jury {
 	t.Cleanup(func() {
 		close(stop)
 		<-done
-		t.Logf("asked %d times about %d good tokens and %d revoked ones", j.asked, len(j.good), len(j.dead))
+		t.Logf("checked %d good tokens and %d revoked tokens in %d rounds", len(j.good), len(j.revoked), j.rounds)
 	})
 	return j
 }
 
-func (j *jury) ask() error {
+func (j *checker) checkAll() error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.asked++
+	j.rounds++
 	for _, pair := range j.good {
-		if err := j.says(pair, "ok"); err != nil {
-			return fmt.Errorf("a good token was refused: %w", err)
+		if err := j.expect(pair, "ok"); err != nil {
+			return fmt.Errorf("the verifier refused a good token: %w", err)
 		}
 	}
-	for _, pair := range j.dead {
-		if err := j.says(pair, "TOKEN_REVOKED"); err != nil {
-			return fmt.Errorf("a revoked token, refused before: %w", err)
+	for _, pair := range j.revoked {
+		if err := j.expect(pair, "TOKEN_REVOKED"); err != nil {
+			return fmt.Errorf("the verifier has refused a revoked token, and now: %w", err)
 		}
 	}
 	return nil
 }
 
-// buries waits until a revoked token is refused, and has it watched from then on.
-func (j *jury) buries(t *testing.T, pair *watchwordv1.TokenPair, within time.Duration, when string) {
+// awaitRevoked waits until the verifier refuses a token, and checks the token from then on.
+func (j *checker) awaitRevoked(t *testing.T, pair *watchwordv1.TokenPair, within time.Duration, when string) {
 	t.Helper()
-	took := eventually(t, within, "revoked, "+when, func() error { return j.says(pair, "TOKEN_REVOKED") })
-	t.Logf("%s: refused after %v", when, took)
+	took := eventually(t, within, "refusing a token revoked "+when, func() error { return j.expect(pair, "TOKEN_REVOKED") })
+	t.Logf("a token revoked %s is refused after %v", when, took)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.dead = append(j.dead, pair)
+	j.revoked = append(j.revoked, pair)
 }
 
-// awaitTries waits until somebody has connected so many times more.
-func (p *proxy) awaitTries(t *testing.T, from, n int) {
+// awaitConnections waits for n connections since the count from.
+func (p *proxy) awaitConnections(t *testing.T, from, n int) {
 	t.Helper()
-	eventually(t, reconnection, "tries to connect", func() error {
-		if got := p.tried() - from; got < n {
-			return fmt.Errorf("%d of %d", got, n)
+	eventually(t, reconnection, "connecting to the proxy", func() error {
+		if got := p.connections() - from; got < n {
+			return fmt.Errorf("%d of %d connections", got, n)
 		}
 		return nil
 	})
 }
 
-// badLines lets a session end in each kind of fault. One verifier goes through all
-// of them, so that what it learned before is at stake in each.
-func badLines(t *testing.T) {
+// networkFaults ends a session during each kind of fault. The same verifier meets all
+// faults, so the test also notices if the verifier forgets an earlier revocation.
+func networkFaults(t *testing.T) {
 	dir := t.TempDir()
 	s := serve(t, dir, "--access-ttl", "1h")
 	p := newProxy(t, s.grpcAddr)
-	c := dial(t, s.grpcAddr) // its calls take another way
+	c := dial(t, s.grpcAddr) // without the proxy
 	password := s.admin
-	j := sit(t, watchOver(t, p), c.login(t, "admin", password))
+	j := startChecking(t, newDownstream(t, p), c.login(t, "admin", password))
 	logout := func() *watchwordv1.TokenPair {
 		t.Helper()
 		pair := c.login(t, "admin", password)
-		wantOK(t, "before it ends", j.says(pair, "ok"))
-		wantOK(t, "logout", c.logout(soon(t), pair))
+		wantOK(t, "verify before the logout", j.expect(pair, "ok"))
+		wantOK(t, "logout", c.logout(callCtx(t), pair))
 		return pair
 	}
-	j.buries(t, logout(), propagation, "in good weather")
+	j.awaitRevoked(t, logout(), propagation, "without a fault")
 
-	p.set(weather{delay: 200 * time.Millisecond})
-	j.buries(t, logout(), propagation, "over a slow line")
-	p.set(weather{rate: 2000})
-	j.buries(t, logout(), propagation, "over a narrow line")
+	p.set(lineFaults{delay: 200 * time.Millisecond})
+	j.awaitRevoked(t, logout(), propagation, "with a delay on the line")
+	p.set(lineFaults{rate: 2000})
+	j.awaitRevoked(t, logout(), propagation, "with a line of 2000 bytes a second")
 
-	p.set(weather{refuse: true})
-	tries := p.tried()
+	p.set(lineFaults{refuse: true})
+	before := p.connections()
 	p.cut()
 	missed := logout()
-	p.awaitTries(t, tries, 1)
-	wantOK(t, "cut off, it cannot know", j.says(missed, "ok"))
-	p.set(weather{})
-	j.buries(t, missed, reconnection, "during a cut")
+	p.awaitConnections(t, before, 1)
+	wantOK(t, "verify after a logout, while the verifier is cut off", j.expect(missed, "ok"))
+	p.set(lineFaults{})
+	j.awaitRevoked(t, missed, reconnection, "during a cut")
 
-	p.set(weather{breaks: 1000})
-	tries = p.tried()
+	p.set(lineFaults{breaks: 1000})
+	before = p.connections()
 	p.cut()
 	missed = logout()
-	p.awaitTries(t, tries, 2)
-	p.set(weather{})
-	j.buries(t, missed, reconnection, "while connections broke")
+	p.awaitConnections(t, before, 2)
+	p.set(lineFaults{})
+	j.awaitRevoked(t, missed, reconnection, "while connections broke")
 
-	p.set(weather{swallow: true})
+	p.set(lineFaults{swallow: true})
 	missed = logout()
-	wantOK(t, "in a black hole, it cannot know", j.says(missed, "ok"))
-	p.set(weather{})
+	wantOK(t, "verify after a logout, while the line drops all bytes", j.expect(missed, "ok"))
+	p.set(lineFaults{})
 	p.cut()
-	j.buries(t, missed, reconnection, "in a black hole")
+	j.awaitRevoked(t, missed, reconnection, "while the line dropped all bytes")
 
 	missed = logout()
 	s.kill()
 	s = serve(t, dir, "--access-ttl", "1h")
-	p.lead(s.grpcAddr)
+	p.setBackend(s.grpcAddr)
 	c = dial(t, s.grpcAddr)
-	j.buries(t, missed, reconnection, "before a kill")
-	j.buries(t, logout(), reconnection, "after it")
+	j.awaitRevoked(t, missed, reconnection, "before a kill of the server")
+	j.awaitRevoked(t, logout(), reconnection, "after a kill of the server")
 }
 
-// cutOffForTooLong falls into a black hole, out of which keepalive finds.
+// cutOffForTooLong drops all bytes on the line without closing the connection. gRPC's
+// keepalive must notice, and the verifier must refuse tokens after the staleness bound.
 func cutOffForTooLong(t *testing.T) {
 	s := serve(t, t.TempDir())
 	p := newProxy(t, s.grpcAddr)
 	const after = 10 * time.Second
-	d := watchOver(t, p, authn.WithMaxStaleness(after, authn.RefuseWhenStale))
+	d := newDownstream(t, p, authn.WithMaxStaleness(after, authn.RefuseWhenStale))
 	c := dial(t, s.grpcAddr)
 	good := c.login(t, "admin", s.admin)
-	wantOK(t, "connected", d.says(good, "ok"))
-	p.set(weather{swallow: true})
+	wantOK(t, "verify while connected", d.expect(good, "ok"))
+	p.set(lineFaults{swallow: true})
 	began, known := time.Now(), d.Status().Staleness
-	eventually(t, after+propagation, "refused as stale", func() error {
-		err := d.says(good, "BUNDLE_STALE")
+	eventually(t, after+propagation, "refusing with BUNDLE_STALE", func() error {
+		err := d.expect(good, "BUNDLE_STALE")
 		if stale := time.Since(began) + known; err == nil && stale < after {
-			t.Errorf("refused when it had heard nothing for %v", stale)
+			t.Errorf("the verifier refused after %v without a message, want at least %v", stale, after)
 		}
 		return err
 	})
 	ended := c.login(t, "admin", s.admin)
-	wantOK(t, "logout", c.logout(soon(t), ended))
-	p.set(weather{})
-	eventually(t, reconnection, "accepted again", func() error { return d.says(good, "ok") })
-	wantOK(t, "ended meanwhile", d.says(ended, "TOKEN_REVOKED"))
+	wantOK(t, "logout", c.logout(callCtx(t), ended))
+	p.set(lineFaults{})
+	eventually(t, reconnection, "accepting again", func() error { return d.expect(good, "ok") })
+	wantOK(t, "verify of a session that ended during the cut", d.expect(ended, "TOKEN_REVOKED"))
 }
 
-// keysChangeDuringACut rotates and withdraws keys before many watchers, who are
-// all connected at first, and all cut off then.
+// keysChangeDuringACut rotates and withdraws keys while many verifiers are connected, and
+// again while all verifiers are cut off.
 func keysChangeDuringACut(t *testing.T) {
 	const watchers = 50
 	s := serve(t, t.TempDir(), "--jwks-max-age", "0s")
 	p := newProxy(t, s.grpcAddr)
 	all := make([]*downstream, watchers)
 	for i := range all {
-		all[i] = watchOver(t, p)
+		all[i] = newDownstream(t, p)
 	}
 	c := dial(t, s.grpcAddr)
 	keys := watchwordv1.NewKeyServiceClient(c.conn)
 	pair := c.login(t, "admin", s.admin)
-	say := func(what string, within time.Duration, pair *watchwordv1.TokenPair, want string) {
+	expectAll := func(what string, within time.Duration, pair *watchwordv1.TokenPair, want string) {
 		t.Helper()
 		for i, d := range all {
-			eventually(t, within, fmt.Sprintf("%s, by watcher %d", what, i), func() error { return d.says(pair, want) })
+			eventually(t, within, fmt.Sprintf("verifier %d: %s", i, what), func() error { return d.expect(pair, want) })
 		}
 	}
 	rotate := func() *watchwordv1.TokenPair {
 		t.Helper()
 		before := kidOf(pair.GetAccessToken())
-		if _, err := keys.RotateKey(bearer(soon(t), pair), &watchwordv1.RotateKeyRequest{}); err != nil {
+		if _, err := keys.RotateKey(bearer(callCtx(t), pair), &watchwordv1.RotateKeyRequest{}); err != nil {
 			t.Fatal(err)
 		}
 		if pair = c.refresh(t, pair); kidOf(pair.GetAccessToken()) == before {
-			t.Fatal("the old key signs after a rotation")
+			t.Fatal("the old key still signs after a rotation")
 		}
 		return pair
 	}
 	revoke := func(leaked *watchwordv1.TokenPair) {
 		t.Helper()
-		if _, err := keys.RevokeKey(bearer(soon(t), pair), &watchwordv1.RevokeKeyRequest{Kid: kidOf(leaked.GetAccessToken())}); err != nil {
+		if _, err := keys.RevokeKey(bearer(callCtx(t), pair), &watchwordv1.RevokeKeyRequest{Kid: kidOf(leaked.GetAccessToken())}); err != nil {
 			t.Fatal(err)
 		}
 		pair = c.refresh(t, pair)
 	}
 
 	first := pair
-	say("at first", propagation, first, "ok")
+	expectAll("token of the first key", propagation, first, "ok")
 	second := rotate()
-	say("of the next key", propagation, second, "ok")
-	revoke(second) // which signs
-	say("of the withdrawn key", propagation, second, "TOKEN_INVALID")
-	say("of the one in its place", propagation, pair, "ok")
-	say("of the one before", propagation, first, "ok")
+	expectAll("token of the second key", propagation, second, "ok")
+	revoke(second) // withdraws the signing key
+	expectAll("token of the withdrawn second key", propagation, second, "TOKEN_INVALID")
+	expectAll("token of the third key", propagation, pair, "ok")
+	expectAll("token of the first key after the withdrawal", propagation, first, "ok")
 	for i, d := range all {
 		if n := d.streams.Load(); n != 1 {
-			t.Errorf("watcher %d heard of it over %d streams", i, n)
+			t.Errorf("verifier %d opened %d streams, want 1", i, n)
 		}
 	}
 
-	p.set(weather{refuse: true})
+	p.set(lineFaults{refuse: true})
 	p.cut()
 	third := rotate()
 	revoke(first)
 	for i, d := range all {
-		wantOK(t, fmt.Sprintf("cut off, watcher %d", i), d.says(first, "ok"))
+		wantOK(t, fmt.Sprintf("verifier %d, cut off", i), d.expect(first, "ok"))
 	}
-	p.set(weather{})
-	say("withdrawn during a cut", reconnection, first, "TOKEN_INVALID")
-	say("rotated to during a cut", propagation, third, "ok")
+	p.set(lineFaults{})
+	expectAll("token of a key withdrawn during the cut", reconnection, first, "TOKEN_INVALID")
+	expectAll("token of a key made during the cut", propagation, third, "ok")
 }
 
-// flood asks for many tokens that are forged, of unknown keys, and good but seen
-// once, in a black hole and out of it.
-func flood(t *testing.T) {
+// floodOfForgedTokens gives a verifier forged tokens, tokens of unknown keys, and many good
+// tokens, with and without a working line to the server.
+func floodOfForgedTokens(t *testing.T) {
 	const cache, seenOnce = 128 << 10, 200
 	s := serve(t, t.TempDir(), "--access-ttl", "1h")
 	p := newProxy(t, s.grpcAddr)
-	d := watchOver(t, p, authn.WithCacheSize(cache))
+	d := newDownstream(t, p, authn.WithCacheSize(cache))
 	c := dial(t, s.grpcAddr)
-	j := sit(t, d, c.login(t, "admin", s.admin), c.login(t, "admin", s.admin))
+	j := startChecking(t, d, c.login(t, "admin", s.admin), c.login(t, "admin", s.admin))
 	good := make([]*watchwordv1.TokenPair, seenOnce)
 	for i := range good {
 		good[i] = c.refresh(t, j.good[0])
 	}
 	ending := c.login(t, "admin", s.admin)
-	wantOK(t, "before it ends", d.says(ending, "ok"))
+	wantOK(t, "verify before the logout", d.expect(ending, "ok"))
 
 	var forged atomic.Int64
 	var slowest atomic.Int64
@@ -328,51 +329,51 @@ func flood(t *testing.T) {
 			for n := 0; ctx.Err() == nil; n++ {
 				began := time.Now()
 				for _, raw := range forge(good[n%seenOnce].GetAccessToken()) {
-					if _, err := d.Verify(ctx, raw); notRefused(err, "TOKEN_INVALID") != nil {
-						t.Errorf("a forged token: %v", err)
+					if _, err := d.Verify(ctx, raw); checkRefusal(err, "TOKEN_INVALID") != nil {
+						t.Errorf("verify of a forged token: got error %v, want TOKEN_INVALID", err)
 						return
 					}
 					forged.Add(1)
 				}
-				if err := d.says(good[n%seenOnce], "ok"); err != nil {
-					t.Errorf("a good token: %v", err)
+				if err := d.expect(good[n%seenOnce], "ok"); err != nil {
+					t.Errorf("the verifier refused a good token: %v", err)
 					return
 				}
 				slowest.Store(max(slowest.Load(), int64(time.Since(began))))
 				if size := d.Status().CacheBytes; size > cache || size == 0 {
-					t.Errorf("the cache holds %d bytes, its bound is %d", size, cache)
+					t.Errorf("the cache holds %d bytes, want 1 to %d", size, cache)
 					return
 				}
 			}
 		})
 	}
 	began := time.Now()
-	more := func(n int64) {
+	awaitForged := func(n int64) {
 		t.Helper()
 		from := forged.Load()
-		eventually(t, runTimeout, "forged tokens", func() error {
+		eventually(t, runTimeout, "checking forged tokens", func() error {
 			if got := forged.Load() - from; got < n {
-				return fmt.Errorf("%d of %d", got, n)
+				return fmt.Errorf("%d of %d tokens", got, n)
 			}
 			return nil
 		})
 	}
-	more(2000)
-	wantOK(t, "logout", c.logout(soon(t), ending))
-	j.buries(t, ending, propagation, "in a flood")
+	awaitForged(2000)
+	wantOK(t, "logout", c.logout(callCtx(t), ending))
+	j.awaitRevoked(t, ending, propagation, "in a flood")
 	if calls, streams := d.calls.Load(), d.streams.Load(); calls != 0 || streams != 1 {
-		t.Errorf("the flood made the verifier ask: %d calls, %d streams", calls, streams)
+		t.Errorf("in the flood, the verifier made %d calls and %d streams to the server, want 0 and 1", calls, streams)
 	}
-	p.set(weather{swallow: true})
-	more(2000)
+	p.set(lineFaults{swallow: true})
+	awaitForged(2000)
 	stop()
 	forgers.Wait()
-	t.Logf("%.0f forged tokens a second; the slowest three checks took %v",
+	t.Logf("%.0f forged tokens a second; the slowest round of three checks took %v",
 		float64(forged.Load())/time.Since(began).Seconds(), time.Duration(slowest.Load()))
 }
 
-// forge makes of a good token one whose signature is another, and one of a key that
-// nobody has.
+// forge returns a copy of a good token with a wrong signature, and a copy with an unknown
+// kid.
 func forge(raw string) []string {
 	text := func(n int) string { return base64.RawURLEncoding.EncodeToString([]byte(rand.Text())[:n]) }
 	parts := strings.Split(raw, ".")

@@ -22,7 +22,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// curl calls one server by grpcurl.
+// curl calls a server by grpcurl.
 type curl struct {
 	program string
 	addr    string
@@ -38,13 +38,13 @@ func newCurl(t *testing.T, addr string, flags ...string) curl {
 	return curl{path, addr, append([]string{"-plaintext", "-format-error"}, flags...)}
 }
 
-// refusal is a gRPC status as grpcurl prints it.
+// refusal holds a gRPC status, in grpcurl's JSON form.
 type refusal struct {
 	Code    codes.Code `json:"code"`
 	Message string     `json:"message"`
 	Details []struct {
 		Type   string `json:"@type"`
-		Raw    []byte `json:"@value"` // in place of the fields, where grpcurl does not know the type
+		Raw    []byte `json:"@value"` // in place of the fields if grpcurl does not know the type
 		Domain string `json:"domain"`
 		Reason string `json:"reason"`
 	} `json:"details"`
@@ -66,7 +66,7 @@ func (r refusal) reason() string {
 	return ""
 }
 
-// call calls a method and returns what it printed, and its status.
+// call calls a method, and returns grpcurl's output and the status.
 func (c curl) call(t *testing.T, token, method, request string) (string, refusal) {
 	t.Helper()
 	args := slices.Concat(c.flags, []string{"-max-time", "10", "-d", request})
@@ -89,7 +89,7 @@ func (c curl) run(t *testing.T, args ...string) (string, refusal) {
 	return r.stdout, status
 }
 
-// ok calls a method that must answer, and reads the answer.
+// ok calls a method that must succeed, and reads the response.
 func (c curl) ok(t *testing.T, token, method, request string, response proto.Message) {
 	t.Helper()
 	out, status := c.call(t, token, method, request)
@@ -101,7 +101,7 @@ func (c curl) ok(t *testing.T, token, method, request string, response proto.Mes
 	}
 }
 
-// refused calls a method that must refuse.
+// refused calls a method that must refuse the call for a reason.
 func (c curl) refused(t *testing.T, token, method, request, reason string) {
 	t.Helper()
 	if _, status := c.call(t, token, method, request); status.Code != codeOf[reason] || status.reason() != reason {
@@ -113,7 +113,7 @@ func (c curl) login(t *testing.T, username, password string) *watchwordv1.TokenP
 	t.Helper()
 	var resp watchwordv1.LoginResponse
 	c.ok(t, "", "watchword.v1.AuthService/Login", object("username", username, "password", password), &resp)
-	return tokens(resp.GetTokens())
+	return noteTokens(resp.GetTokens())
 }
 
 func (c curl) create(t *testing.T, token, username, password, roles string) {
@@ -122,11 +122,11 @@ func (c curl) create(t *testing.T, token, username, password, roles string) {
 	var resp watchwordv1.CreateUserResponse
 	c.ok(t, token, "watchword.v1.UserService/CreateUser", request, &resp)
 	if resp.GetUser().GetUsername() != username || resp.GetUser().GetId() == "" {
-		t.Errorf("created %v, want %s", resp.GetUser(), username)
+		t.Errorf("CreateUser returned %v, want %s with an id", resp.GetUser(), username)
 	}
 }
 
-// object is a JSON object of strings.
+// object returns a JSON object with strings as values.
 func object(pairs ...string) string {
 	m := map[string]string{}
 	for pair := range slices.Chunk(pairs, 2) {
@@ -139,7 +139,8 @@ func object(pairs ...string) string {
 	return string(data)
 }
 
-// notesCurl calls the downstream example, which has no reflection.
+// notesCurl returns a curl for the downstream example. The example has no reflection, so
+// grpcurl gets the proto files.
 func notesCurl(t *testing.T, addr string) curl {
 	t.Helper()
 	return newCurl(t, addr, "-import-path", filepath.Join(root, "examples", "notes", "proto"),
@@ -168,16 +169,16 @@ func TestStoryWithGrpcurl(t *testing.T) {
 	var verified watchwordv1.VerifyResponse
 	auth.ok(t, "", verifyMethod, object("access_token", alice.GetAccessToken()), &verified)
 	if p := verified.GetPrincipal(); p.GetUsername() != "alice" || !slices.Equal(p.GetRoles(), []string{"writer"}) || p.GetSessionId() != alice.GetSessionId() {
-		t.Errorf("principal of alice: %v", p)
+		t.Errorf("Verify returned the principal %v, want alice with the role writer", p)
 	}
 	auth.refused(t, bob.GetAccessToken(), "watchword.v1.UserService/ListUsers", "{}", "ROLE_REQUIRED")
 	t.Run("keys", func(t *testing.T) { curlKeys(t, auth, s.httpAddr, verified.GetPrincipal().GetIssuer()) })
 	t.Run("downstream", func(t *testing.T) { curlNotes(t, notes, alice, bob) })
-	t.Run("leaving", func(t *testing.T) { curlLeaving(t, auth, notes, alice) })
-	t.Run("what is served", func(t *testing.T) { curlServed(t, auth, s.admin) })
+	t.Run("refresh and logout", func(t *testing.T) { curlRefreshAndLogout(t, auth, notes, alice) })
+	t.Run("all methods", func(t *testing.T) { curlAllMethods(t, auth, s.admin) })
 }
 
-// curlKeys compares the three ways to the keys.
+// curlKeys compares the keys from GetKeySet, WatchBundle and the JWKS.
 func curlKeys(t *testing.T, auth curl, httpAddr, issuer string) {
 	var keySet watchwordv1.GetKeySetResponse
 	auth.ok(t, "", "watchword.v1.TrustService/GetKeySet", "{}", &keySet)
@@ -186,7 +187,7 @@ func curlKeys(t *testing.T, auth curl, httpAddr, issuer string) {
 		kids[key.GetKid()] = true
 	}
 	if len(kids) == 0 || keySet.GetIssuer() != issuer {
-		t.Errorf("key set %v of issuer %s, tokens are of %s", kids, keySet.GetIssuer(), issuer)
+		t.Errorf("GetKeySet returned keys %v and issuer %s, want keys and issuer %s", kids, keySet.GetIssuer(), issuer)
 	}
 
 	out, _ := auth.run(t, append(auth.flags, "-max-time", "0.5", auth.addr, "watchword.v1.TrustService/WatchBundle")...)
@@ -203,7 +204,7 @@ func curlKeys(t *testing.T, auth curl, httpAddr, issuer string) {
 		watched[key.GetKey().GetKid()] = true
 	}
 	if !maps.Equal(watched, kids) {
-		t.Errorf("WatchBundle has keys %v, GetKeySet %v", watched, kids)
+		t.Errorf("WatchBundle sent keys %v, GetKeySet returned %v", watched, kids)
 	}
 
 	var jwks struct{ Keys []struct{ Kid string } }
@@ -215,7 +216,7 @@ func curlKeys(t *testing.T, auth curl, httpAddr, issuer string) {
 		served[key.Kid] = true
 	}
 	if !maps.Equal(served, kids) {
-		t.Errorf("the JWKS has keys %v, GetKeySet %v", served, kids)
+		t.Errorf("the JWKS has keys %v, GetKeySet returned %v", served, kids)
 	}
 }
 
@@ -228,7 +229,7 @@ func get(t *testing.T, url string) string {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %s, %v", url, resp.Status, err)
+		t.Fatalf("%s: got status %s, error %v", url, resp.Status, err)
 	}
 	return string(body)
 }
@@ -240,25 +241,25 @@ func curlNotes(t *testing.T, notes curl, alice, bob *watchwordv1.TokenPair) {
 	notes.refused(t, alice.GetRefreshToken(), listMethod, "{}", "TOKEN_INVALID")
 	notes.refused(t, bob.GetAccessToken(), addMethod, text, "ROLE_REQUIRED")
 	if out, status := notes.call(t, alice.GetAccessToken(), addMethod, text); status.Code != codes.OK || !strings.Contains(out, `"alice"`) {
-		t.Errorf("alice adds a note: %+v %s", status, out)
+		t.Errorf("alice adds a note: got status %+v, output %s", status, out)
 	}
 	out, status := notes.call(t, bob.GetAccessToken(), listMethod, "{}")
 	if status.Code != codes.OK || strings.Count(out, "the kettle is on") != 1 {
-		t.Errorf("bob lists notes: %+v %s", status, out)
+		t.Errorf("bob lists notes: got status %+v, output %s; want the note once", status, out)
 	}
 }
 
-func curlLeaving(t *testing.T, auth, notes curl, alice *watchwordv1.TokenPair) {
+func curlRefreshAndLogout(t *testing.T, auth, notes curl, alice *watchwordv1.TokenPair) {
 	var first, again watchwordv1.RefreshResponse
 	auth.ok(t, "", refreshMethod, object("refresh_token", alice.GetRefreshToken()), &first)
 	auth.ok(t, "", refreshMethod, object("refresh_token", alice.GetRefreshToken()), &again)
-	newest := tokens(first.GetTokens())
-	if tokens(again.GetTokens()).GetRefreshToken() != newest.GetRefreshToken() || newest.GetRefreshToken() == alice.GetRefreshToken() {
-		t.Error("a refresh token spent within the grace did not bring the same successor again")
+	newest := noteTokens(first.GetTokens())
+	if noteTokens(again.GetTokens()).GetRefreshToken() != newest.GetRefreshToken() || newest.GetRefreshToken() == alice.GetRefreshToken() {
+		t.Error("a second refresh with the same token within the grace returned another refresh token")
 	}
 	for _, token := range []string{alice.GetAccessToken(), newest.GetAccessToken()} {
 		if _, status := notes.call(t, token, listMethod, "{}"); status.Code != codes.OK {
-			t.Errorf("an access token after a refresh: %+v", status)
+			t.Errorf("notes with an access token after a refresh: got status %+v, want OK", status)
 		}
 	}
 
@@ -267,7 +268,7 @@ func curlLeaving(t *testing.T, auth, notes curl, alice *watchwordv1.TokenPair) {
 	}
 	auth.refused(t, "", verifyMethod, object("access_token", newest.GetAccessToken()), "TOKEN_REVOKED")
 	auth.refused(t, "", verifyMethod, object("access_token", alice.GetAccessToken()), "TOKEN_REVOKED")
-	eventually(t, propagation, "notes refuses after the logout", func() error {
+	eventually(t, propagation, "notes refusing after the logout", func() error {
 		if _, status := notes.call(t, newest.GetAccessToken(), listMethod, "{}"); status.reason() != "TOKEN_REVOKED" {
 			return fmt.Errorf("%+v", status)
 		}
@@ -276,9 +277,9 @@ func curlLeaving(t *testing.T, auth, notes curl, alice *watchwordv1.TokenPair) {
 	auth.refused(t, "", refreshMethod, object("refresh_token", newest.GetRefreshToken()), "SESSION_REVOKED")
 }
 
-// curlServed calls every method that reflection tells of, as an admin, with an
-// empty request.
-func curlServed(t *testing.T, auth curl, password string) {
+// curlAllMethods calls every method in the server's reflection, as an admin and with an
+// empty request. No method may answer UNIMPLEMENTED.
+func curlAllMethods(t *testing.T, auth curl, password string) {
 	var reflected []string
 	out, _ := auth.run(t, append(auth.flags, auth.addr, "list")...)
 	for _, service := range strings.Fields(out) {
@@ -289,10 +290,10 @@ func curlServed(t *testing.T, auth curl, password string) {
 	}
 	slices.Sort(reflected)
 	if want := declaredMethods(); !slices.Equal(reflected, want) {
-		t.Fatalf("reflection tells of\n%v\nthe proto files of\n%v", reflected, want)
+		t.Fatalf("reflection lists the methods\n%v\nthe proto files have\n%v", reflected, want)
 	}
 
-	auth.flags = append(auth.flags, "-max-time", "1") // WatchBundle ends by nothing else
+	auth.flags = append(auth.flags, "-max-time", "1") // ends WatchBundle
 	var token string
 	for _, method := range reflected {
 		if token == "" {
@@ -301,13 +302,13 @@ func curlServed(t *testing.T, auth curl, password string) {
 		args := append(slices.Clone(auth.flags), "-H", "authorization: Bearer "+token, auth.addr, method)
 		_, status := auth.run(t, args...)
 		if status.Code == codes.Unimplemented {
-			t.Errorf("%s: %+v", method, status)
+			t.Errorf("%s: got status %+v", method, status)
 		}
 		if strings.HasPrefix(status.reason(), "TOKEN_") || status.reason() == "ROLE_REQUIRED" {
-			t.Errorf("%s: an admin was not let in, so nothing was tried: %+v", method, status)
+			t.Errorf("%s: the server refused the admin's token, so the method did not run: %+v", method, status)
 		}
 		if method == "watchword.v1.SessionService.RevokeUserSessions" {
-			token = "" // it has ended our own
+			token = "" // the call has ended the admin's session
 		}
 	}
 }

@@ -20,15 +20,15 @@ import (
 )
 
 const (
-	startTimeout = 30 * time.Second // for a process to say that it is ready
+	startTimeout = 30 * time.Second // until a process writes the ready line
 	stopTimeout  = 15 * time.Second // above the default of --drain-timeout
-	runTimeout   = 30 * time.Second // for a command that ends by itself
+	runTimeout   = 30 * time.Second // for a command or a call
 	pollEvery    = 5 * time.Millisecond
 )
 
 var (
-	root = filepath.Join("..", "..") // of the repository, from the tests' working directory
-	bin  string                      // where the programs are built
+	root = filepath.Join("..", "..") // the repository, from the tests' working directory
+	bin  string                      // the directory with the built programs
 )
 
 func TestMain(m *testing.M) {
@@ -43,7 +43,8 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// The programs, each built once, by the first test that needs it.
+// Each function builds programs at the first call, and returns the first result again at
+// later calls.
 var (
 	buildWatchword = sync.OnceValue(func() error { return build(".", "./cmd/watchword") })
 	buildNotes     = sync.OnceValue(func() error { return build("examples/notes", "./cmd/notes", "./cmd/notes-client") })
@@ -78,25 +79,26 @@ func program(t *testing.T, name string, built func() error) string {
 
 func watchword(t *testing.T) string { t.Helper(); return program(t, "watchword", buildWatchword) }
 
-// environment is ours, less what would set a flag behind a test's back.
+// environment returns the tests' environment without WATCHWORD_ variables, which would
+// change flags, and with the variables in extra.
 func environment(extra ...string) []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "WATCHWORD_") })
 	return append(env, extra...)
 }
 
-// secrets are every password, token and key that any test has used. No process
-// may log one, and no watchword process may be given one as an argument.
+// secrets holds the passwords, tokens and keys of all tests. No process may log a secret,
+// and no watchword process may get a secret as an argument.
 var secrets = struct {
 	sync.Mutex
-	tails map[string]bool
+	tails map[string]bool // the last tailLength bytes of each secret
 }{tails: map[string]bool{}}
 
-// tailLength is how many bytes of a secret are looked for: a tail gives a token
-// away as well as the whole does.
+// tailLength is the length of the search texts, in bytes. A log with the end of a token
+// leaks the token's signature.
 const tailLength = 20
 
-// secret notes a secret and returns it.
-func secret(s string) string {
+// noteSecret adds s to secrets and returns s.
+func noteSecret(s string) string {
 	secrets.Lock()
 	defer secrets.Unlock()
 	if s != "" {
@@ -105,8 +107,8 @@ func secret(s string) string {
 	return s
 }
 
-// leaks returns the secrets that stand in a text. There are thousands of them,
-// so it looks each piece of the text up rather than each secret.
+// leaks returns the secrets in a text. secrets has thousands of entries, so leaks looks up
+// each piece of the text in a map, and does not search the text for each secret.
 func leaks(text string) (found []string) {
 	secrets.Lock()
 	defer secrets.Unlock()
@@ -123,7 +125,7 @@ func leaks(text string) (found []string) {
 	return found
 }
 
-// output is what a process writes, while it writes it.
+// output collects a process's output and reports each write.
 type output struct {
 	mu      sync.Mutex
 	text    bytes.Buffer
@@ -148,24 +150,24 @@ func (o *output) read() (string, <-chan struct{}) {
 
 func (o *output) String() string { text, _ := o.read(); return text }
 
-// process is a program that runs until it is told to stop.
+// process is a program that runs until a test stops the program.
 type process struct {
 	cmd    *exec.Cmd
-	stdout string // a file, so that what was written before the ready line is there when that is
+	stdout string // a file: output from before the ready line is complete when the ready line arrives
 	stderr *output
-	exited chan struct{} // closed when it has ended and all that it wrote is here
-	killed bool          // by us, with SIGKILL
+	exited chan struct{} // closed when the program has ended and all output has been read
+	killed bool          // by kill
 }
 
-// start runs a program. It is stopped when the test ends, unless it has been
-// before; then its status must be 0 and its log must hold no secret.
+// start runs a program. The end of the test stops the program, unless the test has done so.
+// The exit status must be 0, and the log must hold no secret.
 func start(t *testing.T, cmd *exec.Cmd) *process {
 	t.Helper()
 	file, err := os.Create(filepath.Join(t.TempDir(), "stdout"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close() // the process has its own
+	defer file.Close() // the process has a descriptor of its own
 	p := &process{cmd: cmd, stdout: file.Name(), stderr: newOutput(), exited: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = file, p.stderr
 	if err := cmd.Start(); err != nil {
@@ -173,12 +175,12 @@ func start(t *testing.T, cmd *exec.Cmd) *process {
 	}
 	go func() {
 		defer close(p.exited)
-		_ = cmd.Wait() // ProcessState says it all
+		_ = cmd.Wait() // ProcessState has the result
 	}()
 	t.Cleanup(func() {
 		p.stop(t)
 		if found := leaks(p.stderr.String()); len(found) > 0 {
-			t.Errorf("the log of %s holds secrets: %q", cmd, found)
+			t.Errorf("the log of %s contains secrets: %q", cmd, found)
 		}
 		if t.Failed() {
 			t.Logf("log of %s:\n%s", cmd, p.stderr)
@@ -187,7 +189,7 @@ func start(t *testing.T, cmd *exec.Cmd) *process {
 	return p
 }
 
-// printed is what the process has written to standard output.
+// printed returns the process's standard output so far.
 func (p *process) printed(t *testing.T) string {
 	t.Helper()
 	data, err := os.ReadFile(p.stdout)
@@ -197,11 +199,11 @@ func (p *process) printed(t *testing.T) string {
 	return string(data)
 }
 
-// stop asks the process to end, waits for it, and returns how long it took.
+// stop sends SIGTERM, waits for the process's end, and returns the time in between.
 func (p *process) stop(t *testing.T) time.Duration {
 	t.Helper()
 	began := time.Now()
-	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails where it has ended
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails if the process has ended
 	select {
 	case <-p.exited:
 	case <-time.After(stopTimeout):
@@ -215,10 +217,11 @@ func (p *process) stop(t *testing.T) time.Duration {
 	return took
 }
 
-// kill ends the process as a power cut would, but for the disk's cache.
+// kill ends the process by SIGKILL, like a power cut; but the kernel still writes cached
+// files to the disk.
 func (p *process) kill() {
 	p.killed = true
-	_ = p.cmd.Process.Kill() // fails where it has ended
+	_ = p.cmd.Process.Kill() // fails if the process has ended
 	<-p.exited
 }
 
@@ -229,7 +232,7 @@ func (p *process) signal(t *testing.T, s os.Signal) {
 	}
 }
 
-// awaitLog waits for a line on standard error and returns its submatches.
+// awaitLog waits for a line on standard error, and returns the line's submatches.
 func (p *process) awaitLog(t *testing.T, line *regexp.Regexp) []string {
 	t.Helper()
 	deadline := time.After(startTimeout)
@@ -249,9 +252,9 @@ func (p *process) awaitLog(t *testing.T, line *regexp.Regexp) []string {
 }
 
 var (
-	// In either --log-format.
+	// Matches both values of --log-format.
 	readyLine = regexp.MustCompile(`(?m)^.*msg"?[=:]"?ready"?[ ,]"?grpc"?[=:]"?([^\s"]+)"?[ ,]"?http"?[=:]"?([^\s"]+)"?}?$`)
-	adminLine = regexp.MustCompile(`^([a-z2-7]{5}(?:-[a-z2-7]{5}){4})\n$`) // the password and nothing else
+	adminLine = regexp.MustCompile(`^([a-z2-7]{5}(?:-[a-z2-7]{5}){4})\n$`) // a line with the password alone
 	notesLine = regexp.MustCompile(`(?m)^notes: ready on (\S+)$`)
 )
 
@@ -261,17 +264,17 @@ type server struct {
 	dir      string
 	grpcAddr string
 	httpAddr string
-	admin    string // the password that its first start printed; else empty
+	admin    string // the password that the first start on a database prints; else empty
 }
 
-// database is the URI of the database in a folder.
+// database returns the URI of the database in a folder.
 func database(dir string) string { return "sqlite:" + filepath.Join(dir, "watchword.db") }
 
 func serveArgs(dir string, args ...string) []string {
 	return append([]string{"serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--datastore-uri", database(dir)}, args...)
 }
 
-// serve runs a server on the database in a folder, and waits until it is ready.
+// serve runs a server on the database in a folder, and waits until the server is ready.
 func serve(t *testing.T, dir string, args ...string) *server {
 	t.Helper()
 	return serveCommand(t, dir, exec.Command(watchword(t), serveArgs(dir, args...)...))
@@ -284,13 +287,14 @@ func serveCommand(t *testing.T, dir string, cmd *exec.Cmd) *server {
 	return s
 }
 
-// launch starts a server, and await waits until it is ready.
+// launch starts a server without waiting until the server is ready; see [server.await].
 func launch(t *testing.T, dir string, cmd *exec.Cmd) *server {
 	t.Helper()
 	cmd.Env = append(environment(), cmd.Env...)
 	return &server{process: start(t, cmd), dir: dir}
 }
 
+// await waits until the server is ready.
 func (s *server) await(t *testing.T) {
 	t.Helper()
 	ready := s.awaitLog(t, readyLine)
@@ -298,13 +302,14 @@ func (s *server) await(t *testing.T) {
 	switch out := s.printed(t); {
 	case out == "":
 	case adminLine.MatchString(out):
-		s.admin = secret(adminLine.FindStringSubmatch(out)[1])
+		s.admin = noteSecret(adminLine.FindStringSubmatch(out)[1])
 	default:
-		t.Errorf("standard output is %q: it must carry the admin's password and nothing else", out)
+		t.Errorf("standard output is %q, want the admin's password alone, or nothing", out)
 	}
 }
 
-// serveNotes runs the downstream example against a server, and returns its address.
+// serveNotes runs the downstream example against a server, and returns the example's
+// address.
 func serveNotes(t *testing.T, s *server) string {
 	t.Helper()
 	cmd := exec.Command(program(t, "notes", buildNotes), "--addr", "127.0.0.1:0", "--auth-addr", s.grpcAddr)
@@ -312,7 +317,7 @@ func serveNotes(t *testing.T, s *server) string {
 	return start(t, cmd).awaitLog(t, notesLine)[1]
 }
 
-// result is how a command ended.
+// result holds a command's exit status and output.
 type result struct {
 	code           int
 	stdout, stderr string
@@ -322,7 +327,7 @@ func (r result) String() string {
 	return fmt.Sprintf("status %d\nstdout: %s\nstderr: %s", r.code, r.stdout, r.stderr)
 }
 
-// run runs a command to its end.
+// run runs a command and waits for the command's end.
 func run(t *testing.T, cmd *exec.Cmd) result {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
@@ -341,7 +346,8 @@ func run(t *testing.T, cmd *exec.Cmd) result {
 	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
 }
 
-// eventually polls until check returns nil, and returns how long that took.
+// eventually polls until check returns nil, and returns the time until then. The test ends
+// if check still fails after within.
 func eventually(t *testing.T, within time.Duration, what string, check func() error) time.Duration {
 	t.Helper()
 	tick := time.NewTicker(pollEvery)
@@ -353,13 +359,13 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 			return took
 		}
 		if took >= within {
-			t.Fatalf("%s: not within %v: %v", what, within, err)
+			t.Fatalf("%s: still failing after %v: %v", what, within, err)
 		}
 	}
 }
 
-// soon bounds a call.
-func soon(t *testing.T) context.Context {
+// callCtx returns a context with a deadline for a call.
+func callCtx(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), runTimeout)
 	t.Cleanup(cancel)

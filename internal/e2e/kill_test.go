@@ -19,18 +19,19 @@ import (
 	_ "modernc.org/sqlite"
 )
 
-// killedServer keeps access tokens from expiring before the test ends. The grace
-// is longer than a busy machine takes from one refresh to the next.
-var killedServer = []string{"--access-ttl", "1h", "--refresh-grace", "1m"}
+// longLifetimes are flags for tests with kills and moves. Access tokens live longer than
+// the test, and the grace lasts longer than the time between two refreshes on a busy
+// machine.
+var longLifetimes = []string{"--access-ttl", "1h", "--refresh-grace", "1m"}
 
-// TestKillNine kills a server in a storm of calls, again and again on the same
-// database. Whatever it has acknowledged must hold, and what it has not must
-// have been done wholly or not at all.
+// TestKillNine kills a server by SIGKILL during many calls, again and again on the same
+// database. The next server must have all acknowledged changes. A call without an answer
+// must have been carried out completely, or not at all.
 func TestKillNine(t *testing.T) {
 	const accounts = 16
-	rounds := 2 * len(lasts)
+	rounds := 2 * len(lastKinds)
 	dir := t.TempDir()
-	s := serve(t, dir, killedServer...)
+	s := serve(t, dir, longLifetimes...)
 	all := newAccounts(t, dial(t, s.grpcAddr), s.admin, accounts)
 	acked, kills := map[string]int{}, rounds
 	for round := range rounds {
@@ -42,27 +43,27 @@ func TestKillNine(t *testing.T) {
 			killAtStart(t, dir)
 			kills++
 		}
-		s = serve(t, dir, killedServer...)
+		s = serve(t, dir, longLifetimes...)
 		if s.admin != "" {
-			t.Error("the killed server's database was taken for a new one")
+			t.Error("the new server made an admin on the killed server's database")
 		}
 		all.check(t, s, round == rounds-1)
 		<-done
 		if t.Failed() {
-			t.Fatalf("in round %d", round)
+			t.Fatalf("the failures above are from round %d", round)
 		}
 	}
 	s.stop(t)
 	<-checkIntegrity(t, dir)
-	t.Logf("%d kills; acknowledged were %v", kills, acked)
+	t.Logf("%d kills; acknowledged calls: %v", kills, acked)
 	for _, c := range calls {
 		if acked[c.kind] == 0 {
-			t.Errorf("no %q was ever acknowledged", c.kind)
+			t.Errorf("no call %q was acknowledged in any round", c.kind)
 		}
 	}
 }
 
-// accounts are what clients were told, over all rounds.
+// accounts holds the admin and all accounts, with the acknowledged state over all rounds.
 type accounts struct {
 	admin *held
 	all   []*account
@@ -80,22 +81,25 @@ func newAccounts(t *testing.T, c *client, adminPassword string, n int) *accounts
 	return a
 }
 
-// lasts are what the server is killed in the midst of, in one round each.
-var lasts = []string{
+// lastKinds lists kinds of calls, a kind for each round with a chosen kill: the kill comes
+// right after an acknowledged call of the kind.
+var lastKinds = []string{
 	"logout", "revoke", "set password", "refresh", "logout", "disable", "login", "revoke all",
 	"logout", "change password", "roles", "enable", "logout", "revoke", "create", "delete",
 }
 
-// tally counts what was acknowledged in a round, and kills the server when it
-// is enough.
+// tally counts the acknowledged calls of a round, and kills the server.
+//
+// After enough calls, the accounts prefer calls of the kind last. After lastCount further
+// calls of that kind, tally kills the server.
 type tally struct {
-	mu     sync.Mutex
-	counts map[string]int
-	total  int
-	enough int    // in total, before the last ones
-	last   string // what is done above all then, and what the acknowledgement before the kill shall be of
-	more   int    // so many of them
-	kill   func()
+	mu        sync.Mutex
+	counts    map[string]int // by kind
+	total     int
+	enough    int
+	last      string
+	lastCount int
+	kill      func()
 }
 
 func (a *tally) add(kind string) {
@@ -105,12 +109,12 @@ func (a *tally) add(kind string) {
 	if a.total++; a.total < a.enough || kind != a.last {
 		return
 	}
-	if a.more--; a.more <= 0 {
+	if a.lastCount--; a.lastCount <= 0 {
 		a.kill()
 	}
 }
 
-// preferred is what is done above all; empty: nothing in particular yet.
+// preferred returns the preferred kind of call, or the empty string before enough calls.
 func (a *tally) preferred() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -120,10 +124,10 @@ func (a *tally) preferred() string {
 	return a.last
 }
 
-// storm lets all accounts work at once, kills the server in the middle, and
-// returns what was acknowledged. In every second round it kills right after an
-// acknowledgement, when what was acknowledged has had no time to become true
-// later; else at some moment.
+// storm lets all accounts make calls at once, kills the server, and returns the numbers of
+// acknowledged calls. In even rounds, the kill comes right after an acknowledgement, so a
+// server that acknowledges before the commit is noticed. In odd rounds, the kill comes at a
+// random time.
 func (a *accounts) storm(t *testing.T, s *server, round int) map[string]int {
 	ctx, cancel := context.WithTimeout(t.Context(), runTimeout)
 	defer cancel()
@@ -131,8 +135,8 @@ func (a *accounts) storm(t *testing.T, s *server, round int) map[string]int {
 	done := &tally{counts: map[string]int{}, kill: kill}
 	within := time.Duration(rand.Int64N(int64(700 * time.Millisecond)))
 	if round%2 == 0 {
-		done.last, done.enough, done.more = lasts[round/2], 50+rand.IntN(250), 1+rand.IntN(8)
-		within = runTimeout / 2 // on the slowest machine
+		done.last, done.enough, done.lastCount = lastKinds[round/2], 50+rand.IntN(250), 1+rand.IntN(8)
+		within = runTimeout / 2 // bounds the round on a slow machine
 	}
 	timer := time.AfterFunc(within, kill)
 	defer timer.Stop()
@@ -152,7 +156,7 @@ func (a *accounts) storm(t *testing.T, s *server, round int) map[string]int {
 	}
 	workers.Wait()
 	kill()
-	t.Logf("round %d: killed after %v and %d acknowledgements, the last of %q: %v",
+	t.Logf("round %d: killed after %v and %d acknowledgements, kind %q preferred at the end: %v",
 		round, time.Since(began).Round(time.Millisecond), done.total, done.last, done.counts)
 	return done.counts
 }
@@ -163,7 +167,7 @@ func (a *account) work(ctx context.Context, d desk, done *tally) error {
 		c := a.next(done.preferred())
 		err := c.make(ctx, d)
 		if err != nil && (status.Code(err) != codes.Unavailable || len(status.Convert(err).Details()) > 0) {
-			return fmt.Errorf("%s: %w", c.kind, err) // not by the kill
+			return fmt.Errorf("%s: %w", c.kind, err) // an error that the kill does not explain
 		}
 		if err != nil {
 			a.unanswered = c
@@ -174,10 +178,10 @@ func (a *account) work(ctx context.Context, d desk, done *tally) error {
 	}
 }
 
-// check asks a new server for what the killed ones have acknowledged.
+// check compares a new server's state with the state that the killed servers acknowledged.
 func (a *accounts) check(t *testing.T, s *server, everything bool) {
 	t.Helper()
-	ctx, c := soon(t), dial(t, s.grpcAddr)
+	ctx, c := callCtx(t), dial(t, s.grpcAddr)
 	defer c.conn.Close()
 	if err := a.admin.checkLive(ctx, c, []string{"admin"}); err != nil {
 		t.Errorf("admin: %v", err)
@@ -194,24 +198,23 @@ func (a *accounts) check(t *testing.T, s *server, everything bool) {
 	checks.Wait()
 }
 
-// killAtStart kills a server that has not said yet that it is ready, or has
-// just done so.
+// killAtStart kills a server during the start, or soon after the server is ready.
 func killAtStart(t *testing.T, dir string) {
 	t.Helper()
-	cmd := exec.Command(watchword(t), serveArgs(dir, killedServer...)...)
+	cmd := exec.Command(watchword(t), serveArgs(dir, longLifetimes...)...)
 	cmd.Env = environment()
 	p := start(t, cmd)
 	select {
 	case <-time.After(time.Duration(rand.Int64N(int64(150 * time.Millisecond)))):
 		p.kill()
 	case <-p.exited:
-		t.Errorf("it ended by itself:\n%s", p.stderr)
+		t.Errorf("the server ended before the kill:\n%s", p.stderr)
 	}
 }
 
-// halves finds what would be there if a transaction had been done by half: each
-// query returns a row for each.
-var halves = []string{
+// halfTransactionQueries finds traces of transactions that were carried out in part. Each
+// query returns a row for each trace.
+var halfTransactionQueries = []string{
 	`SELECT * FROM pragma_integrity_check WHERE integrity_check <> 'ok'`,
 	`SELECT id FROM sessions WHERE ended_at IS NOT NULL AND id NOT IN (SELECT subject FROM events)`,
 	`SELECT subject FROM events WHERE kind = 'session-ended' AND subject NOT IN (SELECT id FROM sessions WHERE ended_at IS NOT NULL)`,
@@ -222,15 +225,15 @@ var halves = []string{
 	`SELECT seq FROM head WHERE seq <> (SELECT count(*) FROM events) OR seq <> (SELECT max(seq) FROM events)`,
 }
 
-// checkIntegrity copies a database that nobody has open, so that the next
-// server finds it as it was left, and looks at the copy meanwhile.
+// checkIntegrity copies a closed database, and runs halfTransactionQueries on the copy. So
+// the next server can start at once, on the unchanged database.
 func checkIntegrity(t *testing.T, dir string) (done <-chan struct{}) {
 	t.Helper()
 	copied := t.TempDir()
 	for _, name := range []string{"watchword.db", "watchword.db-wal"} {
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // after a clean stop there is no log
+			continue // a clean stop removes the log
 		}
 		if err == nil {
 			err = os.WriteFile(filepath.Join(copied, name), data, 0o600)
@@ -242,23 +245,23 @@ func checkIntegrity(t *testing.T, dir string) (done <-chan struct{}) {
 	checked := make(chan struct{})
 	go func() {
 		defer close(checked)
-		if err := findHalves(t.Context(), filepath.Join(copied, "watchword.db")); err != nil {
-			t.Errorf("integrity: %v", err)
+		if err := findHalfTransactions(t.Context(), filepath.Join(copied, "watchword.db")); err != nil {
+			t.Errorf("checking for transactions carried out in part: %v", err)
 		}
 	}()
 	return checked
 }
 
-func findHalves(ctx context.Context, path string) error {
+func findHalfTransactions(ctx context.Context, path string) error {
 	db, err := sql.Open("sqlite", path)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	for _, query := range halves {
+	for _, query := range halfTransactionQueries {
 		var found string
 		if err := db.QueryRowContext(ctx, query).Scan(&found); !errors.Is(err, sql.ErrNoRows) {
-			return fmt.Errorf("%s: found %q, %v", query, found, err)
+			return fmt.Errorf("%s: found %q, error %v", query, found, err)
 		}
 	}
 	return nil

@@ -16,61 +16,58 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// What clients did to a session and what they were told is a history. It must be
-// linearizable: there is an order of all calls, in which each stands somewhere
-// between its beginning and its answer, that the rules of the refresh token allow.
-// A call without an answer may have been carried out at any time since, or not
-// at all.
+// The calls to a session and the answers form a history. The history must be linearizable:
+// there must be an order of all calls that the rules of refresh tokens allow, with each
+// call between the call's start and the answer. The server may have carried out a call
+// without an answer at any time after the start, or never.
 //
-// The grace does not end during a run, or there is none, so that the rules don't
-// depend on time:
+// In a run, the grace never ends, or there is no grace. So the rules do not depend on time:
 //
-//	presented      with a grace without end      without a grace
-//	the current    a new one                     a new one
-//	the one spent  the current one again         a new successor
-//	  last
-//	any other      the current one again         the session ends
+//	presented token       with an endless grace     without a grace
+//	the current token     a new token               a new token
+//	the last spent token  the current token again   another new token
+//	an older token        the current token again   the session ends
 //
-// A session that has ended stays so, for every kind of call. Above the current
-// one there is none: whoever presents it was answered before the commit, or the
-// commit was lost. A server that lost its connection to the database may have done
-// a refresh twice, as a client does who got no answer and asks again.
+// After a session's end, every kind of call is refused. A client cannot present a token
+// above the current generation: otherwise the server answered before the commit, or lost
+// the commit. After a lost connection to the database, a server may have carried out a
+// refresh twice, as a client does that repeats a call without an answer.
 //
-// Verify is no part of the order while a replica may not know: it answers from
-// memory. It must know of an end as soon as it has itself told anybody of it, and
-// any replica must, a while after anyone was told. From then on it must refuse;
-// and it may never refuse before the end.
+// Verify answers from memory. While a replica may lack news, Verify stays out of the order.
+// A replica knows of an end at the latest after an answer of its own that showed the end,
+// and after lag since any replica's answer. From then on, Verify must refuse. Before the
+// end, Verify must never refuse.
 
-// kind is what a call did.
+// kind is the kind of a call.
 type kind int
 
 const (
 	refreshes kind = iota
 	logsOut
 	verifies
-	repeats // what a refresh that met a fault may have done once more, unseen
+	repeats // a possible second run of a refresh, after a lost connection to the database
 )
 
-// outcome is what a call was told.
+// outcome is the answer to a call.
 type outcome int
 
 const (
-	unknown  outcome = iota // no answer, or that nobody knows
-	done                    // a token, the end of the session, or that a token is good
-	refused                 // the session has ended
-	detected                // the session ends, since the token was spent before
+	unknown  outcome = iota // no answer, or an error that leaves the result open
+	done                    // a new token, the session's end, or a good token
+	refused                 // the session has ended before
+	detected                // the session ends now, because an old token was presented
 )
 
-// event is a call to one session and its answer.
+// event holds a call to a session, and the answer.
 type event struct {
 	kind       kind
 	session    string
 	replica    int
-	generation int64 // presented
-	got        int64 // handed out
+	generation int64 // of the presented token
+	got        int64 // the generation of the new token
 	outcome    outcome
-	call, ret  int64 // ns since the beginning
-	mustKnow   bool  // a Verify by a replica that must know of an end, if there was one
+	call, ret  int64 // start and answer, in ns since the recorder's start
+	mustKnow   bool  // for verifies: the replica must know of an earlier end
 }
 
 func (e event) String() string {
@@ -86,22 +83,22 @@ func (e event) String() string {
 	return fmt.Sprintf("%12v to %12v at %d: %s %d: %s", time.Duration(e.call), ret, e.replica, name, e.generation, told)
 }
 
-// never is when an answer came that did not.
+// never is the time of the answer for a call without an answer.
 const never = math.MaxInt64
 
-// recorder takes down what happens.
+// recorder records calls and answers.
 type recorder struct {
 	began time.Time
-	acked atomic.Int64 // answers that were not from memory
+	acked atomic.Int64 // answers from the database, so not those of Verify
 	calls atomic.Int64
 
 	mu     sync.Mutex
 	events []event
 	roles  []porcupine.Operation
-	broken []window // when the way to the database was disturbed
+	broken []window // times with a disturbed connection to the database
 }
 
-// window is a piece of time.
+// window is a span of time, in ns since the recorder's start.
 type window struct{ from, to int64 }
 
 func newRecorder() *recorder { return &recorder{began: time.Now()} }
@@ -120,16 +117,17 @@ func (r *recorder) add(e event) {
 	r.events = append(r.events, e)
 }
 
-// state is one session's.
+// state is a session's state in the model.
 type state struct {
-	current, spent int64
+	current, spent int64 // generations
 	ended          bool
 }
 
-// rules are those of a session's refresh tokens.
+// rules are the rules for refresh tokens, with an endless grace or without a grace.
 type rules struct{ grace bool }
 
-// present is what comes of a refresh. It is false for a token that cannot be.
+// present returns the result of a refresh with a token of a generation. ok is false for a
+// generation that no client can have.
 func (r rules) present(s state, generation int64) (next state, told outcome, got int64, ok bool) {
 	switch {
 	case s.ended:
@@ -147,7 +145,7 @@ func (r rules) present(s state, generation int64) (next state, told outcome, got
 	return s, detected, 0, true
 }
 
-// step returns the states in which a session may be after a call.
+// step returns the possible states of a session after a call.
 func (r rules) step(s state, e event) []state {
 	switch e.kind {
 	case refreshes, repeats:
@@ -185,15 +183,15 @@ func (r rules) model() porcupine.Model {
 	return m.ToModel()
 }
 
-// lag bounds how long a replica may not know of what another has answered: its way
-// to the database may be cut, or there may be none.
+// lag bounds the time until a replica knows of other replicas' answers. The connection to
+// the database may be cut, or the database may be down.
 const lag = 10 * time.Second
 
-// prepare makes of a session's events what the model judges.
+// prepare converts a session's events to a history for the model.
 func (r rules) prepare(events []event, broken []window) (history []event) {
 	slices.SortStableFunc(events, func(a, b event) int { return cmp.Compare(a.call, b.call) })
-	told := map[int]int64{} // by replica: when it first told anybody of the end
-	first := int64(never)
+	told := map[int]int64{} // replica to the time of the first answer that showed the end
+	first := int64(never)   // the earliest time in told
 	for _, e := range events {
 		if e.outcome == refused && e.kind != verifies || e.outcome == detected || e.kind == logsOut && e.outcome == done {
 			if at, ok := told[e.replica]; !ok || e.ret < at {
@@ -212,7 +210,8 @@ func (r rules) prepare(events []event, broken []window) (history []event) {
 				continue
 			}
 		case e.outcome == unknown && (r.grace || e.kind == logsOut):
-			// The one asked for first stands for all: what it does, it does once.
+			// Lost calls of the same kind and generation have the same effect, and a
+			// second effect changes nothing. So the earliest lost call stands for all.
 			same := event{kind: e.kind, generation: e.generation}
 			if e.kind == logsOut {
 				same.generation = 0
@@ -221,7 +220,7 @@ func (r rules) prepare(events []event, broken []window) (history []event) {
 				continue
 			}
 			lost[same] = true
-		case e.kind == refreshes && disturbed(e, broken) && !(r.grace && e.got == e.generation+1):
+		case e.kind == refreshes && mayRunTwice(e, broken) && !(r.grace && e.got == e.generation+1):
 			again := e
 			again.kind, again.outcome, again.got = repeats, unknown, 0
 			history = append(history, again)
@@ -231,18 +230,18 @@ func (r rules) prepare(events []event, broken []window) (history []event) {
 	return history
 }
 
-// disturbed reports whether a call may have met a lost connection to the database,
-// so that a server did it twice.
-func disturbed(e event, broken []window) bool {
+// mayRunTwice reports whether a call overlaps a disturbed connection to the database, so
+// the server may have carried out the call twice.
+func mayRunTwice(e event, broken []window) bool {
 	return slices.ContainsFunc(broken, func(w window) bool { return e.ret >= w.from && e.call <= w.to })
 }
 
-// judging bounds how long one history is looked at. Most take less than a
+// judgeTimeout bounds Porcupine's time for a history. Most histories take less than a
 // millisecond.
-const judging = 10 * time.Second
+const judgeTimeout = 10 * time.Second
 
-// check judges all sessions, and returns how many there were.
-func (r rules) check(t *testing.T, rec *recorder) int {
+// checkSessions judges the histories of all sessions, and returns the number of sessions.
+func (r rules) checkSessions(t *testing.T, rec *recorder) int {
 	t.Helper()
 	sessions := map[string][]event{}
 	for _, e := range rec.events {
@@ -251,12 +250,12 @@ func (r rules) check(t *testing.T, rec *recorder) int {
 	failed := 0
 	for id, events := range sessions {
 		history := r.prepare(events, rec.broken)
-		verdict := porcupine.CheckOperationsTimeout(r.model(), operations(history), judging)
+		verdict := porcupine.CheckOperationsTimeout(r.model(), operations(history), judgeTimeout)
 		if verdict == porcupine.Ok {
 			continue
 		}
 		if failed++; failed <= 3 {
-			t.Errorf("session %s: linearizable: %s\n%s", id, verdict, describe(history))
+			t.Errorf("session %s: Porcupine returned %s for the history, want Ok:\n%s", id, verdict, describe(history))
 		}
 	}
 	if failed > 0 {
@@ -280,12 +279,12 @@ func describe(history []event) string {
 	return strings.Join(lines, "\n")
 }
 
-// rights is a call about a user's roles: one that sets them, or that reads them.
+// rights is a call that sets or reads a user's roles.
 type rights struct {
 	user  string
-	set   bool
+	set   bool // sets the roles; false: reads the roles
 	roles string
-	lost  bool
+	lost  bool // got no answer
 }
 
 func (r *recorder) addRights(c rights, call int64) {
@@ -302,7 +301,8 @@ func (r *recorder) addRights(c rights, call int64) {
 	r.roles = append(r.roles, porcupine.Operation{Input: c, Call: call, Return: ret})
 }
 
-// checkRights judges each user's roles as a register.
+// checkRights judges the calls on each user's roles. The model is a register: a read must
+// return the roles of the last set.
 func checkRights(t *testing.T, rec *recorder) {
 	t.Helper()
 	users := map[string][]porcupine.Operation{}
@@ -318,19 +318,18 @@ func checkRights(t *testing.T, rec *recorder) {
 		},
 	}
 	for user, history := range users {
-		if verdict := porcupine.CheckOperationsTimeout(model, history, judging); verdict != porcupine.Ok {
+		if verdict := porcupine.CheckOperationsTimeout(model, history, judgeTimeout); verdict != porcupine.Ok {
 			slices.SortFunc(history, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
 			var lines []string
 			for _, o := range history {
 				lines = append(lines, fmt.Sprintf("%v to %v: %+v", time.Duration(o.Call), time.Duration(o.Return), o.Input))
 			}
-			t.Errorf("roles of %s: linearizable: %s\n%s", user, verdict, strings.Join(lines, "\n"))
+			t.Errorf("roles of %s: Porcupine returned %s for the history, want Ok:\n%s", user, verdict, strings.Join(lines, "\n"))
 		}
 	}
 }
 
-// generationOf reads the generation in a refresh token: the eight bytes before its
-// MAC.
+// generationOf returns the generation in a refresh token, the eight bytes before the MAC.
 func generationOf(refreshToken string) int64 {
 	raw, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(refreshToken, "wwrt_"))
 	if err != nil || len(raw) < 24 {

@@ -17,20 +17,21 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// outage is an installation whose database goes away, and those who depend on it.
+// outage holds a replica, clients of the replica, and a user.
 type outage struct {
 	*story
 	replica  *replica
 	verifier *authn.Verifier
 	user     *watchwordv1.User
 	password string
-	pair     *watchwordv1.TokenPair // the user's, alive
-	ended    *watchwordv1.TokenPair // of a session that had ended before
+	pair     *watchwordv1.TokenPair // of a live session of the user
+	ended    *watchwordv1.TokenPair // of a session that ended before the outage
 }
 
-// The database is killed, and another time it freezes: what needs none goes on
-// from memory, everything else says so within its caller's deadline, and when the
-// database is back all is as before, without a restart of anything.
+// TestDatabaseDown kills the database, and in a second run freezes the database. Calls that
+// need no database must keep working from memory. All other calls must return
+// STORE_UNAVAILABLE within the caller's deadline. When the database is back, all calls must
+// work again, without a restart of a program.
 func TestDatabaseDown(t *testing.T) {
 	in := install(t, "--access-ttl", "1h")
 	r := in.replicate(t)
@@ -43,97 +44,97 @@ func TestDatabaseDown(t *testing.T) {
 	o.user = c.create(t, o.admin, "alice", o.password)
 	o.pair, o.ended = c.login(t, "alice", o.password), c.login(t, "alice", o.password)
 	var err error
-	if o.verifier, err = authn.NewVerifier(soon(t), c.conn, authn.WithAudience("internal")); err != nil {
+	if o.verifier, err = authn.NewVerifier(callCtx(t), c.conn, authn.WithAudience("internal")); err != nil {
 		t.Fatal(err)
 	}
 	defer o.verifier.Close()
-	wantOK(t, "logout", c.logout(soon(t), o.ended))
-	o.downstream(t, o.ended, "TOKEN_REVOKED")
+	wantOK(t, "logout", c.logout(callCtx(t), o.ended))
+	o.awaitDownstream(t, o.ended, "TOKEN_REVOKED")
 	for name, fault := range map[string]struct{ away, back func() }{
 		"killed": {in.primary.Kill, in.primary.Restart},
 		"frozen": {in.primary.Pause, in.primary.Resume},
 	} {
 		t.Run(name, func(t *testing.T) {
-			o.goesOn(t, time.Now().Add(time.Hour))
+			o.checkWithoutDatabase(t, time.Now().Add(time.Hour))
 			fault.away()
 			away := time.Now()
-			o.goesOn(t, away)
-			o.saysSo(t)
-			o.goesOn(t, away)
+			o.checkWithoutDatabase(t, away)
+			o.checkUnavailable(t)
+			o.checkWithoutDatabase(t, away)
 			fault.back()
 			back := time.Now()
-			eventually(t, propagation, "refresh", func() error {
-				next, err := c.tryRefresh(soon(t), o.pair)
+			eventually(t, propagation, "refreshing after the outage", func() error {
+				next, err := c.tryRefresh(callCtx(t), o.pair)
 				if err == nil {
 					o.pair = next
 				}
 				return err
 			})
 			t.Logf("refreshed %v after the database was back", time.Since(back).Round(time.Millisecond))
-			wantOK(t, "login", c.tryLogin(soon(t), "alice", o.password))
-			eventually(t, propagation, "the bundle is up to date", func() error { return o.knownSince(t, back) })
-			o.goesOn(t, time.Now().Add(time.Hour))
+			wantOK(t, "login", c.tryLogin(callCtx(t), "alice", o.password))
+			eventually(t, propagation, "sending a current bundle", func() error { return o.knownSince(t, back) })
+			o.checkWithoutDatabase(t, time.Now().Add(time.Hour))
 		})
 	}
 	if r.now() != o.server {
-		t.Error("it was started again")
+		t.Error("the replica was started again")
 	}
 }
 
-// goesOn asks everything that needs no database. What is known is as of a time
-// that is not after `latest`.
-func (o *outage) goesOn(t *testing.T, latest time.Time) {
+// checkWithoutDatabase makes every call that needs no database. The as-of time in the
+// server's heartbeats must not be after latest.
+func (o *outage) checkWithoutDatabase(t *testing.T, latest time.Time) {
 	t.Helper()
-	_, err := o.client.verify(soon(t), o.pair)
+	_, err := o.client.verify(callCtx(t), o.pair)
 	wantOK(t, "verify", err)
-	_, err = o.client.verify(soon(t), o.ended)
+	_, err = o.client.verify(callCtx(t), o.ended)
 	wantRefusal(t, "verify after the logout", err, "TOKEN_REVOKED")
-	wantOK(t, "a call downstream", listNotes(soon(t), o.notes, o.pair))
-	wantRefusal(t, "a call downstream after the logout", listNotes(soon(t), o.notes, o.ended), "TOKEN_REVOKED")
-	_, err = o.verifier.Verify(soon(t), o.pair.GetAccessToken())
-	wantOK(t, "a verifier's", err)
-	keys, err := o.GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{})
+	wantOK(t, "notes", listNotes(callCtx(t), o.notes, o.pair))
+	wantRefusal(t, "notes after the logout", listNotes(callCtx(t), o.notes, o.ended), "TOKEN_REVOKED")
+	_, err = o.verifier.Verify(callCtx(t), o.pair.GetAccessToken())
+	wantOK(t, "verify by a verifier", err)
+	keys, err := o.GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{})
 	if err != nil || len(keys.GetKeys()) == 0 {
-		t.Errorf("keys: %v, %v", keys, err)
+		t.Errorf("GetKeySet returned %v, error %v; want keys", keys, err)
 	}
-	fresh, err := authn.NewVerifier(soon(t), o.conn, authn.WithAudience("internal"))
+	fresh, err := authn.NewVerifier(callCtx(t), o.conn, authn.WithAudience("internal"))
 	if err != nil {
-		t.Fatalf("who comes only now: %v", err)
+		t.Fatalf("starting a new verifier: %v", err)
 	}
 	defer fresh.Close()
-	_, err = fresh.Verify(soon(t), o.ended.GetAccessToken())
-	wantRefusal(t, "by who comes only now", err, "TOKEN_REVOKED")
+	_, err = fresh.Verify(callCtx(t), o.ended.GetAccessToken())
+	wantRefusal(t, "verify by a new verifier after the logout", err, "TOKEN_REVOKED")
 	if o.knownSince(t, latest) == nil {
-		t.Error("a heartbeat says that all is known, and the database is away")
+		t.Error("the database is away, but a heartbeat has an as-of time after the outage's start")
 	}
 }
 
-// knownSince returns an error unless a new stream says that all is known up to a
-// time.
+// knownSince opens a stream and reads the first heartbeat. knownSince returns an error
+// unless the heartbeat's as-of time is after since.
 func (o *outage) knownSince(t *testing.T, since time.Time) error {
 	t.Helper()
-	ctx, cancel := context.WithCancel(soon(t))
+	ctx, cancel := context.WithCancel(callCtx(t))
 	defer cancel()
 	stream, err := o.WatchBundle(ctx, &watchwordv1.WatchBundleRequest{})
 	for err == nil {
 		var m *watchwordv1.WatchBundleResponse
 		if m, err = stream.Recv(); m.GetHeartbeat() != nil {
 			if asOf := m.GetHeartbeat().GetAsOf().AsTime(); !asOf.After(since) {
-				return fmt.Errorf("known as of %v, %v too early", asOf, since.Sub(asOf))
+				return fmt.Errorf("the heartbeat's as-of time is %v, %v too early", asOf, since.Sub(asOf))
 			}
 			return nil
 		}
 	}
-	t.Errorf("a new stream: %v", err)
+	t.Errorf("reading a new stream: %v", err)
 	return err
 }
 
-// deadline is what callers have while the database is away.
+// deadline bounds each call while the database is away.
 const deadline = 2 * time.Second
 
-// saysSo makes every call that needs the database, all at once, and then again,
-// when the server knows already that it is away.
-func (o *outage) saysSo(t *testing.T) {
+// checkUnavailable makes every call that needs the database, all at once. checkUnavailable
+// does so twice: the second time, the server already knows that the database is away.
+func (o *outage) checkUnavailable(t *testing.T) {
 	t.Helper()
 	for range 2 {
 		var calls sync.WaitGroup
@@ -141,7 +142,7 @@ func (o *outage) saysSo(t *testing.T) {
 			calls.Go(func() {
 				ctx, cancel := context.WithTimeout(t.Context(), deadline)
 				defer cancel()
-				if err := unavailable(call(ctx)); err != nil {
+				if err := checkStoreUnavailable(call(ctx)); err != nil {
 					t.Errorf("%s: %v", what, err)
 				}
 			})
@@ -150,9 +151,9 @@ func (o *outage) saysSo(t *testing.T) {
 	}
 }
 
-// unavailable returns an error unless err says that the database is away, and when
-// to come again.
-func unavailable(err error) error {
+// checkStoreUnavailable returns an error unless err has the reason STORE_UNAVAILABLE and a
+// delay for a retry.
+func checkStoreUnavailable(err error) error {
 	if status.Code(err) != codes.Unavailable || authn.Reason(err) != watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE {
 		return fmt.Errorf("got %w, want STORE_UNAVAILABLE", err)
 	}
@@ -161,13 +162,13 @@ func unavailable(err error) error {
 			return nil
 		}
 	}
-	return errors.New("it does not say when to come again")
+	return errors.New("the error has no RetryInfo with a delay")
 }
 
-// calls are all that need the database.
+// calls returns every call that needs the database, by name.
 func (o *outage) calls() map[string]func(context.Context) error {
 	keys, records := watchwordv1.NewKeyServiceClient(o.conn), watchwordv1.NewAuditServiceClient(o.conn)
-	id, nobody := o.user.GetId(), "AAAAAAAAAAAAAAAA"
+	id, unknownID := o.user.GetId(), "AAAAAAAAAAAAAAAA"
 	asAdmin := func(call func(context.Context) error) func(context.Context) error {
 		return func(ctx context.Context) error { return call(bearer(ctx, o.admin)) }
 	}
@@ -196,7 +197,7 @@ func (o *outage) calls() map[string]func(context.Context) error {
 			return err
 		}),
 		"delete": asAdmin(func(ctx context.Context) error {
-			_, err := o.DeleteUser(ctx, &watchwordv1.DeleteUserRequest{Id: nobody})
+			_, err := o.DeleteUser(ctx, &watchwordv1.DeleteUserRequest{Id: unknownID})
 			return err
 		}),
 		"set password": asAdmin(func(ctx context.Context) error {
@@ -212,7 +213,7 @@ func (o *outage) calls() map[string]func(context.Context) error {
 			return err
 		}),
 		"revoke sessions": asAdmin(func(ctx context.Context) error {
-			_, err := o.RevokeUserSessions(ctx, &watchwordv1.RevokeUserSessionsRequest{UserId: nobody})
+			_, err := o.RevokeUserSessions(ctx, &watchwordv1.RevokeUserSessionsRequest{UserId: unknownID})
 			return err
 		}),
 		"list keys": asAdmin(func(ctx context.Context) error {

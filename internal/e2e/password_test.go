@@ -93,7 +93,7 @@ func firstPasswordAtTerminal(t *testing.T) {
 		}
 		return err
 	})
-	dial(t, ready[1]).login(t, "admin", secret(password[1]))
+	dial(t, ready[1]).login(t, "admin", noteSecret(password[1]))
 }
 
 func firstPasswordInFile(t *testing.T) {
@@ -108,7 +108,7 @@ func firstPasswordInFile(t *testing.T) {
 	if info, _ := os.Stat(file); info.Mode().Perm() != 0o600 {
 		t.Errorf("the file's mode is %v", info.Mode())
 	}
-	dial(t, s.grpcAddr).login(t, "admin", secret(strings.TrimSpace(string(text))))
+	dial(t, s.grpcAddr).login(t, "admin", noteSecret(strings.TrimSpace(string(text))))
 	s.stop(t)
 
 	again := serve(t, dir, "--initial-password-file", file) // a database that had a user needs no file
@@ -128,7 +128,7 @@ func passwordFileExists(t *testing.T) {
 		t.Errorf("it made %v", made)
 	}
 	// A database may be there without a user.
-	want(t, 0, cli(t, dir, "", "migrate", "--datastore-uri", database(dir)))
+	wantExit(t, 0, cli(t, dir, "", "migrate", "--datastore-uri", database(dir)))
 	refusesToStart(t, dir, file+" exists already", "--initial-password-file", file)
 	if text, _ := os.ReadFile(file); string(text) != "mine\n" {
 		t.Errorf("the file holds %q now", text)
@@ -146,8 +146,8 @@ func passwordFileIsRemoved(t *testing.T) {
 	t.Parallel()
 	dir, uri := t.TempDir(), pgtest.URI(t)
 	key, file := filepath.Join(dir, "master.key"), filepath.Join(dir, "password")
-	want(t, 0, cli(t, dir, "", "key", "create-master-key", key))
-	want(t, 0, cli(t, dir, "", "migrate", "--datastore-uri", uri))
+	wantExit(t, 0, cli(t, dir, "", "key", "create-master-key", key))
+	wantExit(t, 0, cli(t, dir, "", "migrate", "--datastore-uri", uri))
 	args := []string{"--datastore-uri", uri, "--master-key-file", key, "--initial-password-file", file}
 	refusesToStart(t, dir, "--issuer", args...)
 	if _, err := os.Stat(file); err == nil {
@@ -169,14 +169,14 @@ func firstPasswordLost(t *testing.T) {
 		cmd := exec.Command("sh", append([]string{"-c", `exec "$0" "$@" ` + to, watchword(t)}, serveArgs(dir)...)...)
 		cmd.Env = environment()
 		r := run(t, cmd)
-		if want(t, 1, r); !strings.Contains(r.stderr, "watchword user set-password admin") {
+		if wantExit(t, 1, r); !strings.Contains(r.stderr, "watchword user set-password admin") {
 			t.Errorf("%s: %v does not say what to do", to, r)
 		}
 		if strings.Contains(r.stderr, "ready") {
 			t.Errorf("%s: it served: %v", to, r)
 		}
 		password := newPassword()
-		want(t, 0, cli(t, dir, password+"\n", "user", "set-password", "admin", "--password-stdin", "--datastore-uri", database(dir)))
+		wantExit(t, 0, cli(t, dir, password+"\n", "user", "set-password", "admin", "--password-stdin", "--datastore-uri", database(dir)))
 		dial(t, serve(t, dir).grpcAddr).login(t, "admin", password)
 	}
 }

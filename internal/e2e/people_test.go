@@ -20,8 +20,8 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// people are clients of an installation, who go on whatever happens to it, and
-// what they were told.
+// people are clients of an installation. The clients keep calling during all faults, and
+// record the answers.
 type people struct {
 	t     *testing.T
 	rules rules
@@ -29,20 +29,20 @@ type people struct {
 	admin *watchwordv1.TokenPair
 	all   []*person
 	stop  atomic.Bool
-	// changing is while the primary is about to be killed: then people above all
-	// make changes that it must not lose.
-	changing atomic.Bool
+	// preferChanges is true shortly before a kill of the primary. Then most calls
+	// change data, because the fault must not lose an acknowledged change.
+	preferChanges atomic.Bool
 
 	mu       sync.Mutex
 	sessions []*device
-	guests   map[string]bool // by name: whether the making was acknowledged
+	guests   map[string]bool // name of a new user to: CreateUser was acknowledged
 }
 
-// person is a user, who calls every replica, and has one session at a time.
+// person is a user with one session at a time. A person calls every replica.
 type person struct {
 	*people
 	id, name, password string
-	doors              []*client // one of each replica
+	doors              []*client // a client for each replica
 	roles              atomic.Int64
 	names              atomic.Int64
 
@@ -50,29 +50,30 @@ type person struct {
 	now *device
 }
 
-// device is where a session's tokens are kept. Several calls use it at once.
+// device keeps the tokens of a session. Several goroutines make calls with the tokens.
 type device struct {
 	session string
 
-	mu     sync.Mutex
-	newest int64
-	tokens []string // refresh tokens received
-	access string
-	calls  int
-	ends   int  // so many calls, before it is logged out
-	asked  bool // to log out
-	over   bool
-	lost   int // answers
+	mu          sync.Mutex // guards the fields below
+	newest      int64      // the highest generation of tokens
+	tokens      []string   // the received refresh tokens
+	access      string
+	calls       int
+	logoutAfter int  // the number of calls before a logout
+	asked       bool // a logout was sent
+	over        bool // an answer showed the session's end
+	lost        int  // refreshes without an answer
 }
 
-// callPatience is a caller's deadline; a hasty one soon gives up, and what it asked
-// for may be done when it has gone.
+// callPatience is the usual deadline of a call. Some calls have a random deadline below
+// haste, so the server may carry out such a call after the client has given up.
 const (
 	callPatience = 3 * time.Second
 	haste        = 20 * time.Millisecond
 )
 
-// door picks a replica, one that seems to be there if possible.
+// door returns a random replica with a working connection. Without a working connection,
+// door returns any replica.
 func (p *person) door() (int, *client) {
 	start := rand.IntN(len(p.doors))
 	for i := range p.doors {
@@ -85,7 +86,8 @@ func (p *person) door() (int, *client) {
 	return start, p.doors[start]
 }
 
-// within bounds a call; with a grace some are hasty.
+// within returns a context with a deadline for a call. With a grace, some deadlines are
+// shorter than haste.
 func (p *people) within() (context.Context, context.CancelFunc) {
 	p.rec.calls.Add(1)
 	patience := callPatience
@@ -95,8 +97,9 @@ func (p *people) within() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), patience)
 }
 
-// unanswered reports whether an error leaves open what happened, or nothing did
-// since there was too much to do. Callers wait a moment then, as everybody should.
+// unanswered reports whether an error leaves open if the server carried out the call, or
+// the server was overloaded. unanswered then sleeps a moment, as a client should before a
+// retry.
 func unanswered(err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.ResourceExhausted:
@@ -106,9 +109,9 @@ func unanswered(err error) bool {
 	return false
 }
 
-// told turns an answer into an outcome, and complains about one that nobody may
-// ever get.
-func (p *person) told(what string, err error) outcome {
+// outcomeOf converts an answer to an outcome. outcomeOf fails the test for an answer that
+// the server must never give.
+func (p *person) outcomeOf(what string, err error) outcome {
 	switch {
 	case err == nil:
 		return done
@@ -121,21 +124,21 @@ func (p *person) told(what string, err error) outcome {
 	case watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED:
 		return detected
 	case watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:
-		return done // rights have changed; the session lives
+		return done // the roles have changed, and the session goes on
 	}
-	p.t.Errorf("%s of %s: %v", what, p.name, err)
+	p.t.Errorf("%s of %s: unexpected error %v", what, p.name, err)
 	return unknown
 }
 
-// live makes calls until it is told to stop.
-func (p *person) live() {
+// makeCalls makes random calls until p.stop is true.
+func (p *person) makeCalls() {
 	for !p.stop.Load() {
 		d := p.device()
 		if d == nil {
 			continue // the login had no answer
 		}
 		roll := rand.IntN(1000)
-		if p.changing.Load() && rand.IntN(4) > 0 {
+		if p.preferChanges.Load() && rand.IntN(4) > 0 {
 			roll = []int{850, 850, 916, 999}[rand.IntN(4)]
 		}
 		switch {
@@ -155,8 +158,8 @@ func (p *person) live() {
 	}
 }
 
-// device is the session that the person has, or a new one. It is nil where the
-// login had no answer.
+// device returns the person's session. If the session is over, device logs in again. device
+// returns nil if the login got no answer.
 func (p *person) device() *device {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -164,7 +167,7 @@ func (p *person) device() *device {
 		return p.now
 	}
 	at, door := p.door()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*callPatience) // it waits for others' hashes
+	ctx, cancel := context.WithTimeout(context.Background(), 2*callPatience) // the login waits in the queue for a hash
 	defer cancel()
 	call := p.rec.now()
 	resp, err := door.Login(ctx, &watchwordv1.LoginRequest{Username: p.name, Password: p.password}, grpc.WaitForReady(true))
@@ -174,10 +177,10 @@ func (p *person) device() *device {
 		}
 		return nil
 	}
-	pair := tokens(resp.GetTokens())
+	pair := noteTokens(resp.GetTokens())
 	p.rec.addRights(rights{user: p.name, roles: rolesOf(pair.GetAccessToken())}, call)
 	p.now = &device{
-		session: pair.GetSessionId(), newest: 1, tokens: []string{pair.GetRefreshToken()}, access: pair.GetAccessToken(), ends: 10 + rand.IntN(60),
+		session: pair.GetSessionId(), newest: 1, tokens: []string{pair.GetRefreshToken()}, access: pair.GetAccessToken(), logoutAfter: 10 + rand.IntN(60),
 	}
 	p.people.mu.Lock()
 	p.sessions = append(p.sessions, p.now)
@@ -185,9 +188,9 @@ func (p *person) device() *device {
 	return p.now
 }
 
-// givesUp reports whether a session is left alone for good. Without a grace, what
-// each of its lost calls may have done is another branch of its history, and few of
-// them are more than anyone can judge.
+// givesUp reports whether the client stops using a session. Without a grace, each call
+// without an answer doubles the possible histories, and Porcupine can judge only a few such
+// calls.
 func (p *people) givesUp(d *device) bool {
 	const most = 3
 	d.mu.Lock()
@@ -201,7 +204,7 @@ func (d *device) isOver() bool {
 	return d.over
 }
 
-// token is the newest one, or now and then an older one.
+// token returns the newest refresh token, or with a chance of older percent an older token.
 func (d *device) token(older int) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -223,7 +226,7 @@ func (d *device) receive(pair *watchwordv1.TokenPair) (generation int64) {
 	return generation
 }
 
-// end notes that the session has ended, and reports whether nobody asked for it.
+// end notes the end of the session. unasked is true if no logout was sent.
 func (d *device) end() (unasked bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -242,9 +245,9 @@ func (p *person) refresh(d *device) {
 	defer cancel()
 	e := event{kind: refreshes, session: d.session, replica: at, generation: generationOf(token), call: p.rec.now()}
 	resp, err := door.Refresh(ctx, &watchwordv1.RefreshRequest{RefreshToken: token}, grpc.WaitForReady(true))
-	e.outcome = p.told("refresh", err)
+	e.outcome = p.outcomeOf("refresh", err)
 	if err == nil {
-		e.got = d.receive(tokens(resp.GetTokens()))
+		e.got = d.receive(noteTokens(resp.GetTokens()))
 	}
 	p.rec.add(e)
 	if e.outcome == unknown {
@@ -254,7 +257,7 @@ func (p *person) refresh(d *device) {
 	}
 	if e.outcome == refused || e.outcome == detected {
 		if d.end() && p.rules.grace {
-			p.t.Errorf("%s was logged out of session %s though nobody asked for it: %v", p.name, d.session, e)
+			p.t.Errorf("session %s of %s ended without a logout: %v", d.session, p.name, e)
 		}
 	}
 }
@@ -269,16 +272,16 @@ func (p *person) verify(d *device) {
 	e := event{kind: verifies, session: d.session, replica: at, call: p.rec.now()}
 	_, err := door.Verify(ctx, &watchwordv1.VerifyRequest{AccessToken: raw}, grpc.WaitForReady(true))
 	if authn.Reason(err) != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED && status.Code(err) == codes.Unavailable {
-		p.t.Errorf("Verify does not go on from memory: %v", err)
+		p.t.Errorf("Verify must answer from memory, got: %v", err)
 	}
-	e.outcome = p.told("verify", err)
+	e.outcome = p.outcomeOf("verify", err)
 	p.rec.add(e)
 }
 
 func (p *person) logout(d *device) {
 	token := d.token(20)
 	d.mu.Lock()
-	early := d.calls < d.ends && !p.changing.Load()
+	early := d.calls < d.logoutAfter && !p.preferChanges.Load()
 	d.asked = d.asked || !early
 	d.mu.Unlock()
 	if early {
@@ -289,7 +292,7 @@ func (p *person) logout(d *device) {
 	defer cancel()
 	e := event{kind: logsOut, session: d.session, replica: at, call: p.rec.now()}
 	_, err := door.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: token}, grpc.WaitForReady(true))
-	e.outcome = p.told("logout", err)
+	e.outcome = p.outcomeOf("logout", err)
 	p.rec.add(e)
 	if e.outcome == done {
 		d.end()
@@ -306,7 +309,7 @@ func (p *person) setRoles() {
 		User: &watchwordv1.User{Id: p.id, Roles: []string{role}}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"roles"}},
 	}, grpc.WaitForReady(true))
 	if err != nil && !unanswered(err) {
-		p.t.Errorf("roles of %s: %v", p.name, err)
+		p.t.Errorf("setting the roles of %s: %v", p.name, err)
 	}
 	p.rec.addRights(rights{user: p.name, set: true, roles: role, lost: err != nil}, call)
 }
@@ -323,7 +326,7 @@ func (p *person) getRoles() {
 	p.rec.addRights(rights{user: p.name, roles: joined(resp.GetUser().GetRoles()), lost: err != nil}, call)
 }
 
-// makeGuest makes a user whom nobody has asked for before.
+// makeGuest creates a user with a new name.
 func (p *person) makeGuest() {
 	name := fmt.Sprintf("guest-%d-of-%s", p.names.Add(1), p.name)
 	_, door := p.door()
@@ -331,7 +334,7 @@ func (p *person) makeGuest() {
 	defer cancel()
 	_, err := door.CreateUser(bearer(ctx, p.admin), &watchwordv1.CreateUserRequest{Username: name, Password: p.password}, grpc.WaitForReady(true))
 	if err != nil && !unanswered(err) {
-		p.t.Errorf("making %s: %v", name, err)
+		p.t.Errorf("creating %s: %v", name, err)
 	}
 	if err == nil {
 		p.rec.acked.Add(1)
@@ -341,9 +344,9 @@ func (p *person) makeGuest() {
 	p.people.mu.Unlock()
 }
 
-// watchAll asks all replicas about sessions of old and new, until it is told to
-// stop.
-func (p *person) watchAll() {
+// verifySessions verifies random sessions among the newest 40 at all replicas, until p.stop
+// is true.
+func (p *person) verifySessions() {
 	const newest = 40
 	for !p.stop.Load() {
 		p.people.mu.Lock()
@@ -358,8 +361,8 @@ func (p *person) watchAll() {
 	}
 }
 
-// checkEnd asks, when all is calm, for everything that was acknowledged. What it
-// is told of sessions and roles belongs to the history.
+// checkEnd checks everything acknowledged, after the last fault. The answers about sessions
+// and roles become part of the history.
 func (p *people) checkEnd(in *installation) error {
 	var errs []error
 	for _, person := range p.all {
@@ -376,26 +379,26 @@ func (p *people) checkEnd(in *installation) error {
 		asking.verify(d)
 		asking.refresh(d)
 		if mustBeOver && !d.isOver() {
-			errs = append(errs, fmt.Errorf("session %s lives, and had ended", d.session))
+			errs = append(errs, fmt.Errorf("session %s works again after its end", d.session))
 		}
 		for i, door := range asking.doors {
-			eventually(p.t, propagation, "a replica knows of the end", func() error {
-				_, err := door.Verify(soon(p.t), &watchwordv1.VerifyRequest{AccessToken: d.access})
+			eventually(p.t, propagation, "a replica knows the session's state", func() error {
+				_, err := door.Verify(callCtx(p.t), &watchwordv1.VerifyRequest{AccessToken: d.access})
 				if d.isOver() {
-					err = notRefused(err, "TOKEN_REVOKED")
-				} else if err != nil && notRefused(err, "TOKEN_STALE") == nil {
+					err = checkRefusal(err, "TOKEN_REVOKED")
+				} else if err != nil && checkRefusal(err, "TOKEN_STALE") == nil {
 					err = nil
 				}
 				if err != nil {
-					err = fmt.Errorf("replica %d, session %s, over: %t: %w", i, d.session, d.isOver(), err)
+					err = fmt.Errorf("replica %d, session %s, has ended: %t: %w", i, d.session, d.isOver(), err)
 				}
 				return err
 			})
 		}
 	}
 	for name, acknowledged := range p.guests {
-		_, err := asking.doors[0].GetUser(bearer(soon(p.t), p.admin), &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Username{Username: name}})
-		if err != nil && (acknowledged || notRefused(err, "USER_NOT_FOUND") != nil) {
+		_, err := asking.doors[0].GetUser(bearer(callCtx(p.t), p.admin), &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Username{Username: name}})
+		if err != nil && (acknowledged || checkRefusal(err, "USER_NOT_FOUND") != nil) {
 			errs = append(errs, fmt.Errorf("user %s, acknowledged: %t: %w", name, acknowledged, err))
 		}
 	}

@@ -8,40 +8,39 @@ import (
 	"time"
 )
 
-// weather is what a proxy does to the connections over it. The zero value does
-// them no harm.
-type weather struct {
-	refuse  bool          // hangs up on new ones
-	swallow bool          // takes what comes, and passes nothing on: such a connection is dead for good
-	breaks  int           // each new one is cut after so many bytes at most; 0: never
-	delay   time.Duration // each piece is late by this
-	rate    int           // bytes a second; 0: as they come
+// lineFaults holds the faults of a proxy's connections. The zero value has no fault.
+type lineFaults struct {
+	refuse  bool          // closes new connections at once
+	swallow bool          // reads and drops all bytes; a link stays so, even after the next set
+	breaks  int           // cuts each new connection after at most so many bytes; 0 means never
+	delay   time.Duration // delays each piece of data
+	rate    int           // bytes a second; 0 means without a bound
 }
 
-// proxy is the way to a server, which fails as networks do.
+// proxy forwards connections to a server and fails as networks do.
 type proxy struct {
 	listener net.Listener
 	running  sync.WaitGroup
 
-	mu      sync.Mutex
-	closed  bool
-	backend string
-	weather weather
-	tries   int // how often somebody has connected
-	open    map[*link]bool
+	mu       sync.Mutex // guards the fields below
+	closed   bool
+	backend  string // the address of the server
+	faults   lineFaults
+	attempts int // connections from clients, failed connections included
+	open     map[*link]bool
 }
 
-// link is one connection over a proxy, seen from both sides.
+// link joins a client's connection with the proxy's connection to the server.
 type link struct {
 	proxy       *proxy
 	front, back net.Conn
 
-	mu   sync.Mutex
-	left int  // bytes until it breaks; below zero: it does not
-	dead bool // swallows for good
+	mu        sync.Mutex // guards the fields below
+	bytesLeft int        // bytes until the link breaks; below zero means never
+	swallows  bool       // drops all bytes
 }
 
-// newProxy makes a proxy that is closed when the test ends.
+// newProxy makes a proxy that ends with the test.
 func newProxy(t *testing.T, backend string) *proxy {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -63,30 +62,30 @@ func newProxy(t *testing.T, backend string) *proxy {
 
 func (p *proxy) addr() string { return p.listener.Addr().String() }
 
-// lead leads new connections to another server.
-func (p *proxy) lead(backend string) {
+// setBackend sets the server for new connections.
+func (p *proxy) setBackend(backend string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.backend = backend
 }
 
-// move leads to another server, and away from the one before.
+// move sets the server for new connections, and cuts the open connections.
 func (p *proxy) move(backend string) {
-	p.lead(backend)
+	p.setBackend(backend)
 	p.cut()
 }
 
-// set changes the weather.
-func (p *proxy) set(w weather) {
+// set changes the faults.
+func (p *proxy) set(f lineFaults) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.weather = w
+	p.faults = f
 	for l := range p.open {
-		l.admit(0, w.swallow)
+		l.pass(0, f.swallow)
 	}
 }
 
-// cut closes all that is open.
+// cut closes all open connections.
 func (p *proxy) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -95,7 +94,7 @@ func (p *proxy) cut() {
 	}
 }
 
-// cutHalf closes about half of what is open.
+// cutHalf closes about half of the open connections.
 func (p *proxy) cutHalf() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -106,17 +105,18 @@ func (p *proxy) cutHalf() {
 	}
 }
 
-// tried is how often somebody has connected.
-func (p *proxy) tried() int {
+// connections returns the number of clients' connections so far, failed connections
+// included.
+func (p *proxy) connections() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.tries
+	return p.attempts
 }
 
-func (p *proxy) now() weather {
+func (p *proxy) faultsNow() lineFaults {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.weather
+	return p.faults
 }
 
 func (p *proxy) accept() {
@@ -125,70 +125,71 @@ func (p *proxy) accept() {
 		if err != nil {
 			return
 		}
-		p.join(front)
+		p.connect(front)
 	}
 }
 
-// join connects somebody with the server, if the weather allows.
-func (p *proxy) join(front net.Conn) {
+// connect connects a client with the server, unless the faults refuse new connections.
+func (p *proxy) connect(front net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.tries++
+	p.attempts++
 	back, err := net.Dial("tcp", p.backend)
-	if err != nil || p.weather.refuse || p.closed {
+	if err != nil || p.faults.refuse || p.closed {
 		front.Close()
 		if err == nil {
 			back.Close()
 		}
 		return
 	}
-	l := &link{proxy: p, front: front, back: back, left: -1}
-	if p.weather.breaks > 0 {
-		l.left = 1 + rand.N(p.weather.breaks)
+	l := &link{proxy: p, front: front, back: back, bytesLeft: -1}
+	if p.faults.breaks > 0 {
+		l.bytesLeft = 1 + rand.N(p.faults.breaks)
 	}
 	p.open[l] = true
-	p.running.Go(func() { l.carry(back, front) })
-	p.running.Go(func() { l.carry(front, back) })
+	p.running.Go(func() { l.forward(back, front) })
+	p.running.Go(func() { l.forward(front, back) })
 }
 
-// carry carries bytes one way, until either side has gone or the link breaks.
-func (l *link) carry(to, from net.Conn) {
-	defer l.leave()
+// forward copies bytes in one direction, until either side closes or the link breaks.
+func (l *link) forward(to, from net.Conn) {
+	defer l.remove()
 	buf := make([]byte, 4096)
 	for {
 		n, err := from.Read(buf)
 		if err != nil {
 			return
 		}
-		w := l.proxy.now()
-		wait := w.delay
-		if w.rate > 0 {
-			wait += time.Duration(n) * time.Second / time.Duration(w.rate)
+		f := l.proxy.faultsNow()
+		wait := f.delay
+		if f.rate > 0 {
+			wait += time.Duration(n) * time.Second / time.Duration(f.rate)
 		}
 		if wait > 0 {
 			<-time.After(wait)
 		}
-		n, broken := l.admit(n, w.swallow)
+		n, broken := l.pass(n, f.swallow)
 		if _, err := to.Write(buf[:n]); err != nil || broken {
 			return
 		}
 	}
 }
 
-// admit says how many of n bytes get through, and whether the link breaks then.
-func (l *link) admit(n int, swallow bool) (_ int, broken bool) {
+// pass returns the number of bytes to forward out of n. broken reports that the link breaks
+// after these bytes. With swallow, the link drops all bytes from now on.
+func (l *link) pass(n int, swallow bool) (_ int, broken bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.dead = l.dead || swallow
-	if l.dead {
+	l.swallows = l.swallows || swallow
+	if l.swallows {
 		return 0, false
 	}
-	if l.left < 0 {
+	if l.bytesLeft < 0 {
 		return n, false
 	}
-	n = min(n, l.left)
-	l.left -= n
-	return n, l.left == 0
+	n = min(n, l.bytesLeft)
+	l.bytesLeft -= n
+	return n, l.bytesLeft == 0
 }
 
 func (l *link) close() {
@@ -196,7 +197,8 @@ func (l *link) close() {
 	l.back.Close()
 }
 
-func (l *link) leave() {
+// remove closes the link and removes the link from the proxy.
+func (l *link) remove() {
 	l.close()
 	l.proxy.mu.Lock()
 	defer l.proxy.mu.Unlock()

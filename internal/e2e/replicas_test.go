@@ -16,33 +16,32 @@ import (
 	"github.com/watchword-auth/watchword/internal/pgtest"
 )
 
-// installation is a database on PostgreSQL, and the replicas over it.
+// installation holds a database on PostgreSQL and the replicas of Watchword.
 type installation struct {
 	t         *testing.T
-	uri       string // as the replicas are given it
-	direct    string // of the database on the first server, for us
+	uri       string // the database's URI through the proxies, for the replicas
+	direct    string // the database's URI on the first server, for the tests
 	primary   *pgtest.Cluster
-	standby   *pgtest.Cluster // nil: none
-	slots     [2]*proxy       // before the database servers: the primary is at one of them
-	at        int             // which one
-	masterKey string
+	standby   *pgtest.Cluster // nil without a standby
+	slots     [2]*proxy       // to the two database servers
+	at        int             // the index of the primary's proxy in slots
+	masterKey string          // the path of the file
 	flags     []string
 	admin     string // the password that the first start printed
 	replicas  []*replica
 }
 
-// replica is a server, or the place of one: it may be killed and started again.
+// replica is a server that a test may kill and start again.
 type replica struct {
 	*installation
-	door *proxy // where clients find it, whatever port it has
+	door *proxy // the fixed address for clients; the server's port changes with each start
 
 	mu     sync.Mutex
 	server *server
 }
 
-// install makes an installation with a schema, and without replicas. The replicas
-// reach its database through proxies, of which they know two, as of a primary and
-// a standby.
+// install makes an installation with a schema and without replicas. The replicas' URI
+// names two proxies: one for the primary, and one for a standby.
 func install(t *testing.T, flags ...string) *installation {
 	t.Helper()
 	in := &installation{
@@ -52,21 +51,22 @@ func install(t *testing.T, flags ...string) *installation {
 	in.slots = [2]*proxy{newProxy(t, in.primary.Addr()), newProxy(t, "127.0.0.1:1")}
 	database, err := url.Parse(in.direct)
 	if err != nil {
-		t.Fatal("the URI of the database cannot be read")
+		t.Fatal("the database's URI is malformed")
 	}
 	password, _ := database.User.Password()
-	secret(password)
+	noteSecret(password)
 	database.Host = in.slots[0].addr() + "," + in.slots[1].addr()
 	query := database.Query()
 	query.Set("target_session_attrs", "read-write")
 	database.RawQuery = query.Encode()
 	in.uri = database.String()
-	want(t, 0, cli(t, t.TempDir(), "", "key", "create-master-key", in.masterKey))
-	want(t, 0, run(t, in.command("migrate")))
+	wantExit(t, 0, cli(t, t.TempDir(), "", "key", "create-master-key", in.masterKey))
+	wantExit(t, 0, run(t, in.command("migrate")))
 	return in
 }
 
-// command runs a watchword command on the database; its URI holds a password.
+// command returns a watchword command for the database. The URI contains a password, so
+// the command gets the URI in a variable and not as an argument.
 func (in *installation) command(args ...string) *exec.Cmd {
 	in.t.Helper()
 	cmd := exec.Command(watchword(in.t), args...)
@@ -98,7 +98,7 @@ func (in *installation) replicateOver(t *testing.T, uri string) *replica {
 func (r *replica) run(s *server) {
 	if s.admin != "" {
 		if r.installation.admin != "" {
-			r.t.Error("two starts have printed a password")
+			r.t.Error("two starts printed a password, want only the first")
 		}
 		r.installation.admin = s.admin
 	}
@@ -114,16 +114,16 @@ func (r *replica) now() *server {
 	return r.server
 }
 
-// kill ends the replica as a power cut would.
+// kill ends the replica by SIGKILL.
 func (r *replica) kill() { r.now().kill() }
 
-// restart starts it again.
+// restart starts the replica again.
 func (r *replica) restart() {
 	r.t.Helper()
 	r.run(serveCommand(r.t, "", r.serveCommand(r.uri)))
 }
 
-// dial connects to wherever the replica is, soon after it is there again.
+// dial connects to the replica. After a restart, the connection is back within 100 ms.
 func (r *replica) dial(t *testing.T) *client {
 	t.Helper()
 	conn, err := grpc.NewClient(r.door.addr(), grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -137,26 +137,26 @@ func (r *replica) dial(t *testing.T) *client {
 	return newClient(conn)
 }
 
-// follow gives the primary a standby, at the other slot.
+// follow gives the primary a standby, behind the other proxy.
 func (in *installation) follow(synchronous bool) {
 	in.t.Helper()
 	in.standby = in.primary.Standby(in.t, synchronous)
 	in.slots[1-in.at].move(in.standby.Addr())
 }
 
-// promote makes the standby the primary. The one that was must be down.
+// promote makes the standby the primary. The old primary must be down.
 func (in *installation) promote() {
 	in.t.Helper()
 	in.standby.Promote()
 	in.primary, in.standby, in.at = in.standby, nil, 1-in.at
 }
 
-// superuser is the URI of the installation's database for the superuser.
+// superuser returns the URI of the installation's database for the superuser.
 func (in *installation) superuser() string {
 	return strings.Replace(in.primary.Superuser(), "/postgres?", in.database()+"?", 1)
 }
 
-// database is the path of the database in a URI.
+// database returns the path of the database's URI.
 func (in *installation) database() string {
 	u, _ := url.Parse(in.direct)
 	return u.Path

@@ -23,24 +23,24 @@ func TestBackup(t *testing.T) {
 	file := filepath.Join(elsewhere, "watchword.db")
 	backup := []string{"backup", file, "--datastore-uri", database(s.dir)}
 	r := cli(t, s.dir, "", backup...)
-	if want(t, 0, r); !strings.Contains(r.stderr, "master key") {
-		t.Errorf("it does not say what is missing from it: %v", r)
+	if wantExit(t, 0, r); !strings.Contains(r.stderr, "master key") {
+		t.Errorf("backup does not say that the copy lacks the master key: %v", r)
 	}
 	if r := cli(t, s.dir, "", backup...); r.code != 1 || !strings.Contains(r.stderr, "is there already") {
-		t.Errorf("over a file that is there: %v", r)
+		t.Errorf("backup over an existing file: got %v, want status 1", r)
 	}
 	to := newPostgres(t)
 	if r := run(t, to.command(t, "backup", filepath.Join(elsewhere, "new"), "--datastore-uri", to.uri)); r.code != 2 || !strings.Contains(r.stderr, "pg_dump") {
-		t.Errorf("of PostgreSQL: %v", r)
+		t.Errorf("backup of PostgreSQL: got %v, want status 2 and a hint to pg_dump", r)
 	}
 	s.stop(t)
-	refusesToStart(t, elsewhere, "master key") // without it nothing can be read
+	refusesToStart(t, elsewhere, "master key") // the server cannot read the keys without the master key
 	c = dial(t, serve(t, elsewhere, "--master-key-file", masterKeyOf(s.dir)).grpcAddr)
 	c.refresh(t, alice)
 	c.login(t, "alice", password)
 }
 
-// onBothEngines runs a server on a new database of each kind.
+// onBothEngines runs a test with a server on SQLite, and with a server on PostgreSQL.
 func onBothEngines(t *testing.T, test func(t *testing.T, s *server, command func(args ...string) *exec.Cmd)) {
 	t.Run("sqlite", func(t *testing.T) {
 		s := serve(t, t.TempDir())
@@ -50,7 +50,7 @@ func onBothEngines(t *testing.T, test func(t *testing.T, s *server, command func
 	})
 	t.Run("postgres", func(t *testing.T) {
 		dir, to := t.TempDir(), newPostgres(t).migrated(t)
-		want(t, 0, cli(t, dir, "", "key", "create-master-key", masterKeyOf(dir)))
+		wantExit(t, 0, cli(t, dir, "", "key", "create-master-key", masterKeyOf(dir)))
 		s := to.takeOver(t, &server{dir: dir, grpcAddr: "127.0.0.1:0", httpAddr: "127.0.0.1:0"}, "--issuer", "https://auth.example.com")
 		test(t, s, func(args ...string) *exec.Cmd {
 			cmd := to.command(t, append(args, "--datastore-uri", to.uri)...)
@@ -60,59 +60,60 @@ func onBothEngines(t *testing.T, test func(t *testing.T, s *server, command func
 	})
 }
 
-// A server that runs on the database learns of it as of any other change.
+// TestRestoredBesideAServer runs `datastore restored` while a server runs on the database.
+// The server must know of the change within a second, as of every other change.
 func TestRestoredBesideAServer(t *testing.T) {
 	onBothEngines(t, func(t *testing.T, s *server, command func(args ...string) *exec.Cmd) {
 		const promised, slack = time.Second, time.Second
 		c := dial(t, s.grpcAddr)
 		before := c.login(t, "admin", s.admin)
-		_, err := c.verify(soon(t), before)
-		wantOK(t, "verify before", err)
+		_, err := c.verify(callCtx(t), before)
+		wantOK(t, "verify before datastore restored", err)
 
 		stranger := masterKeyOf(t.TempDir())
-		want(t, 0, cli(t, s.dir, "", "key", "create-master-key", stranger))
-		want(t, 1, run(t, command("datastore", "restored", "--master-key-file", stranger)))
-		c.refresh(t, before) // nothing has been done
+		wantExit(t, 0, cli(t, s.dir, "", "key", "create-master-key", stranger))
+		wantExit(t, 1, run(t, command("datastore", "restored", "--master-key-file", stranger)))
+		c.refresh(t, before) // the failed command has changed nothing
 
-		if out := want(t, 0, run(t, command("datastore", "restored"))); !strings.Contains(out, "1 users raised") {
-			t.Errorf("it says %q", out)
+		if out := wantExit(t, 0, run(t, command("datastore", "restored"))); !strings.Contains(out, "1 users raised") {
+			t.Errorf("datastore restored printed %q, want one raised user", out)
 		}
-		took := eventually(t, promised+slack, "the key is withdrawn", func() error {
-			_, err := c.verify(soon(t), before)
-			return notRefused(err, "TOKEN_INVALID")
+		took := eventually(t, promised+slack, "refusing tokens of the withdrawn key", func() error {
+			_, err := c.verify(callCtx(t), before)
+			return checkRefusal(err, "TOKEN_INVALID")
 		})
 		t.Logf("the server knew within %v (promised: %v)", took, promised)
-		_, err = c.tryRefresh(soon(t), before)
+		_, err = c.tryRefresh(callCtx(t), before)
 		wantRefusal(t, "refresh", err, "SESSION_REVOKED")
 		after := c.login(t, "admin", s.admin)
-		_, err = c.verify(soon(t), after)
-		wantOK(t, "a new login", err)
+		_, err = c.verify(callCtx(t), after)
+		wantOK(t, "verify after a new login", err)
 		c.refresh(t, after)
-		if out := want(t, 0, run(t, command("audit", "--type", "datastore.restored"))); strings.Count(out, "\n") != 2 || !strings.Contains(out, "cli") {
-			t.Errorf("the record: %s", out)
+		if out := wantExit(t, 0, run(t, command("audit", "--type", "datastore.restored"))); strings.Count(out, "\n") != 2 || !strings.Contains(out, "cli") {
+			t.Errorf("audit printed %s, want a record with the source cli", out)
 		}
-		want(t, 0, run(t, command("key", "rotate"))) // there is a key that signs next
-		want(t, 0, run(t, command("datastore", "restored")))
+		wantExit(t, 0, run(t, command("key", "rotate"))) // works only with a next key
+		wantExit(t, 0, run(t, command("datastore", "restored")))
 	})
 }
 
-// TestRestoredAfterABackup puts a backup in the place of a database that has gone
-// on since. What was revoked in the history that is lost would be good again.
+// TestRestoredAfterABackup replaces a database by an older backup, and runs `datastore
+// restored`. Without the command, tokens revoked after the backup would be good again.
 func TestRestoredAfterABackup(t *testing.T) {
-	s := serve(t, t.TempDir(), killedServer...)
+	s := serve(t, t.TempDir(), longLifetimes...)
 	c, password := dial(t, s.grpcAddr), newPassword()
 	admin := c.login(t, "admin", s.admin)
 	c.create(t, admin, "alice", password)
 	alice, early := c.login(t, "alice", password), c.login(t, "alice", password)
-	wantOK(t, "logout", c.logout(soon(t), early)) // so that a snapshot has something in it
+	wantOK(t, "logout", c.logout(callCtx(t), early)) // gives the snapshot an ended session
 	file := filepath.Join(t.TempDir(), "backup.db")
-	want(t, 0, cli(t, s.dir, "", "backup", file, "--datastore-uri", database(s.dir)))
+	wantExit(t, 0, cli(t, s.dir, "", "backup", file, "--datastore-uri", database(s.dir)))
 
-	wantOK(t, "a logout that will be lost", c.logout(soon(t), alice))
+	wantOK(t, "a logout after the backup", c.logout(callCtx(t), alice))
 	c.create(t, admin, "bob", password)
 	bob := c.login(t, "bob", password)
 	lost := c.watch(t, nil)
-	verifier, err := authn.NewVerifier(soon(t), dialConn(t, s.grpcAddr, insecure.NewCredentials()), authn.WithAudience("internal"))
+	verifier, err := authn.NewVerifier(callCtx(t), dialConn(t, s.grpcAddr, insecure.NewCredentials()), authn.WithAudience("internal"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,31 +121,31 @@ func TestRestoredAfterABackup(t *testing.T) {
 	s.stop(t)
 	replaceDatabase(t, s.dir, file)
 
-	want(t, 0, cli(t, s.dir, "", "datastore", "restored", "--datastore-uri", database(s.dir)))
-	serve(t, s.dir, append(killedServer, "--grpc-addr", s.grpcAddr, "--http-addr", s.httpAddr)...)
+	wantExit(t, 0, cli(t, s.dir, "", "datastore", "restored", "--datastore-uri", database(s.dir)))
+	serve(t, s.dir, append(longLifetimes, "--grpc-addr", s.grpcAddr, "--http-addr", s.httpAddr)...)
 	again := c.login(t, "alice", password)
-	eventually(t, runTimeout, "a service takes the new login", func() error {
+	eventually(t, runTimeout, "accepting the new login at a service", func() error {
 		_, err := verifier.Verify(t.Context(), again.GetAccessToken())
 		return err
 	})
 	for name, old := range map[string]*watchwordv1.TokenPair{"alice": alice, "early": early, "bob": bob, "admin": admin} {
-		_, err := c.verify(soon(t), old)
-		wantRefusal(t, name+" at the server", err, "TOKEN_INVALID")
+		_, err := c.verify(callCtx(t), old)
+		wantRefusal(t, "verify of "+name+"'s old token at the server", err, "TOKEN_INVALID")
 		_, err = verifier.Verify(t.Context(), old.GetAccessToken())
-		wantRefusal(t, name+" at a service", err, "TOKEN_INVALID")
-		if _, err = c.tryRefresh(soon(t), old); name == "bob" { // who never was
-			wantRefusal(t, name, err, "REFRESH_TOKEN_EXPIRED")
+		wantRefusal(t, "verify of "+name+"'s old token at a service", err, "TOKEN_INVALID")
+		if _, err = c.tryRefresh(callCtx(t), old); name == "bob" { // the backup does not contain bob
+			wantRefusal(t, "refresh of "+name, err, "REFRESH_TOKEN_EXPIRED")
 		} else {
-			wantRefusal(t, name, err, "SESSION_REVOKED")
+			wantRefusal(t, "refresh of "+name, err, "SESSION_REVOKED")
 		}
 	}
 	if now := c.watch(t, lost.resume); len(now.snapshot) != 1 || len(now.change) != 0 {
-		t.Errorf("a watcher of the history that was lost is told of %v: it wants a snapshot", now)
+		t.Errorf("a watcher with a position in the lost history got %v, want a snapshot with one ended session", now)
 	}
-	wantRefusal(t, "bob's login", c.tryLogin(soon(t), "bob", password), "INVALID_CREDENTIALS")
+	wantRefusal(t, "bob's login", c.tryLogin(callCtx(t), "bob", password), "INVALID_CREDENTIALS")
 }
 
-// replaceDatabase restores a backup as docs/restore.md has it.
+// replaceDatabase restores a backup, by the commands in docs/restore.md.
 func replaceDatabase(t *testing.T, dir, backup string) {
 	t.Helper()
 	for _, command := range [][]string{
@@ -152,6 +153,6 @@ func replaceDatabase(t *testing.T, dir, backup string) {
 	} {
 		cmd := exec.Command(command[0], command[1:]...)
 		cmd.Dir = dir
-		want(t, 0, run(t, cmd))
+		wantExit(t, 0, run(t, cmd))
 	}
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// jwksCache judges tokens as a verifier in another language does: by the JWKS,
-// which it keeps for as long as it may and reads again for nothing else.
+// jwksCache verifies tokens by the JWKS, like a verifier in another language. jwksCache
+// reads the JWKS again only after max-age, and not for an unknown kid.
 type jwksCache struct {
 	url string
 
@@ -29,7 +29,7 @@ type jwksCache struct {
 	expires time.Time
 }
 
-func (c *jwksCache) judge(raw string) error {
+func (c *jwksCache) verify(raw string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if now := time.Now(); now.After(c.expires) {
@@ -61,17 +61,17 @@ func (c *jwksCache) judge(raw string) error {
 	return err
 }
 
-// rotation is a server under load, and everyone who judges its tokens.
+// rotation holds a client of a server under load, and three ways to verify a token.
 type rotation struct {
 	client   *client
 	verifier *authn.Verifier
 	cache    *jwksCache
 
-	minted, judged atomic.Int64
-	mu             sync.Mutex
-	withdrawn      string               // the key that no token may be of, from here on
-	alive          map[string]time.Time // tokens and when they expire
-	byKID          map[string]int
+	minted, checked atomic.Int64
+	mu              sync.Mutex           // guards the fields below
+	withdrawn       string               // the kid of the withdrawn key; its tokens must be refused
+	alive           map[string]time.Time // access token to expiry
+	byKID           map[string]int       // kid to the number of tokens
 }
 
 func unbase64(text string) []byte {
@@ -86,27 +86,27 @@ func kidOf(raw string) string {
 	return header.Kid
 }
 
-// judge asks everyone about a good token.
-func (r *rotation) judge(ctx context.Context, t *testing.T, raw string) {
+// checkGood verifies a good token in all three ways.
+func (r *rotation) checkGood(ctx context.Context, t *testing.T, raw string) {
 	kid := kidOf(raw)
 	_, byServer := r.client.Verify(ctx, &watchwordv1.VerifyRequest{AccessToken: raw})
 	_, byBundle := r.verifier.Verify(ctx, raw)
-	byCache := r.cache.judge(raw)
+	byCache := r.cache.verify(raw)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.withdrawn == kid || ctx.Err() != nil { // withdrawn while we asked
+	if r.withdrawn == kid || ctx.Err() != nil { // the key may have been withdrawn during the checks
 		return
 	}
-	r.judged.Add(1)
-	for who, err := range map[string]error{"the server": byServer, "a bundle": byBundle, "a cache": byCache} {
+	r.checked.Add(1)
+	for verifier, err := range map[string]error{"the server": byServer, "the bundle's verifier": byBundle, "the JWKS cache": byCache} {
 		if err != nil {
-			t.Errorf("%s refused a good token of %s: %v", who, kid, err)
+			t.Errorf("%s refused a good token of key %s: %v", verifier, kid, err)
 		}
 	}
 }
 
-// work refreshes without end, and has each token judged when it is new and when
-// it is older.
+// work refreshes until ctx ends. work checks each access token twice: at once, and 100
+// refreshes later.
 func (r *rotation) work(ctx context.Context, t *testing.T, pair *watchwordv1.TokenPair) {
 	var older []string
 	for {
@@ -118,29 +118,29 @@ func (r *rotation) work(ctx context.Context, t *testing.T, pair *watchwordv1.Tok
 			t.Error(err)
 			return
 		}
-		pair = tokens(resp.GetTokens())
+		pair = noteTokens(resp.GetTokens())
 		raw := pair.GetAccessToken()
 		r.mu.Lock()
 		r.byKID[kidOf(raw)]++
 		r.alive[raw] = time.Now().Add(pair.GetExpiresIn().AsDuration())
 		r.mu.Unlock()
 		r.minted.Add(1)
-		r.judge(ctx, t, raw)
+		r.checkGood(ctx, t, raw)
 		if older = append(older, raw); len(older) > 100 {
-			r.judge(ctx, t, older[0])
+			r.checkGood(ctx, t, older[0])
 			older = older[1:]
 		}
 	}
 }
 
-// Keys are rotated every second by three callers at once, then the algorithm is
-// changed, then a key is withdrawn, all under load: not one good token is refused
-// by anyone, and not one withdrawn token passes.
+// TestRotationUnderLoad rotates keys every second by three callers at once, then changes the
+// algorithm, and then withdraws a key, all under load. No verifier may refuse a good token,
+// and no token of the withdrawn key may pass.
 func TestRotationUnderLoad(t *testing.T) {
 	s := serve(t, t.TempDir(), "--jwks-max-age", "1s")
 	c := dial(t, s.grpcAddr)
 	admin := c.login(t, "admin", s.admin)
-	verifier, err := authn.NewVerifier(soon(t), c.conn, authn.WithAudience("internal"))
+	verifier, err := authn.NewVerifier(callCtx(t), c.conn, authn.WithAudience("internal"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +163,7 @@ func TestRotationUnderLoad(t *testing.T) {
 		var callers sync.WaitGroup
 		for range 3 {
 			callers.Go(func() {
-				if _, err := keys.RotateKey(bearer(soon(t), admin), &watchwordv1.RotateKeyRequest{Algorithm: alg}); err != nil {
+				if _, err := keys.RotateKey(bearer(callCtx(t), admin), &watchwordv1.RotateKeyRequest{Algorithm: alg}); err != nil {
 					t.Errorf("rotate to %q: %v", alg, err)
 				}
 			})
@@ -176,7 +176,7 @@ func TestRotationUnderLoad(t *testing.T) {
 	}
 	rotateByThree("ES256")
 	signing := func() (kid, alg string) {
-		list, err := keys.ListKeys(bearer(soon(t), admin), &watchwordv1.ListKeysRequest{})
+		list, err := keys.ListKeys(bearer(callCtx(t), admin), &watchwordv1.ListKeysRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -185,16 +185,16 @@ func TestRotationUnderLoad(t *testing.T) {
 				return k.GetKid(), k.GetAlgorithm()
 			}
 		}
-		t.Fatal("no key signs")
+		t.Fatal("ListKeys lists no signing key")
 		return "", ""
 	}
-	eventually(t, runTimeout, "ES256 signs", func() error {
+	eventually(t, runTimeout, "signing with ES256", func() error {
 		if _, alg := signing(); alg != "ES256" {
-			return fmt.Errorf("%s signs", alg)
+			return fmt.Errorf("the signing key is for %s", alg)
 		}
 		return nil
 	})
-	for range 3 { // so that every cache knows the next key
+	for range 3 { // until every cache has the next key
 		<-second.C
 	}
 
@@ -202,9 +202,9 @@ func TestRotationUnderLoad(t *testing.T) {
 	r.mu.Lock()
 	r.withdrawn = leaked
 	r.mu.Unlock()
-	after, err := keys.RevokeKey(bearer(soon(t), admin), &watchwordv1.RevokeKeyRequest{Kid: leaked})
+	after, err := keys.RevokeKey(bearer(callCtx(t), admin), &watchwordv1.RevokeKeyRequest{Kid: leaked})
 	if err != nil || after.GetKey().GetKid() == leaked {
-		t.Fatalf("withdrawing %s: %v, %v", leaked, after, err)
+		t.Fatalf("RevokeKey of %s returned %v, error %v; want another signing key", leaked, after, err)
 	}
 	acknowledged := time.Now()
 	r.mu.Lock()
@@ -215,29 +215,29 @@ func TestRotationUnderLoad(t *testing.T) {
 		}
 	}
 	r.mu.Unlock()
-	_, err = c.Verify(soon(t), &watchwordv1.VerifyRequest{AccessToken: dead[0]})
-	wantRefusal(t, "a token of the withdrawn key, by the server", err, "TOKEN_INVALID")
-	eventually(t, propagation, "the bundle has arrived", func() error {
+	_, err = c.Verify(callCtx(t), &watchwordv1.VerifyRequest{AccessToken: dead[0]})
+	wantRefusal(t, "verify of a withdrawn key's token by the server", err, "TOKEN_INVALID")
+	eventually(t, propagation, "refusing a withdrawn key's token by the bundle", func() error {
 		_, err := verifier.Verify(t.Context(), dead[0])
-		return notRefused(err, "TOKEN_INVALID")
+		return checkRefusal(err, "TOKEN_INVALID")
 	})
 	arrived := time.Since(acknowledged)
 	for _, raw := range dead {
 		_, err := verifier.Verify(t.Context(), raw)
-		wantRefusal(t, "a token of the withdrawn key, by a bundle", err, "TOKEN_INVALID")
+		wantRefusal(t, "verify of a withdrawn key's token by the bundle", err, "TOKEN_INVALID")
 	}
 	<-second.C
 	stop()
 	workers.Wait()
 	if len(dead) == 0 || r.byKID[after.GetKey().GetKid()] == 0 || len(r.byKID) < 4 {
-		t.Errorf("%d tokens of the withdrawn key; tokens by key: %v", len(dead), r.byKID)
+		t.Errorf("want tokens of the withdrawn key, of the next key and of four keys in all; got %d tokens of the withdrawn key, and by key: %v", len(dead), r.byKID)
 	}
-	t.Logf("%d tokens of %d keys, judged %d times by three; %d withdrawn ones refused by the server at once and by a bundle within %v",
-		r.minted.Load(), len(r.byKID), 3*r.judged.Load(), len(dead), arrived)
+	t.Logf("%d tokens of %d keys, %d checks; %d tokens of the withdrawn key, refused by the server at once and by the bundle within %v",
+		r.minted.Load(), len(r.byKID), 3*r.checked.Load(), len(dead), arrived)
 }
 
-// The master key is replaced beneath a running server: nobody notices, and the
-// old one is of no use any more.
+// TestMasterKeyRotation replaces the master key while a server runs. Clients must not see a
+// failure, and the old master key must not open the database afterwards.
 func TestMasterKeyRotation(t *testing.T) {
 	s := serve(t, t.TempDir(), "--jwks-max-age", "0s")
 	c := dial(t, s.grpcAddr)
@@ -251,37 +251,37 @@ func TestMasterKeyRotation(t *testing.T) {
 		}
 		for l := range strings.Lines(string(text)) {
 			if !strings.HasPrefix(l, "#") {
-				lines = append(lines, secret(strings.TrimSpace(l)))
+				lines = append(lines, noteSecret(strings.TrimSpace(l)))
 			}
 		}
 		return lines
 	}
 	old := read()[0]
 	reseal := func(flags ...string) string {
-		return want(t, 0, cli(t, s.dir, "", append([]string{"key", "reseal", "--datastore-uri", database(s.dir)}, flags...)...))
+		return wantExit(t, 0, cli(t, s.dir, "", append([]string{"key", "reseal", "--datastore-uri", database(s.dir)}, flags...)...))
 	}
 	rotate := func() {
 		t.Helper()
-		if _, err := keys.RotateKey(bearer(soon(t), admin), &watchwordv1.RotateKeyRequest{}); err != nil {
+		if _, err := keys.RotateKey(bearer(callCtx(t), admin), &watchwordv1.RotateKeyRequest{}); err != nil {
 			t.Fatal(err)
 		}
 		admin = c.refresh(t, admin)
-		if _, err := c.verify(soon(t), admin); err != nil {
+		if _, err := c.verify(callCtx(t), admin); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if out := reseal(); !strings.HasPrefix(out, "0 keys") {
-		t.Errorf("nothing was to be done: %s", out)
+		t.Errorf("key reseal printed %s, want 0 keys", out)
 	}
 	rotate()
 	if out := reseal("--new-master-key"); !strings.HasPrefix(out, "4 keys") { // three signing keys and a MAC key
-		t.Errorf("resealed: %s", out)
+		t.Errorf("key reseal --new-master-key printed %s, want 4 keys", out)
 	}
 	lines := read()
 	if len(lines) != 2 || lines[1] != old || lines[0] == old {
-		t.Fatalf("%d keys in the file", len(lines))
+		t.Fatalf("the master key file has %d keys, want a new key before the old key", len(lines))
 	}
-	rotate() // with a server that has not been told
+	rotate() // the running server must read the new master key by itself
 	if out := reseal(); !strings.HasPrefix(out, "0 keys") {
 		t.Errorf("the running server sealed under the old key: %s", out)
 	}
@@ -301,12 +301,13 @@ func TestMasterKeyRotation(t *testing.T) {
 	}
 	refusesToStart(t, s.dir, withOld, "--master-key-file", withOld)
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the master key file: %v, %v", info, err)
+		t.Errorf("the master key file has %v, error %v; want mode 0600", info, err)
 	}
 }
 
-// The database without the master key gives away no session and no token, also
-// to who was quick and took its write-ahead log along.
+// TestCopiedDatabase copies the database and the write-ahead log of a running server. Without
+// the master key, the copy must not reveal a password or a token, and must not accept
+// forged tokens.
 func TestCopiedDatabase(t *testing.T) {
 	s := serve(t, t.TempDir())
 	c := dial(t, s.grpcAddr)
@@ -330,11 +331,11 @@ func TestCopiedDatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 		if len(data) == 0 {
-			t.Errorf("%s is empty", name)
+			t.Errorf("the file %s is empty", name)
 		}
 		for what, text := range hidden {
 			if strings.Contains(string(data), text) {
-				t.Errorf("%s holds %s", name, what)
+				t.Errorf("the file %s contains %s", name, what)
 			}
 		}
 		if err := os.WriteFile(filepath.Join(stolen, name), data, 0o600); err != nil {
@@ -342,17 +343,17 @@ func TestCopiedDatabase(t *testing.T) {
 		}
 	}
 	refusesToStart(t, stolen, filepath.Join(stolen, "watchword.db.master-key"))
-	thief := serve(t, t.TempDir(), "--issuer", "http://"+s.httpAddr) // with keys of his own
+	thief := serve(t, t.TempDir(), "--issuer", "http://"+s.httpAddr) // the same issuer, with other keys
 	forged := dial(t, thief.grpcAddr).login(t, "admin", thief.admin)
-	_, err := c.tryRefresh(soon(t), forged)
-	wantRefusal(t, "a stranger's refresh token", err, "REFRESH_TOKEN_INVALID")
-	_, err = c.verify(soon(t), forged)
-	wantRefusal(t, "a stranger's access token", err, "TOKEN_INVALID")
+	_, err := c.tryRefresh(callCtx(t), forged)
+	wantRefusal(t, "refresh with another server's token", err, "REFRESH_TOKEN_INVALID")
+	_, err = c.verify(callCtx(t), forged)
+	wantRefusal(t, "verify of another server's token", err, "TOKEN_INVALID")
 	thief.stop(t)
 	own := filepath.Join(thief.dir, "watchword.db.master-key")
 	refusesToStart(t, stolen, own, "--master-key-file", own)
 
-	// The copy is good beside its key: nothing was missing from it but that.
+	// With the master key, the copy works: so only the missing key made the start fail.
 	ours := filepath.Join(s.dir, "watchword.db.master-key")
 	dial(t, serve(t, stolen, "--master-key-file", ours).grpcAddr).refresh(t, alice)
 }

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// roundsEnv names the variable with a number of rounds for a longer run.
+// roundsEnv names a variable with a number of rounds, for a longer run.
 const roundsEnv = "WATCHWORD_FAULT_ROUNDS"
 
 func faultRounds(t *testing.T, ordinary int) int {
@@ -27,37 +27,37 @@ func faultRounds(t *testing.T, ordinary int) int {
 	return ordinary
 }
 
-// Three replicas over a primary with a synchronous standby, and clients who go on
-// while replicas are killed, connections are cut, and the primary is killed and
-// the standby promoted. Every session's history is linearizable, nothing that was
-// acknowledged is lost, and with a grace nobody is logged out who did not ask.
+// TestReplicasUnderFaults runs three replicas over a primary with a synchronous standby.
+// Clients keep calling while the test kills replicas, cuts connections, kills the primary
+// and promotes the standby. Every session's history must be linearizable, and no
+// acknowledged change may be lost. With a grace, no session may end without a logout.
 func TestReplicasUnderFaults(t *testing.T) {
-	t.Run("with a grace", func(t *testing.T) { faults(t, rules{grace: true}, "24h", 80, faultRounds(t, 2)) })
-	t.Run("without a grace", func(t *testing.T) { faults(t, rules{}, "0s", 40, faultRounds(t, 1)) })
+	t.Run("with a grace", func(t *testing.T) { runUnderFaults(t, rules{grace: true}, "24h", 80, faultRounds(t, 2)) })
+	t.Run("without a grace", func(t *testing.T) { runUnderFaults(t, rules{}, "0s", 40, faultRounds(t, 1)) })
 }
 
-func faults(t *testing.T, r rules, grace string, spacing int64, rounds int) {
+func runUnderFaults(t *testing.T, r rules, grace string, spacing int64, rounds int) {
 	const persons, workers = 6, 2
 	in := install(t, "--access-ttl", "1h", "--refresh-grace", grace)
 	in.follow(true)
 	for range 3 {
 		in.replicate(t)
 	}
-	p := gather(t, in, r, persons)
+	p := newPeople(t, in, r, persons)
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	defer p.stop.Store(true)
 	for _, person := range p.all {
 		for range workers {
-			tasks.Go(person.live)
+			tasks.Go(person.makeCalls)
 		}
 	}
-	tasks.Go(p.all[0].watchAll)
+	tasks.Go(p.all[0].verifySessions)
 	f := &saboteur{people: p, in: in, spacing: spacing}
 	for range rounds {
 		f.round()
 	}
-	f.progress(f.spacing)
+	f.awaitAnswers(f.spacing)
 	p.stop.Store(true)
 	tasks.Wait()
 	t.Logf("%d calls, %d answers in %v", p.rec.calls.Load(), p.rec.acked.Load(), time.Since(p.rec.began).Round(time.Millisecond))
@@ -65,12 +65,13 @@ func faults(t *testing.T, r rules, grace string, spacing int64, rounds int) {
 		t.Error(err)
 	}
 	began := time.Now()
-	checked := r.check(t, p.rec)
+	checked := r.checkSessions(t, p.rec)
 	checkRights(t, p.rec)
-	t.Logf("%d sessions with %d calls, and %d guests, judged in %v", checked, len(p.rec.events), len(p.guests), time.Since(began).Round(time.Millisecond))
+	t.Logf("judged %d sessions with %d calls in %v; checked %d guests", checked, len(p.rec.events), time.Since(began).Round(time.Millisecond), len(p.guests))
 }
 
-func gather(t *testing.T, in *installation, r rules, persons int) *people {
+// newPeople makes the users, and a client for each user and replica.
+func newPeople(t *testing.T, in *installation, r rules, persons int) *people {
 	t.Helper()
 	p := &people{t: t, rules: r, rec: newRecorder(), guests: map[string]bool{}}
 	door := in.replicas[0].dial(t)
@@ -86,18 +87,18 @@ func gather(t *testing.T, in *installation, r rules, persons int) *people {
 	return p
 }
 
-// saboteur does harm, and lets clients get on in between.
+// saboteur causes faults, and waits for clients' answers between two faults.
 type saboteur struct {
 	*people
 	in      *installation
-	spacing int64 // how many answers clients get between two faults
+	spacing int64 // the number of answers between two faults
 }
 
-// progress waits for so many more answers.
-func (f *saboteur) progress(answers int64) {
+// awaitAnswers waits for a number of answers from now on.
+func (f *saboteur) awaitAnswers(answers int64) {
 	f.t.Helper()
 	until := f.rec.acked.Load() + answers
-	eventually(f.t, runTimeout, fmt.Sprintf("%d more answers", answers), func() error {
+	eventually(f.t, runTimeout, fmt.Sprintf("waiting for %d answers", answers), func() error {
 		if n := f.rec.acked.Load(); n < until {
 			return fmt.Errorf("%d are missing", until-n)
 		}
@@ -105,28 +106,28 @@ func (f *saboteur) progress(answers int64) {
 	})
 }
 
-// round does each harm once, in any order.
+// round causes each fault once, in random order.
 func (f *saboteur) round() {
 	f.t.Helper()
-	harms := []struct {
+	faults := []struct {
 		name string
 		do   func()
 	}{
-		{"a replica is killed", f.killReplica},
-		{"another is killed", f.killReplica},
-		{"clients' connections are cut", f.cutClients},
-		{"some connections to the database are cut", func() { f.disturb(func() { f.in.slots[f.in.at].cutHalf() }) }},
-		{"all connections to the database are cut", func() { f.disturb(func() { f.in.slots[f.in.at].cut() }) }},
-		{"connections to the database break again and again", func() { f.disturb(f.breakAgain) }},
-		{"the primary is killed and the standby promoted", func() { f.disturb(f.failOver) }},
-		{"the same, the standby having lagged behind", func() { f.disturb(f.failOverBehind) }},
+		{"kill a replica", f.killReplica},
+		{"kill another replica", f.killReplica},
+		{"cut half of the clients' connections", f.cutClients},
+		{"cut half of the connections to the database", func() { f.disturb(func() { f.in.slots[f.in.at].cutHalf() }) }},
+		{"cut all connections to the database", func() { f.disturb(func() { f.in.slots[f.in.at].cut() }) }},
+		{"break connections to the database again and again", func() { f.disturb(f.breakAgain) }},
+		{"kill the primary and promote the standby", func() { f.disturb(f.failOver) }},
+		{"kill the primary while the standby lags, and promote the standby", func() { f.disturb(f.failOverBehind) }},
 	}
-	rand.Shuffle(len(harms), func(i, j int) { harms[i], harms[j] = harms[j], harms[i] })
-	for _, h := range harms {
-		f.progress(f.spacing)
+	rand.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
+	for _, fault := range faults {
+		f.awaitAnswers(f.spacing)
 		before, began := f.rec.acked.Load(), time.Now()
-		h.do()
-		f.t.Logf("%v: %s, in %v, with %d answers meanwhile", began.Sub(f.rec.began).Round(time.Millisecond), h.name,
+		fault.do()
+		f.t.Logf("%v: %s: took %v, with %d answers", began.Sub(f.rec.began).Round(time.Millisecond), fault.name,
 			time.Since(began).Round(time.Millisecond), f.rec.acked.Load()-before)
 	}
 }
@@ -143,57 +144,59 @@ func (f *saboteur) cutClients() {
 	}
 }
 
-// disturb notes that the way to the database was disturbed, until answers come
-// again.
-func (f *saboteur) disturb(harm func()) {
+// disturb causes a fault of the connections to the database, and waits for answers. disturb
+// records the time in between as a window.
+func (f *saboteur) disturb(fault func()) {
 	from := f.rec.now()
-	harm()
-	f.progress(f.spacing / 3)
+	fault()
+	f.awaitAnswers(f.spacing / 3)
 	f.rec.mu.Lock()
 	f.rec.broken = append(f.rec.broken, window{from, f.rec.now()})
 	f.rec.mu.Unlock()
 }
 
-// breakAgain lets every connection to the database break anywhere, so also between
-// a commit and its answer.
+// breakAgain breaks every connection to the database after a random number of bytes, so
+// also between a commit and the answer.
 func (f *saboteur) breakAgain() {
 	const most = 20_000 // bytes: some dozen transactions
 	door := f.in.slots[f.in.at]
-	door.set(weather{breaks: most})
+	door.set(lineFaults{breaks: most})
 	door.cut()
-	f.progress(f.spacing)
-	door.set(weather{})
+	f.awaitAnswers(f.spacing)
+	door.set(lineFaults{})
 	door.cut()
 }
 
 func (f *saboteur) failOver() {
-	f.changing.Store(true)
-	f.progress(f.spacing / 5)
+	f.preferChanges.Store(true)
+	f.awaitAnswers(f.spacing / 5)
 	f.in.primary.Kill()
-	f.changing.Store(false)
+	f.preferChanges.Store(false)
 	f.in.promote()
 	f.in.follow(true)
 }
 
-// behind is for how long commits wait for the standby before the primary is
-// killed: for less than a server gives any commit, or it would ask the primary to
-// wait no longer, and others would see what no standby has.
-const behind = 150 * time.Millisecond
+// standbyPause is the time for which commits wait for the frozen standby before the kill of
+// the primary. standbyPause must be shorter than a server's deadline for a commit: after
+// the deadline, a server cancels the wait for the standby, and other transactions see a
+// commit that no standby has.
+const standbyPause = 150 * time.Millisecond
 
-// failOverBehind makes sure that the primary has what the standby has not.
+// failOverBehind freezes the standby before the kill, so the primary has commits that the
+// standby lacks.
 func (f *saboteur) failOverBehind() {
-	f.changing.Store(true)
-	f.progress(f.spacing / 5)
+	f.preferChanges.Store(true)
+	f.awaitAnswers(f.spacing / 5)
 	f.in.standby.Pause()
-	<-time.After(behind)
+	<-time.After(standbyPause)
 	f.in.primary.Kill()
-	f.changing.Store(false)
+	f.preferChanges.Store(false)
 	f.in.standby.Resume()
 	f.in.promote()
 	f.in.follow(true)
 }
 
-// rolesOf reads the roles in an access token.
+// rolesOf returns the roles in an access token.
 func rolesOf(accessToken string) string {
 	parts := strings.Split(accessToken, ".")
 	var claims struct{ Roles []string }

@@ -13,8 +13,9 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// Ten replicas start at once on a database without a user: one of them prints a
-// password, which works at each, and what one has signed the others take.
+// TestTenReplicasStartAtOnce starts ten replicas at once on a database without users. A
+// single replica must print a password, and the password must work at each. Each replica
+// must accept the tokens of the others.
 func TestTenReplicasStartAtOnce(t *testing.T) {
 	in := install(t)
 	var servers []*server
@@ -25,7 +26,7 @@ func TestTenReplicasStartAtOnce(t *testing.T) {
 	for _, s := range servers {
 		s.await(t)
 		if s.admin != "" && password != "" {
-			t.Error("two passwords were printed")
+			t.Error("a second replica printed a password")
 		}
 		password += s.admin
 	}
@@ -36,15 +37,15 @@ func TestTenReplicasStartAtOnce(t *testing.T) {
 	for i, s := range servers {
 		c := dial(t, s.grpcAddr)
 		for _, pair := range pairs {
-			if _, err := c.verify(soon(t), pair); err != nil {
-				t.Fatalf("another's token at %d: %v", i, err)
+			if _, err := c.verify(callCtx(t), pair); err != nil {
+				t.Fatalf("replica %d refused another replica's token: %v", i, err)
 			}
 		}
 		c.refresh(t, pairs[(i+1)%len(pairs)])
 	}
-	users, err := dial(t, servers[0].grpcAddr).ListUsers(bearer(soon(t), pairs[0]), &watchwordv1.ListUsersRequest{})
+	users, err := dial(t, servers[0].grpcAddr).ListUsers(bearer(callCtx(t), pairs[0]), &watchwordv1.ListUsersRequest{})
 	if err != nil || len(users.GetUsers()) != 1 {
-		t.Errorf("there are %v, %v", users, err)
+		t.Errorf("ListUsers returned %v, error %v; want the admin alone", users, err)
 	}
 }
 
@@ -63,9 +64,9 @@ func (in *installation) asSuperuser(statements ...string) {
 	}
 }
 
-// replicateBlind adds a replica that works under a role of its own, from which
-// the events can be hidden: then it lags for as long as one likes, and its way to
-// the database is fine.
+// replicateBlind adds a replica with a PostgreSQL role of its own, "blind". A test may
+// revoke the role's right to read events: then the replica lags, with a working connection
+// to the database.
 func (in *installation) replicateBlind(t *testing.T) *replica {
 	t.Helper()
 	password := strings.TrimPrefix(newPassword(), "e2e-")
@@ -75,8 +76,9 @@ func (in *installation) replicateBlind(t *testing.T) *replica {
 	return in.replicateOver(t, "postgres://blind:"+password+"@"+place)
 }
 
-// Who was demoted, logged out or disabled at one replica can change nothing
-// through another that does not know it yet, and goes on to take their tokens.
+// TestDemotedAdminAtALaggingReplica demotes, logs out and disables admins at a replica.
+// Another replica does not know yet, and still verifies the admins' tokens. But an admin
+// must not change anything there.
 func TestDemotedAdminAtALaggingReplica(t *testing.T) {
 	in := install(t, "--access-ttl", "1h")
 	a := in.replicate(t).dial(t)
@@ -88,7 +90,7 @@ func TestDemotedAdminAtALaggingReplica(t *testing.T) {
 		password := newPassword()
 		u := a.create(t, admin, name, password, "admin")
 		pair := a.login(t, name, password)
-		if _, err := b.verify(soon(t), pair); err != nil {
+		if _, err := b.verify(callCtx(t), pair); err != nil {
 			t.Fatal(err)
 		}
 		ended[reason+" "+u.GetId()] = pair
@@ -97,47 +99,47 @@ func TestDemotedAdminAtALaggingReplica(t *testing.T) {
 	for key, pair := range ended {
 		reason, id, _ := strings.Cut(key, " ")
 		var err error
-		switch user, _ := a.verify(soon(t), pair); user.GetUsername() {
+		switch user, _ := a.verify(callCtx(t), pair); user.GetUsername() {
 		case "demoted":
-			_, err = a.UpdateUser(bearer(soon(t), admin), &watchwordv1.UpdateUserRequest{
+			_, err = a.UpdateUser(bearer(callCtx(t), admin), &watchwordv1.UpdateUserRequest{
 				User: &watchwordv1.User{Id: id}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"roles"}}})
 		case "logged-out":
-			err = a.logout(soon(t), pair)
+			err = a.logout(callCtx(t), pair)
 		case "disabled":
-			_, err = a.UpdateUser(bearer(soon(t), admin), &watchwordv1.UpdateUserRequest{
+			_, err = a.UpdateUser(bearer(callCtx(t), admin), &watchwordv1.UpdateUserRequest{
 				User: &watchwordv1.User{Id: id, Disabled: true}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"disabled"}}})
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		before := in.everything(t, a, admin)
-		if _, err := b.verify(soon(t), pair); err != nil {
-			t.Fatalf("the other replica knows already: %v", err)
+		if _, err := b.verify(callCtx(t), pair); err != nil {
+			t.Fatalf("the lagging replica knows already: %v", err)
 		}
-		for what, err := range changes(t, b, pair, victim.GetId(), admin.GetSessionId()) {
-			wantRefusal(t, what+" by one who is "+reason, err, reason)
+		for what, err := range tryChanges(t, b, pair, victim.GetId(), admin.GetSessionId()) {
+			wantRefusal(t, what+" with a token that must be refused with "+reason, err, reason)
 		}
 		if after := in.everything(t, a, admin); !slices.Equal(before, after) {
-			t.Errorf("something has changed:\n%v\n%v", before, after)
+			t.Errorf("a refused call has changed data; before:\n%v\nafter:\n%v", before, after)
 		}
 	}
 	in.asSuperuser("GRANT SELECT ON events TO blind")
 	for key, pair := range ended {
 		reason, _, _ := strings.Cut(key, " ")
-		eventually(t, propagation, "the other replica knows", func() error {
-			_, err := b.verify(soon(t), pair)
-			return notRefused(err, reason)
+		eventually(t, propagation, "refusing at the other replica", func() error {
+			_, err := b.verify(callCtx(t), pair)
+			return checkRefusal(err, reason)
 		})
 	}
 }
 
-// changes tries all that an admin may change.
-func changes(t *testing.T, c *client, by *watchwordv1.TokenPair, userID, sessionID string) map[string]error {
+// tryChanges calls every method that changes data for an admin, and returns the errors.
+func tryChanges(t *testing.T, c *client, by *watchwordv1.TokenPair, userID, sessionID string) map[string]error {
 	t.Helper()
-	ctx, keys := bearer(soon(t), by), watchwordv1.NewKeyServiceClient(c.conn)
+	ctx, keys := bearer(callCtx(t), by), watchwordv1.NewKeyServiceClient(c.conn)
 	list, err := keys.ListKeys(ctx, &watchwordv1.ListKeysRequest{})
 	if err != nil || len(list.GetKeys()) == 0 {
-		t.Fatalf("keys: %v, %v", list, err)
+		t.Fatalf("ListKeys returned %v, error %v; want keys", list, err)
 	}
 	tried := map[string]error{}
 	_, tried["create"] = c.CreateUser(ctx, &watchwordv1.CreateUserRequest{Username: "mine", Password: newPassword(), Roles: []string{"admin"}})
@@ -152,10 +154,10 @@ func changes(t *testing.T, c *client, by *watchwordv1.TokenPair, userID, session
 	return tried
 }
 
-// everything is what an admin could have changed, as the database has it.
+// everything returns all users, sessions and keys in the database, as text.
 func (in *installation) everything(t *testing.T, c *client, admin *watchwordv1.TokenPair) (all []string) {
 	t.Helper()
-	ctx := bearer(soon(t), admin)
+	ctx := bearer(callCtx(t), admin)
 	users, err := c.ListUsers(ctx, &watchwordv1.ListUsersRequest{})
 	if err != nil {
 		t.Fatal(err)

@@ -22,7 +22,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// stopBound is how long a stop may take when nothing is in flight.
+// stopBound bounds the time of a stop without calls in flight.
 const stopBound = time.Second
 
 func TestStopsCleanly(t *testing.T) {
@@ -31,13 +31,14 @@ func TestStopsCleanly(t *testing.T) {
 	t.Run("with calls in flight", stopsWithCallsInFlight)
 }
 
-// idleStream is a stream that has answered and now says nothing.
+// idleStream is a stream that has sent the first answers and is silent now.
 type idleStream struct {
 	name string
 	recv func() error
 }
 
-// stopsWithIdleStreams must take less than a second, however many watch.
+// stopsWithIdleStreams stops a server with many open streams. The stop must take less than
+// stopBound.
 func stopsWithIdleStreams(t *testing.T) {
 	const conns, watchers = 10, 100
 	s := serve(t, t.TempDir())
@@ -49,8 +50,8 @@ func stopsWithIdleStreams(t *testing.T) {
 		}
 	}
 	streams = append(streams, watchHealth(t, dial(t, s.grpcAddr).conn), reflect(t, dial(t, s.grpcAddr).conn))
-	if body := get(t, "http://"+s.httpAddr+"/readyz"); body != "ok\n" { // its connection stays open as well
-		t.Errorf("/readyz says %q", body)
+	if body := get(t, "http://"+s.httpAddr+"/readyz"); body != "ok\n" { // leaves an open HTTP connection
+		t.Errorf("/readyz returned %q, want ok", body)
 	}
 
 	ends := make(chan error, len(streams))
@@ -69,7 +70,8 @@ func stopsWithIdleStreams(t *testing.T) {
 	}
 }
 
-// end reads a stream to its end, which must be UNAVAILABLE.
+// end reads until the stream ends, and returns an error unless the stream ends with
+// UNAVAILABLE.
 func (s idleStream) end() error {
 	for {
 		if err := s.recv(); status.Code(err) == codes.Unavailable {
@@ -80,10 +82,10 @@ func (s idleStream) end() error {
 	}
 }
 
-// watchBundle returns when the snapshot has arrived, and the heartbeat behind it.
+// watchBundle opens a stream, and returns after the snapshot and the first heartbeat.
 func watchBundle(t *testing.T, c *client) idleStream {
 	t.Helper()
-	stream, err := c.WatchBundle(soon(t), &watchwordv1.WatchBundleRequest{})
+	stream, err := c.WatchBundle(callCtx(t), &watchwordv1.WatchBundleRequest{})
 	for beat := false; err == nil && !beat; {
 		var message *watchwordv1.WatchBundleResponse
 		message, err = stream.Recv()
@@ -97,19 +99,19 @@ func watchBundle(t *testing.T, c *client) idleStream {
 
 func watchHealth(t *testing.T, conn *grpc.ClientConn) idleStream {
 	t.Helper()
-	stream, err := healthv1.NewHealthClient(conn).Watch(soon(t), &healthv1.HealthCheckRequest{})
+	stream, err := healthv1.NewHealthClient(conn).Watch(callCtx(t), &healthv1.HealthCheckRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if resp, err := stream.Recv(); err != nil || resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
-		t.Fatalf("health: %v, %v", resp, err)
+		t.Fatalf("health: got %v, error %v; want SERVING", resp, err)
 	}
 	return idleStream{"health", func() error { _, err := stream.Recv(); return err }}
 }
 
 func reflect(t *testing.T, conn *grpc.ClientConn) idleStream {
 	t.Helper()
-	stream, err := reflectionv1.NewServerReflectionClient(conn).ServerReflectionInfo(soon(t))
+	stream, err := reflectionv1.NewServerReflectionClient(conn).ServerReflectionInfo(callCtx(t))
 	if err == nil {
 		err = stream.Send(&reflectionv1.ServerReflectionRequest{
 			MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{},
@@ -119,13 +121,13 @@ func reflect(t *testing.T, conn *grpc.ClientConn) idleStream {
 		t.Fatal(err)
 	}
 	if resp, err := stream.Recv(); err != nil || len(resp.GetListServicesResponse().GetService()) == 0 {
-		t.Fatalf("reflection: %v, %v", resp, err)
+		t.Fatalf("reflection: got %v, error %v; want a list of services", resp, err)
 	}
 	return idleStream{"reflection", func() error { _, err := stream.Recv(); return err }}
 }
 
-// stopsWithSilentConnections opens connections as a load balancer does that
-// looks whether a port answers, or keeps some in stock: nothing is in flight.
+// stopsWithSilentConnections opens a connection and sends no bytes, as a load balancer does
+// for a check of the port or for a pool of connections.
 func stopsWithSilentConnections(t *testing.T) {
 	for _, address := range []struct {
 		name string
@@ -150,16 +152,16 @@ func stopsWithSilentConnections(t *testing.T) {
 	}
 }
 
-// stopsWithCallsInFlight sends SIGTERM while passwords are being hashed: every
-// call that has begun must be answered.
+// stopsWithCallsInFlight sends SIGTERM during logins. The server must answer every login
+// that has begun.
 func stopsWithCallsInFlight(t *testing.T) {
-	const logins = 8 // more than are hashed at a time, so some are under way for long
+	const logins = 8 // more than the server hashes at a time, so some logins wait in the queue
 	for range 5 {
 		s := serve(t, t.TempDir())
 		clients := make([]*client, logins)
 		for i := range clients {
 			clients[i] = dial(t, s.grpcAddr)
-			if _, err := clients[i].GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{}); err != nil { // connects
+			if _, err := clients[i].GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{}); err != nil { // opens the connection
 				t.Fatal(err)
 			}
 		}
@@ -168,26 +170,26 @@ func stopsWithCallsInFlight(t *testing.T) {
 			go func() { answers <- c.tryLogin(t.Context(), "admin", s.admin) }()
 		}
 		var handled int
-		eventually(t, runTimeout, "logins begin", func() error {
+		eventually(t, runTimeout, "beginning all logins", func() error {
 			var started int
 			if started, handled = countLogins(t.Context(), s.httpAddr); started < logins {
-				return errors.New("not all have begun")
+				return errors.New("some logins have not begun")
 			}
 			return nil
 		})
 		took := s.stop(t)
 		for range logins {
-			wantOK(t, "a login that had begun", <-answers)
+			wantOK(t, "a login that began before SIGTERM", <-answers)
 		}
 		if handled < logins {
 			t.Logf("stopped in %v with %d logins in flight", took, logins-handled)
 			return
 		}
 	}
-	t.Error("the logins were always done before SIGTERM was sent")
+	t.Error("in five rounds, all logins ended before SIGTERM")
 }
 
-// countLogins reads from the metrics how many logins have begun and ended.
+// countLogins returns the numbers of begun and of ended logins, from the metrics.
 func countLogins(ctx context.Context, httpAddr string) (started, handled int) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+httpAddr+"/metrics", nil)
 	if err != nil {
@@ -218,13 +220,13 @@ func countLogins(ctx context.Context, httpAddr string) (started, handled int) {
 	return started, handled
 }
 
-// TestServerThatIsGone shows that the harness notices a bad end.
-func TestServerThatIsGone(t *testing.T) {
+// TestHealthcheckOfAKilledServer also checks that the harness sees a killed server's status.
+func TestHealthcheckOfAKilledServer(t *testing.T) {
 	s := serve(t, t.TempDir())
 	s.kill()
 	if code := s.cmd.ProcessState.ExitCode(); code == 0 {
 		t.Error("a killed server ended with status 0")
 	}
 	r := run(t, exec.Command(watchword(t), "healthcheck", "--plaintext", "--addr", s.grpcAddr))
-	want(t, 1, r)
+	wantExit(t, 1, r)
 }

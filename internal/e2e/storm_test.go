@@ -12,7 +12,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// desk is where an account's calls go: a server, and an admin's token.
+// desk holds a client of a server, and an admin's tokens.
 type desk struct {
 	*client
 	admin *watchwordv1.TokenPair
@@ -20,15 +20,15 @@ type desk struct {
 
 func (d desk) asAdmin(ctx context.Context) context.Context { return bearer(ctx, d.admin) }
 
-// held is what a client holds of a session.
+// held holds a session's tokens on the client's side.
 type held struct {
-	pair   *watchwordv1.TokenPair // the newest that it received
-	before *watchwordv1.TokenPair // the one before; nil: none
-	stale  bool                   // rights have changed since pair
+	pair   *watchwordv1.TokenPair // the newest received pair
+	before *watchwordv1.TokenPair // the pair before; nil before the first refresh
+	stale  bool                   // the user's roles have changed since pair
 }
 
-// refresh goes on with the newest token, or, as one does who got no answer,
-// with the one before it.
+// refresh refreshes with the newest token. With again, refresh presents the token before,
+// like a client without an answer.
 func (h *held) refresh(ctx context.Context, c *client, again bool) error {
 	with := h.pair
 	if again && h.before != nil {
@@ -45,26 +45,27 @@ func (h *held) refresh(ctx context.Context, c *client, again bool) error {
 	return nil
 }
 
-// ended asks whether a session has ended, by refreshing it.
+// ended refreshes a session, and reports whether the session has ended.
 func (h *held) ended(ctx context.Context, c *client) (bool, error) {
 	err := h.refresh(ctx, c, false)
 	if err == nil {
 		return false, nil
 	}
-	return true, notRefused(err, "SESSION_REVOKED")
+	return true, checkRefusal(err, "SESSION_REVOKED")
 }
 
-// checkLive goes on with a session that nobody has ended.
+// checkLive checks that a session without a logout works: the newest access token, a
+// refresh, and the roles in the new access token.
 func (h *held) checkLive(ctx context.Context, c *client, roles []string) error {
 	_, err := c.verify(ctx, h.pair)
 	if h.stale {
-		err = notRefused(err, "TOKEN_STALE")
+		err = checkRefusal(err, "TOKEN_STALE")
 	}
 	if err != nil {
-		return fmt.Errorf("access token from before the kill: %w", err)
+		return fmt.Errorf("verify of the access token from before the kill: %w", err)
 	}
 	if err := h.refresh(ctx, c, rand.IntN(3) == 0); err != nil {
-		return fmt.Errorf("cannot go on: %w", err)
+		return fmt.Errorf("refresh: %w", err)
 	}
 	principal, err := c.verify(ctx, h.pair)
 	if err == nil && !slices.Equal(principal.GetRoles(), roles) {
@@ -73,16 +74,16 @@ func (h *held) checkLive(ctx context.Context, c *client, roles []string) error {
 	return err
 }
 
-// checkEnded looks at a session whose end was acknowledged.
+// checkEnded checks that Refresh and Verify refuse a session after the acknowledged end.
 func (h *held) checkEnded(ctx context.Context, c *client) error {
 	_, refreshed := c.tryRefresh(ctx, h.pair)
 	_, verified := c.verify(ctx, h.pair)
-	return errors.Join(notRefused(refreshed, "SESSION_REVOKED"), notRefused(verified, "TOKEN_REVOKED"))
+	return errors.Join(checkRefusal(refreshed, "SESSION_REVOKED"), checkRefusal(verified, "TOKEN_REVOKED"))
 }
 
-// account is a user, all of whose calls are made one after the other. So when
-// the server is killed one of them at most is without an answer, and everything
-// else about the user is known.
+// account is a user with the expected state. A single goroutine makes all calls of an
+// account, one after another. So a kill of the server leaves at most one call without an
+// answer, and the rest of the state is known.
 type account struct {
 	id, name string
 	password string
@@ -92,27 +93,27 @@ type account struct {
 	ended    []*held
 	guests   []*guest
 
-	asked      int   // so many of ended have been looked at
-	reset      bool  // the password was changed since it was last used
-	names      int   // of guests and roles, given out so far
-	unanswered *call // when the server was killed
+	checked    int   // the first entries of ended, checked already
+	reset      bool  // the password has changed since the last check
+	names      int   // the number of used names for guests and roles
+	unanswered *call // without an answer because of the kill
 }
 
-// guest is a user made by an account's worker, to be made and deleted.
+// guest is a user that an account's calls create and delete.
 type guest struct {
 	name, id string
 	deleted  bool
-	asked    bool // since it was deleted
+	checked  bool // since the deletion
 }
 
-// call is something that an account does.
+// call is a call of an account to the server.
 type call struct {
 	kind string
 	make func(ctx context.Context, d desk) error
-	// then notes what an answered call has changed.
+	// then changes the account's expected state, after an answer.
 	then func()
-	// happened asks the next server whether an unanswered call was carried
-	// out; nil where nothing but the call's own answer depends on it.
+	// happened asks a new server if the old server carried out the call without an
+	// answer. happened is nil if no later check depends on the call, as for a login.
 	happened func(ctx context.Context, d desk) (bool, error)
 }
 
@@ -126,15 +127,15 @@ func (a *account) end(h *held) {
 	a.live = slices.DeleteFunc(a.live, func(l *held) bool { return l == h })
 }
 
-// fresh makes a name that was not used yet.
-func (a *account) fresh() string {
+// newName returns an unused name.
+func (a *account) newName() string {
 	a.names++
 	return fmt.Sprintf("%s-%d", a.name, a.names)
 }
 
-// calls are what an account chooses from. They are nil where there is nothing
-// to do. Passwords are hashed one at a time, about twenty in a second: so the
-// weights see to it that most accounts are not waiting for one.
+// calls lists an account's possible calls. choose returns nil if the call makes no sense
+// now. The server hashes passwords one at a time, about twenty a second, so calls with a
+// hash have low weights: otherwise most accounts would wait for a hash.
 var calls = []struct {
 	kind   string
 	weight int
@@ -154,7 +155,8 @@ var calls = []struct {
 	{"delete", 4, (*account).deleteGuest},
 }
 
-// next chooses a call at random, and every second time the preferred one, if any.
+// next returns a random call. If preferred is not empty, about half of the calls are of
+// that kind.
 func (a *account) next(preferred string) *call {
 	total := 0
 	for _, c := range calls {
@@ -175,7 +177,7 @@ func (a *account) next(preferred string) *call {
 	}
 }
 
-// session picks one that lives.
+// session returns a random live session, or nil.
 func (a *account) session() *held {
 	if len(a.live) == 0 {
 		return nil
@@ -194,7 +196,7 @@ func (a *account) refresh() *call {
 			newest := h.pair.GetRefreshToken()
 			err := h.refresh(ctx, d.client, again)
 			if err == nil && again != (newest == h.pair.GetRefreshToken()) {
-				return fmt.Errorf("again: %v, and the newest token stays: %v", again, !again)
+				return fmt.Errorf("refresh with the token before: %v, but the newest token stays the same: %v", again, !again)
 			}
 			return err
 		},
@@ -210,7 +212,7 @@ func (a *account) login() *call {
 	return &call{
 		make: func(ctx context.Context, d desk) error {
 			resp, err := d.Login(ctx, &watchwordv1.LoginRequest{Username: a.name, Password: a.password})
-			pair = tokens(resp.GetTokens())
+			pair = noteTokens(resp.GetTokens())
 			return err
 		},
 		then: func() { a.live = append(a.live, &held{pair: pair}) },
@@ -224,7 +226,7 @@ func (a *account) logout() *call {
 	}
 	return a.ending(h, func(ctx context.Context, d desk) error {
 		if h.before != nil && rand.IntN(4) == 0 {
-			return d.logout(ctx, h.before) // any authentic one will do
+			return d.logout(ctx, h.before) // Logout accepts a spent token of the session
 		}
 		return d.logout(ctx, h.pair)
 	})
@@ -245,6 +247,7 @@ func (a *account) revoke() *call {
 	})
 }
 
+// ending returns a call that ends the session h.
 func (a *account) ending(h *held, make func(context.Context, desk) error) *call {
 	return &call{
 		make: make, then: func() { a.end(h) },
@@ -275,7 +278,7 @@ func (a *account) setPassword() *call {
 			return err
 		},
 		then:     func() { a.endAll(); a.password, a.reset = next, true },
-		happened: func(ctx context.Context, d desk) (bool, error) { return a.opens(ctx, d, next) },
+		happened: func(ctx context.Context, d desk) (bool, error) { return a.passwordIs(ctx, d, next) },
 	}
 }
 
@@ -289,33 +292,33 @@ func (a *account) changePassword() *call {
 	return &call{
 		make: func(ctx context.Context, d desk) error {
 			resp, err := d.ChangePassword(bearer(ctx, h.pair), &watchwordv1.ChangePasswordRequest{CurrentPassword: a.password, NewPassword: next})
-			pair = tokens(resp.GetTokens())
+			pair = noteTokens(resp.GetTokens())
 			return err
 		},
 		then: func() {
 			a.endAll()
 			a.password, a.reset = next, true
-			if pair.GetRefreshToken() != "" { // else the answer was lost
+			if pair.GetRefreshToken() != "" { // empty if the call got no answer
 				a.live = append(a.live, &held{pair: pair})
 			}
 		},
-		happened: func(ctx context.Context, d desk) (bool, error) { return a.opens(ctx, d, next) },
+		happened: func(ctx context.Context, d desk) (bool, error) { return a.passwordIs(ctx, d, next) },
 	}
 }
 
-// opens reports whether a password is the account's.
-func (a *account) opens(ctx context.Context, d desk, password string) (bool, error) {
+// passwordIs reports whether the server accepts a password for the account.
+func (a *account) passwordIs(ctx context.Context, d desk, password string) (bool, error) {
 	err := d.tryLogin(ctx, a.name, password)
 	switch {
-	case err == nil && !a.disabled, a.disabled && notRefused(err, "USER_DISABLED") == nil:
+	case err == nil && !a.disabled, a.disabled && checkRefusal(err, "USER_DISABLED") == nil:
 		return true, nil
 	default:
-		return false, notRefused(err, "INVALID_CREDENTIALS")
+		return false, checkRefusal(err, "INVALID_CREDENTIALS")
 	}
 }
 
 func (a *account) changeRoles() *call {
-	roles := []string{a.fresh()}
+	roles := []string{a.newName()}
 	return a.update(&watchwordv1.User{Id: a.id, Roles: roles}, "roles",
 		func(u *watchwordv1.User) bool { return slices.Equal(u.GetRoles(), roles) },
 		func() {
@@ -358,7 +361,7 @@ func (a *account) update(u *watchwordv1.User, field string, is func(*watchwordv1
 }
 
 func (a *account) createGuest() *call {
-	g := &guest{name: "guest-of-" + a.fresh()}
+	g := &guest{name: "guest-of-" + a.newName()}
 	return &call{
 		make: func(ctx context.Context, d desk) error {
 			resp, err := d.CreateUser(d.asAdmin(ctx), &watchwordv1.CreateUserRequest{Username: g.name, Password: a.password})
@@ -366,7 +369,7 @@ func (a *account) createGuest() *call {
 			return err
 		},
 		then:     func() { a.guests = append(a.guests, g) },
-		happened: g.there,
+		happened: g.exists,
 	}
 }
 
@@ -385,29 +388,29 @@ func (a *account) deleteGuest() *call {
 		},
 		then: func() { g.deleted = true },
 		happened: func(ctx context.Context, d desk) (bool, error) {
-			there, err := g.there(ctx, d)
-			return !there, err
+			exists, err := g.exists(ctx, d)
+			return !exists, err
 		},
 	}
 }
 
-// there reports whether a guest exists, and notes the id.
-func (g *guest) there(ctx context.Context, d desk) (bool, error) {
+// exists reports whether the guest exists, and notes the guest's id.
+func (g *guest) exists(ctx context.Context, d desk) (bool, error) {
 	resp, err := d.GetUser(d.asAdmin(ctx), &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Username{Username: g.name}})
 	if err == nil {
 		g.id = resp.GetUser().GetId()
 		return true, nil
 	}
-	return false, notRefused(err, "USER_NOT_FOUND")
+	return false, checkRefusal(err, "USER_NOT_FOUND")
 }
 
-// check asks a new server for what was acknowledged: for all that has changed
-// since the last time, and for a sample of the rest, or for everything.
+// check compares the server's state with the account's expected state. check looks at all
+// changes since the last check and at a sample of the rest, or at everything.
 func (a *account) check(ctx context.Context, d desk, everything bool) error {
 	errs := []error{a.settle(ctx, d), a.checkRow(ctx, d)}
 	if a.reset || everything {
-		if opens, err := a.opens(ctx, d, a.password); !opens {
-			errs = append(errs, fmt.Errorf("the acknowledged password is refused: %w", err))
+		if accepted, err := a.passwordIs(ctx, d, a.password); !accepted {
+			errs = append(errs, fmt.Errorf("the server refuses the acknowledged password: %w", err))
 		}
 		a.reset = false
 	}
@@ -417,19 +420,19 @@ func (a *account) check(ctx context.Context, d desk, everything bool) error {
 		}
 	}
 	for i, h := range a.ended {
-		if i < a.asked && !everything && rand.IntN(10) > 0 {
+		if i < a.checked && !everything && rand.IntN(10) > 0 {
 			continue
 		}
 		if err := h.checkEnded(ctx, d.client); err != nil {
-			errs = append(errs, fmt.Errorf("session %s, which has ended: %w", h.pair.GetSessionId(), err))
+			errs = append(errs, fmt.Errorf("ended session %s: %w", h.pair.GetSessionId(), err))
 		}
 	}
-	a.asked = len(a.ended)
+	a.checked = len(a.ended)
 	errs = append(errs, a.checkGuests(ctx, d, everything))
 	return errors.Join(errs...)
 }
 
-// settle finds out what became of the call that had no answer.
+// settle asks the server if the call without an answer was carried out.
 func (a *account) settle(ctx context.Context, d desk) error {
 	c := a.unanswered
 	a.unanswered = nil
@@ -438,7 +441,7 @@ func (a *account) settle(ctx context.Context, d desk) error {
 	}
 	happened, err := c.happened(ctx, d)
 	if err != nil {
-		return fmt.Errorf("what became of %q: %w", c.kind, err)
+		return fmt.Errorf("finding out if the call %q was carried out: %w", c.kind, err)
 	}
 	if happened {
 		c.then()
@@ -449,20 +452,20 @@ func (a *account) settle(ctx context.Context, d desk) error {
 func (a *account) checkRow(ctx context.Context, d desk) error {
 	resp, err := d.GetUser(d.asAdmin(ctx), &watchwordv1.GetUserRequest{Key: &watchwordv1.GetUserRequest_Id{Id: a.id}})
 	if u := resp.GetUser(); err == nil && (u.GetDisabled() != a.disabled || !slices.Equal(u.GetRoles(), a.roles)) {
-		err = fmt.Errorf("the user is %v, want roles %v, disabled %v", u, a.roles, a.disabled)
+		err = fmt.Errorf("got user %v, want roles %v, disabled %v", u, a.roles, a.disabled)
 	}
 	return err
 }
 
 func (a *account) checkGuests(ctx context.Context, d desk, everything bool) error {
 	for _, g := range a.guests {
-		if g.asked && !everything {
+		if g.checked && !everything {
 			continue
 		}
-		if there, err := g.there(ctx, d); err != nil || there == g.deleted {
-			return fmt.Errorf("%s, deleted: %v, is there: %v, %v", g.name, g.deleted, there, err)
+		if exists, err := g.exists(ctx, d); err != nil || exists == g.deleted {
+			return fmt.Errorf("guest %s: deleted %v, exists %v, error %v", g.name, g.deleted, exists, err)
 		}
-		g.asked = g.deleted
+		g.checked = g.deleted
 	}
 	return nil
 }

@@ -25,7 +25,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// authority is a CA made for one test.
+// authority is a CA for a test.
 type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -64,7 +64,7 @@ func template(name string) *x509.Certificate {
 	}
 }
 
-// issue makes a certificate for a loopback server or for a client, in files.
+// issue makes a certificate for a loopback server or for a client, in memory and in files.
 func (a *authority) issue(t *testing.T, name string, usage x509.ExtKeyUsage) (cert tls.Certificate, certFile, keyFile string) {
 	t.Helper()
 	key, template := newKey(t), template(name)
@@ -91,8 +91,8 @@ func writePEM(t *testing.T, file, kind string, der []byte) {
 	}
 }
 
-// trusting is a client's configuration that trusts the CA, and shows a
-// certificate if there is one, whatever CAs the server asks for.
+// trusting returns a client's configuration that trusts the CA. The client sends the first
+// certificate in certs, even if the server asks for certificates of other CAs.
 func (a *authority) trusting(certs ...tls.Certificate) *tls.Config {
 	config := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
 	config.RootCAs.AddCert(a.cert)
@@ -112,7 +112,7 @@ func TestTLS(t *testing.T) {
 	t.Run("client certificates", func(t *testing.T) {
 		clientCertificates(t, ca, other, append(flags, "--client-ca", ca.file))
 	})
-	t.Run("off loopback", func(t *testing.T) { // what plaintext is refused for
+	t.Run("off loopback", func(t *testing.T) { // serve refuses to listen there in plaintext
 		s := serve(t, t.TempDir(), append(flags, "--grpc-addr", "0.0.0.0:0", "--http-addr", "0.0.0.0:0")...)
 		_, port, err := net.SplitHostPort(s.grpcAddr)
 		if err != nil {
@@ -126,15 +126,15 @@ func serverCertificate(t *testing.T, ca, other *authority, flags []string) {
 	s := serve(t, t.TempDir(), flags...)
 	c := dialWith(t, s.grpcAddr, credentials.NewTLS(ca.trusting()))
 	pair := c.login(t, "admin", s.admin)
-	p, err := c.verify(soon(t), pair)
+	p, err := c.verify(callCtx(t), pair)
 	if err != nil || !strings.HasPrefix(p.GetIssuer(), "https://") {
-		t.Errorf("principal %v, %v; the issuer must be an https URL", p, err)
+		t.Errorf("got principal %v, error %v; want an https URL as issuer", p, err)
 	}
 	if resp, err := getTLS(t, ca.trusting(), "https://"+s.httpAddr+"/readyz"); err != nil || resp != http.StatusOK {
-		t.Errorf("HTTPS: %d, %v", resp, err)
+		t.Errorf("/readyz over HTTPS: got status %d, error %v", resp, err)
 	}
 	if resp, err := getTLS(t, ca.trusting(), "http://"+s.httpAddr+"/readyz"); err == nil && resp == http.StatusOK {
-		t.Error("HTTP in plaintext is answered")
+		t.Error("/readyz in plaintext HTTP: got status 200, want a refusal")
 	}
 	wantUnavailable(t, "gRPC in plaintext", dial(t, s.grpcAddr))
 	wantUnavailable(t, "a client that trusts another CA", dialWith(t, s.grpcAddr, credentials.NewTLS(other.trusting())))
@@ -151,16 +151,16 @@ func serverCertificate(t *testing.T, ca, other *authority, flags []string) {
 			continue
 		}
 		if conn.ConnectionState().Version != tls.VersionTLS13 {
-			t.Errorf("%s speaks TLS version %x", addr, conn.ConnectionState().Version)
+			t.Errorf("%s chose TLS version %x, want 1.3", addr, conn.ConnectionState().Version)
 		}
 		conn.Close()
 	}
 
 	args := []string{"login", "admin", "--password-stdin", "--addr", s.grpcAddr}
-	want(t, 0, cli(t, s.dir, s.admin, append(args, "--ca-file", ca.file)...))
-	want(t, 0, cli(t, s.dir, "", "healthcheck", "--addr", s.grpcAddr, "--ca-file", ca.file))
+	wantExit(t, 0, cli(t, s.dir, s.admin, append(args, "--ca-file", ca.file)...))
+	wantExit(t, 0, cli(t, s.dir, "", "healthcheck", "--addr", s.grpcAddr, "--ca-file", ca.file))
 	for _, wrong := range [][]string{{"--ca-file", other.file}, {"--plaintext"}, nil} {
-		want(t, 1, cli(t, s.dir, s.admin, append(args, wrong...)...))
+		wantExit(t, 1, cli(t, s.dir, s.admin, append(args, wrong...)...))
 	}
 }
 
@@ -177,18 +177,16 @@ func getTLS(t *testing.T, config *tls.Config, url string) (int, error) {
 	return resp.StatusCode, err
 }
 
-// wantUnavailable asks for what anyone may have, over a connection that must
-// not come about.
+// wantUnavailable calls a public method. The connection must fail.
 func wantUnavailable(t *testing.T, what string, c *client) {
 	t.Helper()
-	if _, err := c.GetKeySet(soon(t), &watchwordv1.GetKeySetRequest{}); status.Code(err) != codes.Unavailable {
-		t.Errorf("%s: %v, want UNAVAILABLE", what, err)
+	if _, err := c.GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{}); status.Code(err) != codes.Unavailable {
+		t.Errorf("%s: got %v, want UNAVAILABLE", what, err)
 	}
 }
 
-// wantAlert makes a connection that the server must end with a TLS alert. In
-// TLS 1.3 a client learns at its first read what the server says to its
-// certificate.
+// wantAlert opens a connection that the server must end with a TLS alert. In TLS 1.3, the
+// server's answer to the client's certificate arrives at the client's first read.
 func wantAlert(t *testing.T, addr string, config *tls.Config, alert string) {
 	t.Helper()
 	conn, err := tls.Dial("tcp", addr, config)
@@ -200,7 +198,7 @@ func wantAlert(t *testing.T, addr string, config *tls.Config, alert string) {
 		}
 	}
 	if !strings.Contains(err.Error(), "remote error: tls: ") || !strings.Contains(err.Error(), alert) {
-		t.Errorf("%s: %v, want the alert %q", addr, err, alert)
+		t.Errorf("%s: got error %v, want the alert %q", addr, err, alert)
 	}
 }
 
@@ -212,15 +210,15 @@ func clientCertificates(t *testing.T, ca, other *authority, flags []string) {
 	without := dialWith(t, s.grpcAddr, credentials.NewTLS(ca.trusting()))
 	pair := without.login(t, "admin", s.admin)
 	without.refresh(t, pair)
-	_, err := without.verify(soon(t), pair)
+	_, err := without.verify(callCtx(t), pair)
 	wantOK(t, "verify without a certificate", err)
-	wantRefusal(t, "WatchBundle without a certificate", firstMessage(t, without), "CLIENT_CERTIFICATE_REQUIRED")
+	wantRefusal(t, "WatchBundle without a certificate", readFirstMessage(t, without), "CLIENT_CERTIFICATE_REQUIRED")
 	if resp, err := getTLS(t, ca.trusting(), "https://"+s.httpAddr+"/.well-known/jwks.json"); err != nil || resp != http.StatusOK {
-		t.Errorf("JWKS without a certificate: %d, %v", resp, err)
+		t.Errorf("JWKS without a certificate: got status %d, error %v", resp, err)
 	}
 
 	with := dialWith(t, s.grpcAddr, credentials.NewTLS(ca.trusting(cert)))
-	wantOK(t, "WatchBundle with a certificate", firstMessage(t, with))
+	wantOK(t, "WatchBundle with a certificate", readFirstMessage(t, with))
 
 	wantUnavailable(t, "a certificate from another CA", dialWith(t, s.grpcAddr, credentials.NewTLS(ca.trusting(foreign))))
 	for _, addr := range []string{s.grpcAddr, s.httpAddr} {
@@ -228,14 +226,15 @@ func clientCertificates(t *testing.T, ca, other *authority, flags []string) {
 		config.NextProtos = []string{"h2"}
 		wantAlert(t, addr, config, "unknown certificate authority")
 	}
-	selfMade, _, _ := ca.issue(t, "a-server-as-client", x509.ExtKeyUsageServerAuth)
-	wantUnavailable(t, "a server's certificate", dialWith(t, s.grpcAddr, credentials.NewTLS(ca.trusting(selfMade))))
+	serverCert, _, _ := ca.issue(t, "a-server-as-client", x509.ExtKeyUsageServerAuth)
+	wantUnavailable(t, "a server's certificate", dialWith(t, s.grpcAddr, credentials.NewTLS(ca.trusting(serverCert))))
 }
 
-// firstMessage opens WatchBundle and returns how its first message came.
-func firstMessage(t *testing.T, c *client) error {
+// readFirstMessage opens WatchBundle and reads the first message. readFirstMessage returns
+// the error of the stream.
+func readFirstMessage(t *testing.T, c *client) error {
 	t.Helper()
-	stream, err := c.WatchBundle(soon(t), &watchwordv1.WatchBundleRequest{})
+	stream, err := c.WatchBundle(callCtx(t), &watchwordv1.WatchBundleRequest{})
 	if err != nil {
 		return err
 	}

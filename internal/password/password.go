@@ -1,13 +1,12 @@
-// Package password owns everything about the cost of a guess: what a password
-// is, which ones are refused, how one is hashed and how one is compared.
+// Package password owns the form of passwords, the policy for new passwords, hashing
+// and comparing. Together, these decide an attacker's cost for a guess.
 //
-// There is one way in. A [Password] comes from [Parse] alone, shows its content
-// to nobody, and cannot be compared except by [Pool.Compare]. Every hash, also
-// the one that an unknown user costs, goes through the [Pool], whose bounds
-// keep a flood of logins from taking the machine.
+// A [Password] comes from [Parse] alone. No exported method returns the secret text,
+// and [Pool.Compare] alone compares. The bounded [Pool] computes every hash, even the
+// hash for an unknown user, so a flood of logins cannot use up the machine.
 //
-// The package keeps nothing: no users, no rows, no transaction. It starts no
-// goroutine of its own and logs nothing.
+// The package stores no users and no rows, opens no transaction, starts no goroutine
+// and writes no log.
 package password
 
 import (
@@ -20,56 +19,56 @@ import (
 	"golang.org/x/text/secure/precis"
 )
 
-// MaxLength is the most bytes a password may have as it is sent. It is far
-// above any passphrase, and bounds what a stranger can make us normalize.
+// MaxLength bounds a password's length before normalization, in bytes. Every real
+// passphrase is much shorter. The bound limits the work for a hostile request.
 const MaxLength = 1024
 
-// ErrMalformed says that a string cannot be a password at all, whoever's: it is
-// empty, longer than [MaxLength], not UTF-8, or has characters that the PRECIS
-// profile refuses. Match it with errors.Is.
+// ErrMalformed means that no user may have the string as a password: the string is
+// empty, longer than [MaxLength], not UTF-8, or contains characters that the PRECIS
+// profile refuses. Match ErrMalformed with errors.Is.
 var ErrMalformed = errors.New("malformed password")
 
-// redacted is what a Password shows in place of itself.
+// redacted replaces a Password in every output.
 const redacted = "[redacted]"
 
-// Password is a password as a user typed it, normalized, and still secret.
+// Password holds a normalized password, and keeps the text secret.
 //
-// It prints as "[redacted]" in every format. The zero value is no password: it
-// breaks the policy, and a Pool refuses it as [ErrMalformed]. A Password never
-// changes, so goroutines may share it.
+// Every format prints "[redacted]". The zero value holds no password: CheckPolicy and
+// [Pool] refuse the zero value. A Password never changes, so goroutines may share a
+// Password.
 type Password struct {
-	// Makes == a compile error: it would compare around the pool.
+	// Makes == a compile error, because == would compare without the pool.
 	_ [0]func()
-	// A pointer, because fmt calls no methods on unexported fields of other
-	// structs: there it prints an address, where it would print a string.
+	// A pointer, because fmt calls no methods on an unexported field of another
+	// struct: fmt prints a pointer there as an address, and a string as text.
 	secret *string
 }
 
-// Parse normalizes s by the PRECIS profile OpaqueString (RFC 8265, section
-// 4.2): the same password typed on another keyboard, with composed or
-// decomposed accents or another kind of space, is the same Password. Case and
-// width are kept. Parse says nothing about strength, see [Password.CheckPolicy].
+// Parse normalizes s by the PRECIS profile OpaqueString (RFC 8265, section 4.2).
+// Keyboards may send composed or decomposed accents and different kinds of space;
+// Parse returns the same Password for each. Case and width stay. Parse does not check
+// the strength: see [Password.CheckPolicy].
 //
-// The error matches [ErrMalformed] and contains nothing of s.
+// Errors: ErrMalformed, with a text that repeats no part of s.
 func Parse(s string) (Password, error) {
 	switch {
 	case s == "":
-		return Password{}, fmt.Errorf("%w: it is empty", ErrMalformed)
+		return Password{}, fmt.Errorf("%w: the text is empty", ErrMalformed)
 	case len(s) > MaxLength:
-		return Password{}, fmt.Errorf("%w: it is longer than %d bytes", ErrMalformed, MaxLength)
+		return Password{}, fmt.Errorf("%w: the text is longer than %d bytes", ErrMalformed, MaxLength)
 	case !utf8.ValidString(s):
-		// Checked here: the profile would map broken bytes to U+FFFD, and so
-		// make different passwords one.
-		return Password{}, fmt.Errorf("%w: it is not UTF-8", ErrMalformed)
+		// The profile would map every broken byte to U+FFFD, and so give
+		// different passwords the same normal form.
+		return Password{}, fmt.Errorf("%w: the text is not UTF-8", ErrMalformed)
 	}
 	normal, err := precis.OpaqueString.String(s)
 	if err != nil {
-		return Password{}, fmt.Errorf("%w: it has characters that are not allowed", ErrMalformed)
+		return Password{}, fmt.Errorf("%w: the text has forbidden characters", ErrMalformed)
 	}
 	return Password{secret: &normal}, nil
 }
 
-// reveal gives the normalized text, empty for the zero Password.
+// reveal returns the normalized text, or the empty string for the zero Password.
 func (p Password) reveal() string {
 	if p.secret == nil {
 		return ""

@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// parse is for passwords that the test knows to be well formed.
+// parse returns the Password for s, and ends the test if Parse refuses s.
 func parse(t testing.TB, s string) Password {
 	t.Helper()
 	pw, err := Parse(s)
@@ -82,7 +82,7 @@ func TestParseRefuses(t *testing.T) {
 				t.Fatalf("got %v, want ErrMalformed", err)
 			}
 			if pw.secret != nil {
-				t.Error("a password came with the error")
+				t.Error("Parse returned a password beside the error")
 			}
 			if strings.Contains(err.Error(), "sesame") {
 				t.Errorf("the error shows the password: %v", err)
@@ -91,7 +91,8 @@ func TestParseRefuses(t *testing.T) {
 	}
 }
 
-// holder has the password where fmt cannot call its methods.
+// holder has passwords in exported and unexported fields. fmt calls no methods on
+// unexported fields.
 type holder struct {
 	Open   Password
 	hidden Password
@@ -133,7 +134,7 @@ func TestPasswordRedactsItself(t *testing.T) {
 	}
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 		if got := fmt.Sprintf(verb, pw); got != redacted {
-			t.Errorf("%s prints %q", verb, got)
+			t.Errorf("%s printed %q, want %q", verb, got, redacted)
 		}
 	}
 }
@@ -141,21 +142,21 @@ func TestPasswordRedactsItself(t *testing.T) {
 func TestPasswordAsJSONAndLogs(t *testing.T) {
 	pw := parse(t, "xyzzy-plugh")
 	if b, err := json.Marshal(pw); err != nil || string(b) != `"[redacted]"` {
-		t.Errorf("JSON: %s, %v", b, err)
+		t.Errorf("JSON: got %s, error %v", b, err)
 	}
 	var out bytes.Buffer
 	slog.New(slog.NewTextHandler(&out, nil)).Info("login", "password", pw)
 	if !strings.Contains(out.String(), "password=[redacted]") {
-		t.Errorf("slog: %s", &out)
+		t.Errorf("slog wrote %s, want password=[redacted]", &out)
 	}
 	var request struct{ Password Password }
 	if err := json.Unmarshal([]byte(`{"Password": "xyzzy-plugh"}`), &request); err == nil || request.Password.secret != nil {
-		t.Error("a password was made without Parse")
+		t.Error("json.Unmarshal made a Password without Parse")
 	}
 }
 
-// FuzzParse holds that parsing is stable: what one normalization makes, a second
-// leaves alone. Otherwise a password could stop matching its own hash.
+// FuzzParse normalizes any string twice. The second normalization must change nothing:
+// otherwise a password might stop matching the stored hash.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{"cafe\u0301", "a\u3000b", "\xff", "\u1112\u1161\u11ab", "l\u00b7l", "\u0958", "\U0001d160"} {
 		f.Add(s)
@@ -164,16 +165,16 @@ func FuzzParse(f *testing.F) {
 		once, err := Parse(s)
 		if err != nil {
 			if !errors.Is(err, ErrMalformed) {
-				t.Fatalf("error without ErrMalformed: %v", err)
+				t.Fatalf("error %v does not match ErrMalformed", err)
 			}
 			return
 		}
 		if len(once.reveal()) > MaxLength {
-			return // grew by normalizing; only what is sent is bounded
+			return // normalizing may lengthen the text; MaxLength bounds the text before that
 		}
 		twice, err := Parse(once.reveal())
 		if err != nil || twice.reveal() != once.reveal() {
-			t.Fatalf("%q became %q, then %q, %v", s, once.reveal(), twice.reveal(), err)
+			t.Fatalf("Parse turned %q into %q, and %[2]q into %q, error %v", s, once.reveal(), twice.reveal(), err)
 		}
 	})
 }

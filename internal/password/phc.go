@@ -8,44 +8,45 @@ import (
 	"strings"
 )
 
-// Params are the cost of one argon2id hash (RFC 9106). A field that is zero
-// means [Default]'s.
+// Params sets the cost of an argon2id hash (RFC 9106). A zero field takes the value in
+// [Default].
 type Params struct {
 	Memory  uint32 // KiB
 	Time    uint32 // passes over the memory
-	Threads uint8  // lanes, each of which keeps a core busy
+	Threads uint8  // lanes; each lane keeps a core busy
 }
 
-// Default is the cost that OWASP's Password Storage Cheat Sheet recommends
-// where memory matters. Read it, don't set it: give a Pool its own Params.
+// Default comes from OWASP's Password Storage Cheat Sheet: the cost for machines with
+// little memory. Do not change Default; pass other Params in [Config].
 var Default = Params{Memory: 19456, Time: 2, Threads: 1}
 
-// What new hashes have (RFC 9106, section 4).
+// Lengths in new hashes (RFC 9106, section 4).
 const (
 	saltLength = 16 // bytes
 	tagLength  = 32 // bytes
 )
 
-// The most and the least that a stored hash may ask for. A corrupt or hostile
-// row must not be able to take the machine, and hashes made elsewhere should
-// still pass: libsodium's MODERATE, 256 MiB in three passes, does.
+// Bounds for a stored hash. A corrupt or hostile row must not use up the machine's
+// memory or time. Hashes from other software should pass: libsodium's MODERATE, with
+// 256 MiB in three passes, does.
 const (
 	maxMemory = 1 << 18 // KiB
-	maxWork   = 1 << 20 // KiB times passes: under a second of one core or so
+	maxWork   = 1 << 20 // KiB times passes: about a second on a single core
 	maxPasses = 1 << 10
 	maxLanes  = 16
 
 	minSaltLength = 8  // bytes, RFC 9106 section 3.1
-	minTagLength  = 16 // bytes; fewer can be met by luck
-	maxPartLength = 64 // bytes, of the salt and of the tag
+	minTagLength  = 16 // bytes: a wrong password may match a shorter tag by chance
+	maxPartLength = 64 // bytes, for the salt and for the tag
 
-	// Of the whole string: the longest numbers and parts come to 222 bytes.
+	// maxPHCLength bounds the whole string, in bytes. The longest numbers and
+	// parts add up to 222.
 	maxPHCLength = 256
 )
 
-// within fills in defaults and moves what is out of bounds to the nearest bound,
-// so that a pool never writes a hash that it would refuse to read.
-func (p Params) within() Params {
+// clamped replaces zeros by defaults, and moves a value out of bounds to the nearest
+// bound. So decode accepts every hash from a pool.
+func (p Params) clamped() Params {
 	p.Memory = cmp.Or(p.Memory, Default.Memory)
 	p.Time = cmp.Or(p.Time, Default.Time)
 	p.Threads = min(cmp.Or(p.Threads, Default.Threads), maxLanes)
@@ -54,25 +55,26 @@ func (p Params) within() Params {
 	return p
 }
 
-// cost is what an attacker pays for a guess: memory held, times how long. One
-// number, so that of two settings at most one is the weaker, and two replicas
-// that are set differently do not rehash each other's hashes for ever. Threads
-// don't count: they make a hash sooner, not dearer.
+// cost returns an attacker's cost for a guess: the memory, times the time for holding
+// the memory. The single number orders all settings, so two replicas with different
+// settings do not rehash back and forth. Threads are left out: threads shorten a hash
+// without raising an attacker's cost.
 func (p Params) cost() uint64 {
 	return uint64(p.Memory) * uint64(p.Memory) * uint64(p.Time)
 }
 
-// record is a stored hash, taken apart. Its salt and tag never go into an error.
+// record holds the parts of a stored hash. Salt and tag must stay out of errors.
 type record struct {
 	params Params
 	salt   []byte
 	tag    []byte
 }
 
-// errCorrupt is not exported: callers can do nothing about it but fail.
+// errCorrupt means a damaged row in the store. The error is not exported, because a
+// caller can only fail.
 var errCorrupt = errors.New("stored password hash is malformed or out of bounds")
 
-// encode writes the record in the PHC string format.
+// encode returns the record in the PHC string format.
 func (r record) encode() string {
 	b64 := base64.RawStdEncoding
 	return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s",
@@ -80,9 +82,11 @@ func (r record) encode() string {
 		b64.EncodeToString(r.salt), b64.EncodeToString(r.tag))
 }
 
-// decode reads what encode writes, and nothing else. The steps are lenient, as
-// the standard library's are (signs, leading zeros, line breaks in base64);
-// that the record encodes to the same string again is what makes it strict.
+// decode accepts the strings from encode alone. Sscanf and base64 are lenient: they
+// accept signs, leading zeros and line breaks. Comparing phc with encode's output
+// refuses such strings.
+//
+// Errors: errCorrupt for every refused string.
 func decode(phc string) (record, error) {
 	if len(phc) > maxPHCLength {
 		return record{}, errCorrupt
@@ -105,13 +109,13 @@ func decode(phc string) (record, error) {
 
 func (r record) inBounds() bool {
 	zero := r.params.Memory == 0 || r.params.Time == 0 || r.params.Threads == 0
-	return !zero && r.params.within() == r.params &&
+	return !zero && r.params.clamped() == r.params &&
 		minSaltLength <= len(r.salt) && len(r.salt) <= maxPartLength &&
 		minTagLength <= len(r.tag) && len(r.tag) <= maxPartLength
 }
 
-// weakerThan says whether a hash made now, with these parameters, would be
-// dearer to guess than r.
+// weakerThan reports whether r costs less to guess than a new hash with the
+// parameters now.
 func (r record) weakerThan(now Params) bool {
 	return r.params.cost() < now.cost() || len(r.salt) < saltLength || len(r.tag) < tagLength
 }

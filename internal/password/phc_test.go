@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Parts of the well formed hash that the tables bend.
+// somePHC is well formed; the tables below change parts of somePHC.
 const (
 	someSalt = "c2FsdHNhbHRzYWx0c2FsdA"                      // 16 bytes
 	someTag  = "dGFndGFndGFndGFndGFndGFndGFndGFndGFndGFndGE" // 32 bytes
@@ -22,10 +22,10 @@ func TestDecode(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r.params != Default || string(r.salt) != "saltsaltsaltsalt" || len(r.tag) != tagLength {
-		t.Errorf("got %+v", r)
+		t.Errorf("decode returned %+v", r)
 	}
 	if r.encode() != somePHC {
-		t.Errorf("encodes to %s", r.encode())
+		t.Errorf("encode returned %s, want %s", r.encode(), somePHC)
 	}
 }
 
@@ -64,13 +64,14 @@ func TestDecodeBounds(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if _, err := decode(tt.phc); (err == nil) != tt.ok {
-				t.Errorf("%s: %v", tt.phc, err)
+				t.Errorf("decode(%s) returned error %v, want success: %v", tt.phc, err, tt.ok)
 			}
 		})
 	}
 }
 
-// malformed is also what the fuzzer begins with.
+// malformed holds strings that decode must refuse. FuzzDecode starts with the same
+// strings.
 var malformed = map[string]string{
 	"nothing":                "",
 	"plain text":             "saltsalt",
@@ -113,17 +114,17 @@ func TestDecodeRefusesMalformed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := decode(phc)
 			if !errors.Is(err, errCorrupt) {
-				t.Fatalf("got %v", err)
+				t.Fatalf("got error %v, want errCorrupt", err)
 			}
-			// A fixed text, so nothing of the hash can be in it.
+			// The fixed text repeats no part of the hash.
 			if err.Error() != errCorrupt.Error() {
-				t.Errorf("error says %q", err)
+				t.Errorf("got the text %q, want errCorrupt's text", err)
 			}
 		})
 	}
 }
 
-func TestParamsWithin(t *testing.T) {
+func TestParamsClamped(t *testing.T) {
 	for _, tt := range []struct{ in, want Params }{
 		{Params{}, Default},
 		{Params{Memory: 65536}, Params{65536, 2, 1}},
@@ -132,7 +133,7 @@ func TestParamsWithin(t *testing.T) {
 		{Params{Memory: 8, Time: 1, Threads: 4}, Params{32, 1, 4}},
 		{Params{Memory: 1 << 31, Time: 1 << 31, Threads: 255}, Params{maxMemory, 4, maxLanes}},
 	} {
-		if got := tt.in.within(); got != tt.want || got.within() != got {
+		if got := tt.in.clamped(); got != tt.want || got.clamped() != got {
 			t.Errorf("%+v: got %+v, want %+v", tt.in, got, tt.want)
 		}
 	}
@@ -159,13 +160,14 @@ func TestWeakerThan(t *testing.T) {
 		{"short tag", of(19456, 2, 1, 16, 16), Default, true},
 	} {
 		if got := tt.r.weakerThan(tt.now); got != tt.want {
-			t.Errorf("%s: got %v", tt.name, got)
+			t.Errorf("%s: weakerThan returned %v, want %v", tt.name, got, tt.want)
 		}
 	}
 }
 
-// FuzzDecode holds that whatever is accepted is written as we would write it and
-// asks for no more than the bounds: it never hashes, so it would never end.
+// FuzzDecode gives any string to decode. encode must return the same accepted string,
+// and the parameters must lie within the bounds. The test computes no hash, because a
+// hash beyond the bounds might never end.
 func FuzzDecode(f *testing.F) {
 	f.Add(somePHC)
 	for _, phc := range malformed {
@@ -175,20 +177,20 @@ func FuzzDecode(f *testing.F) {
 		r, err := decode(phc)
 		if err != nil {
 			if err.Error() != errCorrupt.Error() {
-				t.Fatalf("error says %q", err)
+				t.Fatalf("got the text %q, want errCorrupt's text", err)
 			}
 			return
 		}
 		p := r.params
 		if r.encode() != phc {
-			t.Fatalf("%q encodes to %q", phc, r.encode())
+			t.Fatalf("decode accepted %q, and encode returned %q", phc, r.encode())
 		}
 		if p.Memory > maxMemory || uint64(p.Memory)*uint64(p.Time) > maxWork || p.Threads > maxLanes ||
 			p.Memory < 8*uint32(p.Threads) || p.Time < 1 || p.Threads < 1 {
-			t.Fatalf("out of bounds: %+v", p)
+			t.Fatalf("decode accepted parameters out of bounds: %+v", p)
 		}
 		if len(r.salt) > maxPartLength || len(r.tag) > maxPartLength || len(r.tag) < minTagLength {
-			t.Fatalf("salt of %d bytes, tag of %d", len(r.salt), len(r.tag))
+			t.Fatalf("decode accepted a salt of %d bytes and a tag of %d bytes", len(r.salt), len(r.tag))
 		}
 	})
 }

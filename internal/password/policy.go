@@ -10,40 +10,42 @@ import (
 	"golang.org/x/text/secure/precis"
 )
 
-// MinLength is the fewest characters (code points, after normalization) that a
-// new password may have: what NIST SP 800-63B has long asked for. Its fourth
-// revision asks for 15 where nothing but the password guards an account.
+// MinLength holds the fewest characters of a new password, counted in code points after
+// normalization. The value comes from NIST SP 800-63B. Revision 4 asks for 15
+// characters if the account has no second factor.
 const MinLength = 8
 
-// ErrTooWeak says that a password breaks the policy for new ones. The text of
-// an error that wraps it names the rule, for people to read, and nothing of the
-// password.
+// ErrTooWeak means that a new password breaks the policy. The text of a wrapping error
+// names the broken rule for people, and repeats no part of the password.
 var ErrTooWeak = errors.New("password too weak")
 
-// CheckPolicy says whether p may become the password of the user called
-// username. As NIST advises it asks for length and refuses what is guessed
-// first; it has no rules about kinds of characters, which make people choose
-// "Password1!". It costs no hash. The error matches [ErrTooWeak].
+// CheckPolicy checks p as a new password for the user username. The rules follow NIST:
+// a least length, and a list of often guessed passwords. A rule about kinds of
+// characters is left out, because such a rule leads people to "Password1!".
+// CheckPolicy computes no hash.
 //
-// Call it for new passwords alone: an old one that the rules would refuse today
+// Call CheckPolicy for new passwords alone: after the rules change, an old password
 // must still log in.
+//
+// Errors: ErrTooWeak if p breaks a rule.
 func (p Password) CheckPolicy(username string) error {
 	text := p.reveal()
 	switch {
 	case utf8.RuneCountInString(text) < MinLength:
-		return fmt.Errorf("%w: it has fewer than %d characters", ErrTooWeak, MinLength)
+		return fmt.Errorf("%w: the password has fewer than %d characters", ErrTooWeak, MinLength)
 	case isName(text, username):
-		return fmt.Errorf("%w: it is the user name", ErrTooWeak)
+		return fmt.Errorf("%w: the password equals the user name", ErrTooWeak)
 	case isOneCharacter(text):
-		return fmt.Errorf("%w: it repeats a single character", ErrTooWeak)
+		return fmt.Errorf("%w: the password repeats a single character", ErrTooWeak)
 	case mostUsed[strings.ToLower(text)]:
-		return fmt.Errorf("%w: it is one of the most used passwords", ErrTooWeak)
+		return fmt.Errorf("%w: the password is among the most used passwords", ErrTooWeak)
 	}
 	return nil
 }
 
-// isName compares as user names are compared (RFC 8265, section 3.3), and also
-// plainly: a name that the profile refuses can still be a bad password.
+// isName compares text with a user name, by the PRECIS profile for user names (RFC
+// 8265, section 3.3) and without the profile. The second comparison catches a name
+// that the profile refuses.
 func isName(text, username string) bool {
 	return strings.EqualFold(text, username) || precis.UsernameCaseMapped.Compare(text, username)
 }
@@ -53,11 +55,11 @@ func isOneCharacter(text string) bool {
 	return strings.Trim(text, string(first)) == ""
 }
 
-// Generate makes a password of 125 random bits, to be shown once and typed by a
-// person: five groups of five, lower case letters and the digits 2 to 7, so
-// that neither 0 and o nor 1 and l can be mistaken. It meets the policy.
+// Generate returns a password of 125 random bits for a person to read and type: five
+// groups of five lower-case letters and digits. Only the digits 2 to 7 occur, so
+// readers cannot confuse 0 with o, or 1 with l. The password meets the policy.
 func Generate() string {
-	letters := strings.ToLower(rand.Text()) // base32: five bits each
+	letters := strings.ToLower(rand.Text()) // base32: five bits in each character
 	groups := make([]string, 5)
 	for i := range groups {
 		groups[i] = letters[5*i : 5*i+5]
@@ -65,9 +67,9 @@ func Generate() string {
 	return strings.Join(groups, "-")
 }
 
-// mostUsed holds, in lower case, the passwords of at least MinLength characters
-// that lead the lists of leaked ones, and our own name. It stops the first
-// hundred guesses; the bounds on guessing stop the next million.
+// mostUsed holds the most frequent leaked passwords of at least MinLength characters,
+// in lower case, and the product's name. The list stops an attacker's first hundred
+// guesses; the bounds on logins stop the next million.
 var mostUsed = set(`
 	012345678 0123456789 0987654321 1122334455 11223344 112233445566
 	12121212 123123123 12341234 123454321 1234554321 12345678 12345678a

@@ -13,46 +13,46 @@ import (
 	"golang.org/x/crypto/argon2"
 )
 
-// ErrOverloaded says that more passwords wait for their hash than the pool
-// admits. It comes at once; [Pool.RetryAfter] says when to come again.
+// ErrOverloaded means that all places in the pool are taken. The pool returns
+// ErrOverloaded at once; [Pool.RetryAfter] estimates a time to wait before a retry.
 var ErrOverloaded = errors.New("too many passwords to hash")
 
-// Caller says who waits for a hash.
+// Caller decides whether a hash may use the pool's reserved places.
 type Caller int
 
 const (
-	// Stranger is anyone who has shown nothing yet. The zero value, and every
-	// value that has no name, is a stranger.
+	// Stranger has no verified token, and may not use reserved places. Every
+	// value except SignedIn counts as Stranger.
 	Stranger Caller = iota
-	// SignedIn is a caller whose token has been verified. The reserved places
-	// are theirs, so that a flood of logins does not keep users from changing
-	// their passwords, nor an admin from helping.
+	// SignedIn has a verified token, and may use reserved places. So users can
+	// still change passwords during a flood of logins, and an admin can help.
 	SignedIn
 )
 
-// Config sets a pool's bounds. The zero value is a good one.
+// Config sets a pool's bounds. The zero value gives safe defaults.
 type Config struct {
-	// Params is the cost of new hashes and of an unknown user. Zero fields
-	// mean Default's; what is out of bounds is moved to the nearest bound.
+	// Params sets the cost of new hashes, and of a comparison for an unknown
+	// user. A zero field takes the value in Default. NewPool moves a value out
+	// of bounds to the nearest bound.
 	Params Params
-	// Parallel is how many hashes run at a time. Zero or less means all cores
-	// but one, shared by Params.Threads, and at least one: verifying a token
-	// takes microseconds and must not stand behind a flood of logins.
+	// Parallel bounds the hashes running at a time. Zero or less means: (cores - 1)
+	// divided by Params.Threads, at least 1. The free core verifies tokens, so
+	// the microseconds for a token do not wait behind a flood of logins.
 	Parallel int
-	// Queue is how many callers may wait beyond those. Zero means 64 for each
-	// hash that runs at a time: at the default cost and 20 to 40 ms a hash,
-	// the last of them waits one to three seconds, within the deadlines that
-	// clients commonly set. A longer queue would hash for callers who have
-	// gone. Less than zero means that nobody waits.
+	// Queue bounds the callers waiting for a running hash to end. Zero means 64
+	// for each of Parallel: at the default cost, a hash takes 20 to 40 ms, and
+	// the last caller in the queue waits one to three seconds. Clients commonly
+	// set longer deadlines. A longer queue would hash for clients past the
+	// deadline. Less than zero means no queue.
 	Queue int
-	// Reserved is how many places of the queue strangers cannot take. Zero
-	// means an eighth of the queue, less than zero none.
+	// Reserved holds the number of places in the queue for SignedIn callers
+	// alone. Zero means an eighth of the queue, less than zero means none.
 	Reserved int
 }
 
-// withDefaults replaces every zero by what it means.
+// withDefaults replaces zero and out-of-bounds values, as the fields describe.
 func (c Config) withDefaults() Config {
-	c.Params = c.Params.within()
+	c.Params = c.Params.clamped()
 	if c.Parallel <= 0 {
 		c.Parallel = max(1, (runtime.GOMAXPROCS(0)-1)/int(c.Params.Threads))
 	}
@@ -61,41 +61,41 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Pool hashes and compares passwords, so many at a time and no more.
+// Pool hashes and compares passwords, with a bound on the hashes running at a time.
 //
-// A caller takes a place, or is refused at once; in its place it waits, first
-// come, first served, for one of the slots in which hashes run. It is one queue
-// for everyone: a reserved place spares its holder the refusal, not the wait.
-// Each hash runs in its caller's goroutine.
+// A caller first takes a place. If all places are taken, the pool returns
+// [ErrOverloaded] at once. Then the caller waits for a slot, in order of arrival.
+// SignedIn and Stranger callers wait in the same queue: a reserved place prevents the
+// refusal, and does not shorten the wait. Each hash runs in the caller's goroutine.
 //
-// A pool holds nothing that needs closing. Its methods may be called from any
-// number of goroutines. The zero Pool is full: it refuses everyone.
+// A pool needs no Close. All methods may be called from several goroutines at once.
+// The zero Pool has no place, and so refuses every caller.
 type Pool struct {
 	params Params
 	derive func(password, salt []byte, time, memory uint32, threads uint8, keyLen uint32) []byte
-	decoy  record // what an unknown user's password is compared with
+	decoy  record // compared with the password for an unknown user
 
-	// slots holds one element for each hash that runs. Its capacity bounds the
-	// memory in use to Parallel times Params.Memory (or what older hashes
-	// ask); the runtime wakes those who wait to send in the order they came.
+	// slots holds an element for each running hash. The capacity bounds the memory
+	// in use to Parallel times Params.Memory; a stored hash with higher parameters
+	// takes more. The runtime wakes goroutines blocked in a send in order of arrival.
 	//
-	// argon2 allocates afresh for every hash, so the heap holds dead blocks too
-	// until the collector runs, which at GOGC=100 it does after one generation:
-	// with 300 callers at the default 19 MiB, the heap's objects peaked at
-	// 38 MiB for one slot and 76 MiB for two, the process at 46 and 104 MiB.
-	// Plan for two to three times Parallel times Params.Memory.
+	// argon2 allocates new memory for every hash, so the heap also holds unused
+	// blocks until the garbage collector runs; at GOGC=100, about as much again.
+	// With 300 callers at the default 19 MiB, the heap's objects peaked at 38 MiB
+	// for one slot and 76 MiB for two slots, the process at 46 and 104 MiB. Plan
+	// for two to three times Parallel times Params.Memory.
 	slots chan struct{}
 
-	places            int // for those who wait and those who hash, together
-	placesOfStrangers int
+	places            int // for waiting callers and running hashes together
+	placesOfStrangers int // of places, open to Stranger callers
 
-	mu        sync.Mutex
-	taken     int           // of places, by anyone
-	strangers int           // of taken
-	average   time.Duration // of the latest hashes; zero before the first
+	mu        sync.Mutex    // guards the fields below
+	taken     int           // places in use
+	strangers int           // of taken, in use by Stranger callers
+	average   time.Duration // of the latest hashes; zero before the first hash
 }
 
-// NewPool makes a pool. See [Config] for what zero means.
+// NewPool returns a pool. [Config] describes the defaults.
 func NewPool(cfg Config) *Pool {
 	cfg = cfg.withDefaults()
 	return &Pool{
@@ -108,21 +108,22 @@ func NewPool(cfg Config) *Pool {
 	}
 }
 
-// newRecord has a fresh salt, and zeros where the tag goes.
+// newRecord returns a record with a new random salt and a tag of zeros.
 func newRecord(params Params) record {
 	r := record{params: params, salt: make([]byte, saltLength), tag: make([]byte, tagLength)}
-	_, _ = rand.Read(r.salt) // never fails: the program ends where there is no randomness
+	_, _ = rand.Read(r.salt) // always fills the salt: without randomness, Go ends the program
 	return r
 }
 
-// Hash returns pw's hash in the PHC string format, with a salt of its own:
+// Hash returns a hash of pw with a new random salt, in the PHC string format:
 // "$argon2id$v=19$m=...,t=...,p=...$salt$tag".
 //
-// Errors: [ErrOverloaded]; ctx's own, also when it ends while the hash runs
-// (which nothing can interrupt); [ErrMalformed] for the zero Password.
-func (p *Pool) Hash(ctx context.Context, who Caller, pw Password) (string, error) {
+// Errors: [ErrOverloaded] if all places are taken; ctx.Err() if ctx ends;
+// [ErrMalformed] if pw is the zero Password. A running hash cannot be interrupted: if
+// ctx ends during the hash, Hash returns ctx.Err() after the hash.
+func (p *Pool) Hash(ctx context.Context, caller Caller, pw Password) (string, error) {
 	r := newRecord(p.params)
-	tag, err := p.run(ctx, who, pw, r)
+	tag, err := p.run(ctx, caller, pw, r)
 	if err != nil {
 		return "", err
 	}
@@ -130,26 +131,25 @@ func (p *Pool) Hash(ctx context.Context, who Caller, pw Password) (string, error
 	return r.encode(), nil
 }
 
-// Compare says whether pw is the password that phc was made of, and if so,
-// whether phc should be replaced by a new Hash, since the pool's parameters
-// have risen.
+// Compare returns match if phc is a hash of pw. Compare returns rehash if match is
+// true and phc costs less than the pool's parameters: then the caller should replace
+// phc by a new Hash.
 //
-// An empty phc is a user who does not exist: it costs what a hash of this
-// pool's costs and is never a match, so that the time tells nobody which names
-// exist. A hash with older parameters costs what those cost: after the settings
-// rise, a user who has not logged in since can be told apart until they do.
+// The caller passes an empty phc for an unknown user. Compare then spends the time of
+// a new hash and returns no match, so the time does not show whether a user exists. A
+// stored hash with older parameters takes the time of the older parameters. So after
+// the parameters rise, the time shows that a user exists until the user's next login.
 //
-// Errors: as for [Pool.Hash], and one for a phc that is malformed or asks for
-// more than the pool would ever spend, which is a fault of the store and not a
-// mismatch.
-func (p *Pool) Compare(ctx context.Context, who Caller, pw Password, phc string) (match, rehash bool, err error) {
+// Errors: those of [Pool.Hash]; an error without a sentinel if phc is malformed or
+// asks for more than the package's bounds, a fault of the stored row.
+func (p *Pool) Compare(ctx context.Context, caller Caller, pw Password, phc string) (match, rehash bool, err error) {
 	r, known := p.decoy, phc != ""
 	if known {
 		if r, err = decode(phc); err != nil {
 			return false, false, err
 		}
 	}
-	tag, err := p.run(ctx, who, pw, r)
+	tag, err := p.run(ctx, caller, pw, r)
 	if err != nil {
 		return false, false, err
 	}
@@ -157,56 +157,57 @@ func (p *Pool) Compare(ctx context.Context, who Caller, pw Password, phc string)
 	return match, match && r.weakerThan(p.params), nil
 }
 
-// run derives pw's tag with the parameters, salt and length of r, in a slot.
-// It is the only place where a hash is computed.
-func (p *Pool) run(ctx context.Context, who Caller, pw Password, r record) ([]byte, error) {
+// run computes the tag of pw with r's parameters, salt and tag length, in a slot. No
+// other code computes a hash.
+func (p *Pool) run(ctx context.Context, caller Caller, pw Password, r record) ([]byte, error) {
 	if pw.reveal() == "" {
 		return nil, ErrMalformed
 	}
-	if err := p.enter(ctx, who); err != nil {
+	if err := p.enter(ctx, caller); err != nil {
 		return nil, err
 	}
-	defer p.leave(who)
+	defer p.leave(caller)
 	start := time.Now()
 	tag := p.derive([]byte(pw.reveal()), r.salt, r.params.Time, r.params.Memory, r.params.Threads, uint32(len(r.tag)))
 	p.observe(time.Since(start))
-	// Whoever gave up must not act on a late answer.
+	// If ctx has ended during the hash, the caller must get the error.
 	return tag, ctx.Err()
 }
 
-// enter takes a place and then a slot, or neither.
-func (p *Pool) enter(ctx context.Context, who Caller) error {
-	if !p.takePlace(who) {
+// enter takes a place and then a slot. On an error, enter holds neither.
+func (p *Pool) enter(ctx context.Context, caller Caller) error {
+	if !p.takePlace(caller) {
 		return ErrOverloaded
 	}
 	select {
 	case p.slots <- struct{}{}:
 	case <-ctx.Done():
-		p.freePlace(who)
+		p.freePlace(caller)
 		return ctx.Err()
 	}
-	// With both ready select takes either, and nobody waits for this hash.
+	// If both cases are ready, select may choose the slot. ctx has ended, so the
+	// hash would be wasted.
 	if err := ctx.Err(); err != nil {
-		p.leave(who)
+		p.leave(caller)
 		return err
 	}
 	return nil
 }
 
-// leave gives the slot back first: the other way round, one more than Queue
-// could wait for a moment.
-func (p *Pool) leave(who Caller) {
+// leave frees the slot before the place. In the other order, Queue+1 callers could
+// wait for a moment.
+func (p *Pool) leave(caller Caller) {
 	<-p.slots
-	p.freePlace(who)
+	p.freePlace(caller)
 }
 
-func (p *Pool) takePlace(who Caller) bool {
+func (p *Pool) takePlace(caller Caller) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.taken >= p.places {
 		return false
 	}
-	if who != SignedIn {
+	if caller != SignedIn {
 		if p.strangers >= p.placesOfStrangers {
 			return false
 		}
@@ -216,17 +217,17 @@ func (p *Pool) takePlace(who Caller) bool {
 	return true
 }
 
-func (p *Pool) freePlace(who Caller) {
+func (p *Pool) freePlace(caller Caller) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.taken--
-	if who != SignedIn {
+	if caller != SignedIn {
 		p.strangers--
 	}
 }
 
-// observe moves the average an eighth of the way towards the latest hash, so
-// that it follows the load of the machine within a dozen hashes.
+// observe moves the average by an eighth of the distance to the latest hash's
+// duration. So the average follows the machine's load within a dozen hashes.
 func (p *Pool) observe(took time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -237,12 +238,11 @@ func (p *Pool) observe(took time.Duration) {
 	p.average += (took - p.average) / 8
 }
 
-// RetryAfter estimates how long the pool takes for everyone in it now, which is
-// what to tell a caller who was refused: the next place is free much sooner,
-// but all who are refused would come back for it. It lies between 100 ms and
-// 10 s.
+// RetryAfter estimates the time to serve every caller now in the pool, clamped to
+// 100 ms to 10 s. A refused client should wait for this time: a place becomes free
+// sooner, but all refused clients would retry for the same place.
 func (p *Pool) RetryAfter() time.Duration {
-	const guess = 50 * time.Millisecond // a hash, before one was measured
+	const guess = 50 * time.Millisecond // for a hash, before the first measurement
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	all := time.Duration(p.taken) * cmp.Or(p.average, guess) / time.Duration(max(1, cap(p.slots)))

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/crypto/argon2"
 )
 
-// cheap makes a real hash cost microseconds.
+// cheap sets the cost of a real hash to microseconds.
 var cheap = Params{Memory: 8, Time: 1, Threads: 1}
 
 func TestHashIsArgon2id(t *testing.T) {
@@ -27,11 +27,11 @@ func TestHashIsArgon2id(t *testing.T) {
 	}
 	parts := strings.Split(phc, "$")
 	if len(parts) != 6 || strings.Join(parts[:4], "$") != "$argon2id$v=19$m=19456,t=2,p=1" {
-		t.Fatalf("got %s", phc)
+		t.Fatalf("got hash %s, want argon2id with the default parameters", phc)
 	}
 	salt, err := base64.RawStdEncoding.DecodeString(parts[4])
 	if err != nil || len(salt) != 16 {
-		t.Fatalf("salt %x, %v", salt, err)
+		t.Fatalf("got salt %x, error %v, want 16 bytes", salt, err)
 	}
 	tag := argon2.IDKey([]byte("caf\u00e9 au lait"), salt, 2, 19456, 1, 32)
 	if want := base64.RawStdEncoding.EncodeToString(tag); parts[5] != want {
@@ -39,12 +39,13 @@ func TestHashIsArgon2id(t *testing.T) {
 	}
 }
 
-// A test vector of the reference implementation (P-H-C/phc-winner-argon2, test.c).
+// TestCompareKnownAnswer uses a test vector of the reference implementation
+// (P-H-C/phc-winner-argon2, test.c).
 func TestCompareKnownAnswer(t *testing.T) {
 	const phc = "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc"
 	match, rehash, err := NewPool(Config{}).Compare(t.Context(), Stranger, parse(t, "password"), phc)
-	if !match || !rehash || err != nil { // rehash: its salt is shorter than ours
-		t.Errorf("got %v, %v, %v", match, rehash, err)
+	if !match || !rehash || err != nil { // rehash: the vector's salt is shorter than saltLength
+		t.Errorf("got match %v, rehash %v, error %v; want true, true, nil", match, rehash, err)
 	}
 }
 
@@ -57,7 +58,7 @@ func TestCompare(t *testing.T) {
 	}
 	other, err := pool.Hash(t.Context(), SignedIn, pw)
 	if err != nil || other == phc {
-		t.Fatalf("two hashes of one password: %s, %s, %v", phc, other, err)
+		t.Fatalf("two hashes of the same password: %s and %s, error %v; want different hashes", phc, other, err)
 	}
 	for _, tt := range []struct {
 		name, password, phc string
@@ -74,7 +75,7 @@ func TestCompare(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			match, rehash, err := pool.Compare(t.Context(), Stranger, parse(t, tt.password), tt.phc)
 			if match != tt.match || rehash || err != nil {
-				t.Errorf("got %v, %v, %v", match, rehash, err)
+				t.Errorf("got match %v, rehash %v, error %v; want match %v alone", match, rehash, err, tt.match)
 			}
 		})
 	}
@@ -89,21 +90,22 @@ func TestCompareRehash(t *testing.T) {
 		t.Fatal(err)
 	}
 	if match, rehash, err := now.Compare(t.Context(), Stranger, pw, phc); !match || !rehash || err != nil {
-		t.Errorf("right password: got %v, %v, %v", match, rehash, err)
+		t.Errorf("right password: got match %v, rehash %v, error %v; want true, true, nil", match, rehash, err)
 	}
 	if match, rehash, err := now.Compare(t.Context(), Stranger, wrong, phc); match || rehash || err != nil {
-		t.Errorf("wrong password: got %v, %v, %v", match, rehash, err)
+		t.Errorf("wrong password: got match %v, rehash %v, error %v; want false, false, nil", match, rehash, err)
 	}
 	phc, err = now.Hash(t.Context(), Stranger, pw)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if match, rehash, err := old.Compare(t.Context(), Stranger, pw, phc); !match || rehash || err != nil {
-		t.Errorf("settings fell: got %v, %v, %v", match, rehash, err)
+		t.Errorf("lower parameters: got match %v, rehash %v, error %v; want true, false, nil", match, rehash, err)
 	}
 }
 
-// An unknown user whose decoy tag happened to be met must still not log in.
+// TestUnknownUserNeverMatches makes every hash equal to the decoy's tag. An unknown user
+// must still not log in.
 func TestUnknownUserNeverMatches(t *testing.T) {
 	pool := NewPool(Config{})
 	pool.derive = func(_, _ []byte, _, _ uint32, _ uint8, keyLen uint32) []byte {
@@ -111,11 +113,12 @@ func TestUnknownUserNeverMatches(t *testing.T) {
 	}
 	match, rehash, err := pool.Compare(t.Context(), Stranger, parse(t, "correct horse"), "")
 	if match || rehash || err != nil {
-		t.Errorf("got %v, %v, %v", match, rehash, err)
+		t.Errorf("got match %v, rehash %v, error %v; want false, false, nil", match, rehash, err)
 	}
 }
 
-// In place of a stopwatch: the two must ask for the very same work.
+// TestUnknownUserCostsTheSame compares the parameters of the hash for a known and for an
+// unknown user. Equal parameters take equal time, so the test needs no stopwatch.
 func TestUnknownUserCostsTheSame(t *testing.T) {
 	for _, params := range []Params{{}, cheap, {Memory: 64, Time: 3, Threads: 2}} {
 		type call struct {
@@ -132,14 +135,14 @@ func TestUnknownUserCostsTheSame(t *testing.T) {
 		}
 		pw := parse(t, "correct horse")
 		known := newRecord(pool.params)
-		known.tag[0] = 1 // never what derive returns
+		known.tag[0] = 1 // derive returns zeros, so the tag never matches
 		for _, phc := range []string{known.encode(), ""} {
 			if match, _, err := pool.Compare(t.Context(), Stranger, pw, phc); match || err != nil {
-				t.Fatalf("got %v, %v", match, err)
+				t.Fatalf("got match %v, error %v; want false, nil", match, err)
 			}
 		}
 		if len(calls) != 2 || calls[0] != calls[1] {
-			t.Errorf("%+v: known and unknown differ: %+v", params, calls)
+			t.Errorf("%+v: a known and an unknown user cost different hashes: %+v", params, calls)
 		}
 	}
 }
@@ -147,14 +150,14 @@ func TestUnknownUserCostsTheSame(t *testing.T) {
 func TestCompareRefusesMalformedHash(t *testing.T) {
 	pool := NewPool(Config{})
 	pool.derive = func(_, _ []byte, _, _ uint32, _ uint8, _ uint32) []byte {
-		t.Error("hashed")
+		t.Error("Compare computed a hash")
 		return nil
 	}
 	hostile := strings.Replace(somePHC, "m=19456", "m=4294967295", 1)
 	for _, phc := range []string{"x", somePHC[1:], hostile} {
 		match, rehash, err := pool.Compare(t.Context(), Stranger, parse(t, "correct horse"), phc)
 		if match || rehash || err == nil {
-			t.Errorf("%s: got %v, %v, %v", phc, match, rehash, err)
+			t.Errorf("%s: got match %v, rehash %v, error %v; want an error alone", phc, match, rehash, err)
 		}
 	}
 }
@@ -162,19 +165,19 @@ func TestCompareRefusesMalformedHash(t *testing.T) {
 func TestZeroValues(t *testing.T) {
 	pool, pw := NewPool(Config{Params: cheap}), parse(t, "correct horse")
 	if _, err := pool.Hash(t.Context(), Stranger, Password{}); !errors.Is(err, ErrMalformed) {
-		t.Errorf("Hash of the zero Password: %v", err)
+		t.Errorf("Hash of the zero Password: got error %v, want ErrMalformed", err)
 	}
 	if match, _, err := pool.Compare(t.Context(), Stranger, Password{}, ""); match || !errors.Is(err, ErrMalformed) {
-		t.Errorf("Compare of the zero Password: %v, %v", match, err)
+		t.Errorf("Compare of the zero Password: got match %v, error %v; want ErrMalformed", match, err)
 	}
 	var zero Pool
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // it has no slot to wait for
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // a wait for a slot would never end
 	defer cancel()
 	if _, err := zero.Hash(ctx, SignedIn, pw); !errors.Is(err, ErrOverloaded) {
-		t.Errorf("zero Pool: %v", err)
+		t.Errorf("zero Pool: got error %v, want ErrOverloaded", err)
 	}
 	if got := zero.RetryAfter(); got != 100*time.Millisecond {
-		t.Errorf("zero Pool: retry after %v", got)
+		t.Errorf("zero Pool: got RetryAfter %v, want 100ms", got)
 	}
 }
 
@@ -195,7 +198,8 @@ func TestConfigDefaults(t *testing.T) {
 	}
 }
 
-// Real hashes outside of any bubble, for the race detector.
+// TestPoolIsSafeForConcurrentUse computes real hashes outside of a synctest bubble, for
+// the race detector.
 func TestPoolIsSafeForConcurrentUse(t *testing.T) {
 	pool := NewPool(Config{Params: cheap, Parallel: 4, Queue: 40})
 	pw := parse(t, "correct horse")
@@ -220,7 +224,7 @@ func TestPoolIsSafeForConcurrentUse(t *testing.T) {
 	}
 	wg.Wait()
 	if done.Load() == 0 || done.Load()+refused.Load() != 200 || pool.taken != 0 {
-		t.Errorf("%d done, %d refused, %d places taken", done.Load(), refused.Load(), pool.taken)
+		t.Errorf("%d callers done, %d refused, %d places still taken; want 200 callers and no place taken", done.Load(), refused.Load(), pool.taken)
 	}
 }
 
@@ -240,7 +244,7 @@ func TestRetryAfter(t *testing.T) {
 			}
 		}
 		hash := func() { _, _ = pool.Hash(t.Context(), SignedIn, pw) }
-		crowded := func(n int) (wait func()) {
+		startMany := func(n int) (wait func()) {
 			var wg sync.WaitGroup
 			for range n {
 				wg.Go(hash)
@@ -249,15 +253,15 @@ func TestRetryAfter(t *testing.T) {
 			return wg.Wait
 		}
 
-		expect("idle", 100*time.Millisecond)
-		wait := crowded(100)
-		expect("before the first hash: 100 of 50 ms, two at a time", 2500*time.Millisecond)
+		expect("empty pool", 100*time.Millisecond)
+		wait := startMany(100)
+		expect("before the first hash: 100 callers, 50 ms each, two at a time", 2500*time.Millisecond)
 		wait()
-		wait = crowded(100)
-		expect("100 of 40 ms, two at a time", 2*time.Second)
+		wait = startMany(100)
+		expect("100 callers, 40 ms each, two at a time", 2*time.Second)
 		wait()
-		wait = crowded(1000)
-		expect("1000 of 40 ms", 10*time.Second)
+		wait = startMany(1000)
+		expect("1000 callers, 40 ms each", 10*time.Second)
 		wait()
 
 		took = 80 * time.Millisecond
@@ -265,12 +269,13 @@ func TestRetryAfter(t *testing.T) {
 			hash()
 		}
 		if got := pool.average; got < 79*time.Millisecond || got > took {
-			t.Errorf("after 50 hashes of 80 ms the average is %v", got)
+			t.Errorf("after 50 hashes of 80 ms, the average is %v, want 79 to 80 ms", got)
 		}
 	})
 }
 
-// What the pool adds to a hash: well under a thousandth.
+// BenchmarkHash compares a hash in the pool with a bare argon2 hash. The pool adds much
+// less than a thousandth.
 func BenchmarkHash(b *testing.B) {
 	pw := parse(b, "correct horse")
 	b.Run("pool", func(b *testing.B) {

@@ -13,18 +13,19 @@ import (
 	"time"
 )
 
-// crowd drives a pool whose hashes run until they are told to end. It lives in
-// a synctest bubble, where settle returns once everyone hashes or waits.
+// crowd sends callers into a pool. Each hash runs until the test ends the hash. A crowd
+// needs a synctest bubble: synctest.Wait returns when every caller hashes, waits or has
+// been refused.
 type crowd struct {
 	t    *testing.T
 	pool *Pool
 	pw   Password
-	end  chan struct{} // each element ends one hash
+	end  chan struct{} // each element ends a hash
 	wg   sync.WaitGroup
 
-	mu     sync.Mutex
-	served []string // names, in the order in which their hashes ended well
-	errs   map[string]error
+	mu     sync.Mutex       // guards the fields below
+	served []string         // callers with a hash, in the order of the hashes
+	errs   map[string]error // caller to Hash's error, nil for a good hash
 }
 
 func newCrowd(t *testing.T, cfg Config) *crowd {
@@ -36,10 +37,11 @@ func newCrowd(t *testing.T, cfg Config) *crowd {
 	return c
 }
 
-// arrive sends a caller in and waits until it hashes, waits or is refused.
-func (c *crowd) arrive(ctx context.Context, who Caller, name string) {
+// arrive sends a caller into the pool. arrive returns when the caller hashes, waits, or
+// has been refused.
+func (c *crowd) arrive(ctx context.Context, caller Caller, name string) {
 	c.wg.Go(func() {
-		_, err := c.pool.Hash(ctx, who, c.pw)
+		_, err := c.pool.Hash(ctx, caller, c.pw)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.errs[name] = err
@@ -50,47 +52,48 @@ func (c *crowd) arrive(ctx context.Context, who Caller, name string) {
 	synctest.Wait()
 }
 
-func (c *crowd) arriveMany(who Caller, names ...string) {
+func (c *crowd) arriveMany(caller Caller, names ...string) {
 	for _, name := range names {
-		c.arrive(c.t.Context(), who, name)
+		c.arrive(c.t.Context(), caller, name)
 	}
 }
 
-// finish ends one hash and waits until the next has begun.
+// finish ends a hash and waits until the next hash has begun.
 func (c *crowd) finish() {
 	c.end <- struct{}{}
 	synctest.Wait()
 }
 
-// finishAll ends everyone's hash, and checks that nobody is left inside.
+// finishAll ends all hashes, and checks that the pool is empty.
 func (c *crowd) finishAll() {
 	c.t.Helper()
 	close(c.end)
 	c.wg.Wait()
 	if p := c.pool; p.taken != 0 || p.strangers != 0 || len(p.slots) != 0 {
-		c.t.Errorf("after all have left: %d places, %d strangers, %d slots", p.taken, p.strangers, len(p.slots))
+		c.t.Errorf("all callers have left, but %d places, %d strangers' places and %d slots are still taken", p.taken, p.strangers, len(p.slots))
 	}
 }
 
-// expect compares who has an answer so far, and whether it is the error.
-func (c *crowd) expect(want error, names ...string) {
+// expectAnswer checks that Hash has returned the error want to the named callers.
+func (c *crowd) expectAnswer(want error, names ...string) {
 	c.t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, name := range names {
 		if got, ok := c.errs[name]; !ok || !errors.Is(got, want) {
-			c.t.Errorf("%s: got %v (answered: %v), want %v", name, got, ok, want)
+			c.t.Errorf("caller %q: got error %v (Hash has returned: %v), want %v", name, got, ok, want)
 		}
 	}
 }
 
+// expectWaiting checks that the named callers still hash or wait.
 func (c *crowd) expectWaiting(names ...string) {
 	c.t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, name := range names {
 		if got, ok := c.errs[name]; ok {
-			c.t.Errorf("%s has an answer: %v", name, got)
+			c.t.Errorf("caller %q: Hash has returned error %v, want no answer yet", name, got)
 		}
 	}
 }
@@ -100,25 +103,25 @@ func TestFullQueueRefusesAtOnce(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 2, Reserved: -1})
 		c.arriveMany(Stranger, "runs", "waits 1", "waits 2", "refused")
 		c.expectWaiting("runs", "waits 1", "waits 2")
-		c.expect(ErrOverloaded, "refused")
+		c.expectAnswer(ErrOverloaded, "refused")
 
 		c.finish()
-		c.expect(nil, "runs")
+		c.expectAnswer(nil, "runs")
 		c.arriveMany(Stranger, "waits 3", "refused too")
 		c.expectWaiting("waits 1", "waits 2", "waits 3")
-		c.expect(ErrOverloaded, "refused too")
+		c.expectAnswer(ErrOverloaded, "refused too")
 
 		c.finishAll()
-		c.expect(nil, "waits 1", "waits 2", "waits 3")
+		c.expectAnswer(nil, "waits 1", "waits 2", "waits 3")
 	})
 }
 
-func TestNobodyWaitsWithoutAQueue(t *testing.T) {
+func TestPoolWithoutAQueueRefusesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 2, Queue: -1})
 		c.arriveMany(Stranger, "a", "b", "refused")
 		c.expectWaiting("a", "b")
-		c.expect(ErrOverloaded, "refused")
+		c.expectAnswer(ErrOverloaded, "refused")
 		c.finishAll()
 	})
 }
@@ -136,7 +139,7 @@ func TestFirstComeFirstServed(t *testing.T) {
 			c.finish()
 		}
 		if !slices.Equal(c.served, names) {
-			t.Errorf("served in the order %q", c.served)
+			t.Errorf("callers were served in the order %q, want the order of arrival", c.served)
 		}
 		c.finishAll()
 	})
@@ -145,28 +148,28 @@ func TestFirstComeFirstServed(t *testing.T) {
 func TestReservedPlaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 3, Reserved: 2})
-		// 7 has no name, and so no privilege.
+		// Caller(7) has no constant, and counts as Stranger.
 		c.arriveMany(Stranger, "runs", "waits", "refused")
 		c.arriveMany(Caller(7), "refused as well")
-		c.expect(ErrOverloaded, "refused", "refused as well")
+		c.expectAnswer(ErrOverloaded, "refused", "refused as well")
 
 		c.arriveMany(SignedIn, "user 1", "user 2", "user 3")
 		c.expectWaiting("waits", "user 1", "user 2")
-		c.expect(ErrOverloaded, "user 3")
+		c.expectAnswer(ErrOverloaded, "user 3")
 		c.finishAll()
-		c.expect(nil, "runs", "waits", "user 1", "user 2")
+		c.expectAnswer(nil, "runs", "waits", "user 1", "user 2")
 	})
 }
 
-// Users in the queue sit on the reserved places first: they take none from
-// strangers that were free to those before.
-func TestUsersDoNotDisplaceStrangers(t *testing.T) {
+// TestSignedInCallersTakeReservedPlacesFirst fills the reserved places with SignedIn
+// callers. All places for Stranger callers must stay free.
+func TestSignedInCallersTakeReservedPlacesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 3, Reserved: 2})
 		c.arriveMany(SignedIn, "user 1", "user 2")
 		c.arriveMany(Stranger, "a", "b", "refused")
 		c.expectWaiting("user 1", "user 2", "a", "b")
-		c.expect(ErrOverloaded, "refused")
+		c.expectAnswer(ErrOverloaded, "refused")
 		c.finishAll()
 	})
 }
@@ -178,15 +181,15 @@ func TestCancelInTheQueueFreesThePlace(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		c.arrive(ctx, Stranger, "gives up")
 		c.arriveMany(Stranger, "refused")
-		c.expect(ErrOverloaded, "refused")
+		c.expectAnswer(ErrOverloaded, "refused")
 
 		cancel()
 		synctest.Wait()
-		c.expect(context.Canceled, "gives up")
+		c.expectAnswer(context.Canceled, "gives up")
 		c.arriveMany(Stranger, "in its place")
 		c.expectWaiting("runs", "in its place")
 		c.finishAll()
-		c.expect(nil, "runs", "in its place")
+		c.expectAnswer(nil, "runs", "in its place")
 	})
 }
 
@@ -199,7 +202,7 @@ func TestDeadlineInTheQueue(t *testing.T) {
 		c.arrive(ctx, Stranger, "too slow")
 		time.Sleep(2 * time.Second) // the bubble's clock
 		synctest.Wait()
-		c.expect(context.DeadlineExceeded, "too slow")
+		c.expectAnswer(context.DeadlineExceeded, "too slow")
 		c.finishAll()
 	})
 }
@@ -212,30 +215,31 @@ func TestCancelDuringTheHash(t *testing.T) {
 		c.arriveMany(SignedIn, "waits")
 		cancel()
 		synctest.Wait()
-		c.expectWaiting("runs", "waits") // nothing interrupts a hash
+		c.expectWaiting("runs", "waits") // a running hash cannot be interrupted
 
 		c.finish()
-		c.expect(context.Canceled, "runs")
+		c.expectAnswer(context.Canceled, "runs")
 		c.finishAll()
-		c.expect(nil, "waits")
+		c.expectAnswer(nil, "waits")
 	})
 }
 
-func TestCancelledBeforeItComes(t *testing.T) {
+func TestCancelledBeforeHash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: -1})
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		for i := range 50 { // a free slot and an ended context: either may be seen first
+		for i := range 50 { // select may choose the free slot or the ended context
 			name := fmt.Sprintf("late %d", i)
 			c.arrive(ctx, Stranger, name)
-			c.expect(context.Canceled, name)
+			c.expectAnswer(context.Canceled, name)
 		}
 		c.finishAll()
 	})
 }
 
-// A panic in a hash is someone else's to recover; it must not cost a slot.
+// TestPanicFreesTheSlot panics in a hash. The caller recovers the panic, and the pool
+// must get the slot and the place back.
 func TestPanicFreesTheSlot(t *testing.T) {
 	pool := NewPool(Config{Parallel: 1, Queue: -1})
 	pool.derive = func(_, _ []byte, _, _ uint32, _ uint8, _ uint32) []byte { panic("boom") }
@@ -243,14 +247,14 @@ func TestPanicFreesTheSlot(t *testing.T) {
 		func() {
 			defer func() {
 				if recover() == nil {
-					t.Error("no panic came through")
+					t.Error("the panic did not reach the caller")
 				}
 			}()
 			_, _ = pool.Hash(t.Context(), Stranger, parse(t, "correct horse"))
 		}()
 	}
 	if pool.taken != 0 || len(pool.slots) != 0 {
-		t.Errorf("%d places and %d slots are lost", pool.taken, len(pool.slots))
+		t.Errorf("%d places and %d slots are still taken", pool.taken, len(pool.slots))
 	}
 }
 
@@ -262,8 +266,8 @@ func TestNeverMoreThanParallel(t *testing.T) {
 	}
 }
 
-// testNeverMoreThan sends 200 callers, every fifth of whom gives up at a random
-// time. In the bubble all of them are in the pool before the first hash ends.
+// testNeverMoreThan sends 200 callers. Every fifth caller has a random deadline. In the
+// bubble, all callers are in the pool before the first hash ends.
 func testNeverMoreThan(t *testing.T, parallel int) {
 	pool := NewPool(Config{Parallel: parallel, Queue: 200, Reserved: -1})
 	var running, peak atomic.Int64
@@ -293,9 +297,9 @@ func testNeverMoreThan(t *testing.T, parallel int) {
 	}
 	wg.Wait()
 	if got := peak.Load(); got != int64(parallel) {
-		t.Errorf("%d hashes at a time, want %d", got, parallel)
+		t.Errorf("%d hashes ran at a time, want %d", got, parallel)
 	}
 	if pool.taken != 0 || pool.strangers != 0 || len(pool.slots) != 0 {
-		t.Errorf("left behind: %d places, %d strangers, %d slots", pool.taken, pool.strangers, len(pool.slots))
+		t.Errorf("all callers have left, but %d places, %d strangers' places and %d slots are still taken", pool.taken, pool.strangers, len(pool.slots))
 	}
 }

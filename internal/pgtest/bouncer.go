@@ -19,8 +19,8 @@ var errNoBouncer = errors.New(`PgBouncer is missing.
   Fedora:         dnf install pgbouncer
   macOS:          brew install pgbouncer`)
 
-// bouncerConfig leaves everything else as PgBouncer has it, so that what its
-// defaults refuse is refused here.
+// bouncerConfig keeps PgBouncer's defaults for all other settings, so tests see what the
+// defaults refuse.
 const bouncerConfig = `[databases]
 %[1]s = host=%[2]s port=%[3]s dbname=%[1]s user=%[4]s password=%[5]s
 
@@ -34,18 +34,19 @@ pool_mode = transaction
 max_client_conn = 1000
 `
 
-// Bouncer returns the URI of a PgBouncer in transaction mode before a database.
+// Bouncer starts a PgBouncer in transaction mode before a database, and returns the
+// database's URI through PgBouncer. PgBouncer ends with the test.
 func Bouncer(t testing.TB, uri string) string {
 	t.Helper()
 	database, err := url.Parse(uri)
 	if err != nil {
-		t.Fatal("the URI of the database cannot be read")
+		t.Fatal("the database's URI is malformed") // url.Parse's error would show the password
 	}
 	program, err := findBouncer()
 	if err != nil {
-		needServers(t, err)
+		skipOrFail(t, err)
 	}
-	for range 3 { // somebody may be quicker on the port
+	for range 3 { // another process may take the free port first
 		var p *process
 		if p, err = startBouncer(program, database); err == nil {
 			t.Cleanup(p.discard)
@@ -56,7 +57,7 @@ func Bouncer(t testing.TB, uri string) string {
 	return ""
 }
 
-// startBouncer makes of the database's URL that of the PgBouncer it starts.
+// startBouncer starts a PgBouncer, and replaces the address in database by PgBouncer's.
 func startBouncer(program string, database *url.URL) (*process, error) {
 	dir, err := temporary(os.TempDir())
 	if err != nil {
@@ -74,8 +75,8 @@ func startBouncer(program string, database *url.URL) (*process, error) {
 	}
 	bouncer := *database
 	bouncer.Host = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	// The password tells it from another that answers on the port.
-	if err := p.until(func() bool { return execute(bouncer, "SELECT 1") == nil }); err != nil {
+	// Another server on the port would refuse the password.
+	if err := p.waitUntil(func() bool { return execute(bouncer, "SELECT 1") == nil }); err != nil {
 		err = fmt.Errorf("%w\n%s", err, logOf(dir))
 		p.discard()
 		return nil, err
@@ -97,12 +98,14 @@ func configureBouncer(dir string, database *url.URL) (port int, err error) {
 	return port, errors.Join(write(dir, "config", config), write(dir, "users", users))
 }
 
-// quote doubles the quotes inside, which is how PgBouncer escapes both kinds.
+// quote puts s in quotes and doubles the quotes inside. PgBouncer escapes single and
+// double quotes in the same way.
 func quote(with, s string) string {
 	return with + strings.ReplaceAll(s, with, with+with) + with
 }
 
-// findBouncer looks where Debian puts it, too: out of everybody's PATH but root's.
+// findBouncer looks for PgBouncer in PATH and in sbin. Debian installs PgBouncer in
+// /usr/sbin, which only root has in PATH.
 func findBouncer() (string, error) {
 	for _, place := range []string{"pgbouncer", "/usr/sbin/pgbouncer", "/usr/local/sbin/pgbouncer", "/opt/homebrew/bin/pgbouncer"} {
 		if path, err := exec.LookPath(place); err == nil {

@@ -17,52 +17,53 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Options is how a cluster of one's own differs from PostgreSQL's defaults,
-// which are durable: what is committed survives whatever befalls the processes.
+// Options changes a cluster's settings. With PostgreSQL's defaults, committed data
+// survives the end of all processes.
 type Options struct {
-	// Disk makes it survive the machine as well, by files that are not in
-	// memory. It is for measuring what a commit costs.
+	// Disk puts the files on the disk and not in memory, so committed data survives a
+	// crash of the machine. Benchmarks of commits need Disk.
 	Disk     bool
 	Settings []string // lines of postgresql.conf, like "max_connections=20"
 }
 
-// Cluster is a server of a test's own, to be stopped, killed, frozen and
-// replaced. It keeps its address throughout, and goes with the test. Only one
-// goroutine may use it at a time. What can't be done fails the test that
-// started it.
+// Cluster is a server for a single test. The test may stop, kill, freeze and replace the
+// server. The server keeps its address, and ends with the test.
+//
+// A Cluster is not safe for concurrent use. A method that fails also fails the test.
 type Cluster struct {
 	t           testing.TB
 	server      *server
-	synchronous []string // the standbys that a commit waits for
+	synchronous []string // names of the synchronous standbys
 }
 
-// Start starts a cluster with PostgreSQL's programs on this machine, which it
-// needs even where URI has a server elsewhere.
+// Start starts a cluster with PostgreSQL's programs on this machine. Start needs the
+// programs even if WATCHWORD_TEST_POSTGRES_URL is set.
 func Start(t testing.TB, o Options) *Cluster {
 	t.Helper()
-	parent, settings := memory(), append([]string{frugal}, o.Settings...)
+	parent, settings := memory(), append([]string{smallWAL}, o.Settings...)
 	if o.Disk {
 		parent, settings = os.TempDir(), o.Settings
 	}
 	s, err := newServer(parent, settings)
 	if err != nil {
-		needServers(t, err)
+		skipOrFail(t, err)
 	}
-	return own(t, s)
+	return newCluster(t, s)
 }
 
-func own(t testing.TB, s *server) *Cluster {
+// newCluster returns a Cluster that ends with the test.
+func newCluster(t testing.TB, s *server) *Cluster {
 	t.Cleanup(s.discard)
 	return &Cluster{t: t, server: s}
 }
 
-// needServers ends a test that needs servers of its own. It is left out where
-// the programs are missing and whoever runs it chose a server elsewhere, which
-// scripts/prerequisites.sh announces; everywhere else a missing program fails.
-func needServers(t testing.TB, err error) {
+// skipOrFail ends a test that could not start a server. If the programs are missing and
+// WATCHWORD_TEST_POSTGRES_URL is set, skipOrFail skips the test;
+// scripts/prerequisites.sh announces the skipped tests. Otherwise the test fails.
+func skipOrFail(t testing.TB, err error) {
 	t.Helper()
 	if os.Getenv(external) != "" && (errors.Is(err, errNoPostgres) || errors.Is(err, errNoBouncer)) {
-		t.Skipf("%s is set, but this test needs servers of its own: %v", external, err)
+		t.Skipf("%s is set, but the test must start servers itself: %v", external, err)
 	}
 	t.Fatal(err)
 }
@@ -77,8 +78,8 @@ func (c *Cluster) URI(t testing.TB) string {
 	return database.String()
 }
 
-// Here returns the URI of the database of the same name on this server: a
-// standby has those of its primary.
+// Here replaces the address in a database's URI by the address of c: a standby has
+// databases with the same names as the primary.
 func (c *Cluster) Here(uri string) string {
 	database, err := url.Parse(uri)
 	if err != nil {
@@ -95,10 +96,10 @@ func (c *Cluster) Superuser() string {
 	return admin.String()
 }
 
-// Addr is where the server listens.
+// Addr returns the server's address.
 func (c *Cluster) Addr() string { return c.server.addr() }
 
-// Exec runs statements as the superuser, each by itself.
+// Exec runs statements as the superuser, each in a transaction of its own.
 func (c *Cluster) Exec(t testing.TB, statements ...string) {
 	t.Helper()
 	if err := execute(c.server.admin(), statements...); err != nil {
@@ -106,8 +107,8 @@ func (c *Cluster) Exec(t testing.TB, statements ...string) {
 	}
 }
 
-// Kill ends every process of the server by SIGKILL, and returns when all are
-// gone. No client is told; their connections are cut.
+// Kill ends every process of the server by SIGKILL, and returns when all have ended.
+// Clients get no message; the kernel closes the connections.
 func (c *Cluster) Kill() {
 	c.t.Helper()
 	if err := c.server.kill(); err != nil {
@@ -115,8 +116,8 @@ func (c *Cluster) Kill() {
 	}
 }
 
-// Stop ends the server in order: clients are told, what is committed reaches
-// the standbys.
+// Stop ends the server in order: clients get a message, and standbys get all committed
+// data.
 func (c *Cluster) Stop() {
 	c.t.Helper()
 	if err := c.server.stop(); err != nil {
@@ -124,8 +125,8 @@ func (c *Cluster) Stop() {
 	}
 }
 
-// Restart starts the server on the same address after Kill or Stop, and stops
-// it before if it runs. It returns when the server takes connections.
+// Restart starts the server on the same address. If the server runs, Restart stops the
+// server first. Restart returns when the server accepts connections.
 func (c *Cluster) Restart() {
 	c.t.Helper()
 	c.Stop()
@@ -135,8 +136,8 @@ func (c *Cluster) Restart() {
 	}
 }
 
-// Pause freezes every process of the server: the kernel still takes
-// connections, and nothing answers.
+// Pause freezes every process of the server: the kernel still accepts connections, but
+// the server sends no answer.
 func (c *Cluster) Pause() {
 	c.t.Helper()
 	if err := c.server.signal(syscall.SIGSTOP); err != nil {
@@ -168,9 +169,8 @@ func (s *server) kill() error {
 	if err := s.process.wait(); err != nil {
 		return err
 	}
-	// Nobody is left who would remove them: the System V segment by which
-	// servers in one directory notice each other, and the file, whose number
-	// may go to a stranger.
+	// After SIGKILL, two things are left. Servers in the same directory notice each
+	// other by a System V segment. The pid in the file may go to another process.
 	if key := strings.Fields(s.pidLine(7)); len(key) == 2 {
 		if out, err := exec.Command("ipcrm", "-m", key[1]).CombinedOutput(); err != nil {
 			return fmt.Errorf("ipcrm: %w: %s", err, out)
@@ -179,12 +179,12 @@ func (s *server) kill() error {
 	return os.Remove(filepath.Join(s.data(), pidFile))
 }
 
-// signal sends a signal to every process of the server. The postmaster is
-// frozen meanwhile, so that it neither starts nor buries a child.
+// signal sends a signal to every process of the server. First, signal freezes the
+// postmaster: a running postmaster could start a child between the list and the signal.
 func (s *server) signal(signal syscall.Signal) error {
 	pid, _ := s.postmaster()
 	if pid == 0 {
-		return errors.New("it does not run")
+		return errors.New("PostgreSQL does not run")
 	}
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		return err
@@ -220,7 +220,7 @@ func childrenOf(pid int) (children []int, err error) {
 	return children, nil
 }
 
-// await asks a server until the answer is true.
+// await repeats a query every 10 ms until the query returns true.
 func await(admin url.URL, question string, args ...any) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -237,7 +237,7 @@ func await(admin url.URL, question string, args ...any) error {
 		select {
 		case <-again:
 		case <-ctx.Done():
-			return fmt.Errorf("not true after %v: %s", patience, question)
+			return fmt.Errorf("still false after %v: %s", patience, question)
 		}
 	}
 }

@@ -23,7 +23,7 @@ func hasSettings(t *testing.T, uri string) {
 		"server_encoding": "UTF8", "lc_collate": "C",
 	} {
 		if got := value[string](t, uri, "SELECT setting FROM pg_settings WHERE name = $1", setting); got != want {
-			t.Errorf("%s is %s, want %s", setting, got, want)
+			t.Errorf("setting %s is %s, want %s", setting, got, want)
 		}
 	}
 }
@@ -37,14 +37,14 @@ func restarts(t *testing.T, c *Cluster, uri string) {
 		end()
 		_, err := conn.Exec(t.Context(), "SELECT 1")
 		if (err == nil) != (name == "running") {
-			t.Errorf("%s: a connection from before says %v", name, err)
+			t.Errorf("%s: on the old connection, got error %v", name, err)
 		}
-		if said := new(pgconn.PgError); name == "killed" && errors.As(err, &said) {
-			t.Errorf("the server had time for a last word: %v", err)
+		if message := new(pgconn.PgError); name == "killed" && errors.As(err, &message) {
+			t.Errorf("the killed server still sent a message: %v", err)
 		}
 		c.Restart()
 		if n := value[int](t, uri, "SELECT count(*) FROM "+name); n != 0 {
-			t.Errorf("%s: %d rows", name, n)
+			t.Errorf("%s: the table has %d rows, want none", name, n)
 		}
 	}
 }
@@ -60,8 +60,8 @@ func pauses(t *testing.T, c *Cluster, uri string) {
 	}()
 	select {
 	case err := <-answered:
-		t.Fatalf("a frozen server answers: %v", err)
-	case <-time.After(200 * time.Millisecond): // it takes less than one
+		t.Fatalf("the frozen server answered: %v", err)
+	case <-time.After(200 * time.Millisecond): // a running server answers within 1 ms
 	}
 	c.Resume()
 	if err := <-answered; err != nil {
@@ -76,7 +76,7 @@ func TestStandby(t *testing.T) {
 	frozen, standby := primary.Standby(t, true), primary.Standby(t, true)
 	statement(t, uri, "INSERT INTO kept VALUES (1)")
 
-	// One of the two that is frozen can't confirm, so a commit waits for it.
+	// A commit waits for both standbys, and the frozen standby cannot confirm.
 	frozen.Pause()
 	committed := make(chan error)
 	conn := connect(t, uri)
@@ -96,12 +96,12 @@ func TestStandby(t *testing.T) {
 	primary.Kill()
 	standby.Promote()
 	if n := value[int](t, standby.Here(uri), "SELECT count(*) FROM kept"); n != 2 {
-		t.Errorf("%d rows of 2 survived the primary", n)
+		t.Errorf("after the primary's end, %d of 2 rows are left", n)
 	}
-	statement(t, standby.Here(uri), "INSERT INTO kept VALUES (3)") // and waits for no standby of its own
+	statement(t, standby.Here(uri), "INSERT INTO kept VALUES (3)") // must not wait for a standby
 }
 
-func TestForkedHistory(t *testing.T) {
+func TestDetachedStandbyLacksLaterCommits(t *testing.T) {
 	primary := Start(t, Options{})
 	uri := primary.URI(t)
 	standby := primary.Standby(t, false)
@@ -115,15 +115,15 @@ func TestForkedHistory(t *testing.T) {
 	primary.Kill()
 	standby.Promote()
 	if n := value[int](t, standby.Here(uri), "SELECT count(*) FROM forked"); n != 0 {
-		t.Errorf("%d rows from after the fork", n)
+		t.Errorf("the standby has %d rows from after Detach, want none", n)
 	}
 }
 
 func TestBouncer(t *testing.T) {
 	bouncer := Bouncer(t, URI(t))
-	bouncer += "&default_query_exec_mode=exec" // no prepared statement outlives its transaction
+	bouncer += "&default_query_exec_mode=exec" // PgBouncer keeps no prepared statement between transactions
 	one, other := connect(t, bouncer), connect(t, bouncer)
-	// Only by transaction can both have had the one server connection.
+	// In transaction mode, both clients use the same server connection in turn.
 	const backend = "SELECT pg_backend_pid()"
 	var first, second int
 	if err := errors.Join(
@@ -133,6 +133,6 @@ func TestBouncer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if first != second {
-		t.Errorf("two sessions had the backends %d and %d in turn", first, second)
+		t.Errorf("the two clients got the backends %d and %d, want the same backend", first, second)
 	}
 }

@@ -5,12 +5,12 @@ import (
 	"path/filepath"
 )
 
-// Durable is a server on the disk for a program that is no test, as a benchmark:
-// what is committed there survives the machine.
+// Durable is a server with files on the disk, for a program other than a test, such as a
+// benchmark. Committed data survives a crash of the machine.
 type Durable struct{ server *server }
 
-// StartDurable starts a server with PostgreSQL's programs on this machine, and
-// these lines of postgresql.conf. It ends with the process at the latest.
+// StartDurable starts a server with PostgreSQL's programs on this machine. settings are
+// lines of postgresql.conf. The server ends with [Durable.Close], or with the process.
 func StartDurable(settings ...string) (*Durable, error) {
 	s, err := newServer(os.TempDir(), settings)
 	if err != nil {
@@ -19,7 +19,7 @@ func StartDurable(settings ...string) (*Durable, error) {
 	return &Durable{s}, nil
 }
 
-// Close ends the server and removes it from the disk.
+// Close ends the server and removes the server's files.
 func (d *Durable) Close() { d.server.discard() }
 
 // Database makes a new, empty database and returns its URI.
@@ -34,5 +34,6 @@ func (d *Durable) Superuser() string {
 	return admin.String()
 }
 
-// Program returns the path of one of PostgreSQL's programs, which may be missing.
+// Program returns the path of a program beside PostgreSQL's other programs. The file may
+// be missing.
 func (d *Durable) Program(name string) string { return filepath.Join(d.server.bin, name) }

@@ -1,9 +1,11 @@
-// Package pgtest gives tests a real PostgreSQL: a throwaway cluster from the
-// programs on this machine, or databases on the server that
-// WATCHWORD_TEST_POSTGRES_URL names. It is for tests alone. What it starts
-// listens on loopback under a random password, runs as an unprivileged user
-// where the tests run as root, and ends with the process of the tests, even
-// when that is killed. What is missing fails a test and says what to install.
+// Package pgtest gives tests a real PostgreSQL: a throwaway cluster from the programs on
+// this machine, or databases on the server in WATCHWORD_TEST_POSTGRES_URL. The package
+// serves tests alone.
+//
+// The servers listen on loopback with a random password. If the tests run as root, the
+// servers run as an unprivileged user. The servers end with the process of the tests,
+// even if that process is killed. If a program is missing, the test fails with a text
+// about the package to install.
 package pgtest
 
 import (
@@ -20,30 +22,32 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// external names the variable with the URL of a server to make databases on.
+// external names a variable. The variable holds the URL of a server for the databases.
 const external = "WATCHWORD_TEST_POSTGRES_URL"
 
-// patience bounds each wait for a server. It is long since only a test that
-// has failed already waits for all of it.
+// patience bounds each wait for a server. A long bound costs little, because only a
+// failing test waits until the end.
 const patience = time.Minute
 
-// quick is for tests in which no machine stops: nothing waits for the disk.
-var quick = []string{"fsync=off", "synchronous_commit=off", "full_page_writes=off", frugal}
+// withoutDisk lets no commit wait for the disk. A crash of the machine may lose data, so
+// the settings fit tests of everything but durability.
+var withoutDisk = []string{"fsync=off", "synchronous_commit=off", "full_page_writes=off", smallWAL}
 
-// frugal is for files in memory.
-const frugal = "max_wal_size=256MB"
+// smallWAL bounds the write-ahead log for servers with files in memory.
+const smallWAL = "max_wal_size=256MB"
 
-// shared is the server that the tests of this process have in common.
+// shared holds the server for all tests of this process.
 var shared struct {
 	sync.Mutex
 	server *server
-	err    error // of the only try: the next would be as long and as vain
+	err    error // from the first start: a second start would fail as slowly
 }
 
-// URI returns the URI of a new, empty database, which is dropped with whoever
-// is still connected when the test ends. Its owner is no superuser. The server
-// starts with the first call, is shared by the tests of this process, and does
-// not wait for the disk; for faults and durability there is Start.
+// URI returns the URI of a new, empty database. The database's owner is not a superuser.
+// When the test ends, URI drops the database and cuts open connections to the database.
+//
+// The first call starts the server, and the tests of this process share the server. The
+// server does not wait for the disk; tests of faults and durability need [Start].
 func URI(t testing.TB) string {
 	t.Helper()
 	admin, owner, err := administrator()
@@ -62,8 +66,8 @@ func URI(t testing.TB) string {
 	return database.String()
 }
 
-// Main runs the tests of a package, for its TestMain, and then ends the shared
-// server. Without it the server ends just after the process.
+// Main runs the tests of a package and then ends the shared server. TestMain of the
+// package calls Main. Without Main, the server ends shortly after the process.
 func Main(m *testing.M) int {
 	code := m.Run()
 	shared.Lock()
@@ -75,17 +79,17 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// Tests are the tests of a package, for goleak.VerifyTestMain: Run is Main, so that
-// the server has ended before goroutines are counted.
+// Tests wraps the tests of a package for goleak.VerifyTestMain. goleak counts goroutines
+// after Run, and Run ends the shared server.
 type Tests struct{ *testing.M }
 
-// Run is Main.
+// Run calls [Main].
 func (t Tests) Run() int { return Main(t.M) }
 
-// administrator returns who may make databases, and who shall own them.
+// administrator returns the URL for creating databases, and the owner for new databases.
 func administrator() (admin url.URL, owner *url.Userinfo, err error) {
 	if address := os.Getenv(external); address != "" {
-		// What url.Parse says would show the password.
+		// The error of url.Parse would show the password.
 		parsed, err := url.Parse(address)
 		if err != nil || parsed.Host == "" || parsed.User == nil || !strings.HasPrefix(parsed.Scheme, "postgres") {
 			return url.URL{}, nil, fmt.Errorf("%s is not a URL like postgres://user:password@host:5432/postgres", external)
@@ -95,7 +99,7 @@ func administrator() (admin url.URL, owner *url.Userinfo, err error) {
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.server == nil && shared.err == nil {
-		shared.server, shared.err = newServer(memory(), quick)
+		shared.server, shared.err = newServer(memory(), withoutDisk)
 	}
 	if shared.err != nil {
 		return url.URL{}, nil, shared.err
@@ -103,7 +107,7 @@ func administrator() (admin url.URL, owner *url.Userinfo, err error) {
 	return shared.server.admin(), shared.server.owner(), nil
 }
 
-// newDatabase makes a database with a name of its own.
+// newDatabase makes a database with a random name.
 func newDatabase(admin url.URL, owner *url.Userinfo) (url.URL, error) {
 	name := "pgtest_" + strings.ToLower(rand.Text())
 	database := admin
@@ -111,7 +115,7 @@ func newDatabase(admin url.URL, owner *url.Userinfo) (url.URL, error) {
 	return database, execute(admin, "CREATE DATABASE "+name+" OWNER "+pgx.Identifier{owner.Username()}.Sanitize())
 }
 
-// execute runs statements one by one on a connection of their own.
+// execute runs statements one by one on a new connection.
 func execute(admin url.URL, statements ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

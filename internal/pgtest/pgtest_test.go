@@ -28,7 +28,7 @@ func connect(t *testing.T, uri string) *pgx.Conn {
 	return conn
 }
 
-// value asks for one value.
+// value runs a query with a single value as result.
 func value[T any](t *testing.T, uri, question string, args ...any) (answer T) {
 	t.Helper()
 	if err := connect(t, uri).QueryRow(t.Context(), question, args...).Scan(&answer); err != nil {
@@ -46,18 +46,18 @@ func statement(t *testing.T, uri, text string) {
 	}
 }
 
-func TestDatabasesOfTheirOwn(t *testing.T) {
+func TestURIReturnsSeparateDatabases(t *testing.T) {
 	const tables = "SELECT count(*) FROM pg_tables WHERE tableowner = current_user"
 	first, second := URI(t), URI(t)
 	statement(t, first, "CREATE TABLE mine (id BIGINT)")
 	if n := value[int](t, first, tables); n != 1 {
-		t.Errorf("the first has %d tables, want 1", n)
+		t.Errorf("the first database has %d tables, want 1", n)
 	}
 	if n := value[int](t, second, tables); n != 0 {
-		t.Errorf("the second has %d tables, want none", n)
+		t.Errorf("the second database has %d tables, want none", n)
 	}
 	if value[bool](t, first, "SELECT usesuper FROM pg_user WHERE usename = current_user") && os.Getenv(external) == "" {
-		t.Error("the owner is a superuser, whom nothing is refused")
+		t.Error("the database's owner is a superuser, so PostgreSQL would check no permission")
 	}
 }
 
@@ -65,7 +65,7 @@ func TestDatabaseIsDropped(t *testing.T) {
 	var dropped string
 	t.Run("user", func(t *testing.T) {
 		dropped = URI(t)
-		// Nobody closes this one.
+		// The connection stays open: the drop must cut the connection.
 		if _, err := pgx.Connect(t.Context(), dropped); err != nil {
 			t.Fatal(err)
 		}
@@ -74,32 +74,32 @@ func TestDatabaseIsDropped(t *testing.T) {
 	name := dropped[strings.LastIndex(dropped, "/")+1:]
 	name, _, _ = strings.Cut(name, "?")
 	if value[bool](t, URI(t), exists, name) {
-		t.Errorf("the database %s is still there", name)
+		t.Errorf("the database %s still exists after the test", name)
 	}
 }
 
-// TestElsewhere gives URI the address of a server, as the environment may.
-func TestElsewhere(t *testing.T) {
+// TestURIUsesTheServerInTheEnvironment sets WATCHWORD_TEST_POSTGRES_URL.
+func TestURIUsesTheServerInTheEnvironment(t *testing.T) {
 	elsewhere := Start(t, Options{})
 	t.Setenv(external, elsewhere.Superuser())
 	if uri := URI(t); !strings.Contains(uri, elsewhere.Addr()) || value[string](t, uri, "SELECT 'here'") != "here" {
-		t.Errorf("%s is not on %s", uri, elsewhere.Addr())
+		t.Errorf("the database %s is not on the server %s", uri, elsewhere.Addr())
 	}
 }
 
 func TestPrograms(t *testing.T) {
 	if _, err := programsIn([]string{t.TempDir()}); !errors.Is(err, errNoPostgres) {
-		t.Errorf("an empty directory: %v", err)
+		t.Errorf("an empty directory: got error %v, want errNoPostgres", err)
 	}
 	if version("/usr/lib/postgresql/15/bin") <= version("/usr/lib/postgresql/9/bin") {
-		t.Error("9 is taken for newer than 15")
+		t.Error("version 9 sorts after version 15")
 	}
 }
 
-// inChild says whether this is the process that asChild starts.
+// inChild reports whether this process was started by asChild.
 func inChild() bool { return os.Getenv("PGTEST_CHILD") != "" }
 
-// asChild returns the running test as a process of its own.
+// asChild returns a command that runs the current test in a child process.
 func asChild(t *testing.T, env ...string) *exec.Cmd {
 	child := exec.Command(os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$")
 	child.Env = append(append(os.Environ(), "PGTEST_CHILD=1", external+"="), env...)
@@ -110,31 +110,31 @@ func TestMissingProgramsFail(t *testing.T) {
 	if inChild() {
 		programs = func() (string, error) { return programsIn(nil) }
 		URI(t)
-		t.Log("it went on")
+		t.Log("the test went on")
 		return
 	}
 	out, err := asChild(t).CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "apt-get install postgresql") || strings.Contains(string(out), "it went on") {
-		t.Errorf("%v\n%s", err, out)
+	if err == nil || !strings.Contains(string(out), "apt-get install postgresql") || strings.Contains(string(out), "the test went on") {
+		t.Errorf("the child did not fail with a hint to install PostgreSQL: %v\n%s", err, out)
 	}
 }
 
-func TestMissingProgramsAreLeftOutBesideAServer(t *testing.T) {
+func TestMissingProgramsSkipIfAServerIsSet(t *testing.T) {
 	if inChild() {
 		programs = func() (string, error) { return programsIn(nil) }
 		Start(t, Options{})
 	}
 	out, err := asChild(t, external+"=postgres://user:password@127.0.0.1:1/postgres").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- SKIP") || !strings.Contains(string(out), external+" is set") {
-		t.Errorf("%v\n%s", err, out)
+		t.Errorf("the child did not skip the test: %v\n%s", err, out)
 	}
 }
 
-// TestKilledTests kills a process that has started every kind of server, one of
-// them frozen and one dead, and sees that no program and no directory is left.
-func TestKilledTests(t *testing.T) {
+// TestServersEndWithAKilledTest kills a process with servers of every kind, among them a
+// frozen server and a dead server. All programs must end, and all directories must go.
+func TestServersEndWithAKilledTest(t *testing.T) {
 	if inChild() {
-		toBeKilled(t)
+		startServersAndWait(t)
 		return
 	}
 	tmp, err := os.MkdirTemp(memory(), "pgtest-killed")
@@ -163,14 +163,14 @@ func TestKilledTests(t *testing.T) {
 	child.Process.Kill()
 	child.Wait()
 	if len(addresses) != 3 {
-		t.Fatalf("the child says %q", addresses)
+		t.Fatalf("the child printed the addresses %q, want three", addresses)
 	}
-	eventually(t, "its directories are gone", func() bool {
+	eventually(t, "the child's directories are removed", func() bool {
 		left, err := os.ReadDir(tmp)
 		return err == nil && len(left) == 0
 	})
 	for _, address := range addresses {
-		eventually(t, address+" refuses", func() bool {
+		eventually(t, address+" refuses connections", func() bool {
 			conn, err := net.Dial("tcp", address)
 			if err == nil {
 				conn.Close()
@@ -180,7 +180,8 @@ func TestKilledTests(t *testing.T) {
 	}
 }
 
-func toBeKilled(t *testing.T) {
+// startServersAndWait prints the servers' addresses and waits to be killed.
+func startServersAndWait(t *testing.T) {
 	uri := URI(t)
 	addressOf := func(uri string) string { return connect(t, uri).PgConn().Conn().RemoteAddr().String() }
 	frozen, dead := Start(t, Options{}), Start(t, Options{})
@@ -190,7 +191,7 @@ func toBeKilled(t *testing.T) {
 	frozen.Pause()
 	dead.Kill()
 	fmt.Println("ready")
-	select {} // until it is killed
+	select {} // until the parent kills this process
 }
 
 func eventually(t *testing.T, what string, true func() bool) {
@@ -200,7 +201,7 @@ func eventually(t *testing.T, what string, true func() bool) {
 		select {
 		case <-again:
 		case <-timeout:
-			t.Fatalf("not so after %v: %s", patience, what)
+			t.Fatalf("still not true after %v: %s", patience, what)
 		}
 	}
 }

@@ -13,12 +13,16 @@ import (
 	"time"
 )
 
-// keeper stands between us and a program, so that the program and its
-// directory go when we do. A parent-death signal would hang on one thread of
-// ours, know only Linux, and leave the directory. The shell's standard input is
-// a pipe from us: one line lets go of the directory, and its end, which comes
-// with our own however that comes, removes it. The program alone and its
-// children hold descriptor 3, so that its other end tells when all are gone.
+// keeper is a shell script between the tests and a program. The script ends the program
+// and removes the directory when the tests' process ends, even after SIGKILL.
+//
+// The script's standard input is a pipe from the tests' process. At the end of the pipe,
+// the script ends the program and removes the directory; after the line "keep", the
+// script leaves the directory. Only the program and the program's children hold
+// descriptor 3, so the other end of that pipe reports the end of all of these processes.
+//
+// A parent-death signal would depend on a single thread, works on Linux alone, and would
+// leave the directory.
 const keeper = `
 signal=$1 dir=$2
 shift 2
@@ -29,22 +33,23 @@ exec 3>&-
 trap '' HUP INT TERM
 read -r word
 kill -s "$signal" $pid 2>/dev/null
-pkill -CONT -P $pid 2>/dev/null # it may be frozen; without pkill PostgreSQL takes 5 s
+pkill -CONT -P $pid 2>/dev/null # the children may be frozen; without pkill PostgreSQL takes 5 s
 kill -s CONT $pid 2>/dev/null
 wait $pid
 status=$?
 [ "$word" = keep ] || rm -rf "$dir"
 exit $status`
 
-// process is a program in a directory of its own.
+// process is a program that runs in a directory.
 type process struct {
-	shell *exec.Cmd
-	hold  io.WriteCloser
-	gone  *os.File
+	shell *exec.Cmd      // runs keeper
+	hold  io.WriteCloser // keeper's standard input
+	gone  *os.File       // at its end when the program and all children have ended
 }
 
-// start starts a program in dir. It ends by the signal when we end or let go.
-// What it says goes to the file "log" there.
+// start starts a program in dir. keeper sends the signal to the program when the tests'
+// process ends, or after release or discard. The program's output goes to the file "log"
+// in dir.
 func start(dir, signal string, env []string, program ...string) (*process, error) {
 	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -58,7 +63,7 @@ func start(dir, signal string, env []string, program ...string) (*process, error
 	defer held.Close()
 	shell := exec.Command("/bin/sh", append([]string{"-c", keeper, "sh", signal, dir}, program...)...)
 	shell.Dir = dir
-	// None of the PG… variables of whoever runs the tests.
+	// Leaves out the PG… variables of the tests' environment.
 	shell.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "LC_ALL=C"}, env...)
 	shell.Stdout, shell.Stderr = log, log
 	shell.ExtraFiles = []*os.File{held}
@@ -70,48 +75,51 @@ func start(dir, signal string, env []string, program ...string) (*process, error
 	}
 	if err := shell.Start(); err != nil {
 		gone.Close()
-		return nil, fmt.Errorf("starting %s in %s, which its user must be able to reach: %w", filepath.Base(program[0]), dir, err)
+		return nil, fmt.Errorf("starting %s in %s (the unprivileged user must be able to reach the directory): %w", filepath.Base(program[0]), dir, err)
 	}
 	return &process{shell, hold, gone}, nil
 }
 
-// wait waits until the program and all of its children are gone.
+// wait waits until the program and all of its children have ended.
 func (p *process) wait() error {
 	if !p.goneWithin(patience) {
-		return fmt.Errorf("some of it is still there after %v", patience)
+		return fmt.Errorf("the program or a child still runs after %v", patience)
 	}
 	return nil
 }
 
-// goneWithin waits, and no longer than that, and says whether all are gone.
+// goneWithin waits for the end of the program and all children, at most for d. goneWithin
+// returns false if a process still runs.
 func (p *process) goneWithin(d time.Duration) bool {
 	p.gone.SetReadDeadline(time.Now().Add(d))
 	_, err := p.gone.Read(make([]byte, 1))
 	return !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// until waits until the program is ready, or no longer there. Nothing tells of
-// readiness, so it is asked again and again.
-func (p *process) until(ready func() bool) error {
+// waitUntil calls ready every 5 ms until ready returns true. Programs send no event when
+// they become ready.
+//
+// Errors: an error if the program ends, or if ready still returns false after patience.
+func (p *process) waitUntil(ready func() bool) error {
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		if ready() {
 			return nil
 		}
 		if p.goneWithin(5 * time.Millisecond) {
-			return errors.New("it ended at once")
+			return errors.New("the program ended before it was ready")
 		}
 	}
-	return fmt.Errorf("it is not ready after %v", patience)
+	return fmt.Errorf("the program is not ready after %v", patience)
 }
 
-// release ends the program, leaves its directory alone, and returns how the
-// program ended.
+// release ends the program and keeps the directory. release returns an error if the
+// program's exit status is not 0.
 func (p *process) release() error {
 	io.WriteString(p.hold, "keep\n")
 	return p.end()
 }
 
-// discard ends the program and removes its directory.
+// discard ends the program and removes the directory.
 func (p *process) discard() { p.end() }
 
 func (p *process) end() error {
@@ -121,7 +129,7 @@ func (p *process) end() error {
 	return err
 }
 
-// run runs a program in dir to its end.
+// run runs a program in dir and waits for the program's end.
 func run(dir string, env []string, program ...string) error {
 	p, err := start(dir, "TERM", env, program...)
 	if err != nil {
@@ -133,13 +141,13 @@ func run(dir string, env []string, program ...string) error {
 	return nil
 }
 
-// logOf returns the end of what programs said in dir.
+// logOf returns the last 4096 bytes of the programs' output in dir.
 func logOf(dir string) string {
 	log, _ := os.ReadFile(filepath.Join(dir, "log"))
 	return string(log[max(0, len(log)-4096):])
 }
 
-// temporary makes a directory that the unprivileged user owns.
+// temporary makes a directory, owned by the unprivileged user if the tests run as root.
 func temporary(parent string) (string, error) {
 	dir, err := os.MkdirTemp(parent, "pgtest")
 	if err != nil {
@@ -154,9 +162,10 @@ func temporary(parent string) (string, error) {
 	return dir, nil
 }
 
-// memory is where Linux keeps files in memory. A database is some 300 files,
-// which cost a virtual disk up to ten times as much. TMPDIR goes before it, and
-// so does the disk where there is little room, as in a container by default.
+// memory returns a parent directory for servers: /dev/shm, where Linux keeps files in
+// memory. A database has some 300 files; on a virtual disk, making the files may take ten
+// times as long. If TMPDIR is set, or if /dev/shm has less than 2 GiB free, as in a container
+// by default, memory returns os.TempDir().
 func memory() string {
 	const dir, enough = "/dev/shm", 2 << 30
 	var fs syscall.Statfs_t
@@ -166,13 +175,14 @@ func memory() string {
 	return dir
 }
 
-// write writes a file into a directory of temporary, which is closed to others.
+// write writes a file that every user may read. The directory must come from temporary:
+// such a directory is closed to other users.
 func write(dir, name, text string) error {
 	return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
 }
 
-// unprivileged is who the programs run as: PostgreSQL and PgBouncer refuse to
-// be root. It is nil for whoever is not root.
+// unprivileged returns the user for the programs, because PostgreSQL and PgBouncer refuse
+// to run as root. If the tests do not run as root, unprivileged returns nil.
 func unprivileged() *syscall.Credential {
 	if os.Getuid() != 0 {
 		return nil

@@ -17,7 +17,7 @@ var errNoPostgres = errors.New(`PostgreSQL is missing: no directory has postgres
   Debian, Ubuntu: apt-get install postgresql
   Fedora:         dnf install postgresql-server
   macOS:          brew install postgresql
-Or name a server on which databases may be made: ` + external + `=postgres://user:password@host:5432/postgres`)
+Or set the URL of a server where the user may create databases: ` + external + `=postgres://user:password@host:5432/postgres`)
 
 // programs returns the directory with PostgreSQL's programs.
 var programs = sync.OnceValues(func() (string, error) { return programsIn(places()) })
@@ -31,8 +31,8 @@ func programsIn(dirs []string) (string, error) {
 	return "", errNoPostgres
 }
 
-// places lists where the programs may be, the best first. Debian keeps them out
-// of PATH.
+// places lists directories that may hold the programs, the best first. On Debian, the
+// programs are not in PATH.
 func places() (dirs []string) {
 	if path, err := exec.LookPath("postgres"); err == nil {
 		if path, err = filepath.EvalSymlinks(path); err == nil {
@@ -56,7 +56,7 @@ func places() (dirs []string) {
 	return dirs
 }
 
-// version reads the number out of a path, so that 15 comes after 9.
+// version returns the version number in a path, so that 15 sorts after 9.
 func version(path string) int {
 	n, _ := strconv.Atoi(strings.Trim(filepath.Dir(path), "abcdefghijklmnopqrstuvwxyz/-@"))
 	return n

@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
-// Proxy stands before a database, sees what is asked of it, and fails in the ways
-// in which networks do. It is safe for concurrent use.
+// Proxy forwards connections to a database, records the statements, and fails as networks
+// do. A Proxy is safe for concurrent use.
 type Proxy struct {
 	uri      string
 	target   string
@@ -30,42 +30,44 @@ type Proxy struct {
 	closed chan struct{}
 }
 
-// Trip is what a client sends at once, before it waits for the answers.
+// Trip holds the messages that a client sends together, before the client waits for the
+// answers.
 type Trip struct {
-	Conn       int         // on which connection
-	Statements []Statement // that are run; none where they are only prepared
+	Conn       int         // the number of the connection, from 1
+	Statements []Statement // the executed statements; empty if the trip only prepares statements
 	Bytes      int
 }
 
-// Statement is what is run, and with what: arguments that are sent as text, such
-// as with default_query_exec_mode=exec, can be read.
+// Statement holds an executed statement with its arguments. Arguments in text form can be
+// read; default_query_exec_mode=exec makes pgx send text.
 type Statement struct {
 	SQL  string
 	Args [][]byte
 }
 
-// Fate is what becomes of a trip.
+// Fate tells a Proxy what to do with a [Trip].
 type Fate int
 
 const (
-	// Pass lets it through.
+	// Pass sends the trip to the server.
 	Pass Fate = iota
-	// CutBefore cuts the connection, and the server never hears of it.
+	// CutBefore cuts the connection without sending the trip.
 	CutBefore
-	// CutAfter cuts the connection when the server has done it, and the client
-	// never hears of that.
+	// CutAfter sends the trip, waits until the server has answered, drops the answer,
+	// and cuts the connection.
 	CutAfter
-	// Hold sends all of it but the last message to the server, and then nothing
-	// more, as a client does that freezes while it sends.
+	// Hold sends all messages but the last, and then sends nothing more. The
+	// connection stays open, as if the client had frozen while sending.
 	Hold
 )
 
-// NewProxy returns a proxy before the database of a URI, which has no TLS.
+// NewProxy starts a proxy before the database in uri. The connections must not use TLS.
+// The proxy ends with the test.
 func NewProxy(t testing.TB, uri string) *Proxy {
 	t.Helper()
 	database, err := url.Parse(uri)
 	if err != nil {
-		t.Fatal("the URI of the database cannot be read")
+		t.Fatal("the database's URI is malformed") // url.Parse's error would show the password
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -80,17 +82,17 @@ func NewProxy(t testing.TB, uri string) *Proxy {
 	return p
 }
 
-// URI is that of the database, through the proxy.
+// URI returns the database's URI through the proxy.
 func (p *Proxy) URI() string { return p.uri }
 
-// Judge decides from now on what becomes of each trip; nil: all pass.
+// Judge sets the function that decides each trip's [Fate]. With nil, every trip passes.
 func (p *Proxy) Judge(judge func(Trip) Fate) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.judge = judge
 }
 
-// Trips returns what was sent since it was asked last.
+// Trips returns the trips since the last call of Trips.
 func (p *Proxy) Trips() []Trip {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -99,7 +101,8 @@ func (p *Proxy) Trips() []Trip {
 	return trips
 }
 
-// Dials counts the connections that were tried since it was asked last.
+// Dials returns the number of connections since the last call of Dials, failed
+// connections included.
 func (p *Proxy) Dials() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -117,14 +120,14 @@ func (p *Proxy) Cut() {
 	}
 }
 
-// Lead leads new connections to another server.
+// Lead sets the server for new connections.
 func (p *Proxy) Lead(addr string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.target = addr
 }
 
-// Freeze lets connections begin, and nothing through, until Thaw.
+// Freeze stops all traffic until [Proxy.Thaw]. The proxy still accepts connections.
 func (p *Proxy) Freeze() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -181,19 +184,19 @@ func (p *Proxy) connect(client net.Conn, number int) {
 	p.links[l] = true
 	p.mu.Unlock()
 	select {
-	case <-p.closed: // and nobody would cut it
+	case <-p.closed: // close has cut the links already, without this link
 		return
 	default:
 	}
-	p.tasks.Go(l.answers)
-	l.questions()
+	p.tasks.Go(l.forwardAnswers)
+	l.forwardTrips()
 	p.mu.Lock()
 	delete(p.links, l)
 	p.mu.Unlock()
 }
 
-// pass waits while the proxy is frozen.
-func (p *Proxy) pass() {
+// waitWhileFrozen returns when the proxy is not frozen.
+func (p *Proxy) waitWhileFrozen() {
 	p.mu.Lock()
 	flows := p.flows
 	p.mu.Unlock()
@@ -211,16 +214,16 @@ func (p *Proxy) fate(trip Trip) Fate {
 	return judge(trip)
 }
 
-// link is a client's connection and the one made for it.
+// link joins a client's connection with the proxy's connection to the server.
 type link struct {
 	proxy          *Proxy
 	number         int
 	client, server net.Conn
-	prepared       map[string]string // SQL by name
-	bound          Statement         // the unnamed portal's
+	prepared       map[string]string // name of a prepared statement to SQL
+	bound          Statement         // in the unnamed portal
 
-	mu   sync.Mutex
-	deaf bool // the client is told nothing more, and cut when the server has answered
+	mu          sync.Mutex // guards dropAnswers
+	dropAnswers bool       // drops the answers, and cuts the link at the end of the answer
 }
 
 func (l *link) cut() {
@@ -228,11 +231,11 @@ func (l *link) cut() {
 	l.server.Close()
 }
 
-// questions takes what the client says to the server, trip by trip.
-func (l *link) questions() {
+// forwardTrips forwards the client's messages to the server, trip by trip.
+func (l *link) forwardTrips() {
 	defer l.cut()
 	from := bufio.NewReader(l.client)
-	if err := l.begin(from); err != nil {
+	if err := l.forwardStartup(from); err != nil {
 		return
 	}
 	for {
@@ -240,17 +243,17 @@ func (l *link) questions() {
 		if err != nil {
 			return
 		}
-		l.proxy.pass()
+		l.proxy.waitWhileFrozen()
 		switch fate := l.proxy.fate(trip); fate {
 		case CutBefore:
 			return
 		case CutAfter:
 			l.mu.Lock()
-			l.deaf = true
+			l.dropAnswers = true
 			l.mu.Unlock()
 		case Hold:
 			l.server.Write(bytes[:len(bytes)-last])
-			<-l.proxy.closed // the server does not learn that the client goes
+			<-l.proxy.closed // keeps the server's connection open if the client leaves
 			return
 		}
 		if _, err := l.server.Write(bytes); err != nil {
@@ -259,8 +262,8 @@ func (l *link) questions() {
 	}
 }
 
-// begin passes on the first message, which alone has no type.
-func (l *link) begin(from *bufio.Reader) error {
+// forwardStartup forwards the startup message, the only message without a type byte.
+func (l *link) forwardStartup(from *bufio.Reader) error {
 	size, err := from.Peek(4)
 	if err != nil {
 		return err
@@ -269,13 +272,12 @@ func (l *link) begin(from *bufio.Reader) error {
 	if _, err := io.ReadFull(from, message); err != nil {
 		return err
 	}
-	l.proxy.pass()
+	l.proxy.waitWhileFrozen()
 	_, err = l.server.Write(message)
 	return err
 }
 
-// next reads all that is sent before the client waits, and says how long the last
-// message is.
+// next reads the messages of a trip. last is the length of the last message, in bytes.
 func (l *link) next(from *bufio.Reader) (trip Trip, bytes []byte, last int, err error) {
 	for {
 		kind, message, err := receive(from)
@@ -319,7 +321,7 @@ func (l *link) next(from *bufio.Reader) (trip Trip, bytes []byte, last int, err 
 	}
 }
 
-// receive reads one message.
+// receive reads a message.
 func receive(from *bufio.Reader) (kind byte, message []byte, err error) {
 	head, err := from.Peek(5)
 	if err != nil {
@@ -328,13 +330,13 @@ func receive(from *bufio.Reader) (kind byte, message []byte, err error) {
 	message = make([]byte, 1+binary.BigEndian.Uint32(head[1:]))
 	_, err = io.ReadFull(from, message)
 	if err == nil && len(message) < 5 {
-		err = fmt.Errorf("a message of %d bytes", len(message))
+		err = fmt.Errorf("message has %d bytes, want at least 5", len(message))
 	}
 	return message[0], message, err
 }
 
-// answers takes what the server says to the client.
-func (l *link) answers() {
+// forwardAnswers forwards the server's messages to the client.
+func (l *link) forwardAnswers() {
 	defer l.cut()
 	from := bufio.NewReader(l.server)
 	for {
@@ -342,14 +344,14 @@ func (l *link) answers() {
 		if err != nil {
 			return
 		}
-		l.proxy.pass()
+		l.proxy.waitWhileFrozen()
 		l.mu.Lock()
-		deaf := l.deaf
+		drop := l.dropAnswers
 		l.mu.Unlock()
-		if deaf && kind == 'Z' {
+		if drop && kind == 'Z' { // ReadyForQuery ends the answer
 			return
 		}
-		if deaf {
+		if drop {
 			continue
 		}
 		if _, err := l.client.Write(message); err != nil {

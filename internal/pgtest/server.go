@@ -17,11 +17,11 @@ import (
 
 const (
 	superuser = "postgres"
-	ordinary  = "watchword"
+	ordinary  = "watchword" // the owner of new databases, without special rights
 	pidFile   = "postmaster.pid"
 )
 
-// server is one PostgreSQL, running or not, and its directory.
+// server manages a PostgreSQL server and the server's directory.
 type server struct {
 	bin      string
 	dir      string
@@ -30,7 +30,7 @@ type server struct {
 	process  *process
 }
 
-// newServer makes a cluster in a directory below parent and starts it.
+// newServer makes a cluster in a new directory below parent, and starts the server.
 func newServer(parent string, settings []string) (*server, error) {
 	s, err := prepare(parent, rand.Text())
 	if err != nil {
@@ -40,7 +40,7 @@ func newServer(parent string, settings []string) (*server, error) {
 		os.RemoveAll(s.dir)
 		return nil, fmt.Errorf("making a PostgreSQL cluster: %w", err)
 	}
-	if err := s.startAnywhere(); err != nil {
+	if err := s.startOnFreePort(); err != nil {
 		return nil, err
 	}
 	if err := execute(s.admin(), "CREATE ROLE "+ordinary+" LOGIN PASSWORD '"+s.password+"'"); err != nil {
@@ -50,7 +50,7 @@ func newServer(parent string, settings []string) (*server, error) {
 	return s, nil
 }
 
-// prepare makes the directory of a server, and nothing in it.
+// prepare makes an empty directory for a server.
 func prepare(parent, password string) (*server, error) {
 	bin, err := programs()
 	if err != nil {
@@ -66,8 +66,8 @@ func prepare(parent, password string) (*server, error) {
 func (s *server) data() string               { return filepath.Join(s.dir, "data") }
 func (s *server) program(name string) string { return filepath.Join(s.bin, name) }
 
-// initialize fills the directory. The password is cheap to check: with SCRAM
-// each of a test's many connections would cost both sides milliseconds.
+// initialize makes the files of the cluster. The server checks passwords in plain text:
+// SCRAM would cost milliseconds on both sides, for each of a test's many connections.
 func (s *server) initialize(settings []string) error {
 	if err := write(s.dir, "password", s.password); err != nil {
 		return err
@@ -78,14 +78,15 @@ func (s *server) initialize(settings []string) error {
 	}
 	return s.configure("postgresql.conf", slices.Concat([]string{
 		"listen_addresses='127.0.0.1'",
-		"unix_socket_directories=''", // its path could be too long
+		"unix_socket_directories=''", // a socket's path could be too long
 		"max_connections=300",
-		"dynamic_shared_memory_type=mmap", // files in the directory, so that they go with it after Kill
-		"wal_keep_size=256MB",             // for a standby that comes back
+		"dynamic_shared_memory_type=mmap", // uses files in the directory, removed with the directory after Kill
+		"wal_keep_size=256MB",             // for a standby that connects again
 	}, settings)...)
 }
 
-// configure adds settings to a file in the server's directory. The last counts.
+// configure appends settings to a file in the server's directory. The last setting of a
+// name counts.
 func (s *server) configure(file string, settings ...string) error {
 	conf, err := os.OpenFile(filepath.Join(s.data(), file), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
@@ -96,9 +97,9 @@ func (s *server) configure(file string, settings ...string) error {
 	return err
 }
 
-// startAnywhere starts the server on a port that is free, and tries another
-// when somebody was quicker.
-func (s *server) startAnywhere() (err error) {
+// startOnFreePort starts the server on a free port. If another process takes the port
+// first, startOnFreePort tries another port, three times in all.
+func (s *server) startOnFreePort() (err error) {
 	for range 3 {
 		if s.port, err = freePort(); err != nil {
 			break
@@ -111,26 +112,27 @@ func (s *server) startAnywhere() (err error) {
 	return err
 }
 
-// start starts the server on its port, and returns when it takes connections.
+// start starts the server on s.port, and returns when the server accepts connections.
 func (s *server) start() (err error) {
 	if s.process, err = start(s.dir, "QUIT", nil, s.program("postgres"), "-D", s.data(), "-p", strconv.Itoa(s.port)); err != nil {
 		return err
 	}
-	if err = s.process.until(s.ready); err != nil {
+	if err = s.process.waitUntil(s.ready); err != nil {
 		s.process.release()
 		return fmt.Errorf("starting PostgreSQL: %w\n%s", err, logOf(s.dir))
 	}
 	return nil
 }
 
-// ready asks the postmaster's own file, since another could answer on the port.
+// ready reads the postmaster's file. A connection would not do, because another server
+// could answer on the port.
 func (s *server) ready() bool {
 	_, status := s.postmaster()
 	return status == "ready"
 }
 
-// postmaster returns the process that the server's children have in common, or
-// 0, and what it says of itself.
+// postmaster returns the pid of the postmaster, the parent of all server processes, and
+// the postmaster's status. Without a postmaster, the pid is 0.
 func (s *server) postmaster() (pid int, status string) {
 	pid, _ = strconv.Atoi(s.pidLine(1))
 	return pid, s.pidLine(8)
@@ -160,12 +162,13 @@ func (s *server) owner() *url.Userinfo { return url.UserPassword(ordinary, s.pas
 
 func (s *server) addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
 
-// discard ends the server, in whatever state it is, and removes its directory.
+// discard ends the server and removes the directory. The server may run, be frozen, or
+// have ended.
 func (s *server) discard() { s.process.discard() }
 
-// freePort returns a port on which nobody listens. It is below those that the
-// kernel hands out: a client that dials a dead server's port in that range
-// again and again will one day be connected to itself, and keep the port.
+// freePort returns a port without a listener, below the range of the kernel's own ports
+// for clients. A client that keeps dialing a dead server's port inside that range may
+// connect to itself, and so keep the port.
 func freePort() (int, error) {
 	for range 100 {
 		port := 15000 + mathrand.IntN(15000)

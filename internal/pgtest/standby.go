@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// Standby returns a new server that follows this one, when it streams. A
-// synchronous one makes every commit from now on wait until it has it on its
-// disk; of several, each is waited for.
+// Standby starts a new server that follows c, and returns when the new server streams.
+// With synchronous, every later commit on c waits until the standby has the commit on its
+// disk. With several synchronous standbys, a commit waits for each.
 func (c *Cluster) Standby(t testing.TB, synchronous bool) *Cluster {
 	t.Helper()
 	name := "standby_" + strings.ToLower(rand.Text())
@@ -19,17 +19,17 @@ func (c *Cluster) Standby(t testing.TB, synchronous bool) *Cluster {
 	if err != nil {
 		t.Fatalf("making a standby: %v", err)
 	}
-	// The primary asks for the standby before there is one: then no commit of
-	// a client that sees the standby stream can have missed the request.
+	// The setting comes before the standby: once a client sees the standby stream, all
+	// of the client's commits wait for the standby.
 	if synchronous {
 		c.synchronous = append(c.synchronous, name)
 		c.Exec(t, fmt.Sprintf("ALTER SYSTEM SET synchronous_standby_names = '%d (%s)'",
 			len(c.synchronous), strings.Join(c.synchronous, ", ")), "SELECT pg_reload_conf()")
 	}
-	if err := s.startAnywhere(); err != nil {
+	if err := s.startOnFreePort(); err != nil {
 		t.Fatalf("starting a standby: %v", err)
 	}
-	standby := own(t, s)
+	standby := newCluster(t, s)
 	if err := await(c.server.admin(), `SELECT EXISTS (SELECT FROM pg_stat_replication
 		WHERE application_name = $1 AND state = 'streaming' AND (sync_state = 'sync') = $2)`, name, synchronous); err != nil {
 		t.Fatalf("waiting for a standby: %v\n%s", err, logOf(s.dir))
@@ -37,7 +37,7 @@ func (c *Cluster) Standby(t testing.TB, synchronous bool) *Cluster {
 	return standby
 }
 
-// copy makes the directory of a server that will follow this one.
+// copy makes the directory of a server that follows s.
 func (s *server) copy(name string) (*server, error) {
 	standby, err := prepare(filepath.Dir(s.dir), s.password)
 	if err != nil {
@@ -49,13 +49,13 @@ func (s *server) copy(name string) (*server, error) {
 		os.RemoveAll(standby.dir)
 		return nil, err
 	}
-	// It has copied whom its primary waits for, and would wait for them itself
-	// once promoted.
+	// The copy includes the primary's synchronous_standby_names. Without the reset, the
+	// standby would wait for the same standbys after Promote.
 	return standby, standby.configure("postgresql.auto.conf", "synchronous_standby_names=''")
 }
 
-// Detach cuts a standby off from its primary for good. What is committed there
-// afterwards is not in a history that begins with Promote here.
+// Detach ends a standby's connection to the primary, and the standby does not connect
+// again. After [Cluster.Promote], the standby lacks all later commits of the primary.
 func (c *Cluster) Detach(t testing.TB) {
 	t.Helper()
 	c.Exec(t, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
@@ -64,7 +64,7 @@ func (c *Cluster) Detach(t testing.TB) {
 	}
 }
 
-// Promote makes a standby a primary, and returns when it takes writes.
+// Promote makes a standby a primary, and returns when the server accepts writes.
 func (c *Cluster) Promote() {
 	c.t.Helper()
 	if err := await(c.server.admin(), "SELECT pg_promote(true, $1)", int(patience.Seconds())); err != nil {

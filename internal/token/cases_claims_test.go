@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// signature is signatures that are wrong in themselves.
+// signature adds tokens with wrong signatures.
 func (c *cases) signature() {
-	for _, s := range []smith{c.ed, c.ec, c.rsa} {
+	for _, s := range []jwsSigner{c.ed, c.ec, c.rsa} {
 		input := encode(s.header().String()) + "." + encode(claims().String())
 		good := s.sign(input)
 		bad := func(name string, sig []byte) {
@@ -47,8 +47,8 @@ func flipped(sig []byte, at int) []byte {
 	return sig
 }
 
-// bigS adds the order of the group to S, which lax verifiers take for the same
-// signature (RFC 8032 section 5.1.7).
+// bigS adds the order of the group to the signature's S. Lax verifiers accept the sum
+// (RFC 8032 section 5.1.7).
 func (c *cases) bigS() string {
 	// 2^252 + 27742317777372353535851937790883648493, the lowest byte first.
 	order := [32]byte{
@@ -65,7 +65,7 @@ func (c *cases) bigS() string {
 	return input + "." + encode(sig)
 }
 
-// json is payloads that are no claims, well signed.
+// json adds well-signed tokens with malformed JSON as payload.
 func (c *cases) json() {
 	text := claims().String()
 	for _, payload := range []string{
@@ -98,7 +98,7 @@ func (c *cases) json() {
 	c.invalid("control character in a string", c.ed.mint(claims().with("username", "\"a\nb\"")))
 }
 
-// missing lacks one claim each.
+// missing adds tokens without one of the claims, and tokens with nbf.
 func (c *cases) missing() {
 	for _, claim := range claims() {
 		c.invalid("claim "+claim.name+" missing", c.ed.mint(claims().without(claim.name)))
@@ -112,7 +112,7 @@ func (c *cases) missing() {
 	c.invalid("nbf null", c.ed.mint(claims().and("nbf", "null")))
 }
 
-// mistyped has one claim each of a type that is not its own.
+// mistyped adds tokens with a claim of a wrong type.
 func (c *cases) mistyped() {
 	for _, name := range []string{"iss", "sub", "jti", "sid", "username"} {
 		for _, value := range []string{`""`, "1", "true", `["x"]`, `{"x":1}`} {
@@ -130,7 +130,7 @@ func (c *cases) mistyped() {
 	}
 }
 
-// times has numbers that are no times of ours.
+// times adds tokens with malformed times.
 func (c *cases) times() {
 	for _, name := range []string{"iat", "exp"} {
 		for _, value := range []string{

@@ -17,14 +17,14 @@ import (
 
 const tokenInvalid = "TOKEN_INVALID"
 
-// cases collects the suite.
+// cases collects the cases of the suite.
 type cases struct {
-	forge
+	keyring
 	list []tokentest.Case
 }
 
-func allCases(f forge) []tokentest.Case {
-	c := &cases{forge: f}
+func allCases(f keyring) []tokentest.Case {
+	c := &cases{keyring: f}
 	c.good()
 	c.policy()
 	c.algorithm()
@@ -55,7 +55,7 @@ func (c *cases) invalid(name, raw string) {
 func at(seconds int64) string { return strconv.FormatInt(issued+seconds, 10) }
 
 func (c *cases) good() {
-	for _, s := range []smith{c.ed, c.ec, c.rsa} {
+	for _, s := range []jwsSigner{c.ed, c.ec, c.rsa} {
 		c.ok(s.alg, s.mint(claims()))
 		c.ok(s.alg+", type with prefix", s.jws(s.header().with("typ", `"application/at+jwt"`), claims()))
 	}
@@ -87,8 +87,8 @@ func reversed(o object) object {
 	return o
 }
 
-// longest pads a token to a length.
-func longest(s smith, length int) string {
+// longest returns a token of at most length bytes, padded as far as base64 allows.
+func longest(s jwsSigner, length int) string {
 	pad := length * 3 / 4
 	for {
 		raw := s.mint(claims().and("pad", quote(strings.Repeat("x", pad))))
@@ -99,7 +99,7 @@ func longest(s smith, length int) string {
 	}
 }
 
-// policy is well-formed tokens that are refused for what they say.
+// policy adds well-formed tokens with a claim that a verifier must refuse.
 func (c *cases) policy() {
 	mint := c.ed.mint
 	past := claims().with("iat", at(-600)).with("exp", at(-300))
@@ -122,20 +122,20 @@ func (c *cases) policy() {
 	c.refused("life to the end of time", mint(claims().with("exp", "253402300799")), tokenInvalid)
 }
 
-// algorithm is attacks on the choice of algorithm (RFC 8725 sections 2.1, 3.1).
+// algorithm adds attacks on the choice of the algorithm (RFC 8725 sections 2.1, 3.1).
 func (c *cases) algorithm() {
 	for _, alg := range []string{"none", "None", "NONE", "nOnE", ""} {
 		header := c.ed.header().with("alg", quote(alg))
 		c.invalid("alg "+quote(alg)+", no signature", encode(header.String())+"."+encode(claims().String())+".")
 		c.invalid("alg "+quote(alg)+", a good signature", c.ed.jws(header, claims()))
 	}
-	for _, s := range []smith{c.ed, c.ec, c.rsa} {
+	for _, s := range []jwsSigner{c.ed, c.ec, c.rsa} {
 		for _, form := range publicForms(s) {
 			c.invalid("HS256 with the "+s.alg+" key as "+form.name, c.hs256(s, []byte(form.value)))
 		}
 	}
 	c.invalid("HS256 with an empty secret", c.hs256(c.ed, nil))
-	for _, s := range []smith{c.ed, c.ec, c.rsa} {
+	for _, s := range []jwsSigner{c.ed, c.ec, c.rsa} {
 		for _, alg := range []string{"EdDSA", "ES256", "RS256"} {
 			if alg != s.alg {
 				c.invalid(alg+" with an "+s.alg+" key", s.jws(s.header().with("alg", quote(alg)), claims()))
@@ -154,8 +154,9 @@ func (c *cases) algorithm() {
 	c.invalid("alg in capitals", c.ed.jws(c.ed.header().without("alg").and("ALG", `"EdDSA"`), claims()))
 }
 
-// publicForms are what a naive verifier might take for a secret.
-func publicForms(s smith) object {
+// publicForms returns the public key in forms that a naive verifier might use as an
+// HMAC secret.
+func publicForms(s jwsSigner) object {
 	der, err := x509.MarshalPKIXPublicKey(s.key.Public())
 	if err != nil {
 		s.t.Fatal(err)
@@ -168,21 +169,22 @@ func publicForms(s smith) object {
 	return object{
 		{"DER", string(der)},
 		{"PEM", string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))},
-		// The raw key of Ed25519, and the end of a point or a modulus.
+		// The last 32 bytes: for Ed25519 the raw key, for the others the end of a
+		// point or of the exponent and modulus.
 		{"bytes", string(der[len(der)-32:])},
 		{"JWK parameter", jwk.X + jwk.N},
 		{"kid", s.kid},
 	}
 }
 
-func (c *cases) hs256(s smith, secret []byte) string {
+func (c *cases) hs256(s jwsSigner, secret []byte) string {
 	input := encode(s.header().with("alg", `"HS256"`).String()) + "." + encode(claims().String())
 	mac := hmac.New(sha256.New, secret)
 	mac.Write([]byte(input))
 	return input + "." + encode(mac.Sum(nil))
 }
 
-// key is attacks on the choice of key.
+// key adds attacks on the choice of the key.
 func (c *cases) key() {
 	header := c.ed.header()
 	c.invalid("no kid", c.ed.jws(header.without("kid"), claims()))
@@ -203,14 +205,14 @@ func (c *cases) key() {
 		c.invalid("attacker's "+name, c.attacker.jws(header.and(name, `"https://evil.example/jwks.json"`), claims()))
 	}
 	c.invalid("attacker's x5c", c.attacker.jws(header.and("x5c", `["MIIB"]`), claims()))
-	// Signed by us, and still nothing that we would have written.
+	// Signed with a good key, but with a header that our issuer never writes.
 	c.invalid("our own jwk", c.ed.jws(header.and("jwk", c.ed.publicJWK()), claims()))
 	c.invalid("jku, our signature", c.ed.jws(header.and("jku", quote(issuer+"/.well-known/jwks.json")), claims()))
 	c.invalid("x5u null, our signature", c.ed.jws(header.and("x5u", `null`), claims()))
 	c.invalid("x5c, our signature", c.ed.jws(header.and("x5c", `[]`), claims()))
 }
 
-func (s smith) publicJWK() string {
+func (s jwsSigner) publicJWK() string {
 	key, err := token.NewPublicKey(s.key.Public())
 	if err != nil {
 		s.t.Fatal(err)
@@ -219,7 +221,7 @@ func (s smith) publicJWK() string {
 	return fmt.Sprintf(`{"kty":%q,"crv":%q,"x":%q,"kid":%q,"alg":"EdDSA","use":"sig"}`, j.Kty, j.Crv, j.X, j.Kid)
 }
 
-// header is everything else about the header, signed well.
+// header adds well-signed tokens with other faults of the header.
 func (c *cases) header() {
 	header := c.ed.header()
 	c.invalid("no typ", c.ed.jws(header.without("typ"), claims()))
@@ -254,7 +256,7 @@ func (c *cases) header() {
 	}
 }
 
-// parts is tokens that don't consist of three.
+// parts adds texts of more or fewer than three parts, and texts other than a token.
 func (c *cases) parts() {
 	good := c.ed.mint(claims())
 	p := strings.Split(good, ".")
@@ -284,10 +286,11 @@ func (c *cases) parts() {
 	c.invalid("too long, well signed", longest(c.ed, token.MaxLength+400))
 }
 
-// encoding is base64 that other decoders take, signed as it stands where it can be.
+// encoding adds tokens in base64 that lax decoders accept. Where a part of the signed
+// text is wrong, the signature is over the wrong text.
 func (c *cases) encoding() {
-	// White space gives every part some left-over bits.
-	header, payload := loose(c.ed.header().String()), loose(claims().String())
+	// White space at the end gives every part left-over bits.
+	header, payload := padded(c.ed.header().String()), padded(claims().String())
 	good := c.ed.raw(encode(header), encode(payload))
 	c.ok("base64 with left-over bits of zero", good)
 	p := strings.Split(good, ".")
@@ -313,15 +316,15 @@ func (c *cases) encoding() {
 	c.invalid("no base64", c.ed.raw(c.ed.header().String(), claims().String()))
 }
 
-// loose pads JSON so that its base64 doesn't end on a whole group.
-func loose(text string) string {
+// padded appends spaces until the last character of text's base64 has left-over bits.
+func padded(text string) string {
 	for len(text)%3 != 1 {
 		text += " "
 	}
 	return text
 }
 
-// leftOver sets the lowest of the bits that the last character has to spare.
+// leftOver sets the lowest left-over bit of the last character.
 func leftOver(part string) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	last := strings.IndexByte(alphabet, part[len(part)-1])

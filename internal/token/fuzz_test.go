@@ -11,9 +11,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/token/tokentest"
 )
 
-// FuzzParse gives any bytes to Parse. It must not panic, and what it accepts must
-// be in the one form that a token has: three canonical parts, the key's algorithm,
-// and claims that signed again say the same.
+// FuzzParse gives any bytes to Parse. Parse must not panic. An accepted token must have
+// three canonical parts and the key's algorithm, and the claims must stay the same
+// after being signed and parsed again.
 func FuzzParse(f *testing.F) {
 	suite := tokentest.Load(f)
 	keys := map[string]*SigningKey{}
@@ -36,14 +36,14 @@ func FuzzParse(f *testing.F) {
 		got, err := Parse(raw, find)
 		if err != nil {
 			if !errors.Is(err, ErrInvalid) || got != nil {
-				t.Fatalf("claims %v and error %v", got, err)
+				t.Fatalf("Parse returned claims %v and error %v", got, err)
 			}
 			return
 		}
 		wantCanonical(t, raw, asked.Public())
 		again, err := Sign(asked, got)
 		if err != nil {
-			t.Fatalf("accepted what cannot be signed: %v", err)
+			t.Fatalf("Sign refused the claims of an accepted token: %v", err)
 		}
 		wantSame(t, got, again, find)
 	})
@@ -53,12 +53,12 @@ func wantCanonical(t *testing.T, raw string, key *PublicKey) {
 	t.Helper()
 	split := strings.Split(raw, ".")
 	if len(split) != 3 || len(raw) > MaxLength {
-		t.Fatalf("accepted %d parts, %d bytes", len(split), len(raw))
+		t.Fatalf("Parse accepted %d parts, %d bytes", len(split), len(raw))
 	}
 	for _, part := range split {
 		decoded, err := base64.RawURLEncoding.DecodeString(part)
 		if err != nil || base64.RawURLEncoding.EncodeToString(decoded) != part {
-			t.Fatalf("accepted %q as base64url", part)
+			t.Fatalf("Parse accepted %q, which is not canonical base64url", part)
 		}
 	}
 	var header struct{ Alg, Kid string }
@@ -67,7 +67,7 @@ func wantCanonical(t *testing.T, raw string, key *PublicKey) {
 		t.Fatal(err)
 	}
 	if header.Alg != string(key.Algorithm()) || header.Kid != key.KID() {
-		t.Fatalf("accepted a header of %s and %s", header.Alg, header.Kid)
+		t.Fatalf("Parse accepted a header with alg %s and kid %s", header.Alg, header.Kid)
 	}
 }
 
@@ -75,16 +75,17 @@ func wantSame(t *testing.T, want *Claims, raw string, find func(string) *PublicK
 	t.Helper()
 	got, err := Parse(raw, find)
 	if err != nil {
-		t.Fatalf("signed again, it is refused: %v", err)
+		t.Fatalf("Parse refused the claims, signed again: %v", err)
 	}
 	if !reflect.DeepEqual(got, want) {
-		t.Fatalf("signed again, it says %+v, not %+v", got, want)
+		t.Fatalf("signed again, the claims became %+v, want %+v", got, want)
 	}
 }
 
-// FuzzClaims goes behind the signature, which keeps a fuzzer's changes from ever
-// reaching the claims. What is accepted must say the same to encoding/json, and
-// after having been written again.
+// FuzzClaims gives any bytes to the parser of claims, without a signature: the check of
+// the signature would keep a fuzzer's changes away from the claims. encoding/json must
+// read the same accepted claims, and the claims must stay the same after being written
+// and read again.
 func FuzzClaims(f *testing.F) {
 	for _, c := range tokentest.Load(f).Cases {
 		if p, ok := split(c.Token); ok {
@@ -97,17 +98,17 @@ func FuzzClaims(f *testing.F) {
 		got, err := parts{payload: base64.RawURLEncoding.EncodeToString(payload)}.claims()
 		if err != nil {
 			if !errors.Is(err, ErrInvalid) || got != nil {
-				t.Fatalf("claims %v and error %v", got, err)
+				t.Fatalf("parts.claims returned claims %v and error %v", got, err)
 			}
 			return
 		}
 		var other map[string]any
 		if err := json.Unmarshal(payload, &other); err != nil {
-			t.Fatalf("accepted what encoding/json does not: %v", err)
+			t.Fatalf("parts.claims accepted the payload, but encoding/json returned: %v", err)
 		}
 		if other["iss"] != got.Issuer || other["sub"] != got.Subject || other["sid"] != got.SessionID ||
 			other["exp"] != float64(got.ExpiresAt.Unix()) || other["ver"] != float64(got.Version) {
-			t.Fatalf("read %+v, encoding/json %v", got, other)
+			t.Fatalf("parts.claims read %+v, encoding/json read %v", got, other)
 		}
 		written, err := json.Marshal(got.wire())
 		if err != nil {
@@ -115,12 +116,12 @@ func FuzzClaims(f *testing.F) {
 		}
 		again, err := parts{payload: base64.RawURLEncoding.EncodeToString(written)}.claims()
 		if err != nil || !reflect.DeepEqual(again, got) {
-			t.Fatalf("written again, it says %+v (%v), not %+v", again, err, got)
+			t.Fatalf("written again, the claims became %+v (error %v), want %+v", again, err, got)
 		}
 	})
 }
 
-// FuzzObject compares our cutting of JSON with encoding/json's.
+// FuzzObject compares the members from decodeObject with the members from encoding/json.
 func FuzzObject(f *testing.F) {
 	for _, c := range tokentest.Load(f).Cases {
 		if p, ok := split(c.Token); ok {
@@ -139,14 +140,14 @@ func FuzzObject(f *testing.F) {
 		}
 		var want map[string]json.RawMessage
 		if err := json.Unmarshal(data, &want); err != nil {
-			t.Fatalf("accepted what encoding/json does not: %v", err)
+			t.Fatalf("decodeObject accepted the text, but encoding/json returned: %v", err)
 		}
 		if len(got.members) != len(want) {
-			t.Fatalf("%d members, encoding/json has %d", len(got.members), len(want))
+			t.Fatalf("decodeObject read %d members, encoding/json read %d", len(got.members), len(want))
 		}
 		for name, value := range want {
 			if string(got.members[name]) != string(value) {
-				t.Fatalf("%q is %q, encoding/json has %q", name, got.members[name], value)
+				t.Fatalf("member %q: decodeObject read %q, encoding/json read %q", name, got.members[name], value)
 			}
 		}
 	})

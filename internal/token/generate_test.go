@@ -21,9 +21,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/token/tokentest"
 )
 
-// The suite's tokens are made here with the standard library alone, so that they
-// are a second opinion on what the package makes. All signatures are
-// deterministic: the same keys give the same file, byte for byte.
+// The generator makes the suite's tokens with the standard library alone, so the tokens
+// also check package token from outside. All signatures are deterministic: the same
+// keys give the same file, byte for byte.
 
 const (
 	suiteFile = "tokentest/tokens.json"
@@ -33,7 +33,7 @@ const (
 	issued = 946684800
 )
 
-// suiteJSON is the suite's file.
+// suiteJSON holds the content of the suite's file.
 type suiteJSON struct {
 	Comment     string           `json:"comment"`
 	Issuer      string           `json:"issuer"`
@@ -49,7 +49,8 @@ type keyJSON struct {
 	PKCS8 []byte          `json:"pkcs8"`
 }
 
-// generate makes the suite's file with the keys of the present one.
+// generate returns the new content of the suite's file. The keys come from the
+// present file; if the present file has none, generate makes new keys.
 func generate(t *testing.T) []byte {
 	t.Helper()
 	present, err := os.ReadFile(suiteFile)
@@ -66,7 +67,7 @@ func generate(t *testing.T) []byte {
 	suite.Comment = "Access tokens, good and hostile. Made by go test ./internal/token -run TestVectors -update; the keys stay. Test keys: they guard nothing."
 	suite.Issuer, suite.Audience = issuer, audience
 	suite.Now, suite.MaxLifetime = "2000-01-01T00:01:00Z", "5m"
-	suite.Cases = allCases(newForge(t, suite.Keys))
+	suite.Cases = allCases(newKeyring(t, suite.Keys))
 	var out bytes.Buffer
 	enc := json.NewEncoder(&out)
 	enc.SetEscapeHTML(false)
@@ -98,21 +99,21 @@ func generateKeys(t *testing.T) []keyJSON {
 	return keys
 }
 
-// smith signs whatever it is told to.
-type smith struct {
+// jwsSigner signs any text as a JWS, without checks.
+type jwsSigner struct {
 	t        testing.TB
 	alg, kid string
 	key      crypto.Signer
 }
 
-// forge is the issuer's three keys, and one of an attacker.
-type forge struct {
-	ed, ec, rsa, attacker smith
+// keyring holds the issuer's three keys and an attacker's key.
+type keyring struct {
+	ed, ec, rsa, attacker jwsSigner
 }
 
-func newForge(t testing.TB, keys []keyJSON) forge {
+func newKeyring(t testing.TB, keys []keyJSON) keyring {
 	t.Helper()
-	var smiths []smith
+	var signers []jwsSigner
 	for _, k := range keys {
 		var jwk struct{ Alg, Kid string }
 		if err := json.Unmarshal(k.JWK, &jwk); err != nil {
@@ -122,15 +123,15 @@ func newForge(t testing.TB, keys []keyJSON) forge {
 		if err != nil {
 			t.Fatal(err)
 		}
-		smiths = append(smiths, smith{t, jwk.Alg, jwk.Kid, key.(crypto.Signer)})
+		signers = append(signers, jwsSigner{t, jwk.Alg, jwk.Kid, key.(crypto.Signer)})
 	}
 	evil := ed25519.NewKeyFromSeed([]byte("the attacker's own seed, 32 byte"))
-	// The attacker claims the id of a good key.
-	return forge{smiths[0], smiths[1], smiths[2], smith{t, "EdDSA", smiths[0].kid, evil}}
+	// The attacker's header carries the kid of the EdDSA key.
+	return keyring{signers[0], signers[1], signers[2], jwsSigner{t, "EdDSA", signers[0].kid, evil}}
 }
 
 // sign returns the signature over the input (RFC 7515 section 5.1).
-func (s smith) sign(input string) []byte {
+func (s jwsSigner) sign(input string) []byte {
 	s.t.Helper()
 	digest := sha256.Sum256([]byte(input))
 	var signature []byte
@@ -149,9 +150,9 @@ func (s smith) sign(input string) []byte {
 	return signature
 }
 
-// der returns an ECDSA signature as other formats than JWS have it. Without a
-// source of randomness it is deterministic (RFC 6979).
-func (s smith) der(input string) []byte {
+// der returns an ECDSA signature in DER, the form outside of JWS. Without a source of
+// randomness the signature is deterministic (RFC 6979).
+func (s jwsSigner) der(input string) []byte {
 	s.t.Helper()
 	digest := sha256.Sum256([]byte(input))
 	der, err := s.key.Sign(nil, digest[:], crypto.SHA256)
@@ -161,7 +162,7 @@ func (s smith) der(input string) []byte {
 	return der
 }
 
-// fixedWidth turns DER into the form of RFC 7518 section 3.4.
+// fixedWidth converts DER to the form of RFC 7518 section 3.4.
 func fixedWidth(t testing.TB, der []byte) []byte {
 	t.Helper()
 	var sig struct{ R, S *big.Int }
@@ -178,31 +179,32 @@ func encode[T string | []byte](s T) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(s))
 }
 
-// raw signs two parts that are base64url already, or nearly.
-func (s smith) raw(header, payload string) string {
+// raw returns a signed token of two parts in base64url. raw does not encode the parts,
+// so tests may pass wrong base64url.
+func (s jwsSigner) raw(header, payload string) string {
 	input := header + "." + payload
 	return input + "." + encode(s.sign(input))
 }
 
-func (s smith) text(header, payload string) string {
+func (s jwsSigner) text(header, payload string) string {
 	return s.raw(encode(header), encode(payload))
 }
 
-func (s smith) jws(header, payload object) string {
+func (s jwsSigner) jws(header, payload object) string {
 	return s.text(header.String(), payload.String())
 }
 
-// header is a good header of the smith's key.
-func (s smith) header() object {
+// header returns a good header for the jwsSigner's key.
+func (s jwsSigner) header() object {
 	return object{{"alg", quote(s.alg)}, {"kid", quote(s.kid)}, {"typ", quote(token.Type)}}
 }
 
-// mint is a token with a good header.
-func (s smith) mint(payload object) string {
+// mint returns a signed token with a good header.
+func (s jwsSigner) mint(payload object) string {
 	return s.jws(s.header(), payload)
 }
 
-// object is a JSON object in order, its values in JSON.
+// object holds a JSON object's members in order, each value as JSON text.
 type object []struct{ name, value string }
 
 func (o object) String() string {
@@ -213,7 +215,7 @@ func (o object) String() string {
 	return "{" + strings.Join(members, ",") + "}"
 }
 
-// with replaces a member, or adds it.
+// with replaces the member of the same name, or adds a member.
 func (o object) with(name, value string) object {
 	o = slices.Clone(o)
 	for i := range o {
@@ -225,7 +227,7 @@ func (o object) with(name, value string) object {
 	return o.and(name, value)
 }
 
-// and adds a member, also a second of a name.
+// and adds a member, even if the name is already in use.
 func (o object) and(name, value string) object {
 	return append(slices.Clone(o), struct{ name, value string }{name, value})
 }
@@ -248,7 +250,7 @@ func quote(s string) string {
 	return string(b)
 }
 
-// claims are good ones.
+// claims returns good claims.
 func claims() object {
 	return object{
 		{"iss", quote(issuer)},

@@ -21,7 +21,7 @@ const (
 )
 
 // JWK returns the key as a JSON Web Key (RFC 7517, RFC 7518 section 6, RFC 8037
-// section 2), in a message that is the caller's own.
+// section 2). Each call returns a new message: the caller may change the message.
 func (k *PublicKey) JWK() *watchwordv1.JsonWebKey {
 	jwk := &watchwordv1.JsonWebKey{Kid: k.kid, Use: "sig", Alg: string(k.alg)}
 	encode := base64.RawURLEncoding.EncodeToString
@@ -29,7 +29,8 @@ func (k *PublicKey) JWK() *watchwordv1.JsonWebKey {
 	case ed25519.PublicKey:
 		jwk.Kty, jwk.Crv, jwk.X = "OKP", "Ed25519", encode(key)
 	case *ecdsa.PublicKey:
-		// The error would be a point off the curve, which no PublicKey holds.
+		// Bytes fails for a point off the curve alone, and NewPublicKey refuses
+		// such a point.
 		if point, err := key.Bytes(); err == nil {
 			jwk.Kty, jwk.Crv = "EC", "P-256"
 			jwk.X = encode(point[1 : 1+coordinateLength])
@@ -43,10 +44,11 @@ func (k *PublicKey) JWK() *watchwordv1.JsonWebKey {
 	return jwk
 }
 
-// FromJWK takes a key from a key set. It wants exactly what JWK makes: kty, crv
-// and alg that belong together, use "sig" or none, canonical base64url, a kid that
-// is the key's own thumbprint, and no member of another type of key. So a key has
-// one form and one id, and a kid cannot be lent to another key.
+// FromJWK returns the key in a JSON Web Key of a key set. FromJWK accepts the form
+// from [PublicKey.JWK] alone: kty, crv and alg belong together, use is "sig" or
+// missing, all parameters are canonical base64url, kid equals the thumbprint, and
+// members of other key types are missing. So a key has a single form and a single
+// id, and an attacker's key cannot carry a good key's kid.
 func FromJWK(jwk *watchwordv1.JsonWebKey) (*PublicKey, error) {
 	key, err := decodeJWK(jwk)
 	if err != nil {
@@ -56,14 +58,14 @@ func FromJWK(jwk *watchwordv1.JsonWebKey) (*PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch own := k.JWK(); {
-	case jwk.GetUse() != "" && jwk.GetUse() != own.Use:
+	switch canonical := k.JWK(); {
+	case jwk.GetUse() != "" && jwk.GetUse() != canonical.Use:
 		return nil, errors.New("token: JWK is not for signatures")
-	case jwk.GetAlg() != own.Alg:
-		return nil, errors.New("token: JWK has an algorithm that its key is not for")
-	case jwk.GetKid() != own.Kid:
-		return nil, errors.New("token: JWK has a kid that is not its thumbprint")
-	case !sameParameters(jwk, own):
+	case jwk.GetAlg() != canonical.Alg:
+		return nil, errors.New("token: JWK has an algorithm that does not fit the key")
+	case jwk.GetKid() != canonical.Kid:
+		return nil, errors.New("token: JWK has a kid that differs from the key's thumbprint")
+	case !sameParameters(jwk, canonical):
 		return nil, errors.New("token: JWK is not in canonical form")
 	}
 	return k, nil
@@ -85,7 +87,7 @@ func decodeJWK(jwk *watchwordv1.JsonWebKey) (crypto.PublicKey, error) {
 	case kty == "RSA" && crv == "":
 		return decodeRSA(jwk)
 	}
-	return nil, errors.New("token: JWK of an unknown type or curve")
+	return nil, errors.New("token: JWK has an unknown type or curve")
 }
 
 func decodeECDSA(jwk *watchwordv1.JsonWebKey) (*ecdsa.PublicKey, error) {
@@ -97,9 +99,10 @@ func decodeECDSA(jwk *watchwordv1.JsonWebKey) (*ecdsa.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A long x and a short y would make a good point together.
+	// Without the check of each length, 33 bytes of x and 31 bytes of y would
+	// together make a good point.
 	if len(x) != coordinateLength || len(y) != coordinateLength {
-		return nil, errors.New("token: JWK with a coordinate of a wrong length")
+		return nil, errors.New("token: JWK has a coordinate of a wrong length")
 	}
 	return parsePoint(slices.Concat([]byte{uncompressed}, x, y))
 }
@@ -113,22 +116,23 @@ func decodeRSA(jwk *watchwordv1.JsonWebKey) (*rsa.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Four bytes fit an int; NewPublicKey has the real bounds.
+	// Four bytes fit an int. NewPublicKey checks the exponent's value.
 	if len(e) > 4 {
-		return nil, errors.New("token: JWK with too long an exponent")
+		return nil, errors.New("token: JWK has an exponent of more than 4 bytes")
 	}
 	exponent := new(big.Int).SetBytes(e).Int64()
 	return &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(exponent)}, nil
 }
 
 func decodeParameter(name, value string) ([]byte, error) {
-	// Far beyond the longest modulus: whoever sends more wants us to work.
+	// The longest modulus has 683 characters. The bound limits the work for a
+	// hostile key set.
 	if len(value) > MaxLength {
-		return nil, fmt.Errorf("token: JWK with too long a parameter %s", name)
+		return nil, fmt.Errorf("token: JWK parameter %s is longer than %d characters", name, MaxLength)
 	}
 	decoded, err := segments.DecodeSegment(value)
 	if err != nil {
-		return nil, fmt.Errorf("token: JWK with a malformed parameter %s", name)
+		return nil, fmt.Errorf("token: JWK parameter %s is not canonical base64url", name)
 	}
 	return decoded, nil
 }
@@ -141,13 +145,14 @@ var (
 	edwardsD, _ = new(big.Int).SetString("52036cee2b6ffe738cc740797779e89800700a4d4141d8ab75eb4dca135978a3", 16)
 )
 
-// checkEdwards refuses what is not the canonical form of a point on the curve
-// (RFC 8032 section 5.1.3), and the points whose order divides 8: those accept
-// signatures that nobody made. Go's ed25519 looks at neither when it is given a
-// key. It need not be fast or in constant time: keys are public, and few.
+// checkEdwards refuses bytes other than the canonical form of a point on the curve
+// (RFC 8032 section 5.1.3). checkEdwards also refuses the eight points with an order
+// of 1, 2, 4 or 8: under such a key, forged signatures are valid. Go's ed25519
+// package checks neither. Speed and constant time matter little here, because keys
+// are few and public.
 func checkEdwards(key ed25519.PublicKey) error {
 	if len(key) != ed25519.PublicKeySize {
-		return errors.New("token: Ed25519 key of a wrong length")
+		return errors.New("token: Ed25519 key has a wrong length")
 	}
 	encoded := bytes.Clone(key)
 	slices.Reverse(encoded)
@@ -158,7 +163,8 @@ func checkEdwards(key ed25519.PublicKey) error {
 		return errors.New("token: Ed25519 key is not in canonical form")
 	}
 	yy := product(y, y)
-	// x² = (y² - 1) / (d·y² + 1); the divisor is never zero, as -1/d is no square.
+	// x² = (y² - 1) / (d·y² + 1). The divisor differs from 0, because -1/d has no
+	// square root.
 	u := new(big.Int).Sub(yy, one)
 	v := new(big.Int).Add(product(edwardsD, yy), one)
 	xx := product(u, new(big.Int).ModInverse(v, fieldPrime))
@@ -171,9 +177,10 @@ func checkEdwards(key ed25519.PublicKey) error {
 	return nil
 }
 
-// smallOrder tells the eight points whose order divides 8, by squares of their
-// coordinates: x is 0 for orders 1 and 2, y is 0 for order 4. A point of order 8
-// doubles to one of order 4, and by the law of addition y becomes 0 if x² = -y².
+// smallOrder reports whether the point with the squared coordinates xx and yy has
+// the order 1, 2, 4 or 8. Orders 1 and 2 have x = 0, and order 4 has y = 0. Doubling
+// a point of order 8 gives a point of order 4; by the law of addition the doubled y
+// becomes 0 if x² = -y².
 func smallOrder(xx, yy *big.Int) bool {
 	sum := new(big.Int).Add(xx, yy)
 	return xx.Sign() == 0 || yy.Sign() == 0 || sum.Mod(sum, fieldPrime).Sign() == 0

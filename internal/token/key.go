@@ -17,29 +17,29 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// Algorithm is a signature algorithm by its registered name (RFC 7518 section
+// Algorithm holds the registered name of a signature algorithm (RFC 7518 section
 // 3.1, RFC 8037 section 3.1).
 type Algorithm string
 
-// The algorithms that an access token may be signed with.
+// The algorithms for access tokens.
 const (
 	EdDSA Algorithm = "EdDSA" // with Ed25519
 	ES256 Algorithm = "ES256" // ECDSA with P-256 and SHA-256
 	RS256 Algorithm = "RS256" // RSASSA-PKCS1-v1_5 with SHA-256
 )
 
-// ParseAlgorithm returns the algorithm of that name. Names are case-sensitive
+// ParseAlgorithm returns the algorithm with the name s. Names are case-sensitive
 // (RFC 7515 section 4.1.1).
 func ParseAlgorithm(s string) (Algorithm, error) {
 	switch a := Algorithm(s); a {
 	case EdDSA, ES256, RS256:
 		return a, nil
 	}
-	return "", fmt.Errorf("token: algorithm %q is none of %s, %s, %s", s, EdDSA, ES256, RS256)
+	return "", fmt.Errorf("token: unknown algorithm %q: want %s, %s or %s", s, EdDSA, ES256, RS256)
 }
 
-// method is golang-jwt's part in an algorithm. Its table of methods by name isn't
-// asked, because any package in the process may write to that.
+// method returns golang-jwt's implementation of the algorithm. jwt.GetSigningMethod
+// is not used, because any package in the process may change jwt's table of methods.
 func (a Algorithm) method() jwt.SigningMethod {
 	switch a {
 	case EdDSA:
@@ -51,7 +51,7 @@ func (a Algorithm) method() jwt.SigningMethod {
 	}
 }
 
-// PublicKey checks signatures, by one algorithm. It cannot be changed.
+// PublicKey checks signatures, by a single algorithm. A PublicKey never changes.
 type PublicKey struct {
 	kid string
 	alg Algorithm
@@ -59,21 +59,23 @@ type PublicKey struct {
 }
 
 const (
-	// kidLength is 96 bits of thumbprint: no two keys share that by chance.
+	// kidLength in characters: 96 bits of thumbprint, so two keys do not share a
+	// kid by chance.
 	kidLength = 16
-	// Moduli below are too weak (RFC 7518 section 3.3); those above would make
-	// the signature alone a good part of MaxLength, and its check slow.
+	// RFC 7518 section 3.3 asks for at least 2048 bits. A signature of more than
+	// 4096 bits would use up much of MaxLength and be slow to check.
 	minModulusBits = 2048
 	maxModulusBits = 4096
-	// minExponent is FIPS 186-5's lower bound. Smaller ones are sound only as
-	// long as every check of the padding is.
+	// minExponent comes from FIPS 186-5. With a smaller exponent, a single bug in
+	// a check of the padding lets forged signatures pass.
 	minExponent = 65537
 )
 
-// NewPublicKey takes an ed25519.PublicKey, an *ecdsa.PublicKey on P-256, or an
-// *rsa.PublicKey of 2048 to 4096 bits, and copies it. The key's type decides
-// the algorithm. It refuses keys that are not what they seem: a point off its
-// curve, one of small order, an exponent that is too small.
+// NewPublicKey copies an ed25519.PublicKey, an *ecdsa.PublicKey on P-256, or an
+// *rsa.PublicKey of 2048 to 4096 bits. The key's type decides the algorithm.
+//
+// Errors: an error without a sentinel for another type and for an unsafe key: a point
+// off the curve or of small order, or an exponent below 65537.
 func NewPublicKey(key crypto.PublicKey) (*PublicKey, error) {
 	k, err := clonePublicKey(key)
 	if err != nil {
@@ -102,7 +104,7 @@ func clonePublicKey(key crypto.PublicKey) (*PublicKey, error) {
 		}
 		return &PublicKey{alg: RS256, key: &rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E}}, nil
 	}
-	return nil, fmt.Errorf("token: a key of type %T signs no tokens", key)
+	return nil, fmt.Errorf("token: unknown type of key %T", key)
 }
 
 func cloneECDSA(key *ecdsa.PublicKey) (*ecdsa.PublicKey, error) {
@@ -116,7 +118,7 @@ func cloneECDSA(key *ecdsa.PublicKey) (*ecdsa.PublicKey, error) {
 	return parsePoint(point)
 }
 
-// parsePoint refuses a point that is not on the curve.
+// parsePoint decodes a point, and refuses a point off the curve.
 func parsePoint(uncompressed []byte) (*ecdsa.PublicKey, error) {
 	key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), uncompressed)
 	if err != nil {
@@ -138,15 +140,15 @@ func checkRSA(key *rsa.PublicKey) error {
 	return nil
 }
 
-// KID is the key's id: the first 16 characters of its thumbprint (RFC 7638).
+// KID returns the key's id: the first 16 characters of the thumbprint (RFC 7638).
 func (k *PublicKey) KID() string { return k.kid }
 
-// Algorithm is the one algorithm that the key is for (RFC 8725 section 3.1).
+// Algorithm returns the only algorithm for the key (RFC 8725 section 3.1).
 func (k *PublicKey) Algorithm() Algorithm { return k.alg }
 
-// verify checks the signature (RFC 7515 section 5.2). The header has been no part
-// of the decision how. golang-jwt wants exactly 64 bytes for ES256, and Go's
-// packages as many as the algorithm has for the others.
+// verify checks the signature (RFC 7515 section 5.2). The key alone chooses the
+// algorithm. golang-jwt refuses an ES256 signature of a length other than 64 bytes;
+// Go's packages check the length for EdDSA and RS256.
 func (k *PublicKey) verify(p parts) error {
 	signature, err := segments.DecodeSegment(p.signature)
 	if err != nil {
@@ -158,9 +160,9 @@ func (k *PublicKey) verify(p parts) error {
 	return nil
 }
 
-// thumbprint hashes the members that define the key, in the order of their names
-// and without white space (RFC 7638 section 3.2 and RFC 8037 section 2). Their
-// values are base64url and registered names, so there is nothing to escape.
+// thumbprint hashes the key's required members, sorted by name and without white
+// space (RFC 7638 section 3.2, RFC 8037 section 2). The values are base64url or
+// registered names, so JSON needs no escapes.
 func thumbprint(k *PublicKey) string {
 	var text string
 	switch j := k.JWK(); k.alg {

@@ -23,12 +23,12 @@ import (
 	"github.com/watchword-auth/watchword/internal/token/tokentest"
 )
 
-func TestKeysSurviveTheirForms(t *testing.T) {
+func TestKeysRoundTripThroughPKCS8AndJWK(t *testing.T) {
 	for _, alg := range algorithms {
 		t.Run(string(alg), func(t *testing.T) {
 			key := generateKey(t, alg)
 			if got := key.Public().Algorithm(); got != alg {
-				t.Errorf("algorithm %s", got)
+				t.Errorf("got algorithm %s, want %s", got, alg)
 			}
 			pkcs8, err := key.MarshalPKCS8()
 			if err != nil {
@@ -43,7 +43,7 @@ func TestKeysSurviveTheirForms(t *testing.T) {
 				t.Fatal(err)
 			}
 			if again.Public().KID() != key.Public().KID() || public.KID() != key.Public().KID() {
-				t.Error("the id changed")
+				t.Error("the decoded keys have another kid")
 			}
 			if _, err := token.Parse(sign(t, again, typical()), finder(public)); err != nil {
 				t.Error(err)
@@ -52,7 +52,7 @@ func TestKeysSurviveTheirForms(t *testing.T) {
 	}
 }
 
-// The examples of RFC 7638 section 3.1 and RFC 8037 appendix A.3.
+// TestThumbprint uses the examples of RFC 7638 section 3.1 and RFC 8037 appendix A.3.
 func TestThumbprint(t *testing.T) {
 	modulus := "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FDW2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQFh6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw"
 	n, err := base64.RawURLEncoding.DecodeString(modulus)
@@ -77,7 +77,7 @@ func TestThumbprint(t *testing.T) {
 	}
 }
 
-func TestPublicKeyIsACopy(t *testing.T) {
+func TestNewPublicKeyCopiesTheKey(t *testing.T) {
 	edKey, _, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +98,7 @@ func TestPublicKeyIsACopy(t *testing.T) {
 		c.spoil()
 		got.JWK().Alg = "none"
 		if got.JWK().String() != before {
-			t.Errorf("%T can be changed from outside", c.key)
+			t.Errorf("%T: changing the caller's key or JWK changed the PublicKey", c.key)
 		}
 	}
 }
@@ -133,13 +133,14 @@ func TestNewPublicKeyRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := token.NewPublicKey(key); err == nil || got != nil {
-				t.Errorf("got %v, %v", got, err)
+				t.Errorf("NewPublicKey returned %v and error %v, want an error", got, err)
 			}
 		})
 	}
 }
 
-// Encodings of points of small order, and others that are no canonical point.
+// TestEd25519Points gives NewPublicKey all points of small order, encodings that are not
+// canonical, and a y off the curve.
 func TestEd25519Points(t *testing.T) {
 	for name, encoded := range map[string]string{
 		"order 1":                  "0100000000000000000000000000000000000000000000000000000000000000",
@@ -161,7 +162,7 @@ func TestEd25519Points(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, err := token.NewPublicKey(ed25519.PublicKey(key)); err == nil {
-			t.Errorf("%s: accepted", name)
+			t.Errorf("%s: NewPublicKey accepted the key", name)
 		}
 	}
 	for range 50 {
@@ -188,7 +189,7 @@ func TestFromJWKRefuses(t *testing.T) {
 			jwk := good.JWK()
 			spoil(jwk)
 			if got, err := token.FromJWK(jwk); err == nil || got != nil {
-				t.Errorf("accepted %v", jwk)
+				t.Errorf("FromJWK accepted %v", jwk)
 			}
 		})
 	}
@@ -226,11 +227,12 @@ func TestFromJWKRefuses(t *testing.T) {
 	check("bad n", rsaKey, func(j *watchwordv1.JsonWebKey) { j.N = "A" })
 	check("enormous n", rsaKey, func(j *watchwordv1.JsonWebKey) { j.N = strings.Repeat("A", 1<<20) })
 	if _, err := token.FromJWK(nil); err == nil {
-		t.Error("accepted nothing")
+		t.Error("FromJWK accepted nil")
 	}
 }
 
-// moveByte keeps the point as a whole and shifts where its halves meet.
+// moveByte moves the last byte of x to the front of y: together, x and y still encode
+// the same point.
 func moveByte(j *watchwordv1.JsonWebKey) {
 	x, y := decode(j.X), decode(j.Y)
 	j.X, j.Y = encode(x[:31]), encode(append([]byte{x[31]}, y...))
@@ -252,7 +254,7 @@ func TestFromJWKWithoutUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	if use := got.JWK().GetUse(); use != "sig" {
-		t.Errorf("use %q", use)
+		t.Errorf("got use %q, want sig", use)
 	}
 }
 
@@ -275,20 +277,20 @@ func TestParseSigningKeyRefuses(t *testing.T) {
 	}
 	for _, input := range inputs {
 		if got, err := token.ParseSigningKey(input); err == nil || got != nil {
-			t.Errorf("%.20x…: got %v, %v", input, got, err)
+			t.Errorf("%.20x…: ParseSigningKey returned %v and error %v, want an error", input, got, err)
 		}
 	}
 	if _, err := token.GenerateKey("none"); err == nil {
-		t.Error("generated a key for none")
+		t.Error("GenerateKey accepted the algorithm none")
 	}
 	if _, err := new(token.SigningKey).MarshalPKCS8(); err == nil || new(token.SigningKey).Public() != nil {
-		t.Error("the zero key has something to give")
+		t.Error("the zero SigningKey has a private or a public key")
 	}
 }
 
-// TestSigningKeyShowsNothing prints a key in all ways in which one might slip into
-// a log, and looks for its bytes in the forms that those would take.
-func TestSigningKeyShowsNothing(t *testing.T) {
+// TestSigningKeyRedactsItself prints a key in many ways, as a mistake in a log call
+// might. The output must not contain the key's last bytes in any encoding.
+func TestSigningKeyRedactsItself(t *testing.T) {
 	suite := tokentest.Load(t)
 	for _, k := range suite.Keys {
 		key, err := token.ParseSigningKey(k.PKCS8)
@@ -297,7 +299,7 @@ func TestSigningKeyShowsNothing(t *testing.T) {
 		}
 		text := prints(t, key)
 		if !strings.Contains(text, key.Public().KID()) {
-			t.Errorf("the id is not shown: %s", text)
+			t.Errorf("the output lacks the key's id: %s", text)
 		}
 		tail := k.PKCS8[len(k.PKCS8)-12:]
 		decimal := strings.Trim(fmt.Sprint(tail), "[]")
@@ -307,7 +309,7 @@ func TestSigningKeyShowsNothing(t *testing.T) {
 			encode(tail), base64.StdEncoding.EncodeToString(tail), "PrivateKey", "0x",
 		} {
 			if strings.Contains(text, secret) {
-				t.Errorf("%s shows %q in %s", k.JWK.GetAlg(), secret, text)
+				t.Errorf("the output of the %s key contains %q: %s", k.JWK.GetAlg(), secret, text)
 			}
 		}
 	}
@@ -336,7 +338,8 @@ func prints(t *testing.T, key *token.SigningKey) string {
 	return out.String()
 }
 
-// In somebody's unexported field a value is printed without its methods.
+// TestSigningKeyInUnexportedField prints a struct with a key in an unexported field: fmt
+// calls no methods there.
 func TestSigningKeyInUnexportedField(t *testing.T) {
 	k := tokentest.Load(t).Keys[0]
 	key, err := token.ParseSigningKey(k.PKCS8)
@@ -346,6 +349,6 @@ func TestSigningKeyInUnexportedField(t *testing.T) {
 	seed := strings.Trim(fmt.Sprint(k.PKCS8[len(k.PKCS8)-8:]), "[]")
 	text := fmt.Sprintf("%v %+v", struct{ key token.SigningKey }{*key}, struct{ key *token.SigningKey }{key})
 	if strings.Contains(text, seed) {
-		t.Error(text)
+		t.Errorf("the output contains bytes of the key: %s", text)
 	}
 }

@@ -8,25 +8,25 @@ import (
 	"unicode/utf8"
 )
 
-// object is a JSON object whose members are still to be read: name to value, as
-// it was written. Names are compared exactly, where encoding/json's structs would
-// take "ISS" for "iss".
+// object holds the members of a JSON object, still undecoded. Names are compared
+// exactly; encoding/json's structs would read "ISS" as "iss".
 //
-// The methods named after a type return the member of that type. One that is
-// missing or of another type gives a zero value, and the first such is kept in
-// bad.
+// The methods text, texts, textOrTexts, integer and time decode a member. Each
+// returns the zero value if the member is missing or has a wrong type, and keeps the
+// name of the first bad member in bad. So a caller reads all members and checks bad
+// once.
 type object struct {
-	members map[string][]byte
+	members map[string][]byte // name to the value's JSON text
 	bad     string
 }
 
-// decodeObject decodes a base64url part that holds one JSON object in UTF-8 and
-// nothing more. It refuses a name that occurs twice: JSON leaves open which of the
-// two counts, so two readers might see two different tokens (RFC 7515 section 4,
-// RFC 7519 section 4). Nested objects aren't searched; nothing here reads any.
+// decodeObject decodes a base64url part with a single JSON object in UTF-8.
+// decodeObject refuses a repeated name: JSON readers may take either value, so two
+// readers might see two different tokens (RFC 7515 section 4, RFC 7519 section 4).
+// Repeated names in nested objects pass, because the package reads no nested object.
 func decodeObject(part string) (*object, bool) {
 	data, err := segments.DecodeSegment(part)
-	// Valid also refuses whatever follows the first value.
+	// Valid also refuses bytes after the first value.
 	if err != nil || !utf8.Valid(data) || !json.Valid(data) {
 		return nil, false
 	}
@@ -85,7 +85,8 @@ func (o *object) texts(name string) []string {
 	return list
 }
 
-// textOrTexts reads what RFC 7519 section 4.1.3 allows for an audience.
+// textOrTexts reads a string or a list of strings: aud may be either (RFC 7519
+// section 4.1.3).
 func (o *object) textOrTexts(name string) []string {
 	if raw := o.members[name]; len(raw) > 0 && raw[0] == '"' {
 		return []string{o.text(name)}
@@ -93,8 +94,8 @@ func (o *object) textOrTexts(name string) []string {
 	return o.texts(name)
 }
 
-// integer takes an integer that is written as one: neither a fraction nor an
-// exponent, which readers round in ways of their own.
+// integer reads digits with an optional minus sign. A fraction or an exponent is
+// refused, because JSON readers round such numbers differently.
 func (o *object) integer(name string) int64 {
 	n, err := strconv.ParseInt(string(o.members[name]), 10, 64)
 	if err != nil {
@@ -103,13 +104,13 @@ func (o *object) integer(name string) int64 {
 	return n
 }
 
-// time reads a NumericDate (RFC 7519 section 2) in whole seconds.
+// time reads a NumericDate (RFC 7519 section 2), in whole seconds since 1970.
 func (o *object) time(name string) time.Time {
 	return time.Unix(o.integer(name), 0).UTC()
 }
 
-// text reads a value that is a string. A null is none, where encoding/json would
-// make it an empty one.
+// text decodes a JSON string, and returns false for every other value.
+// json.Unmarshal alone would decode null as the empty string.
 func text(value []byte) (string, bool) {
 	if len(value) < 2 || value[0] != '"' {
 		return "", false
@@ -122,12 +123,13 @@ func text(value []byte) (string, bool) {
 	return s, err == nil
 }
 
-// scanner cuts JSON that is known to be valid into its values. A json.Decoder
-// can do so too, and made reading a token a third slower than golang-jwt, as it
-// checks all over again and allocates for every token of the text.
+// scanner cuts JSON text into values. The text must have passed json.Valid.
+//
+// A json.Decoder would check the text again and allocate for every JSON token;
+// with a Decoder, Parse was a third slower than golang-jwt.
 type scanner struct{ rest []byte }
 
-// take skips white space, and c if that is what follows.
+// take skips white space. If c comes next, take also skips c and returns true.
 func (s *scanner) take(c byte) bool {
 	for len(s.rest) > 0 {
 		switch first := s.rest[0]; first {
@@ -144,18 +146,19 @@ func (s *scanner) take(c byte) bool {
 	return false
 }
 
-// value returns the next value as it is written. At the end it is empty, which no
-// reader of a type takes, so a loop over values ends in any case.
+// value returns the JSON text of the next value. At the end of the text, value
+// returns no bytes; text refuses an empty value, so a caller's loop ends.
 func (s *scanner) value() []byte {
-	s.take(' ') // which it skips, so that the value comes first
+	s.take(' ') // skips all white space before the value
 	n := valueLength(s.rest)
 	value := s.rest[:n]
 	s.rest = s.rest[n:]
 	return value
 }
 
-// valueLength counts the bytes of the value that data begins with. Outside of
-// brackets, a string ends by itself and a number or word before the next mark.
+// valueLength returns the length of the value at the start of data, in bytes. An
+// object or array ends with the matching bracket, and a string with the closing
+// quote. A number or word ends before a comma, a bracket or white space.
 func valueLength(data []byte) int {
 	depth := 0
 	for i := 0; i < len(data); i++ {
@@ -184,7 +187,8 @@ func valueLength(data []byte) int {
 	return len(data)
 }
 
-// stringLength counts the bytes of a string with its quotes.
+// stringLength returns the length of the string at the start of data, in bytes, both
+// quotes included.
 func stringLength(data []byte) int {
 	for i := 1; i < len(data); i++ {
 		switch data[i] {

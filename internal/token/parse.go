@@ -7,45 +7,47 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// Made once, so that refusing a token allocates next to nothing.
+// The errors of Parse, built once to keep the refusal of a forged token cheap.
 var (
 	errLength    = fmt.Errorf("%w: too long", ErrInvalid)
 	errForm      = fmt.Errorf("%w: not a JWS in compact form", ErrInvalid)
 	errHeader    = fmt.Errorf("%w: malformed header", ErrInvalid)
-	errCritical  = fmt.Errorf("%w: header with a parameter that is never accepted", ErrInvalid)
+	errForbidden = fmt.Errorf("%w: forbidden header parameter", ErrInvalid)
 	errType      = fmt.Errorf("%w: not an access token", ErrInvalid)
 	errKey       = fmt.Errorf("%w: unknown key", ErrInvalid)
-	errAlgorithm = fmt.Errorf("%w: not the algorithm of its key", ErrInvalid)
+	errAlgorithm = fmt.Errorf("%w: algorithm does not fit the key", ErrInvalid)
 	errSignature = fmt.Errorf("%w: wrong signature", ErrInvalid)
 	errClaims    = fmt.Errorf("%w: malformed claims", ErrInvalid)
-	errNotBefore = fmt.Errorf("%w: claim nbf", ErrInvalid)
+	errNotBefore = fmt.Errorf("%w: forbidden claim nbf", ErrInvalid)
 )
 
-// segments decodes base64url and refuses set bits in what is left over of the
-// last character, which would give one token several spellings.
+// segments decodes base64url. WithStrictDecoding refuses set bits in the unused part
+// of the last character, so the same bytes have a single spelling.
 var segments = jwt.NewParser(jwt.WithStrictDecoding())
 
-// forbidden header parameters would have us act on the word of a header that
-// nobody has checked yet: crit and b64 (RFC 7515 section 4.1.11, RFC 7797) change
-// how the token is read, and we understand no extension; the others bring a key
-// along or say where to fetch one (RFC 8725 section 3.10). They would be ignored
-// otherwise. Our issuer sets none of them, so a token with one isn't ours.
+// forbidden lists header parameters that Parse refuses and does not merely ignore.
+// crit and b64 change how a token must be read (RFC 7515 section 4.1.11, RFC 7797),
+// and Parse supports no extension. The four parameters after b64 carry a key or a
+// key's address in a header without a checked signature (RFC 8725 section 3.10).
+// Our issuer sets none of the six.
 var forbidden = [...]string{"crit", "b64", "jwk", "jku", "x5u", "x5c"}
 
-// Parse checks the form, type, key and signature of an access token, in this
-// order, and returns its claims. Every error matches ErrInvalid.
+// Parse checks the form, type, key and signature of an access token, in this order,
+// and returns the claims.
 //
-// It knows no clock: exp and iat are present, well formed and in order, and the
-// caller must compare them with the time. The issuer, audience, session and
-// version are the caller's to judge as well.
+// Parse knows no clock: exp and iat are well formed and in order, and the caller must
+// compare both with the time. The caller must also check the issuer, the audience,
+// the session and the version.
 //
-// find returns the key with an id, or nil. The key decides which algorithm a
-// token must have; the header has no say in it (RFC 8725 section 3.1). Other
-// header parameters and claims than our own are ignored, so that a newer issuer
-// may add some, but for those that could change what the token means.
+// find returns the key with the given id, or nil. The key decides the algorithm; a
+// token with a different alg in the header is refused (RFC 8725 section 3.1). Parse
+// ignores unknown header parameters and claims, so a newer issuer may add some, but
+// refuses those that could change the token's meaning: see forbidden, and nbf.
 //
-// The claims are decoded after the signature was found good, so no stranger's
-// claims are ever looked at.
+// Parse decodes the claims after the check of the signature, so a forged token's
+// claims stay unread.
+//
+// Errors: ErrInvalid for every refused token.
 func Parse(raw string, find func(kid string) *PublicKey) (*Claims, error) {
 	if len(raw) > MaxLength {
 		return nil, errLength
@@ -64,16 +66,15 @@ func Parse(raw string, find func(kid string) *PublicKey) (*Claims, error) {
 	return p.claims()
 }
 
-// parts are a token's three, still in base64url, and the first two with their
-// dot, which is what was signed (RFC 7515 section 5.1).
+// parts holds the three parts of a token, still in base64url.
 type parts struct {
 	header, payload, signature string
-	input                      string
+	input                      string // header, dot, payload: the signed bytes (RFC 7515 section 5.1)
 }
 
-// split takes a token apart if it consists of three parts of the base64url
-// alphabet. The alphabet is checked here because Go's decoder skips line breaks
-// wherever they stand.
+// split cuts a token at the two dots. split returns false unless the token has three
+// parts in the base64url alphabet. split checks the alphabet, because Go's decoder
+// skips line breaks.
 func split(raw string) (parts, bool) {
 	var dots [2]int
 	n := 0
@@ -102,8 +103,7 @@ func isBase64URL(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_'
 }
 
-// key reads the header and returns the key that it names, if that is one for
-// tokens with this header.
+// key checks the header, and returns the key for the header's kid.
 func (p parts) key(find func(kid string) *PublicKey) (*PublicKey, error) {
 	header, ok := decodeObject(p.header)
 	if !ok {
@@ -111,7 +111,7 @@ func (p parts) key(find func(kid string) *PublicKey) (*PublicKey, error) {
 	}
 	for _, name := range forbidden {
 		if header.has(name) {
-			return nil, errCritical
+			return nil, errForbidden
 		}
 	}
 	alg, typ, kid := header.text("alg"), header.text("typ"), header.text("kid")
@@ -122,8 +122,8 @@ func (p parts) key(find func(kid string) *PublicKey) (*PublicKey, error) {
 		return nil, errType
 	}
 	key := find(kid)
-	// The kid is compared again because find is the caller's, and because a
-	// zero PublicKey has none.
+	// find belongs to the caller and may return a wrong key, or a zero PublicKey
+	// without a kid. Comparing the kid refuses both.
 	if key == nil || key.kid != kid {
 		return nil, errKey
 	}
@@ -133,21 +133,20 @@ func (p parts) key(find func(kid string) *PublicKey) (*PublicKey, error) {
 	return key, nil
 }
 
-// isAccessToken accepts both spellings that RFC 9068 section 4 names. They are
-// media types, which are compared without regard to case (RFC 7515 section 4.1.9).
+// isAccessToken accepts both spellings in RFC 9068 section 4. Media types are
+// compared without regard to case (RFC 7515 section 4.1.9).
 func isAccessToken(typ string) bool {
 	return strings.EqualFold(typ, Type) || strings.EqualFold(typ, "application/"+Type)
 }
 
-// claims decodes the payload, whose signature must have been checked.
+// claims decodes the payload. The caller must have checked the signature.
 func (p parts) claims() (*Claims, error) {
 	payload, ok := decodeObject(p.payload)
 	if !ok {
 		return nil, errClaims
 	}
-	// Our issuer never sets nbf. It may be compared with a clock alone, which
-	// isn't here, and a token whose holder must still wait is not to pass
-	// because everyone believed that someone else had looked.
+	// Parse has no clock to compare nbf with, and Claims has no field for nbf, so no
+	// caller would check nbf. Our issuer never sets the claim.
 	if payload.has("nbf") {
 		return nil, errNotBefore
 	}

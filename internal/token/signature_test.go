@@ -22,10 +22,10 @@ type jwsGroup struct {
 	} `json:"tests"`
 }
 
-// TestWycheproofJWS holds the check of the signature alone, as Parse uses it, to
-// the vectors for JSON Web Signatures. Groups whose key is for another algorithm,
-// for encryption, or says neither, are there to see the key refused; a group
-// without a public key has a shared secret, which is no key here at all.
+// TestWycheproofJWS runs Parse's check of the signature on the vectors for JSON Web
+// Signatures. FromJWK must refuse a group's key if the key has an unknown algorithm or
+// is for encryption. The test skips groups with a shared secret in place of a public
+// key.
 func TestWycheproofJWS(t *testing.T) {
 	var file struct {
 		TestGroups []jwsGroup `json:"testGroups"`
@@ -42,7 +42,7 @@ func TestWycheproofJWS(t *testing.T) {
 		key, err := FromJWK(jwk)
 		if alg, unknown := ParseAlgorithm(jwk.GetAlg()); unknown != nil || jwk.GetUse() == "enc" {
 			if err == nil {
-				t.Errorf("%s: accepted a key for %q, use %q", group.Comment, alg, jwk.GetUse())
+				t.Errorf("%s: FromJWK accepted a key for algorithm %q, use %q", group.Comment, alg, jwk.GetUse())
 			}
 			continue
 		}
@@ -53,18 +53,18 @@ func TestWycheproofJWS(t *testing.T) {
 		for _, test := range group.Tests {
 			p, ok := split(test.JWS)
 			if got := ok && key.verify(p) == nil; got != (test.Result == "valid") {
-				t.Errorf("%s %d %s: accepted is %v, want %s", group.Comment, test.ID, test.Comment, got, test.Result)
+				t.Errorf("%s, test %d, %s: signature accepted: %v, want a result of %s", group.Comment, test.ID, test.Comment, got, test.Result)
 			}
 			checked[key.Algorithm()]++
 		}
 	}
 	t.Logf("checked %v", checked)
 	if checked[ES256] == 0 || checked[RS256] == 0 {
-		t.Error("no vectors for ES256 or RS256")
+		t.Error("the file has no vectors for ES256 or RS256")
 	}
 }
 
-// vectorJWK gives the vector's key the id that it would have with us.
+// vectorJWK converts a vector's key, and sets kid to the id from NewPublicKey.
 func vectorJWK(members map[string]any) *watchwordv1.JsonWebKey {
 	text := func(name string) string { s, _ := members[name].(string); return s }
 	jwk := &watchwordv1.JsonWebKey{
@@ -79,8 +79,8 @@ func vectorJWK(members map[string]any) *watchwordv1.JsonWebKey {
 	return jwk
 }
 
-// TestWycheproofEd25519 does the same for EdDSA, which the vectors for JSON Web
-// Signatures don't have.
+// TestWycheproofEd25519 runs Parse's check of the signature on the vectors for Ed25519.
+// The vectors for JSON Web Signatures contain no EdDSA.
 func TestWycheproofEd25519(t *testing.T) {
 	var file struct {
 		TestGroups []struct {
@@ -110,13 +110,13 @@ func TestWycheproofEd25519(t *testing.T) {
 			signature := base64.RawURLEncoding.EncodeToString(unhex(t, test.Sig))
 			err := key.verify(parts{input: string(unhex(t, test.Msg)), signature: signature})
 			if (err == nil) != (test.Result == "valid") {
-				t.Errorf("%d %s: %v, want %s", test.ID, test.Comment, err, test.Result)
+				t.Errorf("test %d, %s: error %v, want a result of %s", test.ID, test.Comment, err, test.Result)
 			}
 			checked++
 		}
 	}
 	if checked == 0 {
-		t.Error("no vectors")
+		t.Error("the file has no vectors")
 	}
 }
 

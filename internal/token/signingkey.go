@@ -14,16 +14,16 @@ import (
 	"log/slog"
 )
 
-// modulusBits of a new RSA key. 2048 bits are good to 2030 (NIST SP 800-57), far
-// longer than a signing key serves before the next takes over, and 3072 would add
-// 170 characters to every token. Who wants more security takes EdDSA and less.
+// modulusBits holds the size of a new RSA key, in bits. 2048 bits are safe until 2030
+// (NIST SP 800-57), much longer than a signing key's use. 3072 bits would add 170
+// characters to every token. EdDSA gives more security in shorter tokens.
 const modulusBits = 2048
 
-// SigningKey signs access tokens, by one algorithm. However it is printed, as
-// text, JSON or in a log, it shows its id alone. The zero value signs nothing.
+// SigningKey signs access tokens, by a single algorithm. Text, JSON and logs show the
+// key's id alone. The zero value signs nothing.
 type SigningKey struct {
-	// Behind a pointer, because fmt doesn't ask the methods of a value in
-	// somebody's unexported field how to print it, but follows no pointer there.
+	// A pointer, because fmt calls no methods on an unexported field of another
+	// struct: fmt prints a pointer there as an address, and a value with every byte.
 	secret *secret
 }
 
@@ -32,7 +32,7 @@ type secret struct {
 	public  *PublicKey
 }
 
-// GenerateKey makes a new random key for an algorithm.
+// GenerateKey returns a new random key for the algorithm.
 func GenerateKey(alg Algorithm) (*SigningKey, error) {
 	private, err := generate(alg)
 	if err != nil {
@@ -54,17 +54,17 @@ func generate(alg Algorithm) (crypto.Signer, error) {
 	return nil, fmt.Errorf("unknown algorithm %q", string(alg))
 }
 
-// ParseSigningKey takes a private key in PKCS #8 (RFC 5958), as MarshalPKCS8
-// makes it. The key's type decides the algorithm.
+// ParseSigningKey decodes a private key in PKCS #8 (RFC 5958), the form of
+// [SigningKey.MarshalPKCS8]. The key's type decides the algorithm.
 func ParseSigningKey(pkcs8 []byte) (*SigningKey, error) {
 	private, err := x509.ParsePKCS8PrivateKey(pkcs8)
 	if err != nil {
-		// The cause is left out: it is about bytes that nobody should see.
+		// x509's error is left out: the text could show bytes of the secret.
 		return nil, errors.New("token: signing key is not in PKCS #8")
 	}
 	signer, ok := private.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("token: a key of type %T signs no tokens", private)
+		return nil, fmt.Errorf("token: unknown type of key %T", private)
 	}
 	return newSigningKey(signer)
 }
@@ -77,7 +77,8 @@ func newSigningKey(private crypto.Signer) (*SigningKey, error) {
 	return &SigningKey{&secret{private: private, public: public}}, nil
 }
 
-// MarshalPKCS8 returns the private key itself, to be sealed and stored.
+// MarshalPKCS8 returns the private key unencrypted. The caller must seal the bytes
+// before storing them.
 func (k *SigningKey) MarshalPKCS8() ([]byte, error) {
 	if k == nil || k.secret == nil {
 		return nil, errors.New("token: empty signing key")
@@ -85,7 +86,7 @@ func (k *SigningKey) MarshalPKCS8() ([]byte, error) {
 	return x509.MarshalPKCS8PrivateKey(k.secret.private)
 }
 
-// Public is the key that checks what this one signs; nil for the zero value.
+// Public returns the key for checking k's signatures, or nil for the zero value.
 func (k *SigningKey) Public() *PublicKey {
 	if k == nil || k.secret == nil {
 		return nil
@@ -93,7 +94,7 @@ func (k *SigningKey) Public() *PublicKey {
 	return k.secret.public
 }
 
-// String returns the key's id without the key.
+// String returns the key's id, without any secret byte.
 func (k SigningKey) String() string {
 	if k.secret == nil {
 		return "SigningKey(none)"
@@ -101,17 +102,17 @@ func (k SigningKey) String() string {
 	return "SigningKey(" + k.secret.public.kid + ", redacted)"
 }
 
-// Format makes every verb print what String returns.
+// Format prints the text of String for every verb.
 func (k SigningKey) Format(f fmt.State, _ rune) {
 	_, _ = io.WriteString(f, k.String())
 }
 
-// MarshalText makes encoders, of JSON among them, write what String returns.
+// MarshalText returns the text of String, for JSON and other encoders.
 func (k SigningKey) MarshalText() ([]byte, error) {
 	return []byte(k.String()), nil
 }
 
-// LogValue makes every log handler write what String returns.
+// LogValue returns the text of String, for every log handler.
 func (k SigningKey) LogValue() slog.Value {
 	return slog.StringValue(k.String())
 }

@@ -1,14 +1,14 @@
-// Package token owns the bytes of an access token: its claims, their strict
-// parsing, and signing, by golang-jwt's signing methods. A token is a JWS in
-// compact form (RFC 7515 section 7.1) after the JWT profile for access tokens
-// (RFC 9068), held to the best current practices of RFC 8725.
+// Package token owns the bytes of an access token: the claims, strict parsing, and
+// signing by golang-jwt's signing methods. A token is a JWS in compact form
+// (RFC 7515 section 7.1) after the JWT profile for access tokens (RFC 9068), with
+// the best current practices of RFC 8725.
 //
-// It knows no policy and no clock. Parse says that a token is well formed and
-// was signed by the key that it names; whether its issuer, audience, expiry and
-// session are good enough is for the caller to judge. There is no way to look
-// into a token without checking its signature.
+// The package knows no policy and no clock. [Parse] checks the form, and the
+// signature by the key in the header's kid. The caller of Parse must check the
+// issuer, the audience, the expiry and the session. The package exports no way to
+// read a token without a check of the signature.
 //
-// Everything here may be used from several goroutines at once.
+// All functions and methods may be called from several goroutines at once.
 package token
 
 import (
@@ -21,30 +21,31 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// Type is the header's typ, which keeps other JWTs that the same keys might
-// ever sign from passing as access tokens (RFC 9068 section 2.1).
+// Type stands in the header's typ. Parse refuses a JWT of another type, even if one
+// of our keys has signed the JWT (RFC 9068 section 2.1).
 const Type = "at+jwt"
 
-// MaxLength is the longest token, in bytes. Parse looks at its length before
-// anything else, so what a stranger's bytes can cost is bounded; Sign makes none
-// that is longer. It is what common servers allow for all of a request's headers.
+// MaxLength bounds a token's length, in bytes. Parse checks the length first, to
+// bound the cost of a forged token. Sign returns an error for a longer token. Common
+// servers allow 8192 bytes for all headers of a request together.
 const MaxLength = 8192
 
-// ErrInvalid is what every error of Parse matches by errors.Is. The text beside
-// it names the check that failed and repeats nothing of the token.
+// ErrInvalid matches every error of Parse, by errors.Is. The error's text names the
+// failed check and repeats no byte of the token.
 var ErrInvalid = errors.New("token: invalid")
 
 const (
-	// endOfTime is the first second that a token's times cannot name: a
-	// protobuf Timestamp, in which they travel on, ends with the year 9999.
+	// endOfTime bounds iat and exp, in seconds since 1970: both must lie below.
+	// The first second of the year 10000 does not fit a protobuf Timestamp, and
+	// RPC responses carry the times as Timestamps.
 	endOfTime = 253402300800
-	// maxVersion is the largest integer that every JSON reader takes exactly
-	// (RFC 7493 section 2.2).
+	// maxVersion bounds ver: every JSON reader reads integers up to 2⁵³-1 without
+	// rounding (RFC 7493 section 2.2).
 	maxVersion = 1<<53 - 1
 )
 
-// Claims are what an access token says (RFC 9068 section 2.2). All are required;
-// Roles alone may be empty.
+// Claims holds the claims of an access token (RFC 9068 section 2.2). Every field
+// except Roles must have a value.
 type Claims struct {
 	Issuer    string // iss
 	Subject   string // sub, the user's id
@@ -58,7 +59,7 @@ type Claims struct {
 	Version   int64     // ver, the user's token version
 }
 
-// wireClaims gives the claims the shape in which golang-jwt writes them.
+// wireClaims has the JSON names for golang-jwt.
 type wireClaims struct {
 	jwt.RegisteredClaims
 	SessionID string   `json:"sid"`
@@ -67,9 +68,11 @@ type wireClaims struct {
 	Version   int64    `json:"ver"`
 }
 
-// Sign makes the access token that says c. Fractions of a second are cut off.
-// What it signs, Parse accepts: claims that Parse would refuse are an error, as
-// is a token that would be longer than MaxLength.
+// Sign returns an access token with the claims c. Sign cuts fractions of a second
+// off the times. Parse accepts every token from Sign.
+//
+// Errors: an error without a sentinel if key or c is nil or empty, if Parse refuses
+// one of the claims, or if the token is longer than MaxLength.
 func Sign(key *SigningKey, c *Claims) (string, error) {
 	if key == nil || key.secret == nil || c == nil {
 		return "", errors.New("token: signing needs a key and claims")
@@ -86,7 +89,7 @@ func Sign(key *SigningKey, c *Claims) (string, error) {
 		return "", fmt.Errorf("token: signing with key %s: %w", public.kid, err)
 	}
 	if len(raw) > MaxLength {
-		return "", fmt.Errorf("token: signing: %d bytes are more than %d", len(raw), MaxLength)
+		return "", fmt.Errorf("token: signing: token has %d bytes, at most %d allowed", len(raw), MaxLength)
 	}
 	return raw, nil
 }
@@ -103,14 +106,14 @@ func (c *Claims) wire() wireClaims {
 		},
 		SessionID: c.SessionID,
 		Username:  c.Username,
-		// Never nil, which would be written as null.
+		// A nil slice would be written as null, and Parse refuses null.
 		Roles:   append([]string{}, c.Roles...),
 		Version: c.Version,
 	}
 }
 
-// malformed returns the name of a claim whose value no token may have, or
-// nothing if all are good. Sign and Parse share it, so they cannot disagree.
+// malformed returns the name of the first claim with a forbidden value, or the empty
+// string. Sign and Parse both call malformed, so Parse accepts what Sign has signed.
 func (c *Claims) malformed() string {
 	iat, exp := c.IssuedAt.Unix(), c.ExpiresAt.Unix()
 	switch {
@@ -130,8 +133,8 @@ func (c *Claims) malformed() string {
 		return "roles"
 	case iat <= 0 || iat >= endOfTime:
 		return "iat"
-	// A life that ends before it begins is no policy's to allow, and a caller
-	// who bounds lifetimes from above alone would let it pass.
+	// A verifier compares exp-iat with the longest allowed lifetime, and a negative
+	// lifetime would pass.
 	case exp <= iat || exp >= endOfTime:
 		return "exp"
 	case c.Version < 0 || c.Version > maxVersion:
@@ -140,9 +143,9 @@ func (c *Claims) malformed() string {
 	return ""
 }
 
-// goodText refuses the empty string, and the replacement character besides
-// invalid UTF-8: JSON decoding puts it where bytes or half a surrogate pair were
-// lost, so two different texts would become one (RFC 8259 section 8.2).
+// goodText refuses the empty string, invalid UTF-8 and the replacement character
+// U+FFFD. JSON decoding writes U+FFFD in place of a broken byte or half a surrogate
+// pair, so two different texts would be read as the same text (RFC 8259 section 8.2).
 func goodText(s string) bool {
 	return s != "" && !strings.ContainsRune(s, utf8.RuneError)
 }

@@ -15,7 +15,7 @@ import (
 
 var algorithms = []token.Algorithm{token.EdDSA, token.ES256, token.RS256}
 
-// typical is what a user with three roles gets.
+// typical returns the claims of a user with three roles.
 func typical() *token.Claims {
 	start := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
 	return &token.Claims{
@@ -50,7 +50,7 @@ func sign(t testing.TB, key *token.SigningKey, c *token.Claims) string {
 	return raw
 }
 
-func TestSignedIsParsed(t *testing.T) {
+func TestParseReturnsTheSignedClaims(t *testing.T) {
 	for _, alg := range algorithms {
 		t.Run(string(alg), func(t *testing.T) {
 			key := generateKey(t, alg)
@@ -67,7 +67,7 @@ func TestSignedIsParsed(t *testing.T) {
 	}
 }
 
-// wantHeader holds the header to the three parameters of the contract.
+// wantHeader checks that the header has exactly alg, typ and kid.
 func wantHeader(t *testing.T, raw string, key *token.PublicKey) {
 	t.Helper()
 	part, _, _ := strings.Cut(raw, ".")
@@ -85,7 +85,7 @@ func wantHeader(t *testing.T, raw string, key *token.PublicKey) {
 	}
 }
 
-func TestSignCutsFractions(t *testing.T) {
+func TestSignCutsFractionsOfASecond(t *testing.T) {
 	key := generateKey(t, token.EdDSA)
 	c := typical()
 	c.IssuedAt = c.IssuedAt.Add(999 * time.Millisecond).In(time.FixedZone("", 3600))
@@ -105,11 +105,12 @@ func TestSignWithoutRoles(t *testing.T) {
 	c.Roles = nil
 	got, err := token.Parse(sign(t, key, c), finder(key.Public()))
 	if err != nil || len(got.Roles) != 0 {
-		t.Errorf("got %+v, %v", got, err)
+		t.Errorf("Parse returned %+v and error %v, want no roles", got, err)
 	}
 }
 
-// What a token costs is paid with every call, and headers have bounds.
+// TestSize bounds a typical token's length: every call sends the token, and servers
+// bound the length of headers.
 func TestSize(t *testing.T) {
 	raw := sign(t, generateKey(t, token.EdDSA), typical())
 	t.Logf("a token with three roles and two audiences has %d bytes", len(raw))
@@ -143,23 +144,23 @@ func TestSignRefuses(t *testing.T) {
 			spoil(c)
 			raw, err := token.Sign(key, c)
 			if err == nil || raw != "" || errors.Is(err, token.ErrInvalid) {
-				t.Errorf("got %q, %v", raw, err)
+				t.Errorf("Sign returned %q and error %v, want an error", raw, err)
 			}
 		})
 	}
 	for _, key := range []*token.SigningKey{nil, {}} {
 		if _, err := token.Sign(key, typical()); err == nil {
-			t.Error("signed without a key")
+			t.Error("Sign accepted an empty key")
 		}
 	}
 	if _, err := token.Sign(key, nil); err == nil {
-		t.Error("signed nothing")
+		t.Error("Sign accepted nil claims")
 	}
 }
 
-// The finder is the caller's code: whatever it answers, a token passes by the key
-// that it names alone.
-func TestParseDistrustsFind(t *testing.T) {
+// TestParseChecksTheFoundKey returns wrong keys from find: Parse accepts a token by the
+// key of the token's kid alone.
+func TestParseChecksTheFoundKey(t *testing.T) {
 	key, other := generateKey(t, token.EdDSA), generateKey(t, token.EdDSA)
 	raw := sign(t, key, typical())
 	for name, find := range map[string]func(string) *token.PublicKey{
@@ -175,9 +176,9 @@ func TestParseDistrustsFind(t *testing.T) {
 	}
 }
 
-func TestParseDoesNotAskForLongTokens(t *testing.T) {
+func TestParseFindsNoKeyForATooLongToken(t *testing.T) {
 	find := func(string) *token.PublicKey {
-		t.Error("asked for a key")
+		t.Error("Parse called find")
 		return nil
 	}
 	raw := strings.Repeat("A", token.MaxLength+1)
@@ -185,14 +186,15 @@ func TestParseDoesNotAskForLongTokens(t *testing.T) {
 	wantInvalid(t, raw, got, err)
 }
 
-// A refusal is what a flood of forged tokens costs.
+// TestRefusalIsCheap bounds the allocations for a forged token, and so the cost of a
+// flood of forged tokens.
 func TestRefusalIsCheap(t *testing.T) {
 	suite := tokentest.Load(t)
 	raw := suite.Cases[0].Token
 	none := func(string) *token.PublicKey { return nil }
 	allocs := testing.AllocsPerRun(100, func() { _, _ = token.Parse(raw, none) })
 	if allocs > 20 {
-		t.Errorf("%v allocations to refuse a token of an unknown key", allocs)
+		t.Errorf("Parse made %v allocations to refuse a token with an unknown key, want at most 20", allocs)
 	}
 }
 

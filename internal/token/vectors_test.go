@@ -12,31 +12,31 @@ import (
 	"github.com/watchword-auth/watchword/internal/token/tokentest"
 )
 
-var update = flag.Bool("update", false, "write tokentest/tokens.json anew, with the keys that it has")
+var update = flag.Bool("update", false, "write tokentest/tokens.json anew, with the keys of the present file")
 
-// TestVectors checks every token of the committed file, and that the file is what
-// the generator makes.
+// TestVectors gives every token of the committed file to Parse, and compares the
+// committed file with the generator's output.
 func TestVectors(t *testing.T) {
 	generated := generate(t)
 	if *update {
 		if err := os.WriteFile(suiteFile, generated, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		t.Skip("tokens.json written; the file built into this test is the old one")
+		t.Skip("wrote tokens.json; this test binary still embeds the old file")
 	}
 	committed, err := os.ReadFile(suiteFile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(generated, committed) {
-		t.Error("tokens.json is not what the generator makes: run with -update")
+		t.Error("tokens.json differs from the generator's output: run with -update")
 	}
 	suite := tokentest.Load(t)
 	find := finder(suiteKeys(t, suite)...)
 	seen := map[string]bool{}
 	for _, c := range suite.Cases {
 		if seen[c.Name] {
-			t.Errorf("two cases are named %q", c.Name)
+			t.Errorf("two cases have the name %q", c.Name)
 		}
 		seen[c.Name] = true
 		t.Run(c.Name, func(t *testing.T) {
@@ -53,35 +53,35 @@ func TestVectors(t *testing.T) {
 func wantClaims(t *testing.T, got *token.Claims, err error) {
 	t.Helper()
 	if err != nil {
-		t.Fatalf("refused: %v", err)
+		t.Fatalf("Parse refused a good token: %v", err)
 	}
 	if got.Subject != "Vg5qT0yZc3RhbmRz" || got.SessionID != "b8Xw-1pLrS_4nQe0" || got.ID != "kF3x9_Qm-2A" {
 		t.Errorf("wrong claims: %+v", got)
 	}
 }
 
-// wantInvalid also holds the error to saying nothing of the token: whatever it
-// repeated might end in a log.
+// wantInvalid checks that err matches ErrInvalid, and that the error's text repeats no
+// part of the token: the text may end up in a log.
 func wantInvalid(t *testing.T, raw string, got *token.Claims, err error) {
 	t.Helper()
 	if !errors.Is(err, token.ErrInvalid) {
-		t.Fatalf("error %v, want one that is ErrInvalid", err)
+		t.Fatalf("error %v does not match ErrInvalid", err)
 	}
 	if got != nil {
-		t.Errorf("an error and claims: %+v", got)
+		t.Errorf("Parse returned claims beside the error: %+v", got)
 	}
 	text := err.Error()
 	if strings.ContainsAny(text, "\"'\n\\") || len(text) > 100 {
-		t.Errorf("error may quote the token: %q", text)
+		t.Errorf("the error seems to quote the token: %q", text)
 	}
 	for _, secret := range append(strings.Split(raw, "."), issuer, "evil", "alice", "billing", "AAAAAAAA") {
 		if len(secret) >= 5 && strings.Contains(text, secret) && secret != "token" {
-			t.Errorf("error %q repeats %q", text, secret)
+			t.Errorf("the error %q repeats %q of the token", text, secret)
 		}
 	}
 }
 
-func TestWycheproofIsNoAccessToken(t *testing.T) {
+func TestParseRefusesWycheproofTokens(t *testing.T) {
 	find := finder(suiteKeys(t, tokentest.Load(t))...)
 	for _, raw := range tokentest.Wycheproof(t) {
 		got, err := token.Parse(raw, find)
@@ -89,7 +89,7 @@ func TestWycheproofIsNoAccessToken(t *testing.T) {
 	}
 }
 
-// suiteKeys are the suite's keys: EdDSA, ES256, RS256.
+// suiteKeys returns the suite's keys: EdDSA, ES256, RS256.
 func suiteKeys(t testing.TB, suite tokentest.Suite) []*token.PublicKey {
 	t.Helper()
 	var keys []*token.PublicKey

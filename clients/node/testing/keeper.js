@@ -1,12 +1,13 @@
-// Runs a program, and kills it when standard input ends. Whoever holds the other
-// end of that pipe may die as it likes, by SIGKILL or by a fault, and leaves no
-// program behind; a handler of its own would not run then.
+// Runs a program, and kills the program when standard input ends. The test holds the
+// other end of that pipe. So the program ends with the test, even after SIGKILL or a
+// crash, when the test's own handlers do not run.
 //
 //     node keeper.js PROGRAM [ARGUMENT]…
 
 import { spawn } from 'node:child_process'
 
-// A terminal sends these to the program too. It stops, and this ends with it.
+// A terminal sends both signals to the program as well. The program stops, and the
+// keeper ends after the program.
 process.on('SIGINT', () => {})
 process.on('SIGHUP', () => {})
 
@@ -17,7 +18,7 @@ child.once('error', (error) => {
   process.exit(127)
 })
 child.once('exit', (code, signal) => {
-  if (signal) console.error(`ended by ${signal}`)
+  if (signal) console.error(`${program} was ended by ${signal}`)
   process.exit(code ?? 128)
 })
 process.on('SIGTERM', () => child.kill('SIGTERM'))

@@ -1,4 +1,5 @@
-// Servers as child processes of a test. However the test ends, they end with it.
+// Servers as child processes of a test. Each server ends with the test, even if the test
+// is killed.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -6,22 +7,22 @@ import { resolve } from 'node:path'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 
-const startTimeout = 30_000 // milliseconds; a start takes tens of them
-const stopTimeout = 15_000 // a little more than the servers' own
+const startTimeout = 30_000 // milliseconds; a start takes tens of milliseconds
+const stopTimeout = 15_000 // milliseconds; above the servers' own timeout for a stop
 
 const keeper = fileURLToPath(new URL('keeper.js', import.meta.url))
 
-// binary returns the path of a program that an environment variable names. A
-// test that skipped itself for want of it would pass without having tested.
+// binary returns the path of a program from an environment variable. binary throws if
+// the variable is empty, because a skipped test would look like a passed test.
 export function binary(variable) {
   const path = process.env[variable]
-  if (!path) throw new Error(`${variable} is not set: it must name the program to test, see README.md`)
+  if (!path) throw new Error(`${variable} is not set: set it to the path of the program to test, see README.md`)
   return resolve(path)
 }
 
-// start runs a server in a folder and waits for the line on its standard error
-// that matches ready. It fails with what the server said if it ends before, or
-// is killed because it takes too long.
+// start runs a server in the folder dir, and waits for a line on standard error that
+// matches ready. After startTimeout, start kills the server. If the server ends before
+// the line, start throws an error with the server's output.
 export async function start(program, args, dir, ready) {
   const server = new Server(program, args, dir)
   const timer = setTimeout(() => server.kill(), startTimeout)
@@ -37,11 +38,11 @@ class Server {
   stdout = ''
   stderr = ''
   ready // the match of the ready line
-  output // standard output, for its events
+  output // the stream of standard output, for its 'data' events
 
   #program
   #child
-  #closed // all that it printed is here, and its exit status
+  #closed // a promise of the exit status, kept when all output has been read
 
   constructor(program, args, dir) {
     this.#program = program
@@ -54,7 +55,7 @@ class Server {
     })
   }
 
-  // line waits for a line of standard error and returns its match.
+  // line waits for a line of standard error that matches pattern, and returns the match.
   line(pattern) {
     const found = new Promise((resolve) => {
       this.#child.on('line', (line) => {
@@ -63,13 +64,13 @@ class Server {
       })
     })
     const ended = this.#closed.then(([code]) => {
-      throw new Error(`${this.#program} ended with ${code} before it was ready:\n${this.stderr}`)
+      throw new Error(`${this.#program} ended with status ${code} before it was ready:\n${this.stderr}`)
     })
     return Promise.race([found, ended])
   }
 
-  // stop asks the server to stop and returns its exit status, which is not 0 if
-  // it had to be killed. It may be called again.
+  // stop sends SIGTERM and returns the server's exit status. After stopTimeout, stop
+  // kills the server; then the status is not 0. Callers may call stop again.
   async stop() {
     const timer = setTimeout(() => this.kill(), stopTimeout)
     this.#child.kill('SIGTERM')
@@ -78,13 +79,14 @@ class Server {
     return code
   }
 
-  // kill makes the keeper kill the server.
+  // kill ends the keeper's standard input, and so makes the keeper kill the server.
   kill() {
     this.#child.stdin.destroy()
   }
 }
 
-// environment is ours less what would configure a server.
+// environment returns the test's environment without the variables that configure a
+// server.
 function environment() {
   return Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('WATCHWORD_')))
 }

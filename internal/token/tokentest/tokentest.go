@@ -1,6 +1,6 @@
-// Package tokentest holds access tokens, good and hostile, as data, so that every
-// layer that a token passes through can be shown the same ones. It is for tests
-// alone, and it knows nothing of how tokens are made or checked.
+// Package tokentest holds access tokens, good and hostile, as data. The tests of every
+// layer, from package token to the RPCs, check the same tokens. The package serves
+// tests alone, and neither makes nor checks tokens.
 package tokentest
 
 import (
@@ -14,46 +14,45 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// VectorsEnv names the environment variable that says in which folder the Project
-// Wycheproof test vectors are (its testvectors_v1).
+// VectorsEnv names an environment variable. The variable holds the path of Project
+// Wycheproof's folder testvectors_v1.
 const VectorsEnv = "WATCHWORD_TEST_VECTORS"
 
 //go:embed tokens.json
 var tokens []byte
 
-// What a Case may want.
+// Values of [Case.Want] and [Case.Parse].
 const (
-	OK      = "ok"      // of Want and of Parse
-	Invalid = "invalid" // of Parse
+	OK      = "ok"      // in Want and Parse
+	Invalid = "invalid" // in Parse alone
 )
 
-// Suite is the tokens, and the world in which they are judged.
+// Suite holds the tokens, and the settings of a verifier for them.
 type Suite struct {
 	Comment     string
 	Issuer      string
-	Audience    string        // what the judge is
-	Now         time.Time     // within a minute of where the clock of testing/synctest starts
-	MaxLifetime time.Duration // the issuer's longest
-	Keys        []Key         // one of each algorithm
+	Audience    string        // the verifier's audience
+	Now         time.Time     // within a minute of the start of testing/synctest's clock
+	MaxLifetime time.Duration // the longest lifetime that the issuer allows
+	Keys        []Key         // a key for each algorithm
 	Cases       []Case
 }
 
-// Key is a key of the suite's issuer.
+// Key holds a key of the suite's issuer.
 type Key struct {
 	JWK   *watchwordv1.JsonWebKey
-	PKCS8 []byte // the private key, which guards nothing
+	PKCS8 []byte // the private key, public because no service uses the key
 }
 
-// Case is one token. Want is OK or the error reason that a whole verification
-// ends in; Parse is what is said of its form and signature alone, OK or Invalid.
+// Case holds a token and the results of the checks.
 type Case struct {
 	Name  string `json:"name"`
 	Token string `json:"token"`
-	Want  string `json:"want"`
-	Parse string `json:"parse"`
+	Want  string `json:"want"`  // of the whole verification: OK or an error reason
+	Parse string `json:"parse"` // of token.Parse alone: OK or Invalid
 }
 
-// file is the suite as tokens.json spells it.
+// file holds the content of tokens.json.
 type file struct {
 	Comment     string    `json:"comment"`
 	Issuer      string    `json:"issuer"`
@@ -67,7 +66,7 @@ type file struct {
 	Cases []Case `json:"cases"`
 }
 
-// Load returns the suite. What it returns is the caller's own.
+// Load returns the suite. Each call returns a new copy: the caller may change the copy.
 func Load(t testing.TB) Suite {
 	t.Helper()
 	var f file
@@ -95,8 +94,8 @@ func message(j map[string]string) *watchwordv1.JsonWebKey {
 	}
 }
 
-// Vectors returns a file of Project Wycheproof, and skips the test if no folder is
-// named in the environment variable VectorsEnv.
+// Vectors returns the content of a file of Project Wycheproof. Vectors skips the test
+// if the environment variable [VectorsEnv] is empty.
 func Vectors(t testing.TB, name string) []byte {
 	t.Helper()
 	folder := os.Getenv(VectorsEnv)
@@ -110,10 +109,10 @@ func Vectors(t testing.TB, name string) []byte {
 	return data
 }
 
-// Wycheproof returns every JWS of the vectors for JSON Web Signatures. Many are
-// well signed, none is an access token, and so all must be refused as one. The
-// empty string among them is left out, because callers take that for no token at
-// all. It skips the test as Vectors does.
+// Wycheproof returns every JWS of the vectors for JSON Web Signatures. Many have a good
+// signature, but none has the type of an access token, so a verifier must refuse every
+// JWS. The list leaves out the empty string, because a verifier reads the empty string
+// as a missing token. Wycheproof skips the test like [Vectors].
 func Wycheproof(t testing.TB) []string {
 	t.Helper()
 	var all []string
@@ -130,7 +129,7 @@ func Wycheproof(t testing.TB) []string {
 		}
 		for _, group := range file.TestGroups {
 			for _, test := range group.Tests {
-				// Some are in the JSON serialization, as an object.
+				// A JWS in the JSON serialization stays as an object's text.
 				raw := string(test.JWS)
 				if _ = json.Unmarshal(test.JWS, &raw); raw != "" {
 					all = append(all, raw)
@@ -139,7 +138,7 @@ func Wycheproof(t testing.TB) []string {
 		}
 	}
 	if len(all) == 0 {
-		t.Fatal("no JWS in the vectors")
+		t.Fatal("the vectors contain no JWS")
 	}
 	return all
 }
