@@ -23,12 +23,12 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// storeRetry is what a caller is told to wait when the database is away, and up to
-// as much again by chance, so that they don't come back together.
+// storeRetry is the shortest wait that a client is told while the database is away. Up
+// to as much again is added by chance, so that clients do not return together.
 const storeRetry = time.Second
 
-// refusals is the one table from errors to statuses. What is not in it is a
-// fault of ours.
+// refusals is the one table from errors to statuses. Every other error is a fault of
+// this server.
 var refusals = []struct {
 	err     error
 	code    codes.Code
@@ -53,17 +53,8 @@ var refusals = []struct {
 	{errNoCertificate, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED, "a client certificate is required"},
 }
 
-// invalidField says which field of a request breaks which rule.
-type invalidField struct {
-	field string
-	err   error
-}
-
-func (e invalidField) Error() string { return e.field + ": " + e.err.Error() }
-
-func invalid(field, why string) error { return invalidField{field, errors.New(why)} }
-
-// statusOf looks an error up in the table.
+// statusOf returns the status for an error. method stands in the status only if the
+// caller's own access token is refused, since a client replays such a call.
 func statusOf(err error, method string, retryAfter func() time.Duration) *status.Status {
 	if errors.Is(err, session.ErrAudience) {
 		err = invalidField{"audience", session.ErrAudience}
@@ -73,12 +64,13 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 		return badRequest(field)
 	}
 	for _, r := range refusals {
-		if errors.Is(err, r.err) {
-			if r.err != caller.ErrRevoked && r.err != caller.ErrStale {
-				method = "" // it names who refused an access token
-			}
-			return refusal.Status(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)
+		if !errors.Is(err, r.err) {
+			continue
 		}
+		if r.err != caller.ErrRevoked && r.err != caller.ErrStale {
+			method = ""
+		}
+		return refusal.Status(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)
 	}
 	return status.New(codes.Internal, "internal error")
 }
@@ -101,8 +93,8 @@ func badRequest(field invalidField) *status.Status {
 	return refusal.Status(codes.InvalidArgument, reason, "", field.Error(), refusal.BadField(field.field, field.err.Error()))
 }
 
-// weakField names the field of a refused password.
-func weakField(field string, err error) error {
+// nameWeakField adds the field's name to the refusal of a weak password.
+func nameWeakField(field string, err error) error {
 	if errors.Is(err, password.ErrTooWeak) {
 		return invalidField{field, err}
 	}
