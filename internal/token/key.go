@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -143,6 +144,9 @@ func (k *PublicKey) KID() string { return k.kid }
 
 // Algorithm is the one algorithm that the key is for (RFC 8725 section 3.1).
 func (k *PublicKey) Algorithm() Algorithm { return k.alg }
+
+// MarshalPKIX returns the key in the form in which it is stored.
+func (k *PublicKey) MarshalPKIX() ([]byte, error) { return x509.MarshalPKIXPublicKey(k.key) }
 
 // verify checks the signature (RFC 7515 section 5.2). The header has been no part
 // of the decision how. golang-jwt wants exactly 64 bytes for ES256, and Go's
