@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -29,6 +30,8 @@ type chain struct {
 	rows []*store.SigningKey // as they are to be, the oldest first
 	last *store.SigningKey   // signs now, or will; nil if the chain is broken
 	next *store.SigningKey   // nil if the chain is broken
+
+	record audit.Event // of the change
 }
 
 func readChain(tx *store.Tx) (*chain, error) {

@@ -76,27 +76,28 @@ func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
 
 // rotate rotates if due says so of the last key of the chain.
 func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algorithm, due func(*store.SigningKey, time.Time) bool) (Key, error) {
-	return k.change(ctx, by, alg, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, audit.Event, error) {
+	return k.change(ctx, by, alg, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		if err := c.intact(); err != nil {
-			return nil, audit.Event{}, err
+			return nil, err
 		}
 		if !due(c.last, c.now) {
-			return nil, audit.Event{}, errYoung
+			return nil, errYoung
 		}
 		if c.last.SignsFrom.After(c.now) && (alg == "" || c.last.Algorithm == string(alg)) {
-			return c.last, audit.Event{}, nil
+			return c.last, nil
 		}
 		if c.next.Algorithm != spares[0].Algorithm {
 			c.remove(func(k *store.SigningKey) bool { return k == c.next })
 			c.next = c.publish(spares[1])
 		}
 		if err := c.promote(); err != nil {
-			return nil, audit.Event{}, err
+			return nil, err
 		}
 		c.publish(spares[0])
 		c.remove(c.verifiesNothing)
-		return c.next, audit.Event{Type: audit.KeyRotated, KID: c.next.KID,
-			Detail: fmt.Sprintf("%s, signs from %s", c.next.Algorithm, c.next.SignsFrom.Format(time.RFC3339))}, nil
+		c.record = audit.Event{Type: audit.KeyRotated, KID: c.next.KID,
+			Detail: fmt.Sprintf("%s, signs from %s", c.next.Algorithm, c.next.SignsFrom.Format(time.RFC3339))}
+		return c.next, nil
 	})
 }
 
@@ -107,24 +108,22 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 //
 // Errors: ErrNotFound; ErrChainBroken; those of [caller.Caller.Check] and of the store.
 func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key, error) {
-	return k.change(ctx, by, "", func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, audit.Event, error) {
+	return k.change(ctx, by, "", func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		if err := c.intact(); err != nil {
-			return nil, audit.Event{}, err
+			return nil, err
 		}
 		leaked := find(c.rows, kid)
 		if leaked == nil {
-			return nil, audit.Event{}, ErrNotFound
+			return nil, ErrNotFound
 		}
-		var done audit.Event
 		if leaked.RevokedAt.IsZero() {
 			leaked.RevokedAt = c.now
 			if err := c.bridge(leaked, spares[0]); err != nil {
-				return nil, audit.Event{}, err
+				return nil, err
 			}
-			done = audit.Event{Type: audit.KeyRevoked, KID: kid}
+			c.record = audit.Event{Type: audit.KeyRevoked, KID: kid}
 		}
-		signs, err := c.signing()
-		return signs, done, err
+		return c.signing()
 	})
 }
 
@@ -134,7 +133,7 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 // the new key. A verifier that reads the key set from a cache may refuse new tokens
 // for the cache's age.
 func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) {
-	return k.change(ctx, caller.AtCommandLine, "", func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, audit.Event, error) {
+	return k.change(ctx, caller.AtCommandLine, "", func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		for _, row := range c.rows {
 			if row.RevokedAt.IsZero() {
 				row.RevokedAt = c.now
@@ -143,15 +142,16 @@ func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) 
 		first := c.publish(spares[0])
 		first.SignsFrom = c.now
 		c.publish(spares[1])
-		why.KID = first.KID
-		return first, why, nil
+		c.record = why
+		c.record.KID = first.KID
+		return first, nil
 	})
 }
 
 // change lets do alter the chain in memory, and then writes what has changed, in one
 // transaction with the record of it. do gets two new keys of the algorithm alg, and
-// returns the key to report and the record; without a record nothing is written.
-func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algorithm, do func(*chain, [2]*store.SigningKey) (*store.SigningKey, audit.Event, error)) (Key, error) {
+// returns the key to report. If do sets no record, nothing is written.
+func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algorithm, do func(*chain, [2]*store.SigningKey) (*store.SigningKey, error)) (Key, error) {
 	spares, err := k.spares(ctx, alg)
 	if err != nil {
 		return Key{}, err
@@ -168,19 +168,19 @@ func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algori
 		if err != nil {
 			return err
 		}
-		key, record, err := do(c, spares)
+		key, err := do(c, spares)
 		if err != nil {
 			return err
 		}
 		reported = newKey(key, c.now)
-		if record.Type == "" {
+		if c.record.Type == "" {
 			return nil
 		}
 		if err := c.write(); err != nil {
 			return err
 		}
-		record.ActorID = by.ID
-		if err := k.audit.Record(ctx, tx.Tx, record); err != nil {
+		c.record.ActorID = by.ID
+		if err := k.audit.Record(ctx, tx.Tx, c.record); err != nil {
 			return err
 		}
 		return tx.KeysChanged()
