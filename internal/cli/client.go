@@ -154,7 +154,7 @@ func (t Terminal) printJSON(m proto.Message) error {
 func explain(err error) string {
 	var refused interface{ GRPCStatus() *status.Status }
 	if !errors.As(err, &refused) {
-		return err.Error()
+		return err.Error() + keyHint(err)
 	}
 	s := refused.GRPCStatus()
 	if reason := refusal.Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {

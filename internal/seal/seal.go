@@ -194,7 +194,7 @@ func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
 		key, ok = k.find(id)
 	}
 	if !ok {
-		return nil, fmt.Errorf("opening sealed %s: %w: %s; name the right file by --master-key-file", purpose, ErrWrongKey, k.path)
+		return nil, fmt.Errorf("opening sealed %s: %w: %s", purpose, ErrWrongKey, k.path)
 	}
 	aead, err := key.aead(purpose)
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 // The users come first and the keys last: a token minted before its user was raised is
 // signed by a key withdrawn afterwards.
 func Restored(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (users int, key issuer.Key, err error) {
-	// Keys that were sealed under another master key than the others would be lost.
-	if _, err := issuer.Open(ctx, s, master, "", 0); err != nil {
+	// The new keys would be sealed under another master key than the rest.
+	if err := issuer.CheckMaster(ctx, s, master); err != nil {
 		return 0, issuer.Key{}, err
 	}
 	if users, err = user.RaiseAll(ctx, s); err != nil {

@@ -69,18 +69,24 @@ func SetupMAC(tx *store.Tx, master *seal.Keys) error {
 // sealed under another one before.
 func ResealMAC(tx *store.Tx, master *seal.Keys) (int, error) {
 	rows, err := tx.MACKeys()
+	if err != nil {
+		return 0, err
+	}
 	n := 0
 	for _, row := range rows {
-		sealed, changed, resealErr := master.Reseal(macPurpose, strconv.FormatInt(row.ID, 10), row.SealedKey)
-		if resealErr != nil {
-			return n, fmt.Errorf("MAC key %d: %w", row.ID, resealErr)
+		sealed, changed, err := master.Reseal(macPurpose, strconv.FormatInt(row.ID, 10), row.SealedKey)
+		if err != nil {
+			return n, fmt.Errorf("MAC key %d: %w", row.ID, err)
 		}
-		if changed {
-			n++
-			err = errors.Join(err, tx.ResealMACKey(row.ID, sealed))
+		if !changed {
+			continue
 		}
+		if err := tx.ResealMACKey(row.ID, sealed); err != nil {
+			return n, err
+		}
+		n++
 	}
-	return n, err
+	return n, nil
 }
 
 func openMACs(ctx context.Context, s *store.Store, master *seal.Keys) (*macs, error) {
