@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -36,11 +37,11 @@ func TestAFeedThatIsBehindReadsBeforeItTells(t *testing.T) {
 	write(t, s, ended("nobody knows"))
 	run(t, behind)
 	var all sync.WaitGroup
-	watchers := make([]*feed.Watcher, 100)
+	watchers := make([]*hub.Watcher, 100)
 	for i := range watchers {
 		all.Go(func() {
 			var err error
-			if watchers[i], err = behind.Watch(t.Context(), "peer", at); err != nil {
+			if watchers[i], err = behind.Hub().Watch(t.Context(), "peer", at); err != nil {
 				t.Error(err)
 			}
 		})
@@ -70,7 +71,7 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 				_, old := resume(t, watch(t, behind))
 				lose(t, s, behind)
 				began := time.Now()
-				if _, err := behind.Watch(t.Context(), "peer", at); !errors.Is(err, feed.ErrOutdated) {
+				if _, err := behind.Hub().Watch(t.Context(), "peer", at); !errors.Is(err, hub.ErrOutdated) {
 					t.Errorf("who knows more: %v", err)
 				}
 				if took := time.Since(began); took > time.Second {
@@ -78,7 +79,7 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 				defer cancel()
-				if _, err := behind.Watch(ctx, "peer", at); !errors.Is(err, feed.ErrOutdated) && !errors.Is(err, context.DeadlineExceeded) {
+				if _, err := behind.Hub().Watch(ctx, "peer", at); !errors.Is(err, hub.ErrOutdated) && !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("who has no time: %v", err)
 				}
 				for want, from := range map[int][]byte{1: nil, 0: old} {
