@@ -91,3 +91,39 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 		})
 	}
 }
+
+// A reading that has begun before a watcher came may have missed what the watcher knows:
+// the watcher waits for the next one.
+func TestAWatcherWaitsForAReadingThatBeginsAfterIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, f, _ := known(t, "both know")
+		reading, goOn := make(chan struct{}), make(chan struct{})
+		f.OnKeys(func(context.Context) error {
+			reading <- struct{}{}
+			<-goOn
+			return nil
+		})
+		write(t, s, (*feed.Tx).KeysChanged)
+		var all sync.WaitGroup
+		all.Go(func() { tail(t, f) })
+		<-reading
+		write(t, s, ended("new"))
+		_, at := resume(t, watch(t, openFeed(t, s)))
+		all.Go(func() {
+			w, err := f.Hub().Watch(t.Context(), "peer", at)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer w.Close()
+			if sessions, _ := resume(t, w); len(sessions) != 0 {
+				t.Errorf("told of %v", sessions)
+			}
+		})
+		synctest.Wait()
+		close(goOn)
+		synctest.Wait()
+		tail(t, f)
+		all.Wait()
+	})
+}

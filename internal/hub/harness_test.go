@@ -105,10 +105,10 @@ func (s *source) replica() *source {
 
 // fork goes back to an earlier event and begins another history there, like a backup
 // that was restored.
-func (s *source) fork(keep int) {
+func (s *source) fork(keep int, state *watchwordv1.TrustState) {
 	s.Fork()
 	s.passed = slices.Clone(s.passed[:keep])
-	s.Publish(&hub.Update{Change: &watchwordv1.Change{TrustState: trust(time.Minute)}, Passed: s.passed, At: s.at(), AsOf: time.Now()})
+	s.Publish(&hub.Update{Change: &watchwordv1.Change{TrustState: state}, Passed: s.passed, At: s.at(), AsOf: time.Now()})
 }
 
 func watch(t testing.TB, s *source, at []byte) *hub.Watcher {
@@ -135,7 +135,10 @@ func next(t testing.TB, w *hub.Watcher) *watchwordv1.WatchBundleResponse {
 	return decode(t, encoded)
 }
 
-func decode(t testing.TB, encoded hub.Message) *watchwordv1.WatchBundleResponse {
+func decode(t interface {
+	Helper()
+	Fatal(...any)
+}, encoded hub.Message) *watchwordv1.WatchBundleResponse {
 	t.Helper()
 	m := &watchwordv1.WatchBundleResponse{}
 	if err := proto.Unmarshal(encoded, m); err != nil {

@@ -78,7 +78,11 @@ func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 	s.end("missed")
 	s.Beat()
 	for name, replica := range map[string]*source{"here": s, "at another replica, begun since": s.replica()} {
-		w := watch(t, replica, at)
+		w, probe := watch(t, replica, at), watch(t, replica, at)
+		next(t, probe)
+		if next(t, probe).GetChange() == nil {
+			t.Errorf("%s: begins with a snapshot", name)
+		}
 		sessions, newer := opening(t, w)
 		if len(sessions) == 0 || sessions[len(sessions)-1] != "missed" {
 			t.Fatalf("%s: told of %v", name, sessions)
@@ -215,7 +219,7 @@ func TestAForkSendsEveryWatcherAway(t *testing.T) {
 				_, err := w.Next(context.Background())
 				waited <- err
 			}()
-			s.fork(1)
+			s.fork(1, trust(time.Minute))
 			for _, id := range after {
 				s.end(id)
 			}
