@@ -30,7 +30,7 @@ const (
 	heartbeatEvery = 5 * time.Second
 	// tailBatch bounds the events of a transaction, and so the size of a message.
 	tailBatch = 1000
-	// applyTimeout bounds the wait for the own verifier. Applying is work in memory, so
+	// applyTimeout bounds the wait for our own verifier. Applying is work in memory, so
 	// only a fault takes longer.
 	applyTimeout = 5 * time.Second
 )
@@ -128,7 +128,7 @@ func (f *Feed) Sync(ctx context.Context) error {
 	return f.transact(ctx, f.store.Read, func(*Tx) error { return nil })
 }
 
-// transact runs fn in a transaction, and waits until the own verifier has applied the
+// transact runs fn in a transaction, and waits until our own verifier has applied the
 // newest event that the transaction saw.
 func (f *Feed) transact(ctx context.Context, in func(context.Context, func(*store.Tx) error) error, fn func(*Tx) error) error {
 	var head store.Event

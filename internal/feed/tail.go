@@ -46,6 +46,9 @@ func (f *Feed) readTail(ctx context.Context) error {
 	return r.err
 }
 
+// readToEnd publishes batch after batch. The issuer takes the keys before the hub
+// publishes the trust state: minting with a withdrawn key ends before a verifier refuses
+// the key.
 func (f *Feed) readToEnd(ctx context.Context) error {
 	for {
 		var b batch
@@ -57,6 +60,7 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 			return err
 		}
 		if b.forked {
+			// The keys may differ too, even if no event says so.
 			f.logger.WarnContext(ctx, "the database is not the one that it was: a backup was restored, or a standby promoted "+
 				"that had not heard everything. Reading it anew; what was revoked stays revoked", "event", f.at.Seq)
 			f.at, f.trustUnread = hub.Position{}, true
@@ -75,7 +79,8 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 	}
 }
 
-// batch is the result of one transaction on the tail.
+// batch is the result of one transaction on the tail. At most tailBatch events are in
+// one batch, so that a long tail neither fills memory nor makes a message too large.
 type batch struct {
 	forked bool // f.at is not in the history of the database; the rest is empty
 	last   bool // no more events were committed
@@ -90,10 +95,10 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 		return b, err
 	}
 	// A transaction that has waited makes the database's clock look behind, and never
-	// ahead; a verifier relies on that (see authn's clock). Rounding hides the time
-	// between the two readings where database and process share one clock.
+	// ahead, as authn's clock requires. Where the database and this process share one
+	// clock, rounding hides the time between the two readings.
 	now := tx.Now()
-	b.update.Ahead = now.Sub(time.Now()).Round(time.Millisecond)
+	b.update.Ahead = time.Until(now).Round(time.Millisecond)
 	// The newest published event is read again, to see whether its tag is the same.
 	// Prune spares the head, so the event must be there.
 	events, err := tx.Events(f.at.Seq-1, tailBatch+1)
@@ -133,7 +138,7 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	return b, err
 }
 
-// addEvent adds what verifiers must know of an event.
+// addEvent adds an event to a change. KeysChanged adds nothing: the trust state says all.
 func addEvent(change *watchwordv1.Change, e *store.Event) {
 	until := timestamppb.New(e.ExpiresAt)
 	switch e.Kind {
@@ -146,6 +151,8 @@ func addEvent(change *watchwordv1.Change, e *store.Event) {
 	}
 }
 
+// positionOf returns the position of an event. The tag stays zero if the event has none:
+// the head of an empty history.
 func positionOf(e *store.Event) hub.Position {
 	var tag [tagSize]byte
 	copy(tag[:], e.Tag)
@@ -190,6 +197,8 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 	return trust, nil
 }
 
+// verificationKey returns the public half of a key, with the time of its last use.
+// Errors: a key of an unknown kind.
 func verificationKey(row *store.SigningKey) (*watchwordv1.VerificationKey, error) {
 	parsed, err := x509.ParsePKIXPublicKey(row.PublicKey)
 	if err != nil {

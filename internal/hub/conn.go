@@ -15,8 +15,8 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// Conn returns a connection in process for the process's own verifier, with the same
-// messages as any stream. One verifier at a time may use the connection.
+// Conn returns a connection in process for the local verifier, with the same messages as
+// any stream. One verifier at a time may use the connection.
 //
 // A verifier must apply a message before the next call of RecvMsg. RecvMsg then records
 // the message as applied.
@@ -51,7 +51,7 @@ type inProcess struct{ credentials.CommonAuthInfo }
 func (inProcess) AuthType() string { return "in-process" }
 
 // localStream serves one WatchBundle call in process. The watcher takes no place, so
-// that clients which hold all places cannot lock the own verifier out.
+// that clients which hold all places cannot lock the local verifier out.
 type localStream struct {
 	ctx     context.Context
 	watcher *Watcher

@@ -6,13 +6,13 @@
 // intervals. The hub reads no database: package feed publishes from the store, and
 // the messages of an upstream WatchBundle stream carry all that Publish needs.
 //
-// A stream begins with the newest trust state and never returns to an older one. A
-// revocation is sent to every watcher until the revocation expires, also across a
-// fork. Memory is bounded: all watchers share encoded messages, a watcher that falls
-// behind the newest 4096 is dropped, and each peer holds a bounded number of places.
+// A stream begins with the newest trust state and never returns to an older one. Every
+// snapshot has all revocations that have not expired, also those of a history that was
+// replaced. Memory is bounded: all watchers share encoded messages, a watcher that
+// falls behind the newest 4096 is dropped, and the places of each peer are bounded.
 //
-// The process's own verifier watches through [Hub.Conn] and needs no place.
-// [Hub.WaitApplied] returns when the own verifier has applied a position.
+// The process's own verifier, called local here, watches through [Hub.Conn] and needs
+// no place. [Hub.WaitApplied] returns when the local verifier has applied a position.
 package hub
 
 import (
@@ -44,8 +44,8 @@ var (
 // must not be changed.
 type Message []byte
 
-// Hub holds the bundle and serves watchers. Hub is safe for concurrent use. The
-// places have a lock of their own.
+// Hub holds the bundle and serves watchers. Hub is safe for concurrent use. Opening a
+// stream holds the lock for microseconds. The places have a lock of their own.
 type Hub struct {
 	origin  string
 	refresh func(context.Context) error
@@ -59,7 +59,7 @@ type Hub struct {
 	asOf       time.Time     // by the origin's clock: events committed until then are published
 	ring       ring
 
-	applied      int64         // number up to which the own verifier has applied this history
+	applied      int64         // number up to which the local verifier has applied the history
 	appliedGrown chan struct{} // closed and replaced when applied grows
 }
 
@@ -99,15 +99,13 @@ func (h *Hub) Publish(u *Update) {
 	if !u.AsOf.IsZero() {
 		h.asOf = u.AsOf
 	}
-	trust := u.Change.GetTrustState()
-	if u.At == h.ring.at && trust == nil {
-		return
-	}
-	if trust != nil {
+	if trust := u.Change.GetTrustState(); trust != nil {
 		if h.trust != nil {
 			h.ring.afterTrust = h.ring.end() + 1 // the message below has the number end()
 		}
 		h.trust, h.trustChunk = trust, encode(chunk(&watchwordv1.SnapshotChunk{TrustState: trust}))
+	} else if u.At == h.ring.at {
+		return
 	}
 	h.revoked.add(u.Change)
 	h.ring.advance(u.Passed, u.At)
@@ -141,7 +139,7 @@ func (h *Hub) TrustState() *watchwordv1.TrustState {
 	return h.trust
 }
 
-// WaitApplied returns nil when the own verifier has applied every event up to a
+// WaitApplied returns nil when the local verifier has applied every event up to a
 // position. A number applied in an older history proves nothing. Errors: those of ctx.
 func (h *Hub) WaitApplied(ctx context.Context, at Position) error {
 	for {
@@ -222,16 +220,17 @@ type fullChunk struct {
 func (r *revocations) add(c *watchwordv1.Change) {
 	for _, ended := range c.GetEndedSessions() {
 		r.open.EndedSessions = append(r.open.EndedSessions, ended)
-		r.added(ended.GetUntil())
+		r.entryAdded(ended.GetUntil())
 	}
 	for _, raised := range c.GetRaisedVersions() {
 		r.open.RaisedVersions = append(r.open.RaisedVersions, raised)
-		r.added(raised.GetUntil())
+		r.entryAdded(raised.GetUntil())
 	}
 }
 
-// added follows each entry that add has put into the open chunk.
-func (r *revocations) added(until *timestamppb.Timestamp) {
+// entryAdded follows each entry added to the open chunk: a full chunk is encoded and
+// never changes again.
+func (r *revocations) entryAdded(until *timestamppb.Timestamp) {
 	r.encoded = nil
 	if expires := until.AsTime(); r.last.Before(expires) {
 		r.last = expires

@@ -34,7 +34,7 @@ const (
 // the ring. All but the last two closing messages are shared with other watchers.
 type Watcher struct {
 	hub       *Hub
-	peer      *peerPlaces // nil for the own verifier, which needs no place
+	peer      *peerPlaces // nil for the local verifier
 	turnUntil time.Time   // when the turn for a snapshot ends; zero: the watcher holds none
 
 	trust     Message     // nil after it was sent
@@ -53,7 +53,7 @@ type Watcher struct {
 // Errors: ErrTooManyWatchers if no place is left; ErrOutdated if the token is ahead of
 // the hub; those of ctx.
 func (h *Hub) Watch(ctx context.Context, from string, resume []byte) (*Watcher, error) {
-	peer, err := h.places.take(from)
+	peer, err := h.places.reserve(from)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func (w *Watcher) begin(at Position, maySnapshot bool) bool {
 // Close gives the watcher's place back. Close must be called once.
 func (w *Watcher) Close() {
 	w.endTurn()
-	w.hub.places.giveBack(w.peer)
+	w.hub.places.release(w.peer)
 }
 
 // endTurn lets the next snapshot to the peer begin.
@@ -194,9 +194,9 @@ func (w *Watcher) nextOfOpening() (e entry, ok bool) {
 	return e, true
 }
 
-// verifierApplied records that the process's own verifier has applied every message
-// that Next has returned. [Hub.WaitApplied] waits for the record. A stream that was left
-// behind proves nothing: the history may have been replaced.
+// verifierApplied records that the local verifier has applied every message returned by
+// Next. [Hub.WaitApplied] waits for the record. A dropped stream proves nothing: the
+// history may have been replaced.
 func (w *Watcher) verifierApplied() {
 	h := w.hub
 	h.mu.Lock()
@@ -222,8 +222,8 @@ type peerPlaces struct {
 	turns    chan struct{} // holds one element for each snapshot that is being sent
 }
 
-// take takes a place for one watcher. Errors: ErrTooManyWatchers.
-func (p *places) take(name string) (*peerPlaces, error) {
+// reserve takes a place for one watcher. Errors: ErrTooManyWatchers.
+func (p *places) reserve(name string) (*peerPlaces, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	from := p.peers[name]
@@ -239,8 +239,8 @@ func (p *places) take(name string) (*peerPlaces, error) {
 	return from, nil
 }
 
-// giveBack gives a place back.
-func (p *places) giveBack(from *peerPlaces) {
+// release gives a place back.
+func (p *places) release(from *peerPlaces) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.taken--
