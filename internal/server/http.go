@@ -58,7 +58,7 @@ func (s *Server) serveHTTP() error {
 
 func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 	keys := []*watchwordv1.JsonWebKey{} // the JSON names are those of RFC 7517
-	for _, key := range s.feed.TrustState().GetKeys() {
+	for _, key := range s.feed.Hub().TrustState().GetKeys() {
 		keys = append(keys, key.GetKey())
 	}
 	w.Header().Set("Cache-Control", fmt.Sprintf("public, max-age=%d", int(s.cfg.JWKSMaxAge.Seconds())))

@@ -161,7 +161,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 		return err
 	}
 	s.logins = login.New(s.store, s.feed, s.sessions, s.passwords)
-	s.verifier, err = authn.NewVerifier(ctx, s.feed.Conn(),
+	s.verifier, err = authn.NewVerifier(ctx, s.feed.Hub().Conn(),
 		authn.WithAudience(s.cfg.Audience...),
 		authn.WithPublicMethods("/grpc.health.v1.Health/*",
 			"/grpc.reflection.v1.ServerReflection/*", "/grpc.reflection.v1alpha.ServerReflection/*"),
@@ -176,7 +176,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 // register registers every service, and checks that each method has a rule.
 func (s *Server) register() error {
 	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.cfg.Audience})
-	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Feed: s.feed, Logger: s.logger, NeedCertificate: s.cfg.ClientCA != ""})
+	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != ""})
 	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})
 	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store, Keyring: s.keyring})

@@ -107,7 +107,7 @@ func makeWorld(t *testing.T, uri string, prepare func(*feed.Feed)) *world {
 	}, session.Dependencies{Store: w.store, Feed: w.feed, Issuer: tokens, Users: w.users, Audit: w.audit, Master: master})
 	check()
 	w.logins = login.New(w.store, w.feed, w.sessions, pool)
-	w.verifier, err = authn.NewVerifier(ctx, w.feed.Conn(), authn.WithAudience("internal", "billing"))
+	w.verifier, err = authn.NewVerifier(ctx, w.feed.Hub().Conn(), authn.WithAudience("internal", "billing"))
 	check()
 	t.Cleanup(func() {
 		closed := w.verifier.Close()
