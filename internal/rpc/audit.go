@@ -55,7 +55,7 @@ func parseFilter(req *watchwordv1.ListEventsRequest) (f store.AuditFilter, err e
 	return f, err
 }
 
-// parseTime returns the zero time for a field that is not set.
+// parseTime returns the zero time for an empty field.
 func parseTime(field string, t *timestamppb.Timestamp) (time.Time, error) {
 	switch {
 	case t == nil:

@@ -1,6 +1,6 @@
-// Package rpc serves the API over gRPC: it checks requests, calls the packages that do
-// the work, and turns their results and errors into messages and statuses. It makes no
-// decision about a user, a session or a token.
+// Package rpc serves the API over gRPC. A handler checks the request, calls the package
+// below, and turns the result or error into a message or status. Package rpc decides
+// nothing about a user, a session or a token.
 //
 // A handler may return a message beside an error: [Edge.Unary] drops the message.
 package rpc
@@ -26,7 +26,7 @@ type Auth struct {
 	Logins   *login.Service
 	Sessions *session.Sessions
 	Verifier *authn.Verifier
-	Audience []string // all services that this server issues for
+	Audience []string // all services to issue for
 }
 
 // Login serves AuthService/Login.
@@ -58,12 +58,12 @@ func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*w
 	return &watchwordv1.RefreshResponse{Tokens: tokenPair(tokens)}, err
 }
 
-// notIssuedFor is an audience that no token has. It stands for an audience that the
-// server does not issue for today: a token that was minted under an earlier
-// configuration may have that audience.
+// notIssuedFor is an audience of no token. Verify asks for notIssuedFor if the server does
+// not issue for the requested audience today: a token minted under an earlier
+// configuration may still have the requested audience.
 const notIssuedFor = "\x00"
 
-// Verify serves AuthService/Verify, by the verifier that guards this server.
+// Verify serves AuthService/Verify, by the verifier of the server's own methods.
 func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*watchwordv1.VerifyResponse, error) {
 	if err := checkRequired("access_token", req.GetAccessToken()); err != nil {
 		return nil, err
@@ -77,7 +77,7 @@ func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*wat
 
 func (a *Auth) verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*authn.Principal, error) {
 	asked := req.GetAudience()
-	if asked == "" { // the verifier accepts every audience that the server issues for
+	if asked == "" { // the verifier accepts every audience of the server
 		return a.Verifier.Verify(ctx, req.GetAccessToken())
 	}
 	if err := checkAudience([]string{asked}); err != nil {

@@ -20,9 +20,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Edge surrounds the verifier and the handlers. It notes the source of a call, gives
-// every error its status, counts refusals for the security record, and logs the faults
-// of this server.
+// Edge surrounds the verifier and the handlers. Edge notes the source of a call, gives
+// every error a status, counts refusals for the security record, and logs the server's
+// own faults.
 type Edge struct {
 	audit      *audit.Log
 	retryAfter func() time.Duration
@@ -30,8 +30,8 @@ type Edge struct {
 	faults     *rate.Limiter // bounds the log: a client may cause faults without end
 }
 
-// NewEdge returns an edge. retryAfter returns the wait that a client is told while too
-// many passwords are being hashed.
+// NewEdge returns an edge. retryAfter returns the wait for a client while too many
+// passwords are being hashed.
 func NewEdge(a *audit.Log, retryAfter func() time.Duration, logger *slog.Logger) *Edge {
 	return &Edge{audit: a, retryAfter: retryAfter, logger: logger, faults: rate.NewLimiter(10, 100)}
 }
@@ -77,7 +77,7 @@ func (e *Edge) refused(ctx context.Context, method string, err error) error {
 	switch code := st.Code(); {
 	case code == codes.Unauthenticated || code == codes.PermissionDenied || code == codes.ResourceExhausted:
 		e.count(ctx, method, refusal.Reason(st.Err()), err)
-	case code == codes.Internal && !isStatus: // gRPC makes INTERNAL of a request that it cannot decode
+	case code == codes.Internal && !isStatus: // gRPC answers INTERNAL for a request with a broken encoding
 		e.logFault(ctx, slog.LevelError, "internal error", method, err)
 	case code == codes.Unavailable && errors.Is(err, store.ErrUnavailable):
 		e.logFault(ctx, slog.LevelWarn, "the database is not available", method, err)
@@ -91,7 +91,7 @@ func (e *Edge) logFault(ctx context.Context, level slog.Level, what, method stri
 	}
 }
 
-// recordTypes holds the methods whose refusals have a type of their own in the record.
+// recordTypes holds the methods with a type of event for their refusals.
 var recordTypes = map[string]audit.Type{
 	watchwordv1.AuthService_Login_FullMethodName:          audit.Login,
 	watchwordv1.AuthService_Refresh_FullMethodName:        audit.Refresh,
@@ -99,9 +99,9 @@ var recordTypes = map[string]audit.Type{
 	watchwordv1.AuthService_ChangePassword_FullMethodName: audit.PasswordChanged,
 }
 
-// count counts a refusal for the security record. Two are left out: the answer of
-// Verify about a token, since Verify did what it was asked; and reuse, which is
-// recorded with the end of the session.
+// count counts a refusal for the security record, with two exceptions: an answer of
+// Verify about a token is no refused action; and the reuse of a refresh token is recorded
+// with the end of the session.
 func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.ErrorReason, err error) {
 	if method == watchwordv1.AuthService_Verify_FullMethodName ||
 		reason == watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED ||

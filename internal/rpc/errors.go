@@ -23,12 +23,11 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// storeRetry is the shortest wait that a client is told while the database is away. Up
-// to as much again is added by chance, so that clients do not return together.
+// storeRetry is the shortest wait for a client while the database is away. A random part
+// of up to storeRetry is added, so that clients do not return together.
 const storeRetry = time.Second
 
-// refusals is the one table from errors to statuses. Every other error is a fault of
-// this server.
+// refusals maps errors to statuses. An error without a row is the server's own fault.
 var refusals = []struct {
 	err     error
 	code    codes.Code

@@ -61,8 +61,7 @@ var keyStates = map[issuer.State]watchwordv1.KeyState{
 	issuer.Revoked: watchwordv1.KeyState_KEY_STATE_REVOKED,
 }
 
-// timestamp returns nil for the zero time, which stands for a time that is not
-// decided.
+// timestamp returns nil for the zero time: the time is not decided yet.
 func timestamp(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil

@@ -14,15 +14,16 @@ import (
 
 // Bounds of requests.
 const (
-	maxIDLength       = 64  // bytes; the ids that this server makes have 16
+	maxIDLength       = 64  // bytes; the server's own ids have 16
 	maxAudienceLength = 256 // bytes
 	maxAudiences      = 64
 	defaultPageSize   = 50
 	maxPageSize       = 1000
 )
 
-// callerOf returns the caller of a guarded method. Without a principal, which no
-// guarded method is called without, it returns the zero Caller, which may do nothing.
+// callerOf returns the caller of a guarded method. The verifier lets no call to a guarded
+// method pass without a principal; in such a call, callerOf would return the zero Caller,
+// and the zero Caller may do nothing.
 func callerOf(ctx context.Context) caller.Caller {
 	p, ok := authn.FromContext(ctx)
 	if !ok {
@@ -33,7 +34,7 @@ func callerOf(ctx context.Context) caller.Caller {
 	}
 }
 
-// invalidField reports the field of a request that breaks a rule.
+// invalidField reports a field of a request and the broken rule.
 type invalidField struct {
 	field string
 	err   error
@@ -78,7 +79,7 @@ func checkAudience(audience []string) error {
 	return nil
 }
 
-// page holds what a List request asks for (AIP-158). A page token is opaque: it holds
+// page holds the size and the position in a List request (AIP-158). A page token holds
 // the last id of the earlier page, and is bound to the filter of the list.
 type page struct {
 	size   int
@@ -113,7 +114,7 @@ func parsePage(req pageRequest, filter ...string) (page, error) {
 	return p, nil
 }
 
-// next returns the token of the page after the one that ends with the id last.
+// next returns the token for the page after the id last.
 func (p page) next(last string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(p.filter + last))
 }

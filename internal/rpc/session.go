@@ -56,8 +56,8 @@ func (s *Sessions) RevokeUserSessions(ctx context.Context, req *watchwordv1.Revo
 	return &watchwordv1.RevokeUserSessionsResponse{}, err
 }
 
-// callerAndUser returns the caller, and the user that the request names: by default
-// the caller's own.
+// callerAndUser returns the caller, and the user in the request: by default the caller's
+// own.
 func callerAndUser(ctx context.Context, req interface{ GetUserId() string }) (by caller.Caller, userID string, err error) {
 	by = callerOf(ctx)
 	if req.GetUserId() == "" {
