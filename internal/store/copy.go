@@ -259,7 +259,7 @@ func (c *copying) table(ctx context.Context, table string) (rows int64, err erro
 		rows, chunk = rows+n, chunk[:0]
 		return err
 	}
-	err = instant{conn: c.source}.query(func(r row) error {
+	err = sqliteTx{conn: c.source}.query(func(r row) error {
 		values, err := scanAny(r, len(columns))
 		if err != nil {
 			return err
@@ -359,7 +359,7 @@ func (c *copying) setting(ctx context.Context, name string) (value string, err e
 
 // list is a column of the source.
 func (c *copying) list(query string) (values []string, err error) {
-	err = instant{conn: c.source}.query(func(r row) error {
+	err = sqliteTx{conn: c.source}.query(func(r row) error {
 		values = slices.Grow(values, 1)
 		values = append(values, "")
 		return r.Scan(&values[len(values)-1])

@@ -28,7 +28,7 @@ func FailDriver(tx *Tx) error {
 func LimitPages(t *testing.T, s *Store, pages int) {
 	t.Helper()
 	err := embedded(s).writer.do(t.Context(), func(tx *Tx) error {
-		return tx.one(func(r row) error { return r.Scan(&pages) }, fmt.Sprintf(`PRAGMA max_page_count = %d`, pages))
+		return tx.queryRow(func(r row) error { return r.Scan(&pages) }, fmt.Sprintf(`PRAGMA max_page_count = %d`, pages))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +37,7 @@ func LimitPages(t *testing.T, s *Store, pages int) {
 
 // Integrity is SQLite's own verdict on the file: ok.
 func Integrity(tx *Tx) (verdict string, err error) {
-	err = tx.one(func(r row) error { return r.Scan(&verdict) }, `PRAGMA integrity_check`)
+	err = tx.queryRow(func(r row) error { return r.Scan(&verdict) }, `PRAGMA integrity_check`)
 	return verdict, err
 }
 

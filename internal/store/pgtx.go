@@ -138,12 +138,12 @@ func (t *pgTx) exclusive() error {
 	return t.flush()
 }
 
-func (t *pgTx) later(query string, args ...any) error {
+func (t *pgTx) queueExec(query string, args ...any) error {
 	t.queued.Queue(query, args...)
 	return nil
 }
 
-func (t *pgTx) last(scan func(row) error, query string, args ...any) error {
+func (t *pgTx) queryAtCommit(scan func(row) error, query string, args ...any) error {
 	t.atEnd = append(t.atEnd, pgStatement{scan, query, args})
 	return nil
 }

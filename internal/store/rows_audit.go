@@ -51,7 +51,7 @@ func (tx *Tx) InsertAudit(r *AuditRecord) error {
 	random := make([]byte, 6)
 	rand.Read(random)
 	r.ID = auditID(tx.Now()) + hex.EncodeToString(random)
-	return tx.later(`INSERT INTO audit (`+auditColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
+	return tx.queueExec(`INSERT INTO audit (`+auditColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
 		r.ID, r.Type, r.Success, r.Reason, r.ActorID, r.UserID, r.SessionID, r.KID, r.Source, r.Detail, r.Count)
 }
 
@@ -86,7 +86,7 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 	if before == "" {
 		before = "g" // above every digit
 	}
-	err = tx.each(func(r row) error {
+	err = tx.queryRows(func(r row) error {
 		record := &AuditRecord{}
 		records = append(records, record)
 		return record.scan(r)
@@ -99,7 +99,7 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 	if len(records) > limit {
 		return records[:limit], records[limit-1].ID, nil
 	}
-	err = tx.one(func(r row) error { return r.Scan(&next) },
+	err = tx.queryRow(func(r row) error { return r.Scan(&next) },
 		`SELECT id FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT 1 OFFSET $3`, before, floor, scan-1)
 	if errors.Is(err, ErrNotFound) {
 		err = nil

@@ -33,7 +33,7 @@ type Event struct {
 // Head is the number of the newest event that this transaction sees.
 func (tx *Tx) Head() (int64, error) {
 	var seq int64
-	err := tx.one(func(r row) error { return r.Scan(&seq) }, `SELECT seq FROM head WHERE id = 1`)
+	err := tx.queryRow(func(r row) error { return r.Scan(&seq) }, `SELECT seq FROM head WHERE id = 1`)
 	return seq, err
 }
 
@@ -41,7 +41,7 @@ func (tx *Tx) Head() (int64, error) {
 // newest event that this transaction sees, its own among them. There is no tag
 // where there was no event.
 func (tx *Tx) HeadInto(seq *int64, tag *[]byte) error {
-	return tx.last(func(r row) error { return r.Scan(seq, tag) },
+	return tx.queryAtCommit(func(r row) error { return r.Scan(seq, tag) },
 		`SELECT seq, (SELECT tag FROM events WHERE events.seq = head.seq) FROM head WHERE id = 1`)
 }
 
@@ -54,12 +54,12 @@ const notify = "watchword_events"
 // appenders queue for, so that none misses a longer one which another has set.
 // That lock is the transaction's last, and held for no more than the commit.
 func (tx *Tx) AppendEvent(e *Event) error {
-	err := tx.last(func(r row) error { return r.Scan(&e.Seq) }, `UPDATE head SET seq = seq + 1 WHERE id = 1 RETURNING seq`)
+	err := tx.queryAtCommit(func(r row) error { return r.Scan(&e.Seq) }, `UPDATE head SET seq = seq + 1 WHERE id = 1 RETURNING seq`)
 	if err != nil {
 		return err
 	}
 	tx.run.hint()
-	return tx.last(nil, `INSERT INTO events (seq, tag, kind, subject, version, expires_at)
+	return tx.queryAtCommit(nil, `INSERT INTO events (seq, tag, kind, subject, version, expires_at)
 		SELECT seq, $1, $2, $3, CAST($4 AS BIGINT), CAST($5 AS BIGINT) + COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $6), 0)
 		FROM head WHERE id = 1`,
 		e.Tag, string(e.Kind), e.Subject, e.Version, micros(e.ExpiresAt), maxLifetime)
@@ -88,7 +88,7 @@ func (tx *Tx) SetMaxLifetime(longest time.Duration) error {
 // Events lists up to limit events with a higher number than `after`, in order.
 func (tx *Tx) Events(after int64, limit int) ([]*Event, error) {
 	var events []*Event
-	err := tx.each(func(r row) error {
+	err := tx.queryRows(func(r row) error {
 		e := &Event{}
 		var expires int64
 		err := r.Scan(&e.Seq, &e.Tag, &e.Kind, &e.Subject, &e.Version, &expires)

@@ -34,7 +34,7 @@ func (k *SigningKey) scan(r row) error {
 // SigningKeys lists all signing keys, the oldest first.
 func (tx *Tx) SigningKeys() ([]*SigningKey, error) {
 	var keys []*SigningKey
-	err := tx.each(func(r row) error {
+	err := tx.queryRows(func(r row) error {
 		k := &SigningKey{}
 		keys = append(keys, k)
 		return k.scan(r)
@@ -80,7 +80,7 @@ type MACKey struct {
 // MACKeys lists all MAC keys, the oldest first.
 func (tx *Tx) MACKeys() ([]*MACKey, error) {
 	var keys []*MACKey
-	err := tx.each(func(r row) error {
+	err := tx.queryRows(func(r row) error {
 		k := &MACKey{}
 		var created int64
 		err := r.Scan(&k.ID, &k.SealedKey, &created)
@@ -108,7 +108,7 @@ func (tx *Tx) ResealMACKey(id int64, sealed []byte) error {
 // never set.
 func (tx *Tx) Setting(name string) (string, error) {
 	var value string
-	err := tx.one(func(r row) error { return r.Scan(&value) }, `SELECT value FROM settings WHERE name = $1`, name)
+	err := tx.queryRow(func(r row) error { return r.Scan(&value) }, `SELECT value FROM settings WHERE name = $1`, name)
 	if errors.Is(err, ErrNotFound) {
 		return "", nil
 	}
@@ -117,6 +117,6 @@ func (tx *Tx) Setting(name string) (string, error) {
 
 // SetSetting writes a setting that the whole installation shares.
 func (tx *Tx) SetSetting(name, value string) error {
-	return tx.later(`INSERT INTO settings (name, value) VALUES ($1, $2)
+	return tx.queueExec(`INSERT INTO settings (name, value) VALUES ($1, $2)
 		ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
 }

@@ -77,14 +77,14 @@ func parseStrings(array string) (list []string, err error) {
 // Session finds a session by id. ErrNotFound.
 func (tx *Tx) Session(id string) (*Session, error) {
 	s := &Session{}
-	return s, tx.hold("sessions", s.scan, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
+	return s, tx.queryLocked("sessions", s.scan, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
 }
 
 // SessionAndUser finds a session and whose it is, in one statement. The session
 // stays as it is, and the user may change meanwhile. ErrNotFound.
 func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
 	s, u := &Session{}, &User{}
-	err := tx.hold("s", func(r row) error {
+	err := tx.queryLocked("s", func(r row) error {
 		session, finishSession := s.columns()
 		user, finishUser := u.columns()
 		if err := r.Scan(append(session, user...)...); err != nil {
@@ -96,11 +96,11 @@ func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
 	return s, u, err
 }
 
-var sessionAndUser = `SELECT ` + of("s", sessionColumns) + `, ` + of("u", userColumns) +
+var sessionAndUser = `SELECT ` + qualified("s", sessionColumns) + `, ` + qualified("u", userColumns) +
 	` FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.id = $1`
 
 // of names the columns of a table by its alias.
-func of(alias, columns string) string {
+func qualified(alias, columns string) string {
 	return alias + "." + strings.Join(strings.Fields(columns), " "+alias+".")
 }
 
@@ -108,7 +108,7 @@ func of(alias, columns string) string {
 // the one behind `after` on; those that only grew old are among them.
 func (tx *Tx) Sessions(userID, after string, limit int) ([]*Session, error) {
 	var sessions []*Session
-	err := tx.each(func(r row) error {
+	err := tx.queryRows(func(r row) error {
 		s := &Session{}
 		sessions = append(sessions, s)
 		return s.scan(r)
@@ -124,7 +124,7 @@ func (tx *Tx) InsertSession(s *Session) error {
 		return err
 	}
 	g := s.Generations
-	return tx.later(`INSERT INTO sessions (`+sessionColumns+`)
+	return tx.queueExec(`INSERT INTO sessions (`+sessionColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
 		s.ID, s.UserID, s.BornVersion, string(audience), micros(s.CreatedAt), micros(s.RefreshedAt), nullMicros(s.EndedAt),
 		g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt))
@@ -133,7 +133,7 @@ func (tx *Tx) InsertSession(s *Session) error {
 // AdvanceSession writes a session's generations and marks it refreshed now.
 // The caller has read the row in this transaction.
 func (tx *Tx) AdvanceSession(id string, g Generations) error {
-	return tx.later(`UPDATE sessions SET refreshed_at = $2, current = $3, spent = $4, spent_at = $5,
+	return tx.queueExec(`UPDATE sessions SET refreshed_at = $2, current = $3, spent = $4, spent_at = $5,
 		low = $6, earlier_low = $7, late = $8, late_at = $9 WHERE id = $1`,
 		id, micros(tx.Now()), g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt))
 }
@@ -141,7 +141,7 @@ func (tx *Tx) AdvanceSession(id string, g Generations) error {
 // EndSession marks a session as ended now. The caller has read the row in this
 // transaction.
 func (tx *Tx) EndSession(id string) error {
-	return tx.later(`UPDATE sessions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL`, id, micros(tx.Now()))
+	return tx.queueExec(`UPDATE sessions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL`, id, micros(tx.Now()))
 }
 
 // PruneSessions looks at up to limit sessions, in order of id from the one
@@ -151,7 +151,7 @@ func (tx *Tx) PruneSessions(after string, limit int, keep func(*Session) bool) (
 	var last string
 	var dead []*Session
 	n := 0
-	err := tx.each(func(r row) error {
+	err := tx.queryRows(func(r row) error {
 		s := &Session{}
 		if err := s.scan(r); err != nil {
 			return err
@@ -164,7 +164,7 @@ func (tx *Tx) PruneSessions(after string, limit int, keep func(*Session) bool) (
 	}, `SELECT `+sessionColumns+` FROM sessions WHERE id > $1 ORDER BY id LIMIT $2`, after, limit)
 	for _, s := range dead {
 		if err == nil { // unless it was refreshed since it was read
-			err = tx.later(`DELETE FROM sessions WHERE id = $1 AND refreshed_at = $2`, s.ID, micros(s.RefreshedAt))
+			err = tx.queueExec(`DELETE FROM sessions WHERE id = $1 AND refreshed_at = $2`, s.ID, micros(s.RefreshedAt))
 		}
 	}
 	if n < limit {

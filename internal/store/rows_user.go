@@ -44,19 +44,19 @@ func (u *User) columns() (into []any, finish func()) {
 // User finds a user by id, deleted ones too. ErrNotFound.
 func (tx *Tx) User(id string) (*User, error) {
 	u := &User{}
-	return u, tx.hold("users", u.scan, `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
+	return u, tx.queryLocked("users", u.scan, `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
 }
 
 // UserByName finds a user who is not deleted by their folded name. ErrNotFound.
 func (tx *Tx) UserByName(username string) (*User, error) {
 	u := &User{}
-	return u, tx.one(u.scan, `SELECT `+userColumns+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
+	return u, tx.queryRow(u.scan, `SELECT `+userColumns+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
 }
 
 // Users lists users who are not deleted, in order of id, from the one behind `after` on.
 func (tx *Tx) Users(after string, limit int) ([]*User, error) {
 	var users []*User
-	err := tx.each(func(r row) error {
+	err := tx.queryRows(func(r row) error {
 		u := &User{}
 		users = append(users, u)
 		return u.scan(r)
@@ -92,7 +92,7 @@ func (tx *Tx) UpdateUser(u *User) error {
 func (tx *Tx) RaiseUsers(after string, limit int, least int64) (last string, n int, err error) {
 	last = after
 	const raised = `CASE WHEN ver >= $1 THEN ver + 1 ELSE $1 END`
-	err = tx.each(func(r row) error {
+	err = tx.queryRows(func(r row) error {
 		var id string
 		err := r.Scan(&id)
 		last, n = max(last, id), n+1

@@ -49,7 +49,7 @@ const spendTemplate = `UPDATE sessions SET refreshed_at = {now}, current = curre
 // arrays that it has become.
 func spendBy(now, from string, user func(string) string, name func(place int, name string) string) string {
 	pairs := []string{
-		"{now}", now, "{from}", from, "{sessions}", of("sessions", sessionColumns),
+		"{now}", now, "{from}", from, "{sessions}", qualified("sessions", sessionColumns),
 		"{good}", user("u.id = sessions.user_id AND u.deleted_at IS NULL AND NOT u.disabled AND u.revoked_below <= sessions.born_ver"),
 		"{username}", user("u.username"), "{roles}", user("u.roles"), "{version}", user("u.ver"),
 	}
@@ -98,6 +98,6 @@ func (s *Spent) scan(r row) error {
 func (s *sqliteDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	spent := &Spent{}
 	return spent, s.write(ctx, func(tx *Tx) error {
-		return tx.one(spent.scan, spendSQLite, append(spend.args(), micros(tx.Now()))...)
+		return tx.queryRow(spent.scan, spendSQLite, append(spend.args(), micros(tx.Now()))...)
 	})
 }

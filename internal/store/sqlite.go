@@ -215,23 +215,23 @@ func (c *conn) transact(fn func(*Tx) error) (*Tx, error) {
 	return tx, nil
 }
 
-// instant is a transaction on a connection, or a part of one.
-type instant struct {
+// sqliteTx is a transaction on a connection, or a part of one.
+type sqliteTx struct {
 	*conn
 	at time.Time
 }
 
 func newTx(c *conn) *Tx {
-	return &Tx{run: instant{c, time.Now().UTC().Truncate(time.Microsecond)}}
+	return &Tx{run: sqliteTx{c, time.Now().UTC().Truncate(time.Microsecond)}}
 }
 
-func (i instant) now() (time.Time, error) { return i.at, nil }
+func (t sqliteTx) now() (time.Time, error) { return t.at, nil }
 
 // exclusive does nothing: there is one writer.
-func (instant) exclusive() error { return nil }
+func (sqliteTx) exclusive() error { return nil }
 
-func (i instant) exec(query string, args ...any) (int64, error) {
-	stmt, err := i.prepare(query)
+func (t sqliteTx) exec(query string, args ...any) (int64, error) {
+	stmt, err := t.prepare(query)
 	if err != nil {
 		return 0, err
 	}
@@ -242,8 +242,8 @@ func (i instant) exec(query string, args ...any) (int64, error) {
 	return result.RowsAffected()
 }
 
-func (i instant) query(scan func(row) error, _, query string, args ...any) error {
-	stmt, err := i.prepare(query)
+func (t sqliteTx) query(scan func(row) error, _, query string, args ...any) error {
+	stmt, err := t.prepare(query)
 	if err != nil {
 		return err
 	}
@@ -260,20 +260,20 @@ func (i instant) query(scan func(row) error, _, query string, args ...any) error
 	return rows.Err()
 }
 
-func (i instant) later(query string, args ...any) error {
-	_, err := i.exec(query, args...)
+func (t sqliteTx) queueExec(query string, args ...any) error {
+	_, err := t.exec(query, args...)
 	return err
 }
 
-func (i instant) last(scan func(row) error, query string, args ...any) error {
+func (t sqliteTx) queryAtCommit(scan func(row) error, query string, args ...any) error {
 	if scan == nil {
-		return i.later(query, args...)
+		return t.queueExec(query, args...)
 	}
-	return i.query(scan, "", query, args...)
+	return t.query(scan, "", query, args...)
 }
 
 // hint does nothing: other processes poll.
-func (instant) hint() {}
+func (sqliteTx) hint() {}
 
 func isUniqueViolation(err error) bool {
 	if e := (*sqlite.Error)(nil); errors.As(err, &e) {

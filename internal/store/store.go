@@ -134,10 +134,10 @@ type runner interface {
 	// exclusive keeps other transactions out that are exclusive too.
 	exclusive() error
 	// later runs a statement at the latest with the commit.
-	later(query string, args ...any) error
+	queueExec(query string, args ...any) error
 	// last runs a statement as one of the last before the commit, in the order in
 	// which they came. scan may be nil.
-	last(scan func(row) error, query string, args ...any) error
+	queryAtCommit(scan func(row) error, query string, args ...any) error
 	// hint says with the commit, to whoever listens, that there is an event.
 	hint()
 }
@@ -173,10 +173,10 @@ func (tx *Tx) exec(query string, args ...any) (int64, error) {
 }
 
 // later is exec for a statement whose outcome nobody waits for.
-func (tx *Tx) later(query string, args ...any) error { return tx.fail(tx.run.later(query, args...)) }
+func (tx *Tx) queueExec(query string, args ...any) error { return tx.fail(tx.run.queueExec(query, args...)) }
 
-func (tx *Tx) last(scan func(row) error, query string, args ...any) error {
-	return tx.fail(tx.run.last(scan, query, args...))
+func (tx *Tx) queryAtCommit(scan func(row) error, query string, args ...any) error {
+	return tx.fail(tx.run.queryAtCommit(scan, query, args...))
 }
 
 // deleteFound deletes, one by one, the rows whose keys a query finds, and returns
@@ -184,7 +184,7 @@ func (tx *Tx) last(scan func(row) error, query string, args ...any) error {
 // all of the table is read for it.
 func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
 	var keys []any
-	err := tx.each(func(r row) error {
+	err := tx.queryRows(func(r row) error {
 		var key any
 		err := r.Scan(&key)
 		keys = append(keys, key)
@@ -192,25 +192,25 @@ func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
 	}, query, args...)
 	for _, key := range keys {
 		if err == nil {
-			err = tx.later(statement, key)
+			err = tx.queueExec(statement, key)
 		}
 	}
 	return int64(len(keys)), err
 }
 
 // each scans every row of a query.
-func (tx *Tx) each(scan func(row) error, query string, args ...any) error {
+func (tx *Tx) queryRows(scan func(row) error, query string, args ...any) error {
 	return tx.fail(tx.run.query(scan, "", query, args...))
 }
 
 // one scans the only row of a query; no row is ErrNotFound.
-func (tx *Tx) one(scan func(row) error, query string, args ...any) error {
-	return tx.hold("", scan, query, args...)
+func (tx *Tx) queryRow(scan func(row) error, query string, args ...any) error {
+	return tx.queryLocked("", scan, query, args...)
 }
 
 // hold is one for a row of a table that shall stay as it is until the end of this
 // transaction, if that writes.
-func (tx *Tx) hold(table string, scan func(row) error, query string, args ...any) error {
+func (tx *Tx) queryLocked(table string, scan func(row) error, query string, args ...any) error {
 	found := false
 	err := tx.run.query(func(r row) error {
 		found = true
