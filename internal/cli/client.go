@@ -13,11 +13,9 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
@@ -148,17 +146,4 @@ func (t Terminal) printJSON(m proto.Message) error {
 	}
 	_, err = fmt.Fprintln(t.Out, out.String())
 	return err
-}
-
-// explain is an error as a person should read it.
-func explain(err error) string {
-	var refusal interface{ GRPCStatus() *status.Status }
-	if !errors.As(err, &refusal) {
-		return err.Error()
-	}
-	s := refusal.GRPCStatus()
-	if reason := authn.Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
-		return strings.TrimPrefix(reason.String(), "ERROR_REASON_") + ": " + s.Message()
-	}
-	return s.Code().String() + ": " + s.Message()
 }

@@ -367,7 +367,7 @@ func TestCopyRefuses(t *testing.T) {
 	for _, test := range []struct{ from, to, says string }{
 		{from, used, "in its table users"},
 		{from, begun, "in its table settings"},
-		{from, pgtest.URI(t), "watchword migrate"},
+		{from, pgtest.URI(t), store.ErrOldSchema.Error() + ": there is none yet"},
 		{from, from, "must be postgres"},
 		{empty, empty, "must be sqlite"},
 		{"sqlite:" + missing, empty, "there is no database " + missing},

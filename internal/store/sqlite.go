@@ -5,20 +5,28 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
-
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// openSQLite opens one connection that writes, one for checkpoints, and a few that read. In WAL mode
-// readers and the writer don't wait for each other; synchronous=FULL makes a
-// commit survive power loss.
+// sqliteDB is an embedded database: one connection for writing, one for checkpoints,
+// and a few for reading. In WAL mode readers and the writer do not wait for each
+// other; synchronous=FULL makes a commit survive a power cut.
+type sqliteDB struct {
+	db        *sql.DB
+	file      string
+	readers   chan *sqliteConn
+	writer    *writer
+	closed    chan struct{}
+	closeOnce func() error
+}
+
 func openSQLite(ctx context.Context, path string) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -27,60 +35,47 @@ func openSQLite(ctx context.Context, path string) (*Store, error) {
 	if err := createPrivate(path); err != nil {
 		return nil, fmt.Errorf("opening database: %w", err)
 	}
-	db, err := sql.Open("sqlite", dsn(path))
+	db, err := sql.Open("sqlite", sqliteURI(path))
 	if err != nil {
 		return nil, fmt.Errorf("opening database: %w", err)
 	}
-	engine, err := connectSQLite(ctx, db, path)
-	if err != nil {
+	s := &sqliteDB{db: db, file: path, readers: make(chan *sqliteConn, max(4, runtime.GOMAXPROCS(0))), closed: make(chan struct{})}
+	s.closeOnce = sync.OnceValue(s.shutdown)
+	if err := s.connect(ctx); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
-	return &Store{engine}, nil
+	return &Store{s}, nil
 }
 
-// sqliteDB is an embedded database.
-type sqliteDB struct {
-	db        *sql.DB
-	file      string
-	readers   chan *conn
-	writer    *writer
-	closed    chan struct{}
-	closeOnce func() error
-}
-
-func connectSQLite(ctx context.Context, db *sql.DB, path string) (*sqliteDB, error) {
-	if err := migrateSQLite(ctx, db); err != nil {
-		return nil, err
+// connect brings the schema up to date and makes the connections.
+func (s *sqliteDB) connect(ctx context.Context) error {
+	if err := migrateSQLite(ctx, s.db); err != nil {
+		return err
 	}
-	s := &sqliteDB{db: db, file: path, readers: make(chan *conn, max(4, runtime.GOMAXPROCS(0))), closed: make(chan struct{})}
-	s.closeOnce = sync.OnceValue(s.shut)
 	for range cap(s.readers) {
-		c, err := connect(ctx, db)
+		c, err := connectSQLite(ctx, s.db)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		s.readers <- c
 	}
-	c, err := connect(ctx, db)
+	c, err := connectSQLiteWriter(ctx, s.db, s.file)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if c.turn, err = openTurnstile(path); err != nil {
-		return nil, err
-	}
-	side, err := connect(ctx, db)
+	checkpoints, err := connectSQLite(ctx, s.db)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	s.writer = newWriter(c, newCheckpointer(side))
-	return s, nil
+	s.writer = newWriter(c, newCheckpointer(checkpoints))
+	return nil
 }
 
 func (s *sqliteDB) path() string { return s.file }
 func (s *sqliteDB) close() error { return s.closeOnce() }
 
-func (s *sqliteDB) shut() error {
+func (s *sqliteDB) shutdown() error {
 	close(s.closed)
 	s.writer.close()
 	for range cap(s.readers) {
@@ -105,23 +100,37 @@ func (s *sqliteDB) read(ctx context.Context, fn func(*Tx) error) error {
 
 func (s *sqliteDB) write(ctx context.Context, fn func(*Tx) error) error { return s.writer.do(ctx, fn) }
 
-// hints has nothing to tell: other processes are polled for.
+func (s *sqliteDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
+	spent := &Spent{}
+	return spent, s.write(ctx, func(tx *Tx) error {
+		scan := func(r row) error { return spent.scan(r) }
+		return tx.queryRow(scan, spendSQLite, append(spend.args(), micros(tx.Now()))...)
+	})
+}
+
+// hints never calls hint: SQLite tells nothing to processes that share a file.
 func (s *sqliteDB) hints(ctx context.Context, _ func()) { <-ctx.Done() }
 
 // busyTimeout is how long a writer waits for another process, such as the command
-// line, that holds the file's lock.
+// line, to release the file's lock.
 const busyTimeout = 5 * time.Second
 
-// dsn names the file, and what every connection is set to.
-func dsn(path string) string {
-	pragmas := url.Values{"_pragma": {
-		fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()), "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)",
-	}}
-	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas.Encode()
+// sqliteURI names the file, and the settings of every connection. busy_timeout comes
+// first, since journal_mode waits for locks too.
+func sqliteURI(path string) string {
+	return fileURI(path, url.Values{"_pragma": {
+		busyPragma, "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)",
+	}})
 }
 
-// createPrivate makes sure that the file exists and that nobody else can read
-// a new one. SQLite gives the files beside it the same mode.
+var busyPragma = fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds())
+
+func fileURI(path string, parameters url.Values) string {
+	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + parameters.Encode()
+}
+
+// createPrivate makes sure that the file exists. A new file has mode 0600, and SQLite
+// gives the files beside it the same mode.
 func createPrivate(path string) error {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -130,154 +139,41 @@ func createPrivate(path string) error {
 	return file.Close()
 }
 
-// conn is a connection with its prepared statements. One goroutine uses it at a time.
-type conn struct {
-	c     *sql.Conn
-	turn  *turnstile           // of the one that writes; nil: it reads
-	stmts map[string]*sql.Stmt // by their SQL; bounded, since every text is a constant of this package
-}
-
-func connect(ctx context.Context, db *sql.DB) (*conn, error) {
-	c, err := db.Conn(ctx)
+// existingFile returns the file of an embedded database. Errors: ErrEngine; an error
+// for a missing file, since a misspelled name must not make an empty database.
+func existingFile(uri string) (string, error) {
+	scheme, file, _ := strings.Cut(uri, ":")
+	if scheme != "sqlite" || file == "" {
+		return "", fmt.Errorf("%w: it must be sqlite:FILE", ErrEngine)
+	}
+	path, err := filepath.Abs(file)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	return &conn{c: c, stmts: map[string]*sql.Stmt{}}, nil
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("there is no database %s", path)
+	}
+	return path, nil
 }
 
-func (c *conn) close() {
-	for _, stmt := range c.stmts {
-		stmt.Close()
-	}
-	c.c.Close()
-	if c.turn != nil {
-		c.turn.close()
-	}
-}
-
-// No context of a caller reaches the driver: an interrupt would roll back the
-// whole transaction, and with it the writes of strangers that share it.
-
-func (c *conn) prepare(query string) (*sql.Stmt, error) {
-	if stmt, ok := c.stmts[query]; ok {
-		return stmt, nil
-	}
-	stmt, err := c.c.PrepareContext(context.Background(), query)
-	if err != nil {
-		return nil, err
-	}
-	c.stmts[query] = stmt
-	return stmt, nil
-}
-
-func (c *conn) control(statement string) error {
-	stmt, err := c.prepare(statement)
-	if err != nil {
-		return unavailable(err)
-	}
-	if _, err := stmt.Exec(); err != nil {
-		return unavailable(err)
+// wantOurs refuses the database of some other program.
+func wantOurs(ctx context.Context, db *sql.DB) error {
+	var version int64
+	if err := db.QueryRowContext(ctx, `SELECT max(version_id) FROM goose_db_version`).Scan(&version); err != nil {
+		return fmt.Errorf("not a database of watchword's: %w", err)
 	}
 	return nil
 }
 
-// begin begins a transaction: of the writer, when it is its turn.
-func (c *conn) begin() error {
-	if c.turn == nil {
-		return c.control("BEGIN")
-	}
-	c.turn.enter()
-	defer c.turn.leave()
-	return c.control("BEGIN IMMEDIATE")
+// movedAway returns where an embedded database was moved to, and by which copy. Both
+// are empty for a database that was not moved.
+func movedAway(ctx context.Context, db *sql.DB) (to, id string) {
+	return earlySetting(ctx, db, movedTo), earlySetting(ctx, db, copyID)
 }
 
-// transact runs fn in a transaction of its own. It returns the one that was
-// committed.
-func (c *conn) transact(fn func(*Tx) error) (*Tx, error) {
-	if err := c.begin(); err != nil {
-		return nil, err
-	}
-	committed := false
-	defer func() {
-		if !committed {
-			// Fails where the driver has rolled back by itself.
-			_ = c.control("ROLLBACK")
-		}
-	}()
-	tx := newTx(c)
-	if err := tx.attempt(fn); err != nil {
-		return nil, err
-	}
-	if err := c.control("COMMIT"); err != nil {
-		return nil, err
-	}
-	committed = true
-	return tx, nil
-}
-
-// sqliteTx is a transaction on a connection, or a part of one.
-type sqliteTx struct {
-	*conn
-	at time.Time
-}
-
-func newTx(c *conn) *Tx {
-	return &Tx{run: sqliteTx{c, time.Now().UTC().Truncate(time.Microsecond)}}
-}
-
-func (t sqliteTx) now() (time.Time, error) { return t.at, nil }
-
-// exclusive does nothing: there is one writer.
-func (sqliteTx) exclusive() error { return nil }
-
-func (t sqliteTx) exec(query string, args ...any) (int64, error) {
-	stmt, err := t.prepare(query)
-	if err != nil {
-		return 0, err
-	}
-	result, err := stmt.Exec(args...)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
-}
-
-func (t sqliteTx) query(scan func(row) error, _, query string, args ...any) error {
-	stmt, err := t.prepare(query)
-	if err != nil {
-		return err
-	}
-	rows, err := stmt.Query(args...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := scan(rows); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
-}
-
-func (t sqliteTx) queueExec(query string, args ...any) error {
-	_, err := t.exec(query, args...)
-	return err
-}
-
-func (t sqliteTx) queryAtCommit(scan func(row) error, query string, args ...any) error {
-	if scan == nil {
-		return t.queueExec(query, args...)
-	}
-	return t.query(scan, "", query, args...)
-}
-
-// hint does nothing: other processes poll.
-func (sqliteTx) hint() {}
-
-func isUniqueViolation(err error) bool {
-	if e := (*sqlite.Error)(nil); errors.As(err, &e) {
-		return e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
-	}
-	return sqlState(err) == uniqueViolation
+// earlySetting reads a setting of a database that may have no schema yet. Any error
+// means: not set.
+func earlySetting(ctx context.Context, db *sql.DB, name string) (value string) {
+	_ = db.QueryRowContext(ctx, `SELECT value FROM settings WHERE name = $1`, name).Scan(&value)
+	return value
 }

@@ -11,24 +11,25 @@ import (
 	"path/filepath"
 )
 
-// Backup writes what an embedded database holds at one moment into a new file,
-// while servers have it open: everything that they have acknowledged before. The
-// file must not exist; it is there whole or not at all, with mode 0600. An error
-// that matches ErrEngine says that the URI is not of that kind.
+// Backup writes an embedded database into a new file, as of one moment, while servers
+// have the database open. The backup holds everything acknowledged before Backup was
+// called. The new file is there whole or not at all, with mode 0600; the master key
+// file is never part of a backup. Errors: ErrEngine if the URI names another kind of
+// database; a *MovedError; an error if the file exists.
 func Backup(ctx context.Context, uri, file string) error {
-	path, err := existing(uri)
+	path, err := existingFile(uri)
 	if err != nil {
 		return err
 	}
 	if _, err := os.Lstat(file); err == nil {
 		return fmt.Errorf("%s is there already", file)
 	}
-	// Mode 0600, beside its last place and never seen there before it is whole.
+	// CreateTemp gives mode 0600. In the same folder, so that publish can link.
 	part, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".*.partial")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(part.Name()) // fails where it has got its name
+	defer os.Remove(part.Name()) // fails after publish renamed the file
 	defer part.Close()
 	if err := vacuumInto(ctx, path, part.Name()); err != nil {
 		return fmt.Errorf("backing up %s: %w", path, err)
@@ -39,20 +40,19 @@ func Backup(ctx context.Context, uri, file string) error {
 	return publish(part.Name(), file)
 }
 
-// vacuumInto reads the database as it is, whatever its schema: a backup comes
-// before an upgrade, and is none itself.
+// vacuumInto reads a database of any schema: a backup comes before an upgrade, and
+// must not be one.
 func vacuumInto(ctx context.Context, path, part string) error {
-	pragmas := url.Values{"mode": {"rw"}, "_pragma": {fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds())}}
-	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?"+pragmas.Encode())
+	db, err := sql.Open("sqlite", fileURI(path, url.Values{"mode": {"rw"}, "_pragma": {busyPragma}}))
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	if err := ours(ctx, db); err != nil {
+	if err := wantOurs(ctx, db); err != nil {
 		return err
 	}
 	if to, _ := movedAway(ctx, db); to != "" {
-		return errMoved(to)
+		return &MovedError{To: to}
 	}
 	_, err = db.ExecContext(ctx, `VACUUM INTO $1`, part)
 	return err

@@ -2,31 +2,30 @@ package store
 
 import "sync"
 
-// A checkpointer moves what has been committed from the write-ahead log into the
-// database file, so that the log starts again and stays small. SQLite would do it
-// in whichever commit finds the log long, and with it let everybody wait for two
-// fsyncs and thousands of pages. So a connection of its own does the bulk of it
-// beside the writer, and the writer moves the few pages that were added meanwhile
-// between two groups.
+// checkpointer moves committed pages from the write-ahead log into the database
+// file, so that the log starts again and stays short. SQLite itself would do so in
+// the commit that finds the log long, and make every caller wait for two fsyncs and
+// thousands of pages. So the checkpointer's own connection moves most pages beside
+// the writer, and the writer moves the last few between two groups.
 type checkpointer struct {
-	conn  *conn
+	conn  *sqliteConn
 	wake  chan struct{}
 	tasks sync.WaitGroup
-	limit int // frames, the writer's: what is done when the log is as long
+	limit int // frames; only the writer's goroutine reads and sets limit
 }
 
 const (
-	// longLog is in frames of 4 KiB.
+	// longLog is in frames of 4 KiB. A log as long is moved.
 	longLog = 1000
-	// fewFrames are moved in about a millisecond.
+	// fewFrames take the writer about a millisecond to move.
 	fewFrames = 64
 )
 
-func newCheckpointer(c *conn) *checkpointer {
+func newCheckpointer(c *sqliteConn) *checkpointer {
 	p := &checkpointer{conn: c, wake: make(chan struct{}, 1), limit: longLog}
 	p.tasks.Go(func() {
 		for range p.wake {
-			// Its errors are the disk's, and the commits will meet them too.
+			// An error comes from the disk, and the next commit meets the error too.
 			_, _, _ = p.conn.checkpoint("PASSIVE")
 		}
 	})
@@ -39,20 +38,21 @@ func (p *checkpointer) close() {
 	p.conn.close()
 }
 
-// after looks at the log behind a group of writes; c is the writer's connection.
-func (p *checkpointer) after(c *conn) {
+// afterCommit checks the length of the log after a group of writes. The writer's
+// goroutine calls afterCommit with the writer's connection.
+func (p *checkpointer) afterCommit(c *sqliteConn) {
 	frames, moved, err := c.checkpoint("NOOP")
 	if err != nil {
 		return
 	}
 	if frames < longLog {
-		p.limit = longLog // it has started again
+		p.limit = longLog // the log has started again
 	}
 	switch {
 	case frames < p.limit:
 	case frames-moved <= fewFrames:
 		_, _, _ = c.checkpoint("PASSIVE")
-		// Readers may keep it from starting again: it grows then for a while.
+		// A reader of old pages keeps the log from starting again: let the log grow.
 		p.limit = frames + longLog
 	default:
 		select {
@@ -62,8 +62,9 @@ func (p *checkpointer) after(c *conn) {
 	}
 }
 
-// checkpoint says how many frames the log has and how many of them have been moved.
-func (c *conn) checkpoint(mode string) (frames, moved int, err error) {
+// checkpoint returns how many frames the log has, and how many of them have been
+// moved.
+func (c *sqliteConn) checkpoint(mode string) (frames, moved int, err error) {
 	stmt, err := c.prepare(`PRAGMA wal_checkpoint(` + mode + `)`)
 	if err != nil {
 		return 0, 0, err

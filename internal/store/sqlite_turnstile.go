@@ -2,14 +2,15 @@ package store
 
 import "os"
 
-// A turnstile keeps processes that write to one file from starving each other.
-// SQLite lets whoever waits for its lock ask again every so often, and a busy
-// server gives it back for microseconds only: a command beside it would ask in
-// vain. So whoever waits for the lock holds the turnstile, and the next one waits
-// there. Within this process one goroutine writes, and has no need of it.
+// turnstile keeps processes from starving each other at SQLite's write lock.
 //
-// It is an advisory lock on a file beside the database. Where there is none, as
-// on some network file systems, writers go on without.
+// SQLite polls for the lock, and a busy server releases the lock for microseconds
+// only: the poll of a command beside the server would nearly always come too late. So
+// a process waits for the lock while holding the turnstile, and the next process
+// waits for the turnstile. Within a process only one goroutine writes.
+//
+// The turnstile is an advisory lock on a file beside the database. On a file system
+// without such locks, as some network file systems are, writers go on without.
 type turnstile struct{ file *os.File }
 
 func openTurnstile(path string) (*turnstile, error) {
