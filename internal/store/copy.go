@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -58,54 +59,74 @@ func Copy(ctx context.Context, from, to string) (*Copied, error) {
 
 // copying is a copy under way.
 type copying struct {
-	id     string // random; the same in source and target
-	source *copySource
-	target *copyTarget
-	copied Copied
+	id      string    // random; the same in source and target
+	source  *sqliteDB // nil if an earlier copy has fenced the source
+	tables  []string
+	movedTo string // by the setting of a fenced source
+	target  *copyTarget
+	copied  Copied
 }
 
 func openCopying(ctx context.Context, from, to string) (*copying, error) {
 	if !isPostgres(to) {
 		return nil, fmt.Errorf("the database to copy to: %w: it must be postgres://…", ErrEngine)
 	}
-	path, err := existingFile(from)
+	db, path, err := openExisting(ctx, from)
 	if err != nil {
 		return nil, fmt.Errorf("the database to copy: %w", err)
 	}
-	c := &copying{id: rand.Text()}
-	if c.source, err = openCopySource(ctx, path); err != nil {
+	defer db.Close()
+	c := &copying{}
+	if c.movedTo, c.id = movedAway(ctx, db); c.movedTo != "" {
+		c.copied.Earlier = true
+	} else if err := c.openSource(ctx, path); err != nil {
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
-	if c.source.movedTo != "" {
-		c.id, c.copied.Earlier = c.source.copyID, true
-	}
 	if c.target, err = openCopyTarget(ctx, to); err != nil {
-		c.source.close()
-		return nil, err
+		c.close()
+		return nil, fmt.Errorf("opening database: %w", err)
 	}
 	c.copied.To = c.target.name()
+	c.movedTo = cmp.Or(c.movedTo, c.copied.To)
 	return c, nil
 }
 
-// close rolls back whatever was not committed.
+func (c *copying) openSource(ctx context.Context, path string) (err error) {
+	c.id = rand.Text()
+	if c.source, err = openSQLite(ctx, path); err != nil {
+		return err
+	}
+	c.tables, err = c.source.tables()
+	return err
+}
+
+// close rolls back the open transactions.
 func (c *copying) close() {
-	c.target.close()
-	c.source.close()
+	if c.target != nil {
+		c.target.close()
+	}
+	if c.source != nil {
+		c.source.copyClose()
+	}
 }
 
 func (c *copying) steps() []func(context.Context) error {
 	if c.copied.Earlier {
 		return []func(context.Context) error{c.finish}
 	}
-	return []func(context.Context) error{c.lockTarget, c.lockSource, c.transfer, c.commitTarget, c.fence, c.commitSource, c.finish}
+	return []func(context.Context) error{
+		func(ctx context.Context) error { return c.target.lock(ctx, c.tables) },
+		c.source.copyLock,
+		c.transfer,
+		c.target.commit,
+		func(context.Context) error { return c.source.fence(c.tables, c.copied.To, c.id) },
+		c.source.copyCommit,
+		c.finish,
+	}
 }
 
-func (c *copying) lockTarget(ctx context.Context) error { return c.target.lock(ctx, c.source.tables) }
-
-func (c *copying) lockSource(ctx context.Context) error { return c.source.lock(ctx) }
-
 func (c *copying) transfer(ctx context.Context) error {
-	for _, table := range c.source.tables {
+	for _, table := range c.tables {
 		rows, err := c.transferTable(ctx, table)
 		if err != nil {
 			return fmt.Errorf("copying %s: %w", table, err)
@@ -142,12 +163,6 @@ func (c *copying) transferTable(ctx context.Context, table string) (n int64, err
 	return n, err
 }
 
-func (c *copying) commitTarget(ctx context.Context) error { return c.target.commit(ctx) }
-
-func (c *copying) fence(context.Context) error { return c.source.fence(c.copied.To, c.id) }
-
-func (c *copying) commitSource(context.Context) error { return c.source.commit() }
-
 // finish deletes the mark, if the target holds this source's copy.
 func (c *copying) finish(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx) // the source is fenced: there is no way back
@@ -156,8 +171,7 @@ func (c *copying) finish(ctx context.Context) error {
 		return err
 	}
 	if id != c.id {
-		to, _ := movedAway(ctx, c.source.db)
-		return &MovedError{To: to}
+		return &MovedError{To: c.movedTo}
 	}
 	return c.target.finish(ctx)
 }

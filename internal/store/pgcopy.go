@@ -22,7 +22,7 @@ type copyTarget struct {
 }
 
 func openCopyTarget(ctx context.Context, uri string) (*copyTarget, error) {
-	db, err := connectPostgres(ctx, uri)
+	db, err := openPostgres(ctx, uri)
 	if err != nil {
 		return nil, err
 	}

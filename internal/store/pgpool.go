@@ -25,7 +25,7 @@ const (
 )
 
 // errPostgresURI leaves out the driver's error, which may repeat the URI.
-var errPostgresURI = errors.New("datastore: a postgres:// URI that cannot be used: see to its form, its parameters, " +
+var errPostgresURI = errors.New("a postgres:// URI that cannot be used: see to its form, its parameters, " +
 	"and the files and variables (sslrootcert, service, PG…) that count besides")
 
 // pgConfig parses a URI. Errors: errPostgresURI.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // What an error means, and what is done about the error. [meaningOf] is the table, and
@@ -117,11 +118,11 @@ func afterSend(err error, commitSent bool) error {
 // attempts bounds how often a transaction runs.
 const attempts = 8
 
-// retry calls do, and repeats do as the table says, for statementTime at most. After a
-// second answer by a standby the breaker trips, so that later callers wait.
-func (p *pgDB) retry(ctx context.Context, do func(context.Context) error) error {
+// retry calls fn by [pgDB.withConn], and repeats as the table says, for statementTime at
+// most. After a second answer by a standby the breaker trips, so that later callers wait.
+func (p *pgDB) retry(ctx context.Context, fn func(context.Context, *pgxpool.Conn) error) error {
 	for n, began := 1, time.Now(); ; n++ {
-		err := do(ctx)
+		err := p.withConn(ctx, fn)
 		if err == nil {
 			return nil
 		}

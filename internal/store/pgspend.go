@@ -115,7 +115,6 @@ func (s *spender) spendBatch(batch []*job[refresh]) (found []bool, err error) {
 	var b pgx.Batch
 	b.Queue(pgBatchBounds)
 	b.Queue(spendPostgresBatch, columnsOf(batch)...).Query(func(rows pgx.Rows) error {
-		defer rows.Close()
 		return scanRows(rows, func(r row) error {
 			var spent Spent
 			var position int
@@ -149,22 +148,20 @@ func columnsOf(batch []*job[refresh]) []any {
 // round trip.
 func (s *spender) spendOne(r *refresh) error {
 	found := false
-	err := s.db.retry(r.ctx, func(ctx context.Context) error {
-		return s.db.withConn(ctx, func(ctx context.Context, conn *pgxpool.Conn) error {
-			found, r.spent = false, Spent{}
-			err := confirmed(conn.Conn().PgConn(), func() error {
-				rows, err := conn.Query(ctx, spendPostgres, r.spend.args()...)
-				if err != nil {
-					return err
-				}
-				defer rows.Close()
-				return scanRows(rows, func(row row) error {
-					found = true
-					return r.spent.scan(row)
-				})
+	err := s.db.retry(r.ctx, func(ctx context.Context, conn *pgxpool.Conn) error {
+		found, r.spent = false, Spent{}
+		err := confirmed(conn.Conn().PgConn(), func() error {
+			rows, err := conn.Query(ctx, spendPostgres, r.spend.args()...)
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			return scanRows(rows, func(row row) error {
+				found = true
+				return r.spent.scan(row)
 			})
-			return afterSend(err, !pgconn.SafeToRetry(err))
 		})
+		return afterSend(err, !pgconn.SafeToRetry(err))
 	})
 	if err == nil && !found {
 		return ErrNotFound

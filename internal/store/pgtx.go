@@ -111,13 +111,9 @@ func (t *pgTx) queueClock() {
 
 func (t *pgTx) queue(s pgStatement) {
 	q := t.queued.Queue(s.query, s.args...)
-	if s.scan == nil {
-		return
+	if s.scan != nil {
+		q.Query(func(rows pgx.Rows) error { return scanRows(rows, s.scan) })
 	}
-	q.Query(func(rows pgx.Rows) error {
-		defer rows.Close()
-		return scanRows(rows, s.scan)
-	})
 }
 
 // exclusiveLock is an advisory lock of the database, "watchwor" in ASCII.

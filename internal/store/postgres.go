@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -27,35 +26,23 @@ type pgDB struct {
 	closeOnce func()
 }
 
-func openPostgres(ctx context.Context, uri string) (*Store, error) {
-	p, err := connectPostgres(ctx, uri)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.read(ctx, (*Tx).Usable); err != nil {
-		p.closeOnce()
-		return nil, fmt.Errorf("opening database: %w", err)
-	}
-	return &Store{p}, nil
-}
-
-// connectPostgres opens a database and checks the schema. Errors: ErrOldSchema;
+// openPostgres opens a database and checks the schema. Errors: ErrOldSchema;
 // ErrSchema; ErrUnavailable.
-func connectPostgres(ctx context.Context, uri string) (*pgDB, error) {
+func openPostgres(ctx context.Context, uri string) (*pgDB, error) {
 	config, err := pgConfig(uri)
 	if err != nil {
 		return nil, err
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("opening database: %w", err)
+		return nil, err
 	}
 	p := &pgDB{pool: pool}
 	p.spender = newSpender(p)
 	p.closeOnce = sync.OnceFunc(func() { p.spender.close(); pool.Close() })
 	if err := checkPostgresSchema(ctx, p); err != nil {
 		p.closeOnce()
-		return nil, fmt.Errorf("opening database: %w", err)
+		return nil, err
 	}
 	return p, nil
 }
@@ -78,16 +65,14 @@ func (p *pgDB) write(ctx context.Context, fn func(*Tx) error) error {
 // transact runs fn in a transaction, and repeats the transaction as [pgDB.retry] decides.
 func (p *pgDB) transact(ctx context.Context, readOnly bool, fn func(*Tx) error) error {
 	var tx *Tx
-	err := p.retry(ctx, func(ctx context.Context) error {
-		return p.withConn(ctx, func(ctx context.Context, conn *pgxpool.Conn) error {
-			run := beginPostgres(ctx, conn, readOnly)
-			tx = &Tx{run: run}
-			if err := tx.attempt(fn); err != nil {
-				run.rollback()
-				return err
-			}
-			return run.commit()
-		})
+	err := p.retry(ctx, func(ctx context.Context, conn *pgxpool.Conn) error {
+		run := beginPostgres(ctx, conn, readOnly)
+		tx = &Tx{run: run}
+		if err := tx.attempt(fn); err != nil {
+			run.rollback()
+			return err
+		}
+		return run.commit()
 	})
 	if err == nil {
 		tx.wasCommitted()

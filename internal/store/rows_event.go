@@ -31,10 +31,7 @@ type Event struct {
 }
 
 func (e *Event) scan(r row) error {
-	var expires int64
-	err := r.Scan(&e.Seq, &e.Tag, &e.Kind, &e.Subject, &e.Version, &expires)
-	e.ExpiresAt = fromMicros(expires)
-	return err
+	return r.Scan(&e.Seq, &e.Tag, &e.Kind, &e.Subject, &e.Version, (*timeColumn)(&e.ExpiresAt))
 }
 
 // Head returns the number of the newest event, as seen by this transaction.

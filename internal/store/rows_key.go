@@ -1,7 +1,6 @@
 package store
 
 import (
-	"database/sql"
 	"errors"
 	"time"
 )
@@ -22,12 +21,8 @@ type SigningKey struct {
 const keyColumns = `kid, algorithm, public_key, sealed_key, published_at, signs_from, signs_until, verifies_until, revoked_at`
 
 func (k *SigningKey) scan(r row) error {
-	var published int64
-	var from, until, verifies, revoked sql.NullInt64
-	err := r.Scan(&k.KID, &k.Algorithm, &k.PublicKey, &k.SealedKey, &published, &from, &until, &verifies, &revoked)
-	k.PublishedAt, k.SignsFrom, k.SignsUntil = fromMicros(published), fromNullMicros(from), fromNullMicros(until)
-	k.VerifiesUntil, k.RevokedAt = fromNullMicros(verifies), fromNullMicros(revoked)
-	return err
+	return r.Scan(&k.KID, &k.Algorithm, &k.PublicKey, &k.SealedKey, (*timeColumn)(&k.PublishedAt), (*timeColumn)(&k.SignsFrom),
+		(*timeColumn)(&k.SignsUntil), (*timeColumn)(&k.VerifiesUntil), (*timeColumn)(&k.RevokedAt))
 }
 
 // SigningKeys lists all signing keys, the oldest first.
@@ -70,14 +65,11 @@ type MACKey struct {
 	CreatedAt time.Time
 }
 
+func (k *MACKey) scan(r row) error { return r.Scan(&k.ID, &k.SealedKey, (*timeColumn)(&k.CreatedAt)) }
+
 // MACKeys lists all MAC keys, the oldest first.
 func (tx *Tx) MACKeys() ([]*MACKey, error) {
-	return queryAll(tx, func(k *MACKey, r row) error {
-		var created int64
-		err := r.Scan(&k.ID, &k.SealedKey, &created)
-		k.CreatedAt = fromMicros(created)
-		return err
-	}, `SELECT id, sealed_key, created_at FROM mac_keys ORDER BY id`)
+	return queryAll(tx, (*MACKey).scan, `SELECT id, sealed_key, created_at FROM mac_keys ORDER BY id`)
 }
 
 // InsertMACKey adds a MAC key.

@@ -1,9 +1,7 @@
 package store
 
 import (
-	"database/sql"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
 )
@@ -35,31 +33,14 @@ type Generations struct {
 const sessionColumns = `id, user_id, born_ver, audience, created_at, refreshed_at, ended_at,
 	current, spent, spent_at, low, earlier_low, late, late_at`
 
-func (s *Session) scan(r row) error {
-	into, finish := s.columns()
-	if err := r.Scan(into...); err != nil {
-		return err
-	}
-	return finish()
-}
+func (s *Session) scan(r row) error { return r.Scan(s.columns()...) }
 
-// columns returns where to scan sessionColumns, and a function to call after the scan.
-func (s *Session) columns() (into []any, finish func() error) {
-	var audience string
-	var created, refreshed, spentAt, lateAt int64
-	var ended sql.NullInt64
+// columns returns where to scan sessionColumns.
+func (s *Session) columns() []any {
 	g := &s.Generations
-	into = []any{&s.ID, &s.UserID, &s.BornVersion, &audience, &created, &refreshed, &ended,
-		&g.Current, &g.Spent, &spentAt, &g.Low, &g.EarlierLow, &g.Late, &lateAt}
-	return into, func() error {
-		s.CreatedAt, s.RefreshedAt, s.EndedAt = fromMicros(created), fromMicros(refreshed), fromNullMicros(ended)
-		g.SpentAt, g.LateAt = fromMicros(spentAt), fromMicros(lateAt)
-		var err error
-		if s.Audience, err = parseStrings(audience); err != nil {
-			return fmt.Errorf("session %s: audience: %w", s.ID, err)
-		}
-		return nil
-	}
+	return []any{&s.ID, &s.UserID, &s.BornVersion, (*stringsColumn)(&s.Audience),
+		(*timeColumn)(&s.CreatedAt), (*timeColumn)(&s.RefreshedAt), (*timeColumn)(&s.EndedAt),
+		&g.Current, &g.Spent, (*timeColumn)(&g.SpentAt), &g.Low, &g.EarlierLow, &g.Late, (*timeColumn)(&g.LateAt)}
 }
 
 // parseStrings parses a JSON array of strings. An array without escapes, as every
@@ -85,16 +66,7 @@ func (tx *Tx) Session(id string) (*Session, error) {
 // writes locks the session's row but not the user's. Errors: ErrNotFound.
 func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
 	s, u := &Session{}, &User{}
-	err := tx.queryLocked("s", func(r row) error {
-		session, finishSession := s.columns()
-		user, finishUser := u.columns()
-		if err := r.Scan(append(session, user...)...); err != nil {
-			return err
-		}
-		finishUser()
-		return finishSession()
-	}, sessionAndUser, id)
-	return s, u, err
+	return s, u, tx.queryLocked("s", into(append(s.columns(), u.columns()...)...), sessionAndUser, id)
 }
 
 var sessionAndUser = `SELECT ` + qualified("s", sessionColumns) + `, ` + qualified("u", userColumns) +

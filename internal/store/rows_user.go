@@ -1,7 +1,6 @@
 package store
 
 import (
-	"database/sql"
 	"strings"
 	"time"
 )
@@ -22,23 +21,12 @@ type User struct {
 
 const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at, deleted_at`
 
-func (u *User) scan(r row) error {
-	into, finish := u.columns()
-	err := r.Scan(into...)
-	finish()
-	return err
-}
+func (u *User) scan(r row) error { return r.Scan(u.columns()...) }
 
-// columns returns where to scan userColumns, and a function to call after the scan.
-func (u *User) columns() (into []any, finish func()) {
-	var roles string
-	var created, updated int64
-	var deleted sql.NullInt64
-	into = []any{&u.ID, &u.Username, &u.PasswordHash, &roles, &u.Disabled, &u.Version, &u.RevokedBelow, &created, &updated, &deleted}
-	return into, func() {
-		u.Roles = strings.Fields(roles)
-		u.CreatedAt, u.UpdatedAt, u.DeletedAt = fromMicros(created), fromMicros(updated), fromNullMicros(deleted)
-	}
+// columns returns where to scan userColumns.
+func (u *User) columns() []any {
+	return []any{&u.ID, &u.Username, &u.PasswordHash, (*wordsColumn)(&u.Roles), &u.Disabled, &u.Version, &u.RevokedBelow,
+		(*timeColumn)(&u.CreatedAt), (*timeColumn)(&u.UpdatedAt), (*timeColumn)(&u.DeletedAt)}
 }
 
 // User finds a user by id, deleted or not, and locks the row in a transaction that

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"strings"
 	"time"
 )
 
@@ -135,12 +134,8 @@ func (s *Spend) grace() int64 { return max(s.Grace.Microseconds(), 1) }
 
 // scan scans the columns of RETURNING, and then further.
 func (s *Spent) scan(r row, further ...any) error {
-	into, finish := s.Session.columns()
-	var roles string
-	if err := r.Scan(append(append(into, &s.Username, &roles, &s.Version), further...)...); err != nil {
-		return err
-	}
-	err := finish()
-	s.Roles, s.Now = strings.Fields(roles), s.Session.RefreshedAt
+	columns := append(s.Session.columns(), &s.Username, (*wordsColumn)(&s.Roles), &s.Version)
+	err := r.Scan(append(columns, further...)...)
+	s.Now = s.Session.RefreshedAt
 	return err
 }

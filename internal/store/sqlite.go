@@ -27,25 +27,25 @@ type sqliteDB struct {
 	closeOnce func() error
 }
 
-func openSQLite(ctx context.Context, path string) (*Store, error) {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return nil, fmt.Errorf("opening database: %w", err)
-	}
+// openSQLite opens the database in the file at path, and makes a missing file. Errors:
+// a *MovedError; ErrSchema.
+func openSQLite(ctx context.Context, path string) (*sqliteDB, error) {
 	if err := createPrivate(path); err != nil {
-		return nil, fmt.Errorf("opening database: %w", err)
+		return nil, err
 	}
-	db, err := sql.Open("sqlite", sqliteURI(path))
+	db, err := sql.Open("sqlite", fileURI(path, url.Values{"_pragma": {
+		busyPragma, "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)", // in this order
+	}}))
 	if err != nil {
-		return nil, fmt.Errorf("opening database: %w", err)
+		return nil, err
 	}
 	s := &sqliteDB{db: db, file: path, readers: make(chan *sqliteConn, max(4, runtime.GOMAXPROCS(0))), closed: make(chan struct{})}
 	s.closeOnce = sync.OnceValue(s.shutdown)
 	if err := s.connect(ctx); err != nil {
 		db.Close()
-		return nil, fmt.Errorf("opening database %s: %w", path, err)
+		return nil, err
 	}
-	return &Store{s}, nil
+	return s, nil
 }
 
 // connect brings the schema up to date and makes the connections.
@@ -60,8 +60,11 @@ func (s *sqliteDB) connect(ctx context.Context) error {
 		}
 		s.readers <- c
 	}
-	c, err := connectSQLiteWriter(ctx, s.db, s.file)
+	c, err := connectSQLite(ctx, s.db)
 	if err != nil {
+		return err
+	}
+	if c.turn, err = openTurnstile(s.file); err != nil {
 		return err
 	}
 	checkpoints, err := connectSQLite(ctx, s.db)
@@ -115,14 +118,6 @@ func (s *sqliteDB) hints(ctx context.Context, _ func()) { <-ctx.Done() }
 // line, to release the file's lock.
 const busyTimeout = 5 * time.Second
 
-// sqliteURI names the file, and the settings of every connection. busy_timeout comes
-// first, since journal_mode waits for locks too.
-func sqliteURI(path string) string {
-	return fileURI(path, url.Values{"_pragma": {
-		busyPragma, "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)",
-	}})
-}
-
 var busyPragma = fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds())
 
 func fileURI(path string, parameters url.Values) string {
@@ -139,30 +134,33 @@ func createPrivate(path string) error {
 	return file.Close()
 }
 
-// existingFile returns the file of an embedded database. Errors: ErrEngine; an error
-// for a missing file, since a misspelled name must not make an empty database.
-func existingFile(uri string) (string, error) {
-	scheme, file, _ := strings.Cut(uri, ":")
-	if scheme != "sqlite" || file == "" {
+// sqlitePath returns the file named by a URI. Errors: ErrEngine.
+func sqlitePath(uri string) (string, error) {
+	file, ok := strings.CutPrefix(uri, "sqlite:")
+	if !ok || file == "" {
 		return "", fmt.Errorf("%w: it must be sqlite:FILE", ErrEngine)
 	}
-	path, err := filepath.Abs(file)
-	if err != nil {
-		return "", err
-	}
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("there is no database %s", path)
-	}
-	return path, nil
+	return filepath.Abs(file)
 }
 
-// wantOurs refuses the database of some other program.
-func wantOurs(ctx context.Context, db *sql.DB) error {
+// openExisting opens a database of any schema, and changes nothing. Errors: ErrEngine;
+// an error for a missing file, and for the database of some other program.
+func openExisting(ctx context.Context, uri string) (db *sql.DB, path string, err error) {
+	if path, err = sqlitePath(uri); err != nil {
+		return nil, "", err
+	}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, "", fmt.Errorf("there is no database %s", path)
+	}
+	if db, err = sql.Open("sqlite", fileURI(path, url.Values{"mode": {"rw"}, "_pragma": {busyPragma}})); err != nil {
+		return nil, "", err
+	}
 	var version int64
 	if err := db.QueryRowContext(ctx, `SELECT max(version_id) FROM goose_db_version`).Scan(&version); err != nil {
-		return fmt.Errorf("not a database of watchword's: %w", err)
+		db.Close()
+		return nil, "", fmt.Errorf("%s is not a database of watchword's: %w", path, err)
 	}
-	return nil
+	return db, path, nil
 }
 
 // movedAway returns where an embedded database was moved to, and by which copy. Both

@@ -2,11 +2,9 @@ package store
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 )
@@ -17,9 +15,13 @@ import (
 // file is never part of a backup. Errors: ErrEngine if the URI names another kind of
 // database; a *MovedError; an error if the file exists.
 func Backup(ctx context.Context, uri, file string) error {
-	path, err := existingFile(uri)
+	db, path, err := openExisting(ctx, uri)
 	if err != nil {
 		return err
+	}
+	defer db.Close()
+	if to, _ := movedAway(ctx, db); to != "" {
+		return &MovedError{To: to}
 	}
 	if _, err := os.Lstat(file); err == nil {
 		return fmt.Errorf("%s is there already", file)
@@ -31,31 +33,14 @@ func Backup(ctx context.Context, uri, file string) error {
 	}
 	defer os.Remove(part.Name()) // fails after publish renamed the file
 	defer part.Close()
-	if err := vacuumInto(ctx, path, part.Name()); err != nil {
+	// Of any schema: a backup comes before an upgrade, and must not be one.
+	if _, err := db.ExecContext(ctx, `VACUUM INTO $1`, part.Name()); err != nil {
 		return fmt.Errorf("backing up %s: %w", path, err)
 	}
 	if err := part.Sync(); err != nil {
 		return err
 	}
 	return publish(part.Name(), file)
-}
-
-// vacuumInto reads a database of any schema: a backup comes before an upgrade, and
-// must not be one.
-func vacuumInto(ctx context.Context, path, part string) error {
-	db, err := sql.Open("sqlite", fileURI(path, url.Values{"mode": {"rw"}, "_pragma": {busyPragma}}))
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	if err := wantOurs(ctx, db); err != nil {
-		return err
-	}
-	if to, _ := movedAway(ctx, db); to != "" {
-		return &MovedError{To: to}
-	}
-	_, err = db.ExecContext(ctx, `VACUUM INTO $1`, part)
-	return err
 }
 
 // publish gives a file its name if no other has it, for good.

@@ -29,17 +29,6 @@ func connectSQLite(ctx context.Context, db *sql.DB) (*sqliteConn, error) {
 	return &sqliteConn{c: c, stmts: map[string]*sql.Stmt{}}, nil
 }
 
-// connectSQLiteWriter returns a connection whose transactions take the write lock of
-// the file at path.
-func connectSQLiteWriter(ctx context.Context, db *sql.DB, path string) (*sqliteConn, error) {
-	c, err := connectSQLite(ctx, db)
-	if err != nil {
-		return nil, err
-	}
-	c.turn, err = openTurnstile(path)
-	return c, err
-}
-
 func (c *sqliteConn) close() {
 	for _, stmt := range c.stmts {
 		stmt.Close()

@@ -86,14 +86,25 @@ func (s *Store) Path() string { return s.engine.path() }
 // ErrOldSchema or ErrSchema if the schema does not fit; a *MovedError; ErrIncomplete;
 // ErrUnavailable. No error repeats the URI, since a URI may hold a password.
 func Open(ctx context.Context, uri string) (*Store, error) {
-	scheme, rest, _ := strings.Cut(uri, ":")
-	switch {
-	case scheme == "sqlite" && rest != "":
-		return openSQLite(ctx, rest)
-	case isPostgres(uri):
-		return openPostgres(ctx, uri)
+	if isPostgres(uri) {
+		p, err := openPostgres(ctx, uri)
+		if err == nil {
+			if err = p.read(ctx, (*Tx).Usable); err == nil {
+				return &Store{p}, nil
+			}
+			p.closeOnce()
+		}
+		return nil, fmt.Errorf("opening database: %w", err)
 	}
-	return nil, errURI
+	path, err := sqlitePath(uri)
+	if err != nil {
+		return nil, errURI
+	}
+	s, err := openSQLite(ctx, path)
+	if err != nil {
+		return nil, fmt.Errorf("opening database %s: %w", path, err)
+	}
+	return &Store{s}, nil
 }
 
 var errURI = errors.New("datastore: URI must be sqlite:FILE or postgres://USER:PASSWORD@HOST:PORT/DATABASE")

@@ -3,6 +3,7 @@ package store
 import (
 	"database/sql"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -184,9 +185,45 @@ func nullMicros(t time.Time) sql.NullInt64 {
 	return sql.NullInt64{Int64: t.UnixMicro(), Valid: !t.IsZero()}
 }
 
-func fromNullMicros(us sql.NullInt64) time.Time {
-	if !us.Valid {
-		return time.Time{}
+// timeColumn is a column's time. Scanned from NULL, a time becomes zero.
+type timeColumn time.Time
+
+// Scan implements sql.Scanner, for both drivers.
+func (c *timeColumn) Scan(value any) error {
+	switch us := value.(type) {
+	case nil:
+		*c = timeColumn{}
+	case int64:
+		*c = timeColumn(fromMicros(us))
+	default:
+		return fmt.Errorf("a time in microseconds: %T", value)
 	}
-	return fromMicros(us.Int64)
+	return nil
+}
+
+// wordsColumn is a column's words, separated by spaces.
+type wordsColumn []string
+
+// Scan implements sql.Scanner, for both drivers.
+func (c *wordsColumn) Scan(value any) error {
+	words, ok := value.(string)
+	if !ok {
+		return fmt.Errorf("words: %T", value)
+	}
+	*c = strings.Fields(words)
+	return nil
+}
+
+// stringsColumn is a column's JSON array of strings.
+type stringsColumn []string
+
+// Scan implements sql.Scanner, for both drivers.
+func (c *stringsColumn) Scan(value any) error {
+	array, ok := value.(string)
+	if !ok {
+		return fmt.Errorf("strings: %T", value)
+	}
+	list, err := parseStrings(array)
+	*c = list
+	return err
 }
