@@ -127,40 +127,18 @@ func (c *copying) steps() []func(context.Context) error {
 
 func (c *copying) transfer(ctx context.Context) error {
 	for _, table := range c.tables {
-		rows, err := c.transferTable(ctx, table)
+		rows, err := c.source.rows(table)
+		var n int64
+		if err == nil {
+			n, err = c.target.receive(ctx, table, rows)
+			rows.Close()
+		}
 		if err != nil {
 			return fmt.Errorf("copying %s: %w", table, err)
 		}
-		c.copied.Tables = append(c.copied.Tables, CopiedTable{table, rows})
+		c.copied.Tables = append(c.copied.Tables, CopiedTable{table, n})
 	}
 	return c.target.mark(ctx, c.id)
-}
-
-// copyChunk bounds how many rows, of some 200 bytes, are in memory.
-const copyChunk = 5000
-
-// transferTable copies a table with all columns of the source.
-func (c *copying) transferTable(ctx context.Context, table string) (n int64, err error) {
-	columns, err := c.source.columns(table)
-	if err != nil {
-		return 0, err
-	}
-	var chunk [][]any
-	flush := func() error {
-		received, err := c.target.receive(ctx, table, columns, chunk)
-		n, chunk = n+received, chunk[:0]
-		return err
-	}
-	err = c.source.rows(table, columns, func(values []any) error {
-		if chunk = append(chunk, values); len(chunk) < copyChunk {
-			return nil
-		}
-		return flush()
-	})
-	if err == nil {
-		err = flush()
-	}
-	return n, err
 }
 
 // finish deletes the mark, if the target holds this source's copy.

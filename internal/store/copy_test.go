@@ -196,7 +196,7 @@ func refusesToOpen(t *testing.T, uri, says string) {
 }
 
 func TestCopyBringsEverything(t *testing.T) {
-	const sessions = 5001 // more than a chunk
+	const sessions = 5001 // more than one message of COPY
 	from, to := inhabited(t, sessions), storetest.Postgres(t)
 	before := sqliteHolds(t, from)
 	copied := copyTo(t, from, to)

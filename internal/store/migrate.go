@@ -119,10 +119,14 @@ func Migrate(ctx context.Context, uri string) error {
 // checkPostgresSchema refuses a schema that does not fit, and migrates nothing. Errors:
 // ErrOldSchema; ErrSchema; ErrUnavailable.
 func checkPostgresSchema(ctx context.Context, p *pgDB) error {
-	known, err := newestMigration()
+	db := stdlib.OpenDBFromPool(p.pool)
+	defer db.Close()
+	provider, err := newProvider(goose.DialectPostgres, db)
 	if err != nil {
 		return err
 	}
+	sources := provider.ListSources() // by version
+	known := sources[len(sources)-1].Version
 	ctx, cancel := context.WithTimeout(ctx, schemaTime)
 	defer cancel()
 	conn, err := p.pool.Acquire(ctx)
@@ -143,20 +147,4 @@ func checkPostgresSchema(ctx context.Context, p *pgDB) error {
 		return unavailable(err)
 	}
 	return judgeSchema(current, known, floor)
-}
-
-// newestMigration returns the version to which all migrations for PostgreSQL lead.
-func newestMigration() (newest int64, err error) {
-	files, err := fs.ReadDir(migrations, "migrations")
-	if err != nil {
-		return 0, err
-	}
-	for _, file := range files {
-		version, err := goose.NumericComponent(file.Name())
-		if err != nil {
-			return 0, err
-		}
-		newest = max(newest, version)
-	}
-	return newest, nil
 }

@@ -102,8 +102,8 @@ func (t *copyTarget) clear(ctx context.Context, table string, leftovers bool) er
 }
 
 // receive inserts rows, and returns their number.
-func (t *copyTarget) receive(ctx context.Context, table string, columns []string, rows [][]any) (int64, error) {
-	return t.conn.CopyFrom(ctx, pgx.Identifier{table}, columns, pgx.CopyFromRows(rows))
+func (t *copyTarget) receive(ctx context.Context, table string, rows *copyRows) (int64, error) {
+	return t.conn.CopyFrom(ctx, pgx.Identifier{table}, rows.columns(), rows)
 }
 
 // mark marks the target as an incomplete copy.

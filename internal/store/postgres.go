@@ -49,10 +49,7 @@ func openPostgres(ctx context.Context, uri string) (*pgDB, error) {
 
 func (p *pgDB) path() string { return "" }
 
-func (p *pgDB) close() error {
-	p.closeOnce()
-	return nil
-}
+func (p *pgDB) close() error { p.closeOnce(); return nil }
 
 func (p *pgDB) read(ctx context.Context, fn func(*Tx) error) error {
 	return p.transact(ctx, true, fn)

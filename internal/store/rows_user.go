@@ -76,10 +76,10 @@ func (tx *Tx) UpdateUser(u *User) error {
 // last id and the number of users.
 func (tx *Tx) RaiseUsers(after string, limit int, least int64) (last string, n int, err error) {
 	const raised = `CASE WHEN ver >= $1 THEN ver + 1 ELSE $1 END`
-	ids, err := queryAll(tx, func(id *string, r row) error { return r.Scan(id) }, `UPDATE users SET ver = `+raised+`, revoked_below = `+raised+`, updated_at = $2
+	ids, err := queryColumn[string](tx, `UPDATE users SET ver = `+raised+`, revoked_below = `+raised+`, updated_at = $2
 		WHERE id IN (SELECT id FROM users WHERE id > $3 ORDER BY id LIMIT $4) RETURNING id`, least, micros(tx.Now()), after, limit)
 	for last = after; n < len(ids); n++ { // RETURNING has no order
-		last = max(last, *ids[n])
+		last = max(last, ids[n])
 	}
 	return last, n, err
 }

@@ -38,10 +38,10 @@ func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
 //
 //   - The clock. SQLite receives the time as an argument; PostgreSQL reads the
 //     server's clock. Neither engine parses the clock of the other.
-//   - The user. PostgreSQL joins the user for a single refresh, since one look into
-//     users is cheaper than four. SQLite's RETURNING knows no joined table. In a batch,
-//     PostgreSQL without statistics might join all users first, and visit every session
-//     of theirs.
+//   - The user. PostgreSQL joins the user for a single refresh: 30 µs of the server's
+//     time, where four looks into users take 38 µs. SQLite's RETURNING knows no joined
+//     table. In a batch, PostgreSQL without statistics might join all users first, and
+//     visit every session of theirs.
 //   - The arguments. A batch has one array for each argument, and returns the position
 //     of the member. For thirty members PostgreSQL takes 40 µs each, and 80 µs for
 //     thirty single statements in a pipeline.
@@ -69,10 +69,7 @@ func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
 // $1 is the session, $2 the generation, $3 the audience in quotes, $4 idle, $5 max, $6
 // grace, $7 now; durations and times are in microseconds.
 const spendSQLite = `UPDATE sessions SET
-		refreshed_at = $7,
-		current = current + 1,
-		spent = current,
-		spent_at = $7,
+		refreshed_at = $7, current = current + 1, spent = current, spent_at = $7,
 		low = CASE WHEN $7 / $6 = spent_at / $6 THEN low ELSE current END,
 		earlier_low = CASE $7 / $6 - spent_at / $6 WHEN 0 THEN earlier_low WHEN 1 THEN low ELSE current END
 	WHERE id = $1 AND current = $2 AND ended_at IS NULL AND replace(audience, $3, '') <> audience
@@ -86,10 +83,7 @@ const spendSQLite = `UPDATE sessions SET
 
 // The arguments are those of spendSQLite, without $7.
 const spendPostgres = `UPDATE sessions AS s SET
-		refreshed_at = clock.now,
-		current = current + 1,
-		spent = current,
-		spent_at = clock.now,
+		refreshed_at = clock.now, current = current + 1, spent = current, spent_at = clock.now,
 		low = CASE WHEN clock.now / $6 = spent_at / $6 THEN low ELSE current END,
 		earlier_low = CASE clock.now / $6 - spent_at / $6 WHEN 0 THEN earlier_low WHEN 1 THEN low ELSE current END
 	FROM users u, (SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT) AS now) AS clock
@@ -102,10 +96,7 @@ const spendPostgres = `UPDATE sessions AS s SET
 // The arguments are arrays of those of spendPostgres. The last column is the member's
 // position, from 1.
 const spendPostgresBatch = `UPDATE sessions AS s SET
-		refreshed_at = clock.now,
-		current = current + 1,
-		spent = current,
-		spent_at = clock.now,
+		refreshed_at = clock.now, current = current + 1, spent = current, spent_at = clock.now,
 		low = CASE WHEN clock.now / m.grace = spent_at / m.grace THEN low ELSE current END,
 		earlier_low = CASE clock.now / m.grace - spent_at / m.grace WHEN 0 THEN earlier_low WHEN 1 THEN low ELSE current END
 	FROM unnest(CAST($1 AS TEXT[]), CAST($2 AS BIGINT[]), CAST($3 AS TEXT[]), CAST($4 AS BIGINT[]), CAST($5 AS BIGINT[]),

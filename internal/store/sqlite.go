@@ -53,25 +53,23 @@ func (s *sqliteDB) connect(ctx context.Context) error {
 	if err := migrateSQLite(ctx, s.db); err != nil {
 		return err
 	}
-	for range cap(s.readers) {
-		c, err := connectSQLite(ctx, s.db)
+	conns := make([]*sqliteConn, 2+cap(s.readers))
+	for i := range conns {
+		c, err := s.db.Conn(ctx)
 		if err != nil {
 			return err
 		}
+		conns[i] = &sqliteConn{c: c, stmts: map[string]*sql.Stmt{}}
+	}
+	turn, err := openTurnstile(s.file)
+	if err != nil {
+		return err
+	}
+	conns[0].turn = turn
+	s.writer = newWriter(conns[0], newCheckpointer(conns[1]))
+	for _, c := range conns[2:] {
 		s.readers <- c
 	}
-	c, err := connectSQLite(ctx, s.db)
-	if err != nil {
-		return err
-	}
-	if c.turn, err = openTurnstile(s.file); err != nil {
-		return err
-	}
-	checkpoints, err := connectSQLite(ctx, s.db)
-	if err != nil {
-		return err
-	}
-	s.writer = newWriter(c, newCheckpointer(checkpoints))
 	return nil
 }
 

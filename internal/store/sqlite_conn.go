@@ -21,14 +21,6 @@ type sqliteConn struct {
 	stmts map[string]*sql.Stmt // by SQL; bounded, since every text is a constant of this package
 }
 
-func connectSQLite(ctx context.Context, db *sql.DB) (*sqliteConn, error) {
-	c, err := db.Conn(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &sqliteConn{c: c, stmts: map[string]*sql.Stmt{}}, nil
-}
-
 func (c *sqliteConn) close() {
 	for _, stmt := range c.stmts {
 		stmt.Close()
@@ -143,9 +135,6 @@ func (t sqliteTx) queueExec(query string, args ...any) error {
 
 // queryAtCommit runs the statement at once: SQLite has one writer at a time.
 func (t sqliteTx) queryAtCommit(scan func(row) error, query string, args ...any) error {
-	if scan == nil {
-		return t.queueExec(query, args...)
-	}
 	return t.query(scan, "", query, args...)
 }
 

@@ -2,14 +2,13 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 )
 
 // The source of a [Copy]. The copy uses the writer's connection, from copyLock to
-// copyCommit or close in one transaction; no other call of the Store may write.
+// copyCommit or copyClose in one transaction; no other call of the Store may write.
 
 // copyLock locks out writers of all processes. Errors: a *MovedError if another copy
 // fenced the source during the wait.
@@ -25,55 +24,50 @@ func (s *sqliteDB) copyLock(ctx context.Context) error {
 
 // tables returns the names of all tables but those of SQLite and of the migrations.
 func (s *sqliteDB) tables() ([]string, error) {
-	return s.list(`SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'goose_db_version' ORDER BY name`)
+	return queryColumn[string](newSQLiteTx(s.writer.conn),
+		`SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'goose_db_version' ORDER BY name`)
 }
 
-func (s *sqliteDB) columns(table string) ([]string, error) {
-	return s.list(`SELECT name FROM pragma_table_info('` + table + `')`)
-}
-
-// list returns the only column of a query.
-func (s *sqliteDB) list(query string) (values []string, err error) {
-	err = sqliteTx{sqliteConn: s.writer.conn}.query(func(r row) error {
-		var value string
-		err := r.Scan(&value)
-		values = append(values, value)
-		return err
-	}, "", query)
-	return values, err
-}
-
-// rows calls give with the values of every row, in PostgreSQL's types. The setting
-// schemaFloor is left out: each engine has its own.
-func (s *sqliteDB) rows(table string, columns []string, give func([]any) error) error {
-	booleans, err := s.list(`SELECT name FROM pragma_table_info('` + table + `') WHERE type = 'BOOLEAN'`)
-	if err != nil {
-		return err
-	}
-	query := `SELECT ` + strings.Join(columns, ", ") + ` FROM ` + table
+// rows reads a table with all columns of the source's schema, whose names the target is
+// told. The caller closes the rows. The setting schemaFloor is left out: each engine has
+// its own.
+func (s *sqliteDB) rows(table string) (*copyRows, error) {
+	query := `SELECT * FROM ` + table
 	if table == "settings" {
 		query += ` WHERE name <> '` + schemaFloor + `'`
 	}
-	return sqliteTx{sqliteConn: s.writer.conn}.query(func(r row) error {
-		values, err := scanAny(r, len(columns))
-		if err != nil {
-			return err
-		}
-		for _, name := range booleans { // SQLite stores numbers
-			i := slices.Index(columns, name)
-			values[i] = values[i] != int64(0)
-		}
-		return give(values)
-	}, "", query)
+	rows, err := s.writer.conn.c.QueryContext(context.Background(), query)
+	if err != nil {
+		return nil, err
+	}
+	types, err := rows.ColumnTypes()
+	return &copyRows{rows, types}, err
 }
 
-func scanAny(r row, n int) ([]any, error) {
-	values, into := make([]any, n), make([]any, n)
+// copyRows are rows as [copyTarget.receive] takes them: pgx reads one row at a time.
+type copyRows struct {
+	*sql.Rows
+	types []*sql.ColumnType
+}
+
+func (r *copyRows) columns() (names []string) {
+	for _, column := range r.types {
+		names = append(names, column.Name())
+	}
+	return names
+}
+
+// Values returns the values of a row, in PostgreSQL's types.
+func (r *copyRows) Values() ([]any, error) {
+	values, into := make([]any, len(r.types)), make([]any, len(r.types))
 	for i := range values {
 		into[i] = &values[i]
 	}
 	err := r.Scan(into...)
 	for i, v := range values {
+		if r.types[i].DatabaseTypeName() == "BOOLEAN" { // SQLite stores a number
+			values[i] = v != int64(0)
+		}
 		if b, ok := v.([]byte); ok && b == nil { // the driver's empty bytes, not NULL
 			values[i] = []byte{}
 		}

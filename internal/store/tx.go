@@ -78,10 +78,10 @@ func (tx *Tx) queryAtCommit(scan func(row) error, query string, args ...any) err
 // deleteFound deletes, one by one, the rows whose keys a query finds, and returns the
 // number of keys. In a single statement, a planner might read the whole table.
 func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
-	keys, err := queryAll(tx, func(key *any, r row) error { return r.Scan(key) }, query, args...)
+	keys, err := queryColumn[any](tx, query, args...)
 	for _, key := range keys {
 		if err == nil {
-			err = tx.queueExec(statement, *key)
+			err = tx.queueExec(statement, key)
 		}
 	}
 	return int64(len(keys)), err
@@ -96,6 +96,17 @@ func queryAll[T any](tx *Tx, scan func(*T, row) error, query string, args ...any
 		return scan(item, r)
 	}, "", query, args...)
 	return list, tx.fail(err)
+}
+
+// queryColumn returns the only column of a query.
+func queryColumn[T any](tx *Tx, query string, args ...any) (values []T, err error) {
+	err = tx.run.query(func(r row) error {
+		var value T
+		err := r.Scan(&value)
+		values = append(values, value)
+		return err
+	}, "", query, args...)
+	return values, tx.fail(err)
 }
 
 // queryRow scans the only row of a query. Errors: ErrNotFound if there is no row.
