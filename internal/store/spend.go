@@ -60,8 +60,8 @@ func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
 //	late, late_at stay                                        next := g
 //
 // A span is a time divided by the grace, as in the function span there. The condition
-// on current is the case presented == g.Current of present. TestSpendIsAdvance in
-// internal/session holds statements and code together.
+// on current is the case presented == g.Current of present. The package comment names
+// the tests that hold statements and code together.
 //
 // The other conditions are those of internal/session on a live session and its user.
 // Access tokens count whole seconds, so a session's age ends with a whole second.

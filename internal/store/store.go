@@ -14,10 +14,11 @@
 // A caller must not hash a password or sign a token inside a transaction.
 //
 // The packages above decide what a row means, with one exception. [Store.Spend], the
-// ordinary refresh, is one SQL statement, and applies rules of package session in SQL:
-// how the generations advance, and whether session and user are alive. TestSpendIsAdvance
-// in internal/session compares the statements with the Go code, and the case "spend
-// refuses" of the suite in storetest covers the conditions.
+// ordinary refresh, applies rules of package session in SQL, since one statement saves
+// round trips: how the generations advance, and whether session and user are alive.
+// TestSpendIsAdvance in internal/session compares the statements with the Go code. The
+// cases "spend refuses" and "spend advances" of the suite in storetest cover the
+// conditions, and TestABatchSpendsAsASingleRefresh runs both cases in a batch.
 package store
 
 import (
@@ -131,7 +132,8 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error { return s.e
 // A user or session read by id stays unchanged until the transaction ends. A change
 // that depends on other rows must call [Tx.Exclusive] first.
 //
-// Errors: those of fn; ErrExists; ErrUnavailable, with ctx's if ctx ended while the write was queued.
+// Errors: those of fn; ErrExists; ErrUnavailable, with ctx's if ctx ended while the write
+// was queued; ErrUncertain.
 func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
 	return s.engine.write(ctx, fn)
 }
