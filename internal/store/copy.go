@@ -144,7 +144,7 @@ func (c *copying) transfer(ctx context.Context) error {
 // finish deletes the mark, if the target holds this source's copy.
 func (c *copying) finish(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx) // the source is fenced: there is no way back
-	id, err := c.target.setting(ctx, copyID)
+	id, err := pgSetting(ctx, c.target.conn, copyID)
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"strconv"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
@@ -138,12 +137,12 @@ func checkPostgresSchema(ctx context.Context, p *pgDB) error {
 	var floor string
 	err = conn.QueryRow(ctx, `SELECT COALESCE(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&current)
 	if err == nil {
-		err = conn.QueryRow(ctx, `SELECT value FROM settings WHERE name = $1`, schemaFloor).Scan(&floor)
+		floor, err = pgSetting(ctx, conn, schemaFloor)
 	}
 	switch {
 	case sqlState(err) == undefinedTable:
 		return fmt.Errorf("%w: there is none yet", ErrOldSchema)
-	case err != nil && !errors.Is(err, pgx.ErrNoRows):
+	case err != nil:
 		return unavailable(err)
 	}
 	return judgeSchema(current, known, floor)

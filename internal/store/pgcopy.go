@@ -64,7 +64,7 @@ func (t *copyTarget) lock(ctx context.Context, tables []string) error {
 			return fmt.Errorf("locking the database to copy to: %w", err)
 		}
 	}
-	incomplete, err := t.setting(ctx, copyIncomplete)
+	incomplete, err := pgSetting(ctx, t.conn, copyIncomplete)
 	if err != nil {
 		return err
 	}
@@ -136,9 +136,9 @@ func (t *copyTarget) finish(ctx context.Context) error {
 	return nil
 }
 
-// setting reads a setting outside of a [Tx]. A setting never set is empty.
-func (t *copyTarget) setting(ctx context.Context, name string) (value string, err error) {
-	err = t.conn.QueryRow(ctx, `SELECT value FROM settings WHERE name = $1`, name).Scan(&value)
+// pgSetting reads a setting outside of a [Tx]. A setting never set is empty.
+func pgSetting(ctx context.Context, conn *pgxpool.Conn, name string) (value string, err error) {
+	err = conn.QueryRow(ctx, `SELECT value FROM settings WHERE name = $1`, name).Scan(&value)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = nil
 	}

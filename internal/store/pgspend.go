@@ -118,7 +118,7 @@ func (s *spender) spendBatch(batch []*job[refresh]) (found []bool, err error) {
 		return scanRows(rows, func(r row) error {
 			var spent Spent
 			var position int
-			if err := spent.scan(r, &position); err != nil {
+			if err := r.Scan(append(spent.columns(), &position)...); err != nil {
 				return err
 			}
 			found[position-1], batch[position-1].value.spent = true, spent
@@ -158,7 +158,7 @@ func (s *spender) spendOne(r *refresh) error {
 			defer rows.Close()
 			return scanRows(rows, func(row row) error {
 				found = true
-				return r.spent.scan(row)
+				return row.Scan(r.spent.columns()...)
 			})
 		})
 		return afterSend(err, !pgconn.SafeToRetry(err))

@@ -67,13 +67,11 @@ func (t *pgTx) flush() error {
 	return t.conn.SendBatch(t.ctx, batch).Close()
 }
 
-func (t *pgTx) now() (time.Time, error) {
+func (t *pgTx) now() (at time.Time, err error) {
 	if t.at.IsZero() {
-		if err := t.flush(); err != nil {
-			return time.Time{}, err
-		}
+		err = t.flush()
 	}
-	return t.at, nil
+	return t.at, err
 }
 
 func (t *pgTx) exec(query string, args ...any) (int64, error) {

@@ -3,7 +3,6 @@ package store
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -94,11 +93,8 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 	if len(records) > limit {
 		return records[:limit], records[limit-1].ID, nil
 	}
-	err = tx.queryRow(into(&next),
+	err = tx.queryRows(into(&next),
 		`SELECT id FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT 1 OFFSET $3`, before, floor, scan-1)
-	if errors.Is(err, ErrNotFound) {
-		err = nil
-	}
 	return records, next, err
 }
 

@@ -1,9 +1,6 @@
 package store
 
-import (
-	"errors"
-	"time"
-)
+import "time"
 
 // SigningKey is a row of the table signing_keys. A zero time is not decided yet.
 type SigningKey struct {
@@ -88,10 +85,7 @@ func (tx *Tx) ResealMACKey(id int64, sealed []byte) error {
 // Setting reads a setting of the installation. A setting never set is empty.
 func (tx *Tx) Setting(name string) (string, error) {
 	var value string
-	err := tx.queryRow(into(&value), `SELECT value FROM settings WHERE name = $1`, name)
-	if errors.Is(err, ErrNotFound) {
-		return "", nil
-	}
+	err := tx.queryRows(into(&value), `SELECT value FROM settings WHERE name = $1`, name)
 	return value, err
 }
 

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"strings"
 	"time"
 )
@@ -78,8 +79,5 @@ func (tx *Tx) RaiseUsers(after string, limit int, least int64) (last string, n i
 	const raised = `CASE WHEN ver >= $1 THEN ver + 1 ELSE $1 END`
 	ids, err := queryColumn[string](tx, `UPDATE users SET ver = `+raised+`, revoked_below = `+raised+`, updated_at = $2
 		WHERE id IN (SELECT id FROM users WHERE id > $3 ORDER BY id LIMIT $4) RETURNING id`, least, micros(tx.Now()), after, limit)
-	for last = after; n < len(ids); n++ { // RETURNING has no order
-		last = max(last, ids[n])
-	}
-	return last, n, err
+	return slices.Max(append(ids, after)), len(ids), err // RETURNING has no order
 }

@@ -30,7 +30,11 @@ type Spent struct {
 //
 // After ErrUncertain a caller may call Spend again: a token spent before is ErrNotFound.
 func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
-	return s.engine.spend(ctx, spend)
+	spent, err := s.engine.spend(ctx, spend)
+	if err == nil {
+		spent.Now = spent.Session.RefreshedAt
+	}
+	return spent, err
 }
 
 // Three statements spend a token: for SQLite, for a single refresh on PostgreSQL, and for
@@ -123,10 +127,7 @@ func (s *Spend) quotedAudience() string { return `"` + s.Audience + `"` }
 // internal/session does.
 func (s *Spend) grace() int64 { return max(s.Grace.Microseconds(), 1) }
 
-// scan scans the columns of RETURNING, and then further.
-func (s *Spent) scan(r row, further ...any) error {
-	columns := append(s.Session.columns(), &s.Username, (*wordsColumn)(&s.Roles), &s.Version)
-	err := r.Scan(append(columns, further...)...)
-	s.Now = s.Session.RefreshedAt
-	return err
+// columns returns where to scan the columns of RETURNING.
+func (s *Spent) columns() []any {
+	return append(s.Session.columns(), &s.Username, (*wordsColumn)(&s.Roles), &s.Version)
 }

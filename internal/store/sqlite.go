@@ -104,8 +104,7 @@ func (s *sqliteDB) write(ctx context.Context, fn func(*Tx) error) error { return
 func (s *sqliteDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	spent := &Spent{}
 	return spent, s.write(ctx, func(tx *Tx) error {
-		scan := func(r row) error { return spent.scan(r) }
-		return tx.queryRow(scan, spendSQLite, append(spend.args(), micros(tx.Now()))...)
+		return tx.queryRow(into(spent.columns()...), spendSQLite, append(spend.args(), micros(tx.Now()))...)
 	})
 }
 

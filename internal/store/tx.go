@@ -87,26 +87,30 @@ func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
 	return int64(len(keys)), err
 }
 
+// queryRows scans every row of a query.
+func (tx *Tx) queryRows(scan func(row) error, query string, args ...any) error {
+	return tx.fail(tx.run.query(scan, "", query, args...))
+}
+
 // queryAll returns every row of a query.
-func queryAll[T any](tx *Tx, scan func(*T, row) error, query string, args ...any) ([]*T, error) {
-	var list []*T
-	err := tx.run.query(func(r row) error {
+func queryAll[T any](tx *Tx, scan func(*T, row) error, query string, args ...any) (list []*T, err error) {
+	err = tx.queryRows(func(r row) error {
 		item := new(T)
 		list = append(list, item)
 		return scan(item, r)
-	}, "", query, args...)
-	return list, tx.fail(err)
+	}, query, args...)
+	return list, err
 }
 
 // queryColumn returns the only column of a query.
 func queryColumn[T any](tx *Tx, query string, args ...any) (values []T, err error) {
-	err = tx.run.query(func(r row) error {
+	err = tx.queryRows(func(r row) error {
 		var value T
 		err := r.Scan(&value)
 		values = append(values, value)
 		return err
-	}, "", query, args...)
-	return values, tx.fail(err)
+	}, query, args...)
+	return values, err
 }
 
 // queryRow scans the only row of a query. Errors: ErrNotFound if there is no row.
