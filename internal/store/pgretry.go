@@ -12,8 +12,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// What an error means, and what is done about the error. [meaningOf] is the table, and
-// every other part of the PostgreSQL half asks the table:
+// meaning tells what an error means, and what is done about the error. [meaningOf] is
+// the table, and every other part of the PostgreSQL half goes by the table:
 //
 //	error                                    outcome           then
 //	of fn itself, ErrExists; no error        as fn decided     return
