@@ -84,7 +84,8 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 	if before == "" {
 		before = "g" // above every digit
 	}
-	records, err = queryAll(tx, (*AuditRecord).scan, `SELECT `+auditColumns+` FROM (SELECT `+auditColumns+` FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT $3) AS scanned
+	records, err = queryAll(tx, (*AuditRecord).scan, `SELECT `+auditColumns+`
+		FROM (SELECT `+auditColumns+` FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT $3) AS scanned
 		WHERE ($4 = '' OR type = $4) AND ($5 = '' OR user_id = $5 OR actor_id = $5) AND ($6 = '' OR session_id = $6)
 		ORDER BY id DESC LIMIT $7`, before, floor, scan, f.Type, f.UserID, f.SessionID, limit+1)
 	if err != nil {
