@@ -13,12 +13,10 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
-	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
 // callTimeout bounds a call of a person at a terminal.
@@ -148,17 +146,4 @@ func (t Terminal) printJSON(m proto.Message) error {
 	}
 	_, err = fmt.Fprintln(t.Out, out.String())
 	return err
-}
-
-// explain is an error as a person should read it.
-func explain(err error) string {
-	var refused interface{ GRPCStatus() *status.Status }
-	if !errors.As(err, &refused) {
-		return err.Error() + keyHint(err)
-	}
-	s := refused.GRPCStatus()
-	if reason := refusal.Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
-		return refusal.Name(reason) + ": " + s.Message()
-	}
-	return s.Code().String() + ": " + s.Message()
 }
