@@ -31,7 +31,7 @@ func explain(err error) string {
 func hint(err error) string {
 	switch {
 	case errors.As(err, new(*store.MovedError)):
-		return ": use that as --datastore-uri, with the same --master-key-file"
+		return ": give the new database as --datastore-uri, with the same --master-key-file"
 	case errors.Is(err, store.ErrIncomplete):
 		return ": run the same `watchword datastore copy` again, which finishes the copy or starts over"
 	case errors.Is(err, store.ErrOldSchema):

@@ -56,7 +56,7 @@ var (
 type MovedError struct{ To string } // a URI without a password
 
 func (e *MovedError) Error() string {
-	return fmt.Sprintf("this database was moved to %s, and nothing here is true any more", e.To)
+	return fmt.Sprintf("this database was moved to %s, and must not be used any more", e.To)
 }
 
 // Store is an open database. A Store is safe for concurrent use.
