@@ -259,13 +259,13 @@ func TestCacheTakesNoOversize(t *testing.T) {
 }
 
 func TestStaleness(t *testing.T) {
-	for _, refuse := range []bool{false, true} {
+	for _, policy := range []StalePolicy{ContinueWhenStale, RefuseWhenStale} {
 		synctest.Test(t, func(t *testing.T) {
-			j := newJudge(t, staleness{after: time.Minute, refuse: refuse}, 1<<20)
+			j := newJudge(t, staleness{time.Minute, policy}, 1<<20)
 			raw, fresh := j.mint(t, 1), j.mint(t, 2)
 			status := func(stale bool, age time.Duration) {
 				t.Helper()
-				if s := j.Status(); s.Stale != stale || s.Staleness != age || s.Ready != !(stale && refuse) {
+				if s := j.Status(); s.Stale != stale || s.Staleness != age || s.Ready != !(stale && policy == RefuseWhenStale) {
 					t.Errorf("%+v, want stale %t, for %v", s, stale, age)
 				}
 			}
@@ -276,7 +276,7 @@ func TestStaleness(t *testing.T) {
 			status(false, time.Minute)
 			time.Sleep(time.Second)
 			want := accepted
-			if refuse {
+			if policy == RefuseWhenStale {
 				want = bundleStale
 			}
 			j.wants(t, "stale, seen before", raw, want)

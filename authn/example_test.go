@@ -192,10 +192,10 @@ func ExampleVerifier_CheckServices() {
 	healthpb.RegisterHealthServer(srv, health.NewServer())
 	fmt.Println(verifier.CheckServices(srv.GetServiceInfo()))
 	// Output:
-	// authn: the services and their rules do not fit:
-	// 	/grpc.health.v1.Health/List: no rule: give it the option (watchword.v1.access), or name it in WithPublicMethods
-	// 	/grpc.health.v1.Health/Watch: no rule: give it the option (watchword.v1.access), or name it in WithPublicMethods
-	// 	/notes.v1.NotesService/Lost: WithPublicMethods names it, but no service has it
+	// authn: the services do not match the access rules:
+	// 	/grpc.health.v1.Health/List: no rule: set the method's option (watchword.v1.access), or name the method in WithPublicMethods
+	// 	/grpc.health.v1.Health/Watch: no rule: set the method's option (watchword.v1.access), or name the method in WithPublicMethods
+	// 	/notes.v1.NotesService/Lost: named in WithPublicMethods, but no service has such a method
 }
 
 func ExampleReason() {

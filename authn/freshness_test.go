@@ -27,7 +27,7 @@ func newStrict(t *testing.T) *strict {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &strict{newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Minute, refuse: true}), t, streamOpened, key}
+	b := &strict{newBundle(slog.New(slog.DiscardHandler), 0, staleness{time.Minute, RefuseWhenStale}), t, streamOpened, key}
 	t.Cleanup(b.fresh.close)
 	b.snapshot(true)
 	b.beat(0, 0)
@@ -206,7 +206,7 @@ func TestStaleAfterASuspension(t *testing.T) {
 func TestExpiryAfterASuspension(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
-		b.fresh.limit.refuse = false
+		b.fresh.limit.policy = ContinueWhenStale
 		short, long := b.token(t, 5*time.Minute), b.token(t, 5*time.Minute)
 		b.finds(t, short, accepted)
 		b.fresh.clock.suspend(4*time.Minute + 59*time.Second)

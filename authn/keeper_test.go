@@ -69,7 +69,7 @@ func TestAFileThatOthersMayWrite(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, other := range []string{link, pipe, filepath.Dir(path)} {
-			refused(other, "no regular file")
+			refused(other, "not a regular file")
 			is, err := os.Lstat(other)
 			if err != nil {
 				t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -65,7 +66,7 @@ func written(tb testing.TB, b *bundle) []byte {
 	tb.Helper()
 	var to bytes.Buffer
 	n, err := b.writeSnapshot(&to)
-	if err != nil || n != int64(to.Len()) {
+	if err != nil || n != to.Len() {
 		tb.Fatalf("%d bytes of %d, %v", n, to.Len(), err)
 	}
 	return to.Bytes()
@@ -84,12 +85,12 @@ func same(t *testing.T, a, b *bundle) {
 		t.Fatalf("%d, %d and %d entries; %d, %d and %d", a.revoked.ended.len(), a.revoked.raised.len(), len(aTrust.keys),
 			b.revoked.ended.len(), b.revoked.raised.len(), len(bTrust.keys))
 	}
-	for id, keep := range a.revoked.endedSessions() {
+	for id, keep := range a.revoked.ended.all(&a.revoked.mu) {
 		if got, ok := b.revoked.ended.get(id); !ok || got != keep {
 			t.Fatalf("session %s is kept until %d, and was until %d", id, got, keep)
 		}
 	}
-	for id, r := range a.revoked.raisedUsers() {
+	for id, r := range a.revoked.raised.all(&a.revoked.mu) {
 		if got, ok := b.revoked.raised.get(id); !ok || got != r {
 			t.Fatalf("user %s: %v, and was %v", id, got, r)
 		}
@@ -205,7 +206,7 @@ func TestASnapshotOutOfOrderIsRefused(t *testing.T) {
 		var body bytes.Buffer
 		out := bufio.NewWriter(&body)
 		for _, m := range c.messages {
-			if err := send(out, m); err != nil {
+			if _, err := protodelim.MarshalTo(out, m); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -203,7 +203,7 @@ func TestAStaleSnapshotIsLogged(t *testing.T) {
 			time.Sleep(61 * time.Second)
 			synctest.Wait()
 			w.Close()
-			if got := log.String(); strings.Count(got, "the trust bundle is stale") != 1 || strings.Count(got, "going on from the snapshot") != 1 {
+			if got := log.String(); strings.Count(got, "the trust bundle is stale") != 1 || strings.Count(got, "using the snapshot") != 1 {
 				t.Error(got)
 			}
 		}
@@ -314,13 +314,13 @@ func TestABadFileIsIgnoredAndReplaced(t *testing.T) {
 			content []byte
 			says    string
 		}{
-			"empty":     {nil, "no snapshot"},
-			"foreign":   {[]byte(strings.Repeat("#!/bin/sh\n", 100)), "no snapshot"},
+			"empty":     {nil, "not a snapshot"},
+			"foreign":   {[]byte(strings.Repeat("#!/bin/sh\n", 100)), "not a snapshot"},
 			"cut":       {good[:len(good)-1], "malformed"},
-			"longer":    {append(bytes.Clone(good), 0), "behind its end"},
+			"longer":    {append(bytes.Clone(good), 0), "follow the end"},
 			"damaged":   {damaged, ""},
 			"of 2099":   {bytes.Replace(good, []byte("snapshot 1"), []byte("snapshot 2"), 1), "another version"},
-			"cut early": {good[:40], "no snapshot"},
+			"cut early": {good[:40], "not a snapshot"},
 		} {
 			if err := os.WriteFile(path, c.content, 0o600); err != nil {
 				t.Fatal(err)
@@ -330,7 +330,7 @@ func TestABadFileIsIgnoredAndReplaced(t *testing.T) {
 			w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path),
 				authn.WithLogger(slog.New(slog.NewTextHandler(&log, nil)))), key: first.key}
 			w.wants(t, mint(t, first.key), "BUNDLE_STALE")
-			if err := w.Status().SnapshotError; err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(log.String(), "is ignored") {
+			if err := w.Status().SnapshotError; err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(log.String(), "ignoring the snapshot") {
 				t.Errorf("%s: %v; log: %s", name, err, &log)
 			}
 			watch := <-server.streams
@@ -360,7 +360,7 @@ func TestAFileThatCannotBeWritten(t *testing.T) {
 			}
 			w.wants(t, mint(t, w.key), "ok")
 			got := log.String()
-			if strings.Count(got, "cannot be written") != failures || strings.Count(got, "written again") != recoveries {
+			if strings.Count(got, "cannot write the snapshot") != failures || strings.Count(got, "works again") != recoveries {
 				t.Errorf("want %d failures and %d recoveries: %s", failures, recoveries, got)
 			}
 			if err := w.Status().SnapshotError; (err != nil) != (failures > recoveries) {
