@@ -51,9 +51,7 @@ func newAccessRules(public []string) (*accessRules, error) {
 			for j := range service.Methods().Len() {
 				method := service.Methods().Get(j)
 				r, err := a.decide(string(service.FullName()), string(method.Name()), method)
-				if err != nil {
-					found = append(found, err)
-				}
+				found = append(found, err) // Join leaves out nil
 				a.linked["/"+string(service.FullName())+"/"+string(method.Name())] = r
 			}
 		}
@@ -138,11 +136,8 @@ func accessOption(descriptor protoreflect.MethodDescriptor) (access *watchwordv1
 	if err := proto.Unmarshal(raw, options); err != nil {
 		return nil, false, err
 	}
-	if !proto.HasExtension(options, watchwordv1.E_Access) {
-		return nil, false, nil
-	}
 	access, _ = proto.GetExtension(options, watchwordv1.E_Access).(*watchwordv1.Access)
-	return access, true, nil
+	return access, proto.HasExtension(options, watchwordv1.E_Access), nil
 }
 
 // CheckServices finds methods without a rule. Call CheckServices at the program's start,

@@ -104,13 +104,13 @@ func (f *feed) run(ctx context.Context) {
 // every stream opened in the pause would fail.
 func (f *feed) pause(ctx context.Context, pause time.Duration) {
 	last := pause / connectPart
-	if !sleep(ctx, pause-last) {
+	if !sleep(ctx.Done(), pause-last) {
 		return
 	}
 	if c, ok := f.conn.(interface{ ResetConnectBackoff() }); ok {
 		c.ResetConnectBackoff()
 	}
-	sleep(ctx, last)
+	sleep(ctx.Done(), last)
 }
 
 // watch opens one stream, applies the messages of the stream until its end, and returns the

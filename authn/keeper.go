@@ -1,7 +1,6 @@
 package authn
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,25 +27,25 @@ const (
 	leftBehind = time.Minute
 )
 
-// A keeper writes a bundle into a file: soon after the first bundle and after every
-// change of keys, every keepEvery otherwise, and at stop.
+// A keeper writes a bundle into a file: soon after the first bundle and after every change
+// of keys, every keepEvery otherwise, and when the feed has ended.
 //
 // One goroutine does the writing. The file is replaced whole, by rename: a reader finds
 // the old file or the new one, and never half of one.
 type keeper struct {
 	path    string
 	bundle  *bundle
-	cancel  context.CancelFunc
-	done    chan struct{}         // closed when the goroutine has ended
-	problem atomic.Pointer[error] // of reading at the start, or of the last writing
+	done    chan struct{}         // closed when run has returned
+	problem atomic.Pointer[error] // of loading, or of the last writing
 
 	// Of the goroutine alone.
 	written version // in the file
 	failing bool    // the last writing failed
 }
 
-// openBundle returns a bundle and the keeper of its snapshot file. The bundle comes from the
-// file if the file is good, and is empty otherwise. The keeper is nil if c names no file.
+// openBundle returns a bundle and the keeper of its snapshot file; the keeper is nil if c
+// names no file. The bundle comes from the file if the file is good, and is empty otherwise.
+// Start the keeper by run.
 func openBundle(c *config) (*bundle, *keeper) {
 	b := newBundle(c.log, c.leeway, c.stale)
 	if c.snapshot == nil {
@@ -63,7 +62,10 @@ func openBundle(c *config) (*bundle, *keeper) {
 		c.log.Warn("ignoring the snapshot of the trust bundle", "error", err)
 		b = newBundle(c.log, c.leeway, c.stale) // a failed load leaves a part in the bundle
 	}
-	return b, startKeeper(*c.snapshot, b, err)
+	k := &keeper{path: *c.snapshot, bundle: b, done: make(chan struct{})}
+	k.problem.Store(&err)
+	k.written, _ = b.version()
+	return b, k
 }
 
 // load fills an empty bundle from the file at path. A symbolic link is not followed, and no
@@ -117,25 +119,9 @@ func checkPlace(path string) error {
 	return nil
 }
 
-// startKeeper starts to keep b in the file at path. b must be as loaded: no message may have
-// been applied since. problem is the error of loading; nil without one.
-func startKeeper(path string, b *bundle, problem error) *keeper {
-	ctx, cancel := context.WithCancel(context.Background())
-	k := &keeper{path: path, bundle: b, cancel: cancel, done: make(chan struct{})}
-	k.problem.Store(&problem)
-	k.written, _ = b.version()
-	go k.run(ctx)
-	return k
-}
-
-// stop writes the news a last time, ends the goroutine and waits for its end. The bundle
-// must not change any more.
-func (k *keeper) stop() {
-	k.cancel()
-	<-k.done
-}
-
-func (k *keeper) run(ctx context.Context) {
+// run writes the file until the feed has ended, and then a last time: the bundle does not
+// change any more.
+func (k *keeper) run(feedDone <-chan struct{}) {
 	defer close(k.done)
 	defer k.writeNews()
 	pause := keepEvery
@@ -143,22 +129,22 @@ func (k *keeper) run(ctx context.Context) {
 		select {
 		case <-k.bundle.keysChanged:
 		case <-time.After(pause):
-		case <-ctx.Done():
+		case <-feedDone:
 			return
 		}
 		pause = max(keepEvery, time.Duration(k.writeNews()/keepRate)*time.Second)
-		if !sleep(ctx, keepPause) {
+		if !sleep(feedDone, keepPause) {
 			return
 		}
 	}
 }
 
-// sleep waits for d, and returns false at once when ctx ends.
-func sleep(ctx context.Context, d time.Duration) bool {
+// sleep waits for d, and returns false at once when done is closed.
+func sleep(done <-chan struct{}, d time.Duration) bool {
 	select {
 	case <-time.After(d):
 		return true
-	case <-ctx.Done():
+	case <-done:
 		return false
 	}
 }

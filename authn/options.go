@@ -237,13 +237,7 @@ func validPattern(pattern string) bool {
 // splitMethod splits "/package.Service/Method". ok is false for every other form: a form
 // read differently by grpc-go's router must not pass under the rule of a public method.
 func splitMethod(full string) (service, method string, ok bool) {
-	rest, ok := strings.CutPrefix(full, "/")
-	if !ok {
-		return "", "", false
-	}
+	rest, slash := strings.CutPrefix(full, "/")
 	service, method, ok = strings.Cut(rest, "/")
-	if !ok || service == "" || method == "" || strings.Contains(method, "/") {
-		return "", "", false
-	}
-	return service, method, true
+	return service, method, slash && ok && service != "" && method != "" && !strings.Contains(method, "/")
 }

@@ -101,6 +101,9 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 	b, k := openBundle(c)
 	v := &Verifier{audience: c.audience, access: access, bundle: b, cache: newCache(c.cacheBytes), keeper: k}
 	v.feed = startFeed(conn, b, c.plaintext)
+	if k != nil {
+		go k.run(v.feed.done)
+	}
 	if c.withoutWait {
 		return v, nil
 	}
@@ -130,7 +133,7 @@ func (v *Verifier) Close() error {
 	v.bundle.fresh.close()
 	v.feed.stop()
 	if v.keeper != nil {
-		v.keeper.stop()
+		<-v.keeper.done
 	}
 	return nil
 }

@@ -339,7 +339,7 @@ func TestMisusedConnections(t *testing.T) {
 		defer source.Close()
 		through.ClientConnInterface = auth.dial(t, nil, source.DialOptions()...)
 		_, err = call(t.Context(), service.dial(t, nil, source.DialOptions()...), unaryMethod, false)
-		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "very credentials") {
+		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "own connection") {
 			t.Error(err)
 		}
 		saw(t, auth, "")
