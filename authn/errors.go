@@ -56,6 +56,7 @@ type roleRefusal struct {
 	principal *Principal
 }
 
+// GRPCStatus returns the status ROLE_REQUIRED.
 func (e *roleRefusal) GRPCStatus() *status.Status { return status.Convert(e.error) }
 
 // Principal returns the caller without the role.

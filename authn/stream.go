@@ -66,18 +66,21 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	}
 }
 
-// guardedStream is the stream of a handler. Its context has the principal. Its errors give
-// the refusal if there is a refusal, because gRPC's own error for an ended stream does not
-// tell the handler the reason.
+// guardedStream is the stream of a handler. After the interceptor has ended the stream, its
+// methods return the refusal: gRPC's own error would not tell the handler the reason.
 type guardedStream struct {
 	grpc.ServerStream
 	ctx     context.Context
 	refused atomic.Pointer[error] // nil until the interceptor ends the stream
 }
 
+// Context returns the handler's context, with the principal.
 func (s *guardedStream) Context() context.Context { return s.ctx }
 
+// RecvMsg is grpc.ServerStream.RecvMsg, or returns the refusal.
 func (s *guardedStream) RecvMsg(m any) error { return s.orRefusal(s.ServerStream.RecvMsg, m) }
+
+// SendMsg is grpc.ServerStream.SendMsg, or returns the refusal.
 func (s *guardedStream) SendMsg(m any) error { return s.orRefusal(s.ServerStream.SendMsg, m) }
 
 func (s *guardedStream) orRefusal(do func(any) error, m any) error {

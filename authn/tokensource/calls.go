@@ -102,6 +102,7 @@ type stream struct {
 	attempt *attempt
 }
 
+// RecvMsg is grpc.ClientStream.RecvMsg; an error may take the token out of use.
 func (s *stream) RecvMsg(m any) error {
 	_, err := s.attempt.ended(s.ClientStream.RecvMsg(m))
 	return err
@@ -149,12 +150,13 @@ func Forward(opts ...Option) []grpc.DialOption {
 	}))}
 }
 
-// perRPC makes credentials.PerRPCCredentials of a function. It requires no transport
-// security; [checkCall] checks the connection instead.
+// perRPC makes credentials.PerRPCCredentials of a function.
 type perRPC func(ctx context.Context) (map[string]string, error)
 
+// RequireTransportSecurity returns false: [checkCall] checks the connection instead.
 func (perRPC) RequireTransportSecurity() bool { return false }
 
+// GetRequestMetadata calls f.
 func (f perRPC) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
 	return f(ctx)
 }
