@@ -147,8 +147,8 @@ func accessOption(descriptor protoreflect.MethodDescriptor) (access *watchwordv1
 // watchword/v1/access.proto (an empty option counts) or by WithPublicMethods. Every name
 // given to WithPublicMethods must belong to a method of services.
 //
-// Errors: FAILED_PRECONDITION, with a text that names every method and every name that
-// fails.
+// Errors: FAILED_PRECONDITION, with a text that lists the methods without a rule, and the
+// names without a method.
 func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
 	var wrong []string
 	unused := maps.Clone(v.access.public)

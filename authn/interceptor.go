@@ -43,7 +43,7 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // The ErrorInfo of a refusal names the refused method in its metadata, and no error of a
 // handler may name the same method: a client would take the error for a refusal of its own
 // token and call again. So the interceptor removes the method from the ErrorInfo of a
-// handler's error. Such an error comes from Verify, about some other token.
+// handler's error, such as an error of Verify about some other token.
 func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		ctx, err := v.guard(ctx, info.FullMethod)

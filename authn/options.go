@@ -123,8 +123,9 @@ const (
 // bundle. The default is a minute and ContinueWhenStale. Less than 10 s, and an unknown
 // policy, is INVALID_ARGUMENT: heartbeats come every few seconds.
 //
-// The age is the time since the server knew no more than the Verifier does. So the age also
-// grows while the server is connected but has lost its database.
+// A heartbeat of the server carries the time up to which the server knew every change. The
+// age counts from the newest such time, so the age also grows while the server is connected
+// but has lost its database.
 //
 // After a suspension of the machine (a laptop, a paused virtual machine), the time asleep
 // counts for the age; from two minutes on, the time asleep also counts for the expiry of
@@ -162,8 +163,8 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 // Verifier waits for the server as it does without a file. Only an empty path is
 // INVALID_ARGUMENT.
 //
-// The file is written within a second after the first bundle and after each change of keys,
-// every 15 seconds otherwise, and by Close; a file of many megabytes less often. Give each
+// The file is written soon after the first bundle and after each change of keys, every 15
+// seconds otherwise (a file of many megabytes less often), and by Close. Give each
 // service and each server a file of its own: with the server away, a Verifier cannot tell
 // the keys of production from the keys of a test.
 func WithSnapshotFile(path string) Option {

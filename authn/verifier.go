@@ -14,7 +14,8 @@
 //
 // A [Verifier] judges tokens by itself. Over one stream it watches the trust bundle of the
 // Watchword server: the issuer, the issuer's public keys, and the revocations. So a guarded
-// call needs no network, and a logout is known here within milliseconds. While the server
+// call, a call through the Verifier's interceptors, needs no network, and a logout is known
+// here within milliseconds. While the server
 // is away, the Verifier goes on with the newest bundle, and keeps each revocation until the
 // last token concerned has expired; with [WithSnapshotFile] also across a restart of the
 // process.
@@ -68,11 +69,11 @@ type Verifier struct {
 // NewVerifier returns a Verifier that trusts the server behind conn, after the first trust
 // bundle has come. ctx bounds the wait for the bundle, and nothing after it.
 //
-// conn leads to Watchword; tokensource.Dial makes one. The caller closes the Verifier, then
-// conn. Make other connections with a keepalive of some ten seconds: only conn can notice
-// that its path is dead (a pulled cable, a lost entry of a NAT). Without keepalive the
-// operating system takes a quarter of an hour, and until then the Verifier learns of no
-// revocation. A conn of another type than *grpc.ClientConn must name its peer, in the
+// conn leads to Watchword; tokensource.Dial makes one, with a keepalive. The caller closes
+// the Verifier, then conn. Any other conn needs a keepalive too, of some ten seconds: only
+// conn can notice that its path is dead (a pulled cable, a lost entry of a NAT). Without
+// keepalive the operating system takes a quarter of an hour, and until then the Verifier
+// learns of no revocation. A conn of another type than *grpc.ClientConn must name its peer, in the
 // stream's context or by the call option grpc.Peer, and must end a stream with its context.
 //
 // The wait goes on through UNAVAILABLE and RESOURCE_EXHAUSTED, so services can be started
@@ -126,7 +127,7 @@ func (v *Verifier) Ready(ctx context.Context) error {
 	return v.feed.wait(ctx)
 }
 
-// Close ends the watch, writes the news to the file of [WithSnapshotFile], and waits for the
+// Close ends the watch, writes the file of [WithSnapshotFile] if anything is new, and waits for the
 // end of the goroutines. From then on every guarded call is BUNDLE_STALE; public methods
 // stay open, and so does conn. Close may be called again, and always returns nil.
 func (v *Verifier) Close() error {

@@ -142,9 +142,9 @@ func WithPlaintextToOtherHosts() Option { return func(c *config) { c.plaintext =
 // WithStore passes each new refresh token to store, so that the program can continue its
 // session after a restart, by [Refresh].
 //
-// store is called after a refresh, before any call goes out with the new access token, and
-// from one goroutine at a time. Its context ends after ten seconds and at Close; Close
-// waits for store. Token called with the context of store is INTERNAL, because the call
+// store is called after a login or a refresh, before any call goes out with the new access
+// token, and from one goroutine at a time. Its context ends after ten seconds and at Close;
+// Close waits for store. Token called with the context of store is INTERNAL: the call
 // would wait for the renewal, and the renewal waits for store.
 //
 // A refresh token is sent only after store has returned nil for it, so the token in the
