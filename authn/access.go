@@ -38,7 +38,7 @@ type accessRules struct {
 // newAccessRules computes the rule of every method linked into the program, so a
 // contradiction shows at the program's start and not at a call.
 //
-// Errors: every method whose option contradicts itself or WithPublicMethods.
+// Errors: one for each method with an option that contradicts itself or WithPublicMethods.
 func newAccessRules(public []string) (*accessRules, error) {
 	a := &accessRules{public: make(map[string]bool, len(public)), linked: map[string]rule{}}
 	for _, pattern := range public {

@@ -122,10 +122,10 @@ func (f *freshness) logStaleness() {
 	switch stale := f.stale(); {
 	case f.wasStale.Swap(stale) == stale:
 	case stale && f.limit.policy == RefuseWhenStale:
-		f.log.Warn("the trust bundle is stale: every call is refused until it is heard of again", "after", f.limit.after)
+		f.log.Warn("the trust bundle is stale: refusing every call until the server answers", "after", f.limit.after)
 	case stale:
-		f.log.Warn("the trust bundle is stale: going on with the keys and revocations that are known", "after", f.limit.after)
+		f.log.Warn("the trust bundle is stale: going on with the newest keys and revocations known", "after", f.limit.after)
 	default:
-		f.log.Info("the trust bundle is no longer stale")
+		f.log.Info("the trust bundle is fresh again")
 	}
 }

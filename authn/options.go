@@ -65,7 +65,8 @@ func WithAnyAudience() Option {
 // Use it for services with proto files of other projects, such as health and reflection. In
 // proto files of your own, set the method option of watchword/v1/access.proto to public.
 //
-// A pattern of another form, and a method whose option asks for roles, is INVALID_ARGUMENT.
+// A pattern of another form, and a method with an option that asks for roles, is
+// INVALID_ARGUMENT.
 func WithPublicMethods(patterns ...string) Option {
 	return func(c *config) { c.public = append(c.public, patterns...) }
 }
@@ -95,8 +96,8 @@ func WithoutWaiting() Option {
 }
 
 // WithLogger logs losses and returns of the bundle's stream, staleness, failures of the
-// snapshot file, and panics of handlers whose streams were ended. No token is logged. The
-// default, and nil, is silence.
+// snapshot file, and panics of handlers after the end of their streams. No token is logged.
+// The default, and nil, is silence.
 func WithLogger(log *slog.Logger) Option {
 	return func(c *config) { c.log = log }
 }

@@ -80,8 +80,8 @@ func (r *revocations) sizes() (ended, raised int) {
 	return r.ended.len(), r.raised.len()
 }
 
-// prune deletes the entries whose tokens have all expired at the server's time now. It
-// does nothing within pruneEvery of the last time.
+// prune deletes entries after the expiry of all tokens concerned. now is the server's time.
+// Within pruneEvery of the last time, prune does nothing.
 func (r *revocations) prune(now time.Time) {
 	if now.Before(r.nextPrune) {
 		return

@@ -83,8 +83,8 @@ type Verifier struct {
 // because an operator has to correct the cause. [WithoutWaiting] leaves the wait out.
 //
 // Errors are gRPC statuses: INVALID_ARGUMENT for options without a sensible meaning, for a
-// nil conn, and for a method linked into this program whose option contradicts itself or
-// [WithPublicMethods]; FAILED_PRECONDITION for plaintext to another machine without
+// nil conn, and for a method linked into this program with an option that contradicts itself
+// or [WithPublicMethods]; FAILED_PRECONDITION for plaintext to another machine without
 // [WithPlaintextFromOtherHosts]; DEADLINE_EXCEEDED or CANCELED if ctx ended first, and then
 // errors.Is matches ctx.Err() too; otherwise the server's answer.
 func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Option) (*Verifier, error) {

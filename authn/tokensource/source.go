@@ -71,7 +71,7 @@ import (
 // token. [Password] and [Refresh] make a Source.
 //
 // The first call that needs a token starts a renewal. One renewal at a time serves all
-// calls, in a goroutine of its own: a call whose context ends stops waiting, and the
+// calls, in a goroutine of its own: a call stops waiting when its context ends, and the
 // renewal goes on for the other calls. When about a fifth of a token's life is left, the
 // next call starts a renewal and goes out with the present token. Without calls nothing
 // runs.
