@@ -116,6 +116,11 @@ func TestSnapshotIsReadAsItWasWritten(t *testing.T) {
 		}
 		same(t, b, again)
 		same(t, again, mustRead(t, written(t, again)))
+		for m := range b.messages(b.fresh.position.Load()) {
+			if c := m.GetSnapshotChunk(); len(c.GetEndedSessions())+len(c.GetRaisedVersions()) > snapshotChunk {
+				t.Errorf("a chunk has %d sessions and %d users", len(c.GetEndedSessions()), len(c.GetRaisedVersions()))
+			}
+		}
 	}
 }
 
