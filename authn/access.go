@@ -20,31 +20,25 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// rule says who may call a method.
+// rule says which callers a method admits.
 type rule struct {
-	public   bool
-	roles    []string // any one suffices; none: a valid token does
-	declared bool     // somebody wrote it down, in an option or by WithPublicMethods
+	public   bool     // every caller, also without a token
+	roles    []string // otherwise callers with at least one of these roles; none: every caller with a valid token
+	declared bool     // by the method's option or by WithPublicMethods
 }
 
-// allows says whether a principal has a role that the rule asks for.
-func (r rule) allows(p *Principal) bool {
-	return len(r.roles) == 0 || slices.ContainsFunc(r.roles, p.HasRole)
-}
-
-// accessRules knows the rule of every method. A method that nobody knows needs a
-// valid token.
+// accessRules knows the rule of every method. A method without a rule of its own needs a
+// valid token. Any number of goroutines may call [accessRules.of].
 type accessRules struct {
 	public map[string]bool // patterns of WithPublicMethods
-	linked map[string]rule // of the methods that were linked in at the start, by full name
-
-	// later holds rules of methods that were registered since. Only methods that
-	// have a descriptor come in, so no caller can make it grow.
-	later sync.Map // full name → rule
+	linked map[string]rule // full name → rule, for methods linked into the program at the start
+	later  sync.Map        // full name → rule, for methods registered since; only with a descriptor, so no caller makes the map grow
 }
 
-// newAccessRules decides about every method that is linked into the program, so
-// that contradictions show at its start and not at a call.
+// newAccessRules computes the rule of every method linked into the program, so a
+// contradiction shows at the program's start and not at a call.
+//
+// Errors: one for each method with an option that contradicts itself or WithPublicMethods.
 func newAccessRules(public []string) (*accessRules, error) {
 	a := &accessRules{public: make(map[string]bool, len(public)), linked: map[string]rule{}}
 	for _, pattern := range public {
@@ -57,9 +51,7 @@ func newAccessRules(public []string) (*accessRules, error) {
 			for j := range service.Methods().Len() {
 				method := service.Methods().Get(j)
 				r, err := a.decide(string(service.FullName()), string(method.Name()), method)
-				if err != nil {
-					found = append(found, err)
-				}
+				found = append(found, err) // Join leaves out nil
 				a.linked["/"+string(service.FullName())+"/"+string(method.Name())] = r
 			}
 		}
@@ -68,12 +60,13 @@ func newAccessRules(public []string) (*accessRules, error) {
 	return a, errors.Join(found...)
 }
 
-// errMalformedMethod says that a name is not of the form /service/method.
+// errMalformedMethod is the error for a name of another form than /service/method.
 var errMalformedMethod = errors.New("malformed method name")
 
-// of returns the rule of a method that is called. Its error is
-// errMalformedMethod, or a contradiction in a descriptor that was registered
-// after newAccessRules looked at all of them.
+// of returns the rule of a method, by its full name as in a call.
+//
+// Errors: errMalformedMethod; a contradiction in a descriptor registered since
+// newAccessRules.
 func (a *accessRules) of(full string) (rule, error) {
 	if r, ok := a.linked[full]; ok {
 		return r, nil
@@ -93,19 +86,22 @@ func (a *accessRules) of(full string) (rule, error) {
 	return r, err
 }
 
-// decide puts together what the options of NewVerifier and the descriptor say.
-// descriptor may be nil.
+// decide computes the rule of a method from its option and from WithPublicMethods.
+// descriptor is nil for a method without one.
+//
+// Errors: an option of the method that cannot be read, contradicts itself or contradicts
+// WithPublicMethods.
 func (a *accessRules) decide(service, method string, descriptor protoreflect.MethodDescriptor) (rule, error) {
 	name := "/" + service + "/" + method
 	listed := a.public[name] || a.public["/"+service+"/*"]
 	access, declared, err := accessOption(descriptor)
 	switch {
 	case err != nil:
-		return rule{}, fmt.Errorf("%s: its options cannot be read: %w", name, err)
+		return rule{}, fmt.Errorf("%s: cannot read the method's options: %w", name, err)
 	case access.GetPublic() && len(access.GetRoles()) > 0:
-		return rule{}, fmt.Errorf("%s: its option (watchword.v1.access) sets both public and roles", name)
+		return rule{}, fmt.Errorf("%s: the option (watchword.v1.access) sets both public and roles", name)
 	case listed && len(access.GetRoles()) > 0:
-		return rule{}, fmt.Errorf("%s: WithPublicMethods names it, but its option (watchword.v1.access) asks for roles", name)
+		return rule{}, fmt.Errorf("%s: named in WithPublicMethods, but the option (watchword.v1.access) asks for roles", name)
 	}
 	return rule{
 		public:   listed || access.GetPublic(),
@@ -114,27 +110,20 @@ func (a *accessRules) decide(service, method string, descriptor protoreflect.Met
 	}, nil
 }
 
-// findMethod returns the descriptor of a method, nil if the program has none. It
-// goes by the service, since "/a.B/c.D" must not be taken for "/a.B.c/D".
+// findMethod returns the descriptor of a method; nil if the program has none. The check of
+// the parent tells "/a.B/c.D" from "/a.B.c/D": both give the descriptor name "a.B.c.D".
 func findMethod(service, method string) protoreflect.MethodDescriptor {
-	found, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service))
-	if err != nil {
-		return nil
-	}
-	descriptor, ok := found.(protoreflect.ServiceDescriptor)
-	if !ok {
-		return nil
-	}
-	// A typed nil would be a descriptor that is there.
-	if m := descriptor.Methods().ByName(protoreflect.Name(method)); m != nil {
+	found, _ := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service + "." + method))
+	if m, ok := found.(protoreflect.MethodDescriptor); ok && m.Parent().FullName() == protoreflect.FullName(service) {
 		return m
 	}
 	return nil
 }
 
-// accessOption reads the method option. A descriptor that was built while the
-// program runs may hold it undecoded or in a type of its own, and must not be
-// taken for one without a rule, so the options are always decoded anew.
+// accessOption returns the method option (watchword.v1.access), and whether the descriptor
+// has the option. accessOption encodes all options and decodes them again: a descriptor
+// built while the program runs may hold the option undecoded or in a foreign type, and the
+// method would count as a method without a rule.
 func accessOption(descriptor protoreflect.MethodDescriptor) (access *watchwordv1.Access, declared bool, err error) {
 	if descriptor == nil {
 		return nil, false, nil
@@ -147,19 +136,19 @@ func accessOption(descriptor protoreflect.MethodDescriptor) (access *watchwordv1
 	if err := proto.Unmarshal(raw, options); err != nil {
 		return nil, false, err
 	}
-	if !proto.HasExtension(options, watchwordv1.E_Access) {
-		return nil, false, nil
-	}
 	access, _ = proto.GetExtension(options, watchwordv1.E_Access).(*watchwordv1.Access)
-	return access, true, nil
+	return access, proto.HasExtension(options, watchwordv1.E_Access), nil
 }
 
-// CheckServices holds the registered services against the rules, strictly: every
-// method must have one, by its option (an empty one counts) or by
-// WithPublicMethods, and every name of WithPublicMethods must be one that a
-// service has. Call it after registration, with the server's GetServiceInfo; a
-// method that was forgotten is then found at start. The one error names
-// everything that is wrong, and is a FAILED_PRECONDITION.
+// CheckServices finds methods without a rule. Call CheckServices at the program's start,
+// after the services are registered, with grpc.Server.GetServiceInfo.
+//
+// Every method of services must have a rule, by the method option of
+// watchword/v1/access.proto (an empty option counts) or by WithPublicMethods. Every name
+// given to WithPublicMethods must belong to a method of services.
+//
+// Errors: FAILED_PRECONDITION, with a text that lists the methods without a rule, and the
+// names without a method.
 func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
 	var wrong []string
 	unused := maps.Clone(v.access.public)
@@ -173,12 +162,12 @@ func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
 			case err != nil:
 				wrong = append(wrong, err.Error())
 			case !r.declared:
-				wrong = append(wrong, full+": no rule: give it the option (watchword.v1.access), or name it in WithPublicMethods")
+				wrong = append(wrong, full+": no rule: set the method's option (watchword.v1.access), or name the method in WithPublicMethods")
 			}
 		}
 	}
 	for pattern := range unused {
-		wrong = append(wrong, pattern+": WithPublicMethods names it, but no service has it")
+		wrong = append(wrong, pattern+": named in WithPublicMethods, but no service has such a method")
 	}
 	if len(wrong) == 0 {
 		return nil
@@ -186,6 +175,6 @@ func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
 	slices.Sort(wrong)
 	return &refusal.Setup{
 		Code:    codes.FailedPrecondition,
-		Message: "authn: the services and their rules do not fit:\n\t" + strings.Join(wrong, "\n\t"),
+		Message: "authn: the services do not match the access rules:\n\t" + strings.Join(wrong, "\n\t"),
 	}
 }

@@ -35,7 +35,7 @@ func TestCheckServices(t *testing.T) {
 			t.Errorf("%q, want %q", lines, want)
 		}
 
-		// Watchword's own services all say who may call.
+		// Every method of Watchword's own services has a rule.
 		fine := start(t)
 		own := grpc.NewServer(fine.ServerOptions()...)
 		watchwordv1.RegisterAuthServiceServer(own, watchwordv1.UnimplementedAuthServiceServer{})
@@ -50,7 +50,7 @@ func TestCheckServices(t *testing.T) {
 	})
 }
 
-// register adds descriptors to the program's for the rest of the test.
+// register adds descriptors to the program's descriptors until the end of the test.
 func register(t *testing.T, files ...protoreflect.FileDescriptor) {
 	t.Helper()
 	all, before := new(protoregistry.Files), protoregistry.GlobalFiles
@@ -78,8 +78,9 @@ func TestContradictionInAnOption(t *testing.T) {
 	}
 }
 
-// What is registered after NewVerifier is found by CheckServices, and at a call.
-func TestContradictionThatCameLate(t *testing.T) {
+// CheckServices, and a call, find a contradiction in a descriptor registered after
+// NewVerifier.
+func TestContradictionInALateDescriptor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)
 		register(t, notesFile("broken.v1", contradiction))
@@ -96,24 +97,23 @@ func TestContradictionThatCameLate(t *testing.T) {
 	})
 }
 
-// An option that comes undecoded still counts, and so does a method that was
-// called before its descriptor was there.
+// An undecoded option counts, also for a method called before its descriptor was registered.
 func TestOptionOfALateDescriptor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)
 		conn := serveNotes(t, w.Verifier)
 		ctx := bearing(t.Context(), "Bearer "+mint(t, w.key))
 		const method = "/late.v1.NotesService/Extra"
-		if who, err := call(ctx, conn, method, true); err != nil || who != "alice" {
-			t.Errorf("before: %q, %v", who, err)
+		if caller, err := call(ctx, conn, method, true); err != nil || caller != "alice" {
+			t.Errorf("before: %q, %v", caller, err)
 		}
 		register(t, notesFile("late.v1", &watchwordv1.Access{Roles: []string{"admin"}}))
 		_, err := call(ctx, conn, method, true)
 		refusedBy(t, err, codes.PermissionDenied, "ROLE_REQUIRED", method)
 
-		// The rules of one method are not another's, however alike they are spelled.
-		if who, err := call(ctx, conn, "/late.v1/NotesService.Extra", true); err != nil || who != "alice" {
-			t.Errorf("%q, %v", who, err)
+		// A name spelled alike does not get the rule.
+		if caller, err := call(ctx, conn, "/late.v1/NotesService.Extra", true); err != nil || caller != "alice" {
+			t.Errorf("%q, %v", caller, err)
 		}
 	})
 }
@@ -122,8 +122,8 @@ func TestPublicMethodsBesidesAnEmptyOption(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, authn.WithPublicMethods(notes+"Mine"))
 		conn := serveNotes(t, w.Verifier)
-		if who, err := call(t.Context(), conn, notes+"Mine", false); err != nil || who != "nobody" {
-			t.Errorf("%q, %v", who, err)
+		if caller, err := call(t.Context(), conn, notes+"Mine", false); err != nil || caller != "no principal" {
+			t.Errorf("%q, %v", caller, err)
 		}
 	})
 }

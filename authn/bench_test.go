@@ -12,8 +12,7 @@ import (
 	"github.com/watchword-auth/watchword/authn/authntest"
 )
 
-// BenchmarkInterceptor is a guarded call around a handler that does nothing, with
-// tokens that were seen before.
+// BenchmarkInterceptor measures a guarded call of an empty handler, with cached tokens.
 func BenchmarkInterceptor(b *testing.B) {
 	issuer := authntest.New()
 	intercept := issuer.NewVerifier(b, authn.WithAudience("test")).UnaryServerInterceptor()

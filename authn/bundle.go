@@ -100,7 +100,7 @@ func (b *bundle) stillAccepted(t *authentic) bool {
 		return false
 	}
 	now, latest := b.fresh.clock.read()
-	return now < last.until && !(b.fresh.limit.refuse && b.fresh.ageAt(latest) > b.fresh.limit.after)
+	return now < last.until && (b.fresh.limit.policy != RefuseWhenStale || b.fresh.ageAt(latest) <= b.fresh.limit.after)
 }
 
 // judge returns the reason to refuse an authentic token, or accepted. forAudience says

@@ -17,42 +17,42 @@ import (
 func TestClockTakesTheLargestOffset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newClock()
-		off := func(want time.Duration) {
+		leads := func(want time.Duration) {
 			t.Helper()
 			if got := time.Until(c.now()); got != want {
-				t.Errorf("%v off, want %v", got, want)
+				t.Errorf("the clock is ahead by %v, want %v", got, want)
 			}
 		}
 		hear := func(offset time.Duration) { c.heard(time.Now().Add(offset)) }
-		off(0)
-		hear(-time.Hour) // the first counts, also downwards
-		off(-time.Hour)
+		leads(0)
+		hear(-time.Hour) // the first heartbeat counts, also for a negative offset
+		leads(-time.Hour)
 		hear(-2 * time.Hour)
-		off(-time.Hour)
+		leads(-time.Hour)
 		hear(3 * time.Second)
-		off(3 * time.Second)
+		leads(3 * time.Second)
 
-		// It counts for a span and a half or so, and goes by itself.
+		// The largest offset counts for one to two spans, and then no longer.
 		for range 5 {
 			time.Sleep(clockSpan / 5)
 			hear(time.Second)
 		}
-		off(3 * time.Second)
+		leads(3 * time.Second)
 		for range 5 {
 			time.Sleep(clockSpan / 5)
 			hear(2 * time.Second)
 		}
-		off(2 * time.Second)
+		leads(2 * time.Second)
 
-		// After a long silence what was known is all there is, until the next.
+		// Through a long silence the last offset counts, until the next heartbeat.
 		time.Sleep(10 * clockSpan)
-		off(2 * time.Second)
+		leads(2 * time.Second)
 		hear(-time.Second)
-		off(-time.Second)
+		leads(-time.Second)
 	})
 }
 
-// What has expired is forgotten, in batches and across them, and nothing else is.
+// Expired entries are forgotten, in several batches; other entries stay.
 func TestPrune(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Hour})
@@ -75,39 +75,39 @@ func TestPrune(t *testing.T) {
 		for i := range n {
 			until := timestamppb.New(time.Now().Add(5 * time.Minute))
 			if i%2 == 0 {
-				until = nil // not said: as long as a token can live
+				until = nil // then the longest life of a token counts
 			}
 			chunk.EndedSessions = append(chunk.EndedSessions, &watchwordv1.EndedSession{SessionId: fmt.Sprint(i), Until: until})
 			chunk.RaisedVersions = append(chunk.RaisedVersions, &watchwordv1.RaisedVersion{UserId: fmt.Sprint(i), Version: 1, Until: until})
 		}
 		chunk.EndedSessions = append(chunk.EndedSessions, &watchwordv1.EndedSession{SessionId: "long", Until: timestamppb.New(time.Now().Add(time.Hour))})
 		apply(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: chunk}})
-		has := func(sessions, users int) {
+		hasAfterBeat := func(sessions, users int) {
 			t.Helper()
 			beat()
 			if b.revoked.ended.len() != sessions || b.revoked.raised.len() != users {
 				t.Errorf("%d sessions and %d users, want %d and %d", b.revoked.ended.len(), b.revoked.raised.len(), sessions, users)
 			}
 		}
-		has(n+1, n)
-		time.Sleep(6 * time.Minute) // the margin to the very end
-		has(n+1, n)
+		hasAfterBeat(n+1, n)
+		time.Sleep(6 * time.Minute) // the lifetime and the margin
+		hasAfterBeat(n+1, n)
 		time.Sleep(time.Minute)
-		has(1, 0)
+		hasAfterBeat(1, 0)
 
-		// A shorter time said later takes nothing back.
+		// A later message with an earlier time does not shorten the entry's life.
 		apply(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Change{Change: &watchwordv1.Change{
 			EndedSessions: []*watchwordv1.EndedSession{{SessionId: "long", Until: timestamppb.Now()}}}}})
 		time.Sleep(5 * time.Minute)
-		has(1, 0)
+		hasAfterBeat(1, 0)
 		time.Sleep(time.Hour)
-		has(0, 0)
+		hasAfterBeat(0, 0)
 	})
 }
 
-// A token that was checked under one trust state is judged under the present one:
-// a key that was withdrawn in between is not trusted, one that was named again is.
-func TestTrustChangesWhileATokenIsChecked(t *testing.T) {
+// A token checked under one trust state is judged under the present trust state: a key
+// withdrawn in between is not trusted.
+func TestTrustStateChangesDuringACheck(t *testing.T) {
 	key, err := token.GenerateKey(token.ES256)
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +141,7 @@ func TestTrustChangesWhileATokenIsChecked(t *testing.T) {
 	judged := func(want watchwordv1.ErrorReason) {
 		t.Helper()
 		if b.stillAccepted(&checked) != (want == accepted) && want != accepted {
-			t.Error("the judgement of before still counts")
+			t.Error("an earlier judgement still counts")
 		}
 		if got := b.judge(&checked, true); got != want {
 			t.Errorf("%v, want %v", got, want)
@@ -152,7 +152,7 @@ func TestTrustChangesWhileATokenIsChecked(t *testing.T) {
 	judged(accepted)
 	trust()
 	judged(tokenInvalid)
-	trust(named()) // a new key as far as we know: check the token again
+	trust(named()) // a new object for the key, so the token must be checked again
 	judged(tokenInvalid)
 	b.fresh.close()
 	judged(bundleStale)

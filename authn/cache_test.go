@@ -17,7 +17,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// judge is a verifier that is fed by hand, and a key whose tokens it trusts.
+// judge is a verifier without a stream, and a key that the verifier trusts.
 type judge struct {
 	*Verifier
 	key *token.SigningKey
@@ -52,7 +52,7 @@ func (j *judge) trust(t testing.TB, keys ...*watchwordv1.VerificationKey) {
 
 func (j *judge) beat() { j.bundle.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true) }
 
-// mint makes the n-th token, which lives for an hour.
+// mint returns the token of user n, with a life of an hour.
 func (j *judge) mint(t testing.TB, n int) string {
 	t.Helper()
 	now := time.Now()
@@ -75,7 +75,7 @@ func (j *judge) wants(t *testing.T, what, raw string, want watchwordv1.ErrorReas
 
 func (j *judge) checked() uint64 { return j.counters.checked.Load() }
 
-// A token is checked once, and judged at every use by all that can turn it.
+// A cached token is checked once, and judged at every use.
 func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
 	end := func(n int) func(*judge) error {
 		return func(j *judge) error {
@@ -92,26 +92,26 @@ func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
 		then func(*judge) error
 		want watchwordv1.ErrorReason
 	}{
-		"nothing happens":      {func(*judge) error { return nil }, accepted},
-		"another's session":    {end(2), accepted},
-		"its session ends":     {end(1), tokenRevoked},
-		"its user is revoked":  {raise(1, 8, true), tokenRevoked},
-		"its rights changed":   {raise(1, 8, false), tokenStale},
-		"a raise to its own":   {raise(1, 7, true), accepted},
-		"another's rights":     {raise(2, 9, true), accepted},
-		"it expires":           {func(*judge) error { time.Sleep(time.Hour); return nil }, tokenExpired},
-		"just before":          {func(*judge) error { time.Sleep(time.Hour - time.Second); return nil }, accepted},
-		"the clock is behind":  {func(j *judge) error { j.ahead(2 * time.Hour); return nil }, tokenExpired},
-		"the key is withdrawn": {func(j *judge) error { j.trust(nil); return nil }, tokenInvalid},
-		"the key's time comes": {func(j *judge) error {
+		"nothing happens":       {func(*judge) error { return nil }, accepted},
+		"another session ends":  {end(2), accepted},
+		"its session ends":      {end(1), tokenRevoked},
+		"its user is revoked":   {raise(1, 8, true), tokenRevoked},
+		"its rights changed":    {raise(1, 8, false), tokenStale},
+		"raised to its version": {raise(1, 7, true), accepted},
+		"another user's rights": {raise(2, 9, true), accepted},
+		"it expires":            {func(*judge) error { time.Sleep(time.Hour); return nil }, tokenExpired},
+		"just before expiry":    {func(*judge) error { time.Sleep(time.Hour - time.Second); return nil }, accepted},
+		"the server is ahead":   {func(j *judge) error { j.ahead(2 * time.Hour); return nil }, tokenExpired},
+		"the key is withdrawn":  {func(j *judge) error { j.trust(nil); return nil }, tokenInvalid},
+		"the key's use ends": {func(j *judge) error {
 			key := j.named()
 			key.VerifiesUntil = timestamppb.New(time.Now().Add(time.Minute))
 			j.trust(nil, key)
 			time.Sleep(time.Minute)
 			return nil
 		}, tokenInvalid},
-		"the key is named anew": {func(j *judge) error { j.trust(nil); j.trust(nil, j.named()); return nil }, accepted},
-		"it is closed":          {func(j *judge) error { j.bundle.fresh.close(); return nil }, bundleStale},
+		"the key is named again": {func(j *judge) error { j.trust(nil); j.trust(nil, j.named()); return nil }, accepted},
+		"the bundle is closed":   {func(j *judge) error { j.bundle.fresh.close(); return nil }, bundleStale},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -121,7 +121,7 @@ func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
 					j.wants(t, "before", raw, accepted)
 				}
 				if n := j.checked(); n != 1 {
-					t.Errorf("checked %d times", n)
+					t.Errorf("the token was checked %d times, want once", n)
 				}
 				if err := c.then(j); err != nil {
 					t.Fatal(err)
@@ -143,16 +143,16 @@ func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
 	}
 }
 
-// ahead lets the server's clock be ahead of ours.
+// ahead sends a heartbeat of a server with a clock ahead of this machine's.
 func (j *judge) ahead(by time.Duration) {
 	j.bundle.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.New(time.Now().Add(by))}, true)
 }
 
-// Nothing but the very token is taken for a cached one, wherever it differs.
+// Only the very same text is taken for a cached token.
 func TestAnAlteredTokenIsNotTakenForACachedOne(t *testing.T) {
 	j := newJudge(t, staleness{after: time.Hour}, 1<<20)
 	raw := j.mint(t, 1)
-	j.wants(t, "as it is", raw, accepted)
+	j.wants(t, "unaltered", raw, accepted)
 	for i := range raw {
 		for _, c := range []byte("A_.") {
 			if altered := raw[:i] + string(c) + raw[i+1:]; altered != raw {
@@ -165,8 +165,8 @@ func TestAnAlteredTokenIsNotTakenForACachedOne(t *testing.T) {
 	}
 }
 
-// A check that is in flight while its key is withdrawn may put its token in after
-// everything else has happened. It leaves nothing that passes.
+// A check that runs while its key is withdrawn may put the token into the cache later. The
+// cached token is refused.
 func TestWithdrawalDuringACheck(t *testing.T) {
 	j := newJudge(t, staleness{after: time.Hour}, 1<<20)
 	raw := j.mint(t, 1)
@@ -174,7 +174,7 @@ func TestWithdrawalDuringACheck(t *testing.T) {
 	if reason != accepted || j.bundle.judge(&inFlight, true) != accepted {
 		t.Fatal(reason)
 	}
-	j.trust(t) // the key is withdrawn
+	j.trust(t) // withdraws the key
 	j.cache.put(raw, inFlight)
 	j.wants(t, "put in after the withdrawal", raw, tokenInvalid)
 	j.trust(t, j.named())
@@ -182,7 +182,7 @@ func TestWithdrawalDuringACheck(t *testing.T) {
 	j.wants(t, "the key is trusted again", raw, accepted)
 }
 
-// The same by force: many check while the key comes and goes.
+// The same with many checks at once, while the key is withdrawn and named again.
 func TestWithdrawalsDuringChecks(t *testing.T) {
 	j := newJudge(t, staleness{after: time.Hour}, 1<<20)
 	tokens := make([]string, 50)
@@ -208,9 +208,9 @@ func TestWithdrawalsDuringChecks(t *testing.T) {
 	}
 }
 
-// A flood of good tokens that are used once does not take the busy ones along,
-// and forged ones do not come in at all; the memory stays within its bound.
-func TestFlood(t *testing.T) {
+// A flood of good tokens used once does not evict the busy tokens, forged tokens are not
+// cached, and the memory stays within the limit.
+func TestCacheInAFlood(t *testing.T) {
 	const budget, flood = 512 << 10, 1500
 	j := newJudge(t, staleness{after: time.Hour}, budget)
 	busy := make([]string, 60)
@@ -229,64 +229,64 @@ func TestFlood(t *testing.T) {
 		j.wants(t, "forged", forged, tokenInvalid)
 		j.wants(t, "busy", busy[n%len(busy)], accepted)
 		if _, bytes := j.cache.size(); bytes > budget {
-			t.Fatalf("%d bytes, the bound is %d", bytes, budget)
+			t.Fatalf("the cache has %d bytes, more than %d", bytes, budget)
 		}
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
 	if again := int(j.checked()-was) - 2*flood; again > len(busy)/10 {
-		t.Errorf("busy tokens were checked %d times more", again)
+		t.Errorf("busy tokens were checked again %d times", again)
 	}
 	if grown := int(after.HeapAlloc) - int(before.HeapAlloc); grown > budget {
-		t.Errorf("the heap grew by %d, the bound is %d", grown, budget)
+		t.Errorf("the heap grew by %d bytes, more than %d", grown, budget)
 	}
 	entries, _ := j.cache.size()
-	t.Logf("%d entries in %d bytes, the heap grew by %d", entries, budget, int(after.HeapAlloc)-int(before.HeapAlloc))
+	t.Logf("%d entries in a cache of %d bytes; the heap grew by %d bytes", entries, budget, int(after.HeapAlloc)-int(before.HeapAlloc))
 }
 
-func TestCacheTakesNoOversize(t *testing.T) {
+func TestCacheLimits(t *testing.T) {
 	c := newCache(cacheShards * 2000)
 	if c.get(strings.Repeat("x", token.MaxLength+1)) != nil || c.get("") != nil || c.get("short") != nil {
-		t.Error("something was found")
+		t.Error("an empty cache has an entry")
 	}
 	big := strings.Repeat("y", 3000)
 	if got := c.put(big, authentic{}); got == nil || c.get(big) != nil {
-		t.Error("more than a shard's budget came in")
+		t.Error("a token larger than a shard's budget was cached")
 	}
 	if c := newCache(0); c.put("x", authentic{}) == nil || c.get("x") != nil {
-		t.Error("a cache of no size holds something")
+		t.Error("a cache of size zero has an entry")
 	}
 }
 
 func TestStaleness(t *testing.T) {
-	for _, refuse := range []bool{false, true} {
+	for _, policy := range []StalePolicy{ContinueWhenStale, RefuseWhenStale} {
 		synctest.Test(t, func(t *testing.T) {
-			j := newJudge(t, staleness{after: time.Minute, refuse: refuse}, 1<<20)
+			j := newJudge(t, staleness{time.Minute, policy}, 1<<20)
 			raw, fresh := j.mint(t, 1), j.mint(t, 2)
 			status := func(stale bool, age time.Duration) {
 				t.Helper()
-				if s := j.Status(); s.Stale != stale || s.Staleness != age || s.Ready != !(stale && refuse) {
-					t.Errorf("%+v, want stale %t, for %v", s, stale, age)
+				if s := j.Status(); s.Stale != stale || s.Staleness != age || s.Ready != !(stale && policy == RefuseWhenStale) {
+					t.Errorf("%+v, want stale %t and an age of %v", s, stale, age)
 				}
 			}
 			j.wants(t, "at first", raw, accepted)
 			status(false, 0)
 			time.Sleep(time.Minute)
-			j.wants(t, "a minute on", raw, accepted)
+			j.wants(t, "after a minute", raw, accepted)
 			status(false, time.Minute)
 			time.Sleep(time.Second)
 			want := accepted
-			if refuse {
+			if policy == RefuseWhenStale {
 				want = bundleStale
 			}
-			j.wants(t, "stale, seen before", raw, want)
-			j.wants(t, "stale, never seen", fresh, want)
+			j.wants(t, "stale, cached", raw, want)
+			j.wants(t, "stale, not cached", fresh, want)
 			status(true, 61*time.Second)
-			// A server that has lost its database goes on beating, as of then.
+			// A server that has lost its database sends heartbeats with an old AsOf.
 			j.bundle.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now(), AsOf: timestamppb.New(time.Now().Add(-2 * time.Minute))}, true)
-			j.wants(t, "a beat without news", raw, want)
+			j.wants(t, "a heartbeat with an old AsOf", raw, want)
 			j.beat()
-			j.wants(t, "heard again", raw, accepted)
+			j.wants(t, "after a heartbeat", raw, accepted)
 			status(false, 0)
 		})
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// The reasons that a verifier gives.
+// The reasons of a verifier's refusals. accepted stands for no refusal.
 const (
 	accepted         = watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED
 	invalidRequest   = watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST
@@ -26,9 +26,8 @@ const (
 	bundleStale      = watchwordv1.ErrorReason_ERROR_REASON_BUNDLE_STALE
 )
 
-// refusals is the one table from reasons to statuses. The messages say no more
-// than the reason does: which key or which part of a token was wrong would help
-// only who made it up.
+// refusals maps reasons to statuses. A message tells no more than the reason: to know which
+// part of a token is wrong would only help a forger.
 var refusals = map[watchwordv1.ErrorReason]struct {
 	code    codes.Code
 	message string
@@ -44,50 +43,43 @@ var refusals = map[watchwordv1.ErrorReason]struct {
 	bundleStale:      {codes.Unavailable, "access tokens cannot be judged at the moment"},
 }
 
-// refuse returns the status error for a reason. method is the full name of the
-// method that refuses, empty if the caller of refuse does not know it.
+// refuse returns the status error for a reason. method is the full name of the method that
+// refuses; empty if unknown.
 func refuse(reason watchwordv1.ErrorReason, method string, details ...protoadapt.MessageV1) error {
 	r := refusals[reason]
 	return refusal.Status(r.code, reason, method, r.message, details...).Err()
 }
 
-// refuseField returns INVALID_REQUEST for one field.
-func refuseField(method, field, rule string) error {
-	return refuse(invalidRequest, method, refusal.BadField(field, rule))
-}
-
-// A roleRefusal is ROLE_REQUIRED, and holds the principal of the token that was
-// good.
+// A roleRefusal is the error ROLE_REQUIRED with the principal of the accepted token.
 type roleRefusal struct {
 	error
 	principal *Principal
 }
 
+// GRPCStatus returns the status ROLE_REQUIRED.
 func (e *roleRefusal) GRPCStatus() *status.Status { return status.Convert(e.error) }
 
-// Principal returns whom the token speaks for.
+// Principal returns the caller without the role.
 func (e *roleRefusal) Principal() *Principal { return e.principal }
 
-// Reason returns why Watchword refused a call: the reason in a gRPC status, also in
-// one that was wrapped. Every other error, nil included, gives
-// ERROR_REASON_UNSPECIFIED. Act on the reason, never on the message.
+// Reason returns the reason for which Watchword, or a Verifier, refused a call. err may be
+// the error of a client's call, or an error of this package; wrapped errors count too.
+// Every other error, and nil, gives ERROR_REASON_UNSPECIFIED.
+//
+// Programs act on the reason. The message of an error may change with any version.
 func Reason(err error) watchwordv1.ErrorReason { return refusal.Reason(err) }
 
-// misused returns the error for a program's own mistake.
+// misused returns the error for a mistake in the program.
 func misused(err error) error {
 	return &refusal.Setup{Code: codes.InvalidArgument, Message: "authn: " + err.Error()}
 }
 
-// gaveUp returns the error of a wait for the first bundle that ctx has ended. last
-// is the reason why no bundle came; it may be nil.
+// gaveUp returns the error of a wait for the first bundle, after ctx has ended. last is the
+// error of the last stream; nil without one.
 func gaveUp(ctx context.Context, last error) error {
-	message := "authn: no trust bundle yet"
+	message := fmt.Sprintf("authn: no trust bundle yet: %v", context.Cause(ctx))
 	if last != nil {
-		message = fmt.Sprintf("%s (%v)", message, last)
+		message += fmt.Sprintf(" (the last stream: %v)", last)
 	}
-	return &refusal.Setup{
-		Code:    status.FromContextError(ctx.Err()).Code(),
-		Message: fmt.Sprintf("%s: %v", message, context.Cause(ctx)),
-		Cause:   ctx.Err(),
-	}
+	return &refusal.Setup{Code: status.FromContextError(ctx.Err()).Code(), Message: message, Cause: ctx.Err()}
 }

@@ -20,8 +20,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// watchword stands in for a running server: it has one key, alice is signed in,
-// and her older session has been ended.
+// watchword stands in for a running server with one key. The user alice is signed in, and an
+// older session of alice has ended.
 type watchword struct {
 	watchwordv1.UnimplementedTrustServiceServer
 	key *token.SigningKey
@@ -51,8 +51,8 @@ func (s watchword) mint(edit func(*token.Claims)) string {
 	return raw
 }
 
-// exampleServer runs the stand-in. The connection is what
-// grpc.NewClient("auth:50051", …) gives in a real program.
+// exampleServer runs the stand-in. A real program gets the connection by
+// tokensource.Dial("auth:50051", …).
 func exampleServer() (server watchword, conn *grpc.ClientConn, stop func()) {
 	key, err := token.GenerateKey(token.EdDSA)
 	if err != nil {
@@ -67,11 +67,11 @@ func exampleServer() (server watchword, conn *grpc.ClientConn, stop func()) {
 	}
 }
 
-func asIs(*token.Claims) {}
+func unchanged(*token.Claims) {}
 
 func ofEndedSession(c *token.Claims) { c.SessionID = "session-0" }
 
-// greeter is a service that greets its caller.
+// greeter is a service that greets the caller.
 type greeter struct {
 	healthpb.UnimplementedHealthServer
 }
@@ -104,7 +104,7 @@ func ExampleNewVerifier() {
 	defer done()
 	_, err = client.Check(ctx, new(healthpb.HealthCheckRequest))
 	fmt.Println(authn.Reason(err))
-	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+server.mint(asIs))
+	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+server.mint(unchanged))
 	_, err = client.Check(ctx, new(healthpb.HealthCheckRequest))
 	fmt.Println(err)
 
@@ -114,8 +114,7 @@ func ExampleNewVerifier() {
 	// <nil>
 }
 
-// A service that starts before its authentication server does, and says in its
-// readiness probe whether it can serve.
+// A service starts before its authentication server, and waits in its readiness probe.
 func ExampleWithoutWaiting() {
 	_, conn, stop := exampleServer()
 	defer stop()
@@ -145,7 +144,7 @@ func ExampleVerifier_Verify() {
 	}
 	defer verifier.Close()
 
-	principal, err := verifier.Verify(ctx, server.mint(asIs))
+	principal, err := verifier.Verify(ctx, server.mint(unchanged))
 	fmt.Println(principal, principal.HasRole("reader"), err)
 	_, err = verifier.Verify(ctx, server.mint(ofEndedSession))
 	fmt.Println(authn.Reason(err))
@@ -154,7 +153,7 @@ func ExampleVerifier_Verify() {
 	// ERROR_REASON_TOKEN_REVOKED
 }
 
-// A gateway that judges tokens for the services behind it.
+// A gateway judges tokens for the services behind the gateway.
 func ExampleVerifier_VerifyFor() {
 	server, conn, stop := exampleServer()
 	defer stop()
@@ -165,7 +164,7 @@ func ExampleVerifier_VerifyFor() {
 	}
 	defer verifier.Close()
 
-	raw := server.mint(asIs)
+	raw := server.mint(unchanged)
 	for _, service := range []string{"internal", "billing"} {
 		_, err := verifier.VerifyFor(ctx, raw, service)
 		fmt.Println(service, status.Code(err), authn.Reason(err))
@@ -175,7 +174,7 @@ func ExampleVerifier_VerifyFor() {
 	// billing Unauthenticated ERROR_REASON_AUDIENCE_MISMATCH
 }
 
-// At start, after everything has been registered.
+// A program checks its services at start, after registering all of them.
 func ExampleVerifier_CheckServices() {
 	_, conn, stop := exampleServer()
 	defer stop()
@@ -192,10 +191,10 @@ func ExampleVerifier_CheckServices() {
 	healthpb.RegisterHealthServer(srv, health.NewServer())
 	fmt.Println(verifier.CheckServices(srv.GetServiceInfo()))
 	// Output:
-	// authn: the services and their rules do not fit:
-	// 	/grpc.health.v1.Health/List: no rule: give it the option (watchword.v1.access), or name it in WithPublicMethods
-	// 	/grpc.health.v1.Health/Watch: no rule: give it the option (watchword.v1.access), or name it in WithPublicMethods
-	// 	/notes.v1.NotesService/Lost: WithPublicMethods names it, but no service has it
+	// authn: the services do not match the access rules:
+	// 	/grpc.health.v1.Health/List: no rule: set the method's option (watchword.v1.access), or name the method in WithPublicMethods
+	// 	/grpc.health.v1.Health/Watch: no rule: set the method's option (watchword.v1.access), or name the method in WithPublicMethods
+	// 	/notes.v1.NotesService/Lost: named in WithPublicMethods, but no service has such a method
 }
 
 // Services with proto files of others, opened by name.
@@ -250,15 +249,15 @@ func ExampleFromContext() {
 	handler := func(ctx context.Context) string {
 		principal, ok := authn.FromContext(ctx)
 		if !ok {
-			return "a public method: nobody is known to call"
+			return "a public method: the caller is unknown"
 		}
 		return "called by " + principal.Subject()
 	}
 	fmt.Println(handler(context.Background()))
-	// Output: a public method: nobody is known to call
+	// Output: a public method: the caller is unknown
 }
 
-// serveExample runs a server in memory and returns a client of it.
+// serveExample runs a server in memory and returns a client for the server.
 func serveExample(srv *grpc.Server) (client healthpb.HealthClient, done func()) {
 	listener, stop := serveOn(srv)
 	conn := dial(listener)

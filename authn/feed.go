@@ -20,20 +20,19 @@ import (
 )
 
 const (
-	// firstDelay is short enough to go unnoticed, and long enough for the watchers of a
-	// restarted server to come back spread out.
+	// firstDelay is the pause after a first failure: short enough to go unnoticed, and long
+	// enough to spread out the verifiers of a restarted server.
 	firstDelay = 50 * time.Millisecond
-	// longestDelay bounds how long the return of a server goes unnoticed.
+	// longestDelay is the longest pause: after so long, the return of a server is noticed.
 	longestDelay = 10 * time.Second
-	// knockAhead is the part of a pause, at its end, for making the connection that the
-	// next stream uses.
-	knockAhead = 8
-	// silence without a message ends a stream: servers send a heartbeat every few seconds,
-	// and another stream may be routed better. A connection dead below the stream, only
-	// conn can replace.
+	// connectPart of a pause, an eighth at the end, is for making the next stream's connection.
+	connectPart = 8
+	// silence is the time without a message after which the feed replaces a stream: servers
+	// send a heartbeat every few seconds, and a new stream may reach another server. Only
+	// conn can replace a dead connection.
 	silence = time.Minute
-	// patience is the time for the server to answer before the snapshot file is used. A
-	// running server answers within milliseconds, a replaced one within a second or so.
+	// patience is the time for the server to answer before Ready accepts the snapshot file. A
+	// running server answers within milliseconds, a restarted server within a second or so.
 	patience = 2 * time.Second
 )
 
@@ -88,38 +87,38 @@ func (f *feed) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		// A bundle that came whole proves little: a server may fall over just
-		// after. A stream that lasted proves that the server is well.
+		// A whole bundle proves little: the server may crash just after. Only a stream
+		// that lasted shows a healthy server.
 		if time.Since(began) > longestDelay {
 			backoff.Reset()
 		}
 		pause := backoff.Next(firstDelay, longestDelay, retry.Asked(err, longestDelay))
-		f.bundle.log.Warn("the trust bundle's stream ended; opening it again", "error", err, "in", pause)
+		f.bundle.log.Warn("the stream of the trust bundle ended; opening another", "error", err, "in", pause)
 		f.report(false, err)
 		f.pause(ctx, pause)
 	}
 }
 
-// pause waits before the next stream, and tells the connection a little earlier to try
-// again. By itself grpc-go would wait for up to two minutes between two tries, and fail
-// every stream in between.
+// pause waits before the next stream, and tells the connection a little earlier to connect
+// again. Without that, grpc-go would pause for up to two minutes between two attempts, and
+// every stream opened in the pause would fail.
 func (f *feed) pause(ctx context.Context, pause time.Duration) {
-	knock := pause / knockAhead
-	if !sleep(ctx, pause-knock) {
+	last := pause / connectPart
+	if !sleep(ctx.Done(), pause-last) {
 		return
 	}
 	if c, ok := f.conn.(interface{ ResetConnectBackoff() }); ok {
 		c.ResetConnectBackoff()
 	}
-	sleep(ctx, knock)
+	sleep(ctx.Done(), last)
 }
 
-// watch opens one stream and applies its messages. watch returns the reason of its end.
+// watch opens one stream, applies the messages of the stream until its end, and returns the
+// reason for the end.
 //
-// A message is applied before the next is asked for: when watch calls RecvMsg again,
-// Verify judges by the message before. A server that feeds its own verifier in process
-// learns from the call of RecvMsg how far the verifier has come, and only then answers a
-// Logout.
+// watch applies a message before it calls RecvMsg for the next one. A Watchword server, with
+// a verifier of its own in the same process, relies on this order: the call of RecvMsg shows
+// that the verifier judges by the message before, and only then a Logout is answered.
 func (f *feed) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -154,10 +153,10 @@ func (f *feed) watch(ctx context.Context) error {
 	}
 }
 
-var errSilent = status.Errorf(codes.Unavailable, "nothing was heard for %v", silence)
+var errSilent = status.Errorf(codes.Unavailable, "no message came for %v", silence)
 
-// streamError explains the end of a stream. A server that ends a stream without an error
-// is about to stop, as a server is that answers UNAVAILABLE.
+// streamError returns the reason for the end of a stream, from the error of the stream. A
+// stream ended by the server without an error counts as UNAVAILABLE: the server is stopping.
 func streamError(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(context.Cause(ctx), errSilent):
@@ -168,7 +167,8 @@ func streamError(ctx context.Context, err error) error {
 	return err
 }
 
-// report wakes the waiting calls of Ready. last is the error of the last stream.
+// report wakes the waiting calls of Ready. complete says that the first bundle has come; last
+// is the error of the last stream, nil without one.
 func (f *feed) report(complete bool, last error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -211,10 +211,11 @@ func (f *feed) wait(ctx context.Context) error {
 	}
 }
 
-// endsWait returns whether an answer of the server ends the wait in Ready. A server that
-// is away or full will be there, or have room, later; waiting hardly changes any other
-// answer. With a snapshot, only the faults end the wait that an operator has to set right
-// and the snapshot would hide: a missing client certificate, and keys over plaintext.
+// endsWait returns whether an error of the last stream ends the wait in Ready. A server
+// that is away will come back, and a full server will have room; other errors seldom go
+// away by waiting. With a snapshot, an error ends the wait only if an operator has to
+// correct the cause, because using the snapshot would hide the cause: a missing client
+// certificate, or keys over plaintext.
 func (f *feed) endsWait(err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.ResourceExhausted:
@@ -225,12 +226,12 @@ func (f *feed) endsWait(err error) bool {
 	return f.fallback == nil
 }
 
-// checkServer refuses keys that an attacker on the path could replace. watch calls
-// checkServer before the first message of a stream is applied; grpc-go knows the peer
-// from then on, in the stream's context. A connection of another kind may fill in the
-// call option instead, before NewStream returns. grpc-go itself fills in the option only
-// as the stream ends, perhaps in a goroutine of its own, so the option counts only where
-// the context has no peer.
+// checkServer returns an error for a connection on which an attacker could replace the keys.
+// watch calls checkServer before it applies the first message of a stream: from then on
+// grpc-go names the peer in the stream's context. Another kind of connection may fill in
+// the call option grpc.Peer instead, before NewStream returns. The option counts only if the
+// context has no peer, because grpc-go fills in the option at the end of the stream, and
+// perhaps from another goroutine.
 //
 // Errors: FAILED_PRECONDITION for plaintext from another machine, unless the Verifier has
 // WithPlaintextFromOtherHosts.
@@ -243,6 +244,6 @@ func (f *feed) checkServer(ctx context.Context, option *peer.Peer) error {
 		return nil
 	}
 	return status.Errorf(codes.FailedPrecondition,
-		"refusing keys over plaintext from %s, since anyone on the path could replace them: "+
-			"dial with TLS credentials, or say WithPlaintextFromOtherHosts", transport.Name(p))
+		"refusing keys over plaintext from %s, because anyone on the path could replace the keys: "+
+			"dial with TLS credentials, or allow plaintext by WithPlaintextFromOtherHosts", transport.Name(p))
 }

@@ -116,7 +116,7 @@ func TestContextBoundsTheWaitAlone(t *testing.T) {
 			t.Error(err)
 		}
 
-		// A bundle that came in time goes on after the wait's context has ended.
+		// The stream of a complete bundle goes on after the wait's context has ended.
 		synctest.Wait() // for the end of the stream before
 		key := newKey(t)
 		ctx, cancel = context.WithCancel(t.Context())
@@ -152,7 +152,7 @@ func TestWithoutWaiting(t *testing.T) {
 		if err := w.Ready(t.Context()); status.Code(err) != codes.Unimplemented {
 			t.Errorf("Ready: %v", err)
 		}
-		// It goes on trying, for the server may be replaced.
+		// The verifier goes on trying, because the server may be replaced.
 		watch := <-server.streams
 		watch.tell(chunk(&watchwordv1.SnapshotChunk{TrustState: trustState(key)}), heartbeat(time.Now()))
 		w.wants(t, mint(t, key), "BUNDLE_STALE")
@@ -186,13 +186,13 @@ func TestRevocationsOutliveAServerThatForgot(t *testing.T) {
 
 		w.watch.end <- status.Error(codes.Unavailable, "restored from a backup")
 		synctest.Wait()
-		check() // while there is no stream
+		check() // without a stream
 		again := <-w.server.streams
-		check() // while there is no snapshot
+		check() // before the new stream's snapshot
 		again.tell(snapshot(trustState(w.key)), heartbeat(time.Now()))
-		check() // and after one that has forgotten
+		check() // after a snapshot without the revocations
 
-		// Nothing lower takes a higher version back.
+		// A lower version does not replace a higher version.
 		again.tell(raisedVersion("user-2", 3, true), raisedVersion("user-3", 3, false))
 		check()
 	})
@@ -212,7 +212,7 @@ func TestTrustStateReplaces(t *testing.T) {
 		w.wants(t, old, "TOKEN_INVALID")
 		w.wants(t, signed, "ok")
 
-		// A reconnected stream's first chunk is enough to withdraw a key.
+		// The first chunk of a new stream withdraws a key.
 		w.watch.end <- status.Error(codes.Unavailable, "bye")
 		again := <-w.server.streams
 		w.wants(t, signed, "ok")
@@ -249,9 +249,9 @@ func TestSilentStreamIsReplaced(t *testing.T) {
 			}
 		}
 		began := time.Now()
-		again := <-w.server.streams // the first one just says nothing more
+		again := <-w.server.streams // the first stream stays silent
 		if waited := time.Since(began); waited < time.Minute || waited > 2*time.Minute {
-			t.Errorf("after %v", waited)
+			t.Errorf("the stream was replaced after %v", waited)
 		}
 		again.tell(snapshot(trustState(w.key)), heartbeat(time.Now()))
 		w.wants(t, mint(t, w.key), "ok")
@@ -273,23 +273,23 @@ func TestBackoff(t *testing.T) {
 		if longest < 5*time.Second || longest > 10*time.Second {
 			t.Errorf("the longest pause was %v", longest)
 		}
-		// A stream that lasted makes the next pause short again.
+		// After a stream that lasted, the next pause is short.
 		time.Sleep(20 * time.Second)
 		w.end <- status.Error(codes.Unavailable, "no")
 		began := time.Now()
 		<-server.streams
 		if pause := time.Since(began); pause > 50*time.Millisecond {
-			t.Errorf("after a long stream: %v", pause)
+			t.Errorf("the pause after a long stream was %v", pause)
 		}
 	})
 }
 
-// handFed is a connection in process that shows when a verifier asks for more.
+// handFed is a connection in process. A test sees each call of RecvMsg, and answers the call.
 type handFed struct {
 	grpc.ClientConnInterface
-	asked    chan struct{}
-	messages chan *message // nil ends a stream
-	peer     *peer.Peer    // by the call option
+	asked    chan struct{} // has an element for each call of RecvMsg
+	messages chan *message // answers a call; nil ends the stream
+	peer     *peer.Peer    // for the call option; may be nil
 }
 
 type handFedStream struct {
@@ -335,7 +335,7 @@ func newHandFed() *handFed {
 	return &handFed{asked: make(chan struct{}), messages: make(chan *message), peer: &peer.Peer{AuthInfo: secure{}}}
 }
 
-// secure is the AuthInfo of a connection that nobody can tamper with.
+// secure is the AuthInfo of a private connection.
 type secure struct{}
 
 func (secure) AuthType() string { return "test" }
@@ -343,8 +343,8 @@ func (secure) GetCommonAuthInfo() credentials.CommonAuthInfo {
 	return credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
 }
 
-// A server relies on it: see feed.watch.
-func TestMessageIsAppliedBeforeTheNextIsAskedFor(t *testing.T) {
+// A server relies on the order: see feed.watch.
+func TestMessageIsAppliedBeforeTheNextRecvMsg(t *testing.T) {
 	conn := newHandFed()
 	w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal")), key: newKey(t)}
 	feed := func(m *message) {

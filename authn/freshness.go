@@ -28,7 +28,7 @@ type freshness struct {
 // staleness is the age from which a bundle is stale, and what follows.
 type staleness struct {
 	after  time.Duration
-	refuse bool // every call, for as long as the bundle is stale
+	policy StalePolicy
 }
 
 // position says how far the bundle has come. A position never changes, a new one
@@ -91,7 +91,7 @@ func (f *freshness) close() {
 
 // judging returns whether there is a bundle to judge by.
 func (f *freshness) judging() bool {
-	return f.complete.Load() && !f.closed.Load() && !(f.limit.refuse && f.stale())
+	return f.complete.Load() && !f.closed.Load() && (f.limit.policy != RefuseWhenStale || !f.stale())
 }
 
 // age returns for how long the bundle has not been brought up to date.
@@ -121,11 +121,11 @@ func (f *freshness) watch() {
 func (f *freshness) logStaleness() {
 	switch stale := f.stale(); {
 	case f.wasStale.Swap(stale) == stale:
-	case stale && f.limit.refuse:
-		f.log.Warn("the trust bundle is stale: every call is refused until it is heard of again", "after", f.limit.after)
+	case stale && f.limit.policy == RefuseWhenStale:
+		f.log.Warn("the trust bundle is stale: refusing every call until the server answers", "after", f.limit.after)
 	case stale:
-		f.log.Warn("the trust bundle is stale: going on with the keys and revocations that are known", "after", f.limit.after)
+		f.log.Warn("the trust bundle is stale: going on with the newest keys and revocations known", "after", f.limit.after)
 	default:
-		f.log.Info("the trust bundle is no longer stale")
+		f.log.Info("the trust bundle is fresh again")
 	}
 }

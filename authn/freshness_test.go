@@ -13,7 +13,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// A strict bundle refuses when it is stale, after a minute. A test plays its stream.
+// A strict bundle is stale after a minute, and then refuses every call. A test plays the
+// bundle's stream.
 type strict struct {
 	*bundle
 	t   *testing.T
@@ -21,13 +22,13 @@ type strict struct {
 	key *token.SigningKey
 }
 
-// newStrict makes one that is complete.
+// newStrict returns a complete strict bundle.
 func newStrict(t *testing.T) *strict {
 	key, err := token.GenerateKey(token.EdDSA)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &strict{newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Minute, refuse: true}), t, streamOpened, key}
+	b := &strict{newBundle(slog.New(slog.DiscardHandler), 0, staleness{time.Minute, RefuseWhenStale}), t, streamOpened, key}
 	t.Cleanup(b.fresh.close)
 	b.snapshot(true)
 	b.beat(0, 0)
@@ -53,7 +54,7 @@ func (b *strict) snapshot(whole bool) {
 	}}})
 }
 
-// beat plays a heartbeat. Both times are said from now.
+// beat plays a heartbeat. Both times are relative to now.
 func (b *strict) beat(server, asOf time.Duration) {
 	b.t.Helper()
 	now := time.Now()
@@ -62,7 +63,7 @@ func (b *strict) beat(server, asOf time.Duration) {
 	}}})
 }
 
-// beats plays heartbeats of a clock that is right, for a while.
+// beats plays heartbeats of a server with the right time, for the duration during.
 func (b *strict) beats(during, asOf time.Duration) {
 	b.t.Helper()
 	for end := time.Now().Add(during); time.Now().Before(end); {
@@ -74,11 +75,11 @@ func (b *strict) beats(during, asOf time.Duration) {
 func (b *strict) judges(age time.Duration, want bool) {
 	b.t.Helper()
 	if got := b.fresh.age(); got != age || b.fresh.judging() != want {
-		b.t.Errorf("%v old, judging: %v; want %v, %v", got, b.fresh.judging(), age, want)
+		b.t.Errorf("age %v, judging %v; want %v, %v", got, b.fresh.judging(), age, want)
 	}
 }
 
-// token mints one and checks it.
+// token returns a new token after the check of its signature.
 func (b *strict) token(t *testing.T, life time.Duration) *authentic {
 	t.Helper()
 	now := time.Now()
@@ -96,26 +97,26 @@ func (b *strict) token(t *testing.T, life time.Duration) *authentic {
 	return &checked
 }
 
-// finds checks what is said of a token, when it is judged and when the judgement of
-// before may hold.
+// finds checks the judgement of a token, and that an earlier judgement does not hide a
+// refusal.
 func (b *strict) finds(t *testing.T, checked *authentic, want watchwordv1.ErrorReason) {
 	t.Helper()
 	if b.stillAccepted(checked) && want != accepted {
-		t.Error("the judgement of before still counts")
+		t.Error("an earlier judgement still counts")
 	}
 	if got := b.judge(checked, true); got != want {
 		t.Errorf("%v, want %v", got, want)
 	}
 }
 
-// A server whose clock was ahead for a moment, and says so in whatever it says,
-// makes nothing younger for longer than its clock is believed.
-func TestAServerThatWasAheadMakesNothingYounger(t *testing.T) {
+// A server with a clock ahead for a moment hides the bundle's age only as long as the
+// verifier's clock follows the server's.
+func TestAServerThatWasAheadHidesNoAge(t *testing.T) {
 	const day = 24 * time.Hour
 	for name, ahead := range map[string]struct{ server, asOf time.Duration }{
-		"its clock":             {day, day},
-		"what it knows alone":   {0, day},
-		"its clock, and enough": {day, 2 * day},
+		"the clock":               {day, day},
+		"AsOf alone":              {0, day},
+		"the clock, AsOf further": {day, 2 * day},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -134,9 +135,9 @@ func TestAServerThatWasAheadMakesNothingYounger(t *testing.T) {
 	}
 }
 
-// The correction of the clock is no news: where the server has lost its database,
-// what is known gets older all the same.
-func TestACorrectedClockIsNoNews(t *testing.T) {
+// The correction of the clock does not make the bundle younger: while the server has lost its
+// database, the bundle's age grows.
+func TestACorrectedClockMakesNothingYounger(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
 		b.beat(24*time.Hour, 24*time.Hour)
@@ -151,8 +152,7 @@ func TestACorrectedClockIsNoNews(t *testing.T) {
 	})
 }
 
-// A heartbeat says that all before it has come, so one before the end of the
-// snapshot says nothing of what is known.
+// A heartbeat before the end of the snapshot does not make the bundle younger.
 func TestAHeartbeatWithinTheSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
@@ -168,17 +168,17 @@ func TestAHeartbeatWithinTheSnapshot(t *testing.T) {
 	})
 }
 
-// suspend is what a suspension looks like afterwards: this machine's clock is ahead of
-// the monotonic one, by which the test's time goes, by so much more than it was.
+// suspend makes the clock look as after a suspension: the lead of the machine's clock over
+// the monotonic clock grows by slept. The time of a test is the monotonic clock's.
 func (c *clock) suspend(slept time.Duration) {
 	k := *c.correction.Load()
 	k.wall -= int64(slept)
 	c.correction.Store(&k)
-	time.Sleep(2 * lookEvery) // until it is looked at, at the latest
+	time.Sleep(2 * lookEvery) // read looks at the machine's clock again
 }
 
-// A machine that was suspended has not noticed that time went by, but for its clock.
-// What got old meanwhile is stale at once, without a word of the server's.
+// After a suspension the bundle is stale at once, before any heartbeat: the machine's clock
+// shows the time asleep.
 func TestStaleAfterASuspension(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
@@ -186,10 +186,10 @@ func TestStaleAfterASuspension(t *testing.T) {
 		b.fresh.clock.suspend(50 * time.Second)
 		b.judges(50*time.Second+2*lookEvery, true)
 		b.finds(t, raw, accepted)
-		b.fresh.clock.suspend(20 * time.Second) // and once more
+		b.fresh.clock.suspend(20 * time.Second) // a second time
 		b.judges(70*time.Second+4*lookEvery, false)
 		b.finds(t, raw, bundleStale)
-		b.beat(0, 0) // somebody set the clock, says the server
+		b.beat(0, 0) // by the server's time, the machine's clock was only set
 		b.judges(0, true)
 
 		b.fresh.clock.suspend(8 * time.Hour)
@@ -201,19 +201,19 @@ func TestStaleAfterASuspension(t *testing.T) {
 	})
 }
 
-// A token that has expired while the machine was suspended is not good afterwards.
-// That its clock may have been set counts for nothing below some minutes.
+// A token that expired during a suspension is refused. A lead of the machine's clock below
+// some minutes may come from a correction, and is ignored.
 func TestExpiryAfterASuspension(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
-		b.fresh.limit.refuse = false
+		b.fresh.limit.policy = ContinueWhenStale
 		short, long := b.token(t, 5*time.Minute), b.token(t, 5*time.Minute)
 		b.finds(t, short, accepted)
 		b.fresh.clock.suspend(4*time.Minute + 59*time.Second)
 		b.finds(t, short, accepted)
 		b.fresh.clock.suspend(time.Second)
 		b.finds(t, short, tokenExpired)
-		b.beat(0, 0) // but the server says otherwise
+		b.beat(0, 0) // by the server's time, the token has not expired
 		b.finds(t, short, accepted)
 
 		time.Sleep(4 * time.Minute)
@@ -225,7 +225,7 @@ func TestExpiryAfterASuspension(t *testing.T) {
 	})
 }
 
-// Without a server's word since, a clock that was set back changes nothing.
+// Setting the machine's clock back changes nothing.
 func TestAClockThatIsSetBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
@@ -240,31 +240,31 @@ func TestAClockThatIsSetBack(t *testing.T) {
 	})
 }
 
-// So it is for who goes on from a file, and has not heard the server at all.
-func TestASuspensionAfterTheStart(t *testing.T) {
+// A bundle from a snapshot file notices a suspension before the first heartbeat.
+func TestASuspensionBeforeTheFirstHeartbeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := mustRead(t, written(t, fill(t, 1)))
 		b.fresh.clock.suspend(time.Hour)
 		if got := b.fresh.age(); got != time.Hour+2*lookEvery {
-			t.Errorf("%v old", got)
+			t.Errorf("age %v", got)
 		}
 		if got := time.Until(b.fresh.clock.now()); got != time.Hour {
-			t.Errorf("%v off", got)
+			t.Errorf("the clock is ahead by %v", got)
 		}
 	})
 }
 
-// Nobody looks after a bundle that is closed, whatever was still on its way.
-func TestNobodyWatchesAClosedBundle(t *testing.T) {
+// A heartbeat after close does not start the watchdog again.
+func TestAClosedBundleHasNoWatchdog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newStrict(t)
 		if !b.fresh.watchdog.Stop() {
-			t.Error("nobody watched it before")
+			t.Error("the watchdog did not run before close")
 		}
 		b.fresh.close()
 		b.beat(0, 0)
 		if b.fresh.watchdog.Stop() {
-			t.Error("it is watched")
+			t.Error("the watchdog runs after close")
 		}
 	})
 }

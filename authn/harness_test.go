@@ -35,18 +35,18 @@ const (
 	margin      = 5 * time.Minute
 )
 
-// trustServer is a TrustService whose every stream a test plays.
+// trustServer is a TrustService with streams played by a test.
 type trustServer struct {
 	watchwordv1.UnimplementedTrustServiceServer
 	streams chan *watch
 }
 
-// watch is one stream, seen from the server.
+// watch is the server's side of one stream.
 type watch struct {
-	messages chan *watchwordv1.WatchBundleResponse
-	end      chan error
-	gone     <-chan struct{}
-	resume   string // as the verifier asked for
+	messages chan *watchwordv1.WatchBundleResponse // sent to the verifier
+	end      chan error                            // ends the stream
+	gone     <-chan struct{}                       // closed when the verifier has left
+	resume   string                                // of the verifier's request
 }
 
 func (s *trustServer) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
@@ -80,13 +80,15 @@ func (w *watch) send(messages ...*watchwordv1.WatchBundleResponse) {
 	}
 }
 
-// tell sends messages and returns when they have been applied. In a bubble.
+// tell sends messages, and returns when the verifier has applied the messages. Only for a
+// synctest bubble.
 func (w *watch) tell(messages ...*watchwordv1.WatchBundleResponse) {
 	w.send(messages...)
 	synctest.Wait()
 }
 
-// serve runs a server in memory, and returns a way to dial it and one to stop it.
+// serve runs a server in memory, and returns the server's listener and a function that stops
+// the server.
 func serve(register func(*grpc.Server), opts ...grpc.ServerOption) (listener *bufconn.Listener, stop func()) {
 	server := grpc.NewServer(opts...)
 	register(server)
@@ -128,7 +130,7 @@ func serveTrust(t *testing.T) (*trustServer, *grpc.ClientConn) {
 	return s, conn
 }
 
-// logBuffer is a log that a test reads while goroutines write to it.
+// logBuffer is a log for concurrent reading and writing.
 type logBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -154,7 +156,7 @@ type world struct {
 	watch  *watch
 }
 
-// start makes a world, in a bubble. It adds WithAudience("internal").
+// start makes a world in a synctest bubble, with WithAudience("internal") added.
 func start(t *testing.T, opts ...authn.Option) *world {
 	t.Helper()
 	w := &world{key: newKey(t)}
@@ -169,7 +171,7 @@ func start(t *testing.T, opts ...authn.Option) *world {
 	return w
 }
 
-// newVerifier makes a verifier that is closed after the test, without waiting.
+// newVerifier makes a verifier without waiting, and closes it after the test.
 func newVerifier(t *testing.T, conn grpc.ClientConnInterface, opts ...authn.Option) *authn.Verifier {
 	t.Helper()
 	v, err := authn.NewVerifier(t.Context(), conn, append(opts, authn.WithoutWaiting())...)
@@ -207,7 +209,7 @@ func chunk(c *watchwordv1.SnapshotChunk) *message {
 	return &message{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
 }
 
-// snapshot is a whole snapshot in one chunk, with nothing revoked.
+// snapshot returns a whole snapshot in one chunk, without revocations.
 func snapshot(s *watchwordv1.TrustState) *message {
 	return chunk(&watchwordv1.SnapshotChunk{TrustState: s, Last: true})
 }
@@ -234,7 +236,7 @@ func raisedVersion(user string, version int64, revoked bool) *message {
 	}})
 }
 
-// claims are good ones, minted now.
+// claims returns the claims of a good token, minted now.
 func claims() *token.Claims {
 	now := time.Now()
 	return &token.Claims{
@@ -244,7 +246,7 @@ func claims() *token.Claims {
 	}
 }
 
-// mint signs good claims with changes.
+// mint returns a token with the claims of claims, changed by edits.
 func mint(t *testing.T, key *token.SigningKey, edits ...func(*token.Claims)) string {
 	t.Helper()
 	c := claims()
@@ -258,7 +260,8 @@ func mint(t *testing.T, key *token.SigningKey, edits ...func(*token.Claims)) str
 	return raw
 }
 
-// name is a reason as the wire spells it, and "ok" for no error.
+// name returns the reason of an error as the ErrorInfo spells it; the code of an error
+// without a reason; "ok" for nil.
 func name(err error) string {
 	if err == nil {
 		return "ok"
@@ -270,7 +273,7 @@ func name(err error) string {
 	return strings.TrimPrefix(reason.String(), "ERROR_REASON_")
 }
 
-// wants checks what Verify says of a token.
+// wants checks the answer of Verify for a token.
 func (w *world) wants(t *testing.T, raw, want string) {
 	t.Helper()
 	_, err := w.Verify(t.Context(), raw)
@@ -279,8 +282,7 @@ func (w *world) wants(t *testing.T, raw, want string) {
 	}
 }
 
-// refusedBy checks that a refusal is a status of the contract: code, reason,
-// domain and method.
+// refusedBy checks a refusal's code, reason, domain and method.
 func refusedBy(t *testing.T, err error, code codes.Code, reason, method string) {
 	t.Helper()
 	st, ok := status.FromError(err)
@@ -293,7 +295,7 @@ func refusedBy(t *testing.T, err error, code codes.Code, reason, method string) 
 			continue
 		}
 		if info.GetReason() != reason || info.GetDomain() != "watchword" || info.GetMetadata()["method"] != method {
-			t.Errorf("%v, want %s of %q", info, reason, method)
+			t.Errorf("%v, want the reason %s and the method %q", info, reason, method)
 		}
 		return
 	}
@@ -307,11 +309,11 @@ func bearing(ctx context.Context, values ...string) context.Context {
 	return ctx
 }
 
-// errorIs is errors.Is with a message.
+// errorIs checks errors.Is.
 func errorIs(t *testing.T, err, target error) {
 	t.Helper()
 	if !errors.Is(err, target) {
-		t.Errorf("%v is not %v", err, target)
+		t.Errorf("%v, want %v", err, target)
 	}
 }
 

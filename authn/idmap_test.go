@@ -13,9 +13,9 @@ func randomID() string {
 	return base64.RawURLEncoding.EncodeToString(id)
 }
 
-// The map finds every entry and no other id, while it grows and after most of it has
-// been forgotten.
-func TestAnIDMapFindsWhatItHasAndNothingElse(t *testing.T) {
+// The map finds every entry and no other id, while the map grows and after most entries are
+// forgotten.
+func TestIDMap(t *testing.T) {
 	var mu sync.RWMutex
 	m := newIDMap[int]()
 	var ids []string
@@ -28,7 +28,7 @@ func TestAnIDMapFindsWhatItHasAndNothingElse(t *testing.T) {
 		}
 		for range 20_000 {
 			if id := randomID(); m.has(id) {
-				t.Fatalf("%s was never put in", id)
+				t.Fatalf("found %s, an id without an entry", id)
 			}
 		}
 		if got := m.len(); got != len(ids)-from {
@@ -46,19 +46,19 @@ func TestAnIDMapFindsWhatItHasAndNothingElse(t *testing.T) {
 	}
 }
 
-// has is get without the value.
+// has returns whether an id has an entry.
 func (m *idMap[V]) has(id string) bool {
 	_, ok := m.get(id)
 	return ok
 }
 
-// Looks up an id that has no entry, as nearly every session has none.
+// BenchmarkIDMap looks up ids without an entry, as nearly every look-up does.
 func BenchmarkIDMap(b *testing.B) {
 	ids := make([]string, 10_000)
 	for i := range ids {
 		ids[i] = randomID()
 	}
-	for name, n := range map[string]int{"of none": 0, "of a million": 1_000_000} {
+	for name, n := range map[string]int{"entries=0": 0, "entries=1000000": 1_000_000} {
 		m := newIDMap[int64]()
 		for range n {
 			m.set(randomID(), 1)
@@ -71,8 +71,7 @@ func BenchmarkIDMap(b *testing.B) {
 	}
 }
 
-// Ids of another length are possible, and no reason to forget them.
-func TestAnIDMapTakesIDsOfAnyLength(t *testing.T) {
+func TestIDMapTakesIDsOfAnyLength(t *testing.T) {
 	m := newIDMap[int]()
 	for i, id := range []string{"", "short", "0123456789abcdef", "a rather long id of some other issuer"} {
 		m.set(id, i)

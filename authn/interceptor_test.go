@@ -19,7 +19,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/token/tokentest"
 )
 
-// both calls a guarded method of each kind.
+// both is a guarded method of each kind.
 var both = []struct {
 	name   string
 	method string
@@ -39,7 +39,7 @@ func TestRefusals(t *testing.T) {
 		for _, test := range []struct {
 			name   string
 			values []string
-			reason string // none: accepted
+			reason string // empty: accepted
 		}{
 			{"good", []string{"Bearer " + raw}, ""},
 			{"scheme in lower case", []string{"bearer " + raw}, ""},
@@ -54,7 +54,7 @@ func TestRefusals(t *testing.T) {
 			{"scheme alone", []string{"Bearer"}, "TOKEN_INVALID"},
 			{"empty token", []string{"Bearer "}, "TOKEN_INVALID"},
 			{"two spaces", []string{"Bearer  " + raw}, "TOKEN_INVALID"},
-			{"other text behind", []string{"Bearer " + raw + " x"}, "TOKEN_INVALID"},
+			{"text after the token", []string{"Bearer " + raw + " x"}, "TOKEN_INVALID"},
 			{"unknown key", []string{"Bearer " + mint(t, newKey(t))}, "TOKEN_INVALID"},
 			{"other audience", as(func(c *token.Claims) { c.Audience = []string{"x"} }), "AUDIENCE_MISMATCH"},
 			{"expired", as(func(c *token.Claims) { c.ExpiresAt = time.Now(); c.IssuedAt = c.ExpiresAt.Add(-time.Minute) }), "TOKEN_EXPIRED"},
@@ -62,26 +62,26 @@ func TestRefusals(t *testing.T) {
 			{"stale", as(func(c *token.Claims) { c.Subject = "user-3" }), "TOKEN_STALE"},
 		} {
 			for _, kind := range both {
-				who, err := call(bearing(t.Context(), test.values...), conn, kind.method, kind.stream)
+				caller, err := call(bearing(t.Context(), test.values...), conn, kind.method, kind.stream)
 				if test.reason == "" {
-					if err != nil || who != "alice" {
-						t.Errorf("%q, %v", who, err)
+					if err != nil || caller != "alice" {
+						t.Errorf("%q, %v", caller, err)
 					}
 				} else {
 					refusedBy(t, err, codes.Unauthenticated, test.reason, kind.method)
-					if strings.Contains(err.Error(), raw) || who != "" {
-						t.Errorf("%q, %v", who, err)
+					if strings.Contains(err.Error(), raw) || caller != "" {
+						t.Errorf("%q, %v", caller, err)
 					}
 				}
 				if t.Failed() {
-					t.Fatalf("that was: %s, %s", test.name, kind.name)
+					t.Fatalf("failed for %s, %s", test.name, kind.name)
 				}
 			}
 		}
 	})
 }
 
-func TestClosedOrNotReadyGuardsAll(t *testing.T) {
+func TestGuardedCallsWithoutABundle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)
 		server, trustConn := serveTrust(t)
@@ -97,8 +97,8 @@ func TestClosedOrNotReadyGuardsAll(t *testing.T) {
 				_, err = call(t.Context(), conn, kind.method, kind.stream)
 				refusedBy(t, err, codes.Unavailable, "BUNDLE_STALE", kind.method)
 			}
-			if who, err := call(ctx, conn, notes+"About", false); who != "nobody" || err != nil {
-				t.Errorf("a public method: %q, %v", who, err)
+			if caller, err := call(ctx, conn, notes+"About", false); caller != "no principal" || err != nil {
+				t.Errorf("a public method: %q, %v", caller, err)
 			}
 		}
 	})
@@ -119,13 +119,13 @@ func TestPublicMethods(t *testing.T) {
 		}{
 			{notes + "About", false},
 			{notes + "WatchAbout", true},
-			{"/other.v1.Other/Open", true}, // answered by the handler for unknown services
+			{"/other.v1.Other/Open", true}, // handled by the handler for unknown services
 			{"/health.v1.Health/Anything", true},
 		} {
 			for _, values := range [][]string{nil, {good}, {expired}, {good, good}, {"Basic x"}} {
-				who, err := call(bearing(t.Context(), values...), conn, m.method, m.stream)
-				if who != "nobody" || err != nil {
-					t.Errorf("%s: %q, %v", m.method, who, err)
+				caller, err := call(bearing(t.Context(), values...), conn, m.method, m.stream)
+				if caller != "no principal" || err != nil {
+					t.Errorf("%s: %q, %v", m.method, caller, err)
 				}
 			}
 		}
@@ -136,7 +136,7 @@ func TestPublicMethods(t *testing.T) {
 	})
 }
 
-// A handler that calls another server in the same process hands its context on.
+// A handler may call another server in the same process with its own context.
 func TestPublicMethodHidesAnOuterPrincipal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)
@@ -144,11 +144,11 @@ func TestPublicMethodHidesAnOuterPrincipal(t *testing.T) {
 		unary := w.UnaryServerInterceptor()
 		_, err := unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: notes + "List"}, func(ctx context.Context, _ any) (any, error) {
 			if _, ok := authn.FromContext(ctx); !ok {
-				t.Error("no principal in the outer call")
+				t.Error("the outer call has no principal")
 			}
 			return unary(ctx, nil, &grpc.UnaryServerInfo{FullMethod: notes + "About"}, func(ctx context.Context, _ any) (any, error) {
 				if p, ok := authn.FromContext(ctx); ok || p != nil {
-					t.Errorf("a public method is called by %v", p)
+					t.Errorf("the public method has the principal %v", p)
 				}
 				return nil, nil
 			})
@@ -197,23 +197,23 @@ func TestRoles(t *testing.T) {
 	})
 }
 
-// Names of other forms reach interceptors through UnknownServiceHandler.
-func TestOddMethodNames(t *testing.T) {
+// Method names of other forms reach an interceptor through UnknownServiceHandler.
+func TestMalformedMethodNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, authn.WithPublicMethods("/health.v1.Health/*"))
 		conn := serveNotes(t, w.Verifier)
-		odd := []string{
+		malformed := []string{
 			"/", "//", "/notes.v1.NotesService", "/notes.v1.NotesService/", "//About", "//notes.v1.NotesService/About",
 			"/notes.v1.NotesService//About", "/notes.v1.NotesService/About/", "/x/notes.v1.NotesService/About",
 			"/health.v1.Health/", "/health.v1.Health/a/b", "/health.v1.Health//",
 		}
 		ctx := bearing(t.Context(), "Bearer "+mint(t, w.key))
-		for _, method := range odd {
-			if who, err := call(ctx, conn, method, true); status.Code(err) != codes.Unimplemented {
-				t.Errorf("%q over the wire: %q, %v", method, who, err)
+		for _, method := range malformed {
+			if caller, err := call(ctx, conn, method, true); status.Code(err) != codes.Unimplemented {
+				t.Errorf("%q over the wire: %q, %v", method, caller, err)
 			}
 		}
-		for _, method := range append(odd, "", "notes.v1.NotesService/About", "About", "/notes.v1.NotesService/\xff") {
+		for _, method := range append(malformed, "", "notes.v1.NotesService/About", "About", "/notes.v1.NotesService/\xff") {
 			_, err := w.UnaryServerInterceptor()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) {
 				t.Errorf("%q reached its handler", method)
 				return nil, nil
@@ -222,15 +222,15 @@ func TestOddMethodNames(t *testing.T) {
 				t.Errorf("%q: %v", method, err)
 			}
 		}
-		// An unknown method of a good form needs a token, and no more.
-		if who, err := call(ctx, conn, "/unknown.v1.Unknown/Method", true); who != "alice" || err != nil {
-			t.Errorf("%q, %v", who, err)
+		// An unknown method with a name of the right form needs a token, and no more.
+		if caller, err := call(ctx, conn, "/unknown.v1.Unknown/Method", true); caller != "alice" || err != nil {
+			t.Errorf("%q, %v", caller, err)
 		}
 	})
 }
 
-// What stands before ours is outside and sees refusals; what stands after is
-// called for guarded calls alone.
+// An interceptor given before the verifier's sees refusals; an interceptor given after runs
+// for admitted calls alone.
 func TestOrderOfInterceptors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)
@@ -255,7 +255,7 @@ func TestOrderOfInterceptors(t *testing.T) {
 	})
 }
 
-// Verify in a handler names the method that it is called in.
+// The error of Verify names the method of the handler that calls Verify.
 func TestVerifyNamesTheMethod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)
@@ -269,7 +269,7 @@ func TestVerifyNamesTheMethod(t *testing.T) {
 	})
 }
 
-// suite makes a verifier of the suite's issuer, whose clock is the suite's.
+// suite makes a verifier that trusts the suite's issuer and has the suite's time.
 func suite(t *testing.T) (*world, tokentest.Suite) {
 	t.Helper()
 	s := tokentest.Load(t)
@@ -311,8 +311,8 @@ func TestTokens(t *testing.T) {
 	})
 }
 
-// sendable says whether metadata can hold a token as it is (printable ASCII, and
-// no space at its end).
+// sendable returns whether metadata can hold a token: printable ASCII without a space at
+// either end.
 func sendable(raw string) bool {
 	return raw == strings.TrimSpace(raw) && !strings.ContainsFunc(raw, func(r rune) bool { return r < ' ' || r > '~' })
 }

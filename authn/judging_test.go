@@ -18,18 +18,18 @@ import (
 // meeting lets judgements of a token run while the bundle learns a message.
 type meeting struct {
 	*judge
-	t       *testing.T
-	key     *token.PublicKey
-	filler  []*watchwordv1.EndedSession // to make a message long
-	meeting int
+	t      *testing.T
+	key    *token.PublicKey
+	filler []*watchwordv1.EndedSession // to make a message long
+	number int                         // of tokens made
 }
 
 // token makes an authentic token of a session of its own.
 func (m *meeting) token() *authentic {
 	now := time.Now()
-	m.meeting++
+	m.number++
 	return &authentic{principal: &Principal{claims: token.Claims{
-		Issuer: "i", Subject: fmt.Sprintf("user-%d", m.meeting), SessionID: fmt.Sprintf("session-%8d", m.meeting), Audience: []string{"a"},
+		Issuer: "i", Subject: fmt.Sprintf("user-%d", m.number), SessionID: fmt.Sprintf("session-%8d", m.number), Audience: []string{"a"},
 		IssuedAt: now, ExpiresAt: now.Add(time.Minute), Version: 7,
 	}}, key: m.key, accepted: new(atomic.Pointer[judgement])}
 }
@@ -72,7 +72,7 @@ func (m *meeting) meet(what string, tok *authentic, n news) (everAccepted bool) 
 				if first {
 					begun.Done()
 				}
-				runtime.Gosched() // so that learn gets on
+				runtime.Gosched() // lets learn run
 			}
 		})
 	}
@@ -80,20 +80,19 @@ func (m *meeting) meet(what string, tok *authentic, n news) (everAccepted bool) 
 	m.learn(n)
 	for range 3 {
 		if m.bundle.stillAccepted(tok) || m.bundle.judge(tok, true) == accepted {
-			m.t.Fatalf("%s (%d): accepted after the message was learned", what, m.meeting)
+			m.t.Fatalf("%s (%d): accepted after the message was learned", what, m.number)
 		}
 	}
 	stop.Store(true)
 	judges.Wait()
 	if m.bundle.stillAccepted(tok) {
-		m.t.Fatalf("%s (%d): a judgement from before the message counts after it", what, m.meeting)
+		m.t.Fatalf("%s (%d): a judgement from before the message counts after it", what, m.number)
 	}
 	return ever.Load()
 }
 
-// However judgements and a message meet, no judgement from before the message counts
-// after the message, and none mixes new keys with old revocations: rules 1 and 2 of
-// [bundle].
+// While judgements run and a message is learned, no judgement from before the message counts
+// after it, and no judgement mixes new keys with old revocations: rules 1 and 2 of [bundle].
 func TestNoJudgementOutlivesAMessage(t *testing.T) {
 	m := &meeting{judge: newJudge(t, staleness{after: time.Hour}, 0), t: t}
 	for i := range 8 * batch {
@@ -114,13 +113,13 @@ func TestNoJudgementOutlivesAMessage(t *testing.T) {
 			tok = m.token()
 			m.meet("a session ends", tok, m.ends(nil, tok))
 		}
-		m.meet("a key's time comes", m.token(), &watchwordv1.Change{TrustState: m.trusting(past)})
+		m.meet("a key's use ends", m.token(), &watchwordv1.Change{TrustState: m.trusting(past)})
 		tok = m.token()
 		again := m.ends(m.filler, tok)
 		again.TrustState = m.trusting(future)
-		if m.meet("a session ends as its key comes", tok, again) {
+		if m.meet("a session ends in the message with its key", tok, again) {
 			t.Fatal("a token was accepted by its new key, after its session had ended")
 		}
 	}
-	t.Logf("%d meetings", m.meeting)
+	t.Logf("%d meetings", m.number)
 }

@@ -1,7 +1,6 @@
 package authn
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -28,49 +27,53 @@ const (
 	leftBehind = time.Minute
 )
 
-// A keeper writes a bundle into a file: soon after the first bundle and after every
-// change of keys, every keepEvery otherwise, and at stop.
+// A keeper writes a bundle into a file: soon after the first bundle and after every change
+// of keys, every keepEvery otherwise, and when the feed has ended.
 //
 // One goroutine does the writing. The file is replaced whole, by rename: a reader finds
 // the old file or the new one, and never half of one.
 type keeper struct {
 	path    string
 	bundle  *bundle
-	cancel  context.CancelFunc
-	done    chan struct{}         // closed when the goroutine has ended
-	problem atomic.Pointer[error] // of reading at the start, or of the last writing
+	done    chan struct{}         // closed when run has returned
+	problem atomic.Pointer[error] // of loading, or of the last writing
 
 	// Of the goroutine alone.
 	written version // in the file
 	failing bool    // the last writing failed
 }
 
-// loadBundle makes a bundle from the snapshot file, where the configuration names one and
-// the file is good, and an empty bundle otherwise.
-//
-// Errors: why the file cannot be used. The bundle is made all the same; a missing file is
-// no error.
-func loadBundle(c *config) (*bundle, error) {
+// openBundle returns a bundle and the keeper of its snapshot file; the keeper is nil if c
+// names no file. The bundle comes from the file if the file is good, and is empty otherwise.
+// Start the keeper by run.
+func openBundle(c *config) (*bundle, *keeper) {
 	b := newBundle(c.log, c.leeway, c.stale)
 	if c.snapshot == nil {
 		return b, nil
 	}
 	durable.RemoveDrafts(*c.snapshot, leftBehind)
 	err := b.load(*c.snapshot)
-	if err == nil {
-		c.log.Info("going on from the snapshot of the trust bundle, until the server is heard", "file", *c.snapshot, "age", b.fresh.age())
-		return b, nil
+	switch {
+	case err == nil:
+		c.log.Info("using the snapshot of the trust bundle until the server answers", "file", *c.snapshot, "age", b.fresh.age())
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	default:
+		c.log.Warn("ignoring the snapshot of the trust bundle", "error", err)
+		b = newBundle(c.log, c.leeway, c.stale) // a failed load leaves a part in the bundle
 	}
-	b = newBundle(c.log, c.leeway, c.stale)
-	if errors.Is(err, fs.ErrNotExist) {
-		return b, nil
-	}
-	c.log.Warn("the snapshot of the trust bundle is ignored", "error", err)
-	return b, err
+	k := &keeper{path: *c.snapshot, bundle: b, done: make(chan struct{})}
+	k.problem.Store(&err)
+	k.written, _ = b.version()
+	return b, k
 }
 
-// load reads the file. A symbolic link is not followed, and no other user may be able to
-// write the file or to replace it: the content of the file decides about every caller.
+// load fills an empty bundle from the file at path. A symbolic link is not followed, and no
+// other user may be able to write or replace the file: the keys in the file decide about
+// every caller. After an error the bundle must not be used.
+//
+// Errors: fs.ErrNotExist without a file or its folder, with the bundle still empty; the fault
+// of the file otherwise.
 func (b *bundle) load(path string) error {
 	if err := checkPlace(path); err != nil {
 		return err
@@ -80,7 +83,7 @@ func (b *bundle) load(path string) error {
 		return err
 	}
 	if !named.Mode().IsRegular() {
-		return fmt.Errorf("%s is no regular file", path)
+		return fmt.Errorf("%s is not a regular file", path)
 	}
 	f, err := openOurs(path)
 	if err != nil {
@@ -116,25 +119,9 @@ func checkPlace(path string) error {
 	return nil
 }
 
-// startKeeper starts to keep b in the file at path. b must be as it was loaded: nothing
-// may have been applied since. problem is the error of loading, nil if there was none.
-func startKeeper(path string, b *bundle, problem error) *keeper {
-	ctx, cancel := context.WithCancel(context.Background())
-	k := &keeper{path: path, bundle: b, cancel: cancel, done: make(chan struct{})}
-	k.problem.Store(&problem)
-	k.written, _ = b.version()
-	go k.run(ctx)
-	return k
-}
-
-// stop writes a last time if there is anything new, ends the goroutine and waits for its
-// end. The bundle must not change any more.
-func (k *keeper) stop() {
-	k.cancel()
-	<-k.done
-}
-
-func (k *keeper) run(ctx context.Context) {
+// run writes the file until the feed has ended, and then a last time: the bundle does not
+// change any more.
+func (k *keeper) run(feedDone <-chan struct{}) {
 	defer close(k.done)
 	defer k.writeNews()
 	pause := keepEvery
@@ -142,29 +129,29 @@ func (k *keeper) run(ctx context.Context) {
 		select {
 		case <-k.bundle.keysChanged:
 		case <-time.After(pause):
-		case <-ctx.Done():
+		case <-feedDone:
 			return
 		}
 		pause = max(keepEvery, time.Duration(k.writeNews()/keepRate)*time.Second)
-		if !sleep(ctx, keepPause) {
+		if !sleep(feedDone, keepPause) {
 			return
 		}
 	}
 }
 
-// sleep waits for d, and returns false at once when ctx ends.
-func sleep(ctx context.Context, d time.Duration) bool {
+// sleep waits for d, and returns false at once when done is closed.
+func sleep(done <-chan struct{}, d time.Duration) bool {
 	select {
 	case <-time.After(d):
 		return true
-	case <-ctx.Done():
+	case <-done:
 		return false
 	}
 }
 
 // writeNews writes the file if the bundle has changed since the last writing, and returns
 // the number of bytes written. A failure is logged when failures begin and when they end.
-func (k *keeper) writeNews() int64 {
+func (k *keeper) writeNews() int {
 	now, complete := k.bundle.version()
 	if !complete || now == k.written {
 		return 0
@@ -176,21 +163,21 @@ func (k *keeper) writeNews() int64 {
 	k.problem.Store(&err)
 	switch {
 	case err != nil && !k.failing:
-		k.bundle.log.Warn("the snapshot of the trust bundle cannot be written; trying again", "error", err)
+		k.bundle.log.Warn("cannot write the snapshot of the trust bundle; trying again", "error", err)
 	case err == nil && k.failing:
-		k.bundle.log.Info("the snapshot of the trust bundle is written again", "file", k.path)
+		k.bundle.log.Info("writing the snapshot of the trust bundle works again", "file", k.path)
 	}
 	k.failing = err != nil
 	return size
 }
 
-// write replaces the file, and returns how much it wrote, also in vain.
-func (k *keeper) write() (size int64, err error) {
+// write replaces the file, and returns the number of bytes written, also with an error.
+func (k *keeper) write() (size int, err error) {
 	if err := checkPlace(k.path); err != nil {
-		return 0, err // what is written there would not be read
+		return 0, err // load would ignore the file
 	}
 	if info, err := os.Lstat(k.path); err == nil && !info.Mode().IsRegular() {
-		return 0, fmt.Errorf("%s is no regular file", k.path) // such as /dev/null, which others need
+		return 0, fmt.Errorf("%s is not a regular file", k.path) // such as /dev/null, used by other programs
 	}
 	err = durable.Replace(k.path, func(f *os.File) (err error) {
 		size, err = k.bundle.writeSnapshot(f)

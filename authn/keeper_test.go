@@ -15,13 +15,13 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 )
 
-// The file is its owner's alone, whatever the umask.
+// Only the owner may read and write the file, whatever the umask.
 func TestModeOfTheFile(t *testing.T) {
 	before := syscall.Umask(0o022)
 	defer syscall.Umask(before)
 	for _, umask := range []int{0, 0o022, 0o077, 0o277} {
 		synctest.Test(t, func(t *testing.T) {
-			folder := t.TempDir() // made before the umask forbids it
+			folder := t.TempDir() // made before the umask forbids the making
 			syscall.Umask(umask)
 			path := filepath.Join(folder, "bundle")
 			w := start(t, authn.WithSnapshotFile(path))
@@ -36,8 +36,9 @@ func TestModeOfTheFile(t *testing.T) {
 	}
 }
 
-// Who else may write or read the file, or stands in its place, is not believed.
-func TestAFileThatOthersMayWrite(t *testing.T) {
+// A file that other users may read or write is ignored; so is a link, a pipe or a folder in
+// the file's place.
+func TestAFileOpenToOtherUsers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
 		first.Close()
@@ -69,30 +70,30 @@ func TestAFileThatOthersMayWrite(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, other := range []string{link, pipe, filepath.Dir(path)} {
-			refused(other, "no regular file")
+			refused(other, "not a regular file")
 			is, err := os.Lstat(other)
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Nor is it replaced: somebody needs it, or it was not meant.
+			// And none of these is replaced: another program may use it.
 			server, conn := serveTrust(t)
 			w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(other)), key: first.key}
 			(<-server.streams).tell(snapshot(trustState(first.key)), heartbeat(time.Now()))
 			w.wants(t, mint(t, first.key), "ok")
 			if w.Status().SnapshotError == nil {
-				t.Error("it was written")
+				t.Error("no error, as if the file had been written")
 			}
 			w.Close()
 			if now, err := os.Lstat(other); err != nil || !os.SameFile(is, now) {
-				t.Errorf("%v: replaced (%v)", is.Mode(), err)
+				t.Errorf("%v was replaced (%v)", is.Mode(), err)
 			}
 		}
 	})
 }
 
-// A file in a folder that others may write to is not believed, and none is written
-// there: it would never be. Status says so all along.
-func TestAFolderThatOthersMayWriteTo(t *testing.T) {
+// In a folder that other users may write to, the file is ignored and not written, and Status
+// shows the fault all the time.
+func TestAFolderOpenToOtherUsers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
 		first.Close()
@@ -123,7 +124,7 @@ func TestAFolderThatOthersMayWriteTo(t *testing.T) {
 			w.Close()
 			says()
 			if is, err := os.Stat(path); err != nil || !os.SameFile(was, is) {
-				t.Errorf("%v: it was written (%v)", bad, err)
+				t.Errorf("%v: the file was written (%v)", bad, err)
 			}
 		}
 		mode(0o777 | os.ModeSticky)

@@ -7,35 +7,38 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"syscall"
 )
 
-// openOurs opens the file for reading. A link or a pipe put in the file's place after
-// [bundle.load] looked is neither followed nor waited for.
+// openOurs opens the file for reading. If a link or a pipe has taken the file's place since
+// [bundle.load] looked, openOurs does not follow the link and does not wait for a writer.
 func openOurs(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 }
 
-// checkOurs refuses a file if another user may have written or may read the file. The
-// content is no secret; but a readable file shows an operator careless about its mode.
+// checkOurs returns an error if another user may read or write the file, or may have written
+// the file. The content is no secret, but a readable file shows that the operator has not
+// thought about its mode.
 func checkOurs(info fs.FileInfo) error {
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return fmt.Errorf("has mode %04o, and must be nobody else's to read or write (0600)", mode)
+		return fmt.Errorf("has mode %04o, so other users may read or write: use mode 0600", mode)
 	}
-	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || int(stat.Uid) != os.Geteuid() {
-		return errors.New("belongs to another user")
-	}
-	return nil
+	return checkOwner(info, os.Geteuid())
 }
 
-// checkFolder refuses a folder if another user may replace the file in the folder. In a
+// checkFolder returns an error if another user may replace the files of a folder. In a
 // sticky folder, such as /tmp, only the owners of the file and of the folder may.
 func checkFolder(info fs.FileInfo) error {
 	if mode := info.Mode(); mode&0o022 != 0 && mode&fs.ModeSticky == 0 {
-		return fmt.Errorf("has mode %04o, and must be nobody else's to write to", mode.Perm())
+		return fmt.Errorf("has mode %04o, so other users may write to the folder", mode.Perm())
 	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || int(stat.Uid) != os.Geteuid() && stat.Uid != 0 {
+	return checkOwner(info, os.Geteuid(), 0)
+}
+
+// checkOwner returns an error if none of the users given owns the file or folder.
+func checkOwner(info fs.FileInfo, users ...int) error {
+	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || !slices.Contains(users, int(stat.Uid)) {
 		return errors.New("belongs to another user")
 	}
 	return nil

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// owned is a file or folder as if it were another user's.
+// owned is a file or folder that seems to belong to the user by.
 type owned struct {
 	fs.FileInfo
 	by uint32
@@ -23,7 +23,7 @@ func (f owned) Sys() any {
 	return &stat
 }
 
-// other is neither ourselves nor root.
+// other returns a user id that is neither this process's nor root's.
 func other() uint32 { return uint32(os.Geteuid()) + 1 }
 
 func TestAnotherUsersFileIsRefused(t *testing.T) {
@@ -36,15 +36,15 @@ func TestAnotherUsersFileIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := checkOurs(info); err != nil {
-		t.Errorf("our own: %v", err)
+		t.Errorf("the own file: %v", err)
 	}
 	if checkOurs(owned{info, other()}) == nil {
-		t.Error("another user's was taken")
+		t.Error("another user's file was accepted")
 	}
 }
 
-// Who may write to the folder may put a file of their own making in place of ours.
-func TestTheFolderIsNobodyElses(t *testing.T) {
+// A user with the right to write to the folder may replace the file.
+func TestFoldersByModeAndOwner(t *testing.T) {
 	folder := t.TempDir()
 	for _, c := range []struct {
 		mode os.FileMode
@@ -62,7 +62,7 @@ func TestTheFolderIsNobodyElses(t *testing.T) {
 		{0o777 | os.ModeSetgid, 0, false},
 		{0o777 | os.ModeSticky, 0, true},
 		{0o775 | os.ModeSticky, uint32(os.Geteuid()), true},
-		{0o777 | os.ModeSticky, other(), false}, // its owner may do all the same
+		{0o777 | os.ModeSticky, other(), false}, // the folder's owner may replace files
 	} {
 		if err := os.Chmod(folder, c.mode); err != nil {
 			t.Fatal(err)
@@ -77,9 +77,9 @@ func TestTheFolderIsNobodyElses(t *testing.T) {
 	}
 }
 
-// A pipe that somebody has put in the file's place would make who opens it wait for
-// a writer, for good; a link would lead elsewhere.
-func TestWhatWasPutInTheFilesPlace(t *testing.T) {
+// A pipe or a link may take the file's place just before the file is opened. Opening the pipe
+// must not wait for a writer, and the link must not be followed.
+func TestAPipeOrLinkInTheFilesPlace(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
@@ -96,8 +96,8 @@ func TestWhatWasPutInTheFilesPlace(t *testing.T) {
 			t.Error(err)
 		}
 	case <-time.After(10 * time.Second):
-		t.Error("it waits for a writer")
-		if f, err := os.OpenFile(pipe, os.O_WRONLY, 0); err == nil { // here is one
+		t.Error("opening the pipe waits for a writer")
+		if f, err := os.OpenFile(pipe, os.O_WRONLY, 0); err == nil { // ends the wait
 			f.Close()
 		}
 	}
@@ -107,6 +107,6 @@ func TestWhatWasPutInTheFilesPlace(t *testing.T) {
 	}
 	if f, err := openOurs(link); err == nil {
 		f.Close()
-		t.Error("a link was followed")
+		t.Error("the link was followed")
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -65,7 +66,7 @@ func written(tb testing.TB, b *bundle) []byte {
 	tb.Helper()
 	var to bytes.Buffer
 	n, err := b.writeSnapshot(&to)
-	if err != nil || n != int64(to.Len()) {
+	if err != nil || n != to.Len() {
 		tb.Fatalf("%d bytes of %d, %v", n, to.Len(), err)
 	}
 	return to.Bytes()
@@ -76,22 +77,22 @@ func read(snapshot []byte) (*bundle, error) {
 	return b, b.readSnapshot(bytes.NewReader(snapshot), int64(len(snapshot)))
 }
 
-// same compares what two bundles know.
+// same checks that two bundles have the same content.
 func same(t *testing.T, a, b *bundle) {
 	t.Helper()
 	aTrust, bTrust := a.trust.Load(), b.trust.Load()
 	if a.revoked.ended.len() != b.revoked.ended.len() || a.revoked.raised.len() != b.revoked.raised.len() || len(aTrust.keys) != len(bTrust.keys) {
-		t.Fatalf("%d, %d and %d entries; %d, %d and %d", a.revoked.ended.len(), a.revoked.raised.len(), len(aTrust.keys),
-			b.revoked.ended.len(), b.revoked.raised.len(), len(bTrust.keys))
+		t.Fatalf("%d sessions, %d users and %d keys; want %d, %d and %d", b.revoked.ended.len(), b.revoked.raised.len(), len(bTrust.keys),
+			a.revoked.ended.len(), a.revoked.raised.len(), len(aTrust.keys))
 	}
-	for id, keep := range a.revoked.endedSessions() {
+	for id, keep := range a.revoked.ended.all(&a.revoked.mu) {
 		if got, ok := b.revoked.ended.get(id); !ok || got != keep {
-			t.Fatalf("session %s is kept until %d, and was until %d", id, got, keep)
+			t.Fatalf("session %s is kept until %d, want %d", id, got, keep)
 		}
 	}
-	for id, r := range a.revoked.raisedUsers() {
+	for id, r := range a.revoked.raised.all(&a.revoked.mu) {
 		if got, ok := b.revoked.raised.get(id); !ok || got != r {
-			t.Fatalf("user %s: %v, and was %v", id, got, r)
+			t.Fatalf("user %s: %v, want %v", id, got, r)
 		}
 	}
 	for kid, key := range aTrust.keys {
@@ -102,7 +103,7 @@ func same(t *testing.T, a, b *bundle) {
 	aAt, bAt := a.fresh.position.Load(), b.fresh.position.Load()
 	if aTrust.issuer != bTrust.issuer || aTrust.margin != bTrust.margin || aTrust.maxLifetime != bTrust.maxLifetime ||
 		!bytes.Equal(aAt.resume, bAt.resume) || aAt.asOf != bAt.asOf || !aAt.server.Equal(bAt.server) || !aAt.local.Equal(bAt.local) {
-		t.Fatalf("%v %v, and was %v %v", bTrust, bAt, aTrust, aAt)
+		t.Fatalf("%v %v, want %v %v", bTrust, bAt, aTrust, aAt)
 	}
 }
 
@@ -115,6 +116,11 @@ func TestSnapshotIsReadAsItWasWritten(t *testing.T) {
 		}
 		same(t, b, again)
 		same(t, again, mustRead(t, written(t, again)))
+		for m := range b.messages(b.fresh.position.Load()) {
+			if c := m.GetSnapshotChunk(); len(c.GetEndedSessions())+len(c.GetRaisedVersions()) > snapshotChunk {
+				t.Errorf("a chunk has %d sessions and %d users", len(c.GetEndedSessions()), len(c.GetRaisedVersions()))
+			}
+		}
 	}
 }
 
@@ -127,7 +133,7 @@ func mustRead(t *testing.T, snapshot []byte) *bundle {
 	return b
 }
 
-// Whatever byte is damaged, and wherever it was cut off, nothing of it counts.
+// A snapshot with any byte changed, or cut anywhere, is refused.
 func TestADamagedSnapshotIsRefused(t *testing.T) {
 	good := written(t, fill(t, 3))
 	for i := range good {
@@ -135,16 +141,16 @@ func TestADamagedSnapshotIsRefused(t *testing.T) {
 			bad := bytes.Clone(good)
 			bad[i] ^= flip
 			if _, err := read(bad); err == nil {
-				t.Errorf("byte %d of %d was changed by %#x, and not missed", i, len(good), flip)
+				t.Errorf("accepted, with byte %d of %d changed by %#x", i, len(good), flip)
 			}
 		}
 		if _, err := read(good[:i]); err == nil {
-			t.Errorf("the first %d bytes of %d were taken for all", i, len(good))
+			t.Errorf("accepted, with the first %d bytes of %d alone", i, len(good))
 		}
 	}
 	for _, more := range [][]byte{{0}, good, make([]byte, sha256.Size)} {
 		if _, err := read(append(bytes.Clone(good), more...)); err == nil {
-			t.Errorf("%d bytes behind its end were not missed", len(more))
+			t.Errorf("accepted, with %d more bytes after the end", len(more))
 		}
 	}
 	if err := emptyBundle().readSnapshot(bytes.NewReader(good), 1<<40); err == nil || !strings.Contains(err.Error(), "longer") {
@@ -152,7 +158,7 @@ func TestADamagedSnapshotIsRefused(t *testing.T) {
 	}
 }
 
-// sealed puts what comes before messages in front of some, and a checksum behind.
+// sealed returns a snapshot of the messages: with the beginning and the checksum.
 func sealed(messages []byte) []byte {
 	s := append([]byte(snapshotBegin), binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))...)
 	s = append(s, messages...)
@@ -160,7 +166,7 @@ func sealed(messages []byte) []byte {
 	return append(s, sum[:]...)
 }
 
-// messagesOf is what sealed gets.
+// messagesOf returns the messages of a snapshot. It is the inverse of sealed.
 func messagesOf(snapshot []byte) []byte {
 	return snapshot[len(snapshotBegin)+8 : len(snapshot)-sha256.Size]
 }
@@ -205,7 +211,7 @@ func TestASnapshotOutOfOrderIsRefused(t *testing.T) {
 		var body bytes.Buffer
 		out := bufio.NewWriter(&body)
 		for _, m := range c.messages {
-			if err := send(out, m); err != nil {
+			if _, err := protodelim.MarshalTo(out, m); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -216,8 +222,8 @@ func TestASnapshotOutOfOrderIsRefused(t *testing.T) {
 	}
 }
 
-// FuzzSnapshot reads messages as a snapshot with a good checksum. What is taken
-// is written and read again as it was, and no clock is behind it.
+// FuzzSnapshot reads messages as a snapshot with a good checksum. An accepted snapshot is the
+// same after writing and reading, and the clock is never behind the snapshot.
 func FuzzSnapshot(f *testing.F) {
 	for _, n := range []int{0, 1, 300} {
 		f.Add(messagesOf(written(f, fill(f, n))))
@@ -230,13 +236,13 @@ func FuzzSnapshot(f *testing.F) {
 			return
 		}
 		if now := b.fresh.clock.now(); now.Before(b.fresh.position.Load().server) || now.Before(time.Now().Add(-time.Minute)) || b.fresh.age() < 0 {
-			t.Errorf("the clock says %v, and the age is %v", now, b.fresh.age())
+			t.Errorf("the clock shows %v, and the age is %v", now, b.fresh.age())
 		}
 		same(t, b, mustRead(t, written(t, b)))
 	})
 }
 
-// Nothing is written while the lock is held: a slow disk keeps nobody waiting.
+// No lock is held during a write, so judgements do not wait for a slow disk.
 func TestTheLockIsNotHeldWhileWriting(t *testing.T) {
 	b := fill(t, 10*snapshotChunk)
 	to := &lockWatcher{lock: &b.revoked.mu}
@@ -244,10 +250,11 @@ func TestTheLockIsNotHeldWhileWriting(t *testing.T) {
 		t.Fatal(err)
 	}
 	if to.writes < 3 || to.locked > 0 {
-		t.Errorf("%d of %d writes with the lock", to.locked, to.writes)
+		t.Errorf("the lock was held in %d of %d writes", to.locked, to.writes)
 	}
 }
 
+// lockWatcher counts the writes, and the writes during which the lock is held.
 type lockWatcher struct {
 	lock           *sync.RWMutex
 	writes, locked int
@@ -263,8 +270,8 @@ func (w *lockWatcher) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A snapshot that is written while the feed goes on has all that came before the
-// place where it says to go on, and is good whatever comes and goes meanwhile.
+// A snapshot written while the feed applies messages has every message before the snapshot's
+// resume position.
 func TestWritingWhileTheFeedGoesOn(t *testing.T) {
 	b := fill(t, 3*snapshotChunk)
 	stop := make(chan struct{})
@@ -277,7 +284,7 @@ func TestWritingWhileTheFeedGoesOn(t *testing.T) {
 			default:
 			}
 			change := &watchwordv1.Change{EndedSessions: []*watchwordv1.EndedSession{{SessionId: fmt.Sprintf("number%10d", n)}}}
-			if n%100 == 0 { // something that is over at once, and a chance to forget it
+			if n%100 == 0 { // an entry that expires at once, and a heartbeat that forgets the entry
 				change.RaisedVersions = []*watchwordv1.RaisedVersion{{UserId: fmt.Sprint(n), Version: 1, Until: timestamppb.New(time.Now().Add(-time.Hour))}}
 				b.revoked.nextPrune = time.Time{}
 				b.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
@@ -295,31 +302,31 @@ func TestWritingWhileTheFeedGoesOn(t *testing.T) {
 		again := mustRead(t, written(t, b))
 		resume := again.fresh.position.Load().resume
 		if len(resume) != 8 {
-			continue // nothing has come yet
+			continue // the feed has not begun
 		}
 		last = binary.BigEndian.Uint64(resume)
 		for n := uint64(1); n <= last; n++ {
 			if _, ok := again.revoked.ended.get(fmt.Sprintf("number%10d", n)); !ok {
-				t.Fatalf("it says to go on behind %d, and has no %d", last, n)
+				t.Fatalf("the position is %d, and session %d is missing", last, n)
 			}
 		}
 	}
 }
 
-// The clock begins at the latest of the times that it may be.
+// The clock of a bundle from a snapshot begins at the latest possible time.
 func TestTheClockOfASnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
 		for name, c := range map[string]struct {
 			server, local, want time.Duration // from now
 		}{
-			"nothing is wrong":               {-time.Hour, -time.Hour, 0},
+			"both right":                     {-time.Hour, -time.Hour, 0},
 			"the server is ahead":            {-time.Hour + 5*time.Second, -time.Hour, 5 * time.Second},
 			"the server is behind":           {-time.Hour - 5*time.Second, -time.Hour, 0},
-			"our clock was set back":         {-time.Minute, 2 * time.Hour, 0},
-			"set back, far behind theirs":    {3 * time.Hour, 2 * time.Hour, 3 * time.Hour},
-			"our clock was set ahead":        {-10 * time.Hour, -time.Hour, 0},
-			"set ahead, still behind theirs": {10 * time.Hour, -time.Hour, 11 * time.Hour},
+			"the machine was set back":       {-time.Minute, 2 * time.Hour, 0},
+			"set back, far behind server":    {3 * time.Hour, 2 * time.Hour, 3 * time.Hour},
+			"the machine was set ahead":      {-10 * time.Hour, -time.Hour, 0},
+			"set ahead, still behind server": {10 * time.Hour, -time.Hour, 11 * time.Hour},
 		} {
 			b := fill(t, 1)
 			b.fresh.position.Store(&position{server: now.Add(c.server), local: now.Add(c.local), asOf: now.Add(c.server).UnixNano()})
@@ -328,56 +335,56 @@ func TestTheClockOfASnapshot(t *testing.T) {
 				t.Errorf("%s: %v from now, want %v", name, got, c.want)
 			}
 			if age := again.fresh.age(); age != c.want-c.server {
-				t.Errorf("%s: %v old", name, age)
+				t.Errorf("%s: the age is %v", name, age)
 			}
-			// It goes on by itself, and the server's first word replaces it.
+			// The clock goes on, and the server's first heartbeat corrects the clock.
 			time.Sleep(time.Second)
 			if got := time.Until(again.fresh.clock.now()); got != c.want {
 				t.Errorf("%s: %v from now after a second", name, got)
 			}
 			again.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
 			if got := time.Until(again.fresh.clock.now()); got != 0 || again.fresh.age() != 0 {
-				t.Errorf("%s: %v off when the server was heard, and %v old", name, got, again.fresh.age())
+				t.Errorf("%s: after a heartbeat the clock leads by %v, and the age is %v", name, got, again.fresh.age())
 			}
 			time.Sleep(time.Second)
 			if age := again.fresh.age(); age != time.Second {
-				t.Errorf("%s: %v old, a second later", name, age)
+				t.Errorf("%s: a second later the age is %v", name, age)
 			}
 			now = time.Now()
 		}
 	})
 }
 
-// A clock that guesses far too late forgets no revocation: it still counts when
-// the server has said what time it is. What is over by the server's own word goes.
+// A clock that guesses a time far too late forgets no revocation: the next heartbeat corrects
+// the clock, and the revocation still counts. Entries expired by the server's time are
+// forgotten.
 func TestAWrongGuessForgetsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := fill(t, 10)
 		at := *b.fresh.position.Load()
-		at.local = at.local.Add(-1000 * time.Hour) // so that this is how long ago it seems
+		at.local = at.local.Add(-1000 * time.Hour) // so long ago the snapshot seems to be
 		b.fresh.position.Store(&at)
 		if err := b.learn(&watchwordv1.Change{EndedSessions: []*watchwordv1.EndedSession{{SessionId: "over", Until: timestamppb.New(time.Now().Add(-time.Hour))}}}); err != nil {
 			t.Fatal(err)
 		}
 		again := mustRead(t, written(t, b))
 		if again.fresh.age() != 1000*time.Hour {
-			t.Errorf("%v old", again.fresh.age())
+			t.Errorf("the age is %v", again.fresh.age())
 		}
 		if _, ok := again.revoked.ended.get("over"); ok || again.revoked.ended.len() != 10 {
-			t.Errorf("%d sessions", again.revoked.ended.len())
+			t.Errorf("%d sessions, want 10 without the expired one", again.revoked.ended.len())
 		}
 		again.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
 		if again.revoked.ended.len() != 10 || again.revoked.raised.len() != 10 {
-			t.Errorf("%d sessions and %d users", again.revoked.ended.len(), again.revoked.raised.len())
+			t.Errorf("%d sessions and %d users, want 10 and 10", again.revoked.ended.len(), again.revoked.raised.len())
 		}
 	})
 }
 
-// writerEnv makes TestWriterToBeKilled write the file that it names.
+// writerEnv names the file for TestWriterToBeKilled to write.
 const writerEnv = "AUTHN_TEST_WRITE_TO"
 
-// TestWriterToBeKilled is the process that TestKilledWhileWriting kills. It writes
-// until its input ends.
+// TestWriterToBeKilled is the process killed by TestKilledWhileWriting.
 func TestWriterToBeKilled(t *testing.T) {
 	path := os.Getenv(writerEnv)
 	if path == "" {
@@ -392,11 +399,10 @@ func TestWriterToBeKilled(t *testing.T) {
 	}
 }
 
-// A process that is killed at whatever moment leaves a whole file: the new one, or
-// the one before.
+// A process killed at any moment leaves a whole file: the new file, or the file before.
 func TestKilledWhileWriting(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "bundle")
-	left := func() bool { // by one that was killed while it wrote
+	left := func() bool { // a draft, by a process killed while writing
 		files, err := filepath.Glob(filepath.Join(filepath.Dir(path), ".bundle.*.tmp"))
 		if err != nil {
 			t.Fatal(err)
@@ -405,7 +411,7 @@ func TestKilledWhileWriting(t *testing.T) {
 	}
 	for round := 0; round < 4 || !left(); round++ {
 		if round == 50 {
-			t.Fatal("none was killed while it wrote")
+			t.Fatal("no process was killed while writing")
 		}
 		ctx, kill := context.WithCancel(t.Context())
 		writer := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestWriterToBeKilled$")
@@ -420,7 +426,7 @@ func TestKilledWhileWriting(t *testing.T) {
 		lines := bufio.NewScanner(out)
 		for range 1 + round%2 {
 			if !lines.Scan() || lines.Text() != "written" {
-				t.Errorf("the writer said %q, and %v", lines.Text(), lines.Err())
+				t.Errorf("the writer printed %q, error %v", lines.Text(), lines.Err())
 			}
 		}
 		kill()

@@ -12,21 +12,21 @@ import (
 	"github.com/watchword-auth/watchword/authn/authntest"
 )
 
-// modelToken is a token and what must be said of it.
+// modelToken is a token and the answer due for the token.
 type modelToken struct {
 	raw, session, user string
 	key                int
 	expires            time.Time
-	verdict            string // as of the last time that the verifier was connected
+	verdict            string // but for expiry; as of the verifier's last connection
 }
 
-// A verifier through a day of everything that can happen, in any order, says of
-// every token what a small model says. Cut off, it goes on with what it knew.
+// Through a day of random events, a verifier gives for every token the answer of a small
+// model. Without a connection, the verifier goes on with its last knowledge.
 func TestADayOfTokens(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var stopped any
 		synctest.Test(t, func(t *testing.T) {
-			defer func() { stopped = recover() }() // rapid stops a run by a panic, which must not end the bubble
+			defer func() { stopped = recover() }() // rapid stops a run by a panic; the panic must not leave the bubble
 			issuer := authntest.New()
 			v := issuer.NewVerifier(t, authn.WithAudience("test"))
 			began := time.Now()
@@ -34,22 +34,22 @@ func TestADayOfTokens(t *testing.T) {
 			var tokens []*modelToken
 			key, connected, sessions, ended := 0, true, 0, map[string]bool{}
 			now := func() time.Time { return time.Now().Add(ahead) }
-			turn := func(verdict string, concerns func(*modelToken) bool) {
+			decide := func(verdict string, concerns func(*modelToken) bool) {
 				for _, m := range tokens {
-					// What was said before, in the order of the contract, stands.
+					// An earlier verdict stands if the contract puts its reason first.
 					if concerns(m) && (m.verdict == "ok" || m.verdict == "TOKEN_STALE" || verdict == "TOKEN_INVALID") {
 						m.verdict = verdict
 					}
 				}
 			}
-			pick := func() *modelToken { return rapid.SampledFrom(tokens).Draw(rt, "token") }
+			anyToken := func() *modelToken { return rapid.SampledFrom(tokens).Draw(rt, "token") }
 			check := func() {
 				for i, m := range tokens {
 					want := m.verdict
 					if !now().Before(m.expires) && want != "TOKEN_INVALID" {
 						want = "TOKEN_EXPIRED"
 					}
-					for range 2 { // the second time from the cache
+					for range 2 { // the second time with the token cached
 						_, err := v.Verify(t.Context(), m.raw)
 						if got := name(err); got != want {
 							rt.Fatalf("token %d: %s, want %s", i, got, want)
@@ -65,7 +65,7 @@ func TestADayOfTokens(t *testing.T) {
 				switch rapid.SampledFrom(actions).Draw(rt, "action") {
 				case "mint":
 					if !connected {
-						continue // by a server that it may not have heard of
+						continue // the verifier may not know the server's key
 					}
 					u := authntest.User{Name: rapid.SampledFrom([]string{"ann", "bob", "cem"}).Draw(rt, "user"), Lifetime: time.Duration(rapid.IntRange(1, 3600).Draw(rt, "life")) * time.Second}
 					if rapid.Bool().Draw(rt, "new session") {
@@ -74,35 +74,35 @@ func TestADayOfTokens(t *testing.T) {
 					u.SessionID = fmt.Sprintf("%s-%d", u.Name, sessions)
 					raw := issuer.Token(u)
 					if ended[u.SessionID] {
-						continue // no server mints for a session that has ended
+						continue // no server mints a token for an ended session
 					}
 					tokens = append(tokens, &modelToken{raw, u.SessionID, u.Name, key, now().Truncate(time.Second).Add(u.Lifetime), "ok"})
 				case "end session":
-					m := pick()
+					m := anyToken()
 					if m.verdict == "TOKEN_INVALID" {
 						continue
 					}
 					issuer.EndSession(m.raw)
 					ended[m.session] = true
-					turn("TOKEN_REVOKED", func(o *modelToken) bool { return o.session == m.session })
+					decide("TOKEN_REVOKED", func(o *modelToken) bool { return o.session == m.session })
 				case "end user":
-					m := pick()
+					m := anyToken()
 					issuer.EndUser(authntest.User{Name: m.user})
-					turn("TOKEN_REVOKED", func(o *modelToken) bool { return o.user == m.user })
+					decide("TOKEN_REVOKED", func(o *modelToken) bool { return o.user == m.user })
 				case "rights":
-					m := pick()
+					m := anyToken()
 					issuer.ChangeRights(authntest.User{Name: m.user})
-					turn("TOKEN_STALE", func(o *modelToken) bool { return o.user == m.user && o.verdict == "ok" })
+					decide("TOKEN_STALE", func(o *modelToken) bool { return o.user == m.user && o.verdict == "ok" })
 				case "rotate":
 					issuer.RotateKey()
 					key++
 				case "withdraw":
-					m := pick()
+					m := anyToken()
 					issuer.WithdrawKey(m.raw)
 					if m.key == key {
 						key++
 					}
-					turn("TOKEN_INVALID", func(o *modelToken) bool { return o.key == m.key })
+					decide("TOKEN_INVALID", func(o *modelToken) bool { return o.key == m.key })
 				case "advance":
 					d := time.Duration(rapid.IntRange(0, 3600).Draw(rt, "seconds")) * time.Second
 					issuer.Advance(d)

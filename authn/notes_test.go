@@ -19,7 +19,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// A service of somebody else's, whose methods answer with their caller's name.
+// notes is a service of another program. Every method answers with the caller's name.
 const notes = "/notes.v1.NotesService/"
 
 var (
@@ -27,8 +27,7 @@ var (
 	newText = func() *wrapperspb.StringValue { return new(wrapperspb.StringValue) }
 )
 
-// notesMethods are its methods with their options; each kind of call has one of
-// every kind of rule.
+// notesMethods has, for unary calls and for streams, methods with each kind of rule.
 var notesMethods = []struct {
 	name   string
 	access *watchwordv1.Access // nil: no option
@@ -49,8 +48,8 @@ func init() {
 	}
 }
 
-// notesFile builds the service's descriptor. extra is one more method, Extra,
-// whose options come undecoded, as a reflection client would have them.
+// notesFile returns the service's descriptor. If extra is not nil, the service also has a
+// method Extra with this option, undecoded as in a reflection client.
 func notesFile(pkg string, extra *watchwordv1.Access) protoreflect.FileDescriptor {
 	service := &descriptorpb.ServiceDescriptorProto{Name: proto.String("NotesService")}
 	add := func(name string, options *descriptorpb.MethodOptions, stream bool) {
@@ -87,15 +86,15 @@ func notesFile(pkg string, extra *watchwordv1.Access) protoreflect.FileDescripto
 	return file
 }
 
-// caller is what every handler answers.
+// caller returns the answer of every handler: the caller's name.
 func caller(ctx context.Context) *wrapperspb.StringValue {
 	if p, ok := authn.FromContext(ctx); ok {
 		return wrapperspb.String(p.Username())
 	}
-	return wrapperspb.String("nobody")
+	return wrapperspb.String("no principal")
 }
 
-// registerNotes registers the service as generated code would.
+// registerNotes registers the service as generated code does.
 func registerNotes(r *grpc.Server, service string, more ...string) {
 	desc := &grpc.ServiceDesc{ServiceName: service}
 	unary := func(name string) {
@@ -127,7 +126,7 @@ func answerStream(_ any, stream grpc.ServerStream) error {
 	return stream.SendMsg(caller(stream.Context()))
 }
 
-// serveNotes guards the service with a verifier, and everything unknown too.
+// serveNotes guards the service, and every unknown method, with a verifier.
 func serveNotes(t *testing.T, v *authn.Verifier, opts ...grpc.ServerOption) *grpc.ClientConn {
 	t.Helper()
 	conn := dial(listenNotes(t, v, opts...))
@@ -143,7 +142,7 @@ func listenNotes(t *testing.T, v *authn.Verifier, opts ...grpc.ServerOption) *bu
 	return listener
 }
 
-// call calls a method of either kind, and returns the name it answers.
+// call calls a method, unary or stream, and returns the caller's name in the answer.
 func call(ctx context.Context, conn *grpc.ClientConn, method string, stream bool) (string, error) {
 	answer := newText()
 	if !stream {
@@ -162,7 +161,7 @@ func call(ctx context.Context, conn *grpc.ClientConn, method string, stream bool
 	}
 	err = s.RecvMsg(answer)
 	if err == nil {
-		for s.RecvMsg(newText()) == nil { // to the stream's end, so that nothing of it stays
+		for s.RecvMsg(newText()) == nil { // to the end of the stream, so that no goroutine stays
 		}
 	}
 	return answer.GetValue(), err

@@ -12,12 +12,12 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// An Option sets something about a Verifier. Options given twice add up where
-// they hold lists; otherwise the last one counts.
+// An Option sets a property of a Verifier. If an option is given twice, names of services
+// and methods add up; of every other option the last value counts.
 type Option func(*config)
 
-// config is what the options say. Its zero value names no audience, so that
-// who forgets to choose one gets no verifier.
+// config holds the values of the options. The zero config names no audience and is
+// refused, so a program that forgets the audience gets no Verifier.
 type config struct {
 	audience    audience
 	public      []string
@@ -25,80 +25,90 @@ type config struct {
 	plaintext   bool
 	withoutWait bool
 	stale       staleness
-	policy      StalePolicy
 	cacheBytes  int
 	snapshot    *string // nil: no file
 	log         *slog.Logger
 }
 
-// audience is the services that a token may be for.
+// audience names the services that a token may be for.
 type audience struct {
 	any   bool
 	names []string
 }
 
-// accepts says whether a token for the services named is for one of these.
+// accepts returns whether a token for the services named is for any service of a.
 func (a audience) accepts(named []string) bool {
 	return a.any || slices.ContainsFunc(named, func(name string) bool {
 		return slices.Contains(a.names, name)
 	})
 }
 
-// WithAudience names the services that this process is. A token must be for at
-// least one of them; one that is for others alone is AUDIENCE_MISMATCH, so that
-// a service which was handed a token cannot use it elsewhere.
+// WithAudience names the services that this process is: a token must be for at least one of
+// the names (claim aud, RFC 7519 section 4.1.3 and RFC 9068 section 4), and is
+// AUDIENCE_MISMATCH otherwise. So no other service can use here the tokens of its callers.
+//
+// NewVerifier needs WithAudience or [WithAnyAudience]. An empty name is INVALID_ARGUMENT.
 func WithAudience(names ...string) Option {
 	return func(c *config) { c.audience.names = append(c.audience.names, names...) }
 }
 
-// WithAnyAudience accepts tokens for whatever service. Every service that a
-// caller has shown such a token to can then act here in the caller's name.
+// WithAnyAudience accepts tokens for any service. Every service that has received such a
+// token from a caller can then act here in the caller's name.
 func WithAnyAudience() Option {
 	return func(c *config) { c.audience.any = true }
 }
 
-// WithPublicMethods lets anyone call the methods named, with no token or with a
-// bad one: "/package.Service/Method", or "/package.Service/*" for all of a
-// service. It is for services whose proto files one cannot change, such as
-// health and reflection; others say it in their method option. A method whose
-// option asks for roles cannot be made public.
+// WithPublicMethods admits every caller to the methods named, with a valid token, a bad
+// token or no token. A pattern is "/package.Service/Method", or "/package.Service/*" for
+// every method of a service.
+//
+// Use it for services with proto files of other projects, such as health and reflection. In
+// proto files of your own, set the method option of watchword/v1/access.proto to public.
+//
+// A pattern of another form, and a method with an option that asks for roles, is
+// INVALID_ARGUMENT.
 func WithPublicMethods(patterns ...string) Option {
 	return func(c *config) { c.public = append(c.public, patterns...) }
 }
 
-// WithPlaintextFromOtherHosts takes keys from another machine over a connection
-// without TLS. Whoever sits on the path between can then forge every caller, so
-// this is for networks that protect the path by other means.
+// WithPlaintextFromOtherHosts accepts keys from another machine over a connection without
+// TLS. An attacker on the path can then replace the keys and forge tokens of every user, so
+// use it only where the network protects the path by other means.
 func WithPlaintextFromOtherHosts() Option {
 	return func(c *config) { c.plaintext = true }
 }
 
-// WithLeeway accepts a token for this much longer than it lives. Rarely needed:
-// a verifier corrects its clock by the server's. The server states a margin,
-// beyond which it forgets revocations; a leeway above it is cut down to it.
+// WithLeeway accepts tokens for a duration after their expiry (RFC 7519 section 4.1.4). The
+// default is zero. A leeway is rarely needed: a Verifier corrects its clock by the
+// server's.
+//
+// The server announces a margin, for which it keeps revocations after the expiry of the
+// tokens concerned. A leeway longer than the margin is cut to the margin, with a warning in
+// the log. A negative leeway is INVALID_ARGUMENT.
 func WithLeeway(leeway time.Duration) Option {
 	return func(c *config) { c.leeway = leeway }
 }
 
-// WithoutWaiting lets NewVerifier return at once, before there is a bundle to
-// judge by. Until then every guarded call is BUNDLE_STALE; Ready waits.
+// WithoutWaiting lets NewVerifier return before the first bundle has come. Until then every
+// guarded call is BUNDLE_STALE. [Verifier.Ready] waits for the bundle.
 func WithoutWaiting() Option {
 	return func(c *config) { c.withoutWait = true }
 }
 
-// WithLogger is told when the bundle's stream is lost and when it is back, and of a
-// handler's panic that nobody else could be told of. No token is ever logged. The
-// default, and nil, is silence.
+// WithLogger logs losses and returns of the bundle's stream, staleness, failures of the
+// snapshot file, and panics of handlers after the end of their streams. No token is logged.
+// The default, and nil, is silence.
 func WithLogger(log *slog.Logger) Option {
 	return func(c *config) { c.log = log }
 }
 
-// StalePolicy says what a Verifier does when its bundle is stale.
+// StalePolicy selects what a Verifier does while its bundle is stale. See
+// [WithMaxStaleness].
 type StalePolicy int
 
 const (
-	// ContinueWhenStale goes on with the keys and revocations that are known. A
-	// session that ends meanwhile stays good here until its access token expires.
+	// ContinueWhenStale judges by the newest keys and revocations known. A session ended
+	// since then stays accepted until its access token expires.
 	ContinueWhenStale StalePolicy = iota + 1
 	// RefuseWhenStale refuses every guarded call as BUNDLE_STALE.
 	RefuseWhenStale
@@ -106,68 +116,77 @@ const (
 
 const (
 	defaultMaxStaleness = time.Minute
-	// minMaxStaleness is above the time between two heartbeats.
+	// minMaxStaleness is longer than the pause between two heartbeats, which is a few seconds.
 	minMaxStaleness = 10 * time.Second
 )
 
-// WithMaxStaleness says for how long the bundle may not be brought up to date
-// before it counts as stale, and what is done then. The default is a minute and
-// ContinueWhenStale. The age is counted from the moment up to which the server
-// said that it knew everything, so it grows too where the server has lost its
-// database. Heartbeats come every few seconds: less than 10 s is refused.
+// WithMaxStaleness sets the age from which the bundle is stale, and the policy for a stale
+// bundle. The default is a minute and ContinueWhenStale. Less than 10 s, and an unknown
+// policy, is INVALID_ARGUMENT: heartbeats come every few seconds.
 //
-// A machine that was suspended, a laptop or a paused virtual machine, notices by its
-// clock how much time went by, and all of it counts; from two minutes on it counts for
-// the expiry of tokens too. A clock that is set forward looks the same. In either case
-// the server's next heartbeat says what is true.
+// A heartbeat of the server carries the time up to which the server knew every change. The
+// age counts from the newest such time, so the age also grows while the server is connected
+// but has lost its database.
+//
+// After a suspension of the machine (a laptop, a paused virtual machine), the time asleep
+// counts for the age; from two minutes on, the time asleep also counts for the expiry of
+// tokens. A machine's clock set forward has the same effect. The server's next heartbeat
+// corrects both.
 func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
-	return func(c *config) { c.stale, c.policy = staleness{after, policy == RefuseWhenStale}, policy }
+	return func(c *config) { c.stale = staleness{after, policy} }
 }
 
-// WithSnapshotFile keeps what the Verifier knows in a file: the keys, what has been
-// revoked, and as of when. One that starts goes on from there, judges by it until
-// the server is heard, and so can start while the server is away. The time that has
-// passed counts as staleness: see WithMaxStaleness. When the server is back it sends
-// what was missed.
+// WithSnapshotFile keeps the bundle in a file: the keys, the revocations, and the server's
+// time of both. After a restart the Verifier judges by the file until the server answers,
+// so a service can start while its Watchword server is away. Once the server answers, the
+// server sends only the news since the file was written.
 //
-// What happened in between is not known until then. A session that ended stays good
-// until its access tokens expire, as everywhere while the server is away; and a key
-// that was withdrawn meanwhile is trusted until the server is heard. Who cannot bear
-// that asks for RefuseWhenStale. The time is the server's last word and what has
-// passed by this machine's clock, or that clock itself if it is later: while the
-// server is away, a clock that is ahead lets tokens expire early.
+// What a Verifier without its server cannot know:
 //
-// The file is as good as the keys: who can write it can forge every caller. It is
-// made with mode 0600. One that others may read or write, that belongs to another
-// user, or that is no regular file is ignored, and so is one that is damaged or of
-// another version; the log and Status say so, and the Verifier waits for the server
-// as it does without. Nothing about the file makes a Verifier fail. Its folder must
-// be there, belong to the same user or to root, and be nobody else's to write to,
-// unless it is sticky as /tmp is; in any other nothing is read or written. A volume
-// that comes with mode 0777 needs a folder of the service's own in it. Outside of Unix
-// nothing can be said of who may write it: see to that yourself.
+//   - News since the file was written. A session ended since then is accepted until its
+//     access tokens expire, and a key withdrawn since then is trusted, until the server
+//     answers. [WithMaxStaleness] with RefuseWhenStale sets a limit, because the age of the
+//     file counts as staleness.
+//   - The exact time. The Verifier takes the latest possible time: the server's time in the
+//     file plus the time passed since by this machine's clock, or this machine's clock if
+//     later. A clock ahead of the server's lets tokens expire early.
 //
-// It is written soon after the first bundle and whenever the keys change, every 15
-// seconds otherwise (a very large one more rarely), and by Close. A file belongs to
-// one service and to one server: nothing in it tells the keys of production from
-// those of a test, as long as the server is away.
+// Protect the file as you would protect the keys: anyone able to write the file can forge
+// tokens of every user. The Verifier creates the file with mode 0600. It ignores a file that
+// another user may read or write, that belongs to another user, that is a link or another
+// irregular file, or that is damaged or of another version of the format. The folder must
+// exist, belong to the same user or to root, and be writable by no other user; a sticky
+// folder such as /tmp may be. In any other folder nothing is read and nothing is written: a
+// volume mounted with mode 0777 needs a folder of the service's own. Only Unix has such
+// modes: on other systems the operator has to protect the file.
+//
+// No fault of the file makes NewVerifier fail. The log and [Status] show the fault, and the
+// Verifier waits for the server as it does without a file. Only an empty path is
+// INVALID_ARGUMENT.
+//
+// The file is written soon after the first bundle and after each change of keys, every 15
+// seconds otherwise (a file of many megabytes less often), and by Close. Give each
+// service and each server a file of its own: with the server away, a Verifier cannot tell
+// the keys of production from the keys of a test.
 func WithSnapshotFile(path string) Option {
 	return func(c *config) { c.snapshot = &path }
 }
 
-// defaultCacheBytes holds some twenty thousand tokens of ordinary length.
+// defaultCacheBytes is enough for some twenty thousand tokens of ordinary length.
 const defaultCacheBytes = 32 << 20
 
-// WithCacheSize bounds the memory of the cache of verified tokens, in bytes; the
-// default is 32 MiB. A token of 500 bytes takes about 1,800. Zero means that
-// every call costs a signature's check.
+// WithCacheSize limits the memory for the cache of verified tokens, in bytes. The default is
+// 32 MiB. A token of 500 bytes takes about 1,800 bytes. With zero the signature is checked
+// at every call. A negative size is INVALID_ARGUMENT.
 func WithCacheSize(bytes int) Option {
 	return func(c *config) { c.cacheBytes = bytes }
 }
 
-// newConfig gathers the options and refuses what cannot be meant.
+// newConfig applies the options.
+//
+// Errors: for a value without a sensible meaning.
 func newConfig(opts []Option) (*config, error) {
-	c := &config{stale: staleness{after: defaultMaxStaleness}, policy: ContinueWhenStale, cacheBytes: defaultCacheBytes}
+	c := &config{stale: staleness{defaultMaxStaleness, ContinueWhenStale}, cacheBytes: defaultCacheBytes}
 	for _, opt := range opts {
 		opt(c)
 	}
@@ -179,21 +198,23 @@ func newConfig(opts []Option) (*config, error) {
 	case named && c.audience.any:
 		return nil, errors.New("WithAudience and WithAnyAudience exclude each other")
 	case !named && !c.audience.any:
-		return nil, errors.New("no audience: say which services this is with WithAudience, " +
-			"or WithAnyAudience to accept tokens meant for others")
+		return nil, errors.New("no audience: name the services of this process with WithAudience, " +
+			"or accept tokens for any service with WithAnyAudience")
 	case slices.Contains(c.audience.names, ""):
-		return nil, errors.New("WithAudience: an audience is empty")
-	case c.policy != ContinueWhenStale && c.policy != RefuseWhenStale:
-		return nil, fmt.Errorf("WithMaxStaleness: %d is no policy", c.policy)
+		return nil, errors.New("WithAudience: a name is empty")
+	case c.stale.policy != ContinueWhenStale && c.stale.policy != RefuseWhenStale:
+		return nil, fmt.Errorf("WithMaxStaleness: %d is not a policy", c.stale.policy)
 	case c.stale.after < minMaxStaleness:
-		return nil, fmt.Errorf("WithMaxStaleness: %v is less than %v, and heartbeats come every few seconds", c.stale.after, minMaxStaleness)
+		return nil, fmt.Errorf("WithMaxStaleness: %v is less than %v: heartbeats come every few seconds", c.stale.after, minMaxStaleness)
 	case c.cacheBytes < 0:
 		return nil, fmt.Errorf("WithCacheSize: %d is negative", c.cacheBytes)
 	case c.leeway < 0:
 		return nil, fmt.Errorf("WithLeeway: %v is negative", c.leeway)
+	case c.snapshot != nil && *c.snapshot == "":
+		return nil, errors.New("WithSnapshotFile: the path is empty")
 	}
-	if c.snapshot != nil {
-		path, err := absolute(*c.snapshot)
+	if c.snapshot != nil { // the working directory may change
+		path, err := filepath.Abs(*c.snapshot)
 		if err != nil {
 			return nil, fmt.Errorf("WithSnapshotFile: %w", err)
 		}
@@ -207,32 +228,18 @@ func newConfig(opts []Option) (*config, error) {
 	return c, nil
 }
 
-// absolute is a path that a change of the working directory doesn't lead elsewhere.
-func absolute(path string) (string, error) {
-	if path == "" {
-		return "", errors.New("the path is empty")
-	}
-	return filepath.Abs(path)
-}
-
-// validPattern is strict, since a pattern that matches nothing goes unnoticed
-// until somebody needs the method.
+// validPattern returns whether a pattern can match a method. Names must be valid proto
+// names: a pattern that matches nothing would go unnoticed until a client calls the method.
 func validPattern(pattern string) bool {
 	service, method, ok := splitMethod(pattern)
 	return ok && protoreflect.FullName(service).IsValid() &&
 		(method == "*" || protoreflect.Name(method).IsValid())
 }
 
-// splitMethod takes "/package.Service/Method" apart. It knows no other form:
-// what the router below reads differently must not slip past a rule.
+// splitMethod splits "/package.Service/Method". ok is false for every other form: a form
+// read differently by grpc-go's router must not pass under the rule of a public method.
 func splitMethod(full string) (service, method string, ok bool) {
-	rest, ok := strings.CutPrefix(full, "/")
-	if !ok {
-		return "", "", false
-	}
+	rest, slash := strings.CutPrefix(full, "/")
 	service, method, ok = strings.Cut(rest, "/")
-	if !ok || service == "" || method == "" || strings.Contains(method, "/") {
-		return "", "", false
-	}
-	return service, method, true
+	return service, method, slash && ok && service != "" && method != "" && !strings.Contains(method, "/")
 }

@@ -13,17 +13,18 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/tokensource"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// line is the way to a server, which a test can cut and block.
+// line is the network path to a server. A test can cut and mend the path.
 type line struct {
 	listener *bufconn.Listener
 
@@ -32,8 +33,8 @@ type line struct {
 	open []*wire
 }
 
-// wire is one connection over a line. Once it is dead it swallows what it is
-// given, and nothing comes out of it until it is closed.
+// wire is one connection over a line. A dead wire drops the bytes written, and a read waits
+// until the wire is closed.
 type wire struct {
 	net.Conn
 	dead   chan struct{}
@@ -56,7 +57,7 @@ func (l *line) dial(ctx context.Context, _ string) (net.Conn, error) {
 	return w, nil
 }
 
-// set cuts the line, with all that is open on it, or mends it.
+// set cuts the line and its open connections, or mends the line.
 func (l *line) set(cut bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -68,9 +69,9 @@ func (l *line) set(cut bool) {
 	}
 }
 
-// forget lets the open connections die without a word, as a firewall does that
-// was restarted.
-func (l *line) forget() {
+// kill makes the open connections dead, without a sign at either end, as a restarted firewall
+// does.
+func (l *line) kill() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, w := range l.open {
@@ -104,21 +105,23 @@ func (w *wire) Close() error {
 	return w.Conn.Close()
 }
 
-// startOn makes a world whose server is behind a line.
-func startOn(t *testing.T, opts ...grpc.DialOption) (*world, *line) {
+// startOn makes a world with a line to its server. newClient is grpc.NewClient or
+// tokensource.Dial.
+func startOn(t *testing.T, newClient func(string, ...grpc.DialOption) (*grpc.ClientConn, error)) (*world, *line) {
 	t.Helper()
 	w := &world{key: newKey(t), server: &trustServer{streams: make(chan *watch)}}
 	listener, stop := serve(func(r *grpc.Server) { watchwordv1.RegisterTrustServiceServer(r, w.server) })
 	t.Cleanup(stop)
 	l := &line{listener: listener}
-	conn := dial(listener, append(opts, grpc.WithContextDialer(l.dial))...)
+	conn, err := newClient("passthrough:///memory", grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(l.dial))
+	check(t, err)
 	t.Cleanup(func() { conn.Close() })
 	w.Verifier = newVerifier(t, conn, authn.WithAudience("internal"))
 	w.accept(t)
 	return w, l
 }
 
-// accept plays the beginning of the next stream.
+// accept plays the beginning of the verifier's next stream.
 func (w *world) accept(t *testing.T) {
 	t.Helper()
 	w.watch = <-w.server.streams
@@ -128,13 +131,13 @@ func (w *world) accept(t *testing.T) {
 	}
 }
 
-// However long a server was away, it is found soon after it is back: the backoff
-// of grpc-go, which grows to minutes, is not added to ours.
+// A verifier finds a returned server soon, however long the server was away: the backoff of
+// grpc-go, which grows to minutes, is not added.
 func TestAServerThatIsBackIsFoundSoon(t *testing.T) {
 	for _, away := range []time.Duration{time.Second, time.Minute, 20 * time.Minute} {
 		t.Run(away.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w, l := startOn(t)
+				w, l := startOn(t, grpc.NewClient)
 				l.set(true)
 				time.Sleep(away)
 				l.set(false)
@@ -149,8 +152,8 @@ func TestAServerThatIsBackIsFoundSoon(t *testing.T) {
 	}
 }
 
-// Pauses differ by chance, so that watchers who lost one server together do not
-// come back together.
+// Pauses have a random part, so that verifiers that lost a server together do not return
+// together.
 func TestPausesAreSpreadOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server, conn := serveTrust(t)
@@ -173,31 +176,31 @@ func TestPausesAreSpreadOut(t *testing.T) {
 	})
 }
 
-// A connection that died without a word is replaced, if the program's keepalive
-// notices: a Verifier cannot close what it was given.
+// The keepalive of tokensource.Dial replaces a dead connection: a Verifier cannot close its
+// conn.
 func TestADeadConnectionIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, l := startOn(t, grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}))
-		l.forget()
+		w, l := startOn(t, tokensource.Dial)
+		l.kill()
 		began := time.Now()
 		w.accept(t)
 		if took := time.Since(began); took > 20*time.Second {
-			t.Errorf("after %v", took)
+			t.Errorf("the connection was replaced after %v", took)
 		}
 		w.wants(t, mint(t, w.key), "ok")
 	})
 }
 
-// Tokens of unknown keys, however many, make nobody wait: not for a server that is
-// there, nor for one behind a dead connection. A key that has come is known at once.
+// Tokens with unknown keys, however many, delay no call, also with a dead connection. A new key
+// is known at once.
 func TestUnknownKeysMakeNoCallWait(t *testing.T) {
 	for _, dead := range []bool{false, true} {
 		t.Run(fmt.Sprintf("dead %t", dead), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w, l := startOn(t)
+				w, l := startOn(t, grpc.NewClient)
 				next := newKey(t)
 				if dead {
-					l.forget()
+					l.kill()
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 				defer cancel()
@@ -212,7 +215,7 @@ func TestUnknownKeysMakeNoCallWait(t *testing.T) {
 					w.wants(t, good, "ok")
 				}
 				if took := time.Since(began); took != 0 {
-					t.Errorf("it took %v", took)
+					t.Errorf("the calls took %v, want no time", took)
 				}
 				if dead {
 					return
@@ -229,15 +232,15 @@ func TestUnknownKeysMakeNoCallWait(t *testing.T) {
 	}
 }
 
-// asked is how a server says that it is full, and when to come again.
+// asked returns the refusal of a full server, with the time to wait.
 func asked(again time.Duration) error {
 	return refusal.Status(codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "", "refused",
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(again)}).Err()
 }
 
-// A server that is full for a moment is waited for, as one that is away. No one
-// comes again before the time that it says, and nobody later than ever.
-func TestAServerThatIsFullIsWaitedFor(t *testing.T) {
+// NewVerifier waits for a full server as for a server that is away: at least as long as the
+// server asks for, and at most as long as ever.
+func TestNewVerifierWaitsForAFullServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server, conn := serveTrust(t)
 		made := make(chan error, 1)
@@ -249,13 +252,13 @@ func TestAServerThatIsFullIsWaitedFor(t *testing.T) {
 			made <- err
 		}()
 		w := <-server.streams
-		for _, c := range []struct{ says, from, to time.Duration }{
+		for _, c := range []struct{ asked, from, to time.Duration }{
 			{0, 25 * time.Millisecond, 50 * time.Millisecond},
 			{7 * time.Second, 7 * time.Second, 8 * time.Second},
 			{time.Hour, 9 * time.Second, 10 * time.Second},
 			{-time.Hour, 200 * time.Millisecond, 400 * time.Millisecond},
 		} {
-			w.end <- asked(c.says)
+			w.end <- asked(c.asked)
 			began := time.Now()
 			select {
 			case w = <-server.streams:
@@ -263,7 +266,7 @@ func TestAServerThatIsFullIsWaitedFor(t *testing.T) {
 				t.Fatal(err)
 			}
 			if pause := time.Since(began); pause < c.from || pause > c.to {
-				t.Errorf("told to wait %v, it waited %v", c.says, pause)
+				t.Errorf("asked for %v, the verifier waited %v", c.asked, pause)
 			}
 		}
 		w.send(snapshot(trustState(newKey(t))), heartbeat(time.Now()))
@@ -273,16 +276,16 @@ func TestAServerThatIsFullIsWaitedFor(t *testing.T) {
 	})
 }
 
-// With a good file a start fails at once only by what an operator has to set right,
-// and will not while it is made do without.
-func TestWhatASnapshotDoesNotMakeUpFor(t *testing.T) {
+// With a good snapshot file, NewVerifier fails only for an error with a cause that an operator
+// has to correct.
+func TestErrorsThatASnapshotDoesNotHide(t *testing.T) {
 	for code, fails := range map[codes.Code]bool{
 		codes.PermissionDenied:   true, // such as no client certificate
 		codes.FailedPrecondition: true, // such as plaintext from another machine
 		codes.Unavailable:        false,
 		codes.ResourceExhausted:  false,
 		codes.Internal:           false,
-		codes.Unimplemented:      false, // a proxy may have lost its way
+		codes.Unimplemented:      false, // perhaps a misrouted proxy
 		codes.Unauthenticated:    false,
 		codes.Unknown:            false,
 	} {

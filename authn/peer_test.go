@@ -17,7 +17,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// elsewhere is a connection whose other end has a different address.
+// elsewhere is a connection with another remote address.
 type elsewhere struct {
 	net.Conn
 	addr net.Addr
@@ -25,7 +25,7 @@ type elsewhere struct {
 
 func (e elsewhere) RemoteAddr() net.Addr { return e.addr }
 
-// Which addresses are this machine's, package internal/transport has tests for.
+// Package internal/transport tests which addresses are on this machine.
 func TestPlaintextToAnotherMachine(t *testing.T) {
 	remote := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 50051}
 	for name, test := range map[string]struct {
@@ -34,7 +34,7 @@ func TestPlaintextToAnotherMachine(t *testing.T) {
 		want codes.Code
 	}{
 		"another machine": {remote, nil, codes.FailedPrecondition},
-		"told to":         {remote, []authn.Option{authn.WithPlaintextFromOtherHosts()}, codes.OK},
+		"allowed":         {remote, []authn.Option{authn.WithPlaintextFromOtherHosts()}, codes.OK},
 		"loopback":        {&net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: 1}, nil, codes.OK},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -69,12 +69,12 @@ func TestPlaintextToAnotherMachine(t *testing.T) {
 	}
 }
 
-func TestConnectionsThatAreNoClientConn(t *testing.T) {
+func TestConnectionsOtherThanClientConn(t *testing.T) {
 	for name, test := range map[string]struct {
 		peer *peer.Peer
 		want codes.Code
 	}{
-		"nobody":    {nil, codes.FailedPrecondition},
+		"no peer":   {nil, codes.FailedPrecondition},
 		"in memory": {&peer.Peer{Addr: &net.UnixAddr{Net: "unix"}}, codes.OK},
 		"protected": {&peer.Peer{AuthInfo: secure{}}, codes.OK},
 	} {
@@ -96,8 +96,8 @@ func TestConnectionsThatAreNoClientConn(t *testing.T) {
 	}
 }
 
-// Who gets in between later, when a stream is opened again, replaces no key.
-func TestKeysOfALaterStrangerAreRefused(t *testing.T) {
+// An attacker on the path of a later stream cannot replace the keys.
+func TestKeysOfALaterPlaintextStreamAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := newHandFed()
 		w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal")), key: newKey(t)}
@@ -111,7 +111,7 @@ func TestKeysOfALaterStrangerAreRefused(t *testing.T) {
 		feed(heartbeat(time.Now()))
 		conn.peer = &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 50051}}
 		feed(nil)
-		for range 3 { // each ends a stream
+		for range 3 { // each refusal ends a stream
 			feed(snapshot(trustState(forger)))
 			w.wants(t, mint(t, forger), "TOKEN_INVALID")
 			w.wants(t, mint(t, w.key), "ok")

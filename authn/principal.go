@@ -10,56 +10,61 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// A Principal is who an access token speaks for, and a proof that the token was
-// judged good: only a Verifier makes one. It cannot be changed, so any number of
-// goroutines may share it, and slices are the caller's own copies. It holds no
-// token. What it says was so when the token was judged; a Principal that is kept
-// past its call learns of no revocation.
+// A Principal is the caller of a guarded call, as described by an access token (RFC 9068).
+// Only a Verifier makes a Principal, after all checks of the token, and a Principal does
+// not hold the token.
+//
+// A Principal never changes. Any number of goroutines may share a Principal, and every slice
+// returned is a copy. A Principal describes the moment of the check: a program that keeps
+// a Principal after the call learns of no later revocation and no later change of rights.
 type Principal struct {
 	claims token.Claims
 }
 
-// Subject is the user's id. It never changes, and is what to store as the owner
-// of something.
+// Subject returns the id of the user (claim sub). The id never changes: store the id, and
+// never the name, as the owner of a thing.
 func (p *Principal) Subject() string { return p.claims.Subject }
 
-// Username is the user's name when the token was minted. Names can change.
+// Username returns the user's name at the time the token was minted (claim username). A
+// user's name may change.
 func (p *Principal) Username() string { return p.claims.Username }
 
-// Roles are the user's roles when the token was minted.
+// Roles returns the user's roles at the time the token was minted (claim roles).
 func (p *Principal) Roles() []string { return slices.Clone(p.claims.Roles) }
 
-// HasRole says whether the user has a role.
+// HasRole returns whether role is among the user's roles.
 func (p *Principal) HasRole(role string) bool { return slices.Contains(p.claims.Roles, role) }
 
-// Audience is the services that the token is for.
+// Audience returns the names of the services that accept the token (claim aud).
 func (p *Principal) Audience() []string { return slices.Clone(p.claims.Audience) }
 
-// Issuer is who minted the token.
+// Issuer returns the URL of the server that minted the token (claim iss).
 func (p *Principal) Issuer() string { return p.claims.Issuer }
 
-// SessionID is the session that the token belongs to.
+// SessionID returns the id of the user's session (claim sid). All tokens of one session,
+// from the login to the logout, have the same id.
 func (p *Principal) SessionID() string { return p.claims.SessionID }
 
-// TokenID is the token's own id, good for logs: it opens nothing.
+// TokenID returns the id of the token (claim jti). The id is no secret, so logs may have it.
 func (p *Principal) TokenID() string { return p.claims.ID }
 
-// IssuedAt is when the token was minted.
+// IssuedAt returns the time the token was minted (claim iat), by the server's clock.
 func (p *Principal) IssuedAt() time.Time { return p.claims.IssuedAt }
 
-// ExpiresAt is when the token expires.
+// ExpiresAt returns the time the token expires (claim exp), by the server's clock.
 func (p *Principal) ExpiresAt() time.Time { return p.claims.ExpiresAt }
 
-// TokenVersion is the version of the user's rights that the token was minted
-// under (claim ver). A token below the user's own version is out of date.
+// TokenVersion returns the version of the user's rights in the token (claim ver). The server
+// raises a user's version with every change of rights, so a lower version in a token shows
+// that the token is out of date.
 func (p *Principal) TokenVersion() int64 { return p.claims.Version }
 
-// String names the user for people.
+// String returns the user's name and id, for people.
 func (p *Principal) String() string {
 	return fmt.Sprintf("%s (%s)", p.claims.Username, p.claims.Subject)
 }
 
-// LogValue makes a principal readable in structured logs.
+// LogValue returns the subject, username, session_id and token_id, for structured logs.
 func (p *Principal) LogValue() slog.Value {
 	return slog.GroupValue(
 		slog.String("subject", p.claims.Subject),
@@ -71,23 +76,17 @@ func (p *Principal) LogValue() slog.Value {
 
 type principalKey struct{}
 
-// FromContext returns the principal of a guarded call. There is none, and ok is
-// false, in a public method and outside of a guarded call.
+// FromContext returns the caller of a guarded call. ctx is the context of the call's
+// handler. ok is false, and p is nil, in a handler of a public method and outside of a
+// guarded call.
 func FromContext(ctx context.Context) (p *Principal, ok bool) {
 	p, _ = ctx.Value(principalKey{}).(*Principal)
 	return p, p != nil
 }
 
-// withPrincipal is the context that a handler sees.
+// withPrincipal returns the context for a handler. p is nil for a public method: a nil p
+// hides the principal of an outer call in the same process, so a public method never acts
+// in the name of the outer caller.
 func withPrincipal(ctx context.Context, p *Principal) context.Context {
 	return context.WithValue(ctx, principalKey{}, p)
-}
-
-// withoutPrincipal hides the principal of an outer call, so that a public method
-// never acts in the name of somebody who didn't call it.
-func withoutPrincipal(ctx context.Context) context.Context {
-	if _, ok := FromContext(ctx); !ok {
-		return ctx
-	}
-	return context.WithValue(ctx, principalKey{}, (*Principal)(nil))
 }

@@ -1,7 +1,6 @@
 package authn
 
 import (
-	"iter"
 	"sync"
 	"time"
 
@@ -15,8 +14,8 @@ const pruneEvery = time.Minute
 // revocations holds the ended sessions and the raised versions of users.
 //
 // mu guards both maps. One goroutine writes, the feed's, and may therefore read without
-// mu; other goroutines call [revocations.of], [revocations.sizes] and the iterators
-// alone. No method holds mu for longer than one batch of entries, so a judgement waits
+// mu; other goroutines call [revocations.of], [revocations.sizes] and [idMap.all] of the
+// maps alone. No method holds mu for longer than one batch of entries, so a judgement waits
 // for some tens of microseconds at most, whatever a server sends.
 //
 // Entries only add up, and an entry never becomes weaker: a server restored from a
@@ -81,14 +80,8 @@ func (r *revocations) sizes() (ended, raised int) {
 	return r.ended.len(), r.raised.len()
 }
 
-// endedSessions returns session → keep until. See [idMap.all].
-func (r *revocations) endedSessions() iter.Seq2[string, int64] { return r.ended.all(&r.mu) }
-
-// raisedUsers returns user → raised versions. See [idMap.all].
-func (r *revocations) raisedUsers() iter.Seq2[string, raised] { return r.raised.all(&r.mu) }
-
-// prune deletes the entries whose tokens have all expired at the server's time now. It
-// does nothing within pruneEvery of the last time.
+// prune deletes entries after the expiry of all tokens concerned. now is the server's time.
+// Within pruneEvery of the last time, prune does nothing.
 func (r *revocations) prune(now time.Time) {
 	if now.Before(r.nextPrune) {
 		return

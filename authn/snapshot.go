@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protodelim"
@@ -47,83 +48,70 @@ func (b *bundle) version() (version, bool) {
 }
 
 // writeSnapshot writes a complete bundle, and returns the number of bytes written, also
-// with an error. The feed may go on meanwhile; its news may be in the snapshot or not.
-// Either is right, because writeSnapshot reads the position before everything else.
-func (b *bundle) writeSnapshot(to io.Writer) (int64, error) {
+// with an error. The feed may apply messages during the call, and the snapshot may have
+// them or not. Either is right, because writeSnapshot reads the position before everything
+// else: the next Verifier asks the server for all messages after the position.
+func (b *bundle) writeSnapshot(to io.Writer) (size int, err error) {
 	at := b.fresh.position.Load()
-	sum, size := sha256.New(), new(counter)
-	out := bufio.NewWriterSize(io.MultiWriter(to, size, sum), 64<<10)
-	out.WriteString(snapshotBegin) // Flush returns the error, and the error of Write
+	sum := sha256.New()
+	out := bufio.NewWriterSize(io.MultiWriter(to, sum), 64<<10)
+	out.WriteString(snapshotBegin) // Flush returns the error of every write
 	binary.Write(out, binary.BigEndian, at.local.UnixNano())
-	err := b.chunks(func(chunk *watchwordv1.SnapshotChunk) error {
-		err := send(out, &watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: chunk}})
-		if err == nil && *size > maxSnapshot {
-			err = fmt.Errorf("there is more to keep than %d bytes", maxSnapshot)
+	size = len(snapshotBegin) + 8 + sha256.Size
+	for m := range b.messages(at) {
+		n, err := protodelim.MarshalTo(out, m)
+		if size += n; err != nil {
+			return size, err
 		}
-		return err
-	})
-	if err == nil {
+		if size > maxSnapshot {
+			return size, fmt.Errorf("the content is longer than %d bytes", maxSnapshot)
+		}
+	}
+	if err := out.Flush(); err != nil {
+		return size, err
+	}
+	_, err = to.Write(sum.Sum(nil))
+	return size, err
+}
+
+// messages returns the messages of a snapshot: the trust state and all revocations, in
+// chunks, and a heartbeat with the position.
+func (b *bundle) messages(at *position) iter.Seq[*watchwordv1.WatchBundleResponse] {
+	return func(yield func(*watchwordv1.WatchBundleResponse) bool) {
+		trust := b.trust.Load()
+		next := &watchwordv1.SnapshotChunk{TrustState: trust.said}
+		send := func() bool {
+			full := next
+			next = &watchwordv1.SnapshotChunk{}
+			return yield(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: full}})
+		}
+		hasRoom := func() bool { return len(next.EndedSessions)+len(next.RaisedVersions)+2 <= snapshotChunk }
+		for id, keep := range b.revoked.ended.all(&b.revoked.mu) {
+			if !hasRoom() && !send() {
+				return
+			}
+			next.EndedSessions = append(next.EndedSessions, &watchwordv1.EndedSession{SessionId: id, Until: trust.expiryBefore(keep)})
+		}
+		for id, r := range b.revoked.raised.all(&b.revoked.mu) {
+			if !hasRoom() && !send() {
+				return
+			}
+			until := trust.expiryBefore(r.keep)
+			next.RaisedVersions = append(next.RaisedVersions,
+				&watchwordv1.RaisedVersion{UserId: id, Version: r.revokedBelow, Revoked: true, Until: until},
+				&watchwordv1.RaisedVersion{UserId: id, Version: r.staleBelow, Until: until})
+		}
+		next.Last = true
 		beat := &watchwordv1.Heartbeat{ServerTime: timestamppb.New(at.server), AsOf: timestamppb.New(time.Unix(0, at.asOf))}
-		err = send(out, &watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: at.resume})
+		_ = send() && yield(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: at.resume})
 	}
-	if err == nil {
-		err = out.Flush()
-	}
-	if err == nil {
-		_, err = io.MultiWriter(to, size).Write(sum.Sum(nil))
-	}
-	return int64(*size), err
-}
-
-func send(out *bufio.Writer, m *watchwordv1.WatchBundleResponse) error {
-	_, err := protodelim.MarshalTo(out, m)
-	return err
-}
-
-// counter counts the bytes written.
-type counter int64
-
-func (c *counter) Write(p []byte) (int, error) {
-	*c += counter(len(p))
-	return len(p), nil
-}
-
-// chunks calls send for the trust state and all revocations, in chunks.
-func (b *bundle) chunks(send func(*watchwordv1.SnapshotChunk) error) error {
-	trust := b.trust.Load()
-	next := &watchwordv1.SnapshotChunk{TrustState: trust.said}
-	makeRoom := func(entries int) error {
-		if len(next.EndedSessions)+len(next.RaisedVersions)+entries <= snapshotChunk {
-			return nil
-		}
-		full := next
-		next = &watchwordv1.SnapshotChunk{}
-		return send(full)
-	}
-	for id, keep := range b.revoked.endedSessions() {
-		if err := makeRoom(1); err != nil {
-			return err
-		}
-		next.EndedSessions = append(next.EndedSessions, &watchwordv1.EndedSession{SessionId: id, Until: trust.expiryBefore(keep)})
-	}
-	for id, r := range b.revoked.raisedUsers() {
-		if err := makeRoom(2); err != nil {
-			return err
-		}
-		until := trust.expiryBefore(r.keep)
-		next.RaisedVersions = append(next.RaisedVersions,
-			&watchwordv1.RaisedVersion{UserId: id, Version: r.revokedBelow, Revoked: true, Until: until},
-			&watchwordv1.RaisedVersion{UserId: id, Version: r.staleBelow, Until: until})
-	}
-	next.Last = true
-	return send(next)
 }
 
 // readSnapshot fills an empty bundle from a snapshot of the given length in bytes. After
 // an error the bundle must not be used.
 func (b *bundle) readSnapshot(from io.Reader, length int64) error {
 	if length > maxSnapshot+sha256.Size {
-		return fmt.Errorf("it is longer than %d bytes", maxSnapshot)
+		return fmt.Errorf("longer than %d bytes", maxSnapshot)
 	}
 	sum := sha256.New()
 	body := bufio.NewReader(io.TeeReader(io.LimitReader(from, length-sha256.Size), sum))
@@ -136,11 +124,11 @@ func (b *bundle) readSnapshot(from io.Reader, length int64) error {
 		return err
 	}
 	if n, _ := io.Copy(io.Discard, body); n > 0 {
-		return errors.New("something comes behind its end")
+		return errors.New("more bytes follow the end")
 	}
 	want := make([]byte, sha256.Size)
 	if _, err := io.ReadFull(from, want); err != nil || !bytes.Equal(want, sum.Sum(nil)) {
-		return errors.New("it is damaged: its checksum is not that of what it holds")
+		return errors.New("damaged: the checksum does not match the content")
 	}
 	return b.recall(last, local)
 }
@@ -150,10 +138,10 @@ func (b *bundle) readSnapshot(from io.Reader, length int64) error {
 func readBegin(body io.Reader) (time.Time, error) {
 	begin := make([]byte, len(snapshotBegin)+8)
 	if _, err := io.ReadFull(body, begin); err != nil || !bytes.HasPrefix(begin, []byte(snapshotMagic)) {
-		return time.Time{}, errors.New("it is no snapshot of a trust bundle")
+		return time.Time{}, errors.New("not a snapshot of a trust bundle")
 	}
 	if !bytes.HasPrefix(begin, []byte(snapshotBegin)) {
-		return time.Time{}, errors.New("it is of another version of this package")
+		return time.Time{}, errors.New("written in another version of the format")
 	}
 	return time.Unix(0, int64(binary.BigEndian.Uint64(begin[len(snapshotBegin):]))), nil
 }
@@ -164,18 +152,18 @@ func (b *bundle) applySnapshot(body *bufio.Reader, length int64) (*watchwordv1.W
 		msg := &watchwordv1.WatchBundleResponse{}
 		// No message is longer than the whole snapshot, whatever the message's length says.
 		if err := (protodelim.UnmarshalOptions{MaxSize: length}).UnmarshalFrom(body, msg); err != nil {
-			return nil, fmt.Errorf("it is malformed: %w", err)
+			return nil, fmt.Errorf("malformed: %w", err)
 		}
 		chunk := msg.GetSnapshotChunk()
 		switch {
 		case at == chunksDone && msg.GetHeartbeat() != nil:
 			return msg, nil
 		case at == chunksDone, chunk == nil, at == trustReceived && chunk.GetTrustState() != nil:
-			return nil, errors.New("it is malformed: a message is out of place")
+			return nil, errors.New("malformed: a message is out of place")
 		}
 		var err error
 		if at, err = b.apply(msg, at); err != nil {
-			return nil, fmt.Errorf("it is malformed: %w", err)
+			return nil, fmt.Errorf("malformed: %w", err)
 		}
 	}
 }
@@ -190,7 +178,7 @@ func (b *bundle) recall(last *watchwordv1.WatchBundleResponse, local time.Time) 
 	beat := last.GetHeartbeat()
 	server, asOf := beat.GetServerTime().AsTime(), beat.GetAsOf().AsTime()
 	if !plausible(server) || !plausible(asOf) || !plausible(local) {
-		return errors.New("it is malformed: no time, or an impossible one")
+		return errors.New("malformed: a time is missing or impossible")
 	}
 	b.revoked.prune(server)
 	b.fresh.restore(position{

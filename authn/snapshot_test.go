@@ -21,14 +21,14 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// startKept makes a world that keeps its bundle in a file.
+// startKept makes a world with a snapshot file.
 func startKept(t *testing.T, opts ...authn.Option) (w *world, path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "bundle")
 	return start(t, append(opts, authn.WithSnapshotFile(path))...), path
 }
 
-// nowhere is a connection to a server that is away.
+// nowhere returns a connection to a server that is away.
 func nowhere(t *testing.T) *grpc.ClientConn {
 	t.Helper()
 	listener, stop := serve(func(*grpc.Server) {})
@@ -38,7 +38,7 @@ func nowhere(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
-// alone makes a verifier from a file, while the server is away.
+// alone makes a verifier from a snapshot file, while the server is away.
 func (w *world) alone(t *testing.T, path string, opts ...authn.Option) *world {
 	t.Helper()
 	opts = append(opts, authn.WithAudience("internal"), authn.WithSnapshotFile(path))
@@ -54,9 +54,9 @@ func edit(session, user string) func(*token.Claims) {
 	return func(c *token.Claims) { c.SessionID, c.Subject = session, user }
 }
 
-// What a verifier knew, the next one knows, though the server is away: and that
-// goes on until each entry's own time has come.
-func TestWhatWasKnownOutlivesARestart(t *testing.T) {
+// After a restart without the server, a verifier judges as before the restart, until each
+// entry expires.
+func TestTheBundleOutlivesARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
 		leaving := newKey(t)
@@ -87,7 +87,7 @@ func TestWhatWasKnownOutlivesARestart(t *testing.T) {
 		}
 		check(first)
 		first.Close()
-		for range 3 { // each from what the one before has kept
+		for range 3 { // each from the file of the verifier before
 			w := first.alone(t, path)
 			check(w)
 			w.Close()
@@ -101,8 +101,8 @@ func TestWhatWasKnownOutlivesARestart(t *testing.T) {
 	})
 }
 
-// NewVerifier gives the server a moment, and then makes do with the file.
-func TestASnapshotWillDoAfterAWhile(t *testing.T) {
+// NewVerifier waits two seconds for the server, and then uses the file.
+func TestASnapshotEndsTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
 		first.Close()
@@ -137,7 +137,7 @@ func TestASnapshotWillDoAfterAWhile(t *testing.T) {
 	})
 }
 
-// A verifier that made do says so for good, whatever the server says later.
+// After Ready has accepted a snapshot, later errors of the server do not end readiness.
 func TestReadyStaysReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
@@ -171,11 +171,11 @@ func TestTheAgeOfASnapshotIsStaleness(t *testing.T) {
 			refusing.wants(t, mint(t, first.key), refusal)
 			for _, w := range []*world{going, refusing} {
 				if s := w.Status(); s.Staleness != age || s.Stale != stale {
-					t.Errorf("%v old, stale: %v; want %v, %v", s.Staleness, s.Stale, age, stale)
+					t.Errorf("age %v, stale %v; want %v, %v", s.Staleness, s.Stale, age, stale)
 				}
 			}
 			if got := refusing.Status().Ready; got == stale {
-				t.Errorf("stale: %v, and ready: %v", stale, got)
+				t.Errorf("stale %v, ready %v", stale, got)
 			}
 		}
 		check(40*time.Second, false, "ok")
@@ -184,7 +184,7 @@ func TestTheAgeOfASnapshotIsStaleness(t *testing.T) {
 		time.Sleep(time.Second)
 		check(61*time.Second, true, "BUNDLE_STALE")
 
-		// Nothing was heard, so nothing got younger by another restart.
+		// Another restart does not make the bundle younger.
 		going.Close()
 		refusing.Close()
 		going, refusing = first.alone(t, path), first.alone(t, path, authn.WithMaxStaleness(time.Minute, authn.RefuseWhenStale))
@@ -192,7 +192,7 @@ func TestTheAgeOfASnapshotIsStaleness(t *testing.T) {
 	})
 }
 
-// The log says that a snapshot is stale, at the start or when it becomes so.
+// The log shows once that the snapshot is stale, at the start or later.
 func TestAStaleSnapshotIsLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
@@ -203,15 +203,15 @@ func TestAStaleSnapshotIsLogged(t *testing.T) {
 			time.Sleep(61 * time.Second)
 			synctest.Wait()
 			w.Close()
-			if got := log.String(); strings.Count(got, "the trust bundle is stale") != 1 || strings.Count(got, "going on from the snapshot") != 1 {
+			if got := log.String(); strings.Count(got, "the trust bundle is stale") != 1 || strings.Count(got, "using the snapshot") != 1 {
 				t.Error(got)
 			}
 		}
 	})
 }
 
-// When the server is heard, its trust state counts, and what the file has stays
-// revoked. It is asked only for what was missed.
+// When the server answers, the server's trust state replaces the file's, and the file's
+// revocations still count. The verifier asks only for the news since the file.
 func TestTheServerGoesOnWhereTheSnapshotEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
@@ -224,13 +224,13 @@ func TestTheServerGoesOnWhereTheSnapshotEnds(t *testing.T) {
 		w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path)), key: first.key}
 		watch := <-server.streams
 		if watch.resume != "two" {
-			t.Errorf("resumed at %q", watch.resume)
+			t.Errorf("resumed at %q, want two", watch.resume)
 		}
 		old := mint(t, first.key, edit("session-4", "user-4"))
 		w.wants(t, old, "ok")
 		next := newKey(t)
 		watch.tell(chunk(&watchwordv1.SnapshotChunk{TrustState: trustState(next)}))
-		w.wants(t, old, "TOKEN_INVALID") // withdrawn while nobody looked
+		w.wants(t, old, "TOKEN_INVALID") // withdrawn while the verifier was not running
 		watch.tell(resumeAt(endedSession("session-3", time.Now().Add(maxLifetime)), "three"),
 			chunk(&watchwordv1.SnapshotChunk{Last: true}), heartbeat(time.Now()))
 		for _, session := range []string{"session-1", "session-2", "session-3"} {
@@ -238,7 +238,7 @@ func TestTheServerGoesOnWhereTheSnapshotEnds(t *testing.T) {
 		}
 		w.wants(t, mint(t, next, edit("session-4", "user-1")), "ok")
 		if s := w.Status(); s.Staleness != 0 {
-			t.Errorf("%v old", s.Staleness)
+			t.Errorf("the age is %v", s.Staleness)
 		}
 		w.Close()
 		first.key = next
@@ -248,12 +248,12 @@ func TestTheServerGoesOnWhereTheSnapshotEnds(t *testing.T) {
 	})
 }
 
-// The file follows: soon after the first bundle and after a change of keys, within
-// a quarter of a minute otherwise, also where nothing happens but heartbeats.
-func TestTheFileFollows(t *testing.T) {
+// The file is written soon after the first bundle and after a change of keys, and within 16
+// seconds otherwise, also for heartbeats alone.
+func TestTheFileIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, path := startKept(t)
-		copied := func() *world { // as if the process had been killed now
+		copied := func() *world { // from the file as it would be after a kill
 			t.Helper()
 			kept, err := os.ReadFile(path)
 			if err != nil {
@@ -284,7 +284,7 @@ func TestTheFileFollows(t *testing.T) {
 		time.Sleep(16 * time.Second)
 		synctest.Wait()
 		if age := copied().Status().Staleness; age != 16*time.Second {
-			t.Errorf("%v old", age)
+			t.Errorf("the age is %v", age)
 		}
 		was, err := os.Stat(path)
 		if err != nil {
@@ -293,13 +293,12 @@ func TestTheFileFollows(t *testing.T) {
 		time.Sleep(50 * time.Second)
 		w.Close()
 		if is, err := os.Stat(path); err != nil || !os.SameFile(was, is) {
-			t.Errorf("it was written again, with nothing new (%v)", err)
+			t.Errorf("the file was written again without news (%v)", err)
 		}
 	})
 }
 
-// A file that is no good is as if there were none, and the log and Status say so.
-// Then it is replaced.
+// A bad file is ignored, as the log and Status show, and then replaced.
 func TestABadFileIsIgnoredAndReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
@@ -312,15 +311,15 @@ func TestABadFileIsIgnoredAndReplaced(t *testing.T) {
 		damaged[len(good)/2] ^= 1
 		for name, c := range map[string]struct {
 			content []byte
-			says    string
+			problem string
 		}{
-			"empty":     {nil, "no snapshot"},
-			"foreign":   {[]byte(strings.Repeat("#!/bin/sh\n", 100)), "no snapshot"},
+			"empty":     {nil, "not a snapshot"},
+			"foreign":   {[]byte(strings.Repeat("#!/bin/sh\n", 100)), "not a snapshot"},
 			"cut":       {good[:len(good)-1], "malformed"},
-			"longer":    {append(bytes.Clone(good), 0), "behind its end"},
+			"longer":    {append(bytes.Clone(good), 0), "follow the end"},
 			"damaged":   {damaged, ""},
-			"of 2099":   {bytes.Replace(good, []byte("snapshot 1"), []byte("snapshot 2"), 1), "another version"},
-			"cut early": {good[:40], "no snapshot"},
+			"version 2": {bytes.Replace(good, []byte("snapshot 1"), []byte("snapshot 2"), 1), "another version"},
+			"cut early": {good[:40], "not a snapshot"},
 		} {
 			if err := os.WriteFile(path, c.content, 0o600); err != nil {
 				t.Fatal(err)
@@ -330,14 +329,14 @@ func TestABadFileIsIgnoredAndReplaced(t *testing.T) {
 			w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path),
 				authn.WithLogger(slog.New(slog.NewTextHandler(&log, nil)))), key: first.key}
 			w.wants(t, mint(t, first.key), "BUNDLE_STALE")
-			if err := w.Status().SnapshotError; err == nil || !strings.Contains(err.Error(), c.says) || !strings.Contains(log.String(), "is ignored") {
+			if err := w.Status().SnapshotError; err == nil || !strings.Contains(err.Error(), c.problem) || !strings.Contains(log.String(), "ignoring the snapshot") {
 				t.Errorf("%s: %v; log: %s", name, err, &log)
 			}
 			watch := <-server.streams
 			watch.tell(snapshot(trustState(first.key)), heartbeat(time.Now()))
 			w.wants(t, mint(t, first.key), "ok")
 			if err := w.Status().SnapshotError; err != nil || watch.resume != "" {
-				t.Errorf("%s: %v after the first bundle, from %q", name, err, watch.resume)
+				t.Errorf("%s: the problem %v after the first bundle, resumed at %q", name, err, watch.resume)
 			}
 			w.Close()
 			first.alone(t, path).wants(t, mint(t, first.key), "ok")
@@ -345,14 +344,14 @@ func TestABadFileIsIgnoredAndReplaced(t *testing.T) {
 	})
 }
 
-// A file that cannot be written stops nothing, and is tried again.
+// A file that cannot be written does not disturb the verifier, and is tried again.
 func TestAFileThatCannotBeWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		folder := filepath.Join(t.TempDir(), "later")
 		path := filepath.Join(folder, "bundle")
 		var log logBuffer
 		w := start(t, authn.WithSnapshotFile(path), authn.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
-		said := func(failures, recoveries int) {
+		hasLogged := func(failures, recoveries int) {
 			t.Helper()
 			for range 4 {
 				time.Sleep(16 * time.Second)
@@ -360,32 +359,31 @@ func TestAFileThatCannotBeWritten(t *testing.T) {
 			}
 			w.wants(t, mint(t, w.key), "ok")
 			got := log.String()
-			if strings.Count(got, "cannot be written") != failures || strings.Count(got, "written again") != recoveries {
+			if strings.Count(got, "cannot write the snapshot") != failures || strings.Count(got, "works again") != recoveries {
 				t.Errorf("want %d failures and %d recoveries: %s", failures, recoveries, got)
 			}
 			if err := w.Status().SnapshotError; (err != nil) != (failures > recoveries) {
 				t.Errorf("Status: %v", err)
 			}
 		}
-		said(1, 0)
+		hasLogged(1, 0)
 		if err := os.Mkdir(folder, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		said(1, 1)
+		hasLogged(1, 1)
 		if err := os.RemoveAll(folder); err != nil {
 			t.Fatal(err)
 		}
-		said(2, 1)
+		hasLogged(2, 1)
 	})
 }
 
-// What a process leaves that is killed while it writes harms nothing and does not
-// pile up.
-func TestWhatWasLeftBehindIsRemoved(t *testing.T) {
+// The drafts of processes killed while writing are harmless, and are removed.
+func TestDraftsAreRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
 		first.Close()
-		// The disk's clock is not the bubble's, in which it is the year 2000.
+		// A bubble begins in the year 2000, so the times of the files are set by hand.
 		long := time.Now().Add(-2 * time.Minute)
 		folder := filepath.Dir(path)
 		for name, at := range map[string]time.Time{".bundle.1.tmp": long, ".bundle.2.tmp": time.Now(), ".other.3.tmp": long, "bundle.tmp": long} {

@@ -14,14 +14,16 @@ type Status struct {
 	Ready bool
 	// Stale: the bundle is older than WithMaxStaleness allows.
 	Stale bool
-	// Staleness is the time since the server knew no more than this Verifier does; zero
-	// without a bundle. A bundle from a snapshot file is as old as the last heartbeat
-	// before the file was written. Up to a few seconds are ordinary.
+	// Staleness is the age of the bundle, counted as WithMaxStaleness explains; zero without
+	// a bundle. A few seconds are ordinary. The age of a snapshot file goes on after a
+	// restart.
 	Staleness time.Duration
 	// SnapshotError is the error of reading the file of WithSnapshotFile at the start, or
 	// of the last writing; nil without an error or without a file.
 	SnapshotError error
-	// Keys, EndedSessions and RaisedUsers count the bundle's entries.
+	// Keys, EndedSessions and RaisedUsers count the bundle's entries: the server's keys, the
+	// sessions ended, and the users disabled or with changed rights, for as long as some
+	// token concerned may live.
 	Keys, EndedSessions, RaisedUsers int
 	// CachedTokens and CacheBytes are the size of the cache; see WithCacheSize.
 	CachedTokens, CacheBytes int

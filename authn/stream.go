@@ -11,23 +11,27 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// judgeEvery is how often the token of an open stream is judged again. From the
-// cache that takes some hundred nanoseconds.
+// judgeEvery is the time between two judgements of an open stream's token. A judgement takes
+// some hundred nanoseconds.
 const judgeEvery = 500 * time.Millisecond
 
-// StreamServerInterceptor guards streaming calls alone; ServerOptions guards
-// both. It refuses as UnaryServerInterceptor does when the stream begins, and
-// goes on judging its token: within a second of the token's expiry, revocation or
-// change of rights the stream ends with the same status that a new call would
-// get, whatever the handler is doing.
+// StreamServerInterceptor returns the interceptor for streaming calls. It leaves unary calls
+// unguarded; [Verifier.ServerOptions] guards both.
 //
-// So a handler runs in a goroutine of its own. When the stream is ended over its
-// head, its context is cancelled with the refusal as the cause, its Recv and Send
-// return the refusal, and the client has been answered; a handler that looks at
-// none of these outlives its stream, and holds what it holds until it returns. A
-// handler's panic is raised again in the interceptor's goroutine, so a recovery
-// interceptor that stands outside sees it; one that comes after the stream was ended
-// can only be logged (WithLogger). Public methods are left alone.
+// The checks and errors at the beginning of a stream are those of
+// [Verifier.UnaryServerInterceptor]. Afterwards the interceptor judges the token again and
+// again: within a second of the token's expiry or revocation, or of a change of the user's
+// rights, the stream ends with the status of a new call, whatever the handler is doing.
+// Streams of public methods are not ended.
+//
+// To end a stream, the interceptor cancels the handler's context, with the refusal as
+// context.Cause, lets RecvMsg and SendMsg return the refusal, and returns the refusal to
+// gRPC. The handler runs in a goroutine of its own: a handler that ignores all of these
+// goes on after its stream has ended, and keeps its resources until it returns.
+//
+// A panic in the handler is raised again in the interceptor's goroutine, for a recovery
+// interceptor given before this interceptor. A panic after the stream has ended is logged;
+// see [WithLogger].
 func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		ctx, err := v.guard(stream.Context(), info.FullMethod)
@@ -62,27 +66,24 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	}
 }
 
-// guardedStream is a stream whose context has the principal.
+// guardedStream is the stream of a handler. After the interceptor has ended the stream, its
+// methods return the refusal: gRPC's own error would not tell the handler the reason.
 type guardedStream struct {
 	grpc.ServerStream
 	ctx     context.Context
-	refused atomic.Pointer[error] // why the stream was ended before its handler
+	refused atomic.Pointer[error] // nil until the interceptor ends the stream
 }
 
+// Context returns the handler's context, with the principal.
 func (s *guardedStream) Context() context.Context { return s.ctx }
 
-// RecvMsg and SendMsg return the refusal where there is one: what gRPC says of a
-// stream that is over would tell the handler less.
+// RecvMsg is grpc.ServerStream.RecvMsg, or returns the refusal.
+func (s *guardedStream) RecvMsg(m any) error { return s.orRefusal(s.ServerStream.RecvMsg, m) }
 
-func (s *guardedStream) RecvMsg(m any) error {
-	return s.or(s.ServerStream.RecvMsg, m)
-}
+// SendMsg is grpc.ServerStream.SendMsg, or returns the refusal.
+func (s *guardedStream) SendMsg(m any) error { return s.orRefusal(s.ServerStream.SendMsg, m) }
 
-func (s *guardedStream) SendMsg(m any) error {
-	return s.or(s.ServerStream.SendMsg, m)
-}
-
-func (s *guardedStream) or(do func(any) error, m any) error {
+func (s *guardedStream) orRefusal(do func(any) error, m any) error {
 	if refused := s.refused.Load(); refused != nil {
 		return *refused
 	}

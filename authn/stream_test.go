@@ -24,13 +24,12 @@ import (
 	"github.com/watchword-auth/watchword/authn/authntest"
 )
 
-// streams is a guarded server whose one method, a stream, a test plays.
+// streams is a guarded server with one method, a stream. A test plays the handler.
 type streams struct {
-	conn   *grpc.ClientConn
-	issuer *authntest.Issuer
-	// The handler's: what it is told to do, and how it ended.
+	conn    *grpc.ClientConn
+	issuer  *authntest.Issuer
 	handler func(stream grpc.ServerStream) error
-	ended   chan error
+	ended   chan error // the results of the handler
 }
 
 const chat = "/chat.v1.Chat/Talk"
@@ -72,11 +71,11 @@ func (s *streams) open(t *testing.T, token string) grpc.ClientStream {
 	return stream
 }
 
-// What handlers may be doing when their stream must end.
+// busy has handlers by the activity during which their stream must end.
 var busy = map[string]func(grpc.ServerStream) error{
 	"in Recv": func(s grpc.ServerStream) error { return s.RecvMsg(new(emptypb.Empty)) },
 	"in Send": func(s grpc.ServerStream) error {
-		for { // until the client's window is full, and on
+		for { // also when the client's window is full
 			if err := s.SendMsg(wrapperspb.String(strings.Repeat("x", 1<<16))); err != nil {
 				return err
 			}
@@ -97,8 +96,8 @@ var busy = map[string]func(grpc.ServerStream) error{
 	},
 }
 
-// A stream ends within a second of its token, with the status that a new call
-// would get, whatever the handler is doing.
+// A stream ends within a second of its token's end, with the status of a new call, whatever
+// the handler is doing.
 func TestAStreamEndsWithItsToken(t *testing.T) {
 	alice := authntest.User{Name: "alice"}
 	for why, c := range map[string]struct {
@@ -129,17 +128,17 @@ func TestAStreamEndsWithItsToken(t *testing.T) {
 					time.Sleep(10 * time.Minute) // an open stream with a good token goes on
 					select {
 					case err := <-s.ended:
-						t.Fatalf("it ended before: %v", err)
+						t.Fatalf("the stream ended with a good token: %v", err)
 					default:
 					}
 					began := time.Now()
 					c.end(s, token)
-					// Until the handler has ended nothing is read, so that Send stays blocked.
+					// The client reads nothing before the handler's end, so SendMsg stays blocked.
 					if err := <-s.ended; name(err) != c.reason {
-						t.Errorf("the handler was told %v", err)
+						t.Errorf("the handler got %v", err)
 					}
 					if took := time.Since(began); took > time.Second {
-						t.Errorf("it took %v", took)
+						t.Errorf("the handler ended after %v", took)
 					}
 					err := error(nil)
 					for err == nil {
@@ -152,7 +151,7 @@ func TestAStreamEndsWithItsToken(t *testing.T) {
 	}
 }
 
-// Of many streams, those end whose token has.
+// Of many streams, only the streams with an ended session end.
 func TestOtherStreamsGoOn(t *testing.T) {
 	const n = 200
 	s := serveStreams(t, func(stream grpc.ServerStream) error {
@@ -193,7 +192,7 @@ func TestOtherStreamsGoOn(t *testing.T) {
 	}
 	for range n / 2 {
 		if err := <-s.ended; name(err) != "TOKEN_REVOKED" {
-			t.Errorf("a handler was told %v", err)
+			t.Errorf("a handler got %v", err)
 		}
 	}
 	for i := range all {
@@ -215,8 +214,8 @@ func TestOtherStreamsGoOn(t *testing.T) {
 	}
 }
 
-// However a handler ends by itself, its answer and its panic get through.
-func TestHowAHandlerEnds(t *testing.T) {
+// The result and the panic of a handler get through.
+func TestResultsOfAHandler(t *testing.T) {
 	refusal := status.Error(codes.AlreadyExists, "its own")
 	for how, c := range map[string]struct {
 		handler  func(grpc.ServerStream) error
@@ -256,8 +255,7 @@ func TestHowAHandlerEnds(t *testing.T) {
 	}
 }
 
-// A handler that outlives its stream answers nobody any more. That it panicked then
-// is in the log, once, with the place where it did.
+// The panic of a handler after the end of its stream is logged once, with the stack.
 func TestAPanicAfterTheEnd(t *testing.T) {
 	for how, end := range map[string]func(context.Context){
 		"at the end": func(ctx context.Context) { <-ctx.Done() },
@@ -286,15 +284,14 @@ func TestAPanicAfterTheEnd(t *testing.T) {
 	}
 }
 
-// A panic in the very moment in which the stream ends is either raised again or in
-// the log, and not both.
-func TestAPanicInTheMomentOfTheEnd(t *testing.T) {
+// A panic at the moment of the stream's end is either raised again or logged, and not both.
+func TestAPanicAtTheEnd(t *testing.T) {
 	for range 50 {
 		synctest.Test(t, func(t *testing.T) {
 			var log bytes.Buffer
 			raised := 0
 			s := serveLoggedStreams(t, slog.New(slog.NewTextHandler(&log, nil)), func(grpc.ServerStream) error {
-				time.Sleep(500 * time.Millisecond) // when tokens are judged again
+				time.Sleep(500 * time.Millisecond) // the moment of the next judgement
 				panic("a bug just now")
 			}, func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 				defer func() {

@@ -1,33 +1,45 @@
 // Package authn guards gRPC services with Watchword's access tokens.
 //
-//	conn, err := grpc.NewClient("auth:50051", grpc.WithTransportCredentials(creds))
+//	conn, err := tokensource.Dial("auth:50051", grpc.WithTransportCredentials(tls))
+//	if err != nil {
+//		return err
+//	}
+//	defer conn.Close()
 //	verifier, err := authn.NewVerifier(ctx, conn, authn.WithAudience("internal"))
+//	if err != nil {
+//		return err
+//	}
 //	defer verifier.Close()
 //	srv := grpc.NewServer(verifier.ServerOptions()...)
 //
-// A Verifier judges tokens by itself. Over one stream the Verifier watches the server's
-// trust bundle: the issuer, the issuer's public keys, and the revocations. So a guarded
-// call needs no network, and a logout is known here within milliseconds. While the server
-// is away the Verifier goes on with the newest bundle, and keeps every revocation as long
-// as a token could need it; with WithSnapshotFile also across a restart of the process.
+// A [Verifier] judges tokens by itself. Over one stream it watches the trust bundle of the
+// Watchword server: the issuer, the issuer's public keys, and the revocations. So a guarded
+// call, a call through the Verifier's interceptors, needs no network, and a logout is known
+// here within milliseconds. While the server
+// is away, the Verifier goes on with the newest bundle, and keeps each revocation until the
+// last token concerned has expired; with [WithSnapshotFile] also across a restart of the
+// process.
 //
-// The promise: if a handler finds a Principal by FromContext, the issuer has signed the
-// call's token for this audience, the token had not expired, and no revocation and no
-// change of rights was known. There is no way to look into a token without all of these
-// checks.
+// The promise: if a handler finds a [Principal] by [FromContext], then the issuer has signed
+// the call's token for this audience, the token had not expired, and no revocation and no
+// change of rights was known. The package offers no way to read a token without these
+// checks, which follow RFC 9068 section 4 and RFC 8725.
 //
-// To be safe:
+// To be safe, a program
 //
-//   - Give grpc.NewServer the options of ServerOptions. One interceptor alone would leave
-//     calls of the other kind unguarded.
-//   - Dial the server with TLS. Over plaintext to another machine a Verifier refuses to
-//     take keys.
-//   - A method without a rule needs a valid token, and no more. Ask for roles by the
-//     method option of watchword/v1/access.proto; CheckServices finds methods without a
-//     rule.
-//   - Act on Reason, never on an error's message.
+//   - gives grpc.NewServer the options of [Verifier.ServerOptions]: with one interceptor
+//     alone, calls of the other kind are not guarded;
+//   - connects to the server with TLS: over plaintext to another machine a Verifier refuses
+//     to take keys;
+//   - gives every method a rule, by the method option of watchword/v1/access.proto: a method
+//     without a rule admits every caller with a valid token. [Verifier.CheckServices] finds
+//     methods without a rule;
+//   - acts on [Reason], and not on an error's message.
 //
-// Everything here may be used from several goroutines at once.
+// Package authn/tokensource has the calling side, and Dial. Package authn/authntest has an
+// issuer in memory, for tests.
+//
+// Everything here may be used by any number of goroutines at once.
 package authn
 
 import (
@@ -38,10 +50,12 @@ import (
 	"google.golang.org/grpc"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// A Verifier judges access tokens. NewVerifier makes a Verifier. Until Close a Verifier
-// owns one goroutine, and a second one with WithSnapshotFile.
+// A Verifier judges access tokens. [NewVerifier] makes a Verifier, and [Verifier.Close] ends
+// the watch for the trust bundle. Until Close a Verifier has one goroutine, and a second
+// one with [WithSnapshotFile].
 type Verifier struct {
 	audience audience
 	access   *accessRules
@@ -52,29 +66,27 @@ type Verifier struct {
 	keeper   *keeper // nil without a file
 }
 
-// NewVerifier watches the trust bundle of the server behind conn, and waits for the first
-// bundle. ctx bounds the wait and nothing else.
+// NewVerifier returns a Verifier that trusts the server behind conn, after the first trust
+// bundle has come. ctx bounds the wait for the bundle, and nothing after it.
+//
+// conn leads to Watchword; tokensource.Dial makes one, with a keepalive. The caller closes
+// the Verifier, then conn. Any other conn needs a keepalive too, of some ten seconds: only
+// conn can notice that its path is dead (a pulled cable, a lost entry of a NAT). Without
+// keepalive the operating system takes a quarter of an hour, and until then the Verifier
+// learns of no revocation. A conn of another type than *grpc.ClientConn must name its peer, in the
+// stream's context or by the call option grpc.Peer, and must end a stream with its context.
 //
 // The wait goes on through UNAVAILABLE and RESOURCE_EXHAUSTED, so services can be started
-// in any order and all at once; any other answer ends the wait. With a good file of
-// WithSnapshotFile the wait ends well after two seconds, or at ctx's deadline. Then only
-// PERMISSION_DENIED and FAILED_PRECONDITION end the wait with an error, because an
-// operator has to set the cause right.
+// in any order and all at once; any other answer of the server ends the wait. With a good
+// file of [WithSnapshotFile] the wait ends with success after two seconds, or at ctx's
+// deadline. Then only PERMISSION_DENIED and FAILED_PRECONDITION end the wait with an error,
+// because an operator has to correct the cause. [WithoutWaiting] leaves the wait out.
 //
-// Errors are gRPC statuses: INVALID_ARGUMENT for options without a sensible meaning, and
-// for a method linked into this program whose option contradicts itself or
-// WithPublicMethods; FAILED_PRECONDITION for plaintext to another machine;
-// DEADLINE_EXCEEDED or CANCELED if ctx ended first, and errors.Is matches ctx.Err() too;
-// otherwise the server's answer.
-//
-// The caller closes the Verifier, and conn afterwards. A conn of another type than
-// *grpc.ClientConn must name its peer, in the stream's context or by the call option
-// grpc.Peer, and must end a stream with its context.
-//
-// Only conn can notice a connection dead without a sign (a pulled cable, a forgotten NAT
-// entry). Dial with grpc.WithKeepaliveParams, such as every 10 s: without keepalive the
-// operating system takes a quarter of an hour, and the Verifier learns nothing new until
-// then.
+// Errors are gRPC statuses: INVALID_ARGUMENT for options without a sensible meaning, for a
+// nil conn, and for a method linked into this program with an option that contradicts itself
+// or [WithPublicMethods]; FAILED_PRECONDITION for plaintext to another machine without
+// [WithPlaintextFromOtherHosts]; DEADLINE_EXCEEDED or CANCELED if ctx ended first, and then
+// errors.Is matches ctx.Err() too; otherwise the server's answer.
 func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Option) (*Verifier, error) {
 	if conn == nil {
 		return nil, misused(errors.New("NewVerifier needs a connection"))
@@ -87,12 +99,12 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 	if err != nil {
 		return nil, misused(err)
 	}
-	b, unread := loadBundle(c)
-	v := &Verifier{audience: c.audience, access: access, bundle: b, cache: newCache(c.cacheBytes)}
-	if c.snapshot != nil {
-		v.keeper = startKeeper(*c.snapshot, b, unread)
-	}
+	b, k := openBundle(c)
+	v := &Verifier{audience: c.audience, access: access, bundle: b, cache: newCache(c.cacheBytes), keeper: k}
 	v.feed = startFeed(conn, b, c.plaintext)
+	if k != nil {
+		go k.run(v.feed.done)
+	}
 	if c.withoutWait {
 		return v, nil
 	}
@@ -103,9 +115,9 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 	return v, nil
 }
 
-// Ready waits for the first bundle as NewVerifier does. After a failure the Verifier goes
-// on trying, so Ready may be called again. Once Ready has returned nil, Ready returns nil
-// until Close.
+// Ready waits for the first trust bundle, as NewVerifier does. After an error the Verifier
+// goes on trying, so Ready may be called again. Once Ready has returned nil, every later
+// call returns nil at once, until Close.
 //
 // Errors: those of NewVerifier's wait; BUNDLE_STALE after Close.
 func (v *Verifier) Ready(ctx context.Context) error {
@@ -115,50 +127,51 @@ func (v *Verifier) Ready(ctx context.Context) error {
 	return v.feed.wait(ctx)
 }
 
-// Close ends the watch and waits for its end. From then on every guarded call is refused
-// as BUNDLE_STALE; public methods stay open, and so does conn. The file of
-// WithSnapshotFile is written a last time if anything is new. Close may be called again,
-// and always returns nil.
+// Close ends the watch, writes the file of [WithSnapshotFile] if anything is new, and waits for the
+// end of the goroutines. From then on every guarded call is BUNDLE_STALE; public methods
+// stay open, and so does conn. Close may be called again, and always returns nil.
 func (v *Verifier) Close() error {
 	v.bundle.fresh.close()
 	v.feed.stop()
 	if v.keeper != nil {
-		v.keeper.stop()
+		<-v.keeper.done
 	}
 	return nil
 }
 
-// Verify judges an access token (without "Bearer") as the interceptors do, and returns
-// the token's principal. ctx only names the method in errors; Verify never waits.
+// Verify judges an access token (without "Bearer") as the interceptors do, and returns the
+// token's principal. It needs no network and does not wait. ctx is used for one thing: in a
+// handler's context, an error names the handler's method.
 //
-// Errors, the first to apply: BUNDLE_STALE without a bundle or after Close;
-// INVALID_REQUEST for an empty token; TOKEN_INVALID for the token's form, type, key,
-// signature or issuer, or a lifetime longer than any of this issuer; AUDIENCE_MISMATCH;
-// TOKEN_EXPIRED; TOKEN_REVOKED; TOKEN_STALE.
+// Errors, the first to apply: BUNDLE_STALE without a bundle, after Close, and with
+// RefuseWhenStale (see [WithMaxStaleness]); INVALID_REQUEST for an empty token;
+// TOKEN_INVALID for the token's form (RFC 7515 section 7.1), type, key, signature or issuer,
+// and for a lifetime longer than the issuer gives; AUDIENCE_MISMATCH; TOKEN_EXPIRED;
+// TOKEN_REVOKED; TOKEN_STALE after a change of the user's rights. The client of a call
+// that is TOKEN_EXPIRED or TOKEN_STALE can refresh the token and call again.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {
 	return v.verifyArgument(ctx, token, &v.audience)
 }
 
-// VerifyFor is [Verifier.Verify] with another audience in place of WithAudience: the token
-// must be for at least one of the audiences named.
+// VerifyFor judges an access token as [Verifier.Verify] does, with other audiences than those
+// of [WithAudience]: the token must be for at least one of the audiences given.
 //
-// Errors: as Verify; INVALID_REQUEST for no audience, or an empty one, because a lost list
-// must not accept every token.
+// Errors: as Verify; also INVALID_REQUEST if no audience is given, or an empty one, so that
+// a list lost by mistake does not accept every token.
 func (v *Verifier) VerifyFor(ctx context.Context, token string, audiences ...string) (*Principal, error) {
 	return v.verifyArgument(ctx, token, &audience{names: audiences})
 }
 
-// verifyArgument judges a token and an audience passed as arguments, either of which may
-// be empty.
+// verifyArgument judges a token for an audience, both from arguments of a caller.
 func (v *Verifier) verifyArgument(ctx context.Context, token string, want *audience) (*Principal, error) {
 	method, _ := grpc.Method(ctx)
 	switch {
 	case !v.bundle.fresh.judging():
 		return nil, refuse(bundleStale, method)
 	case token == "":
-		return nil, refuseField(method, "access_token", "is empty")
+		return nil, refuse(invalidRequest, method, refusal.BadField("access_token", "is empty"))
 	case !want.any && (len(want.names) == 0 || slices.Contains(want.names, "")):
-		return nil, refuseField(method, "audience", "is empty")
+		return nil, refuse(invalidRequest, method, refusal.BadField("audience", "is empty"))
 	}
 	p, reason := v.verify(token, want)
 	if reason != accepted {
@@ -167,7 +180,8 @@ func (v *Verifier) verifyArgument(ctx context.Context, token string, want *audie
 	return p, nil
 }
 
-// verify is the one path from a token to a Principal. Refusals are counted by reason.
+// verify judges a token, from the header of a call or from an argument. Every check of a
+// token goes through verify, so verify counts the refusals by reason.
 func (v *Verifier) verify(raw string, want *audience) (*Principal, watchwordv1.ErrorReason) {
 	t, reason := v.cache.get(raw), tokenInvalid
 	if t != nil {
@@ -177,7 +191,7 @@ func (v *Verifier) verify(raw string, want *audience) (*Principal, watchwordv1.E
 		}
 		reason = v.bundle.judge(t, forAudience)
 	}
-	if reason == tokenInvalid { // not cached, or the key was named again, as a new object
+	if reason == tokenInvalid { // not cached; or cached with a key object that a new trust state has replaced
 		v.counters.checked.Add(1)
 		checked, why := v.bundle.authenticate(raw)
 		if reason = why; reason == accepted {

@@ -23,8 +23,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// Each flaw comes with those that are judged after it, so the order shows.
-func TestFirstFlawIsTheAnswer(t *testing.T) {
+// Each token has one flaw and also the flaws judged later, which shows the order.
+func TestOrderOfReasons(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)
 		w.watch.tell(endedSession("session-1", time.Now().Add(time.Hour)), raisedVersion("user-1", 8, false))
@@ -72,7 +72,7 @@ func TestExpiry(t *testing.T) {
 	}{
 		{0, maxLifetime},
 		{time.Minute, maxLifetime + time.Minute},
-		{time.Hour, maxLifetime + margin}, // no further than the server remembers
+		{time.Hour, maxLifetime + margin}, // no longer than the server keeps revocations
 	} {
 		t.Run(fmt.Sprint(test.leeway), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -82,7 +82,7 @@ func TestExpiry(t *testing.T) {
 				for left := test.lives - time.Nanosecond; left > 0; left -= 30 * time.Second {
 					w.watch.tell(heartbeat(time.Now()))
 					w.wants(t, raw, "ok")
-					w.wants(t, revoked, "TOKEN_REVOKED") // also past its `until`
+					w.wants(t, revoked, "TOKEN_REVOKED") // also after the time of the message
 					time.Sleep(min(left, 30*time.Second))
 				}
 				w.wants(t, raw, "ok")
@@ -106,7 +106,7 @@ func TestClockFollowsTheServer(t *testing.T) {
 				raw := mint(t, w.key, func(c *token.Claims) {
 					c.IssuedAt, c.ExpiresAt = there(), there().Add(maxLifetime)
 				})
-				// Heartbeats that were long on their way don't set it back.
+				// Delayed heartbeats do not set the clock back.
 				for range 29 {
 					time.Sleep(10 * time.Second)
 					watch.tell(heartbeat(there().Add(-5 * time.Second)))
@@ -177,11 +177,11 @@ func TestPrincipal(t *testing.T) {
 		}
 		p.Roles()[0], p.Audience()[0] = "admin", "other"
 		if p.HasRole("admin") || !p.HasRole("reader") || p.Audience()[0] != "internal" {
-			t.Error("a principal was changed")
+			t.Error("the principal was changed")
 		}
 		var log bytes.Buffer
-		slog.New(slog.NewTextHandler(&log, nil)).Info("call", "who", p)
-		if !strings.Contains(log.String(), "who.username=alice") || p.String() != "alice (user-1)" {
+		slog.New(slog.NewTextHandler(&log, nil)).Info("call", "caller", p)
+		if !strings.Contains(log.String(), "caller.username=alice") || p.String() != "alice (user-1)" {
 			t.Errorf("%s%s", log.String(), p)
 		}
 	})
@@ -223,8 +223,8 @@ func TestCloseWhileWaiting(t *testing.T) {
 	})
 }
 
-// conn is left alone, also by a NewVerifier that failed.
-func TestConnIsLeftAlone(t *testing.T) {
+// A NewVerifier that fails does not close conn.
+func TestConnStaysOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server, conn := serveTrust(t)
 		for range 2 {
@@ -256,7 +256,7 @@ func TestOptions(t *testing.T) {
 		"part of a package": {ours, authn.WithPublicMethods("/a.*/*")},
 		"three parts":       {ours, authn.WithPublicMethods("/a/B/C")},
 		"white space":       {ours, authn.WithPublicMethods("/a.B/C ")},
-		"a role is asked":   {ours, authn.WithPublicMethods("/watchword.v1.UserService/CreateUser")},
+		"a role required":   {ours, authn.WithPublicMethods("/watchword.v1.UserService/CreateUser")},
 		"a role, by star":   {ours, authn.WithPublicMethods("/watchword.v1.UserService/*")},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 )
 
-// wireCall calls a path with a token over HTTP/2 as it stands, which no client of
-// grpc-go would do, and returns the gRPC status, and whether a handler answered.
+// wireCall calls any path with a token, by frames of HTTP/2 (a client of grpc-go refuses some
+// paths), and returns the gRPC status and whether a handler answered.
 func wireCall(t *testing.T, conn net.Conn, path, token string) (status string, answered bool) {
 	t.Helper()
 	var fields bytes.Buffer
@@ -63,9 +63,9 @@ func wireCall(t *testing.T, conn net.Conn, path, token string) (status string, a
 	}
 }
 
-// A path of another form than /service/method reaches no handler, though there is
-// one for whatever is unknown, and though it looks like a public method's.
-func TestOddPathsOnTheWire(t *testing.T) {
+// A path of another form than /service/method reaches no handler, not even the handler for
+// unknown services, and not by a similarity to a public method's path.
+func TestMalformedPathsOnTheWire(t *testing.T) {
 	key := newKey(t)
 	server, trusted := serveTrust(t)
 	go func() { (<-server.streams).send(snapshot(trustState(key)), heartbeat(time.Now())) }()
@@ -77,7 +77,7 @@ func TestOddPathsOnTheWire(t *testing.T) {
 	listener := listenNotes(t, v)
 	const unimplemented = "12"
 	for path, want := range map[string]string{
-		"/notes.v1.NotesService/About": "0", // so that the others could be answered too
+		"/notes.v1.NotesService/About": "0", // the other paths could reach this handler too
 		"/notes.v1.NotesService/List":  "0",
 		"/unknown.v1.Unknown/Method":   "0",
 		"/health.v1.Health/Check":      "0",

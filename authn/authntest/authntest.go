@@ -1,16 +1,16 @@
-// Package authntest is an issuer in memory, for the tests of guarded services:
-// without a server, a network or a wait.
+// Package authntest tests services guarded by package authn, with an issuer in memory: tests
+// need no Watchword server, no network and no waiting.
 //
 //	issuer := authntest.New()
 //	verifier := issuer.NewVerifier(t, authn.WithAudience("notes"))
 //	token := issuer.Token(authntest.User{Name: "alice", Roles: []string{"writer"}, Audience: []string{"notes"}})
-//	ctx := authntest.Bearer(t.Context(), token)      // for a client's call
-//	issuer.EndSession(token)                         // and the token is TOKEN_REVOKED
-//	issuer.Advance(time.Hour)                        // and what is left has expired
+//	ctx := authntest.Bearer(t.Context(), token)  // for a client's call
+//	issuer.EndSession(token)                     // from now on the token is TOKEN_REVOKED
+//	issuer.Advance(time.Hour)                    // and every earlier token has expired
 //
-// Its verifiers are those of package authn, fed by the messages that a server
-// would send: what a test sees here, the service will see. What changes is known
-// to every verifier when the call that changes it returns.
+// The verifiers are those of package authn, and the [Issuer] sends them the messages of a
+// real server, so a service behaves in a test as it does in production. When a method that
+// changes an Issuer returns, every connected verifier knows the change.
 package authntest
 
 import (
@@ -33,29 +33,29 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// Name is the claim `iss` of every token.
+// Name is the issuer of every token (claim iss).
 const Name = "https://issuer.authntest.invalid"
 
-// MaxLifetime is how long a token may live, and does unless its User says less.
+// MaxLifetime is the longest lifetime of a token, and the default of [User].
 const MaxLifetime = time.Hour
 
-// An Issuer mints tokens and feeds verifiers. It is made by New, needs no
-// closing, and may be used from several goroutines at once.
+// An Issuer mints tokens and sends trust bundles to verifiers. [New] makes an Issuer. It needs
+// no closing, and any number of goroutines may use it at once.
 type Issuer struct {
-	order sync.Mutex // held while everybody is told of something
+	order sync.Mutex // orders the changes: held until every verifier has applied a change
 
-	mu       sync.Mutex
-	ahead    time.Duration // of the clock
+	mu       sync.Mutex    // guards the fields below
+	ahead    time.Duration // the lead of the issuer's clock over time.Now
 	signing  *token.SigningKey
 	trusted  []*token.SigningKey
 	ended    []*watchwordv1.EndedSession
 	raised   []*watchwordv1.RaisedVersion
-	versions map[string]int64 // user id → the version of their next token
-	silent   bool
+	versions map[string]int64 // user id → version in the next token (claim ver)
+	silent   bool             // between Disconnect and Reconnect
 	streams  map[*stream]bool
 }
 
-// New makes an issuer with a key of its own.
+// New returns an Issuer with a new signing key.
 func New() *Issuer {
 	i := &Issuer{versions: map[string]int64{}, streams: map[*stream]bool{}}
 	i.signing = newKey()
@@ -66,22 +66,21 @@ func New() *Issuer {
 func newKey() *token.SigningKey {
 	key, err := token.GenerateKey(token.EdDSA)
 	if err != nil {
-		panic(err) // there is no randomness
+		panic(err) // the system has no randomness
 	}
 	return key
 }
 
-// A User is whom a token shall speak for. What is left out is made up, or empty.
+// A User describes the user of a token. The zero User is a user without roles.
 type User struct {
-	ID        string // made of the name, if it is empty
-	Name      string
-	Roles     []string
-	Audience  []string      // none: "test"
-	SessionID string        // empty: a new session
-	Lifetime  time.Duration // whole seconds; zero: MaxLifetime
+	ID        string        // empty: made from Name, always the same for the same Name
+	Name      string        // empty: "somebody"
+	Roles     []string      // nil: no roles
+	Audience  []string      // nil: "test"
+	SessionID string        // empty: a new session for each token
+	Lifetime  time.Duration // in whole seconds, at most MaxLifetime; zero: MaxLifetime
 }
 
-// id is the user's, the same for the same name.
 func (u User) id() string {
 	if u.ID != "" {
 		return u.ID
@@ -96,8 +95,8 @@ func (u User) name() string {
 	return u.Name
 }
 
-// Token mints an access token, as of the issuer's clock. It panics where the
-// user cannot have one, such as for a lifetime of less than a second.
+// Token returns a new access token for a user. The token lives from now on, by the issuer's
+// clock. Token panics if no such token can exist, such as for a lifetime below a second.
 func (i *Issuer) Token(u User) string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -128,13 +127,14 @@ func randomID(bytes int) string {
 	return base64.RawURLEncoding.EncodeToString(id)
 }
 
-// Bearer is a context for a client's call that carries a token.
+// Bearer returns ctx with a token for a client's call, as "authorization: Bearer TOKEN".
 func Bearer(ctx context.Context, token string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 }
 
-// Context is what a guarded handler would see in a call by this user, for tests
-// that call a handler directly. It is made by a real interceptor.
+// Context returns the context of a guarded handler in a call by the user, for tests that
+// call a handler directly: authn.FromContext finds the user's principal. An interceptor of a
+// real Verifier makes the context.
 func (i *Issuer) Context(tb testing.TB, u User) context.Context {
 	tb.Helper()
 	ctx := metadata.NewIncomingContext(tb.Context(), metadata.Pairs("authorization", "Bearer "+i.Token(u)))
@@ -142,13 +142,14 @@ func (i *Issuer) Context(tb testing.TB, u User) context.Context {
 	_, err := i.NewVerifier(tb, authn.WithAnyAudience()).UnaryServerInterceptor()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "/authntest.Service/Method"},
 		func(ctx context.Context, _ any) (any, error) { guarded = ctx; return nil, nil })
 	if err != nil {
-		tb.Fatalf("authntest: a token of our own was refused: %v", err)
+		tb.Fatalf("authntest: the issuer's own token was refused: %v", err)
 	}
 	return guarded
 }
 
-// NewVerifier makes a verifier that trusts this issuer, and closes it when the
-// test ends. The options need an audience, as everywhere.
+// NewVerifier returns a Verifier that trusts this issuer, with a complete trust bundle. It is
+// closed at the end of the test. As with authn.NewVerifier, one of the options must name the
+// audience. NewVerifier ends the test if the options are not valid.
 func (i *Issuer) NewVerifier(tb testing.TB, opts ...authn.Option) *authn.Verifier {
 	tb.Helper()
 	v, err := authn.NewVerifier(tb.Context(), i.Conn(), opts...)
@@ -159,20 +160,20 @@ func (i *Issuer) NewVerifier(tb testing.TB, opts ...authn.Option) *authn.Verifie
 	return v
 }
 
-// EndSession ends the session of a token, as a logout does: it and all others of
-// the session are TOKEN_REVOKED.
+// EndSession ends the session of a token, as a logout does: every token of the session is
+// TOKEN_REVOKED. It panics unless this issuer minted the token with a trusted key.
 func (i *Issuer) EndSession(raw string) {
 	i.change(func(c *watchwordv1.Change) {
 		c.EndedSessions = append(c.EndedSessions, &watchwordv1.EndedSession{SessionId: i.read(raw).SessionID, Until: i.until()})
 	})
 }
 
-// EndUser ends every session of a user, as disabling them does: their tokens are
-// TOKEN_REVOKED. Tokens that are minted later are good.
+// EndUser ends every session of a user, as disabling the user does: the tokens minted so far
+// are TOKEN_REVOKED. Later tokens are accepted.
 func (i *Issuer) EndUser(u User) { i.raise(u, true) }
 
-// ChangeRights makes the tokens of a user TOKEN_STALE, as a change of their
-// roles does. Tokens that are minted later are good.
+// ChangeRights makes the tokens of a user TOKEN_STALE, as a change of the user's roles does.
+// Later tokens are accepted.
 func (i *Issuer) ChangeRights(u User) { i.raise(u, false) }
 
 func (i *Issuer) raise(u User, revoked bool) {
@@ -185,7 +186,7 @@ func (i *Issuer) raise(u User, revoked bool) {
 	})
 }
 
-// RotateKey lets a new key sign. What the old one signed stays good.
+// RotateKey replaces the signing key. Tokens signed by the old key are still accepted.
 func (i *Issuer) RotateKey() {
 	i.change(func(c *watchwordv1.Change) {
 		i.signing = newKey()
@@ -194,8 +195,9 @@ func (i *Issuer) RotateKey() {
 	})
 }
 
-// WithdrawKey withdraws the key that signed a token, as after a leak: what it
-// signed is TOKEN_INVALID. If it still signed, a new key does from now on.
+// WithdrawKey withdraws the key of a token, as an operator does after a leak: every token
+// signed by the key is TOKEN_INVALID. If the key is the present signing key, a new key
+// replaces it.
 func (i *Issuer) WithdrawKey(raw string) {
 	i.change(func(c *watchwordv1.Change) {
 		var kid string
@@ -209,8 +211,8 @@ func (i *Issuer) WithdrawKey(raw string) {
 	})
 }
 
-// Advance turns the issuer's clock. Verifiers follow it by its heartbeats, as
-// they follow a server's, and never back.
+// Advance sets the issuer's clock ahead by d. The clocks of connected verifiers follow, by a
+// heartbeat. A negative d panics: a verifier's clock does not go back.
 func (i *Issuer) Advance(d time.Duration) {
 	if d < 0 {
 		panic("authntest: a verifier's clock does not go back")
@@ -224,8 +226,8 @@ func (i *Issuer) Advance(d time.Duration) {
 	i.send(beat)
 }
 
-// Disconnect cuts all verifiers off: they hear nothing, and find no server, until
-// Reconnect. What changes meanwhile they learn of then.
+// Disconnect ends the streams of all verifiers, and refuses new streams as UNAVAILABLE, until
+// Reconnect. Verifiers learn of changes made in between after Reconnect.
 func (i *Issuer) Disconnect() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -235,22 +237,22 @@ func (i *Issuer) Disconnect() {
 	}
 }
 
-// Reconnect lets verifiers in again. They come back within ten seconds, as they
-// do to a server; Status says when they have.
+// Reconnect accepts streams again. As with a real server, the verifiers come back within ten
+// seconds; authn.Verifier.Status shows when a verifier is up to date.
 func (i *Issuer) Reconnect() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.silent = false
 }
 
-// now is the issuer's time; mu is held.
+// now returns the time of the issuer's clock. Here and in the methods below, i.mu must be held.
 func (i *Issuer) now() time.Time { return time.Now().Add(i.ahead) }
 
 func (i *Issuer) until() *timestamppb.Timestamp { return timestamppb.New(i.now().Add(MaxLifetime)) }
 
 func (i *Issuer) version(userID string) int64 { return max(1, i.versions[userID]) }
 
-// read reads a token of ours.
+// read returns the claims of a token signed by a trusted key, and panics for any other token.
 func (i *Issuer) read(raw string) *token.Claims {
 	claims, err := token.Parse(raw, func(kid string) *token.PublicKey {
 		for _, k := range i.trusted {
@@ -261,12 +263,12 @@ func (i *Issuer) read(raw string) *token.Claims {
 		return nil
 	})
 	if err != nil {
-		panic(fmt.Sprintf("authntest: not a token of this issuer, or of a key that was withdrawn: %v", err))
+		panic(fmt.Sprintf("authntest: not a token of this issuer, or its key was withdrawn: %v", err))
 	}
 	return claims
 }
 
-// change makes a change and tells every verifier of it.
+// change makes a change, filled in by fill with i.mu held, and sends it to every verifier.
 func (i *Issuer) change(fill func(*watchwordv1.Change)) {
 	i.order.Lock()
 	defer i.order.Unlock()

@@ -25,18 +25,18 @@ func reason(v *authn.Verifier, token string) string {
 	return strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")
 }
 
-// What a test does to the issuer, every verifier knows when the call returns.
+// When a change of the issuer returns, every verifier knows the change.
 func TestEveryChangeIsKnownAtOnce(t *testing.T) {
 	alice := authntest.User{Name: "alice", Roles: []string{"writer"}}
 	for name, c := range map[string]struct {
 		change            func(i *authntest.Issuer, token string)
-		before, afterward string // a token of before, and one that is minted then
+		before, afterward string // the answer for a token minted before the change, and after
 	}{
 		"nothing":        {func(*authntest.Issuer, string) {}, "ok", "ok"},
 		"session ends":   {func(i *authntest.Issuer, token string) { i.EndSession(token) }, "TOKEN_REVOKED", "ok"},
 		"user ends":      {func(i *authntest.Issuer, _ string) { i.EndUser(alice) }, "TOKEN_REVOKED", "ok"},
 		"rights change":  {func(i *authntest.Issuer, _ string) { i.ChangeRights(alice) }, "TOKEN_STALE", "ok"},
-		"another's":      {func(i *authntest.Issuer, _ string) { i.EndUser(authntest.User{Name: "bob"}) }, "ok", "ok"},
+		"another user":   {func(i *authntest.Issuer, _ string) { i.EndUser(authntest.User{Name: "bob"}) }, "ok", "ok"},
 		"key rotates":    {func(i *authntest.Issuer, _ string) { i.RotateKey() }, "ok", "ok"},
 		"key withdrawn":  {func(i *authntest.Issuer, token string) { i.WithdrawKey(token) }, "TOKEN_INVALID", "ok"},
 		"old withdrawn":  {func(i *authntest.Issuer, token string) { i.RotateKey(); i.WithdrawKey(token) }, "TOKEN_INVALID", "ok"},
@@ -53,7 +53,7 @@ func TestEveryChangeIsKnownAtOnce(t *testing.T) {
 				}
 			}
 			c.change(i, token)
-			verifiers = append(verifiers, i.NewVerifier(t, authn.WithAudience("test"))) // and one that comes later
+			verifiers = append(verifiers, i.NewVerifier(t, authn.WithAudience("test"))) // and a verifier that connects later
 			for n, v := range verifiers {
 				if got := reason(v, token); got != c.before {
 					t.Errorf("verifier %d: %s, want %s", n, got, c.before)
@@ -85,7 +85,7 @@ func TestToken(t *testing.T) {
 		t.Error(got)
 	}
 	if got := reason(v, authntest.New().Token(authntest.User{Audience: []string{"notes"}})); got != "TOKEN_INVALID" {
-		t.Errorf("another issuer's: %s", got)
+		t.Errorf("the token of another issuer: %s", got)
 	}
 }
 
@@ -104,16 +104,16 @@ func TestDisconnect(t *testing.T) {
 		i.Disconnect()
 		i.EndSession(token)
 		if got := reason(v, token); got != "ok" {
-			t.Errorf("cut off: %s", got)
+			t.Errorf("disconnected: %s", got)
 		}
 		time.Sleep(61 * time.Second)
 		if got := reason(v, token); got != "BUNDLE_STALE" || !v.Status().Stale {
-			t.Errorf("cut off for a minute: %s", got)
+			t.Errorf("disconnected for a minute: %s", got)
 		}
 		i.Reconnect()
 		time.Sleep(10 * time.Second)
 		if got := reason(v, token); got != "TOKEN_REVOKED" || v.Status().Stale {
-			t.Errorf("back: %s", got)
+			t.Errorf("connected again: %s", got)
 		}
 	})
 }

@@ -14,24 +14,27 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// beatEvery keeps verifiers from taking silence for a lost connection.
+// beatEvery is the pause between two heartbeats. A verifier takes a minute of silence for a
+// lost connection.
 const beatEvery = 20 * time.Second
 
 type message = watchwordv1.WatchBundleResponse
 
-// Conn is a connection to the issuer, for authn.NewVerifier. It serves
-// TrustService/WatchBundle and nothing else.
+// Conn returns a connection to the issuer, for authn.NewVerifier. It serves only
+// TrustService/WatchBundle; every other method is UNIMPLEMENTED.
 func (i *Issuer) Conn() grpc.ClientConnInterface { return conn{i} }
 
 type conn struct{ issuer *Issuer }
 
+// Invoke refuses every unary method.
 func (conn) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
-	return status.Errorf(codes.Unimplemented, "authntest serves no %s", method)
+	return status.Errorf(codes.Unimplemented, "authntest does not serve %s", method)
 }
 
+// NewStream opens a stream of WatchBundle.
 func (c conn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	if method != watchwordv1.TrustService_WatchBundle_FullMethodName {
-		return nil, status.Errorf(codes.Unimplemented, "authntest serves no %s", method)
+		return nil, status.Errorf(codes.Unimplemented, "authntest does not serve %s", method)
 	}
 	for _, opt := range opts {
 		if p, ok := opt.(grpc.PeerCallOption); ok {
@@ -41,7 +44,7 @@ func (c conn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, 
 	return c.issuer.open(ctx)
 }
 
-// open begins a stream with the state as it is.
+// open begins a stream with the present state as its snapshot.
 func (i *Issuer) open(ctx context.Context) (*stream, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -64,7 +67,8 @@ func (i *Issuer) open(ctx context.Context) (*stream, error) {
 	return s, nil
 }
 
-// send sends a message to every verifier, and returns when each has applied it.
+// send sends a message to every verifier, and returns when every verifier has applied the
+// message.
 func (i *Issuer) send(m *message) {
 	i.mu.Lock()
 	var all []*stream
@@ -77,17 +81,17 @@ func (i *Issuer) send(m *message) {
 	}
 }
 
-// stream is one verifier's. A verifier applies a message before it receives the
-// next one, so its call of RecvMsg says that it has.
+// stream is the stream of one verifier. A verifier applies a message before it calls RecvMsg
+// for the next message, so a call of RecvMsg shows that the message before is applied.
 type stream struct {
 	grpc.ClientStream
 	issuer *Issuer
 	ctx    context.Context
 	cut    context.CancelFunc
-	left   []*message // what it begins with
+	left   []*message // of the snapshot, not received yet
 	next   chan *message
-	asked  chan struct{}
-	owing  bool // send waits for the next call of RecvMsg
+	asked  chan struct{} // receives an element when a sent message is applied
+	owing  bool          // send waits for asked
 }
 
 func (s *stream) send(m *message) {
@@ -102,14 +106,23 @@ func (s *stream) send(m *message) {
 	}
 }
 
-func (s *stream) Header() (metadata.MD, error) { return nil, nil }
-func (s *stream) Trailer() metadata.MD         { return nil }
-func (s *stream) CloseSend() error             { return nil }
-func (s *stream) Context() context.Context     { return s.ctx }
-func (s *stream) SendMsg(any) error            { return nil }
+// SendMsg ignores the request. A new stream begins with the snapshot for every request.
+func (s *stream) SendMsg(any) error { return nil }
 
-// RecvMsg hands out what the stream begins with, then what is sent. After a
-// message that was sent, send waits for the next call.
+// CloseSend does nothing.
+func (s *stream) CloseSend() error { return nil }
+
+// Context returns the context of the call, cancelled by Disconnect.
+func (s *stream) Context() context.Context { return s.ctx }
+
+// Header returns no metadata.
+func (s *stream) Header() (metadata.MD, error) { return nil, nil }
+
+// Trailer returns no metadata.
+func (s *stream) Trailer() metadata.MD { return nil }
+
+// RecvMsg returns the messages of the snapshot, then the messages sent, and a heartbeat when
+// none is sent for beatEvery.
 func (s *stream) RecvMsg(into any) error {
 	if len(s.left) > 0 {
 		proto.Merge(into.(*message), s.left[0])

@@ -18,8 +18,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
-// tokenUseless holds the reasons for which a token is replaced; a new token would meet
-// every other refusal too. The value says whether the refused call is made again.
+// tokenUseless holds the reasons for which a refused token is replaced. After any other
+// reason a new token would be refused too. The value: make the refused call again.
 var tokenUseless = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:   true,
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED: true,
@@ -27,16 +27,16 @@ var tokenUseless = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED: false,
 }
 
-// An attempt carries from [Source.GetRequestMetadata] to the interceptors what a call
-// went out with. The error of GetRequestMetadata comes this way too: grpc-go replaces
-// some errors (gRFC A54), and their details would be lost.
+// An attempt is one try of a call. It tells the interceptors which token the call went out
+// with, or the error of [Source.GetRequestMetadata]: grpc-go replaces some of the errors
+// (gRFC A54) and drops their details.
 type attempt struct {
 	source *Source
 	method string
-	sent   atomic.Pointer[sent] // grpc-go may ask again, from another goroutine
+	sent   atomic.Pointer[sent] // stored again if grpc-go tries again by itself, from another goroutine
 }
 
-// sent is the token that a call carries, or the error in place of it.
+// sent is the token of a call, or the error in place of a token.
 type sent struct {
 	token string
 	err   error
@@ -45,9 +45,9 @@ type sent struct {
 // attemptKey finds the attempt of a source in the context of a call.
 type attemptKey struct{ *Source }
 
-// ended returns the error of a call whose result was err, and reports whether to make
-// the call again. If err is the refusal of the token by the method that was called,
-// the token goes out of use.
+// ended returns the error of a call that ended with err, and whether to make the call
+// again. If err is a refusal of the token by the called method, ended takes the token out
+// of use.
 func (a *attempt) ended(err error) (again bool, _ error) {
 	sent := a.sent.Load()
 	if err == nil || sent == nil {
@@ -63,9 +63,9 @@ func (a *attempt) ended(err error) (again bool, _ error) {
 	return again, err
 }
 
-// replace takes a refused token out of use. It reports whether there is another token,
-// or may be: not if a service refuses too many. A second call that was refused with
-// the same token finds the token replaced.
+// replace takes a refused token out of use, and returns whether another token is or may be
+// available. It returns false if refusals come too often. For a second call refused with
+// the same token, the token is replaced already.
 func (s *Source) replace(token string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,7 +75,7 @@ func (s *Source) replace(token string) bool {
 	return s.access != token
 }
 
-// interceptUnary makes a call, and once more if the service refused its token.
+// interceptUnary makes a call, and makes it once more if the service refused the token.
 func (s *Source) interceptUnary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) (err error) {
 	for tries, again := 0, true; again && tries < 2; tries++ {
 		a := &attempt{source: s, method: method}
@@ -84,7 +84,8 @@ func (s *Source) interceptUnary(ctx context.Context, method string, req, reply a
 	return err
 }
 
-// interceptStream opens a stream that replaces its token if the service refuses it.
+// interceptStream opens a stream. A refusal of the token by the service, at any time, takes
+// the token out of use.
 func (s *Source) interceptStream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	a := &attempt{source: s, method: method}
 	opened, err := open(context.WithValue(ctx, attemptKey{s}, a), desc, conn, method, opts...)
@@ -95,38 +96,39 @@ func (s *Source) interceptStream(ctx context.Context, desc *grpc.StreamDesc, con
 	return &stream{opened, a}, nil
 }
 
-// A stream takes note of how it ends.
+// A stream passes the error of its end to its attempt.
 type stream struct {
 	grpc.ClientStream
 	attempt *attempt
 }
 
+// RecvMsg is grpc.ClientStream.RecvMsg; an error may take the token out of use.
 func (s *stream) RecvMsg(m any) error {
 	_, err := s.attempt.ended(s.ClientStream.RecvMsg(m))
 	return err
 }
 
-// Forward returns the options for grpc.NewClient by which a handler calls the next
-// service in the name of its own caller: pass the handler's context to the calls. A
-// call with the context of a guarded call, in which authn.FromContext finds a
-// Principal, carries the token that was verified there. Every other call goes out
-// without a token.
+// Forward returns the options for grpc.NewClient by which a handler calls the next service
+// in the name of the handler's caller: pass the handler's context to the calls. A call with
+// the context of a guarded call (authn.FromContext finds a Principal) carries the token
+// verified there. Every other call goes out without a token.
 //
-// The next service sees the very same token. So the token must be for that service's
-// audience too, and that service can do elsewhere whatever the caller may. Where this
-// is too much trust, give the handler's service a [Source] of its own.
+// The next service receives the very same token. So the token must be for that service's
+// audience too, and that service can use the token elsewhere, for everything that the
+// caller may do. Where this is too much trust, give the handler's service a [Source] of its
+// own.
 //
-// The token is not renewed: after a refusal, the caller has to send a new one. A
-// refusal that the handler returns names the method of the next service, or no method
-// if both have the same name, so no caller makes the whole chain of calls again.
+// Forward does not renew a token: after a refusal, the caller has to send a new one. If the
+// handler returns the refusal, the refusal names the next service's method, or no method if
+// both methods have the same name. So no caller makes the whole chain of calls again.
 //
-// [WithPlaintextToOtherHosts] is the one option that Forward takes. With any other
-// option every call is INTERNAL, since the option asks for what Forward cannot do: a
-// forwarded token has the audience that it has.
+// Forward takes only the option [WithPlaintextToOtherHosts]. With any other option every
+// call is INTERNAL, because the option cannot have its effect: a forwarded token keeps its
+// audience.
 //
 // Errors of calls: UNAUTHENTICATED without a reason if the connection is plaintext to
-// another machine; INTERNAL if the call has authorization metadata of its own, and for
-// an option that Forward does not take.
+// another machine; INTERNAL if the call has authorization metadata of its own, and after an
+// option that Forward does not take.
 func Forward(opts ...Option) []grpc.DialOption {
 	var c config
 	for _, opt := range opts {
@@ -148,24 +150,25 @@ func Forward(opts ...Option) []grpc.DialOption {
 	}))}
 }
 
-// perRPC makes credentials.PerRPCCredentials of a function. It requires no transport
-// security, since connections within this machine need none: see [checkCall].
+// perRPC makes credentials.PerRPCCredentials of a function.
 type perRPC func(ctx context.Context) (map[string]string, error)
 
+// RequireTransportSecurity returns false: [checkCall] checks the connection instead.
 func (perRPC) RequireTransportSecurity() bool { return false }
 
+// GetRequestMetadata calls f.
 func (f perRPC) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
 	return f(ctx)
 }
 
-// checkCall returns an error if a call must not carry a secret over its connection:
-// the connection must be private, or within this machine, or plaintext must be
-// allowed. grpc-go puts the connection's peer into ctx before it asks per-RPC
-// credentials, in place of a peer that was there, such as a handler's caller.
+// checkCall returns an error if a call must not carry a secret over its connection. The
+// connection must be private or within this machine, or plaintext must be allowed. ctx must
+// come from grpc-go's question to per-RPC credentials: its peer is then the connection's,
+// and no longer the peer of a handler's caller.
 //
-// Errors: INTERNAL if the call has authorization metadata of its own; UNAUTHENTICATED
-// for the connection, as grpc-go has it. grpc-go would turn FAILED_PRECONDITION into
-// INTERNAL (gRFC A54).
+// Errors: INTERNAL if the call has authorization metadata of its own; UNAUTHENTICATED for
+// the connection, as in grpc-go itself. grpc-go would turn FAILED_PRECONDITION into INTERNAL
+// (gRFC A54).
 func checkCall(ctx context.Context, plaintext bool) error {
 	if md, _ := metadata.FromOutgoingContext(ctx); len(md["authorization"]) > 0 {
 		return status.Error(codes.Internal, "tokensource: the call carries authorization metadata of its own")
@@ -175,5 +178,5 @@ func checkCall(ctx context.Context, plaintext bool) error {
 		return nil
 	}
 	return status.Errorf(codes.Unauthenticated, "tokensource: refusing to send a secret over plaintext to %s, "+
-		"since anyone on the path could use it: dial with TLS credentials, or allow plaintext by option", transport.Name(p))
+		"because anyone on the path could use it: dial with TLS credentials, or allow plaintext by WithPlaintextToOtherHosts", transport.Name(p))
 }

@@ -16,7 +16,8 @@ import (
 	"github.com/watchword-auth/watchword/authn/tokensource"
 )
 
-// severed is a connection whose bytes vanish once gone is set, as by a pulled cable.
+// severed is a connection that drops the bytes written while gone is set, as with a pulled
+// cable.
 type severed struct {
 	net.Conn
 	gone *atomic.Bool
@@ -29,8 +30,8 @@ func (s severed) Write(b []byte) (int, error) {
 	return s.Conn.Write(b)
 }
 
-// dialSevered dials a service, with options in the place of a caller's, on connections
-// that can be severed. made counts the connections that were made.
+// dialSevered dials a service by tokensource.Dial with opts. sever and repair cut and mend the
+// connections; made counts the connections.
 func dialSevered(t *testing.T, service *guardedService, opts ...grpc.DialOption) (conn *grpc.ClientConn, sever, repair func(), made *atomic.Int32) {
 	t.Helper()
 	var gone atomic.Bool
@@ -48,7 +49,7 @@ func dialSevered(t *testing.T, service *guardedService, opts ...grpc.DialOption)
 	return conn, func() { gone.Store(true) }, func() { gone.Store(false) }, made
 }
 
-// watchwordPolicy is how often Watchword lets a client ping.
+// watchwordPolicy is Watchword's limit on a client's pings.
 var watchwordPolicy = grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true})
 
 func startWatched(t *testing.T) *guardedService {
@@ -58,8 +59,7 @@ func startWatched(t *testing.T) *guardedService {
 	return s
 }
 
-// A connection that died without a word is noticed within 15 s, also while nothing is
-// called over it.
+// A dead connection is noticed within 15 s, also without calls.
 func TestDialNoticesADeadConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn, sever, repair, made := dialSevered(t, startWatched(t))
@@ -73,12 +73,12 @@ func TestDialNoticesADeadConnection(t *testing.T) {
 		}
 		repair()
 		if _, err := call(t.Context(), conn, unaryMethod, false); err != nil || made.Load() != 2 {
-			t.Errorf("%v, on connection %d", err, made.Load())
+			t.Errorf("%v, with %d connections, want 2", err, made.Load())
 		}
 	})
 }
 
-// Watchword bears with the pings, and the connection lasts from one renewal to the next.
+// Watchword accepts the pings, and the connection lasts from one renewal to the next.
 func TestDialKeepsItsConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn, _, _, made := dialSevered(t, startWatched(t))
@@ -93,8 +93,8 @@ func TestDialKeepsItsConnection(t *testing.T) {
 	})
 }
 
-// What the caller says counts: here, no keepalive to speak of.
-func TestDialLetsTheCallerWin(t *testing.T) {
+// The caller's options override Dial's: here, a ping every hour.
+func TestOptionsOverrideDials(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn, sever, _, _ := dialSevered(t, startWatched(t), grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: time.Hour}))
 		_, err := call(t.Context(), conn, unaryMethod, false)

@@ -18,7 +18,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// loginService is the part of a Watchword server that signs in.
+// loginService stands in for Watchword's AuthService.
 type loginService struct {
 	watchwordv1.UnimplementedAuthServiceServer
 	issuer *authntest.Issuer
@@ -39,11 +39,11 @@ func (s loginService) Refresh(context.Context, *watchwordv1.RefreshRequest) (*wa
 	return &watchwordv1.RefreshResponse{Tokens: s.tokens(2)}, nil
 }
 
-// greeter is a service that greets its caller, and then calls the next service.
+// greeter is a service that greets the caller, and then calls the next service.
 type greeter struct {
 	healthpb.UnimplementedHealthServer
 	name string
-	next healthpb.HealthClient // nil: there is none
+	next healthpb.HealthClient // nil: no next service
 }
 
 func (g greeter) Check(ctx context.Context, req *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
@@ -74,7 +74,7 @@ func serveExample(register func(*grpc.Server), opts ...grpc.ServerOption) (addr 
 	}
 }
 
-// exampleServers runs a stand-in for Watchword and a service that it guards.
+// exampleServers runs a stand-in for Watchword, and a service guarded by a verifier.
 func exampleServers(g greeter) (authAddr, notesAddr string, stop func()) {
 	issuer := authntest.New()
 	verifier, err := authn.NewVerifier(context.Background(), issuer.Conn(), authn.WithAudience("internal"))
@@ -99,8 +99,7 @@ func dialExample(authAddr string) *grpc.ClientConn {
 	return conn
 }
 
-// A program calls Watchword itself, over the connection that its sources and verifiers
-// use.
+// A program calls Watchword itself, over the connection of its sources and verifiers.
 func ExampleDial() {
 	authAddr, _, stop := exampleServers(greeter{name: "notes"})
 	defer stop()
@@ -148,7 +147,7 @@ func ExamplePassword() {
 	// <nil>
 }
 
-// A program continues the session that it had before its restart.
+// A program continues its session after a restart.
 func ExampleRefresh() {
 	authAddr, notesAddr, stop := exampleServers(greeter{name: "notes"})
 	defer stop()
@@ -178,7 +177,7 @@ func ExampleRefresh() {
 	// <nil> refresh-2
 }
 
-// A request by HTTP, or by another library than grpc-go, takes the token by hand.
+// A request by HTTP, or by another library than grpc-go, needs the token itself.
 func ExampleSource_Token() {
 	authAddr, _, stop := exampleServers(greeter{})
 	defer stop()
@@ -195,9 +194,9 @@ func ExampleSource_Token() {
 	// Output: true <nil>
 }
 
-// A service calls the next one in the name of its own caller.
+// A service calls the next service in the name of the caller.
 func ExampleForward() {
-	// The last service of the chain, and the connection of the first one to it.
+	// The last service of the chain, and the first service's connection to it.
 	issuer := authntest.New()
 	verifier, err := authn.NewVerifier(context.Background(), issuer.Conn(), authn.WithAudience("internal"))
 	if err != nil {

@@ -21,8 +21,8 @@ import (
 
 var alice = authntest.User{Name: "alice"}
 
-// passOn is a handler that calls the next service with its own context, by a
-// unary call or a stream.
+// passOn returns a handler that calls the next service with the handler's context, by a unary
+// call or a stream.
 func passOn(next *grpc.ClientConn, stream bool) grpc.StreamHandler {
 	return func(_ any, s grpc.ServerStream) error {
 		if err := s.RecvMsg(new(emptypb.Empty)); err != nil {
@@ -40,7 +40,7 @@ func passOn(next *grpc.ClientConn, stream bool) grpc.StreamHandler {
 	}
 }
 
-// serveMiddle runs a guarded service that passes calls on, and dials it.
+// serveMiddle runs a guarded service that passes calls on to next, and dials the service.
 func serveMiddle(t *testing.T, v *authn.Verifier, next *grpc.ClientConn, stream bool, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
 	return serve(t, func(*grpc.Server) {}, append(v.ServerOptions(), grpc.UnknownServiceHandler(passOn(next, stream)))...).dial(t, nil, opts...)
@@ -55,7 +55,7 @@ func TestForward(t *testing.T) {
 	}{
 		"within the machine":     {nil, tokensource.Forward(), true},
 		"to another":             {remote, tokensource.Forward(), false},
-		"to another, told":       {remote, tokensource.Forward(tokensource.WithPlaintextToOtherHosts()), true},
+		"to another, allowed":    {remote, tokensource.Forward(tokensource.WithPlaintextToOtherHosts()), true},
 		"to another, by its TLS": {remote, append(tokensource.Forward(), grpc.WithTransportCredentials(says{info: private})), true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -75,7 +75,7 @@ func TestForward(t *testing.T) {
 						saw(t, service, "")
 					}
 
-					// Where no token was verified, none goes on.
+					// A call of a public method takes no token along.
 					if seen, err := call(ctx, middle, "/open.v1.Open/Method", false); err != nil || seen != "none" {
 						t.Errorf("from a public method: %q, %v", seen, err)
 					}
@@ -85,7 +85,7 @@ func TestForward(t *testing.T) {
 	}
 }
 
-func TestForwardOutsideOfACall(t *testing.T) {
+func TestForwardOutsideOfAGuardedCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := startService(t).dial(t, nil, tokensource.Forward()...)
 		if seen, err := call(t.Context(), conn, unaryMethod, false); err != nil || seen != "none" {
@@ -116,8 +116,7 @@ func TestForwardRefusesOtherOptions(t *testing.T) {
 	})
 }
 
-// A caller whose token the second service refuses doesn't replay the first one's
-// work.
+// After a refusal by the second service, the caller does not repeat the call of the first.
 func TestRefusalFromFurtherDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer := authntest.New()
@@ -131,8 +130,8 @@ func TestRefusalFromFurtherDown(t *testing.T) {
 	})
 }
 
-// The whole way: a source, a guarded service that passes the token on, and
-// another; and a change of rights in between, which neither handler notices.
+// A source calls a guarded service that passes the token on to another service. The source
+// renews the token after a change of rights, and neither handler notices.
 func TestSourceThroughAChain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer, auth, second := authntest.New(), startAuth(t), startService(t)

@@ -31,21 +31,21 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// authServer stands in for Watchword. It keeps one session, whose tokens are
-// numbered: access-3 came with refresh-3. As the real one does, it takes the
-// newest refresh token and the one before.
+// authServer stands in for Watchword. It has one session with numbered tokens: access-3
+// comes with refresh-3. Like the real server, it accepts the newest refresh token and the
+// refresh token before.
 type authServer struct {
 	watchwordv1.UnimplementedAuthServiceServer
 	reachable
 	life time.Duration
-	mint func(n int) string // an access token
+	mint func(n int) string // makes the access token
 
 	mu       sync.Mutex
 	newest   int
 	asked    []string // "login", or the refresh token presented
 	audience []string
-	before   func(context.Context) error // may refuse what is asked
-	after    func(context.Context) error // may lose the answer
+	before   func(context.Context) error // may refuse a request
+	after    func(context.Context) error // may drop the answer
 }
 
 func (s *authServer) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watchwordv1.LoginResponse, error) {
@@ -84,7 +84,7 @@ func (s *authServer) answer(ctx context.Context, asked string, audience []string
 		s.mu.Unlock()
 		return nil, err
 	}
-	if asked != refresh(s.newest-1) { // within the grace: the same again
+	if asked != refresh(s.newest-1) { // otherwise within the grace: the same answer again
 		s.newest++
 	}
 	n := s.newest
@@ -100,14 +100,14 @@ func (s *authServer) answer(ctx context.Context, asked string, audience []string
 func access(n int) string  { return fmt.Sprintf("access-%d", n) }
 func refresh(n int) string { return fmt.Sprintf("refresh-%d", n) }
 
-// when sets what happens before and after the server's work.
+// when sets the functions to call before and after the server's work.
 func (s *authServer) when(before, after func(context.Context) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.before, s.after = before, after
 }
 
-// sinceLast returns what was asked since it was last called.
+// sinceLast returns the requests since the last call of sinceLast.
 func (s *authServer) sinceLast() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,13 +120,13 @@ func always(err error) func(context.Context) error {
 	return func(context.Context) error { return err }
 }
 
-// hang answers nothing until the caller has given up.
+// hang waits until the caller has given up.
 func hang(ctx context.Context) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
 
-// refusal is a status as Watchword and verifiers give it.
+// refusal returns a status as Watchword and verifiers do.
 func refusal(code codes.Code, reason, method string, more ...protoadapt.MessageV1) error {
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: "watchword"}
 	if method != "" {
@@ -139,12 +139,11 @@ func refusal(code codes.Code, reason, method string, more ...protoadapt.MessageV
 	return st.Err()
 }
 
-// guardedService answers every call with its caller's token, unless refuse says
-// otherwise.
+// guardedService answers every call with the call's token, unless refuse returns an error.
 type guardedService struct {
 	reachable
 	mu     sync.Mutex
-	calls  []string // the tokens, "none" for none
+	calls  []string // the tokens; "none" for a call without a token
 	refuse func(method, token string) error
 }
 
@@ -163,7 +162,8 @@ func (s *guardedService) handle(_ any, stream grpc.ServerStream) error {
 	return stream.SendMsg(wrapperspb.String(token))
 }
 
-// name is a reason as the wire spells it, or the code of an error without a reason.
+// name returns the reason of an error as the ErrorInfo spells it, or the code of an error
+// without a reason.
 func name(err error) string {
 	reason := authn.Reason(err)
 	if reason == watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
@@ -222,7 +222,7 @@ func (s *guardedService) sinceLast() string {
 	return taken
 }
 
-// calling is a caller with a source, and both servers.
+// calling is a client with a source, and both servers.
 type calling struct {
 	*tokensource.Source
 	auth    *authServer
@@ -236,10 +236,10 @@ const (
 	accessLife   = 5 * time.Minute
 )
 
-// reachable is a server in memory that can be dialled as if it were anywhere.
+// reachable is a server in memory. A test can dial the server as if at any address.
 type reachable struct{ listener *bufconn.Listener }
 
-// dial dials it at an address, nil for the one that it has.
+// dial dials the server at addr; nil is the server's own address in memory.
 func (r reachable) dial(t *testing.T, addr net.Addr, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///memory", append([]grpc.DialOption{
@@ -257,7 +257,7 @@ func (r reachable) dial(t *testing.T, addr net.Addr, opts ...grpc.DialOption) *g
 	return conn
 }
 
-// elsewhere is a connection whose other end has a different address.
+// elsewhere is a connection with another remote address.
 type elsewhere struct {
 	net.Conn
 	addr net.Addr
@@ -296,7 +296,7 @@ func startService(t *testing.T) *guardedService {
 	return s
 }
 
-// withPassword and withSession make a caller of each kind, in a bubble.
+// withPassword makes a client that logs in, in a synctest bubble.
 func withPassword(t *testing.T, opts ...tokensource.Option) *calling {
 	t.Helper()
 	return startCalling(t, func(conn grpc.ClientConnInterface) (*tokensource.Source, error) {
@@ -304,6 +304,7 @@ func withPassword(t *testing.T, opts ...tokensource.Option) *calling {
 	})
 }
 
+// withSession makes a client that continues the session of refresh-0, in a synctest bubble.
 func withSession(t *testing.T, opts ...tokensource.Option) *calling {
 	t.Helper()
 	return startCalling(t, func(conn grpc.ClientConnInterface) (*tokensource.Source, error) {
@@ -320,7 +321,7 @@ func startCalling(t *testing.T, make func(grpc.ClientConnInterface) (*tokensourc
 	return &calling{source, auth, service, service.dial(t, nil, source.DialOptions()...)}
 }
 
-// call calls a method of either kind, and returns the text of its answer.
+// call calls a method, unary or stream, and returns the text of the answer.
 func call(ctx context.Context, conn *grpc.ClientConn, method string, stream bool) (string, error) {
 	answer := new(wrapperspb.StringValue)
 	if !stream {
@@ -336,13 +337,13 @@ func call(ctx context.Context, conn *grpc.ClientConn, method string, stream bool
 	}
 	err = s.RecvMsg(answer)
 	if err == nil {
-		for s.RecvMsg(new(wrapperspb.StringValue)) == nil { // to the stream's end, so that nothing of it stays
+		for s.RecvMsg(new(wrapperspb.StringValue)) == nil { // to the end of the stream, so that no goroutine stays
 		}
 	}
 	return answer.GetValue(), err
 }
 
-// call makes a unary call, and waits until what it began is done.
+// call makes a unary call, and waits for a renewal that the call has started.
 func (c *calling) call(t *testing.T) (string, error) {
 	t.Helper()
 	token, err := call(t.Context(), c.conn, unaryMethod, false)
@@ -366,6 +367,7 @@ func (c *calling) failsWith(t *testing.T, want string) {
 	}
 }
 
+// saw checks what a server, a service or a store has received since the last check.
 func saw(t *testing.T, by interface{ sinceLast() string }, want string) {
 	t.Helper()
 	if got := by.sinceLast(); got != want {
@@ -373,7 +375,7 @@ func saw(t *testing.T, by interface{ sinceLast() string }, want string) {
 	}
 }
 
-// keep is a store that remembers what it was handed.
+// keep is a store that remembers the refresh tokens.
 type keep struct {
 	mu    sync.Mutex
 	taken []string

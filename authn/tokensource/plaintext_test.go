@@ -17,7 +17,7 @@ import (
 	"github.com/watchword-auth/watchword/authn/tokensource"
 )
 
-// secretAddresses says over which plaintext a secret may go.
+// secretAddresses has addresses, and whether a secret may go there in plaintext.
 var secretAddresses = map[string]struct {
 	addr net.Addr
 	ok   bool
@@ -33,19 +33,19 @@ var secretAddresses = map[string]struct {
 
 func TestSecretsOverPlaintext(t *testing.T) {
 	for name, test := range secretAddresses {
-		for _, told := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, told %t", name, told), func(t *testing.T) {
+		for _, allowed := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, allowed %t", name, allowed), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var opts []tokensource.Option
-					if told {
+					if allowed {
 						opts = append(opts, tokensource.WithPlaintextToOtherHosts())
 					}
-					ok := test.ok || told
+					ok := test.ok || allowed
 					auth, service := startAuth(t), startService(t)
 					near, far := auth.dial(t, nil), auth.dial(t, test.addr)
 
-					// The token, to a service; Watchword is near. A handler's caller
-					// is near too, and proves nothing.
+					// The token goes to a service, with Watchword on this machine. A handler's
+					// caller is on this machine too, which must not count.
 					source, err := tokensource.Password(near, "alice", "secret", opts...)
 					check(t, err)
 					defer source.Close()
@@ -55,13 +55,13 @@ func TestSecretsOverPlaintext(t *testing.T) {
 						wantsPlaintext(t, err, ok)
 					}
 					if !ok {
-						saw(t, auth, "") // not even asked for one
+						saw(t, auth, "") // no token was asked for
 						saw(t, service, "")
 					} else {
 						saw(t, service, "access-1 access-1")
 					}
 
-					// The password and the refresh token, to Watchword.
+					// The password and the refresh token go to Watchword.
 					for _, make := range []func() (*tokensource.Source, error){
 						func() (*tokensource.Source, error) {
 							return tokensource.Password(far, "alice", "secret", opts...)
@@ -78,7 +78,7 @@ func TestSecretsOverPlaintext(t *testing.T) {
 						_, err = call(t.Context(), service.dial(t, nil, source.DialOptions()...), unaryMethod, false)
 						wantsPlaintext(t, err, ok)
 						if (auth.sinceLast() != "") != ok {
-							t.Error("Watchword was asked, or it was not")
+							t.Errorf("Watchword got a request: %t, want %t", !ok, ok)
 						}
 					}
 				})
@@ -96,7 +96,7 @@ func wantsPlaintext(t *testing.T, err error, ok bool) {
 	}
 }
 
-// nearCaller is the context of a handler whose caller is on this machine.
+// nearCaller returns the context of a handler with a caller on this machine.
 func nearCaller(ctx context.Context) context.Context {
 	return peer.NewContext(ctx, &peer.Peer{Addr: &net.UnixAddr{Net: "unix"}, AuthInfo: private})
 }
@@ -106,7 +106,7 @@ type otherAddr string
 func (otherAddr) Network() string  { return "vsock" }
 func (a otherAddr) String() string { return string(a) }
 
-// says is plaintext that says of itself how secure it is.
+// says is plaintext with an AuthInfo of any level of security.
 type says struct {
 	credentials.TransportCredentials
 	info credentials.AuthInfo
@@ -122,7 +122,7 @@ func (says) Info() credentials.ProtocolInfo {
 
 func (s says) Clone() credentials.TransportCredentials { return s }
 
-// level is the AuthInfo of a connection of this level of security.
+// level is an AuthInfo with a level of security.
 type level credentials.SecurityLevel
 
 const private = level(credentials.PrivacyAndIntegrity)
@@ -132,12 +132,12 @@ func (l level) GetCommonAuthInfo() credentials.CommonAuthInfo {
 	return credentials.CommonAuthInfo{SecurityLevel: credentials.SecurityLevel(l)}
 }
 
-// silentAuth says nothing of how secure it is.
+// silentAuth is an AuthInfo without a level of security.
 type silentAuth struct{}
 
 func (silentAuth) AuthType() string { return "silent" }
 
-// A secret needs a connection that states that it is private.
+// A secret needs a connection with an AuthInfo that states privacy.
 func TestSecretsByLevelOfSecurity(t *testing.T) {
 	for name, test := range map[string]struct {
 		info credentials.AuthInfo
@@ -180,7 +180,7 @@ func TestSecretsByLevelOfSecurity(t *testing.T) {
 	}
 }
 
-// deafConn drops call options, and with them whatever looks at the connection.
+// deafConn drops call options, and so the check of the connection.
 type deafConn struct{ grpc.ClientConnInterface }
 
 func (c deafConn) Invoke(ctx context.Context, method string, args, reply any, _ ...grpc.CallOption) error {
@@ -202,7 +202,7 @@ func TestConnectionThatDropsOptionsGetsNoSecret(t *testing.T) {
 			check(t, err)
 			defer source.Close()
 			if _, err := call(t.Context(), service.dial(t, nil, source.DialOptions()...), unaryMethod, false); err == nil {
-				t.Error("a secret came through")
+				t.Error("the call succeeded")
 			}
 			saw(t, auth, want)
 		}

@@ -15,32 +15,33 @@ import (
 )
 
 const (
-	// firstDelay and longestDelay bound the pause after a failure that may pass by
-	// itself. A person does not notice the first; the longest bounds how long a server
-	// that is back goes unnoticed.
+	// firstDelay and longestDelay limit the pause after a failure that may end without a
+	// person's help. The first is too short to be noticed; after the longest, the return of
+	// a server is noticed.
 	firstDelay   = 50 * time.Millisecond
 	longestDelay = 10 * time.Second
-	// firstRefusedDelay and longestRefusedDelay bound the pause after a refusal that
-	// only a person can end, such as a wrong password.
+	// firstRefusedDelay and longestRefusedDelay limit the pause after a refusal that only a
+	// person can resolve, such as a wrong password.
 	firstRefusedDelay   = 5 * time.Second
 	longestRefusedDelay = 5 * time.Minute
-	// latestSend is how long before its end a token is no longer sent: it would
-	// expire on its way, and a stream is not made again.
+	// latestSend is the time before a token's expiry in which the token is not sent: the
+	// token would expire on its way, and a stream is not made again.
 	latestSend = time.Second
-	// requestTimeout bounds each request to Watchword and each call of the store. A
-	// login that queues for the hash of its password takes seconds.
+	// requestTimeout limits each request to Watchword and each call of the store. A login
+	// waiting for the hash of its password takes seconds.
 	requestTimeout = 10 * time.Second
 )
 
-// A renewal is one attempt to get a new access token. When done is closed, token or
-// err is set.
+// A renewal is one attempt to get a new access token. token or err is set before done is
+// closed.
 type renewal struct {
 	done  chan struct{}
 	token string
 	err   error
 }
 
-// renew runs in the goroutine of the renewal.
+// renew gets a new access token, and ends the present renewal. It runs in the renewal's
+// goroutine.
 func (s *Source) renew() {
 	tokens, err := s.renewSession()
 	s.mu.Lock()
@@ -60,8 +61,10 @@ func (s *Source) renew() {
 	}
 }
 
-// renewSession gets new tokens by the refresh token; by the password if there is no
-// refresh token or its session is over.
+// renewSession gets new tokens by the refresh token; by the password, if there is one, in
+// place of a missing refresh token or an ended session.
+//
+// Errors: UNAVAILABLE if the store fails; those of [session.request].
 func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
 	if err := s.session.save(s.ctx); err != nil {
 		return nil, &refusal.Setup{Code: codes.Unavailable, Message: "tokensource: storing the refresh token: " + err.Error(), Cause: err}
@@ -82,30 +85,29 @@ func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
 	}
 	s.session.refreshToken, s.session.unsaved = tokens.GetRefreshToken(), true
 	if err := s.session.save(s.ctx); err != nil {
-		s.session.log.Warn("the new refresh token is not stored; trying again before it is used", "credentials", s, "error", err)
+		s.session.log.Warn("the store failed for the new refresh token; the next renewal stores the token first", "credentials", s, "error", err)
 	}
 	return tokens, nil
 }
 
-// useLocked replaces the access token. The life of the token counts from before the
-// request, by this machine's clock, so the server's clock does not matter. s.mu must be
-// held.
+// useLocked replaces the access token. The token's life counts from the start of the request
+// by this machine's clock, so the server's clock does not matter. s.mu must be held.
 func (s *Source) useLocked(tokens *watchwordv1.TokenPair) {
 	life := tokens.GetExpiresIn().AsDuration()
 	s.access = tokens.GetAccessToken()
 	s.goodUntil = s.session.asked.Add(life - min(latestSend, life/20))
-	// A random part, so that callers that started together do not renew together.
+	// The random part spreads out the renewals of callers started together.
 	s.renewAt = s.session.asked.Add(life/4*3 + rand.N(life/10+1))
 	s.lastErr, s.notBefore = nil, time.Time{}
 	s.backoff.Reset()
 }
 
-// failedLocked takes note of the error of a renewal, and sets the pause before the
-// next. s.mu must be held.
+// failedLocked keeps the error of a renewal, and sets the pause before the next renewal.
+// s.mu must be held.
 func (s *Source) failedLocked(err error) {
 	if _, over := sessionOver[refusal.Reason(err)]; over && s.session.password == "" {
 		s.endLocked(err)
-		s.session.log.Error("the session is over, and there is no password to begin another", "error", err)
+		s.session.log.Error("the session is over, and the source has no password to begin another", "error", err)
 		return
 	}
 	first, longest := firstDelay, longestDelay
@@ -118,8 +120,8 @@ func (s *Source) failedLocked(err error) {
 	s.session.log.Warn("no new access token", "credentials", s, "error", err, "pause", pause)
 }
 
-// sessionOver holds the reasons after which Watchword takes no refresh token of the
-// session any more. The value says whether the session's access tokens are revoked.
+// sessionOver holds the reasons that end a session: Watchword accepts no refresh token of the
+// session any more. The value: the session's access tokens are revoked too.
 var sessionOver = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID: false,
 	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED: false,
@@ -127,9 +129,8 @@ var sessionOver = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_SESSION_REVOKED:       true,
 }
 
-// A session gets tokens from Watchword. Its first fields are set once. The others
-// belong to the goroutine of the renewal, of which one runs at a time, and have no
-// lock.
+// A session gets tokens from Watchword. The first group of fields never changes. The second
+// group belongs to the renewal's goroutine, of which one runs at a time, and needs no lock.
 type session struct {
 	config
 	auth               watchwordv1.AuthServiceClient
@@ -141,9 +142,9 @@ type session struct {
 	asked        time.Time // the start of the last request
 }
 
-// request asks Watchword for tokens: by the refresh token, or by the password if
-// there is none. Errors: the status that Watchword answered; INTERNAL if its answer is
-// incomplete.
+// request asks Watchword for tokens: by the refresh token, or by the password without one.
+//
+// Errors: Watchword's status; INTERNAL if the answer is incomplete.
 func (s *session) request(ctx context.Context) (*watchwordv1.TokenPair, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -164,10 +165,10 @@ func (s *session) request(ctx context.Context) (*watchwordv1.TokenPair, error) {
 	return tokens, err
 }
 
-// fillIn returns the call option that puts the secret into a request. grpc-go asks
-// per-RPC credentials when a call has its connection, and encodes the request after
-// that. So no secret goes over a connection that was not checked, and a conn that
-// drops the option sends none.
+// fillIn returns the call option that puts the secret into a request. grpc-go asks per-RPC
+// credentials when a call has its connection, and encodes the request afterwards. So no
+// secret goes over an unchecked connection, and a conn that drops the option sends no
+// secret.
 func (s *session) fillIn(secret func()) grpc.CallOption {
 	return grpc.PerRPCCredentials(perRPC(func(ctx context.Context) (map[string]string, error) {
 		err := checkCall(ctx, s.plaintext)
@@ -178,7 +179,7 @@ func (s *session) fillIn(secret func()) grpc.CallOption {
 	}))
 }
 
-// save hands the newest refresh token to the store, if the store has not taken it.
+// save passes the newest refresh token to the store, unless the store has taken the token.
 func (s *session) save(ctx context.Context) error {
 	if s.store == nil || !s.unsaved {
 		return nil

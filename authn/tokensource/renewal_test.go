@@ -44,7 +44,7 @@ func TestOneRenewalForAllCalls(t *testing.T) {
 			t.Errorf("audience %s", got)
 		}
 
-		// Expired, and then refused at once in the hands of all.
+		// The token expires; the next token is refused in many calls at once.
 		time.Sleep(accessLife)
 		all("access-2")
 		saw(t, c.auth, "refresh-1")
@@ -69,7 +69,7 @@ func TestRenewalAheadOfExpiry(t *testing.T) {
 		c.goesWith(t, "access-1")
 		saw(t, c.auth, "")
 
-		// One renewal, which no call waits for.
+		// One renewal runs, and no call waits for the renewal.
 		time.Sleep(accessLife * 12 / 100)
 		saw(t, c.auth, "") // nothing runs without calls
 		release := make(chan struct{})
@@ -83,8 +83,8 @@ func TestRenewalAheadOfExpiry(t *testing.T) {
 		c.goesWith(t, "access-2")
 		saw(t, c.auth, "")
 
-		// Counted from before the question: an answer that took long is used for
-		// less long, and no longer than a token lives.
+		// A token's life counts from the start of the request, so after a slow answer the
+		// token is used for a shorter time.
 		time.Sleep(accessLife)
 		c.auth.when(func(context.Context) error { time.Sleep(9 * time.Second); return nil }, nil)
 		c.goesWith(t, "access-3")
@@ -108,11 +108,11 @@ func TestLostAnswers(t *testing.T) {
 				c.goesWith(t, "access-1")
 				time.Sleep(accessLife * 9 / 10)
 				c.auth.when(nil, lost)
-				c.goesWith(t, "access-1") // begins what gets lost
+				c.goesWith(t, "access-1") // starts the renewal with the lost answer
 				time.Sleep(11 * time.Second)
 				c.auth.when(nil, nil)
 				saw(t, c.auth, "login refresh-1")
-				c.goesWith(t, "access-1") // begins it again
+				c.goesWith(t, "access-1") // starts the renewal again
 				c.goesWith(t, "access-2")
 				saw(t, c.auth, "refresh-1")
 				time.Sleep(accessLife)
@@ -134,19 +134,19 @@ func TestServerAway(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		if asked := strings.Fields(c.auth.sinceLast()); len(asked) < 8 || len(asked) > 25 {
-			t.Errorf("asked %d times in 70 seconds", len(asked))
+			t.Errorf("%d requests in 70 seconds", len(asked))
 		}
 		time.Sleep(10 * time.Second)
 		for range 60 * 10 {
 			began := time.Now()
 			c.failsWith(t, "Unavailable")
 			if waited := time.Since(began); waited > time.Millisecond {
-				t.Fatalf("a call waited %v for nothing", waited)
+				t.Fatalf("a call waited %v, want no wait", waited)
 			}
 			time.Sleep(100 * time.Millisecond)
 		}
 		if asked := strings.Fields(c.auth.sinceLast()); len(asked) < 6 || len(asked) > 15 {
-			t.Errorf("asked %d times in a minute", len(asked))
+			t.Errorf("%d requests in a minute", len(asked))
 		}
 		c.auth.when(nil, nil)
 		time.Sleep(10 * time.Second)
@@ -154,7 +154,7 @@ func TestServerAway(t *testing.T) {
 	})
 }
 
-// A program with an old password must not look like an attacker that guesses.
+// A program with an old password must not look like an attacker guessing passwords.
 func TestRefusedLogins(t *testing.T) {
 	for _, test := range []struct {
 		refused error
@@ -223,8 +223,8 @@ func TestSessionIsOver(t *testing.T) {
 	}
 }
 
-// While a new session begins, calls go on with the token of the old one, unless the
-// refusal says that the token was revoked with its session.
+// While a new session begins, calls go on with the old session's token, unless the refusal shows
+// that the token is revoked with its session.
 func TestCallsWhileTheSessionBeginsAnew(t *testing.T) {
 	for reason, during := range map[string]string{
 		"REFRESH_TOKEN_INVALID": "access-1",
@@ -242,7 +242,7 @@ func TestCallsWhileTheSessionBeginsAnew(t *testing.T) {
 					c.auth.when(func(context.Context) error { <-release; return nil }, nil)
 					return refusal(codes.Unauthenticated, reason, "")
 				}, nil)
-				c.goesWith(t, "access-1") // begins the renewal
+				c.goesWith(t, "access-1") // starts the renewal
 				saw(t, c.auth, "login refresh-1 login")
 				var calls sync.WaitGroup
 				calls.Go(func() {
@@ -264,9 +264,9 @@ func TestTokenStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := new(keep)
 		c := withSession(t, tokensource.WithStore(k.store))
-		c.service.refuses(func(_, token string) error { // before any call goes out with what came along
+		c.service.refuses(func(_, token string) error { // before any call with the new access token
 			if got := k.sinceLast(); got != strings.Replace(token, "access", "refresh", 1) {
-				t.Errorf("%s is used, and stored is %q", token, got)
+				t.Errorf("the call has %s, and the store has %q", token, got)
 			}
 			return nil
 		})
@@ -277,7 +277,7 @@ func TestTokenStore(t *testing.T) {
 		c.service.refuses(nil)
 		saw(t, c.auth, "refresh-0 refresh-1 refresh-2")
 
-		// What could not be stored is not spent.
+		// A refresh token that the store has not taken is not sent.
 		broken := errors.New("the disk is full")
 		k.fails(broken)
 		c.goesWith(t, "access-4")
@@ -298,8 +298,8 @@ func TestTokenStore(t *testing.T) {
 	})
 }
 
-// What the server answers must be whole to be used.
-func TestAnswersThatLackSomething(t *testing.T) {
+// An incomplete answer of the server is an error.
+func TestIncompleteAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := withPassword(t)
 		c.auth.life = 0

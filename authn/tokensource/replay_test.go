@@ -19,7 +19,7 @@ import (
 	"github.com/watchword-auth/watchword/authn/tokensource"
 )
 
-// A payment is work that must not be done twice.
+// A payment is a service with work that must not be done twice.
 type payment struct {
 	*authn.Verifier
 	issuer *authntest.Issuer
@@ -27,7 +27,7 @@ type payment struct {
 	conn   *grpc.ClientConn // with a source
 
 	mu    sync.Mutex
-	calls int // for which work was done
+	calls int // with work done
 	fails func(ctx context.Context) error
 }
 
@@ -38,7 +38,7 @@ const (
 	payOpenlyToo = "/pay.v1.Pay/OpenlyAsStream"
 )
 
-// startPayment runs a guarded service whose methods do their work and then fail.
+// startPayment runs a guarded service. Its methods do their work and then fail.
 func startPayment(t *testing.T, outside ...grpc.ServerOption) *payment {
 	t.Helper()
 	issuer := authntest.New()
@@ -79,9 +79,9 @@ func (p *payment) work(ctx context.Context) error {
 	return p.fails(ctx)
 }
 
-// A handler that is asked about another token, and passes on what is wrong with
-// it, is called once, and its caller's own token stays in use.
-func TestTheRefusalOfAnotherTokenRepeatsNothing(t *testing.T) {
+// A handler judges some other token and returns the refusal. The call is not repeated, and the
+// caller's own token stays in use.
+func TestTheRefusalOfAnotherTokenRepeatsNoCall(t *testing.T) {
 	for _, kind := range []struct {
 		method string
 		stream bool
@@ -112,7 +112,7 @@ func TestTheRefusalOfAnotherTokenRepeatsNothing(t *testing.T) {
 						_, err := call(t.Context(), p.conn, kind.method, kind.stream)
 						refusedBy(t, err, codes.Unauthenticated, reason, "")
 						if p.calls != 1 {
-							t.Fatalf("%s: executed %d times", reason, p.calls)
+							t.Fatalf("%s: the work was done %d times", reason, p.calls)
 						}
 					}
 				}
@@ -122,9 +122,8 @@ func TestTheRefusalOfAnotherTokenRepeatsNothing(t *testing.T) {
 	}
 }
 
-// What interceptors outside see of a handler's error is what it was, but for the
-// method.
-func TestAHandlersErrorStaysWhatItWas(t *testing.T) {
+// An interceptor given before the guard sees the handler's error unchanged but for the method.
+func TestAHandlersErrorStaysTheSame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sentinel := errors.New("no approval")
 		var seen []error
@@ -142,14 +141,14 @@ func TestAHandlersErrorStaysWhatItWas(t *testing.T) {
 			p.fails, seen = func(context.Context) error { return err }, nil
 			_, _ = call(t.Context(), p.conn, payOnce, false)
 			if len(seen) != 1 || !errors.Is(seen[0], sentinel) || seen[0].Error() != err.Error() {
-				t.Errorf("%v, was %v", seen, err)
+				t.Errorf("the interceptor saw %v, want %v", seen, err)
 			}
 		}
 	})
 }
 
-// A service that forwards a call to another of its kind, under the same name,
-// passes back a refusal from there as what it is: one from further down.
+// A service forwards a call to a method of the same name. The next service's refusal comes
+// back without the method, so the caller does not repeat the call.
 func TestForwardedToTheSameMethod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer, auth, next := authntest.New(), startAuth(t), startService(t)

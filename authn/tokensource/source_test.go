@@ -24,7 +24,7 @@ import (
 func TestRefusedTokens(t *testing.T) {
 	const again, next, never = "made again", "a new token for the next call", "the same token for the next call"
 	for _, test := range []struct {
-		reason, method string // the method that the refusal names, empty: the one called
+		reason, method string // the method named in the refusal; empty: the called method
 		unary, stream  string
 	}{
 		{"TOKEN_STALE", "", again, next},
@@ -86,19 +86,19 @@ func TestRefusedTokens(t *testing.T) {
 	}
 }
 
-// A service that likes no token must not make its callers flood Watchword.
+// A service that refuses every token must not make its callers flood Watchword.
 func TestServiceThatRefusesEveryToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := withPassword(t)
 		c.service.refuses(func(method, _ string) error { return refusal(codes.Unauthenticated, "TOKEN_INVALID", method) })
 		c.failsWith(t, "TOKEN_INVALID")
-		saw(t, c.service, "access-1 access-2") // once more and no more
+		saw(t, c.service, "access-1 access-2") // made again once
 		for range 60 * 10 {
 			c.failsWith(t, "TOKEN_INVALID")
 			time.Sleep(100 * time.Millisecond)
 		}
 		if asked := strings.Fields(c.auth.sinceLast()); len(asked) < 8 || len(asked) > 12 {
-			t.Errorf("asked %d times in a minute", len(asked))
+			t.Errorf("%d requests in a minute", len(asked))
 		}
 		time.Sleep(time.Minute)
 		c.service.refuses(nil)
@@ -127,13 +127,13 @@ func TestTokenRevoked(t *testing.T) {
 	})
 }
 
-// Calls of both kinds, callers of Token and refusals at once, and then Close: for the
+// Unary calls, streams, callers of Token and refusals run at once, and then Close: for the
 // race detector.
 func TestConcurrentUse(t *testing.T) {
 	auth, service := startAuth(t), startService(t)
 	source, err := tokensource.Password(auth.dial(t, nil), "alice", "secret")
 	check(t, err)
-	var refused sync.Map // token → how often it was used
+	var refused sync.Map // token → number of calls
 	service.refuses(func(method, token string) error {
 		n, _ := refused.LoadOrStore(token, new(atomic.Int32))
 		if n.(*atomic.Int32).Add(1) > 20 {
@@ -179,7 +179,7 @@ func TestCallersThatGiveUp(t *testing.T) {
 				_, err := call(ctx, c.conn, unaryMethod, false)
 				ended <- err
 			}()
-			synctest.Wait() // the one that will give up begins the login
+			synctest.Wait() // the first call starts the login
 		}
 		cancel()
 		if err := <-ended; status.Code(err) != codes.Canceled {
@@ -225,12 +225,12 @@ func TestClose(t *testing.T) {
 			}
 		}
 		if waited := time.Since(began); waited > time.Second {
-			t.Errorf("it took %v", waited)
+			t.Errorf("Close took %v", waited)
 		}
 		saw(t, c.auth, "login")
 		saw(t, c.service, "")
 
-		// A token that is good is not used any more either.
+		// After Close a good token is not used.
 		c = withPassword(t)
 		c.goesWith(t, "access-1")
 		c.Close()
@@ -238,7 +238,7 @@ func TestClose(t *testing.T) {
 	})
 }
 
-// A store that does not heed its context holds up Close, and no call.
+// A store that ignores its context delays Close, and no call.
 func TestCloseWhileTheStoreHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -270,12 +270,12 @@ func last(_ string, err error) error { return err }
 func TestMisuse(t *testing.T) {
 	conn := startAuth(t).dial(t, nil)
 	for name, err := range map[string]error{
-		"no connection":       second(tokensource.Password(nil, "alice", "secret")),
-		"no username":         second(tokensource.Password(conn, "", "secret")),
-		"no password":         second(tokensource.Password(conn, "alice", "")),
-		"no refresh token":    second(tokensource.Refresh(conn, "")),
-		"refresh, no conn":    second(tokensource.Refresh(nil, "refresh-0")),
-		"an audience is lost": second(tokensource.Refresh(conn, "refresh-0", tokensource.WithAudience("a", ""))),
+		"no connection":     second(tokensource.Password(nil, "alice", "secret")),
+		"no username":       second(tokensource.Password(conn, "", "secret")),
+		"no password":       second(tokensource.Password(conn, "alice", "")),
+		"no refresh token":  second(tokensource.Refresh(conn, "")),
+		"refresh, no conn":  second(tokensource.Refresh(nil, "refresh-0")),
+		"an empty audience": second(tokensource.Refresh(conn, "refresh-0", tokensource.WithAudience("a", ""))),
 	} {
 		if status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%s: %v", name, err)
@@ -285,7 +285,7 @@ func TestMisuse(t *testing.T) {
 
 func second(_ *tokensource.Source, err error) error { return err }
 
-// For callers that are not grpc-go, Token gives what a call would carry.
+// Token returns the token of a call.
 func TestToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := withPassword(t)
@@ -312,7 +312,7 @@ func TestToken(t *testing.T) {
 	})
 }
 
-// A store that asks for a token is told so, and does not wait for itself.
+// A store that calls Token gets an error, and no deadlock.
 func TestStoreThatAsksForAToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var source *tokensource.Source
@@ -329,7 +329,7 @@ func TestStoreThatAsksForAToken(t *testing.T) {
 	})
 }
 
-// Mistakes that would end in a deadlock, or in a call of two minds, are told.
+// A connection that would wait for itself, and a call with two tokens, get an error.
 func TestMisusedConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		auth, service := startAuth(t), startService(t)
@@ -339,7 +339,7 @@ func TestMisusedConnections(t *testing.T) {
 		defer source.Close()
 		through.ClientConnInterface = auth.dial(t, nil, source.DialOptions()...)
 		_, err = call(t.Context(), service.dial(t, nil, source.DialOptions()...), unaryMethod, false)
-		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "very credentials") {
+		if status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "own connection") {
 			t.Error(err)
 		}
 		saw(t, auth, "")
@@ -355,7 +355,7 @@ func TestMisusedConnections(t *testing.T) {
 	})
 }
 
-// laterConn is a connection that is made after the source that uses it.
+// laterConn is a connection made after its source.
 type laterConn struct{ grpc.ClientConnInterface }
 
 func TestNothingPrintsASecret(t *testing.T) {
@@ -371,7 +371,7 @@ func TestNothingPrintsASecret(t *testing.T) {
 			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x", "%t"} {
 				fmt.Fprintf(&shown, verb+" "+verb+"\n", creds, struct{ *tokensource.Source }{creds})
 			}
-			//lint:ignore SA9005 that nothing comes out is what is tested
+			//lint:ignore SA9005 the test is that the output is empty
 			raw, err := json.Marshal(creds)
 			shown.Write(raw)
 			if err != nil {
@@ -385,7 +385,7 @@ func TestNothingPrintsASecret(t *testing.T) {
 		c.failsWith(t, "SESSION_REVOKED")
 		for _, secret := range []string{"secret", "access-", "refresh-"} {
 			if strings.Contains(shown.String(), secret) || strings.Contains(logged.String(), secret) {
-				t.Errorf("%q in:\n%s\n%s", secret, shown.String(), logged.String())
+				t.Errorf("the secret %q appears in:\n%s\n%s", secret, shown.String(), logged.String())
 			}
 		}
 		if !strings.Contains(shown.String(), `credentials of "alice"`) || !strings.Contains(logged.String(), "no new access token") {

@@ -9,9 +9,8 @@ import (
 	"testing"
 )
 
-// The copy of access.proto is there for the compiler of proto files. Were it
-// another than the one that authn was generated from, a rule could be written
-// down that nobody holds to.
+// The compiler of proto files reads a copy of access.proto. If the copy differed from the
+// module's file, notes.proto could state a rule that authn does not know.
 func TestAccessProtoIsTheModules(t *testing.T) {
 	const file = "watchword/v1/access.proto"
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/watchword-auth/watchword").Output()
@@ -27,6 +26,6 @@ func TestAccessProtoIsTheModules(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("third_party/%s is not the module's: copy it again and run buf generate", file)
+		t.Errorf("third_party/%s differs from the module's file: copy the file again and run buf generate", file)
 	}
 }

@@ -12,18 +12,20 @@ import (
 	notesv1 "example.com/notes/gen/notes/v1"
 )
 
-// PublicMethods are the methods that anyone may call although their proto files,
-// which are not ours, don't say so. For authn.WithPublicMethods.
+// PublicMethods is a pattern for authn.WithPublicMethods: the health service is open to every
+// caller, and its proto file, of another project, has no option for that.
 const PublicMethods = "/grpc.health.v1.Health/*"
 
-// NewServer returns a server with the notes and their health on it, both kinds of
-// call guarded by the verifier. Its error names every method that has no rule.
+// NewServer returns a gRPC server with the notes service and the health service, guarded by
+// the verifier.
+//
+// Errors: those of authn.Verifier.CheckServices, which name every method without a rule.
 func NewServer(verifier *authn.Verifier, service *Service, status *health.Server) (*grpc.Server, error) {
 	server := grpc.NewServer(verifier.ServerOptions()...)
 	notesv1.RegisterNotesServiceServer(server, service)
 	healthv1.RegisterHealthServer(server, status)
 	if err := verifier.CheckServices(server.GetServiceInfo()); err != nil {
-		return nil, fmt.Errorf("checking the rules of the methods: %w", err)
+		return nil, fmt.Errorf("checking the access rules of the methods: %w", err)
 	}
 	return server, nil
 }

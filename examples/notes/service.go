@@ -1,8 +1,8 @@
 // Package notes is a board of notes behind Watchword, as an example to copy from.
 //
-// The package owns the notes and does no guarding: notes.proto has the rule of each
-// method, and authn's interceptors check the rules. The code here never looks at a
-// token. Every method may be called from several goroutines at once.
+// The package has the notes and no access control: notes.proto states each method's rule,
+// and the interceptors of package authn enforce the rules. No code here reads a token. Any
+// number of goroutines may call every method at once.
 package notes
 
 import (
@@ -21,25 +21,25 @@ import (
 )
 
 const (
-	// maxNotes bounds the memory that callers can fill. So many of the longest
-	// notes also fit into one answer, which gRPC clients accept up to 4 MiB.
+	// maxNotes limits the memory that callers can fill. A full board of the longest notes
+	// also fits into one answer: gRPC clients accept up to 4 MiB.
 	maxNotes = 1000
-	// maxText is in bytes.
+	// maxText is the longest text of a note, in bytes.
 	maxText = 1024
 )
 
-// Service implements notesv1.NotesServiceServer. NewService makes one; Close
-// ends its streams.
+// Service is a board of notes in memory. It implements notesv1.NotesServiceServer. NewService
+// makes a Service, and Close ends its streams.
 type Service struct {
 	notesv1.UnimplementedNotesServiceServer
 
-	mu      sync.Mutex
+	mu      sync.Mutex      // guards the fields below
 	notes   []*notesv1.Note // at most maxNotes, the oldest first; a note never changes
 	last    int64           // id of the newest note, 0 before the first
 	changed chan struct{}   // closed and replaced when a note is added
 
-	closing chan struct{}
-	once    sync.Once
+	closing chan struct{} // closed by Close
+	once    sync.Once     // for Close
 }
 
 // NewService returns an empty board.
@@ -47,26 +47,29 @@ func NewService() *Service {
 	return &Service{changed: make(chan struct{}), closing: make(chan struct{})}
 }
 
-// Close ends every WatchNotes, so that a server can stop gracefully: it would
-// wait for them otherwise. The other methods go on.
+// Close ends every WatchNotes with UNAVAILABLE, because grpc.Server.GracefulStop waits for open
+// streams. The other methods go on. Close may be called again.
 func (s *Service) Close() { s.once.Do(func() { close(s.closing) }) }
 
-// About is public: there is no principal here, whatever token came.
+// About describes the board. The method is public, so ctx has no principal, also for a call
+// with a token.
 func (s *Service) About(context.Context, *notesv1.AboutRequest) (*notesv1.AboutResponse, error) {
 	return &notesv1.AboutResponse{Description: "A board of notes, guarded by Watchword."}, nil
 }
 
-// ListNotes lists the board.
+// ListNotes returns all notes, the oldest first.
 func (s *Service) ListNotes(context.Context, *notesv1.ListNotesRequest) (*notesv1.ListNotesResponse, error) {
 	notes, _ := s.after(0)
 	return &notesv1.ListNotesResponse{Notes: notes}, nil
 }
 
-// AddNote adds a note in the name of the principal.
+// AddNote adds a note in the caller's name.
+//
+// Errors: INVALID_ARGUMENT for an empty text or more than 1,024 bytes.
 func (s *Service) AddNote(ctx context.Context, req *notesv1.AddNoteRequest) (*notesv1.AddNoteResponse, error) {
 	author, ok := authn.FromContext(ctx)
 	if !ok {
-		// Only if the server was made without verifier.ServerOptions().
+		// The server was made without verifier.ServerOptions().
 		return nil, status.Error(codes.Internal, "the server is not guarded")
 	}
 	if n := len(req.GetText()); n == 0 || n > maxText {
@@ -75,7 +78,7 @@ func (s *Service) AddNote(ctx context.Context, req *notesv1.AddNoteRequest) (*no
 	return &notesv1.AddNoteResponse{Note: s.add(author.Username(), author.Subject(), req.GetText())}, nil
 }
 
-// WatchNotes sends the board and then what is added to it.
+// WatchNotes sends all notes, and then each new note.
 func (s *Service) WatchNotes(_ *notesv1.WatchNotesRequest, stream grpc.ServerStreamingServer[notesv1.WatchNotesResponse]) error {
 	var seen int64
 	for {
@@ -96,7 +99,7 @@ func (s *Service) WatchNotes(_ *notesv1.WatchNotesRequest, stream grpc.ServerStr
 	}
 }
 
-// add keeps a note, and drops the oldest when there are too many.
+// add adds a note, and drops the oldest note of more than maxNotes.
 func (s *Service) add(author, authorID, text string) *notesv1.Note {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,7 +107,7 @@ func (s *Service) add(author, authorID, text string) *notesv1.Note {
 	n := &notesv1.Note{Id: s.last, Author: author, AuthorId: authorID, Text: text, CreatedAt: timestamppb.Now()}
 	s.notes = append(s.notes, n)
 	if len(s.notes) > maxNotes {
-		s.notes[0] = nil // append may keep the array for long
+		s.notes[0] = nil // the array below the slice may live on
 		s.notes = s.notes[1:]
 	}
 	close(s.changed)
@@ -112,12 +115,12 @@ func (s *Service) add(author, authorID, text string) *notesv1.Note {
 	return n
 }
 
-// after returns the notes with ids above seen, and a channel that is closed when
-// there are more. The slice is the caller's own.
+// after returns the notes with ids above seen, and a channel closed when a note is added. The
+// slice is a copy.
 func (s *Service) after(seen int64) ([]*notesv1.Note, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	// Ids have no gaps, so the last of them tells how many are new.
+	// Ids have no gaps, so the newest id gives the number of new notes.
 	n := min(s.last-seen, int64(len(s.notes)))
 	fresh := s.notes[int64(len(s.notes))-n:]
 	return slices.Clone(fresh), s.changed

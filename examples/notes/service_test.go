@@ -23,8 +23,8 @@ import (
 	notesv1 "example.com/notes/gen/notes/v1"
 )
 
-// serve runs a server in memory until the test ends, and returns a connection
-// to it.
+// serve runs a server in memory until the end of the test, and returns a connection to the
+// server.
 func serve(t *testing.T, server *grpc.Server) *grpc.ClientConn {
 	t.Helper()
 	listener := bufconn.Listen(1 << 16)
@@ -52,7 +52,7 @@ func testContext(t *testing.T) context.Context {
 	return ctx
 }
 
-// board is a guarded server, and the issuer that it trusts.
+// board runs a guarded server that trusts the issuer.
 func board(t *testing.T, issuer *authntest.Issuer) *grpc.ClientConn {
 	t.Helper()
 	verifier := issuer.NewVerifier(t, authn.WithAudience("internal"), authn.WithPublicMethods(PublicMethods))
@@ -63,7 +63,7 @@ func board(t *testing.T, issuer *authntest.Issuer) *grpc.ClientConn {
 	return serve(t, server)
 }
 
-// Each method asks for what its option in the proto file says.
+// Each method admits the callers named in its option in the proto file.
 func TestServerIsGuarded(t *testing.T) {
 	issuer := authntest.New()
 	conn := board(t, issuer)
@@ -77,11 +77,11 @@ func TestServerIsGuarded(t *testing.T) {
 		token     string
 		read, add string
 	}{
-		"nobody":               {"", "TOKEN_MISSING", "TOKEN_MISSING"},
-		"a reader":             {issuer.Token(reader), "ok", "ROLE_REQUIRED"},
-		"a writer":             {issuer.Token(writer), "ok", "ok"},
-		"who has logged out":   {gone, "TOKEN_REVOKED", "TOKEN_REVOKED"},
-		"who is for elsewhere": {issuer.Token(stranger), "AUDIENCE_MISMATCH", "AUDIENCE_MISMATCH"},
+		"without a token":  {"", "TOKEN_MISSING", "TOKEN_MISSING"},
+		"a reader":         {issuer.Token(reader), "ok", "ROLE_REQUIRED"},
+		"a writer":         {issuer.Token(writer), "ok", "ok"},
+		"after the logout": {gone, "TOKEN_REVOKED", "TOKEN_REVOKED"},
+		"another audience": {issuer.Token(stranger), "AUDIENCE_MISMATCH", "AUDIENCE_MISMATCH"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx := testContext(t)
@@ -147,9 +147,9 @@ func TestBoardIsBounded(t *testing.T) {
 	}
 	notes := list.GetNotes()
 	if len(notes) != maxNotes || notes[0].GetId() != 4 || notes[maxNotes-1].GetId() != maxNotes+3 {
-		t.Errorf("%d notes from %d on, want the newest %d", len(notes), notes[0].GetId(), maxNotes)
+		t.Errorf("%d notes from id %d on, want the newest %d", len(notes), notes[0].GetId(), maxNotes)
 	}
-	const clientLimit = 4 << 20 // what grpc-go takes by default
+	const clientLimit = 4 << 20 // grpc-go's default
 	if size := proto.Size(list); size > clientLimit {
 		t.Errorf("a full board has %d bytes, more than the %d that clients accept", size, clientLimit)
 	}
@@ -163,7 +163,7 @@ func TestAfter(t *testing.T) {
 	for seen, want := range map[int64]int64{0: 6, 3: 6, 5: 6, 6: 7, maxNotes + 4: maxNotes + 5} {
 		notes, _ := s.after(seen)
 		if len(notes) == 0 || notes[0].GetId() != want {
-			t.Errorf("after %d: %d notes, want them from %d on", seen, len(notes), want)
+			t.Errorf("after %d: %d notes, want the notes from id %d on", seen, len(notes), want)
 		}
 	}
 	if notes, _ := s.after(maxNotes + 5); len(notes) != 0 {
@@ -174,7 +174,7 @@ func TestAfter(t *testing.T) {
 func TestWatchNotes(t *testing.T) {
 	ctx := testContext(t)
 	s := NewService()
-	server := grpc.NewServer() // its guard is another test
+	server := grpc.NewServer() // unguarded: TestServerIsGuarded tests the guard
 	notesv1.RegisterNotesServiceServer(server, s)
 	client := notesv1.NewNotesServiceClient(serve(t, server))
 
@@ -206,7 +206,7 @@ func TestWatchNotes(t *testing.T) {
 	expect("two")
 
 	s.Close()
-	s.Close() // again does nothing
+	s.Close() // does nothing the second time
 	for _, stream := range streams {
 		if _, err := stream.Recv(); status.Code(err) != codes.Unavailable {
 			t.Errorf("after Close: %v, want UNAVAILABLE", err)

@@ -45,5 +45,5 @@ func local(addr net.Addr) bool {
 		return addr.String() == "pipe"
 	}
 	host, err := netip.ParseAddrPort(addr.String())
-	return err == nil && host.Addr().Unmap().IsLoopback()
+	return err == nil && host.Addr().IsLoopback()
 }

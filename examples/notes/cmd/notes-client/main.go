@@ -1,6 +1,6 @@
-// Command notes-client walks through a user's day: log in, call a guarded
-// service, refresh, log out, and be refused. It prints a line for each step and
-// ends with status 1 at the first surprise.
+// Command notes-client shows the calling side step by step: log in, call a guarded service,
+// refresh the tokens, log out, and be refused. It prints a line for each step, and exits with
+// status 1 at the first unexpected result.
 //
 //	notes-client --username alice < password-file
 package main
@@ -30,12 +30,12 @@ import (
 )
 
 const (
-	// walkTimeout bounds the whole walk.
+	// walkTimeout limits all steps together.
 	walkTimeout = 30 * time.Second
-	// logoutTimeout is how long the news of a logout may take to the service. It
-	// takes milliseconds; machines under load are slower.
+	// logoutTimeout limits the time until the service knows of a logout. Milliseconds are
+	// ordinary; machines under load are slower.
 	logoutTimeout = 5 * time.Second
-	// pollInterval is how precisely that time is told.
+	// pollInterval is the precision of that time in the output.
 	pollInterval = 5 * time.Millisecond
 )
 
@@ -48,7 +48,7 @@ func main() {
 	flag.StringVar(&c.addr, "addr", "127.0.0.1:50061", "address of the notes server, in plaintext")
 	flag.StringVar(&c.authAddr, "auth-addr", "127.0.0.1:50051", "address of the Watchword server")
 	flag.StringVar(&c.caFile, "ca-file", "", "PEM certificates to trust for TLS to Watchword; none: plaintext")
-	flag.StringVar(&c.username, "username", "", "user that logs in; the password is the first line of standard input")
+	flag.StringVar(&c.username, "username", "", "user to log in; the password is the first line of standard input")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -62,7 +62,7 @@ func main() {
 
 func run(ctx context.Context, c config) error {
 	if c.username == "" {
-		return errors.New("--username is needed")
+		return errors.New("--username is missing")
 	}
 	password, err := readLine(os.Stdin)
 	if err != nil {
@@ -105,8 +105,8 @@ func run(ctx context.Context, c config) error {
 	return nil
 }
 
-// walk is one session, and the services that it is used with. Its methods say
-// how they went; an error is a surprise.
+// walk has one session and its services. Each method is a step: it returns the result for the
+// output, or an error for an unexpected result.
 type walk struct {
 	auth   watchwordv1.AuthServiceClient
 	notes  notesv1.NotesServiceClient
@@ -138,7 +138,7 @@ func (w *walk) listWithoutToken(ctx context.Context) (string, error) {
 	return "refused with TOKEN_MISSING", nil
 }
 
-// add may be refused: not everybody is a writer.
+// add accepts a refusal too, because the user may lack the role writer.
 func (w *walk) add(ctx context.Context) (string, error) {
 	resp, err := w.notes.AddNote(w.authorized(ctx), &notesv1.AddNoteRequest{Text: "Hello from notes-client."})
 	if err == nil {
@@ -150,8 +150,8 @@ func (w *walk) add(ctx context.Context) (string, error) {
 	return "refused with ROLE_REQUIRED", nil
 }
 
-// refresh replaces both tokens. The old access token stays good until it
-// expires; the old refresh token is spent.
+// refresh replaces both tokens. The old access token stays good until its expiry; the old
+// refresh token must not be used again.
 func (w *walk) refresh(ctx context.Context) (string, error) {
 	resp, err := w.auth.Refresh(ctx, &watchwordv1.RefreshRequest{RefreshToken: w.tokens.GetRefreshToken()})
 	if err != nil {
@@ -166,7 +166,7 @@ func (w *walk) logout(ctx context.Context) (string, error) {
 	return "ok", err
 }
 
-// awaitRefusal calls until the service knows of the logout.
+// awaitRefusal calls the service again and again, until the call is refused.
 func (w *walk) awaitRefusal(ctx context.Context) (string, error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, logoutTimeout)
@@ -189,23 +189,24 @@ func (w *walk) awaitRefusal(ctx context.Context) (string, error) {
 	}
 }
 
-// authorized adds the access token to a call.
+// authorized returns the context for a call with the access token. Programs use a
+// tokensource.Source instead; here each step is visible.
 func (w *walk) authorized(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+w.tokens.GetAccessToken())
 }
 
-// expect returns an error unless err is a refusal for the reason wanted.
+// expect returns an error unless err is a refusal with the reason want.
 func expect(err error, want watchwordv1.ErrorReason) error {
 	if err == nil {
-		return fmt.Errorf("ok, but %v was due", want)
+		return fmt.Errorf("ok, want %v", want)
 	}
 	if authn.Reason(err) != want {
-		return fmt.Errorf("%w, but %v was due", err, want)
+		return fmt.Errorf("%w, want %v", err, want)
 	}
 	return nil
 }
 
-// readLine reads a line, less its end.
+// readLine returns the first line without its end.
 func readLine(r io.Reader) (string, error) {
 	line, err := bufio.NewReader(r).ReadString('\n')
 	if err != nil && (err != io.EOF || line == "") {
@@ -214,7 +215,7 @@ func readLine(r io.Reader) (string, error) {
 	return strings.TrimRight(line, "\r\n"), nil
 }
 
-// dialWatchword prepares a connection; grpc-go makes it at the first call.
+// dialWatchword returns a connection to Watchword. grpc-go connects at the first call.
 func dialWatchword(addr, caFile string) (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
 	if caFile != "" {

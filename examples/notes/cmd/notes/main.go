@@ -1,4 +1,4 @@
-// Command notes serves a board of notes to the users of a Watchword server.
+// Command notes serves a board of notes, guarded by tokens of a Watchword server.
 package main
 
 import (
@@ -24,10 +24,10 @@ import (
 )
 
 const (
-	// startTimeout is how long Watchword may take to come up, when both are
-	// started together.
+	// startTimeout limits the wait for Watchword's keys. Both servers may be started
+	// together.
 	startTimeout = time.Minute
-	// stopTimeout is how long calls may take to end.
+	// stopTimeout limits the wait for running calls when the server stops.
 	stopTimeout = 5 * time.Second
 )
 
@@ -39,7 +39,7 @@ func main() {
 	var c config
 	flag.StringVar(&c.addr, "addr", "127.0.0.1:50061", "address to serve on; this example has no TLS, so keep it on loopback")
 	flag.StringVar(&c.authAddr, "auth-addr", "127.0.0.1:50051", "address of the Watchword server")
-	flag.StringVar(&c.audience, "audience", "internal", "the audience that tokens must be for")
+	flag.StringVar(&c.audience, "audience", "internal", "audience that tokens must be for")
 	flag.StringVar(&c.caFile, "ca-file", "", "PEM certificates to trust for TLS to Watchword; none: plaintext, on loopback alone")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -61,7 +61,7 @@ func run(ctx context.Context, c config) error {
 	verifier, err := newVerifier(ctx, conn, c.audience)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return nil // stopped before it began
+		return nil // stopped before the start was complete
 	case err != nil:
 		return fmt.Errorf("fetching the keys: %w", err)
 	}
@@ -85,8 +85,8 @@ func run(ctx context.Context, c config) error {
 		return err
 	case <-ctx.Done():
 	}
-	// First whatever lasts: health watches and our own streams. Then the server
-	// lets the calls that run finish, for so long.
+	// First end the long calls: health watches and WatchNotes. Then the server waits for the
+	// other calls, at most for stopTimeout.
 	status.Shutdown()
 	service.Close()
 	impatient := time.AfterFunc(stopTimeout, server.Stop)
@@ -95,7 +95,7 @@ func run(ctx context.Context, c config) error {
 	return <-failed
 }
 
-// dial prepares a connection to Watchword; grpc-go makes it at the first call.
+// dial returns a connection to Watchword. grpc-go connects at the first call.
 func dial(addr, caFile string) (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
 	if caFile != "" {
@@ -107,7 +107,7 @@ func dial(addr, caFile string) (*grpc.ClientConn, error) {
 	return tokensource.Dial(addr, grpc.WithTransportCredentials(creds))
 }
 
-// newVerifier waits for the keys.
+// newVerifier returns a verifier with Watchword's keys.
 func newVerifier(ctx context.Context, conn *grpc.ClientConn, audience string) (*authn.Verifier, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
