@@ -2,47 +2,27 @@ package authntest
 
 import (
 	"context"
-	"net"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/trusttest"
 )
 
 // beatEvery keeps verifiers from taking silence for a lost connection.
 const beatEvery = 20 * time.Second
 
-type message = watchwordv1.WatchBundleResponse
+type message = trusttest.Message
 
 // Conn is a connection to the issuer, for authn.NewVerifier. It serves
 // TrustService/WatchBundle and nothing else.
-func (i *Issuer) Conn() grpc.ClientConnInterface { return conn{i} }
-
-type conn struct{ issuer *Issuer }
-
-func (conn) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
-	return status.Errorf(codes.Unimplemented, "authntest serves no %s", method)
-}
-
-func (c conn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	if method != watchwordv1.TrustService_WatchBundle_FullMethodName {
-		return nil, status.Errorf(codes.Unimplemented, "authntest serves no %s", method)
-	}
-	for _, opt := range opts {
-		if p, ok := opt.(grpc.PeerCallOption); ok {
-			p.PeerAddr.Addr = &net.UnixAddr{Net: "unix"} // on this machine
-		}
-	}
-	return c.issuer.open(ctx)
-}
+func (i *Issuer) Conn() grpc.ClientConnInterface { return trusttest.Conn(i.open) }
 
 // open begins a stream with the state as it is.
-func (i *Issuer) open(ctx context.Context) (*stream, error) {
+func (i *Issuer) open(ctx context.Context) (trusttest.Next, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.silent {
@@ -51,9 +31,9 @@ func (i *Issuer) open(ctx context.Context) (*stream, error) {
 	ctx, cut := context.WithCancel(ctx)
 	s := &stream{issuer: i, ctx: ctx, cut: cut, next: make(chan *message), asked: make(chan struct{})}
 	s.left = []*message{
-		{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: &watchwordv1.SnapshotChunk{
+		trusttest.Chunk(&watchwordv1.SnapshotChunk{
 			TrustState: i.trustState(), EndedSessions: i.ended, RaisedVersions: i.raised, Last: true,
-		}}}, i.heartbeat(),
+		}), i.heartbeat(),
 	}
 	i.streams[s] = true
 	context.AfterFunc(ctx, func() {
@@ -61,7 +41,7 @@ func (i *Issuer) open(ctx context.Context) (*stream, error) {
 		defer i.mu.Unlock()
 		delete(i.streams, s)
 	})
-	return s, nil
+	return s.receive, nil
 }
 
 // send sends a message to every verifier, and returns when each has applied it.
@@ -78,16 +58,15 @@ func (i *Issuer) send(m *message) {
 }
 
 // stream is one verifier's. A verifier applies a message before it receives the
-// next one, so its call of RecvMsg says that it has.
+// next one, so its call of receive says that it has.
 type stream struct {
-	grpc.ClientStream
 	issuer *Issuer
 	ctx    context.Context
 	cut    context.CancelFunc
 	left   []*message // what it begins with
 	next   chan *message
 	asked  chan struct{}
-	owing  bool // send waits for the next call of RecvMsg
+	owing  bool // send waits for the next call of receive
 }
 
 func (s *stream) send(m *message) {
@@ -102,19 +81,13 @@ func (s *stream) send(m *message) {
 	}
 }
 
-func (s *stream) Header() (metadata.MD, error) { return nil, nil }
-func (s *stream) Trailer() metadata.MD         { return nil }
-func (s *stream) CloseSend() error             { return nil }
-func (s *stream) Context() context.Context     { return s.ctx }
-func (s *stream) SendMsg(any) error            { return nil }
-
-// RecvMsg hands out what the stream begins with, then what is sent. After a
-// message that was sent, send waits for the next call.
-func (s *stream) RecvMsg(into any) error {
+// receive returns what the stream begins with, then what is sent. After a message
+// that was sent, send waits for the next call.
+func (s *stream) receive() (*message, error) {
 	if len(s.left) > 0 {
-		proto.Merge(into.(*message), s.left[0])
+		m := s.left[0]
 		s.left = s.left[1:]
-		return nil
+		return m, nil
 	}
 	if s.owing {
 		s.owing = false
@@ -126,14 +99,12 @@ func (s *stream) RecvMsg(into any) error {
 	select {
 	case m := <-s.next:
 		s.owing = true
-		proto.Merge(into.(*message), m)
-		return nil
+		return m, nil
 	case <-time.After(beatEvery):
 		s.issuer.mu.Lock()
 		defer s.issuer.mu.Unlock()
-		proto.Merge(into.(*message), s.issuer.heartbeat())
-		return nil
+		return s.issuer.heartbeat(), nil
 	case <-s.ctx.Done():
-		return status.Error(codes.Unavailable, "authntest: disconnected")
+		return nil, status.Error(codes.Unavailable, "authntest: disconnected")
 	}
 }
