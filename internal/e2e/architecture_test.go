@@ -50,8 +50,11 @@ var mayImport = map[string][]string{
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},
 	"internal/transport":       {},
-	"internal/trusttest":       {gen}, // for tests
 	"internal/user":            {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/store"},
+
+	// Kits for tests.
+	"internal/session/sessiontest": {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/pgtest", "internal/seal", "internal/session", "internal/store", "internal/store/storetest", "internal/token", "internal/user"},
+	"internal/trusttest":           {gen},
 }
 
 // TestEventsGoThroughFeed checks that only package feed calls AppendEvent and
