@@ -24,6 +24,14 @@ func write(text string) func(*os.File) error {
 	}
 }
 
+// unexpected fails the test if Create asks for content that will not be published.
+func unexpected(t *testing.T) func(*os.File) error {
+	return func(*os.File) error {
+		t.Error("fill was called")
+		return nil
+	}
+}
+
 // wantOnly checks that a folder holds one file with a text, and no draft.
 func wantOnly(t *testing.T, path, text string) {
 	t.Helper()
@@ -67,10 +75,7 @@ func TestCreateRefusesAnExistingFile(t *testing.T) {
 	if err := os.WriteFile(path, []byte("the old file"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := durable.Create(path, func(*os.File) error {
-		t.Error("fill was called")
-		return nil
-	})
+	err := durable.Create(path, unexpected(t))
 	if !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a file that is there: %v", err)
 	}
@@ -97,7 +102,7 @@ func TestCreateRefusesALinkThatLeadsNowhere(t *testing.T) {
 	if err := os.Symlink("nowhere", path); err != nil {
 		t.Skip(err)
 	}
-	if err := durable.Create(path, write("content")); !errors.Is(err, fs.ErrExist) {
+	if err := durable.Create(path, unexpected(t)); !errors.Is(err, fs.ErrExist) {
 		t.Error(err)
 	}
 }
