@@ -1,10 +1,10 @@
-// Package audit keeps the security record: who did what, to whom, in which
-// session, from where, and what came of it. It never holds a secret.
+// Package audit keeps the security record: the actor, the action, the user and the
+// session concerned, the source address, and the outcome. No record holds a secret.
 //
-// What was done is recorded in the transaction that does it, so the one is never
-// there without the other, and logged once that is durable. Refusals are another
-// matter: strangers can cause them without bound, so they are counted by kind,
-// and a count is one record in an hour, of which there is a bounded number.
+// An action is recorded in the transaction of the action, so neither exists without the
+// other. The log line follows the commit. Refusals can be caused by any client without
+// bound, so audit counts refusals by kind: one record for each kind and hour, and a
+// bounded number of kinds.
 package audit
 
 import (
@@ -17,10 +17,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Type says what was done, or was to be done.
+// Type names an action, done or refused.
 type Type string
 
-// The types of events. Of Refresh only the refusals are recorded.
+// The types of events. A successful refresh is not recorded.
 const (
 	Login               Type = "login"
 	Refresh             Type = "refresh"
@@ -32,27 +32,28 @@ const (
 	UserUpdated         Type = "user.updated"
 	UserDeleted         Type = "user.deleted"
 	PasswordChanged     Type = "password.changed" // by the user
-	PasswordSet         Type = "password.set"     // by somebody else
+	PasswordSet         Type = "password.set"     // by an admin or the operator
 	KeyRotated          Type = "key.rotated"
 	KeyRevoked          Type = "key.revoked"
 	KeysResealed        Type = "keys.resealed"
 	DatastoreRestored   Type = "datastore.restored" // every user raised, every key withdrawn
-	Call                Type = "call"               // refused, of a method that the detail names
+	Call                Type = "call"               // a refused call; the detail names the method
 )
 
-// Event is what is recorded. Empty fields don't apply, or aren't known.
+// Event describes an action for the record. A field may be empty if unknown or not
+// applicable.
 type Event struct {
 	Type      Type
-	Reason    string // why it was refused, as in ErrorReason; empty: it was done
-	ActorID   string // the user who did it
-	UserID    string // the user to whom it was done
+	Reason    string // of a refusal, as in ErrorReason; empty for an action done
+	ActorID   string // the acting user
+	UserID    string // the user concerned
 	SessionID string
 	KID       string
 	Detail    string // for people, as in "roles: admin writer"
 }
 
-// Refusal is the error of a refused call, with the user and the session that the
-// call was about as far as they are known.
+// Refusal is the error of a refused call, with the user and the session concerned as far
+// as known.
 type Refusal struct {
 	UserID, SessionID string
 	Err               error
@@ -60,23 +61,23 @@ type Refusal struct {
 
 func (r Refusal) Error() string { return r.Err.Error() }
 
-// Unwrap returns the reason of the refusal.
+// Unwrap returns the reason.
 func (r Refusal) Unwrap() error { return r.Err }
 
-// manySources stands for the sources of refusals that share one record.
+// manySources stands for all sources of refusals in a shared record.
 const manySources caller.Source = "many"
 
 const (
-	// window is how long refusals of one kind share a record.
+	// window is the time for which refusals of one kind share a record.
 	window = time.Hour
-	// maxKinds bounds the records of a window, besides one for each type and
-	// reason: at 130 bytes each, what strangers cause takes 20 MB in 90 days.
+	// maxKinds bounds the records of a window, besides one for each type and reason. At
+	// 130 bytes each, refusals take 20 MB in 90 days.
 	maxKinds = 64
-	// flushEvery bounds how long a refusal is known to memory alone.
+	// flushEvery bounds the time until a refusal is in the database.
 	flushEvery = time.Second
-	// pruneStep is a number of rows: about a millisecond of the writer's time.
+	// pruneStep rows take about a millisecond of the writer's time.
 	pruneStep = 500
-	// scan bounds how many records a page may cost: some tens of milliseconds.
+	// scan bounds the records read for a page: some tens of milliseconds.
 	scan = 50_000
 )
 
@@ -85,33 +86,33 @@ type Log struct {
 	store  *store.Store
 	logger *slog.Logger
 
-	flushing sync.Mutex
+	flushing sync.Mutex // held by Flush, before mu
 
-	mu    sync.Mutex
-	began time.Time // of the window
+	mu    sync.Mutex // guards the fields below
+	began time.Time  // of the window
 	kinds map[kind]*refusals
 }
 
-// kind is what refusals have in common that share a record.
+// kind is the key of a shared record.
 type kind struct {
 	event  Event
 	source caller.Source
 }
 
-// refusals are a kind's, in this window.
+// refusals counts the refusals of a kind in this window.
 type refusals struct {
 	count   int64
-	written int64  // how much of count the record says
-	logged  int64  // and the log
-	id      string // of the record; empty: there is none yet
+	written int64  // the part of count in the record
+	logged  int64  // the part of count in the log
+	id      string // of the record; empty before the first flush
 }
 
-// New makes a log into a database's table and a logger.
+// New returns a log with records in a database and lines in a logger.
 func New(s *store.Store, logger *slog.Logger) *Log {
 	return &Log{store: s, logger: logger, kinds: map[kind]*refusals{}}
 }
 
-// Record records an event in the transaction that makes it happen.
+// Record records an event in the transaction of the action.
 func (l *Log) Record(ctx context.Context, tx *store.Tx, e Event) error {
 	r := record(e, caller.SourceOf(ctx), 1)
 	if err := tx.InsertAudit(r); err != nil {
@@ -141,7 +142,7 @@ func (l *Log) log(ctx context.Context, r *store.AuditRecord) {
 	l.logger.LogAttrs(ctx, slog.LevelInfo, "audit", append(attrs, slog.Int64("count", r.Count))...)
 }
 
-// Refused counts a refusal. Run writes it down within a second or so.
+// Refused counts a refusal. Run writes the record within about a second.
 func (l *Log) Refused(ctx context.Context, e Event) {
 	k := kind{e, caller.SourceOf(ctx)}
 	l.mu.Lock()
@@ -158,7 +159,7 @@ func (l *Log) Refused(ctx context.Context, e Event) {
 	r.count++
 }
 
-// Run writes refusals down until ctx ends, and then for the last time.
+// Run writes refusals to the database until ctx ends, and once more after the end.
 func (l *Log) Run(ctx context.Context) {
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
@@ -171,17 +172,17 @@ func (l *Log) Run(ctx context.Context) {
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushEvery)
 			defer cancel()
 			if err := l.Flush(last); err != nil {
-				l.logger.WarnContext(ctx, "refusals of the last second are not on record", "error", err)
+				l.logger.WarnContext(ctx, "the refusals of the last second were not recorded", "error", err)
 			}
 			return
 		}
 		if err != nil && ctx.Err() == nil {
-			l.logger.WarnContext(ctx, "cannot record refusals; it will be tried again", "error", err)
+			l.logger.WarnContext(ctx, "cannot record refusals; trying again in a second", "error", err)
 		}
 	}
 }
 
-// Flush writes refusals down.
+// Flush writes refusals to the database now.
 func (l *Log) Flush(ctx context.Context) error {
 	l.flushing.Lock()
 	defer l.flushing.Unlock()
@@ -203,7 +204,7 @@ func (l *Log) Flush(ctx context.Context) error {
 	return nil
 }
 
-// change is what a flush writes of a kind.
+// change is the part of a flush for one kind.
 type change struct {
 	kind  kind
 	row   *store.AuditRecord
@@ -211,8 +212,8 @@ type change struct {
 	id    string
 }
 
-// changed lists the kinds whose records are behind. When the window is over, its
-// counts are final and the list holds all of them.
+// changed lists the kinds with refusals not written yet, and reports whether the window
+// is over. At the end of a window the list holds all kinds.
 func (l *Log) changed() (changed []change, over bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -240,8 +241,8 @@ func (c *change) write(tx *store.Tx) error {
 	return tx.InsertAudit(c.row)
 }
 
-// settle notes what was written, and logs a kind when it is new and when its
-// window is over.
+// settle notes the counts written. settle logs a new kind, and every kind at the end of
+// the window.
 func (l *Log) settle(ctx context.Context, changed []change, over bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -253,7 +254,7 @@ func (l *Log) settle(ctx context.Context, changed []change, over bool) {
 		}
 		r.id, r.written = c.row.ID, c.count
 		if over {
-			if r.count -= c.count; r.count > 0 { // since the list was made
+			if r.count -= c.count; r.count > 0 { // refusals counted during the flush
 				*r = refusals{count: r.count}
 			} else {
 				delete(l.kinds, c.kind)
@@ -265,9 +266,8 @@ func (l *Log) settle(ctx context.Context, changed []change, over bool) {
 	}
 }
 
-// List lists up to limit records, the newest first, and says before which id to
-// go on: empty, when there are no more. A page may be short, or empty, with more
-// to come.
+// List returns up to limit records, the newest first, and the id to continue before:
+// empty at the end. A page may be short or empty although more pages follow.
 func List(ctx context.Context, s *store.Store, f store.AuditFilter, limit int) (records []*store.AuditRecord, next string, err error) {
 	err = s.Read(ctx, func(tx *store.Tx) error {
 		records, next, err = tx.Audit(f, limit, scan)
@@ -276,7 +276,7 @@ func List(ctx context.Context, s *store.Store, f store.AuditFilter, limit int) (
 	return records, next, err
 }
 
-// Prune forgets records older than maxAge, in small steps.
+// Prune deletes records older than maxAge, in small steps.
 func (l *Log) Prune(ctx context.Context, maxAge time.Duration) error {
 	for {
 		var n int64

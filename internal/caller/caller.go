@@ -1,9 +1,8 @@
-// Package caller knows the subject behind a call: what kind it is, which rights its
-// access token carries, whether it still has them, and the address that the call
-// came from.
+// Package caller knows the subject behind a call: its kind, the rights in its access
+// token, whether the subject still has these rights, and the address of the call.
 //
-// A verifier may lag, so a call that changes something checks its caller again by
-// [Caller.Check], in the transaction that makes the change.
+// A verifier may lag. So every change checks its caller again by [Caller.Check], in the
+// transaction of the change.
 package caller
 
 import (
@@ -17,11 +16,10 @@ import (
 const Admin = "admin"
 
 var (
-	// ErrRevoked reports that the caller's session has ended, or that the caller's
-	// user is disabled or deleted.
+	// ErrRevoked reports a caller whose session has ended, or whose user is disabled or
+	// deleted.
 	ErrRevoked = errors.New("caller's session has ended")
-	// ErrStale reports that the caller's rights have changed since the access token
-	// was minted.
+	// ErrStale reports a caller with other rights than those in the access token.
 	ErrStale = errors.New("caller's rights have changed")
 )
 
@@ -40,13 +38,13 @@ type Subject struct {
 	ID   string
 }
 
-// Caller is the subject that asks for a change, with what its access token says.
-// The zero value may do nothing.
+// Caller holds the subject of a call and the claims of the access token. The zero value
+// may do nothing.
 type Caller struct {
 	Subject
 	SessionID string
-	Version   int64    // the user's version when the token was minted
-	Roles     []string // those of the token; true once Check has passed
+	Version   int64    // of the user, when the token was minted
+	Roles     []string // in the token; confirmed by Check
 }
 
 // AtCommandLine is the operator. Check always passes.
@@ -55,8 +53,8 @@ var AtCommandLine = Caller{Subject: Subject{Kind: Operator}}
 // Is reports whether the caller's token has a role.
 func (c Caller) Is(role string) bool { return slices.Contains(c.Roles, role) }
 
-// MayManage reports whether the caller may see and end a user's sessions: a user its
-// own, an admin and the operator those of every user.
+// MayManage reports whether the caller may see and end a user's sessions. A user manages
+// the user's own sessions; an admin and the operator manage all.
 func (c Caller) MayManage(userID string) bool {
 	return c.Kind == Operator || c.Is(Admin) || c.Kind == User && c.ID == userID
 }
@@ -64,7 +62,7 @@ func (c Caller) MayManage(userID string) bool {
 // Check compares the caller's token with the rows: the session must be alive, the
 // user enabled, and the rights unchanged.
 //
-// Errors: ErrRevoked; ErrStale; those of the store.
+// Errors: ErrRevoked; ErrStale; the store's.
 func (c Caller) Check(tx *store.Tx) error {
 	if c.Kind == Operator {
 		return nil
@@ -73,8 +71,7 @@ func (c Caller) Check(tx *store.Tx) error {
 	return err
 }
 
-// Rows does what [Caller.Check] does for a user, and returns the user's and the
-// session's row.
+// Rows is like [Caller.Check] for a user, and returns the rows of user and session.
 func (c Caller) Rows(tx *store.Tx) (*store.User, *store.Session, error) {
 	user, err := tx.User(c.ID)
 	if err != nil {
@@ -100,8 +97,8 @@ func revokedIfMissing(err error) error {
 	return err
 }
 
-// Alive reports whether a session has not been ended, neither by itself nor with all
-// sessions of its user. A session that is too old may still be alive.
+// Alive reports whether a session was never ended, alone or with all sessions of the
+// user. A session past its lifetime may still be alive.
 func Alive(session *store.Session, user *store.User) bool {
 	return session.EndedAt.IsZero() && session.BornVersion >= user.RevokedBelow &&
 		!user.Disabled && user.DeletedAt.IsZero()

@@ -7,11 +7,11 @@ import (
 	"net/netip"
 )
 
-// Source names where a call comes from, for the security record and for bounds: an
-// address without its port, or one of the names below.
+// Source names the origin of a call, for the security record and for bounds: an address
+// without the port, or a name below.
 type Source string
 
-// Sources that are no address.
+// Sources without an address.
 const (
 	CommandLine Source = "cli"
 	Server      Source = "server" // the server by itself
@@ -19,9 +19,8 @@ const (
 
 func (s Source) String() string { return string(s) }
 
-// Network returns the part of an address that counts as one peer. A host of IPv6 may
-// have any of the 2^64 addresses of its network, so an IPv6 address counts as its
-// /64.
+// Network returns the part of an address for which bounds count: an IPv4 address, or the
+// /64 of an IPv6 address. An IPv6 host may use any of the 2^64 addresses in its network.
 func (s Source) Network() string {
 	addr, err := netip.ParseAddr(string(s))
 	if err != nil {
@@ -33,12 +32,11 @@ func (s Source) Network() string {
 	return addr.String()
 }
 
-// Address is a peer's address. It becomes a Source when a call is recorded, which is
-// seldom.
+// Address holds a peer's address. Making the Source is left until a call is recorded,
+// since most calls are not.
 type Address struct{ net.Addr }
 
-// Source returns the address without the port, which tells nothing; empty without an
-// address.
+// Source returns the address without the port; empty without an address.
 func (a Address) Source() Source {
 	if a.Addr == nil {
 		return ""
@@ -54,14 +52,12 @@ func (a Address) String() string { return a.Source().String() }
 
 type sourceKey struct{}
 
-// WithSource returns a context that says where its call comes from: a [Source], or an
-// [Address].
+// WithSource returns a context with the origin of a call: a [Source] or an [Address].
 func WithSource(ctx context.Context, source fmt.Stringer) context.Context {
 	return context.WithValue(ctx, sourceKey{}, source)
 }
 
-// SourceOf returns where the call of a context comes from; empty if the context does
-// not say.
+// SourceOf returns the origin in a context; empty if the context has none.
 func SourceOf(ctx context.Context) Source {
 	source, ok := ctx.Value(sourceKey{}).(fmt.Stringer)
 	if !ok {

@@ -22,28 +22,28 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// record is the security record. Whoever is at the terminal has no use for its
-// log lines.
+// record returns the security record without log lines: the person at the terminal needs
+// none.
 func record(s *store.Store) *audit.Log { return audit.New(s, slog.New(slog.DiscardHandler)) }
 
 type userCmd struct {
 	Create      userCreateCmd  `cmd:"" help:"Make a user."`
 	List        userListCmd    `cmd:"" help:"List users."`
-	Disable     userDisableCmd `cmd:"" help:"Disable a user and end their sessions."`
+	Disable     userDisableCmd `cmd:"" help:"Disable a user and end the user's sessions."`
 	Enable      userEnableCmd  `cmd:"" help:"Enable a user."`
-	SetPassword userPassCmd    `cmd:"" help:"Give a user a new password and end their sessions."`
-	Delete      userDeleteCmd  `cmd:"" help:"Delete a user for good."`
+	SetPassword userPassCmd    `cmd:"" help:"Give a user a new password and end the user's sessions."`
+	Delete      userDeleteCmd  `cmd:"" help:"Delete a user. This cannot be undone."`
 }
 
-// users works on the database's users. A server that runs on the same database
-// learns of it by the feed.
+// users opens the database's users. A server running on the same database finds the
+// changes by polling.
 func (d datastore) users(ctx context.Context, do func(*user.Users) error) error {
 	return d.with(ctx, func(s *store.Store) error {
 		return do(user.New(s, feed.Direct(s), password.NewPool(password.Config{}), record(s)))
 	})
 }
 
-// named is a command about one user.
+// named holds the flags and the argument of a command about one user.
 type named struct {
 	datastore
 	Name string `arg:"" help:"Username."`
@@ -52,13 +52,13 @@ type named struct {
 func (n named) parse() (user.Name, error) {
 	name, err := user.ParseName(n.Name)
 	if err != nil {
-		return "", usageError{fmt.Errorf("username: %w", err)}
+		err = usageError{fmt.Errorf("username: %w", err)}
 	}
-	return name, nil
+	return name, err
 }
 
-// alter finds the user and does something to them.
-func (n named) alter(ctx context.Context, do func(*user.Users, *store.User) error) error {
+// change finds the user by name, and calls do with the user's id.
+func (n named) change(ctx context.Context, do func(users *user.Users, id string) error) error {
 	name, err := n.parse()
 	if err != nil {
 		return err
@@ -68,13 +68,13 @@ func (n named) alter(ctx context.Context, do func(*user.Users, *store.User) erro
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, name)
 		}
-		return do(users, row)
+		return do(users, row.ID)
 	})
 }
 
 type userCreateCmd struct {
 	named
-	Role          []string `help:"A role; may be given several times."`
+	Role          []string `help:"A role; repeat the flag for more."`
 	PasswordStdin bool     `help:"Read the password from standard input."`
 }
 
@@ -93,11 +93,10 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	}
 	return c.users(ctx, func(users *user.Users) error {
 		row, err := users.Create(ctx, caller.AtCommandLine, name, roles, pw)
-		if err != nil {
-			return err
+		if err == nil {
+			fmt.Fprintln(t.Out, row.ID)
 		}
-		fmt.Fprintln(t.Out, row.ID)
-		return nil
+		return err
 	})
 }
 
@@ -107,9 +106,10 @@ func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
 	return c.users(ctx, func(users *user.Users) error {
 		return table(t.Out, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", func(w io.Writer) error {
 			const page = 500
-			for after := ""; ; {
-				rows, more, err := users.List(ctx, after, page)
-				if err != nil {
+			for after, more := "", true; more; {
+				var rows []*store.User
+				var err error
+				if rows, more, err = users.List(ctx, after, page); err != nil {
 					return err
 				}
 				for _, row := range rows {
@@ -120,10 +120,8 @@ func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", row.ID, row.Username, strings.Join(row.Roles, ","), state, moment(row.CreatedAt))
 					after = row.ID
 				}
-				if !more {
-					return nil
-				}
 			}
+			return nil
 		})
 	})
 }
@@ -137,8 +135,8 @@ type userEnableCmd struct{ named }
 func (c *userEnableCmd) Run(ctx context.Context) error { return c.setDisabled(ctx, false) }
 
 func (n named) setDisabled(ctx context.Context, disabled bool) error {
-	return n.alter(ctx, func(users *user.Users, row *store.User) error {
-		_, err := users.Update(ctx, caller.AtCommandLine, row.ID, user.Change{Disabled: &disabled})
+	return n.change(ctx, func(users *user.Users, id string) error {
+		_, err := users.Update(ctx, caller.AtCommandLine, id, user.Change{Disabled: &disabled})
 		return err
 	})
 }
@@ -153,8 +151,8 @@ func (c *userPassCmd) Run(ctx context.Context, t Terminal) error {
 	if err != nil {
 		return err
 	}
-	return c.alter(ctx, func(users *user.Users, row *store.User) error {
-		_, err := users.SetPassword(ctx, caller.AtCommandLine, row.ID, pw)
+	return c.change(ctx, func(users *user.Users, id string) error {
+		_, err := users.SetPassword(ctx, caller.AtCommandLine, id, pw)
 		return err
 	})
 }
@@ -162,22 +160,22 @@ func (c *userPassCmd) Run(ctx context.Context, t Terminal) error {
 type userDeleteCmd struct{ named }
 
 func (c *userDeleteCmd) Run(ctx context.Context) error {
-	return c.alter(ctx, func(users *user.Users, row *store.User) error {
-		return users.Delete(ctx, caller.AtCommandLine, row.ID)
+	return c.change(ctx, func(users *user.Users, id string) error {
+		return users.Delete(ctx, caller.AtCommandLine, id)
 	})
 }
 
 type keyCmd struct {
 	List   keyListCmd   `cmd:"" help:"List signing keys."`
-	Rotate keyRotateCmd `cmd:"" help:"Let the next key sign, as soon as every cache can know it."`
-	Revoke keyRevokeCmd `cmd:"" help:"Withdraw a leaked key: nothing that it signed passes any more."`
+	Rotate keyRotateCmd `cmd:"" help:"Let the next key sign, as soon as every cache can know the key."`
+	Revoke keyRevokeCmd `cmd:"" help:"Withdraw a leaked key: every token of the key is refused."`
 	Reseal keyResealCmd `cmd:"" help:"Seal the keys in the database under the first master key in the file."`
 
-	CreateMasterKey keyMasterCmd `cmd:"" help:"Make a file with a new master key, as PostgreSQL's first start needs one."`
+	CreateMasterKey keyMasterCmd `cmd:"" help:"Make a file with a new master key, for the first start on PostgreSQL."`
 }
 
 type keyMasterCmd struct {
-	File string `arg:"" type:"path" help:"The file, which must not exist."`
+	File string `arg:"" type:"path" help:"The file to make; must not exist."`
 }
 
 func (c *keyMasterCmd) Run() error {
@@ -185,10 +183,10 @@ func (c *keyMasterCmd) Run() error {
 	return err
 }
 
-// keys is the flags of the commands about signing keys.
+// keys holds the flags of the commands about signing keys.
 type keys struct {
 	datastore
-	MasterKeyFile string `type:"path" help:"File of the master key, as for serve; list does without it."`
+	MasterKeyFile string `type:"path" help:"File of the master key, as for serve; list needs none."`
 }
 
 // masterKeys loads the master keys of a database.
@@ -200,8 +198,8 @@ func masterKeys(s *store.Store, named string) (*seal.Keys, error) {
 	return seal.Load(path)
 }
 
-// ring works on the database's keys. A server that runs on the same database
-// learns of it by the feed.
+// ring opens the database's keyring, and prints the key returned by do. A server running
+// on the same database finds the change by polling.
 func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (issuer.Key, error)) error {
 	return k.with(ctx, func(s *store.Store) error {
 		master, err := masterKeys(s, k.MasterKeyFile)
@@ -219,7 +217,7 @@ func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (is
 
 type keyRotateCmd struct {
 	keys
-	Alg string `enum:",EdDSA,ES256,RS256" default:"" help:"Algorithm of the key that shall sign: EdDSA, ES256 or RS256; by default as it is."`
+	Alg string `enum:",EdDSA,ES256,RS256" default:"" help:"Algorithm of the next signing key: EdDSA, ES256 or RS256. Default: the current algorithm."`
 }
 
 func (c *keyRotateCmd) Run(ctx context.Context, t Terminal) error {

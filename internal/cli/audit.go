@@ -15,13 +15,13 @@ import (
 
 type auditCmd struct {
 	datastore
-	Type    string        `help:"Only events of this type, as login or key.rotated."`
-	User    string        `placeholder:"NAME" help:"Only events about this user, as the one who did it or the one it was done to."`
-	UserID  string        `name:"user-id" help:"The same by the user's id, which outlives them."`
+	Type    string        `help:"Only events of this type, such as login or key.rotated."`
+	User    string        `placeholder:"NAME" help:"Only events in which this user acted, or was acted upon."`
+	UserID  string        `name:"user-id" help:"The same by the user's id, for a deleted user too."`
 	Session string        `placeholder:"ID" help:"Only events of this session."`
-	Since   time.Duration `help:"Only events of so long, as 24h."`
-	Limit   int           `default:"100" help:"At most so many; 0: all."`
-	JSON    bool          `name:"json" help:"One JSON object a line."`
+	Since   time.Duration `help:"Only events of the last DURATION, such as 24h."`
+	Limit   int           `default:"100" help:"The largest number of events; 0: all."`
+	JSON    bool          `name:"json" help:"Print one JSON object in each line."`
 }
 
 func (c *auditCmd) Validate() error {

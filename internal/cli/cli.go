@@ -1,8 +1,8 @@
-// Package cli is the command line: flags, environment variables, and what is
-// printed. What the commands do is in the packages below.
+// Package cli is the command line: commands, flags, environment variables, and printed
+// text. The packages below do the work.
 //
-// No password, token or key is ever an argument: they are read from the
-// terminal without echo, or from standard input.
+// No password, token or key is an argument, since other users of the machine can read
+// arguments. A secret is read from the terminal without echo, or from standard input.
 package cli
 
 import (
@@ -30,7 +30,7 @@ const (
 	exitUsage = 2
 )
 
-// Terminal is where a command reads and writes.
+// Terminal holds the input and the outputs of a command.
 type Terminal struct {
 	In  *os.File
 	Out io.Writer
@@ -40,21 +40,21 @@ type Terminal struct {
 type root struct {
 	Serve       serveCmd       `cmd:"" help:"Run the server."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring the database's schema up to date."`
-	Backup      backupCmd      `cmd:"" help:"Write a copy of a SQLite database into a new file, while it is served."`
-	Datastore   datastoreCmd   `cmd:"" help:"Move the database, or say that it was restored."`
+	Backup      backupCmd      `cmd:"" help:"Write a copy of a SQLite database into a new file, also while a server runs."`
+	Datastore   datastoreCmd   `cmd:"" help:"Move the database, or prepare a restored one."`
 	User        userCmd        `cmd:"" help:"Administer users in the database."`
 	Key         keyCmd         `cmd:"" help:"Administer signing keys in the database."`
 	Audit       auditCmd       `cmd:"" help:"Show the security record, the newest first."`
 	Login       loginCmd       `cmd:"" help:"Log in at a running server; prints the tokens as JSON."`
 	Verify      verifyCmd      `cmd:"" help:"Ask a running server about an access token on standard input."`
 	Logout      logoutCmd      `cmd:"" help:"End the session of a refresh token on standard input."`
-	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server whether it serves; exit status 0 or 1."`
+	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server for its health; exit status 0 or 1."`
 
 	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
 }
 
-// Main runs a command and returns the exit status: 0, 1 on a failure, 2 on
-// wrong usage. It ends early, in an orderly way, on SIGINT and SIGTERM.
+// Main runs a command and returns the exit status: 0, 1 on a failure, 2 on wrong usage.
+// SIGINT and SIGTERM end the command early and in an orderly way.
 func Main(args []string, t Terminal) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -82,7 +82,7 @@ func Main(args []string, t Terminal) int {
 	return exitOK
 }
 
-// usageError is a fault of the one who typed.
+// usageError reports wrong usage of a command.
 type usageError struct{ error }
 
 func version() string {
@@ -96,7 +96,7 @@ func version() string {
 type serveCmd struct {
 	server.Config
 	LogFormat string `default:"text" enum:"text,json" help:"Form of the log lines: text or json."`
-	LogLevel  string `default:"info" enum:"debug,info,warn,error" help:"Lowest level that is logged."`
+	LogLevel  string `default:"info" enum:"debug,info,warn,error" help:"Lowest level to log."`
 }
 
 func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
@@ -116,9 +116,9 @@ func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 	return errors.Join(s.Run(ctx), s.Close())
 }
 
-// datastore is the flag of the commands that work on the database.
+// datastore holds the flag of the commands for a database.
 type datastore struct {
-	DatastoreURI string `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (its password better by the variable, PGPASSWORD or PGPASSFILE)."`
+	DatastoreURI string `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
 }
 
 // with opens the database for a command.

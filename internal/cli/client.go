@@ -13,25 +13,23 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
-	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// callTimeout bounds a call of a person at a terminal.
+// callTimeout bounds a call.
 const callTimeout = 30 * time.Second
 
-// remote is the flags of the commands that talk to a running server.
+// remote holds the flags of the commands for a running server.
 type remote struct {
 	Addr      string `default:"127.0.0.1:50051" help:"Address of the server's gRPC API."`
-	CAFile    string `name:"ca-file" type:"path" help:"CA of the server's certificate, PEM; by default the system's."`
-	Plaintext bool   `help:"Talk without TLS."`
+	CAFile    string `name:"ca-file" type:"path" help:"CA of the server's certificate, PEM. Default: the system's CAs."`
+	Plaintext bool   `help:"Connect without TLS."`
 }
 
-// with calls a server.
+// with connects to the server, and bounds the time of do.
 func (r remote) with(ctx context.Context, do func(context.Context, *grpc.ClientConn) error) error {
 	if r.Plaintext && r.CAFile != "" {
 		return usageError{errors.New("--plaintext and --ca-file contradict each other")}
@@ -57,7 +55,7 @@ func (r remote) with(ctx context.Context, do func(context.Context, *grpc.ClientC
 type loginCmd struct {
 	remote
 	Name          string   `arg:"" help:"Username."`
-	Audience      []string `help:"A service that the tokens shall be for; none: all."`
+	Audience      []string `help:"A service for the tokens; repeat the flag for more. Default: all services."`
 	PasswordStdin bool     `help:"Read the password from standard input."`
 }
 
@@ -79,7 +77,7 @@ func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
 
 type verifyCmd struct {
 	remote
-	Audience string `help:"The service that the token must be for; none: any."`
+	Audience string `help:"The service that must be in the token. Default: any."`
 }
 
 func (c *verifyCmd) Run(ctx context.Context, t Terminal) error {
@@ -123,8 +121,8 @@ func (c *healthcheckCmd) Run(ctx context.Context) error {
 	})
 }
 
-// readToken reads a bare token, or takes it from a TokenPair in JSON, so that
-// what login prints can be piped into verify and logout.
+// readToken reads a token, bare or in a TokenPair in JSON: the output of login can be piped
+// into verify and logout.
 func (t Terminal) readToken(of func(*watchwordv1.TokenPair) string) (string, error) {
 	text, err := t.readAll()
 	if err != nil || !strings.HasPrefix(text, "{") {
@@ -132,7 +130,7 @@ func (t Terminal) readToken(of func(*watchwordv1.TokenPair) string) (string, err
 	}
 	pair := &watchwordv1.TokenPair{}
 	if protojson.Unmarshal([]byte(text), pair) != nil || of(pair) == "" {
-		return "", usageError{errors.New("standard input is JSON, and not what login prints")}
+		return "", usageError{errors.New("standard input is JSON, but not the output of login")}
 	}
 	return of(pair), nil
 }
@@ -143,22 +141,9 @@ func (t Terminal) printJSON(m proto.Message) error {
 		return err
 	}
 	var out bytes.Buffer
-	if err := json.Indent(&out, data, "", "  "); err != nil { // protojson's own spaces vary
+	if err := json.Indent(&out, data, "", "  "); err != nil { // protojson varies its spaces
 		return err
 	}
 	_, err = fmt.Fprintln(t.Out, out.String())
 	return err
-}
-
-// explain is an error as a person should read it.
-func explain(err error) string {
-	var refused interface{ GRPCStatus() *status.Status }
-	if !errors.As(err, &refused) {
-		return err.Error()
-	}
-	s := refused.GRPCStatus()
-	if reason := refusal.Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
-		return refusal.Name(reason) + ": " + s.Message()
-	}
-	return s.Code().String() + ": " + s.Message()
 }

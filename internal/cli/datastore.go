@@ -11,13 +11,14 @@ import (
 
 type backupCmd struct {
 	datastore
-	File string `arg:"" type:"path" help:"The file, which must not exist."`
+	File string `arg:"" type:"path" help:"The file to make; must not exist."`
 }
 
-// Help is what --help says besides.
+// Help returns the second part of --help.
 func (c *backupCmd) Help() string {
-	return `It holds everything that servers have acknowledged before the command began, and is
-there whole or not at all. The master key file is not in it: keep that elsewhere.`
+	return `The file holds everything acknowledged by servers before the command began. The file is
+complete or does not exist. The master key file is not in the backup: keep a copy of the
+master key file in another place.`
 }
 
 func (c *backupCmd) Run(ctx context.Context, t Terminal) error {
@@ -28,26 +29,26 @@ func (c *backupCmd) Run(ctx context.Context, t Terminal) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(t.Err, "%s is written. The master key file is not in it, and nothing can be read without: keep that too, elsewhere\n", c.File)
+	fmt.Fprintf(t.Err, "wrote %s. The master key file is not in the backup, and the backup is useless without the master key: keep a copy in another place\n", c.File)
 	return nil
 }
 
 type datastoreCmd struct {
 	Copy     datastoreCopyCmd     `cmd:"" help:"Move a SQLite database to PostgreSQL, while it is served."`
-	Restored datastoreRestoredCmd `cmd:"" help:"End every session and withdraw every key, after a backup was restored or a standby promoted behind. Everybody must log in again."`
+	Restored datastoreRestoredCmd `cmd:"" help:"End every session and withdraw every key, after restoring a backup or promoting a standby that was behind. Every user must log in again."`
 }
 
 type datastoreCopyCmd struct {
-	From string `arg:"" help:"The database that there is: sqlite:FILE."`
-	To   string `arg:"" help:"An empty one, after watchword migrate: postgres://… (its password by PGPASSWORD or PGPASSFILE, since arguments can be seen)."`
+	From string `arg:"" help:"The existing database: sqlite:FILE."`
+	To   string `arg:"" help:"An empty database, after watchword migrate: postgres://… (give the password in PGPASSWORD or PGPASSFILE, since other users can read arguments)."`
 }
 
-// Help is what --help says besides.
+// Help returns the second part of --help.
 func (c *datastoreCopyCmd) Help() string {
-	return `Every user, session, key and revocation goes along. From its beginning on, calls that
-write are answered STORE_UNAVAILABLE, and FROM is fenced for good at its end: then start
-the servers with TO, and with the same --master-key-file. Where it is interrupted, run it
-again: it starts over, or finishes what was done.`
+	return `The command copies every user, session, key and revocation. While the command runs, every
+call that writes is refused with STORE_UNAVAILABLE. At the end FROM cannot be used any
+more: start the servers with TO and the same --master-key-file. If the command is
+interrupted, run the command again: it starts over, or finishes the copy.`
 }
 
 func (c *datastoreCopyCmd) Run(ctx context.Context, t Terminal) error {
@@ -62,9 +63,9 @@ func (c *datastoreCopyCmd) Run(ctx context.Context, t Terminal) error {
 		fmt.Fprintf(t.Out, "%d rows of %s\n", table.Rows, table.Name)
 	}
 	if copied.Earlier {
-		fmt.Fprintln(t.Err, "an earlier copy was whole, and is finished now")
+		fmt.Fprintln(t.Err, "an earlier copy was complete, and is finished now")
 	}
-	fmt.Fprintf(t.Err, "moved to %s: start the servers with that as --datastore-uri, and with the same master key file\n", copied.To)
+	fmt.Fprintf(t.Err, "moved to %s: start the servers with this --datastore-uri and the same master key file\n", copied.To)
 	return nil
 }
 
@@ -73,11 +74,11 @@ type datastoreRestoredCmd struct {
 	MasterKeyFile string `type:"path" help:"File of the master key, as for serve."`
 }
 
-// Help is what --help says besides.
+// Help returns the second part of --help.
 func (c *datastoreRestoredCmd) Help() string {
-	return `For when what the database has lost may have been a logout, a new password or another
-revocation. Everybody must log in again. Servers may be running on the database: they
-know within a second.`
+	return `Use this command if the database may have lost a logout, a new password or another
+revocation. Every user must log in again. Servers may be running on the database: they
+know the change within a second.`
 }
 
 func (c *datastoreRestoredCmd) Run(ctx context.Context, t Terminal) error {

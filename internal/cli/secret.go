@@ -13,24 +13,23 @@ import (
 	"github.com/watchword-auth/watchword/internal/password"
 )
 
-// maxSecret bounds what is read from standard input, in bytes.
+// maxSecret bounds the bytes read from standard input.
 const maxSecret = 64 << 10
 
-// newPassword reads a password that is to be set.
-func (t Terminal) newPassword(stdin bool) (password.Password, error) {
+// newPassword reads a new password, at a terminal twice.
+func (t Terminal) newPassword(stdin bool) (pw password.Password, err error) {
 	text, err := t.readPassword(stdin, true)
 	if err != nil {
-		return password.Password{}, err
+		return pw, err
 	}
-	pw, err := password.Parse(text)
-	if err != nil {
-		return password.Password{}, fmt.Errorf("password: %w", err)
+	if pw, err = password.Parse(text); err != nil {
+		err = fmt.Errorf("password: %w", err)
 	}
-	return pw, nil
+	return pw, err
 }
 
-// readPassword reads a password from the terminal without echo, asking twice
-// where it is a new one, or one line from standard input.
+// readPassword reads a password: from the terminal without echo, twice for a new
+// password; or one line from standard input.
 func (t Terminal) readPassword(stdin, isNew bool) (string, error) {
 	if stdin || !term.IsTerminal(int(t.In.Fd())) {
 		line, err := t.readLine()
@@ -60,9 +59,9 @@ func (t Terminal) prompt(label string) (string, error) {
 	return string(typed), nil
 }
 
-// showPassword prints the password of the first admin: by itself for a script, and
-// in a sentence at a terminal. A password that cannot be printed is an error,
-// since there is no other copy.
+// showPassword prints the password of the first admin: alone for a script, and in a
+// sentence at a terminal. There is no other copy of the password, so a failed write is an
+// error.
 func (t Terminal) showPassword(password string) error {
 	format := "%s\n"
 	if f, ok := t.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
@@ -78,8 +77,8 @@ func (t Terminal) showPassword(password string) error {
 
 const setAnother = "; set another password by `watchword user set-password admin` on the same --datastore-uri, and start again"
 
-// isNull says whether a file is the null device, which the Go runtime also opens
-// in place of a standard output that was closed.
+// isNull reports whether a file is the null device. For a closed standard output, the Go
+// runtime opens the null device.
 func isNull(f *os.File) bool {
 	null, err := os.Stat(os.DevNull)
 	out, outErr := f.Stat()
@@ -94,7 +93,7 @@ func (t Terminal) readLine() (string, error) {
 	return strings.TrimRight(line, "\r\n"), nil
 }
 
-// readAll reads a token, or the JSON that holds it, from standard input.
+// readAll reads a token, or JSON with a token, from standard input.
 func (t Terminal) readAll() (string, error) {
 	data, err := io.ReadAll(io.LimitReader(t.In, maxSecret))
 	if err != nil {
@@ -102,7 +101,7 @@ func (t Terminal) readAll() (string, error) {
 	}
 	text := strings.TrimSpace(string(data))
 	if text == "" {
-		return "", usageError{errors.New("standard input is empty: give the token there")}
+		return "", usageError{errors.New("standard input is empty: give the token on standard input")}
 	}
 	return text, nil
 }

@@ -1,6 +1,6 @@
-// Package detach runs a function that its caller may have to leave behind: a
-// stream's handler blocks in Recv or Send until the stream ends, and the stream
-// ends only when the interceptor returns.
+// Package detach runs a function in a way that lets the caller return first. A stream's
+// handler may block in Recv or Send until the stream ends, and the stream ends only when
+// the interceptor returns.
 package detach
 
 import (

@@ -1,5 +1,5 @@
-// Package durable writes files that survive a crash: a reader finds the whole file
-// or none, the file has mode 0600, and it is on disk when the call returns.
+// Package durable writes files with mode 0600 that survive a crash: a reader finds the
+// whole file or no file, and the file is on disk when the call returns.
 package durable
 
 import (
@@ -16,21 +16,22 @@ import (
 // suffix ends the names of drafts.
 const suffix = ".tmp"
 
-// Replace writes a new file at path, in place of one that may be there. fill writes
-// the content into a draft beside path; the draft then takes the name. If fill or a
-// later step fails, the old file stays and the draft is removed.
+// Replace writes a new file at path, and replaces an old file. fill writes the content
+// into a draft beside path; the draft is then renamed to path. If fill or a later step
+// fails, the old file stays and the draft is removed.
 func Replace(path string, fill func(*os.File) error) error {
 	return write(path, fill, os.Rename)
 }
 
-// Create is like [Replace] for a path at which no file may be.
-// Errors: fs.ErrExist if there is one.
+// Create is like [Replace], and fails if a file exists at path.
+//
+// Errors: fs.ErrExist.
 func Create(path string, fill func(*os.File) error) error {
 	if _, err := os.Lstat(path); err == nil { // before the work of fill
 		return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 	}
 	return write(path, fill, func(draft, path string) error {
-		// Unlike a rename, a link leaves a file alone that has appeared since.
+		// Unlike a rename, a link does not replace a file made since the check above.
 		err := os.Link(draft, path)
 		if err == nil || errors.Is(err, fs.ErrExist) {
 			return err
@@ -41,8 +42,8 @@ func Create(path string, fill func(*os.File) error) error {
 
 func write(path string, fill func(*os.File) error, publish func(draft, path string) error) error {
 	folder := filepath.Dir(path)
-	// Each draft has a name of its own, since two processes may write at once.
-	// CreateTemp makes it with mode 0600, less what the umask takes.
+	// Each draft has a new name, since two processes may write at once. CreateTemp makes
+	// files with mode 0600, but the umask may remove bits.
 	draft, err := os.CreateTemp(folder, prefix(path)+"*"+suffix)
 	if err != nil {
 		return err
@@ -67,8 +68,8 @@ func write(path string, fill func(*os.File) error, publish func(draft, path stri
 // prefix begins the names of a path's drafts.
 func prefix(path string) string { return "." + filepath.Base(path) + "." }
 
-// RemoveDrafts removes the drafts of path that are older than age: a process that
-// is killed while it writes leaves one behind. What cannot be removed stays.
+// RemoveDrafts removes the drafts of path older than age. A process killed during a write
+// leaves its draft behind. RemoveDrafts ignores errors.
 func RemoveDrafts(path string, age time.Duration) {
 	folder := filepath.Dir(path)
 	entries, _ := os.ReadDir(folder) // those that could be read
@@ -82,8 +83,8 @@ func RemoveDrafts(path string, age time.Duration) {
 	}
 }
 
-// Rename gives a file another name in the same folder, in place of a file that may
-// have that name. The new name survives a crash.
+// Rename renames a file within a folder, and replaces a file at the new name. The new
+// name survives a crash.
 func Rename(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
@@ -91,8 +92,7 @@ func Rename(from, to string) error {
 	return syncFolder(filepath.Dir(to))
 }
 
-// syncFolder writes the names in a folder to disk. Windows does so by itself, and
-// syncs no folder.
+// syncFolder writes the names in a folder to disk. Windows cannot sync a folder.
 func syncFolder(path string) error {
 	if runtime.GOOS == "windows" {
 		return nil

@@ -35,13 +35,14 @@ var mayImport = map[string][]string{
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},
-	"internal/feed":            {gen, "internal/store", "internal/token"},
+	"internal/feed":            {gen, "internal/hub", "internal/store", "internal/token"},
+	"internal/hub":             {gen}, // no database: an upstream stream may fill a hub too
 	"internal/issuer":          {"internal/audit", "internal/caller", "internal/feed", "internal/seal", "internal/store", "internal/token"},
 	"internal/password":        {},
 	"internal/pgtest":          {}, // for tests alone
 	"internal/refusal":         {gen},
 	"internal/retry":           {},
-	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/session", "internal/store", "internal/token", "internal/user"},
+	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
 	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/store", "internal/user"},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -36,11 +37,11 @@ func TestAFeedThatIsBehindReadsBeforeItTells(t *testing.T) {
 	write(t, s, ended("nobody knows"))
 	run(t, behind)
 	var all sync.WaitGroup
-	watchers := make([]*feed.Watcher, 100)
+	watchers := make([]*hub.Watcher, 100)
 	for i := range watchers {
 		all.Go(func() {
 			var err error
-			if watchers[i], err = behind.Watch(t.Context(), "peer", at); err != nil {
+			if watchers[i], err = behind.Hub().Watch(t.Context(), "peer", at); err != nil {
 				t.Error(err)
 			}
 		})
@@ -70,7 +71,7 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 				_, old := resume(t, watch(t, behind))
 				lose(t, s, behind)
 				began := time.Now()
-				if _, err := behind.Watch(t.Context(), "peer", at); !errors.Is(err, feed.ErrOutdated) {
+				if _, err := behind.Hub().Watch(t.Context(), "peer", at); !errors.Is(err, hub.ErrOutdated) {
 					t.Errorf("who knows more: %v", err)
 				}
 				if took := time.Since(began); took > time.Second {
@@ -78,7 +79,7 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 				defer cancel()
-				if _, err := behind.Watch(ctx, "peer", at); !errors.Is(err, feed.ErrOutdated) && !errors.Is(err, context.DeadlineExceeded) {
+				if _, err := behind.Hub().Watch(ctx, "peer", at); !errors.Is(err, hub.ErrOutdated) && !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("who has no time: %v", err)
 				}
 				for want, from := range map[int][]byte{1: nil, 0: old} {
@@ -89,4 +90,40 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A reading that has begun before a watcher came may have missed what the watcher knows:
+// the watcher waits for the next one.
+func TestAWatcherWaitsForAReadingThatBeginsAfterIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, f, _ := known(t, "both know")
+		reading, goOn := make(chan struct{}), make(chan struct{})
+		f.OnKeys(func(context.Context) error {
+			reading <- struct{}{}
+			<-goOn
+			return nil
+		})
+		write(t, s, (*feed.Tx).KeysChanged)
+		var all sync.WaitGroup
+		all.Go(func() { tail(t, f) })
+		<-reading
+		write(t, s, ended("new"))
+		_, at := resume(t, watch(t, openFeed(t, s)))
+		all.Go(func() {
+			w, err := f.Hub().Watch(t.Context(), "peer", at)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer w.Close()
+			if sessions, _ := resume(t, w); len(sessions) != 0 {
+				t.Errorf("told of %v", sessions)
+			}
+		})
+		synctest.Wait()
+		close(goOn)
+		synctest.Wait()
+		tail(t, f)
+		all.Wait()
+	})
 }

@@ -1,137 +1,90 @@
-// Package feed owns the numbered events by which verifiers learn what has been
-// revoked: appending them to the store, and handing them out as the trust
-// bundle, a snapshot and then changes.
+// Package feed carries the numbered events of the store into a hub, from where
+// verifiers learn about revocations and keys.
 //
-// Each replica tails the store on its own: it polls by number, which misses
-// nothing, and a hint after its own commits makes it prompt. All watchers share
-// one in-memory state and one bounded log, both of them encoded once; who falls
-// behind the log is dropped and must come back.
+// Each replica reads the tail of the events by number, so no event is missed. A hint
+// after a commit makes the reading prompt. Package feed notices when the database has
+// another history, and tells the hub. Events are appended through [Tx] alone.
+//
+// A change written by [Feed.Write] is known to the process's own verifier when Write
+// returns.
 package feed
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
-	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
 const (
-	// pollEvery bounds how long a change that another process made goes
-	// unnoticed. A poll reads one row by its key.
+	// pollEvery bounds how long a change made by another process goes unnoticed. A
+	// poll reads one row by its key.
 	pollEvery = 200 * time.Millisecond
-	// heartbeatEvery is a fraction of the minute after which verifiers call
-	// themselves stale.
+	// heartbeatEvery is a fraction of the minute after which a silent verifier counts
+	// as stale.
 	heartbeatEvery = 5 * time.Second
-	// tailBatch bounds a read, and with chunkSize the size of a message: an
-	// entry takes about 40 bytes.
+	// tailBatch bounds the events of a transaction, and so the size of a message.
 	tailBatch = 1000
-	chunkSize = 1000
-	// maxWatchers bounds what strangers can hold: each may keep a message of
-	// chunkSize entries in its connection's buffers. maxPerPeer leaves room for
-	// others beside one that opens all that it can.
-	maxWatchers = 10_000
-	maxPerPeer  = 2_500
-	// snapshotsPerPeer are sent to one peer at a time; its others wait.
-	// Each is given snapshotTimeout: a million revocations at 300 kB a second.
-	snapshotsPerPeer = 16
-	snapshotTimeout  = 2 * time.Minute
-	// logSize bounds how far a watcher may fall behind.
-	logSize = 4096
-	// applyTimeout bounds how long an acknowledgement waits for this server's
-	// own verifier. It is memory work, so this never ends unless a fault does it.
+	// applyTimeout bounds the wait for our own verifier. Applying is work in memory, so
+	// only a fault takes longer.
 	applyTimeout = 5 * time.Second
-	// askTimeout bounds how long a watcher waits that knows more than the feed.
-	// Another replica can tell it sooner than a database that hangs.
-	askTimeout = time.Second
 )
 
-var (
-	// ErrBehind says that a watcher fell behind and must begin anew.
-	ErrBehind = errors.New("watcher fell behind")
-	// ErrOutdated says that a watcher knows more than the feed, which cannot ask
-	// the database. Another replica may know.
-	ErrOutdated = errors.New("this replica is behind the watcher")
-	// ErrTooManyWatchers says that no more watchers are served.
-	ErrTooManyWatchers = errors.New("too many watchers")
-)
-
-// Feed tails the store and serves watchers. It is safe for concurrent use.
+// Feed reads the tail of the store and publishes into a hub. Feed is safe for
+// concurrent use and has no lock: the fields of the first group do not change while Run
+// is running, one goroutine uses those of the second (Open's, then Run's), and the rest
+// are atomic.
 type Feed struct {
 	store  *store.Store
+	hub    *hub.Hub
+	hint   chan struct{} // has room for one
 	issuer string
-	origin []byte // the database's id, for resume
 	logger *slog.Logger
-	hint   chan struct{}
 	onKeys func(context.Context) error
-	untold bool // onKeys has failed; of the goroutine that reads the tail
 	poll   time.Duration
 	beats  time.Duration
 
-	mu         sync.Mutex
-	at         position // of the newest event in the state
-	asOf       time.Time
-	ahead      time.Duration // of the database's clock before this process's
-	trust      *watchwordv1.TrustState
-	revoked    revocations
-	trustChunk Message // trust, as snapshots begin with it
-	watchers   int
-	peers      map[string]*watching
-	log        []entry
-	first      int           // the index of log[0], counted from the start of the process
-	rekeyed    int           // the index behind the newest change of the trust state
-	recent     []position    // of the events in the log, in order
-	changed    chan struct{} // closed and replaced when the log grows
-	rekey      bool          // the trust state is to be read, whatever the events say
-	fork       int           // counts the histories that this process has seen, but the first
-	applied    int64         // what our own verifier has applied
-	begun      int           // counts the readings of the tail
-	ended      int           // the last of them that has ended
-	failed     error         // why that one failed
-	progress   chan struct{} // closed and replaced when applied or ended grows
+	at          hub.Position // events up to here are published
+	trustUnread bool         // the last batch must read the trust state
+	keysUntaken bool         // onKeys has failed, and must be called again
+
+	next    atomic.Pointer[reading] // the reading that has not begun yet
+	failing atomic.Bool             // the last reading ended with an error
 }
 
-// Message is an encoded WatchBundleResponse. Many watchers share it: it must not
-// be changed.
-type Message []byte
-
-// Open reads the state of the database. Run keeps it up to date.
+// Open publishes the state of the database into a new hub. Run keeps the hub up to
+// date.
 func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger *slog.Logger) (*Feed, error) {
 	f := &Feed{
-		store: s, issuer: issuer, origin: []byte(databaseID), logger: logger, hint: make(chan struct{}, 1),
-		peers:   map[string]*watching{},
-		changed: make(chan struct{}), progress: make(chan struct{}),
+		store: s, issuer: issuer, logger: logger, hint: make(chan struct{}, 1),
 		onKeys: func(context.Context) error { return nil }, poll: pollEvery, beats: heartbeatEvery,
+		trustUnread: true,
 	}
-	err := s.Read(ctx, func(tx *store.Tx) error {
-		trust, err := f.readKeys(ctx, tx)
-		f.setTrust(trust)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading keys: %w", err)
-	}
-	if err := f.catchUp(ctx); err != nil {
-		return nil, fmt.Errorf("reading events: %w", err)
+	f.next.Store(newReading())
+	f.hub = hub.New(databaseID, f.refresh)
+	if err := f.readTail(ctx); err != nil {
+		return nil, fmt.Errorf("reading events and keys: %w", err)
 	}
 	return f, nil
 }
 
-// OnKeys calls fn whenever the signing keys have changed, before any watcher
-// learns of it. It comes before Run.
+// Hub returns the hub that the feed publishes into.
+func (f *Feed) Hub() *hub.Hub { return f.hub }
+
+// OnKeys sets a function to call when the signing keys have changed, before a watcher
+// learns of the change. OnKeys must be called before Run.
 func (f *Feed) OnKeys(fn func(context.Context) error) { f.onKeys = fn }
 
-// Pace sets how often Run polls and beats, for tests in which months pass. It
-// comes before Run.
+// Pace sets how often Run polls and beats, for tests in which months pass. Pace must
+// be called before Run.
 func (f *Feed) Pace(poll, beats time.Duration) { f.poll, f.beats = poll, beats }
 
-// Run tails the store until ctx ends.
+// Run reads the tail until ctx ends.
 func (f *Feed) Run(ctx context.Context) {
 	poll := time.NewTicker(f.poll)
 	defer poll.Stop()
@@ -147,24 +100,39 @@ func (f *Feed) Run(ctx context.Context) {
 		case <-f.hint:
 		case <-poll.C:
 		case <-beat.C:
-			f.beat()
-			if f.untold {
-				f.tellKeys(ctx)
+			f.hub.Beat()
+			if f.keysUntaken {
+				f.passKeys(ctx)
 			}
 			continue
 		}
-		if err := f.catchUp(ctx); err != nil && ctx.Err() == nil {
+		if err := f.readTail(ctx); err != nil && ctx.Err() == nil {
 			f.logger.WarnContext(ctx, "cannot read events; verifiers go on with what they know", "error", err)
 		}
 	}
 }
 
 // Write is a [Writer] that returns when this server's own verifier has applied every
-// event that the transaction saw, its own among them: a change that is acknowledged
-// is known to Verify, also when nothing was left to change.
+// event that the transaction saw, with the transaction's own: a change that was
+// acknowledged is known to Verify, also if nothing was left to change.
+//
+// Errors: those of [store.Store.Write]; ErrUnavailable if the change was committed, but
+// the verifier did not apply the event in time.
 func (f *Feed) Write(ctx context.Context, fn func(*Tx) error) error {
+	return f.transact(ctx, f.store.Write, fn)
+}
+
+// Sync returns when this server's own verifier has applied every event that is
+// committed now. Errors: as [Feed.Write].
+func (f *Feed) Sync(ctx context.Context) error {
+	return f.transact(ctx, f.store.Read, func(*Tx) error { return nil })
+}
+
+// transact runs fn in a transaction, and waits until our own verifier has applied the
+// newest event that the transaction saw.
+func (f *Feed) transact(ctx context.Context, in func(context.Context, func(*store.Tx) error) error, fn func(*Tx) error) error {
 	var head store.Event
-	err := f.store.Write(ctx, func(tx *store.Tx) error {
+	err := in(ctx, func(tx *store.Tx) error {
 		if err := fn(&Tx{tx}); err != nil {
 			return err
 		}
@@ -173,31 +141,16 @@ func (f *Feed) Write(ctx context.Context, fn func(*Tx) error) error {
 	if err != nil {
 		return err
 	}
-	return f.wait(ctx, positionOf(&head))
-}
-
-// Sync returns when this server's own verifier has applied every event that is
-// committed now.
-func (f *Feed) Sync(ctx context.Context) error {
-	var head position
-	err := f.store.Read(ctx, func(tx *store.Tx) error {
-		seq, err := tx.Head()
-		if err != nil {
-			return err
-		}
-		newest, err := tx.Events(seq-1, 1)
-		for _, e := range newest {
-			head = positionOf(e)
-		}
-		return err
-	})
-	if err != nil {
-		return err
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	f.nudge()
+	if err := f.hub.WaitApplied(ctx, positionOf(&head)); err != nil {
+		return fmt.Errorf("%w: waiting for our own verifier: %w", store.ErrUnavailable, err)
 	}
-	return f.wait(ctx, head)
+	return nil
 }
 
-// nudge lets Run read the tail now.
+// nudge makes Run read the tail now.
 func (f *Feed) nudge() {
 	select {
 	case f.hint <- struct{}{}:
@@ -205,28 +158,7 @@ func (f *Feed) nudge() {
 	}
 }
 
-// wait returns when our own verifier has applied all up to a position. A number
-// that was applied before proves nothing if the history has forked since.
-func (f *Feed) wait(ctx context.Context, head position) error {
-	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
-	defer cancel()
-	f.nudge()
-	for {
-		f.mu.Lock()
-		applied, progress := f.applied >= head.seq && f.holds(head), f.progress
-		f.mu.Unlock()
-		if applied {
-			return nil
-		}
-		select {
-		case <-progress:
-		case <-ctx.Done():
-			return fmt.Errorf("%w: waiting for our own verifier: %w", store.ErrUnavailable, ctx.Err())
-		}
-	}
-}
-
-// Prune deletes events that concern no token any more, in small steps.
+// Prune deletes events of which every token has expired, in small steps.
 func (f *Feed) Prune(ctx context.Context) error {
 	const step = 500 // rows: about a millisecond of the writer's time
 	for {
@@ -238,24 +170,5 @@ func (f *Feed) Prune(ctx context.Context) error {
 		if err != nil || n < step {
 			return err
 		}
-	}
-}
-
-// beat sends a heartbeat and forgets what has expired.
-func (f *Feed) beat() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.revoked.forget(f.now())
-	f.append(heartbeat, f.heartbeat(f.resume()))
-}
-
-// now is the database's time, by which tokens are minted and revocations expire,
-// also while it cannot be asked; mu is held.
-func (f *Feed) now() time.Time { return time.Now().Add(f.ahead) }
-
-func (f *Feed) heartbeat(resume []byte) *watchwordv1.WatchBundleResponse {
-	beat := &watchwordv1.Heartbeat{ServerTime: timestamppb.New(f.now()), AsOf: timestamppb.New(f.asOf)}
-	return &watchwordv1.WatchBundleResponse{
-		Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: resume,
 	}
 }

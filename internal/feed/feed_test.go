@@ -1,14 +1,12 @@
 package feed_test
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -23,6 +21,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/store/storetest"
@@ -86,12 +85,12 @@ func write(t *testing.T, s *store.Store, fn func(*feed.Tx) error) {
 	}
 }
 
-func watch(t *testing.T, f *feed.Feed) *feed.Watcher {
+func watch(t *testing.T, f *feed.Feed) *hub.Watcher {
 	t.Helper()
 	return rejoin(t, f, nil)
 }
 
-func next(t *testing.T, w *feed.Watcher) *watchwordv1.WatchBundleResponse {
+func next(t *testing.T, w *hub.Watcher) *watchwordv1.WatchBundleResponse {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -105,7 +104,7 @@ func next(t *testing.T, w *feed.Watcher) *watchwordv1.WatchBundleResponse {
 	return decode(t, encoded)
 }
 
-func decode(t testing.TB, encoded feed.Message) *watchwordv1.WatchBundleResponse {
+func decode(t testing.TB, encoded hub.Message) *watchwordv1.WatchBundleResponse {
 	t.Helper()
 	m := &watchwordv1.WatchBundleResponse{}
 	if err := proto.Unmarshal(encoded, m); err != nil {
@@ -115,7 +114,7 @@ func decode(t testing.TB, encoded feed.Message) *watchwordv1.WatchBundleResponse
 }
 
 // snapshot reads up to the heartbeat behind the snapshot, and returns the sessions that ended.
-func snapshot(t *testing.T, w *feed.Watcher) (sessions []string, versions []*watchwordv1.RaisedVersion) {
+func snapshot(t *testing.T, w *hub.Watcher) (sessions []string, versions []*watchwordv1.RaisedVersion) {
 	t.Helper()
 	for last := false; !last; {
 		chunk := next(t, w).GetSnapshotChunk()
@@ -207,7 +206,7 @@ func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
 		if sessions, _ := snapshot(t, watch(t, f)); len(sessions) != 1 {
 			t.Fatalf("after a restart: %v", sessions)
 		}
-		if max := f.TrustState().GetMaxTokenLifetime().AsDuration(); max != time.Minute {
+		if max := f.Hub().TrustState().GetMaxTokenLifetime().AsDuration(); max != time.Minute {
 			t.Fatalf("longest lifetime %v", max)
 		}
 		time.Sleep(time.Minute + feed.Margin - time.Second)
@@ -230,19 +229,6 @@ func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
 			t.Fatalf("kept in memory: %v", sessions)
 		}
 	})
-}
-
-func TestASlowWatcherIsDropped(t *testing.T) {
-	f, _ := newFeed(t)
-	slow := watch(t, f)
-	snapshot(t, slow)
-	for range 10_000 {
-		feed.Beat(f)
-	}
-	if _, err := slow.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
-		t.Fatalf("ten thousand messages were kept for it: %v", err)
-	}
-	snapshot(t, watch(t, f)) // it may come back
 }
 
 func TestALargeSnapshotComesInChunks(t *testing.T) {
@@ -268,7 +254,7 @@ func TestALargeSnapshotComesInChunks(t *testing.T) {
 
 // resume reads up to the heartbeat behind the snapshot, and returns the sessions
 // that were told of and where a later stream can go on.
-func resume(t *testing.T, w *feed.Watcher) (sessions []string, at []byte) {
+func resume(t *testing.T, w *hub.Watcher) (sessions []string, at []byte) {
 	t.Helper()
 	for n := 0; ; n++ {
 		m := next(t, w)
@@ -295,20 +281,9 @@ func resume(t *testing.T, w *feed.Watcher) (sessions []string, at []byte) {
 	return sessions, at
 }
 
-// known is a feed that a watcher knows up to the end of one session, and where
-// the watcher stands.
-func known(t *testing.T, session string) (s *store.Store, f *feed.Feed, at []byte) {
+func rejoin(t *testing.T, f *feed.Feed, at []byte) *hub.Watcher {
 	t.Helper()
-	s = openStore(t, filepath.Join(t.TempDir(), "f.db"))
-	write(t, s, ended(session))
-	f = openFeed(t, s)
-	_, at = resume(t, watch(t, f))
-	return s, f, at
-}
-
-func rejoin(t *testing.T, f *feed.Feed, at []byte) *feed.Watcher {
-	t.Helper()
-	w, err := f.Watch(t.Context(), "peer", at)
+	w, err := f.Hub().Watch(t.Context(), "peer", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -324,6 +299,17 @@ func tail(t *testing.T, f *feed.Feed) {
 	}
 }
 
+// known is a feed that a watcher knows up to the end of one session, and where
+// the watcher stands.
+func known(t *testing.T, session string) (s *store.Store, f *feed.Feed, at []byte) {
+	t.Helper()
+	s = openStore(t, filepath.Join(t.TempDir(), "f.db"))
+	write(t, s, ended(session))
+	f = openFeed(t, s)
+	_, at = resume(t, watch(t, f))
+	return s, f, at
+}
+
 func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 	s, f, at := known(t, "known")
 	if again, _ := resume(t, rejoin(t, f, at)); len(again) != 0 {
@@ -331,7 +317,7 @@ func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 	}
 	write(t, s, ended("missed"))
 	tail(t, f)
-	feed.Beat(f)
+	f.Hub().Beat()
 	for name, replica := range map[string]*feed.Feed{"here": f, "at another replica, begun since": openFeed(t, s)} {
 		w := rejoin(t, replica, at)
 		sessions, newer := resume(t, w)
@@ -351,58 +337,33 @@ func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 	}
 }
 
-func TestResumeFromNowhereBringsASnapshot(t *testing.T) {
-	_, f, at := known(t, "one")
-	run(t, f)
-	flip := func(i int) []byte {
-		b := bytes.Clone(at)
-		b[i] ^= 1
-		return b
-	}
-	for name, from := range map[string][]byte{
-		"empty": nil, "short": at[:5], "another number": flip(7), "above the head": flip(0), "another tag": flip(8),
-		"another database": flip(len(at) - 1), "too long": append(bytes.Clone(at), 'x'),
-	} {
-		if sessions, _ := resume(t, rejoin(t, f, from)); len(sessions) != 1 {
-			t.Errorf("%s: told of %v", name, sessions)
-		}
-	}
-}
-
-func TestResumeBehindTheLogBringsASnapshot(t *testing.T) {
-	s, f, at := known(t, "first")
-	write(t, s, ended("second"))
-	tail(t, f)
-	for range 10_000 {
-		feed.Beat(f)
-	}
-	if sessions, _ := resume(t, rejoin(t, f, at)); len(sessions) != 2 {
-		t.Fatalf("told of %v", sessions)
-	}
-}
-
-// A watcher that has the newest keys must not be given those in between.
-func TestResumeAcrossAChangeOfKeysBringsNoOlderOnes(t *testing.T) {
-	s, f, at := known(t, "one")
-	for ttl := range 3 {
-		write(t, s, func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(time.Duration(ttl+1) * time.Minute) })
-		tail(t, f)
-	}
-	w := rejoin(t, f, at)
-	for states := 0; ; {
-		m := next(t, w)
-		if state := m.GetSnapshotChunk().GetTrustState(); state != nil {
-			if states++; states > 1 || state.GetMaxTokenLifetime().AsDuration() != 3*time.Minute {
-				t.Fatalf("trust state %d: %v", states, state)
+// What a transaction has done is told in one message: whoever hears of its events finds
+// the trust state that came with them.
+func TestATrustStateComesWithTheEventsOfItsTransaction(t *testing.T) {
+	eachEngine(t, func(t *testing.T, uri string) {
+		f, s := feedOn(t, uri)
+		w := watch(t, f)
+		snapshot(t, w)
+		write(t, s, func(tx *feed.Tx) error {
+			return errors.Join(tx.SessionEnded("one"), tx.RaiseMaxLifetime(time.Hour), tx.SessionEnded("two"))
+		})
+		for {
+			change := next(t, w).GetChange()
+			if change == nil {
+				continue
 			}
-		}
-		if m.GetChange() != nil {
-			t.Fatalf("a change before the heartbeat: %v", m)
-		}
-		if m.GetHeartbeat() != nil {
+			if n := len(change.GetEndedSessions()); n != 2 {
+				t.Errorf("%d of two sessions in the first message", n)
+			}
+			if told := change.GetTrustState().GetMaxTokenLifetime().AsDuration(); told != time.Hour {
+				t.Errorf("told of a longest lifetime of %v", told)
+			}
+			if here := f.Hub().TrustState().GetMaxTokenLifetime().AsDuration(); here != time.Hour {
+				t.Errorf("the trust state has a longest lifetime of %v", here)
+			}
 			return
 		}
-	}
+	})
 }
 
 // rewrite makes another history of a database, as a backup restored or a standby
@@ -436,7 +397,7 @@ func TestAnotherHistoryIsNoticedAndCostsASnapshot(t *testing.T) {
 			for _, id := range after {
 				write(t, s, ended(id))
 			}
-			if _, err := w.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
+			if _, err := w.Next(t.Context()); !errors.Is(err, hub.ErrBehind) {
 				t.Fatalf("a watcher of the old history goes on: %v", err)
 			}
 			want := append([]string{"kept", "lost"}, after...)
@@ -480,7 +441,7 @@ func writeAfterAFork(t *testing.T, since time.Duration) {
 	}
 	f := openFeed(t, s)
 	run(t, f)
-	v, err := authn.NewVerifier(t.Context(), f.Conn(), authn.WithAnyAudience())
+	v, err := authn.NewVerifier(t.Context(), f.Hub().Conn(), authn.WithAnyAudience())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -508,100 +469,6 @@ func writeAfterAFork(t *testing.T, since time.Duration) {
 	}
 }
 
-// Strangers are bounded, and cannot lock our own verifier out.
-func TestWatchersAreBounded(t *testing.T) {
-	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-	write(t, s, func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(time.Minute) })
-	f := openFeed(t, s)
-	run(t, f)
-	var watchers []*feed.Watcher
-	_, at := resume(t, watch(t, f))
-	fill := func(from string) (n int) {
-		for {
-			w, err := f.Watch(t.Context(), from, at)
-			if errors.Is(err, feed.ErrTooManyWatchers) {
-				return n
-			}
-			if err != nil || n > 100_000 {
-				t.Fatalf("%d watchers, %v", n, err)
-			}
-			n++
-			watchers = append(watchers, w)
-		}
-	}
-	one := fill("one peer")
-	if one == 0 || fill("another") == 0 {
-		t.Fatal("one peer takes all places")
-	}
-	for i := range 100 {
-		fill(fmt.Sprint(i))
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
-	v, err := authn.NewVerifier(ctx, f.Conn(), authn.WithAnyAudience())
-	if err != nil {
-		t.Fatalf("our own verifier: %v", err)
-	}
-	defer v.Close()
-	if err := f.Write(ctx, ended("one")); err != nil || v.Status().EndedSessions != 1 {
-		t.Errorf("our own verifier is not told: %v, %+v", err, v.Status())
-	}
-	for _, w := range watchers {
-		w.Close()
-	}
-	watchers = nil
-	_, at = resume(t, watch(t, f)) // which cost a snapshot otherwise
-	if n := fill("one peer"); n != one {
-		t.Fatalf("%d places of %d have come back", n, one)
-	}
-	for _, w := range watchers {
-		w.Close()
-	}
-}
-
-// A peer's snapshots wait for each other; those of others do not, nor do those
-// of its watchers that need none.
-func TestSnapshotsPerPeerAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, _ := newFeed(t)
-		_, at := resume(t, watch(t, f))
-		held := []*feed.Watcher{}
-		for {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			w, err := f.Watch(ctx, "greedy", nil)
-			cancel()
-			if errors.Is(err, context.DeadlineExceeded) {
-				break
-			}
-			if err != nil || len(held) > 1000 {
-				t.Fatalf("%d snapshots at a time, %v", len(held), err)
-			}
-			held = append(held, w)
-		}
-		for from, resume := range map[string][]byte{"other": nil, "greedy": at} {
-			w, err := f.Watch(t.Context(), from, resume)
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.Close()
-		}
-		waiting := make(chan *feed.Watcher)
-		go func() {
-			w, err := f.Watch(t.Context(), "greedy", nil)
-			if err != nil {
-				t.Error(err)
-			}
-			waiting <- w
-		}()
-		synctest.Wait()
-		resume(t, held[0]) // read to its end
-		(<-waiting).Close()
-		for _, w := range held {
-			w.Close()
-		}
-	})
-}
-
 // Numbers of events that have been pruned count as applied.
 func TestWriteAfterARestartWithEverythingPruned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -614,7 +481,7 @@ func TestWriteAfterARestartWithEverythingPruned(t *testing.T) {
 		}
 		again := openFeed(t, s)
 		run(t, again)
-		v, err := authn.NewVerifier(t.Context(), again.Conn(), authn.WithAnyAudience())
+		v, err := authn.NewVerifier(t.Context(), again.Hub().Conn(), authn.WithAnyAudience())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -633,7 +500,7 @@ func TestWriteReturnsWhenOurVerifierKnows(t *testing.T) {
 	eachEngine(t, func(t *testing.T, uri string) {
 		f, _ := feedOn(t, uri)
 		var p peer.Peer
-		stream, err := f.Conn().NewStream(t.Context(), &grpc.StreamDesc{}, watchwordv1.TrustService_WatchBundle_FullMethodName, grpc.Peer(&p))
+		stream, err := f.Hub().Conn().NewStream(t.Context(), &grpc.StreamDesc{}, watchwordv1.TrustService_WatchBundle_FullMethodName, grpc.Peer(&p))
 		if err != nil || p.AuthInfo == nil {
 			t.Fatalf("peer %v, %v", p, err)
 		}
@@ -670,28 +537,6 @@ func TestWriteDoesNotWaitForever(t *testing.T) {
 		f, _ := newFeed(t) // with no verifier at all
 		if err := f.Write(t.Context(), ended("one")); !errors.Is(err, store.ErrUnavailable) {
 			t.Fatalf("Write: %v", err)
-		}
-	})
-}
-
-func TestConnServesTheBundleAlone(t *testing.T) {
-	eachEngine(t, func(t *testing.T, uri string) {
-		f, s := feedOn(t, uri)
-		if err := f.Conn().Invoke(t.Context(), "/x/Y", nil, nil); err == nil {
-			t.Error("a unary call was served")
-		}
-		if _, err := f.Conn().NewStream(t.Context(), &grpc.StreamDesc{}, "/x/Y"); err == nil {
-			t.Error("another stream was served")
-		}
-		if err := feed.Direct(s).Write(t.Context(), func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(time.Minute) }); err != nil {
-			t.Fatal(err)
-		}
-		v, err := authn.NewVerifier(t.Context(), openFeed(t, s).Conn(), authn.WithAnyAudience())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := v.Close(); err != nil {
-			t.Fatal(err)
 		}
 	})
 }
@@ -740,123 +585,6 @@ func TestHalfOfTheTailIsNotAllThatHappened(t *testing.T) {
 				}
 				return
 			}
-		}
-	})
-}
-
-// What watchers are sent they share: one that comes costs the feed next to nothing,
-// however much it has missed.
-func TestWatchersShareWhatTheyAreSent(t *testing.T) {
-	s, f, at := known(t, "known")
-	feed.Fill(f, 500)
-	for i := range 450 { // the newest chunk is nearly full
-		write(t, s, ended(fmt.Sprint(i)))
-		tail(t, f)
-	}
-	for name, from := range map[string][]byte{"a snapshot": nil, "what was missed": at} {
-		const n = 100
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		for range n {
-			w, err := f.Watch(t.Context(), "peer", from)
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.Close()
-		}
-		runtime.ReadMemStats(&after)
-		if each := (after.TotalAlloc - before.TotalAlloc) / n; each > 4<<10 {
-			t.Errorf("%s takes %d bytes for each watcher", name, each)
-		}
-	}
-}
-
-// A watcher that resumes is told of no heartbeat before it is told everything, and
-// one that falls behind meanwhile is sent away.
-func TestResumeComesFromTheLog(t *testing.T) {
-	s, f, at := known(t, "known")
-	for _, id := range []string{"one", "two"} {
-		feed.Beat(f)
-		write(t, s, ended(id))
-		tail(t, f)
-	}
-	feed.Beat(f)
-	w, slow := rejoin(t, f, at), rejoin(t, f, at)
-	write(t, s, ended("three"))
-	tail(t, f)
-	if sessions, _ := resume(t, w); fmt.Sprint(sessions) != "[one two]" {
-		t.Errorf("told of %v", sessions)
-	}
-	if got := next(t, w).GetChange().GetEndedSessions(); len(got) != 1 || got[0].GetSessionId() != "three" {
-		t.Errorf("then told of %v", got)
-	}
-	next(t, slow)
-	next(t, slow)
-	for range 10_000 {
-		feed.Beat(f)
-	}
-	if _, err := slow.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
-		t.Errorf("who has fallen behind with one of two told: %v", err)
-	}
-}
-
-// A watcher reads its snapshot to the end, whatever becomes of the log and of the
-// revocations meanwhile.
-func TestASnapshotIsOfOneMoment(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-		f := openFeed(t, s)
-		feed.Fill(f, 2_500)
-		time.Sleep(time.Hour - time.Second)
-		w := watch(t, f)
-		time.Sleep(time.Minute) // all of them expire
-		for range 10_000 {
-			feed.Beat(f)
-		}
-		if sessions, _ := snapshot(t, w); len(sessions) != 2_500 || !slices.Contains(sessions, fmt.Sprintf("%016d", 0)) {
-			t.Errorf("%d sessions", len(sessions))
-		}
-		if _, err := w.Next(t.Context()); !errors.Is(err, feed.ErrBehind) {
-			t.Errorf("and then: %v", err)
-		}
-		if sessions, _ := snapshot(t, watch(t, f)); len(sessions) != 0 {
-			t.Errorf("%d sessions are kept", len(sessions))
-		}
-	})
-}
-
-// A peer's place for a snapshot is not held for hours by who reads a message now
-// and then.
-func TestASnapshotIsReadInTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-		write(t, s, ended("one"))
-		f := openFeed(t, s)
-		_, at := resume(t, watch(t, f))
-		feed.Fill(f, 100_000)
-		read := func(from []byte, pause time.Duration) (took time.Duration, err error) {
-			w := rejoin(t, f, from)
-			began := time.Now()
-			for range 100 {
-				time.Sleep(pause)
-				if _, err := w.Next(t.Context()); err != nil {
-					return time.Since(began), err
-				}
-			}
-			return 0, nil
-		}
-		if took, err := read(nil, time.Second); err != nil {
-			t.Errorf("who reads a message each second is sent away: %v, after %v", err, took)
-		}
-		if took, err := read(nil, 29*time.Second); !errors.Is(err, feed.ErrBehind) || took > 3*time.Minute {
-			t.Errorf("who reads two messages each minute: %v, after %v", err, took)
-		}
-		for range 97 { // which are told to who resumes, but for the trust state, the end and the heartbeat
-			write(t, s, ended("another"))
-			tail(t, f)
-		}
-		if took, err := read(at, 29*time.Second); err != nil {
-			t.Errorf("who resumes holds no place, and is sent away: %v, after %v", err, took)
 		}
 	})
 }

@@ -83,7 +83,7 @@ func TestAKeyThatCannotBeReadIsLeftOut(t *testing.T) {
 		t.Errorf("nothing says which key is left out: %s", &logged)
 	}
 	for i := range 2 {
-		if n := len(f.TrustState().GetKeys()); n != 2 {
+		if n := len(f.Hub().TrustState().GetKeys()); n != 2 {
 			t.Errorf("%d keys, want 2", n)
 		}
 		write(t, s, ended(fmt.Sprint(i)))

@@ -1,285 +1,216 @@
 package feed
 
 import (
-	"bytes"
-	"cmp"
 	"context"
-	"encoding/binary"
-	"slices"
+	"crypto/x509"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// position is a place in the history of the database: the number of an event,
-// and its tag. Two histories may have the same numbers, and never the same tags.
-type position struct {
-	seq int64
-	tag [tagSize]byte // zero: not known, since the event was pruned, or there was none
+// reading is one pass over the tail, to the end.
+type reading struct {
+	done chan struct{}
+	err  error // may be read after done is closed
 }
 
-// entry is a message for all watchers; seq is the state's number behind it.
-type entry struct {
-	seq     int64
-	kind    entryKind
-	message Message
+func newReading() *reading { return &reading{done: make(chan struct{})} }
+
+// refresh returns when a reading has ended that began after the call, so that one
+// reading serves all callers at the time. Errors: those of the reading and of ctx.
+func (f *Feed) refresh(ctx context.Context) error {
+	next := f.next.Load()
+	if !f.failing.Load() { // callers must not set the pace at which a failing database is tried
+		f.nudge()
+	}
+	select {
+	case <-next.done:
+		return next.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
-type entryKind int
-
-const (
-	heartbeat   entryKind = iota
-	revocation            // a change that leaves the trust state as it is
-	trustChange           // one that brings another
-)
-
-// catchUp reads the events behind the state, and publishes them. It is for one
-// goroutine.
-func (f *Feed) catchUp(ctx context.Context) error {
-	f.mu.Lock()
-	f.begun++
-	f.mu.Unlock()
-	err := f.readTail(ctx)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.ended, f.failed = f.begun, err
-	f.proceed()
-	return err
-}
-
+// readTail publishes all events behind f.at. Only one goroutine may call readTail.
 func (f *Feed) readTail(ctx context.Context) error {
+	r := f.next.Swap(newReading())
+	r.err = f.readToEnd(ctx)
+	f.failing.Store(r.err != nil)
+	close(r.done)
+	return r.err
+}
+
+// readToEnd publishes batch after batch. The issuer takes the keys before the hub
+// publishes the trust state: minting with a withdrawn key ends before a verifier refuses
+// the key.
+func (f *Feed) readToEnd(ctx context.Context) error {
 	for {
 		var b batch
 		err := f.store.Read(ctx, func(tx *store.Tx) (err error) {
-			b, err = f.read(ctx, tx)
+			b, err = f.readBatch(ctx, tx)
 			return err
 		})
 		if err != nil {
 			return err
 		}
 		if b.forked {
+			// The keys may differ too, even if no event says so.
 			f.logger.WarnContext(ctx, "the database is not the one that it was: a backup was restored, or a standby promoted "+
-				"that had not heard everything. Reading it anew; what was revoked stays revoked", "event", b.after.seq)
-			f.beginAnew()
+				"that had not heard everything. Reading it anew; what was revoked stays revoked", "event", f.at.Seq)
+			f.at, f.trustUnread = hub.Position{}, true
+			f.hub.Fork()
 			continue
 		}
-		f.publish(ctx, b)
-		if b.end() {
+		if b.update.Change.TrustState != nil {
+			f.passKeys(ctx)
+		}
+		f.hub.Publish(&b.update)
+		f.at = b.update.At
+		if b.last {
+			f.trustUnread = false
 			return nil
 		}
 	}
 }
 
-// batch is what one read of the tail has found behind a position.
+// batch is the result of one transaction on the tail. At most tailBatch events are in
+// one batch, so that a long tail neither fills memory nor makes a message too large.
 type batch struct {
-	after  position
-	events []*store.Event
-	head   position  // all up to here has been read
-	at     time.Time // by the database's clock
-	heard  time.Time // the same, by this process's, or somewhat later
-	forked bool      // the position is not in the history of the database
-	rekey  bool      // the keys have changed
-
-	trust *watchwordv1.TrustState // of the same moment, where the keys have changed
+	forked bool // f.at is not in the history of the database; the rest is empty
+	last   bool // no more events were committed
+	update hub.Update
 }
 
-// end reports whether this is all that there was.
-func (b *batch) end() bool { return len(b.events) < tailBatch }
-
-// read reads what is behind the state. The keys come with the last of it, so that
-// no watcher is given keys of a later moment than the number that it is given.
-func (f *Feed) read(ctx context.Context, tx *store.Tx) (b batch, err error) {
-	f.mu.Lock()
-	b.after, b.rekey = f.at, f.rekey
-	f.mu.Unlock()
-	if err := b.read(tx); err != nil || b.forked {
+// readBatch reads events behind f.at. The trust state comes with the last batch, of the
+// same moment, so that no watcher gets keys newer than the position of its stream.
+func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error) {
+	head, err := tx.Head()
+	if err != nil {
 		return b, err
 	}
-	b.rekey = b.rekey || slices.ContainsFunc(b.events, func(e *store.Event) bool { return e.Kind == store.KeysChanged })
-	if b.rekey && b.end() {
-		b.trust, err = f.readKeys(ctx, tx)
+	// A transaction that has waited makes the database's clock look behind, and never
+	// ahead, as authn's clock requires. Where the database and this process share one
+	// clock, rounding hides the time between the two readings.
+	now := tx.Now()
+	b.update.Ahead = time.Until(now).Round(time.Millisecond)
+	// The newest published event is read again, to see whether its tag is the same.
+	// Prune spares the head, so the event must be there.
+	events, err := tx.Events(f.at.Seq-1, tailBatch+1)
+	if err != nil {
+		return b, err
+	}
+	known := f.at.Tag != hub.Tag{}
+	b.forked = known && (len(events) == 0 || positionOf(events[0]) != f.at) || head < f.at.Seq
+	if b.forked {
+		return b, nil
+	}
+	if known {
+		events = events[1:]
+	}
+	events = events[:min(len(events), tailBatch)]
+	b.last = len(events) < tailBatch
+	change := &watchwordv1.Change{}
+	b.update.Change, b.update.At = change, f.at
+	for _, e := range events {
+		b.update.At = positionOf(e)
+		b.update.Passed = append(b.update.Passed, b.update.At)
+		f.trustUnread = f.trustUnread || e.Kind == store.KeysChanged
+		if e.ExpiresAt.After(now) {
+			addEvent(change, e)
+		}
+	}
+	if !b.last {
+		return b, nil
+	}
+	b.update.AsOf = now
+	if b.update.At.Seq < head {
+		b.update.At = hub.Position{Seq: head} // events that were pruned have numbers too
+	}
+	if f.trustUnread {
+		change.TrustState, err = f.readTrust(ctx, tx)
 	}
 	return b, err
 }
 
-func (b *batch) read(tx *store.Tx) error {
-	head, err := tx.Head()
+// addEvent adds an event to a change. KeysChanged adds nothing: the trust state says all.
+func addEvent(change *watchwordv1.Change, e *store.Event) {
+	until := timestamppb.New(e.ExpiresAt)
+	switch e.Kind {
+	case store.SessionEnded:
+		change.EndedSessions = append(change.EndedSessions, &watchwordv1.EndedSession{SessionId: e.Subject, Until: until})
+	case store.VersionStale, store.VersionRevoked:
+		change.RaisedVersions = append(change.RaisedVersions, &watchwordv1.RaisedVersion{
+			UserId: e.Subject, Version: e.Version, Revoked: e.Kind == store.VersionRevoked, Until: until,
+		})
+	}
+}
+
+// positionOf returns the position of an event. The tag stays zero if the event has none:
+// the head of an empty history.
+func positionOf(e *store.Event) hub.Position {
+	var tag [tagSize]byte
+	copy(tag[:], e.Tag)
+	return hub.Position{Seq: e.Seq, Tag: tag}
+}
+
+// passKeys lets the issuer take the keys. A failure delays nothing else: Run tries again
+// after the next heartbeat.
+func (f *Feed) passKeys(ctx context.Context) {
+	err := f.onKeys(ctx)
+	f.keysUntaken = err != nil
+	if err != nil && ctx.Err() == nil {
+		f.logger.WarnContext(ctx, "the issuer cannot take the signing keys, and goes on with those that it has", "error", err)
+	}
+}
+
+// readTrust builds the trust state from the rows. readTrust leaves out each key of an
+// unknown kind, as verifiers do: a newer version may have such keys.
+func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustState, error) {
+	rows, err := tx.SigningKeys()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	// What was underway for long makes the database look behind, and never ahead: a
-	// verifier relies on that (see authn's clock).
-	b.at, b.heard = tx.Now(), time.Now()
-	known := b.after.tag != [tagSize]byte{}
-	after := b.after.seq
-	if known {
-		after-- // the newest event that we know must still be there; Prune spares the head
-	}
-	events, err := tx.Events(after, tailBatch+1)
+	longest, err := tx.MaxLifetime()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if known {
-		if len(events) == 0 || positionOf(events[0]) != b.after {
-			b.forked = true
-			return nil
+	trust := &watchwordv1.TrustState{
+		Issuer: f.issuer, MaxTokenLifetime: durationpb.New(longest), Margin: durationpb.New(Margin),
+	}
+	for _, row := range rows {
+		if !row.RevokedAt.IsZero() || !row.VerifiesUntil.IsZero() && !row.VerifiesUntil.After(tx.Now()) {
+			continue
 		}
-		events = events[1:]
-	}
-	if head < b.after.seq {
-		b.forked = true
-		return nil
-	}
-	b.events = events[:min(len(events), tailBatch)]
-	b.head = b.after
-	if n := len(b.events); n > 0 {
-		b.head = positionOf(b.events[n-1])
-	}
-	if b.end() && b.head.seq < head {
-		b.head = position{seq: head} // events that were pruned have numbers too
-	}
-	return nil
-}
-
-func positionOf(e *store.Event) position {
-	at := position{seq: e.Seq}
-	copy(at.tag[:], e.Tag)
-	return at
-}
-
-// ask returns when the tail has been read by a reading that has begun since, so
-// that one serves all who ask. It is bounded, and its errors are the reading's and
-// ctx's.
-func (f *Feed) ask(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	f.mu.Lock()
-	mine, down := f.begun+1, f.failed != nil
-	f.mu.Unlock()
-	if !down { // otherwise whoever asks would set the pace of trying again
-		f.nudge()
-	}
-	for {
-		f.mu.Lock()
-		ended, failed, progress := f.ended, f.failed, f.progress
-		f.mu.Unlock()
-		if ended >= mine {
-			return failed
+		key, err := verificationKey(row)
+		if err != nil {
+			f.logger.WarnContext(ctx, "a signing key cannot be read, and is left out", "kid", row.KID, "error", err)
+			continue
 		}
-		select {
-		case <-progress:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		trust.Keys = append(trust.Keys, key)
 	}
+	return trust, nil
 }
 
-// proceed wakes those who wait for progress; mu is held.
-func (f *Feed) proceed() {
-	close(f.progress)
-	f.progress = make(chan struct{})
-}
-
-// beginAnew forgets where in its history the database was, and sends all
-// watchers away, to come back. What was known to be revoked stays so until it
-// has expired: that a history was lost is no reason to let anybody in.
-func (f *Feed) beginAnew() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.at, f.recent = position{}, nil
-	f.fork++
-	f.applied = 0
-	f.first += len(f.log) + 1 // nobody stands behind it
-	f.log = nil
-	f.rekey = true
-	f.wake()
-}
-
-// publish adds events to the state and to the log.
-func (f *Feed) publish(ctx context.Context, b batch) {
-	if b.trust != nil {
-		f.tellKeys(ctx)
+// verificationKey returns the public half of a key, with the time of its last use.
+// Errors: a key of an unknown kind.
+func verificationKey(row *store.SigningKey) (*watchwordv1.VerificationKey, error) {
+	parsed, err := x509.ParsePKIXPublicKey(row.PublicKey)
+	if err != nil {
+		return nil, err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	// Both clocks tick in one process where the database is embedded: what differs
-	// by less than this is the rounding.
-	f.ahead = b.at.Sub(b.heard).Round(time.Millisecond)
-	if b.end() {
-		f.asOf = b.at
+	public, err := token.NewPublicKey(parsed)
+	if err != nil {
+		return nil, err
 	}
-	f.rekey = b.rekey && !b.end()
-	if b.head == f.at && b.trust == nil {
-		return
+	key := &watchwordv1.VerificationKey{Key: public.JWK()}
+	if !row.VerifiesUntil.IsZero() {
+		key.VerifiesUntil = timestamppb.New(row.VerifiesUntil)
 	}
-	change, kind := &watchwordv1.Change{TrustState: b.trust}, revocation
-	if b.trust != nil {
-		f.setTrust(b.trust)
-		kind = trustChange
-	}
-	for _, e := range b.events {
-		f.recent = append(f.recent, positionOf(e))
-		if e.ExpiresAt.After(b.at) {
-			f.revoked.add(e, change)
-		}
-	}
-	if n := len(f.recent); n > 2*logSize {
-		f.recent = append([]position(nil), f.recent[n-logSize:]...)
-	}
-	f.at = b.head
-	f.append(kind, &watchwordv1.WatchBundleResponse{
-		Message: &watchwordv1.WatchBundleResponse_Change{Change: change}, Resume: f.resume(),
-	})
-}
-
-// append adds a message to the log and wakes the watchers; mu is held.
-func (f *Feed) append(kind entryKind, message *watchwordv1.WatchBundleResponse) {
-	if len(f.log) == logSize {
-		f.log = append([]entry(nil), f.log[logSize/2:]...)
-		f.first += logSize / 2
-	}
-	f.log = append(f.log, entry{f.at.seq, kind, encode(message)})
-	if kind == trustChange {
-		f.rekeyed = f.first + len(f.log)
-	}
-	f.wake()
-}
-
-func (f *Feed) wake() {
-	close(f.changed)
-	f.changed = make(chan struct{})
-}
-
-// holds reports whether a position is in the history that was read. Of what is
-// older than all that is remembered nothing else is known; mu is held.
-func (f *Feed) holds(at position) bool {
-	i, ok := f.find(at.seq)
-	if !ok {
-		return at == position{} || i == 0 && len(f.recent) > 0
-	}
-	return f.recent[i] == at
-}
-
-// find is where an event is, or would be, in recent; mu is held.
-func (f *Feed) find(seq int64) (int, bool) {
-	return slices.BinarySearchFunc(f.recent, seq, func(p position, seq int64) int { return cmp.Compare(p.seq, seq) })
-}
-
-// resume says where a later stream can go on: number, tag, and which database.
-func (f *Feed) resume() []byte {
-	resume := binary.BigEndian.AppendUint64(nil, uint64(f.at.seq))
-	resume = append(resume, f.at.tag[:]...)
-	return append(resume, f.origin...)
-}
-
-// parse reads what resume has written, of this database.
-func (f *Feed) parse(resume []byte) (at position, ok bool) {
-	const length = 8 + tagSize
-	if len(resume) < length || !bytes.Equal(resume[length:], f.origin) {
-		return at, false
-	}
-	at.seq = int64(binary.BigEndian.Uint64(resume))
-	copy(at.tag[:], resume[8:])
-	return at, true
+	return key, nil
 }

@@ -69,7 +69,7 @@ func TestAVerifierThatWasAwayLearnsOfAWithdrawal(t *testing.T) {
 		running.Go(func() { f.Run(ctx) })
 		defer running.Wait()
 		defer stop()
-		w := &wire{ClientConnInterface: f.Conn()}
+		w := &wire{ClientConnInterface: f.Hub().Conn()}
 		cut := w.restore()
 		verifier, err := authn.NewVerifier(t.Context(), w, authn.WithAudience("internal"))
 		if err != nil {

@@ -1,16 +1,13 @@
 // Package issuer owns the signing keys and is the only maker of access tokens.
 //
-// Keys are rows, sealed under the master key; a key's life is written in its
-// row as times, so that replicas agree without a leader. The key set always
-// holds the key that signs next, so that a verifier knows every key before it
-// signs.
+// Keys are rows, sealed under the master key. A row says by times when its key signs
+// and verifies, so that replicas agree without a leader. The key set always holds the
+// key that signs next, so that a verifier knows every key before the key signs.
 package issuer
 
 import (
 	"context"
-	"crypto"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -24,8 +21,8 @@ import (
 
 const purpose = "signing key"
 
-// errNoKey says that no key signs now.
-var errNoKey = errors.New("no signing key")
+// errNoKey reports that no key signs now.
+var errNoKey = errors.New("no signing key signs now")
 
 // Issuer mints access tokens. It is safe for concurrent use.
 type Issuer struct {
@@ -35,17 +32,16 @@ type Issuer struct {
 	store *store.Store
 
 	mu      sync.RWMutex
-	signers []signer // in order of their beginning
+	signers []signer
 }
 
 type signer struct {
-	from, until time.Time // a zero until: no end is known
+	from, until time.Time // until is zero while no end is known
 	key         *token.SigningKey
 }
 
-// Setup makes a database's first keys, one that signs and one that signs next.
-// It does nothing where there are keys. It belongs to the transaction of the
-// first start.
+// Setup makes a database's first keys, one that signs and one that signs next, unless
+// the database has keys. tx is the transaction of the first start.
 func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 	keys, err := tx.SigningKeys()
 	if err != nil || len(keys) > 0 {
@@ -64,25 +60,31 @@ func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 	return nil
 }
 
-// Reseal seals the signing keys under the first master key, and says how many
-// were not.
+// Reseal seals the signing keys under the first master key, and returns how many were
+// sealed under another one.
 func Reseal(tx *store.Tx, master *seal.Keys) (int, error) {
 	if err := tx.Exclusive(); err != nil {
 		return 0, err
 	}
 	rows, err := tx.SigningKeys()
+	if err != nil {
+		return 0, err
+	}
 	n := 0
 	for _, row := range rows {
-		sealed, changed, resealErr := master.Reseal(purpose, row.KID, row.SealedKey)
-		if resealErr != nil {
-			return n, fmt.Errorf("signing key %s: %w", row.KID, resealErr)
+		sealed, changed, err := master.Reseal(purpose, row.KID, row.SealedKey)
+		if err != nil {
+			return n, fmt.Errorf("signing key %s: %w", row.KID, err)
 		}
-		if changed {
-			n++
-			err = errors.Join(err, tx.ResealSigningKey(row.KID, sealed))
+		if !changed {
+			continue
 		}
+		if err := tx.ResealSigningKey(row.KID, sealed); err != nil {
+			return n, err
+		}
+		n++
 	}
-	return n, err
+	return n, nil
 }
 
 // generate makes a key that is not published yet.
@@ -95,50 +97,52 @@ func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error)
 	if err != nil {
 		return nil, err
 	}
+	public, err := key.Public().MarshalPKIX()
+	if err != nil {
+		return nil, err
+	}
 	kid := key.Public().KID()
 	sealed, err := master.Seal(purpose, kid, private)
-	if err != nil {
-		return nil, err
-	}
-	public, err := publicOf(private)
 	return &store.SigningKey{KID: kid, Algorithm: string(alg), PublicKey: public, SealedKey: sealed}, err
-}
-
-// publicOf is the public half of a PKCS 8 key, as PKIX.
-func publicOf(private []byte) ([]byte, error) {
-	parsed, err := x509.ParsePKCS8PrivateKey(private)
-	if err != nil {
-		return nil, err
-	}
-	key, ok := parsed.(crypto.Signer)
-	if !ok {
-		return nil, errors.New("not a signing key")
-	}
-	return x509.MarshalPKIXPublicKey(key.Public())
 }
 
 // Open reads the keys. name is the claim `iss`; tokens live for ttl.
 func Open(ctx context.Context, s *store.Store, master *seal.Keys, name string, ttl time.Duration) (*Issuer, error) {
 	i := &Issuer{name: name, ttl: ttl, keys: master, store: s}
-	if err := i.Reload(ctx); err != nil {
-		return nil, fmt.Errorf("reading signing keys: %w", err)
-	}
-	return i, nil
+	return i, i.Reload(ctx)
 }
 
 // Reload reads the keys again.
 func (i *Issuer) Reload(ctx context.Context) error {
-	var signers []signer
-	err := i.store.Read(ctx, func(tx *store.Tx) error {
+	signers, err := readSigners(ctx, i.store, i.keys)
+	if err != nil {
+		return err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.signers = signers
+	return nil
+}
+
+// CheckMaster opens every key that has signed or signs, to see that master is the
+// right one. Errors: seal.ErrWrongKey; those of the store.
+func CheckMaster(ctx context.Context, s *store.Store, master *seal.Keys) error {
+	_, err := readSigners(ctx, s, master)
+	return err
+}
+
+func readSigners(ctx context.Context, s *store.Store, master *seal.Keys) (signers []signer, err error) {
+	err = s.Read(ctx, func(tx *store.Tx) error {
 		rows, err := tx.SigningKeys()
 		if err != nil {
 			return err
 		}
+		signers = nil
 		for _, row := range rows {
 			if row.SignsFrom.IsZero() || !row.RevokedAt.IsZero() {
 				continue
 			}
-			private, err := i.keys.Open(purpose, row.KID, row.SealedKey)
+			private, err := master.Open(purpose, row.KID, row.SealedKey)
 			if err != nil {
 				return fmt.Errorf("signing key %s: %w", row.KID, err)
 			}
@@ -151,15 +155,12 @@ func (i *Issuer) Reload(ctx context.Context) error {
 		return nil
 	})
 	if err != nil {
-		return err
+		err = fmt.Errorf("reading signing keys: %w", err)
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.signers = signers
-	return nil
+	return signers, err
 }
 
-// Subject is whom a token shall speak for.
+// Subject is the user and the session that a token speaks for.
 type Subject struct {
 	UserID    string
 	Username  string
@@ -167,18 +168,18 @@ type Subject struct {
 	Version   int64 // the user's token version
 	SessionID string
 	Audience  []string
-	// SessionEnd is when the session ends in any case: no token outlives it.
+	// SessionEnd is when the session ends even if it is refreshed. No token lives longer.
 	SessionEnd time.Time
 }
 
-// Mint signs an access token as of now, and says how long it lives.
+// Mint signs an access token as of now, and returns the token and its lifetime.
 func (i *Issuer) Mint(now time.Time, s Subject) (string, time.Duration, error) {
 	key, err := i.signing(now)
 	if err != nil {
 		return "", 0, err
 	}
-	// NumericDate is in whole seconds (RFC 7519, section 2): a token begins at
-	// the last full one, and so lives a fraction less than it could.
+	// A NumericDate has whole seconds (RFC 7519, section 2). A token begins at the last
+	// full second, and so lives up to a second less than ttl.
 	issued := now.Truncate(time.Second)
 	expires := issued.Add(i.ttl)
 	if expires.After(s.SessionEnd) {
@@ -197,21 +198,19 @@ func (i *Issuer) Mint(now time.Time, s Subject) (string, time.Duration, error) {
 	return signed, expires.Sub(now), nil
 }
 
-// signing is the key that signs now: the one that began last.
+// signing returns the key that signs now: of those that have begun and not ended, the
+// one that began last.
 func (i *Issuer) signing(now time.Time) (*token.SigningKey, error) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
-	var current *signer
-	for n := range i.signers {
-		s := &i.signers[n]
-		if s.from.After(now) || !s.until.IsZero() && !s.until.After(now) {
-			continue
-		}
-		if current == nil || s.from.After(current.from) {
+	var current signer
+	for _, s := range i.signers {
+		ended := !s.until.IsZero() && !s.until.After(now)
+		if !s.from.After(now) && !ended && (current.key == nil || s.from.After(current.from)) {
 			current = s
 		}
 	}
-	if current == nil {
+	if current.key == nil {
 		return nil, errNoKey
 	}
 	return current.key, nil

@@ -18,14 +18,14 @@ const (
 	Revoked                  // verifies nothing
 )
 
-// Key is a signing key without its private half. A zero time is not decided.
+// Key is a signing key without its private half. A time is zero until it is decided.
 type Key struct {
 	KID, Algorithm                                    string
 	State                                             State
 	PublishedAt, SignsFrom, SignsUntil, VerifiesUntil time.Time
 }
 
-// List lists every key that has not been forgotten, the oldest first.
+// List returns every key that has not been forgotten, the oldest first.
 func List(ctx context.Context, s *store.Store) ([]Key, error) {
 	var keys []Key
 	err := s.Read(ctx, func(tx *store.Tx) error {

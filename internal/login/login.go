@@ -1,10 +1,10 @@
-// Package login proves who signs in, step by step, and starts the session: the
-// password, and then [session.Sessions.Start]. ChangePassword is the same with two
-// passwords.
+// Package login proves the identity of a user step by step, and then starts a session.
+// Today the only step is the password.
 //
-// What was read before a password is hashed is checked after it, in the transaction
-// that writes: a call that lost to another change begins again from the read. (An
-// administrator's SetPassword depends on nothing that it read.)
+// Hashing takes long, and the user's row may change during a hash. So the transaction
+// after the hash compares the row with the row read before. If the password has changed,
+// the call begins again. (An administrator's SetPassword does not depend on a row read
+// before.)
 package login
 
 import (
@@ -22,17 +22,17 @@ import (
 )
 
 var (
-	// ErrCredentials reports an unknown user or a wrong password, and not which.
+	// ErrCredentials reports an unknown user or a wrong password.
 	ErrCredentials = errors.New("unknown user or wrong password")
-	// ErrUserDisabled reports a disabled user, after the right password alone.
+	// ErrUserDisabled reports a disabled user. The password was right.
 	ErrUserDisabled = errors.New("user is disabled")
 )
 
-// maxAttempts bounds how often a call begins again because another call changed the
-// password while this one hashed.
+// maxAttempts bounds the attempts of a call. An attempt fails if the password changes
+// during the hash.
 const maxAttempts = 10
 
-// errChanged reports that the password is another one than was read.
+// errChanged reports a password changed during the hash.
 var errChanged = errors.New("the password was changed at the same time")
 
 // Service signs users in. It is safe for concurrent use.
@@ -48,11 +48,11 @@ func New(s *store.Store, w feed.Writer, sessions *session.Sessions, p *password.
 	return &Service{store: s, writer: w, sessions: sessions, passwords: p}
 }
 
-// Login checks a password and starts a session. An unknown user costs the same time
-// as a known one.
+// Login checks a password and starts a session. An unknown and a known user cost the
+// same time.
 //
 // Errors: ErrCredentials; ErrUserDisabled; session.ErrAudience;
-// password.ErrOverloaded; those of the store.
+// password.ErrOverloaded; the store's.
 func (s *Service) Login(ctx context.Context, name user.Name, pw password.Password, audience []string) (*session.Tokens, error) {
 	audience, err := s.sessions.Audience(audience)
 	if err != nil {
@@ -105,9 +105,9 @@ func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Pass
 	return s.start(ctx, &read, better, audience)
 }
 
-// start begins the session of a user whose password was right, if the password's
-// hash is still the one in read. Name, rights and state are taken from the row as it
-// is now. better, if it is not empty, replaces the hash.
+// start begins a session after the right password, unless the hash in read has been
+// replaced since. Name, rights and state come from the newest row. A better hash, if not
+// empty, is stored.
 func (s *Service) start(ctx context.Context, read *store.User, better string, audience []string) (grant *session.Grant, err error) {
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		u, err := user.Find(tx, read.ID)
@@ -137,7 +137,7 @@ func (s *Service) start(ctx context.Context, read *store.User, better string, au
 // user, and starts a new session with the audience of the caller's.
 //
 // Errors: ErrCredentials if current is wrong; password.ErrTooWeak;
-// password.ErrOverloaded; those of [caller.Caller.Check] and of the store.
+// password.ErrOverloaded; errors of [caller.Caller.Check] and of the store.
 func (s *Service) ChangePassword(ctx context.Context, by caller.Caller, current, next password.Password) (*session.Tokens, error) {
 	return s.repeatIfChanged(func() (*session.Grant, error) { return s.tryChange(ctx, by, current, next) })
 }

@@ -1,9 +1,9 @@
-// Package refusal makes and reads the gRPC statuses by which Watchword refuses a
-// call: a code, a message for people, and a google.rpc.ErrorInfo of the domain
-// "watchword" whose reason is a name of the enum ErrorReason.
+// Package refusal makes and reads the gRPC statuses of refused calls: a code, a message
+// for people, and a google.rpc.ErrorInfo with the domain "watchword" and a reason from
+// the enum ErrorReason.
 //
-// Only this package builds an ErrorInfo or looks into one. The tables that map
-// errors and judgements to reasons belong to the packages above.
+// Only package refusal builds an ErrorInfo or reads one. The packages above map errors
+// and judgements to reasons.
 package refusal
 
 import (
@@ -19,16 +19,15 @@ import (
 
 const (
 	domain = "watchword"
-	// methodKey names, in the ErrorInfo's metadata, the method that refused the
-	// access token of its own caller.
+	// methodKey is the metadata key for the method, in the refusal of an access token.
 	methodKey = "method"
 	// reasonPrefix begins every name of the enum, and is left out on the wire.
 	reasonPrefix = "ERROR_REASON_"
 )
 
-// Status returns the status of a refusal. method is the full name of the method
-// that refuses the access token of its own caller; leave it empty for every other
-// refusal, since a client replays a call that names its own method. details follow
+// Status returns the status of a refusal. method is the full name of the called method,
+// if the method's caller showed a bad access token. For every other refusal method must
+// be empty: a client calls a method again after reading its name here. details follow
 // the ErrorInfo.
 func Status(code codes.Code, reason watchwordv1.ErrorReason, method, message string, details ...protoadapt.MessageV1) *status.Status {
 	info := &errdetails.ErrorInfo{Domain: domain, Reason: Name(reason)}
@@ -38,35 +37,34 @@ func Status(code codes.Code, reason watchwordv1.ErrorReason, method, message str
 	plain := status.New(code, message)
 	detailed, err := plain.WithDetails(append([]protoadapt.MessageV1{info}, details...)...)
 	if err != nil {
-		// The code is OK, or a text is not UTF-8. The refusal holds without details.
+		// The code is OK, or a text is not UTF-8. The refusal stands without details.
 		return plain
 	}
 	return detailed
 }
 
-// BadField returns the detail that names the field of a request and the rule that
-// the field breaks.
+// BadField returns the detail for a field of a request and the broken rule.
 func BadField(field, rule string) *errdetails.BadRequest {
 	return &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: field, Description: rule}}}
 }
 
-// Name returns a reason as the ErrorInfo and the security record spell it, such as
-// TOKEN_EXPIRED.
+// Name returns the spelling of a reason in the ErrorInfo and in the security record, such
+// as TOKEN_EXPIRED.
 func Name(reason watchwordv1.ErrorReason) string {
 	return strings.TrimPrefix(reason.String(), reasonPrefix)
 }
 
-// Reason returns the reason in a gRPC status, also in one that was wrapped. Every
-// other error, nil included, gives ERROR_REASON_UNSPECIFIED.
+// Reason returns the reason in a gRPC status, wrapped or not. Any error without a reason,
+// and nil, gives ERROR_REASON_UNSPECIFIED.
 func Reason(err error) watchwordv1.ErrorReason {
 	return watchwordv1.ErrorReason(watchwordv1.ErrorReason_value[reasonPrefix+infoOf(err).GetReason()])
 }
 
-// Method returns the method that refused its caller's access token; empty if the
-// error names none.
+// Method returns the method in the refusal of an access token; empty if the error names
+// no method.
 func Method(err error) string { return infoOf(err).GetMetadata()[methodKey] }
 
-// infoOf returns the ErrorInfo of this domain; nil if the error has none.
+// infoOf returns the ErrorInfo with our domain; nil without one.
 func infoOf(err error) *errdetails.ErrorInfo {
 	st, ok := status.FromError(err)
 	if !ok {
@@ -80,9 +78,9 @@ func infoOf(err error) *errdetails.ErrorInfo {
 	return nil
 }
 
-// WithoutMethod returns err, which a handler returned, without the method in its
-// refusal if the refusal names this method. A handler may hold the refusal of some
-// other token, and the client would take it for the refusal of its own.
+// WithoutMethod removes method from the refusal in a handler's error. A handler may
+// return the refusal of a token from another call. With the method's name, the client
+// would believe its own token refused, and call again.
 func WithoutMethod(err error, method string) error {
 	st, ok := status.FromError(err)
 	if !ok {
@@ -96,7 +94,7 @@ func WithoutMethod(err error, method string) error {
 		}
 		named = true
 		delete(info.Metadata, methodKey)
-		detail.Value = nil // if MarshalFrom could fail, better an empty detail than the old one
+		detail.Value = nil // should MarshalFrom fail, the detail is empty and not the old one
 		_ = detail.MarshalFrom(info)
 	}
 	if !named {
@@ -105,7 +103,7 @@ func WithoutMethod(err error, method string) error {
 	return &unnamed{err, status.FromProto(p)}
 }
 
-// unnamed is an error whose status on the wire names no method.
+// unnamed is a handler's error with the method removed from the status.
 type unnamed struct {
 	error
 	status *status.Status
@@ -114,9 +112,8 @@ type unnamed struct {
 func (e *unnamed) Unwrap() error              { return e.error }
 func (e *unnamed) GRPCStatus() *status.Status { return e.status }
 
-// Setup is the error of a program that is put together wrongly, or of a start that
-// failed: plain text for its author or operator, with a status code to match and no
-// reason.
+// Setup is the error of a wrongly assembled program or a failed start: plain text for the
+// program's author or operator, with a status code and no reason.
 type Setup struct {
 	Code    codes.Code
 	Message string

@@ -9,15 +9,15 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// A Backoff computes the pauses between attempts that fail one after the other. The
-// zero value is ready. It is not safe for concurrent use.
+// A Backoff computes the pauses between attempts failing one after the other. The zero
+// value is ready. A Backoff is not safe for concurrent use.
 type Backoff struct{ delay time.Duration }
 
 // Next returns the pause before the next attempt. The delay begins at first and
 // doubles with each call up to longest. The pause is at least half of the delay, and
-// at least the wait that the server asked for; up to half of the delay is added by
-// chance, so that clients that lost one server together do not return together. A
-// pause exceeds longest only if the server asked for more.
+// at least the wait asked for by the server. A random part of up to half of the delay is
+// added, so that the clients of a lost server do not return together. A pause exceeds
+// longest only if the server asked for more.
 func (b *Backoff) Next(first, longest, asked time.Duration) time.Duration {
 	b.delay = min(max(first, 2*b.delay), longest)
 	half := b.delay / 2
@@ -30,8 +30,8 @@ func (b *Backoff) Next(first, longest, asked time.Duration) time.Duration {
 // Reset begins again at the first delay, after a success.
 func (b *Backoff) Reset() { b.delay = 0 }
 
-// Asked returns the wait that a refusal asks for by google.rpc.RetryInfo, at most
-// longest; zero if the refusal asks for none.
+// Asked returns the wait in a refusal's google.rpc.RetryInfo, at most longest; zero
+// without RetryInfo.
 func Asked(err error, longest time.Duration) time.Duration {
 	for _, detail := range status.Convert(err).Details() {
 		if info, ok := detail.(*errdetails.RetryInfo); ok {

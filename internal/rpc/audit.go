@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -15,8 +16,6 @@ type Audit struct {
 	watchwordv1.UnimplementedAuditServiceServer
 	Store *store.Store
 }
-
-const maxTypeLength = 64 // bytes; the longest type has 21
 
 // ListEvents serves AuditService/ListEvents.
 func (s *Audit) ListEvents(ctx context.Context, req *watchwordv1.ListEventsRequest) (*watchwordv1.ListEventsResponse, error) {
@@ -33,39 +32,38 @@ func (s *Audit) ListEvents(ctx context.Context, req *watchwordv1.ListEventsReque
 	if err != nil {
 		return nil, err
 	}
-	resp := &watchwordv1.ListEventsResponse{}
-	for _, r := range records {
-		resp.Events = append(resp.Events, eventMessage(r))
-	}
+	resp := &watchwordv1.ListEventsResponse{Events: messages(records, eventMessage)}
 	if next != "" {
-		resp.NextPageToken = page.token(next)
+		resp.NextPageToken = page.next(next)
 	}
 	return resp, nil
 }
 
-func parseFilter(req *watchwordv1.ListEventsRequest) (store.AuditFilter, error) {
-	f := store.AuditFilter{Type: req.GetType(), UserID: req.GetUserId(), SessionID: req.GetSessionId()}
-	switch {
-	case len(f.Type) > maxTypeLength:
-		return f, invalid("type", "is none")
+func parseFilter(req *watchwordv1.ListEventsRequest) (f store.AuditFilter, err error) {
+	f = store.AuditFilter{Type: req.GetType(), UserID: req.GetUserId(), SessionID: req.GetSessionId()}
+	switch { // every type and id is shorter
+	case len(f.Type) > maxIDLength:
+		return f, invalid("type", "unknown event type")
 	case len(f.UserID) > maxIDLength:
-		return f, invalid("user_id", "is none")
+		return f, invalid("user_id", "not a user id")
 	case len(f.SessionID) > maxIDLength:
-		return f, invalid("session_id", "is none")
+		return f, invalid("session_id", "not a session id")
 	}
-	if t := req.GetStartTime(); t != nil {
-		if t.CheckValid() != nil {
-			return f, invalid("start_time", "is no time")
-		}
-		f.Start = t.AsTime()
+	if f.Start, err = parseTime("start_time", req.GetStartTime()); err == nil {
+		f.End, err = parseTime("end_time", req.GetEndTime())
 	}
-	if t := req.GetEndTime(); t != nil {
-		if t.CheckValid() != nil {
-			return f, invalid("end_time", "is no time")
-		}
-		f.End = t.AsTime()
+	return f, err
+}
+
+// parseTime returns the zero time for an empty field.
+func parseTime(field string, t *timestamppb.Timestamp) (time.Time, error) {
+	switch {
+	case t == nil:
+		return time.Time{}, nil
+	case t.CheckValid() != nil:
+		return time.Time{}, invalid(field, "not a valid timestamp")
 	}
-	return f, nil
+	return t.AsTime(), nil
 }
 
 func eventMessage(r *store.AuditRecord) *watchwordv1.Event {

@@ -1,6 +1,8 @@
-// Package rpc is the gRPC edge: it checks requests, calls the packages that do
-// the work, and turns their answers and errors into messages and statuses. It
-// decides nothing.
+// Package rpc serves the API over gRPC. A handler checks the request, calls the package
+// below, and turns the result or error into a message or status. Package rpc decides
+// nothing about a user, a session or a token.
+//
+// A handler may return a message beside an error: [Edge.Unary] drops the message.
 package rpc
 
 import (
@@ -24,7 +26,7 @@ type Auth struct {
 	Logins   *login.Service
 	Sessions *session.Sessions
 	Verifier *authn.Verifier
-	Audience []string // all that this server issues for
+	Audience []string // all services to issue for
 }
 
 // Login serves AuthService/Login.
@@ -41,36 +43,30 @@ func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watch
 		return nil, err
 	}
 	tokens, err := a.Logins.Login(ctx, name, pw, req.GetAudience())
-	if err != nil {
-		return nil, err
-	}
-	return &watchwordv1.LoginResponse{Tokens: tokenPair(tokens)}, nil
+	return &watchwordv1.LoginResponse{Tokens: tokenPair(tokens)}, err
 }
 
 // Refresh serves AuthService/Refresh.
 func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*watchwordv1.RefreshResponse, error) {
-	if req.GetRefreshToken() == "" {
-		return nil, invalid("refresh_token", "is required")
+	if err := checkRequired("refresh_token", req.GetRefreshToken()); err != nil {
+		return nil, err
 	}
 	if err := checkAudience(req.GetAudience()); err != nil {
 		return nil, err
 	}
 	tokens, err := a.Sessions.Refresh(ctx, req.GetRefreshToken(), req.GetAudience())
-	if err != nil {
-		return nil, err
-	}
-	return &watchwordv1.RefreshResponse{Tokens: tokenPair(tokens)}, nil
+	return &watchwordv1.RefreshResponse{Tokens: tokenPair(tokens)}, err
 }
 
-// notIssuedFor stands for every audience that the server does not issue for. A
-// token from before its audiences were changed may name one of those, and none
-// names this.
+// notIssuedFor is an audience of no token. Verify asks for notIssuedFor if the server does
+// not issue for the requested audience today: a token minted under an earlier
+// configuration may still have the requested audience.
 const notIssuedFor = "\x00"
 
-// Verify serves AuthService/Verify by the verifier that guards this server too.
+// Verify serves AuthService/Verify, by the verifier of the server's own methods.
 func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*watchwordv1.VerifyResponse, error) {
-	if req.GetAccessToken() == "" {
-		return nil, invalid("access_token", "is required")
+	if err := checkRequired("access_token", req.GetAccessToken()); err != nil {
+		return nil, err
 	}
 	p, err := a.verify(ctx, req)
 	if err != nil {
@@ -81,7 +77,7 @@ func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*wat
 
 func (a *Auth) verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*authn.Principal, error) {
 	asked := req.GetAudience()
-	if asked == "" { // the verifier's own are all that the server issues for
+	if asked == "" { // the verifier accepts every audience of the server
 		return a.Verifier.Verify(ctx, req.GetAccessToken())
 	}
 	if err := checkAudience([]string{asked}); err != nil {
@@ -95,21 +91,15 @@ func (a *Auth) verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*aut
 
 // Logout serves AuthService/Logout.
 func (a *Auth) Logout(ctx context.Context, req *watchwordv1.LogoutRequest) (*watchwordv1.LogoutResponse, error) {
-	if req.GetRefreshToken() == "" {
-		return nil, invalid("refresh_token", "is required")
+	err := checkRequired("refresh_token", req.GetRefreshToken())
+	if err == nil {
+		err = a.Sessions.Logout(ctx, req.GetRefreshToken())
 	}
-	if err := a.Sessions.Logout(ctx, req.GetRefreshToken()); err != nil {
-		return nil, err
-	}
-	return &watchwordv1.LogoutResponse{}, nil
+	return &watchwordv1.LogoutResponse{}, err
 }
 
 // ChangePassword serves AuthService/ChangePassword.
 func (a *Auth) ChangePassword(ctx context.Context, req *watchwordv1.ChangePasswordRequest) (*watchwordv1.ChangePasswordResponse, error) {
-	by, err := callerOf(ctx)
-	if err != nil {
-		return nil, err
-	}
 	current, err := parse("current_password", password.Parse, req.GetCurrentPassword())
 	if err != nil {
 		return nil, err
@@ -118,14 +108,15 @@ func (a *Auth) ChangePassword(ctx context.Context, req *watchwordv1.ChangePasswo
 	if err != nil {
 		return nil, err
 	}
-	tokens, err := a.Logins.ChangePassword(ctx, by, current, next)
-	if err != nil {
-		return nil, weakField("new_password", err)
-	}
-	return &watchwordv1.ChangePasswordResponse{Tokens: tokenPair(tokens)}, nil
+	tokens, err := a.Logins.ChangePassword(ctx, callerOf(ctx), current, next)
+	return &watchwordv1.ChangePasswordResponse{Tokens: tokenPair(tokens)}, nameWeakField("new_password", err)
 }
 
+// tokenPair returns nil without tokens.
 func tokenPair(t *session.Tokens) *watchwordv1.TokenPair {
+	if t == nil {
+		return nil
+	}
 	return &watchwordv1.TokenPair{
 		AccessToken: t.Access, RefreshToken: t.Refresh, TokenType: "Bearer", SessionId: t.SessionID,
 		ExpiresIn: durationpb.New(t.AccessExpiresIn), RefreshExpiresIn: durationpb.New(t.RefreshExpiresIn),

@@ -13,7 +13,7 @@ import (
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/caller"
-	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
@@ -23,12 +23,11 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// storeRetry is what a caller is told to wait when the database is away, and up to
-// as much again by chance, so that they don't come back together.
+// storeRetry is the shortest wait for a client while the database is away. A random part
+// of up to storeRetry is added, so that clients do not return together.
 const storeRetry = time.Second
 
-// refusals is the one table from errors to statuses. What is not in it is a
-// fault of ours.
+// refusals maps errors to statuses. An error without a row is the server's own fault.
 var refusals = []struct {
 	err     error
 	code    codes.Code
@@ -37,7 +36,7 @@ var refusals = []struct {
 }{
 	{store.ErrUnavailable, codes.Unavailable, watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE, "the database is not available"},
 	{password.ErrOverloaded, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many passwords to check at once"},
-	{feed.ErrTooManyWatchers, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many watchers"},
+	{hub.ErrTooManyWatchers, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many watchers"},
 	{login.ErrCredentials, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS, "unknown user or wrong password"},
 	{login.ErrUserDisabled, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_USER_DISABLED, "the user is disabled"},
 	{session.ErrRefreshInvalid, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID, "not a refresh token of this server"},
@@ -53,17 +52,8 @@ var refusals = []struct {
 	{errNoCertificate, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED, "a client certificate is required"},
 }
 
-// invalidField says which field of a request breaks which rule.
-type invalidField struct {
-	field string
-	err   error
-}
-
-func (e invalidField) Error() string { return e.field + ": " + e.err.Error() }
-
-func invalid(field, why string) error { return invalidField{field, errors.New(why)} }
-
-// statusOf looks an error up in the table.
+// statusOf returns the status for an error. method stands in the status only if the
+// caller's own access token is refused, since a client replays such a call.
 func statusOf(err error, method string, retryAfter func() time.Duration) *status.Status {
 	if errors.Is(err, session.ErrAudience) {
 		err = invalidField{"audience", session.ErrAudience}
@@ -73,12 +63,13 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 		return badRequest(field)
 	}
 	for _, r := range refusals {
-		if errors.Is(err, r.err) {
-			if r.err != caller.ErrRevoked && r.err != caller.ErrStale {
-				method = "" // it names who refused an access token
-			}
-			return refusal.Status(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)
+		if !errors.Is(err, r.err) {
+			continue
 		}
+		if r.err != caller.ErrRevoked && r.err != caller.ErrStale {
+			method = ""
+		}
+		return refusal.Status(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)
 	}
 	return status.New(codes.Internal, "internal error")
 }
@@ -101,8 +92,8 @@ func badRequest(field invalidField) *status.Status {
 	return refusal.Status(codes.InvalidArgument, reason, "", field.Error(), refusal.BadField(field.field, field.err.Error()))
 }
 
-// weakField names the field of a refused password.
-func weakField(field string, err error) error {
+// nameWeakField adds the field's name to the refusal of a weak password.
+func nameWeakField(field string, err error) error {
 	if errors.Is(err, password.ErrTooWeak) {
 		return invalidField{field, err}
 	}

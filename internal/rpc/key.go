@@ -22,49 +22,29 @@ type Keys struct {
 // ListKeys serves KeyService/ListKeys.
 func (s *Keys) ListKeys(ctx context.Context, _ *watchwordv1.ListKeysRequest) (*watchwordv1.ListKeysResponse, error) {
 	keys, err := issuer.List(ctx, s.Store)
-	if err != nil {
-		return nil, err
-	}
-	resp := &watchwordv1.ListKeysResponse{}
-	for _, key := range keys {
-		resp.Keys = append(resp.Keys, keyMessage(key))
-	}
-	return resp, nil
+	return &watchwordv1.ListKeysResponse{Keys: messages(keys, keyMessage)}, err
 }
 
 // RotateKey serves KeyService/RotateKey.
 func (s *Keys) RotateKey(ctx context.Context, req *watchwordv1.RotateKeyRequest) (*watchwordv1.RotateKeyResponse, error) {
-	by, err := callerOf(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var alg token.Algorithm
+	var alg token.Algorithm // empty: the current one
 	if req.GetAlgorithm() != "" {
+		var err error
 		if alg, err = parse("algorithm", token.ParseAlgorithm, req.GetAlgorithm()); err != nil {
 			return nil, err
 		}
 	}
-	key, err := s.Keyring.Rotate(ctx, by, alg)
-	if err != nil {
-		return nil, err
-	}
-	return &watchwordv1.RotateKeyResponse{Key: keyMessage(key)}, nil
+	key, err := s.Keyring.Rotate(ctx, callerOf(ctx), alg)
+	return &watchwordv1.RotateKeyResponse{Key: keyMessage(key)}, err
 }
 
 // RevokeKey serves KeyService/RevokeKey.
 func (s *Keys) RevokeKey(ctx context.Context, req *watchwordv1.RevokeKeyRequest) (*watchwordv1.RevokeKeyResponse, error) {
-	by, err := callerOf(ctx)
-	if err != nil {
-		return nil, err
-	}
 	if err := checkID("kid", req.GetKid()); err != nil {
 		return nil, err
 	}
-	key, err := s.Keyring.Revoke(ctx, by, req.GetKid())
-	if err != nil {
-		return nil, err
-	}
-	return &watchwordv1.RevokeKeyResponse{Key: keyMessage(key)}, nil
+	key, err := s.Keyring.Revoke(ctx, callerOf(ctx), req.GetKid())
+	return &watchwordv1.RevokeKeyResponse{Key: keyMessage(key)}, err
 }
 
 func keyMessage(key issuer.Key) *watchwordv1.Key {
@@ -81,7 +61,7 @@ var keyStates = map[issuer.State]watchwordv1.KeyState{
 	issuer.Revoked: watchwordv1.KeyState_KEY_STATE_REVOKED,
 }
 
-// timestamp is a time that may not be decided.
+// timestamp returns nil for the zero time: the time is not decided yet.
 func timestamp(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil

@@ -31,48 +31,37 @@ func (s *Sessions) ListSessions(ctx context.Context, req *watchwordv1.ListSessio
 	if err != nil {
 		return nil, err
 	}
-	resp := &watchwordv1.ListSessionsResponse{}
-	for _, row := range rows {
-		resp.Sessions = append(resp.Sessions, s.message(row))
-	}
+	resp := &watchwordv1.ListSessionsResponse{Sessions: messages(rows, s.message)}
 	if more {
-		resp.NextPageToken = page.token(rows[len(rows)-1].ID)
+		resp.NextPageToken = page.next(rows[len(rows)-1].ID)
 	}
 	return resp, nil
 }
 
 // RevokeSession serves SessionService/RevokeSession.
 func (s *Sessions) RevokeSession(ctx context.Context, req *watchwordv1.RevokeSessionRequest) (*watchwordv1.RevokeSessionResponse, error) {
-	by, err := callerOf(ctx)
-	if err != nil {
-		return nil, err
+	err := checkID("session_id", req.GetSessionId())
+	if err == nil {
+		err = s.Sessions.Revoke(ctx, callerOf(ctx), req.GetSessionId())
 	}
-	if err := checkID("session_id", req.GetSessionId()); err != nil {
-		return nil, err
-	}
-	if err := s.Sessions.Revoke(ctx, by, req.GetSessionId()); err != nil {
-		return nil, err
-	}
-	return &watchwordv1.RevokeSessionResponse{}, nil
+	return &watchwordv1.RevokeSessionResponse{}, err
 }
 
 // RevokeUserSessions serves SessionService/RevokeUserSessions.
 func (s *Sessions) RevokeUserSessions(ctx context.Context, req *watchwordv1.RevokeUserSessionsRequest) (*watchwordv1.RevokeUserSessionsResponse, error) {
 	by, userID, err := callerAndUser(ctx, req)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = s.Sessions.RevokeAll(ctx, by, userID)
 	}
-	if err := s.Sessions.RevokeAll(ctx, by, userID); err != nil {
-		return nil, err
-	}
-	return &watchwordv1.RevokeUserSessionsResponse{}, nil
+	return &watchwordv1.RevokeUserSessionsResponse{}, err
 }
 
-// callerAndUser is who calls, and whose sessions they mean: none named, their own.
-func callerAndUser(ctx context.Context, req interface{ GetUserId() string }) (caller.Caller, string, error) {
-	by, err := callerOf(ctx)
-	if err != nil || req.GetUserId() == "" {
-		return by, by.ID, err
+// callerAndUser returns the caller, and the user in the request: by default the caller's
+// own.
+func callerAndUser(ctx context.Context, req interface{ GetUserId() string }) (by caller.Caller, userID string, err error) {
+	by = callerOf(ctx)
+	if req.GetUserId() == "" {
+		return by, by.ID, nil
 	}
 	return by, req.GetUserId(), checkID("user_id", req.GetUserId())
 }

@@ -17,7 +17,7 @@ import (
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/detach"
-	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/hub"
 )
 
 var errNoCertificate = errors.New("no client certificate")
@@ -25,15 +25,15 @@ var errNoCertificate = errors.New("no client certificate")
 // Trust serves TrustService.
 type Trust struct {
 	watchwordv1.UnimplementedTrustServiceServer
-	Feed   *feed.Feed
+	Hub    *hub.Hub
 	Logger *slog.Logger
-	// NeedCertificate lets only watchers in that show a client certificate.
+	// NeedCertificate refuses WatchBundle to a client without a certificate.
 	NeedCertificate bool
 }
 
 // GetKeySet serves TrustService/GetKeySet.
 func (t *Trust) GetKeySet(context.Context, *watchwordv1.GetKeySetRequest) (*watchwordv1.GetKeySetResponse, error) {
-	trust := t.Feed.TrustState()
+	trust := t.Hub.TrustState()
 	resp := &watchwordv1.GetKeySetResponse{Issuer: trust.GetIssuer()}
 	for _, key := range trust.GetKeys() {
 		resp.Keys = append(resp.Keys, key.GetKey())
@@ -41,9 +41,9 @@ func (t *Trust) GetKeySet(context.Context, *watchwordv1.GetKeySetRequest) (*watc
 	return resp, nil
 }
 
-// sendTimeout bounds how long a watcher may leave a message unread once the
-// connection's buffers are full. It could otherwise keep what it was sent, and
-// its peer's place for a snapshot, for good.
+// sendTimeout bounds how long a client may leave a message unread after the buffers of
+// the connection are full. Until then the watcher keeps the message in memory, and the
+// peer's turn for a snapshot.
 const sendTimeout = 30 * time.Second
 
 // WatchBundle serves TrustService/WatchBundle.
@@ -52,8 +52,8 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	if t.NeedCertificate && !showsCertificate(ctx) {
 		return errNoCertificate
 	}
-	watcher, err := t.Feed.Watch(ctx, addressOf(ctx).Source().Network(), req.GetResume())
-	if errors.Is(err, feed.ErrOutdated) {
+	watcher, err := t.Hub.Watch(ctx, addressOf(ctx).Source().Network(), req.GetResume())
+	if errors.Is(err, hub.ErrOutdated) {
 		return status.Error(codes.Unavailable, "this replica is behind: come back, or go to another")
 	}
 	if err != nil {
@@ -82,7 +82,7 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 		sending.Leave(LogLate(t.Logger))
 		return status.Error(codes.Unavailable, "messages were left unread: come back")
 	}
-	if errors.Is(err, feed.ErrBehind) {
+	if errors.Is(err, hub.ErrBehind) {
 		return status.Error(codes.Unavailable, "fell behind: come back")
 	}
 	return err
@@ -96,21 +96,20 @@ func LogLate(logger *slog.Logger) func(fault any, stack []byte) {
 	}
 }
 
-// Codec is protobuf's, and sends what the feed has encoded for all watchers as it
-// is. The server needs it for WatchBundle.
+// Codec returns protobuf's codec, extended to send a [hub.Message] unchanged: the hub
+// has encoded the message once for all watchers. WatchBundle needs Codec.
 func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protoenc.Name)} }
 
 type codec struct{ encoding.CodecV2 }
 
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	if encoded, ok := v.(feed.Message); ok {
+	if encoded, ok := v.(hub.Message); ok {
 		return mem.BufferSlice{mem.SliceBuffer(encoded)}, nil
 	}
 	return c.CodecV2.Marshal(v)
 }
 
-// showsCertificate reports whether the peer has shown a certificate that the
-// handshake verified.
+// showsCertificate reports whether the handshake verified a certificate of the peer.
 func showsCertificate(ctx context.Context) bool {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

@@ -110,7 +110,7 @@ func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerIntercepto
 	internal := recovery.WithRecoveryHandler(func(any) error { return status.Error(codes.Internal, "recovered") })
 	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()),
 		grpc.ChainStreamInterceptor(note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
-	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Feed: tr.feed, Logger: slog.New(slog.DiscardHandler)})
+	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Hub: tr.feed.Hub(), Logger: slog.New(slog.DiscardHandler)})
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(tr) })
 	tr.stop = func() { server.Stop(); serving.Wait() }
@@ -161,7 +161,7 @@ func read(stream bundle, pause time.Duration) (sessions int, err error) {
 // places is how many watchers a peer can open more.
 func (tr *trust) places(t *testing.T, from string) (n int) {
 	t.Helper()
-	w, err := tr.feed.Watch(t.Context(), "somebody", nil)
+	w, err := tr.feed.Hub().Watch(t.Context(), "somebody", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +179,7 @@ func (tr *trust) places(t *testing.T, from string) (n int) {
 		at = decoded.GetResume()
 	}
 	for ; ; n++ {
-		w, err := tr.feed.Watch(t.Context(), from, at)
+		w, err := tr.feed.Hub().Watch(t.Context(), from, at)
 		if err != nil {
 			return n
 		}

@@ -20,10 +20,6 @@ type Users struct {
 
 // CreateUser serves UserService/CreateUser.
 func (s *Users) CreateUser(ctx context.Context, req *watchwordv1.CreateUserRequest) (*watchwordv1.CreateUserResponse, error) {
-	by, err := callerOf(ctx)
-	if err != nil {
-		return nil, err
-	}
 	name, err := parse("username", user.ParseName, req.GetUsername())
 	if err != nil {
 		return nil, err
@@ -36,36 +32,31 @@ func (s *Users) CreateUser(ctx context.Context, req *watchwordv1.CreateUserReque
 	if err != nil {
 		return nil, err
 	}
-	row, err := s.Users.Create(ctx, by, name, roles, pw)
-	if err != nil {
-		return nil, weakField("password", err)
-	}
-	return &watchwordv1.CreateUserResponse{User: userMessage(row)}, nil
+	row, err := s.Users.Create(ctx, callerOf(ctx), name, roles, pw)
+	return &watchwordv1.CreateUserResponse{User: userMessage(row)}, nameWeakField("password", err)
 }
 
 // GetUser serves UserService/GetUser.
 func (s *Users) GetUser(ctx context.Context, req *watchwordv1.GetUserRequest) (*watchwordv1.GetUserResponse, error) {
-	var row *store.User
-	var err error
+	row, err := s.find(ctx, req)
+	return &watchwordv1.GetUserResponse{User: userMessage(row)}, err
+}
+
+func (s *Users) find(ctx context.Context, req *watchwordv1.GetUserRequest) (*store.User, error) {
 	switch key := req.GetKey().(type) {
 	case *watchwordv1.GetUserRequest_Id:
 		if err := checkID("id", key.Id); err != nil {
 			return nil, err
 		}
-		row, err = s.Users.Get(ctx, key.Id)
+		return s.Users.Get(ctx, key.Id)
 	case *watchwordv1.GetUserRequest_Username:
-		name, invalid := parse("username", user.ParseName, key.Username)
-		if invalid != nil {
-			return nil, invalid
+		name, err := parse("username", user.ParseName, key.Username)
+		if err != nil {
+			return nil, err
 		}
-		row, err = s.Users.GetByName(ctx, name)
-	default:
-		return nil, invalid("id", "one of id and username is required")
+		return s.Users.GetByName(ctx, name)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return &watchwordv1.GetUserResponse{User: userMessage(row)}, nil
+	return nil, invalid("id", "id or username is required")
 }
 
 // ListUsers serves UserService/ListUsers.
@@ -78,69 +69,56 @@ func (s *Users) ListUsers(ctx context.Context, req *watchwordv1.ListUsersRequest
 	if err != nil {
 		return nil, err
 	}
-	resp := &watchwordv1.ListUsersResponse{}
-	for _, row := range rows {
-		resp.Users = append(resp.Users, userMessage(row))
-	}
+	resp := &watchwordv1.ListUsersResponse{Users: messages(rows, userMessage)}
 	if more {
-		resp.NextPageToken = page.token(rows[len(rows)-1].ID)
+		resp.NextPageToken = page.next(rows[len(rows)-1].ID)
 	}
 	return resp, nil
 }
 
 // UpdateUser serves UserService/UpdateUser.
 func (s *Users) UpdateUser(ctx context.Context, req *watchwordv1.UpdateUserRequest) (*watchwordv1.UpdateUserResponse, error) {
-	by, err := callerOf(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkID("user.id", req.GetUser().GetId()); err != nil {
+	id := req.GetUser().GetId()
+	if err := checkID("user.id", id); err != nil {
 		return nil, err
 	}
 	change, err := parseChange(req)
 	if err != nil {
 		return nil, err
 	}
-	row, err := s.Users.Update(ctx, by, req.GetUser().GetId(), change)
-	if err != nil {
-		return nil, err
-	}
-	return &watchwordv1.UpdateUserResponse{User: userMessage(row)}, nil
+	row, err := s.Users.Update(ctx, callerOf(ctx), id, change)
+	return &watchwordv1.UpdateUserResponse{User: userMessage(row)}, err
 }
 
-// parseChange reads a mask as AIP-134 has it.
-func parseChange(req *watchwordv1.UpdateUserRequest) (user.Change, error) {
-	u := req.GetUser()
-	paths := req.GetUpdateMask().GetPaths()
+// parseChange reads an update mask (AIP-134).
+func parseChange(req *watchwordv1.UpdateUserRequest) (change user.Change, err error) {
+	u, paths := req.GetUser(), req.GetUpdateMask().GetPaths()
 	switch {
 	case len(paths) == 0:
 		paths = populated(u)
-	case slices.Contains(paths, "*"):
-		if len(paths) > 1 {
-			return user.Change{}, invalid("update_mask", "* stands alone")
-		}
+	case slices.Equal(paths, []string{"*"}):
 		paths = []string{"username", "roles", "disabled"}
+	case slices.Contains(paths, "*"):
+		return change, invalid("update_mask", "* must be the only path")
 	}
-	var change user.Change
 	for _, path := range paths {
 		switch path {
 		case "username":
-			name, err := parse("user.username", user.ParseName, u.GetUsername())
-			if err != nil {
-				return user.Change{}, err
-			}
+			var name user.Name
+			name, err = parse("user.username", user.ParseName, u.GetUsername())
 			change.Name = &name
 		case "roles":
-			roles, err := parse("user.roles", user.ParseRoles, u.GetRoles())
-			if err != nil {
-				return user.Change{}, err
-			}
+			var roles user.Roles
+			roles, err = parse("user.roles", user.ParseRoles, u.GetRoles())
 			change.Roles = &roles
 		case "disabled":
 			disabled := u.GetDisabled()
 			change.Disabled = &disabled
 		default:
-			return user.Change{}, invalid("update_mask", "names a field that is none of username, roles, disabled")
+			err = invalid("update_mask", "a path must be username, roles or disabled")
+		}
+		if err != nil {
+			return user.Change{}, err
 		}
 	}
 	return change, nil
@@ -162,25 +140,15 @@ func populated(u *watchwordv1.User) []string {
 
 // DeleteUser serves UserService/DeleteUser.
 func (s *Users) DeleteUser(ctx context.Context, req *watchwordv1.DeleteUserRequest) (*watchwordv1.DeleteUserResponse, error) {
-	by, err := callerOf(ctx)
-	if err != nil {
-		return nil, err
+	err := checkID("id", req.GetId())
+	if err == nil {
+		err = s.Users.Delete(ctx, callerOf(ctx), req.GetId())
 	}
-	if err := checkID("id", req.GetId()); err != nil {
-		return nil, err
-	}
-	if err := s.Users.Delete(ctx, by, req.GetId()); err != nil {
-		return nil, err
-	}
-	return &watchwordv1.DeleteUserResponse{}, nil
+	return &watchwordv1.DeleteUserResponse{}, err
 }
 
 // SetPassword serves UserService/SetPassword.
 func (s *Users) SetPassword(ctx context.Context, req *watchwordv1.SetPasswordRequest) (*watchwordv1.SetPasswordResponse, error) {
-	by, err := callerOf(ctx)
-	if err != nil {
-		return nil, err
-	}
 	if err := checkID("id", req.GetId()); err != nil {
 		return nil, err
 	}
@@ -188,14 +156,15 @@ func (s *Users) SetPassword(ctx context.Context, req *watchwordv1.SetPasswordReq
 	if err != nil {
 		return nil, err
 	}
-	row, err := s.Users.SetPassword(ctx, by, req.GetId(), pw)
-	if err != nil {
-		return nil, weakField("password", err)
-	}
-	return &watchwordv1.SetPasswordResponse{User: userMessage(row)}, nil
+	row, err := s.Users.SetPassword(ctx, callerOf(ctx), req.GetId(), pw)
+	return &watchwordv1.SetPasswordResponse{User: userMessage(row)}, nameWeakField("password", err)
 }
 
+// userMessage returns nil without a row.
 func userMessage(row *store.User) *watchwordv1.User {
+	if row == nil {
+		return nil
+	}
 	return &watchwordv1.User{
 		Id: row.ID, Username: row.Username, Roles: row.Roles, Disabled: row.Disabled,
 		CreatedAt: timestamppb.New(row.CreatedAt), UpdatedAt: timestamppb.New(row.UpdatedAt),

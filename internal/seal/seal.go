@@ -1,19 +1,18 @@
-// Package seal keeps secrets readable only with a master key that is not in
-// the database.
+// Package seal encrypts the secrets in the database under a master key outside the
+// database.
 //
-// A master key does nothing but seal other keys: it can be replaced without
-// touching a token. Its file holds one or more keys, a line each; the first
-// seals, all of them open. So a new one is rolled out as second everywhere,
-// and then moved up.
+// A master key only seals other keys, so replacing a master key changes no token. The
+// master key file holds one or more keys, one in each line. The first key seals; every
+// key opens. To replace a key, add the new key as second on every server, and then make
+// the new key the first.
 //
-// The file is read again when something is to be sealed, and when a secret was
-// sealed under a key that is not known yet: so a server learns of a new key
-// without a restart.
+// Seal reads the file each time, and Open reads the file again for an unknown key. So a
+// server learns of a new key without a restart.
 //
-// Every purpose has a key of its own, derived by HKDF-SHA256 (RFC 5869), and a
-// secret is sealed by AES-256-GCM with a random nonce, bound to the row that
-// holds it. A master key seals a handful of rows in its life, far from the
-// 2^32 messages that bound random nonces (NIST SP 800-38D, section 8.3).
+// Each purpose has a key derived by HKDF-SHA256 (RFC 5869). A secret is sealed by
+// AES-256-GCM with a random nonce, and bound to its row in the database. A master key
+// seals a handful of rows, far below the bound of 2^32 messages for random nonces (NIST
+// SP 800-38D, section 8.3).
 package seal
 
 import (
@@ -35,18 +34,18 @@ import (
 	"github.com/watchword-auth/watchword/internal/durable"
 )
 
-// ErrWrongKey says that none of the master keys sealed this secret.
+// ErrWrongKey reports a secret sealed under a master key missing from the file.
 var ErrWrongKey = errors.New("sealed under a master key that is not in this file")
 
 const (
-	linePrefix = "wwmk1_" // so that secret scanners can find a key that was leaked
+	linePrefix = "wwmk1_" // for secret scanners, to find a leaked key
 	keySize    = 32
 	idSize     = 8
 	version    = 1
 )
 
-// Keys are the master keys of one installation. They are safe for concurrent
-// use and print without their content.
+// Keys holds the master keys of an installation. Keys is safe for concurrent use, and
+// prints without the content.
 type Keys struct {
 	path string
 
@@ -65,8 +64,9 @@ func (k *Keys) String() string { return "[master keys]" }
 // GoString hides the keys.
 func (k *Keys) GoString() string { return k.String() }
 
-// Load reads the master keys in a file. The error of a missing file matches
-// fs.ErrNotExist.
+// Load reads the master keys in a file.
+//
+// Errors: fs.ErrNotExist if the file is missing.
 func Load(path string) (*Keys, error) {
 	keys, err := read(path)
 	if err != nil {
@@ -102,11 +102,12 @@ func read(path string) ([]masterKey, error) {
 	return keys, nil
 }
 
-const header = "# Watchword master keys. Whoever has this file and the database can sign tokens: keep them apart.\n"
+const header = "# Watchword master keys. This file and the database together can sign tokens: keep the two apart.\n"
 
-// Create makes a file of mode 0600 with one new master key; the error of a
-// file that exists matches fs.ErrExist. The file is on disk before Create
-// returns, since what is sealed under a lost key is lost too.
+// Create makes a file of mode 0600 with one new master key. The file is on disk when
+// Create returns: everything sealed under a lost key would be lost.
+//
+// Errors: fs.ErrExist if the file exists.
 func Create(path string) (*Keys, error) {
 	if err := write(path, header+newLine()); err != nil {
 		return nil, fmt.Errorf("making master key: %w", err)
@@ -114,9 +115,9 @@ func Create(path string) (*Keys, error) {
 	return Load(path)
 }
 
-// Add puts a new master key before the others in a file. From then on it seals,
-// while what the others sealed can still be opened. Whoever reads the file
-// meanwhile sees it as it was, or as it is.
+// Add puts a new master key before the others in a file. The new key seals from then on;
+// the other keys still open. A process reading the file at the same time finds the old
+// content or the new content.
 func Add(path string) (*Keys, error) {
 	if _, err := read(path); err != nil {
 		return nil, err
@@ -129,7 +130,7 @@ func Add(path string) (*Keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("adding master key: %w", err)
 	}
-	draft := path + ".new" // one name for all: of two that add a key at once, one fails
+	draft := path + ".new" // a fixed name: of two calls of Add at once, one fails
 	if err := write(draft, header+newLine()+strings.TrimPrefix(string(old), header)); err != nil {
 		return nil, fmt.Errorf("adding master key: %w", err)
 	}
@@ -164,8 +165,7 @@ func (k *Keys) reload() error {
 	return nil
 }
 
-// Seal encrypts a secret for one purpose and one row, under the key that stands
-// first in the file now.
+// Seal encrypts a secret for one purpose and one row, under the first key in the file.
 func (k *Keys) Seal(purpose, row string, secret []byte) ([]byte, error) {
 	if err := k.reload(); err != nil {
 		return nil, err
@@ -181,8 +181,9 @@ func (k *Keys) Seal(purpose, row string, secret []byte) ([]byte, error) {
 	return aead.Seal(sealed, nil, secret, []byte(row)), nil
 }
 
-// Open decrypts what Seal made for the same purpose and row. Its error matches
-// ErrWrongKey where the right master key is not here.
+// Open decrypts a secret sealed for the same purpose and row.
+//
+// Errors: ErrWrongKey if the master key is not in the file.
 func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
 	if len(sealed) < 1+idSize || sealed[0] != version {
 		return nil, fmt.Errorf("opening sealed %s: malformed", purpose)
@@ -193,7 +194,7 @@ func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
 		key, ok = k.find(id)
 	}
 	if !ok {
-		return nil, fmt.Errorf("opening sealed %s: %w: %s; name the right file by --master-key-file", purpose, ErrWrongKey, k.path)
+		return nil, fmt.Errorf("opening sealed %s: %w: %s", purpose, ErrWrongKey, k.path)
 	}
 	aead, err := key.aead(purpose)
 	if err != nil {
@@ -206,7 +207,7 @@ func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
 	return secret, nil
 }
 
-// Reseal seals a secret again, unless the first key has sealed it.
+// Reseal seals a secret under the first key, unless sealed under the first key before.
 func (k *Keys) Reseal(purpose, row string, sealed []byte) (resealed []byte, changed bool, err error) {
 	secret, err := k.Open(purpose, row, sealed)
 	if err != nil {

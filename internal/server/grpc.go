@@ -45,9 +45,9 @@ func newMetrics() *metrics {
 	return m
 }
 
-// grpcOptions are the bounds and the interceptors, outermost first: metrics see
-// every refusal, a panic anywhere below is one of ours, the edge gives errors
-// their status and counts refusals, and the verifier lets callers in.
+// grpcOptions returns the bounds and the interceptors. The interceptors, outermost first:
+// metrics count every refusal; recovery turns a panic into INTERNAL; the edge gives
+// errors their status and counts refusals; the verifier checks the access token.
 func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOption {
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
 	edge := rpc.NewEdge(s.audit, s.passwords.RetryAfter, s.logger)
@@ -75,9 +75,8 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 	return opts
 }
 
-// logCalls makes a line of every call but those of health and reflection. It is
-// for finding faults: in ordinary use the calls are in the metrics, and what
-// matters of them in the security record.
+// logCalls logs every call except health and reflection, for finding faults. In ordinary
+// use the metrics count the calls, and the security record holds the important ones.
 func (s *Server) logCalls() []grpc.ServerOption {
 	logs := logging.LoggerFunc(func(ctx context.Context, _ logging.Level, msg string, fields ...any) {
 		s.logger.DebugContext(ctx, msg, fields...)
@@ -99,8 +98,8 @@ func (s *Server) recovered(ctx context.Context, p any) error {
 	return status.Error(codes.Internal, "internal error")
 }
 
-// drain sends streams away when the server stops. An idle stream, of a watcher,
-// of health or of reflection, would hold GracefulStop for good.
+// drain ends streams when the server stops. An idle stream (a watcher, health,
+// reflection) would block GracefulStop without end.
 type drain struct {
 	begun  chan struct{}
 	logger *slog.Logger

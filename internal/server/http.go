@@ -20,15 +20,16 @@ import (
 
 const wellKnown = "/.well-known/oauth-authorization-server"
 
-// httpServer serves what verifiers in other languages, orchestrators and
-// Prometheus ask for. Nothing of it is secret, and nothing changes anything.
+// httpServer serves the key set and metadata for verifiers in other languages, health for
+// orchestrators, and metrics for Prometheus. No answer holds a secret, and no request
+// changes anything.
 func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/jwks.json", s.serveJWKS)
 	metadata := s.metadata(issuer)
 	mux.HandleFunc("GET "+wellKnown, metadata)
 	if u, err := url.Parse(issuer); err == nil && u.Path != "" && u.Path != "/" {
-		// Between host and path of the issuer (RFC 8414, section 3.1).
+		// RFC 8414, section 3.1: the well-known part stands between host and path.
 		mux.HandleFunc("GET "+wellKnown+u.EscapedPath(), metadata)
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -56,16 +57,16 @@ func (s *Server) serveHTTP() error {
 }
 
 func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
-	keys := []*watchwordv1.JsonWebKey{} // whose JSON names are those of RFC 7517
-	for _, key := range s.feed.TrustState().GetKeys() {
+	keys := []*watchwordv1.JsonWebKey{} // the JSON names are those of RFC 7517
+	for _, key := range s.feed.Hub().TrustState().GetKeys() {
 		keys = append(keys, key.GetKey())
 	}
 	w.Header().Set("Cache-Control", fmt.Sprintf("public, max-age=%d", int(s.cfg.JWKSMaxAge.Seconds())))
 	writeJSON(w, "application/jwk-set+json", map[string]any{"keys": keys})
 }
 
-// metadata serves what RFC 8414 asks for. There are no OAuth clients, and so no
-// grant and no endpoint but the keys.
+// metadata serves the metadata of RFC 8414. There are no OAuth clients, so the document
+// lists no grant, and no endpoint except the key set.
 func (s *Server) metadata(issuer string) http.HandlerFunc {
 	document := map[string]any{
 		"issuer":                   issuer,
@@ -76,8 +77,8 @@ func (s *Server) metadata(issuer string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, "application/json", document) }
 }
 
-// serveReady says whether calls can be answered: not while draining, and not
-// without the database.
+// serveReady answers 200 if the server can serve calls, and 503 while draining or without
+// the database.
 func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
 	if s.drain.draining() {
 		http.Error(w, "stopping", http.StatusServiceUnavailable)
@@ -99,5 +100,5 @@ func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
 func writeJSON(w http.ResponseWriter, contentType string, v any) {
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	_ = json.NewEncoder(w).Encode(v) // fails only where the client has gone
+	_ = json.NewEncoder(w).Encode(v) // fails only if the client has left
 }

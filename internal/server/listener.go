@@ -5,9 +5,9 @@ import (
 	"sync"
 )
 
-// listener knows the connections that have not sent a byte yet. A stop waits for
-// calls in flight, and a connection that never began one, such as a probe of a
-// load balancer, would hold it: both gRPC and HTTP wait for it to say hello.
+// listener tracks the connections without a byte from the client. During a stop, gRPC
+// and HTTP wait for the first bytes of every open connection; a silent connection, such
+// as a load balancer's probe, would delay the stop.
 type listener struct {
 	net.Listener
 	mu     sync.Mutex
@@ -19,7 +19,7 @@ func newListener(l net.Listener) *listener {
 	return &listener{Listener: l, silent: map[*conn]struct{}{}}
 }
 
-// Accept waits for a connection.
+// Accept waits for the next connection.
 func (l *listener) Accept() (net.Conn, error) {
 	accepted, err := l.Listener.Accept()
 	if err != nil {
@@ -36,7 +36,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// closeSilent closes the connections that have sent nothing, and those to come.
+// closeSilent closes every silent connection, and every connection accepted later.
 func (l *listener) closeSilent() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

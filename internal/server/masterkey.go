@@ -13,12 +13,14 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// errNoMasterKey says what a database wants that has no place for a file beside it.
+// errNoMasterKey reports a missing master key for a database without a file of its own.
 var errNoMasterKey = errors.New("--master-key-file: PostgreSQL needs one, the same for every replica; " +
 	"for a new database make it with: watchword key create-master-key FILE")
 
-// MasterKeyPath is the file of the master keys: the one named, or the one beside
-// an embedded database.
+// MasterKeyPath returns the file of the master keys: the named file, or by default a file
+// beside an embedded database.
+//
+// Errors: if no file is named for PostgreSQL.
 func MasterKeyPath(s *store.Store, named string) (string, error) {
 	switch {
 	case named != "":
@@ -29,8 +31,8 @@ func MasterKeyPath(s *store.Store, named string) (string, error) {
 	return s.Path() + ".master-key", nil
 }
 
-// masterKeys loads the master keys. A file is made only beside an embedded
-// database in which nothing is sealed yet: replicas would each make their own.
+// masterKeys loads the master keys. masterKeys makes a file only beside an embedded
+// database without sealed keys: several replicas would make several files.
 func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, error) {
 	path, err := MasterKeyPath(s, c.MasterKeyFile)
 	if err != nil {
@@ -41,7 +43,7 @@ func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, er
 		return keys, err
 	}
 	if s.Path() == "" {
-		return nil, fmt.Errorf("%w (%s is not there)", errNoMasterKey, path)
+		return nil, fmt.Errorf("%w (%s does not exist)", errNoMasterKey, path)
 	}
 	sealed := false
 	if err := s.Read(ctx, func(tx *store.Tx) error {
@@ -52,14 +54,14 @@ func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, er
 		return nil, err
 	}
 	if sealed {
-		return nil, fmt.Errorf("the keys in this database are sealed under a master key, and %s is not there: "+
-			"restore that file, or name it by --master-key-file", path)
+		return nil, fmt.Errorf("the keys in this database are sealed under a master key, and the file %s does not exist: "+
+			"restore the file, or name the right file by --master-key-file", path)
 	}
 	return seal.Create(path)
 }
 
-// Reseal seals every key in the database under the first master key, and says
-// how many were not. Running servers go on with the keys that they have.
+// Reseal seals every key in the database under the first master key, and returns the
+// number of keys sealed under another one before. Running servers continue.
 func Reseal(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (int, error) {
 	n := 0
 	err := s.Write(ctx, func(tx *store.Tx) error {

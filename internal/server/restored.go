@@ -12,16 +12,15 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Restored ends every session and withdraws every key, for when what the database
-// has lost may have been a revocation. It says how many users it has raised and
-// which key signs now. Servers may be running. It may be done again, and must be
-// where it was interrupted.
+// Restored ends every session and withdraws every key, after the database may have lost a
+// revocation. Restored returns the number of users and the key now signing. Servers may
+// be running. An interrupted Restored must be called again, and may be.
 //
-// The users come first and the keys last: a token that a session got before its
-// user was raised is signed by a key that goes then.
+// The users come first and the keys last: a token minted before its user was raised is
+// signed by a key withdrawn afterwards.
 func Restored(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (users int, key issuer.Key, err error) {
-	// Keys that were sealed under another master key than the others would be lost.
-	if _, err := issuer.Open(ctx, s, master, "", 0); err != nil {
+	// The new keys would be sealed under another master key than the rest.
+	if err := issuer.CheckMaster(ctx, s, master); err != nil {
 		return 0, issuer.Key{}, err
 	}
 	if users, err = user.RaiseAll(ctx, s); err != nil {

@@ -1,5 +1,5 @@
-// Package server puts the parts together and runs them: configuration, first
-// start, listeners, TLS, middleware, HTTP, readiness and draining.
+// Package server assembles the parts and runs them: configuration, first start,
+// listeners, TLS, middleware, HTTP, readiness and draining.
 package server
 
 import (
@@ -58,9 +58,9 @@ type Server struct {
 	closers []func() error // in order of opening
 }
 
-// New opens everything and serves nothing yet. What it opened is closed again
-// when a later step fails. announce gets the password of a first admin, unless
-// cfg.InitialPasswordFile takes it; New fails if announce does.
+// New opens everything and does not serve yet. If a step fails, New closes everything
+// opened before. announce gets the password of a first admin, unless
+// cfg.InitialPasswordFile takes the password; New fails if announce fails.
 func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(password string) error) (*Server, error) {
 	if err := errors.Join(cfg.Validate(), cfg.checkPasswordFile()); err != nil {
 		return nil, err
@@ -107,8 +107,9 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 	return nil
 }
 
-// defaultIssuer is the HTTP address of the only server that an embedded database
-// has. Replicas have one each.
+// defaultIssuer returns the issuer for a server without --issuer: the HTTP address of an
+// embedded database's only server. Replicas on PostgreSQL have several addresses, so
+// they have no default.
 func (s *Server) defaultIssuer(secure bool) string {
 	switch {
 	case s.store.Path() == "":
@@ -136,7 +137,7 @@ func (s *Server) listen(ctx context.Context) error {
 	return nil
 }
 
-// assemble makes what the services are made of.
+// assemble makes the parts below the services.
 func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.Keys) error {
 	var err error
 	if s.feed, err = feed.Open(ctx, s.store, inst.issuer, inst.databaseID, s.logger); err != nil {
@@ -160,7 +161,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 		return err
 	}
 	s.logins = login.New(s.store, s.feed, s.sessions, s.passwords)
-	s.verifier, err = authn.NewVerifier(ctx, s.feed.Conn(),
+	s.verifier, err = authn.NewVerifier(ctx, s.feed.Hub().Conn(),
 		authn.WithAudience(s.cfg.Audience...),
 		authn.WithPublicMethods("/grpc.health.v1.Health/*",
 			"/grpc.reflection.v1.ServerReflection/*", "/grpc.reflection.v1alpha.ServerReflection/*"),
@@ -175,7 +176,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 // register registers every service, and checks that each method has a rule.
 func (s *Server) register() error {
 	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.cfg.Audience})
-	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Feed: s.feed, Logger: s.logger, NeedCertificate: s.cfg.ClientCA != ""})
+	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != ""})
 	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})
 	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store, Keyring: s.keyring})
@@ -186,14 +187,14 @@ func (s *Server) register() error {
 	return s.verifier.CheckServices(s.grpc.GetServiceInfo())
 }
 
-// GRPCAddr is the address that the gRPC API listens on.
+// GRPCAddr returns the address of the gRPC listener.
 func (s *Server) GRPCAddr() string { return s.grpcLis.Addr().String() }
 
-// HTTPAddr is the address that HTTP listens on.
+// HTTPAddr returns the address of the HTTP listener.
 func (s *Server) HTTPAddr() string { return s.httpLis.Addr().String() }
 
-// Run serves until ctx ends, then drains; it returns nil after a clean stop. It
-// may be called once.
+// Run serves until ctx ends, and then drains. Run returns nil after a clean stop. Call
+// Run once.
 func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(caller.WithSource(context.WithoutCancel(ctx), caller.Server))
 	var tasks sync.WaitGroup
@@ -218,8 +219,8 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// stop sends everybody away: readiness off, then streams, then calls in flight
-// are let finish for as long as the drain timeout.
+// stop turns readiness off, ends the streams, and waits for calls in flight, for at most
+// the drain timeout.
 func (s *Server) stop() {
 	s.health.Shutdown()
 	s.drain.begin()
@@ -240,7 +241,7 @@ func (s *Server) stop() {
 	tasks.Wait()
 }
 
-// maintain forgets what has expired and rotates the signing keys.
+// maintain prunes expired rows and rotates the signing keys, until ctx ends.
 func (s *Server) maintain(ctx context.Context) {
 	type chore struct {
 		name  string
@@ -277,8 +278,8 @@ func (s *Server) maintain(ctx context.Context) {
 	tasks.Wait()
 }
 
-// Close releases everything, in reverse order of opening. It comes after Run
-// has returned, or in its place.
+// Close releases everything, in reverse order of opening. Call Close after Run has
+// returned, or instead of Run.
 func (s *Server) Close() error {
 	var errs []error
 	for _, closer := range slices.Backward(s.closers) {
@@ -290,7 +291,8 @@ func (s *Server) Close() error {
 
 func (s *Server) onClose(closer func() error) { s.closers = append(s.closers, closer) }
 
-// closeOnce closes a listener that its server may have closed before.
+// closeOnce returns a function for closing a listener. The gRPC or HTTP server may have
+// closed the listener before.
 func closeOnce(l net.Listener) func() error {
 	return func() error {
 		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {

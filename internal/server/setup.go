@@ -20,7 +20,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Settings that the whole installation shares, by their names in the store.
+// Names of settings shared by the whole installation.
 const (
 	settingDatabaseID = "database_id"
 	settingIssuer     = "issuer"
@@ -28,14 +28,14 @@ const (
 
 const adminName = "admin"
 
-// installation is what a database says of itself after its first start.
+// installation holds the identity of a database. The first start decides the identity.
 type installation struct {
 	databaseID string
 	issuer     string
 }
 
-// setup makes sure that the database has an identity, keys and a first user.
-// announce gets that user's password, unless --initial-password-file takes it.
+// setup gives a new database an identity, keys and a first user. announce gets the first
+// user's password, unless --initial-password-file takes the password.
 func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer string, announce func(password string) error) (*installation, error) {
 	first, err := s.cfg.prepareAdmin(ctx, s.store)
 	if err != nil {
@@ -46,7 +46,7 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 	ctx = caller.WithSource(ctx, caller.Server)
 	err = feed.Direct(s.store).Write(ctx, func(events *feed.Tx) error {
 		tx := events.Tx
-		err := tx.Exclusive() // replicas may start at once, or a copy come in between
+		err := tx.Exclusive() // several replicas may start at once, or a copy may run
 		if err == nil {
 			err = tx.Usable()
 		}
@@ -73,7 +73,8 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 	if err != nil {
 		err = fmt.Errorf("setting up the database: %w", err)
 	}
-	// After an uncertain commit the admin may exist, and no later start makes another.
+	// After a commit of unknown outcome the admin may exist. No later start makes an admin
+	// again, so the password must be delivered now.
 	made = made && (err == nil || errors.Is(err, store.ErrUncertain))
 	if err = errors.Join(err, first.deliver(made, announce)); err != nil {
 		return nil, err
@@ -81,7 +82,7 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 	return &inst, nil
 }
 
-// identify reads the database's id and issuer, and writes them at first start.
+// identify reads the database's id and issuer. At the first start, identify writes both.
 func (c *Config) identify(tx *store.Tx, defaultIssuer string) (installation, error) {
 	id, err := setOnce(tx, settingDatabaseID, user.NewID())
 	if err != nil {
@@ -104,8 +105,8 @@ func (c *Config) identify(tx *store.Tx, defaultIssuer string) (installation, err
 		return installation{}, err
 	}
 	if c.Issuer != "" && c.Issuer != name {
-		return installation{}, fmt.Errorf("--issuer is %s, but this database issues as %s: every token that is out, and every service "+
-			"that checks `iss`, depends on it. Start without --issuer to keep it, or with a new database to change it", c.Issuer, name)
+		return installation{}, fmt.Errorf("--issuer is %s, but this database issues as %s. Every token in use and every service "+
+			"checking `iss` depends on the issuer: start without --issuer to keep %[2]s, or with a new database to issue as %[1]s", c.Issuer, name)
 	}
 	return installation{databaseID: id, issuer: name}, nil
 }
@@ -118,12 +119,13 @@ func setOnce(tx *store.Tx, name, value string) (string, error) {
 	return value, tx.SetSetting(name, value)
 }
 
-// firstAdmin is the user `admin` of a database that never had a user, and the file
-// that the password was written to, if any. For other databases all is empty.
+// firstAdmin holds the password of the user `admin` for a database that never had a
+// user, and the file with the password, if any. For other databases all fields are
+// empty.
 type firstAdmin struct{ password, hash, file string }
 
-// prepareAdmin makes the password and its hash. A file gets the password here,
-// before the commit that makes the user: no crash can then lose the password.
+// prepareAdmin makes the password and the hash. The file gets the password here, before
+// the commit of the user, so that a crash cannot lose the password.
 func (c *Config) prepareAdmin(ctx context.Context, s *store.Store) (firstAdmin, error) {
 	var had bool
 	err := s.Read(ctx, func(tx *store.Tx) (err error) {
@@ -157,8 +159,8 @@ func (c *Config) prepareAdmin(ctx context.Context, s *store.Store) (firstAdmin, 
 	return a, err
 }
 
-// deliver ends what prepareAdmin began, after the transaction: it announces the
-// password, or removes the file if this server has made no admin.
+// deliver follows the transaction: deliver announces the password, or removes the file
+// if this server has made no admin.
 func (a firstAdmin) deliver(made bool, announce func(password string) error) error {
 	switch {
 	case a.file == "" && made:
@@ -171,9 +173,9 @@ func (a firstAdmin) deliver(made bool, announce func(password string) error) err
 	return nil
 }
 
-// checkPasswordFile refuses an --initial-password-file that exists before a new
-// embedded database is made. prepareAdmin refuses the file for other databases
-// that never had a user; those that had one need no file, and start.
+// checkPasswordFile refuses an existing --initial-password-file before a new embedded
+// database is made. prepareAdmin refuses the file for every other database without a
+// user. A database with a user needs no file.
 func (c *Config) checkPasswordFile() error {
 	path, embedded := strings.CutPrefix(c.DatastoreURI, "sqlite:")
 	if c.InitialPasswordFile == "" || !embedded {
@@ -189,8 +191,8 @@ func (c *Config) checkPasswordFile() error {
 }
 
 func errFileExists(path string) error {
-	return fmt.Errorf("--initial-password-file: %s exists already: remove that file or name another, "+
-		"since this database has no user yet and the password of the first one would go there", path)
+	return fmt.Errorf("--initial-password-file: %s exists already, and this database has no user yet: "+
+		"remove the file or name another one for the password of the first user", path)
 }
 
 func (s *Server) makeAdmin(ctx context.Context, tx *store.Tx, hash string) (bool, error) {

@@ -8,8 +8,9 @@ import (
 	"os"
 )
 
-// tls is the configuration for both addresses; nil without a certificate. TLS
-// 1.3 alone: callers are services of the same house, and none of them is old.
+// tls returns the TLS configuration of both addresses; nil without a certificate. TLS 1.3
+// is the only version, since the callers are services of the same organization and can
+// all be new.
 func (c *Config) tls() (*tls.Config, error) {
 	if c.TLSCert == "" {
 		return nil, nil
@@ -28,7 +29,7 @@ func (c *Config) tls() (*tls.Config, error) {
 	}
 	config.ClientCAs = x509.NewCertPool()
 	if !config.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, errors.New("--client-ca: holds no certificate in PEM")
+		return nil, errors.New("--client-ca: the file holds no certificate in PEM")
 	}
 	config.ClientAuth = tls.VerifyClientCertIfGiven
 	return config, nil

@@ -6,42 +6,45 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// A session's refresh tokens are numbered by generation. The row keeps no list
-// of them but a few numbers (store.Generations):
+// A session's refresh tokens are numbered by generation. The row keeps a few numbers
+// (store.Generations) instead of a list:
 //
-//	Current     the generation that is good now
-//	Spent       the one spent last, to get Current; 0: none
-//	SpentAt     when that was, or when it was retried late
-//	Low         the lowest spent in the span of SpentAt
-//	EarlierLow  the lowest spent in the span before that one, or Low
-//	Late        the one that was retried late; 0: none
-//	LateAt      when that was
+//	Current     the valid generation
+//	Spent       the generation spent last, to get Current; 0: none
+//	SpentAt     the time of spending Spent, or of its late retry
+//	Low         the lowest generation spent in the span of SpentAt
+//	EarlierLow  the lowest generation spent in the span before, or Low
+//	Late        the generation of the last late retry; 0: none
+//	LateAt      the time of the late retry
 //
-// A span is a piece of time as long as the grace, counted from 1970. A token
-// counts as "spent within the grace" if the one spent last was spent less than
-// the grace ago, and it was itself spent in the same span as that one or, while
-// that span lasts, in the one before: everything spent less than one grace ago
-// counts, and nothing spent more than two ago. A retry within the grace changes
-// nothing, so nobody can hold the grace open.
+// A span is an interval as long as the grace, counted from 1970. A generation counts as
+// "spent within the grace" on two conditions: Spent was spent less than the grace ago;
+// and the generation was spent in the span of SpentAt or, while that span lasts, in the
+// span before. So every token spent less than one grace ago counts, and no token spent
+// more than two graces ago. A retry within the grace changes nothing; a thief cannot
+// keep the grace open by retries.
 //
-// A late retry of Spent means that the answer was lost and nobody noticed. It
-// makes a new successor, and the unconfirmed one is dead. The range then starts
-// again above the dead, and Late is the one number below it that still counts.
+// A late retry of Spent means: the answer was lost, and the client did not notice at
+// once. The retry gets a new successor, and the unconfirmed successor is dead. The range
+// from Low to Spent then starts again above the dead generation; Late is the only lower
+// generation still counting.
+//
+// The ordinary advance is in SQL too, as one statement: store.Spend.
 
-// verdict is what a presented generation means.
+// verdict is the judgement of a presented generation.
 type verdict int
 
 const (
-	reused   verdict = iota // a copy in somebody's hands
-	repeated                // a lost answer, or a race with oneself: the current one again
-	advanced                // spent now, or given a new successor: the row must be written
+	reused   verdict = iota // two clients hold tokens of the session: end the session
+	repeated                // a lost answer, or two calls at once: mint Current again
+	advanced                // spent now, or a late retry: write the row, mint the new Current
 )
 
-// present judges an authentic generation at a moment, and returns the row's
-// numbers as they shall be.
+// present judges an authentic generation at a moment, and returns the new numbers of the
+// row.
 func present(g store.Generations, presented int64, now time.Time, grace time.Duration) (store.Generations, verdict) {
 	switch {
-	case presented > g.Current: // we issued it, and the row fell behind: a restored database
+	case presented > g.Current: // issued before a restore of the database set the row back
 		return store.Generations{
 			Current: presented + 1, Spent: presented, SpentAt: now, Low: presented, EarlierLow: presented,
 		}, advanced
@@ -49,7 +52,7 @@ func present(g store.Generations, presented int64, now time.Time, grace time.Dur
 		return advance(g, now, grace), advanced
 	case withinGrace(g, presented, now, grace):
 		return g, repeated
-	case presented == g.Spent && presented != 0: // 0 is "none", and was never issued
+	case presented == g.Spent && presented != 0: // 0 stands for none and was never issued
 		return retryLate(g, now), advanced
 	}
 	return g, reused
@@ -93,8 +96,8 @@ func withinGrace(g store.Generations, presented int64, now time.Time, grace time
 	return low <= presented && presented <= g.Spent
 }
 
-// recent reports whether now is within the grace from t on. A clock that was set
-// back before t proves nothing, and ends the grace.
+// recent reports whether now is within the grace after t. A clock set back before t ends
+// the grace.
 func recent(t, now time.Time, grace time.Duration) bool {
 	age := now.Sub(t)
 	return age >= 0 && age < grace

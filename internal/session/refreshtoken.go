@@ -16,14 +16,14 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// A refresh token is not stored. It is
+// A refresh token is not stored. The form of a refresh token is
 //
 //	"wwrt_" base64url(version ‖ MAC key ‖ session ‖ generation ‖ MAC)
 //
-// with 1, 2, 12, 8 and 16 bytes, 57 characters in all. The prefix lets secret
-// scanners find one that leaked; the MAC is HMAC-SHA256 over what stands before
-// it, truncated to 128 bits (RFC 2104, section 5), so a forged one dies before
-// any database work, and the same generation is the same token.
+// with 1, 2, 12, 8 and 16 bytes, 57 characters together. Secret scanners find a leaked
+// token by the prefix. The MAC is HMAC-SHA256 over the bytes before the MAC, truncated to
+// 128 bits (RFC 2104, section 5): a forged token is refused before any database work, and
+// the same generation always gives the same token.
 const (
 	refreshPrefix  = "wwrt_"
 	refreshVersion = 1
@@ -35,21 +35,21 @@ const (
 
 const macPurpose = "refresh token MAC key"
 
-// generation names one refresh token of one session.
+// generation identifies a refresh token.
 type generation struct {
 	sessionID string
 	number    int64
 }
 
-// macs are the keys that authenticate refresh tokens, by id. The highest makes
-// new tokens, all of them check.
+// macs holds the keys for authenticating refresh tokens, by id. The key with the highest
+// id makes new tokens; every key checks.
 type macs struct {
 	keys   map[uint16][]byte
 	newest uint16
 }
 
-// SetupMAC makes a database's first MAC key. It does nothing where there is
-// one. It belongs to the transaction of the first start.
+// SetupMAC makes a database's first MAC key, in the transaction of the first start. With
+// a key in the database, SetupMAC does nothing.
 func SetupMAC(tx *store.Tx, master *seal.Keys) error {
 	keys, err := tx.MACKeys()
 	if err != nil || len(keys) > 0 {
@@ -65,22 +65,28 @@ func SetupMAC(tx *store.Tx, master *seal.Keys) error {
 	return tx.InsertMACKey(&store.MACKey{ID: id, SealedKey: sealed, CreatedAt: tx.Now()})
 }
 
-// ResealMAC seals the MAC keys under the first master key, and says how many
-// were not.
+// ResealMAC seals the MAC keys under the first master key, and returns the number of keys
+// sealed under another one before.
 func ResealMAC(tx *store.Tx, master *seal.Keys) (int, error) {
 	rows, err := tx.MACKeys()
+	if err != nil {
+		return 0, err
+	}
 	n := 0
 	for _, row := range rows {
-		sealed, changed, resealErr := master.Reseal(macPurpose, strconv.FormatInt(row.ID, 10), row.SealedKey)
-		if resealErr != nil {
-			return n, fmt.Errorf("MAC key %d: %w", row.ID, resealErr)
+		sealed, changed, err := master.Reseal(macPurpose, strconv.FormatInt(row.ID, 10), row.SealedKey)
+		if err != nil {
+			return n, fmt.Errorf("MAC key %d: %w", row.ID, err)
 		}
-		if changed {
-			n++
-			err = errors.Join(err, tx.ResealMACKey(row.ID, sealed))
+		if !changed {
+			continue
 		}
+		if err := tx.ResealMACKey(row.ID, sealed); err != nil {
+			return n, err
+		}
+		n++
 	}
-	return n, err
+	return n, nil
 }
 
 func openMACs(ctx context.Context, s *store.Store, master *seal.Keys) (*macs, error) {
@@ -106,7 +112,7 @@ func openMACs(ctx context.Context, s *store.Store, master *seal.Keys) (*macs, er
 	return m, err
 }
 
-// mint makes the token of a generation.
+// mint returns the token of a generation.
 func (m *macs) mint(g generation) (string, error) {
 	id, err := base64.RawURLEncoding.DecodeString(g.sessionID)
 	if err != nil || len(id) != sessionIDBytes {
@@ -121,14 +127,16 @@ func (m *macs) mint(g generation) (string, error) {
 	return refreshPrefix + base64.RawURLEncoding.EncodeToString(body), nil
 }
 
-// parse authenticates a token. Its only error is ErrRefreshInvalid.
+// parse authenticates a token.
+//
+// Errors: ErrRefreshInvalid.
 func (m *macs) parse(token string) (generation, error) {
 	encoded, ok := strings.CutPrefix(token, refreshPrefix)
 	if !ok || len(token) != refreshLength {
 		return generation{}, ErrRefreshInvalid
 	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
-	// The decoder skips line breaks; the length of what it decoded tells.
+	// The decoder skips line breaks, so check the decoded length.
 	if err != nil || len(raw) != bodyBytes+macBytes || raw[0] != refreshVersion {
 		return generation{}, ErrRefreshInvalid
 	}

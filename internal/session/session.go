@@ -3,8 +3,8 @@
 //
 // A session is one row. A refresh token holds a session's id, a generation and a MAC,
 // and is not stored; spending a refresh token changes the session's row, so nothing
-// grows with refreshes. A session that ends is marked in its row, and one event is
-// appended in the same transaction.
+// grows with refreshes. The end of a session is a mark in the row and one event, in one
+// transaction.
 package session
 
 import (
@@ -25,17 +25,16 @@ import (
 
 // The refusals of this package.
 var (
-	ErrAudience       = errors.New("audience that is not issued for, or wider than the login's")
+	ErrAudience       = errors.New("the server does not issue for this audience, or the login did not name it")
 	ErrRefreshInvalid = errors.New("not a refresh token of this server")
-	ErrRefreshExpired = errors.New("session unused for too long, too old, or forgotten")
-	ErrRefreshReused  = errors.New("refresh token was spent before; its session has ended")
+	ErrRefreshExpired = errors.New("session unused for too long, too old, or pruned")
+	ErrRefreshReused  = errors.New("refresh token was spent before; the session has ended")
 	ErrRevoked        = errors.New("session has ended")
 	ErrNotFound       = errors.New("no such session")
 )
 
-// IdleTTL is the longest time between two refreshes of a session, and MaxTTL the
-// longest life of a session. Each has a type of its own, so that the two cannot be
-// swapped.
+// IdleTTL limits the time between two refreshes of a session, and MaxTTL the life of a
+// session. Two types prevent swapping the two.
 type (
 	IdleTTL time.Duration
 	MaxTTL  time.Duration
@@ -43,13 +42,13 @@ type (
 
 // Config holds the rules of sessions. Every field is required.
 type Config struct {
-	Audience []string // all services that this server issues for
+	Audience []string // all services to issue for
 	Idle     IdleTTL
 	Max      MaxTTL
 	Grace    time.Duration // within which a spent refresh token gets the same answer again
 }
 
-// Dependencies are what sessions are built on. Every field is required.
+// Dependencies holds the parts below Sessions. Every field is required.
 type Dependencies struct {
 	Store  *store.Store
 	Feed   *feed.Feed
@@ -63,7 +62,7 @@ type Dependencies struct {
 type Sessions struct {
 	cfg Config
 	d   Dependencies
-	// appends commits events without waiting for our own verifier, as a refresh does.
+	// appends commits events without waiting for our own verifier.
 	appends feed.Writer
 	macs    *macs
 }
@@ -86,8 +85,9 @@ type Tokens struct {
 	SessionID        string
 }
 
-// A Grant is what a transaction allows to be signed. [Sessions.Sign] signs it when
-// the transaction has committed, since no transaction stays open for a signature.
+// A Grant holds the content of new tokens. A transaction returns a Grant;
+// [Sessions.Sign] makes the tokens after the commit, since no transaction stays open for
+// a signature.
 type Grant struct {
 	session  *store.Session
 	username string
@@ -97,7 +97,7 @@ type Grant struct {
 	now      time.Time
 }
 
-// newGrant returns the grant for a session and its user as they are in a transaction.
+// newGrant returns the grant for a session and its user, as read in a transaction.
 func newGrant(row *store.Session, u *store.User, audience []string, now time.Time) *Grant {
 	return &Grant{row, u.Username, u.Roles, u.Version, audience, now}
 }
@@ -121,7 +121,7 @@ func (s *Sessions) Sign(g *Grant) (*Tokens, error) {
 	}, nil
 }
 
-// ExpiresAt returns when a session ends if it is not refreshed before.
+// ExpiresAt returns the end of a session without a further refresh.
 func (s *Sessions) ExpiresAt(row *store.Session) time.Time {
 	idle, end := row.RefreshedAt.Add(time.Duration(s.cfg.Idle)), s.maxEnd(row)
 	if idle.Before(end) {
@@ -130,19 +130,20 @@ func (s *Sessions) ExpiresAt(row *store.Session) time.Time {
 	return end
 }
 
-// maxEnd returns when a session ends even if it is refreshed: at a whole second, as
-// its tokens do.
+// maxEnd returns the end of a session with refreshes: a whole second, as in the session's
+// tokens.
 func (s *Sessions) maxEnd(row *store.Session) time.Time {
 	return row.CreatedAt.Add(time.Duration(s.cfg.Max)).Truncate(time.Second)
 }
 
-// Audience returns the audience of a new session for the one that a login asks for.
+// Audience returns the audience of a new session. Without asked, Audience returns all
+// services.
 //
-// Errors: ErrAudience if the server does not issue for one of those asked for.
+// Errors: ErrAudience if the server does not issue for one of asked.
 func (s *Sessions) Audience(asked []string) ([]string, error) { return subset(asked, s.cfg.Audience) }
 
-// audienceWithin returns the audience asked for, if the session's login named it and
-// the server issues for it today.
+// audienceWithin returns the audience asked for. The login must have named each service,
+// and the server must still issue for each.
 //
 // Errors: ErrAudience.
 func (s *Sessions) audienceWithin(login, asked []string) ([]string, error) {
@@ -158,10 +159,9 @@ func (s *Sessions) audienceWithin(login, asked []string) ([]string, error) {
 	return subset(asked, today)
 }
 
-// subset returns the audience asked for without duplicates, or all that is allowed
-// if none is asked for.
+// subset returns asked without duplicates, or allowed if asked is empty.
 //
-// Errors: ErrAudience if one of those asked for is not allowed.
+// Errors: ErrAudience if one of asked is not allowed.
 func subset(asked, allowed []string) ([]string, error) {
 	if len(asked) == 0 {
 		return allowed, nil
@@ -178,8 +178,8 @@ func subset(asked, allowed []string) ([]string, error) {
 	return audience, nil
 }
 
-// Start inserts a session for a user, and records why it began. The user's row was
-// read in tx.
+// Start inserts a session for a user, and records the session with the given reason. The
+// user's row was read in tx.
 func (s *Sessions) Start(ctx context.Context, tx *store.Tx, u *store.User, audience []string, why audit.Type) (*Grant, error) {
 	now := tx.Now()
 	row := &store.Session{
@@ -193,10 +193,10 @@ func (s *Sessions) Start(ctx context.Context, tx *store.Tx, u *store.User, audie
 	return newGrant(row, u, audience, now), s.d.Audit.Record(ctx, tx, record)
 }
 
-// Replace starts a session after a change of password, with the audience of the old
-// session, which the change has ended.
+// Replace starts a session after a change of password. The audience is the audience of
+// the old session, ended by the change.
 //
-// Errors: ErrAudience if the server issues for none of that audience any more.
+// Errors: ErrAudience if the server issues for none of the audience any more.
 func (s *Sessions) Replace(ctx context.Context, tx *store.Tx, u *store.User, old *store.Session) (*Grant, error) {
 	audience, err := s.audienceWithin(old.Audience, nil)
 	if err != nil {
@@ -205,9 +205,9 @@ func (s *Sessions) Replace(ctx context.Context, tx *store.Tx, u *store.User, old
 	return s.Start(ctx, tx, u, audience, audit.PasswordChanged)
 }
 
-// Logout ends the session of an authentic refresh token, spent or newest. Logout of
-// a session that has ended changes nothing and succeeds. When Logout returns nil,
-// this server's verifier refuses the session's access tokens.
+// Logout ends the session of an authentic refresh token, spent or newest. For an ended
+// session, Logout changes nothing and succeeds. When Logout returns nil, this server's
+// verifier refuses the session's access tokens.
 //
 // Errors: ErrRefreshInvalid; ErrRefreshExpired if the session's row has been pruned.
 func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
@@ -229,8 +229,8 @@ func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
 	})
 }
 
-// repeatIfUncertain calls do again, a few times, while its outcome is unknown. To do
-// it twice must do no harm.
+// repeatIfUncertain calls do again, a few times, while the outcome is unknown. do must be
+// harmless when done twice.
 func repeatIfUncertain(do func() error) error {
 	const most = 3
 	var err error
@@ -248,7 +248,7 @@ func uncertain(err error) bool {
 	return errors.Is(err, store.ErrUncertain) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// end ends a session, unless it has ended, and records why. row was read in tx.
+// end ends a session, unless ended before, and records the reason. row was read in tx.
 func (s *Sessions) end(ctx context.Context, tx *feed.Tx, row *store.Session, why audit.Event) error {
 	if !row.EndedAt.IsZero() {
 		return nil
@@ -263,8 +263,8 @@ func (s *Sessions) end(ctx context.Context, tx *feed.Tx, row *store.Session, why
 	return tx.SessionEnded(row.ID)
 }
 
-// List returns a page of a user's live sessions in order of id, those after the id
-// `after`, and reports whether there are more.
+// List returns a page of a user's live sessions in order of id, beginning after the id
+// `after`, and reports whether more follow.
 //
 // Errors: ErrNotFound if the caller is neither the user nor an admin;
 // user.ErrNotFound, for an admin, if there is no such user.
@@ -283,7 +283,7 @@ func (s *Sessions) List(ctx context.Context, by caller.Caller, userID, after str
 	return sessions, more, err
 }
 
-// livePage collects live sessions until the page is full and one more was seen.
+// livePage collects live sessions until the page is full and one more is found.
 func (s *Sessions) livePage(tx *store.Tx, u *store.User, after string, limit int) (page []*store.Session, more bool, err error) {
 	for {
 		rows, err := tx.Sessions(u.ID, after, limit+1)
@@ -306,10 +306,10 @@ func (s *Sessions) livePage(tx *store.Tx, u *store.User, after string, limit int
 	}
 }
 
-// Revoke ends a session of the caller, or of any user for an admin. Revoke of a
-// session that has ended changes nothing and succeeds.
+// Revoke ends a session of the caller, or of any user for an admin. For an ended session,
+// Revoke changes nothing and succeeds.
 //
-// Errors: ErrNotFound; those of [caller.Caller.Check].
+// Errors: ErrNotFound; errors of [caller.Caller.Check].
 func (s *Sessions) Revoke(ctx context.Context, by caller.Caller, sessionID string) error {
 	return s.d.Feed.Write(ctx, func(tx *feed.Tx) error {
 		if err := by.Check(tx.Tx); err != nil {
@@ -330,7 +330,7 @@ func (s *Sessions) Revoke(ctx context.Context, by caller.Caller, sessionID strin
 
 // RevokeAll ends every session of the caller's user, or of any user for an admin.
 //
-// Errors: ErrNotFound; user.ErrNotFound; those of [caller.Caller.Check].
+// Errors: ErrNotFound; user.ErrNotFound; errors of [caller.Caller.Check].
 func (s *Sessions) RevokeAll(ctx context.Context, by caller.Caller, userID string) error {
 	if !by.MayManage(userID) {
 		return ErrNotFound
@@ -338,9 +338,9 @@ func (s *Sessions) RevokeAll(ctx context.Context, by caller.Caller, userID strin
 	return s.d.Users.RevokeSessions(ctx, by, userID)
 }
 
-// Prune deletes, in small steps, the rows of sessions that no request can be about
-// any more. The row of an ended session stays for as long as an unused session
-// lives, so that its refresh tokens are told why they are refused.
+// Prune deletes, in small steps, the rows of sessions ended or expired for as long as
+// Config.Idle. Until then a client with a refresh token of the session gets the precise
+// reason of the refusal.
 func (s *Sessions) Prune(ctx context.Context) error {
 	const step = 200 // rows: about a millisecond of the writer's time
 	for after := ""; ; {

@@ -1,27 +1,18 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
-	"database/sql"
-	"errors"
 	"fmt"
-	"net"
-	"net/url"
-	"slices"
-	"strconv"
-	"strings"
-
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// Copied says what Copy has done.
+// Copied is the result of [Copy].
 type Copied struct {
 	To     string // without a password
 	Tables []CopiedTable
-	// Earlier says that the rows had come with an earlier copy, which was
-	// interrupted before it could say so.
+	// Earlier is set when an earlier copy had brought all rows and was interrupted
+	// before the end: this copy only finished.
 	Earlier bool
 }
 
@@ -31,24 +22,27 @@ type CopiedTable struct {
 	Rows int64
 }
 
-// Copy moves an embedded database to an empty PostgreSQL database with its schema,
-// while servers have it open. They lose nothing that they have acknowledged: what
-// they write is refused, as ErrUnavailable, from the copy's beginning on and for
-// good. An error that matches ErrEngine says that the URIs are not of that kind.
+// Copy moves an embedded database to an empty PostgreSQL database with a schema, while
+// servers have the embedded database open. No acknowledged change is lost: from the
+// copy's beginning on, writes to the source fail with ErrUnavailable, and after the fence
+// reads do, too.
 //
-// In order:
+// The steps:
 //
-//  1. The target is locked, and must be empty.
-//  2. The source's write lock is taken, so that it stays as it is read.
-//  3. Everything goes into the target, and a mark that it is incomplete, and is
-//     committed. Nobody works on a database with that mark.
-//  4. The source is fenced: its tables get other names, so that no program of
-//     whatever version reads or writes them any more.
-//  5. The mark is taken away.
+//  1. Lock the target, and refuse a target that is not empty.
+//  2. Lock the source against writes.
+//  3. Write every row into the target, with a mark: incomplete. Commit the target. No
+//     program works on a database with the mark.
+//  4. Fence the source: rename the tables, so that no program of any version can read
+//     or write them. Commit the source.
+//  5. Delete the mark.
 //
-// Who dies before the commit of 4 leaves the source as it was, and the next copy
-// starts over. Who dies after it leaves a copy that is whole, and the next one
-// takes the mark away. So at any moment at most one of the two is worked on.
+// A copy interrupted before the commit of step 4 leaves the source usable, and the next
+// copy starts over. A copy interrupted later leaves a whole target, and the next copy
+// deletes the mark. So at most one of the two databases is usable at any time.
+//
+// Errors: ErrEngine if a URI names the wrong kind of database; a *MovedError if the
+// source was moved elsewhere; ErrOldSchema or ErrSchema of the target.
 func Copy(ctx context.Context, from, to string) (*Copied, error) {
 	c, err := openCopying(ctx, from, to)
 	if err != nil {
@@ -63,93 +57,56 @@ func Copy(ctx context.Context, from, to string) (*Copied, error) {
 	return &c.copied, nil
 }
 
-// copying is a copy that is under way.
+// copying is a copy under way.
 type copying struct {
-	id     string
-	tables []string
-	db     *sql.DB // the source's
-	source *conn
-	into   *pgDB // the target's
-	target *pgxpool.Conn
-	copied Copied
+	id      string    // random; the same in source and target
+	source  *sqliteDB // nil if an earlier copy has fenced the source
+	tables  []string
+	movedTo string // by the setting of a fenced source
+	target  *copyTarget
+	copied  Copied
 }
 
 func openCopying(ctx context.Context, from, to string) (*copying, error) {
-	if scheme, _, _ := strings.Cut(to, ":"); !isPostgres(scheme) {
+	if !isPostgres(to) {
 		return nil, fmt.Errorf("the database to copy to: %w: it must be postgres://…", ErrEngine)
 	}
-	path, err := existing(from)
+	db, path, err := openExisting(ctx, from)
 	if err != nil {
 		return nil, fmt.Errorf("the database to copy: %w", err)
 	}
+	defer db.Close()
 	c := &copying{}
-	if err = c.openSource(ctx, path); err == nil {
-		err = c.openTarget(ctx, to)
+	if c.movedTo, c.id = movedAway(ctx, db); c.movedTo != "" {
+		c.copied.Earlier = true
+	} else if err := c.openSource(ctx, path); err != nil {
+		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
-	if err != nil {
+	if c.target, err = openCopyTarget(ctx, to); err != nil {
 		c.close()
-		return nil, err
+		return nil, fmt.Errorf("opening database: %w", err)
 	}
+	c.copied.To = c.target.name()
+	c.movedTo = cmp.Or(c.movedTo, c.copied.To)
 	return c, nil
 }
 
 func (c *copying) openSource(ctx context.Context, path string) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("opening database %s: %w", path, err)
-		}
-	}()
-	if c.db, err = sql.Open("sqlite", dsn(path)); err != nil {
-		return err
-	}
-	if err := ours(ctx, c.db); err != nil {
-		return err
-	}
-	if to, id := movedAway(ctx, c.db); to != "" {
-		c.id, c.copied.Earlier = id, true
-		return nil
-	}
 	c.id = rand.Text()
-	if err := migrateSQLite(ctx, c.db); err != nil {
+	if c.source, err = openSQLite(ctx, path); err != nil {
 		return err
 	}
-	if c.source, err = connect(ctx, c.db); err != nil {
-		return err
-	}
-	if c.source.turn, err = openTurnstile(path); err != nil {
-		return err
-	}
-	c.tables, err = c.list(`SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'goose_db_version' ORDER BY name`)
+	c.tables, err = c.source.tables()
 	return err
 }
 
-func (c *copying) openTarget(ctx context.Context, uri string) (err error) {
-	if c.into, err = connectPostgres(ctx, uri); err != nil {
-		return err
-	}
-	config := c.into.pool.Config().ConnConfig
-	c.copied.To = (&url.URL{
-		Scheme: "postgres", User: url.User(config.User), Path: "/" + config.Database,
-		Host: net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port))),
-	}).String()
-	c.target, err = c.into.pool.Acquire(ctx)
-	return err
-}
-
-// close takes back what was not committed.
+// close rolls back the open transactions.
 func (c *copying) close() {
 	if c.target != nil {
-		c.target.Release() // a connection with an open transaction is closed
-	}
-	if c.into != nil {
-		c.into.closeOnce()
+		c.target.close()
 	}
 	if c.source != nil {
-		_ = c.source.control("ROLLBACK") // fails where nothing is open
-		c.source.close()
-	}
-	if c.db != nil {
-		c.db.Close()
+		c.source.copyClose()
 	}
 }
 
@@ -157,212 +114,42 @@ func (c *copying) steps() []func(context.Context) error {
 	if c.copied.Earlier {
 		return []func(context.Context) error{c.finish}
 	}
-	return []func(context.Context) error{c.receive, c.lock, c.transfer, c.commit, c.rename, c.fence, c.finish}
-}
-
-// receive locks the target, in a transaction that stays open, and refuses it
-// where it holds anything but a copy that was interrupted.
-func (c *copying) receive(ctx context.Context) error {
-	// A copy that a crash of PostgreSQL takes back, when the source is fenced,
-	// would be everything lost: so the commit is waited for whatever is usual.
-	for _, statement := range []string{
-		`BEGIN`, `SET LOCAL lock_timeout = '5s'`, `SET LOCAL statement_timeout = 0`, `SET LOCAL idle_in_transaction_session_timeout = 0`,
-		`SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`,
-		fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d)`, int64(exclusiveLock)), // a server that starts now waits
-		`LOCK TABLE ` + strings.Join(c.tables, ", ") + ` IN SHARE ROW EXCLUSIVE MODE`,
-	} {
-		if _, err := c.target.Exec(ctx, statement); err != nil {
-			return fmt.Errorf("locking the database to copy to: %w", err)
-		}
+	return []func(context.Context) error{
+		func(ctx context.Context) error { return c.target.lock(ctx, c.tables) },
+		c.source.copyLock,
+		c.transfer,
+		c.target.commit,
+		func(context.Context) error { return c.source.fence(c.tables, c.copied.To, c.id) },
+		c.source.copyCommit,
+		c.finish,
 	}
-	incomplete, err := c.setting(ctx, copyIncomplete)
-	if err != nil {
-		return err
-	}
-	for _, table := range c.tables {
-		if err := c.clear(ctx, table, incomplete != ""); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// clear empties a table of what a migration, or a copy that was interrupted, has
-// left in it, and refuses to touch anything else.
-func (c *copying) clear(ctx context.Context, table string, leftovers bool) error {
-	kept := ``
-	if table == "settings" {
-		kept = ` WHERE name <> '` + schemaFloor + `'`
-	}
-	switch {
-	case table == "head" || table == "settings" && leftovers:
-		_, err := c.target.Exec(ctx, `DELETE FROM `+table+kept)
-		return err
-	case leftovers:
-		_, err := c.target.Exec(ctx, `TRUNCATE `+table)
-		return err
-	}
-	var used bool
-	if err := c.target.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM `+table+kept+`)`).Scan(&used); err != nil {
-		return err
-	}
-	if used {
-		return fmt.Errorf("the database to copy to is in use: there are rows in its table %s. Nothing was changed; name an empty one", table)
-	}
-	return nil
-}
-
-// lock keeps the source's writers out until it is fenced, or left as it was.
-func (c *copying) lock(ctx context.Context) error {
-	if err := c.source.begin(); err != nil {
-		return fmt.Errorf("locking the database to copy: %w", err)
-	}
-	if to, _ := movedAway(ctx, c.db); to != "" { // while we waited
-		return errMoved(to)
-	}
-	return nil
 }
 
 func (c *copying) transfer(ctx context.Context) error {
 	for _, table := range c.tables {
-		rows, err := c.table(ctx, table)
+		rows, err := c.source.rows(table)
+		var n int64
+		if err == nil {
+			n, err = c.target.receive(ctx, table, rows)
+			rows.Close()
+		}
 		if err != nil {
 			return fmt.Errorf("copying %s: %w", table, err)
 		}
-		c.copied.Tables = append(c.copied.Tables, CopiedTable{table, rows})
+		c.copied.Tables = append(c.copied.Tables, CopiedTable{table, n})
 	}
-	_, err := c.target.Exec(ctx, `INSERT INTO settings (name, value) VALUES ($1, $3), ($2, $3)
-		ON CONFLICT (name) DO UPDATE SET value = excluded.value`, copyID, copyIncomplete, c.id)
-	return err
+	return c.target.mark(ctx, c.id)
 }
 
-// copyChunk bounds what of a table is in memory, in rows of some 200 bytes.
-const copyChunk = 5000
-
-// table copies what a table holds, whatever its columns are.
-func (c *copying) table(ctx context.Context, table string) (rows int64, err error) {
-	columns, err := c.list(`SELECT name FROM pragma_table_info('` + table + `')`)
-	if err != nil {
-		return 0, err
-	}
-	booleans, err := c.list(`SELECT name FROM pragma_table_info('` + table + `') WHERE type = 'BOOLEAN'`)
-	if err != nil {
-		return 0, err
-	}
-	query := `SELECT ` + strings.Join(columns, ", ") + ` FROM ` + table
-	if table == "settings" {
-		query += ` WHERE name <> '` + schemaFloor + `'` // each engine has its own
-	}
-	var chunk [][]any
-	flush := func() error {
-		n, err := c.target.CopyFrom(ctx, pgx.Identifier{table}, columns, pgx.CopyFromRows(chunk))
-		rows, chunk = rows+n, chunk[:0]
-		return err
-	}
-	err = instant{conn: c.source}.query(func(r row) error {
-		values, err := scanAny(r, len(columns))
-		if err != nil {
-			return err
-		}
-		for _, name := range booleans { // which SQLite keeps as numbers
-			i := slices.Index(columns, name)
-			values[i] = values[i] != int64(0)
-		}
-		if chunk = append(chunk, values); len(chunk) < copyChunk {
-			return nil
-		}
-		return flush()
-	}, "", query)
-	if err == nil {
-		err = flush()
-	}
-	return rows, err
-}
-
-func scanAny(r row, n int) ([]any, error) {
-	values, into := make([]any, n), make([]any, n)
-	for i := range values {
-		into[i] = &values[i]
-	}
-	err := r.Scan(into...)
-	for i, v := range values {
-		if b, ok := v.([]byte); ok && b == nil { // the driver's empty one, which is no NULL
-			values[i] = []byte{}
-		}
-	}
-	return values, err
-}
-
-func (c *copying) commit(ctx context.Context) error {
-	conn := c.target.Conn().PgConn()
-	forgetWarnings(conn)
-	_, err := c.target.Exec(ctx, `COMMIT`)
-	if err == nil {
-		err = replicated(conn)
-	}
-	if err != nil {
-		return fmt.Errorf("committing the copy (the source is as it was; run this again): %w", err)
-	}
-	return nil
-}
-
-// rename puts all tables out of reach but the one that says where they went, and
-// the one that says that the schema has been made.
-func (c *copying) rename(context.Context) error {
-	for _, table := range c.tables {
-		if table == "settings" {
-			continue
-		}
-		if _, err := c.source.c.ExecContext(context.Background(), `ALTER TABLE `+table+` RENAME TO moved_`+table); err != nil {
-			return fmt.Errorf("fencing the source: %w", err)
-		}
-	}
-	tx := newTx(c.source)
-	return errors.Join(tx.SetSetting(movedTo, c.copied.To), tx.SetSetting(copyID, c.id))
-}
-
-func (c *copying) fence(context.Context) error {
-	if err := c.source.control("COMMIT"); err != nil {
-		return fmt.Errorf("fencing the source: %w", err)
-	}
-	return nil
-}
-
-// finish takes the mark away, if the copy in the target is the source's.
+// finish deletes the mark, if the target holds this source's copy.
 func (c *copying) finish(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx) // there is no way back
-	id, err := c.setting(ctx, copyID)
+	ctx = context.WithoutCancel(ctx) // the source is fenced: there is no way back
+	id, err := pgSetting(ctx, c.target.conn, copyID)
 	if err != nil {
 		return err
 	}
 	if id != c.id {
-		to, _ := movedAway(ctx, c.db)
-		return errMoved(to)
+		return &MovedError{To: c.movedTo}
 	}
-	if _, err := c.target.Exec(ctx, `DELETE FROM settings WHERE name = $1`, copyIncomplete); err != nil {
-		return fmt.Errorf("finishing the copy (run this again): %w", err)
-	}
-	// So that the first queries are planned as the later ones. It is done by itself
-	// too, a while later.
-	_, _ = c.target.Exec(ctx, `SET statement_timeout = 0`)
-	_, _ = c.target.Exec(ctx, `ANALYZE `+strings.Join(c.tables, ", "))
-	return nil
-}
-
-func (c *copying) setting(ctx context.Context, name string) (value string, err error) {
-	err = c.target.QueryRow(ctx, `SELECT value FROM settings WHERE name = $1`, name).Scan(&value)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = nil
-	}
-	return value, err
-}
-
-// list is a column of the source.
-func (c *copying) list(query string) (values []string, err error) {
-	err = instant{conn: c.source}.query(func(r row) error {
-		values = slices.Grow(values, 1)
-		values = append(values, "")
-		return r.Scan(&values[len(values)-1])
-	}, "", query)
-	return values, err
+	return c.target.finish(ctx)
 }

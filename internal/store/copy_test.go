@@ -196,7 +196,7 @@ func refusesToOpen(t *testing.T, uri, says string) {
 }
 
 func TestCopyBringsEverything(t *testing.T) {
-	const sessions = 5001 // more than a chunk
+	const sessions = 5001 // more than one message of COPY
 	from, to := inhabited(t, sessions), storetest.Postgres(t)
 	before := sqliteHolds(t, from)
 	copied := copyTo(t, from, to)
@@ -367,7 +367,7 @@ func TestCopyRefuses(t *testing.T) {
 	for _, test := range []struct{ from, to, says string }{
 		{from, used, "in its table users"},
 		{from, begun, "in its table settings"},
-		{from, pgtest.URI(t), "watchword migrate"},
+		{from, pgtest.URI(t), store.ErrOldSchema.Error() + ": there is none yet"},
 		{from, from, "must be postgres"},
 		{empty, empty, "must be sqlite"},
 		{"sqlite:" + missing, empty, "there is no database " + missing},

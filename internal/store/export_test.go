@@ -12,7 +12,7 @@ import (
 
 // WaitQueued waits until so many writes are queued behind the one that runs.
 func WaitQueued(s *Store, n int) {
-	for len(embedded(s).writer.queue) < n {
+	for len(embedded(s).writer.queue.jobs) < n {
 		runtime.Gosched()
 	}
 }
@@ -28,7 +28,7 @@ func FailDriver(tx *Tx) error {
 func LimitPages(t *testing.T, s *Store, pages int) {
 	t.Helper()
 	err := embedded(s).writer.do(t.Context(), func(tx *Tx) error {
-		return tx.one(func(r row) error { return r.Scan(&pages) }, fmt.Sprintf(`PRAGMA max_page_count = %d`, pages))
+		return tx.queryRow(into(&pages), fmt.Sprintf(`PRAGMA max_page_count = %d`, pages))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +37,7 @@ func LimitPages(t *testing.T, s *Store, pages int) {
 
 // Integrity is SQLite's own verdict on the file: ok.
 func Integrity(tx *Tx) (verdict string, err error) {
-	err = tx.one(func(r row) error { return r.Scan(&verdict) }, `PRAGMA integrity_check`)
+	err = tx.queryRow(into(&verdict), `PRAGMA integrity_check`)
 	return verdict, err
 }
 
@@ -93,14 +93,14 @@ const (
 
 // SpendTogether spends in one batch.
 func SpendTogether(ctx context.Context, s *Store, spends []*Spend) []error {
-	batch := make([]*spending, len(spends))
+	batch := make([]*job[refresh], len(spends))
 	for i, spend := range spends {
-		batch[i] = &spending{ctx: ctx, spend: spend, spent: &Spent{}, done: make(chan error, 1)}
+		batch[i] = newJob(refresh{ctx: ctx, spend: spend})
 	}
 	s.engine.(*pgDB).spender.run(slices.Clone(batch))
 	errs := make([]error, len(batch))
-	for i, job := range batch {
-		errs[i] = <-job.done
+	for i, j := range batch {
+		errs[i] = <-j.result
 	}
 	return errs
 }

@@ -8,97 +8,42 @@ import (
 	"fmt"
 	"io/fs"
 	"strconv"
-	"strings"
-	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
 )
 
-// Migrations are one set of SQL for both engines, but for what only PostgreSQL
-// has, in a folder of its own. docs/migrations.md says how to write one.
+// migrations are one set of SQL for both engines. A file named *_postgres.sql is for
+// PostgreSQL alone. docs/migrations.md tells how to write a migration.
 //
-//go:embed migrations
+//go:embed migrations/*.sql
 var migrations embed.FS
 
-// sources are the files of an engine's migrations.
-func sources(postgres bool) (fs.FS, error) {
-	common, err := fs.Sub(migrations, "migrations")
-	if err != nil || !postgres {
-		return flat{common}, err
-	}
-	own, err := fs.Sub(migrations, "migrations/postgres")
-	return flat{common, own}, err
-}
-
-// flat is the files of several folders as if they were in one.
-type flat []fs.FS
-
-// Open opens the first file of that name.
-func (f flat) Open(name string) (fs.File, error) {
-	for _, folder := range f {
-		if file, err := folder.Open(name); err == nil {
-			return file, nil
-		}
-	}
-	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
-}
-
-// Glob lists the files of all folders.
-func (f flat) Glob(pattern string) (names []string, err error) {
-	for _, folder := range f {
-		found, err := fs.Glob(folder, pattern)
-		if err != nil {
-			return nil, err
-		}
-		names = append(names, found...)
-	}
-	return names, nil
-}
-
-// newest is the version that the program's migrations lead to.
-func newest(postgres bool) (int64, error) {
-	files, err := sources(postgres)
-	if err != nil {
-		return 0, err
-	}
-	names, err := fs.Glob(files, "*.sql")
-	if err != nil {
-		return 0, err
-	}
-	var version int64
-	for _, name := range names {
-		number, _, _ := strings.Cut(name, "_")
-		n, err := strconv.ParseInt(number, 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("migration %s has no number: %w", name, err)
-		}
-		version = max(version, n)
-	}
-	return version, nil
-}
-
-// schemaFloor is the setting that holds the lowest version whose programs can work
-// with the schema as it is. A migration that takes away what they need raises it.
+// schemaFloor is the setting for the lowest version whose programs can work with the
+// schema. A migration that takes away what older programs need raises the floor.
 const schemaFloor = "schema_floor"
 
-// judgeSchema says whether this program can work with a schema of a version.
+// judgeSchema compares the database's version with the version known to this program.
+// Errors: ErrOldSchema; ErrSchema if the schema's floor is above this program.
 func judgeSchema(current, known int64, floor string) error {
-	if current <= known {
+	if current < known {
+		return fmt.Errorf("%w: version %d is older than this program's %d", ErrOldSchema, current, known)
+	}
+	if current == known {
 		return nil
 	}
 	lowest, err := strconv.ParseInt(floor, 10, 64)
 	if err != nil || lowest > known {
-		return fmt.Errorf("%w: version %d is newer than this program's %d, which cannot work with it; run a newer watchword", ErrSchema, current, known)
+		return fmt.Errorf("%w: version %d is newer than this program's %d, which cannot work with it", ErrSchema, current, known)
 	}
 	return nil
 }
 
+// migrateSQLite brings the schema up to date. Errors: a *MovedError; ErrSchema.
 func migrateSQLite(ctx context.Context, db *sql.DB) error {
 	if to, _ := movedAway(ctx, db); to != "" {
-		return errMoved(to) // its tables are not there to be migrated
+		return &MovedError{To: to} // a migration would not find the renamed tables
 	}
 	provider, err := newProvider(goose.DialectSQLite3, db)
 	if err != nil {
@@ -108,19 +53,23 @@ func migrateSQLite(ctx context.Context, db *sql.DB) error {
 	if err != nil {
 		return fmt.Errorf("reading schema version: %w", err)
 	}
-	if current > known {
+	if current >= known {
 		return judgeSchema(current, known, earlySetting(ctx, db, schemaFloor))
 	}
-	if current == known {
-		return nil
-	}
-	return up(ctx, provider)
+	return applyMigrations(ctx, provider)
 }
 
 func newProvider(dialect goose.Dialect, db *sql.DB, options ...goose.ProviderOption) (*goose.Provider, error) {
-	files, err := sources(dialect == goose.DialectPostgres)
+	files, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return nil, err
+	}
+	if dialect == goose.DialectSQLite3 {
+		others, err := fs.Glob(files, "*_postgres.sql")
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, goose.WithExcludeNames(others))
 	}
 	provider, err := goose.NewProvider(dialect, db, files, append(options, goose.WithDisableGlobalRegistry(true))...)
 	if err != nil {
@@ -129,20 +78,20 @@ func newProvider(dialect goose.Dialect, db *sql.DB, options ...goose.ProviderOpt
 	return provider, nil
 }
 
-func up(ctx context.Context, provider *goose.Provider) error {
+func applyMigrations(ctx context.Context, provider *goose.Provider) error {
 	if _, err := provider.Up(ctx); err != nil && !errors.Is(err, goose.ErrAlreadyApplied) {
 		return fmt.Errorf("migrating schema: %w", err)
 	}
 	return nil
 }
 
-// Migrate brings a database's schema up to date. On PostgreSQL any number may do
-// so at once: one does, and the others wait for it. The lock is the session's, so
-// a pooler that gives each transaction another connection must not be between.
+// Migrate brings a database's schema up to date. On PostgreSQL any number of processes
+// may call Migrate at once: one migrates, and the others wait. The lock belongs to the
+// session, so no pooler in transaction mode may be between. Errors: those of [Open] for
+// SQLite.
 func Migrate(ctx context.Context, uri string) error {
-	scheme, _, _ := strings.Cut(uri, ":")
-	if !isPostgres(scheme) {
-		s, err := Open(ctx, uri) // which migrates an embedded database
+	if !isPostgres(uri) {
+		s, err := Open(ctx, uri) // Open migrates an embedded database
 		if err != nil {
 			return err
 		}
@@ -154,7 +103,7 @@ func Migrate(ctx context.Context, uri string) error {
 	}
 	db := stdlib.OpenDB(*config.ConnConfig)
 	defer db.Close()
-	// Asking once a second, for ten minutes: a migration may rewrite a large table.
+	// Once a second, for ten minutes: a migration may rewrite a large table.
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 600))
 	if err != nil {
 		return err
@@ -163,43 +112,38 @@ func Migrate(ctx context.Context, uri string) error {
 	if err != nil {
 		return err
 	}
-	return up(ctx, provider)
+	return applyMigrations(ctx, provider)
 }
 
-// checkPostgresSchema refuses to work on a schema that is older than this program,
-// or newer than it can work with.
+// checkPostgresSchema refuses a schema that does not fit, and migrates nothing. Errors:
+// ErrOldSchema; ErrSchema; ErrUnavailable.
 func checkPostgresSchema(ctx context.Context, p *pgDB) error {
-	known, err := newest(true)
+	db := stdlib.OpenDBFromPool(p.pool)
+	defer db.Close()
+	provider, err := newProvider(goose.DialectPostgres, db)
 	if err != nil {
 		return err
 	}
-	current, floor, err := postgresSchema(ctx, p)
-	switch {
-	case sqlState(err) == undefinedTable:
-		return fmt.Errorf("%w: there is none yet; run: watchword migrate --datastore-uri …", ErrSchema)
-	case err != nil:
-		return err
-	case current < known:
-		return fmt.Errorf("%w: version %d is older than this program's %d; run: watchword migrate --datastore-uri …", ErrSchema, current, known)
-	}
-	return judgeSchema(current, known, floor)
-}
-
-func postgresSchema(ctx context.Context, p *pgDB) (current int64, floor string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	sources := provider.ListSources() // by version
+	known := sources[len(sources)-1].Version
+	ctx, cancel := context.WithTimeout(ctx, schemaTime)
 	defer cancel()
 	conn, err := p.pool.Acquire(ctx)
 	if err != nil {
-		return 0, "", unavailable(err)
+		return unavailable(err)
 	}
 	defer conn.Release()
+	var current int64
+	var floor string
 	err = conn.QueryRow(ctx, `SELECT COALESCE(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&current)
-	if err != nil {
-		return 0, "", unavailable(err)
+	if err == nil {
+		floor, err = pgSetting(ctx, conn, schemaFloor)
 	}
-	err = conn.QueryRow(ctx, `SELECT value FROM settings WHERE name = $1`, schemaFloor).Scan(&floor)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return 0, "", unavailable(err)
+	switch {
+	case sqlState(err) == undefinedTable:
+		return fmt.Errorf("%w: there is none yet", ErrOldSchema)
+	case err != nil:
+		return unavailable(err)
 	}
-	return current, floor, nil
+	return judgeSchema(current, known, floor)
 }

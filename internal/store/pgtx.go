@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -11,19 +10,18 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// pgTx runs the statements of one transaction, in as few round trips as it can:
-// BEGIN goes with the first statement whose outcome somebody needs, what nobody
-// waits for goes with the next one, and what comes last goes with COMMIT. So the
-// head row, for which all appenders queue, is locked for no longer than one
-// pipelined send, whatever becomes of us.
+// pgTx runs the statements of one transaction in as few round trips as possible. BEGIN
+// is sent with the first query, a queued statement with the next query, and a statement
+// of [Tx.queryAtCommit] with COMMIT. So the head row, for which all appenders queue, is
+// locked for one pipelined send at most, even if this process dies.
 type pgTx struct {
 	ctx      context.Context
 	conn     *pgxpool.Conn
 	readOnly bool
 	queued   *pgx.Batch
-	atEnd    []pgStatement
+	atCommit []pgStatement
 	at       time.Time // zero before BEGIN was answered
-	event    bool      // one was appended
+	event    bool      // an event was appended
 }
 
 type pgStatement struct {
@@ -32,23 +30,12 @@ type pgStatement struct {
 	args  []any
 }
 
-// pgNow is PostgreSQL's clock as a column holds it.
+// pgNow is PostgreSQL's clock as a column holds times.
 const pgNow = `CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)`
 
-// pgBegin sets what holds for this transaction, and asks for the time. A pooler
-// may give the next one to another connection, so nothing is set for longer.
-var (
-	pgBegin = `SELECT CAST(extract(epoch FROM transaction_timestamp()) * 1000000 AS BIGINT), pg_is_in_recovery(), ` + bounds(true)
-	// pgBounds sets the same for a connection: where a pooler is between, for one
-	// that is ours now and then.
-	pgBounds = `SELECT ` + bounds(false)
-)
-
-func bounds(local bool) string {
-	return fmt.Sprintf(`set_config('statement_timeout', '%d', %t), set_config('lock_timeout', '%d', %[2]t),
-		set_config('idle_in_transaction_session_timeout', '%[4]d', %[2]t)`,
-		statementTime.Milliseconds(), local, lockTime.Milliseconds(), idleTime.Milliseconds())
-}
+// pgBegin reads the transaction's time and whether the server is a standby, and sets
+// the bounds.
+var pgBegin = `SELECT CAST(extract(epoch FROM transaction_timestamp()) * 1000000 AS BIGINT), pg_is_in_recovery(), ` + pgTxBounds
 
 func beginPostgres(ctx context.Context, conn *pgxpool.Conn, readOnly bool) *pgTx {
 	t := &pgTx{ctx: ctx, conn: conn, readOnly: readOnly, queued: &pgx.Batch{}}
@@ -70,7 +57,7 @@ func beginPostgres(ctx context.Context, conn *pgxpool.Conn, readOnly bool) *pgTx
 	return t
 }
 
-// flush sends what is queued and waits for the answers.
+// flush sends the queued statements and waits for the answers.
 func (t *pgTx) flush() error {
 	batch := t.queued
 	t.queued = &pgx.Batch{}
@@ -80,13 +67,11 @@ func (t *pgTx) flush() error {
 	return t.conn.SendBatch(t.ctx, batch).Close()
 }
 
-func (t *pgTx) now() (time.Time, error) {
+func (t *pgTx) now() (at time.Time, err error) {
 	if t.at.IsZero() {
-		if err := t.flush(); err != nil {
-			return time.Time{}, err
-		}
+		err = t.flush()
 	}
-	return t.at, nil
+	return t.at, err
 }
 
 func (t *pgTx) exec(query string, args ...any) (int64, error) {
@@ -99,20 +84,21 @@ func (t *pgTx) exec(query string, args ...any) (int64, error) {
 	return n, err
 }
 
-// query waits for a row that another holds. Who held it may have written a later
-// time there than this transaction began at, and time must not run backwards.
-func (t *pgTx) query(scan func(row) error, hold, query string, args ...any) error {
-	if hold == "" || t.readOnly {
+// query waits for a row locked by another transaction, and then reads the clock: the
+// other transaction may have written a later time into the row than this transaction
+// began at, and a row's times must not run backwards.
+func (t *pgTx) query(scan func(row) error, lock, query string, args ...any) error {
+	if lock == "" || t.readOnly {
 		t.queue(pgStatement{scan, query, args})
 		return t.flush()
 	}
-	t.queue(pgStatement{scan, query + " FOR NO KEY UPDATE OF " + hold, args})
-	t.waited()
+	t.queue(pgStatement{scan, query + " FOR NO KEY UPDATE OF " + lock, args})
+	t.queueClock()
 	return t.flush()
 }
 
-// waited moves the transaction's instant behind a statement that waits.
-func (t *pgTx) waited() {
+// queueClock sets the transaction's time to the time after the statement before.
+func (t *pgTx) queueClock() {
 	t.queued.Queue("SELECT " + pgNow).QueryRow(func(r pgx.Row) error {
 		var us int64
 		err := r.Scan(&us)
@@ -123,10 +109,9 @@ func (t *pgTx) waited() {
 
 func (t *pgTx) queue(s pgStatement) {
 	q := t.queued.Queue(s.query, s.args...)
-	if s.scan == nil {
-		return
+	if s.scan != nil {
+		q.Query(func(rows pgx.Rows) error { return scanRows(rows, s.scan) })
 	}
-	q.Query(func(rows pgx.Rows) error { return each(rows, s.scan) })
 }
 
 // exclusiveLock is an advisory lock of the database, "watchwor" in ASCII.
@@ -134,51 +119,43 @@ const exclusiveLock = 0x7761746368776f72
 
 func (t *pgTx) exclusive() error {
 	t.queued.Queue(`SELECT pg_advisory_xact_lock($1)`, int64(exclusiveLock))
-	t.waited()
+	t.queueClock()
 	return t.flush()
 }
 
-func (t *pgTx) later(query string, args ...any) error {
+func (t *pgTx) queueExec(query string, args ...any) error {
 	t.queued.Queue(query, args...)
 	return nil
 }
 
-func (t *pgTx) last(scan func(row) error, query string, args ...any) error {
-	t.atEnd = append(t.atEnd, pgStatement{scan, query, args})
+func (t *pgTx) queryAtCommit(scan func(row) error, query string, args ...any) error {
+	t.atCommit = append(t.atCommit, pgStatement{scan, query, args})
 	return nil
 }
 
 func (t *pgTx) hint() { t.event = true }
 
-// commit sends all that is left. When the connection fails after that, nobody
-// knows what became of the transaction.
+// commit sends all statements left, and COMMIT. Errors: ErrUncertain if the connection
+// failed after that; ErrUnavailable.
 func (t *pgTx) commit() error {
-	for _, s := range t.atEnd {
+	for _, s := range t.atCommit {
 		t.queue(s)
 	}
 	if t.event {
-		t.queued.Queue(`SELECT pg_notify($1, '')`, notify)
+		t.queued.Queue(`SELECT pg_notify($1, '')`, notifyChannel)
 	}
 	t.queued.Queue("COMMIT")
-	conn := t.conn.Conn().PgConn()
-	forgetWarnings(conn)
-	err := t.flush()
-	switch {
-	case err == nil && t.readOnly:
-		return nil
-	case err == nil:
-		return replicated(conn)
-	case t.readOnly && len(t.atEnd) == 0: // what was read holds whatever became of it
-		return nil
-	case refused(err) || errors.Is(err, errStandby): // which changes nothing, whatever it was sent
-		t.rollback()
-		return unavailable(err)
+	err := confirmed(t.conn.Conn().PgConn(), t.flush)
+	if t.readOnly && (len(t.atCommit) == 0 || errors.Is(err, errNotReplicated)) {
+		return nil // the rows read before hold, whatever became of the transaction
 	}
-	return fmt.Errorf("%w: %w", ErrUncertain, err)
+	if err = afterSend(err, true); err != nil && meaningOf(err).undone {
+		t.rollback()
+	}
+	return err
 }
 
-// rollback ends the transaction. A connection on which that fails is not used
-// again.
+// rollback ends the transaction. After a failure the connection is closed.
 func (t *pgTx) rollback() {
 	if t.conn.Conn().PgConn().TxStatus() == 'I' {
 		return // BEGIN was not sent

@@ -3,16 +3,15 @@ package store
 import (
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
 )
 
-// AuditRecord is a row of the security record. Package audit says what the
-// fields mean.
+// AuditRecord is a row of the table audit, the security record. Package audit explains
+// the fields.
 type AuditRecord struct {
-	ID        string // made by InsertAudit; in order of time
+	ID        string // made by InsertAudit; sorts by time
 	Type      string
 	Success   bool
 	Reason    string
@@ -30,13 +29,13 @@ const (
 	auditColumns    = `id, type, success, reason, actor_id, user_id, session_id, kid, source, detail, count`
 )
 
-// auditID is the lowest id of a moment.
+// auditID returns the lowest id of a moment.
 func auditID(t time.Time) string { return fmt.Sprintf("%0*x", auditTimeDigits, max(0, t.UnixMicro())) }
 
-// Time is when the record was made.
+// Time returns the time of the record, from the id.
 func (r *AuditRecord) Time() time.Time {
 	us, err := strconv.ParseInt(r.ID[:min(auditTimeDigits, len(r.ID))], 16, 64)
-	if err != nil { // no id of ours
+	if err != nil { // not made by InsertAudit
 		return time.Time{}
 	}
 	return fromMicros(us)
@@ -46,35 +45,34 @@ func (r *AuditRecord) scan(from row) error {
 	return from.Scan(&r.ID, &r.Type, &r.Success, &r.Reason, &r.ActorID, &r.UserID, &r.SessionID, &r.KID, &r.Source, &r.Detail, &r.Count)
 }
 
-// InsertAudit adds a record as of now, and gives it its id.
+// InsertAudit adds a record as of now, and sets r.ID.
 func (tx *Tx) InsertAudit(r *AuditRecord) error {
 	random := make([]byte, 6)
 	rand.Read(random)
 	r.ID = auditID(tx.Now()) + hex.EncodeToString(random)
-	return tx.later(`INSERT INTO audit (`+auditColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
+	return tx.queueExec(`INSERT INTO audit (`+auditColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
 		r.ID, r.Type, r.Success, r.Reason, r.ActorID, r.UserID, r.SessionID, r.KID, r.Source, r.Detail, r.Count)
 }
 
-// SetAuditCount says how many events a record stands for, and reports whether
-// the record is still there.
+// SetAuditCount writes how many events a record stands for, and reports whether the
+// record still exists.
 func (tx *Tx) SetAuditCount(id string, count int64) (bool, error) {
 	n, err := tx.exec(`UPDATE audit SET count = $2 WHERE id = $1`, id, count)
 	return n == 1, err
 }
 
-// AuditFilter says which records are asked for. What is not set holds for all.
+// AuditFilter selects records. An unset field selects all.
 type AuditFilter struct {
 	Type       string
-	UserID     string // who did it, or to whom it was done
+	UserID     string // the actor, or the user acted upon
 	SessionID  string
 	Start, End time.Time
-	Before     string // an id: records older than this one
+	Before     string // an id; only older records
 }
 
-// Audit lists up to limit records, the newest first, and says before which id
-// to go on: empty, when the end was reached. It looks at no more than scan
-// records, since only ids have an index: so a page may be short, or empty, with
-// more to come.
+// Audit lists up to limit records, the newest first. next is the Before of the next
+// page, and empty at the end. Audit reads at most scan records, since only ids have an
+// index: a page may be short, or empty, and yet have a next page.
 func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, next string, err error) {
 	before, floor := f.Before, ""
 	if !f.Start.IsZero() {
@@ -86,11 +84,8 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 	if before == "" {
 		before = "g" // above every digit
 	}
-	err = tx.each(func(r row) error {
-		record := &AuditRecord{}
-		records = append(records, record)
-		return record.scan(r)
-	}, `SELECT `+auditColumns+` FROM (SELECT `+auditColumns+` FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT $3) AS scanned
+	records, err = queryAll(tx, (*AuditRecord).scan, `SELECT `+auditColumns+`
+		FROM (SELECT `+auditColumns+` FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT $3) AS scanned
 		WHERE ($4 = '' OR type = $4) AND ($5 = '' OR user_id = $5 OR actor_id = $5) AND ($6 = '' OR session_id = $6)
 		ORDER BY id DESC LIMIT $7`, before, floor, scan, f.Type, f.UserID, f.SessionID, limit+1)
 	if err != nil {
@@ -99,16 +94,12 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 	if len(records) > limit {
 		return records[:limit], records[limit-1].ID, nil
 	}
-	err = tx.one(func(r row) error { return r.Scan(&next) },
+	err = tx.queryRows(into(&next),
 		`SELECT id FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT 1 OFFSET $3`, before, floor, scan-1)
-	if errors.Is(err, ErrNotFound) {
-		err = nil
-	}
 	return records, next, err
 }
 
-// PruneAudit deletes up to limit records from before a moment, and reports how
-// many.
+// PruneAudit deletes up to limit records older than before, and returns their number.
 func (tx *Tx) PruneAudit(before time.Time, limit int) (int64, error) {
 	return tx.deleteFound(`DELETE FROM audit WHERE id = $1`,
 		`SELECT id FROM audit WHERE id < $1 ORDER BY id LIMIT $2`, auditID(before), limit)

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// EventKind is what an event says.
+// EventKind tells what an event means to a verifier.
 type EventKind string
 
 // The kinds of events.
@@ -16,61 +16,65 @@ const (
 	VersionStale EventKind = "version-stale"
 	// VersionRevoked revokes a user's access tokens below a version.
 	VersionRevoked EventKind = "version-revoked"
-	// KeysChanged says that signing keys must be read again.
+	// KeysChanged tells verifiers to read the signing keys again.
 	KeysChanged EventKind = "keys-changed"
 )
 
-// Event is one numbered change that verifiers must learn of.
+// Event is a row of the table events: a numbered change for all verifiers.
 type Event struct {
-	Seq       int64  // no gaps; the order of commits
-	Tag       []byte // random: tells two histories with the same numbers apart
+	Seq       int64  // in the order of commits, without gaps
+	Tag       []byte // random; differs between two histories with the same numbers
 	Kind      EventKind
 	Subject   string // the session's or the user's id
-	Version   int64  // of a user: tokens below are concerned
+	Version   int64  // of a user; the event concerns tokens below
 	ExpiresAt time.Time
 }
 
-// Head is the number of the newest event that this transaction sees.
+func (e *Event) scan(r row) error {
+	return r.Scan(&e.Seq, &e.Tag, &e.Kind, &e.Subject, &e.Version, (*timeColumn)(&e.ExpiresAt))
+}
+
+// Head returns the number of the newest event, as seen by this transaction.
 func (tx *Tx) Head() (int64, error) {
 	var seq int64
-	err := tx.one(func(r row) error { return r.Scan(&seq) }, `SELECT seq FROM head WHERE id = 1`)
+	err := tx.queryRow(into(&seq), `SELECT seq FROM head WHERE id = 1`)
 	return seq, err
 }
 
-// HeadInto fills in, by the time that Write returns, the number and the tag of the
-// newest event that this transaction sees, its own among them. There is no tag
-// where there was no event.
+// HeadInto sets, before Write returns, the number and the tag of the newest event, the
+// events of this transaction included. The tag is empty while there are no events.
 func (tx *Tx) HeadInto(seq *int64, tag *[]byte) error {
-	return tx.last(func(r row) error { return r.Scan(seq, tag) },
+	return tx.queryAtCommit(into(seq, tag),
 		`SELECT seq, (SELECT tag FROM events WHERE events.seq = head.seq) FROM head WHERE id = 1`)
 }
 
-// notify is a channel of PostgreSQL.
-const notify = "watchword_events"
+// notifyChannel is the channel of PostgreSQL's NOTIFY.
+const notifyChannel = "watchword_events"
 
-// AppendEvent gives an event the next number and stores it; the number is in the
-// event when Write returns. ExpiresAt is given without the longest lifetime of an
-// access token, and is stored with it: this is read behind the lock that all
-// appenders queue for, so that none misses a longer one which another has set.
-// That lock is the transaction's last, and held for no more than the commit.
+// AppendEvent stores an event under the next number. e.Seq is set when Write returns.
+//
+// The stored expiry is e.ExpiresAt plus the longest lifetime of an access token. The
+// statement reads that lifetime after locking the head row, for which all appenders
+// queue: so no appender misses a longer lifetime set by another. The lock is the
+// transaction's last, and lasts no longer than the commit.
 func (tx *Tx) AppendEvent(e *Event) error {
-	err := tx.last(func(r row) error { return r.Scan(&e.Seq) }, `UPDATE head SET seq = seq + 1 WHERE id = 1 RETURNING seq`)
+	err := tx.queryAtCommit(into(&e.Seq), `UPDATE head SET seq = seq + 1 WHERE id = 1 RETURNING seq`)
 	if err != nil {
 		return err
 	}
 	tx.run.hint()
-	return tx.last(nil, `INSERT INTO events (seq, tag, kind, subject, version, expires_at)
+	return tx.queryAtCommit(nil, `INSERT INTO events (seq, tag, kind, subject, version, expires_at)
 		SELECT seq, $1, $2, $3, CAST($4 AS BIGINT), CAST($5 AS BIGINT) + COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $6), 0)
 		FROM head WHERE id = 1`,
 		e.Tag, string(e.Kind), e.Subject, e.Version, micros(e.ExpiresAt), maxLifetime)
 }
 
-// maxLifetime is the setting that holds the longest lifetime, in microseconds,
-// that an access token of this installation was ever given.
+// maxLifetime is the setting for the longest lifetime ever given to an access token of
+// this installation, in microseconds.
 const maxLifetime = "max_access_ttl"
 
-// MaxLifetime is the longest lifetime that an access token was ever given; zero,
-// where none was.
+// MaxLifetime returns the longest lifetime ever given to an access token, and zero
+// before the first.
 func (tx *Tx) MaxLifetime() (time.Duration, error) {
 	value, err := tx.Setting(maxLifetime)
 	if err != nil || value == "" {
@@ -80,28 +84,20 @@ func (tx *Tx) MaxLifetime() (time.Duration, error) {
 	return time.Duration(us) * time.Microsecond, err
 }
 
-// SetMaxLifetime writes it. An event goes with it, in the same transaction.
+// SetMaxLifetime writes the lifetime for MaxLifetime. The caller must append an event
+// in the same transaction.
 func (tx *Tx) SetMaxLifetime(longest time.Duration) error {
 	return tx.SetSetting(maxLifetime, strconv.FormatInt(longest.Microseconds(), 10))
 }
 
-// Events lists up to limit events with a higher number than `after`, in order.
+// Events lists up to limit events numbered above after, in order.
 func (tx *Tx) Events(after int64, limit int) ([]*Event, error) {
-	var events []*Event
-	err := tx.each(func(r row) error {
-		e := &Event{}
-		var expires int64
-		err := r.Scan(&e.Seq, &e.Tag, &e.Kind, &e.Subject, &e.Version, &expires)
-		e.ExpiresAt = fromMicros(expires)
-		events = append(events, e)
-		return err
-	}, `SELECT seq, tag, kind, subject, version, expires_at FROM events WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
-	return events, err
+	return queryAll(tx, (*Event).scan,
+		`SELECT seq, tag, kind, subject, version, expires_at FROM events WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
 }
 
-// PruneEvents deletes up to limit events that have expired, and reports how many.
-// The newest stays: by its tag a reader of the tail sees whether the history
-// behind it is still the same.
+// PruneEvents deletes up to limit expired events, and returns their number. The newest
+// event stays: a reader of the tail compares the tag to notice another history.
 func (tx *Tx) PruneEvents(limit int) (int64, error) {
 	return tx.deleteFound(`DELETE FROM events WHERE seq = $1`,
 		`SELECT seq FROM events WHERE expires_at <= $1 AND seq < (SELECT seq FROM head WHERE id = 1) ORDER BY expires_at LIMIT $2`,

@@ -1,13 +1,8 @@
 package store
 
-import (
-	"database/sql"
-	"errors"
-	"time"
-)
+import "time"
 
-// SigningKey is a signing key's row. The times are its whole life; a zero time
-// is not decided yet.
+// SigningKey is a row of the table signing_keys. A zero time is not decided yet.
 type SigningKey struct {
 	KID           string
 	Algorithm     string
@@ -23,23 +18,13 @@ type SigningKey struct {
 const keyColumns = `kid, algorithm, public_key, sealed_key, published_at, signs_from, signs_until, verifies_until, revoked_at`
 
 func (k *SigningKey) scan(r row) error {
-	var published int64
-	var from, until, verifies, revoked sql.NullInt64
-	err := r.Scan(&k.KID, &k.Algorithm, &k.PublicKey, &k.SealedKey, &published, &from, &until, &verifies, &revoked)
-	k.PublishedAt, k.SignsFrom, k.SignsUntil = fromMicros(published), fromNullMicros(from), fromNullMicros(until)
-	k.VerifiesUntil, k.RevokedAt = fromNullMicros(verifies), fromNullMicros(revoked)
-	return err
+	return r.Scan(&k.KID, &k.Algorithm, &k.PublicKey, &k.SealedKey, (*timeColumn)(&k.PublishedAt), (*timeColumn)(&k.SignsFrom),
+		(*timeColumn)(&k.SignsUntil), (*timeColumn)(&k.VerifiesUntil), (*timeColumn)(&k.RevokedAt))
 }
 
 // SigningKeys lists all signing keys, the oldest first.
 func (tx *Tx) SigningKeys() ([]*SigningKey, error) {
-	var keys []*SigningKey
-	err := tx.each(func(r row) error {
-		k := &SigningKey{}
-		keys = append(keys, k)
-		return k.scan(r)
-	}, `SELECT `+keyColumns+` FROM signing_keys ORDER BY published_at, kid`)
-	return keys, err
+	return queryAll(tx, (*SigningKey).scan, `SELECT `+keyColumns+` FROM signing_keys ORDER BY published_at, kid`)
 }
 
 // InsertSigningKey adds a signing key.
@@ -50,8 +35,8 @@ func (tx *Tx) InsertSigningKey(k *SigningKey) error {
 	return err
 }
 
-// UpdateSigningKey writes the times of a signing key's life. The caller has read
-// the row in this transaction.
+// UpdateSigningKey writes the times from SignsFrom on. The caller must have read the row
+// in the same transaction.
 func (tx *Tx) UpdateSigningKey(k *SigningKey) error {
 	_, err := tx.exec(`UPDATE signing_keys SET signs_from = $2, signs_until = $3, verifies_until = $4, revoked_at = $5 WHERE kid = $1`,
 		k.KID, nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt))
@@ -64,31 +49,24 @@ func (tx *Tx) ResealSigningKey(kid string, sealed []byte) error {
 	return err
 }
 
-// DeleteSigningKey forgets a signing key.
+// DeleteSigningKey deletes a signing key.
 func (tx *Tx) DeleteSigningKey(kid string) error {
 	_, err := tx.exec(`DELETE FROM signing_keys WHERE kid = $1`, kid)
 	return err
 }
 
-// MACKey is the row of a key that authenticates refresh tokens.
+// MACKey is a row of the table mac_keys. A MAC key authenticates refresh tokens.
 type MACKey struct {
 	ID        int64
 	SealedKey []byte
 	CreatedAt time.Time
 }
 
+func (k *MACKey) scan(r row) error { return r.Scan(&k.ID, &k.SealedKey, (*timeColumn)(&k.CreatedAt)) }
+
 // MACKeys lists all MAC keys, the oldest first.
 func (tx *Tx) MACKeys() ([]*MACKey, error) {
-	var keys []*MACKey
-	err := tx.each(func(r row) error {
-		k := &MACKey{}
-		var created int64
-		err := r.Scan(&k.ID, &k.SealedKey, &created)
-		k.CreatedAt = fromMicros(created)
-		keys = append(keys, k)
-		return err
-	}, `SELECT id, sealed_key, created_at FROM mac_keys ORDER BY id`)
-	return keys, err
+	return queryAll(tx, (*MACKey).scan, `SELECT id, sealed_key, created_at FROM mac_keys ORDER BY id`)
 }
 
 // InsertMACKey adds a MAC key.
@@ -104,19 +82,15 @@ func (tx *Tx) ResealMACKey(id int64, sealed []byte) error {
 	return err
 }
 
-// Setting reads a setting that the whole installation shares; empty: it was
-// never set.
+// Setting reads a setting of the installation. A setting never set is empty.
 func (tx *Tx) Setting(name string) (string, error) {
 	var value string
-	err := tx.one(func(r row) error { return r.Scan(&value) }, `SELECT value FROM settings WHERE name = $1`, name)
-	if errors.Is(err, ErrNotFound) {
-		return "", nil
-	}
+	err := tx.queryRows(into(&value), `SELECT value FROM settings WHERE name = $1`, name)
 	return value, err
 }
 
-// SetSetting writes a setting that the whole installation shares.
+// SetSetting writes a setting of the installation.
 func (tx *Tx) SetSetting(name, value string) error {
-	return tx.later(`INSERT INTO settings (name, value) VALUES ($1, $2)
+	return tx.queueExec(`INSERT INTO settings (name, value) VALUES ($1, $2)
 		ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
 }

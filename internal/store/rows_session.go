@@ -1,14 +1,12 @@
 package store
 
 import (
-	"database/sql"
 	"encoding/json"
-	"fmt"
 	"strings"
 	"time"
 )
 
-// Session is a session's row.
+// Session is a row of the table sessions.
 type Session struct {
 	ID          string
 	UserID      string
@@ -16,12 +14,12 @@ type Session struct {
 	Audience    []string
 	CreatedAt   time.Time
 	RefreshedAt time.Time
-	EndedAt     time.Time // zero: not ended by anyone
+	EndedAt     time.Time // zero: not ended
 	Generations Generations
 }
 
-// Generations is how far a session's refresh token has come. Package session
-// says what the numbers mean.
+// Generations counts a session's refresh tokens. generation.go of package session
+// explains the numbers.
 type Generations struct {
 	Current    int64
 	Spent      int64
@@ -35,35 +33,18 @@ type Generations struct {
 const sessionColumns = `id, user_id, born_ver, audience, created_at, refreshed_at, ended_at,
 	current, spent, spent_at, low, earlier_low, late, late_at`
 
-func (s *Session) scan(r row) error {
-	into, finish := s.columns()
-	if err := r.Scan(into...); err != nil {
-		return err
-	}
-	return finish()
-}
+func (s *Session) scan(r row) error { return r.Scan(s.columns()...) }
 
-// columns is where sessionColumns go to, and what is to be done then.
-func (s *Session) columns() (into []any, finish func() error) {
-	var audience string
-	var created, refreshed, spentAt, lateAt int64
-	var ended sql.NullInt64
+// columns returns where to scan sessionColumns.
+func (s *Session) columns() []any {
 	g := &s.Generations
-	into = []any{&s.ID, &s.UserID, &s.BornVersion, &audience, &created, &refreshed, &ended,
-		&g.Current, &g.Spent, &spentAt, &g.Low, &g.EarlierLow, &g.Late, &lateAt}
-	return into, func() error {
-		s.CreatedAt, s.RefreshedAt, s.EndedAt = fromMicros(created), fromMicros(refreshed), fromNullMicros(ended)
-		g.SpentAt, g.LateAt = fromMicros(spentAt), fromMicros(lateAt)
-		var err error
-		if s.Audience, err = parseStrings(audience); err != nil {
-			return fmt.Errorf("session %s: audience: %w", s.ID, err)
-		}
-		return nil
-	}
+	return []any{&s.ID, &s.UserID, &s.BornVersion, (*stringsColumn)(&s.Audience),
+		(*timeColumn)(&s.CreatedAt), (*timeColumn)(&s.RefreshedAt), (*timeColumn)(&s.EndedAt),
+		&g.Current, &g.Spent, (*timeColumn)(&g.SpentAt), &g.Low, &g.EarlierLow, &g.Late, (*timeColumn)(&g.LateAt)}
 }
 
-// parseStrings reads a JSON array of strings. Where nothing is escaped, as is
-// so of audiences, it is cut into pieces, for every refresh comes here.
+// parseStrings parses a JSON array of strings. An array without escapes, as every
+// audience is, is cut into pieces: json.Unmarshal would cost every refresh more.
 func parseStrings(array string) (list []string, err error) {
 	inside, ok1 := strings.CutPrefix(array, `["`)
 	inside, ok2 := strings.CutSuffix(inside, `"]`)
@@ -74,47 +55,34 @@ func parseStrings(array string) (list []string, err error) {
 	return list, json.Unmarshal([]byte(array), &list)
 }
 
-// Session finds a session by id. ErrNotFound.
+// Session finds a session by id, and locks the row in a transaction that writes.
+// Errors: ErrNotFound.
 func (tx *Tx) Session(id string) (*Session, error) {
 	s := &Session{}
-	return s, tx.hold("sessions", s.scan, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
+	return s, tx.queryLocked("sessions", s.scan, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
 }
 
-// SessionAndUser finds a session and whose it is, in one statement. The session
-// stays as it is, and the user may change meanwhile. ErrNotFound.
+// SessionAndUser finds a session and its user by one statement. A transaction that
+// writes locks the session's row but not the user's. Errors: ErrNotFound.
 func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
 	s, u := &Session{}, &User{}
-	err := tx.hold("s", func(r row) error {
-		session, finishSession := s.columns()
-		user, finishUser := u.columns()
-		if err := r.Scan(append(session, user...)...); err != nil {
-			return err
-		}
-		finishUser()
-		return finishSession()
-	}, sessionAndUser, id)
-	return s, u, err
+	return s, u, tx.queryLocked("s", into(append(s.columns(), u.columns()...)...), sessionAndUser, id)
 }
 
-var sessionAndUser = `SELECT ` + of("s", sessionColumns) + `, ` + of("u", userColumns) +
+var sessionAndUser = `SELECT ` + qualified("s", sessionColumns) + `, ` + qualified("u", userColumns) +
 	` FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.id = $1`
 
-// of names the columns of a table by its alias.
-func of(alias, columns string) string {
+// qualified returns the columns with the table's alias before each.
+func qualified(alias, columns string) string {
 	return alias + "." + strings.Join(strings.Fields(columns), " "+alias+".")
 }
 
-// Sessions lists a user's sessions that nobody has ended, in order of id, from
-// the one behind `after` on; those that only grew old are among them.
+// Sessions lists a user's sessions without EndedAt, in order of id, beginning after the
+// id `after`. A session that grew too old is listed, too.
 func (tx *Tx) Sessions(userID, after string, limit int) ([]*Session, error) {
-	var sessions []*Session
-	err := tx.each(func(r row) error {
-		s := &Session{}
-		sessions = append(sessions, s)
-		return s.scan(r)
-	}, `SELECT `+sessionColumns+` FROM sessions WHERE user_id = $1 AND id > $2 AND ended_at IS NULL ORDER BY id LIMIT $3`,
+	return queryAll(tx, (*Session).scan,
+		`SELECT `+sessionColumns+` FROM sessions WHERE user_id = $1 AND id > $2 AND ended_at IS NULL ORDER BY id LIMIT $3`,
 		userID, after, limit)
-	return sessions, err
 }
 
 // InsertSession adds a session.
@@ -124,51 +92,39 @@ func (tx *Tx) InsertSession(s *Session) error {
 		return err
 	}
 	g := s.Generations
-	return tx.later(`INSERT INTO sessions (`+sessionColumns+`)
+	return tx.queueExec(`INSERT INTO sessions (`+sessionColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
 		s.ID, s.UserID, s.BornVersion, string(audience), micros(s.CreatedAt), micros(s.RefreshedAt), nullMicros(s.EndedAt),
 		g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt))
 }
 
-// AdvanceSession writes a session's generations and marks it refreshed now.
-// The caller has read the row in this transaction.
+// AdvanceSession writes a session's generations, and Now as the time of the refresh. The
+// caller must have read the row in the same transaction.
 func (tx *Tx) AdvanceSession(id string, g Generations) error {
-	return tx.later(`UPDATE sessions SET refreshed_at = $2, current = $3, spent = $4, spent_at = $5,
+	return tx.queueExec(`UPDATE sessions SET refreshed_at = $2, current = $3, spent = $4, spent_at = $5,
 		low = $6, earlier_low = $7, late = $8, late_at = $9 WHERE id = $1`,
 		id, micros(tx.Now()), g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt))
 }
 
-// EndSession marks a session as ended now. The caller has read the row in this
-// transaction.
+// EndSession marks a session as ended now, unless the session has ended before. The
+// caller must have read the row in the same transaction.
 func (tx *Tx) EndSession(id string) error {
-	return tx.later(`UPDATE sessions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL`, id, micros(tx.Now()))
+	return tx.queueExec(`UPDATE sessions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL`, id, micros(tx.Now()))
 }
 
-// PruneSessions looks at up to limit sessions, in order of id from the one
-// behind `after` on, and deletes those that keep refuses. It returns the last
-// id that it looked at: empty, when the end was reached.
+// PruneSessions reads up to limit sessions in order of id, beginning after the id
+// `after`, and deletes those for which keep returns false. PruneSessions returns the last
+// id read, and "" at the end of the table.
 func (tx *Tx) PruneSessions(after string, limit int, keep func(*Session) bool) (string, error) {
-	var last string
-	var dead []*Session
-	n := 0
-	err := tx.each(func(r row) error {
-		s := &Session{}
-		if err := s.scan(r); err != nil {
-			return err
-		}
-		n, last = n+1, s.ID
-		if !keep(s) {
-			dead = append(dead, s)
-		}
-		return nil
-	}, `SELECT `+sessionColumns+` FROM sessions WHERE id > $1 ORDER BY id LIMIT $2`, after, limit)
-	for _, s := range dead {
-		if err == nil { // unless it was refreshed since it was read
-			err = tx.later(`DELETE FROM sessions WHERE id = $1 AND refreshed_at = $2`, s.ID, micros(s.RefreshedAt))
+	sessions, err := queryAll(tx, (*Session).scan,
+		`SELECT `+sessionColumns+` FROM sessions WHERE id > $1 ORDER BY id LIMIT $2`, after, limit)
+	for _, s := range sessions {
+		if err == nil && !keep(s) { // a session refreshed since the read stays
+			err = tx.queueExec(`DELETE FROM sessions WHERE id = $1 AND refreshed_at = $2`, s.ID, micros(s.RefreshedAt))
 		}
 	}
-	if n < limit {
-		last = ""
+	if len(sessions) == 0 || len(sessions) < limit {
+		return "", err
 	}
-	return last, err
+	return sessions[len(sessions)-1].ID, err
 }

@@ -1,20 +1,20 @@
 package store
 
 import (
-	"database/sql"
+	"slices"
 	"strings"
 	"time"
 )
 
-// User is a user's row.
+// User is a row of the table users.
 type User struct {
 	ID           string
 	Username     string
 	PasswordHash string // in PHC form
 	Roles        []string
 	Disabled     bool
-	Version      int64 // access tokens that carry a lower one are stale
-	RevokedBelow int64 // sessions born below have ended
+	Version      int64 // access tokens with a lower version are stale
+	RevokedBelow int64 // sessions with a lower BornVersion have ended
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
 	DeletedAt    time.Time // zero: not deleted
@@ -22,49 +22,35 @@ type User struct {
 
 const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at, deleted_at`
 
-func (u *User) scan(r row) error {
-	into, finish := u.columns()
-	err := r.Scan(into...)
-	finish()
-	return err
+func (u *User) scan(r row) error { return r.Scan(u.columns()...) }
+
+// columns returns where to scan userColumns.
+func (u *User) columns() []any {
+	return []any{&u.ID, &u.Username, &u.PasswordHash, (*wordsColumn)(&u.Roles), &u.Disabled, &u.Version, &u.RevokedBelow,
+		(*timeColumn)(&u.CreatedAt), (*timeColumn)(&u.UpdatedAt), (*timeColumn)(&u.DeletedAt)}
 }
 
-// columns is where userColumns go to, and what is to be done then.
-func (u *User) columns() (into []any, finish func()) {
-	var roles string
-	var created, updated int64
-	var deleted sql.NullInt64
-	into = []any{&u.ID, &u.Username, &u.PasswordHash, &roles, &u.Disabled, &u.Version, &u.RevokedBelow, &created, &updated, &deleted}
-	return into, func() {
-		u.Roles = strings.Fields(roles)
-		u.CreatedAt, u.UpdatedAt, u.DeletedAt = fromMicros(created), fromMicros(updated), fromNullMicros(deleted)
-	}
-}
-
-// User finds a user by id, deleted ones too. ErrNotFound.
+// User finds a user by id, deleted or not, and locks the row in a transaction that
+// writes. Errors: ErrNotFound.
 func (tx *Tx) User(id string) (*User, error) {
 	u := &User{}
-	return u, tx.hold("users", u.scan, `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
+	return u, tx.queryLocked("users", u.scan, `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
 }
 
-// UserByName finds a user who is not deleted by their folded name. ErrNotFound.
+// UserByName finds a user by folded name, and no deleted user. Errors: ErrNotFound.
 func (tx *Tx) UserByName(username string) (*User, error) {
 	u := &User{}
-	return u, tx.one(u.scan, `SELECT `+userColumns+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
+	return u, tx.queryRow(u.scan, `SELECT `+userColumns+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
 }
 
-// Users lists users who are not deleted, in order of id, from the one behind `after` on.
+// Users lists users in order of id, beginning after the id `after`, and no deleted user.
 func (tx *Tx) Users(after string, limit int) ([]*User, error) {
-	var users []*User
-	err := tx.each(func(r row) error {
-		u := &User{}
-		users = append(users, u)
-		return u.scan(r)
-	}, `SELECT `+userColumns+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)
-	return users, err
+	return queryAll(tx, (*User).scan,
+		`SELECT `+userColumns+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)
 }
 
-// InsertUser adds a user. ErrExists: the name is taken.
+// InsertUser adds a user. Errors: ErrExists if the id or the name is taken; the
+// transaction can go on.
 func (tx *Tx) InsertUser(u *User) error {
 	n, err := tx.exec(`INSERT INTO users (`+userColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING`,
 		u.ID, u.Username, u.PasswordHash, strings.Join(u.Roles, " "), u.Disabled, u.Version, u.RevokedBelow,
@@ -75,8 +61,8 @@ func (tx *Tx) InsertUser(u *User) error {
 	return err
 }
 
-// UpdateUser writes a user's row as it shall be. ErrExists: the name is taken,
-// and the transaction is to be given up. The caller has read the row in it.
+// UpdateUser writes every column but created_at. The caller must have read the row in
+// the same transaction. Errors: ErrExists if the name is taken; the transaction fails.
 func (tx *Tx) UpdateUser(u *User) error {
 	_, err := tx.exec(`UPDATE users SET username = $2, password_hash = $3, roles = $4, disabled = $5, ver = $6,
 		revoked_below = $7, updated_at = $8, deleted_at = $9 WHERE id = $1`,
@@ -85,19 +71,13 @@ func (tx *Tx) UpdateUser(u *User) error {
 	return err
 }
 
-// RaiseUsers raises the version of up to limit users, deleted ones too, and ends
-// their sessions: it becomes `least`, or one more than it is where that is greater.
-// It goes in order of id, from the one behind `after` on, and returns the last one
-// and how many they were.
+// RaiseUsers raises the version of up to limit users, deleted users included, and so
+// ends their sessions. A version below `least` becomes `least`; any higher version grows
+// by one. RaiseUsers goes in order of id, beginning after the id `after`, and returns the
+// last id and the number of users.
 func (tx *Tx) RaiseUsers(after string, limit int, least int64) (last string, n int, err error) {
-	last = after
 	const raised = `CASE WHEN ver >= $1 THEN ver + 1 ELSE $1 END`
-	err = tx.each(func(r row) error {
-		var id string
-		err := r.Scan(&id)
-		last, n = max(last, id), n+1
-		return err
-	}, `UPDATE users SET ver = `+raised+`, revoked_below = `+raised+`, updated_at = $2
+	ids, err := queryColumn[string](tx, `UPDATE users SET ver = `+raised+`, revoked_below = `+raised+`, updated_at = $2
 		WHERE id IN (SELECT id FROM users WHERE id > $3 ORDER BY id LIMIT $4) RETURNING id`, least, micros(tx.Now()), after, limit)
-	return last, n, err
+	return slices.Max(append(ids, after)), len(ids), err // RETURNING has no order
 }

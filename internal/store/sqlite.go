@@ -5,82 +5,78 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"time"
-
-	"modernc.org/sqlite"
-	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// openSQLite opens one connection that writes, one for checkpoints, and a few that read. In WAL mode
-// readers and the writer don't wait for each other; synchronous=FULL makes a
-// commit survive power loss.
-func openSQLite(ctx context.Context, path string) (*Store, error) {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return nil, fmt.Errorf("opening database: %w", err)
-	}
-	if err := createPrivate(path); err != nil {
-		return nil, fmt.Errorf("opening database: %w", err)
-	}
-	db, err := sql.Open("sqlite", dsn(path))
-	if err != nil {
-		return nil, fmt.Errorf("opening database: %w", err)
-	}
-	engine, err := connectSQLite(ctx, db, path)
-	if err != nil {
-		db.Close()
-		return nil, fmt.Errorf("opening database %s: %w", path, err)
-	}
-	return &Store{engine}, nil
-}
-
-// sqliteDB is an embedded database.
+// sqliteDB is an embedded database: one connection for writing, one for checkpoints,
+// and a few for reading. In WAL mode readers and the writer do not wait for each
+// other; synchronous=FULL makes a commit survive a power cut.
 type sqliteDB struct {
 	db        *sql.DB
 	file      string
-	readers   chan *conn
+	readers   chan *sqliteConn
 	writer    *writer
 	closed    chan struct{}
 	closeOnce func() error
 }
 
-func connectSQLite(ctx context.Context, db *sql.DB, path string) (*sqliteDB, error) {
-	if err := migrateSQLite(ctx, db); err != nil {
+// openSQLite opens the database in the file at path, and makes a missing file. Errors:
+// a *MovedError; ErrSchema.
+func openSQLite(ctx context.Context, path string) (*sqliteDB, error) {
+	if err := createPrivate(path); err != nil {
 		return nil, err
 	}
-	s := &sqliteDB{db: db, file: path, readers: make(chan *conn, max(4, runtime.GOMAXPROCS(0))), closed: make(chan struct{})}
-	s.closeOnce = sync.OnceValue(s.shut)
-	for range cap(s.readers) {
-		c, err := connect(ctx, db)
+	db, err := sql.Open("sqlite", fileURI(path, url.Values{"_pragma": {
+		busyPragma, "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)", // in this order
+	}}))
+	if err != nil {
+		return nil, err
+	}
+	s := &sqliteDB{db: db, file: path, readers: make(chan *sqliteConn, max(4, runtime.GOMAXPROCS(0))), closed: make(chan struct{})}
+	s.closeOnce = sync.OnceValue(s.shutdown)
+	if err := s.connect(ctx); err != nil {
+		db.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// connect brings the schema up to date and makes the connections.
+func (s *sqliteDB) connect(ctx context.Context) error {
+	if err := migrateSQLite(ctx, s.db); err != nil {
+		return err
+	}
+	conns := make([]*sqliteConn, 2+cap(s.readers))
+	for i := range conns {
+		c, err := s.db.Conn(ctx)
 		if err != nil {
-			return nil, err
+			return err
 		}
+		conns[i] = &sqliteConn{c: c, stmts: map[string]*sql.Stmt{}}
+	}
+	turn, err := openTurnstile(s.file)
+	if err != nil {
+		return err
+	}
+	conns[0].turn = turn
+	s.writer = newWriter(conns[0], newCheckpointer(conns[1]))
+	for _, c := range conns[2:] {
 		s.readers <- c
 	}
-	c, err := connect(ctx, db)
-	if err != nil {
-		return nil, err
-	}
-	if c.turn, err = openTurnstile(path); err != nil {
-		return nil, err
-	}
-	side, err := connect(ctx, db)
-	if err != nil {
-		return nil, err
-	}
-	s.writer = newWriter(c, newCheckpointer(side))
-	return s, nil
+	return nil
 }
 
 func (s *sqliteDB) path() string { return s.file }
 func (s *sqliteDB) close() error { return s.closeOnce() }
 
-func (s *sqliteDB) shut() error {
+func (s *sqliteDB) shutdown() error {
 	close(s.closed)
 	s.writer.close()
 	for range cap(s.readers) {
@@ -105,23 +101,28 @@ func (s *sqliteDB) read(ctx context.Context, fn func(*Tx) error) error {
 
 func (s *sqliteDB) write(ctx context.Context, fn func(*Tx) error) error { return s.writer.do(ctx, fn) }
 
-// hints has nothing to tell: other processes are polled for.
+func (s *sqliteDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
+	spent := &Spent{}
+	return spent, s.write(ctx, func(tx *Tx) error {
+		return tx.queryRow(into(spent.columns()...), spendSQLite, append(spend.args(), micros(tx.Now()))...)
+	})
+}
+
+// hints never calls hint: SQLite tells nothing to processes that share a file.
 func (s *sqliteDB) hints(ctx context.Context, _ func()) { <-ctx.Done() }
 
 // busyTimeout is how long a writer waits for another process, such as the command
-// line, that holds the file's lock.
+// line, to release the file's lock.
 const busyTimeout = 5 * time.Second
 
-// dsn names the file, and what every connection is set to.
-func dsn(path string) string {
-	pragmas := url.Values{"_pragma": {
-		fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()), "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)",
-	}}
-	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + pragmas.Encode()
+var busyPragma = fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds())
+
+func fileURI(path string, parameters url.Values) string {
+	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + parameters.Encode()
 }
 
-// createPrivate makes sure that the file exists and that nobody else can read
-// a new one. SQLite gives the files beside it the same mode.
+// createPrivate makes sure that the file exists. A new file has mode 0600, and SQLite
+// gives the files beside it the same mode.
 func createPrivate(path string) error {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -130,154 +131,44 @@ func createPrivate(path string) error {
 	return file.Close()
 }
 
-// conn is a connection with its prepared statements. One goroutine uses it at a time.
-type conn struct {
-	c     *sql.Conn
-	turn  *turnstile           // of the one that writes; nil: it reads
-	stmts map[string]*sql.Stmt // by their SQL; bounded, since every text is a constant of this package
+// sqlitePath returns the file named by a URI. Errors: ErrEngine.
+func sqlitePath(uri string) (string, error) {
+	file, ok := strings.CutPrefix(uri, "sqlite:")
+	if !ok || file == "" {
+		return "", fmt.Errorf("%w: it must be sqlite:FILE", ErrEngine)
+	}
+	return filepath.Abs(file)
 }
 
-func connect(ctx context.Context, db *sql.DB) (*conn, error) {
-	c, err := db.Conn(ctx)
-	if err != nil {
-		return nil, err
+// openExisting opens a database of any schema, and changes nothing. Errors: ErrEngine;
+// an error for a missing file, and for the database of some other program.
+func openExisting(ctx context.Context, uri string) (db *sql.DB, path string, err error) {
+	if path, err = sqlitePath(uri); err != nil {
+		return nil, "", err
 	}
-	return &conn{c: c, stmts: map[string]*sql.Stmt{}}, nil
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, "", fmt.Errorf("there is no database %s", path)
+	}
+	if db, err = sql.Open("sqlite", fileURI(path, url.Values{"mode": {"rw"}, "_pragma": {busyPragma}})); err != nil {
+		return nil, "", err
+	}
+	var version int64
+	if err := db.QueryRowContext(ctx, `SELECT max(version_id) FROM goose_db_version`).Scan(&version); err != nil {
+		db.Close()
+		return nil, "", fmt.Errorf("%s is not a database of watchword's: %w", path, err)
+	}
+	return db, path, nil
 }
 
-func (c *conn) close() {
-	for _, stmt := range c.stmts {
-		stmt.Close()
-	}
-	c.c.Close()
-	if c.turn != nil {
-		c.turn.close()
-	}
+// movedAway returns where an embedded database was moved to, and by which copy. Both
+// are empty for a database that was not moved.
+func movedAway(ctx context.Context, db *sql.DB) (to, id string) {
+	return earlySetting(ctx, db, movedTo), earlySetting(ctx, db, copyID)
 }
 
-// No context of a caller reaches the driver: an interrupt would roll back the
-// whole transaction, and with it the writes of strangers that share it.
-
-func (c *conn) prepare(query string) (*sql.Stmt, error) {
-	if stmt, ok := c.stmts[query]; ok {
-		return stmt, nil
-	}
-	stmt, err := c.c.PrepareContext(context.Background(), query)
-	if err != nil {
-		return nil, err
-	}
-	c.stmts[query] = stmt
-	return stmt, nil
-}
-
-func (c *conn) control(statement string) error {
-	stmt, err := c.prepare(statement)
-	if err != nil {
-		return unavailable(err)
-	}
-	if _, err := stmt.Exec(); err != nil {
-		return unavailable(err)
-	}
-	return nil
-}
-
-// begin begins a transaction: of the writer, when it is its turn.
-func (c *conn) begin() error {
-	if c.turn == nil {
-		return c.control("BEGIN")
-	}
-	c.turn.enter()
-	defer c.turn.leave()
-	return c.control("BEGIN IMMEDIATE")
-}
-
-// transact runs fn in a transaction of its own. It returns the one that was
-// committed.
-func (c *conn) transact(fn func(*Tx) error) (*Tx, error) {
-	if err := c.begin(); err != nil {
-		return nil, err
-	}
-	committed := false
-	defer func() {
-		if !committed {
-			// Fails where the driver has rolled back by itself.
-			_ = c.control("ROLLBACK")
-		}
-	}()
-	tx := newTx(c)
-	if err := tx.attempt(fn); err != nil {
-		return nil, err
-	}
-	if err := c.control("COMMIT"); err != nil {
-		return nil, err
-	}
-	committed = true
-	return tx, nil
-}
-
-// instant is a transaction on a connection, or a part of one.
-type instant struct {
-	*conn
-	at time.Time
-}
-
-func newTx(c *conn) *Tx {
-	return &Tx{run: instant{c, time.Now().UTC().Truncate(time.Microsecond)}}
-}
-
-func (i instant) now() (time.Time, error) { return i.at, nil }
-
-// exclusive does nothing: there is one writer.
-func (instant) exclusive() error { return nil }
-
-func (i instant) exec(query string, args ...any) (int64, error) {
-	stmt, err := i.prepare(query)
-	if err != nil {
-		return 0, err
-	}
-	result, err := stmt.Exec(args...)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
-}
-
-func (i instant) query(scan func(row) error, _, query string, args ...any) error {
-	stmt, err := i.prepare(query)
-	if err != nil {
-		return err
-	}
-	rows, err := stmt.Query(args...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		if err := scan(rows); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
-}
-
-func (i instant) later(query string, args ...any) error {
-	_, err := i.exec(query, args...)
-	return err
-}
-
-func (i instant) last(scan func(row) error, query string, args ...any) error {
-	if scan == nil {
-		return i.later(query, args...)
-	}
-	return i.query(scan, "", query, args...)
-}
-
-// hint does nothing: other processes poll.
-func (instant) hint() {}
-
-func isUniqueViolation(err error) bool {
-	if e := (*sqlite.Error)(nil); errors.As(err, &e) {
-		return e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY
-	}
-	return sqlState(err) == uniqueViolation
+// earlySetting reads a setting of a database that may have no schema yet. Any error
+// means: not set.
+func earlySetting(ctx context.Context, db *sql.DB, name string) (value string) {
+	_ = db.QueryRowContext(ctx, `SELECT value FROM settings WHERE name = $1`, name).Scan(&value)
+	return value
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -145,6 +146,9 @@ func (k *PublicKey) KID() string { return k.kid }
 
 // Algorithm returns the only algorithm for the key (RFC 8725 section 3.1).
 func (k *PublicKey) Algorithm() Algorithm { return k.alg }
+
+// MarshalPKIX returns the key in the stored form.
+func (k *PublicKey) MarshalPKIX() ([]byte, error) { return x509.MarshalPKIXPublicKey(k.key) }
 
 // verify checks the signature (RFC 7515 section 5.2). The key alone chooses the
 // algorithm. golang-jwt refuses an ES256 signature of a length other than 64 bytes;

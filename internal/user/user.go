@@ -1,10 +1,10 @@
-// Package user owns users and their rights: who there is, what they may do, and
-// since when.
+// Package user owns users, their names and their rights.
 //
-// A user's Version is raised by every change of rights, and access tokens below
-// it are stale. RevokedBelow is raised with it where sessions must end: sessions
-// born below, and their tokens, are dead, at the same cost for one or ten
-// thousand. Both are always raised to a number that was never out before.
+// Every change of rights raises a user's Version: access tokens with a lower version
+// are stale. A change of password, disabling and deleting also raise RevokedBelow:
+// sessions begun under a lower version have ended, and their tokens are revoked. The
+// cost is the same for one session and for ten thousand. Both numbers are always raised
+// to a number never used before.
 package user
 
 import (
@@ -25,9 +25,9 @@ import (
 )
 
 var (
-	// ErrNotFound says that there is no such user.
+	// ErrNotFound reports an unknown or deleted user.
 	ErrNotFound = errors.New("no such user")
-	// ErrExists says that the username is taken.
+	// ErrExists reports a username in use.
 	ErrExists = errors.New("username taken")
 )
 
@@ -39,32 +39,36 @@ type Users struct {
 	audit     *audit.Log
 }
 
-// New makes the administration of a store's users.
+// New returns the administration of a store's users. w is where changes commit.
 func New(s *store.Store, w feed.Writer, p *password.Pool, a *audit.Log) *Users {
 	return &Users{store: s, writer: w, passwords: p, audit: a}
 }
 
-// NewID makes an id of a user or a session.
+// NewID returns a random id for a user or a session: 16 characters of base64url.
 func NewID() string {
 	id := make([]byte, 12)
 	rand.Read(id)
 	return base64.RawURLEncoding.EncodeToString(id)
 }
 
-// Create makes a user. It may return ErrExists, password.ErrTooWeak,
-// password.ErrOverloaded, or the caller's.
-func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles Roles, pw password.Password) (*store.User, error) {
+// Create makes a user.
+//
+// Errors: ErrExists; password.ErrTooWeak; password.ErrOverloaded; errors of
+// [caller.Caller.Check] and of the store.
+func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles Roles, pw password.Password) (created *store.User, err error) {
 	if err := pw.CheckPolicy(string(name)); err != nil {
 		return nil, err
 	}
-	if err := u.precheck(ctx, name); err != nil {
+	switch _, err := u.GetByName(ctx, name); { // before the cost of a hash
+	case err == nil:
+		return nil, ErrExists
+	case !errors.Is(err, ErrNotFound):
 		return nil, err
 	}
 	hash, err := u.passwords.Hash(ctx, password.SignedIn, pw)
 	if err != nil {
 		return nil, err
 	}
-	var created *store.User
 	err = u.writer.Write(ctx, func(tx *feed.Tx) error {
 		if err := by.Check(tx.Tx); err != nil {
 			return err
@@ -77,21 +81,9 @@ func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles R
 	return created, err
 }
 
-// precheck spares a hash for a name that is taken.
-func (u *Users) precheck(ctx context.Context, name Name) error {
-	return u.store.Read(ctx, func(tx *store.Tx) error {
-		_, err := tx.UserByName(string(name))
-		if errors.Is(err, store.ErrNotFound) {
-			return nil
-		}
-		if err == nil {
-			return ErrExists
-		}
-		return err
-	})
-}
-
-// Insert adds a user with a hash that was made before. ErrExists.
+// Insert adds a user. The hash was made before the transaction.
+//
+// Errors: ErrExists; the store's.
 func Insert(tx *store.Tx, name Name, roles Roles, hash string) (*store.User, error) {
 	now := tx.Now()
 	row := &store.User{
@@ -99,22 +91,22 @@ func Insert(tx *store.Tx, name Name, roles Roles, hash string) (*store.User, err
 		Version: nextVersion(0, now), CreatedAt: now, UpdatedAt: now,
 	}
 	if err := tx.InsertUser(row); err != nil {
-		return nil, exists(err)
+		return nil, translate(err)
 	}
 	return row, tx.SetSetting(hadUser, "yes")
 }
 
-// Created is the record of a new user.
+// Created returns the record of a new user.
 func Created(by caller.Caller, row *store.User) audit.Event {
 	return audit.Event{Type: audit.UserCreated, ActorID: by.ID, UserID: row.ID, Detail: describe(row)}
 }
 
-// describe is what of a user's row decides about their rights.
+// describe returns a user's name, rights and state for the record.
 func describe(row *store.User) string {
 	return fmt.Sprintf("username: %s, roles: %s, disabled: %t", row.Username, strings.Join(row.Roles, " "), row.Disabled)
 }
 
-// hadUser is the setting that says whether a user was ever made.
+// hadUser names a setting: present from the database's first user on.
 const hadUser = "had_user"
 
 // EverMade reports whether the database ever had a user.
@@ -123,69 +115,76 @@ func EverMade(tx *store.Tx) (bool, error) {
 	return had != "", err
 }
 
-// Get finds a user by id. ErrNotFound.
-func (u *Users) Get(ctx context.Context, id string) (*store.User, error) {
-	var row *store.User
-	err := u.store.Read(ctx, func(tx *store.Tx) (err error) {
+// Get returns the user with an id.
+//
+// Errors: ErrNotFound; the store's.
+func (u *Users) Get(ctx context.Context, id string) (row *store.User, err error) {
+	err = u.store.Read(ctx, func(tx *store.Tx) (err error) {
 		row, err = Find(tx, id)
 		return err
 	})
 	return row, err
 }
 
-// GetByName finds a user by name. ErrNotFound.
-func (u *Users) GetByName(ctx context.Context, name Name) (*store.User, error) {
-	var row *store.User
-	err := u.store.Read(ctx, func(tx *store.Tx) (err error) {
+// GetByName returns the user with a name.
+//
+// Errors: ErrNotFound; the store's.
+func (u *Users) GetByName(ctx context.Context, name Name) (row *store.User, err error) {
+	err = u.store.Read(ctx, func(tx *store.Tx) (err error) {
 		row, err = FindByName(tx, name)
 		return err
 	})
 	return row, err
 }
 
-// List lists users in order of id, from the one behind `after` on, and says
-// whether there are more.
+// List returns a page of users in order of id, beginning after the id `after`, and
+// reports whether more users follow.
 func (u *Users) List(ctx context.Context, after string, limit int) (rows []*store.User, more bool, err error) {
 	err = u.store.Read(ctx, func(tx *store.Tx) (err error) {
 		rows, err = tx.Users(after, limit+1)
 		return err
 	})
-	if len(rows) > limit {
-		return rows[:limit], true, err
-	}
-	return rows, false, err
+	return rows[:min(len(rows), limit)], len(rows) > limit, err
 }
 
-// Find finds a user who is not deleted. ErrNotFound.
+// Find returns the user with an id, unless the user is deleted.
+//
+// Errors: ErrNotFound; the store's.
 func Find(tx *store.Tx, id string) (*store.User, error) {
 	row, err := tx.User(id)
-	if err != nil {
-		return nil, notFound(err)
-	}
-	if !row.DeletedAt.IsZero() {
+	switch {
+	case err != nil:
+		return nil, translate(err)
+	case !row.DeletedAt.IsZero():
 		return nil, ErrNotFound
 	}
 	return row, nil
 }
 
-// FindByName finds a user by name. ErrNotFound.
+// FindByName returns the user with a name.
+//
+// Errors: ErrNotFound; the store's.
 func FindByName(tx *store.Tx, name Name) (*store.User, error) {
 	row, err := tx.UserByName(string(name))
-	return row, notFound(err)
+	if err != nil {
+		return nil, translate(err)
+	}
+	return row, nil
 }
 
-// Change is what Update changes; nil leaves a field as it is.
+// Change holds the new values for Update. A nil field stays as it is.
 type Change struct {
 	Name     *Name
 	Roles    *Roles
 	Disabled *bool
 }
 
-// Update changes a user's name, rights or state. A change of name or roles
-// makes access tokens stale; disabling ends every session. It may return
-// ErrNotFound, ErrExists, or the caller's.
+// Update changes a user's name, rights or state. A new name and new roles make access
+// tokens stale. Disabling, and enabling again, end every session.
+//
+// Errors: ErrNotFound; ErrExists; errors of [caller.Caller.Check] and of the store.
 func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change Change) (*store.User, error) {
-	return u.alter(ctx, by, id, audit.UserUpdated, func(row *store.User, _ time.Time) effect {
+	return u.change(ctx, by, id, audit.UserUpdated, func(row *store.User, _ time.Time) effect {
 		var e effect
 		if change.Name != nil && string(*change.Name) != row.Username {
 			row.Username, e = string(*change.Name), stale
@@ -200,68 +199,70 @@ func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change 
 	})
 }
 
-// Delete removes a user for good and ends every session. ErrNotFound, or the
-// caller's.
+// Delete removes a user and ends every session of the user.
+//
+// Errors: ErrNotFound; errors of [caller.Caller.Check] and of the store.
 func (u *Users) Delete(ctx context.Context, by caller.Caller, id string) error {
-	_, err := u.alter(ctx, by, id, audit.UserDeleted, func(row *store.User, now time.Time) effect {
+	_, err := u.change(ctx, by, id, audit.UserDeleted, func(row *store.User, now time.Time) effect {
 		row.DeletedAt = now
-		row.PasswordHash = "" // nothing is kept that could be guessed at
+		row.PasswordHash = "" // a deleted user's password must not be found by guessing
 		return revoked
 	})
 	return err
 }
 
-// RevokeSessions ends every session of a user. ErrNotFound, or the caller's.
+// RevokeSessions ends every session of a user.
+//
+// Errors: ErrNotFound; errors of [caller.Caller.Check] and of the store.
 func (u *Users) RevokeSessions(ctx context.Context, by caller.Caller, id string) error {
-	_, err := u.alter(ctx, by, id, audit.UserSessionsRevoked, func(*store.User, time.Time) effect { return revoked })
+	_, err := u.change(ctx, by, id, audit.UserSessionsRevoked, func(*store.User, time.Time) effect { return revoked })
 	return err
 }
 
-// SetPassword gives a user a new password and ends every session. It may return
-// ErrNotFound, password.ErrTooWeak, password.ErrOverloaded, or the caller's.
+// SetPassword gives a user a new password and ends every session of the user. Of two
+// calls at once, the later commit decides the password.
+//
+// Errors: ErrNotFound; password.ErrTooWeak; password.ErrOverloaded; errors of
+// [caller.Caller.Check] and of the store.
 func (u *Users) SetPassword(ctx context.Context, by caller.Caller, id string, pw password.Password) (*store.User, error) {
-	before, err := u.Get(ctx, id)
+	row, err := u.Get(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if err := pw.CheckPolicy(before.Username); err != nil {
+	if err := pw.CheckPolicy(row.Username); err != nil {
 		return nil, err
 	}
 	hash, err := u.passwords.Hash(ctx, password.SignedIn, pw)
 	if err != nil {
 		return nil, err
 	}
-	// Whatever hash stands there now, this one was made for this order and
-	// outlives it: the order is the one of the commits.
-	return u.alter(ctx, by, id, audit.PasswordSet, func(row *store.User, _ time.Time) effect {
+	return u.change(ctx, by, id, audit.PasswordSet, func(row *store.User, _ time.Time) effect {
 		row.PasswordHash = hash
 		return revoked
 	})
 }
 
-// effect is what a change does to tokens that are out.
+// effect is the effect of a change on tokens minted before.
 type effect int
 
 const (
-	none effect = iota
+	unchanged effect = iota // and nothing is written
 	stale
 	revoked
 )
 
-// alter changes a user's row, raises its version, records it and appends the
-// event, in one transaction.
-func (u *Users) alter(ctx context.Context, by caller.Caller, id string, what audit.Type, change func(*store.User, time.Time) effect) (*store.User, error) {
-	var row *store.User
-	err := u.writer.Write(ctx, func(tx *feed.Tx) error {
+// change applies fn to a user's row, records the change, and raises the version, in one
+// transaction.
+func (u *Users) change(ctx context.Context, by caller.Caller, id string, what audit.Type, fn func(*store.User, time.Time) effect) (row *store.User, err error) {
+	err = u.writer.Write(ctx, func(tx *feed.Tx) error {
 		if err := by.Check(tx.Tx); err != nil {
 			return err
 		}
-		var err error
 		if row, err = Find(tx.Tx, id); err != nil {
 			return err
 		}
-		e := change(row, tx.Now())
-		if e == none {
+		e := fn(row, tx.Now())
+		if e == unchanged {
 			return nil
 		}
 		record := audit.Event{Type: what, ActorID: by.ID, UserID: row.ID}
@@ -276,9 +277,10 @@ func (u *Users) alter(ctx context.Context, by caller.Caller, id string, what aud
 	return row, err
 }
 
-// Raise writes a user's changed row with a raised version, and appends that
-// tokens below it are stale, or that they and their sessions are revoked.
-// ErrExists.
+// Raise writes a user's changed row with a raised version, and appends the event: the
+// tokens with lower versions are stale, or they and their sessions are revoked.
+//
+// Errors: ErrExists; the store's.
 func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
 	row.Version = nextVersion(row.Version, tx.Now())
 	if revoke {
@@ -286,19 +288,18 @@ func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
 	}
 	row.UpdatedAt = tx.Now()
 	if err := tx.UpdateUser(row); err != nil {
-		return exists(err)
+		return translate(err)
 	}
 	return tx.VersionRaised(row.ID, row.Version, revoke)
 }
 
-// RaiseAll raises every user's version and ends every session, in steps, and says
-// how many users there were. It appends no event: who calls it withdraws all
-// signing keys behind it.
+// RaiseAll raises every user's version and ends every session, in steps, and returns
+// the number of users. RaiseAll appends no event: the caller must withdraw all signing
+// keys afterwards.
 func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
-	const step = 2000 // rows: some ten milliseconds in which others wait for them
-	for after := ""; ; {
-		var last string
-		var n int
+	const step = 2000 // rows: other writers wait for some ten milliseconds
+	for after, n := "", step; n == step; users += n {
+		var last string // fn may run again, from the same after
 		err := s.Write(ctx, func(tx *store.Tx) (err error) {
 			last, n, err = tx.RaiseUsers(after, step, nextVersion(0, tx.Now()))
 			return err
@@ -306,29 +307,24 @@ func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
 		if err != nil {
 			return users, err
 		}
-		if users += n; n < step {
-			return users, nil
-		}
 		after = last
 	}
+	return users, nil
 }
 
-// nextVersion is a number that is not out yet: above the last one, and not
-// below the clock's seconds, so that a database restored from yesterday does
-// not give out today's numbers again.
+// nextVersion returns a version never used before: above the last version, and at least
+// the clock's seconds. So a database restored from yesterday does not use today's
+// versions again.
 func nextVersion(version int64, now time.Time) int64 {
 	return max(version+1, now.Unix())
 }
 
-func exists(err error) error {
-	if errors.Is(err, store.ErrExists) {
+// translate returns this package's error for an error of the store.
+func translate(err error) error {
+	switch {
+	case errors.Is(err, store.ErrExists):
 		return ErrExists
-	}
-	return err
-}
-
-func notFound(err error) error {
-	if errors.Is(err, store.ErrNotFound) {
+	case errors.Is(err, store.ErrNotFound):
 		return ErrNotFound
 	}
 	return err

@@ -113,7 +113,7 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed)) *World {
 	}, session.Dependencies{Store: w.Store, Feed: w.Feed, Issuer: tokens, Users: w.Users, Audit: w.Audit, Master: master})
 	check()
 	w.Logins = login.New(w.Store, w.Feed, w.Sessions, pool)
-	w.Verifier, err = authn.NewVerifier(ctx, w.Feed.Conn(), authn.WithAudience("internal", "billing"))
+	w.Verifier, err = authn.NewVerifier(ctx, w.Feed.Hub().Conn(), authn.WithAudience("internal", "billing"))
 	check()
 	t.Cleanup(func() {
 		closed := w.Verifier.Close()

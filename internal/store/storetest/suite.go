@@ -46,6 +46,7 @@ func Suite(t *testing.T, new func(testing.TB) string) {
 		{"settings", testSettings},
 		{"spend", testSpend},
 		{"spend refuses", testSpendRefuses},
+		{"spend advances", testSpendAdvances},
 		{"spend at once", testSpendAtOnce},
 		{"spend and writes", testSpendAndWrites},
 	} {

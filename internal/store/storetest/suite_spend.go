@@ -66,6 +66,15 @@ type alter func(*store.User, *store.Session, *store.Spend)
 
 func testSpendRefuses(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
+	SpendRefuses(t, s, func(spend *store.Spend) error {
+		_, err := s.Spend(t.Context(), spend)
+		return err
+	})
+}
+
+// SpendRefuses spends the tokens of sessions that are alive and of sessions that are
+// not, by a way of spending.
+func SpendRefuses(t *testing.T, s *store.Store, spend func(*store.Spend) error) {
 	cases := map[string]struct {
 		alter alter
 		want  error
@@ -107,11 +116,48 @@ func testSpendRefuses(t *testing.T, new func(testing.TB) string) {
 		c.alter(u, row, ask)
 		insert(t, s, u, row)
 		before := session(t, s, row.ID)
-		if _, err := s.Spend(t.Context(), ask); !errors.Is(err, c.want) {
+		if err := spend(ask); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 		if after := session(t, s, row.ID); (c.want == nil) == reflect.DeepEqual(before, after) {
 			t.Errorf("%s: it was %+v and is %+v", name, before, after)
+		}
+	}
+}
+
+func testSpendAdvances(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	SpendAdvances(t, s, func(spend *store.Spend) error {
+		_, err := s.Spend(t.Context(), spend)
+		return err
+	})
+}
+
+// SpendAdvances spends, by a way of spending, tokens of sessions that were refreshed so
+// many spans ago, and compares the generations with those of the rule in
+// internal/session/generation.go.
+func SpendAdvances(t *testing.T, s *store.Store, spend func(*store.Spend) error) {
+	const grace = 1000 * time.Hour // a span in which the test ends, but for once in a blue moon
+	insert(t, s, newUser("advances", "advances"))
+	for spansAgo, want := range map[int64]store.Generations{
+		0: {Low: 5, EarlierLow: 3},
+		1: {Low: 9, EarlierLow: 5},
+		2: {Low: 9, EarlierLow: 9},
+		9: {Low: 9, EarlierLow: 9},
+	} {
+		row := newSession(fmt.Sprint("spans ago: ", spansAgo), "advances")
+		at := time.UnixMicro((time.Now().UnixMicro()/grace.Microseconds() - spansAgo) * grace.Microseconds()).UTC()
+		row.Generations = store.Generations{Current: 9, Spent: 7, SpentAt: at, Low: 5, EarlierLow: 3, Late: 2, LateAt: at}
+		write(t, s, func(tx *store.Tx) error { return tx.InsertSession(row) })
+		ask := spendOf(row.ID, 9)
+		ask.Grace = grace
+		if err := spend(ask); err != nil {
+			t.Fatal(err)
+		}
+		got := session(t, s, row.ID)
+		want.Current, want.Spent, want.SpentAt, want.Late, want.LateAt = 10, 9, got.RefreshedAt, 2, at
+		if got.Generations != want || !got.RefreshedAt.After(row.RefreshedAt) {
+			t.Errorf("%d spans ago: %+v, want %+v", spansAgo, got, want)
 		}
 	}
 }

@@ -1,17 +1,13 @@
-package feed_test
+package hub_test
 
 import (
-	"fmt"
-	"path/filepath"
 	"testing"
-
-	"github.com/watchword-auth/watchword/internal/feed"
 )
 
 // drain reads up to the heartbeat behind a snapshot.
-func drain(b *testing.B, f *feed.Feed, at []byte) (resume []byte, sent, largest int) {
+func drain(b *testing.B, s *source, at []byte) (resume []byte, sent, largest int) {
 	ctx := b.Context()
-	w, err := f.Watch(ctx, "peer", at)
+	w, err := s.Watch(ctx, "peer", at)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -23,7 +19,7 @@ func drain(b *testing.B, f *feed.Feed, at []byte) (resume []byte, sent, largest 
 		}
 		sent, largest = sent+len(encoded), max(largest, len(encoded))
 		if len(encoded) > 1000 {
-			continue // a chunk, which costs the feed nothing to decode
+			continue // a chunk, which costs the hub nothing to decode
 		}
 		m := decode(b, encoded)
 		if len(m.GetResume()) > 0 {
@@ -38,14 +34,14 @@ func drain(b *testing.B, f *feed.Feed, at []byte) (resume []byte, sent, largest 
 // What a watcher costs that comes for a snapshot of a million revocations, and
 // one that resumes.
 func BenchmarkWatchAMillion(b *testing.B) {
-	f := openFeed(b, openStore(b, filepath.Join(b.TempDir(), "f.db")))
-	feed.Fill(f, 1_000_000)
-	at, _, _ := drain(b, f, nil)
+	s := newSource()
+	s.fill(1_000_000)
+	at, _, _ := drain(b, s, nil)
 	for name, from := range map[string][]byte{"snapshot": nil, "resume": at} {
 		b.Run(name, func(b *testing.B) {
 			var sent, largest int
 			for b.Loop() {
-				_, sent, largest = drain(b, f, from)
+				_, sent, largest = drain(b, s, from)
 			}
 			b.ReportMetric(float64(sent), "bytes-sent")
 			b.ReportMetric(float64(largest), "bytes-largest-message")
@@ -53,29 +49,21 @@ func BenchmarkWatchAMillion(b *testing.B) {
 	}
 }
 
-// What it takes to let a watcher in, mostly under the feed's lock: with a chunk that
+// What it takes to let a watcher in, mostly under the hub's lock: with a chunk that
 // is nearly full, and with a long part of the log to go on from.
 func BenchmarkWatch(b *testing.B) {
 	ctx := b.Context()
-	s := openStore(b, filepath.Join(b.TempDir(), "f.db"))
-	if err := feed.Direct(s).Write(ctx, ended("first")); err != nil {
-		b.Fatal(err)
-	}
-	f := openFeed(b, s)
-	resume, _, _ := drain(b, f, nil)
-	for i := range 3999 {
-		if err := feed.Direct(s).Write(ctx, ended(fmt.Sprint(i))); err != nil {
-			b.Fatal(err)
-		}
-		if err := feed.CatchUp(f, ctx); err != nil {
-			b.Fatal(err)
-		}
+	s := newSource()
+	s.end("first")
+	resume, _, _ := drain(b, s, nil)
+	for range 3999 {
+		s.fill(1)
 	}
 	for name, from := range map[string][]byte{"snapshot": nil, "resume": resume} {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				w, err := f.Watch(ctx, "peer", from)
+				w, err := s.Watch(ctx, "peer", from)
 				if err != nil {
 					b.Fatal(err)
 				}

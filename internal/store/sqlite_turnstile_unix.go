@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// enter waits for the turn. Who holds it for longer than SQLite itself would wait
-// has been stopped, and is not waited for.
+// enter waits for the turnstile, for busyTimeout at most: a process holding the
+// turnstile longer than SQLite waits for the lock has been stopped.
 func (t *turnstile) enter() {
 	for deadline := time.Now().Add(busyTimeout); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		err := syscall.Flock(int(t.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
@@ -19,5 +19,5 @@ func (t *turnstile) enter() {
 	}
 }
 
-// leave passes it on.
+// leave lets the next process enter.
 func (t *turnstile) leave() { _ = syscall.Flock(int(t.file.Fd()), syscall.LOCK_UN) }

@@ -1,0 +1,47 @@
+package cli
+
+import (
+	"errors"
+
+	"google.golang.org/grpc/status"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// explain returns an error's text for a person at a terminal: a refusal by a server
+// begins with the reason, and any other error ends with a hint.
+func explain(err error) string {
+	var refused interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &refused) {
+		return err.Error() + hint(err)
+	}
+	s := refused.GRPCStatus()
+	if reason := refusal.Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
+		return refusal.Name(reason) + ": " + s.Message()
+	}
+	return s.Code().String() + ": " + s.Message()
+}
+
+// hint names the command or the flag for mending an error. The packages below know no
+// commands and no flags.
+func hint(err error) string {
+	switch {
+	case errors.As(err, new(*store.MovedError)):
+		return ": give the new database as --datastore-uri, with the same --master-key-file"
+	case errors.Is(err, store.ErrIncomplete):
+		return ": run the same `watchword datastore copy` again, which finishes the copy or starts over"
+	case errors.Is(err, store.ErrOldSchema):
+		return "; run: watchword migrate --datastore-uri …"
+	case errors.Is(err, store.ErrSchema):
+		return "; run a newer watchword"
+	case errors.Is(err, seal.ErrWrongKey):
+		return "; name the right file by --master-key-file"
+	case errors.Is(err, issuer.ErrChainBroken):
+		return "; watchword datastore restored replaces all keys, and ends every session"
+	}
+	return ""
+}

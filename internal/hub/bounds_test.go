@@ -1,0 +1,256 @@
+package hub_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/peer"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/hub"
+)
+
+// Strangers are bounded, and cannot lock our own verifier out.
+func TestWatchersAreBounded(t *testing.T) {
+	s := newSource()
+	var watchers []*hub.Watcher
+	closeAll := func() {
+		for _, w := range watchers {
+			w.Close()
+		}
+		watchers = nil
+	}
+	_, at := opening(t, watch(t, s, nil))
+	fill := func(from string) (n int) {
+		for {
+			w, err := s.Watch(t.Context(), from, at)
+			if errors.Is(err, hub.ErrTooManyWatchers) {
+				return n
+			}
+			if err != nil || n > 100_000 {
+				t.Fatalf("%d watchers, %v", n, err)
+			}
+			n++
+			watchers = append(watchers, w)
+		}
+	}
+	one := fill("one peer")
+	if one == 0 || fill("another") == 0 {
+		t.Fatal("one peer takes all places")
+	}
+	for i := range 100 {
+		fill(fmt.Sprint(i))
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	v, err := authn.NewVerifier(ctx, s.Conn(), authn.WithAnyAudience())
+	if err != nil {
+		t.Fatalf("our own verifier: %v", err)
+	}
+	defer v.Close()
+	s.end("one")
+	if err := s.WaitApplied(ctx, s.at()); err != nil || v.Status().EndedSessions != 1 {
+		t.Errorf("our own verifier is not told: %v, %+v", err, v.Status())
+	}
+	closeAll()
+	_, at = opening(t, watch(t, s, nil)) // which cost a snapshot otherwise
+	if n := fill("one peer"); n != one {
+		t.Fatalf("%d places of %d have come back", n, one)
+	}
+	closeAll()
+}
+
+// A peer's snapshots wait for each other; those of others do not, nor do those
+// of its watchers that need none.
+func TestSnapshotsPerPeerAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		_, at := opening(t, watch(t, s, nil))
+		held := []*hub.Watcher{}
+		for {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			w, err := s.Watch(ctx, "greedy", nil)
+			cancel()
+			if errors.Is(err, context.DeadlineExceeded) {
+				break
+			}
+			if err != nil || len(held) > 1000 {
+				t.Fatalf("%d snapshots at a time, %v", len(held), err)
+			}
+			held = append(held, w)
+		}
+		for from, resume := range map[string][]byte{"other": nil, "greedy": at} {
+			w, err := s.Watch(t.Context(), from, resume)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+		}
+		waiting := make(chan *hub.Watcher)
+		go func() {
+			w, err := s.Watch(t.Context(), "greedy", nil)
+			if err != nil {
+				t.Error(err)
+			}
+			waiting <- w
+		}()
+		synctest.Wait()
+		opening(t, held[0]) // read to its end
+		(<-waiting).Close()
+		for _, w := range held {
+			w.Close()
+		}
+	})
+}
+
+// A peer's place for a snapshot is not held for hours by who reads a message now
+// and then.
+func TestASnapshotIsReadInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.end("one")
+		s.fill(100_000)
+		_, at := opening(t, watch(t, s, nil))
+		read := func(from []byte, pause time.Duration) (took time.Duration, err error) {
+			w := watch(t, s, from)
+			began := time.Now()
+			for range 100 {
+				time.Sleep(pause)
+				if _, err := w.Next(t.Context()); err != nil {
+					return time.Since(began), err
+				}
+			}
+			return 0, nil
+		}
+		if took, err := read(nil, time.Second); err != nil {
+			t.Errorf("who reads a message each second is sent away: %v, after %v", err, took)
+		}
+		if took, err := read(nil, 29*time.Second); !errors.Is(err, hub.ErrBehind) || took > 3*time.Minute {
+			t.Errorf("who reads two messages each minute: %v, after %v", err, took)
+		}
+		for range 97 { // which are told to who resumes, but for the trust state, the end and the heartbeat
+			s.end("another")
+		}
+		if took, err := read(at, 29*time.Second); err != nil {
+			t.Errorf("who resumes holds no place, and is sent away: %v, after %v", err, took)
+		}
+	})
+}
+
+// What watchers are sent they share: one that comes costs the hub next to nothing,
+// however much it has missed.
+func TestWatchersShareWhatTheyAreSent(t *testing.T) {
+	s, at := known(t, "known")
+	s.fill(500)
+	for i := range 450 { // the newest chunk is nearly full
+		s.end(fmt.Sprint(i))
+	}
+	for name, from := range map[string][]byte{"a snapshot": nil, "what was missed": at} {
+		const n = 100
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range n {
+			w, err := s.Watch(t.Context(), "peer", from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+		}
+		runtime.ReadMemStats(&after)
+		if each := (after.TotalAlloc - before.TotalAlloc) / n; each > 4<<10 {
+			t.Errorf("%s takes %d bytes for each watcher", name, each)
+		}
+	}
+}
+
+func TestConnServesTheBundleAlone(t *testing.T) {
+	s := newSource()
+	if err := s.Conn().Invoke(t.Context(), "/x/Y", nil, nil); err == nil {
+		t.Error("a unary call was served")
+	}
+	if _, err := s.Conn().NewStream(t.Context(), &grpc.StreamDesc{}, "/x/Y"); err == nil {
+		t.Error("another stream was served")
+	}
+	v, err := authn.NewVerifier(t.Context(), s.Conn(), authn.WithAnyAudience())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// own opens the stream of our own verifier.
+func own(t *testing.T, s *source) (recv func() *watchwordv1.WatchBundleResponse) {
+	t.Helper()
+	var p peer.Peer
+	stream, err := s.Conn().NewStream(t.Context(), &grpc.StreamDesc{}, watchwordv1.TrustService_WatchBundle_FullMethodName, grpc.Peer(&p))
+	if err != nil || p.AuthInfo == nil {
+		t.Fatalf("peer %v, %v", p, err)
+	}
+	if err := stream.SendMsg(&watchwordv1.WatchBundleRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	return func() *watchwordv1.WatchBundleResponse {
+		m := &watchwordv1.WatchBundleResponse{}
+		if err := stream.RecvMsg(m); err != nil {
+			return nil
+		}
+		return m
+	}
+}
+
+// A position is applied when our own verifier asks for the next message, and not while
+// the verifier still applies the one before.
+func TestWaitAppliedWaitsForOurOwnVerifier(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		soon := func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			return s.WaitApplied(ctx, s.at())
+		}
+		s.end("before")
+		if err := soon(); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("without a verifier: %v", err)
+		}
+		recv := own(t, s)
+		for recv().GetHeartbeat() == nil {
+		}
+		s.end("one")
+		for recv().GetChange() == nil {
+		}
+		if err := soon(); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("while the change is being applied: %v", err)
+		}
+		s.Beat()
+		recv()
+		if err := soon(); err != nil {
+			t.Errorf("the change has been applied: %v", err)
+		}
+		// In another history the same number proves nothing, until the verifier is told.
+		s.fork(1, trust(time.Minute))
+		s.end("two")
+		if m := recv(); m != nil {
+			t.Errorf("told on of the old history: %v", m)
+		}
+		if err := soon(); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("in another history: %v", err)
+		}
+		recv = own(t, s)
+		for recv().GetHeartbeat() == nil {
+		}
+		s.Beat()
+		recv()
+		if err := soon(); err != nil {
+			t.Errorf("told of the new history: %v", err)
+		}
+	})
+}

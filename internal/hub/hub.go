@@ -1,0 +1,278 @@
+// Package hub serves the trust bundle to watchers: a snapshot of the trust state and
+// of the revocations in force, and then changes, with heartbeats in between.
+//
+// One publisher fills a hub. The publisher calls [Hub.Publish] for each step of the
+// history of events, [Hub.Fork] when the history was replaced, and [Hub.Beat] at
+// intervals. The hub reads no database: package feed publishes from the store, and
+// the messages of an upstream WatchBundle stream carry all that Publish needs.
+//
+// A stream begins with the newest trust state and never returns to an older one. Every
+// snapshot has all revocations that have not expired, also those of a history that was
+// replaced. Memory is bounded: all watchers share encoded messages, a watcher that
+// falls behind the newest 4096 is dropped, and the places of each peer are bounded.
+//
+// The process's own verifier, called local here, watches through [Hub.Conn] and needs
+// no place. [Hub.WaitApplied] returns when the local verifier has applied a position.
+package hub
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+var (
+	// ErrBehind reports that a watcher read too slowly, or that the history was
+	// replaced. The client opens another stream.
+	ErrBehind = errors.New("watcher fell behind")
+	// ErrOutdated reports that a watcher knows more than the hub, and that the
+	// publisher cannot read more. Another replica may know more.
+	ErrOutdated = errors.New("this replica is behind the watcher")
+	// ErrTooManyWatchers reports that all places are taken, or all places of the peer.
+	ErrTooManyWatchers = errors.New("too many watchers")
+)
+
+// Message is an encoded WatchBundleResponse. Watchers share a message, so the bytes
+// must not be changed.
+type Message []byte
+
+// Hub holds the bundle and serves watchers. Hub is safe for concurrent use. Opening a
+// stream holds the lock for microseconds. The places have a lock of their own.
+type Hub struct {
+	origin  string
+	refresh func(context.Context) error
+	places  places
+
+	mu         sync.Mutex // guards all fields below
+	trust      *watchwordv1.TrustState
+	trustChunk Message // trust, encoded as the first message of a stream
+	revoked    revocations
+	ahead      time.Duration // of the origin's clock before this process's
+	asOf       time.Time     // by the origin's clock: events committed until then are published
+	ring       ring
+
+	applied      int64         // number up to which the local verifier has applied the history
+	appliedGrown chan struct{} // closed and replaced when applied grows
+}
+
+// New returns an empty hub.
+//
+// origin names the database behind the history; a resume token with another origin
+// brings a snapshot. The hub calls refresh, concurrently, for a watcher that knows
+// more than the hub: refresh returns nil after every event that was committed before
+// the call has been published, and an error if that is impossible.
+func New(origin string, refresh func(context.Context) error) *Hub {
+	return &Hub{
+		origin: origin, refresh: refresh, places: places{peers: map[string]*peerPlaces{}},
+		ring: ring{grown: make(chan struct{})}, appliedGrown: make(chan struct{}),
+	}
+}
+
+// Update is one step of the history. A hub sends the step as one message, so the
+// publisher bounds the size.
+type Update struct {
+	Change *watchwordv1.Change // the trust state if it has changed, and new revocations
+	Passed []Position          // the position of each event in the step, in order
+	At     Position            // where the step ends
+	Ahead  time.Duration       // of the origin's clock before this process's
+	AsOf   time.Time           // events committed until then are published; zero: as before
+}
+
+// Publish applies an update, and sends a message to all watchers if the update has a
+// trust state or ends at a new position. The first update with a trust state must
+// come before Watch and Conn are used. The hub keeps the update's parts.
+//
+// State and message change in one step: whoever receives the message finds the
+// trust state of the update, or a newer one, in [Hub.TrustState] and in a new stream.
+func (h *Hub) Publish(u *Update) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ahead = u.Ahead
+	if !u.AsOf.IsZero() {
+		h.asOf = u.AsOf
+	}
+	if trust := u.Change.GetTrustState(); trust != nil {
+		if h.trust != nil {
+			h.ring.afterTrust = h.ring.end() + 1 // the message below has the number end()
+		}
+		h.trust, h.trustChunk = trust, encode(chunk(&watchwordv1.SnapshotChunk{TrustState: trust}))
+	} else if u.At == h.ring.at {
+		return
+	}
+	h.revoked.add(u.Change)
+	h.ring.advance(u.Passed, u.At)
+	h.ring.append(false, encode(&watchwordv1.WatchBundleResponse{
+		Message: &watchwordv1.WatchBundleResponse_Change{Change: u.Change}, Resume: h.resumeLocked(),
+	}))
+}
+
+// Fork begins another history at position zero. All watchers are dropped and must
+// come back. Revocations of the old history stay in force until they expire: losing
+// a history is no reason to accept a revoked token.
+func (h *Hub) Fork() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ring.fork()
+	h.applied = 0
+}
+
+// Beat sends a heartbeat to all watchers and drops expired revocations.
+func (h *Hub) Beat() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.revoked.dropExpired(h.nowLocked())
+	h.ring.append(true, encode(h.heartbeatLocked(h.resumeLocked())))
+}
+
+// TrustState returns the newest trust state. The caller must not change the value.
+func (h *Hub) TrustState() *watchwordv1.TrustState {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.trust
+}
+
+// WaitApplied returns nil when the local verifier has applied every event up to a
+// position. A number applied in an older history proves nothing. Errors: those of ctx.
+func (h *Hub) WaitApplied(ctx context.Context, at Position) error {
+	for {
+		h.mu.Lock()
+		reached, grown := h.applied >= at.Seq && h.ring.holds(at), h.appliedGrown
+		h.mu.Unlock()
+		if reached {
+			return nil
+		}
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// lacks reports whether the hub must be refreshed before a watcher at a position is
+// served: a snapshot of an older state would undo part of the watcher's knowledge,
+// and the watcher would trust a withdrawn key again.
+func (h *Hub) lacks(at Position) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ring.lacks(at)
+}
+
+// nowLocked returns the time of the origin's clock, by which tokens are minted and
+// revocations expire, also while the origin cannot be asked. h.mu must be held.
+func (h *Hub) nowLocked() time.Time { return time.Now().Add(h.ahead) }
+
+// heartbeatLocked returns a heartbeat. h.mu must be held.
+func (h *Hub) heartbeatLocked(resume []byte) *watchwordv1.WatchBundleResponse {
+	beat := &watchwordv1.Heartbeat{ServerTime: timestamppb.New(h.nowLocked()), AsOf: timestamppb.New(h.asOf)}
+	return &watchwordv1.WatchBundleResponse{
+		Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: resume,
+	}
+}
+
+// resumeLocked returns the resume token for the state: number, tag, origin. h.mu must
+// be held.
+func (h *Hub) resumeLocked() []byte {
+	token := binary.BigEndian.AppendUint64(nil, uint64(h.ring.at.Seq))
+	return append(append(token, h.ring.at.Tag[:]...), h.origin...)
+}
+
+// parseResume returns the position in a resume token; nowhere if the token is malformed
+// or of another origin.
+func (h *Hub) parseResume(token []byte) Position {
+	const length = 8 + len(Tag{})
+	if len(token) < length || string(token[length:]) != h.origin {
+		return nowhere
+	}
+	return Position{int64(binary.BigEndian.Uint64(token)), Tag(token[8:length])}
+}
+
+// chunkSize bounds a message of a snapshot, in entries of about 40 bytes.
+const chunkSize = 1000
+
+// revocations holds the revocations in force, in the chunks of a snapshot. Revocations
+// arrive nearly in the order of their expiry, so a chunk is dropped when its last entry
+// has expired, and no entry is looked up. A million entries take some 40 MB, and a
+// snapshot of them takes a list of a thousand shared chunks.
+//
+// revocations has no lock: [Hub].mu guards it.
+type revocations struct {
+	full    []fullChunk               // watchers hold the slice: elements are never changed in place
+	open    watchwordv1.SnapshotChunk // the newest entries, fewer than chunkSize
+	encoded Message                   // open, encoded; nil after open has changed
+	last    time.Time                 // the latest expiry in open
+}
+
+type fullChunk struct {
+	message Message
+	until   time.Time // the latest expiry in the chunk
+}
+
+// add adds the revocations of a change.
+func (r *revocations) add(c *watchwordv1.Change) {
+	for _, ended := range c.GetEndedSessions() {
+		r.open.EndedSessions = append(r.open.EndedSessions, ended)
+		r.entryAdded(ended.GetUntil())
+	}
+	for _, raised := range c.GetRaisedVersions() {
+		r.open.RaisedVersions = append(r.open.RaisedVersions, raised)
+		r.entryAdded(raised.GetUntil())
+	}
+}
+
+// entryAdded follows each entry added to the open chunk: a full chunk is encoded and
+// never changes again.
+func (r *revocations) entryAdded(until *timestamppb.Timestamp) {
+	r.encoded = nil
+	if expires := until.AsTime(); r.last.Before(expires) {
+		r.last = expires
+	}
+	if r.openSize() == chunkSize {
+		r.full = append(r.full, fullChunk{r.newest(), r.last})
+		r.reopen()
+	}
+}
+
+func (r *revocations) openSize() int { return len(r.open.EndedSessions) + len(r.open.RaisedVersions) }
+
+func (r *revocations) reopen() {
+	r.open.EndedSessions, r.open.RaisedVersions, r.encoded, r.last = nil, nil, nil, time.Time{}
+}
+
+// dropExpired drops each chunk of which every entry has expired.
+func (r *revocations) dropExpired(now time.Time) {
+	r.full = slices.DeleteFunc(slices.Clone(r.full), func(c fullChunk) bool { return c.until.Before(now) })
+	if r.last.Before(now) {
+		r.reopen()
+	}
+}
+
+// newest returns the open chunk, encoded; nil if the chunk is empty.
+func (r *revocations) newest() Message {
+	if r.encoded == nil && r.openSize() > 0 {
+		r.encoded = encode(chunk(&r.open))
+	}
+	return r.encoded
+}
+
+func chunk(c *watchwordv1.SnapshotChunk) *watchwordv1.WatchBundleResponse {
+	return &watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
+}
+
+// encode panics only on invalid UTF-8, which no publisher holds: not the store, nor a
+// message that was decoded.
+func encode(m *watchwordv1.WatchBundleResponse) Message {
+	wire, err := proto.Marshal(m)
+	if err != nil {
+		panic("hub: encoding a message of our own: " + err.Error())
+	}
+	return wire
+}

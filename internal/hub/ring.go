@@ -1,0 +1,136 @@
+package hub
+
+import (
+	"cmp"
+	"slices"
+)
+
+// ringSize bounds, in messages, how far a watcher may fall behind.
+const ringSize = 4096
+
+// Tag is random for each event: two histories with the same numbers have different
+// tags. The zero Tag means unknown: the event was pruned, or never existed.
+type Tag [8]byte
+
+// Position is a place in a history: the number of an event, and the event's tag.
+type Position struct {
+	Seq int64
+	Tag Tag
+}
+
+// nowhere is in no history: a stream that resumes from nowhere begins with a snapshot.
+var nowhere = Position{Seq: -1}
+
+// ring holds the newest messages of one history, and the positions of the events in
+// the messages. A ring has no lock: [Hub].mu guards it.
+//
+// Messages are numbered from the start of the process. entries[i] has the number
+// first+i. end() is the number of the next message to come.
+//
+//	 dropped        kept in entries          to come
+//	.........|first ................ end()-1|end() ...
+//
+// Between two calls these statements hold:
+//
+//  1. len(entries) <= ringSize. first and end() never decrease.
+//  2. Every watcher has next <= end(). While first <= next, the watcher's next
+//     message is entries[next-first]. When next < first, a message was dropped before
+//     the watcher read it, and the watcher must begin again.
+//  3. fork sets first to end()+1. By 2, each watcher of the old history has
+//     next < first.
+//  4. entries[i].seq is the number of the state after the message, so the sequence
+//     never decreases, and no entry exceeds at.Seq.
+//  5. recent increases strictly in Seq, and no element exceeds at.Seq. Every event of
+//     the history from recent[0] on is there.
+//  6. afterTrust <= end(). A stream that begins with the newest trust state and goes
+//     on at a message >= afterTrust never returns to an older trust state.
+type ring struct {
+	at         Position // where the state stands: events up to here are published
+	recent     []Position
+	first      int
+	entries    []entry
+	afterTrust int           // behind the newest message that replaced the trust state
+	grown      chan struct{} // closed and replaced by append and fork
+}
+
+type entry struct {
+	seq       int64
+	heartbeat bool
+	message   Message
+}
+
+// end returns the number of the next message to come.
+func (r *ring) end() int { return r.first + len(r.entries) }
+
+// advance moves the state to a position, past those of some events.
+func (r *ring) advance(passed []Position, at Position) {
+	r.at, r.recent = at, append(r.recent, passed...)
+	if n := len(r.recent); n > 2*ringSize {
+		r.recent = slices.Delete(r.recent, 0, n-ringSize)
+	}
+}
+
+// append adds a message and wakes the watchers. A full ring drops its older half, so
+// that moving the rest costs little for each message.
+func (r *ring) append(heartbeat bool, m Message) {
+	if len(r.entries) == ringSize {
+		r.entries = slices.Delete(r.entries, 0, ringSize/2)
+		r.first += ringSize / 2
+	}
+	r.entries = append(r.entries, entry{r.at.Seq, heartbeat, m})
+	r.wake()
+}
+
+// fork begins another history, and leaves every watcher behind.
+func (r *ring) fork() {
+	r.at, r.recent = Position{}, nil
+	r.first, r.entries = r.end()+1, nil
+	r.wake()
+}
+
+func (r *ring) wake() {
+	close(r.grown)
+	r.grown = make(chan struct{})
+}
+
+// find returns the index in recent of an event's number, or where the number would be.
+func (r *ring) find(seq int64) (i int, found bool) {
+	return slices.BinarySearchFunc(r.recent, seq, func(p Position, seq int64) int { return cmp.Compare(p.Seq, seq) })
+}
+
+// holds reports whether a position is in the history. A position older than all of
+// recent counts as held, since nothing speaks against it.
+func (r *ring) holds(at Position) bool {
+	i, found := r.find(at.Seq)
+	if !found {
+		return at == Position{} || i == 0 && len(r.recent) > 0
+	}
+	return r.recent[i] == at
+}
+
+// lacks reports whether a position is newer than the state, or is of another history.
+// lacks returns false for a position older than all of recent.
+func (r *ring) lacks(at Position) bool {
+	i, found := r.find(at.Seq)
+	return at.Seq > r.at.Seq || found && r.recent[i] != at
+}
+
+// resumeAt returns the number of the first message for a watcher that knows every
+// event up to a position. ok is false if the position is unknown, if a message of
+// interest was dropped, or if the trust state was replaced since: the watcher needs a
+// snapshot.
+func (r *ring) resumeAt(at Position) (next int, ok bool) {
+	if at == r.at {
+		return r.end(), true
+	}
+	if i, found := r.find(at.Seq); !found || r.recent[i] != at {
+		return 0, false
+	}
+	// A message with the event itself and newer events is sent whole: applying an
+	// event again does no harm.
+	i, _ := slices.BinarySearchFunc(r.entries, at.Seq+1, func(e entry, seq int64) int { return cmp.Compare(e.seq, seq) })
+	if i == 0 && r.first > 0 {
+		return 0, false // newer events may have been in a dropped message
+	}
+	return r.first + i, r.first+i >= r.afterTrust
+}

@@ -1,0 +1,205 @@
+package issuer
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// ErrChainBroken reports that a row of the signing keys is missing or was changed by
+// hand, so that no rotation can go on from the rows. [Keyring.ReplaceAll] mends the
+// chain.
+var ErrChainBroken = errors.New("the key chain is broken")
+
+// chain is the signing keys as a transaction has read them. A change is made in
+// memory first; [chain.write] then writes the rows that changed.
+//
+// Invariant: each key that is not withdrawn signs until the next one begins, exactly
+// one of them (last) has no end, and one more (next) is published without a date.
+type chain struct {
+	tx   *store.Tx
+	now  time.Time
+	read []*store.SigningKey // copies of the rows as they were read
+	rows []*store.SigningKey // as they are to be, the oldest first
+	last *store.SigningKey   // signs now, or will; nil if the chain is broken
+	next *store.SigningKey   // nil if the chain is broken
+
+	record audit.Event // of the change
+}
+
+func readChain(tx *store.Tx) (*chain, error) {
+	rows, err := tx.SigningKeys()
+	if err != nil {
+		return nil, err
+	}
+	c := &chain{tx: tx, now: tx.Now(), rows: rows}
+	for _, row := range rows {
+		original := *row
+		c.read = append(c.read, &original)
+		switch {
+		case !row.RevokedAt.IsZero():
+		case row.SignsFrom.IsZero():
+			c.next = row
+		case row.SignsUntil.IsZero():
+			c.last = row
+		}
+	}
+	return c, nil
+}
+
+// intact returns an error unless the chain has its last and its next key.
+func (c *chain) intact() error {
+	switch {
+	case c.next == nil:
+		return broken("no key is published to sign next")
+	case c.last == nil:
+		return broken("every key that signs has an end")
+	}
+	return nil
+}
+
+func broken(how string) error {
+	return fmt.Errorf("%w: %s; a row of signing_keys was deleted or changed by hand: restore the row, or replace all keys", ErrChainBroken, how)
+}
+
+// write writes the rows that were changed since readChain: added, altered, removed.
+func (c *chain) write() error {
+	for _, row := range c.rows {
+		original := find(c.read, row.KID)
+		var err error
+		if original == nil {
+			err = c.tx.InsertSigningKey(row)
+		} else if !reflect.DeepEqual(row, original) {
+			err = c.tx.UpdateSigningKey(row)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, original := range c.read {
+		if find(c.rows, original.KID) == nil {
+			if err := c.tx.DeleteSigningKey(original.KID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// publish adds a copy of a spare key, since the transaction may run again.
+func (c *chain) publish(spare *store.SigningKey) *store.SigningKey {
+	key := *spare
+	key.PublishedAt = c.now
+	c.rows = append(c.rows, &key)
+	return &key
+}
+
+// promote dates the next key and the end of the last one. The last one signs for a
+// microsecond at least: without it two keys would begin at once, and neither would
+// stand before the other.
+func (c *chain) promote() error {
+	age, err := maxAge(c.tx)
+	if err != nil {
+		return err
+	}
+	longest, err := c.tx.MaxLifetime()
+	if err != nil {
+		return err
+	}
+	if age > 0 {
+		age += settle
+	}
+	from := slices.MaxFunc([]time.Time{c.now, c.next.PublishedAt.Add(age), c.last.SignsFrom.Add(time.Microsecond)}, time.Time.Compare)
+	c.next.SignsFrom, c.last.SignsUntil = from, from
+	c.last.VerifiesUntil = from.Add(longest + feed.Margin)
+	return nil
+}
+
+// bridge closes the gap that a withdrawn key leaves in the chain. Errors:
+// ErrChainBroken if the key has no neighbour.
+func (c *chain) bridge(leaked, spare *store.SigningKey) error {
+	switch {
+	case leaked == c.next:
+		c.publish(spare)
+	case leaked.SignsFrom.After(c.now): // does not sign yet: the key before goes on in its place
+		before, err := c.find("no key signs until "+leaked.KID+" begins", func(k *store.SigningKey) bool { return k.SignsUntil.Equal(leaked.SignsFrom) })
+		if err != nil {
+			return err
+		}
+		before.SignsUntil, before.VerifiesUntil = leaked.SignsUntil, leaked.VerifiesUntil
+	case leaked == c.last: // signs, and has no successor with a date
+		c.next.SignsFrom = c.now
+		c.publish(spare)
+	case leaked.SignsUntil.After(c.now): // signs, and its successor has a date
+		after, err := c.find("no key begins when "+leaked.KID+" ends", func(k *store.SigningKey) bool { return k.SignsFrom.Equal(leaked.SignsUntil) })
+		if err != nil {
+			return err
+		}
+		after.SignsFrom = c.now
+	}
+	return nil
+}
+
+// signing returns the key that signs now.
+func (c *chain) signing() (*store.SigningKey, error) {
+	return c.find("no key signs now", func(k *store.SigningKey) bool { return state(k, c.now) == Signing })
+}
+
+// find returns the first key that is not withdrawn and matches. Errors:
+// ErrChainBroken, with the text `missing`, if there is none.
+func (c *chain) find(missing string, matches func(*store.SigningKey) bool) (*store.SigningKey, error) {
+	for _, row := range c.rows {
+		if row.RevokedAt.IsZero() && matches(row) {
+			return row, nil
+		}
+	}
+	return nil, broken(missing)
+}
+
+// remove removes the keys that match.
+func (c *chain) remove(matches func(*store.SigningKey) bool) {
+	c.rows = slices.DeleteFunc(c.rows, matches)
+}
+
+// verifiesNothing reports whether the last token that a key signed has expired.
+func (c *chain) verifiesNothing(k *store.SigningKey) bool {
+	return !k.VerifiesUntil.IsZero() && k.VerifiesUntil.Before(c.now)
+}
+
+func find(rows []*store.SigningKey, kid string) *store.SigningKey {
+	for _, row := range rows {
+		if row.KID == kid {
+			return row
+		}
+	}
+	return nil
+}
+
+// settingMaxAge names the setting that holds how long a cache may keep the key set,
+// in microseconds. A key must have been published for as long before it signs.
+const settingMaxAge = "jwks_max_age"
+
+// settle is how much longer than a cache's age a key must have been published: a
+// replica may serve the key set of a moment ago, and HTTP counts whole seconds.
+const settle = time.Second
+
+// SetMaxAge stores how long a cache may keep the key set from now on.
+func SetMaxAge(tx *store.Tx, age time.Duration) error {
+	return tx.SetSetting(settingMaxAge, strconv.FormatInt(age.Microseconds(), 10))
+}
+
+func maxAge(tx *store.Tx) (time.Duration, error) {
+	value, err := tx.Setting(settingMaxAge)
+	if err != nil || value == "" {
+		return 0, err
+	}
+	us, err := strconv.ParseInt(value, 10, 64)
+	return time.Duration(us) * time.Microsecond, err
+}

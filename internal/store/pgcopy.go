@@ -1,0 +1,146 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// copyTarget is the PostgreSQL database of a [Copy]. One transaction on conn lasts from
+// lock to commit.
+type copyTarget struct {
+	db     *pgDB
+	conn   *pgxpool.Conn
+	tables []string
+}
+
+func openCopyTarget(ctx context.Context, uri string) (*copyTarget, error) {
+	db, err := openPostgres(ctx, uri)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := db.pool.Acquire(ctx)
+	if err != nil {
+		db.closeOnce()
+		return nil, err
+	}
+	return &copyTarget{db: db, conn: conn}, nil
+}
+
+func (t *copyTarget) close() {
+	t.conn.Release() // which closes a connection with an open transaction
+	t.db.closeOnce()
+}
+
+// name returns the target's URI without a password.
+func (t *copyTarget) name() string {
+	config := t.db.pool.Config().ConnConfig
+	return (&url.URL{
+		Scheme: "postgres", User: url.User(config.User), Path: "/" + config.Database,
+		Host: net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port))),
+	}).String()
+}
+
+// lock locks the tables, and deletes the rows of a migration or an interrupted copy.
+// Any other row is refused.
+func (t *copyTarget) lock(ctx context.Context, tables []string) error {
+	t.tables = tables
+	// With synchronous_commit off a crash of PostgreSQL might undo the copy after the
+	// source was fenced, and so lose everything.
+	for _, statement := range []string{
+		`BEGIN`, `SET LOCAL lock_timeout = '5s'`, `SET LOCAL statement_timeout = 0`, `SET LOCAL idle_in_transaction_session_timeout = 0`,
+		`SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`,
+		fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d)`, int64(exclusiveLock)), // a starting server waits
+		`LOCK TABLE ` + strings.Join(tables, ", ") + ` IN SHARE ROW EXCLUSIVE MODE`,
+	} {
+		if _, err := t.conn.Exec(ctx, statement); err != nil {
+			return fmt.Errorf("locking the database to copy to: %w", err)
+		}
+	}
+	incomplete, err := pgSetting(ctx, t.conn, copyIncomplete)
+	if err != nil {
+		return err
+	}
+	for _, table := range tables {
+		if err := t.clear(ctx, table, incomplete != ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clear empties a table. Without leftovers of an interrupted copy, only the rows of a
+// migration may be deleted.
+func (t *copyTarget) clear(ctx context.Context, table string, leftovers bool) error {
+	kept := ``
+	if table == "settings" {
+		kept = ` WHERE name <> '` + schemaFloor + `'`
+	}
+	switch {
+	case table == "head" || table == "settings" && leftovers:
+		_, err := t.conn.Exec(ctx, `DELETE FROM `+table+kept)
+		return err
+	case leftovers:
+		_, err := t.conn.Exec(ctx, `TRUNCATE `+table)
+		return err
+	}
+	var used bool
+	if err := t.conn.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM `+table+kept+`)`).Scan(&used); err != nil {
+		return err
+	}
+	if used {
+		return fmt.Errorf("the database to copy to is in use: there are rows in its table %s. Nothing was changed; name an empty one", table)
+	}
+	return nil
+}
+
+// receive inserts rows, and returns their number.
+func (t *copyTarget) receive(ctx context.Context, table string, rows *copyRows) (int64, error) {
+	return t.conn.CopyFrom(ctx, pgx.Identifier{table}, rows.columns(), rows)
+}
+
+// mark marks the target as an incomplete copy.
+func (t *copyTarget) mark(ctx context.Context, id string) error {
+	_, err := t.conn.Exec(ctx, `INSERT INTO settings (name, value) VALUES ($1, $3), ($2, $3)
+		ON CONFLICT (name) DO UPDATE SET value = excluded.value`, copyID, copyIncomplete, id)
+	return err
+}
+
+func (t *copyTarget) commit(ctx context.Context) error {
+	err := confirmed(t.conn.Conn().PgConn(), func() error {
+		_, err := t.conn.Exec(ctx, `COMMIT`)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("committing the copy (the source is as it was; run this again): %w", err)
+	}
+	return nil
+}
+
+// finish deletes the mark.
+func (t *copyTarget) finish(ctx context.Context) error {
+	if _, err := t.conn.Exec(ctx, `DELETE FROM settings WHERE name = $1`, copyIncomplete); err != nil {
+		return fmt.Errorf("finishing the copy (run this again): %w", err)
+	}
+	// ANALYZE lets the first queries be planned as well as later ones. PostgreSQL would
+	// run ANALYZE by itself some time later.
+	_, _ = t.conn.Exec(ctx, `SET statement_timeout = 0`)
+	_, _ = t.conn.Exec(ctx, `ANALYZE `+strings.Join(t.tables, ", "))
+	return nil
+}
+
+// pgSetting reads a setting outside of a [Tx]. A setting never set is empty.
+func pgSetting(ctx context.Context, conn *pgxpool.Conn, name string) (value string, err error) {
+	err = conn.QueryRow(ctx, `SELECT value FROM settings WHERE name = $1`, name).Scan(&value)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = nil
+	}
+	return value, err
+}

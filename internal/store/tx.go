@@ -1,0 +1,244 @@
+package store
+
+import (
+	"database/sql"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Tx is a transaction. A Tx is valid until the function that received the Tx returns,
+// and is not safe for concurrent use.
+type Tx struct {
+	run runner
+	// broken is the first error of the driver. No result of the transaction counts
+	// after such an error.
+	broken error
+	// duplicate is set after a statement broke a unique constraint. PostgreSQL runs no
+	// further statement of the transaction, so the store refuses on SQLite, too.
+	duplicate bool
+	committed []func()
+}
+
+// runner runs the statements of one transaction: sqliteTx or pgTx.
+type runner interface {
+	now() (time.Time, error)
+	exec(query string, args ...any) (int64, error)
+	// query scans every row, and locks the rows of the table named lock, if any.
+	query(scan func(row) error, lock, query string, args ...any) error
+	exclusive() error
+	queueExec(query string, args ...any) error
+	queryAtCommit(scan func(row) error, query string, args ...any) error
+	// hint notifies other processes of an event, with the commit.
+	hint()
+}
+
+// OnCommit calls fn after the transaction became durable, in the goroutine of the
+// caller of Write and before Write returns. After a rollback fn is not called.
+func (tx *Tx) OnCommit(fn func()) { tx.committed = append(tx.committed, fn) }
+
+func (tx *Tx) wasCommitted() {
+	for _, fn := range tx.committed {
+		fn()
+	}
+}
+
+// Now returns the transaction's time in whole microseconds. For SQLite the time is the
+// process's; for PostgreSQL, the server's, so that the clocks of replicas do not matter.
+func (tx *Tx) Now() time.Time {
+	now, err := tx.run.now()
+	if tx.fail(err) != nil {
+		return time.Now() // the transaction fails in any case
+	}
+	return now
+}
+
+// Exclusive waits for other exclusive transactions to end, and keeps out later ones
+// until this transaction ends.
+func (tx *Tx) Exclusive() error { return tx.fail(tx.run.exclusive()) }
+
+// exec runs a statement and returns the number of rows affected.
+func (tx *Tx) exec(query string, args ...any) (int64, error) {
+	n, err := tx.run.exec(query, args...)
+	return n, tx.fail(err)
+}
+
+// queueExec queues a statement without a result. The statement runs before the
+// transaction's next query, or before the commit.
+func (tx *Tx) queueExec(query string, args ...any) error {
+	return tx.fail(tx.run.queueExec(query, args...))
+}
+
+// queryAtCommit runs a statement with the commit, after all others, in the order of the
+// calls. scan receives every row; nil for a statement without rows.
+func (tx *Tx) queryAtCommit(scan func(row) error, query string, args ...any) error {
+	return tx.fail(tx.run.queryAtCommit(scan, query, args...))
+}
+
+// deleteFound deletes, one by one, the rows whose keys a query finds, and returns the
+// number of keys. In a single statement, a planner might read the whole table.
+func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
+	keys, err := queryColumn[any](tx, query, args...)
+	for _, key := range keys {
+		if err == nil {
+			err = tx.queueExec(statement, key)
+		}
+	}
+	return int64(len(keys)), err
+}
+
+// queryRows scans every row of a query.
+func (tx *Tx) queryRows(scan func(row) error, query string, args ...any) error {
+	return tx.fail(tx.run.query(scan, "", query, args...))
+}
+
+// queryAll returns every row of a query.
+func queryAll[T any](tx *Tx, scan func(*T, row) error, query string, args ...any) (list []*T, err error) {
+	err = tx.queryRows(func(r row) error {
+		item := new(T)
+		list = append(list, item)
+		return scan(item, r)
+	}, query, args...)
+	return list, err
+}
+
+// queryColumn returns the only column of a query.
+func queryColumn[T any](tx *Tx, query string, args ...any) (values []T, err error) {
+	err = tx.queryRows(func(r row) error {
+		var value T
+		err := r.Scan(&value)
+		values = append(values, value)
+		return err
+	}, query, args...)
+	return values, err
+}
+
+// queryRow scans the only row of a query. Errors: ErrNotFound if there is no row.
+func (tx *Tx) queryRow(scan func(row) error, query string, args ...any) error {
+	return tx.queryLocked("", scan, query, args...)
+}
+
+// queryLocked is like queryRow. In a transaction that writes, queryLocked also locks the
+// row of the named table until the transaction ends.
+func (tx *Tx) queryLocked(table string, scan func(row) error, query string, args ...any) error {
+	found := false
+	err := tx.run.query(func(r row) error {
+		found = true
+		return scan(r)
+	}, table, query, args...)
+	if err == nil && !found {
+		return ErrNotFound
+	}
+	return tx.fail(err)
+}
+
+// fail turns an error of the driver into ErrExists or ErrUnavailable, and keeps the
+// error: the transaction cannot succeed any more.
+func (tx *Tx) fail(err error) error {
+	if err == nil {
+		return nil
+	}
+	tx.duplicate = tx.duplicate || isUniqueViolation(err)
+	if tx.duplicate {
+		return ErrExists
+	}
+	if tx.broken == nil {
+		tx.broken = unavailable(err)
+	}
+	return tx.broken
+}
+
+// attempt calls fn and returns its error. A panic becomes an error, since a panic would
+// take along the writes of other callers. The driver's error is returned even if fn
+// passed over it.
+func (tx *Tx) attempt(fn func(*Tx) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic in a transaction: %v", p)
+		}
+		if tx.duplicate && err == nil {
+			err = ErrExists
+		}
+		if tx.broken != nil {
+			err = tx.broken
+		}
+	}()
+	return fn(tx)
+}
+
+// row is a row of either driver.
+type row interface{ Scan(dest ...any) error }
+
+// scanRows scans every row. The caller closes rows.
+func scanRows(rows interface {
+	row
+	Next() bool
+	Err() error
+}, scan func(row) error) error {
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// into returns a scan function for columns that need no conversion.
+func into(dest ...any) func(row) error {
+	return func(r row) error { return r.Scan(dest...) }
+}
+
+func unavailable(err error) error { return fmt.Errorf("%w: %w", ErrUnavailable, err) }
+
+// Columns hold times in microseconds since 1970; NULL is the zero time.
+
+func micros(t time.Time) int64 { return t.UnixMicro() }
+
+func fromMicros(us int64) time.Time { return time.UnixMicro(us).UTC() }
+
+func nullMicros(t time.Time) sql.NullInt64 {
+	return sql.NullInt64{Int64: t.UnixMicro(), Valid: !t.IsZero()}
+}
+
+// timeColumn is a column's time. Scanned from NULL, a time becomes zero.
+type timeColumn time.Time
+
+// Scan implements sql.Scanner, for both drivers.
+func (c *timeColumn) Scan(value any) error {
+	switch us := value.(type) {
+	case nil:
+		*c = timeColumn{}
+	case int64:
+		*c = timeColumn(fromMicros(us))
+	default:
+		return fmt.Errorf("a time in microseconds: %T", value)
+	}
+	return nil
+}
+
+// wordsColumn is a column's words, separated by spaces.
+type wordsColumn []string
+
+// Scan implements sql.Scanner, for both drivers.
+func (c *wordsColumn) Scan(value any) error {
+	words, ok := value.(string)
+	if !ok {
+		return fmt.Errorf("words: %T", value)
+	}
+	*c = strings.Fields(words)
+	return nil
+}
+
+// stringsColumn is a column's JSON array of strings.
+type stringsColumn []string
+
+// Scan implements sql.Scanner, for both drivers.
+func (c *stringsColumn) Scan(value any) error {
+	array, ok := value.(string)
+	if !ok {
+		return fmt.Errorf("strings: %T", value)
+	}
+	list, err := parseStrings(array)
+	*c = list
+	return err
+}
