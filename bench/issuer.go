@@ -9,18 +9,14 @@ import (
 	"net/http"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/trusttest"
 )
 
 const (
@@ -92,86 +88,69 @@ func randomID(bytes int) string {
 	return base64.RawURLEncoding.EncodeToString(id)
 }
 
-// verifier makes one that knows of so many ended sessions.
+// verifier makes a verifier that knows of so many ended sessions.
 func (i *issuer) verifier(ended int) (*authn.Verifier, error) {
-	return authn.NewVerifier(context.Background(), feed{i, ended}, authn.WithAudience(audience))
+	conn := trusttest.Conn(func(ctx context.Context) (trusttest.Next, error) {
+		return (&feed{issuer: i, ctx: ctx, ended: ended}).next, nil
+	})
+	return authn.NewVerifier(context.Background(), conn, authn.WithAudience(audience))
 }
 
-// feed is a connection to an issuer in process. It serves WatchBundle alone.
+// feed is one stream of messages to a verifier.
 type feed struct {
 	issuer *issuer
-	ended  int
+	ctx    context.Context // ends with the stream
+	ended  int             // sessions that no chunk has named yet
+	stage  stage
 }
 
-func (feed) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
-	return status.Errorf(codes.Unimplemented, "%s is not served in process", method)
-}
+type stage int
 
-func (f feed) NewStream(ctx context.Context, _ *grpc.StreamDesc, _ string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	for _, opt := range opts {
-		if p, ok := opt.(grpc.PeerCallOption); ok {
-			*p.PeerAddr = peer.Peer{Addr: &net.UnixAddr{Net: "unix"}} // on this machine
-		}
-	}
-	return &feedStream{feed: f, ctx: ctx}, nil
-}
-
-type feedStream struct {
-	feed
-	ctx   context.Context
-	next  int // the ended session that is told of next
-	stage int // 0: the snapshot begins; 1: it goes on; 2: it is complete; 3: and the first heartbeat is out
-}
-
-func (s *feedStream) Header() (metadata.MD, error) { return nil, nil }
-func (s *feedStream) Trailer() metadata.MD         { return nil }
-func (s *feedStream) CloseSend() error             { return nil }
-func (s *feedStream) Context() context.Context     { return s.ctx }
-func (s *feedStream) SendMsg(any) error            { return nil }
+const (
+	begin     stage = iota // the first chunk comes next
+	snapshot               // and then more chunks
+	complete               // and then the first heartbeat
+	following              // and then heartbeats alone
+)
 
 const (
 	chunkSize = 1000
-	beatEvery = 5 * time.Second // so that a verifier doesn't take silence for a lost connection
+	beatEvery = 5 * time.Second // a verifier takes a longer silence for a lost connection
 )
 
-// RecvMsg makes the snapshot as it is asked for: nothing of it is left when it
-// has been told.
-func (s *feedStream) RecvMsg(m any) error {
-	out := m.(*watchwordv1.WatchBundleResponse)
-	proto.Reset(out)
-	if s.stage < 2 {
-		out.Message = &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: s.chunk()}
-		return nil
-	}
-	if s.stage == 2 {
-		s.stage = 3
-	} else {
+// next makes the snapshot while the verifier asks for it, so that none of it is left
+// when memory is measured.
+func (f *feed) next() (*trusttest.Message, error) {
+	switch f.stage {
+	case begin, snapshot:
+		return trusttest.Chunk(f.chunk()), nil
+	case complete:
+		f.stage = following
+	case following:
 		select {
 		case <-time.After(beatEvery):
-		case <-s.ctx.Done():
-			return status.FromContextError(s.ctx.Err()).Err()
+		case <-f.ctx.Done():
+			return nil, status.FromContextError(f.ctx.Err()).Err()
 		}
 	}
-	now := timestamppb.Now()
-	out.Message = &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{ServerTime: now, AsOf: now}}
-	return nil
+	return trusttest.Heartbeat(time.Now()), nil
 }
 
-func (s *feedStream) chunk() *watchwordv1.SnapshotChunk {
+func (f *feed) chunk() *watchwordv1.SnapshotChunk {
 	c := &watchwordv1.SnapshotChunk{}
-	if s.stage == 0 {
-		s.stage = 1
+	if f.stage == begin {
+		f.stage = snapshot
 		c.TrustState = &watchwordv1.TrustState{
-			Issuer: s.issuer.name, MaxTokenLifetime: durationpb.New(lifetime), Margin: durationpb.New(time.Minute),
-			Keys: []*watchwordv1.VerificationKey{{Key: s.issuer.key.Public().JWK()}},
+			Issuer: f.issuer.name, MaxTokenLifetime: durationpb.New(lifetime), Margin: durationpb.New(time.Minute),
+			Keys: []*watchwordv1.VerificationKey{{Key: f.issuer.key.Public().JWK()}},
 		}
 	}
 	until := timestamppb.New(time.Now().Add(lifetime))
-	for ; s.next < s.ended && len(c.EndedSessions) < chunkSize; s.next++ {
+	for ; f.ended > 0 && len(c.EndedSessions) < chunkSize; f.ended-- {
 		c.EndedSessions = append(c.EndedSessions, &watchwordv1.EndedSession{SessionId: randomID(12), Until: until})
 	}
-	if s.next == s.ended {
-		c.Last, s.stage = true, 2
+	if f.ended == 0 {
+		c.Last, f.stage = true, complete
 	}
 	return c
 }

@@ -4,11 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
-	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -19,8 +15,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
-	"github.com/watchword-auth/watchword/internal/seal"
-	"github.com/watchword-auth/watchword/internal/server"
 )
 
 const (
@@ -159,58 +153,6 @@ func echo(b *bench) error {
 		b.report("echo/64-callers/"+other.name+"/of-unguarded", all[1+i].over(all[0]), "of-it", limit{})
 	}
 	return nil
-}
-
-// watchword is a real server in process.
-type watchword struct {
-	addr     string
-	password string // of the user admin
-	uri      string // of its database
-	master   *seal.Keys
-	close    func()
-}
-
-// startWatchword starts a server on a database, or on one in a folder of its own
-// where the URI is empty.
-func startWatchword(uri string) (*watchword, error) {
-	folder, err := os.MkdirTemp("", "watchword-bench-")
-	if err != nil {
-		return nil, err
-	}
-	if uri == "" {
-		uri = "sqlite:" + filepath.Join(folder, "watchword.db")
-	}
-	key := filepath.Join(folder, "master.key")
-	master, err := seal.Create(key)
-	if err != nil {
-		os.RemoveAll(folder)
-		return nil, err
-	}
-	var adminPassword string
-	srv, err := server.New(context.Background(), server.Config{
-		GRPCAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", DatastoreURI: uri, MasterKeyFile: key, Issuer: "http://127.0.0.1:8080",
-		Audience: []string{audience, "billing"}, SigningAlg: "EdDSA", AccessTTL: lifetime, RefreshTTL: 720 * time.Hour,
-		SessionTTL: 2160 * time.Hour, RefreshGrace: 10 * time.Second, JWKSMaxAge: time.Minute, DrainTimeout: time.Second,
-		KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour,
-	}, slog.New(slog.NewTextHandler(io.Discard, nil)), func(password string) error { adminPassword = password; return nil })
-	if err != nil {
-		os.RemoveAll(folder)
-		return nil, err
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	ran := make(chan error, 1)
-	go func() { ran <- srv.Run(ctx) }()
-	return &watchword{addr: srv.GRPCAddr(), password: adminPassword, uri: uri, master: master, close: func() {
-		stop()
-		<-ran
-		srv.Close()
-		os.RemoveAll(folder)
-	}}, nil
-}
-
-func (w *watchword) login(auth watchwordv1.AuthServiceClient) (*watchwordv1.TokenPair, error) {
-	resp, err := auth.Login(context.Background(), &watchwordv1.LoginRequest{Username: "admin", Password: w.password})
-	return resp.GetTokens(), err
 }
 
 // bare answers every Verify alike.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -19,7 +17,6 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/seal"
-	"github.com/watchword-auth/watchword/internal/server"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -132,26 +129,13 @@ func deafen(postgres *pgtest.Durable, uri string) error {
 
 // add starts a replica.
 func (f *fleet) add(uri, master string) error {
-	var adminPassword string
-	srv, err := server.New(context.Background(), server.Config{
-		GRPCAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0", DatastoreURI: uri, MasterKeyFile: master, Issuer: "http://auth.example",
-		Audience: []string{audience}, SigningAlg: "EdDSA", AccessTTL: lifetime, RefreshTTL: 720 * time.Hour,
-		SessionTTL: 2160 * time.Hour, RefreshGrace: 10 * time.Second, JWKSMaxAge: time.Minute, DrainTimeout: time.Second,
-		KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour,
-	}, slog.New(slog.NewTextHandler(io.Discard, nil)), func(password string) error { adminPassword = password; return nil })
+	replica, err := start(uri, master)
 	if err != nil {
 		return err
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	ran := make(chan error, 1)
-	go func() { ran <- srv.Run(ctx) }()
-	f.closers = append(f.closers, func() {
-		stop()
-		<-ran
-		srv.Close()
-	})
-	f.password += adminPassword
-	conns, err := dial(srv.GRPCAddr(), 1)
+	f.closers = append(f.closers, replica.close)
+	f.password += replica.password // of the first replica alone
+	conns, err := dial(replica.addr, 1)
 	if err != nil {
 		return err
 	}

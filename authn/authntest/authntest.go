@@ -31,6 +31,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/trusttest"
 )
 
 // Name is the issuer of every token (claim iss).
@@ -290,7 +291,4 @@ func (i *Issuer) trustState() *watchwordv1.TrustState {
 	return state
 }
 
-func (i *Issuer) heartbeat() *message {
-	now := timestamppb.New(i.now())
-	return &message{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{ServerTime: now, AsOf: now}}}
-}
+func (i *Issuer) heartbeat() *message { return trusttest.Heartbeat(i.now()) }

@@ -2,50 +2,28 @@ package authntest
 
 import (
 	"context"
-	"net"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/trusttest"
 )
 
 // beatEvery is the pause between two heartbeats. A verifier takes a minute of silence for a
 // lost connection.
 const beatEvery = 20 * time.Second
 
-type message = watchwordv1.WatchBundleResponse
+type message = trusttest.Message
 
 // Conn returns a connection to the issuer, for authn.NewVerifier. It serves only
 // TrustService/WatchBundle; every other method is UNIMPLEMENTED.
-func (i *Issuer) Conn() grpc.ClientConnInterface { return conn{i} }
-
-type conn struct{ issuer *Issuer }
-
-// Invoke refuses every unary method.
-func (conn) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
-	return status.Errorf(codes.Unimplemented, "authntest does not serve %s", method)
-}
-
-// NewStream opens a stream of WatchBundle.
-func (c conn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	if method != watchwordv1.TrustService_WatchBundle_FullMethodName {
-		return nil, status.Errorf(codes.Unimplemented, "authntest does not serve %s", method)
-	}
-	for _, opt := range opts {
-		if p, ok := opt.(grpc.PeerCallOption); ok {
-			p.PeerAddr.Addr = &net.UnixAddr{Net: "unix"} // on this machine
-		}
-	}
-	return c.issuer.open(ctx)
-}
+func (i *Issuer) Conn() grpc.ClientConnInterface { return trusttest.Conn(i.open) }
 
 // open begins a stream with the present state as its snapshot.
-func (i *Issuer) open(ctx context.Context) (*stream, error) {
+func (i *Issuer) open(ctx context.Context) (trusttest.Next, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.silent {
@@ -54,9 +32,9 @@ func (i *Issuer) open(ctx context.Context) (*stream, error) {
 	ctx, cut := context.WithCancel(ctx)
 	s := &stream{issuer: i, ctx: ctx, cut: cut, next: make(chan *message), asked: make(chan struct{})}
 	s.left = []*message{
-		{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: &watchwordv1.SnapshotChunk{
+		trusttest.Chunk(&watchwordv1.SnapshotChunk{
 			TrustState: i.trustState(), EndedSessions: i.ended, RaisedVersions: i.raised, Last: true,
-		}}}, i.heartbeat(),
+		}), i.heartbeat(),
 	}
 	i.streams[s] = true
 	context.AfterFunc(ctx, func() {
@@ -64,7 +42,7 @@ func (i *Issuer) open(ctx context.Context) (*stream, error) {
 		defer i.mu.Unlock()
 		delete(i.streams, s)
 	})
-	return s, nil
+	return s.receive, nil
 }
 
 // send sends a message to every verifier, and returns when every verifier has applied the
@@ -81,17 +59,16 @@ func (i *Issuer) send(m *message) {
 	}
 }
 
-// stream is the stream of one verifier. A verifier applies a message before it calls RecvMsg
-// for the next message, so a call of RecvMsg shows that the message before is applied.
+// stream is the stream of one verifier. A verifier applies a message before asking for the
+// next: the next call of receive confirms the message.
 type stream struct {
-	grpc.ClientStream
 	issuer *Issuer
 	ctx    context.Context
 	cut    context.CancelFunc
 	left   []*message // of the snapshot, not received yet
 	next   chan *message
-	asked  chan struct{} // receives an element when a sent message is applied
-	owing  bool          // send waits for asked
+	asked  chan struct{}
+	owing  bool // send waits for the next call of receive
 }
 
 func (s *stream) send(m *message) {
@@ -106,28 +83,13 @@ func (s *stream) send(m *message) {
 	}
 }
 
-// SendMsg ignores the request. A new stream begins with the snapshot for every request.
-func (s *stream) SendMsg(any) error { return nil }
-
-// CloseSend does nothing.
-func (s *stream) CloseSend() error { return nil }
-
-// Context returns the context of the call, cancelled by Disconnect.
-func (s *stream) Context() context.Context { return s.ctx }
-
-// Header returns no metadata.
-func (s *stream) Header() (metadata.MD, error) { return nil, nil }
-
-// Trailer returns no metadata.
-func (s *stream) Trailer() metadata.MD { return nil }
-
-// RecvMsg returns the messages of the snapshot, then the messages sent, and a heartbeat when
-// none is sent for beatEvery.
-func (s *stream) RecvMsg(into any) error {
+// receive returns the snapshot, and then the messages of send. After each of these, send
+// waits for the next call of receive.
+func (s *stream) receive() (*message, error) {
 	if len(s.left) > 0 {
-		proto.Merge(into.(*message), s.left[0])
+		m := s.left[0]
 		s.left = s.left[1:]
-		return nil
+		return m, nil
 	}
 	if s.owing {
 		s.owing = false
@@ -139,14 +101,12 @@ func (s *stream) RecvMsg(into any) error {
 	select {
 	case m := <-s.next:
 		s.owing = true
-		proto.Merge(into.(*message), m)
-		return nil
+		return m, nil
 	case <-time.After(beatEvery):
 		s.issuer.mu.Lock()
 		defer s.issuer.mu.Unlock()
-		proto.Merge(into.(*message), s.issuer.heartbeat())
-		return nil
+		return s.issuer.heartbeat(), nil
 	case <-s.ctx.Done():
-		return status.Error(codes.Unavailable, "authntest: disconnected")
+		return nil, status.Error(codes.Unavailable, "authntest: disconnected")
 	}
 }

@@ -40,6 +40,17 @@ type Config struct {
 	InitialPasswordFile string `type:"path" help:"File for the password of the first user, instead of standard output. Must not exist at the first start."`
 }
 
+// DefaultConfig returns what the command line starts with when no flag is given: the
+// defaults in the tags, which a test of package cli compares with these.
+func DefaultConfig() Config {
+	return Config{
+		GRPCAddr: "127.0.0.1:50051", HTTPAddr: "127.0.0.1:8080", DatastoreURI: "sqlite:watchword.db",
+		Audience: []string{"internal"}, SigningAlg: "EdDSA",
+		AccessTTL: 5 * time.Minute, RefreshTTL: 720 * time.Hour, SessionTTL: 2160 * time.Hour, RefreshGrace: 10 * time.Second,
+		JWKSMaxAge: time.Minute, KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour, DrainTimeout: 10 * time.Second,
+	}
+}
+
 // minAccessTTL is the shortest lifetime of an access token. With a shorter one, clients
 // would do little but refresh.
 const minAccessTTL = time.Second

@@ -86,14 +86,12 @@ func bearing(ctx context.Context, token string) context.Context {
 
 var audiences = []string{"internal", "billing", "search"}
 
+// config returns the defaults, on free ports and with a database in a folder.
 func config(folder string) server.Config {
-	return server.Config{
-		GRPCAddr: "127.0.0.1:0", HTTPAddr: "127.0.0.1:0",
-		DatastoreURI: "sqlite:" + filepath.Join(folder, "watchword.db"),
-		Audience:     audiences, SigningAlg: "EdDSA", AccessTTL: 5 * time.Minute, RefreshTTL: 720 * time.Hour,
-		SessionTTL: 2160 * time.Hour, RefreshGrace: 10 * time.Second, JWKSMaxAge: time.Minute, DrainTimeout: 10 * time.Second,
-		KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour,
-	}
+	cfg := server.DefaultConfig()
+	cfg.GRPCAddr, cfg.HTTPAddr = "127.0.0.1:0", "127.0.0.1:0"
+	cfg.DatastoreURI, cfg.Audience = "sqlite:"+filepath.Join(folder, "watchword.db"), audiences
+	return cfg
 }
 
 // launch starts a server in a folder, and logs its admin in.

@@ -11,67 +11,18 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/rpc"
 	"github.com/watchword-auth/watchword/internal/token/tokentest"
+	"github.com/watchword-auth/watchword/internal/trusttest"
 )
-
-// script plays the messages of a bundle to a verifier, and then is silent.
-type script struct {
-	grpc.ClientConnInterface
-	messages []*watchwordv1.WatchBundleResponse
-}
-
-func (s script) NewStream(ctx context.Context, _ *grpc.StreamDesc, _ string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	for _, opt := range opts {
-		if p, ok := opt.(grpc.PeerCallOption); ok {
-			*p.PeerAddr = peer.Peer{AuthInfo: trusted{}}
-		}
-	}
-	return &scriptStream{ctx: ctx, left: s.messages}, nil
-}
-
-// trusted is a peer on a path that nobody can change.
-type trusted struct{}
-
-func (trusted) AuthType() string { return "script" }
-
-func (trusted) GetCommonAuthInfo() credentials.CommonAuthInfo {
-	return credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
-}
-
-type scriptStream struct {
-	ctx  context.Context
-	left []*watchwordv1.WatchBundleResponse
-}
-
-func (s *scriptStream) Header() (metadata.MD, error) { return nil, nil }
-func (s *scriptStream) Trailer() metadata.MD         { return nil }
-func (s *scriptStream) CloseSend() error             { return nil }
-func (s *scriptStream) Context() context.Context     { return s.ctx }
-func (s *scriptStream) SendMsg(any) error            { return nil }
-
-func (s *scriptStream) RecvMsg(m any) error {
-	if len(s.left) == 0 {
-		<-s.ctx.Done()
-		return status.FromContextError(s.ctx.Err()).Err()
-	}
-	proto.Merge(m.(proto.Message), s.left[0])
-	s.left = s.left[1:]
-	return nil
-}
 
 // openList is a SessionService behind whose guard nothing can go wrong.
 type openList struct {
@@ -95,12 +46,9 @@ func suite(t *testing.T, s tokentest.Suite) *grpc.ClientConn {
 	for _, k := range s.Keys {
 		state.Keys = append(state.Keys, &watchwordv1.VerificationKey{Key: k.JWK})
 	}
-	verifier, err := authn.NewVerifier(t.Context(), script{messages: []*watchwordv1.WatchBundleResponse{
-		{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: &watchwordv1.SnapshotChunk{TrustState: state, Last: true}}},
-		{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{
-			ServerTime: timestamppb.New(s.Now), AsOf: timestamppb.New(s.Now),
-		}}},
-	}}, authn.WithAudience(s.Audience))
+	verifier, err := authn.NewVerifier(t.Context(), trusttest.Play(
+		trusttest.Chunk(&watchwordv1.SnapshotChunk{TrustState: state, Last: true}), trusttest.Heartbeat(s.Now),
+	), authn.WithAudience(s.Audience))
 	if err != nil {
 		t.Fatal(err)
 	}

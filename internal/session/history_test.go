@@ -12,6 +12,7 @@ import (
 
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/session/sessiontest"
 )
 
 // party is somebody who holds refresh tokens of a session.
@@ -39,7 +40,7 @@ type party struct {
 // another, is dead: who presents it ends the session. And when a session has
 // ended, for whatever reason, nothing of it works, from the acknowledgement on.
 type history struct {
-	*world
+	*sessiontest.World
 	owner   *party
 	thief   *party // nil: nobody has stolen anything
 	given   []string
@@ -64,11 +65,11 @@ type linger struct {
 // it begin at fixed times, so it lasts for one to two of them.
 const afterGrace = 2 * grace
 
-func begin(t *testing.T, w *world) *history {
-	tokens := w.login(t)
+func begin(t *testing.T, w *sessiontest.World) *history {
+	tokens := w.Login(t)
 	now := time.Now()
 	return &history{
-		world: w, owner: &party{name: "owner", held: tokens.Refresh, last: now},
+		World: w, owner: &party{name: "owner", held: tokens.Refresh, last: now},
 		given: []string{tokens.Refresh}, minted: []*session.Tokens{tokens}, born: now, used: now, spent: map[string]time.Time{},
 		next: map[string]string{}, dead: map[string]bool{},
 	}
@@ -83,7 +84,7 @@ func (h *history) expired() bool {
 func (h *history) ask(p *party, lost bool) {
 	now := time.Now()
 	mustFind := p.met
-	tokens, err := h.sessions.Refresh(context.Background(), p.held, nil)
+	tokens, err := h.Sessions.Refresh(context.Background(), p.held, nil)
 	switch {
 	case h.ended:
 		h.wants(err, "after the end", session.ErrRevoked)
@@ -140,7 +141,7 @@ func (h *history) arrive() {
 	if spent, ok := h.spent[l.token]; ok && l.overtaken && time.Since(spent) >= grace {
 		h.tainted = true // the grace runs from the first time that the token was spent
 	}
-	tokens, err := h.sessions.Refresh(context.Background(), l.token, nil)
+	tokens, err := h.Sessions.Refresh(context.Background(), l.token, nil)
 	switch {
 	case h.ended:
 		h.wants(err, "a late arrival after the end", session.ErrRevoked)
@@ -184,11 +185,11 @@ func (h *history) wants(err error, what string, want error) {
 func (h *history) end() {
 	h.ended = true
 	for _, token := range h.given[max(0, len(h.given)-3):] {
-		_, err := h.sessions.Refresh(context.Background(), token, nil)
+		_, err := h.Sessions.Refresh(context.Background(), token, nil)
 		h.wants(err, "after the end", session.ErrRevoked)
 	}
 	for _, tokens := range h.minted[max(0, len(h.minted)-3):] {
-		if got := h.verdict(tokens.Access); got == good {
+		if got := h.Verdict(tokens.Access); got == sessiontest.Good {
 			failf("an access token passes after the end of its session")
 		}
 	}
@@ -202,7 +203,7 @@ func TestHistories(t *testing.T) {
 		var wrong any
 		synctest.Test(t, func(t *testing.T) {
 			defer func() { wrong = recover() }() // a failure, which must not end the bubble
-			w := slowWorld(t)
+			w := sessiontest.Slow(t)
 			for _, steps := range histories {
 				h := begin(t, w)
 				for _, s := range steps {
@@ -264,21 +265,21 @@ func (h *history) step(t *testing.T, s step) {
 		time.Sleep(s.Wait)
 	case h.ended || h.expired():
 	case s.What == "logout":
-		done(h.sessions.Logout(ctx, h.given[s.Chance%len(h.given)]))
+		done(h.Sessions.Logout(ctx, h.given[s.Chance%len(h.given)]))
 	case s.What == "revoke":
-		by := caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: h.alice.ID}, SessionID: h.minted[0].SessionID, Version: h.version(t)}
-		done(h.sessions.Revoke(ctx, by, h.minted[0].SessionID))
+		by := caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: h.Alice.ID}, SessionID: h.minted[0].SessionID, Version: h.version(t)}
+		done(h.Sessions.Revoke(ctx, by, h.minted[0].SessionID))
 	case s.What == "password":
-		_, err := h.users.SetPassword(ctx, caller.AtCommandLine, h.alice.ID, pw(t, sesame))
+		_, err := h.Users.SetPassword(ctx, caller.AtCommandLine, h.Alice.ID, sessiontest.Parse(t, sessiontest.Password))
 		done(err)
 	}
 }
 
 func failf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
 
-// version is Alice's token version now.
-func (w *world) version(t *testing.T) int64 {
-	row, err := w.users.Get(context.Background(), w.alice.ID)
+// version returns Alice's version now.
+func (h *history) version(t *testing.T) int64 {
+	row, err := h.Users.Get(context.Background(), h.Alice.ID)
 	if err != nil {
 		t.Fatal(err)
 	}

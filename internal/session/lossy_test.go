@@ -10,13 +10,14 @@ import (
 
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/session/sessiontest"
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
 // network loses three answers of ten: for seconds, until the client tries again,
 // or for hours.
 type network struct {
-	*world
+	*sessiontest.World
 	rand *rand.Rand
 	refreshes, lost, late,
 	repeated int
@@ -29,7 +30,7 @@ func (n *network) wait(from, to time.Duration) {
 // ask presents a token, until an answer arrives or the session has ended.
 func (n *network) ask(token string) (*session.Tokens, error) {
 	for before := ""; ; {
-		tokens, err := n.sessions.Refresh(context.Background(), token, nil)
+		tokens, err := n.Sessions.Refresh(context.Background(), token, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -51,11 +52,11 @@ func (n *network) ask(token string) (*session.Tokens, error) {
 	}
 }
 
-func newNetwork(t *testing.T, w *world) *network {
+func newNetwork(t *testing.T, w *sessiontest.World) *network {
 	t.Helper()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
-	return &network{world: w, rand: rand.New(rand.NewPCG(seed, 0))}
+	return &network{World: w, rand: rand.New(rand.NewPCG(seed, 0))}
 }
 
 // A client whose network is bad is never logged out by it.
@@ -65,11 +66,11 @@ func TestALossyNetworkLogsNobodyOut(t *testing.T) {
 		refreshes = 500
 	}
 	synctest.Test(t, func(t *testing.T) {
-		n := newNetwork(t, makeWorld(t, storetest.SQLite(t), func(f *feed.Feed) { f.Pace(never, never) }))
-		n.verifier.Close() // nothing is revoked, and it would wonder at the silence
+		n := newNetwork(t, sessiontest.On(t, storetest.SQLite(t), func(f *feed.Feed) { f.Pace(sessiontest.Never, sessiontest.Never) }))
+		n.Verifier.Close() // nothing is revoked, and it would wonder at the silence
 		began, logins := time.Now(), 0
 		for n.refreshes < refreshes {
-			tokens, login := n.login(t), time.Now()
+			tokens, login := n.Login(t), time.Now()
 			// A session ends after 90 days in any case.
 			for logins++; n.refreshes < refreshes && time.Since(login) < lifetime-5*24*time.Hour; {
 				var err error
@@ -92,11 +93,11 @@ func TestTheftIsFoundEachTime(t *testing.T) {
 		thefts = 20
 	}
 	synctest.Test(t, func(t *testing.T) {
-		n := newNetwork(t, slowWorld(t))
+		n := newNetwork(t, sessiontest.Slow(t))
 		var longest time.Duration
 		atOnce := 0
 		for range thefts {
-			first := n.login(t)
+			first := n.Login(t)
 			owner := first.Refresh
 			stolen := owner
 			for range n.rand.IntN(6) {
@@ -129,7 +130,7 @@ func TestTheftIsFoundEachTime(t *testing.T) {
 				held[turn], turn = tokens.Refresh, !turn
 			}
 			for _, token := range held {
-				n.refused(t, token, session.ErrRevoked)
+				n.Refused(t, token, session.ErrRevoked)
 			}
 			if asked == 1 {
 				atOnce++

@@ -1,4 +1,4 @@
-package session_test
+package login_test
 
 import (
 	"context"
@@ -16,15 +16,19 @@ import (
 	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/session/sessiontest"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// hold keeps the writer busy until it is released: calls then read and hash, and
-// wait for their turn to write. In a bubble.
-func (w *world) hold() (release func()) {
+// world adds to the kit's world what races of passwords need.
+type world struct{ *sessiontest.World }
+
+// hold keeps the writer busy until release is called: calls then read and hash, and wait
+// for their turn to write. The test must be in a bubble.
+func (w world) hold() (release func()) {
 	gate := make(chan struct{})
-	go func() { _ = w.store.Write(context.Background(), func(*store.Tx) error { <-gate; return nil }) }()
+	go func() { _ = w.Store.Write(context.Background(), func(*store.Tx) error { <-gate; return nil }) }()
 	synctest.Wait()
 	return func() { close(gate); synctest.Wait() }
 }
@@ -32,21 +36,21 @@ func (w *world) hold() (release func()) {
 // weak makes hashes that a login replaces by better ones.
 var weak = password.NewPool(password.Config{Params: password.Params{Memory: 8, Time: 1, Threads: 1}})
 
-// weaken gives Alice a password whose next login hashes it anew.
-func (w *world) weaken(t *testing.T, plain string) {
+// weaken gives Alice a password that her next login hashes again.
+func (w world) weaken(t *testing.T, plain string) {
 	t.Helper()
-	if _, err := user.New(w.store, w.feed, weak, w.audit).SetPassword(t.Context(), caller.AtCommandLine, w.alice.ID, pw(t, plain)); err != nil {
+	if _, err := user.New(w.Store, w.Feed, weak, w.Audit).SetPassword(t.Context(), caller.AtCommandLine, w.Alice.ID, sessiontest.Parse(t, plain)); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// standing is which of the passwords logs Alice in; the test ends unless it is
-// exactly one.
-func (w *world) standing(t *testing.T, passwords ...string) string {
+// standing returns the password that logs Alice in. The test fails unless exactly one of
+// the passwords does.
+func (w world) standing(t *testing.T, passwords ...string) string {
 	t.Helper()
 	var working []string
 	for _, p := range passwords {
-		switch _, err := w.logins.Login(context.Background(), "alice", pw(t, p), nil); {
+		switch _, err := w.Logins.Login(context.Background(), "alice", sessiontest.Parse(t, p), nil); {
 		case err == nil:
 			working = append(working, p)
 		case !errors.Is(err, login.ErrCredentials):
@@ -59,27 +63,17 @@ func (w *world) standing(t *testing.T, passwords ...string) string {
 	return working[0]
 }
 
-// dead checks that a session has ended for whoever asks.
-func (w *world) dead(t *testing.T, what string, tokens *session.Tokens) {
+// caller returns a user as the caller, with the rights of now.
+func (w world) caller(t *testing.T, id string, tokens *session.Tokens) caller.Caller {
 	t.Helper()
-	if got := w.verdict(tokens.Access); got != revoked {
-		t.Errorf("%s: Verify: %v", what, got)
-	}
-	if _, err := w.sessions.Refresh(context.Background(), tokens.Refresh, nil); !errors.Is(err, session.ErrRevoked) {
-		t.Errorf("%s: Refresh: %v", what, err)
-	}
-}
-
-func (w *world) caller(t *testing.T, id string, tokens *session.Tokens) caller.Caller {
-	t.Helper()
-	u, err := w.users.Get(context.Background(), id)
+	u, err := w.Users.Get(context.Background(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: id}, SessionID: tokens.SessionID, Version: u.Version, Roles: u.Roles}
 }
 
-// sequences are all orders of n of the letters.
+// sequences returns all orders of n of the letters.
 func sequences(letters string, n int) (all []string) {
 	if n == 0 {
 		return []string{""}
@@ -92,8 +86,8 @@ func sequences(letters string, n int) (all []string) {
 	return all
 }
 
-// Login (with a rehash), ChangePassword, SetPassword and disabling have all read
-// what they go by, and then write one after the other, in every order.
+// Login (with a new hash), ChangePassword, SetPassword and disabling all read before any
+// of them writes. Then they write one after the other, in every order.
 func TestWhatWasReadBeforeAHashIsCheckedAfterIt(t *testing.T) {
 	for _, order := range append(sequences("LCSTD", 2), sequences("LCSD", 4)...) {
 		t.Run("order "+order, func(t *testing.T) {
@@ -103,16 +97,16 @@ func TestWhatWasReadBeforeAHashIsCheckedAfterIt(t *testing.T) {
 }
 
 func interleave(t *testing.T, order string) {
-	w := newWorld(t)
-	start := w.login(t)
-	by := w.caller(t, w.alice.ID, start)
+	w := world{sessiontest.New(t)}
+	start := w.Login(t)
+	by := w.caller(t, w.Alice.ID, start)
 	if strings.Contains(order, "L") { // the hash is weak again, and the session lives
-		err := w.store.Write(t.Context(), func(tx *store.Tx) error {
-			u, err := tx.User(w.alice.ID)
+		err := w.Store.Write(t.Context(), func(tx *store.Tx) error {
+			u, err := tx.User(w.Alice.ID)
 			if err != nil {
 				return err
 			}
-			if u.PasswordHash, err = weak.Hash(context.Background(), password.SignedIn, pw(t, sesame)); err != nil {
+			if u.PasswordHash, err = weak.Hash(context.Background(), password.SignedIn, sessiontest.Parse(t, sessiontest.Password)); err != nil {
 				return err
 			}
 			return tx.UpdateUser(u)
@@ -130,23 +124,23 @@ func interleave(t *testing.T, order string) {
 	}
 	ops := map[rune]func(){
 		'L': func() {
-			tk, err := w.logins.Login(context.Background(), "alice", pw(t, sesame), nil)
+			tk, err := w.Logins.Login(context.Background(), "alice", sessiontest.Parse(t, sessiontest.Password), nil)
 			done('L', tk, err)
 		},
 		'C': func() {
-			tk, err := w.logins.ChangePassword(context.Background(), by, pw(t, sesame), pw(t, "changed by Alice"))
+			tk, err := w.Logins.ChangePassword(context.Background(), by, sessiontest.Parse(t, sessiontest.Password), sessiontest.Parse(t, "changed by Alice"))
 			done('C', tk, err)
 		},
 		'S': func() {
-			_, err := w.users.SetPassword(context.Background(), caller.AtCommandLine, w.alice.ID, pw(t, "set by one admin"))
+			_, err := w.Users.SetPassword(context.Background(), caller.AtCommandLine, w.Alice.ID, sessiontest.Parse(t, "set by one admin"))
 			done('S', nil, err)
 		},
 		'T': func() {
-			_, err := w.users.SetPassword(context.Background(), caller.AtCommandLine, w.alice.ID, pw(t, "set by another admin"))
+			_, err := w.Users.SetPassword(context.Background(), caller.AtCommandLine, w.Alice.ID, sessiontest.Parse(t, "set by another admin"))
 			done('T', nil, err)
 		},
 		'D': func() {
-			_, err := w.users.Update(context.Background(), caller.AtCommandLine, w.alice.ID, user.Change{Disabled: new(true)})
+			_, err := w.Users.Update(context.Background(), caller.AtCommandLine, w.Alice.ID, user.Change{Disabled: new(true)})
 			done('D', nil, err)
 		},
 	}
@@ -172,65 +166,66 @@ func interleave(t *testing.T, order string) {
 	}
 	over := acked('S') || acked('T') || acked('D')
 	if over || acked('C') {
-		w.dead(t, "the session of before", start)
+		w.WantEnded(t, "the session of before", start)
 		if acked('L') {
-			w.dead(t, "the session that raced", tokens['L'])
+			w.WantEnded(t, "the session that raced", tokens['L'])
 		}
 	} else {
-		w.wantVerdict(t, start.Access, good)
+		w.WantVerdict(t, start.Access, sessiontest.Good)
 	}
 	if acked('C') && over {
-		w.dead(t, "the changer's session", tokens['C'])
+		w.WantEnded(t, "the changer's session", tokens['C'])
 	} else if acked('C') {
-		w.wantVerdict(t, tokens['C'].Access, good)
+		w.WantVerdict(t, tokens['C'].Access, sessiontest.Good)
 	}
 	if acked('D') {
-		if _, err := w.users.Update(context.Background(), caller.AtCommandLine, w.alice.ID, user.Change{Disabled: new(false)}); err != nil {
+		if _, err := w.Users.Update(context.Background(), caller.AtCommandLine, w.Alice.ID, user.Change{Disabled: new(false)}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	want := sesame
+	want := sessiontest.Password
 	if acked('C') {
 		want = "changed by Alice"
 	}
 	if i := strings.LastIndexAny(order, "ST"); i >= 0 { // the last one set stands
 		want = map[byte]string{'S': "set by one admin", 'T': "set by another admin"}[order[i]]
 	}
-	if got := w.standing(t, sesame, "changed by Alice", "set by one admin", "set by another admin"); got != want {
+	if got := w.standing(t, sessiontest.Password, "changed by Alice", "set by one admin", "set by another admin"); got != want {
 		t.Errorf("%q logs in, want %q", got, want)
 	}
 }
 
-// change is a call of a random round: what it left, and when.
+// change is a call of a random round: its result, and when it ran.
 type change struct {
 	what       string
-	password   string // that stands if this was the last one
+	password   string // stands if this call is the last one
 	tokens     *session.Tokens
 	start, end time.Time
 	err        error
 }
 
-// Everything at once, many times: exactly one password stands, which no later
-// call has replaced, and no session lives that it did not open.
+// Everything at once, many times: exactly one password stands, the one that was set last,
+// and only sessions that it opened are alive.
 func TestPasswordsUnderRace(t *testing.T) {
-	eachEngine(t, func(t *testing.T, w *world) {
-		current := sesame
+	sessiontest.EachEngine(t, func(t *testing.T, kit *sessiontest.World) {
+		w := world{kit}
+		current := sessiontest.Password
 		for round := range 40 {
 			w.weaken(t, current)
-			start, err := w.logins.Login(t.Context(), "alice", pw(t, current), nil)
+			start, err := w.Logins.Login(t.Context(), "alice", sessiontest.Parse(t, current), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
-			by := w.caller(t, w.alice.ID, start)
+			by := w.caller(t, w.Alice.ID, start)
 			disable := round%5 == 0
 			calls := race(t, w, by, current, round, disable)
 			if disable {
 				for _, c := range append(calls, &change{what: "the first session", tokens: start}) {
 					if c.tokens != nil {
-						w.dead(t, c.what+", of a user who is disabled", c.tokens)
+						w.WantEnded(t, c.what+", of a user who is disabled", c.tokens)
 					}
 				}
-				if _, err := w.users.Update(t.Context(), caller.AtCommandLine, w.alice.ID, user.Change{Disabled: new(false)}); err != nil {
+				if _, err := w.Users.Update(t.Context(), caller.AtCommandLine, w.Alice.ID, user.Change{Disabled: new(false)}); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -243,7 +238,7 @@ func TestPasswordsUnderRace(t *testing.T) {
 			stands := w.standing(t, passwords...)
 			settle(t, w, calls, current, stands, disable)
 			if stands != current {
-				w.dead(t, "the first session", start)
+				w.WantEnded(t, "the first session", start)
 			}
 			current = stands
 			if t.Failed() {
@@ -254,7 +249,7 @@ func TestPasswordsUnderRace(t *testing.T) {
 }
 
 // race starts a handful of calls at once.
-func race(t *testing.T, w *world, by caller.Caller, current string, round int, disable bool) []*change {
+func race(t *testing.T, w world, by caller.Caller, current string, round int, disable bool) []*change {
 	t.Helper()
 	ctx := context.Background()
 	var calls []*change
@@ -273,20 +268,20 @@ func race(t *testing.T, w *world, by caller.Caller, current string, round int, d
 	}
 	for i := range 3 {
 		add(&change{what: "login", password: current}, func(c *change) {
-			c.tokens, c.err = w.logins.Login(ctx, "alice", pw(t, c.password), nil)
+			c.tokens, c.err = w.Logins.Login(ctx, "alice", sessiontest.Parse(t, c.password), nil)
 		})
 		add(&change{what: "change of password", password: fmt.Sprintf("changed %d in round %d", i, round)}, func(c *change) {
-			c.tokens, c.err = w.logins.ChangePassword(ctx, by, pw(t, current), pw(t, c.password))
+			c.tokens, c.err = w.Logins.ChangePassword(ctx, by, sessiontest.Parse(t, current), sessiontest.Parse(t, c.password))
 		})
 	}
 	for i := range 1 + rand.IntN(2) {
 		add(&change{what: "password set", password: fmt.Sprintf("set %d in round %d", i, round)}, func(c *change) {
-			_, c.err = w.users.SetPassword(ctx, caller.AtCommandLine, w.alice.ID, pw(t, c.password))
+			_, c.err = w.Users.SetPassword(ctx, caller.AtCommandLine, w.Alice.ID, sessiontest.Parse(t, c.password))
 		})
 	}
 	if disable {
 		add(&change{what: "disabled"}, func(c *change) {
-			_, c.err = w.users.Update(ctx, caller.AtCommandLine, w.alice.ID, user.Change{Disabled: new(true)})
+			_, c.err = w.Users.Update(ctx, caller.AtCommandLine, w.Alice.ID, user.Change{Disabled: new(true)})
 		})
 	}
 	close(begin)
@@ -294,8 +289,8 @@ func race(t *testing.T, w *world, by caller.Caller, current string, round int, d
 	return calls
 }
 
-// settle judges a round by what each call was told.
-func settle(t *testing.T, w *world, calls []*change, current, stands string, disabled bool) {
+// settle judges a round by the answers of its calls.
+func settle(t *testing.T, w world, calls []*change, current, stands string, disabled bool) {
 	t.Helper()
 	var last *change
 	for _, c := range calls {
@@ -304,7 +299,7 @@ func settle(t *testing.T, w *world, calls []*change, current, stands string, dis
 		}
 	}
 	if (last == nil) != (stands == current) || last != nil && last.err != nil {
-		t.Errorf("%q stands, and nobody was told so", stands)
+		t.Errorf("%q stands, but no call was answered so", stands)
 	}
 	for _, c := range calls {
 		switch {
@@ -320,21 +315,21 @@ func settle(t *testing.T, w *world, calls []*change, current, stands string, dis
 			continue
 		}
 		if c.password != stands {
-			w.dead(t, c.what, c.tokens)
+			w.WantEnded(t, c.what, c.tokens)
 		} else {
-			w.wantVerdict(t, c.tokens.Access, good)
+			w.WantVerdict(t, c.tokens.Access, sessiontest.Good)
 		}
 	}
 }
 
-// A call that the verifier let in is judged again by what is committed before it
-// writes, and a caller whose rights have gone by then writes nothing.
+// The verifier lets a call in, and the caller's rights end while the call waits to
+// write. The call judges its caller again, by what is committed, and writes nothing.
 func TestRightsThatGoWhileACallWaits(t *testing.T) {
-	type step func(w *world, by caller.Caller, tokens *session.Tokens) error
+	type step func(w world, by caller.Caller, tokens *session.Tokens) error
 	ctx := context.Background()
 	update := func(c user.Change) step {
-		return func(w *world, by caller.Caller, _ *session.Tokens) error {
-			_, err := w.users.Update(ctx, caller.AtCommandLine, by.ID, c)
+		return func(w world, by caller.Caller, _ *session.Tokens) error {
+			_, err := w.Users.Update(ctx, caller.AtCommandLine, by.ID, c)
 			return err
 		}
 	}
@@ -345,38 +340,38 @@ func TestRightsThatGoWhileACallWaits(t *testing.T) {
 		"demoted":  {update(user.Change{Roles: &user.Roles{"writer"}}), caller.ErrStale},
 		"renamed":  {update(user.Change{Name: new(user.Name("root"))}), caller.ErrStale},
 		"disabled": {update(user.Change{Disabled: new(true)}), caller.ErrRevoked},
-		"deleted": {func(w *world, by caller.Caller, _ *session.Tokens) error {
-			return w.users.Delete(ctx, caller.AtCommandLine, by.ID)
+		"deleted": {func(w world, by caller.Caller, _ *session.Tokens) error {
+			return w.Users.Delete(ctx, caller.AtCommandLine, by.ID)
 		}, caller.ErrRevoked},
-		"all sessions revoked": {func(w *world, by caller.Caller, _ *session.Tokens) error {
-			return w.users.RevokeSessions(ctx, caller.AtCommandLine, by.ID)
+		"all sessions revoked": {func(w world, by caller.Caller, _ *session.Tokens) error {
+			return w.Users.RevokeSessions(ctx, caller.AtCommandLine, by.ID)
 		}, caller.ErrRevoked},
-		"logged out": {func(w *world, _ caller.Caller, tokens *session.Tokens) error {
-			return w.sessions.Logout(ctx, tokens.Refresh)
+		"logged out": {func(w world, _ caller.Caller, tokens *session.Tokens) error {
+			return w.Sessions.Logout(ctx, tokens.Refresh)
 		}, caller.ErrRevoked},
-		"password set": {func(w *world, by caller.Caller, _ *session.Tokens) error {
-			_, err := w.users.SetPassword(ctx, caller.AtCommandLine, by.ID, pw(t, "a new one for the boss"))
+		"password set": {func(w world, by caller.Caller, _ *session.Tokens) error {
+			_, err := w.Users.SetPassword(ctx, caller.AtCommandLine, by.ID, sessiontest.Parse(t, "a new one for the boss"))
 			return err
 		}, caller.ErrRevoked},
 	}
-	calls := map[string]func(w *world, by caller.Caller) error{
-		"create": func(w *world, by caller.Caller) error {
-			_, err := w.users.Create(ctx, by, "mallory", user.Roles{caller.Admin}, pw(t, sesame))
+	calls := map[string]func(w world, by caller.Caller) error{
+		"create": func(w world, by caller.Caller) error {
+			_, err := w.Users.Create(ctx, by, "mallory", user.Roles{caller.Admin}, sessiontest.Parse(t, sessiontest.Password))
 			return err
 		},
-		"update": func(w *world, by caller.Caller) error {
-			_, err := w.users.Update(ctx, by, w.alice.ID, user.Change{Roles: &user.Roles{caller.Admin}})
+		"update": func(w world, by caller.Caller) error {
+			_, err := w.Users.Update(ctx, by, w.Alice.ID, user.Change{Roles: &user.Roles{caller.Admin}})
 			return err
 		},
-		"delete": func(w *world, by caller.Caller) error { return w.users.Delete(ctx, by, w.alice.ID) },
-		"set password": func(w *world, by caller.Caller) error {
-			_, err := w.users.SetPassword(ctx, by, w.alice.ID, pw(t, "set by a stale admin"))
+		"delete": func(w world, by caller.Caller) error { return w.Users.Delete(ctx, by, w.Alice.ID) },
+		"set password": func(w world, by caller.Caller) error {
+			_, err := w.Users.SetPassword(ctx, by, w.Alice.ID, sessiontest.Parse(t, "set by a stale admin"))
 			return err
 		},
-		"revoke sessions":  func(w *world, by caller.Caller) error { return w.users.RevokeSessions(ctx, by, w.alice.ID) },
-		"revoke a session": func(w *world, by caller.Caller) error { return w.sessions.Revoke(ctx, by, w.aliceSession(t)) },
-		"change one's own password": func(w *world, by caller.Caller) error {
-			_, err := w.logins.ChangePassword(ctx, by, pw(t, sesame), pw(t, "one's own new one"))
+		"revoke sessions":  func(w world, by caller.Caller) error { return w.Users.RevokeSessions(ctx, by, w.Alice.ID) },
+		"revoke a session": func(w world, by caller.Caller) error { return w.Sessions.Revoke(ctx, by, w.aliceSession(t)) },
+		"change one's own password": func(w world, by caller.Caller) error {
+			_, err := w.Logins.ChangePassword(ctx, by, sessiontest.Parse(t, sessiontest.Password), sessiontest.Parse(t, "one's own new one"))
 			return err
 		},
 	}
@@ -384,13 +379,13 @@ func TestRightsThatGoWhileACallWaits(t *testing.T) {
 		for name, call := range calls {
 			t.Run(end+", "+name, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					w := newWorld(t)
-					boss, err := w.users.Create(ctx, caller.AtCommandLine, "boss", user.Roles{caller.Admin}, pw(t, sesame))
+					w := world{sessiontest.New(t)}
+					boss, err := w.Users.Create(ctx, caller.AtCommandLine, "boss", user.Roles{caller.Admin}, sessiontest.Parse(t, sessiontest.Password))
 					if err != nil {
 						t.Fatal(err)
 					}
-					w.login(t)
-					tokens, err := w.logins.Login(ctx, "boss", pw(t, sesame), nil)
+					w.Login(t)
+					tokens, err := w.Logins.Login(ctx, "boss", sessiontest.Parse(t, sessiontest.Password), nil)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -412,26 +407,26 @@ func TestRightsThatGoWhileACallWaits(t *testing.T) {
 					if after.head != before.head+1 || after.users != before.users && end != "deleted" || !reflect.DeepEqual(before.alice, after.alice) {
 						t.Errorf("something was written: %+v, before %+v", after, before)
 					}
-					w.wantVerdict(t, w.login(t).Access, good)
+					w.WantVerdict(t, w.Login(t).Access, sessiontest.Good)
 				})
 			})
 		}
 	}
 }
 
-// state is what a call for Alice could have changed.
+// state holds everything that a call about Alice could change.
 type state struct {
 	head  int64
 	users int
 	alice any
 }
 
-func (w *world) state(t *testing.T) (s state) {
+func (w world) state(t *testing.T) (s state) {
 	t.Helper()
-	err := w.store.Read(context.Background(), func(tx *store.Tx) (err error) {
+	err := w.Store.Read(context.Background(), func(tx *store.Tx) (err error) {
 		all, err1 := tx.Users("", 100)
-		alice, err2 := tx.User(w.alice.ID)
-		sessions, err3 := tx.Sessions(w.alice.ID, "", 100)
+		alice, err2 := tx.User(w.Alice.ID)
+		sessions, err3 := tx.Sessions(w.Alice.ID, "", 100)
 		s.users, s.alice = len(all), []any{alice, sessions}
 		s.head, err = tx.Head()
 		return errors.Join(err, err1, err2, err3)
@@ -442,9 +437,9 @@ func (w *world) state(t *testing.T) (s state) {
 	return s
 }
 
-func (w *world) aliceSession(t *testing.T) (id string) {
-	err := w.store.Read(context.Background(), func(tx *store.Tx) error {
-		sessions, err := tx.Sessions(w.alice.ID, "", 1)
+func (w world) aliceSession(t *testing.T) (id string) {
+	err := w.Store.Read(context.Background(), func(tx *store.Tx) error {
+		sessions, err := tx.Sessions(w.Alice.ID, "", 1)
 		if err == nil {
 			id = sessions[0].ID
 		}

@@ -1,0 +1,109 @@
+package cli_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/watchword-auth/watchword/internal/cli"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// TestMain clears the variables that would set flags.
+func TestMain(m *testing.M) {
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "WATCHWORD_") {
+			os.Unsetenv(name)
+		}
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// result is what a command did.
+type result struct {
+	status   int
+	out, err string
+}
+
+// run runs a command with a text as standard input.
+func run(t *testing.T, stdin string, args ...string) (r result) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "stdin")
+	if err := os.WriteFile(path, []byte(stdin), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	var out, errs bytes.Buffer
+	r.status = cli.Main(args, cli.Terminal{In: in, Out: &out, Err: &errs})
+	r.out, r.err = out.String(), errs.String()
+	return r
+}
+
+// done runs a command that must succeed, and returns its output.
+func done(t *testing.T, stdin string, args ...string) string {
+	t.Helper()
+	r := run(t, stdin, args...)
+	if r.status != 0 {
+		t.Fatalf("watchword %v: status %d: %s", args, r.status, r.err)
+	}
+	return r.out
+}
+
+// fails runs a command that must fail with a status, and say so on standard error alone.
+func fails(t *testing.T, status int, says, stdin string, args ...string) {
+	t.Helper()
+	r := run(t, stdin, args...)
+	if r.status != status || r.out != "" || !strings.HasPrefix(r.err, "watchword: ") || !strings.Contains(r.err, says) {
+		t.Errorf("watchword %q: status %d with %q and %q, want %d and %q", args, r.status, r.out, r.err, status, says)
+	}
+}
+
+// database returns the flag for a database in a new folder.
+func database(t *testing.T) string {
+	t.Helper()
+	return "--datastore-uri=sqlite:" + filepath.Join(t.TempDir(), "watchword.db")
+}
+
+// write changes the database of a flag.
+func write(t *testing.T, flag string, fn func(tx *store.Tx) error) {
+	t.Helper()
+	s, err := store.Open(t.Context(), strings.TrimPrefix(flag, "--datastore-uri="))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Write(t.Context(), fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// table splits a printed table into its lines and cells. Columns are two spaces apart or
+// more.
+func table(t *testing.T, text string) (rows [][]string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		var row []string
+		for _, cell := range strings.Split(strings.TrimSuffix(line, "\n"), "  ") {
+			if cell = strings.TrimSpace(cell); cell != "" {
+				row = append(row, cell)
+			}
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// recent reports whether a cell is a time of the last minute.
+func recent(cell string) bool {
+	at, err := time.Parse(time.RFC3339, cell)
+	return err == nil && time.Since(at) < time.Minute
+}

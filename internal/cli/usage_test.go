@@ -1,0 +1,106 @@
+package cli_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A command that is typed wrong ends with status 2 before it opens anything.
+func TestWrongUsage(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	db := "--datastore-uri=sqlite:" + filepath.Join(folder, "watchword.db")
+	for _, c := range []struct {
+		says, stdin string
+		args        []string
+	}{
+		{"expected one of", "", nil},
+		{"no-such-command", "", []string{"no-such-command"}},
+		{"--no-such-flag", "", []string{"serve", "--no-such-flag"}},
+		{"--log-level", "", []string{"serve", "--log-level=loud"}},
+		{"--access-ttl", "", []string{"serve", db, "--access-ttl=0s"}},
+		{"--access-ttl", "", []string{"serve", db, "--access-ttl=soon"}},
+		{"username: malformed", "", []string{"user", "create", "a b", db}},
+		{"username: malformed", "", []string{"user", "delete", "", db}},
+		{"--role: malformed", "", []string{"user", "create", "eve", "--role=Admin", db}},
+		{"unexpected argument", "", []string{"user", "create", "eve", "a-password", db}},
+		{"--password", "", []string{"user", "create", "eve", "--password=a-password", db}},
+		{"--alg", "", []string{"key", "rotate", "--alg=none", db}},
+		{"<kid>", "", []string{"key", "revoke", db}},
+		{"--user and --user-id", "", []string{"audit", "--user=alice", "--user-id=id", db}},
+		{"must not be negative", "", []string{"audit", "--limit=-1", db}},
+		{"must not be negative", "", []string{"audit", "--since=-1h", db}},
+		{"--since", "", []string{"audit", "--since=yesterday", db}},
+		{"<file>", "", []string{"backup", db}},
+		{"pg_dump", "", []string{"backup", filepath.Join(folder, "backup"), "--datastore-uri=postgres://nowhere/db"}},
+		{"--plaintext and --ca-file", "a password", []string{"login", "eve", "--plaintext", "--ca-file=ca.pem"}},
+		{"standard input is empty", "", []string{"verify"}},
+		{"standard input is empty", " \r\n\t", []string{"logout"}},
+		{"not the output of login", `{"access_token": 7}`, []string{"verify"}},
+		{"not the output of login", `{"refresh_token": "wwrt_"}`, []string{"verify"}}, // no access token
+		{"not the output of login", `{"access_token": "eyJ"}`, []string{"logout"}},    // no refresh token
+		{"not the output of login", `{"access_token": "eyJ"`, []string{"verify"}},
+		{"--addr", "token", []string{"verify", "--plaintext", "--addr=\x00"}},
+	} {
+		fails(t, 2, c.says, c.stdin, c.args...)
+	}
+	if left, err := os.ReadDir(folder); err != nil || len(left) > 0 {
+		t.Errorf("wrong usage left %v, %v", left, err)
+	}
+}
+
+// A command that is typed right and fails ends with status 1.
+func TestFailures(t *testing.T) {
+	t.Parallel()
+	db := database(t)
+	folder := t.TempDir()
+	done(t, "a password of alice", "user", "create", "alice", db)
+	file := filepath.Join(folder, "file")
+	if err := os.WriteFile(file, []byte("content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		says, stdin string
+		args        []string
+	}{
+		{"username taken", "another password", []string{"user", "create", "ALICE", db}},
+		{"fewer than", "short", []string{"user", "create", "eve", db}},
+		{"empty", "", []string{"user", "create", "eve", db}},
+		{"fewer than", "short", []string{"user", "set-password", "alice", db}},
+		{"no such user: eve", "", []string{"user", "disable", "Eve", db}},
+		{"no such user: eve", "", []string{"user", "enable", "eve", db}},
+		{"no such user: eve", "", []string{"user", "delete", "eve", db}},
+		{"no such user: eve", "a password of eve", []string{"user", "set-password", "eve", db}},
+		{"no such user: eve", "", []string{"audit", "--user=eve", db}},
+		{"no such file", "", []string{"user", "list", "--datastore-uri=sqlite:" + filepath.Join(folder, "no", "folder", "db")}},
+		{"sqlite:FILE or postgres:", "", []string{"user", "list", "--datastore-uri=mysql://host/db"}},
+		{"master-key", "", []string{"key", "rotate", db}}, // beside the database there is none
+		{"exists", "", []string{"key", "create-master-key", file}},
+		{"there already", "", []string{"backup", file, db}},
+		{"--ca-file", "token", []string{"verify", "--ca-file=" + file}}, // not a certificate
+	} {
+		fails(t, 1, c.says, c.stdin, c.args...)
+	}
+	if text, err := os.ReadFile(file); err != nil || string(text) != "content" {
+		t.Errorf("the file that was there holds %q, %v", text, err)
+	}
+}
+
+func TestMigrateAndBackup(t *testing.T) {
+	t.Parallel()
+	db, copied := database(t), filepath.Join(t.TempDir(), "copy.db")
+	for range 2 { // the second time there is nothing to do
+		if r := run(t, "", "migrate", db); r.status != 0 || r.out != "" || !strings.Contains(r.err, "up to date") {
+			t.Errorf("migrate: %+v", r)
+		}
+	}
+	id := done(t, "a password of alice", "user", "create", "alice", db)
+	if r := run(t, "", "backup", copied, db); r.status != 0 || r.out != "" || !strings.Contains(r.err, "master key") {
+		t.Errorf("backup: %+v", r)
+	}
+	if list := done(t, "", "user", "list", "--datastore-uri=sqlite:"+copied); !strings.Contains(list, strings.TrimSpace(id)) {
+		t.Errorf("in the copy: %s", list)
+	}
+}

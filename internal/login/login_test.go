@@ -1,0 +1,136 @@
+package login_test
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/login"
+	"github.com/watchword-auth/watchword/internal/pgtest"
+	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/session/sessiontest"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Tests{M: m}) }
+
+// about returns the user whom a refusal names for the security record.
+func about(err error) string {
+	var refusal audit.Refusal
+	errors.As(err, &refusal)
+	return refusal.UserID
+}
+
+// A refused login says whether the user is disabled after the right password alone. The
+// security record learns which user it was.
+func TestRefusedLogins(t *testing.T) {
+	t.Parallel()
+	w := sessiontest.New(t)
+	refused := func(name user.Name, password string, want error, user string) {
+		t.Helper()
+		tokens, err := w.Logins.Login(t.Context(), name, sessiontest.Parse(t, password), nil)
+		if tokens != nil || !errors.Is(err, want) || about(err) != user {
+			t.Errorf("%s with %q: %v about %q, want %v about %q", name, password, err, about(err), want, user)
+		}
+	}
+	refused("nobody", sessiontest.Password, login.ErrCredentials, "")
+	refused("alice", "another password", login.ErrCredentials, w.Alice.ID)
+	if _, err := w.Users.Update(t.Context(), caller.AtCommandLine, w.Alice.ID, user.Change{Disabled: new(true)}); err != nil {
+		t.Fatal(err)
+	}
+	refused("alice", "another password", login.ErrCredentials, w.Alice.ID)
+	refused("alice", sessiontest.Password, login.ErrUserDisabled, w.Alice.ID)
+	if err := w.Users.Delete(t.Context(), caller.AtCommandLine, w.Alice.ID); err != nil {
+		t.Fatal(err)
+	}
+	refused("alice", sessiontest.Password, login.ErrCredentials, "")
+}
+
+// The tokens of a login are for the audience that the login asks for.
+func TestAudience(t *testing.T) {
+	t.Parallel()
+	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
+		pw := sessiontest.Parse(t, sessiontest.Password)
+		if _, err := w.Logins.Login(t.Context(), "alice", pw, []string{"elsewhere"}); !errors.Is(err, session.ErrAudience) {
+			t.Fatalf("login for elsewhere: %v", err)
+		}
+		for _, c := range []struct{ asked, want []string }{
+			{nil, []string{"internal", "billing"}},
+			{[]string{"billing", "billing"}, []string{"billing"}},
+		} {
+			tokens, err := w.Logins.Login(t.Context(), "alice", pw, c.asked)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := w.Verifier.Verify(t.Context(), tokens.Access)
+			if err != nil || !slices.Equal(p.Audience(), c.want) {
+				t.Errorf("a login for %q: %v, want %q (%v)", c.asked, p.Audience(), c.want, err)
+			}
+		}
+	})
+}
+
+// A change of password needs the current one, and keeps the audience of the session.
+func TestChangePassword(t *testing.T) {
+	t.Parallel()
+	w := world{sessiontest.New(t)}
+	first, err := w.Logins.Login(t.Context(), "alice", sessiontest.Parse(t, sessiontest.Password), []string{"billing"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	by, next := w.caller(t, w.Alice.ID, first), sessiontest.Parse(t, "changed by Alice")
+	_, err = w.Logins.ChangePassword(t.Context(), by, sessiontest.Parse(t, "another password"), next)
+	if !errors.Is(err, login.ErrCredentials) || about(err) != w.Alice.ID {
+		t.Errorf("with a wrong password: %v about %q", err, about(err))
+	}
+	w.WantVerdict(t, first.Access, sessiontest.Good)
+	second, err := w.Logins.ChangePassword(t.Context(), by, sessiontest.Parse(t, sessiontest.Password), next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.WantEnded(t, "the session of before", first)
+	p, err := w.Verifier.Verify(t.Context(), second.Access)
+	if err != nil || !slices.Equal(p.Audience(), []string{"billing"}) {
+		t.Errorf("the new session is for %q (%v)", p.Audience(), err)
+	}
+	w.standing(t, sessiontest.Password, "changed by Alice")
+}
+
+// A login that is cut is not repeated: its outcome is unknown, and repeating could start
+// a second session.
+func TestALoginThatIsCutIsUncertain(t *testing.T) {
+	w, proxy := sessiontest.Wired(t)
+	proxy.Judge(sessiontest.CutOnce("INSERT INTO sessions", pgtest.CutAfter))
+	_, err := w.Logins.Login(t.Context(), "alice", sessiontest.Parse(t, sessiontest.Password), nil)
+	proxy.Judge(nil)
+	if !errors.Is(err, store.ErrUncertain) {
+		t.Errorf("Login: %v", err)
+	}
+	err = w.Store.Read(t.Context(), func(tx *store.Tx) error {
+		sessions, err := tx.Sessions(w.Alice.ID, "", 10)
+		if len(sessions) != 1 {
+			t.Errorf("%d sessions were made", len(sessions))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What a login sends to the database.
+func TestStatementsAndRoundTrips(t *testing.T) {
+	w, proxy := sessiontest.Wired(t)
+	count := sessiontest.Count(proxy)
+	for range 20 { // the first call on a connection prepares its statements there
+		w.Login(t)
+	}
+	// BEGIN, settings, user | COMMIT, and BEGIN, settings, user, time | session,
+	// record, COMMIT.
+	count.Want(t, "Login", 11, 4, func() { w.Login(t) })
+}

@@ -1,0 +1,78 @@
+package sessiontest
+
+import (
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/pgtest"
+	"github.com/watchword-auth/watchword/internal/store/storetest"
+)
+
+// Wired makes a world whose PostgreSQL is behind a proxy. The feed does not poll, so
+// what the proxy sees is what the calls of the test send.
+func Wired(t *testing.T) (*World, *pgtest.Proxy) {
+	t.Helper()
+	proxy := pgtest.NewProxy(t, storetest.Postgres(t))
+	return On(t, proxy.URI(), func(f *feed.Feed) { f.Pace(Never, Never) }), proxy
+}
+
+// CutOnce returns a judge for [pgtest.Proxy.Judge] that gives fate to the first
+// statement with a prefix, and lets everything else pass.
+func CutOnce(prefix string, fate pgtest.Fate) func(pgtest.Trip) pgtest.Fate {
+	var done atomic.Bool
+	return func(trip pgtest.Trip) pgtest.Fate {
+		for _, s := range trip.Statements {
+			if strings.HasPrefix(s.SQL, prefix) && done.CompareAndSwap(false, true) {
+				return fate
+			}
+		}
+		return pgtest.Pass
+	}
+}
+
+// Counter counts what calls send to PostgreSQL. It leaves out the tails that the feed
+// reads after a nudge or a hint, because their number is not fixed.
+type Counter struct {
+	proxy *pgtest.Proxy
+	tails map[int]bool // connections in such a transaction
+}
+
+// Count returns a counter of what passes the proxy.
+func Count(proxy *pgtest.Proxy) *Counter { return &Counter{proxy, map[int]bool{}} }
+
+// Want makes a call, and checks how many statements in how many round trips the call
+// sent. BEGIN, its settings and COMMIT are statements; what is sent together is one
+// round trip.
+func (c *Counter) Want(t *testing.T, name string, statements, trips int, call func()) {
+	t.Helper()
+	c.since()
+	call()
+	if s, n, text := c.since(); s != statements || n != trips {
+		t.Errorf("%s: %d statements in %d trips, want %d in %d:\n%s", name, s, n, statements, trips, text)
+	}
+}
+
+// since counts from the last call of since on.
+func (c *Counter) since() (statements, trips int, text string) {
+	for _, trip := range c.proxy.Trips() {
+		last := ""
+		for _, statement := range trip.Statements {
+			if last = statement.SQL; strings.HasPrefix(last, "SELECT seq FROM head") && strings.HasSuffix(trip.Statements[0].SQL, "READ ONLY") {
+				c.tails[trip.Conn] = true
+			}
+		}
+		if c.tails[trip.Conn] {
+			c.tails[trip.Conn] = last != "COMMIT"
+			continue
+		}
+		trips++
+		statements += len(trip.Statements)
+		for _, statement := range trip.Statements {
+			text += statement.SQL + "\n"
+		}
+		text += "--\n"
+	}
+	return statements, trips, text
+}

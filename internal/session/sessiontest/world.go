@@ -1,0 +1,193 @@
+// Package sessiontest gives tests everything below the gRPC edge: a real database with
+// the user alice, a feed, sessions, logins, and the server's own verifier. Passwords are
+// cheap to hash. The package serves tests alone.
+package sessiontest
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/login"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/store/storetest"
+	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+// The rules of every world's sessions.
+const (
+	Grace    = 10 * time.Second
+	Idle     = 30 * 24 * time.Hour
+	Lifetime = 90 * 24 * time.Hour
+)
+
+// Password is Alice's.
+const Password = "open sesame, please"
+
+// What [World.Verdict] returns of a token that is good, and of the token of an ended
+// session.
+const (
+	Good    = watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED
+	Revoked = watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED
+)
+
+// Never is longer than any test.
+const Never = 100_000 * time.Hour
+
+// World is everything below the gRPC edge. Its feed runs, and everything is closed at
+// the end of the test. Its services issue for "internal" and "billing".
+type World struct {
+	Store    *store.Store
+	Feed     *feed.Feed
+	Users    *user.Users
+	Audit    *audit.Log
+	Sessions *session.Sessions
+	Logins   *login.Service
+	Verifier *authn.Verifier
+	Alice    *store.User // a writer
+}
+
+// New makes a world on SQLite.
+func New(t *testing.T) *World { return On(t, storetest.SQLite(t), func(*feed.Feed) {}) }
+
+// Slow makes a world for a bubble in which months pass: its feed moves when something
+// happens, sends a heartbeat a minute, and does nothing else.
+func Slow(t *testing.T) *World {
+	return On(t, storetest.SQLite(t), func(f *feed.Feed) { f.Pace(Never, 55*time.Second) })
+}
+
+// EachEngine runs a test in a world on each kind of database.
+func EachEngine(t *testing.T, test func(t *testing.T, w *World)) {
+	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
+		test(t, On(t, new(t), func(*feed.Feed) {}))
+	})
+}
+
+// On makes a world on a database that has its schema and nothing else. prepare is called
+// before the feed runs.
+func On(t *testing.T, uri string, prepare func(*feed.Feed)) *World {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &World{}
+	var err error
+	check := func() {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Store, err = store.Open(ctx, uri)
+	check()
+	master, err := seal.Create(filepath.Join(t.TempDir(), "master"))
+	check()
+	err = feed.Direct(w.Store).Write(ctx, func(tx *feed.Tx) error {
+		return errors.Join(issuer.Setup(tx.Tx, master, token.EdDSA), session.SetupMAC(tx.Tx, master), tx.RaiseMaxLifetime(5*time.Minute))
+	})
+	check()
+	w.Feed, err = feed.Open(ctx, w.Store, "https://auth.test", "database", slog.New(slog.DiscardHandler))
+	check()
+	prepare(w.Feed)
+	var running sync.WaitGroup
+	running.Go(func() { w.Feed.Run(ctx) })
+	tokens, err := issuer.Open(ctx, w.Store, master, "https://auth.test", 5*time.Minute)
+	check()
+	pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}})
+	w.Audit = audit.New(w.Store, slog.New(slog.DiscardHandler))
+	w.Users = user.New(w.Store, w.Feed, pool, w.Audit)
+	w.Sessions, err = session.Open(ctx, session.Config{
+		Audience: []string{"internal", "billing"}, Idle: session.IdleTTL(Idle), Max: session.MaxTTL(Lifetime), Grace: Grace,
+	}, session.Dependencies{Store: w.Store, Feed: w.Feed, Issuer: tokens, Users: w.Users, Audit: w.Audit, Master: master})
+	check()
+	w.Logins = login.New(w.Store, w.Feed, w.Sessions, pool)
+	w.Verifier, err = authn.NewVerifier(ctx, w.Feed.Hub().Conn(), authn.WithAudience("internal", "billing"))
+	check()
+	t.Cleanup(func() {
+		closed := w.Verifier.Close()
+		cancel()
+		running.Wait()
+		if err := errors.Join(closed, w.Store.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	w.Alice, err = user.New(w.Store, feed.Direct(w.Store), pool, w.Audit).Create(ctx, caller.AtCommandLine, "alice", user.Roles{"writer"}, Parse(t, Password))
+	check()
+	return w
+}
+
+// Parse returns a text as a password.
+func Parse(t *testing.T, text string) password.Password {
+	t.Helper()
+	p, err := password.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// Login logs Alice in.
+func (w *World) Login(t *testing.T) *session.Tokens {
+	t.Helper()
+	tokens, err := w.Logins.Login(context.Background(), "alice", Parse(t, Password), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tokens
+}
+
+// Refresh spends a refresh token.
+func (w *World) Refresh(t *testing.T, refreshToken string) *session.Tokens {
+	t.Helper()
+	tokens, err := w.Sessions.Refresh(context.Background(), refreshToken, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tokens
+}
+
+// Refused checks that a refresh token is refused with an error.
+func (w *World) Refused(t *testing.T, refreshToken string, want error) {
+	t.Helper()
+	if _, err := w.Sessions.Refresh(context.Background(), refreshToken, nil); !errors.Is(err, want) {
+		t.Fatalf("Refresh: %v, want %v", err, want)
+	}
+}
+
+// Verdict returns why the server's own verifier refuses an access token, or [Good].
+func (w *World) Verdict(access string) watchwordv1.ErrorReason {
+	_, err := w.Verifier.Verify(context.Background(), access)
+	return authn.Reason(err)
+}
+
+// WantVerdict checks the verdict on an access token.
+func (w *World) WantVerdict(t *testing.T, access string, want watchwordv1.ErrorReason) {
+	t.Helper()
+	if got := w.Verdict(access); got != want {
+		t.Fatalf("Verify: %v, want %v", got, want)
+	}
+}
+
+// WantEnded checks that a session has ended, for its access token and for its refresh
+// token. what names the session in failures.
+func (w *World) WantEnded(t *testing.T, what string, tokens *session.Tokens) {
+	t.Helper()
+	if got := w.Verdict(tokens.Access); got != Revoked {
+		t.Errorf("%s: Verify: %v", what, got)
+	}
+	if _, err := w.Sessions.Refresh(context.Background(), tokens.Refresh, nil); !errors.Is(err, session.ErrRevoked) {
+		t.Errorf("%s: Refresh: %v", what, err)
+	}
+}

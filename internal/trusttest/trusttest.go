@@ -1,0 +1,108 @@
+// Package trusttest stands in for a server's trust service, in process: a connection
+// for authn.NewVerifier, whose streams a function plays. The package serves test kits,
+// tests and benchmarks alone.
+package trusttest
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// Message is a message of WatchBundle.
+type Message = watchwordv1.WatchBundleResponse
+
+// Conn is a connection that serves TrustService/WatchBundle and no other method. Each
+// stream begins with a call of Conn; ctx ends with the stream. The verifier believes
+// the messages, because the peer is on this machine.
+//
+// Conn may be called from several goroutines at once.
+type Conn func(ctx context.Context) (Next, error)
+
+// Next returns the next message of one stream, or the error that ends the stream. A
+// verifier applies a message before the verifier asks for the next message. Messages
+// are copied, so streams may share a message.
+type Next func() (*Message, error)
+
+// Play returns a connection whose streams each receive the messages, and then nothing
+// more until the verifier ends the stream.
+func Play(messages ...*Message) Conn {
+	return func(ctx context.Context) (Next, error) {
+		left := messages
+		return func() (*Message, error) {
+			if len(left) == 0 {
+				<-ctx.Done()
+				return nil, status.FromContextError(ctx.Err()).Err()
+			}
+			m := left[0]
+			left = left[1:]
+			return m, nil
+		}, nil
+	}
+}
+
+// Chunk returns a part of a snapshot as a message.
+func Chunk(c *watchwordv1.SnapshotChunk) *Message {
+	return &Message{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
+}
+
+// Heartbeat returns a heartbeat: everything is known until at, which is the server's
+// time.
+func Heartbeat(at time.Time) *Message {
+	now := timestamppb.New(at)
+	return &Message{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{ServerTime: now, AsOf: now}}}
+}
+
+// Invoke refuses every unary call.
+func (Conn) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
+	return unserved(method)
+}
+
+// NewStream begins a stream.
+func (c Conn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if method != watchwordv1.TrustService_WatchBundle_FullMethodName {
+		return nil, unserved(method)
+	}
+	for _, opt := range opts {
+		if p, ok := opt.(grpc.PeerCallOption); ok {
+			p.PeerAddr.Addr = &net.UnixAddr{Net: "unix"}
+		}
+	}
+	next, err := c(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return stream{ctx, next}, nil
+}
+
+func unserved(method string) error {
+	return status.Errorf(codes.Unimplemented, "only WatchBundle is served in process, and not %s", method)
+}
+
+type stream struct {
+	ctx  context.Context
+	next Next
+}
+
+func (stream) Header() (metadata.MD, error) { return nil, nil }
+func (stream) Trailer() metadata.MD         { return nil }
+func (stream) CloseSend() error             { return nil }
+func (stream) SendMsg(any) error            { return nil }
+func (s stream) Context() context.Context   { return s.ctx }
+
+func (s stream) RecvMsg(into any) error {
+	m, err := s.next()
+	if err == nil {
+		proto.Merge(into.(*Message), m)
+	}
+	return err
+}
