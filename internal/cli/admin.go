@@ -106,22 +106,20 @@ func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
 	return c.users(ctx, func(users *user.Users) error {
 		return table(t.Out, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", func(w io.Writer) error {
 			const page = 500
-			for after, more := "", true; more; {
-				var rows []*store.User
-				var err error
-				if rows, more, err = users.List(ctx, after, page); err != nil {
-					return err
-				}
+			for after := ""; ; {
+				rows, next, err := users.List(ctx, after, page)
 				for _, row := range rows {
 					state := "enabled"
 					if row.Disabled {
 						state = "disabled"
 					}
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", row.ID, row.Username, strings.Join(row.Roles, ","), state, moment(row.CreatedAt))
-					after = row.ID
 				}
+				if err != nil || next == "" {
+					return err
+				}
+				after = next
 			}
-			return nil
 		})
 	})
 }
@@ -267,10 +265,6 @@ func (c *keyResealCmd) Run(ctx context.Context, t Terminal) error {
 
 type keyListCmd struct{ keys }
 
-var keyStates = map[issuer.State]string{
-	issuer.Next: "next", issuer.Signing: "signing", issuer.Retired: "retired", issuer.Revoked: "revoked",
-}
-
 func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
 	return c.with(ctx, func(s *store.Store) error {
 		keys, err := issuer.List(ctx, s)
@@ -279,7 +273,7 @@ func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
 		}
 		return table(t.Out, "KID\tALGORITHM\tSTATE\tPUBLISHED\tSIGNS FROM\tSIGNS UNTIL\tVERIFIES UNTIL", func(w io.Writer) error {
 			for _, k := range keys {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.KID, k.Algorithm, keyStates[k.State],
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.KID, k.Algorithm, k.State,
 					moment(k.PublishedAt), moment(k.SignsFrom), moment(k.SignsUntil), moment(k.VerifiesUntil))
 			}
 			return nil

@@ -13,21 +13,20 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// ErrChainBroken reports that a row of the signing keys is missing or was changed by
-// hand, so that no rotation can go on from the rows. [Keyring.ReplaceAll] mends the
-// chain.
+// ErrChainBroken reports a row of the signing keys that is missing or was changed by
+// hand, so rotation cannot go on. [Keyring.ReplaceAll] mends the chain.
 var ErrChainBroken = errors.New("the key chain is broken")
 
-// chain is the signing keys as a transaction has read them. A change is made in
-// memory first; [chain.write] then writes the rows that changed.
+// chain holds the signing keys that a transaction has read. A change happens in memory
+// first; [chain.write] then writes the rows that changed.
 //
-// Invariant: each key that is not withdrawn signs until the next one begins, exactly
-// one of them (last) has no end, and one more (next) is published without a date.
+// Invariant, but for withdrawn keys: each key signs until the next begins, exactly one
+// key (last) has no end, and one more key (next) is published without a date.
 type chain struct {
 	tx   *store.Tx
 	now  time.Time
-	read []*store.SigningKey // copies of the rows as they were read
-	rows []*store.SigningKey // as they are to be, the oldest first
+	read []*store.SigningKey // copies of the rows before the change
+	rows []*store.SigningKey // the rows after the change, the oldest first
 	last *store.SigningKey   // signs now, or will; nil if the chain is broken
 	next *store.SigningKey   // nil if the chain is broken
 
@@ -54,7 +53,7 @@ func readChain(tx *store.Tx) (*chain, error) {
 	return c, nil
 }
 
-// intact returns an error unless the chain has its last and its next key.
+// intact checks for the last and the next key. Errors: ErrChainBroken.
 func (c *chain) intact() error {
 	switch {
 	case c.next == nil:
@@ -65,11 +64,14 @@ func (c *chain) intact() error {
 	return nil
 }
 
+// younger reports whether the last key began to sign less than ttl ago, or will begin.
+func (c *chain) younger(ttl time.Duration) bool { return c.last.SignsFrom.Add(ttl).After(c.now) }
+
 func broken(how string) error {
 	return fmt.Errorf("%w: %s; a row of signing_keys was deleted or changed by hand: restore the row, or replace all keys", ErrChainBroken, how)
 }
 
-// write writes the rows that were changed since readChain: added, altered, removed.
+// write writes every difference since readChain: rows added, altered, removed.
 func (c *chain) write() error {
 	for _, row := range c.rows {
 		original := find(c.read, row.KID)
@@ -101,9 +103,8 @@ func (c *chain) publish(spare *store.SigningKey) *store.SigningKey {
 	return &key
 }
 
-// promote dates the next key and the end of the last one. The last one signs for a
-// microsecond at least: without it two keys would begin at once, and neither would
-// stand before the other.
+// promote dates the next key and the end of the last key. The last key signs for a
+// microsecond at least: two keys that begin at once would have no order.
 func (c *chain) promote() error {
 	age, err := maxAge(c.tx)
 	if err != nil {
@@ -122,13 +123,13 @@ func (c *chain) promote() error {
 	return nil
 }
 
-// bridge closes the gap that a withdrawn key leaves in the chain. Errors:
-// ErrChainBroken if the key has no neighbour.
+// bridge closes the gap of a withdrawn key in the chain. Errors: ErrChainBroken if the
+// key has no neighbour.
 func (c *chain) bridge(leaked, spare *store.SigningKey) error {
 	switch {
 	case leaked == c.next:
 		c.publish(spare)
-	case leaked.SignsFrom.After(c.now): // does not sign yet: the key before goes on in its place
+	case leaked.SignsFrom.After(c.now): // does not sign yet: the key before goes on instead
 		before, err := c.find("no key signs until "+leaked.KID+" begins", func(k *store.SigningKey) bool { return k.SignsUntil.Equal(leaked.SignsFrom) })
 		if err != nil {
 			return err
@@ -137,7 +138,7 @@ func (c *chain) bridge(leaked, spare *store.SigningKey) error {
 	case leaked == c.last: // signs, and has no successor with a date
 		c.next.SignsFrom = c.now
 		c.publish(spare)
-	case leaked.SignsUntil.After(c.now): // signs, and its successor has a date
+	case leaked.SignsUntil.After(c.now): // signs, and the successor has a date
 		after, err := c.find("no key begins when "+leaked.KID+" ends", func(k *store.SigningKey) bool { return k.SignsFrom.Equal(leaked.SignsUntil) })
 		if err != nil {
 			return err
@@ -147,13 +148,13 @@ func (c *chain) bridge(leaked, spare *store.SigningKey) error {
 	return nil
 }
 
-// signing returns the key that signs now.
+// signing returns the key for now.
 func (c *chain) signing() (*store.SigningKey, error) {
 	return c.find("no key signs now", func(k *store.SigningKey) bool { return state(k, c.now) == Signing })
 }
 
-// find returns the first key that is not withdrawn and matches. Errors:
-// ErrChainBroken, with the text `missing`, if there is none.
+// find returns the first key that matches, withdrawn keys aside. Errors:
+// ErrChainBroken, with the text `missing`, if no key matches.
 func (c *chain) find(missing string, matches func(*store.SigningKey) bool) (*store.SigningKey, error) {
 	for _, row := range c.rows {
 		if row.RevokedAt.IsZero() && matches(row) {
@@ -163,12 +164,12 @@ func (c *chain) find(missing string, matches func(*store.SigningKey) bool) (*sto
 	return nil, broken(missing)
 }
 
-// remove removes the keys that match.
+// remove removes all matching keys.
 func (c *chain) remove(matches func(*store.SigningKey) bool) {
 	c.rows = slices.DeleteFunc(c.rows, matches)
 }
 
-// verifiesNothing reports whether the last token that a key signed has expired.
+// verifiesNothing reports whether the last token of a key has expired.
 func (c *chain) verifiesNothing(k *store.SigningKey) bool {
 	return !k.VerifiesUntil.IsZero() && k.VerifiesUntil.Before(c.now)
 }
@@ -182,8 +183,8 @@ func find(rows []*store.SigningKey, kid string) *store.SigningKey {
 	return nil
 }
 
-// settingMaxAge names the setting that holds how long a cache may keep the key set,
-// in microseconds. A key must have been published for as long before it signs.
+// settingMaxAge names the setting for the age of caches: how long a cache may keep the
+// key set, in microseconds. A key must have been published for as long before signing.
 const settingMaxAge = "jwks_max_age"
 
 // settle is how much longer than a cache's age a key must have been published: a

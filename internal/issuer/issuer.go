@@ -1,8 +1,8 @@
 // Package issuer owns the signing keys and is the only maker of access tokens.
 //
-// Keys are rows, sealed under the master key. A row says by times when its key signs
-// and verifies, so that replicas agree without a leader. The key set always holds the
-// key that signs next, so that a verifier knows every key before the key signs.
+// Keys are rows, sealed under the master key. The times in a row say when the key signs
+// and verifies, so replicas agree without a leader. The key set always holds the next
+// key, so a verifier knows every key before the key signs.
 package issuer
 
 import (
@@ -21,10 +21,10 @@ import (
 
 const purpose = "signing key"
 
-// errNoKey reports that no key signs now.
+// errNoKey reports a time at which no key signs.
 var errNoKey = errors.New("no signing key signs now")
 
-// Issuer mints access tokens. It is safe for concurrent use.
+// Issuer mints access tokens. Safe for concurrent use.
 type Issuer struct {
 	name  string
 	ttl   time.Duration
@@ -40,8 +40,8 @@ type signer struct {
 	key         *token.SigningKey
 }
 
-// Setup makes a database's first keys, one that signs and one that signs next, unless
-// the database has keys. tx is the transaction of the first start.
+// Setup makes the first two keys of a database, for now and for next, unless the
+// database has keys. tx is the transaction of the first start.
 func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 	keys, err := tx.SigningKeys()
 	if err != nil || len(keys) > 0 {
@@ -61,7 +61,7 @@ func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 }
 
 // Reseal seals the signing keys under the first master key, and returns how many were
-// sealed under another one.
+// sealed under a different master key.
 func Reseal(tx *store.Tx, master *seal.Keys) (int, error) {
 	if err := tx.Exclusive(); err != nil {
 		return 0, err
@@ -87,7 +87,7 @@ func Reseal(tx *store.Tx, master *seal.Keys) (int, error) {
 	return n, nil
 }
 
-// generate makes a key that is not published yet.
+// generate makes a key, not published yet.
 func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error) {
 	key, err := token.GenerateKey(alg)
 	if err != nil {
@@ -124,8 +124,8 @@ func (i *Issuer) Reload(ctx context.Context) error {
 	return nil
 }
 
-// CheckMaster opens every key that has signed or signs, to see that master is the
-// right one. Errors: seal.ErrWrongKey; those of the store.
+// CheckMaster checks the master keys: it opens every key of the present and the past.
+// Errors: seal.ErrWrongKey; errors of the store.
 func CheckMaster(ctx context.Context, s *store.Store, master *seal.Keys) error {
 	_, err := readSigners(ctx, s, master)
 	return err
@@ -160,7 +160,7 @@ func readSigners(ctx context.Context, s *store.Store, master *seal.Keys) (signer
 	return signers, err
 }
 
-// Subject is the user and the session that a token speaks for.
+// Subject holds the user and the session behind a token.
 type Subject struct {
 	UserID    string
 	Username  string
@@ -168,11 +168,11 @@ type Subject struct {
 	Version   int64 // the user's token version
 	SessionID string
 	Audience  []string
-	// SessionEnd is when the session ends even if it is refreshed. No token lives longer.
+	// SessionEnd is the latest end of the session. No token lives longer.
 	SessionEnd time.Time
 }
 
-// Mint signs an access token as of now, and returns the token and its lifetime.
+// Mint signs an access token as of now, and returns the token and the token's lifetime.
 func (i *Issuer) Mint(now time.Time, s Subject) (string, time.Duration, error) {
 	key, err := i.signing(now)
 	if err != nil {
@@ -198,8 +198,7 @@ func (i *Issuer) Mint(now time.Time, s Subject) (string, time.Duration, error) {
 	return signed, expires.Sub(now), nil
 }
 
-// signing returns the key that signs now: of those that have begun and not ended, the
-// one that began last.
+// signing returns the key for now: of the keys between begin and end, the latest.
 func (i *Issuer) signing(now time.Time) (*token.SigningKey, error) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()

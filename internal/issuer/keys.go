@@ -7,25 +7,25 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// State is where a key stands in its life.
-type State int
+// State is a stage in the life of a key.
+type State string
 
 // The states of a key.
 const (
-	Next    State = iota + 1 // published, not yet signing
-	Signing                  // signs new tokens
-	Retired                  // signs no more, still verifies
-	Revoked                  // verifies nothing
+	Next    State = "next"    // published, does not sign yet
+	Signing State = "signing" // signs new tokens
+	Retired State = "retired" // signs no more, still verifies
+	Revoked State = "revoked" // verifies nothing
 )
 
-// Key is a signing key without its private half. A time is zero until it is decided.
+// Key is a signing key without the private half. Times are zero until decided.
 type Key struct {
 	KID, Algorithm                                    string
 	State                                             State
 	PublishedAt, SignsFrom, SignsUntil, VerifiesUntil time.Time
 }
 
-// List returns every key that has not been forgotten, the oldest first.
+// List returns every key in the database, the oldest first.
 func List(ctx context.Context, s *store.Store) ([]Key, error) {
 	var keys []Key
 	err := s.Read(ctx, func(tx *store.Tx) error {

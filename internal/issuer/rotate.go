@@ -15,19 +15,16 @@ import (
 )
 
 var (
-	// ErrNotFound reports that there is no such signing key.
+	// ErrNotFound reports an unknown signing key.
 	ErrNotFound = errors.New("no such signing key")
-	// errYoung reports that a key needs no rotation yet.
-	errYoung  = errors.New("key is not old enough")
-	errNoKeys = errors.New("there are no signing keys; a server makes them when it starts")
+	errNoKeys   = errors.New("there are no signing keys; a server makes them when it starts")
 )
 
-// Keyring rotates and withdraws signing keys. It is safe for concurrent use.
+// Keyring rotates and withdraws signing keys. Safe for concurrent use.
 //
-// The keys that have signed, sign or will sign form a chain: each signs until the
-// next one begins, and verifies until the last token that it can have signed has
-// expired. Besides the chain one key is published that signs next and has no date
-// yet.
+// The keys with a date form a chain: each key signs until the next begins, and verifies
+// until the last token of the key has expired. Besides the chain, the next key is
+// published without a date.
 type Keyring struct {
 	store  *store.Store
 	writer feed.Writer
@@ -40,50 +37,41 @@ func NewKeyring(s *store.Store, w feed.Writer, master *seal.Keys, a *audit.Log) 
 	return &Keyring{store: s, writer: w, master: master, audit: a}
 }
 
-// Rotate dates the key that signs next: at once, or as soon as the key has been
-// published for the age of the caches. Another key is published in its place. Rotate
-// does not begin a second rotation while one is under way. alg is the algorithm of
-// the key that is to sign; empty keeps the present one.
+// Rotate dates the next key: at once, or as soon as the key has been published for the
+// age of the caches. A new key is published as the next. Rotate begins no second
+// rotation while a first is under way. alg is the algorithm to sign with; empty keeps
+// the present algorithm.
 //
-// Errors: ErrChainBroken; those of [caller.Caller.Check] and of the store.
+// Errors: ErrChainBroken; errors of [caller.Caller.Check] and of the store.
 func (k *Keyring) Rotate(ctx context.Context, by caller.Caller, alg token.Algorithm) (Key, error) {
-	return k.rotate(ctx, by, alg, func(*store.SigningKey, time.Time) bool { return true })
+	return k.rotate(ctx, by, alg, 0)
 }
 
-// RotateOld rotates if the key that signs has done so for ttl. Any number of replicas
-// may call RotateOld at once.
+// RotateOld rotates if the present key has signed for ttl. Any number of replicas may
+// call RotateOld at once.
 func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
-	old := func(key *store.SigningKey, now time.Time) bool { return !now.Before(key.SignsFrom.Add(ttl)) }
-	// Nearly always the key is young. To read that costs neither a key nor the lock.
-	err := k.store.Read(ctx, func(tx *store.Tx) error {
+	young := false
+	err := k.store.Read(ctx, func(tx *store.Tx) error { // costs neither a key nor the lock
 		c, err := readChain(tx)
 		if err == nil {
 			err = c.intact()
 		}
-		if err == nil && !old(c.last, c.now) {
-			err = errYoung
-		}
+		young = err == nil && c.younger(ttl)
 		return err
 	})
-	if err == nil {
-		_, err = k.rotate(ctx, caller.AtCommandLine, "", old)
-	}
-	if errors.Is(err, errYoung) {
-		return nil
+	if err == nil && !young {
+		_, err = k.rotate(ctx, caller.AtCommandLine, "", ttl)
 	}
 	return err
 }
 
-// rotate rotates if due says so of the last key of the chain.
-func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algorithm, due func(*store.SigningKey, time.Time) bool) (Key, error) {
+// rotate rotates, unless the last key of the chain has not signed for ttl yet.
+func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algorithm, ttl time.Duration) (Key, error) {
 	return k.change(ctx, by, alg, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		if err := c.intact(); err != nil {
 			return nil, err
 		}
-		if !due(c.last, c.now) {
-			return nil, errYoung
-		}
-		if c.last.SignsFrom.After(c.now) && (alg == "" || c.last.Algorithm == string(alg)) {
+		if c.younger(ttl) && (alg == "" || c.last.Algorithm == string(alg)) {
 			return c.last, nil
 		}
 		if c.next.Algorithm != spares[0].Algorithm {
@@ -101,12 +89,12 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 	})
 }
 
-// Revoke withdraws a key and returns the key that signs now: once the bundle has
-// arrived at a verifier, every token of the withdrawn key is refused there. If the
-// withdrawn key signs, the next key signs at once, and a verifier that reads the key
-// set from a cache may refuse its tokens for the cache's age.
+// Revoke withdraws a key and returns the key for now. A verifier refuses every token of
+// the withdrawn key as soon as the bundle has arrived. If the withdrawn key signs, the
+// next key signs at once, and verifiers with a cached key set may refuse new tokens
+// for the cache's age.
 //
-// Errors: ErrNotFound; ErrChainBroken; those of [caller.Caller.Check] and of the store.
+// Errors: ErrNotFound; ErrChainBroken; errors of [caller.Caller.Check] and of the store.
 func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key, error) {
 	return k.change(ctx, by, "", func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		if err := c.intact(); err != nil {
@@ -127,11 +115,10 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 	})
 }
 
-// ReplaceAll withdraws every key and lets a new one sign at once, also when the chain
-// is broken. Keys that have not signed are withdrawn too, since they may have signed
-// in a history that was lost. ReplaceAll records why, with the new key, and returns
-// the new key. A verifier that reads the key set from a cache may refuse new tokens
-// for the cache's age.
+// ReplaceAll withdraws every key and lets a new key sign at once, also if the chain is
+// broken. Keys without a date are withdrawn too: a lost history may hold a date.
+// ReplaceAll records why, with the new key, and returns the new key. Verifiers with a
+// cached key set may refuse new tokens for the cache's age.
 func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) {
 	return k.change(ctx, caller.AtCommandLine, "", func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		for _, row := range c.rows {
@@ -148,9 +135,9 @@ func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) 
 	})
 }
 
-// change lets do alter the chain in memory, and then writes what has changed, in one
-// transaction with the record of it. do gets two new keys of the algorithm alg, and
-// returns the key to report. If do sets no record, nothing is written.
+// change lets do alter the chain in memory, and then writes the changes and the record
+// in the same transaction. do gets two new keys of the algorithm alg, and returns the
+// key to report. If do sets no record, nothing is written.
 func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algorithm, do func(*chain, [2]*store.SigningKey) (*store.SigningKey, error)) (Key, error) {
 	spares, err := k.spares(ctx, alg)
 	if err != nil {
@@ -188,25 +175,23 @@ func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algori
 	return reported, err
 }
 
-// spares makes the keys that a change may need, before its transaction, since an RSA
-// key takes a while. An empty alg means the algorithm of the newest key.
+// spares makes two keys for a change, before the transaction, since an RSA key takes a
+// while. An empty alg means the algorithm of the newest key.
 func (k *Keyring) spares(ctx context.Context, alg token.Algorithm) (spares [2]*store.SigningKey, err error) {
 	if alg == "" {
-		err = k.store.Read(ctx, func(tx *store.Tx) error {
-			rows, err := tx.SigningKeys()
-			if err == nil && len(rows) == 0 {
-				err = errNoKeys
-			}
-			if err == nil {
-				alg = token.Algorithm(rows[len(rows)-1].Algorithm)
-			}
-			return err
-		})
+		keys, err := List(ctx, k.store)
+		if err != nil {
+			return spares, err
+		}
+		if len(keys) == 0 {
+			return spares, errNoKeys
+		}
+		alg = token.Algorithm(keys[len(keys)-1].Algorithm)
 	}
 	for i := range spares {
-		if err == nil {
-			spares[i], err = generate(k.master, alg)
+		if spares[i], err = generate(k.master, alg); err != nil {
+			return spares, err
 		}
 	}
-	return spares, err
+	return spares, nil
 }

@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -19,51 +18,21 @@ type Audit struct {
 
 // ListEvents serves AuditService/ListEvents.
 func (s *Audit) ListEvents(ctx context.Context, req *watchwordv1.ListEventsRequest) (*watchwordv1.ListEventsResponse, error) {
-	filter, err := parseFilter(req)
-	if err != nil {
-		return nil, err
+	var r reading
+	filter := store.AuditFilter{
+		Type:      field(&r, "type", eventType, req.GetType()),
+		UserID:    field(&r, "user_id", optionalID, req.GetUserId()),
+		SessionID: field(&r, "session_id", optionalID, req.GetSessionId()),
+		Start:     field(&r, "start_time", optionalTime, req.GetStartTime()),
+		End:       field(&r, "end_time", optionalTime, req.GetEndTime()),
 	}
-	page, err := parsePage(req, "events", filter.Type, filter.UserID, filter.SessionID, req.GetStartTime().String(), req.GetEndTime().String())
-	if err != nil {
-		return nil, err
+	page := readPage(&r, req, "events", filter.Type, filter.UserID, filter.SessionID, filter.Start.String(), filter.End.String())
+	if r.err != nil {
+		return nil, r.err
 	}
 	filter.Before = page.after
 	records, next, err := audit.List(ctx, s.Store, filter, page.size)
-	if err != nil {
-		return nil, err
-	}
-	resp := &watchwordv1.ListEventsResponse{Events: messages(records, eventMessage)}
-	if next != "" {
-		resp.NextPageToken = page.next(next)
-	}
-	return resp, nil
-}
-
-func parseFilter(req *watchwordv1.ListEventsRequest) (f store.AuditFilter, err error) {
-	f = store.AuditFilter{Type: req.GetType(), UserID: req.GetUserId(), SessionID: req.GetSessionId()}
-	switch { // every type and id is shorter
-	case len(f.Type) > maxIDLength:
-		return f, invalid("type", "unknown event type")
-	case len(f.UserID) > maxIDLength:
-		return f, invalid("user_id", "not a user id")
-	case len(f.SessionID) > maxIDLength:
-		return f, invalid("session_id", "not a session id")
-	}
-	if f.Start, err = parseTime("start_time", req.GetStartTime()); err == nil {
-		f.End, err = parseTime("end_time", req.GetEndTime())
-	}
-	return f, err
-}
-
-// parseTime returns the zero time for an empty field.
-func parseTime(field string, t *timestamppb.Timestamp) (time.Time, error) {
-	switch {
-	case t == nil:
-		return time.Time{}, nil
-	case t.CheckValid() != nil:
-		return time.Time{}, invalid(field, "not a valid timestamp")
-	}
-	return t.AsTime(), nil
+	return &watchwordv1.ListEventsResponse{Events: messages(records, eventMessage), NextPageToken: page.token(next)}, err
 }
 
 func eventMessage(r *store.AuditRecord) *watchwordv1.Event {

@@ -1,8 +1,8 @@
-// Package rpc serves the API over gRPC. A handler checks the request, calls the package
-// below, and turns the result or error into a message or status. Package rpc decides
-// nothing about a user, a session or a token.
+// Package rpc is the gRPC edge: it checks requests, calls the packages that do the
+// work, and turns their answers and errors into messages and statuses. It decides
+// nothing.
 //
-// A handler may return a message beside an error: [Edge.Unary] drops the message.
+// A handler may return a response beside an error: the [Edge] drops the response.
 package rpc
 
 import (
@@ -26,93 +26,89 @@ type Auth struct {
 	Logins   *login.Service
 	Sessions *session.Sessions
 	Verifier *authn.Verifier
-	Audience []string // all services to issue for
+	Audience []string // all that this server issues for
 }
 
 // Login serves AuthService/Login.
 func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watchwordv1.LoginResponse, error) {
-	name, err := parse("username", user.ParseName, req.GetUsername())
-	if err != nil {
-		return nil, err
+	var r reading
+	name := field(&r, "username", user.ParseName, req.GetUsername())
+	pw := field(&r, "password", password.Parse, req.GetPassword())
+	aud := field(&r, "audience", audience, req.GetAudience())
+	if r.err != nil {
+		return nil, r.err
 	}
-	pw, err := parse("password", password.Parse, req.GetPassword())
-	if err != nil {
-		return nil, err
-	}
-	if err := checkAudience(req.GetAudience()); err != nil {
-		return nil, err
-	}
-	tokens, err := a.Logins.Login(ctx, name, pw, req.GetAudience())
+	tokens, err := a.Logins.Login(ctx, name, pw, aud)
 	return &watchwordv1.LoginResponse{Tokens: tokenPair(tokens)}, err
 }
 
 // Refresh serves AuthService/Refresh.
 func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*watchwordv1.RefreshResponse, error) {
-	if err := checkRequired("refresh_token", req.GetRefreshToken()); err != nil {
-		return nil, err
+	var r reading
+	token := field(&r, "refresh_token", required, req.GetRefreshToken())
+	aud := field(&r, "audience", audience, req.GetAudience())
+	if r.err != nil {
+		return nil, r.err
 	}
-	if err := checkAudience(req.GetAudience()); err != nil {
-		return nil, err
-	}
-	tokens, err := a.Sessions.Refresh(ctx, req.GetRefreshToken(), req.GetAudience())
+	tokens, err := a.Sessions.Refresh(ctx, token, aud)
 	return &watchwordv1.RefreshResponse{Tokens: tokenPair(tokens)}, err
 }
 
-// notIssuedFor is an audience of no token. Verify asks for notIssuedFor if the server does
-// not issue for the requested audience today: a token minted under an earlier
-// configuration may still have the requested audience.
+// notIssuedFor stands for every audience that the server does not issue for. A token
+// from before a change of the server's audiences may name such an audience, and no
+// token names notIssuedFor.
 const notIssuedFor = "\x00"
 
-// Verify serves AuthService/Verify, by the verifier of the server's own methods.
+// Verify serves AuthService/Verify, by the verifier that guards this server too.
 func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*watchwordv1.VerifyResponse, error) {
-	if err := checkRequired("access_token", req.GetAccessToken()); err != nil {
-		return nil, err
+	var r reading
+	token := field(&r, "access_token", required, req.GetAccessToken())
+	aud := req.GetAudience()
+	if aud != "" {
+		field(&r, "audience", audience, []string{aud})
 	}
-	p, err := a.verify(ctx, req)
+	if r.err != nil {
+		return nil, r.err
+	}
+	var p *authn.Principal
+	var err error
+	switch {
+	case aud == "": // the verifier's own audiences are all that the server issues for
+		p, err = a.Verifier.Verify(ctx, token)
+	case slices.Contains(a.Audience, aud):
+		p, err = a.Verifier.VerifyFor(ctx, token, aud)
+	default:
+		p, err = a.Verifier.VerifyFor(ctx, token, notIssuedFor)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return &watchwordv1.VerifyResponse{Principal: principal(p)}, nil
 }
 
-func (a *Auth) verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*authn.Principal, error) {
-	asked := req.GetAudience()
-	if asked == "" { // the verifier accepts every audience of the server
-		return a.Verifier.Verify(ctx, req.GetAccessToken())
-	}
-	if err := checkAudience([]string{asked}); err != nil {
-		return nil, err
-	}
-	if !slices.Contains(a.Audience, asked) {
-		asked = notIssuedFor
-	}
-	return a.Verifier.VerifyFor(ctx, req.GetAccessToken(), asked)
-}
-
 // Logout serves AuthService/Logout.
 func (a *Auth) Logout(ctx context.Context, req *watchwordv1.LogoutRequest) (*watchwordv1.LogoutResponse, error) {
-	err := checkRequired("refresh_token", req.GetRefreshToken())
-	if err == nil {
-		err = a.Sessions.Logout(ctx, req.GetRefreshToken())
+	var r reading
+	token := field(&r, "refresh_token", required, req.GetRefreshToken())
+	if r.err != nil {
+		return nil, r.err
 	}
-	return &watchwordv1.LogoutResponse{}, err
+	return &watchwordv1.LogoutResponse{}, a.Sessions.Logout(ctx, token)
 }
 
 // ChangePassword serves AuthService/ChangePassword.
 func (a *Auth) ChangePassword(ctx context.Context, req *watchwordv1.ChangePasswordRequest) (*watchwordv1.ChangePasswordResponse, error) {
-	current, err := parse("current_password", password.Parse, req.GetCurrentPassword())
-	if err != nil {
-		return nil, err
-	}
-	next, err := parse("new_password", password.Parse, req.GetNewPassword())
-	if err != nil {
-		return nil, err
+	var r reading
+	current := field(&r, "current_password", password.Parse, req.GetCurrentPassword())
+	next := field(&r, "new_password", password.Parse, req.GetNewPassword())
+	if r.err != nil {
+		return nil, r.err
 	}
 	tokens, err := a.Logins.ChangePassword(ctx, callerOf(ctx), current, next)
-	return &watchwordv1.ChangePasswordResponse{Tokens: tokenPair(tokens)}, nameWeakField("new_password", err)
+	return &watchwordv1.ChangePasswordResponse{Tokens: tokenPair(tokens)}, weakField("new_password", err)
 }
 
-// tokenPair returns nil without tokens.
+// tokenPair returns nil for no tokens.
 func tokenPair(t *session.Tokens) *watchwordv1.TokenPair {
 	if t == nil {
 		return nil

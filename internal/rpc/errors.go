@@ -52,6 +52,14 @@ var refusals = []struct {
 	{errNoCertificate, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED, "a client certificate is required"},
 }
 
+// invalidField reports a field of a request and the broken rule.
+type invalidField struct {
+	field string
+	err   error
+}
+
+func (e invalidField) Error() string { return e.field + ": " + e.err.Error() }
+
 // statusOf returns the status for an error. method stands in the status only if the
 // caller's own access token is refused, since a client replays such a call.
 func statusOf(err error, method string, retryAfter func() time.Duration) *status.Status {
@@ -92,8 +100,8 @@ func badRequest(field invalidField) *status.Status {
 	return refusal.Status(codes.InvalidArgument, reason, "", field.Error(), refusal.BadField(field.field, field.err.Error()))
 }
 
-// nameWeakField adds the field's name to the refusal of a weak password.
-func nameWeakField(field string, err error) error {
+// weakField adds the field's name to the refusal of a weak password.
+func weakField(field string, err error) error {
 	if errors.Is(err, password.ErrTooWeak) {
 		return invalidField{field, err}
 	}

@@ -27,12 +27,13 @@ func (s *Keys) ListKeys(ctx context.Context, _ *watchwordv1.ListKeysRequest) (*w
 
 // RotateKey serves KeyService/RotateKey.
 func (s *Keys) RotateKey(ctx context.Context, req *watchwordv1.RotateKeyRequest) (*watchwordv1.RotateKeyResponse, error) {
-	var alg token.Algorithm // empty: the current one
-	if req.GetAlgorithm() != "" {
-		var err error
-		if alg, err = parse("algorithm", token.ParseAlgorithm, req.GetAlgorithm()); err != nil {
-			return nil, err
-		}
+	var r reading
+	var alg token.Algorithm
+	if name := req.GetAlgorithm(); name != "" {
+		alg = field(&r, "algorithm", token.ParseAlgorithm, name)
+	}
+	if r.err != nil {
+		return nil, r.err
 	}
 	key, err := s.Keyring.Rotate(ctx, callerOf(ctx), alg)
 	return &watchwordv1.RotateKeyResponse{Key: keyMessage(key)}, err
@@ -40,10 +41,12 @@ func (s *Keys) RotateKey(ctx context.Context, req *watchwordv1.RotateKeyRequest)
 
 // RevokeKey serves KeyService/RevokeKey.
 func (s *Keys) RevokeKey(ctx context.Context, req *watchwordv1.RevokeKeyRequest) (*watchwordv1.RevokeKeyResponse, error) {
-	if err := checkID("kid", req.GetKid()); err != nil {
-		return nil, err
+	var r reading
+	kid := field(&r, "kid", requiredID, req.GetKid())
+	if r.err != nil {
+		return nil, r.err
 	}
-	key, err := s.Keyring.Revoke(ctx, callerOf(ctx), req.GetKid())
+	key, err := s.Keyring.Revoke(ctx, callerOf(ctx), kid)
 	return &watchwordv1.RevokeKeyResponse{Key: keyMessage(key)}, err
 }
 
@@ -61,7 +64,7 @@ var keyStates = map[issuer.State]watchwordv1.KeyState{
 	issuer.Revoked: watchwordv1.KeyState_KEY_STATE_REVOKED,
 }
 
-// timestamp returns nil for the zero time: the time is not decided yet.
+// timestamp returns nil for a time that is not decided.
 func timestamp(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil

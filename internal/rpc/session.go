@@ -1,12 +1,12 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
-	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -19,51 +19,36 @@ type Sessions struct {
 
 // ListSessions serves SessionService/ListSessions.
 func (s *Sessions) ListSessions(ctx context.Context, req *watchwordv1.ListSessionsRequest) (*watchwordv1.ListSessionsResponse, error) {
-	by, userID, err := callerAndUser(ctx, req)
-	if err != nil {
-		return nil, err
+	var r reading
+	by := callerOf(ctx)
+	userID := cmp.Or(field(&r, "user_id", optionalID, req.GetUserId()), by.ID)
+	page := readPage(&r, req, "sessions", userID)
+	if r.err != nil {
+		return nil, r.err
 	}
-	page, err := parsePage(req, "sessions", userID)
-	if err != nil {
-		return nil, err
-	}
-	rows, more, err := s.Sessions.List(ctx, by, userID, page.after, page.size)
-	if err != nil {
-		return nil, err
-	}
-	resp := &watchwordv1.ListSessionsResponse{Sessions: messages(rows, s.message)}
-	if more {
-		resp.NextPageToken = page.next(rows[len(rows)-1].ID)
-	}
-	return resp, nil
+	rows, next, err := s.Sessions.List(ctx, by, userID, page.after, page.size)
+	return &watchwordv1.ListSessionsResponse{Sessions: messages(rows, s.message), NextPageToken: page.token(next)}, err
 }
 
 // RevokeSession serves SessionService/RevokeSession.
 func (s *Sessions) RevokeSession(ctx context.Context, req *watchwordv1.RevokeSessionRequest) (*watchwordv1.RevokeSessionResponse, error) {
-	err := checkID("session_id", req.GetSessionId())
-	if err == nil {
-		err = s.Sessions.Revoke(ctx, callerOf(ctx), req.GetSessionId())
+	var r reading
+	id := field(&r, "session_id", requiredID, req.GetSessionId())
+	if r.err != nil {
+		return nil, r.err
 	}
-	return &watchwordv1.RevokeSessionResponse{}, err
+	return &watchwordv1.RevokeSessionResponse{}, s.Sessions.Revoke(ctx, callerOf(ctx), id)
 }
 
 // RevokeUserSessions serves SessionService/RevokeUserSessions.
 func (s *Sessions) RevokeUserSessions(ctx context.Context, req *watchwordv1.RevokeUserSessionsRequest) (*watchwordv1.RevokeUserSessionsResponse, error) {
-	by, userID, err := callerAndUser(ctx, req)
-	if err == nil {
-		err = s.Sessions.RevokeAll(ctx, by, userID)
+	var r reading
+	by := callerOf(ctx)
+	userID := cmp.Or(field(&r, "user_id", optionalID, req.GetUserId()), by.ID)
+	if r.err != nil {
+		return nil, r.err
 	}
-	return &watchwordv1.RevokeUserSessionsResponse{}, err
-}
-
-// callerAndUser returns the caller, and the user in the request: by default the caller's
-// own.
-func callerAndUser(ctx context.Context, req interface{ GetUserId() string }) (by caller.Caller, userID string, err error) {
-	by = callerOf(ctx)
-	if req.GetUserId() == "" {
-		return by, by.ID, nil
-	}
-	return by, req.GetUserId(), checkID("user_id", req.GetUserId())
+	return &watchwordv1.RevokeUserSessionsResponse{}, s.Sessions.RevokeAll(ctx, by, userID)
 }
 
 func (s *Sessions) message(row *store.Session) *watchwordv1.Session {

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -20,147 +21,123 @@ type Users struct {
 
 // CreateUser serves UserService/CreateUser.
 func (s *Users) CreateUser(ctx context.Context, req *watchwordv1.CreateUserRequest) (*watchwordv1.CreateUserResponse, error) {
-	name, err := parse("username", user.ParseName, req.GetUsername())
-	if err != nil {
-		return nil, err
-	}
-	pw, err := parse("password", password.Parse, req.GetPassword())
-	if err != nil {
-		return nil, err
-	}
-	roles, err := parse("roles", user.ParseRoles, req.GetRoles())
-	if err != nil {
-		return nil, err
+	var r reading
+	name := field(&r, "username", user.ParseName, req.GetUsername())
+	pw := field(&r, "password", password.Parse, req.GetPassword())
+	roles := field(&r, "roles", user.ParseRoles, req.GetRoles())
+	if r.err != nil {
+		return nil, r.err
 	}
 	row, err := s.Users.Create(ctx, callerOf(ctx), name, roles, pw)
-	return &watchwordv1.CreateUserResponse{User: userMessage(row)}, nameWeakField("password", err)
+	return &watchwordv1.CreateUserResponse{User: userMessage(row)}, weakField("password", err)
 }
 
 // GetUser serves UserService/GetUser.
 func (s *Users) GetUser(ctx context.Context, req *watchwordv1.GetUserRequest) (*watchwordv1.GetUserResponse, error) {
-	row, err := s.find(ctx, req)
-	return &watchwordv1.GetUserResponse{User: userMessage(row)}, err
-}
-
-func (s *Users) find(ctx context.Context, req *watchwordv1.GetUserRequest) (*store.User, error) {
+	var r reading
+	var row *store.User
 	switch key := req.GetKey().(type) {
 	case *watchwordv1.GetUserRequest_Id:
-		if err := checkID("id", key.Id); err != nil {
-			return nil, err
+		if id := field(&r, "id", requiredID, key.Id); r.err == nil {
+			row, r.err = s.Users.Get(ctx, id)
 		}
-		return s.Users.Get(ctx, key.Id)
 	case *watchwordv1.GetUserRequest_Username:
-		name, err := parse("username", user.ParseName, key.Username)
-		if err != nil {
-			return nil, err
+		if name := field(&r, "username", user.ParseName, key.Username); r.err == nil {
+			row, r.err = s.Users.GetByName(ctx, name)
 		}
-		return s.Users.GetByName(ctx, name)
+	default:
+		r.err = invalidField{"id", errors.New("one of id and username is required")}
 	}
-	return nil, invalid("id", "id or username is required")
+	return &watchwordv1.GetUserResponse{User: userMessage(row)}, r.err
 }
 
 // ListUsers serves UserService/ListUsers.
 func (s *Users) ListUsers(ctx context.Context, req *watchwordv1.ListUsersRequest) (*watchwordv1.ListUsersResponse, error) {
-	page, err := parsePage(req, "users")
-	if err != nil {
-		return nil, err
+	var r reading
+	page := readPage(&r, req, "users")
+	if r.err != nil {
+		return nil, r.err
 	}
-	rows, more, err := s.Users.List(ctx, page.after, page.size)
-	if err != nil {
-		return nil, err
-	}
-	resp := &watchwordv1.ListUsersResponse{Users: messages(rows, userMessage)}
-	if more {
-		resp.NextPageToken = page.next(rows[len(rows)-1].ID)
-	}
-	return resp, nil
+	rows, next, err := s.Users.List(ctx, page.after, page.size)
+	return &watchwordv1.ListUsersResponse{Users: messages(rows, userMessage), NextPageToken: page.token(next)}, err
 }
 
 // UpdateUser serves UserService/UpdateUser.
 func (s *Users) UpdateUser(ctx context.Context, req *watchwordv1.UpdateUserRequest) (*watchwordv1.UpdateUserResponse, error) {
-	id := req.GetUser().GetId()
-	if err := checkID("user.id", id); err != nil {
-		return nil, err
-	}
-	change, err := parseChange(req)
-	if err != nil {
-		return nil, err
+	var r reading
+	id := field(&r, "user.id", requiredID, req.GetUser().GetId())
+	change := readChange(&r, req)
+	if r.err != nil {
+		return nil, r.err
 	}
 	row, err := s.Users.Update(ctx, callerOf(ctx), id, change)
 	return &watchwordv1.UpdateUserResponse{User: userMessage(row)}, err
 }
 
-// parseChange reads an update mask (AIP-134).
-func parseChange(req *watchwordv1.UpdateUserRequest) (change user.Change, err error) {
-	u, paths := req.GetUser(), req.GetUpdateMask().GetPaths()
-	switch {
-	case len(paths) == 0:
-		paths = populated(u)
-	case slices.Equal(paths, []string{"*"}):
-		paths = []string{"username", "roles", "disabled"}
-	case slices.Contains(paths, "*"):
-		return change, invalid("update_mask", "* must be the only path")
-	}
-	for _, path := range paths {
+// readChange reads the fields that the mask names (AIP-134): without a mask those that
+// are set, with "*" all.
+func readChange(r *reading, req *watchwordv1.UpdateUserRequest) (change user.Change) {
+	u := req.GetUser()
+	for _, path := range field(r, "update_mask", maskPaths, req) {
 		switch path {
 		case "username":
-			var name user.Name
-			name, err = parse("user.username", user.ParseName, u.GetUsername())
+			name := field(r, "user.username", user.ParseName, u.GetUsername())
 			change.Name = &name
 		case "roles":
-			var roles user.Roles
-			roles, err = parse("user.roles", user.ParseRoles, u.GetRoles())
+			roles := field(r, "user.roles", user.ParseRoles, u.GetRoles())
 			change.Roles = &roles
 		case "disabled":
 			disabled := u.GetDisabled()
 			change.Disabled = &disabled
-		default:
-			err = invalid("update_mask", "a path must be username, roles or disabled")
-		}
-		if err != nil {
-			return user.Change{}, err
 		}
 	}
-	return change, nil
+	return change
 }
 
-func populated(u *watchwordv1.User) []string {
-	var paths []string
-	if u.GetUsername() != "" {
-		paths = append(paths, "username")
+func maskPaths(req *watchwordv1.UpdateUserRequest) ([]string, error) {
+	all := []string{"username", "roles", "disabled"}
+	paths := req.GetUpdateMask().GetPaths()
+	switch {
+	case len(paths) == 0:
+		u := req.GetUser()
+		set := map[string]bool{"username": u.GetUsername() != "", "roles": len(u.GetRoles()) > 0, "disabled": u.GetDisabled()}
+		return slices.DeleteFunc(all, func(path string) bool { return !set[path] }), nil
+	case slices.Equal(paths, []string{"*"}):
+		return all, nil
+	case slices.Contains(paths, "*"):
+		return nil, errors.New("must not name fields beside *")
 	}
-	if len(u.GetRoles()) > 0 {
-		paths = append(paths, "roles")
+	for _, path := range paths {
+		if !slices.Contains(all, path) {
+			return nil, errors.New("names an unknown field: username, roles and disabled can be changed")
+		}
 	}
-	if u.GetDisabled() {
-		paths = append(paths, "disabled")
-	}
-	return paths
+	return paths, nil
 }
 
 // DeleteUser serves UserService/DeleteUser.
 func (s *Users) DeleteUser(ctx context.Context, req *watchwordv1.DeleteUserRequest) (*watchwordv1.DeleteUserResponse, error) {
-	err := checkID("id", req.GetId())
-	if err == nil {
-		err = s.Users.Delete(ctx, callerOf(ctx), req.GetId())
+	var r reading
+	id := field(&r, "id", requiredID, req.GetId())
+	if r.err != nil {
+		return nil, r.err
 	}
-	return &watchwordv1.DeleteUserResponse{}, err
+	return &watchwordv1.DeleteUserResponse{}, s.Users.Delete(ctx, callerOf(ctx), id)
 }
 
 // SetPassword serves UserService/SetPassword.
 func (s *Users) SetPassword(ctx context.Context, req *watchwordv1.SetPasswordRequest) (*watchwordv1.SetPasswordResponse, error) {
-	if err := checkID("id", req.GetId()); err != nil {
-		return nil, err
+	var r reading
+	id := field(&r, "id", requiredID, req.GetId())
+	pw := field(&r, "password", password.Parse, req.GetPassword())
+	if r.err != nil {
+		return nil, r.err
 	}
-	pw, err := parse("password", password.Parse, req.GetPassword())
-	if err != nil {
-		return nil, err
-	}
-	row, err := s.Users.SetPassword(ctx, callerOf(ctx), req.GetId(), pw)
-	return &watchwordv1.SetPasswordResponse{User: userMessage(row)}, nameWeakField("password", err)
+	row, err := s.Users.SetPassword(ctx, callerOf(ctx), id, pw)
+	return &watchwordv1.SetPasswordResponse{User: userMessage(row)}, weakField("password", err)
 }
 
-// userMessage returns nil without a row.
+// userMessage returns nil for no row.
 func userMessage(row *store.User) *watchwordv1.User {
 	if row == nil {
 		return nil

@@ -263,32 +263,32 @@ func (s *Sessions) end(ctx context.Context, tx *feed.Tx, row *store.Session, why
 	return tx.SessionEnded(row.ID)
 }
 
-// List returns a page of a user's live sessions in order of id, beginning after the id
-// `after`, and reports whether more follow.
+// List returns up to limit live sessions of a user in order of id, beginning after the id
+// `after`. next is the `after` of the next page; empty at the end.
 //
 // Errors: ErrNotFound if the caller is neither the user nor an admin;
 // user.ErrNotFound, for an admin, if there is no such user.
-func (s *Sessions) List(ctx context.Context, by caller.Caller, userID, after string, limit int) (sessions []*store.Session, more bool, err error) {
+func (s *Sessions) List(ctx context.Context, by caller.Caller, userID, after string, limit int) (sessions []*store.Session, next string, err error) {
 	if !by.MayManage(userID) {
-		return nil, false, ErrNotFound
+		return nil, "", ErrNotFound
 	}
 	err = s.d.Store.Read(ctx, func(tx *store.Tx) error {
 		u, err := user.Find(tx, userID)
 		if err != nil {
 			return err
 		}
-		sessions, more, err = s.livePage(tx, u, after, limit)
+		sessions, next, err = s.livePage(tx, u, after, limit)
 		return err
 	})
-	return sessions, more, err
+	return sessions, next, err
 }
 
 // livePage collects live sessions until the page is full and one more is found.
-func (s *Sessions) livePage(tx *store.Tx, u *store.User, after string, limit int) (page []*store.Session, more bool, err error) {
+func (s *Sessions) livePage(tx *store.Tx, u *store.User, after string, limit int) (page []*store.Session, next string, err error) {
 	for {
 		rows, err := tx.Sessions(u.ID, after, limit+1)
 		if err != nil {
-			return nil, false, err
+			return nil, "", err
 		}
 		for _, row := range rows {
 			after = row.ID
@@ -296,12 +296,12 @@ func (s *Sessions) livePage(tx *store.Tx, u *store.User, after string, limit int
 				continue
 			}
 			if len(page) == limit {
-				return page, true, nil
+				return page, page[limit-1].ID, nil
 			}
 			page = append(page, row)
 		}
 		if len(rows) <= limit {
-			return page, false, nil
+			return page, "", nil
 		}
 	}
 }

@@ -137,14 +137,17 @@ func (u *Users) GetByName(ctx context.Context, name Name) (row *store.User, err 
 	return row, err
 }
 
-// List returns a page of users in order of id, beginning after the id `after`, and
-// reports whether more users follow.
-func (u *Users) List(ctx context.Context, after string, limit int) (rows []*store.User, more bool, err error) {
+// List returns up to limit users in order of id, beginning after the id `after`. next is
+// the `after` of the next page; empty at the end.
+func (u *Users) List(ctx context.Context, after string, limit int) (rows []*store.User, next string, err error) {
 	err = u.store.Read(ctx, func(tx *store.Tx) (err error) {
 		rows, err = tx.Users(after, limit+1)
 		return err
 	})
-	return rows[:min(len(rows), limit)], len(rows) > limit, err
+	if len(rows) > limit {
+		return rows[:limit], rows[limit-1].ID, err
+	}
+	return rows, "", err
 }
 
 // Find returns the user with an id, unless the user is deleted.

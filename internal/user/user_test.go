@@ -362,8 +362,8 @@ func TestFindAndList(t *testing.T) {
 		}
 		var sizes []int
 		for after, more := "", true; more; {
-			var rows []*store.User
-			if rows, more, err = f.List(t.Context(), after, 2); err != nil {
+			rows, next, err := f.List(t.Context(), after, 2)
+			if err != nil {
 				t.Fatal(err)
 			}
 			sizes = append(sizes, len(rows))
@@ -373,12 +373,15 @@ func TestFindAndList(t *testing.T) {
 				}
 				after = row.ID
 			}
+			if more = next != ""; more && next != after {
+				t.Errorf("the next page begins after %s, want %s", next, after)
+			}
 		}
 		if !reflect.DeepEqual(sizes, []int{2, 2, 1}) {
 			t.Errorf("pages of %v users", sizes)
 		}
-		if rows, more, err := f.List(t.Context(), "", 5); len(rows) != 5 || more || err != nil {
-			t.Errorf("a page of all: %d users, more: %t, %v", len(rows), more, err)
+		if rows, next, err := f.List(t.Context(), "", 5); len(rows) != 5 || next != "" || err != nil {
+			t.Errorf("a page of all: %d users, next: %q, %v", len(rows), next, err)
 		}
 	})
 }
