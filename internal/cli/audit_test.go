@@ -80,7 +80,7 @@ func TestAuditFilters(t *testing.T) {
 	for flags, want := range map[string]int{
 		"": 6, "--limit=0": 6, "--limit=1": 1, "--limit=6": 6, "--limit=7": 6,
 		"--type=login": 3, "--type=nothing": 0, "--type=login --limit=2": 2,
-		"--user=alice": 3, "--user=ALICE": 3, "--user-id=" + alice: 3, "--user-id=nobody": 0, "--user=alice --type=login": 2,
+		"--user=alice": 3, "--user=ALICE": 3, "--user-id=" + alice: 3, "--user-id=unknown": 0, "--user=alice --type=login": 2,
 		"--session=session-2": 1, "--session=nothing": 0,
 		"--since=1h": 6, "--since=1ns": 0,
 	} {

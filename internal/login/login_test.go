@@ -38,7 +38,7 @@ func TestRefusedLogins(t *testing.T) {
 			t.Errorf("%s with %q: %v about %q, want %v about %q", name, password, err, about(err), want, user)
 		}
 	}
-	refused("nobody", sessiontest.Password, login.ErrCredentials, "")
+	refused("mallory", sessiontest.Password, login.ErrCredentials, "")
 	refused("alice", "another password", login.ErrCredentials, w.Alice.ID)
 	if _, err := w.Users.Update(t.Context(), caller.AtCommandLine, w.Alice.ID, user.Change{Disabled: new(true)}); err != nil {
 		t.Fatal(err)

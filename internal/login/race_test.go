@@ -222,7 +222,7 @@ func TestPasswordsUnderRace(t *testing.T) {
 			if disable {
 				for _, c := range append(calls, &change{what: "the first session", tokens: start}) {
 					if c.tokens != nil {
-						w.WantEnded(t, c.what+", of a user who is disabled", c.tokens)
+						w.WantEnded(t, c.what+", of a disabled user", c.tokens)
 					}
 				}
 				if _, err := w.Users.Update(t.Context(), caller.AtCommandLine, w.Alice.ID, user.Change{Disabled: new(false)}); err != nil {
