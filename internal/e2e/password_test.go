@@ -147,13 +147,21 @@ func passwordFileIsRemoved(t *testing.T) {
 	dir, uri := t.TempDir(), pgtest.URI(t)
 	key, file := filepath.Join(dir, "master.key"), filepath.Join(dir, "password")
 	wantExit(t, 0, cli(t, dir, "", "key", "create-master-key", key))
-	wantExit(t, 0, cli(t, dir, "", "migrate", "--datastore-uri", uri))
-	args := []string{"--datastore-uri", uri, "--master-key-file", key, "--initial-password-file", file}
-	refusesToStart(t, dir, "--issuer", args...)
+	command := func(args ...string) *exec.Cmd { // the URI holds a password
+		cmd := exec.Command(watchword(t), args...)
+		cmd.Dir, cmd.Env = dir, environment("WATCHWORD_DATASTORE_URI="+uri)
+		return cmd
+	}
+	wantExit(t, 0, run(t, command("migrate")))
+	args := []string{"serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--master-key-file", key, "--initial-password-file", file}
+	r := run(t, command(args...))
+	if wantExit(t, 1, r); r.stdout != "" || !strings.Contains(r.stderr, "--issuer") {
+		t.Errorf("the first start without an issuer: %v", r)
+	}
 	if _, err := os.Stat(file); err == nil {
 		t.Error("the password of no user is still there")
 	}
-	serve(t, dir, append(args, "--issuer", "https://auth.example")...)
+	serveCommand(t, dir, command(append(args, "--issuer", "https://auth.example")...))
 	if text, err := os.ReadFile(file); err != nil || !adminLine.Match(text) {
 		t.Errorf("the next start wrote %q: %v", text, err)
 	}
