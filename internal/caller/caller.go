@@ -16,8 +16,7 @@ import (
 const Admin = "admin"
 
 var (
-	// ErrRevoked reports a caller whose session has ended, or whose user is disabled or
-	// deleted.
+	// ErrRevoked reports an ended session of the caller, or a disabled or deleted user.
 	ErrRevoked = errors.New("caller's session has ended")
 	// ErrStale reports a caller with other rights than those in the access token.
 	ErrStale = errors.New("caller's rights have changed")

@@ -90,7 +90,7 @@ type Update struct {
 // trust state or ends at a new position. The first update with a trust state must
 // come before Watch and Conn are used. The hub keeps the update's parts.
 //
-// State and message change in one step: whoever receives the message finds the
+// State and message change in one step: a watcher that receives the message finds the
 // trust state of the update, or a newer one, in [Hub.TrustState] and in a new stream.
 func (h *Hub) Publish(u *Update) {
 	h.mu.Lock()

@@ -47,7 +47,7 @@ type Watcher struct {
 
 // Watch opens a stream. The stream resumes at a resume token of an earlier stream if
 // the hub can tell what has happened since, and begins with a snapshot otherwise. from
-// names the peer, whose watchers and snapshots are bounded. ctx bounds the wait for
+// names the peer: the watchers and snapshots of each peer are bounded. ctx bounds the wait for
 // earlier snapshots to the peer. The watcher must be closed.
 //
 // Errors: ErrTooManyWatchers if no place is left; ErrOutdated if the token is ahead of

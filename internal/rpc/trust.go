@@ -89,10 +89,10 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 }
 
 // LogLate returns a function for [detach.Call.Leave] that logs the panic of a handler
-// whose stream has ended.
+// after the end of its stream.
 func LogLate(logger *slog.Logger) func(fault any, stack []byte) {
 	return func(fault any, stack []byte) {
-		logger.Error("panic in a handler whose stream had ended", "panic", fault, "stack", string(stack))
+		logger.Error("panic in a handler after the end of its stream", "panic", fault, "stack", string(stack))
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Refresh spends a refresh token and returns new tokens. A spent token whose answer
-// may have been lost gets the same answer again; every other spent token ends its
+// Refresh spends a refresh token and returns new tokens. The answer to a refresh may get
+// lost: such a spent token gets the same answer again. Every other spent token ends its
 // session (RFC 9700 section 4.14).
 //
 // Errors, in the order in which they are found: ErrRefreshInvalid; ErrRefreshExpired;

@@ -1,5 +1,5 @@
-// Package session owns sessions: their start, their refresh tokens and their end. It
-// knows no password; package login proves who signs in.
+// Package session owns sessions: their start, their refresh tokens and their end. Package
+// login proves the user; session knows no password.
 //
 // A session is one row. A refresh token holds a session's id, a generation and a MAC,
 // and is not stored; spending a refresh token changes the session's row, so nothing

@@ -1,5 +1,5 @@
 // Package trusttest stands in for a server's trust service, in process: a connection
-// for authn.NewVerifier, whose streams a function plays. The package serves test kits,
+// for authn.NewVerifier. A function plays the streams. The package serves test kits,
 // tests and benchmarks alone.
 package trusttest
 
@@ -33,8 +33,8 @@ type Conn func(ctx context.Context) (Next, error)
 // are copied, so streams may share a message.
 type Next func() (*Message, error)
 
-// Play returns a connection whose streams each receive the messages, and then nothing
-// more until the verifier ends the stream.
+// Play returns a connection on which each stream receives the messages, and then waits
+// until the verifier ends the stream.
 func Play(messages ...*Message) Conn {
 	return func(ctx context.Context) (Next, error) {
 		left := messages

@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-// Wired makes a world whose PostgreSQL is behind a proxy. The feed does not poll, so
+// Wired makes a world with PostgreSQL behind a proxy. The feed does not poll, so
 // what the proxy sees is what the calls of the test send.
 func Wired(t *testing.T) (*World, *pgtest.Proxy) {
 	t.Helper()
