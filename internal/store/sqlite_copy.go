@@ -81,7 +81,7 @@ func (s *sqliteDB) fence(tables []string, to, id string) error {
 	tx := newSQLiteTx(s.writer.conn)
 	for _, table := range tables {
 		if table != "settings" {
-			if _, err := tx.exec(`ALTER TABLE ` + table + ` RENAME TO moved_` + table); err != nil {
+			if err := tx.exec(`ALTER TABLE ` + table + ` RENAME TO moved_` + table); err != nil {
 				return fmt.Errorf("fencing the source: %w", err)
 			}
 		}

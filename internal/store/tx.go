@@ -23,8 +23,8 @@ type Tx struct {
 // runner runs the statements of one transaction: sqliteTx or pgTx.
 type runner interface {
 	now() (time.Time, error)
-	exec(query string, args ...any) (int64, error)
-	// query scans every row, and locks the rows of the table named lock, if any.
+	// query scans every row, and locks the rows of the table named lock, if any. scan is
+	// nil for a statement without rows.
 	query(scan func(row) error, lock, query string, args ...any) error
 	exclusive() error
 	queueExec(query string, args ...any) error
@@ -57,13 +57,11 @@ func (tx *Tx) Now() time.Time {
 // until this transaction ends.
 func (tx *Tx) Exclusive() error { return tx.fail(tx.run.exclusive()) }
 
-// exec runs a statement and returns the number of rows affected.
-func (tx *Tx) exec(query string, args ...any) (int64, error) {
-	n, err := tx.run.exec(query, args...)
-	return n, tx.fail(err)
-}
+// exec runs a statement without a result. Errors: ErrExists if the statement breaks a
+// unique constraint.
+func (tx *Tx) exec(query string, args ...any) error { return tx.queryRows(nil, query, args...) }
 
-// queueExec queues a statement without a result. The statement runs before the
+// queueExec queues a statement that breaks no constraint. The statement runs before the
 // transaction's next query, or before the commit.
 func (tx *Tx) queueExec(query string, args ...any) error {
 	return tx.fail(tx.run.queueExec(query, args...))
@@ -92,12 +90,12 @@ func (tx *Tx) queryRows(scan func(row) error, query string, args ...any) error {
 	return tx.fail(tx.run.query(scan, "", query, args...))
 }
 
-// queryAll returns every row of a query.
-func queryAll[T any](tx *Tx, scan func(*T, row) error, query string, args ...any) (list []*T, err error) {
+// queryAll returns every row of a query. columns returns where to scan a row.
+func queryAll[T any](tx *Tx, columns func(*T) []any, query string, args ...any) (list []*T, err error) {
 	err = tx.queryRows(func(r row) error {
 		item := new(T)
 		list = append(list, item)
-		return scan(item, r)
+		return r.Scan(columns(item)...)
 	}, query, args...)
 	return list, err
 }
