@@ -91,17 +91,15 @@ func decode(phc string) (record, error) {
 	if len(phc) > maxPHCLength {
 		return record{}, errCorrupt
 	}
-	parts := strings.Split(phc, "$")
-	if len(parts) != 6 {
-		return record{}, errCorrupt
-	}
 	var r record
-	_, errParams := fmt.Sscanf(parts[3], "m=%d,t=%d,p=%d",
-		&r.params.Memory, &r.params.Time, &r.params.Threads)
+	var secrets string
+	_, errScan := fmt.Sscanf(phc, "$argon2id$v=19$m=%d,t=%d,p=%d$%s",
+		&r.params.Memory, &r.params.Time, &r.params.Threads, &secrets)
+	salt, tag, _ := strings.Cut(secrets, "$")
 	var errSalt, errTag error
-	r.salt, errSalt = base64.RawStdEncoding.DecodeString(parts[4])
-	r.tag, errTag = base64.RawStdEncoding.DecodeString(parts[5])
-	if errors.Join(errParams, errSalt, errTag) != nil || !r.inBounds() || r.encode() != phc {
+	r.salt, errSalt = base64.RawStdEncoding.DecodeString(salt)
+	r.tag, errTag = base64.RawStdEncoding.DecodeString(tag)
+	if errors.Join(errScan, errSalt, errTag) != nil || !r.inBounds() || r.encode() != phc {
 		return record{}, errCorrupt
 	}
 	return r, nil

@@ -141,6 +141,15 @@ func (c *copying) transfer(ctx context.Context) error {
 	return c.target.mark(ctx, c.id)
 }
 
+// fromTable returns the clause for the rows of a table that a copy moves. The setting
+// schemaFloor stays: each engine has its own.
+func fromTable(table string) string {
+	if table == "settings" {
+		return `FROM settings WHERE name <> '` + schemaFloor + `'`
+	}
+	return `FROM ` + table
+}
+
 // finish deletes the mark, if the target holds this source's copy.
 func (c *copying) finish(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx) // the source is fenced: there is no way back

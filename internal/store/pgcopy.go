@@ -79,20 +79,16 @@ func (t *copyTarget) lock(ctx context.Context, tables []string) error {
 // clear empties a table. Without leftovers of an interrupted copy, only the rows of a
 // migration may be deleted.
 func (t *copyTarget) clear(ctx context.Context, table string, leftovers bool) error {
-	kept := ``
-	if table == "settings" {
-		kept = ` WHERE name <> '` + schemaFloor + `'`
-	}
 	switch {
 	case table == "head" || table == "settings" && leftovers:
-		_, err := t.conn.Exec(ctx, `DELETE FROM `+table+kept)
+		_, err := t.conn.Exec(ctx, `DELETE `+fromTable(table))
 		return err
 	case leftovers:
 		_, err := t.conn.Exec(ctx, `TRUNCATE `+table)
 		return err
 	}
 	var used bool
-	if err := t.conn.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM `+table+kept+`)`).Scan(&used); err != nil {
+	if err := t.conn.QueryRow(ctx, `SELECT EXISTS (SELECT 1 `+fromTable(table)+`)`).Scan(&used); err != nil {
 		return err
 	}
 	if used {
@@ -103,7 +99,11 @@ func (t *copyTarget) clear(ctx context.Context, table string, leftovers bool) er
 
 // receive inserts rows, and returns their number.
 func (t *copyTarget) receive(ctx context.Context, table string, rows *copyRows) (int64, error) {
-	return t.conn.CopyFrom(ctx, pgx.Identifier{table}, rows.columns(), rows)
+	columns, err := rows.Columns()
+	if err != nil {
+		return 0, err
+	}
+	return t.conn.CopyFrom(ctx, pgx.Identifier{table}, columns, rows)
 }
 
 // mark marks the target as an incomplete copy.

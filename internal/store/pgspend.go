@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -147,23 +148,19 @@ func columnsOf(batch []*job[refresh]) []any {
 // spendOne spends a token by one statement, which is a transaction of its own: one
 // round trip.
 func (s *spender) spendOne(r *refresh) error {
-	found := false
+	missing := false
 	err := s.db.retry(r.ctx, func(ctx context.Context, conn *pgxpool.Conn) error {
-		found, r.spent = false, Spent{}
 		err := confirmed(conn.Conn().PgConn(), func() error {
-			rows, err := conn.Query(ctx, spendPostgres, r.spend.args()...)
-			if err != nil {
-				return err
+			err := conn.QueryRow(ctx, spendPostgres, r.spend.args()...).Scan(r.spent.columns()...)
+			missing = errors.Is(err, pgx.ErrNoRows)
+			if missing {
+				return nil
 			}
-			defer rows.Close()
-			return scanRows(rows, func(row row) error {
-				found = true
-				return row.Scan(r.spent.columns()...)
-			})
+			return err
 		})
 		return afterSend(err, !pgconn.SafeToRetry(err))
 	})
-	if err == nil && !found {
+	if err == nil && missing {
 		return ErrNotFound
 	}
 	return err

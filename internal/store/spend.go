@@ -17,11 +17,10 @@ type Spend struct {
 
 // Spent is the session after the refresh, and the user's part of an access token.
 type Spent struct {
-	Session  Session
+	Session  Session // RefreshedAt is the time of the refresh
 	Username string
 	Roles    []string
 	Version  int64
-	Now      time.Time
 }
 
 // Spend spends a refresh token, if the token is the newest of a live session and the
@@ -30,11 +29,7 @@ type Spent struct {
 //
 // After ErrUncertain a caller may call Spend again: a token spent before is ErrNotFound.
 func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
-	spent, err := s.engine.spend(ctx, spend)
-	if err == nil {
-		spent.Now = spent.Session.RefreshedAt
-	}
-	return spent, err
+	return s.engine.spend(ctx, spend)
 }
 
 // Three statements spend a token: for SQLite, for a single refresh on PostgreSQL, and for

@@ -29,14 +29,9 @@ func (s *sqliteDB) tables() ([]string, error) {
 }
 
 // rows reads a table with all columns of the source's schema, whose names the target is
-// told. The caller closes the rows. The setting schemaFloor is left out: each engine has
-// its own.
+// told. The caller closes the rows.
 func (s *sqliteDB) rows(table string) (*copyRows, error) {
-	query := `SELECT * FROM ` + table
-	if table == "settings" {
-		query += ` WHERE name <> '` + schemaFloor + `'`
-	}
-	rows, err := s.writer.conn.c.QueryContext(context.Background(), query)
+	rows, err := s.writer.conn.c.QueryContext(context.Background(), `SELECT * `+fromTable(table))
 	if err != nil {
 		return nil, err
 	}
@@ -48,13 +43,6 @@ func (s *sqliteDB) rows(table string) (*copyRows, error) {
 type copyRows struct {
 	*sql.Rows
 	types []*sql.ColumnType
-}
-
-func (r *copyRows) columns() (names []string) {
-	for _, column := range r.types {
-		names = append(names, column.Name())
-	}
-	return names
 }
 
 // Values returns the values of a row, in PostgreSQL's types.
