@@ -26,9 +26,9 @@ const (
 	tagLength  = 32 // bytes
 )
 
-// Bounds for a stored hash. A corrupt or hostile row must not use up the machine's
-// memory or time. Hashes from other software should pass: libsodium's MODERATE, with
-// 256 MiB in three passes, does.
+// Bounds for a stored hash. The bounds keep a corrupt or hostile row from using up the
+// machine's memory or time. Hashes from other software should pass: libsodium's
+// MODERATE, with 256 MiB in three passes, does.
 const (
 	maxMemory = 1 << 18 // KiB
 	maxWork   = 1 << 20 // KiB times passes: about a second on a single core
@@ -70,8 +70,8 @@ type record struct {
 	tag    []byte
 }
 
-// errCorrupt means a damaged row in the store. The error is not exported, because a
-// caller can only fail.
+// errCorrupt means a damaged row in the store. The error stays in the package, because
+// a caller can only fail.
 var errCorrupt = errors.New("stored password hash is malformed or out of bounds")
 
 // encode returns the record in the PHC string format.

@@ -16,9 +16,8 @@ import (
 // copyTarget is the PostgreSQL database of a [Copy]. One transaction on conn lasts from
 // lock to commit.
 type copyTarget struct {
-	db     *pgDB
-	conn   *pgxpool.Conn
-	tables []string
+	db   *pgDB
+	conn *pgxpool.Conn
 }
 
 func openCopyTarget(ctx context.Context, uri string) (*copyTarget, error) {
@@ -51,7 +50,6 @@ func (t *copyTarget) name() string {
 // lock locks the tables, and deletes the rows of a migration or an interrupted copy.
 // Any other row is refused.
 func (t *copyTarget) lock(ctx context.Context, tables []string) error {
-	t.tables = tables
 	// With synchronous_commit off a crash of PostgreSQL might undo the copy after the
 	// source was fenced, and so lose everything.
 	for _, statement := range []string{
@@ -132,7 +130,7 @@ func (t *copyTarget) finish(ctx context.Context) error {
 	// ANALYZE lets the first queries be planned as well as later ones. PostgreSQL would
 	// run ANALYZE by itself some time later.
 	_, _ = t.conn.Exec(ctx, `SET statement_timeout = 0`)
-	_, _ = t.conn.Exec(ctx, `ANALYZE `+strings.Join(t.tables, ", "))
+	_, _ = t.conn.Exec(ctx, `ANALYZE`)
 	return nil
 }
 

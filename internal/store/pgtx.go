@@ -73,7 +73,7 @@ func (t *pgTx) now() (at time.Time, err error) {
 
 // query waits for a row locked by another transaction, and then reads the clock: the
 // other transaction may have written a later time into the row than this transaction
-// began at, and a row's times must not run backwards.
+// began at, and a row's times must only grow.
 func (t *pgTx) query(scan func(row) error, lock, query string, args ...any) error {
 	if lock == "" || t.readOnly {
 		t.queue(pgStatement{scan, query, args})
@@ -140,7 +140,7 @@ func (t *pgTx) commit() error {
 // rollback ends the transaction. After a failure the connection is closed.
 func (t *pgTx) rollback() {
 	if t.conn.Conn().PgConn().TxStatus() == 'I' {
-		return // BEGIN was not sent
+		return // before BEGIN
 	}
 	if _, err := t.conn.Exec(t.ctx, "ROLLBACK"); err != nil {
 		_ = t.conn.Conn().Close(t.ctx)

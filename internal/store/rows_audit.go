@@ -36,7 +36,7 @@ func auditID(t time.Time) string { return fmt.Sprintf("%0*x", auditTimeDigits, m
 // Time returns the time of the record, from the id.
 func (r *AuditRecord) Time() time.Time {
 	us, err := strconv.ParseInt(r.ID[:min(auditTimeDigits, len(r.ID))], 16, 64)
-	if err != nil { // not made by InsertAudit
+	if err != nil { // an id from elsewhere
 		return time.Time{}
 	}
 	return fromMicros(us)

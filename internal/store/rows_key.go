@@ -2,7 +2,7 @@ package store
 
 import "time"
 
-// SigningKey is a row of the table signing_keys. A zero time is not decided yet.
+// SigningKey is a row of the table signing_keys. A zero time is still to be decided.
 type SigningKey struct {
 	KID           string
 	Algorithm     string

@@ -61,7 +61,7 @@ func (tx *Tx) Session(id string) (*Session, error) {
 }
 
 // SessionAndUser finds a session and its user by one statement. A transaction that
-// writes locks the session's row but not the user's. Errors: ErrNotFound.
+// writes locks the session's row only. Errors: ErrNotFound.
 func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
 	s, u := &Session{}, &User{}
 	return s, u, tx.queryLocked("s", into(append(s.columns(), u.columns()...)...), sessionAndUser, id)

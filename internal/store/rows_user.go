@@ -28,20 +28,21 @@ func (u *User) columns() []any {
 		(*timeColumn)(&u.CreatedAt), (*timeColumn)(&u.UpdatedAt), (*timeColumn)(&u.DeletedAt)}
 }
 
-// User finds a user by id, deleted or not, and locks the row in a transaction that
+// User finds a user by id, even a deleted one, and locks the row in a transaction that
 // writes. Errors: ErrNotFound.
 func (tx *Tx) User(id string) (*User, error) {
 	u := &User{}
 	return u, tx.queryLocked("users", into(u.columns()...), `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
 }
 
-// UserByName finds a user by folded name, and no deleted user. Errors: ErrNotFound.
+// UserByName finds a user by folded name, unless deleted. Errors: ErrNotFound.
 func (tx *Tx) UserByName(username string) (*User, error) {
 	u := &User{}
 	return u, tx.queryRow(into(u.columns()...), `SELECT `+userColumns+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
 }
 
-// Users lists users in order of id, beginning after the id `after`, and no deleted user.
+// Users lists users in order of id, beginning after the id `after`. Deleted users are
+// left out.
 func (tx *Tx) Users(after string, limit int) ([]*User, error) {
 	return queryAll(tx, (*User).columns,
 		`SELECT `+userColumns+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)

@@ -61,7 +61,7 @@ func (c *sqliteConn) begin() error {
 	return c.control("BEGIN IMMEDIATE")
 }
 
-// rollback fails where the driver has rolled back before, or no transaction is open.
+// rollback fails if the driver has rolled back before, or outside of a transaction.
 func (c *sqliteConn) rollback() { _ = c.control("ROLLBACK") }
 
 // transact runs fn in a transaction, and returns the committed transaction.
@@ -115,7 +115,7 @@ func (c *sqliteConn) query(scan func(row) error, _, query string, args ...any) e
 	return scanRows(rows, scan)
 }
 
-// queueExec runs the statement at once: a call of SQLite is no round trip.
+// queueExec runs the statement at once: SQLite runs in this process.
 func (c *sqliteConn) queueExec(query string, args ...any) error {
 	stmt, err := c.prepare(query)
 	if err != nil {

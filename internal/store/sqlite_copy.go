@@ -77,7 +77,7 @@ func (s *sqliteDB) fence(tables []string, to, id string) error {
 	return errors.Join(tx.SetSetting(movedTo, to), tx.SetSetting(copyID, id))
 }
 
-// copyClose rolls back whatever was not committed, and closes the database.
+// copyClose rolls back an open transaction, and closes the database.
 func (s *sqliteDB) copyClose() {
 	s.writer.conn.rollback()
 	_ = s.close()

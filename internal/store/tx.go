@@ -44,7 +44,7 @@ func (tx *Tx) wasCommitted() {
 }
 
 // Now returns the transaction's time in whole microseconds. For SQLite the time is the
-// process's; for PostgreSQL, the server's, so that the clocks of replicas do not matter.
+// process's; for PostgreSQL, the server's, so that replicas share a clock.
 func (tx *Tx) Now() time.Time {
 	now, err := tx.run.now()
 	if tx.fail(err) != nil {
@@ -57,12 +57,12 @@ func (tx *Tx) Now() time.Time {
 // until this transaction ends.
 func (tx *Tx) Exclusive() error { return tx.fail(tx.run.exclusive()) }
 
-// exec runs a statement without a result. Errors: ErrExists if the statement breaks a
-// unique constraint.
+// exec runs a statement and discards the result. Errors: ErrExists if the statement
+// breaks a unique constraint.
 func (tx *Tx) exec(query string, args ...any) error { return tx.queryRows(nil, query, args...) }
 
-// queueExec queues a statement that breaks no constraint. The statement runs before the
-// transaction's next query, or before the commit.
+// queueExec is like [Tx.exec] for a statement that keeps every constraint. The statement
+// is queued, and runs before the transaction's next query, or before the commit.
 func (tx *Tx) queueExec(query string, args ...any) error {
 	return tx.fail(tx.run.queueExec(query, args...))
 }
@@ -131,7 +131,7 @@ func (tx *Tx) queryLocked(table string, scan func(row) error, query string, args
 }
 
 // fail turns an error of the driver into ErrExists or ErrUnavailable, and keeps the
-// error: the transaction cannot succeed any more.
+// error: from then on the transaction can only fail.
 func (tx *Tx) fail(err error) error {
 	if err == nil {
 		return nil
@@ -181,7 +181,7 @@ func scanRows(rows interface {
 	return rows.Err()
 }
 
-// into returns a scan function for columns that need no conversion.
+// into returns a scan function that stores the columns of a row in dest.
 func into(dest ...any) func(row) error {
 	return func(r row) error { return r.Scan(dest...) }
 }

@@ -34,24 +34,18 @@ const (
 // ParseAlgorithm returns the algorithm with the name s. Names are case-sensitive
 // (RFC 7515 section 4.1.1).
 func ParseAlgorithm(s string) (Algorithm, error) {
-	switch a := Algorithm(s); a {
-	case EdDSA, ES256, RS256:
-		return a, nil
+	if methods[Algorithm(s)] == nil {
+		return "", fmt.Errorf("token: unknown algorithm %q: want %s, %s or %s", s, EdDSA, ES256, RS256)
 	}
-	return "", fmt.Errorf("token: unknown algorithm %q: want %s, %s or %s", s, EdDSA, ES256, RS256)
+	return Algorithm(s), nil
 }
 
-// method returns golang-jwt's implementation of the algorithm. jwt.GetSigningMethod
-// is not used, because any package in the process may change jwt's table of methods.
-func (a Algorithm) method() jwt.SigningMethod {
-	switch a {
-	case EdDSA:
-		return jwt.SigningMethodEdDSA
-	case ES256:
-		return jwt.SigningMethodES256
-	default:
-		return jwt.SigningMethodRS256
-	}
+// methods has golang-jwt's implementation of each algorithm. The table is our own,
+// because any package in the process may change the table of jwt.GetSigningMethod.
+var methods = map[Algorithm]jwt.SigningMethod{
+	EdDSA: jwt.SigningMethodEdDSA,
+	ES256: jwt.SigningMethodES256,
+	RS256: jwt.SigningMethodRS256,
 }
 
 // PublicKey checks signatures, by a single algorithm. A PublicKey never changes.
@@ -151,7 +145,7 @@ func (k *PublicKey) verify(p parts) error {
 	if err != nil {
 		return errForm
 	}
-	if k.alg.method().Verify(p.input, signature, k.key) != nil {
+	if methods[k.alg].Verify(p.input, signature, k.key) != nil {
 		return errSignature
 	}
 	return nil

@@ -107,7 +107,9 @@ func (p parts) key(find func(kid string) *PublicKey) (*PublicKey, error) {
 	if header.bad != "" || alg == "" || kid == "" || find == nil {
 		return nil, errHeader
 	}
-	if !isAccessToken(typ) {
+	// RFC 9068 section 4 has two spellings. Media types are compared without regard to
+	// case (RFC 7515 section 4.1.9).
+	if !strings.EqualFold(typ, Type) && !strings.EqualFold(typ, "application/"+Type) {
 		return nil, errType
 	}
 	key := find(kid)
@@ -120,12 +122,6 @@ func (p parts) key(find func(kid string) *PublicKey) (*PublicKey, error) {
 		return nil, errAlgorithm
 	}
 	return key, nil
-}
-
-// isAccessToken accepts both spellings in RFC 9068 section 4. Media types are
-// compared without regard to case (RFC 7515 section 4.1.9).
-func isAccessToken(typ string) bool {
-	return strings.EqualFold(typ, Type) || strings.EqualFold(typ, "application/"+Type)
 }
 
 // claims decodes the payload. The caller must have checked the signature.

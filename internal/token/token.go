@@ -73,7 +73,7 @@ func Sign(key *SigningKey, c *Claims) (string, error) {
 		return "", fmt.Errorf("token: signing: claim %s is missing or malformed", name)
 	}
 	public := key.secret.public
-	t := jwt.NewWithClaims(public.alg.method(), c.wire())
+	t := jwt.NewWithClaims(methods[public.alg], c.wire())
 	t.Header["typ"] = Type
 	t.Header["kid"] = public.kid
 	raw, err := t.SignedString(key.secret.private)
