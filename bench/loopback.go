@@ -111,28 +111,13 @@ func echo(b *bench) error {
 		return err
 	}
 	defer verifier.Close()
-	var sides []side
-	add := func(name string, opts ...grpc.ServerOption) error {
-		e, err := serveEcho(opts...)
-		if err == nil {
-			context.AfterFunc(ctx, e.close)
-			sides = append(sides, side{name, e.echoes(tokens)})
-		}
-		return err
-	}
-	if err := add("bare"); err != nil {
-		return err
-	}
-	if err := add("ours", verifier.ServerOptions()...); err != nil {
-		return err
-	}
-	if err := add("bare again"); err != nil {
-		return err
-	}
+	servers := []echoSide{{"bare", nil}, {"ours", verifier.ServerOptions()}, {"bare again", nil}}
 	for _, other := range others {
-		if err := add(other.name, grpc.ChainUnaryInterceptor(other.unary)); err != nil {
-			return err
-		}
+		servers = append(servers, echoSide{other.name, []grpc.ServerOption{grpc.ChainUnaryInterceptor(other.unary)}})
+	}
+	sides, err := echoSides(ctx, servers, tokens)
+	if err != nil {
+		return err
 	}
 	// Many short turns: what else the machine does moves a single one by more than
 	// the limit leaves. The control, of two servers alike, is off from one by what
@@ -153,6 +138,25 @@ func echo(b *bench) error {
 		b.report("echo/64-callers/"+other.name+"/of-unguarded", all[1+i].over(all[0]), "of-it", limit{})
 	}
 	return nil
+}
+
+// echoSide is an echo server to start: a name, and the options that guard it.
+type echoSide struct {
+	name    string
+	options []grpc.ServerOption
+}
+
+// echoSides starts the servers, which run until ctx ends, and returns a side for each.
+func echoSides(ctx context.Context, servers []echoSide, tokens []string) (sides []side, err error) {
+	for _, s := range servers {
+		e, err := serveEcho(s.options...)
+		if err != nil {
+			return nil, err
+		}
+		context.AfterFunc(ctx, e.close)
+		sides = append(sides, side{s.name, e.echoes(tokens)})
+	}
+	return sides, nil
 }
 
 // bare answers every Verify alike.

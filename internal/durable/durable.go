@@ -31,7 +31,7 @@ func Create(path string, fill func(*os.File) error) error {
 		return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 	}
 	return write(path, fill, func(draft, path string) error {
-		// Unlike a rename, a link does not replace a file made since the check above.
+		// A rename would replace a file made since the check above; a link fails.
 		err := os.Link(draft, path)
 		if err == nil || errors.Is(err, fs.ErrExist) {
 			return err

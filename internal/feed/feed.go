@@ -1,7 +1,7 @@
 // Package feed carries the numbered events of the store into a hub, from where
 // verifiers learn about revocations and keys.
 //
-// Each replica reads the tail of the events by number, so no event is missed. A hint
+// Each replica reads the tail of the events by number, and so sees every event. A hint
 // after a commit makes the reading prompt. Package feed notices when the database has
 // another history, and tells the hub. Events are appended through [Tx] alone.
 //
@@ -53,7 +53,7 @@ type Feed struct {
 	trustUnread bool         // the last batch must read the trust state
 	keysUntaken bool         // onKeys has failed, and must be called again
 
-	next    atomic.Pointer[reading] // the reading that has not begun yet
+	next    atomic.Pointer[reading] // the reading that begins next
 	failing atomic.Bool             // the last reading ended with an error
 }
 

@@ -82,8 +82,8 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 // batch is the result of one transaction on the tail. At most tailBatch events are in
 // one batch, so that a long tail neither fills memory nor makes a message too large.
 type batch struct {
-	forked bool // f.at is not in the history of the database; the rest is empty
-	last   bool // no more events were committed
+	forked bool // f.at is of another history than the database; the rest is empty
+	last   bool // the batch ends with the newest event
 	update hub.Update
 }
 
@@ -151,12 +151,12 @@ func addEvent(change *watchwordv1.Change, e *store.Event) {
 	}
 }
 
-// positionOf returns the position of an event. The tag stays zero if the event has none:
-// the head of an empty history.
+// positionOf returns the position of an event. The head of an empty history gives a
+// zero tag.
 func positionOf(e *store.Event) hub.Position {
-	var tag [tagSize]byte
-	copy(tag[:], e.Tag)
-	return hub.Position{Seq: e.Seq, Tag: tag}
+	at := hub.Position{Seq: e.Seq}
+	copy(at.Tag[:], e.Tag)
+	return at
 }
 
 // passKeys lets the issuer take the keys. A failure delays nothing else: Run tries again

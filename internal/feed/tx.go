@@ -5,16 +5,13 @@ import (
 	"crypto/rand"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
 // Margin is how long an event is kept past the last expiry of the tokens that it
 // concerns: for slow transactions, and for clocks that disagree.
 const Margin = 5 * time.Minute
-
-// tagSize is the length of an event's tag in bytes: enough that two histories do not
-// draw the same tag for the same number.
-const tagSize = 8
 
 // Tx is a transaction that may append events. Append after all other statements:
 // appending takes a lock for which every appender of the installation queues.
@@ -72,7 +69,8 @@ func (tx *Tx) RaiseMaxLifetime(ttl time.Duration) error {
 
 func (tx *Tx) append(e *store.Event) error {
 	e.ExpiresAt = tx.Now().Add(Margin) // the store adds the longest lifetime of a token
-	e.Tag = make([]byte, tagSize)
-	rand.Read(e.Tag)
+	var tag hub.Tag
+	rand.Read(tag[:])
+	e.Tag = tag[:]
 	return tx.AppendEvent(e)
 }

@@ -5,8 +5,8 @@
 // and [Pool.Compare] alone compares. The bounded [Pool] computes every hash, even the
 // hash for an unknown user, so a flood of logins cannot use up the machine.
 //
-// The package stores no users and no rows, opens no transaction, starts no goroutine
-// and writes no log.
+// The package works in memory alone, and in the goroutines of the callers: rows,
+// transactions and logs belong to the packages above.
 package password
 
 import (
@@ -33,7 +33,7 @@ const redacted = "[redacted]"
 
 // Password holds a normalized password, and keeps the text secret.
 //
-// Every format prints "[redacted]". The zero value holds no password: CheckPolicy and
+// Every format prints "[redacted]". The zero value is empty: CheckPolicy and
 // [Pool] refuse the zero value. A Password never changes, so goroutines may share a
 // Password.
 type Password struct {

@@ -26,9 +26,9 @@ const (
 	tagLength  = 32 // bytes
 )
 
-// Bounds for a stored hash. A corrupt or hostile row must not use up the machine's
-// memory or time. Hashes from other software should pass: libsodium's MODERATE, with
-// 256 MiB in three passes, does.
+// Bounds for a stored hash. The bounds keep a corrupt or hostile row from using up the
+// machine's memory or time. Hashes from other software should pass: libsodium's
+// MODERATE, with 256 MiB in three passes, does.
 const (
 	maxMemory = 1 << 18 // KiB
 	maxWork   = 1 << 20 // KiB times passes: about a second on a single core
@@ -70,8 +70,8 @@ type record struct {
 	tag    []byte
 }
 
-// errCorrupt means a damaged row in the store. The error is not exported, because a
-// caller can only fail.
+// errCorrupt means a damaged row in the store. The error stays in the package, because
+// a caller can only fail.
 var errCorrupt = errors.New("stored password hash is malformed or out of bounds")
 
 // encode returns the record in the PHC string format.
@@ -91,17 +91,15 @@ func decode(phc string) (record, error) {
 	if len(phc) > maxPHCLength {
 		return record{}, errCorrupt
 	}
-	parts := strings.Split(phc, "$")
-	if len(parts) != 6 {
-		return record{}, errCorrupt
-	}
 	var r record
-	_, errParams := fmt.Sscanf(parts[3], "m=%d,t=%d,p=%d",
-		&r.params.Memory, &r.params.Time, &r.params.Threads)
+	var secrets string
+	_, errScan := fmt.Sscanf(phc, "$argon2id$v=19$m=%d,t=%d,p=%d$%s",
+		&r.params.Memory, &r.params.Time, &r.params.Threads, &secrets)
+	salt, tag, _ := strings.Cut(secrets, "$")
 	var errSalt, errTag error
-	r.salt, errSalt = base64.RawStdEncoding.DecodeString(parts[4])
-	r.tag, errTag = base64.RawStdEncoding.DecodeString(parts[5])
-	if errors.Join(errParams, errSalt, errTag) != nil || !r.inBounds() || r.encode() != phc {
+	r.salt, errSalt = base64.RawStdEncoding.DecodeString(salt)
+	r.tag, errTag = base64.RawStdEncoding.DecodeString(tag)
+	if errors.Join(errScan, errSalt, errTag) != nil || !r.inBounds() || r.encode() != phc {
 		return record{}, errCorrupt
 	}
 	return r, nil

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -37,7 +38,7 @@ func (p Password) CheckPolicy(username string) error {
 		return fmt.Errorf("%w: the password equals the user name", ErrTooWeak)
 	case isOneCharacter(text):
 		return fmt.Errorf("%w: the password repeats a single character", ErrTooWeak)
-	case mostUsed[strings.ToLower(text)]:
+	case slices.Contains(mostUsed, strings.ToLower(text)):
 		return fmt.Errorf("%w: the password is among the most used passwords", ErrTooWeak)
 	}
 	return nil
@@ -70,7 +71,7 @@ func Generate() string {
 // mostUsed holds the most frequent leaked passwords of at least MinLength characters,
 // in lower case, and the product's name. The list stops an attacker's first hundred
 // guesses; the bounds on logins stop the next million.
-var mostUsed = set(`
+var mostUsed = strings.Fields(`
 	012345678 0123456789 0987654321 1122334455 11223344 112233445566
 	12121212 123123123 12341234 123454321 1234554321 12345678 12345678a
 	123456789 1234567890 12345678910 1234567891 123456789a 123456789q
@@ -94,11 +95,3 @@ var mostUsed = set(`
 	watchword1 watchword123 welcome1 welcome123 whatever zaq12wsx zaq1zaq1
 	zxcvbnm1 zxcvbnm123
 `)
-
-func set(words string) map[string]bool {
-	m := make(map[string]bool)
-	for _, w := range strings.Fields(words) {
-		m[w] = true
-	}
-	return m
-}

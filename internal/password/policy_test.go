@@ -61,7 +61,7 @@ func TestMostUsedAreReachable(t *testing.T) {
 	if len(mostUsed) < 100 {
 		t.Errorf("mostUsed has %d entries, want at least 100", len(mostUsed))
 	}
-	for w := range mostUsed {
+	for _, w := range mostUsed {
 		if utf8.RuneCountInString(w) < MinLength || w != strings.ToLower(w) || isOneCharacter(w) {
 			t.Errorf("%q has no effect: an earlier rule refuses the password, or the entry is not in lower case", w)
 		}

@@ -66,7 +66,7 @@ func (c Config) withDefaults() Config {
 // A caller first takes a place. If all places are taken, the pool returns
 // [ErrOverloaded] at once. Then the caller waits for a slot, in order of arrival.
 // SignedIn and Stranger callers wait in the same queue: a reserved place prevents the
-// refusal, and does not shorten the wait. Each hash runs in the caller's goroutine.
+// refusal, and the wait is the same. Each hash runs in the caller's goroutine.
 //
 // A pool needs no Close. All methods may be called from several goroutines at once.
 // The zero Pool has no place, and so refuses every caller.

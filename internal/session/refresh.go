@@ -50,7 +50,7 @@ func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []strin
 		return nil, err
 	}
 	within, err := s.audienceWithin(spent.Session.Audience, asked)
-	return &Grant{&spent.Session, spent.Username, spent.Roles, spent.Version, within, spent.Now}, err
+	return &Grant{&spent.Session, spent.Username, spent.Roles, spent.Version, within, spent.Session.RefreshedAt}, err
 }
 
 // decidingAudience returns the one audience that a session must have for

@@ -42,9 +42,10 @@ func TestSpendIsAdvance(t *testing.T) {
 				if err != nil {
 					rt.Fatal(err)
 				}
-				want, v := present(g, spend.Generation, spent.Now, grace)
+				now := spent.Session.RefreshedAt
+				want, v := present(g, spend.Generation, now, grace)
 				if got := spent.Session.Generations; v != advanced || !reflect.DeepEqual(got, want) {
-					rt.Fatalf("from %+v at %v with %v: %+v, want %+v", g, spent.Now, grace, got, want)
+					rt.Fatalf("from %+v at %v with %v: %+v, want %+v", g, now, grace, got, want)
 				}
 				if _, err := s.Spend(t.Context(), spend); !errors.Is(err, store.ErrNotFound) {
 					rt.Fatalf("spent twice: %v", err)

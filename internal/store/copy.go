@@ -23,13 +23,13 @@ type CopiedTable struct {
 }
 
 // Copy moves an embedded database to an empty PostgreSQL database with a schema, while
-// servers have the embedded database open. No acknowledged change is lost: from the
+// servers have the embedded database open. Every acknowledged change is copied: from the
 // copy's beginning on, writes to the source fail with ErrUnavailable, and after the fence
 // reads do, too.
 //
 // The steps:
 //
-//  1. Lock the target, and refuse a target that is not empty.
+//  1. Lock the target, and refuse a target that has rows.
 //  2. Lock the source against writes.
 //  3. Write every row into the target, with a mark: incomplete. Commit the target. No
 //     program works on a database with the mark.
@@ -141,9 +141,18 @@ func (c *copying) transfer(ctx context.Context) error {
 	return c.target.mark(ctx, c.id)
 }
 
+// fromTable returns the clause for the rows of a table that a copy moves. The setting
+// schemaFloor stays: each engine has its own.
+func fromTable(table string) string {
+	if table == "settings" {
+		return `FROM settings WHERE name <> '` + schemaFloor + `'`
+	}
+	return `FROM ` + table
+}
+
 // finish deletes the mark, if the target holds this source's copy.
 func (c *copying) finish(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx) // the source is fenced: there is no way back
+	ctx = context.WithoutCancel(ctx) // the source is fenced: only the target is left
 	id, err := pgSetting(ctx, c.target.conn, copyID)
 	if err != nil {
 		return err

@@ -19,8 +19,7 @@ func WaitQueued(s *Store, n int) {
 
 // FailDriver runs a statement that the driver refuses.
 func FailDriver(tx *Tx) error {
-	_, err := tx.exec(`INSERT INTO no_such_table (x) VALUES (1)`)
-	return err
+	return tx.exec(`INSERT INTO no_such_table (x) VALUES (1)`)
 }
 
 // LimitPages makes the disk full when the file has so many pages, or now if it
@@ -49,8 +48,7 @@ func ForgeSchemaVersion(t *testing.T, s *Store, floor string) {
 		if err := tx.SetSetting(schemaFloor, floor); err != nil {
 			return err
 		}
-		_, err := tx.exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, 1)`)
-		return err
+		return tx.exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, 1)`)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -20,8 +20,8 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// schemaFloor is the setting for the lowest version whose programs can work with the
-// schema. A migration that takes away what older programs need raises the floor.
+// schemaFloor names the setting for the lowest program version able to work with the
+// schema. A migration that removes something needed by older programs raises the floor.
 const schemaFloor = "schema_floor"
 
 // judgeSchema compares the database's version with the version known to this program.
@@ -128,17 +128,10 @@ func checkPostgresSchema(ctx context.Context, p *pgDB) error {
 	known := sources[len(sources)-1].Version
 	ctx, cancel := context.WithTimeout(ctx, schemaTime)
 	defer cancel()
-	conn, err := p.pool.Acquire(ctx)
-	if err != nil {
-		return unavailable(err)
-	}
-	defer conn.Release()
 	var current int64
 	var floor string
-	err = conn.QueryRow(ctx, `SELECT COALESCE(max(version_id), 0) FROM goose_db_version WHERE is_applied`).Scan(&current)
-	if err == nil {
-		floor, err = pgSetting(ctx, conn, schemaFloor)
-	}
+	err = p.pool.QueryRow(ctx, `SELECT COALESCE(max(version_id), 0), COALESCE((SELECT value FROM settings WHERE name = $1), '')
+		FROM goose_db_version WHERE is_applied`, schemaFloor).Scan(&current, &floor)
 	switch {
 	case sqlState(err) == undefinedTable:
 		return fmt.Errorf("%w: there is none yet", ErrOldSchema)

@@ -8,16 +8,16 @@ import (
 )
 
 // breaker makes callers fail at once while the database is away. The breaker trips when
-// no connection could be had, or the database did not answer in time. A tripped breaker
+// making a connection failed, or the database did not answer in time. A tripped breaker
 // lets one caller try per tripTime, until a caller succeeds. So a database that is away
 // costs a timeout only to the callers that try, and a database that is back is not
 // stormed.
 //
 // A breaker is safe for concurrent use.
-type breaker struct{ until atomic.Int64 } // ns since 1970, when a caller may try; zero: not tripped
+type breaker struct{ until atomic.Int64 } // ns since 1970, when a caller may try; zero: all may
 
 // tripTime is the time between two tries. A random half of tripTime is added, so that
-// replicas do not try together.
+// replicas try at different times.
 const tripTime = 100 * time.Millisecond
 
 var errDown = unavailable(errors.New("the database did not answer a moment ago"))

@@ -14,9 +14,9 @@ import (
 //	idleTime       bounds a replica's silence inside a transaction: PostgreSQL then
 //	               ends the transaction and releases the locks
 //	batchLockTime  replaces lockTime in a batch of refreshes, since the members of
-//	               the batch, and the next batch, do not want the locked row
-//	leastTime      is granted to every caller: a connection whose time runs out is
-//	               closed, and an impatient caller must not cost a connection
+//	               the batch, and the next batch, want other rows
+//	leastTime      is granted to every caller: a connection is closed when its time
+//	               runs out, and an impatient caller must not cost a connection
 //	answerTime     is left of the caller's deadline to bring the answer to the client
 //	connectTime    bounds the making of a connection. A shorter bound would take a
 //	               busy server for one that is away
@@ -48,7 +48,7 @@ func (b budget) left() time.Duration {
 	return min(statementTime, max(leastTime, time.Until(b.deadline)-answerTime))
 }
 
-// short reports whether the caller has no more than leastTime.
+// short reports whether the caller has only leastTime.
 func (b budget) short() bool { return b.left() == leastTime }
 
 // forBatch returns the context in which a caller waits for a batch. The batch has a

@@ -16,9 +16,8 @@ import (
 // copyTarget is the PostgreSQL database of a [Copy]. One transaction on conn lasts from
 // lock to commit.
 type copyTarget struct {
-	db     *pgDB
-	conn   *pgxpool.Conn
-	tables []string
+	db   *pgDB
+	conn *pgxpool.Conn
 }
 
 func openCopyTarget(ctx context.Context, uri string) (*copyTarget, error) {
@@ -51,7 +50,6 @@ func (t *copyTarget) name() string {
 // lock locks the tables, and deletes the rows of a migration or an interrupted copy.
 // Any other row is refused.
 func (t *copyTarget) lock(ctx context.Context, tables []string) error {
-	t.tables = tables
 	// With synchronous_commit off a crash of PostgreSQL might undo the copy after the
 	// source was fenced, and so lose everything.
 	for _, statement := range []string{
@@ -79,20 +77,16 @@ func (t *copyTarget) lock(ctx context.Context, tables []string) error {
 // clear empties a table. Without leftovers of an interrupted copy, only the rows of a
 // migration may be deleted.
 func (t *copyTarget) clear(ctx context.Context, table string, leftovers bool) error {
-	kept := ``
-	if table == "settings" {
-		kept = ` WHERE name <> '` + schemaFloor + `'`
-	}
 	switch {
 	case table == "head" || table == "settings" && leftovers:
-		_, err := t.conn.Exec(ctx, `DELETE FROM `+table+kept)
+		_, err := t.conn.Exec(ctx, `DELETE `+fromTable(table))
 		return err
 	case leftovers:
 		_, err := t.conn.Exec(ctx, `TRUNCATE `+table)
 		return err
 	}
 	var used bool
-	if err := t.conn.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM `+table+kept+`)`).Scan(&used); err != nil {
+	if err := t.conn.QueryRow(ctx, `SELECT EXISTS (SELECT 1 `+fromTable(table)+`)`).Scan(&used); err != nil {
 		return err
 	}
 	if used {
@@ -103,7 +97,11 @@ func (t *copyTarget) clear(ctx context.Context, table string, leftovers bool) er
 
 // receive inserts rows, and returns their number.
 func (t *copyTarget) receive(ctx context.Context, table string, rows *copyRows) (int64, error) {
-	return t.conn.CopyFrom(ctx, pgx.Identifier{table}, rows.columns(), rows)
+	columns, err := rows.Columns()
+	if err != nil {
+		return 0, err
+	}
+	return t.conn.CopyFrom(ctx, pgx.Identifier{table}, columns, rows)
 }
 
 // mark marks the target as an incomplete copy.
@@ -132,7 +130,7 @@ func (t *copyTarget) finish(ctx context.Context) error {
 	// ANALYZE lets the first queries be planned as well as later ones. PostgreSQL would
 	// run ANALYZE by itself some time later.
 	_, _ = t.conn.Exec(ctx, `SET statement_timeout = 0`)
-	_, _ = t.conn.Exec(ctx, `ANALYZE `+strings.Join(t.tables, ", "))
+	_, _ = t.conn.Exec(ctx, `ANALYZE`)
 	return nil
 }
 

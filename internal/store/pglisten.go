@@ -15,12 +15,8 @@ import (
 
 // hints listens until ctx ends, and reconnects after a failure.
 func (p *pgDB) hints(ctx context.Context, hint func()) {
-	for ctx.Err() == nil {
+	for again := true; again; again = pause(ctx, time.Second/2+rand.N(time.Second)) {
 		_ = p.listen(ctx, hint) // polling goes on without hints
-		select {
-		case <-time.After(time.Second/2 + rand.N(time.Second)):
-		case <-ctx.Done():
-		}
 	}
 }
 

@@ -26,8 +26,9 @@ import (
 //	the deadline has passed                  as below          return
 //	any other, FATAL: the connection is lost as below          repeat
 //
-// After the last two rows, nothing was done if COMMIT was not sent. If COMMIT may have
-// been sent, the outcome is unknown: [afterSend] makes such an error ErrUncertain.
+// After the last two rows, nothing was done if the error came before COMMIT. If COMMIT
+// may have been sent, the outcome is unknown: [afterSend] makes such an error
+// ErrUncertain.
 //
 // "Refused" means that the server has answered and rolled back.
 type meaning struct {
@@ -134,22 +135,24 @@ func (p *pgDB) retry(ctx context.Context, fn func(context.Context, *pgxpool.Conn
 				return err
 			}
 		}
-		if then == giveUp || n == attempts || time.Since(began) > statementTime || !pause(ctx, n) {
+		if then == giveUp || n == attempts || time.Since(began) > statementTime {
+			return err
+		}
+		// On average n times 5 ms, at random, so that transactions that collided come apart.
+		if !pause(ctx, rand.N(time.Duration(n)*10*time.Millisecond)) {
 			return err
 		}
 		ctx = context.WithValue(ctx, checkedConn{}, true)
 	}
 }
 
-// pause waits before the n-th repetition: on average n times 5 ms, at random, so that
-// transactions that collided do not meet again. pause returns false if ctx has ended.
-func pause(ctx context.Context, n int) bool {
+// pause waits, and returns false if ctx has ended.
+func pause(ctx context.Context, d time.Duration) bool {
 	select {
-	case <-time.After(rand.N(time.Duration(n) * 10 * time.Millisecond)):
-		return ctx.Err() == nil
+	case <-time.After(d):
 	case <-ctx.Done():
-		return false
 	}
+	return ctx.Err() == nil
 }
 
 // A commit that waits for a synchronous standby may be interrupted, by a timeout or an

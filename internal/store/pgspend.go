@@ -3,6 +3,7 @@ package store
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -15,14 +16,14 @@ import (
 
 // spender lets refreshes that arrive together share a transaction, and so a round trip
 // and a flush of PostgreSQL's log. A worker takes all refreshes queued during its last
-// batch, and spends them by one statement. A refresh without company is sent at once.
+// batch, and spends them by one statement. A single refresh is sent at once.
 //
 // Members are sorted by session, and the statement locks rows in the order of members,
-// so that two batches do not wait for each other crosswise. PostgreSQL may read a table
+// so that two batches cannot wait for each other crosswise. PostgreSQL may read a table
 // of a few pages in another order; a deadlock then fails one of the batches.
 //
 // After a failure the members run again one by one: the batch was rolled back or has an
-// unknown outcome, and to spend a token twice does no harm.
+// unknown outcome, and to spend a token twice is harmless.
 type spender struct {
 	db      *pgDB
 	queue   *queue[refresh]
@@ -65,8 +66,8 @@ func (s *spender) close() {
 	s.tasks.Wait()
 }
 
-// spend is [Store.Spend]. A refresh without company skips the queue, since waking a
-// worker takes longer; a caller with a short budget does not, since only a batch can be
+// spend is [Store.Spend]. A single refresh skips the queue, since waking a worker takes
+// longer. A caller with a short budget queues all the same, since only a batch can be
 // left behind.
 func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	if p.breaker.refuses() {
@@ -91,8 +92,8 @@ func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	return &j.value.spent, err
 }
 
-// run answers a batch, and returns without waiting for members that run one by one: the
-// next batch is waiting.
+// run answers a batch. Members that run one by one are answered later, since the next
+// batch is waiting.
 func (s *spender) run(batch []*job[refresh]) {
 	slices.SortFunc(batch, func(a, b *job[refresh]) int { return cmp.Compare(a.value.spend.SessionID, b.value.spend.SessionID) })
 	found, err := s.spendBatch(batch)
@@ -147,23 +148,19 @@ func columnsOf(batch []*job[refresh]) []any {
 // spendOne spends a token by one statement, which is a transaction of its own: one
 // round trip.
 func (s *spender) spendOne(r *refresh) error {
-	found := false
+	missing := false
 	err := s.db.retry(r.ctx, func(ctx context.Context, conn *pgxpool.Conn) error {
-		found, r.spent = false, Spent{}
 		err := confirmed(conn.Conn().PgConn(), func() error {
-			rows, err := conn.Query(ctx, spendPostgres, r.spend.args()...)
-			if err != nil {
-				return err
+			err := conn.QueryRow(ctx, spendPostgres, r.spend.args()...).Scan(r.spent.columns()...)
+			missing = errors.Is(err, pgx.ErrNoRows)
+			if missing {
+				return nil
 			}
-			defer rows.Close()
-			return scanRows(rows, func(row row) error {
-				found = true
-				return row.Scan(r.spent.columns()...)
-			})
+			return err
 		})
 		return afterSend(err, !pgconn.SafeToRetry(err))
 	})
-	if err == nil && !found {
+	if err == nil && missing {
 		return ErrNotFound
 	}
 	return err

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -45,13 +44,11 @@ func beginPostgres(ctx context.Context, conn *pgxpool.Conn, readOnly bool) *pgTx
 		t.queued.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
 	}
 	t.queued.Queue(pgBegin).QueryRow(func(r pgx.Row) error {
-		var us int64
 		var standby bool
-		err := r.Scan(&us, &standby, nil, nil, nil)
+		err := r.Scan((*timeColumn)(&t.at), &standby, nil, nil, nil)
 		if err == nil && standby {
 			return errStandby
 		}
-		t.at = fromMicros(us)
 		return err
 	})
 	return t
@@ -74,19 +71,9 @@ func (t *pgTx) now() (at time.Time, err error) {
 	return t.at, err
 }
 
-func (t *pgTx) exec(query string, args ...any) (int64, error) {
-	var n int64
-	t.queued.Queue(query, args...).Exec(func(tag pgconn.CommandTag) error {
-		n = tag.RowsAffected()
-		return nil
-	})
-	err := t.flush()
-	return n, err
-}
-
 // query waits for a row locked by another transaction, and then reads the clock: the
 // other transaction may have written a later time into the row than this transaction
-// began at, and a row's times must not run backwards.
+// began at, and a row's times must only grow.
 func (t *pgTx) query(scan func(row) error, lock, query string, args ...any) error {
 	if lock == "" || t.readOnly {
 		t.queue(pgStatement{scan, query, args})
@@ -99,12 +86,7 @@ func (t *pgTx) query(scan func(row) error, lock, query string, args ...any) erro
 
 // queueClock sets the transaction's time to the time after the statement before.
 func (t *pgTx) queueClock() {
-	t.queued.Queue("SELECT " + pgNow).QueryRow(func(r pgx.Row) error {
-		var us int64
-		err := r.Scan(&us)
-		t.at = fromMicros(us)
-		return err
-	})
+	t.queue(pgStatement{scan: into((*timeColumn)(&t.at)), query: "SELECT " + pgNow})
 }
 
 func (t *pgTx) queue(s pgStatement) {
@@ -158,7 +140,7 @@ func (t *pgTx) commit() error {
 // rollback ends the transaction. After a failure the connection is closed.
 func (t *pgTx) rollback() {
 	if t.conn.Conn().PgConn().TxStatus() == 'I' {
-		return // BEGIN was not sent
+		return // before BEGIN
 	}
 	if _, err := t.conn.Exec(t.ctx, "ROLLBACK"); err != nil {
 		_ = t.conn.Conn().Close(t.ctx)

@@ -106,7 +106,7 @@ func (p *pgDB) withConn(ctx context.Context, fn func(context.Context, *pgxpool.C
 	switch {
 	case meaningOf(err).answered:
 		p.breaker.reset()
-	case working.Err() != nil && granted == statementTime && !begun: // a shorter time proves nothing
+	case working.Err() != nil && granted == statementTime && !begun: // a shorter time may just be too short
 		p.breaker.trip()
 	}
 	return err

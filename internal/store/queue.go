@@ -14,7 +14,7 @@ import (
 // A job is in one of three states. While queued, the caller may withdraw the job.
 // A worker then takes the job, and from there on must answer. Either the caller or a
 // worker sets job.taken, never both. A value found alone in the queue forms a batch of
-// one at once: no worker waits for more values.
+// one at once.
 //
 // A queue is safe for concurrent use.
 type queue[T any] struct {
@@ -28,14 +28,13 @@ type queue[T any] struct {
 type job[T any] struct {
 	value  T // belongs to the worker between taken and result
 	taken  atomic.Bool
-	result chan error // has room for the one answer, so that a worker never waits
+	result chan error // has room for the one answer, so that a worker goes on at once
 }
 
 // errClosed refuses calls of a closed database.
 var errClosed = unavailable(errors.New("closed"))
 
-// newQueue returns a queue of at most size jobs, whose batches have at most size
-// members.
+// newQueue returns a queue of at most size jobs, in batches of at most size members.
 func newQueue[T any](size int) *queue[T] {
 	return &queue[T]{jobs: make(chan *job[T], size)}
 }
@@ -88,7 +87,7 @@ func (q *queue[T]) batches(yield func([]*job[T]) bool) {
 	}
 }
 
-// gather takes all jobs queued now, without those withdrawn.
+// gather takes all jobs queued now, and skips those withdrawn.
 func (q *queue[T]) gather(first *job[T]) (batch []*job[T]) {
 	for j := first; j != nil; {
 		if j.take() {

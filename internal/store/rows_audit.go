@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
@@ -29,20 +30,21 @@ const (
 	auditColumns    = `id, type, success, reason, actor_id, user_id, session_id, kid, source, detail, count`
 )
 
-// auditID returns the lowest id of a moment.
+// auditID returns the lowest id of a moment, and the lowest of all for the zero time.
 func auditID(t time.Time) string { return fmt.Sprintf("%0*x", auditTimeDigits, max(0, t.UnixMicro())) }
 
 // Time returns the time of the record, from the id.
 func (r *AuditRecord) Time() time.Time {
 	us, err := strconv.ParseInt(r.ID[:min(auditTimeDigits, len(r.ID))], 16, 64)
-	if err != nil { // not made by InsertAudit
+	if err != nil { // an id from elsewhere
 		return time.Time{}
 	}
 	return fromMicros(us)
 }
 
-func (r *AuditRecord) scan(from row) error {
-	return from.Scan(&r.ID, &r.Type, &r.Success, &r.Reason, &r.ActorID, &r.UserID, &r.SessionID, &r.KID, &r.Source, &r.Detail, &r.Count)
+// columns returns where to scan auditColumns.
+func (r *AuditRecord) columns() []any {
+	return []any{&r.ID, &r.Type, &r.Success, &r.Reason, &r.ActorID, &r.UserID, &r.SessionID, &r.KID, &r.Source, &r.Detail, &r.Count}
 }
 
 // InsertAudit adds a record as of now, and sets r.ID.
@@ -57,8 +59,8 @@ func (tx *Tx) InsertAudit(r *AuditRecord) error {
 // SetAuditCount writes how many events a record stands for, and reports whether the
 // record still exists.
 func (tx *Tx) SetAuditCount(id string, count int64) (bool, error) {
-	n, err := tx.exec(`UPDATE audit SET count = $2 WHERE id = $1`, id, count)
-	return n == 1, err
+	updated, err := queryColumn[string](tx, `UPDATE audit SET count = $2 WHERE id = $1 RETURNING id`, id, count)
+	return len(updated) == 1, err
 }
 
 // AuditFilter selects records. An unset field selects all.
@@ -74,17 +76,11 @@ type AuditFilter struct {
 // page, and empty at the end. Audit reads at most scan records, since only ids have an
 // index: a page may be short, or empty, and yet have a next page.
 func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, next string, err error) {
-	before, floor := f.Before, ""
-	if !f.Start.IsZero() {
-		floor = auditID(f.Start)
+	before, floor := cmp.Or(f.Before, "g"), auditID(f.Start) // "g" is above every digit
+	if !f.End.IsZero() {
+		before = min(before, auditID(f.End))
 	}
-	if end := auditID(f.End); !f.End.IsZero() && (before == "" || end < before) {
-		before = end
-	}
-	if before == "" {
-		before = "g" // above every digit
-	}
-	records, err = queryAll(tx, (*AuditRecord).scan, `SELECT `+auditColumns+`
+	records, err = queryAll(tx, (*AuditRecord).columns, `SELECT `+auditColumns+`
 		FROM (SELECT `+auditColumns+` FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT $3) AS scanned
 		WHERE ($4 = '' OR type = $4) AND ($5 = '' OR user_id = $5 OR actor_id = $5) AND ($6 = '' OR session_id = $6)
 		ORDER BY id DESC LIMIT $7`, before, floor, scan, f.Type, f.UserID, f.SessionID, limit+1)

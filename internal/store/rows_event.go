@@ -30,8 +30,8 @@ type Event struct {
 	ExpiresAt time.Time
 }
 
-func (e *Event) scan(r row) error {
-	return r.Scan(&e.Seq, &e.Tag, &e.Kind, &e.Subject, &e.Version, (*timeColumn)(&e.ExpiresAt))
+func (e *Event) columns() []any {
+	return []any{&e.Seq, &e.Tag, &e.Kind, &e.Subject, &e.Version, (*timeColumn)(&e.ExpiresAt)}
 }
 
 // Head returns the number of the newest event, as seen by this transaction.
@@ -92,7 +92,7 @@ func (tx *Tx) SetMaxLifetime(longest time.Duration) error {
 
 // Events lists up to limit events numbered above after, in order.
 func (tx *Tx) Events(after int64, limit int) ([]*Event, error) {
-	return queryAll(tx, (*Event).scan,
+	return queryAll(tx, (*Event).columns,
 		`SELECT seq, tag, kind, subject, version, expires_at FROM events WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
 }
 

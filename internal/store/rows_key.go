@@ -2,7 +2,7 @@ package store
 
 import "time"
 
-// SigningKey is a row of the table signing_keys. A zero time is not decided yet.
+// SigningKey is a row of the table signing_keys. A zero time is still to be decided.
 type SigningKey struct {
 	KID           string
 	Algorithm     string
@@ -17,42 +17,39 @@ type SigningKey struct {
 
 const keyColumns = `kid, algorithm, public_key, sealed_key, published_at, signs_from, signs_until, verifies_until, revoked_at`
 
-func (k *SigningKey) scan(r row) error {
-	return r.Scan(&k.KID, &k.Algorithm, &k.PublicKey, &k.SealedKey, (*timeColumn)(&k.PublishedAt), (*timeColumn)(&k.SignsFrom),
-		(*timeColumn)(&k.SignsUntil), (*timeColumn)(&k.VerifiesUntil), (*timeColumn)(&k.RevokedAt))
+// columns returns where to scan keyColumns.
+func (k *SigningKey) columns() []any {
+	return []any{&k.KID, &k.Algorithm, &k.PublicKey, &k.SealedKey, (*timeColumn)(&k.PublishedAt), (*timeColumn)(&k.SignsFrom),
+		(*timeColumn)(&k.SignsUntil), (*timeColumn)(&k.VerifiesUntil), (*timeColumn)(&k.RevokedAt)}
 }
 
 // SigningKeys lists all signing keys, the oldest first.
 func (tx *Tx) SigningKeys() ([]*SigningKey, error) {
-	return queryAll(tx, (*SigningKey).scan, `SELECT `+keyColumns+` FROM signing_keys ORDER BY published_at, kid`)
+	return queryAll(tx, (*SigningKey).columns, `SELECT `+keyColumns+` FROM signing_keys ORDER BY published_at, kid`)
 }
 
 // InsertSigningKey adds a signing key.
 func (tx *Tx) InsertSigningKey(k *SigningKey) error {
-	_, err := tx.exec(`INSERT INTO signing_keys (`+keyColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
+	return tx.exec(`INSERT INTO signing_keys (`+keyColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
 		k.KID, k.Algorithm, k.PublicKey, k.SealedKey, micros(k.PublishedAt),
 		nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt))
-	return err
 }
 
 // UpdateSigningKey writes the times from SignsFrom on. The caller must have read the row
 // in the same transaction.
 func (tx *Tx) UpdateSigningKey(k *SigningKey) error {
-	_, err := tx.exec(`UPDATE signing_keys SET signs_from = $2, signs_until = $3, verifies_until = $4, revoked_at = $5 WHERE kid = $1`,
+	return tx.exec(`UPDATE signing_keys SET signs_from = $2, signs_until = $3, verifies_until = $4, revoked_at = $5 WHERE kid = $1`,
 		k.KID, nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt))
-	return err
 }
 
 // ResealSigningKey replaces the sealed form of a signing key.
 func (tx *Tx) ResealSigningKey(kid string, sealed []byte) error {
-	_, err := tx.exec(`UPDATE signing_keys SET sealed_key = $2 WHERE kid = $1`, kid, sealed)
-	return err
+	return tx.exec(`UPDATE signing_keys SET sealed_key = $2 WHERE kid = $1`, kid, sealed)
 }
 
 // DeleteSigningKey deletes a signing key.
 func (tx *Tx) DeleteSigningKey(kid string) error {
-	_, err := tx.exec(`DELETE FROM signing_keys WHERE kid = $1`, kid)
-	return err
+	return tx.exec(`DELETE FROM signing_keys WHERE kid = $1`, kid)
 }
 
 // MACKey is a row of the table mac_keys. A MAC key authenticates refresh tokens.
@@ -62,24 +59,21 @@ type MACKey struct {
 	CreatedAt time.Time
 }
 
-func (k *MACKey) scan(r row) error { return r.Scan(&k.ID, &k.SealedKey, (*timeColumn)(&k.CreatedAt)) }
+func (k *MACKey) columns() []any { return []any{&k.ID, &k.SealedKey, (*timeColumn)(&k.CreatedAt)} }
 
 // MACKeys lists all MAC keys, the oldest first.
 func (tx *Tx) MACKeys() ([]*MACKey, error) {
-	return queryAll(tx, (*MACKey).scan, `SELECT id, sealed_key, created_at FROM mac_keys ORDER BY id`)
+	return queryAll(tx, (*MACKey).columns, `SELECT id, sealed_key, created_at FROM mac_keys ORDER BY id`)
 }
 
 // InsertMACKey adds a MAC key.
 func (tx *Tx) InsertMACKey(k *MACKey) error {
-	_, err := tx.exec(`INSERT INTO mac_keys (id, sealed_key, created_at) VALUES ($1, $2, $3)`,
-		k.ID, k.SealedKey, micros(k.CreatedAt))
-	return err
+	return tx.exec(`INSERT INTO mac_keys (id, sealed_key, created_at) VALUES ($1, $2, $3)`, k.ID, k.SealedKey, micros(k.CreatedAt))
 }
 
 // ResealMACKey replaces the sealed form of a MAC key.
 func (tx *Tx) ResealMACKey(id int64, sealed []byte) error {
-	_, err := tx.exec(`UPDATE mac_keys SET sealed_key = $2 WHERE id = $1`, id, sealed)
-	return err
+	return tx.exec(`UPDATE mac_keys SET sealed_key = $2 WHERE id = $1`, id, sealed)
 }
 
 // Setting reads a setting of the installation. A setting never set is empty.

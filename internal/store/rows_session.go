@@ -33,8 +33,6 @@ type Generations struct {
 const sessionColumns = `id, user_id, born_ver, audience, created_at, refreshed_at, ended_at,
 	current, spent, spent_at, low, earlier_low, late, late_at`
 
-func (s *Session) scan(r row) error { return r.Scan(s.columns()...) }
-
 // columns returns where to scan sessionColumns.
 func (s *Session) columns() []any {
 	g := &s.Generations
@@ -59,11 +57,11 @@ func parseStrings(array string) (list []string, err error) {
 // Errors: ErrNotFound.
 func (tx *Tx) Session(id string) (*Session, error) {
 	s := &Session{}
-	return s, tx.queryLocked("sessions", s.scan, `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
+	return s, tx.queryLocked("sessions", into(s.columns()...), `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
 }
 
 // SessionAndUser finds a session and its user by one statement. A transaction that
-// writes locks the session's row but not the user's. Errors: ErrNotFound.
+// writes locks the session's row only. Errors: ErrNotFound.
 func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
 	s, u := &Session{}, &User{}
 	return s, u, tx.queryLocked("s", into(append(s.columns(), u.columns()...)...), sessionAndUser, id)
@@ -80,7 +78,7 @@ func qualified(alias, columns string) string {
 // Sessions lists a user's sessions without EndedAt, in order of id, beginning after the
 // id `after`. A session that grew too old is listed, too.
 func (tx *Tx) Sessions(userID, after string, limit int) ([]*Session, error) {
-	return queryAll(tx, (*Session).scan,
+	return queryAll(tx, (*Session).columns,
 		`SELECT `+sessionColumns+` FROM sessions WHERE user_id = $1 AND id > $2 AND ended_at IS NULL ORDER BY id LIMIT $3`,
 		userID, after, limit)
 }
@@ -116,7 +114,7 @@ func (tx *Tx) EndSession(id string) error {
 // `after`, and deletes those for which keep returns false. PruneSessions returns the last
 // id read, and "" at the end of the table.
 func (tx *Tx) PruneSessions(after string, limit int, keep func(*Session) bool) (string, error) {
-	sessions, err := queryAll(tx, (*Session).scan,
+	sessions, err := queryAll(tx, (*Session).columns,
 		`SELECT `+sessionColumns+` FROM sessions WHERE id > $1 ORDER BY id LIMIT $2`, after, limit)
 	for _, s := range sessions {
 		if err == nil && !keep(s) { // a session refreshed since the read stays

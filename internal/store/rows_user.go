@@ -22,40 +22,40 @@ type User struct {
 
 const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at, deleted_at`
 
-func (u *User) scan(r row) error { return r.Scan(u.columns()...) }
-
 // columns returns where to scan userColumns.
 func (u *User) columns() []any {
 	return []any{&u.ID, &u.Username, &u.PasswordHash, (*wordsColumn)(&u.Roles), &u.Disabled, &u.Version, &u.RevokedBelow,
 		(*timeColumn)(&u.CreatedAt), (*timeColumn)(&u.UpdatedAt), (*timeColumn)(&u.DeletedAt)}
 }
 
-// User finds a user by id, deleted or not, and locks the row in a transaction that
+// User finds a user by id, even a deleted one, and locks the row in a transaction that
 // writes. Errors: ErrNotFound.
 func (tx *Tx) User(id string) (*User, error) {
 	u := &User{}
-	return u, tx.queryLocked("users", u.scan, `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
+	return u, tx.queryLocked("users", into(u.columns()...), `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
 }
 
-// UserByName finds a user by folded name, and no deleted user. Errors: ErrNotFound.
+// UserByName finds a user by folded name, unless deleted. Errors: ErrNotFound.
 func (tx *Tx) UserByName(username string) (*User, error) {
 	u := &User{}
-	return u, tx.queryRow(u.scan, `SELECT `+userColumns+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
+	return u, tx.queryRow(into(u.columns()...), `SELECT `+userColumns+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
 }
 
-// Users lists users in order of id, beginning after the id `after`, and no deleted user.
+// Users lists users in order of id, beginning after the id `after`. Deleted users are
+// left out.
 func (tx *Tx) Users(after string, limit int) ([]*User, error) {
-	return queryAll(tx, (*User).scan,
+	return queryAll(tx, (*User).columns,
 		`SELECT `+userColumns+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)
 }
 
 // InsertUser adds a user. Errors: ErrExists if the id or the name is taken; the
 // transaction can go on.
 func (tx *Tx) InsertUser(u *User) error {
-	n, err := tx.exec(`INSERT INTO users (`+userColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING`,
+	inserted, err := queryColumn[string](tx, `INSERT INTO users (`+userColumns+`)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING RETURNING id`,
 		u.ID, u.Username, u.PasswordHash, strings.Join(u.Roles, " "), u.Disabled, u.Version, u.RevokedBelow,
 		micros(u.CreatedAt), micros(u.UpdatedAt), nullMicros(u.DeletedAt))
-	if err == nil && n == 0 {
+	if err == nil && len(inserted) == 0 {
 		return ErrExists
 	}
 	return err
@@ -64,11 +64,10 @@ func (tx *Tx) InsertUser(u *User) error {
 // UpdateUser writes every column but created_at. The caller must have read the row in
 // the same transaction. Errors: ErrExists if the name is taken; the transaction fails.
 func (tx *Tx) UpdateUser(u *User) error {
-	_, err := tx.exec(`UPDATE users SET username = $2, password_hash = $3, roles = $4, disabled = $5, ver = $6,
+	return tx.exec(`UPDATE users SET username = $2, password_hash = $3, roles = $4, disabled = $5, ver = $6,
 		revoked_below = $7, updated_at = $8, deleted_at = $9 WHERE id = $1`,
 		u.ID, u.Username, u.PasswordHash, strings.Join(u.Roles, " "), u.Disabled, u.Version, u.RevokedBelow,
 		micros(u.UpdatedAt), nullMicros(u.DeletedAt))
-	return err
 }
 
 // RaiseUsers raises the version of up to limit users, deleted users included, and so

@@ -17,24 +17,19 @@ type Spend struct {
 
 // Spent is the session after the refresh, and the user's part of an access token.
 type Spent struct {
-	Session  Session
+	Session  Session // RefreshedAt is the time of the refresh
 	Username string
 	Roles    []string
 	Version  int64
-	Now      time.Time
 }
 
 // Spend spends a refresh token, if the token is the newest of a live session and the
-// user may refresh. Errors: ErrNotFound, with nothing changed, for any other token, and
-// without a reason; ErrUncertain; ErrUnavailable.
+// user may refresh. Errors: ErrNotFound, with nothing changed, for any other token,
+// whatever the reason; ErrUncertain; ErrUnavailable.
 //
 // After ErrUncertain a caller may call Spend again: a token spent before is ErrNotFound.
 func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
-	spent, err := s.engine.spend(ctx, spend)
-	if err == nil {
-		spent.Now = spent.Session.RefreshedAt
-	}
-	return spent, err
+	return s.engine.spend(ctx, spend)
 }
 
 // Three statements spend a token: for SQLite, for a single refresh on PostgreSQL, and for
@@ -85,7 +80,7 @@ const spendSQLite = `UPDATE sessions SET
 		(SELECT u.roles FROM users u WHERE u.id = sessions.user_id),
 		(SELECT u.ver FROM users u WHERE u.id = sessions.user_id)`
 
-// The arguments are those of spendSQLite, without $7.
+// The arguments are those of spendSQLite, up to $6.
 const spendPostgres = `UPDATE sessions AS s SET
 		refreshed_at = clock.now, current = current + 1, spent = current, spent_at = clock.now,
 		low = CASE WHEN clock.now / $6 = spent_at / $6 THEN low ELSE current END,
@@ -123,7 +118,7 @@ func (s *Spend) args() []any {
 // quotedAudience returns the audience as an element of the column's JSON array.
 func (s *Spend) quotedAudience() string { return `"` + s.Audience + `"` }
 
-// grace returns the length of a span in microseconds, and never zero, as span in
+// grace returns the length of a span in microseconds, at least 1, as span in
 // internal/session does.
 func (s *Spend) grace() int64 { return max(s.Grace.Microseconds(), 1) }
 

@@ -16,8 +16,8 @@ import (
 )
 
 // sqliteDB is an embedded database: one connection for writing, one for checkpoints,
-// and a few for reading. In WAL mode readers and the writer do not wait for each
-// other; synchronous=FULL makes a commit survive a power cut.
+// and a few for reading. In WAL mode readers and the writer run side by side;
+// synchronous=FULL makes a commit survive a power cut.
 type sqliteDB struct {
 	db        *sql.DB
 	file      string
@@ -161,13 +161,13 @@ func openExisting(ctx context.Context, uri string) (db *sql.DB, path string, err
 }
 
 // movedAway returns where an embedded database was moved to, and by which copy. Both
-// are empty for a database that was not moved.
+// are empty for a database still in place.
 func movedAway(ctx context.Context, db *sql.DB) (to, id string) {
 	return earlySetting(ctx, db, movedTo), earlySetting(ctx, db, copyID)
 }
 
-// earlySetting reads a setting of a database that may have no schema yet. Any error
-// means: not set.
+// earlySetting reads a setting of a database, perhaps before the first migration. An
+// error counts as an empty setting.
 func earlySetting(ctx context.Context, db *sql.DB, name string) (value string) {
 	_ = db.QueryRowContext(ctx, `SELECT value FROM settings WHERE name = $1`, name).Scan(&value)
 	return value

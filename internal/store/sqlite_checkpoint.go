@@ -65,11 +65,7 @@ func (p *checkpointer) afterCommit(c *sqliteConn) {
 // checkpoint returns how many frames the log has, and how many of them have been
 // moved.
 func (c *sqliteConn) checkpoint(mode string) (frames, moved int, err error) {
-	stmt, err := c.prepare(`PRAGMA wal_checkpoint(` + mode + `)`)
-	if err != nil {
-		return 0, 0, err
-	}
 	var busy int
-	err = stmt.QueryRow().Scan(&busy, &frames, &moved)
+	err = c.query(into(&busy, &frames, &moved), "", `PRAGMA wal_checkpoint(`+mode+`)`)
 	return frames, moved, err
 }

@@ -45,7 +45,7 @@ func (c *sqliteConn) prepare(query string) (*sql.Stmt, error) {
 
 // control runs a statement such as COMMIT. Errors: ErrUnavailable.
 func (c *sqliteConn) control(statement string) error {
-	if _, err := (sqliteTx{sqliteConn: c}).exec(statement); err != nil {
+	if err := c.queueExec(statement); err != nil {
 		return unavailable(err)
 	}
 	return nil
@@ -61,7 +61,7 @@ func (c *sqliteConn) begin() error {
 	return c.control("BEGIN IMMEDIATE")
 }
 
-// rollback fails where the driver has rolled back before, or no transaction is open.
+// rollback fails if the driver has rolled back before, or outside of a transaction.
 func (c *sqliteConn) rollback() { _ = c.control("ROLLBACK") }
 
 // transact runs fn in a transaction, and returns the committed transaction.
@@ -101,21 +101,9 @@ func (t sqliteTx) now() (time.Time, error) { return t.at, nil }
 // exclusive does nothing: SQLite has one writer at a time.
 func (sqliteTx) exclusive() error { return nil }
 
-func (t sqliteTx) exec(query string, args ...any) (int64, error) {
-	stmt, err := t.prepare(query)
-	if err != nil {
-		return 0, err
-	}
-	result, err := stmt.Exec(args...)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
-}
-
 // query ignores lock: SQLite has one writer at a time.
-func (t sqliteTx) query(scan func(row) error, lock, query string, args ...any) error {
-	stmt, err := t.prepare(query)
+func (c *sqliteConn) query(scan func(row) error, _, query string, args ...any) error {
+	stmt, err := c.prepare(query)
 	if err != nil {
 		return err
 	}
@@ -127,15 +115,19 @@ func (t sqliteTx) query(scan func(row) error, lock, query string, args ...any) e
 	return scanRows(rows, scan)
 }
 
-// queueExec runs the statement at once: a call of SQLite is no round trip.
-func (t sqliteTx) queueExec(query string, args ...any) error {
-	_, err := t.exec(query, args...)
+// queueExec runs the statement at once: SQLite runs in this process.
+func (c *sqliteConn) queueExec(query string, args ...any) error {
+	stmt, err := c.prepare(query)
+	if err != nil {
+		return err
+	}
+	_, err = stmt.Exec(args...)
 	return err
 }
 
 // queryAtCommit runs the statement at once: SQLite has one writer at a time.
-func (t sqliteTx) queryAtCommit(scan func(row) error, query string, args ...any) error {
-	return t.query(scan, "", query, args...)
+func (c *sqliteConn) queryAtCommit(scan func(row) error, query string, args ...any) error {
+	return c.query(scan, "", query, args...)
 }
 
 // hint does nothing: processes that share a file poll.

@@ -28,15 +28,10 @@ func (s *sqliteDB) tables() ([]string, error) {
 		`SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name <> 'goose_db_version' ORDER BY name`)
 }
 
-// rows reads a table with all columns of the source's schema, whose names the target is
-// told. The caller closes the rows. The setting schemaFloor is left out: each engine has
-// its own.
+// rows reads a table with all columns of the source's schema. The target gets the names of
+// the columns from rows. The caller closes the rows.
 func (s *sqliteDB) rows(table string) (*copyRows, error) {
-	query := `SELECT * FROM ` + table
-	if table == "settings" {
-		query += ` WHERE name <> '` + schemaFloor + `'`
-	}
-	rows, err := s.writer.conn.c.QueryContext(context.Background(), query)
+	rows, err := s.writer.conn.c.QueryContext(context.Background(), `SELECT * `+fromTable(table))
 	if err != nil {
 		return nil, err
 	}
@@ -48,13 +43,6 @@ func (s *sqliteDB) rows(table string) (*copyRows, error) {
 type copyRows struct {
 	*sql.Rows
 	types []*sql.ColumnType
-}
-
-func (r *copyRows) columns() (names []string) {
-	for _, column := range r.types {
-		names = append(names, column.Name())
-	}
-	return names
 }
 
 // Values returns the values of a row, in PostgreSQL's types.
@@ -81,7 +69,7 @@ func (s *sqliteDB) fence(tables []string, to, id string) error {
 	tx := newSQLiteTx(s.writer.conn)
 	for _, table := range tables {
 		if table != "settings" {
-			if _, err := tx.exec(`ALTER TABLE ` + table + ` RENAME TO moved_` + table); err != nil {
+			if err := tx.exec(`ALTER TABLE ` + table + ` RENAME TO moved_` + table); err != nil {
 				return fmt.Errorf("fencing the source: %w", err)
 			}
 		}
@@ -89,7 +77,7 @@ func (s *sqliteDB) fence(tables []string, to, id string) error {
 	return errors.Join(tx.SetSetting(movedTo, to), tx.SetSetting(copyID, id))
 }
 
-// copyClose rolls back whatever was not committed, and closes the database.
+// copyClose rolls back an open transaction, and closes the database.
 func (s *sqliteDB) copyClose() {
 	s.writer.conn.rollback()
 	_ = s.close()

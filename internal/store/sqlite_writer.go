@@ -24,7 +24,7 @@ type writer struct {
 }
 
 // maxGroup bounds how many writes share a commit, and so how long the first waits
-// for the last: about 20 ms at 20 µs each, without the fsync.
+// for the last: about 20 ms at 20 µs each, and the fsync.
 const maxGroup = 1024
 
 type write struct {

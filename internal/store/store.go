@@ -92,7 +92,7 @@ func Open(ctx context.Context, uri string) (*Store, error) {
 	}
 	path, err := sqlitePath(uri)
 	if err != nil {
-		return nil, errURI
+		return nil, errors.New("datastore: URI must be sqlite:FILE or postgres://USER:PASSWORD@HOST:PORT/DATABASE")
 	}
 	s, err := openSQLite(ctx, path)
 	if err != nil {
@@ -100,8 +100,6 @@ func Open(ctx context.Context, uri string) (*Store, error) {
 	}
 	return &Store{s}, nil
 }
-
-var errURI = errors.New("datastore: URI must be sqlite:FILE or postgres://USER:PASSWORD@HOST:PORT/DATABASE")
 
 func isPostgres(uri string) bool {
 	return strings.HasPrefix(uri, "postgres:") || strings.HasPrefix(uri, "postgresql:")

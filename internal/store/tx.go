@@ -23,8 +23,8 @@ type Tx struct {
 // runner runs the statements of one transaction: sqliteTx or pgTx.
 type runner interface {
 	now() (time.Time, error)
-	exec(query string, args ...any) (int64, error)
-	// query scans every row, and locks the rows of the table named lock, if any.
+	// query scans every row, and locks the rows of the table named lock, if any. scan is
+	// nil for a statement without rows.
 	query(scan func(row) error, lock, query string, args ...any) error
 	exclusive() error
 	queueExec(query string, args ...any) error
@@ -44,7 +44,7 @@ func (tx *Tx) wasCommitted() {
 }
 
 // Now returns the transaction's time in whole microseconds. For SQLite the time is the
-// process's; for PostgreSQL, the server's, so that the clocks of replicas do not matter.
+// process's; for PostgreSQL, the server's, so that replicas share a clock.
 func (tx *Tx) Now() time.Time {
 	now, err := tx.run.now()
 	if tx.fail(err) != nil {
@@ -57,14 +57,12 @@ func (tx *Tx) Now() time.Time {
 // until this transaction ends.
 func (tx *Tx) Exclusive() error { return tx.fail(tx.run.exclusive()) }
 
-// exec runs a statement and returns the number of rows affected.
-func (tx *Tx) exec(query string, args ...any) (int64, error) {
-	n, err := tx.run.exec(query, args...)
-	return n, tx.fail(err)
-}
+// exec runs a statement and discards the result. Errors: ErrExists if the statement
+// breaks a unique constraint.
+func (tx *Tx) exec(query string, args ...any) error { return tx.queryRows(nil, query, args...) }
 
-// queueExec queues a statement without a result. The statement runs before the
-// transaction's next query, or before the commit.
+// queueExec is like [Tx.exec] for a statement that keeps every constraint. The statement
+// is queued, and runs before the transaction's next query, or before the commit.
 func (tx *Tx) queueExec(query string, args ...any) error {
 	return tx.fail(tx.run.queueExec(query, args...))
 }
@@ -75,8 +73,8 @@ func (tx *Tx) queryAtCommit(scan func(row) error, query string, args ...any) err
 	return tx.fail(tx.run.queryAtCommit(scan, query, args...))
 }
 
-// deleteFound deletes, one by one, the rows whose keys a query finds, and returns the
-// number of keys. In a single statement, a planner might read the whole table.
+// deleteFound deletes, one by one, the rows with the keys found by a query, and returns
+// the number of keys. In a single statement, a planner might read the whole table.
 func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
 	keys, err := queryColumn[any](tx, query, args...)
 	for _, key := range keys {
@@ -92,12 +90,12 @@ func (tx *Tx) queryRows(scan func(row) error, query string, args ...any) error {
 	return tx.fail(tx.run.query(scan, "", query, args...))
 }
 
-// queryAll returns every row of a query.
-func queryAll[T any](tx *Tx, scan func(*T, row) error, query string, args ...any) (list []*T, err error) {
+// queryAll returns every row of a query. columns returns where to scan a row.
+func queryAll[T any](tx *Tx, columns func(*T) []any, query string, args ...any) (list []*T, err error) {
 	err = tx.queryRows(func(r row) error {
 		item := new(T)
 		list = append(list, item)
-		return scan(item, r)
+		return r.Scan(columns(item)...)
 	}, query, args...)
 	return list, err
 }
@@ -133,7 +131,7 @@ func (tx *Tx) queryLocked(table string, scan func(row) error, query string, args
 }
 
 // fail turns an error of the driver into ErrExists or ErrUnavailable, and keeps the
-// error: the transaction cannot succeed any more.
+// error: from then on the transaction can only fail.
 func (tx *Tx) fail(err error) error {
 	if err == nil {
 		return nil
@@ -183,7 +181,7 @@ func scanRows(rows interface {
 	return rows.Err()
 }
 
-// into returns a scan function for columns that need no conversion.
+// into returns a scan function that stores the columns of a row in dest.
 func into(dest ...any) func(row) error {
 	return func(r row) error { return r.Scan(dest...) }
 }

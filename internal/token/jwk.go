@@ -2,6 +2,7 @@ package token
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -65,16 +66,14 @@ func FromJWK(jwk *watchwordv1.JsonWebKey) (*PublicKey, error) {
 		return nil, errors.New("token: JWK has an algorithm that does not fit the key")
 	case jwk.GetKid() != canonical.Kid:
 		return nil, errors.New("token: JWK has a kid that differs from the key's thumbprint")
-	case !sameParameters(jwk, canonical):
+	case parameters(jwk) != parameters(canonical):
 		return nil, errors.New("token: JWK is not in canonical form")
 	}
 	return k, nil
 }
 
-func sameParameters(a, b *watchwordv1.JsonWebKey) bool {
-	return a.GetKty() == b.GetKty() && a.GetCrv() == b.GetCrv() &&
-		a.GetX() == b.GetX() && a.GetY() == b.GetY() &&
-		a.GetN() == b.GetN() && a.GetE() == b.GetE()
+func parameters(jwk *watchwordv1.JsonWebKey) [6]string {
+	return [...]string{jwk.GetKty(), jwk.GetCrv(), jwk.GetX(), jwk.GetY(), jwk.GetN(), jwk.GetE()}
 }
 
 func decodeJWK(jwk *watchwordv1.JsonWebKey) (crypto.PublicKey, error) {
@@ -91,12 +90,9 @@ func decodeJWK(jwk *watchwordv1.JsonWebKey) (crypto.PublicKey, error) {
 }
 
 func decodeECDSA(jwk *watchwordv1.JsonWebKey) (*ecdsa.PublicKey, error) {
-	x, err := decodeParameter("x", jwk.GetX())
-	if err != nil {
-		return nil, err
-	}
-	y, err := decodeParameter("y", jwk.GetY())
-	if err != nil {
+	x, errX := decodeParameter("x", jwk.GetX())
+	y, errY := decodeParameter("y", jwk.GetY())
+	if err := cmp.Or(errX, errY); err != nil {
 		return nil, err
 	}
 	// Without the check of each length, 33 bytes of x and 31 bytes of y would
@@ -108,12 +104,9 @@ func decodeECDSA(jwk *watchwordv1.JsonWebKey) (*ecdsa.PublicKey, error) {
 }
 
 func decodeRSA(jwk *watchwordv1.JsonWebKey) (*rsa.PublicKey, error) {
-	n, err := decodeParameter("n", jwk.GetN())
-	if err != nil {
-		return nil, err
-	}
-	e, err := decodeParameter("e", jwk.GetE())
-	if err != nil {
+	n, errN := decodeParameter("n", jwk.GetN())
+	e, errE := decodeParameter("e", jwk.GetE())
+	if err := cmp.Or(errN, errE); err != nil {
 		return nil, err
 	}
 	// Four bytes fit an int. NewPublicKey checks the exponent's value.

@@ -9,8 +9,10 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/big"
 	"slices"
@@ -32,24 +34,18 @@ const (
 // ParseAlgorithm returns the algorithm with the name s. Names are case-sensitive
 // (RFC 7515 section 4.1.1).
 func ParseAlgorithm(s string) (Algorithm, error) {
-	switch a := Algorithm(s); a {
-	case EdDSA, ES256, RS256:
-		return a, nil
+	if methods[Algorithm(s)] == nil {
+		return "", fmt.Errorf("token: unknown algorithm %q: want %s, %s or %s", s, EdDSA, ES256, RS256)
 	}
-	return "", fmt.Errorf("token: unknown algorithm %q: want %s, %s or %s", s, EdDSA, ES256, RS256)
+	return Algorithm(s), nil
 }
 
-// method returns golang-jwt's implementation of the algorithm. jwt.GetSigningMethod
-// is not used, because any package in the process may change jwt's table of methods.
-func (a Algorithm) method() jwt.SigningMethod {
-	switch a {
-	case EdDSA:
-		return jwt.SigningMethodEdDSA
-	case ES256:
-		return jwt.SigningMethodES256
-	default:
-		return jwt.SigningMethodRS256
-	}
+// methods has golang-jwt's implementation of each algorithm. The table is our own,
+// because any package in the process may change the table of jwt.GetSigningMethod.
+var methods = map[Algorithm]jwt.SigningMethod{
+	EdDSA: jwt.SigningMethodEdDSA,
+	ES256: jwt.SigningMethodES256,
+	RS256: jwt.SigningMethodRS256,
 }
 
 // PublicKey checks signatures, by a single algorithm. A PublicKey never changes.
@@ -78,34 +74,25 @@ const (
 // Errors: an error without a sentinel for another type and for an unsafe key: a point
 // off the curve or of small order, or an exponent below 65537.
 func NewPublicKey(key crypto.PublicKey) (*PublicKey, error) {
-	k, err := clonePublicKey(key)
+	k := &PublicKey{}
+	var err error
+	switch key := key.(type) {
+	case ed25519.PublicKey:
+		k.alg, k.key, err = EdDSA, slices.Clone(key), checkEdwards(key)
+	case *ecdsa.PublicKey:
+		k.alg = ES256
+		k.key, err = cloneECDSA(key)
+	case *rsa.PublicKey:
+		k.alg = RS256
+		k.key, err = cloneRSA(key)
+	default:
+		err = fmt.Errorf("token: unknown type of key %T", key)
+	}
 	if err != nil {
 		return nil, err
 	}
 	k.kid = thumbprint(k)[:kidLength]
 	return k, nil
-}
-
-func clonePublicKey(key crypto.PublicKey) (*PublicKey, error) {
-	switch key := key.(type) {
-	case ed25519.PublicKey:
-		if err := checkEdwards(key); err != nil {
-			return nil, err
-		}
-		return &PublicKey{alg: EdDSA, key: slices.Clone(key)}, nil
-	case *ecdsa.PublicKey:
-		clone, err := cloneECDSA(key)
-		if err != nil {
-			return nil, err
-		}
-		return &PublicKey{alg: ES256, key: clone}, nil
-	case *rsa.PublicKey:
-		if err := checkRSA(key); err != nil {
-			return nil, err
-		}
-		return &PublicKey{alg: RS256, key: &rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E}}, nil
-	}
-	return nil, fmt.Errorf("token: unknown type of key %T", key)
 }
 
 func cloneECDSA(key *ecdsa.PublicKey) (*ecdsa.PublicKey, error) {
@@ -128,17 +115,17 @@ func parsePoint(uncompressed []byte) (*ecdsa.PublicKey, error) {
 	return key, nil
 }
 
-func checkRSA(key *rsa.PublicKey) error {
+func cloneRSA(key *rsa.PublicKey) (*rsa.PublicKey, error) {
 	if key == nil || key.N == nil {
-		return errors.New("token: RSA key is empty")
+		return nil, errors.New("token: RSA key is empty")
 	}
 	if n := key.N.BitLen(); n < minModulusBits || n > maxModulusBits || key.N.Sign() < 0 || key.N.Bit(0) == 0 {
-		return fmt.Errorf("token: RSA modulus is not an odd number of %d to %d bits", minModulusBits, maxModulusBits)
+		return nil, fmt.Errorf("token: RSA modulus is not an odd number of %d to %d bits", minModulusBits, maxModulusBits)
 	}
 	if key.E < minExponent || key.E > math.MaxInt32 || key.E%2 == 0 {
-		return fmt.Errorf("token: RSA exponent is not an odd number of 32 bits from %d", minExponent)
+		return nil, fmt.Errorf("token: RSA exponent is not an odd number of 32 bits from %d", minExponent)
 	}
-	return nil
+	return &rsa.PublicKey{N: new(big.Int).Set(key.N), E: key.E}, nil
 }
 
 // KID returns the key's id: the first 16 characters of the thumbprint (RFC 7638).
@@ -158,25 +145,20 @@ func (k *PublicKey) verify(p parts) error {
 	if err != nil {
 		return errForm
 	}
-	if k.alg.method().Verify(p.input, signature, k.key) != nil {
+	if methods[k.alg].Verify(p.input, signature, k.key) != nil {
 		return errSignature
 	}
 	return nil
 }
 
-// thumbprint hashes the key's required members, sorted by name and without white
-// space (RFC 7638 section 3.2, RFC 8037 section 2). The values are base64url or
-// registered names, so JSON needs no escapes.
+// thumbprint hashes the key's required members, as json.Marshal writes a map: sorted by
+// name and without white space (RFC 7638 section 3.2, RFC 8037 section 2). The values
+// are base64url or registered names, so JSON needs no escapes.
 func thumbprint(k *PublicKey) string {
-	var text string
-	switch j := k.JWK(); k.alg {
-	case EdDSA:
-		text = `{"crv":"` + j.Crv + `","kty":"` + j.Kty + `","x":"` + j.X + `"}`
-	case ES256:
-		text = `{"crv":"` + j.Crv + `","kty":"` + j.Kty + `","x":"` + j.X + `","y":"` + j.Y + `"}`
-	default:
-		text = `{"e":"` + j.E + `","kty":"` + j.Kty + `","n":"` + j.N + `"}`
-	}
-	sum := sha256.Sum256([]byte(text))
+	j := k.JWK()
+	members := map[string]string{"kty": j.Kty, "crv": j.Crv, "x": j.X, "y": j.Y, "e": j.E, "n": j.N}
+	maps.DeleteFunc(members, func(_, value string) bool { return value == "" }) // of other key types
+	text, _ := json.Marshal(members)                                            // a map of strings has a JSON form
+	sum := sha256.Sum256(text)
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -131,19 +132,12 @@ type scanner struct{ rest []byte }
 
 // take skips white space. If c comes next, take also skips c and returns true.
 func (s *scanner) take(c byte) bool {
-	for len(s.rest) > 0 {
-		switch first := s.rest[0]; first {
-		case ' ', '\t', '\r', '\n':
-			s.rest = s.rest[1:]
-		default:
-			if first != c {
-				return false
-			}
-			s.rest = s.rest[1:]
-			return true
-		}
+	s.rest = bytes.TrimLeft(s.rest, " \t\r\n")
+	if len(s.rest) == 0 || s.rest[0] != c {
+		return false
 	}
-	return false
+	s.rest = s.rest[1:]
+	return true
 }
 
 // value returns the JSON text of the next value. At the end of the text, value
@@ -156,32 +150,28 @@ func (s *scanner) value() []byte {
 	return value
 }
 
-// valueLength returns the length of the value at the start of data, in bytes. An
-// object or array ends with the matching bracket, and a string with the closing
-// quote. A number or word ends before a comma, a bracket or white space.
+// valueLength returns the length of the value at the start of data, in bytes. A number
+// or word ends before a comma, a bracket or white space. An object or array ends with
+// the matching bracket, and a string with the closing quote.
 func valueLength(data []byte) int {
 	depth := 0
 	for i := 0; i < len(data); i++ {
-		switch data[i] {
+		c := data[i]
+		if depth == 0 && strings.IndexByte(",]} \t\r\n", c) >= 0 {
+			return i
+		}
+		switch c {
 		case '"':
 			i += stringLength(data[i:]) - 1
-			if depth == 0 {
-				return i + 1
-			}
 		case '{', '[':
 			depth++
 		case '}', ']':
 			depth--
-			if depth < 0 {
-				return i
-			}
-			if depth == 0 {
-				return i + 1
-			}
-		case ',', ' ', '\t', '\r', '\n':
-			if depth == 0 {
-				return i
-			}
+		default:
+			continue
+		}
+		if depth == 0 {
+			return i + 1
 		}
 	}
 	return len(data)

@@ -2,6 +2,7 @@ package token
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -30,7 +31,7 @@ var segments = jwt.NewParser(jwt.WithStrictDecoding())
 // and Parse supports no extension. The four parameters after b64 carry a key or a
 // key's address in a header without a checked signature (RFC 8725 section 3.10).
 // Our issuer sets none of the six.
-var forbidden = [...]string{"crit", "b64", "jwk", "jku", "x5u", "x5c"}
+var forbidden = []string{"crit", "b64", "jwk", "jku", "x5u", "x5c"}
 
 // Parse checks the form, type, key and signature of an access token, in this order,
 // and returns the claims.
@@ -76,31 +77,21 @@ type parts struct {
 // parts in the base64url alphabet. split checks the alphabet, because Go's decoder
 // skips line breaks.
 func split(raw string) (parts, bool) {
-	var dots [2]int
-	n := 0
-	for i := range len(raw) {
-		switch c := raw[i]; {
-		case isBase64URL(c):
-		case c == '.' && n < len(dots):
-			dots[n] = i
-			n++
-		default:
-			return parts{}, false
-		}
-	}
-	if n != len(dots) {
+	header, rest, _ := strings.Cut(raw, ".")
+	payload, signature, ok := strings.Cut(rest, ".")
+	if !ok || !isBase64URL(header) || !isBase64URL(payload) || !isBase64URL(signature) {
 		return parts{}, false
 	}
-	return parts{
-		header:    raw[:dots[0]],
-		payload:   raw[dots[0]+1 : dots[1]],
-		signature: raw[dots[1]+1:],
-		input:     raw[:dots[1]],
-	}, true
+	return parts{header, payload, signature, raw[:len(raw)-len(signature)-1]}, true
 }
 
-func isBase64URL(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_'
+func isBase64URL(s string) bool {
+	for _, c := range []byte(s) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_') {
+			return false
+		}
+	}
+	return true
 }
 
 // key checks the header, and returns the key for the header's kid.
@@ -109,16 +100,16 @@ func (p parts) key(find func(kid string) *PublicKey) (*PublicKey, error) {
 	if !ok {
 		return nil, errHeader
 	}
-	for _, name := range forbidden {
-		if header.has(name) {
-			return nil, errForbidden
-		}
+	if slices.ContainsFunc(forbidden, header.has) {
+		return nil, errForbidden
 	}
 	alg, typ, kid := header.text("alg"), header.text("typ"), header.text("kid")
 	if header.bad != "" || alg == "" || kid == "" || find == nil {
 		return nil, errHeader
 	}
-	if !isAccessToken(typ) {
+	// RFC 9068 section 4 has two spellings. Media types are compared without regard to
+	// case (RFC 7515 section 4.1.9).
+	if !strings.EqualFold(typ, Type) && !strings.EqualFold(typ, "application/"+Type) {
 		return nil, errType
 	}
 	key := find(kid)
@@ -131,12 +122,6 @@ func (p parts) key(find func(kid string) *PublicKey) (*PublicKey, error) {
 		return nil, errAlgorithm
 	}
 	return key, nil
-}
-
-// isAccessToken accepts both spellings in RFC 9068 section 4. Media types are
-// compared without regard to case (RFC 7515 section 4.1.9).
-func isAccessToken(typ string) bool {
-	return strings.EqualFold(typ, Type) || strings.EqualFold(typ, "application/"+Type)
 }
 
 // claims decodes the payload. The caller must have checked the signature.

@@ -34,24 +34,22 @@ type secret struct {
 
 // GenerateKey returns a new random key for the algorithm.
 func GenerateKey(alg Algorithm) (*SigningKey, error) {
-	private, err := generate(alg)
+	var private crypto.Signer
+	var err error
+	switch alg {
+	case EdDSA:
+		_, private, err = ed25519.GenerateKey(rand.Reader)
+	case ES256:
+		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	case RS256:
+		private, err = rsa.GenerateKey(rand.Reader, modulusBits)
+	default:
+		err = fmt.Errorf("unknown algorithm %q", string(alg))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("token: generating a key: %w", err)
 	}
 	return newSigningKey(private)
-}
-
-func generate(alg Algorithm) (crypto.Signer, error) {
-	switch alg {
-	case EdDSA:
-		_, private, err := ed25519.GenerateKey(rand.Reader)
-		return private, err
-	case ES256:
-		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case RS256:
-		return rsa.GenerateKey(rand.Reader, modulusBits)
-	}
-	return nil, fmt.Errorf("unknown algorithm %q", string(alg))
 }
 
 // ParseSigningKey decodes a private key in PKCS #8 (RFC 5958), the form of

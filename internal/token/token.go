@@ -14,6 +14,7 @@ package token
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -59,15 +60,6 @@ type Claims struct {
 	Version   int64     // ver, the user's token version
 }
 
-// wireClaims has the JSON names for golang-jwt.
-type wireClaims struct {
-	jwt.RegisteredClaims
-	SessionID string   `json:"sid"`
-	Username  string   `json:"username"`
-	Roles     []string `json:"roles"`
-	Version   int64    `json:"ver"`
-}
-
 // Sign returns an access token with the claims c. Sign cuts fractions of a second
 // off the times. Parse accepts every token from Sign.
 //
@@ -81,7 +73,7 @@ func Sign(key *SigningKey, c *Claims) (string, error) {
 		return "", fmt.Errorf("token: signing: claim %s is missing or malformed", name)
 	}
 	public := key.secret.public
-	t := jwt.NewWithClaims(public.alg.method(), c.wire())
+	t := jwt.NewWithClaims(methods[public.alg], c.wire())
 	t.Header["typ"] = Type
 	t.Header["kid"] = public.kid
 	raw, err := t.SignedString(key.secret.private)
@@ -94,21 +86,16 @@ func Sign(key *SigningKey, c *Claims) (string, error) {
 	return raw, nil
 }
 
-func (c *Claims) wire() wireClaims {
-	return wireClaims{
-		RegisteredClaims: jwt.RegisteredClaims{
-			Issuer:    c.Issuer,
-			Subject:   c.Subject,
-			Audience:  c.Audience,
-			ExpiresAt: jwt.NewNumericDate(c.ExpiresAt),
-			IssuedAt:  jwt.NewNumericDate(c.IssuedAt),
-			ID:        c.ID,
-		},
-		SessionID: c.SessionID,
-		Username:  c.Username,
+// wire returns the claims by their JSON names, for golang-jwt.
+func (c *Claims) wire() jwt.MapClaims {
+	return jwt.MapClaims{
+		"iss": c.Issuer, "sub": c.Subject, "jti": c.ID, "sid": c.SessionID, "username": c.Username,
+		"aud": c.Audience,
 		// A nil slice would be written as null, and Parse refuses null.
-		Roles:   append([]string{}, c.Roles...),
-		Version: c.Version,
+		"roles": append([]string{}, c.Roles...),
+		"iat":   c.IssuedAt.Unix(),
+		"exp":   c.ExpiresAt.Unix(),
+		"ver":   c.Version,
 	}
 }
 
@@ -117,19 +104,19 @@ func (c *Claims) wire() wireClaims {
 func (c *Claims) malformed() string {
 	iat, exp := c.IssuedAt.Unix(), c.ExpiresAt.Unix()
 	switch {
-	case !goodText(c.Issuer):
+	case badText(c.Issuer):
 		return "iss"
-	case !goodText(c.Subject):
+	case badText(c.Subject):
 		return "sub"
-	case !goodText(c.ID):
+	case badText(c.ID):
 		return "jti"
-	case !goodText(c.SessionID):
+	case badText(c.SessionID):
 		return "sid"
-	case !goodText(c.Username):
+	case badText(c.Username):
 		return "username"
-	case len(c.Audience) == 0 || !goodTexts(c.Audience):
+	case len(c.Audience) == 0 || slices.ContainsFunc(c.Audience, badText):
 		return "aud"
-	case !goodTexts(c.Roles):
+	case slices.ContainsFunc(c.Roles, badText):
 		return "roles"
 	case iat <= 0 || iat >= endOfTime:
 		return "iat"
@@ -143,18 +130,9 @@ func (c *Claims) malformed() string {
 	return ""
 }
 
-// goodText refuses the empty string, invalid UTF-8 and the replacement character
+// badText reports whether s is empty, is invalid UTF-8 or has the replacement character
 // U+FFFD. JSON decoding writes U+FFFD in place of a broken byte or half a surrogate
 // pair, so two different texts would be read as the same text (RFC 8259 section 8.2).
-func goodText(s string) bool {
-	return s != "" && !strings.ContainsRune(s, utf8.RuneError)
-}
-
-func goodTexts(list []string) bool {
-	for _, s := range list {
-		if !goodText(s) {
-			return false
-		}
-	}
-	return true
+func badText(s string) bool {
+	return s == "" || strings.ContainsRune(s, utf8.RuneError)
 }

@@ -49,6 +49,22 @@ func TouchEverything(t testing.TB, s *store.Store, n int64) {
 	if _, err := spend(s, row.ID, 1); err != nil {
 		t.Error(err)
 	}
+	touchRows(t, s, u, row)
+	touchKeys(t, s, n)
+	readEverything(t, s, u)
+	err := s.Write(t.Context(), func(tx *store.Tx) error {
+		u.DeletedAt = tx.Now()
+		_, err := tx.PruneSessions("", 10, func(*store.Session) bool { return false })
+		return errors.Join(err, tx.EndSession(row.ID), tx.DeleteSigningKey(name), tx.UpdateUser(u))
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// touchRows reads and changes a user and a session, and writes what a change writes.
+func touchRows(t testing.TB, s *store.Store, u *store.User, row *store.Session) {
+	t.Helper()
 	var head int64
 	var tag []byte
 	r := &store.AuditRecord{Type: "t"}
@@ -70,16 +86,25 @@ func TouchEverything(t testing.TB, s *store.Store, n int64) {
 	if err != nil {
 		t.Error(err)
 	}
-	now := time.Now()
+}
+
+func touchKeys(t testing.TB, s *store.Store, n int64) {
+	t.Helper()
+	name, now := fmt.Sprint("everything", n), time.Now()
 	key := &store.SigningKey{KID: name, Algorithm: "a", PublicKey: []byte{1}, SealedKey: []byte{1}, PublishedAt: now}
 	mac := &store.MACKey{ID: n, SealedKey: []byte{1}, CreatedAt: now}
-	err = s.Write(t.Context(), func(tx *store.Tx) error {
+	err := s.Write(t.Context(), func(tx *store.Tx) error {
 		return errors.Join(tx.InsertSigningKey(key), tx.UpdateSigningKey(key), tx.ResealSigningKey(name, []byte{2}), tx.InsertMACKey(mac), tx.ResealMACKey(n, []byte{2}))
 	})
 	if err != nil {
 		t.Error(err)
 	}
-	err = s.Read(t.Context(), func(tx *store.Tx) error {
+}
+
+func readEverything(t testing.TB, s *store.Store, u *store.User) {
+	t.Helper()
+	now := time.Now()
+	err := s.Read(t.Context(), func(tx *store.Tx) error {
 		_, err1 := tx.Head()
 		_, err2 := tx.Events(0, 10)
 		_, err3 := tx.UserByName(u.Username)
@@ -90,14 +115,6 @@ func TouchEverything(t testing.TB, s *store.Store, n int64) {
 		_, err8 := tx.MACKeys()
 		_, err9 := tx.MaxLifetime()
 		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9)
-	})
-	if err != nil {
-		t.Error(err)
-	}
-	err = s.Write(t.Context(), func(tx *store.Tx) error {
-		u.DeletedAt = tx.Now()
-		_, err := tx.PruneSessions("", 10, func(*store.Session) bool { return false })
-		return errors.Join(err, tx.EndSession(row.ID), tx.DeleteSigningKey(name), tx.UpdateUser(u))
 	})
 	if err != nil {
 		t.Error(err)

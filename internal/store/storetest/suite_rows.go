@@ -179,19 +179,7 @@ func testPruneSessions(t *testing.T, new func(testing.TB) string) {
 
 func testAudit(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
-	var records []*store.AuditRecord // the newest first
-	for i := range 12 {
-		r := &store.AuditRecord{
-			Type: []string{"login", "logout", "refresh"}[i%3], Success: i%2 == 0, Reason: "r", ActorID: fmt.Sprint("actor", i%2), UserID: fmt.Sprint("user", i%4),
-			SessionID: fmt.Sprint("session", i%6), KID: "k", Source: "192.0.2.1", Detail: "ünïcode \"and\" quotes", Count: int64(i),
-		}
-		var now time.Time
-		write(t, s, func(tx *store.Tx) error { now = tx.Now(); return tx.InsertAudit(r) })
-		if !r.Time().Equal(now) {
-			t.Fatalf("a record of %v says %v", now, r.Time())
-		}
-		records = slices.Insert(records, 0, r)
-	}
+	records := insertAudit(t, s)
 	older := records[6].Time()
 	for name, f := range map[string]struct {
 		filter store.AuditFilter
@@ -243,6 +231,24 @@ func testAudit(t *testing.T, new func(testing.TB) string) {
 		}
 		return err
 	})
+}
+
+// insertAudit writes a dozen records, and returns the newest first.
+func insertAudit(t *testing.T, s *store.Store) (records []*store.AuditRecord) {
+	t.Helper()
+	for i := range 12 {
+		r := &store.AuditRecord{
+			Type: []string{"login", "logout", "refresh"}[i%3], Success: i%2 == 0, Reason: "r", ActorID: fmt.Sprint("actor", i%2), UserID: fmt.Sprint("user", i%4),
+			SessionID: fmt.Sprint("session", i%6), KID: "k", Source: "192.0.2.1", Detail: "ünïcode \"and\" quotes", Count: int64(i),
+		}
+		var now time.Time
+		write(t, s, func(tx *store.Tx) error { now = tx.Now(); return tx.InsertAudit(r) })
+		if !r.Time().Equal(now) {
+			t.Fatalf("a record of %v says %v", now, r.Time())
+		}
+		records = slices.Insert(records, 0, r)
+	}
+	return records
 }
 
 // One call looks at so many records and no more, and says where to go on.
