@@ -181,29 +181,31 @@ func (c *keyMasterCmd) Run() error {
 	return err
 }
 
-// keys holds the flags of the commands about signing keys.
+// keys holds the flags of the commands about keys. key list needs no master key.
 type keys struct {
 	datastore
-	MasterKeyFile string `type:"path" help:"File of the master key, as for serve; list needs none."`
+	MasterKeyFile string `type:"path" help:"File of the master key, as for serve."`
 }
 
-// masterKeys loads the master keys of a database.
-func masterKeys(s *store.Store, named string) (*seal.Keys, error) {
-	path, err := server.MasterKeyPath(s, named)
-	if err != nil {
-		return nil, err
-	}
-	return seal.Load(path)
+// withMaster opens the database and loads the master keys.
+func (k keys) withMaster(ctx context.Context, do func(*store.Store, *seal.Keys) error) error {
+	return k.with(ctx, func(s *store.Store) error {
+		path, err := server.MasterKeyPath(s, k.MasterKeyFile)
+		if err != nil {
+			return err
+		}
+		master, err := seal.Load(path)
+		if err != nil {
+			return err
+		}
+		return do(s, master)
+	})
 }
 
 // ring opens the database's keyring, and prints the key returned by do. A server running
 // on the same database finds the change by polling.
 func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (issuer.Key, error)) error {
-	return k.with(ctx, func(s *store.Store) error {
-		master, err := masterKeys(s, k.MasterKeyFile)
-		if err != nil {
-			return err
-		}
+	return k.withMaster(ctx, func(s *store.Store, master *seal.Keys) error {
 		key, err := do(issuer.NewKeyring(s, feed.Direct(s), master, record(s)))
 		if err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/server"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -69,10 +70,7 @@ func (c *datastoreCopyCmd) Run(ctx context.Context, t Terminal) error {
 	return nil
 }
 
-type datastoreRestoredCmd struct {
-	datastore
-	MasterKeyFile string `type:"path" help:"File of the master key, as for serve."`
-}
+type datastoreRestoredCmd struct{ keys }
 
 // Help returns the second part of --help.
 func (c *datastoreRestoredCmd) Help() string {
@@ -82,11 +80,7 @@ know the change within a second.`
 }
 
 func (c *datastoreRestoredCmd) Run(ctx context.Context, t Terminal) error {
-	return c.with(ctx, func(s *store.Store) error {
-		master, err := masterKeys(s, c.MasterKeyFile)
-		if err != nil {
-			return err
-		}
+	return c.withMaster(ctx, func(s *store.Store, master *seal.Keys) error {
 		users, key, err := server.Restored(ctx, s, master, record(s))
 		if err != nil {
 			return err

@@ -72,17 +72,11 @@ func Reseal(tx *store.Tx, master *seal.Keys) (int, error) {
 	}
 	n := 0
 	for _, row := range rows {
-		sealed, changed, err := master.Reseal(purpose, row.KID, row.SealedKey)
+		changed, err := master.Reseal(purpose, row.KID, row.SealedKey, func(sealed []byte) error { return tx.ResealSigningKey(row.KID, sealed) })
 		if err != nil {
 			return n, fmt.Errorf("signing key %s: %w", row.KID, err)
 		}
-		if !changed {
-			continue
-		}
-		if err := tx.ResealSigningKey(row.KID, sealed); err != nil {
-			return n, err
-		}
-		n++
+		n += changed
 	}
 	return n, nil
 }

@@ -207,20 +207,23 @@ func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
 	return secret, nil
 }
 
-// Reseal seals a secret under the first key, unless sealed under the first key before.
-func (k *Keys) Reseal(purpose, row string, sealed []byte) (resealed []byte, changed bool, err error) {
+// Reseal seals a secret under the first key and calls write with the result, unless the
+// first key has sealed the secret before. Reseal returns the number of calls of write.
+func (k *Keys) Reseal(purpose, row string, sealed []byte, write func(sealed []byte) error) (int, error) {
 	secret, err := k.Open(purpose, row, sealed)
 	if err != nil {
-		return nil, false, err
+		return 0, err
 	}
 	k.mu.Lock()
 	first := k.keys[0].id
 	k.mu.Unlock()
 	if first == [idSize]byte(sealed[1:]) {
-		return sealed, false, nil
+		return 0, nil
 	}
-	resealed, err = k.Seal(purpose, row, secret)
-	return resealed, true, err
+	if sealed, err = k.Seal(purpose, row, secret); err != nil {
+		return 0, err
+	}
+	return 1, write(sealed)
 }
 
 func (k *Keys) find(id [idSize]byte) (masterKey, bool) {

@@ -105,8 +105,6 @@ type drain struct {
 	logger *slog.Logger
 }
 
-func newDrain(logger *slog.Logger) *drain { return &drain{begun: make(chan struct{}), logger: logger} }
-
 func (d *drain) begin() { close(d.begun) }
 
 func (d *drain) draining() bool {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -44,16 +45,14 @@ func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *h
 }
 
 func (s *Server) serveHTTP() error {
-	err := error(nil)
+	serve := s.http.Serve
 	if s.http.TLSConfig != nil {
-		err = s.http.ServeTLS(s.httpLis, "", "")
-	} else {
-		err = s.http.Serve(s.httpLis)
+		serve = func(l net.Listener) error { return s.http.ServeTLS(l, "", "") }
 	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+	if err := serve(s.httpLis); !errors.Is(err, http.ErrServerClosed) {
+		return err
 	}
-	return err
+	return nil
 }
 
 func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {

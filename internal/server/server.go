@@ -65,7 +65,7 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 	if err := errors.Join(cfg.Validate(), cfg.checkPasswordFile()); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, logger: logger, drain: newDrain(logger)}
+	s := &Server{cfg: cfg, logger: logger, drain: &drain{begun: make(chan struct{}), logger: logger}}
 	if err := s.open(ctx, announce); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

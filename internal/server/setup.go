@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,10 +51,10 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		if err == nil {
 			err = tx.Usable()
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			inst, err = s.cfg.identify(tx, defaultIssuer)
 		}
-		if inst, err = s.cfg.identify(tx, defaultIssuer); err != nil {
+		if err != nil {
 			return err
 		}
 		if err := issuer.Setup(tx, master, token.Algorithm(s.cfg.SigningAlg)); err != nil {
@@ -83,37 +84,26 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 }
 
 // identify reads the database's id and issuer. At the first start, identify writes both.
-func (c *Config) identify(tx *store.Tx, defaultIssuer string) (installation, error) {
-	id, err := setOnce(tx, settingDatabaseID, user.NewID())
-	if err != nil {
-		return installation{}, err
+func (c *Config) identify(tx *store.Tx, defaultIssuer string) (inst installation, err error) {
+	if inst.databaseID, err = setOnce(tx, settingDatabaseID, user.NewID()); err != nil {
+		return inst, err
 	}
-	wanted := c.Issuer
-	if wanted == "" {
-		wanted = defaultIssuer
+	inst.issuer, err = setOnce(tx, settingIssuer, cmp.Or(c.Issuer, defaultIssuer))
+	switch {
+	case err != nil:
+	case inst.issuer == "":
+		err = errors.New("--issuer: the first start on PostgreSQL must name the issuer, which all replicas share")
+	case c.Issuer != "" && c.Issuer != inst.issuer:
+		err = fmt.Errorf("--issuer is %s, but this database issues as %s. Every token in use and every service "+
+			"checking `iss` depends on the issuer: start without --issuer to keep %[2]s, or with a new database to issue as %[1]s", c.Issuer, inst.issuer)
 	}
-	if wanted == "" {
-		if wanted, err = tx.Setting(settingIssuer); err != nil {
-			return installation{}, err
-		}
-		if wanted == "" {
-			return installation{}, errors.New("--issuer: the first start on PostgreSQL must name the issuer, which all replicas share")
-		}
-	}
-	name, err := setOnce(tx, settingIssuer, wanted)
-	if err != nil {
-		return installation{}, err
-	}
-	if c.Issuer != "" && c.Issuer != name {
-		return installation{}, fmt.Errorf("--issuer is %s, but this database issues as %s. Every token in use and every service "+
-			"checking `iss` depends on the issuer: start without --issuer to keep %[2]s, or with a new database to issue as %[1]s", c.Issuer, name)
-	}
-	return installation{databaseID: id, issuer: name}, nil
+	return inst, err
 }
 
+// setOnce returns a setting. If the setting is empty, setOnce stores value first.
 func setOnce(tx *store.Tx, name, value string) (string, error) {
 	stored, err := tx.Setting(name)
-	if err != nil || stored != "" {
+	if err != nil || stored != "" || value == "" {
 		return stored, err
 	}
 	return value, tx.SetSetting(name, value)
@@ -137,14 +127,11 @@ func (c *Config) prepareAdmin(ctx context.Context, s *store.Store) (firstAdmin, 
 	}
 	a := firstAdmin{password: password.Generate(), file: c.InitialPasswordFile}
 	pw, err := password.Parse(a.password)
-	if err != nil {
-		return firstAdmin{}, err
+	if err == nil {
+		a.hash, err = password.NewPool(password.Config{}).Hash(ctx, password.SignedIn, pw)
 	}
-	if a.hash, err = password.NewPool(password.Config{}).Hash(ctx, password.SignedIn, pw); err != nil {
-		return firstAdmin{}, err
-	}
-	if a.file == "" {
-		return a, nil
+	if err != nil || a.file == "" {
+		return a, err
 	}
 	err = durable.Create(a.file, func(file *os.File) error {
 		_, err := fmt.Fprintln(file, a.password)
@@ -201,8 +188,8 @@ func (s *Server) makeAdmin(ctx context.Context, tx *store.Tx, hash string) (bool
 		return false, err
 	}
 	row, err := user.Insert(tx, adminName, user.Roles{caller.Admin}, hash)
-	if err != nil {
-		return false, err
+	if err == nil {
+		err = s.audit.Record(ctx, tx, user.Created(caller.AtCommandLine, row))
 	}
-	return true, s.audit.Record(ctx, tx, user.Created(caller.AtCommandLine, row))
+	return err == nil, err
 }

@@ -74,17 +74,11 @@ func ResealMAC(tx *store.Tx, master *seal.Keys) (int, error) {
 	}
 	n := 0
 	for _, row := range rows {
-		sealed, changed, err := master.Reseal(macPurpose, strconv.FormatInt(row.ID, 10), row.SealedKey)
+		changed, err := master.Reseal(macPurpose, strconv.FormatInt(row.ID, 10), row.SealedKey, func(sealed []byte) error { return tx.ResealMACKey(row.ID, sealed) })
 		if err != nil {
 			return n, fmt.Errorf("MAC key %d: %w", row.ID, err)
 		}
-		if !changed {
-			continue
-		}
-		if err := tx.ResealMACKey(row.ID, sealed); err != nil {
-			return n, err
-		}
-		n++
+		n += changed
 	}
 	return n, nil
 }

@@ -169,10 +169,7 @@ func Find(tx *store.Tx, id string) (*store.User, error) {
 // Errors: ErrNotFound; the store's.
 func FindByName(tx *store.Tx, name Name) (*store.User, error) {
 	row, err := tx.UserByName(string(name))
-	if err != nil {
-		return nil, translate(err)
-	}
-	return row, nil
+	return row, translate(err)
 }
 
 // Change holds the new values for Update. A nil field stays as it is.
