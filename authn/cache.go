@@ -1,7 +1,6 @@
 package authn
 
 import (
-	"container/list"
 	"encoding/binary"
 	"strings"
 	"sync"
@@ -32,10 +31,10 @@ const (
 type cacheShard struct {
 	mu      sync.RWMutex
 	entries map[string]*entry
-	queue   list.List // of *entry; the front is the next to be evicted
-	used    int       // bytes
-	budget  int       // bytes; never changes
-	_       [64]byte  // a cache line of its own
+	hand    *entry   // the next to be evicted, in a ring of all entries; nil if empty
+	used    int      // bytes
+	budget  int      // bytes; never changes
+	_       [64]byte // a cache line of its own
 }
 
 // entry is a cached token. An entry points at the key used for the check: once the trust
@@ -43,9 +42,9 @@ type cacheShard struct {
 // later.
 type entry struct {
 	authentic
-	raw   string
-	busy  atomic.Bool // used since its last turn at the front of the queue
-	place *list.Element
+	raw        string
+	busy       atomic.Bool // used since its last turn
+	next, prev *entry      // in the ring: container/list would allocate once more
 }
 
 // newCache makes a cache of at most budget bytes.
@@ -104,8 +103,14 @@ func (c *cache) put(raw string, t authentic) *authentic {
 		s.evictLocked()
 	}
 	e := &entry{authentic: t, raw: strings.Clone(raw)} // a part of a header would keep all of it
-	s.entries[e.raw], e.place = e, s.queue.PushBack(e)
+	s.entries[e.raw] = e
 	s.used += size
+	if s.hand == nil {
+		e.next, e.prev, s.hand = e, e, e
+	} else { // before the hand: the last to be evicted
+		e.next, e.prev = s.hand, s.hand.prev
+		e.prev.next, e.next.prev = e, e
+	}
 	return &e.authentic
 }
 
@@ -113,20 +118,24 @@ func (c *cache) put(raw string, t authentic) *authentic {
 func entrySize(raw string) int { return entryBytes + 2*len(raw) }
 
 // evictLocked removes the first entry not used since its last turn. Entries in use get
-// another turn at the back.
+// another turn.
 func (s *cacheShard) evictLocked() {
-	front := s.queue.Front()
-	for front.Value.(*entry).busy.CompareAndSwap(true, false) {
-		s.queue.MoveToBack(front)
-		front = s.queue.Front()
+	for s.hand.busy.CompareAndSwap(true, false) {
+		s.hand = s.hand.next
 	}
-	s.removeLocked(front.Value.(*entry))
+	s.removeLocked(s.hand)
 }
 
 func (s *cacheShard) removeLocked(e *entry) {
 	delete(s.entries, e.raw)
-	s.queue.Remove(e.place)
 	s.used -= entrySize(e.raw)
+	if s.hand == e {
+		s.hand = e.next
+	}
+	if s.hand == e { // the only entry
+		s.hand = nil
+	}
+	e.prev.next, e.next.prev = e.next, e.prev
 }
 
 // size returns the number of entries and the bytes that the entries count for.

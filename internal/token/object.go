@@ -132,7 +132,9 @@ type scanner struct{ rest []byte }
 
 // take skips white space. If c comes next, take also skips c and returns true.
 func (s *scanner) take(c byte) bool {
-	s.rest = bytes.TrimLeft(s.rest, " \t\r\n")
+	for len(s.rest) > 0 && strings.IndexByte(" \t\r\n", s.rest[0]) >= 0 { // bytes.TrimLeft is slower
+		s.rest = s.rest[1:]
+	}
 	if len(s.rest) == 0 || s.rest[0] != c {
 		return false
 	}
