@@ -187,14 +187,14 @@ type keys struct {
 	MasterKeyFile string `type:"path" help:"File of the master key, as for serve."`
 }
 
-// withMaster opens the database and loads the master keys.
-func (k keys) withMaster(ctx context.Context, do func(*store.Store, *seal.Keys) error) error {
+// withMaster opens the database and loads the master keys by load.
+func (k keys) withMaster(ctx context.Context, load func(path string) (*seal.Keys, error), do func(*store.Store, *seal.Keys) error) error {
 	return k.with(ctx, func(s *store.Store) error {
 		path, err := server.MasterKeyPath(s, k.MasterKeyFile)
 		if err != nil {
 			return err
 		}
-		master, err := seal.Load(path)
+		master, err := load(path)
 		if err != nil {
 			return err
 		}
@@ -205,7 +205,7 @@ func (k keys) withMaster(ctx context.Context, do func(*store.Store, *seal.Keys) 
 // ring opens the database's keyring, and prints the key returned by do. A server running
 // on the same database finds the change by polling.
 func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (issuer.Key, error)) error {
-	return k.withMaster(ctx, func(s *store.Store, master *seal.Keys) error {
+	return k.withMaster(ctx, seal.Load, func(s *store.Store, master *seal.Keys) error {
 		key, err := do(issuer.NewKeyring(s, feed.Direct(s), master, record(s)))
 		if err != nil {
 			return err
@@ -243,25 +243,16 @@ type keyResealCmd struct {
 }
 
 func (c *keyResealCmd) Run(ctx context.Context, t Terminal) error {
-	return c.with(ctx, func(s *store.Store) error {
-		path, err := server.MasterKeyPath(s, c.MasterKeyFile)
-		if err != nil {
-			return err
-		}
-		load := seal.Load
-		if c.NewMasterKey {
-			load = seal.Add
-		}
-		master, err := load(path)
-		if err != nil {
-			return err
-		}
+	load := seal.Load
+	if c.NewMasterKey {
+		load = seal.Add
+	}
+	return c.withMaster(ctx, load, func(s *store.Store, master *seal.Keys) error {
 		n, err := server.Reseal(ctx, s, master, record(s))
-		if err != nil {
-			return err
+		if err == nil {
+			fmt.Fprintf(t.Out, "resealed %d keys; every key is sealed under the first master key in the file\n", n)
 		}
-		fmt.Fprintf(t.Out, "%d keys were sealed under another master key than the first of %s; now none is\n", n, path)
-		return nil
+		return err
 	})
 }
 

@@ -80,7 +80,7 @@ know the change within a second.`
 }
 
 func (c *datastoreRestoredCmd) Run(ctx context.Context, t Terminal) error {
-	return c.withMaster(ctx, func(s *store.Store, master *seal.Keys) error {
+	return c.withMaster(ctx, seal.Load, func(s *store.Store, master *seal.Keys) error {
 		users, key, err := server.Restored(ctx, s, master, record(s))
 		if err != nil {
 			return err

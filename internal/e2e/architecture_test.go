@@ -59,7 +59,7 @@ var mayImport = map[string][]string{
 }
 
 // TestEventsGoThroughFeed checks that only package feed calls AppendEvent and
-// SetMaxLifetime. A transaction of feed also waits for replicas, as an event needs.
+// SetMaxLifetime, so that every event gets a tag and an expiry.
 func TestEventsGoThroughFeed(t *testing.T) {
 	appends := regexp.MustCompile(`\.(AppendEvent|SetMaxLifetime)\(`)
 	for _, p := range listPackages(t) {

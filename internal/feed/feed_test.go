@@ -231,27 +231,6 @@ func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
 	})
 }
 
-func TestALargeSnapshotComesInChunks(t *testing.T) {
-	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-	const n = 10_001
-	write(t, s, func(tx *feed.Tx) error {
-		for i := range n {
-			if err := tx.SessionEnded(fmt.Sprintf("%016d", i)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	w := watch(t, openFeed(t, s))
-	if first := len(next(t, w).GetSnapshotChunk().GetEndedSessions()); first >= n {
-		t.Fatal("all in one message")
-	}
-	sessions, _ := snapshot(t, watch(t, openFeed(t, s)))
-	if len(sessions) != n {
-		t.Fatalf("%d of %d", len(sessions), n)
-	}
-}
-
 // resume reads up to the heartbeat behind the snapshot, and returns the sessions
 // that were told of and where a later stream can go on.
 func resume(t *testing.T, w *hub.Watcher) (sessions []string, at []byte) {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/audit"
@@ -106,7 +105,7 @@ func (c *chain) publish(spare *store.SigningKey) *store.SigningKey {
 // promote dates the next key and the end of the last key. The last key signs for a
 // microsecond at least: two keys that begin at once would have no order.
 func (c *chain) promote() error {
-	age, err := maxAge(c.tx)
+	age, err := c.tx.DurationSetting(settingMaxAge)
 	if err != nil {
 		return err
 	}
@@ -193,14 +192,5 @@ const settle = time.Second
 
 // SetMaxAge stores how long a cache may keep the key set from now on.
 func SetMaxAge(tx *store.Tx, age time.Duration) error {
-	return tx.SetSetting(settingMaxAge, strconv.FormatInt(age.Microseconds(), 10))
-}
-
-func maxAge(tx *store.Tx) (time.Duration, error) {
-	value, err := tx.Setting(settingMaxAge)
-	if err != nil || value == "" {
-		return 0, err
-	}
-	us, err := strconv.ParseInt(value, 10, 64)
-	return time.Duration(us) * time.Microsecond, err
+	return tx.SetDurationSetting(settingMaxAge, age)
 }

@@ -26,6 +26,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -131,7 +132,11 @@ func Add(path string) (*Keys, error) {
 		return nil, fmt.Errorf("adding master key: %w", err)
 	}
 	draft := path + ".new" // a fixed name: of two calls of Add at once, one fails
-	if err := write(draft, header+newLine()+strings.TrimPrefix(string(old), header)); err != nil {
+	err = write(draft, header+newLine()+strings.TrimPrefix(string(old), header))
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return nil, fmt.Errorf("adding master key: %w; unless another command is adding a key now, a crash has left this file: remove it", err)
+	case err != nil:
 		return nil, fmt.Errorf("adding master key: %w", err)
 	}
 	if err := durable.Rename(draft, path); err != nil {

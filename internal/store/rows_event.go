@@ -75,8 +75,18 @@ const maxLifetime = "max_access_ttl"
 
 // MaxLifetime returns the longest lifetime ever given to an access token, and zero
 // before the first.
-func (tx *Tx) MaxLifetime() (time.Duration, error) {
-	value, err := tx.Setting(maxLifetime)
+func (tx *Tx) MaxLifetime() (time.Duration, error) { return tx.DurationSetting(maxLifetime) }
+
+// SetMaxLifetime writes the lifetime for MaxLifetime. The caller must append an event
+// in the same transaction.
+func (tx *Tx) SetMaxLifetime(longest time.Duration) error {
+	return tx.SetDurationSetting(maxLifetime, longest)
+}
+
+// DurationSetting reads a setting that holds microseconds. A setting never written is
+// zero.
+func (tx *Tx) DurationSetting(name string) (time.Duration, error) {
+	value, err := tx.Setting(name)
 	if err != nil || value == "" {
 		return 0, err
 	}
@@ -84,10 +94,9 @@ func (tx *Tx) MaxLifetime() (time.Duration, error) {
 	return time.Duration(us) * time.Microsecond, err
 }
 
-// SetMaxLifetime writes the lifetime for MaxLifetime. The caller must append an event
-// in the same transaction.
-func (tx *Tx) SetMaxLifetime(longest time.Duration) error {
-	return tx.SetSetting(maxLifetime, strconv.FormatInt(longest.Microseconds(), 10))
+// SetDurationSetting writes a setting in microseconds.
+func (tx *Tx) SetDurationSetting(name string, d time.Duration) error {
+	return tx.SetSetting(name, strconv.FormatInt(d.Microseconds(), 10))
 }
 
 // Events lists up to limit events numbered above after, in order.
