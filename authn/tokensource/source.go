@@ -83,12 +83,12 @@ import (
 // the renewal. If an answer of Watchword gets lost, the Source sends the same refresh token
 // again, and the server accepts it again.
 //
-// A service may refuse a token before the token's expiry. A unary call is then made once
+// A service may refuse a token before the token's expiry. A unary call is then sent once
 // more with a new token, if the reason is TOKEN_STALE, TOKEN_EXPIRED or TOKEN_INVALID and
 // the refusal names the called method. A refusal naming another method comes from a
-// service further down, perhaps after some work was done. A stream is not made again, nor
-// is a call after TOKEN_REVOKED: such a refusal replaces the token for the next call.
-// Refusals can replace five tokens in a row, and then one every ten seconds.
+// service further down, perhaps after some work was done. A stream, and a call refused as
+// TOKEN_REVOKED, fails: only later calls get a new token. Services that refuse tokens can
+// cause five renewals in a row, and then one every ten seconds.
 //
 // Errors of calls are gRPC statuses: Watchword's answer; UNAUTHENTICATED without a reason
 // if the connection is plaintext to another machine; UNAVAILABLE if the store fails (see
@@ -104,8 +104,8 @@ type Source struct {
 
 	mu           sync.Mutex // guards the fields below
 	access       string     // the token to send; empty without one
-	goodUntil    time.Time  // the end of access's use
-	renewAt      time.Time  // the earliest renewal ahead of goodUntil
+	goodUntil    time.Time  // until when access may be sent
+	renewAt      time.Time  // from then on a call starts a renewal, before goodUntil
 	renewal      *renewal   // the present renewal; nil without one
 	lastErr      error      // of the last renewal, or the reason for the end of ctx
 	notBefore    time.Time  // the earliest start of the next renewal
@@ -139,18 +139,19 @@ func WithAudience(names ...string) Option {
 // by other means.
 func WithPlaintextToOtherHosts() Option { return func(c *config) { c.plaintext = true } }
 
-// WithStore passes each new refresh token to store, so that the program can continue its
-// session after a restart, by [Refresh].
+// WithStore names a function, store, that saves each new refresh token, so that the program
+// can continue its session after a restart, by [Refresh].
 //
-// store is called after a login or a refresh, before any call goes out with the new access
-// token, and from one goroutine at a time. Its context ends after ten seconds and at Close;
-// Close waits for store. Token called with the context of store is INTERNAL: the call
-// would wait for the renewal, and the renewal waits for store.
+// The Source calls store after a login or a refresh, before any call goes out with the new
+// access token, and from one goroutine at a time. The context given to store ends after ten
+// seconds and at Close; Close waits until store has returned. store must not ask for a
+// token: [Source.Token] with the context of store is INTERNAL, because Token would wait for
+// the renewal that waits for store.
 //
-// A refresh token is sent only after store has returned nil for it, so the token in the
-// store is always good for one more refresh. If store fails, calls go out with the new
-// access token. The next renewal first calls store again, and is UNAVAILABLE if store fails
-// again. A store that returns nil without keeping the token breaks this promise.
+// store must have saved the token when it returns nil. Only then does the Source send the
+// refresh token to Watchword, so the saved token is always good for one more refresh. If
+// store returns an error, calls still go out with the new access token. The next renewal
+// first calls store again, and fails as UNAVAILABLE if store fails again.
 func WithStore(store func(ctx context.Context, refreshToken string) error) Option {
 	return func(c *config) { c.store = store }
 }
@@ -217,8 +218,8 @@ func newSource(conn grpc.ClientConnInterface, begin *session, opts []Option) (*S
 var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}
 
 // Dial returns a connection to Watchword, for a [Source] and for authn.NewVerifier. It is
-// grpc.NewClient with a keepalive: a verifier learns of revocations over the connection,
-// and a dead connection is noticed within 15 seconds.
+// grpc.NewClient with a keepalive: a verifier receives the revocations over the
+// connection, and notices a dead connection within 15 seconds.
 //
 // opts come after Dial's own options and override them; opts must contain transport
 // credentials. target is as for grpc.NewClient: a host and port, or the URL of a resolver.
@@ -274,8 +275,8 @@ func (s *Source) DialOptions() []grpc.DialOption {
 // request: the token returned lives for at least a second.
 //
 // Token does not check the caller's connection: send the token over TLS or within this
-// machine. Nor does Token learn of refusals by a service: it returns the same token until
-// the next renewal is due.
+// machine. Token returns the same token until the next renewal is due, also after a service
+// has refused the token.
 //
 // Errors: Watchword's answer; UNAVAILABLE if the store fails; CANCELED after Close;
 // CANCELED or DEADLINE_EXCEEDED if ctx ends; INTERNAL if ctx is the context of a call of
