@@ -65,7 +65,7 @@ func newClock() *clock {
 	return c
 }
 
-// read returns the estimated server's time, and the latest possible server's time, both in
+// read returns the estimated server's time, and the latest possible time of the server, both in
 // ns since 1970.
 func (c *clock) read() (now, latest int64) {
 	elapsed := int64(time.Since(c.start))

@@ -101,8 +101,8 @@ func (f *freshness) judging() bool {
 	return f.complete.Load() && !f.closed.Load() && (f.limit.policy != RefuseWhenStale || !f.stale())
 }
 
-// age returns the age of the trust bundle: the time since position.asOf, by the latest
-// possible server's time.
+// age returns the age of the trust bundle: the time from position.asOf to the latest
+// possible time of the server.
 func (f *freshness) age() time.Duration {
 	_, latest := f.clock.read()
 	return f.ageAt(latest)

@@ -42,13 +42,13 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 //   - TOKEN_MISSING without authorization metadata.
 //   - TOKEN_INVALID for anything but a single value "Bearer TOKEN" (RFC 6750 section 2.1).
 //   - The reasons of [Verifier.Verify].
-//   - ROLE_REQUIRED without any of the roles. The error has a method Principal()
-//     *Principal, for interceptors that record refused calls.
+//   - ROLE_REQUIRED without any of the roles. The error has a method
+//     Principal() *Principal, for interceptors that record refused calls.
 //
-// The ErrorInfo of a refused call names the called method. A client that reads its method
-// there renews its token and calls again. The error of a handler must not have this effect,
-// such as an error of Verify about some other token. So the interceptor removes the called
-// method from the ErrorInfo of a handler's error.
+// The ErrorInfo of a refused call names the called method. A client that finds the method of
+// its call there renews its token and calls again. The error of a handler must not have this
+// effect, such as an error of Verify about some other token. So the interceptor removes the
+// called method from the ErrorInfo of a handler's error.
 func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		ctx, err := v.guard(ctx, info.FullMethod)

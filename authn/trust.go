@@ -103,8 +103,8 @@ func (t *trust) keepUntil(until *timestamppb.Timestamp, now time.Time) int64 {
 	return end.Add(t.margin).Unix() + 1
 }
 
-// expiryBefore inverts [trust.keepUntil]: it returns the time until from which keepUntil
-// computes keep.
+// expiryBefore inverts [trust.keepUntil]: it returns the value of until for which keepUntil
+// returns keep.
 func (t *trust) expiryBefore(keep int64) *timestamppb.Timestamp {
 	return timestamppb.New(time.Unix(keep-1, 0).Add(-t.margin))
 }

@@ -18,9 +18,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
-// tokenUseless holds the reasons of a service's refusal after which the Source replaces the
-// token. After any other reason the service would refuse a new token too. The value says
-// whether the refused call is sent again.
+// tokenUseless holds the reasons for which a service may refuse a token that the Source
+// then replaces. After any other reason the service would refuse a new token too. The value
+// says whether the refused call is sent again.
 var tokenUseless = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:   true,
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED: true,
@@ -98,7 +98,7 @@ func (s *Source) interceptStream(ctx context.Context, desc *grpc.StreamDesc, con
 	return &stream{opened, a}, nil
 }
 
-// A stream passes the error of its end to its attempt.
+// A stream gives the error of its end to its attempt.
 type stream struct {
 	grpc.ClientStream
 	attempt *attempt

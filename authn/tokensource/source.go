@@ -29,7 +29,7 @@
 //     was done.
 //   - No secret appears in a log, in an error or in the text of a Source.
 //   - A Source puts little load on Watchword: one request at a time, pauses after failures,
-//     and a limit on the renewals caused by refusals of a service.
+//     and a limit on the renewals caused by services that refuse tokens.
 //
 // To be safe, a program
 //
@@ -72,12 +72,12 @@ import (
 //
 // The first call that needs a token starts a renewal. One renewal at a time serves all
 // calls, in a goroutine of its own: a call stops waiting when its context ends, and the
-// renewal goes on for the other calls. When about a fifth of a token's life is left, the
+// renewal continues for the other calls. When about a fifth of a token's life is left, the
 // next call starts a renewal and goes out with the present token. Without calls nothing
 // runs.
 //
 // After a failed renewal, a later call starts the next renewal. The pause between the two
-// grows to ten seconds; to five minutes after a refusal that only a person can resolve,
+// grows to ten seconds; to five minutes after an error that only a person can resolve,
 // such as a wrong password; or to the pause that Watchword asks for. During the pause a
 // call uses the present token if still good, and otherwise fails at once with the error of
 // the renewal. If an answer of Watchword gets lost, the Source sends the same refresh token
@@ -85,14 +85,14 @@ import (
 //
 // A service may refuse a token before the token's expiry. A unary call is then sent once
 // more with a new token, if the reason is TOKEN_STALE, TOKEN_EXPIRED or TOKEN_INVALID and
-// the refusal names the called method. A refusal naming another method comes from a
-// service further down, perhaps after some work was done. A stream, and a call refused as
-// TOKEN_REVOKED, fails: only later calls get a new token. Services that refuse tokens can
-// cause five renewals in a row, and then one every ten seconds.
+// the error names the called method. An error that names another method comes from a
+// service further down, perhaps after some work was done. A refused stream, and a call
+// refused as TOKEN_REVOKED, is not sent again: only later calls get a new token. Services
+// that refuse tokens can cause five renewals in a row, and then one every ten seconds.
 //
 // Errors of calls are gRPC statuses: Watchword's answer; UNAUTHENTICATED without a reason
-// if the connection is plaintext to another machine; UNAVAILABLE if the store fails (see
-// [WithStore]); CANCELED after Close; INTERNAL if the call has authorization metadata of
+// if the connection is plaintext to another machine; UNAVAILABLE if the function given to
+// [WithStore] fails; CANCELED after Close; INTERNAL if the call has authorization metadata of
 // its own; CANCELED or DEADLINE_EXCEEDED if the call's context ends.
 //
 // If a connection is given two Sources, the later Source counts.
@@ -110,7 +110,7 @@ type Source struct {
 	lastErr      error      // of the last renewal, or the reason for the end of ctx
 	notBefore    time.Time  // the earliest start of the next renewal
 	backoff      retry.Backoff
-	replacements *rate.Limiter // limits the renewals caused by refusals of a service
+	replacements *rate.Limiter // limits the renewals caused by services that refuse tokens
 }
 
 // renewalKey marks the context of the source's own requests and of its store.
@@ -181,7 +181,7 @@ func Password(conn grpc.ClientConnInterface, username, password string, opts ...
 // Refresh returns a Source that continues the session of a refresh token (RFC 6749 section
 // 6). From now on only the Source may use the token: every refresh replaces the token (see
 // [WithStore]), and Watchword ends a session if an old token appears (RFC 9700 section
-// 4.14). After Watchword has refused the refresh token, every call fails with the refusal.
+// 4.14). After Watchword has refused the refresh token, every call fails with the same error.
 //
 // conn is as in [Password]. Errors: INVALID_ARGUMENT if conn is nil or a text is empty.
 func Refresh(conn grpc.ClientConnInterface, refreshToken string, opts ...Option) (*Source, error) {
@@ -240,7 +240,7 @@ func misused(message string) error {
 }
 
 // Close ends the present renewal and waits for its end. Calls waiting for a token, and every
-// later call, are CANCELED. The session at Watchword goes on. Close may be called again,
+// later call, are CANCELED. The session at Watchword continues. Close may be called again,
 // and always returns nil.
 func (s *Source) Close() error {
 	s.mu.Lock()
@@ -278,7 +278,7 @@ func (s *Source) DialOptions() []grpc.DialOption {
 // machine. Token returns the same token until the next renewal is due, also after a service
 // has refused the token.
 //
-// Errors: Watchword's answer; UNAVAILABLE if the store fails; CANCELED after Close;
+// Errors: Watchword's answer; UNAVAILABLE if the function given to [WithStore] fails; CANCELED after Close;
 // CANCELED or DEADLINE_EXCEEDED if ctx ends; INTERNAL if ctx is the context of a call of
 // the store.
 func (s *Source) Token(ctx context.Context) (string, error) {

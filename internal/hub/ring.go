@@ -118,9 +118,9 @@ func (r *ring) lacks(at Position) bool {
 }
 
 // resumeAt returns the number of the first message for a watcher that knows every
-// event up to a position. ok is false if the position is unknown, if a message
-// that the watcher needs was dropped, or if the trust state was replaced since: the watcher needs a
-// snapshot.
+// event up to a position. ok is false if the position is unknown, if a message that
+// the watcher needs was dropped, or if the trust state was replaced since: the
+// watcher then needs a snapshot.
 func (r *ring) resumeAt(at Position) (next int, ok bool) {
 	if at == r.at {
 		return r.end(), true
