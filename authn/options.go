@@ -72,8 +72,9 @@ func WithPublicMethods(patterns ...string) Option {
 }
 
 // WithPlaintextFromOtherHosts accepts the trust bundle, with the public keys, from another
-// machine over a connection without TLS. An attacker on the path can then replace the keys and forge tokens of every user, so
-// use it only where the network protects the path by other means.
+// machine over a connection without TLS. An attacker on the path can then replace the keys
+// and forge tokens of every user, so use it only where the network protects the path by
+// other means.
 func WithPlaintextFromOtherHosts() Option {
 	return func(c *config) { c.plaintext = true }
 }

@@ -278,9 +278,9 @@ func (s *Source) DialOptions() []grpc.DialOption {
 // machine. Token returns the same token until the next renewal is due, also after a service
 // has refused the token.
 //
-// Errors: Watchword's answer; UNAVAILABLE if the function given to [WithStore] fails; CANCELED after Close;
-// CANCELED or DEADLINE_EXCEEDED if ctx ends; INTERNAL if ctx is the context of a call of
-// the store.
+// Errors: Watchword's answer; UNAVAILABLE if the function given to [WithStore] fails;
+// CANCELED after Close; CANCELED or DEADLINE_EXCEEDED if ctx ends; INTERNAL if ctx is the
+// context of that function.
 func (s *Source) Token(ctx context.Context) (string, error) {
 	if ctx.Value(renewalKey{s}) != nil { // the renewal would wait for itself
 		return "", status.Error(codes.Internal, "tokensource: the source's own connection to Watchword uses the source, or its store asks for a token")
