@@ -20,23 +20,23 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// rule says which callers a method admits.
+// rule says which callers may call a method.
 type rule struct {
-	public   bool     // every caller, also without a token
-	roles    []string // otherwise callers with at least one of these roles; none: every caller with a valid token
-	declared bool     // by the method's option or by WithPublicMethods
+	public   bool     // every caller is admitted, also without a token
+	roles    []string // otherwise the caller needs at least one of these roles; none: a valid token is enough
+	declared bool     // set by the method's option or by WithPublicMethods
 }
 
-// accessRules knows the rule of every method. A method without a rule of its own needs a
-// valid token. Any number of goroutines may call [accessRules.of].
+// accessRules finds the access rule of every method. A method without an access rule of its
+// own needs a valid token. Any number of goroutines may call [accessRules.of].
 type accessRules struct {
 	public map[string]bool // patterns of WithPublicMethods
 	linked map[string]rule // full name → rule, for methods linked into the program at the start
-	later  sync.Map        // full name → rule, for methods registered since; only with a descriptor, so no caller makes the map grow
+	later  sync.Map        // full name → rule, for methods registered later; only methods with a descriptor, so callers cannot make the map grow
 }
 
-// newAccessRules computes the rule of every method linked into the program, so a
-// contradiction shows at the program's start and not at a call.
+// newAccessRules computes the access rule of every method linked into the program, so that
+// a contradiction is an error at the program's start and not at a call.
 //
 // Errors: one for each method with an option that contradicts itself or WithPublicMethods.
 func newAccessRules(public []string) (*accessRules, error) {
@@ -60,12 +60,13 @@ func newAccessRules(public []string) (*accessRules, error) {
 	return a, errors.Join(found...)
 }
 
-// errMalformedMethod is the error for a name of another form than /service/method.
+// errMalformedMethod reports a method name of another form than /service/method.
 var errMalformedMethod = errors.New("malformed method name")
 
-// of returns the rule of a method, by its full name as in a call.
+// of returns the access rule of a method. full is the method's name in a call,
+// /service/method.
 //
-// Errors: errMalformedMethod; a contradiction in a descriptor registered since
+// Errors: errMalformedMethod; the contradiction in a descriptor registered after
 // newAccessRules.
 func (a *accessRules) of(full string) (rule, error) {
 	if r, ok := a.linked[full]; ok {
@@ -86,10 +87,10 @@ func (a *accessRules) of(full string) (rule, error) {
 	return r, err
 }
 
-// decide computes the rule of a method from its option and from WithPublicMethods.
-// descriptor is nil for a method without one.
+// decide computes the access rule of a method from the method's option and from
+// WithPublicMethods. descriptor is nil for a method without a descriptor.
 //
-// Errors: an option of the method that cannot be read, contradicts itself or contradicts
+// Errors: if the method's option cannot be read, contradicts itself or contradicts
 // WithPublicMethods.
 func (a *accessRules) decide(service, method string, descriptor protoreflect.MethodDescriptor) (rule, error) {
 	name := "/" + service + "/" + method
@@ -110,8 +111,9 @@ func (a *accessRules) decide(service, method string, descriptor protoreflect.Met
 	}, nil
 }
 
-// findMethod returns the descriptor of a method; nil if the program has none. The check of
-// the parent tells "/a.B/c.D" from "/a.B.c/D": both give the descriptor name "a.B.c.D".
+// findMethod returns the descriptor of a method; nil if the program has none. The names
+// "/a.B/c.D" and "/a.B.c/D" both give the descriptor name "a.B.c.D", so findMethod also
+// compares the parent with the service.
 func findMethod(service, method string) protoreflect.MethodDescriptor {
 	found, _ := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service + "." + method))
 	if m, ok := found.(protoreflect.MethodDescriptor); ok && m.Parent().FullName() == protoreflect.FullName(service) {
@@ -121,9 +123,9 @@ func findMethod(service, method string) protoreflect.MethodDescriptor {
 }
 
 // accessOption returns the method option (watchword.v1.access), and whether the descriptor
-// has the option. accessOption encodes all options and decodes them again: a descriptor
-// built while the program runs may hold the option undecoded or in a foreign type, and the
-// method would count as a method without a rule.
+// has the option. A descriptor built while the program runs may hold the option undecoded
+// or in a foreign type, and the method would seem to have no access rule. So accessOption
+// encodes all options and decodes them again.
 func accessOption(descriptor protoreflect.MethodDescriptor) (access *watchwordv1.Access, declared bool, err error) {
 	if descriptor == nil {
 		return nil, false, nil
@@ -140,10 +142,10 @@ func accessOption(descriptor protoreflect.MethodDescriptor) (access *watchwordv1
 	return access, proto.HasExtension(options, watchwordv1.E_Access), nil
 }
 
-// CheckServices finds methods without a rule. Call CheckServices at the program's start,
-// after the services are registered, with grpc.Server.GetServiceInfo.
+// CheckServices finds methods without an access rule. Call CheckServices at the program's
+// start, after the services are registered, with grpc.Server.GetServiceInfo.
 //
-// Every method of services must have a rule, by the method option of
+// Every method of services must have an access rule, by the method option of
 // watchword/v1/access.proto (an empty option counts) or by WithPublicMethods. Every name
 // given to WithPublicMethods must belong to a method of services.
 //

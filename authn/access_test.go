@@ -78,8 +78,8 @@ func TestContradictionInAnOption(t *testing.T) {
 	}
 }
 
-// CheckServices, and a call, find a contradiction in a descriptor registered after
-// NewVerifier.
+// If a descriptor registered after NewVerifier has a contradiction in its access rule,
+// CheckServices and each call return an error.
 func TestContradictionInALateDescriptor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)

@@ -9,21 +9,23 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// stage is how far one stream has come.
+// stage tells which parts of the trust bundle one stream has brought.
 type stage int
 
 const (
-	streamOpened  stage = iota // no message has come
-	trustReceived              // the trust state has come
-	chunksDone                 // the snapshot has come whole
-	upToDate                   // the heartbeat after the snapshot has come: the bundle is complete
+	streamOpened  stage = iota // no message
+	trustReceived              // the trust state
+	chunksDone                 // the whole snapshot
+	upToDate                   // the heartbeat after the snapshot: the bundle is complete
 )
 
-// apply takes in one message of a stream at the stage given, and returns the stage after
-// the message. Only the feed's goroutine may call apply. When apply has returned, every
-// judgement that begins counts the message.
+// apply stores one message of a stream in the trust bundle. at is the stage of the stream
+// before the message; apply returns the stage after the message. Only the feed's goroutine
+// may call apply. Every call of [bundle.judge] that begins after apply has returned uses
+// the message.
 //
-// Errors: if the server does not keep to the protocol; everything known before still is.
+// Errors: if the server breaks the protocol of the stream. The bundle keeps everything
+// stored before.
 func (b *bundle) apply(msg *watchwordv1.WatchBundleResponse, at stage) (stage, error) {
 	var err error
 	next := at
@@ -58,8 +60,8 @@ func (b *bundle) apply(msg *watchwordv1.WatchBundleResponse, at stage) (stage, e
 	return next, nil
 }
 
-// learn takes in the content of a message. The order of the three stores keeps
-// judgements right: see [bundle].
+// learn stores the trust state and the revocations of a message. [bundle] explains the
+// order of the three stores.
 func (b *bundle) learn(n news) error {
 	before := b.trust.Load()
 	next, err := newTrust(n.GetTrustState(), before, b.leeway, b.log)
@@ -75,7 +77,8 @@ func (b *bundle) learn(n news) error {
 	return nil
 }
 
-// beat takes in a heartbeat. whole says whether everything before the heartbeat has come.
+// beat stores the times of a heartbeat, and deletes expired revocations. whole says whether
+// everything before the heartbeat has been received.
 func (b *bundle) beat(beat *watchwordv1.Heartbeat, whole bool) {
 	if b.fresh.beat(beat, whole) {
 		b.tellKeysChanged()
@@ -83,7 +86,8 @@ func (b *bundle) beat(beat *watchwordv1.Heartbeat, whole bool) {
 	b.revoked.prune(b.fresh.clock.now())
 }
 
-// tellKeysChanged never blocks: one element in the channel is as good as several.
+// tellKeysChanged asks the keeper of the snapshot file to write the file. One element in
+// the channel is enough for several changes, so tellKeysChanged never blocks.
 func (b *bundle) tellKeysChanged() {
 	select {
 	case b.keysChanged <- struct{}{}:

@@ -9,56 +9,61 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// A bundle is everything a verifier knows, in three parts. Each part has one discipline
-// of locking, stated at its type:
+// A bundle holds the trust bundle: what the server has sent to a verifier, in three parts.
+// The type of each part states its locking:
 //
-//   - trust, the keys: immutable behind an atomic pointer. A new trust state replaces
-//     the old one whole, so a withdrawn key is gone at once.
-//   - revoked, the [revocations]: behind a lock of their own. Revocations only add up.
+//   - trust, the keys: immutable behind an atomic pointer. A new trust state replaces the
+//     old one whole, so a withdrawn key is gone at once.
+//   - revoked, the [revocations]: behind a lock of their own. A message only adds
+//     revocations.
 //   - fresh, the [freshness]: atomic fields.
 //
-// One goroutine, the feed's, applies messages. Any number of goroutines judge.
+// One goroutine, the feed's, applies messages. Any number of goroutines call
+// [bundle.judge], which decides about a token. Such a decision is called a judgement.
 //
-// A judgement reads the parts one after the other, while the feed may be changing them.
-// Three rules make every mixture harmless:
+// judge reads the parts one after the other, while the feed may be changing them. Three
+// rules make every mixture of old and new parts harmless:
 //
-//  1. learn stores the revocations of a message before the message's trust state, and
-//     judge reads in the opposite order. So a judgement by a trust state knows at least
-//     the revocations up to the same message; later revocations can only refuse more.
-//  2. learn raises the epoch after both are stored, and judge reads the epoch before
-//     both. A judgement of old knowledge therefore carries an old epoch, however late
-//     it is remembered: once learn has returned, no remembered judgement from before
-//     the message counts.
-//  3. judge reads the clock last. An entry forgotten before the look-up concerns only
-//     tokens already expired then, and judge finds the token expired.
+//  1. [bundle.learn] stores the revocations of a message before the message's trust state,
+//     and judge reads the trust state before the revocations. So judge knows at least the
+//     revocations up to the message of the trust state; later revocations can only refuse
+//     more.
+//  2. learn raises the epoch after both are stored, and judge reads the epoch before both.
+//     A judgement by old parts therefore carries an old epoch, even if the judgement is
+//     stored late: once learn has returned, [bundle.stillAccepted] ignores every judgement
+//     from before the message.
+//  3. judge reads the clock last. An entry that [revocations.prune] deleted before the
+//     look-up concerns only tokens already expired at the deletion, and judge finds the
+//     token expired.
 //
 // So the answer is one of the answers possible between the beginning and the end of the
-// call, and a call that begins after learn has returned judges by the message.
+// call, and a call that begins after learn has returned uses the message.
 type bundle struct {
 	log     *slog.Logger
-	leeway  time.Duration         // as WithLeeway asks; see trust.leeway
-	epoch   atomic.Uint64         // counts the messages learned
-	trust   atomic.Pointer[trust] // nil before the first
+	leeway  time.Duration         // given to WithLeeway; trust.leeway is the leeway in use
+	epoch   atomic.Uint64         // counts the messages that learn has stored
+	trust   atomic.Pointer[trust] // nil before the first trust state
 	revoked revocations
 	fresh   *freshness
 
-	// keysChanged holds an element from a change of the trust state, or the first
-	// complete bundle, until the keeper of the snapshot file takes the element.
+	// keysChanged gets an element when the trust state changes and when the bundle is
+	// complete for the first time. The keeper of the snapshot file takes the element and
+	// writes the file.
 	keysChanged chan struct{}
 }
 
-// authentic is a token with a good form and signature. Only [bundle.judge] says whether
-// the token is accepted.
+// authentic holds a token with a good form and signature. Only [bundle.judge] decides
+// whether the token is accepted.
 type authentic struct {
 	principal *Principal
 	key       *token.PublicKey
-	accepted  *atomic.Pointer[judgement] // the last one; nil: none
+	accepted  *atomic.Pointer[judgement] // the last judgement that accepted the token; nil: none
 	own       bool                       // the token is for the verifier's own audience
 }
 
-// judgement says for how long an accepted token stays accepted: while the bundle's epoch
-// is epoch, and before the server's time until, in ns since 1970. The audience is no
-// part of a judgement.
+// judgement remembers that a token was accepted, and for how long the token stays accepted:
+// while the bundle's epoch equals epoch, and before the server's time until, in ns since
+// 1970. The audience is checked separately.
 type judgement struct {
 	epoch uint64
 	until int64
@@ -73,7 +78,7 @@ func newBundle(log *slog.Logger, leeway time.Duration, limit staleness) *bundle 
 }
 
 // authenticate checks a token's form, and its signature by a key of the trust state. The
-// trust state may change during the check, so judge asks for the key again.
+// trust state may change during the check, so judge looks up the key again.
 func (b *bundle) authenticate(raw string) (authentic, watchwordv1.ErrorReason) {
 	if !b.fresh.judging() {
 		return authentic{}, bundleStale
@@ -92,8 +97,8 @@ func (b *bundle) authenticate(raw string) (authentic, watchwordv1.ErrorReason) {
 	return authentic{principal: &Principal{claims: *claims}, key: used, accepted: new(atomic.Pointer[judgement])}, accepted
 }
 
-// stillAccepted returns whether the last judgement of a token holds. It is the path of
-// nearly every call: no lock and no allocation.
+// stillAccepted returns whether the last judgement of a token still holds. Nearly every
+// call takes this path, so stillAccepted takes no lock and allocates nothing.
 func (b *bundle) stillAccepted(t *authentic) bool {
 	last := t.accepted.Load()
 	if last == nil || last.epoch != b.epoch.Load() || b.fresh.closed.Load() {
@@ -103,9 +108,9 @@ func (b *bundle) stillAccepted(t *authentic) bool {
 	return now < last.until && (b.fresh.limit.policy != RefuseWhenStale || b.fresh.ageAt(latest) <= b.fresh.limit.after)
 }
 
-// judge returns the reason to refuse an authentic token, or accepted. forAudience says
-// whether the token is for the audience asked for. The order of the questions is part of
-// the contract; the order of the reads is explained at [bundle].
+// judge decides about an authentic token, and returns the reason to refuse the token, or
+// accepted. forAudience says whether the token is for the wanted audience. The order of the
+// checks is part of the contract; [bundle] explains the order of the reads.
 func (b *bundle) judge(t *authentic, forAudience bool) watchwordv1.ErrorReason {
 	epoch := b.epoch.Load()
 	if !b.fresh.judging() {

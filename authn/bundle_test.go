@@ -44,7 +44,7 @@ func TestClockTakesTheLargestOffset(t *testing.T) {
 		}
 		leads(2 * time.Second)
 
-		// Through a long silence the last offset counts, until the next heartbeat.
+		// Without heartbeats for a long time, the last offset counts.
 		time.Sleep(10 * clockSpan)
 		leads(2 * time.Second)
 		hear(-time.Second)
@@ -52,7 +52,7 @@ func TestClockTakesTheLargestOffset(t *testing.T) {
 	})
 }
 
-// Expired entries are forgotten, in several batches; other entries stay.
+// Expired revocations are deleted, in several batches; the others stay.
 func TestPrune(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBundle(slog.New(slog.DiscardHandler), 0, staleness{after: time.Hour})
@@ -105,8 +105,8 @@ func TestPrune(t *testing.T) {
 	})
 }
 
-// A token checked under one trust state is judged under the present trust state: a key
-// withdrawn in between is not trusted.
+// If the trust state changes while a token's signature is checked, the new trust state
+// decides: a key withdrawn in between is not trusted.
 func TestTrustStateChangesDuringACheck(t *testing.T) {
 	key, err := token.GenerateKey(token.ES256)
 	if err != nil {

@@ -9,13 +9,14 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// A cache remembers tokens with a good form and signature, to check each token once. At
-// every use [bundle.judge] says whether the token is still accepted.
+// A cache remembers tokens with a good form and signature, so that each signature is
+// checked once. At every use of a cached token, [bundle.judge] decides whether the token is
+// still accepted.
 //
-// The key is the whole token, so a forged token never finds the entry of a good token.
-// Only accepted tokens are put in, so forged tokens, however many, push nothing out. An
-// entry goes first if unused since its last turn (the CLOCK algorithm), so a flood of new
-// tokens passes through and leaves the busy tokens in.
+// The key of an entry is the whole token, so a forged token never finds the entry of a good
+// token. Only accepted tokens are stored, so forged tokens, however many, evict nothing.
+// The cache first evicts entries not used since their last turn at the front of the queue
+// (the CLOCK algorithm), so the busy tokens survive a flood of new tokens.
 type cache struct{ shards [cacheShards]cacheShard }
 
 const (
@@ -37,9 +38,9 @@ type cacheShard struct {
 	_       [64]byte // a cache line of its own
 }
 
-// entry is a cached token. An entry points at the key used for the check: once the trust
-// state has a new object for the key, or none, judge refuses the entry, also if put in
-// later.
+// entry holds a cached token, and points at the key that checked the token's signature. If
+// a later trust state has a new object for the key, or no longer has the key, judge refuses
+// the entry, also an entry that a slow check stores after that trust state.
 type entry struct {
 	authentic
 	raw        string
@@ -56,8 +57,8 @@ func newCache(budget int) *cache {
 	return c
 }
 
-// shard hashes the signature's end, since no client can choose the signature of a good
-// token.
+// shard chooses the shard of a token by a hash of the signature's end, since no client can
+// choose the signature of a good token.
 func (c *cache) shard(raw string) *cacheShard {
 	var tail [8]byte
 	if n := len(raw); n > 10 {
@@ -66,7 +67,7 @@ func (c *cache) shard(raw string) *cacheShard {
 	return &c.shards[binary.LittleEndian.Uint64(tail[:])*0x9e3779b97f4a7c15>>(64-cacheShardBits)]
 }
 
-// get returns the token's entry, nil without one.
+// get returns the entry of a token; nil without an entry.
 func (c *cache) get(raw string) *authentic {
 	if len(raw) > token.MaxLength {
 		return nil
@@ -78,14 +79,14 @@ func (c *cache) get(raw string) *authentic {
 	if e == nil {
 		return nil
 	}
-	if !e.busy.Load() { // a store at every use would keep cores waiting for the cache line
+	if !e.busy.Load() { // a write at every use would keep cores waiting for the cache line
 		e.busy.Store(true)
 	}
 	return &e.authentic
 }
 
-// put remembers a token, and returns the value to use from now on. If a concurrent call
-// has put in the same token, put returns the value of the existing entry.
+// put stores a token, and returns the value to use from now on. If a concurrent call has
+// stored the same token, put returns the value of the existing entry.
 func (c *cache) put(raw string, t authentic) *authentic {
 	s := c.shard(raw)
 	size := entrySize(raw)
@@ -102,7 +103,7 @@ func (c *cache) put(raw string, t authentic) *authentic {
 	for s.used+size > s.budget {
 		s.evictLocked()
 	}
-	e := &entry{authentic: t, raw: strings.Clone(raw)} // a part of a header would keep all of it
+	e := &entry{authentic: t, raw: strings.Clone(raw)} // raw may be part of a header, which would stay in memory whole
 	s.entries[e.raw] = e
 	s.used += size
 	if s.hand == nil {
@@ -118,7 +119,7 @@ func (c *cache) put(raw string, t authentic) *authentic {
 func entrySize(raw string) int { return entryBytes + 2*len(raw) }
 
 // evictLocked removes the first entry not used since its last turn. Entries in use get
-// another turn.
+// another turn. s.mu must be held.
 func (s *cacheShard) evictLocked() {
 	for s.hand.busy.CompareAndSwap(true, false) {
 		s.hand = s.hand.next

@@ -17,7 +17,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// judge is a verifier without a stream, and a key that the verifier trusts.
+// judge is a verifier without a stream, and a signing key of which the verifier trusts the
+// public half.
 type judge struct {
 	*Verifier
 	key *token.SigningKey
@@ -75,7 +76,7 @@ func (j *judge) wants(t *testing.T, what, raw string, want watchwordv1.ErrorReas
 
 func (j *judge) checked() uint64 { return j.counters.checked.Load() }
 
-// A cached token is checked once, and judged at every use.
+// The signature of a cached token is checked once, and everything else at every use.
 func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
 	end := func(n int) func(*judge) error {
 		return func(j *judge) error {
@@ -148,7 +149,7 @@ func (j *judge) ahead(by time.Duration) {
 	j.bundle.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.New(time.Now().Add(by))}, true)
 }
 
-// Only the very same text is taken for a cached token.
+// A token with one changed byte does not find the cache entry of the good token.
 func TestAnAlteredTokenIsNotTakenForACachedOne(t *testing.T) {
 	j := newJudge(t, staleness{after: time.Hour}, 1<<20)
 	raw := j.mint(t, 1)
@@ -165,8 +166,8 @@ func TestAnAlteredTokenIsNotTakenForACachedOne(t *testing.T) {
 	}
 }
 
-// A check that runs while its key is withdrawn may put the token into the cache later. The
-// cached token is refused.
+// If a key is withdrawn while a token's signature is being checked, the token may be put
+// into the cache after the withdrawal. The cached token is refused.
 func TestWithdrawalDuringACheck(t *testing.T) {
 	j := newJudge(t, staleness{after: time.Hour}, 1<<20)
 	raw := j.mint(t, 1)
@@ -182,7 +183,8 @@ func TestWithdrawalDuringACheck(t *testing.T) {
 	j.wants(t, "the key is trusted again", raw, accepted)
 }
 
-// The same with many checks at once, while the key is withdrawn and named again.
+// Many signatures are checked at once while their key is withdrawn and named again: a
+// withdrawn key is never accepted.
 func TestWithdrawalsDuringChecks(t *testing.T) {
 	j := newJudge(t, staleness{after: time.Hour}, 1<<20)
 	tokens := make([]string, 50)

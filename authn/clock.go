@@ -6,36 +6,38 @@ import (
 )
 
 const (
-	// clockSpan is the shortest time for which an offset counts; twice clockSpan is the
-	// longest. Long enough for some heartbeats to come without delay; short enough for
-	// two clocks to drift apart by less than a tenth of a second (100 parts in a million,
-	// a bad quartz), and to follow a server's clock soon after it was set back.
+	// clockSpan is the shortest time for which a measured offset counts; twice clockSpan is
+	// the longest. Long enough for some heartbeats to come without delay; short enough for
+	// two clocks to drift apart by less than a tenth of a second (100 parts in a million, a
+	// bad quartz), and to follow a server's clock soon after it was set back.
 	clockSpan = 5 * time.Minute
-	// asleep is the lead of this machine's clock from which the lead makes tokens expire.
-	// A smaller lead may well come from a correction of the clock, and is within the
-	// margin for which revocations outlive their tokens.
+	// asleep is how far this machine's clock must be ahead of the monotonic clock before
+	// the difference makes tokens expire. A smaller difference may come from a correction
+	// of the machine's clock, and is within the margin for which revocations outlive their
+	// tokens.
 	asleep = 2 * time.Minute
 	// lookEvery is the time between two readings of this machine's clock. Reading two
 	// clocks for every call would cost twice as much as reading one.
 	lookEvery = 20 * time.Millisecond
 )
 
-// A clock tells the server's time.
+// A clock estimates the server's time from the server's heartbeats.
 //
 // A heartbeat carries the server's time and arrives late by an unknown delay: server time
-// minus local time of arrival is the true offset less the delay. So the largest
-// difference is the best one known, and no delay, however long or contrived, can set the
-// clock back and keep an expired token alive.
+// minus local time of arrival is the true offset less the delay. So the largest difference
+// is the best estimate of the offset. A delay, even one caused by an attacker, never sets
+// the clock back, so it keeps no expired token alive.
 //
-// Local time is the monotonic clock, counted from the local time at the start: setting
-// the machine's clock back changes nothing here. But the monotonic clock stands still
-// while the machine is suspended, such as a laptop or a paused virtual machine. Where
-// the machine's clock has got ahead of the monotonic one since the newest heartbeat,
-// either time went by unnoticed, or an operator has set the machine's clock. Only the
-// server's next heartbeat can tell. Until then staleness is counted by the later time,
-// and so is expiry if the lead is longer than asleep.
+// Local time is the monotonic clock, counted from the local time at the start: setting the
+// machine's clock back changes nothing here. But the monotonic clock stands still while the
+// machine is suspended, such as a laptop or a paused virtual machine. If the machine's
+// clock has got ahead of the monotonic clock since the newest heartbeat, either the machine
+// was suspended, or an operator has set its clock. Only the server's next heartbeat shows
+// which. Until then the later time counts for staleness, and also for the expiry of tokens
+// if the difference is more than asleep.
 //
-// One goroutine calls guess and heard; any number of goroutines read, without a lock.
+// One goroutine calls guess and heard; any number of goroutines call read and now, without
+// a lock.
 type clock struct {
 	start      time.Time // with a monotonic reading
 	startUnix  int64     // the same, ns
@@ -43,13 +45,14 @@ type clock struct {
 	wall       atomic.Int64 // lead of the machine's clock over the monotonic one since start, ns
 	looked     atomic.Int64 // when wall was read; ns since start
 
-	// The largest offset of this span and of the span before; of the goroutine that hears.
-	spanStart  time.Duration // since start; before the first heartbeat, long over
+	// The largest offset of this span and of the span before. Used only by the goroutine
+	// that calls heard.
+	spanStart  time.Duration // since start; so early that the span has ended before the first heartbeat
 	thisSpan   time.Duration
 	spanBefore time.Duration
 }
 
-// correction is the result of the newest heartbeat.
+// correction holds the result of the newest heartbeat.
 type correction struct {
 	offset int64 // ns; the largest of this span and of the span before
 	wall   int64 // clock.wall at the heartbeat
@@ -62,8 +65,8 @@ func newClock() *clock {
 	return c
 }
 
-// read returns the server's time as far as it is known, and the latest possible server
-// time, in ns since 1970.
+// read returns the estimated server's time, and the latest possible time of the server, both in
+// ns since 1970.
 func (c *clock) read() (now, latest int64) {
 	elapsed := int64(time.Since(c.start))
 	if elapsed-c.looked.Load() > int64(lookEvery) {
@@ -78,7 +81,8 @@ func (c *clock) read() (now, latest int64) {
 	return now, latest
 }
 
-// look compares the machine's clock with the monotonic one.
+// look compares the machine's clock with the monotonic clock. look returns the time since
+// start, and the lead of the machine's clock in ns.
 func (c *clock) look() (elapsed time.Duration, wall int64) {
 	now := time.Now()
 	elapsed = now.Sub(c.start)
@@ -88,27 +92,27 @@ func (c *clock) look() (elapsed time.Duration, wall int64) {
 	return elapsed, wall
 }
 
-// now returns the server's time as far as it is known.
+// now returns the estimated server's time.
 func (c *clock) now() time.Time {
 	now, _ := c.read()
 	return time.Unix(0, now)
 }
 
-// guess begins with the server's time at a moment of this machine's clock, from a
-// snapshot file. The server's first heartbeat replaces the guess.
+// guess sets the clock from a snapshot file: at the time local of this machine's clock, the
+// server's time was server. The server's first heartbeat replaces the guess.
 //
-// How the machine's clock was set since is unknown. Three times are possible: the
-// machine's clock now; the server's time then plus the time passed by the machine's
-// clock; and the server's time then, where the machine's clock was set back. The latest
-// counts. A clock too late refuses good tokens until the server is back; a clock too
-// early takes expired tokens, and calls an old bundle fresh.
+// An operator may have set the machine's clock since then. Three times are possible: the
+// machine's clock now; the server's time in the file plus the time passed by the machine's
+// clock; and the server's time in the file, if the machine's clock was set back. guess
+// takes the latest. A clock too late refuses good tokens until the server answers; a clock
+// too early accepts expired tokens, and takes an old bundle for a fresh one.
 func (c *clock) guess(server, local time.Time) {
 	passed := max(0, c.start.Round(0).Sub(local))
 	c.correction.Store(&correction{offset: int64(max(0, server.Add(passed).Sub(c.start)))})
 }
 
-// heard takes in the server's time, just arrived. It returns by how much the clock was
-// set back, zero if it was not.
+// heard corrects the clock by the server's time in a heartbeat that has just arrived. heard
+// returns by how much the correction set the clock back; zero otherwise.
 func (c *clock) heard(server time.Time) (back time.Duration) {
 	elapsed, wall := c.look()
 	offset := server.Sub(c.start.Add(elapsed))

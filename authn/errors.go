@@ -12,7 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// The reasons of a verifier's refusals. accepted stands for no refusal.
+// The reasons for which a verifier refuses a call. accepted, the zero reason, means that
+// the call is not refused.
 const (
 	accepted         = watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED
 	invalidRequest   = watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST
@@ -26,8 +27,9 @@ const (
 	bundleStale      = watchwordv1.ErrorReason_ERROR_REASON_BUNDLE_STALE
 )
 
-// refusals maps reasons to statuses. A message tells no more than the reason: to know which
-// part of a token is wrong would only help a forger.
+// refusals maps the reasons for refused calls to status codes and messages. Each message
+// says only what the reason says: a message that names the wrong part of a token would help
+// a forger.
 var refusals = map[watchwordv1.ErrorReason]struct {
 	code    codes.Code
 	message string
@@ -40,17 +42,17 @@ var refusals = map[watchwordv1.ErrorReason]struct {
 	tokenStale:       {codes.Unauthenticated, "the access token is out of date: refresh it"},
 	audienceMismatch: {codes.Unauthenticated, "the access token is meant for another service"},
 	roleRequired:     {codes.PermissionDenied, "a role is missing"},
-	bundleStale:      {codes.Unavailable, "access tokens cannot be judged at the moment"},
+	bundleStale:      {codes.Unavailable, "access tokens cannot be verified at the moment"},
 }
 
-// refuse returns the status error for a reason. method is the full name of the method that
-// refuses; empty if unknown.
+// refuse returns the status error for a reason. method is the full name of the refused
+// method; empty if unknown.
 func refuse(reason watchwordv1.ErrorReason, method string, details ...protoadapt.MessageV1) error {
 	r := refusals[reason]
 	return refusal.Status(r.code, reason, method, r.message, details...).Err()
 }
 
-// A roleRefusal is the error ROLE_REQUIRED with the principal of the accepted token.
+// A roleRefusal adds the principal of the valid token to the error ROLE_REQUIRED.
 type roleRefusal struct {
 	error
 	principal *Principal
@@ -59,7 +61,7 @@ type roleRefusal struct {
 // GRPCStatus returns the status ROLE_REQUIRED.
 func (e *roleRefusal) GRPCStatus() *status.Status { return status.Convert(e.error) }
 
-// Principal returns the caller without the role.
+// Principal returns the caller that lacks the role.
 func (e *roleRefusal) Principal() *Principal { return e.principal }
 
 // Reason returns the reason for which Watchword, or a Verifier, refused a call. err may be
@@ -74,8 +76,8 @@ func misused(err error) error {
 	return &refusal.Setup{Code: codes.InvalidArgument, Message: "authn: " + err.Error()}
 }
 
-// gaveUp returns the error of a wait for the first bundle, after ctx has ended. last is the
-// error of the last stream; nil without one.
+// gaveUp returns the error of a wait for the first trust bundle that ended with ctx. last
+// is the error of the last stream; nil without an error.
 func gaveUp(ctx context.Context, last error) error {
 	message := fmt.Sprintf("authn: no trust bundle yet: %v", context.Cause(ctx))
 	if last != nil {

@@ -114,7 +114,8 @@ func ExampleNewVerifier() {
 	// <nil>
 }
 
-// A service starts before its authentication server, and waits in its readiness probe.
+// A service starts before the Watchword server, and waits for the trust bundle in its
+// readiness probe.
 func ExampleWithoutWaiting() {
 	_, conn, stop := exampleServer()
 	defer stop()
@@ -153,7 +154,7 @@ func ExampleVerifier_Verify() {
 	// ERROR_REASON_TOKEN_REVOKED
 }
 
-// A gateway judges tokens for the services behind the gateway.
+// A gateway verifies tokens for the services behind the gateway.
 func ExampleVerifier_VerifyFor() {
 	server, conn, stop := exampleServer()
 	defer stop()
@@ -197,7 +198,8 @@ func ExampleVerifier_CheckServices() {
 	// 	/notes.v1.NotesService/Lost: named in WithPublicMethods, but no service has such a method
 }
 
-// Services with proto files of others, opened by name.
+// Methods of services with foreign proto files, such as health checks, are made public by
+// name.
 func ExampleWithPublicMethods() {
 	_, conn, stop := exampleServer()
 	defer stop()

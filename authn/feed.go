@@ -20,14 +20,15 @@ import (
 )
 
 const (
-	// firstDelay is the pause after a first failure: short enough to go unnoticed, and long
-	// enough to spread out the verifiers of a restarted server.
+	// firstDelay is the pause after the first failure of a stream: short enough to go
+	// unnoticed, and long enough to spread out the verifiers of a restarted server.
 	firstDelay = 50 * time.Millisecond
-	// longestDelay is the longest pause: after so long, the return of a server is noticed.
+	// longestDelay limits the pause: a verifier finds a returned server within that time.
 	longestDelay = 10 * time.Second
-	// connectPart of a pause, an eighth at the end, is for making the next stream's connection.
+	// The last part of a pause, one eighth (1/connectPart), is for connecting again before
+	// the next stream.
 	connectPart = 8
-	// silence is the time without a message after which the feed replaces a stream: servers
+	// silence is the time without a message after which the feed opens a new stream: servers
 	// send a heartbeat every few seconds, and a new stream may reach another server. Only
 	// conn can replace a dead connection.
 	silence = time.Minute
@@ -36,25 +37,26 @@ const (
 	patience = 2 * time.Second
 )
 
-// A feed keeps a bundle up to date from a server's stream, in one goroutine.
+// A feed keeps a trust bundle up to date from a server's stream, in one goroutine.
 //
-// mu guards the state of the wait in [Verifier.Ready], and nothing else.
+// mu guards only the state of the wait in [Verifier.Ready].
 type feed struct {
 	conn      grpc.ClientConnInterface
 	bundle    *bundle
-	plaintext bool // also from another machine
+	plaintext bool // accept keys over plaintext from another machine
 	cancel    context.CancelFunc
 	done      chan struct{} // closed when the goroutine has ended
 	fallback  *time.Timer   // calls acceptSnapshot; nil without a snapshot
 
 	mu       sync.Mutex
 	complete bool          // the first bundle has come, or the snapshot is accepted
-	last     error         // of the last stream; without meaning once complete
+	last     error         // the error of the last stream; unused once complete
 	changed  chan struct{} // closed and replaced when complete or last changes
 }
 
-// startFeed starts to watch. The stream outlives the call that made the Verifier, so the
-// stream has a context without the call's deadline, peer and values.
+// startFeed starts the goroutine that watches the trust bundle. The stream outlives the call
+// that made the Verifier, so the stream has a context without the call's deadline, peer and
+// values.
 func startFeed(conn grpc.ClientConnInterface, b *bundle, plaintext bool) *feed {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &feed{
@@ -87,7 +89,7 @@ func (f *feed) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		// A whole bundle proves little: the server may crash just after. Only a stream
+		// A complete bundle proves little: the server may crash just after. Only a stream
 		// that lasted shows a healthy server.
 		if time.Since(began) > longestDelay {
 			backoff.Reset()
@@ -116,9 +118,9 @@ func (f *feed) pause(ctx context.Context, pause time.Duration) {
 // watch opens one stream, applies the messages of the stream until its end, and returns the
 // reason for the end.
 //
-// watch applies a message before it calls RecvMsg for the next one. A Watchword server, with
-// a verifier of its own in the same process, relies on this order: the call of RecvMsg shows
-// that the verifier judges by the message before, and only then a Logout is answered.
+// watch applies a message before it calls RecvMsg for the next one. A Watchword server has a
+// verifier in its own process and relies on this order: the next call of RecvMsg shows that
+// the verifier uses the message, and the server answers a Logout only after that call.
 func (f *feed) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -167,8 +169,8 @@ func streamError(ctx context.Context, err error) error {
 	return err
 }
 
-// report wakes the waiting calls of Ready. complete says that the first bundle has come; last
-// is the error of the last stream, nil without one.
+// report wakes the waiting calls of Ready. complete says that the first trust bundle has
+// come; last is the error of the last stream, nil without an error.
 func (f *feed) report(complete bool, last error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -182,7 +184,7 @@ func (f *feed) report(complete bool, last error) {
 // answers.
 func (f *feed) acceptSnapshot() { f.report(true, nil) }
 
-// wait returns when the first bundle has come or the snapshot is accepted.
+// wait returns when the first trust bundle has come or the snapshot file is accepted.
 //
 // Errors: as [Verifier.Ready].
 func (f *feed) wait(ctx context.Context) error {
@@ -211,11 +213,11 @@ func (f *feed) wait(ctx context.Context) error {
 	}
 }
 
-// endsWait returns whether an error of the last stream ends the wait in Ready. A server
-// that is away will come back, and a full server will have room; other errors seldom go
-// away by waiting. With a snapshot, an error ends the wait only if an operator has to
-// correct the cause, because using the snapshot would hide the cause: a missing client
-// certificate, or keys over plaintext.
+// endsWait returns whether an error of the last stream ends the wait in Ready. A server that
+// is away will come back, and a full server will have room; other errors seldom end by
+// waiting. With a snapshot file, an error ends the wait only if an operator has to correct
+// the cause, because the use of the file would hide the cause: a missing client certificate,
+// or keys over plaintext.
 func (f *feed) endsWait(err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.ResourceExhausted:
@@ -227,8 +229,8 @@ func (f *feed) endsWait(err error) bool {
 }
 
 // checkServer returns an error for a connection on which an attacker could replace the keys.
-// watch calls checkServer before it applies the first message of a stream: from then on
-// grpc-go names the peer in the stream's context. Another kind of connection may fill in
+// watch calls checkServer before it applies the first message of a stream: by then grpc-go
+// has put the peer into the stream's context. Another kind of connection may fill in
 // the call option grpc.Peer instead, before NewStream returns. The option counts only if the
 // context has no peer, because grpc-go fills in the option at the end of the stream, and
 // perhaps from another goroutine.

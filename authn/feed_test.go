@@ -116,7 +116,7 @@ func TestContextBoundsTheWaitAlone(t *testing.T) {
 			t.Error(err)
 		}
 
-		// The stream of a complete bundle goes on after the wait's context has ended.
+		// The stream of a complete bundle continues after the wait's context has ended.
 		synctest.Wait() // for the end of the stream before
 		key := newKey(t)
 		ctx, cancel = context.WithCancel(t.Context())
@@ -152,7 +152,7 @@ func TestWithoutWaiting(t *testing.T) {
 		if err := w.Ready(t.Context()); status.Code(err) != codes.Unimplemented {
 			t.Errorf("Ready: %v", err)
 		}
-		// The verifier goes on trying, because the server may be replaced.
+		// The verifier keeps trying, because the server may be replaced.
 		watch := <-server.streams
 		watch.tell(chunk(&watchwordv1.SnapshotChunk{TrustState: trustState(key)}), heartbeat(time.Now()))
 		w.wants(t, mint(t, key), "BUNDLE_STALE")
@@ -343,7 +343,8 @@ func (secure) GetCommonAuthInfo() credentials.CommonAuthInfo {
 	return credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
 }
 
-// A server relies on the order: see feed.watch.
+// The verifier applies a message before it calls RecvMsg again. A Watchword server relies
+// on this order: see feed.watch.
 func TestMessageIsAppliedBeforeTheNextRecvMsg(t *testing.T) {
 	conn := newHandFed()
 	w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal")), key: newKey(t)}

@@ -8,36 +8,39 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// freshness says how far the bundle has come, how old the bundle is by the server's
-// clock, and whether the bundle may be judged by.
+// freshness holds the position of the trust bundle in the server's stream and the age of
+// the bundle by the server's clock, and decides whether the bundle may be used to verify
+// tokens.
 //
 // Every field is atomic or never changes, so no method takes a lock. One goroutine, the
-// feed's, calls the methods that write: beat, resumeAt and restore. Any goroutine may
-// read, and close.
+// feed's, calls the methods that write: beat, resumeAt and restore. Any goroutine may call
+// close and the methods that read.
 type freshness struct {
 	log      *slog.Logger
 	limit    staleness
 	clock    *clock
 	position atomic.Pointer[position]
-	complete atomic.Bool // a first bundle has come whole; never false again
-	closed   atomic.Bool // nothing is judged any more; never false again
-	wasStale atomic.Bool // as last logged
-	watchdog *time.Timer // looks for staleness when no heartbeat comes
+	complete atomic.Bool // the first bundle is complete; stays true
+	closed   atomic.Bool // every guarded call is refused; stays true
+	wasStale atomic.Bool // the last message in the log said stale
+	watchdog *time.Timer // logs that the bundle is stale when no heartbeat comes
 }
 
-// staleness is the age from which a bundle is stale, and what follows.
+// staleness holds the age from which a trust bundle is stale, and the policy for a stale
+// bundle, of [WithMaxStaleness].
 type staleness struct {
 	after  time.Duration
 	policy StalePolicy
 }
 
-// position says how far the bundle has come. A position never changes, a new one
-// replaces it. The bundle may know more than its position says, and never less.
+// position says which changes the trust bundle contains. A position never changes; a new
+// position replaces the old one. The bundle contains every change up to its position, and
+// perhaps later changes.
 type position struct {
-	resume []byte    // where a later stream goes on
-	asOf   int64     // everything up to this server time is known here, ns since 1970
-	server time.Time // the server's time at the newest heartbeat, as the clock knew it
-	local  time.Time // this machine's time then, as the machine's clock was set
+	resume []byte    // the resume token for the next stream
+	asOf   int64     // the bundle has every change up to this server time, ns since 1970
+	server time.Time // the server's time at the newest heartbeat, as the clock estimated it
+	local  time.Time // this machine's clock at the same moment
 }
 
 func newFreshness(log *slog.Logger, limit staleness) *freshness {
@@ -48,12 +51,12 @@ func newFreshness(log *slog.Logger, limit staleness) *freshness {
 	return f
 }
 
-// beat takes in a heartbeat. whole says whether everything before the heartbeat has
-// come. beat returns whether the heartbeat completes the first bundle.
+// beat stores the times of a heartbeat. whole says whether everything before the heartbeat
+// has been received. beat returns whether the heartbeat completes the first bundle.
 func (f *freshness) beat(beat *watchwordv1.Heartbeat, whole bool) (first bool) {
 	server := beat.GetServerTime().AsTime()
 	next := *f.position.Load()
-	// Where a clock that was ahead is set right, the bundle must not become younger.
+	// If the heartbeat sets the clock back, asOf goes back as far: the age must not shrink.
 	next.asOf -= int64(f.clock.heard(server))
 	if whole {
 		known := server // a server knows nothing later than its own time
@@ -68,14 +71,15 @@ func (f *freshness) beat(beat *watchwordv1.Heartbeat, whole bool) (first bool) {
 	return whole && !f.complete.Swap(true)
 }
 
-// resumeAt takes in where a later stream goes on. Everything before is known by now.
+// resumeAt stores the resume token for a later stream. The bundle has everything before the
+// token.
 func (f *freshness) resumeAt(resume []byte) {
 	next := *f.position.Load()
 	next.resume = resume
 	f.position.Store(&next)
 }
 
-// restore takes in the position of a snapshot file. The bundle is complete from then on.
+// restore sets the position from a snapshot file. From then on the bundle is complete.
 func (f *freshness) restore(at position) {
 	f.clock.guess(at.server, at.local)
 	f.position.Store(&at)
@@ -83,32 +87,36 @@ func (f *freshness) restore(at position) {
 	f.watch()
 }
 
-// close ends all judging, and the watchdog. It may be called again.
+// close makes the verifier refuse every later guarded call as BUNDLE_STALE, and stops the
+// watchdog timer. close may be called again.
 func (f *freshness) close() {
 	f.closed.Store(true)
 	f.watchdog.Stop()
 }
 
-// judging returns whether there is a bundle to judge by.
+// judging returns whether tokens can be verified by the trust bundle: the bundle is
+// complete, the verifier is open, and under RefuseWhenStale the bundle is also fresh. If
+// judging returns false, calls are refused as BUNDLE_STALE.
 func (f *freshness) judging() bool {
 	return f.complete.Load() && !f.closed.Load() && (f.limit.policy != RefuseWhenStale || !f.stale())
 }
 
-// age returns for how long the bundle has not been brought up to date.
+// age returns the age of the trust bundle: the time from position.asOf to the latest
+// possible time of the server.
 func (f *freshness) age() time.Duration {
 	_, latest := f.clock.read()
 	return f.ageAt(latest)
 }
 
-// ageAt is age at a moment of the server's time, in ns since 1970.
+// ageAt returns the age at a moment of the server's time, in ns since 1970.
 func (f *freshness) ageAt(latest int64) time.Duration {
 	return max(0, time.Duration(latest-f.position.Load().asOf))
 }
 
 func (f *freshness) stale() bool { return f.age() > f.limit.after }
 
-// watch looks for staleness now, and again when the bundle gets stale, if no heartbeat
-// comes until then.
+// watch logs a change of staleness, and sets the watchdog timer to the moment when the
+// bundle gets stale if no heartbeat comes until then.
 func (f *freshness) watch() {
 	f.logStaleness()
 	f.watchdog.Reset(max(0, f.limit.after-f.age()) + time.Millisecond)
@@ -124,7 +132,7 @@ func (f *freshness) logStaleness() {
 	case stale && f.limit.policy == RefuseWhenStale:
 		f.log.Warn("the trust bundle is stale: refusing every call until the server answers", "after", f.limit.after)
 	case stale:
-		f.log.Warn("the trust bundle is stale: going on with the newest keys and revocations known", "after", f.limit.after)
+		f.log.Warn("the trust bundle is stale: continuing with the newest keys and revocations known", "after", f.limit.after)
 	default:
 		f.log.Info("the trust bundle is fresh again")
 	}

@@ -97,8 +97,8 @@ func (b *strict) token(t *testing.T, life time.Duration) *authentic {
 	return &checked
 }
 
-// finds checks the judgement of a token, and that an earlier judgement does not hide a
-// refusal.
+// finds checks the decision about a token, and that an earlier decision in the token's
+// favour does not hide a refusal.
 func (b *strict) finds(t *testing.T, checked *authentic, want watchwordv1.ErrorReason) {
 	t.Helper()
 	if b.stillAccepted(checked) && want != accepted {
@@ -109,8 +109,8 @@ func (b *strict) finds(t *testing.T, checked *authentic, want watchwordv1.ErrorR
 	}
 }
 
-// A server with a clock ahead for a moment hides the bundle's age only as long as the
-// verifier's clock follows the server's.
+// If a server's clock was ahead for a moment, the bundle looks younger only as long as the
+// verifier's clock follows that lead.
 func TestAServerThatWasAheadHidesNoAge(t *testing.T) {
 	const day = 24 * time.Hour
 	for name, ahead := range map[string]struct{ server, asOf time.Duration }{

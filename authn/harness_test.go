@@ -80,8 +80,8 @@ func (w *watch) send(messages ...*watchwordv1.WatchBundleResponse) {
 	}
 }
 
-// tell sends messages, and returns when the verifier has applied the messages. Only for a
-// synctest bubble.
+// tell sends messages, and returns when the verifier has applied the messages. tell works
+// only in a synctest bubble.
 func (w *watch) tell(messages ...*watchwordv1.WatchBundleResponse) {
 	w.send(messages...)
 	synctest.Wait()

@@ -11,7 +11,7 @@ const (
 	// lengths are possible, and take more memory.
 	idLength = 16
 	// batch entries are added or deleted under one lock, in some tens of microseconds.
-	// Judgements run between two batches.
+	// Between two batches other goroutines look up entries.
 	batch = 256
 )
 
@@ -57,7 +57,7 @@ func (m *idMap[V]) all(mu *sync.RWMutex) iter.Seq2[string, V] {
 }
 
 // inSteps yields the entries of m, and returns false if yield does. Only the steps from
-// entry to entry run under the lock, so a slow yield keeps nothing waiting. An entry
+// entry to entry run under the lock, so a slow yield blocks no other goroutine. An entry
 // present from the beginning to the end comes once, whatever is added and deleted between
 // two steps: Go's range over a map promises as much, and the lock keeps the steps apart
 // from every change.
@@ -74,8 +74,9 @@ func inSteps[K comparable, V any](mu *sync.RWMutex, m map[K]V, name func(K) stri
 	return true
 }
 
-// forget deletes the expired entries, and needs the memory of their ids for a moment. Only
-// the goroutine of the owner that writes may call forget.
+// forget deletes the expired entries. It first collects the ids of the expired entries,
+// which takes memory until forget returns. Only the owner's writing goroutine may call
+// forget.
 func (m *idMap[V]) forget(mu *sync.RWMutex, expired func(V) bool) {
 	forget(mu, m.usual, expired)
 	forget(mu, m.other, expired)

@@ -17,7 +17,7 @@ import (
 // ServerOptions returns the options for grpc.NewServer that guard unary and streaming
 // calls: both interceptors, by grpc.ChainUnaryInterceptor and grpc.ChainStreamInterceptor.
 // An interceptor given to grpc.NewServer before these runs for every call and sees
-// refusals; an interceptor given after these runs for admitted calls only.
+// refused calls; an interceptor given after these runs for admitted calls only.
 func (v *Verifier) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(v.UnaryServerInterceptor()),
@@ -28,22 +28,27 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // UnaryServerInterceptor returns the interceptor for unary calls. It leaves streaming calls
 // unguarded; [Verifier.ServerOptions] guards both.
 //
-// A handler runs after the checks of the method's rule: every caller passes for a public
-// method; otherwise a valid access token passes, with at least one of the rule's roles if
-// the rule has roles. [FromContext] gives the handler the caller's principal.
+// The interceptor checks the access rule of the method before it calls the handler. A
+// public method admits every caller. Any other method needs a valid access token, with at
+// least one of the rule's roles if the rule has roles. [FromContext] gives the handler the
+// caller's principal.
 //
-// Errors, the first to apply: UNIMPLEMENTED for a method name of another form than
-// /service/method; INTERNAL for a rule that contradicts itself, in a descriptor registered
-// after NewVerifier; BUNDLE_STALE without a bundle or after Close; TOKEN_MISSING without
-// authorization metadata; TOKEN_INVALID for anything but a single value "Bearer TOKEN" (RFC
-// 6750 section 2.1); the reasons of [Verifier.Verify]; ROLE_REQUIRED without any of the
-// roles. The error of ROLE_REQUIRED has a method Principal() *Principal, for interceptors
-// that record refusals.
+// Errors, the first to apply:
 //
-// The ErrorInfo of a refusal names the refused method in its metadata, and no error of a
-// handler may name the same method: a client would take the error for a refusal of its own
-// token and call again. So the interceptor removes the method from the ErrorInfo of a
-// handler's error, such as an error of Verify about some other token.
+//   - UNIMPLEMENTED for a method name of another form than /service/method.
+//   - INTERNAL for an access rule that contradicts itself, in a descriptor registered after
+//     NewVerifier.
+//   - BUNDLE_STALE without a trust bundle or after Close.
+//   - TOKEN_MISSING without authorization metadata.
+//   - TOKEN_INVALID for anything but a single value "Bearer TOKEN" (RFC 6750 section 2.1).
+//   - The reasons of [Verifier.Verify].
+//   - ROLE_REQUIRED without any of the roles. The error has a method
+//     Principal() *Principal, for interceptors that record refused calls.
+//
+// The ErrorInfo of a refused call names the called method. A client that finds the method of
+// its call there renews its token and calls again. The error of a handler must not have this
+// effect, such as an error of Verify about some other token. So the interceptor removes the
+// called method from the ErrorInfo of a handler's error.
 func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		ctx, err := v.guard(ctx, info.FullMethod)
@@ -55,7 +60,8 @@ func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	}
 }
 
-// guard checks a call against the method's rule, and returns the context for the handler.
+// guard checks a call against the access rule of the method, and returns the context for
+// the handler.
 //
 // Errors: see [Verifier.UnaryServerInterceptor].
 func (v *Verifier) guard(ctx context.Context, full string) (context.Context, error) {
@@ -82,7 +88,7 @@ func (v *Verifier) guard(ctx context.Context, full string) (context.Context, err
 	return withPrincipal(ctx, p), nil
 }
 
-// verifyIncoming judges the token of an incoming call. method is named in the refusal.
+// verifyIncoming verifies the token of an incoming call. The error names method.
 func (v *Verifier) verifyIncoming(ctx context.Context, method string) (*Principal, error) {
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")
 	raw, ok := token.Bearer(values)

@@ -19,7 +19,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/token/tokentest"
 )
 
-// both is a guarded method of each kind.
+// both lists one guarded unary method and one guarded stream.
 var both = []struct {
 	name   string
 	method string
@@ -136,7 +136,8 @@ func TestPublicMethods(t *testing.T) {
 	})
 }
 
-// A handler may call another server in the same process with its own context.
+// A handler may call another server in the same process with the handler's own context. A
+// public method there must not find the handler's principal.
 func TestPublicMethodHidesAnOuterPrincipal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)
@@ -197,7 +198,8 @@ func TestRoles(t *testing.T) {
 	})
 }
 
-// Method names of other forms reach an interceptor through UnknownServiceHandler.
+// A method name of another form than /service/method, which UnknownServiceHandler lets
+// reach an interceptor, is UNIMPLEMENTED.
 func TestMalformedMethodNames(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, authn.WithPublicMethods("/health.v1.Health/*"))
@@ -229,8 +231,8 @@ func TestMalformedMethodNames(t *testing.T) {
 	})
 }
 
-// An interceptor given before the verifier's sees refusals; an interceptor given after runs
-// for admitted calls alone.
+// An interceptor given before the verifier's sees refused calls; an interceptor given after
+// runs for admitted calls alone.
 func TestOrderOfInterceptors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)

@@ -15,7 +15,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// meeting lets judgements of a token run while the bundle learns a message.
+// meeting verifies a token in several goroutines while the bundle stores a message.
 type meeting struct {
 	*judge
 	t      *testing.T
@@ -34,12 +34,13 @@ func (m *meeting) token() *authentic {
 	}}, key: m.key, accepted: new(atomic.Pointer[judgement])}
 }
 
-// ends returns a message by which the sessions given end, the token's as the last.
+// ends returns a message that ends the sessions of before and, as the last, the session of
+// the token.
 func (m *meeting) ends(before []*watchwordv1.EndedSession, tok *authentic) *watchwordv1.Change {
 	return &watchwordv1.Change{EndedSessions: append(before[:len(before):len(before)], &watchwordv1.EndedSession{SessionId: tok.principal.SessionID()})}
 }
 
-// trusting returns a trust state with a key that counts until then.
+// trusting returns a trust state with a key that may be used before until.
 func (m *meeting) trusting(until time.Time) *watchwordv1.TrustState {
 	key := m.named()
 	key.VerifiesUntil = timestamppb.New(until)
@@ -55,9 +56,9 @@ func (m *meeting) learn(n news) {
 	}
 }
 
-// meet judges a token over and over while the bundle learns n, and afterwards. It returns
-// whether the token was accepted at any time, and checks that nothing accepts the token
-// once n has been learned.
+// meet verifies a token over and over while the bundle learns n, and afterwards. meet
+// returns whether the token was accepted at any time, and checks that the token is never
+// accepted after learn has returned.
 func (m *meeting) meet(what string, tok *authentic, n news) (everAccepted bool) {
 	m.t.Helper()
 	var judges, begun sync.WaitGroup
@@ -91,8 +92,9 @@ func (m *meeting) meet(what string, tok *authentic, n news) (everAccepted bool) 
 	return ever.Load()
 }
 
-// While judgements run and a message is learned, no judgement from before the message counts
-// after it, and no judgement mixes new keys with old revocations: rules 1 and 2 of [bundle].
+// While a token is being verified, the bundle stores a message that revokes the token or
+// ends the use of its key. After the message no earlier judgement is used, and no judgement
+// mixes new keys with old revocations: rules 1 and 2 of [bundle].
 func TestNoJudgementOutlivesAMessage(t *testing.T) {
 	m := &meeting{judge: newJudge(t, staleness{after: time.Hour}, 0), t: t}
 	for i := range 8 * batch {

@@ -13,39 +13,41 @@ import (
 )
 
 const (
-	// keepEvery is the time between two writings while heartbeats come: a killed process
-	// has lost at most so much, well within the default staleness of a minute.
+	// keepEvery is the time between two writings of the snapshot file while heartbeats
+	// come: a killed process loses at most so much, well within the default staleness of a
+	// minute.
 	keepEvery = 15 * time.Second
 	// keepPause follows each writing, so that keys which change again and again do not
 	// keep a disk busy.
 	keepPause = time.Second
-	// keepRate bounds the work of a disk with a large file, in bytes a second: a million
-	// revocations are written every seven minutes, and when the keys change.
+	// keepRate limits how fast a large file is written on average, in bytes a second: a
+	// million revocations are written every seven minutes, and when the keys change.
 	keepRate = 100_000
-	// leftBehind is how old a file that a killed process was writing must be to be
+	// leftBehind is the age from which the half-written file of a killed process is
 	// removed. Writing takes seconds.
 	leftBehind = time.Minute
 )
 
-// A keeper writes a bundle into a file: soon after the first bundle and after every change
-// of keys, every keepEvery otherwise, and when the feed has ended.
+// A keeper writes the trust bundle into the snapshot file: soon after the first complete
+// bundle and after every change of keys, every keepEvery otherwise, and when the feed has
+// ended.
 //
-// One goroutine does the writing. The file is replaced whole, by rename: a reader finds
-// the old file or the new one, and never half of one.
+// One goroutine does the writing. The file is replaced whole, by rename: a reader finds the
+// old file or the new one, and never half of one.
 type keeper struct {
 	path    string
 	bundle  *bundle
 	done    chan struct{}         // closed when run has returned
-	problem atomic.Pointer[error] // of loading, or of the last writing
+	problem atomic.Pointer[error] // the error of loading, or of the last writing
 
-	// Of the goroutine alone.
-	written version // in the file
+	// Used by the writing goroutine alone.
+	written version // the version in the file
 	failing bool    // the last writing failed
 }
 
-// openBundle returns a bundle and the keeper of its snapshot file; the keeper is nil if c
-// names no file. The bundle comes from the file if the file is good, and is empty otherwise.
-// Start the keeper by run.
+// openBundle returns a trust bundle and the keeper of its snapshot file; the keeper is nil
+// if c names no file. The bundle comes from the file if the file is good, and is empty
+// otherwise. The caller must start the keeper by run.
 func openBundle(c *config) (*bundle, *keeper) {
 	b := newBundle(c.log, c.leeway, c.stale)
 	if c.snapshot == nil {
@@ -69,11 +71,11 @@ func openBundle(c *config) (*bundle, *keeper) {
 }
 
 // load fills an empty bundle from the file at path. A symbolic link is not followed, and no
-// other user may be able to write or replace the file: the keys in the file decide about
-// every caller. After an error the bundle must not be used.
+// other user may be able to write or replace the file: the keys in the file decide which
+// tokens are accepted. After an error the bundle must not be used.
 //
-// Errors: fs.ErrNotExist without a file or its folder, with the bundle still empty; the fault
-// of the file otherwise.
+// Errors: fs.ErrNotExist without a file or its folder, with the bundle still empty; the
+// fault of the file otherwise.
 func (b *bundle) load(path string) error {
 	if err := checkPlace(path); err != nil {
 		return err
@@ -119,8 +121,8 @@ func checkPlace(path string) error {
 	return nil
 }
 
-// run writes the file until the feed has ended, and then a last time: the bundle does not
-// change any more.
+// run writes the file until the feed has ended, and then a last time, when the bundle is
+// final.
 func (k *keeper) run(feedDone <-chan struct{}) {
 	defer close(k.done)
 	defer k.writeNews()

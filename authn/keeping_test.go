@@ -242,7 +242,7 @@ func FuzzSnapshot(f *testing.F) {
 	})
 }
 
-// No lock is held during a write, so judgements do not wait for a slow disk.
+// While the snapshot file is written, no lock is held, so no call waits for a slow disk.
 func TestTheLockIsNotHeldWhileWriting(t *testing.T) {
 	b := fill(t, 10*snapshotChunk)
 	to := &lockWatcher{lock: &b.revoked.mu}
@@ -270,8 +270,8 @@ func (w *lockWatcher) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// A snapshot written while the feed applies messages has every message before the snapshot's
-// resume position.
+// A snapshot written while the feed applies messages has every message before the
+// snapshot's resume token.
 func TestWritingWhileTheFeedGoesOn(t *testing.T) {
 	b := fill(t, 3*snapshotChunk)
 	stop := make(chan struct{})
@@ -337,7 +337,7 @@ func TestTheClockOfASnapshot(t *testing.T) {
 			if age := again.fresh.age(); age != c.want-c.server {
 				t.Errorf("%s: the age is %v", name, age)
 			}
-			// The clock goes on, and the server's first heartbeat corrects the clock.
+			// The clock continues, and the server's first heartbeat corrects the clock.
 			time.Sleep(time.Second)
 			if got := time.Until(again.fresh.clock.now()); got != c.want {
 				t.Errorf("%s: %v from now after a second", name, got)
@@ -355,9 +355,9 @@ func TestTheClockOfASnapshot(t *testing.T) {
 	})
 }
 
-// A clock that guesses a time far too late forgets no revocation: the next heartbeat corrects
-// the clock, and the revocation still counts. Entries expired by the server's time are
-// forgotten.
+// After a restart, a clock that guesses a time far too late deletes no revocation: the next
+// heartbeat corrects the clock, and the revocation still counts. Entries that had expired
+// by the server's time are deleted.
 func TestAWrongGuessForgetsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := fill(t, 10)

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-auth/watchword/authn/authntest"
 )
 
-// modelToken is a token and the answer due for the token.
+// modelToken is a token and the answer that Verify must give for the token.
 type modelToken struct {
 	raw, session, user string
 	key                int
@@ -20,8 +20,8 @@ type modelToken struct {
 	verdict            string // but for expiry; as of the verifier's last connection
 }
 
-// Through a day of random events, a verifier gives for every token the answer of a small
-// model. Without a connection, the verifier goes on with its last knowledge.
+// A verifier and a small model go through a day of random events, and must give the same
+// answer for every token. Without a connection, the verifier uses its newest trust bundle.
 func TestADayOfTokens(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var stopped any
@@ -36,7 +36,7 @@ func TestADayOfTokens(t *testing.T) {
 			now := func() time.Time { return time.Now().Add(ahead) }
 			decide := func(verdict string, concerns func(*modelToken) bool) {
 				for _, m := range tokens {
-					// An earlier verdict stands if the contract puts its reason first.
+					// An earlier reason stays if the order of the contract puts it first.
 					if concerns(m) && (m.verdict == "ok" || m.verdict == "TOKEN_STALE" || verdict == "TOKEN_INVALID") {
 						m.verdict = verdict
 					}

@@ -30,13 +30,13 @@ type config struct {
 	log         *slog.Logger
 }
 
-// audience names the services that a token may be for.
+// audience lists the services of which a token must name at least one (claim aud).
 type audience struct {
 	any   bool
 	names []string
 }
 
-// accepts returns whether a token for the services named is for any service of a.
+// accepts returns whether named, the audience of a token, has a service of a.
 func (a audience) accepts(named []string) bool {
 	return a.any || slices.ContainsFunc(named, func(name string) bool {
 		return slices.Contains(a.names, name)
@@ -45,7 +45,7 @@ func (a audience) accepts(named []string) bool {
 
 // WithAudience names the services that this process is: a token must be for at least one of
 // the names (claim aud, RFC 7519 section 4.1.3 and RFC 9068 section 4), and is
-// AUDIENCE_MISMATCH otherwise. So no other service can use here the tokens of its callers.
+// AUDIENCE_MISMATCH otherwise. So no other service can use the tokens of its callers here.
 //
 // NewVerifier needs WithAudience or [WithAnyAudience]. An empty name is INVALID_ARGUMENT.
 func WithAudience(names ...string) Option {
@@ -71,9 +71,10 @@ func WithPublicMethods(patterns ...string) Option {
 	return func(c *config) { c.public = append(c.public, patterns...) }
 }
 
-// WithPlaintextFromOtherHosts accepts keys from another machine over a connection without
-// TLS. An attacker on the path can then replace the keys and forge tokens of every user, so
-// use it only where the network protects the path by other means.
+// WithPlaintextFromOtherHosts accepts the trust bundle, with the public keys, from another
+// machine over a connection without TLS. An attacker on the path can then replace the keys
+// and forge tokens of every user, so use it only where the network protects the path by
+// other means.
 func WithPlaintextFromOtherHosts() Option {
 	return func(c *config) { c.plaintext = true }
 }
@@ -89,26 +90,26 @@ func WithLeeway(leeway time.Duration) Option {
 	return func(c *config) { c.leeway = leeway }
 }
 
-// WithoutWaiting lets NewVerifier return before the first bundle has come. Until then every
-// guarded call is BUNDLE_STALE. [Verifier.Ready] waits for the bundle.
+// WithoutWaiting lets NewVerifier return before the first trust bundle has come. Until then
+// every guarded call is BUNDLE_STALE. [Verifier.Ready] waits for the bundle.
 func WithoutWaiting() Option {
 	return func(c *config) { c.withoutWait = true }
 }
 
-// WithLogger logs losses and returns of the bundle's stream, staleness, failures of the
-// snapshot file, and panics of handlers after the end of their streams. No token is logged.
-// The default, and nil, is silence.
+// WithLogger logs each end and return of the trust bundle's stream, staleness, failures of
+// the snapshot file, and panics of handlers after the end of their streams. No token is
+// logged. The default, and nil, is silence.
 func WithLogger(log *slog.Logger) Option {
 	return func(c *config) { c.log = log }
 }
 
-// StalePolicy selects what a Verifier does while its bundle is stale. See
+// StalePolicy selects what a Verifier does while its trust bundle is stale. See
 // [WithMaxStaleness].
 type StalePolicy int
 
 const (
-	// ContinueWhenStale judges by the newest keys and revocations known. A session ended
-	// since then stays accepted until its access token expires.
+	// ContinueWhenStale verifies tokens by the newest keys and revocations known. A session
+	// ended since then stays accepted until its access token expires.
 	ContinueWhenStale StalePolicy = iota + 1
 	// RefuseWhenStale refuses every guarded call as BUNDLE_STALE.
 	RefuseWhenStale
@@ -120,8 +121,8 @@ const (
 	minMaxStaleness = 10 * time.Second
 )
 
-// WithMaxStaleness sets the age from which the bundle is stale, and the policy for a stale
-// bundle. The default is a minute and ContinueWhenStale. Less than 10 s, and an unknown
+// WithMaxStaleness sets the age from which the trust bundle is stale, and the policy for a
+// stale bundle. The default is a minute and ContinueWhenStale. Less than 10 s, and an unknown
 // policy, is INVALID_ARGUMENT: heartbeats come every few seconds.
 //
 // A heartbeat of the server carries the time up to which the server knew every change. The
@@ -136,14 +137,14 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 	return func(c *config) { c.stale = staleness{after, policy} }
 }
 
-// WithSnapshotFile keeps the bundle in a file: the keys, the revocations, and the server's
-// time of both. After a restart the Verifier judges by the file until the server answers,
-// so a service can start while its Watchword server is away. Once the server answers, the
-// server sends only the news since the file was written.
+// WithSnapshotFile keeps the trust bundle in a file: the keys, the revocations, and the
+// server's time of both. After a restart the Verifier uses the file until the server
+// answers, so a service can start while its Watchword server is away. Once the server
+// answers, the server sends only the changes since the file was written.
 //
 // What a Verifier without its server cannot know:
 //
-//   - News since the file was written. A session ended since then is accepted until its
+//   - Changes since the file was written. A session ended since then is accepted until its
 //     access tokens expire, and a key withdrawn since then is trusted, until the server
 //     answers. [WithMaxStaleness] with RefuseWhenStale sets a limit, because the age of the
 //     file counts as staleness.
@@ -236,8 +237,9 @@ func validPattern(pattern string) bool {
 		(method == "*" || protoreflect.Name(method).IsValid())
 }
 
-// splitMethod splits "/package.Service/Method". ok is false for every other form: a form
-// read differently by grpc-go's router must not pass under the rule of a public method.
+// splitMethod splits "/package.Service/Method". ok is false for every other form: grpc-go's
+// router may read another form differently, and such a call must not be admitted by the
+// rule of a public method.
 func splitMethod(full string) (service, method string, ok bool) {
 	rest, slash := strings.CutPrefix(full, "/")
 	service, method, ok = strings.Cut(rest, "/")

@@ -121,7 +121,7 @@ func startOn(t *testing.T, newClient func(string, ...grpc.DialOption) (*grpc.Cli
 	return w, l
 }
 
-// accept plays the beginning of the verifier's next stream.
+// accept accepts the next stream of the verifier and sends the opening messages.
 func (w *world) accept(t *testing.T) {
 	t.Helper()
 	w.watch = <-w.server.streams
@@ -131,8 +131,8 @@ func (w *world) accept(t *testing.T) {
 	}
 }
 
-// A verifier finds a returned server soon, however long the server was away: the backoff of
-// grpc-go, which grows to minutes, is not added.
+// A verifier connects soon after a server has returned, however long the server was away:
+// the backoff of grpc-go, which grows to minutes, is not added to the verifier's own.
 func TestAServerThatIsBackIsFoundSoon(t *testing.T) {
 	for _, away := range []time.Duration{time.Second, time.Minute, 20 * time.Minute} {
 		t.Run(away.String(), func(t *testing.T) {
@@ -176,8 +176,8 @@ func TestPausesAreSpreadOut(t *testing.T) {
 	})
 }
 
-// The keepalive of tokensource.Dial replaces a dead connection: a Verifier cannot close its
-// conn.
+// The keepalive of tokensource.Dial replaces a dead connection, because a Verifier cannot
+// close its conn.
 func TestADeadConnectionIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, l := startOn(t, tokensource.Dial)
@@ -191,8 +191,8 @@ func TestADeadConnectionIsReplaced(t *testing.T) {
 	})
 }
 
-// Tokens with unknown keys, however many, delay no call, also with a dead connection. A new key
-// is known at once.
+// Tokens signed by unknown keys, however many, delay no call, also over a dead connection.
+// A new key is accepted at once after the server has sent it.
 func TestUnknownKeysMakeNoCallWait(t *testing.T) {
 	for _, dead := range []bool{false, true} {
 		t.Run(fmt.Sprintf("dead %t", dead), func(t *testing.T) {
@@ -232,14 +232,14 @@ func TestUnknownKeysMakeNoCallWait(t *testing.T) {
 	}
 }
 
-// asked returns the refusal of a full server, with the time to wait.
+// asked returns the error of a full server, with the time to wait.
 func asked(again time.Duration) error {
 	return refusal.Status(codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "", "refused",
 		&errdetails.RetryInfo{RetryDelay: durationpb.New(again)}).Err()
 }
 
-// NewVerifier waits for a full server as for a server that is away: at least as long as the
-// server asks for, and at most as long as ever.
+// NewVerifier waits for a full server as for a server that is away: at least for the time
+// that the server asks for, and never longer than the longest pause.
 func TestNewVerifierWaitsForAFullServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server, conn := serveTrust(t)

@@ -25,7 +25,8 @@ type elsewhere struct {
 
 func (e elsewhere) RemoteAddr() net.Addr { return e.addr }
 
-// Package internal/transport tests which addresses are on this machine.
+// Keys over plaintext from another machine are refused. The tests of internal/transport
+// show which addresses count as this machine.
 func TestPlaintextToAnotherMachine(t *testing.T) {
 	remote := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 50051}
 	for name, test := range map[string]struct {
@@ -111,7 +112,7 @@ func TestKeysOfALaterPlaintextStreamAreRefused(t *testing.T) {
 		feed(heartbeat(time.Now()))
 		conn.peer = &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 50051}}
 		feed(nil)
-		for range 3 { // each refusal ends a stream
+		for range 3 { // each time, the verifier ends the stream
 			feed(snapshot(trustState(forger)))
 			w.wants(t, mint(t, forger), "TOKEN_INVALID")
 			w.wants(t, mint(t, w.key), "ok")

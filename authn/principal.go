@@ -14,9 +14,9 @@ import (
 // Only a Verifier makes a Principal, after all checks of the token, and a Principal does
 // not hold the token.
 //
-// A Principal never changes. Any number of goroutines may share a Principal, and every slice
-// returned is a copy. A Principal describes the moment of the check: a program that keeps
-// a Principal after the call learns of no later revocation and no later change of rights.
+// A Principal never changes. Any number of goroutines may share a Principal, and every
+// slice returned is a copy. A Principal describes the moment of the check: a program that
+// keeps a Principal after the call misses later revocations and changes of rights.
 type Principal struct {
 	claims token.Claims
 }

@@ -7,46 +7,46 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// pruneEvery is rare enough to cost nothing, and often enough: an entry lives for
-// minutes at least.
+// pruneEvery is the time between two deletions of expired entries: rare enough to cost
+// nothing, and often enough, since an entry lives for minutes at least.
 const pruneEvery = time.Minute
 
 // revocations holds the ended sessions and the raised versions of users.
 //
-// mu guards both maps. One goroutine writes, the feed's, and may therefore read without
-// mu; other goroutines call [revocations.of], [revocations.sizes] and [idMap.all] of the
-// maps alone. No method holds mu for longer than one batch of entries, so a judgement waits
-// for some tens of microseconds at most, whatever a server sends.
+// mu guards both maps. One goroutine writes, the feed's, and may therefore read without mu;
+// other goroutines call [revocations.of], [revocations.sizes] and [idMap.all] of the maps
+// alone. No method holds mu for longer than one batch of entries, so the check of a token
+// waits for some tens of microseconds at most, whatever a server sends.
 //
-// Entries only add up, and an entry never becomes weaker: a server restored from a
-// backup may have forgotten a revocation, and the token concerned is alive all the same.
-// An entry goes when the last token concerned has expired.
+// Messages only add entries, and an entry never becomes weaker: a server restored from a
+// backup may have forgotten a revocation, and the revoked token must stay refused. An entry
+// is deleted when the last token concerned has expired.
 type revocations struct {
 	mu     sync.RWMutex
 	ended  idMap[int64] // ended session → keep until, server time, Unix seconds
 	raised idMap[raised]
 
-	nextPrune time.Time // of the goroutine that writes
+	nextPrune time.Time // used by the writing goroutine alone
 }
 
-// raised says which tokens of a user are out of use, by the version of the user's rights
-// in a token (claim ver).
+// raised holds two versions of a user's rights. A token with a lower version (claim ver) is
+// refused: below revokedBelow as TOKEN_REVOKED, below staleBelow as TOKEN_STALE.
 type raised struct {
 	revokedBelow int64
 	staleBelow   int64
-	keep         int64 // until, server time, Unix seconds
+	keep         int64 // keep until, server time, Unix seconds
 }
 
-// news is the common part of a snapshot chunk and a change.
+// news has the parts that a snapshot chunk and a change share.
 type news interface {
 	GetTrustState() *watchwordv1.TrustState
 	GetEndedSessions() []*watchwordv1.EndedSession
 	GetRaisedVersions() []*watchwordv1.RaisedVersion
 }
 
-// add takes in the revocations of a message. now is the server's time. A judgement may
-// see a part of the message; since entries only add up, such a judgement refuses no
-// token without a reason from the message.
+// add stores the revocations of a message. now is the server's time. A concurrent
+// [bundle.judge] may see a part of the message; since entries are only added, judge refuses
+// no token without a reason from the message.
 func (r *revocations) add(n news, t *trust, now time.Time) {
 	inBatches(&r.mu, n.GetEndedSessions(), func(s *watchwordv1.EndedSession) {
 		keep, _ := r.ended.get(s.GetSessionId())
@@ -64,7 +64,8 @@ func (r *revocations) add(n news, t *trust, now time.Time) {
 	})
 }
 
-// of returns whether a session has ended, and the raised versions of a user, of one moment.
+// of returns, as of one moment, whether a session has ended and the raised versions of a
+// user.
 func (r *revocations) of(session, user string) (ended bool, versions raised) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -80,8 +81,8 @@ func (r *revocations) sizes() (ended, raised int) {
 	return r.ended.len(), r.raised.len()
 }
 
-// prune deletes entries after the expiry of all tokens concerned. now is the server's time.
-// Within pruneEvery of the last time, prune does nothing.
+// prune deletes the entries of which all tokens concerned have expired. now is the server's
+// time. Within pruneEvery of the last deletion, prune does nothing.
 func (r *revocations) prune(now time.Time) {
 	if now.Before(r.nextPrune) {
 		return

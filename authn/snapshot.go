@@ -17,22 +17,22 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// A snapshot is the content of a bundle as bytes:
+// A snapshot holds the content of a trust bundle as bytes:
 //
 //	"watchword snapshot 1\n"
 //	this machine's clock at the newest heartbeat, ns since 1970, 8 bytes, big-endian
 //	WatchBundleResponse messages, each behind its length, a varint: chunks as at the
-//	    beginning of a stream, and one heartbeat with the place to go on (resume)
+//	    beginning of a stream, and one heartbeat with the resume token for the next stream
 //	SHA-256 of everything before, 32 bytes
 //
-// So [bundle.apply] reads a snapshot as it reads a stream. The checksum finds damage by a
-// disk, and protects from no attacker: anyone able to write the file can compute it.
+// So [bundle.apply] reads a snapshot as it reads a stream. The checksum detects damage by
+// a disk. It stops no attacker: anyone able to write the file can compute the checksum.
 const (
 	snapshotMagic = "watchword snapshot "
 	snapshotBegin = snapshotMagic + "1\n"
 	// maxSnapshot bounds the memory for reading, in bytes: some five million revocations.
 	maxSnapshot = 256 << 20
-	// snapshotChunk entries are one message.
+	// snapshotChunk limits the entries in one message.
 	snapshotChunk = 1000
 )
 
@@ -49,7 +49,7 @@ func (b *bundle) version() (version, bool) {
 
 // writeSnapshot writes a complete bundle, and returns the number of bytes written, also
 // with an error. The feed may apply messages during the call, and the snapshot may have
-// them or not. Either is right, because writeSnapshot reads the position before everything
+// them or not. Both are right, because writeSnapshot reads the position before everything
 // else: the next Verifier asks the server for all messages after the position.
 func (b *bundle) writeSnapshot(to io.Writer) (size int, err error) {
 	at := b.fresh.position.Load()
@@ -168,12 +168,13 @@ func (b *bundle) applySnapshot(body *bufio.Reader, length int64) (*watchwordv1.W
 	}
 }
 
-// recall takes in the end of a snapshot. local is this machine's clock when the snapshot's
-// newest heartbeat came.
+// recall sets the position of the bundle from the heartbeat at the end of a snapshot. local
+// is this machine's clock at that heartbeat.
 //
-// Entries are forgotten by the server's time then. The server's time now is a guess: were
-// the guess too late, and a token's revocation forgotten, the server's next heartbeat
-// would make the token good again.
+// recall deletes the entries that had expired by the server's time in the snapshot. The
+// server's time now is only a guess. If recall deleted a revocation by a guess that is too
+// late, the server's next heartbeat would correct the clock, and the revoked token would be
+// accepted again.
 func (b *bundle) recall(last *watchwordv1.WatchBundleResponse, local time.Time) error {
 	beat := last.GetHeartbeat()
 	server, asOf := beat.GetServerTime().AsTime(), beat.GetAsOf().AsTime()
@@ -190,6 +191,6 @@ func (b *bundle) recall(last *watchwordv1.WatchBundleResponse, local time.Time) 
 	return nil
 }
 
-// plausible returns whether a time is far from where arithmetic overflows. A time not set
-// is 1970.
+// plausible returns whether a time is far from where arithmetic overflows. An unset time is
+// in 1970.
 func plausible(t time.Time) bool { return t.Year() > 1970 && t.Year() < 2150 }

@@ -38,7 +38,7 @@ func nowhere(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
-// alone makes a verifier from a snapshot file, while the server is away.
+// alone makes a verifier from a snapshot file while the server is away.
 func (w *world) alone(t *testing.T, path string, opts ...authn.Option) *world {
 	t.Helper()
 	opts = append(opts, authn.WithAudience("internal"), authn.WithSnapshotFile(path))
@@ -54,8 +54,8 @@ func edit(session, user string) func(*token.Claims) {
 	return func(c *token.Claims) { c.SessionID, c.Subject = session, user }
 }
 
-// After a restart without the server, a verifier judges as before the restart, until each
-// entry expires.
+// After a restart without the server, a verifier gives the same answers as before the
+// restart, until each entry expires.
 func TestTheBundleOutlivesARestart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
@@ -210,8 +210,9 @@ func TestAStaleSnapshotIsLogged(t *testing.T) {
 	})
 }
 
-// When the server answers, the server's trust state replaces the file's, and the file's
-// revocations still count. The verifier asks only for the news since the file.
+// When the server answers, the server's trust state replaces the trust state of the file,
+// and the file's revocations still count. The verifier asks only for the changes since the
+// file was written.
 func TestTheServerGoesOnWhereTheSnapshotEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)

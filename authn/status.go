@@ -7,21 +7,21 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// Status is the state of a Verifier, for health checks and metrics.
+// Status holds the state of a Verifier, for health checks and metrics.
 type Status struct {
-	// Ready: calls are judged. There is a bundle, and the bundle is fresh enough for the
-	// policy of WithMaxStaleness.
+	// Ready: guarded calls can be admitted. The trust bundle is complete, and fresh enough
+	// for the policy of WithMaxStaleness.
 	Ready bool
-	// Stale: the bundle is older than WithMaxStaleness allows.
+	// Stale: the trust bundle is older than WithMaxStaleness allows.
 	Stale bool
-	// Staleness is the age of the bundle, counted as WithMaxStaleness explains; zero without
-	// a bundle. A few seconds are ordinary. The age of a snapshot file goes on after a
-	// restart.
+	// Staleness is the age of the trust bundle, counted as WithMaxStaleness explains; zero
+	// without a bundle. A few seconds are ordinary. After a restart, the age of the
+	// snapshot file counts.
 	Staleness time.Duration
 	// SnapshotError is the error of reading the file of WithSnapshotFile at the start, or
 	// of the last writing; nil without an error or without a file.
 	SnapshotError error
-	// Keys, EndedSessions and RaisedUsers count the bundle's entries: the server's keys, the
+	// Keys, EndedSessions and RaisedUsers count the entries of the trust bundle: the keys, the
 	// sessions ended, and the users disabled or with changed rights, for as long as some
 	// token concerned may live.
 	Keys, EndedSessions, RaisedUsers int
@@ -30,7 +30,7 @@ type Status struct {
 	// Checked counts the tokens parsed, with a check of the signature, because the cache
 	// did not have them.
 	Checked uint64
-	// Refused counts refused tokens by reason.
+	// Refused counts, by reason, refused tokens and calls without a token.
 	Refused map[watchwordv1.ErrorReason]uint64
 }
 
@@ -59,13 +59,13 @@ func (v *Verifier) Status() Status {
 	return s
 }
 
-// counters count rare events. Calls let through are counted by the metrics of gRPC.
+// counters count rare events. gRPC's own metrics count the admitted calls.
 type counters struct {
 	checked  atomic.Uint64
 	byReason [64]atomic.Uint64
 }
 
-// refused counts a refusal, and returns the reason given.
+// refused counts one more refused token or call, and returns the reason given.
 func (c *counters) refused(reason watchwordv1.ErrorReason) watchwordv1.ErrorReason {
 	c.byReason[int(reason)%len(c.byReason)].Add(1)
 	return reason

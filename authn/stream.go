@@ -11,23 +11,24 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// judgeEvery is the time between two judgements of an open stream's token. A judgement takes
-// some hundred nanoseconds.
+// judgeEvery is the time between two checks of an open stream's token. One check takes some
+// hundred nanoseconds.
 const judgeEvery = 500 * time.Millisecond
 
-// StreamServerInterceptor returns the interceptor for streaming calls. It leaves unary calls
-// unguarded; [Verifier.ServerOptions] guards both.
+// StreamServerInterceptor returns the interceptor for streaming calls. It leaves unary
+// calls unguarded; [Verifier.ServerOptions] guards both.
 //
 // The checks and errors at the beginning of a stream are those of
-// [Verifier.UnaryServerInterceptor]. Afterwards the interceptor judges the token again and
-// again: within a second of the token's expiry or revocation, or of a change of the user's
-// rights, the stream ends with the status of a new call, whatever the handler is doing.
-// Streams of public methods are not ended.
+// [Verifier.UnaryServerInterceptor]. Afterwards the interceptor verifies the token again
+// twice a second. Within a second of the token's expiry or revocation, or of a change of
+// the user's rights, the stream ends with the status that a new call would get, whatever
+// the handler is doing. Streams of public methods are not ended.
 //
-// To end a stream, the interceptor cancels the handler's context, with the refusal as
-// context.Cause, lets RecvMsg and SendMsg return the refusal, and returns the refusal to
-// gRPC. The handler runs in a goroutine of its own: a handler that ignores all of these
-// goes on after its stream has ended, and keeps its resources until it returns.
+// To end a stream, the interceptor cancels the handler's context, with the status error as
+// context.Cause; RecvMsg and SendMsg then return the same error, and so does the
+// interceptor to gRPC. The handler runs in a goroutine of its own: a handler that ignores
+// the context and both errors runs on after its stream has ended, and keeps its resources
+// until it returns.
 //
 // A panic in the handler is raised again in the interceptor's goroutine, for a recovery
 // interceptor given before this interceptor. A panic after the stream has ended is logged;
@@ -66,8 +67,9 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	}
 }
 
-// guardedStream is the stream of a handler. After the interceptor has ended the stream, its
-// methods return the refusal: gRPC's own error would not tell the handler the reason.
+// guardedStream is the stream of a handler. After the interceptor has ended the stream,
+// RecvMsg and SendMsg return the interceptor's status error, because gRPC's own error would
+// not tell the handler the reason.
 type guardedStream struct {
 	grpc.ServerStream
 	ctx     context.Context
@@ -77,10 +79,12 @@ type guardedStream struct {
 // Context returns the handler's context, with the principal.
 func (s *guardedStream) Context() context.Context { return s.ctx }
 
-// RecvMsg is grpc.ServerStream.RecvMsg, or returns the refusal.
+// RecvMsg calls grpc.ServerStream.RecvMsg, or returns the error by which the interceptor
+// ended the stream.
 func (s *guardedStream) RecvMsg(m any) error { return s.orRefusal(s.ServerStream.RecvMsg, m) }
 
-// SendMsg is grpc.ServerStream.SendMsg, or returns the refusal.
+// SendMsg calls grpc.ServerStream.SendMsg, or returns the error by which the interceptor
+// ended the stream.
 func (s *guardedStream) SendMsg(m any) error { return s.orRefusal(s.ServerStream.SendMsg, m) }
 
 func (s *guardedStream) orRefusal(do func(any) error, m any) error {

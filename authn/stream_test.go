@@ -71,7 +71,7 @@ func (s *streams) open(t *testing.T, token string) grpc.ClientStream {
 	return stream
 }
 
-// busy has handlers by the activity during which their stream must end.
+// busy has handlers that are busy in different ways when their stream must end.
 var busy = map[string]func(grpc.ServerStream) error{
 	"in Recv": func(s grpc.ServerStream) error { return s.RecvMsg(new(emptypb.Empty)) },
 	"in Send": func(s grpc.ServerStream) error {
@@ -96,8 +96,8 @@ var busy = map[string]func(grpc.ServerStream) error{
 	},
 }
 
-// A stream ends within a second of its token's end, with the status of a new call, whatever
-// the handler is doing.
+// A stream ends within a second after its token is no longer accepted, with the status that
+// a new call would get, whatever the handler is doing.
 func TestAStreamEndsWithItsToken(t *testing.T) {
 	alice := authntest.User{Name: "alice"}
 	for why, c := range map[string]struct {
@@ -125,7 +125,7 @@ func TestAStreamEndsWithItsToken(t *testing.T) {
 					token := s.issuer.Token(alice)
 					stream := s.open(t, token)
 					<-begun
-					time.Sleep(10 * time.Minute) // an open stream with a good token goes on
+					time.Sleep(10 * time.Minute) // an open stream with a good token stays open
 					select {
 					case err := <-s.ended:
 						t.Fatalf("the stream ended with a good token: %v", err)
@@ -214,7 +214,7 @@ func TestOtherStreamsGoOn(t *testing.T) {
 	}
 }
 
-// The result and the panic of a handler get through.
+// The client gets a handler's error, and a recovery interceptor gets a handler's panic.
 func TestResultsOfAHandler(t *testing.T) {
 	refusal := status.Error(codes.AlreadyExists, "its own")
 	for how, c := range map[string]struct {
@@ -291,7 +291,7 @@ func TestAPanicAtTheEnd(t *testing.T) {
 			var log bytes.Buffer
 			raised := 0
 			s := serveLoggedStreams(t, slog.New(slog.NewTextHandler(&log, nil)), func(grpc.ServerStream) error {
-				time.Sleep(500 * time.Millisecond) // the moment of the next judgement
+				time.Sleep(500 * time.Millisecond) // the moment of the next check of the token
 				panic("a bug just now")
 			}, func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
 				defer func() {

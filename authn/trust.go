@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// trust is one trust state: the issuer, the issuer's keys, and the limits of tokens.
+// trust holds one trust state: the issuer, the issuer's keys, and the limits of tokens.
 //
 // A trust never changes after [newTrust]. The bundle holds the newest trust behind an
 // atomic pointer and replaces the pointer, so a reader takes no lock and sees one trust
@@ -27,18 +27,18 @@ type trust struct {
 	leeway      time.Duration          // of WithLeeway; at most margin
 }
 
-// trustedKey is a public key and the end of its use. As long as the server goes on
-// naming a key, every trust has the same public object: a token checked under one trust
-// can be judged under a later one by comparing two pointers.
+// trustedKey holds a public key and the end of its use. As long as the server keeps naming
+// a key, every trust has the same public object. So [bundle.judge] compares two pointers to
+// see whether the newest trust still has the key that checked a token's signature.
 type trustedKey struct {
 	jwk    *watchwordv1.JsonWebKey
 	public *token.PublicKey
 	until  int64 // server time, ns since 1970; math.MaxInt64 where no end is known
 }
 
-// newTrust reads the trust state after before. before is nil for the first trust state; a
-// nil state changes nothing, and newTrust returns before. A key of an unknown kind is
-// logged and left out: a newer server may have such a key.
+// newTrust reads a trust state. before is the trust that the new one replaces, nil for the
+// first; if state is nil, newTrust returns before. A key of an unknown kind is logged and
+// left out: a newer server may have such a key.
 //
 // Errors: if state lacks the issuer or the longest lifetime of a token.
 func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration, log *slog.Logger) (*trust, error) {
@@ -76,7 +76,8 @@ func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration
 	return next, nil
 }
 
-// readKey reads a key of the trust state after t.
+// readKey reads a key of the trust state that replaces t. A key that t has already keeps
+// its public object.
 func (t *trust) readKey(k *watchwordv1.VerificationKey) (*trustedKey, error) {
 	key := &trustedKey{jwk: k.GetKey(), until: math.MaxInt64}
 	if end := k.GetVerifiesUntil(); end != nil {
@@ -91,10 +92,9 @@ func (t *trust) readKey(k *watchwordv1.VerificationKey) (*trustedKey, error) {
 	return key, err
 }
 
-// keepUntil returns until when a revocation is kept, in Unix seconds: the margin past
-// the expiry of the last token concerned, because a leeway lets tokens live past their
-// expiry. until is nil where the server names no time; then the longest token minted
-// now counts.
+// keepUntil returns until when a revocation is kept, in Unix seconds: the margin past the
+// expiry of the last token concerned, because a leeway lets tokens live past their expiry.
+// If the server names no time (until is nil), the longest token minted now counts.
 func (t *trust) keepUntil(until *timestamppb.Timestamp, now time.Time) int64 {
 	end := now.Add(t.maxLifetime)
 	if until != nil {
@@ -103,7 +103,8 @@ func (t *trust) keepUntil(until *timestamppb.Timestamp, now time.Time) int64 {
 	return end.Add(t.margin).Unix() + 1
 }
 
-// expiryBefore is the inverse of [trust.keepUntil]: the time for a server to name.
+// expiryBefore inverts [trust.keepUntil]: it returns the value of until for which keepUntil
+// returns keep.
 func (t *trust) expiryBefore(keep int64) *timestamppb.Timestamp {
 	return timestamppb.New(time.Unix(keep-1, 0).Add(-t.margin))
 }

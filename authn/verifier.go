@@ -12,28 +12,27 @@
 //	defer verifier.Close()
 //	srv := grpc.NewServer(verifier.ServerOptions()...)
 //
-// A [Verifier] judges tokens by itself. Over one stream it watches the trust bundle of the
-// Watchword server: the issuer, the issuer's public keys, and the revocations. So a guarded
-// call, a call through the Verifier's interceptors, needs no network, and a logout is known
-// here within milliseconds. While the server
-// is away, the Verifier goes on with the newest bundle, and keeps each revocation until the
-// last token concerned has expired; with [WithSnapshotFile] also across a restart of the
-// process.
+// A [Verifier] verifies tokens in the service's own process. Over one stream it watches the
+// trust bundle of the Watchword server: the issuer, the issuer's public keys, and the
+// revocations. So a guarded call, a call through the Verifier's interceptors, needs no
+// network, and a logout is known here within milliseconds. While the server is away, the
+// Verifier uses the newest trust bundle, and keeps each revocation until the last token
+// concerned has expired; with [WithSnapshotFile] also across a restart of the process.
 //
 // The promise: if a handler finds a [Principal] by [FromContext], then the issuer has signed
 // the call's token for this audience, the token had not expired, and no revocation and no
-// change of rights was known. The package offers no way to read a token without these
-// checks, which follow RFC 9068 section 4 and RFC 8725.
+// change of rights was known. The package offers no way to read a token without these checks,
+// which follow RFC 9068 section 4 and RFC 8725.
 //
 // To be safe, a program
 //
 //   - gives grpc.NewServer the options of [Verifier.ServerOptions]: with one interceptor
 //     alone, calls of the other kind are not guarded;
-//   - connects to the server with TLS: over plaintext to another machine a Verifier refuses
-//     to take keys;
-//   - gives every method a rule, by the method option of watchword/v1/access.proto: a method
-//     without a rule admits every caller with a valid token. [Verifier.CheckServices] finds
-//     methods without a rule;
+//   - connects to the server with TLS: a Verifier refuses keys over plaintext from another
+//     machine;
+//   - gives every method an access rule, by the method option of watchword/v1/access.proto: a
+//     method without a rule admits every caller with a valid token. [Verifier.CheckServices]
+//     finds methods without a rule;
 //   - acts on [Reason], and not on an error's message.
 //
 // Package authn/tokensource has the calling side, and Dial. Package authn/authntest has an
@@ -53,9 +52,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// A Verifier judges access tokens. [NewVerifier] makes a Verifier, and [Verifier.Close] ends
-// the watch for the trust bundle. Until Close a Verifier has one goroutine, and a second
-// one with [WithSnapshotFile].
+// A Verifier verifies access tokens. [NewVerifier] makes a Verifier, and [Verifier.Close]
+// stops watching the trust bundle. Until Close a Verifier has one goroutine, and a second one
+// with [WithSnapshotFile].
 type Verifier struct {
 	audience audience
 	access   *accessRules
@@ -71,16 +70,17 @@ type Verifier struct {
 //
 // conn leads to Watchword; tokensource.Dial makes one, with a keepalive. The caller closes
 // the Verifier, then conn. Any other conn needs a keepalive too, of some ten seconds: only
-// conn can notice that its path is dead (a pulled cable, a lost entry of a NAT). Without
-// keepalive the operating system takes a quarter of an hour, and until then the Verifier
-// learns of no revocation. A conn of another type than *grpc.ClientConn must name its peer, in the
-// stream's context or by the call option grpc.Peer, and must end a stream with its context.
+// conn can notice that its path is dead (a pulled cable, a lost entry of a NAT). Without a
+// keepalive the operating system notices after a quarter of an hour, and until then the
+// Verifier receives no revocation. A conn of another type than *grpc.ClientConn must name its
+// peer, in the stream's context or by the call option grpc.Peer, and must end a stream with
+// its context.
 //
-// The wait goes on through UNAVAILABLE and RESOURCE_EXHAUSTED, so services can be started
-// in any order and all at once; any other answer of the server ends the wait. With a good
-// file of [WithSnapshotFile] the wait ends with success after two seconds, or at ctx's
-// deadline. Then only PERMISSION_DENIED and FAILED_PRECONDITION end the wait with an error,
-// because an operator has to correct the cause. [WithoutWaiting] leaves the wait out.
+// The wait continues after UNAVAILABLE and RESOURCE_EXHAUSTED, so services can be started in
+// any order and all at once; any other error of the server ends the wait. With a good file of
+// [WithSnapshotFile] the wait ends with success after two seconds, or at ctx's deadline. Then
+// only PERMISSION_DENIED and FAILED_PRECONDITION end the wait with an error, because an
+// operator has to correct the cause. With [WithoutWaiting], NewVerifier does not wait.
 //
 // Errors are gRPC statuses: INVALID_ARGUMENT for options without a sensible meaning, for a
 // nil conn, and for a method linked into this program with an option that contradicts itself
@@ -116,8 +116,8 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 }
 
 // Ready waits for the first trust bundle, as NewVerifier does. After an error the Verifier
-// goes on trying, so Ready may be called again. Once Ready has returned nil, every later
-// call returns nil at once, until Close.
+// keeps trying, so Ready may be called again. Once Ready has returned nil, every later call
+// returns nil at once, until Close.
 //
 // Errors: those of NewVerifier's wait; BUNDLE_STALE after Close.
 func (v *Verifier) Ready(ctx context.Context) error {
@@ -127,9 +127,10 @@ func (v *Verifier) Ready(ctx context.Context) error {
 	return v.feed.wait(ctx)
 }
 
-// Close ends the watch, writes the file of [WithSnapshotFile] if anything is new, and waits for the
-// end of the goroutines. From then on every guarded call is BUNDLE_STALE; public methods
-// stay open, and so does conn. Close may be called again, and always returns nil.
+// Close stops watching the trust bundle, writes the file of [WithSnapshotFile] if the bundle
+// has changed, and waits for the end of the goroutines. From then on every guarded call is
+// BUNDLE_STALE; public methods stay open, and so does conn. Close may be called again, and
+// always returns nil.
 func (v *Verifier) Close() error {
 	v.bundle.fresh.close()
 	v.feed.stop()
@@ -139,30 +140,31 @@ func (v *Verifier) Close() error {
 	return nil
 }
 
-// Verify judges an access token (without "Bearer") as the interceptors do, and returns the
-// token's principal. It needs no network and does not wait. ctx is used for one thing: in a
-// handler's context, an error names the handler's method.
+// Verify verifies an access token (without "Bearer") as the interceptors do, and returns the
+// token's principal. Verify needs no network and does not wait. ctx is used for one thing: in
+// a handler's context, an error names the handler's method.
 //
-// Errors, the first to apply: BUNDLE_STALE without a bundle, after Close, and with
-// RefuseWhenStale (see [WithMaxStaleness]); INVALID_REQUEST for an empty token;
-// TOKEN_INVALID for the token's form (RFC 7515 section 7.1), type, key, signature or issuer,
-// and for a lifetime longer than the issuer gives; AUDIENCE_MISMATCH; TOKEN_EXPIRED;
-// TOKEN_REVOKED; TOKEN_STALE after a change of the user's rights. The client of a call
-// that is TOKEN_EXPIRED or TOKEN_STALE can refresh the token and call again.
+// Errors, the first to apply: BUNDLE_STALE without a trust bundle, after Close, and with
+// RefuseWhenStale (see [WithMaxStaleness]); INVALID_REQUEST for an empty token; TOKEN_INVALID
+// for the token's form (RFC 7515 section 7.1), type, key, signature or issuer, and for a
+// lifetime longer than the issuer gives; AUDIENCE_MISMATCH; TOKEN_EXPIRED; TOKEN_REVOKED;
+// TOKEN_STALE after a change of the user's rights. The client of a call that is TOKEN_EXPIRED
+// or TOKEN_STALE can refresh the token and call again.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {
 	return v.verifyArgument(ctx, token, &v.audience)
 }
 
-// VerifyFor judges an access token as [Verifier.Verify] does, with other audiences than those
-// of [WithAudience]: the token must be for at least one of the audiences given.
+// VerifyFor verifies an access token as [Verifier.Verify] does, with other audiences than
+// those of [WithAudience]: the token must be for at least one of the audiences given.
 //
-// Errors: as Verify; also INVALID_REQUEST if no audience is given, or an empty one, so that
-// a list lost by mistake does not accept every token.
+// Errors: as Verify; also INVALID_REQUEST if no audience is given, or an empty one, so that a
+// list lost by mistake does not accept every token.
 func (v *Verifier) VerifyFor(ctx context.Context, token string, audiences ...string) (*Principal, error) {
 	return v.verifyArgument(ctx, token, &audience{names: audiences})
 }
 
-// verifyArgument judges a token for an audience, both from arguments of a caller.
+// verifyArgument verifies a token for an audience. The caller of Verify or VerifyFor has
+// chosen both.
 func (v *Verifier) verifyArgument(ctx context.Context, token string, want *audience) (*Principal, error) {
 	method, _ := grpc.Method(ctx)
 	switch {
@@ -180,8 +182,8 @@ func (v *Verifier) verifyArgument(ctx context.Context, token string, want *audie
 	return p, nil
 }
 
-// verify judges a token, from the header of a call or from an argument. Every check of a
-// token goes through verify, so verify counts the refusals by reason.
+// verify verifies a token, from the header of a call or from an argument. Every check of a
+// token goes through verify, so verify counts the refused tokens by reason.
 func (v *Verifier) verify(raw string, want *audience) (*Principal, watchwordv1.ErrorReason) {
 	t, reason := v.cache.get(raw), tokenInvalid
 	if t != nil {

@@ -23,7 +23,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// Each token has one flaw and also the flaws judged later, which shows the order.
+// Each token has one flaw, and also every flaw that is checked later. So the reason of the
+// error shows the order of the checks.
 func TestOrderOfReasons(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)

@@ -63,8 +63,8 @@ func wireCall(t *testing.T, conn net.Conn, path, token string) (status string, a
 	}
 }
 
-// A path of another form than /service/method reaches no handler, not even the handler for
-// unknown services, and not by a similarity to a public method's path.
+// A path of another form than /service/method reaches no handler: not the handler for
+// unknown services, and not a public method with a similar path.
 func TestMalformedPathsOnTheWire(t *testing.T) {
 	key := newKey(t)
 	server, trusted := serveTrust(t)

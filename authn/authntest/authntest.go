@@ -162,7 +162,7 @@ func (i *Issuer) NewVerifier(tb testing.TB, opts ...authn.Option) *authn.Verifie
 }
 
 // EndSession ends the session of a token, as a logout does: every token of the session is
-// TOKEN_REVOKED. It panics unless this issuer minted the token with a trusted key.
+// TOKEN_REVOKED. EndSession panics unless this issuer minted the token with a trusted key.
 func (i *Issuer) EndSession(raw string) {
 	i.change(func(c *watchwordv1.Change) {
 		c.EndedSessions = append(c.EndedSessions, &watchwordv1.EndedSession{SessionId: i.read(raw).SessionID, Until: i.until()})
@@ -228,7 +228,7 @@ func (i *Issuer) Advance(d time.Duration) {
 }
 
 // Disconnect ends the streams of all verifiers, and refuses new streams as UNAVAILABLE, until
-// Reconnect. Verifiers learn of changes made in between after Reconnect.
+// Reconnect. After Reconnect, the verifiers receive the changes made in between.
 func (i *Issuer) Disconnect() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -238,15 +238,16 @@ func (i *Issuer) Disconnect() {
 	}
 }
 
-// Reconnect accepts streams again. As with a real server, the verifiers come back within ten
-// seconds; authn.Verifier.Status shows when a verifier is up to date.
+// Reconnect accepts streams again. As with a real server, the verifiers open new streams within
+// ten seconds; authn.Verifier.Status shows when a verifier is up to date.
 func (i *Issuer) Reconnect() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.silent = false
 }
 
-// now returns the time of the issuer's clock. Here and in the methods below, i.mu must be held.
+// now returns the time of the issuer's clock. i.mu must be held, also for until, version,
+// read, trustState and heartbeat.
 func (i *Issuer) now() time.Time { return time.Now().Add(i.ahead) }
 
 func (i *Issuer) until() *timestamppb.Timestamp { return timestamppb.New(i.now().Add(MaxLifetime)) }

@@ -25,7 +25,7 @@ func reason(v *authn.Verifier, token string) string {
 	return strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")
 }
 
-// When a change of the issuer returns, every verifier knows the change.
+// When a method that changes the issuer returns, every verifier has applied the change.
 func TestEveryChangeIsKnownAtOnce(t *testing.T) {
 	alice := authntest.User{Name: "alice", Roles: []string{"writer"}}
 	for name, c := range map[string]struct {

@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/trusttest"
 )
 
-// beatEvery is the pause between two heartbeats. A verifier takes a minute of silence for a
-// lost connection.
+// beatEvery is the pause between two heartbeats. After a minute without a message, a verifier
+// opens a new stream.
 const beatEvery = 20 * time.Second
 
 type message = trusttest.Message
@@ -59,13 +59,13 @@ func (i *Issuer) send(m *message) {
 	}
 }
 
-// stream is the stream of one verifier. A verifier applies a message before asking for the
-// next: the next call of receive confirms the message.
+// stream is the stream of one verifier. A verifier applies a message before it asks for the
+// next one. So the next call of receive shows that the message was applied.
 type stream struct {
 	issuer *Issuer
 	ctx    context.Context
 	cut    context.CancelFunc
-	left   []*message // of the snapshot, not received yet
+	left   []*message // messages of the snapshot, still to be received
 	next   chan *message
 	asked  chan struct{}
 	owing  bool // send waits for the next call of receive
@@ -83,8 +83,8 @@ func (s *stream) send(m *message) {
 	}
 }
 
-// receive returns the snapshot, and then the messages of send. After each of these, send
-// waits for the next call of receive.
+// receive returns the snapshot, and then the messages of send. After each message of send,
+// send waits for the next call of receive.
 func (s *stream) receive() (*message, error) {
 	if len(s.left) > 0 {
 		m := s.left[0]

@@ -18,8 +18,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
-// tokenUseless holds the reasons for which a refused token is replaced. After any other
-// reason a new token would be refused too. The value: make the refused call again.
+// tokenUseless holds the reasons for which a service may refuse a token that the Source
+// then replaces. After any other reason the service would refuse a new token too. The value
+// says whether the refused call is sent again.
 var tokenUseless = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:   true,
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED: true,
@@ -27,16 +28,16 @@ var tokenUseless = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED: false,
 }
 
-// An attempt is one try of a call. It tells the interceptors which token the call went out
-// with, or the error of [Source.GetRequestMetadata]: grpc-go replaces some of the errors
-// (gRFC A54) and drops their details.
+// An attempt is one try of a call. The attempt tells the interceptors which token the call
+// carried, or the error of [Source.GetRequestMetadata]: grpc-go replaces some of those
+// errors (gRFC A54) and drops their details.
 type attempt struct {
 	source *Source
 	method string
 	sent   atomic.Pointer[sent] // stored again if grpc-go tries again by itself, from another goroutine
 }
 
-// sent is the token of a call, or the error in place of a token.
+// sent holds the token of a call, or the error in place of a token.
 type sent struct {
 	token string
 	err   error
@@ -45,9 +46,9 @@ type sent struct {
 // attemptKey finds the attempt of a source in the context of a call.
 type attemptKey struct{ *Source }
 
-// ended returns the error of a call that ended with err, and whether to make the call
-// again. If err is a refusal of the token by the called method, ended takes the token out
-// of use.
+// ended returns the error of a call that ended with err, and whether to send the call
+// again. If err says that the called method refused the token, ended takes the token out of
+// use.
 func (a *attempt) ended(err error) (again bool, _ error) {
 	sent := a.sent.Load()
 	if err == nil || sent == nil {
@@ -63,9 +64,9 @@ func (a *attempt) ended(err error) (again bool, _ error) {
 	return again, err
 }
 
-// replace takes a refused token out of use, and returns whether another token is or may be
-// available. It returns false if refusals come too often. For a second call refused with
-// the same token, the token is replaced already.
+// replace takes a refused token out of use, and returns whether another token is available
+// or a renewal may bring one. It returns false if services refuse tokens too often. If
+// another refused call has replaced the same token already, replace returns true.
 func (s *Source) replace(token string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,7 +76,8 @@ func (s *Source) replace(token string) bool {
 	return s.access != token
 }
 
-// interceptUnary makes a call, and makes it once more if the service refused the token.
+// interceptUnary sends a call, and sends it once more if the service refused the token for
+// a reason that [tokenUseless] allows.
 func (s *Source) interceptUnary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) (err error) {
 	for tries, again := 0, true; again && tries < 2; tries++ {
 		a := &attempt{source: s, method: method}
@@ -84,8 +86,8 @@ func (s *Source) interceptUnary(ctx context.Context, method string, req, reply a
 	return err
 }
 
-// interceptStream opens a stream. A refusal of the token by the service, at any time, takes
-// the token out of use.
+// interceptStream opens a stream. If the service refuses the token, at any time,
+// interceptStream takes the token out of use.
 func (s *Source) interceptStream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	a := &attempt{source: s, method: method}
 	opened, err := open(context.WithValue(ctx, attemptKey{s}, a), desc, conn, method, opts...)
@@ -96,13 +98,13 @@ func (s *Source) interceptStream(ctx context.Context, desc *grpc.StreamDesc, con
 	return &stream{opened, a}, nil
 }
 
-// A stream passes the error of its end to its attempt.
+// A stream gives the error of its end to its attempt.
 type stream struct {
 	grpc.ClientStream
 	attempt *attempt
 }
 
-// RecvMsg is grpc.ClientStream.RecvMsg; an error may take the token out of use.
+// RecvMsg calls grpc.ClientStream.RecvMsg; an error may take the token out of use.
 func (s *stream) RecvMsg(m any) error {
 	_, err := s.attempt.ended(s.ClientStream.RecvMsg(m))
 	return err
@@ -118,9 +120,10 @@ func (s *stream) RecvMsg(m any) error {
 // caller may do. Where this is too much trust, give the handler's service a [Source] of its
 // own.
 //
-// Forward does not renew a token: after a refusal, the caller has to send a new one. If the
-// handler returns the refusal, the refusal names the next service's method, or no method if
-// both methods have the same name. So no caller makes the whole chain of calls again.
+// Forward does not renew a token: if the next service refuses the token, the caller has to
+// send a new one. If the handler returns the error of the next service, the error names the
+// next service's method, or no method if both methods have the same name. So no caller
+// repeats the whole chain of calls.
 //
 // Forward takes only the option [WithPlaintextToOtherHosts]. With any other option every
 // call is INTERNAL, because the option cannot have its effect: a forwarded token keeps its
@@ -163,12 +166,12 @@ func (f perRPC) GetRequestMetadata(ctx context.Context, _ ...string) (map[string
 
 // checkCall returns an error if a call must not carry a secret over its connection. The
 // connection must be private or within this machine, or plaintext must be allowed. ctx must
-// come from grpc-go's question to per-RPC credentials: its peer is then the connection's,
-// and no longer the peer of a handler's caller.
+// be the context that grpc-go gives to per-RPC credentials: the peer in that context is the
+// peer of the call's own connection, and no longer a handler's caller.
 //
 // Errors: INTERNAL if the call has authorization metadata of its own; UNAUTHENTICATED for
-// the connection, as in grpc-go itself. grpc-go would turn FAILED_PRECONDITION into INTERNAL
-// (gRFC A54).
+// the connection, as in grpc-go itself. grpc-go would turn FAILED_PRECONDITION into
+// INTERNAL (gRFC A54).
 func checkCall(ctx context.Context, plaintext bool) error {
 	if md, _ := metadata.FromOutgoingContext(ctx); len(md["authorization"]) > 0 {
 		return status.Error(codes.Internal, "tokensource: the call carries authorization metadata of its own")

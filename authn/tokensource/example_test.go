@@ -39,7 +39,8 @@ func (s loginService) Refresh(context.Context, *watchwordv1.RefreshRequest) (*wa
 	return &watchwordv1.RefreshResponse{Tokens: s.tokens(2)}, nil
 }
 
-// greeter is a service that greets the caller, and then calls the next service.
+// greeter is a service that greets the caller, and then calls the next service if there is
+// one.
 type greeter struct {
 	healthpb.UnimplementedHealthServer
 	name string
@@ -50,7 +51,7 @@ func (g greeter) Check(ctx context.Context, req *healthpb.HealthCheckRequest) (*
 	principal, _ := authn.FromContext(ctx)
 	fmt.Println(g.name, "greets", principal.Username())
 	if g.next != nil {
-		return g.next.Check(ctx, req) // the context takes the caller's token along
+		return g.next.Check(ctx, req) // the context carries the caller's token
 	}
 	return &healthpb.HealthCheckResponse{}, nil
 }
@@ -177,7 +178,8 @@ func ExampleRefresh() {
 	// <nil> refresh-2
 }
 
-// A request by HTTP, or by another library than grpc-go, needs the token itself.
+// A request by HTTP, or by another library than grpc-go, carries the token in its own
+// header.
 func ExampleSource_Token() {
 	authAddr, _, stop := exampleServers(greeter{})
 	defer stop()

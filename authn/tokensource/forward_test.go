@@ -75,7 +75,7 @@ func TestForward(t *testing.T) {
 						saw(t, service, "")
 					}
 
-					// A call of a public method takes no token along.
+					// A handler of a public method forwards no token.
 					if seen, err := call(ctx, middle, "/open.v1.Open/Method", false); err != nil || seen != "none" {
 						t.Errorf("from a public method: %q, %v", seen, err)
 					}
@@ -94,8 +94,7 @@ func TestForwardOutsideOfAGuardedCall(t *testing.T) {
 	})
 }
 
-// An option that asks Forward for what it cannot do fails each call, before anything
-// is sent.
+// With an option that has no effect on Forward, each call fails before anything is sent.
 func TestForwardRefusesOtherOptions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for name, opt := range map[string]tokensource.Option{
@@ -116,7 +115,8 @@ func TestForwardRefusesOtherOptions(t *testing.T) {
 	})
 }
 
-// After a refusal by the second service, the caller does not repeat the call of the first.
+// If the second service refuses the token, the caller does not repeat the call of the first
+// service.
 func TestRefusalFromFurtherDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer := authntest.New()

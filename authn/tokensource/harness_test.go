@@ -32,8 +32,8 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // authServer stands in for Watchword. It has one session with numbered tokens: access-3
-// comes with refresh-3. Like the real server, it accepts the newest refresh token and the
-// refresh token before.
+// comes with refresh-3. Like the real server, it accepts the newest refresh token and, in
+// the refresh grace, the one before.
 type authServer struct {
 	watchwordv1.UnimplementedAuthServiceServer
 	reachable
@@ -84,7 +84,7 @@ func (s *authServer) answer(ctx context.Context, asked string, audience []string
 		s.mu.Unlock()
 		return nil, err
 	}
-	if asked != refresh(s.newest-1) { // otherwise within the grace: the same answer again
+	if asked != refresh(s.newest-1) { // the refresh token before, in the refresh grace, gets the same answer again
 		s.newest++
 	}
 	n := s.newest
@@ -126,7 +126,7 @@ func hang(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// refusal returns a status as Watchword and verifiers do.
+// refusal returns the status of a refused call, as Watchword and verifiers make it.
 func refusal(code codes.Code, reason, method string, more ...protoadapt.MessageV1) error {
 	info := &errdetails.ErrorInfo{Reason: reason, Domain: "watchword"}
 	if method != "" {
@@ -172,7 +172,7 @@ func name(err error) string {
 	return strings.TrimPrefix(reason.String(), "ERROR_REASON_")
 }
 
-// refusedBy checks the code, the reason, the domain and the method of a refusal.
+// refusedBy checks the code, the reason, the domain and the method of a refused call.
 func refusedBy(t *testing.T, err error, code codes.Code, reason, method string) {
 	t.Helper()
 	for _, d := range status.Convert(err).Details() {

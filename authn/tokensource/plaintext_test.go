@@ -17,7 +17,7 @@ import (
 	"github.com/watchword-auth/watchword/authn/tokensource"
 )
 
-// secretAddresses has addresses, and whether a secret may go there in plaintext.
+// secretAddresses has addresses, and whether a secret may be sent there in plaintext.
 var secretAddresses = map[string]struct {
 	addr net.Addr
 	ok   bool

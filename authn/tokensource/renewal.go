@@ -16,19 +16,20 @@ import (
 
 const (
 	// firstDelay and longestDelay limit the pause after a failure that may end without a
-	// person's help. The first is too short to be noticed; after the longest, the return of
-	// a server is noticed.
+	// person's help. firstDelay is too short to be noticed; longestDelay limits the time
+	// until a returned server is noticed.
 	firstDelay   = 50 * time.Millisecond
 	longestDelay = 10 * time.Second
-	// firstRefusedDelay and longestRefusedDelay limit the pause after a refusal that only a
+	// firstRefusedDelay and longestRefusedDelay limit the pause after an error that only a
 	// person can resolve, such as a wrong password.
 	firstRefusedDelay   = 5 * time.Second
 	longestRefusedDelay = 5 * time.Minute
-	// latestSend is the time before a token's expiry in which the token is not sent: the
-	// token would expire on its way, and a stream is not made again.
+	// latestSend is the last part of a token's life, in which the Source no longer sends
+	// the token: the token could expire on the way to the service. A stream refused for an
+	// expired token fails, because the Source opens no stream a second time.
 	latestSend = time.Second
-	// requestTimeout limits each request to Watchword and each call of the store. A login
-	// waiting for the hash of its password takes seconds.
+	// requestTimeout limits each request to Watchword and each call of the function given
+	// to WithStore. A login that waits for the hash of its password takes seconds.
 	requestTimeout = 10 * time.Second
 )
 
@@ -61,10 +62,10 @@ func (s *Source) renew() {
 	}
 }
 
-// renewSession gets new tokens by the refresh token; by the password, if there is one, in
-// place of a missing refresh token or an ended session.
+// renewSession gets new tokens by the refresh token. If there is no refresh token, or if
+// the session has ended, renewSession logs in with the password, if there is one.
 //
-// Errors: UNAVAILABLE if the store fails; those of [session.request].
+// Errors: UNAVAILABLE if the function given to WithStore fails; those of [session.request].
 func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
 	if err := s.session.save(s.ctx); err != nil {
 		return nil, &refusal.Setup{Code: codes.Unavailable, Message: "tokensource: storing the refresh token: " + err.Error(), Cause: err}
@@ -90,8 +91,9 @@ func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
 	return tokens, nil
 }
 
-// useLocked replaces the access token. The token's life counts from the start of the request
-// by this machine's clock, so the server's clock does not matter. s.mu must be held.
+// useLocked stores a new access token. The token's life counts from the start of the
+// request by this machine's clock, so the server's clock does not matter. s.mu must be
+// held.
 func (s *Source) useLocked(tokens *watchwordv1.TokenPair) {
 	life := tokens.GetExpiresIn().AsDuration()
 	s.access = tokens.GetAccessToken()
@@ -102,7 +104,7 @@ func (s *Source) useLocked(tokens *watchwordv1.TokenPair) {
 	s.backoff.Reset()
 }
 
-// failedLocked keeps the error of a renewal, and sets the pause before the next renewal.
+// failedLocked stores the error of a renewal, and sets the pause before the next renewal.
 // s.mu must be held.
 func (s *Source) failedLocked(err error) {
 	if _, over := sessionOver[refusal.Reason(err)]; over && s.session.password == "" {
@@ -120,8 +122,8 @@ func (s *Source) failedLocked(err error) {
 	s.session.log.Warn("no new access token", "credentials", s, "error", err, "pause", pause)
 }
 
-// sessionOver holds the reasons that end a session: Watchword accepts no refresh token of the
-// session any more. The value: the session's access tokens are revoked too.
+// sessionOver holds the reasons that end a session: Watchword accepts no refresh token of
+// the session any more. The value says whether the session's access tokens are revoked too.
 var sessionOver = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID: false,
 	watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED: false,
@@ -138,7 +140,7 @@ type session struct {
 	username, password string // empty in a source made by [Refresh]
 
 	refreshToken string    // the newest; empty: log in
-	unsaved      bool      // the store has not taken refreshToken yet
+	unsaved      bool      // the function given to WithStore has not returned nil for refreshToken
 	asked        time.Time // the start of the last request
 }
 
@@ -179,7 +181,8 @@ func (s *session) fillIn(secret func()) grpc.CallOption {
 	}))
 }
 
-// save passes the newest refresh token to the store, unless the store has taken the token.
+// save passes the newest refresh token to the function given to WithStore, unless that
+// function has already returned nil for the token.
 func (s *session) save(ctx context.Context) error {
 	if s.store == nil || !s.unsaved {
 		return nil

@@ -154,7 +154,8 @@ func TestServerAway(t *testing.T) {
 	})
 }
 
-// A program with an old password must not look like an attacker guessing passwords.
+// After a refused password the source waits longer each time: a program with an old
+// password must not look like an attacker that guesses passwords.
 func TestRefusedLogins(t *testing.T) {
 	for _, test := range []struct {
 		refused error
@@ -223,8 +224,8 @@ func TestSessionIsOver(t *testing.T) {
 	}
 }
 
-// While a new session begins, calls go on with the old session's token, unless the refusal shows
-// that the token is revoked with its session.
+// While the source logs in again, calls use the old session's token, unless Watchword's
+// error shows that the token is revoked with its session.
 func TestCallsWhileTheSessionBeginsAnew(t *testing.T) {
 	for reason, during := range map[string]string{
 		"REFRESH_TOKEN_INVALID": "access-1",
@@ -277,7 +278,7 @@ func TestTokenStore(t *testing.T) {
 		c.service.refuses(nil)
 		saw(t, c.auth, "refresh-0 refresh-1 refresh-2")
 
-		// A refresh token that the store has not taken is not sent.
+		// A refresh token that the store has not saved is not sent.
 		broken := errors.New("the disk is full")
 		k.fails(broken)
 		c.goesWith(t, "access-4")

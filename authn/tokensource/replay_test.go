@@ -19,7 +19,7 @@ import (
 	"github.com/watchword-auth/watchword/authn/tokensource"
 )
 
-// A payment is a service with work that must not be done twice.
+// A payment is a service that does work which must be done only once.
 type payment struct {
 	*authn.Verifier
 	issuer *authntest.Issuer
@@ -79,8 +79,8 @@ func (p *payment) work(ctx context.Context) error {
 	return p.fails(ctx)
 }
 
-// A handler judges some other token and returns the refusal. The call is not repeated, and the
-// caller's own token stays in use.
+// A handler verifies some other token and returns the error. The call is not repeated, and
+// the caller's own token stays in use.
 func TestTheRefusalOfAnotherTokenRepeatsNoCall(t *testing.T) {
 	for _, kind := range []struct {
 		method string
@@ -122,7 +122,8 @@ func TestTheRefusalOfAnotherTokenRepeatsNoCall(t *testing.T) {
 	}
 }
 
-// An interceptor given before the guard sees the handler's error unchanged but for the method.
+// An interceptor given before the verifier's sees the handler's error, unchanged except for
+// the removed method.
 func TestAHandlersErrorStaysTheSame(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sentinel := errors.New("no approval")
@@ -147,8 +148,8 @@ func TestAHandlersErrorStaysTheSame(t *testing.T) {
 	})
 }
 
-// A service forwards a call to a method of the same name. The next service's refusal comes
-// back without the method, so the caller does not repeat the call.
+// A service forwards a call to a method of the same name. The error of the next service
+// comes back without the method, so the caller does not repeat the call.
 func TestForwardedToTheSameMethod(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer, auth, next := authntest.New(), startAuth(t), startService(t)

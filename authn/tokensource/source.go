@@ -29,7 +29,7 @@
 //     was done.
 //   - No secret appears in a log, in an error or in the text of a Source.
 //   - A Source puts little load on Watchword: one request at a time, pauses after failures,
-//     and a limit on the renewals caused by refusals of a service.
+//     and a limit on the renewals caused by services that refuse tokens.
 //
 // To be safe, a program
 //
@@ -72,27 +72,27 @@ import (
 //
 // The first call that needs a token starts a renewal. One renewal at a time serves all
 // calls, in a goroutine of its own: a call stops waiting when its context ends, and the
-// renewal goes on for the other calls. When about a fifth of a token's life is left, the
+// renewal continues for the other calls. When about a fifth of a token's life is left, the
 // next call starts a renewal and goes out with the present token. Without calls nothing
 // runs.
 //
 // After a failed renewal, a later call starts the next renewal. The pause between the two
-// grows to ten seconds; to five minutes after a refusal that only a person can resolve,
+// grows to ten seconds; to five minutes after an error that only a person can resolve,
 // such as a wrong password; or to the pause that Watchword asks for. During the pause a
 // call uses the present token if still good, and otherwise fails at once with the error of
 // the renewal. If an answer of Watchword gets lost, the Source sends the same refresh token
 // again, and the server accepts it again.
 //
-// A service may refuse a token before the token's expiry. A unary call is then made once
+// A service may refuse a token before the token's expiry. A unary call is then sent once
 // more with a new token, if the reason is TOKEN_STALE, TOKEN_EXPIRED or TOKEN_INVALID and
-// the refusal names the called method. A refusal naming another method comes from a
-// service further down, perhaps after some work was done. A stream is not made again, nor
-// is a call after TOKEN_REVOKED: such a refusal replaces the token for the next call.
-// Refusals can replace five tokens in a row, and then one every ten seconds.
+// the error names the called method. An error that names another method comes from a
+// service further down, perhaps after some work was done. A refused stream, and a call
+// refused as TOKEN_REVOKED, is not sent again: only later calls get a new token. Services
+// that refuse tokens can cause five renewals in a row, and then one every ten seconds.
 //
 // Errors of calls are gRPC statuses: Watchword's answer; UNAUTHENTICATED without a reason
-// if the connection is plaintext to another machine; UNAVAILABLE if the store fails (see
-// [WithStore]); CANCELED after Close; INTERNAL if the call has authorization metadata of
+// if the connection is plaintext to another machine; UNAVAILABLE if the function given to
+// [WithStore] fails; CANCELED after Close; INTERNAL if the call has authorization metadata of
 // its own; CANCELED or DEADLINE_EXCEEDED if the call's context ends.
 //
 // If a connection is given two Sources, the later Source counts.
@@ -104,13 +104,13 @@ type Source struct {
 
 	mu           sync.Mutex // guards the fields below
 	access       string     // the token to send; empty without one
-	goodUntil    time.Time  // the end of access's use
-	renewAt      time.Time  // the earliest renewal ahead of goodUntil
+	goodUntil    time.Time  // until when access may be sent
+	renewAt      time.Time  // from then on a call starts a renewal, before goodUntil
 	renewal      *renewal   // the present renewal; nil without one
 	lastErr      error      // of the last renewal, or the reason for the end of ctx
 	notBefore    time.Time  // the earliest start of the next renewal
 	backoff      retry.Backoff
-	replacements *rate.Limiter // limits the renewals caused by refusals of a service
+	replacements *rate.Limiter // limits the renewals caused by services that refuse tokens
 }
 
 // renewalKey marks the context of the source's own requests and of its store.
@@ -139,18 +139,19 @@ func WithAudience(names ...string) Option {
 // by other means.
 func WithPlaintextToOtherHosts() Option { return func(c *config) { c.plaintext = true } }
 
-// WithStore passes each new refresh token to store, so that the program can continue its
-// session after a restart, by [Refresh].
+// WithStore names a function, store, that saves each new refresh token, so that the program
+// can continue its session after a restart, by [Refresh].
 //
-// store is called after a login or a refresh, before any call goes out with the new access
-// token, and from one goroutine at a time. Its context ends after ten seconds and at Close;
-// Close waits for store. Token called with the context of store is INTERNAL: the call
-// would wait for the renewal, and the renewal waits for store.
+// The Source calls store after a login or a refresh, before any call goes out with the new
+// access token, and from one goroutine at a time. The context given to store ends after ten
+// seconds and at Close; Close waits until store has returned. store must not ask for a
+// token: [Source.Token] with the context of store is INTERNAL, because Token would wait for
+// the renewal that waits for store.
 //
-// A refresh token is sent only after store has returned nil for it, so the token in the
-// store is always good for one more refresh. If store fails, calls go out with the new
-// access token. The next renewal first calls store again, and is UNAVAILABLE if store fails
-// again. A store that returns nil without keeping the token breaks this promise.
+// store must have saved the token when it returns nil. Only then does the Source send the
+// refresh token to Watchword, so the saved token is always good for one more refresh. If
+// store returns an error, calls still go out with the new access token. The next renewal
+// first calls store again, and fails as UNAVAILABLE if store fails again.
 func WithStore(store func(ctx context.Context, refreshToken string) error) Option {
 	return func(c *config) { c.store = store }
 }
@@ -180,7 +181,7 @@ func Password(conn grpc.ClientConnInterface, username, password string, opts ...
 // Refresh returns a Source that continues the session of a refresh token (RFC 6749 section
 // 6). From now on only the Source may use the token: every refresh replaces the token (see
 // [WithStore]), and Watchword ends a session if an old token appears (RFC 9700 section
-// 4.14). After Watchword has refused the refresh token, every call fails with the refusal.
+// 4.14). After Watchword has refused the refresh token, every call fails with the same error.
 //
 // conn is as in [Password]. Errors: INVALID_ARGUMENT if conn is nil or a text is empty.
 func Refresh(conn grpc.ClientConnInterface, refreshToken string, opts ...Option) (*Source, error) {
@@ -217,8 +218,8 @@ func newSource(conn grpc.ClientConnInterface, begin *session, opts []Option) (*S
 var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}
 
 // Dial returns a connection to Watchword, for a [Source] and for authn.NewVerifier. It is
-// grpc.NewClient with a keepalive: a verifier learns of revocations over the connection,
-// and a dead connection is noticed within 15 seconds.
+// grpc.NewClient with a keepalive: a verifier receives the revocations over the
+// connection, and notices a dead connection within 15 seconds.
 //
 // opts come after Dial's own options and override them; opts must contain transport
 // credentials. target is as for grpc.NewClient: a host and port, or the URL of a resolver.
@@ -239,7 +240,7 @@ func misused(message string) error {
 }
 
 // Close ends the present renewal and waits for its end. Calls waiting for a token, and every
-// later call, are CANCELED. The session at Watchword goes on. Close may be called again,
+// later call, are CANCELED. The session at Watchword continues. Close may be called again,
 // and always returns nil.
 func (s *Source) Close() error {
 	s.mu.Lock()
@@ -274,12 +275,12 @@ func (s *Source) DialOptions() []grpc.DialOption {
 // request: the token returned lives for at least a second.
 //
 // Token does not check the caller's connection: send the token over TLS or within this
-// machine. Nor does Token learn of refusals by a service: it returns the same token until
-// the next renewal is due.
+// machine. Token returns the same token until the next renewal is due, also after a service
+// has refused the token.
 //
-// Errors: Watchword's answer; UNAVAILABLE if the store fails; CANCELED after Close;
-// CANCELED or DEADLINE_EXCEEDED if ctx ends; INTERNAL if ctx is the context of a call of
-// the store.
+// Errors: Watchword's answer; UNAVAILABLE if the function given to [WithStore] fails;
+// CANCELED after Close; CANCELED or DEADLINE_EXCEEDED if ctx ends; INTERNAL if ctx is the
+// context of that function.
 func (s *Source) Token(ctx context.Context) (string, error) {
 	if ctx.Value(renewalKey{s}) != nil { // the renewal would wait for itself
 		return "", status.Error(codes.Internal, "tokensource: the source's own connection to Watchword uses the source, or its store asks for a token")

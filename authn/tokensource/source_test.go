@@ -92,7 +92,7 @@ func TestServiceThatRefusesEveryToken(t *testing.T) {
 		c := withPassword(t)
 		c.service.refuses(func(method, _ string) error { return refusal(codes.Unauthenticated, "TOKEN_INVALID", method) })
 		c.failsWith(t, "TOKEN_INVALID")
-		saw(t, c.service, "access-1 access-2") // made again once
+		saw(t, c.service, "access-1 access-2") // the call is sent again once
 		for range 60 * 10 {
 			c.failsWith(t, "TOKEN_INVALID")
 			time.Sleep(100 * time.Millisecond)
@@ -238,7 +238,7 @@ func TestClose(t *testing.T) {
 	})
 }
 
-// A store that ignores its context delays Close, and no call.
+// A store function that ignores its context delays Close, and no call.
 func TestCloseWhileTheStoreHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -285,7 +285,7 @@ func TestMisuse(t *testing.T) {
 
 func second(_ *tokensource.Source, err error) error { return err }
 
-// Token returns the token of a call.
+// Token returns the same token that a call carries.
 func TestToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := withPassword(t)
@@ -312,7 +312,7 @@ func TestToken(t *testing.T) {
 	})
 }
 
-// A store that calls Token gets an error, and no deadlock.
+// A store function that calls Token gets an error, and no deadlock.
 func TestStoreThatAsksForAToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var source *tokensource.Source

@@ -1,6 +1,6 @@
-// Package detach runs a function in a way that lets the caller return first. A stream's
-// handler may block in Recv or Send until the stream ends, and the stream ends only when
-// the interceptor returns.
+// Package detach runs a function so that the caller can return before the function
+// ends. A stream's handler may block in Recv or Send until the stream ends, and the
+// stream ends only when the interceptor returns.
 package detach
 
 import (
@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// errExited is the fault of a function that called runtime.Goexit.
+// errExited reports a function that called runtime.Goexit.
 var errExited = status.Error(codes.Internal, "the handler ended without an answer: runtime.Goexit was called")
 
 // A Call is one run of a function in a goroutine of its own.
@@ -21,7 +21,7 @@ type Call struct {
 	stack []byte
 }
 
-// Go starts fn.
+// Go starts fn in a goroutine of its own.
 func Go(fn func() error) *Call {
 	c := &Call{done: make(chan struct{}), fault: errExited}
 	go func() {
@@ -57,9 +57,8 @@ func (c *Call) Result() error {
 	return c.err
 }
 
-// Leave returns at once and gives up the result. If fn panics or calls
-// runtime.Goexit, late is called with the fault and its stack when fn ends, in a
-// goroutine of its own.
+// Leave gives up the result and returns at once. If fn later panics or calls
+// runtime.Goexit, Leave's goroutine calls late with the fault and the stack of fn.
 func (c *Call) Leave(late func(fault any, stack []byte)) {
 	go func() {
 		<-c.done

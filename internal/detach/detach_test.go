@@ -14,8 +14,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/detach"
 )
 
-// A function that was left behind is heard of when it panics or exits, and not when
-// it returns.
+// After Leave, a panic or runtime.Goexit of the function is reported; an ordinary
+// return is not.
 func TestLateFaultsAreHeardOf(t *testing.T) {
 	for name, late := range map[string]struct {
 		end   func()
@@ -50,7 +50,8 @@ func TestLateFaultsAreHeardOf(t *testing.T) {
 	}
 }
 
-// Result gives what the function gave: an error, its panic, or INTERNAL for an exit.
+// Result returns the error of the function, raises its panic again, or returns
+// INTERNAL for runtime.Goexit.
 func TestResult(t *testing.T) {
 	result := func(fn func() error) (raised any, err error) {
 		defer func() { raised = recover() }()

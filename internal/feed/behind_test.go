@@ -15,8 +15,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// ahead is a database of which one feed has read more than another, and where a
-// watcher of the first stands. The other one never reads by itself.
+// ahead returns a database, a feed that has not read the newest event, and the resume
+// token of a watcher that knows this event from another feed. The feed that is behind
+// never polls by itself.
 func ahead(t *testing.T) (s *store.Store, behind *feed.Feed, at []byte) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "f.db")
@@ -30,11 +31,11 @@ func ahead(t *testing.T) (s *store.Store, behind *feed.Feed, at []byte) {
 	return s, behind, at
 }
 
-// Whoever knows more than a feed is told what the feed must read first: however
-// many there are, and no more than they have missed.
+// If watchers know more than a feed, the feed first reads the new events. Each
+// watcher then receives the events that it has missed, and no others.
 func TestAFeedThatIsBehindReadsBeforeItTells(t *testing.T) {
 	s, behind, at := ahead(t)
-	write(t, s, ended("nobody knows"))
+	write(t, s, ended("neither knows"))
 	run(t, behind)
 	var all sync.WaitGroup
 	watchers := make([]*hub.Watcher, 100)
@@ -51,19 +52,19 @@ func TestAFeedThatIsBehindReadsBeforeItTells(t *testing.T) {
 		return
 	}
 	for _, w := range watchers {
-		if sessions, _ := resume(t, w); !slices.Contains(sessions, "nobody knows") || slices.Contains(sessions, "both know") {
-			t.Errorf("told of %v", sessions)
+		if sessions, _ := resume(t, w); !slices.Contains(sessions, "neither knows") || slices.Contains(sessions, "both know") {
+			t.Errorf("received %v", sessions)
 		}
 		w.Close()
 	}
 }
 
-// A feed that is behind and cannot read tells those nothing who know more, and
-// others what it knows.
+// A feed that is behind and cannot read refuses a watcher that knows more, and serves
+// the other watchers.
 func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 	for name, lose := range map[string]func(*testing.T, *store.Store, *feed.Feed){
 		"the database is gone": func(t *testing.T, s *store.Store, f *feed.Feed) { s.Close(); run(t, f) },
-		"nothing comes of it":  func(*testing.T, *store.Store, *feed.Feed) {}, // nobody reads
+		"nothing comes of it":  func(*testing.T, *store.Store, *feed.Feed) {}, // Run is not running
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -72,7 +73,7 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 				lose(t, s, behind)
 				began := time.Now()
 				if _, err := behind.Hub().Watch(t.Context(), "peer", at); !errors.Is(err, hub.ErrOutdated) {
-					t.Errorf("who knows more: %v", err)
+					t.Errorf("a watcher that knows more: %v", err)
 				}
 				if took := time.Since(began); took > time.Second {
 					t.Errorf("after %v", took)
@@ -80,11 +81,11 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 				defer cancel()
 				if _, err := behind.Hub().Watch(ctx, "peer", at); !errors.Is(err, hub.ErrOutdated) && !errors.Is(err, context.DeadlineExceeded) {
-					t.Errorf("who has no time: %v", err)
+					t.Errorf("a watcher without time: %v", err)
 				}
 				for want, from := range map[int][]byte{1: nil, 0: old} {
 					if sessions, _ := resume(t, rejoin(t, behind, from)); len(sessions) != want {
-						t.Errorf("told of %v, want %d", sessions, want)
+						t.Errorf("received %v, want %d", sessions, want)
 					}
 				}
 			})
@@ -92,8 +93,8 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 	}
 }
 
-// A reading that has begun before a watcher came may have missed what the watcher knows:
-// the watcher waits for the next one.
+// A reading that began before a watcher came may lack an event that the watcher
+// knows. So the watcher waits for the next reading.
 func TestAWatcherWaitsForAReadingThatBeginsAfterIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, f, _ := known(t, "both know")
@@ -117,7 +118,7 @@ func TestAWatcherWaitsForAReadingThatBeginsAfterIt(t *testing.T) {
 			}
 			defer w.Close()
 			if sessions, _ := resume(t, w); len(sessions) != 0 {
-				t.Errorf("told of %v", sessions)
+				t.Errorf("received %v", sessions)
 			}
 		})
 		synctest.Wait()

@@ -1,12 +1,12 @@
-// Package feed carries the numbered events of the store into a hub, from where
-// verifiers learn about revocations and keys.
+// Package feed reads the numbered events of the store and publishes them into a hub,
+// which sends revocations and keys to the verifiers.
 //
-// Each replica reads the tail of the events by number, and so sees every event. A hint
-// after a commit makes the reading prompt. Package feed notices when the database has
-// another history, and tells the hub. Events are appended through [Tx] alone.
+// Each replica reads the tail of the events (the events after the last one read) by
+// number, and so sees every event. A hint after a commit starts the reading at once.
+// Package feed notices when the database has another history, and tells the hub.
+// Events are appended through [Tx] alone.
 //
-// A change written by [Feed.Write] is known to the process's own verifier when Write
-// returns.
+// When [Feed.Write] returns, the process's own verifier knows the change.
 package feed
 
 import (
@@ -25,10 +25,10 @@ const (
 	// pollEvery bounds how long a change made by another process goes unnoticed. A
 	// poll reads one row by its key.
 	pollEvery = 200 * time.Millisecond
-	// heartbeatEvery is a fraction of the minute after which a silent verifier counts
-	// as stale.
+	// heartbeatEvery is a fraction of the minute after which a verifier without
+	// heartbeats has a stale trust bundle.
 	heartbeatEvery = 5 * time.Second
-	// tailBatch bounds the events of a transaction, and so the size of a message.
+	// tailBatch bounds the events in one transaction, and so the size of a message.
 	tailBatch = 1000
 	// applyTimeout bounds the wait for our own verifier. Applying is work in memory, so
 	// only a fault takes longer.
@@ -49,7 +49,7 @@ type Feed struct {
 	poll   time.Duration
 	beats  time.Duration
 
-	at          hub.Position // events up to here are published
+	at          hub.Position // every event up to this position is published
 	trustUnread bool         // the last batch must read the trust state
 	keysUntaken bool         // onKeys has failed, and must be called again
 
@@ -77,11 +77,11 @@ func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger
 func (f *Feed) Hub() *hub.Hub { return f.hub }
 
 // OnKeys sets a function to call when the signing keys have changed, before a watcher
-// learns of the change. OnKeys must be called before Run.
+// receives the change. OnKeys must be called before Run.
 func (f *Feed) OnKeys(fn func(context.Context) error) { f.onKeys = fn }
 
-// Pace sets how often Run polls and beats, for tests in which months pass. Pace must
-// be called before Run.
+// Pace sets how often Run polls the store and sends heartbeats, for tests in which
+// months pass. Pace must be called before Run.
 func (f *Feed) Pace(poll, beats time.Duration) { f.poll, f.beats = poll, beats }
 
 // Run reads the tail until ctx ends.
@@ -107,17 +107,18 @@ func (f *Feed) Run(ctx context.Context) {
 			continue
 		}
 		if err := f.readTail(ctx); err != nil && ctx.Err() == nil {
-			f.logger.WarnContext(ctx, "cannot read events; verifiers go on with what they know", "error", err)
+			f.logger.WarnContext(ctx, "cannot read events; verifiers continue with the changes received so far", "error", err)
 		}
 	}
 }
 
-// Write is a [Writer] that returns when this server's own verifier has applied every
-// event that the transaction saw, with the transaction's own: a change that was
-// acknowledged is known to Verify, also if nothing was left to change.
+// Write runs fn in a write transaction, as a [Writer], and returns when this server's
+// own verifier has applied every event up to the commit. So after Write, Verify knows
+// the change, also if an earlier transaction had already made the change and fn found
+// nothing to do.
 //
-// Errors: those of [store.Store.Write]; ErrUnavailable if the change was committed, but
-// the verifier did not apply the event in time.
+// Errors: those of [store.Store.Write]; ErrUnavailable if the change was committed,
+// but the verifier did not apply the event in time.
 func (f *Feed) Write(ctx context.Context, fn func(*Tx) error) error {
 	return f.transact(ctx, f.store.Write, fn)
 }
@@ -158,7 +159,7 @@ func (f *Feed) nudge() {
 	}
 }
 
-// Prune deletes events of which every token has expired, in small steps.
+// Prune deletes the events that concern only expired tokens, in small steps.
 func (f *Feed) Prune(ctx context.Context) error {
 	const step = 500 // rows: about a millisecond of the writer's time
 	for {

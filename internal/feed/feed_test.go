@@ -34,12 +34,12 @@ func openStore(t testing.TB, path string) *store.Store {
 	return storetest.Open(t, "sqlite:"+path)
 }
 
-// eachEngine runs a test on both kinds of database. uri is that of a new one.
+// eachEngine runs a test on SQLite and on PostgreSQL. uri names a new database.
 func eachEngine(t *testing.T, test func(t *testing.T, uri string)) {
 	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) { test(t, new(t)) })
 }
 
-// feedOn tails a database until the end of the test.
+// feedOn runs a feed on a database until the end of the test.
 func feedOn(t *testing.T, uri string) (*feed.Feed, *store.Store) {
 	t.Helper()
 	s := storetest.Open(t, uri)
@@ -57,7 +57,7 @@ func openFeed(t testing.TB, s *store.Store) *feed.Feed {
 	return f
 }
 
-// run tails the store until the test ends.
+// run runs a feed until the end of the test.
 func run(t *testing.T, f *feed.Feed) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -113,7 +113,8 @@ func decode(t testing.TB, encoded hub.Message) *watchwordv1.WatchBundleResponse 
 	return m
 }
 
-// snapshot reads up to the heartbeat behind the snapshot, and returns the sessions that ended.
+// snapshot reads up to the heartbeat after the snapshot. It returns the ended
+// sessions and the raised versions.
 func snapshot(t *testing.T, w *hub.Watcher) (sessions []string, versions []*watchwordv1.RaisedVersion) {
 	t.Helper()
 	for last := false; !last; {
@@ -171,12 +172,12 @@ func TestAnotherProcessIsHeardWithinASecond(t *testing.T) {
 		for next(t, w).GetChange() == nil {
 		}
 		if took := time.Since(began); took > time.Second {
-			t.Fatalf("heard after %v", took)
+			t.Fatalf("received after %v", took)
 		}
 	})
 }
 
-// Behind PgBouncer no hint is ever heard, and polling finds everything.
+// Behind PgBouncer no hint arrives, and polling finds every event.
 func TestPollingAloneBehindPgBouncer(t *testing.T) {
 	uri := storetest.Postgres(t)
 	f, s := feedOn(t, pgtest.Bouncer(t, uri)+"&default_query_exec_mode=exec")
@@ -191,8 +192,8 @@ func TestPollingAloneBehindPgBouncer(t *testing.T) {
 				break
 			}
 		}
-		if took := time.Since(began); took > 5*time.Second { // it polls twice a second and more
-			t.Errorf("heard after %v", took)
+		if took := time.Since(began); took > 5*time.Second { // the feed polls at least twice a second
+			t.Errorf("received after %v", took)
 		}
 	}
 }
@@ -231,14 +232,14 @@ func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
 	})
 }
 
-// resume reads up to the heartbeat behind the snapshot, and returns the sessions
-// that were told of and where a later stream can go on.
+// resume reads up to the heartbeat after the opening. It returns the ended sessions
+// and the resume token.
 func resume(t *testing.T, w *hub.Watcher) (sessions []string, at []byte) {
 	t.Helper()
 	for n := 0; ; n++ {
 		m := next(t, w)
 		if m.GetHeartbeat() != nil {
-			t.Fatal("a heartbeat says that all is known, before it has been told")
+			t.Fatal("a heartbeat came before the opening was complete")
 		}
 		chunk := m.GetSnapshotChunk()
 		if n == 0 && chunk.GetTrustState().GetIssuer() == "" {
@@ -270,7 +271,7 @@ func rejoin(t *testing.T, f *feed.Feed, at []byte) *hub.Watcher {
 	return w
 }
 
-// tail waits until a feed has read everything that is committed.
+// tail makes a feed read every event committed so far.
 func tail(t *testing.T, f *feed.Feed) {
 	t.Helper()
 	if err := feed.CatchUp(f, t.Context()); err != nil {
@@ -278,8 +279,8 @@ func tail(t *testing.T, f *feed.Feed) {
 	}
 }
 
-// known is a feed that a watcher knows up to the end of one session, and where
-// the watcher stands.
+// known returns a database with one ended session, a feed on the database, and the
+// resume token of a watcher that knows the session.
 func known(t *testing.T, session string) (s *store.Store, f *feed.Feed, at []byte) {
 	t.Helper()
 	s = openStore(t, filepath.Join(t.TempDir(), "f.db"))
@@ -292,7 +293,7 @@ func known(t *testing.T, session string) (s *store.Store, f *feed.Feed, at []byt
 func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 	s, f, at := known(t, "known")
 	if again, _ := resume(t, rejoin(t, f, at)); len(again) != 0 {
-		t.Fatalf("told again of %v", again)
+		t.Fatalf("received again %v", again)
 	}
 	write(t, s, ended("missed"))
 	tail(t, f)
@@ -301,7 +302,7 @@ func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 		w := rejoin(t, replica, at)
 		sessions, newer := resume(t, w)
 		if len(sessions) == 0 || sessions[len(sessions)-1] != "missed" {
-			t.Fatalf("%s: told of %v", name, sessions)
+			t.Fatalf("%s: received %v", name, sessions)
 		}
 		if name == "here" && len(sessions) != 1 {
 			t.Fatalf("a snapshot: %v", sessions)
@@ -311,13 +312,13 @@ func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 		for next(t, w).GetChange().GetEndedSessions()[0].GetSessionId() != "new" {
 		}
 		if sessions, _ := resume(t, rejoin(t, replica, newer)); len(sessions) == 0 || slices.Contains(sessions, "missed") {
-			t.Fatalf("%s: resumed again, told of %v", name, sessions)
+			t.Fatalf("%s: resumed again, received %v", name, sessions)
 		}
 	}
 }
 
-// What a transaction has done is told in one message: whoever hears of its events finds
-// the trust state that came with them.
+// The events of one transaction come in one message, together with the trust state
+// that the transaction has changed.
 func TestATrustStateComesWithTheEventsOfItsTransaction(t *testing.T) {
 	eachEngine(t, func(t *testing.T, uri string) {
 		f, s := feedOn(t, uri)
@@ -335,7 +336,7 @@ func TestATrustStateComesWithTheEventsOfItsTransaction(t *testing.T) {
 				t.Errorf("%d of two sessions in the first message", n)
 			}
 			if told := change.GetTrustState().GetMaxTokenLifetime().AsDuration(); told != time.Hour {
-				t.Errorf("told of a longest lifetime of %v", told)
+				t.Errorf("received a longest lifetime of %v", told)
 			}
 			if here := f.Hub().TrustState().GetMaxTokenLifetime().AsDuration(); here != time.Hour {
 				t.Errorf("the trust state has a longest lifetime of %v", here)
@@ -345,8 +346,8 @@ func TestATrustStateComesWithTheEventsOfItsTransaction(t *testing.T) {
 	})
 }
 
-// rewrite makes another history of a database, as a backup restored or a standby
-// promoted behind does.
+// rewrite gives a database another history, as a restored backup does, or a promoted
+// standby that lacks the newest commits.
 func rewrite(t *testing.T, path string, statements ...string) {
 	t.Helper()
 	db, err := sql.Open("sqlite", path)
@@ -377,32 +378,32 @@ func TestAnotherHistoryIsNoticedAndCostsASnapshot(t *testing.T) {
 				write(t, s, ended(id))
 			}
 			if _, err := w.Next(t.Context()); !errors.Is(err, hub.ErrBehind) {
-				t.Fatalf("a watcher of the old history goes on: %v", err)
+				t.Fatalf("a watcher of the old history continues: %v", err)
 			}
 			want := append([]string{"kept", "lost"}, after...)
 			sessions, newer := resume(t, rejoin(t, f, at))
 			for _, id := range want {
 				if !slices.Contains(sessions, id) {
-					t.Errorf("after the fork, told of %v, not of %s", sessions, id)
+					t.Errorf("after the fork, received %v, not of %s", sessions, id)
 				}
 			}
 			again := rejoin(t, f, newer)
 			if sessions, _ := resume(t, again); len(sessions) != 0 {
-				t.Errorf("resumed in the new history, told of %v", sessions)
+				t.Errorf("resumed in the new history, received %v", sessions)
 			}
-			write(t, s, ended("later")) // its number is one that the old history had
+			write(t, s, ended("later")) // an event of the old history had the same number
 			for next(t, again).GetChange() == nil {
 			}
 			if sessions, _ := resume(t, rejoin(t, f, newer)); len(sessions) != 1 {
-				t.Errorf("then told of %v", sessions)
+				t.Errorf("then received %v", sessions)
 			}
 		})
 	}
 }
 
-// What is acknowledged after the fork has been applied after it, though its
-// number is lower than others that were applied before: also where the tail has
-// not noticed the fork yet.
+// After a fork the numbers of events begin again at a lower number, which was applied
+// before in the old history. Write still waits until our verifier has applied the
+// event of the new history, also if the feed has yet to notice the fork.
 func TestWriteAfterAForkWaitsForOurVerifier(t *testing.T) {
 	for name, since := range map[string]time.Duration{"noticed": time.Second, "not yet noticed": 0} {
 		t.Run(name, func(t *testing.T) {
@@ -448,7 +449,7 @@ func writeAfterAFork(t *testing.T, since time.Duration) {
 	}
 }
 
-// Numbers of events that have been pruned count as applied.
+// Write also returns if every event was pruned: pruned numbers count as applied.
 func TestWriteAfterARestartWithEverythingPruned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, s := newFeed(t)
@@ -474,13 +475,13 @@ func TestWriteAfterARestartWithEverythingPruned(t *testing.T) {
 	})
 }
 
-// What Write has acknowledged, the verifier that is fed in process knows.
+// Write returns after the in-process verifier has applied the change.
 func TestWriteReturnsWhenOurVerifierKnows(t *testing.T) {
 	eachEngine(t, func(t *testing.T, uri string) {
 		f, _ := feedOn(t, uri)
 		var p peer.Peer
 		stream, err := f.Hub().Conn().NewStream(t.Context(), &grpc.StreamDesc{}, watchwordv1.TrustService_WatchBundle_FullMethodName, grpc.Peer(&p))
-		if err != nil || p.AuthInfo == nil {
+		if err != nil || p.Addr == nil {
 			t.Fatalf("peer %v, %v", p, err)
 		}
 		if err := stream.SendMsg(&watchwordv1.WatchBundleRequest{}); err != nil {
@@ -513,15 +514,15 @@ func TestWriteReturnsWhenOurVerifierKnows(t *testing.T) {
 
 func TestWriteDoesNotWaitForever(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, _ := newFeed(t) // with no verifier at all
+		f, _ := newFeed(t) // without a verifier
 		if err := f.Write(t.Context(), ended("one")); !errors.Is(err, store.ErrUnavailable) {
 			t.Fatalf("Write: %v", err)
 		}
 	})
 }
 
-// How far the feed has come it says only when it has read the tail to its end, and
-// the keys are of no later moment than it says.
+// While the feed has read only a part of the tail, its heartbeats claim no newer time
+// (as_of), and watchers receive no newer trust state.
 func TestHalfOfTheTailIsNotAllThatHappened(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
@@ -546,7 +547,7 @@ func TestHalfOfTheTailIsNotAllThatHappened(t *testing.T) {
 				}
 				if beat := m.GetHeartbeat(); beat != nil {
 					if asOf := beat.GetAsOf().AsTime(); asOf.After(opened) {
-						t.Errorf("with half of the tail, all is said to be known up to %v after", asOf.Sub(opened))
+						t.Errorf("after half of the tail, a heartbeat claims that all is known up to %v after", asOf.Sub(opened))
 					}
 					return nil
 				}

@@ -29,8 +29,8 @@ func keys(t *testing.T, s *store.Store) *seal.Keys {
 	return master
 }
 
-// Whose keys cannot be taken goes on telling of revocations, and of the keys to
-// others.
+// If the issuer cannot load the signing keys, the feed still publishes revocations
+// and the trust state.
 func TestEventsGoOnThoughTheIssuerCannotTakeTheKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
@@ -58,13 +58,14 @@ func TestEventsGoOnThoughTheIssuerCannotTakeTheKeys(t *testing.T) {
 		tried <- unreadable // again, though no key has changed
 		tried <- nil
 		for range 5 {
-			for next(t, w).GetHeartbeat() == nil { // nor is it tried once more
+			for next(t, w).GetHeartbeat() == nil { // after a success, OnKeys is not called again
 			}
 		}
 	})
 }
 
-// A newer version may have keys of a kind that this one cannot read.
+// A key of an unknown kind, which a newer version may have written, is left out of
+// the trust state.
 func TestAKeyThatCannotBeReadIsLeftOut(t *testing.T) {
 	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
 	keys(t, s)
@@ -90,7 +91,7 @@ func TestAKeyThatCannotBeReadIsLeftOut(t *testing.T) {
 		write(t, s, (*feed.Tx).KeysChanged)
 		tail(t, f)
 		if sessions, _ := snapshot(t, watch(t, f)); len(sessions) != i+1 {
-			t.Errorf("told of %v", sessions)
+			t.Errorf("received %v", sessions)
 		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// reading is one pass over the tail, to the end.
+// reading is one pass over the tail: all events after the last one published.
 type reading struct {
 	done chan struct{}
 	err  error // may be read after done is closed
@@ -22,8 +22,8 @@ type reading struct {
 
 func newReading() *reading { return &reading{done: make(chan struct{})} }
 
-// refresh returns when a reading has ended that began after the call, so that one
-// reading serves all callers at the time. Errors: those of the reading and of ctx.
+// refresh waits for the end of a reading that begins after the call. One reading
+// serves all callers that wait at the time. Errors: those of the reading and of ctx.
 func (f *Feed) refresh(ctx context.Context) error {
 	next := f.next.Load()
 	if !f.failing.Load() { // callers must not set the pace at which a failing database is tried
@@ -46,9 +46,9 @@ func (f *Feed) readTail(ctx context.Context) error {
 	return r.err
 }
 
-// readToEnd publishes batch after batch. The issuer takes the keys before the hub
-// publishes the trust state: minting with a withdrawn key ends before a verifier refuses
-// the key.
+// readToEnd publishes batch after batch. The issuer loads the keys before the hub
+// publishes the trust state: so the issuer stops signing with a withdrawn key before
+// any verifier refuses the key.
 func (f *Feed) readToEnd(ctx context.Context) error {
 	for {
 		var b batch
@@ -61,8 +61,8 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 		}
 		if b.forked {
 			// The keys may differ too, even if no event says so.
-			f.logger.WarnContext(ctx, "the database is not the one that it was: a backup was restored, or a standby promoted "+
-				"that had not heard everything. Reading it anew; what was revoked stays revoked", "event", f.at.Seq)
+			f.logger.WarnContext(ctx, "the database is not the one that it was: a backup was restored, or a standby was promoted "+
+				"that lacked the newest commits. Reading all events again; revoked tokens stay revoked", "event", f.at.Seq)
 			f.at, f.trustUnread = hub.Position{}, true
 			f.hub.Fork()
 			continue
@@ -79,16 +79,18 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 	}
 }
 
-// batch is the result of one transaction on the tail. At most tailBatch events are in
-// one batch, so that a long tail neither fills memory nor makes a message too large.
+// batch holds the result of one transaction on the tail. At most tailBatch events are
+// in one batch, so that a long tail neither fills memory nor makes a message too
+// large.
 type batch struct {
 	forked bool // f.at is of another history than the database; the rest is empty
 	last   bool // the batch ends with the newest event
 	update hub.Update
 }
 
-// readBatch reads events behind f.at. The trust state comes with the last batch, of the
-// same moment, so that no watcher gets keys newer than the position of its stream.
+// readBatch reads the events after f.at. The trust state comes with the last batch,
+// read in the same transaction, so that no watcher gets keys newer than the position
+// of its stream.
 func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error) {
 	head, err := tx.Head()
 	if err != nil {
@@ -138,7 +140,8 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	return b, err
 }
 
-// addEvent adds an event to a change. KeysChanged adds nothing: the trust state says all.
+// addEvent adds an event to a change. KeysChanged adds nothing: the trust state names
+// all keys.
 func addEvent(change *watchwordv1.Change, e *store.Event) {
 	until := timestamppb.New(e.ExpiresAt)
 	switch e.Kind {
@@ -159,18 +162,20 @@ func positionOf(e *store.Event) hub.Position {
 	return at
 }
 
-// passKeys lets the issuer take the keys. A failure delays nothing else: Run tries again
+// passKeys calls the function of [Feed.OnKeys], with which the issuer loads the
+// signing keys. After a failure the feed publishes all the same, and Run tries again
 // after the next heartbeat.
 func (f *Feed) passKeys(ctx context.Context) {
 	err := f.onKeys(ctx)
 	f.keysUntaken = err != nil
 	if err != nil && ctx.Err() == nil {
-		f.logger.WarnContext(ctx, "the issuer cannot take the signing keys, and goes on with those that it has", "error", err)
+		f.logger.WarnContext(ctx, "the issuer cannot load the signing keys, and continues with the keys loaded before", "error", err)
 	}
 }
 
-// readTrust builds the trust state from the rows. readTrust leaves out each key of an
-// unknown kind, as verifiers do: a newer version may have such keys.
+// readTrust builds the trust state from the rows of the database. readTrust leaves
+// out each key of an unknown kind, as verifiers do: a newer version may have such
+// keys.
 func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustState, error) {
 	rows, err := tx.SigningKeys()
 	if err != nil {

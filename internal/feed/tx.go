@@ -34,13 +34,15 @@ func (d direct) Write(ctx context.Context, fn func(*Tx) error) error {
 	return d.store.Write(ctx, func(tx *store.Tx) error { return fn(&Tx{tx}) })
 }
 
-// SessionEnded appends that a session has ended.
+// SessionEnded appends the event that a session has ended. Verifiers then refuse the
+// session's tokens as TOKEN_REVOKED.
 func (tx *Tx) SessionEnded(sessionID string) error {
 	return tx.append(&store.Event{Kind: store.SessionEnded, Subject: sessionID})
 }
 
-// VersionRaised appends that a user's tokens below version are revoked, or else
-// stale.
+// VersionRaised appends the event that the version of a user's rights was raised to
+// version. Verifiers then refuse the user's tokens with a lower version: as
+// TOKEN_REVOKED if revoked is true, and as TOKEN_STALE otherwise.
 func (tx *Tx) VersionRaised(userID string, version int64, revoked bool) error {
 	kind := store.VersionStale
 	if revoked {
@@ -49,13 +51,16 @@ func (tx *Tx) VersionRaised(userID string, version int64, revoked bool) error {
 	return tx.append(&store.Event{Kind: kind, Subject: userID, Version: version})
 }
 
-// KeysChanged appends that the signing keys must be read again.
+// KeysChanged appends the event that the signing keys have changed. Every feed then
+// reads the keys again.
 func (tx *Tx) KeysChanged() error {
 	return tx.append(&store.Event{Kind: store.KeysChanged})
 }
 
-// RaiseMaxLifetime stores the lifetime of access tokens from now on and tells every
-// verifier, if no longer one is stored: tokens that live longer may still be out.
+// RaiseMaxLifetime stores ttl, the lifetime of new access tokens, as the longest
+// lifetime of a token, and tells every verifier. If the stored lifetime is at least
+// ttl, RaiseMaxLifetime changes nothing: tokens with the stored lifetime may still be
+// in use.
 func (tx *Tx) RaiseMaxLifetime(ttl time.Duration) error {
 	longest, err := tx.MaxLifetime()
 	if err != nil || ttl <= longest {

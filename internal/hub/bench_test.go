@@ -31,8 +31,8 @@ func drain(b *testing.B, s *source, at []byte) (resume []byte, sent, largest int
 	}
 }
 
-// What a watcher costs that comes for a snapshot of a million revocations, and
-// one that resumes.
+// BenchmarkWatchAMillion measures a watcher that needs a snapshot of a million
+// revocations, and a watcher that resumes.
 func BenchmarkWatchAMillion(b *testing.B) {
 	s := newSource()
 	s.fill(1_000_000)
@@ -49,8 +49,9 @@ func BenchmarkWatchAMillion(b *testing.B) {
 	}
 }
 
-// What it takes to let a watcher in, mostly under the hub's lock: with a chunk that
-// is nearly full, and with a long part of the log to go on from.
+// BenchmarkWatch measures the opening of a stream, mostly under the hub's lock: with
+// a newest chunk that is nearly full, and with a long part of the ring to resume
+// from.
 func BenchmarkWatch(b *testing.B) {
 	ctx := b.Context()
 	s := newSource()

@@ -17,7 +17,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/hub"
 )
 
-// Strangers are bounded, and cannot lock our own verifier out.
+// The number of watchers is bounded, for each peer and in all. Our own verifier needs
+// no place.
 func TestWatchersAreBounded(t *testing.T) {
 	s := newSource()
 	var watchers []*hub.Watcher
@@ -57,18 +58,19 @@ func TestWatchersAreBounded(t *testing.T) {
 	defer v.Close()
 	s.end("one")
 	if err := s.WaitApplied(ctx, s.at()); err != nil || v.Status().EndedSessions != 1 {
-		t.Errorf("our own verifier is not told: %v, %+v", err, v.Status())
+		t.Errorf("our own verifier has not received the change: %v, %+v", err, v.Status())
 	}
 	closeAll()
-	_, at = opening(t, watch(t, s, nil)) // which cost a snapshot otherwise
+	_, at = opening(t, watch(t, s, nil)) // from the newest position, no watcher needs a snapshot
 	if n := fill("one peer"); n != one {
 		t.Fatalf("%d places of %d have come back", n, one)
 	}
 	closeAll()
 }
 
-// A peer's snapshots wait for each other; those of others do not, nor do those
-// of its watchers that need none.
+// When a peer receives as many snapshots as are allowed, its next snapshot waits. A
+// snapshot for another peer does not wait, and neither does a watcher of the same
+// peer that needs no snapshot.
 func TestSnapshotsPerPeerAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()
@@ -110,8 +112,7 @@ func TestSnapshotsPerPeerAreBounded(t *testing.T) {
 	})
 }
 
-// A peer's place for a snapshot is not held for hours by who reads a message now
-// and then.
+// A watcher that reads its snapshot too slowly is dropped, so that its turn ends.
 func TestASnapshotIsReadInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()
@@ -130,22 +131,22 @@ func TestASnapshotIsReadInTime(t *testing.T) {
 			return 0, nil
 		}
 		if took, err := read(nil, time.Second); err != nil {
-			t.Errorf("who reads a message each second is sent away: %v, after %v", err, took)
+			t.Errorf("a watcher that reads a message each second is dropped: %v, after %v", err, took)
 		}
 		if took, err := read(nil, 29*time.Second); !errors.Is(err, hub.ErrBehind) || took > 3*time.Minute {
-			t.Errorf("who reads two messages each minute: %v, after %v", err, took)
+			t.Errorf("a watcher that reads two messages each minute: %v, after %v", err, took)
 		}
-		for range 97 { // which are told to who resumes, but for the trust state, the end and the heartbeat
+		for range 97 { // a watcher that resumes receives 100 messages: these, the trust state, the end and the heartbeat
 			s.end("another")
 		}
 		if took, err := read(at, 29*time.Second); err != nil {
-			t.Errorf("who resumes holds no place, and is sent away: %v, after %v", err, took)
+			t.Errorf("a watcher that resumes needs no turn, and is dropped: %v, after %v", err, took)
 		}
 	})
 }
 
-// What watchers are sent they share: one that comes costs the hub next to nothing,
-// however much it has missed.
+// Watchers share their messages: a new watcher costs the hub almost no memory,
+// however much the watcher has missed.
 func TestWatchersShareWhatTheyAreSent(t *testing.T) {
 	s, at := known(t, "known")
 	s.fill(500)
@@ -192,7 +193,7 @@ func own(t *testing.T, s *source) (recv func() *watchwordv1.WatchBundleResponse)
 	t.Helper()
 	var p peer.Peer
 	stream, err := s.Conn().NewStream(t.Context(), &grpc.StreamDesc{}, watchwordv1.TrustService_WatchBundle_FullMethodName, grpc.Peer(&p))
-	if err != nil || p.AuthInfo == nil {
+	if err != nil || p.Addr == nil {
 		t.Fatalf("peer %v, %v", p, err)
 	}
 	if err := stream.SendMsg(&watchwordv1.WatchBundleRequest{}); err != nil {
@@ -207,8 +208,8 @@ func own(t *testing.T, s *source) (recv func() *watchwordv1.WatchBundleResponse)
 	}
 }
 
-// A position is applied when our own verifier asks for the next message, and not while
-// the verifier still applies the one before.
+// A position counts as applied when our own verifier asks for the next message. While
+// the verifier still applies a message, the position of the message does not count.
 func TestWaitAppliedWaitsForOurOwnVerifier(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()
@@ -235,11 +236,11 @@ func TestWaitAppliedWaitsForOurOwnVerifier(t *testing.T) {
 		if err := soon(); err != nil {
 			t.Errorf("the change has been applied: %v", err)
 		}
-		// In another history the same number proves nothing, until the verifier is told.
+		// In another history the same number counts only after the verifier has received that history.
 		s.fork(1, trust(time.Minute))
 		s.end("two")
 		if m := recv(); m != nil {
-			t.Errorf("told on of the old history: %v", m)
+			t.Errorf("received a message of the old history: %v", m)
 		}
 		if err := soon(); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("in another history: %v", err)
@@ -250,7 +251,7 @@ func TestWaitAppliedWaitsForOurOwnVerifier(t *testing.T) {
 		s.Beat()
 		recv()
 		if err := soon(); err != nil {
-			t.Errorf("told of the new history: %v", err)
+			t.Errorf("after the new history: %v", err)
 		}
 	})
 }

@@ -17,8 +17,8 @@ import (
 // Conn returns a connection in process for the local verifier, with the same messages as
 // any stream. One verifier at a time may use the connection.
 //
-// A verifier must apply a message before the next call of RecvMsg. RecvMsg then records
-// the message as applied.
+// A verifier must apply a message before the next call of RecvMsg. That call records the
+// message as applied, for [Hub.WaitApplied].
 func (h *Hub) Conn() grpc.ClientConnInterface { return localConn{h} }
 
 type localConn struct{ hub *Hub }
@@ -41,8 +41,8 @@ func (c localConn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method str
 	return &localStream{ctx: ctx, watcher: &Watcher{hub: c.hub}}, nil
 }
 
-// localStream serves one WatchBundle call in process. The watcher takes no place, so
-// that clients which hold all places cannot lock the local verifier out.
+// localStream serves one WatchBundle call in process. Its watcher takes no place:
+// clients that hold every place must not lock the local verifier out.
 type localStream struct {
 	ctx     context.Context
 	watcher *Watcher
@@ -53,14 +53,15 @@ func (s *localStream) Trailer() metadata.MD         { return nil }
 func (s *localStream) CloseSend() error             { return nil }
 func (s *localStream) Context() context.Context     { return s.ctx }
 
-// SendMsg takes the request, before the first RecvMsg. No refresh is necessary: all that
-// the verifier knows came from this hub.
+// SendMsg reads the request, before the first RecvMsg. No refresh of the hub is
+// necessary: everything that the verifier knows came from this hub.
 func (s *localStream) SendMsg(m any) error {
 	s.watcher.begin(s.watcher.hub.parseResume(m.(*watchwordv1.WatchBundleRequest).GetResume()), true)
 	return nil
 }
 
-// RecvMsg records the message before as applied, and waits for the next one.
+// RecvMsg records that the verifier has applied the message before, and waits for the
+// next message.
 func (s *localStream) RecvMsg(m any) error {
 	s.watcher.verifierApplied()
 	message, err := s.watcher.Next(s.ctx)

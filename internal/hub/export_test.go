@@ -2,7 +2,7 @@ package hub
 
 import "fmt"
 
-// Check returns an error where what ring and Watcher say of themselves does not hold.
+// Check returns an error if an invariant stated at ring or Watcher does not hold.
 func Check(h *Hub, watchers ...*Watcher) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// source is a history that a test writes, and a hub with all of it.
+// source is a history written by a test, and a hub with the whole history.
 type source struct {
 	*hub.Hub
 	passed  []hub.Position
@@ -33,7 +33,7 @@ func newSource() *source {
 	return s
 }
 
-// emptySource returns a history of which nothing was published.
+// emptySource returns a history without a trust state, and a hub with no update.
 func emptySource() *source {
 	s := &source{refresh: func(context.Context) error { return nil }}
 	s.Hub = hub.New("database", func(ctx context.Context) error { return s.refresh(ctx) })
@@ -50,7 +50,7 @@ func ended(id string) *watchwordv1.EndedSession {
 	return &watchwordv1.EndedSession{SessionId: id, Until: timestamppb.New(time.Now().Add(time.Hour))}
 }
 
-// publish publishes a change of so many events.
+// publish publishes a change as the given number of new events.
 func (s *source) publish(change *watchwordv1.Change, events int) {
 	before := len(s.passed)
 	for range events {
@@ -62,7 +62,7 @@ func (s *source) publish(change *watchwordv1.Change, events int) {
 	s.Publish(&hub.Update{Change: change, Passed: s.passed[before:], At: s.at(), AsOf: time.Now()})
 }
 
-// at is where the history ends.
+// at returns the position of the last event.
 func (s *source) at() (at hub.Position) {
 	if n := len(s.passed); n > 0 {
 		at = s.passed[n-1]
@@ -79,7 +79,7 @@ func (s *source) end(ids ...string) {
 	s.publish(change, len(ids))
 }
 
-// fill ends so many sessions, in updates of up to a thousand.
+// fill ends n sessions with random ids, in updates of up to a thousand.
 func (s *source) fill(n int) {
 	id := make([]byte, 16)
 	for ; n > 0; n -= min(n, 1000) {
@@ -95,7 +95,7 @@ func (s *source) fill(n int) {
 	}
 }
 
-// replica is another hub with the same history, all of it in one update.
+// replica returns another hub with the same history, published in one update.
 func (s *source) replica() *source {
 	other := emptySource()
 	other.passed = slices.Clone(s.passed)
@@ -103,8 +103,8 @@ func (s *source) replica() *source {
 	return other
 }
 
-// fork goes back to an earlier event and begins another history there, like a backup
-// that was restored.
+// fork keeps the first events of the history and begins another history after them,
+// like a restored backup.
 func (s *source) fork(keep int, state *watchwordv1.TrustState) {
 	s.Fork()
 	s.passed = slices.Clone(s.passed[:keep])
@@ -147,14 +147,14 @@ func decode(t interface {
 	return m
 }
 
-// opening reads up to the heartbeat behind the opening, and returns the sessions that
-// were told of and where a later stream can go on.
+// opening reads the opening of a stream, up to its heartbeat. It returns the ended
+// sessions and the resume token.
 func opening(t testing.TB, w *hub.Watcher) (sessions []string, at []byte) {
 	t.Helper()
 	for n := 0; ; n++ {
 		m := next(t, w)
 		if m.GetHeartbeat() != nil {
-			t.Fatal("a heartbeat says that all is known, before it has been told")
+			t.Fatal("a heartbeat came before the opening was complete")
 		}
 		chunk := m.GetSnapshotChunk()
 		if n == 0 && chunk.GetTrustState().GetIssuer() == "" {
@@ -176,8 +176,8 @@ func opening(t testing.TB, w *hub.Watcher) (sessions []string, at []byte) {
 	return sessions, at
 }
 
-// known is a history up to the end of one session, and where a watcher stands that
-// knows all of it.
+// known returns a history with one ended session, and the resume token of a watcher
+// that knows it.
 func known(t *testing.T, session string) (s *source, at []byte) {
 	t.Helper()
 	s = newSource()

@@ -6,13 +6,15 @@
 // intervals. The hub reads no database: package feed publishes from the store, and
 // the messages of an upstream WatchBundle stream carry all that Publish needs.
 //
-// A stream begins with the newest trust state and never returns to an older one. Every
-// snapshot has all revocations that have not expired, also those of a history that was
-// replaced. Memory is bounded: all watchers share encoded messages, a watcher that
-// falls behind the newest 4096 is dropped, and the places of each peer are bounded.
+// A stream begins with the newest trust state and never returns to an older one.
+// Every snapshot has all revocations that have not expired, also those of a history
+// that was replaced. Memory is bounded: all watchers share encoded messages, a
+// watcher that falls behind the newest 4096 messages is dropped, and each peer may
+// open a limited number of streams (each stream takes a place).
 //
-// The process's own verifier, called local here, watches through [Hub.Conn] and needs
-// no place. [Hub.WaitApplied] returns when the local verifier has applied a position.
+// The process's own verifier, called the local verifier, watches through [Hub.Conn]
+// and needs no place. [Hub.WaitApplied] returns when the local verifier has applied
+// the events up to a position.
 package hub
 
 import (
@@ -34,7 +36,7 @@ var (
 	// replaced. The client opens another stream.
 	ErrBehind = errors.New("watcher fell behind")
 	// ErrOutdated reports that a watcher knows more than the hub, and that the
-	// publisher cannot read more. Another replica may know more.
+	// publisher cannot read more from its source. Another replica may know more.
 	ErrOutdated = errors.New("this replica is behind the watcher")
 	// ErrTooManyWatchers reports that all places are taken, or all places of the peer.
 	ErrTooManyWatchers = errors.New("too many watchers")
@@ -44,8 +46,9 @@ var (
 // must not be changed.
 type Message []byte
 
-// Hub holds the bundle and serves watchers. Hub is safe for concurrent use. Opening a
-// stream holds the lock for microseconds. The places have a lock of their own.
+// Hub holds the trust bundle and serves watchers. Hub is safe for concurrent use.
+// Opening a stream holds the lock for microseconds. The places, one for each watcher,
+// have a lock of their own.
 type Hub struct {
 	origin  string
 	refresh func(context.Context) error
@@ -59,7 +62,7 @@ type Hub struct {
 	asOf       time.Time     // by the origin's clock: events committed until then are published
 	ring       ring
 
-	applied      int64         // number up to which the local verifier has applied the history
+	applied      int64         // number of the newest event that the local verifier has applied
 	appliedGrown chan struct{} // closed and replaced when applied grows
 }
 
@@ -115,8 +118,8 @@ func (h *Hub) Publish(u *Update) {
 }
 
 // Fork begins another history at position zero. All watchers are dropped and must
-// come back. Revocations of the old history stay in force until they expire: losing
-// a history is no reason to accept a revoked token.
+// open new streams. Revocations of the old history stay in force until they expire: a
+// revoked token stays refused when a history is lost.
 func (h *Hub) Fork() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -140,7 +143,8 @@ func (h *Hub) TrustState() *watchwordv1.TrustState {
 }
 
 // WaitApplied returns nil when the local verifier has applied every event up to a
-// position. A number applied in an older history proves nothing. Errors: those of ctx.
+// position. A number applied in an older history does not count. Errors: those of
+// ctx.
 func (h *Hub) WaitApplied(ctx context.Context, at Position) error {
 	for {
 		h.mu.Lock()
@@ -158,8 +162,8 @@ func (h *Hub) WaitApplied(ctx context.Context, at Position) error {
 }
 
 // lacks reports whether the hub must be refreshed before a watcher at a position is
-// served: a snapshot of an older state would undo part of the watcher's knowledge,
-// and the watcher would trust a withdrawn key again.
+// served. A snapshot of an older state could name a key that the watcher knows to be
+// withdrawn, and the watcher would trust the key again.
 func (h *Hub) lacks(at Position) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -267,8 +271,8 @@ func chunk(c *watchwordv1.SnapshotChunk) *watchwordv1.WatchBundleResponse {
 	return &watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
 }
 
-// encode panics only on invalid UTF-8, which no publisher holds: not the store, nor a
-// message that was decoded.
+// encode panics on invalid UTF-8 alone. No publisher has such texts: the store holds
+// none, and decoded messages hold none.
 func encode(m *watchwordv1.WatchBundleResponse) Message {
 	wire, err := proto.Marshal(m)
 	if err != nil {

@@ -65,15 +65,15 @@ func TestASlowWatcherIsDropped(t *testing.T) {
 		s.Beat()
 	}
 	if _, err := slow.Next(t.Context()); !errors.Is(err, hub.ErrBehind) {
-		t.Fatalf("ten thousand messages were kept for it: %v", err)
+		t.Fatalf("ten thousand messages were kept for a slow watcher: %v", err)
 	}
-	opening(t, watch(t, s, nil)) // it may come back
+	opening(t, watch(t, s, nil)) // the client may open another stream
 }
 
 func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 	s, at := known(t, "known")
 	if again, _ := opening(t, watch(t, s, at)); len(again) != 0 {
-		t.Fatalf("told again of %v", again)
+		t.Fatalf("received again %v", again)
 	}
 	s.end("missed")
 	s.Beat()
@@ -85,7 +85,7 @@ func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 		}
 		sessions, newer := opening(t, w)
 		if len(sessions) == 0 || sessions[len(sessions)-1] != "missed" {
-			t.Fatalf("%s: told of %v", name, sessions)
+			t.Fatalf("%s: received %v", name, sessions)
 		}
 		if name == "here" && len(sessions) != 1 {
 			t.Fatalf("a snapshot: %v", sessions)
@@ -94,7 +94,7 @@ func TestResumeTellsWhatWasMissedAndNoMore(t *testing.T) {
 		for next(t, w).GetChange().GetEndedSessions()[0].GetSessionId() != "new" {
 		}
 		if sessions, _ := opening(t, watch(t, replica, newer)); len(sessions) == 0 || slices.Contains(sessions, "missed") {
-			t.Fatalf("%s: resumed again, told of %v", name, sessions)
+			t.Fatalf("%s: resumed again, received %v", name, sessions)
 		}
 	}
 }
@@ -112,7 +112,7 @@ func TestResumeFromNowhereBringsASnapshot(t *testing.T) {
 		"below zero": append(bytes.Repeat([]byte{255}, 8), at[8:]...),
 	} {
 		if sessions, _ := opening(t, watch(t, s, from)); len(sessions) != 1 {
-			t.Errorf("%s: told of %v", name, sessions)
+			t.Errorf("%s: received %v", name, sessions)
 		}
 	}
 }
@@ -124,11 +124,12 @@ func TestResumeBehindTheLogBringsASnapshot(t *testing.T) {
 		s.Beat()
 	}
 	if sessions, _ := opening(t, watch(t, s, at)); len(sessions) != 2 {
-		t.Fatalf("told of %v", sessions)
+		t.Fatalf("received %v", sessions)
 	}
 }
 
-// A watcher that has the newest keys must not be given those in between.
+// A watcher that has received the newest trust state must not receive an older one
+// from the ring afterwards.
 func TestResumeAcrossAChangeOfKeysBringsNoOlderOnes(t *testing.T) {
 	s, at := known(t, "one")
 	for ttl := range 3 {
@@ -151,8 +152,8 @@ func TestResumeAcrossAChangeOfKeysBringsNoOlderOnes(t *testing.T) {
 	}
 }
 
-// A watcher that resumes is told of no heartbeat before it is told everything, and
-// one that falls behind meanwhile is sent away.
+// A watcher that resumes receives every missed change before a heartbeat. If the ring
+// drops a message that the watcher still needs, the watcher is dropped too.
 func TestResumeComesFromTheLog(t *testing.T) {
 	s, at := known(t, "known")
 	for _, id := range []string{"one", "two"} {
@@ -163,10 +164,10 @@ func TestResumeComesFromTheLog(t *testing.T) {
 	w, slow := watch(t, s, at), watch(t, s, at)
 	s.end("three")
 	if sessions, _ := opening(t, w); fmt.Sprint(sessions) != "[one two]" {
-		t.Errorf("told of %v", sessions)
+		t.Errorf("received %v", sessions)
 	}
 	if got := next(t, w).GetChange().GetEndedSessions(); len(got) != 1 || got[0].GetSessionId() != "three" {
-		t.Errorf("then told of %v", got)
+		t.Errorf("then received %v", got)
 	}
 	next(t, slow)
 	next(t, slow)
@@ -174,12 +175,12 @@ func TestResumeComesFromTheLog(t *testing.T) {
 		s.Beat()
 	}
 	if _, err := slow.Next(t.Context()); !errors.Is(err, hub.ErrBehind) {
-		t.Errorf("who has fallen behind with one of two told: %v", err)
+		t.Errorf("a watcher that fell behind after one of two changes: %v", err)
 	}
 }
 
-// A watcher reads its snapshot to the end, whatever becomes of the log and of the
-// revocations meanwhile.
+// A watcher reads its snapshot to the end, even if the ring has dropped messages and
+// the revocations have expired since.
 func TestASnapshotIsOfOneMoment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()
@@ -187,7 +188,7 @@ func TestASnapshotIsOfOneMoment(t *testing.T) {
 		s.end("last")
 		time.Sleep(time.Hour - time.Second)
 		w := watch(t, s, nil)
-		time.Sleep(time.Minute) // all of them expire
+		time.Sleep(time.Minute) // every revocation expires
 		for range 10_000 {
 			s.Beat()
 		}
@@ -203,8 +204,9 @@ func TestASnapshotIsOfOneMoment(t *testing.T) {
 	})
 }
 
-// After a fork every watcher must come back, also one that waits or is still being told
-// of the old history, and is told what was revoked in both.
+// After a fork every watcher must open another stream: also a watcher that waits, and
+// a watcher that is still receiving the old history. The new stream has the
+// revocations of both histories.
 func TestAForkSendsEveryWatcherAway(t *testing.T) {
 	for name, after := range map[string][]string{"behind": nil, "as long": {"other"}, "longer": {"other", "another"}} {
 		t.Run(name, func(t *testing.T) {
@@ -224,12 +226,12 @@ func TestAForkSendsEveryWatcherAway(t *testing.T) {
 				s.end(id)
 			}
 			if err := <-waited; !errors.Is(err, hub.ErrBehind) {
-				t.Fatalf("a watcher of the old history goes on: %v", err)
+				t.Fatalf("a watcher of the old history continues: %v", err)
 			}
 			for {
 				if _, err := begun.Next(t.Context()); err != nil {
 					if !errors.Is(err, hub.ErrBehind) {
-						t.Errorf("a watcher that was being told of the old history: %v", err)
+						t.Errorf("a watcher that was receiving the old history: %v", err)
 					}
 					break
 				}
@@ -237,25 +239,25 @@ func TestAForkSendsEveryWatcherAway(t *testing.T) {
 			sessions, newer := opening(t, watch(t, s, at))
 			for _, id := range append([]string{"kept", "lost"}, after...) {
 				if !slices.Contains(sessions, id) {
-					t.Errorf("after the fork, told of %v, not of %s", sessions, id)
+					t.Errorf("after the fork, received %v, not of %s", sessions, id)
 				}
 			}
 			again := watch(t, s, newer)
 			if sessions, _ := opening(t, again); len(sessions) != 0 {
-				t.Errorf("resumed in the new history, told of %v", sessions)
+				t.Errorf("resumed in the new history, received %v", sessions)
 			}
-			s.end("later") // its number is one that the old history had
+			s.end("later") // an event of the old history had the same number
 			for next(t, again).GetChange() == nil {
 			}
 			if sessions, _ := opening(t, watch(t, s, newer)); len(sessions) != 1 {
-				t.Errorf("then told of %v", sessions)
+				t.Errorf("then received %v", sessions)
 			}
 		})
 	}
 }
 
-// Who has received a change finds its trust state, or a newer one, wherever there is
-// one to be found.
+// A watcher that has received a change finds the change's trust state, or a newer
+// one, in Hub.TrustState.
 func TestATrustStateIsVisibleBeforeTheMessageThatBringsIt(t *testing.T) {
 	s := newSource()
 	const changes = 2_000
@@ -272,7 +274,7 @@ func TestATrustStateIsVisibleBeforeTheMessageThatBringsIt(t *testing.T) {
 				}
 				told := decode(t, encoded).GetChange().GetTrustState().GetMaxTokenLifetime().AsDuration()
 				if here := s.TrustState().GetMaxTokenLifetime().AsDuration(); here < told {
-					t.Errorf("told of %v, while the trust state has %v", told, here)
+					t.Errorf("received %v, while the trust state has %v", told, here)
 					return
 				}
 				n = int(told / time.Hour)
@@ -285,8 +287,8 @@ func TestATrustStateIsVisibleBeforeTheMessageThatBringsIt(t *testing.T) {
 	all.Wait()
 }
 
-// A hub reads more only for a watcher that knows more, and tells that watcher nothing
-// if there is nothing to read.
+// A hub is refreshed only for a watcher that knows more than the hub. If the refresh
+// fails, the watcher gets ErrOutdated.
 func TestAHubThatIsBehindIsRefreshed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, at := known(t, "both know")
@@ -296,7 +298,7 @@ func TestAHubThatIsBehindIsRefreshed(t *testing.T) {
 		asked := 0
 		behind.refresh = func(context.Context) error { asked++; return errors.New("no database") }
 		if sessions, _ := opening(t, watch(t, behind, at)); len(sessions) != 0 || asked != 0 {
-			t.Errorf("told of %v, after %d refreshes", sessions, asked)
+			t.Errorf("received %v, after %d refreshes", sessions, asked)
 		}
 		if _, err := behind.Watch(t.Context(), "peer", ahead); !errors.Is(err, hub.ErrOutdated) || asked != 1 {
 			t.Errorf("%v, after %d refreshes", err, asked)
@@ -309,7 +311,7 @@ func TestAHubThatIsBehindIsRefreshed(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
 		if _, err := behind.Watch(ctx, "peer", ahead); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, hub.ErrOutdated) {
-			t.Errorf("who has no time: %v", err)
+			t.Errorf("a watcher without time: %v", err)
 		}
 		behind.refresh = func(context.Context) error {
 			behind.passed = s.passed
@@ -320,7 +322,7 @@ func TestAHubThatIsBehindIsRefreshed(t *testing.T) {
 			return nil
 		}
 		if sessions, _ := opening(t, watch(t, behind, ahead)); len(sessions) != 0 {
-			t.Errorf("told of %v", sessions)
+			t.Errorf("received %v", sessions)
 		}
 	})
 }

@@ -14,7 +14,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/hub"
 )
 
-// client is a verifier's side of streams: what it knows it keeps over each of them.
+// client is a verifier's side of streams. A client keeps what it has received from
+// one stream to the next.
 type client struct {
 	ended    map[string]bool
 	lifetime time.Duration // of the trust state
@@ -22,7 +23,7 @@ type client struct {
 	w        *hub.Watcher // nil between two streams
 }
 
-// read applies the next message. It reports whether there was one by now.
+// read applies the next message. It returns false if no message is there yet.
 func (c *client) read(t *rapid.T) bool {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel() // Next does not wait
@@ -45,7 +46,7 @@ func (c *client) read(t *rapid.T) bool {
 			continue
 		}
 		if told := state.GetMaxTokenLifetime().AsDuration(); told < c.lifetime {
-			t.Fatalf("told of trust state %v after %v", told, c.lifetime)
+			t.Fatalf("received trust state %v after %v", told, c.lifetime)
 		}
 		c.lifetime = state.GetMaxTokenLifetime().AsDuration()
 	}
@@ -60,13 +61,13 @@ func (c *client) leave() {
 	c.w = nil
 }
 
-// Whatever happens, and however a client comes and goes: a client that has read what
-// there is knows all that the history holds, and it is never given an older trust state.
-// Of a part of the history that a fork has lost, only a snapshot tells.
+// In random runs, with clients that come and go, a client that has read every message
+// knows every session that the history has ended, and never receives an older trust
+// state. Only a snapshot has the revocations of a history that a fork has replaced.
 func TestClientsMissNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s, lifetime, ids := newSource(), time.Minute, 0
-		ended := []string{} // by each event of the history; empty for a trust state
+		ended := []string{} // one for each event of the history; empty for a trust state
 		clients := make([]*client, 4)
 		for i := range clients {
 			clients[i] = &client{ended: map[string]bool{}}

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// ringSize bounds, in messages, how far a watcher may fall behind.
+// ringSize bounds how many messages a watcher may fall behind.
 const ringSize = 4096
 
 // Tag is random for each event: two histories with the same numbers have different
@@ -18,11 +18,12 @@ type Position struct {
 	Tag Tag
 }
 
-// nowhere is in no history: a stream that resumes from nowhere begins with a snapshot.
+// nowhere lies in no history: a stream that resumes from nowhere begins with a
+// snapshot.
 var nowhere = Position{Seq: -1}
 
-// ring holds the newest messages of one history, and the positions of the events in
-// the messages. A ring has no lock: [Hub].mu guards it.
+// ring is the ring buffer of messages: the newest messages of one history, and the
+// positions of the events in the messages. A ring has no lock: [Hub].mu guards it.
 //
 // Messages are numbered from the start of the process. entries[i] has the number
 // first+i. end() is the number of the next message to come.
@@ -45,7 +46,7 @@ var nowhere = Position{Seq: -1}
 //  6. afterTrust <= end(). A stream that begins with the newest trust state and goes
 //     on at a message >= afterTrust never returns to an older trust state.
 type ring struct {
-	at         Position // where the state stands: events up to here are published
+	at         Position // every event up to this position is published
 	recent     []Position
 	first      int
 	entries    []entry
@@ -62,7 +63,8 @@ type entry struct {
 // end returns the number of the next message to come.
 func (r *ring) end() int { return r.first + len(r.entries) }
 
-// advance moves the state to a position, past those of some events.
+// advance sets the position of the state to at, and remembers the positions passed on
+// the way.
 func (r *ring) advance(passed []Position, at Position) {
 	r.at, r.recent = at, append(r.recent, passed...)
 	if n := len(r.recent); n > 2*ringSize {
@@ -70,8 +72,8 @@ func (r *ring) advance(passed []Position, at Position) {
 	}
 }
 
-// append adds a message and wakes the watchers. A full ring drops its older half, so
-// that moving the rest costs little for each message.
+// append adds a message and wakes the watchers. A full ring drops its older half at
+// once, so that moving the newer half costs little for each message.
 func (r *ring) append(heartbeat bool, m Message) {
 	if len(r.entries) == ringSize {
 		r.entries = slices.Delete(r.entries, 0, ringSize/2)
@@ -81,7 +83,7 @@ func (r *ring) append(heartbeat bool, m Message) {
 	r.wake()
 }
 
-// fork begins another history, and leaves every watcher behind.
+// fork begins another history. Every watcher of the old history gets ErrBehind.
 func (r *ring) fork() {
 	r.at, r.recent = Position{}, nil
 	r.first, r.entries = r.end()+1, nil
@@ -99,7 +101,7 @@ func (r *ring) find(seq int64) (i int, found bool) {
 }
 
 // holds reports whether a position is in the history. A position older than all of
-// recent counts as held, since nothing speaks against it.
+// recent counts as held, since the ring has nothing to compare it with.
 func (r *ring) holds(at Position) bool {
 	i, found := r.find(at.Seq)
 	if !found {
@@ -116,9 +118,9 @@ func (r *ring) lacks(at Position) bool {
 }
 
 // resumeAt returns the number of the first message for a watcher that knows every
-// event up to a position. ok is false if the position is unknown, if a message of
-// interest was dropped, or if the trust state was replaced since: the watcher needs a
-// snapshot.
+// event up to a position. ok is false if the position is unknown, if a message that
+// the watcher needs was dropped, or if the trust state was replaced since: the
+// watcher then needs a snapshot.
 func (r *ring) resumeAt(at Position) (next int, ok bool) {
 	if at == r.at {
 		return r.end(), true

@@ -11,18 +11,21 @@ import (
 )
 
 const (
-	// refreshTimeout bounds how long a watcher that knows more than the hub waits.
-	// Another replica can answer sooner than a database that hangs.
+	// refreshTimeout bounds the wait for the refresh of the hub, for a watcher that
+	// knows more than the hub. Another replica can answer sooner than a database that
+	// hangs.
 	refreshTimeout = time.Second
-	// maxWatchers bounds what unknown clients can hold: each watcher may keep a
-	// message of chunkSize entries in the buffers of its connection.
+	// maxWatchers bounds the memory that unknown clients can hold: each watcher may
+	// keep a message of chunkSize entries in the buffers of its connection.
 	maxWatchers = 10_000
-	// maxPerPeer leaves places for the rest when one peer opens all it can.
+	// maxPerPeer leaves places for other peers when one peer opens as many streams as
+	// possible.
 	maxPerPeer = 2_500
 	// snapshotsPerPeer bounds the snapshots that are sent to one peer at a time. More
 	// wait for their turn.
 	snapshotsPerPeer = 16
-	// snapshotTimeout bounds a turn: a million revocations at 300 kB a second.
+	// snapshotTimeout bounds the time for one snapshot: a million revocations at 300
+	// kB a second.
 	snapshotTimeout = 2 * time.Minute
 )
 
@@ -65,8 +68,8 @@ func (h *Hub) Watch(ctx context.Context, from string, resume []byte) (*Watcher, 
 	return w, nil
 }
 
-// open refreshes the hub if necessary, waits for the turn if a snapshot is necessary,
-// and prepares the opening.
+// open refreshes the hub if necessary, waits for the peer's turn if the watcher needs
+// a snapshot, and prepares the opening.
 func (w *Watcher) open(ctx context.Context, at Position) error {
 	if w.hub.lacks(at) {
 		bounded, cancel := context.WithTimeout(ctx, refreshTimeout)
@@ -88,9 +91,9 @@ func (w *Watcher) open(ctx context.Context, at Position) error {
 	return nil
 }
 
-// begin prepares the opening: the messages behind a position if the ring has all of
-// them, and otherwise a snapshot, if the watcher may have one. begin returns false
-// where neither is possible.
+// begin prepares the opening of a stream: the messages after the position at, if the
+// ring has all of them, and otherwise a snapshot, if maySnapshot is true. begin
+// returns false if neither is possible.
 func (w *Watcher) begin(at Position, maySnapshot bool) bool {
 	h := w.hub
 	h.mu.Lock()
@@ -119,7 +122,8 @@ func (w *Watcher) Close() {
 	w.hub.places.release(w.peer)
 }
 
-// endTurn lets the next snapshot to the peer begin.
+// endTurn ends the watcher's turn, so that the next snapshot to the same peer can
+// begin.
 func (w *Watcher) endTurn() {
 	if !w.turnUntil.IsZero() {
 		w.turnUntil = time.Time{}
@@ -147,8 +151,11 @@ func (w *Watcher) Next(ctx context.Context) (Message, error) {
 	}
 }
 
-// poll returns the next message, or, if the message is still to come, a channel that is
-// closed when the ring grows. Errors: ErrBehind.
+// poll returns the watcher's next message without waiting. If the watcher has read
+// every message so far, poll instead returns the channel grown, which the ring buffer
+// of messages closes when it gets the next message.
+//
+// Errors: ErrBehind if the client must open another stream.
 func (w *Watcher) poll() (e entry, grown <-chan struct{}, err error) {
 	if !w.turnUntil.IsZero() && time.Now().After(w.turnUntil) {
 		return e, nil, ErrBehind
@@ -166,16 +173,16 @@ func (w *Watcher) poll() (e entry, grown <-chan struct{}, err error) {
 		}
 		e = r.entries[w.next-r.first]
 		w.next++
-		// Before the closing, a heartbeat would claim too early that the watcher knows
-		// everything.
+		// Before the closing messages, a heartbeat would tell the watcher too early that
+		// it has everything.
 		if !e.heartbeat || w.next > w.closingAt {
 			return e, nil, nil
 		}
 	}
 }
 
-// nextOfOpening returns the next message of the opening; false if the ring has the next
-// one.
+// nextOfOpening returns the next message of the opening; false if the next message
+// comes from the ring.
 func (w *Watcher) nextOfOpening() (e entry, ok bool) {
 	switch {
 	case w.trust != nil:
@@ -194,9 +201,9 @@ func (w *Watcher) nextOfOpening() (e entry, ok bool) {
 	return e, true
 }
 
-// verifierApplied records that the local verifier has applied every message returned by
-// Next. [Hub.WaitApplied] waits for the record. A dropped stream proves nothing: the
-// history may have been replaced.
+// verifierApplied records that the local verifier has applied every message returned
+// by Next; [Hub.WaitApplied] waits for this record. A dropped stream records nothing:
+// the history may have been replaced.
 func (w *Watcher) verifierApplied() {
 	h := w.hub
 	h.mu.Lock()
@@ -208,14 +215,15 @@ func (w *Watcher) verifierApplied() {
 	}
 }
 
-// places bounds the watchers, in all and for each peer.
+// places bounds the number of watchers, in all and for each peer.
 type places struct {
 	mu    sync.Mutex
 	taken int
 	peers map[string]*peerPlaces // by name; only peers with a watcher
 }
 
-// peerPlaces is what one peer has taken. A peer is named by its address or network.
+// peerPlaces counts the watchers and the running snapshots of one peer. A peer is
+// named by its address or network.
 type peerPlaces struct {
 	name     string
 	watchers int           // places.mu guards it

@@ -1,9 +1,9 @@
-// Package refusal makes and reads the gRPC statuses of refused calls: a code, a message
-// for people, and a google.rpc.ErrorInfo with the domain "watchword" and a reason from
-// the enum ErrorReason.
+// Package refusal makes and reads the gRPC statuses of refused calls: a code, a
+// message for people, and a google.rpc.ErrorInfo with the domain "watchword" and a
+// reason from the enum ErrorReason.
 //
-// Only package refusal builds an ErrorInfo or reads one. The packages above map errors
-// and judgements to reasons.
+// Only package refusal builds an ErrorInfo or reads one. The packages above choose
+// the reason for each error.
 package refusal
 
 import (
@@ -19,16 +19,16 @@ import (
 
 const (
 	domain = "watchword"
-	// methodKey is the metadata key for the method, in the refusal of an access token.
+	// methodKey is the metadata key for the called method, if an access token was refused.
 	methodKey = "method"
 	// reasonPrefix begins every name of the enum, and is left out on the wire.
 	reasonPrefix = "ERROR_REASON_"
 )
 
-// Status returns the status of a refusal. method is the full name of the called method,
-// if the method's caller showed a bad access token. For every other refusal method must
-// be empty: a client calls a method again after reading its name here. details follow
-// the ErrorInfo.
+// Status returns the status of a refused call. method is the full name of the called
+// method if the call was refused for its access token. Otherwise method must be
+// empty: a client that reads its method here renews its token and calls again.
+// details follow the ErrorInfo.
 func Status(code codes.Code, reason watchwordv1.ErrorReason, method, message string, details ...protoadapt.MessageV1) *status.Status {
 	info := &errdetails.ErrorInfo{Domain: domain, Reason: Name(reason)}
 	if method != "" {
@@ -37,7 +37,7 @@ func Status(code codes.Code, reason watchwordv1.ErrorReason, method, message str
 	plain := status.New(code, message)
 	detailed, err := plain.WithDetails(append([]protoadapt.MessageV1{info}, details...)...)
 	if err != nil {
-		// The code is OK, or a text is not UTF-8. The refusal stands without details.
+		// The code is OK, or a text is not UTF-8. The call is refused without details.
 		return plain
 	}
 	return detailed
@@ -60,8 +60,8 @@ func Reason(err error) watchwordv1.ErrorReason {
 	return watchwordv1.ErrorReason(watchwordv1.ErrorReason_value[reasonPrefix+infoOf(err).GetReason()])
 }
 
-// Method returns the method in the refusal of an access token; empty if the error names
-// no method.
+// Method returns the called method from the status of a call refused for its access
+// token; empty if the error names no method.
 func Method(err error) string { return infoOf(err).GetMetadata()[methodKey] }
 
 // infoOf returns the ErrorInfo with our domain; nil without one.
@@ -78,9 +78,10 @@ func infoOf(err error) *errdetails.ErrorInfo {
 	return nil
 }
 
-// WithoutMethod removes method from the refusal in a handler's error. A handler may
-// return the refusal of a token from another call. With the method's name, the client
-// would believe its own token refused, and call again.
+// WithoutMethod removes method from the ErrorInfo of a handler's error. A handler may
+// return the error of another token, from another call. If that error named the
+// handler's method, the client would believe that its own token was refused, and call
+// again.
 func WithoutMethod(err error, method string) error {
 	st, ok := status.FromError(err)
 	if !ok {
@@ -112,7 +113,7 @@ type unnamed struct {
 func (e *unnamed) Unwrap() error              { return e.error }
 func (e *unnamed) GRPCStatus() *status.Status { return e.status }
 
-// Setup is the error of a wrongly assembled program or a failed start: plain text for the
+// Setup reports a wrongly assembled program or a failed start: plain text for the
 // program's author or operator, with a status code and no reason.
 type Setup struct {
 	Code    codes.Code

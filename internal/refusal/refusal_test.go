@@ -26,7 +26,7 @@ const (
 
 var again = &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)}
 
-// built is a status with details that this package did not make.
+// built returns a status with details that package refusal has not made.
 func built(t *testing.T, details ...protoadapt.MessageV1) error {
 	t.Helper()
 	st, err := status.New(codes.Unauthenticated, "refused").WithDetails(details...)
@@ -40,7 +40,7 @@ func info(domain, reason, method string) *errdetails.ErrorInfo {
 	return &errdetails.ErrorInfo{Domain: domain, Reason: reason, Metadata: map[string]string{"method": method, "more": "stays"}}
 }
 
-// What is on the wire is the contract.
+// The details of a status on the wire are part of the contract.
 func TestStatus(t *testing.T) {
 	st := refusal.Status(codes.Unauthenticated, stale, method, "refresh", again)
 	want := []proto.Message{
@@ -60,7 +60,7 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// A refusal that cannot carry its details is still a refusal.
+// If the details cannot be encoded, the status has its code and no details.
 func TestStatusWithoutDetails(t *testing.T) {
 	err := refusal.Status(codes.InvalidArgument, stale, "\xff", "not valid", refusal.BadField("name", "\xff")).Err()
 	if status.Code(err) != codes.InvalidArgument || refusal.Reason(err) != none || refusal.Method(err) != "" {
@@ -99,7 +99,8 @@ func TestReasonAndMethod(t *testing.T) {
 	}
 }
 
-// Only this method is taken out, of each ErrorInfo of ours, and nothing else changes.
+// WithoutMethod removes the given method alone, from each ErrorInfo of the domain
+// watchword, and changes nothing else.
 func TestWithoutMethod(t *testing.T) {
 	sentinel := errors.New("no approval")
 	ours := refusal.Status(codes.Unauthenticated, stale, method, "refresh", again).Err()

@@ -1,4 +1,5 @@
-// Package retry decides when a client asks a server again.
+// Package retry computes how long a client waits before it sends a failed request
+// again.
 package retry
 
 import (
@@ -9,15 +10,15 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// A Backoff computes the pauses between attempts failing one after the other. The zero
-// value is ready. A Backoff is not safe for concurrent use.
+// A Backoff computes the pauses between attempts that fail one after the other. The
+// zero value is ready. A Backoff is not safe for concurrent use.
 type Backoff struct{ delay time.Duration }
 
 // Next returns the pause before the next attempt. The delay begins at first and
 // doubles with each call up to longest. The pause is at least half of the delay, and
-// at least the wait asked for by the server. A random part of up to half of the delay is
-// added, so that the clients of a lost server do not return together. A pause exceeds
-// longest only if the server asked for more.
+// at least asked, the wait that the server asked for. A random part of up to half of
+// the delay is added, so that the clients of a lost server do not return together. A
+// pause exceeds longest only if the server asked for more.
 func (b *Backoff) Next(first, longest, asked time.Duration) time.Duration {
 	b.delay = min(max(first, 2*b.delay), longest)
 	half := b.delay / 2
@@ -27,11 +28,11 @@ func (b *Backoff) Next(first, longest, asked time.Duration) time.Duration {
 	return max(half, asked) + rand.N(half)
 }
 
-// Reset begins again at the first delay, after a success.
+// Reset sets the delay back to its beginning. Call Reset after a success.
 func (b *Backoff) Reset() { b.delay = 0 }
 
-// Asked returns the wait in a refusal's google.rpc.RetryInfo, at most longest; zero
-// without RetryInfo.
+// Asked returns the wait that a server asks for in the google.rpc.RetryInfo of an
+// error, at most longest; zero without RetryInfo.
 func Asked(err error, longest time.Duration) time.Duration {
 	for _, detail := range status.Convert(err).Details() {
 		if info, ok := detail.(*errdetails.RetryInfo); ok {

@@ -15,8 +15,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/retry"
 )
 
-// Each pause is within its bounds: the delay doubles up to the longest, half of it by
-// chance, and the server's wish is the least.
+// Each pause is within its bounds: half of the doubled delay, or the wait asked for
+// by the server, plus a random part.
 func TestNext(t *testing.T) {
 	const first, longest = 100 * time.Millisecond, time.Second
 	type bounds struct{ least, most time.Duration }
@@ -50,7 +50,7 @@ func TestNext(t *testing.T) {
 	}
 }
 
-// Clients that lost one server together do not come back together.
+// Clients that lost one server together wait for different times.
 func TestNextDiffers(t *testing.T) {
 	seen := map[time.Duration]bool{}
 	for range 20 {

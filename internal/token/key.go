@@ -40,7 +40,7 @@ func ParseAlgorithm(s string) (Algorithm, error) {
 	return Algorithm(s), nil
 }
 
-// methods has golang-jwt's implementation of each algorithm. The table is our own,
+// methods maps each algorithm to golang-jwt's implementation. The map is our own,
 // because any package in the process may change the table of jwt.GetSigningMethod.
 var methods = map[Algorithm]jwt.SigningMethod{
 	EdDSA: jwt.SigningMethodEdDSA,
@@ -134,7 +134,8 @@ func (k *PublicKey) KID() string { return k.kid }
 // Algorithm returns the only algorithm for the key (RFC 8725 section 3.1).
 func (k *PublicKey) Algorithm() Algorithm { return k.alg }
 
-// MarshalPKIX returns the key in the stored form.
+// MarshalPKIX returns the key in the form of x509.MarshalPKIXPublicKey, in which the
+// database stores it.
 func (k *PublicKey) MarshalPKIX() ([]byte, error) { return x509.MarshalPKIXPublicKey(k.key) }
 
 // verify checks the signature (RFC 7515 section 5.2). The key alone chooses the

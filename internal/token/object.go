@@ -143,7 +143,8 @@ func (s *scanner) take(c byte) bool {
 }
 
 // value returns the JSON text of the next value. At the end of the text, value
-// returns no bytes; text refuses an empty value, so a caller's loop ends.
+// returns no bytes; the function text refuses an empty value, so a caller's loop
+// ends.
 func (s *scanner) value() []byte {
 	s.take(' ') // skips all white space before the value
 	n := valueLength(s.rest)

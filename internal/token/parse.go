@@ -42,8 +42,9 @@ var forbidden = []string{"crit", "b64", "jwk", "jku", "x5u", "x5c"}
 //
 // find returns the key with the given id, or nil. The key decides the algorithm; a
 // token with a different alg in the header is refused (RFC 8725 section 3.1). Parse
-// ignores unknown header parameters and claims, so a newer issuer may add some, but
-// refuses those that could change the token's meaning: see forbidden, and nbf.
+// ignores unknown header parameters and claims, so a newer issuer may add some. Parse
+// refuses the parameters and claims that could change the token's meaning: those listed
+// in forbidden, and the claim nbf.
 //
 // Parse decodes the claims after the check of the signature, so a forged token's
 // claims stay unread.
@@ -157,10 +158,10 @@ func (p parts) claims() (*Claims, error) {
 	return c, nil
 }
 
-// Bearer returns the token in the values of the metadata `authorization` (RFC 6750
-// section 2.1). ok is false unless there is exactly one value "Bearer TOKEN": of two
-// values, two readers could take different ones. The case of the scheme does not
-// matter (RFC 9110 section 11.1). The token is not checked.
+// Bearer returns the token in values, the values of the metadata `authorization` (RFC
+// 6750 section 2.1). ok is false unless there is exactly one value "Bearer TOKEN": of
+// two values, two readers could take different ones. The case of the scheme does not
+// matter (RFC 9110 section 11.1). Bearer does not verify the token.
 func Bearer(values []string) (token string, ok bool) {
 	if len(values) != 1 {
 		return "", false

@@ -14,8 +14,8 @@ import (
 	"log/slog"
 )
 
-// modulusBits holds the size of a new RSA key, in bits. 2048 bits are safe until 2030
-// (NIST SP 800-57), much longer than a signing key's use. 3072 bits would add 170
+// modulusBits is the size of a new RSA key, in bits. 2048 bits are safe until 2030
+// (NIST SP 800-57), much longer than a signing key is used. 3072 bits would add 170
 // characters to every token. EdDSA gives more security in shorter tokens.
 const modulusBits = 2048
 

@@ -22,8 +22,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// Type stands in the header's typ. Parse refuses a JWT of another type, even if one
-// of our keys has signed the JWT (RFC 9068 section 2.1).
+// Type is the value of the header parameter typ. Parse refuses a JWT of another type,
+// even if one of our keys has signed the JWT (RFC 9068 section 2.1).
 const Type = "at+jwt"
 
 // MaxLength bounds a token's length, in bytes. Parse checks the length first, to

@@ -1,5 +1,6 @@
-// Package transport judges the protection of a gRPC connection against an attacker on the
-// path. A host name proves nothing, so the peer's address counts.
+// Package transport decides whether a gRPC connection is protected against an
+// attacker on the network path. A host name proves nothing, so the peer's address
+// counts.
 package transport
 
 import (
@@ -10,10 +11,11 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// Protects reports whether the connection to p has at least the given level: by its
-// handshake, or because the peer is on this machine. Credentials without a level count as
-// none. p may be nil. A proxy or a tunnel on this machine counts as this machine, since
-// the far end of the proxy cannot be seen from here.
+// Protects reports whether the connection to p has at least the given security level:
+// by its handshake, or because the peer is on this machine. Credentials that state no
+// security level count as unprotected. p may be nil. A proxy or a tunnel on this
+// machine counts as this machine, since the far end of the proxy cannot be seen from
+// here.
 func Protects(p *peer.Peer, level credentials.SecurityLevel) bool {
 	if p == nil {
 		return false

@@ -19,7 +19,7 @@ func (a address) String() string  { return a.text }
 
 func tcp(ip string) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: 443} }
 
-// Without transport security, a connection is as good as its peer's address.
+// Without transport security, only the address of the peer decides.
 func TestProtectsByAddress(t *testing.T) {
 	near, far := net.Pipe()
 	defer near.Close()
@@ -62,12 +62,12 @@ func TestProtectsByAddress(t *testing.T) {
 	}
 }
 
-// silent states no level of security.
+// silent is an AuthInfo without a security level.
 type silent struct{}
 
 func (silent) AuthType() string { return "silent" }
 
-// level states one.
+// level is an AuthInfo with a security level.
 type level credentials.SecurityLevel
 
 func (level) AuthType() string { return "test" }
@@ -75,7 +75,7 @@ func (l level) GetCommonAuthInfo() credentials.CommonAuthInfo {
 	return credentials.CommonAuthInfo{SecurityLevel: credentials.SecurityLevel(l)}
 }
 
-// To another machine, what the handshake has brought counts.
+// For a peer on another machine, the security level of the handshake decides.
 func TestProtectsByLevel(t *testing.T) {
 	tls := func(l credentials.SecurityLevel) credentials.AuthInfo {
 		return credentials.TLSInfo{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: l}}

@@ -1,6 +1,6 @@
-// Package trusttest stands in for a server's trust service, in process: a connection
-// for authn.NewVerifier. A function plays the streams. The package serves test kits,
-// tests and benchmarks alone.
+// Package trusttest stands in for a server's trust service, in process: it gives
+// authn.NewVerifier a connection on which a function of the test sends the messages
+// of each stream. The package serves test kits, tests and benchmarks alone.
 package trusttest
 
 import (
@@ -22,8 +22,8 @@ import (
 type Message = watchwordv1.WatchBundleResponse
 
 // Conn is a connection that serves TrustService/WatchBundle and no other method. Each
-// stream begins with a call of Conn; ctx ends with the stream. The verifier believes
-// the messages, because the peer is on this machine.
+// stream begins with a call of Conn; ctx ends with the stream. The verifier accepts
+// the keys in the messages, because the peer is on this machine.
 //
 // Conn may be called from several goroutines at once.
 type Conn func(ctx context.Context) (Next, error)
@@ -55,8 +55,8 @@ func Chunk(c *watchwordv1.SnapshotChunk) *Message {
 	return &Message{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
 }
 
-// Heartbeat returns a heartbeat: everything is known until at, which is the server's
-// time.
+// Heartbeat returns a heartbeat with the server's time at, which says that every
+// change until at was sent.
 func Heartbeat(at time.Time) *Message {
 	now := timestamppb.New(at)
 	return &Message{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{ServerTime: now, AsOf: now}}}

@@ -51,7 +51,8 @@ func TestPlay(t *testing.T) {
 	})
 }
 
-// A function may refuse a stream, and no other method is served.
+// The function of a test may refuse a stream, and every other method is
+// UNIMPLEMENTED.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	trust := watchwordv1.NewTrustServiceClient(trusttest.Conn(func(context.Context) (trusttest.Next, error) {
