@@ -30,14 +30,39 @@ func Create(path string, fill func(*os.File) error) error {
 	if _, err := os.Lstat(path); err == nil { // before the work of fill
 		return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 	}
-	return write(path, fill, func(draft, path string) error {
-		// A rename would replace a file made since the check above; a link fails.
-		err := os.Link(draft, path)
-		if err == nil || errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		return os.Rename(draft, path) // a file system without links
+	published := false
+	err := write(path, fill, func(draft, path string) error {
+		err := publishNew(draft, path)
+		published = err == nil
+		return err
 	})
+	if err != nil && published {
+		os.Remove(path) // the name may not survive a crash
+	}
+	return err
+}
+
+// publishNew gives a draft its name, and fails if a file has been made at path since the
+// check of Create. A link fails in that case; a rename would replace the file.
+func publishNew(draft, path string) error {
+	err := os.Link(draft, path)
+	if err == nil || errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return renameNew(draft, path)
+}
+
+// renameNew is publishNew for a file system without links. One process makes the empty
+// file, and then replaces the empty file.
+func renameNew(draft, path string) error {
+	claim, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(claim.Close(), os.Rename(draft, path)); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
+	return nil
 }
 
 func write(path string, fill func(*os.File) error, publish func(draft, path string) error) error {

@@ -31,6 +31,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/watchword-auth/watchword/internal/durable"
 )
@@ -110,7 +111,12 @@ const header = "# Watchword master keys. This file and the database together can
 //
 // Errors: fs.ErrExist if the file exists.
 func Create(path string) (*Keys, error) {
-	if err := write(path, header+newLine()); err != nil {
+	durable.RemoveDrafts(path, time.Hour)
+	err := durable.Create(path, func(file *os.File) error {
+		_, err := file.WriteString(header + newLine())
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("making master key: %w", err)
 	}
 	return Load(path)
@@ -120,42 +126,50 @@ func Create(path string) (*Keys, error) {
 // the other keys still open. A process reading the file at the same time finds the old
 // content or the new content.
 func Add(path string) (*Keys, error) {
-	if _, err := read(path); err != nil {
-		return nil, err
-	}
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return nil, fmt.Errorf("adding master key: %w", err)
+		return nil, fmt.Errorf("reading master key: %w", err)
 	}
-	old, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("adding master key: %w", err)
-	}
-	draft := path + ".new" // a fixed name: of two calls of Add at once, one fails
-	err = write(draft, header+newLine()+strings.TrimPrefix(string(old), header))
+	// The draft is the lock: of two calls at once, the second call fails. The old keys are
+	// read under the lock, since a file read earlier lacks the key of the first call.
+	draft, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	switch {
 	case errors.Is(err, fs.ErrExist):
 		return nil, fmt.Errorf("adding master key: %w; unless another command is adding a key now, a crash has left this file: remove it", err)
 	case err != nil:
 		return nil, fmt.Errorf("adding master key: %w", err)
 	}
-	if err := durable.Rename(draft, path); err != nil {
+	if err := addTo(draft, path); err != nil {
+		return nil, errors.Join(err, os.Remove(draft.Name()))
+	}
+	if err := durable.Rename(draft.Name(), path); err != nil {
+		os.Remove(draft.Name())
 		return nil, fmt.Errorf("adding master key: %w", err)
 	}
 	return Load(path)
+}
+
+// addTo writes a new key and the keys in the file at path to the draft, and closes the
+// draft.
+func addTo(draft *os.File, path string) error {
+	defer draft.Close()
+	if _, err := read(path); err != nil {
+		return err
+	}
+	old, err := os.ReadFile(path)
+	if err == nil {
+		_, err = draft.WriteString(header + newLine() + strings.TrimPrefix(string(old), header))
+	}
+	if err = errors.Join(err, draft.Chmod(0o600), draft.Sync(), draft.Close()); err != nil {
+		return fmt.Errorf("adding master key: %w", err)
+	}
+	return nil
 }
 
 func newLine() string {
 	secret := make([]byte, keySize)
 	rand.Read(secret)
 	return linePrefix + base64.RawURLEncoding.EncodeToString(secret) + "\n"
-}
-
-func write(path, text string) error {
-	return durable.Create(path, func(file *os.File) error {
-		_, err := file.WriteString(text)
-		return err
-	})
 }
 
 // reload reads the file again.

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/watchword-auth/watchword/internal/seal"
@@ -98,6 +100,37 @@ func TestFileIsPrivateAndNeverOverwritten(t *testing.T) {
 	}
 	if _, err := seal.Create(path); !errors.Is(err, fs.ErrExist) {
 		t.Fatalf("second Create: %v", err)
+	}
+}
+
+// Every call of Add that returned a key has put the key in the file, whatever other calls
+// ran at once: a lost key would lose everything sealed under the key.
+func TestAddsAtOnceLoseNoKey(t *testing.T) {
+	_, path := create(t)
+	var added atomic.Int64
+	var calls sync.WaitGroup
+	for range 8 {
+		calls.Go(func() {
+			for range 40 {
+				if _, err := seal.Add(path); err == nil {
+					added.Add(1)
+				} else if !errors.Is(err, fs.ErrExist) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	calls.Wait()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := int64(strings.Count(string(text), "wwmk1_")), 1+added.Load(); got != want || want == 1 {
+		t.Errorf("the file holds %d keys, want %d", got, want)
+	}
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("the folder holds %v, %v", entries, err)
 	}
 }
 
