@@ -176,17 +176,27 @@ func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algori
 }
 
 // spares makes two keys for a change, before the transaction, since an RSA key takes a
-// while. An empty alg means the algorithm of the newest key.
+// while. An empty alg means the algorithm of the last key in the chain. Without a last
+// key, an empty alg means the algorithm of the newest key.
 func (k *Keyring) spares(ctx context.Context, alg token.Algorithm) (spares [2]*store.SigningKey, err error) {
 	if alg == "" {
-		keys, err := List(ctx, k.store)
+		err := k.store.Read(ctx, func(tx *store.Tx) error {
+			c, err := readChain(tx)
+			switch {
+			case err != nil:
+				return err
+			case c.last != nil:
+				alg = token.Algorithm(c.last.Algorithm)
+			case len(c.rows) > 0:
+				alg = token.Algorithm(c.rows[len(c.rows)-1].Algorithm)
+			default:
+				return errNoKeys
+			}
+			return nil
+		})
 		if err != nil {
 			return spares, err
 		}
-		if len(keys) == 0 {
-			return spares, errNoKeys
-		}
-		alg = token.Algorithm(keys[len(keys)-1].Algorithm)
 	}
 	for i := range spares {
 		if spares[i], err = generate(k.master, alg); err != nil {

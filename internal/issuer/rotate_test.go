@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -143,6 +144,28 @@ func TestRotateToAnotherAlgorithm(t *testing.T) {
 		subject.SessionEnd = time.Now().Add(time.Hour)
 		if _, _, err := open(t, s, master).Mint(time.Now(), subject); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// Keys published at one instant have no order in time, so the algorithm must not come from
+// the newest row.
+func TestRotateKeepsTheAlgorithm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s, _ := ring(t)
+		time.Sleep(2 * age)
+		undated := func() issuer.Key {
+			keys := inState(t, s, issuer.Next)
+			return keys[slices.IndexFunc(keys, func(k issuer.Key) bool { return k.SignsFrom.IsZero() })]
+		}
+		for range 8 {
+			for _, alg := range []token.Algorithm{token.ES256, token.EdDSA} {
+				rotate(t, k, alg)
+				revoke(t, k, undated().KID)
+				if next := undated(); next.Algorithm != string(alg) {
+					t.Fatalf("after a revocation the next key is of %s, want %s", next.Algorithm, alg)
+				}
+			}
 		}
 	})
 }

@@ -131,7 +131,7 @@ func (t *pgTx) commit() error {
 	if t.readOnly && (len(t.atCommit) == 0 || errors.Is(err, errNotReplicated)) {
 		return nil // the rows read before hold, whatever became of the transaction
 	}
-	if err = afterSend(err, true); err != nil && meaningOf(err).undone {
+	if err = afterSend(err, !t.readOnly); err != nil && meaningOf(err).undone {
 		t.rollback()
 	}
 	return err
