@@ -29,8 +29,9 @@ type party struct {
 // history is what happens to one session, beside the model of what must come of
 // it. The model has two invariants.
 //
-// Alone: an honest client that is alone is never refused, unless a request that
-// it gave up arrived, after the grace, behind a later one that was answered.
+// Alone: a client that is alone and honest is refused in one case only. The client has the
+// answer of a later request, and an abandoned request arrives when its token was spent more
+// than the grace ago.
 //
 // Found: once two parties hold tokens, reuse is found at the latest when the
 // second of them comes back after the grace and the first presents the newest
