@@ -35,8 +35,8 @@ import (
 )
 
 // ErrWrongKey means that a secret is sealed under a master key that is not in the file:
-// the server was started with the file of another installation, or an old key was
-// removed before `watchword key reseal`.
+// the file belongs to another installation, or a key was removed before every secret
+// was sealed under another one.
 var ErrWrongKey = errors.New("sealed under a master key that is not in this file")
 
 const (
