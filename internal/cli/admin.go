@@ -83,8 +83,8 @@ type userCreateCmd struct {
 	PasswordStdin bool     `help:"Read the password from standard input."`
 }
 
-// Run makes a user and prints the id alone, for scripts. The password is read before
-// the database is opened, so that a person who types slowly holds no lock of SQLite.
+// Run makes a user and prints the id alone, for scripts. Run checks the arguments and
+// reads the password before it opens the database.
 func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	name, err := c.parse()
 	if err != nil {

@@ -146,8 +146,9 @@ func (d datastore) with(ctx context.Context, do func(*store.Store) error) error 
 
 type migrateCmd struct{ datastore }
 
-// Run brings the schema up to date. On SQLite every command does so; on PostgreSQL only
-// this command does, so that the operator decides when.
+// Run brings the schema up to date. On SQLite every command that opens the database
+// does so, except backup; on PostgreSQL only this command does, so that the operator
+// decides when.
 func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
 	if err := store.Migrate(ctx, c.DatastoreURI); err != nil {
 		return err

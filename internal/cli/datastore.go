@@ -57,8 +57,7 @@ more: start the servers with TO and the same --master-key-file. If the command i
 interrupted, run the command again: it starts over, or finishes the copy.`
 }
 
-// Run moves the database. The rows of each table are printed, for a check against the
-// source's last backup.
+// Run moves the database, and prints the number of rows of each table.
 func (c *datastoreCopyCmd) Run(ctx context.Context, t Terminal) error {
 	copied, err := store.Copy(ctx, c.From, c.To)
 	if errors.Is(err, store.ErrEngine) {

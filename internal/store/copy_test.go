@@ -183,7 +183,7 @@ func copyTo(t *testing.T, from, to string) *store.Copied {
 	return copied
 }
 
-// refusesToOpen opens a database on which nobody may work.
+// refusesToOpen fails the test unless Open returns an error that contains says.
 func refusesToOpen(t *testing.T, uri, says string) {
 	t.Helper()
 	s, err := store.Open(t.Context(), uri)
@@ -218,7 +218,7 @@ func TestCopyBringsEverything(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if again := copyTo(t, from, to); !again.Earlier { // who was killed before it could say so
+	if again := copyTo(t, from, to); !again.Earlier { // the first copy was killed before it could report
 		t.Errorf("copied again: %v", again)
 	}
 	refusesToOpen(t, from, copied.To)
