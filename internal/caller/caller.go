@@ -2,7 +2,7 @@
 // access token, whether the subject still has these rights, and the address of the
 // call.
 //
-// A verifier may be behind and accept a token whose session has just ended. So every
+// A verifier may be behind and accept the token of a session that has just ended. So every
 // change checks its caller again by [Caller.Check], in the transaction of the change.
 package caller
 

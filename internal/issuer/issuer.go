@@ -182,7 +182,7 @@ type Subject struct {
 }
 
 // Mint makes and signs an access token as of now, and returns the token and the token's
-// lifetime. The lifetime counts from now, for clients whose clock differs.
+// lifetime. The lifetime counts from now, so a client needs no correct clock.
 func (i *Issuer) Mint(now time.Time, s Subject) (string, time.Duration, error) {
 	key, err := i.signing(now)
 	if err != nil {

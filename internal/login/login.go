@@ -107,7 +107,7 @@ func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Pass
 	return s.start(ctx, &read, better, audience)
 }
 
-// start starts a session for a user whose password was right. read is the row that was
+// start starts a session after the right password. read is the row that was
 // read before the hash: if its password hash has been replaced since, start returns
 // errChanged. Name, roles and state come from the row as it is now. If better is not
 // empty, start stores it as the new password hash.

@@ -26,8 +26,8 @@ import (
 // grace changes nothing, so a thief cannot keep the grace open by retries.
 //
 // A late retry of Spent means: the answer was lost, and the client did not notice
-// within the grace. The retry gets a new successor, and the successor whose answer was
-// lost is dead. The range from Low to Spent then starts again above the dead
+// within the grace. The retry gets a new successor, and the successor in the
+// lost answer is dead. The range from Low to Spent then starts again above the dead
 // generation; Late is the only lower generation that still counts.
 //
 // The ordinary advance is also in SQL, as one statement: store.Spend.

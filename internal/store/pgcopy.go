@@ -128,7 +128,7 @@ func (t *copyTarget) finish(ctx context.Context) error {
 	if _, err := t.conn.Exec(ctx, `DELETE FROM settings WHERE name = $1`, copyIncomplete); err != nil {
 		return fmt.Errorf("finishing the copy (run this command again): %w", err)
 	}
-	// ANALYZE gives PostgreSQL the statistics for good plans from the first query on.
+	// ANALYZE gives PostgreSQL the statistics for fast plans from the first query on.
 	// PostgreSQL would run ANALYZE by itself some time later. An error is ignored: the
 	// copy is complete.
 	_, _ = t.conn.Exec(ctx, `SET statement_timeout = 0`)

@@ -76,9 +76,9 @@ func (j *job[T]) wait(ctx context.Context) (answered bool, err error) {
 	}
 }
 
-// take sets the flag j.taken, and returns whether this call has set it. A worker whose
-// take returns true must run and answer the job. A caller whose take returns true has
-// withdrawn the job.
+// take sets the flag j.taken, and returns true if this call has set it. If take returns
+// true to a worker, the worker must run and answer the job. If take returns true to the
+// caller of the job, the caller has withdrawn the job.
 func (j *job[T]) take() bool { return j.taken.CompareAndSwap(false, true) }
 
 // batches yields batches of jobs, each taken by this worker, until the queue is closed

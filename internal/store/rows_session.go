@@ -76,8 +76,8 @@ func qualified(alias, columns string) string {
 	return alias + "." + strings.Join(strings.Fields(columns), " "+alias+".")
 }
 
-// Sessions lists a user's sessions whose EndedAt is zero, in order of id, beginning
-// after the id `after`. A session past its lifetime is listed, too.
+// Sessions lists the sessions of a user that have a zero EndedAt, in order of id,
+// beginning after the id `after`. A session past its lifetime is listed, too.
 func (tx *Tx) Sessions(userID, after string, limit int) ([]*Session, error) {
 	return queryAll(tx, (*Session).columns,
 		`SELECT `+sessionColumns+` FROM sessions WHERE user_id = $1 AND id > $2 AND ended_at IS NULL ORDER BY id LIMIT $3`,

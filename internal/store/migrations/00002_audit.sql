@@ -1,3 +1,4 @@
+-- +goose Up
 -- The security record: what users, admins and the operator did, and refused calls. An
 -- id is the record's time in microseconds and a random part, in hexadecimal, so the
 -- order of ids is the order of time. The table has no other index, since records are

@@ -1,3 +1,4 @@
+-- +goose Up
 -- Collation "C" compares keys by their bytes. The collation of a language is slower,
 -- and an update of the operating system on a standby may change it without the index.
 ALTER TABLE settings ALTER COLUMN name TYPE TEXT COLLATE "C";

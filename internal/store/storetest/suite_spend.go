@@ -73,7 +73,7 @@ func testSpendRefuses(t *testing.T, new func(testing.TB) string) {
 }
 
 // SpendRefuses calls spend, one way of spending, for live sessions and for sessions
-// whose token must not be spent.
+// that must not be refreshed.
 func SpendRefuses(t *testing.T, s *store.Store, spend func(*store.Spend) error) {
 	cases := map[string]struct {
 		alter alter
