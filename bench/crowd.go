@@ -20,13 +20,13 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// settings of the PostgreSQL that is measured; all that is not said here is its
-// default: fsync, synchronous commits, full pages behind a checkpoint. The buffers
-// hold a small part of the largest database.
+// settings configures the measured PostgreSQL. Everything else has its default: fsync,
+// synchronous commits, full pages after a checkpoint. The buffers hold a small part of
+// the largest database.
 var settings = []string{"shared_buffers=1GB", "max_wal_size=8GB"}
 
-// crowd is a server on PostgreSQL with users and sessions that SQL has put there,
-// numbered from 0: logins would take days. Nobody has the password of these users.
+// crowd is a server on PostgreSQL with users and sessions that SQL has inserted,
+// numbered from 0: logins would take days. No password matches these users.
 type crowd struct {
 	*watchword
 	db    *pgx.Conn // to its database
@@ -35,7 +35,8 @@ type crowd struct {
 	mac   []byte // the key of refresh tokens
 }
 
-// gather starts a server on a new database, whose URI it gets changed.
+// gather starts a server on a new database. change may alter the URI that the server
+// gets.
 func gather(postgres *pgtest.Durable, change func(*url.URL), users, sessions int) (*crowd, error) {
 	ctx := context.Background()
 	plain, err := postgres.Database()
@@ -73,7 +74,7 @@ func (c *crowd) disperse() {
 	c.close()
 }
 
-// changed is a URI after a change, which may be nil.
+// changed returns a URI after a change, which may be nil.
 func changed(uri string, change func(*url.URL)) (string, error) {
 	parsed, err := url.Parse(uri)
 	if err == nil && change != nil {
@@ -96,11 +97,11 @@ func (c *crowd) dial() (err error) {
 	return err
 }
 
-// fill writes users and their sessions. Ids are like random ones, so that a
-// session and those that are used next to it lie far apart.
+// fill inserts users and their sessions. The ids are spread like random ids, so that
+// sessions that are used one after the other lie far apart in the table.
 func (c *crowd) fill(ctx context.Context, users, sessions int) error {
 	const id = `translate(left(encode(decode(md5(%s), 'hex'), 'base64'), 16), '+/', '-_')`
-	never := fmt.Sprint((&store.Session{}).CreatedAt.UnixMicro()) // a time that is not there
+	never := fmt.Sprint((&store.Session{}).CreatedAt.UnixMicro()) // the zero time, as the columns hold it
 	for _, part := range []struct {
 		n         int
 		statement string
@@ -121,7 +122,7 @@ func (c *crowd) fill(ctx context.Context, users, sessions int) error {
 	return nil
 }
 
-// sessionID is the id of the n-th session.
+// sessionID returns the id of the n-th session.
 func sessionID(n int) string {
 	sum := md5.Sum(fmt.Appendf(nil, "session %d", n))
 	return base64.RawURLEncoding.EncodeToString(sum[:12])
@@ -141,8 +142,8 @@ func openMAC(master *seal.Keys, sealed []byte) ([]byte, error) {
 	return master.Open("refresh token MAC key", "1", sealed)
 }
 
-// refreshToken makes the first refresh token of the n-th session, as the server
-// would have at its login.
+// refreshToken returns the first refresh token of the n-th session, as the server would
+// have made it at the login.
 func (c *crowd) refreshToken(n int) string {
 	id, _ := base64.RawURLEncoding.DecodeString(sessionID(n))
 	body := append([]byte{1, 0, 1}, id...) // the form's version and the key's id
@@ -152,8 +153,8 @@ func (c *crowd) refreshToken(n int) string {
 	return "wwrt_" + base64.RawURLEncoding.EncodeToString(append(body, h.Sum(nil)[:16]...))
 }
 
-// refreshing is calls of Refresh: each worker refreshes sessions of its own in
-// turn.
+// refreshing makes calls of Refresh: each worker refreshes sessions of its own, one
+// after the other.
 type refreshing struct {
 	crowd  *crowd
 	tokens [][]string // of each worker
@@ -178,7 +179,7 @@ func (r *refreshing) call(worker, i int) error {
 	return err
 }
 
-// upTo is 0, 1, … n-1, moved by an offset.
+// upTo returns the numbers 0, 1, … n-1, moved by an offset.
 func upTo(n, offset int) []int {
 	numbers := make([]int, n)
 	for i := range numbers {

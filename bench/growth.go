@@ -13,16 +13,16 @@ import (
 	"github.com/watchword-auth/watchword/internal/pgtest"
 )
 
-// The size of an installation of which each user is signed in at ten places.
+// The size of a large installation, in which each user has ten sessions.
 const (
 	manyUsers    = 1_000_000
 	manySessions = 10_000_000
 )
 
-// postgresGrowth compares refreshes in a large database with those in one that has
-// no more sessions than are refreshed here. They are spread over the whole table, so
-// that most find a page that has not been changed since the last checkpoint. It
-// takes too long for a quick run.
+// postgresGrowth compares refreshes in a large database with refreshes in a small one,
+// which has no more sessions than are refreshed here. The refreshed sessions are spread
+// over the whole table, so that most refreshes change a page for the first time since
+// the last checkpoint. A quick run leaves postgresGrowth out.
 func postgresGrowth(b *bench) error {
 	if b.quick {
 		return nil
@@ -98,7 +98,7 @@ func (b *bench) growth(workers int, small, large *refreshing) error {
 	return nil
 }
 
-// logged is how many bytes of write-ahead log each call of a side makes.
+// logged returns how many bytes of write-ahead log one call of a side makes.
 func (r race) logged(c *crowd, watch *stopwatch, s side) (float64, error) {
 	before, err := c.logPosition()
 	if err != nil {
@@ -117,8 +117,8 @@ func (c *crowd) logPosition() (at int64, err error) {
 	return at, err
 }
 
-// multiply fills a database with all its users and sessions. The indexes of
-// sessions are made afterwards, which takes a fraction of the time.
+// multiply fills a database with all users and sessions. The indexes of sessions are
+// made afterwards, which takes a fraction of the time.
 func (c *crowd) multiply() error {
 	ctx := context.Background()
 	start := time.Now()
@@ -153,7 +153,8 @@ func (c *crowd) exec(ctx context.Context, statements ...string) error {
 	return nil
 }
 
-// settle writes down what PostgreSQL would otherwise write while we measure.
+// settle makes PostgreSQL write now what it would otherwise write during the
+// measurement.
 func settle(postgres *pgtest.Durable, small *crowd) error {
 	ctx := context.Background()
 	if err := small.exec(ctx, `VACUUM (ANALYZE) users`, `VACUUM (ANALYZE) sessions`); err != nil {
@@ -167,7 +168,7 @@ func settle(postgres *pgtest.Durable, small *crowd) error {
 	return errors.Join(err, admin.Close(ctx))
 }
 
-// distinct is so many numbers below a bound, by chance.
+// distinct returns random different numbers below a bound.
 func distinct(n, below int) []int {
 	seen, numbers := map[int]bool{}, make([]int, 0, n)
 	for len(numbers) < n {

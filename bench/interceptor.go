@@ -18,12 +18,12 @@ import (
 
 const manyTokens = 10_000
 
-// guarded is what an interceptor is told of the call.
+// guarded is the information about a call that an interceptor gets.
 var guarded = &grpc.UnaryServerInfo{FullMethod: testv1.TestService_UnaryCall_FullMethodName}
 
 func noop(context.Context, any) (any, error) { return nil, nil }
 
-// incoming makes the contexts of calls as a server has them.
+// incoming returns the contexts of calls, as a server has them.
 func incoming(tokens []string) []context.Context {
 	calls := make([]context.Context, len(tokens))
 	for k, raw := range tokens {
@@ -33,8 +33,8 @@ func incoming(tokens []string) []context.Context {
 	return calls
 }
 
-// through is a call through an interceptor around a handler that does nothing.
-// Each worker begins elsewhere among the calls.
+// through makes calls through an interceptor around a handler that does nothing. Each
+// worker begins at another one of the calls.
 func through(intercept grpc.UnaryServerInterceptor, calls []context.Context) func(worker, i int) error {
 	return func(worker, i int) error {
 		_, err := intercept(calls[(worker*len(calls)/cores+i)%len(calls)], nil, guarded, noop)
@@ -42,8 +42,8 @@ func through(intercept grpc.UnaryServerInterceptor, calls []context.Context) fun
 	}
 }
 
-// interceptors compares ours, for tokens seen before and never seen, with the
-// peers, to whom every token is new.
+// interceptors compares our interceptor, for tokens seen before and never seen, with
+// the peers, which check every token anew.
 func interceptors(b *bench) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -75,7 +75,8 @@ func interceptors(b *bench) error {
 	return neverSeen(b, issuer, others, calls)
 }
 
-// refusesOthers makes sure that nobody is fast by not looking.
+// refusesOthers returns an error if a guard accepts a bad token: a guard that checks
+// nothing would be fast.
 func refusesOthers(issuer *issuer, others []guard) error {
 	stranger, err := newIssuer()
 	if err != nil {
@@ -109,7 +110,7 @@ func seen(b *bench, verifier *authn.Verifier, others []guard, calls []context.Co
 	for _, other := range others {
 		sides = append(sides, side{other.name, through(other.unary, one)})
 	}
-	for i := range calls { // now all are seen
+	for i := range calls { // after this, all tokens have been seen
 		if err := sides[1].call(0, i); err != nil {
 			return err
 		}
@@ -146,7 +147,7 @@ func seen(b *bench, verifier *authn.Verifier, others []guard, calls []context.Co
 	return nil
 }
 
-// allocations are those of one call.
+// allocations returns the allocations of one call.
 func allocations(s side) float64 {
 	i := 0
 	return testing.AllocsPerRun(1000, func() {
@@ -155,7 +156,7 @@ func allocations(s side) float64 {
 	})
 }
 
-// idleStream is as much of a stream as an interceptor asks of it.
+// idleStream has the methods of a stream that an interceptor uses.
 type idleStream struct {
 	grpc.ServerStream
 	ctx context.Context
@@ -163,12 +164,12 @@ type idleStream struct {
 
 func (s *idleStream) Context() context.Context { return s.ctx }
 
-// neverSeen takes as many tokens in a turn as there are, and then begins again
-// with a new verifier, which has seen none. The peers check the same ones.
+// neverSeen verifies each token once in a turn, and makes a new verifier for the next
+// turn, which has seen no token. The peers check the same tokens.
 func neverSeen(b *bench, issuer *issuer, others []guard, calls []context.Context) error {
 	calls = calls[:b.of(1000, 2000)]
 	all := make([]rates, 1+len(others))
-	for turn := range b.of(14, 60) + 1 { // the first does not count
+	for turn := range b.of(14, 60) + 1 { // the first turn warms up and does not count
 		verifier, err := issuer.verifier(0)
 		if err != nil {
 			return err

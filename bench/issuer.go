@@ -24,8 +24,8 @@ const (
 	lifetime = time.Hour // longer than any run
 )
 
-// issuer mints tokens by the thousand, and is trusted by verifiers that it feeds
-// in process and by peers that ask it over HTTP on loopback.
+// issuer makes tokens by the thousand. Verifiers in this process get its keys by a
+// stream, and the peers get them by HTTP on loopback.
 type issuer struct {
 	name string // its URL
 	key  *token.SigningKey
@@ -64,7 +64,7 @@ func (i *issuer) close() { _ = i.http.Close() }
 
 func (i *issuer) jwksURL() string { return i.name + "/jwks.json" }
 
-// mint makes tokens as a server does: no two alike, each of a session of its own.
+// mint makes tokens as a server does: all different, each of a session of its own.
 func (i *issuer) mint(n int) ([]string, error) {
 	tokens := make([]string, n)
 	now := time.Now()
@@ -88,7 +88,7 @@ func randomID(bytes int) string {
 	return base64.RawURLEncoding.EncodeToString(id)
 }
 
-// verifier makes a verifier that knows of so many ended sessions.
+// verifier returns a verifier that has the given number of ended sessions.
 func (i *issuer) verifier(ended int) (*authn.Verifier, error) {
 	conn := trusttest.Conn(func(ctx context.Context) (trusttest.Next, error) {
 		return (&feed{issuer: i, ctx: ctx, ended: ended}).next, nil
@@ -118,8 +118,8 @@ const (
 	beatEvery = 5 * time.Second // a verifier takes a longer silence for a lost connection
 )
 
-// next makes the snapshot while the verifier asks for it, so that none of it is left
-// when memory is measured.
+// next makes the snapshot message by message, while the verifier reads, so that no copy
+// of it is left when memory is measured.
 func (f *feed) next() (*trusttest.Message, error) {
 	switch f.stage {
 	case begin, snapshot:

@@ -19,11 +19,11 @@ import (
 
 const (
 	callers     = 64
-	connections = 4 // that callers share
+	connections = 4 // shared by all callers
 )
 
-// echoServer answers with what it was asked. The service is one of grpc-go's own,
-// with generated code as any other; it states no rule, so any valid token will do.
+// echoServer returns the request. The service comes with grpc-go and has generated code
+// like any other. It has no access rule, so any valid token is enough.
 type echoServer struct {
 	testv1.UnimplementedTestServiceServer
 }
@@ -76,8 +76,9 @@ func dial(addr string, n int, opts ...grpc.DialOption) ([]*grpc.ClientConn, erro
 
 var question = &testv1.SimpleRequest{Payload: &testv1.Payload{Body: bytes.Repeat([]byte{'x'}, 100)}}
 
-// echoes is a call by one of the callers. Each connection carries one token, as
-// that of a service which calls another does, to the server without a guard too.
+// echoes makes calls, by one of the callers. Each connection carries one token, like
+// the connection of a service that calls another. The server without a guard gets the
+// token, too.
 func (e *endpoint) echoes(tokens []string) func(worker, i int) error {
 	bearers := make([]context.Context, connections)
 	for k := range bearers {
@@ -89,7 +90,7 @@ func (e *endpoint) echoes(tokens []string) func(worker, i int) error {
 	}
 }
 
-// echo compares a guarded server with the same one without a guard.
+// echo compares a server with a guard with the same server without one.
 func echo(b *bench) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -119,9 +120,9 @@ func echo(b *bench) error {
 	if err != nil {
 		return err
 	}
-	// Many short turns: what else the machine does moves a single one by more than
-	// the limit leaves. The control, of two servers alike, is off from one by what
-	// this run cannot tell: a ratio that misses by less says nothing.
+	// Many short turns: another program on the machine moves a single turn by more than
+	// the limit allows. The control compares two equal servers: its distance from one
+	// is the error of this run. A ratio that misses its limit by less proves nothing.
 	r := race{turns: b.of(24, 200), stint: 120 * time.Millisecond, workers: callers, batch: 1}
 	all, err := r.run(sides[:3]...)
 	if err != nil {
@@ -159,7 +160,7 @@ func echoSides(ctx context.Context, servers []echoSide, tokens []string) (sides 
 	return sides, nil
 }
 
-// bare answers every Verify alike.
+// bare returns the same answer for every Verify.
 type bare struct {
 	watchwordv1.UnimplementedAuthServiceServer
 	answer *watchwordv1.VerifyResponse
@@ -252,8 +253,8 @@ func wire(b *bench) error {
 	return nil
 }
 
-// sent is how many bytes a call sends, on a connection of its own that the
-// callers of these tokens use in turn.
+// sent returns how many bytes a call sends, on a connection that the callers of these
+// tokens use in turn.
 func sent(e *endpoint, tokens []string) (float64, error) {
 	const warm, calls = 200, 2000
 	var written atomic.Int64
@@ -281,7 +282,7 @@ func sent(e *endpoint, tokens []string) (float64, error) {
 	return float64(written.Load()-before) / calls, nil
 }
 
-// countingConn counts what is written.
+// countingConn counts the bytes written.
 type countingConn struct {
 	net.Conn
 	written *atomic.Int64

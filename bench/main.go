@@ -1,20 +1,21 @@
-// Command bench measures what Watchword promises of its speed, each figure beside
-// its limit and, where the limit is a peer's, beside the peer in the same run.
+// Command bench measures the speed of Watchword. Each figure is printed with its limit
+// and, if the limit depends on another library (a peer), with the peer's figure from
+// the same run.
 //
 //	go run .                   twenty minutes
 //	go run . -quick            under a minute, with more noise and without PostgreSQL
 //	go run . -only postgres    the parts whose names match, with -quick too
 //
-// A figure is a line "name value unit (limit …)", or "(reported)" where nothing
-// is promised. MISSED stands behind one that breaks its limit, and the exit
-// status is 1 then; 2 means that something could not be measured.
+// A figure is a line "name value unit (limit …)", or "(reported)" if it has no limit.
+// MISSED follows a figure that breaks its limit; then the exit status is 1. Status 2
+// means that something could not be measured.
 //
-// PostgreSQL is started from the programs on this machine, on its disk and with
-// its own settings of durability.
+// The programs on this machine start PostgreSQL, on the disk and with PostgreSQL's
+// default settings of durability.
 //
-// Sides that are compared take turns of a fraction of a second, in both orders,
-// and what is reported is the median over the turns: of the ratio within each
-// turn, so that whatever else the machine does falls upon both.
+// Sides that are compared take turns of a fraction of a second, in both orders. The
+// reported ratio is the median of the ratios within each turn, so that other work of
+// the machine slows both sides.
 package main
 
 import (
@@ -27,7 +28,7 @@ import (
 	"time"
 )
 
-// cores is how many the limits are for.
+// cores is the number of cores for which the limits are set.
 const cores = 2
 
 var parts = []struct {
@@ -72,7 +73,7 @@ type bench struct {
 	missed int
 }
 
-// of is how many turns, or tokens, or rounds: the first in a quick run.
+// of returns a number of turns, tokens or rounds: the first one in a quick run.
 func (b *bench) of(quick, full int) int {
 	if b.quick {
 		return quick
@@ -80,7 +81,7 @@ func (b *bench) of(quick, full int) int {
 	return full
 }
 
-// limit is what a figure must keep to. The zero value is none.
+// limit is the bound of a figure. The zero value means no bound.
 type limit struct {
 	relation string
 	bound    float64
@@ -90,7 +91,8 @@ func atLeast(bound float64) limit { return limit{">=", bound} }
 func atMost(bound float64) limit  { return limit{"<=", bound} }
 func under(bound float64) limit   { return limit{"<", bound} }
 
-// keeps is false for a figure that is no number, too.
+// keeps reports whether a figure keeps its limit; a figure that is not a number does
+// not.
 func (l limit) keeps(v float64) bool {
 	switch l.relation {
 	case ">=":
@@ -116,7 +118,7 @@ func (b *bench) report(name string, value float64, unit string, l limit) {
 	fmt.Println(name, number(value), unit, beside)
 }
 
-// number has four digits that count.
+// number formats a number with four significant digits.
 func number(v float64) string {
 	if v >= 1000 {
 		return strconv.FormatFloat(v, 'f', 0, 64)

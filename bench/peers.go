@@ -17,20 +17,20 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// guard is a way to guard a server's unary calls.
+// guard is a way to check the access tokens of a server's unary calls.
 type guard struct {
 	name  string
 	unary grpc.UnaryServerInterceptor
 }
 
-// claimsKey is where a peer's claims go in the context, as our Principal does.
+// claimsKey is the key of a peer's claims in the context, as our Principal has one.
 type claimsKey struct{}
 
-// peers are what one would otherwise take: go-grpc-middleware's auth interceptor
-// around a library for JWTs, set up as its documentation says. Each has the
-// issuer's key in memory before it is measured, makes its parser and its options
-// once, and checks the signature, EdDSA as the only algorithm, iss, aud and exp.
-// None of them decodes claims beyond what its check returns anyway.
+// peers returns the usual alternatives: go-grpc-middleware's auth interceptor around a
+// library for JWTs, set up as its documentation says. Each has the issuer's key in
+// memory before it is measured, makes its parser and its options once, and checks the
+// signature, EdDSA as the only algorithm, iss, aud and exp. None decodes more claims
+// than its check returns.
 func peers(ctx context.Context, i *issuer) ([]guard, error) {
 	known, err := base64.RawURLEncoding.DecodeString(i.key.Public().JWK().GetX())
 	if err != nil {
@@ -56,7 +56,7 @@ func peers(ctx context.Context, i *issuer) ([]guard, error) {
 	}, nil
 }
 
-// bearer makes the interceptor of a check.
+// bearer returns the interceptor for a check of tokens.
 func bearer(name string, check func(ctx context.Context, raw string) (any, error)) guard {
 	return guard{name, auth.UnaryServerInterceptor(func(ctx context.Context) (context.Context, error) {
 		raw, err := auth.AuthFromMD(ctx, "bearer")
@@ -71,7 +71,7 @@ func bearer(name string, check func(ctx context.Context, raw string) (any, error
 	})}
 }
 
-// golangJWT is golang-jwt with MapClaims, and where keys come from.
+// golangJWT uses golang-jwt with MapClaims, and the keys that the issuer serves.
 func golangJWT(i *issuer, find jwt.Keyfunc) func(context.Context, string) (any, error) {
 	parser := jwt.NewParser(jwt.WithValidMethods([]string{"EdDSA"}),
 		jwt.WithIssuer(i.name), jwt.WithAudience(audience), jwt.WithExpirationRequired())
@@ -84,7 +84,7 @@ func golangJWT(i *issuer, find jwt.Keyfunc) func(context.Context, string) (any, 
 	}
 }
 
-// jwx is jwx with the set that its cache keeps up to date.
+// jwx uses jwx with the key set that its cache keeps up to date.
 func jwx(ctx context.Context, i *issuer) (func(context.Context, string) (any, error), error) {
 	cache, err := jwk.NewCache(ctx, httprc.NewClient())
 	if err != nil {
@@ -104,8 +104,8 @@ func jwx(ctx context.Context, i *issuer) (func(context.Context, string) (any, er
 	}, nil
 }
 
-// goOIDC is go-oidc with the provider's discovery and remote key set, which it
-// keeps between calls.
+// goOIDC uses go-oidc with the provider's discovery and remote key set, which it keeps
+// between calls.
 func goOIDC(ctx context.Context, i *issuer) (func(context.Context, string) (any, error), error) {
 	provider, err := oidc.NewProvider(ctx, i.name)
 	if err != nil {

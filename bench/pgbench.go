@@ -14,9 +14,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/pgtest"
 )
 
-// pgbench reports how many updates a second PostgreSQL's own program makes with so
-// many clients, each on a connection and a row of its own: the database's own
-// figure, in C and without gRPC.
+// pgbench reports how many updates a second PostgreSQL's own benchmark makes with a
+// number of clients, each on a connection and a row of its own: the figure of the
+// database alone, in C and without gRPC.
 func (b *bench) pgbench(postgres *pgtest.Durable, c *crowd, clients int) error {
 	const row = `'pgbench-' || %s`
 	if _, err := c.db.Exec(context.Background(), `INSERT INTO sessions SELECT (jsonb_populate_record(s, jsonb_build_object('id', `+

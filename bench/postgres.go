@@ -17,8 +17,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// bareRefresh is the least that a refresh on PostgreSQL could be by itself: one
-// update of one row, which is a transaction and a round trip, and one signature.
+// bareRefresh is the least work for a refresh on PostgreSQL: an update of one row,
+// which is a transaction and a round trip, and one signature.
 type bareRefresh struct {
 	watchwordv1.UnimplementedAuthServiceServer
 	pool *pgxpool.Pool
@@ -28,7 +28,7 @@ type bareRefresh struct {
 const bareUpdate = `UPDATE sessions SET refreshed_at = %s, current = current + 1, spent = current, spent_at = %[1]s
 	WHERE id = %[2]s RETURNING user_id, current`
 
-// Refresh takes a session's id for a token.
+// Refresh reads the session's id from the field for the refresh token.
 func (s *bareRefresh) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*watchwordv1.RefreshResponse, error) {
 	now, id := time.Now(), req.GetRefreshToken()
 	var userID string
@@ -47,7 +47,7 @@ func (s *bareRefresh) Refresh(ctx context.Context, req *watchwordv1.RefreshReque
 	}}, err
 }
 
-// serveBareRefresh serves it over a pool of a size; what ends it goes with ctx.
+// serveBareRefresh serves bareRefresh over a pool of the given size, until ctx ends.
 func serveBareRefresh(ctx context.Context, uri string, poolSize int) (*endpoint, error) {
 	sized, err := changed(uri, poolOf(poolSize))
 	if err != nil {
@@ -69,10 +69,10 @@ func serveBareRefresh(ctx context.Context, uri string, poolSize int) (*endpoint,
 	return e, err
 }
 
-// each is how many sessions a caller has.
+// each is the number of sessions of a caller.
 const each = 64
 
-// updates is a call by one of the callers, with sessions from an offset on.
+// updates makes calls, by one of the callers, for sessions from an offset on.
 func (e *endpoint) updates(offset int) func(worker, i int) error {
 	clients := make([]watchwordv1.AuthServiceClient, len(e.conns))
 	for k := range e.conns {
@@ -88,11 +88,11 @@ func (e *endpoint) updates(offset int) func(worker, i int) error {
 	}
 }
 
-// poolSizes are those among which the best is looked for.
+// poolSizes holds the sizes that are tried for the bare handler's pool.
 var poolSizes = []int{2, 4, 8, 16, 32}
 
-// postgresRefresh compares refreshes with the bare handler over a pool of the best
-// size, which is the one that comes off best beside us.
+// postgresRefresh compares refreshes with the bare handler, over a pool of the size
+// with which the bare handler is fastest.
 func postgresRefresh(b *bench) error {
 	postgres, err := pgtest.StartDurable(settings...)
 	if err != nil {
@@ -134,7 +134,7 @@ func postgresRefresh(b *bench) error {
 	return nil
 }
 
-// refreshes lets so many callers refresh, by turns with the bare handlers.
+// refreshes lets a number of callers refresh, in turn with the bare handlers.
 func (b *bench) refreshes(workers int, promised limit, ours *refreshing, bare []side) error {
 	watch := &stopwatch{call: ours.call, took: make([][]time.Duration, workers)}
 	r := race{turns: b.of(2, 24), stint: 400 * time.Millisecond, workers: workers, batch: 1}
@@ -179,7 +179,7 @@ func (s *stopwatch) calls() (n int) {
 	return n
 }
 
-// quantile is in milliseconds.
+// quantile returns a quantile of the times, in milliseconds.
 func (s *stopwatch) quantile(q float64) float64 {
 	var all []float64
 	for _, took := range s.took {
@@ -190,8 +190,8 @@ func (s *stopwatch) quantile(q float64) float64 {
 	return quantile(all, q)
 }
 
-// postgresLogin compares logins with argon2id by itself, as many at a time as the
-// server hashes.
+// postgresLogin compares logins with argon2id alone, with as many hashes at a time as
+// the server runs.
 func postgresLogin(b *bench) error {
 	postgres, err := pgtest.StartDurable(settings...)
 	if err != nil {
@@ -229,8 +229,9 @@ func postgresLogin(b *bench) error {
 	return nil
 }
 
-// postgresPool compares servers that have so many connections, each over a database
-// of its own. Nothing is promised of them, so a quick run leaves it out.
+// postgresPool compares servers with different numbers of connections, each over a
+// database of its own. The figures have no limit, so a quick run leaves postgresPool
+// out.
 func postgresPool(b *bench) error {
 	if b.quick {
 		return nil
@@ -280,7 +281,7 @@ func (c *crowd) logins(worker, _ int) error {
 	return err
 }
 
-// logouts ends sessions from a number on, each once.
+// logouts ends each of the sessions from a number on once.
 func (c *crowd) logouts(from int) func(worker, i int) error {
 	var next atomic.Int64
 	next.Store(int64(from))

@@ -1,8 +1,9 @@
-// Package caller knows the subject behind a call: its kind, the rights in its access
-// token, whether the subject still has these rights, and the address of the call.
+// Package caller describes the subject that makes a call: its kind, the rights in its
+// access token, whether the subject still has these rights, and the address of the
+// call.
 //
-// A verifier may lag. So every change checks its caller again by [Caller.Check], in the
-// transaction of the change.
+// A verifier may be behind and accept the token of a session that has just ended. So every
+// change checks its caller again by [Caller.Check], in the transaction of the change.
 package caller
 
 import (
@@ -16,9 +17,11 @@ import (
 const Admin = "admin"
 
 var (
-	// ErrRevoked reports an ended session of the caller, or a disabled or deleted user.
+	// ErrRevoked means that the caller's session has ended, or that the user is
+	// disabled or deleted.
 	ErrRevoked = errors.New("caller's session has ended")
-	// ErrStale reports a caller with other rights than those in the access token.
+	// ErrStale means that the user's name or roles have changed since the access token
+	// was made: the client must refresh.
 	ErrStale = errors.New("caller's rights have changed")
 )
 
@@ -31,7 +34,7 @@ const (
 	Operator                 // a person at the command line, on the database itself
 )
 
-// Subject is a user, or the operator, which has no id.
+// Subject is a user, or the operator at the command line. The operator has no ID.
 type Subject struct {
 	Kind Kind
 	ID   string
@@ -42,14 +45,15 @@ type Subject struct {
 type Caller struct {
 	Subject
 	SessionID string
-	Version   int64    // of the user, when the token was minted
-	Roles     []string // in the token; confirmed by Check
+	Version   int64    // the user's Version when the token was made
+	Roles     []string // as in the token; Check confirms the roles
 }
 
-// AtCommandLine is the operator. Check always passes.
+// AtCommandLine is the operator at the command line. [Caller.Check] accepts the
+// operator always: the operator can read and write the database anyway.
 var AtCommandLine = Caller{Subject: Subject{Kind: Operator}}
 
-// Is reports whether the caller's token has a role.
+// Is reports whether the caller's access token has a role.
 func (c Caller) Is(role string) bool { return slices.Contains(c.Roles, role) }
 
 // MayManage reports whether the caller may see and end a user's sessions. A user manages
@@ -58,10 +62,10 @@ func (c Caller) MayManage(userID string) bool {
 	return c.Kind == Operator || c.Is(Admin) || c.Kind == User && c.ID == userID
 }
 
-// Check compares the caller's token with the rows: the session must be alive, the
-// user enabled, and the rights unchanged.
+// Check compares the caller's access token with the rows of the database: the session
+// must be alive, the user enabled, and the rights unchanged.
 //
-// Errors: ErrRevoked; ErrStale; the store's.
+// Errors: ErrRevoked; ErrStale; errors of the store.
 func (c Caller) Check(tx *store.Tx) error {
 	if c.Kind == Operator {
 		return nil
@@ -70,7 +74,8 @@ func (c Caller) Check(tx *store.Tx) error {
 	return err
 }
 
-// Rows is like [Caller.Check] for a user, and returns the rows of user and session.
+// Rows is like [Caller.Check] for a user, and returns the rows of the user and the
+// session.
 func (c Caller) Rows(tx *store.Tx) (*store.User, *store.Session, error) {
 	user, err := tx.User(c.ID)
 	if err != nil {
@@ -96,8 +101,8 @@ func revokedIfMissing(err error) error {
 	return err
 }
 
-// Alive reports whether a session was never ended, alone or with all sessions of the
-// user. A session past its lifetime may still be alive.
+// Alive reports whether a session was never ended, neither alone nor with all sessions
+// of the user. The lifetime is not checked: a session may be alive and expired.
 func Alive(session *store.Session, user *store.User) bool {
 	return session.EndedAt.IsZero() && session.BornVersion >= user.RevokedBelow &&
 		!user.Disabled && user.DeletedAt.IsZero()

@@ -7,20 +7,21 @@ import (
 	"net/netip"
 )
 
-// Source names the origin of a call, for the security record and for bounds: an address
-// without the port, or a name below.
+// Source names the origin of a call, for the security record and for bounds per client:
+// an address without the port, or one of the names below.
 type Source string
 
-// Sources without an address.
+// Sources of actions that come from no address.
 const (
 	CommandLine Source = "cli"
-	Server      Source = "server" // the server by itself
+	Server      Source = "server" // the server itself, such as a key rotation
 )
 
 func (s Source) String() string { return string(s) }
 
-// Network returns the part of an address for which bounds count: an IPv4 address, or the
-// /64 of an IPv6 address. An IPv6 host may use any of the 2^64 addresses in its network.
+// Network returns the part of an address that bounds per client count: an IPv4 address,
+// or the /64 of an IPv6 address. An IPv6 host may use any of the 2^64 addresses of its
+// /64.
 func (s Source) Network() string {
 	addr, err := netip.ParseAddr(string(s))
 	if err != nil {
@@ -32,11 +33,11 @@ func (s Source) Network() string {
 	return addr.String()
 }
 
-// Address holds a peer's address. Making the Source is left until a call is recorded,
-// since most calls are not.
+// Address holds a peer's address and makes the text of the Source when it is needed:
+// most calls are never recorded.
 type Address struct{ net.Addr }
 
-// Source returns the address without the port; empty without an address.
+// Source returns the address without the port, or "" if there is no address.
 func (a Address) Source() Source {
 	if a.Addr == nil {
 		return ""

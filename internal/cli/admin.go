@@ -22,10 +22,12 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// record returns the security record without log lines: the person at the terminal needs
-// none.
+// record returns the security record for a command. The log lines that follow each
+// record are dropped: the person at the terminal sees the command's output.
 func record(s *store.Store) *audit.Log { return audit.New(s, slog.New(slog.DiscardHandler)) }
 
+// userCmd holds the commands about users. They work on the database itself and need no
+// running server, so an operator can help when no admin can log in.
 type userCmd struct {
 	Create      userCreateCmd  `cmd:"" help:"Make a user."`
 	List        userListCmd    `cmd:"" help:"List users."`
@@ -35,8 +37,8 @@ type userCmd struct {
 	Delete      userDeleteCmd  `cmd:"" help:"Delete a user. This cannot be undone."`
 }
 
-// users opens the database's users. A server running on the same database finds the
-// changes by polling.
+// users opens the database and calls do with its users. A server that runs on the same
+// database learns of the changes by polling, within a second.
 func (d datastore) users(ctx context.Context, do func(*user.Users) error) error {
 	return d.with(ctx, func(s *store.Store) error {
 		return do(user.New(s, feed.Direct(s), password.NewPool(password.Config{}), record(s)))
@@ -49,6 +51,8 @@ type named struct {
 	Name string `arg:"" help:"Username."`
 }
 
+// parse folds the username, before the database is opened. A malformed name is wrong
+// usage.
 func (n named) parse() (user.Name, error) {
 	name, err := user.ParseName(n.Name)
 	if err != nil {
@@ -57,7 +61,8 @@ func (n named) parse() (user.Name, error) {
 	return name, err
 }
 
-// change finds the user by name, and calls do with the user's id.
+// change finds the user by name, and calls do with the user's id. Errors:
+// user.ErrNotFound, with the name.
 func (n named) change(ctx context.Context, do func(users *user.Users, id string) error) error {
 	name, err := n.parse()
 	if err != nil {
@@ -78,6 +83,8 @@ type userCreateCmd struct {
 	PasswordStdin bool     `help:"Read the password from standard input."`
 }
 
+// Run makes a user and prints the id alone, for scripts. Run checks the arguments and
+// reads the password before it opens the database.
 func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	name, err := c.parse()
 	if err != nil {
@@ -102,6 +109,8 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 
 type userListCmd struct{ datastore }
 
+// Run lists all users, a page at a time: each page is a transaction of its own, and a
+// long list blocks nothing.
 func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
 	return c.users(ctx, func(users *user.Users) error {
 		return table(t.Out, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", func(w io.Writer) error {
@@ -132,6 +141,7 @@ type userEnableCmd struct{ named }
 
 func (c *userEnableCmd) Run(ctx context.Context) error { return c.setDisabled(ctx, false) }
 
+// setDisabled disables or enables the user. Both end every session of the user.
 func (n named) setDisabled(ctx context.Context, disabled bool) error {
 	return n.change(ctx, func(users *user.Users, id string) error {
 		_, err := users.Update(ctx, caller.AtCommandLine, id, user.Change{Disabled: &disabled})
@@ -144,6 +154,8 @@ type userPassCmd struct {
 	PasswordStdin bool `help:"Read the password from standard input."`
 }
 
+// Run sets a new password and ends the user's sessions: an old password may have been
+// stolen.
 func (c *userPassCmd) Run(ctx context.Context, t Terminal) error {
 	pw, err := t.newPassword(c.PasswordStdin)
 	if err != nil {
@@ -157,12 +169,14 @@ func (c *userPassCmd) Run(ctx context.Context, t Terminal) error {
 
 type userDeleteCmd struct{ named }
 
+// Run deletes the user. Records of the user stay in the security record, under the id.
 func (c *userDeleteCmd) Run(ctx context.Context) error {
 	return c.change(ctx, func(users *user.Users, id string) error {
 		return users.Delete(ctx, caller.AtCommandLine, id)
 	})
 }
 
+// keyCmd holds the commands about signing keys and master keys, on the database itself.
 type keyCmd struct {
 	List   keyListCmd   `cmd:"" help:"List signing keys."`
 	Rotate keyRotateCmd `cmd:"" help:"Let the next key sign, as soon as every cache can know the key."`
@@ -176,18 +190,23 @@ type keyMasterCmd struct {
 	File string `arg:"" type:"path" help:"The file to make; must not exist."`
 }
 
+// Run makes a file with a new master key. The operator copies the file to every
+// replica: a server on PostgreSQL never makes the file, since each replica would make
+// another key.
 func (c *keyMasterCmd) Run() error {
 	_, err := seal.Create(c.File)
 	return err
 }
 
-// keys holds the flags of the commands about keys. key list needs no master key.
+// keys holds the flags of the commands about keys. `key list` reads no secret, so it
+// needs no master key file.
 type keys struct {
 	datastore
 	MasterKeyFile string `type:"path" help:"File of the master key, as for serve."`
 }
 
-// withMaster opens the database and loads the master keys by load.
+// withMaster opens the database, loads the master keys by load, and calls do with both.
+// Errors: fs.ErrNotExist if the file of the master keys is missing.
 func (k keys) withMaster(ctx context.Context, load func(path string) (*seal.Keys, error), do func(*store.Store, *seal.Keys) error) error {
 	return k.with(ctx, func(s *store.Store) error {
 		path, err := server.MasterKeyPath(s, k.MasterKeyFile)
@@ -202,8 +221,8 @@ func (k keys) withMaster(ctx context.Context, load func(path string) (*seal.Keys
 	})
 }
 
-// ring opens the database's keyring, and prints the key returned by do. A server running
-// on the same database finds the change by polling.
+// ring opens the database's keyring, and prints the key that do returns. A server that
+// runs on the same database learns of the change by polling, within a second.
 func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (issuer.Key, error)) error {
 	return k.withMaster(ctx, seal.Load, func(s *store.Store, master *seal.Keys) error {
 		key, err := do(issuer.NewKeyring(s, feed.Direct(s), master, record(s)))
@@ -220,6 +239,8 @@ type keyRotateCmd struct {
 	Alg string `enum:",EdDSA,ES256,RS256" default:"" help:"Algorithm of the next signing key: EdDSA, ES256 or RS256. Default: the current algorithm."`
 }
 
+// Run rotates the signing key. The printed time may be in the future: caches must know
+// the next key before it signs.
 func (c *keyRotateCmd) Run(ctx context.Context, t Terminal) error {
 	return c.ring(ctx, t, func(ring *issuer.Keyring) (issuer.Key, error) {
 		return ring.Rotate(ctx, caller.AtCommandLine, token.Algorithm(c.Alg))
@@ -231,6 +252,7 @@ type keyRevokeCmd struct {
 	KID string `arg:"" name:"kid" help:"The key's id."`
 }
 
+// Run withdraws a key, and prints the key that signs now.
 func (c *keyRevokeCmd) Run(ctx context.Context, t Terminal) error {
 	return c.ring(ctx, t, func(ring *issuer.Keyring) (issuer.Key, error) {
 		return ring.Revoke(ctx, caller.AtCommandLine, c.KID)
@@ -242,6 +264,9 @@ type keyResealCmd struct {
 	NewMasterKey bool `help:"Put a new master key before the others in the file first."`
 }
 
+// Run seals all keys under the first master key. With --new-master-key, Run first puts
+// a new master key into the file; every replica needs that file before the old keys may
+// be removed from it.
 func (c *keyResealCmd) Run(ctx context.Context, t Terminal) error {
 	load := seal.Load
 	if c.NewMasterKey {
@@ -258,6 +283,7 @@ func (c *keyResealCmd) Run(ctx context.Context, t Terminal) error {
 
 type keyListCmd struct{ keys }
 
+// Run lists all signing keys, withdrawn keys too.
 func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
 	return c.with(ctx, func(s *store.Store) error {
 		keys, err := issuer.List(ctx, s)
@@ -274,12 +300,16 @@ func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
+// table prints a header and rows in columns. rows writes one line for each row, with
+// tabs.
 func table(out io.Writer, header string, rows func(io.Writer) error) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, header)
 	return errors.Join(rows(w), w.Flush())
 }
 
+// moment returns a time in the form of RFC 3339, and "-" for a time that is not
+// decided.
 func moment(t time.Time) string {
 	if t.IsZero() {
 		return "-"

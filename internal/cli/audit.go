@@ -13,6 +13,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
+// auditCmd shows the security record, from the database itself: also if no server runs,
+// and if no admin can log in.
 type auditCmd struct {
 	datastore
 	Type    string        `help:"Only events of this type, such as login or key.rotated."`
@@ -24,6 +26,8 @@ type auditCmd struct {
 	JSON    bool          `name:"json" help:"Print one JSON object in each line."`
 }
 
+// Validate returns an error for flags that contradict each other. kong calls Validate,
+// and the exit status is 2.
 func (c *auditCmd) Validate() error {
 	if c.User != "" && c.UserID != "" {
 		return fmt.Errorf("--user and --user-id exclude each other")
@@ -34,6 +38,8 @@ func (c *auditCmd) Validate() error {
 	return nil
 }
 
+// Run prints the records, the newest first: a table for people, or one JSON object in
+// each line for programs.
 func (c *auditCmd) Run(ctx context.Context, t Terminal) error {
 	return c.with(ctx, func(s *store.Store) error {
 		filter, err := c.filter(ctx, s)
@@ -54,6 +60,8 @@ func (c *auditCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
+// filter turns the flags into a filter. --user finds only users that still exist: the
+// name of a deleted user may belong to another user today.
 func (c *auditCmd) filter(ctx context.Context, s *store.Store) (store.AuditFilter, error) {
 	f := store.AuditFilter{Type: c.Type, UserID: c.UserID, SessionID: c.Session}
 	if c.Since > 0 {
@@ -76,7 +84,9 @@ func (c *auditCmd) filter(ctx context.Context, s *store.Store) (store.AuditFilte
 	})
 }
 
-// each shows the newest records first, a page at a time.
+// each calls show for the records, the newest first. each reads a page at a time, so
+// that a long record takes little memory. A page may be empty although more pages
+// follow.
 func (c *auditCmd) each(ctx context.Context, s *store.Store, f store.AuditFilter, show func(*store.AuditRecord) error) error {
 	const page = 500
 	for left := c.Limit; ; {
@@ -101,7 +111,7 @@ func (c *auditCmd) each(ctx context.Context, s *store.Store, f store.AuditFilter
 	}
 }
 
-// auditLine is a record as JSON, by the names of the API.
+// auditLine returns a record for JSON, with the field names of the API (AuditService).
 func auditLine(r *store.AuditRecord) any {
 	return struct {
 		ID        string    `json:"id"`

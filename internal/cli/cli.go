@@ -3,6 +3,8 @@
 //
 // No password, token or key is an argument, since other users of the machine can read
 // arguments. A secret is read from the terminal without echo, or from standard input.
+// Results go to standard output, and everything else to standard error, so that scripts
+// can use the output.
 package cli
 
 import (
@@ -23,20 +25,23 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Exit statuses.
+// Exit statuses. A script may repeat a command after exitError, and never after
+// exitUsage.
 const (
 	exitOK    = 0
 	exitError = 1
 	exitUsage = 2
 )
 
-// Terminal holds the input and the outputs of a command.
+// Terminal holds the input and the outputs of a command. Tests replace all three.
 type Terminal struct {
-	In  *os.File
+	In  *os.File // a file, since only a file can be a terminal without echo
 	Out io.Writer
 	Err io.Writer
 }
 
+// root holds all commands. kong makes an environment variable WATCHWORD_… of every
+// flag.
 type root struct {
 	Serve       serveCmd       `cmd:"" help:"Run the server."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring the database's schema up to date."`
@@ -54,11 +59,13 @@ type root struct {
 }
 
 // Main runs a command and returns the exit status: 0, 1 on a failure, 2 on wrong usage.
-// SIGINT and SIGTERM end the command early and in an orderly way.
+// SIGINT and SIGTERM end a command before its time and in order: a server lets calls in
+// flight finish, and a transaction commits or leaves nothing. An error ends in one line
+// that names the flag or the command to use.
 func Main(args []string, t Terminal) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	ctx = caller.WithSource(ctx, caller.CommandLine)
+	ctx = caller.WithSource(ctx, caller.CommandLine) // the source in the security record
 	parser, err := kong.New(&root{},
 		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
 		kong.DefaultEnvars("WATCHWORD"), kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},
@@ -82,9 +89,10 @@ func Main(args []string, t Terminal) int {
 	return exitOK
 }
 
-// usageError reports wrong usage of a command.
+// usageError means wrong usage of a command that kong cannot detect: exit status 2.
 type usageError struct{ error }
 
+// version returns the module's version, which the Go toolchain stores in the program.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -93,12 +101,15 @@ func version() string {
 	return info.Main.Version
 }
 
+// serveCmd runs the server. The flags are the fields of [server.Config].
 type serveCmd struct {
 	server.Config
 	LogFormat string `default:"text" enum:"text,json" help:"Form of the log lines: text or json."`
 	LogLevel  string `default:"info" enum:"debug,info,warn,error" help:"Lowest level to log."`
 }
 
+// Run serves until SIGINT or SIGTERM. The log goes to standard error; standard output
+// is for the password of the first admin.
 func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
@@ -116,12 +127,15 @@ func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 	return errors.Join(s.Run(ctx), s.Close())
 }
 
-// datastore holds the flag of the commands for a database.
+// datastore holds the flag that every command on a database has. The default is the
+// default of `watchword serve`, so that the commands find the server's database in the
+// same folder.
 type datastore struct {
 	DatastoreURI string `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
 }
 
-// with opens the database for a command.
+// with opens the database, calls do, and closes the database. The error of Close
+// counts: it may tell that the last write failed.
 func (d datastore) with(ctx context.Context, do func(*store.Store) error) error {
 	s, err := store.Open(ctx, d.DatastoreURI)
 	if err != nil {
@@ -132,6 +146,9 @@ func (d datastore) with(ctx context.Context, do func(*store.Store) error) error 
 
 type migrateCmd struct{ datastore }
 
+// Run brings the schema up to date. On SQLite every command that opens the database
+// does so, except backup; on PostgreSQL only this command does, so that the operator
+// decides when.
 func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
 	if err := store.Migrate(ctx, c.DatastoreURI); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
+// backupCmd copies an embedded database while a server runs.
 type backupCmd struct {
 	datastore
 	File string `arg:"" type:"path" help:"The file to make; must not exist."`
@@ -22,6 +23,8 @@ complete or does not exist. The master key file is not in the backup: keep a cop
 master key file in another place.`
 }
 
+// Run writes the backup, and reminds the operator of the master key, without which no
+// key in the backup can be opened.
 func (c *backupCmd) Run(ctx context.Context, t Terminal) error {
 	err := store.Backup(ctx, c.DatastoreURI, c.File)
 	if errors.Is(err, store.ErrEngine) {
@@ -34,6 +37,8 @@ func (c *backupCmd) Run(ctx context.Context, t Terminal) error {
 	return nil
 }
 
+// datastoreCmd holds the commands that change which database is in use, or what it may
+// still promise.
 type datastoreCmd struct {
 	Copy     datastoreCopyCmd     `cmd:"" help:"Move a SQLite database to PostgreSQL, while it is served."`
 	Restored datastoreRestoredCmd `cmd:"" help:"End every session and withdraw every key, after restoring a backup or promoting a standby that was behind. Every user must log in again."`
@@ -52,6 +57,7 @@ more: start the servers with TO and the same --master-key-file. If the command i
 interrupted, run the command again: it starts over, or finishes the copy.`
 }
 
+// Run moves the database, and prints the number of rows of each table.
 func (c *datastoreCopyCmd) Run(ctx context.Context, t Terminal) error {
 	copied, err := store.Copy(ctx, c.From, c.To)
 	if errors.Is(err, store.ErrEngine) {
@@ -79,6 +85,7 @@ revocation. Every user must log in again. Servers may be running on the database
 know the change within a second.`
 }
 
+// Run ends every session and withdraws every key. A second run is harmless.
 func (c *datastoreRestoredCmd) Run(ctx context.Context, t Terminal) error {
 	return c.withMaster(ctx, seal.Load, func(s *store.Store, master *seal.Keys) error {
 		users, key, err := server.Restored(ctx, s, master, record(s))

@@ -12,8 +12,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// explain returns an error's text for a person at a terminal: a refusal by a server
-// begins with the reason, and any other error ends with a hint.
+// explain returns an error's text for a person at a terminal. The error of a running
+// server begins with its reason, such as INVALID_CREDENTIALS; any other error ends with
+// a hint.
 func explain(err error) string {
 	var refused interface{ GRPCStatus() *status.Status }
 	if !errors.As(err, &refused) {
@@ -26,15 +27,15 @@ func explain(err error) string {
 	return s.Code().String() + ": " + s.Message()
 }
 
-// hint names the command or the flag for mending an error. The packages below know no
-// commands and no flags.
+// hint names the command or the flag that mends an error, and returns "" for an error
+// without one. The packages below know no commands and no flags.
 func hint(err error) string {
 	switch {
 	case errors.As(err, new(*store.MovedError)):
 		return ": give the new database as --datastore-uri, with the same --master-key-file"
 	case errors.Is(err, store.ErrIncomplete):
 		return ": run the same `watchword datastore copy` again, which finishes the copy or starts over"
-	case errors.Is(err, store.ErrOldSchema):
+	case errors.Is(err, store.ErrOldSchema): // before ErrSchema, which ErrOldSchema matches too
 		return "; run: watchword migrate --datastore-uri …"
 	case errors.Is(err, store.ErrSchema):
 		return "; run a newer watchword"

@@ -17,7 +17,7 @@ func TestExplainEndsWithWhatMendsAnError(t *testing.T) {
 		want string
 	}{
 		{&store.MovedError{To: "postgres://db/w"}, "this database was moved to postgres://db/w, and must not be used any more: give the new database as --datastore-uri, with the same --master-key-file"},
-		{store.ErrIncomplete, "a copy into this database did not come to its end; until then the database that was to be copied is the one that holds: " +
+		{store.ErrIncomplete, "a copy into this database was interrupted; until the copy is finished, use the database that was copied from: " +
 			"run the same `watchword datastore copy` again, which finishes the copy or starts over"},
 		{fmt.Errorf("%w: there is none yet", store.ErrOldSchema), "unknown database schema: there is none yet; run: watchword migrate --datastore-uri …"},
 		{fmt.Errorf("%w: version 7 is newer than this program's 4", store.ErrSchema), "unknown database schema: version 7 is newer than this program's 4; run a newer watchword"},

@@ -13,10 +13,12 @@ import (
 	"github.com/watchword-auth/watchword/internal/password"
 )
 
-// maxSecret bounds the bytes read from standard input.
+// maxSecret bounds the bytes read from standard input. A pair of tokens in JSON has at
+// most some 10 KiB.
 const maxSecret = 64 << 10
 
-// newPassword reads a new password, at a terminal twice.
+// newPassword reads a new password, at a terminal twice. The strength is checked with
+// the username, by package user.
 func (t Terminal) newPassword(stdin bool) (pw password.Password, err error) {
 	text, err := t.readPassword(stdin, true)
 	if err != nil {
@@ -29,7 +31,8 @@ func (t Terminal) newPassword(stdin bool) (pw password.Password, err error) {
 }
 
 // readPassword reads a password: from the terminal without echo, twice for a new
-// password; or one line from standard input.
+// password; or one line from standard input, if stdin is true or standard input is no
+// terminal.
 func (t Terminal) readPassword(stdin, isNew bool) (string, error) {
 	if stdin || !term.IsTerminal(int(t.In.Fd())) {
 		line, err := t.readLine()
@@ -49,6 +52,8 @@ func (t Terminal) readPassword(stdin, isNew bool) (string, error) {
 	return first, err
 }
 
+// prompt asks for a password. The label goes to standard error, so that it is not part
+// of the command's output.
 func (t Terminal) prompt(label string) (string, error) {
 	fmt.Fprint(t.Err, label)
 	typed, err := term.ReadPassword(int(t.In.Fd()))
@@ -60,8 +65,8 @@ func (t Terminal) prompt(label string) (string, error) {
 }
 
 // showPassword prints the password of the first admin: alone for a script, and in a
-// sentence at a terminal. There is no other copy of the password, so a failed write is an
-// error.
+// sentence at a terminal. The password is stored nowhere else, so a failed write is an
+// error, and the server does not start.
 func (t Terminal) showPassword(password string) error {
 	format := "%s\n"
 	if f, ok := t.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
@@ -75,16 +80,20 @@ func (t Terminal) showPassword(password string) error {
 	return nil
 }
 
+// setAnother tells the operator how to get in after the first admin's password was
+// lost: the admin exists, so no later start prints a password.
 const setAnother = "; set another password by `watchword user set-password admin` on the same --datastore-uri, and start again"
 
-// isNull reports whether a file is the null device. For a closed standard output, the Go
-// runtime opens the null device.
+// isNull reports whether a file is the null device. If standard output is closed, the
+// Go runtime opens the null device in its place.
 func isNull(f *os.File) bool {
 	null, err := os.Stat(os.DevNull)
 	out, outErr := f.Stat()
 	return err == nil && outErr == nil && os.SameFile(null, out)
 }
 
+// readLine reads a line from standard input, without the line break. The last line may
+// have none.
 func (t Terminal) readLine() (string, error) {
 	line, err := bufio.NewReader(io.LimitReader(t.In, maxSecret)).ReadString('\n')
 	if err != nil && err != io.EOF {
@@ -93,7 +102,8 @@ func (t Terminal) readLine() (string, error) {
 	return strings.TrimRight(line, "\r\n"), nil
 }
 
-// readAll reads a token, or JSON with a token, from standard input.
+// readAll reads all of standard input, without spaces at both ends: a token, or JSON
+// with a token. Empty input is wrong usage.
 func (t Terminal) readAll() (string, error) {
 	data, err := io.ReadAll(io.LimitReader(t.In, maxSecret))
 	if err != nil {

@@ -78,7 +78,7 @@ func TestFailures(t *testing.T) {
 		{"sqlite:FILE or postgres:", "", []string{"user", "list", "--datastore-uri=mysql://host/db"}},
 		{"master-key", "", []string{"key", "rotate", db}}, // beside the database there is none
 		{"exists", "", []string{"key", "create-master-key", file}},
-		{"there already", "", []string{"backup", file, db}},
+		{"exists already", "", []string{"backup", file, db}},
 		{"--ca-file", "token", []string{"verify", "--ca-file=" + file}}, // not a certificate
 	} {
 		fails(t, 1, c.says, c.stdin, c.args...)

@@ -1,4 +1,4 @@
-// Package durable writes files with mode 0600 that survive a crash: a reader finds the
+// Package durable writes files of mode 0600 that survive a crash: a reader gets the
 // whole file or no file, and the file is on disk when the call returns.
 package durable
 
@@ -13,12 +13,13 @@ import (
 	"time"
 )
 
-// suffix ends the names of drafts.
+// suffix ends the names of drafts. A draft is a file under construction, in the folder
+// of the final file.
 const suffix = ".tmp"
 
 // Replace writes a new file at path, and replaces an old file. fill writes the content
-// into a draft beside path; the draft is then renamed to path. If fill or a later step
-// fails, the old file stays and the draft is removed.
+// into a draft in the same folder; the draft is then renamed to path. If fill or a
+// later step fails, the old file stays and the draft is removed.
 func Replace(path string, fill func(*os.File) error) error {
 	return write(path, fill, os.Rename)
 }
@@ -27,7 +28,7 @@ func Replace(path string, fill func(*os.File) error) error {
 //
 // Errors: fs.ErrExist.
 func Create(path string, fill func(*os.File) error) error {
-	if _, err := os.Lstat(path); err == nil { // before the work of fill
+	if _, err := os.Lstat(path); err == nil { // fails before fill does its work
 		return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 	}
 	published := false
@@ -73,7 +74,7 @@ func write(path string, fill func(*os.File) error, publish func(draft, path stri
 	if err != nil {
 		return err
 	}
-	defer os.Remove(draft.Name()) // fails after a rename
+	defer os.Remove(draft.Name()) // does nothing after a rename
 	defer draft.Close()
 	if err := draft.Chmod(0o600); err != nil {
 		return err
@@ -90,14 +91,14 @@ func write(path string, fill func(*os.File) error, publish func(draft, path stri
 	return syncFolder(folder)
 }
 
-// prefix begins the names of a path's drafts.
+// prefix returns the beginning of the names of a path's drafts.
 func prefix(path string) string { return "." + filepath.Base(path) + "." }
 
-// RemoveDrafts removes the drafts of path older than age. A process killed during a write
-// leaves its draft behind. RemoveDrafts ignores errors.
+// RemoveDrafts removes the drafts of path older than age: a process that is killed
+// during a write leaves its draft behind. RemoveDrafts ignores errors.
 func RemoveDrafts(path string, age time.Duration) {
 	folder := filepath.Dir(path)
-	entries, _ := os.ReadDir(folder) // those that could be read
+	entries, _ := os.ReadDir(folder) // after an error, the entries read so far
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), prefix(path)) || !strings.HasSuffix(e.Name(), suffix) || !e.Type().IsRegular() {
 			continue
@@ -108,8 +109,8 @@ func RemoveDrafts(path string, age time.Duration) {
 	}
 }
 
-// Rename renames a file within a folder, and replaces a file at the new name. The new
-// name survives a crash.
+// Rename renames a file within a folder, and replaces a file at the new name. When
+// Rename returns, the new name survives a crash.
 func Rename(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
@@ -117,7 +118,8 @@ func Rename(from, to string) error {
 	return syncFolder(filepath.Dir(to))
 }
 
-// syncFolder writes the names in a folder to disk. Windows cannot sync a folder.
+// syncFolder writes the names in a folder to disk, on every system except Windows,
+// which cannot do so.
 func syncFolder(path string) error {
 	if runtime.GOOS == "windows" {
 		return nil

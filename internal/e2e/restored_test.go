@@ -26,7 +26,7 @@ func TestBackup(t *testing.T) {
 	if wantExit(t, 0, r); !strings.Contains(r.stderr, "master key") {
 		t.Errorf("backup does not say that the copy lacks the master key: %v", r)
 	}
-	if r := cli(t, s.dir, "", backup...); r.code != 1 || !strings.Contains(r.stderr, "is there already") {
+	if r := cli(t, s.dir, "", backup...); r.code != 1 || !strings.Contains(r.stderr, "exists already") {
 		t.Errorf("backup over an existing file: got %v, want status 1", r)
 	}
 	to := newPostgres(t)

@@ -50,9 +50,9 @@ func (w *wire) restore() (cut func()) {
 	return cut
 }
 
-// A withdrawal is no event that a verifier could miss: the key set is state, and
-// every stream begins with it. (Whoever holds a leaked key makes new tokens for
-// as long as it is trusted anywhere.)
+// A verifier cannot miss a withdrawn key: the key set is state and not an event, and
+// every stream begins with the key set. (A thief with a leaked key makes new tokens for
+// as long as any verifier trusts the key.)
 func TestAVerifierThatWasAwayLearnsOfAWithdrawal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, master, _ := setup(t, token.EdDSA)

@@ -12,26 +12,30 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// ErrChainBroken reports a row of the signing keys that is missing or was changed by
-// hand, so rotation cannot go on. [Keyring.ReplaceAll] mends the chain.
+// ErrChainBroken means that a row of the table signing_keys is missing or was changed
+// by hand, so that no key can be rotated or withdrawn. The operator restores the row,
+// or calls [Keyring.ReplaceAll], which also ends every access token.
 var ErrChainBroken = errors.New("the key chain is broken")
 
-// chain holds the signing keys that a transaction has read. A change happens in memory
-// first; [chain.write] then writes the rows that changed.
+// chain holds the signing keys as a transaction has read them. A change happens in
+// memory first; [chain.write] then writes the rows that changed. So a change that fails
+// half-way has written nothing.
 //
-// Invariant, but for withdrawn keys: each key signs until the next begins, exactly one
-// key (last) has no end, and one more key (next) is published without a date.
+// Invariant, withdrawn keys aside: each key signs until the next key begins; exactly
+// one key (last) has no end; and one more key (next) is published without a date.
 type chain struct {
 	tx   *store.Tx
 	now  time.Time
 	read []*store.SigningKey // copies of the rows before the change
 	rows []*store.SigningKey // the rows after the change, the oldest first
-	last *store.SigningKey   // signs now, or will; nil if the chain is broken
-	next *store.SigningKey   // nil if the chain is broken
+	last *store.SigningKey   // signs now, or will sign; nil if the chain is broken
+	next *store.SigningKey   // published, has no date yet; nil if the chain is broken
 
-	record audit.Event // of the change
+	record audit.Event // what the security record says about the change; empty: nothing is written
 }
 
+// readChain reads all signing keys and finds last and next. readChain accepts a broken
+// chain, since [Keyring.ReplaceAll] must work on one.
 func readChain(tx *store.Tx) (*chain, error) {
 	rows, err := tx.SigningKeys()
 	if err != nil {
@@ -52,7 +56,8 @@ func readChain(tx *store.Tx) (*chain, error) {
 	return c, nil
 }
 
-// intact checks for the last and the next key. Errors: ErrChainBroken.
+// intact returns an error if the chain of signing keys has no last key or no next key.
+// Errors: ErrChainBroken.
 func (c *chain) intact() error {
 	switch {
 	case c.next == nil:
@@ -63,14 +68,15 @@ func (c *chain) intact() error {
 	return nil
 }
 
-// younger reports whether the last key began to sign less than ttl ago, or will begin.
+// younger reports whether the last key of the chain began to sign less than ttl ago, or
+// begins later.
 func (c *chain) younger(ttl time.Duration) bool { return c.last.SignsFrom.Add(ttl).After(c.now) }
 
 func broken(how string) error {
 	return fmt.Errorf("%w: %s; a row of signing_keys was deleted or changed by hand: restore the row, or replace all keys", ErrChainBroken, how)
 }
 
-// write writes every difference since readChain: rows added, altered, removed.
+// write writes the difference between rows and read: rows added, changed and removed.
 func (c *chain) write() error {
 	for _, row := range c.rows {
 		original := find(c.read, row.KID)
@@ -94,7 +100,8 @@ func (c *chain) write() error {
 	return nil
 }
 
-// publish adds a copy of a spare key, since the transaction may run again.
+// publish adds a copy of a spare key to the chain, published now. The spare key itself
+// stays unchanged, since the transaction may run again.
 func (c *chain) publish(spare *store.SigningKey) *store.SigningKey {
 	key := *spare
 	key.PublishedAt = c.now
@@ -102,8 +109,13 @@ func (c *chain) publish(spare *store.SigningKey) *store.SigningKey {
 	return &key
 }
 
-// promote dates the next key and the end of the last key. The last key signs for a
-// microsecond at least: two keys that begin at once would have no order.
+// promote sets the time from which the next key signs, and ends the last key at that
+// time.
+//
+// Caches must know a key before it signs, so the time is at least the age of the caches
+// after the key was published. The last key signs for a microsecond at least, since two
+// keys that begin at the same time would have no order. The last key verifies until its
+// last token has expired, and for feed.Margin longer: a verifier's clock may be behind.
 func (c *chain) promote() error {
 	age, err := c.tx.DurationSetting(settingMaxAge)
 	if err != nil {
@@ -122,22 +134,23 @@ func (c *chain) promote() error {
 	return nil
 }
 
-// bridge closes the gap of a withdrawn key in the chain. Errors: ErrChainBroken if the
-// key has no neighbour.
+// bridge closes the gap that a withdrawn key leaves in the chain of signing keys. spare
+// replaces the next key if bridge needs the next key now. Errors: ErrChainBroken if the
+// chain has no key beside the gap.
 func (c *chain) bridge(leaked, spare *store.SigningKey) error {
 	switch {
 	case leaked == c.next:
 		c.publish(spare)
-	case leaked.SignsFrom.After(c.now): // does not sign yet: the key before goes on instead
+	case leaked.SignsFrom.After(c.now): // does not sign yet: the key before it signs longer instead
 		before, err := c.find("no key signs until "+leaked.KID+" begins", func(k *store.SigningKey) bool { return k.SignsUntil.Equal(leaked.SignsFrom) })
 		if err != nil {
 			return err
 		}
 		before.SignsUntil, before.VerifiesUntil = leaked.SignsUntil, leaked.VerifiesUntil
-	case leaked == c.last: // signs, and has no successor with a date
+	case leaked == c.last: // signs now, and no successor has a date: the next key signs at once
 		c.next.SignsFrom = c.now
 		c.publish(spare)
-	case leaked.SignsUntil.After(c.now): // signs, and the successor has a date
+	case leaked.SignsUntil.After(c.now): // signs now, and its successor has a date: the successor signs at once
 		after, err := c.find("no key begins when "+leaked.KID+" ends", func(k *store.SigningKey) bool { return k.SignsFrom.Equal(leaked.SignsUntil) })
 		if err != nil {
 			return err
@@ -147,12 +160,12 @@ func (c *chain) bridge(leaked, spare *store.SigningKey) error {
 	return nil
 }
 
-// signing returns the key for now.
+// signing returns the key that signs now. Errors: ErrChainBroken.
 func (c *chain) signing() (*store.SigningKey, error) {
 	return c.find("no key signs now", func(k *store.SigningKey) bool { return state(k, c.now) == Signing })
 }
 
-// find returns the first key that matches, withdrawn keys aside. Errors:
+// find returns the first key that matches; withdrawn keys are left out. Errors:
 // ErrChainBroken, with the text `missing`, if no key matches.
 func (c *chain) find(missing string, matches func(*store.SigningKey) bool) (*store.SigningKey, error) {
 	for _, row := range c.rows {
@@ -163,12 +176,13 @@ func (c *chain) find(missing string, matches func(*store.SigningKey) bool) (*sto
 	return nil, broken(missing)
 }
 
-// remove removes all matching keys.
+// remove removes all matching keys from the chain.
 func (c *chain) remove(matches func(*store.SigningKey) bool) {
 	c.rows = slices.DeleteFunc(c.rows, matches)
 }
 
-// verifiesNothing reports whether the last token of a key has expired.
+// verifiesNothing reports whether the last token of a key has expired, so that the key
+// may leave the key set.
 func (c *chain) verifiesNothing(k *store.SigningKey) bool {
 	return !k.VerifiesUntil.IsZero() && k.VerifiesUntil.Before(c.now)
 }
@@ -182,12 +196,14 @@ func find(rows []*store.SigningKey, kid string) *store.SigningKey {
 	return nil
 }
 
-// settingMaxAge names the setting for the age of caches: how long a cache may keep the
-// key set, in microseconds. A key must have been published for as long before signing.
+// settingMaxAge names the setting for the age of caches: how long an HTTP cache or a
+// verifier may keep the key set (--jwks-max-age), in microseconds. A key must have been
+// published for as long before it signs. The setting is in the database, since the
+// replica that rotates may have another flag than the replica that served the key set.
 const settingMaxAge = "jwks_max_age"
 
-// settle is how much longer than a cache's age a key must have been published: a
-// replica may serve the key set of a moment ago, and HTTP counts whole seconds.
+// settle is added to the age of caches: a replica may serve the key set of a moment
+// ago, and HTTP counts whole seconds (RFC 9111, section 1.2.2).
 const settle = time.Second
 
 // SetMaxAge stores how long a cache may keep the key set from now on.

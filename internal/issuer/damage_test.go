@@ -13,8 +13,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// A row that somebody deletes by hand is an error that says what to do, in whatever
-// state its key was and whatever is asked for then, and ReplaceAll mends the chain.
+// If a row of signing_keys is deleted by hand, every call returns an error that says
+// what to do, whatever state the key was in. ReplaceAll mends the chain of keys.
 func TestARowThatWasDeletedByHand(t *testing.T) {
 	for _, deleted := range []string{"retired", "signing", "dated", "next"} {
 		for _, call := range []string{"Rotate", "RotateOld", "Revoke retired", "Revoke signing", "Revoke dated", "Revoke next"} {

@@ -1,8 +1,9 @@
-// Package issuer owns the signing keys and is the only maker of access tokens.
+// Package issuer owns the signing keys, and is the only package that makes access
+// tokens.
 //
-// Keys are rows, sealed under the master key. The times in a row say when the key signs
-// and verifies, so replicas agree without a leader. The key set always holds the next
-// key, so a verifier knows every key before the key signs.
+// Keys are rows of the database, sealed under the master key. The times in a row tell
+// when the key signs and verifies, so replicas agree without a leader. The key set
+// always includes the next key, so a verifier knows every key before the key signs.
 package issuer
 
 import (
@@ -19,12 +20,15 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
+// purpose separates sealed signing keys from other sealed secrets: see
+// [seal.Keys.Seal].
 const purpose = "signing key"
 
-// errNoKey reports a time at which no key signs.
+// errNoKey means that no key signs at the time of a call. The call fails with INTERNAL:
+// the clock was set back, or rows were changed by hand.
 var errNoKey = errors.New("no signing key signs now")
 
-// Issuer mints access tokens. Safe for concurrent use.
+// Issuer makes access tokens. An Issuer is safe for concurrent use.
 type Issuer struct {
 	name  string
 	ttl   time.Duration
@@ -32,16 +36,18 @@ type Issuer struct {
 	store *store.Store
 
 	mu      sync.RWMutex
-	signers []signer
+	signers []signer // guarded by mu; Reload replaces the slice as a whole
 }
 
+// signer is an opened signing key and the time in which the key signs.
 type signer struct {
-	from, until time.Time // until is zero while no end is known
+	from, until time.Time // until is zero while no end is decided
 	key         *token.SigningKey
 }
 
-// Setup makes the first two keys of a database, for now and for next, unless the
-// database has keys. tx is the transaction of the first start.
+// Setup makes the first two keys of a database, unless the database has keys: one signs
+// from now on, and one is published as the next. tx is the transaction of the first
+// start.
 func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 	keys, err := tx.SigningKeys()
 	if err != nil || len(keys) > 0 {
@@ -60,8 +66,9 @@ func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 	return nil
 }
 
-// Reseal seals the signing keys under the first master key, and returns how many were
-// sealed under a different master key.
+// Reseal seals the signing keys under the first master key in the file, and returns how
+// many keys were sealed under another master key before. Withdrawn keys are sealed
+// again too, so that the old master key is needed for nothing.
 func Reseal(tx *store.Tx, master *seal.Keys) (int, error) {
 	if err := tx.Exclusive(); err != nil {
 		return 0, err
@@ -81,7 +88,8 @@ func Reseal(tx *store.Tx, master *seal.Keys) (int, error) {
 	return n, nil
 }
 
-// generate makes a key, not published yet.
+// generate makes a key of an algorithm, with the private half sealed. The key has no
+// times yet.
 func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error) {
 	key, err := token.GenerateKey(alg)
 	if err != nil {
@@ -100,13 +108,15 @@ func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error)
 	return &store.SigningKey{KID: kid, Algorithm: string(alg), PublicKey: public, SealedKey: sealed}, err
 }
 
-// Open reads the keys. name is the claim `iss`; tokens live for ttl.
+// Open reads the signing keys and returns an Issuer. name becomes the claim `iss`;
+// tokens live for ttl.
 func Open(ctx context.Context, s *store.Store, master *seal.Keys, name string, ttl time.Duration) (*Issuer, error) {
 	i := &Issuer{name: name, ttl: ttl, keys: master, store: s}
 	return i, i.Reload(ctx)
 }
 
-// Reload reads the keys again.
+// Reload reads the signing keys again. The feed calls Reload after a change of the
+// keys, on every replica.
 func (i *Issuer) Reload(ctx context.Context) error {
 	signers, err := readSigners(ctx, i.store, i.keys)
 	if err != nil {
@@ -118,13 +128,16 @@ func (i *Issuer) Reload(ctx context.Context) error {
 	return nil
 }
 
-// CheckMaster checks the master keys: it opens every key of the present and the past.
-// Errors: seal.ErrWrongKey; errors of the store.
+// CheckMaster opens every signing key that has signed or signs, with the master keys.
+// Errors: seal.ErrWrongKey if a key needs a master key that is not in the file; errors
+// of the store.
 func CheckMaster(ctx context.Context, s *store.Store, master *seal.Keys) error {
 	_, err := readSigners(ctx, s, master)
 	return err
 }
 
+// readSigners reads and opens the keys that have a date and are not withdrawn. Past
+// keys are included, since the clocks of two replicas may differ.
 func readSigners(ctx context.Context, s *store.Store, master *seal.Keys) (signers []signer, err error) {
 	err = s.Read(ctx, func(tx *store.Tx) error {
 		rows, err := tx.SigningKeys()
@@ -133,6 +146,8 @@ func readSigners(ctx context.Context, s *store.Store, master *seal.Keys) (signer
 		}
 		signers = nil
 		for _, row := range rows {
+			// The next key is opened when it gets a date; a withdrawn key never signs
+			// again.
 			if row.SignsFrom.IsZero() || !row.RevokedAt.IsZero() {
 				continue
 			}
@@ -154,32 +169,34 @@ func readSigners(ctx context.Context, s *store.Store, master *seal.Keys) (signer
 	return signers, err
 }
 
-// Subject holds the user and the session behind a token.
+// Subject holds the claims of an access token that depend on the user and the session.
 type Subject struct {
 	UserID    string
 	Username  string
 	Roles     []string
-	Version   int64 // the user's token version
+	Version   int64 // the user's Version: verifiers refuse tokens below a raised one
 	SessionID string
 	Audience  []string
-	// SessionEnd is the latest end of the session. No token lives longer.
+	// SessionEnd is the latest end of the session. No access token lives longer.
 	SessionEnd time.Time
 }
 
-// Mint signs an access token as of now, and returns the token and the token's lifetime.
+// Mint makes and signs an access token as of now, and returns the token and the token's
+// lifetime. The lifetime counts from now, so a client needs no correct clock.
 func (i *Issuer) Mint(now time.Time, s Subject) (string, time.Duration, error) {
 	key, err := i.signing(now)
 	if err != nil {
 		return "", 0, err
 	}
 	// A NumericDate has whole seconds (RFC 7519, section 2). A token begins at the last
-	// full second, and so lives up to a second less than ttl.
+	// full second, and so lives up to a second less than ttl: a verifier with the same
+	// clock never sees a token from the future.
 	issued := now.Truncate(time.Second)
 	expires := issued.Add(i.ttl)
 	if expires.After(s.SessionEnd) {
 		expires = s.SessionEnd.Truncate(time.Second)
 	}
-	id := make([]byte, 8)
+	id := make([]byte, 8) // the claim jti: tells two tokens apart in logs, and secures nothing
 	rand.Read(id)
 	signed, err := token.Sign(key, &token.Claims{
 		Issuer: i.name, Subject: s.UserID, Audience: s.Audience, ID: base64.RawURLEncoding.EncodeToString(id),
@@ -192,7 +209,8 @@ func (i *Issuer) Mint(now time.Time, s Subject) (string, time.Duration, error) {
 	return signed, expires.Sub(now), nil
 }
 
-// signing returns the key for now: of the keys between begin and end, the latest.
+// signing returns the key that signs at a time. If several keys do, signing returns the
+// key that began last. Errors: errNoKey.
 func (i *Issuer) signing(now time.Time) (*token.SigningKey, error) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()

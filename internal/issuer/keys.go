@@ -18,14 +18,15 @@ const (
 	Revoked State = "revoked" // verifies nothing
 )
 
-// Key is a signing key without the private half. Times are zero until decided.
+// Key describes a signing key without the private half. A time is zero until it is
+// decided.
 type Key struct {
 	KID, Algorithm                                    string
 	State                                             State
 	PublishedAt, SignsFrom, SignsUntil, VerifiesUntil time.Time
 }
 
-// List returns every key in the database, the oldest first.
+// List returns every signing key in the database, the oldest first.
 func List(ctx context.Context, s *store.Store) ([]Key, error) {
 	var keys []Key
 	err := s.Read(ctx, func(tx *store.Tx) error {
@@ -46,6 +47,8 @@ func newKey(row *store.SigningKey, now time.Time) Key {
 	}
 }
 
+// state returns a key's state at a time. A key without a date, and a key that begins
+// later, are both [Next].
 func state(row *store.SigningKey, now time.Time) State {
 	switch {
 	case !row.RevokedAt.IsZero():

@@ -15,16 +15,17 @@ import (
 )
 
 var (
-	// ErrNotFound reports an unknown signing key.
+	// ErrNotFound means that no signing key has the given id.
 	ErrNotFound = errors.New("no such signing key")
 	errNoKeys   = errors.New("there are no signing keys; a server makes them when it starts")
 )
 
-// Keyring rotates and withdraws signing keys. Safe for concurrent use.
+// Keyring rotates and withdraws signing keys. A Keyring is safe for concurrent use, and
+// so are several Keyrings on one database.
 //
-// The keys with a date form a chain: each key signs until the next begins, and verifies
-// until the last token of the key has expired. Besides the chain, the next key is
-// published without a date.
+// The keys with a date form a chain: each key signs until the next key begins, and
+// verifies until the last token of the key has expired. Beside the chain, one more key
+// is published without a date: the next key.
 type Keyring struct {
 	store  *store.Store
 	writer feed.Writer
@@ -32,26 +33,28 @@ type Keyring struct {
 	audit  *audit.Log
 }
 
-// NewKeyring returns the keyring of a database.
+// NewKeyring returns the keyring of a database. w commits the changes and their events;
+// a records them in the security record.
 func NewKeyring(s *store.Store, w feed.Writer, master *seal.Keys, a *audit.Log) *Keyring {
 	return &Keyring{store: s, writer: w, master: master, audit: a}
 }
 
-// Rotate dates the next key: at once, or as soon as the key has been published for the
-// age of the caches. A new key is published as the next. Rotate begins no second
-// rotation while a first is under way. alg is the algorithm to sign with; empty keeps
-// the present algorithm.
+// Rotate lets the next key sign: at once, or as soon as the key has been published for
+// the age of the caches. Rotate also publishes a new key as the next. alg is the
+// algorithm to sign with; empty keeps the present algorithm. While an earlier rotation
+// to the same algorithm waits for the caches, Rotate changes nothing and returns the
+// key of that rotation.
 //
 // Errors: ErrChainBroken; errors of [caller.Caller.Check] and of the store.
 func (k *Keyring) Rotate(ctx context.Context, by caller.Caller, alg token.Algorithm) (Key, error) {
 	return k.rotate(ctx, by, alg, 0)
 }
 
-// RotateOld rotates if the present key has signed for ttl. Any number of replicas may
-// call RotateOld at once.
+// RotateOld rotates if the present key has signed for ttl (--key-ttl). Any number of
+// replicas may call RotateOld at once: one rotates, and the others find a young key.
 func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
 	young := false
-	err := k.store.Read(ctx, func(tx *store.Tx) error { // costs neither a key nor the lock
+	err := k.store.Read(ctx, func(tx *store.Tx) error { // most calls end here: a read makes no key and takes no lock
 		c, err := readChain(tx)
 		if err == nil {
 			err = c.intact()
@@ -65,7 +68,9 @@ func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
 	return err
 }
 
-// rotate rotates, unless the last key of the chain has not signed for ttl yet.
+// rotate rotates, unless the last key of the chain has signed for less than ttl, or
+// begins later. The check is part of the transaction, since another replica may have
+// rotated.
 func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algorithm, ttl time.Duration) (Key, error) {
 	return k.change(ctx, by, alg, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		if err := c.intact(); err != nil {
@@ -74,6 +79,8 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 		if c.younger(ttl) && (alg == "" || c.last.Algorithm == string(alg)) {
 			return c.last, nil
 		}
+		// With a new algorithm, the published next key cannot be used: a spare key
+		// replaces it, and must be published for the age of the caches before it signs.
 		if c.next.Algorithm != spares[0].Algorithm {
 			c.remove(func(k *store.SigningKey) bool { return k == c.next })
 			c.next = c.publish(spares[1])
@@ -89,12 +96,13 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 	})
 }
 
-// Revoke withdraws a key and returns the key for now. A verifier refuses every token of
-// the withdrawn key as soon as the bundle has arrived. If the withdrawn key signs, the
-// next key signs at once, and verifiers with a cached key set may refuse new tokens
-// for the cache's age.
+// Revoke withdraws a leaked key and returns the key that signs now. A verifier refuses
+// every token of the withdrawn key as soon as it has the new trust bundle. If the
+// withdrawn key signs, the next key signs at once, and a verifier that reads the key
+// set over HTTP may refuse new tokens for the age of its cache.
 //
-// Errors: ErrNotFound; ErrChainBroken; errors of [caller.Caller.Check] and of the store.
+// Errors: ErrNotFound; ErrChainBroken; errors of [caller.Caller.Check] and of the
+// store.
 func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key, error) {
 	return k.change(ctx, by, "", func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		if err := c.intact(); err != nil {
@@ -104,7 +112,7 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 		if leaked == nil {
 			return nil, ErrNotFound
 		}
-		if leaked.RevokedAt.IsZero() {
+		if leaked.RevokedAt.IsZero() { // a second Revoke of the same key changes nothing
 			leaked.RevokedAt = c.now
 			if err := c.bridge(leaked, spares[0]); err != nil {
 				return nil, err
@@ -115,10 +123,11 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 	})
 }
 
-// ReplaceAll withdraws every key and lets a new key sign at once, also if the chain is
-// broken. Keys without a date are withdrawn too: a lost history may hold a date.
-// ReplaceAll records why, with the new key, and returns the new key. Verifiers with a
-// cached key set may refuse new tokens for the cache's age.
+// ReplaceAll withdraws every key and lets a new key sign at once, even if the chain is
+// broken. Keys without a date are withdrawn too: the lost part of the database may have
+// given them a date. ReplaceAll records the event why with the new key, and returns the
+// new key. A verifier that reads the key set over HTTP may refuse new tokens for the
+// age of its cache.
 func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) {
 	return k.change(ctx, caller.AtCommandLine, "", func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		for _, row := range c.rows {
@@ -135,9 +144,10 @@ func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) 
 	})
 }
 
-// change lets do alter the chain in memory, and then writes the changes and the record
-// in the same transaction. do gets two new keys of the algorithm alg, and returns the
-// key to report. If do sets no record, nothing is written.
+// change lets do change the chain in memory, and then writes the changed rows, the
+// security record and the event in one transaction. do gets two new keys of the
+// algorithm alg, and returns the key to report. If do sets no record, change writes
+// nothing.
 func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algorithm, do func(*chain, [2]*store.SigningKey) (*store.SigningKey, error)) (Key, error) {
 	spares, err := k.spares(ctx, alg)
 	if err != nil {
@@ -145,7 +155,7 @@ func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algori
 	}
 	var reported Key
 	err = k.writer.Write(ctx, func(tx *feed.Tx) error {
-		if err := tx.Exclusive(); err != nil {
+		if err := tx.Exclusive(); err != nil { // first: the changes depend on all rows of the keys
 			return err
 		}
 		if err := by.Check(tx.Tx); err != nil {
@@ -176,8 +186,8 @@ func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algori
 }
 
 // spares makes two keys for a change, before the transaction, since an RSA key takes a
-// while. An empty alg means the algorithm of the last key in the chain. Without a last
-// key, an empty alg means the algorithm of the newest key.
+// while and the transaction holds a lock. An empty alg means the algorithm of the last key
+// in the chain. Without a last key, an empty alg means the algorithm of the newest key.
 func (k *Keyring) spares(ctx context.Context, alg token.Algorithm) (spares [2]*store.SigningKey, err error) {
 	if alg == "" {
 		err := k.store.Read(ctx, func(tx *store.Tx) error {

@@ -234,8 +234,8 @@ func TestRevokeRefuses(t *testing.T) {
 	}
 }
 
-// Rotations at one instant must not leave a key that signs for no time: nobody
-// could tell then which key stands before which.
+// Rotations at the same instant must not leave a key that signs for no time: the keys
+// would have no order.
 func TestRotationsAtOneInstant(t *testing.T) {
 	for which := range 4 {
 		synctest.Test(t, func(t *testing.T) {

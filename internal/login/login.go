@@ -1,10 +1,10 @@
-// Package login proves the identity of a user step by step, and then starts a session.
-// Today the only step is the password.
+// Package login checks a user's proofs step by step, and then starts a session. Today
+// the only proof is the password.
 //
-// Hashing takes long, and the user's row may change during a hash. So the transaction
-// after the hash compares the row with the row read before. If the password has changed,
-// the call begins again. (An administrator's SetPassword does not depend on a row read
-// before.)
+// Hashing a password takes long, and the user's row may change during the hash. So the
+// transaction after the hash reads the row again and compares the password hash with
+// the one read before. If the password has changed, the call begins again. (An
+// administrator's SetPassword depends on no row read before, and needs no comparison.)
 package login
 
 import (
@@ -22,17 +22,18 @@ import (
 )
 
 var (
-	// ErrCredentials reports an unknown user or a wrong password.
+	// ErrCredentials means an unknown user or a wrong password. Two errors would tell a
+	// stranger which users exist.
 	ErrCredentials = errors.New("unknown user or wrong password")
-	// ErrUserDisabled reports a disabled user. The password was right.
+	// ErrUserDisabled means that the password was right, and the user is disabled.
 	ErrUserDisabled = errors.New("user is disabled")
 )
 
-// maxAttempts bounds the attempts of a call. An attempt fails if the password changes
+// maxAttempts bounds how often a call begins again because the password has changed
 // during the hash.
 const maxAttempts = 10
 
-// errChanged reports a password changed during the hash.
+// errChanged means that another call changed the password during the hash.
 var errChanged = errors.New("the password was changed at the same time")
 
 // Service signs users in. It is safe for concurrent use.
@@ -43,16 +44,16 @@ type Service struct {
 	passwords *password.Pool
 }
 
-// New returns a service. w is where ChangePassword commits.
+// New returns a service. ChangePassword commits by w.
 func New(s *store.Store, w feed.Writer, sessions *session.Sessions, p *password.Pool) *Service {
 	return &Service{store: s, writer: w, sessions: sessions, passwords: p}
 }
 
-// Login checks a password and starts a session. An unknown and a known user cost the
-// same time.
+// Login checks a password and starts a session. Login takes as long for an unknown user
+// as for a known user.
 //
-// Errors: ErrCredentials; ErrUserDisabled; session.ErrAudience;
-// password.ErrOverloaded; the store's.
+// Errors: ErrCredentials; ErrUserDisabled; session.ErrAudience; password.ErrOverloaded;
+// errors of the store.
 func (s *Service) Login(ctx context.Context, name user.Name, pw password.Password, audience []string) (*session.Tokens, error) {
 	audience, err := s.sessions.Audience(audience)
 	if err != nil {
@@ -61,8 +62,9 @@ func (s *Service) Login(ctx context.Context, name user.Name, pw password.Passwor
 	return s.repeatIfChanged(func() (*session.Grant, error) { return s.tryLogin(ctx, name, pw, audience) })
 }
 
-// repeatIfChanged calls try again while it fails with errChanged, and signs the
-// grant.
+// repeatIfChanged calls try, again if the password changed during the hash, and makes
+// the tokens of the grant after the commit. Errors: those of try; store.ErrUnavailable
+// after maxAttempts.
 func (s *Service) repeatIfChanged(try func() (*session.Grant, error)) (*session.Tokens, error) {
 	for range maxAttempts {
 		grant, err := try()
@@ -77,7 +79,7 @@ func (s *Service) repeatIfChanged(try func() (*session.Grant, error)) (*session.
 }
 
 func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Password, audience []string) (*session.Grant, error) {
-	var read store.User // stays empty for an unknown user: Compare then takes as long
+	var read store.User // stays empty for an unknown user: Compare then hashes all the same
 	err := s.store.Read(ctx, func(tx *store.Tx) error {
 		u, err := tx.UserByName(string(name))
 		if errors.Is(err, store.ErrNotFound) {
@@ -105,9 +107,10 @@ func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Pass
 	return s.start(ctx, &read, better, audience)
 }
 
-// start begins a session after the right password, unless the hash in read has been
-// replaced since. Name, rights and state come from the newest row. A better hash, if not
-// empty, is stored.
+// start starts a session after the right password. read is the row that was
+// read before the hash: if its password hash has been replaced since, start returns
+// errChanged. Name, roles and state come from the row as it is now. If better is not
+// empty, start stores it as the new password hash.
 func (s *Service) start(ctx context.Context, read *store.User, better string, audience []string) (grant *session.Grant, err error) {
 	err = s.store.Write(ctx, func(tx *store.Tx) error {
 		u, err := user.Find(tx, read.ID)
@@ -134,9 +137,9 @@ func (s *Service) start(ctx context.Context, read *store.User, better string, au
 }
 
 // ChangePassword sets the caller's own password, ends every session of the caller's
-// user, and starts a new session with the audience of the caller's.
+// user, and starts a new session with the audience of the caller's session.
 //
-// Errors: ErrCredentials if current is wrong; password.ErrTooWeak;
+// Errors: ErrCredentials if the current password is wrong; password.ErrTooWeak;
 // password.ErrOverloaded; errors of [caller.Caller.Check] and of the store.
 func (s *Service) ChangePassword(ctx context.Context, by caller.Caller, current, next password.Password) (*session.Tokens, error) {
 	return s.repeatIfChanged(func() (*session.Grant, error) { return s.tryChange(ctx, by, current, next) })

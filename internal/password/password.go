@@ -1,5 +1,5 @@
 // Package password owns the form of passwords, the policy for new passwords, hashing
-// and comparing. Together, these decide an attacker's cost for a guess.
+// and comparing. Together, these determine what a guess costs an attacker.
 //
 // A [Password] comes from [Parse] alone. No exported method returns the secret text,
 // and [Pool.Compare] alone compares. The bounded [Pool] computes every hash, even the

@@ -55,23 +55,24 @@ func (p Params) clamped() Params {
 	return p
 }
 
-// cost returns an attacker's cost for a guess: the memory, times the time for holding
-// the memory. The single number orders all settings, so two replicas with different
-// settings do not rehash back and forth. Threads are left out: threads shorten a hash
-// without raising an attacker's cost.
+// cost returns an attacker's cost for a guess: the memory, times the time for which the
+// memory is held. The single number orders all settings. So two replicas with different
+// settings do not replace each other's hashes at every login. Threads do not count:
+// threads shorten a hash and leave an attacker's cost as it is.
 func (p Params) cost() uint64 {
 	return uint64(p.Memory) * uint64(p.Memory) * uint64(p.Time)
 }
 
-// record holds the parts of a stored hash. Salt and tag must stay out of errors.
+// record holds the parts of a stored hash. Salt and tag must stay out of errors and
+// logs.
 type record struct {
 	params Params
 	salt   []byte
 	tag    []byte
 }
 
-// errCorrupt means a damaged row in the store. The error stays in the package, because
-// a caller can only fail.
+// errCorrupt means a damaged row in the store. The error is not exported, because a
+// caller can only return it: the operator must set a new password for the user.
 var errCorrupt = errors.New("stored password hash is malformed or out of bounds")
 
 // encode returns the record in the PHC string format.

@@ -13,18 +13,18 @@ import (
 	"golang.org/x/crypto/argon2"
 )
 
-// ErrOverloaded means that all places in the pool are taken. The pool returns
-// ErrOverloaded at once; [Pool.RetryAfter] estimates a time to wait before a retry.
+// ErrOverloaded means that all places in the [Pool] are taken. The pool returns
+// ErrOverloaded at once; [Pool.RetryAfter] estimates how long a client should wait.
 var ErrOverloaded = errors.New("too many passwords to hash")
 
 // Caller decides whether a hash may use the pool's reserved places.
 type Caller int
 
 const (
-	// Stranger has no verified token, and may not use reserved places. Every
+	// Stranger has no verified access token, and may not use reserved places. Every
 	// value except SignedIn counts as Stranger.
 	Stranger Caller = iota
-	// SignedIn has a verified token, and may use reserved places. So users can
+	// SignedIn has a verified access token, and may use reserved places. So users can
 	// still change passwords during a flood of logins, and an admin can help.
 	SignedIn
 )
@@ -174,7 +174,8 @@ func (p *Pool) run(ctx context.Context, caller Caller, pw Password, r record) ([
 	return tag, ctx.Err()
 }
 
-// enter takes a place and then a slot. On an error, enter holds neither.
+// enter takes a place in the pool and then waits for a slot, in which the hash may run.
+// On an error, the caller holds neither.
 func (p *Pool) enter(ctx context.Context, caller Caller) error {
 	if !p.takePlace(caller) {
 		return ErrOverloaded

@@ -10,7 +10,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Audit serves AuditService.
+// Audit serves AuditService, the reading side of the security record. The verifier lets
+// only admins call AuditService.
 type Audit struct {
 	watchwordv1.UnimplementedAuditServiceServer
 	Store *store.Store
@@ -26,7 +27,7 @@ func (s *Audit) ListEvents(ctx context.Context, req *watchwordv1.ListEventsReque
 		Start:     field(&r, "start_time", optionalTime, req.GetStartTime()),
 		End:       field(&r, "end_time", optionalTime, req.GetEndTime()),
 	}
-	page := readPage(&r, req, "events", filter.Type, filter.UserID, filter.SessionID, filter.Start.String(), filter.End.String())
+	page := readPage(&r, req, "events", filter.Type, filter.UserID, filter.SessionID, filter.Start.String(), filter.End.String()) // a page token is good for the same filter only
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -35,6 +36,7 @@ func (s *Audit) ListEvents(ctx context.Context, req *watchwordv1.ListEventsReque
 	return &watchwordv1.ListEventsResponse{Events: messages(records, eventMessage), NextPageToken: page.token(next)}, err
 }
 
+// eventMessage converts a record of the security record.
 func eventMessage(r *store.AuditRecord) *watchwordv1.Event {
 	return &watchwordv1.Event{
 		Id: r.ID, Time: timestamppb.New(r.Time()), Type: r.Type, Success: r.Success, Reason: r.Reason,

@@ -1,8 +1,10 @@
-// Package rpc is the gRPC edge: it checks requests, calls the packages that do the
-// work, and turns their answers and errors into messages and statuses. It decides
-// nothing.
+// Package rpc is the gRPC edge of the server: it checks the fields of requests, calls
+// the packages that do the work, and turns their results and errors into messages and
+// statuses. No rule about users, sessions or keys is here.
 //
-// A handler may return a response beside an error: the [Edge] drops the response.
+// Every handler has the same order: read each field by its rule, return the first
+// broken rule, call one method below, convert the result. A handler may return a
+// response beside an error: the [Edge] drops the response.
 package rpc
 
 import (
@@ -26,10 +28,10 @@ type Auth struct {
 	Logins   *login.Service
 	Sessions *session.Sessions
 	Verifier *authn.Verifier
-	Audience []string // all that this server issues for
+	Audience []string // all services for which this server issues tokens
 }
 
-// Login serves AuthService/Login.
+// Login serves AuthService/Login. The method is public: the password is the proof.
 func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watchwordv1.LoginResponse, error) {
 	var r reading
 	name := field(&r, "username", user.ParseName, req.GetUsername())
@@ -42,7 +44,8 @@ func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watch
 	return &watchwordv1.LoginResponse{Tokens: tokenPair(tokens)}, err
 }
 
-// Refresh serves AuthService/Refresh.
+// Refresh serves AuthService/Refresh. The method is public: the refresh token is the
+// proof, and the access token may have expired.
 func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*watchwordv1.RefreshResponse, error) {
 	var r reading
 	token := field(&r, "refresh_token", required, req.GetRefreshToken())
@@ -54,12 +57,14 @@ func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*w
 	return &watchwordv1.RefreshResponse{Tokens: tokenPair(tokens)}, err
 }
 
-// notIssuedFor stands for every audience that the server does not issue for. A token
-// from before a change of the server's audiences may name such an audience, and no
-// token names notIssuedFor.
+// notIssuedFor replaces, in a call of Verify, every audience that the server does not
+// issue for. An old token may name such an audience, from before a change of
+// --audience, and would be accepted. No token names notIssuedFor, so Verify refuses.
 const notIssuedFor = "\x00"
 
-// Verify serves AuthService/Verify, by the verifier that guards this server too.
+// Verify serves AuthService/Verify, for services that cannot verify tokens themselves.
+// The verifier is the one that guards this server, so Verify refuses a token as soon as
+// the server itself does.
 func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*watchwordv1.VerifyResponse, error) {
 	var r reading
 	token := field(&r, "access_token", required, req.GetAccessToken())
@@ -73,7 +78,7 @@ func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*wat
 	var p *authn.Principal
 	var err error
 	switch {
-	case aud == "": // the verifier's own audiences are all that the server issues for
+	case aud == "": // any service of this server: the verifier was made with all of them
 		p, err = a.Verifier.Verify(ctx, token)
 	case slices.Contains(a.Audience, aud):
 		p, err = a.Verifier.VerifyFor(ctx, token, aud)
@@ -86,7 +91,8 @@ func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*wat
 	return &watchwordv1.VerifyResponse{Principal: principal(p)}, nil
 }
 
-// Logout serves AuthService/Logout.
+// Logout serves AuthService/Logout. The method is public: the refresh token is the
+// proof, so a client can log out after its access token has expired.
 func (a *Auth) Logout(ctx context.Context, req *watchwordv1.LogoutRequest) (*watchwordv1.LogoutResponse, error) {
 	var r reading
 	token := field(&r, "refresh_token", required, req.GetRefreshToken())
@@ -96,7 +102,8 @@ func (a *Auth) Logout(ctx context.Context, req *watchwordv1.LogoutRequest) (*wat
 	return &watchwordv1.LogoutResponse{}, a.Sessions.Logout(ctx, token)
 }
 
-// ChangePassword serves AuthService/ChangePassword.
+// ChangePassword serves AuthService/ChangePassword. The caller needs an access token
+// and the current password: a stolen access token alone must not take over the account.
 func (a *Auth) ChangePassword(ctx context.Context, req *watchwordv1.ChangePasswordRequest) (*watchwordv1.ChangePasswordResponse, error) {
 	var r reading
 	current := field(&r, "current_password", password.Parse, req.GetCurrentPassword())
@@ -108,7 +115,8 @@ func (a *Auth) ChangePassword(ctx context.Context, req *watchwordv1.ChangePasswo
 	return &watchwordv1.ChangePasswordResponse{Tokens: tokenPair(tokens)}, weakField("new_password", err)
 }
 
-// tokenPair returns nil for no tokens.
+// tokenPair converts tokens, and returns nil for nil: handlers call tokenPair before
+// they look at the error.
 func tokenPair(t *session.Tokens) *watchwordv1.TokenPair {
 	if t == nil {
 		return nil
@@ -119,6 +127,7 @@ func tokenPair(t *session.Tokens) *watchwordv1.TokenPair {
 	}
 }
 
+// principal converts what a verified access token says about its user.
 func principal(p *authn.Principal) *watchwordv1.Principal {
 	return &watchwordv1.Principal{
 		Subject: p.Subject(), Username: p.Username(), Roles: p.Roles(), Audience: p.Audience(), Issuer: p.Issuer(),

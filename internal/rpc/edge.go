@@ -20,23 +20,24 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Edge surrounds the verifier and the handlers. Edge notes the source of a call, gives
-// every error a status, counts refusals for the security record, and logs the server's
-// own faults.
+// Edge is the interceptor around the verifier and the handlers. Edge notes the source
+// address of a call, gives every error a status, counts refused calls for the security
+// record, and logs the server's own faults.
 type Edge struct {
 	audit      *audit.Log
 	retryAfter func() time.Duration
 	logger     *slog.Logger
-	faults     *rate.Limiter // bounds the log: a client may cause faults without end
+	faults     *rate.Limiter // bounds the log lines: a client may cause faults without bound
 }
 
-// NewEdge returns an edge. retryAfter returns the wait for a client while too many
-// passwords are being hashed.
+// NewEdge returns an edge. retryAfter returns how long a client should wait while too
+// many passwords are being hashed. The log gets at most ten faults a second, and a
+// hundred at once.
 func NewEdge(a *audit.Log, retryAfter func() time.Duration, logger *slog.Logger) *Edge {
 	return &Edge{audit: a, retryAfter: retryAfter, logger: logger, faults: rate.NewLimiter(10, 100)}
 }
 
-// Unary intercepts unary calls.
+// Unary intercepts unary calls. A response beside an error is dropped.
 func (e *Edge) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	ctx = caller.WithSource(ctx, addressOf(ctx))
 	resp, err := handler(ctx, req)
@@ -46,7 +47,8 @@ func (e *Edge) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 	return resp, nil
 }
 
-// Stream intercepts streams.
+// Stream intercepts streams. Only the error of a stream is handled; no handler of a
+// stream needs the source in its context.
 func (e *Edge) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if err := handler(srv, ss); err != nil {
 		return e.refused(caller.WithSource(ss.Context(), addressOf(ss.Context())), info.FullMethod, err)
@@ -54,7 +56,8 @@ func (e *Edge) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	return nil
 }
 
-// addressOf returns the address of a call's peer.
+// addressOf returns the address of the client of a call. Behind a proxy, that is the
+// proxy.
 func addressOf(ctx context.Context) caller.Address {
 	if p, ok := peer.FromContext(ctx); ok {
 		return caller.Address{Addr: p.Addr}
@@ -62,14 +65,15 @@ func addressOf(ctx context.Context) caller.Address {
 	return caller.Address{}
 }
 
-// refused returns the status error for err, and records or logs err.
+// refused returns the status error for err. refused also counts the refused call for
+// the security record, or logs the fault of the server.
 func (e *Edge) refused(ctx context.Context, method string, err error) error {
 	made, isStatus := err.(interface{ GRPCStatus() *status.Status })
 	var st *status.Status
 	switch {
-	case isStatus: // by the verifier, or by gRPC
+	case isStatus: // the verifier or gRPC has made the status
 		st = made.GRPCStatus()
-	case ctx.Err() != nil: // the client has left: err is a consequence
+	case ctx.Err() != nil: // the client has left or its time is over, and err is a consequence
 		st = status.FromContextError(ctx.Err())
 	default:
 		st = statusOf(err, method, e.retryAfter)
@@ -77,7 +81,7 @@ func (e *Edge) refused(ctx context.Context, method string, err error) error {
 	switch code := st.Code(); {
 	case code == codes.Unauthenticated || code == codes.PermissionDenied || code == codes.ResourceExhausted:
 		e.count(ctx, method, refusal.Reason(st.Err()), err)
-	case code == codes.Internal && !isStatus: // gRPC answers INTERNAL for a request with a broken encoding
+	case code == codes.Internal && !isStatus: // gRPC itself answers INTERNAL to a request with a broken encoding, which is no fault of the server
 		e.logFault(ctx, slog.LevelError, "internal error", method, err)
 	case code == codes.Unavailable && errors.Is(err, store.ErrUnavailable):
 		e.logFault(ctx, slog.LevelWarn, "the database is not available", method, err)
@@ -85,13 +89,15 @@ func (e *Edge) refused(ctx context.Context, method string, err error) error {
 	return st.Err()
 }
 
+// logFault logs a fault of the server, with the cause that the client does not get.
 func (e *Edge) logFault(ctx context.Context, level slog.Level, what, method string, err error) {
 	if e.faults.Allow() {
 		e.logger.Log(ctx, level, what, "method", method, "error", err)
 	}
 }
 
-// recordTypes holds the methods with a type of event for their refusals.
+// recordTypes maps methods to the type of event for their refused calls. A refused call
+// of any other method has the type [audit.Call].
 var recordTypes = map[string]audit.Type{
 	watchwordv1.AuthService_Login_FullMethodName:          audit.Login,
 	watchwordv1.AuthService_Refresh_FullMethodName:        audit.Refresh,
@@ -99,9 +105,10 @@ var recordTypes = map[string]audit.Type{
 	watchwordv1.AuthService_ChangePassword_FullMethodName: audit.PasswordChanged,
 }
 
-// count counts a refusal for the security record, with two exceptions: an answer of
-// Verify about a token is no refused action; and the reuse of a refresh token is recorded
-// with the end of the session.
+// count counts a refused call for the security record, with three exceptions. Verify
+// answers about a token of another client, so its error is no refused action. The reuse
+// of a refresh token is recorded with the end of the session, in one transaction. An
+// error without a reason comes from gRPC itself.
 func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.ErrorReason, err error) {
 	if method == watchwordv1.AuthService_Verify_FullMethodName ||
 		reason == watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED ||
@@ -112,6 +119,8 @@ func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.Erro
 	if event.Type == "" {
 		event.Type, event.Detail = audit.Call, method
 	}
+	// The handlers know the user concerned; the verifier knows the caller of
+	// ROLE_REQUIRED. For other refused calls only the source is known.
 	var about audit.Refusal
 	var roleMissing interface{ Principal() *authn.Principal }
 	switch {

@@ -23,11 +23,15 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// storeRetry is the shortest wait for a client while the database is away. A random part
-// of up to storeRetry is added, so that clients do not return together.
+// storeRetry is the shortest time that a client should wait while the database does not
+// answer. A random time of up to storeRetry is added, so that clients do not return at
+// the same moment.
 const storeRetry = time.Second
 
-// refusals maps errors to statuses. An error without a row is the server's own fault.
+// refusals maps errors of the packages below to statuses. The first row that matches
+// counts. An error without a row is a fault of the server: the client gets INTERNAL,
+// and the log gets the cause. A message tells no more than the reason: the cause may
+// hold internals.
 var refusals = []struct {
 	err     error
 	code    codes.Code
@@ -52,7 +56,8 @@ var refusals = []struct {
 	{errNoCertificate, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED, "a client certificate is required"},
 }
 
-// invalidField reports a field of a request and the broken rule.
+// invalidField is the error for a field of a request that breaks a rule. err is the
+// rule, as text for the client.
 type invalidField struct {
 	field string
 	err   error
@@ -60,8 +65,10 @@ type invalidField struct {
 
 func (e invalidField) Error() string { return e.field + ": " + e.err.Error() }
 
-// statusOf returns the status for an error. method stands in the status only if the
-// caller's own access token is refused, since a client replays such a call.
+// statusOf returns the status for an error of a handler. The status names the method
+// only if the caller's own access token is refused: a client that reads its method in
+// the status refreshes the token and calls again. For any other error, that would
+// repeat a refused call.
 func statusOf(err error, method string, retryAfter func() time.Duration) *status.Status {
 	if errors.Is(err, session.ErrAudience) {
 		err = invalidField{"audience", session.ErrAudience}
@@ -82,6 +89,7 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 	return status.New(codes.Internal, "internal error")
 }
 
+// details returns the wait for a client (google.rpc.RetryInfo), if waiting helps.
 func details(reason watchwordv1.ErrorReason, retryAfter func() time.Duration) []protoadapt.MessageV1 {
 	switch reason {
 	case watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE:
@@ -92,6 +100,8 @@ func details(reason watchwordv1.ErrorReason, retryAfter func() time.Duration) []
 	return nil
 }
 
+// badRequest returns INVALID_ARGUMENT, with the field and the rule for the client
+// (google.rpc.BadRequest).
 func badRequest(field invalidField) *status.Status {
 	reason := watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST
 	if errors.Is(field.err, password.ErrTooWeak) {
@@ -100,7 +110,8 @@ func badRequest(field invalidField) *status.Status {
 	return refusal.Status(codes.InvalidArgument, reason, "", field.Error(), refusal.BadField(field.field, field.err.Error()))
 }
 
-// weakField adds the field's name to the refusal of a weak password.
+// weakField adds the name of the request's field to the error for a weak password. The
+// packages below do not know the fields.
 func weakField(field string, err error) error {
 	if errors.Is(err, password.ErrTooWeak) {
 		return invalidField{field, err}

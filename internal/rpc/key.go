@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// Keys serves KeyService.
+// Keys serves KeyService. The verifier lets only admins call KeyService.
 type Keys struct {
 	watchwordv1.UnimplementedKeyServiceServer
 	Store   *store.Store
@@ -50,6 +50,7 @@ func (s *Keys) RevokeKey(ctx context.Context, req *watchwordv1.RevokeKeyRequest)
 	return &watchwordv1.RevokeKeyResponse{Key: keyMessage(key)}, err
 }
 
+// keyMessage converts a signing key.
 func keyMessage(key issuer.Key) *watchwordv1.Key {
 	return &watchwordv1.Key{
 		Kid: key.KID, Algorithm: key.Algorithm, State: keyStates[key.State], PublishedAt: timestamp(key.PublishedAt),
@@ -64,7 +65,7 @@ var keyStates = map[issuer.State]watchwordv1.KeyState{
 	issuer.Revoked: watchwordv1.KeyState_KEY_STATE_REVOKED,
 }
 
-// timestamp returns nil for a time that is not decided.
+// timestamp converts a time. A time that is not decided yet is nil.
 func timestamp(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil

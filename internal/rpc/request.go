@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	maxIDLength       = 64  // bytes; ours have 16
+	maxIDLength       = 64  // bytes; ids of users, sessions and keys have 16, ids of records 28
 	maxTypeLength     = 64  // bytes; the longest type of an event has 21
 	maxAudienceLength = 256 // bytes
 	maxAudiences      = 64
@@ -24,8 +24,8 @@ const (
 	maxPageSize       = 1000
 )
 
-// callerOf returns the caller of a guarded method. In a public method that is the zero
-// Caller, which may do nothing.
+// callerOf returns the caller of a guarded method, from the verified access token. In a
+// public method callerOf returns the zero Caller, which has no rights.
 func callerOf(ctx context.Context) caller.Caller {
 	p, ok := authn.FromContext(ctx)
 	if !ok {
@@ -36,12 +36,12 @@ func callerOf(ctx context.Context) caller.Caller {
 	}
 }
 
-// reading collects what is wrong with a request: the error of the first field that
-// breaks its rule.
+// reading holds the error of the first field of a request that breaks its rule. So a
+// handler reads all fields and then checks err once.
 type reading struct{ err error }
 
-// field reads a field by its rule, and returns the zero value if the rule, or that of
-// an earlier field, is broken.
+// field reads a field of a request by its rule. If the rule is broken, or an earlier
+// field of the same reading has broken its rule, field returns the zero value.
 func field[In, Out any](r *reading, name string, rule func(In) (Out, error), value In) (out Out) {
 	if r.err == nil {
 		if out, r.err = rule(value); r.err != nil {
@@ -51,6 +51,7 @@ func field[In, Out any](r *reading, name string, rule func(In) (Out, error), val
 	return out
 }
 
+// required is the rule for a text that must not be empty.
 func required(value string) (string, error) {
 	if value == "" {
 		return "", errors.New("is required")
@@ -58,6 +59,8 @@ func required(value string) (string, error) {
 	return value, nil
 }
 
+// requiredID is the rule for an id that must be given. No id is checked for its form:
+// an unknown id and a malformed id are both NOT_FOUND.
 func requiredID(id string) (string, error) {
 	if id == "" {
 		return required(id)
@@ -65,6 +68,8 @@ func requiredID(id string) (string, error) {
 	return optionalID(id)
 }
 
+// optionalID is the rule for an id that may be empty. The bound keeps long texts out of
+// queries and page tokens.
 func optionalID(id string) (string, error) {
 	if len(id) > maxIDLength {
 		return "", fmt.Errorf("longer than %d bytes", maxIDLength)
@@ -72,6 +77,9 @@ func optionalID(id string) (string, error) {
 	return id, nil
 }
 
+// eventType is the rule for the type of an event in a filter. A short unknown type is
+// accepted and finds nothing, since a newer server may have written types that this one
+// does not know.
 func eventType(name string) (string, error) {
 	if len(name) > maxTypeLength {
 		return "", errors.New("unknown event type")
@@ -79,6 +87,8 @@ func eventType(name string) (string, error) {
 	return name, nil
 }
 
+// optionalTime is the rule for a time that may be missing; a missing time is the zero
+// time.
 func optionalTime(t *timestamppb.Timestamp) (time.Time, error) {
 	switch {
 	case t == nil:
@@ -89,6 +99,8 @@ func optionalTime(t *timestamppb.Timestamp) (time.Time, error) {
 	return t.AsTime(), nil
 }
 
+// audience is the rule for the services in a request. Whether the server issues for
+// them is decided below.
 func audience(values []string) ([]string, error) {
 	if len(values) > maxAudiences {
 		return nil, fmt.Errorf("more than %d values", maxAudiences)
@@ -102,8 +114,9 @@ func audience(values []string) ([]string, error) {
 }
 
 // page is the part of a list that a request asks for (AIP-158). A page token holds the
-// id at which the page before ended, and a hash of the list's filter, so that a token
-// is good for one list alone. Clients must treat page tokens as opaque.
+// id at which the page before ended, and a hash of the list's name and filter: a token
+// of one list is refused for another. The token is not secret and not signed, since it
+// gives no rights. Clients must treat it as opaque.
 type page struct {
 	size   int
 	after  string
@@ -115,6 +128,8 @@ type pageRequest interface {
 	GetPageToken() string
 }
 
+// readPage reads page_size and page_token of a request. filter is the list's name and
+// every field that selects rows.
 func readPage(r *reading, req pageRequest, filter ...string) page {
 	sum := sha256.Sum256([]byte(strings.Join(filter, "\x00")))
 	p := page{filter: string(sum[:6])}
@@ -123,6 +138,8 @@ func readPage(r *reading, req pageRequest, filter ...string) page {
 	return p
 }
 
+// pageSize is the rule for page_size: 0 is the default, and a larger value than
+// maxPageSize is cut to maxPageSize (AIP-158).
 func pageSize(n int) (int, error) {
 	switch {
 	case n < 0:
@@ -133,6 +150,8 @@ func pageSize(n int) (int, error) {
 	return min(n, maxPageSize), nil
 }
 
+// parseToken is the rule for page_token. parseToken returns the id after which the page
+// begins; empty for the first page.
 func (p page) parseToken(token string) (after string, err error) {
 	if token == "" {
 		return "", nil
@@ -145,7 +164,8 @@ func (p page) parseToken(token string) (after string, err error) {
 	return after, nil
 }
 
-// token returns the token of the page that begins behind an id; empty for none.
+// token returns the page token for the page that begins after an id. For "", the end of
+// the list, token returns "".
 func (p page) token(after string) string {
 	if after == "" {
 		return ""
@@ -153,7 +173,7 @@ func (p page) token(after string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(p.filter + after))
 }
 
-// messages converts the rows of a list.
+// messages converts the rows of a list by convert.
 func messages[Row, Message any](rows []Row, convert func(Row) Message) []Message {
 	list := make([]Message, len(rows))
 	for i, row := range rows {

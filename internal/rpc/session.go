@@ -11,7 +11,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Sessions serves SessionService.
+// Sessions serves SessionService. A user manages the user's own sessions, and an admin
+// manages all; package session decides. An empty user_id means the caller.
 type Sessions struct {
 	watchwordv1.UnimplementedSessionServiceServer
 	Sessions *session.Sessions
@@ -51,6 +52,7 @@ func (s *Sessions) RevokeUserSessions(ctx context.Context, req *watchwordv1.Revo
 	return &watchwordv1.RevokeUserSessionsResponse{}, s.Sessions.RevokeAll(ctx, by, userID)
 }
 
+// message converts a session. expires_at is the end if no refresh comes before.
 func (s *Sessions) message(row *store.Session) *watchwordv1.Session {
 	return &watchwordv1.Session{
 		Id: row.ID, UserId: row.UserID, Audience: row.Audience, CreatedAt: timestamppb.New(row.CreatedAt),

@@ -20,18 +20,22 @@ import (
 	"github.com/watchword-auth/watchword/internal/hub"
 )
 
+// errNoCertificate means that WatchBundle needs a client certificate (--client-ca) and
+// the client has shown none.
 var errNoCertificate = errors.New("no client certificate")
 
-// Trust serves TrustService.
+// Trust serves TrustService, from which verifiers get the keys and revocations (the
+// trust bundle).
 type Trust struct {
 	watchwordv1.UnimplementedTrustServiceServer
 	Hub    *hub.Hub
 	Logger *slog.Logger
-	// NeedCertificate refuses WatchBundle to a client without a certificate.
+	// NeedCertificate makes WatchBundle refuse a client without a certificate: the
+	// bundle names sessions and users, which the public key set does not.
 	NeedCertificate bool
 }
 
-// GetKeySet serves TrustService/GetKeySet.
+// GetKeySet serves TrustService/GetKeySet: the public keys alone, without revocations.
 func (t *Trust) GetKeySet(context.Context, *watchwordv1.GetKeySetRequest) (*watchwordv1.GetKeySetResponse, error) {
 	trust := t.Hub.TrustState()
 	resp := &watchwordv1.GetKeySetResponse{Issuer: trust.GetIssuer()}
@@ -42,11 +46,13 @@ func (t *Trust) GetKeySet(context.Context, *watchwordv1.GetKeySetRequest) (*watc
 }
 
 // sendTimeout bounds how long a client may leave a message unread after the buffers of
-// the connection are full. Until then the watcher keeps the message in memory, and the
-// peer's turn for a snapshot.
+// the connection are full. Until then the watcher keeps the message in memory, and
+// other watchers from the same network wait for their snapshot.
 const sendTimeout = 30 * time.Second
 
-// WatchBundle serves TrustService/WatchBundle.
+// WatchBundle serves TrustService/WatchBundle: the stream of messages from the hub to
+// one verifier. A client that reads too slowly, or is ahead of this replica, gets
+// UNAVAILABLE and watches again.
 func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
 	ctx := stream.Context()
 	if t.NeedCertificate && !showsCertificate(ctx) {
@@ -54,11 +60,14 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	}
 	watcher, err := t.Hub.Watch(ctx, addressOf(ctx).Source().Network(), req.GetResume())
 	if errors.Is(err, hub.ErrOutdated) {
-		return status.Error(codes.Unavailable, "this replica is behind: come back, or go to another")
+		return status.Error(codes.Unavailable, "this replica is behind what the client has: try again, or use another replica")
 	}
 	if err != nil {
 		return err
 	}
+	// SendMsg blocks while the client does not read, and cannot be cancelled. So it
+	// runs in a goroutine of its own, and the handler returns without it when unread
+	// fires.
 	unread := time.NewTimer(sendTimeout)
 	defer unread.Stop()
 	sending := detach.Go(func() error {
@@ -80,10 +89,10 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 		err = sending.Result()
 	case <-unread.C:
 		sending.Leave(LogLate(t.Logger))
-		return status.Error(codes.Unavailable, "messages were left unread: come back")
+		return status.Error(codes.Unavailable, "the client left messages unread for too long: watch again")
 	}
 	if errors.Is(err, hub.ErrBehind) {
-		return status.Error(codes.Unavailable, "fell behind: come back")
+		return status.Error(codes.Unavailable, "the client fell behind: watch again")
 	}
 	return err
 }
@@ -102,6 +111,7 @@ func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protoenc.Name)}
 
 type codec struct{ encoding.CodecV2 }
 
+// Marshal encodes any message but a [hub.Message], which is encoded already.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if encoded, ok := v.(hub.Message); ok {
 		return mem.BufferSlice{mem.SliceBuffer(encoded)}, nil
@@ -109,7 +119,8 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	return c.CodecV2.Marshal(v)
 }
 
-// showsCertificate reports whether the handshake verified a certificate of the peer.
+// showsCertificate reports whether the client showed a certificate and the TLS
+// handshake verified it.
 func showsCertificate(ctx context.Context) bool {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

@@ -166,7 +166,7 @@ func (tr *trust) places(t *testing.T, from string) (n int) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	var at []byte // who resumes waits for nothing
+	var at []byte // a watcher that resumes waits for nothing
 	for at == nil {
 		m, err := w.Next(t.Context())
 		if err != nil {
@@ -191,8 +191,8 @@ func (tr *trust) places(t *testing.T, from string) (n int) {
 // than fits in the buffers of a connection.
 const many = 2_001
 
-// Who reads nothing is sent away, and keeps neither a watcher's place nor one for
-// a snapshot.
+// A watcher that reads nothing is ended, and keeps neither a watcher's place nor a
+// place for a snapshot.
 func TestAWatcherThatReadsNothingIsSentAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const deaf = 16 // all that one peer may be sent at a time
@@ -232,8 +232,8 @@ func TestAWatcherThatReadsNothingIsSentAway(t *testing.T) {
 	})
 }
 
-// Who reads slowly is served, and so is who has read everything and hears nothing
-// for a long time.
+// A watcher that reads slowly is served, and so is a watcher that has read everything
+// and gets no message for a long time.
 func TestAWatcherThatReadsSlowlyIsServed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := serveTrust(t, many)

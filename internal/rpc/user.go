@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Users serves UserService.
+// Users serves UserService. The verifier lets only admins call UserService.
 type Users struct {
 	watchwordv1.UnimplementedUserServiceServer
 	Users *user.Users
@@ -74,8 +74,9 @@ func (s *Users) UpdateUser(ctx context.Context, req *watchwordv1.UpdateUserReque
 	return &watchwordv1.UpdateUserResponse{User: userMessage(row)}, err
 }
 
-// readChange reads the fields that the mask names (AIP-134): without a mask those that
-// are set, with "*" all.
+// readChange reads the fields that the update mask names (AIP-134). Without a mask
+// readChange reads the fields that are set; with the mask "*", all fields. So only a
+// mask can clear a field.
 func readChange(r *reading, req *watchwordv1.UpdateUserRequest) (change user.Change) {
 	u := req.GetUser()
 	for _, path := range field(r, "update_mask", maskPaths, req) {
@@ -94,6 +95,8 @@ func readChange(r *reading, req *watchwordv1.UpdateUserRequest) (change user.Cha
 	return change
 }
 
+// maskPaths is the rule for update_mask, and returns the names of the fields to change.
+// Only the fields that a client may change are known names.
 func maskPaths(req *watchwordv1.UpdateUserRequest) ([]string, error) {
 	all := []string{"username", "roles", "disabled"}
 	paths := req.GetUpdateMask().GetPaths()
@@ -137,7 +140,8 @@ func (s *Users) SetPassword(ctx context.Context, req *watchwordv1.SetPasswordReq
 	return &watchwordv1.SetPasswordResponse{User: userMessage(row)}, weakField("password", err)
 }
 
-// userMessage returns nil for no row.
+// userMessage converts a user, and returns nil for nil: handlers call userMessage
+// before they look at the error. The password hash stays on the server.
 func userMessage(row *store.User) *watchwordv1.User {
 	if row == nil {
 		return nil

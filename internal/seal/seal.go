@@ -1,13 +1,13 @@
-// Package seal encrypts the secrets in the database under a master key outside the
-// database.
+// Package seal encrypts the secrets in the database (signing keys and MAC keys) under a
+// master key outside the database. A thief of the database alone can make no token.
 //
-// A master key only seals other keys, so replacing a master key changes no token. The
-// master key file holds one or more keys, one in each line. The first key seals; every
-// key opens. To replace a key, add the new key as second on every server, and then make
-// the new key the first.
+// A master key encrypts only these keys, so replacing a master key changes no token.
+// The master key file holds one or more keys, one in each line. The first key seals;
+// every key opens. To replace a key, add the new key as second on every server, and
+// then make the new key the first.
 //
-// Seal reads the file each time, and Open reads the file again for an unknown key. So a
-// server learns of a new key without a restart.
+// [Keys.Seal] reads the file each time, and [Keys.Open] reads the file again if a key
+// is unknown. So a server uses a new key without a restart.
 //
 // Each purpose has a key derived by HKDF-SHA256 (RFC 5869). A secret is sealed by
 // AES-256-GCM with a random nonce, and bound to its row in the database. A master key
@@ -36,25 +36,29 @@ import (
 	"github.com/watchword-auth/watchword/internal/durable"
 )
 
-// ErrWrongKey reports a secret sealed under a master key missing from the file.
+// ErrWrongKey means that a secret is sealed under a master key that is not in the file:
+// the file belongs to another installation, or a key was removed before every secret
+// was sealed under another one.
 var ErrWrongKey = errors.New("sealed under a master key that is not in this file")
 
 const (
-	linePrefix = "wwmk1_" // for secret scanners, to find a leaked key
-	keySize    = 32
-	idSize     = 8
-	version    = 1
+	linePrefix = "wwmk1_" // lets secret scanners find a leaked key
+	keySize    = 32       // bytes: AES-256
+	idSize     = 8        // bytes: tells a handful of keys apart
+	version    = 1        // of the sealed form: version ‖ key id ‖ nonce ‖ ciphertext and GCM tag
 )
 
 // Keys holds the master keys of an installation. Keys is safe for concurrent use, and
-// prints without the content.
+// its printed form hides the keys.
 type Keys struct {
 	path string
 
 	mu   sync.Mutex
-	keys []masterKey // the first seals
+	keys []masterKey // the first key seals; every key opens
 }
 
+// masterKey is a master key, and an id derived from the key. A sealed secret names the
+// id of its master key, so [Keys.Open] needs no trial of every key.
 type masterKey struct {
 	id     [idSize]byte
 	secret []byte
@@ -66,9 +70,10 @@ func (k *Keys) String() string { return "[master keys]" }
 // GoString hides the keys.
 func (k *Keys) GoString() string { return k.String() }
 
-// Load reads the master keys in a file.
+// Load reads the master keys from a file.
 //
-// Errors: fs.ErrNotExist if the file is missing.
+// Errors: fs.ErrNotExist if the file is missing; an error that names the line, and
+// repeats none of its text, if a line is malformed.
 func Load(path string) (*Keys, error) {
 	keys, err := read(path)
 	if err != nil {
@@ -77,6 +82,8 @@ func Load(path string) (*Keys, error) {
 	return &Keys{path: path, keys: keys}, nil
 }
 
+// read reads and parses the file of the master keys. Empty lines and lines that begin
+// with # are comments. read returns at least one key.
 func read(path string) ([]masterKey, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -107,7 +114,8 @@ func read(path string) ([]masterKey, error) {
 const header = "# Watchword master keys. This file and the database together can sign tokens: keep the two apart.\n"
 
 // Create makes a file of mode 0600 with one new master key. The file is on disk when
-// Create returns: everything sealed under a lost key would be lost.
+// Create returns: if the key were lost, every secret sealed under the key would be
+// lost.
 //
 // Errors: fs.ErrExist if the file exists.
 func Create(path string) (*Keys, error) {
@@ -122,11 +130,11 @@ func Create(path string) (*Keys, error) {
 	return Load(path)
 }
 
-// Add puts a new master key before the others in a file. The new key seals from then on;
-// the other keys still open. A process reading the file at the same time finds the old
-// content or the new content.
+// Add puts a new master key before the others in a file. The new key seals from then
+// on; the other keys still open. A process that reads the file at the same time gets
+// the old content or the new content, and never a part.
 func Add(path string) (*Keys, error) {
-	path, err := filepath.EvalSymlinks(path)
+	path, err := filepath.EvalSymlinks(path) // a rename would replace the link and not the file
 	if err != nil {
 		return nil, fmt.Errorf("reading master key: %w", err)
 	}
@@ -166,13 +174,14 @@ func addTo(draft *os.File, path string) error {
 	return nil
 }
 
+// newLine returns a line of the file with a new random master key.
 func newLine() string {
 	secret := make([]byte, keySize)
 	rand.Read(secret)
 	return linePrefix + base64.RawURLEncoding.EncodeToString(secret) + "\n"
 }
 
-// reload reads the file again.
+// reload reads the file again. After an error, the keys in memory stay.
 func (k *Keys) reload() error {
 	keys, err := read(k.path)
 	if err != nil {
@@ -185,6 +194,8 @@ func (k *Keys) reload() error {
 }
 
 // Seal encrypts a secret for one purpose and one row, under the first key in the file.
+// The row's id is authenticated with the secret: a sealed secret that is copied to
+// another row does not open.
 func (k *Keys) Seal(purpose, row string, secret []byte) ([]byte, error) {
 	if err := k.reload(); err != nil {
 		return nil, err
@@ -200,7 +211,7 @@ func (k *Keys) Seal(purpose, row string, secret []byte) ([]byte, error) {
 	return aead.Seal(sealed, nil, secret, []byte(row)), nil
 }
 
-// Open decrypts a secret sealed for the same purpose and row.
+// Open decrypts a secret that was sealed for the same purpose and row.
 //
 // Errors: ErrWrongKey if the master key is not in the file.
 func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
@@ -226,8 +237,9 @@ func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
 	return secret, nil
 }
 
-// Reseal seals a secret under the first key and calls write with the result, unless the
-// first key has sealed the secret before. Reseal returns the number of calls of write.
+// Reseal seals a secret under the first key and calls write with the result. If the
+// secret is sealed under the first key already, Reseal does nothing. Reseal returns the
+// number of calls of write: 0 or 1.
 func (k *Keys) Reseal(purpose, row string, sealed []byte, write func(sealed []byte) error) (int, error) {
 	secret, err := k.Open(purpose, row, sealed)
 	if err != nil {
@@ -245,6 +257,7 @@ func (k *Keys) Reseal(purpose, row string, sealed []byte, write func(sealed []by
 	return 1, write(sealed)
 }
 
+// find returns the master key with an id.
 func (k *Keys) find(id [idSize]byte) (masterKey, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -256,6 +269,7 @@ func (k *Keys) find(id [idSize]byte) (masterKey, bool) {
 	return masterKey{}, false
 }
 
+// parseLine parses a line of the file. No error repeats the line, which is a secret.
 func parseLine(line string) (masterKey, error) {
 	encoded, ok := strings.CutPrefix(line, linePrefix)
 	if !ok {
@@ -268,6 +282,8 @@ func parseLine(line string) (masterKey, error) {
 	return newMasterKey(secret)
 }
 
+// newMasterKey derives the id of a master key from the key itself, so that no second
+// field of the file can be wrong.
 func newMasterKey(secret []byte) (masterKey, error) {
 	id, err := hkdf.Key(sha256.New, secret, nil, "watchword master key id v1", idSize)
 	if err != nil {
@@ -276,6 +292,8 @@ func newMasterKey(secret []byte) (masterKey, error) {
 	return masterKey{id: [idSize]byte(id), secret: secret}, nil
 }
 
+// aead returns the cipher for one purpose. Each purpose has a derived key of its own,
+// so a signing key does not open as a MAC key.
 func (k masterKey) aead(purpose string) (cipher.AEAD, error) {
 	derived, err := hkdf.Key(sha256.New, k.secret, nil, "watchword seal v1 "+purpose, keySize)
 	if err != nil {

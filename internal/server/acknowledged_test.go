@@ -225,7 +225,7 @@ func TestOtherEndsAreKnownAtOnce(t *testing.T) {
 	_, err := h.users.DeleteUser(h.admin.as(t.Context()), &watchwordv1.DeleteUserRequest{Id: a.id})
 	refusedBy(t, err, "USER_NOT_FOUND", "")
 
-	// The name is free again, and is somebody else's.
+	// The name is free again, and another user gets it.
 	again := &account{name: a.name, password: a.password}
 	if _, err := h.users.CreateUser(h.admin.as(t.Context()), &watchwordv1.CreateUserRequest{Username: a.name, Password: a.password}); err != nil {
 		t.Fatal(err)
@@ -236,8 +236,8 @@ func TestOtherEndsAreKnownAtOnce(t *testing.T) {
 	}
 }
 
-// Whoever presents a token that was spent long before ends the session, and
-// this server knows when it has answered.
+// A client that presents a token spent long before ends the session, and this server's
+// verifier has the end before the client has its answer.
 func TestReuseIsKnownAtOnce(t *testing.T) {
 	h := start(t, withGrace(time.Millisecond))
 	for range 20 {

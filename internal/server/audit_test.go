@@ -51,8 +51,8 @@ func line(e *watchwordv1.Event) string {
 		e.GetSessionId(), e.GetKid(), e.GetSource(), e.GetCount(), e.GetDetail())
 }
 
-// Everything that is done leaves one record, which says who did what, to whom, in
-// which session, from where, and what came of it.
+// Every action leaves one record with the actor, the user and the session concerned,
+// the source and the outcome.
 func TestWhatIsDoneIsOnRecord(t *testing.T) {
 	eachEngine(t, func(t *testing.T, on func(*server.Config)) {
 		h := start(t, on)
@@ -134,7 +134,7 @@ func TestWhatIsDoneIsOnRecord(t *testing.T) {
 	})
 }
 
-// Refusals are counted by kind, and say whom they were about where that is known.
+// Refused calls are counted by kind, with the user concerned if the user is known.
 func TestRefusalsAreOnRecord(t *testing.T) {
 	h := start(t, withGrace(0))
 	alice := h.make(t)
@@ -150,7 +150,7 @@ func TestRefusalsAreOnRecord(t *testing.T) {
 		wants(t, "without the role", outcome(err), "ROLE_REQUIRED")
 		_, err = h.users.ListUsers(t.Context(), &watchwordv1.ListUsersRequest{})
 		wants(t, "without a token", outcome(err), "TOKEN_MISSING")
-		wants(t, "a question", h.verify(t, "no token"), "TOKEN_INVALID") // is nobody's failure
+		wants(t, "a question", h.verify(t, "no token"), "TOKEN_INVALID") // Verify answers a question, so no refused call is recorded
 	}
 	_, err := h.auth.ChangePassword(alice.as(t.Context()), &watchwordv1.ChangePasswordRequest{CurrentPassword: "wrong one", NewPassword: "another password"})
 	wants(t, "a wrong current password", outcome(err), "INVALID_CREDENTIALS")

@@ -13,7 +13,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// Config holds the settings of a server. The command line reads the tags and makes a
+// Config holds the settings of a server. The command line reads the tags, and makes a
 // flag and an environment variable of every field. The only secret in a Config is the
 // password in DatastoreURI, if the URI has one.
 type Config struct {
@@ -40,8 +40,8 @@ type Config struct {
 	InitialPasswordFile string `type:"path" help:"File for the password of the first user, instead of standard output. Must not exist at the first start."`
 }
 
-// DefaultConfig returns what the command line starts with when no flag is given: the
-// defaults in the tags, which a test of package cli compares with these.
+// DefaultConfig returns the settings with which the command line starts if no flag is
+// given. A test of package cli compares them with the defaults in the tags.
 func DefaultConfig() Config {
 	return Config{
 		GRPCAddr: "127.0.0.1:50051", HTTPAddr: "127.0.0.1:8080", DatastoreURI: "sqlite:watchword.db",
@@ -52,32 +52,40 @@ func DefaultConfig() Config {
 }
 
 // minAccessTTL is the shortest lifetime of an access token. With a shorter one, clients
-// would do little but refresh.
+// would do little else than refresh.
 const minAccessTTL = time.Second
 
-// The issuer and the audiences are in every access token, and a token has at most 8 KiB.
+// The issuer and the audiences are in every access token, and a token has at most 8
+// KiB: a longer token would not fit into the headers of a call. The bounds leave room
+// for 32 roles.
 const (
 	maxIssuer   = 256  // bytes
 	maxAudience = 1024 // bytes, all audiences together
 )
 
-// audience matches names, URIs too, without a character to escape in JSON.
+// audience matches the name of a service, which may be a URI. No character needs an
+// escape in JSON: the statement of the ordinary refresh compares the text in the column
+// (store.Spend).
 var audience = regexp.MustCompile(`^[A-Za-z0-9._~:/?#@!$*+=-]{1,256}$`)
 
+// printable matches visible ASCII characters: verifiers compare `iss` byte by byte, and
+// other characters have several spellings.
 var printable = regexp.MustCompile(`^[!-~]*$`)
 
-// Validate returns every fault of a configuration in one error, before anything is
-// opened.
+// Validate returns every fault of a configuration in one error, so that the operator
+// mends all of them at once. New calls Validate before anything is opened. Each fault
+// begins with its flag.
 func (c *Config) Validate() error {
 	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateTransport())
 }
 
-// rule is one rule for a flag.
+// rule is one rule for a flag of the configuration.
 type rule struct {
-	broken bool
+	broken bool   // whether the configuration breaks the rule
 	text   string // begins with the flag
 }
 
+// check joins the texts of the broken rules.
 func check(rules ...rule) error {
 	var errs []error
 	for _, r := range rules {
@@ -103,6 +111,8 @@ func (c *Config) validateIssuing() error {
 	return check(append(rules, rule{err != nil, fmt.Sprintf("--signing-alg: %v", err)})...)
 }
 
+// validIssuer checks the issuer by RFC 8414, section 2. A path that is not clean could
+// not be served: the HTTP server redirects such a path.
 func validIssuer(issuer string) bool {
 	u, err := url.Parse(issuer)
 	return err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https") && u.User == nil &&
@@ -117,13 +127,16 @@ func (c *Config) validateLifetimes() error {
 		rule{c.SessionTTL < c.AccessTTL, "--session-ttl: must not be shorter than --access-ttl"},
 		rule{c.RefreshGrace < 0 || c.RefreshGrace >= c.RefreshTTL, "--refresh-grace: must not be negative, and must be shorter than --refresh-ttl"},
 		rule{c.JWKSMaxAge < 0, "--jwks-max-age: must not be negative"},
-		// A key stays in the set until its last token has expired.
+		// A key stays in the key set until its last token has expired, so keys that
+		// sign for less than a token's life would pile up there.
 		rule{c.KeyTTL != 0 && c.KeyTTL < c.AccessTTL, "--key-ttl: must be 0, or not shorter than --access-ttl"},
 		rule{c.AuditTTL < time.Hour, "--audit-ttl: must be at least 1h"},
 		rule{c.DrainTimeout < 0, "--drain-timeout: must not be negative"},
 	)
 }
 
+// validateTransport refuses to send passwords and tokens in the clear to other
+// machines, unless the operator says --insecure.
 func (c *Config) validateTransport() error {
 	rules := []rule{
 		{(c.TLSCert == "") != (c.TLSKey == ""), "--tls-cert and --tls-key go together"},
@@ -140,6 +153,8 @@ func (c *Config) validateTransport() error {
 	return check(rules...)
 }
 
+// loopback reports whether a host is this machine alone. An empty host is every
+// address.
 func loopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()

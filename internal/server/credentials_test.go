@@ -96,7 +96,8 @@ func TestCredentials(t *testing.T) {
 	calls(h.carrying(t, source, err), "INVALID_CREDENTIALS")
 }
 
-// What Verify says of a token that it was asked about concerns nobody's own.
+// A bad token in a request of Verify does not make the client's token source log in
+// again: the error is not about the client's own token.
 func TestVerifyWithCredentials(t *testing.T) {
 	h := shared(t)
 	a := h.make(t, "reader")

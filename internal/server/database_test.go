@@ -95,7 +95,8 @@ func difference(before, after string) string {
 	return found.String()
 }
 
-// keyMaterial is what nobody may ever see, by what it is.
+// keyMaterial returns the keys of the database, sealed and open, that must appear in no
+// log and no answer, by name.
 func keyMaterial(t *testing.T, h *harness) map[string][]byte {
 	t.Helper()
 	master, err := seal.Load(h.database + ".master-key")

@@ -27,11 +27,13 @@ import (
 )
 
 const (
-	maxMessage = 64 << 10 // bytes; the largest honest request, a user with 32 roles, has 4 KiB
+	maxMessage = 64 << 10 // bytes; the largest request that makes sense, a user with 32 roles, has 4 KiB
 	maxHeaders = 16 << 10 // bytes; an access token has at most 8 KiB
-	maxStreams = 1000     // at a time on one connection
+	maxStreams = 1000     // calls at a time on one connection
 )
 
+// metrics holds the counters for Prometheus. The registry belongs to one server, so
+// that tests can run several servers in one process.
 type metrics struct {
 	registry *prometheus.Registry
 	grpc     *grpcprom.ServerMetrics
@@ -45,9 +47,14 @@ func newMetrics() *metrics {
 	return m
 }
 
-// grpcOptions returns the bounds and the interceptors. The interceptors, outermost first:
-// metrics count every refusal; recovery turns a panic into INTERNAL; the edge gives
-// errors their status and counts refusals; the verifier checks the access token.
+// grpcOptions returns the bounds and the interceptors of the gRPC server. The
+// interceptors, outermost first: metrics count every call and every refused call;
+// recovery turns a panic into INTERNAL; the edge gives errors their status and counts
+// refused calls for the security record; the verifier checks the access token.
+//
+// The keepalive pings close a connection to a client that has disappeared, within 40
+// seconds. Clients may ping every five seconds, also without a call: a verifier's
+// stream is idle most of the time.
 func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOption {
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
 	edge := rpc.NewEdge(s.audit, s.passwords.RetryAfter, s.logger)
@@ -75,8 +82,9 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 	return opts
 }
 
-// logCalls logs every call except health and reflection, for finding faults. In ordinary
-// use the metrics count the calls, and the security record holds the important ones.
+// logCalls logs every call at level debug, for finding faults. Health and reflection
+// are left out. In ordinary use the metrics count the calls, and the security record
+// holds the important ones.
 func (s *Server) logCalls() []grpc.ServerOption {
 	logs := logging.LoggerFunc(func(ctx context.Context, _ logging.Level, msg string, fields ...any) {
 		s.logger.DebugContext(ctx, msg, fields...)
@@ -93,15 +101,17 @@ func (s *Server) logCalls() []grpc.ServerOption {
 	}
 }
 
+// recovered logs a panic in a handler, and returns the error for the client: the
+// process goes on with the other calls.
 func (s *Server) recovered(ctx context.Context, p any) error {
 	s.logger.ErrorContext(ctx, "panic in a handler", "panic", p, "stack", string(debug.Stack()))
 	return status.Error(codes.Internal, "internal error")
 }
 
-// drain ends streams when the server stops. An idle stream (a watcher, health,
-// reflection) would block GracefulStop without end.
+// drain ends streams when the server stops. An idle stream (of a verifier, a health
+// check or reflection) would block GracefulStop without end.
 type drain struct {
-	begun  chan struct{}
+	begun  chan struct{} // closed when the server stops
 	logger *slog.Logger
 }
 
@@ -116,8 +126,8 @@ func (d *drain) draining() bool {
 	}
 }
 
-// stream returns when the drain begins, although the handler may still block in
-// Recv: the stream's context then ends, and with it the handler.
+// stream is an interceptor that returns when the server stops, although the handler may
+// still block in Recv. gRPC then ends the stream's context, and with it the handler.
 func (d *drain) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	call := detach.Go(func() error { return handler(srv, ss) })
 	select {

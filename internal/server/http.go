@@ -21,16 +21,17 @@ import (
 
 const wellKnown = "/.well-known/oauth-authorization-server"
 
-// httpServer serves the key set and metadata for verifiers in other languages, health for
-// orchestrators, and metrics for Prometheus. No answer holds a secret, and no request
-// changes anything.
+// httpServer serves the key set and metadata for verifiers in other languages, health
+// for orchestrators, and metrics for Prometheus. No answer holds a secret, and no
+// request changes anything, so the HTTP server needs no authentication.
 func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/jwks.json", s.serveJWKS)
 	metadata := s.metadata(issuer)
 	mux.HandleFunc("GET "+wellKnown, metadata)
 	if u, err := url.Parse(issuer); err == nil && u.Path != "" && u.Path != "/" {
-		// RFC 8414, section 3.1: the well-known part stands between host and path.
+		// RFC 8414, section 3.1: the well-known part stands between the host and the
+		// path of the issuer.
 		mux.HandleFunc("GET "+wellKnown+u.EscapedPath(), metadata)
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -38,12 +39,16 @@ func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *h
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
 	return &http.Server{
 		Handler: mux, TLSConfig: tlsConfig,
+		// The bounds keep a slow client from holding a connection.
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeaders,
+		// Any client can cause these errors, such as by a broken TLS handshake.
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 }
 
+// serveHTTP serves until the HTTP server is shut down. The certificate is in TLSConfig,
+// so ServeTLS reads no files.
 func (s *Server) serveHTTP() error {
 	serve := s.http.Serve
 	if s.http.TLSConfig != nil {
@@ -55,6 +60,8 @@ func (s *Server) serveHTTP() error {
 	return nil
 }
 
+// serveJWKS serves the key set (RFC 7517). max-age is --jwks-max-age: a new key signs
+// only after it has been published for as long.
 func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 	keys := []*watchwordv1.JsonWebKey{} // the JSON names are those of RFC 7517
 	for _, key := range s.feed.Hub().TrustState().GetKeys() {
@@ -64,8 +71,8 @@ func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, "application/jwk-set+json", map[string]any{"keys": keys})
 }
 
-// metadata serves the metadata of RFC 8414. There are no OAuth clients, so the document
-// lists no grant, and no endpoint except the key set.
+// metadata serves the authorization server metadata of RFC 8414. Watchword has no OAuth
+// clients, so the document lists no grant, and no endpoint except the key set.
 func (s *Server) metadata(issuer string) http.HandlerFunc {
 	document := map[string]any{
 		"issuer":                   issuer,
@@ -76,8 +83,9 @@ func (s *Server) metadata(issuer string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, "application/json", document) }
 }
 
-// serveReady answers 200 if the server can serve calls, and 503 while draining or without
-// the database.
+// serveReady answers 200 if the server can serve calls, and 503 while the server stops
+// or the database does not answer within a second. A load balancer should send no calls
+// on 503.
 func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
 	if s.drain.draining() {
 		http.Error(w, "stopping", http.StatusServiceUnavailable)
@@ -96,6 +104,7 @@ func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintln(w, "ok")
 }
 
+// writeJSON answers with v as JSON.
 func writeJSON(w http.ResponseWriter, contentType string, v any) {
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -63,7 +63,7 @@ func TestWrongInput(t *testing.T) {
 func undecodable(m method) []wrong {
 	rows := []wrong{
 		{name: "undecodable bytes", req: raw{0x0a, 0x05, 'x'}, want: "Internal"},
-		// A field that nobody knows: decoding would pass it.
+		// A field with an unknown number: decoding would accept it.
 		{name: "too large", req: raw(protowire.AppendBytes(protowire.AppendTag(nil, 4095, protowire.BytesType), make([]byte, 65<<10))),
 			want: "ResourceExhausted"},
 		{name: "headers too large", req: m.empty(), header: strings.Repeat("x", 20<<10), want: "Internal"},

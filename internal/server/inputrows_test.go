@@ -23,13 +23,13 @@ import (
 type wrong struct {
 	name   string
 	req    any      // a message, or raw bytes
-	by     *account // nil: the admin where a token is due, nobody elsewhere
+	by     *account // nil: the admin where a token is needed, and otherwise no token
 	header string   // sent along
 	want   string   // the reason, or the code where there is none
 	field  string   // of INVALID_REQUEST and PASSWORD_TOO_WEAK
 }
 
-// population is who and what the rows are about.
+// population holds the users and sessions that the rows name.
 type population struct {
 	admin, alice, bob, disabled *account
 	expired, elsewhere          string // access tokens

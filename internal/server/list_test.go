@@ -148,8 +148,8 @@ func TestListSessions(t *testing.T) {
 	}
 }
 
-// To who is no admin, another's session is one that does not exist; an admin
-// may end anyone's.
+// For a user without the role admin, the session of another user does not exist; an
+// admin may end any session.
 func TestRevokeSessionOfAnother(t *testing.T) {
 	h := shared(t)
 	a, b, second := h.make(t), h.make(t), h.make(t, "admin")
@@ -175,7 +175,7 @@ func TestRevokeSessionOfAnother(t *testing.T) {
 	refusedBy(t, revoke(b, b.GetSessionId()), "TOKEN_REVOKED", "")
 	refusedBy(t, revoke(second, "AAAAAAAAAAAAAAAA"), "SESSION_NOT_FOUND", "")
 
-	// Whoever is no admin any more cannot act on the right that their token shows.
+	// A user that has lost the role admin cannot use the role in an old token.
 	_, err := h.users.UpdateUser(h.admin.as(t.Context()), &watchwordv1.UpdateUserRequest{User: &watchwordv1.User{Id: second.id}, UpdateMask: paths("roles")})
 	if err != nil {
 		t.Fatal(err)

@@ -5,13 +5,14 @@ import (
 	"sync"
 )
 
-// listener tracks the connections without a byte from the client. During a stop, gRPC
-// and HTTP wait for the first bytes of every open connection; a silent connection, such
-// as a load balancer's probe, would delay the stop.
+// listener tracks the silent connections: connections on which the client has not sent
+// a byte. When the server stops, gRPC and HTTP wait for the first bytes of every open
+// connection. A silent connection, such as a load balancer's probe, would delay the
+// stop.
 type listener struct {
 	net.Listener
 	mu     sync.Mutex
-	silent map[*conn]struct{}
+	silent map[*conn]struct{} // connections without a byte from the client
 	closed bool
 }
 
@@ -46,13 +47,15 @@ func (l *listener) closeSilent() {
 	}
 }
 
+// conn is an accepted connection. heard runs once: at the first byte, or at Close.
 type conn struct {
 	net.Conn
 	listener *listener
 	heard    sync.Once
 }
 
-// Read reads from the connection.
+// Read reads from the connection. With the first byte the connection stops being
+// silent.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
@@ -67,6 +70,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
+// forget removes the connection from the silent ones.
 func (c *conn) forget() {
 	c.listener.mu.Lock()
 	defer c.listener.mu.Unlock()

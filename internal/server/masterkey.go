@@ -13,14 +13,15 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// errNoMasterKey reports a missing master key for a database without a file of its own.
+// errNoMasterKey means that no master key file was named for a PostgreSQL database. A
+// default beside the program would give each replica another key.
 var errNoMasterKey = errors.New("--master-key-file: PostgreSQL needs one, the same for every replica; " +
 	"for a new database make it with: watchword key create-master-key FILE")
 
-// MasterKeyPath returns the file of the master keys: the named file, or by default a file
-// beside an embedded database.
+// MasterKeyPath returns the file of the master keys: the file that --master-key-file
+// names, or by default a file beside an embedded database.
 //
-// Errors: if no file is named for PostgreSQL.
+// Errors: an error that names the flag, if no file is named for PostgreSQL.
 func MasterKeyPath(s *store.Store, named string) (string, error) {
 	switch {
 	case named != "":
@@ -31,8 +32,9 @@ func MasterKeyPath(s *store.Store, named string) (string, error) {
 	return s.Path() + ".master-key", nil
 }
 
-// masterKeys loads the master keys. masterKeys makes a file only beside an embedded
-// database without sealed keys: several replicas would make several files.
+// masterKeys loads the master keys. If the file is missing, masterKeys makes one beside
+// an embedded database that has no sealed keys yet. On PostgreSQL masterKeys makes no
+// file, since each replica would make another key.
 func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, error) {
 	path, err := MasterKeyPath(s, c.MasterKeyFile)
 	if err != nil {
@@ -45,6 +47,8 @@ func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, er
 	if s.Path() == "" {
 		return nil, fmt.Errorf("%w (%s does not exist)", errNoMasterKey, path)
 	}
+	// A new master key could not open the keys in the database, so a missing file must
+	// not be replaced in silence.
 	sealed := false
 	if err := s.Read(ctx, func(tx *store.Tx) error {
 		rows, err := tx.MACKeys()
@@ -60,8 +64,9 @@ func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, er
 	return seal.Create(path)
 }
 
-// Reseal seals every key in the database under the first master key, and returns the
-// number of keys sealed under another one before. Running servers continue.
+// Reseal seals every signing key and MAC key in the database under the first master key
+// in the file, in one transaction. Reseal returns the number of keys that were sealed
+// under another master key before. Servers may run during a Reseal.
 func Reseal(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (int, error) {
 	n := 0
 	err := s.Write(ctx, func(tx *store.Tx) error {

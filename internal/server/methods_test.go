@@ -165,7 +165,8 @@ func TestGuardedMethodsNeedAToken(t *testing.T) {
 	before := h.dump(t)
 	eachMethod(t, func(t *testing.T, name string, m method) {
 		if m.access().GetPublic() {
-			// Whatever comes is ignored: who has an expired token must be able to refresh.
+			// Public methods ignore a bad access token: a client with an expired token
+			// must be able to refresh.
 			_, with := m.call(bad[8].in(t.Context()), h.conn, m.empty())
 			_, without := m.call(t.Context(), h.conn, m.empty())
 			wants(t, "with garbage for a token", outcome(with), outcome(without))

@@ -12,8 +12,8 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// A flood of logins is refused at once beyond what the machine can hash, and
-// takes neither Verify nor those who are signed in along.
+// A flood of logins beyond what the machine can hash is refused at once. Verify, and
+// calls with an access token, still work.
 func TestOverload(t *testing.T) {
 	h := start(t)
 	victim := h.make(t)
@@ -100,7 +100,7 @@ func quantile(sorted []time.Duration, percent int) time.Duration {
 	return sorted[(len(sorted)-1)*percent/100]
 }
 
-// Callers who go away while they wait for a hash leave nothing behind.
+// Callers that leave while they wait for a hash leave no place taken.
 func TestCallersWhoGiveUp(t *testing.T) {
 	h := start(t)
 	before := h.dump(t)

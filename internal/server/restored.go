@@ -12,14 +12,17 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Restored ends every session and withdraws every key, after the database may have lost a
-// revocation. Restored returns the number of users and the key now signing. Servers may
-// be running. An interrupted Restored must be called again, and may be.
+// Restored ends every session and withdraws every signing key. The operator calls
+// Restored after the database may have lost a revocation, such as after a backup was
+// restored. Restored returns the number of users and the key that signs from now on.
+// Servers may be running. If Restored is interrupted, call it again: a second call is
+// harmless.
 //
-// The users come first and the keys last: a token minted before its user was raised is
-// signed by a key withdrawn afterwards.
+// The users' versions are raised first, and the keys withdrawn last. So a token that a
+// running server makes in between is signed by a key that is withdrawn afterwards.
 func Restored(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (users int, key issuer.Key, err error) {
-	// The new keys would be sealed under another master key than the rest.
+	// With the wrong file, the new keys would be sealed under another master key than
+	// the rest of the database, and no server could open both.
 	if err := issuer.CheckMaster(ctx, s, master); err != nil {
 		return 0, issuer.Key{}, err
 	}

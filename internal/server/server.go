@@ -1,5 +1,6 @@
-// Package server assembles the parts and runs them: configuration, first start,
-// listeners, TLS, middleware, HTTP, readiness and draining.
+// Package server assembles the packages below to a server and runs it: configuration,
+// first start, listeners, TLS, interceptors, HTTP, readiness, and a stop that lets
+// calls finish.
 package server
 
 import (
@@ -33,7 +34,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Server is an assembled server: New, Run, Close.
+// Server is an assembled server. Call New, then Run, then Close.
 type Server struct {
 	cfg    Config
 	logger *slog.Logger
@@ -58,9 +59,10 @@ type Server struct {
 	closers []func() error // in order of opening
 }
 
-// New opens everything and does not serve yet. If a step fails, New closes everything
-// opened before. announce gets the password of a first admin, unless
-// cfg.InitialPasswordFile takes the password; New fails if announce fails.
+// New opens the database and the listeners, sets a new database up, and does not serve
+// yet. If a step fails, New closes everything opened before. On a new database announce
+// gets the password of the first admin, unless cfg.InitialPasswordFile names a file for
+// the password; New fails if announce fails.
 func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(password string) error) (*Server, error) {
 	if err := errors.Join(cfg.Validate(), cfg.checkPasswordFile()); err != nil {
 		return nil, err
@@ -72,6 +74,9 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 	return s, nil
 }
 
+// open runs the steps of New in order. The cheap checks come before the database is
+// changed: the certificate and both addresses before setup, so that a start that cannot
+// serve leaves a new database without a user.
 func (s *Server) open(ctx context.Context, announce func(password string) error) error {
 	var err error
 	if s.store, err = store.Open(ctx, s.cfg.DatastoreURI); err != nil {
@@ -107,9 +112,9 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 	return nil
 }
 
-// defaultIssuer returns the issuer for a server without --issuer: the HTTP address of an
-// embedded database's only server. Replicas on PostgreSQL have several addresses, so
-// they have no default.
+// defaultIssuer returns the issuer for a server without --issuer: the HTTP address of
+// the one server of an embedded database. Replicas on PostgreSQL have several
+// addresses, so they have no default.
 func (s *Server) defaultIssuer(secure bool) string {
 	switch {
 	case s.store.Path() == "":
@@ -120,6 +125,7 @@ func (s *Server) defaultIssuer(secure bool) string {
 	return "http://" + s.HTTPAddr()
 }
 
+// listen opens both addresses. Serving begins in Run; until then connections wait.
 func (s *Server) listen(ctx context.Context) error {
 	var lc net.ListenConfig
 	grpcLis, err := lc.Listen(ctx, "tcp", s.cfg.GRPCAddr)
@@ -137,7 +143,9 @@ func (s *Server) listen(ctx context.Context) error {
 	return nil
 }
 
-// assemble makes the parts below the services.
+// assemble makes the parts below the gRPC services, each with the parts that it needs.
+// The verifier comes last: its first trust bundle comes from the feed. It reads the
+// feed in this process, so it needs neither a connection nor a token.
 func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.Keys) error {
 	var err error
 	if s.feed, err = feed.Open(ctx, s.store, inst.issuer, inst.databaseID, s.logger); err != nil {
@@ -147,7 +155,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	if err != nil {
 		return err
 	}
-	s.feed.OnKeys(tokens.Reload)
+	s.feed.OnKeys(tokens.Reload) // a key that another replica has made signs here, too
 	s.keyring = issuer.NewKeyring(s.store, s.feed, master, s.audit)
 	s.passwords = password.NewPool(password.Config{})
 	s.users = user.New(s.store, s.feed, s.passwords, s.audit)
@@ -173,7 +181,8 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	return nil
 }
 
-// register registers every service, and checks that each method has a rule.
+// register registers every service, and checks that each method has an access rule in
+// its proto file: a method without a rule would refuse every call.
 func (s *Server) register() error {
 	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.cfg.Audience})
 	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != ""})
@@ -193,8 +202,11 @@ func (s *Server) GRPCAddr() string { return s.grpcLis.Addr().String() }
 // HTTPAddr returns the address of the HTTP listener.
 func (s *Server) HTTPAddr() string { return s.httpLis.Addr().String() }
 
-// Run serves until ctx ends, and then drains. Run returns nil after a clean stop. Call
-// Run once.
+// Run serves until ctx ends, and then stops: Run lets calls in flight finish for at
+// most the drain timeout. Run returns nil after a clean stop. Call Run once.
+//
+// The background tasks end after the calls, since the last calls need the feed and the
+// security record.
 func (s *Server) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(caller.WithSource(context.WithoutCancel(ctx), caller.Server))
 	var tasks sync.WaitGroup
@@ -204,7 +216,7 @@ func (s *Server) Run(ctx context.Context) error {
 	tasks.Go(func() { s.audit.Run(background) })
 	tasks.Go(func() { s.maintain(background) })
 
-	failed := make(chan error, 2)
+	failed := make(chan error, 2) // has room for both, so that no goroutine is left blocked
 	go func() { failed <- s.grpc.Serve(s.grpcLis) }()
 	go func() { failed <- s.serveHTTP() }()
 	s.logger.InfoContext(ctx, "ready", "grpc", s.GRPCAddr(), "http", s.HTTPAddr())
@@ -219,8 +231,9 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// stop turns readiness off, ends the streams, and waits for calls in flight, for at most
-// the drain timeout.
+// stop turns readiness off, ends the streams, and waits for calls in flight, for at
+// most the drain timeout (--drain-timeout). Silent connections are closed at once: see
+// [listener].
 func (s *Server) stop() {
 	s.health.Shutdown()
 	s.drain.begin()
@@ -241,7 +254,10 @@ func (s *Server) stop() {
 	tasks.Wait()
 }
 
-// maintain prunes expired rows and rotates the signing keys, until ctx ends.
+// maintain prunes expired rows and rotates the signing keys, until ctx ends. Every
+// replica does so: pruning twice is harmless, and of two rotations at once the second
+// finds a young key. A chore that fails runs again at its next turn, and the log has a
+// warning.
 func (s *Server) maintain(ctx context.Context) {
 	type chore struct {
 		name  string
@@ -254,6 +270,7 @@ func (s *Server) maintain(ctx context.Context) {
 		{"pruning the security record", time.Hour, func(ctx context.Context) error { return s.audit.Prune(ctx, s.cfg.AuditTTL) }},
 	}
 	if s.cfg.KeyTTL > 0 {
+		// A tenth of --key-ttl keeps short lifetimes, as in tests, about right.
 		chores = append(chores, chore{"rotating keys", min(time.Minute, s.cfg.KeyTTL/10), func(ctx context.Context) error {
 			return s.keyring.RotateOld(ctx, s.cfg.KeyTTL)
 		}})
@@ -278,8 +295,8 @@ func (s *Server) maintain(ctx context.Context) {
 	tasks.Wait()
 }
 
-// Close releases everything, in reverse order of opening. Call Close after Run has
-// returned, or instead of Run.
+// Close closes everything that New has opened, in reverse order. Call Close after Run
+// has returned, or instead of Run.
 func (s *Server) Close() error {
 	var errs []error
 	for _, closer := range slices.Backward(s.closers) {
@@ -289,10 +306,11 @@ func (s *Server) Close() error {
 	return errors.Join(errs...)
 }
 
+// onClose adds a step to Close. Steps run in reverse order.
 func (s *Server) onClose(closer func() error) { s.closers = append(s.closers, closer) }
 
-// closeOnce returns a function for closing a listener. The gRPC or HTTP server may have
-// closed the listener before.
+// closeOnce returns a function that closes a listener, and returns nil if the gRPC or
+// HTTP server has closed the listener before.
 func closeOnce(l net.Listener) func() error {
 	return func() error {
 		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {

@@ -21,22 +21,26 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Names of settings shared by the whole installation.
+// Names of settings in the database, which all replicas share. The database id tells
+// verifiers when a server has been pointed at another database.
 const (
 	settingDatabaseID = "database_id"
 	settingIssuer     = "issuer"
 )
 
+// adminName is the name of the first user, made at the first start.
 const adminName = "admin"
 
-// installation holds the identity of a database. The first start decides the identity.
+// installation holds the identity of a database, which the first start decides.
 type installation struct {
 	databaseID string
 	issuer     string
 }
 
-// setup gives a new database an identity, keys and a first user. announce gets the first
-// user's password, unless --initial-password-file takes the password.
+// setup gives a new database an identity, keys and a first user, in one transaction. On
+// a database that has them, setup checks the issuer and stores what depends on the
+// flags. announce gets the first user's password, unless --initial-password-file names
+// a file for the password.
 func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer string, announce func(password string) error) (*installation, error) {
 	first, err := s.cfg.prepareAdmin(ctx, s.store)
 	if err != nil {
@@ -47,7 +51,7 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 	ctx = caller.WithSource(ctx, caller.Server)
 	err = feed.Direct(s.store).Write(ctx, func(events *feed.Tx) error {
 		tx := events.Tx
-		err := tx.Exclusive() // several replicas may start at once, or a copy may run
+		err := tx.Exclusive() // other replicas may start at the same time, and a copy may run
 		if err == nil {
 			err = tx.Usable()
 		}
@@ -66,6 +70,8 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		if made, err = s.makeAdmin(ctx, tx, first.hash); err != nil {
 			return err
 		}
+		// The rotation of keys reads the age of caches from the database, and the
+		// pruning of events the longest lifetime: both must fit every replica.
 		if err := issuer.SetMaxAge(tx, s.cfg.JWKSMaxAge); err != nil {
 			return err
 		}
@@ -74,8 +80,8 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 	if err != nil {
 		err = fmt.Errorf("setting up the database: %w", err)
 	}
-	// After a commit of unknown outcome the admin may exist. No later start makes an admin
-	// again, so the password must be delivered now.
+	// After a commit of unknown outcome the admin may exist. No later start makes an
+	// admin again, so the password must be delivered now, even if the start fails.
 	made = made && (err == nil || errors.Is(err, store.ErrUncertain))
 	if err = errors.Join(err, first.deliver(made, announce)); err != nil {
 		return nil, err
@@ -83,7 +89,8 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 	return &inst, nil
 }
 
-// identify reads the database's id and issuer. At the first start, identify writes both.
+// identify reads the database's id and issuer; at the first start, identify writes
+// both. A different --issuer is refused: every token in use names the old one.
 func (c *Config) identify(tx *store.Tx, defaultIssuer string) (inst installation, err error) {
 	if inst.databaseID, err = setOnce(tx, settingDatabaseID, user.NewID()); err != nil {
 		return inst, err
@@ -100,7 +107,8 @@ func (c *Config) identify(tx *store.Tx, defaultIssuer string) (inst installation
 	return inst, err
 }
 
-// setOnce returns a setting. If the setting is empty, setOnce stores value first.
+// setOnce returns the value of a setting. If the setting is empty, setOnce stores value
+// and returns it.
 func setOnce(tx *store.Tx, name, value string) (string, error) {
 	stored, err := tx.Setting(name)
 	if err != nil || stored != "" || value == "" {
@@ -110,12 +118,14 @@ func setOnce(tx *store.Tx, name, value string) (string, error) {
 }
 
 // firstAdmin holds the password of the user `admin` for a database that never had a
-// user, and the file with the password, if any. For other databases all fields are
-// empty.
+// user: the text, the hash, and the file that holds the text, if any. For other
+// databases all fields are empty.
 type firstAdmin struct{ password, hash, file string }
 
-// prepareAdmin makes the password and the hash. The file gets the password here, before
-// the commit of the user, so that a crash cannot lose the password.
+// prepareAdmin makes the first admin's password and its hash, before the transaction,
+// since a hash takes long. With --initial-password-file, prepareAdmin writes the file
+// before the user is committed, so that a crash between the two cannot lose the
+// password.
 func (c *Config) prepareAdmin(ctx context.Context, s *store.Store) (firstAdmin, error) {
 	var had bool
 	err := s.Read(ctx, func(tx *store.Tx) (err error) {
@@ -146,8 +156,9 @@ func (c *Config) prepareAdmin(ctx context.Context, s *store.Store) (firstAdmin, 
 	return a, err
 }
 
-// deliver follows the transaction: deliver announces the password, or removes the file
-// if this server has made no admin.
+// deliver runs after the transaction. If this server has made the admin, deliver
+// announces the password, unless it is in a file. Otherwise deliver removes the file:
+// another replica has made the admin with another password.
 func (a firstAdmin) deliver(made bool, announce func(password string) error) error {
 	switch {
 	case a.file == "" && made:
@@ -160,9 +171,10 @@ func (a firstAdmin) deliver(made bool, announce func(password string) error) err
 	return nil
 }
 
-// checkPasswordFile refuses an existing --initial-password-file before a new embedded
-// database is made. prepareAdmin refuses the file for every other database without a
-// user. A database with a user needs no file.
+// checkPasswordFile returns an error if --initial-password-file exists and a new
+// embedded database would be made: the refused start then leaves no database behind.
+// For any other database without a user, prepareAdmin refuses the file. A database with
+// a user needs no file.
 func (c *Config) checkPasswordFile() error {
 	path, embedded := strings.CutPrefix(c.DatastoreURI, "sqlite:")
 	if c.InitialPasswordFile == "" || !embedded {
@@ -182,6 +194,9 @@ func errFileExists(path string) error {
 		"remove the file or name another one for the password of the first user", path)
 }
 
+// makeAdmin inserts the first admin, unless the database ever had a user or no hash was
+// made, and reports whether it has. Another replica may have made the admin since
+// prepareAdmin.
 func (s *Server) makeAdmin(ctx context.Context, tx *store.Tx, hash string) (bool, error) {
 	had, err := user.EverMade(tx)
 	if err != nil || had || hash == "" {

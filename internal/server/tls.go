@@ -8,9 +8,9 @@ import (
 	"os"
 )
 
-// tls returns the TLS configuration of both addresses; nil without a certificate. TLS 1.3
-// is the only version, since the callers are services of the same organization and can
-// all be new.
+// tls returns the TLS configuration of both addresses, and nil without a certificate.
+// TLS 1.3 (RFC 8446) is the only version, since the clients are services of the same
+// organization and can all be new.
 func (c *Config) tls() (*tls.Config, error) {
 	if c.TLSCert == "" {
 		return nil, nil
@@ -31,6 +31,8 @@ func (c *Config) tls() (*tls.Config, error) {
 	if !config.ClientCAs.AppendCertsFromPEM(pem) {
 		return nil, errors.New("--client-ca: the file holds no certificate in PEM")
 	}
+	// Only WatchBundle needs a client certificate: the handler decides, since a
+	// handshake does not know the method.
 	config.ClientAuth = tls.VerifyClientCertIfGiven
 	return config, nil
 }

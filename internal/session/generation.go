@@ -6,10 +6,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// A session's refresh tokens are numbered by generation. The row keeps a few numbers
-// (store.Generations) instead of a list:
+// A session's refresh tokens are numbered by generation. The row of the session keeps a
+// few numbers (store.Generations) instead of a list of tokens:
 //
-//	Current     the valid generation
+//	Current     the generation of the valid token
 //	Spent       the generation spent last, to get Current; 0: none
 //	SpentAt     the time of spending Spent, or of its late retry
 //	Low         the lowest generation spent in the span of SpentAt
@@ -17,34 +17,36 @@ import (
 //	Late        the generation of the last late retry; 0: none
 //	LateAt      the time of the late retry
 //
-// A span is an interval as long as the grace, counted from 1970. A generation counts as
-// "spent within the grace" on two conditions: Spent was spent less than the grace ago;
-// and the generation was spent in the span of SpentAt or, while that span lasts, in the
-// span before. So every token spent less than one grace ago counts, and no token spent
-// more than two graces ago. A retry within the grace changes nothing; a thief cannot
-// keep the grace open by retries.
+// The grace (--refresh-grace) is the time in which a spent token may come again,
+// because the answer was lost. A span is an interval as long as the grace, counted from
+// 1970. A generation counts as "spent within the grace" on two conditions: Spent was
+// spent less than the grace ago; and the generation was spent in the span of SpentAt
+// or, while that span lasts, in the span before. So every token spent less than one
+// grace ago counts, and no token spent more than two graces ago. A retry within the
+// grace changes nothing, so a thief cannot keep the grace open by retries.
 //
-// A late retry of Spent means: the answer was lost, and the client did not notice at
-// once. The retry gets a new successor, and the unconfirmed successor is dead. The range
-// from Low to Spent then starts again above the dead generation; Late is the only lower
-// generation still counting.
+// A late retry of Spent means: the answer was lost, and the client did not notice
+// within the grace. The retry gets a new successor, and the successor in the
+// lost answer is dead. The range from Low to Spent then starts again above the dead
+// generation; Late is the only lower generation that still counts.
 //
-// The ordinary advance is in SQL too, as one statement: store.Spend.
+// The ordinary advance is also in SQL, as one statement: store.Spend.
 
-// verdict is the judgement of a presented generation.
+// verdict says what to do about a presented refresh token.
 type verdict int
 
 const (
 	reused   verdict = iota // two clients hold tokens of the session: end the session
-	repeated                // a lost answer, or two calls at once: mint Current again
-	advanced                // spent now, or a late retry: write the row, mint the new Current
+	repeated                // a lost answer, or two calls at once: make the token of Current again
+	advanced                // spent now, or a late retry: write the row, make the token of the new Current
 )
 
-// present judges an authentic generation at a moment, and returns the new numbers of the
-// row.
+// present decides about an authentic refresh token that is presented at a moment.
+// presented is the token's generation. present returns the new numbers for the
+// session's row.
 func present(g store.Generations, presented int64, now time.Time, grace time.Duration) (store.Generations, verdict) {
 	switch {
-	case presented > g.Current: // issued before a restore of the database set the row back
+	case presented > g.Current: // issued before the database was restored from a backup, which set Current back
 		return store.Generations{
 			Current: presented + 1, Spent: presented, SpentAt: now, Low: presented, EarlierLow: presented,
 		}, advanced
@@ -58,6 +60,8 @@ func present(g store.Generations, presented int64, now time.Time, grace time.Dur
 	return g, reused
 }
 
+// advance spends Current. The statements of store.Spend do the same in SQL: a change
+// here changes them, too.
 func advance(g store.Generations, now time.Time, grace time.Duration) store.Generations {
 	next := g
 	switch span(now, grace) - span(g.SpentAt, grace) {
@@ -71,6 +75,8 @@ func advance(g store.Generations, now time.Time, grace time.Duration) store.Gene
 	return next
 }
 
+// retryLate lets Spent be spent again, although the grace has passed. The generation
+// between, sent in the lost answer, is dead from now on.
 func retryLate(g store.Generations, now time.Time) store.Generations {
 	successor := g.Current + 1
 	return store.Generations{
@@ -79,6 +85,7 @@ func retryLate(g store.Generations, now time.Time) store.Generations {
 	}
 }
 
+// withinGrace reports whether the generation presented was spent within the grace.
 func withinGrace(g store.Generations, presented int64, now time.Time, grace time.Duration) bool {
 	if g.Spent == 0 || !recent(g.SpentAt, now, grace) {
 		return false
@@ -96,13 +103,15 @@ func withinGrace(g store.Generations, presented int64, now time.Time, grace time
 	return low <= presented && presented <= g.Spent
 }
 
-// recent reports whether now is within the grace after t. A clock set back before t ends
-// the grace.
+// recent reports whether now is less than the grace after t. If the clock was set back
+// before t, recent returns false: the grace has ended.
 func recent(t, now time.Time, grace time.Duration) bool {
 	age := now.Sub(t)
 	return age >= 0 && age < grace
 }
 
+// span returns the number of the span in which t is. A grace of zero counts as a
+// microsecond.
 func span(t time.Time, grace time.Duration) int64 {
 	return t.UnixMicro() / max(grace.Microseconds(), 1)
 }

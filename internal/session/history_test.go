@@ -15,7 +15,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/session/sessiontest"
 )
 
-// party is somebody who holds refresh tokens of a session.
+// party is a client, or a thief, with refresh tokens of a session.
 type party struct {
 	name string
 	held string // the newest refresh token that they received
@@ -26,24 +26,25 @@ type party struct {
 	last          time.Time
 }
 
-// history is what happens to one session, beside the model of what must come of
-// it. The model has two invariants.
+// history holds what happens to one session, and a model of what must follow. The model
+// has two invariants.
 //
 // Alone: a client that is alone and honest is refused in one case only. The client has the
 // answer of a later request, and an abandoned request arrives when its token was spent more
 // than the grace ago.
 //
-// Found: once two parties hold tokens, reuse is found at the latest when the
-// second of them comes back after the grace and the first presents the newest
-// token that it received.
+// Found: as long as the owner and a thief both hold tokens, reuse is detected. At the
+// latest, one of them comes back after the grace, and then the other presents the
+// newest token that it received: that token is spent, and the session ends.
 //
-// Besides: a token whose answer was lost, and in whose place a late retry got
-// another, is dead: who presents it ends the session. And when a session has
-// ended, for whatever reason, nothing of it works, from the acknowledgement on.
+// Also: if an answer was lost and a late retry got another token in its place, the
+// token of the lost answer is dead: a client that presents it ends the session. And
+// after a session has ended, for whatever reason, none of its tokens works from the
+// acknowledgement on.
 type history struct {
 	*sessiontest.World
 	owner   *party
-	thief   *party // nil: nobody has stolen anything
+	thief   *party // nil: no token was stolen
 	given   []string
 	minted  []*session.Tokens
 	lingers []*linger
@@ -166,8 +167,8 @@ func (h *history) spend(token string, got *session.Tokens) {
 	if _, ok := h.spent[token]; !ok {
 		h.spent[token] = time.Now()
 	}
-	// Only the token that was spent last is retried late, and nobody has been
-	// seen with what it got before.
+	// A late retry is possible only for the token that was spent last, and only if no
+	// client has presented the token that it got before.
 	if before, ok := h.next[token]; ok && before != got.Refresh && time.Since(h.spent[token]) >= grace && h.spent[before].IsZero() {
 		h.dead[before] = true
 	}

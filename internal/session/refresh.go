@@ -12,12 +12,13 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Refresh spends a refresh token and returns new tokens. The answer to a refresh may get
-// lost: such a spent token gets the same answer again. Every other spent token ends its
-// session (RFC 9700 section 4.14).
+// Refresh spends a refresh token and returns new tokens. The answer to a refresh may
+// get lost, so the same token may be presented again: within the grace
+// (--refresh-grace) it gets the same answer again. Any other spent token ends its
+// session (RFC 9700, section 4.14).
 //
-// Errors, in the order in which they are found: ErrRefreshInvalid; ErrRefreshExpired;
-// ErrRevoked; ErrRefreshReused; ErrAudience, which spends nothing.
+// Errors, in the order of the checks: ErrRefreshInvalid; ErrRefreshExpired; ErrRevoked;
+// ErrRefreshReused; ErrAudience, which spends nothing.
 func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []string) (*Tokens, error) {
 	g, err := s.macs.parse(refreshToken)
 	if err != nil {
@@ -33,10 +34,10 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 	return s.Sign(grant)
 }
 
-// spendCurrent does the ordinary refresh in one statement.
+// spendCurrent does the ordinary refresh, of the newest token, in one statement.
 //
-// Errors: store.ErrNotFound if it is no ordinary refresh, or the statement cannot
-// tell.
+// Errors: store.ErrNotFound if the refresh is not ordinary, or if the statement cannot
+// decide; then [Sessions.spendAny] decides.
 func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []string) (*Grant, error) {
 	audience, err := s.decidingAudience(asked)
 	if err != nil {
@@ -53,11 +54,12 @@ func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []strin
 	return &Grant{&spent.Session, spent.Username, spent.Roles, spent.Version, within, spent.Session.RefreshedAt}, err
 }
 
-// decidingAudience returns the one audience that a session must have for
-// audienceWithin to allow what is asked for. The statement of the ordinary refresh
-// can look for one audience alone.
+// decidingAudience returns the one service that must be in the session's audience, so
+// that audienceWithin accepts the services asked for. The statement of the ordinary
+// refresh can check one service only.
 //
-// Errors: store.ErrNotFound if more than one decides, or none can.
+// Errors: store.ErrNotFound if more than one service must be checked, or if the server
+// does not issue for the service.
 func (s *Sessions) decidingAudience(asked []string) (string, error) {
 	switch len(asked) {
 	case 0:
@@ -70,7 +72,7 @@ func (s *Sessions) decidingAudience(asked []string) (string, error) {
 	return "", store.ErrNotFound
 }
 
-// spendAny judges a generation of any age.
+// spendAny decides about a refresh token of any age, in a transaction.
 func (s *Sessions) spendAny(ctx context.Context, g generation, audience []string) (grant *Grant, err error) {
 	var v verdict
 	err = repeatIfUncertain(func() error {
@@ -83,7 +85,8 @@ func (s *Sessions) spendAny(ctx context.Context, g generation, audience []string
 		err = ErrRefreshReused
 	}
 	if errors.Is(err, ErrRefreshReused) || errors.Is(err, ErrRevoked) {
-		// The session's end is durable. Our own verifier knows it before the client does.
+		// The session's end is durable. Sync waits until our own verifier has it, so
+		// that the client does not know of the end before this server's verifier does.
 		if err := s.d.Feed.Sync(ctx); err != nil {
 			return nil, err
 		}
@@ -91,8 +94,8 @@ func (s *Sessions) spendAny(ctx context.Context, g generation, audience []string
 	return grant, err
 }
 
-// spend judges a generation and changes the session's row. Reuse is a verdict and
-// not an error: an error would roll back the end of the session.
+// spend decides about a refresh token and changes the session's row. A reused token is
+// a verdict and not an error: an error would roll back the end of the session.
 func (s *Sessions) spend(ctx context.Context, tx *feed.Tx, g generation, asked []string) (*Grant, verdict, error) {
 	row, u, err := tx.SessionAndUser(g.sessionID)
 	switch {

@@ -16,14 +16,15 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// A refresh token is not stored. The form of a refresh token is
+// A refresh token is not stored in the database. A refresh token has the form
 //
 //	"wwrt_" base64url(version ‖ MAC key ‖ session ‖ generation ‖ MAC)
 //
-// with 1, 2, 12, 8 and 16 bytes, 57 characters together. Secret scanners find a leaked
-// token by the prefix. The MAC is HMAC-SHA256 over the bytes before the MAC, truncated to
-// 128 bits (RFC 2104, section 5): a forged token is refused before any database work, and
-// the same generation always gives the same token.
+// with 1, 2, 12, 8 and 16 bytes, 57 characters together. "MAC key" is the id of the
+// key. The prefix lets secret scanners find a leaked token. The MAC is HMAC-SHA256 over
+// the bytes before the MAC, truncated to 128 bits (RFC 2104, section 5). So the server
+// refuses a forged token before any work in the database, and makes the same token for
+// a generation again.
 const (
 	refreshPrefix  = "wwrt_"
 	refreshVersion = 1
@@ -33,23 +34,25 @@ const (
 	refreshLength  = len(refreshPrefix) + (bodyBytes+macBytes)/3*4
 )
 
+// macPurpose separates sealed MAC keys from other sealed secrets: see [seal.Keys.Seal].
 const macPurpose = "refresh token MAC key"
 
-// generation identifies a refresh token.
+// generation identifies a refresh token: the session, and the number of the token in
+// it.
 type generation struct {
 	sessionID string
 	number    int64
 }
 
-// macs holds the keys for authenticating refresh tokens, by id. The key with the highest
-// id makes new tokens; every key checks.
+// macs holds the MAC keys of refresh tokens, by id. The key with the highest id makes
+// new tokens; every key checks tokens.
 type macs struct {
 	keys   map[uint16][]byte
 	newest uint16
 }
 
-// SetupMAC makes a database's first MAC key, in the transaction of the first start. With
-// a key in the database, SetupMAC does nothing.
+// SetupMAC makes a database's first MAC key, in the transaction of the first start. If
+// the database has a MAC key, SetupMAC does nothing.
 func SetupMAC(tx *store.Tx, master *seal.Keys) error {
 	keys, err := tx.MACKeys()
 	if err != nil || len(keys) > 0 {
@@ -65,8 +68,8 @@ func SetupMAC(tx *store.Tx, master *seal.Keys) error {
 	return tx.InsertMACKey(&store.MACKey{ID: id, SealedKey: sealed, CreatedAt: tx.Now()})
 }
 
-// ResealMAC seals the MAC keys under the first master key, and returns the number of keys
-// sealed under another one before.
+// ResealMAC seals the MAC keys under the first master key in the file, and returns the
+// number of MAC keys that were sealed under another master key before.
 func ResealMAC(tx *store.Tx, master *seal.Keys) (int, error) {
 	rows, err := tx.MACKeys()
 	if err != nil {
@@ -106,7 +109,8 @@ func openMACs(ctx context.Context, s *store.Store, master *seal.Keys) (*macs, er
 	return m, err
 }
 
-// mint returns the token of a generation.
+// mint returns the refresh token of a generation. The same generation always gives the
+// same token, as long as the newest MAC key stays.
 func (m *macs) mint(g generation) (string, error) {
 	id, err := base64.RawURLEncoding.DecodeString(g.sessionID)
 	if err != nil || len(id) != sessionIDBytes {
@@ -121,7 +125,7 @@ func (m *macs) mint(g generation) (string, error) {
 	return refreshPrefix + base64.RawURLEncoding.EncodeToString(body), nil
 }
 
-// parse authenticates a token.
+// parse checks the form and the MAC of a refresh token, and returns its generation.
 //
 // Errors: ErrRefreshInvalid.
 func (m *macs) parse(token string) (generation, error) {

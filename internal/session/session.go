@@ -1,10 +1,10 @@
-// Package session owns sessions: their start, their refresh tokens and their end. Package
-// login proves the user; session knows no password.
+// Package session owns sessions: their start, their refresh tokens and their end.
+// Package login checks the user's password; package session knows no password.
 //
-// A session is one row. A refresh token holds a session's id, a generation and a MAC,
-// and is not stored; spending a refresh token changes the session's row, so nothing
-// grows with refreshes. The end of a session is a mark in the row and one event, in one
-// transaction.
+// A session is one row. A refresh token is not stored: it holds the session's id, a
+// generation (the number of the token in the session) and a MAC. Spending a refresh
+// token changes the session's row, so no table grows with refreshes. The end of a
+// session is a time in the row and one event for verifiers, in one transaction.
 package session
 
 import (
@@ -23,32 +23,33 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// The refusals of this package.
+// Errors for calls that this package refuses. The messages are for logs; package rpc
+// maps the errors to the reasons that clients get.
 var (
 	ErrAudience       = errors.New("the server does not issue for this audience, or the login did not name it")
-	ErrRefreshInvalid = errors.New("not a refresh token of this server")
+	ErrRefreshInvalid = errors.New("not a refresh token of this server") // malformed, or with a wrong MAC
 	ErrRefreshExpired = errors.New("session unused for too long, too old, or pruned")
 	ErrRefreshReused  = errors.New("refresh token was spent before; the session has ended")
-	ErrRevoked        = errors.New("session has ended")
-	ErrNotFound       = errors.New("no such session")
+	ErrRevoked        = errors.New("session has ended") // by a logout, an admin, a new password or reuse
+	ErrNotFound       = errors.New("no such session")   // or a session of another user
 )
 
-// IdleTTL limits the time between two refreshes of a session, and MaxTTL the life of a
-// session. Two types prevent swapping the two.
+// IdleTTL bounds the time between two refreshes of a session, and MaxTTL bounds the
+// life of a session. Two types keep the two durations from being swapped.
 type (
 	IdleTTL time.Duration
 	MaxTTL  time.Duration
 )
 
-// Config holds the rules of sessions. Every field is required.
+// Config holds the settings of sessions. Every field is required.
 type Config struct {
-	Audience []string // all services to issue for
+	Audience []string // all services for which this server issues tokens
 	Idle     IdleTTL
 	Max      MaxTTL
-	Grace    time.Duration // within which a spent refresh token gets the same answer again
+	Grace    time.Duration // --refresh-grace: how long a spent refresh token gets the same answer again
 }
 
-// Dependencies holds the parts below Sessions. Every field is required.
+// Dependencies holds the packages on which Sessions stands. Every field is required.
 type Dependencies struct {
 	Store  *store.Store
 	Feed   *feed.Feed
@@ -58,16 +59,17 @@ type Dependencies struct {
 	Master *seal.Keys
 }
 
-// Sessions starts, refreshes and ends sessions. It is safe for concurrent use.
+// Sessions starts, refreshes and ends sessions. Sessions is safe for concurrent use.
 type Sessions struct {
 	cfg Config
 	d   Dependencies
-	// appends commits events without waiting for our own verifier.
+	// appends commits events and does not wait until this server's own verifier has
+	// them. spendAny waits afterwards, and only if a session has ended.
 	appends feed.Writer
 	macs    *macs
 }
 
-// Open reads the MAC keys.
+// Open reads the MAC keys of refresh tokens and returns Sessions.
 func Open(ctx context.Context, cfg Config, d Dependencies) (*Sessions, error) {
 	m, err := openMACs(ctx, d.Store, d.Master)
 	if err != nil {
@@ -76,18 +78,18 @@ func Open(ctx context.Context, cfg Config, d Dependencies) (*Sessions, error) {
 	return &Sessions{cfg: cfg, d: d, appends: feed.Direct(d.Store), macs: m}, nil
 }
 
-// Tokens are a session's new pair of tokens.
+// Tokens holds a new access token and a new refresh token of a session.
 type Tokens struct {
 	Access           string
 	Refresh          string
 	AccessExpiresIn  time.Duration
-	RefreshExpiresIn time.Duration // unless the refresh token is used before
+	RefreshExpiresIn time.Duration // the session ends then, unless the refresh token is used before
 	SessionID        string
 }
 
-// A Grant holds the content of new tokens. A transaction returns a Grant;
-// [Sessions.Sign] makes the tokens after the commit, since no transaction stays open for
-// a signature.
+// A Grant holds the content of new tokens. A transaction returns a Grant, and
+// [Sessions.Sign] makes the tokens after the commit: a signature inside a transaction
+// would keep its locks for longer.
 type Grant struct {
 	session  *store.Session
 	username string
@@ -102,7 +104,7 @@ func newGrant(row *store.Session, u *store.User, audience []string, now time.Tim
 	return &Grant{row, u.Username, u.Roles, u.Version, audience, now}
 }
 
-// Sign makes the tokens of a grant.
+// Sign makes the access token and the refresh token of a grant.
 func (s *Sessions) Sign(g *Grant) (*Tokens, error) {
 	refresh, err := s.macs.mint(generation{g.session.ID, g.session.Generations.Current})
 	if err != nil {
@@ -121,7 +123,7 @@ func (s *Sessions) Sign(g *Grant) (*Tokens, error) {
 	}, nil
 }
 
-// ExpiresAt returns the end of a session without a further refresh.
+// ExpiresAt returns the time at which a session ends if no refresh comes before.
 func (s *Sessions) ExpiresAt(row *store.Session) time.Time {
 	idle, end := row.RefreshedAt.Add(time.Duration(s.cfg.Idle)), s.maxEnd(row)
 	if idle.Before(end) {
@@ -130,20 +132,21 @@ func (s *Sessions) ExpiresAt(row *store.Session) time.Time {
 	return end
 }
 
-// maxEnd returns the end of a session with refreshes: a whole second, as in the session's
-// tokens.
+// maxEnd returns the latest end of a session, however often it is refreshed: a whole
+// second, as in the session's access tokens.
 func (s *Sessions) maxEnd(row *store.Session) time.Time {
 	return row.CreatedAt.Add(time.Duration(s.cfg.Max)).Truncate(time.Second)
 }
 
-// Audience returns the audience of a new session. Without asked, Audience returns all
-// services.
+// Audience returns the audience of a new session: the services asked for, or all
+// services of this server if asked is empty.
 //
-// Errors: ErrAudience if the server does not issue for one of asked.
+// Errors: ErrAudience if the server does not issue for one of the services.
 func (s *Sessions) Audience(asked []string) ([]string, error) { return subset(asked, s.cfg.Audience) }
 
-// audienceWithin returns the audience asked for. The login must have named each service,
-// and the server must still issue for each.
+// audienceWithin returns the audience for a refresh: the services asked for, or all
+// services of the login if asked is empty. The login must have named each service, and
+// the server must still issue for it.
 //
 // Errors: ErrAudience.
 func (s *Sessions) audienceWithin(login, asked []string) ([]string, error) {
@@ -178,8 +181,8 @@ func subset(asked, allowed []string) ([]string, error) {
 	return audience, nil
 }
 
-// Start inserts a session for a user, and records the session with the given reason. The
-// user's row was read in tx.
+// Start inserts a session for a user, and writes an event of the type why into the
+// security record. The user's row must have been read in tx.
 func (s *Sessions) Start(ctx context.Context, tx *store.Tx, u *store.User, audience []string, why audit.Type) (*Grant, error) {
 	now := tx.Now()
 	row := &store.Session{
@@ -193,10 +196,10 @@ func (s *Sessions) Start(ctx context.Context, tx *store.Tx, u *store.User, audie
 	return newGrant(row, u, audience, now), s.d.Audit.Record(ctx, tx, record)
 }
 
-// Replace starts a session after a change of password. The audience is the audience of
-// the old session, ended by the change.
+// Replace starts a session after a change of password. The change has ended the session
+// old, and the new session gets its audience.
 //
-// Errors: ErrAudience if the server issues for none of the audience any more.
+// Errors: ErrAudience if the server issues for no service of the old audience any more.
 func (s *Sessions) Replace(ctx context.Context, tx *store.Tx, u *store.User, old *store.Session) (*Grant, error) {
 	audience, err := s.audienceWithin(old.Audience, nil)
 	if err != nil {
@@ -205,9 +208,9 @@ func (s *Sessions) Replace(ctx context.Context, tx *store.Tx, u *store.User, old
 	return s.Start(ctx, tx, u, audience, audit.PasswordChanged)
 }
 
-// Logout ends the session of an authentic refresh token, spent or newest. For an ended
-// session, Logout changes nothing and succeeds. When Logout returns nil, this server's
-// verifier refuses the session's access tokens.
+// Logout ends the session of a refresh token of this server, spent or not. If the
+// session has ended before, Logout changes nothing and succeeds. When Logout returns
+// nil, this server's own verifier refuses the session's access tokens.
 //
 // Errors: ErrRefreshInvalid; ErrRefreshExpired if the session's row has been pruned.
 func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
@@ -229,8 +232,8 @@ func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
 	})
 }
 
-// repeatIfUncertain calls do again, a few times, while the outcome is unknown. do must be
-// harmless when done twice.
+// repeatIfUncertain calls do up to three times, as long as it is unknown whether do has
+// committed. do must be harmless when done twice.
 func repeatIfUncertain(do func() error) error {
 	const most = 3
 	var err error
@@ -242,13 +245,14 @@ func repeatIfUncertain(do func() error) error {
 	return err
 }
 
-// uncertain reports whether the outcome is unknown while the caller still has time.
-// After a deadline, the rest of the caller's time is for the answer.
+// uncertain reports whether err leaves the outcome of a commit unknown and the caller
+// still has time. After the caller's deadline, the rest of the time is for the answer.
 func uncertain(err error) bool {
 	return errors.Is(err, store.ErrUncertain) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// end ends a session, unless ended before, and records the reason. row was read in tx.
+// end ends a session, unless the session has ended before, and writes why into the
+// security record. row must have been read in tx.
 func (s *Sessions) end(ctx context.Context, tx *feed.Tx, row *store.Session, why audit.Event) error {
 	if !row.EndedAt.IsZero() {
 		return nil
@@ -283,7 +287,8 @@ func (s *Sessions) List(ctx context.Context, by caller.Caller, userID, after str
 	return sessions, next, err
 }
 
-// livePage collects live sessions until the page is full and one more is found.
+// livePage collects live sessions until the page is full and one more session is found,
+// which shows that there is a next page.
 func (s *Sessions) livePage(tx *store.Tx, u *store.User, after string, limit int) (page []*store.Session, next string, err error) {
 	for {
 		rows, err := tx.Sessions(u.ID, after, limit+1)
@@ -306,10 +311,11 @@ func (s *Sessions) livePage(tx *store.Tx, u *store.User, after string, limit int
 	}
 }
 
-// Revoke ends a session of the caller, or of any user for an admin. For an ended session,
-// Revoke changes nothing and succeeds.
+// Revoke ends a session of the caller; an admin may end any user's session. If the
+// session has ended before, Revoke changes nothing and succeeds.
 //
-// Errors: ErrNotFound; errors of [caller.Caller.Check].
+// Errors: ErrNotFound if there is no such session, or it is another user's; errors of
+// [caller.Caller.Check].
 func (s *Sessions) Revoke(ctx context.Context, by caller.Caller, sessionID string) error {
 	return s.d.Feed.Write(ctx, func(tx *feed.Tx) error {
 		if err := by.Check(tx.Tx); err != nil {
@@ -328,9 +334,11 @@ func (s *Sessions) Revoke(ctx context.Context, by caller.Caller, sessionID strin
 	})
 }
 
-// RevokeAll ends every session of the caller's user, or of any user for an admin.
+// RevokeAll ends every session of the caller; an admin may end every session of any
+// user.
 //
-// Errors: ErrNotFound; user.ErrNotFound; errors of [caller.Caller.Check].
+// Errors: ErrNotFound if the caller is neither the user nor an admin; user.ErrNotFound;
+// errors of [caller.Caller.Check].
 func (s *Sessions) RevokeAll(ctx context.Context, by caller.Caller, userID string) error {
 	if !by.MayManage(userID) {
 		return ErrNotFound
@@ -338,11 +346,11 @@ func (s *Sessions) RevokeAll(ctx context.Context, by caller.Caller, userID strin
 	return s.d.Users.RevokeSessions(ctx, by, userID)
 }
 
-// Prune deletes, in small steps, the rows of sessions ended or expired for as long as
-// Config.Idle. Until then a client with a refresh token of the session gets the precise
-// reason of the refusal.
+// Prune deletes the rows of sessions that ended or expired at least Config.Idle ago, in
+// small steps. Until then a client that presents a refresh token of the session gets
+// the precise reason of the refusal.
 func (s *Sessions) Prune(ctx context.Context) error {
-	const step = 200 // rows: about a millisecond of the writer's time
+	const step = 200 // rows in one transaction: about a millisecond of SQLite's one writer
 	for after := ""; ; {
 		err := s.d.Store.Write(ctx, func(tx *store.Tx) (err error) {
 			after, err = tx.PruneSessions(after, step, func(row *store.Session) bool {

@@ -7,12 +7,13 @@ import (
 	"fmt"
 )
 
-// Copied is the result of [Copy].
+// Copied is the result of [Copy]: the new database, and the number of rows that moved.
 type Copied struct {
-	To     string // without a password
+	To     string // URI of the new database, without a password
 	Tables []CopiedTable
-	// Earlier is set when an earlier copy had brought all rows and was interrupted
-	// before the end: this copy only finished.
+	// Earlier is true if an earlier call of Copy had brought all rows into the target
+	// and was interrupted afterwards. Then this call only finished that copy, and
+	// Tables is empty.
 	Earlier bool
 }
 
@@ -22,27 +23,29 @@ type CopiedTable struct {
 	Rows int64
 }
 
-// Copy moves an embedded database to an empty PostgreSQL database with a schema, while
-// servers have the embedded database open. Every acknowledged change is copied: from the
-// copy's beginning on, writes to the source fail with ErrUnavailable, and after the fence
-// reads do, too.
+// Copy moves an embedded database to a PostgreSQL database with a schema and without
+// rows, while servers have the embedded database open. Every acknowledged change is
+// copied: from step 2 on, writes to the embedded database (the source) fail with
+// ErrUnavailable, and after step 4 its reads fail, too.
 //
 // The steps:
 //
-//  1. Lock the target, and refuse a target that has rows.
+//  1. Lock the PostgreSQL database (the target), and refuse a target that has rows.
 //  2. Lock the source against writes.
-//  3. Write every row into the target, with a mark: incomplete. Commit the target. No
-//     program works on a database with the mark.
-//  4. Fence the source: rename the tables, so that no program of any version can read
+//  3. Write every row into the target, with the setting copy_incomplete. Commit the
+//     target. No server or command works on a database with this setting.
+//  4. Fence the source: rename its tables, so that no program of any version can read
 //     or write them. Commit the source.
-//  5. Delete the mark.
+//  5. Delete the setting copy_incomplete in the target.
 //
 // A copy interrupted before the commit of step 4 leaves the source usable, and the next
-// copy starts over. A copy interrupted later leaves a whole target, and the next copy
-// deletes the mark. So at most one of the two databases is usable at any time.
+// call of Copy starts over. A copy interrupted later leaves a whole target, and the
+// next call deletes the setting. So at most one of the two databases is usable at any
+// time.
 //
 // Errors: ErrEngine if a URI names the wrong kind of database; a *MovedError if the
-// source was moved elsewhere; ErrOldSchema or ErrSchema of the target.
+// source was moved to another target before; ErrOldSchema or ErrSchema if the target's
+// schema does not fit.
 func Copy(ctx context.Context, from, to string) (*Copied, error) {
 	c, err := openCopying(ctx, from, to)
 	if err != nil {
@@ -62,7 +65,7 @@ type copying struct {
 	id      string    // random; the same in source and target
 	source  *sqliteDB // nil if an earlier copy has fenced the source
 	tables  []string
-	movedTo string // by the setting of a fenced source
+	movedTo string // the target's URI without a password, as a fenced source has it in the setting moved_to
 	target  *copyTarget
 	copied  Copied
 }
@@ -100,7 +103,8 @@ func (c *copying) openSource(ctx context.Context, path string) (err error) {
 	return err
 }
 
-// close rolls back the open transactions.
+// close rolls back the open transactions of source and target, and closes both
+// databases.
 func (c *copying) close() {
 	if c.target != nil {
 		c.target.close()
@@ -141,8 +145,9 @@ func (c *copying) transfer(ctx context.Context) error {
 	return c.target.mark(ctx, c.id)
 }
 
-// fromTable returns the clause for the rows of a table that a copy moves. The setting
-// schemaFloor stays: each engine has its own.
+// fromTable returns the FROM clause for the rows of a table that a copy moves. The
+// setting schemaFloor is left out, since the migrations of each engine have set their
+// own.
 func fromTable(table string) string {
 	if table == "settings" {
 		return `FROM settings WHERE name <> '` + schemaFloor + `'`
@@ -150,9 +155,10 @@ func fromTable(table string) string {
 	return `FROM ` + table
 }
 
-// finish deletes the mark, if the target holds this source's copy.
+// finish deletes the setting copy_incomplete, if the target holds this source's copy.
+// Errors: a *MovedError if the target holds another copy or none.
 func (c *copying) finish(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx) // the source is fenced: only the target is left
+	ctx = context.WithoutCancel(ctx) // the source is fenced, so only a finished target is usable
 	id, err := pgSetting(ctx, c.target.conn, copyID)
 	if err != nil {
 		return err

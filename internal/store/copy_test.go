@@ -183,7 +183,7 @@ func copyTo(t *testing.T, from, to string) *store.Copied {
 	return copied
 }
 
-// refusesToOpen opens a database on which nobody may work.
+// refusesToOpen fails the test unless Open returns an error that contains says.
 func refusesToOpen(t *testing.T, uri, says string) {
 	t.Helper()
 	s, err := store.Open(t.Context(), uri)
@@ -218,7 +218,7 @@ func TestCopyBringsEverything(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if again := copyTo(t, from, to); !again.Earlier { // who was killed before it could say so
+	if again := copyTo(t, from, to); !again.Earlier { // the first copy was killed before it could report
 		t.Errorf("copied again: %v", again)
 	}
 	refusesToOpen(t, from, copied.To)
@@ -331,7 +331,7 @@ func TestCopyIsKilled(t *testing.T) {
 				refusesToOpen(t, from, "was moved to")
 			}
 			if steps >= committed && steps < store.StepsOfACopy {
-				refusesToOpen(t, to, "did not come to its end")
+				refusesToOpen(t, to, "was interrupted")
 				err := early.Write(t.Context(), func(tx *store.Tx) error { return errors.Join(tx.Exclusive(), tx.Usable()) })
 				if err == nil {
 					t.Error("who had it open may work on a copy that is not finished")
@@ -365,13 +365,13 @@ func TestCopyRefuses(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing.db")
 	empty := storetest.Postgres(t)
 	for _, test := range []struct{ from, to, says string }{
-		{from, used, "in its table users"},
-		{from, begun, "in its table settings"},
+		{from, used, "its table users has rows"},
+		{from, begun, "its table settings has rows"},
 		{from, pgtest.URI(t), store.ErrOldSchema.Error() + ": there is none yet"},
 		{from, from, "must be postgres"},
 		{empty, empty, "must be sqlite"},
 		{"sqlite:" + missing, empty, "there is no database " + missing},
-		{"sqlite:" + strange, empty, "not a database of watchword's"},
+		{"sqlite:" + strange, empty, "not a watchword database"},
 	} {
 		_, err := store.Copy(t.Context(), test.from, test.to)
 		if err == nil || !strings.Contains(err.Error(), test.says) {

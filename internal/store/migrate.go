@@ -14,8 +14,8 @@ import (
 	"github.com/pressly/goose/v3/lock"
 )
 
-// migrations are one set of SQL for both engines. A file named *_postgres.sql is for
-// PostgreSQL alone. docs/migrations.md tells how to write a migration.
+// migrations holds one set of SQL files for both engines. A file named *_postgres.sql
+// is for PostgreSQL alone. docs/migrations.md tells how to write a migration.
 //
 //go:embed migrations/*.sql
 var migrations embed.FS
@@ -24,8 +24,10 @@ var migrations embed.FS
 // schema. A migration that removes something needed by older programs raises the floor.
 const schemaFloor = "schema_floor"
 
-// judgeSchema compares the database's version with the version known to this program.
-// Errors: ErrOldSchema; ErrSchema if the schema's floor is above this program.
+// judgeSchema compares the schema version of the database with the newest version known
+// to this program. floor is the value of the setting schemaFloor. Errors: ErrOldSchema
+// if the database is older; ErrSchema if the database is newer and floor is above this
+// program.
 func judgeSchema(current, known int64, floor string) error {
 	if current < known {
 		return fmt.Errorf("%w: version %d is older than this program's %d", ErrOldSchema, current, known)
@@ -40,7 +42,8 @@ func judgeSchema(current, known int64, floor string) error {
 	return nil
 }
 
-// migrateSQLite brings the schema up to date. Errors: a *MovedError; ErrSchema.
+// migrateSQLite brings an embedded database's schema up to date. Errors: a *MovedError;
+// ErrSchema if the schema is too new for this program.
 func migrateSQLite(ctx context.Context, db *sql.DB) error {
 	if to, _ := movedAway(ctx, db); to != "" {
 		return &MovedError{To: to} // a migration would not find the renamed tables
@@ -86,9 +89,9 @@ func applyMigrations(ctx context.Context, provider *goose.Provider) error {
 }
 
 // Migrate brings a database's schema up to date. On PostgreSQL any number of processes
-// may call Migrate at once: one migrates, and the others wait. The lock belongs to the
-// session, so no pooler in transaction mode may be between. Errors: those of [Open] for
-// SQLite.
+// may call Migrate at once: one migrates, and the others wait. The others wait for an
+// advisory lock of the migrating connection, so Migrate does not work through a pooler
+// in transaction mode. Errors: those of [Open] for SQLite.
 func Migrate(ctx context.Context, uri string) error {
 	if !isPostgres(uri) {
 		s, err := Open(ctx, uri) // Open migrates an embedded database
@@ -103,7 +106,8 @@ func Migrate(ctx context.Context, uri string) error {
 	}
 	db := stdlib.OpenDB(*config.ConnConfig)
 	defer db.Close()
-	// Once a second, for ten minutes: a migration may rewrite a large table.
+	// Tries to get the lock once a second, for ten minutes: a migration in another
+	// process may rewrite a large table.
 	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 600))
 	if err != nil {
 		return err
@@ -115,8 +119,8 @@ func Migrate(ctx context.Context, uri string) error {
 	return applyMigrations(ctx, provider)
 }
 
-// checkPostgresSchema refuses a schema that does not fit, and migrates nothing. Errors:
-// ErrOldSchema; ErrSchema; ErrUnavailable.
+// checkPostgresSchema refuses a schema that does not fit this program, and migrates
+// nothing. Errors: ErrOldSchema; ErrSchema; ErrUnavailable.
 func checkPostgresSchema(ctx context.Context, p *pgDB) error {
 	db := stdlib.OpenDBFromPool(p.pool)
 	defer db.Close()
@@ -124,7 +128,7 @@ func checkPostgresSchema(ctx context.Context, p *pgDB) error {
 	if err != nil {
 		return err
 	}
-	sources := provider.ListSources() // by version
+	sources := provider.ListSources() // sorted by version
 	known := sources[len(sources)-1].Version
 	ctx, cancel := context.WithTimeout(ctx, schemaTime)
 	defer cancel()

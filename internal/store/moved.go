@@ -1,19 +1,22 @@
 package store
 
-// Settings written by [Copy].
+// Names of settings that [Copy] writes.
 const (
-	// movedTo is in a database that was moved away: the target, without a password.
+	// movedTo is set in an embedded database that was moved away. The value is the URI
+	// of the new database, without a password.
 	movedTo = "moved_to"
-	// copyID is the same random text in the source and in the target of a copy.
+	// copyID has the same random value in the source and in the target of a copy. The
+	// next call of [Copy] recognizes its own unfinished target by the value.
 	copyID = "copy"
-	// copyIncomplete is in a target while the source may still acknowledge changes
-	// that the target does not have.
+	// copyIncomplete is set in the target of an unfinished copy, while the source may
+	// still acknowledge changes that the target does not have.
 	copyIncomplete = "copy_incomplete"
 )
 
-// Usable refuses a database that was moved away, or was filled by an interrupted copy.
-// Open checks with Usable. A copy may begin after Open, so a transaction that depends on
-// the answer must call Usable again. Errors: *MovedError; ErrIncomplete.
+// Usable returns an error for a database that was moved away by [Copy], and for a
+// database filled by an interrupted copy. [Open] calls Usable. A copy may begin after
+// Open, so a transaction that must not run on such a database calls Usable again.
+// Errors: a *MovedError; ErrIncomplete.
 func (tx *Tx) Usable() error {
 	to, err := tx.Setting(movedTo)
 	if err != nil {

@@ -7,22 +7,23 @@ import (
 	"time"
 )
 
-// breaker makes callers fail at once while the database is away. The breaker trips when
-// making a connection failed, or the database did not answer in time. A tripped breaker
-// lets one caller try per tripTime, until a caller succeeds. So a database that is away
-// costs a timeout only to the callers that try, and a database that is back is not
-// stormed.
+// breaker makes callers fail at once while the database does not answer. The breaker
+// trips if a connection cannot be made, or if the database does not answer in time. A
+// tripped breaker lets one caller through per tripTime, until the database answers a
+// caller. So an outage costs a timeout only to the callers that are let through, and a
+// database that comes back is not flooded.
 //
 // A breaker is safe for concurrent use.
-type breaker struct{ until atomic.Int64 } // ns since 1970, when a caller may try; zero: all may
+type breaker struct{ until atomic.Int64 } // next time that a caller may try, in ns since 1970; zero: every caller may
 
-// tripTime is the time between two tries. A random half of tripTime is added, so that
-// replicas try at different times.
+// tripTime is the time between two callers that a tripped breaker lets through. A
+// random time of up to tripTime/2 is added, so that replicas try at different times.
 const tripTime = 100 * time.Millisecond
 
 var errDown = unavailable(errors.New("the database did not answer a moment ago"))
 
-// allow returns nil if the caller may try, and errDown otherwise.
+// allow returns nil if the caller may use the database now, and errDown otherwise. A
+// nil of a tripped breaker uses up the one try per tripTime.
 func (b *breaker) allow() error {
 	until := b.until.Load()
 	if until == 0 || !b.refuses() && b.until.CompareAndSwap(until, nextTry()) {
@@ -31,7 +32,7 @@ func (b *breaker) allow() error {
 	return errDown
 }
 
-// refuses reports whether no caller may try now.
+// refuses reports whether [breaker.allow] would return errDown now.
 func (b *breaker) refuses() bool { return time.Now().UnixNano() < b.until.Load() }
 
 func nextTry() int64 { return time.Now().Add(tripTime + rand.N(tripTime/2)).UnixNano() }
@@ -39,7 +40,7 @@ func nextTry() int64 { return time.Now().Add(tripTime + rand.N(tripTime/2)).Unix
 func (b *breaker) trip() { b.until.Store(nextTry()) }
 
 func (b *breaker) reset() {
-	if b.until.Load() != 0 { // a load is cheaper than a store on every call
+	if b.until.Load() != 0 { // reset runs after every call, and reading is cheaper than writing
 		b.until.Store(0)
 	}
 }

@@ -6,20 +6,22 @@ import (
 	"time"
 )
 
-// The time bounds. PostgreSQL enforces the first three, even against a replica that has
-// frozen in the middle of a transaction; the store enforces the others.
+// The time bounds of the store on PostgreSQL. PostgreSQL itself enforces the first
+// three, even against a replica that has frozen in the middle of a transaction; this
+// package enforces the others.
 //
 //	statementTime  bounds a statement, and all that the store does for one caller
 //	lockTime       bounds the wait for a row lock held by another transaction
 //	idleTime       bounds a replica's silence inside a transaction: PostgreSQL then
 //	               ends the transaction and releases the locks
-//	batchLockTime  replaces lockTime in a batch of refreshes, since the members of
-//	               the batch, and the next batch, want other rows
-//	leastTime      is granted to every caller: a connection is closed when its time
-//	               runs out, and an impatient caller must not cost a connection
+//	batchLockTime  replaces lockTime in a batch of refreshes: the other refreshes of
+//	               the batch, and the next batch, need other rows and would wait too
+//	leastTime      is granted to every caller, even past its deadline: a connection is
+//	               closed when the time runs out during a statement, and an impatient
+//	               caller must not cost a connection
 //	answerTime     is left of the caller's deadline to bring the answer to the client
 //	connectTime    bounds the making of a connection. A shorter bound would take a
-//	               busy server for one that is away
+//	               busy server for one that is down
 //	schemaTime     bounds the check of the schema when the database is opened
 const (
 	statementTime = 5 * time.Second
@@ -32,15 +34,15 @@ const (
 	schemaTime    = 10 * time.Second
 )
 
-// budget computes the time that the store has for a caller with a deadline.
-type budget struct{ deadline time.Time } // zero: the caller has none
+// budget computes how long the store may work for a caller, from the caller's deadline.
+type budget struct{ deadline time.Time } // zero: the caller has no deadline
 
 func budgetOf(ctx context.Context) budget {
 	deadline, _ := ctx.Deadline()
 	return budget{deadline}
 }
 
-// left returns the time for work that begins now.
+// left returns how long work that begins now may take.
 func (b budget) left() time.Duration {
 	if b.deadline.IsZero() {
 		return statementTime
@@ -48,12 +50,13 @@ func (b budget) left() time.Duration {
 	return min(statementTime, max(leastTime, time.Until(b.deadline)-answerTime))
 }
 
-// short reports whether the caller has only leastTime.
+// short reports whether only leastTime remains for the caller.
 func (b budget) short() bool { return b.left() == leastTime }
 
-// forBatch returns the context in which a caller waits for a batch. The batch has a
-// budget of its own, which may be longer, so the caller stops waiting before the
-// deadline: by answerTime, or half of the time left if that is less.
+// forBatch returns the context in which a caller waits for a batch of refreshes. The
+// batch has a budget of its own, which may be longer than the caller's. So the caller
+// stops waiting before the deadline: by answerTime, or by half of the time left if that
+// is less.
 func (b budget) forBatch(ctx context.Context) (context.Context, context.CancelFunc) {
 	if b.deadline.IsZero() {
 		return ctx, func() {}
@@ -61,14 +64,15 @@ func (b budget) forBatch(ctx context.Context) (context.Context, context.CancelFu
 	return context.WithDeadline(ctx, b.deadline.Add(-min(answerTime, time.Until(b.deadline)/2)))
 }
 
-// pgBounds sets the bounds enforced by PostgreSQL for a connection. pgTxBounds is a
-// SELECT list that sets the bounds for a transaction: behind a pooler the next
-// transaction may run on another connection, so every transaction sets them.
+// pgBounds is a statement that sets PostgreSQL's bounds for a connection. pgTxBounds is
+// a SELECT list that sets the bounds for a transaction: behind a pooler the next
+// transaction may run on another connection, so every transaction sets its bounds.
 var (
 	pgBounds   = "SELECT " + setBounds(false)
 	pgTxBounds = setBounds(true)
-	// pgBatchBounds sets a batch's lockTime. A generic plan fits batches of every size;
-	// PostgreSQL would plan each small batch anew.
+	// pgBatchBounds is a statement that sets batchLockTime and a generic plan for a
+	// batch of refreshes. A generic plan fits batches of every size; without the
+	// setting, PostgreSQL would plan each small batch again.
 	pgBatchBounds = fmt.Sprintf(`SELECT set_config('lock_timeout', '%d', true), set_config('plan_cache_mode', 'force_generic_plan', true)`,
 		batchLockTime.Milliseconds())
 )

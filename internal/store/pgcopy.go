@@ -13,8 +13,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// copyTarget is the PostgreSQL database of a [Copy]. One transaction on conn lasts from
-// lock to commit.
+// copyTarget is the PostgreSQL database that a [Copy] fills. One transaction on conn
+// lasts from [copyTarget.lock] to [copyTarget.commit].
 type copyTarget struct {
 	db   *pgDB
 	conn *pgxpool.Conn
@@ -34,7 +34,7 @@ func openCopyTarget(ctx context.Context, uri string) (*copyTarget, error) {
 }
 
 func (t *copyTarget) close() {
-	t.conn.Release() // which closes a connection with an open transaction
+	t.conn.Release() // closes the connection if a transaction is open
 	t.db.closeOnce()
 }
 
@@ -47,15 +47,15 @@ func (t *copyTarget) name() string {
 	}).String()
 }
 
-// lock locks the tables, and deletes the rows of a migration or an interrupted copy.
-// Any other row is refused.
+// lock begins the copy's transaction, locks the tables, and deletes the rows that a
+// migration or an interrupted copy has left. lock refuses a target with any other row.
 func (t *copyTarget) lock(ctx context.Context, tables []string) error {
-	// With synchronous_commit off a crash of PostgreSQL might undo the copy after the
-	// source was fenced, and so lose everything.
+	// With synchronous_commit = off, a crash of PostgreSQL might undo the commit of the
+	// copy after the source was fenced. Then both databases would be lost.
 	for _, statement := range []string{
 		`BEGIN`, `SET LOCAL lock_timeout = '5s'`, `SET LOCAL statement_timeout = 0`, `SET LOCAL idle_in_transaction_session_timeout = 0`,
 		`SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`,
-		fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d)`, int64(exclusiveLock)), // a starting server waits
+		fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d)`, int64(exclusiveLock)), // a server that starts on the target waits
 		`LOCK TABLE ` + strings.Join(tables, ", ") + ` IN SHARE ROW EXCLUSIVE MODE`,
 	} {
 		if _, err := t.conn.Exec(ctx, statement); err != nil {
@@ -74,8 +74,9 @@ func (t *copyTarget) lock(ctx context.Context, tables []string) error {
 	return nil
 }
 
-// clear empties a table. Without leftovers of an interrupted copy, only the rows of a
-// migration may be deleted.
+// clear empties a table. leftovers tells that an interrupted copy has filled the
+// tables, so that any row may be deleted. Otherwise clear deletes only the row of the
+// table head, which a migration has made, and refuses a table that has rows.
 func (t *copyTarget) clear(ctx context.Context, table string, leftovers bool) error {
 	switch {
 	case table == "head" || table == "settings" && leftovers:
@@ -90,12 +91,12 @@ func (t *copyTarget) clear(ctx context.Context, table string, leftovers bool) er
 		return err
 	}
 	if used {
-		return fmt.Errorf("the database to copy to is in use: there are rows in its table %s. Nothing was changed; name an empty one", table)
+		return fmt.Errorf("the database to copy to is in use: its table %s has rows. Nothing was changed; name an empty database", table)
 	}
 	return nil
 }
 
-// receive inserts rows, and returns their number.
+// receive inserts rows into a table of the target, and returns the number of rows.
 func (t *copyTarget) receive(ctx context.Context, table string, rows *copyRows) (int64, error) {
 	columns, err := rows.Columns()
 	if err != nil {
@@ -104,7 +105,7 @@ func (t *copyTarget) receive(ctx context.Context, table string, rows *copyRows) 
 	return t.conn.CopyFrom(ctx, pgx.Identifier{table}, columns, rows)
 }
 
-// mark marks the target as an incomplete copy.
+// mark sets copyIncomplete and copyID in the target.
 func (t *copyTarget) mark(ctx context.Context, id string) error {
 	_, err := t.conn.Exec(ctx, `INSERT INTO settings (name, value) VALUES ($1, $3), ($2, $3)
 		ON CONFLICT (name) DO UPDATE SET value = excluded.value`, copyID, copyIncomplete, id)
@@ -117,24 +118,26 @@ func (t *copyTarget) commit(ctx context.Context) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("committing the copy (the source is as it was; run this again): %w", err)
+		return fmt.Errorf("committing the copy (the database copied from is unchanged; run this command again): %w", err)
 	}
 	return nil
 }
 
-// finish deletes the mark.
+// finish deletes copyIncomplete, so that the target is usable from now on.
 func (t *copyTarget) finish(ctx context.Context) error {
 	if _, err := t.conn.Exec(ctx, `DELETE FROM settings WHERE name = $1`, copyIncomplete); err != nil {
-		return fmt.Errorf("finishing the copy (run this again): %w", err)
+		return fmt.Errorf("finishing the copy (run this command again): %w", err)
 	}
-	// ANALYZE lets the first queries be planned as well as later ones. PostgreSQL would
-	// run ANALYZE by itself some time later.
+	// ANALYZE gives PostgreSQL the statistics for fast plans from the first query on.
+	// PostgreSQL would run ANALYZE by itself some time later. An error is ignored: the
+	// copy is complete.
 	_, _ = t.conn.Exec(ctx, `SET statement_timeout = 0`)
 	_, _ = t.conn.Exec(ctx, `ANALYZE`)
 	return nil
 }
 
-// pgSetting reads a setting outside of a [Tx]. A setting never set is empty.
+// pgSetting reads a setting outside of a [Tx]. pgSetting returns "" for a setting that
+// was never set.
 func pgSetting(ctx context.Context, conn *pgxpool.Conn, name string) (value string, err error) {
 	err = conn.QueryRow(ctx, `SELECT value FROM settings WHERE name = $1`, name).Scan(&value)
 	if errors.Is(err, pgx.ErrNoRows) {

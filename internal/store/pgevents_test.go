@@ -161,7 +161,7 @@ func tailed(t *testing.T, log eventLog) (committed, heard []string, gap bool) {
 		first()
 		follow()
 	}
-	// Writers who race, and a reader who follows all the while.
+	// Writers race, and a reader follows the events all the time.
 	done := make(chan []string)
 	for w := range 4 {
 		go func() {
@@ -194,9 +194,9 @@ func tailed(t *testing.T, log eventLog) (committed, heard []string, gap bool) {
 	return committed, heard, gap
 }
 
-// Whoever follows the events by their number misses none, and waits for none that
-// does not come. An identity column, which numbers before the commit, breaks both:
-// so this test can tell.
+// A reader that follows the events by their numbers misses no event, and waits for no
+// number that never comes. An identity column takes its number before the commit, and
+// breaks both: with one, this test fails.
 func TestATailByNumberMissesNothing(t *testing.T) {
 	committed, heard, gap := tailed(t, ours{t, storetest.Open(t, storetest.Postgres(t))})
 	slices.Sort(committed)

@@ -93,7 +93,8 @@ func once(words string, fate pgtest.Fate) func(pgtest.Trip) pgtest.Fate {
 	}
 }
 
-// A commit that nobody has confirmed is not made again, and not denied.
+// A commit whose answer was lost is ErrUncertain: the store neither runs the
+// transaction again nor reports that it failed.
 func TestACommitThatIsCutIsUncertain(t *testing.T) {
 	b := newBehind(t)
 	for fate, want := range map[pgtest.Fate]string{pgtest.CutBefore: "", pgtest.CutAfter: "yes"} {
@@ -172,7 +173,8 @@ func TestASpendingThatIsCutIsUncertain(t *testing.T) {
 	}
 }
 
-// A batch that is cut harms nobody: its members are spent again, or have been.
+// After a batch whose connection is cut, no member gets an error: the members run again
+// one by one, or were spent in the batch.
 func TestABatchThatIsCut(t *testing.T) {
 	const members = store.MaxBatch
 	for _, fate := range []pgtest.Fate{pgtest.CutBefore, pgtest.CutAfter} {
@@ -180,7 +182,8 @@ func TestABatchThatIsCut(t *testing.T) {
 		insertMembers(t, b.direct, members)
 		b.proxy.Judge(once("UPDATE sessions", fate))
 		for i, err := range store.SpendTogether(t.Context(), b.through, spendsOf(members)) {
-			// Who was in the batch finds out by asking again, as session does.
+			// If the batch was committed, a second Spend returns ErrNotFound, and
+			// package session then reads the row.
 			if err != nil && !(fate == pgtest.CutAfter && errors.Is(err, store.ErrNotFound)) {
 				t.Errorf("fate %v: member %d: %v", fate, i, err)
 			}
@@ -224,8 +227,8 @@ func insertMembers(t *testing.T, s *store.Store, n int) {
 	}
 }
 
-// A pool full of connections that have died, as behind a restart, costs nobody an
-// error.
+// A pool full of dead connections, as after a restart of PostgreSQL, makes no call
+// fail.
 func TestConnectionsThatDiedWhileIdle(t *testing.T) {
 	const connections = 25 // more than a call has attempts
 	b := newBehind(t, fmt.Sprint("pool_max_conns=", connections))

@@ -8,15 +8,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Hints: a transaction that appends an event sends NOTIFY with the commit, and every
-// replica listens on a connection of its own, outside of the pool. A hint only shortens
-// the wait for the next poll, so any may be lost. Behind a pooler in transaction mode no
-// notification arrives.
+// Hints tell a replica that another replica has appended an event. A transaction that
+// appends an event sends NOTIFY with the commit, and every replica listens on a
+// connection of its own, outside of the pool. A hint only shortens the wait for the
+// replica's next poll of the events, so any hint may be lost. A pooler in transaction
+// mode passes no notification on: replicas behind such a pooler only poll.
 
-// hints listens until ctx ends, and reconnects after a failure.
+// hints calls hint for each notification until ctx ends, and reconnects after a
+// failure.
 func (p *pgDB) hints(ctx context.Context, hint func()) {
 	for again := true; again; again = pause(ctx, time.Second/2+rand.N(time.Second)) {
-		_ = p.listen(ctx, hint) // polling goes on without hints
+		_ = p.listen(ctx, hint) // without hints, replicas learn of events by polling
 	}
 }
 
@@ -29,7 +31,7 @@ func (p *pgDB) listen(ctx context.Context, hint func()) error {
 	if _, err := conn.Exec(ctx, "LISTEN "+notifyChannel); err != nil {
 		return err
 	}
-	hint() // for events from before LISTEN
+	hint() // events committed before LISTEN have sent no notification to this connection
 	for {
 		if _, err := conn.WaitForNotification(ctx); err != nil {
 			return err

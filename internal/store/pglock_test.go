@@ -72,8 +72,8 @@ func freezeHolder(t *testing.T, uri string) {
 	}
 }
 
-// A replica that freezes in the midst of a transaction holds up those who want the
-// same rows for as long as the database's patience with it, and nobody else.
+// A replica that freezes inside a transaction keeps its row locks for idleTime. Only
+// callers that want the same rows wait for so long.
 func TestAReplicaThatFreezes(t *testing.T) {
 	uri := storetest.Postgres(t)
 	s := storetest.Open(t, uri)
@@ -126,7 +126,8 @@ func TestAReplicaThatFreezes(t *testing.T) {
 	}
 }
 
-// Whoever began before another, and gets a lock after them, comes after them.
+// A transaction that waits for a row lock has a later time than the transaction that
+// held the lock, even if it began before.
 func TestAnInstantIsBehindTheLock(t *testing.T) {
 	s := storetest.Open(t, storetest.Postgres(t))
 	insertAlice(t, s, 1)
@@ -196,7 +197,7 @@ func holdSession(id string) func(*store.Tx) error {
 
 func holdUser(tx *store.Tx) error { _, err := tx.User("alice"); return err }
 
-// Nobody who calls sees a deadlock.
+// No caller gets an error after a deadlock.
 func TestDeadlocks(t *testing.T) {
 	uri := storetest.Postgres(t)
 	s := storetest.Open(t, uri)
@@ -205,7 +206,7 @@ func TestDeadlocks(t *testing.T) {
 	tasks.Go(func() { crosswise(t, s, holdSession("s0"), holdSession("s1")) })
 	tasks.Go(func() { crosswise(t, s, holdUser, holdSession("s2")) })
 	tasks.Wait()
-	// A batch holds s4 and wants s5, and one who holds s5 wants s4.
+	// A batch holds s4 and wants s5; a transaction holds s5 and wants s4.
 	held, asked := make(chan struct{}), make(chan struct{})
 	first := sync.OnceFunc(func() { close(held); <-asked })
 	tasks.Go(func() {
@@ -316,8 +317,9 @@ func (c *wholeConn) Write(b []byte) (int, error) {
 	return c.Conn.Write(b)
 }
 
-// What is sent before an answer is sent whole: whoever freezes then has not left
-// locks to a server that waits for the rest, and has no timeout for that.
+// All messages before an answer are sent in one write. A replica that freezes has sent
+// all or nothing: PostgreSQL has no timeout for the rest of a half-sent message, and
+// would keep the locks until then.
 func TestEveryWriteIsWhole(t *testing.T) {
 	const record = 16 << 10 // bytes that TLS sends at once
 	var parts, most atomic.Int64

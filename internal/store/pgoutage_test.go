@@ -73,8 +73,8 @@ func refusedInTime(t *testing.T, s *store.Store, allowed time.Duration) {
 	tasks.Wait()
 }
 
-// A database that takes connections and says nothing costs nobody more than their
-// deadline, and is found again.
+// A database that accepts connections and sends no answer costs a caller at most its
+// deadline. When the database answers again, so does the store.
 func TestABlackHole(t *testing.T) {
 	b := newBehind(t)
 	recovered(t, b.through) // with connections
@@ -85,8 +85,8 @@ func TestABlackHole(t *testing.T) {
 	recovered(t, b.through)
 }
 
-// Callers of a database that is gone fail at once, but for one at a time who tries;
-// it is found again without opening the store anew.
+// While the database is down, callers fail at once, except one at a time that tries.
+// When the database is back, the same Store works again.
 func TestADatabaseThatIsGone(t *testing.T) {
 	cluster := pgtest.Start(t, pgtest.Options{})
 	uri := cluster.URI(t)
@@ -119,8 +119,8 @@ func TestADatabaseThatIsGone(t *testing.T) {
 			})
 		}
 		tasks.Wait()
-		// At least 100 ms lie between two who try, and each may try twice; without a
-		// breaker there are thousands.
+		// The breaker lets a caller try every 100 ms, and a caller may try twice.
+		// Without a breaker there are thousands of connections.
 		n, most := proxy.Dials(), 2*int(time.Since(began)/(100*time.Millisecond))+store.PoolSize
 		if n > most {
 			t.Errorf("%s: %d connections were tried in %v, want %d at most", name, n, time.Since(began), most)

@@ -11,22 +11,25 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// The pool: how many connections a replica has, how a connection is made, and when an
-// idle connection is checked before use.
+// This file configures the pool of connections: how many connections a replica has, how
+// a connection is made, and when an idle connection is checked before use.
 
 const (
 	// poolSize is the number of connections of one replica, unless the URI sets
-	// pool_max_conns. Refreshes share transactions on two connections and logins wait
-	// for their hashes, so more connections gain little: docs/benchmarks.md has the
-	// figures. Ten replicas stay below PostgreSQL's default bound of 100.
+	// pool_max_conns. Refreshes share transactions on two connections, and logins spend
+	// most of their time on the password hash, so more connections gain little:
+	// docs/benchmarks.md has the figures. Ten replicas stay below PostgreSQL's default
+	// bound of 100 connections.
 	poolSize = 8
-	// idlePing is how long an idle connection is used without a check.
+	// idlePing bounds how long a connection may have been idle and still be used
+	// without a check.
 	idlePing = time.Second
 )
 
-// errPostgresURI leaves out the driver's error, which may repeat the URI.
-var errPostgresURI = errors.New("a postgres:// URI that cannot be used: see to its form, its parameters, " +
-	"and the files and variables (sslrootcert, service, PG…) that count besides")
+// errPostgresURI replaces the driver's error for a URI, which may repeat the URI and so
+// a password.
+var errPostgresURI = errors.New("a postgres:// URI that cannot be used: check its form, its parameters,  " +
+	"and the files and environment variables that PostgreSQL clients read (sslrootcert, service, PG…)")
 
 // pgConfig parses a URI. Errors: errPostgresURI.
 func pgConfig(uri string) (*pgxpool.Config, error) {
@@ -47,21 +50,22 @@ func pgConfig(uri string) (*pgxpool.Config, error) {
 	}
 	c.OnNotice = noteWarning
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-		_, err := conn.Exec(ctx, pgBounds) // for statements outside of a transaction of ours
+		_, err := conn.Exec(ctx, pgBounds) // bounds the statements that run outside of a transaction of [pgTx]
 		return err
 	}
 	c.DialFunc = dial
 	return config, nil
 }
 
-// dial opens connections with TCP keepalive: after the other machine has vanished
-// silently, a connection ends within about ten seconds.
+// dial opens connections with TCP keepalive. If the other machine disappears without a
+// message, the connection ends within about ten seconds.
 var dial = (&net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3},
 }).DialContext
 
 // checkedConn is the key of a context in which every idle connection is checked before
-// use: one connection has died, so all idle connections may have.
+// use. A retry sets the key: one connection has failed, so all idle connections may be
+// dead.
 type checkedConn struct{}
 
 func shouldPing(ctx context.Context, c pgxpool.ShouldPingParams) bool {

@@ -12,13 +12,14 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// meaning tells what an error means, and what is done about the error. [meaningOf] is
-// the table, and every other part of the PostgreSQL half goes by the table:
+// meaning tells what an error of PostgreSQL says about the transaction, and what the
+// store does next. [meaningOf] is the table, and every other part of the PostgreSQL
+// half uses it:
 //
 //	error                                    outcome           then
 //	of fn itself, ErrExists; no error        as fn decided     return
 //	ErrUncertain                             unknown           return
-//	errDown, errNotSent                      nothing was done  return: trying is up to the breaker
+//	errDown, errNotSent                      nothing was done  return: the breaker decides about later tries
 //	errStandby                               nothing was done  once, on new connections
 //	ERROR read_only_sql_transaction          refused           once, on new connections
 //	ERROR serialization, deadlock, lock      refused           repeat
@@ -26,8 +27,8 @@ import (
 //	the deadline has passed                  as below          return
 //	any other, FATAL: the connection is lost as below          repeat
 //
-// After the last two rows, nothing was done if the error came before COMMIT. If COMMIT
-// may have been sent, the outcome is unknown: [afterSend] makes such an error
+// In the last two rows, nothing was done if the error came before COMMIT. If COMMIT may
+// have been sent, the outcome is unknown: [afterSend] turns such an error into
 // ErrUncertain.
 //
 // "Refused" means that the server has answered and rolled back.
@@ -41,7 +42,7 @@ type action int
 
 const (
 	giveUp    action = iota // return the error
-	repeat                  // repeat on a connection that was checked
+	repeat                  // repeat the transaction on a connection that was checked
 	reconnect               // the pool's connections lead to a standby: repeat once on new connections
 )
 
@@ -69,22 +70,23 @@ func meaningOf(err error) meaning {
 }
 
 var (
-	// errNotSent means: there was no connection, and nothing was sent.
+	// errNotSent means that no connection could be had, so that nothing was sent.
 	errNotSent = errors.New("no connection")
-	// errStandby means: the server follows a primary, and may be behind without bound.
-	// A read from a standby might miss acknowledged changes.
+	// errStandby means that the server is a standby, which may be behind its primary by
+	// any amount. A read from a standby might miss acknowledged changes.
 	errStandby = errors.New("the server is a standby")
-	// errNotReplicated means: the commit is on the primary, and no standby confirmed.
+	// errNotReplicated means that the commit is on the primary, and that no synchronous
+	// standby has confirmed the commit.
 	errNotReplicated = fmt.Errorf("%w: no standby has confirmed it", ErrUncertain)
 )
 
-// Error codes (SQLSTATE).
+// PostgreSQL's error codes (SQLSTATE) that the store treats specially.
 const (
-	uniqueViolation      = "23505" // [Tx.fail] turns this one into ErrExists
+	uniqueViolation      = "23505" // [Tx.fail] returns ErrExists for this code
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	readOnlyTransaction  = "25006" // the server has become a standby
-	lockNotAvailable     = "55P03" // after lockTime; a frozen holder loses the lock after idleTime
+	lockNotAvailable     = "55P03" // after lockTime; a frozen holder loses the row lock after idleTime
 	undefinedTable       = "42P01"
 )
 
@@ -95,17 +97,19 @@ func sqlState(err error) string {
 	return ""
 }
 
-// refused reports whether the server has refused a statement and rolled back. FATAL is
-// no refusal, since FATAL may follow a commit that was done. The unlocalized severity is
-// in English, whatever language the server speaks; PgBouncer does not send that field.
+// refused reports whether the server has refused a statement and rolled back, that is,
+// sent an ERROR. FATAL does not count, since FATAL may follow a commit that was done.
+// SeverityUnlocalized is in English, whatever language the server uses; PgBouncer sends
+// only Severity.
 func refused(err error) bool {
 	e := (*pgconn.PgError)(nil)
 	return errors.As(err, &e) && cmp.Or(e.SeverityUnlocalized, e.Severity) == "ERROR"
 }
 
-// afterSend turns an error of the driver into ErrUnavailable or, if the transaction may
-// have been committed, into ErrUncertain. commitSent reports whether COMMIT, or a
-// statement that commits by itself, may have been sent. A nil error stays nil.
+// afterSend turns an error of the driver into ErrUncertain if the transaction may have
+// been committed, and into ErrUnavailable otherwise. commitSent tells that COMMIT, or a
+// statement that commits by itself, may have been sent. For a nil error afterSend
+// returns nil.
 func afterSend(err error, commitSent bool) error {
 	if err == nil || errors.Is(err, ErrUncertain) {
 		return err
@@ -116,11 +120,12 @@ func afterSend(err error, commitSent bool) error {
 	return fmt.Errorf("%w: %w", ErrUncertain, err)
 }
 
-// attempts bounds how often a transaction runs.
+// attempts bounds how often the store runs one transaction, the first run included.
 const attempts = 8
 
-// retry calls fn by [pgDB.withConn], and repeats as the table says, for statementTime at
-// most. After a second answer by a standby the breaker trips, so that later callers wait.
+// retry calls fn by [pgDB.withConn], and repeats the call as the table of [meaning]
+// says, for statementTime at most. If a standby answers again on new connections, the
+// breaker trips, so that the next callers fail at once.
 func (p *pgDB) retry(ctx context.Context, fn func(context.Context, *pgxpool.Conn) error) error {
 	for n, began := 1, time.Now(); ; n++ {
 		err := p.withConn(ctx, fn)
@@ -138,7 +143,8 @@ func (p *pgDB) retry(ctx context.Context, fn func(context.Context, *pgxpool.Conn
 		if then == giveUp || n == attempts || time.Since(began) > statementTime {
 			return err
 		}
-		// On average n times 5 ms, at random, so that transactions that collided come apart.
+		// The wait is random and 5 ms times n on average, so that transactions that
+		// collided run again at different times.
 		if !pause(ctx, rand.N(time.Duration(n)*10*time.Millisecond)) {
 			return err
 		}
@@ -157,8 +163,8 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 // A commit that waits for a synchronous standby may be interrupted, by a timeout or an
 // operator. PostgreSQL then reports success, and adds a warning: the commit is on the
-// primary, and is lost if the primary fails now. The code of that warning is shared by
-// others, sent with a connection or an earlier statement. So [confirmed] forgets older
+// primary, and is lost if the primary fails now. Other warnings have the same code, and
+// may arrive with a connection or an earlier statement. So [confirmed] deletes older
 // warnings before the commit is sent.
 const (
 	plainWarning = "01000"
@@ -171,8 +177,8 @@ func noteWarning(conn *pgconn.PgConn, notice *pgconn.Notice) {
 	}
 }
 
-// confirmed calls send, which commits a transaction on conn. Errors: those of send;
-// errNotReplicated.
+// confirmed calls send, which commits a transaction on conn, and looks for the warning
+// of a commit without a standby. Errors: those of send; errNotReplicated.
 func confirmed(conn *pgconn.PgConn, send func() error) error {
 	delete(conn.CustomData(), warned)
 	if err := send(); err != nil {

@@ -38,9 +38,9 @@ func TestAWarningOfSomethingElseIsNoDoubt(t *testing.T) {
 	}
 }
 
-// Who presents a token again and again whose session somebody holds, without any
-// of our timeouts, keeps no stranger from refreshing, and is no sign that the
-// database is away.
+// A client that refreshes a session again and again, while a transaction without our
+// timeouts holds the session's row, keeps no other session from refreshing. Its errors
+// do not trip the breaker: the database works.
 func TestHeldSessionsStopNoStranger(t *testing.T) {
 	uri := storetest.Postgres(t)
 	s := storetest.Open(t, uri)
@@ -77,8 +77,7 @@ func TestHeldSessionsStopNoStranger(t *testing.T) {
 	}
 }
 
-// Callers are answered by their deadline, also those who do not even get into the
-// queue.
+// Callers get an answer by their deadline, also callers that find no room in the queue.
 func TestAFrozenDatabaseKeepsNobodyInTheQueue(t *testing.T) {
 	b := newBehind(t)
 	recovered(t, b.through)
@@ -100,8 +99,8 @@ func TestAFrozenDatabaseKeepsNobodyInTheQueue(t *testing.T) {
 		})
 	}
 	tasks.Wait()
-	// On a machine that is busy some are woken late: those who waited for the queue
-	// were late all together.
+	// On a busy machine some goroutines are woken late. Callers that waited for the
+	// queue without a deadline would all be late.
 	if n := late.Load(); n > callers/10 {
 		t.Errorf("%d of %d were answered after their deadline", n, callers)
 	}

@@ -16,33 +16,36 @@ import (
 
 // spender lets refreshes that arrive together share a transaction, and so a round trip
 // and a flush of PostgreSQL's log. A worker takes all refreshes queued during its last
-// batch, and spends them by one statement. A single refresh is sent at once.
+// batch, and spends their tokens by one statement. A refresh that arrives alone is sent
+// at once.
 //
-// Members are sorted by session, and the statement locks rows in the order of members,
-// so that two batches cannot wait for each other crosswise. PostgreSQL may read a table
-// of a few pages in another order; a deadlock then fails one of the batches.
+// The members of a batch are sorted by session, and the statement locks the rows in
+// this order, so that no two batches wait for each other in a circle. PostgreSQL may
+// read a table of a few pages in another order; then a deadlock is possible, and
+// PostgreSQL fails one of the two batches.
 //
-// After a failure the members run again one by one: the batch was rolled back or has an
-// unknown outcome, and to spend a token twice is harmless.
+// After a failure the members of the batch run again one by one: the batch was rolled
+// back or has an unknown outcome, and spending a token twice is harmless.
 type spender struct {
 	db      *pgDB
 	queue   *queue[refresh]
 	tasks   sync.WaitGroup
-	callers atomic.Int64 // in spend now
+	callers atomic.Int64 // calls of spend running now
 }
 
 const (
-	// spendWorkers is how many batches are under way at once: one waits for the disk
-	// while the next is gathered.
+	// spendWorkers is the number of batches running at once: one batch waits for the
+	// disk while the next batch is gathered.
 	spendWorkers = 2
-	// maxBatch bounds how long the first member waits for the last. A batch also fits
-	// into one write and one TLS record of 16 KiB: a replica that freezes while sending
-	// has sent all of the batch or nothing. A server waiting for the rest would hold the
-	// rows, and has no timeout for that. A member takes 60 bytes and its audience.
+	// maxBatch bounds the members of a batch, and so how long the first member waits
+	// for the last. A batch also fits into one write and one TLS record of 16 KiB, so
+	// that a replica that freezes while sending has sent the whole batch or nothing.
+	// PostgreSQL has no timeout for the rest of a half-sent batch, and would hold the
+	// row locks until then. A member takes 60 bytes and its audience.
 	maxBatch = 80
 )
 
-// refresh is a member of a batch.
+// refresh is a member of a batch: a caller's request, and the place for the answer.
 type refresh struct {
 	ctx   context.Context
 	spend *Spend
@@ -66,9 +69,9 @@ func (s *spender) close() {
 	s.tasks.Wait()
 }
 
-// spend is [Store.Spend]. A single refresh skips the queue, since waking a worker takes
-// longer. A caller with a short budget queues all the same, since only a batch can be
-// left behind.
+// spend is [Store.Spend]. A refresh that arrives alone skips the queue, since waking a
+// worker takes longer than the statement. A caller with a short budget always queues: a
+// caller can stop waiting for a batch, and cannot stop waiting for its own statement.
 func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	if p.breaker.refuses() {
 		return nil, errDown
@@ -92,8 +95,8 @@ func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	return &j.value.spent, err
 }
 
-// run answers a batch. Members that run one by one are answered later, since the next
-// batch is waiting.
+// run spends a batch and answers its members. After a failure the members run one by
+// one in goroutines of their own, since the next batch is waiting for this worker.
 func (s *spender) run(batch []*job[refresh]) {
 	slices.SortFunc(batch, func(a, b *job[refresh]) int { return cmp.Compare(a.value.spend.SessionID, b.value.spend.SessionID) })
 	found, err := s.spendBatch(batch)
@@ -109,8 +112,8 @@ func (s *spender) run(batch []*job[refresh]) {
 	}
 }
 
-// spendBatch spends a batch in one transaction, and returns which members were found.
-// Of two members with the same token one is found.
+// spendBatch spends a batch in one transaction, and returns for each member whether its
+// token was spent. Of two members with the same token, one is found.
 func (s *spender) spendBatch(batch []*job[refresh]) (found []bool, err error) {
 	found = make([]bool, len(batch))
 	var b pgx.Batch
@@ -132,7 +135,8 @@ func (s *spender) spendBatch(batch []*job[refresh]) (found []bool, err error) {
 	})
 }
 
-// columnsOf returns the arguments of a batch, an array for each argument of [Spend.args].
+// columnsOf returns the arguments of the statement for a batch: an array for each
+// argument of [Spend.args].
 func columnsOf(batch []*job[refresh]) []any {
 	n := len(batch)
 	ids, audiences := make([]string, n), make([]string, n)
@@ -145,7 +149,7 @@ func columnsOf(batch []*job[refresh]) []any {
 	return []any{ids, generations, audiences, idle, most, grace}
 }
 
-// spendOne spends a token by one statement, which is a transaction of its own: one
+// spendOne spends one token by one statement outside of BEGIN and COMMIT, so by one
 // round trip.
 func (s *spender) spendOne(r *refresh) error {
 	missing := false

@@ -11,16 +11,17 @@ import (
 
 // pgTx runs the statements of one transaction in as few round trips as possible. BEGIN
 // is sent with the first query, a queued statement with the next query, and a statement
-// of [Tx.queryAtCommit] with COMMIT. So the head row, for which all appenders queue, is
-// locked for one pipelined send at most, even if this process dies.
+// of [Tx.queryAtCommit] with COMMIT. Every transaction that appends an event locks the
+// row of the table head. With this order, the row is locked for one pipelined send at
+// most, even if this process dies.
 type pgTx struct {
 	ctx      context.Context
 	conn     *pgxpool.Conn
 	readOnly bool
 	queued   *pgx.Batch
 	atCommit []pgStatement
-	at       time.Time // zero before BEGIN was answered
-	event    bool      // an event was appended
+	at       time.Time // the transaction's time; zero until BEGIN is answered
+	event    bool      // an event was appended, so commit sends NOTIFY
 }
 
 type pgStatement struct {
@@ -29,11 +30,12 @@ type pgStatement struct {
 	args  []any
 }
 
-// pgNow is PostgreSQL's clock as a column holds times.
+// pgNow is SQL for PostgreSQL's clock, in microseconds since 1970, as the columns hold
+// times.
 const pgNow = `CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)`
 
-// pgBegin reads the transaction's time and whether the server is a standby, and sets
-// the bounds.
+// pgBegin is the first statement after BEGIN. The statement returns the transaction's
+// time and whether the server is a standby, and sets the time bounds.
 var pgBegin = `SELECT CAST(extract(epoch FROM transaction_timestamp()) * 1000000 AS BIGINT), pg_is_in_recovery(), ` + pgTxBounds
 
 func beginPostgres(ctx context.Context, conn *pgxpool.Conn, readOnly bool) *pgTx {
@@ -71,9 +73,10 @@ func (t *pgTx) now() (at time.Time, err error) {
 	return t.at, err
 }
 
-// query waits for a row locked by another transaction, and then reads the clock: the
-// other transaction may have written a later time into the row than this transaction
-// began at, and a row's times must only grow.
+// query locks the rows of the table named lock, and waits if another transaction holds
+// a lock. After the wait, query reads the clock again: the other transaction may have
+// written a later time into the row than the time at which this transaction began, and
+// the times in a row must only grow.
 func (t *pgTx) query(scan func(row) error, lock, query string, args ...any) error {
 	if lock == "" || t.readOnly {
 		t.queue(pgStatement{scan, query, args})
@@ -84,7 +87,8 @@ func (t *pgTx) query(scan func(row) error, lock, query string, args ...any) erro
 	return t.flush()
 }
 
-// queueClock sets the transaction's time to the time after the statement before.
+// queueClock sets the transaction's time to the time when the statement before has
+// ended.
 func (t *pgTx) queueClock() {
 	t.queue(pgStatement{scan: into((*timeColumn)(&t.at)), query: "SELECT " + pgNow})
 }
@@ -96,7 +100,8 @@ func (t *pgTx) queue(s pgStatement) {
 	}
 }
 
-// exclusiveLock is an advisory lock of the database, "watchwor" in ASCII.
+// exclusiveLock is the number of the advisory lock for [Tx.Exclusive], "watchwor" in
+// ASCII.
 const exclusiveLock = 0x7761746368776f72
 
 func (t *pgTx) exclusive() error {
@@ -117,8 +122,8 @@ func (t *pgTx) queryAtCommit(scan func(row) error, query string, args ...any) er
 
 func (t *pgTx) hint() { t.event = true }
 
-// commit sends all statements left, and COMMIT. Errors: ErrUncertain if the connection
-// failed after that; ErrUnavailable.
+// commit sends the statements still queued, and COMMIT. Errors: ErrUncertain if the
+// connection failed afterwards; ErrUnavailable.
 func (t *pgTx) commit() error {
 	for _, s := range t.atCommit {
 		t.queue(s)
@@ -129,7 +134,7 @@ func (t *pgTx) commit() error {
 	t.queued.Queue("COMMIT")
 	err := confirmed(t.conn.Conn().PgConn(), t.flush)
 	if t.readOnly && (len(t.atCommit) == 0 || errors.Is(err, errNotReplicated)) {
-		return nil // the rows read before hold, whatever became of the transaction
+		return nil // the rows were read, whatever the outcome of a transaction that only reads
 	}
 	if err = afterSend(err, !t.readOnly); err != nil && meaningOf(err).undone {
 		t.rollback()
@@ -137,10 +142,11 @@ func (t *pgTx) commit() error {
 	return err
 }
 
-// rollback ends the transaction. After a failure the connection is closed.
+// rollback ends the transaction. If ROLLBACK fails, rollback closes the connection, so
+// that the pool does not hand out a connection with an open transaction.
 func (t *pgTx) rollback() {
 	if t.conn.Conn().PgConn().TxStatus() == 'I' {
-		return // before BEGIN
+		return // BEGIN was never sent
 	}
 	if _, err := t.conn.Exec(t.ctx, "ROLLBACK"); err != nil {
 		_ = t.conn.Conn().Close(t.ctx)

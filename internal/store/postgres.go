@@ -8,17 +8,18 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// pgDB is a PostgreSQL database shared by replicas.
+// pgDB is a PostgreSQL database that replicas share.
 //
-// Transactions run at READ COMMITTED, and lock the rows of users and sessions read by
-// id: so a row stays as read until the commit. A transaction that depends on more than
-// such rows calls [Tx.Exclusive]. SERIALIZABLE would need no such care, and would refuse
-// all but one of the transactions queued for the head row.
+// Transactions run at READ COMMITTED, and lock the rows of users and sessions that they
+// read by id, so that such a row stays as read until the commit. A transaction that
+// depends on other rows calls [Tx.Exclusive]. SERIALIZABLE would make these locks
+// needless, and would refuse all but one of the transactions that append events at the
+// same time, since each of them updates the row of the table head.
 //
-// The policies stand in files of their own: pgpool.go (configuration and dialing),
-// pgbudget.go (time bounds), pgbreaker.go (a database that is away), pgretry.go (what an
-// error means), pglisten.go (hints). pgtx.go runs transactions, pgspend.go batches of
-// refreshes.
+// Each policy has a file of its own: pgpool.go (configuration and dialing), pgbudget.go
+// (time bounds), pgbreaker.go (a database that does not answer), pgretry.go (what an
+// error means), pglisten.go (hints). pgtx.go runs transactions, pgspend.go runs batches
+// of refreshes.
 type pgDB struct {
 	pool      *pgxpool.Pool
 	spender   *spender
@@ -26,7 +27,7 @@ type pgDB struct {
 	closeOnce func()
 }
 
-// openPostgres opens a database and checks the schema. Errors: ErrOldSchema;
+// openPostgres opens a PostgreSQL database and checks the schema. Errors: ErrOldSchema;
 // ErrSchema; ErrUnavailable.
 func openPostgres(ctx context.Context, uri string) (*pgDB, error) {
 	config, err := pgConfig(uri)
@@ -77,9 +78,9 @@ func (p *pgDB) transact(ctx context.Context, readOnly bool, fn func(*Tx) error) 
 	return err
 }
 
-// withConn lends fn a connection, and a context with the caller's budget. The caller's
-// cancellation does not reach the driver: an interrupted COMMIT has an unknown outcome.
-// Errors: those of fn; ErrUnavailable.
+// withConn lends fn a connection, and a context that ends when the caller's budget is
+// used up. The caller's cancellation does not reach the driver: a COMMIT that is
+// interrupted has an unknown outcome. Errors: those of fn; ErrUnavailable.
 func (p *pgDB) withConn(ctx context.Context, fn func(context.Context, *pgxpool.Conn) error) error {
 	if ctx.Err() != nil {
 		return unavailable(ctx.Err())
@@ -92,7 +93,7 @@ func (p *pgDB) withConn(ctx context.Context, fn func(context.Context, *pgxpool.C
 	defer cancel()
 	conn, err := p.pool.Acquire(waiting)
 	if err != nil {
-		if waiting.Err() == nil { // otherwise all connections may have been in use
+		if waiting.Err() == nil { // otherwise the time ran out, perhaps because all connections were in use
 			p.breaker.trip()
 		}
 		return unavailable(errors.Join(errNotSent, err))
@@ -102,11 +103,11 @@ func (p *pgDB) withConn(ctx context.Context, fn func(context.Context, *pgxpool.C
 	working, cancel := context.WithTimeout(context.WithoutCancel(ctx), granted)
 	defer cancel()
 	err = fn(working, conn)
-	begun := conn.Conn().PgConn().TxStatus() != 'I' // the server has answered BEGIN
+	begun := conn.Conn().PgConn().TxStatus() != 'I' // the server has answered BEGIN, so it is up
 	switch {
 	case meaningOf(err).answered:
 		p.breaker.reset()
-	case working.Err() != nil && granted == statementTime && !begun: // a shorter time may just be too short
+	case working.Err() != nil && granted == statementTime && !begun: // less than statementTime may be too short for a healthy server
 		p.breaker.trip()
 	}
 	return err

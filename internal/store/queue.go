@@ -7,31 +7,31 @@ import (
 	"sync/atomic"
 )
 
-// queue hands values from callers to workers, and lets a worker take several at
+// queue hands values from callers to workers, and lets a worker take several values at
 // once: the members of a batch share a commit. SQLite's [writer] and PostgreSQL's
-// [spender] each have one.
+// [spender] each have a queue.
 //
-// A job is in one of three states. While queued, the caller may withdraw the job.
-// A worker then takes the job, and from there on must answer. Either the caller or a
-// worker sets job.taken, never both. A value found alone in the queue forms a batch of
-// one at once.
+// A job is a value in the queue. A job is in one of three states: queued, taken by a
+// worker, or withdrawn by its caller. A caller may withdraw a queued job. A worker that
+// has taken a job must answer it. The flag job.taken is set once, either by the caller
+// or by a worker. A job that is alone in the queue forms a batch of one at once.
 //
 // A queue is safe for concurrent use.
 type queue[T any] struct {
-	jobs chan *job[T] // the capacity bounds a batch, too
+	jobs chan *job[T] // the capacity also bounds a batch
 
-	closing sync.RWMutex // held for reading while a job is being queued
+	closing sync.RWMutex // held for reading while a caller adds a job
 	closed  bool
 }
 
 // job is a value in a queue, and the place for the worker's answer.
 type job[T any] struct {
-	value  T // belongs to the worker between taken and result
+	value  T // belongs to the worker from taken until result
 	taken  atomic.Bool
-	result chan error // has room for the one answer, so that a worker goes on at once
+	result chan error // has room for the one answer, so that a worker never waits for the caller
 }
 
-// errClosed refuses calls of a closed database.
+// errClosed is the error of every call on a closed database.
 var errClosed = unavailable(errors.New("closed"))
 
 // newQueue returns a queue of at most size jobs, in batches of at most size members.
@@ -44,7 +44,7 @@ func newJob[T any](value T) *job[T] {
 }
 
 // enqueue adds a job, and waits for room in the queue. Errors: errClosed;
-// ErrUnavailable and ctx's if ctx ends before.
+// ErrUnavailable, with the error of ctx, if ctx ends before there is room.
 func (q *queue[T]) enqueue(ctx context.Context, value T) (*job[T], error) {
 	q.closing.RLock()
 	defer q.closing.RUnlock()
@@ -60,9 +60,10 @@ func (q *queue[T]) enqueue(ctx context.Context, value T) (*job[T], error) {
 	}
 }
 
-// wait returns the worker's answer. When ctx ends first, a queued job is withdrawn:
-// no worker runs the job, and the error matches ErrUnavailable and ctx's. For a job
-// taken before, wait returns answered == false; the answer arrives in j.result later.
+// wait returns the worker's answer. If ctx ends first, wait withdraws a job that is
+// still queued: no worker runs the job, and the error matches ErrUnavailable and the
+// error of ctx. If a worker has taken the job before, wait returns answered == false,
+// and the answer arrives in j.result later.
 func (j *job[T]) wait(ctx context.Context) (answered bool, err error) {
 	select {
 	case err := <-j.result:
@@ -75,10 +76,13 @@ func (j *job[T]) wait(ctx context.Context) (answered bool, err error) {
 	}
 }
 
-// take reports whether the caller of take now decides about the job.
+// take sets the flag j.taken, and returns true if this call has set it. If take returns
+// true to a worker, the worker must run and answer the job. If take returns true to the
+// caller of the job, the caller has withdrawn the job.
 func (j *job[T]) take() bool { return j.taken.CompareAndSwap(false, true) }
 
-// batches yields batches of taken jobs until the queue is closed and empty.
+// batches yields batches of jobs, each taken by this worker, until the queue is closed
+// and empty. Several workers may call batches at once.
 func (q *queue[T]) batches(yield func([]*job[T]) bool) {
 	for first := range q.jobs {
 		if batch := q.gather(first); len(batch) > 0 && !yield(batch) {
@@ -87,7 +91,8 @@ func (q *queue[T]) batches(yield func([]*job[T]) bool) {
 	}
 }
 
-// gather takes all jobs queued now, and skips those withdrawn.
+// gather takes first and all jobs queued now, up to the capacity of the queue, and
+// leaves out jobs that their callers have withdrawn.
 func (q *queue[T]) gather(first *job[T]) (batch []*job[T]) {
 	for j := first; j != nil; {
 		if j.take() {
@@ -96,7 +101,7 @@ func (q *queue[T]) gather(first *job[T]) (batch []*job[T]) {
 		j = nil
 		if len(batch) < cap(q.jobs) {
 			select {
-			case j = <-q.jobs: // nil when closed
+			case j = <-q.jobs: // nil if the queue is closed and empty
 			default:
 			}
 		}
@@ -104,8 +109,8 @@ func (q *queue[T]) gather(first *job[T]) (batch []*job[T]) {
 	return batch
 }
 
-// close refuses later jobs and lets workers finish those queued. A second close does
-// nothing.
+// close makes every later enqueue fail with errClosed. Workers still finish the queued
+// jobs. A second close does nothing.
 func (q *queue[T]) close() {
 	q.closing.Lock()
 	defer q.closing.Unlock()

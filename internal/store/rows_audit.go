@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// AuditRecord is a row of the table audit, the security record. Package audit explains
+// AuditRecord is a row of the table audit, the security record. Package audit describes
 // the fields.
 type AuditRecord struct {
 	ID        string // made by InsertAudit; sorts by time
@@ -30,13 +30,15 @@ const (
 	auditColumns    = `id, type, success, reason, actor_id, user_id, session_id, kid, source, detail, count`
 )
 
-// auditID returns the lowest id of a moment, and the lowest of all for the zero time.
+// auditID returns the lowest id that a record of the time t can have. For the zero
+// time, auditID returns the lowest id of all.
 func auditID(t time.Time) string { return fmt.Sprintf("%0*x", auditTimeDigits, max(0, t.UnixMicro())) }
 
-// Time returns the time of the record, from the id.
+// Time returns the time of the record, read from the id. For an id that InsertAudit did
+// not make, Time returns the zero time.
 func (r *AuditRecord) Time() time.Time {
 	us, err := strconv.ParseInt(r.ID[:min(auditTimeDigits, len(r.ID))], 16, 64)
-	if err != nil { // an id from elsewhere
+	if err != nil { // InsertAudit did not make the id
 		return time.Time{}
 	}
 	return fromMicros(us)
@@ -56,27 +58,29 @@ func (tx *Tx) InsertAudit(r *AuditRecord) error {
 		r.ID, r.Type, r.Success, r.Reason, r.ActorID, r.UserID, r.SessionID, r.KID, r.Source, r.Detail, r.Count)
 }
 
-// SetAuditCount writes how many events a record stands for, and reports whether the
-// record still exists.
+// SetAuditCount sets the number of events that a record stands for, and reports whether
+// the record still exists: the pruning may have deleted the record.
 func (tx *Tx) SetAuditCount(id string, count int64) (bool, error) {
 	updated, err := queryColumn[string](tx, `UPDATE audit SET count = $2 WHERE id = $1 RETURNING id`, id, count)
 	return len(updated) == 1, err
 }
 
-// AuditFilter selects records. An unset field selects all.
+// AuditFilter selects records of the security record. An empty field selects all
+// records.
 type AuditFilter struct {
 	Type       string
-	UserID     string // the actor, or the user acted upon
+	UserID     string // the acting user, or the user concerned
 	SessionID  string
 	Start, End time.Time
-	Before     string // an id; only older records
+	Before     string // the id of a record: only older records
 }
 
-// Audit lists up to limit records, the newest first. next is the Before of the next
-// page, and empty at the end. Audit reads at most scan records, since only ids have an
-// index: a page may be short, or empty, and yet have a next page.
+// Audit lists up to limit records, the newest first. next is the value of
+// [AuditFilter].Before for the next page, and empty at the end. Audit reads at most
+// scan rows, since only ids have an index: a page may be short or empty although more
+// pages follow.
 func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, next string, err error) {
-	before, floor := cmp.Or(f.Before, "g"), auditID(f.Start) // "g" is above every digit
+	before, floor := cmp.Or(f.Before, "g"), auditID(f.Start) // "g" sorts after every hexadecimal digit
 	if !f.End.IsZero() {
 		before = min(before, auditID(f.End))
 	}
@@ -95,7 +99,8 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 	return records, next, err
 }
 
-// PruneAudit deletes up to limit records older than before, and returns their number.
+// PruneAudit deletes up to limit records older than the time before, and returns the
+// number of deleted records.
 func (tx *Tx) PruneAudit(before time.Time, limit int) (int64, error) {
 	return tx.deleteFound(`DELETE FROM audit WHERE id = $1`,
 		`SELECT id FROM audit WHERE id < $1 ORDER BY id LIMIT $2`, auditID(before), limit)

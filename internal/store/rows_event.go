@@ -5,28 +5,32 @@ import (
 	"time"
 )
 
-// EventKind tells what an event means to a verifier.
+// EventKind tells a verifier what to do after an event.
 type EventKind string
 
 // The kinds of events.
 const (
-	// SessionEnded revokes the access tokens of a session.
+	// SessionEnded makes verifiers refuse the access tokens of a session as revoked.
 	SessionEnded EventKind = "session-ended"
-	// VersionStale outdates a user's access tokens below a version.
+	// VersionStale makes verifiers refuse a user's access tokens with a version below
+	// [Event].Version as stale: the client refreshes, and gets a token that is
+	// accepted.
 	VersionStale EventKind = "version-stale"
-	// VersionRevoked revokes a user's access tokens below a version.
+	// VersionRevoked makes verifiers refuse a user's access tokens with a version below
+	// [Event].Version as revoked: the sessions have ended.
 	VersionRevoked EventKind = "version-revoked"
-	// KeysChanged tells verifiers to read the signing keys again.
+	// KeysChanged makes the servers read the signing keys again, and send them to
+	// verifiers.
 	KeysChanged EventKind = "keys-changed"
 )
 
-// Event is a row of the table events: a numbered change for all verifiers.
+// Event is a row of the table events: a numbered change that every verifier must get.
 type Event struct {
-	Seq       int64  // in the order of commits, without gaps
-	Tag       []byte // random; differs between two histories with the same numbers
+	Seq       int64  // the number, in the order of commits and without gaps
+	Tag       []byte // random, so that a restored database's events differ from the lost events with the same numbers
 	Kind      EventKind
-	Subject   string // the session's or the user's id
-	Version   int64  // of a user; the event concerns tokens below
+	Subject   string // the id of the session or the user
+	Version   int64  // the event concerns the user's access tokens with a lower version
 	ExpiresAt time.Time
 }
 
@@ -34,29 +38,32 @@ func (e *Event) columns() []any {
 	return []any{&e.Seq, &e.Tag, &e.Kind, &e.Subject, &e.Version, (*timeColumn)(&e.ExpiresAt)}
 }
 
-// Head returns the number of the newest event, as seen by this transaction.
+// Head returns the number of the newest event that this transaction sees.
 func (tx *Tx) Head() (int64, error) {
 	var seq int64
 	err := tx.queryRow(into(&seq), `SELECT seq FROM head WHERE id = 1`)
 	return seq, err
 }
 
-// HeadInto sets, before Write returns, the number and the tag of the newest event, the
-// events of this transaction included. The tag is empty while there are no events.
+// HeadInto stores the number and the tag of the newest event in seq and tag, before
+// [Store.Write] returns. The events of this transaction count. The tag is empty while
+// there are no events.
 func (tx *Tx) HeadInto(seq *int64, tag *[]byte) error {
 	return tx.queryAtCommit(into(seq, tag),
 		`SELECT seq, (SELECT tag FROM events WHERE events.seq = head.seq) FROM head WHERE id = 1`)
 }
 
-// notifyChannel is the channel of PostgreSQL's NOTIFY.
+// notifyChannel is the channel of PostgreSQL's NOTIFY, by which replicas tell each
+// other of events.
 const notifyChannel = "watchword_events"
 
 // AppendEvent stores an event under the next number. e.Seq is set when Write returns.
 //
 // The stored expiry is e.ExpiresAt plus the longest lifetime of an access token. The
-// statement reads that lifetime after locking the head row, for which all appenders
-// queue: so no appender misses a longer lifetime set by another. The lock is the
-// transaction's last, and lasts no longer than the commit.
+// statement reads that lifetime after it has locked the row of the table head. Every
+// transaction that appends an event waits for this lock, so each of them sees a longer
+// lifetime that another one has set. The lock is the last lock of the transaction, and
+// lasts only for the commit.
 func (tx *Tx) AppendEvent(e *Event) error {
 	err := tx.queryAtCommit(into(&e.Seq), `UPDATE head SET seq = seq + 1 WHERE id = 1 RETURNING seq`)
 	if err != nil {
@@ -69,16 +76,17 @@ func (tx *Tx) AppendEvent(e *Event) error {
 		e.Tag, string(e.Kind), e.Subject, e.Version, micros(e.ExpiresAt), maxLifetime)
 }
 
-// maxLifetime is the setting for the longest lifetime ever given to an access token of
-// this installation, in microseconds.
+// maxLifetime names the setting for the longest lifetime that this installation ever
+// gave to an access token, in microseconds.
 const maxLifetime = "max_access_ttl"
 
-// MaxLifetime returns the longest lifetime ever given to an access token, and zero
-// before the first.
+// MaxLifetime returns the longest lifetime that this installation ever gave to an
+// access token, and zero before the first token.
 func (tx *Tx) MaxLifetime() (time.Duration, error) { return tx.DurationSetting(maxLifetime) }
 
-// SetMaxLifetime writes the lifetime for MaxLifetime. The caller must append an event
-// in the same transaction.
+// SetMaxLifetime stores the lifetime that MaxLifetime returns. The caller must append
+// an event in the same transaction: the lock on the row of the table head then orders
+// the new lifetime and the events of other transactions.
 func (tx *Tx) SetMaxLifetime(longest time.Duration) error {
 	return tx.SetDurationSetting(maxLifetime, longest)
 }
@@ -99,14 +107,16 @@ func (tx *Tx) SetDurationSetting(name string, d time.Duration) error {
 	return tx.SetSetting(name, strconv.FormatInt(d.Microseconds(), 10))
 }
 
-// Events lists up to limit events numbered above after, in order.
+// Events lists up to limit events with numbers above after, in the order of their
+// numbers.
 func (tx *Tx) Events(after int64, limit int) ([]*Event, error) {
 	return queryAll(tx, (*Event).columns,
 		`SELECT seq, tag, kind, subject, version, expires_at FROM events WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
 }
 
-// PruneEvents deletes up to limit expired events, and returns their number. The newest
-// event stays: a reader of the tail compares the tag to notice another history.
+// PruneEvents deletes up to limit expired events, and returns the number of deleted
+// events. The newest event stays: its tag shows a reader of the events whether the
+// database was replaced by an older copy.
 func (tx *Tx) PruneEvents(limit int) (int64, error) {
 	return tx.deleteFound(`DELETE FROM events WHERE seq = $1`,
 		`SELECT seq FROM events WHERE expires_at <= $1 AND seq < (SELECT seq FROM head WHERE id = 1) ORDER BY expires_at LIMIT $2`,

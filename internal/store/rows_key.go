@@ -2,12 +2,12 @@ package store
 
 import "time"
 
-// SigningKey is a row of the table signing_keys. A zero time is still to be decided.
+// SigningKey is a row of the table signing_keys. A time is zero until it is decided.
 type SigningKey struct {
 	KID           string
 	Algorithm     string
-	PublicKey     []byte // PKIX
-	SealedKey     []byte // PKCS 8, sealed
+	PublicKey     []byte // in PKIX form
+	SealedKey     []byte // the private key in PKCS 8 form, sealed under a master key
 	PublishedAt   time.Time
 	SignsFrom     time.Time
 	SignsUntil    time.Time
@@ -17,7 +17,7 @@ type SigningKey struct {
 
 const keyColumns = `kid, algorithm, public_key, sealed_key, published_at, signs_from, signs_until, verifies_until, revoked_at`
 
-// columns returns where to scan keyColumns.
+// columns returns pointers to the fields, in the order of keyColumns.
 func (k *SigningKey) columns() []any {
 	return []any{&k.KID, &k.Algorithm, &k.PublicKey, &k.SealedKey, (*timeColumn)(&k.PublishedAt), (*timeColumn)(&k.SignsFrom),
 		(*timeColumn)(&k.SignsUntil), (*timeColumn)(&k.VerifiesUntil), (*timeColumn)(&k.RevokedAt)}
@@ -35,14 +35,15 @@ func (tx *Tx) InsertSigningKey(k *SigningKey) error {
 		nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt))
 }
 
-// UpdateSigningKey writes the times from SignsFrom on. The caller must have read the row
-// in the same transaction.
+// UpdateSigningKey writes SignsFrom, SignsUntil, VerifiesUntil and RevokedAt. The
+// caller must have read the row in the same transaction.
 func (tx *Tx) UpdateSigningKey(k *SigningKey) error {
 	return tx.exec(`UPDATE signing_keys SET signs_from = $2, signs_until = $3, verifies_until = $4, revoked_at = $5 WHERE kid = $1`,
 		k.KID, nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt))
 }
 
-// ResealSigningKey replaces the sealed form of a signing key.
+// ResealSigningKey replaces the column sealed_key of a signing key, after the master
+// key has changed.
 func (tx *Tx) ResealSigningKey(kid string, sealed []byte) error {
 	return tx.exec(`UPDATE signing_keys SET sealed_key = $2 WHERE kid = $1`, kid, sealed)
 }
@@ -52,7 +53,8 @@ func (tx *Tx) DeleteSigningKey(kid string) error {
 	return tx.exec(`DELETE FROM signing_keys WHERE kid = $1`, kid)
 }
 
-// MACKey is a row of the table mac_keys. A MAC key authenticates refresh tokens.
+// MACKey is a row of the table mac_keys. A MAC key makes and checks the MAC (message
+// authentication code) in refresh tokens.
 type MACKey struct {
 	ID        int64
 	SealedKey []byte
@@ -71,19 +73,21 @@ func (tx *Tx) InsertMACKey(k *MACKey) error {
 	return tx.exec(`INSERT INTO mac_keys (id, sealed_key, created_at) VALUES ($1, $2, $3)`, k.ID, k.SealedKey, micros(k.CreatedAt))
 }
 
-// ResealMACKey replaces the sealed form of a MAC key.
+// ResealMACKey replaces the column sealed_key of a MAC key, after the master key has
+// changed.
 func (tx *Tx) ResealMACKey(id int64, sealed []byte) error {
 	return tx.exec(`UPDATE mac_keys SET sealed_key = $2 WHERE id = $1`, id, sealed)
 }
 
-// Setting reads a setting of the installation. A setting never set is empty.
+// Setting returns a setting that all replicas share, and "" for a setting that was
+// never set.
 func (tx *Tx) Setting(name string) (string, error) {
 	var value string
 	err := tx.queryRows(into(&value), `SELECT value FROM settings WHERE name = $1`, name)
 	return value, err
 }
 
-// SetSetting writes a setting of the installation.
+// SetSetting stores a setting that all replicas share.
 func (tx *Tx) SetSetting(name, value string) error {
 	return tx.queueExec(`INSERT INTO settings (name, value) VALUES ($1, $2)
 		ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)

@@ -10,16 +10,16 @@ import (
 type Session struct {
 	ID          string
 	UserID      string
-	BornVersion int64 // the user's Version at login
+	BornVersion int64 // the user's Version at the login
 	Audience    []string
 	CreatedAt   time.Time
 	RefreshedAt time.Time
-	EndedAt     time.Time // zero: not ended
+	EndedAt     time.Time // zero if the session has not been ended
 	Generations Generations
 }
 
-// Generations counts a session's refresh tokens. generation.go of package session
-// explains the numbers.
+// Generations holds the numbers by which a spent refresh token is recognized. The file
+// generation.go of package session describes the numbers.
 type Generations struct {
 	Current    int64
 	Spent      int64
@@ -33,7 +33,7 @@ type Generations struct {
 const sessionColumns = `id, user_id, born_ver, audience, created_at, refreshed_at, ended_at,
 	current, spent, spent_at, low, earlier_low, late, late_at`
 
-// columns returns where to scan sessionColumns.
+// columns returns pointers to the fields, in the order of sessionColumns.
 func (s *Session) columns() []any {
 	g := &s.Generations
 	return []any{&s.ID, &s.UserID, &s.BornVersion, (*stringsColumn)(&s.Audience),
@@ -41,8 +41,9 @@ func (s *Session) columns() []any {
 		&g.Current, &g.Spent, (*timeColumn)(&g.SpentAt), &g.Low, &g.EarlierLow, &g.Late, (*timeColumn)(&g.LateAt)}
 }
 
-// parseStrings parses a JSON array of strings. An array without escapes, as every
-// audience is, is cut into pieces: json.Unmarshal would cost every refresh more.
+// parseStrings parses a JSON array of strings. An array without escapes is cut into
+// pieces, since every refresh parses an audience and json.Unmarshal takes longer. Every
+// audience is such an array.
 func parseStrings(array string) (list []string, err error) {
 	inside, ok1 := strings.CutPrefix(array, `["`)
 	inside, ok2 := strings.CutSuffix(inside, `"]`)
@@ -53,15 +54,15 @@ func parseStrings(array string) (list []string, err error) {
 	return list, json.Unmarshal([]byte(array), &list)
 }
 
-// Session finds a session by id, and locks the row in a transaction that writes.
-// Errors: ErrNotFound.
+// Session returns the session with an id, and locks the row in a transaction that
+// writes. Errors: ErrNotFound.
 func (tx *Tx) Session(id string) (*Session, error) {
 	s := &Session{}
 	return s, tx.queryLocked("sessions", into(s.columns()...), `SELECT `+sessionColumns+` FROM sessions WHERE id = $1`, id)
 }
 
-// SessionAndUser finds a session and its user by one statement. A transaction that
-// writes locks the session's row only. Errors: ErrNotFound.
+// SessionAndUser returns a session and the session's user by one statement. A
+// transaction that writes locks the row of the session only. Errors: ErrNotFound.
 func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
 	s, u := &Session{}, &User{}
 	return s, u, tx.queryLocked("s", into(append(s.columns(), u.columns()...)...), sessionAndUser, id)
@@ -70,13 +71,13 @@ func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
 var sessionAndUser = `SELECT ` + qualified("s", sessionColumns) + `, ` + qualified("u", userColumns) +
 	` FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.id = $1`
 
-// qualified returns the columns with the table's alias before each.
+// qualified puts a table's alias before the name of each column.
 func qualified(alias, columns string) string {
 	return alias + "." + strings.Join(strings.Fields(columns), " "+alias+".")
 }
 
-// Sessions lists a user's sessions without EndedAt, in order of id, beginning after the
-// id `after`. A session that grew too old is listed, too.
+// Sessions lists the sessions of a user that have a zero EndedAt, in order of id,
+// beginning after the id `after`. A session past its lifetime is listed, too.
 func (tx *Tx) Sessions(userID, after string, limit int) ([]*Session, error) {
 	return queryAll(tx, (*Session).columns,
 		`SELECT `+sessionColumns+` FROM sessions WHERE user_id = $1 AND id > $2 AND ended_at IS NULL ORDER BY id LIMIT $3`,
@@ -96,8 +97,8 @@ func (tx *Tx) InsertSession(s *Session) error {
 		g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt))
 }
 
-// AdvanceSession writes a session's generations, and Now as the time of the refresh. The
-// caller must have read the row in the same transaction.
+// AdvanceSession stores a session's new generations, and Now as the time of the
+// refresh. The caller must have read the row in the same transaction.
 func (tx *Tx) AdvanceSession(id string, g Generations) error {
 	return tx.queueExec(`UPDATE sessions SET refreshed_at = $2, current = $3, spent = $4, spent_at = $5,
 		low = $6, earlier_low = $7, late = $8, late_at = $9 WHERE id = $1`,
@@ -111,13 +112,13 @@ func (tx *Tx) EndSession(id string) error {
 }
 
 // PruneSessions reads up to limit sessions in order of id, beginning after the id
-// `after`, and deletes those for which keep returns false. PruneSessions returns the last
-// id read, and "" at the end of the table.
+// `after`, and deletes the sessions for which keep returns false. PruneSessions returns
+// the last id that it has read, and "" at the end of the table.
 func (tx *Tx) PruneSessions(after string, limit int, keep func(*Session) bool) (string, error) {
 	sessions, err := queryAll(tx, (*Session).columns,
 		`SELECT `+sessionColumns+` FROM sessions WHERE id > $1 ORDER BY id LIMIT $2`, after, limit)
 	for _, s := range sessions {
-		if err == nil && !keep(s) { // a session refreshed since the read stays
+		if err == nil && !keep(s) { // the DELETE leaves a session that was refreshed after the read
 			err = tx.queueExec(`DELETE FROM sessions WHERE id = $1 AND refreshed_at = $2`, s.ID, micros(s.RefreshedAt))
 		}
 	}

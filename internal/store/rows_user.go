@@ -22,20 +22,21 @@ type User struct {
 
 const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at, deleted_at`
 
-// columns returns where to scan userColumns.
+// columns returns pointers to the fields, in the order of userColumns.
 func (u *User) columns() []any {
 	return []any{&u.ID, &u.Username, &u.PasswordHash, (*wordsColumn)(&u.Roles), &u.Disabled, &u.Version, &u.RevokedBelow,
 		(*timeColumn)(&u.CreatedAt), (*timeColumn)(&u.UpdatedAt), (*timeColumn)(&u.DeletedAt)}
 }
 
-// User finds a user by id, even a deleted one, and locks the row in a transaction that
-// writes. Errors: ErrNotFound.
+// User returns the user with an id, even a deleted user, and locks the row in a
+// transaction that writes. Errors: ErrNotFound.
 func (tx *Tx) User(id string) (*User, error) {
 	u := &User{}
 	return u, tx.queryLocked("users", into(u.columns()...), `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
 }
 
-// UserByName finds a user by folded name, unless deleted. Errors: ErrNotFound.
+// UserByName returns the user with a name in its folded form. Deleted users are left
+// out. Errors: ErrNotFound.
 func (tx *Tx) UserByName(username string) (*User, error) {
 	u := &User{}
 	return u, tx.queryRow(into(u.columns()...), `SELECT `+userColumns+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
@@ -48,8 +49,8 @@ func (tx *Tx) Users(after string, limit int) ([]*User, error) {
 		`SELECT `+userColumns+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)
 }
 
-// InsertUser adds a user. Errors: ErrExists if the id or the name is taken; the
-// transaction can go on.
+// InsertUser adds a user. Errors: ErrExists if the id or the name is taken. After
+// ErrExists the transaction may continue.
 func (tx *Tx) InsertUser(u *User) error {
 	inserted, err := queryColumn[string](tx, `INSERT INTO users (`+userColumns+`)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING RETURNING id`,
@@ -61,8 +62,9 @@ func (tx *Tx) InsertUser(u *User) error {
 	return err
 }
 
-// UpdateUser writes every column but created_at. The caller must have read the row in
-// the same transaction. Errors: ErrExists if the name is taken; the transaction fails.
+// UpdateUser writes every column except created_at. The caller must have read the row
+// in the same transaction. Errors: ErrExists if the name is taken; then the transaction
+// cannot commit.
 func (tx *Tx) UpdateUser(u *User) error {
 	return tx.exec(`UPDATE users SET username = $2, password_hash = $3, roles = $4, disabled = $5, ver = $6,
 		revoked_below = $7, updated_at = $8, deleted_at = $9 WHERE id = $1`,
@@ -71,12 +73,12 @@ func (tx *Tx) UpdateUser(u *User) error {
 }
 
 // RaiseUsers raises the version of up to limit users, deleted users included, and so
-// ends their sessions. A version below `least` becomes `least`; any higher version grows
-// by one. RaiseUsers goes in order of id, beginning after the id `after`, and returns the
-// last id and the number of users.
+// ends the users' sessions. A version below `least` becomes `least`; any higher version
+// grows by one. RaiseUsers reads the users in order of id, beginning after the id
+// `after`, and returns the last id and the number of users.
 func (tx *Tx) RaiseUsers(after string, limit int, least int64) (last string, n int, err error) {
 	const raised = `CASE WHEN ver >= $1 THEN ver + 1 ELSE $1 END`
 	ids, err := queryColumn[string](tx, `UPDATE users SET ver = `+raised+`, revoked_below = `+raised+`, updated_at = $2
 		WHERE id IN (SELECT id FROM users WHERE id > $3 ORDER BY id LIMIT $4) RETURNING id`, least, micros(tx.Now()), after, limit)
-	return slices.Max(append(ids, after)), len(ids), err // RETURNING has no order
+	return slices.Max(append(ids, after)), len(ids), err // RETURNING returns the ids in any order
 }

@@ -5,17 +5,18 @@ import (
 	"time"
 )
 
-// Spend is the ordinary refresh of a session: the newest refresh token is spent. One
-// conditional UPDATE checks the session and the user, and advances the generations.
+// Spend asks for the ordinary refresh of a session: the client presents the newest
+// refresh token. One conditional UPDATE checks the session and the user, and advances
+// the session's generations.
 type Spend struct {
 	SessionID  string
-	Generation int64  // of the token presented
-	Audience   string // must be among the session's
+	Generation int64  // of the presented refresh token
+	Audience   string // must be in the audience of the session
 	Grace      time.Duration
-	Idle, Max  time.Duration // the session's lifetime without a refresh, and in all
+	Idle, Max  time.Duration // the longest time between two refreshes, and the longest life of the session
 }
 
-// Spent is the session after the refresh, and the user's part of an access token.
+// Spent holds the session after the refresh, and the user's claims for an access token.
 type Spent struct {
 	Session  Session // RefreshedAt is the time of the refresh
 	Username string
@@ -24,28 +25,30 @@ type Spent struct {
 }
 
 // Spend spends a refresh token, if the token is the newest of a live session and the
-// user may refresh. Errors: ErrNotFound, with nothing changed, for any other token,
-// whatever the reason; ErrUncertain; ErrUnavailable.
+// user may refresh. Errors: ErrNotFound for any other token, whatever the reason, and
+// then nothing has changed; ErrUncertain; ErrUnavailable.
 //
-// After ErrUncertain a caller may call Spend again: a token spent before is ErrNotFound.
+// After ErrUncertain a caller may call Spend again: if the first call has spent the
+// token, the second call returns ErrNotFound.
 func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	return s.engine.spend(ctx, spend)
 }
 
-// Three statements spend a token: for SQLite, for a single refresh on PostgreSQL, and for
-// a batch. They differ in three places:
+// Three statements spend a token: one for SQLite, one for a single refresh on
+// PostgreSQL, and one for a batch on PostgreSQL. The statements differ in three places:
 //
-//   - The clock. SQLite receives the time as an argument; PostgreSQL reads the
-//     server's clock. Neither engine parses the clock of the other.
-//   - The user. PostgreSQL joins the user for a single refresh: 30 µs of the server's
-//     time, where four looks into users take 38 µs. SQLite's RETURNING knows no joined
-//     table. In a batch, PostgreSQL without statistics might join all users first, and
-//     visit every session of theirs.
-//   - The arguments. A batch has one array for each argument, and returns the position
-//     of the member. For thirty members PostgreSQL takes 40 µs each, and 80 µs for
-//     thirty single statements in a pipeline.
+//  - The clock. SQLite receives the time as an argument; PostgreSQL reads the
+//    server's clock. Neither engine parses the clock of the other.
+//  - The user. PostgreSQL joins the user for a single refresh: 30 µs of the server's
+//    time, where four subqueries on users take 38 µs. SQLite's RETURNING cannot use a
+//    joined table. In a batch, PostgreSQL without statistics might join all users
+//    first, and read every session of these users.
+//  - The arguments. A batch has one array for each argument, and returns the position
+//    of the member. For thirty members PostgreSQL takes 40 µs each, and 80 µs for
+//    thirty single statements in a pipeline.
 //
-// The columns set are the numbers of internal/session/generation.go, in advance:
+// The columns are set as the function advance in internal/session/generation.go sets
+// the fields of Generations:
 //
 //	column        becomes                                     line of advance
 //	current       current + 1                                 next.Current = g.Current+1
@@ -58,15 +61,18 @@ func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
 //	              otherwise: current                          default: next.EarlierLow = g.Current
 //	late, late_at stay                                        next := g
 //
-// A span is a time divided by the grace, as in the function span there. The condition
-// on current is the case presented == g.Current of present. The package comment names
-// the tests that hold statements and code together.
+// A span is a time divided by the refresh grace, as in the function span of that file.
+// The condition on the column current is the case presented == g.Current of the
+// function present. The package comment names the tests that compare statements and
+// code.
 //
-// The other conditions are those of internal/session on a live session and its user.
-// Access tokens count whole seconds, so a session's age ends with a whole second.
+// The other conditions are the rules of package session for a live session and its
+// user. Access tokens count whole seconds, so a session's longest life ends with a
+// whole second.
 
-// $1 is the session, $2 the generation, $3 the audience in quotes, $4 idle, $5 max, $6
-// grace, $7 now; durations and times are in microseconds.
+// Arguments: $1 the session's id, $2 the generation, $3 the audience in quotes, $4 the
+// longest time between two refreshes (idle), $5 the longest life (max), $6 the refresh
+// grace, $7 now. Durations and times are in microseconds.
 const spendSQLite = `UPDATE sessions SET
 		refreshed_at = $7, current = current + 1, spent = current, spent_at = $7,
 		low = CASE WHEN $7 / $6 = spent_at / $6 THEN low ELSE current END,
@@ -80,7 +86,7 @@ const spendSQLite = `UPDATE sessions SET
 		(SELECT u.roles FROM users u WHERE u.id = sessions.user_id),
 		(SELECT u.ver FROM users u WHERE u.id = sessions.user_id)`
 
-// The arguments are those of spendSQLite, up to $6.
+// spendPostgres takes the arguments of spendSQLite, from $1 to $6.
 const spendPostgres = `UPDATE sessions AS s SET
 		refreshed_at = clock.now, current = current + 1, spent = current, spent_at = clock.now,
 		low = CASE WHEN clock.now / $6 = spent_at / $6 THEN low ELSE current END,
@@ -92,8 +98,8 @@ const spendPostgres = `UPDATE sessions AS s SET
 	RETURNING s.id, s.user_id, s.born_ver, s.audience, s.created_at, s.refreshed_at, s.ended_at,
 		s.current, s.spent, s.spent_at, s.low, s.earlier_low, s.late, s.late_at, u.username, u.roles, u.ver`
 
-// The arguments are arrays of those of spendPostgres. The last column is the member's
-// position, from 1.
+// spendPostgresBatch takes an array for each argument of spendPostgres. The last column
+// of the result is the position of the member in the arrays, from 1.
 const spendPostgresBatch = `UPDATE sessions AS s SET
 		refreshed_at = clock.now, current = current + 1, spent = current, spent_at = clock.now,
 		low = CASE WHEN clock.now / m.grace = spent_at / m.grace THEN low ELSE current END,
@@ -110,19 +116,21 @@ const spendPostgresBatch = `UPDATE sessions AS s SET
 		(SELECT u.roles FROM users u WHERE u.id = s.user_id),
 		(SELECT u.ver FROM users u WHERE u.id = s.user_id), m.position`
 
-// args returns the arguments of a single statement, in order; SQLite adds the time.
+// args returns the arguments of the statement for one refresh, in order. SQLite needs
+// the time as one more argument.
 func (s *Spend) args() []any {
 	return []any{s.SessionID, s.Generation, s.quotedAudience(), s.Idle.Microseconds(), s.Max.Microseconds(), s.grace()}
 }
 
-// quotedAudience returns the audience as an element of the column's JSON array.
+// quotedAudience returns the audience as the JSON array in the column audience holds
+// it.
 func (s *Spend) quotedAudience() string { return `"` + s.Audience + `"` }
 
-// grace returns the length of a span in microseconds, at least 1, as span in
-// internal/session does.
+// grace returns the refresh grace in microseconds, at least 1, since the statements
+// divide by it. The function span in internal/session has the same bound.
 func (s *Spend) grace() int64 { return max(s.Grace.Microseconds(), 1) }
 
-// columns returns where to scan the columns of RETURNING.
+// columns returns pointers to the fields, in the order of RETURNING in the statements.
 func (s *Spent) columns() []any {
 	return append(s.Session.columns(), &s.Username, (*wordsColumn)(&s.Roles), &s.Version)
 }

@@ -16,8 +16,8 @@ import (
 )
 
 // sqliteDB is an embedded database: one connection for writing, one for checkpoints,
-// and a few for reading. In WAL mode readers and the writer run side by side;
-// synchronous=FULL makes a commit survive a power cut.
+// and a few for reading. In SQLite's WAL mode, reads and the one write run at the same
+// time; synchronous=FULL makes a commit survive a power cut.
 type sqliteDB struct {
 	db        *sql.DB
 	file      string
@@ -27,14 +27,14 @@ type sqliteDB struct {
 	closeOnce func() error
 }
 
-// openSQLite opens the database in the file at path, and makes a missing file. Errors:
-// a *MovedError; ErrSchema.
+// openSQLite opens the database in the file at path, and creates a missing file.
+// Errors: a *MovedError; ErrSchema.
 func openSQLite(ctx context.Context, path string) (*sqliteDB, error) {
 	if err := createPrivate(path); err != nil {
 		return nil, err
 	}
 	db, err := sql.Open("sqlite", fileURI(path, url.Values{"_pragma": {
-		busyPragma, "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)", // in this order
+		busyPragma, "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)", // in this order: journal_mode may have to wait for a lock
 	}}))
 	if err != nil {
 		return nil, err
@@ -48,7 +48,7 @@ func openSQLite(ctx context.Context, path string) (*sqliteDB, error) {
 	return s, nil
 }
 
-// connect brings the schema up to date and makes the connections.
+// connect brings the schema up to date and opens the connections.
 func (s *sqliteDB) connect(ctx context.Context) error {
 	if err := migrateSQLite(ctx, s.db); err != nil {
 		return err
@@ -108,11 +108,12 @@ func (s *sqliteDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	})
 }
 
-// hints never calls hint: SQLite tells nothing to processes that share a file.
+// hints never calls hint: SQLite does not notify other processes that have the file
+// open.
 func (s *sqliteDB) hints(ctx context.Context, _ func()) { <-ctx.Done() }
 
-// busyTimeout is how long a writer waits for another process, such as the command
-// line, to release the file's lock.
+// busyTimeout bounds how long a writer waits for another process, such as a command of
+// the command line, to release SQLite's write lock.
 const busyTimeout = 5 * time.Second
 
 var busyPragma = fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds())
@@ -121,7 +122,7 @@ func fileURI(path string, parameters url.Values) string {
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + parameters.Encode()
 }
 
-// createPrivate makes sure that the file exists. A new file has mode 0600, and SQLite
+// createPrivate creates the file if it is missing. A new file has mode 0600, and SQLite
 // gives the files beside it the same mode.
 func createPrivate(path string) error {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -131,7 +132,8 @@ func createPrivate(path string) error {
 	return file.Close()
 }
 
-// sqlitePath returns the file named by a URI. Errors: ErrEngine.
+// sqlitePath returns the absolute path of the file that a URI names. Errors: ErrEngine
+// for any other kind of URI.
 func sqlitePath(uri string) (string, error) {
 	file, ok := strings.CutPrefix(uri, "sqlite:")
 	if !ok || file == "" {
@@ -140,8 +142,9 @@ func sqlitePath(uri string) (string, error) {
 	return filepath.Abs(file)
 }
 
-// openExisting opens a database of any schema, and changes nothing. Errors: ErrEngine;
-// an error for a missing file, and for the database of some other program.
+// openExisting opens an embedded database of any schema version, and changes nothing.
+// Errors: ErrEngine; an error without a sentinel if the file is missing or is the
+// database of another program.
 func openExisting(ctx context.Context, uri string) (db *sql.DB, path string, err error) {
 	if path, err = sqlitePath(uri); err != nil {
 		return nil, "", err
@@ -155,19 +158,19 @@ func openExisting(ctx context.Context, uri string) (db *sql.DB, path string, err
 	var version int64
 	if err := db.QueryRowContext(ctx, `SELECT max(version_id) FROM goose_db_version`).Scan(&version); err != nil {
 		db.Close()
-		return nil, "", fmt.Errorf("%s is not a database of watchword's: %w", path, err)
+		return nil, "", fmt.Errorf("%s is not a watchword database: %w", path, err)
 	}
 	return db, path, nil
 }
 
-// movedAway returns where an embedded database was moved to, and by which copy. Both
-// are empty for a database still in place.
+// movedAway returns the URI to which [Copy] has moved an embedded database, and the id
+// of that copy. Both are empty for a database that was not moved.
 func movedAway(ctx context.Context, db *sql.DB) (to, id string) {
 	return earlySetting(ctx, db, movedTo), earlySetting(ctx, db, copyID)
 }
 
-// earlySetting reads a setting of a database, perhaps before the first migration. An
-// error counts as an empty setting.
+// earlySetting reads a setting outside of a [Tx], perhaps before the first migration.
+// If the read fails, earlySetting returns "".
 func earlySetting(ctx context.Context, db *sql.DB, name string) (value string) {
 	_ = db.QueryRowContext(ctx, `SELECT value FROM settings WHERE name = $1`, name).Scan(&value)
 	return value

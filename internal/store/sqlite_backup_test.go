@@ -107,7 +107,7 @@ func TestBackupRefuses(t *testing.T) {
 	copyTo(t, moved, storetest.Postgres(t))
 	missing := filepath.Join(dir, "missing.db")
 	for _, test := range []struct{ uri, file, says string }{
-		{uri, there, "is there already"},
+		{uri, there, "exists already"},
 		{uri, filepath.Join(dir, "no", "such", "folder"), "no such file"},
 		{"sqlite:" + missing, filepath.Join(dir, "new.db"), "there is no database"},
 		{"sqlite:" + there, filepath.Join(dir, "new.db"), "not a database"},

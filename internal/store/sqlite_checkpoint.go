@@ -2,22 +2,24 @@ package store
 
 import "sync"
 
-// checkpointer moves committed pages from the write-ahead log into the database
-// file, so that the log starts again and stays short. SQLite itself would do so in
-// the commit that finds the log long, and make every caller wait for two fsyncs and
-// thousands of pages. So the checkpointer's own connection moves most pages beside
-// the writer, and the writer moves the last few between two groups.
+// checkpointer moves committed pages from SQLite's write-ahead log into the database
+// file, so that SQLite can write the log from the beginning again and the log stays
+// short. SQLite itself would move the pages in the commit that finds the log long, and
+// make every caller wait for two fsyncs and thousands of pages. So the checkpointer's
+// own connection moves most pages while the writer works, and the writer moves the last
+// few pages between two groups of writes.
 type checkpointer struct {
 	conn  *sqliteConn
 	wake  chan struct{}
 	tasks sync.WaitGroup
-	limit int // frames; only the writer's goroutine reads and sets limit
+	limit int // length of the log, in frames, above which pages are moved; only the writer's goroutine uses limit
 }
 
 const (
-	// longLog is in frames of 4 KiB. A log as long is moved.
+	// longLog is the length, in frames of 4 KiB, from which on the log is moved.
 	longLog = 1000
-	// fewFrames take the writer about a millisecond to move.
+	// fewFrames is the number of frames that the writer moves itself, in about a
+	// millisecond.
 	fewFrames = 64
 )
 
@@ -25,7 +27,8 @@ func newCheckpointer(c *sqliteConn) *checkpointer {
 	p := &checkpointer{conn: c, wake: make(chan struct{}, 1), limit: longLog}
 	p.tasks.Go(func() {
 		for range p.wake {
-			// An error comes from the disk, and the next commit meets the error too.
+			// The error is ignored: it comes from the disk, and the next commit gets
+			// the same error.
 			_, _, _ = p.conn.checkpoint("PASSIVE")
 		}
 	})
@@ -38,21 +41,23 @@ func (p *checkpointer) close() {
 	p.conn.close()
 }
 
-// afterCommit checks the length of the log after a group of writes. The writer's
-// goroutine calls afterCommit with the writer's connection.
+// afterCommit checks the length of the log after a group of writes, and starts a
+// checkpoint if the log is long. Only the writer's goroutine calls afterCommit, with
+// the writer's connection.
 func (p *checkpointer) afterCommit(c *sqliteConn) {
 	frames, moved, err := c.checkpoint("NOOP")
 	if err != nil {
 		return
 	}
 	if frames < longLog {
-		p.limit = longLog // the log has started again
+		p.limit = longLog // SQLite writes the log from the beginning again
 	}
 	switch {
 	case frames < p.limit:
 	case frames-moved <= fewFrames:
 		_, _, _ = c.checkpoint("PASSIVE")
-		// A reader of old pages keeps the log from starting again: let the log grow.
+		// A long read keeps SQLite from writing the log from the beginning. Then the
+		// log may grow by longLog before the next try.
 		p.limit = frames + longLog
 	default:
 		select {
@@ -62,8 +67,8 @@ func (p *checkpointer) afterCommit(c *sqliteConn) {
 	}
 }
 
-// checkpoint returns how many frames the log has, and how many of them have been
-// moved.
+// checkpoint runs a checkpoint of the given mode. checkpoint returns how many frames
+// the log has, and how many of these frames are in the database file.
 func (c *sqliteConn) checkpoint(mode string) (frames, moved int, err error) {
 	var busy int
 	err = c.query(into(&busy, &frames, &moved), "", `PRAGMA wal_checkpoint(`+mode+`)`)

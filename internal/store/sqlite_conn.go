@@ -10,15 +10,15 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// sqliteConn is a connection with its prepared statements. At most one goroutine
-// may use a connection at a time.
+// sqliteConn is a connection to the embedded database, with its prepared statements. At
+// most one goroutine may use a connection at a time.
 //
-// No caller's context reaches the driver: an interrupt rolls back the whole
+// No caller's context reaches the driver: SQLite's interrupt rolls back the whole
 // transaction, and so the writes of every caller in the same group.
 type sqliteConn struct {
 	c     *sql.Conn
-	turn  *turnstile           // nil: the connection only reads
-	stmts map[string]*sql.Stmt // by SQL; bounded, since every text is a constant of this package
+	turn  *turnstile           // nil for a connection that only reads
+	stmts map[string]*sql.Stmt // by SQL text; bounded, since every text is a constant of this package
 }
 
 func (c *sqliteConn) close() {
@@ -43,7 +43,8 @@ func (c *sqliteConn) prepare(query string) (*sql.Stmt, error) {
 	return stmt, nil
 }
 
-// control runs a statement such as COMMIT. Errors: ErrUnavailable.
+// control runs a statement that controls a transaction, such as COMMIT. Errors:
+// ErrUnavailable.
 func (c *sqliteConn) control(statement string) error {
 	if err := c.queueExec(statement); err != nil {
 		return unavailable(err)
@@ -51,7 +52,8 @@ func (c *sqliteConn) control(statement string) error {
 	return nil
 }
 
-// begin begins a transaction. A connection that writes waits for the turnstile first.
+// begin begins a transaction. A connection that writes waits for the turnstile before
+// it waits for SQLite's write lock: see [turnstile].
 func (c *sqliteConn) begin() error {
 	if c.turn == nil {
 		return c.control("BEGIN")
@@ -61,16 +63,17 @@ func (c *sqliteConn) begin() error {
 	return c.control("BEGIN IMMEDIATE")
 }
 
-// rollback fails if the driver has rolled back before, or outside of a transaction.
+// rollback ends the transaction. The error is ignored: the driver may have rolled back
+// before.
 func (c *sqliteConn) rollback() { _ = c.control("ROLLBACK") }
 
-// transact runs fn in a transaction, and returns the committed transaction.
+// transact runs fn in a transaction, and returns the transaction after the commit.
 func (c *sqliteConn) transact(fn func(*Tx) error) (*Tx, error) {
 	if err := c.begin(); err != nil {
 		return nil, err
 	}
 	committed := false
-	defer func() { // after runtime.Goexit in fn, too
+	defer func() { // deferred, since fn may end by runtime.Goexit in a test
 		if !committed {
 			c.rollback()
 		}
@@ -86,7 +89,8 @@ func (c *sqliteConn) transact(fn func(*Tx) error) (*Tx, error) {
 	return tx, nil
 }
 
-// sqliteTx runs the statements of a transaction, or of a member of a group.
+// sqliteTx runs the statements of a transaction, or of one member of the writer's
+// group.
 type sqliteTx struct {
 	*sqliteConn
 	at time.Time
@@ -115,7 +119,8 @@ func (c *sqliteConn) query(scan func(row) error, _, query string, args ...any) e
 	return scanRows(rows, scan)
 }
 
-// queueExec runs the statement at once: SQLite runs in this process.
+// queueExec runs the statement at once: SQLite runs in this process, so queueing would
+// save no round trip.
 func (c *sqliteConn) queueExec(query string, args ...any) error {
 	stmt, err := c.prepare(query)
 	if err != nil {
@@ -125,15 +130,17 @@ func (c *sqliteConn) queueExec(query string, args ...any) error {
 	return err
 }
 
-// queryAtCommit runs the statement at once: SQLite has one writer at a time.
+// queryAtCommit runs the statement at once: SQLite has one writer at a time, so no
+// other writer waits for a row that this transaction locks early.
 func (c *sqliteConn) queryAtCommit(scan func(row) error, query string, args ...any) error {
 	return c.query(scan, "", query, args...)
 }
 
-// hint does nothing: processes that share a file poll.
+// hint does nothing: processes that share a file find new events by polling.
 func (sqliteTx) hint() {}
 
-// isUniqueViolation reports whether an error of either driver says so.
+// isUniqueViolation reports whether a statement broke a unique constraint, on either
+// engine.
 func isUniqueViolation(err error) bool {
 	if e := (*sqlite.Error)(nil); errors.As(err, &e) {
 		return e.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || e.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY

@@ -213,8 +213,8 @@ func (s *storm) whileFull(fill, free func()) {
 	s.full.Add(1)
 }
 
-// TestAStormOfStrangers lets callers who give up, refusals, faults, full disks
-// and another process fall on writes that share commits.
+// TestAStormOfStrangers mixes writes that share commits with callers that give up,
+// refused writes, faults, full disks and a second process.
 func TestAStormOfStrangers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "test.db")
 	s := &storm{Store: openAt(t, path), must: map[string]fate{}, counts: map[string]int{}}

@@ -2,15 +2,16 @@ package store
 
 import "os"
 
-// turnstile keeps processes from starving each other at SQLite's write lock.
+// turnstile keeps one process from starving another at SQLite's write lock.
 //
-// SQLite polls for the lock, and a busy server releases the lock for microseconds
-// only: the poll of a command beside the server would nearly always come too late. So
-// a process waits for the lock while holding the turnstile, and the next process
-// waits for the turnstile. Within a process only one goroutine writes.
+// SQLite tries for the write lock from time to time, and a busy server releases the
+// lock for microseconds only. So a command beside the server would nearly always try
+// too late. With the turnstile, a process waits for SQLite's lock only while it holds
+// the turnstile, and the next process waits for the turnstile. Within a process only
+// one goroutine writes.
 //
-// The turnstile is an advisory lock on a file beside the database. On a file system
-// without such locks, as some network file systems are, writers go on without.
+// The turnstile is an advisory lock on a file beside the database. Some network file
+// systems have no such locks; there, writers continue without the turnstile.
 type turnstile struct{ file *os.File }
 
 func openTurnstile(path string) (*turnstile, error) {

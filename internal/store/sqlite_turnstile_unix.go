@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// enter waits for the turnstile, for busyTimeout at most: a process holding the
-// turnstile longer than SQLite waits for the lock has been stopped.
+// enter waits for the turnstile, and continues without it after busyTimeout: a process
+// that holds the turnstile longer has been stopped, since SQLite itself waits no longer
+// than busyTimeout for the write lock.
 func (t *turnstile) enter() {
 	for deadline := time.Now().Add(busyTimeout); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		err := syscall.Flock(int(t.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
@@ -19,5 +20,5 @@ func (t *turnstile) enter() {
 	}
 }
 
-// leave lets the next process enter.
+// leave releases the turnstile for the next process.
 func (t *turnstile) leave() { _ = syscall.Flock(int(t.file.Fd()), syscall.LOCK_UN) }

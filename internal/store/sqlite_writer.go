@@ -8,14 +8,14 @@ import (
 // writer lets concurrent writers share a commit, and so an fsync.
 //
 // One goroutine owns the only connection used for writing. The goroutine takes all
-// queued writes, runs each under a savepoint of its own inside one BEGIN IMMEDIATE,
-// and commits the group. A write that returns an error is rolled back alone.
+// queued writes, runs each write under a savepoint of its own inside one BEGIN
+// IMMEDIATE, and commits the group. A write that returns an error is rolled back alone.
+// No caller gets an answer before the commit.
 //
-// An error of the driver does not tell the member at fault, and may have rolled back
-// every member. So the group is rolled back, and the members run again one by one,
-// each in a transaction of its own. Only a failed BEGIN refuses the whole group: each
-// member would wait for the lock as long as the first. No caller is answered before the
-// commit.
+// An error of the driver does not tell which write of the group caused it, and may have
+// rolled back every write. So the group is rolled back, and the writes run again one by
+// one, each in a transaction of its own. If BEGIN fails, every write of the group gets
+// the error: one by one, each write would wait for SQLite's lock as long as the first.
 type writer struct {
 	conn        *sqliteConn
 	checkpoints *checkpointer
@@ -23,13 +23,13 @@ type writer struct {
 	loop        sync.WaitGroup
 }
 
-// maxGroup bounds how many writes share a commit, and so how long the first waits
-// for the last: about 20 ms at 20 µs each, and the fsync.
+// maxGroup bounds how many writes share a commit, and so how long the first write waits
+// for the last: about 20 ms at 20 µs each, plus the fsync.
 const maxGroup = 1024
 
 type write struct {
 	fn func(*Tx) error
-	tx *Tx // the transaction in which fn ran last
+	tx *Tx // the transaction of the latest run of fn
 }
 
 func newWriter(c *sqliteConn, checkpoints *checkpointer) *writer {
@@ -38,7 +38,8 @@ func newWriter(c *sqliteConn, checkpoints *checkpointer) *writer {
 	return w
 }
 
-// close lets queued writes finish and refuses later writes.
+// close lets the queued writes finish, refuses later writes, and closes the
+// connections.
 func (w *writer) close() {
 	w.queue.close()
 	w.loop.Wait()
@@ -53,7 +54,7 @@ func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {
 		return err
 	}
 	answered, err := j.wait(ctx)
-	if !answered { // fn is running, and sets variables of the caller
+	if !answered { // fn is running and sets variables of the caller, so the caller must wait
 		err = <-j.result
 	}
 	if err == nil {
@@ -75,8 +76,9 @@ func (w *writer) work() {
 	}
 }
 
-// commitGroup runs a group in one transaction and answers the members. When the
-// driver failed, commitGroup returns false: nothing was changed and no member answered.
+// commitGroup runs a group of writes in one transaction and answers the callers. If the
+// driver fails, commitGroup returns false: then nothing was changed and no caller has
+// an answer.
 func (w *writer) commitGroup(group []*job[write]) bool {
 	if err := w.conn.begin(); err != nil {
 		for _, j := range group {
@@ -102,8 +104,8 @@ func (w *writer) commitGroup(group []*job[write]) bool {
 	return true
 }
 
-// runMember runs one write of a group under a savepoint. refusal is fn's error; err,
-// the driver's.
+// runMember runs one write of a group under a savepoint. refusal is the error of the
+// write's own function; err is an error of the driver.
 func (w *writer) runMember(member *write) (refusal, err error) {
 	if err := w.conn.control("SAVEPOINT member"); err != nil {
 		return nil, err

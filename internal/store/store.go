@@ -1,5 +1,5 @@
-// Package store owns the database: schema, connections, transactions and rows. No
-// other package contains SQL.
+// Package store owns the database: schema, connections, transactions and rows. No other
+// package contains SQL.
 //
 // A caller may rely on the following:
 //
@@ -8,17 +8,17 @@
 //   - Callers that write at the same time share a commit, and so an fsync; an error of
 //     one caller does not undo the write of another.
 //   - An error matches ErrUnavailable if the database was at fault, and ErrUncertain if
-//     the outcome is unknown. The store repeats only a transaction of which nothing
-//     remained.
+//     the outcome is unknown. The store runs a transaction again only if nothing of the
+//     first run remained.
 //
 // A caller must not hash a password or sign a token inside a transaction.
 //
 // The packages above decide what a row means, with one exception. [Store.Spend], the
 // ordinary refresh, applies rules of package session in SQL, since one statement saves
-// round trips: how the generations advance, and whether session and user are alive.
-// TestSpendIsAdvance in internal/session compares the statements with the Go code. The
-// cases "spend refuses" and "spend advances" of the suite in storetest cover the
-// conditions, and TestABatchSpendsAsASingleRefresh runs both cases in a batch.
+// round trips: how a session's generations advance, and whether session and user are
+// alive. TestSpendIsAdvance in internal/session compares the statements with the Go
+// code. The cases "spend refuses" and "spend advances" of the suite in storetest cover
+// the conditions, and TestABatchSpendsAsASingleRefresh runs both cases in a batch.
 package store
 
 import (
@@ -29,31 +29,32 @@ import (
 )
 
 var (
-	// ErrNotFound means: there is no such row.
+	// ErrNotFound means that there is no such row.
 	ErrNotFound = errors.New("not found")
-	// ErrExists means: a row with the same unique value exists.
+	// ErrExists means that a row with the same unique value exists.
 	ErrExists = errors.New("exists already")
-	// ErrUnavailable means: the database failed now. The change is not acknowledged,
-	// and may or may not have happened.
+	// ErrUnavailable means that the database failed during the call. The change is not
+	// acknowledged, and may or may not have happened. A later call may succeed.
 	ErrUnavailable = errors.New("store unavailable")
-	// ErrUncertain means: the change may have been committed. The connection was lost
-	// during the commit, or the time ran out, or no standby has confirmed the commit.
-	// ErrUncertain matches ErrUnavailable.
+	// ErrUncertain means that the change may have been committed: the connection was
+	// lost during the commit, or the time ran out, or no synchronous standby has
+	// confirmed the commit. ErrUncertain matches ErrUnavailable.
 	ErrUncertain = fmt.Errorf("%w: outcome unknown", ErrUnavailable)
-	// ErrSchema means: this program cannot work with the database's schema.
+	// ErrSchema means that this program cannot work with the database's schema. A newer
+	// program may.
 	ErrSchema = errors.New("unknown database schema")
-	// ErrOldSchema means: the schema is missing, or older than this program. Migrate
-	// mends it. ErrOldSchema matches ErrSchema.
+	// ErrOldSchema means that the schema is missing, or older than this program needs.
+	// [Migrate] brings the schema up to date. ErrOldSchema matches ErrSchema.
 	ErrOldSchema = fmt.Errorf("%w", ErrSchema)
-	// ErrIncomplete means: a copy into this database was interrupted. Copy, with the
-	// same arguments, finishes or starts over.
-	ErrIncomplete = errors.New("a copy into this database did not come to its end; until then the database that was to be copied is the one that holds")
-	// ErrEngine means: the call is for another kind of database.
+	// ErrIncomplete means that a copy into this database was interrupted. [Copy],
+	// called again with the same arguments, finishes the copy or starts over.
+	ErrIncomplete = errors.New("a copy into this database was interrupted; until the copy is finished, use the database that was copied from")
+	// ErrEngine means that the URI names the wrong kind of database for the call.
 	ErrEngine = errors.New("wrong kind of database")
 )
 
-// MovedError refuses a database that [Copy] has moved away.
-type MovedError struct{ To string } // a URI without a password
+// MovedError is the error for an embedded database that [Copy] has moved to PostgreSQL.
+type MovedError struct{ To string } // To is the new database's URI without a password
 
 func (e *MovedError) Error() string {
 	return fmt.Sprintf("this database was moved to %s, and must not be used any more", e.To)
@@ -62,7 +63,8 @@ func (e *MovedError) Error() string {
 // Store is an open database. A Store is safe for concurrent use.
 type Store struct{ engine engine }
 
-// engine is one kind of database: sqliteDB or pgDB.
+// engine is one kind of database: sqliteDB or pgDB. Each method does what the [Store]
+// method of the same name promises.
 type engine interface {
 	read(ctx context.Context, fn func(*Tx) error) error
 	write(ctx context.Context, fn func(*Tx) error) error
@@ -109,26 +111,28 @@ func isPostgres(uri string) bool {
 // does nothing.
 func (s *Store) Close() error { return s.engine.close() }
 
-// Read runs fn on one unchanging state of the database, and waits for a connection
-// until ctx ends. fn must not write, and must not keep the Tx.
+// Read runs fn on one unchanging state of the database. Read waits for a free
+// connection until ctx ends. fn must not write, and must not keep the Tx.
 func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error { return s.engine.read(ctx, fn) }
 
-// Write runs fn in a transaction, and returns nil after the transaction is durable. An
-// error of fn rolls the transaction back, and is returned unchanged.
+// Write runs fn in a transaction, and returns nil after the transaction is durable. If
+// fn returns an error, Write rolls the transaction back and returns the error
+// unchanged.
 //
 // fn may run more than once, one run after the other, each from the start. Results set
-// by fn are valid only if Write returns nil. When ctx ends while the write is queued,
-// fn does not run. Once fn has begun, Write ignores ctx and waits for the end.
+// by fn are valid only if Write returns nil. If ctx ends while the write is queued, fn
+// does not run. Once fn has begun, Write ignores ctx and waits for the end.
 //
-// A user or session read by id stays unchanged until the transaction ends. A change
-// that depends on other rows must call [Tx.Exclusive] first.
+// A user or session that fn reads by id stays unchanged until the transaction ends. A
+// change that depends on other rows must call [Tx.Exclusive] first.
 //
-// Errors: those of fn; ErrExists; ErrUnavailable, with ctx's if ctx ended while the write
-// was queued; ErrUncertain.
+// Errors: those of fn; ErrExists; ErrUnavailable, with the error of ctx if ctx ended
+// while the write was queued; ErrUncertain.
 func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
 	return s.engine.write(ctx, fn)
 }
 
-// Hints calls hint, until ctx ends, after another process appended an event. A hint may
-// be lost, or come without an event: a caller that must know polls besides.
+// Hints calls hint after another process has appended an event, until ctx ends. A hint
+// may be lost, or come without an event. So a caller that needs every event must also
+// poll.
 func (s *Store) Hints(ctx context.Context, hint func()) { s.engine.hints(ctx, hint) }

@@ -7,34 +7,36 @@ import (
 	"time"
 )
 
-// Tx is a transaction. A Tx is valid until the function that received the Tx returns,
-// and is not safe for concurrent use.
+// Tx is a transaction of [Store.Read] or [Store.Write]. A Tx is valid until the
+// function that received the Tx returns, and is not safe for concurrent use.
 type Tx struct {
 	run runner
-	// broken is the first error of the driver. No result of the transaction counts
-	// after such an error.
+	// broken is the first error of the driver. After such an error the transaction
+	// cannot commit, and none of its results counts.
 	broken error
-	// duplicate is set after a statement broke a unique constraint. PostgreSQL runs no
-	// further statement of the transaction, so the store refuses on SQLite, too.
+	// duplicate is true after a statement broke a unique constraint. PostgreSQL then
+	// runs no further statement of the transaction, so this package refuses them on
+	// SQLite, too.
 	duplicate bool
 	committed []func()
 }
 
-// runner runs the statements of one transaction: sqliteTx or pgTx.
+// runner runs the statements of one transaction: sqliteTx or pgTx. Each method does
+// what the [Tx] method of the same name promises.
 type runner interface {
 	now() (time.Time, error)
-	// query scans every row, and locks the rows of the table named lock, if any. scan is
-	// nil for a statement without rows.
+	// query calls scan for every row, and locks the rows of the table named lock, if
+	// any. scan is nil for a statement without rows.
 	query(scan func(row) error, lock, query string, args ...any) error
 	exclusive() error
 	queueExec(query string, args ...any) error
 	queryAtCommit(scan func(row) error, query string, args ...any) error
-	// hint notifies other processes of an event, with the commit.
+	// hint makes the commit notify other processes of an event.
 	hint()
 }
 
-// OnCommit calls fn after the transaction became durable, in the goroutine of the
-// caller of Write and before Write returns. After a rollback fn is not called.
+// OnCommit calls fn after the transaction has become durable, in the goroutine of the
+// caller of [Store.Write] and before Write returns. After a rollback fn is not called.
 func (tx *Tx) OnCommit(fn func()) { tx.committed = append(tx.committed, fn) }
 
 func (tx *Tx) wasCommitted() {
@@ -43,38 +45,43 @@ func (tx *Tx) wasCommitted() {
 	}
 }
 
-// Now returns the transaction's time in whole microseconds. For SQLite the time is the
-// process's; for PostgreSQL, the server's, so that replicas share a clock.
+// Now returns the transaction's time in whole microseconds. SQLite uses the clock of
+// this process; PostgreSQL uses the clock of its server, so that replicas share a
+// clock.
 func (tx *Tx) Now() time.Time {
 	now, err := tx.run.now()
 	if tx.fail(err) != nil {
-		return time.Now() // the transaction fails in any case
+		return time.Now() // the transaction cannot commit, so any time will do
 	}
 	return now
 }
 
-// Exclusive waits for other exclusive transactions to end, and keeps out later ones
-// until this transaction ends.
+// Exclusive waits until no other transaction is exclusive, and makes later calls of
+// Exclusive wait until this transaction ends. A transaction that depends on rows other
+// than a user or a session read by id calls Exclusive first.
 func (tx *Tx) Exclusive() error { return tx.fail(tx.run.exclusive()) }
 
 // exec runs a statement and discards the result. Errors: ErrExists if the statement
 // breaks a unique constraint.
 func (tx *Tx) exec(query string, args ...any) error { return tx.queryRows(nil, query, args...) }
 
-// queueExec is like [Tx.exec] for a statement that keeps every constraint. The statement
-// is queued, and runs before the transaction's next query, or before the commit.
+// queueExec is like [Tx.exec] for a statement that cannot break a constraint. The
+// statement is queued, and runs before the transaction's next query or before the
+// commit, so that PostgreSQL needs no round trip of its own.
 func (tx *Tx) queueExec(query string, args ...any) error {
 	return tx.fail(tx.run.queueExec(query, args...))
 }
 
-// queryAtCommit runs a statement with the commit, after all others, in the order of the
-// calls. scan receives every row; nil for a statement without rows.
+// queryAtCommit runs a statement together with the commit, after all other statements,
+// in the order of the calls. scan receives every row; scan is nil for a statement
+// without rows.
 func (tx *Tx) queryAtCommit(scan func(row) error, query string, args ...any) error {
 	return tx.fail(tx.run.queryAtCommit(scan, query, args...))
 }
 
-// deleteFound deletes, one by one, the rows with the keys found by a query, and returns
-// the number of keys. In a single statement, a planner might read the whole table.
+// deleteFound deletes the rows with the keys that a query finds, one by one, and
+// returns the number of keys. For a single statement, PostgreSQL's planner might read
+// the whole table.
 func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
 	keys, err := queryColumn[any](tx, query, args...)
 	for _, key := range keys {
@@ -85,12 +92,13 @@ func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
 	return int64(len(keys)), err
 }
 
-// queryRows scans every row of a query.
+// queryRows runs a query, and calls scan for every row.
 func (tx *Tx) queryRows(scan func(row) error, query string, args ...any) error {
 	return tx.fail(tx.run.query(scan, "", query, args...))
 }
 
-// queryAll returns every row of a query. columns returns where to scan a row.
+// queryAll returns every row of a query. columns returns pointers to the fields of a
+// row, in the order of the query's columns.
 func queryAll[T any](tx *Tx, columns func(*T) []any, query string, args ...any) (list []*T, err error) {
 	err = tx.queryRows(func(r row) error {
 		item := new(T)
@@ -100,7 +108,7 @@ func queryAll[T any](tx *Tx, columns func(*T) []any, query string, args ...any) 
 	return list, err
 }
 
-// queryColumn returns the only column of a query.
+// queryColumn returns the values of a query with a single column.
 func queryColumn[T any](tx *Tx, query string, args ...any) (values []T, err error) {
 	err = tx.queryRows(func(r row) error {
 		var value T
@@ -111,13 +119,14 @@ func queryColumn[T any](tx *Tx, query string, args ...any) (values []T, err erro
 	return values, err
 }
 
-// queryRow scans the only row of a query. Errors: ErrNotFound if there is no row.
+// queryRow calls scan for the single row of a query. Errors: ErrNotFound if there is no
+// row.
 func (tx *Tx) queryRow(scan func(row) error, query string, args ...any) error {
 	return tx.queryLocked("", scan, query, args...)
 }
 
-// queryLocked is like queryRow. In a transaction that writes, queryLocked also locks the
-// row of the named table until the transaction ends.
+// queryLocked is like [Tx.queryRow]. In a transaction that writes, queryLocked also
+// locks the row of the named table until the transaction ends.
 func (tx *Tx) queryLocked(table string, scan func(row) error, query string, args ...any) error {
 	found := false
 	err := tx.run.query(func(r row) error {
@@ -131,7 +140,7 @@ func (tx *Tx) queryLocked(table string, scan func(row) error, query string, args
 }
 
 // fail turns an error of the driver into ErrExists or ErrUnavailable, and keeps the
-// error: from then on the transaction can only fail.
+// error: the transaction cannot commit any more.
 func (tx *Tx) fail(err error) error {
 	if err == nil {
 		return nil
@@ -146,9 +155,10 @@ func (tx *Tx) fail(err error) error {
 	return tx.broken
 }
 
-// attempt calls fn and returns its error. A panic becomes an error, since a panic would
-// take along the writes of other callers. The driver's error is returned even if fn
-// passed over it.
+// attempt calls fn and returns its error. attempt turns a panic into an error: on
+// SQLite, fn runs in the writer's goroutine, and a panic there would take along the
+// writes of other callers. If the driver has failed, attempt returns the driver's error
+// even if fn returned nil.
 func (tx *Tx) attempt(fn func(*Tx) error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -164,10 +174,10 @@ func (tx *Tx) attempt(fn func(*Tx) error) (err error) {
 	return fn(tx)
 }
 
-// row is a row of either driver.
+// row is a row of a result, of either driver.
 type row interface{ Scan(dest ...any) error }
 
-// scanRows scans every row. The caller closes rows.
+// scanRows calls scan for every row. The caller must close rows.
 func scanRows(rows interface {
 	row
 	Next() bool
@@ -198,7 +208,8 @@ func nullMicros(t time.Time) sql.NullInt64 {
 	return sql.NullInt64{Int64: t.UnixMicro(), Valid: !t.IsZero()}
 }
 
-// timeColumn is a column's time. Scanned from NULL, a time becomes zero.
+// timeColumn scans a column that holds a time in microseconds. NULL becomes the zero
+// time.
 type timeColumn time.Time
 
 // Scan implements sql.Scanner, for both drivers.
@@ -209,32 +220,32 @@ func (c *timeColumn) Scan(value any) error {
 	case int64:
 		*c = timeColumn(fromMicros(us))
 	default:
-		return fmt.Errorf("a time in microseconds: %T", value)
+		return fmt.Errorf("a column should hold a time in microseconds, and holds a %T", value)
 	}
 	return nil
 }
 
-// wordsColumn is a column's words, separated by spaces.
+// wordsColumn scans a column that holds words, separated by spaces.
 type wordsColumn []string
 
 // Scan implements sql.Scanner, for both drivers.
 func (c *wordsColumn) Scan(value any) error {
 	words, ok := value.(string)
 	if !ok {
-		return fmt.Errorf("words: %T", value)
+		return fmt.Errorf("a column should hold words, and holds a %T", value)
 	}
 	*c = strings.Fields(words)
 	return nil
 }
 
-// stringsColumn is a column's JSON array of strings.
+// stringsColumn scans a column that holds a JSON array of strings.
 type stringsColumn []string
 
 // Scan implements sql.Scanner, for both drivers.
 func (c *stringsColumn) Scan(value any) error {
 	array, ok := value.(string)
 	if !ok {
-		return fmt.Errorf("strings: %T", value)
+		return fmt.Errorf("a column should hold a JSON array, and holds a %T", value)
 	}
 	list, err := parseStrings(array)
 	*c = list

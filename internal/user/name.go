@@ -9,21 +9,22 @@ import (
 	"golang.org/x/text/secure/precis"
 )
 
-// MaxNameLength bounds a username, in bytes, before any work on it.
+// MaxNameLength bounds a username, in bytes, before any work on the name.
 const MaxNameLength = 256
 
-// maxRoles bounds a user's roles, so that an access token stays below its largest
-// size with every other claim at its bound.
+// maxRoles bounds a user's roles, so that an access token stays below 8 KiB with every
+// other claim at its bound.
 const maxRoles = 32
 
-// ErrMalformed reports a name or a role that breaks a rule.
+// ErrMalformed means that a username or a role breaks a rule. The wrapping error names
+// the rule.
 var ErrMalformed = errors.New("malformed")
 
-// Name holds a username in its folded form (PRECIS UsernameCaseMapped, RFC 8265). Names
-// are compared and shown in this form.
+// Name holds a username in its folded form (PRECIS UsernameCaseMapped, RFC 8265):
+// "Alice" and "alice" are the same Name. Names are compared and shown in this form.
 type Name string
 
-// ParseName folds a username.
+// ParseName returns a username in its folded form.
 //
 // Errors: ErrMalformed.
 func ParseName(s string) (Name, error) {

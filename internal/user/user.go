@@ -1,10 +1,11 @@
-// Package user owns users, their names and their rights.
+// Package user owns users, their names and their roles.
 //
-// Every change of rights raises a user's Version: access tokens with a lower version
-// are stale. A change of password, disabling and deleting also raise RevokedBelow:
-// sessions begun under a lower version have ended, and their tokens are revoked. The
-// cost is the same for one session and for ten thousand. Both numbers are always raised
-// to a number never used before.
+// Each user's row has two numbers, which verifiers compare with the version in an
+// access token. Every change of a name or of roles raises Version: access tokens with a
+// lower version are stale, and the client refreshes. A change of password, disabling
+// and deleting also raise RevokedBelow to Version: sessions begun under a lower version
+// have ended, and their tokens are revoked. So ending ten thousand sessions costs as
+// little as ending one. Both numbers only take values never used before.
 package user
 
 import (
@@ -25,13 +26,13 @@ import (
 )
 
 var (
-	// ErrNotFound reports an unknown or deleted user.
+	// ErrNotFound means that the user is unknown or deleted.
 	ErrNotFound = errors.New("no such user")
-	// ErrExists reports a username in use.
+	// ErrExists means that another user has the name.
 	ErrExists = errors.New("username taken")
 )
 
-// Users administers users. It is safe for concurrent use.
+// Users administers users. Users is safe for concurrent use.
 type Users struct {
 	store     *store.Store
 	writer    feed.Writer
@@ -39,7 +40,7 @@ type Users struct {
 	audit     *audit.Log
 }
 
-// New returns the administration of a store's users. w is where changes commit.
+// New returns the administration of a database's users. Changes are committed by w.
 func New(s *store.Store, w feed.Writer, p *password.Pool, a *audit.Log) *Users {
 	return &Users{store: s, writer: w, passwords: p, audit: a}
 }
@@ -81,9 +82,10 @@ func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles R
 	return created, err
 }
 
-// Insert adds a user. The hash was made before the transaction.
+// Insert adds a user with a password hash. Hashing takes long, so the caller makes the
+// hash before the transaction.
 //
-// Errors: ErrExists; the store's.
+// Errors: ErrExists; errors of the store.
 func Insert(tx *store.Tx, name Name, roles Roles, hash string) (*store.User, error) {
 	now := tx.Now()
 	row := &store.User{
@@ -96,20 +98,22 @@ func Insert(tx *store.Tx, name Name, roles Roles, hash string) (*store.User, err
 	return row, tx.SetSetting(hadUser, "yes")
 }
 
-// Created returns the record of a new user.
+// Created returns the event of a new user for the security record.
 func Created(by caller.Caller, row *store.User) audit.Event {
 	return audit.Event{Type: audit.UserCreated, ActorID: by.ID, UserID: row.ID, Detail: describe(row)}
 }
 
-// describe returns a user's name, rights and state for the record.
+// describe returns a user's name, roles and state as text for the security record.
 func describe(row *store.User) string {
 	return fmt.Sprintf("username: %s, roles: %s, disabled: %t", row.Username, strings.Join(row.Roles, " "), row.Disabled)
 }
 
-// hadUser names a setting: present from the database's first user on.
+// hadUser names a setting that is set with the database's first user and stays, even if
+// every user is deleted.
 const hadUser = "had_user"
 
-// EverMade reports whether the database ever had a user.
+// EverMade reports whether the database ever had a user. Only a database that never had
+// one gets a first admin at the start of a server.
 func EverMade(tx *store.Tx) (bool, error) {
 	had, err := tx.Setting(hadUser)
 	return had != "", err
@@ -117,7 +121,7 @@ func EverMade(tx *store.Tx) (bool, error) {
 
 // Get returns the user with an id.
 //
-// Errors: ErrNotFound; the store's.
+// Errors: ErrNotFound; errors of the store.
 func (u *Users) Get(ctx context.Context, id string) (row *store.User, err error) {
 	err = u.store.Read(ctx, func(tx *store.Tx) (err error) {
 		row, err = Find(tx, id)
@@ -128,7 +132,7 @@ func (u *Users) Get(ctx context.Context, id string) (row *store.User, err error)
 
 // GetByName returns the user with a name.
 //
-// Errors: ErrNotFound; the store's.
+// Errors: ErrNotFound; errors of the store.
 func (u *Users) GetByName(ctx context.Context, name Name) (row *store.User, err error) {
 	err = u.store.Read(ctx, func(tx *store.Tx) (err error) {
 		row, err = FindByName(tx, name)
@@ -150,9 +154,9 @@ func (u *Users) List(ctx context.Context, after string, limit int) (rows []*stor
 	return rows, "", err
 }
 
-// Find returns the user with an id, unless the user is deleted.
+// Find returns the user with an id, in a transaction.
 //
-// Errors: ErrNotFound; the store's.
+// Errors: ErrNotFound if the user is unknown or deleted; errors of the store.
 func Find(tx *store.Tx, id string) (*store.User, error) {
 	row, err := tx.User(id)
 	switch {
@@ -164,23 +168,24 @@ func Find(tx *store.Tx, id string) (*store.User, error) {
 	return row, nil
 }
 
-// FindByName returns the user with a name.
+// FindByName returns the user with a name, in a transaction.
 //
-// Errors: ErrNotFound; the store's.
+// Errors: ErrNotFound; errors of the store.
 func FindByName(tx *store.Tx, name Name) (*store.User, error) {
 	row, err := tx.UserByName(string(name))
 	return row, translate(err)
 }
 
-// Change holds the new values for Update. A nil field stays as it is.
+// Change holds the new values for [Users.Update]. For a nil field, the old value stays.
 type Change struct {
 	Name     *Name
 	Roles    *Roles
 	Disabled *bool
 }
 
-// Update changes a user's name, rights or state. A new name and new roles make access
-// tokens stale. Disabling, and enabling again, end every session.
+// Update changes a user's name, roles or state. After a new name or new roles, access
+// tokens are stale, and the client must refresh. Disabling and enabling a user end
+// every session of the user.
 //
 // Errors: ErrNotFound; ErrExists; errors of [caller.Caller.Check] and of the store.
 func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change Change) (*store.User, error) {
@@ -220,7 +225,7 @@ func (u *Users) RevokeSessions(ctx context.Context, by caller.Caller, id string)
 }
 
 // SetPassword gives a user a new password and ends every session of the user. Of two
-// calls at once, the later commit decides the password.
+// calls at the same time, the password of the later commit stays.
 //
 // Errors: ErrNotFound; password.ErrTooWeak; password.ErrOverloaded; errors of
 // [caller.Caller.Check] and of the store.
@@ -242,17 +247,17 @@ func (u *Users) SetPassword(ctx context.Context, by caller.Caller, id string, pw
 	})
 }
 
-// effect is the effect of a change on tokens minted before.
+// effect says what a change does to access tokens made before.
 type effect int
 
 const (
-	unchanged effect = iota // and nothing is written
+	unchanged effect = iota // nothing is written
 	stale
 	revoked
 )
 
-// change applies fn to a user's row, records the change, and raises the version, in one
-// transaction.
+// change applies fn to a user's row, writes the event what into the security record,
+// and raises the user's version, in one transaction.
 func (u *Users) change(ctx context.Context, by caller.Caller, id string, what audit.Type, fn func(*store.User, time.Time) effect) (row *store.User, err error) {
 	err = u.writer.Write(ctx, func(tx *feed.Tx) error {
 		if err := by.Check(tx.Tx); err != nil {
@@ -277,10 +282,11 @@ func (u *Users) change(ctx context.Context, by caller.Caller, id string, what au
 	return row, err
 }
 
-// Raise writes a user's changed row with a raised version, and appends the event: the
-// tokens with lower versions are stale, or they and their sessions are revoked.
+// Raise writes a user's changed row with a raised version, and appends the event for
+// verifiers. Access tokens with lower versions become stale; with revoke, these tokens
+// and their sessions are revoked.
 //
-// Errors: ErrExists; the store's.
+// Errors: ErrExists if the new name is taken; errors of the store.
 func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
 	row.Version = nextVersion(row.Version, tx.Now())
 	if revoke {
@@ -293,13 +299,13 @@ func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
 	return tx.VersionRaised(row.ID, row.Version, revoke)
 }
 
-// RaiseAll raises every user's version and ends every session, in steps, and returns
-// the number of users. RaiseAll appends no event: the caller must withdraw all signing
-// keys afterwards.
+// RaiseAll raises every user's version and so ends every session, in steps, and returns
+// the number of users. RaiseAll appends no event for verifiers: the caller must
+// withdraw all signing keys afterwards, which makes verifiers refuse every token.
 func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
-	const step = 2000 // rows: other writers wait for some ten milliseconds
+	const step = 2000 // rows in one transaction: other writers wait for some ten milliseconds
 	for after, n := "", step; n == step; users += n {
-		var last string // fn may run again, from the same after
+		var last string // the transaction may run again, from the same after
 		err := s.Write(ctx, func(tx *store.Tx) (err error) {
 			last, n, err = tx.RaiseUsers(after, step, nextVersion(0, tx.Now()))
 			return err
@@ -312,14 +318,14 @@ func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
 	return users, nil
 }
 
-// nextVersion returns a version never used before: above the last version, and at least
-// the clock's seconds. So a database restored from yesterday does not use today's
-// versions again.
+// nextVersion returns a version that the user never had: above the last version, and at
+// least the clock's seconds since 1970. So a database restored from yesterday does not
+// use today's versions again.
 func nextVersion(version int64, now time.Time) int64 {
 	return max(version+1, now.Unix())
 }
 
-// translate returns this package's error for an error of the store.
+// translate turns an error of the store into the error of this package.
 func translate(err error) error {
 	switch {
 	case errors.Is(err, store.ErrExists):

@@ -35,17 +35,16 @@ const (
 	Lifetime = 90 * 24 * time.Hour
 )
 
-// Password is Alice's.
+// Password is the password of the user alice.
 const Password = "open sesame, please"
 
-// What [World.Verdict] returns of a token that is good, and of the token of an ended
-// session.
+// Results of [World.Verdict]: for a valid token, and for a token of an ended session.
 const (
 	Good    = watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED
 	Revoked = watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED
 )
 
-// Never is longer than any test.
+// Never is a duration longer than any test.
 const Never = 100_000 * time.Hour
 
 // World is everything below the gRPC edge. Its feed runs, and everything is closed at
@@ -58,14 +57,15 @@ type World struct {
 	Sessions *session.Sessions
 	Logins   *login.Service
 	Verifier *authn.Verifier
-	Alice    *store.User // a writer
+	Alice    *store.User // has the role writer
 }
 
 // New makes a world on SQLite.
 func New(t *testing.T) *World { return On(t, storetest.SQLite(t), func(*feed.Feed) {}) }
 
-// Slow makes a world for a bubble in which months pass: its feed moves when something
-// happens, sends a heartbeat a minute, and does nothing else.
+// Slow makes a world for a synctest bubble in which months pass. The feed reads the
+// database only after a change, and sends one heartbeat a minute, so that a month takes
+// little work.
 func Slow(t *testing.T) *World {
 	return On(t, storetest.SQLite(t), func(f *feed.Feed) { f.Pace(Never, 55*time.Second) })
 }
@@ -158,7 +158,8 @@ func (w *World) Refresh(t *testing.T, refreshToken string) *session.Tokens {
 	return tokens
 }
 
-// Refused checks that a refresh token is refused with an error.
+// Refused calls Refresh with a refresh token, and fails the test unless Refresh returns
+// the error want.
 func (w *World) Refused(t *testing.T, refreshToken string, want error) {
 	t.Helper()
 	if _, err := w.Sessions.Refresh(context.Background(), refreshToken, nil); !errors.Is(err, want) {
@@ -172,7 +173,8 @@ func (w *World) Verdict(access string) watchwordv1.ErrorReason {
 	return authn.Reason(err)
 }
 
-// WantVerdict checks the verdict on an access token.
+// WantVerdict fails the test unless the server's own verifier returns want for an
+// access token: the reason of a refusal, or [Good].
 func (w *World) WantVerdict(t *testing.T, access string, want watchwordv1.ErrorReason) {
 	t.Helper()
 	if got := w.Verdict(access); got != want {
@@ -180,8 +182,8 @@ func (w *World) WantVerdict(t *testing.T, access string, want watchwordv1.ErrorR
 	}
 }
 
-// WantEnded checks that a session has ended, for its access token and for its refresh
-// token. what names the session in failures.
+// WantEnded fails the test unless a session has ended: the verifier refuses its access
+// token, and Refresh refuses its refresh token. what names the session in failures.
 func (w *World) WantEnded(t *testing.T, what string, tokens *session.Tokens) {
 	t.Helper()
 	if got := w.Verdict(tokens.Access); got != Revoked {

@@ -7,9 +7,9 @@ CREATE TABLE settings (
     value TEXT NOT NULL
 );
 
--- One row: the number of the newest event. It is taken as the last lock of a
--- transaction that appends one, so that numbers have no gaps and the order of
--- commits is the order of numbers.
+-- One row: the number of the newest event. A transaction that appends an event updates
+-- the row last, and so holds the row's lock until its commit. So numbers have no gaps,
+-- and the order of numbers is the order of commits.
 CREATE TABLE head (
     id  BIGINT PRIMARY KEY CHECK (id = 1),
     seq BIGINT NOT NULL
@@ -32,8 +32,8 @@ CREATE TABLE users (
     password_hash TEXT    NOT NULL,
     roles         TEXT    NOT NULL, -- separated by spaces, sorted
     disabled      BOOLEAN NOT NULL,
-    ver           BIGINT  NOT NULL, -- access tokens below are stale
-    revoked_below BIGINT  NOT NULL, -- sessions born below, and their tokens, have ended
+    ver           BIGINT  NOT NULL, -- access tokens with a lower version are stale
+    revoked_below BIGINT  NOT NULL, -- sessions with a lower born_ver have ended, and their tokens are revoked
     created_at    BIGINT  NOT NULL,
     updated_at    BIGINT  NOT NULL,
     deleted_at    BIGINT
@@ -43,12 +43,13 @@ CREATE UNIQUE INDEX users_username ON users (username) WHERE deleted_at IS NULL;
 CREATE TABLE sessions (
     id           TEXT   PRIMARY KEY,
     user_id      TEXT   NOT NULL,
-    born_ver     BIGINT NOT NULL, -- the user's ver at login
+    born_ver     BIGINT NOT NULL, -- the column ver of the user at the login
     audience     TEXT   NOT NULL, -- a JSON array
     created_at   BIGINT NOT NULL,
     refreshed_at BIGINT NOT NULL,
     ended_at     BIGINT,
-    -- The refresh token's generations; internal/session explains them.
+    -- Numbers that recognize a spent refresh token; internal/session/generation.go
+    -- describes them.
     current      BIGINT NOT NULL,
     spent        BIGINT NOT NULL,
     spent_at     BIGINT NOT NULL,
@@ -63,7 +64,7 @@ CREATE TABLE signing_keys (
     kid            TEXT   PRIMARY KEY,
     algorithm      TEXT   NOT NULL,
     public_key     BYTEA  NOT NULL, -- PKIX
-    sealed_key     BYTEA  NOT NULL, -- PKCS 8, sealed under the master key
+    sealed_key     BYTEA  NOT NULL, -- PKCS 8, encrypted under the master key
     published_at   BIGINT NOT NULL,
     signs_from     BIGINT,
     signs_until    BIGINT,

@@ -18,12 +18,12 @@ func EachEngine(t *testing.T, test func(t *testing.T, new func(testing.TB) strin
 	t.Run("postgres", func(t *testing.T) { test(t, Postgres) })
 }
 
-// SQLite is the URI of a new embedded database.
+// SQLite returns the URI of a new embedded database.
 func SQLite(t testing.TB) string {
 	return "sqlite:" + filepath.Join(t.TempDir(), "test.db")
 }
 
-// Postgres is the URI of a new database on a PostgreSQL server.
+// Postgres returns the URI of a new database on a PostgreSQL server.
 func Postgres(t testing.TB) string {
 	t.Helper()
 	uri := pgtest.URI(t)

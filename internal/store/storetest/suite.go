@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Suite is what package store promises, whatever the engine. new returns the URI
-// of a new database, with its schema.
+// Suite tests what package store promises on every engine. new returns the URI of a new
+// database with a schema.
 func Suite(t *testing.T, new func(testing.TB) string) {
 	for _, test := range []struct {
 		name string
@@ -90,7 +90,7 @@ func wantSettings(t *testing.T, s *store.Store, want map[string]string) {
 	}
 }
 
-// newUser is a user's row, as of now.
+// newUser returns a user's row, as of now.
 func newUser(id, username string) *store.User {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	return &store.User{
@@ -99,7 +99,7 @@ func newUser(id, username string) *store.User {
 	}
 }
 
-// newSession is a session's row, as of now.
+// newSession returns a session's row, as of now.
 func newSession(id, userID string) *store.Session {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	return &store.Session{
@@ -144,8 +144,8 @@ func testDurable(t *testing.T, new func(testing.TB) string) {
 
 var errRefused = errors.New("refused")
 
-// atOnce writes all at once, so that they may share what an engine shares, and
-// returns their errors.
+// atOnce calls Write for all functions at the same time, so that they may share a
+// commit, and returns the errors.
 func atOnce(s *store.Store, writes []func(*store.Tx) error) []error {
 	errs := make([]error, len(writes))
 	var tasks sync.WaitGroup
@@ -209,7 +209,7 @@ func testDriversError(t *testing.T, new func(testing.TB) string) {
 			switch i {
 			case 7:
 				return fault(tx)
-			case 8: // one who hides it is told all the same
+			case 8: // fn ignores the error of the driver, and Write returns the error all the same
 				_ = fault(tx)
 			}
 			return nil
@@ -266,8 +266,8 @@ func testTakenNames(t *testing.T, new func(testing.TB) string) {
 	insert(t, s, newUser("another", "bob"))
 }
 
-// A refusal by the database that fn passes over is one all the same: whether the
-// transaction could have gone on differs between engines.
+// An error of the database makes Write fail even if fn ignores the error: whether the
+// transaction could go on differs between the engines.
 func testTakenNameSwallowed(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	insert(t, s, newUser("id-alice", "alice"))
@@ -287,7 +287,8 @@ func testTakenNameSwallowed(t *testing.T, new func(testing.TB) string) {
 	wantSettings(t, s, map[string]string{"passed over": ""})
 }
 
-// single is a database's URI for a store that does one thing at a time.
+// single returns a URI of the same database for a store that runs one transaction at a
+// time: on PostgreSQL with one connection. On SQLite one writer runs at a time anyway.
 func single(uri string) string {
 	if !strings.HasPrefix(uri, "postgres") {
 		return uri
@@ -298,8 +299,8 @@ func single(uri string) string {
 	return uri + "?pool_max_conns=1"
 }
 
-// Block occupies a store that does one thing at a time until release is called, so
-// that what is asked of it meanwhile queues up.
+// Block keeps a write transaction open until release is called, so that later calls
+// queue. The store must run one transaction at a time: see single.
 func Block(t *testing.T, s *store.Store) (release func()) {
 	t.Helper()
 	entered, leave := make(chan struct{}), make(chan struct{})
@@ -355,7 +356,7 @@ func testGivingUp(t *testing.T, new func(testing.TB) string) {
 	if err := <-stayed; err != nil {
 		t.Errorf("one who stayed: %v", err)
 	}
-	// It begins, and is done, whoever has gone meanwhile.
+	// The write has begun, and completes although its caller has left.
 	ctx, cancel := context.WithCancel(t.Context())
 	err := s.Write(ctx, func(tx *store.Tx) error { cancel(); return tx.SetSetting("too late", "yes") })
 	if err != nil {

@@ -61,7 +61,7 @@ func testSpend(t *testing.T, new func(testing.TB) string) {
 	}
 }
 
-// alter makes a session that can be spent into one that cannot.
+// alter changes a session or its user so that the refresh token cannot be spent.
 type alter func(*store.User, *store.Session, *store.Spend)
 
 func testSpendRefuses(t *testing.T, new func(testing.TB) string) {
@@ -72,8 +72,8 @@ func testSpendRefuses(t *testing.T, new func(testing.TB) string) {
 	})
 }
 
-// SpendRefuses spends the tokens of sessions that are alive and of sessions that are
-// not, by a way of spending.
+// SpendRefuses calls spend, one way of spending, for live sessions and for sessions
+// that must not be refreshed.
 func SpendRefuses(t *testing.T, s *store.Store, spend func(*store.Spend) error) {
 	cases := map[string]struct {
 		alter alter
@@ -133,8 +133,8 @@ func testSpendAdvances(t *testing.T, new func(testing.TB) string) {
 	})
 }
 
-// SpendAdvances spends, by a way of spending, tokens of sessions that were refreshed so
-// many spans ago, and compares the generations with those of the rule in
+// SpendAdvances calls spend, one way of spending, for sessions refreshed 0, 1, … spans
+// ago, and compares the new generations with the rule in
 // internal/session/generation.go.
 func SpendAdvances(t *testing.T, s *store.Store, spend func(*store.Spend) error) {
 	const grace = 1000 * time.Hour // a span in which the test ends, but for once in a blue moon
@@ -162,13 +162,14 @@ func SpendAdvances(t *testing.T, s *store.Store, spend func(*store.Spend) error)
 	}
 }
 
-// lastSecond is when a session was created whose age ends later in this second: it
-// ends with the whole second before.
+// lastSecond returns the time of creation for a session that reaches its longest life
+// later in this second. Such a session has ended already: its life ends with the last
+// whole second.
 func lastSecond() time.Time {
 	return time.Now().Truncate(time.Second).Add(time.Second - time.Microsecond - 24*time.Hour)
 }
 
-// Of those who spend one token at once, exactly one does.
+// Of several calls that spend one token at the same time, exactly one succeeds.
 func testSpendAtOnce(t *testing.T, new func(testing.TB) string) {
 	uri := new(t)
 	stores := []*store.Store{Open(t, uri), Open(t, uri)}
@@ -203,8 +204,8 @@ func testSpendAtOnce(t *testing.T, new func(testing.TB) string) {
 	}
 }
 
-// What transactions do to a session and what spendings do come one behind the
-// other: each raises the generation by one, and an end is an end.
+// Transactions and Spend change one session in turn: each raises the generation by one,
+// and after a transaction has ended the session, Spend spends nothing.
 func testSpendAndWrites(t *testing.T, new func(testing.TB) string) {
 	uri := new(t)
 	stores := []*store.Store{Open(t, uri), Open(t, uri)}

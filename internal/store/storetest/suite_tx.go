@@ -81,8 +81,8 @@ func testUnchangingState(t *testing.T, new func(testing.TB) string) {
 	wantSettings(t, s, map[string]string{"a": "2"})
 }
 
-// One transaction is one instant, and who waited for a row or for being exclusive
-// comes after whoever they waited for.
+// A transaction has one time. A transaction that waits for a row lock, or for
+// Exclusive, has a later time than the transaction for which it waited.
 func testInstants(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	insert(t, s, newUser("alice", "alice"))
@@ -173,7 +173,7 @@ func testLostUpdates(t *testing.T, new func(testing.TB) string) {
 	wantSettings(t, stores[0], map[string]string{"counter": "80"})
 }
 
-// repeat runs something many times in each of some goroutines.
+// repeat calls do several times in each of several goroutines.
 func repeat(t *testing.T, goroutines, times int, do func(i int) error, name string) {
 	t.Helper()
 	var tasks sync.WaitGroup
@@ -253,7 +253,7 @@ func testEventsAreNumbered(t *testing.T, new func(testing.TB) string) {
 	}
 }
 
-// wantEvent looks an acknowledged event up by its number.
+// wantEvent fails the test unless an acknowledged event has the stored number.
 func wantEvent(t *testing.T, s *store.Store, e *store.Event) {
 	t.Helper()
 	events, _ := tail(t, s, e.Seq-1, 1)
@@ -298,8 +298,8 @@ func testHeadInto(t *testing.T, new func(testing.TB) string) {
 	}
 }
 
-// Nobody who appends misses a longer lifetime that another has set: what comes
-// behind its event in number is kept for as long.
+// A transaction that appends an event sees a longer lifetime that another transaction
+// has set: events with higher numbers are kept for as long.
 func testExpiry(t *testing.T, new func(testing.TB) string) {
 	uri := new(t)
 	stores := []*store.Store{Open(t, uri), Open(t, uri)}
