@@ -8,9 +8,9 @@
 //
 // A stream begins with the newest trust state and never returns to an older one.
 // Every snapshot has all revocations that have not expired, also those of a history
-// that was replaced. Memory is bounded: all watchers share encoded messages, a
-// watcher that falls behind the newest 4096 messages is dropped, and each peer may
-// open a limited number of streams (each stream takes a place).
+// that was replaced. Memory is bounded: all watchers share encoded messages. The hub
+// keeps the newest 2048 to 4096 messages, and drops a watcher that needs an older
+// message. Each peer may open a limited number of streams (each stream takes a place).
 //
 // The process's own verifier, called the local verifier, watches through [Hub.Conn]
 // and needs no place. [Hub.WaitApplied] returns when the local verifier has applied

@@ -5,7 +5,8 @@ import (
 	"slices"
 )
 
-// ringSize bounds how many messages a watcher may fall behind.
+// ringSize bounds the messages in the ring. A watcher may be 2048 messages behind at any
+// time, and up to ringSize behind until the ring drops its older half.
 const ringSize = 4096
 
 // Tag is random for each event: two histories with the same numbers have different

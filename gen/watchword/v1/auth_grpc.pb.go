@@ -42,7 +42,7 @@ type AuthServiceClient interface {
 	//
 	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a
 	// wrong password, in the same time; USER_DISABLED after the right password;
-	// OVERLOADED and TOO_MANY_ATTEMPTS with the time to wait; STORE_UNAVAILABLE.
+	// OVERLOADED with the time to wait; STORE_UNAVAILABLE.
 	Login(ctx context.Context, in *LoginRequest, opts ...grpc.CallOption) (*LoginResponse, error)
 	// Refresh spends a refresh token. The answer holds a new refresh token, its
 	// successor, and a new access token. Earlier access tokens stay valid until
@@ -159,7 +159,7 @@ type AuthServiceServer interface {
 	//
 	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a
 	// wrong password, in the same time; USER_DISABLED after the right password;
-	// OVERLOADED and TOO_MANY_ATTEMPTS with the time to wait; STORE_UNAVAILABLE.
+	// OVERLOADED with the time to wait; STORE_UNAVAILABLE.
 	Login(context.Context, *LoginRequest) (*LoginResponse, error)
 	// Refresh spends a refresh token. The answer holds a new refresh token, its
 	// successor, and a new access token. Earlier access tokens stay valid until

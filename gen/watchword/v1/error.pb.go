@@ -75,6 +75,7 @@ const (
 	// PERMISSION_DENIED. The method asks for a client certificate.
 	ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED ErrorReason = 32
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. Too many wrong passwords.
+	// Reserved: this version of the server does not bound wrong passwords.
 	ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS ErrorReason = 40
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. More logins at once than the
 	// server can hash, or more watchers than the server accepts.
