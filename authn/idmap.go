@@ -15,11 +15,12 @@ const (
 	batch = 256
 )
 
-// An idMap is a map from ids. The map itself holds ids of the usual length, without a
+// An idMap is a map from ids. The map stores an id of 16 bytes (idLength) without a
 // pointer: a million entries cost the garbage collector nothing, and some 56 bytes each.
 //
-// The owner's lock guards the map, see [revocations]. Methods with the lock as an argument
-// hold the lock for one batch at most at a time; the caller must not hold the lock.
+// The owner's lock guards the map, see [revocations]. A method with the lock as an argument
+// takes the lock itself, and releases the lock after every 256 entries; the caller must not
+// hold the lock.
 type idMap[V any] struct {
 	usual map[[idLength]byte]V
 	other map[string]V

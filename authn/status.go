@@ -18,8 +18,8 @@ type Status struct {
 	// without a bundle. A few seconds are ordinary. After a restart, the age of the
 	// snapshot file counts.
 	Staleness time.Duration
-	// SnapshotError is the error of reading the file of WithSnapshotFile at the start, or
-	// of the last writing; nil without an error or without a file.
+	// SnapshotError is the error of the last attempt to read or write the file of
+	// WithSnapshotFile. SnapshotError is nil if that attempt succeeded, or without a file.
 	SnapshotError error
 	// Keys, EndedSessions and RaisedUsers count the entries of the trust bundle: the keys, the
 	// sessions ended, and the users disabled or with changed rights, for as long as some

@@ -259,7 +259,8 @@ func (r *revocations) dropExpired(now time.Time) {
 	}
 }
 
-// newest returns the open chunk, encoded; nil if the chunk is empty.
+// newest returns the encoded message with the newest revocations (r.open), or nil if
+// r.open is empty.
 func (r *revocations) newest() Message {
 	if r.encoded == nil && r.openSize() > 0 {
 		r.encoded = encode(chunk(&r.open))

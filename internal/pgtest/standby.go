@@ -19,8 +19,8 @@ func (c *Cluster) Standby(t testing.TB, synchronous bool) *Cluster {
 	if err != nil {
 		t.Fatalf("making a standby: %v", err)
 	}
-	// The setting comes before the standby: once a client sees the standby stream, all
-	// of the client's commits wait for the standby.
+	// synchronous_standby_names is set before the standby starts: once a client sees the
+	// standby stream, all of the client's commits wait for the standby.
 	if synchronous {
 		c.synchronous = append(c.synchronous, name)
 		c.Exec(t, fmt.Sprintf("ALTER SYSTEM SET synchronous_standby_names = '%d (%s)'",

@@ -2,8 +2,8 @@
 // the packages that do the work, and turns their results and errors into messages and
 // statuses. No rule about users, sessions or keys is here.
 //
-// Every handler has the same order: read each field by its rule, return the first
-// broken rule, call one method below, convert the result. A handler may return a
+// Every handler has the same order: check each field of the request, return an error for
+// the first invalid field, call one method of an inner package, convert the result. A handler may return a
 // response beside an error: the [Edge] drops the response.
 package rpc
 

@@ -133,9 +133,9 @@ func testSpendAdvances(t *testing.T, new func(testing.TB) string) {
 	})
 }
 
-// SpendAdvances calls spend, one way of spending, for sessions refreshed 0, 1, … spans
-// ago, and compares the new generations with the rule in
-// internal/session/generation.go.
+// SpendAdvances calls spend, which marks a session's refresh token as used, for sessions
+// whose last refresh was 0, 1, … lengths of --refresh-grace ago, and compares the new
+// generations with the rule in internal/session/generation.go.
 func SpendAdvances(t *testing.T, s *store.Store, spend func(*store.Spend) error) {
 	const grace = 1000 * time.Hour // a span in which the test ends, but for once in a blue moon
 	insert(t, s, newUser("advances", "advances"))
