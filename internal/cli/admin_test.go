@@ -164,11 +164,11 @@ func TestKeys(t *testing.T) {
 func TestMasterKeys(t *testing.T) {
 	t.Parallel()
 	db := withKeys(t)
-	if out := done(t, "", "key", "reseal", db); !strings.HasPrefix(out, "0 keys ") {
+	if out := done(t, "", "key", "reseal", db); !strings.HasPrefix(out, "resealed 0 keys") {
 		t.Errorf("with one master key, reseal printed %q", out)
 	}
 	out := done(t, "", "key", "reseal", "--new-master-key", db)
-	if n, _, _ := strings.Cut(out, " "); n == "0" {
+	if !strings.HasPrefix(out, "resealed ") || strings.HasPrefix(out, "resealed 0 ") {
 		t.Errorf("with a new master key, reseal printed %q", out)
 	}
 	done(t, "", "key", "rotate", db) // opens the keys

@@ -270,11 +270,11 @@ func TestMasterKeyRotation(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if out := reseal(); !strings.HasPrefix(out, "0 keys") {
+	if out := reseal(); !strings.HasPrefix(out, "resealed 0 keys") {
 		t.Errorf("key reseal printed %s, want 0 keys", out)
 	}
 	rotate()
-	if out := reseal("--new-master-key"); !strings.HasPrefix(out, "4 keys") { // three signing keys and a MAC key
+	if out := reseal("--new-master-key"); !strings.HasPrefix(out, "resealed 4 keys") { // three signing keys and a MAC key
 		t.Errorf("key reseal --new-master-key printed %s, want 4 keys", out)
 	}
 	lines := read()
@@ -282,7 +282,7 @@ func TestMasterKeyRotation(t *testing.T) {
 		t.Fatalf("the master key file has %d keys, want a new key before the old key", len(lines))
 	}
 	rotate() // the running server must read the new master key by itself
-	if out := reseal(); !strings.HasPrefix(out, "0 keys") {
+	if out := reseal(); !strings.HasPrefix(out, "resealed 0 keys") {
 		t.Errorf("the running server sealed under the old key: %s", out)
 	}
 	if err := os.WriteFile(path, []byte(lines[0]+"\n"), 0o600); err != nil {
