@@ -143,8 +143,8 @@ func (h *Hub) TrustState() *watchwordv1.TrustState {
 }
 
 // WaitApplied returns nil when the local verifier has applied every event up to a
-// position. A number applied in an older history does not count. Errors: those of
-// ctx.
+// position. After Fork has replaced the history of events, events of the replaced history
+// do not count. Errors: those of ctx.
 func (h *Hub) WaitApplied(ctx context.Context, at Position) error {
 	for {
 		h.mu.Lock()

@@ -128,9 +128,9 @@ func (i *Issuer) Reload(ctx context.Context) error {
 	return nil
 }
 
-// CheckMaster opens every signing key that has signed or signs, with the master keys.
-// Errors: seal.ErrWrongKey if a key needs a master key that is not in the file; errors
-// of the store.
+// CheckMaster decrypts, with the master keys, every signing key that has signed or signs.
+// Errors: seal.ErrWrongKey if a signing key needs a master key that the master key file
+// lacks; errors of the store.
 func CheckMaster(ctx context.Context, s *store.Store, master *seal.Keys) error {
 	_, err := readSigners(ctx, s, master)
 	return err

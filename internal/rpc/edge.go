@@ -47,8 +47,9 @@ func (e *Edge) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 	return resp, nil
 }
 
-// Stream intercepts streams. Only the error of a stream is handled; no handler of a
-// stream needs the source in its context.
+// Stream intercepts streams, and gives the error of a stream a status. Stream does not
+// put the client's address into the handler's context, since no handler of a stream
+// records anything.
 func (e *Edge) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if err := handler(srv, ss); err != nil {
 		return e.refused(caller.WithSource(ss.Context(), addressOf(ss.Context())), info.FullMethod, err)
