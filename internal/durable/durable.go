@@ -109,15 +109,6 @@ func RemoveDrafts(path string, age time.Duration) {
 	}
 }
 
-// Rename renames a file within a folder, and replaces a file at the new name. When
-// Rename returns, the new name survives a crash.
-func Rename(from, to string) error {
-	if err := os.Rename(from, to); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(to))
-}
-
 // syncFolder writes the names in a folder to disk, on every system except Windows,
 // which cannot do so.
 func syncFolder(path string) error {

@@ -166,21 +166,3 @@ func TestRemoveDrafts(t *testing.T) {
 		t.Fatalf("left: %q, %v, want %q", left, err, want)
 	}
 }
-
-func TestRename(t *testing.T) {
-	t.Parallel()
-	folder := t.TempDir()
-	from, to := filepath.Join(folder, "from"), filepath.Join(folder, "to")
-	for path, text := range map[string]string{from: "the new file", to: "the old file"} {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := durable.Rename(from, to); err != nil {
-		t.Fatal(err)
-	}
-	wantOnly(t, to, "the new file")
-	if err := durable.Rename(from, to); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("a file that is not there: %v", err)
-	}
-}

@@ -138,40 +138,32 @@ func Add(path string) (*Keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading master key: %w", err)
 	}
-	// The draft is the lock: of two calls at once, the second call fails. The old keys are
-	// read under the lock, since a file read earlier lacks the key of the first call.
-	draft, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	// Of two calls at once, the second call fails. The old keys are read under the lock: a
+	// file read earlier lacks the key of the first call.
+	lock, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	switch {
 	case errors.Is(err, fs.ErrExist):
 		return nil, fmt.Errorf("adding master key: %w; unless another command is adding a key now, a crash has left this file: remove it", err)
 	case err != nil:
 		return nil, fmt.Errorf("adding master key: %w", err)
 	}
-	if err := addTo(draft, path); err != nil {
-		return nil, errors.Join(err, os.Remove(draft.Name()))
-	}
-	if err := durable.Rename(draft.Name(), path); err != nil {
-		os.Remove(draft.Name())
-		return nil, fmt.Errorf("adding master key: %w", err)
-	}
-	return Load(path)
-}
-
-// addTo writes a new key and the keys in the file at path to the draft, and closes the
-// draft.
-func addTo(draft *os.File, path string) error {
-	defer draft.Close()
+	defer os.Remove(lock.Name())
+	defer lock.Close()
+	durable.RemoveDrafts(path, time.Hour)
 	if _, err := read(path); err != nil {
-		return err
+		return nil, err
 	}
 	old, err := os.ReadFile(path)
 	if err == nil {
-		_, err = draft.WriteString(header + newLine() + strings.TrimPrefix(string(old), header))
+		err = durable.Replace(path, func(file *os.File) error {
+			_, err := file.WriteString(header + newLine() + strings.TrimPrefix(string(old), header))
+			return err
+		})
 	}
-	if err = errors.Join(err, draft.Chmod(0o600), draft.Sync(), draft.Close()); err != nil {
-		return fmt.Errorf("adding master key: %w", err)
+	if err != nil {
+		return nil, fmt.Errorf("adding master key: %w", err)
 	}
-	return nil
+	return Load(path)
 }
 
 // newLine returns a line of the file with a new random master key.
