@@ -23,6 +23,7 @@ import (
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/gate"
 	"github.com/watchword-auth/watchword/internal/rpc"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -108,7 +109,7 @@ func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerIntercepto
 		return err
 	}
 	internal := recovery.WithRecoveryHandler(func(any) error { return status.Error(codes.Internal, "recovered") })
-	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()),
+	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()), grpc.InTapHandle(gate.New(nil).Tap),
 		grpc.ChainStreamInterceptor(note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
 	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Hub: tr.feed.Hub(), Logger: slog.New(slog.DiscardHandler)})
 	var serving sync.WaitGroup

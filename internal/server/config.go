@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
@@ -35,6 +36,7 @@ type Config struct {
 	TLSKey        string        `name:"tls-key" type:"path" help:"Private key of the certificate, PEM."`
 	ClientCA      string        `name:"client-ca" type:"path" help:"CA of client certificates, PEM. A certificate is checked if the client shows one; WatchBundle requires one."`
 	Insecure      bool          `help:"Serve without TLS to other machines."`
+	TrustedProxy  []string      `help:"Network or address of a proxy that may name the client's address in x-forwarded-for; repeat the flag for more."`
 	DrainTimeout  time.Duration `default:"10s" help:"How long calls in flight may take while the server stops."`
 
 	InitialPasswordFile string `type:"path" help:"File for the password of the first user, instead of standard output. Must not exist at the first start."`
@@ -138,7 +140,9 @@ func (c *Config) validateLifetimes() error {
 // validateTransport refuses to send passwords and tokens in the clear to other
 // machines, unless the operator says --insecure.
 func (c *Config) validateTransport() error {
+	_, err := caller.ParseProxies(c.TrustedProxy)
 	rules := []rule{
+		{err != nil, fmt.Sprintf("--trusted-proxy: %v", err)},
 		{(c.TLSCert == "") != (c.TLSKey == ""), "--tls-cert and --tls-key go together"},
 		{c.ClientCA != "" && c.TLSCert == "", "--client-ca needs --tls-cert and --tls-key"},
 	}

@@ -60,6 +60,7 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 	edge := rpc.NewEdge(s.audit, s.passwords.RetryAfter, s.logger)
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(rpc.Codec()),
+		grpc.InTapHandle(s.gate.Tap),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),

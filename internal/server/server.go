@@ -24,6 +24,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/gate"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
@@ -39,6 +40,7 @@ type Server struct {
 	cfg    Config
 	logger *slog.Logger
 	drain  *drain
+	gate   *gate.Gate
 
 	store     *store.Store
 	passwords *password.Pool
@@ -67,7 +69,14 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 	if err := errors.Join(cfg.Validate(), cfg.checkPasswordFile()); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, logger: logger, drain: &drain{begun: make(chan struct{}), logger: logger}}
+	proxies, err := caller.ParseProxies(cfg.TrustedProxy)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		cfg: cfg, logger: logger, gate: gate.New(proxies),
+		drain: &drain{begun: make(chan struct{}), logger: logger},
+	}
 	if err := s.open(ctx, announce); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
