@@ -91,6 +91,11 @@ var recordTypes = map[string]audit.Type{
 	watchwordv1.AuthService_ChangePassword_FullMethodName: audit.PasswordChanged,
 }
 
+// Refused counts a call that was refused before the edge, by a bound.
+func (e *Edge) Refused(ctx context.Context, method string, err error) {
+	e.count(ctx, method, refusal.Reason(err), err)
+}
+
 // count counts a refused call for the security record, with three exceptions. Verify
 // answers about a token of another client, so its error is no refused action. The reuse
 // of a refresh token is recorded with the end of the session, in one transaction. An
