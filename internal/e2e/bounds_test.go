@@ -221,7 +221,7 @@ func TestMessagesInCrumbs(t *testing.T) {
 			}
 		}
 		if err := c.Await(callCtx(t), func() bool { return false }); !strangertest.WasClosed(err) {
-			t.Errorf("the connection ended with %v", err)
+			t.Fatalf("the connection ended with %v", err)
 		}
 	}
 	if most := s.memory(t, "VmHWM"); most > before+60 {
