@@ -30,7 +30,7 @@ import (
 // of a server without flags.
 const (
 	requestsPerPeer = 256
-	watchesPerPeer  = 16
+	watchesPerPeer  = 64
 	requestArrival  = 10 * time.Second
 )
 

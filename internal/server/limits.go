@@ -41,7 +41,7 @@ func (c *Config) limits(files int) (limits, error) {
 	}
 	l := limits{connections: connections, http: max(minConnections/2, connections/16), calls: gate.Limits{
 		Requests: max(32, connections/4), RequestsPerPeer: max(16, connections/8),
-		Streams: max(16, connections/16), StreamsPerPeer: max(8, connections/128),
+		Streams: max(16, connections/8), StreamsPerPeer: max(8, connections/32),
 	}}
 	if needed := l.connections + l.http + reservedFiles; files > 0 && needed > files {
 		return limits{}, fmt.Errorf("--max-connections: %d connections need %d open files, and the limit of open files (ulimit -n) is %d: "+
