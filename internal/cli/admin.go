@@ -100,8 +100,11 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	}
 	return c.users(ctx, func(users *user.Users) error {
 		row, err := users.Create(ctx, caller.AtCommandLine, name, roles, pw)
-		if err == nil {
+		switch {
+		case err == nil:
 			fmt.Fprintln(t.Out, row.ID)
+		case errors.Is(err, user.ErrMalformed):
+			err = usageError{fmt.Errorf("username: %w", err)}
 		}
 		return err
 	})
