@@ -68,8 +68,8 @@ func TestCommandLine(t *testing.T) {
 	t.Run("logs hold no secret", logsHoldNoSecret)
 }
 
-// wrongUsage runs commands with wrong arguments. Each must end with status 2 and make no
-// file.
+// wrongUsage runs commands with wrong arguments. Each must end with status 2, make no file,
+// and not repeat a password or a token.
 func wrongUsage(t *testing.T) {
 	dir := t.TempDir()
 	for _, args := range []string{
@@ -87,6 +87,9 @@ func wrongUsage(t *testing.T) {
 		r := cli(t, dir, "", strings.Fields(args)...)
 		if r.code != 2 || r.stdout != "" || r.stderr == "" {
 			t.Errorf("watchword %s: got %v, want status 2 and a text on standard error alone", args, r)
+		}
+		if strings.Contains(r.stderr, "a-password") || strings.Contains(r.stderr, "a-token") {
+			t.Errorf("watchword %s: the error repeats a secret: %s", args, r.stderr)
 		}
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
