@@ -15,19 +15,18 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// The search finds a secret in every form and at every place, names the place, and finds
-// nothing else.
-func TestSearchFindsSecrets(t *testing.T) {
+// plant returns secrets by name, and each secret in every form that the search knows, by
+// names with a space.
+func plant() map[string][]byte {
 	token := func(n int) string {
 		raw := make([]byte, n)
 		rand.Read(raw)
 		return base64.RawURLEncoding.EncodeToString(raw)
 	}
 	key, signature := token(32), token(64)
-	odd := `pass "word" & ß \ ` + rand.Text()
 	planted := map[string][]byte{}
 	for what, secret := range map[string]string{
-		"password": "e2e-" + rand.Text(), "short": "shrt7qz", "odd": odd,
+		"password": "e2e-" + rand.Text(), "short": "shrt7qz", "odd": `pass "word" & ß \ ` + rand.Text(),
 		"refresh": "wwrt_" + token(40), "access": "eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiJ1In0." + signature, "key": "wwmk1_" + key,
 	} {
 		quoted, _ := json.Marshal(secret)
@@ -46,7 +45,13 @@ func TestSearchFindsSecrets(t *testing.T) {
 	}
 	planted["key bytes"], planted["key bytes in hex"] = unbase64(key), []byte(hex.EncodeToString(unbase64(key)))
 	planted["signature bytes"] = unbase64(signature)
+	return planted
+}
 
+// The search finds a secret in every form and at every place, names the place, and finds
+// nothing else.
+func TestSearchFindsSecrets(t *testing.T) {
+	planted := plant()
 	known := newSecretSet()
 	for what, secret := range planted {
 		if !strings.Contains(what, " ") {
