@@ -1,5 +1,6 @@
 # docs/container.md describes how to run the image.
-FROM golang:1.26 AS build
+# An exact version; scripts/pin-images.sh adds the digest.
+FROM golang:1.26.8 AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download

@@ -52,19 +52,29 @@ export function unary(client, method, request, metadata = new grpc.Metadata(), t
 
 // errorInfo returns Watchword's google.rpc.ErrorInfo from an error, with reason and
 // metadata. If an access token was refused, metadata.method names the refusing method.
-// For an error without Watchword's ErrorInfo, errorInfo returns undefined.
+// For any other value errorInfo returns undefined, also for a malformed answer: errorInfo
+// never throws, because a second error in a catch block would hide the first.
 export function errorInfo(error) {
-  const [trailer] = error?.metadata?.get('grpc-status-details-bin') ?? []
-  if (!trailer) return undefined
-  return rpc.Status.deserialize(trailer).details
+  const trailers = attempt(() => [...error.metadata.get('grpc-status-details-bin')]) ?? []
+  return trailers
+    .flatMap((trailer) => attempt(() => rpc.Status.deserialize(trailer).details) ?? [])
     .filter((detail) => detail.type_url === 'type.googleapis.com/google.rpc.ErrorInfo')
-    .map((detail) => rpc.ErrorInfo.deserialize(detail.value))
-    .find((info) => info.domain === 'watchword')
+    .map((detail) => attempt(() => rpc.ErrorInfo.deserialize(detail.value)))
+    .find((info) => info?.domain === 'watchword')
+}
+
+// attempt returns the result of read, and undefined if read throws.
+function attempt(read) {
+  try {
+    return read()
+  } catch {
+    return undefined
+  }
 }
 
 // reason returns the reason of a refused call: a name of the proto enum ErrorReason
 // without the prefix, such as 'TOKEN_EXPIRED'. reason returns undefined for an error
-// without Watchword's ErrorInfo.
+// without Watchword's ErrorInfo, and never throws.
 export function reason(error) {
   return errorInfo(error)?.reason
 }

@@ -100,8 +100,11 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	}
 	return c.users(ctx, func(users *user.Users) error {
 		row, err := users.Create(ctx, caller.AtCommandLine, name, roles, pw)
-		if err == nil {
+		switch {
+		case err == nil:
 			fmt.Fprintln(t.Out, row.ID)
+		case errors.Is(err, user.ErrMalformed):
+			err = usageError{fmt.Errorf("username: %w", err)}
 		}
 		return err
 	})
@@ -113,16 +116,18 @@ type userListCmd struct{ datastore }
 // long list blocks nothing.
 func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
 	return c.users(ctx, func(users *user.Users) error {
-		return table(t.Out, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", func(w io.Writer) error {
+		return table(t.Out, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", func(row addRow) error {
 			const page = 500
 			for after := ""; ; {
 				rows, next, err := users.List(ctx, after, page)
-				for _, row := range rows {
+				for _, u := range rows {
 					state := "enabled"
-					if row.Disabled {
+					if u.Disabled {
 						state = "disabled"
 					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", row.ID, row.Username, strings.Join(row.Roles, ","), state, moment(row.CreatedAt))
+					if err := row(u.ID, u.Username, strings.Join(u.Roles, ","), state, moment(u.CreatedAt)); err != nil {
+						return err
+					}
 				}
 				if err != nil || next == "" {
 					return err
@@ -229,9 +234,14 @@ func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (is
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(t.Out, "%s %s signs from %s\n", key.KID, key.Algorithm, moment(key.SignsFrom))
+		fmt.Fprintln(t.Out, signsFrom(key))
 		return nil
 	})
+}
+
+// signsFrom returns a line about a key from the database.
+func signsFrom(key issuer.Key) string {
+	return escape(fmt.Sprintf("%s %s signs from %s", key.KID, key.Algorithm, moment(key.SignsFrom)), "")
 }
 
 type keyRotateCmd struct {
@@ -290,22 +300,34 @@ func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
 		if err != nil {
 			return err
 		}
-		return table(t.Out, "KID\tALGORITHM\tSTATE\tPUBLISHED\tSIGNS FROM\tSIGNS UNTIL\tVERIFIES UNTIL", func(w io.Writer) error {
+		return table(t.Out, "KID\tALGORITHM\tSTATE\tPUBLISHED\tSIGNS FROM\tSIGNS UNTIL\tVERIFIES UNTIL", func(row addRow) error {
 			for _, k := range keys {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.KID, k.Algorithm, k.State,
-					moment(k.PublishedAt), moment(k.SignsFrom), moment(k.SignsUntil), moment(k.VerifiesUntil))
+				if err := row(k.KID, string(k.Algorithm), string(k.State),
+					moment(k.PublishedAt), moment(k.SignsFrom), moment(k.SignsUntil), moment(k.VerifiesUntil)); err != nil {
+					return err
+				}
 			}
 			return nil
 		})
 	})
 }
 
-// table prints a header and rows in columns. rows writes one line for each row, with
-// tabs.
-func table(out io.Writer, header string, rows func(io.Writer) error) error {
+// addRow adds a row to a table. A cell that holds a line break or a tab makes no second
+// cell or row: both are escaped.
+type addRow func(cells ...string) error
+
+// table prints a header and rows in columns. rows calls its argument for each row.
+func table(out io.Writer, header string, rows func(addRow) error) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, header)
-	return errors.Join(rows(w), w.Flush())
+	add := func(cells ...string) error {
+		for i, cell := range cells {
+			cells[i] = escape(cell, "")
+		}
+		_, err := fmt.Fprintln(w, strings.Join(cells, "\t"))
+		return err
+	}
+	return errors.Join(rows(add), w.Flush())
 }
 
 // moment returns a time in the form of RFC 3339, and "-" for a time that is not

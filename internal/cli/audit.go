@@ -5,7 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
+	"strconv"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/audit"
@@ -49,12 +49,11 @@ func (c *auditCmd) Run(ctx context.Context, t Terminal) error {
 		if c.JSON {
 			return c.each(ctx, s, filter, func(r *store.AuditRecord) error { return json.NewEncoder(t.Out).Encode(auditLine(r)) })
 		}
-		return table(t.Out, "TIME\tTYPE\tOUTCOME\tACTOR\tUSER\tSESSION\tSOURCE\tCOUNT\tDETAIL", func(w io.Writer) error {
+		return table(t.Out, "TIME\tTYPE\tOUTCOME\tACTOR\tUSER\tSESSION\tSOURCE\tCOUNT\tDETAIL", func(row addRow) error {
 			return c.each(ctx, s, filter, func(r *store.AuditRecord) error {
-				_, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", moment(r.Time()), r.Type, cmp.Or(r.Reason, "ok"),
-					cmp.Or(r.ActorID, "-"), cmp.Or(r.UserID, "-"), cmp.Or(r.SessionID, "-"), cmp.Or(r.Source, "-"), r.Count,
-					cmp.Or(r.Detail, r.KID, "-"))
-				return err
+				return row(moment(r.Time()), r.Type, cmp.Or(r.Reason, "ok"),
+					cmp.Or(r.ActorID, "-"), cmp.Or(r.UserID, "-"), cmp.Or(r.SessionID, "-"), cmp.Or(r.Source, "-"),
+					strconv.FormatInt(r.Count, 10), cmp.Or(r.Detail, r.KID, "-"))
 			})
 		})
 	})

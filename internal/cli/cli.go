@@ -4,7 +4,8 @@
 // No password, token or key is an argument, since other users of the machine can read
 // arguments. A secret is read from the terminal without echo, or from standard input.
 // Results go to standard output, and everything else to standard error, so that scripts
-// can use the output.
+// can use the output. No text that is printed can move the cursor of a terminal or change
+// the order of letters, and no error repeats an argument that may be a secret.
 package cli
 
 import (
@@ -63,20 +64,18 @@ type root struct {
 // flight finish, and a transaction commits or leaves nothing. An error ends in one line
 // that names the flag or the command to use.
 func Main(args []string, t Terminal) int {
+	t.Out, t.Err = escaping{t.Out}, escaping{t.Err}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	ctx = caller.WithSource(ctx, caller.CommandLine) // the source in the security record
-	parser, err := kong.New(&root{},
-		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
-		kong.DefaultEnvars("WATCHWORD"), kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},
-		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(t))
+	parser, err := newParser(ctx, t)
 	if err != nil {
 		fmt.Fprintln(t.Err, "watchword:", err)
 		return exitError
 	}
 	command, err := parser.Parse(args)
 	if err != nil {
-		fmt.Fprintf(t.Err, "watchword: %v\nTry: watchword --help\n", err)
+		fmt.Fprintf(t.Err, "watchword: %s\nTry: watchword --help\n", wrongUsage(err, args))
 		return exitUsage
 	}
 	if err := command.Run(); err != nil {
@@ -87,6 +86,15 @@ func Main(args []string, t Terminal) int {
 		return exitError
 	}
 	return exitOK
+}
+
+// newParser returns the parser of the command line. kong makes a command of each field
+// of [root].
+func newParser(ctx context.Context, t Terminal) (*kong.Kong, error) {
+	return kong.New(&root{},
+		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
+		kong.DefaultEnvars("WATCHWORD"), kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},
+		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(t))
 }
 
 // usageError means wrong usage of a command that kong cannot detect: exit status 2.

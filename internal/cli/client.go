@@ -6,17 +6,23 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/transport"
 )
 
 // callTimeout bounds a command for a running server, the connecting included: a command
@@ -28,17 +34,33 @@ const callTimeout = 30 * time.Second
 type remote struct {
 	Addr      string `default:"127.0.0.1:50051" help:"Address of the server's gRPC API."`
 	CAFile    string `name:"ca-file" type:"path" help:"CA of the server's certificate, PEM. Default: the system's CAs."`
-	Plaintext bool   `help:"Connect without TLS."`
+	Plaintext bool   `help:"Connect without TLS to a server on this machine."`
+
+	PlaintextToOtherHosts bool `help:"Connect without TLS to any machine. Everyone on the path can read the password and the tokens."`
+
+	network []grpc.DialOption // for tests; kong makes flags of exported fields alone
 }
 
 // with makes a connection to the server, and calls do within callTimeout. TLS is the
-// default: only --plaintext sends a secret in the clear.
+// default. do may send a password or a token: without --plaintext-to-other-hosts no call
+// leaves this machine without TLS.
 func (r remote) with(ctx context.Context, do func(context.Context, *grpc.ClientConn) error) error {
-	if r.Plaintext && r.CAFile != "" {
+	path := &privatePath{anyHost: r.PlaintextToOtherHosts}
+	err := r.connect(ctx, do, grpc.WithPerRPCCredentials(path))
+	if refused := path.refused.Load(); refused != nil {
+		return usageError{*refused}
+	}
+	return err
+}
+
+// connect is [remote.with] for calls without a secret.
+func (r remote) connect(ctx context.Context, do func(context.Context, *grpc.ClientConn) error, opts ...grpc.DialOption) error {
+	plaintext := r.Plaintext || r.PlaintextToOtherHosts
+	if plaintext && r.CAFile != "" {
 		return usageError{errors.New("--plaintext and --ca-file contradict each other")}
 	}
 	creds := credentials.NewTLS(nil)
-	if r.Plaintext {
+	if plaintext {
 		creds = insecure.NewCredentials()
 	} else if r.CAFile != "" {
 		var err error
@@ -46,13 +68,40 @@ func (r remote) with(ctx context.Context, do func(context.Context, *grpc.ClientC
 			return fmt.Errorf("--ca-file: %w", err)
 		}
 	}
-	conn, err := grpc.NewClient(r.Addr, grpc.WithTransportCredentials(creds))
+	if plaintext && !r.PlaintextToOtherHosts {
+		opts = append(opts, grpc.WithNoProxy()) // a proxy on this machine could pass secrets on
+	}
+	conn, err := grpc.NewClient(r.Addr, slices.Concat([]grpc.DialOption{grpc.WithTransportCredentials(creds)}, opts, r.network)...)
 	if err != nil {
 		return usageError{fmt.Errorf("--addr: %w", err)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	return errors.Join(do(ctx, conn), conn.Close())
+}
+
+// privatePath refuses calls over a connection that others can read: without TLS, to
+// another machine. The peer's address counts, since a host name proves nothing. grpc-go
+// asks a privatePath when a call has its connection, before anything is sent.
+type privatePath struct {
+	anyHost bool // allows every connection
+	refused atomic.Pointer[error]
+}
+
+// RequireTransportSecurity returns false: GetRequestMetadata checks the connection.
+func (p *privatePath) RequireTransportSecurity() bool { return false }
+
+// GetRequestMetadata returns no metadata. Errors: UNAUTHENTICATED if the connection is
+// not private; refused then holds the text for the operator.
+func (p *privatePath) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+	at, _ := peer.FromContext(ctx)
+	if p.anyHost || transport.Protects(at, credentials.PrivacyAndIntegrity) {
+		return nil, nil
+	}
+	err := fmt.Errorf("--plaintext: %s is another machine, and everyone on the path could read the password or the token: "+
+		"connect with TLS, or give --plaintext-to-other-hosts if the network is protected by other means", transport.Name(at))
+	p.refused.Store(&err)
+	return nil, status.Error(codes.Unauthenticated, err.Error())
 }
 
 type loginCmd struct {
@@ -122,7 +171,7 @@ type healthcheckCmd struct{ remote }
 // Run exits with status 0 if the server serves, and 1 otherwise: for a container, which
 // has no other program to ask.
 func (c *healthcheckCmd) Run(ctx context.Context) error {
-	return c.with(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
+	return c.connect(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
 		resp, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
 		if err == nil && resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
 			err = fmt.Errorf("the server is %s", resp.GetStatus())

@@ -92,8 +92,7 @@ func (c *datastoreRestoredCmd) Run(ctx context.Context, t Terminal) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(t.Out, "%d users raised, and every session has ended\nevery signing key withdrawn; %s %s signs from %s\n",
-			users, key.KID, key.Algorithm, moment(key.SignsFrom))
+		fmt.Fprintf(t.Out, "%d users raised, and every session has ended\nevery signing key withdrawn; %s\n", users, signsFrom(key))
 		return nil
 	})
 }

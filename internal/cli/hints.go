@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"strings"
 
 	"google.golang.org/grpc/status"
 
@@ -12,10 +13,28 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// explain returns an error's text for a person at a terminal. The error of a running
-// server begins with its reason, such as INVALID_CREDENTIALS; any other error ends with
-// a hint.
+// explain returns an error's text for a person at a terminal, in one line for each of
+// the errors that errors.Join has joined. The error of a running server begins with its
+// reason, such as INVALID_CREDENTIALS; any other error ends with a hint.
 func explain(err error) string {
+	var lines []string
+	for _, e := range joined(err) {
+		lines = append(lines, oneLine(explainOne(e)))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// joined returns the errors that errors.Join has joined, or err alone.
+func joined(err error) []error {
+	if list, ok := err.(interface{ Unwrap() []error }); ok {
+		if same := errors.Join(list.Unwrap()...); same != nil && same.Error() == err.Error() {
+			return list.Unwrap()
+		}
+	}
+	return []error{err}
+}
+
+func explainOne(err error) string {
 	var refused interface{ GRPCStatus() *status.Status }
 	if !errors.As(err, &refused) {
 		return err.Error() + hint(err)

@@ -68,8 +68,12 @@ func (t Terminal) prompt(label string) (string, error) {
 // sentence at a terminal. The password is stored nowhere else, so a failed write is an
 // error, and the server does not start.
 func (t Terminal) showPassword(password string) error {
+	out := t.Out
+	if e, ok := out.(escaping); ok {
+		out = e.to
+	}
 	format := "%s\n"
-	if f, ok := t.Out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		format = "This database is new. The first user is admin, with this password, which is shown only now:\n\n    %s\n\n"
 	} else if ok && isNull(f) {
 		return errors.New("standard output is closed or " + os.DevNull + setAnother)

@@ -39,7 +39,13 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer os.RemoveAll(bin)
-		return pgtest.Main(m)
+		if left, err = newEvidence(bin); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer left.file.Close()
+		pgtest.KeepLogs(func(log []byte) { left.keep("PostgreSQL log", "a server", log) })
+		return left.judge(pgtest.Main(m)) // every secret is known, and every program has ended
 	}())
 }
 
@@ -86,45 +92,6 @@ func environment(extra ...string) []string {
 	return append(env, extra...)
 }
 
-// secrets holds the passwords, tokens and keys of all tests. No process may log a secret,
-// and no watchword process may get a secret as an argument.
-var secrets = struct {
-	sync.Mutex
-	tails map[string]bool // the last tailLength bytes of each secret
-}{tails: map[string]bool{}}
-
-// tailLength is the length of the search texts, in bytes. A log with the end of a token
-// leaks the token's signature.
-const tailLength = 20
-
-// noteSecret adds s to secrets and returns s.
-func noteSecret(s string) string {
-	secrets.Lock()
-	defer secrets.Unlock()
-	if s != "" {
-		secrets.tails[s[max(0, len(s)-tailLength):]] = true
-	}
-	return s
-}
-
-// leaks returns the secrets in a text. secrets has thousands of entries, so leaks looks up
-// each piece of the text in a map, and does not search the text for each secret.
-func leaks(text string) (found []string) {
-	secrets.Lock()
-	defer secrets.Unlock()
-	for i := range max(0, len(text)-tailLength+1) {
-		if piece := text[i : i+tailLength]; secrets.tails[piece] {
-			found = append(found, piece)
-		}
-	}
-	for tail := range secrets.tails {
-		if len(tail) < tailLength && strings.Contains(text, tail) {
-			found = append(found, tail)
-		}
-	}
-	return found
-}
-
 // output collects a process's output and reports each write.
 type output struct {
 	mu      sync.Mutex
@@ -157,6 +124,7 @@ type process struct {
 	stderr *output
 	exited chan struct{} // closed when the program has ended and all output has been read
 	killed bool          // by kill
+	leave  func()        // called before the first stop; may be nil
 }
 
 // start runs a program. The end of the test stops the program, unless the test has done so.
@@ -182,6 +150,7 @@ func start(t *testing.T, cmd *exec.Cmd) *process {
 		if found := leaks(p.stderr.String()); len(found) > 0 {
 			t.Errorf("the log of %s contains secrets: %q", cmd, found)
 		}
+		left.keep("log", t.Name()+": "+cmd.String(), []byte(p.stderr.String()))
 		if t.Failed() {
 			t.Logf("log of %s:\n%s", cmd, p.stderr)
 		}
@@ -202,6 +171,10 @@ func (p *process) printed(t *testing.T) string {
 // stop sends SIGTERM, waits for the process's end, and returns the time in between.
 func (p *process) stop(t *testing.T) time.Duration {
 	t.Helper()
+	if p.leave != nil {
+		p.leave()
+		p.leave = nil
+	}
 	began := time.Now()
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails if the process has ended
 	select {
@@ -291,7 +264,17 @@ func serveCommand(t *testing.T, dir string, cmd *exec.Cmd) *server {
 func launch(t *testing.T, dir string, cmd *exec.Cmd) *server {
 	t.Helper()
 	cmd.Env = append(environment(), cmd.Env...)
-	return &server{process: start(t, cmd), dir: dir}
+	if dir != "" {
+		t.Cleanup(func() { keepFolder(t, dir) }) // after the stop
+	}
+	s := &server{process: start(t, cmd), dir: dir}
+	s.leave = func() {
+		s.keepPages(t)
+		if dir != "" {
+			keepFolder(t, dir) // with the log of the running server
+		}
+	}
+	return s
 }
 
 // await waits until the server is ready.
@@ -342,6 +325,10 @@ func run(t *testing.T, cmd *exec.Cmd) result {
 	}
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
 		t.Fatalf("%s: %v", cmd, err)
+	}
+	left.keep("log", t.Name()+": "+cmd.String(), stderr.Bytes())
+	if name := filepath.Base(cmd.Path); name == "watchword" && !slices.Contains(cmd.Args, "login") && !slices.Contains(cmd.Args, "serve") {
+		left.keep("output", t.Name()+": "+cmd.String(), stdout.Bytes())
 	}
 	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
 }

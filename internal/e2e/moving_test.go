@@ -29,13 +29,15 @@ type postgres struct{ uri, password string }
 
 func newPostgres(t *testing.T) postgres {
 	t.Helper()
-	u, err := url.Parse(pgtest.URI(t))
+	uri := pgtest.URI(t)
+	keepDatabase(t, func() string { return uri })
+	u, err := url.Parse(uri)
 	if err != nil {
 		t.Fatal(err)
 	}
 	password, _ := u.User.Password()
 	u.User = url.User(u.User.Username())
-	return postgres{u.String(), "PGPASSWORD=" + noteSecret(password)}
+	return postgres{u.String(), "PGPASSWORD=" + password}
 }
 
 // migrated makes the schema, and returns p.

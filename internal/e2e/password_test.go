@@ -46,6 +46,7 @@ func firstStart(t *testing.T, cmd *exec.Cmd) string {
 	defer p.stop(t)
 	p.awaitLog(t, readyLine)
 	p.stop(t)
+	left.keep("log", t.Name(), []byte(log.String()))
 	return printed.String()
 }
 
@@ -88,6 +89,7 @@ func firstPasswordAtTerminal(t *testing.T) {
 	var ready []string
 	eventually(t, startTimeout, "the ready line", func() error {
 		text, err := os.ReadFile(log)
+		left.keep("log", t.Name(), text)
 		if ready = readyLine.FindStringSubmatch(string(text)); ready == nil && err == nil {
 			err = fs.ErrNotExist
 		}
@@ -145,6 +147,7 @@ func passwordFileExists(t *testing.T) {
 func passwordFileIsRemoved(t *testing.T) {
 	t.Parallel()
 	dir, uri := t.TempDir(), pgtest.URI(t)
+	keepDatabase(t, func() string { return uri })
 	key, file := filepath.Join(dir, "master.key"), filepath.Join(dir, "password")
 	wantExit(t, 0, cli(t, dir, "", "key", "create-master-key", key))
 	command := func(args ...string) *exec.Cmd { // the URI holds a password

@@ -53,14 +53,14 @@ func install(t *testing.T, flags ...string) *installation {
 	if err != nil {
 		t.Fatal("the database's URI is malformed")
 	}
-	password, _ := database.User.Password()
-	noteSecret(password)
+	keepDatabase(t, in.superuser)
 	database.Host = in.slots[0].addr() + "," + in.slots[1].addr()
 	query := database.Query()
 	query.Set("target_session_attrs", "read-write")
 	database.RawQuery = query.Encode()
 	in.uri = database.String()
 	wantExit(t, 0, cli(t, t.TempDir(), "", "key", "create-master-key", in.masterKey))
+	noteMasterKeys(in.masterKey)
 	wantExit(t, 0, run(t, in.command("migrate")))
 	return in
 }
@@ -126,10 +126,10 @@ func (r *replica) restart() {
 // dial connects to the replica. After a restart, the connection is back within 100 ms.
 func (r *replica) dial(t *testing.T) *client {
 	t.Helper()
-	conn, err := grpc.NewClient(r.door.addr(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+	conn, err := grpc.NewClient(r.door.addr(), append(keepErrors(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: time.Second, Backoff: backoff.Config{
 			BaseDelay: 10 * time.Millisecond, Multiplier: 1.5, Jitter: 0.5, MaxDelay: 100 * time.Millisecond,
-		}}))
+		}}))...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -119,8 +119,19 @@ func (p *process) release() error {
 	return p.end()
 }
 
+// keepLog gets the programs' output before a directory is removed; see [KeepLogs].
+var keepLog = func(log []byte) {}
+
+// KeepLogs calls keep with the log of each server, when the server is discarded. A test may
+// search the logs after its last test. TestMain calls KeepLogs before [Main].
+func KeepLogs(keep func(log []byte)) { keepLog = keep }
+
 // discard ends the program and removes the directory.
-func (p *process) discard() { p.end() }
+func (p *process) discard() {
+	log, _ := os.ReadFile(filepath.Join(p.shell.Dir, "log"))
+	keepLog(log)
+	p.end()
+}
 
 func (p *process) end() error {
 	p.hold.Close()

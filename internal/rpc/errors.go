@@ -110,10 +110,15 @@ func badRequest(field invalidField) *status.Status {
 	return refusal.Status(codes.InvalidArgument, reason, "", field.Error(), refusal.BadField(field.field, field.err.Error()))
 }
 
-// weakField adds the name of the request's field to the error for a weak password. The
-// packages below do not know the fields.
-func weakField(field string, err error) error {
-	if errors.Is(err, password.ErrTooWeak) {
+// nameField adds the name of the request's field to the error for a new username that
+// breaks a rule, and weakField to the error for a weak password. The packages below do
+// not know the fields.
+func nameField(field string, err error) error { return addField(field, user.ErrMalformed, err) }
+func weakField(field string, err error) error { return addField(field, password.ErrTooWeak, err) }
+
+// addField adds a field's name to err, if err is the rule's error.
+func addField(field string, rule, err error) error {
+	if errors.Is(err, rule) {
 		return invalidField{field, err}
 	}
 	return err

@@ -29,7 +29,7 @@ func (s *Users) CreateUser(ctx context.Context, req *watchwordv1.CreateUserReque
 		return nil, r.err
 	}
 	row, err := s.Users.Create(ctx, callerOf(ctx), name, roles, pw)
-	return &watchwordv1.CreateUserResponse{User: userMessage(row)}, weakField("password", err)
+	return &watchwordv1.CreateUserResponse{User: userMessage(row)}, nameField("username", weakField("password", err))
 }
 
 // GetUser serves UserService/GetUser.
@@ -71,7 +71,7 @@ func (s *Users) UpdateUser(ctx context.Context, req *watchwordv1.UpdateUserReque
 		return nil, r.err
 	}
 	row, err := s.Users.Update(ctx, callerOf(ctx), id, change)
-	return &watchwordv1.UpdateUserResponse{User: userMessage(row)}, err
+	return &watchwordv1.UpdateUserResponse{User: userMessage(row)}, nameField("user.username", err)
 }
 
 // readChange reads the fields that the update mask names (AIP-134). Without a mask

@@ -108,7 +108,7 @@ func (c *Config) validateIssuing() error {
 			fmt.Sprintf("--issuer: must be an http or https URL of at most %d bytes with a clean path and without query and fragment (RFC 8414, section 2)", maxIssuer)},
 	}
 	for _, a := range c.Audience {
-		rules = append(rules, rule{!audience.MatchString(a), fmt.Sprintf("--audience: %q does not match %s", a, audience)})
+		rules = append(rules, rule{!audience.MatchString(a), fmt.Sprintf("--audience: each must match %s", audience)})
 	}
 	_, err := token.ParseAlgorithm(c.SigningAlg)
 	return check(append(rules, rule{err != nil, fmt.Sprintf("--signing-alg: %v", err)})...)
@@ -154,8 +154,8 @@ func (c *Config) validateTransport() error {
 		rules = append(rules,
 			rule{err != nil, address.flag + ": must be HOST:PORT"},
 			rule{err == nil && c.TLSCert == "" && !c.Insecure && !loopback(host),
-				fmt.Sprintf("%s: %s is not a loopback address, so passwords and tokens would travel in the clear: "+
-					"give --tls-cert and --tls-key, or --insecure if the network is protected by other means", address.flag, address.value)})
+				address.flag + ": not a loopback address, so passwords and tokens would travel in the clear: " +
+					"give --tls-cert and --tls-key, or --insecure if the network is protected by other means"})
 	}
 	return check(rules...)
 }

@@ -103,6 +103,12 @@ var badNames = map[string]string{
 	"an unassigned character": "a\U000e0fff", "a private character": "a\ue000", "too long once folded": strings.Repeat("İ", 128) + "x",
 }
 
+// mixedNames cannot be the names of new users (UTS 39), but may be asked for: a user of an
+// earlier time may have one.
+var mixedNames = map[string]string{
+	"a Cyrillic letter in a Latin name": "\u0430dmin", "a Greek letter in a Latin name": "adm\u03b9n", "Latin, Greek and Cyrillic": "a\u03b1\u0430",
+}
+
 // badPasswords cannot be passwords at all (RFC 8265, OpaqueString).
 var badPasswords = map[string]string{
 	"no password": "", "too long a password": long(1025), "far too long a password": long(60_000),
@@ -195,6 +201,7 @@ func wrongForAuth(w *population) map[string][]wrong {
 	return map[string][]wrong{
 		"AuthService/Login": concat(
 			rows(badNames, invalid, "username", func(v string) proto.Message { return &login{Username: v, Password: fine} }),
+			rows(mixedNames, "INVALID_CREDENTIALS", "", func(v string) proto.Message { return &login{Username: v, Password: fine} }),
 			rows(badPasswords, invalid, "password", func(v string) proto.Message { return &login{Username: w.alice.name, Password: v} }),
 			rows(badAudiences, invalid, "audience", func(v []string) proto.Message {
 				return &login{Username: w.alice.name, Password: good, Audience: v}
@@ -275,6 +282,7 @@ func wrongForUsers(w *population) map[string][]wrong {
 	return map[string][]wrong{
 		"UserService/CreateUser": concat(
 			rows(badNames, invalid, "username", func(v string) proto.Message { return &create{Username: v, Password: fine} }),
+			rows(mixedNames, invalid, "username", func(v string) proto.Message { return &create{Username: v, Password: fine} }),
 			rows(badPasswords, invalid, "password", func(v string) proto.Message { return &create{Username: "new", Password: v} }),
 			rows(weakPasswords("newcomer"), weak, "password", func(v string) proto.Message { return &create{Username: "Newcomer", Password: v} }),
 			rows(badRoles, invalid, "roles", func(v []string) proto.Message { return &create{Username: "new", Password: fine, Roles: v} }),
@@ -285,6 +293,7 @@ func wrongForUsers(w *population) map[string][]wrong {
 			}),
 		"UserService/GetUser": concat(
 			rows(badIDs, invalid, "id", byID), rows(unknownIDs, "USER_NOT_FOUND", "", byID), rows(badNames, invalid, "username", byName),
+			rows(mixedNames, "USER_NOT_FOUND", "", byName),
 			[]wrong{
 				{name: "neither", req: &watchwordv1.GetUserRequest{}, want: invalid, field: "id"},
 				{name: "unknown name", req: byName("nobody"), want: "USER_NOT_FOUND"},
@@ -301,6 +310,7 @@ func wrongForUsers(w *population) map[string][]wrong {
 			rows(badNames, invalid, "user.username", func(v string) proto.Message {
 				return &update{User: &person{Id: id, Username: v}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"username"}}}
 			}),
+			rows(mixedNames, invalid, "user.username", func(v string) proto.Message { return &update{User: &person{Id: id, Username: v}} }),
 			rows(map[string]string{"unknown path": "nonsense", "path of id": "id", "path with the message": "user.username", "empty path": "",
 				"created_at": "created_at", "in capitals": "Username", "two in one": "username,roles", "star with dot": "user.*"},
 				invalid, "update_mask", func(v string) proto.Message { return mask("disabled", v) }),

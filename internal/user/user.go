@@ -54,9 +54,12 @@ func NewID() string {
 
 // Create makes a user.
 //
-// Errors: ErrExists; password.ErrTooWeak; password.ErrOverloaded; errors of
-// [caller.Caller.Check] and of the store.
+// Errors: ErrMalformed if the name mixes scripts; ErrExists; password.ErrTooWeak;
+// password.ErrOverloaded; errors of [caller.Caller.Check] and of the store.
 func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles Roles, pw password.Password) (created *store.User, err error) {
+	if err := name.checkScripts(); err != nil {
+		return nil, err
+	}
 	if err := pw.CheckPolicy(string(name)); err != nil {
 		return nil, err
 	}
@@ -187,12 +190,13 @@ type Change struct {
 // tokens are stale, and the client must refresh. Disabling and enabling a user end
 // every session of the user.
 //
-// Errors: ErrNotFound; ErrExists; errors of [caller.Caller.Check] and of the store.
+// Errors: ErrMalformed if a new name mixes scripts; ErrNotFound; ErrExists; errors of
+// [caller.Caller.Check] and of the store.
 func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change Change) (*store.User, error) {
-	return u.change(ctx, by, id, audit.UserUpdated, func(row *store.User, _ time.Time) effect {
-		var e effect
+	return u.change(ctx, by, id, audit.UserUpdated, func(row *store.User, _ time.Time) (e effect, err error) {
 		if change.Name != nil && string(*change.Name) != row.Username {
 			row.Username, e = string(*change.Name), stale
+			err = change.Name.checkScripts()
 		}
 		if change.Roles != nil && !slices.Equal(row.Roles, *change.Roles) {
 			row.Roles, e = *change.Roles, stale
@@ -200,7 +204,7 @@ func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change 
 		if change.Disabled != nil && *change.Disabled != row.Disabled {
 			row.Disabled, e = *change.Disabled, revoked
 		}
-		return e
+		return e, err
 	})
 }
 
@@ -208,10 +212,10 @@ func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change 
 //
 // Errors: ErrNotFound; errors of [caller.Caller.Check] and of the store.
 func (u *Users) Delete(ctx context.Context, by caller.Caller, id string) error {
-	_, err := u.change(ctx, by, id, audit.UserDeleted, func(row *store.User, now time.Time) effect {
+	_, err := u.change(ctx, by, id, audit.UserDeleted, func(row *store.User, now time.Time) (effect, error) {
 		row.DeletedAt = now
 		row.PasswordHash = "" // a deleted user's password must not be found by guessing
-		return revoked
+		return revoked, nil
 	})
 	return err
 }
@@ -220,7 +224,7 @@ func (u *Users) Delete(ctx context.Context, by caller.Caller, id string) error {
 //
 // Errors: ErrNotFound; errors of [caller.Caller.Check] and of the store.
 func (u *Users) RevokeSessions(ctx context.Context, by caller.Caller, id string) error {
-	_, err := u.change(ctx, by, id, audit.UserSessionsRevoked, func(*store.User, time.Time) effect { return revoked })
+	_, err := u.change(ctx, by, id, audit.UserSessionsRevoked, func(*store.User, time.Time) (effect, error) { return revoked, nil })
 	return err
 }
 
@@ -241,9 +245,9 @@ func (u *Users) SetPassword(ctx context.Context, by caller.Caller, id string, pw
 	if err != nil {
 		return nil, err
 	}
-	return u.change(ctx, by, id, audit.PasswordSet, func(row *store.User, _ time.Time) effect {
+	return u.change(ctx, by, id, audit.PasswordSet, func(row *store.User, _ time.Time) (effect, error) {
 		row.PasswordHash = hash
-		return revoked
+		return revoked, nil
 	})
 }
 
@@ -258,7 +262,7 @@ const (
 
 // change applies fn to a user's row, writes the event what into the security record,
 // and raises the user's version, in one transaction.
-func (u *Users) change(ctx context.Context, by caller.Caller, id string, what audit.Type, fn func(*store.User, time.Time) effect) (row *store.User, err error) {
+func (u *Users) change(ctx context.Context, by caller.Caller, id string, what audit.Type, fn func(*store.User, time.Time) (effect, error)) (row *store.User, err error) {
 	err = u.writer.Write(ctx, func(tx *feed.Tx) error {
 		if err := by.Check(tx.Tx); err != nil {
 			return err
@@ -266,9 +270,9 @@ func (u *Users) change(ctx context.Context, by caller.Caller, id string, what au
 		if row, err = Find(tx.Tx, id); err != nil {
 			return err
 		}
-		e := fn(row, tx.Now())
-		if e == unchanged {
-			return nil
+		e, err := fn(row, tx.Now())
+		if err != nil || e == unchanged {
+			return err
 		}
 		record := audit.Event{Type: what, ActorID: by.ID, UserID: row.ID}
 		if what == audit.UserUpdated {

@@ -12,10 +12,12 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
 	"time"
+	"unicode"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -41,21 +43,23 @@ const (
 
 type config struct {
 	addr, authAddr, caFile, username string
+	insecure                         bool
 }
 
 func main() {
 	var c config
 	flag.StringVar(&c.addr, "addr", "127.0.0.1:50061", "address of the notes server, in plaintext")
 	flag.StringVar(&c.authAddr, "auth-addr", "127.0.0.1:50051", "address of the Watchword server")
-	flag.StringVar(&c.caFile, "ca-file", "", "PEM certificates to trust for TLS to Watchword; none: plaintext")
+	flag.StringVar(&c.caFile, "ca-file", "", "PEM certificates to trust for TLS to Watchword; none: plaintext, to this machine alone")
 	flag.StringVar(&c.username, "username", "", "user to log in; the password is the first line of standard input")
+	flag.BoolVar(&c.insecure, "plaintext-to-other-hosts", false, "send the password and the tokens in plaintext to other machines too")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, walkTimeout)
 	defer cancel()
 	if err := run(ctx, c); err != nil {
-		fmt.Fprintln(os.Stderr, "notes-client:", err)
+		fmt.Fprintln(os.Stderr, "notes-client:", printable(err.Error())) // with text of the servers
 		os.Exit(1)
 	}
 }
@@ -63,6 +67,9 @@ func main() {
 func run(ctx context.Context, c config) error {
 	if c.username == "" {
 		return errors.New("--username is missing")
+	}
+	if err := c.keepPrivate(); err != nil { // before the password is read
+		return err
 	}
 	password, err := readLine(os.Stdin)
 	if err != nil {
@@ -142,7 +149,7 @@ func (w *walk) listWithoutToken(ctx context.Context) (string, error) {
 func (w *walk) add(ctx context.Context) (string, error) {
 	resp, err := w.notes.AddNote(w.authorized(ctx), &notesv1.AddNoteRequest{Text: "Hello from notes-client."})
 	if err == nil {
-		return fmt.Sprintf("ok, note %d by %s", resp.GetNote().GetId(), resp.GetNote().GetAuthor()), nil
+		return fmt.Sprintf("ok, note %d by %q", resp.GetNote().GetId(), resp.GetNote().GetAuthor()), nil
 	}
 	if err := expect(err, watchwordv1.ErrorReason_ERROR_REASON_ROLE_REQUIRED); err != nil {
 		return "", err
@@ -213,6 +220,41 @@ func readLine(r io.Reader) (string, error) {
 		return "", err
 	}
 	return strings.TrimRight(line, "\r\n"), nil
+}
+
+// keepPrivate returns an error if the password or a token would go in plaintext to another
+// machine. Programs need no such check if they use a tokensource.Source, which checks every
+// connection.
+func (c config) keepPrivate() error {
+	for name, addr := range map[string]string{"--addr": c.addr, "--auth-addr": c.authAddr} {
+		if encrypted := name == "--auth-addr" && c.caFile != ""; !encrypted && !c.insecure && !thisMachine(addr) {
+			return fmt.Errorf("%s is another machine, and everyone on the path could read the password or the tokens: "+
+				"give --ca-file for TLS to Watchword, or --plaintext-to-other-hosts if the network is protected by other means", name)
+		}
+	}
+	return nil
+}
+
+// thisMachine reports whether an address is loopback or a Unix socket. Any other host name
+// may be another machine.
+func thisMachine(addr string) bool {
+	if strings.HasPrefix(addr, "unix:") {
+		return true
+	}
+	host, _, err := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
+// printable returns text for a terminal: control characters, which could move the cursor,
+// become question marks.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, text)
 }
 
 // dialWatchword returns a connection to Watchword. grpc-go connects at the first call.

@@ -45,7 +45,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, c); err != nil {
-		fmt.Fprintln(os.Stderr, "notes:", err)
+		fmt.Fprintf(os.Stderr, "notes: %q\n", err.Error()) // quoted, because it may hold text of a server
 		os.Exit(1)
 	}
 }

@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+)
+
+// commandLines returns the words of every command, with a right value for each argument,
+// and the flags of the command.
+func commandLines(t *testing.T, parser *kong.Kong) map[string][]*kong.Flag {
+	t.Helper()
+	lines := map[string][]*kong.Flag{}
+	var walk func(node *kong.Node, words []string)
+	walk = func(node *kong.Node, words []string) {
+		line := words
+		for range node.Positional {
+			line = append(slices.Clone(line), "word")
+		}
+		lines[strings.Join(line, " ")] = slices.Concat(node.AllFlags(true)...)
+		for _, child := range node.Children {
+			walk(child, append(slices.Clone(words), child.Name))
+		}
+	}
+	walk(parser.Model.Node, nil)
+	if len(lines) < 20 {
+		t.Fatalf("%d commands", len(lines))
+	}
+	return lines
+}
+
+// silentParser returns the parser of Main, without output and exits.
+func silentParser(t *testing.T) *kong.Kong {
+	t.Helper()
+	parser, err := newParser(context.Background(), Terminal{Out: io.Discard, Err: io.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	parser.Exit = func(int) {}
+	return parser
+}
+
+// parseError parses a command line, and returns the text that Main would show; empty if
+// the command line is right.
+func parseError(parser *kong.Kong, args []string) string {
+	if _, err := parser.Parse(args); err != nil {
+		return wrongUsage(err, args)
+	}
+	return ""
+}
+
+// A password in any wrong place, or as the value of any flag, is not in the error: the
+// text stays the same for another password.
+func TestWrongUsageRepeatsNothing(t *testing.T) {
+	secrets := []string{"S3same-Horse", "--S3same-Horse", "-S3same", "S3same,Horse\x1b[31m", "--horse=s3same"}
+	parser, seen := silentParser(t), map[string]int{} // a new parser for each of 3,000 lines takes a minute
+	check := func(args ...string) {
+		t.Helper()
+		text := parseError(parser, args)
+		if lower := strings.ToLower(text); strings.Contains(lower, "s3") || strings.Contains(lower, "same-") || strings.Contains(lower, "horse") {
+			t.Errorf("watchword %q shows %q", args, text)
+		}
+		kind, _, _ := strings.Cut(text, "(")
+		seen[kind]++
+	}
+	for line, flags := range commandLines(t, parser) {
+		for _, secret := range secrets {
+			words := strings.Fields(line)
+			for at := range len(words) + 1 {
+				check(slices.Insert(slices.Clone(words), at, secret)...)
+			}
+			if strings.HasPrefix(secret, "-S3") || strings.HasPrefix(secret, "--S3") {
+				continue // as a value it is no other kind than the rest
+			}
+			for _, flag := range flags {
+				check(append(slices.Clone(words), "--"+flag.Name+"="+secret)...)
+				check(append(slices.Clone(words), "--"+flag.Name, secret)...)
+			}
+			check(append(slices.Clone(words), "--xaddr="+secret)...)
+		}
+	}
+	if len(seen) < 8 || seen["unexpected argument "] == 0 || seen["unknown flag "] == 0 {
+		t.Errorf("the command lines caused only the errors %v", seen)
+	}
+}
+
+// The value of a variable is not in the error either, but the variable's name is.
+func TestWrongVariableIsNotRepeated(t *testing.T) {
+	for name, flag := range map[string]string{"WATCHWORD_ACCESS_TTL": "--access-ttl", "WATCHWORD_INSECURE": "--insecure", "WATCHWORD_DRAIN_TIMEOUT": "--drain-timeout"} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(name, "S3cret")
+			text := parseError(silentParser(t), []string{"serve"})
+			if strings.Contains(strings.ToLower(text), "s3cret") || !strings.Contains(text, name) || !strings.Contains(text, flag) {
+				t.Errorf("%q, want the flag and the variable without its value", text)
+			}
+		})
+	}
+}
+
+func TestEscape(t *testing.T) {
+	for text, want := range map[string]string{
+		"plain, ren\u00e9, \u05d0\u05dc, \u674e, …": "plain, ren\u00e9, \u05d0\u05dc, \u674e, …",
+		"\x1b[2J\x07\r":                 `\u001b[2J\u0007\u000d`,
+		"\u009b31m":                     `\u009b31m`, // C1: CSI in one character
+		"\x9b31m":                       `\x9b31m`,   // the same byte, not UTF-8
+		"\u202ecod.exe\u2066\u200f":     `\u202ecod.exe\u2066\u200f`,
+		"a\u200bb\u2028c\ufeff\u00a0":   `a\u200bb\u2028c\ufeff\u00a0`,
+		"\U000e0041\U0010ffff":          `\udb40\udc41\udbff\udfff`,
+		"\ufffd":                        "\ufffd",
+		"two\nlines\tand a tab":         "two\nlines\tand a tab",
+		"a \\ and \\u001b as they were": `a \ and \u001b as they were`,
+	} {
+		if got := escape(text, "\n\t"); got != want {
+			t.Errorf("%q becomes %q, want %q", text, got, want)
+		}
+	}
+	if got := escape("a\nb\tc", ""); got != `a\u000ab\u0009c` {
+		t.Errorf("in a cell: %q", got)
+	}
+}
+
+type failing struct{}
+
+func (failing) Write([]byte) (int, error) { return 0, errors.New("full") }
+
+func TestEscapingReportsErrors(t *testing.T) {
+	if n, err := (escaping{failing{}}).Write([]byte("text")); n != 0 || err == nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	if !reflect.DeepEqual(joined(errors.Join(io.EOF)), []error{io.EOF}) {
+		t.Error("a single joined error is not split")
+	}
+}

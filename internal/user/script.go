@@ -1,0 +1,58 @@
+package user
+
+import (
+	"fmt"
+	"slices"
+	"unicode"
+)
+
+// joined lists the scripts that one name may hold together: those of Japanese, Chinese
+// and Korean, each with Latin (UTS 39 section 5.2, "Highly Restrictive").
+var joined = [][]string{
+	{"Latin", "Han", "Hiragana", "Katakana"},
+	{"Latin", "Han", "Bopomofo"},
+	{"Latin", "Han", "Hangul"},
+}
+
+// checkScripts refuses a name with letters of several scripts, such as "аdmin" with a
+// Cyrillic "а". Without such a rule, a name of mixed scripts can look like any other
+// name. Names of one script may still look alike; docs/security.md says what a name
+// proves. The rule is for new names alone: a user with an older name logs in as before.
+//
+// The scripts are those of package unicode, which has no Script_Extensions: a character
+// that several scripts share goes with every script.
+//
+// Errors: ErrMalformed.
+func (n Name) checkScripts() error {
+	var scripts []string
+	for _, r := range string(n) {
+		if s := script(r); s != "" && !slices.Contains(scripts, s) {
+			scripts = append(scripts, s)
+		}
+	}
+	fits := func(together []string) bool {
+		return !slices.ContainsFunc(scripts, func(s string) bool { return !slices.Contains(together, s) })
+	}
+	if len(scripts) > 1 && !slices.ContainsFunc(joined, fits) {
+		slices.Sort(scripts)
+		return fmt.Errorf("%w: mixes letters of the scripts %v (UTS 39)", ErrMalformed, scripts)
+	}
+	return nil
+}
+
+// script returns the name of a character's script, or "" for a character of several
+// scripts: a digit, a sign, a combining accent.
+func script(r rune) string {
+	switch {
+	case unicode.Is(unicode.Latin, r): // before the search in 160 tables
+		return "Latin"
+	case unicode.In(r, unicode.Common, unicode.Inherited):
+		return ""
+	}
+	for name, table := range unicode.Scripts {
+		if unicode.Is(table, r) {
+			return name
+		}
+	}
+	return "unknown"
+}
