@@ -93,15 +93,15 @@ func TestKilledMigration(t *testing.T) {
 		`BEGIN`, `LOCK TABLE goose_db_version IN SHARE ROW EXCLUSIVE MODE`)
 	killed := start(t, s.command(t, "migrate"))
 	watching := connect(t, s.uri)
-	eventually(t, startTimeout, "the migration waits for the table", func() error {
+	eventually(t, startTimeout, "the migration waits for the table, and renews its lock", func() error {
 		var waits, left bool
 		err := watching.QueryRow(t.Context(), `SELECT count(*) = 1 FROM pg_locks WHERE NOT granted AND relation = 'goose_db_version'::regclass`).Scan(&waits)
 		if err != nil || !waits {
 			return errors.Join(err, errors.New("no process waits"))
 		}
-		err = watching.QueryRow(t.Context(), `SELECT locked AND lease_expires_at <= now() + interval '15 seconds' FROM goose_lock`).Scan(&left)
+		err = watching.QueryRow(t.Context(), `SELECT locked AND lease_expires_at <= now() + interval '15 seconds' AND updated_at > locked_at FROM goose_lock`).Scan(&left)
 		if err == nil && !left {
-			err = errors.New("the lease is not of at most 15 seconds")
+			err = errors.New("the lease is not of at most 15 seconds, or was not renewed")
 		}
 		return err
 	})
