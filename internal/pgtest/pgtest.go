@@ -131,3 +131,29 @@ func execute(admin url.URL, statements ...string) error {
 	}
 	return nil
 }
+
+// Stranger returns the URI of a database of [URI] for another role, which may connect and
+// has no other rights. Tests use Stranger to show what other users of the same server can
+// do. When the test ends, Stranger cuts the connections of the role and drops the role.
+func Stranger(t testing.TB, uri string) string {
+	t.Helper()
+	admin, _, err := administrator()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := url.Parse(uri)
+	if err != nil {
+		t.Fatal("the database's URI is malformed") // url.Parse's error would show the password
+	}
+	name, password := "stranger_"+strings.ToLower(rand.Text()), rand.Text()
+	if err := execute(admin, "CREATE ROLE "+name+" LOGIN PASSWORD '"+password+"'"); err != nil {
+		t.Fatalf("making a role: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := execute(admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '"+name+"'", "DROP ROLE "+name); err != nil {
+			t.Errorf("dropping a role: %v", err)
+		}
+	})
+	stranger.User = url.UserPassword(name, password)
+	return stranger.String()
+}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/store"
 )
 
 const (
@@ -59,8 +60,11 @@ func required(value string) (string, error) {
 	return value, nil
 }
 
-// requiredID is the rule for an id that must be given. No id is checked for its form:
-// an unknown id and a malformed id are both NOT_FOUND.
+// errNotText is the rule for every text of a request that may reach a query.
+var errNotText = errors.New("holds a zero byte or is not UTF-8")
+
+// requiredID is the rule for an id that must be given. No id is checked for its form,
+// except by [optionalID]: an unknown id and a malformed id are both NOT_FOUND.
 func requiredID(id string) (string, error) {
 	if id == "" {
 		return required(id)
@@ -71,8 +75,11 @@ func requiredID(id string) (string, error) {
 // optionalID is the rule for an id that may be empty. The bound keeps long texts out of
 // queries and page tokens.
 func optionalID(id string) (string, error) {
-	if len(id) > maxIDLength {
+	switch {
+	case len(id) > maxIDLength:
 		return "", fmt.Errorf("longer than %d bytes", maxIDLength)
+	case !store.IsText(id):
+		return "", errNotText
 	}
 	return id, nil
 }
@@ -81,7 +88,7 @@ func optionalID(id string) (string, error) {
 // accepted and finds nothing, since a newer server may have written types that this one
 // does not know.
 func eventType(name string) (string, error) {
-	if len(name) > maxTypeLength {
+	if len(name) > maxTypeLength || !store.IsText(name) {
 		return "", errors.New("unknown event type")
 	}
 	return name, nil
@@ -108,6 +115,9 @@ func audience(values []string) ([]string, error) {
 	for _, a := range values {
 		if a == "" || len(a) > maxAudienceLength {
 			return nil, fmt.Errorf("a value is empty or longer than %d bytes", maxAudienceLength)
+		}
+		if !store.IsText(a) {
+			return nil, errNotText
 		}
 	}
 	return values, nil
@@ -158,7 +168,7 @@ func (p page) parseToken(token string) (after string, err error) {
 	}
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
 	after, ok := strings.CutPrefix(string(raw), p.filter)
-	if err != nil || !ok || after == "" || len(after) > maxIDLength {
+	if err != nil || !ok || after == "" || len(after) > maxIDLength || !store.IsText(after) {
 		return "", errors.New("not a page token of this list")
 	}
 	return after, nil

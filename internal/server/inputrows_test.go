@@ -142,10 +142,10 @@ var badAudiences = map[string][]string{
 	"an audience of others": {"elsewhere"}, "one audience of others": {"internal", "elsewhere"}, "an audience in capitals": {"Internal"},
 }
 
-var badIDs = map[string]string{"no id": "", "too long an id": long(65)}
+var badIDs = map[string]string{"no id": "", "too long an id": long(65), "an id with a zero byte": "a\x00b"}
 
 var unknownIDs = map[string]string{
-	"an unknown id": "AAAAAAAAAAAAAAAA", "an id of another form": "' OR 1=1 --", "a short id": "x", "an id with a zero byte": "a\x00b", "the longest id": long(64),
+	"an unknown id": "AAAAAAAAAAAAAAAA", "an id of another form": "' OR 1=1 --", "a short id": "x", "the longest id": long(64),
 }
 
 // rows makes a row of each value of a field.

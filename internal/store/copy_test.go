@@ -136,7 +136,7 @@ func sqliteHolds(t *testing.T, uri string) map[string][]string {
 func postgresHolds(t *testing.T, uri string) map[string][]string {
 	t.Helper()
 	execute(t, uri, `CREATE OR REPLACE FUNCTION hex(BYTEA) RETURNS TEXT LANGUAGE SQL AS $$ SELECT upper(encode($1, 'hex')) $$`)
-	return withoutNotes(tables(t, uri, `SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' AND table_name <> 'goose_db_version'`,
+	return withoutNotes(tables(t, uri, `SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' AND table_name NOT IN ('goose_db_version', 'goose_lock', 'exclusive_lock')`,
 		`SELECT column_name FROM information_schema.columns WHERE table_schema = 'public' AND table_name = '%s'`))
 }
 

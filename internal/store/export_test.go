@@ -119,3 +119,9 @@ func WrapConnections(t *testing.T, wrap func(net.Conn) net.Conn) {
 
 // Refused reports whether an error says that the server has rolled back.
 func Refused(err error) bool { return refused(err) }
+
+// SQLState returns PostgreSQL's code of an error, and "" for another error.
+func SQLState(err error) string { return sqlState(err) }
+
+// HintEvery is the shortest time between two hints.
+const HintEvery = hintEvery

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"strconv"
+	"time"
 
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
@@ -88,10 +90,33 @@ func applyMigrations(ctx context.Context, provider *goose.Provider) error {
 	return nil
 }
 
+// The lock of the migrations is a row of goose's table goose_lock. A migrating process
+// renews the lock, and a process that was killed loses the lock after migrateLease by
+// PostgreSQL's clock.
+const (
+	migrateLease     = 15 * time.Second
+	migrateHeartbeat = 3 * time.Second // several heartbeats may fail in a lease
+	// migrateWait bounds how long a process waits for the lock, with one attempt a
+	// second: a migration in another process may rewrite a large table.
+	migrateWait = 10 * time.Minute
+)
+
+// migrateLock returns the lock of the migrations. An advisory lock would not do: any role
+// that may connect to the database could hold the lock.
+func migrateLock() (lock.Locker, error) {
+	return lock.NewPostgresTableLocker(
+		lock.WithTableLeaseDuration(migrateLease), lock.WithTableHeartbeatInterval(migrateHeartbeat),
+		lock.WithTableLockTimeout(time.Second, uint64(migrateWait/time.Second)), lock.WithTableUnlockTimeout(time.Second, 3),
+		lock.WithTableLogger(slog.New(slog.DiscardHandler)), // an error is returned, too
+		// An error of PostgreSQL, such as a missing right, stays until the operator acts.
+		// Any other error tells that another process has the lock.
+		lock.WithTableRetryPolicy(func(err error) bool { return sqlState(err) == "" }),
+	)
+}
+
 // Migrate brings a database's schema up to date. On PostgreSQL any number of processes
-// may call Migrate at once: one migrates, and the others wait. The others wait for an
-// advisory lock of the migrating connection, so Migrate does not work through a pooler
-// in transaction mode. Errors: those of [Open] for SQLite.
+// may call Migrate at once: one migrates, and the others wait. Errors: those of [Open]
+// for SQLite.
 func Migrate(ctx context.Context, uri string) error {
 	if !isPostgres(uri) {
 		s, err := Open(ctx, uri) // Open migrates an embedded database
@@ -106,13 +131,11 @@ func Migrate(ctx context.Context, uri string) error {
 	}
 	db := stdlib.OpenDB(*config.ConnConfig)
 	defer db.Close()
-	// Tries to get the lock once a second, for ten minutes: a migration in another
-	// process may rewrite a large table.
-	locker, err := lock.NewPostgresSessionLocker(lock.WithLockTimeout(1, 600))
+	locker, err := migrateLock()
 	if err != nil {
 		return err
 	}
-	provider, err := newProvider(goose.DialectPostgres, db, goose.WithSessionLocker(locker))
+	provider, err := newProvider(goose.DialectPostgres, db, goose.WithLocker(locker))
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func (t *copyTarget) lock(ctx context.Context, tables []string) error {
 	for _, statement := range []string{
 		`BEGIN`, `SET LOCAL lock_timeout = '5s'`, `SET LOCAL statement_timeout = 0`, `SET LOCAL idle_in_transaction_session_timeout = 0`,
 		`SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`,
-		fmt.Sprintf(`SELECT pg_advisory_xact_lock(%d)`, int64(exclusiveLock)), // a server that starts on the target waits
+		lockExclusive, // a server that starts on the target waits
 		`LOCK TABLE ` + strings.Join(tables, ", ") + ` IN SHARE ROW EXCLUSIVE MODE`,
 	} {
 		if _, err := t.conn.Exec(ctx, statement); err != nil {

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,15 +15,38 @@ import (
 // replica's next poll of the events, so any hint may be lost. A pooler in transaction
 // mode passes no notification on: replicas behind such a pooler only poll.
 
-// hints calls hint for each notification until ctx ends, and reconnects after a
-// failure.
+//
+// Any role that may connect to the database can send notifications, without any other
+// right. PostgreSQL keeps notifications for a slow listener, and refuses NOTIFY to every
+// role when the queue is full. So the listener reads notifications as fast as they come,
+// and passes on one hint in hintEvery at most.
+
+// hintEvery is the shortest time between two hints. A hint causes a poll, which takes
+// about a millisecond.
+const hintEvery = 5 * time.Millisecond
+
+// hints calls hint for new notifications until ctx ends, and reconnects after a failure.
 func (p *pgDB) hints(ctx context.Context, hint func()) {
+	notified := make(chan struct{}, 1) // a notification that hint was not called for
+	var passing sync.WaitGroup
+	defer passing.Wait()
+	passing.Go(func() {
+		for again := true; again; again = pause(ctx, hintEvery) {
+			select {
+			case <-notified:
+				hint()
+			case <-ctx.Done():
+			}
+		}
+	})
 	for again := true; again; again = pause(ctx, time.Second/2+rand.N(time.Second)) {
-		_ = p.listen(ctx, hint) // without hints, replicas learn of events by polling
+		_ = p.listen(ctx, notified) // without hints, replicas learn of events by polling
 	}
 }
 
-func (p *pgDB) listen(ctx context.Context, hint func()) error {
+// listen reads notifications until ctx ends or the connection fails. listen fills
+// notified after each notification, and does not wait for room.
+func (p *pgDB) listen(ctx context.Context, notified chan<- struct{}) error {
 	conn, err := pgx.ConnectConfig(ctx, p.pool.Config().ConnConfig)
 	if err != nil {
 		return err
@@ -31,11 +55,13 @@ func (p *pgDB) listen(ctx context.Context, hint func()) error {
 	if _, err := conn.Exec(ctx, "LISTEN "+notifyChannel); err != nil {
 		return err
 	}
-	hint() // events committed before LISTEN have sent no notification to this connection
 	for {
+		select {
+		case notified <- struct{}{}: // the first time for events committed before LISTEN
+		default:
+		}
 		if _, err := conn.WaitForNotification(ctx); err != nil {
 			return err
 		}
-		hint()
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -50,6 +51,48 @@ func TestTenMigrateAtOnce(t *testing.T) {
 	}
 	if err := storetest.Open(t, uri).Write(t.Context(), set("a", "1")); err != nil {
 		t.Error(err)
+	}
+}
+
+// Behind PgBouncer in transaction mode each statement may be on another connection, and
+// the lock of the migrations belongs to none.
+func TestMigrateBehindPgBouncer(t *testing.T) {
+	uri := pgtest.URI(t)
+	bouncer := parameter(pgtest.Bouncer(t, uri), "default_query_exec_mode=exec") // Debian's knows no prepared statements
+	errs := make(chan error, 3)
+	for range cap(errs) {
+		go func() { errs <- store.Migrate(context.Background(), bouncer) }()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	storetest.Open(t, uri)
+}
+
+// A role that may not use the lock of the migrations is told at once, and does not wait
+// as for another process.
+func TestMigrateWithoutRights(t *testing.T) {
+	uri := storetest.Postgres(t)
+	statements(t, uri, `DELETE FROM goose_db_version WHERE version_id = 7`, `GRANT SELECT ON goose_db_version TO PUBLIC`)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := store.Migrate(ctx, pgtest.Stranger(t, uri)); store.SQLState(err) != "42501" {
+		t.Errorf("%v, want insufficient privilege", err)
+	}
+}
+
+// A process that has lost the lock of the migrations cannot commit a migration once more.
+func TestAMigrationIsCommittedOnce(t *testing.T) {
+	conn, err := pgx.Connect(t.Context(), storetest.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	_, err = conn.Exec(t.Context(), `INSERT INTO goose_db_version (version_id, is_applied) VALUES (7, true)`)
+	if store.SQLState(err) != "23505" {
+		t.Errorf("%v, want a unique violation", err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -18,6 +19,7 @@ import (
 //
 //	error                                    outcome           then
 //	of fn itself, ErrExists; no error        as fn decided     return
+//	ERROR of a bad value (see [isBadValue])  refused           return; not ErrUnavailable
 //	ErrUncertain                             unknown           return
 //	errDown, errNotSent                      nothing was done  return: the breaker decides about later tries
 //	errStandby                               nothing was done  once, on new connections
@@ -82,6 +84,7 @@ var (
 
 // PostgreSQL's error codes (SQLSTATE) that the store treats specially.
 const (
+	dataException        = "22"    // a class: the first two characters of its codes
 	uniqueViolation      = "23505" // [Tx.fail] returns ErrExists for this code
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
@@ -106,15 +109,23 @@ func refused(err error) bool {
 	return errors.As(err, &e) && cmp.Or(e.SeverityUnlocalized, e.Severity) == "ERROR"
 }
 
+// isBadValue reports whether PostgreSQL refused a statement because of its values (class
+// 22, data exception), such as a text with a zero byte. A bad value is a fault of this
+// program, which must refuse such a value before: the database works, a second try would
+// fail too, and a client must not be told to try again.
+func isBadValue(err error) bool {
+	return refused(err) && strings.HasPrefix(sqlState(err), dataException)
+}
+
 // afterSend turns an error of the driver into ErrUncertain if the transaction may have
-// been committed, and into ErrUnavailable otherwise. commitSent tells that COMMIT, or a
+// been committed, and into the error of [failure] otherwise. commitSent tells that COMMIT, or a
 // statement that commits by itself, may have been sent. For a nil error afterSend
 // returns nil.
 func afterSend(err error, commitSent bool) error {
 	if err == nil || errors.Is(err, ErrUncertain) {
 		return err
 	}
-	if failed := unavailable(err); !commitSent || meaningOf(failed).undone {
+	if failed := failure(err); !commitSent || meaningOf(failed).undone {
 		return failed
 	}
 	return fmt.Errorf("%w: %w", ErrUncertain, err)

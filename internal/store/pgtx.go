@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -21,7 +22,7 @@ type pgTx struct {
 	queued   *pgx.Batch
 	atCommit []pgStatement
 	at       time.Time // the transaction's time; zero until BEGIN is answered
-	event    bool      // an event was appended, so commit sends NOTIFY
+	event    bool      // an event was appended, so NOTIFY follows COMMIT
 }
 
 type pgStatement struct {
@@ -100,12 +101,16 @@ func (t *pgTx) queue(s pgStatement) {
 	}
 }
 
-// exclusiveLock is the number of the advisory lock for [Tx.Exclusive], "watchwor" in
-// ASCII.
-const exclusiveLock = 0x7761746368776f72
+// lockExclusive locks the only row of a table, which exists for [Tx.Exclusive] alone, and
+// changes nothing: ON CONFLICT locks a row that WHERE leaves out. A missing row is inserted.
+//
+// Any role that may connect to the database could hold an advisory lock. Such a role could
+// also hold a lock on a whole table, by PREPARE in an open transaction: PostgreSQL checks
+// the rights on a table later. A lock on a row needs rights on the table.
+const lockExclusive = `INSERT INTO exclusive_lock (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET id = 1 WHERE false`
 
 func (t *pgTx) exclusive() error {
-	t.queued.Queue(`SELECT pg_advisory_xact_lock($1)`, int64(exclusiveLock))
+	t.queued.Queue(lockExclusive)
 	t.queueClock()
 	return t.flush()
 }
@@ -122,17 +127,26 @@ func (t *pgTx) queryAtCommit(scan func(row) error, query string, args ...any) er
 
 func (t *pgTx) hint() { t.event = true }
 
-// commit sends the statements still queued, and COMMIT. Errors: ErrUncertain if the
-// connection failed afterwards; ErrUnavailable.
+// commit sends the statements still queued, and COMMIT. NOTIFY follows COMMIT in the same
+// trip: a transaction with NOTIFY in it could not commit while PostgreSQL's queue of
+// notifications is full, and any role can fill the queue. Errors: ErrUncertain if the
+// connection failed afterwards; those of [failure].
 func (t *pgTx) commit() error {
 	for _, s := range t.atCommit {
 		t.queue(s)
 	}
+	committed := false
+	t.queued.Queue("COMMIT").Exec(func(pgconn.CommandTag) error { committed = true; return nil })
 	if t.event {
 		t.queued.Queue(`SELECT pg_notify($1, '')`, notifyChannel)
 	}
-	t.queued.Queue("COMMIT")
-	err := confirmed(t.conn.Conn().PgConn(), t.flush)
+	err := confirmed(t.conn.Conn().PgConn(), func() error {
+		err := t.flush()
+		if committed {
+			return nil // only NOTIFY has failed, and a hint may be lost
+		}
+		return err
+	})
 	if t.readOnly && (len(t.atCommit) == 0 || errors.Is(err, errNotReplicated)) {
 		return nil // the rows were read, whatever the outcome of a transaction that only reads
 	}

@@ -9,7 +9,9 @@
 //     one caller does not undo the write of another.
 //   - An error matches ErrUnavailable if the database was at fault, and ErrUncertain if
 //     the outcome is unknown. The store runs a transaction again only if nothing of the
-//     first run remained.
+//     first run remained. An error that matches neither, and does not come from the
+//     caller's function, is a fault of this program: PostgreSQL cannot process the values
+//     of a statement.
 //
 // A caller must not hash a password or sign a token inside a transaction.
 //
@@ -26,6 +28,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 )
 
 var (
@@ -134,5 +137,11 @@ func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
 
 // Hints calls hint after another process has appended an event, until ctx ends. A hint
 // may be lost, or come without an event. So a caller that needs every event must also
-// poll.
+// poll. Hints calls hint once in a few milliseconds at most, since any user of the same
+// PostgreSQL database can send notifications.
 func (s *Store) Hints(ctx context.Context, hint func()) { s.engine.hints(ctx, hint) }
+
+// IsText reports whether text can be stored as text: PostgreSQL refuses a zero byte and
+// everything that is not UTF-8. The packages above refuse such a text from a client, so
+// that SQLite and PostgreSQL give the same answer.
+func IsText(text string) bool { return utf8.ValidString(text) && strings.IndexByte(text, 0) < 0 }

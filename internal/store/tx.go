@@ -139,8 +139,8 @@ func (tx *Tx) queryLocked(table string, scan func(row) error, query string, args
 	return tx.fail(err)
 }
 
-// fail turns an error of the driver into ErrExists or ErrUnavailable, and keeps the
-// error: the transaction cannot commit any more.
+// fail turns an error of the driver into ErrExists or into the error of [failure], and
+// keeps the error: the transaction cannot commit any more.
 func (tx *Tx) fail(err error) error {
 	if err == nil {
 		return nil
@@ -150,7 +150,7 @@ func (tx *Tx) fail(err error) error {
 		return ErrExists
 	}
 	if tx.broken == nil {
-		tx.broken = unavailable(err)
+		tx.broken = failure(err)
 	}
 	return tx.broken
 }
@@ -194,6 +194,15 @@ func scanRows(rows interface {
 // into returns a scan function that stores the columns of a row in dest.
 func into(dest ...any) func(row) error {
 	return func(r row) error { return r.Scan(dest...) }
+}
+
+// failure returns the error of a call for an error of the driver: ErrUnavailable, or an
+// error without a sentinel if the fault is in the values of a statement.
+func failure(err error) error {
+	if isBadValue(err) {
+		return fmt.Errorf("the database cannot process a value: %w", err)
+	}
+	return unavailable(err)
 }
 
 func unavailable(err error) error { return fmt.Errorf("%w: %w", ErrUnavailable, err) }

@@ -88,7 +88,10 @@ func (c *cases) json() {
 	c.invalid("another issuer first", c.ed.mint(append(object{{"iss", `"https://evil.example"`}}, claims()...)))
 	for _, name := range []string{"iss", "sub", "jti", "sid", "username"} {
 		c.invalid("claim "+name+" of invalid UTF-8", c.ed.mint(claims().with(name, `"`+"a\xffb"+`"`)))
+		c.invalid("claim "+name+" with a zero byte", c.ed.mint(claims().with(name, `"a\u0000b"`)))
 	}
+	c.invalid("role with a zero byte", c.ed.mint(claims().with("roles", `["\u0000"]`)))
+	c.invalid("audience with a zero byte", c.ed.mint(claims().with("aud", `["internal","a\u0000"]`)))
 	c.invalid("role of invalid UTF-8", c.ed.mint(claims().with("roles", `["`+"\xc3"+`"]`)))
 	c.invalid("audience of invalid UTF-8", c.ed.mint(claims().with("aud", `["internal","`+"\xed\xa0\x80"+`"]`)))
 	c.invalid("unknown claim of invalid UTF-8", c.ed.mint(claims().and("x", `"`+"\xff"+`"`)))

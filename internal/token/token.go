@@ -130,9 +130,10 @@ func (c *Claims) malformed() string {
 	return ""
 }
 
-// badText reports whether s is empty, is invalid UTF-8 or has the replacement character
-// U+FFFD. JSON decoding writes U+FFFD in place of a broken byte or half a surrogate
-// pair, so two different texts would be read as the same text (RFC 8259 section 8.2).
+// badText reports whether s is empty, is invalid UTF-8, or has the replacement character
+// U+FFFD or a zero byte. JSON decoding writes U+FFFD in place of a broken byte or half a
+// surrogate pair, so two different texts would be read as the same text (RFC 8259 section
+// 8.2). A claim with a zero byte would be refused by a query in PostgreSQL.
 func badText(s string) bool {
-	return s == "" || strings.ContainsRune(s, utf8.RuneError)
+	return s == "" || strings.ContainsRune(s, utf8.RuneError) || strings.IndexByte(s, 0) >= 0
 }
