@@ -43,22 +43,26 @@ const (
 )
 
 // Event describes an action for the security record. A field is empty if it is unknown
-// or does not apply.
+// or does not apply. The names are the usernames at the time of the event.
 type Event struct {
 	Type      Type
 	Reason    string // why the call was refused, as in ErrorReason; empty for an action done
 	ActorID   string // the acting user
+	ActorName string
 	UserID    string // the user concerned
+	UserName  string // before the event, if the event changes the name
 	SessionID string
 	KID       string
 	Detail    string // for people, as in "roles: admin writer"
 }
 
-// Refusal is the error of a refused call, with the user and the session concerned, as
-// far as they are known. The edge of the server copies both into the security record.
+// Refusal is the error of a refused call, with the users and the session concerned, as
+// far as they are known. The edge of the server copies them into the security record.
 type Refusal struct {
-	UserID, SessionID string
-	Err               error
+	ActorID, ActorName string
+	UserID, UserName   string
+	SessionID          string
+	Err                error
 }
 
 // Error returns the text of the reason.
@@ -133,8 +137,8 @@ func (l *Log) Record(ctx context.Context, tx *store.Tx, e Event) error {
 // record returns the row for an event. An event without a reason was successful.
 func record(e Event, source caller.Source, count int64) *store.AuditRecord {
 	return &store.AuditRecord{
-		Type: string(e.Type), Success: e.Reason == "", Reason: e.Reason, ActorID: e.ActorID, UserID: e.UserID,
-		SessionID: e.SessionID, KID: e.KID, Source: string(source), Detail: e.Detail, Count: count,
+		Type: string(e.Type), Success: e.Reason == "", Reason: e.Reason, ActorID: e.ActorID, ActorName: e.ActorName,
+		UserID: e.UserID, UserName: e.UserName, SessionID: e.SessionID, KID: e.KID, Source: string(source), Detail: e.Detail, Count: count,
 	}
 }
 
@@ -142,8 +146,8 @@ func record(e Event, source caller.Source, count int64) *store.AuditRecord {
 func (l *Log) log(ctx context.Context, r *store.AuditRecord) {
 	attrs := []slog.Attr{slog.String("type", r.Type), slog.Bool("success", r.Success)}
 	for _, field := range []struct{ name, value string }{
-		{"reason", r.Reason}, {"actor_id", r.ActorID}, {"user_id", r.UserID}, {"session_id", r.SessionID},
-		{"kid", r.KID}, {"source", r.Source}, {"detail", r.Detail},
+		{"reason", r.Reason}, {"actor_id", r.ActorID}, {"actor_name", r.ActorName}, {"user_id", r.UserID}, {"user_name", r.UserName},
+		{"session_id", r.SessionID}, {"kid", r.KID}, {"source", r.Source}, {"detail", r.Detail},
 	} {
 		if field.value != "" {
 			attrs = append(attrs, slog.String(field.name, field.value))
