@@ -1,15 +1,32 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
+
+// dialFrom returns a client that calls from an address of this machine. The caller closes
+// the connection.
+func dialFrom(t *testing.T, source, addr string) *client {
+	t.Helper()
+	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newClient(conn)
+}
 
 // auditLine holds some fields of a line of `watchword audit --json`.
 type auditLine struct {
@@ -34,6 +51,64 @@ func (s *server) audit(t *testing.T, flags ...string) (lines []auditLine) {
 		lines = append(lines, line)
 	}
 	return lines
+}
+
+// Strangers call from 700 addresses, and each address makes four kinds of refused calls.
+// The record must still name the guesses at the user admin, which begin later and are far
+// fewer, with their source and their exact number. No refused call may be missing.
+func TestStrangersDoNotHideGuesses(t *testing.T) {
+	s := serve(t, t.TempDir())
+	const strangers, kinds, guesses = 700, 4, 12
+	guesser := dialFrom(t, "127.0.0.9", s.grpcAddr)
+	defer guesser.conn.Close()
+	guessed := 0
+	for i := range strangers {
+		c := dialFrom(t, fmt.Sprintf("127.9.%d.%d", i/250, 1+i%250), s.grpcAddr)
+		ctx := callCtx(t)
+		_, err1 := c.ListUsers(ctx, &watchwordv1.ListUsersRequest{})
+		_, err2 := c.DeleteUser(ctx, &watchwordv1.DeleteUserRequest{Id: "x"})
+		_, err3 := c.ListSessions(ctx, &watchwordv1.ListSessionsRequest{})
+		_, err4 := c.Refresh(ctx, &watchwordv1.RefreshRequest{RefreshToken: "wwrt_rubbish"})
+		for _, err := range []error{err1, err2, err3} {
+			wantRefusal(t, "a call without a token", err, "TOKEN_MISSING")
+		}
+		wantRefusal(t, "a refresh with a forged token", err4, "REFRESH_TOKEN_INVALID")
+		c.conn.Close()
+		if i >= strangers/2 && guessed < guesses {
+			_, err := guesser.Login(callCtx(t), &watchwordv1.LoginRequest{Username: "admin", Password: newPassword()})
+			wantRefusal(t, "a guess", err, "INVALID_CREDENTIALS")
+			guessed++
+		}
+	}
+	var lines []auditLine
+	eventually(t, runTimeout, "recording every refused call", func() error {
+		lines = s.audit(t)
+		var refused int64
+		for _, line := range lines {
+			if !line.Success {
+				refused += line.Count
+			}
+		}
+		if want := int64(strangers*kinds + guesses); refused != want {
+			return fmt.Errorf("%d refused calls on record, want %d", refused, want)
+		}
+		return nil
+	})
+	named := 0
+	for _, line := range lines {
+		if line.Type == "login" && line.Reason == "INVALID_CREDENTIALS" {
+			named++
+			if line.UserName != "admin" || line.UserID == "" || line.Source != "127.0.0.9" || line.Count != guesses {
+				t.Errorf("the guesses are on record as %+v, want %d at admin from 127.0.0.9", line, guesses)
+			}
+		}
+	}
+	if named != 1 {
+		t.Errorf("%d records of guesses, want 1", named)
+	}
+	if most := 64 + 5; len(lines) > most { // the places of strangers, one record for each type and reason, the start of the server, the guesses
+		t.Errorf("%d records, want at most %d", len(lines), most)
+	}
 }
 
 // The record finds a user by every name that the user had, also after the user's deletion,

@@ -53,11 +53,15 @@ type Event struct {
 	Kid string `protobuf:"bytes,9,opt,name=kid,proto3" json:"kid,omitempty"`
 	// The address of the peer; or "cli" for the command line, "server" for an action
 	// of the server by itself, "many" for refusals of several sources that share one
-	// record.
+	// record. For refusals of an IPv6 client, its /64, such as "2001:db8:1:2::/64".
 	Source string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
-	// The number of events that the record stands for. Refusals of one kind, user and
-	// source share a record for an hour. The number of such records in an hour is
-	// bounded.
+	// The number of events that the record stands for. Refusals of one kind, with the
+	// same users, session and source, share a record for an hour. The number of such
+	// records in an hour is bounded; the kinds with most refusals have records of their
+	// own. Each refusal is counted in exactly one record, so `count` never counts too
+	// much. `count` may be too small for its kind: the kind's other refusals are then
+	// counted in records with fewer fields, of the same user (source "many"), of the same
+	// source (without a user), or of the same type and reason.
 	Count int64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
 	// A text for people: a user's name, roles and state, and for a new name the old name
 	// too, as in "username: alice → bob"; the time from which a key signs; or the method
