@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 )
 
 // Source names the origin of a call, for the security record and for bounds per client:
@@ -16,8 +18,6 @@ const (
 	CommandLine Source = "cli"
 	Server      Source = "server" // the server itself, such as a key rotation
 )
-
-func (s Source) String() string { return string(s) }
 
 // Network returns the part of an address that bounds per client count: an IPv4 address,
 // or the /64 of an IPv6 address. An IPv6 host may use any of the 2^64 addresses of its
@@ -33,36 +33,92 @@ func (s Source) Network() string {
 	return addr.String()
 }
 
-// Address holds a peer's address and makes the text of the Source when it is needed:
-// most calls are never recorded.
-type Address struct{ net.Addr }
+// Proxies lists the networks of trusted proxies (--trusted-proxy): the server believes the
+// header x-forwarded-for of calls from these networks alone.
+type Proxies []netip.Prefix
 
-// Source returns the address without the port, or "" if there is no address.
-func (a Address) Source() Source {
-	if a.Addr == nil {
-		return ""
+// ParseProxies parses networks such as 10.0.0.0/8, and single addresses.
+//
+// Errors: one that names the first text of another form.
+func ParseProxies(networks []string) (Proxies, error) {
+	var p Proxies
+	for _, text := range networks {
+		network, err := netip.ParsePrefix(text)
+		if err != nil {
+			addr, err := netip.ParseAddr(text)
+			if err != nil || addr.Zone() != "" {
+				return nil, fmt.Errorf("%q is not a network such as 10.0.0.0/8, and not an address", text)
+			}
+			network = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		p = append(p, network.Masked())
 	}
-	host, _, err := net.SplitHostPort(a.Addr.String())
-	if err != nil {
-		return Source(a.Addr.String())
-	}
-	return Source(host)
+	return p, nil
 }
 
-func (a Address) String() string { return a.Source().String() }
+// Trust reports whether an address belongs to a trusted proxy.
+func (p Proxies) Trust(addr netip.Addr) bool {
+	addr = addr.Unmap().WithZone("")
+	return slices.ContainsFunc(p, func(network netip.Prefix) bool { return network.Contains(addr) })
+}
+
+// Source returns the source of a call from a peer's address and the values of
+// x-forwarded-for, in the order of the request. If the peer is a trusted proxy, the source
+// is the last forwarded address that does not belong to a trusted proxy: each proxy appends
+// the address from which the proxy was called, and a client may write any address before
+// these. If every forwarded address belongs to a trusted proxy, the source is the first of
+// them. Source stops at a text that is no address: the source is then the proxy that has
+// sent this text.
+func (p Proxies) Source(peer net.Addr, forwarded []string) Source {
+	source, ok := addressOf(peer)
+	if !ok {
+		if peer == nil {
+			return ""
+		}
+		return Source(peer.String()) // the path of a Unix socket
+	}
+	hops := strings.Split(strings.Join(forwarded, ","), ",")
+	for _, hop := range slices.Backward(hops) {
+		if !p.Trust(source) {
+			break
+		}
+		addr, ok := parseHop(strings.TrimSpace(hop))
+		if !ok {
+			break
+		}
+		source = addr
+	}
+	return Source(source.Unmap().String())
+}
+
+// addressOf returns the IP address of a peer; false for a peer without one, as at a Unix
+// socket.
+func addressOf(peer net.Addr) (netip.Addr, bool) {
+	if peer == nil {
+		return netip.Addr{}, false
+	}
+	addr, err := netip.ParseAddrPort(peer.String())
+	return addr.Addr(), err == nil
+}
+
+// parseHop parses an address in x-forwarded-for. Some proxies append the port.
+func parseHop(text string) (netip.Addr, bool) {
+	if addr, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
+		return addr.WithZone(""), true // any zone is the client's word
+	}
+	addr, err := netip.ParseAddrPort(text)
+	return addr.Addr().WithZone(""), err == nil
+}
 
 type sourceKey struct{}
 
-// WithSource returns a context with the origin of a call: a [Source] or an [Address].
-func WithSource(ctx context.Context, source fmt.Stringer) context.Context {
+// WithSource returns a context with the origin of a call.
+func WithSource(ctx context.Context, source Source) context.Context {
 	return context.WithValue(ctx, sourceKey{}, source)
 }
 
 // SourceOf returns the origin in a context; empty if the context has none.
 func SourceOf(ctx context.Context) Source {
-	source, ok := ctx.Value(sourceKey{}).(fmt.Stringer)
-	if !ok {
-		return ""
-	}
-	return Source(source.String())
+	source, _ := ctx.Value(sourceKey{}).(Source)
+	return source
 }

@@ -33,22 +33,53 @@ func TestNetwork(t *testing.T) {
 	}
 }
 
-func TestAddress(t *testing.T) {
+func TestProxies(t *testing.T) {
 	t.Parallel()
-	for want, addr := range map[caller.Source]net.Addr{
-		"":             nil,
-		"192.0.2.7":    &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 50051},
-		"2001:db8::1":  &net.TCPAddr{IP: net.ParseIP("2001:db8::1"), Port: 50051},
-		"fe80::1%eth0": &net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: 50051, Zone: "eth0"},
-		"@":            &net.UnixAddr{Net: "unix", Name: "@"},
-		"/run/w.sock":  &net.UnixAddr{Net: "unix", Name: "/run/w.sock"},
+	proxies, err := caller.ParseProxies([]string{"10.0.0.0/8", "192.0.2.1", "2001:db8:ff::/48"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcp := func(ip string) net.Addr { return &net.TCPAddr{IP: net.ParseIP(ip), Port: 50051} }
+	for name, test := range map[string]struct {
+		peer      net.Addr
+		forwarded []string
+		want      caller.Source
+	}{
+		"no address":                   {nil, []string{"198.51.100.1"}, ""},
+		"IPv4":                         {tcp("198.51.100.7"), nil, "198.51.100.7"},
+		"IPv6":                         {tcp("2001:db8::1"), nil, "2001:db8::1"},
+		"with a zone":                  {&net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: 50051, Zone: "eth0"}, nil, "fe80::1%eth0"},
+		"Unix socket without a name":   {&net.UnixAddr{Net: "unix", Name: "@"}, []string{"198.51.100.1"}, "@"},
+		"a client that claims":         {tcp("198.51.100.7"), []string{"198.51.100.1"}, "198.51.100.7"},
+		"a proxy":                      {tcp("10.1.2.3"), []string{"198.51.100.1"}, "198.51.100.1"},
+		"a proxy by IPv6":              {tcp("2001:db8:ff::9"), []string{"2001:db8:1::1"}, "2001:db8:1::1"},
+		"mapped":                       {tcp("::ffff:10.1.2.3"), []string{"::ffff:198.51.100.1"}, "198.51.100.1"},
+		"a proxy that says nothing":    {tcp("10.1.2.3"), nil, "10.1.2.3"},
+		"the client claims first":      {tcp("10.1.2.3"), []string{"203.0.113.9, 198.51.100.1"}, "198.51.100.1"},
+		"the claim in its own line":    {tcp("10.1.2.3"), []string{"203.0.113.9", "198.51.100.1"}, "198.51.100.1"},
+		"two proxies":                  {tcp("10.1.2.3"), []string{"203.0.113.9, 198.51.100.1, 192.0.2.1"}, "198.51.100.1"},
+		"two proxies in two lines":     {tcp("10.1.2.3"), []string{"198.51.100.1", "192.0.2.1"}, "198.51.100.1"},
+		"a neighbour of the proxy":     {tcp("10.1.2.3"), []string{"198.51.100.1, 192.0.2.2"}, "192.0.2.2"},
+		"all trusted":                  {tcp("10.1.2.3"), []string{"10.9.9.9, 10.8.8.8"}, "10.9.9.9"},
+		"with a port":                  {tcp("10.1.2.3"), []string{"198.51.100.1:4711"}, "198.51.100.1"},
+		"IPv6 with a port":             {tcp("10.1.2.3"), []string{"[2001:db8:1::1]:4711"}, "2001:db8:1::1"},
+		"IPv6 in brackets":             {tcp("10.1.2.3"), []string{"[2001:db8:1::1]"}, "2001:db8:1::1"},
+		"a zone is no part":            {tcp("10.1.2.3"), []string{"fe80::1%anything"}, "fe80::1"},
+		"no address at the end":        {tcp("10.1.2.3"), []string{"198.51.100.1, unknown"}, "10.1.2.3"},
+		"no address behind a proxy":    {tcp("10.1.2.3"), []string{"secret, 192.0.2.1"}, "192.0.2.1"},
+		"no address that nobody reads": {tcp("10.1.2.3"), []string{"unknown, 198.51.100.1"}, "198.51.100.1"},
+		"empty":                        {tcp("10.1.2.3"), []string{""}, "10.1.2.3"},
 	} {
-		address := caller.Address{Addr: addr}
-		if got := address.Source(); got != want {
-			t.Errorf("the source of %v is %q, want %q", addr, got, want)
+		if got := proxies.Source(test.peer, test.forwarded); got != test.want {
+			t.Errorf("%s: %v with %q has the source %q, want %q", name, test.peer, test.forwarded, got, test.want)
 		}
-		if got := caller.SourceOf(caller.WithSource(context.Background(), address)); got != want {
-			t.Errorf("a context with %v gives %q, want %q", addr, got, want)
+	}
+	if got := (caller.Proxies)(nil).Source(tcp("10.1.2.3"), []string{"198.51.100.1"}); got != "10.1.2.3" {
+		t.Errorf("without trusted proxies: %q", got)
+	}
+	for _, wrong := range []string{"", "proxy.example", "10.0.0.0/33", "10.0.0.1:80", "fe80::1%eth0"} {
+		if _, err := caller.ParseProxies([]string{wrong}); err == nil {
+			t.Errorf("%q was taken for a network", wrong)
 		}
 	}
 }

@@ -36,6 +36,7 @@ var mayImport = map[string][]string{
 	"internal/durable":         {},
 	"internal/e2e":             {},
 	"internal/feed":            {gen, "internal/hub", "internal/store", "internal/token"},
+	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share"},
 	"internal/hub":             {gen}, // no database: an upstream stream may fill a hub too
 	"internal/issuer":          {"internal/audit", "internal/caller", "internal/feed", "internal/seal", "internal/store", "internal/token"},
 	"internal/password":        {},
@@ -44,7 +45,8 @@ var mayImport = map[string][]string{
 	"internal/retry":           {},
 	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/session", "internal/store", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
+	"internal/share":           {},
 	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/store", "internal/user"},
 	"internal/store":           {"internal/durable"},
 	"internal/store/storetest": {"internal/pgtest", "internal/store"}, // for tests
@@ -55,6 +57,7 @@ var mayImport = map[string][]string{
 
 	// Kits for tests.
 	"internal/session/sessiontest": {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/pgtest", "internal/seal", "internal/session", "internal/store", "internal/store/storetest", "internal/token", "internal/user"},
+	"internal/strangertest":        {gen},
 	"internal/trusttest":           {gen},
 }
 

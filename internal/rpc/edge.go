@@ -9,21 +9,18 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
-	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Edge is the interceptor around the verifier and the handlers. Edge notes the source
-// address of a call, gives every error a status, counts refused calls for the security
-// record, and logs the server's own faults.
+// Edge is the interceptor around the verifier and the handlers. Edge gives every error a
+// status, counts refused calls for the security record, and logs the server's own faults.
 type Edge struct {
 	audit      *audit.Log
 	retryAfter func() time.Duration
@@ -40,7 +37,6 @@ func NewEdge(a *audit.Log, retryAfter func() time.Duration, logger *slog.Logger)
 
 // Unary intercepts unary calls. A response beside an error is dropped.
 func (e *Edge) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	ctx = caller.WithSource(ctx, addressOf(ctx))
 	resp, err := handler(ctx, req)
 	if err != nil {
 		return nil, e.refused(ctx, info.FullMethod, err)
@@ -48,23 +44,12 @@ func (e *Edge) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 	return resp, nil
 }
 
-// Stream intercepts streams, and gives the error of a stream a status. Stream does not
-// put the client's address into the handler's context, since no handler of a stream
-// records anything.
+// Stream intercepts streams, and gives the error of a stream a status.
 func (e *Edge) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if err := handler(srv, ss); err != nil {
-		return e.refused(caller.WithSource(ss.Context(), addressOf(ss.Context())), info.FullMethod, err)
+		return e.refused(ss.Context(), info.FullMethod, err)
 	}
 	return nil
-}
-
-// addressOf returns the address of the client of a call. Behind a proxy, that is the
-// proxy.
-func addressOf(ctx context.Context) caller.Address {
-	if p, ok := peer.FromContext(ctx); ok {
-		return caller.Address{Addr: p.Addr}
-	}
-	return caller.Address{}
 }
 
 // refused returns the status error for err. refused also counts the refused call for
@@ -107,6 +92,11 @@ var recordTypes = map[string]audit.Type{
 	watchwordv1.AuthService_Refresh_FullMethodName:        audit.Refresh,
 	watchwordv1.AuthService_Logout_FullMethodName:         audit.Logout,
 	watchwordv1.AuthService_ChangePassword_FullMethodName: audit.PasswordChanged,
+}
+
+// Refused counts a call that was refused before the edge, by a bound.
+func (e *Edge) Refused(ctx context.Context, method string, err error) {
+	e.count(ctx, method, refusal.Reason(err), err)
 }
 
 // count counts a refused call for the security record, with three exceptions. Verify

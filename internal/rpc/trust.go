@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/detach"
 	"github.com/watchword-auth/watchword/internal/hub"
 )
@@ -58,7 +59,7 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	if t.NeedCertificate && !showsCertificate(ctx) {
 		return errNoCertificate
 	}
-	watcher, err := t.Hub.Watch(ctx, addressOf(ctx).Source().Network(), req.GetResume())
+	watcher, err := t.Hub.Watch(ctx, caller.SourceOf(ctx).Network(), req.GetResume())
 	if errors.Is(err, hub.ErrOutdated) {
 		return status.Error(codes.Unavailable, "this replica is behind what the client has: try again, or use another replica")
 	}

@@ -23,6 +23,7 @@ import (
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/gate"
 	"github.com/watchword-auth/watchword/internal/rpc"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -108,9 +109,12 @@ func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerIntercepto
 		return err
 	}
 	internal := recovery.WithRecoveryHandler(func(any) error { return status.Error(codes.Internal, "recovered") })
-	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()),
-		grpc.ChainStreamInterceptor(note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
+	g := gate.New(nil, gate.Limits{Requests: 100, RequestsPerPeer: 100, Streams: 1, StreamsPerPeer: 1},
+		func(_ context.Context, method string, err error) { t.Errorf("%s: %v", method, err) })
+	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()), grpc.InTapHandle(g.Tap),
+		grpc.ChainStreamInterceptor(g.Stream, note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
 	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Hub: tr.feed.Hub(), Logger: slog.New(slog.DiscardHandler)})
+	g.Open(server.GetServiceInfo())
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(tr) })
 	tr.stop = func() { server.Stop(); serving.Wait() }

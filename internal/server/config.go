@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
@@ -17,25 +18,27 @@ import (
 // flag and an environment variable of every field. The only secret in a Config is the
 // password in DatastoreURI, if the URI has one.
 type Config struct {
-	GRPCAddr      string        `name:"grpc-addr" default:"127.0.0.1:50051" help:"Address of the gRPC API."`
-	HTTPAddr      string        `name:"http-addr" default:"127.0.0.1:8080" help:"Address of the JWKS, metadata, health and metrics."`
-	DatastoreURI  string        `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
-	Issuer        string        `help:"Claim iss, an http or https URL. The first start stores the issuer in the database. Default: the HTTP address; with PostgreSQL none."`
-	Audience      []string      `default:"internal" help:"A service to issue tokens for; repeat the flag for more."`
-	SigningAlg    string        `default:"EdDSA" enum:"EdDSA,ES256,RS256" help:"Algorithm of the first signing key: EdDSA, ES256 or RS256."`
-	AccessTTL     time.Duration `name:"access-ttl" default:"5m" help:"Lifetime of an access token."`
-	RefreshTTL    time.Duration `name:"refresh-ttl" default:"720h" help:"A session ends after this time without a refresh."`
-	SessionTTL    time.Duration `name:"session-ttl" default:"2160h" help:"A session ends after this time in any case."`
-	RefreshGrace  time.Duration `default:"10s" help:"How long a spent refresh token gets the same answer again."`
-	JWKSMaxAge    time.Duration `name:"jwks-max-age" default:"1m" help:"How long caches may keep the JWKS."`
-	KeyTTL        time.Duration `name:"key-ttl" default:"720h" help:"How long a signing key signs before the next key takes over; 0: until key rotate."`
-	AuditTTL      time.Duration `name:"audit-ttl" default:"2160h" help:"How long the security record is kept."`
-	MasterKeyFile string        `type:"path" help:"File of the key for sealing the keys in the database. Default: beside an embedded database."`
-	TLSCert       string        `name:"tls-cert" type:"path" help:"Certificate chain, PEM, for both addresses."`
-	TLSKey        string        `name:"tls-key" type:"path" help:"Private key of the certificate, PEM."`
-	ClientCA      string        `name:"client-ca" type:"path" help:"CA of client certificates, PEM. A certificate is checked if the client shows one; WatchBundle requires one."`
-	Insecure      bool          `help:"Serve without TLS to other machines."`
-	DrainTimeout  time.Duration `default:"10s" help:"How long calls in flight may take while the server stops."`
+	GRPCAddr       string        `name:"grpc-addr" default:"127.0.0.1:50051" help:"Address of the gRPC API."`
+	HTTPAddr       string        `name:"http-addr" default:"127.0.0.1:8080" help:"Address of the JWKS, metadata, health and metrics."`
+	DatastoreURI   string        `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
+	Issuer         string        `help:"Claim iss, an http or https URL. The first start stores the issuer in the database. Default: the HTTP address; with PostgreSQL none."`
+	Audience       []string      `default:"internal" help:"A service to issue tokens for; repeat the flag for more."`
+	SigningAlg     string        `default:"EdDSA" enum:"EdDSA,ES256,RS256" help:"Algorithm of the first signing key: EdDSA, ES256 or RS256."`
+	AccessTTL      time.Duration `name:"access-ttl" default:"5m" help:"Lifetime of an access token."`
+	RefreshTTL     time.Duration `name:"refresh-ttl" default:"720h" help:"A session ends after this time without a refresh."`
+	SessionTTL     time.Duration `name:"session-ttl" default:"2160h" help:"A session ends after this time in any case."`
+	RefreshGrace   time.Duration `default:"10s" help:"How long a spent refresh token gets the same answer again."`
+	JWKSMaxAge     time.Duration `name:"jwks-max-age" default:"1m" help:"How long caches may keep the JWKS."`
+	KeyTTL         time.Duration `name:"key-ttl" default:"720h" help:"How long a signing key signs before the next key takes over; 0: until key rotate."`
+	AuditTTL       time.Duration `name:"audit-ttl" default:"2160h" help:"How long the security record is kept."`
+	MasterKeyFile  string        `type:"path" help:"File of the key for sealing the keys in the database. Default: beside an embedded database."`
+	TLSCert        string        `name:"tls-cert" type:"path" help:"Certificate chain, PEM, for both addresses."`
+	TLSKey         string        `name:"tls-key" type:"path" help:"Private key of the certificate, PEM."`
+	ClientCA       string        `name:"client-ca" type:"path" help:"CA of client certificates, PEM. A certificate is checked if the client shows one; WatchBundle requires one."`
+	Insecure       bool          `help:"Serve without TLS to other machines."`
+	MaxConnections int           `help:"Connections to the gRPC address at a time. Default: 2048, or fewer if the limit of open files is low."`
+	TrustedProxy   []string      `help:"Network or address of a proxy that may name the client's address in x-forwarded-for; repeat the flag for more."`
+	DrainTimeout   time.Duration `default:"10s" help:"How long calls in flight may take while the server stops."`
 
 	InitialPasswordFile string `type:"path" help:"File for the password of the first user, instead of standard output. Must not exist at the first start."`
 }
@@ -132,13 +135,17 @@ func (c *Config) validateLifetimes() error {
 		rule{c.KeyTTL != 0 && c.KeyTTL < c.AccessTTL, "--key-ttl: must be 0, or not shorter than --access-ttl"},
 		rule{c.AuditTTL < time.Hour, "--audit-ttl: must be at least 1h"},
 		rule{c.DrainTimeout < 0, "--drain-timeout: must not be negative"},
+		rule{c.MaxConnections != 0 && c.MaxConnections < minConnections,
+			fmt.Sprintf("--max-connections: must be at least %d", minConnections)},
 	)
 }
 
 // validateTransport refuses to send passwords and tokens in the clear to other
 // machines, unless the operator says --insecure.
 func (c *Config) validateTransport() error {
+	_, err := caller.ParseProxies(c.TrustedProxy)
 	rules := []rule{
+		{err != nil, fmt.Sprintf("--trusted-proxy: %v", err)},
 		{(c.TLSCert == "") != (c.TLSKey == ""), "--tls-cert and --tls-key go together"},
 		{c.ClientCA != "" && c.TLSCert == "", "--client-ca needs --tls-cert and --tls-key"},
 	}

@@ -44,6 +44,8 @@ func TestValidate(t *testing.T) {
 		"negative drain timeout":       {func(c *server.Config) { c.DrainTimeout = -1 }, "--drain-timeout"},
 		"certificate without key":      {func(c *server.Config) { c.TLSCert = "cert" }, "--tls-cert and --tls-key"},
 		"key without certificate":      {func(c *server.Config) { c.TLSKey = "key" }, "--tls-cert and --tls-key"},
+		"proxy by its name":            {func(c *server.Config) { c.TrustedProxy = []string{"proxy.example"} }, "--trusted-proxy"},
+		"proxies":                      {func(c *server.Config) { c.TrustedProxy = []string{"10.0.0.0/8", "::1"} }, ""},
 		"client CA without TLS":        {func(c *server.Config) { c.ClientCA = "ca" }, "--client-ca"},
 		"gRPC off loopback":            {func(c *server.Config) { c.GRPCAddr = "0.0.0.0:50051" }, "--grpc-addr"},
 		"gRPC everywhere":              {func(c *server.Config) { c.GRPCAddr = ":50051" }, "--grpc-addr"},

@@ -18,18 +18,32 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/watchword-auth/watchword/internal/detach"
+	"github.com/watchword-auth/watchword/internal/gate"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/rpc"
 )
 
 const (
 	maxMessage = 64 << 10 // bytes; the largest request that makes sense, a user with 32 roles, has 4 KiB
-	maxHeaders = 16 << 10 // bytes; an access token has at most 8 KiB
-	maxStreams = 1000     // calls at a time on one connection
+	maxStreams = 100      // calls at a time on one connection
+	// maxHeaders is what the transport accepts, in bytes. Package gate refuses a call above
+	// gate.MaxMetadata alone, with its reason. More than maxHeaders may end the connection,
+	// and a proxy in front carries the calls of many clients over one connection.
+	maxHeaders = 64 << 10
+	// window is what a client may send on one stream before the server has read it, in
+	// bytes. A window of fixed size bounds the memory of a request that has not arrived.
+	window = 64 << 10
+	// buffer is the size of a connection's read buffer and of its write buffer, in bytes.
+	// An idle connection keeps the read buffer alone.
+	buffer = 8 << 10
+	// maxIdle is how long a connection without a call stays open. Clients connect again at
+	// their next call.
+	maxIdle = 5 * time.Minute
 )
 
 // metrics holds the counters for Prometheus. The registry belongs to one server, so
@@ -49,8 +63,10 @@ func newMetrics() *metrics {
 
 // grpcOptions returns the bounds and the interceptors of the gRPC server. The
 // interceptors, outermost first: metrics count every call and every refused call;
-// recovery turns a panic into INTERNAL; the edge gives errors their status and counts
-// refused calls for the security record; the verifier checks the access token.
+// recovery turns a panic into INTERNAL; the gate notes when a request has arrived; the
+// edge gives errors their status and counts refused calls for the security record; the
+// verifier checks the access token. Before all of them, the gate's tap admits a call by
+// its headers.
 //
 // The keepalive pings close a connection to a client that has disappeared, within 40
 // seconds. Clients may ping every five seconds, also without a call: a verifier's
@@ -58,13 +74,23 @@ func newMetrics() *metrics {
 func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOption {
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
 	edge := rpc.NewEdge(s.audit, s.passwords.RetryAfter, s.logger)
+	s.gate = gate.New(s.proxies, s.limits.calls, edge.Refused)
+	creds := insecure.NewCredentials()
+	if tlsConfig != nil {
+		creds = credentials.NewTLS(tlsConfig)
+	}
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(rpc.Codec()),
+		grpc.InTapHandle(s.gate.Tap),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxHeaderListSize(maxHeaders),
 		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
+		grpc.ReadBufferSize(buffer),
+		grpc.WriteBufferSize(buffer),
 		grpc.ConnectionTimeout(10 * time.Second),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: maxIdle}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.ChainUnaryInterceptor(m.grpc.UnaryServerInterceptor()),
 		grpc.ChainStreamInterceptor(m.grpc.StreamServerInterceptor()),
@@ -73,13 +99,10 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 		opts = append(opts, s.logCalls()...)
 	}
 	opts = append(opts,
-		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(panics), edge.Unary),
-		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(panics), s.drain.stream, edge.Stream))
-	opts = append(opts, s.verifier.ServerOptions()...)
-	if tlsConfig != nil {
-		opts = append(opts, grpc.Creds(credentials.NewTLS(tlsConfig)))
-	}
-	return opts
+		grpc.Creds(gate.Guard(creds)),
+		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(panics), s.gate.Unary, edge.Unary),
+		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(panics), s.drain.stream, s.gate.Stream, edge.Stream))
+	return append(opts, s.verifier.ServerOptions()...)
 }
 
 // logCalls logs every call at level debug, for finding faults. Health and reflection

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -36,7 +37,7 @@ func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *h
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.serveReady)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", inTurn(promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})))
 	return &http.Server{
 		Handler: mux, TLSConfig: tlsConfig,
 		// The bounds keep a slow client from holding a connection.
@@ -46,6 +47,38 @@ func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *h
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 }
+
+// inTurn serves at most maxScrapes requests at a time; others wait. The handler writes to
+// memory, so a client that reads slowly keeps no other client waiting.
+func inTurn(handler http.Handler) http.Handler {
+	const maxScrapes = 2 // each takes a few milliseconds of a core
+	turns := make(chan struct{}, maxScrapes)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		page := buffered{header: w.Header(), code: http.StatusOK}
+		select {
+		case turns <- struct{}{}:
+			func() {
+				defer func() { <-turns }()
+				handler.ServeHTTP(&page, r)
+			}()
+		case <-r.Context().Done():
+			return
+		}
+		w.WriteHeader(page.code)
+		_, _ = w.Write(page.body.Bytes()) // fails only if the client has left
+	})
+}
+
+// buffered is a ResponseWriter that keeps the response in memory.
+type buffered struct {
+	header http.Header
+	code   int
+	body   bytes.Buffer
+}
+
+func (b *buffered) Header() http.Header         { return b.header }
+func (b *buffered) WriteHeader(code int)        { b.code = code }
+func (b *buffered) Write(p []byte) (int, error) { return b.body.Write(p) }
 
 // serveHTTP serves until the HTTP server is shut down. The certificate is in TLSConfig,
 // so ServeTLS reads no files.

@@ -66,7 +66,7 @@ func undecodable(m method) []wrong {
 		// A field with an unknown number: decoding would accept it.
 		{name: "too large", req: raw(protowire.AppendBytes(protowire.AppendTag(nil, 4095, protowire.BytesType), make([]byte, 65<<10))),
 			want: "ResourceExhausted"},
-		{name: "headers too large", req: m.empty(), header: strings.Repeat("x", 20<<10), want: "Internal"},
+		{name: "headers too large", req: m.empty(), header: strings.Repeat("x", 20<<10), want: "INVALID_REQUEST", field: "metadata"},
 	}
 	if request, ok := notUTF8(m.Input()); ok {
 		rows = append(rows, wrong{name: "not UTF-8", req: request, want: "Internal"})

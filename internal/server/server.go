@@ -24,6 +24,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/gate"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
@@ -40,6 +41,10 @@ type Server struct {
 	logger *slog.Logger
 	drain  *drain
 
+	proxies caller.Proxies
+	limits  limits
+	gate    *gate.Gate
+
 	store     *store.Store
 	passwords *password.Pool
 	audit     *audit.Log
@@ -51,9 +56,9 @@ type Server struct {
 	verifier  *authn.Verifier
 
 	grpc    *grpc.Server
-	grpcLis *listener
+	grpcLis *gate.Listener
 	http    *http.Server
-	httpLis *listener
+	httpLis *gate.Listener
 	health  *health.Server
 
 	closers []func() error // in order of opening
@@ -68,6 +73,13 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 		return nil, err
 	}
 	s := &Server{cfg: cfg, logger: logger, drain: &drain{begun: make(chan struct{}), logger: logger}}
+	var err error
+	if s.proxies, err = caller.ParseProxies(cfg.TrustedProxy); err != nil {
+		return nil, err
+	}
+	if s.limits, err = cfg.limits(fileLimit()); err != nil {
+		return nil, err
+	}
 	if err := s.open(ctx, announce); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -132,13 +144,13 @@ func (s *Server) listen(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--grpc-addr: %w", err)
 	}
-	s.grpcLis = newListener(grpcLis)
+	s.grpcLis = gate.Listen(grpcLis, s.proxies, s.limits.connections, s.limits.connections/2)
 	s.onClose(closeOnce(grpcLis))
 	httpLis, err := lc.Listen(ctx, "tcp", s.cfg.HTTPAddr)
 	if err != nil {
 		return fmt.Errorf("--http-addr: %w", err)
 	}
-	s.httpLis = newListener(httpLis)
+	s.httpLis = gate.Listen(httpLis, s.proxies, s.limits.http, s.limits.http/2)
 	s.onClose(closeOnce(httpLis))
 	return nil
 }
@@ -193,6 +205,7 @@ func (s *Server) register() error {
 	s.health = health.NewServer()
 	healthv1.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
+	s.gate.Open(s.grpc.GetServiceInfo())
 	return s.verifier.CheckServices(s.grpc.GetServiceInfo())
 }
 
@@ -232,13 +245,14 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // stop turns readiness off, ends the streams, and waits for calls in flight, for at
-// most the drain timeout (--drain-timeout). Silent connections are closed at once: see
-// [listener].
+// most the drain timeout (--drain-timeout). Silent connections ([gate.Listener]) and requests
+// that have not arrived whole end at once.
 func (s *Server) stop() {
 	s.health.Shutdown()
 	s.drain.begin()
-	s.grpcLis.closeSilent()
-	s.httpLis.closeSilent()
+	s.gate.Stop()
+	s.grpcLis.CloseSilent()
+	s.httpLis.CloseSilent()
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
 	defer cancel()
 	var tasks sync.WaitGroup

@@ -1,0 +1,196 @@
+// Package gate stands before the handlers of the gRPC server, and bounds what clients can
+// cause before a handler runs: connections, unfinished requests, the time until a request
+// has arrived whole, the size of metadata, and messages in tiny pieces. The gate also finds
+// the source of every call.
+//
+// Package share divides each bound among peers: the first peers to come cannot keep the
+// others out. A connection belongs to the network of its TCP peer, and a call to the network
+// of its source.
+package gate
+
+import (
+	"context"
+	"net"
+	"sync"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/share"
+)
+
+// Limits holds the numbers of a gate. Every number must be positive.
+type Limits struct {
+	// Requests bounds the unfinished requests: each counts from its headers until its
+	// answer. A server stream counts until its request has arrived.
+	Requests, RequestsPerPeer int
+	// Streams bounds the open streams, such as Health/Watch and reflection. WatchBundle
+	// has bounds of its own, in package hub.
+	Streams, StreamsPerPeer int
+}
+
+// Gate bounds the calls of one server. A Gate is safe for concurrent use.
+type Gate struct {
+	proxies  caller.Proxies
+	requests *share.Pool
+	streams  *share.Pool
+	methods  map[string]arrival
+	refused  func(ctx context.Context, method string, err error)
+	timers   timers
+
+	mu       sync.Mutex            // guards the fields below
+	arriving map[*request]struct{} // the requests that have not arrived whole
+	stopping bool
+}
+
+// arrival says when the request of a method has arrived whole, and what bounds the call
+// from then on.
+type arrival int
+
+const (
+	atHandler arrival = iota + 1 // unary: gRPC reads the whole request before the handler
+	atMessage                    // a server stream: the request is one message
+	atEnd                        // a client sends messages until it closes its side
+	atBundle                     // WatchBundle: as atMessage, but package hub bounds the streams
+)
+
+// New returns a gate that lets no call through until [Gate.Open]. The gate calls refused
+// for each call that a bound refuses; the context has the source of the call.
+func New(proxies caller.Proxies, limits Limits, refused func(ctx context.Context, method string, err error)) *Gate {
+	return &Gate{
+		proxies: proxies, refused: refused,
+		requests: share.NewPool(limits.Requests, limits.RequestsPerPeer),
+		streams:  share.NewPool(limits.Streams, limits.StreamsPerPeer),
+		arriving: map[*request]struct{}{},
+	}
+}
+
+// Open lets the calls of all registered services through. Open must return before the
+// server serves.
+func (g *Gate) Open(services map[string]grpc.ServiceInfo) {
+	g.methods = map[string]arrival{}
+	for service, info := range services {
+		for _, m := range info.Methods {
+			name, at := "/"+service+"/"+m.Name, atHandler
+			switch {
+			case name == watchwordv1.TrustService_WatchBundle_FullMethodName:
+				at = atBundle
+			case m.IsClientStream:
+				at = atEnd
+			case m.IsServerStream:
+				at = atMessage
+			}
+			g.methods[name] = at
+		}
+	}
+}
+
+// The refusals of the gate: made once, since any client can cause them without bound.
+var (
+	errMethod   = status.Error(codes.Unimplemented, "no service of this server has this method")
+	errMetadata = refusal.Status(codes.InvalidArgument, watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST, "",
+		"metadata: longer than 16 KiB", refusal.BadField("metadata", "longer than 16 KiB")).Err()
+	errCrowded = refusal.Status(codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "",
+		"too many calls at once", &errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)}).Err()
+	errStopping = status.Error(codes.Unavailable, "the server is stopping")
+)
+
+// Tap admits or refuses a call by its headers. gRPC calls Tap before a goroutine runs for
+// the call (grpc.InTapHandle). Tap puts the source of the call into the context.
+func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	at, known := g.methods[info.FullMethodName]
+	if !known {
+		return g.refuse(ctx, errMethod)
+	}
+	if tooLong(info.Header) {
+		return g.refuse(ctx, errMetadata)
+	}
+	var addr net.Addr
+	if p, ok := peer.FromContext(ctx); ok {
+		addr = p.Addr
+	}
+	source := g.proxies.Source(addr, info.Header["x-forwarded-for"])
+	ctx = caller.WithSource(ctx, source)
+	r := &request{gate: g, peer: source.Network(), at: at}
+	if err := g.admit(ctx, r); err != nil {
+		if err == errCrowded {
+			g.refused(ctx, info.FullMethodName, err)
+		}
+		return g.refuse(ctx, err)
+	}
+	return r, nil
+}
+
+// tooLong reports whether the metadata of a call is longer than MaxMetadata.
+func tooLong(header map[string][]string) bool {
+	size := 0
+	for name, values := range header {
+		for _, value := range values {
+			size += len(name) + len(value) + fieldOverhead
+		}
+	}
+	return size > MaxMetadata
+}
+
+// Unary intercepts unary calls. The request of a unary call has arrived whole.
+func (g *Gate) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	r, ok := ctx.Value(requestKey{}).(*request)
+	if !ok {
+		return nil, errCrowded // the tap has refused the call
+	}
+	r.arrived()
+	defer r.answered()
+	resp, err := handler(ctx, req)
+	if err != nil && r.pushedOut() {
+		g.refused(ctx, info.FullMethod, errCrowded)
+		return nil, errCrowded
+	}
+	return resp, err
+}
+
+// Stream intercepts streams. A stream counts as a request until its request has arrived,
+// and takes a place among the streams.
+func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	r, ok := ss.Context().Value(requestKey{}).(*request)
+	if !ok {
+		return errCrowded // the tap has refused the call
+	}
+	defer r.answered()
+	if r.at != atBundle {
+		place := g.streams.Take(r.peer, r.pushOut)
+		if place == nil {
+			g.refused(ss.Context(), info.FullMethod, errCrowded)
+			return errCrowded
+		}
+		defer place.Release()
+	}
+	err := handler(srv, &receiving{ss, r})
+	if err != nil && r.pushedOut() {
+		g.refused(ss.Context(), info.FullMethod, errCrowded)
+		return errCrowded
+	}
+	return err
+}
+
+// Stop ends every request that has not arrived whole, and refuses new ones: a client that
+// never sends the rest would hold the server for as long as a stop may take.
+func (g *Gate) Stop() {
+	g.mu.Lock()
+	g.stopping = true
+	late := make([]*request, 0, len(g.arriving))
+	for r := range g.arriving {
+		late = append(late, r)
+	}
+	g.mu.Unlock()
+	for _, r := range late {
+		r.cancel()
+	}
+}

@@ -1,0 +1,233 @@
+package gate
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/tap"
+	"pgregory.net/rapid"
+)
+
+// The tap refuses at most maxTimers calls whose deadline is still to come, and none whose
+// deadline is far away; calls whose deadline has passed make room.
+func TestTimersAgainstModel(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		var c timers
+		now := time.Unix(1_800_000_000, 0)
+		var deadlines []time.Time
+		for range rapid.IntRange(1, 30).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 40_000).Draw(t, "milliseconds")) * time.Millisecond)
+			if rapid.IntRange(0, 9).Draw(t, "pause") == 0 {
+				now = now.Add(time.Hour)
+			}
+			left := time.Duration(rapid.IntRange(-1, 70).Draw(t, "left")) * time.Second
+			for range rapid.SampledFrom([]int{1, 100, 5000}).Draw(t, "calls") {
+				pending, surely := 0, 0
+				for _, d := range deadlines {
+					if d.Unix() >= now.Unix() {
+						pending++
+					}
+					if d.After(now) {
+						surely++
+					}
+				}
+				ok := c.add(now, now.Add(left))
+				if ok && (surely >= maxTimers || left > maxTimeLeft) {
+					t.Fatalf("refused in the tap with %d timers, %v left", surely, left)
+				}
+				if !ok && pending < maxTimers && left <= maxTimeLeft {
+					t.Fatalf("sent the longer way with %d timers, %v left", pending, left)
+				}
+				if !ok {
+					break
+				}
+				deadlines = append(deadlines, now.Add(left))
+				if len(deadlines) > 200 { // the model is slow: count the rest in one step
+					c.left, deadlines = 0, nil
+					clear(c.counts[:])
+					break
+				}
+			}
+		}
+	})
+}
+
+// frame returns the header and payload of a frame of HTTP/2.
+func frame(kind http2.FrameType, flags http2.Flags, stream byte, payload int) []byte {
+	return append([]byte{byte(payload >> 16), byte(payload >> 8), byte(payload), byte(kind), byte(flags), 0, 0, 0, stream}, make([]byte, payload)...)
+}
+
+func repeat(n int, frames ...[]byte) (all []byte) {
+	for range n {
+		for _, f := range frames {
+			all = append(all, f...)
+		}
+	}
+	return all
+}
+
+// pass sends bytes through a guarded connection in writes of a size, and returns how the
+// reading ended: io.EOF if every frame was allowed.
+func pass(t *testing.T, data []byte, size int) error {
+	t.Helper()
+	client, server := net.Pipe()
+	go func() {
+		defer client.Close()
+		for data := append([]byte(http2.ClientPreface), data...); len(data) > 0; {
+			n, err := client.Write(data[:min(size, len(data))])
+			if err != nil {
+				return
+			}
+			data = data[n:]
+		}
+	}()
+	guarded, _, err := Guard(insecure.NewCredentials()).ServerHandshake(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer guarded.Close()
+	_, err = io.Copy(io.Discard, guarded)
+	if err == nil {
+		err = io.EOF
+	}
+	return err
+}
+
+func TestSmallFrames(t *testing.T) {
+	t.Parallel()
+	crumb := func(stream byte) []byte { return frame(http2.FrameData, 0, stream, 1) }
+	last := func(stream byte) []byte { return frame(http2.FrameData, http2.FlagDataEndStream, stream, 1) }
+	var streams [][]byte
+	for i := byte(3); i != 1; i += 2 {
+		streams = append(streams, crumb(i))
+	}
+	for name, test := range map[string]struct {
+		data []byte
+		want error
+	}{
+		"as many as allowed":          {repeat(maxSmallFrames, crumb(1)), io.EOF},
+		"one more":                    {repeat(maxSmallFrames+1, crumb(1)), errPieces},
+		"large ones":                  {repeat(2*maxSmallFrames, frame(http2.FrameData, 0, 1, smallFrame)), io.EOF},
+		"padded":                      {repeat(maxSmallFrames+1, frame(http2.FrameData, http2.FlagDataPadded, 1, 257)), errPieces},
+		"empty":                       {repeat(maxSmallFrames+1, frame(http2.FrameData, 0, 1, 0)), errPieces},
+		"many requests of two frames": {repeat(5000, crumb(1), last(1)), io.EOF},
+		"many requests in parallel":   {repeat(50, append(streams, crumb(1))...), io.EOF},
+		"abandoned streams":           {repeat(5000, crumb(1), frame(http2.FrameRSTStream, 0, 1, 4)), io.EOF},
+		"pings between":               {repeat(maxSmallFrames+1, crumb(1), frame(http2.FramePing, 0, 0, 8)), errPieces},
+	} {
+		for _, size := range []int{1 << 20, 7} {
+			if err := pass(t, test.data, size); !errors.Is(err, test.want) {
+				t.Errorf("%s, in writes of %d: %v, want %v", name, size, err, test.want)
+			}
+		}
+	}
+}
+
+// A client cannot lower the count of a stream by frames on other streams.
+func TestNoStreamHidesItsCount(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		p := &pieces{small: map[uint32]int{}}
+		truth := map[uint32]int{}
+		for range rapid.IntRange(1, 50).Draw(t, "steps") {
+			first := rapid.Uint32Range(0, 600).Draw(t, "first")
+			for stream := first; stream < first+rapid.Uint32Range(1, 400).Draw(t, "streams"); stream++ {
+				truth[stream]++
+				if got := p.count(stream); got < truth[stream] {
+					t.Fatalf("stream %d counts %d of %d", stream, got, truth[stream])
+				}
+				if len(p.small) > maxCounted {
+					t.Fatalf("%d streams are counted", len(p.small))
+				}
+			}
+		}
+	})
+}
+
+// The bound holds inside of TLS too.
+func TestGuardInsideTLS(t *testing.T) {
+	t.Parallel()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"watchword"}}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	creds := Guard(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})).Clone()
+	client, server := net.Pipe()
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	defer client.Close()
+	tasks.Go(func() {
+		c := tls.Client(client, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+		_, _ = c.Write(append([]byte(http2.ClientPreface), repeat(maxSmallFrames+1, frame(http2.FrameData, 0, 1, 1))...))
+	})
+	guarded, info, err := creds.ServerHandshake(server)
+	if err != nil || info.AuthType() != "tls" {
+		t.Fatal(info, err)
+	}
+	if _, err := io.Copy(io.Discard, guarded); !errors.Is(err, errPieces) {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// A request counts from its headers until its answer, and until the end of its context if
+// no handler runs.
+func TestRequestsGiveTheirPlacesBack(t *testing.T) {
+	t.Parallel()
+	g := New(nil, Limits{Requests: 2, RequestsPerPeer: 2, Streams: 1, StreamsPerPeer: 1}, func(context.Context, string, error) {})
+	g.methods = map[string]arrival{"/s/Unary": atHandler}
+	call := func(ip string) (context.Context, context.CancelFunc, error) {
+		ctx, cancel := context.WithCancel(peer.NewContext(t.Context(), &peer.Peer{Addr: &net.TCPAddr{IP: net.ParseIP(ip), Port: 1}}))
+		ctx, err := g.Tap(ctx, &tap.Info{FullMethodName: "/s/Unary", Header: metadata.MD{}})
+		return ctx, cancel, err
+	}
+	var ends []context.CancelFunc
+	var calls []context.Context
+	for range 2 {
+		ctx, end, err := call("192.0.2.1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls, ends = append(calls, ctx), append(ends, end)
+	}
+	if _, _, err := call("192.0.2.1"); !errors.Is(err, errCrowded) {
+		t.Errorf("a third request: %v", err)
+	}
+	other, _, err := call("192.0.2.2")
+	if err != nil {
+		t.Fatalf("a request of another peer: %v", err)
+	}
+	<-calls[1].Done() // gave way
+	ends[0]()         // a client that leaves
+	<-calls[0].Done()
+	for g.requests.Held() > 1 { // AfterFunc runs in a goroutine of its own
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := g.Unary(other, nil, nil, func(context.Context, any) (any, error) { return nil, nil }); err != nil {
+		t.Error(err)
+	}
+	if g.requests.Held() != 0 || len(g.arriving) != 0 || other.Err() != nil {
+		t.Errorf("%d places and %d arrivals remain; the context of the answer: %v", g.requests.Held(), len(g.arriving), other.Err())
+	}
+}

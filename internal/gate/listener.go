@@ -1,0 +1,120 @@
+package gate
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/share"
+)
+
+// Listener bounds the connections of a listener, in all and per peer, and closes the
+// connections that a client leaves silent when the server stops.
+//
+// gRPC and HTTP servers wait for the first bytes of every open connection before they stop.
+// A silent connection, such as the probe of a load balancer, would delay the stop.
+type Listener struct {
+	net.Listener
+	proxies caller.Proxies
+	places  *share.Pool
+
+	mu     sync.Mutex         // guards the fields below
+	silent map[*conn]struct{} // connections without a byte from the client
+	closed bool
+}
+
+// Listen returns a listener with bounds: at most all connections at a time, and at most
+// perPeer of one network. Connections of trusted proxies count for neither bound, since a
+// proxy carries the calls of many clients.
+func Listen(l net.Listener, proxies caller.Proxies, all, perPeer int) *Listener {
+	return &Listener{Listener: l, proxies: proxies, places: share.NewPool(all, perPeer), silent: map[*conn]struct{}{}}
+}
+
+// Accept waits for the next connection that gets a place, and closes the others.
+func (l *Listener) Accept() (net.Conn, error) {
+	for {
+		accepted, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if c := l.admit(accepted); c != nil {
+			return c, nil
+		}
+		_ = accepted.Close()
+	}
+}
+
+// admit takes a place for a connection. admit returns nil if there is none, or if the
+// server stops.
+func (l *Listener) admit(accepted net.Conn) net.Conn {
+	c := &conn{Conn: accepted, listener: l}
+	if !l.trusted(accepted.RemoteAddr()) {
+		peer := l.proxies.Source(accepted.RemoteAddr(), nil).Network()
+		if c.place = l.places.Take(peer, func() { _ = accepted.Close() }); c.place == nil {
+			return nil
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		c.leave()
+		return nil
+	}
+	l.silent[c] = struct{}{}
+	return c
+}
+
+// trusted reports whether a connection comes from a trusted proxy.
+func (l *Listener) trusted(addr net.Addr) bool {
+	at, err := netip.ParseAddrPort(addr.String())
+	return err == nil && l.proxies.Trust(at.Addr())
+}
+
+// CloseSilent closes every silent connection, and every connection accepted later.
+func (l *Listener) CloseSilent() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+	for c := range l.silent {
+		_ = c.Conn.Close()
+	}
+}
+
+// conn is an accepted connection.
+type conn struct {
+	net.Conn
+	listener *Listener
+	place    *share.Place // nil for a trusted proxy
+	heard    sync.Once    // runs at the first byte, or at Close
+}
+
+// Read reads from the connection. With the first byte the connection stops being silent.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.heard.Do(c.spoke)
+	}
+	return n, err
+}
+
+// Close closes the connection, and gives the place back.
+func (c *conn) Close() error {
+	c.heard.Do(c.spoke)
+	c.leave()
+	return c.Conn.Close()
+}
+
+// spoke removes the connection from the silent ones.
+func (c *conn) spoke() {
+	c.listener.mu.Lock()
+	defer c.listener.mu.Unlock()
+	delete(c.listener.silent, c)
+}
+
+// leave gives the place back.
+func (c *conn) leave() {
+	if c.place != nil {
+		c.place.Release()
+	}
+}

@@ -1,0 +1,137 @@
+package gate
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/watchword-auth/watchword/internal/share"
+)
+
+const (
+	// MaxMetadata bounds the metadata of a call, in bytes as HTTP/2 counts them (RFC 9113,
+	// section 6.5.2). An access token has at most 8 KiB.
+	MaxMetadata = 16 << 10
+	// fieldOverhead is what HTTP/2 counts for a field, beside its name and value.
+	fieldOverhead = 32
+	// arrivalTime bounds the time from the headers of a request until the whole request
+	// has arrived. The largest request has 64 KiB.
+	arrivalTime = 10 * time.Second
+	// retryDelay is how long a client should wait that a bound has refused.
+	retryDelay = time.Second
+)
+
+// request is an unfinished request. The context of the call is the request itself, so that
+// the interceptors find the request.
+type request struct {
+	context.Context
+	gate   *Gate
+	peer   string
+	at     arrival
+	place  *share.Place
+	cancel context.CancelFunc
+	timer  *time.Timer // ends a request that does not arrive
+	forget func() bool // stops the call of leave at the end of the context
+
+	whole  atomic.Bool // the request has arrived, or has ended
+	late   atomic.Bool // timer has fired
+	pushed atomic.Bool // the place was taken away for another peer
+}
+
+type requestKey struct{}
+
+// Value returns the request for requestKey.
+func (r *request) Value(key any) any {
+	if key == (requestKey{}) {
+		return r
+	}
+	return r.Context.Value(key)
+}
+
+// Err is as of every context. For a request that has not arrived in time, Err returns
+// context.DeadlineExceeded, which gRPC answers as DEADLINE_EXCEEDED.
+func (r *request) Err() error {
+	err := r.Context.Err()
+	if err != nil && r.late.Load() {
+		return context.DeadlineExceeded
+	}
+	return err
+}
+
+// admit takes a place for a request, and starts the time for the request's arrival. From
+// then on r is a context of the call. Errors: errCrowded; errStopping.
+func (g *Gate) admit(ctx context.Context, r *request) error {
+	r.Context, r.cancel = context.WithCancel(ctx)
+	if r.place = g.requests.Take(r.peer, r.pushOut); r.place == nil {
+		r.cancel()
+		return errCrowded
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.stopping {
+		r.cancel()
+		r.place.Release()
+		return errStopping
+	}
+	g.arriving[r] = struct{}{}
+	r.timer = time.AfterFunc(arrivalTime, func() {
+		r.late.Store(true)
+		r.cancel()
+	})
+	// gRPC ends the context of a call at the end of the call, also if no handler has run.
+	r.forget = context.AfterFunc(r.Context, r.leave)
+	return nil
+}
+
+// arrived notes that the whole request has arrived, or that no more of it is awaited. Only
+// the first call has an effect.
+func (r *request) arrived() {
+	if r.whole.Swap(true) {
+		return
+	}
+	r.timer.Stop()
+	r.gate.mu.Lock()
+	defer r.gate.mu.Unlock()
+	delete(r.gate.arriving, r)
+}
+
+// leave gives the place of a request back. Only the first call has an effect.
+func (r *request) leave() {
+	r.arrived()
+	r.place.Release()
+}
+
+// answered gives the place back when the handler has returned.
+func (r *request) answered() {
+	r.forget()
+	r.leave()
+}
+
+// pushOut ends a call that has lost its place to another peer.
+func (r *request) pushOut() {
+	r.pushed.Store(true)
+	r.cancel()
+}
+
+// pushedOut reports whether the call has lost its place to another peer.
+func (r *request) pushedOut() bool { return r.pushed.Load() }
+
+// receiving is a stream that notes the arrival of its request.
+type receiving struct {
+	grpc.ServerStream
+	request *request
+}
+
+// RecvMsg receives a message. A request that has arrived gives back its place among the
+// unfinished requests.
+func (s *receiving) RecvMsg(m any) error {
+	err := s.ServerStream.RecvMsg(m)
+	if r := s.request; err == nil && r.at != atEnd || errors.Is(err, io.EOF) {
+		r.leave()
+	}
+	return err
+}

@@ -1,0 +1,15 @@
+//go:build unix
+
+package server
+
+import "syscall"
+
+// fileLimit returns the number of files that the process may have open. Go has raised the
+// soft limit to the hard limit at the start of the process.
+func fileLimit() int {
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil || uint64(limit.Cur) > 1<<30 {
+		return 0
+	}
+	return int(limit.Cur)
+}
