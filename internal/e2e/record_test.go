@@ -1,32 +1,15 @@
 package e2e
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"strings"
 	"testing"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
-
-// dialFrom returns a client that calls from an address of this machine. The caller closes
-// the connection.
-func dialFrom(t *testing.T, source, addr string) *client {
-	t.Helper()
-	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(source)}}
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) }))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return newClient(conn)
-}
 
 // auditLine holds some fields of a line of `watchword audit --json`.
 type auditLine struct {
@@ -60,7 +43,6 @@ func TestStrangersDoNotHideGuesses(t *testing.T) {
 	s := serve(t, t.TempDir())
 	const strangers, kinds, guesses = 700, 4, 12
 	guesser := dialFrom(t, "127.0.0.9", s.grpcAddr)
-	defer guesser.conn.Close()
 	guessed := 0
 	for i := range strangers {
 		c := dialFrom(t, fmt.Sprintf("127.9.%d.%d", i/250, 1+i%250), s.grpcAddr)
