@@ -143,42 +143,6 @@ func TestRecordsThatShareACommit(t *testing.T) {
 	})
 }
 
-// Whatever strangers do, they leave a bounded number of records and of lines, and
-// nothing that they did goes uncounted.
-func TestRefusalsAreBounded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := open(t)
-		ctx, stop := context.WithCancel(t.Context())
-		var running sync.WaitGroup
-		running.Go(func() { w.log.Run(ctx) })
-		const hours, perHour = 5, 20_000
-		for range hours {
-			for i := range perHour {
-				reason := []string{"INVALID_CREDENTIALS", "OVERLOADED"}[i%2]
-				w.log.Refused(from(fmt.Sprintf("10.%d.%d.1", i/256, i%256)), audit.Event{Type: audit.Login, Reason: reason, UserID: fmt.Sprint(i % 999)})
-				if i%1000 == 0 {
-					time.Sleep(time.Second)
-				}
-			}
-			time.Sleep(time.Hour)
-		}
-		stop()
-		running.Wait()
-		var total int64
-		records := w.all(t, store.AuditFilter{}, 100)
-		for _, r := range records {
-			total += r.Count
-		}
-		if most := hours*(64+2) + 66; len(records) > most || total != hours*perHour {
-			t.Errorf("%d records stand for %d refusals; want at most %d, for %d", len(records), total, most, hours*perHour)
-		}
-		if w.lines() > 2*len(records) {
-			t.Errorf("%d lines for %d records", w.lines(), len(records))
-		}
-		t.Logf("%d refusals left %d records and %d lines in %d hours", total, len(records), w.lines(), hours)
-	})
-}
-
 // One kind is one record in an hour, whose count grows; the log has its first and
 // its last.
 func TestRefusalsOfOneKind(t *testing.T) {

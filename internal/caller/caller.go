@@ -44,6 +44,7 @@ type Subject struct {
 // may do nothing.
 type Caller struct {
 	Subject
+	Name      string // the username, as in the token; Check confirms the name
 	SessionID string
 	Version   int64    // the user's Version when the token was made
 	Roles     []string // as in the token; Check confirms the roles

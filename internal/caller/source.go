@@ -21,13 +21,13 @@ const (
 
 // Network returns the part of an address that bounds per client count: an IPv4 address,
 // or the /64 of an IPv6 address. An IPv6 host may use any of the 2^64 addresses of its
-// /64.
+// /64. The loopback address stays whole.
 func (s Source) Network() string {
 	addr, err := netip.ParseAddr(string(s))
 	if err != nil {
 		return string(s)
 	}
-	if addr = addr.Unmap(); addr.Is6() {
+	if addr = addr.Unmap(); addr.Is6() && !addr.IsLoopback() {
 		return netip.PrefixFrom(addr.WithZone(""), 64).Masked().String()
 	}
 	return addr.String()

@@ -174,7 +174,8 @@ func (c *userPassCmd) Run(ctx context.Context, t Terminal) error {
 
 type userDeleteCmd struct{ named }
 
-// Run deletes the user. Records of the user stay in the security record, under the id.
+// Run deletes the user. Records of the user stay in the security record, and
+// `watchword audit --user` still finds the records by the name.
 func (c *userDeleteCmd) Run(ctx context.Context) error {
 	return c.change(ctx, func(users *user.Users, id string) error {
 		return users.Delete(ctx, caller.AtCommandLine, id)

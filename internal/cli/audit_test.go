@@ -14,7 +14,7 @@ import (
 )
 
 // recorded makes a database with the users alice and bob and a handful of records, and
-// returns alice's id.
+// returns alice's id. One record is older than the names.
 func recorded(t *testing.T) (db, alice string) {
 	t.Helper()
 	db = database(t)
@@ -29,9 +29,9 @@ func recorded(t *testing.T) (db, alice string) {
 		}
 		alice = a.ID
 		for _, r := range []store.AuditRecord{
-			{Type: "login", Success: true, ActorID: a.ID, UserID: a.ID, SessionID: "session-1", Source: "192.0.2.7"},
-			{Type: "login", Success: true, ActorID: b.ID, UserID: b.ID, SessionID: "session-2"},
-			{Type: "user.updated", Success: true, ActorID: a.ID, UserID: b.ID, Detail: "roles: reader"},
+			{Type: "login", Success: true, ActorID: a.ID, ActorName: "alice", UserID: a.ID, UserName: "alice", SessionID: "session-1", Source: "192.0.2.7"},
+			{Type: "login", Success: true, ActorID: b.ID, ActorName: "bob", UserID: b.ID, UserName: "bob", SessionID: "session-2"},
+			{Type: "user.updated", Success: true, ActorID: a.ID, ActorName: "alice", UserID: b.ID, UserName: "bob", Detail: "roles: reader"},
 			{Type: "key.revoked", Success: true, KID: "kid-1"},
 			{Type: "login", Reason: "INVALID_CREDENTIALS", UserID: a.ID, Source: "many", Count: 41},
 		} {
@@ -57,12 +57,12 @@ func TestAuditTable(t *testing.T) {
 		if len(row) != 9 || !recent(row[0]) {
 			t.Fatalf("a row is %q", row)
 		}
-		got = append(got, strings.ReplaceAll(strings.Join(row[1:], " "), alice, "alice"))
+		got = append(got, strings.ReplaceAll(strings.Join(row[1:], " "), alice, "ID"))
 	}
 	for _, want := range []string{
-		"login ok alice alice session-1 192.0.2.7 1 -",
+		"login ok alice/ID alice/ID session-1 192.0.2.7 1 -",
 		"key.revoked ok - - - - 1 kid-1",
-		"login INVALID_CREDENTIALS - alice - many 42 -",
+		"login INVALID_CREDENTIALS - ID - many 42 -",
 	} {
 		if !slices.Contains(got, want) {
 			t.Errorf("no row is %q, of %q", want, got)
@@ -83,6 +83,7 @@ func TestAuditFilters(t *testing.T) {
 		"--user=alice": 3, "--user=ALICE": 3, "--user-id=" + alice: 3, "--user-id=unknown": 0, "--user=alice --type=login": 2,
 		"--session=session-2": 1, "--session=nothing": 0,
 		"--since=1h": 6, "--since=1ns": 0,
+		"--user=bob": 3, "--user=bob --limit=2": 2, "--user=bob --limit=0": 3, "--user=bob --type=user.deleted": 1,
 	} {
 		rows := table(t, done(t, "", append(strings.Fields("audit "+flags), db)...))
 		if len(rows) != 1+want {
@@ -90,7 +91,7 @@ func TestAuditFilters(t *testing.T) {
 		}
 	}
 	fails(t, 2, "--user: malformed", "", "audit", "--user=a b", db)
-	fails(t, 1, "no such user: bob", "", "audit", "--user=bob", db) // deleted: --user-id finds the records
+	fails(t, 1, "no such user: carol", "", "audit", "--user=carol", db)
 }
 
 // A line of JSON has the names of the API, and only fields that are set.
@@ -111,7 +112,8 @@ func TestAuditJSON(t *testing.T) {
 		return fields
 	}
 	got := decode(done(t, "", "audit", "--json", "--session=session-1", db))
-	want := map[string]any{"type": "login", "success": true, "actor_id": alice, "user_id": alice, "session_id": "session-1",
+	want := map[string]any{"type": "login", "success": true, "actor_id": alice, "actor_name": "alice",
+		"user_id": alice, "user_name": "alice", "session_id": "session-1",
 		"source": "192.0.2.7", "count": 1.0}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, want %v", got, want)
@@ -155,6 +157,57 @@ func TestAuditPages(t *testing.T) {
 		}
 		if len(lines) != want {
 			t.Errorf("audit %s shows %d records, want %d", flag, len(lines), want)
+		}
+	}
+}
+
+// Several users may have had a name, one after the other. --user shows the records of all
+// of them, in one order, and a record of two of them once.
+func TestAuditOfAName(t *testing.T) {
+	t.Parallel()
+	db := database(t)
+	const users, each = 3, 700
+	var ids []string
+	write(t, db, func(tx *store.Tx) error {
+		for range users {
+			u, err := user.Insert(tx, "bot", nil, "hash")
+			if err != nil {
+				return err
+			}
+			ids = append(ids, u.ID)
+			u.DeletedAt = tx.Now()
+			if err := tx.UpdateUser(u); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	const batch = 100
+	for from := 0; from < users*each; from += batch {
+		write(t, db, func(tx *store.Tx) error {
+			for n := from; n < from+batch; n++ {
+				if err := tx.InsertAudit(&store.AuditRecord{Type: "t", ActorID: ids[n%users], UserID: ids[n/users%users], Count: int64(from)}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	for limit, want := range map[string]int{"--limit=0": users * each, "--limit=1": 1, "--limit=501": 501, "": 100} {
+		lines := strings.Split(strings.TrimSpace(done(t, "", append(strings.Fields("audit --json --user=bot "+limit), db)...)), "\n")
+		if len(lines) != want {
+			t.Errorf("audit --user %s shows %d records, want %d", limit, len(lines), want)
+		}
+		shown, last := map[string]bool{}, users*each
+		for _, line := range lines {
+			var record struct {
+				ID    string
+				Count int
+			}
+			if err := json.Unmarshal([]byte(line), &record); err != nil || record.Count > last || shown[record.ID] {
+				t.Fatalf("%q comes after %d, or twice: %v", line, last, err)
+			}
+			shown[record.ID], last = true, record.Count
 		}
 	}
 }

@@ -90,7 +90,7 @@ var mayImportForeign = map[string][]string{
 	"github.com/golang-jwt/jwt":   {"internal/token"},
 	"golang.org/x/crypto/argon2":  {"internal/password"},
 	"github.com/alecthomas/kong":  {"internal/cli"},
-	"golang.org/x/time/rate":      {"internal/rpc", "authn/tokensource"},
+	"golang.org/x/time/rate":      {"internal/audit", "internal/rpc", "authn/tokensource"},
 }
 
 // goPackage holds the output of `go list -json` for a package.

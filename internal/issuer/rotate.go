@@ -176,7 +176,7 @@ func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algori
 		if err := c.write(); err != nil {
 			return err
 		}
-		c.record.ActorID = by.ID
+		c.record.ActorID, c.record.ActorName = by.ID, by.Name
 		if err := k.audit.Record(ctx, tx.Tx, c.record); err != nil {
 			return err
 		}

@@ -96,7 +96,7 @@ func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Pass
 		return nil, err
 	}
 	if !match {
-		return nil, audit.Refusal{UserID: read.ID, Err: ErrCredentials}
+		return nil, audit.Refusal{UserID: read.ID, UserName: read.Username, Err: ErrCredentials}
 	}
 	var better string
 	if rehash {
@@ -122,7 +122,7 @@ func (s *Service) start(ctx context.Context, read *store.User, better string, au
 		case u.PasswordHash != read.PasswordHash:
 			return errChanged
 		case u.Disabled:
-			return audit.Refusal{UserID: u.ID, Err: ErrUserDisabled}
+			return audit.Refusal{UserID: u.ID, UserName: u.Username, Err: ErrUserDisabled}
 		}
 		if better != "" {
 			u.PasswordHash = better
@@ -162,7 +162,7 @@ func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next
 		return nil, err
 	}
 	if !match {
-		return nil, audit.Refusal{UserID: by.ID, SessionID: by.SessionID, Err: ErrCredentials}
+		return nil, audit.Refusal{UserID: by.ID, UserName: read.Username, SessionID: by.SessionID, Err: ErrCredentials}
 	}
 	hash, err := s.passwords.Hash(ctx, password.SignedIn, next)
 	if err != nil {

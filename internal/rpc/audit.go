@@ -40,7 +40,7 @@ func (s *Audit) ListEvents(ctx context.Context, req *watchwordv1.ListEventsReque
 func eventMessage(r *store.AuditRecord) *watchwordv1.Event {
 	return &watchwordv1.Event{
 		Id: r.ID, Time: timestamppb.New(r.Time()), Type: r.Type, Success: r.Success, Reason: r.Reason,
-		ActorId: r.ActorID, UserId: r.UserID, SessionId: r.SessionID, Kid: r.KID,
+		ActorId: r.ActorID, ActorName: r.ActorName, UserId: r.UserID, UserName: r.UserName, SessionId: r.SessionID, Kid: r.KID,
 		Source: r.Source, Detail: r.Detail, Count: r.Count,
 	}
 }

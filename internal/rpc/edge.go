@@ -15,6 +15,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -65,6 +66,8 @@ func (e *Edge) refused(ctx context.Context, method string, err error) error {
 		st = statusOf(err, method, e.retryAfter)
 	}
 	switch code := st.Code(); {
+	case errors.Is(err, session.ErrNotAllowed): // NOT_FOUND for the client
+		e.count(ctx, method, watchwordv1.ErrorReason_ERROR_REASON_ROLE_REQUIRED, err)
 	case code == codes.Unauthenticated || code == codes.PermissionDenied || code == codes.ResourceExhausted:
 		e.count(ctx, method, refusal.Reason(st.Err()), err)
 	case code == codes.Internal && !isStatus: // gRPC itself answers INTERNAL to a request with a broken encoding, which is no fault of the server
@@ -110,15 +113,17 @@ func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.Erro
 	if event.Type == "" {
 		event.Type, event.Detail = audit.Call, method
 	}
-	// The handlers know the user concerned; the verifier knows the caller of
+	// The handlers know the users concerned; the verifier knows the caller of
 	// ROLE_REQUIRED. For other refused calls only the source is known.
 	var about audit.Refusal
 	var roleMissing interface{ Principal() *authn.Principal }
 	switch {
 	case errors.As(err, &about):
-		event.UserID, event.SessionID = about.UserID, about.SessionID
+		event.ActorID, event.ActorName = about.ActorID, about.ActorName
+		event.UserID, event.UserName, event.SessionID = about.UserID, about.UserName, about.SessionID
 	case errors.As(err, &roleMissing):
-		event.ActorID, event.SessionID = roleMissing.Principal().Subject(), roleMissing.Principal().SessionID()
+		p := roleMissing.Principal()
+		event.ActorID, event.ActorName, event.SessionID = p.Subject(), p.Username(), p.SessionID()
 	}
 	e.audit.Refused(ctx, event)
 }

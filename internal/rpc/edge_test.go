@@ -46,7 +46,7 @@ func TestTheRecordOfAMissingRoleNamesTheCallerWithoutASecondVerification(t *test
 	if err != nil || len(records) != 1 {
 		t.Fatalf("%d records, %v", len(records), err)
 	}
-	if r := records[0]; r.ActorID != "alice-id" || r.SessionID != "alice-session" || r.Reason != "ROLE_REQUIRED" || r.Detail != info.FullMethod {
+	if r := records[0]; r.ActorID != "alice-id" || r.ActorName != "alice" || r.SessionID != "alice-session" || r.Reason != "ROLE_REQUIRED" || r.Detail != info.FullMethod {
 		t.Errorf("on record: %+v", r)
 	}
 }

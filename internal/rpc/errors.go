@@ -48,6 +48,7 @@ var refusals = []struct {
 	{session.ErrRefreshReused, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED, "the refresh token was spent before; the session has ended"},
 	{session.ErrRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_SESSION_REVOKED, "the session has ended"},
 	{session.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_SESSION_NOT_FOUND, "no such session"},
+	{session.ErrNotAllowed, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_SESSION_NOT_FOUND, "no such session"}, // the same answer: the caller learns nothing
 	{caller.ErrRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED, "the session behind the token has ended"},
 	{caller.ErrStale, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE, "the user's rights have changed"},
 	{user.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND, "no such user"},

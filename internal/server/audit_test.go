@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -47,9 +49,19 @@ func line(e *watchwordv1.Event) string {
 	if !e.GetSuccess() {
 		outcome = e.GetReason()
 	}
-	return fmt.Sprintf("%s %s by=%s to=%s session=%s kid=%s from=%s ×%d %s", e.GetType(), outcome, e.GetActorId(), e.GetUserId(),
-		e.GetSessionId(), e.GetKid(), e.GetSource(), e.GetCount(), e.GetDetail())
+	return fmt.Sprintf("%s %s by=%s to=%s session=%s kid=%s from=%s ×%d %s", e.GetType(), outcome, both(e.GetActorName(), e.GetActorId()),
+		both(e.GetUserName(), e.GetUserId()), e.GetSessionId(), e.GetKid(), e.GetSource(), e.GetCount(), e.GetDetail())
 }
+
+// both is a user's name and id, or nothing.
+func both(name, id string) string {
+	if name+id == "" {
+		return ""
+	}
+	return name + "/" + id
+}
+
+func (a *account) both() string { return both(a.name, a.id) }
 
 // Every action leaves one record with the actor, the user and the session concerned,
 // the source and the outcome.
@@ -88,16 +100,16 @@ func TestWhatIsDoneIsOnRecord(t *testing.T) {
 		revoked := rotated.GetKey().GetKid()
 		must(h.keys.RevokeKey(admin, &watchwordv1.RevokeKeyRequest{Kid: revoked}))
 
-		by, to := "by="+h.admin.id, "to="+alice.id
+		by, to := "by="+h.admin.both(), "to="+alice.both()
 		want := []string{
 			"user.created ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 username: " + alice.name + ", roles: reader, disabled: false",
-			"login ok by=" + alice.id + " " + to + " session=" + one.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
+			"login ok by=" + alice.both() + " " + to + " session=" + one.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
 			"user.updated ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 username: " + alice.name + ", roles: reader writer, disabled: false",
-			"logout ok by=" + alice.id + " " + to + " session=" + one.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
-			"login ok by=" + alice.id + " " + to + " session=" + two.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
+			"logout ok by=" + alice.both() + " " + to + " session=" + one.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
+			"login ok by=" + alice.both() + " " + to + " session=" + two.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
 			"session.revoked ok " + by + " " + to + " session=" + two.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
-			"login ok by=" + alice.id + " " + to + " session=" + three.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
-			"password.changed ok by=" + alice.id + " " + to + " session=" + changed.GetTokens().GetSessionId() + " kid= from=127.0.0.1 ×1 ",
+			"login ok by=" + alice.both() + " " + to + " session=" + three.GetSessionId() + " kid= from=127.0.0.1 ×1 ",
+			"password.changed ok by=" + alice.both() + " " + to + " session=" + changed.GetTokens().GetSessionId() + " kid= from=127.0.0.1 ×1 ",
 			"password.set ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 ",
 			"user.sessions_revoked ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 ",
 			"user.deleted ok " + by + " " + to + " session= kid= from=127.0.0.1 ×1 ",
@@ -116,7 +128,7 @@ func TestWhatIsDoneIsOnRecord(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("on record:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
-		if got := line(first[0]); !strings.HasPrefix(got, "user.created ok by= to="+h.admin.id) || !strings.Contains(got, "from=server") {
+		if got := line(first[0]); !strings.HasPrefix(got, "user.created ok by= to="+h.admin.both()) || !strings.Contains(got, "from=server") {
 			t.Errorf("the first record is %s", got)
 		}
 		for filter, want := range map[*watchwordv1.ListEventsRequest]int{
@@ -167,19 +179,61 @@ func TestRefusalsAreOnRecord(t *testing.T) {
 	session := alice.GetSessionId()
 
 	want := []string{
-		"call ROLE_REQUIRED by=" + alice.id + " to= session=" + session + " kid= from=127.0.0.1 ×3 /watchword.v1.UserService/ListUsers",
+		"call ROLE_REQUIRED by=" + alice.both() + " to= session=" + session + " kid= from=127.0.0.1 ×3 /watchword.v1.UserService/ListUsers",
 		"call TOKEN_MISSING by= to= session= kid= from=127.0.0.1 ×3 /watchword.v1.UserService/ListUsers",
 		"login INVALID_CREDENTIALS by= to= session= kid= from=127.0.0.1 ×3 ",
-		"login INVALID_CREDENTIALS by= to=" + alice.id + " session= kid= from=127.0.0.1 ×3 ",
-		"password.changed INVALID_CREDENTIALS by= to=" + alice.id + " session=" + session + " kid= from=127.0.0.1 ×1 ",
+		"login INVALID_CREDENTIALS by= to=" + alice.both() + " session= kid= from=127.0.0.1 ×3 ",
+		"password.changed INVALID_CREDENTIALS by= to=" + alice.both() + " session=" + session + " kid= from=127.0.0.1 ×1 ",
 		"refresh REFRESH_TOKEN_INVALID by= to= session= kid= from=127.0.0.1 ×3 ",
-		"refresh SESSION_REVOKED by= to=" + alice.id + " session=" + session + " kid= from=127.0.0.1 ×1 ",
-		"refresh.reused REFRESH_TOKEN_REUSED by= to=" + alice.id + " session=" + session + " kid= from=127.0.0.1 ×1 ",
+		"refresh SESSION_REVOKED by= to=" + alice.both() + " session=" + session + " kid= from=127.0.0.1 ×1 ",
+		"refresh.reused REFRESH_TOKEN_REUSED by= to=" + alice.both() + " session=" + session + " kid= from=127.0.0.1 ×1 ",
 	}
 	var got []string
 	eventually(t, func() bool { // counts are written down each second
 		got = nil
 		for _, e := range h.events(t, &watchwordv1.ListEventsRequest{}) {
+			if !e.GetSuccess() {
+				got = append(got, line(e))
+			}
+		}
+		slices.Sort(got)
+		return slices.Equal(got, want)
+	}, func() string { return strings.Join(got, "\n") + "\nwant:\n" + strings.Join(want, "\n") })
+}
+
+// A user that asks about sessions of another user gets the same answer as for a session
+// that does not exist. The record counts the call as ROLE_REQUIRED, with both users. The
+// record never holds an id that the caller has made up.
+func TestProbingOfSessionsIsOnRecord(t *testing.T) {
+	h := start(t, func(*server.Config) {})
+	alice, mallory := h.make(t), h.make(t)
+	ctx := mallory.as(t.Context())
+	ask := func(userID, sessionID string) (answers []error) {
+		_, err1 := h.sessions.ListSessions(ctx, &watchwordv1.ListSessionsRequest{UserId: userID})
+		_, err2 := h.sessions.RevokeUserSessions(ctx, &watchwordv1.RevokeUserSessionsRequest{UserId: userID})
+		_, err3 := h.sessions.RevokeSession(ctx, &watchwordv1.RevokeSessionRequest{SessionId: sessionID})
+		return []error{err1, err2, err3}
+	}
+	for i, err := range ask("a made up id", "a made up id") {
+		refusedBy(t, err, "SESSION_NOT_FOUND", "")
+		if real := ask(alice.id, alice.GetSessionId())[i]; real.Error() != err.Error() || !proto.Equal(status.Convert(real).Proto(), status.Convert(err).Proto()) {
+			t.Errorf("the answers differ: %v, %v", real, err)
+		}
+	}
+	prefix, service := "call ROLE_REQUIRED by="+mallory.both()+" to=", "/watchword.v1.SessionService/"
+	suffix := " session=" + mallory.GetSessionId() + " kid= from=127.0.0.1 "
+	want := []string{
+		prefix + suffix + "×1 " + service + "ListSessions",
+		prefix + suffix + "×1 " + service + "RevokeUserSessions",
+		prefix + alice.both() + suffix + "×3 " + service + "ListSessions",
+		prefix + alice.both() + suffix + "×3 " + service + "RevokeSession",
+		prefix + alice.both() + suffix + "×3 " + service + "RevokeUserSessions",
+	}
+	slices.Sort(want)
+	var got []string
+	eventually(t, func() bool {
+		got = nil
+		for _, e := range h.events(t, &watchwordv1.ListEventsRequest{UserId: mallory.id}) {
 			if !e.GetSuccess() {
 				got = append(got, line(e))
 			}

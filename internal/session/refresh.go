@@ -104,13 +104,13 @@ func (s *Sessions) spend(ctx context.Context, tx *feed.Tx, g generation, asked [
 	case err != nil:
 		return nil, 0, err
 	case !caller.Alive(row, u):
-		return nil, 0, audit.Refusal{UserID: u.ID, SessionID: row.ID, Err: ErrRevoked}
+		return nil, 0, audit.Refusal{UserID: u.ID, UserName: u.Username, SessionID: row.ID, Err: ErrRevoked}
 	case !s.ExpiresAt(row).After(tx.Now()):
-		return nil, 0, audit.Refusal{UserID: u.ID, SessionID: row.ID, Err: ErrRefreshExpired}
+		return nil, 0, audit.Refusal{UserID: u.ID, UserName: u.Username, SessionID: row.ID, Err: ErrRefreshExpired}
 	}
 	next, v := present(row.Generations, g.number, tx.Now(), s.cfg.Grace)
 	if v == reused {
-		return nil, v, s.end(ctx, tx, row, audit.Event{Type: audit.RefreshReused, Reason: "REFRESH_TOKEN_REUSED"})
+		return nil, v, s.end(ctx, tx, row, u, audit.Event{Type: audit.RefreshReused, Reason: "REFRESH_TOKEN_REUSED"})
 	}
 	audience, err := s.audienceWithin(row.Audience, asked)
 	if err != nil {

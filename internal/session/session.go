@@ -31,7 +31,11 @@ var (
 	ErrRefreshExpired = errors.New("session unused for too long, too old, or pruned")
 	ErrRefreshReused  = errors.New("refresh token was spent before; the session has ended")
 	ErrRevoked        = errors.New("session has ended") // by a logout, an admin, a new password or reuse
-	ErrNotFound       = errors.New("no such session")   // or a session of another user
+	ErrNotFound       = errors.New("no such session")
+	// ErrNotAllowed means that the caller asks about sessions of another user, and may
+	// not. The client gets the same answer as for ErrNotFound; the security record
+	// counts the call as ROLE_REQUIRED.
+	ErrNotAllowed = errors.New("sessions of another user")
 )
 
 // IdleTTL bounds the time between two refreshes of a session, and MaxTTL bounds the
@@ -192,7 +196,7 @@ func (s *Sessions) Start(ctx context.Context, tx *store.Tx, u *store.User, audie
 	if err := tx.InsertSession(row); err != nil {
 		return nil, err
 	}
-	record := audit.Event{Type: why, ActorID: u.ID, UserID: u.ID, SessionID: row.ID}
+	record := audit.Event{Type: why, ActorID: u.ID, ActorName: u.Username, UserID: u.ID, UserName: u.Username, SessionID: row.ID}
 	return newGrant(row, u, audience, now), s.d.Audit.Record(ctx, tx, record)
 }
 
@@ -220,14 +224,14 @@ func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
 	}
 	return repeatIfUncertain(func() error {
 		return s.d.Feed.Write(ctx, func(tx *feed.Tx) error {
-			row, err := tx.Session(g.sessionID)
+			row, u, err := tx.SessionAndUser(g.sessionID)
 			if errors.Is(err, store.ErrNotFound) {
 				return ErrRefreshExpired
 			}
 			if err != nil {
 				return err
 			}
-			return s.end(ctx, tx, row, audit.Event{Type: audit.Logout, ActorID: row.UserID})
+			return s.end(ctx, tx, row, u, audit.Event{Type: audit.Logout, ActorID: u.ID, ActorName: u.Username})
 		})
 	})
 }
@@ -251,16 +255,16 @@ func uncertain(err error) bool {
 	return errors.Is(err, store.ErrUncertain) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// end ends a session, unless the session has ended before, and writes why into the
-// security record. row must have been read in tx.
-func (s *Sessions) end(ctx context.Context, tx *feed.Tx, row *store.Session, why audit.Event) error {
+// end ends a session of the user u, unless the session has ended before, and writes why
+// into the security record. row must have been read in tx.
+func (s *Sessions) end(ctx context.Context, tx *feed.Tx, row *store.Session, u *store.User, why audit.Event) error {
 	if !row.EndedAt.IsZero() {
 		return nil
 	}
 	if err := tx.EndSession(row.ID); err != nil {
 		return err
 	}
-	why.UserID, why.SessionID = row.UserID, row.ID
+	why.UserID, why.UserName, why.SessionID = u.ID, u.Username, row.ID
 	if err := s.d.Audit.Record(ctx, tx.Tx, why); err != nil {
 		return err
 	}
@@ -270,11 +274,11 @@ func (s *Sessions) end(ctx context.Context, tx *feed.Tx, row *store.Session, why
 // List returns up to limit live sessions of a user in order of id, beginning after the id
 // `after`. next is the `after` of the next page; empty at the end.
 //
-// Errors: ErrNotFound if the caller is neither the user nor an admin;
+// Errors: ErrNotAllowed if the caller is neither the user nor an admin;
 // user.ErrNotFound, for an admin, if there is no such user.
 func (s *Sessions) List(ctx context.Context, by caller.Caller, userID, after string, limit int) (sessions []*store.Session, next string, err error) {
 	if !by.MayManage(userID) {
-		return nil, "", ErrNotFound
+		return nil, "", s.notAllowed(ctx, by, userID)
 	}
 	err = s.d.Store.Read(ctx, func(tx *store.Tx) error {
 		u, err := user.Find(tx, userID)
@@ -314,36 +318,54 @@ func (s *Sessions) livePage(tx *store.Tx, u *store.User, after string, limit int
 // Revoke ends a session of the caller; an admin may end any user's session. If the
 // session has ended before, Revoke changes nothing and succeeds.
 //
-// Errors: ErrNotFound if there is no such session, or it is another user's; errors of
-// [caller.Caller.Check].
+// Errors: ErrNotFound; ErrNotAllowed if the session is another user's and the caller is
+// no admin; errors of [caller.Caller.Check].
 func (s *Sessions) Revoke(ctx context.Context, by caller.Caller, sessionID string) error {
 	return s.d.Feed.Write(ctx, func(tx *feed.Tx) error {
 		if err := by.Check(tx.Tx); err != nil {
 			return err
 		}
-		row, err := tx.Session(sessionID)
+		row, u, err := tx.SessionAndUser(sessionID)
 		switch {
 		case errors.Is(err, store.ErrNotFound):
 			return ErrNotFound
 		case err != nil:
 			return err
 		case !by.MayManage(row.UserID):
-			return ErrNotFound
+			return notAllowed(by, u)
 		}
-		return s.end(ctx, tx, row, audit.Event{Type: audit.SessionRevoked, ActorID: by.ID})
+		return s.end(ctx, tx, row, u, audit.Event{Type: audit.SessionRevoked, ActorID: by.ID, ActorName: by.Name})
 	})
 }
 
 // RevokeAll ends every session of the caller; an admin may end every session of any
 // user.
 //
-// Errors: ErrNotFound if the caller is neither the user nor an admin; user.ErrNotFound;
-// errors of [caller.Caller.Check].
+// Errors: ErrNotAllowed if the caller is neither the user nor an admin;
+// user.ErrNotFound; errors of [caller.Caller.Check].
 func (s *Sessions) RevokeAll(ctx context.Context, by caller.Caller, userID string) error {
 	if !by.MayManage(userID) {
-		return ErrNotFound
+		return s.notAllowed(ctx, by, userID)
 	}
 	return s.d.Users.RevokeSessions(ctx, by, userID)
+}
+
+// notAllowed returns ErrNotAllowed with the caller and the user, for the security
+// record. An id of no user is left out: the id is a text of the caller.
+func (s *Sessions) notAllowed(ctx context.Context, by caller.Caller, userID string) error {
+	return s.d.Store.Read(ctx, func(tx *store.Tx) error {
+		u, err := tx.User(userID)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		return notAllowed(by, u)
+	})
+}
+
+func notAllowed(by caller.Caller, u *store.User) error {
+	return audit.Refusal{
+		ActorID: by.ID, ActorName: by.Name, UserID: u.ID, UserName: u.Username, SessionID: by.SessionID, Err: ErrNotAllowed,
+	}
 }
 
 // Prune deletes the rows of sessions that ended or expired at least Config.Idle ago, in

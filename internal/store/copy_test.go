@@ -365,7 +365,7 @@ func TestCopyRefuses(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing.db")
 	empty := storetest.Postgres(t)
 	for _, test := range []struct{ from, to, says string }{
-		{from, used, "its table users has rows"},
+		{from, used, "its table usernames has rows"},
 		{from, begun, "its table settings has rows"},
 		{from, pgtest.URI(t), store.ErrOldSchema.Error() + ": there is none yet"},
 		{from, from, "must be postgres"},

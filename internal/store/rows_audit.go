@@ -17,7 +17,9 @@ type AuditRecord struct {
 	Success   bool
 	Reason    string
 	ActorID   string
+	ActorName string
 	UserID    string
+	UserName  string
 	SessionID string
 	KID       string
 	Source    string
@@ -27,7 +29,7 @@ type AuditRecord struct {
 
 const (
 	auditTimeDigits = 16
-	auditColumns    = `id, type, success, reason, actor_id, user_id, session_id, kid, source, detail, count`
+	auditColumns    = `id, type, success, reason, actor_id, actor_name, user_id, user_name, session_id, kid, source, detail, count`
 )
 
 // auditID returns the lowest id that a record of the time t can have. For the zero
@@ -46,7 +48,8 @@ func (r *AuditRecord) Time() time.Time {
 
 // columns returns where to scan auditColumns.
 func (r *AuditRecord) columns() []any {
-	return []any{&r.ID, &r.Type, &r.Success, &r.Reason, &r.ActorID, &r.UserID, &r.SessionID, &r.KID, &r.Source, &r.Detail, &r.Count}
+	return []any{&r.ID, &r.Type, &r.Success, &r.Reason, &r.ActorID, &r.ActorName, &r.UserID, &r.UserName,
+		&r.SessionID, &r.KID, &r.Source, &r.Detail, &r.Count}
 }
 
 // InsertAudit adds a record as of now, and sets r.ID.
@@ -54,8 +57,8 @@ func (tx *Tx) InsertAudit(r *AuditRecord) error {
 	random := make([]byte, 6)
 	rand.Read(random)
 	r.ID = auditID(tx.Now()) + hex.EncodeToString(random)
-	return tx.queueExec(`INSERT INTO audit (`+auditColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
-		r.ID, r.Type, r.Success, r.Reason, r.ActorID, r.UserID, r.SessionID, r.KID, r.Source, r.Detail, r.Count)
+	return tx.queueExec(`INSERT INTO audit (`+auditColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
+		r.ID, r.Type, r.Success, r.Reason, r.ActorID, r.ActorName, r.UserID, r.UserName, r.SessionID, r.KID, r.Source, r.Detail, r.Count)
 }
 
 // SetAuditCount sets the number of events that a record stands for, and reports whether
@@ -63,6 +66,11 @@ func (tx *Tx) InsertAudit(r *AuditRecord) error {
 func (tx *Tx) SetAuditCount(id string, count int64) (bool, error) {
 	updated, err := queryColumn[string](tx, `UPDATE audit SET count = $2 WHERE id = $1 RETURNING id`, id, count)
 	return len(updated) == 1, err
+}
+
+// DeleteAudit deletes a record, if the record still exists.
+func (tx *Tx) DeleteAudit(id string) error {
+	return tx.queueExec(`DELETE FROM audit WHERE id = $1`, id)
 }
 
 // AuditFilter selects records of the security record. An empty field selects all

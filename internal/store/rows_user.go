@@ -59,13 +59,32 @@ func (tx *Tx) InsertUser(u *User) error {
 	if err == nil && len(inserted) == 0 {
 		return ErrExists
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return tx.noteUsername(u)
+}
+
+// noteUsername keeps the name for [Tx.UserIDs], also when the user gets another name or
+// is deleted.
+func (tx *Tx) noteUsername(u *User) error {
+	return tx.queueExec(`INSERT INTO usernames (username, user_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`, u.Username, u.ID)
+}
+
+// UserIDs lists the ids of up to limit users that have a name or had the name, deleted
+// users included.
+func (tx *Tx) UserIDs(username string, limit int) ([]string, error) {
+	return queryColumn[string](tx, `SELECT id FROM users WHERE username = $1 AND deleted_at IS NULL
+		UNION SELECT user_id FROM usernames WHERE username = $1 LIMIT $2`, username, limit)
 }
 
 // UpdateUser writes every column except created_at. The caller must have read the row
 // in the same transaction. Errors: ErrExists if the name is taken; then the transaction
 // cannot commit.
 func (tx *Tx) UpdateUser(u *User) error {
+	if err := tx.noteUsername(u); err != nil {
+		return err
+	}
 	return tx.exec(`UPDATE users SET username = $2, password_hash = $3, roles = $4, disabled = $5, ver = $6,
 		revoked_below = $7, updated_at = $8, deleted_at = $9 WHERE id = $1`,
 		u.ID, u.Username, u.PasswordHash, strings.Join(u.Roles, " "), u.Disabled, u.Version, u.RevokedBelow,

@@ -281,7 +281,7 @@ func TestAProcessBesideUs(t *testing.T) {
 // A newer program may have been here. Whether this one can work with what it left
 // is written there.
 func TestASchemaFromTheFuture(t *testing.T) {
-	for floor, want := range map[string]error{"3": nil, "4": store.ErrSchema, "99999": store.ErrSchema, "": store.ErrSchema} {
+	for floor, want := range map[string]error{"6": nil, "7": store.ErrSchema, "99999": store.ErrSchema, "": store.ErrSchema} {
 		path := filepath.Join(t.TempDir(), "test.db")
 		s, err := store.Open(t.Context(), "sqlite:"+path)
 		if err != nil {
@@ -309,5 +309,46 @@ func TestURIs(t *testing.T) {
 		} else if strings.Contains(err.Error(), "sesame") {
 			t.Errorf("the error tells the password: %v", err)
 		}
+	}
+}
+
+// The migration that brings the table of usernames fills it with the names of all users,
+// deleted users included.
+func TestUsernamesOfEarlierUsers(t *testing.T) {
+	uri := storetest.SQLite(t)
+	s := storetest.Open(t, uri)
+	err := s.Write(t.Context(), func(tx *store.Tx) error {
+		gone := newUser("gone")
+		gone.DeletedAt = tx.Now()
+		return errors.Join(tx.InsertUser(gone), tx.InsertUser(newUser("here")))
+	})
+	if err := errors.Join(err, s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", strings.TrimPrefix(uri, "sqlite:"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, statement := range []string{
+		`DROP TABLE usernames`, `ALTER TABLE audit DROP COLUMN actor_name`, `ALTER TABLE audit DROP COLUMN user_name`,
+		`DELETE FROM goose_db_version WHERE version_id = 6`,
+	} {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(statement, err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	err = storetest.Open(t, uri).Read(t.Context(), func(tx *store.Tx) error {
+		for _, name := range []string{"gone", "here"} {
+			if ids, err := tx.UserIDs(name, 10); err != nil || len(ids) != 1 || ids[0] != name {
+				t.Errorf("%s: %v, %v", name, ids, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }

@@ -103,12 +103,18 @@ func Insert(tx *store.Tx, name Name, roles Roles, hash string) (*store.User, err
 
 // Created returns the event of a new user for the security record.
 func Created(by caller.Caller, row *store.User) audit.Event {
-	return audit.Event{Type: audit.UserCreated, ActorID: by.ID, UserID: row.ID, Detail: describe(row)}
+	return audit.Event{Type: audit.UserCreated, ActorID: by.ID, ActorName: by.Name, UserID: row.ID, UserName: row.Username,
+		Detail: describe(row.Username, row)}
 }
 
-// describe returns a user's name, roles and state as text for the security record.
-func describe(row *store.User) string {
-	return fmt.Sprintf("username: %s, roles: %s, disabled: %t", row.Username, strings.Join(row.Roles, " "), row.Disabled)
+// describe returns a user's name, roles and state as text for the security record, with
+// the name before the change if the change has replaced the name.
+func describe(before string, row *store.User) string {
+	name := row.Username
+	if before != name {
+		name = before + " → " + name
+	}
+	return fmt.Sprintf("username: %s, roles: %s, disabled: %t", name, strings.Join(row.Roles, " "), row.Disabled)
 }
 
 // hadUser names a setting that is set with the database's first user and stays, even if
@@ -270,13 +276,14 @@ func (u *Users) change(ctx context.Context, by caller.Caller, id string, what au
 		if row, err = Find(tx.Tx, id); err != nil {
 			return err
 		}
+		before := row.Username
 		e, err := fn(row, tx.Now())
 		if err != nil || e == unchanged {
 			return err
 		}
-		record := audit.Event{Type: what, ActorID: by.ID, UserID: row.ID}
+		record := audit.Event{Type: what, ActorID: by.ID, ActorName: by.Name, UserID: row.ID, UserName: before}
 		if what == audit.UserUpdated {
-			record.Detail = describe(row)
+			record.Detail = describe(before, row)
 		}
 		if err := u.audit.Record(ctx, tx.Tx, record); err != nil {
 			return err

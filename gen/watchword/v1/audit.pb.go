@@ -53,15 +53,26 @@ type Event struct {
 	Kid string `protobuf:"bytes,9,opt,name=kid,proto3" json:"kid,omitempty"`
 	// The address of the peer; or "cli" for the command line, "server" for an action
 	// of the server by itself, "many" for refusals of several sources that share one
-	// record.
+	// record. For refusals of an IPv6 client, its /64, such as "2001:db8:1:2::/64".
 	Source string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
-	// The number of events that the record stands for. Refusals of one kind, user and
-	// source share a record for an hour. The number of such records in an hour is
-	// bounded.
+	// The number of events that the record stands for. Refusals of one kind, with the
+	// same users, session and source, share a record for an hour. The number of such
+	// records in an hour is bounded; the kinds with most refusals have records of their
+	// own. Each refusal is counted in exactly one record, so `count` never counts too
+	// much. `count` may be too small for its kind: the kind's other refusals are then
+	// counted in records with fewer fields, of the same user (source "many"), of the same
+	// source (without a user), or of the same type and reason.
 	Count int64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
-	// A text for people: a user's new name, roles and state; the time from which a key
-	// signs; or the method that was refused.
-	Detail        string `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"`
+	// A text for people: a user's name, roles and state, and for a new name the old name
+	// too, as in "username: alice → bob"; the time from which a key signs; or the method
+	// that was refused.
+	Detail string `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"`
+	// The username of the user in `actor_id`, at the time of the event.
+	ActorName string `protobuf:"bytes,13,opt,name=actor_name,json=actorName,proto3" json:"actor_name,omitempty"`
+	// The username of the user in `user_id`, at the time of the event; before the event,
+	// if the event changed the name. For a refused login with an unknown username it is
+	// empty: the text may be a password in the wrong field, and is recorded nowhere.
+	UserName      string `protobuf:"bytes,14,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -176,6 +187,20 @@ func (x *Event) GetCount() int64 {
 func (x *Event) GetDetail() string {
 	if x != nil {
 		return x.Detail
+	}
+	return ""
+}
+
+func (x *Event) GetActorName() string {
+	if x != nil {
+		return x.ActorName
+	}
+	return ""
+}
+
+func (x *Event) GetUserName() string {
+	if x != nil {
+		return x.UserName
 	}
 	return ""
 }
@@ -341,7 +366,7 @@ var File_watchword_v1_audit_proto protoreflect.FileDescriptor
 
 const file_watchword_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x18watchword/v1/audit.proto\x12\fwatchword.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\"\xb8\x02\n" +
+	"\x18watchword/v1/audit.proto\x12\fwatchword.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\"\xf4\x02\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
@@ -356,7 +381,10 @@ const file_watchword_v1_audit_proto_rawDesc = "" +
 	"\x06source\x18\n" +
 	" \x01(\tR\x06source\x12\x14\n" +
 	"\x05count\x18\v \x01(\x03R\x05count\x12\x16\n" +
-	"\x06detail\x18\f \x01(\tR\x06detail\"\x8d\x02\n" +
+	"\x06detail\x18\f \x01(\tR\x06detail\x12\x1d\n" +
+	"\n" +
+	"actor_name\x18\r \x01(\tR\tactorName\x12\x1b\n" +
+	"\tuser_name\x18\x0e \x01(\tR\buserName\"\x8d\x02\n" +
 	"\x11ListEventsRequest\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1d\n" +

@@ -67,7 +67,7 @@ func touchRows(t testing.TB, s *store.Store, u *store.User, row *store.Session) 
 	t.Helper()
 	var head int64
 	var tag []byte
-	r := &store.AuditRecord{Type: "t"}
+	r, displaced := &store.AuditRecord{Type: "t"}, &store.AuditRecord{Type: "t"}
 	err := s.Write(t.Context(), func(tx *store.Tx) error {
 		if err := tx.Exclusive(); err != nil {
 			return err
@@ -75,13 +75,13 @@ func touchRows(t testing.TB, s *store.Store, u *store.User, row *store.Session) 
 		_, err1 := tx.User(u.ID)
 		_, err2 := tx.Session(row.ID)
 		_, _, err3 := tx.SessionAndUser(row.ID)
-		if err := errors.Join(err1, err2, err3, tx.UpdateUser(u), tx.AdvanceSession(row.ID, row.Generations), tx.InsertAudit(r)); err != nil {
+		if err := errors.Join(err1, err2, err3, tx.UpdateUser(u), tx.AdvanceSession(row.ID, row.Generations), tx.InsertAudit(r), tx.InsertAudit(displaced)); err != nil {
 			return err
 		}
 		_, err1 = tx.SetAuditCount(r.ID, 2)
 		_, err2 = tx.PruneAudit(tx.Now().Add(-time.Hour), 500)
 		_, err3 = tx.PruneEvents(500)
-		return errors.Join(err1, err2, err3, tx.SetMaxLifetime(time.Minute), tx.AppendEvent(newEvent(tx, "s")), tx.HeadInto(&head, &tag))
+		return errors.Join(err1, err2, err3, tx.DeleteAudit(displaced.ID), tx.SetMaxLifetime(time.Minute), tx.AppendEvent(newEvent(tx, "s")), tx.HeadInto(&head, &tag))
 	})
 	if err != nil {
 		t.Error(err)
@@ -114,7 +114,8 @@ func readEverything(t testing.TB, s *store.Store, u *store.User) {
 		_, err7 := tx.SigningKeys()
 		_, err8 := tx.MACKeys()
 		_, err9 := tx.MaxLifetime()
-		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9)
+		_, err10 := tx.UserIDs(u.Username, 10)
+		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10)
 	})
 	if err != nil {
 		t.Error(err)

@@ -37,6 +37,7 @@ func Suite(t *testing.T, new func(testing.TB) string) {
 		{"pages of events", testEvents},
 		{"users", testUsers},
 		{"pages of users", testPagesOfUsers},
+		{"users by a name", testUserIDs},
 		{"sessions", testSessions},
 		{"pages of sessions", testPagesOfSessions},
 		{"pruning sessions", testPruneSessions},

@@ -51,6 +51,39 @@ func testUsers(t *testing.T, new func(testing.TB) string) {
 	}
 }
 
+// A name finds every user that has the name or had the name, also after a deletion.
+func testUserIDs(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	first, second, third := newUser("first", "alice"), newUser("second", "alice"), newUser("third", "alice")
+	change := func(u *store.User, edit func()) {
+		edit()
+		write(t, s, func(tx *store.Tx) error { return tx.UpdateUser(u) })
+	}
+	insert(t, s, first)
+	change(first, func() { first.DeletedAt = first.UpdatedAt })
+	insert(t, s, second)
+	change(second, func() { second.Username = "bob" })
+	change(second, func() { second.Username = "carl" })
+	insert(t, s, third)
+	insert(t, s, newUser("fourth", "dora"))
+	for name, want := range map[string]string{"alice": "[first second third]", "bob": "[second]", "carl": "[second]", "dora": "[fourth]", "ALICE": "[]"} {
+		read(t, s, func(tx *store.Tx) error {
+			ids, err := tx.UserIDs(name, 10)
+			if slices.Sort(ids); fmt.Sprint(ids) != want {
+				t.Errorf("%s: %v, want %s", name, ids, want)
+			}
+			return err
+		})
+	}
+	read(t, s, func(tx *store.Tx) error {
+		ids, err := tx.UserIDs("alice", 2)
+		if len(ids) != 2 {
+			t.Errorf("%v, want two", ids)
+		}
+		return err
+	})
+}
+
 // ids are in the order of their bytes, which is that of no language.
 var ids = []string{"-a", "0", "B", "Z", "Za", "_", "a", "b", "z", "zB", "é"}
 
@@ -219,14 +252,15 @@ func testAudit(t *testing.T, new func(testing.TB) string) {
 		none, err2 := tx.SetAuditCount("no such record", 1)
 		n, err3 := tx.PruneAudit(older, 3)
 		rest, err4 := tx.PruneAudit(older, 3)
+		err5 := errors.Join(tx.DeleteAudit(records[1].ID), tx.DeleteAudit("no such record"))
 		if !ok || none || n != 3 || rest != 2 {
 			t.Errorf("counted %v and %v, pruned %d and %d", ok, none, n, rest)
 		}
-		return errors.Join(err, err2, err3, err4)
+		return errors.Join(err, err2, err3, err4, err5)
 	})
 	read(t, s, func(tx *store.Tx) error {
 		got, _, err := tx.Audit(store.AuditFilter{}, 100, 100)
-		if len(got) != 7 || got[0].Count != 77 {
+		if len(got) != 6 || got[0].Count != 77 {
 			t.Errorf("%d are left, the newest counts %d", len(got), got[0].Count)
 		}
 		return err
@@ -238,7 +272,7 @@ func insertAudit(t *testing.T, s *store.Store) (records []*store.AuditRecord) {
 	t.Helper()
 	for i := range 12 {
 		r := &store.AuditRecord{
-			Type: []string{"login", "logout", "refresh"}[i%3], Success: i%2 == 0, Reason: "r", ActorID: fmt.Sprint("actor", i%2), UserID: fmt.Sprint("user", i%4),
+			Type: []string{"login", "logout", "refresh"}[i%3], Success: i%2 == 0, Reason: "r", ActorID: fmt.Sprint("actor", i%2), ActorName: "a", UserID: fmt.Sprint("user", i%4), UserName: "u",
 			SessionID: fmt.Sprint("session", i%6), KID: "k", Source: "192.0.2.1", Detail: "ünïcode \"and\" quotes", Count: int64(i),
 		}
 		var now time.Time

@@ -1,0 +1,169 @@
+package audit
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+const (
+	// windowLength is how long refused calls of one kind are counted in one record.
+	windowLength = time.Hour
+	// flushEvery is the time between two writes of the counts. If the server is killed,
+	// the counts of the last second are lost.
+	flushEvery = time.Second
+)
+
+// lineRate is the rate of log lines about new kinds of refused calls, above a first
+// maxPlaces lines: kinds may come and go within a window without bound.
+var lineRate = rate.Every(windowLength / maxPlaces)
+
+// Refused counts a refused call. [Log.Run] writes the count within about a second, so
+// that a flood of refused calls costs no transaction each.
+func (l *Log) Refused(ctx context.Context, e Event) {
+	source := caller.SourceOf(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.current.count(e, source)
+}
+
+// Run writes the counts of refused calls to the database until ctx ends, and once more
+// after the end.
+func (l *Log) Run(ctx context.Context) {
+	tick := time.NewTicker(flushEvery)
+	defer tick.Stop()
+	for {
+		var err error
+		select {
+		case <-tick.C:
+			err = l.Flush(ctx)
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushEvery)
+			defer cancel()
+			if err := l.Flush(last); err != nil {
+				l.logger.WarnContext(ctx, "the refused calls of the last second are missing in the security record", "error", err)
+			}
+			return
+		}
+		if err != nil && ctx.Err() == nil {
+			l.logger.WarnContext(ctx, "cannot write the counts of refused calls into the security record; trying again in a second", "error", err)
+		}
+	}
+}
+
+// Flush writes the counts of refused calls to the database now. After an error, the
+// next Flush writes the same counts.
+func (l *Log) Flush(ctx context.Context) error {
+	l.flushing.Lock()
+	defer l.flushing.Unlock() // two flushes at once could write the same counts into two records
+	changes, lost := l.changed()
+	if len(changes)+len(lost) > 0 {
+		err := l.store.Write(ctx, func(tx *store.Tx) error { return write(tx, changes, lost) })
+		if err != nil {
+			return err
+		}
+	}
+	l.settle(ctx, changes, len(lost))
+	return nil
+}
+
+// change is the part of a [Log.Flush] for one kind of refused calls.
+type change struct {
+	tally *tally
+	row   *store.AuditRecord
+	id    string // of the record; empty if there is none yet
+	count int64
+	final bool // no more calls are counted
+}
+
+// changed lists the kinds with refused calls that are not written yet, the kinds with
+// most calls first, and the ids of records to delete. At the end of a window, changed
+// begins the next window, and lists all kinds of the window before until they are
+// written, so that settle can log the final counts.
+func (l *Log) changed() (changes []change, lost []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now := time.Now(); l.closing == nil && now.Sub(l.current.began) >= windowLength {
+		l.closing, l.current = l.current, newWindow(now)
+	}
+	for _, w := range []*window{l.closing, l.current} {
+		if w == nil {
+			continue
+		}
+		lost = append(lost, w.lost...)
+		for _, t := range w.tallies() {
+			if final := w == l.closing; final || t.count > t.written {
+				row := record(t.kind.event, t.kind.source, t.count)
+				changes = append(changes, change{tally: t, row: row, id: t.id, count: t.count, final: final})
+			}
+		}
+	}
+	slices.SortFunc(changes, func(a, b change) int { return cmp.Compare(b.count, a.count) })
+	return changes, lost
+}
+
+// write sets the count of each kind's record, and deletes the lost records. If there is
+// no record yet, or the pruning has deleted it, write inserts one.
+func write(tx *store.Tx, changes []change, lost []string) error {
+	for _, c := range changes {
+		c.row.ID = c.id
+		if c.id != "" {
+			if there, err := tx.SetAuditCount(c.id, c.count); err != nil {
+				return err
+			} else if there {
+				continue
+			}
+		}
+		if err := tx.InsertAudit(c.row); err != nil {
+			return err
+		}
+	}
+	for _, id := range lost {
+		if err := tx.DeleteAudit(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle stores in memory which counts are written and which records are deleted.
+// settle logs a kind when it is new, and again at the end of the window with the final
+// count.
+func (l *Log) settle(ctx context.Context, changes []change, deleted int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closing != nil {
+		deleted -= len(l.closing.lost)
+		l.closing = nil
+	}
+	l.current.lost = l.current.lost[deleted:]
+	for _, c := range changes {
+		t := c.tally
+		if t.displaced && t.id != c.row.ID { // displaced during the flush, which has inserted the record
+			l.current.lost = append(l.current.lost, c.row.ID)
+		}
+		t.id, t.written = c.row.ID, c.count
+		if c.final && t.logged < c.count || t.logged == 0 && l.mayLog(t.kind) {
+			l.log(ctx, c.row)
+			t.logged = c.count
+		}
+	}
+}
+
+// mayLog reports whether the log may have one more line about a new kind. The totals are
+// few, and always get a line.
+func (l *Log) mayLog(k kind) bool {
+	switch {
+	case k.event.namesUser():
+		return l.named.Allow()
+	case k.source != manySources:
+		return l.unnamed.Allow()
+	}
+	return true
+}

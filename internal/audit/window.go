@@ -1,0 +1,114 @@
+package audit
+
+import (
+	"cmp"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/caller"
+)
+
+const (
+	// maxPlaces and maxOwners bound each table of a window; see [table]. With 16 owners,
+	// each has room for four kinds at least.
+	maxPlaces = 64
+	maxOwners = 16
+)
+
+// manySources is the source in a record that counts refused calls of several sources.
+const manySources caller.Source = "many"
+
+// window counts the refused calls of an hour, each call in exactly one tally. A kind
+// that loses its place keeps its calls in the count: they move to a coarser tally.
+//
+//	named      calls that name a user; the owner is the acting user, or else the network
+//	 │   └───▶ strangers, without the user, if the network itself has too many kinds
+//	 ▼
+//	users      type, reason and the user, of many sources
+//	 │         strangers  calls that name no user; the owner is the network
+//	 ▼             ▼
+//	totals     type and reason; the program bounds the number of both
+//
+// Calls that name a user have tables of their own, so that calls of strangers take none
+// of their places. A network that guesses at ten thousand users fills its own share, and
+// its other guesses are on record with the network. Guesses of ten thousand networks at
+// one user are on record with the user.
+type window struct {
+	began                   time.Time
+	named, users, strangers *table
+	totals                  map[kind]*tally
+	lost                    []string // ids of the records of displaced kinds, to be deleted
+}
+
+func newWindow(began time.Time) *window {
+	return &window{
+		began: began, named: newTable(maxOwners, maxPlaces), users: newTable(maxOwners, maxPlaces),
+		strangers: newTable(maxOwners, maxPlaces), totals: map[kind]*tally{},
+	}
+}
+
+// count counts a refused call.
+func (w *window) count(e Event, source caller.Source) {
+	k := kind{e, caller.Source(source.Network())}
+	if !e.namesUser() {
+		w.addStranger(k, 1)
+		return
+	}
+	displaced, ownerGone := w.named.add(cmp.Or(e.ActorID, string(k.source)), k, 1)
+	for _, c := range displaced {
+		w.displace(c)
+		if ownerGone || c.kind.event.ActorID != "" {
+			w.addUser(c.kind.event, c.count)
+		} else {
+			w.addStranger(kind{Event{Type: c.kind.event.Type, Reason: c.kind.event.Reason}, c.kind.source}, c.count)
+		}
+	}
+}
+
+func (w *window) addStranger(k kind, n int64) {
+	displaced, _ := w.strangers.add(string(k.source), k, n)
+	w.addTotals(displaced)
+}
+
+// addUser counts calls by the acting user, or by the user concerned if the caller is
+// unknown.
+func (w *window) addUser(e Event, n int64) {
+	coarse := Event{Type: e.Type, Reason: e.Reason, ActorID: e.ActorID, ActorName: e.ActorName}
+	if e.ActorID == "" {
+		coarse.UserID, coarse.UserName = e.UserID, e.UserName
+	}
+	displaced, _ := w.users.add(cmp.Or(e.ActorID, e.UserID), kind{coarse, manySources}, n)
+	w.addTotals(displaced)
+}
+
+func (w *window) addTotals(displaced []*tally) {
+	for _, c := range displaced {
+		w.displace(c)
+		k := kind{Event{Type: c.kind.event.Type, Reason: c.kind.event.Reason}, manySources}
+		if w.totals[k] == nil {
+			w.totals[k] = &tally{kind: k}
+		}
+		w.totals[k].count += c.count
+	}
+}
+
+func (w *window) displace(c *tally) {
+	c.displaced = true
+	if c.id != "" {
+		w.lost = append(w.lost, c.id)
+	}
+}
+
+// tallies lists the tallies of the window.
+func (w *window) tallies() (all []*tally) {
+	for _, t := range []*table{w.named, w.users, w.strangers} {
+		for _, s := range t.owners {
+			for _, c := range s.tallies {
+				all = append(all, c)
+			}
+		}
+	}
+	for _, c := range w.totals {
+		all = append(all, c)
+	}
+	return all
+}
