@@ -39,15 +39,16 @@ type Proxies []netip.Prefix
 
 // ParseProxies parses networks such as 10.0.0.0/8, and single addresses.
 //
-// Errors: one that names the first text of another form.
+// Errors: one that gives the number of the first text of another form. The error repeats no
+// text: a wrong flag may hold a secret.
 func ParseProxies(networks []string) (Proxies, error) {
 	var p Proxies
-	for _, text := range networks {
+	for i, text := range networks {
 		network, err := netip.ParsePrefix(text)
 		if err != nil {
 			addr, err := netip.ParseAddr(text)
 			if err != nil || addr.Zone() != "" {
-				return nil, fmt.Errorf("%q is not a network such as 10.0.0.0/8, and not an address", text)
+				return nil, fmt.Errorf("value %d is not a network such as 10.0.0.0/8, and not an address", i+1)
 			}
 			network = netip.PrefixFrom(addr, addr.BitLen())
 		}

@@ -210,19 +210,29 @@ func (i *Issuer) Mint(now time.Time, s Subject) (string, time.Duration, error) {
 }
 
 // signing returns the key that signs at a time. If several keys do, signing returns the
-// key that began last. Errors: errNoKey.
+// key that began last. If no key signs at the time, signing returns the key that begins
+// next: now is the time of the grant's transaction, and a key may have been withdrawn since.
+// Its successor then signs from a moment after now. Errors: errNoKey.
 func (i *Issuer) signing(now time.Time) (*token.SigningKey, error) {
 	i.mu.RLock()
 	defer i.mu.RUnlock()
-	var current signer
+	var current, next signer
 	for _, s := range i.signers {
 		ended := !s.until.IsZero() && !s.until.After(now)
-		if !s.from.After(now) && !ended && (current.key == nil || s.from.After(current.from)) {
+		switch {
+		case s.from.After(now):
+			if next.key == nil || s.from.Before(next.from) {
+				next = s
+			}
+		case !ended && (current.key == nil || s.from.After(current.from)):
 			current = s
 		}
 	}
-	if current.key == nil {
-		return nil, errNoKey
+	switch {
+	case current.key != nil:
+		return current.key, nil
+	case next.key != nil:
+		return next.key, nil
 	}
-	return current.key, nil
+	return nil, errNoKey
 }

@@ -1,10 +1,12 @@
 package issuer_test
 
 import (
+	"encoding/base64"
 	"errors"
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -144,6 +146,32 @@ func TestRotateToAnotherAlgorithm(t *testing.T) {
 		subject.SessionEnd = time.Now().Add(time.Hour)
 		if _, _, err := open(t, s, master).Mint(time.Now(), subject); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// A refresh whose transaction was before the withdrawal of the signing key gets its token
+// after it: the successor signs, although it begins later.
+func TestMintForATransactionBeforeTheWithdrawal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s, master := ring(t)
+		time.Sleep(2 * age)
+		i := open(t, s, master)
+		granted := time.Now()
+		time.Sleep(time.Millisecond)
+		successor := revoke(t, k, signing(t, s).KID)
+		if err := i.Reload(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		subject := alice
+		subject.SessionEnd = time.Now().Add(time.Hour)
+		raw, _, err := i.Mint(granted, subject)
+		if err != nil {
+			t.Fatal(err)
+		}
+		header, _, _ := strings.Cut(raw, ".")
+		if decoded, err := base64.RawURLEncoding.DecodeString(header); err != nil || !strings.Contains(string(decoded), successor.KID) {
+			t.Errorf("signed with %s, %v; want %s", decoded, err, successor.KID)
 		}
 	})
 }

@@ -1,4 +1,7 @@
 -- +goose Up
+-- Collation "C", as for the other keys; see 00004_postgres.sql.
+ALTER TABLE usernames ALTER COLUMN username TYPE TEXT COLLATE "C", ALTER COLUMN user_id TYPE TEXT COLLATE "C";
+
 -- One row, which a transaction locks to be the only one of its kind (Tx.Exclusive). A
 -- role without rights on the table cannot lock the row, and could hold an advisory lock.
 CREATE TABLE exclusive_lock (
