@@ -60,7 +60,8 @@ type Event struct {
 	// bounded.
 	Count int64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
 	// A text for people: a user's new name, roles and state; the time from which a key
-	// signs; or the method that was refused.
+	// signs; the method that was refused; or, for a session that a login has ended
+	// because of --max-sessions, that reason.
 	Detail        string `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -181,8 +182,8 @@ func (x *Event) GetDetail() string {
 }
 
 // ListEventsRequest asks for a page. A record must match every filter that is set.
-// One call reads a bounded number of records, so a page may be short or empty
-// although more pages follow (AIP-158).
+// One call reads a bounded number of records. So with several of `type`, `user_id` and
+// `session_id`, a page may be short or empty although more pages follow (AIP-158).
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only events of this type.

@@ -39,6 +39,7 @@ func Suite(t *testing.T, new func(testing.TB) string) {
 		{"pages of users", testPagesOfUsers},
 		{"sessions", testSessions},
 		{"pages of sessions", testPagesOfSessions},
+		{"sessions beyond a bound", testSessionsBeyond},
 		{"pruning sessions", testPruneSessions},
 		{"audit", testAudit},
 		{"pages of audit", testPagesOfAudit},
