@@ -50,7 +50,8 @@ func newMetrics() *metrics {
 // grpcOptions returns the bounds and the interceptors of the gRPC server. The
 // interceptors, outermost first: metrics count every call and every refused call;
 // recovery turns a panic into INTERNAL; the edge gives errors their status and counts
-// refused calls for the security record; the verifier checks the access token.
+// refused calls for the security record; the verifier checks the access token; turns
+// bound the calls of one user.
 //
 // The keepalive pings close a connection to a client that has disappeared, within 40
 // seconds. Clients may ping every five seconds, also without a call: a verifier's
@@ -76,6 +77,7 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(panics), edge.Unary),
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(panics), s.drain.stream, edge.Stream))
 	opts = append(opts, s.verifier.ServerOptions()...)
+	opts = append(opts, grpc.ChainUnaryInterceptor(new(rpc.Turns).Unary))
 	if tlsConfig != nil {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(tlsConfig)))
 	}
