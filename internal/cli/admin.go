@@ -113,7 +113,7 @@ type userListCmd struct{ datastore }
 // long list blocks nothing.
 func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
 	return c.users(ctx, func(users *user.Users) error {
-		return table(t.Out, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", func(w io.Writer) error {
+		return table(t.Out, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", func(w *tabwriter.Writer) error {
 			const page = 500
 			for after := ""; ; {
 				rows, next, err := users.List(ctx, after, page)
@@ -124,7 +124,7 @@ func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
 					}
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", row.ID, row.Username, strings.Join(row.Roles, ","), state, moment(row.CreatedAt))
 				}
-				if err != nil || next == "" {
+				if err = errors.Join(err, w.Flush()); err != nil || next == "" {
 					return err
 				}
 				after = next
@@ -290,7 +290,7 @@ func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
 		if err != nil {
 			return err
 		}
-		return table(t.Out, "KID\tALGORITHM\tSTATE\tPUBLISHED\tSIGNS FROM\tSIGNS UNTIL\tVERIFIES UNTIL", func(w io.Writer) error {
+		return table(t.Out, "KID\tALGORITHM\tSTATE\tPUBLISHED\tSIGNS FROM\tSIGNS UNTIL\tVERIFIES UNTIL", func(w *tabwriter.Writer) error {
 			for _, k := range keys {
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.KID, k.Algorithm, k.State,
 					moment(k.PublishedAt), moment(k.SignsFrom), moment(k.SignsUntil), moment(k.VerifiesUntil))
@@ -301,8 +301,9 @@ func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
 }
 
 // table prints a header and rows in columns. rows writes one line for each row, with
-// tabs.
-func table(out io.Writer, header string, rows func(io.Writer) error) error {
+// tabs. If there may be many rows, rows also flushes the writer from time to time: the
+// writer keeps all rows since the last flush in memory, to align the columns.
+func table(out io.Writer, header string, rows func(*tabwriter.Writer) error) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, header)
 	return errors.Join(rows(w), w.Flush())

@@ -5,7 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
+	"text/tabwriter"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/audit"
@@ -47,15 +47,16 @@ func (c *auditCmd) Run(ctx context.Context, t Terminal) error {
 			return err
 		}
 		if c.JSON {
-			return c.each(ctx, s, filter, func(r *store.AuditRecord) error { return json.NewEncoder(t.Out).Encode(auditLine(r)) })
+			out := json.NewEncoder(t.Out)
+			return c.each(ctx, s, filter, func(r *store.AuditRecord) error { return out.Encode(auditLine(r)) }, func() error { return nil })
 		}
-		return table(t.Out, "TIME\tTYPE\tOUTCOME\tACTOR\tUSER\tSESSION\tSOURCE\tCOUNT\tDETAIL", func(w io.Writer) error {
+		return table(t.Out, "TIME\tTYPE\tOUTCOME\tACTOR\tUSER\tSESSION\tSOURCE\tCOUNT\tDETAIL", func(w *tabwriter.Writer) error {
 			return c.each(ctx, s, filter, func(r *store.AuditRecord) error {
 				_, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", moment(r.Time()), r.Type, cmp.Or(r.Reason, "ok"),
 					cmp.Or(r.ActorID, "-"), cmp.Or(r.UserID, "-"), cmp.Or(r.SessionID, "-"), cmp.Or(r.Source, "-"), r.Count,
 					cmp.Or(r.Detail, r.KID, "-"))
 				return err
-			})
+			}, w.Flush)
 		})
 	})
 }
@@ -84,10 +85,10 @@ func (c *auditCmd) filter(ctx context.Context, s *store.Store) (store.AuditFilte
 	})
 }
 
-// each calls show for the records, the newest first. each reads a page at a time, so
-// that a long record takes little memory. A page may be empty although more pages
-// follow.
-func (c *auditCmd) each(ctx context.Context, s *store.Store, f store.AuditFilter, show func(*store.AuditRecord) error) error {
+// each calls show for the records, the newest first, and flush after each page. each
+// reads a page at a time, so that a long record takes little memory. A page may be empty
+// although more pages follow.
+func (c *auditCmd) each(ctx context.Context, s *store.Store, f store.AuditFilter, show func(*store.AuditRecord) error, flush func() error) error {
 	const page = 500
 	for left := c.Limit; ; {
 		size := page
@@ -102,6 +103,9 @@ func (c *auditCmd) each(ctx context.Context, s *store.Store, f store.AuditFilter
 			if err := show(r); err != nil {
 				return err
 			}
+		}
+		if err := flush(); err != nil {
+			return err
 		}
 		left -= len(records)
 		if next == "" || c.Limit > 0 && left == 0 {

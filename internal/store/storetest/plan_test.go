@@ -165,6 +165,29 @@ func TestListsReadTheirPage(t *testing.T) {
 	}
 }
 
+// A refresh writes a heap-only tuple: no index of the sessions holds a column that a
+// refresh changes, not even in its condition.
+func TestARefreshChangesNoIndex(t *testing.T) {
+	conn, err := pgx.Connect(t.Context(), storetest.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	rows, err := conn.Query(t.Context(), `SELECT indexdef FROM pg_indexes WHERE tablename = 'sessions'`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	indexes, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(indexes) < 2 {
+		t.Fatalf("%d indexes, %v", len(indexes), err)
+	}
+	for _, index := range indexes {
+		if regexp.MustCompile(`\b(refreshed_at|current|spent|spent_at|low|earlier_low|late|late_at)\b`).MatchString(index) {
+			t.Error(index)
+		}
+	}
+}
+
 var (
 	scanned = regexp.MustCompile(`(?m)^ *(?:->  )?[A-Za-z ]*Scan [^\n]*actual rows=([0-9.]+) loops=([0-9]+)\)((?:\n +(?:[A-Z][A-Za-z ]*):[^\n]*)*)`)
 	removed = regexp.MustCompile(`Rows Removed by [A-Za-z ]+: ([0-9]+)`)
