@@ -57,7 +57,7 @@ func DefaultConfig() Config {
 const minAccessTTL = time.Second
 
 // maxMaxSessions bounds --max-sessions. Each login counts the user's sessions up to
-// --max-sessions, at about a microsecond each in SQLite's one writer.
+// --max-sessions: for the bound, about 1.5 ms of SQLite's one writer.
 const maxMaxSessions = 10_000
 
 // The issuer and the audiences are in every access token, and a token has at most 8
