@@ -104,12 +104,12 @@ func ready(s *server) error {
 	return nil
 }
 
-// insertRecords inserts n records of logins, each of another user, one microsecond apart
-// and the last one now.
+// insertRecords inserts n records of logins, each of another user, one microsecond apart.
+// They are newer than all records before.
 const insertRecords = `WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < $1)
 	INSERT INTO audit (id, type, success, reason, actor_id, user_id, session_id, kid, source, detail, count)
 	SELECT printf('%016x%012x', now - $1 + n, n), 'login', true, '', 'user' || n, 'user' || n, 'session' || n, '', '192.0.2.1', '', 1
-	FROM numbers, (SELECT CAST(strftime('%s') AS INTEGER) * 1000000 AS now)`
+	FROM numbers, (SELECT CAST(strftime('%s') AS INTEGER) * 1000000 + 1000000 + $1 AS now)`
 
 // TestOneUsersRecords asks for the few records of one user that lie before 100,000 records
 // of other users. One page must hold them all.

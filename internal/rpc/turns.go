@@ -12,11 +12,12 @@ import (
 )
 
 const (
-	// callsAtOnce bounds the calls of one user that run at a time, to half of the
-	// connections that a replica has to PostgreSQL. SQLite may have no more connections
-	// for reading than that, but a list reads the rows of one page, and a connection is
-	// free again after milliseconds.
-	callsAtOnce = 4
+	// callsAtOnce bounds the calls of one user that run at a time. A list reads the rows
+	// of one page, which takes some milliseconds, so other users wait for less than a
+	// tenth of a second while all these calls have their turns at the database. While
+	// the database is away, so many calls of one user learn of that at once; a smaller
+	// bound would let the other calls wait until their deadlines.
+	callsAtOnce = 32
 	// callsWaiting bounds the calls of one user that wait, and so their memory.
 	callsWaiting = 100
 )

@@ -8,12 +8,12 @@ import (
 	"github.com/watchword-auth/watchword/internal/feed"
 )
 
-// One user's calls cannot take the server: while 104 of them run or wait, because no write
+// One user's calls cannot take the server: while 132 of them run or wait, because no write
 // comes through, further ones are refused, and the calls of another user are answered.
 func TestOneUsersCallsLeaveRoom(t *testing.T) {
 	h := start(t)
 	a, b := h.make(t), h.make(t)
-	const room, beyond = 104, 12
+	const room, beyond = 132, 12
 	refused, others := make(chan struct{}, room+beyond), make(chan string, room+beyond)
 	var tasks sync.WaitGroup
 	h.behind(t, func(*feed.Tx) error { // holds the lock of the database against writes
