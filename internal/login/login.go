@@ -59,17 +59,17 @@ func (s *Service) Login(ctx context.Context, name user.Name, pw password.Passwor
 	if err != nil {
 		return nil, err
 	}
-	return s.repeatIfChanged(func() (*session.Grant, error) { return s.tryLogin(ctx, name, pw, audience) })
+	return s.repeatIfChanged(ctx, func() (*session.Grant, error) { return s.tryLogin(ctx, name, pw, audience) })
 }
 
 // repeatIfChanged calls try, again if the password changed during the hash, and makes
 // the tokens of the grant after the commit. Errors: those of try; store.ErrUnavailable
 // after maxAttempts.
-func (s *Service) repeatIfChanged(try func() (*session.Grant, error)) (*session.Tokens, error) {
+func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Grant, error)) (*session.Tokens, error) {
 	for range maxAttempts {
 		grant, err := try()
 		if err == nil {
-			return s.sessions.Sign(grant)
+			return s.sessions.Sign(ctx, grant)
 		}
 		if !errors.Is(err, errChanged) {
 			return nil, err
@@ -112,8 +112,9 @@ func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Pass
 // errChanged. Name, roles and state come from the row as it is now. If better is not
 // empty, start stores it as the new password hash.
 func (s *Service) start(ctx context.Context, read *store.User, better string, audience []string) (grant *session.Grant, err error) {
-	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		u, err := user.Find(tx, read.ID)
+	// Few logins end a session, and [session.Sessions.Sign] waits for these alone.
+	err = feed.Direct(s.store).Write(ctx, func(tx *feed.Tx) error {
+		u, err := user.Find(tx.Tx, read.ID)
 		switch {
 		case errors.Is(err, user.ErrNotFound):
 			return ErrCredentials
@@ -142,7 +143,7 @@ func (s *Service) start(ctx context.Context, read *store.User, better string, au
 // Errors: ErrCredentials if the current password is wrong; password.ErrTooWeak;
 // password.ErrOverloaded; errors of [caller.Caller.Check] and of the store.
 func (s *Service) ChangePassword(ctx context.Context, by caller.Caller, current, next password.Password) (*session.Tokens, error) {
-	return s.repeatIfChanged(func() (*session.Grant, error) { return s.tryChange(ctx, by, current, next) })
+	return s.repeatIfChanged(ctx, func() (*session.Grant, error) { return s.tryChange(ctx, by, current, next) })
 }
 
 func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next password.Password) (*session.Grant, error) {
@@ -181,7 +182,7 @@ func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next
 		if err := user.Raise(tx, u, true); err != nil {
 			return err
 		}
-		grant, err = s.sessions.Replace(ctx, tx.Tx, u, old)
+		grant, err = s.sessions.Replace(ctx, tx, u, old)
 		return err
 	})
 	return grant, err

@@ -41,6 +41,8 @@ var refusals = []struct {
 	{store.ErrUnavailable, codes.Unavailable, watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE, "the database is not available"},
 	{password.ErrOverloaded, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many passwords to check at once"},
 	{hub.ErrTooManyWatchers, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many watchers"},
+	{issuer.ErrTooMany, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many signing keys that still verify"},
+	{errTooManyCalls, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many calls of the user at once"},
 	{login.ErrCredentials, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS, "unknown user or wrong password"},
 	{login.ErrUserDisabled, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_USER_DISABLED, "the user is disabled"},
 	{session.ErrRefreshInvalid, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID, "not a refresh token of this server"},
