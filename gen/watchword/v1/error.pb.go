@@ -78,7 +78,8 @@ const (
 	// Reserved: this version of the server does not bound wrong passwords.
 	ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS ErrorReason = 40
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. More logins at once than the
-	// server can hash, or more watchers than the server accepts.
+	// server can hash, a login with a deadline before the end of the hash, or
+	// more watchers than the server accepts.
 	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 41
 	// NOT_FOUND. No such user.
 	ErrorReason_ERROR_REASON_USER_NOT_FOUND ErrorReason = 50
