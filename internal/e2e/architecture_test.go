@@ -91,6 +91,8 @@ var mayImportForeign = map[string][]string{
 	"golang.org/x/crypto/argon2":  {"internal/password"},
 	"github.com/alecthomas/kong":  {"internal/cli"},
 	"golang.org/x/time/rate":      {"internal/audit", "internal/rpc", "authn/tokensource"},
+
+	"github.com/KimMachineGun/automemlimit": {"internal/server"},
 }
 
 // goPackage holds the output of `go list -json` for a package.

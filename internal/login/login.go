@@ -78,9 +78,16 @@ func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Gran
 	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, errChanged)
 }
 
+// tryLogin takes a place in the queue before the database is read, so that a refused login
+// costs no read.
 func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Password, audience []string) (*session.Grant, error) {
+	turn, err := s.passwords.Enter(ctx, password.Stranger(caller.SourceOf(ctx).Network()))
+	if err != nil {
+		return nil, err
+	}
+	defer turn.End()
 	var read store.User // stays empty for an unknown user: Compare then hashes all the same
-	err := s.store.Read(ctx, func(tx *store.Tx) error {
+	err = s.store.Read(ctx, func(tx *store.Tx) error {
 		u, err := tx.UserByName(string(name))
 		if errors.Is(err, store.ErrNotFound) {
 			return nil
@@ -91,7 +98,7 @@ func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Pass
 	if err != nil {
 		return nil, err
 	}
-	match, rehash, err := s.passwords.Compare(ctx, password.Stranger, pw, read.PasswordHash)
+	match, rehash, err := turn.Compare(ctx, pw, read.PasswordHash)
 	if err != nil {
 		return nil, err
 	}
@@ -100,10 +107,11 @@ func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Pass
 	}
 	var better string
 	if rehash {
-		if better, err = s.passwords.Hash(ctx, password.Stranger, pw); err != nil {
+		if better, err = turn.Hash(ctx, pw); err != nil {
 			return nil, err
 		}
 	}
+	turn.End() // before the wait for the database
 	return s.start(ctx, &read, better, audience)
 }
 
@@ -147,8 +155,13 @@ func (s *Service) ChangePassword(ctx context.Context, by caller.Caller, current,
 }
 
 func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next password.Password) (*session.Grant, error) {
+	turn, err := s.passwords.Enter(ctx, password.User(by.ID))
+	if err != nil {
+		return nil, err
+	}
+	defer turn.End()
 	var read *store.User
-	err := s.store.Read(ctx, func(tx *store.Tx) (err error) {
+	err = s.store.Read(ctx, func(tx *store.Tx) (err error) {
 		read, _, err = by.Rows(tx)
 		return err
 	})
@@ -158,17 +171,18 @@ func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next
 	if err := next.CheckPolicy(read.Username); err != nil {
 		return nil, err
 	}
-	match, _, err := s.passwords.Compare(ctx, password.SignedIn, current, read.PasswordHash)
+	match, _, err := turn.Compare(ctx, current, read.PasswordHash)
 	if err != nil {
 		return nil, err
 	}
 	if !match {
 		return nil, audit.Refusal{UserID: by.ID, UserName: read.Username, SessionID: by.SessionID, Err: ErrCredentials}
 	}
-	hash, err := s.passwords.Hash(ctx, password.SignedIn, next)
+	hash, err := turn.Hash(ctx, next)
 	if err != nil {
 		return nil, err
 	}
+	turn.End() // before the wait for the database
 	var grant *session.Grant
 	err = s.writer.Write(ctx, func(tx *feed.Tx) error {
 		u, old, err := by.Rows(tx.Tx)

@@ -106,7 +106,7 @@ func interleave(t *testing.T, order string) {
 			if err != nil {
 				return err
 			}
-			if u.PasswordHash, err = weak.Hash(context.Background(), password.SignedIn, sessiontest.Parse(t, sessiontest.Password)); err != nil {
+			if u.PasswordHash, err = weak.Hash(context.Background(), password.Admin(""), sessiontest.Parse(t, sessiontest.Password)); err != nil {
 				return err
 			}
 			return tx.UpdateUser(u)

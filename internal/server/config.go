@@ -39,6 +39,7 @@ type Config struct {
 	Insecure       bool          `help:"Serve without TLS to other machines."`
 	MaxConnections int           `help:"Connections to the gRPC address at a time. Default: 2048, or fewer if the limit of open files is low."`
 	TrustedProxy   []string      `help:"Network or address of a proxy that may name the client's address in x-forwarded-for; repeat the flag for more."`
+	HashMemory     Size          `placeholder:"SIZE" help:"Memory for password hashes, such as 256MiB. Default: half of the memory limit (cgroup or GOMEMLIMIT), or else a quarter of the machine's memory."`
 	DrainTimeout   time.Duration `default:"10s" help:"How long calls in flight may take while the server stops."`
 
 	InitialPasswordFile string `type:"path" help:"File for the password of the first user, instead of standard output. Must not exist at the first start."`
@@ -143,6 +144,7 @@ func (c *Config) validateLifetimes() error {
 		rule{c.DrainTimeout < 0, "--drain-timeout: must not be negative"},
 		rule{c.MaxConnections != 0 && c.MaxConnections < minConnections,
 			fmt.Sprintf("--max-connections: must be at least %d", minConnections)},
+		rule{c.HashMemory != 0 && c.HashMemory < oneHash, fmt.Sprintf("--hash-memory: %v is less than one password hash takes: give %v or more", c.HashMemory, oneHash)},
 	)
 }
 

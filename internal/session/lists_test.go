@@ -179,7 +179,7 @@ func TestListForCallers(t *testing.T) {
 	if err != nil || len(rows) != 1 || rows[0].ID != tokens.SessionID {
 		t.Errorf("one's own: %v, %v", rows, err)
 	}
-	if _, _, err := w.Sessions.List(t.Context(), by, "another", store.SessionPlace{}, 10); !errors.Is(err, session.ErrNotFound) {
+	if _, _, err := w.Sessions.List(t.Context(), by, "another", store.SessionPlace{}, 10); !errors.Is(err, session.ErrNotAllowed) {
 		t.Errorf("another's: %v", err)
 	}
 }
