@@ -37,7 +37,7 @@ var mayImport = map[string][]string{
 	"internal/e2e":             {},
 	"internal/feed":            {gen, "internal/hub", "internal/store", "internal/token"},
 	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share"},
-	"internal/hub":             {gen}, // no database: an upstream stream may fill a hub too
+	"internal/hub":             {gen, "internal/share"}, // no database: an upstream stream may fill a hub too
 	"internal/issuer":          {"internal/audit", "internal/caller", "internal/feed", "internal/seal", "internal/store", "internal/token"},
 	"internal/password":        {},
 	"internal/pgtest":          {}, // for tests alone

@@ -163,6 +163,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	if s.feed, err = feed.Open(ctx, s.store, inst.issuer, inst.databaseID, s.logger); err != nil {
 		return err
 	}
+	s.feed.Hub().LimitWatchers(s.limits.watchers)
 	tokens, err := issuer.Open(ctx, s.store, master, inst.issuer, s.cfg.AccessTTL)
 	if err != nil {
 		return err
