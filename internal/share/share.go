@@ -90,17 +90,23 @@ func (p *peer) yields() *Place {
 // goroutine of that other client's Take. evicted must return soon. The place counts as free
 // from the moment of the call, so evicted must end what the place stands for.
 func (p *Pool) Take(name string, evicted func()) *Place {
-	return p.takeAndEvict(name, ordinary, evicted)
+	return p.takeAndEvict(name, ordinary, false, evicted)
 }
 
 // TakeStranger is like [Pool.Take], for a stranger. A stranger never gets the place of
 // another client of the same peer.
 func (p *Pool) TakeStranger(name string, evicted func()) *Place {
-	return p.takeAndEvict(name, stranger, evicted)
+	return p.takeAndEvict(name, stranger, false, evicted)
 }
 
-func (p *Pool) takeAndEvict(name string, weight int, evicted func()) *Place {
-	place, victim := p.take(name, weight, evicted)
+// TakeRenewing is like [Pool.TakeStranger]. But if the peer may hold no more places, the
+// peer's stranger with the oldest place gives way: its place was of no use for longest.
+func (p *Pool) TakeRenewing(name string, evicted func()) *Place {
+	return p.takeAndEvict(name, stranger, true, evicted)
+}
+
+func (p *Pool) takeAndEvict(name string, weight int, renews bool, evicted func()) *Place {
+	place, victim := p.take(name, weight, renews, evicted)
 	if victim != nil {
 		victim.evicted()
 	}
@@ -108,14 +114,14 @@ func (p *Pool) takeAndEvict(name string, weight int, evicted func()) *Place {
 }
 
 // take takes a place, and returns the place that another client loses by it, if any.
-func (p *Pool) take(name string, weight int, evicted func()) (place, victim *Place) {
+func (p *Pool) take(name string, weight int, renews bool, evicted func()) (place, victim *Place) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	from := p.peers[name]
 	if from == nil {
 		from = &peer{name: name}
 	}
-	victim, ok := p.roomLocked(from, weight)
+	victim, ok := p.roomLocked(from, weight, renews)
 	if !ok {
 		return nil, nil
 	}
@@ -138,7 +144,7 @@ func (p *Pool) take(name string, weight int, evicted func()) (place, victim *Pla
 
 // roomLocked reports whether a peer may take a place, and returns the place that must be
 // taken away first; nil if a place is free.
-func (p *Pool) roomLocked(from *peer, weight int) (victim *Place, ok bool) {
+func (p *Pool) roomLocked(from *peer, weight int, renews bool) (victim *Place, ok bool) {
 	below := from.held() < p.perPeer
 	switch {
 	case p.places <= 0:
@@ -149,8 +155,29 @@ func (p *Pool) roomLocked(from *peer, weight int) (victim *Place, ok bool) {
 		return p.most[0].yields(), true
 	case weight == ordinary && from.strangers.Len() > 0:
 		return from.yields(), true
+	case renews && from.strangers.Len() > 0:
+		return from.strangers.Front().Value.(*Place), true
 	}
 	return nil, false
+}
+
+// SetStranger says that the place counts from now on as a stranger's, the newest of its
+// peer, or as an ordinary one. SetStranger does nothing if the place was given back or taken
+// away before.
+func (pl *Place) SetStranger(is bool) {
+	pl.pool.mu.Lock()
+	defer pl.pool.mu.Unlock()
+	weight := ordinary
+	if is {
+		weight = stranger
+	}
+	if pl.peer == nil || pl.weight == weight {
+		return
+	}
+	pl.peer.list(pl.weight).Remove(pl.element)
+	pl.weight = weight
+	pl.element = pl.peer.list(weight).PushBack(pl)
+	heap.Fix(&pl.pool.most, pl.peer.index)
 }
 
 // Release gives the place back. Release does nothing if the place was given back or taken

@@ -125,7 +125,7 @@ func (m *model) of(peer string) (n, weight int) {
 }
 
 // take returns whether a client gets a place, and which place is taken away for it.
-func (m *model) take(peer string, weight int) (victim *modelPlace, ok bool) {
+func (m *model) take(peer string, weight int, renews bool) (victim *modelPlace, ok bool) {
 	n, mine := m.of(peer)
 	if n < m.perPeer && len(m.held) < m.places {
 		return nil, true
@@ -144,7 +144,19 @@ func (m *model) take(peer string, weight int) (victim *modelPlace, ok bool) {
 	if v := m.yields(peer); weight == ordinary && v != nil && v.weight == stranger {
 		return v, true
 	}
+	if oldest := m.oldestStranger(peer); renews && m.places > 0 && oldest != nil {
+		return oldest, true
+	}
 	return nil, false
+}
+
+func (m *model) oldestStranger(peer string) *modelPlace {
+	for _, pl := range m.held {
+		if pl.peer == peer && pl.weight == stranger {
+			return pl
+		}
+	}
+	return nil
 }
 
 // yields returns the newest stranger of a peer, and the newest place of a peer without one.
@@ -177,10 +189,14 @@ func TestPoolAgainstModel(t *testing.T) {
 					peer:   rapid.SampledFrom([]string{"a", "b", "c", "d", "e", "f"}).Draw(t, "peer"),
 					weight: rapid.SampledFrom([]int{ordinary, stranger}).Draw(t, "weight"),
 				}
-				want, may := m.take(mine.peer, mine.weight)
+				renews := mine.weight == stranger && rapid.Bool().Draw(t, "renews")
+				want, may := m.take(mine.peer, mine.weight, renews)
 				evicted = nil
 				take := p.Take
-				if mine.weight == stranger {
+				switch {
+				case renews:
+					take = p.TakeRenewing
+				case mine.weight == stranger:
 					take = p.TakeStranger
 				}
 				mine.place = take(mine.peer, func() { evicted = append(evicted, mine) })
@@ -203,6 +219,19 @@ func TestPoolAgainstModel(t *testing.T) {
 				pl := rapid.SampledFrom(all).Draw(t, "place")
 				pl.place.Release() // also one that was given back or taken away before
 				m.remove(pl)
+			},
+			"set stranger": func(t *rapid.T) {
+				if len(all) == 0 {
+					t.Skip()
+				}
+				pl := rapid.SampledFrom(all).Draw(t, "place")
+				weight := rapid.SampledFrom([]int{ordinary, stranger}).Draw(t, "weight")
+				pl.place.SetStranger(weight == stranger)
+				if pl.weight != weight && slices.Contains(m.held, pl) { // from now on the newest of its peer
+					m.remove(pl)
+					pl.weight = weight
+					m.held = append(m.held, pl)
+				}
 			},
 			"": func(t *rapid.T) {
 				if len(m.held) != p.Held() || p.Held() > max(0, m.places) || len(p.peers) != len(p.most) {
