@@ -23,16 +23,17 @@ var (
 	units    = []string{"B", "KiB", "MiB", "GiB", "TiB"} // powers of 1024
 )
 
-// UnmarshalText parses a size, for the command line.
+// UnmarshalText parses a size, for the command line. An error does not repeat the text: the
+// text may be a password in the wrong place.
 func (s *Size) UnmarshalText(text []byte) error {
 	parts := sizeForm.FindStringSubmatch(string(text))
 	if parts == nil {
-		return fmt.Errorf("%q is not a size such as 256MiB or 1GiB", text)
+		return errors.New("not a size such as 256MiB or 1GiB")
 	}
 	shift := 10 * slices.Index(units, parts[2])
 	n, err := strconv.ParseInt(parts[1], 10, 64)
 	if err != nil || n > math.MaxInt64>>shift {
-		return fmt.Errorf("%q is too large", text)
+		return errors.New("larger than 8388607TiB")
 	}
 	*s = Size(n << shift)
 	return nil
