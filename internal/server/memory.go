@@ -91,3 +91,15 @@ func (l memoryLimits) hashMemory() (Size, error) {
 	}
 	return oneHash, err
 }
+
+// connectionMemory is the memory that a server plans for each connection of
+// --max-connections, in bytes, with everything that strangers can hold beside it:
+// docs/scaling.md has the sum.
+const connectionMemory = 112 << 10
+
+// MemoryGoal returns the memory that the server plans to stay under, in bytes: for Go's soft
+// limit (debug.SetMemoryLimit). Without a soft limit, Go lets unused memory grow to the size
+// of the used memory.
+func (s *Server) MemoryGoal() int64 {
+	return connectionMemory*int64(s.limits.connections) + int64(s.passwords.Parallel())*password.Default.Footprint()
+}
