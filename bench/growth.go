@@ -130,7 +130,7 @@ func (c *crowd) multiply() error {
 	if err != nil {
 		return err
 	}
-	statements := []string{`ALTER TABLE sessions DROP CONSTRAINT sessions_pkey`, `DROP INDEX sessions_user_id`}
+	statements := []string{`ALTER TABLE sessions DROP CONSTRAINT sessions_pkey`, `DROP INDEX sessions_live`}
 	if err := c.exec(ctx, statements...); err != nil {
 		return err
 	}

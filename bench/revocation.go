@@ -16,6 +16,7 @@ import (
 
 const (
 	watchers    = 1000
+	perConn     = 100 // the calls that the server takes on one connection
 	revocations = 1_000_000
 )
 
@@ -27,7 +28,7 @@ func revocation(b *bench) error {
 		return err
 	}
 	defer ours.close()
-	conns, err := dial(ours.addr, 1+connections)
+	conns, err := dial(ours.addr, 1+watchers/perConn)
 	if err != nil {
 		return err
 	}

@@ -88,8 +88,9 @@ const (
 	// pruneStep is the number of rows deleted in one transaction: about a millisecond
 	// of SQLite's one writer.
 	pruneStep = 500
-	// scan bounds the records that one page reads: some tens of milliseconds.
-	scan = 50_000
+	// scan bounds the records that one page reads if several filters are set: about 7 ms
+	// on SQLite with the records in memory.
+	scan = 2_000
 )
 
 // Log writes the security record. A Log is safe for concurrent use.

@@ -317,15 +317,21 @@ func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
 // cell or row: both are escaped.
 type addRow func(cells ...string) error
 
-// table prints a header and rows in columns. rows calls its argument for each row.
+// table prints a header and rows in columns. rows calls its argument for each row. The
+// columns are aligned within each 500 rows: table keeps these rows alone in memory.
 func table(out io.Writer, header string, rows func(addRow) error) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, header)
+	const together = 500
+	count := 0
 	add := func(cells ...string) error {
 		for i, cell := range cells {
 			cells[i] = escape(cell, "")
 		}
 		_, err := fmt.Fprintln(w, strings.Join(cells, "\t"))
+		if count++; err == nil && count%together == 0 {
+			err = w.Flush()
+		}
 		return err
 	}
 	return errors.Join(rows(add), w.Flush())

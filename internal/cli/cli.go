@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -131,6 +132,9 @@ func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 	s, err := server.New(ctx, c.Config, slog.New(handler), t.showPassword)
 	if err != nil {
 		return err
+	}
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // GOMEMLIMIT is not set
+		debug.SetMemoryLimit(s.MemoryGoal())
 	}
 	return errors.Join(s.Run(ctx), s.Close())
 }

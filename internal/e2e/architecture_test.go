@@ -37,7 +37,7 @@ var mayImport = map[string][]string{
 	"internal/e2e":             {},
 	"internal/feed":            {gen, "internal/hub", "internal/store", "internal/token"},
 	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share"},
-	"internal/hub":             {gen}, // no database: an upstream stream may fill a hub too
+	"internal/hub":             {gen, "internal/share"}, // no database: an upstream stream may fill a hub too
 	"internal/issuer":          {"internal/audit", "internal/caller", "internal/feed", "internal/seal", "internal/store", "internal/token"},
 	"internal/password":        {},
 	"internal/pgtest":          {}, // for tests alone
@@ -91,6 +91,8 @@ var mayImportForeign = map[string][]string{
 	"golang.org/x/crypto/argon2":  {"internal/password"},
 	"github.com/alecthomas/kong":  {"internal/cli"},
 	"golang.org/x/time/rate":      {"internal/audit", "internal/rpc", "authn/tokensource"},
+
+	"github.com/KimMachineGun/automemlimit": {"internal/server"},
 }
 
 // goPackage holds the output of `go list -json` for a package.

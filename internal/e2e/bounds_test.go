@@ -266,7 +266,7 @@ func TestStreamsAreBoundedPerPeer(t *testing.T) {
 }
 
 // With few files to open, idle connections of strangers keep neither the health check, nor
-// a login, nor the metrics from their files.
+// a login, nor the metrics from their files; nor do idle connections of the same address.
 func TestIdleConnectionsTakeNoFilesOfOthers(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -279,7 +279,7 @@ func TestIdleConnectionsTakeNoFilesOfOthers(t *testing.T) {
 	})
 	for i := range 300 {
 		for _, addr := range []string{s.grpcAddr, s.httpAddr} {
-			c, err := strangertest.From(fmt.Sprint("127.0.0.", 9+i%3)).Dial("tcp", addr)
+			c, err := strangertest.From([]string{"127.0.0.1", "127.0.0.9", "127.0.0.10"}[i%3]).Dial("tcp", addr)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -143,6 +143,7 @@ var codeOf = map[string]codes.Code{
 	"SESSION_REVOKED": codes.Unauthenticated, "REFRESH_TOKEN_INVALID": codes.Unauthenticated,
 	"REFRESH_TOKEN_EXPIRED": codes.Unauthenticated,
 	"BUNDLE_STALE":          codes.Unavailable,
+	"OVERLOADED":            codes.ResourceExhausted,
 	"USER_DISABLED":         codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
 	"CLIENT_CERTIFICATE_REQUIRED": codes.PermissionDenied,
 	"USER_NOT_FOUND":              codes.NotFound, "USER_EXISTS": codes.AlreadyExists,

@@ -23,8 +23,8 @@ import (
 // everything is as before.
 func TestAHundredStrangers(t *testing.T) {
 	const strangers, limit = 100, 256
-	const hashes = 64 // MiB; --hash-memory
-	s := serve(t, t.TempDir())
+	const hashes = 64 // MiB
+	s := serve(t, t.TempDir(), "--hash-memory", "64MiB")
 	honest := dial(t, s.grpcAddr)
 	pair := honest.login(t, "admin", s.admin)
 	stream := watchBundle(t, honest)

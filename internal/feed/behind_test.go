@@ -42,7 +42,7 @@ func TestAFeedThatIsBehindReadsBeforeItTells(t *testing.T) {
 	for i := range watchers {
 		all.Go(func() {
 			var err error
-			if watchers[i], err = behind.Hub().Watch(t.Context(), "peer", at); err != nil {
+			if watchers[i], err = behind.Hub().Watch(t.Context(), hub.Peer{Name: "peer"}, at); err != nil {
 				t.Error(err)
 			}
 		})
@@ -72,7 +72,7 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 				_, old := resume(t, watch(t, behind))
 				lose(t, s, behind)
 				began := time.Now()
-				if _, err := behind.Hub().Watch(t.Context(), "peer", at); !errors.Is(err, hub.ErrOutdated) {
+				if _, err := behind.Hub().Watch(t.Context(), hub.Peer{Name: "peer"}, at); !errors.Is(err, hub.ErrOutdated) {
 					t.Errorf("a watcher that knows more: %v", err)
 				}
 				if took := time.Since(began); took > time.Second {
@@ -80,7 +80,7 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 				defer cancel()
-				if _, err := behind.Hub().Watch(ctx, "peer", at); !errors.Is(err, hub.ErrOutdated) && !errors.Is(err, context.DeadlineExceeded) {
+				if _, err := behind.Hub().Watch(ctx, hub.Peer{Name: "peer"}, at); !errors.Is(err, hub.ErrOutdated) && !errors.Is(err, context.DeadlineExceeded) {
 					t.Errorf("a watcher without time: %v", err)
 				}
 				for want, from := range map[int][]byte{1: nil, 0: old} {
@@ -111,7 +111,7 @@ func TestAWatcherWaitsForAReadingThatBeginsAfterIt(t *testing.T) {
 		write(t, s, ended("new"))
 		_, at := resume(t, watch(t, openFeed(t, s)))
 		all.Go(func() {
-			w, err := f.Hub().Watch(t.Context(), "peer", at)
+			w, err := f.Hub().Watch(t.Context(), hub.Peer{Name: "peer"}, at)
 			if err != nil {
 				t.Error(err)
 				return

@@ -263,7 +263,7 @@ func resume(t *testing.T, w *hub.Watcher) (sessions []string, at []byte) {
 
 func rejoin(t *testing.T, f *feed.Feed, at []byte) *hub.Watcher {
 	t.Helper()
-	w, err := f.Hub().Watch(t.Context(), "peer", at)
+	w, err := f.Hub().Watch(t.Context(), hub.Peer{Name: "peer"}, at)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -120,6 +120,9 @@ func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	source := g.proxies.Source(addr, info.Header["x-forwarded-for"])
 	ctx = caller.WithSource(ctx, source)
 	r := &request{gate: g, peer: source.Network(), at: at}
+	if a, ok := addr.(address); ok {
+		r.conn = a.conn
+	}
 	if err := g.admit(ctx, r); err != nil {
 		if err == errCrowded {
 			g.refused(ctx, info.FullMethodName, err)

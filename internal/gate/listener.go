@@ -25,8 +25,9 @@ type Listener struct {
 }
 
 // Listen returns a listener with bounds: at most all connections at a time, and at most
-// perPeer of one network. Connections of trusted proxies count for neither bound, since a
-// proxy carries the calls of many clients.
+// perPeer of one network. Idle connections, without a call, give way first: to connections
+// of other networks, and to newer ones of the same network. Connections of trusted proxies
+// count for neither bound, since a proxy carries the calls of many clients.
 func Listen(l net.Listener, proxies caller.Proxies, all, perPeer int) *Listener {
 	return &Listener{Listener: l, proxies: proxies, places: share.NewPool(all, perPeer), silent: map[*conn]struct{}{}}
 }
@@ -51,7 +52,7 @@ func (l *Listener) admit(accepted net.Conn) net.Conn {
 	c := &conn{Conn: accepted, listener: l}
 	if !l.trusted(accepted.RemoteAddr()) {
 		peer := l.proxies.Source(accepted.RemoteAddr(), nil).Network()
-		if c.place = l.places.Take(peer, func() { _ = accepted.Close() }); c.place == nil {
+		if c.place = l.places.TakeRenewing(peer, func() { _ = accepted.Close() }); c.place == nil {
 			return nil
 		}
 	}
@@ -87,6 +88,32 @@ type conn struct {
 	listener *Listener
 	place    *share.Place // nil for a trusted proxy
 	heard    sync.Once    // runs at the first byte, or at Close
+
+	mu    sync.Mutex // held while place is told
+	calls int        // that run
+}
+
+// address is the address of a connection's peer, by which a call finds its connection.
+type address struct {
+	net.Addr
+	conn *conn
+}
+
+// RemoteAddr returns the address of the peer.
+func (c *conn) RemoteAddr() net.Addr { return address{c.Conn.RemoteAddr(), c} }
+
+// called counts a call that begins (1) or ends (-1). A connection with a call is not idle.
+func (c *conn) called(change int) {
+	if c.place == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	was := c.calls
+	c.calls += change
+	if was == 0 || c.calls == 0 {
+		c.place.SetStranger(c.calls == 0)
+	}
 }
 
 // Read reads from the connection. With the first byte the connection stops being silent.

@@ -30,12 +30,13 @@ const (
 type request struct {
 	context.Context
 	gate   *Gate
+	conn   *conn // nil if the connection is not of a [Listener]
 	peer   string
 	at     arrival
 	place  *share.Place
 	cancel context.CancelFunc
 	timer  *time.Timer // ends a request that does not arrive
-	forget func() bool // stops the call of leave at the end of the context
+	forget func() bool // stops the call of end at the end of the context
 
 	whole  atomic.Bool // the request has arrived, or has ended
 	late   atomic.Bool // timer has fired
@@ -82,8 +83,11 @@ func (g *Gate) admit(ctx context.Context, r *request) error {
 		r.late.Store(true)
 		r.cancel()
 	})
+	if r.conn != nil {
+		r.conn.called(1)
+	}
 	// gRPC ends the context of a call at the end of the call, also if no handler has run.
-	r.forget = context.AfterFunc(r.Context, r.leave)
+	r.forget = context.AfterFunc(r.Context, r.end)
 	return nil
 }
 
@@ -105,10 +109,19 @@ func (r *request) leave() {
 	r.place.Release()
 }
 
-// answered gives the place back when the handler has returned.
-func (r *request) answered() {
-	r.forget()
+// end notes the end of a call. end runs once for each call.
+func (r *request) end() {
 	r.leave()
+	if r.conn != nil {
+		r.conn.called(-1)
+	}
+}
+
+// answered notes the end of a call when the handler has returned.
+func (r *request) answered() {
+	if r.forget() { // otherwise the end of the context has called end
+		r.end()
+	}
 }
 
 // pushOut ends a call that has lost its place to another peer.

@@ -31,7 +31,7 @@ func TestWatchersAreBounded(t *testing.T) {
 	_, at := opening(t, watch(t, s, nil))
 	fill := func(from string) (n int) {
 		for {
-			w, err := s.Watch(t.Context(), from, at)
+			w, err := s.Watch(t.Context(), hub.Peer{Name: from}, at)
 			if errors.Is(err, hub.ErrTooManyWatchers) {
 				return n
 			}
@@ -78,7 +78,7 @@ func TestSnapshotsPerPeerAreBounded(t *testing.T) {
 		held := []*hub.Watcher{}
 		for {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			w, err := s.Watch(ctx, "greedy", nil)
+			w, err := s.Watch(ctx, hub.Peer{Name: "greedy"}, nil)
 			cancel()
 			if errors.Is(err, context.DeadlineExceeded) {
 				break
@@ -89,7 +89,7 @@ func TestSnapshotsPerPeerAreBounded(t *testing.T) {
 			held = append(held, w)
 		}
 		for from, resume := range map[string][]byte{"other": nil, "greedy": at} {
-			w, err := s.Watch(t.Context(), from, resume)
+			w, err := s.Watch(t.Context(), hub.Peer{Name: from}, resume)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -97,7 +97,7 @@ func TestSnapshotsPerPeerAreBounded(t *testing.T) {
 		}
 		waiting := make(chan *hub.Watcher)
 		go func() {
-			w, err := s.Watch(t.Context(), "greedy", nil)
+			w, err := s.Watch(t.Context(), hub.Peer{Name: "greedy"}, nil)
 			if err != nil {
 				t.Error(err)
 			}
@@ -108,6 +108,27 @@ func TestSnapshotsPerPeerAreBounded(t *testing.T) {
 		(<-waiting).Close()
 		for _, w := range held {
 			w.Close()
+		}
+	})
+}
+
+// A peer that opens streams in a loop, and closes each of them unread, gets a bounded
+// number of snapshots.
+func TestSnapshotsInALoopAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSource()
+		s.fill(10_500) // a snapshot of eleven messages
+		const n = 320
+		began := time.Now()
+		for range n {
+			w, err := s.Watch(t.Context(), hub.Peer{Name: "greedy"}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+		}
+		if took := time.Since(began); took < 2*time.Second || took > 3*time.Second {
+			t.Errorf("%d snapshots of eleven messages in %v, want 16 in each 110 ms", n, took)
 		}
 	})
 }
@@ -158,7 +179,7 @@ func TestWatchersShareWhatTheyAreSent(t *testing.T) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		for range n {
-			w, err := s.Watch(t.Context(), "peer", from)
+			w, err := s.Watch(t.Context(), hub.Peer{Name: "peer"}, from)
 			if err != nil {
 				t.Fatal(err)
 			}

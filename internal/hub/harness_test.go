@@ -113,7 +113,7 @@ func (s *source) fork(keep int, state *watchwordv1.TrustState) {
 
 func watch(t testing.TB, s *source, at []byte) *hub.Watcher {
 	t.Helper()
-	w, err := s.Watch(t.Context(), "peer", at)
+	w, err := s.Watch(t.Context(), hub.Peer{Name: "peer"}, at)
 	if err != nil {
 		t.Fatal(err)
 	}

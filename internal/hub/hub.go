@@ -10,7 +10,9 @@
 // Every snapshot has all revocations that have not expired, also those of a history
 // that was replaced. Memory is bounded: all watchers share encoded messages. The hub
 // keeps the newest 2048 to 4096 messages, and drops a watcher that needs an older
-// message. Each peer may open a limited number of streams (each stream takes a place).
+// message. Each stream takes a place. The number of places is bounded, in all and for
+// each peer. When all places are taken, a newcomer gets the place of the peer that holds
+// most: see package share.
 //
 // The process's own verifier, called the local verifier, watches through [Hub.Conn]
 // and needs no place. [Hub.WaitApplied] returns when the local verifier has applied
@@ -29,6 +31,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/share"
 )
 
 var (
@@ -38,8 +41,11 @@ var (
 	// ErrOutdated reports that a watcher knows more than the hub, and that the
 	// publisher cannot read more from its source. Another replica may know more.
 	ErrOutdated = errors.New("this replica is behind the watcher")
-	// ErrTooManyWatchers reports that all places are taken, or all places of the peer.
+	// ErrTooManyWatchers reports that the peer holds as many places as a peer may, or
+	// that all places are taken and no other peer holds more.
 	ErrTooManyWatchers = errors.New("too many watchers")
+	// ErrEvicted reports that another watcher has got the place of this watcher.
+	ErrEvicted = errors.New("another watcher has got the place")
 )
 
 // Message is an encoded WatchBundleResponse. Watchers share a message, so the bytes
@@ -52,7 +58,8 @@ type Message []byte
 type Hub struct {
 	origin  string
 	refresh func(context.Context) error
-	places  places
+	places  *share.Pool
+	turns   turns
 
 	mu         sync.Mutex // guards all fields below
 	trust      *watchwordv1.TrustState
@@ -73,10 +80,12 @@ type Hub struct {
 // more than the hub: refresh returns nil after every event that was committed before
 // the call has been published, and an error if that is impossible.
 func New(origin string, refresh func(context.Context) error) *Hub {
-	return &Hub{
-		origin: origin, refresh: refresh, places: places{peers: map[string]*peerPlaces{}},
+	h := &Hub{
+		origin: origin, refresh: refresh, turns: turns{peers: map[string]*turn{}},
 		ring: ring{grown: make(chan struct{})}, appliedGrown: make(chan struct{}),
 	}
+	h.LimitWatchers(maxWatchers)
+	return h
 }
 
 // Update is one step of the history. A hub sends the step as one message, so the
@@ -168,6 +177,14 @@ func (h *Hub) lacks(at Position) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.ring.lacks(at)
+}
+
+// knows reports whether a position is one of the history. The tag of an event is random,
+// so a client that names such a position was a watcher of the history before.
+func (h *Hub) knows(at Position) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ring.knows(at)
 }
 
 // nowLocked returns the time of the origin's clock, by which tokens are minted and

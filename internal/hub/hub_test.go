@@ -300,17 +300,17 @@ func TestAHubThatIsBehindIsRefreshed(t *testing.T) {
 		if sessions, _ := opening(t, watch(t, behind, at)); len(sessions) != 0 || asked != 0 {
 			t.Errorf("received %v, after %d refreshes", sessions, asked)
 		}
-		if _, err := behind.Watch(t.Context(), "peer", ahead); !errors.Is(err, hub.ErrOutdated) || asked != 1 {
+		if _, err := behind.Watch(t.Context(), hub.Peer{Name: "peer"}, ahead); !errors.Is(err, hub.ErrOutdated) || asked != 1 {
 			t.Errorf("%v, after %d refreshes", err, asked)
 		}
 		behind.refresh = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 		began := time.Now()
-		if _, err := behind.Watch(t.Context(), "peer", ahead); !errors.Is(err, hub.ErrOutdated) || time.Since(began) != time.Second {
+		if _, err := behind.Watch(t.Context(), hub.Peer{Name: "peer"}, ahead); !errors.Is(err, hub.ErrOutdated) || time.Since(began) != time.Second {
 			t.Errorf("%v, after %v", err, time.Since(began))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
-		if _, err := behind.Watch(ctx, "peer", ahead); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, hub.ErrOutdated) {
+		if _, err := behind.Watch(ctx, hub.Peer{Name: "peer"}, ahead); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, hub.ErrOutdated) {
 			t.Errorf("a watcher without time: %v", err)
 		}
 		behind.refresh = func(context.Context) error {

@@ -110,7 +110,7 @@ func TestClientsMissNothing(t *testing.T) {
 					c.leave()
 				}
 				var err error
-				if c.w, err = s.Watch(context.Background(), "peer", c.at); err != nil {
+				if c.w, err = s.Watch(context.Background(), hub.Peer{Name: "peer"}, c.at); err != nil {
 					t.Fatal(err)
 				}
 			},

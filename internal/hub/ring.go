@@ -118,6 +118,12 @@ func (r *ring) lacks(at Position) bool {
 	return at.Seq > r.at.Seq || found && r.recent[i] != at
 }
 
+// knows reports whether a position is the newest one or in recent.
+func (r *ring) knows(at Position) bool {
+	i, found := r.find(at.Seq)
+	return at == r.at || found && r.recent[i] == at
+}
+
 // resumeAt returns the number of the first message for a watcher that knows every
 // event up to a position. ok is false if the position is unknown, if a message that
 // the watcher needs was dropped, or if the trust state was replaced since: the
@@ -126,7 +132,7 @@ func (r *ring) resumeAt(at Position) (next int, ok bool) {
 	if at == r.at {
 		return r.end(), true
 	}
-	if i, found := r.find(at.Seq); !found || r.recent[i] != at {
+	if !r.knows(at) {
 		return 0, false
 	}
 	// A message with the event itself and newer events is sent whole: applying an

@@ -4,30 +4,15 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/share"
 )
 
-const (
-	// refreshTimeout bounds the wait for the refresh of the hub, for a watcher that
-	// knows more than the hub. Another replica can answer sooner than a database that
-	// hangs.
-	refreshTimeout = time.Second
-	// maxWatchers bounds the memory that unknown clients can hold: each watcher may
-	// keep a message of chunkSize entries in the buffers of its connection.
-	maxWatchers = 10_000
-	// maxPerPeer leaves places for other peers when one peer opens as many streams as
-	// possible.
-	maxPerPeer = 2_500
-	// snapshotsPerPeer bounds the snapshots that are sent to one peer at a time. More
-	// wait for their turn.
-	snapshotsPerPeer = 16
-	// snapshotTimeout bounds the time for one snapshot: a million revocations at 300
-	// kB a second.
-	snapshotTimeout = 2 * time.Minute
-)
+// refreshTimeout bounds the wait for the refresh of the hub, for a watcher that knows
+// more than the hub. Another replica can answer sooner than a database that hangs.
+const refreshTimeout = time.Second
 
 // Watcher is one stream of the bundle. A Watcher is not safe for concurrent use.
 //
@@ -37,8 +22,11 @@ const (
 // the ring. All but the last two closing messages are shared with other watchers.
 type Watcher struct {
 	hub       *Hub
-	peer      *peerPlaces // nil for the local verifier
-	turnUntil time.Time   // when the turn for a snapshot ends; zero: the watcher holds none
+	place     *share.Place  // nil for the local verifier
+	evicted   chan struct{} // closed when another watcher gets the place; nil for the local verifier
+	turn      *turn         // nil: the watcher has no turn for a snapshot
+	turnFrom  time.Time     // when the turn may end
+	turnUntil time.Time     // when the turn must have ended
 
 	trust     Message     // nil after it was sent
 	snapshot  []fullChunk // full chunks of the snapshot, still to be sent
@@ -49,19 +37,26 @@ type Watcher struct {
 }
 
 // Watch opens a stream. The stream resumes at a resume token of an earlier stream if
-// the hub can tell what has happened since, and begins with a snapshot otherwise. from
-// names the peer: the watchers and snapshots of each peer are bounded. ctx bounds the wait for
-// earlier snapshots to the peer. The watcher must be closed.
+// the hub can tell what has happened since, and begins with a snapshot otherwise. ctx
+// bounds the wait for earlier snapshots to the same peer. The watcher must be closed.
 //
-// Errors: ErrTooManyWatchers if no place is left; ErrOutdated if the token is ahead of
-// the hub; those of ctx.
-func (h *Hub) Watch(ctx context.Context, from string, resume []byte) (*Watcher, error) {
-	peer, err := h.places.reserve(from)
-	if err != nil {
-		return nil, err
+// A watcher without a certificate counts as a stranger, unless the resume token is one of
+// this hub's history: then the client was a watcher before. A token ahead of the hub
+// proves nothing, until the hub has caught up.
+//
+// Errors: ErrTooManyWatchers if no place is left for this peer; ErrEvicted if another
+// watcher gets the place during the wait; ErrOutdated if the token is ahead of the hub;
+// those of ctx.
+func (h *Hub) Watch(ctx context.Context, from Peer, resume []byte) (*Watcher, error) {
+	w, at := &Watcher{hub: h, evicted: make(chan struct{})}, h.parseResume(resume)
+	take := h.places.TakeStranger
+	if from.Certified || h.knows(at) {
+		take = h.places.Take
 	}
-	w := &Watcher{hub: h, peer: peer}
-	if err := w.open(ctx, h.parseResume(resume)); err != nil {
+	if w.place = take(from.Name, func() { close(w.evicted) }); w.place == nil {
+		return nil, ErrTooManyWatchers
+	}
+	if err := w.open(ctx, from.Name, at); err != nil {
 		w.Close()
 		return nil, err
 	}
@@ -70,7 +65,7 @@ func (h *Hub) Watch(ctx context.Context, from string, resume []byte) (*Watcher, 
 
 // open refreshes the hub if necessary, waits for the peer's turn if the watcher needs
 // a snapshot, and prepares the opening.
-func (w *Watcher) open(ctx context.Context, at Position) error {
+func (w *Watcher) open(ctx context.Context, peer string, at Position) error {
 	if w.hub.lacks(at) {
 		bounded, cancel := context.WithTimeout(ctx, refreshTimeout)
 		defer cancel()
@@ -81,13 +76,11 @@ func (w *Watcher) open(ctx context.Context, at Position) error {
 	if ctx.Err() != nil || w.begin(at, false) {
 		return ctx.Err()
 	}
-	select {
-	case w.peer.turns <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := w.awaitTurn(ctx, peer); err != nil {
+		return err
 	}
-	w.turnUntil = time.Now().Add(snapshotTimeout)
 	w.begin(at, true)
+	w.turnFrom = time.Now().Add(time.Duration(len(w.snapshot)+1) * turnPerMessage)
 	return nil
 }
 
@@ -119,22 +112,22 @@ func (w *Watcher) begin(at Position, maySnapshot bool) bool {
 // Close gives the watcher's place back. Close must be called once.
 func (w *Watcher) Close() {
 	w.endTurn()
-	w.hub.places.release(w.peer)
+	w.place.Release()
 }
 
-// endTurn ends the watcher's turn, so that the next snapshot to the same peer can
-// begin.
-func (w *Watcher) endTurn() {
-	if !w.turnUntil.IsZero() {
-		w.turnUntil = time.Time{}
-		<-w.peer.turns
-	}
-}
+// Evicted returns a channel that is closed when another watcher gets the place. The
+// stream must then end, also if the client reads nothing.
+func (w *Watcher) Evicted() <-chan struct{} { return w.evicted }
 
 // Next waits for the next message. Errors: ErrBehind if the client must open another
-// stream; those of ctx.
+// stream; ErrEvicted; those of ctx.
 func (w *Watcher) Next(ctx context.Context) (Message, error) {
 	for {
+		select {
+		case <-w.evicted:
+			return nil, ErrEvicted
+		default:
+		}
 		e, grown, err := w.poll()
 		if err != nil {
 			return nil, err
@@ -145,6 +138,7 @@ func (w *Watcher) Next(ctx context.Context) (Message, error) {
 		}
 		select {
 		case <-grown:
+		case <-w.evicted:
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -157,7 +151,7 @@ func (w *Watcher) Next(ctx context.Context) (Message, error) {
 //
 // Errors: ErrBehind if the client must open another stream.
 func (w *Watcher) poll() (e entry, grown <-chan struct{}, err error) {
-	if !w.turnUntil.IsZero() && time.Now().After(w.turnUntil) {
+	if w.turn != nil && time.Now().After(w.turnUntil) {
 		return e, nil, ErrBehind
 	}
 	w.hub.mu.Lock()
@@ -212,47 +206,5 @@ func (w *Watcher) verifierApplied() {
 		h.applied = w.delivered
 		close(h.appliedGrown)
 		h.appliedGrown = make(chan struct{})
-	}
-}
-
-// places bounds the number of watchers, in all and for each peer.
-type places struct {
-	mu    sync.Mutex
-	taken int
-	peers map[string]*peerPlaces // by name; only peers with a watcher
-}
-
-// peerPlaces counts the watchers and the running snapshots of one peer. A peer is
-// named by its address or network.
-type peerPlaces struct {
-	name     string
-	watchers int           // places.mu guards it
-	turns    chan struct{} // holds one element for each snapshot that is being sent
-}
-
-// reserve takes a place for one watcher. Errors: ErrTooManyWatchers.
-func (p *places) reserve(name string) (*peerPlaces, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	from := p.peers[name]
-	if from == nil {
-		from = &peerPlaces{name: name, turns: make(chan struct{}, snapshotsPerPeer)}
-	}
-	if p.taken == maxWatchers || from.watchers == maxPerPeer {
-		return nil, ErrTooManyWatchers
-	}
-	p.taken++
-	from.watchers++
-	p.peers[name] = from
-	return from, nil
-}
-
-// release gives a place back.
-func (p *places) release(from *peerPlaces) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.taken--
-	if from.watchers--; from.watchers == 0 {
-		delete(p.peers, from.name)
 	}
 }

@@ -187,6 +187,32 @@ func (c *chain) verifiesNothing(k *store.SigningKey) bool {
 	return !k.VerifiesUntil.IsZero() && k.VerifiesUntil.Before(c.now)
 }
 
+// Bounds of the chain. Every verifier loads the keys that are not withdrawn, and every
+// change reads all keys.
+const (
+	// maxKeys bounds the keys that are not withdrawn. Ordinary rotations leave three: the
+	// next key, the signing key, and for some minutes the key before. A hundred RSA keys
+	// make a key set of 45 KB.
+	maxKeys = 100
+	// maxWithdrawn bounds the withdrawn keys, which are kept for the operator to see.
+	maxWithdrawn = 20
+)
+
+// withdrawn returns the withdrawn keys, the latest withdrawal first.
+func (c *chain) withdrawn() []*store.SigningKey {
+	keys := slices.DeleteFunc(slices.Clone(c.rows), func(k *store.SigningKey) bool { return k.RevokedAt.IsZero() })
+	slices.SortStableFunc(keys, func(a, b *store.SigningKey) int { return b.RevokedAt.Compare(a.RevokedAt) })
+	return keys
+}
+
+// forgetWithdrawn removes all withdrawn keys but the latest maxWithdrawn. No verifier
+// needs them: a key that is not in the key set verifies nothing.
+func (c *chain) forgetWithdrawn() {
+	if keys := c.withdrawn(); len(keys) > maxWithdrawn {
+		c.remove(func(k *store.SigningKey) bool { return slices.Contains(keys[maxWithdrawn:], k) })
+	}
+}
+
 func find(rows []*store.SigningKey, kid string) *store.SigningKey {
 	for _, row := range rows {
 		if row.KID == kid {

@@ -17,7 +17,10 @@ import (
 var (
 	// ErrNotFound means that no signing key has the given id.
 	ErrNotFound = errors.New("no such signing key")
-	errNoKeys   = errors.New("there are no signing keys; a server makes them when it starts")
+	// ErrTooMany means that so many keys still verify that no further key may be made
+	// until one of them has expired.
+	ErrTooMany = fmt.Errorf("%d signing keys still verify; rotate again after the oldest has expired, in some minutes", maxKeys)
+	errNoKeys  = errors.New("there are no signing keys; a server makes them when it starts")
 )
 
 // Keyring rotates and withdraws signing keys. A Keyring is safe for concurrent use, and
@@ -45,7 +48,7 @@ func NewKeyring(s *store.Store, w feed.Writer, master *seal.Keys, a *audit.Log) 
 // to the same algorithm waits for the caches, Rotate changes nothing and returns the
 // key of that rotation.
 //
-// Errors: ErrChainBroken; errors of [caller.Caller.Check] and of the store.
+// Errors: ErrChainBroken; ErrTooMany; errors of [caller.Caller.Check] and of the store.
 func (k *Keyring) Rotate(ctx context.Context, by caller.Caller, alg token.Algorithm) (Key, error) {
 	return k.rotate(ctx, by, alg, 0)
 }
@@ -79,6 +82,10 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 		if c.younger(ttl) && (alg == "" || c.last.Algorithm == string(alg)) {
 			return c.last, nil
 		}
+		c.remove(c.verifiesNothing)
+		if len(c.rows)-len(c.withdrawn()) >= maxKeys {
+			return nil, ErrTooMany
+		}
 		// With a new algorithm, the published next key cannot be used: a spare key
 		// replaces it, and must be published for the age of the caches before it signs.
 		if c.next.Algorithm != spares[0].Algorithm {
@@ -89,7 +96,6 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 			return nil, err
 		}
 		c.publish(spares[0])
-		c.remove(c.verifiesNothing)
 		c.record = audit.Event{Type: audit.KeyRotated, KID: c.next.KID,
 			Detail: fmt.Sprintf("%s, signs from %s", c.next.Algorithm, c.next.SignsFrom.Format(time.RFC3339))}
 		return c.next, nil
@@ -173,6 +179,7 @@ func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algori
 		if c.record.Type == "" {
 			return nil
 		}
+		c.forgetWithdrawn()
 		if err := c.write(); err != nil {
 			return err
 		}

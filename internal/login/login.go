@@ -59,17 +59,17 @@ func (s *Service) Login(ctx context.Context, name user.Name, pw password.Passwor
 	if err != nil {
 		return nil, err
 	}
-	return s.repeatIfChanged(func() (*session.Grant, error) { return s.tryLogin(ctx, name, pw, audience) })
+	return s.repeatIfChanged(ctx, func() (*session.Grant, error) { return s.tryLogin(ctx, name, pw, audience) })
 }
 
 // repeatIfChanged calls try, again if the password changed during the hash, and makes
 // the tokens of the grant after the commit. Errors: those of try; store.ErrUnavailable
 // after maxAttempts.
-func (s *Service) repeatIfChanged(try func() (*session.Grant, error)) (*session.Tokens, error) {
+func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Grant, error)) (*session.Tokens, error) {
 	for range maxAttempts {
 		grant, err := try()
 		if err == nil {
-			return s.sessions.Sign(grant)
+			return s.sessions.Sign(ctx, grant)
 		}
 		if !errors.Is(err, errChanged) {
 			return nil, err
@@ -78,9 +78,16 @@ func (s *Service) repeatIfChanged(try func() (*session.Grant, error)) (*session.
 	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, errChanged)
 }
 
+// tryLogin takes a place in the queue before the database is read, so that a refused login
+// costs no read.
 func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Password, audience []string) (*session.Grant, error) {
+	turn, err := s.passwords.Enter(ctx, password.Stranger(caller.SourceOf(ctx).Network()))
+	if err != nil {
+		return nil, err
+	}
+	defer turn.End()
 	var read store.User // stays empty for an unknown user: Compare then hashes all the same
-	err := s.store.Read(ctx, func(tx *store.Tx) error {
+	err = s.store.Read(ctx, func(tx *store.Tx) error {
 		u, err := tx.UserByName(string(name))
 		if errors.Is(err, store.ErrNotFound) {
 			return nil
@@ -91,7 +98,7 @@ func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Pass
 	if err != nil {
 		return nil, err
 	}
-	match, rehash, err := s.passwords.Compare(ctx, password.Stranger, pw, read.PasswordHash)
+	match, rehash, err := turn.Compare(ctx, pw, read.PasswordHash)
 	if err != nil {
 		return nil, err
 	}
@@ -100,10 +107,11 @@ func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Pass
 	}
 	var better string
 	if rehash {
-		if better, err = s.passwords.Hash(ctx, password.Stranger, pw); err != nil {
+		if better, err = turn.Hash(ctx, pw); err != nil {
 			return nil, err
 		}
 	}
+	turn.End() // before the wait for the database
 	return s.start(ctx, &read, better, audience)
 }
 
@@ -112,8 +120,9 @@ func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Pass
 // errChanged. Name, roles and state come from the row as it is now. If better is not
 // empty, start stores it as the new password hash.
 func (s *Service) start(ctx context.Context, read *store.User, better string, audience []string) (grant *session.Grant, err error) {
-	err = s.store.Write(ctx, func(tx *store.Tx) error {
-		u, err := user.Find(tx, read.ID)
+	// Few logins end a session, and [session.Sessions.Sign] waits for these alone.
+	err = feed.Direct(s.store).Write(ctx, func(tx *feed.Tx) error {
+		u, err := user.Find(tx.Tx, read.ID)
 		switch {
 		case errors.Is(err, user.ErrNotFound):
 			return ErrCredentials
@@ -142,12 +151,17 @@ func (s *Service) start(ctx context.Context, read *store.User, better string, au
 // Errors: ErrCredentials if the current password is wrong; password.ErrTooWeak;
 // password.ErrOverloaded; errors of [caller.Caller.Check] and of the store.
 func (s *Service) ChangePassword(ctx context.Context, by caller.Caller, current, next password.Password) (*session.Tokens, error) {
-	return s.repeatIfChanged(func() (*session.Grant, error) { return s.tryChange(ctx, by, current, next) })
+	return s.repeatIfChanged(ctx, func() (*session.Grant, error) { return s.tryChange(ctx, by, current, next) })
 }
 
 func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next password.Password) (*session.Grant, error) {
+	turn, err := s.passwords.Enter(ctx, password.User(by.ID))
+	if err != nil {
+		return nil, err
+	}
+	defer turn.End()
 	var read *store.User
-	err := s.store.Read(ctx, func(tx *store.Tx) (err error) {
+	err = s.store.Read(ctx, func(tx *store.Tx) (err error) {
 		read, _, err = by.Rows(tx)
 		return err
 	})
@@ -157,17 +171,18 @@ func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next
 	if err := next.CheckPolicy(read.Username); err != nil {
 		return nil, err
 	}
-	match, _, err := s.passwords.Compare(ctx, password.SignedIn, current, read.PasswordHash)
+	match, _, err := turn.Compare(ctx, current, read.PasswordHash)
 	if err != nil {
 		return nil, err
 	}
 	if !match {
 		return nil, audit.Refusal{UserID: by.ID, UserName: read.Username, SessionID: by.SessionID, Err: ErrCredentials}
 	}
-	hash, err := s.passwords.Hash(ctx, password.SignedIn, next)
+	hash, err := turn.Hash(ctx, next)
 	if err != nil {
 		return nil, err
 	}
+	turn.End() // before the wait for the database
 	var grant *session.Grant
 	err = s.writer.Write(ctx, func(tx *feed.Tx) error {
 		u, old, err := by.Rows(tx.Tx)
@@ -181,7 +196,7 @@ func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next
 		if err := user.Raise(tx, u, true); err != nil {
 			return err
 		}
-		grant, err = s.sessions.Replace(ctx, tx.Tx, u, old)
+		grant, err = s.sessions.Replace(ctx, tx, u, old)
 		return err
 	})
 	return grant, err

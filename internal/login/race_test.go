@@ -106,7 +106,7 @@ func interleave(t *testing.T, order string) {
 			if err != nil {
 				return err
 			}
-			if u.PasswordHash, err = weak.Hash(context.Background(), password.SignedIn, sessiontest.Parse(t, sessiontest.Password)); err != nil {
+			if u.PasswordHash, err = weak.Hash(context.Background(), password.Admin(""), sessiontest.Parse(t, sessiontest.Password)); err != nil {
 				return err
 			}
 			return tx.UpdateUser(u)
@@ -426,7 +426,7 @@ func (w world) state(t *testing.T) (s state) {
 	err := w.Store.Read(context.Background(), func(tx *store.Tx) (err error) {
 		all, err1 := tx.Users("", 100)
 		alice, err2 := tx.User(w.Alice.ID)
-		sessions, err3 := tx.Sessions(w.Alice.ID, "", 100)
+		sessions, err3 := tx.Sessions(w.Alice, store.SessionPlace{}, 100)
 		s.users, s.alice = len(all), []any{alice, sessions}
 		s.head, err = tx.Head()
 		return errors.Join(err, err1, err2, err3)
@@ -439,7 +439,7 @@ func (w world) state(t *testing.T) (s state) {
 
 func (w world) aliceSession(t *testing.T) (id string) {
 	err := w.Store.Read(context.Background(), func(tx *store.Tx) error {
-		sessions, err := tx.Sessions(w.Alice.ID, "", 1)
+		sessions, err := tx.Sessions(w.Alice, store.SessionPlace{}, 1)
 		if err == nil {
 			id = sessions[0].ID
 		}

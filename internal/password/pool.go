@@ -13,21 +13,14 @@ import (
 	"golang.org/x/crypto/argon2"
 )
 
-// ErrOverloaded means that all places in the [Pool] are taken. The pool returns
-// ErrOverloaded at once; [Pool.RetryAfter] estimates how long a client should wait.
+// ErrOverloaded means that the [Pool] does not hash the password: the queue has no place
+// for the caller, or the caller's deadline comes before the end of the hash. The pool
+// returns ErrOverloaded without hashing; [Pool.RetryAfter] estimates how long a client
+// should wait.
 var ErrOverloaded = errors.New("too many passwords to hash")
 
-// Caller decides whether a hash may use the pool's reserved places.
-type Caller int
-
-const (
-	// Stranger has no verified access token, and may not use reserved places. Every
-	// value except SignedIn counts as Stranger.
-	Stranger Caller = iota
-	// SignedIn has a verified access token, and may use reserved places. So users can
-	// still change passwords during a flood of logins, and an admin can help.
-	SignedIn
-)
+// errEnded means a use of a [Turn] after [Turn.End], a fault in the calling code.
+var errEnded = errors.New("the turn in the hashing pool has ended")
 
 // Config sets a pool's bounds. The zero value gives safe defaults.
 type Config struct {
@@ -35,18 +28,20 @@ type Config struct {
 	// user. A zero field takes the value in Default. NewPool moves a value out
 	// of bounds to the nearest bound.
 	Params Params
+	// Memory bounds the hashes running at a time: one for each [Params.Footprint] in
+	// Memory, at least 1. In bytes; zero or less means no bound.
+	Memory int64
 	// Parallel bounds the hashes running at a time. Zero or less means: (cores - 1)
 	// divided by Params.Threads, at least 1. The free core verifies tokens, so
 	// the microseconds for a token do not wait behind a flood of logins.
 	Parallel int
-	// Queue bounds the callers waiting for a running hash to end. Zero means 64
-	// for each of Parallel: at the default cost, a hash takes 20 to 40 ms, and
-	// the last caller in the queue waits one to three seconds. Clients commonly
-	// set longer deadlines. A longer queue would hash for clients past the
-	// deadline. Less than zero means no queue.
+	// Queue bounds the turns without a slot. Zero or less means 64 for each of
+	// Parallel: at the default cost, a hash takes 20 to 40 ms, and the last caller in
+	// the queue waits one to three seconds. Clients commonly set longer deadlines. A
+	// longer queue would hash for clients past the deadline.
 	Queue int
-	// Reserved holds the number of places in the queue for SignedIn callers
-	// alone. Zero means an eighth of the queue, less than zero means none.
+	// Reserved holds the number of places in the queue for Admin callers alone. Zero
+	// means an eighth of the queue, less than zero means none.
 	Reserved int
 }
 
@@ -56,17 +51,29 @@ func (c Config) withDefaults() Config {
 	if c.Parallel <= 0 {
 		c.Parallel = max(1, (runtime.GOMAXPROCS(0)-1)/int(c.Params.Threads))
 	}
-	c.Queue = max(0, cmp.Or(c.Queue, 64*c.Parallel))
+	if c.Memory > 0 {
+		c.Parallel = int(max(1, min(int64(c.Parallel), c.Memory/c.Params.Footprint())))
+	}
+	if c.Queue <= 0 {
+		c.Queue = 64 * c.Parallel
+	}
 	c.Reserved = min(max(0, cmp.Or(c.Reserved, c.Queue/8)), c.Queue)
 	return c
 }
 
 // Pool hashes and compares passwords, with a bound on the hashes running at a time.
 //
-// A caller first takes a place. If all places are taken, the pool returns
-// [ErrOverloaded] at once. Then the caller waits for a slot, in order of arrival.
-// SignedIn and Stranger callers wait in the same queue: a reserved place prevents the
-// refusal, and the wait is the same. Each hash runs in the caller's goroutine.
+// A caller takes a [Turn] by [Pool.Enter], which gives a place in a queue of bounded
+// length, or returns [ErrOverloaded] at once. The first hash of the turn waits for a slot.
+// Each hash runs in the caller's goroutine.
+//
+// The callers of one peer wait in order of arrival, and the peers take turns: after each
+// slot, a peer stands behind all other peers. When the queue is full, a newcomer takes the
+// place of the newest turn of the peer with most turns in the queue, if that peer has at
+// least two turns more than the newcomer's peer. So a flood from one peer shuts no other
+// peer out, and two peers never take places from each other in turn. (Package share has the
+// same rule for places without an order. The queue has the list of each peer's turns in any
+// case, and only the queue can tell which turn is the newest and which turn has a slot.)
 //
 // A pool needs no Close. All methods may be called from several goroutines at once.
 // The zero Pool has no place, and so refuses every caller.
@@ -75,38 +82,31 @@ type Pool struct {
 	derive func(password, salt []byte, time, memory uint32, threads uint8, keyLen uint32) []byte
 	decoy  record // compared with the password for an unknown user
 
-	// slots holds an element for each running hash. The capacity bounds the memory
-	// in use to Parallel times Params.Memory; a stored hash with higher parameters
-	// takes more. The runtime wakes goroutines blocked in a send in order of arrival.
-	//
-	// argon2 allocates new memory for every hash, so the heap also holds unused
-	// blocks until the garbage collector runs; at GOGC=100, about as much again.
-	// With 300 callers at the default 19 MiB, the heap's objects peaked at 38 MiB
-	// for one slot and 76 MiB for two slots, the process at 46 and 104 MiB. Plan
-	// for two to three times Parallel times Params.Memory.
-	slots chan struct{}
+	parallel int // bounds running
+	places   int // bounds waiting
+	reserved int // of places, closed to all callers but Admin callers
 
-	places            int // for waiting callers and running hashes together
-	placesOfStrangers int // of places, open to Stranger callers
-
-	mu        sync.Mutex    // guards the fields below
-	taken     int           // places in use
-	strangers int           // of taken, in use by Stranger callers
-	average   time.Duration // of the latest hashes; zero before the first hash
+	mu      sync.Mutex       // guards the fields below, and those of peers and turns
+	peers   map[Caller]*peer // peers with a turn
+	order   []*peer          // the same peers; the first with a turn that is ready gets the next slot
+	waiting int              // turns without a slot
+	admins  int              // of waiting, turns of Admin callers
+	running int              // turns with a slot
+	average time.Duration    // of the latest hashes; zero before the first hash
 }
 
 // NewPool returns a pool. [Config] describes the defaults.
 func NewPool(cfg Config) *Pool {
 	cfg = cfg.withDefaults()
 	return &Pool{
-		params:            cfg.Params,
-		derive:            argon2.IDKey,
-		decoy:             newRecord(cfg.Params),
-		slots:             make(chan struct{}, cfg.Parallel),
-		places:            cfg.Parallel + cfg.Queue,
-		placesOfStrangers: cfg.Parallel + cfg.Queue - cfg.Reserved,
+		params: cfg.Params, derive: argon2.IDKey, decoy: newRecord(cfg.Params),
+		parallel: cfg.Parallel, places: cfg.Queue, reserved: cfg.Reserved,
+		peers: map[Caller]*peer{},
 	}
 }
+
+// Parallel returns the number of hashes that run at a time.
+func (p *Pool) Parallel() int { return p.parallel }
 
 // newRecord returns a record with a new random salt and a tag of zeros.
 func newRecord(params Params) record {
@@ -115,15 +115,28 @@ func newRecord(params Params) record {
 	return r
 }
 
+// Hash is [Turn.Hash] in a turn of its own.
+//
+// Errors: those of [Pool.Enter] and [Turn.Hash].
+func (p *Pool) Hash(ctx context.Context, caller Caller, pw Password) (string, error) {
+	turn, err := p.Enter(ctx, caller)
+	if err != nil {
+		return "", err
+	}
+	defer turn.End()
+	return turn.Hash(ctx, pw)
+}
+
 // Hash returns a hash of pw with a new random salt, in the PHC string format:
 // "$argon2id$v=19$m=...,t=...,p=...$salt$tag".
 //
-// Errors: [ErrOverloaded] if all places are taken; ctx.Err() if ctx ends;
-// [ErrMalformed] if pw is the zero Password. A running hash cannot be interrupted: if
-// ctx ends during the hash, Hash returns ctx.Err() after the hash.
-func (p *Pool) Hash(ctx context.Context, caller Caller, pw Password) (string, error) {
-	r := newRecord(p.params)
-	tag, err := p.run(ctx, caller, pw, r)
+// Errors: [ErrOverloaded] if the turn has lost its place, or if ctx's deadline comes
+// before the end of the hash; ctx.Err() if ctx ends; [ErrMalformed] if pw is the zero
+// Password. A running hash cannot be interrupted: if ctx ends during the hash, Hash returns
+// ctx.Err() after the hash.
+func (t *Turn) Hash(ctx context.Context, pw Password) (string, error) {
+	r := newRecord(t.pool.params)
+	tag, err := t.run(ctx, pw, r)
 	if err != nil {
 		return "", err
 	}
@@ -133,98 +146,44 @@ func (p *Pool) Hash(ctx context.Context, caller Caller, pw Password) (string, er
 
 // Compare returns match if phc is a hash of pw. Compare returns rehash if match is
 // true and phc costs less than the pool's parameters: then the caller should replace
-// phc by a new Hash.
+// phc by a new hash, from [Turn.Hash] of the same turn.
 //
 // The caller passes an empty phc for an unknown user. Compare then spends the time of
 // a new hash and returns no match, so the time does not show whether a user exists. A
 // stored hash with older parameters takes the time of the older parameters. So after
 // the parameters rise, the time shows that a user exists until the user's next login.
 //
-// Errors: those of [Pool.Hash]; an error without a sentinel if phc is malformed or
+// Errors: those of [Turn.Hash]; an error without a sentinel if phc is malformed or
 // asks for more than the package's bounds, a fault of the stored row.
-func (p *Pool) Compare(ctx context.Context, caller Caller, pw Password, phc string) (match, rehash bool, err error) {
-	r, known := p.decoy, phc != ""
+func (t *Turn) Compare(ctx context.Context, pw Password, phc string) (match, rehash bool, err error) {
+	r, known := t.pool.decoy, phc != ""
 	if known {
 		if r, err = decode(phc); err != nil {
 			return false, false, err
 		}
 	}
-	tag, err := p.run(ctx, caller, pw, r)
+	tag, err := t.run(ctx, pw, r)
 	if err != nil {
 		return false, false, err
 	}
 	match = subtle.ConstantTimeCompare(tag, r.tag) == 1 && known
-	return match, match && r.weakerThan(p.params), nil
+	return match, match && r.weakerThan(t.pool.params), nil
 }
 
-// run computes the tag of pw with r's parameters, salt and tag length, in a slot. No
-// other code computes a hash.
-func (p *Pool) run(ctx context.Context, caller Caller, pw Password, r record) ([]byte, error) {
+// run computes the tag of pw with r's parameters, salt and tag length, in the turn's slot.
+// No other code computes a hash.
+func (t *Turn) run(ctx context.Context, pw Password, r record) ([]byte, error) {
 	if pw.reveal() == "" {
 		return nil, ErrMalformed
 	}
-	if err := p.enter(ctx, caller); err != nil {
+	if err := t.begin(ctx); err != nil {
 		return nil, err
 	}
-	defer p.leave(caller)
 	start := time.Now()
-	tag := p.derive([]byte(pw.reveal()), r.salt, r.params.Time, r.params.Memory, r.params.Threads, uint32(len(r.tag)))
-	p.observe(time.Since(start))
+	tag := t.pool.derive([]byte(pw.reveal()), r.salt, r.params.Time, r.params.Memory, r.params.Threads, uint32(len(r.tag)))
+	t.pool.observe(time.Since(start))
 	// If ctx has ended during the hash, the caller must get the error.
 	return tag, ctx.Err()
-}
-
-// enter takes a place in the pool and then waits for a slot, in which the hash may run.
-// On an error, the caller holds neither.
-func (p *Pool) enter(ctx context.Context, caller Caller) error {
-	if !p.takePlace(caller) {
-		return ErrOverloaded
-	}
-	select {
-	case p.slots <- struct{}{}:
-	case <-ctx.Done():
-		p.freePlace(caller)
-		return ctx.Err()
-	}
-	// If both cases are ready, select may choose the slot. ctx has ended, so the
-	// hash would be wasted.
-	if err := ctx.Err(); err != nil {
-		p.leave(caller)
-		return err
-	}
-	return nil
-}
-
-// leave frees the slot before the place. In the other order, Queue+1 callers could
-// wait for a moment.
-func (p *Pool) leave(caller Caller) {
-	<-p.slots
-	p.freePlace(caller)
-}
-
-func (p *Pool) takePlace(caller Caller) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.taken >= p.places {
-		return false
-	}
-	if caller != SignedIn {
-		if p.strangers >= p.placesOfStrangers {
-			return false
-		}
-		p.strangers++
-	}
-	p.taken++
-	return true
-}
-
-func (p *Pool) freePlace(caller Caller) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.taken--
-	if caller != SignedIn {
-		p.strangers--
-	}
 }
 
 // observe moves the average by an eighth of the distance to the latest hash's
@@ -239,13 +198,15 @@ func (p *Pool) observe(took time.Duration) {
 	p.average += (took - p.average) / 8
 }
 
+// averageLocked returns the time of a hash; a guess before the first measurement.
+func (p *Pool) averageLocked() time.Duration { return cmp.Or(p.average, 50*time.Millisecond) }
+
 // RetryAfter estimates the time to serve every caller now in the pool, clamped to
 // 100 ms to 10 s. A refused client should wait for this time: a place becomes free
 // sooner, but all refused clients would retry for the same place.
 func (p *Pool) RetryAfter() time.Duration {
-	const guess = 50 * time.Millisecond // for a hash, before the first measurement
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	all := time.Duration(p.taken) * cmp.Or(p.average, guess) / time.Duration(max(1, cap(p.slots)))
+	all := time.Duration(p.waiting+p.running) * p.averageLocked() / time.Duration(max(1, p.parallel))
 	return min(max(all, 100*time.Millisecond), 10*time.Second)
 }

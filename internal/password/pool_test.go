@@ -16,12 +16,25 @@ import (
 	"golang.org/x/crypto/argon2"
 )
 
+var somebody = Stranger("192.0.2.1")
+
+// compare compares in a turn of its own.
+func compare(t testing.TB, pool *Pool, pw Password, phc string) (match, rehash bool, err error) {
+	t.Helper()
+	turn, err := pool.Enter(t.Context(), somebody)
+	if err != nil {
+		return false, false, err
+	}
+	defer turn.End()
+	return turn.Compare(t.Context(), pw, phc)
+}
+
 // cheap sets the cost of a real hash to microseconds.
 var cheap = Params{Memory: 8, Time: 1, Threads: 1}
 
 func TestHashIsArgon2id(t *testing.T) {
 	pool := NewPool(Config{})
-	phc, err := pool.Hash(t.Context(), Stranger, parse(t, "cafe\u0301 au lait"))
+	phc, err := pool.Hash(t.Context(), somebody, parse(t, "cafe\u0301 au lait"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +56,7 @@ func TestHashIsArgon2id(t *testing.T) {
 // (P-H-C/phc-winner-argon2, test.c).
 func TestCompareKnownAnswer(t *testing.T) {
 	const phc = "$argon2id$v=19$m=65536,t=2,p=1$c29tZXNhbHQ$CTFhFdXPJO1aFaMaO6Mm5c8y7cJHAph8ArZWb2GRPPc"
-	match, rehash, err := NewPool(Config{}).Compare(t.Context(), Stranger, parse(t, "password"), phc)
+	match, rehash, err := compare(t, NewPool(Config{}), parse(t, "password"), phc)
 	if !match || !rehash || err != nil { // rehash: the vector's salt is shorter than saltLength
 		t.Errorf("got match %v, rehash %v, error %v; want true, true, nil", match, rehash, err)
 	}
@@ -52,11 +65,11 @@ func TestCompareKnownAnswer(t *testing.T) {
 func TestCompare(t *testing.T) {
 	pool := NewPool(Config{Params: cheap})
 	pw := parse(t, "correct horse")
-	phc, err := pool.Hash(t.Context(), SignedIn, pw)
+	phc, err := pool.Hash(t.Context(), somebody, pw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := pool.Hash(t.Context(), SignedIn, pw)
+	other, err := pool.Hash(t.Context(), somebody, pw)
 	if err != nil || other == phc {
 		t.Fatalf("two hashes of the same password: %s and %s, error %v; want different hashes", phc, other, err)
 	}
@@ -73,7 +86,7 @@ func TestCompare(t *testing.T) {
 		{"unknown user", "correct horse", "", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			match, rehash, err := pool.Compare(t.Context(), Stranger, parse(t, tt.password), tt.phc)
+			match, rehash, err := compare(t, pool, parse(t, tt.password), tt.phc)
 			if match != tt.match || rehash || err != nil {
 				t.Errorf("got match %v, rehash %v, error %v; want match %v alone", match, rehash, err, tt.match)
 			}
@@ -85,21 +98,21 @@ func TestCompareRehash(t *testing.T) {
 	pw, wrong := parse(t, "correct horse"), parse(t, "battery staple")
 	old := NewPool(Config{Params: cheap})
 	now := NewPool(Config{Params: Params{Memory: 16, Time: 1, Threads: 1}})
-	phc, err := old.Hash(t.Context(), Stranger, pw)
+	phc, err := old.Hash(t.Context(), somebody, pw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if match, rehash, err := now.Compare(t.Context(), Stranger, pw, phc); !match || !rehash || err != nil {
+	if match, rehash, err := compare(t, now, pw, phc); !match || !rehash || err != nil {
 		t.Errorf("right password: got match %v, rehash %v, error %v; want true, true, nil", match, rehash, err)
 	}
-	if match, rehash, err := now.Compare(t.Context(), Stranger, wrong, phc); match || rehash || err != nil {
+	if match, rehash, err := compare(t, now, wrong, phc); match || rehash || err != nil {
 		t.Errorf("wrong password: got match %v, rehash %v, error %v; want false, false, nil", match, rehash, err)
 	}
-	phc, err = now.Hash(t.Context(), Stranger, pw)
+	phc, err = now.Hash(t.Context(), somebody, pw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if match, rehash, err := old.Compare(t.Context(), Stranger, pw, phc); !match || rehash || err != nil {
+	if match, rehash, err := compare(t, old, pw, phc); !match || rehash || err != nil {
 		t.Errorf("lower parameters: got match %v, rehash %v, error %v; want true, false, nil", match, rehash, err)
 	}
 }
@@ -111,7 +124,7 @@ func TestUnknownUserNeverMatches(t *testing.T) {
 	pool.derive = func(_, _ []byte, _, _ uint32, _ uint8, keyLen uint32) []byte {
 		return slices.Clone(pool.decoy.tag)
 	}
-	match, rehash, err := pool.Compare(t.Context(), Stranger, parse(t, "correct horse"), "")
+	match, rehash, err := compare(t, pool, parse(t, "correct horse"), "")
 	if match || rehash || err != nil {
 		t.Errorf("got match %v, rehash %v, error %v; want false, false, nil", match, rehash, err)
 	}
@@ -137,7 +150,7 @@ func TestUnknownUserCostsTheSame(t *testing.T) {
 		known := newRecord(pool.params)
 		known.tag[0] = 1 // derive returns zeros, so the tag never matches
 		for _, phc := range []string{known.encode(), ""} {
-			if match, _, err := pool.Compare(t.Context(), Stranger, pw, phc); match || err != nil {
+			if match, _, err := compare(t, pool, pw, phc); match || err != nil {
 				t.Fatalf("got match %v, error %v; want false, nil", match, err)
 			}
 		}
@@ -155,7 +168,7 @@ func TestCompareRefusesMalformedHash(t *testing.T) {
 	}
 	hostile := strings.Replace(somePHC, "m=19456", "m=4294967295", 1)
 	for _, phc := range []string{"x", somePHC[1:], hostile} {
-		match, rehash, err := pool.Compare(t.Context(), Stranger, parse(t, "correct horse"), phc)
+		match, rehash, err := compare(t, pool, parse(t, "correct horse"), phc)
 		if match || rehash || err == nil {
 			t.Errorf("%s: got match %v, rehash %v, error %v; want an error alone", phc, match, rehash, err)
 		}
@@ -164,16 +177,16 @@ func TestCompareRefusesMalformedHash(t *testing.T) {
 
 func TestZeroValues(t *testing.T) {
 	pool, pw := NewPool(Config{Params: cheap}), parse(t, "correct horse")
-	if _, err := pool.Hash(t.Context(), Stranger, Password{}); !errors.Is(err, ErrMalformed) {
+	if _, err := pool.Hash(t.Context(), somebody, Password{}); !errors.Is(err, ErrMalformed) {
 		t.Errorf("Hash of the zero Password: got error %v, want ErrMalformed", err)
 	}
-	if match, _, err := pool.Compare(t.Context(), Stranger, Password{}, ""); match || !errors.Is(err, ErrMalformed) {
+	if match, _, err := compare(t, pool, Password{}, ""); match || !errors.Is(err, ErrMalformed) {
 		t.Errorf("Compare of the zero Password: got match %v, error %v; want ErrMalformed", match, err)
 	}
 	var zero Pool
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // a wait for a slot would never end
 	defer cancel()
-	if _, err := zero.Hash(ctx, SignedIn, pw); !errors.Is(err, ErrOverloaded) {
+	if _, err := zero.Hash(ctx, somebody, pw); !errors.Is(err, ErrOverloaded) {
 		t.Errorf("zero Pool: got error %v, want ErrOverloaded", err)
 	}
 	if got := zero.RetryAfter(); got != 100*time.Millisecond {
@@ -183,14 +196,19 @@ func TestZeroValues(t *testing.T) {
 
 func TestConfigDefaults(t *testing.T) {
 	cores := max(1, runtime.GOMAXPROCS(0)-1)
+	hash := Default.Footprint()
 	for _, tt := range []struct{ in, want Config }{
-		{Config{}, Config{Default, cores, 64 * cores, 64 * cores / 8}},
-		{Config{Parallel: 3}, Config{Default, 3, 192, 24}},
-		{Config{Parallel: 2, Queue: 1}, Config{Default, 2, 1, 0}},
-		{Config{Parallel: 2, Queue: 4, Reserved: 9}, Config{Default, 2, 4, 4}},
-		{Config{Parallel: 2, Queue: 40, Reserved: -1}, Config{Default, 2, 40, 0}},
-		{Config{Parallel: 2, Queue: -1, Reserved: 5}, Config{Default, 2, 0, 0}},
-		{Config{Params: Params{Threads: 16}}, Config{Params{19456, 2, 16}, max(1, cores/16), 64, 8}},
+		{Config{}, Config{Default, 0, cores, 64 * cores, 64 * cores / 8}},
+		{Config{Parallel: 3}, Config{Default, 0, 3, 192, 24}},
+		{Config{Parallel: 2, Queue: 1}, Config{Default, 0, 2, 1, 0}},
+		{Config{Parallel: 2, Queue: 4, Reserved: 9}, Config{Default, 0, 2, 4, 4}},
+		{Config{Parallel: 2, Queue: 40, Reserved: -1}, Config{Default, 0, 2, 40, 0}},
+		{Config{Parallel: 2, Queue: -1}, Config{Default, 0, 2, 128, 16}},
+		{Config{Params: Params{Threads: 16}}, Config{Params{19456, 2, 16}, 0, max(1, cores/16), 64, 8}},
+		{Config{Parallel: 31, Memory: 256 << 20}, Config{Default, 256 << 20, 4, 256, 32}},
+		{Config{Parallel: 31, Memory: 3*hash - 1}, Config{Default, 3*hash - 1, 2, 128, 16}},
+		{Config{Parallel: 31, Memory: 1}, Config{Default, 1, 1, 64, 8}},
+		{Config{Parallel: 2, Memory: 1 << 40}, Config{Default, 1 << 40, 2, 128, 16}},
 	} {
 		if got := tt.in.withDefaults(); got != tt.want {
 			t.Errorf("%+v: got %+v, want %+v", tt.in, got, tt.want)
@@ -207,10 +225,8 @@ func TestPoolIsSafeForConcurrentUse(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 200 {
 		wg.Go(func() {
-			phc, err := pool.Hash(t.Context(), Caller(i%2), pw)
-			if err == nil {
-				_, _, err = pool.Compare(t.Context(), Caller(i%2), pw, phc)
-			}
+			caller := []Caller{Stranger("a"), Stranger("b"), User("c"), Admin("d")}[i%4]
+			_, err := pool.Hash(t.Context(), caller, pw)
 			pool.RetryAfter()
 			switch {
 			case errors.Is(err, ErrOverloaded):
@@ -223,9 +239,10 @@ func TestPoolIsSafeForConcurrentUse(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if done.Load() == 0 || done.Load()+refused.Load() != 200 || pool.taken != 0 {
-		t.Errorf("%d callers done, %d refused, %d places still taken; want 200 callers and no place taken", done.Load(), refused.Load(), pool.taken)
+	if done.Load() == 0 || done.Load()+refused.Load() != 200 {
+		t.Errorf("%d callers done, %d refused; want 200 callers", done.Load(), refused.Load())
 	}
+	expectEmpty(t, pool)
 }
 
 func TestRetryAfter(t *testing.T) {
@@ -243,7 +260,7 @@ func TestRetryAfter(t *testing.T) {
 				t.Errorf("%s: got %v, want %v", name, got, want)
 			}
 		}
-		hash := func() { _, _ = pool.Hash(t.Context(), SignedIn, pw) }
+		hash := func() { _, _ = pool.Hash(t.Context(), somebody, pw) }
 		startMany := func(n int) (wait func()) {
 			var wg sync.WaitGroup
 			for range n {
@@ -282,7 +299,7 @@ func BenchmarkHash(b *testing.B) {
 		pool := NewPool(Config{})
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := pool.Hash(b.Context(), Stranger, pw); err != nil {
+			if _, err := pool.Hash(b.Context(), somebody, pw); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -299,7 +316,7 @@ func BenchmarkHash(b *testing.B) {
 		tag := make([]byte, tagLength)
 		pool.derive = func(_, _ []byte, _, _ uint32, _ uint8, _ uint32) []byte { return tag }
 		for b.Loop() {
-			if _, _, err := pool.Compare(b.Context(), Stranger, pw, somePHC); err != nil {
+			if _, _, err := compare(b, pool, pw, somePHC); err != nil {
 				b.Fatal(err)
 			}
 		}

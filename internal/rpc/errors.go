@@ -23,10 +23,16 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// storeRetry is the shortest time that a client should wait while the database does not
-// answer. A random time of up to storeRetry is added, so that clients do not return at
-// the same moment.
-const storeRetry = time.Second
+const (
+	// storeRetry is the shortest time that a client should wait while the database does
+	// not answer. A random time of up to the same length is added to storeRetry and to
+	// watchRetry, so that clients do not return at the same moment.
+	storeRetry = time.Second
+	// watchRetry is the shortest time that a watcher without a place should wait. Until
+	// the watcher is back, its service knows no new revocation. Clients that are refused
+	// again wait longer by themselves.
+	watchRetry = 100 * time.Millisecond
+)
 
 // refusals maps errors of the packages below to statuses. The first row that matches
 // counts. An error without a row is a fault of the server: the client gets INTERNAL,
@@ -40,7 +46,10 @@ var refusals = []struct {
 }{
 	{store.ErrUnavailable, codes.Unavailable, watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE, "the database is not available"},
 	{password.ErrOverloaded, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many passwords to check at once"},
-	{hub.ErrTooManyWatchers, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many watchers"},
+	{hub.ErrTooManyWatchers, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "no place for another watcher from this client's network or certificate"},
+	{hub.ErrEvicted, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "another watcher got this place, since all places of the server, or of the client's network or certificate, were taken"},
+	{issuer.ErrTooMany, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many signing keys that still verify"},
+	{errTooManyCalls, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many calls of the user at once"},
 	{login.ErrCredentials, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS, "unknown user or wrong password"},
 	{login.ErrUserDisabled, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_USER_DISABLED, "the user is disabled"},
 	{session.ErrRefreshInvalid, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID, "not a refresh token of this server"},
@@ -84,6 +93,9 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 		}
 		if r.err != caller.ErrRevoked && r.err != caller.ErrStale {
 			method = ""
+		}
+		if r.err == hub.ErrTooManyWatchers || r.err == hub.ErrEvicted {
+			retryAfter = func() time.Duration { return watchRetry + rand.N(watchRetry) }
 		}
 		return refusal.Status(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)
 	}

@@ -24,11 +24,12 @@ func (s *Sessions) ListSessions(ctx context.Context, req *watchwordv1.ListSessio
 	by := callerOf(ctx)
 	userID := cmp.Or(field(&r, "user_id", optionalID, req.GetUserId()), by.ID)
 	page := readPage(&r, req, "sessions", userID)
+	after := field(&r, "page_token", session.ParsePlace, page.after)
 	if r.err != nil {
 		return nil, r.err
 	}
-	rows, next, err := s.Sessions.List(ctx, by, userID, page.after, page.size)
-	return &watchwordv1.ListSessionsResponse{Sessions: messages(rows, s.message), NextPageToken: page.token(next)}, err
+	rows, next, err := s.Sessions.List(ctx, by, userID, after, page.size)
+	return &watchwordv1.ListSessionsResponse{Sessions: messages(rows, s.message), NextPageToken: page.token(session.FormatPlace(next))}, err
 }
 
 // RevokeSession serves SessionService/RevokeSession.

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"time"
@@ -54,13 +55,19 @@ const sendTimeout = 30 * time.Second
 
 // WatchBundle serves TrustService/WatchBundle: the stream of messages from the hub to
 // one verifier. A client that reads too slowly, or is ahead of this replica, gets
-// UNAVAILABLE and watches again.
+// UNAVAILABLE and watches again. A client that loses its place to another client gets
+// RESOURCE_EXHAUSTED, as a client that finds no place.
 func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
 	ctx := stream.Context()
-	if t.NeedCertificate && !showsCertificate(ctx) {
+	from, ok := peer.FromContext(ctx)
+	if !ok {
+		from = &peer.Peer{}
+	}
+	cert := clientCertificate(from)
+	if t.NeedCertificate && cert == nil {
 		return errNoCertificate
 	}
-	watcher, err := t.Hub.Watch(ctx, caller.SourceOf(ctx).Network(), req.GetResume())
+	watcher, err := t.Hub.Watch(ctx, watcherPeer(from, cert, caller.SourceOf(ctx)), req.GetResume())
 	if errors.Is(err, hub.ErrOutdated) {
 		return status.Error(codes.Unavailable, "this replica is behind what the client has: try again, or use another replica")
 	}
@@ -89,6 +96,9 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	select {
 	case <-sending.Done():
 		err = sending.Result()
+	case <-watcher.Evicted():
+		sending.Leave(LogLate(t.Logger)) // SendMsg may be blocked
+		return hub.ErrEvicted
 	case <-unread.C:
 		sending.Leave(LogLate(t.Logger))
 		return status.Error(codes.Unavailable, "the client left messages unread for too long: watch again")
@@ -121,13 +131,37 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	return c.CodecV2.Marshal(v)
 }
 
-// showsCertificate reports whether the client showed a certificate and the TLS
-// handshake verified it.
-func showsCertificate(ctx context.Context) bool {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return false
-	}
+// clientCertificate returns the certificate that the client showed and that the TLS
+// handshake verified; nil without one.
+func clientCertificate(p *peer.Peer) *x509.Certificate {
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
-	return ok && len(info.State.VerifiedChains) > 0
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return nil
+	}
+	return info.State.VerifiedChains[0][0]
+}
+
+// watcherPeer returns the peer by which a watcher is counted: the name in the client
+// certificate, and without a certificate the client's network. If a trusted proxy has
+// forwarded the call, the certificate names the proxy, and the network counts.
+func watcherPeer(from *peer.Peer, cert *x509.Certificate, source caller.Source) hub.Peer {
+	direct := caller.Proxies{}.Source(from.Addr, nil)
+	if cert == nil || direct != source {
+		return hub.Peer{Name: source.Network()}
+	}
+	return hub.Peer{Name: certificateName(cert), Certified: true}
+}
+
+// certificateName returns the name in a certificate: the first URI, such as a SPIFFE id;
+// without one the first DNS name; without either the subject. The CA has signed the whole
+// list of names, and the order counts, so a client has no choice between several names.
+// The kind comes before the name: a subject must not look like a DNS name or a network.
+func certificateName(cert *x509.Certificate) string {
+	switch {
+	case len(cert.URIs) > 0:
+		return "URI " + cert.URIs[0].String()
+	case len(cert.DNSNames) > 0:
+		return "DNS " + cert.DNSNames[0]
+	}
+	return "subject " + string(cert.RawSubject)
 }

@@ -24,6 +24,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/gate"
+	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/rpc"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -102,6 +103,7 @@ func openFeed(t *testing.T, s *store.Store) *feed.Feed {
 // serveFeed serves the bundle of a feed.
 func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerInterceptor) *trust {
 	t.Helper()
+	f.Hub().LimitWatchers(watchersAtMost)
 	tr := &trust{feed: f, ended: make(chan error, 100), listener: bufconn.Listen(1 << 20)}
 	note := func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		err := handler(srv, stream)
@@ -162,32 +164,30 @@ func read(stream bundle, pause time.Duration) (sessions int, err error) {
 	}
 }
 
-// places is how many watchers a peer can open more.
+// watchersAtMost is the bound of the hub in these tests. A peer may hold a half.
+const watchersAtMost = 100
+
+// places is how many watchers a peer can open more. Each is a stranger, so that it takes
+// no place of another watcher of its peer.
 func (tr *trust) places(t *testing.T, from string) (n int) {
 	t.Helper()
-	w, err := tr.feed.Hub().Watch(t.Context(), "somebody", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	var at []byte // a watcher that resumes waits for nothing
-	for at == nil {
-		m, err := w.Next(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		decoded := &watchwordv1.WatchBundleResponse{}
-		if err := proto.Unmarshal(m, decoded); err != nil {
-			t.Fatal(err)
-		}
-		at = decoded.GetResume()
-	}
 	for ; ; n++ {
-		w, err := tr.feed.Hub().Watch(t.Context(), from, at)
+		w, err := tr.feed.Hub().Watch(t.Context(), hub.Peer{Name: from}, nil)
 		if err != nil {
 			return n
 		}
 		defer w.Close()
+		for opened := false; !opened; { // the next one waits for this one's snapshot
+			m, err := w.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			decoded := &watchwordv1.WatchBundleResponse{}
+			if err := proto.Unmarshal(m, decoded); err != nil {
+				t.Fatal(err)
+			}
+			opened = decoded.GetHeartbeat() != nil
+		}
 	}
 }
 

@@ -27,6 +27,7 @@ type Config struct {
 	AccessTTL      time.Duration `name:"access-ttl" default:"5m" help:"Lifetime of an access token."`
 	RefreshTTL     time.Duration `name:"refresh-ttl" default:"720h" help:"A session ends after this time without a refresh."`
 	SessionTTL     time.Duration `name:"session-ttl" default:"2160h" help:"A session ends after this time in any case."`
+	MaxSessions    int           `default:"1000" help:"Sessions that one user can have; a further login ends the oldest."`
 	RefreshGrace   time.Duration `default:"10s" help:"How long a spent refresh token gets the same answer again."`
 	JWKSMaxAge     time.Duration `name:"jwks-max-age" default:"1m" help:"How long caches may keep the JWKS."`
 	KeyTTL         time.Duration `name:"key-ttl" default:"720h" help:"How long a signing key signs before the next key takes over; 0: until key rotate."`
@@ -38,6 +39,7 @@ type Config struct {
 	Insecure       bool          `help:"Serve without TLS to other machines."`
 	MaxConnections int           `help:"Connections to the gRPC address at a time. Default: 2048, or fewer if the limit of open files is low."`
 	TrustedProxy   []string      `help:"Network or address of a proxy that may name the client's address in x-forwarded-for; repeat the flag for more."`
+	HashMemory     Size          `placeholder:"SIZE" help:"Memory for password hashes, such as 256MiB. Default: half of the memory limit (cgroup or GOMEMLIMIT), or else a quarter of the machine's memory."`
 	DrainTimeout   time.Duration `default:"10s" help:"How long calls in flight may take while the server stops."`
 
 	InitialPasswordFile string `type:"path" help:"File for the password of the first user, instead of standard output. Must not exist at the first start."`
@@ -49,7 +51,7 @@ func DefaultConfig() Config {
 	return Config{
 		GRPCAddr: "127.0.0.1:50051", HTTPAddr: "127.0.0.1:8080", DatastoreURI: "sqlite:watchword.db",
 		Audience: []string{"internal"}, SigningAlg: "EdDSA",
-		AccessTTL: 5 * time.Minute, RefreshTTL: 720 * time.Hour, SessionTTL: 2160 * time.Hour, RefreshGrace: 10 * time.Second,
+		AccessTTL: 5 * time.Minute, RefreshTTL: 720 * time.Hour, SessionTTL: 2160 * time.Hour, MaxSessions: 1000, RefreshGrace: 10 * time.Second,
 		JWKSMaxAge: time.Minute, KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour, DrainTimeout: 10 * time.Second,
 	}
 }
@@ -57,6 +59,10 @@ func DefaultConfig() Config {
 // minAccessTTL is the shortest lifetime of an access token. With a shorter one, clients
 // would do little else than refresh.
 const minAccessTTL = time.Second
+
+// maxMaxSessions bounds --max-sessions. Each login counts the user's sessions up to
+// --max-sessions: for the bound, about 1.5 ms of SQLite's one writer.
+const maxMaxSessions = 10_000
 
 // The issuer and the audiences are in every access token, and a token has at most 8
 // KiB: a longer token would not fit into the headers of a call. The bounds leave room
@@ -128,6 +134,7 @@ func (c *Config) validateLifetimes() error {
 		rule{c.AccessTTL < minAccessTTL, fmt.Sprintf("--access-ttl: must be at least %v", minAccessTTL)},
 		rule{c.RefreshTTL < c.AccessTTL, "--refresh-ttl: must not be shorter than --access-ttl"},
 		rule{c.SessionTTL < c.AccessTTL, "--session-ttl: must not be shorter than --access-ttl"},
+		rule{c.MaxSessions < 1 || c.MaxSessions > maxMaxSessions, fmt.Sprintf("--max-sessions: must be between 1 and %d", maxMaxSessions)},
 		rule{c.RefreshGrace < 0 || c.RefreshGrace >= c.RefreshTTL, "--refresh-grace: must not be negative, and must be shorter than --refresh-ttl"},
 		rule{c.JWKSMaxAge < 0, "--jwks-max-age: must not be negative"},
 		// A key stays in the key set until its last token has expired, so keys that
@@ -137,6 +144,7 @@ func (c *Config) validateLifetimes() error {
 		rule{c.DrainTimeout < 0, "--drain-timeout: must not be negative"},
 		rule{c.MaxConnections != 0 && c.MaxConnections < minConnections,
 			fmt.Sprintf("--max-connections: must be at least %d", minConnections)},
+		rule{c.HashMemory != 0 && c.HashMemory < oneHash, fmt.Sprintf("--hash-memory: %v is less than one password hash takes: give %v or more", c.HashMemory, oneHash)},
 	)
 }
 

@@ -65,8 +65,8 @@ func newMetrics() *metrics {
 // interceptors, outermost first: metrics count every call and every refused call;
 // recovery turns a panic into INTERNAL; the gate notes when a request has arrived; the
 // edge gives errors their status and counts refused calls for the security record; the
-// verifier checks the access token. Before all of them, the gate's tap admits a call by
-// its headers.
+// verifier checks the access token; turns bound the calls of one user. Before all of them,
+// the gate's tap admits a call by its headers.
 //
 // The keepalive pings close a connection to a client that has disappeared, within 40
 // seconds. Clients may ping every five seconds, also without a call: a verifier's
@@ -102,7 +102,8 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 		grpc.Creds(gate.Guard(creds)),
 		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(panics), s.gate.Unary, edge.Unary),
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(panics), s.drain.stream, s.gate.Stream, edge.Stream))
-	return append(opts, s.verifier.ServerOptions()...)
+	opts = append(opts, s.verifier.ServerOptions()...)
+	return append(opts, grpc.ChainUnaryInterceptor(new(rpc.Turns).Unary))
 }
 
 // logCalls logs every call at level debug, for finding faults. Health and reflection

@@ -22,6 +22,7 @@ const (
 type limits struct {
 	connections int // to the gRPC address
 	http        int // connections to the HTTP address
+	watchers    int // streams of the trust bundle: a verifier has a connection of its own
 	calls       gate.Limits
 }
 
@@ -39,7 +40,7 @@ func (c *Config) limits(files int) (limits, error) {
 			connections = max(minConnections, fit)
 		}
 	}
-	l := limits{connections: connections, http: max(minConnections/2, connections/16), calls: gate.Limits{
+	l := limits{connections: connections, http: max(minConnections/2, connections/16), watchers: connections, calls: gate.Limits{
 		Requests: max(32, connections/4), RequestsPerPeer: max(16, connections/8),
 		Streams: max(16, connections/8), StreamsPerPeer: max(8, connections/32),
 	}}

@@ -163,16 +163,17 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	if s.feed, err = feed.Open(ctx, s.store, inst.issuer, inst.databaseID, s.logger); err != nil {
 		return err
 	}
+	s.feed.Hub().LimitWatchers(s.limits.watchers)
 	tokens, err := issuer.Open(ctx, s.store, master, inst.issuer, s.cfg.AccessTTL)
 	if err != nil {
 		return err
 	}
 	s.feed.OnKeys(tokens.Reload) // a key that another replica has made signs here, too
 	s.keyring = issuer.NewKeyring(s.store, s.feed, master, s.audit)
-	s.passwords = password.NewPool(password.Config{})
+	s.passwords = s.hashPool(ctx)
 	s.users = user.New(s.store, s.feed, s.passwords, s.audit)
 	s.sessions, err = session.Open(ctx, session.Config{
-		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace,
+		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace, PerUser: s.cfg.MaxSessions,
 		Idle: session.IdleTTL(s.cfg.RefreshTTL), Max: session.MaxTTL(s.cfg.SessionTTL),
 	}, session.Dependencies{
 		Store: s.store, Feed: s.feed, Issuer: tokens, Users: s.users, Audit: s.audit, Master: master,
@@ -191,6 +192,21 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	}
 	s.onClose(s.verifier.Close)
 	return nil
+}
+
+// hashPool makes the pool of password hashes, and logs its size: the size may come from the
+// machine.
+func (s *Server) hashPool(ctx context.Context) *password.Pool {
+	memory := s.cfg.HashMemory
+	if memory == 0 {
+		var err error
+		if memory, err = processLimits().hashMemory(); err != nil {
+			s.logger.WarnContext(ctx, "the memory limit of the cgroup is unknown; give --hash-memory", "error", err)
+		}
+	}
+	pool := password.NewPool(password.Config{Memory: int64(memory)})
+	s.logger.InfoContext(ctx, "hashing passwords", "memory", memory.String(), "at_a_time", pool.Parallel())
+	return pool
 }
 
 // register registers every service, and checks that each method has an access rule in

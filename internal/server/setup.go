@@ -138,7 +138,7 @@ func (c *Config) prepareAdmin(ctx context.Context, s *store.Store) (firstAdmin, 
 	a := firstAdmin{password: password.Generate(), file: c.InitialPasswordFile}
 	pw, err := password.Parse(a.password)
 	if err == nil {
-		a.hash, err = password.NewPool(password.Config{}).Hash(ctx, password.SignedIn, pw)
+		a.hash, err = password.NewPool(password.Config{}).Hash(ctx, password.Admin(""), pw)
 	}
 	if err != nil || a.file == "" {
 		return a, err

@@ -31,7 +31,7 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 	if err != nil {
 		return nil, err
 	}
-	return s.Sign(grant)
+	return s.Sign(ctx, grant)
 }
 
 // spendCurrent does the ordinary refresh, of the newest token, in one statement.
@@ -51,7 +51,10 @@ func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []strin
 		return nil, err
 	}
 	within, err := s.audienceWithin(spent.Session.Audience, asked)
-	return &Grant{&spent.Session, spent.Username, spent.Roles, spent.Version, within, spent.Session.RefreshedAt}, err
+	return &Grant{
+		session: &spent.Session, username: spent.Username, roles: spent.Roles, version: spent.Version,
+		audience: within, now: spent.Session.RefreshedAt,
+	}, err
 }
 
 // decidingAudience returns the one service that must be in the session's audience, so

@@ -50,6 +50,7 @@ type Config struct {
 	Audience []string // all services for which this server issues tokens
 	Idle     IdleTTL
 	Max      MaxTTL
+	PerUser  int           // --max-sessions: the largest number of sessions of one user
 	Grace    time.Duration // --refresh-grace: how long a spent refresh token gets the same answer again
 }
 
@@ -101,15 +102,22 @@ type Grant struct {
 	version  int64 // the user's
 	audience []string
 	now      time.Time
+	ended    bool // another session of the user has ended in the same transaction
 }
 
 // newGrant returns the grant for a session and its user, as read in a transaction.
 func newGrant(row *store.Session, u *store.User, audience []string, now time.Time) *Grant {
-	return &Grant{row, u.Username, u.Roles, u.Version, audience, now}
+	return &Grant{session: row, username: u.Username, roles: u.Roles, version: u.Version, audience: audience, now: now}
 }
 
-// Sign makes the access token and the refresh token of a grant.
-func (s *Sessions) Sign(g *Grant) (*Tokens, error) {
+// Sign makes the access token and the refresh token of a grant. If another session has
+// ended to make room, Sign first waits until this server's own verifier has that end.
+func (s *Sessions) Sign(ctx context.Context, g *Grant) (*Tokens, error) {
+	if g.ended {
+		if err := s.d.Feed.Sync(ctx); err != nil {
+			return nil, err
+		}
+	}
 	refresh, err := s.macs.mint(generation{g.session.ID, g.session.Generations.Current})
 	if err != nil {
 		return nil, err
@@ -186,8 +194,13 @@ func subset(asked, allowed []string) ([]string, error) {
 }
 
 // Start inserts a session for a user, and writes an event of the type why into the
-// security record. The user's row must have been read in tx.
-func (s *Sessions) Start(ctx context.Context, tx *store.Tx, u *store.User, audience []string, why audit.Type) (*Grant, error) {
+// security record. If the user has Config.PerUser sessions before, Start first ends the
+// oldest. The user's row must have been read in tx.
+func (s *Sessions) Start(ctx context.Context, tx *feed.Tx, u *store.User, audience []string, why audit.Type) (*Grant, error) {
+	ended, err := s.makeRoom(ctx, tx, u)
+	if err != nil {
+		return nil, err
+	}
 	now := tx.Now()
 	row := &store.Session{
 		ID: user.NewID(), UserID: u.ID, BornVersion: u.Version, Audience: audience,
@@ -196,15 +209,39 @@ func (s *Sessions) Start(ctx context.Context, tx *store.Tx, u *store.User, audie
 	if err := tx.InsertSession(row); err != nil {
 		return nil, err
 	}
+	grant := newGrant(row, u, audience, now)
+	grant.ended = ended
 	record := audit.Event{Type: why, ActorID: u.ID, ActorName: u.Username, UserID: u.ID, UserName: u.Username, SessionID: row.ID}
-	return newGrant(row, u, audience, now), s.d.Audit.Record(ctx, tx, record)
+	return grant, s.d.Audit.Record(ctx, tx.Tx, record)
+}
+
+// makeRoom ends the oldest sessions of a user, so that one more session makes at most
+// Config.PerUser. If the bound was lowered, a user may have far more sessions, and each
+// call ends some of them. ended tells that a session within its lifetime has ended. A
+// session past its lifetime counts until it is pruned, and its end needs no event and no
+// record.
+func (s *Sessions) makeRoom(ctx context.Context, tx *feed.Tx, u *store.User) (ended bool, err error) {
+	const step = 10 // sessions that one login ends at most: their events hold the lock of all appenders
+	rows, err := tx.SessionsBeyond(u, s.cfg.PerUser-1, step)
+	for _, row := range rows {
+		switch {
+		case err != nil:
+		case s.ExpiresAt(row).After(tx.Now()):
+			ended = true
+			err = s.end(ctx, tx, row, u, audit.Event{Type: audit.SessionRevoked, ActorID: u.ID, ActorName: u.Username,
+				Detail: "ended by a login: the user had --max-sessions sessions"})
+		default:
+			err = tx.EndSession(row.ID)
+		}
+	}
+	return ended, err
 }
 
 // Replace starts a session after a change of password. The change has ended the session
 // old, and the new session gets its audience.
 //
 // Errors: ErrAudience if the server issues for no service of the old audience any more.
-func (s *Sessions) Replace(ctx context.Context, tx *store.Tx, u *store.User, old *store.Session) (*Grant, error) {
+func (s *Sessions) Replace(ctx context.Context, tx *feed.Tx, u *store.User, old *store.Session) (*Grant, error) {
 	audience, err := s.audienceWithin(old.Audience, nil)
 	if err != nil {
 		return nil, err
@@ -271,48 +308,54 @@ func (s *Sessions) end(ctx context.Context, tx *feed.Tx, row *store.Session, u *
 	return tx.SessionEnded(row.ID)
 }
 
-// List returns up to limit live sessions of a user in order of id, beginning after the id
-// `after`. next is the `after` of the next page; empty at the end.
+// List returns live sessions of a user, the newest first, beginning after the place
+// `after`. next is the `after` of the next page; the zero place at the end. List looks at
+// limit sessions, and leaves out those past their lifetime: a page may be short or empty
+// although more pages follow.
 //
 // Errors: ErrNotAllowed if the caller is neither the user nor an admin;
 // user.ErrNotFound, for an admin, if there is no such user.
-func (s *Sessions) List(ctx context.Context, by caller.Caller, userID, after string, limit int) (sessions []*store.Session, next string, err error) {
+func (s *Sessions) List(ctx context.Context, by caller.Caller, userID string, after store.SessionPlace, limit int) (sessions []*store.Session, next store.SessionPlace, err error) {
 	if !by.MayManage(userID) {
-		return nil, "", s.notAllowed(ctx, by, userID)
+		return nil, next, s.notAllowed(ctx, by, userID)
 	}
 	err = s.d.Store.Read(ctx, func(tx *store.Tx) error {
 		u, err := user.Find(tx, userID)
 		if err != nil {
 			return err
 		}
-		sessions, next, err = s.livePage(tx, u, after, limit)
+		rows, err := tx.Sessions(u, after, limit+1) // one more shows that there is a next page
+		if len(rows) > limit {
+			rows = rows[:limit]
+			next = rows[limit-1].Place()
+		}
+		sessions = slices.DeleteFunc(rows, func(row *store.Session) bool {
+			return !caller.Alive(row, u) || !s.ExpiresAt(row).After(tx.Now())
+		})
 		return err
 	})
 	return sessions, next, err
 }
 
-// livePage collects live sessions until the page is full and one more session is found,
-// which shows that there is a next page.
-func (s *Sessions) livePage(tx *store.Tx, u *store.User, after string, limit int) (page []*store.Session, next string, err error) {
-	for {
-		rows, err := tx.Sessions(u.ID, after, limit+1)
-		if err != nil {
-			return nil, "", err
-		}
-		for _, row := range rows {
-			after = row.ID
-			if !caller.Alive(row, u) || !s.ExpiresAt(row).After(tx.Now()) {
-				continue
-			}
-			if len(page) == limit {
-				return page, page[limit-1].ID, nil
-			}
-			page = append(page, row)
-		}
-		if len(rows) <= limit {
-			return page, "", nil
-		}
+// FormatPlace returns a place in a list of sessions as text, and "" for the zero place.
+func FormatPlace(p store.SessionPlace) string {
+	if p == (store.SessionPlace{}) {
+		return ""
 	}
+	return fmt.Sprintf("%x.%x.%s", p.BornVersion, p.CreatedAt.UnixMicro(), p.ID)
+}
+
+// ParsePlace is the inverse of [FormatPlace].
+func ParsePlace(text string) (p store.SessionPlace, err error) {
+	if text == "" {
+		return p, nil
+	}
+	var created int64
+	if _, err = fmt.Sscanf(text, "%x.%x.%s", &p.BornVersion, &created, &p.ID); err != nil {
+		return p, errors.New("not a place in this list")
+	}
+	p.CreatedAt = time.UnixMicro(created).UTC()
+	return p, nil
 }
 
 // Revoke ends a session of the caller; an admin may end any user's session. If the

@@ -181,6 +181,16 @@ func TestWhatEndsEverySession(t *testing.T) {
 	})
 }
 
+// asCaller returns the caller behind an access token.
+func asCaller(t *testing.T, w *sessiontest.World, access string) caller.Caller {
+	t.Helper()
+	p, err := w.Verifier.Verify(t.Context(), access)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: p.Subject()}, SessionID: p.SessionID(), Version: p.TokenVersion(), Roles: p.Roles()}
+}
+
 func TestAChangeOfRightsIsStaleAndRefreshed(t *testing.T) {
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
 		before := w.Login(t)
@@ -216,11 +226,7 @@ func TestAudience(t *testing.T) {
 func TestACallerWhoseRightsAreGoneChangesNothing(t *testing.T) {
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
 		tokens := w.Login(t)
-		p, err := w.Verifier.Verify(t.Context(), tokens.Access)
-		if err != nil {
-			t.Fatal(err)
-		}
-		by := caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: p.Subject()}, SessionID: p.SessionID(), Version: p.TokenVersion(), Roles: p.Roles()}
+		by := asCaller(t, w, tokens.Access)
 		roles := user.Roles{"admin"}
 		change := user.Change{Roles: &roles}
 		if _, err := w.Users.Update(t.Context(), by, w.Alice.ID, change); err != nil {

@@ -2,6 +2,7 @@ package share
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -48,61 +49,226 @@ func TestNewcomerTakesFromTheHeaviest(t *testing.T) {
 	}
 }
 
-// The pool keeps its promises under any sequence of calls: never more places than there
-// are, never more for one peer than allowed, and a refusal only of a peer that has its
-// share.
+// A stranger gives way before the other clients of its peer, and its peer before peers of
+// clients that are no strangers. The newest stranger gives way first.
+func TestStrangersGiveWayFirst(t *testing.T) {
+	t.Parallel()
+	p := NewPool(6, 6)
+	var lost []string
+	take := func(take func(string, func()) *Place, peer, name string) {
+		t.Helper()
+		if take(peer, func() { lost = append(lost, name) }) == nil {
+			t.Fatalf("no place for %s; lost: %v", name, lost)
+		}
+	}
+	take(p.TakeStranger, "a", "a's first stranger")
+	take(p.TakeStranger, "b", "b's stranger")
+	take(p.TakeStranger, "c", "c's stranger")
+	take(p.TakeStranger, "a", "a's second stranger")
+	take(p.Take, "a", "a's ordinary client")
+	take(p.Take, "d", "d's ordinary client") // the places are taken: 5, 2, 2 and 1
+	take(p.TakeStranger, "e", "e's stranger")
+	take(p.Take, "f", "f's ordinary client")
+	take(p.Take, "g", "g's ordinary client")
+	// Only b, c, a's ordinary client, d, f and g have a place. A stranger would weigh as
+	// much as any other peer.
+	if p.TakeStranger("h", nil) != nil {
+		t.Error("a stranger took the place of a peer that holds no more")
+	}
+	take(p.Take, "h", "h's ordinary client")
+	want := []string{"a's second stranger", "a's first stranger", "e's stranger", "c's stranger"}
+	if !slices.Equal(lost, want) {
+		t.Errorf("lost: %q, want %q", lost, want)
+	}
+}
+
+// At the bound of its peer, a client that is no stranger gets the place of a stranger.
+func TestStrangersGiveWayWithinAPeer(t *testing.T) {
+	t.Parallel()
+	p := NewPool(10, 2)
+	lost := 0
+	p.TakeStranger("a", func() { lost++ })
+	p.TakeStranger("a", func() { lost++ })
+	if p.TakeStranger("a", nil) != nil {
+		t.Error("a third place for a peer that may hold two")
+	}
+	for i := range 2 {
+		if p.Take("a", nil) == nil || lost != i+1 {
+			t.Errorf("%d strangers gave way to %d other clients", lost, i+1)
+		}
+	}
+	if p.Take("a", nil) != nil || p.Held() != 2 {
+		t.Errorf("%d places for a peer that may hold two", p.Held())
+	}
+}
+
+// model is what a pool does, written with loops over all places.
+type model struct {
+	places, perPeer int
+	held            []*modelPlace  // in the order of taking
+	arrived         map[string]int // the number of each peer's newest arrival
+}
+
+type modelPlace struct {
+	peer   string
+	weight int
+	place  *Place
+}
+
+func (m *model) of(peer string) (n, weight int) {
+	for _, pl := range m.held {
+		if pl.peer == peer {
+			n, weight = n+1, weight+pl.weight
+		}
+	}
+	return n, weight
+}
+
+// take returns whether a client gets a place, and which place is taken away for it.
+func (m *model) take(peer string, weight int, renews bool) (victim *modelPlace, ok bool) {
+	n, mine := m.of(peer)
+	if n < m.perPeer && len(m.held) < m.places {
+		return nil, true
+	}
+	if n < m.perPeer && m.places > 0 {
+		heaviest, most := "", 0
+		for _, pl := range m.held {
+			if _, w := m.of(pl.peer); w > most || w == most && m.arrived[pl.peer] > m.arrived[heaviest] {
+				heaviest, most = pl.peer, w
+			}
+		}
+		if most > mine+weight {
+			return m.yields(heaviest), true
+		}
+	}
+	if v := m.yields(peer); weight == ordinary && v != nil && v.weight == stranger {
+		return v, true
+	}
+	if oldest := m.oldestStranger(peer); renews && m.places > 0 && oldest != nil {
+		return oldest, true
+	}
+	return nil, false
+}
+
+func (m *model) oldestStranger(peer string) *modelPlace {
+	for _, pl := range m.held {
+		if pl.peer == peer && pl.weight == stranger {
+			return pl
+		}
+	}
+	return nil
+}
+
+// yields returns the newest stranger of a peer, and the newest place of a peer without one.
+func (m *model) yields(peer string) (found *modelPlace) {
+	for _, pl := range m.held {
+		if pl.peer == peer && (found == nil || pl.weight >= found.weight) {
+			found = pl
+		}
+	}
+	return found
+}
+
+func (m *model) remove(gone *modelPlace) {
+	m.held = slices.DeleteFunc(m.held, func(pl *modelPlace) bool { return pl == gone })
+}
+
+// The pool does what the model does, under any sequence of calls.
 func TestPoolAgainstModel(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		places, perPeer := rapid.IntRange(0, 8).Draw(t, "places"), rapid.IntRange(1, 8).Draw(t, "per peer")
-		p := NewPool(places, perPeer)
-		held := map[string]int{}
-		var all []*Place
-		gone := map[*Place]bool{}
-		total := func() (sum, most int) {
-			for _, n := range held {
-				sum, most = sum+n, max(most, n)
-			}
-			return sum, most
+		m := &model{
+			places: rapid.IntRange(0, 8).Draw(t, "places"), perPeer: rapid.IntRange(1, 8).Draw(t, "per peer"),
+			arrived: map[string]int{},
 		}
+		p := NewPool(m.places, m.perPeer)
+		var all, evicted []*modelPlace
 		t.Repeat(map[string]func(*rapid.T){
 			"take": func(t *rapid.T) {
-				name := rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "peer")
-				_, most := total()
-				full := p.Held() == places
-				before := held[name]
-				var place *Place
-				place = p.Take(name, func() { held[name]--; gone[place] = true })
-				may := before < perPeer && places > 0 && (!full || most >= before+2)
-				if may != (place != nil) {
-					t.Fatalf("place: %v, want %v; held %v", place != nil, may, held)
+				mine := &modelPlace{
+					peer:   rapid.SampledFrom([]string{"a", "b", "c", "d", "e", "f"}).Draw(t, "peer"),
+					weight: rapid.SampledFrom([]int{ordinary, stranger}).Draw(t, "weight"),
 				}
-				if place != nil {
-					held[name]++
-					all = append(all, place)
+				renews := mine.weight == stranger && rapid.Bool().Draw(t, "renews")
+				want, may := m.take(mine.peer, mine.weight, renews)
+				evicted = nil
+				take := p.Take
+				switch {
+				case renews:
+					take = p.TakeRenewing
+				case mine.weight == stranger:
+					take = p.TakeStranger
+				}
+				mine.place = take(mine.peer, func() { evicted = append(evicted, mine) })
+				if may != (mine.place != nil) || (want == nil) != (len(evicted) == 0) || len(evicted) > 1 {
+					t.Fatalf("place %v, want one: %v; evicted %v, want %v", mine.place, may, evicted, want)
+				}
+				if want != nil && evicted[0] != want {
+					t.Fatalf("%v gave way, want %v", *evicted[0], *want)
+				}
+				m.remove(want)
+				if mine.place != nil {
+					m.held, all = append(m.held, mine), append(all, mine)
+					m.arrived[mine.peer] = len(all)
 				}
 			},
 			"release": func(t *rapid.T) {
 				if len(all) == 0 {
 					t.Skip()
 				}
-				place := rapid.SampledFrom(all).Draw(t, "place")
-				if !gone[place] {
-					held[place.peer.name]--
-					gone[place] = true
+				pl := rapid.SampledFrom(all).Draw(t, "place")
+				pl.place.Release() // also one that was given back or taken away before
+				m.remove(pl)
+			},
+			"set stranger": func(t *rapid.T) {
+				if len(all) == 0 {
+					t.Skip()
 				}
-				place.Release()
+				pl := rapid.SampledFrom(all).Draw(t, "place")
+				weight := rapid.SampledFrom([]int{ordinary, stranger}).Draw(t, "weight")
+				pl.place.SetStranger(weight == stranger)
+				if pl.weight != weight && slices.Contains(m.held, pl) { // from now on the newest of its peer
+					m.remove(pl)
+					pl.weight = weight
+					m.held = append(m.held, pl)
+				}
 			},
 			"": func(t *rapid.T) {
-				sum, most := total()
-				if sum != p.Held() || sum > max(0, places) || most > perPeer {
-					t.Fatalf("held %v, the pool says %d", held, p.Held())
+				if len(m.held) != p.Held() || p.Held() > max(0, m.places) || len(p.peers) != len(p.most) {
+					t.Fatalf("%d held, the pool says %d; %d peers, %d in the heap", len(m.held), p.Held(), len(p.peers), len(p.most))
 				}
-				if len(p.peers) != len(p.most) {
-					t.Fatalf("%d peers, %d in the heap", len(p.peers), len(p.most))
+				for name, from := range p.peers {
+					if n, weight := m.of(name); n != from.held() || weight != from.weight() || n > m.perPeer {
+						t.Fatalf("%s holds %d with weight %d, want %d and %d", name, from.held(), from.weight(), n, weight)
+					}
 				}
 			},
 		})
+	})
+}
+
+// Clients that lose their place come back at once. They get the places of others only for
+// a while: no clients take places from each other in turn.
+func TestClientsThatComeBackTakeNoPlacesInTurn(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		p := NewPool(rapid.IntRange(1, 8).Draw(t, "places"), 8)
+		type client struct{ peer, weight int }
+		waiting := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) client {
+			return client{rapid.IntRange(0, 5).Draw(t, "peer"), rapid.IntRange(ordinary, stranger).Draw(t, "weight")}
+		}), 0, 30).Draw(t, "clients")
+		for tries := 0; len(waiting) > 0; tries++ {
+			if tries > 10_000 {
+				t.Fatal("clients take places from each other without end")
+			}
+			c := waiting[0]
+			waiting = waiting[1:]
+			take := p.Take
+			if c.weight == stranger {
+				take = p.TakeStranger
+			}
+			take(fmt.Sprint(c.peer), func() { waiting = append(waiting, c) })
+		}
 	})
 }
 

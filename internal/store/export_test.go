@@ -3,9 +3,11 @@ package store
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -125,3 +127,28 @@ func SQLState(err error) string { return sqlState(err) }
 
 // HintEvery is the shortest time between two hints.
 const HintEvery = hintEvery
+
+// Readers is the number of connections that read an embedded database.
+func Readers(s *Store) int { return cap(embedded(s).readers) }
+
+// Prepared lists the statements that the connection of a transaction has prepared.
+func Prepared(tx *Tx) []string {
+	return slices.Collect(maps.Keys(tx.run.(sqliteTx).stmts))
+}
+
+// QueryPlan is SQLite's plan of a statement, one step a line.
+func QueryPlan(tx *Tx, sql string) (plan string, err error) {
+	err = tx.queryRows(func(r row) error {
+		var id, parent, unused int
+		var step string
+		err := r.Scan(&id, &parent, &unused, &step)
+		plan += step + "\n"
+		return err
+	}, "EXPLAIN QUERY PLAN "+sql, make([]any, strings.Count(sql, "$"))...) // at least as many arguments as the statement has
+	return plan, err
+}
+
+// RunForYears runs a query that counts to a number out of reach.
+func RunForYears(tx *Tx) error {
+	return tx.exec(`WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers) SELECT count(*) FROM numbers`)
+}

@@ -29,7 +29,7 @@ func TestPruningSparesWhatWasRefreshedMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = s.Read(t.Context(), func(tx *store.Tx) error {
-		left, err := tx.Sessions("alice", "", 10)
+		left, err := tx.Sessions(&store.User{ID: "alice"}, store.SessionPlace{}, 10)
 		if len(left) != 1 || left[0].ID != "s1" {
 			t.Errorf("left %v", left)
 		}

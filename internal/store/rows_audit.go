@@ -83,28 +83,81 @@ type AuditFilter struct {
 	Before     string // the id of a record: only older records
 }
 
+// Each filter of the security record has a query that finds the records through an index
+// of the filter's column and the id. $1 and $2 are the ids between which the records lie,
+// $3 is the largest number of records, and $4 is the value of the filter.
+//
+// The queries compare and order pairs of column and id. With `column = $4` and ORDER BY
+// id, PostgreSQL may read the table in order of id instead, and pass over all records of
+// others. A comparison with the empty text is the condition of the index: without the
+// comparison no engine uses the index.
+const (
+	auditFrom = `SELECT ` + auditColumns + ` FROM audit WHERE `
+
+	auditAll       = auditFrom + `id < $1 AND id >= $2 ORDER BY id DESC LIMIT $3`
+	auditOfType    = auditFrom + `(type, id) < ($4, $1) AND (type, id) >= ($4, $2) ORDER BY type DESC, id DESC LIMIT $3`
+	auditOfSession = auditFrom + `session_id <> '' AND (session_id, id) < ($4, $1) AND (session_id, id) >= ($4, $2)
+		ORDER BY session_id DESC, id DESC LIMIT $3`
+	auditConcerning = auditFrom + `user_id <> '' AND (user_id, id) < ($4, $1) AND (user_id, id) >= ($4, $2)
+		ORDER BY user_id DESC, id DESC LIMIT $3`
+	auditActing = auditFrom + `actor_id <> '' AND actor_id <> user_id AND (actor_id, id) < ($4, $1) AND (actor_id, id) >= ($4, $2)
+		ORDER BY actor_id DESC, id DESC LIMIT $3`
+	auditOfUser = `SELECT ` + auditColumns + ` FROM (` + auditConcerning + `) AS concerning
+		UNION ALL SELECT ` + auditColumns + ` FROM (` + auditActing + `) AS acting ORDER BY id DESC LIMIT $3`
+)
+
+// query returns the query for the filter that is likely to select the fewest records,
+// and the value of the filter. more tells that other filters remain, for
+// [AuditFilter.matches].
+func (f *AuditFilter) query() (query string, value []any, more bool) {
+	switch {
+	case f.SessionID != "":
+		return auditOfSession, []any{f.SessionID}, f.UserID != "" || f.Type != ""
+	case f.UserID != "":
+		return auditOfUser, []any{f.UserID}, f.Type != ""
+	case f.Type != "":
+		return auditOfType, []any{f.Type}, false
+	}
+	return auditAll, nil, false
+}
+
+func (f *AuditFilter) matches(r *AuditRecord) bool {
+	return (f.Type == "" || f.Type == r.Type) && (f.SessionID == "" || f.SessionID == r.SessionID) &&
+		(f.UserID == "" || f.UserID == r.UserID || f.UserID == r.ActorID)
+}
+
 // Audit lists up to limit records, the newest first. next is the value of
-// [AuditFilter].Before for the next page, and empty at the end. Audit reads at most
-// scan rows, since only ids have an index: a page may be short or empty although more
-// pages follow.
+// [AuditFilter].Before for the next page, and empty at the end. With a single filter of
+// Type, UserID and SessionID, Audit reads the records of the page alone. With several,
+// Audit reads at most scan records: a page may be short or empty although more pages
+// follow.
 func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, next string, err error) {
 	before, floor := cmp.Or(f.Before, "g"), auditID(f.Start) // "g" sorts after every hexadecimal digit
 	if !f.End.IsZero() {
 		before = min(before, auditID(f.End))
 	}
-	records, err = queryAll(tx, (*AuditRecord).columns, `SELECT `+auditColumns+`
-		FROM (SELECT `+auditColumns+` FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT $3) AS scanned
-		WHERE ($4 = '' OR type = $4) AND ($5 = '' OR user_id = $5 OR actor_id = $5) AND ($6 = '' OR session_id = $6)
-		ORDER BY id DESC LIMIT $7`, before, floor, scan, f.Type, f.UserID, f.SessionID, limit+1)
+	query, value, more := f.query()
+	n := limit + 1 // the last one shows that there is a next page
+	if more {
+		n = max(n, scan)
+	}
+	found, err := queryAll(tx, (*AuditRecord).columns, query, append([]any{before, floor, n}, value...)...)
 	if err != nil {
 		return nil, "", err
 	}
-	if len(records) > limit {
-		return records[:limit], records[limit-1].ID, nil
+	for _, r := range found {
+		if !f.matches(r) {
+			continue
+		}
+		if len(records) == limit {
+			return records, records[limit-1].ID, nil
+		}
+		records = append(records, r)
 	}
-	err = tx.queryRows(into(&next),
-		`SELECT id FROM audit WHERE id < $1 AND id >= $2 ORDER BY id DESC LIMIT 1 OFFSET $3`, before, floor, scan-1)
-	return records, next, err
+	if len(found) == n {
+		next = found[n-1].ID
+	}
+	return records, next, nil
 }
 
 // PruneAudit deletes up to limit records older than the time before, and returns the

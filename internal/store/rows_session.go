@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"math"
 	"strings"
 	"time"
 )
@@ -76,12 +77,46 @@ func qualified(alias, columns string) string {
 	return alias + "." + strings.Join(strings.Fields(columns), " "+alias+".")
 }
 
-// Sessions lists the sessions of a user that have a zero EndedAt, in order of id,
-// beginning after the id `after`. A session past its lifetime is listed, too.
-func (tx *Tx) Sessions(userID, after string, limit int) ([]*Session, error) {
-	return queryAll(tx, (*Session).columns,
-		`SELECT `+sessionColumns+` FROM sessions WHERE user_id = $1 AND id > $2 AND ended_at IS NULL ORDER BY id LIMIT $3`,
-		userID, after, limit)
+// SessionPlace is the place of a session in the list of a user's sessions. The sessions
+// are in order of age: by the user's version at the login, then by time, then by id. The
+// version comes first, since a clock may be set back and a version never falls. The zero
+// value is the place before the newest session.
+type SessionPlace struct {
+	BornVersion int64
+	CreatedAt   time.Time
+	ID          string
+}
+
+// Place returns the place of a session.
+func (s *Session) Place() SessionPlace { return SessionPlace{s.BornVersion, s.CreatedAt, s.ID} }
+
+// Sessions lists up to limit sessions of a user that were not ended, neither alone nor
+// with all sessions of the user, the newest first, beginning after the place `after`. A
+// session past its lifetime is listed, too. Sessions reads no other rows.
+func (tx *Tx) Sessions(u *User, after SessionPlace, limit int) ([]*Session, error) {
+	version, created := after.BornVersion, micros(after.CreatedAt)
+	if after == (SessionPlace{}) {
+		version, created = math.MaxInt64, math.MaxInt64
+	}
+	return queryAll(tx, (*Session).columns, `SELECT `+sessionColumns+` FROM sessions
+		WHERE user_id = $1 AND ended_at IS NULL AND born_ver >= $2 AND (born_ver, created_at, id) < ($3, $4, $5)
+		ORDER BY born_ver DESC, created_at DESC, id DESC LIMIT $6`,
+		u.ID, u.RevokedBelow, version, created, after.ID, limit)
+}
+
+// SessionsBeyond lists the sessions of [Tx.Sessions] that are too many for a user if
+// `most` sessions may stay: at most limit, the oldest first. A transaction that writes
+// locks the rows. SessionsBeyond reads at most most+2*limit rows.
+func (tx *Tx) SessionsBeyond(u *User, most, limit int) (sessions []*Session, err error) {
+	return sessions, tx.fail(tx.run.query(func(r row) error {
+		s := &Session{}
+		sessions = append(sessions, s)
+		return r.Scan(s.columns()...)
+	}, "sessions", `SELECT `+sessionColumns+` FROM sessions WHERE user_id = $1 AND ended_at IS NULL AND born_ver >= $2
+		ORDER BY born_ver, created_at, id LIMIT (SELECT count(*) FROM (
+			SELECT 1 FROM sessions WHERE user_id = $1 AND ended_at IS NULL AND born_ver >= $2
+			ORDER BY born_ver, created_at, id LIMIT $4 OFFSET $3) AS beyond)`, // the order makes PostgreSQL count by the index
+		u.ID, u.RevokedBelow, most, limit))
 }
 
 // InsertSession adds a session.

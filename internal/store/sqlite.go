@@ -89,7 +89,8 @@ func (s *sqliteDB) shutdown() error {
 func (s *sqliteDB) read(ctx context.Context, fn func(*Tx) error) error {
 	select {
 	case c := <-s.readers:
-		defer func() { s.readers <- c }()
+		c.ctx = ctx
+		defer func() { c.ctx = nil; s.readers <- c }()
 		_, err := c.transact(fn)
 		return err
 	case <-s.closed:

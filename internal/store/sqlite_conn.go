@@ -13,10 +13,13 @@ import (
 // sqliteConn is a connection to the embedded database, with its prepared statements. At
 // most one goroutine may use a connection at a time.
 //
-// No caller's context reaches the driver: SQLite's interrupt rolls back the whole
-// transaction, and so the writes of every caller in the same group.
+// The context of a caller that reads ends the running query, and the connection goes on
+// with the next caller. No context of a caller that writes reaches the driver: SQLite's
+// interrupt rolls back the whole transaction, and so the writes of every caller in the
+// same group.
 type sqliteConn struct {
 	c     *sql.Conn
+	ctx   context.Context      // of the caller that reads; nil for a connection that writes
 	turn  *turnstile           // nil for a connection that only reads
 	stmts map[string]*sql.Stmt // by SQL text; bounded, since every text is a constant of this package
 }
@@ -111,7 +114,11 @@ func (c *sqliteConn) query(scan func(row) error, _, query string, args ...any) e
 	if err != nil {
 		return err
 	}
-	rows, err := stmt.Query(args...)
+	ctx := c.ctx
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	rows, err := stmt.QueryContext(ctx, args...)
 	if err != nil {
 		return err
 	}

@@ -115,7 +115,9 @@ func isPostgres(uri string) bool {
 func (s *Store) Close() error { return s.engine.close() }
 
 // Read runs fn on one unchanging state of the database. Read waits for a free
-// connection until ctx ends. fn must not write, and must not keep the Tx.
+// connection until ctx ends. If ctx ends during fn, SQLite stops the running query, and
+// fn's later queries fail; on PostgreSQL a query runs on, for some seconds at most. fn
+// must not write, and must not keep the Tx.
 func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error { return s.engine.read(ctx, fn) }
 
 // Write runs fn in a transaction, and returns nil after the transaction is durable. If

@@ -69,7 +69,7 @@ func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles R
 	case !errors.Is(err, ErrNotFound):
 		return nil, err
 	}
-	hash, err := u.passwords.Hash(ctx, password.SignedIn, pw)
+	hash, err := u.passwords.Hash(ctx, password.Admin(by.ID), pw)
 	if err != nil {
 		return nil, err
 	}
@@ -247,7 +247,7 @@ func (u *Users) SetPassword(ctx context.Context, by caller.Caller, id string, pw
 	if err := pw.CheckPolicy(row.Username); err != nil {
 		return nil, err
 	}
-	hash, err := u.passwords.Hash(ctx, password.SignedIn, pw)
+	hash, err := u.passwords.Hash(ctx, password.Admin(by.ID), pw)
 	if err != nil {
 		return nil, err
 	}

@@ -64,8 +64,9 @@ type Event struct {
 	// source (without a user), or of the same type and reason.
 	Count int64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
 	// A text for people: a user's name, roles and state, and for a new name the old name
-	// too, as in "username: alice → bob"; the time from which a key signs; or the method
-	// that was refused.
+	// too, as in "username: alice → bob"; the time from which a key signs; the method
+	// that was refused; or, for a session that a login has ended because of
+	// --max-sessions, that reason.
 	Detail string `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"`
 	// The username of the user in `actor_id`, at the time of the event.
 	ActorName string `protobuf:"bytes,13,opt,name=actor_name,json=actorName,proto3" json:"actor_name,omitempty"`
@@ -206,8 +207,8 @@ func (x *Event) GetUserName() string {
 }
 
 // ListEventsRequest asks for a page. A record must match every filter that is set.
-// One call reads a bounded number of records, so a page may be short or empty
-// although more pages follow (AIP-158).
+// One call reads a bounded number of records. So with several of `type`, `user_id` and
+// `session_id`, a page may be short or empty although more pages follow (AIP-158).
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only events of this type.

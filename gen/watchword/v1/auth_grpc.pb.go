@@ -38,7 +38,8 @@ const (
 // metadata `authorization: Bearer TOKEN` to every guarded service. A refresh
 // token is opaque, is good for one Refresh, and is sent nowhere else.
 type AuthServiceClient interface {
-	// Login starts a session.
+	// Login starts a session. If the user has as many sessions as --max-sessions
+	// allows, Login also ends the oldest of them.
 	//
 	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a
 	// wrong password, in the same time; USER_DISABLED after the right password;
@@ -155,7 +156,8 @@ func (c *authServiceClient) ChangePassword(ctx context.Context, in *ChangePasswo
 // metadata `authorization: Bearer TOKEN` to every guarded service. A refresh
 // token is opaque, is good for one Refresh, and is sent nowhere else.
 type AuthServiceServer interface {
-	// Login starts a session.
+	// Login starts a session. If the user has as many sessions as --max-sessions
+	// allows, Login also ends the oldest of them.
 	//
 	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a
 	// wrong password, in the same time; USER_DISABLED after the right password;

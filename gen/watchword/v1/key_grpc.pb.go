@@ -36,13 +36,15 @@ const (
 // Further errors of every method: those of an access token; ROLE_REQUIRED;
 // STORE_UNAVAILABLE.
 type KeyServiceClient interface {
-	// ListKeys lists every key that signs, will sign, or still verifies.
+	// ListKeys lists every key that signs, will sign, or still verifies, and the
+	// keys that were withdrawn last: some hundred keys at most.
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
 	// RotateKey promotes the key that signs next, as soon as it has been
 	// published for longer than --jwks-max-age, and publishes another key. A
 	// rotation refuses no valid token.
 	//
-	// Errors: INVALID_REQUEST for an algorithm that is not supported.
+	// Errors: INVALID_REQUEST for an algorithm that is not supported; OVERLOADED
+	// if a hundred keys still verify.
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
 	// RevokeKey withdraws a leaked key at once: every token that the key signed is
 	// TOKEN_INVALID at each verifier as soon as the bundle arrives there.
@@ -99,13 +101,15 @@ func (c *keyServiceClient) RevokeKey(ctx context.Context, in *RevokeKeyRequest, 
 // Further errors of every method: those of an access token; ROLE_REQUIRED;
 // STORE_UNAVAILABLE.
 type KeyServiceServer interface {
-	// ListKeys lists every key that signs, will sign, or still verifies.
+	// ListKeys lists every key that signs, will sign, or still verifies, and the
+	// keys that were withdrawn last: some hundred keys at most.
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
 	// RotateKey promotes the key that signs next, as soon as it has been
 	// published for longer than --jwks-max-age, and publishes another key. A
 	// rotation refuses no valid token.
 	//
-	// Errors: INVALID_REQUEST for an algorithm that is not supported.
+	// Errors: INVALID_REQUEST for an algorithm that is not supported; OVERLOADED
+	// if a hundred keys still verify.
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
 	// RevokeKey withdraws a leaked key at once: every token that the key signed is
 	// TOKEN_INVALID at each verifier as soon as the bundle arrives there.

@@ -37,7 +37,8 @@ const (
 //
 // Further errors of every method: those of an access token; STORE_UNAVAILABLE.
 type SessionServiceClient interface {
-	// ListSessions lists the live sessions of one user in order of id (AIP-158).
+	// ListSessions lists the live sessions of one user, the newest first (AIP-158). A
+	// page may be short or empty although more pages follow.
 	//
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size;
 	// SESSION_NOT_FOUND; USER_NOT_FOUND.
@@ -103,7 +104,8 @@ func (c *sessionServiceClient) RevokeUserSessions(ctx context.Context, in *Revok
 //
 // Further errors of every method: those of an access token; STORE_UNAVAILABLE.
 type SessionServiceServer interface {
-	// ListSessions lists the live sessions of one user in order of id (AIP-158).
+	// ListSessions lists the live sessions of one user, the newest first (AIP-158). A
+	// page may be short or empty although more pages follow.
 	//
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size;
 	// SESSION_NOT_FOUND; USER_NOT_FOUND.

@@ -50,7 +50,11 @@ type TrustServiceClient interface {
 	//
 	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open
 	// the stream again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED
-	// if the server has --client-ca; OVERLOADED.
+	// if the server has --client-ca; OVERLOADED if the server has no place for the
+	// stream, or if another client gets the place of the stream. When all places are
+	// taken, a new client gets the place of the client network or client certificate
+	// that holds most. A client with a certificate or with a good `resume` loses its
+	// place later than others.
 	WatchBundle(ctx context.Context, in *WatchBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchBundleResponse], error)
 }
 
@@ -116,7 +120,11 @@ type TrustServiceServer interface {
 	//
 	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open
 	// the stream again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED
-	// if the server has --client-ca; OVERLOADED.
+	// if the server has --client-ca; OVERLOADED if the server has no place for the
+	// stream, or if another client gets the place of the stream. When all places are
+	// taken, a new client gets the place of the client network or client certificate
+	// that holds most. A client with a certificate or with a good `resume` loses its
+	// place later than others.
 	WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[WatchBundleResponse]) error
 	mustEmbedUnimplementedTrustServiceServer()
 }

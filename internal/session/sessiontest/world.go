@@ -33,6 +33,7 @@ const (
 	Grace    = 10 * time.Second
 	Idle     = 30 * 24 * time.Hour
 	Lifetime = 90 * 24 * time.Hour
+	PerUser  = 1000 // sessions of a user
 )
 
 // Password is the password of the user alice.
@@ -58,6 +59,9 @@ type World struct {
 	Logins   *login.Service
 	Verifier *authn.Verifier
 	Alice    *store.User // has the role writer
+
+	pool  *password.Pool
+	parts session.Dependencies
 }
 
 // New makes a world on SQLite.
@@ -108,11 +112,8 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed)) *World {
 	pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}})
 	w.Audit = audit.New(w.Store, slog.New(slog.DiscardHandler))
 	w.Users = user.New(w.Store, w.Feed, pool, w.Audit)
-	w.Sessions, err = session.Open(ctx, session.Config{
-		Audience: []string{"internal", "billing"}, Idle: session.IdleTTL(Idle), Max: session.MaxTTL(Lifetime), Grace: Grace,
-	}, session.Dependencies{Store: w.Store, Feed: w.Feed, Issuer: tokens, Users: w.Users, Audit: w.Audit, Master: master})
-	check()
-	w.Logins = login.New(w.Store, w.Feed, w.Sessions, pool)
+	w.pool, w.parts = pool, session.Dependencies{Store: w.Store, Feed: w.Feed, Issuer: tokens, Users: w.Users, Audit: w.Audit, Master: master}
+	w.Sessions, w.Logins = w.Bounded(t, PerUser)
 	w.Verifier, err = authn.NewVerifier(ctx, w.Feed.Hub().Conn(), authn.WithAudience("internal", "billing"))
 	check()
 	t.Cleanup(func() {
@@ -126,6 +127,19 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed)) *World {
 	w.Alice, err = user.New(w.Store, feed.Direct(w.Store), pool, w.Audit).Create(ctx, caller.AtCommandLine, "alice", user.Roles{"writer"}, Parse(t, Password))
 	check()
 	return w
+}
+
+// Bounded returns the sessions and logins of a server that gives one user at most
+// perUser sessions.
+func (w *World) Bounded(t *testing.T, perUser int) (*session.Sessions, *login.Service) {
+	t.Helper()
+	sessions, err := session.Open(context.Background(), session.Config{
+		Audience: []string{"internal", "billing"}, Idle: session.IdleTTL(Idle), Max: session.MaxTTL(Lifetime), PerUser: perUser, Grace: Grace,
+	}, w.parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sessions, login.New(w.Store, w.Feed, sessions, w.pool)
 }
 
 // Parse returns a text as a password.

@@ -1,8 +1,7 @@
 -- +goose Up
 -- The security record: what users, admins and the operator did, and refused calls. An
 -- id is the record's time in microseconds and a random part, in hexadecimal, so the
--- order of ids is the order of time. The table has no other index, since records are
--- written far more often than they are read.
+-- order of ids is the order of time.
 CREATE TABLE audit (
     id         TEXT    PRIMARY KEY,
     type       TEXT    NOT NULL,

@@ -40,6 +40,7 @@ func Suite(t *testing.T, new func(testing.TB) string) {
 		{"users by a name", testUserIDs},
 		{"sessions", testSessions},
 		{"pages of sessions", testPagesOfSessions},
+		{"sessions beyond a bound", testSessionsBeyond},
 		{"pruning sessions", testPruneSessions},
 		{"audit", testAudit},
 		{"pages of audit", testPagesOfAudit},

@@ -1,0 +1,106 @@
+package hub
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/share"
+)
+
+const (
+	// maxWatchers bounds the watchers of a hub, if nothing else is set.
+	maxWatchers = 10_000
+	// perPeer is the part of all places that one peer may hold while places are free. The
+	// part is large, since the address of a gateway, or one certificate for all services, may
+	// stand for many watchers. A peer with many places is the first to lose places.
+	perPeer = 2
+	// snapshotsPerPeer bounds the snapshots that are sent to one peer at a time. More
+	// wait for their turn.
+	snapshotsPerPeer = 16
+	// snapshotTimeout bounds the time for one snapshot: a million revocations at 300
+	// kB a second.
+	snapshotTimeout = 2 * time.Minute
+	// turnPerMessage is the least length of a turn, for each message of the snapshot. A
+	// client that opens and closes streams in a loop gets 1,600 messages a second, at
+	// most 64 MB. A message takes some 40 µs of CPU time.
+	turnPerMessage = 10 * time.Millisecond
+)
+
+// Peer is the origin of watchers. Watchers with the same Name share their places and
+// their turns for snapshots.
+type Peer struct {
+	Name      string // a network, or the name in a client certificate
+	Certified bool   // the client has shown a certificate of a CA that the server trusts
+}
+
+// LimitWatchers sets the number of places for watchers, of which a peer may hold a
+// half. Without LimitWatchers, a hub has 10,000 places. LimitWatchers must be called
+// before the first Watch.
+func (h *Hub) LimitWatchers(n int) { h.places = share.NewPool(n, max(1, n/perPeer)) }
+
+// turns bounds the snapshots that are sent to each peer at a time. turns is safe for
+// concurrent use.
+type turns struct {
+	mu    sync.Mutex
+	peers map[string]*turn // only peers with a watcher that has a turn or waits for one
+}
+
+// turn holds the turns of one peer.
+type turn struct {
+	peer     string
+	watchers int           // that have a turn or wait for one; turns.mu guards it
+	taken    chan struct{} // holds one element for each snapshot that is being sent
+}
+
+// join returns the turns of a peer. Each join needs a leave.
+func (t *turns) join(peer string) *turn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	of := t.peers[peer]
+	if of == nil {
+		of = &turn{peer: peer, taken: make(chan struct{}, snapshotsPerPeer)}
+		t.peers[peer] = of
+	}
+	of.watchers++
+	return of
+}
+
+func (t *turns) leave(of *turn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if of.watchers--; of.watchers == 0 {
+		delete(t.peers, of.peer)
+	}
+}
+
+// awaitTurn waits until the hub may send another snapshot to the watcher's peer.
+// Errors: ErrEvicted; those of ctx.
+func (w *Watcher) awaitTurn(ctx context.Context, peer string) (err error) {
+	of := w.hub.turns.join(peer)
+	select {
+	case of.taken <- struct{}{}:
+		w.turn, w.turnUntil = of, time.Now().Add(snapshotTimeout)
+		return nil
+	case <-w.evicted:
+		err = ErrEvicted
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	w.hub.turns.leave(of)
+	return err
+}
+
+// endTurn ends the watcher's turn, if the watcher has one, so that the next snapshot to
+// the same peer can begin. A turn that was shorter than turnPerMessage allows ends later.
+func (w *Watcher) endTurn() {
+	of, turns := w.turn, &w.hub.turns
+	if of == nil {
+		return
+	}
+	w.turn = nil
+	time.AfterFunc(time.Until(w.turnFrom), func() {
+		<-of.taken
+		turns.leave(of)
+	})
+}

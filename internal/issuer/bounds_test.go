@@ -1,0 +1,82 @@
+package issuer_test
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+func count(t *testing.T, s *store.Store) (withdrawn, others int) {
+	t.Helper()
+	all, err := issuer.List(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	withdrawn = len(inState(t, s, issuer.Revoked))
+	return withdrawn, len(all) - withdrawn
+}
+
+// Rotations without end are refused, until the keys that they made have expired.
+func TestRotationsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s, _ := ring(t)
+		if err := feed.Direct(s).Write(t.Context(), func(tx *feed.Tx) error { return issuer.SetMaxAge(tx.Tx, 0) }); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		n := 0
+		for ; err == nil && n < 1000; n++ {
+			_, err = k.Rotate(t.Context(), caller.AtCommandLine, "")
+			time.Sleep(time.Microsecond)
+		}
+		if !errors.Is(err, issuer.ErrTooMany) {
+			t.Fatalf("after %d rotations: %v", n, err)
+		}
+		if _, others := count(t, s); others != 100 {
+			t.Errorf("%d keys", others)
+		}
+		leaked := signing(t, s)
+		if now := revoke(t, k, leaked.KID); now.KID == leaked.KID || now.State != issuer.Signing {
+			t.Errorf("a leaked key is not replaced: %+v", now)
+		}
+		time.Sleep(5*time.Minute + feed.Margin)
+		rotate(t, k, "")
+		if _, others := count(t, s); others > 5 {
+			t.Errorf("%d keys after the others have expired", others)
+		}
+	})
+}
+
+// Of the keys that were withdrawn, the latest are kept.
+func TestWithdrawnKeysAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s, _ := ring(t)
+		var last string
+		for i := range 60 {
+			state := issuer.Next
+			if i%2 == 0 {
+				state = issuer.Signing
+			}
+			last = inState(t, s, state)[0].KID
+			revoke(t, k, last)
+			revoke(t, k, last) // changes nothing
+			time.Sleep(time.Second)
+		}
+		withdrawn, others := count(t, s)
+		if withdrawn != 20 || others != 2 {
+			t.Errorf("%d withdrawn keys and %d others", withdrawn, others)
+		}
+		for _, key := range inState(t, s, issuer.Revoked) {
+			if key.KID == last {
+				return
+			}
+		}
+		t.Errorf("the key withdrawn last is not kept")
+	})
+}

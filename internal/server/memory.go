@@ -1,0 +1,105 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"regexp"
+	"runtime/debug"
+	"slices"
+	"strconv"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+
+	"github.com/watchword-auth/watchword/internal/password"
+)
+
+// Size is a number of bytes. The text has the form of GOMEMLIMIT: a whole number and B,
+// KiB, MiB, GiB or TiB, such as 256MiB.
+type Size int64
+
+var (
+	sizeForm = regexp.MustCompile(`^([0-9]+)(B|KiB|MiB|GiB|TiB)$`)
+	units    = []string{"B", "KiB", "MiB", "GiB", "TiB"} // powers of 1024
+)
+
+// UnmarshalText parses a size, for the command line. An error does not repeat the text: the
+// text may be a password in the wrong place.
+func (s *Size) UnmarshalText(text []byte) error {
+	parts := sizeForm.FindStringSubmatch(string(text))
+	if parts == nil {
+		return errors.New("not a size such as 256MiB or 1GiB")
+	}
+	shift := 10 * slices.Index(units, parts[2])
+	n, err := strconv.ParseInt(parts[1], 10, 64)
+	if err != nil || n > math.MaxInt64>>shift {
+		return errors.New("larger than 8388607TiB")
+	}
+	*s = Size(n << shift)
+	return nil
+}
+
+// String returns the size in the largest unit that gives a whole number.
+func (s Size) String() string {
+	unit := 0
+	for ; s != 0 && s%1024 == 0 && unit < len(units)-1; unit++ {
+		s /= 1024
+	}
+	return fmt.Sprint(int64(s), units[unit])
+}
+
+// oneHash is the memory that a password hash takes.
+var oneHash = Size(password.Default.Footprint())
+
+// memoryLimits reads how much memory this process may take, in bytes.
+type memoryLimits struct {
+	cgroup  func() (uint64, error) // the lowest limit of the process's cgroup and the cgroups above
+	golang  uint64                 // GOMEMLIMIT; math.MaxInt64 without a limit
+	machine func() (uint64, error)
+}
+
+// processLimits returns the limits of this process.
+func processLimits() memoryLimits {
+	return memoryLimits{memlimit.FromCgroup, uint64(debug.SetMemoryLimit(-1)), memlimit.FromSystem}
+}
+
+// hashMemory returns the memory for password hashes if --hash-memory is not given: a half
+// of the process's limit, since the process needs the rest for everything else. Without a
+// limit, the process shares the machine with others, and a quarter of the machine's memory
+// is for hashes. If the size of the machine is unknown too, hashMemory returns the memory
+// of one hash.
+//
+// hashMemory returns a size beside an error. Errors: those of the cgroup's files.
+func (l memoryLimits) hashMemory() (Size, error) {
+	limit := l.golang
+	cgroup, err := l.cgroup()
+	switch {
+	case err == nil:
+		limit = min(limit, cgroup)
+	case errors.Is(err, memlimit.ErrNoLimit), errors.Is(err, memlimit.ErrNoCgroup), errors.Is(err, memlimit.ErrCgroupsNotSupported):
+		err = nil
+	}
+	machine, unknown := l.machine()
+	if unknown != nil {
+		machine = math.MaxInt64
+	}
+	switch {
+	case limit < machine:
+		return Size(limit / 2), err
+	case unknown == nil:
+		return Size(machine / 4), err
+	}
+	return oneHash, err
+}
+
+// connectionMemory is the memory that a server plans for each connection of
+// --max-connections, in bytes, with everything that strangers can hold beside it:
+// docs/scaling.md has the sum.
+const connectionMemory = 112 << 10
+
+// MemoryGoal returns the memory that the server plans to stay under, in bytes: for Go's soft
+// limit (debug.SetMemoryLimit). Without a soft limit, Go lets unused memory grow to the size
+// of the used memory.
+func (s *Server) MemoryGoal() int64 {
+	return connectionMemory*int64(s.limits.connections) + int64(s.passwords.Parallel())*password.Default.Footprint()
+}

@@ -1,0 +1,60 @@
+package server
+
+import (
+	"errors"
+	"math"
+	"testing"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
+)
+
+func TestSize(t *testing.T) {
+	for text, want := range map[string]Size{
+		"256MiB": 256 << 20, "1GiB": 1 << 30, "100000KiB": 100000 << 10, "59768832B": 59768832, "0B": 0, "8388607TiB": 8388607 << 40,
+	} {
+		var got Size
+		if err := got.UnmarshalText([]byte(text)); err != nil || got != want {
+			t.Errorf("%s: got %d, error %v; want %d", text, got, err, want)
+		}
+		var again Size
+		if err := again.UnmarshalText([]byte(want.String())); err != nil || again != want {
+			t.Errorf("%s is written as %s, and read again as %d (%v)", text, want, again, err)
+		}
+	}
+	for _, text := range []string{"", "256", "256MB", "256M", "256mib", "-1MiB", "+1MiB", "1.5GiB", "256 MiB", "MiB", "0x10MiB", "1MiB\n", "8388608TiB", "9223372036854775808B"} {
+		var got Size
+		if err := got.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q was read as %d", text, got)
+		}
+	}
+}
+
+func TestHashMemory(t *testing.T) {
+	const gib = 1 << 30
+	is := func(n uint64) func() (uint64, error) { return func() (uint64, error) { return n, nil } }
+	fails := func(err error) func() (uint64, error) { return func() (uint64, error) { return 0, err } }
+	broken := errors.New("cannot be read")
+	for name, test := range map[string]struct {
+		limits memoryLimits
+		want   Size
+		err    error
+	}{
+		"half of the cgroup's limit":       {memoryLimits{is(gib), math.MaxInt64, is(16 * gib)}, gib / 2, nil},
+		"half of GOMEMLIMIT":               {memoryLimits{fails(memlimit.ErrNoLimit), gib, is(16 * gib)}, gib / 2, nil},
+		"the lower one, GOMEMLIMIT":        {memoryLimits{is(2 * gib), gib, is(16 * gib)}, gib / 2, nil},
+		"the lower one, the cgroup's":      {memoryLimits{is(gib), 2 * gib, is(16 * gib)}, gib / 2, nil},
+		"a quarter of the machine":         {memoryLimits{fails(memlimit.ErrNoLimit), math.MaxInt64, is(16 * gib)}, 4 * gib, nil},
+		"no cgroup":                        {memoryLimits{fails(memlimit.ErrNoCgroup), math.MaxInt64, is(16 * gib)}, 4 * gib, nil},
+		"no cgroups on this system":        {memoryLimits{fails(memlimit.ErrCgroupsNotSupported), math.MaxInt64, is(16 * gib)}, 4 * gib, nil},
+		"a limit above the machine":        {memoryLimits{is(64 * gib), math.MaxInt64, is(16 * gib)}, 4 * gib, nil},
+		"a limit, and an unknown machine":  {memoryLimits{is(gib), math.MaxInt64, fails(memlimit.ErrNoLimit)}, gib / 2, nil},
+		"nothing is known":                 {memoryLimits{fails(memlimit.ErrNoLimit), math.MaxInt64, fails(memlimit.ErrNoLimit)}, oneHash, nil},
+		"a cgroup that cannot be read":     {memoryLimits{fails(broken), math.MaxInt64, is(16 * gib)}, 4 * gib, broken},
+		"GOMEMLIMIT, and a broken cgroup":  {memoryLimits{fails(broken), gib, is(16 * gib)}, gib / 2, broken},
+		"a limit that is less than a hash": {memoryLimits{is(32 << 20), math.MaxInt64, is(16 * gib)}, 16 << 20, nil},
+	} {
+		if got, err := test.limits.hashMemory(); got != test.want || !errors.Is(err, test.err) {
+			t.Errorf("%s: got %v, error %v; want %v, error %v", name, got, err, test.want, test.err)
+		}
+	}
+}

@@ -1,0 +1,97 @@
+package storetest
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// TouchEverything runs every statement of a store, by names that end in n.
+func TouchEverything(t testing.TB, s *store.Store, n int64) {
+	t.Helper()
+	name := fmt.Sprint("everything", n)
+	u, row := newUser(name, name), newSession(name, name)
+	insert(t, s, u, row)
+	if _, err := spend(s, row.ID, 1); err != nil {
+		t.Error(err)
+	}
+	touchRows(t, s, u, row)
+	touchKeys(t, s, n)
+	readEverything(t, s, u)
+	err := s.Write(t.Context(), func(tx *store.Tx) error {
+		u.DeletedAt = tx.Now()
+		_, err := tx.PruneSessions("", 10, func(*store.Session) bool { return false })
+		return errors.Join(err, tx.EndSession(row.ID), tx.DeleteSigningKey(name), tx.UpdateUser(u))
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// touchRows reads and changes a user and a session, and writes what a change writes.
+func touchRows(t testing.TB, s *store.Store, u *store.User, row *store.Session) {
+	t.Helper()
+	var head int64
+	var tag []byte
+	r, displaced := &store.AuditRecord{Type: "t"}, &store.AuditRecord{Type: "t"}
+	err := s.Write(t.Context(), func(tx *store.Tx) error {
+		if err := tx.Exclusive(); err != nil {
+			return err
+		}
+		_, err1 := tx.User(u.ID)
+		_, err2 := tx.Session(row.ID)
+		_, _, err3 := tx.SessionAndUser(row.ID)
+		_, err4 := tx.SessionsBeyond(u, 1, 10)
+		if err := errors.Join(err1, err2, err3, err4, tx.UpdateUser(u), tx.AdvanceSession(row.ID, row.Generations), tx.InsertAudit(r), tx.InsertAudit(displaced)); err != nil {
+			return err
+		}
+		_, err1 = tx.SetAuditCount(r.ID, 2)
+		_, err2 = tx.PruneAudit(tx.Now().Add(-time.Hour), 500)
+		_, err3 = tx.PruneEvents(500)
+		return errors.Join(err1, err2, err3, tx.DeleteAudit(displaced.ID), tx.SetMaxLifetime(time.Minute), tx.AppendEvent(newEvent(tx, "s")), tx.HeadInto(&head, &tag))
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func touchKeys(t testing.TB, s *store.Store, n int64) {
+	t.Helper()
+	name, now := fmt.Sprint("everything", n), time.Now()
+	key := &store.SigningKey{KID: name, Algorithm: "a", PublicKey: []byte{1}, SealedKey: []byte{1}, PublishedAt: now}
+	mac := &store.MACKey{ID: n, SealedKey: []byte{1}, CreatedAt: now}
+	err := s.Write(t.Context(), func(tx *store.Tx) error {
+		return errors.Join(tx.InsertSigningKey(key), tx.UpdateSigningKey(key), tx.ResealSigningKey(name, []byte{2}), tx.InsertMACKey(mac), tx.ResealMACKey(n, []byte{2}))
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func readEverything(t testing.TB, s *store.Store, u *store.User) {
+	t.Helper()
+	now := time.Now()
+	err := s.Read(t.Context(), func(tx *store.Tx) error {
+		_, err1 := tx.Head()
+		_, err2 := tx.Events(0, 10)
+		_, err3 := tx.UserByName(u.Username)
+		_, err4 := tx.Users("", 10)
+		_, err5 := tx.Sessions(u, store.SessionPlace{}, 10)
+		var err6 error
+		for _, f := range []store.AuditFilter{{}, {Type: "t"}, {UserID: "u"}, {SessionID: "s", UserID: "u", Type: "t", Start: now, End: now}} {
+			_, _, err := tx.Audit(f, 10, 10)
+			err6 = errors.Join(err6, err)
+		}
+		_, err7 := tx.SigningKeys()
+		_, err8 := tx.MACKeys()
+		_, err9 := tx.MaxLifetime()
+		_, err10 := tx.UserIDs(u.Username, 10)
+		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
