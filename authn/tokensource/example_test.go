@@ -165,7 +165,8 @@ func ExampleDial_replicas() {
 	replicaB, _, stopB := exampleServers(greeter{name: "notes"})
 	defer stopB()
 	tls := insecure.NewCredentials() // on this machine; TLS to any other
-	ctx := context.Background()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
 
 	replicas := manual.NewBuilderWithScheme("replicas")
 	replicas.InitialState(resolver.State{Addresses: []resolver.Address{{Addr: replicaA}, {Addr: replicaB}}})
