@@ -104,7 +104,8 @@ func ExampleNewVerifier() {
 	defer done()
 	_, err = client.Check(ctx, new(healthpb.HealthCheckRequest))
 	fmt.Println(authn.Reason(err))
-	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+server.mint(unchanged))
+	accessToken := server.mint(unchanged)
+	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+accessToken)
 	_, err = client.Check(ctx, new(healthpb.HealthCheckRequest))
 	fmt.Println(err)
 

@@ -47,7 +47,8 @@ func (a audience) accepts(named []string) bool {
 // the names (claim aud, RFC 7519 section 4.1.3 and RFC 9068 section 4), and is
 // AUDIENCE_MISMATCH otherwise. So no other service can use the tokens of its callers here.
 //
-// NewVerifier needs WithAudience or [WithAnyAudience]. An empty name is INVALID_ARGUMENT.
+// [NewVerifier] needs WithAudience or [WithAnyAudience], and returns INVALID_ARGUMENT if a
+// name is empty.
 func WithAudience(names ...string) Option {
 	return func(c *config) { c.audience.names = append(c.audience.names, names...) }
 }
@@ -62,11 +63,12 @@ func WithAnyAudience() Option {
 // token or no token. A pattern is "/package.Service/Method", or "/package.Service/*" for
 // every method of a service.
 //
-// Use it for services with proto files of other projects, such as health and reflection. In
-// proto files of your own, set the method option of watchword/v1/access.proto to public.
+// Use WithPublicMethods for services with proto files of other projects, such as health and
+// reflection. In a proto file of your own, set the option (watchword.v1.access) of the method
+// to {public: true}.
 //
-// A pattern of another form, and a method with an option that asks for roles, is
-// INVALID_ARGUMENT.
+// [NewVerifier] returns INVALID_ARGUMENT if a pattern has another form, or if a pattern
+// matches a method with an option (watchword.v1.access) that asks for roles.
 func WithPublicMethods(patterns ...string) Option {
 	return func(c *config) { c.public = append(c.public, patterns...) }
 }
@@ -85,7 +87,7 @@ func WithPlaintextFromOtherHosts() Option {
 //
 // The server announces a margin, for which it keeps revocations after the expiry of the
 // tokens concerned. A leeway longer than the margin is cut to the margin, with a warning in
-// the log. A negative leeway is INVALID_ARGUMENT.
+// the log. [NewVerifier] returns INVALID_ARGUMENT if the leeway is negative.
 func WithLeeway(leeway time.Duration) Option {
 	return func(c *config) { c.leeway = leeway }
 }
@@ -122,8 +124,9 @@ const (
 )
 
 // WithMaxStaleness sets the age from which the trust bundle is stale, and the policy for a
-// stale bundle. The default is a minute and ContinueWhenStale. Less than 10 s, and an unknown
-// policy, is INVALID_ARGUMENT: heartbeats come every few seconds.
+// stale bundle. The default is a minute and ContinueWhenStale. [NewVerifier] returns
+// INVALID_ARGUMENT if the policy is unknown, or if the age is less than 10 s, since the
+// server's heartbeats come every few seconds.
 //
 // A heartbeat of the server carries the time up to which the server knew every change. The
 // age counts from the newest such time, so the age also grows while the server is connected
@@ -162,8 +165,8 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 // modes: on other systems the operator has to protect the file.
 //
 // No fault of the file makes NewVerifier fail. The log and [Status] show the fault, and the
-// Verifier waits for the server as it does without a file. Only an empty path is
-// INVALID_ARGUMENT.
+// Verifier waits for the server as it does without a file. NewVerifier returns
+// INVALID_ARGUMENT only if the path is empty.
 //
 // The file is written soon after the first bundle and after each change of keys, every 15
 // seconds otherwise (a file of many megabytes less often), and by Close. Give each
@@ -178,7 +181,7 @@ const defaultCacheBytes = 32 << 20
 
 // WithCacheSize limits the memory for the cache of verified tokens, in bytes. The default is
 // 32 MiB. A token of 500 bytes takes about 1,800 bytes. With zero the signature is checked
-// at every call. A negative size is INVALID_ARGUMENT.
+// at every call. [NewVerifier] returns INVALID_ARGUMENT if the size is negative.
 func WithCacheSize(bytes int) Option {
 	return func(c *config) { c.cacheBytes = bytes }
 }

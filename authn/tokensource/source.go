@@ -113,7 +113,9 @@ type Source struct {
 	replacements *rate.Limiter // limits the renewals caused by services that refuse tokens
 }
 
-// renewalKey marks the context of the source's own requests and of its store.
+// renewalKey is the key of a value in the context of every renewal of a Source: in the
+// requests of the Source to Watchword, and in the calls of the function given to
+// [WithStore]. By this value [Source.Token] detects a call that would wait for itself.
 type renewalKey struct{ *Source }
 
 // An Option sets a property of a [Source] or of [Forward].
@@ -128,7 +130,8 @@ type config struct {
 
 // WithAudience names the services to get tokens for. The default is every audience that
 // the server issues for; for [Refresh], every audience of the session's login. Names of
-// several WithAudience add up. An empty name is INVALID_ARGUMENT.
+// several WithAudience add up. [Password] and [Refresh] return INVALID_ARGUMENT if a name is
+// empty.
 func WithAudience(names ...string) Option {
 	return func(c *config) { c.audience = append(c.audience, names...) }
 }
@@ -145,8 +148,8 @@ func WithPlaintextToOtherHosts() Option { return func(c *config) { c.plaintext =
 // The Source calls store after a login or a refresh, before any call goes out with the new
 // access token, and from one goroutine at a time. The context given to store ends after ten
 // seconds and at Close; Close waits until store has returned. store must not ask for a
-// token: [Source.Token] with the context of store is INTERNAL, because Token would wait for
-// the renewal that waits for store.
+// token: [Source.Token] with the context of store returns INTERNAL, because Token would wait
+// for the renewal that waits for store.
 //
 // store must have saved the token when it returns nil. Only then does the Source send the
 // refresh token to Watchword, so the saved token is always good for one more refresh. If
