@@ -63,8 +63,11 @@ func (r *request) Err() error {
 	return err
 }
 
-// admit takes a place for a request, and starts the time for the request's arrival. From
-// then on r is a context of the call. Errors: errCrowded; errStopping.
+// admit takes one of the gate's places for a request, and starts the time limit within
+// which the whole request must arrive. From then on r serves as the context of the call,
+// derived from ctx.
+//
+// Errors: errCrowded if the request gets no place; errStopping if the server stops.
 func (g *Gate) admit(ctx context.Context, r *request) error {
 	r.Context, r.cancel = context.WithCancel(ctx)
 	if r.place = g.requests.Take(r.peer, r.pushOut); r.place == nil {

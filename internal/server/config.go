@@ -60,8 +60,9 @@ func DefaultConfig() Config {
 // would do little else than refresh.
 const minAccessTTL = time.Second
 
-// maxMaxSessions bounds --max-sessions. Each login counts the user's sessions up to
-// --max-sessions: for the bound, about 1.5 ms of SQLite's one writer.
+// maxMaxSessions bounds --max-sessions. Each login counts the user's sessions, up to
+// --max-sessions: with 10,000 sessions the count takes about 1.5 ms, and keeps SQLite's one
+// writer busy for that time.
 const maxMaxSessions = 10_000
 
 // The issuer and the audiences are in every access token, and a token has at most 8

@@ -394,7 +394,8 @@ func (s *Sessions) RevokeAll(ctx context.Context, by caller.Caller, userID strin
 }
 
 // notAllowed returns ErrNotAllowed with the caller and the user, for the security
-// record. An id of no user is left out: the id is a text of the caller.
+// record. If no user has the id userID, the record leaves the id out: the
+// caller may have written any text there.
 func (s *Sessions) notAllowed(ctx context.Context, by caller.Caller, userID string) error {
 	return s.d.Store.Read(ctx, func(tx *store.Tx) error {
 		u, err := tx.User(userID)
