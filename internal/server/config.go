@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
@@ -28,6 +29,7 @@ type Config struct {
 	RefreshTTL     time.Duration `name:"refresh-ttl" default:"720h" help:"A session ends after this time without a refresh."`
 	SessionTTL     time.Duration `name:"session-ttl" default:"2160h" help:"A session ends after this time in any case."`
 	RefreshGrace   time.Duration `default:"10s" help:"How long a spent refresh token gets the same answer again."`
+	RefreshRepeats int           `default:"16" help:"In how many successive generations a spent refresh token may come again within the grace."`
 	JWKSMaxAge     time.Duration `name:"jwks-max-age" default:"1m" help:"How long caches may keep the JWKS."`
 	KeyTTL         time.Duration `name:"key-ttl" default:"720h" help:"How long a signing key signs before the next key takes over; 0: until key rotate."`
 	AuditTTL       time.Duration `name:"audit-ttl" default:"2160h" help:"How long the security record is kept."`
@@ -50,7 +52,8 @@ func DefaultConfig() Config {
 		GRPCAddr: "127.0.0.1:50051", HTTPAddr: "127.0.0.1:8080", DatastoreURI: "sqlite:watchword.db",
 		Audience: []string{"internal"}, SigningAlg: "EdDSA",
 		AccessTTL: 5 * time.Minute, RefreshTTL: 720 * time.Hour, SessionTTL: 2160 * time.Hour, RefreshGrace: 10 * time.Second,
-		JWKSMaxAge: time.Minute, KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour, DrainTimeout: 10 * time.Second,
+		RefreshRepeats: session.DefaultRepeats,
+		JWKSMaxAge:     time.Minute, KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour, DrainTimeout: 10 * time.Second,
 	}
 }
 
@@ -129,6 +132,7 @@ func (c *Config) validateLifetimes() error {
 		rule{c.RefreshTTL < c.AccessTTL, "--refresh-ttl: must not be shorter than --access-ttl"},
 		rule{c.SessionTTL < c.AccessTTL, "--session-ttl: must not be shorter than --access-ttl"},
 		rule{c.RefreshGrace < 0 || c.RefreshGrace >= c.RefreshTTL, "--refresh-grace: must not be negative, and must be shorter than --refresh-ttl"},
+		rule{c.RefreshRepeats < 1, "--refresh-repeats: must be at least 1, so that one lost answer logs out no client"},
 		rule{c.JWKSMaxAge < 0, "--jwks-max-age: must not be negative"},
 		// A key stays in the key set until its last token has expired, so keys that
 		// sign for less than a token's life would pile up there.

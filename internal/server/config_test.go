@@ -35,6 +35,7 @@ func TestValidate(t *testing.T) {
 		"refresh TTL below access":     {func(c *server.Config) { c.RefreshTTL = 4 * time.Minute }, "--refresh-ttl"},
 		"session TTL below access":     {func(c *server.Config) { c.SessionTTL = 4 * time.Minute }, "--session-ttl"},
 		"negative grace":               {func(c *server.Config) { c.RefreshGrace = -1 }, "--refresh-grace"},
+		"no repeats":                   {func(c *server.Config) { c.RefreshRepeats = 0 }, "--refresh-repeats"},
 		"no grace":                     {func(c *server.Config) { c.RefreshGrace = 0 }, ""},
 		"grace as long as the refresh": {func(c *server.Config) { c.RefreshGrace = c.RefreshTTL }, "--refresh-grace"},
 		"key TTL below access":         {func(c *server.Config) { c.KeyTTL = time.Minute }, "--key-ttl"},

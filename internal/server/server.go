@@ -172,7 +172,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	s.passwords = password.NewPool(password.Config{})
 	s.users = user.New(s.store, s.feed, s.passwords, s.audit)
 	s.sessions, err = session.Open(ctx, session.Config{
-		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace,
+		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace, Repeats: s.cfg.RefreshRepeats,
 		Idle: session.IdleTTL(s.cfg.RefreshTTL), Max: session.MaxTTL(s.cfg.SessionTTL),
 	}, session.Dependencies{
 		Store: s.store, Feed: s.feed, Issuer: tokens, Users: s.users, Audit: s.audit, Master: master,

@@ -51,6 +51,7 @@ type Config struct {
 	Idle     IdleTTL
 	Max      MaxTTL
 	Grace    time.Duration // --refresh-grace: how long a spent refresh token gets the same answer again
+	Repeats  int           // --refresh-repeats: in how many successive generations a spent token may come again
 }
 
 // Dependencies holds the packages on which Sessions stands. Every field is required.

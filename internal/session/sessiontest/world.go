@@ -66,20 +66,26 @@ func New(t *testing.T) *World { return On(t, storetest.SQLite(t), func(*feed.Fee
 // Slow makes a world for a synctest bubble in which months pass. The feed reads the
 // database only after a change, and sends one heartbeat a minute, so that a month takes
 // little work.
-func Slow(t *testing.T) *World {
-	return On(t, storetest.SQLite(t), func(f *feed.Feed) { f.Pace(Never, 55*time.Second) })
+func Slow(t *testing.T, settings ...Setting) *World {
+	return On(t, storetest.SQLite(t), func(f *feed.Feed) { f.Pace(Never, 55*time.Second) }, settings...)
 }
 
 // EachEngine runs a test in a world on each kind of database.
-func EachEngine(t *testing.T, test func(t *testing.T, w *World)) {
+func EachEngine(t *testing.T, test func(t *testing.T, w *World), settings ...Setting) {
 	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
-		test(t, On(t, new(t), func(*feed.Feed) {}))
+		test(t, On(t, new(t), func(*feed.Feed) {}, settings...))
 	})
 }
 
+// A Setting changes a rule of a world's sessions.
+type Setting func(*session.Config)
+
+// Repeats sets in how many successive generations a refresh token may be repeated.
+func Repeats(n int) Setting { return func(c *session.Config) { c.Repeats = n } }
+
 // On makes a world on a database that has its schema and nothing else. prepare is called
 // before the feed runs.
-func On(t *testing.T, uri string, prepare func(*feed.Feed)) *World {
+func On(t *testing.T, uri string, prepare func(*feed.Feed), settings ...Setting) *World {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &World{}
@@ -108,9 +114,14 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed)) *World {
 	pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}})
 	w.Audit = audit.New(w.Store, slog.New(slog.DiscardHandler))
 	w.Users = user.New(w.Store, w.Feed, pool, w.Audit)
-	w.Sessions, err = session.Open(ctx, session.Config{
+	rules := session.Config{
 		Audience: []string{"internal", "billing"}, Idle: session.IdleTTL(Idle), Max: session.MaxTTL(Lifetime), Grace: Grace,
-	}, session.Dependencies{Store: w.Store, Feed: w.Feed, Issuer: tokens, Users: w.Users, Audit: w.Audit, Master: master})
+		Repeats: session.DefaultRepeats,
+	}
+	for _, set := range settings {
+		set(&rules)
+	}
+	w.Sessions, err = session.Open(ctx, rules, session.Dependencies{Store: w.Store, Feed: w.Feed, Issuer: tokens, Users: w.Users, Audit: w.Audit, Master: master})
 	check()
 	w.Logins = login.New(w.Store, w.Feed, w.Sessions, pool)
 	w.Verifier, err = authn.NewVerifier(ctx, w.Feed.Hub().Conn(), authn.WithAudience("internal", "billing"))
