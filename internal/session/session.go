@@ -52,6 +52,7 @@ type Config struct {
 	Max      MaxTTL
 	PerUser  int           // --max-sessions: the largest number of sessions of one user
 	Grace    time.Duration // --refresh-grace: how long a spent refresh token gets the same answer again
+	Repeats  int           // --refresh-repeats: in how many successive generations a spent token may come again
 }
 
 // Dependencies holds the packages on which Sessions stands. Every field is required.
