@@ -23,7 +23,8 @@
 //
 //   - No secret (password, refresh token, access token) leaves this machine over a
 //     connection without TLS, unless [WithPlaintextToOtherHosts] allows plaintext. For each
-//     call, the connection of the call is checked. Only the caller of [Source.Token] has
+//     call, the connection of the call is checked: its peer, and its target, because a proxy
+//     on this machine may lead to another machine. Only the caller of [Source.Token] has
 //     to check its own connection.
 //   - No call is made twice, unless the called service refused the token before any work
 //     was done.
@@ -207,7 +208,7 @@ func newSource(conn grpc.ClientConnInterface, begin *session, opts []Option) (*S
 	if begin.log == nil {
 		begin.log = slog.New(slog.DiscardHandler)
 	}
-	begin.auth = watchwordv1.NewAuthServiceClient(conn)
+	begin.conn, begin.auth = conn, watchwordv1.NewAuthServiceClient(conn)
 	// The limiter keeps a service that refuses every token from flooding Watchword.
 	s := &Source{session: begin, replacements: rate.NewLimiter(rate.Every(10*time.Second), 5)}
 	s.ctx, s.cancel = context.WithCancel(context.WithValue(context.Background(), renewalKey{s}, true))
@@ -321,9 +322,9 @@ func (s *Source) RequireTransportSecurity() bool { return false }
 //
 // Errors: those of [Source.Token]; UNAUTHENTICATED without a reason if the connection is
 // plaintext to another machine; INTERNAL if the call has authorization metadata.
-func (s *Source) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+func (s *Source) GetRequestMetadata(ctx context.Context, uri ...string) (map[string]string, error) {
 	var token string
-	err := checkCall(ctx, s.session.plaintext)
+	err := checkCall(ctx, uri, s.session.plaintext)
 	if err == nil {
 		token, err = s.Token(ctx)
 	}
