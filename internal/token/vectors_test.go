@@ -81,14 +81,17 @@ func wantInvalid(t *testing.T, raw string, got *token.Claims, err error) {
 	}
 }
 
-// TestParseRefusesEveryChange changes each character of a good token.
+// TestParseRefusesEveryChange changes each character of a good token. Of the two slower
+// algorithms it takes every seventh change, and so several of each place.
 func TestParseRefusesEveryChange(t *testing.T) {
 	suite := tokentest.Load(t)
 	find := finder(suiteKeys(t, suite)...)
 	for alg, good := range suite.Good() {
 		n := 0
 		for raw := range tokentest.Changes(good) {
-			n++
+			if n++; alg != "EdDSA" && n%7 != 0 {
+				continue
+			}
 			if claims, err := token.Parse(raw, find); claims != nil || !errors.Is(err, token.ErrInvalid) {
 				t.Fatalf("%s: Parse accepted change %d: %q: %v", alg, n, raw, err)
 			}
