@@ -18,8 +18,10 @@ const (
 	// the database is away, so many calls of one user learn of that at once; a smaller
 	// bound would let the other calls wait until their deadlines.
 	callsAtOnce = 32
-	// callsWaiting bounds the calls of one user that wait, and so their memory.
-	callsWaiting = 100
+	// callsWaiting bounds the calls of one user that wait, and so their memory. A call that
+	// runs or waits is one of the unfinished requests of its network, which may have 256 by
+	// default. So one user takes at most a quarter of the requests of a gateway.
+	callsWaiting = 32
 )
 
 // InTurn returns an interceptor for unary calls behind the verifier. The interceptor gives
