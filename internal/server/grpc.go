@@ -103,7 +103,7 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(panics), s.gate.Unary, edge.Unary),
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(panics), s.drain.stream, s.gate.Stream, edge.Stream))
 	opts = append(opts, s.verifier.ServerOptions()...)
-	return append(opts, grpc.ChainUnaryInterceptor(new(rpc.Turns).Unary))
+	return append(opts, grpc.ChainUnaryInterceptor(rpc.InTurn()))
 }
 
 // logCalls logs every call at level debug, for finding faults. Health and reflection

@@ -2,7 +2,6 @@ package server
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -17,7 +16,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
-	"github.com/watchword-auth/watchword/internal/store"
 )
 
 const wellKnown = "/.well-known/oauth-authorization-server"
@@ -36,7 +34,7 @@ func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *h
 		mux.HandleFunc("GET "+wellKnown+u.EscapedPath(), metadata)
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", s.serveReady)
+	mux.HandleFunc("GET /readyz", s.serveReady())
 	mux.Handle("GET /metrics", inTurn(promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})))
 	// HTTP/1.1 alone: with HTTP/2 each connection could hold hundreds of requests.
 	protocols := new(http.Protocols)
@@ -117,27 +115,6 @@ func (s *Server) metadata(issuer string) http.HandlerFunc {
 		"grant_types_supported":    []string{},
 	}
 	return func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, "application/json", document) }
-}
-
-// serveReady answers 200 if the server can serve calls, and 503 while the server stops
-// or the database does not answer within a second. A load balancer should send no calls
-// on 503.
-func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
-	if s.drain.draining() {
-		http.Error(w, "stopping", http.StatusServiceUnavailable)
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
-	defer cancel()
-	err := s.store.Read(ctx, func(tx *store.Tx) error {
-		_, err := tx.Head()
-		return err
-	})
-	if err != nil {
-		http.Error(w, "database unavailable", http.StatusServiceUnavailable)
-		return
-	}
-	fmt.Fprintln(w, "ok")
 }
 
 // writeJSON answers with v as JSON.

@@ -4,32 +4,22 @@ import (
 	"sync"
 	"testing"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/feed"
 )
 
-// One user's calls cannot take the server: while 132 of them run or wait, because no write
+// One user's calls cannot take the server: while 64 of them run or wait, because no write
 // comes through, further ones are refused, and the calls of another user are answered.
 func TestOneUsersCallsLeaveRoom(t *testing.T) {
 	h := start(t)
 	a, b := h.make(t), h.make(t)
-	const room, beyond = 132, 12
-	// Each connection carries a hundred calls at a time.
-	more, err := grpc.NewClient(h.server.GRPCAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer more.Close()
-	clients := []watchwordv1.SessionServiceClient{h.sessions, watchwordv1.NewSessionServiceClient(more)}
+	const room, beyond = 64, 12
 	refused, others := make(chan struct{}, room+beyond), make(chan string, room+beyond)
 	var tasks sync.WaitGroup
 	h.behind(t, func(*feed.Tx) error { // holds the lock of the database against writes
-		for i := range room + beyond {
+		for range room + beyond {
 			tasks.Go(func() {
-				_, err := clients[i%2].RevokeSession(a.as(t.Context()), &watchwordv1.RevokeSessionRequest{SessionId: "AAAAAAAAAAAAAAAA"})
+				_, err := h.sessions.RevokeSession(a.as(t.Context()), &watchwordv1.RevokeSessionRequest{SessionId: "AAAAAAAAAAAAAAAA"})
 				if outcome(err) == "OVERLOADED" {
 					refusedBy(t, err, "OVERLOADED", "")
 					refused <- struct{}{}

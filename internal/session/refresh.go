@@ -10,7 +10,18 @@ import (
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/share"
 	"github.com/watchword-auth/watchword/internal/store"
+)
+
+const (
+	// callsAtOnce bounds the refreshes and logouts of one session that run at a time.
+	// All of them need the lock of the session's row, and each call that waits for the
+	// lock holds a connection to the database.
+	callsAtOnce = 2
+	// callsWaiting bounds the refreshes and logouts of one session that wait without a
+	// connection. A client makes a few at a time.
+	callsWaiting = 100
 )
 
 // Refresh spends a refresh token and returns new tokens. The answer to a refresh may
@@ -19,13 +30,14 @@ import (
 // session (RFC 9700, section 4.14), and so does a token presented again in more
 // successive generations than --refresh-repeats.
 //
-// Errors, in the order of the checks: ErrRefreshInvalid; ErrRefreshExpired; ErrRevoked;
-// ErrRefreshReused; ErrAudience, which spends nothing.
+// Errors, in the order of the checks: ErrRefreshInvalid; share.ErrNoTurn;
+// ErrRefreshExpired; ErrRevoked; ErrRefreshReused; ErrAudience, which spends nothing.
 func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []string) (*Tokens, error) {
-	g, err := s.macs.parse(refreshToken)
+	g, leave, err := s.enter(ctx, refreshToken)
 	if err != nil {
 		return nil, err
 	}
+	defer leave()
 	grant, err := s.spendCurrent(ctx, g, audience)
 	if errors.Is(err, store.ErrNotFound) || uncertain(err) {
 		grant, err = s.spendAny(ctx, g, audience)
@@ -34,6 +46,20 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 		return nil, err
 	}
 	return s.Sign(ctx, grant)
+}
+
+// enter checks the MAC of a refresh token, and waits for the turn of a call of its session.
+// The caller must call leave after the call. Errors: ErrRefreshInvalid; share.ErrNoTurn;
+// the error of ctx if ctx ends before the turn.
+func (s *Sessions) enter(ctx context.Context, refreshToken string) (g generation, leave func(), err error) {
+	if g, err = s.macs.parse(refreshToken); err != nil {
+		return g, nil, err
+	}
+	leave, err = s.turns.Enter(ctx, g.sessionID)
+	if errors.Is(err, share.ErrNoTurn) {
+		err = audit.Refusal{SessionID: g.sessionID, Err: err}
+	}
+	return g, leave, err
 }
 
 // spendCurrent does the ordinary refresh, of the newest token, in one statement.

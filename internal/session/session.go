@@ -19,6 +19,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/share"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
 )
@@ -73,6 +74,7 @@ type Sessions struct {
 	// them. spendAny waits afterwards, and only if a session has ended.
 	appends feed.Writer
 	macs    *macs
+	turns   *share.Turns // of refreshes and logouts, by session id
 }
 
 // Open reads the MAC keys of refresh tokens and returns Sessions.
@@ -81,7 +83,7 @@ func Open(ctx context.Context, cfg Config, d Dependencies) (*Sessions, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading MAC keys: %w", err)
 	}
-	return &Sessions{cfg: cfg, d: d, appends: feed.Direct(d.Store), macs: m}, nil
+	return &Sessions{cfg: cfg, d: d, appends: feed.Direct(d.Store), macs: m, turns: share.NewTurns(callsAtOnce, callsWaiting)}, nil
 }
 
 // Tokens holds a new access token and a new refresh token of a session.
@@ -248,30 +250,6 @@ func (s *Sessions) Replace(ctx context.Context, tx *feed.Tx, u *store.User, old 
 		return nil, err
 	}
 	return s.Start(ctx, tx, u, audience, audit.PasswordChanged)
-}
-
-// Logout ends the session of a refresh token of this server, spent or not. If the
-// session has ended before, Logout changes nothing and succeeds. When Logout returns
-// nil, this server's own verifier refuses the session's access tokens.
-//
-// Errors: ErrRefreshInvalid; ErrRefreshExpired if the session's row has been pruned.
-func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
-	g, err := s.macs.parse(refreshToken)
-	if err != nil {
-		return err
-	}
-	return repeatIfUncertain(func() error {
-		return s.d.Feed.Write(ctx, func(tx *feed.Tx) error {
-			row, u, err := tx.SessionAndUser(g.sessionID)
-			if errors.Is(err, store.ErrNotFound) {
-				return ErrRefreshExpired
-			}
-			if err != nil {
-				return err
-			}
-			return s.end(ctx, tx, row, u, audit.Event{Type: audit.Logout, ActorID: u.ID, ActorName: u.Username})
-		})
-	})
 }
 
 // repeatIfUncertain calls do up to three times, as long as it is unknown whether do has

@@ -70,7 +70,7 @@ func TestALogoutThatIsCutIsDone(t *testing.T) {
 	w, proxy := sessiontest.Wired(t)
 	for _, fate := range []pgtest.Fate{pgtest.CutBefore, pgtest.CutAfter} {
 		tokens := w.Login(t)
-		proxy.Judge(sessiontest.CutOnce("COMMIT", fate))
+		proxy.Judge(sessiontest.CutOnce("UPDATE sessions", fate)) // the trip of the COMMIT
 		err := w.Sessions.Logout(t.Context(), tokens.Refresh)
 		proxy.Judge(nil)
 		if err != nil {
@@ -109,7 +109,9 @@ func TestStatementsAndRoundTrips(t *testing.T) {
 	}
 	tokens = w.Login(t)
 	count.Want(t, "Refresh", 1, 1, refresh)
-	// BEGIN, settings, session, time | end, record, number, event, newest number,
-	// hint, COMMIT.
-	count.Want(t, "Logout", 11, 2, logout)
+	// BEGIN, settings, session | COMMIT | BEGIN, settings, session, time | end, record,
+	// number, event, newest number, hint, COMMIT.
+	count.Want(t, "Logout", 15, 4, logout)
+	// BEGIN, settings, session | COMMIT | BEGIN, settings, newest number, COMMIT.
+	count.Want(t, "Logout of an ended session", 8, 3, logout)
 }

@@ -12,6 +12,8 @@
 // a certificate or a proof of an earlier visit. A stranger's place counts as two, so the
 // peers of strangers give way first. Within a peer, the strangers give way first, and the
 // newest of them before the older ones.
+//
+// [Turns] bounds the calls of one user, or of one session, that run at a time.
 package share
 
 import (

@@ -65,7 +65,8 @@ type AuthServiceClient interface {
 	// fails: the token's form and MAC (REFRESH_TOKEN_INVALID); the session is on
 	// record (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED);
 	// the session is not too old (REFRESH_TOKEN_EXPIRED); reuse
-	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; STORE_UNAVAILABLE.
+	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a
+	// hundred refreshes and logouts of the session wait; STORE_UNAVAILABLE.
 	Refresh(ctx context.Context, in *RefreshRequest, opts ...grpc.CallOption) (*RefreshResponse, error)
 	// Verify judges an access token, for callers that cannot use the Go package
 	// authn. The server answers from memory, without the database.
@@ -81,7 +82,8 @@ type AuthServiceClient interface {
 	// Logout has answered, this server's Verify refuses the session's access
 	// tokens, and downstream services do so within milliseconds.
 	//
-	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; REFRESH_TOKEN_EXPIRED if the
+	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; OVERLOADED if a hundred
+	// refreshes and logouts of the session wait; REFRESH_TOKEN_EXPIRED if the
 	// session is no longer on record; STORE_UNAVAILABLE.
 	Logout(ctx context.Context, in *LogoutRequest, opts ...grpc.CallOption) (*LogoutResponse, error)
 	// ChangePassword sets the caller's own password and ends every session of the
@@ -189,7 +191,8 @@ type AuthServiceServer interface {
 	// fails: the token's form and MAC (REFRESH_TOKEN_INVALID); the session is on
 	// record (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED);
 	// the session is not too old (REFRESH_TOKEN_EXPIRED); reuse
-	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; STORE_UNAVAILABLE.
+	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a
+	// hundred refreshes and logouts of the session wait; STORE_UNAVAILABLE.
 	Refresh(context.Context, *RefreshRequest) (*RefreshResponse, error)
 	// Verify judges an access token, for callers that cannot use the Go package
 	// authn. The server answers from memory, without the database.
@@ -205,7 +208,8 @@ type AuthServiceServer interface {
 	// Logout has answered, this server's Verify refuses the session's access
 	// tokens, and downstream services do so within milliseconds.
 	//
-	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; REFRESH_TOKEN_EXPIRED if the
+	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; OVERLOADED if a hundred
+	// refreshes and logouts of the session wait; REFRESH_TOKEN_EXPIRED if the
 	// session is no longer on record; STORE_UNAVAILABLE.
 	Logout(context.Context, *LogoutRequest) (*LogoutResponse, error)
 	// ChangePassword sets the caller's own password and ends every session of the

@@ -79,9 +79,10 @@ const (
 	ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS ErrorReason = 40
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. More logins at once than the
 	// server can hash, a login with a deadline before the end of the hash, more
-	// watchers than the server accepts, more than a hundred waiting calls of one
-	// user, more calls at once than a network may make, or more signing keys than
-	// verifiers should load.
+	// watchers than the server accepts, more than 32 waiting calls of one user,
+	// more than a hundred waiting refreshes and logouts of one session, more calls
+	// at once than a network may make, or more signing keys than verifiers should
+	// load.
 	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 41
 	// NOT_FOUND. No such user.
 	ErrorReason_ERROR_REASON_USER_NOT_FOUND ErrorReason = 50

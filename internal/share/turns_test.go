@@ -1,4 +1,4 @@
-package rpc
+package share
 
 import (
 	"context"
@@ -8,17 +8,18 @@ import (
 	"testing/synctest"
 )
 
-// Of one user's calls some run, some wait, and the rest are refused. Other users are not
+// Of the calls with one key some run, some wait, and the rest are refused. Other keys are not
 // concerned. A call that gives up makes room, and nothing is left behind.
 func TestTurns(t *testing.T) {
+	const callsAtOnce, callsWaiting = 3, 10
 	synctest.Test(t, func(t *testing.T) {
-		var turns Turns
+		turns := NewTurns(callsAtOnce, callsWaiting)
 		var running, most, done, refused, left atomic.Int64
 		release := make(chan struct{})
-		call := func(ctx context.Context, user string) {
-			leave, err := turns.enter(ctx, user)
+		call := func(ctx context.Context, key string) {
+			leave, err := turns.Enter(ctx, key)
 			switch {
-			case errors.Is(err, errTooManyCalls):
+			case errors.Is(err, ErrNoTurn):
 				refused.Add(1)
 				return
 			case err != nil:
@@ -54,15 +55,15 @@ func TestTurns(t *testing.T) {
 		go call(t.Context(), "alice")
 		want("one too many", callsAtOnce, 1, 0, 0)
 		go call(t.Context(), "bob")
-		want("of another user", callsAtOnce+1, 1, 0, 0)
+		want("with another key", callsAtOnce+1, 1, 0, 0)
 		cancel()
 		want("half of the waiting ones left", callsAtOnce+1, 1, callsWaiting/2, 0)
 		go call(t.Context(), "alice")
 		want("in their place", callsAtOnce+1, 1, callsWaiting/2, 0)
 		close(release)
 		want("released", 0, 1, callsWaiting/2, callsAtOnce+callsWaiting/2+2)
-		if most.Load() != callsAtOnce+1 || len(turns.users) != 0 {
-			t.Errorf("%d ran at once, and %d users are remembered", most.Load(), len(turns.users))
+		if most.Load() != callsAtOnce+1 || len(turns.keys) != 0 {
+			t.Errorf("%d ran at once, and %d keys are remembered", most.Load(), len(turns.keys))
 		}
 	})
 }

@@ -1,0 +1,94 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// serveReady returns the handler of /readyz. The handler answers 200 if the server can serve
+// calls, and 503 while the server stops or the database does not answer within a second. A
+// load balancer should send no calls on 503.
+func (s *Server) serveReady() http.HandlerFunc {
+	database := shared{read: s.readHead}
+	return func(w http.ResponseWriter, r *http.Request) {
+		if s.drain.draining() {
+			http.Error(w, "stopping", http.StatusServiceUnavailable)
+			return
+		}
+		if err := database.ask(r.Context()); err != nil {
+			http.Error(w, "database unavailable", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	}
+}
+
+// readHead reads a row of the database. Errors: those of [store.Store.Read];
+// context.DeadlineExceeded after a second.
+func (s *Server) readHead(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return s.store.Read(ctx, func(tx *store.Tx) error {
+		_, err := tx.Head()
+		return err
+	})
+}
+
+// shared makes one read at a time, for all requests that come while the read runs and for
+// half a second after. So any number of requests, which need no token, hold one connection
+// to the database at most. shared is safe for concurrent use.
+type shared struct {
+	read func(context.Context) error
+
+	mu     sync.Mutex
+	latest *reading // guarded by mu; nil before the first request
+}
+
+// reading holds the result of a read.
+type reading struct {
+	done  chan struct{} // closed at the end of the read
+	err   error         // after done
+	until time.Time     // after done: a later request makes another read
+}
+
+// ask returns the error of a read, or the error of ctx if ctx ends before. The read runs in
+// the request that finds none to share, and continues after the end of that request's ctx.
+func (s *shared) ask(ctx context.Context) error {
+	r, mine := s.join()
+	if mine {
+		defer close(r.done)
+		r.err = s.read(context.WithoutCancel(ctx))
+		r.until = time.Now().Add(time.Second / 2)
+		return r.err
+	}
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// join returns the reading whose result a request gets. mine tells that the request must
+// make the read.
+func (s *shared) join() (r *reading, mine bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.latest != nil {
+		select {
+		case <-s.latest.done:
+			if time.Now().Before(s.latest.until) {
+				return s.latest, false
+			}
+		default:
+			return s.latest, false
+		}
+	}
+	s.latest = &reading{done: make(chan struct{})}
+	return s.latest, true
+}

@@ -1,0 +1,77 @@
+package share
+
+import (
+	"context"
+	"errors"
+	"sync"
+)
+
+// ErrNoTurn refuses a call if too many calls with the same key wait already.
+var ErrNoTurn = errors.New("too many calls at once")
+
+// Turns bounds the calls with the same key, such as the id of a user. Of these calls, some
+// run at a time, and some more wait for their turn, the first come first. Any further call
+// is refused. Calls with other keys are not delayed. A waiting call holds nothing but the
+// memory of its goroutine.
+//
+// Turns is safe for concurrent use.
+type Turns struct {
+	atOnce  int
+	waiting int
+
+	mu   sync.Mutex
+	keys map[string]*turn // a key without calls has no entry
+}
+
+// turn holds the calls with one key.
+type turn struct {
+	running chan struct{} // has an element for each running call
+	calls   int           // running and waiting; guarded by Turns.mu
+}
+
+// NewTurns returns turns in which atOnce calls with the same key run at a time, and waiting
+// more calls wait.
+func NewTurns(atOnce, waiting int) *Turns {
+	return &Turns{atOnce: atOnce, waiting: waiting, keys: map[string]*turn{}}
+}
+
+// Enter waits for the turn of a call. The caller must call leave once, after the call.
+// Errors: ErrNoTurn; the error of ctx if ctx ends before the turn.
+func (t *Turns) Enter(ctx context.Context, key string) (leave func(), err error) {
+	of := t.join(key)
+	if of == nil {
+		return nil, ErrNoTurn
+	}
+	select {
+	case of.running <- struct{}{}:
+		return func() { <-of.running; t.part(key, of) }, nil
+	case <-ctx.Done():
+		t.part(key, of)
+		return nil, ctx.Err()
+	}
+}
+
+// join adds a call with a key, and returns nil if there are too many.
+func (t *Turns) join(key string) *turn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	of := t.keys[key]
+	if of == nil {
+		of = &turn{running: make(chan struct{}, t.atOnce)}
+		t.keys[key] = of
+	}
+	if of.calls == t.atOnce+t.waiting {
+		return nil
+	}
+	of.calls++
+	return of
+}
+
+// part removes a call with a key.
+func (t *Turns) part(key string, of *turn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if of.calls--; of.calls == 0 {
+		delete(t.keys, key)
+	}
+}
