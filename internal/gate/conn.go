@@ -15,7 +15,7 @@ import (
 // maxUndelivered bounds how long a client may leave every answer unread.
 const maxUndelivered = 30 * time.Second
 
-// errUndelivered ends a connection whose client does not read.
+// errUndelivered ends the connection of a client that does not read.
 var errUndelivered = errors.New("gate: the client leaves its answers unread")
 
 // conn is an accepted connection. A conn is safe for concurrent use.

@@ -175,9 +175,9 @@ func (r *request) answered() {
 	}
 }
 
-// pushOut ends a call that has lost its place to another peer: one that has not arrived, or
-// whose answer the client does not read. A call that runs has no place that gives way: it may
-// have changed the database already.
+// pushOut ends a call that has lost its place to another peer: a call that has not arrived,
+// or one with an answer that the client does not read. A call that runs keeps its place: it
+// may have changed the database already.
 func (r *request) pushOut() {
 	r.pushed.Store(true)
 	r.cancel()
