@@ -22,9 +22,10 @@ import (
 
 // rule says which callers may call a method.
 type rule struct {
-	public   bool     // every caller is admitted, also without a token
-	roles    []string // otherwise the caller needs at least one of these roles; none: a valid token is enough
-	declared bool     // set by the method's option or by WithPublicMethods
+	public   bool      // every caller is admitted, also without a token
+	roles    []string  // otherwise the caller needs at least one of these roles; none: a valid token is enough
+	audience *audience // the token must be for this audience; nil: for the verifier's own
+	declared bool      // set by the method's option or by WithPublicMethods
 }
 
 // accessRules finds the access rule of every method. A method without an access rule of its
@@ -101,14 +102,24 @@ func (a *accessRules) decide(service, method string, descriptor protoreflect.Met
 		return rule{}, fmt.Errorf("%s: cannot read the method's options: %w", name, err)
 	case access.GetPublic() && len(access.GetRoles()) > 0:
 		return rule{}, fmt.Errorf("%s: the option (watchword.v1.access) sets both public and roles", name)
+	case access.GetPublic() && len(access.GetAudience()) > 0:
+		return rule{}, fmt.Errorf("%s: the option (watchword.v1.access) sets both public and audience", name)
+	case slices.Contains(access.GetAudience(), ""): // no token has it
+		return rule{}, fmt.Errorf("%s: the option (watchword.v1.access) names an empty audience", name)
 	case listed && len(access.GetRoles()) > 0:
 		return rule{}, fmt.Errorf("%s: named in WithPublicMethods, but the option (watchword.v1.access) asks for roles", name)
+	case listed && len(access.GetAudience()) > 0:
+		return rule{}, fmt.Errorf("%s: named in WithPublicMethods, but the option (watchword.v1.access) asks for an audience", name)
 	}
-	return rule{
+	r := rule{
 		public:   listed || access.GetPublic(),
 		roles:    access.GetRoles(),
 		declared: listed || declared,
-	}, nil
+	}
+	if names := access.GetAudience(); len(names) > 0 {
+		r.audience = &audience{names: names}
+	}
+	return r, nil
 }
 
 // findMethod returns the descriptor of a method; nil if the program has none. The names

@@ -46,6 +46,8 @@ func (a audience) accepts(named []string) bool {
 // WithAudience names the services that this process is: a token must be for at least one of
 // the names (claim aud, RFC 7519 section 4.1.3 and RFC 9068 section 4), and is
 // AUDIENCE_MISMATCH otherwise. So no other service can use the tokens of its callers here.
+// A method with an audience in its option (watchword.v1.access) asks for that audience
+// instead.
 //
 // NewVerifier needs WithAudience or [WithAnyAudience]. An empty name is INVALID_ARGUMENT.
 func WithAudience(names ...string) Option {
@@ -53,7 +55,8 @@ func WithAudience(names ...string) Option {
 }
 
 // WithAnyAudience accepts tokens for any service. Every service that has received such a
-// token from a caller can then act here in the caller's name.
+// token from a caller can then act here in the caller's name. A method with an audience in
+// its option (watchword.v1.access) asks for that audience all the same.
 func WithAnyAudience() Option {
 	return func(c *config) { c.audience.any = true }
 }
@@ -65,8 +68,8 @@ func WithAnyAudience() Option {
 // Use it for services with proto files of other projects, such as health and reflection. In
 // proto files of your own, set the method option of watchword/v1/access.proto to public.
 //
-// A pattern of another form, and a method with an option that asks for roles, is
-// INVALID_ARGUMENT.
+// A pattern of another form, and a method with an option that asks for roles or for an
+// audience, is INVALID_ARGUMENT.
 func WithPublicMethods(patterns ...string) Option {
 	return func(c *config) { c.public = append(c.public, patterns...) }
 }

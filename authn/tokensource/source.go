@@ -126,9 +126,10 @@ type config struct {
 	log       *slog.Logger
 }
 
-// WithAudience names the services to get tokens for. The default is every audience that
-// the server issues for; for [Refresh], every audience of the session's login. Names of
-// several WithAudience add up. An empty name is INVALID_ARGUMENT.
+// WithAudience names the services to get tokens for. The default is the first audience in
+// the server's --audience; for [Refresh], every audience of the session's login. The methods
+// that administer Watchword ask for the audience "watchword", which a server gives alone.
+// Names of several WithAudience add up. An empty name is INVALID_ARGUMENT.
 func WithAudience(names ...string) Option {
 	return func(c *config) { c.audience = append(c.audience, names...) }
 }

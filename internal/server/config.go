@@ -22,7 +22,7 @@ type Config struct {
 	HTTPAddr       string        `name:"http-addr" default:"127.0.0.1:8080" help:"Address of the JWKS, metadata, health and metrics."`
 	DatastoreURI   string        `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
 	Issuer         string        `help:"Claim iss, an http or https URL. The first start stores the issuer in the database. Default: the HTTP address; with PostgreSQL none."`
-	Audience       []string      `default:"internal" help:"A service to issue tokens for; repeat the flag for more."`
+	Audience       []string      `default:"internal" help:"A service to issue tokens for; repeat the flag for more. A login that names none gets the first."`
 	SigningAlg     string        `default:"EdDSA" enum:"EdDSA,ES256,RS256" help:"Algorithm of the first signing key: EdDSA, ES256 or RS256."`
 	AccessTTL      time.Duration `name:"access-ttl" default:"5m" help:"Lifetime of an access token."`
 	RefreshTTL     time.Duration `name:"refresh-ttl" default:"720h" help:"A session ends after this time without a refresh."`
@@ -114,7 +114,10 @@ func (c *Config) validateIssuing() error {
 			fmt.Sprintf("--issuer: must be an http or https URL of at most %d bytes with a clean path and without query and fragment (RFC 8414, section 2)", maxIssuer)},
 	}
 	for _, a := range c.Audience {
-		rules = append(rules, rule{!audience.MatchString(a), fmt.Sprintf("--audience: each must match %s", audience)})
+		rules = append(rules,
+			rule{!audience.MatchString(a), fmt.Sprintf("--audience: each must match %s", audience)},
+			rule{a == caller.AdminAudience, "--audience: " + caller.AdminAudience + " is the audience for administration, for which every server issues: " +
+				"name your services otherwise"})
 	}
 	_, err := token.ParseAlgorithm(c.SigningAlg)
 	return check(append(rules, rule{err != nil, fmt.Sprintf("--signing-alg: %v", err)})...)

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
 )
 
 // method is one RPC, as its descriptor has it.
@@ -190,6 +191,9 @@ func TestGuardedMethodsNeedAToken(t *testing.T) {
 func TestAdminMethodsNeedTheRole(t *testing.T) {
 	h := start(t)
 	almost := h.make(t, "admins", "admin2", "reader")
+	if err := h.login(almost, caller.AdminAudience); err != nil {
+		t.Fatal(err)
+	}
 	before, n := h.dump(t), 0
 	eachMethod(t, func(t *testing.T, _ string, m method) {
 		if len(m.access().GetRoles()) == 0 {

@@ -244,7 +244,12 @@ type LoginRequest struct {
 	// The password (PRECIS OpaqueString); at most 1024 bytes.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	// The services that the tokens are for. The server must issue for each of them
-	// (--audience). Empty: all services that the server issues for.
+	// (--audience). Empty: the first --audience alone.
+	//
+	// The audience `watchword` is for administration: the methods of UserService,
+	// KeyService and AuditService ask for it. Every server issues for `watchword`.
+	// `watchword` with another audience is INVALID_REQUEST: a token for `watchword` is
+	// shown to no other service.
 	Audience      []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -455,7 +460,7 @@ type VerifyRequest struct {
 	// The access token, without "Bearer".
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
 	// The service that the token must be for. Empty: any service that the server
-	// issues for.
+	// issues for, and `watchword`.
 	Audience      string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
