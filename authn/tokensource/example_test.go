@@ -112,7 +112,7 @@ func ExampleDial() {
 		log.Fatal(err)
 	}
 	defer authConn.Close()
-	resp, err := watchwordv1.NewAuthServiceClient(authConn).Login(ctx, &watchwordv1.LoginRequest{Username: "alice", Password: "correct horse"})
+	resp, err := watchwordv1.NewAuthServiceClient(authConn).Login(ctx, &watchwordv1.LoginRequest{Username: "alice", Password: "correct horse battery"})
 	fmt.Println(resp.GetTokens().GetRefreshToken(), err)
 	// Output: refresh-1 <nil>
 }
@@ -121,7 +121,7 @@ func ExampleDial() {
 func ExamplePassword() {
 	authAddr, notesAddr, stop := exampleServers(greeter{name: "notes"})
 	defer stop()
-	tls, password := insecure.NewCredentials(), "correct horse" // on this machine; TLS to any other
+	tls, password := insecure.NewCredentials(), "correct horse battery" // on this machine; TLS to any other
 	ctx := context.Background()
 
 	authConn, err := tokensource.Dial(authAddr, grpc.WithTransportCredentials(tls))
@@ -185,7 +185,7 @@ func ExampleSource_Token() {
 	defer stop()
 	authConn := dialExample(authAddr)
 	defer authConn.Close()
-	source, err := tokensource.Password(authConn, "alice", "correct horse")
+	source, err := tokensource.Password(authConn, "alice", "correct horse battery")
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -168,7 +168,7 @@ func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next
 	if err != nil {
 		return nil, err
 	}
-	if err := next.CheckPolicy(read.Username); err != nil {
+	if err := s.passwords.CheckPolicy(next, read.Username); err != nil {
 		return nil, err
 	}
 	match, _, err := turn.Compare(ctx, current, read.PasswordHash)

@@ -46,6 +46,7 @@ type Server struct {
 	gate    *gate.Gate
 
 	store     *store.Store
+	policy    password.Policy
 	passwords *password.Pool
 	audit     *audit.Log
 	feed      *feed.Feed
@@ -78,6 +79,9 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 		return nil, err
 	}
 	if s.limits, err = cfg.limits(fileLimit()); err != nil {
+		return nil, err
+	}
+	if s.policy, err = cfg.Policy(); err != nil {
 		return nil, err
 	}
 	if err := s.open(ctx, announce); err != nil {
@@ -209,8 +213,9 @@ func (s *Server) hashPool(ctx context.Context) *password.Pool {
 			s.logger.WarnContext(ctx, "the memory limit of the cgroup is unknown; give --hash-memory", "error", err)
 		}
 	}
-	pool := password.NewPool(password.Config{Memory: int64(memory)})
-	s.logger.InfoContext(ctx, "hashing passwords", "memory", memory.String(), "at_a_time", pool.Parallel())
+	pool := password.NewPool(password.Config{Memory: int64(memory), Policy: s.policy})
+	s.logger.InfoContext(ctx, "hashing passwords", "memory", memory.String(), "at_a_time", pool.Parallel(),
+		"min_length", s.cfg.MinPasswordLength, "listed_passwords", s.policy.List.Len())
 	return pool
 }
 
