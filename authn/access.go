@@ -3,48 +3,57 @@ package authn
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"unicode/utf8"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
-	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// rule says which callers may call a method.
+// rule says which callers may call a method. The zero rule admits every caller with a valid
+// token.
 type rule struct {
 	public   bool      // every caller is admitted, also without a token
-	roles    []string  // otherwise the caller needs at least one of these roles; none: a valid token is enough
+	roles    []string  // the caller needs at least one of these roles; none: a valid token is enough
 	audience *audience // the token must be for this audience; nil: for the verifier's own
-	declared bool      // set by the method's option or by WithPublicMethods
+	declared bool      // set by the method's option, by WithPublicMethods or by WithMethodRule
+	unknown  bool      // no caller is admitted: the program has no descriptor of the method, and no option of the Verifier names it
 }
 
-// accessRules finds the access rule of every method. A method without an access rule of its
-// own needs a valid token. Any number of goroutines may call [accessRules.of].
+// methodRule is an access rule set by an option of NewVerifier.
+type methodRule struct {
+	option  string // the option's name, for errors
+	pattern string // /package.Service/Method or /package.Service/*
+	access  *watchwordv1.Access
+}
+
+// accessRules finds the access rule of every method. Any number of goroutines may call
+// [accessRules.of].
+//
+// The method's own option counts first, then a methodRule with the method's name, then a
+// methodRule for the whole service. A method with a descriptor and without all three needs a
+// valid token. A method without a descriptor may have an option that the program cannot read,
+// so without a methodRule it admits no caller.
 type accessRules struct {
-	public map[string]bool // patterns of WithPublicMethods
-	linked map[string]rule // full name → rule, for methods linked into the program at the start
-	later  sync.Map        // full name → rule, for methods registered later; only methods with a descriptor, so callers cannot make the map grow
+	named  map[string]methodRule // pattern → rule
+	linked map[string]rule       // full name → rule, for methods linked into the program at the start
+	later  sync.Map              // full name → rule, for methods registered later; only methods with a descriptor, so callers cannot make the map grow
 }
 
 // newAccessRules computes the access rule of every method linked into the program, so that
-// a contradiction is an error at the program's start and not at a call.
+// a contradiction is an error at the program's start and not at a call. named holds the rules
+// set by options, one for each pattern.
 //
-// Errors: one for each method with an option that contradicts itself or WithPublicMethods.
-func newAccessRules(public []string) (*accessRules, error) {
-	a := &accessRules{public: make(map[string]bool, len(public)), linked: map[string]rule{}}
-	for _, pattern := range public {
-		a.public[pattern] = true
-	}
+// Errors: one for each method with an option that cannot be used, or that contradicts named.
+func newAccessRules(named map[string]methodRule) (*accessRules, error) {
+	a := &accessRules{named: named, linked: map[string]rule{}}
 	var found []error
 	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
 		for i := range file.Services().Len() {
@@ -67,8 +76,7 @@ var errMalformedMethod = errors.New("malformed method name")
 // of returns the access rule of a method. full is the method's name in a call,
 // /service/method.
 //
-// Errors: errMalformedMethod; the contradiction in a descriptor registered after
-// newAccessRules.
+// Errors: errMalformedMethod; the fault of a descriptor registered after newAccessRules.
 func (a *accessRules) of(full string) (rule, error) {
 	if r, ok := a.linked[full]; ok {
 		return r, nil
@@ -88,38 +96,61 @@ func (a *accessRules) of(full string) (rule, error) {
 	return r, err
 }
 
-// decide computes the access rule of a method from the method's option and from
-// WithPublicMethods. descriptor is nil for a method without a descriptor.
+// decide computes the access rule of a method. descriptor is nil for a method without a
+// descriptor.
 //
-// Errors: if the method's option cannot be read, contradicts itself or contradicts
-// WithPublicMethods.
+// Errors: if the method's option cannot be used, or if a methodRule with the method's name
+// differs from the option.
 func (a *accessRules) decide(service, method string, descriptor protoreflect.MethodDescriptor) (rule, error) {
 	name := "/" + service + "/" + method
-	listed := a.public[name] || a.public["/"+service+"/*"]
 	access, declared, err := accessOption(descriptor)
+	if err == nil {
+		err = checkAccess(access)
+	}
+	if err != nil {
+		return rule{}, fmt.Errorf("%s: the option (watchword.v1.access): %w", name, err)
+	}
+	exact, named := a.named[name]
+	whole, covered := a.named["/"+service+"/*"]
 	switch {
-	case err != nil:
-		return rule{}, fmt.Errorf("%s: cannot read the method's options: %w", name, err)
-	case access.GetPublic() && len(access.GetRoles()) > 0:
-		return rule{}, fmt.Errorf("%s: the option (watchword.v1.access) sets both public and roles", name)
-	case access.GetPublic() && len(access.GetAudience()) > 0:
-		return rule{}, fmt.Errorf("%s: the option (watchword.v1.access) sets both public and audience", name)
-	case slices.Contains(access.GetAudience(), ""): // no token has it
-		return rule{}, fmt.Errorf("%s: the option (watchword.v1.access) names an empty audience", name)
-	case listed && len(access.GetRoles()) > 0:
-		return rule{}, fmt.Errorf("%s: named in WithPublicMethods, but the option (watchword.v1.access) asks for roles", name)
-	case listed && len(access.GetAudience()) > 0:
-		return rule{}, fmt.Errorf("%s: named in WithPublicMethods, but the option (watchword.v1.access) asks for an audience", name)
+	case declared && named && !proto.Equal(access, exact.access):
+		return rule{}, fmt.Errorf("%s: named in %s, but the method has an option (watchword.v1.access) of its own with another rule", name, exact.option)
+	case declared:
+	case named:
+		access, declared = exact.access, true
+	case covered:
+		access, declared = whole.access, true
+	case descriptor == nil:
+		return rule{unknown: true}, nil
 	}
-	r := rule{
-		public:   listed || access.GetPublic(),
-		roles:    access.GetRoles(),
-		declared: listed || declared,
-	}
+	r := rule{public: access.GetPublic(), roles: access.GetRoles(), declared: declared}
 	if names := access.GetAudience(); len(names) > 0 {
 		r.audience = &audience{names: names}
 	}
 	return r, nil
+}
+
+// checkAccess checks what an access rule says. nil is a rule that says nothing.
+//
+// Errors: if the rule has a field that this version does not know, since the field may ask
+// for more than a valid token; if the rule is public and asks for something; if no user can
+// have one of the roles; if an audience is empty.
+func checkAccess(access *watchwordv1.Access) error {
+	if len(access.ProtoReflect().GetUnknown()) > 0 {
+		return errors.New("has a field that this version of authn does not know: update Watchword's module")
+	}
+	if access.GetPublic() && !proto.Equal(access, &watchwordv1.Access{Public: true}) {
+		return errors.New("is public, and sets another field too")
+	}
+	if slices.Contains(access.GetAudience(), "") {
+		return errors.New("names an empty audience, which no token has")
+	}
+	for _, role := range access.GetRoles() {
+		if !token.IsRole(role) {
+			return fmt.Errorf("no user can have the role %q: a role is %s", role, token.RoleForm)
+		}
+	}
+	return nil
 }
 
 // findMethod returns the descriptor of a method; nil if the program has none. The names
@@ -133,61 +164,51 @@ func findMethod(service, method string) protoreflect.MethodDescriptor {
 	return nil
 }
 
+// ownTypes knows the option (watchword.v1.access) and no other extension.
+var ownTypes = func() *protoregistry.Types {
+	types := new(protoregistry.Types)
+	if err := types.RegisterExtension(watchwordv1.E_Access); err != nil {
+		panic(err) // a new registry has no other extension
+	}
+	return types
+}()
+
 // accessOption returns the method option (watchword.v1.access), and whether the descriptor
-// has the option. A descriptor built while the program runs may hold the option undecoded
-// or in a foreign type, and the method would seem to have no access rule. So accessOption
-// encodes all options and decodes them again.
+// has the option.
+//
+// A descriptor may hold the option undecoded, or decoded as a foreign type: for a descriptor
+// built while the program runs, and in a program with a second copy of access.proto. So
+// accessOption encodes all options, and decodes them again with ownTypes. Which types the
+// program has registered, and in which order, does not matter.
 func accessOption(descriptor protoreflect.MethodDescriptor) (access *watchwordv1.Access, declared bool, err error) {
 	if descriptor == nil {
 		return nil, false, nil
 	}
-	raw, err := proto.Marshal(descriptor.Options())
+	raw, err := proto.MarshalOptions{AllowPartial: true}.Marshal(descriptor.Options())
 	if err != nil {
-		return nil, false, err
+		return nil, false, fmt.Errorf("cannot be read: %w", err)
 	}
 	options := new(descriptorpb.MethodOptions)
-	if err := proto.Unmarshal(raw, options); err != nil {
-		return nil, false, err
+	if err := (proto.UnmarshalOptions{AllowPartial: true, Resolver: ownTypes}).Unmarshal(raw, options); err != nil {
+		return nil, false, fmt.Errorf("cannot be read: %w", err)
 	}
 	access, _ = proto.GetExtension(options, watchwordv1.E_Access).(*watchwordv1.Access)
 	return access, proto.HasExtension(options, watchwordv1.E_Access), nil
 }
 
-// CheckServices finds methods without an access rule. Call CheckServices at the program's
-// start, after the services are registered, with grpc.Server.GetServiceInfo.
-//
-// Every method of services must have an access rule, by the method option of
-// watchword/v1/access.proto (an empty option counts) or by WithPublicMethods. Every name
-// given to WithPublicMethods must belong to a method of services.
-//
-// Errors: FAILED_PRECONDITION, with a text that lists the methods without a rule, and the
-// names without a method.
-func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
-	var wrong []string
-	unused := maps.Clone(v.access.public)
-	for service, info := range services {
-		delete(unused, "/"+service+"/*")
-		for _, m := range info.Methods {
-			full := "/" + service + "/" + m.Name
-			delete(unused, full)
-			r, err := v.access.of(full)
-			switch {
-			case err != nil:
-				wrong = append(wrong, err.Error())
-			case !r.declared:
-				wrong = append(wrong, full+": no rule: set the method's option (watchword.v1.access), or name the method in WithPublicMethods")
-			}
-		}
-	}
-	for pattern := range unused {
-		wrong = append(wrong, pattern+": named in WithPublicMethods, but no service has such a method")
-	}
-	if len(wrong) == 0 {
-		return nil
-	}
-	slices.Sort(wrong)
-	return &refusal.Setup{
-		Code:    codes.FailedPrecondition,
-		Message: "authn: the services do not match the access rules:\n\t" + strings.Join(wrong, "\n\t"),
-	}
+// validPattern returns whether a pattern can match a method. Names must be valid proto
+// names: a pattern that matches nothing would go unnoticed until a client calls the method.
+func validPattern(pattern string) bool {
+	service, method, ok := splitMethod(pattern)
+	return ok && protoreflect.FullName(service).IsValid() &&
+		(method == "*" || protoreflect.Name(method).IsValid())
+}
+
+// splitMethod splits "/package.Service/Method". ok is false for every other form: grpc-go's
+// router may read another form differently, and such a call must not be admitted by the
+// rule of a public method.
+func splitMethod(full string) (service, method string, ok bool) {
+	rest, slash := strings.CutPrefix(full, "/")
+	service, method, ok = strings.Cut(rest, "/")
+	return service, method, slash && ok && service != "" && method != "" && !strings.Contains(method, "/")
 }

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
@@ -21,7 +22,7 @@ import (
 
 func TestCheckServices(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := start(t, authn.WithPublicMethods(notes+"List", "/grpc.health.v1.Health/*", "/gone.v1.Gone/*", notes+"Wacth"))
+		w := start(t, authn.WithPublicMethods(notes+"List", "/grpc.health.v1.Health/*", "/gone.v1.Gone/*", notes+"Wacth"), tokenNeeded(notes+"Lits"))
 		server := grpc.NewServer(w.ServerOptions()...)
 		registerNotes(server, "notes.v1.NotesService")
 		healthpb.RegisterHealthServer(server, health.NewServer())
@@ -30,7 +31,7 @@ func TestCheckServices(t *testing.T) {
 			t.Fatal(err)
 		}
 		lines := strings.Split(err.Error(), "\n\t")[1:]
-		want := []string{"/gone.v1.Gone/*: ", notes + "Wacth: ", notes + "Watch: no rule"}
+		want := []string{"/gone.v1.Gone/*: named in WithPublicMethods", notes + "Lits: named in WithMethodRule", notes + "Wacth: named in", notes + "Watch: no rule"}
 		if len(lines) != len(want) || !slices.EqualFunc(lines, want, strings.HasPrefix) {
 			t.Errorf("%q, want %q", lines, want)
 		}
@@ -68,22 +69,86 @@ func register(t *testing.T, files ...protoreflect.FileDescriptor) {
 	t.Cleanup(func() { protoregistry.GlobalFiles = before })
 }
 
-var contradiction = &watchwordv1.Access{Public: true, Roles: []string{"admin"}}
+// The server of an unguarded half: CheckServices names the interceptor that was not taken.
+func TestCheckServicesMissesAnInterceptor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for name, test := range map[string]struct {
+			take func(*authn.Verifier)
+			want []string // kinds of calls that are not guarded
+		}{
+			"none":        {func(*authn.Verifier) {}, []string{"unary", "streaming"}},
+			"unary":       {func(v *authn.Verifier) { v.UnaryServerInterceptor() }, []string{"streaming"}},
+			"stream":      {func(v *authn.Verifier) { v.StreamServerInterceptor() }, []string{"unary"}},
+			"one by one":  {func(v *authn.Verifier) { v.StreamServerInterceptor(); v.UnaryServerInterceptor() }, nil},
+			"by options":  {func(v *authn.Verifier) { v.ServerOptions() }, nil},
+			"another one": {func(*authn.Verifier) { start(t).ServerOptions() }, []string{"unary", "streaming"}},
+		} {
+			w := start(t)
+			test.take(w.Verifier)
+			err := w.CheckServices(nil)
+			var missing []string
+			for _, kind := range []string{"unary", "streaming"} {
+				if err != nil && strings.Contains(err.Error(), "interceptor for "+kind+" calls") {
+					missing = append(missing, kind)
+				}
+			}
+			if !slices.Equal(missing, test.want) || (err != nil) != (test.want != nil) {
+				t.Errorf("%s: %v, want %q", name, err, test.want)
+			}
+		}
+	})
+}
 
-func TestContradictionInAnOption(t *testing.T) {
-	register(t, notesFile("broken.v1", contradiction))
-	_, err := authn.NewVerifier(t.Context(), newHandFed(), authn.WithAudience("internal"))
-	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "/broken.v1.NotesService/Extra") {
-		t.Error(err)
+// unusable has options that no verifier can act on. Every call of such a method is refused.
+var unusable = map[string]struct {
+	option []byte
+	want   string // in the error at the start
+}{
+	"contradiction":    {encoded(&watchwordv1.Access{Public: true, Roles: []string{"admin"}}), "is public, and sets another field too"},
+	"role of capitals": {encoded(&watchwordv1.Access{Roles: []string{"reader", "Admin"}}), `no user can have the role "Admin"`},
+	"empty role":       {encoded(&watchwordv1.Access{Roles: []string{""}}), `no user can have the role ""`},
+	"role of blanks":   {encoded(&watchwordv1.Access{Roles: []string{"admin "}}), `no user can have the role "admin "`},
+	"two in one":       {encoded(&watchwordv1.Access{Roles: []string{"admin,editor"}}), `no user can have the role "admin,editor"`},
+	"role too long":    {encoded(&watchwordv1.Access{Roles: []string{strings.Repeat("a", 65)}}), "no user can have the role"},
+	"from the future":  {append(encoded(&watchwordv1.Access{Roles: []string{"reader"}}), 0xf8, 0x7f, 1), "update Watchword's module"},
+	"only the future":  {[]byte{0xf8, 0x7f, 1}, "update Watchword's module"},
+	"public, and more": {append(encoded(&watchwordv1.Access{Public: true}), 0xf8, 0x7f, 1), "update Watchword's module"},
+	"not a message":    {[]byte{0xff}, "cannot be read"},
+	"not UTF-8":        {[]byte{0x12, 1, 0xff}, "cannot be read"},
+}
+
+func encoded(access *watchwordv1.Access) []byte {
+	raw, err := proto.Marshal(access)
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+func TestUnusableOptions(t *testing.T) {
+	for name, test := range unusable {
+		t.Run(name, func(t *testing.T) {
+			register(t, notesFile("broken.v1", test.option))
+			_, err := authn.NewVerifier(t.Context(), newHandFed(), authn.WithAudience("internal"))
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "/broken.v1.NotesService/Extra: ") || !strings.Contains(err.Error(), test.want) {
+				t.Error(err)
+			}
+		})
 	}
 }
 
-// If a descriptor registered after NewVerifier has a contradiction in its access rule,
-// CheckServices and each call return an error.
-func TestContradictionInALateDescriptor(t *testing.T) {
+// If a descriptor registered after NewVerifier has such an option, CheckServices and each call
+// return an error.
+func TestUnusableOptionInALateDescriptor(t *testing.T) {
+	for name, test := range unusable {
+		t.Run(name, func(t *testing.T) { unusableLate(t, test.option) })
+	}
+}
+
+func unusableLate(t *testing.T, option []byte) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t)
-		register(t, notesFile("broken.v1", contradiction))
+		register(t, notesFile("broken.v1", option))
 		const method = "/broken.v1.NotesService/Extra"
 		err := w.CheckServices(map[string]grpc.ServiceInfo{"broken.v1.NotesService": {Methods: []grpc.MethodInfo{{Name: "Extra"}}}})
 		if err == nil || !strings.Contains(err.Error(), method) {
@@ -100,14 +165,14 @@ func TestContradictionInALateDescriptor(t *testing.T) {
 // An undecoded option counts, also for a method called before its descriptor was registered.
 func TestOptionOfALateDescriptor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := start(t)
+		w := start(t, tokenNeeded("/late.v1/*"))
 		conn := serveNotes(t, w.Verifier)
 		ctx := bearing(t.Context(), "Bearer "+mint(t, w.key))
 		const method = "/late.v1.NotesService/Extra"
-		if caller, err := call(ctx, conn, method, true); err != nil || caller != "alice" {
+		if caller, err := call(ctx, conn, method, true); status.Code(err) != codes.PermissionDenied || caller != "" {
 			t.Errorf("before: %q, %v", caller, err)
 		}
-		register(t, notesFile("late.v1", &watchwordv1.Access{Roles: []string{"admin"}}))
+		register(t, notesFile("late.v1", encoded(&watchwordv1.Access{Roles: []string{"admin"}})))
 		_, err := call(ctx, conn, method, true)
 		refusedBy(t, err, codes.PermissionDenied, "ROLE_REQUIRED", method)
 
@@ -118,12 +183,28 @@ func TestOptionOfALateDescriptor(t *testing.T) {
 	})
 }
 
-func TestPublicMethodsBesidesAnEmptyOption(t *testing.T) {
+// A pattern for a whole service opens no method that has an option of its own: not the empty
+// option, and not an option with roles. It opens the methods without an option.
+func TestAPatternForAServiceLeavesOptionsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := start(t, authn.WithPublicMethods(notes+"Mine"))
+		w := start(t, authn.WithPublicMethods(notes+"*", notes+"About"))
 		conn := serveNotes(t, w.Verifier)
-		if caller, err := call(t.Context(), conn, notes+"Mine", false); err != nil || caller != "no principal" {
-			t.Errorf("%q, %v", caller, err)
+		for _, m := range notesMethods {
+			caller, err := call(t.Context(), conn, notes+m.name, m.stream)
+			if m.access == nil || m.access.GetPublic() {
+				if err != nil || caller != "no principal" {
+					t.Errorf("%s: %q, %v", m.name, caller, err)
+				}
+				continue
+			}
+			refusedBy(t, err, codes.Unauthenticated, "TOKEN_MISSING", notes+m.name)
 		}
+		reader := bearing(t.Context(), "Bearer "+mint(t, w.key))
+		_, err := call(reader, conn, notes+"Add", false)
+		refusedBy(t, err, codes.PermissionDenied, "ROLE_REQUIRED", notes+"Add")
+		w.ServerOptions()
+		server := grpc.NewServer()
+		registerNotes(server, "notes.v1.NotesService")
+		check(t, w.CheckServices(server.GetServiceInfo()))
 	})
 }

@@ -32,6 +32,8 @@ func TestAudienceOfAMethod(t *testing.T) {
 		issuer.Advance(authntest.MaxLifetime)
 		own := serveNotes(t, issuer.NewVerifier(t, authn.WithAudience("internal")))
 		any := serveNotes(t, issuer.NewVerifier(t, authn.WithAnyAudience()))
+		ruled := serveNotes(t, issuer.NewVerifier(t, authn.WithAudience("internal"),
+			authn.WithMethodRule(notes+"List", &watchwordv1.Access{Audience: []string{"billing", "office"}, Roles: []string{"writer"}})))
 		for _, test := range []struct {
 			name  string
 			token string
@@ -55,6 +57,9 @@ func TestAudienceOfAMethod(t *testing.T) {
 							t.Errorf("%s: %s, %s: %v, want %s", test.name, where, method, err, test.bill)
 						}
 					}
+				}
+				if _, err := call(ctx, ruled, notes+"List", false); name(err) != test.bill {
+					t.Errorf("%s: List with WithMethodRule: %v, want %s", test.name, err, test.bill)
 				}
 				if _, err := call(ctx, own, notes+"List", false); name(err) != test.list {
 					t.Errorf("%s: List: %v, want %s", test.name, err, test.list)
@@ -116,7 +121,7 @@ func TestContradictionsOfAnAudience(t *testing.T) {
 		"WithPublicMethods": {&watchwordv1.Access{Audience: []string{"billing"}}, []authn.Option{authn.WithPublicMethods("/broken.v1.NotesService/Extra")}, "WithPublicMethods"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			register(t, notesFile("broken.v1", test.access))
+			register(t, notesFile("broken.v1", encoded(test.access)))
 			_, err := authn.NewVerifier(t.Context(), newHandFed(), append(test.opts, authn.WithAudience("internal"))...)
 			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "/broken.v1.NotesService/Extra") || !strings.Contains(err.Error(), test.text) {
 				t.Error(err)

@@ -131,6 +131,10 @@ func (b *bundle) judge(t *authentic, forAudience bool) watchwordv1.ErrorReason {
 		return tokenInvalid
 	case !forAudience:
 		return audienceMismatch
+	// Only a forger, or a server with a wrong clock, mints so far ahead. Such a token would
+	// outlive every revocation of today.
+	case nanosOf(c.IssuedAt) > now && nanosOf(c.IssuedAt)-now > trust.margin.Nanoseconds():
+		return tokenInvalid
 	case now >= expires:
 		return tokenExpired
 	case ended || c.Version < user.revokedBelow:

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 
 	"github.com/watchword-auth/watchword/authn"
@@ -104,7 +105,8 @@ func ExampleNewVerifier() {
 	defer done()
 	_, err = client.Check(ctx, new(healthpb.HealthCheckRequest))
 	fmt.Println(authn.Reason(err))
-	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+server.mint(unchanged))
+	accessToken := server.mint(unchanged)
+	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+accessToken)
 	_, err = client.Check(ctx, new(healthpb.HealthCheckRequest))
 	fmt.Println(err)
 
@@ -192,10 +194,31 @@ func ExampleVerifier_CheckServices() {
 	healthpb.RegisterHealthServer(srv, health.NewServer())
 	fmt.Println(verifier.CheckServices(srv.GetServiceInfo()))
 	// Output:
-	// authn: the services do not match the access rules:
-	// 	/grpc.health.v1.Health/List: no rule: set the method's option (watchword.v1.access), or name the method in WithPublicMethods
-	// 	/grpc.health.v1.Health/Watch: no rule: set the method's option (watchword.v1.access), or name the method in WithPublicMethods
+	// authn: the services are not guarded as they must be:
+	// 	/grpc.health.v1.Health/List: no rule: set the method's option (watchword.v1.access), or state the rule by WithMethodRule or WithPublicMethods
+	// 	/grpc.health.v1.Health/Watch: no rule: set the method's option (watchword.v1.access), or state the rule by WithMethodRule or WithPublicMethods
 	// 	/notes.v1.NotesService/Lost: named in WithPublicMethods, but no service has such a method
+}
+
+// Reflection is for admins: its proto file belongs to another project, and has no option.
+func ExampleWithMethodRule() {
+	_, conn, stop := exampleServer()
+	defer stop()
+	ctx := context.Background()
+	admins := &watchwordv1.Access{Roles: []string{"admin"}}
+	verifier, err := authn.NewVerifier(ctx, conn,
+		authn.WithAudience("internal"),
+		authn.WithMethodRule("/grpc.reflection.v1.ServerReflection/*", admins))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+
+	srv := grpc.NewServer(verifier.ServerOptions()...)
+	reflection.RegisterV1(srv)
+	fmt.Println(verifier.CheckServices(srv.GetServiceInfo()))
+	// Output:
+	// <nil>
 }
 
 // Methods of services with foreign proto files, such as health checks, are made public by

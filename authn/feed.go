@@ -235,17 +235,18 @@ func (f *feed) endsWait(err error) bool {
 // context has no peer, because grpc-go fills in the option at the end of the stream, and
 // perhaps from another goroutine.
 //
-// Errors: FAILED_PRECONDITION for plaintext from another machine, unless the Verifier has
-// WithPlaintextFromOtherHosts.
+// Errors: FAILED_PRECONDITION for plaintext from another machine, also through a proxy on
+// this machine, unless the Verifier has WithPlaintextFromOtherHosts.
 func (f *feed) checkServer(ctx context.Context, option *peer.Peer) error {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		p = option
 	}
-	if f.plaintext || transport.Protects(p, credentials.IntegrityOnly) { // keys are no secret
+	target := transport.Target(f.conn)
+	if f.plaintext || transport.Protects(p, target, credentials.IntegrityOnly) { // keys are no secret
 		return nil
 	}
 	return status.Errorf(codes.FailedPrecondition,
 		"refusing keys over plaintext from %s, because anyone on the path could replace the keys: "+
-			"dial with TLS credentials, or allow plaintext by WithPlaintextFromOtherHosts", transport.Name(p))
+			"dial with TLS credentials, or allow plaintext by WithPlaintextFromOtherHosts", transport.Name(p, target))
 }

@@ -56,7 +56,8 @@ func newFreshness(log *slog.Logger, limit staleness) *freshness {
 func (f *freshness) beat(beat *watchwordv1.Heartbeat, whole bool) (first bool) {
 	server := beat.GetServerTime().AsTime()
 	next := *f.position.Load()
-	// If the heartbeat sets the clock back, asOf goes back as far: the age must not shrink.
+	// The age of the trust bundle is the clock's time minus position.asOf. If the heartbeat
+	// sets the clock back, asOf is set back by the same time: the age must not shrink.
 	next.asOf -= int64(f.clock.heard(server))
 	if whole {
 		known := server // a server knows nothing later than its own time

@@ -109,7 +109,12 @@ func serveOn(server *grpc.Server) (listener *bufconn.Listener, stop func()) {
 }
 
 func dial(listener *bufconn.Listener, opts ...grpc.DialOption) *grpc.ClientConn {
-	conn, err := grpc.NewClient("passthrough:///memory", append([]grpc.DialOption{
+	return dialAs("memory", listener, opts...)
+}
+
+// dialAs dials a server in memory as if target led there.
+func dialAs(target string, listener *bufconn.Listener, opts ...grpc.DialOption) *grpc.ClientConn {
+	conn, err := grpc.NewClient("passthrough:///"+target, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }),
 	}, opts...)...)

@@ -4,7 +4,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -35,15 +39,20 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // rule has roles, the token needs at least one of them. [FromContext] gives the handler the
 // caller's principal.
 //
+// A method without a descriptor in this program admits no caller, unless [WithMethodRule] or
+// [WithPublicMethods] names the method: it may have an option that the program cannot read.
+//
 // Errors, the first to apply:
 //
 //   - UNIMPLEMENTED for a method name of another form than /service/method.
-//   - INTERNAL for an access rule that contradicts itself, in a descriptor registered after
+//   - INTERNAL for an access rule that cannot be used, in a descriptor registered after
 //     NewVerifier.
 //   - BUNDLE_STALE without a trust bundle or after Close.
 //   - TOKEN_MISSING without authorization metadata.
-//   - TOKEN_INVALID for anything but a single value "Bearer TOKEN" (RFC 6750 section 2.1).
+//   - TOKEN_INVALID for anything but a single value "Bearer TOKEN" (RFC 6750 section 2.1),
+//     with blanks as RFC 9110 allows them.
 //   - The reasons of [Verifier.Verify].
+//   - PERMISSION_DENIED without a reason for a method without a descriptor.
 //   - ROLE_REQUIRED without any of the roles. The error has a method
 //     Principal() *Principal, for interceptors that record refused calls.
 //
@@ -52,6 +61,7 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // effect, such as an error of Verify about some other token. So the interceptor removes the
 // called method from the ErrorInfo of a handler's error.
 func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
+	v.takenUnary.Store(true)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		ctx, err := v.guard(ctx, info.FullMethod)
 		if err != nil {
@@ -74,7 +84,7 @@ func (v *Verifier) guard(ctx context.Context, full string) (context.Context, err
 		return nil, status.Error(codes.Unimplemented, "malformed method name")
 	}
 	if err != nil {
-		v.bundle.log.Error("a method's rule contradicts itself", "error", err)
+		v.faults.report(err)
 		return nil, status.Error(codes.Internal, "internal error")
 	}
 	if r.public {
@@ -83,6 +93,10 @@ func (v *Verifier) guard(ctx context.Context, full string) (context.Context, err
 	p, err := v.verifyIncoming(ctx, full, cmp.Or(r.audience, &v.audience))
 	if err != nil {
 		return nil, err
+	}
+	if r.unknown { // after the token: a caller without one learns nothing, and writes nothing to the log
+		v.faults.report(fmt.Errorf("%s: this program has no descriptor of the method", full))
+		return nil, status.Error(codes.PermissionDenied, "the service has no access rule for this method")
 	}
 	if len(r.roles) > 0 && !slices.ContainsFunc(r.roles, p.HasRole) {
 		return nil, &roleRefusal{refuse(roleRequired, full), p}
@@ -102,12 +116,30 @@ func (v *Verifier) verifyIncoming(ctx context.Context, method string, want *audi
 		}
 		return p, nil
 	}
-	reason := tokenInvalid
-	if len(values) == 0 {
-		reason = tokenMissing
+	switch {
+	case !v.bundle.fresh.judging():
+		return nil, refuse(v.counters.refused(bundleStale), method)
+	case len(values) == 0:
+		return nil, refuse(v.counters.refused(tokenMissing), method)
 	}
-	if !v.bundle.fresh.judging() {
-		reason = bundleStale
+	return nil, refusal.Status(codes.Unauthenticated, v.counters.refused(tokenInvalid), method,
+		`the metadata "authorization" must be a single value of the form "Bearer TOKEN"`).Err()
+}
+
+// faultPause is the time between two entries of [faults] in the log.
+const faultPause = time.Minute
+
+// faults logs access rules that cannot be used, when a call meets one. Callers choose how
+// often that happens, so the log has at most one entry in a faultPause;
+// [Verifier.CheckServices] lists all such methods.
+type faults struct {
+	log  *slog.Logger
+	next atomic.Int64 // time of the next entry, in nanoseconds since 1970
+}
+
+func (f *faults) report(err error) {
+	now, next := time.Now(), f.next.Load()
+	if now.UnixNano() >= next && f.next.CompareAndSwap(next, now.Add(faultPause).UnixNano()) {
+		f.log.Error("calls are refused, because the access rule of a method cannot be used; CheckServices lists all such methods", "error", err)
 	}
-	return nil, refuse(v.counters.refused(reason), method)
 }

@@ -52,7 +52,7 @@ func init() {
 
 // notesFile returns the service's descriptor. If extra is not nil, the service also has a
 // method Extra with this option, undecoded as in a reflection client.
-func notesFile(pkg string, extra *watchwordv1.Access) protoreflect.FileDescriptor {
+func notesFile(pkg string, extra []byte) protoreflect.FileDescriptor {
 	service := &descriptorpb.ServiceDescriptorProto{Name: proto.String("NotesService")}
 	add := func(name string, options *descriptorpb.MethodOptions, stream bool) {
 		service.Method = append(service.Method, &descriptorpb.MethodDescriptorProto{
@@ -68,13 +68,9 @@ func notesFile(pkg string, extra *watchwordv1.Access) protoreflect.FileDescripto
 		add(m.name, options, m.stream)
 	}
 	if extra != nil {
-		raw, err := proto.Marshal(extra)
-		if err != nil {
-			panic(err)
-		}
 		options := new(descriptorpb.MethodOptions)
 		options.ProtoReflect().SetUnknown(protowire.AppendBytes(
-			protowire.AppendTag(nil, watchwordv1.E_Access.TypeDescriptor().Number(), protowire.BytesType), raw))
+			protowire.AppendTag(nil, watchwordv1.E_Access.TypeDescriptor().Number(), protowire.BytesType), extra))
 		add("Extra", options, false)
 	}
 	file, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
@@ -86,6 +82,11 @@ func notesFile(pkg string, extra *watchwordv1.Access) protoreflect.FileDescripto
 		panic(err)
 	}
 	return file
+}
+
+// tokenNeeded is the rule of methods that need a valid token.
+func tokenNeeded(pattern string) authn.Option {
+	return authn.WithMethodRule(pattern, &watchwordv1.Access{})
 }
 
 // caller returns the answer of every handler: the caller's name.

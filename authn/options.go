@@ -6,10 +6,11 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
-	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/proto"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
 // An Option sets a property of a Verifier. If an option is given twice, names of services
@@ -20,7 +21,7 @@ type Option func(*config)
 // refused, so a program that forgets the audience gets no Verifier.
 type config struct {
 	audience    audience
-	public      []string
+	rules       []methodRule
 	leeway      time.Duration
 	plaintext   bool
 	withoutWait bool
@@ -49,7 +50,8 @@ func (a audience) accepts(named []string) bool {
 // A method with an audience in its option (watchword.v1.access) asks for that audience
 // instead.
 //
-// NewVerifier needs WithAudience or [WithAnyAudience]. An empty name is INVALID_ARGUMENT.
+// [NewVerifier] needs WithAudience or [WithAnyAudience], and returns INVALID_ARGUMENT if a
+// name is empty.
 func WithAudience(names ...string) Option {
 	return func(c *config) { c.audience.names = append(c.audience.names, names...) }
 }
@@ -62,16 +64,42 @@ func WithAnyAudience() Option {
 }
 
 // WithPublicMethods admits every caller to the methods named, with a valid token, a bad
-// token or no token. A pattern is "/package.Service/Method", or "/package.Service/*" for
-// every method of a service.
+// token or no token. It is [WithMethodRule] with the rule public, for any number of patterns.
 //
-// Use it for services with proto files of other projects, such as health and reflection. In
-// proto files of your own, set the method option of watchword/v1/access.proto to public.
+// Use WithPublicMethods for services with proto files of other projects, such as health and
+// reflection. In a proto file of your own, set the option (watchword.v1.access) of the method
+// to {public: true}.
 //
-// A pattern of another form, and a method with an option that asks for roles or for an
-// audience, is INVALID_ARGUMENT.
+// Errors of NewVerifier: as with WithMethodRule.
 func WithPublicMethods(patterns ...string) Option {
-	return func(c *config) { c.public = append(c.public, patterns...) }
+	return func(c *config) {
+		for _, pattern := range patterns {
+			c.rules = append(c.rules, methodRule{"WithPublicMethods", pattern, &watchwordv1.Access{Public: true}})
+		}
+	}
+}
+
+// WithMethodRule sets the access rule of methods without the method option of
+// watchword/v1/access.proto, as the option would: the empty rule asks for a valid token,
+// roles ask for one of the roles, and an audience replaces that of [WithAudience]. A pattern
+// is "/package.Service/Method", or "/package.Service/*" for every method of a service that has
+// no rule of its own.
+//
+// Two kinds of methods need it: those with proto files of other projects, and those with Go
+// code that was generated for another protobuf runtime than google.golang.org/protobuf (such
+// as gogo/protobuf). The program has no descriptors of the latter. So their options cannot be
+// read, and without WithMethodRule or [WithPublicMethods] they admit no caller.
+//
+// The option of a method counts before every pattern: a pattern for a whole service changes
+// nothing for a method with an option, and a pattern with the name of such a method must say
+// the same as the option. A pattern with a method's name counts before a pattern for the
+// whole service.
+//
+// Errors of NewVerifier: INVALID_ARGUMENT for a pattern of another form, for a nil rule, for
+// a rule that is public and sets another field, for a role that no user can have, for an
+// empty audience, for two different rules for one pattern, and for a rule that differs from the method's option.
+func WithMethodRule(pattern string, rule *watchwordv1.Access) Option {
+	return func(c *config) { c.rules = append(c.rules, methodRule{"WithMethodRule", pattern, rule}) }
 }
 
 // WithPlaintextFromOtherHosts accepts the trust bundle, with the public keys, from another
@@ -88,7 +116,7 @@ func WithPlaintextFromOtherHosts() Option {
 //
 // The server announces a margin, for which it keeps revocations after the expiry of the
 // tokens concerned. A leeway longer than the margin is cut to the margin, with a warning in
-// the log. A negative leeway is INVALID_ARGUMENT.
+// the log. [NewVerifier] returns INVALID_ARGUMENT if the leeway is negative.
 func WithLeeway(leeway time.Duration) Option {
 	return func(c *config) { c.leeway = leeway }
 }
@@ -125,8 +153,9 @@ const (
 )
 
 // WithMaxStaleness sets the age from which the trust bundle is stale, and the policy for a
-// stale bundle. The default is a minute and ContinueWhenStale. Less than 10 s, and an unknown
-// policy, is INVALID_ARGUMENT: heartbeats come every few seconds.
+// stale bundle. The default is a minute and ContinueWhenStale. [NewVerifier] returns
+// INVALID_ARGUMENT if the policy is unknown, or if the age is less than 10 s, since the
+// server's heartbeats come every few seconds.
 //
 // A heartbeat of the server carries the time up to which the server knew every change. The
 // age counts from the newest such time, so the age also grows while the server is connected
@@ -165,8 +194,8 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 // modes: on other systems the operator has to protect the file.
 //
 // No fault of the file makes NewVerifier fail. The log and [Status] show the fault, and the
-// Verifier waits for the server as it does without a file. Only an empty path is
-// INVALID_ARGUMENT.
+// Verifier waits for the server as it does without a file. NewVerifier returns
+// INVALID_ARGUMENT only if the path is empty.
 //
 // The file is written soon after the first bundle and after each change of keys, every 15
 // seconds otherwise (a file of many megabytes less often), and by Close. Give each
@@ -181,7 +210,7 @@ const defaultCacheBytes = 32 << 20
 
 // WithCacheSize limits the memory for the cache of verified tokens, in bytes. The default is
 // 32 MiB. A token of 500 bytes takes about 1,800 bytes. With zero the signature is checked
-// at every call. A negative size is INVALID_ARGUMENT.
+// at every call. [NewVerifier] returns INVALID_ARGUMENT if the size is negative.
 func WithCacheSize(bytes int) Option {
 	return func(c *config) { c.cacheBytes = bytes }
 }
@@ -224,27 +253,30 @@ func newConfig(opts []Option) (*config, error) {
 		}
 		c.snapshot = &path
 	}
-	for _, pattern := range c.public {
-		if !validPattern(pattern) {
-			return nil, fmt.Errorf("WithPublicMethods: %q is neither /package.Service/Method nor /package.Service/*", pattern)
-		}
-	}
 	return c, nil
 }
 
-// validPattern returns whether a pattern can match a method. Names must be valid proto
-// names: a pattern that matches nothing would go unnoticed until a client calls the method.
-func validPattern(pattern string) bool {
-	service, method, ok := splitMethod(pattern)
-	return ok && protoreflect.FullName(service).IsValid() &&
-		(method == "*" || protoreflect.Name(method).IsValid())
-}
-
-// splitMethod splits "/package.Service/Method". ok is false for every other form: grpc-go's
-// router may read another form differently, and such a call must not be admitted by the
-// rule of a public method.
-func splitMethod(full string) (service, method string, ok bool) {
-	rest, slash := strings.CutPrefix(full, "/")
-	service, method, ok = strings.Cut(rest, "/")
-	return service, method, slash && ok && service != "" && method != "" && !strings.Contains(method, "/")
+// namedRules returns the rules of WithMethodRule and WithPublicMethods by their patterns.
+//
+// Errors: see [WithMethodRule]; whether a rule differs from a method's option is for
+// [newAccessRules] to find.
+func (c *config) namedRules() (map[string]methodRule, error) {
+	named := make(map[string]methodRule, len(c.rules))
+	for _, r := range c.rules {
+		if !validPattern(r.pattern) {
+			return nil, fmt.Errorf("%s: %q is neither /package.Service/Method nor /package.Service/*", r.option, r.pattern)
+		}
+		if r.access == nil {
+			return nil, fmt.Errorf("%s: the rule of %s is nil: for methods that need a valid token, give an empty rule", r.option, r.pattern)
+		}
+		if err := checkAccess(r.access); err != nil {
+			return nil, fmt.Errorf("%s: the rule of %s: %w", r.option, r.pattern, err)
+		}
+		if other, twice := named[r.pattern]; twice && !proto.Equal(other.access, r.access) {
+			return nil, fmt.Errorf("%s: %s already has another rule by %s", r.option, r.pattern, other.option)
+		}
+		r.access = proto.CloneOf(r.access) // the program may change its own
+		named[r.pattern] = r
+	}
+	return named, nil
 }

@@ -28,22 +28,27 @@ func (e elsewhere) RemoteAddr() net.Addr { return e.addr }
 // Keys over plaintext from another machine are refused. The tests of internal/transport
 // show which addresses count as this machine.
 func TestPlaintextToAnotherMachine(t *testing.T) {
+	near := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: 1}
 	remote := &net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 50051}
 	for name, test := range map[string]struct {
-		addr net.Addr
-		opts []authn.Option
-		want codes.Code
+		addr   net.Addr
+		target string
+		opts   []authn.Option
+		want   codes.Code
 	}{
-		"another machine": {remote, nil, codes.FailedPrecondition},
-		"allowed":         {remote, []authn.Option{authn.WithPlaintextFromOtherHosts()}, codes.OK},
-		"loopback":        {&net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: 1}, nil, codes.OK},
+		"another machine": {remote, "192.0.2.7:50051", nil, codes.FailedPrecondition},
+		"allowed":         {remote, "192.0.2.7:50051", []authn.Option{authn.WithPlaintextFromOtherHosts()}, codes.OK},
+		"loopback":        {near, "127.0.0.9:1", nil, codes.OK},
+		"a name of ours":  {near, "localhost:1", nil, codes.OK},
+		"a proxy":         {near, "auth:50051", nil, codes.FailedPrecondition},
+		"a proxy allowed": {near, "auth:50051", []authn.Option{authn.WithPlaintextFromOtherHosts()}, codes.OK},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				server := &trustServer{streams: make(chan *watch)}
 				listener, stop := serve(func(r *grpc.Server) { watchwordv1.RegisterTrustServiceServer(r, server) })
 				defer stop()
-				conn := dial(listener, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+				conn := dialAs(test.target, listener, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 					c, err := listener.DialContext(ctx)
 					return elsewhere{c, test.addr}, err
 				}))

@@ -34,6 +34,7 @@ const judgeEvery = 500 * time.Millisecond
 // interceptor given before this interceptor. A panic after the stream has ended is logged;
 // see [WithLogger].
 func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
+	v.takenStream.Store(true)
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		ctx, err := v.guard(stream.Context(), info.FullMethod)
 		if err != nil {

@@ -42,7 +42,7 @@ func serveStreams(t *testing.T, handler func(grpc.ServerStream) error, outside .
 func serveLoggedStreams(t *testing.T, log *slog.Logger, handler func(grpc.ServerStream) error, outside ...grpc.StreamServerInterceptor) *streams {
 	t.Helper()
 	s := &streams{issuer: authntest.New(), handler: handler, ended: make(chan error, 1000)}
-	v := s.issuer.NewVerifier(t, authn.WithAudience("test"), authn.WithLogger(log))
+	v := s.issuer.NewVerifier(t, authn.WithAudience("test"), authn.WithLogger(log), tokenNeeded(chat))
 	listener, stop := serve(func(r *grpc.Server) {
 		r.RegisterService(&grpc.ServiceDesc{ServiceName: "chat.v1.Chat", Streams: []grpc.StreamDesc{{
 			StreamName: "Talk", ServerStreams: true, ClientStreams: true,

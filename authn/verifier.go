@@ -28,11 +28,15 @@
 //
 //   - gives grpc.NewServer the options of [Verifier.ServerOptions]: with one interceptor
 //     alone, calls of the other kind are not guarded;
+//   - lets no call reach a handler past the server: a gateway in the same process that calls
+//     the handlers itself (RegisterXHandlerServer of grpc-gateway, a connection in memory
+//     without a server) bypasses every interceptor. Let a gateway dial the server.
+//     authntest.CheckGuarded finds unguarded calls, in a test;
 //   - connects to the server with TLS: a Verifier refuses keys over plaintext from another
 //     machine;
 //   - gives every method an access rule, by the method option of watchword/v1/access.proto: a
 //     method without a rule admits every caller with a valid token. [Verifier.CheckServices]
-//     finds methods without a rule;
+//     finds methods without a rule, and methods with a rule that the program cannot read;
 //   - acts on [Reason], and not on an error's message.
 //
 // Package authn/tokensource has the calling side, and Dial. Package authn/authntest has an
@@ -45,6 +49,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 
@@ -61,8 +66,11 @@ type Verifier struct {
 	bundle   *bundle
 	cache    *cache
 	counters counters
+	faults   faults
 	feed     *feed
 	keeper   *keeper // nil without a file
+
+	takenUnary, takenStream atomic.Bool // an interceptor was asked for; see CheckServices
 }
 
 // NewVerifier returns a Verifier that trusts the server behind conn, after the first trust
@@ -74,7 +82,9 @@ type Verifier struct {
 // keepalive the operating system notices after a quarter of an hour, and until then the
 // Verifier receives no revocation. A conn of another type than *grpc.ClientConn must name its
 // peer, in the stream's context or by the call option grpc.Peer, and must end a stream with
-// its context.
+// its context. If it may lead through a proxy, it also needs the method CanonicalTarget of
+// *grpc.ClientConn, by which a Verifier tells a proxy on this machine from a server on this
+// machine.
 //
 // The wait continues after UNAVAILABLE and RESOURCE_EXHAUSTED, so services can be started in
 // any order and all at once; any other error of the server ends the wait. With a good file of
@@ -83,9 +93,10 @@ type Verifier struct {
 // operator has to correct the cause. With [WithoutWaiting], NewVerifier does not wait.
 //
 // Errors are gRPC statuses: INVALID_ARGUMENT for options without a sensible meaning, for a
-// nil conn, and for a method linked into this program with an option that contradicts itself
-// or [WithPublicMethods]; FAILED_PRECONDITION for plaintext to another machine without
-// [WithPlaintextFromOtherHosts]; DEADLINE_EXCEEDED or CANCELED if ctx ended first, and then
+// nil conn, and for a method linked into this program with an option that contradicts itself,
+// that asks for a role that no user can have, or that contradicts [WithMethodRule] or
+// [WithPublicMethods]; FAILED_PRECONDITION for plaintext to another machine, also through a
+// proxy on this machine, without [WithPlaintextFromOtherHosts]; DEADLINE_EXCEEDED or CANCELED if ctx ended first, and then
 // errors.Is matches ctx.Err() too; otherwise the server's answer.
 func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Option) (*Verifier, error) {
 	if conn == nil {
@@ -95,12 +106,17 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 	if err != nil {
 		return nil, misused(err)
 	}
-	access, err := newAccessRules(c.public)
+	named, err := c.namedRules()
+	if err != nil {
+		return nil, misused(err)
+	}
+	access, err := newAccessRules(named)
 	if err != nil {
 		return nil, misused(err)
 	}
 	b, k := openBundle(c)
 	v := &Verifier{audience: c.audience, access: access, bundle: b, cache: newCache(c.cacheBytes), keeper: k}
+	v.faults.log = c.log
 	v.feed = startFeed(conn, b, c.plaintext)
 	if k != nil {
 		go k.run(v.feed.done)
@@ -147,7 +163,8 @@ func (v *Verifier) Close() error {
 // Errors, the first to apply: BUNDLE_STALE without a trust bundle, after Close, and with
 // RefuseWhenStale (see [WithMaxStaleness]); INVALID_REQUEST for an empty token; TOKEN_INVALID
 // for the token's form (RFC 7515 section 7.1), type, key, signature or issuer, and for a
-// lifetime longer than the issuer gives; AUDIENCE_MISMATCH; TOKEN_EXPIRED; TOKEN_REVOKED;
+// lifetime longer than the issuer gives; AUDIENCE_MISMATCH; TOKEN_INVALID for a token minted
+// further ahead than the margin that the server announces; TOKEN_EXPIRED; TOKEN_REVOKED;
 // TOKEN_STALE after a change of the user's rights. The client of a call that is TOKEN_EXPIRED
 // or TOKEN_STALE can refresh the token and call again.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error) {

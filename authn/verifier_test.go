@@ -258,7 +258,14 @@ func TestOptions(t *testing.T) {
 		"three parts":       {ours, authn.WithPublicMethods("/a/B/C")},
 		"white space":       {ours, authn.WithPublicMethods("/a.B/C ")},
 		"a role required":   {ours, authn.WithPublicMethods("/watchword.v1.UserService/CreateUser")},
-		"a role, by star":   {ours, authn.WithPublicMethods("/watchword.v1.UserService/*")},
+		"an empty option":   {ours, authn.WithPublicMethods(notes + "Mine")},
+		"nil rule":          {ours, authn.WithMethodRule("/a.B/C", nil)},
+		"a rule's pattern":  {ours, tokenNeeded("/a.B/C*")},
+		"public with roles": {ours, authn.WithMethodRule("/a.B/C", &watchwordv1.Access{Public: true, Roles: []string{"admin"}})},
+		"impossible role":   {ours, authn.WithMethodRule("/a.B/C", &watchwordv1.Access{Roles: []string{"admin", "Admin"}})},
+		"empty role":        {ours, authn.WithMethodRule("/a.B/C", &watchwordv1.Access{Roles: []string{""}})},
+		"two rules":         {ours, tokenNeeded("/a.B/C"), authn.WithPublicMethods("/a.B/C")},
+		"less than asked":   {ours, tokenNeeded("/watchword.v1.UserService/CreateUser")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v, err := authn.NewVerifier(t.Context(), conn, opts...)

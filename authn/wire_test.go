@@ -69,7 +69,7 @@ func TestMalformedPathsOnTheWire(t *testing.T) {
 	key := newKey(t)
 	server, trusted := serveTrust(t)
 	go func() { (<-server.streams).send(snapshot(trustState(key)), heartbeat(time.Now())) }()
-	v, err := authn.NewVerifier(t.Context(), trusted, authn.WithAudience("internal"), authn.WithPublicMethods("/health.v1.Health/*"))
+	v, err := authn.NewVerifier(t.Context(), trusted, authn.WithAudience("internal"), authn.WithPublicMethods("/health.v1.Health/*"), tokenNeeded("/unknown.v1.Unknown/*"))
 	if err != nil {
 		t.Fatal(err)
 	}

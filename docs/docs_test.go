@@ -50,7 +50,8 @@ func blocks(text, language string) (found []string) {
 	return found
 }
 
-// The README's Go is part of examples and tests that are compiled and run.
+// The Go of the README and of the documents is part of examples and tests that are compiled
+// and run.
 func TestSnippetsAreExamples(t *testing.T) {
 	var examples string
 	for _, pattern := range []string{"authn/example*_test.go", "authn/*/example*_test.go"} {
@@ -66,13 +67,15 @@ func TestSnippetsAreExamples(t *testing.T) {
 			examples += unindent(string(text))
 		}
 	}
-	snippets := blocks(read(t, "README.md"), "go")
-	if len(snippets) == 0 {
-		t.Fatal("README.md has no Go")
-	}
-	for _, snippet := range snippets {
-		if !strings.Contains(examples, unindent(snippet)) {
-			t.Errorf("in no example of authn and the packages below:\n%s", snippet)
+	for _, path := range documents(t) {
+		snippets := blocks(read(t, path), "go")
+		if len(snippets) == 0 && path == "README.md" {
+			t.Fatal("README.md has no Go")
+		}
+		for _, snippet := range snippets {
+			if !strings.Contains(examples, unindent(snippet)) {
+				t.Errorf("%s: in no example of authn and the packages below:\n%s", path, snippet)
+			}
 		}
 	}
 }

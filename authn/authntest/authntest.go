@@ -140,7 +140,9 @@ func (i *Issuer) Context(tb testing.TB, u User) context.Context {
 	tb.Helper()
 	ctx := metadata.NewIncomingContext(tb.Context(), metadata.Pairs("authorization", "Bearer "+i.Token(u)))
 	guarded := ctx
-	_, err := i.NewVerifier(tb, authn.WithAnyAudience()).UnaryServerInterceptor()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: "/authntest.Service/Method"},
+	const method = "/authntest.Service/Method"
+	verifier := i.NewVerifier(tb, authn.WithAnyAudience(), authn.WithMethodRule(method, &watchwordv1.Access{}))
+	_, err := verifier.UnaryServerInterceptor()(ctx, nil, &grpc.UnaryServerInfo{FullMethod: method},
 		func(ctx context.Context, _ any) (any, error) { guarded = ctx; return nil, nil })
 	if err != nil {
 		tb.Fatalf("authntest: the issuer's own token was refused: %v", err)

@@ -34,6 +34,10 @@ func TestReadme(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+	err = authntest.CheckGuarded(ctx, conn, srv.GetServiceInfo())
+	if err != nil {
+		t.Error(err)
+	}
 	client := healthpb.NewHealthClient(conn)
 	if _, err := client.Check(ctx, new(healthpb.HealthCheckRequest)); err != nil {
 		t.Error(err)

@@ -2,6 +2,8 @@ package tokensource
 
 import (
 	"context"
+	"net/url"
+	"strings"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
@@ -81,7 +83,7 @@ func (s *Source) replace(token string) bool {
 func (s *Source) interceptUnary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) (err error) {
 	for tries, again := 0, true; again && tries < 2; tries++ {
 		a := &attempt{source: s, method: method}
-		again, err = a.ended(invoke(context.WithValue(ctx, attemptKey{s}, a), method, req, reply, conn, opts...))
+		again, err = a.ended(invoke(context.WithValue(withTarget(ctx, conn), attemptKey{s}, a), method, req, reply, conn, opts...))
 	}
 	return err
 }
@@ -90,7 +92,7 @@ func (s *Source) interceptUnary(ctx context.Context, method string, req, reply a
 // interceptStream takes the token out of use.
 func (s *Source) interceptStream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	a := &attempt{source: s, method: method}
-	opened, err := open(context.WithValue(ctx, attemptKey{s}, a), desc, conn, method, opts...)
+	opened, err := open(context.WithValue(withTarget(ctx, conn), attemptKey{s}, a), desc, conn, method, opts...)
 	if err != nil {
 		_, err = a.ended(err)
 		return nil, err
@@ -138,7 +140,7 @@ func Forward(opts ...Option) []grpc.DialOption {
 		opt(&c)
 	}
 	misplaced := len(c.audience) > 0 || c.store != nil || c.log != nil
-	return []grpc.DialOption{grpc.WithPerRPCCredentials(perRPC(func(ctx context.Context) (map[string]string, error) {
+	credentials := perRPC(func(ctx context.Context, uri []string) (map[string]string, error) {
 		if misplaced { // the code INVALID_ARGUMENT would become INTERNAL too, with another text (gRFC A54)
 			return nil, status.Error(codes.Internal, "tokensource: Forward takes no option but WithPlaintextToOtherHosts")
 		}
@@ -146,40 +148,67 @@ func Forward(opts ...Option) []grpc.DialOption {
 		if _, guarded := authn.FromContext(ctx); !guarded || !ok {
 			return nil, nil
 		}
-		if err := checkCall(ctx, c.plaintext); err != nil {
+		if err := checkCall(ctx, uri, c.plaintext); err != nil {
 			return nil, err
 		}
 		return map[string]string{"authorization": "Bearer " + forwarded}, nil
-	}))}
+	})
+	return []grpc.DialOption{
+		grpc.WithPerRPCCredentials(credentials),
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			return invoke(withTarget(ctx, conn), method, req, reply, conn, opts...)
+		}),
+		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			return open(withTarget(ctx, conn), desc, conn, method, opts...)
+		}),
+	}
 }
 
 // perRPC makes credentials.PerRPCCredentials of a function.
-type perRPC func(ctx context.Context) (map[string]string, error)
+type perRPC func(ctx context.Context, uri []string) (map[string]string, error)
 
 // RequireTransportSecurity returns false: [checkCall] checks the connection instead.
 func (perRPC) RequireTransportSecurity() bool { return false }
 
 // GetRequestMetadata calls f.
-func (f perRPC) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
-	return f(ctx)
+func (f perRPC) GetRequestMetadata(ctx context.Context, uri ...string) (map[string]string, error) {
+	return f(ctx, uri)
+}
+
+// targetKey finds the target of a call's connection in the context of the call.
+type targetKey struct{}
+
+// withTarget returns the context of a call over conn, from which [checkCall] learns the
+// target of conn. A conn of another type than *grpc.ClientConn may not say its target.
+func withTarget(ctx context.Context, conn any) context.Context {
+	if target := transport.Target(conn); target != "" {
+		return context.WithValue(ctx, targetKey{}, target)
+	}
+	return ctx
 }
 
 // checkCall returns an error if a call must not carry a secret over its connection. The
 // connection must be private or within this machine, or plaintext must be allowed. ctx must
 // be the context that grpc-go gives to per-RPC credentials: the peer in that context is the
-// peer of the call's own connection, and no longer a handler's caller.
+// peer of the call's own connection, and no longer a handler's caller. uri is from grpc-go
+// too. Its host is the authority of the connection, which stands for the target of the
+// connection if ctx is not from [withTarget].
 //
 // Errors: INTERNAL if the call has authorization metadata of its own; UNAUTHENTICATED for
 // the connection, as in grpc-go itself. grpc-go would turn FAILED_PRECONDITION into
 // INTERNAL (gRFC A54).
-func checkCall(ctx context.Context, plaintext bool) error {
+func checkCall(ctx context.Context, uri []string, plaintext bool) error {
 	if md, _ := metadata.FromOutgoingContext(ctx); len(md["authorization"]) > 0 {
 		return status.Error(codes.Internal, "tokensource: the call carries authorization metadata of its own")
 	}
+	target, ok := ctx.Value(targetKey{}).(string)
+	if at, err := url.Parse(strings.Join(uri, "")); !ok && err == nil {
+		target = "passthrough:///" + at.Host
+	}
 	p, _ := peer.FromContext(ctx)
-	if plaintext || transport.Protects(p, credentials.PrivacyAndIntegrity) {
+	if plaintext || transport.Protects(p, target, credentials.PrivacyAndIntegrity) {
 		return nil
 	}
 	return status.Errorf(codes.Unauthenticated, "tokensource: refusing to send a secret over plaintext to %s, "+
-		"because anyone on the path could use it: dial with TLS credentials, or allow plaintext by WithPlaintextToOtherHosts", transport.Name(p))
+		"because anyone on the path could use it: dial with TLS credentials, or allow plaintext by WithPlaintextToOtherHosts", transport.Name(p, target))
 }

@@ -8,8 +8,13 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/watchword-auth/watchword/authn"
@@ -37,6 +42,11 @@ func (s loginService) Login(context.Context, *watchwordv1.LoginRequest) (*watchw
 
 func (s loginService) Refresh(context.Context, *watchwordv1.RefreshRequest) (*watchwordv1.RefreshResponse, error) {
 	return &watchwordv1.RefreshResponse{Tokens: s.tokens(2)}, nil
+}
+
+func (s loginService) Logout(_ context.Context, req *watchwordv1.LogoutRequest) (*watchwordv1.LogoutResponse, error) {
+	fmt.Println("logged out", req.GetRefreshToken())
+	return &watchwordv1.LogoutResponse{}, nil
 }
 
 // greeter is a service that greets the caller, and then calls the next service if there is
@@ -145,6 +155,81 @@ func ExamplePassword() {
 	fmt.Println(err)
 	// Output:
 	// notes greets alice
+	// <nil>
+}
+
+// A program finds the replicas of Watchword in a list of addresses. When one replica fails,
+// the connection goes on with the other replica.
+func ExampleDial_replicas() {
+	replicaA, _, stopA := exampleServers(greeter{name: "notes"})
+	replicaB, _, stopB := exampleServers(greeter{name: "notes"})
+	defer stopB()
+	tls := insecure.NewCredentials() // on this machine; TLS to any other
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+
+	replicas := manual.NewBuilderWithScheme("replicas")
+	replicas.InitialState(resolver.State{Addresses: []resolver.Address{{Addr: replicaA}, {Addr: replicaB}}})
+	authConn, err := tokensource.Dial("replicas:///auth.example",
+		grpc.WithResolvers(replicas), grpc.WithTransportCredentials(tls))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer authConn.Close()
+
+	auth := watchwordv1.NewAuthServiceClient(authConn)
+	login := func() (replica string, err error) {
+		var to peer.Peer
+		_, err = auth.Login(ctx, &watchwordv1.LoginRequest{Username: "alice", Password: "correct horse"}, grpc.Peer(&to))
+		return fmt.Sprint(to.Addr), err
+	}
+	replica, err := login()
+	fmt.Println("the first replica:", replica == replicaA, err)
+	stopA()
+	for replica, err = login(); status.Code(err) == codes.Unavailable; replica, err = login() { // a call that the failure interrupts
+	}
+	fmt.Println("the second replica:", replica == replicaB, err)
+	// Output:
+	// the first replica: true <nil>
+	// the second replica: true <nil>
+}
+
+// A program keeps the newest refresh token, and logs out with this token at its end.
+func ExampleWithStore() {
+	authAddr, notesAddr, stop := exampleServers(greeter{name: "notes"})
+	defer stop()
+	authConn := dialExample(authAddr)
+	defer authConn.Close()
+	password, ctx := "correct horse", context.Background()
+
+	var refreshToken string
+	source, err := tokensource.Password(authConn, "alice", password,
+		tokensource.WithStore(func(_ context.Context, newest string) error {
+			refreshToken = newest
+			return nil
+		}))
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	conn, err := grpc.NewClient(notesAddr, append(source.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	_, err = healthpb.NewHealthClient(conn).Check(ctx, new(healthpb.HealthCheckRequest))
+	fmt.Println(err)
+
+	// After Close, the token source makes no new refresh token.
+	source.Close()
+	if refreshToken != "" { // otherwise the token source has never logged in
+		_, err = watchwordv1.NewAuthServiceClient(authConn).Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: refreshToken})
+	}
+	fmt.Println(err)
+	// Output:
+	// notes greets alice
+	// <nil>
+	// logged out refresh-1
 	// <nil>
 }
 

@@ -21,3 +21,17 @@ func ExampleDial_tls() {
 	}
 	defer conn.Close()
 }
+
+// A connection to several replicas with one DNS name: calls go to each replica in turn.
+func ExampleDial_dns() {
+	tls, err := credentials.NewClientTLSFromFile("ca.pem", "")
+	if err != nil {
+		log.Fatal(err)
+	}
+	conn, err := tokensource.Dial("dns:///auth.example:50051", grpc.WithTransportCredentials(tls),
+		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+}

@@ -17,6 +17,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/authn/authntest"
 	"github.com/watchword-auth/watchword/authn/tokensource"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
 var alice = authntest.User{Name: "alice"}
@@ -40,6 +41,11 @@ func passOn(next *grpc.ClientConn, stream bool) grpc.StreamHandler {
 	}
 }
 
+// tokenNeeded is the rule of a test's methods, which have no descriptors.
+func tokenNeeded(pattern string) authn.Option {
+	return authn.WithMethodRule(pattern, &watchwordv1.Access{})
+}
+
 // serveMiddle runs a guarded service that passes calls on to next, and dials the service.
 func serveMiddle(t *testing.T, v *authn.Verifier, next *grpc.ClientConn, stream bool, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
@@ -61,7 +67,7 @@ func TestForward(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				issuer := authntest.New()
-				verifier := issuer.NewVerifier(t, authn.WithAudience("test"), authn.WithPublicMethods("/open.v1.Open/*"))
+				verifier := issuer.NewVerifier(t, authn.WithAudience("test"), authn.WithPublicMethods("/open.v1.Open/*"), tokenNeeded("/any.v1.Any/*"))
 				raw := issuer.Token(alice)
 				for _, stream := range []bool{false, true} {
 					service := startService(t)
@@ -122,7 +128,7 @@ func TestRefusalFromFurtherDown(t *testing.T) {
 		issuer := authntest.New()
 		service := startService(t)
 		service.refuses(func(method, _ string) error { return refusal(codes.Unauthenticated, "TOKEN_STALE", method) })
-		middle := serveMiddle(t, issuer.NewVerifier(t, authn.WithAudience("test")), service.dial(t, nil, tokensource.Forward()...), false)
+		middle := serveMiddle(t, issuer.NewVerifier(t, authn.WithAudience("test"), tokenNeeded("/any.v1.Any/*")), service.dial(t, nil, tokensource.Forward()...), false)
 		raw := issuer.Token(alice)
 		_, err := call(bearing(t.Context(), "Bearer "+raw), middle, "/any.v1.Any/Method", false)
 		refusedBy(t, err, codes.Unauthenticated, "TOKEN_STALE", unaryMethod)
@@ -139,7 +145,7 @@ func TestSourceThroughAChain(t *testing.T) {
 		source, err := tokensource.Password(auth.dial(t, nil), "alice", "secret")
 		check(t, err)
 		defer source.Close()
-		conn := serveMiddle(t, issuer.NewVerifier(t, authn.WithAudience("test")), second.dial(t, nil, tokensource.Forward()...), false, source.DialOptions()...)
+		conn := serveMiddle(t, issuer.NewVerifier(t, authn.WithAudience("test"), tokenNeeded("/any.v1.Any/*")), second.dial(t, nil, tokensource.Forward()...), false, source.DialOptions()...)
 		do := func(ctx context.Context) string {
 			t.Helper()
 			seen, err := call(ctx, conn, "/any.v1.Any/Method", false)

@@ -242,7 +242,17 @@ type reachable struct{ listener *bufconn.Listener }
 // dial dials the server at addr; nil is the server's own address in memory.
 func (r reachable) dial(t *testing.T, addr net.Addr, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
-	conn, err := grpc.NewClient("passthrough:///memory", append([]grpc.DialOption{
+	target := "memory"
+	if addr != nil {
+		target = addr.String()
+	}
+	return r.dialAs(t, target, addr, opts...)
+}
+
+// dialAs is dial, with a target of the connection: other than addr with a proxy at addr.
+func (r reachable) dialAs(t *testing.T, target string, addr net.Addr, opts ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+target, append([]grpc.DialOption{
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			c, err := r.listener.DialContext(ctx)

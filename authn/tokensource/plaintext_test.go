@@ -14,8 +14,13 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/authntest"
 	"github.com/watchword-auth/watchword/authn/tokensource"
 )
+
+// near is an address on this machine, of a server or of a proxy.
+var near = &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: 1}
 
 // secretAddresses has addresses, and whether a secret may be sent there in plaintext.
 var secretAddresses = map[string]struct {
@@ -24,7 +29,7 @@ var secretAddresses = map[string]struct {
 }{
 	"another machine":  {&net.TCPAddr{IP: net.IPv4(192, 0, 2, 7), Port: 443}, false},
 	"another, IPv6":    {&net.TCPAddr{IP: net.ParseIP("2001:db8::1"), Port: 1}, false},
-	"loopback":         {&net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: 1}, true},
+	"loopback":         {near, true},
 	"loopback, IPv6":   {&net.TCPAddr{IP: net.IPv6loopback, Port: 1}, true},
 	"Unix socket":      {&net.UnixAddr{Name: "/run/w.sock", Net: "unix"}, true},
 	"in memory":        {nil, true},
@@ -85,6 +90,60 @@ func TestSecretsOverPlaintext(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A proxy on this machine leads to another machine: the peer is near, and the target is not.
+// The target of the connection counts, not its authority.
+func TestSecretsThroughAProxy(t *testing.T) {
+	for target, ok := range map[string]bool{"127.0.0.9:1": true, "localhost:1": true, "auth:443": false, "192.0.2.7:443": false} {
+		for _, authority := range []string{"", "localhost:1", "auth:443"} {
+			t.Run(target+", as "+authority, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					auth, service := startAuth(t), startService(t)
+					as := []grpc.DialOption{grpc.WithAuthority(authority)}
+					if authority == "" {
+						as = nil
+					}
+					source, err := tokensource.Password(auth.dialAs(t, target, near, as...), "alice", "secret")
+					check(t, err)
+					defer source.Close()
+					_, err = call(t.Context(), service.dial(t, nil, source.DialOptions()...), unaryMethod, false)
+					wantsPlaintext(t, err, ok)
+
+					source, err = tokensource.Password(auth.dial(t, nil), "alice", "secret")
+					check(t, err)
+					defer source.Close()
+					conn := service.dialAs(t, target, near, append(as, source.DialOptions()...)...)
+					for _, stream := range []bool{false, true} {
+						_, err = call(t.Context(), conn, map[bool]string{false: unaryMethod, true: streamMethod}[stream], stream)
+						wantsPlaintext(t, err, ok)
+					}
+
+					issuer := authntest.New()
+					for _, stream := range []bool{false, true} {
+						v := issuer.NewVerifier(t, authn.WithAudience("test"), tokenNeeded("/any.v1.Any/*"))
+						middle := serveMiddle(t, v, service.dialAs(t, target, near, append(as, tokensource.Forward()...)...), stream)
+						_, err = call(bearing(t.Context(), "Bearer "+issuer.Token(alice)), middle, "/any.v1.Any/Method", false)
+						wantsPlaintext(t, err, ok)
+					}
+				})
+			})
+		}
+	}
+}
+
+// Without the interceptors of DialOptions, the authority stands for the target.
+func TestSecretsThroughAProxyWithoutInterceptors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		auth, service := startAuth(t), startService(t)
+		source, err := tokensource.Password(auth.dial(t, nil), "alice", "secret")
+		check(t, err)
+		defer source.Close()
+		for target, ok := range map[string]bool{"127.0.0.9:1": true, "localhost:1": true, "localhost": true, "auth:443": false, "192.0.2.7:443": false} {
+			_, err = call(t.Context(), service.dialAs(t, target, near, grpc.WithPerRPCCredentials(source)), unaryMethod, false)
+			wantsPlaintext(t, err, ok)
+		}
+	})
 }
 
 func wantsPlaintext(t *testing.T, err error, ok bool) {

@@ -135,6 +135,7 @@ var sessionOver = map[watchwordv1.ErrorReason]bool{
 // group belongs to the renewal's goroutine, of which one runs at a time, and needs no lock.
 type session struct {
 	config
+	conn               grpc.ClientConnInterface // to Watchword, for auth
 	auth               watchwordv1.AuthServiceClient
 	name               string // for people
 	username, password string // empty in a source made by [Refresh]
@@ -148,7 +149,7 @@ type session struct {
 //
 // Errors: Watchword's status; INTERNAL if the answer is incomplete.
 func (s *session) request(ctx context.Context) (*watchwordv1.TokenPair, error) {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	ctx, cancel := context.WithTimeout(withTarget(ctx, s.conn), requestTimeout)
 	defer cancel()
 	s.asked = time.Now()
 	var answer interface{ GetTokens() *watchwordv1.TokenPair }
@@ -172,8 +173,8 @@ func (s *session) request(ctx context.Context) (*watchwordv1.TokenPair, error) {
 // secret goes over an unchecked connection, and a conn that drops the option sends no
 // secret.
 func (s *session) fillIn(secret func()) grpc.CallOption {
-	return grpc.PerRPCCredentials(perRPC(func(ctx context.Context) (map[string]string, error) {
-		err := checkCall(ctx, s.plaintext)
+	return grpc.PerRPCCredentials(perRPC(func(ctx context.Context, uri []string) (map[string]string, error) {
+		err := checkCall(ctx, uri, s.plaintext)
 		if err == nil {
 			secret()
 		}

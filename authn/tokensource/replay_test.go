@@ -43,7 +43,7 @@ func startPayment(t *testing.T, outside ...grpc.ServerOption) *payment {
 	t.Helper()
 	issuer := authntest.New()
 	p := &payment{issuer: issuer, auth: startAuth(t)}
-	p.Verifier = issuer.NewVerifier(t, authn.WithAudience("test"), authn.WithPublicMethods(payOpenly, payOpenlyToo))
+	p.Verifier = issuer.NewVerifier(t, authn.WithAudience("test"), authn.WithPublicMethods(payOpenly, payOpenlyToo), tokenNeeded("/pay.v1.Pay/*"))
 	p.auth.mint = func(int) string { return issuer.Token(alice) }
 	source, err := tokensource.Password(p.auth.dial(t, nil), "alice", "secret")
 	check(t, err)
@@ -159,7 +159,7 @@ func TestForwardedToTheSameMethod(t *testing.T) {
 		source, err := tokensource.Password(auth.dial(t, nil), "alice", "secret")
 		check(t, err)
 		defer source.Close()
-		conn := serveMiddle(t, issuer.NewVerifier(t, authn.WithAudience("test")), next.dial(t, nil, tokensource.Forward()...), false, source.DialOptions()...)
+		conn := serveMiddle(t, issuer.NewVerifier(t, authn.WithAudience("test"), tokenNeeded(unaryMethod)), next.dial(t, nil, tokensource.Forward()...), false, source.DialOptions()...)
 		_, err = call(t.Context(), conn, unaryMethod, false)
 		refusedBy(t, err, codes.Unauthenticated, "TOKEN_STALE", "")
 		saw(t, next, raw)

@@ -23,7 +23,8 @@
 //
 //   - No secret (password, refresh token, access token) leaves this machine over a
 //     connection without TLS, unless [WithPlaintextToOtherHosts] allows plaintext. For each
-//     call, the connection of the call is checked. Only the caller of [Source.Token] has
+//     call, the connection of the call is checked: its peer, and its target, because a proxy
+//     on this machine may lead to another machine. Only the caller of [Source.Token] has
 //     to check its own connection.
 //   - No call is made twice, unless the called service refused the token before any work
 //     was done.
@@ -113,7 +114,9 @@ type Source struct {
 	replacements *rate.Limiter // limits the renewals caused by services that refuse tokens
 }
 
-// renewalKey marks the context of the source's own requests and of its store.
+// renewalKey is the key of a value in the context of every renewal of a Source: in the
+// requests of the Source to Watchword, and in the calls of the function given to
+// [WithStore]. By this value [Source.Token] detects a call that would wait for itself.
 type renewalKey struct{ *Source }
 
 // An Option sets a property of a [Source] or of [Forward].
@@ -129,7 +132,8 @@ type config struct {
 // WithAudience names the services to get tokens for. The default is the first audience in
 // the server's --audience; for [Refresh], every audience of the session's login. The methods
 // that administer Watchword ask for the audience "watchword", which a server gives alone.
-// Names of several WithAudience add up. An empty name is INVALID_ARGUMENT.
+// Names of several WithAudience add up. [Password] and [Refresh] return INVALID_ARGUMENT if a
+// name is empty.
 func WithAudience(names ...string) Option {
 	return func(c *config) { c.audience = append(c.audience, names...) }
 }
@@ -146,8 +150,8 @@ func WithPlaintextToOtherHosts() Option { return func(c *config) { c.plaintext =
 // The Source calls store after a login or a refresh, before any call goes out with the new
 // access token, and from one goroutine at a time. The context given to store ends after ten
 // seconds and at Close; Close waits until store has returned. store must not ask for a
-// token: [Source.Token] with the context of store is INTERNAL, because Token would wait for
-// the renewal that waits for store.
+// token: [Source.Token] with the context of store returns INTERNAL, because Token would wait
+// for the renewal that waits for store.
 //
 // store must have saved the token when it returns nil. Only then does the Source send the
 // refresh token to Watchword, so the saved token is always good for one more refresh. If
@@ -205,7 +209,7 @@ func newSource(conn grpc.ClientConnInterface, begin *session, opts []Option) (*S
 	if begin.log == nil {
 		begin.log = slog.New(slog.DiscardHandler)
 	}
-	begin.auth = watchwordv1.NewAuthServiceClient(conn)
+	begin.conn, begin.auth = conn, watchwordv1.NewAuthServiceClient(conn)
 	// The limiter keeps a service that refuses every token from flooding Watchword.
 	s := &Source{session: begin, replacements: rate.NewLimiter(rate.Every(10*time.Second), 5)}
 	s.ctx, s.cancel = context.WithCancel(context.WithValue(context.Background(), renewalKey{s}, true))
@@ -319,9 +323,9 @@ func (s *Source) RequireTransportSecurity() bool { return false }
 //
 // Errors: those of [Source.Token]; UNAUTHENTICATED without a reason if the connection is
 // plaintext to another machine; INTERNAL if the call has authorization metadata.
-func (s *Source) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+func (s *Source) GetRequestMetadata(ctx context.Context, uri ...string) (map[string]string, error) {
 	var token string
-	err := checkCall(ctx, s.session.plaintext)
+	err := checkCall(ctx, uri, s.session.plaintext)
 	if err == nil {
 		token, err = s.Token(ctx)
 	}

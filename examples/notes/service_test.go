@@ -63,6 +63,18 @@ func board(t *testing.T, issuer *authntest.Issuer) *grpc.ClientConn {
 	return serve(t, server)
 }
 
+// Every method that is not public refuses a call without a token.
+func TestEveryMethodIsGuarded(t *testing.T) {
+	verifier := authntest.New().NewVerifier(t, authn.WithAudience("internal"), authn.WithPublicMethods(PublicMethods))
+	server, err := NewServer(verifier, NewService(), health.NewServer())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := authntest.CheckGuarded(testContext(t), serve(t, server), server.GetServiceInfo(), PublicMethods); err != nil {
+		t.Error(err)
+	}
+}
+
 // Each method admits the callers named in its option in the proto file.
 func TestServerIsGuarded(t *testing.T) {
 	issuer := authntest.New()

@@ -13,6 +13,9 @@
 // of a light kind may move from the record of the kind into a coarser record, for
 // example of the same user and several sources. Then the record of the kind is deleted.
 //
+// Repeats of a refresh token are counted in the same way, in a table of their own: an
+// honest client on a bad network repeats, and takes no place of a refused call.
+//
 // The name in a login is recorded only if a user has the name: the text may be a
 // password, typed into the wrong field.
 package audit
@@ -32,12 +35,13 @@ import (
 // Type names an action of the security record, done or refused.
 type Type string
 
-// The types of events. A successful refresh is not recorded: there are too many, and
+// The types of events. An ordinary refresh is not recorded: there are too many, and
 // the session's row has the time of the latest.
 const (
 	Login               Type = "login"
 	Refresh             Type = "refresh"
-	RefreshReused       Type = "refresh.reused" // a spent refresh token came again, and the session has ended
+	RefreshRepeated     Type = "refresh.repeated" // a spent refresh token came again, and got new tokens
+	RefreshReused       Type = "refresh.reused"   // a spent refresh token came again, and the session has ended
 	Logout              Type = "logout"
 	SessionRevoked      Type = "session.revoked"
 	UserSessionsRevoked Type = "user.sessions_revoked"
@@ -103,17 +107,15 @@ type Log struct {
 	mu      sync.Mutex // guards the fields below
 	current *window
 	closing *window // the window before, until Flush has written its final counts; else nil
-	// named and unnamed bound the lines about new kinds. Kinds that name a user have a
-	// bound of their own.
-	named, unnamed *rate.Limiter
+	// named, unnamed and repeated bound the lines about new kinds: refused calls that name
+	// a user, other refused calls, and repeats.
+	named, unnamed, repeated *rate.Limiter
 }
 
 // New returns a Log that writes records into a database and lines into a logger.
 func New(s *store.Store, logger *slog.Logger) *Log {
-	return &Log{
-		store: s, logger: logger, current: newWindow(time.Now()),
-		named: rate.NewLimiter(lineRate, maxPlaces), unnamed: rate.NewLimiter(lineRate, maxPlaces),
-	}
+	lines := func() *rate.Limiter { return rate.NewLimiter(lineRate, maxPlaces) }
+	return &Log{store: s, logger: logger, current: newWindow(time.Now()), named: lines(), unnamed: lines(), repeated: lines()}
 }
 
 // Record writes an event into the security record, in the transaction of the action. If

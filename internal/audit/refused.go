@@ -33,6 +33,13 @@ func (l *Log) Refused(ctx context.Context, e Event) {
 	l.current.count(e, source)
 }
 
+// Repeated counts a repeat of a refresh token, as [Log.Refused] counts a refused call.
+// The event's type is always [RefreshRepeated].
+func (l *Log) Repeated(ctx context.Context, e Event) {
+	e.Type = RefreshRepeated
+	l.Refused(ctx, e)
+}
+
 // Run writes the counts of refused calls to the database until ctx ends, and once more
 // after the end.
 func (l *Log) Run(ctx context.Context) {
@@ -160,10 +167,12 @@ func (l *Log) settle(ctx context.Context, changes []change, deleted int) {
 // few, and always get a line.
 func (l *Log) mayLog(k kind) bool {
 	switch {
+	case k.source == manySources && !k.event.namesUser():
+		return true
+	case k.event.Type == RefreshRepeated:
+		return l.repeated.Allow()
 	case k.event.namesUser():
 		return l.named.Allow()
-	case k.source != manySources:
-		return l.unnamed.Allow()
 	}
-	return true
+	return l.unnamed.Allow()
 }

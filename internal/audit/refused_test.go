@@ -198,3 +198,55 @@ func TestTheHeaviestKindsAreLogged(t *testing.T) {
 		}
 	})
 }
+
+// Repeats of refresh tokens are counted beside the refused calls: their number of records
+// and lines is bounded, each is counted, and they take no place of a refused call.
+func TestRepeatsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t)
+		guesses := func() {
+			for n := range 64 {
+				w.log.Refused(from("192.0.2.9"), guessAt(fmt.Sprint("user", n)))
+			}
+			w.flush(t)
+		}
+		repeat := func(n int) {
+			name := fmt.Sprint("repeats", n)
+			w.log.Repeated(from(network(n)), audit.Event{UserID: name + "-id", UserName: name, SessionID: name})
+		}
+		guesses()
+		const repeats = 10_000
+		for n := range repeats {
+			repeat(n)
+			repeat(0)
+			if n%100 == 0 {
+				w.flush(t)
+			}
+		}
+		guesses()
+		records := map[string]int64{}
+		for _, success := range []bool{true, false} {
+			for _, r := range w.all(t, store.AuditFilter{}, 1000) {
+				if r.Success == success {
+					records[fmt.Sprint(r.Type, " ", success)]++
+					records[fmt.Sprint(r.Type, " ", success, " calls")] += r.Count
+				}
+				if r.UserName == "repeats0" && r.Success && r.Source == network(0) && r.SessionID == "repeats0" {
+					records["of one session"] = r.Count
+				}
+			}
+		}
+		if n := records["refresh.repeated true"]; n > 64+1 || records["refresh.repeated true calls"] != 2*repeats || records["refresh.repeated false"] != 0 {
+			t.Errorf("repeats: %v", records)
+		}
+		if records["of one session"] < repeats {
+			t.Errorf("the session with most repeats has a record of %d", records["of one session"])
+		}
+		if records["login false"] != 64 || records["login false calls"] != 2*64 {
+			t.Errorf("refused calls: %v", records)
+		}
+		if n := w.lines(); n > 64+64+1 {
+			t.Errorf("%d lines", n)
+		}
+	})
+}

@@ -28,28 +28,34 @@ const manySources caller.Source = "many"
 //	 ▼             ▼
 //	totals     type and reason; the program bounds the number of both
 //
+// Repeats of refresh tokens have the table repeats; the owner is the user. A repeat that
+// loses its place moves to totals. Repeats take no place of a refused call.
+//
 // Calls that name a user have tables of their own, so that calls of strangers take none
 // of their places. A network that guesses at ten thousand users fills its own share, and
 // its other guesses are on record with the network. Guesses of ten thousand networks at
 // one user are on record with the user.
 type window struct {
-	began                   time.Time
-	named, users, strangers *table
-	totals                  map[kind]*tally
-	lost                    []string // ids of the records of displaced kinds, to be deleted
+	began                            time.Time
+	named, users, strangers, repeats *table
+	totals                           map[kind]*tally
+	lost                             []string // ids of the records of displaced kinds, to be deleted
 }
 
 func newWindow(began time.Time) *window {
-	return &window{
-		began: began, named: newTable(maxOwners, maxPlaces), users: newTable(maxOwners, maxPlaces),
-		strangers: newTable(maxOwners, maxPlaces), totals: map[kind]*tally{},
-	}
+	places := func() *table { return newTable(maxOwners, maxPlaces) }
+	return &window{began: began, named: places(), users: places(), strangers: places(), repeats: places(), totals: map[kind]*tally{}}
 }
 
-// count counts a refused call.
+// count counts a refused call or a repeat.
 func (w *window) count(e Event, source caller.Source) {
 	k := kind{e, caller.Source(source.Network())}
-	if !e.namesUser() {
+	switch {
+	case e.Type == RefreshRepeated:
+		displaced, _ := w.repeats.add(e.UserID, k, 1)
+		w.addTotals(displaced)
+		return
+	case !e.namesUser():
 		w.addStranger(k, 1)
 		return
 	}
@@ -100,7 +106,7 @@ func (w *window) displace(c *tally) {
 
 // tallies lists the tallies of the window.
 func (w *window) tallies() (all []*tally) {
-	for _, t := range []*table{w.named, w.users, w.strangers} {
+	for _, t := range []*table{w.named, w.users, w.strangers, w.repeats} {
 		for _, s := range t.owners {
 			for _, c := range s.tallies {
 				all = append(all, c)

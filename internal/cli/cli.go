@@ -139,9 +139,9 @@ func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 	return errors.Join(s.Run(ctx), s.Close())
 }
 
-// datastore holds the flag that every command on a database has. The default is the
-// default of `watchword serve`, so that the commands find the server's database in the
-// same folder.
+// datastore holds the flag that names the database; every command that opens a database has
+// the flag. The default is that of `watchword serve`, so a command that starts in the working
+// directory of the server finds the server's database.
 type datastore struct {
 	DatastoreURI string `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
 }

@@ -95,11 +95,11 @@ func (p *privatePath) RequireTransportSecurity() bool { return false }
 // not private; refused then holds the text for the operator.
 func (p *privatePath) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
 	at, _ := peer.FromContext(ctx)
-	if p.anyHost || transport.Protects(at, credentials.PrivacyAndIntegrity) {
+	if p.anyHost || transport.Protects(at, "", credentials.PrivacyAndIntegrity) {
 		return nil, nil
 	}
 	err := fmt.Errorf("--plaintext: %s is another machine, and everyone on the path could read the password or the token: "+
-		"connect with TLS, or give --plaintext-to-other-hosts if the network is protected by other means", transport.Name(at))
+		"connect with TLS, or give --plaintext-to-other-hosts if the network is protected by other means", transport.Name(at, ""))
 	p.refused.Store(&err)
 	return nil, status.Error(codes.Unauthenticated, err.Error())
 }

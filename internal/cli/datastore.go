@@ -85,7 +85,9 @@ revocation. Every user must log in again. Servers may be running on the database
 know the change within a second.`
 }
 
-// Run ends every session and withdraws every key. A second run is harmless.
+// Run ends every session in the database, and withdraws every signing key. If the operator
+// runs watchword datastore restored a second time, users have to log in a second time, and
+// nothing else is lost.
 func (c *datastoreRestoredCmd) Run(ctx context.Context, t Terminal) error {
 	return c.withMaster(ctx, seal.Load, func(s *store.Store, master *seal.Keys) error {
 		users, key, err := server.Restored(ctx, s, master, record(s))

@@ -24,7 +24,7 @@ const (
 // needs a row. Tests may import every package but internal/e2e.
 var mayImport = map[string][]string{
 	"authn":                    {gen, "internal/detach", "internal/durable", "internal/refusal", "internal/retry", "internal/token", "internal/transport"}, // public: no database, no server, no command line
-	"authn/authntest":          {"authn", gen, "internal/token", "internal/trusttest"},                                                                     // public
+	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                 // public
 	"authn/tokensource":        {"authn", gen, "internal/refusal", "internal/retry", "internal/token", "internal/transport"},                               // public: as authn
 	"cmd/watchword":            {"internal/cli"},
 	"docs":                     {}, // tests of the text alone
@@ -53,7 +53,7 @@ var mayImport = map[string][]string{
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},
 	"internal/transport":       {},
-	"internal/user":            {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/store"},
+	"internal/user":            {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/store", "internal/token"},
 
 	// Kits for tests.
 	"internal/session/sessiontest": {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/pgtest", "internal/seal", "internal/session", "internal/store", "internal/store/storetest", "internal/token", "internal/user"},

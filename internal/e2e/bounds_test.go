@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -206,8 +207,9 @@ func TestLongMetadataIsRefusedForItsStreamAlone(t *testing.T) {
 	}
 }
 
-// A message in frames of one byte costs the server a bounded multiple of its bytes: a
-// connection that sends more than a thousand such frames for one request ends.
+// A message in frames of one byte costs the server a bounded multiple of its bytes: a request
+// that takes more than a thousand such frames ends, and the other calls of its connection go
+// on. A proxy carries the calls of many clients over one connection.
 func TestMessagesInCrumbs(t *testing.T) {
 	t.Parallel()
 	s := serve(t, t.TempDir())
@@ -215,13 +217,13 @@ func TestMessagesInCrumbs(t *testing.T) {
 	for i := range 20 {
 		c := strange(t, fmt.Sprint("127.0.0.", 9+i), s.grpcAddr)
 		for stream := uint32(1); stream < 40; stream += 2 {
-			if c.Headers(stream, login, false) != nil || c.Data(stream, false, []byte{0, 0, 0, 0xff, 0xf0}) != nil ||
-				c.Crumbs(stream, 64_000) != nil {
-				break
+			if err := errors.Join(c.Headers(stream, login, false), c.Data(stream, false, []byte{0, 0, 0, 0xff, 0xf0}),
+				c.Crumbs(stream, 64_000)); err != nil {
+				t.Fatal(err)
 			}
 		}
-		if err := c.Await(callCtx(t), func() bool { return false }); !strangertest.WasClosed(err) {
-			t.Fatalf("the connection ended with %v", err)
+		if !alive(c, 41) {
+			t.Fatal("the other calls of the connection have ended")
 		}
 	}
 	if most := s.memory(t, "VmHWM"); most > before+60 {
@@ -240,6 +242,33 @@ func TestMessagesInCrumbs(t *testing.T) {
 	}
 	if a, err := c.AnswerTo(callCtx(t), 1); err != nil || a.Status.Code() != codes.OK {
 		t.Errorf("a login in pieces: %+v, %v", a, err)
+	}
+}
+
+// A client that reads no answer holds as little as one that never ends its requests: gRPC
+// keeps the request, its metadata and the answer until the answer is on its way.
+func TestUnreadAnswersAreBounded(t *testing.T) {
+	t.Parallel()
+	const conns = 200
+	s := serve(t, t.TempDir())
+	before := s.memory(t, "VmRSS")
+	for range conns {
+		c, err := strangertest.ConnectDeaf("127.0.0.9", s.grpcAddr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		for stream := uint32(1); stream < 200; stream += 2 {
+			long := strings.Repeat("x", 2600)
+			if err := errors.Join(c.Headers(stream, "/grpc.health.v1.Health/Check", false, "x-a", long, "x-b", long, "x-c", long, "x-d", long, "x-e", long),
+				c.Data(stream, true, []byte{0, 0, 0, 0, 0})); err != nil {
+				break // the server has closed the connection
+			}
+		}
+	}
+	dial(t, s.grpcAddr).login(t, "admin", s.admin)
+	if most := s.memory(t, "VmHWM"); most > before+100 {
+		t.Errorf("the server grew from %d to %d MiB", before, most)
 	}
 }
 
@@ -332,7 +361,7 @@ func TestTheHeaviestPeerGivesWay(t *testing.T) {
 	late.login(t, "admin", s.admin)
 	closed := 0
 	for _, c := range strangers {
-		if !alive(c) {
+		if !alive(c, 1) {
 			closed++
 		}
 	}
@@ -344,14 +373,14 @@ func TestTheHeaviestPeerGivesWay(t *testing.T) {
 	}
 }
 
-// alive reports whether the server still answers a stranger.
-func alive(c *strangertest.Conn) bool {
+// alive reports whether the server still answers a stranger, on a new stream.
+func alive(c *strangertest.Conn, stream uint32) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), runTimeout)
 	defer cancel()
-	if c.Headers(1, "/no.such.Service/Method", true) != nil {
+	if c.Headers(stream, "/no.such.Service/Method", true) != nil {
 		return false
 	}
-	_, err := c.AnswerTo(ctx, 1)
+	_, err := c.AnswerTo(ctx, stream)
 	return err == nil
 }
 

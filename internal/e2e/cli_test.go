@@ -76,7 +76,7 @@ func wrongUsage(t *testing.T) {
 		"", "no-such-command", "user", "user no-such-command", "serve --no-such-flag", "serve argument",
 		"serve --grpc-addr 0.0.0.0:0", "serve --http-addr 0.0.0.0:0", "serve --grpc-addr :0", "serve --grpc-addr nowhere",
 		"serve --access-ttl soon", "serve --access-ttl 5", "serve --access-ttl -5m", "serve --drain-timeout -1s",
-		"serve --refresh-grace 1000h", "serve --signing-alg HS256", "serve --tls-cert cert.pem", "serve --client-ca ca.pem",
+		"serve --refresh-grace 1000h", "serve --refresh-repeats 0", "serve --signing-alg HS256", "serve --tls-cert cert.pem", "serve --client-ca ca.pem",
 		"serve --issuer not-a-url", "serve --log-level loud",
 		"user create", "user create eve a-password", "user create eve --password=a-password", "user create eve --role Not-A-Role",
 		"user set-password eve a-password", "login eve a-password", "login --plaintext --ca-file ca.pem eve",

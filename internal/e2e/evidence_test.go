@@ -13,8 +13,10 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,22 +85,40 @@ func (e *evidence) keep(kind, name string, data []byte) {
 
 // search returns an error for each exhibit that holds a secret.
 func (e *evidence) search(secrets *secretSet) error {
+	errs := make([]error, len(e.exhibit))
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			buffer := make([]byte, e.piece+64) // the pieces overlap, so that no secret is cut
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(e.exhibit) {
+					return
+				}
+				errs[i] = e.searchIn(e.exhibit[i], secrets, buffer)
+			}
+		})
+	}
+	workers.Wait()
+	return errors.Join(errs...)
+}
+
+// searchIn returns an error for each secret in an exhibit.
+func (e *evidence) searchIn(x exhibit, secrets *secretSet, buffer []byte) error {
+	found := map[string]bool{}
+	for at := int64(0); at < x.size; at += e.piece {
+		n, err := e.file.ReadAt(buffer[:min(int64(len(buffer)), x.size-at)], x.at+at)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		for _, what := range secrets.find(buffer[:n]) {
+			found[what] = true
+		}
+	}
 	var errs []error
-	buffer := make([]byte, e.piece+64) // the pieces overlap, so that no secret is cut
-	for _, x := range e.exhibit {
-		found := map[string]bool{}
-		for at := int64(0); at < x.size; at += e.piece {
-			n, err := e.file.ReadAt(buffer[:min(int64(len(buffer)), x.size-at)], x.at+at)
-			if err != nil && err != io.EOF {
-				return err
-			}
-			for _, what := range secrets.find(buffer[:n]) {
-				found[what] = true
-			}
-		}
-		for what := range found {
-			errs = append(errs, fmt.Errorf("%s: %s: %s", x.kind, x.name, what))
-		}
+	for what := range found {
+		errs = append(errs, fmt.Errorf("%s: %s: %s", x.kind, x.name, what))
 	}
 	return errors.Join(errs...)
 }

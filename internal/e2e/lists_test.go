@@ -120,7 +120,7 @@ func TestOneUsersRecords(t *testing.T) {
 	bob := c.create(t, admin, "bob", newPassword())
 	first := c.login(t, "admin", s.admin)
 	wantOK(t, "logout", c.logout(callCtx(t), first))
-	inDatabase(t, s, insertRecords, 100_000)
+	inDatabase(t, s, insertRecords, 60_000)
 
 	records := watchwordv1.NewAuditServiceClient(c.conn)
 	for name, f := range map[string]struct {

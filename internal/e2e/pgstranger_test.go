@@ -76,7 +76,7 @@ func TestAStrangerStopsNothing(t *testing.T) {
 	if err := connect(t, s.uri).QueryRow(t.Context(), `SELECT kid FROM signing_keys ORDER BY published_at LIMIT 1`).Scan(&kid); err != nil {
 		t.Fatal(err)
 	}
-	wantExit(t, 0, run(t, s.command(t, "key", "revoke", kid)))
+	wantExit(t, 0, run(t, s.command(t, "key", "revoke", "--", kid)))
 	wantExit(t, 0, run(t, s.command(t, "datastore", "restored")))
 	second := start()
 	dial(t, second.grpcAddr).login(t, "admin", first.admin)

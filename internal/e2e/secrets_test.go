@@ -23,7 +23,7 @@ const tailLength = 20
 // encodings in which a program may write it. A suite has thousands of secrets, so [find]
 // reads a text once, and looks up each position by its first bytes.
 type secretSet struct {
-	mu     sync.Mutex
+	mu     sync.RWMutex
 	count  int
 	forms  map[uint64][]form // by the first 8 bytes
 	filter [1 << 18]uint64   // a bit for each hash of 8 bytes that begin a form: most positions need no map
@@ -122,8 +122,8 @@ func bit(key uint64) uint64 { return key * 0x9e3779b97f4a7c15 >> 40 }
 
 // find returns what is in a text, with the surroundings.
 func (s *secretSet) find(text []byte) (found []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	for i := range max(0, len(text)-7) {
 		key := binary.LittleEndian.Uint64(text[i:])
 		if s.filter[bit(key)/64]&(1<<(bit(key)%64)) == 0 {

@@ -139,9 +139,10 @@ func serverCertificate(t *testing.T, ca, other *authority, flags []string) {
 	wantUnavailable(t, "gRPC in plaintext", dial(t, s.grpcAddr))
 	wantUnavailable(t, "a client that trusts another CA", dialWith(t, s.grpcAddr, credentials.NewTLS(other.trusting())))
 
-	for _, addr := range []string{s.grpcAddr, s.httpAddr} {
+	// HTTP/2 would allow hundreds of requests at a time on one connection to the HTTP address.
+	for addr, protocol := range map[string]string{s.grpcAddr: "h2", s.httpAddr: "http/1.1"} {
 		old := ca.trusting()
-		old.MaxVersion, old.NextProtos = tls.VersionTLS12, []string{"h2"}
+		old.MaxVersion, old.NextProtos = tls.VersionTLS12, []string{"h2", "http/1.1"}
 		wantAlert(t, addr, old, "protocol version")
 		current := ca.trusting()
 		current.NextProtos = old.NextProtos
@@ -152,6 +153,9 @@ func serverCertificate(t *testing.T, ca, other *authority, flags []string) {
 		}
 		if conn.ConnectionState().Version != tls.VersionTLS13 {
 			t.Errorf("%s chose TLS version %x, want 1.3", addr, conn.ConnectionState().Version)
+		}
+		if chosen := conn.ConnectionState().NegotiatedProtocol; chosen != protocol {
+			t.Errorf("%s chose the protocol %q, want %q", addr, chosen, protocol)
 		}
 		conn.Close()
 	}
@@ -221,9 +225,9 @@ func clientCertificates(t *testing.T, ca, other *authority, flags []string) {
 	wantOK(t, "WatchBundle with a certificate", readFirstMessage(t, with))
 
 	wantUnavailable(t, "a certificate from another CA", dialWith(t, s.grpcAddr, credentials.NewTLS(ca.trusting(foreign))))
-	for _, addr := range []string{s.grpcAddr, s.httpAddr} {
+	for addr, protocol := range map[string]string{s.grpcAddr: "h2", s.httpAddr: "http/1.1"} {
 		config := ca.trusting(foreign)
-		config.NextProtos = []string{"h2"}
+		config.NextProtos = []string{protocol}
 		wantAlert(t, addr, config, "unknown certificate authority")
 	}
 	serverCert, _, _ := ca.issue(t, "a-server-as-client", x509.ExtKeyUsageServerAuth)

@@ -79,6 +79,8 @@ func TestMemoryOfWatchers(t *testing.T) {
 	_, certFile, keyFile := ca.issue(t, "server", x509.ExtKeyUsageServerAuth)
 	plain, secure := insecure.NewCredentials(), credentials.NewTLS(ca.trusting())
 	withTLS := []string{"--tls-cert", certFile, "--tls-key", keyFile}
+	serve(t, dir).stop(t)
+	endSessions(t, dir, 6_000) // 240 kB: more than a connection's buffers hold
 	for name, c := range map[string]watcherCost{
 		"idle, a connection each, TLS":       {reads: true, perConn: 1, creds: secure, flags: withTLS, memory: 500 << 10, goroutines: 8},
 		"idle, a connection each, plaintext": {reads: true, perConn: 1, creds: plain, memory: 400 << 10, goroutines: 8},
@@ -86,7 +88,7 @@ func TestMemoryOfWatchers(t *testing.T) {
 		"unread, a connection each, TLS":     {perConn: 1, creds: secure, flags: withTLS, memory: 500 << 10, goroutines: 8},
 		"unread, ten on a connection":        {perConn: 10, creds: plain, memory: 200 << 10, goroutines: 5},
 	} {
-		t.Run(name, c.measure)
+		t.Run(name, func(t *testing.T) { c.measure(t, dir) })
 	}
 }
 
@@ -100,11 +102,8 @@ type watcherCost struct {
 	goroutines int
 }
 
-func (c watcherCost) measure(t *testing.T) {
-	const n, perPeer = 1000, 10 // a peer gets 16 snapshots at a time
-	dir := t.TempDir()
-	serve(t, dir).stop(t)
-	endSessions(t, dir, 6_000) // 240 kB: more than a connection's buffers hold
+func (c watcherCost) measure(t *testing.T, dir string) {
+	const n, perPeer = 300, 10 // a peer gets 16 snapshots at a time
 	s := serve(t, dir, c.flags...)
 	memory, goroutines := s.metric(t, "process_resident_memory_bytes"), s.metric(t, "go_goroutines")
 	var conn *grpc.ClientConn

@@ -96,9 +96,12 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	if err != nil {
 		return b, err
 	}
-	// A transaction that has waited makes the database's clock look behind, and never
-	// ahead, as authn's clock requires. Where the database and this process share one
-	// clock, rounding hides the time between the two readings.
+	// update.Ahead is by how much the database's clock is ahead of this process's clock.
+	// The transaction has read the database's clock, tx.Now, before time.Until reads this
+	// process's clock. So a transaction that waits in between makes Ahead too small, and
+	// never too large: authn's clock requires this. If the database and this process use
+	// one clock, Ahead is the short time between the two readings, and rounding makes
+	// Ahead zero.
 	now := tx.Now()
 	b.update.Ahead = time.Until(now).Round(time.Millisecond)
 	// The newest published event is read again, to see whether its tag is the same.

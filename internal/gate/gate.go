@@ -67,7 +67,7 @@ const (
 func New(proxies caller.Proxies, limits Limits, refused func(ctx context.Context, method string, err error)) *Gate {
 	return &Gate{
 		proxies: proxies, refused: refused,
-		requests: share.NewPool(limits.Requests, limits.RequestsPerPeer),
+		requests: share.NewPool(limits.Requests, limits.RequestsPerPeer).OfStrangers(),
 		streams:  share.NewPool(limits.Streams, limits.StreamsPerPeer),
 		arriving: map[*request]struct{}{},
 	}

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -103,12 +104,22 @@ func pass(t *testing.T, data []byte, size int) error {
 		t.Fatal(err)
 	}
 	defer guarded.Close()
-	_, err = io.Copy(io.Discard, guarded)
-	if err == nil {
-		err = io.EOF
+	var got bytes.Buffer
+	if _, err := io.Copy(&got, guarded); err != nil {
+		return err
 	}
-	return err
+	passed, ended := got.Bytes(), io.EOF
+	if i := bytes.Index(passed, reset(1)); i >= 0 {
+		ended, passed = errReset, passed[:i]
+	}
+	if whole := append([]byte(http2.ClientPreface), data...); !bytes.HasPrefix(whole, passed) || ended == io.EOF && len(passed) != len(whole) {
+		t.Errorf("%d of %d bytes have passed, or others", len(passed), len(whole))
+	}
+	return ended
 }
+
+// errReset stands for a stream that was reset.
+var errReset = errors.New("reset")
 
 func TestSmallFrames(t *testing.T) {
 	t.Parallel()
@@ -123,14 +134,14 @@ func TestSmallFrames(t *testing.T) {
 		want error
 	}{
 		"as many as allowed":          {repeat(maxSmallFrames, crumb(1)), io.EOF},
-		"one more":                    {repeat(maxSmallFrames+1, crumb(1)), errPieces},
+		"one more":                    {repeat(maxSmallFrames+1, crumb(1)), errReset},
 		"large ones":                  {repeat(2*maxSmallFrames, frame(http2.FrameData, 0, 1, smallFrame)), io.EOF},
-		"padded":                      {repeat(maxSmallFrames+1, frame(http2.FrameData, http2.FlagDataPadded, 1, 257)), errPieces},
-		"empty":                       {repeat(maxSmallFrames+1, frame(http2.FrameData, 0, 1, 0)), errPieces},
+		"padded":                      {repeat(maxSmallFrames+1, frame(http2.FrameData, http2.FlagDataPadded, 1, 257)), errReset},
+		"empty":                       {repeat(maxSmallFrames+1, frame(http2.FrameData, 0, 1, 0)), errReset},
 		"many requests of two frames": {repeat(5000, crumb(1), last(1)), io.EOF},
 		"many requests in parallel":   {repeat(50, append(streams, crumb(1))...), io.EOF},
 		"abandoned streams":           {repeat(5000, crumb(1), frame(http2.FrameRSTStream, 0, 1, 4)), io.EOF},
-		"pings between":               {repeat(maxSmallFrames+1, crumb(1), frame(http2.FramePing, 0, 0, 8)), errPieces},
+		"pings between":               {repeat(maxSmallFrames+1, crumb(1), frame(http2.FramePing, 0, 0, 8)), errReset},
 	} {
 		for _, size := range []int{1 << 20, 7} {
 			if err := pass(t, test.data, size); !errors.Is(err, test.want) {
@@ -180,14 +191,16 @@ func TestGuardInsideTLS(t *testing.T) {
 	defer client.Close()
 	tasks.Go(func() {
 		c := tls.Client(client, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+		defer client.Close()
 		_, _ = c.Write(append([]byte(http2.ClientPreface), repeat(maxSmallFrames+1, frame(http2.FrameData, 0, 1, 1))...))
 	})
 	guarded, info, err := creds.ServerHandshake(server)
 	if err != nil || info.AuthType() != "tls" {
 		t.Fatal(info, err)
 	}
-	if _, err := io.Copy(io.Discard, guarded); !errors.Is(err, errPieces) {
-		t.Errorf("ended with %v", err)
+	var got bytes.Buffer
+	if _, err := io.Copy(&got, guarded); err != nil || !bytes.Contains(got.Bytes(), reset(1)) {
+		t.Errorf("%d bytes have passed without a reset, %v", got.Len(), err)
 	}
 }
 

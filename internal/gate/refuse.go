@@ -22,8 +22,9 @@ const (
 	maxTimeLeft = time.Minute
 )
 
-// timers counts the calls that the tap has refused before their deadline, by the second of
-// the deadline. The zero value is ready for use.
+// timers counts the calls that the tap has refused, until the deadline of each call has
+// passed: gRPC keeps a timer for each such call until then. The counts stand by the second
+// of the deadline. The zero value is ready for use.
 type timers struct {
 	mu     sync.Mutex // guards the fields below
 	left   int        // the sum of counts

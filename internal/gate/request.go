@@ -41,6 +41,7 @@ type request struct {
 	whole  atomic.Bool // the request has arrived, or has ended
 	late   atomic.Bool // timer has fired
 	pushed atomic.Bool // the place was taken away for another peer
+	done   atomic.Bool // the handler has returned
 }
 
 type requestKey struct{}
@@ -63,11 +64,14 @@ func (r *request) Err() error {
 	return err
 }
 
-// admit takes a place for a request, and starts the time for the request's arrival. From
-// then on r is a context of the call. Errors: errCrowded; errStopping.
+// admit takes one of the gate's places for a request, and starts the time limit within
+// which the whole request must arrive. From then on r serves as the context of the call,
+// derived from ctx.
+//
+// Errors: errCrowded if the request gets no place; errStopping if the server stops.
 func (g *Gate) admit(ctx context.Context, r *request) error {
 	r.Context, r.cancel = context.WithCancel(ctx)
-	if r.place = g.requests.Take(r.peer, r.pushOut); r.place == nil {
+	if r.place = g.requests.TakeStranger(r.peer, r.pushOut); r.place == nil {
 		r.cancel()
 		return errCrowded
 	}
@@ -84,7 +88,7 @@ func (g *Gate) admit(ctx context.Context, r *request) error {
 		r.cancel()
 	})
 	if r.conn != nil {
-		r.conn.called(1)
+		r.conn.began()
 	}
 	// gRPC ends the context of a call at the end of the call, also if no handler has run.
 	r.forget = context.AfterFunc(r.Context, r.end)
@@ -98,6 +102,7 @@ func (r *request) arrived() {
 		return
 	}
 	r.timer.Stop()
+	r.place.SetStranger(false)
 	r.gate.mu.Lock()
 	defer r.gate.mu.Unlock()
 	delete(r.gate.arriving, r)
@@ -109,12 +114,16 @@ func (r *request) leave() {
 	r.place.Release()
 }
 
-// end notes the end of a call. end runs once for each call.
+// end notes the end of a call. The connection keeps the place until the answer is on its
+// way. end runs once for each call.
 func (r *request) end() {
-	r.leave()
-	if r.conn != nil {
-		r.conn.called(-1)
+	r.arrived()
+	r.done.Store(true)
+	if r.conn == nil {
+		r.place.Release()
+		return
 	}
+	r.conn.ended(r.place)
 }
 
 // answered notes the end of a call when the handler has returned.
@@ -124,10 +133,15 @@ func (r *request) answered() {
 	}
 }
 
-// pushOut ends a call that has lost its place to another peer.
+// pushOut ends a call that has lost its place to another peer: one that has not arrived, or
+// whose answer the client does not read. A call that runs has no place that gives way: it may
+// have changed the database already.
 func (r *request) pushOut() {
 	r.pushed.Store(true)
 	r.cancel()
+	if r.done.Load() && r.conn != nil {
+		_ = r.conn.Close()
+	}
 }
 
 // pushedOut reports whether the call has lost its place to another peer.

@@ -136,8 +136,9 @@ func CheckMaster(ctx context.Context, s *store.Store, master *seal.Keys) error {
 	return err
 }
 
-// readSigners reads and opens the keys that have a date and are not withdrawn. Past
-// keys are included, since the clocks of two replicas may differ.
+// readSigners reads the signing keys from the database, and opens (decrypts) each signing
+// key that has a date from which the key signs (SignsFrom) and is not withdrawn. Keys that
+// sign no longer are included, since the clocks of two replicas may differ.
 func readSigners(ctx context.Context, s *store.Store, master *seal.Keys) (signers []signer, err error) {
 	err = s.Read(ctx, func(tx *store.Tx) error {
 		rows, err := tx.SigningKeys()

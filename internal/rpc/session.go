@@ -3,6 +3,7 @@ package rpc
 import (
 	"cmp"
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -54,10 +55,19 @@ func (s *Sessions) RevokeUserSessions(ctx context.Context, req *watchwordv1.Revo
 	return &watchwordv1.RevokeUserSessionsResponse{}, s.Sessions.RevokeAll(ctx, by, userID)
 }
 
-// message converts a session. expires_at is the end if no refresh comes before.
+// refreshedStep rounds the time of the last refresh in answers. With the precise time, a
+// thief that has a copy of the refresh token would know when to refresh within the grace.
+const refreshedStep = time.Hour
+
+// message converts a session. refreshed_at is rounded down. expires_at is the latest time
+// at which the session ends if no refresh comes before: it follows from the rounded time,
+// because it would tell the precise time otherwise.
 func (s *Sessions) message(row *store.Session) *watchwordv1.Session {
+	refreshed := row.RefreshedAt.Truncate(refreshedStep)
+	latest := *row
+	latest.RefreshedAt = refreshed.Add(refreshedStep)
 	return &watchwordv1.Session{
 		Id: row.ID, UserId: row.UserID, Audience: row.Audience, CreatedAt: timestamppb.New(row.CreatedAt),
-		RefreshedAt: timestamppb.New(row.RefreshedAt), ExpiresAt: timestamppb.New(s.Sessions.ExpiresAt(row)),
+		RefreshedAt: timestamppb.New(refreshed), ExpiresAt: timestamppb.New(s.Sessions.ExpiresAt(&latest)),
 	}
 }

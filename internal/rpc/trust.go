@@ -47,9 +47,10 @@ func (t *Trust) GetKeySet(context.Context, *watchwordv1.GetKeySetRequest) (*watc
 	return resp, nil
 }
 
-// sendTimeout bounds how long a client may leave a message unread after the buffers of
-// the connection are full. Until then the watcher keeps the message in memory, and
-// other watchers from the same network wait for their snapshot.
+// sendTimeout bounds how long a client of WatchBundle may leave a message unread after the
+// buffers of the client's connection are full. While the client leaves the message unread,
+// the client's watcher keeps the message in memory, and other watchers from the same network
+// may have to wait for their snapshots.
 const sendTimeout = 30 * time.Second
 
 // WatchBundle serves TrustService/WatchBundle: the stream of messages from the hub to

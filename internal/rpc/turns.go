@@ -27,8 +27,9 @@ var errTooManyCalls = errors.New("too many calls of one user at once")
 
 // Turns gives each signed-in user a share of the server. Of the calls of one user,
 // callsAtOnce run at a time, and callsWaiting more wait for their turn, the first come
-// first. So the calls of one user delay other users little, however many there are. Calls
-// of public methods have no user, and have no turns.
+// first. Any further call of the user is refused. So one user delays other users little,
+// however many calls the user makes. A call of a public method has no user: it runs at
+// once.
 //
 // Turns is safe for concurrent use. The zero value is ready for use.
 type Turns struct {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/server"
 )
 
 // rounds is how often each acknowledgement is put to the proof: nothing waits
@@ -234,6 +235,36 @@ func TestOtherEndsAreKnownAtOnce(t *testing.T) {
 	if again.id == a.id {
 		t.Error("an id was used again")
 	}
+}
+
+// The setting --refresh-repeats reaches the sessions, and repeats are in the security
+// record.
+func TestRepeatsEndASessionAndAreRecorded(t *testing.T) {
+	const most = 3
+	h := start(t, func(c *server.Config) { c.RefreshRepeats, c.RefreshGrace = most, time.Hour })
+	h.relogin(t, h.admin)
+	token, sessionID := h.admin.GetRefreshToken(), h.admin.GetSessionId()
+	for range most {
+		resp, err := h.auth.Refresh(t.Context(), &watchwordv1.RefreshRequest{RefreshToken: token})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wants(t, "a repeat", h.refresh(t, token), "ok")
+		token = resp.GetTokens().GetRefreshToken()
+	}
+	wants(t, "a generation more", h.refresh(t, token), "ok")
+	wants(t, "its repeat", h.refresh(t, token), "REFRESH_TOKEN_REUSED")
+	wants(t, "afterwards", h.refresh(t, token), "SESSION_REVOKED")
+	h.relogin(t, h.admin)
+	var events []*watchwordv1.Event
+	eventually(t, func() bool { // counts are written down each second
+		resp, err := h.audit.ListEvents(h.admin.as(t.Context()), &watchwordv1.ListEventsRequest{SessionId: sessionID, Type: "refresh.repeated"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		events = resp.GetEvents()
+		return len(events) == 1 && events[0].GetSuccess() && events[0].GetCount() == most && events[0].GetUserName() == "admin"
+	}, func() string { return fmt.Sprintf("in the record: %v", events) })
 }
 
 // A client that presents a token spent long before ends the session, and this server's

@@ -13,6 +13,7 @@ import (
 
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
@@ -31,6 +32,7 @@ type Config struct {
 	SessionTTL     time.Duration `name:"session-ttl" default:"2160h" help:"A session ends after this time in any case."`
 	MaxSessions    int           `default:"1000" help:"Sessions that one user can have; a further login ends the oldest."`
 	RefreshGrace   time.Duration `default:"10s" help:"How long a spent refresh token gets the same answer again."`
+	RefreshRepeats int           `default:"16" help:"In how many successive generations a spent refresh token may come again within the grace."`
 	JWKSMaxAge     time.Duration `name:"jwks-max-age" default:"1m" help:"How long caches may keep the JWKS."`
 	KeyTTL         time.Duration `name:"key-ttl" default:"720h" help:"How long a signing key signs before the next key takes over; 0: until key rotate."`
 	AuditTTL       time.Duration `name:"audit-ttl" default:"2160h" help:"How long the security record is kept."`
@@ -89,7 +91,8 @@ func DefaultConfig() Config {
 	return Config{
 		GRPCAddr: "127.0.0.1:50051", HTTPAddr: "127.0.0.1:8080", DatastoreURI: "sqlite:watchword.db",
 		Audience: []string{"internal"}, SigningAlg: "EdDSA",
-		AccessTTL: 5 * time.Minute, RefreshTTL: 720 * time.Hour, SessionTTL: 2160 * time.Hour, MaxSessions: 1000, RefreshGrace: 10 * time.Second,
+		AccessTTL: 5 * time.Minute, RefreshTTL: 720 * time.Hour, SessionTTL: 2160 * time.Hour, MaxSessions: 1000,
+		RefreshGrace: 10 * time.Second, RefreshRepeats: session.DefaultRepeats,
 		JWKSMaxAge: time.Minute, KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour, DrainTimeout: 10 * time.Second,
 		PasswordRules: PasswordRules{MinPasswordLength: password.DefaultMinLength},
 	}
@@ -99,8 +102,9 @@ func DefaultConfig() Config {
 // would do little else than refresh.
 const minAccessTTL = time.Second
 
-// maxMaxSessions bounds --max-sessions. Each login counts the user's sessions up to
-// --max-sessions: for the bound, about 1.5 ms of SQLite's one writer.
+// maxMaxSessions bounds --max-sessions. Each login counts the user's sessions, up to
+// --max-sessions: with 10,000 sessions the count takes about 1.5 ms, and keeps SQLite's one
+// writer busy for that time.
 const maxMaxSessions = 10_000
 
 // The issuer and the audiences are in every access token, and a token has at most 8
@@ -178,6 +182,7 @@ func (c *Config) validateLifetimes() error {
 		rule{c.SessionTTL < c.AccessTTL, "--session-ttl: must not be shorter than --access-ttl"},
 		rule{c.MaxSessions < 1 || c.MaxSessions > maxMaxSessions, fmt.Sprintf("--max-sessions: must be between 1 and %d", maxMaxSessions)},
 		rule{c.RefreshGrace < 0 || c.RefreshGrace >= c.RefreshTTL, "--refresh-grace: must not be negative, and must be shorter than --refresh-ttl"},
+		rule{c.RefreshRepeats < 1, "--refresh-repeats: must be at least 1, so that one lost answer logs out no client"},
 		rule{c.JWKSMaxAge < 0, "--jwks-max-age: must not be negative"},
 		// A key stays in the key set until its last token has expired, so keys that
 		// sign for less than a token's life would pile up there.

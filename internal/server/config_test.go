@@ -39,6 +39,7 @@ func TestValidate(t *testing.T) {
 		"one session":                  {func(c *server.Config) { c.MaxSessions = 1 }, ""},
 		"the most sessions":            {func(c *server.Config) { c.MaxSessions = 10_000 }, ""},
 		"more sessions than counted":   {func(c *server.Config) { c.MaxSessions = 10_001 }, "--max-sessions"},
+		"no repeats":                   {func(c *server.Config) { c.RefreshRepeats = 0 }, "--refresh-repeats"},
 		"no grace":                     {func(c *server.Config) { c.RefreshGrace = 0 }, ""},
 		"grace as long as the refresh": {func(c *server.Config) { c.RefreshGrace = c.RefreshTTL }, "--refresh-grace"},
 		"key TTL below access":         {func(c *server.Config) { c.KeyTTL = time.Minute }, "--key-ttl"},

@@ -38,8 +38,11 @@ func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *h
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.serveReady)
 	mux.Handle("GET /metrics", inTurn(promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})))
+	// HTTP/1.1 alone: with HTTP/2 each connection could hold hundreds of requests.
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
 	return &http.Server{
-		Handler: mux, TLSConfig: tlsConfig,
+		Handler: mux, TLSConfig: tlsConfig, Protocols: protocols,
 		// The bounds keep a slow client from holding a connection.
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeaders,

@@ -202,3 +202,44 @@ func TestRevokeSessionOfAnother(t *testing.T) {
 	second.TokenPair = resp.GetTokens()
 	refusedBy(t, revoke(second, a.GetSessionId()), "SESSION_NOT_FOUND", "")
 }
+
+// What a session tells about its last refresh is the hour: with the precise time, a thief
+// with a copy of the refresh token would know when to follow.
+func TestASessionTellsOnlyTheHourOfItsRefresh(t *testing.T) {
+	h := shared(t)
+	a := h.make(t)
+	hour := time.Now().UTC().Truncate(time.Hour).Add(-5 * time.Hour)
+	for _, after := range []time.Duration{0, time.Microsecond, 29 * time.Minute, time.Hour - time.Microsecond} {
+		id := user.NewID()
+		h.behind(t, func(tx *feed.Tx) error {
+			u, err := tx.User(a.id)
+			if err != nil {
+				return err
+			}
+			return tx.InsertSession(&store.Session{
+				ID: id, UserID: a.id, BornVersion: u.Version, Audience: audiences, CreatedAt: hour.Add(-time.Minute),
+				RefreshedAt: hour.Add(after), Generations: store.Generations{Current: 1},
+			})
+		})
+		resp, err := h.sessions.ListSessions(a.as(t.Context()), &watchwordv1.ListSessionsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := false
+		for _, s := range resp.GetSessions() {
+			if s.GetId() != id {
+				continue
+			}
+			found = true
+			if got := s.GetRefreshedAt().AsTime(); !got.Equal(hour) {
+				t.Errorf("refreshed %v after the hour, and the answer says %v", after, got)
+			}
+			if got, want := s.GetExpiresAt().AsTime(), hour.Add(time.Hour+server.DefaultConfig().RefreshTTL); !got.Equal(want) {
+				t.Errorf("refreshed %v after the hour, and it ends at %v, want %v", after, got, want)
+			}
+		}
+		if !found {
+			t.Fatalf("no session %s", id)
+		}
+	}
+}

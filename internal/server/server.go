@@ -177,7 +177,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	s.passwords = s.hashPool(ctx)
 	s.users = user.New(s.store, s.feed, s.passwords, s.audit)
 	s.sessions, err = session.Open(ctx, session.Config{
-		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace, PerUser: s.cfg.MaxSessions,
+		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace, Repeats: s.cfg.RefreshRepeats, PerUser: s.cfg.MaxSessions,
 		Idle: session.IdleTTL(s.cfg.RefreshTTL), Max: session.MaxTTL(s.cfg.SessionTTL),
 	}, session.Dependencies{
 		Store: s.store, Feed: s.feed, Issuer: tokens, Users: s.users, Audit: s.audit, Master: master,

@@ -171,10 +171,11 @@ func (a firstAdmin) deliver(made bool, announce func(password string) error) err
 	return nil
 }
 
-// checkPasswordFile returns an error if --initial-password-file exists and a new
-// embedded database would be made: the refused start then leaves no database behind.
-// For any other database without a user, prepareAdmin refuses the file. A database with
-// a user needs no file.
+// checkPasswordFile returns an error if the start would make a new embedded database, and
+// the file of --initial-password-file exists already: the server writes the password of the
+// first user into a new file, and overwrites none. Checked so early, the refused start
+// leaves no database behind. For another database without a user, prepareAdmin returns the
+// error. If the database has a user, the server writes no password, and the file may exist.
 func (c *Config) checkPasswordFile() error {
 	path, embedded := strings.CutPrefix(c.DatastoreURI, "sqlite:")
 	if c.InitialPasswordFile == "" || !embedded {

@@ -4,6 +4,9 @@ import (
 	"sync"
 	"testing"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/feed"
 )
@@ -14,12 +17,19 @@ func TestOneUsersCallsLeaveRoom(t *testing.T) {
 	h := start(t)
 	a, b := h.make(t), h.make(t)
 	const room, beyond = 132, 12
+	// Each connection carries a hundred calls at a time.
+	more, err := grpc.NewClient(h.server.GRPCAddr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer more.Close()
+	clients := []watchwordv1.SessionServiceClient{h.sessions, watchwordv1.NewSessionServiceClient(more)}
 	refused, others := make(chan struct{}, room+beyond), make(chan string, room+beyond)
 	var tasks sync.WaitGroup
 	h.behind(t, func(*feed.Tx) error { // holds the lock of the database against writes
-		for range room + beyond {
+		for i := range room + beyond {
 			tasks.Go(func() {
-				_, err := h.sessions.RevokeSession(a.as(t.Context()), &watchwordv1.RevokeSessionRequest{SessionId: "AAAAAAAAAAAAAAAA"})
+				_, err := clients[i%2].RevokeSession(a.as(t.Context()), &watchwordv1.RevokeSessionRequest{SessionId: "AAAAAAAAAAAAAAAA"})
 				if outcome(err) == "OVERLOADED" {
 					refusedBy(t, err, "OVERLOADED", "")
 					refused <- struct{}{}

@@ -97,7 +97,8 @@ func TestTokens(t *testing.T) {
 			}
 			// Audiences that this server does not issue for, also where the token is for them.
 			want := c.Want
-			if want == tokentest.OK || want == "TOKEN_EXPIRED" {
+			// The audience is judged before the times.
+			if want == tokentest.OK || want == "TOKEN_EXPIRED" || strings.HasPrefix(c.Name, "issued ") {
 				want = "AUDIENCE_MISMATCH"
 			}
 			for _, other := range []string{"elsewhere", "other", "another"} {
@@ -107,6 +108,30 @@ func TestTokens(t *testing.T) {
 			if sendable(c.Token) {
 				_, err := sessions.ListSessions(bearing(t.Context(), c.Token), &watchwordv1.ListSessionsRequest{})
 				wants(t, "ListSessions: "+c.Name, outcome(err), c.Want)
+			}
+		}
+	})
+}
+
+// No change of a single character leaves a good token good, for the RPC Verify and for a
+// guarded method: every eleventh change goes over the connection.
+func TestEveryChangeIsRefused(t *testing.T) {
+	s := tokentest.Load(t)
+	synctest.Test(t, func(t *testing.T) {
+		conn := suite(t, s)
+		auth, sessions := watchwordv1.NewAuthServiceClient(conn), watchwordv1.NewSessionServiceClient(conn)
+		for alg, good := range s.Good() {
+			_, err := auth.Verify(t.Context(), &watchwordv1.VerifyRequest{AccessToken: good})
+			wants(t, alg, outcome(err), "ok")
+			n := 0
+			for raw := range tokentest.Changes(good) {
+				if n++; n%11 != 0 { // 11 and the 68 changes of a place have no common factor
+					continue
+				}
+				_, err := auth.Verify(t.Context(), &watchwordv1.VerifyRequest{AccessToken: raw})
+				refusedBy(t, err, "TOKEN_INVALID", "")
+				_, err = sessions.ListSessions(bearing(t.Context(), raw), &watchwordv1.ListSessionsRequest{})
+				refusedBy(t, err, "TOKEN_INVALID", "")
 			}
 		}
 	})

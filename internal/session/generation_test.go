@@ -1,6 +1,7 @@
 package session
 
 import (
+	"math"
 	"testing"
 	"time"
 
@@ -13,21 +14,30 @@ const grace = 10 * time.Second
 
 var start = time.Date(2026, 1, 1, 0, 0, 3, 0, time.UTC)
 
-// history is a session's row and the clock.
+// history is a session's row, the clock and the limit of repeats.
 type history struct {
-	g   store.Generations
-	now time.Time
+	g       store.Generations
+	now     time.Time
+	repeats int64
 }
 
-func newHistory() *history { return &history{g: store.Generations{Current: 1}, now: start} }
+// newHistory begins a session whose repeats have no limit.
+func newHistory() *history { return newLimited(math.MaxInt64) }
+
+func newLimited(repeats int64) *history {
+	return &history{g: store.Generations{Current: 1}, now: start, repeats: repeats}
+}
 
 func (h *history) present(n int64) (int64, verdict) {
-	next, v := present(h.g, n, h.now, grace)
-	if v != reused {
-		h.g = next
+	next, v := present(h.g, n, h.now, limits{grace, h.repeats})
+	if ends(v) && next != h.g {
+		panic("a refusal changes the row")
 	}
+	h.g = next
 	return h.g.Current, v
 }
+
+func ends(v verdict) bool { return v == reused || v == overrun }
 
 func (h *history) wait(d time.Duration) { h.now = h.now.Add(d) }
 
@@ -41,14 +51,14 @@ func TestPresent(t *testing.T) {
 	for name, steps := range map[string][]step{
 		"advances":                            {{0, 1, advanced, 2}, {time.Minute, 2, advanced, 3}, {time.Minute, 3, advanced, 4}},
 		"lost answer within the grace":        {{0, 1, advanced, 2}, {9 * time.Second, 1, repeated, 2}},
-		"a retry does not lengthen the grace": {{0, 1, advanced, 2}, {9 * time.Second, 1, repeated, 2}, {2 * time.Second, 1, advanced, 3}},
-		"late retry gets a new successor":     {{0, 1, advanced, 2}, {time.Hour, 1, advanced, 3}},
-		"the unconfirmed one is dead":         {{0, 1, advanced, 2}, {time.Hour, 1, advanced, 3}, {0, 2, reused, 3}},
-		"dead within the grace too":           {{0, 1, advanced, 2}, {time.Hour, 1, advanced, 3}, {time.Second, 3, advanced, 4}, {0, 2, reused, 4}},
-		"late retry may be repeated":          {{0, 1, advanced, 2}, {time.Hour, 1, advanced, 3}, {time.Second, 1, repeated, 3}},
+		"a retry does not lengthen the grace": {{0, 1, advanced, 2}, {9 * time.Second, 1, repeated, 2}, {2 * time.Second, 1, retried, 3}},
+		"late retry gets a new successor":     {{0, 1, advanced, 2}, {time.Hour, 1, retried, 3}},
+		"the unconfirmed one is dead":         {{0, 1, advanced, 2}, {time.Hour, 1, retried, 3}, {0, 2, reused, 3}},
+		"dead within the grace too":           {{0, 1, advanced, 2}, {time.Hour, 1, retried, 3}, {time.Second, 3, advanced, 4}, {0, 2, reused, 4}},
+		"late retry may be repeated":          {{0, 1, advanced, 2}, {time.Hour, 1, retried, 3}, {time.Second, 1, repeated, 3}},
 		"late retry, then its successor, then late again": {
-			{0, 1, advanced, 2}, {time.Hour, 1, advanced, 3}, {time.Second, 3, advanced, 4}, {time.Second, 1, repeated, 4}},
-		"twice late":                      {{0, 1, advanced, 2}, {time.Hour, 1, advanced, 3}, {time.Hour, 1, advanced, 4}, {0, 3, reused, 4}},
+			{0, 1, advanced, 2}, {time.Hour, 1, retried, 3}, {time.Second, 3, advanced, 4}, {time.Second, 1, repeated, 4}},
+		"twice late":                      {{0, 1, advanced, 2}, {time.Hour, 1, retried, 3}, {time.Hour, 1, retried, 4}, {0, 3, reused, 4}},
 		"an older one within the grace":   {{0, 1, advanced, 2}, {time.Second, 2, advanced, 3}, {time.Second, 1, repeated, 3}},
 		"an older one after the grace":    {{0, 1, advanced, 2}, {time.Second, 2, advanced, 3}, {11 * time.Second, 1, reused, 3}},
 		"an old one":                      {{0, 1, advanced, 2}, {time.Minute, 2, advanced, 3}, {time.Second, 1, reused, 3}},
@@ -74,10 +84,10 @@ func drawWait(t *rapid.T) time.Duration {
 		rapid.Just(int64(time.Hour))).Draw(t, "wait"))
 }
 
-// A client that is alone and honest is refused in one case only: the client has the answer
-// of a later request, and an abandoned request arrives when its token was spent more than
-// the grace ago. The grace runs from the spending, also if that answer was lost: a grace
-// from the answer could be kept open by retries.
+// Without a limit of repeats, a client that is alone and honest is refused in one case only:
+// the client has the answer of a later request, and an abandoned request arrives when its
+// token was spent more than the grace ago. The grace runs from the spending, also if that
+// answer was lost: a grace from the answer could be kept open by retries.
 func TestHonestClientAloneIsNeverRefused(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		type request struct {
@@ -88,7 +98,7 @@ func TestHonestClientAloneIsNeverRefused(t *testing.T) {
 		spent := map[int64]time.Time{} // by token: the spending, or the last late retry
 		present := func(token int64) (int64, verdict) {
 			current, v := h.present(token)
-			if v == advanced {
+			if v == advanced || v == retried {
 				spent[token] = h.now
 			}
 			return current, v
@@ -185,7 +195,7 @@ func TestGraceIsBounded(t *testing.T) {
 		for range rapid.IntRange(1, 60).Draw(t, "steps") {
 			h.wait(time.Duration(rapid.Int64Range(0, int64(2*grace)).Draw(t, "wait")))
 			for n, at := range spentAt {
-				_, v := present(h.g, n, h.now, grace)
+				_, v := present(h.g, n, h.now, limits{grace, h.repeats})
 				if age := h.now.Sub(at); v == repeated && age >= 2*grace {
 					t.Fatalf("%d was spent %v ago and counts: %+v", n, age, h.g)
 				} else if v == reused && age < grace {

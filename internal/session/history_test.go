@@ -29,9 +29,9 @@ type party struct {
 // history holds what happens to one session, and a model of what must follow. The model
 // has two invariants.
 //
-// Alone: a client that is alone and honest is refused in one case only. The client has the
-// answer of a later request, and an abandoned request arrives when its token was spent more
-// than the grace ago.
+// Alone: a client that is alone and honest is refused in two cases only. First, the client
+// has the answer of a later request, and an abandoned request arrives when its token was
+// spent more than the grace ago. Second, the client has repeated too many tokens in a row.
 //
 // Found: as long as the owner and a thief both hold tokens, reuse is detected. At the
 // latest, one of them comes back after the grace, and then the other presents the
@@ -41,14 +41,17 @@ type party struct {
 // token of the lost answer is dead: a client that presents it ends the session. And
 // after a session has ended, for whatever reason, none of its tokens works from the
 // acknowledgement on.
+//
+// Repeats: a session ends at a repeat above the limit, and only then; see [runs].
 type history struct {
 	*sessiontest.World
+	*runs
 	owner   *party
 	thief   *party // nil: no token was stolen
 	given   []string
 	minted  []*session.Tokens
 	lingers []*linger
-	spent   map[string]time.Time // refresh tokens, when each was first
+	spent   map[string]time.Time // refresh tokens: when each was spent, or retried late
 	next    map[string]string    // the successor that each got last
 	dead    map[string]bool      // successors in whose place there is another
 	tainted bool                 // a request that the owner gave up has arrived too late
@@ -71,7 +74,7 @@ func begin(t *testing.T, w *sessiontest.World) *history {
 	tokens := w.Login(t)
 	now := time.Now()
 	return &history{
-		World: w, owner: &party{name: "owner", held: tokens.Refresh, last: now},
+		World: w, runs: newRuns(tokens.Refresh), owner: &party{name: "owner", held: tokens.Refresh, last: now},
 		given: []string{tokens.Refresh}, minted: []*session.Tokens{tokens}, born: now, used: now, spent: map[string]time.Time{},
 		next: map[string]string{}, dead: map[string]bool{},
 	}
@@ -85,7 +88,7 @@ func (h *history) expired() bool {
 // ask presents the newest token that a party holds; the answer may be lost.
 func (h *history) ask(p *party, lost bool) {
 	now := time.Now()
-	mustFind := p.met
+	mustFind, over := p.met, h.over(p.held)
 	tokens, err := h.Sessions.Refresh(context.Background(), p.held, nil)
 	switch {
 	case h.ended:
@@ -98,8 +101,10 @@ func (h *history) ask(p *party, lost bool) {
 		failf("a dead token was taken")
 	case mustFind && err == nil:
 		failf("the %s went on after the other had come back", p.name)
+	case over && err == nil:
+		failf("the %s repeated in one generation more than allowed", p.name)
 	case errors.Is(err, session.ErrRefreshReused):
-		if h.thief == nil && !h.tainted {
+		if h.thief == nil && !h.tainted && !over {
 			failf("an honest client that is alone was refused")
 		}
 		h.end()
@@ -143,14 +148,17 @@ func (h *history) arrive() {
 	if spent, ok := h.spent[l.token]; ok && l.overtaken && time.Since(spent) >= grace {
 		h.tainted = true // the grace runs from the first time that the token was spent
 	}
+	over := h.over(l.token)
 	tokens, err := h.Sessions.Refresh(context.Background(), l.token, nil)
 	switch {
 	case h.ended:
 		h.wants(err, "a late arrival after the end", session.ErrRevoked)
 	case h.expired():
 		h.wants(err, "a late arrival, too old", session.ErrRefreshExpired)
+	case over && err == nil:
+		failf("a late arrival repeated in one generation more than allowed")
 	case errors.Is(err, session.ErrRefreshReused):
-		if h.thief == nil && !h.tainted {
+		if h.thief == nil && !h.tainted && !over {
 			failf("an honest client's own late arrival ended its session")
 		}
 		h.end()
@@ -164,6 +172,7 @@ func (h *history) arrive() {
 
 // spend notes that a token was spent and what it got.
 func (h *history) spend(token string, got *session.Tokens) {
+	h.note(token, got.Refresh)
 	if _, ok := h.spent[token]; !ok {
 		h.spent[token] = time.Now()
 	}
@@ -171,6 +180,7 @@ func (h *history) spend(token string, got *session.Tokens) {
 	// client has presented the token that it got before.
 	if before, ok := h.next[token]; ok && before != got.Refresh && time.Since(h.spent[token]) >= grace && h.spent[before].IsZero() {
 		h.dead[before] = true
+		h.spent[token] = time.Now()
 	}
 	h.next[token] = got.Refresh
 	h.minted = append(h.minted, got)
@@ -201,13 +211,15 @@ func (h *history) end() {
 // real database and the real verifier.
 func TestHistories(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
+		limit := rapid.IntRange(1, 4).Draw(rt, "limit")
 		histories := rapid.SliceOfN(rapid.SliceOfN(rapid.Custom(drawStep), 1, 25), 1, 5).Draw(rt, "histories")
 		var wrong any
 		synctest.Test(t, func(t *testing.T) {
 			defer func() { wrong = recover() }() // a failure, which must not end the bubble
-			w := sessiontest.Slow(t)
+			w := sessiontest.Slow(t, sessiontest.Repeats(limit))
 			for _, steps := range histories {
 				h := begin(t, w)
+				h.limit = limit
 				for _, s := range steps {
 					h.step(t, s)
 				}

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -15,7 +16,8 @@ import (
 // Refresh spends a refresh token and returns new tokens. The answer to a refresh may
 // get lost, so the same token may be presented again: within the grace
 // (--refresh-grace) it gets the same answer again. Any other spent token ends its
-// session (RFC 9700, section 4.14).
+// session (RFC 9700, section 4.14), and so does a token presented again in more
+// successive generations than --refresh-repeats.
 //
 // Errors, in the order of the checks: ErrRefreshInvalid; ErrRefreshExpired; ErrRevoked;
 // ErrRefreshReused; ErrAudience, which spends nothing.
@@ -84,8 +86,12 @@ func (s *Sessions) spendAny(ctx context.Context, g generation, audience []string
 			return err
 		})
 	})
-	if v == reused && err == nil {
+	switch {
+	case err != nil:
+	case v == reused || v == overrun:
 		err = ErrRefreshReused
+	case v == repeated || v == retried:
+		s.d.Audit.Repeated(ctx, audit.Event{UserID: grant.session.UserID, UserName: grant.username, SessionID: g.sessionID})
 	}
 	if errors.Is(err, ErrRefreshReused) || errors.Is(err, ErrRevoked) {
 		// The session's end is durable. Sync waits until our own verifier has it, so
@@ -111,15 +117,26 @@ func (s *Sessions) spend(ctx context.Context, tx *feed.Tx, g generation, asked [
 	case !s.ExpiresAt(row).After(tx.Now()):
 		return nil, 0, audit.Refusal{UserID: u.ID, UserName: u.Username, SessionID: row.ID, Err: ErrRefreshExpired}
 	}
-	next, v := present(row.Generations, g.number, tx.Now(), s.cfg.Grace)
-	if v == reused {
-		return nil, v, s.end(ctx, tx, row, u, audit.Event{Type: audit.RefreshReused, Reason: "REFRESH_TOKEN_REUSED"})
+	next, v := present(row.Generations, g.number, tx.Now(), limits{s.cfg.Grace, int64(s.cfg.Repeats)})
+	if v == reused || v == overrun {
+		event := audit.Event{Type: audit.RefreshReused, Reason: "REFRESH_TOKEN_REUSED"}
+		if v == overrun {
+			event.Detail = fmt.Sprintf("repeats in more than %d successive generations", s.cfg.Repeats)
+		}
+		return nil, v, s.end(ctx, tx, row, u, event)
 	}
 	audience, err := s.audienceWithin(row.Audience, asked)
 	if err != nil {
 		return nil, 0, err
 	}
-	if v == advanced {
+	if v == repeated {
+		if next != row.Generations {
+			err = tx.CountRepeat(row.ID, next)
+		}
+		// The answer names the shortest time that may be left. The precise time would tell
+		// a thief when the owner refreshes.
+		row.RefreshedAt = tx.Now().Add(-s.cfg.Grace)
+	} else {
 		row.Generations, row.RefreshedAt = next, tx.Now()
 		err = tx.AdvanceSession(row.ID, next)
 	}

@@ -57,6 +57,7 @@ type Config struct {
 	Max      MaxTTL
 	PerUser  int           // --max-sessions: the largest number of sessions of one user
 	Grace    time.Duration // --refresh-grace: how long a spent refresh token gets the same answer again
+	Repeats  int           // --refresh-repeats: in how many successive generations a spent token may come again
 }
 
 // Dependencies holds the packages on which Sessions stands. Every field is required.
@@ -415,7 +416,8 @@ func (s *Sessions) RevokeAll(ctx context.Context, by caller.Caller, userID strin
 }
 
 // notAllowed returns ErrNotAllowed or ErrAdminAudience with the caller and the user, for
-// the security record. An id of no user is left out: the id is a text of the caller.
+// the security record. If no user has the id userID, the record leaves the id out: the
+// caller may have written any text there.
 func (s *Sessions) notAllowed(ctx context.Context, by caller.Caller, userID string) error {
 	return s.d.Store.Read(ctx, func(tx *store.Tx) error {
 		u, err := tx.User(userID)

@@ -3,6 +3,7 @@ package session_test
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -148,7 +149,7 @@ func TestLogoutBeatsEveryRefreshThatItRaces(t *testing.T) {
 				t.Fatalf("second logout: %v", err)
 			}
 		}
-	})
+	}, sessiontest.Repeats(math.MaxInt))
 }
 
 func TestWhatEndsEverySession(t *testing.T) {

@@ -43,7 +43,7 @@ func TestSpendIsAdvance(t *testing.T) {
 					rt.Fatal(err)
 				}
 				now := spent.Session.RefreshedAt
-				want, v := present(g, spend.Generation, now, grace)
+				want, v := present(g, spend.Generation, now, limits{grace, 1})
 				if got := spent.Session.Generations; v != advanced || !reflect.DeepEqual(got, want) {
 					rt.Fatalf("from %+v at %v with %v: %+v, want %+v", g, now, grace, got, want)
 				}
@@ -69,6 +69,6 @@ func drawGenerations(rt *rapid.T, grace time.Duration) store.Generations {
 	}
 	return store.Generations{
 		Current: 1 + number("current"), Spent: number("spent"), SpentAt: at("spent"),
-		Low: number("low"), EarlierLow: number("earlier low"), Late: number("late"), LateAt: at("late"),
+		Low: number("low"), EarlierLow: number("earlier low"), Late: number("late"), LateAt: at("late"), Repeated: number("repeated"), Run: number("run"),
 	}
 }

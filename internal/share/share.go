@@ -30,6 +30,7 @@ const (
 type Pool struct {
 	places  int
 	perPeer int
+	keeps   bool // ordinary places are never taken away
 
 	mu    sync.Mutex // guards the fields below
 	taken int
@@ -42,6 +43,13 @@ type Pool struct {
 // time, and perPeer bounds those of one peer.
 func NewPool(places, perPeer int) *Pool {
 	return &Pool{places: places, perPeer: perPeer, peers: map[string]*peer{}}
+}
+
+// OfStrangers returns the pool, which from now on takes away the places of strangers alone.
+// Call OfStrangers before the pool is used.
+func (p *Pool) OfStrangers() *Pool {
+	p.keeps = true
+	return p
 }
 
 // Place is a place of a pool, held by one peer. A Place is safe for concurrent use.
@@ -151,7 +159,7 @@ func (p *Pool) roomLocked(from *peer, weight int, renews bool) (victim *Place, o
 		return nil, false
 	case below && p.taken < p.places:
 		return nil, true
-	case below && p.most[0].weight() > from.weight()+weight:
+	case below && p.most[0].weight() > from.weight()+weight && (!p.keeps || p.most[0].strangers.Len() > 0):
 		return p.most[0].yields(), true
 	case weight == ordinary && from.strangers.Len() > 0:
 		return from.yields(), true

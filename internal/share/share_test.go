@@ -105,6 +105,7 @@ func TestStrangersGiveWayWithinAPeer(t *testing.T) {
 // model is what a pool does, written with loops over all places.
 type model struct {
 	places, perPeer int
+	keeps           bool
 	held            []*modelPlace  // in the order of taking
 	arrived         map[string]int // the number of each peer's newest arrival
 }
@@ -137,8 +138,8 @@ func (m *model) take(peer string, weight int, renews bool) (victim *modelPlace, 
 				heaviest, most = pl.peer, w
 			}
 		}
-		if most > mine+weight {
-			return m.yields(heaviest), true
+		if v := m.yields(heaviest); most > mine+weight && (!m.keeps || v.weight == stranger) {
+			return v, true
 		}
 	}
 	if v := m.yields(peer); weight == ordinary && v != nil && v.weight == stranger {
@@ -182,6 +183,9 @@ func TestPoolAgainstModel(t *testing.T) {
 			arrived: map[string]int{},
 		}
 		p := NewPool(m.places, m.perPeer)
+		if m.keeps = rapid.Bool().Draw(t, "keeps"); m.keeps {
+			p.OfStrangers()
+		}
 		var all, evicted []*modelPlace
 		t.Repeat(map[string]func(*rapid.T){
 			"take": func(t *rapid.T) {

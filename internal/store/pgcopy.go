@@ -74,9 +74,13 @@ func (t *copyTarget) lock(ctx context.Context, tables []string) error {
 	return nil
 }
 
-// clear empties a table. leftovers tells that an interrupted copy has filled the
-// tables, so that any row may be deleted. Otherwise clear deletes only the row of the
-// table head, which a migration has made, and refuses a table that has rows.
+// clear empties a table of the target. If leftovers is true, an interrupted copy has filled
+// the tables of the target, and clear deletes every row. If leftovers is false, clear deletes
+// only the single row of the table named head (the number of the newest event), which a
+// migration has inserted.
+//
+// Errors: one that names the table, if leftovers is false and a table other than head has
+// rows.
 func (t *copyTarget) clear(ctx context.Context, table string, leftovers bool) error {
 	switch {
 	case table == "head" || table == "settings" && leftovers:

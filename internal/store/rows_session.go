@@ -29,17 +29,19 @@ type Generations struct {
 	EarlierLow int64
 	Late       int64
 	LateAt     time.Time
+	Repeated   int64
+	Run        int64
 }
 
 const sessionColumns = `id, user_id, born_ver, audience, created_at, refreshed_at, ended_at,
-	current, spent, spent_at, low, earlier_low, late, late_at`
+	current, spent, spent_at, low, earlier_low, late, late_at, repeated, run`
 
 // columns returns pointers to the fields, in the order of sessionColumns.
 func (s *Session) columns() []any {
 	g := &s.Generations
 	return []any{&s.ID, &s.UserID, &s.BornVersion, (*stringsColumn)(&s.Audience),
 		(*timeColumn)(&s.CreatedAt), (*timeColumn)(&s.RefreshedAt), (*timeColumn)(&s.EndedAt),
-		&g.Current, &g.Spent, (*timeColumn)(&g.SpentAt), &g.Low, &g.EarlierLow, &g.Late, (*timeColumn)(&g.LateAt)}
+		&g.Current, &g.Spent, (*timeColumn)(&g.SpentAt), &g.Low, &g.EarlierLow, &g.Late, (*timeColumn)(&g.LateAt), &g.Repeated, &g.Run}
 }
 
 // parseStrings parses a JSON array of strings. An array without escapes is cut into
@@ -127,17 +129,23 @@ func (tx *Tx) InsertSession(s *Session) error {
 	}
 	g := s.Generations
 	return tx.queueExec(`INSERT INTO sessions (`+sessionColumns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)`,
 		s.ID, s.UserID, s.BornVersion, string(audience), micros(s.CreatedAt), micros(s.RefreshedAt), nullMicros(s.EndedAt),
-		g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt))
+		g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt), g.Repeated, g.Run)
 }
 
 // AdvanceSession stores a session's new generations, and Now as the time of the
 // refresh. The caller must have read the row in the same transaction.
 func (tx *Tx) AdvanceSession(id string, g Generations) error {
 	return tx.queueExec(`UPDATE sessions SET refreshed_at = $2, current = $3, spent = $4, spent_at = $5,
-		low = $6, earlier_low = $7, late = $8, late_at = $9 WHERE id = $1`,
-		id, micros(tx.Now()), g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt))
+		low = $6, earlier_low = $7, late = $8, late_at = $9, repeated = $10, run = $11 WHERE id = $1`,
+		id, micros(tx.Now()), g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt), g.Repeated, g.Run)
+}
+
+// CountRepeat stores the fields Repeated and Run of a session. The caller must have read
+// the row in the same transaction.
+func (tx *Tx) CountRepeat(id string, g Generations) error {
+	return tx.queueExec(`UPDATE sessions SET repeated = $2, run = $3 WHERE id = $1`, id, g.Repeated, g.Run)
 }
 
 // EndSession marks a session as ended now, unless the session has ended before. The

@@ -92,8 +92,8 @@ func (tx *Tx) UpdateUser(u *User) error {
 }
 
 // RaiseUsers raises the version of up to limit users, deleted users included, and so
-// ends the users' sessions. A version below `least` becomes `least`; any higher version
-// grows by one. RaiseUsers reads the users in order of id, beginning after the id
+// ends the users' sessions. A version below `least` becomes `least`; a version of
+// `least` or more grows by one. RaiseUsers reads the users in order of id, beginning after the id
 // `after`, and returns the last id and the number of users.
 func (tx *Tx) RaiseUsers(after string, limit int, least int64) (last string, n int, err error) {
 	const raised = `CASE WHEN ver >= $1 THEN ver + 1 ELSE $1 END`

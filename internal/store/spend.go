@@ -60,6 +60,7 @@ func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
 //	              next span: low                              case 1: next.EarlierLow = g.Low
 //	              otherwise: current                          default: next.EarlierLow = g.Current
 //	late, late_at stay                                        next := g
+//	repeated, run stay                                        next := g
 //
 // A span is a time divided by the refresh grace, as in the function span of that file.
 // The condition on the column current is the case presented == g.Current of the
@@ -81,7 +82,7 @@ const spendSQLite = `UPDATE sessions SET
 		AND refreshed_at + $4 > $7 AND (created_at + $5) / 1000000 * 1000000 > $7
 		AND (SELECT u.deleted_at IS NULL AND NOT u.disabled AND u.revoked_below <= sessions.born_ver FROM users u WHERE u.id = sessions.user_id)
 	RETURNING id, user_id, born_ver, audience, created_at, refreshed_at, ended_at,
-		current, spent, spent_at, low, earlier_low, late, late_at,
+		current, spent, spent_at, low, earlier_low, late, late_at, repeated, run,
 		(SELECT u.username FROM users u WHERE u.id = sessions.user_id),
 		(SELECT u.roles FROM users u WHERE u.id = sessions.user_id),
 		(SELECT u.ver FROM users u WHERE u.id = sessions.user_id)`
@@ -96,7 +97,8 @@ const spendPostgres = `UPDATE sessions AS s SET
 		AND refreshed_at + $4 > clock.now AND (s.created_at + $5) / 1000000 * 1000000 > clock.now
 		AND u.id = s.user_id AND u.deleted_at IS NULL AND NOT u.disabled AND u.revoked_below <= s.born_ver
 	RETURNING s.id, s.user_id, s.born_ver, s.audience, s.created_at, s.refreshed_at, s.ended_at,
-		s.current, s.spent, s.spent_at, s.low, s.earlier_low, s.late, s.late_at, u.username, u.roles, u.ver`
+		s.current, s.spent, s.spent_at, s.low, s.earlier_low, s.late, s.late_at, s.repeated, s.run,
+		u.username, u.roles, u.ver`
 
 // spendPostgresBatch takes an array for each argument of spendPostgres. The last column
 // of the result is the position of the member in the arrays, from 1.
@@ -111,7 +113,7 @@ const spendPostgresBatch = `UPDATE sessions AS s SET
 		AND refreshed_at + m.idle > clock.now AND (s.created_at + m.most) / 1000000 * 1000000 > clock.now
 		AND (SELECT u.deleted_at IS NULL AND NOT u.disabled AND u.revoked_below <= s.born_ver FROM users u WHERE u.id = s.user_id)
 	RETURNING s.id, s.user_id, s.born_ver, s.audience, s.created_at, s.refreshed_at, s.ended_at,
-		s.current, s.spent, s.spent_at, s.low, s.earlier_low, s.late, s.late_at,
+		s.current, s.spent, s.spent_at, s.low, s.earlier_low, s.late, s.late_at, s.repeated, s.run,
 		(SELECT u.username FROM users u WHERE u.id = s.user_id),
 		(SELECT u.roles FROM users u WHERE u.id = s.user_id),
 		(SELECT u.ver FROM users u WHERE u.id = s.user_id), m.position`

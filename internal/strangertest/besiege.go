@@ -67,6 +67,19 @@ func Besiege(ip, grpcAddr, httpAddr string) (end func()) {
 			break
 		}
 	}
+	for range 3 { // answers that are never read
+		c, err := ConnectDeaf(ip, grpcAddr)
+		if err != nil {
+			break
+		}
+		conns = append(conns, c)
+		for stream := uint32(1); stream < 200; stream += 2 {
+			if c.Headers(stream, "/grpc.health.v1.Health/Check", false, "x-long", strings.Repeat("x", 15_000)) != nil ||
+				c.Data(stream, true, []byte{0, 0, 0, 0, 0}) != nil {
+				break
+			}
+		}
+	}
 	if c := connect(); c != nil { // guesses
 		guess := Message(&watchwordv1.LoginRequest{Username: "admin", Password: "a guess of a stranger"})
 		for stream := uint32(1); stream < 200; stream += 2 {

@@ -58,15 +58,25 @@ func Connect(ip, addr string) (*Conn, error) {
 	return speak(conn)
 }
 
+// ConnectDeaf is like Connect, for a client that reads no answer: its window for each
+// stream is empty.
+func ConnectDeaf(ip, addr string) (*Conn, error) {
+	conn, err := From(ip).Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return speak(conn, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+}
+
 // speak sends the preface of HTTP/2 over a connection.
-func speak(conn net.Conn) (*Conn, error) {
+func speak(conn net.Conn, settings ...http2.Setting) (*Conn, error) {
 	s := &Conn{conn: conn, framer: http2.NewFramer(conn, conn), answers: map[uint32]Answer{}, changed: make(chan struct{})}
 	s.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	s.encoder = hpack.NewEncoder(&s.block)
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 		return nil, err
 	}
-	if err := s.framer.WriteSettings(); err != nil {
+	if err := s.framer.WriteSettings(settings...); err != nil {
 		return nil, err
 	}
 	go s.read()

@@ -14,6 +14,7 @@ package token
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -44,6 +45,15 @@ const (
 	// rounding (RFC 7493 section 2.2).
 	maxVersion = 1<<53 - 1
 )
+
+// RoleForm is the form of a role, as a regular expression.
+const RoleForm = `[a-z][a-z0-9._:-]{0,63}`
+
+var role = regexp.MustCompile(`^` + RoleForm + `$`)
+
+// IsRole returns whether a user can have a role with this name. Sign and Parse do not ask:
+// package user gives no user another role.
+func IsRole(name string) bool { return role.MatchString(name) }
 
 // Claims holds the claims of an access token (RFC 9068 section 2.2). Every field
 // except Roles must have a value.

@@ -81,6 +81,24 @@ func wantInvalid(t *testing.T, raw string, got *token.Claims, err error) {
 	}
 }
 
+// TestParseRefusesEveryChange changes each character of a good token.
+func TestParseRefusesEveryChange(t *testing.T) {
+	suite := tokentest.Load(t)
+	find := finder(suiteKeys(t, suite)...)
+	for alg, good := range suite.Good() {
+		n := 0
+		for raw := range tokentest.Changes(good) {
+			n++
+			if claims, err := token.Parse(raw, find); claims != nil || !errors.Is(err, token.ErrInvalid) {
+				t.Fatalf("%s: Parse accepted change %d: %q: %v", alg, n, raw, err)
+			}
+		}
+		if n < 60*len(good) {
+			t.Errorf("%s: only %d changes", alg, n)
+		}
+	}
+}
+
 func TestParseRefusesWycheproofTokens(t *testing.T) {
 	find := finder(suiteKeys(t, tokentest.Load(t))...)
 	for _, raw := range tokentest.Wycheproof(t) {

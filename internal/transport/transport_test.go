@@ -1,11 +1,15 @@
 package transport_test
 
 import (
+	"errors"
 	"net"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/watchword-auth/watchword/internal/transport"
@@ -52,12 +56,12 @@ func TestProtectsByAddress(t *testing.T) {
 		"none":                 {nil, false},
 	} {
 		for _, info := range []credentials.AuthInfo{nil, silent{}} {
-			if got := transport.Protects(&peer.Peer{Addr: test.addr, AuthInfo: info}, credentials.IntegrityOnly); got != test.want {
+			if got := transport.Protects(&peer.Peer{Addr: test.addr, AuthInfo: info}, "", credentials.IntegrityOnly); got != test.want {
 				t.Errorf("%s: %t with %v", name, got, info)
 			}
 		}
 	}
-	if transport.Protects(nil, credentials.NoSecurity) {
+	if transport.Protects(nil, "", credentials.NoSecurity) {
 		t.Error("a connection without a peer is taken")
 	}
 }
@@ -95,27 +99,104 @@ func TestProtectsByLevel(t *testing.T) {
 	} {
 		for _, addr := range []net.Addr{tcp("192.0.2.7"), nil} {
 			p := &peer.Peer{Addr: addr, AuthInfo: test.info}
-			if got := transport.Protects(p, credentials.IntegrityOnly); got != test.integrity {
+			if got := transport.Protects(p, "dns:///localhost:443", credentials.IntegrityOnly); got != test.integrity {
 				t.Errorf("%s, integrity, to %v: %t", name, addr, got)
 			}
-			if got := transport.Protects(p, credentials.PrivacyAndIntegrity); got != test.privacy {
+			if got := transport.Protects(p, "dns:///localhost:443", credentials.PrivacyAndIntegrity); got != test.privacy {
 				t.Errorf("%s, privacy, to %v: %t", name, addr, got)
 			}
 		}
 	}
 }
 
+// Without transport security, a peer at a loopback address is enough only if the target is
+// such an address too: the peer may be a proxy. Which of these targets grpc-go gives to a
+// proxy, TestProxy in package authn shows.
+func TestProtectsByTarget(t *testing.T) {
+	for target, want := range map[string]bool{
+		"127.0.0.1:443":                   true,
+		"127.8.8.8:443":                   true,
+		"[::1]:443":                       true,
+		"::1":                             true, // without a port
+		"[::ffff:127.0.0.1]:443":          true,
+		"localhost:443":                   true,
+		"localhost":                       true,
+		":443":                            true,
+		"dns:///127.0.0.1:443":            true,
+		"dns://8.8.8.8/localhost:443":     true,
+		"passthrough:///127.0.0.1:443":    true,
+		"passthrough:127.0.0.1:443":       true,
+		"auth:443":                        false,
+		"auth":                            false,
+		"192.0.2.7:443":                   false,
+		"[2001:db8::1]:443":               false,
+		"0.0.0.0:443":                     false,
+		"LOCALHOST:443":                   false, // grpc-go gives this one to a proxy
+		"localhost.:443":                  false,
+		"localhost.example:443":           false,
+		"a.localhost:443":                 false,
+		"127.0.0.1.example:443":           false,
+		"127.1:443":                       false,
+		"dns://127.0.0.1/auth:443":        false,
+		"dns:///auth:443":                 false,
+		"passthrough:///auth:443":         false,
+		"xds:///auth":                     false,
+		"unknown:///":                     false,
+		"dns:///127.0.0.1:443,auth:443":   false,
+		"passthrough:///auth/127.0.0.1:1": false,
+	} {
+		conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithResolvers(other{"xds"}, other{"unknown"}))
+		if err != nil {
+			t.Fatal(target, err)
+		}
+		canonical := transport.Target(conn)
+		conn.Close()
+		if canonical == "" {
+			t.Fatal("a ClientConn does not say its target")
+		}
+		for _, addr := range []net.Addr{tcp("127.0.0.1"), tcp("::1")} {
+			if got := transport.Protects(&peer.Peer{Addr: addr}, canonical, credentials.IntegrityOnly); got != want {
+				t.Errorf("%s (%s) by %v: %t", target, canonical, addr, got)
+			}
+		}
+		// No proxy has one of these addresses.
+		for _, addr := range []net.Addr{&net.UnixAddr{Name: "/run/w.sock", Net: "unix"}, address{"pipe", "pipe"}} {
+			if !transport.Protects(&peer.Peer{Addr: addr}, canonical, credentials.IntegrityOnly) {
+				t.Errorf("%s by %v is refused", target, addr)
+			}
+		}
+		// And no target brings another machine here.
+		if transport.Protects(&peer.Peer{Addr: tcp("192.0.2.7")}, canonical, credentials.IntegrityOnly) {
+			t.Errorf("%s by another machine is taken", target)
+		}
+	}
+	if got := transport.Target(struct{}{}); got != "" {
+		t.Errorf("the target of a connection that does not say: %q", got)
+	}
+}
+
+// other is a resolver of the program's own.
+type other struct{ scheme string }
+
+func (o other) Scheme() string { return o.scheme }
+func (other) Build(resolver.Target, resolver.ClientConn, resolver.BuildOptions) (resolver.Resolver, error) {
+	return nil, errors.New("not used")
+}
+
 func TestName(t *testing.T) {
 	const unknown = "a machine that the connection does not name"
 	for _, test := range []struct {
-		peer *peer.Peer
-		want string
+		peer   *peer.Peer
+		target string
+		want   string
 	}{
-		{nil, unknown},
-		{&peer.Peer{}, unknown},
-		{&peer.Peer{Addr: tcp("192.0.2.7")}, "192.0.2.7:443"},
+		{nil, "dns:///auth:1", unknown},
+		{&peer.Peer{}, "dns:///auth:1", unknown},
+		{&peer.Peer{Addr: tcp("192.0.2.7")}, "dns:///auth:1", "192.0.2.7:443"},
+		{&peer.Peer{Addr: tcp("127.0.0.1")}, "", "127.0.0.1:443"},
+		{&peer.Peer{Addr: tcp("127.0.0.1")}, "dns:///auth:1", "dns:///auth:1, through a proxy on this machine at 127.0.0.1:443"},
 	} {
-		if got := transport.Name(test.peer); got != test.want {
+		if got := transport.Name(test.peer, test.target); got != test.want {
 			t.Errorf("%q, want %q", got, test.want)
 		}
 	}

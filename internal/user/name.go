@@ -3,10 +3,11 @@ package user
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 
 	"golang.org/x/text/secure/precis"
+
+	"github.com/watchword-auth/watchword/internal/token"
 )
 
 // MaxNameLength bounds a username, in bytes, before any work on the name.
@@ -47,15 +48,13 @@ func ParseName(s string) (Name, error) {
 // Roles holds sorted role names without duplicates.
 type Roles []string
 
-var role = regexp.MustCompile(`^[a-z][a-z0-9._:-]{0,63}$`)
-
 // ParseRoles checks and sorts role names.
 //
 // Errors: ErrMalformed.
 func ParseRoles(names []string) (Roles, error) {
 	for _, name := range names {
-		if !role.MatchString(name) {
-			return nil, fmt.Errorf("%w: a role is [a-z][a-z0-9._:-]{0,63}", ErrMalformed)
+		if !token.IsRole(name) {
+			return nil, fmt.Errorf("%w: a role is %s", ErrMalformed, token.RoleForm)
 		}
 	}
 	roles := slices.Clone(names)

@@ -31,7 +31,8 @@ type Event struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The time of the event, by the database's clock.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	// The type of what was done or refused: "login", "refresh", "refresh.reused",
+	// The type of what was done or refused: "login", "refresh", "refresh.repeated" (a
+	// spent refresh token was presented again, and got an answer), "refresh.reused",
 	// "logout", "session.revoked", "user.sessions_revoked", "user.created",
 	// "user.updated", "user.deleted", "password.changed" (by the user),
 	// "password.set" (by an admin or at the command line), "key.rotated", "key.revoked",
@@ -61,12 +62,13 @@ type Event struct {
 	// own. Each refusal is counted in exactly one record, so `count` never counts too
 	// much. `count` may be too small for its kind: the kind's other refusals are then
 	// counted in records with fewer fields, of the same user (source "many"), of the same
-	// source (without a user), or of the same type and reason.
+	// source (without a user), or of the same type and reason. Repeats of refresh tokens
+	// are counted in the same way, in records of their own.
 	Count int64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
 	// A text for people: a user's name, roles and state, and for a new name the old name
 	// too, as in "username: alice → bob"; the time from which a key signs; the method
-	// that was refused; or, for a session that a login has ended because of
-	// --max-sessions, that reason.
+	// that was refused; for a session that a login has ended because of --max-sessions,
+	// that reason; or why a refresh token counts as reused.
 	Detail string `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"`
 	// The username of the user in `actor_id`, at the time of the event.
 	ActorName string `protobuf:"bytes,13,opt,name=actor_name,json=actorName,proto3" json:"actor_name,omitempty"`

@@ -37,7 +37,8 @@ type TokenPair struct {
 	TokenType string `protobuf:"bytes,3,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
 	// Lifetime of the access token, counted from this answer.
 	ExpiresIn *durationpb.Duration `protobuf:"bytes,4,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
-	// Lifetime of the refresh token, if the token is not used.
+	// Lifetime of the refresh token, if the token is not used. After a repeat (see
+	// Refresh): the shortest possible lifetime.
 	RefreshExpiresIn *durationpb.Duration `protobuf:"bytes,5,opt,name=refresh_expires_in,json=refreshExpiresIn,proto3" json:"refresh_expires_in,omitempty"`
 	// The session, as SessionService names it.
 	SessionId     string `protobuf:"bytes,6,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`

@@ -55,6 +55,12 @@ type AuthServiceClient interface {
 	// as a stolen copy: the answer is REFRESH_TOKEN_REUSED, and the session ends
 	// (RFC 9700, section 4.14).
 	//
+	// A repeat is a spent token that is presented again and gets an answer. If each of
+	// the last 16 tokens (--refresh-repeats) has had a repeat, a repeat of the next
+	// token is treated as a stolen copy, too. An owner and a thief that share a session
+	// repeat every token. So do two processes with one refresh token: give each process
+	// a login of its own.
+	//
 	// The server checks in this order and answers with the first check that
 	// fails: the token's form and MAC (REFRESH_TOKEN_INVALID); the session is on
 	// record (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED);
@@ -172,6 +178,12 @@ type AuthServiceServer interface {
 	// that was spent last gets a new successor. Every other spent token is treated
 	// as a stolen copy: the answer is REFRESH_TOKEN_REUSED, and the session ends
 	// (RFC 9700, section 4.14).
+	//
+	// A repeat is a spent token that is presented again and gets an answer. If each of
+	// the last 16 tokens (--refresh-repeats) has had a repeat, a repeat of the next
+	// token is treated as a stolen copy, too. An owner and a thief that share a session
+	// repeat every token. So do two processes with one refresh token: give each process
+	// a login of its own.
 	//
 	// The server checks in this order and answers with the first check that
 	// fails: the token's form and MAC (REFRESH_TOKEN_INVALID); the session is on

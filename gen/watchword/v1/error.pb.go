@@ -66,7 +66,7 @@ const (
 	// UNAUTHENTICATED. The session was unused for too long or is too old.
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED ErrorReason = 21
 	// UNAUTHENTICATED. The refresh token was spent before, so there may be a stolen
-	// copy. The session is now revoked (RFC 9700, section 4.14).
+	// copy; or too many refresh tokens in a row were presented again. The session is now revoked (RFC 9700, section 4.14).
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED ErrorReason = 22
 	// UNAUTHENTICATED. The session has ended: log in again.
 	ErrorReason_ERROR_REASON_SESSION_REVOKED ErrorReason = 23

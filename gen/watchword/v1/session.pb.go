@@ -35,9 +35,13 @@ type Session struct {
 	Audience []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
 	// When the session began.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// When the session was last refreshed.
+	// The hour in which the session was last refreshed: the time, rounded down to a
+	// whole hour, so it may lie before `created_at`. The precise time would tell a thief
+	// with a copy of the refresh token when to use the copy without being noticed.
 	RefreshedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=refreshed_at,json=refreshedAt,proto3" json:"refreshed_at,omitempty"`
-	// When the session ends, unless a refresh comes before.
+	// The latest time at which the session ends, unless a refresh comes before. The end
+	// may be up to an hour earlier, because this time follows from the hour in
+	// `refreshed_at`.
 	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

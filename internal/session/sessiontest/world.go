@@ -70,20 +70,26 @@ func New(t *testing.T) *World { return On(t, storetest.SQLite(t), func(*feed.Fee
 // Slow makes a world for a synctest bubble in which months pass. The feed reads the
 // database only after a change, and sends one heartbeat a minute, so that a month takes
 // little work.
-func Slow(t *testing.T) *World {
-	return On(t, storetest.SQLite(t), func(f *feed.Feed) { f.Pace(Never, 55*time.Second) })
+func Slow(t *testing.T, settings ...Setting) *World {
+	return On(t, storetest.SQLite(t), func(f *feed.Feed) { f.Pace(Never, 55*time.Second) }, settings...)
 }
 
 // EachEngine runs a test in a world on each kind of database.
-func EachEngine(t *testing.T, test func(t *testing.T, w *World)) {
+func EachEngine(t *testing.T, test func(t *testing.T, w *World), settings ...Setting) {
 	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
-		test(t, On(t, new(t), func(*feed.Feed) {}))
+		test(t, On(t, new(t), func(*feed.Feed) {}, settings...))
 	})
 }
 
+// A Setting changes a rule of a world's sessions.
+type Setting func(*session.Config)
+
+// Repeats sets in how many successive generations a refresh token may be repeated.
+func Repeats(n int) Setting { return func(c *session.Config) { c.Repeats = n } }
+
 // On makes a world on a database that has its schema and nothing else. prepare is called
 // before the feed runs.
-func On(t *testing.T, uri string, prepare func(*feed.Feed)) *World {
+func On(t *testing.T, uri string, prepare func(*feed.Feed), settings ...Setting) *World {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &World{}
@@ -113,7 +119,7 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed)) *World {
 	w.Audit = audit.New(w.Store, slog.New(slog.DiscardHandler))
 	w.Users = user.New(w.Store, w.Feed, pool, w.Audit)
 	w.pool, w.parts = pool, session.Dependencies{Store: w.Store, Feed: w.Feed, Issuer: tokens, Users: w.Users, Audit: w.Audit, Master: master}
-	w.Sessions, w.Logins = w.Bounded(t, PerUser)
+	w.Sessions, w.Logins = w.open(t, settings)
 	w.Verifier, err = authn.NewVerifier(ctx, w.Feed.Hub().Conn(), authn.WithAudience("internal", "billing", caller.AdminAudience))
 	check()
 	t.Cleanup(func() {
@@ -133,9 +139,20 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed)) *World {
 // perUser sessions.
 func (w *World) Bounded(t *testing.T, perUser int) (*session.Sessions, *login.Service) {
 	t.Helper()
-	sessions, err := session.Open(context.Background(), session.Config{
-		Audience: []string{"internal", "billing"}, Idle: session.IdleTTL(Idle), Max: session.MaxTTL(Lifetime), PerUser: perUser, Grace: Grace,
-	}, w.parts)
+	return w.open(t, []Setting{func(c *session.Config) { c.PerUser = perUser }})
+}
+
+// open returns the sessions and logins of a server with settings.
+func (w *World) open(t *testing.T, settings []Setting) (*session.Sessions, *login.Service) {
+	t.Helper()
+	rules := session.Config{
+		Audience: []string{"internal", "billing"}, Idle: session.IdleTTL(Idle), Max: session.MaxTTL(Lifetime), Grace: Grace,
+		PerUser: PerUser, Repeats: session.DefaultRepeats,
+	}
+	for _, set := range settings {
+		set(&rules)
+	}
+	sessions, err := session.Open(context.Background(), rules, w.parts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,7 +45,7 @@ func touchRows(t testing.TB, s *store.Store, u *store.User, row *store.Session) 
 		_, err2 := tx.Session(row.ID)
 		_, _, err3 := tx.SessionAndUser(row.ID)
 		_, err4 := tx.SessionsBeyond(u, 1, 10)
-		if err := errors.Join(err1, err2, err3, err4, tx.UpdateUser(u), tx.AdvanceSession(row.ID, row.Generations), tx.InsertAudit(r), tx.InsertAudit(displaced)); err != nil {
+		if err := errors.Join(err1, err2, err3, err4, tx.UpdateUser(u), tx.AdvanceSession(row.ID, row.Generations), tx.CountRepeat(row.ID, row.Generations), tx.InsertAudit(r), tx.InsertAudit(displaced)); err != nil {
 			return err
 		}
 		_, err1 = tx.SetAuditCount(r.ID, 2)

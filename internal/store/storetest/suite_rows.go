@@ -133,13 +133,21 @@ func testSessions(t *testing.T, new func(testing.TB) string) {
 	if got := find(); !reflect.DeepEqual(got, row) {
 		t.Fatalf("%+v, want %+v", got, row)
 	}
-	g := store.Generations{Current: 9, Spent: 8, SpentAt: row.CreatedAt.Add(time.Hour), Low: 7, EarlierLow: 6, Late: 5, LateAt: row.CreatedAt.Add(time.Minute)}
+	g := store.Generations{Current: 9, Spent: 8, SpentAt: row.CreatedAt.Add(time.Hour), Low: 7, EarlierLow: 6, Late: 5, LateAt: row.CreatedAt.Add(time.Minute), Repeated: 4, Run: 3}
 	write(t, s, func(tx *store.Tx) error {
 		row.Generations, row.RefreshedAt = g, tx.Now()
 		return tx.AdvanceSession("s1", g)
 	})
 	if got := find(); !reflect.DeepEqual(got, row) {
 		t.Fatalf("advanced: %+v, want %+v", got, row)
+	}
+	row.Generations.Repeated, row.Generations.Run = 9, 4
+	write(t, s, func(tx *store.Tx) error {
+		_, err := tx.Session("s1")
+		return errors.Join(err, tx.CountRepeat("s1", row.Generations))
+	})
+	if got := find(); !reflect.DeepEqual(got, row) {
+		t.Fatalf("repeated: %+v, want %+v", got, row)
 	}
 	for range 2 { // what has ended does not end again
 		write(t, s, func(tx *store.Tx) error {

@@ -147,7 +147,7 @@ func SpendAdvances(t *testing.T, s *store.Store, spend func(*store.Spend) error)
 	} {
 		row := newSession(fmt.Sprint("spans ago: ", spansAgo), "advances")
 		at := time.UnixMicro((time.Now().UnixMicro()/grace.Microseconds() - spansAgo) * grace.Microseconds()).UTC()
-		row.Generations = store.Generations{Current: 9, Spent: 7, SpentAt: at, Low: 5, EarlierLow: 3, Late: 2, LateAt: at}
+		row.Generations = store.Generations{Current: 9, Spent: 7, SpentAt: at, Low: 5, EarlierLow: 3, Late: 2, LateAt: at, Repeated: 6, Run: 4}
 		write(t, s, func(tx *store.Tx) error { return tx.InsertSession(row) })
 		ask := spendOf(row.ID, 9)
 		ask.Grace = grace
@@ -156,6 +156,7 @@ func SpendAdvances(t *testing.T, s *store.Store, spend func(*store.Spend) error)
 		}
 		got := session(t, s, row.ID)
 		want.Current, want.Spent, want.SpentAt, want.Late, want.LateAt = 10, 9, got.RefreshedAt, 2, at
+		want.Repeated, want.Run = 6, 4
 		if got.Generations != want || !got.RefreshedAt.After(row.RefreshedAt) {
 			t.Errorf("%d spans ago: %+v, want %+v", spansAgo, got, want)
 		}

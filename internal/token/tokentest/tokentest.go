@@ -6,6 +6,7 @@ package tokentest
 import (
 	_ "embed"
 	"encoding/json"
+	"iter"
 	"os"
 	"path/filepath"
 	"testing"
@@ -92,6 +93,39 @@ func message(j map[string]string) *watchwordv1.JsonWebKey {
 		Kty: j["kty"], Kid: j["kid"], Use: j["use"], Alg: j["alg"],
 		Crv: j["crv"], X: j["x"], Y: j["y"], N: j["n"], E: j["e"],
 	}
+}
+
+// Changes returns every text that differs from a good token by one character: each
+// character replaced by every other character of base64url, by a dot and by a sign that no
+// token has; left out; and written twice.
+func Changes(good string) iter.Seq[string] {
+	const signs = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.="
+	return func(yield func(string) bool) {
+		for at := range len(good) {
+			before, own, after := good[:at], good[at:at+1], good[at+1:]
+			for _, sign := range []byte(signs) {
+				if string(sign) != own && !yield(before+string(sign)+after) {
+					return
+				}
+			}
+			if !yield(before+after) || !yield(before+own+own+after) {
+				return
+			}
+		}
+	}
+}
+
+// Good returns a good token for each algorithm.
+func (s Suite) Good() map[string]string {
+	good := map[string]string{}
+	for _, c := range s.Cases {
+		for _, k := range s.Keys {
+			if c.Name == k.JWK.GetAlg() {
+				good[c.Name] = c.Token
+			}
+		}
+	}
+	return good
 }
 
 // Vectors returns the content of a file of Project Wycheproof. Vectors skips the test

@@ -1,0 +1,80 @@
+package authn
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/watchword-auth/watchword/internal/refusal"
+)
+
+// CheckServices finds methods that are not guarded as their author believes. Call
+// CheckServices at the program's start, after the services are registered, with
+// grpc.Server.GetServiceInfo.
+//
+//   - Both interceptors of this Verifier must have been taken, by [Verifier.ServerOptions] or
+//     one by one: the calls of a server without them are not guarded. CheckServices cannot
+//     see which server has them; authntest.CheckGuarded calls a running server.
+//   - Every method of services must have an access rule, by the method option of
+//     watchword/v1/access.proto (an empty option counts), by [WithMethodRule] or by
+//     [WithPublicMethods]. A method without a descriptor in the program admits no caller
+//     without one of the last two.
+//   - Every name given to WithMethodRule and WithPublicMethods must belong to a method of
+//     services.
+//
+// Errors: FAILED_PRECONDITION, with a text that lists the interceptors not taken, the methods
+// without a usable rule, and the names without a method.
+func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
+	var wrong []string
+	unused := map[string]bool{}
+	for pattern := range v.access.named {
+		unused[pattern] = true
+	}
+	for service, info := range services {
+		delete(unused, "/"+service+"/*")
+		for _, m := range info.Methods {
+			full := "/" + service + "/" + m.Name
+			delete(unused, full)
+			if fault := v.access.fault(full); fault != "" {
+				wrong = append(wrong, fault)
+			}
+		}
+	}
+	for pattern := range unused {
+		wrong = append(wrong, fmt.Sprintf("%s: named in %s, but no service has such a method", pattern, v.access.named[pattern].option))
+	}
+	slices.Sort(wrong)
+	for _, kind := range []struct {
+		taken bool
+		calls string
+	}{{v.takenUnary.Load(), "unary"}, {v.takenStream.Load(), "streaming"}} {
+		if !kind.taken {
+			wrong = append(wrong, fmt.Sprintf("no server has this verifier's interceptor for %s calls: give grpc.NewServer the options of ServerOptions", kind.calls))
+		}
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	return &refusal.Setup{
+		Code:    codes.FailedPrecondition,
+		Message: "authn: the services are not guarded as they must be:\n\t" + strings.Join(wrong, "\n\t"),
+	}
+}
+
+// fault returns what is wrong with a method's access rule; empty if the rule is usable.
+func (a *accessRules) fault(full string) string {
+	r, err := a.of(full)
+	switch {
+	case err != nil:
+		return err.Error()
+	case r.unknown:
+		return full + ": no call is admitted, because this program has no descriptor of the method, and the method's option cannot be read " +
+			"(the code was generated for another protobuf runtime, such as gogo/protobuf): state the rule by WithMethodRule or WithPublicMethods"
+	case !r.declared:
+		return full + ": no rule: set the method's option (watchword.v1.access), or state the rule by WithMethodRule or WithPublicMethods"
+	}
+	return ""
+}

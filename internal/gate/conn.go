@@ -1,0 +1,159 @@
+package gate
+
+import (
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/watchword-auth/watchword/internal/share"
+)
+
+// maxUndelivered bounds how long a client may leave every answer unread.
+const maxUndelivered = 30 * time.Second
+
+// errUndelivered ends a connection whose client does not read.
+var errUndelivered = errors.New("gate: the client leaves its answers unread")
+
+// conn is an accepted connection. A conn is safe for concurrent use.
+//
+// The place of a call lasts until the answer is on its way to the client: gRPC keeps the
+// request, its metadata and the answer until then, also after the handler has returned. A
+// client that sends calls and reads no answer would hold them without a place. So a call
+// that ends gives its place to the connection, which releases one place for each stream that
+// ends on the wire.
+type conn struct {
+	net.Conn
+	listener *Listener
+	place    *share.Place // nil for a trusted proxy
+	heardAny sync.Once    // runs at the first byte, or at Close
+
+	mu     sync.Mutex          // guards the fields below; held while place is told
+	calls  int                 // that run
+	open   map[uint32]struct{} // streams that have not ended on the wire
+	held   []*share.Place      // of calls that have ended, and their answers not
+	since  time.Time           // when a place was released last, or the first one was held
+	closed bool
+}
+
+// address is the address of a connection's peer, by which a call finds its connection.
+type address struct {
+	net.Addr
+	conn *conn
+}
+
+// RemoteAddr returns the address of the peer.
+func (c *conn) RemoteAddr() net.Addr { return address{c.Conn.RemoteAddr(), c} }
+
+// Read reads from the connection. With the first byte the connection stops being silent.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.heardAny.Do(c.spoke)
+	}
+	return n, err
+}
+
+// Close closes the connection, and gives all its places back.
+func (c *conn) Close() error {
+	c.heardAny.Do(c.spoke)
+	c.leave()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	for _, place := range c.held {
+		place.Release()
+	}
+	c.held = nil
+	return c.Conn.Close()
+}
+
+// spoke removes the connection from the silent ones.
+func (c *conn) spoke() {
+	c.listener.mu.Lock()
+	defer c.listener.mu.Unlock()
+	delete(c.listener.silent, c)
+}
+
+// leave gives the place of the connection back.
+func (c *conn) leave() {
+	if c.place != nil {
+		c.place.Release()
+	}
+}
+
+// heard notes a frame from the client. Errors: errUndelivered.
+func (c *conn) heard(kind http2.FrameType, stream uint32) error {
+	if c == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch kind {
+	case http2.FrameHeaders:
+		if c.open == nil {
+			c.open = map[uint32]struct{}{}
+		}
+		c.open[stream] = struct{}{}
+	case http2.FrameRSTStream:
+		delete(c.open, stream)
+		c.settleLocked()
+	}
+	if len(c.held) > 0 && time.Since(c.since) > maxUndelivered {
+		return errUndelivered
+	}
+	return nil
+}
+
+// delivered notes that a stream has ended on the wire.
+func (c *conn) delivered(stream uint32) {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.open, stream)
+	c.settleLocked()
+}
+
+// began notes that a call begins. A connection with a call is not idle.
+func (c *conn) began() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.calls++; c.calls == 1 && c.place != nil {
+		c.place.SetStranger(false)
+	}
+}
+
+// ended notes that a call has ended, and takes over the place of the call until the answer
+// is on its way.
+func (c *conn) ended(place *share.Place) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.calls--; c.calls == 0 && c.place != nil {
+		c.place.SetStranger(true)
+	}
+	if c.closed {
+		place.Release()
+		return
+	}
+	if len(c.held) == 0 {
+		c.since = time.Now()
+	}
+	place.SetStranger(true) // gives way first, and with it the connection
+	c.held = append(c.held, place)
+	c.settleLocked()
+}
+
+// settleLocked releases the places of calls that have ended on the wire. c.mu must be held.
+func (c *conn) settleLocked() {
+	for len(c.held) > 0 && len(c.held) > len(c.open)-c.calls {
+		last := len(c.held) - 1
+		c.held[last].Release()
+		c.held[last] = nil
+		c.held = c.held[:last]
+		c.since = time.Now()
+	}
+}
