@@ -126,7 +126,7 @@ tidy-check: ## go.mod and go.sum are tidy
 .PHONY: test-go
 test-go: .bin/grpcurl .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Unit and end-to-end tests under the race detector
 	$(call title,go test -race)
-	@$(patiently) "go test -race" go test -race -count=1 -timeout 10m ./...
+	@$(patiently) "go test -race" go test -race -count=1 -timeout 15m ./...
 
 .PHONY: test-fuzz
 test-fuzz: ## Every fuzz target, FUZZTIME inputs each (20000x)
@@ -139,7 +139,7 @@ test-fuzz: ## Every fuzz target, FUZZTIME inputs each (20000x)
 .PHONY: test-examples
 test-examples: ## The example service, a module of its own
 	$(call title,examples/notes: go test -race)
-	@cd $(NOTES) && $(patiently) "go test -race" go test -race -count=1 -timeout 10m ./...
+	@cd $(NOTES) && $(patiently) "go test -race" go test -race -count=1 -timeout 15m ./...
 
 .PHONY: test-node
 test-node: .bin/watchword .bin/notes ## The Node.js client against the real binaries

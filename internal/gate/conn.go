@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/net/http2"
 
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
@@ -27,8 +28,10 @@ var errUndelivered = errors.New("gate: the client leaves its answers unread")
 type conn struct {
 	net.Conn
 	listener *Listener
-	place    *share.Place // nil for a trusted proxy
-	heardAny sync.Once    // runs at the first byte, or at Close
+	place    *share.Place  // nil for a trusted proxy
+	source   caller.Source // of the calls, unless a trusted proxy forwards them
+	network  string        // of source
+	heardAny sync.Once     // runs at the first byte, or at Close
 
 	mu     sync.Mutex          // guards the fields below; held while place is told
 	calls  int                 // that run
@@ -84,23 +87,30 @@ func (c *conn) leave() {
 	}
 }
 
-// heard notes a frame from the client. Errors: errUndelivered.
-func (c *conn) heard(kind http2.FrameType, stream uint32) error {
+// heard notes a frame from the client.
+func (c *conn) heard(kind http2.FrameType, stream uint32) {
+	switch {
+	case c == nil:
+	case kind == http2.FrameHeaders:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.open == nil {
+			c.open = map[uint32]struct{}{}
+		}
+		c.open[stream] = struct{}{}
+	case kind == http2.FrameRSTStream:
+		c.delivered(stream)
+	}
+}
+
+// undelivered returns errUndelivered if the client has left every answer unread for too
+// long, and nil otherwise.
+func (c *conn) undelivered() error {
 	if c == nil {
 		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch kind {
-	case http2.FrameHeaders:
-		if c.open == nil {
-			c.open = map[uint32]struct{}{}
-		}
-		c.open[stream] = struct{}{}
-	case http2.FrameRSTStream:
-		delete(c.open, stream)
-		c.settleLocked()
-	}
 	if len(c.held) > 0 && time.Since(c.since) > maxUndelivered {
 		return errUndelivered
 	}

@@ -46,8 +46,10 @@ type Gate struct {
 	refused  func(ctx context.Context, method string, err error)
 	timers   timers
 
-	mu       sync.Mutex            // guards the fields below
-	arriving map[*request]struct{} // the requests that have not arrived whole
+	mu       sync.Mutex // guards the fields below
+	first    *request   // of the requests that have not arrived whole, in order of their headers
+	last     *request
+	watching bool // a timer looks after first
 	stopping bool
 }
 
@@ -69,7 +71,6 @@ func New(proxies caller.Proxies, limits Limits, refused func(ctx context.Context
 		proxies: proxies, refused: refused,
 		requests: share.NewPool(limits.Requests, limits.RequestsPerPeer).OfStrangers(),
 		streams:  share.NewPool(limits.Streams, limits.StreamsPerPeer),
-		arriving: map[*request]struct{}{},
 	}
 }
 
@@ -117,12 +118,17 @@ func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	if p, ok := peer.FromContext(ctx); ok {
 		addr = p.Addr
 	}
-	source := g.proxies.Source(addr, info.Header["x-forwarded-for"])
-	ctx = caller.WithSource(ctx, source)
-	r := &request{gate: g, peer: source.Network(), at: at}
+	r := &request{gate: g, at: at}
 	if a, ok := addr.(address); ok {
 		r.conn = a.conn
 	}
+	if r.conn != nil && r.conn.place != nil {
+		r.source, r.peer = r.conn.source, r.conn.network
+	} else {
+		r.source = g.proxies.Source(addr, info.Header["x-forwarded-for"])
+		r.peer = r.source.Network()
+	}
+	ctx = caller.WithSource(ctx, r.source)
 	if err := g.admit(ctx, r); err != nil {
 		if err == errCrowded {
 			g.refused(ctx, info.FullMethodName, err)
@@ -188,8 +194,8 @@ func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 func (g *Gate) Stop() {
 	g.mu.Lock()
 	g.stopping = true
-	late := make([]*request, 0, len(g.arriving))
-	for r := range g.arriving {
+	var late []*request
+	for r := g.first; r != nil; r = r.next {
 		late = append(late, r)
 	}
 	g.mu.Unlock()

@@ -240,7 +240,7 @@ func TestRequestsGiveTheirPlacesBack(t *testing.T) {
 	if _, err := g.Unary(other, nil, nil, func(context.Context, any) (any, error) { return nil, nil }); err != nil {
 		t.Error(err)
 	}
-	if g.requests.Held() != 0 || len(g.arriving) != 0 || other.Err() != nil {
-		t.Errorf("%d places and %d arrivals remain; the context of the answer: %v", g.requests.Held(), len(g.arriving), other.Err())
+	if g.requests.Held() != 0 || g.first != nil || other.Err() != nil {
+		t.Errorf("%d places and the arrival of %v remain; the context of the answer: %v", g.requests.Held(), g.first, other.Err())
 	}
 }

@@ -49,10 +49,10 @@ func (l *Listener) Accept() (net.Conn, error) {
 // admit takes a place for a connection. admit returns nil if there is none, or if the
 // server stops.
 func (l *Listener) admit(accepted net.Conn) net.Conn {
-	c := &conn{Conn: accepted, listener: l}
+	c := &conn{Conn: accepted, listener: l, source: l.proxies.Source(accepted.RemoteAddr(), nil)}
+	c.network = c.source.Network()
 	if !l.trusted(accepted.RemoteAddr()) {
-		peer := l.proxies.Source(accepted.RemoteAddr(), nil).Network()
-		if c.place = l.places.TakeRenewing(peer, func() { _ = accepted.Close() }); c.place == nil {
+		if c.place = l.places.TakeRenewing(c.network, func() { _ = accepted.Close() }); c.place == nil {
 			return nil
 		}
 	}

@@ -66,7 +66,7 @@ func (g guard) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 		return nil, nil, err
 	}
 	shaking.over.Store(true)
-	p := &pieces{Conn: c, in: frames{skip: len(http2.ClientPreface)}, small: map[uint32]int{}, reset: map[uint32]bool{}}
+	p := &pieces{Conn: c, skip: len(http2.ClientPreface), small: map[uint32]int{}, reset: map[uint32]bool{}}
 	p.owner, _ = raw.(*conn)
 	return p, info, nil
 }
@@ -116,9 +116,11 @@ func (f *frames) next(b []byte) (header, rest []byte) {
 	if len(f.header) < frameHeader {
 		return nil, b
 	}
-	f.skip = int(f.header[0])<<16 | int(f.header[1])<<8 | int(f.header[2])
+	f.skip = lengthOf(f.header)
 	return f.header, b
 }
+
+func lengthOf(header []byte) int { return int(header[0])<<16 | int(header[1])<<8 | int(header[2]) }
 
 func frameOf(header []byte) (kind http2.FrameType, flags http2.Flags, stream uint32) {
 	return http2.FrameType(header[3]), http2.Flags(header[4]), binary.BigEndian.Uint32(header[5:]) & (1<<31 - 1)
@@ -130,12 +132,13 @@ type pieces struct {
 	net.Conn
 	owner *conn // nil if the connection is not of a [Listener]
 
-	in    frames
-	out   frames
-	ready []byte          // bytes for gRPC that Read has not returned yet
+	skip  int             // bytes that are read until the next header
+	begun []byte          // the beginning of a header, which Read has not returned
+	ready []byte          // bytes with a RST_STREAM among them, which Read has not returned
 	small map[uint32]int  // small frames by stream, of streams with an unfinished request
 	reset map[uint32]bool // the streams that Read has reset last
 
+	out     frames
 	writing atomic.Int64 // when the present write began, in nanoseconds since 1970; 0: no write
 	unread  atomic.Int64 // frames read since the last write came to its end
 }
@@ -145,55 +148,91 @@ type pieces struct {
 // streams of the connection go on. A proxy carries the calls of many clients over one
 // connection.
 //
-// Errors: errUnread; those of the connection.
+// Errors: errUnread; errUndelivered; those of the connection.
 func (p *pieces) Read(b []byte) (int, error) {
-	for len(p.ready) == 0 {
-		n, err := p.Conn.Read(b)
-		if err := p.follow(b[:n]); err != nil {
-			return 0, err
+	for {
+		if len(p.ready) > 0 {
+			n := copy(b, p.ready)
+			if p.ready = p.ready[n:]; len(p.ready) == 0 {
+				p.ready = nil
+			}
+			return n, nil
 		}
-		if len(p.ready) == 0 && err != nil {
-			return 0, err
+		into, direct := b, len(b) > frameHeader
+		if !direct { // gRPC reads with larger buffers
+			into = make([]byte, 4<<10)
+		}
+		n, err := p.read(into)
+		switch {
+		case len(p.ready) > 0:
+		case n > 0 && !direct:
+			p.ready = into[:n]
+		case n > 0 || err != nil:
+			return n, err
 		}
 	}
-	n := copy(b, p.ready)
-	if p.ready = p.ready[n:]; len(p.ready) == 0 {
-		p.ready = nil
-	}
-	return n, nil
 }
 
-// follow follows bytes that were read, and appends them to p.ready: all but the beginning of
-// a header that is not complete, since a RST_STREAM may have to stand before it.
-func (p *pieces) follow(b []byte) error {
-	for len(b) > 0 {
-		payload := b[:min(p.in.skip, len(b))]
-		p.ready = append(p.ready, payload...)
-		header, rest := p.in.next(b)
-		b = rest
-		if header == nil {
-			continue
+// read reads into b, which has room for more than a header, and follows the frames. read
+// keeps the beginning of a header back until the header is complete, since a RST_STREAM may
+// have to stand before it. If read puts a RST_STREAM between the frames, all bytes are in
+// p.ready, and none in b.
+func (p *pieces) read(b []byte) (int, error) {
+	kept := copy(b, p.begun)
+	n, err := p.Conn.Read(b[kept:])
+	n += kept
+	p.begun = p.begun[:0]
+	at := 0
+	for {
+		passed := min(p.skip, n-at)
+		p.skip -= passed
+		if at += passed; n-at < frameHeader {
+			break
 		}
+		header := b[at : at+frameHeader]
+		p.skip = lengthOf(header)
 		kind, flags, stream := frameOf(header)
 		if !p.allow(kind, flags, stream) && !p.reset[stream] {
-			p.ready = append(p.ready, reset(stream)...)
-			p.owner.delivered(stream)
-			if len(p.reset) == maxCounted { // a second RST_STREAM for a stream does no harm
-				clear(p.reset)
-			}
-			p.reset[stream] = true
+			p.endStream(stream)
+			p.ready = append(append(p.ready, b[:at]...), reset(stream)...)
+			b, n, at = b[at:], n-at, 0
 		}
-		p.ready = append(p.ready, header...)
-		if err := p.owner.heard(kind, stream); err != nil {
-			return err
-		}
-		if p.unread.Add(1) > maxUnread {
-			if began := p.writing.Load(); began != 0 && time.Since(time.Unix(0, began)) > stuck {
-				return errUnread
-			}
+		at += frameHeader
+		p.owner.heard(kind, stream)
+		p.unread.Add(1)
+	}
+	if p.skip == 0 {
+		p.begun = append(p.begun, b[at:n]...)
+		n = at
+	}
+	if p.ready != nil {
+		p.ready = append(p.ready, b[:n]...)
+		n = 0
+	}
+	if gone := p.gone(); gone != nil {
+		return 0, gone
+	}
+	return n, err
+}
+
+// endStream notes that Read resets a stream.
+func (p *pieces) endStream(stream uint32) {
+	p.owner.delivered(stream)
+	if len(p.reset) == maxCounted { // a second RST_STREAM for a stream does no harm
+		clear(p.reset)
+	}
+	p.reset[stream] = true
+}
+
+// gone returns an error if the client does not read, and nil otherwise. Errors: errUnread;
+// errUndelivered.
+func (p *pieces) gone() error {
+	if p.unread.Load() > maxUnread {
+		if began := p.writing.Load(); began != 0 && time.Since(time.Unix(0, began)) > stuck {
+			return errUnread
 		}
 	}
-	return nil
+	return p.owner.undelivered()
 }
 
 // reset returns the frame RST_STREAM with the code ENHANCE_YOUR_CALM.
@@ -210,7 +249,7 @@ func (p *pieces) allow(kind http2.FrameType, flags http2.Flags, stream uint32) b
 		delete(p.small, stream)
 	// Padding counts for the window and is given back at once, so a padded frame may be a
 	// small one of any length.
-	case kind == http2.FrameData && (p.in.skip < smallFrame || flags.Has(http2.FlagDataPadded)):
+	case kind == http2.FrameData && (p.skip < smallFrame || flags.Has(http2.FlagDataPadded)):
 		return p.count(stream) <= maxSmallFrames
 	}
 	return true

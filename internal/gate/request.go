@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
@@ -29,17 +30,19 @@ const (
 // the interceptors find the request.
 type request struct {
 	context.Context
-	gate   *Gate
-	conn   *conn // nil if the connection is not of a [Listener]
-	peer   string
-	at     arrival
-	place  *share.Place
-	cancel context.CancelFunc
-	timer  *time.Timer // ends a request that does not arrive
-	forget func() bool // stops the call of end at the end of the context
+	gate         *Gate
+	conn         *conn // nil if the connection is not of a [Listener]
+	source       caller.Source
+	peer         string // the network of source
+	at           arrival
+	place        *share.Place
+	cancel       context.CancelFunc
+	began        time.Time
+	before, next *request    // in the list of requests that have not arrived whole; gate.mu guards both
+	forget       func() bool // stops the call of end at the end of the context
 
 	whole  atomic.Bool // the request has arrived, or has ended
-	late   atomic.Bool // timer has fired
+	late   atomic.Bool // the request has not arrived in time
 	pushed atomic.Bool // the place was taken away for another peer
 	done   atomic.Bool // the handler has returned
 }
@@ -82,11 +85,17 @@ func (g *Gate) admit(ctx context.Context, r *request) error {
 		r.place.Release()
 		return errStopping
 	}
-	g.arriving[r] = struct{}{}
-	r.timer = time.AfterFunc(arrivalTime, func() {
-		r.late.Store(true)
-		r.cancel()
-	})
+	r.began = time.Now()
+	if r.before = g.last; r.before == nil {
+		g.first = r
+	} else {
+		r.before.next = r
+	}
+	g.last = r
+	if !g.watching {
+		g.watching = true
+		time.AfterFunc(arrivalTime, g.endLate)
+	}
 	if r.conn != nil {
 		r.conn.began()
 	}
@@ -101,11 +110,44 @@ func (r *request) arrived() {
 	if r.whole.Swap(true) {
 		return
 	}
-	r.timer.Stop()
 	r.place.SetStranger(false)
-	r.gate.mu.Lock()
-	defer r.gate.mu.Unlock()
-	delete(r.gate.arriving, r)
+	g := r.gate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r.before == nil {
+		g.first = r.next
+	} else {
+		r.before.next = r.next
+	}
+	if r.next == nil {
+		g.last = r.before
+	} else {
+		r.next.before = r.before
+	}
+	r.before, r.next = nil, nil
+}
+
+// endLate ends the requests that have not arrived in time, and comes again as long as
+// requests have not arrived: one timer for all of them.
+func (g *Gate) endLate() {
+	var late []*request
+	g.mu.Lock()
+	r := g.first
+	for ; r != nil && time.Since(r.began) >= arrivalTime; r = r.next {
+		late = append(late, r)
+	}
+	if g.watching = g.first != nil; g.watching {
+		wait := time.Second / 10 // the late ones end soon
+		if r != nil {
+			wait = max(wait, arrivalTime-time.Since(r.began))
+		}
+		time.AfterFunc(wait, g.endLate)
+	}
+	g.mu.Unlock()
+	for _, r := range late {
+		r.late.Store(true)
+		r.cancel()
+	}
 }
 
 // leave gives the place of a request back. Only the first call has an effect.
