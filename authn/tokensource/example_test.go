@@ -180,7 +180,7 @@ func ExampleDial_replicas() {
 	auth := watchwordv1.NewAuthServiceClient(authConn)
 	login := func() (replica string, err error) {
 		var to peer.Peer
-		_, err = auth.Login(ctx, &watchwordv1.LoginRequest{Username: "alice", Password: "correct horse"}, grpc.Peer(&to))
+		_, err = auth.Login(ctx, &watchwordv1.LoginRequest{Username: "alice", Password: "correct horse battery"}, grpc.Peer(&to))
 		return fmt.Sprint(to.Addr), err
 	}
 	replica, err := login()
@@ -200,7 +200,7 @@ func ExampleWithStore() {
 	defer stop()
 	authConn := dialExample(authAddr)
 	defer authConn.Close()
-	password, ctx := "correct horse", context.Background()
+	password, ctx := "correct horse battery", context.Background()
 
 	var refreshToken string
 	source, err := tokensource.Password(authConn, "alice", password,
