@@ -1,6 +1,7 @@
 package authn
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,8 +34,9 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // unguarded; [Verifier.ServerOptions] guards both.
 //
 // The interceptor checks the access rule of the method before it calls the handler. A
-// public method admits every caller. Any other method needs a valid access token, with at
-// least one of the rule's roles if the rule has roles. [FromContext] gives the handler the
+// public method admits every caller. Any other method needs a valid access token, for the
+// audience of [WithAudience], or for the rule's audience if the rule has an audience. If the
+// rule has roles, the token needs at least one of them. [FromContext] gives the handler the
 // caller's principal.
 //
 // A method without a descriptor in this program admits no caller, unless [WithMethodRule] or
@@ -88,7 +90,7 @@ func (v *Verifier) guard(ctx context.Context, full string) (context.Context, err
 	if r.public {
 		return withPrincipal(ctx, nil), nil
 	}
-	p, err := v.verifyIncoming(ctx, full)
+	p, err := v.verifyIncoming(ctx, full, cmp.Or(r.audience, &v.audience))
 	if err != nil {
 		return nil, err
 	}
@@ -102,12 +104,13 @@ func (v *Verifier) guard(ctx context.Context, full string) (context.Context, err
 	return withPrincipal(ctx, p), nil
 }
 
-// verifyIncoming verifies the token of an incoming call. The error names method.
-func (v *Verifier) verifyIncoming(ctx context.Context, method string) (*Principal, error) {
+// verifyIncoming verifies the token of an incoming call for an audience. The error names
+// method.
+func (v *Verifier) verifyIncoming(ctx context.Context, method string, want *audience) (*Principal, error) {
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")
 	raw, ok := token.Bearer(values)
 	if ok {
-		p, reason := v.verify(raw, &v.audience)
+		p, reason := v.verify(raw, want)
 		if reason != accepted {
 			return nil, refuse(reason, method)
 		}

@@ -40,6 +40,8 @@ var notesMethods = []struct {
 	{"Watch", nil, true},
 	{"WatchAll", &watchwordv1.Access{Roles: []string{"admin"}}, true},
 	{"WatchAbout", &watchwordv1.Access{Public: true}, true},
+	{"Bill", &watchwordv1.Access{Audience: []string{"billing", "office"}, Roles: []string{"writer"}}, false},
+	{"WatchBills", &watchwordv1.Access{Audience: []string{"billing", "office"}, Roles: []string{"writer"}}, true},
 }
 
 func init() {

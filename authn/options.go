@@ -47,6 +47,8 @@ func (a audience) accepts(named []string) bool {
 // WithAudience names the services that this process is: a token must be for at least one of
 // the names (claim aud, RFC 7519 section 4.1.3 and RFC 9068 section 4), and is
 // AUDIENCE_MISMATCH otherwise. So no other service can use the tokens of its callers here.
+// A method with an audience in its option (watchword.v1.access) asks for that audience
+// instead.
 //
 // [NewVerifier] needs WithAudience or [WithAnyAudience], and returns INVALID_ARGUMENT if a
 // name is empty.
@@ -55,7 +57,8 @@ func WithAudience(names ...string) Option {
 }
 
 // WithAnyAudience accepts tokens for any service. Every service that has received such a
-// token from a caller can then act here in the caller's name.
+// token from a caller can then act here in the caller's name. A method with an audience in
+// its option (watchword.v1.access) asks for that audience all the same.
 func WithAnyAudience() Option {
 	return func(c *config) { c.audience.any = true }
 }
@@ -77,9 +80,10 @@ func WithPublicMethods(patterns ...string) Option {
 }
 
 // WithMethodRule sets the access rule of methods without the method option of
-// watchword/v1/access.proto, as the option would: the empty rule asks for a valid token, and
-// roles ask for one of the roles. A pattern is "/package.Service/Method", or
-// "/package.Service/*" for every method of a service that has no rule of its own.
+// watchword/v1/access.proto, as the option would: the empty rule asks for a valid token,
+// roles ask for one of the roles, and an audience replaces that of [WithAudience]. A pattern
+// is "/package.Service/Method", or "/package.Service/*" for every method of a service that has
+// no rule of its own.
 //
 // Two kinds of methods need it: those with proto files of other projects, and those with Go
 // code that was generated for another protobuf runtime than google.golang.org/protobuf (such
@@ -92,8 +96,8 @@ func WithPublicMethods(patterns ...string) Option {
 // whole service.
 //
 // Errors of NewVerifier: INVALID_ARGUMENT for a pattern of another form, for a nil rule, for
-// a rule that is public and asks for roles, for a role that no user can have, for two
-// different rules for one pattern, and for a rule that differs from the method's option.
+// a rule that is public and sets another field, for a role that no user can have, for an
+// empty audience, for two different rules for one pattern, and for a rule that differs from the method's option.
 func WithMethodRule(pattern string, rule *watchwordv1.Access) Option {
 	return func(c *config) { c.rules = append(c.rules, methodRule{"WithMethodRule", pattern, rule}) }
 }

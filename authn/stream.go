@@ -55,7 +55,7 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 				return refusal.WithoutMethod(call.Result(), info.FullMethod)
 			case <-judge.C:
 			}
-			if _, err := v.verifyIncoming(ctx, info.FullMethod); err != nil {
+			if _, err := v.guard(ctx, info.FullMethod); err != nil {
 				s.refused.Store(&err)
 				cancel(err)
 				call.Leave(func(panicked any, stack []byte) {

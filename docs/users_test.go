@@ -45,7 +45,7 @@ func TestUsersFromTheReadme(t *testing.T) {
 		}
 		return string(out)
 	}
-	run(steps[0], "correct horse\n")
+	run(steps[0], "correct horse battery\n")
 	run(steps[1], password)
 	if info, err := os.Stat(filepath.Join(folder, "tokens.json")); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("tokens.json: %v, %v", info, err)

@@ -122,7 +122,7 @@ func ExampleDial() {
 		log.Fatal(err)
 	}
 	defer authConn.Close()
-	resp, err := watchwordv1.NewAuthServiceClient(authConn).Login(ctx, &watchwordv1.LoginRequest{Username: "alice", Password: "correct horse"})
+	resp, err := watchwordv1.NewAuthServiceClient(authConn).Login(ctx, &watchwordv1.LoginRequest{Username: "alice", Password: "correct horse battery"})
 	fmt.Println(resp.GetTokens().GetRefreshToken(), err)
 	// Output: refresh-1 <nil>
 }
@@ -131,7 +131,7 @@ func ExampleDial() {
 func ExamplePassword() {
 	authAddr, notesAddr, stop := exampleServers(greeter{name: "notes"})
 	defer stop()
-	tls, password := insecure.NewCredentials(), "correct horse" // on this machine; TLS to any other
+	tls, password := insecure.NewCredentials(), "correct horse battery" // on this machine; TLS to any other
 	ctx := context.Background()
 
 	authConn, err := tokensource.Dial(authAddr, grpc.WithTransportCredentials(tls))
@@ -180,7 +180,7 @@ func ExampleDial_replicas() {
 	auth := watchwordv1.NewAuthServiceClient(authConn)
 	login := func() (replica string, err error) {
 		var to peer.Peer
-		_, err = auth.Login(ctx, &watchwordv1.LoginRequest{Username: "alice", Password: "correct horse"}, grpc.Peer(&to))
+		_, err = auth.Login(ctx, &watchwordv1.LoginRequest{Username: "alice", Password: "correct horse battery"}, grpc.Peer(&to))
 		return fmt.Sprint(to.Addr), err
 	}
 	replica, err := login()
@@ -200,7 +200,7 @@ func ExampleWithStore() {
 	defer stop()
 	authConn := dialExample(authAddr)
 	defer authConn.Close()
-	password, ctx := "correct horse", context.Background()
+	password, ctx := "correct horse battery", context.Background()
 
 	var refreshToken string
 	source, err := tokensource.Password(authConn, "alice", password,
@@ -270,7 +270,7 @@ func ExampleSource_Token() {
 	defer stop()
 	authConn := dialExample(authAddr)
 	defer authConn.Close()
-	source, err := tokensource.Password(authConn, "alice", "correct horse")
+	source, err := tokensource.Password(authConn, "alice", "correct horse battery")
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -129,10 +129,11 @@ type config struct {
 	log       *slog.Logger
 }
 
-// WithAudience names the services to get tokens for. The default is every audience that
-// the server issues for; for [Refresh], every audience of the session's login. Names of
-// several WithAudience add up. [Password] and [Refresh] return INVALID_ARGUMENT if a name is
-// empty.
+// WithAudience names the services to get tokens for. The default is the first audience in
+// the server's --audience; for [Refresh], every audience of the session's login. The methods
+// that administer Watchword ask for the audience "watchword", which a server gives alone.
+// Names of several WithAudience add up. [Password] and [Refresh] return INVALID_ARGUMENT if a
+// name is empty.
 func WithAudience(names ...string) Option {
 	return func(c *config) { c.audience = append(c.audience, names...) }
 }

@@ -100,7 +100,8 @@ class Watchword {
   }
 
   // login starts a session. audience lists the services that may accept the session's
-  // access tokens; without an audience, every service may.
+  // access tokens; without an audience, the first --audience of the server may. To administer
+  // users, give ['watchword'] alone.
   async login(username, password, audience = []) {
     const { tokens } = await unary(this.auth, 'Login', { username, password, audience })
     return new Session(this.auth, tokens)

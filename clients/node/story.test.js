@@ -51,7 +51,7 @@ describe('a client in Node', { timeout: 120_000 }, () => {
     notes = new notesv1.NotesService(service.ready.groups.addr, insecure)
     cleanups.push(() => notes.close())
 
-    admin = await watchword.login('admin', await adminPassword())
+    admin = await watchword.login('admin', await adminPassword(), ['watchword'])
     alice = await createUser('alice', alicePassword, ['writer'])
     bob = await createUser('bob', bobPassword, [])
   })
@@ -101,7 +101,10 @@ describe('a client in Node', { timeout: 120_000 }, () => {
     await list(session.metadata())
     await refused(add('no writer', session.metadata()), PERMISSION_DENIED, 'ROLE_REQUIRED')
     await refused(
-      unary(watchword.users, 'ListUsers', {}, session.metadata()), PERMISSION_DENIED, 'ROLE_REQUIRED')
+      unary(watchword.users, 'ListUsers', {}, session.metadata()), UNAUTHENTICATED, 'AUDIENCE_MISMATCH')
+    const administration = await watchword.login('bob', bobPassword, ['watchword'])
+    await refused(
+      unary(watchword.users, 'ListUsers', {}, administration.metadata()), PERMISSION_DENIED, 'ROLE_REQUIRED')
   })
 
   it('gets the same error for an unknown name and a wrong password', async () => {

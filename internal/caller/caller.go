@@ -13,8 +13,14 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Admin is the role that may administer users, sessions and keys.
+// Admin is the role that may administer users, sessions and keys, with a token for
+// AdminAudience.
 const Admin = "admin"
+
+// AdminAudience is the audience of administration. Every server issues for AdminAudience,
+// and never for AdminAudience with another audience: a token that a service has received
+// from its caller administers nothing. The admin services in the proto files ask for it.
+const AdminAudience = "watchword"
 
 var (
 	// ErrRevoked means that the caller's session has ended, or that the user is
@@ -48,6 +54,7 @@ type Caller struct {
 	SessionID string
 	Version   int64    // the user's Version when the token was made
 	Roles     []string // as in the token; Check confirms the roles
+	Audience  []string // as in the token
 }
 
 // AtCommandLine is the operator at the command line. [Caller.Check] accepts the
@@ -58,9 +65,16 @@ var AtCommandLine = Caller{Subject: Subject{Kind: Operator}}
 func (c Caller) Is(role string) bool { return slices.Contains(c.Roles, role) }
 
 // MayManage reports whether the caller may see and end a user's sessions. A user manages
-// the user's own sessions; an admin and the operator manage all.
+// the user's own sessions. An admin manages all, unless LacksAudience. The operator manages
+// all.
 func (c Caller) MayManage(userID string) bool {
-	return c.Kind == Operator || c.Is(Admin) || c.Kind == User && c.ID == userID
+	return c.Kind == Operator || c.Is(Admin) && !c.LacksAudience() || c.Kind == User && c.ID == userID
+}
+
+// LacksAudience reports whether the caller is an admin with a token for other audiences than
+// AdminAudience. A service has been shown such a token, so the token administers nothing.
+func (c Caller) LacksAudience() bool {
+	return c.Is(Admin) && !slices.Contains(c.Audience, AdminAudience)
 }
 
 // Check compares the caller's access token with the rows of the database: the session

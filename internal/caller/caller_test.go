@@ -39,7 +39,11 @@ func TestAlive(t *testing.T) {
 func TestMayManage(t *testing.T) {
 	t.Parallel()
 	user := func(id string, roles ...string) caller.Caller {
-		return caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: id}, Roles: roles}
+		return caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: id}, Roles: roles, Audience: []string{"internal"}}
+	}
+	administering := func(c caller.Caller) caller.Caller {
+		c.Audience = []string{caller.AdminAudience}
+		return c
 	}
 	for name, c := range map[string]struct {
 		caller             caller.Caller
@@ -47,7 +51,11 @@ func TestMayManage(t *testing.T) {
 	}{
 		"alice":                          {user("alice", "writer"), true, false, false},
 		"bob":                            {user("bob", "writer", "admins"), false, false, false},
-		"an admin":                       {user("bob", "writer", caller.Admin), true, true, true},
+		"an admin":                       {administering(user("bob", "writer", caller.Admin)), true, true, true},
+		"an admin with another token":    {user("bob", "writer", caller.Admin), false, false, true},
+		"alice, an admin with another":   {user("alice", caller.Admin), true, false, true},
+		"bob, with an admin's audience":  {administering(user("bob", "writer")), false, false, false},
+		"alice, with an admin's":         {administering(user("alice")), true, false, false},
 		"the operator":                   {caller.AtCommandLine, true, true, false},
 		"the zero caller":                {caller.Caller{}, false, false, false},
 		"an id without a kind":           {caller.Caller{Subject: caller.Subject{ID: "alice"}}, false, false, false},
@@ -62,6 +70,9 @@ func TestMayManage(t *testing.T) {
 		}
 		if got := c.caller.Is(caller.Admin); got != c.admin {
 			t.Errorf("%s is an admin: %t", name, got)
+		}
+		if got, want := c.caller.LacksAudience(), c.admin && !c.none; got != want {
+			t.Errorf("%s lacks the audience: %t", name, got)
 		}
 	}
 }

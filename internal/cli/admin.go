@@ -38,11 +38,34 @@ type userCmd struct {
 }
 
 // users opens the database and calls do with its users. A server that runs on the same
-// database learns of the changes by polling, within a second.
-func (d datastore) users(ctx context.Context, do func(*user.Users) error) error {
+// database learns of the changes by polling, within a second. policy is for new passwords.
+func (d datastore) users(ctx context.Context, policy password.Policy, do func(*user.Users) error) error {
 	return d.with(ctx, func(s *store.Store) error {
-		return do(user.New(s, feed.Direct(s), password.NewPool(password.Config{}), record(s)))
+		return do(user.New(s, feed.Direct(s), password.NewPool(password.Config{Policy: policy}), record(s)))
 	})
+}
+
+// newPassword holds the flags of a command that sets a password. The rules are the server's
+// if the operator gives both the same flags or variables.
+type newPassword struct {
+	server.PasswordRules
+	PasswordStdin bool `help:"Read the password from standard input."`
+}
+
+// read reads the rules and then the new password, at a terminal twice. Package user checks
+// the password by the rules, with the username.
+func (n newPassword) read(t Terminal) (pw password.Password, policy password.Policy, err error) {
+	if policy, err = n.Policy(); err != nil {
+		return pw, policy, err
+	}
+	text, err := t.readPassword(n.PasswordStdin, true)
+	if err != nil {
+		return pw, policy, err
+	}
+	if pw, err = password.Parse(text); err != nil {
+		err = fmt.Errorf("password: %w", err)
+	}
+	return pw, policy, err
 }
 
 // named holds the flags and the argument of a command about one user.
@@ -63,12 +86,12 @@ func (n named) parse() (user.Name, error) {
 
 // change finds the user by name, and calls do with the user's id. Errors:
 // user.ErrNotFound, with the name.
-func (n named) change(ctx context.Context, do func(users *user.Users, id string) error) error {
+func (n named) change(ctx context.Context, policy password.Policy, do func(users *user.Users, id string) error) error {
 	name, err := n.parse()
 	if err != nil {
 		return err
 	}
-	return n.users(ctx, func(users *user.Users) error {
+	return n.users(ctx, policy, func(users *user.Users) error {
 		row, err := users.GetByName(ctx, name)
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, name)
@@ -79,8 +102,8 @@ func (n named) change(ctx context.Context, do func(users *user.Users, id string)
 
 type userCreateCmd struct {
 	named
-	Role          []string `help:"A role; repeat the flag for more."`
-	PasswordStdin bool     `help:"Read the password from standard input."`
+	newPassword
+	Role []string `help:"A role; repeat the flag for more."`
 }
 
 // Run makes a user and prints the id alone, for scripts. Run checks the arguments and
@@ -94,11 +117,11 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	if err != nil {
 		return usageError{fmt.Errorf("--role: %w", err)}
 	}
-	pw, err := t.newPassword(c.PasswordStdin)
+	pw, policy, err := c.read(t)
 	if err != nil {
 		return err
 	}
-	return c.users(ctx, func(users *user.Users) error {
+	return c.users(ctx, policy, func(users *user.Users) error {
 		row, err := users.Create(ctx, caller.AtCommandLine, name, roles, pw)
 		switch {
 		case err == nil:
@@ -115,7 +138,7 @@ type userListCmd struct{ datastore }
 // Run lists all users, a page at a time: each page is a transaction of its own, and a
 // long list blocks nothing.
 func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
-	return c.users(ctx, func(users *user.Users) error {
+	return c.users(ctx, password.Policy{}, func(users *user.Users) error {
 		return table(t.Out, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", func(row addRow) error {
 			const page = 500
 			for after := ""; ; {
@@ -148,7 +171,7 @@ func (c *userEnableCmd) Run(ctx context.Context) error { return c.setDisabled(ct
 
 // setDisabled disables or enables the user. Both end every session of the user.
 func (n named) setDisabled(ctx context.Context, disabled bool) error {
-	return n.change(ctx, func(users *user.Users, id string) error {
+	return n.change(ctx, password.Policy{}, func(users *user.Users, id string) error {
 		_, err := users.Update(ctx, caller.AtCommandLine, id, user.Change{Disabled: &disabled})
 		return err
 	})
@@ -156,17 +179,17 @@ func (n named) setDisabled(ctx context.Context, disabled bool) error {
 
 type userPassCmd struct {
 	named
-	PasswordStdin bool `help:"Read the password from standard input."`
+	newPassword
 }
 
 // Run sets a new password and ends the user's sessions: an old password may have been
 // stolen.
 func (c *userPassCmd) Run(ctx context.Context, t Terminal) error {
-	pw, err := t.newPassword(c.PasswordStdin)
+	pw, policy, err := c.read(t)
 	if err != nil {
 		return err
 	}
-	return c.change(ctx, func(users *user.Users, id string) error {
+	return c.change(ctx, policy, func(users *user.Users, id string) error {
 		_, err := users.SetPassword(ctx, caller.AtCommandLine, id, pw)
 		return err
 	})
@@ -177,7 +200,7 @@ type userDeleteCmd struct{ named }
 // Run deletes the user. Records of the user stay in the security record, and
 // `watchword audit --user` still finds the records by the name.
 func (c *userDeleteCmd) Run(ctx context.Context) error {
-	return c.change(ctx, func(users *user.Users, id string) error {
+	return c.change(ctx, password.Policy{}, func(users *user.Users, id string) error {
 		return users.Delete(ctx, caller.AtCommandLine, id)
 	})
 }

@@ -107,7 +107,7 @@ func (p *privatePath) GetRequestMetadata(ctx context.Context, _ ...string) (map[
 type loginCmd struct {
 	remote
 	Name          string   `arg:"" help:"Username."`
-	Audience      []string `help:"A service for the tokens; repeat the flag for more. Default: all services."`
+	Audience      []string `help:"A service for the tokens; repeat the flag for more; watchword alone: to administer users, sessions and keys. Default: the server's first --audience."`
 	PasswordStdin bool     `help:"Read the password from standard input."`
 }
 

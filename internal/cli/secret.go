@@ -9,26 +9,11 @@ import (
 	"strings"
 
 	"golang.org/x/term"
-
-	"github.com/watchword-auth/watchword/internal/password"
 )
 
 // maxSecret bounds the bytes read from standard input. A pair of tokens in JSON has at
 // most some 10 KiB.
 const maxSecret = 64 << 10
-
-// newPassword reads a new password, at a terminal twice. The strength is checked with
-// the username, by package user.
-func (t Terminal) newPassword(stdin bool) (pw password.Password, err error) {
-	text, err := t.readPassword(stdin, true)
-	if err != nil {
-		return pw, err
-	}
-	if pw, err = password.Parse(text); err != nil {
-		err = fmt.Errorf("password: %w", err)
-	}
-	return pw, err
-}
 
 // readPassword reads a password: from the terminal without echo, twice for a new
 // password; or one line from standard input, if stdin is true or standard input is no

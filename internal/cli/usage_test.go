@@ -29,7 +29,7 @@ func TestWrongUsage(t *testing.T) {
 		{"username: malformed", "", []string{"user", "delete", "", db}},
 		{"--role: malformed", "", []string{"user", "create", "eve", "--role=Admin", db}},
 		{"unexpected argument (argument 4 of 5)", "", []string{"user", "create", "eve", "a-password", db}},
-		{`did you mean "--password-stdin"`, "", []string{"user", "create", "eve", "--password=a-password", db}},
+		{`did you mean one of "--password-list", "--password-stdin"`, "", []string{"user", "create", "eve", "--password=a-password", db}},
 		{"--alg", "", []string{"key", "rotate", "--alg=none", db}},
 		{"<kid>", "", []string{"key", "revoke", db}},
 		{"--user and --user-id", "", []string{"audit", "--user=alice", "--user-id=id", db}},

@@ -454,7 +454,7 @@ func environmentVariables(t *testing.T) {
 		t.Error(err)
 	}
 	c := dial(t, s.grpcAddr)
-	p, err := c.verify(callCtx(t), c.login(t, "admin", s.admin))
+	p, err := c.verify(callCtx(t), c.login(t, "admin", s.admin, "one", "two"))
 	if err != nil || !slices.Equal(p.GetAudience(), []string{"one", "two"}) || p.GetIssuer() != "https://env.example.com" ||
 		p.GetExpiresAt().AsTime().Sub(p.GetIssuedAt().AsTime()) != 90*time.Second {
 		t.Errorf("got principal %v, error %v; want the audience, issuer and lifetime from the variables", p, err)
@@ -475,7 +475,7 @@ func logsHoldNoSecret(t *testing.T) {
 	for _, format := range []string{"text", "json"} {
 		s := serve(t, t.TempDir(), "--log-level", "debug", "--log-format", format)
 		c, password := dial(t, s.grpcAddr), newPassword()
-		admin := c.login(t, "admin", s.admin)
+		admin := c.login(t, "admin", s.admin, "watchword")
 		alice := c.create(t, admin, "alice", password, "writer")
 		pair := c.login(t, "alice", password)
 		_ = c.tryLogin(callCtx(t), password, newPassword()) // the password in the wrong field

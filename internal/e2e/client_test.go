@@ -71,9 +71,11 @@ func noteTokens(pair *watchwordv1.TokenPair) *watchwordv1.TokenPair {
 	return pair
 }
 
-func (c *client) login(t *testing.T, username, password string) *watchwordv1.TokenPair {
+// login returns the tokens of a new session, for the server's first audience if audience is
+// empty.
+func (c *client) login(t *testing.T, username, password string, audience ...string) *watchwordv1.TokenPair {
 	t.Helper()
-	resp, err := c.Login(callCtx(t), &watchwordv1.LoginRequest{Username: username, Password: password})
+	resp, err := c.Login(callCtx(t), &watchwordv1.LoginRequest{Username: username, Password: password, Audience: audience})
 	if err != nil {
 		t.Fatalf("login of %s: %v", username, err)
 	}
@@ -142,10 +144,12 @@ var codeOf = map[string]codes.Code{
 	"TOKEN_REVOKED": codes.Unauthenticated, "TOKEN_STALE": codes.Unauthenticated,
 	"SESSION_REVOKED": codes.Unauthenticated, "REFRESH_TOKEN_INVALID": codes.Unauthenticated,
 	"REFRESH_TOKEN_EXPIRED": codes.Unauthenticated,
+	"AUDIENCE_MISMATCH":     codes.Unauthenticated,
 	"BUNDLE_STALE":          codes.Unavailable,
 	"OVERLOADED":            codes.ResourceExhausted,
 	"USER_DISABLED":         codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
 	"CLIENT_CERTIFICATE_REQUIRED": codes.PermissionDenied,
+	"SESSION_NOT_FOUND":           codes.NotFound,
 	"USER_NOT_FOUND":              codes.NotFound, "USER_EXISTS": codes.AlreadyExists,
 }
 

@@ -250,7 +250,7 @@ func keysChangeDuringACut(t *testing.T) {
 	}
 	c := dial(t, s.grpcAddr)
 	keys := watchwordv1.NewKeyServiceClient(c.conn)
-	pair := c.login(t, "admin", s.admin)
+	pair, admin := c.login(t, "admin", s.admin), c.login(t, "admin", s.admin, "watchword")
 	expectAll := func(what string, within time.Duration, pair *watchwordv1.TokenPair, want string) {
 		t.Helper()
 		for i, d := range all {
@@ -260,9 +260,10 @@ func keysChangeDuringACut(t *testing.T) {
 	rotate := func() *watchwordv1.TokenPair {
 		t.Helper()
 		before := kidOf(pair.GetAccessToken())
-		if _, err := keys.RotateKey(bearer(callCtx(t), pair), &watchwordv1.RotateKeyRequest{}); err != nil {
+		if _, err := keys.RotateKey(bearer(callCtx(t), admin), &watchwordv1.RotateKeyRequest{}); err != nil {
 			t.Fatal(err)
 		}
+		admin = c.refresh(t, admin)
 		if pair = c.refresh(t, pair); kidOf(pair.GetAccessToken()) == before {
 			t.Fatal("the old key still signs after a rotation")
 		}
@@ -270,10 +271,10 @@ func keysChangeDuringACut(t *testing.T) {
 	}
 	revoke := func(leaked *watchwordv1.TokenPair) {
 		t.Helper()
-		if _, err := keys.RevokeKey(bearer(callCtx(t), pair), &watchwordv1.RevokeKeyRequest{Kid: kidOf(leaked.GetAccessToken())}); err != nil {
+		if _, err := keys.RevokeKey(bearer(callCtx(t), admin), &watchwordv1.RevokeKeyRequest{Kid: kidOf(leaked.GetAccessToken())}); err != nil {
 			t.Fatal(err)
 		}
-		pair = c.refresh(t, pair)
+		admin, pair = c.refresh(t, admin), c.refresh(t, pair)
 	}
 
 	first := pair

@@ -175,7 +175,7 @@ func (f *forked) overtake(t *testing.T) {
 
 // makeOldHistory makes events before and after the standby is detached.
 func (f *forked) makeOldHistory(t *testing.T) {
-	f.admin = f.a.login(t, "admin", f.installation.admin)
+	f.admin = f.a.login(t, "admin", f.installation.admin, "watchword")
 	f.a.create(t, f.admin, "alice", f.password)
 	login := func() *watchwordv1.TokenPair { return f.a.login(t, "alice", f.password) }
 	f.kept, f.lost, f.next, f.live = login(), login(), login(), login()

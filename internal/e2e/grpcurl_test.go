@@ -109,10 +109,14 @@ func (c curl) refused(t *testing.T, token, method, request, reason string) {
 	}
 }
 
-func (c curl) login(t *testing.T, username, password string) *watchwordv1.TokenPair {
+func (c curl) login(t *testing.T, username, password string, audience ...string) *watchwordv1.TokenPair {
 	t.Helper()
+	request, err := protojson.Marshal(&watchwordv1.LoginRequest{Username: username, Password: password, Audience: audience})
+	if err != nil {
+		t.Fatal(err)
+	}
 	var resp watchwordv1.LoginResponse
-	c.ok(t, "", "watchword.v1.AuthService/Login", object("username", username, "password", password), &resp)
+	c.ok(t, "", "watchword.v1.AuthService/Login", string(request), &resp)
 	return noteTokens(resp.GetTokens())
 }
 
@@ -160,7 +164,7 @@ func TestStoryWithGrpcurl(t *testing.T) {
 	notes := notesCurl(t, serveNotes(t, s))
 	auth := newCurl(t, s.grpcAddr)
 
-	admin := auth.login(t, "admin", s.admin)
+	admin := auth.login(t, "admin", s.admin, "watchword")
 	alicePassword, bobPassword := newPassword(), newPassword()
 	auth.create(t, admin.GetAccessToken(), "alice", alicePassword, `["writer"]`)
 	auth.create(t, admin.GetAccessToken(), "bob", bobPassword, `[]`)
@@ -171,7 +175,9 @@ func TestStoryWithGrpcurl(t *testing.T) {
 	if p := verified.GetPrincipal(); p.GetUsername() != "alice" || !slices.Equal(p.GetRoles(), []string{"writer"}) || p.GetSessionId() != alice.GetSessionId() {
 		t.Errorf("Verify returned the principal %v, want alice with the role writer", p)
 	}
-	auth.refused(t, bob.GetAccessToken(), "watchword.v1.UserService/ListUsers", "{}", "ROLE_REQUIRED")
+	auth.refused(t, bob.GetAccessToken(), "watchword.v1.UserService/ListUsers", "{}", "AUDIENCE_MISMATCH")
+	forAdministration := auth.login(t, "bob", bobPassword, "watchword")
+	auth.refused(t, forAdministration.GetAccessToken(), "watchword.v1.UserService/ListUsers", "{}", "ROLE_REQUIRED")
 	t.Run("keys", func(t *testing.T) { curlKeys(t, auth, s.httpAddr, verified.GetPrincipal().GetIssuer()) })
 	t.Run("downstream", func(t *testing.T) { curlNotes(t, notes, alice, bob) })
 	t.Run("refresh and logout", func(t *testing.T) { curlRefreshAndLogout(t, auth, notes, alice) })
@@ -297,14 +303,14 @@ func curlAllMethods(t *testing.T, auth curl, password string) {
 	var token string
 	for _, method := range reflected {
 		if token == "" {
-			token = auth.login(t, "admin", password).GetAccessToken()
+			token = auth.login(t, "admin", password, "watchword").GetAccessToken()
 		}
 		args := append(slices.Clone(auth.flags), "-H", "authorization: Bearer "+token, auth.addr, method)
 		_, status := auth.run(t, args...)
 		if status.Code == codes.Unimplemented {
 			t.Errorf("%s: got status %+v", method, status)
 		}
-		if strings.HasPrefix(status.reason(), "TOKEN_") || status.reason() == "ROLE_REQUIRED" {
+		if strings.HasPrefix(status.reason(), "TOKEN_") || status.reason() == "ROLE_REQUIRED" || status.reason() == "AUDIENCE_MISMATCH" {
 			t.Errorf("%s: the server refused the admin's token, so the method did not run: %+v", method, status)
 		}
 		if method == "watchword.v1.SessionService.RevokeUserSessions" {

@@ -81,7 +81,7 @@ func stranger(t *testing.T, from, addr string) (stop func()) {
 func TestStrangerDoesNotShutOthersOut(t *testing.T) {
 	s := serveOn(t, 2)
 	honest := dialFrom(t, "127.0.0.1", s.grpcAddr)
-	admin := honest.login(t, "admin", s.admin)
+	admin := honest.login(t, "admin", s.admin, "watchword")
 	password := newPassword()
 	alice := honest.create(t, admin, "alice", password)
 	defer stranger(t, "127.0.0.9", s.grpcAddr)()

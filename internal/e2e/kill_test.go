@@ -71,7 +71,7 @@ type accounts struct {
 
 func newAccounts(t *testing.T, c *client, adminPassword string, n int) *accounts {
 	t.Helper()
-	a := &accounts{admin: &held{pair: c.login(t, "admin", adminPassword)}}
+	a := &accounts{admin: &held{pair: c.login(t, "admin", adminPassword, "watchword")}}
 	for i := range n {
 		name, password := fmt.Sprintf("user-%d", i), newPassword()
 		u := c.create(t, a.admin.pair, name, password)

@@ -43,7 +43,7 @@ const insertSessions = `WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT 
 func TestListingSessionsLeavesRoom(t *testing.T) {
 	s := serve(t, t.TempDir())
 	c := dial(t, s.grpcAddr)
-	admin := c.login(t, "admin", s.admin)
+	admin := c.login(t, "admin", s.admin, "watchword")
 	alicePassword, bobPassword := newPassword(), newPassword()
 	alice := c.create(t, admin, "alice", alicePassword)
 	c.create(t, admin, "bob", bobPassword)
@@ -116,7 +116,7 @@ const insertRecords = `WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n
 func TestOneUsersRecords(t *testing.T) {
 	s := serve(t, t.TempDir())
 	c := dial(t, s.grpcAddr)
-	admin := c.login(t, "admin", s.admin)
+	admin := c.login(t, "admin", s.admin, "watchword")
 	bob := c.create(t, admin, "bob", newPassword())
 	first := c.login(t, "admin", s.admin)
 	wantOK(t, "logout", c.logout(callCtx(t), first))
@@ -149,7 +149,7 @@ func TestOneUsersRecords(t *testing.T) {
 func TestMaxSessions(t *testing.T) {
 	s := serve(t, t.TempDir(), "--max-sessions", "3")
 	c := dial(t, s.grpcAddr)
-	admin := c.login(t, "admin", s.admin)
+	admin := c.login(t, "admin", s.admin, "watchword")
 	password := newPassword()
 	alice := c.create(t, admin, "alice", password)
 	var all []*watchwordv1.TokenPair

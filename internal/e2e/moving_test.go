@@ -232,7 +232,7 @@ type watcher struct {
 // watchRevoked starts a watcher that runs until watcher.end.
 func watchRevoked(t *testing.T, s *server, a *accounts) *watcher {
 	t.Helper()
-	verifier, err := authn.NewVerifier(callCtx(t), dialConn(t, s.grpcAddr, insecure.NewCredentials()), authn.WithAudience("internal"))
+	verifier, err := authn.NewVerifier(callCtx(t), dialConn(t, s.grpcAddr, insecure.NewCredentials()), authn.WithAudience("internal", "watchword"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,7 +40,7 @@ func TestDatabaseDown(t *testing.T) {
 		story:   &story{client: c, server: r.now(), notes: dialConn(t, serveNotes(t, r.now()), insecure.NewCredentials())},
 		replica: r, password: newPassword(),
 	}
-	o.admin = c.login(t, "admin", in.admin)
+	o.admin = c.login(t, "admin", in.admin, "watchword")
 	o.user = c.create(t, o.admin, "alice", o.password)
 	o.pair, o.ended = c.login(t, "alice", o.password), c.login(t, "alice", o.password)
 	var err error

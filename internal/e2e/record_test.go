@@ -98,7 +98,7 @@ func TestStrangersDoNotHideGuesses(t *testing.T) {
 func TestTheRecordFindsDeletedAndRenamedUsers(t *testing.T) {
 	s := serve(t, t.TempDir())
 	c := dial(t, s.grpcAddr)
-	admin := c.login(t, "admin", s.admin)
+	admin := c.login(t, "admin", s.admin, "watchword")
 	as := bearer(callCtx(t), admin)
 	create := func(name string) string {
 		t.Helper()

@@ -17,7 +17,7 @@ func TestBackup(t *testing.T) {
 	s := serve(t, t.TempDir())
 	c := dial(t, s.grpcAddr)
 	password := newPassword()
-	c.create(t, c.login(t, "admin", s.admin), "alice", password)
+	c.create(t, c.login(t, "admin", s.admin, "watchword"), "alice", password)
 	alice := c.login(t, "alice", password)
 	elsewhere := t.TempDir()
 	file := filepath.Join(elsewhere, "watchword.db")
@@ -102,7 +102,7 @@ func TestRestoredBesideAServer(t *testing.T) {
 func TestRestoredAfterABackup(t *testing.T) {
 	s := serve(t, t.TempDir(), longLifetimes...)
 	c, password := dial(t, s.grpcAddr), newPassword()
-	admin := c.login(t, "admin", s.admin)
+	admin := c.login(t, "admin", s.admin, "watchword")
 	c.create(t, admin, "alice", password)
 	alice, early := c.login(t, "alice", password), c.login(t, "alice", password)
 	wantOK(t, "logout", c.logout(callCtx(t), early)) // gives the snapshot an ended session

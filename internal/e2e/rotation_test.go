@@ -139,7 +139,7 @@ func (r *rotation) work(ctx context.Context, t *testing.T, pair *watchwordv1.Tok
 func TestRotationUnderLoad(t *testing.T) {
 	s := serve(t, t.TempDir(), "--jwks-max-age", "1s")
 	c := dial(t, s.grpcAddr)
-	admin := c.login(t, "admin", s.admin)
+	admin := c.login(t, "admin", s.admin, "watchword")
 	verifier, err := authn.NewVerifier(callCtx(t), c.conn, authn.WithAudience("internal"))
 	if err != nil {
 		t.Fatal(err)
@@ -241,7 +241,7 @@ func TestRotationUnderLoad(t *testing.T) {
 func TestMasterKeyRotation(t *testing.T) {
 	s := serve(t, t.TempDir(), "--jwks-max-age", "0s")
 	c := dial(t, s.grpcAddr)
-	admin := c.login(t, "admin", s.admin)
+	admin := c.login(t, "admin", s.admin, "watchword")
 	keys := watchwordv1.NewKeyServiceClient(c.conn)
 	path := filepath.Join(s.dir, "watchword.db.master-key")
 	read := func() (lines []string) {
@@ -311,7 +311,7 @@ func TestMasterKeyRotation(t *testing.T) {
 func TestCopiedDatabase(t *testing.T) {
 	s := serve(t, t.TempDir())
 	c := dial(t, s.grpcAddr)
-	admin := c.login(t, "admin", s.admin)
+	admin := c.login(t, "admin", s.admin, "watchword")
 	password := newPassword()
 	c.create(t, admin, "alice", password)
 	alice := c.login(t, "alice", password)

@@ -76,7 +76,7 @@ func newPeople(t *testing.T, in *installation, r rules, persons int) *people {
 	t.Helper()
 	p := &people{t: t, rules: r, rec: newRecorder(), guests: map[string]bool{}}
 	door := in.replicas[0].dial(t)
-	p.admin = door.login(t, "admin", in.admin)
+	p.admin = door.login(t, "admin", in.admin, "watchword")
 	for i := range persons {
 		name, password := fmt.Sprintf("user-%d", i), newPassword()
 		person := &person{people: p, name: name, password: password, id: door.create(t, p.admin, name, password).GetId()}

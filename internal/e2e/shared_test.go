@@ -32,7 +32,7 @@ func TestTenReplicasStartAtOnce(t *testing.T) {
 	}
 	var pairs []*watchwordv1.TokenPair
 	for _, s := range servers {
-		pairs = append(pairs, dial(t, s.grpcAddr).login(t, "admin", password))
+		pairs = append(pairs, dial(t, s.grpcAddr).login(t, "admin", password, "watchword"))
 	}
 	for i, s := range servers {
 		c := dial(t, s.grpcAddr)
@@ -83,13 +83,13 @@ func TestDemotedAdminAtALaggingReplica(t *testing.T) {
 	in := install(t, "--access-ttl", "1h")
 	a := in.replicate(t).dial(t)
 	b := in.replicateBlind(t).dial(t)
-	admin := a.login(t, "admin", in.admin)
+	admin := a.login(t, "admin", in.admin, "watchword")
 	victim := a.create(t, admin, "victim", newPassword())
 	ended := map[string]*watchwordv1.TokenPair{}
 	for name, reason := range map[string]string{"demoted": "TOKEN_STALE", "logged-out": "TOKEN_REVOKED", "disabled": "TOKEN_REVOKED"} {
 		password := newPassword()
 		u := a.create(t, admin, name, password, "admin")
-		pair := a.login(t, name, password)
+		pair := a.login(t, name, password, "watchword")
 		if _, err := b.verify(callCtx(t), pair); err != nil {
 			t.Fatal(err)
 		}

@@ -25,7 +25,7 @@ type story struct {
 func TestStoryWithGoClient(t *testing.T) {
 	s := serve(t, t.TempDir())
 	st := story{dial(t, s.grpcAddr), s, dialConn(t, serveNotes(t, s), insecure.NewCredentials()), nil}
-	st.admin = st.login(t, "admin", s.admin)
+	st.admin = st.login(t, "admin", s.admin, "watchword")
 	t.Run("login, refresh, logout", st.session)
 	t.Run("change of roles", st.changeRoles)
 	t.Run("change of the password", st.newPassword)
@@ -74,6 +74,8 @@ func (st story) session(t *testing.T) {
 	first, other := st.login(t, "alice", password), st.login(t, "alice", password)
 	st.wantPrincipal(t, first, alice, "writer")
 	_, err = st.ListUsers(bearer(callCtx(t), first), &watchwordv1.ListUsersRequest{})
+	wantRefusal(t, "alice lists users with a token for other services", err, "AUDIENCE_MISMATCH")
+	_, err = st.ListUsers(bearer(callCtx(t), st.login(t, "alice", password, "watchword")), &watchwordv1.ListUsersRequest{})
 	wantRefusal(t, "alice lists users", err, "ROLE_REQUIRED")
 	wantRefusal(t, "notes without a token", st.notes.Invoke(callCtx(t), "/notes.v1.NotesService/ListNotes",
 		&watchwordv1.GetKeySetRequest{}, &watchwordv1.GetKeySetRequest{}), "TOKEN_MISSING")
@@ -193,7 +195,7 @@ func TestNotesClient(t *testing.T) {
 	s := serve(t, t.TempDir())
 	notes := serveNotes(t, s)
 	c, writer, reader := dial(t, s.grpcAddr), newPassword(), newPassword()
-	admin := c.login(t, "admin", s.admin)
+	admin := c.login(t, "admin", s.admin, "watchword")
 	c.create(t, admin, "writer", writer, "writer")
 	c.create(t, admin, "reader", reader)
 

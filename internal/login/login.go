@@ -52,8 +52,8 @@ func New(s *store.Store, w feed.Writer, sessions *session.Sessions, p *password.
 // Login checks a password and starts a session. Login takes as long for an unknown user
 // as for a known user.
 //
-// Errors: ErrCredentials; ErrUserDisabled; session.ErrAudience; password.ErrOverloaded;
-// errors of the store.
+// Errors: ErrCredentials; ErrUserDisabled; session.ErrAudience; session.ErrNotAlone;
+// password.ErrOverloaded; errors of the store.
 func (s *Service) Login(ctx context.Context, name user.Name, pw password.Password, audience []string) (*session.Tokens, error) {
 	audience, err := s.sessions.Audience(audience)
 	if err != nil {
@@ -168,7 +168,7 @@ func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next
 	if err != nil {
 		return nil, err
 	}
-	if err := next.CheckPolicy(read.Username); err != nil {
+	if err := s.passwords.CheckPolicy(next, read.Username); err != nil {
 		return nil, err
 	}
 	match, _, err := turn.Compare(ctx, current, read.PasswordHash)

@@ -59,9 +59,15 @@ func TestAudience(t *testing.T) {
 		if _, err := w.Logins.Login(t.Context(), "alice", pw, []string{"elsewhere"}); !errors.Is(err, session.ErrAudience) {
 			t.Fatalf("login for elsewhere: %v", err)
 		}
+		if _, err := w.Logins.Login(t.Context(), "alice", pw, []string{"watchword", "billing"}); !errors.Is(err, session.ErrNotAlone) {
+			t.Fatalf("login for watchword and billing: %v", err)
+		}
 		for _, c := range []struct{ asked, want []string }{
-			{nil, []string{"internal", "billing"}},
+			{nil, []string{"internal"}}, // the first
 			{[]string{"billing", "billing"}, []string{"billing"}},
+			{[]string{"billing", "internal"}, []string{"billing", "internal"}},
+			{[]string{"watchword"}, []string{"watchword"}},
+			{[]string{"watchword", "watchword"}, []string{"watchword"}},
 		} {
 			tokens, err := w.Logins.Login(t.Context(), "alice", pw, c.asked)
 			if err != nil {

@@ -33,8 +33,8 @@ const redacted = "[redacted]"
 
 // Password holds a normalized password, and keeps the text secret.
 //
-// Every format prints "[redacted]". The zero value is empty: CheckPolicy and
-// [Pool] refuse the zero value. A Password never changes, so goroutines may share a
+// Every format prints "[redacted]". The zero value is empty: [Policy] and [Pool] refuse the
+// zero value. A Password never changes, so goroutines may share a
 // Password.
 type Password struct {
 	// Makes == a compile error, because == would compare without the pool.
@@ -47,9 +47,10 @@ type Password struct {
 // Parse normalizes s by the PRECIS profile OpaqueString (RFC 8265, section 4.2).
 // Keyboards may send composed or decomposed accents and different kinds of space;
 // Parse returns the same Password for each. Case and width stay. Parse does not check
-// the strength: see [Password.CheckPolicy].
+// the strength: see [Policy.Check].
 //
-// Errors: ErrMalformed, with a text that repeats no part of s.
+// Errors: ErrMalformed, with a text that names the position of a refused character and
+// repeats no part of s.
 func Parse(s string) (Password, error) {
 	switch {
 	case s == "":
@@ -59,11 +60,11 @@ func Parse(s string) (Password, error) {
 	case !utf8.ValidString(s):
 		// The profile would map every broken byte to U+FFFD, and so give
 		// different passwords the same normal form.
-		return Password{}, fmt.Errorf("%w: the text is not UTF-8", ErrMalformed)
+		return Password{}, errNotUTF8(s)
 	}
 	normal, err := precis.OpaqueString.String(s)
 	if err != nil {
-		return Password{}, fmt.Errorf("%w: the text has forbidden characters", ErrMalformed)
+		return Password{}, errRefused(s)
 	}
 	return Password{secret: &normal}, nil
 }

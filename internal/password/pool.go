@@ -43,6 +43,8 @@ type Config struct {
 	// Reserved holds the number of places in the queue for Admin callers alone. Zero
 	// means an eighth of the queue, less than zero means none.
 	Reserved int
+	// Policy holds the rules for new passwords, for [Pool.CheckPolicy].
+	Policy Policy
 }
 
 // withDefaults replaces zero and out-of-bounds values, as the fields describe.
@@ -79,6 +81,7 @@ func (c Config) withDefaults() Config {
 // The zero Pool has no place, and so refuses every caller.
 type Pool struct {
 	params Params
+	policy Policy
 	derive func(password, salt []byte, time, memory uint32, threads uint8, keyLen uint32) []byte
 	decoy  record // compared with the password for an unknown user
 
@@ -99,11 +102,14 @@ type Pool struct {
 func NewPool(cfg Config) *Pool {
 	cfg = cfg.withDefaults()
 	return &Pool{
-		params: cfg.Params, derive: argon2.IDKey, decoy: newRecord(cfg.Params),
+		params: cfg.Params, policy: cfg.Policy, derive: argon2.IDKey, decoy: newRecord(cfg.Params),
 		parallel: cfg.Parallel, places: cfg.Queue, reserved: cfg.Reserved,
 		peers: map[Caller]*peer{},
 	}
 }
+
+// CheckPolicy is [Policy.Check] by the policy of the pool.
+func (p *Pool) CheckPolicy(pw Password, username string) error { return p.policy.Check(pw, username) }
 
 // Parallel returns the number of hashes that run at a time.
 func (p *Pool) Parallel() int { return p.parallel }

@@ -27,7 +27,7 @@ func TestTheRecordOfAMissingRoleNamesTheCallerWithoutASecondVerification(t *test
 	edge := rpc.NewEdge(log, func() time.Duration { return 0 }, slog.New(slog.DiscardHandler))
 	tokens := authntest.New()
 	verifier := tokens.NewVerifier(t, authn.WithAudience("internal"))
-	token := tokens.Token(authntest.User{ID: "alice-id", Name: "alice", SessionID: "alice-session", Audience: []string{"internal"}})
+	token := tokens.Token(authntest.User{ID: "alice-id", Name: "alice", SessionID: "alice-session", Audience: []string{"watchword"}})
 	ctx := metadata.NewIncomingContext(t.Context(), metadata.Pairs("authorization", "Bearer "+token))
 	info := &grpc.UnaryServerInfo{FullMethod: watchwordv1.UserService_ListUsers_FullMethodName}
 	handler := func(context.Context, any) (any, error) { t.Error("the handler ran"); return nil, nil }

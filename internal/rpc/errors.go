@@ -59,6 +59,7 @@ var refusals = []struct {
 	{session.ErrRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_SESSION_REVOKED, "the session has ended"},
 	{session.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_SESSION_NOT_FOUND, "no such session"},
 	{session.ErrNotAllowed, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_SESSION_NOT_FOUND, "no such session"}, // the same answer: the caller learns nothing
+	{session.ErrAdminAudience, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_AUDIENCE_MISMATCH, "the access token is not for the audience " + caller.AdminAudience},
 	{caller.ErrRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED, "the session behind the token has ended"},
 	{caller.ErrStale, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE, "the user's rights have changed"},
 	{user.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND, "no such user"},
@@ -81,8 +82,10 @@ func (e invalidField) Error() string { return e.field + ": " + e.err.Error() }
 // the status refreshes the token and calls again. For any other error, that would
 // repeat a refused call.
 func statusOf(err error, method string, retryAfter func() time.Duration) *status.Status {
-	if errors.Is(err, session.ErrAudience) {
-		err = invalidField{"audience", session.ErrAudience}
+	for _, broken := range []error{session.ErrAudience, session.ErrNotAlone} {
+		if errors.Is(err, broken) {
+			err = invalidField{"audience", broken}
+		}
 	}
 	var field invalidField
 	if errors.As(err, &field) {
@@ -92,7 +95,7 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 		if !errors.Is(err, r.err) {
 			continue
 		}
-		if r.err != caller.ErrRevoked && r.err != caller.ErrStale {
+		if r.err != caller.ErrRevoked && r.err != caller.ErrStale && r.err != session.ErrAdminAudience {
 			method = ""
 		}
 		if r.err == hub.ErrTooManyWatchers || r.err == hub.ErrEvicted {

@@ -33,7 +33,8 @@ func callerOf(ctx context.Context) caller.Caller {
 		return caller.Caller{}
 	}
 	return caller.Caller{
-		Subject: caller.Subject{Kind: caller.User, ID: p.Subject()}, Name: p.Username(), SessionID: p.SessionID(), Version: p.TokenVersion(), Roles: p.Roles(),
+		Subject: caller.Subject{Kind: caller.User, ID: p.Subject()}, Name: p.Username(), SessionID: p.SessionID(), Version: p.TokenVersion(),
+		Roles: p.Roles(), Audience: p.Audience(),
 	}
 }
 

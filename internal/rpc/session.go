@@ -12,8 +12,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Sessions serves SessionService. A user manages the user's own sessions, and an admin
-// manages all; package session decides. An empty user_id means the caller.
+// Sessions serves SessionService. A user manages the user's own sessions, and an admin with
+// a token for caller.AdminAudience manages all; package session decides. An empty user_id
+// means the caller.
 type Sessions struct {
 	watchwordv1.UnimplementedSessionServiceServer
 	Sessions *session.Sessions

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/server"
 )
 
@@ -150,6 +151,9 @@ func TestWhatIsDoneIsOnRecord(t *testing.T) {
 func TestRefusalsAreOnRecord(t *testing.T) {
 	h := start(t, withGrace(0))
 	alice := h.make(t)
+	if err := h.login(alice, caller.AdminAudience); err != nil {
+		t.Fatal(err)
+	}
 	guess := func(name, password string) {
 		_, err := h.auth.Login(t.Context(), &watchwordv1.LoginRequest{Username: name, Password: password})
 		wants(t, "a guess", outcome(err), "INVALID_CREDENTIALS")

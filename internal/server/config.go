@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"path"
 	"regexp"
 	"strings"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/token"
 )
@@ -23,7 +25,7 @@ type Config struct {
 	HTTPAddr       string        `name:"http-addr" default:"127.0.0.1:8080" help:"Address of the JWKS, metadata, health and metrics."`
 	DatastoreURI   string        `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
 	Issuer         string        `help:"Claim iss, an http or https URL. The first start stores the issuer in the database. Default: the HTTP address; with PostgreSQL none."`
-	Audience       []string      `default:"internal" help:"A service to issue tokens for; repeat the flag for more."`
+	Audience       []string      `default:"internal" help:"A service to issue tokens for; repeat the flag for more. A login that names none gets the first."`
 	SigningAlg     string        `default:"EdDSA" enum:"EdDSA,ES256,RS256" help:"Algorithm of the first signing key: EdDSA, ES256 or RS256."`
 	AccessTTL      time.Duration `name:"access-ttl" default:"5m" help:"Lifetime of an access token."`
 	RefreshTTL     time.Duration `name:"refresh-ttl" default:"720h" help:"A session ends after this time without a refresh."`
@@ -44,7 +46,43 @@ type Config struct {
 	HashMemory     Size          `placeholder:"SIZE" help:"Memory for password hashes, such as 256MiB. Default: half of the memory limit (cgroup or GOMEMLIMIT), or else a quarter of the machine's memory."`
 	DrainTimeout   time.Duration `default:"10s" help:"How long calls in flight may take while the server stops."`
 
+	PasswordRules
+
 	InitialPasswordFile string `type:"path" help:"File for the password of the first user, instead of standard output. Must not exist at the first start."`
+}
+
+// PasswordRules holds the settings of the rules for new passwords. They are flags of serve,
+// and of the commands that set a password in the database.
+type PasswordRules struct {
+	MinPasswordLength int    `default:"15" help:"Fewest characters of a new password, 8 at least."`
+	PasswordList      string `type:"path" help:"File of further passwords to refuse, one a line."`
+}
+
+// maxMinPasswordLength bounds --min-password-length: NIST SP 800-63B-4 asks for passwords
+// of 64 characters to be allowed.
+const maxMinPasswordLength = 64
+
+// Validate returns every fault of the settings. Each fault begins with its flag.
+func (r *PasswordRules) Validate() error {
+	return check(rule{r.MinPasswordLength < password.LeastMinLength || r.MinPasswordLength > maxMinPasswordLength,
+		fmt.Sprintf("--min-password-length: must be between %d and %d (NIST SP 800-63B-4)", password.LeastMinLength, maxMinPasswordLength)})
+}
+
+// Policy reads the list of passwords, and returns the rules for new passwords.
+func (r *PasswordRules) Policy() (password.Policy, error) {
+	policy := password.Policy{MinLength: r.MinPasswordLength}
+	if r.PasswordList == "" {
+		return policy, nil
+	}
+	file, err := os.Open(r.PasswordList)
+	if err != nil {
+		return policy, fmt.Errorf("--password-list: %w", err)
+	}
+	defer file.Close()
+	if policy.List, err = password.ReadList(file, r.MinPasswordLength); err != nil {
+		err = fmt.Errorf("--password-list: %s: %w", r.PasswordList, err)
+	}
+	return policy, err
 }
 
 // DefaultConfig returns the settings with which the command line starts if no flag is
@@ -56,6 +94,7 @@ func DefaultConfig() Config {
 		AccessTTL: 5 * time.Minute, RefreshTTL: 720 * time.Hour, SessionTTL: 2160 * time.Hour, MaxSessions: 1000,
 		RefreshGrace: 10 * time.Second, RefreshRepeats: session.DefaultRepeats,
 		JWKSMaxAge: time.Minute, KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour, DrainTimeout: 10 * time.Second,
+		PasswordRules: PasswordRules{MinPasswordLength: password.DefaultMinLength},
 	}
 }
 
@@ -89,7 +128,7 @@ var printable = regexp.MustCompile(`^[!-~]*$`)
 // mends all of them at once. New calls Validate before anything is opened. Each fault
 // begins with its flag.
 func (c *Config) Validate() error {
-	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateTransport())
+	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateTransport(), c.PasswordRules.Validate())
 }
 
 // rule is one rule for a flag of the configuration.
@@ -118,7 +157,10 @@ func (c *Config) validateIssuing() error {
 			fmt.Sprintf("--issuer: must be an http or https URL of at most %d bytes with a clean path and without query and fragment (RFC 8414, section 2)", maxIssuer)},
 	}
 	for _, a := range c.Audience {
-		rules = append(rules, rule{!audience.MatchString(a), fmt.Sprintf("--audience: each must match %s", audience)})
+		rules = append(rules,
+			rule{!audience.MatchString(a), fmt.Sprintf("--audience: each must match %s", audience)},
+			rule{a == caller.AdminAudience, "--audience: " + caller.AdminAudience + " is the audience for administration, for which every server issues: " +
+				"name your services otherwise"})
 	}
 	_, err := token.ParseAlgorithm(c.SigningAlg)
 	return check(append(rules, rule{err != nil, fmt.Sprintf("--signing-alg: %v", err)})...)

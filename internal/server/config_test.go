@@ -83,6 +83,7 @@ func TestValidate(t *testing.T) {
 		"issuer with a path":           {issuer("https://example.internal/auth"), ""},
 		"issuer too long":              {issuer("https://" + long(249)), "--issuer"},
 		"longest issuer":               {issuer("https://" + long(248)), ""},
+		"the audience for admins":      {func(c *server.Config) { c.Audience = []string{"internal", "watchword"} }, "--audience"},
 		"audience with a space":        {func(c *server.Config) { c.Audience = []string{"a b"} }, "--audience"},
 		"audience with a line break":   {func(c *server.Config) { c.Audience = []string{"a\n"} }, "--audience"},
 		"audience of a URI":            {func(c *server.Config) { c.Audience = []string{"https://api.example/a?b=c"} }, ""},

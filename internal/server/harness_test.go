@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -23,6 +24,7 @@ import (
 	_ "modernc.org/sqlite"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/seal"
@@ -74,6 +76,7 @@ type harness struct {
 // account is a user with a password and, after a login, tokens.
 type account struct {
 	id, name, password string
+	audience           []string // of its logins; none: the server's first
 	*watchwordv1.TokenPair
 }
 
@@ -140,7 +143,7 @@ func launch(folder string, edits ...func(*server.Config)) (*harness, error) {
 		}
 		return err
 	})
-	h.admin = &account{name: "admin"}
+	h.admin = &account{name: "admin", audience: []string{caller.AdminAudience}}
 	if h.admin.password = h.announced; h.announced == "" {
 		return h, errors.New("no password of a first admin was announced")
 	}
@@ -157,6 +160,9 @@ func announceTo(w io.StringWriter) func(password string) error {
 
 // login starts a session of an account, and leaves its tokens there.
 func (h *harness) login(a *account, audience ...string) error {
+	if len(audience) == 0 {
+		audience = a.audience
+	}
 	resp, err := h.auth.Login(context.Background(), &watchwordv1.LoginRequest{Username: a.name, Password: a.password, Audience: audience})
 	if err != nil {
 		return fmt.Errorf("logging %s in: %w", a.name, err)
@@ -242,6 +248,9 @@ func (h *harness) make(t *testing.T, roles ...string) *account {
 	t.Helper()
 	accounts++
 	a := &account{name: fmt.Sprintf("user-%d", accounts), password: fmt.Sprintf("the password of user %d", accounts)}
+	if slices.Contains(roles, caller.Admin) {
+		a.audience = []string{caller.AdminAudience}
+	}
 	_, err := h.users.CreateUser(h.admin.as(t.Context()), &watchwordv1.CreateUserRequest{Username: a.name, Password: a.password, Roles: roles})
 	if err != nil {
 		t.Fatal(err)

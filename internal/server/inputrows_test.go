@@ -118,8 +118,9 @@ var badPasswords = map[string]string{
 // weakPasswords break the policy for new ones.
 func weakPasswords(username string) map[string]string {
 	return map[string]string{
-		"a short password": "seven77", "a short password of many bytes": "ééééééé", "the name for a password": username,
-		"the name in capitals": strings.ToUpper(username), "one character": strings.Repeat("é", 20), "a common password": "PassWord1234",
+		"a short password": "gq8z0vxeu4wkb7", "a short password of many bytes": "éèêëáàâäíìîïóò", "the name for a password": username,
+		"the name in capitals": strings.ToUpper(username), "one character": strings.Repeat("é", 20), "a common password": "PassWord12345678",
+		"the service's name": "watchword watchword", "the name and digits": username + "1234567890123456",
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 )
 
@@ -43,7 +44,7 @@ func TestComingAndGoingLeavesNothing(t *testing.T) {
 	}
 	round := func() {
 		for range verifiers {
-			v, err := authn.NewVerifier(t.Context(), h.conn, authn.WithAudience("internal"))
+			v, err := authn.NewVerifier(t.Context(), h.conn, authn.WithAudience(caller.AdminAudience))
 			if err != nil {
 				t.Fatal(err)
 			}

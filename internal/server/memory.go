@@ -101,5 +101,6 @@ const connectionMemory = 112 << 10
 // limit (debug.SetMemoryLimit). Without a soft limit, Go lets unused memory grow to the size
 // of the used memory.
 func (s *Server) MemoryGoal() int64 {
-	return connectionMemory*int64(s.limits.connections) + int64(s.passwords.Parallel())*password.Default.Footprint()
+	hashes := int64(s.passwords.Parallel()) * password.Default.Footprint()
+	return connectionMemory*int64(s.limits.connections) + hashes + s.policy.List.Footprint()
 }

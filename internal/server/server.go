@@ -46,6 +46,7 @@ type Server struct {
 	gate    *gate.Gate
 
 	store     *store.Store
+	policy    password.Policy
 	passwords *password.Pool
 	audit     *audit.Log
 	feed      *feed.Feed
@@ -78,6 +79,9 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 		return nil, err
 	}
 	if s.limits, err = cfg.limits(fileLimit()); err != nil {
+		return nil, err
+	}
+	if s.policy, err = cfg.Policy(); err != nil {
 		return nil, err
 	}
 	if err := s.open(ctx, announce); err != nil {
@@ -183,7 +187,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	}
 	s.logins = login.New(s.store, s.feed, s.sessions, s.passwords)
 	s.verifier, err = authn.NewVerifier(ctx, s.feed.Hub().Conn(),
-		authn.WithAudience(s.cfg.Audience...),
+		authn.WithAudience(s.issuedFor()...),
 		authn.WithPublicMethods("/grpc.health.v1.Health/*",
 			"/grpc.reflection.v1.ServerReflection/*", "/grpc.reflection.v1alpha.ServerReflection/*"),
 		authn.WithLogger(s.logger))
@@ -192,6 +196,11 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	}
 	s.onClose(s.verifier.Close)
 	return nil
+}
+
+// issuedFor returns every audience that the server issues for.
+func (s *Server) issuedFor() []string {
+	return append(slices.Clone(s.cfg.Audience), caller.AdminAudience)
 }
 
 // hashPool makes the pool of password hashes, and logs its size: the size may come from the
@@ -204,15 +213,16 @@ func (s *Server) hashPool(ctx context.Context) *password.Pool {
 			s.logger.WarnContext(ctx, "the memory limit of the cgroup is unknown; give --hash-memory", "error", err)
 		}
 	}
-	pool := password.NewPool(password.Config{Memory: int64(memory)})
-	s.logger.InfoContext(ctx, "hashing passwords", "memory", memory.String(), "at_a_time", pool.Parallel())
+	pool := password.NewPool(password.Config{Memory: int64(memory), Policy: s.policy})
+	s.logger.InfoContext(ctx, "hashing passwords", "memory", memory.String(), "at_a_time", pool.Parallel(),
+		"min_length", s.cfg.MinPasswordLength, "listed_passwords", s.policy.List.Len())
 	return pool
 }
 
 // register registers every service, and checks that each method has an access rule in
 // its proto file: a method without a rule would refuse every call.
 func (s *Server) register() error {
-	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.cfg.Audience})
+	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.issuedFor()})
 	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != ""})
 	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})

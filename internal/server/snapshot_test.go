@@ -12,6 +12,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
 )
 
 // counted is a stream of which the revocations are counted that come over it.
@@ -44,7 +45,7 @@ func guard(t *testing.T, addr, file string) (*authn.Verifier, *atomic.Int64) {
 	t.Cleanup(func() { conn.Close() })
 	within, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	v, err := authn.NewVerifier(within, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(file))
+	v, err := authn.NewVerifier(within, conn, authn.WithAudience("internal", caller.AdminAudience), authn.WithSnapshotFile(file))
 	if err != nil {
 		t.Fatal(err)
 	}

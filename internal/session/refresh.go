@@ -89,8 +89,8 @@ func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []strin
 // that audienceWithin accepts the services asked for. The statement of the ordinary
 // refresh can check one service only.
 //
-// Errors: store.ErrNotFound if more than one service must be checked, or if the server
-// does not issue for the service.
+// Errors: store.ErrNotFound if more than one service must be checked, or if the service is
+// not one of Config.Audience: administration refreshes rarely, by spendAny.
 func (s *Sessions) decidingAudience(asked []string) (string, error) {
 	switch len(asked) {
 	case 0:

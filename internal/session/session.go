@@ -28,6 +28,7 @@ import (
 // maps the errors to the reasons that clients get.
 var (
 	ErrAudience       = errors.New("the server does not issue for this audience, or the login did not name it")
+	ErrNotAlone       = errors.New("the audience " + caller.AdminAudience + " must be the only audience")
 	ErrRefreshInvalid = errors.New("not a refresh token of this server") // malformed, or with a wrong MAC
 	ErrRefreshExpired = errors.New("session unused for too long, too old, or pruned")
 	ErrRefreshReused  = errors.New("refresh token was spent before; the session has ended")
@@ -37,6 +38,10 @@ var (
 	// not. The client gets the same answer as for ErrNotFound; the security record
 	// counts the call as ROLE_REQUIRED.
 	ErrNotAllowed = errors.New("sessions of another user")
+	// ErrAdminAudience means that an admin asks about sessions of other users with a
+	// token that is not for caller.AdminAudience. It tells no more than that: an unknown
+	// session or user gives the same error.
+	ErrAdminAudience = errors.New("not an own session, and the token is not for the audience " + caller.AdminAudience)
 )
 
 // IdleTTL bounds the time between two refreshes of a session, and MaxTTL bounds the
@@ -48,7 +53,7 @@ type (
 
 // Config holds the settings of sessions. Every field is required.
 type Config struct {
-	Audience []string // all services for which this server issues tokens
+	Audience []string // the services for which this server issues tokens, beside caller.AdminAudience
 	Idle     IdleTTL
 	Max      MaxTTL
 	PerUser  int           // --max-sessions: the largest number of sessions of one user
@@ -153,11 +158,23 @@ func (s *Sessions) maxEnd(row *store.Session) time.Time {
 	return row.CreatedAt.Add(time.Duration(s.cfg.Max)).Truncate(time.Second)
 }
 
-// Audience returns the audience of a new session: the services asked for, or all
-// services of this server if asked is empty.
+// Audience returns the audience of a new session: the services asked for, or the first
+// of Config.Audience if asked is empty.
 //
-// Errors: ErrAudience if the server does not issue for one of the services.
-func (s *Sessions) Audience(asked []string) ([]string, error) { return subset(asked, s.cfg.Audience) }
+// Errors: ErrAudience if the server does not issue for one of the services; ErrNotAlone
+// for caller.AdminAudience with another audience.
+func (s *Sessions) Audience(asked []string) ([]string, error) {
+	isAdmin := func(a string) bool { return a == caller.AdminAudience }
+	switch {
+	case len(asked) == 0:
+		return s.cfg.Audience[:1:1], nil
+	case !slices.ContainsFunc(asked, isAdmin):
+		return subset(asked, s.cfg.Audience)
+	case slices.ContainsFunc(asked, func(a string) bool { return !isAdmin(a) }):
+		return nil, ErrNotAlone
+	}
+	return []string{caller.AdminAudience}, nil
+}
 
 // audienceWithin returns the audience for a refresh: the services asked for, or all
 // services of the login if asked is empty. The login must have named each service, and
@@ -167,23 +184,25 @@ func (s *Sessions) Audience(asked []string) ([]string, error) { return subset(as
 func (s *Sessions) audienceWithin(login, asked []string) ([]string, error) {
 	var today []string
 	for _, a := range login {
-		if slices.Contains(s.cfg.Audience, a) {
+		// A login gets AdminAudience alone. The check of the length keeps a row with more
+		// from becoming a token for administration that other services see.
+		if slices.Contains(s.cfg.Audience, a) || a == caller.AdminAudience && len(login) == 1 {
 			today = append(today, a)
 		}
 	}
 	if len(today) == 0 {
 		return nil, ErrAudience
 	}
+	if len(asked) == 0 {
+		return today, nil
+	}
 	return subset(asked, today)
 }
 
-// subset returns asked without duplicates, or allowed if asked is empty.
+// subset returns asked without duplicates.
 //
 // Errors: ErrAudience if one of asked is not allowed.
 func subset(asked, allowed []string) ([]string, error) {
-	if len(asked) == 0 {
-		return allowed, nil
-	}
 	var audience []string
 	for _, a := range asked {
 		if !slices.Contains(allowed, a) {
@@ -292,7 +311,7 @@ func (s *Sessions) end(ctx context.Context, tx *feed.Tx, row *store.Session, u *
 // limit sessions, and leaves out those past their lifetime: a page may be short or empty
 // although more pages follow.
 //
-// Errors: ErrNotAllowed if the caller is neither the user nor an admin;
+// Errors: ErrNotAllowed if the caller is neither the user nor an admin; ErrAdminAudience;
 // user.ErrNotFound, for an admin, if there is no such user.
 func (s *Sessions) List(ctx context.Context, by caller.Caller, userID string, after store.SessionPlace, limit int) (sessions []*store.Session, next store.SessionPlace, err error) {
 	if !by.MayManage(userID) {
@@ -341,7 +360,7 @@ func ParsePlace(text string) (p store.SessionPlace, err error) {
 // session has ended before, Revoke changes nothing and succeeds.
 //
 // Errors: ErrNotFound; ErrNotAllowed if the session is another user's and the caller is
-// no admin; errors of [caller.Caller.Check].
+// no admin; ErrAdminAudience; errors of [caller.Caller.Check].
 func (s *Sessions) Revoke(ctx context.Context, by caller.Caller, sessionID string) error {
 	return s.d.Feed.Write(ctx, func(tx *feed.Tx) error {
 		if err := by.Check(tx.Tx); err != nil {
@@ -349,6 +368,8 @@ func (s *Sessions) Revoke(ctx context.Context, by caller.Caller, sessionID strin
 		}
 		row, u, err := tx.SessionAndUser(sessionID)
 		switch {
+		case errors.Is(err, store.ErrNotFound) && by.LacksAudience():
+			return notAllowed(by, &store.User{})
 		case errors.Is(err, store.ErrNotFound):
 			return ErrNotFound
 		case err != nil:
@@ -363,7 +384,7 @@ func (s *Sessions) Revoke(ctx context.Context, by caller.Caller, sessionID strin
 // RevokeAll ends every session of the caller; an admin may end every session of any
 // user.
 //
-// Errors: ErrNotAllowed if the caller is neither the user nor an admin;
+// Errors: ErrNotAllowed if the caller is neither the user nor an admin; ErrAdminAudience;
 // user.ErrNotFound; errors of [caller.Caller.Check].
 func (s *Sessions) RevokeAll(ctx context.Context, by caller.Caller, userID string) error {
 	if !by.MayManage(userID) {
@@ -372,8 +393,8 @@ func (s *Sessions) RevokeAll(ctx context.Context, by caller.Caller, userID strin
 	return s.d.Users.RevokeSessions(ctx, by, userID)
 }
 
-// notAllowed returns ErrNotAllowed with the caller and the user, for the security
-// record. If no user has the id userID, the record leaves the id out: the
+// notAllowed returns ErrNotAllowed or ErrAdminAudience with the caller and the user, for
+// the security record. If no user has the id userID, the record leaves the id out: the
 // caller may have written any text there.
 func (s *Sessions) notAllowed(ctx context.Context, by caller.Caller, userID string) error {
 	return s.d.Store.Read(ctx, func(tx *store.Tx) error {
@@ -386,8 +407,12 @@ func (s *Sessions) notAllowed(ctx context.Context, by caller.Caller, userID stri
 }
 
 func notAllowed(by caller.Caller, u *store.User) error {
+	err := ErrNotAllowed
+	if by.LacksAudience() {
+		err = ErrAdminAudience
+	}
 	return audit.Refusal{
-		ActorID: by.ID, ActorName: by.Name, UserID: u.ID, UserName: u.Username, SessionID: by.SessionID, Err: ErrNotAllowed,
+		ActorID: by.ID, ActorName: by.Name, UserID: u.ID, UserName: u.Username, SessionID: by.SessionID, Err: err,
 	}
 }
 

@@ -60,7 +60,7 @@ func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles R
 	if err := name.checkScripts(); err != nil {
 		return nil, err
 	}
-	if err := pw.CheckPolicy(string(name)); err != nil {
+	if err := u.passwords.CheckPolicy(pw, string(name)); err != nil {
 		return nil, err
 	}
 	switch _, err := u.GetByName(ctx, name); { // before the cost of a hash
@@ -244,7 +244,7 @@ func (u *Users) SetPassword(ctx context.Context, by caller.Caller, id string, pw
 	if err != nil {
 		return nil, err
 	}
-	if err := pw.CheckPolicy(row.Username); err != nil {
+	if err := u.passwords.CheckPolicy(pw, row.Username); err != nil {
 		return nil, err
 	}
 	hash, err := u.passwords.Hash(ctx, password.Admin(by.ID), pw)

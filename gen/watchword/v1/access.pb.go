@@ -39,14 +39,19 @@ const (
 
 // Access is the access rule of a method.
 //
-// A rule that sets both fields contradicts itself: a verifier refuses to start.
+// A rule that sets `public` and another field contradicts itself: a verifier refuses
+// to start.
 type Access struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Every caller may call the method, without a token or with a bad one. A token
 	// that the call carries is ignored, and the handler sees no principal.
 	Public bool `protobuf:"varint,1,opt,name=public,proto3" json:"public,omitempty"`
 	// The caller's token must carry at least one of these roles.
-	Roles         []string `protobuf:"bytes,2,rep,name=roles,proto3" json:"roles,omitempty"`
+	Roles []string `protobuf:"bytes,2,rep,name=roles,proto3" json:"roles,omitempty"`
+	// The token must be for at least one of these audiences (claim `aud`), instead of
+	// the audiences that the verifier asks for by default. A token for another audience
+	// is AUDIENCE_MISMATCH, whatever roles it carries. Empty: the verifier's audiences.
+	Audience      []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -95,6 +100,13 @@ func (x *Access) GetRoles() []string {
 	return nil
 }
 
+func (x *Access) GetAudience() []string {
+	if x != nil {
+		return x.Audience
+	}
+	return nil
+}
+
 var file_watchword_v1_access_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
@@ -119,10 +131,11 @@ var File_watchword_v1_access_proto protoreflect.FileDescriptor
 
 const file_watchword_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x19watchword/v1/access.proto\x12\fwatchword.v1\x1a google/protobuf/descriptor.proto\"6\n" +
+	"\x19watchword/v1/access.proto\x12\fwatchword.v1\x1a google/protobuf/descriptor.proto\"R\n" +
 	"\x06Access\x12\x16\n" +
 	"\x06public\x18\x01 \x01(\bR\x06public\x12\x14\n" +
-	"\x05roles\x18\x02 \x03(\tR\x05roles:N\n" +
+	"\x05roles\x18\x02 \x03(\tR\x05roles\x12\x1a\n" +
+	"\baudience\x18\x03 \x03(\tR\baudience:N\n" +
 	"\x06access\x12\x1e.google.protobuf.MethodOptions\x18\xe0\xbb\x04 \x01(\v2\x14.watchword.v1.AccessR\x06accessBBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (

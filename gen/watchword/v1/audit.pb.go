@@ -401,10 +401,10 @@ const file_watchword_v1_audit_proto_rawDesc = "" +
 	"page_token\x18\a \x01(\tR\tpageToken\"i\n" +
 	"\x12ListEventsResponse\x12+\n" +
 	"\x06events\x18\x01 \x03(\v2\x13.watchword.v1.EventR\x06events\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2l\n" +
-	"\fAuditService\x12\\\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2w\n" +
+	"\fAuditService\x12g\n" +
 	"\n" +
-	"ListEvents\x12\x1f.watchword.v1.ListEventsRequest\x1a .watchword.v1.ListEventsResponse\"\v\x82\xde#\a\x12\x05adminBBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"ListEvents\x12\x1f.watchword.v1.ListEventsRequest\x1a .watchword.v1.ListEventsResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchwordBBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_audit_proto_rawDescOnce sync.Once

@@ -28,8 +28,8 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AuditService reads the security record. Every method asks for the role
-// `admin`.
+// AuditService reads the security record. Every method asks for a token with the role
+// `admin` and for the audience `watchword` (see LoginRequest).
 type AuditServiceClient interface {
 	// ListEvents lists records, the newest first (AIP-158).
 	//
@@ -60,8 +60,8 @@ func (c *auditServiceClient) ListEvents(ctx context.Context, in *ListEventsReque
 // All implementations must embed UnimplementedAuditServiceServer
 // for forward compatibility.
 //
-// AuditService reads the security record. Every method asks for the role
-// `admin`.
+// AuditService reads the security record. Every method asks for a token with the role
+// `admin` and for the audience `watchword` (see LoginRequest).
 type AuditServiceServer interface {
 	// ListEvents lists records, the newest first (AIP-158).
 	//

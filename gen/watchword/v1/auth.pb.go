@@ -245,7 +245,12 @@ type LoginRequest struct {
 	// The password (PRECIS OpaqueString); at most 1024 bytes.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	// The services that the tokens are for. The server must issue for each of them
-	// (--audience). Empty: all services that the server issues for.
+	// (--audience). Empty: the first --audience alone.
+	//
+	// The audience `watchword` is for administration: the methods of UserService,
+	// KeyService and AuditService ask for it. Every server issues for `watchword`.
+	// `watchword` with another audience is INVALID_REQUEST: a token for `watchword` is
+	// shown to no other service.
 	Audience      []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -456,7 +461,7 @@ type VerifyRequest struct {
 	// The access token, without "Bearer".
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
 	// The service that the token must be for. Empty: any service that the server
-	// issues for.
+	// issues for, and `watchword`.
 	Audience      string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -640,7 +645,8 @@ type ChangePasswordRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The current password.
 	CurrentPassword string `protobuf:"bytes,1,opt,name=current_password,json=currentPassword,proto3" json:"current_password,omitempty"`
-	// The new password: 8 characters to 1024 bytes, and not the username.
+	// The new password: --min-password-length characters (15 by default) to 1024
+	// bytes, and none that is guessed early.
 	NewPassword   string `protobuf:"bytes,2,opt,name=new_password,json=newPassword,proto3" json:"new_password,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -39,7 +39,10 @@ const (
 	// INVALID_ARGUMENT. A field is missing, too long, or breaks a rule; a
 	// google.rpc.BadRequest detail names the field.
 	ErrorReason_ERROR_REASON_INVALID_REQUEST ErrorReason = 1
-	// INVALID_ARGUMENT. The new password does not meet the password policy.
+	// INVALID_ARGUMENT. The new password does not meet the password policy: it is
+	// shorter than --min-password-length, equals the username, repeats a short part,
+	// is made of few common words, names, rows of keys, sequences and repetitions, or
+	// is in --password-list. The message names the broken rule.
 	ErrorReason_ERROR_REASON_PASSWORD_TOO_WEAK ErrorReason = 2
 	// UNAUTHENTICATED. Unknown user or wrong password: one answer for both.
 	ErrorReason_ERROR_REASON_INVALID_CREDENTIALS ErrorReason = 10

@@ -483,12 +483,12 @@ const file_watchword_v1_key_proto_rawDesc = "" +
 	"\x0eKEY_STATE_NEXT\x10\x01\x12\x15\n" +
 	"\x11KEY_STATE_SIGNING\x10\x02\x12\x15\n" +
 	"\x11KEY_STATE_RETIRED\x10\x03\x12\x15\n" +
-	"\x11KEY_STATE_REVOKED\x10\x042\x9a\x02\n" +
+	"\x11KEY_STATE_REVOKED\x10\x042\xbb\x02\n" +
 	"\n" +
-	"KeyService\x12V\n" +
-	"\bListKeys\x12\x1d.watchword.v1.ListKeysRequest\x1a\x1e.watchword.v1.ListKeysResponse\"\v\x82\xde#\a\x12\x05admin\x12Y\n" +
-	"\tRotateKey\x12\x1e.watchword.v1.RotateKeyRequest\x1a\x1f.watchword.v1.RotateKeyResponse\"\v\x82\xde#\a\x12\x05admin\x12Y\n" +
-	"\tRevokeKey\x12\x1e.watchword.v1.RevokeKeyRequest\x1a\x1f.watchword.v1.RevokeKeyResponse\"\v\x82\xde#\a\x12\x05adminBBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"KeyService\x12a\n" +
+	"\bListKeys\x12\x1d.watchword.v1.ListKeysRequest\x1a\x1e.watchword.v1.ListKeysResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12d\n" +
+	"\tRotateKey\x12\x1e.watchword.v1.RotateKeyRequest\x1a\x1f.watchword.v1.RotateKeyResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12d\n" +
+	"\tRevokeKey\x12\x1e.watchword.v1.RevokeKeyRequest\x1a\x1f.watchword.v1.RevokeKeyResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchwordBBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_key_proto_rawDescOnce sync.Once

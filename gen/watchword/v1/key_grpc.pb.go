@@ -30,10 +30,12 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// KeyService administers signing keys. Every method asks for the role `admin`.
-// No method ever shows a private key.
+// KeyService administers signing keys. Every method asks for a token with the role
+// `admin` and for the audience `watchword` (see LoginRequest). No method ever shows a
+// private key.
 //
-// Further errors of every method: those of an access token; ROLE_REQUIRED;
+// Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
+// for a token without the audience `watchword`, before ROLE_REQUIRED;
 // STORE_UNAVAILABLE.
 type KeyServiceClient interface {
 	// ListKeys lists every key that signs, will sign, or still verifies, and the
@@ -95,10 +97,12 @@ func (c *keyServiceClient) RevokeKey(ctx context.Context, in *RevokeKeyRequest, 
 // All implementations must embed UnimplementedKeyServiceServer
 // for forward compatibility.
 //
-// KeyService administers signing keys. Every method asks for the role `admin`.
-// No method ever shows a private key.
+// KeyService administers signing keys. Every method asks for a token with the role
+// `admin` and for the audience `watchword` (see LoginRequest). No method ever shows a
+// private key.
 //
-// Further errors of every method: those of an access token; ROLE_REQUIRED;
+// Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
+// for a token without the audience `watchword`, before ROLE_REQUIRED;
 // STORE_UNAVAILABLE.
 type KeyServiceServer interface {
 	// ListKeys lists every key that signs, will sign, or still verifies, and the

@@ -31,9 +31,12 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
 // SessionService lists and ends sessions. A caller with any valid token may name
-// the caller's own sessions, and a caller with the role `admin` those of every user.
-// A caller without that role gets SESSION_NOT_FOUND for every other user and
-// session, whether the user or session exists or not.
+// the caller's own sessions. A caller with the role `admin` may name those of every
+// user, with a token for the audience `watchword` (see LoginRequest).
+//
+// For a user or session that is not the caller's own, whether it exists or not, a
+// caller without the role gets SESSION_NOT_FOUND, and a caller with the role and
+// another audience gets AUDIENCE_MISMATCH.
 //
 // Further errors of every method: those of an access token; STORE_UNAVAILABLE.
 type SessionServiceClient interface {
@@ -98,9 +101,12 @@ func (c *sessionServiceClient) RevokeUserSessions(ctx context.Context, in *Revok
 // for forward compatibility.
 //
 // SessionService lists and ends sessions. A caller with any valid token may name
-// the caller's own sessions, and a caller with the role `admin` those of every user.
-// A caller without that role gets SESSION_NOT_FOUND for every other user and
-// session, whether the user or session exists or not.
+// the caller's own sessions. A caller with the role `admin` may name those of every
+// user, with a token for the audience `watchword` (see LoginRequest).
+//
+// For a user or session that is not the caller's own, whether it exists or not, a
+// caller without the role gets SESSION_NOT_FOUND, and a caller with the role and
+// another audience gets AUDIENCE_MISMATCH.
 //
 // Further errors of every method: those of an access token; STORE_UNAVAILABLE.
 type SessionServiceServer interface {

@@ -123,7 +123,8 @@ type CreateUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name; at most 256 bytes.
 	Username string `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
-	// The first password: 8 characters to 1024 bytes, and not the username.
+	// The first password: --min-password-length characters (15 by default) to 1024
+	// bytes, and none that is guessed early.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	// The roles; may be empty.
 	Roles         []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
@@ -661,7 +662,8 @@ type SetPasswordRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user's id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The new password: 8 characters to 1024 bytes, and not the username.
+	// The new password: --min-password-length characters (15 by default) to 1024
+	// bytes, and none that is guessed early.
 	Password      string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -803,17 +805,17 @@ const file_watchword_v1_user_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\"=\n" +
 	"\x13SetPasswordResponse\x12&\n" +
-	"\x04user\x18\x01 \x01(\v2\x12.watchword.v1.UserR\x04user2\xb8\x04\n" +
-	"\vUserService\x12\\\n" +
+	"\x04user\x18\x01 \x01(\v2\x12.watchword.v1.UserR\x04user2\xfa\x04\n" +
+	"\vUserService\x12g\n" +
 	"\n" +
-	"CreateUser\x12\x1f.watchword.v1.CreateUserRequest\x1a .watchword.v1.CreateUserResponse\"\v\x82\xde#\a\x12\x05admin\x12S\n" +
-	"\aGetUser\x12\x1c.watchword.v1.GetUserRequest\x1a\x1d.watchword.v1.GetUserResponse\"\v\x82\xde#\a\x12\x05admin\x12Y\n" +
-	"\tListUsers\x12\x1e.watchword.v1.ListUsersRequest\x1a\x1f.watchword.v1.ListUsersResponse\"\v\x82\xde#\a\x12\x05admin\x12\\\n" +
+	"CreateUser\x12\x1f.watchword.v1.CreateUserRequest\x1a .watchword.v1.CreateUserResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12^\n" +
+	"\aGetUser\x12\x1c.watchword.v1.GetUserRequest\x1a\x1d.watchword.v1.GetUserResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12d\n" +
+	"\tListUsers\x12\x1e.watchword.v1.ListUsersRequest\x1a\x1f.watchword.v1.ListUsersResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12g\n" +
 	"\n" +
-	"UpdateUser\x12\x1f.watchword.v1.UpdateUserRequest\x1a .watchword.v1.UpdateUserResponse\"\v\x82\xde#\a\x12\x05admin\x12\\\n" +
+	"UpdateUser\x12\x1f.watchword.v1.UpdateUserRequest\x1a .watchword.v1.UpdateUserResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12g\n" +
 	"\n" +
-	"DeleteUser\x12\x1f.watchword.v1.DeleteUserRequest\x1a .watchword.v1.DeleteUserResponse\"\v\x82\xde#\a\x12\x05admin\x12_\n" +
-	"\vSetPassword\x12 .watchword.v1.SetPasswordRequest\x1a!.watchword.v1.SetPasswordResponse\"\v\x82\xde#\a\x12\x05adminBBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"DeleteUser\x12\x1f.watchword.v1.DeleteUserRequest\x1a .watchword.v1.DeleteUserResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12j\n" +
+	"\vSetPassword\x12 .watchword.v1.SetPasswordRequest\x1a!.watchword.v1.SetPasswordResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchwordBBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_user_proto_rawDescOnce sync.Once

@@ -33,14 +33,16 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// UserService administers users. Every method asks for the role `admin`.
+// UserService administers users. Every method asks for a token with the role `admin`
+// and for the audience `watchword` (see LoginRequest).
 //
 // A change of name or roles makes the user's access tokens TOKEN_STALE: a refresh
 // brings a token with the new rights. A new password, disabling and deleting end
 // every session of the user. Once a call has answered, this server's Verify knows
 // the change.
 //
-// Further errors of every method: those of an access token; ROLE_REQUIRED;
+// Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
+// for a token without the audience `watchword`, before ROLE_REQUIRED;
 // STORE_UNAVAILABLE.
 type UserServiceClient interface {
 	// CreateUser makes a user.
@@ -142,14 +144,16 @@ func (c *userServiceClient) SetPassword(ctx context.Context, in *SetPasswordRequ
 // All implementations must embed UnimplementedUserServiceServer
 // for forward compatibility.
 //
-// UserService administers users. Every method asks for the role `admin`.
+// UserService administers users. Every method asks for a token with the role `admin`
+// and for the audience `watchword` (see LoginRequest).
 //
 // A change of name or roles makes the user's access tokens TOKEN_STALE: a refresh
 // brings a token with the new rights. A new password, disabling and deleting end
 // every session of the user. Once a call has answered, this server's Verify knows
 // the change.
 //
-// Further errors of every method: those of an access token; ROLE_REQUIRED;
+// Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
+// for a token without the audience `watchword`, before ROLE_REQUIRED;
 // STORE_UNAVAILABLE.
 type UserServiceServer interface {
 	// CreateUser makes a user.

@@ -49,7 +49,7 @@ const (
 const Never = 100_000 * time.Hour
 
 // World is everything below the gRPC edge. Its feed runs, and everything is closed at
-// the end of the test. Its services issue for "internal" and "billing".
+// the end of the test. Its services issue for "internal", "billing" and caller.AdminAudience.
 type World struct {
 	Store    *store.Store
 	Feed     *feed.Feed
@@ -120,7 +120,7 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed), settings ...Setting)
 	w.Users = user.New(w.Store, w.Feed, pool, w.Audit)
 	w.pool, w.parts = pool, session.Dependencies{Store: w.Store, Feed: w.Feed, Issuer: tokens, Users: w.Users, Audit: w.Audit, Master: master}
 	w.Sessions, w.Logins = w.open(t, settings)
-	w.Verifier, err = authn.NewVerifier(ctx, w.Feed.Hub().Conn(), authn.WithAudience("internal", "billing"))
+	w.Verifier, err = authn.NewVerifier(ctx, w.Feed.Hub().Conn(), authn.WithAudience("internal", "billing", caller.AdminAudience))
 	check()
 	t.Cleanup(func() {
 		closed := w.Verifier.Close()

@@ -1,0 +1,169 @@
+package authn_test
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/authntest"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+// The audience of a method's option replaces the verifier's, whether the verifier names
+// audiences or accepts any. AUDIENCE_MISMATCH comes before TOKEN_EXPIRED and ROLE_REQUIRED.
+func TestAudienceOfAMethod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := authntest.New()
+		writer := func(audience ...string) authntest.User {
+			return authntest.User{Name: "alice", Roles: []string{"writer"}, Audience: audience}
+		}
+		reader := func(audience ...string) authntest.User { return authntest.User{Name: "alice", Audience: audience} }
+		old := map[bool]string{ // by whether the token is for billing
+			true:  issuer.Token(writer("billing")),
+			false: issuer.Token(writer("internal")),
+		}
+		issuer.Advance(authntest.MaxLifetime)
+		own := serveNotes(t, issuer.NewVerifier(t, authn.WithAudience("internal")))
+		any := serveNotes(t, issuer.NewVerifier(t, authn.WithAnyAudience()))
+		ruled := serveNotes(t, issuer.NewVerifier(t, authn.WithAudience("internal"),
+			authn.WithMethodRule(notes+"List", &watchwordv1.Access{Audience: []string{"billing", "office"}, Roles: []string{"writer"}})))
+		for _, test := range []struct {
+			name  string
+			token string
+			bill  string // the answer of a method that asks for billing or office, and for a writer
+			list  string // the answer of a method that asks for no audience, at the verifier with WithAudience
+		}{
+			{"the method's audience", issuer.Token(writer("billing")), "ok", "AUDIENCE_MISMATCH"},
+			{"the method's other audience", issuer.Token(writer("office")), "ok", "AUDIENCE_MISMATCH"},
+			{"both audiences", issuer.Token(writer("internal", "office")), "ok", "ok"},
+			{"the verifier's audience", issuer.Token(writer("internal")), "AUDIENCE_MISMATCH", "ok"},
+			{"the verifier's audience, no role", issuer.Token(reader("internal")), "AUDIENCE_MISMATCH", "ok"},
+			{"the method's audience, no role", issuer.Token(reader("billing")), "ROLE_REQUIRED", "AUDIENCE_MISMATCH"},
+			{"an expired token for the method", old[true], "TOKEN_EXPIRED", "AUDIENCE_MISMATCH"},
+			{"an expired token for the verifier", old[false], "AUDIENCE_MISMATCH", "TOKEN_EXPIRED"},
+		} {
+			ctx := authntest.Bearer(t.Context(), test.token)
+			for range 2 { // the second time from the cache
+				for method, stream := range map[string]bool{notes + "Bill": false, notes + "WatchBills": true} {
+					for where, conn := range map[string]*grpc.ClientConn{"WithAudience": own, "WithAnyAudience": any} {
+						if _, err := call(ctx, conn, method, stream); name(err) != test.bill {
+							t.Errorf("%s: %s, %s: %v, want %s", test.name, where, method, err, test.bill)
+						}
+					}
+				}
+				if _, err := call(ctx, ruled, notes+"List", false); name(err) != test.bill {
+					t.Errorf("%s: List with WithMethodRule: %v, want %s", test.name, err, test.bill)
+				}
+				if _, err := call(ctx, own, notes+"List", false); name(err) != test.list {
+					t.Errorf("%s: List: %v, want %s", test.name, err, test.list)
+				}
+			}
+		}
+	})
+}
+
+// The checks of an open stream ask for the method's audience too.
+func TestStreamOfAMethodWithAnAudience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := authntest.New()
+		listener, stop := serve(func(r *grpc.Server) {
+			r.RegisterService(&grpc.ServiceDesc{ServiceName: "notes.v1.NotesService", Streams: []grpc.StreamDesc{{
+				StreamName: "WatchBills", ServerStreams: true,
+				Handler: func(_ any, stream grpc.ServerStream) error {
+					if err := stream.SendMsg(caller(stream.Context())); err != nil {
+						return err
+					}
+					<-stream.Context().Done()
+					return stream.Context().Err()
+				},
+			}}}, nil)
+		}, issuer.NewVerifier(t, authn.WithAudience("internal")).ServerOptions()...)
+		t.Cleanup(stop)
+		conn := dial(listener)
+		t.Cleanup(func() { conn.Close() })
+		raw := issuer.Token(authntest.User{Name: "alice", Roles: []string{"writer"}, Audience: []string{"billing"}})
+		stream, err := conn.NewStream(authntest.Bearer(t.Context(), raw), &grpc.StreamDesc{ServerStreams: true}, notes+"WatchBills")
+		check(t, err)
+		check(t, stream.SendMsg(empty))
+		check(t, stream.RecvMsg(newText()))
+		ended := make(chan error, 1)
+		go func() { ended <- stream.RecvMsg(newText()) }()
+		time.Sleep(10 * time.Minute)
+		select {
+		case err := <-ended:
+			t.Fatalf("the stream ended with a good token: %v", err)
+		default:
+		}
+		issuer.EndSession(raw)
+		if err := <-ended; name(err) != "TOKEN_REVOKED" {
+			t.Error(err)
+		}
+	})
+}
+
+// A verifier refuses to start with an audience in an option that no call could satisfy, or
+// that another rule contradicts.
+func TestContradictionsOfAnAudience(t *testing.T) {
+	for name, test := range map[string]struct {
+		access *watchwordv1.Access
+		opts   []authn.Option
+		text   string
+	}{
+		"public":            {&watchwordv1.Access{Public: true, Audience: []string{"billing"}}, nil, "public"},
+		"empty":             {&watchwordv1.Access{Audience: []string{"billing", ""}}, nil, "empty audience"},
+		"WithPublicMethods": {&watchwordv1.Access{Audience: []string{"billing"}}, []authn.Option{authn.WithPublicMethods("/broken.v1.NotesService/Extra")}, "WithPublicMethods"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			register(t, notesFile("broken.v1", encoded(test.access)))
+			_, err := authn.NewVerifier(t.Context(), newHandFed(), append(test.opts, authn.WithAudience("internal"))...)
+			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "/broken.v1.NotesService/Extra") || !strings.Contains(err.Error(), test.text) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Every method of Watchword that asks for the role admin asks for the audience watchword
+// alone, and no other method asks for an audience.
+func TestAudienceOfAdminMethods(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		conn := serveNotes(t, w.Verifier)
+		methods := 0
+		for _, service := range []grpc.ServiceDesc{
+			watchwordv1.AuthService_ServiceDesc, watchwordv1.TrustService_ServiceDesc, watchwordv1.UserService_ServiceDesc,
+			watchwordv1.SessionService_ServiceDesc, watchwordv1.KeyService_ServiceDesc, watchwordv1.AuditService_ServiceDesc,
+		} {
+			for _, m := range service.Methods {
+				method := "/" + service.ServiceName + "/" + m.MethodName
+				as := func(audience string, roles ...string) string {
+					raw := mint(t, w.key, func(c *token.Claims) { c.Audience, c.Roles = []string{audience}, roles })
+					_, err := call(bearing(t.Context(), "Bearer "+raw), conn, method, true)
+					return name(err)
+				}
+				if as("internal") == "ok" {
+					continue // asks for no role
+				}
+				methods++
+				for _, test := range []struct{ got, want string }{
+					{as("watchword", "admin"), "ok"}, {as("watchword"), "ROLE_REQUIRED"},
+					{as("internal", "admin"), "AUDIENCE_MISMATCH"}, {as("internal"), "AUDIENCE_MISMATCH"},
+				} {
+					if test.got != test.want {
+						t.Errorf("%s: %s, want %s", method, test.got, test.want)
+					}
+				}
+			}
+		}
+		if methods < 10 {
+			t.Errorf("%d methods ask for a role", methods)
+		}
+	})
+}
