@@ -74,8 +74,8 @@ func (s *shared) ask(ctx context.Context) error {
 	}
 }
 
-// join returns the reading whose result a request gets. mine tells that the request must
-// make the read.
+// join returns the reading with the result that a request gets. mine tells that the request
+// must make the read.
 func (s *shared) join() (r *reading, mine bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
