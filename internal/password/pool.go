@@ -176,7 +176,7 @@ func (t *Turn) run(ctx context.Context, pw Password, r record) ([]byte, error) {
 	if pw.reveal() == "" {
 		return nil, ErrMalformed
 	}
-	if err := t.begin(ctx); err != nil {
+	if err := t.Wait(ctx); err != nil {
 		return nil, err
 	}
 	start := time.Now()
