@@ -144,6 +144,7 @@ var codeOf = map[string]codes.Code{
 	"REFRESH_TOKEN_EXPIRED": codes.Unauthenticated,
 	"BUNDLE_STALE":          codes.Unavailable,
 	"OVERLOADED":            codes.ResourceExhausted,
+	"TOO_MANY_ATTEMPTS":     codes.ResourceExhausted,
 	"USER_DISABLED":         codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
 	"CLIENT_CERTIFICATE_REQUIRED": codes.PermissionDenied,
 	"USER_NOT_FOUND":              codes.NotFound, "USER_EXISTS": codes.AlreadyExists,
