@@ -14,7 +14,6 @@ type attack struct {
 	c       *Counter
 	asked   int
 	guesses int
-	full    bool              // the last site was told that there is no time left
 	due     map[int]time.Time // promises, by site
 	sites   int
 	free    time.Time // when there is a time left
@@ -125,6 +124,7 @@ func TestOnePromiseForASite(t *testing.T) {
 		// A site that does not come loses its time, and keeps no other from its own.
 		time.Sleep(31*time.Second + time.Millisecond)
 		wantRefused(t, guess(t, c, first))
+		wantRefused(t, guess(t, c, c.Key("alice", "third"))) // the time belongs to the second site
 		if err := guess(t, c, second); err != nil {
 			t.Errorf("the second site: %v", err)
 		}
