@@ -37,7 +37,7 @@ var parts = []struct {
 	slow bool // left out by -quick, unless -only names it
 }{
 	{"interceptor", interceptors, false}, {"echo", echo, false}, {"verify-rpc", verifyRPC, false}, {"revocation", revocation, false},
-	{"memory", memory, false}, {"wire", wire, false}, {"strangers", strangers, true},
+	{"memory", memory, false}, {"wire", wire, false}, {"guesses", guesses, true}, {"strangers", strangers, true},
 	{"replicas", replicas, true}, {"postgres-refresh", postgresRefresh, true}, {"postgres-login", postgresLogin, true},
 	{"postgres-trips", postgresTrips, true}, {"postgres-pool", postgresPool, true}, {"postgres-growth", postgresGrowth, true},
 }

@@ -23,8 +23,9 @@ type watchword struct {
 }
 
 // startWatchword starts a server on a database, or on a database in a new folder if the
-// URI is empty. The master key is in that folder, which close removes.
-func startWatchword(uri string) (*watchword, error) {
+// URI is empty. The master key is in that folder, which close removes. edits change the
+// settings.
+func startWatchword(uri string, edits ...func(*server.Config)) (*watchword, error) {
 	folder, err := os.MkdirTemp("", "watchword-bench-")
 	if err != nil {
 		return nil, err
@@ -38,7 +39,7 @@ func startWatchword(uri string) (*watchword, error) {
 		os.RemoveAll(folder)
 		return nil, err
 	}
-	w, err := start(uri, key)
+	w, err := start(uri, key, edits...)
 	if err != nil {
 		os.RemoveAll(folder)
 		return nil, err
@@ -50,11 +51,14 @@ func startWatchword(uri string) (*watchword, error) {
 
 // start starts a server with the defaults of the command line, but with access tokens
 // that outlive every measurement.
-func start(uri, masterKeyFile string) (*watchword, error) {
+func start(uri, masterKeyFile string, edits ...func(*server.Config)) (*watchword, error) {
 	cfg := server.DefaultConfig()
 	cfg.GRPCAddr, cfg.HTTPAddr, cfg.DrainTimeout = "127.0.0.1:0", "127.0.0.1:0", time.Second
 	cfg.DatastoreURI, cfg.MasterKeyFile, cfg.Issuer = uri, masterKeyFile, "http://127.0.0.1:8080"
 	cfg.Audience, cfg.AccessTTL = []string{audience, "billing"}, lifetime
+	for _, edit := range edits {
+		edit(&cfg)
+	}
 	w := &watchword{uri: uri}
 	srv, err := server.New(context.Background(), cfg, slog.New(slog.NewTextHandler(io.Discard, nil)), func(password string) error {
 		w.password = password

@@ -42,7 +42,7 @@ type authServer struct {
 
 	mu       sync.Mutex
 	newest   int
-	asked    []string // "login", or the refresh token presented
+	asked    []string // "login", "login-after-" a refresh token of before, or the refresh token presented
 	audience []string
 	before   func(context.Context) error // may refuse a request
 	after    func(context.Context) error // may drop the answer
@@ -50,7 +50,11 @@ type authServer struct {
 
 func (s *authServer) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watchwordv1.LoginResponse, error) {
 	good := req.GetUsername() == "alice" && req.GetPassword() == "secret"
-	tokens, err := s.answer(ctx, "login", req.GetAudience(), func() error {
+	asked := "login"
+	if previous := req.GetPreviousRefreshToken(); previous != "" {
+		asked += "-after-" + previous
+	}
+	tokens, err := s.answer(ctx, asked, req.GetAudience(), func() error {
 		if !good {
 			return refusal(codes.Unauthenticated, "INVALID_CREDENTIALS", "")
 		}

@@ -78,7 +78,7 @@ func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
 			s.access = ""
 			s.mu.Unlock()
 		}
-		s.session.refreshToken = ""
+		s.session.previousToken, s.session.refreshToken = s.session.refreshToken, ""
 		tokens, err = s.session.request(s.ctx)
 	}
 	if err != nil {
@@ -140,9 +140,10 @@ type session struct {
 	name               string // for people
 	username, password string // empty in a source made by [Refresh]
 
-	refreshToken string    // the newest; empty: log in
-	unsaved      bool      // the function given to WithStore has not returned nil for refreshToken
-	asked        time.Time // the start of the last request
+	refreshToken  string    // the newest; empty: log in
+	previousToken string    // of the session that is over; shows Watchword that the user is known here
+	unsaved       bool      // the function given to WithStore has not returned nil for refreshToken
+	asked         time.Time // the start of the last request
 }
 
 // request asks Watchword for tokens: by the refresh token, or by the password without one.
@@ -159,7 +160,9 @@ func (s *session) request(ctx context.Context) (*watchwordv1.TokenPair, error) {
 		answer, err = s.auth.Refresh(ctx, req, s.fillIn(func() { req.RefreshToken = s.refreshToken }))
 	} else {
 		req := &watchwordv1.LoginRequest{Audience: s.audience}
-		answer, err = s.auth.Login(ctx, req, s.fillIn(func() { req.Username, req.Password = s.username, s.password }))
+		answer, err = s.auth.Login(ctx, req, s.fillIn(func() {
+			req.Username, req.Password, req.PreviousRefreshToken = s.username, s.password, s.previousToken
+		}))
 	}
 	tokens := answer.GetTokens()
 	if err == nil && (tokens.GetAccessToken() == "" || tokens.GetRefreshToken() == "" || tokens.GetExpiresIn().AsDuration() <= 0) {

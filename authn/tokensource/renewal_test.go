@@ -199,7 +199,7 @@ func TestSessionIsOver(t *testing.T) {
 					return refused(ctx)
 				}, nil)
 				c.goesWith(t, "access-2")
-				saw(t, c.auth, "login refresh-1 login")
+				saw(t, c.auth, "login refresh-1 login-after-refresh-1")
 				time.Sleep(accessLife)
 				c.goesWith(t, "access-3")
 				saw(t, c.auth, "refresh-2")
@@ -244,7 +244,7 @@ func TestCallsWhileTheSessionBeginsAnew(t *testing.T) {
 					return refusal(codes.Unauthenticated, reason, "")
 				}, nil)
 				c.goesWith(t, "access-1") // starts the renewal
-				saw(t, c.auth, "login refresh-1 login")
+				saw(t, c.auth, "login refresh-1 login-after-refresh-1")
 				var calls sync.WaitGroup
 				calls.Go(func() {
 					if token, err := call(t.Context(), c.conn, unaryMethod, false); token != during || err != nil {

@@ -123,7 +123,7 @@ func TestTokenRevoked(t *testing.T) {
 			return refusal(codes.Unauthenticated, "SESSION_REVOKED", "")
 		}, nil)
 		c.goesWith(t, "access-2")
-		saw(t, c.auth, "login refresh-1 login")
+		saw(t, c.auth, "login refresh-1 login-after-refresh-1")
 	})
 }
 

@@ -33,6 +33,21 @@ func (s Source) Network() string {
 	return addr.String()
 }
 
+// Site returns the network that one owner commonly has: the /24 of an IPv4 address, or the
+// /48 of an IPv6 address. An owner of one site can make as many [Source.Network] as it
+// likes.
+func (s Source) Site() string {
+	addr, err := netip.ParseAddr(string(s))
+	if err != nil {
+		return string(s)
+	}
+	bits := 24
+	if addr = addr.Unmap(); addr.Is6() {
+		bits = 48
+	}
+	return netip.PrefixFrom(addr.WithZone(""), bits).Masked().String()
+}
+
 // Proxies lists the networks of trusted proxies (--trusted-proxy): the server believes the
 // header x-forwarded-for of calls from these networks alone.
 type Proxies []netip.Prefix

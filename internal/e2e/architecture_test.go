@@ -30,7 +30,7 @@ var mayImport = map[string][]string{
 	"docs":                     {}, // tests of the text alone
 	"internal/audit":           {"internal/caller", "internal/store"},
 	"internal/caller":          {"internal/store"},
-	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/user"},
+	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/throttle", "internal/user"},
 	"internal/cli":             {gen, "internal/caller", "internal/audit", "internal/feed", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/token", "internal/transport", "internal/user"},
 	"internal/detach":          {},
 	"internal/durable":         {},
@@ -43,20 +43,21 @@ var mayImport = map[string][]string{
 	"internal/pgtest":          {}, // for tests alone
 	"internal/refusal":         {gen},
 	"internal/retry":           {},
-	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/session", "internal/share", "internal/store", "internal/token", "internal/user"},
+	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/token", "internal/user"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/store", "internal/throttle", "internal/token", "internal/user"},
 	"internal/share":           {},
 	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/share", "internal/store", "internal/user"},
 	"internal/store":           {"internal/durable"},
 	"internal/store/storetest": {"internal/pgtest", "internal/store"}, // for tests
+	"internal/throttle":        {"internal/store"},                    // knows no user and no password
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},
 	"internal/transport":       {},
 	"internal/user":            {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/store", "internal/token"},
 
 	// Kits for tests.
-	"internal/session/sessiontest": {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/pgtest", "internal/seal", "internal/session", "internal/store", "internal/store/storetest", "internal/token", "internal/user"},
+	"internal/session/sessiontest": {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/pgtest", "internal/seal", "internal/session", "internal/store", "internal/store/storetest", "internal/throttle", "internal/token", "internal/user"},
 	"internal/strangertest":        {gen},
 	"internal/trusttest":           {gen},
 }

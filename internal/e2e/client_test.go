@@ -147,6 +147,7 @@ var codeOf = map[string]codes.Code{
 	"AUDIENCE_MISMATCH":     codes.Unauthenticated,
 	"BUNDLE_STALE":          codes.Unavailable,
 	"OVERLOADED":            codes.ResourceExhausted,
+	"TOO_MANY_ATTEMPTS":     codes.ResourceExhausted,
 	"USER_DISABLED":         codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
 	"CLIENT_CERTIFICATE_REQUIRED": codes.PermissionDenied,
 	"SESSION_NOT_FOUND":           codes.NotFound,

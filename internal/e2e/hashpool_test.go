@@ -19,6 +19,9 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
+// unthrottled are flags with which the hashes alone bound the guesses.
+var unthrottled = []string{"--throttle-free-tries", "1000000", "--throttle-source-rate", "0"}
+
 // serveOn runs a server that uses so many cores, on a new database.
 func serveOn(t *testing.T, cores int, args ...string) *server {
 	t.Helper()
@@ -79,7 +82,7 @@ func stranger(t *testing.T, from, addr string) (stop func()) {
 // One stranger cannot keep others out: while a stranger makes more logins than the server
 // can hash, every login from another address succeeds, and so do the changes of passwords.
 func TestStrangerDoesNotShutOthersOut(t *testing.T) {
-	s := serveOn(t, 2)
+	s := serveOn(t, 2, unthrottled...)
 	honest := dialFrom(t, "127.0.0.1", s.grpcAddr)
 	admin := honest.login(t, "admin", s.admin, "watchword")
 	password := newPassword()
@@ -103,7 +106,7 @@ func TestManyLoginsAtOnce(t *testing.T) {
 		memory = 128 // MiB
 		base   = 128 // MiB, for everything else; measured: 45 to 70 MiB
 	)
-	s := serveOn(t, 32, "--hash-memory", "128MiB") // without the flag, 31 hashes at a time: some 1,400 MiB
+	s := serveOn(t, 32, append(unthrottled, "--hash-memory", "128MiB")...) // without the flag, 31 hashes at a time: some 1,400 MiB
 	calm := s.goroutines(t)
 	var clients []*client
 	for i := range 10 {

@@ -42,24 +42,35 @@ type Service struct {
 	writer    feed.Writer
 	sessions  *session.Sessions
 	passwords *password.Pool
+	guard     *Guard
 }
 
 // New returns a service. ChangePassword commits by w.
-func New(s *store.Store, w feed.Writer, sessions *session.Sessions, p *password.Pool) *Service {
-	return &Service{store: s, writer: w, sessions: sessions, passwords: p}
+func New(s *store.Store, w feed.Writer, sessions *session.Sessions, p *password.Pool, g *Guard) *Service {
+	return &Service{store: s, writer: w, sessions: sessions, passwords: p, guard: g}
 }
 
 // Login checks a password and starts a session. Login takes as long for an unknown user
-// as for a known user.
+// as for a known user. previous is an earlier refresh token of the user, or any other text:
+// see [Guard].
 //
-// Errors: ErrCredentials; ErrUserDisabled; session.ErrAudience; session.ErrNotAlone;
-// password.ErrOverloaded; errors of the store.
-func (s *Service) Login(ctx context.Context, name user.Name, pw password.Password, audience []string) (*session.Tokens, error) {
+// Errors: ErrCredentials; ErrUserDisabled; a *[throttle.Refused]; session.ErrAudience;
+// session.ErrNotAlone; password.ErrOverloaded; errors of the store.
+func (s *Service) Login(ctx context.Context, name user.Name, pw password.Password, audience []string, previous string) (*session.Tokens, error) {
 	audience, err := s.sessions.Audience(audience)
 	if err != nil {
 		return nil, err
 	}
-	return s.repeatIfChanged(ctx, func() (*session.Grant, error) { return s.tryLogin(ctx, name, pw, audience) })
+	a := attempt{name: name, password: pw, audience: audience, device: s.sessions.Device(previous)}
+	return s.repeatIfChanged(ctx, func() (*session.Grant, error) { return s.tryLogin(ctx, &a) })
+}
+
+// attempt is what a login presents.
+type attempt struct {
+	name     user.Name
+	password password.Password
+	audience []string
+	device   string // the session of the earlier refresh token; empty without one
 }
 
 // repeatIfChanged calls try, again if the password changed during the hash, and makes
@@ -80,55 +91,50 @@ func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Gran
 
 // tryLogin takes a place in the queue before the database is read, so that a refused login
 // costs no read.
-func (s *Service) tryLogin(ctx context.Context, name user.Name, pw password.Password, audience []string) (*session.Grant, error) {
-	turn, err := s.passwords.Enter(ctx, password.Stranger(caller.SourceOf(ctx).Network()))
+func (s *Service) tryLogin(ctx context.Context, a *attempt) (*session.Grant, error) {
+	source := caller.SourceOf(ctx).Network()
+	if a.device == "" { // else the database says whether the source counts
+		if err := s.guard.sources.Check(source); err != nil {
+			return nil, err
+		}
+	}
+	turn, err := s.passwords.Enter(ctx, password.Stranger(source))
 	if err != nil {
 		return nil, err
 	}
 	defer turn.End()
-	var read store.User // stays empty for an unknown user: Compare then hashes all the same
-	err = s.store.Read(ctx, func(tx *store.Tx) error {
-		u, err := tx.UserByName(string(name))
-		if errors.Is(err, store.ErrNotFound) {
-			return nil
-		}
-		read = *u
-		return err
-	})
+	g, err := s.beginLogin(ctx, a)
 	if err != nil {
 		return nil, err
 	}
-	match, rehash, err := turn.Compare(ctx, pw, read.PasswordHash)
+	defer g.End()
+	rehash, err := s.compare(ctx, turn, g, a.password)
 	if err != nil {
 		return nil, err
-	}
-	if !match {
-		return nil, audit.Refusal{UserID: read.ID, UserName: read.Username, Err: ErrCredentials}
 	}
 	var better string
 	if rehash {
-		if better, err = turn.Hash(ctx, pw); err != nil {
+		if better, err = turn.Hash(ctx, a.password); err != nil {
 			return nil, err
 		}
 	}
 	turn.End() // before the wait for the database
-	return s.start(ctx, &read, better, audience)
+	return s.start(ctx, g, better, a.audience)
 }
 
-// start starts a session after the right password. read is the row that was
-// read before the hash: if its password hash has been replaced since, start returns
-// errChanged. Name, roles and state come from the row as it is now. If better is not
+// start starts a session after the right password. If the password hash has been replaced
+// since g.user was read, start returns errChanged. Name, roles and state come from the row as it is now. If better is not
 // empty, start stores it as the new password hash.
-func (s *Service) start(ctx context.Context, read *store.User, better string, audience []string) (grant *session.Grant, err error) {
+func (s *Service) start(ctx context.Context, g *guess, better string, audience []string) (grant *session.Grant, err error) {
 	// Few logins end a session, and [session.Sessions.Sign] waits for these alone.
 	err = feed.Direct(s.store).Write(ctx, func(tx *feed.Tx) error {
-		u, err := user.Find(tx.Tx, read.ID)
+		u, err := user.Find(tx.Tx, g.user.ID)
 		switch {
 		case errors.Is(err, user.ErrNotFound):
 			return ErrCredentials
 		case err != nil:
 			return err
-		case u.PasswordHash != read.PasswordHash:
+		case u.PasswordHash != g.user.PasswordHash:
 			return errChanged
 		case u.Disabled:
 			return audit.Refusal{UserID: u.ID, UserName: u.Username, Err: ErrUserDisabled}
@@ -139,6 +145,9 @@ func (s *Service) start(ctx context.Context, read *store.User, better string, au
 				return err
 			}
 		}
+		if err := g.Right(tx.Tx); err != nil {
+			return err
+		}
 		grant, err = s.sessions.Start(ctx, tx, u, audience, audit.Login)
 		return err
 	})
@@ -148,8 +157,8 @@ func (s *Service) start(ctx context.Context, read *store.User, better string, au
 // ChangePassword sets the caller's own password, ends every session of the caller's
 // user, and starts a new session with the audience of the caller's session.
 //
-// Errors: ErrCredentials if the current password is wrong; password.ErrTooWeak;
-// password.ErrOverloaded; errors of [caller.Caller.Check] and of the store.
+// Errors: ErrCredentials if the current password is wrong; a *[throttle.Refused];
+// password.ErrTooWeak; password.ErrOverloaded; errors of [caller.Caller.Check] and of the store.
 func (s *Service) ChangePassword(ctx context.Context, by caller.Caller, current, next password.Password) (*session.Tokens, error) {
 	return s.repeatIfChanged(ctx, func() (*session.Grant, error) { return s.tryChange(ctx, by, current, next) })
 }
@@ -160,23 +169,16 @@ func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next
 		return nil, err
 	}
 	defer turn.End()
-	var read *store.User
-	err = s.store.Read(ctx, func(tx *store.Tx) (err error) {
-		read, _, err = by.Rows(tx)
-		return err
-	})
+	g, err := s.beginChange(ctx, by)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.passwords.CheckPolicy(next, read.Username); err != nil {
+	defer g.End()
+	if err := s.passwords.CheckPolicy(next, g.user.Username); err != nil {
 		return nil, err
 	}
-	match, _, err := turn.Compare(ctx, current, read.PasswordHash)
-	if err != nil {
+	if _, err := s.compare(ctx, turn, g, current); err != nil {
 		return nil, err
-	}
-	if !match {
-		return nil, audit.Refusal{UserID: by.ID, UserName: read.Username, SessionID: by.SessionID, Err: ErrCredentials}
 	}
 	hash, err := turn.Hash(ctx, next)
 	if err != nil {
@@ -189,8 +191,11 @@ func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next
 		if err != nil {
 			return err
 		}
-		if u.PasswordHash != read.PasswordHash {
+		if u.PasswordHash != g.user.PasswordHash {
 			return errChanged
+		}
+		if err := g.Right(tx.Tx); err != nil {
+			return err
 		}
 		u.PasswordHash = hash
 		if err := user.Raise(tx, u, true); err != nil {

@@ -33,7 +33,7 @@ func TestRefusedLogins(t *testing.T) {
 	w := sessiontest.New(t)
 	refused := func(name user.Name, password string, want error, user string) {
 		t.Helper()
-		tokens, err := w.Logins.Login(t.Context(), name, sessiontest.Parse(t, password), nil)
+		tokens, err := w.Logins.Login(t.Context(), name, sessiontest.Parse(t, password), nil, "")
 		if tokens != nil || !errors.Is(err, want) || about(err) != user {
 			t.Errorf("%s with %q: %v about %q, want %v about %q", name, password, err, about(err), want, user)
 		}
@@ -56,10 +56,10 @@ func TestAudience(t *testing.T) {
 	t.Parallel()
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
 		pw := sessiontest.Parse(t, sessiontest.Password)
-		if _, err := w.Logins.Login(t.Context(), "alice", pw, []string{"elsewhere"}); !errors.Is(err, session.ErrAudience) {
+		if _, err := w.Logins.Login(t.Context(), "alice", pw, []string{"elsewhere"}, ""); !errors.Is(err, session.ErrAudience) {
 			t.Fatalf("login for elsewhere: %v", err)
 		}
-		if _, err := w.Logins.Login(t.Context(), "alice", pw, []string{"watchword", "billing"}); !errors.Is(err, session.ErrNotAlone) {
+		if _, err := w.Logins.Login(t.Context(), "alice", pw, []string{"watchword", "billing"}); !errors.Is(err, session.ErrNotAlone, "") {
 			t.Fatalf("login for watchword and billing: %v", err)
 		}
 		for _, c := range []struct{ asked, want []string }{
@@ -69,7 +69,7 @@ func TestAudience(t *testing.T) {
 			{[]string{"watchword"}, []string{"watchword"}},
 			{[]string{"watchword", "watchword"}, []string{"watchword"}},
 		} {
-			tokens, err := w.Logins.Login(t.Context(), "alice", pw, c.asked)
+			tokens, err := w.Logins.Login(t.Context(), "alice", pw, c.asked, "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -85,7 +85,7 @@ func TestAudience(t *testing.T) {
 func TestChangePassword(t *testing.T) {
 	t.Parallel()
 	w := world{sessiontest.New(t)}
-	first, err := w.Logins.Login(t.Context(), "alice", sessiontest.Parse(t, sessiontest.Password), []string{"billing"})
+	first, err := w.Logins.Login(t.Context(), "alice", sessiontest.Parse(t, sessiontest.Password), []string{"billing"}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func TestChangePassword(t *testing.T) {
 func TestALoginThatIsCutIsUncertain(t *testing.T) {
 	w, proxy := sessiontest.Wired(t)
 	proxy.Judge(sessiontest.CutOnce("INSERT INTO sessions", pgtest.CutAfter))
-	_, err := w.Logins.Login(t.Context(), "alice", sessiontest.Parse(t, sessiontest.Password), nil)
+	_, err := w.Logins.Login(t.Context(), "alice", sessiontest.Parse(t, sessiontest.Password), nil, "")
 	proxy.Judge(nil)
 	if !errors.Is(err, store.ErrUncertain) {
 		t.Errorf("Login: %v", err)
@@ -136,7 +136,7 @@ func TestStatementsAndRoundTrips(t *testing.T) {
 	for range 20 { // the first call on a connection prepares its statements there
 		w.Login(t)
 	}
-	// BEGIN, settings, user | COMMIT, and BEGIN, settings, user, time | sessions
+	// BEGIN, settings, buckets | user | COMMIT, and BEGIN, settings, user, time | sessions
 	// beyond the bound, time | session, record, COMMIT.
-	count.Want(t, "Login", 13, 5, func() { w.Login(t) })
+	count.Want(t, "Login", 14, 6, func() { w.Login(t) })
 }

@@ -17,7 +17,7 @@ import (
 func TestRefusedCallsReadNothing(t *testing.T) {
 	w, proxy := sessiontest.Wired(t)
 	pool := password.NewPool(password.Config{Parallel: 1, Queue: 1, Reserved: -1})
-	logins := login.New(w.Store, w.Feed, w.Sessions, pool)
+	logins := login.New(w.Store, w.Feed, w.Sessions, pool, w.Guard(t, w.Sessions))
 	ctx := caller.WithSource(t.Context(), "192.0.2.1")
 	by := world{w}.caller(t, w.Alice.ID, w.Login(t))
 	pw := sessiontest.Parse(t, sessiontest.Password)
@@ -28,7 +28,7 @@ func TestRefusedCallsReadNothing(t *testing.T) {
 	}
 	count := sessiontest.Count(proxy)
 	count.Want(t, "a refused Login", 0, 0, func() {
-		if _, err := logins.Login(ctx, "alice", pw, nil); !errors.Is(err, password.ErrOverloaded) {
+		if _, err := logins.Login(ctx, "alice", pw, nil, ""); !errors.Is(err, password.ErrOverloaded) {
 			t.Errorf("Login with a full queue: %v", err)
 		}
 	})
@@ -38,7 +38,7 @@ func TestRefusedCallsReadNothing(t *testing.T) {
 		}
 	})
 	first.End()
-	if _, err := logins.Login(ctx, "alice", pw, nil); err != nil {
+	if _, err := logins.Login(ctx, "alice", pw, nil, ""); err != nil {
 		t.Errorf("Login with a free queue: %v", err)
 	}
 }
@@ -49,7 +49,7 @@ func TestPeersOfCalls(t *testing.T) {
 	t.Parallel()
 	w := sessiontest.New(t)
 	pool := password.NewPool(password.Config{Parallel: 1, Queue: 2, Reserved: -1})
-	logins := login.New(w.Store, w.Feed, w.Sessions, pool)
+	logins := login.New(w.Store, w.Feed, w.Sessions, pool, w.Guard(t, w.Sessions))
 	by := world{w}.caller(t, w.Alice.ID, w.Login(t))
 	pw := sessiontest.Parse(t, sessiontest.Password)
 	for range 2 { // one network fills the queue
@@ -60,7 +60,7 @@ func TestPeersOfCalls(t *testing.T) {
 		defer turn.End()
 	}
 	from := func(source caller.Source) error {
-		_, err := logins.Login(caller.WithSource(t.Context(), source), "alice", pw, nil)
+		_, err := logins.Login(caller.WithSource(t.Context(), source), "alice", pw, nil, "")
 		return err
 	}
 	if err := from("2001:db8:0:1::abcd"); !errors.Is(err, password.ErrOverloaded) {
@@ -85,7 +85,7 @@ func TestHashesGoOnWhileTheDatabaseWaits(t *testing.T) {
 	pw := sessiontest.Parse(t, sessiontest.Password)
 	for name, call := range map[string]func(*login.Service, caller.Caller) error{
 		"Login": func(logins *login.Service, _ caller.Caller) error {
-			_, err := logins.Login(context.Background(), "alice", pw, nil)
+			_, err := logins.Login(context.Background(), "alice", pw, nil, "")
 			return err
 		},
 		"ChangePassword": func(logins *login.Service, by caller.Caller) error {
@@ -100,7 +100,7 @@ func TestHashesGoOnWhileTheDatabaseWaits(t *testing.T) {
 				by := w.caller(t, w.Alice.ID, w.Login(t))
 				release := w.hold()
 				done := make(chan error, 1)
-				go func() { done <- call(login.New(w.Store, w.Feed, w.Sessions, pool), by) }()
+				go func() { done <- call(login.New(w.Store, w.Feed, w.Sessions, pool, w.Guard(t, w.Sessions)), by) }()
 				synctest.Wait()
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // the bubble's clock
 				defer cancel()

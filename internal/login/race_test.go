@@ -50,7 +50,7 @@ func (w world) standing(t *testing.T, passwords ...string) string {
 	t.Helper()
 	var working []string
 	for _, p := range passwords {
-		switch _, err := w.Logins.Login(context.Background(), "alice", sessiontest.Parse(t, p), nil); {
+		switch _, err := w.Logins.Login(context.Background(), "alice", sessiontest.Parse(t, p), nil, ""); {
 		case err == nil:
 			working = append(working, p)
 		case !errors.Is(err, login.ErrCredentials):
@@ -124,7 +124,7 @@ func interleave(t *testing.T, order string) {
 	}
 	ops := map[rune]func(){
 		'L': func() {
-			tk, err := w.Logins.Login(context.Background(), "alice", sessiontest.Parse(t, sessiontest.Password), nil)
+			tk, err := w.Logins.Login(context.Background(), "alice", sessiontest.Parse(t, sessiontest.Password), nil, "")
 			done('L', tk, err)
 		},
 		'C': func() {
@@ -212,7 +212,7 @@ func TestPasswordsUnderRace(t *testing.T) {
 		current := sessiontest.Password
 		for round := range 40 {
 			w.weaken(t, current)
-			start, err := w.Logins.Login(t.Context(), "alice", sessiontest.Parse(t, current), nil)
+			start, err := w.Logins.Login(t.Context(), "alice", sessiontest.Parse(t, current), nil, "")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -268,7 +268,7 @@ func race(t *testing.T, w world, by caller.Caller, current string, round int, di
 	}
 	for i := range 3 {
 		add(&change{what: "login", password: current}, func(c *change) {
-			c.tokens, c.err = w.Logins.Login(ctx, "alice", sessiontest.Parse(t, c.password), nil)
+			c.tokens, c.err = w.Logins.Login(ctx, "alice", sessiontest.Parse(t, c.password), nil, "")
 		})
 		add(&change{what: "change of password", password: fmt.Sprintf("changed %d in round %d", i, round)}, func(c *change) {
 			c.tokens, c.err = w.Logins.ChangePassword(ctx, by, sessiontest.Parse(t, current), sessiontest.Parse(t, c.password))
@@ -385,7 +385,7 @@ func TestRightsThatGoWhileACallWaits(t *testing.T) {
 						t.Fatal(err)
 					}
 					w.Login(t)
-					tokens, err := w.Logins.Login(ctx, "boss", sessiontest.Parse(t, sessiontest.Password), nil)
+					tokens, err := w.Logins.Login(ctx, "boss", sessiontest.Parse(t, sessiontest.Password), nil, "")
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -70,6 +70,26 @@ func (p Params) cost() uint64 {
 	return uint64(p.Memory) * uint64(p.Memory) * uint64(p.Time)
 }
 
+// missing returns the parameters of hashes that take as long, together with a hash by p, as
+// a hash by now. The time of argon2 is nearly proportional to the work: the memory times
+// the passes. A pass through less memory is up to a tenth faster, since more of the memory
+// is in the processor's caches, and a first pass is slower than others. So the passes go
+// through as much memory as now does, as far as possible.
+func (p Params) missing(now Params) (decoys []Params) {
+	have, want := p.Memory*p.Time, now.Memory*now.Time // at most maxWork
+	if have >= want {
+		return nil
+	}
+	passes, rest := (want-have)/now.Memory, (want-have)%now.Memory
+	if passes > 0 {
+		decoys = append(decoys, Params{Memory: now.Memory, Time: passes, Threads: now.Threads})
+	}
+	if rest >= 8*uint32(now.Threads) { // the least memory of argon2
+		decoys = append(decoys, Params{Memory: rest, Time: 1, Threads: now.Threads})
+	}
+	return decoys
+}
+
 // record holds the parts of a stored hash. Salt and tag must stay out of errors and
 // logs.
 type record struct {

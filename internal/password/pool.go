@@ -142,7 +142,7 @@ func (p *Pool) Hash(ctx context.Context, caller Caller, pw Password) (string, er
 // ctx.Err() after the hash.
 func (t *Turn) Hash(ctx context.Context, pw Password) (string, error) {
 	r := newRecord(t.pool.params)
-	tag, err := t.run(ctx, pw, r)
+	tag, err := t.run(ctx, pw, r, nil)
 	if err != nil {
 		return "", err
 	}
@@ -155,9 +155,10 @@ func (t *Turn) Hash(ctx context.Context, pw Password) (string, error) {
 // phc by a new hash, from [Turn.Hash] of the same turn.
 //
 // The caller passes an empty phc for an unknown user. Compare then spends the time of
-// a new hash and returns no match, so the time does not show whether a user exists. A
-// stored hash with older parameters takes the time of the older parameters. So after
-// the parameters rise, the time shows that a user exists until the user's next login.
+// a new hash and returns no match, so the time does not show whether a user exists. If phc
+// takes less work than a new hash, Compare spends the rest on further hashes, and throws
+// their results away. If phc takes more work, after the pool's parameters were lowered, Compare takes
+// longer, and the time shows that the user exists.
 //
 // Errors: those of [Turn.Hash]; an error without a sentinel if phc is malformed or
 // asks for more than the package's bounds, a fault of the stored row.
@@ -168,7 +169,7 @@ func (t *Turn) Compare(ctx context.Context, pw Password, phc string) (match, reh
 			return false, false, err
 		}
 	}
-	tag, err := t.run(ctx, pw, r)
+	tag, err := t.run(ctx, pw, r, r.params.missing(t.pool.params))
 	if err != nil {
 		return false, false, err
 	}
@@ -177,16 +178,20 @@ func (t *Turn) Compare(ctx context.Context, pw Password, phc string) (match, reh
 }
 
 // run computes the tag of pw with r's parameters, salt and tag length, in the turn's slot.
-// No other code computes a hash.
-func (t *Turn) run(ctx context.Context, pw Password, r record) ([]byte, error) {
+// run then computes a hash for each of decoys, and ignores the results. No other code
+// computes a hash.
+func (t *Turn) run(ctx context.Context, pw Password, r record, decoys []Params) ([]byte, error) {
 	if pw.reveal() == "" {
 		return nil, ErrMalformed
 	}
-	if err := t.begin(ctx); err != nil {
+	if err := t.Wait(ctx); err != nil {
 		return nil, err
 	}
 	start := time.Now()
 	tag := t.pool.derive([]byte(pw.reveal()), r.salt, r.params.Time, r.params.Memory, r.params.Threads, uint32(len(r.tag)))
+	for _, d := range decoys {
+		t.pool.derive([]byte(pw.reveal()), r.salt, d.Time, d.Memory, d.Threads, tagLength)
+	}
 	t.pool.observe(time.Since(start))
 	// If ctx has ended during the hash, the caller must get the error.
 	return tag, ctx.Err()

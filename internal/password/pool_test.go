@@ -160,6 +160,31 @@ func TestUnknownUserCostsTheSame(t *testing.T) {
 	}
 }
 
+// TestOldHashesCostTheSame counts the work of a comparison with a hash of each cost: the
+// memory times the passes takes the time.
+func TestOldHashesCostTheSame(t *testing.T) {
+	pool := NewPool(Config{})
+	var work, hashes, most uint32
+	pool.derive = func(_, _ []byte, time, memory uint32, _ uint8, keyLen uint32) []byte {
+		work += time * memory
+		most = max(most, memory)
+		hashes++
+		return make([]byte, keyLen)
+	}
+	want := Default.Memory * Default.Time
+	for _, params := range []Params{Default, cheap, {Memory: 64, Time: 3}, {Memory: 4096, Time: 3}, {Memory: 9728, Time: 2}, {Memory: 19456, Time: 1}, {Memory: 12288, Time: 3}, {Memory: 38912, Time: 1}} {
+		work, hashes, most = 0, 0, 0
+		old := newRecord(params.clamped())
+		old.tag[0] = 1 // derive returns zeros, so the tag never matches
+		if match, _, err := compare(t, pool, parse(t, "correct horse"), old.encode()); match || err != nil {
+			t.Fatalf("got match %v, error %v; want false, nil", match, err)
+		}
+		if work > want || work+8 < want || hashes > 3 || most > max(params.Memory, Default.Memory) {
+			t.Errorf("%+v: %d KiB in %d hashes of at most %d KiB, want %d", params, work, hashes, most, want)
+		}
+	}
+}
+
 func TestCompareRefusesMalformedHash(t *testing.T) {
 	pool := NewPool(Config{})
 	pool.derive = func(_, _ []byte, _, _ uint32, _ uint8, _ uint32) []byte {

@@ -156,9 +156,12 @@ func (t *Turn) loseLocked(to state) {
 	close(t.settled)
 }
 
-// begin waits until the turn has a slot. If the turn has a slot, begin checks the deadline
-// alone.
-func (t *Turn) begin(ctx context.Context) error {
+// Wait waits until the turn has a slot. If the turn has a slot, Wait checks the deadline
+// alone. The first hash of the turn calls Wait by itself.
+//
+// Errors: [ErrOverloaded] if the turn has lost its place, or if ctx's deadline comes before
+// the end of a hash; ctx.Err() if ctx ends.
+func (t *Turn) Wait(ctx context.Context) error {
 	inTime, stop := t.getReady(ctx)
 	defer stop()
 	select {

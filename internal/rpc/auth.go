@@ -40,7 +40,7 @@ func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watch
 	if r.err != nil {
 		return nil, r.err
 	}
-	tokens, err := a.Logins.Login(ctx, name, pw, aud)
+	tokens, err := a.Logins.Login(ctx, name, pw, aud, req.GetPreviousRefreshToken())
 	return &watchwordv1.LoginResponse{Tokens: tokenPair(tokens)}, err
 }
 

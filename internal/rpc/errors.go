@@ -21,6 +21,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/share"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/throttle"
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
@@ -51,6 +52,7 @@ var refusals = []struct {
 	{hub.ErrEvicted, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "another watcher got this place, since all places of the server, or of the client's network or certificate, were taken"},
 	{issuer.ErrTooMany, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many signing keys that still verify"},
 	{share.ErrNoTurn, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many calls of the user, or of the session, at once"},
+	{throttle.ErrTooMany, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS, "too many wrong passwords; wait before the next try"},
 	{login.ErrCredentials, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS, "unknown user or wrong password"},
 	{login.ErrUserDisabled, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_USER_DISABLED, "the user is disabled"},
 	{session.ErrRefreshInvalid, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID, "not a refresh token of this server"},
@@ -101,6 +103,12 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 		if r.err == hub.ErrTooManyWatchers || r.err == hub.ErrEvicted {
 			retryAfter = func() time.Duration { return watchRetry + rand.N(watchRetry) }
 		}
+		if tooMany := (*throttle.Refused)(nil); errors.As(err, &tooMany) {
+			retryAfter = func() time.Duration { return tooMany.RetryAfter }
+			if tooMany.Full {
+				r.message = "too many wrong passwords, and no time is left for this try in the next hour"
+			}
+		}
 		return refusal.Status(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)
 	}
 	return status.New(codes.Internal, "internal error")
@@ -111,7 +119,7 @@ func details(reason watchwordv1.ErrorReason, retryAfter func() time.Duration) []
 	switch reason {
 	case watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE:
 		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(storeRetry + rand.N(storeRetry))}}
-	case watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED:
+	case watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, watchwordv1.ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS:
 		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter())}}
 	}
 	return nil

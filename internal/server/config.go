@@ -21,30 +21,33 @@ import (
 // flag and an environment variable of every field. The only secret in a Config is the
 // password in DatastoreURI, if the URI has one.
 type Config struct {
-	GRPCAddr       string        `name:"grpc-addr" default:"127.0.0.1:50051" help:"Address of the gRPC API."`
-	HTTPAddr       string        `name:"http-addr" default:"127.0.0.1:8080" help:"Address of the JWKS, metadata, health and metrics."`
-	DatastoreURI   string        `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
-	Issuer         string        `help:"Claim iss, an http or https URL. The first start stores the issuer in the database. Default: the HTTP address; with PostgreSQL none."`
-	Audience       []string      `default:"internal" help:"A service to issue tokens for; repeat the flag for more. A login that names none gets the first."`
-	SigningAlg     string        `default:"EdDSA" enum:"EdDSA,ES256,RS256" help:"Algorithm of the first signing key: EdDSA, ES256 or RS256."`
-	AccessTTL      time.Duration `name:"access-ttl" default:"5m" help:"Lifetime of an access token."`
-	RefreshTTL     time.Duration `name:"refresh-ttl" default:"720h" help:"A session ends after this time without a refresh."`
-	SessionTTL     time.Duration `name:"session-ttl" default:"2160h" help:"A session ends after this time in any case."`
-	MaxSessions    int           `default:"1000" help:"Sessions that one user can have; a further login ends the oldest."`
-	RefreshGrace   time.Duration `default:"10s" help:"How long a spent refresh token gets the same answer again."`
-	RefreshRepeats int           `default:"16" help:"In how many successive generations a spent refresh token may come again within the grace."`
-	JWKSMaxAge     time.Duration `name:"jwks-max-age" default:"1m" help:"How long caches may keep the JWKS."`
-	KeyTTL         time.Duration `name:"key-ttl" default:"720h" help:"How long a signing key signs before the next key takes over; 0: until key rotate."`
-	AuditTTL       time.Duration `name:"audit-ttl" default:"2160h" help:"How long the security record is kept."`
-	MasterKeyFile  string        `type:"path" help:"File of the key for sealing the keys in the database. Default: beside an embedded database."`
-	TLSCert        string        `name:"tls-cert" type:"path" help:"Certificate chain, PEM, for both addresses."`
-	TLSKey         string        `name:"tls-key" type:"path" help:"Private key of the certificate, PEM."`
-	ClientCA       string        `name:"client-ca" type:"path" help:"CA of client certificates, PEM. A certificate is checked if the client shows one; WatchBundle requires one."`
-	Insecure       bool          `help:"Serve without TLS to other machines."`
-	MaxConnections int           `help:"Connections to the gRPC address at a time. Default: 2048, or fewer if the limit of open files is low."`
-	TrustedProxy   []string      `help:"Network or address of a proxy that may name the client's address in x-forwarded-for; repeat the flag for more."`
-	HashMemory     Size          `placeholder:"SIZE" help:"Memory for password hashes, such as 256MiB. Default: half of the memory limit (cgroup or GOMEMLIMIT), or else a quarter of the machine's memory."`
-	DrainTimeout   time.Duration `default:"10s" help:"How long calls in flight may take while the server stops."`
+	GRPCAddr             string        `name:"grpc-addr" default:"127.0.0.1:50051" help:"Address of the gRPC API."`
+	HTTPAddr             string        `name:"http-addr" default:"127.0.0.1:8080" help:"Address of the JWKS, metadata, health and metrics."`
+	DatastoreURI         string        `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
+	Issuer               string        `help:"Claim iss, an http or https URL. The first start stores the issuer in the database. Default: the HTTP address; with PostgreSQL none."`
+	Audience             []string      `default:"internal" help:"A service to issue tokens for; repeat the flag for more. A login that names none gets the first."`
+	SigningAlg           string        `default:"EdDSA" enum:"EdDSA,ES256,RS256" help:"Algorithm of the first signing key: EdDSA, ES256 or RS256."`
+	AccessTTL            time.Duration `name:"access-ttl" default:"5m" help:"Lifetime of an access token."`
+	RefreshTTL           time.Duration `name:"refresh-ttl" default:"720h" help:"A session ends after this time without a refresh."`
+	SessionTTL           time.Duration `name:"session-ttl" default:"2160h" help:"A session ends after this time in any case."`
+	MaxSessions          int           `default:"1000" help:"Sessions that one user can have; a further login ends the oldest."`
+	RefreshGrace         time.Duration `default:"10s" help:"How long a spent refresh token gets the same answer again."`
+	RefreshRepeats       int           `default:"16" help:"In how many successive generations a spent refresh token may come again within the grace."`
+	JWKSMaxAge           time.Duration `name:"jwks-max-age" default:"1m" help:"How long caches may keep the JWKS."`
+	KeyTTL               time.Duration `name:"key-ttl" default:"720h" help:"How long a signing key signs before the next key takes over; 0: until key rotate."`
+	AuditTTL             time.Duration `name:"audit-ttl" default:"2160h" help:"How long the security record is kept."`
+	MasterKeyFile        string        `type:"path" help:"File of the key for sealing the keys in the database. Default: beside an embedded database."`
+	TLSCert              string        `name:"tls-cert" type:"path" help:"Certificate chain, PEM, for both addresses."`
+	TLSKey               string        `name:"tls-key" type:"path" help:"Private key of the certificate, PEM."`
+	ClientCA             string        `name:"client-ca" type:"path" help:"CA of client certificates, PEM. A certificate is checked if the client shows one; WatchBundle requires one."`
+	Insecure             bool          `help:"Serve without TLS to other machines."`
+	MaxConnections       int           `help:"Connections to the gRPC address at a time. Default: 2048, or fewer if the limit of open files is low."`
+	TrustedProxy         []string      `help:"Network or address of a proxy that may name the client's address in x-forwarded-for; repeat the flag for more."`
+	HashMemory           Size          `placeholder:"SIZE" help:"Memory for password hashes, such as 256MiB. Default: half of the memory limit (cgroup or GOMEMLIMIT), or else a quarter of the machine's memory."`
+	ThrottleFreeTries    int           `default:"10" help:"Wrong passwords for one user, or from one known device, before each further try has to wait."`
+	ThrottleLongestDelay time.Duration `default:"30s" help:"Longest time between two tries for one user, however many passwords were wrong."`
+	ThrottleSourceRate   int           `default:"5" help:"Wrong passwords a second from one network; 20 times as many at once. 0: no bound."`
+	DrainTimeout         time.Duration `default:"10s" help:"How long calls in flight may take while the server stops."`
 
 	PasswordRules
 
@@ -94,7 +97,8 @@ func DefaultConfig() Config {
 		AccessTTL: 5 * time.Minute, RefreshTTL: 720 * time.Hour, SessionTTL: 2160 * time.Hour, MaxSessions: 1000,
 		RefreshGrace: 10 * time.Second, RefreshRepeats: session.DefaultRepeats,
 		JWKSMaxAge: time.Minute, KeyTTL: 720 * time.Hour, AuditTTL: 2160 * time.Hour, DrainTimeout: 10 * time.Second,
-		PasswordRules: PasswordRules{MinPasswordLength: password.DefaultMinLength},
+		PasswordRules:     PasswordRules{MinPasswordLength: password.DefaultMinLength},
+		ThrottleFreeTries: 10, ThrottleLongestDelay: 30 * time.Second, ThrottleSourceRate: 5,
 	}
 }
 
@@ -128,7 +132,7 @@ var printable = regexp.MustCompile(`^[!-~]*$`)
 // mends all of them at once. New calls Validate before anything is opened. Each fault
 // begins with its flag.
 func (c *Config) Validate() error {
-	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateTransport(), c.PasswordRules.Validate())
+	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateThrottle(), c.validateTransport(), c.PasswordRules.Validate())
 }
 
 // rule is one rule for a flag of the configuration.
@@ -194,6 +198,22 @@ func (c *Config) validateLifetimes() error {
 		rule{c.HashMemory != 0 && c.HashMemory < oneHash, fmt.Sprintf("--hash-memory: %v is less than one password hash takes: give %v or more", c.HashMemory, oneHash)},
 	)
 }
+
+// validateThrottle keeps the list of waiting tries short: it has a place for each
+// --throttle-longest-delay in an hour.
+func (c *Config) validateThrottle() error {
+	return check(
+		rule{c.ThrottleFreeTries < 1 || c.ThrottleFreeTries > maxFreeTries, fmt.Sprintf("--throttle-free-tries: must be between 1 and %d", maxFreeTries)},
+		rule{c.ThrottleLongestDelay < 10*time.Second || c.ThrottleLongestDelay > time.Hour, "--throttle-longest-delay: must be between 10s and 1h"},
+		rule{c.ThrottleSourceRate < 0 || c.ThrottleSourceRate > maxSourceRate, fmt.Sprintf("--throttle-source-rate: must be between 0 and %d", maxSourceRate)},
+	)
+}
+
+// The largest values are far beyond what still slows a guesser down.
+const (
+	maxFreeTries  = 1_000_000
+	maxSourceRate = 1_000_000
+)
 
 // validateTransport refuses to send passwords and tokens in the clear to other
 // machines, unless the operator says --insecure.

@@ -39,8 +39,11 @@ func (r reader) dump(t *testing.T) string {
 	for _, table := range r.query(t, `SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name`) {
 		fmt.Fprintln(&all, table...)
 		of := fmt.Sprintf(`SELECT * FROM "%s"`, table[0])
-		if table[0] == "audit" {
+		switch table[0] {
+		case "audit":
 			of += ` WHERE success`
+		case "throttle": // counts wrong passwords
+			continue
 		}
 		for _, row := range r.query(t, of) {
 			fmt.Fprintln(&all, row...)

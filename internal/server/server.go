@@ -32,6 +32,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/throttle"
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
@@ -185,7 +186,11 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	if err != nil {
 		return err
 	}
-	s.logins = login.New(s.store, s.feed, s.sessions, s.passwords)
+	guard, err := login.NewGuard(s.store, s.sessions, throttle.Limits{FreeTries: s.cfg.ThrottleFreeTries, LongestDelay: s.cfg.ThrottleLongestDelay}, s.cfg.ThrottleSourceRate)
+	if err != nil {
+		return err
+	}
+	s.logins = login.New(s.store, s.feed, s.sessions, s.passwords, guard)
 	s.verifier, err = authn.NewVerifier(ctx, s.feed.Hub().Conn(),
 		authn.WithAudience(s.issuedFor()...),
 		authn.WithPublicMethods("/grpc.health.v1.Health/*",
@@ -307,6 +312,7 @@ func (s *Server) maintain(ctx context.Context) {
 	chores := []chore{
 		{"pruning events", time.Minute, s.feed.Prune},
 		{"pruning sessions", time.Hour, s.sessions.Prune},
+		{"pruning counts of wrong passwords", time.Hour, func(ctx context.Context) error { return throttle.Prune(ctx, s.store) }},
 		{"pruning the security record", time.Hour, func(ctx context.Context) error { return s.audit.Prune(ctx, s.cfg.AuditTTL) }},
 	}
 	if s.cfg.KeyTTL > 0 {

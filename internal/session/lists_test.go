@@ -19,7 +19,7 @@ import (
 // logIn logs Alice in by another service than the world's.
 func logIn(t *testing.T, logins *login.Service) *session.Tokens {
 	t.Helper()
-	tokens, err := logins.Login(context.Background(), "alice", sessiontest.Parse(t, sessiontest.Password), nil)
+	tokens, err := logins.Login(context.Background(), "alice", sessiontest.Parse(t, sessiontest.Password), nil, "")
 	if err != nil {
 		t.Fatal(err)
 	}

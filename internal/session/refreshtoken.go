@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -147,6 +148,16 @@ func (m *macs) parse(token string) (generation, error) {
 		sessionID: base64.RawURLEncoding.EncodeToString(body[3 : 3+sessionIDBytes]),
 		number:    int64(binary.BigEndian.Uint64(body[3+sessionIDBytes:])),
 	}, nil
+}
+
+// derive returns a key for another purpose. The oldest MAC key gives the key: replicas agree
+// on it, whether or not they know a newer MAC key.
+func (m *macs) derive(purpose string) ([]byte, error) {
+	oldest := m.newest
+	for id := range m.keys {
+		oldest = min(oldest, id)
+	}
+	return hkdf.Key(sha256.New, m.keys[oldest], nil, "watchword derived v1 "+purpose, sha256.Size)
 }
 
 func sum(key, body []byte) []byte {

@@ -210,7 +210,7 @@ func TestAChangeOfRightsIsStaleAndRefreshed(t *testing.T) {
 
 func TestAudience(t *testing.T) {
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
-		narrow, err := w.Logins.Login(t.Context(), "alice", sessiontest.Parse(t, sessiontest.Password), []string{"billing", "billing"})
+		narrow, err := w.Logins.Login(t.Context(), "alice", sessiontest.Parse(t, sessiontest.Password), []string{"billing", "billing"}, "")
 		if err != nil {
 			t.Fatal(err)
 		}

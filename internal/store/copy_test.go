@@ -57,7 +57,9 @@ func inhabited(t *testing.T, sessions int) (uri string) {
 				errs = append(errs, tx.EndSession(row.ID), tx.AppendEvent(&store.Event{Tag: []byte{8, 7, 6, 5, 4, 3, 2, byte(i)}, Kind: store.SessionEnded, Subject: row.ID, ExpiresAt: now}))
 			}
 		}
-		return errors.Join(errs...)
+		pair, err := tx.LockThrottleBuckets([2]int64{7, 1 << 40})
+		pair[0].ClearAt, pair[0].NextAt, pair[0].Promises = now, now, []byte{0, 0xff, '\n', '\\'}
+		return errors.Join(append(errs, err, tx.SetThrottleBucket(&pair[0]))...)
 	})
 	if err = errors.Join(err, s.Close()); err != nil {
 		t.Fatal(err)
@@ -97,7 +99,7 @@ func asText(columns []string) string {
 		switch c {
 		case "disabled", "success":
 			texts = append(texts, fmt.Sprintf("CAST(CAST(%s AS INTEGER) AS TEXT)", c))
-		case "tag", "public_key", "sealed_key":
+		case "tag", "public_key", "sealed_key", "promises":
 			texts = append(texts, fmt.Sprintf("hex(%s)", c))
 		default:
 			texts = append(texts, fmt.Sprintf("COALESCE(CAST(%s AS TEXT), 'NULL')", c))

@@ -121,6 +121,23 @@ func (tx *Tx) SessionsBeyond(u *User, most, limit int) (sessions []*Session, err
 		u.ID, u.RevokedBelow, most, limit))
 }
 
+// IsRecent reports whether a session is among the newest n sessions of its user, ended or
+// not. IsRecent reads at most 2*n rows: n in each of two indexes.
+func (tx *Tx) IsRecent(s *Session, n int) (bool, error) {
+	var live, ended int
+	err := tx.queryRow(into(&live, &ended), `SELECT (`+newerSessions("IS NULL")+`), (`+newerSessions("IS NOT NULL")+`)`,
+		s.UserID, s.BornVersion, micros(s.CreatedAt), s.ID, n)
+	return live+ended < n, err
+}
+
+// newerSessions returns SQL for the number of sessions that are newer than another one, n
+// at most.
+func newerSessions(ended string) string {
+	return `SELECT count(*) FROM (SELECT 1 FROM sessions
+		WHERE user_id = $1 AND ended_at ` + ended + ` AND (born_ver, created_at, id) > ($2, $3, $4)
+		ORDER BY born_ver, created_at, id LIMIT $5) AS newer` // the order makes PostgreSQL count by the index
+}
+
 // InsertSession adds a session.
 func (tx *Tx) InsertSession(s *Session) error {
 	audience, err := json.Marshal(s.Audience)

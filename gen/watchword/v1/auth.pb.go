@@ -251,9 +251,15 @@ type LoginRequest struct {
 	// KeyService and AuditService ask for it. Every server issues for `watchword`.
 	// `watchword` with another audience is INVALID_REQUEST: a token for `watchword` is
 	// shown to no other service.
-	Audience      []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Audience []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
+	// An earlier refresh token of this user, from a login or a refresh on this
+	// device. It may be spent, and its session may have ended. A device with such a
+	// token of one of the user's ten newest sessions waits for its own wrong
+	// passwords alone, and not for the guesses of others. The token has no other
+	// effect, and any other text counts as none.
+	PreviousRefreshToken string `protobuf:"bytes,4,opt,name=previous_refresh_token,json=previousRefreshToken,proto3" json:"previous_refresh_token,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *LoginRequest) Reset() {
@@ -305,6 +311,13 @@ func (x *LoginRequest) GetAudience() []string {
 		return x.Audience
 	}
 	return nil
+}
+
+func (x *LoginRequest) GetPreviousRefreshToken() string {
+	if x != nil {
+		return x.PreviousRefreshToken
+	}
+	return ""
 }
 
 // LoginResponse holds the new session's tokens.
@@ -768,11 +781,12 @@ const file_watchword_v1_auth_proto_rawDesc = "" +
 	"\btoken_id\x18\a \x01(\tR\atokenId\x127\n" +
 	"\tissued_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\x129\n" +
 	"\n" +
-	"expires_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"b\n" +
+	"expires_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\x98\x01\n" +
 	"\fLoginRequest\x12\x1a\n" +
 	"\busername\x18\x01 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12\x1a\n" +
-	"\baudience\x18\x03 \x03(\tR\baudience\"@\n" +
+	"\baudience\x18\x03 \x03(\tR\baudience\x124\n" +
+	"\x16previous_refresh_token\x18\x04 \x01(\tR\x14previousRefreshToken\"@\n" +
 	"\rLoginResponse\x12/\n" +
 	"\x06tokens\x18\x01 \x01(\v2\x17.watchword.v1.TokenPairR\x06tokens\"Q\n" +
 	"\x0eRefreshRequest\x12#\n" +

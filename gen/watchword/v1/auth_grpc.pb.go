@@ -43,7 +43,8 @@ type AuthServiceClient interface {
 	//
 	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a
 	// wrong password, in the same time; USER_DISABLED after the right password;
-	// OVERLOADED with the time to wait; STORE_UNAVAILABLE.
+	// TOO_MANY_ATTEMPTS after too many wrong passwords, and OVERLOADED, both with the
+	// time to wait; STORE_UNAVAILABLE.
 	Login(ctx context.Context, in *LoginRequest, opts ...grpc.CallOption) (*LoginResponse, error)
 	// Refresh spends a refresh token. The answer holds a new refresh token, its
 	// successor, and a new access token. Earlier access tokens stay valid until
@@ -91,8 +92,8 @@ type AuthServiceClient interface {
 	// session, with the audience of the current one.
 	//
 	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; INVALID_CREDENTIALS for a
-	// wrong current password; OVERLOADED; those of an access token;
-	// STORE_UNAVAILABLE.
+	// wrong current password; TOO_MANY_ATTEMPTS; OVERLOADED; those of an access
+	// token; STORE_UNAVAILABLE.
 	ChangePassword(ctx context.Context, in *ChangePasswordRequest, opts ...grpc.CallOption) (*ChangePasswordResponse, error)
 }
 
@@ -169,7 +170,8 @@ type AuthServiceServer interface {
 	//
 	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a
 	// wrong password, in the same time; USER_DISABLED after the right password;
-	// OVERLOADED with the time to wait; STORE_UNAVAILABLE.
+	// TOO_MANY_ATTEMPTS after too many wrong passwords, and OVERLOADED, both with the
+	// time to wait; STORE_UNAVAILABLE.
 	Login(context.Context, *LoginRequest) (*LoginResponse, error)
 	// Refresh spends a refresh token. The answer holds a new refresh token, its
 	// successor, and a new access token. Earlier access tokens stay valid until
@@ -217,8 +219,8 @@ type AuthServiceServer interface {
 	// session, with the audience of the current one.
 	//
 	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; INVALID_CREDENTIALS for a
-	// wrong current password; OVERLOADED; those of an access token;
-	// STORE_UNAVAILABLE.
+	// wrong current password; TOO_MANY_ATTEMPTS; OVERLOADED; those of an access
+	// token; STORE_UNAVAILABLE.
 	ChangePassword(context.Context, *ChangePasswordRequest) (*ChangePasswordResponse, error)
 	mustEmbedUnimplementedAuthServiceServer()
 }

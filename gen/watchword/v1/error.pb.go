@@ -77,8 +77,10 @@ const (
 	ErrorReason_ERROR_REASON_ROLE_REQUIRED ErrorReason = 31
 	// PERMISSION_DENIED. The method asks for a client certificate.
 	ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED ErrorReason = 32
-	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. Too many wrong passwords.
-	// Reserved: this version of the server does not bound wrong passwords.
+	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. Too many wrong passwords, for one
+	// username or from one network. The password of this call was not compared. At the
+	// time of the RetryInfo, another try from the same network is accepted, unless the
+	// message says that no time was left.
 	ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS ErrorReason = 40
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. More logins at once than the
 	// server can hash, a login with a deadline before the end of the hash, more

@@ -24,6 +24,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/store/storetest"
+	"github.com/watchword-auth/watchword/internal/throttle"
 	"github.com/watchword-auth/watchword/internal/token"
 	"github.com/watchword-auth/watchword/internal/user"
 )
@@ -156,7 +157,17 @@ func (w *World) open(t *testing.T, settings []Setting) (*session.Sessions, *logi
 	if err != nil {
 		t.Fatal(err)
 	}
-	return sessions, login.New(w.Store, w.Feed, sessions, w.pool)
+	return sessions, login.New(w.Store, w.Feed, sessions, w.pool, w.Guard(t, sessions))
+}
+
+// Guard returns a guard that gets in the way of no test: 1000 tries are free.
+func (w *World) Guard(t *testing.T, sessions *session.Sessions) *login.Guard {
+	t.Helper()
+	g, err := login.NewGuard(w.Store, sessions, throttle.Limits{FreeTries: 1000, LongestDelay: time.Minute}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
 }
 
 // Parse returns a text as a password.
@@ -172,7 +183,7 @@ func Parse(t *testing.T, text string) password.Password {
 // Login logs Alice in.
 func (w *World) Login(t *testing.T) *session.Tokens {
 	t.Helper()
-	tokens, err := w.Logins.Login(context.Background(), "alice", Parse(t, Password), nil)
+	tokens, err := w.Logins.Login(context.Background(), "alice", Parse(t, Password), nil, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -20,6 +20,7 @@ func TouchEverything(t testing.TB, s *store.Store, n int64) {
 	}
 	touchRows(t, s, u, row)
 	touchKeys(t, s, n)
+	touchThrottle(t, s, n)
 	readEverything(t, s, u)
 	err := s.Write(t.Context(), func(tx *store.Tx) error {
 		u.DeletedAt = tx.Now()
@@ -71,6 +72,23 @@ func touchKeys(t testing.TB, s *store.Store, n int64) {
 	}
 }
 
+func touchThrottle(t testing.TB, s *store.Store, n int64) {
+	t.Helper()
+	err := s.Write(t.Context(), func(tx *store.Tx) error {
+		pair, err := tx.LockThrottleBuckets([2]int64{2 * n, 2*n + 1})
+		if err != nil {
+			return err
+		}
+		pair[0].ClearAt = tx.Now().Add(time.Hour)
+		err1, err2 := tx.SetThrottleBucket(&pair[0]), tx.SetThrottleBucket(&pair[1])
+		_, _, err3 := tx.PruneThrottle(2*n-1, 2)
+		return errors.Join(err1, err2, err3)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func readEverything(t testing.TB, s *store.Store, u *store.User) {
 	t.Helper()
 	now := time.Now()
@@ -89,7 +107,9 @@ func readEverything(t testing.TB, s *store.Store, u *store.User) {
 		_, err8 := tx.MACKeys()
 		_, err9 := tx.MaxLifetime()
 		_, err10 := tx.UserIDs(u.Username, 10)
-		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10)
+		_, err11 := tx.ThrottleBuckets([2]int64{1, 2})
+		_, err12 := tx.IsRecent(newSession("s", u.ID), 10)
+		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10, err11, err12)
 	})
 	if err != nil {
 		t.Error(err)

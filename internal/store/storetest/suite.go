@@ -42,6 +42,8 @@ func Suite(t *testing.T, new func(testing.TB) string) {
 		{"pages of sessions", testPagesOfSessions},
 		{"sessions beyond a bound", testSessionsBeyond},
 		{"pruning sessions", testPruneSessions},
+		{"recent sessions", testRecentSessions},
+		{"throttle", testThrottle},
 		{"audit", testAudit},
 		{"pages of audit", testPagesOfAudit},
 		{"keys", testKeys},

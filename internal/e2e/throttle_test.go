@@ -1,0 +1,153 @@
+package e2e
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/status"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// guessFrom makes a wrong guess at a user from the n-th address of a guesser, and returns
+// the reason of the refusal and the time to wait.
+func guessFrom(t *testing.T, n int, addr, username string) (reason string, wait time.Duration) {
+	t.Helper()
+	c := dialFrom(t, fmt.Sprintf("127.77.%d.1", n), addr)
+	defer c.conn.Close()
+	return answerOf(c.tryLogin(callCtx(t), username, newPassword()))
+}
+
+// answerOf returns the reason of a refusal, and the time to wait.
+func answerOf(err error) (reason string, wait time.Duration) {
+	for _, detail := range status.Convert(err).Details() {
+		if retry, ok := detail.(*errdetails.RetryInfo); ok {
+			wait = retry.GetRetryDelay().AsDuration()
+		}
+	}
+	return strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_"), wait
+}
+
+// known logs a user in as a known device.
+func (c *client) known(t *testing.T, username, password string, earlier *watchwordv1.TokenPair) (*watchwordv1.TokenPair, error) {
+	t.Helper()
+	resp, err := c.Login(callCtx(t), &watchwordv1.LoginRequest{Username: username, Password: password, PreviousRefreshToken: earlier.GetRefreshToken()})
+	return noteTokens(resp.GetTokens()), err
+}
+
+// Guesses at one user from many addresses are soon refused, with a time to wait, and an
+// unknown user gets the same answers in the same sequence. A known device gets in at once, a
+// new one at the promised time, and a restart keeps the delay.
+func TestGuessesFromManyAddresses(t *testing.T) {
+	dir := t.TempDir()
+	s := serve(t, dir)
+	c := dial(t, s.grpcAddr)
+	password := newPassword()
+	c.create(t, c.login(t, "admin", s.admin), "alice", password)
+	device := c.login(t, "alice", password)
+
+	var want []string
+	for range 10 {
+		want = append(want, "INVALID_CREDENTIALS")
+	}
+	for range 10 {
+		want = append(want, "TOO_MANY_ATTEMPTS")
+	}
+	// The owner, on a new device, asks first after the guesses that are free.
+	stranger := dialFrom(t, "127.88.0.1", s.grpcAddr)
+	var promised time.Duration
+	for _, username := range []string{"nobody-has-this-name", "alice"} {
+		var got []string
+		for n := range want {
+			if n == 10 {
+				reason, wait := answerOf(stranger.tryLogin(callCtx(t), username, password))
+				if promised = wait; reason != "TOO_MANY_ATTEMPTS" || wait <= 0 {
+					t.Errorf("the owner of %s on a new device: %s, wait %v", username, reason, wait)
+				}
+			}
+			reason, wait := guessFrom(t, n, s.grpcAddr, username)
+			if reason == "TOO_MANY_ATTEMPTS" && (wait <= 0 || wait > time.Hour+time.Second) {
+				t.Errorf("guess %d at %s: the wait is %v", n, username, wait)
+			}
+			got = append(got, reason)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("guesses at %s: %q, want %q", username, got, want)
+		}
+	}
+	next, err := c.known(t, "alice", password, device)
+	wantOK(t, "the known device", err)
+
+	began := time.Now() // the owner's time is 30 s long
+	eventually(t, promised+20*time.Second, "the owner on a new device", func() error { return stranger.tryLogin(callCtx(t), "alice", password) })
+	t.Logf("the owner got in after %v, promised %v", time.Since(began), promised)
+
+	s.stop(t)
+	s = serve(t, dir)
+	for _, username := range []string{"nobody-has-this-name", "alice"} {
+		if reason, wait := guessFrom(t, 30, s.grpcAddr, username); reason != "TOO_MANY_ATTEMPTS" || wait <= 0 {
+			t.Errorf("%s after a restart: %s, wait %v", username, reason, wait)
+		}
+	}
+	_, err = dial(t, s.grpcAddr).known(t, "alice", password, next)
+	wantOK(t, "the known device after a restart", err)
+	named := 0
+	for _, line := range s.audit(t, "--type", "login") {
+		if line.Reason == "TOO_MANY_ATTEMPTS" && line.UserName == "alice" {
+			named++
+		}
+	}
+	if named == 0 {
+		t.Error("no record of the refused guesses names alice")
+	}
+}
+
+// One address may send a bounded number of wrong passwords, at whatever users. Others get
+// in, and so does a known device at this address.
+func TestGuessesFromOneAddress(t *testing.T) {
+	s := serve(t, t.TempDir())
+	c := dialFrom(t, "127.0.0.9", s.grpcAddr)
+	device := c.login(t, "admin", s.admin)
+	refused, began := 0, time.Now()
+	guesses := 0
+	for refused == 0 && guesses < 1000 {
+		guesses++
+		reason, wait := answerOf(c.tryLogin(callCtx(t), fmt.Sprint("user-", guesses), newPassword()))
+		if reason == "TOO_MANY_ATTEMPTS" && wait > 0 {
+			refused++
+		} else if reason != "INVALID_CREDENTIALS" {
+			t.Fatalf("guess %d: %s", guesses, reason)
+		}
+	}
+	if most := 101 + int(5*time.Since(began).Seconds()) + 1; guesses < 100 || guesses > most {
+		t.Errorf("the first refused guess is number %d, want 101 to %d", guesses, most)
+	}
+	_, err := c.known(t, "admin", s.admin, device)
+	wantOK(t, "a known device at the address", err)
+	wantOK(t, "a login from another address", dialFrom(t, "127.0.0.10", s.grpcAddr).tryLogin(callCtx(t), "admin", s.admin))
+}
+
+// Two replicas share the count.
+func TestReplicasShareGuesses(t *testing.T) {
+	in := install(t)
+	replicas := []*replica{in.replicate(t), in.replicate(t)}
+	var got []string
+	for n := range 20 {
+		reason, _ := guessFrom(t, n, replicas[n%2].now().grpcAddr, "admin")
+		got = append(got, reason)
+	}
+	for n, reason := range got {
+		want := "INVALID_CREDENTIALS"
+		if n >= 10 {
+			want = "TOO_MANY_ATTEMPTS"
+		}
+		if reason != want {
+			t.Errorf("guess %d: %s, want %s", n, reason, want)
+		}
+	}
+}

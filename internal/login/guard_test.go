@@ -1,0 +1,249 @@
+package login_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/login"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/session/sessiontest"
+	"github.com/watchword-auth/watchword/internal/throttle"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+// guarded is a world with a guard of its own.
+type guarded struct {
+	*sessiontest.World
+	logins *login.Service
+}
+
+// guard returns a world with so many free tries for a user, and so many wrong passwords a
+// second from a source. The delays are far longer than a test takes: the level counts only
+// after the first of them, of a second.
+func guard(t *testing.T, w *sessiontest.World, free, rate int) guarded {
+	t.Helper()
+	g, err := login.NewGuard(w.Store, w.Sessions, throttle.Limits{FreeTries: free, LongestDelay: 10 * time.Minute}, rate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}, Parallel: 2})
+	return guarded{w, login.New(w.Store, w.Feed, w.Sessions, pool, g)}
+}
+
+// try logs in from an address, and returns what the client sees: "ok", "wrong", or "wait".
+func (g guarded) try(t *testing.T, from caller.Source, name user.Name, pw, previous string) string {
+	t.Helper()
+	_, err := g.logins.Login(caller.WithSource(context.Background(), from), name, sessiontest.Parse(t, pw), nil, previous)
+	return answer(t, err)
+}
+
+func answer(t *testing.T, err error) string {
+	t.Helper()
+	var refused *throttle.Refused
+	switch {
+	case err == nil:
+		return "ok"
+	case errors.Is(err, login.ErrCredentials):
+		return "wrong"
+	case errors.As(err, &refused) && refused.RetryAfter > 0:
+		return "wait"
+	}
+	t.Fatal(err)
+	return ""
+}
+
+// repeat returns the answers to tries with wrong passwords, each from another network.
+func (g guarded) repeat(t *testing.T, n int, name user.Name, previous string) (answers []string) {
+	t.Helper()
+	for i := range n {
+		answers = append(answers, g.try(t, caller.Source(fmt.Sprintf("10.0.%d.1", i)), name, "a wrong password", previous))
+	}
+	return answers
+}
+
+const wrong = "a wrong password"
+
+// After the free tries, every other try has to wait, from any address. An unknown name gets
+// the same answers in the same sequence.
+func TestGuessesAtOneName(t *testing.T) {
+	t.Parallel()
+	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
+		g := guard(t, w, 5, 0)
+		want := []string{"wrong", "wrong", "wrong", "wrong", "wrong", "wait", "wait", "wait"}
+		for _, name := range []user.Name{"alice", "mallory"} {
+			if got := g.repeat(t, len(want), name, ""); !slices.Equal(got, want) {
+				t.Errorf("%s: %v, want %v", name, got, want)
+			}
+		}
+		if got := g.try(t, "192.0.2.1", "alice", sessiontest.Password, ""); got != "wait" {
+			t.Errorf("the right password on a new device: %s", got)
+		}
+	})
+}
+
+// A known device gets in at once, whatever others guess, and is delayed by its own wrong
+// passwords alone.
+func TestKnownDevice(t *testing.T) {
+	t.Parallel()
+	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
+		g := guard(t, w, 3, 0)
+		device, other := w.Login(t), w.Login(t)
+		newer := w.Refresh(t, device.Refresh)
+		g.repeat(t, 4, "alice", "")
+		for name, token := range map[string]string{"a spent token": device.Refresh, "the newest token": newer.Refresh} {
+			if got := g.try(t, "192.0.2.1", "alice", sessiontest.Password, token); got != "ok" {
+				t.Errorf("%s: %s", name, got)
+			}
+		}
+		if err := w.Sessions.Logout(t.Context(), newer.Refresh); err != nil {
+			t.Fatal(err)
+		}
+		if got := g.try(t, "192.0.2.1", "alice", sessiontest.Password, device.Refresh); got != "ok" {
+			t.Errorf("after the logout: %s", got)
+		}
+		if got, want := g.repeat(t, 4, "alice", device.Refresh), []string{"wrong", "wrong", "wrong", "wait"}; !slices.Equal(got, want) {
+			t.Errorf("the device's own guesses: %v, want %v", got, want)
+		}
+		if got := g.try(t, "192.0.2.1", "alice", sessiontest.Password, other.Refresh); got != "ok" {
+			t.Errorf("another device: %s", got)
+		}
+		if got := g.try(t, "192.0.2.1", "mallory", wrong, other.Refresh); got != "wrong" {
+			t.Errorf("the device at another name: %s", got)
+		}
+		g.repeat(t, 3, "mallory", "")
+		if got := g.try(t, "192.0.2.1", "mallory", wrong, other.Refresh); got != "wait" {
+			t.Errorf("the device at another name that is delayed: %s", got)
+		}
+	})
+}
+
+// The ten newest sessions are known devices, and a text that is no refresh token is none.
+func TestUnknownDevices(t *testing.T) {
+	t.Parallel()
+	w := sessiontest.New(t)
+	g := guard(t, w, 3, 0)
+	var devices []*session.Tokens
+	for range 12 {
+		devices = append(devices, w.Login(t))
+	}
+	if err := w.Sessions.Logout(t.Context(), devices[11].Refresh); err != nil { // an ended session counts, too
+		t.Fatal(err)
+	}
+	g.repeat(t, 4, "alice", "")
+	forged := []byte(devices[11].Refresh)
+	forged[20] ^= 1
+	for _, token := range []string{devices[0].Refresh, devices[1].Refresh, string(forged), "x", devices[11].Access} {
+		if got := g.try(t, "192.0.2.1", "alice", wrong, token); got != "wait" {
+			t.Errorf("%.12s…: %s", token, got)
+		}
+	}
+	for _, device := range []*session.Tokens{devices[2], devices[11]} {
+		if got := g.try(t, "192.0.2.1", "alice", wrong, device.Refresh); got != "wrong" {
+			t.Errorf("a known device: %s", got)
+		}
+	}
+}
+
+// The wrong passwords of ChangePassword count for the session.
+func TestGuessesOfASignedInUser(t *testing.T) {
+	t.Parallel()
+	w := sessiontest.New(t)
+	g := guard(t, w, 3, 0)
+	by, other := world{w}.caller(t, w.Alice.ID, w.Login(t)), world{w}.caller(t, w.Alice.ID, w.Login(t))
+	change := func(by caller.Caller, pw string) string {
+		t.Helper()
+		_, err := g.logins.ChangePassword(t.Context(), by, sessiontest.Parse(t, pw), sessiontest.Parse(t, "changed by Alice"))
+		return answer(t, err)
+	}
+	for _, want := range []string{"wrong", "wrong", "wrong", "wait"} {
+		if got := change(by, wrong); got != want {
+			t.Errorf("ChangePassword: %s, want %s", got, want)
+		}
+	}
+	if got := change(by, sessiontest.Password); got != "wait" {
+		t.Errorf("with the right password: %s", got)
+	}
+	if got := change(other, sessiontest.Password); got != "ok" {
+		t.Errorf("in another session: %s", got)
+	}
+}
+
+// One source may send a bounded number of wrong passwords, at whatever names. A known
+// device of the same network gets in.
+func TestGuessesFromOneSource(t *testing.T) {
+	t.Parallel()
+	w := sessiontest.New(t)
+	g := guard(t, w, 1000, 1) // 20 at once
+	device := w.Login(t)
+	admitted := 0
+	for i := range 60 {
+		if g.try(t, "192.0.2.1", user.Name(fmt.Sprint("name", i)), wrong, "") == "wrong" {
+			admitted++
+		}
+	}
+	if admitted < 20 || admitted > 40 { // some seconds may have passed
+		t.Errorf("%d guesses were admitted, want 20", admitted)
+	}
+	for _, c := range []struct {
+		from           caller.Source
+		name           user.Name
+		previous, want string
+	}{
+		{"192.0.2.1", "bob", "", "wait"},
+		{"192.0.2.1", "bob", device.Refresh, "wait"},
+		{"192.0.2.1", "alice", device.Refresh, "ok"},
+		{"192.0.2.2", "alice", "", "ok"},
+	} {
+		if c.want == "wait" {
+			for g.try(t, c.from, "somebody", wrong, "") == "wrong" { // until the burst is spent again
+				continue
+			}
+		}
+		pw := wrong
+		if c.want == "ok" {
+			pw = sessiontest.Password
+		}
+		if got := g.try(t, c.from, c.name, pw, c.previous); got != c.want {
+			t.Errorf("%s from %s, device %t: %s, want %s", c.name, c.from, c.previous != "", got, c.want)
+		}
+	}
+}
+
+// A right password, however often, costs nothing: no count, and so no delay.
+func TestRightPasswordsAreNotCounted(t *testing.T) {
+	t.Parallel()
+	w := sessiontest.New(t)
+	g := guard(t, w, 2, 1)
+	for range 50 {
+		if got := g.try(t, "192.0.2.1", "alice", sessiontest.Password, ""); got != "ok" {
+			t.Fatal(got)
+		}
+	}
+}
+
+// A refused try costs one read, and a wrong password one write.
+func TestCostOfGuesses(t *testing.T) {
+	w, proxy := sessiontest.Wired(t)
+	g := guard(t, w, 100, 0)
+	count := sessiontest.Count(proxy)
+	for range 40 { // the first call on a connection prepares its statements there
+		g.try(t, "192.0.2.1", "mallory", wrong, "")
+	}
+	// BEGIN, settings, buckets | user | COMMIT, and BEGIN, settings, two rows, buckets, time |
+	// two rows, COMMIT.
+	count.Want(t, "a wrong password", 14, 5, func() { g.try(t, "192.0.2.1", "mallory", wrong, "") })
+	for g.try(t, "192.0.2.1", "mallory", wrong, "") == "wrong" {
+		continue
+	}
+	count.Want(t, "a refused try", 5, 3, func() {
+		if got := g.try(t, "192.0.2.1", "mallory", wrong, ""); got != "wait" {
+			t.Error(got)
+		}
+	})
+}

@@ -1,0 +1,41 @@
+package session
+
+import (
+	"errors"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// knownDevices is the number of newest sessions of a user that are known devices. The bound
+// keeps a user with many sessions, or a thief with old refresh tokens, from having a count
+// of wrong guesses for each.
+const knownDevices = 10
+
+// Key returns a secret key for another purpose, the same on all replicas. A copy of the
+// database does not give the key, without the master key.
+func (s *Sessions) Key(purpose string) ([]byte, error) { return s.macs.derive(purpose) }
+
+// Device returns the session of a refresh token, if the token is authentic; "" for any
+// other text. Device reads nothing from the database: [Sessions.Knows] does.
+func (s *Sessions) Device(refreshToken string) (sessionID string) {
+	g, err := s.macs.parse(refreshToken)
+	if err != nil {
+		return ""
+	}
+	return g.sessionID
+}
+
+// Knows reports whether a session is a known device of a user: one of the user's newest
+// sessions, ended or not. u may be the zero User.
+func (s *Sessions) Knows(tx *store.Tx, u *store.User, sessionID string) (bool, error) {
+	row, err := tx.Session(sessionID)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, err
+	case row.UserID != u.ID:
+		return false, nil
+	}
+	return tx.IsRecent(row, knownDevices)
+}

@@ -1,0 +1,77 @@
+package store
+
+import "time"
+
+// ThrottleBucket is a row of the table throttle. Package throttle describes the fields.
+type ThrottleBucket struct {
+	ID       int64
+	ClearAt  time.Time
+	NextAt   time.Time
+	Promises []byte
+}
+
+const throttleColumns = `id, clear_at, next_at, promises`
+
+// columns returns pointers to the fields, in the order of throttleColumns.
+func (b *ThrottleBucket) columns() []any {
+	return []any{&b.ID, (*timeColumn)(&b.ClearAt), (*timeColumn)(&b.NextAt), &b.Promises}
+}
+
+// ThrottleBuckets returns two buckets, the one with the lower id first. A missing row is
+// a bucket with zero times. ids must grow.
+func (tx *Tx) ThrottleBuckets(ids [2]int64) (pair [2]ThrottleBucket, err error) {
+	for i, id := range ids {
+		pair[i].ID = id
+	}
+	return pair, tx.fail(tx.run.query(func(r row) error {
+		var b ThrottleBucket
+		if err := r.Scan(b.columns()...); err != nil {
+			return err
+		}
+		if b.ID == ids[0] {
+			pair[0] = b
+		} else {
+			pair[1] = b
+		}
+		return nil
+	}, "throttle", `SELECT `+throttleColumns+` FROM throttle WHERE id IN ($1, $2) ORDER BY id`, ids[0], ids[1]))
+}
+
+// LockThrottleBuckets is like [Tx.ThrottleBuckets], makes missing rows, and locks both
+// rows until the transaction ends. Two transactions cannot block each other: both take
+// the lower id first.
+func (tx *Tx) LockThrottleBuckets(ids [2]int64) ([2]ThrottleBucket, error) {
+	for _, id := range ids {
+		err := tx.queueExec(`INSERT INTO throttle (`+throttleColumns+`) VALUES ($1, 0, 0, $2)
+			ON CONFLICT (id) DO UPDATE SET next_at = 0 WHERE false`, id, []byte{}) // locks a row that is there, and changes nothing
+		if err != nil {
+			return [2]ThrottleBucket{}, err
+		}
+	}
+	return tx.ThrottleBuckets(ids)
+}
+
+// SetThrottleBucket stores a bucket that [Tx.LockThrottleBuckets] has locked.
+func (tx *Tx) SetThrottleBucket(b *ThrottleBucket) error {
+	promises := b.Promises
+	if promises == nil {
+		promises = []byte{} // the column is NOT NULL
+	}
+	return tx.queueExec(`UPDATE throttle SET clear_at = $2, next_at = $3, promises = $4 WHERE id = $1`,
+		b.ID, micros(b.ClearAt), micros(b.NextAt), promises)
+}
+
+// PruneThrottle reads up to limit buckets in order of id, beginning after the id `after`,
+// and deletes the buckets that count nothing. PruneThrottle returns the last id that it
+// has read; more is false at the end of the table.
+func (tx *Tx) PruneThrottle(after int64, limit int) (last int64, more bool, err error) {
+	buckets, err := queryAll(tx, (*ThrottleBucket).columns,
+		`SELECT `+throttleColumns+` FROM throttle WHERE id > $1 ORDER BY id LIMIT $2`, after, limit)
+	for _, b := range buckets {
+		after = b.ID
+		if err == nil && b.ClearAt.Before(tx.Now()) { // the DELETE leaves a bucket that has counted since the read
+			err = tx.queueExec(`DELETE FROM throttle WHERE id = $1 AND clear_at = $2`, b.ID, micros(b.ClearAt))
+		}
+	}
+	return after, len(buckets) == limit, err
+}

@@ -1,0 +1,88 @@
+package throttle
+
+import (
+	"context"
+	"slices"
+	"sync"
+)
+
+// flights counts the tries at each name that run in this process: from before their
+// buckets are read until it is durable whether the guess was wrong. The tries are counted
+// by the ids of the buckets. The zero value is ready for use.
+type flights struct {
+	mu   sync.Mutex
+	keys map[[2]int64]*flight // a name without tries has no entry
+}
+
+// flight holds the tries at one name. flights.mu guards it.
+type flight struct {
+	running int
+	waiting []chan struct{} // the first to come is the first to be woken
+}
+
+// join adds a try, and returns the number of running tries with this one. The caller calls
+// leave or wait.
+func (f *flights) join(ids [2]int64) (running int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at := f.keys[ids]
+	if at == nil {
+		at = &flight{}
+		if f.keys == nil {
+			f.keys = map[[2]int64]*flight{}
+		}
+		f.keys[ids] = at
+	}
+	at.running++
+	return at.running
+}
+
+// leave removes a try that has joined, and wakes one that waits.
+func (f *flights) leave(ids [2]int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at := f.keys[ids]
+	at.running--
+	f.wakeLocked(ids, at)
+}
+
+// wakeLocked wakes the try that has waited longest. The woken try joins again, and wakes
+// the next when it leaves. So as long as a try waits, another one runs or is about to join.
+func (f *flights) wakeLocked(ids [2]int64, at *flight) {
+	switch {
+	case len(at.waiting) > 0:
+		close(at.waiting[0])
+		at.waiting = at.waiting[1:]
+	case at.running == 0 && f.keys[ids] == at:
+		delete(f.keys, ids)
+	}
+}
+
+// wait removes a try that has joined, and waits until another try at the same name leaves.
+// If no other try runs, wait returns at once. Without an error, the try must join again.
+func (f *flights) wait(ctx context.Context, ids [2]int64) error {
+	f.mu.Lock()
+	at := f.keys[ids]
+	at.running--
+	if at.running == 0 {
+		f.wakeLocked(ids, at)
+		f.mu.Unlock()
+		return ctx.Err()
+	}
+	woken := make(chan struct{})
+	at.waiting = append(at.waiting, woken)
+	f.mu.Unlock()
+	select {
+	case <-woken:
+		return nil
+	case <-ctx.Done():
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if i := slices.Index(at.waiting, woken); i >= 0 {
+		at.waiting = slices.Delete(at.waiting, i, i+1)
+	} else { // woken at the same time: another try gets the turn
+		f.wakeLocked(ids, at)
+	}
+	return ctx.Err()
+}

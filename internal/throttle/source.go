@@ -1,0 +1,74 @@
+package throttle
+
+import (
+	"hash/maphash"
+	"sync"
+	"time"
+)
+
+// allowance is the debt up to which a source may guess: a burst of the guesses that the
+// rate allows in this time. The default rate then lets 100 wrong passwords through at once,
+// and 150 in ten seconds.
+const allowance = 20 * time.Second
+
+// slots is the number of slots of each of the two rows of [Sources], which take 512 KiB.
+const slots = 1 << 15
+
+// Sources bounds the wrong guesses of each source ([caller.Source.Network]), at whatever
+// names, in memory: each replica has a bound of its own. A source has a token bucket: a burst of
+// guesses at once, and then the rate. A token bucket is one time, until when the tokens
+// are in debt. Each source has two slots, and the one with less debt counts, so that
+// sources with other slots disturb a source little, however many there are.
+//
+// Sources is safe for concurrent use.
+type Sources struct {
+	interval time.Duration // between two guesses at the rate; 0: no bound
+	seed     maphash.Seed
+	start    time.Time
+
+	mu   sync.Mutex
+	debt [2][slots]time.Duration // since start
+}
+
+// NewSources returns a bound of so many wrong guesses a second; 0 means no bound.
+func NewSources(perSecond int) *Sources {
+	s := &Sources{seed: maphash.MakeSeed(), start: time.Now()}
+	if perSecond > 0 {
+		s.interval = time.Second / time.Duration(perSecond)
+	}
+	return s
+}
+
+// Check reports whether a source may guess.
+//
+// Errors: a *[Refused].
+func (s *Sources) Check(source string) error {
+	if s.interval == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, b := s.slotsLocked(source)
+	if wait := min(*a, *b) - time.Since(s.start) - allowance + s.interval; wait > 0 {
+		return &Refused{RetryAfter: wait}
+	}
+	return nil
+}
+
+// Wrong counts a wrong guess of a source.
+func (s *Sources) Wrong(source string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a, b := s.slotsLocked(source)
+	now := time.Since(s.start)
+	for _, debt := range []*time.Duration{a, b} {
+		// The bound keeps a source from being refused for long after a burst of guesses
+		// that began together.
+		*debt = min(max(*debt, now)+s.interval, now+2*allowance)
+	}
+}
+
+func (s *Sources) slotsLocked(source string) (a, b *time.Duration) {
+	sum := maphash.String(s.seed, source)
+	return &s.debt[0][sum%slots], &s.debt[1][sum>>32%slots]
+}

@@ -1,0 +1,372 @@
+// Package throttle bounds guesses at a secret: of one account from everywhere, of one
+// known device, and of one source. The packages above decide what a guess is, and which
+// account or device it concerns; throttle knows no password and no user.
+//
+// A [Counter] counts the wrong guesses at each name in a fixed number of buckets in the
+// database, shared by all replicas, whether the name exists or not. A name has two
+// buckets, by two parts of a MAC of the name, and the bucket that counts less decides.
+// With one bucket for each name, guesses at made-up names would delay everybody.
+//
+// A bucket is a time, ClearAt. Each wrong guess moves ClearAt ahead by a unit, to at most
+// [forgets] from now, and time forgets one guess in each unit. The level of a bucket is
+// the number of units until ClearAt:
+//
+//	level         0 … FreeTries-1   FreeTries   +1   +2   +3   +4   +5
+//	next try in   0                 1 s         2 s  4 s  8 s  16 s 30 s (LongestDelay)
+//
+// Below FreeTries, a try is admitted at once, and counted if it was wrong. So that many
+// tries at a time do not all see the same level, each replica lets as many run as free
+// tries are left. From FreeTries on, each admitted try is counted before the guess is
+// compared, in one transaction with the check: then one try is admitted at a time, on all
+// replicas together. The right secret takes back the count of its own try and nothing
+// else. If it cleared the bucket, a user with a name in the same bucket could clear the
+// guesses of an attacker. A bucket forgets by itself soon enough.
+//
+// While an account is delayed, the first to ask at the right moment would take every try,
+// and an attacker asks all the time. So a try that has to wait is promised a time:
+// promise.go describes this.
+package throttle
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// ErrTooMany is in every [Refused]: too many wrong guesses were made.
+var ErrTooMany = errors.New("too many wrong guesses")
+
+// Refused is the error for a try that may not guess now.
+type Refused struct {
+	// RetryAfter is the time until a promised try or, without a promise, until another try
+	// may be admitted.
+	RetryAfter time.Duration
+	// Full means that so many tries have a promise that there is none for this one.
+	Full bool
+}
+
+func (r *Refused) Error() string {
+	if r.Full {
+		return ErrTooMany.Error() + ", and too many tries are waiting"
+	}
+	return fmt.Sprintf("%v; next try in %v", ErrTooMany, r.RetryAfter)
+}
+
+// Unwrap returns ErrTooMany.
+func (r *Refused) Unwrap() error { return ErrTooMany }
+
+const (
+	// forgets is the time in which a bucket forgets every wrong guess.
+	forgets = time.Hour
+	// firstDelay is short enough for a person that has mistyped a password.
+	firstDelay = time.Second
+	// buckets is the number of buckets of each of the two rows of a counter. An attacker
+	// would have to make FreeTries guesses an hour in most of the buckets to delay a user
+	// that was not guessed at: for 10 free tries, some 180 hashes a second without end.
+	buckets = 1 << 16
+)
+
+// Limits are the settings of a [Counter]. Every field is required.
+type Limits struct {
+	FreeTries    int           // wrong guesses without a delay
+	LongestDelay time.Duration // between two tries, however many guesses were wrong
+}
+
+// Counter counts wrong guesses at names of one kind. A Counter is safe for concurrent use.
+type Counter struct {
+	store   *store.Store
+	secret  []byte
+	number  Number
+	limits  Limits
+	full    int           // the level at which the delay is LongestDelay
+	unit    time.Duration // in which a bucket forgets one guess
+	flights flights
+}
+
+// Number identifies a counter. Counters with different numbers share no
+// bucket. A number never changes: it is a part of the ids in the database.
+type Number int64
+
+// The counters of the server.
+const (
+	Accounts Number = iota + 1 // passwords, by username
+	Devices                    // passwords on a known device or in a session, by session id
+)
+
+// New returns a counter. Replicas on the same database need the same secret, which keeps
+// names out of the database.
+func New(s *store.Store, secret []byte, number Number, limits Limits) *Counter {
+	c := &Counter{store: s, secret: secret, number: number, limits: limits, full: limits.FreeTries}
+	for delay := firstDelay; delay < limits.LongestDelay; delay *= 2 {
+		c.full++
+	}
+	c.unit = forgets / time.Duration(c.full)
+	return c
+}
+
+// Key says what a try guesses at, and from where. The zero Key is no key of a counter.
+type Key struct {
+	ids [2]int64 // of the buckets; they grow
+	tag tag      // of the promise
+}
+
+// Key returns the key for tries at a name from a site ([caller.Source.Site]). Tries from
+// one site share one promise.
+func (c *Counter) Key(name, site string) Key {
+	sum := c.mac("bucket", strconv.Itoa(int(c.number)), name)
+	var k Key
+	for row := range k.ids {
+		index := int64(binary.BigEndian.Uint32(sum[4*row:]) % buckets)
+		k.ids[row] = int64(c.number)<<32 | int64(row*buckets) | index
+	}
+	copy(k.tag[:], c.mac("promise", strconv.Itoa(int(c.number)), name, site))
+	return k
+}
+
+// mac returns the MAC of texts, each with its length.
+func (c *Counter) mac(texts ...string) []byte {
+	h := hmac.New(sha256.New, c.secret)
+	for _, text := range texts {
+		h.Write(append(binary.BigEndian.AppendUint64(nil, uint64(len(text))), text...))
+	}
+	return h.Sum(nil)
+}
+
+// Try is an admitted try. Call [Try.Claim] just before the guess is compared, then
+// [Try.Wrong] or [Try.Right], and End in any case. A Try is for one goroutine.
+type Try struct {
+	counter *Counter
+	key     Key
+	running bool             // in the counter's flights
+	delayed bool             // the name is delayed, so Claim counts
+	added   [2]time.Duration // by Claim
+}
+
+// Begin admits a try, or refuses it. Begin reads the buckets, and calls also in the same
+// transaction. If too many tries at the same name run in this process, Begin waits until
+// one of them has ended: until then it is unknown how many were wrong.
+//
+// A refused try costs one read. A refused try that gets a promise also costs one write.
+//
+// Errors: a *[Refused]; those of also and of the store; ctx.Err() if ctx ends.
+func (c *Counter) Begin(ctx context.Context, key Key, also func(*store.Tx) error) (*Try, error) {
+	for {
+		running := c.flights.join(key.ids)
+		var now time.Time
+		var pair pair
+		err := c.store.Read(ctx, func(tx *store.Tx) (err error) {
+			if pair, err = tx.ThrottleBuckets(key.ids); err != nil {
+				return err
+			}
+			now = tx.Now()
+			return also(tx)
+		})
+		if err != nil {
+			c.flights.leave(key.ids)
+			return nil, err
+		}
+		switch level := c.level(pair, now); {
+		case level >= c.limits.FreeTries:
+			c.flights.leave(key.ids)
+			return c.delayed(ctx, key, pair, now)
+		case level+running <= c.limits.FreeTries:
+			return &Try{counter: c, key: key, running: true}, nil
+		}
+		if err := c.flights.wait(ctx, key.ids); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// delayed decides about a try at a name that is delayed.
+func (c *Counter) delayed(ctx context.Context, key Key, pair pair, now time.Time) (*Try, error) {
+	try := &Try{counter: c, key: key, delayed: true}
+	d := c.decide(pair, key.tag, now)
+	if d.promise {
+		var err error
+		if d, err = try.decide(ctx, false); err != nil {
+			return nil, err
+		}
+	}
+	if !d.admitted {
+		return nil, d.refused()
+	}
+	return try, nil
+}
+
+// decide decides about a try that was delayed, in a transaction that writes: it stores a
+// promise, and counts the try if count is true and the try is admitted.
+func (t *Try) decide(ctx context.Context, count bool) (d decision, err error) {
+	c := t.counter
+	err = c.store.Write(ctx, func(tx *store.Tx) error {
+		pair, err := tx.LockThrottleBuckets(t.key.ids)
+		if err != nil {
+			return err
+		}
+		now := tx.Now()
+		d = c.decide(pair, t.key.tag, now)
+		switch {
+		case d.admitted && count:
+			t.added = c.count(&pair, now)
+			keep(&pair, t.key.tag, now, c.limits.LongestDelay)
+		case d.promise:
+			keep(&pair, t.key.tag, now, c.limits.LongestDelay)
+			give(&pair, promise{t.key.tag, d.at})
+		default:
+			return nil
+		}
+		return set(tx, &pair)
+	})
+	return d, err
+}
+
+func set(tx *store.Tx, p *pair) error {
+	return errors.Join(tx.SetThrottleBucket(&p[0]), tx.SetThrottleBucket(&p[1]))
+}
+
+// Claim counts the try before the guess is compared, if the name is delayed. Otherwise
+// Claim does nothing. Claim writes, so a caller that waits for something else first calls
+// Claim last: what was counted and not compared is lost to the owner.
+//
+// Errors: a *[Refused] if another try came before; those of the store.
+func (t *Try) Claim(ctx context.Context) error {
+	if !t.delayed {
+		return nil
+	}
+	d, err := t.decide(ctx, true)
+	if err == nil && !d.admitted {
+		err = d.refused()
+	}
+	return err
+}
+
+// Wrong counts a wrong guess, unless Claim has counted the try. The count is durable when
+// Wrong returns nil; the caller must not tell the client that the guess was wrong before.
+//
+// Errors: those of the store.
+func (t *Try) Wrong(ctx context.Context) error {
+	if t.delayed {
+		return nil
+	}
+	c := t.counter
+	return c.store.Write(ctx, func(tx *store.Tx) error {
+		pair, err := tx.LockThrottleBuckets(t.key.ids)
+		if err != nil {
+			return err
+		}
+		c.count(&pair, tx.Now())
+		return set(tx, &pair)
+	})
+}
+
+// Right takes back what Claim has counted, in the transaction that depends on the right
+// guess.
+func (t *Try) Right(tx *store.Tx) error {
+	if t.added == ([2]time.Duration{}) {
+		return nil
+	}
+	pair, err := tx.LockThrottleBuckets(t.key.ids)
+	if err != nil {
+		return err
+	}
+	for i := range pair {
+		pair[i].ClearAt = pair[i].ClearAt.Add(-t.added[i])
+	}
+	return set(tx, &pair)
+}
+
+// End lets the next waiting try begin. Later calls of End do nothing.
+func (t *Try) End() {
+	if t.running {
+		t.running = false
+		t.counter.flights.leave(t.key.ids)
+	}
+}
+
+// pair holds the two buckets of a name.
+type pair = [2]store.ThrottleBucket
+
+// level returns the level of a name, of the bucket that counts less.
+func (c *Counter) level(p pair, now time.Time) int {
+	return min(c.levelOf(p[0].ClearAt, now), c.levelOf(p[1].ClearAt, now))
+}
+
+func (c *Counter) levelOf(clearAt, now time.Time) int {
+	left := clearAt.Sub(now)
+	if left <= 0 {
+		return 0
+	}
+	// A guess counts in full until it is forgotten. The clock may have been set back.
+	return min(int((left+c.unit-1)/c.unit), c.full)
+}
+
+// count counts a try in both buckets, and sets the time of the next try. added is what
+// the count has added to each bucket: less than a unit if the bucket was nearly full. A
+// time that is further ahead than this counter sets comes from before the clock was set
+// back, and is replaced.
+func (c *Counter) count(p *pair, now time.Time) (added [2]time.Duration) {
+	most := now.Add(time.Duration(c.full) * c.unit)
+	for i := range p {
+		before := earlier(later(p[i].ClearAt, now), most)
+		p[i].ClearAt = earlier(before.Add(c.unit), most)
+		added[i] = p[i].ClearAt.Sub(before)
+	}
+	level := c.level(*p, now)
+	if level < c.limits.FreeTries {
+		return added
+	}
+	next := now.Add(c.delay(level))
+	for i := range p {
+		if p[i].NextAt.Before(next) || p[i].NextAt.After(now.Add(c.limits.LongestDelay)) {
+			p[i].NextAt = next
+		}
+	}
+	return added
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
+// delay returns the time until the next try after a try that has brought a name to a
+// level, from FreeTries on.
+func (c *Counter) delay(level int) time.Duration {
+	delay := firstDelay
+	for ; level > c.limits.FreeTries && delay < c.limits.LongestDelay; level-- {
+		delay *= 2
+	}
+	return min(delay, c.limits.LongestDelay)
+}
+
+// Prune deletes the rows of buckets that count nothing, in small steps.
+func Prune(ctx context.Context, s *store.Store) error {
+	const step = 200 // rows in one transaction: about a millisecond of SQLite's one writer
+	after, more := int64(0), true
+	for more {
+		err := s.Write(ctx, func(tx *store.Tx) (err error) {
+			after, more, err = tx.PruneThrottle(after, step)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
