@@ -59,7 +59,7 @@ func TestAudience(t *testing.T) {
 		if _, err := w.Logins.Login(t.Context(), "alice", pw, []string{"elsewhere"}, ""); !errors.Is(err, session.ErrAudience) {
 			t.Fatalf("login for elsewhere: %v", err)
 		}
-		if _, err := w.Logins.Login(t.Context(), "alice", pw, []string{"watchword", "billing"}); !errors.Is(err, session.ErrNotAlone, "") {
+		if _, err := w.Logins.Login(t.Context(), "alice", pw, []string{"watchword", "billing"}, ""); !errors.Is(err, session.ErrNotAlone) {
 			t.Fatalf("login for watchword and billing: %v", err)
 		}
 		for _, c := range []struct{ asked, want []string }{
