@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -30,6 +31,24 @@ type result struct {
 	out, err string
 }
 
+// most bounds the output of a command in a test. The largest, of a thousand records, has
+// some hundred KiB.
+const most = 8 << 20
+
+// output keeps what a command prints, at most `most` bytes. A command that reads the same
+// page of a list again and again prints without end, and would fill the machine's memory.
+type output struct{ bytes.Buffer }
+
+func (o *output) Write(p []byte) (int, error) {
+	if o.Len()+len(p) > most {
+		return 0, fmt.Errorf("the command printed more than %d bytes", most)
+	}
+	return o.Buffer.Write(p)
+}
+
+// WriteString hides the method of bytes.Buffer, which has no bound.
+func (o *output) WriteString(s string) (int, error) { return o.Write([]byte(s)) }
+
 // run runs a command with a text as standard input.
 func run(t *testing.T, stdin string, args ...string) (r result) {
 	t.Helper()
@@ -42,7 +61,7 @@ func run(t *testing.T, stdin string, args ...string) (r result) {
 		t.Fatal(err)
 	}
 	defer in.Close()
-	var out, errs bytes.Buffer
+	var out, errs output
 	r.status = cli.Main(args, cli.Terminal{In: in, Out: &out, Err: &errs})
 	r.out, r.err = out.String(), errs.String()
 	return r
