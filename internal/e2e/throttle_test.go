@@ -48,7 +48,7 @@ func TestGuessesFromManyAddresses(t *testing.T) {
 	s := serve(t, dir)
 	c := dial(t, s.grpcAddr)
 	password := newPassword()
-	c.create(t, c.login(t, "admin", s.admin), "alice", password)
+	c.create(t, c.login(t, "admin", s.admin, "watchword"), "alice", password)
 	device := c.login(t, "alice", password)
 
 	var want []string

@@ -177,11 +177,12 @@ func (r *request) answered() {
 
 // pushOut ends a call that has lost its place to another peer: a call that has not arrived,
 // or one with an answer that the client does not read. A call that runs keeps its place: it
-// may have changed the database already.
+// may have changed the database already. The connection of a client that does not read ends;
+// the connection of a trusted proxy carries the calls of others, and goes on.
 func (r *request) pushOut() {
 	r.pushed.Store(true)
 	r.cancel()
-	if r.done.Load() && r.conn != nil {
+	if r.done.Load() && r.conn != nil && r.conn.place != nil {
 		_ = r.conn.Close()
 	}
 }
