@@ -78,6 +78,12 @@ func (p Proxies) Trust(addr netip.Addr) bool {
 	return slices.ContainsFunc(p, func(network netip.Prefix) bool { return network.Contains(addr) })
 }
 
+// TrustPeer is like [Proxies.Trust], for the peer of a connection.
+func (p Proxies) TrustPeer(peer net.Addr) bool {
+	addr, ok := addressOf(peer)
+	return ok && p.Trust(addr)
+}
+
 // Source returns the source of a call from a peer's address and the values of
 // x-forwarded-for, in the order of the request. If the peer is a trusted proxy, the source
 // is the last forwarded address that does not belong to a trusted proxy: each proxy appends

@@ -1,7 +1,7 @@
-// Package gate stands before the handlers of the gRPC server, and bounds what clients can
-// cause before a handler runs: connections, unfinished requests, the time until a request
-// has arrived whole, the size of metadata, and messages in tiny pieces. The gate also finds
-// the source of every call.
+// Package gate stands around the handlers of the gRPC server, and bounds what clients can
+// cause outside of a handler: connections, unfinished requests, the time until a request
+// has arrived whole, the size of metadata, messages in tiny pieces, and answers that a client
+// does not read. The gate also finds the source of every call.
 //
 // Package share divides each bound among peers: the first peers to come cannot keep the
 // others out. A connection belongs to the network of its TCP peer, and a call to the network
@@ -30,7 +30,7 @@ import (
 // Limits holds the numbers of a gate. Every number must be positive.
 type Limits struct {
 	// Requests bounds the unfinished requests: each counts from its headers until its
-	// answer. A server stream counts until its request has arrived.
+	// answer is on its way. A server stream counts until its request has arrived.
 	Requests, RequestsPerPeer int
 	// Streams bounds the open streams, such as Health/Watch and reflection. WatchBundle
 	// has bounds of its own, in package hub.
@@ -122,13 +122,14 @@ func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	if a, ok := addr.(address); ok {
 		r.conn = a.conn
 	}
+	var source caller.Source
 	if r.conn != nil && r.conn.place != nil {
-		r.source, r.peer = r.conn.source, r.conn.network
+		source, r.peer = r.conn.source, r.conn.network
 	} else {
-		r.source = g.proxies.Source(addr, info.Header["x-forwarded-for"])
-		r.peer = r.source.Network()
+		source = g.proxies.Source(addr, info.Header["x-forwarded-for"])
+		r.peer = source.Network()
 	}
-	ctx = caller.WithSource(ctx, r.source)
+	ctx = caller.WithSource(ctx, source)
 	if err := g.admit(ctx, r); err != nil {
 		if err == errCrowded {
 			g.refused(ctx, info.FullMethodName, err)

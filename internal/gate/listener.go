@@ -2,7 +2,6 @@ package gate
 
 import (
 	"net"
-	"net/netip"
 	"sync"
 
 	"github.com/watchword-auth/watchword/internal/caller"
@@ -51,7 +50,7 @@ func (l *Listener) Accept() (net.Conn, error) {
 func (l *Listener) admit(accepted net.Conn) net.Conn {
 	c := &conn{Conn: accepted, listener: l, source: l.proxies.Source(accepted.RemoteAddr(), nil)}
 	c.network = c.source.Network()
-	if !l.trusted(accepted.RemoteAddr()) {
+	if !l.proxies.TrustPeer(accepted.RemoteAddr()) {
 		if c.place = l.places.TakeRenewing(c.network, func() { _ = accepted.Close() }); c.place == nil {
 			return nil
 		}
@@ -64,12 +63,6 @@ func (l *Listener) admit(accepted net.Conn) net.Conn {
 	}
 	l.silent[c] = struct{}{}
 	return c
-}
-
-// trusted reports whether a connection comes from a trusted proxy.
-func (l *Listener) trusted(addr net.Addr) bool {
-	at, err := netip.ParseAddrPort(addr.String())
-	return err == nil && l.proxies.Trust(at.Addr())
 }
 
 // CloseSilent closes every silent connection, and every connection accepted later.

@@ -9,7 +9,6 @@ import (
 
 	"google.golang.org/grpc"
 
-	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
@@ -31,9 +30,8 @@ const (
 type request struct {
 	context.Context
 	gate         *Gate
-	conn         *conn // nil if the connection is not of a [Listener]
-	source       caller.Source
-	peer         string // the network of source
+	conn         *conn  // nil if the connection is not of a [Listener]
+	peer         string // the network of the source
 	at           arrival
 	place        *share.Place
 	cancel       context.CancelFunc

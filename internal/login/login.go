@@ -123,8 +123,8 @@ func (s *Service) tryLogin(ctx context.Context, a *attempt) (*session.Grant, err
 }
 
 // start starts a session after the right password. If the password hash has been replaced
-// since g.user was read, start returns errChanged. Name, roles and state come from the row as it is now. If better is not
-// empty, start stores it as the new password hash.
+// since g.user was read, start returns errChanged. Name, roles and state come from the row
+// as it is now. If better is not empty, start stores better as the new password hash.
 func (s *Service) start(ctx context.Context, g *guess, better string, audience []string) (grant *session.Grant, err error) {
 	// Few logins end a session, and [session.Sessions.Sign] waits for these alone.
 	err = feed.Direct(s.store).Write(ctx, func(tx *feed.Tx) error {
