@@ -10,9 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -41,20 +39,6 @@ var (
 	overloaded = watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED
 )
 
-// goroutines returns the number of goroutines of a server, from its metrics.
-func (s *server) goroutines(t *testing.T) int {
-	t.Helper()
-	match := regexp.MustCompile(`(?m)^go_goroutines (\d+)`).FindStringSubmatch(get(t, "http://"+s.httpAddr+"/metrics"))
-	if match == nil {
-		t.Fatal("/metrics has no go_goroutines")
-	}
-	n, err := strconv.Atoi(match[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 // strange connects a stranger, and closes the connection at the end of the test.
 func strange(t *testing.T, ip, addr string) *strangertest.Conn {
 	t.Helper()
@@ -74,7 +58,7 @@ func TestUnfinishedRequestsAreBounded(t *testing.T) {
 	const conns, streams = 100, 1000
 	s := serve(t, t.TempDir())
 	before := s.memory(t, "VmRSS")
-	calm := s.goroutines(t)
+	calm := s.metric(t, "go_goroutines")
 	refused := 0
 	for range conns {
 		c := strange(t, "127.0.0.9", s.grpcAddr)
@@ -96,7 +80,7 @@ func TestUnfinishedRequestsAreBounded(t *testing.T) {
 		t.Error("no request was refused by the bound of the peer")
 	}
 	dialFrom(t, "127.0.0.1", s.grpcAddr).login(t, "admin", s.admin)
-	if grown := s.goroutines(t) - calm; grown > requestsPerPeer+10*conns {
+	if grown := s.metric(t, "go_goroutines") - calm; grown > requestsPerPeer+10*conns {
 		t.Errorf("%d more goroutines: more than the requests of one peer and the connections", grown)
 	}
 	if most := s.memory(t, "VmHWM"); most > before+100 {

@@ -107,7 +107,7 @@ func TestManyLoginsAtOnce(t *testing.T) {
 		base   = 128 // MiB, for everything else; measured: 45 to 70 MiB
 	)
 	s := serveOn(t, 32, append(unthrottled, "--hash-memory", "128MiB")...) // without the flag, 31 hashes at a time: some 1,400 MiB
-	calm := s.goroutines(t)
+	calm := s.metric(t, "go_goroutines")
 	var clients []*client
 	for i := range 10 {
 		clients = append(clients, dialFrom(t, fmt.Sprint("127.0.0.", 2+i), s.grpcAddr))

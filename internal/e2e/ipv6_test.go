@@ -12,10 +12,10 @@ import (
 	"testing"
 	"unsafe"
 
+	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/watchword-auth/watchword/authn"
-	"github.com/watchword-auth/watchword/internal/strangertest"
 )
 
 // inNamespace is set in the process that runs a test in a network namespace of its own.
@@ -92,7 +92,7 @@ func TestOneIPv6NetworkIsOnePeer(t *testing.T) {
 	s := serveCommand(t, dir, exec.Command(watchword(t), "serve", "--grpc-addr", "["+server+"]:0", "--http-addr", "["+server+"]:0",
 		"--insecure", "--datastore-uri", database(dir)))
 	watch := func(ip string) error {
-		conn, err := strangertest.Dial(ip, s.grpcAddr)
+		conn, err := tryDialAs(ip, s.grpcAddr, insecure.NewCredentials())
 		if err != nil {
 			t.Fatal(err)
 		}

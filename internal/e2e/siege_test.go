@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	"github.com/watchword-auth/watchword/authn"
@@ -28,7 +29,7 @@ func TestAHundredStrangers(t *testing.T) {
 	honest := dial(t, s.grpcAddr)
 	pair := honest.login(t, "admin", s.admin)
 	stream := watchBundle(t, honest)
-	calm := s.goroutines(t)
+	calm := s.metric(t, "go_goroutines")
 
 	ctx, stop := context.WithCancel(t.Context())
 	var tasks sync.WaitGroup
@@ -91,7 +92,7 @@ func TestAHundredStrangers(t *testing.T) {
 
 // dialOnce logs in over a connection of its own, as a program does that starts.
 func dialOnce(t *testing.T, ip string, s *server) error {
-	conn, err := strangertest.Dial(ip, s.grpcAddr)
+	conn, err := tryDialAs(ip, s.grpcAddr, insecure.NewCredentials())
 	if err != nil {
 		return err
 	}
@@ -103,7 +104,7 @@ func dialOnce(t *testing.T, ip string, s *server) error {
 func (s *server) calmsDown(t *testing.T, calm int) {
 	t.Helper()
 	eventually(t, runTimeout, "the server calms down", func() error {
-		if now := s.goroutines(t); now > calm+20 {
+		if now := s.metric(t, "go_goroutines"); now > calm+20 {
 			return fmt.Errorf("%d goroutines, %d before", now, calm)
 		}
 		return nil
@@ -117,7 +118,7 @@ func TestFiveHundredLoginsAndFiveThousandIdleConnections(t *testing.T) {
 	s := serve(t, t.TempDir())
 	honest := dial(t, s.grpcAddr)
 	honest.login(t, "admin", s.admin)
-	calm, files := s.goroutines(t), s.files(t)
+	calm, files := s.metric(t, "go_goroutines"), s.files(t)
 
 	var conns []net.Conn
 	for i := range idle {
@@ -131,7 +132,7 @@ func TestFiveHundredLoginsAndFiveThousandIdleConnections(t *testing.T) {
 	var ok, refused atomic.Int64
 	for i := range logins {
 		tasks.Go(func() {
-			conn, err := strangertest.Dial(fmt.Sprint("127.0.4.", 1+i%addresses), s.grpcAddr)
+			conn, err := tryDialAs(fmt.Sprint("127.0.4.", 1+i%addresses), s.grpcAddr, insecure.NewCredentials())
 			if err != nil {
 				t.Error(err)
 				return

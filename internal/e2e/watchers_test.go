@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
-	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,27 +18,12 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
-	"github.com/watchword-auth/watchword/internal/strangertest"
 )
 
 const (
 	streamsPerConn = 90   // below the bound of 100 calls on one connection
 	watchersInAll  = 2048 // by default, as many as connections; a half for one peer
 )
-
-// dialAs connects from an address of the loopback network 127.0.0.0/8.
-func dialAs(t *testing.T, from, addr string, creds credentials.TransportCredentials) *grpc.ClientConn {
-	t.Helper()
-	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(creds),
-		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-			return strangertest.From(from).DialContext(ctx, "tcp", addr)
-		}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close() })
-	return conn
-}
 
 // flood is a client that opens as many streams of the trust bundle as the server allows, and
 // opens further streams until the end of the test.

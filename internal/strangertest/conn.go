@@ -19,7 +19,6 @@ import (
 	"golang.org/x/net/http2/hpack"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
@@ -230,11 +229,10 @@ func Message(m proto.Message) []byte {
 }
 
 // Dial makes a gRPC connection from a local address.
-func Dial(ip, addr string) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-			return From(ip).DialContext(ctx, "tcp", addr)
-		}))
+func Dial(ip, addr string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+addr, append(opts, grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+		return From(ip).DialContext(ctx, "tcp", addr)
+	}))...)
 }
 
 // WasClosed reports whether the error of a connection means that the server has closed it.
