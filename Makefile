@@ -147,6 +147,11 @@ test-node: .bin/watchword .bin/notes ## The Node.js client against the real bina
 	@cd clients/node && $(patiently) "npm ci" npm ci --no-audit --no-fund --loglevel=error && \
 		WATCHWORD_BIN=$(CURDIR)/.bin/watchword NOTES_BIN=$(CURDIR)/.bin/notes $(patiently) "npm test" npm test
 
+.PHONY: test-slow
+test-slow: .bin/grpcurl ## The tests that wait for minutes, TestSlow…; `make test` leaves them out
+	$(call title,go test -race: the slow tests)
+	@WATCHWORD_SLOW=1 $(patiently) "go test -race" go test -race -count=1 -timeout 60m -run '^TestSlow' ./...
+
 ##@ Measure
 
 .PHONY: bench

@@ -1,0 +1,38 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/strangertest"
+)
+
+// slow skips a test that waits for minutes, unless `make test-slow` runs the test. The name
+// of such a test begins with TestSlow.
+func slow(t *testing.T) {
+	t.Helper()
+	if os.Getenv("WATCHWORD_SLOW") == "" {
+		t.Skip("make test-slow runs this test")
+	}
+	t.Parallel()
+}
+
+// The server ends a connection that has carried no call for five minutes.
+func TestSlowAnIdleConnectionEnds(t *testing.T) {
+	slow(t)
+	s := serve(t, t.TempDir())
+	conn, err := strangertest.Connect("127.0.0.2", s.grpcAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	began := time.Now()
+	if err := conn.Await(ctx, func() bool { return false }); !strangertest.WasClosed(err) {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+	t.Logf("ended after %v", time.Since(began))
+}
