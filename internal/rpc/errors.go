@@ -28,7 +28,7 @@ import (
 const (
 	// storeRetry is the shortest time that a client should wait while the database does
 	// not answer. A random time of up to the same length is added to storeRetry and to
-	// watchRetry, so that clients do not return at the same moment.
+	// watchRetry, so that clients return at different moments.
 	storeRetry = time.Second
 	// watchRetry is the shortest time that a watcher without a place should wait. Until
 	// the watcher is back, its service knows no new revocation. Clients that are refused
@@ -38,8 +38,8 @@ const (
 
 // refusals maps errors of the packages below to statuses. The first row that matches
 // counts. An error without a row is a fault of the server: the client gets INTERNAL,
-// and the log gets the cause. A message tells no more than the reason: the cause may
-// hold internals.
+// and the log gets the cause. A message tells only the reason: the cause may hold
+// internals.
 var refusals = []struct {
 	err     error
 	code    codes.Code
@@ -136,8 +136,8 @@ func badRequest(field invalidField) *status.Status {
 }
 
 // nameField adds the name of the request's field to the error for a new username that
-// breaks a rule, and weakField to the error for a weak password. The packages below do
-// not know the fields.
+// breaks a rule, and weakField to the error for a weak password. Only package rpc knows
+// the fields.
 func nameField(field string, err error) error { return addField(field, user.ErrMalformed, err) }
 func weakField(field string, err error) error { return addField(field, password.ErrTooWeak, err) }
 

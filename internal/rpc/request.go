@@ -86,8 +86,8 @@ func optionalID(id string) (string, error) {
 }
 
 // eventType is the rule for the type of an event in a filter. A short unknown type is
-// accepted and finds nothing, since a newer server may have written types that this one
-// does not know.
+// accepted, and the list is then empty: a newer server may have written types that are new
+// to this one.
 func eventType(name string) (string, error) {
 	if len(name) > maxTypeLength || !store.IsText(name) {
 		return "", errors.New("unknown event type")

@@ -37,7 +37,7 @@ type Trust struct {
 	NeedCertificate bool
 }
 
-// GetKeySet serves TrustService/GetKeySet: the public keys alone, without revocations.
+// GetKeySet serves TrustService/GetKeySet: the public keys alone.
 func (t *Trust) GetKeySet(context.Context, *watchwordv1.GetKeySetRequest) (*watchwordv1.GetKeySetResponse, error) {
 	trust := t.Hub.TrustState()
 	resp := &watchwordv1.GetKeySetResponse{Issuer: trust.GetIssuer()}
@@ -132,7 +132,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 }
 
 // clientCertificate returns the certificate that the client showed and that the TLS
-// handshake verified; nil without one.
+// handshake verified, or nil.
 func clientCertificate(p *peer.Peer) *x509.Certificate {
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok || len(info.State.VerifiedChains) == 0 {
@@ -142,7 +142,7 @@ func clientCertificate(p *peer.Peer) *x509.Certificate {
 }
 
 // watcherPeer returns the peer by which a watcher is counted: the name in the client
-// certificate, and without a certificate the client's network. If a trusted proxy has
+// certificate, or else the client's network. If a trusted proxy has
 // forwarded the call, the certificate names the proxy, and the network counts.
 func watcherPeer(from *peer.Peer, cert *x509.Certificate, source caller.Source) hub.Peer {
 	direct := caller.Proxies{}.Source(from.Addr, nil)
@@ -153,8 +153,8 @@ func watcherPeer(from *peer.Peer, cert *x509.Certificate, source caller.Source) 
 }
 
 // certificateName returns the name in a certificate: the first URI, such as a SPIFFE id;
-// without one the first DNS name; without either the subject. The CA has signed the whole
-// list of names, and the order counts, so a client has no choice between several names.
+// or else the first DNS name; or else the subject. The CA has signed the whole
+// list of names, and the order counts, so a client always has the same name.
 // The kind comes before the name: a subject must not look like a DNS name or a network.
 func certificateName(cert *x509.Certificate) string {
 	switch {

@@ -2,5 +2,5 @@
 
 package server
 
-// fileLimit returns 0: the system has no such limit, or none that Go can read.
+// fileLimit returns 0: Go cannot read a limit of open files on this system.
 func fileLimit() int { return 0 }

@@ -36,12 +36,12 @@ const (
 	// and a proxy in front carries the calls of many clients over one connection.
 	maxHeaders = 64 << 10
 	// window is what a client may send on one stream before the server has read it, in
-	// bytes. A window of fixed size bounds the memory of a request that has not arrived.
+	// bytes. A window of fixed size bounds the memory of a request that is still arriving.
 	window = 64 << 10
 	// buffer is the size of a connection's read buffer and of its write buffer, in bytes.
 	// An idle connection keeps the read buffer alone.
 	buffer = 8 << 10
-	// maxIdle is how long a connection without a call stays open. Clients connect again at
+	// maxIdle is how long a connection stays open after its last call. Clients connect again at
 	// their next call.
 	maxIdle = 5 * time.Minute
 )
@@ -133,7 +133,7 @@ func (s *Server) recovered(ctx context.Context, p any) error {
 }
 
 // drain ends streams when the server stops. An idle stream (of a verifier, a health
-// check or reflection) would block GracefulStop without end.
+// check or reflection) would block GracefulStop for ever.
 type drain struct {
 	begun  chan struct{} // closed when the server stops
 	logger *slog.Logger

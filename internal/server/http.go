@@ -21,8 +21,8 @@ import (
 const wellKnown = "/.well-known/oauth-authorization-server"
 
 // httpServer serves the key set and metadata for verifiers in other languages, health
-// for orchestrators, and metrics for Prometheus. No answer holds a secret, and no
-// request changes anything, so the HTTP server needs no authentication.
+// for orchestrators, and metrics for Prometheus. All answers are public and all requests
+// only read, so the HTTP server needs no authentication.
 func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/jwks.json", s.serveJWKS)
@@ -50,7 +50,7 @@ func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *h
 }
 
 // inTurn serves at most maxScrapes requests at a time; others wait. The handler writes to
-// memory, so a client that reads slowly keeps no other client waiting.
+// memory, so a client that reads slowly leaves its turn to the next client.
 func inTurn(handler http.Handler) http.Handler {
 	const maxScrapes = 2 // each takes a few milliseconds of a core
 	turns := make(chan struct{}, maxScrapes)
@@ -106,7 +106,8 @@ func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 }
 
 // metadata serves the authorization server metadata of RFC 8414. Watchword has no OAuth
-// clients, so the document lists no grant, and no endpoint except the key set.
+// clients, so the document lists the key set as the only endpoint, and grants as an empty
+// list.
 func (s *Server) metadata(issuer string) http.HandlerFunc {
 	document := map[string]any{
 		"issuer":                   issuer,

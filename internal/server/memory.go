@@ -98,8 +98,8 @@ func (l memoryLimits) hashMemory() (Size, error) {
 const connectionMemory = 112 << 10
 
 // MemoryGoal returns the memory that the server plans to stay under, in bytes: for Go's soft
-// limit (debug.SetMemoryLimit). Without a soft limit, Go lets unused memory grow to the size
-// of the used memory.
+// limit (debug.SetMemoryLimit). By default, Go lets unused memory grow to the size of the
+// used memory.
 func (s *Server) MemoryGoal() int64 {
 	hashes := int64(s.passwords.Parallel()) * password.Default.Footprint()
 	return connectionMemory*int64(s.limits.connections) + hashes + s.policy.List.Footprint()

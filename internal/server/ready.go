@@ -12,7 +12,7 @@ import (
 
 // serveReady returns the handler of /readyz. The handler answers 200 if the server can serve
 // calls, and 503 while the server stops or the database does not answer within a second. A
-// load balancer should send no calls on 503.
+// load balancer should send calls to other replicas on 503.
 func (s *Server) serveReady() http.HandlerFunc {
 	database := shared{read: s.readHead}
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -40,8 +40,8 @@ func (s *Server) readHead(ctx context.Context) error {
 }
 
 // shared makes one read at a time, for all requests that come while the read runs and for
-// half a second after. So any number of requests, which need no token, hold one connection
-// to the database at most. shared is safe for concurrent use.
+// half a second after. So any number of requests hold one connection to the database at
+// most. shared is safe for concurrent use.
 type shared struct {
 	read func(context.Context) error
 

@@ -23,8 +23,8 @@ type CopiedTable struct {
 	Rows int64
 }
 
-// Copy moves an embedded database to a PostgreSQL database with a schema and without
-// rows, while servers have the embedded database open. Every acknowledged change is
+// Copy moves an embedded database to a PostgreSQL database with a schema and empty
+// tables, while servers have the embedded database open. Every acknowledged change is
 // copied: from step 2 on, writes to the embedded database (the source) fail with
 // ErrUnavailable, and after step 4 its reads fail, too.
 //

@@ -13,12 +13,12 @@ import (
 // appends an event sends NOTIFY with the commit, and every replica listens on a
 // connection of its own, outside of the pool. A hint only shortens the wait for the
 // replica's next poll of the events, so any hint may be lost. A pooler in transaction
-// mode passes no notification on: replicas behind such a pooler only poll.
+// mode drops notifications: replicas behind such a pooler only poll.
 
 //
-// Any role that may connect to the database can send notifications, without any other
-// right. PostgreSQL keeps notifications for a slow listener, and refuses NOTIFY to every
-// role when the queue is full. So the listener reads notifications as fast as they come,
+// A role needs only the right to connect to the database to send notifications. PostgreSQL
+// keeps notifications for a slow listener, and refuses NOTIFY to every role when the queue
+// is full. So the listener reads notifications as fast as they come,
 // and passes on one hint in hintEvery at most.
 
 // hintEvery is the shortest time between two hints. A hint causes a poll, which takes
@@ -45,7 +45,7 @@ func (p *pgDB) hints(ctx context.Context, hint func()) {
 }
 
 // listen reads notifications until ctx ends or the connection fails. listen fills
-// notified after each notification, and does not wait for room.
+// notified after each notification if there is room.
 func (p *pgDB) listen(ctx context.Context, notified chan<- struct{}) error {
 	conn, err := pgx.ConnectConfig(ctx, p.pool.Config().ConnConfig)
 	if err != nil {

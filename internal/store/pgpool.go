@@ -57,8 +57,8 @@ func pgConfig(uri string) (*pgxpool.Config, error) {
 	return config, nil
 }
 
-// dial opens connections with TCP keepalive. If the other machine disappears without a
-// message, the connection ends within about ten seconds.
+// dial opens connections with TCP keepalive. If the other machine disappears silently,
+// the connection ends within about ten seconds.
 var dial = (&net.Dialer{
 	KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3},
 }).DialContext

@@ -28,7 +28,7 @@ type queue[T any] struct {
 type job[T any] struct {
 	value  T // belongs to the worker from taken until result
 	taken  atomic.Bool
-	result chan error // has room for the one answer, so that a worker never waits for the caller
+	result chan error // has room for the one answer, so that a worker continues at once
 }
 
 // errClosed is the error of every call on a closed database.

@@ -46,8 +46,8 @@ func (tx *Tx) Head() (int64, error) {
 }
 
 // HeadInto stores the number and the tag of the newest event in seq and tag, before
-// [Store.Write] returns. The events of this transaction count. The tag is empty while
-// there are no events.
+// [Store.Write] returns. The events of this transaction count. The tag is empty before
+// the first event.
 func (tx *Tx) HeadInto(seq *int64, tag *[]byte) error {
 	return tx.queryAtCommit(into(seq, tag),
 		`SELECT seq, (SELECT tag FROM events WHERE events.seq = head.seq) FROM head WHERE id = 1`)
@@ -91,7 +91,7 @@ func (tx *Tx) SetMaxLifetime(longest time.Duration) error {
 	return tx.SetDurationSetting(maxLifetime, longest)
 }
 
-// DurationSetting reads a setting that holds microseconds. A setting never written is
+// DurationSetting reads a setting that holds microseconds. A missing setting is
 // zero.
 func (tx *Tx) DurationSetting(name string) (time.Duration, error) {
 	value, err := tx.Setting(name)

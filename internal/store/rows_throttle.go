@@ -38,8 +38,8 @@ func (tx *Tx) ThrottleBuckets(ids [2]int64) (pair [2]ThrottleBucket, err error) 
 }
 
 // LockThrottleBuckets is like [Tx.ThrottleBuckets], makes missing rows, and locks both
-// rows until the transaction ends. Two transactions cannot block each other: both take
-// the lower id first.
+// rows until the transaction ends. All transactions lock the lower id first, which
+// excludes a deadlock.
 func (tx *Tx) LockThrottleBuckets(ids [2]int64) ([2]ThrottleBucket, error) {
 	for _, id := range ids {
 		err := tx.queueExec(`INSERT INTO throttle (`+throttleColumns+`) VALUES ($1, 0, 0, $2)

@@ -165,7 +165,7 @@ func openExisting(ctx context.Context, uri string) (db *sql.DB, path string, err
 }
 
 // movedAway returns the URI to which [Copy] has moved an embedded database, and the id
-// of that copy. Both are empty for a database that was not moved.
+// of that copy. Both are empty for a database that is still in its place.
 func movedAway(ctx context.Context, db *sql.DB) (to, id string) {
 	return earlySetting(ctx, db, movedTo), earlySetting(ctx, db, copyID)
 }

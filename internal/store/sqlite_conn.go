@@ -126,8 +126,8 @@ func (c *sqliteConn) query(scan func(row) error, _, query string, args ...any) e
 	return scanRows(rows, scan)
 }
 
-// queueExec runs the statement at once: SQLite runs in this process, so queueing would
-// save no round trip.
+// queueExec runs the statement at once: SQLite runs in this process, so a statement costs
+// the same at once as later.
 func (c *sqliteConn) queueExec(query string, args ...any) error {
 	stmt, err := c.prepare(query)
 	if err != nil {

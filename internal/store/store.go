@@ -1,12 +1,12 @@
-// Package store owns the database: schema, connections, transactions and rows. No other
-// package contains SQL.
+// Package store owns the database: schema, connections, transactions and rows. All SQL
+// is in this package.
 //
 // A caller may rely on the following:
 //
-//   - [Store.Write] returns nil after the change is durable, and never before.
+//   - [Store.Write] returns nil only after the change is durable.
 //   - A transaction has one time, [Tx.Now].
 //   - Callers that write at the same time share a commit, and so an fsync; an error of
-//     one caller does not undo the write of another.
+//     one caller leaves the write of another as it is.
 //   - An error matches ErrUnavailable if the database was at fault, and ErrUncertain if
 //     the outcome is unknown. The store runs a transaction again only if nothing of the
 //     first run remained. An error that matches neither, and does not come from the
@@ -32,7 +32,7 @@ import (
 )
 
 var (
-	// ErrNotFound means that there is no such row.
+	// ErrNotFound means that the row is missing.
 	ErrNotFound = errors.New("not found")
 	// ErrExists means that a row with the same unique value exists.
 	ErrExists = errors.New("exists already")
