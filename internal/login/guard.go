@@ -7,38 +7,31 @@ import (
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/password"
-	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/throttle"
 )
 
-// Guard bounds guesses at passwords:
+// The numbers of the counters of wrong passwords. The numbers are a part of the ids in the
+// database, and stay the same in later versions.
+const (
+	accounts throttle.Number = iota + 1 // by username
+	devices                             // on a known device or in a session, by session id
+)
+
+// Limits bound guesses at passwords:
 //
 //   - The tries at one username, from everywhere, share a count, whether the user exists or
 //     not.
 //   - A known device has a count of its own: a login that carries an earlier refresh token of
-//     the user ([session.Sessions.Knows]). So an attacker cannot keep the owner out. A
-//     network proves nothing: it would tell that a user exists, and neighbours share it.
+//     the user ([session.Sessions.Knows]). So an attacker cannot keep the owner out. A known
+//     network gets no count of its own: such a count would show that the user exists, and an
+//     attacker can be in the same network.
 //   - ChangePassword counts for the session of the caller.
 //   - The wrong passwords from one source, at whatever usernames, share a count. A known
 //     device is not refused for its source.
-type Guard struct {
-	accounts *throttle.Counter // by username
-	devices  *throttle.Counter // by session id
-	sources  *throttle.Sources // by network
-}
-
-// NewGuard returns a guard. A source may send so many wrong passwords a second; 0 means no
-// bound.
-func NewGuard(s *store.Store, sessions *session.Sessions, limits throttle.Limits, sourceRate int) (*Guard, error) {
-	secret, err := sessions.Key("throttle")
-	if err != nil {
-		return nil, err
-	}
-	return &Guard{
-		accounts: throttle.New(s, secret, throttle.Accounts, limits), devices: throttle.New(s, secret, throttle.Devices, limits),
-		sources: throttle.NewSources(sourceRate),
-	}, nil
+type Limits struct {
+	throttle.Limits     // of one username, and of one device
+	SourceRate      int // wrong passwords a second from one source; 0: no bound
 }
 
 // guess is an admitted try at a user's password.
@@ -54,13 +47,20 @@ func (g *guess) about(err error) error {
 	return audit.Refusal{UserID: g.user.ID, UserName: g.user.Username, SessionID: g.sessionID, Err: err}
 }
 
-// begin admits a try, and reads the user by read in the same transaction as the count.
-func (g *guess) begin(ctx context.Context, counter *throttle.Counter, key throttle.Key, read func(*store.Tx) error) error {
-	var err error
-	if g.Try, err = counter.Begin(ctx, key, read); errors.Is(err, throttle.ErrTooMany) {
+// ifRefused returns err, and if err is a refusal of the throttle, err with the user of the
+// guess.
+func (g *guess) ifRefused(err error) error {
+	if errors.Is(err, throttle.ErrTooMany) {
 		return g.about(err)
 	}
 	return err
+}
+
+// begin admits a try, and reads the user by read in the same transaction as the count.
+func (g *guess) begin(ctx context.Context, counter *throttle.Counter, key throttle.Key, read func(*store.Tx) error) error {
+	var err error
+	g.Try, err = counter.Begin(ctx, key, read)
+	return g.ifRefused(err)
 }
 
 // beginLogin reads the user, and admits a login by the count of its device or of its
@@ -89,10 +89,10 @@ func (s *Service) beginLogin(ctx context.Context, a *attempt) (*guess, error) {
 		}
 	}
 	if g.known {
-		return g, g.begin(ctx, s.guard.devices, s.guard.devices.Key(a.device, ""), readUser)
+		return g, g.begin(ctx, s.devices, s.devices.Key(a.device, ""), readUser)
 	}
 	site := caller.SourceOf(ctx).Site()
-	return g, g.begin(ctx, s.guard.accounts, s.guard.accounts.Key(string(a.name), site), readUser)
+	return g, g.begin(ctx, s.accounts, s.accounts.Key(string(a.name), site), readUser)
 }
 
 // beginChange is like beginLogin, for a signed-in user.
@@ -100,7 +100,7 @@ func (s *Service) beginLogin(ctx context.Context, a *attempt) (*guess, error) {
 // Errors: a *[throttle.Refused]; those of [caller.Caller.Check] and of the store.
 func (s *Service) beginChange(ctx context.Context, by caller.Caller) (*guess, error) {
 	g := &guess{sessionID: by.SessionID, known: true}
-	return g, g.begin(ctx, s.guard.devices, s.guard.devices.Key(by.SessionID, ""), func(tx *store.Tx) error {
+	return g, g.begin(ctx, s.devices, s.devices.Key(by.SessionID, ""), func(tx *store.Tx) error {
 		u, _, err := by.Rows(tx)
 		if err == nil {
 			g.user = *u
@@ -109,9 +109,9 @@ func (s *Service) beginChange(ctx context.Context, by caller.Caller) (*guess, er
 	})
 }
 
-// compare compares a password with the user's hash, and counts a wrong one before the
-// answer. The bounds are checked once more when the turn has its slot, since other guesses
-// were made in between.
+// compare compares a password with the user's hash, and counts a wrong password before
+// compare returns. compare checks the bounds again after [password.Turn.Wait], since other
+// calls may have guessed during the wait.
 //
 // Errors: ErrCredentials; a *[throttle.Refused]; those of [password.Turn.Compare] and of
 // the store.
@@ -121,22 +121,19 @@ func (s *Service) compare(ctx context.Context, turn *password.Turn, g *guess, pw
 	}
 	source := caller.SourceOf(ctx).Network()
 	if !g.known {
-		if err := s.guard.sources.Check(source); err != nil {
+		if err := s.sources.Check(source); err != nil {
 			return false, g.about(err)
 		}
 	}
 	if err := g.Claim(ctx); err != nil {
-		if errors.Is(err, throttle.ErrTooMany) {
-			err = g.about(err)
-		}
-		return false, err
+		return false, g.ifRefused(err)
 	}
 	match, rehash, err := turn.Compare(ctx, pw, g.user.PasswordHash)
 	if err != nil || match {
 		return rehash, err
 	}
 	turn.End() // before the wait for the database
-	s.guard.sources.Wrong(source)
+	s.sources.Wrong(source)
 	if err := g.Wrong(ctx); err != nil {
 		return false, err
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// guarded is a world with a guard of its own.
+// guarded is a world with a login service of its own.
 type guarded struct {
 	*sessiontest.World
 	logins *login.Service
@@ -28,12 +28,14 @@ type guarded struct {
 // after the first of them, of a second.
 func guard(t *testing.T, w *sessiontest.World, free, rate int) guarded {
 	t.Helper()
-	g, err := login.NewGuard(w.Store, w.Sessions, throttle.Limits{FreeTries: free, LongestDelay: 10 * time.Minute}, rate)
+	pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}, Parallel: 2})
+	logins, err := login.New(w.Store, w.Feed, w.Sessions, pool, login.Limits{
+		Limits: throttle.Limits{FreeTries: free, LongestDelay: 10 * time.Minute}, SourceRate: rate,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}, Parallel: 2})
-	return guarded{w, login.New(w.Store, w.Feed, w.Sessions, pool, g)}
+	return guarded{w, logins}
 }
 
 // try logs in from an address, and returns what the client sees: "ok", "wrong", or "wait".

@@ -18,6 +18,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/throttle"
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
@@ -42,17 +43,29 @@ type Service struct {
 	writer    feed.Writer
 	sessions  *session.Sessions
 	passwords *password.Pool
-	guard     *Guard
+	accounts  *throttle.Counter
+	devices   *throttle.Counter
+	sources   *throttle.Sources
 }
 
 // New returns a service. ChangePassword commits by w.
-func New(s *store.Store, w feed.Writer, sessions *session.Sessions, p *password.Pool, g *Guard) *Service {
-	return &Service{store: s, writer: w, sessions: sessions, passwords: p, guard: g}
+//
+// Errors: those of [session.Sessions.Key].
+func New(s *store.Store, w feed.Writer, sessions *session.Sessions, p *password.Pool, l Limits) (*Service, error) {
+	secret, err := sessions.Key("throttle")
+	if err != nil {
+		return nil, err
+	}
+	return &Service{
+		store: s, writer: w, sessions: sessions, passwords: p,
+		accounts: throttle.New(s, secret, accounts, l.Limits), devices: throttle.New(s, secret, devices, l.Limits),
+		sources: throttle.NewSources(l.SourceRate),
+	}, nil
 }
 
 // Login checks a password and starts a session. Login takes as long for an unknown user
 // as for a known user. previous is an earlier refresh token of the user, or any other text:
-// see [Guard].
+// see [Limits].
 //
 // Errors: ErrCredentials; ErrUserDisabled; a *[throttle.Refused]; session.ErrAudience;
 // session.ErrNotAlone; password.ErrOverloaded; errors of the store.
@@ -93,8 +106,8 @@ func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Gran
 // costs no read.
 func (s *Service) tryLogin(ctx context.Context, a *attempt) (*session.Grant, error) {
 	source := caller.SourceOf(ctx).Network()
-	if a.device == "" { // else the database says whether the source counts
-		if err := s.guard.sources.Check(source); err != nil {
+	if a.device == "" { // with an earlier refresh token, compare checks the source unless the device is known
+		if err := s.sources.Check(source); err != nil {
 			return nil, err
 		}
 	}

@@ -17,7 +17,7 @@ import (
 func TestRefusedCallsReadNothing(t *testing.T) {
 	w, proxy := sessiontest.Wired(t)
 	pool := password.NewPool(password.Config{Parallel: 1, Queue: 1, Reserved: -1})
-	logins := login.New(w.Store, w.Feed, w.Sessions, pool, w.Guard(t, w.Sessions))
+	logins := w.NewLogins(t, w.Sessions, pool)
 	ctx := caller.WithSource(t.Context(), "192.0.2.1")
 	by := world{w}.caller(t, w.Alice.ID, w.Login(t))
 	pw := sessiontest.Parse(t, sessiontest.Password)
@@ -49,7 +49,7 @@ func TestPeersOfCalls(t *testing.T) {
 	t.Parallel()
 	w := sessiontest.New(t)
 	pool := password.NewPool(password.Config{Parallel: 1, Queue: 2, Reserved: -1})
-	logins := login.New(w.Store, w.Feed, w.Sessions, pool, w.Guard(t, w.Sessions))
+	logins := w.NewLogins(t, w.Sessions, pool)
 	by := world{w}.caller(t, w.Alice.ID, w.Login(t))
 	pw := sessiontest.Parse(t, sessiontest.Password)
 	for range 2 { // one network fills the queue
@@ -100,7 +100,7 @@ func TestHashesGoOnWhileTheDatabaseWaits(t *testing.T) {
 				by := w.caller(t, w.Alice.ID, w.Login(t))
 				release := w.hold()
 				done := make(chan error, 1)
-				go func() { done <- call(login.New(w.Store, w.Feed, w.Sessions, pool, w.Guard(t, w.Sessions)), by) }()
+				go func() { done <- call(w.NewLogins(t, w.Sessions, pool), by) }()
 				synctest.Wait()
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // the bubble's clock
 				defer cancel()

@@ -186,11 +186,13 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	if err != nil {
 		return err
 	}
-	guard, err := login.NewGuard(s.store, s.sessions, throttle.Limits{FreeTries: s.cfg.ThrottleFreeTries, LongestDelay: s.cfg.ThrottleLongestDelay}, s.cfg.ThrottleSourceRate)
+	s.logins, err = login.New(s.store, s.feed, s.sessions, s.passwords, login.Limits{
+		Limits:     throttle.Limits{FreeTries: s.cfg.ThrottleFreeTries, LongestDelay: s.cfg.ThrottleLongestDelay},
+		SourceRate: s.cfg.ThrottleSourceRate,
+	})
 	if err != nil {
 		return err
 	}
-	s.logins = login.New(s.store, s.feed, s.sessions, s.passwords, guard)
 	s.verifier, err = authn.NewVerifier(ctx, s.feed.Hub().Conn(),
 		authn.WithAudience(s.issuedFor()...),
 		authn.WithPublicMethods("/grpc.health.v1.Health/*",

@@ -18,7 +18,7 @@ func (b *ThrottleBucket) columns() []any {
 }
 
 // ThrottleBuckets returns two buckets, the one with the lower id first. A missing row is
-// a bucket with zero times. ids must grow.
+// a bucket with zero times. the lower id comes first.
 func (tx *Tx) ThrottleBuckets(ids [2]int64) (pair [2]ThrottleBucket, err error) {
 	for i, id := range ids {
 		pair[i].ID = id

@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// flights counts the tries at each name that run in this process: from before their
-// buckets are read until it is durable whether the guess was wrong. The tries are counted
-// by the ids of the buckets. The zero value is ready for use.
+// flights counts the tries at each name that run in this process. A try is counted from
+// before its buckets are read until [Try.End], when the count of a wrong guess is on disk.
+// The tries are counted by the ids of the buckets. The zero value is ready for use.
 type flights struct {
 	mu   sync.Mutex
 	keys map[[2]int64]*flight // a name without tries has no entry

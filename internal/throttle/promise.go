@@ -57,7 +57,8 @@ func (c *Counter) decide(p pair, own tag, now time.Time) decision {
 			return decision{admitted: !promised.at.After(now), at: promised.at, now: now}
 		}
 	}
-	// Of the bucket that delays less. The clock may have been set back since NextAt was stored.
+	// The earlier NextAt of the two buckets counts, and LongestDelay from now at the latest: a
+	// later NextAt was stored before the clock was set back.
 	next := earlier(earlier(p[0].NextAt, p[1].NextAt), now.Add(longest))
 	free := c.level(p, now) < c.limits.FreeTries
 	if free || len(promises) == 0 && !next.After(now) {

@@ -56,7 +56,7 @@ func (a *attack) step(t *testing.T) {
 func TestManySites(t *testing.T) {
 	const days = 2
 	inBubble(t, func(t *testing.T, c *Counter) {
-		devices := New(c.store, secret, Devices, usual)
+		devices := New(c.store, secret, 2, usual)
 		a := &attack{c: c, due: map[int]time.Time{}, sites: 10_000}
 		began := time.Now()
 		promised, waits := 0, time.Duration(0)

@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// allowance is the debt up to which a source may guess: a burst of the guesses that the
-// rate allows in this time. The default rate then lets 100 wrong passwords through at once,
-// and 150 in ten seconds.
+// allowance sets the burst: a source may send at once as many wrong guesses as the rate
+// allows in this time. The default rate lets 100 wrong passwords through at once, and 150 in
+// ten seconds.
 const allowance = 20 * time.Second
 
 // slots is the number of slots of each of the two rows of [Sources], which take 512 KiB.
@@ -16,9 +16,10 @@ const slots = 1 << 15
 
 // Sources bounds the wrong guesses of each source ([caller.Source.Network]), at whatever
 // names, in memory: each replica has a bound of its own. A source has a token bucket: a burst of
-// guesses at once, and then the rate. A token bucket is one time, until when the tokens
-// are in debt. Each source has two slots, and the one with less debt counts, so that
-// sources with other slots disturb a source little, however many there are.
+// guesses at once, and then the rate. A slot holds a token bucket as one time: each wrong
+// guess moves the time ahead by interval, and a source may guess while one more guess keeps
+// the time within allowance of now. A source has two slots, and the earlier of the two times
+// counts, so other sources delay a source only if they fill both of its slots.
 //
 // Sources is safe for concurrent use.
 type Sources struct {

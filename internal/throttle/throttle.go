@@ -14,9 +14,9 @@
 //	level         0 … FreeTries-1   FreeTries   +1   +2   +3   +4   +5
 //	next try in   0                 1 s         2 s  4 s  8 s  16 s 30 s (LongestDelay)
 //
-// Below FreeTries, a try is admitted at once, and counted if it was wrong. So that many
-// tries at a time do not all see the same level, each replica lets as many run as free
-// tries are left. From FreeTries on, each admitted try is counted before the guess is
+// Below FreeTries, a try is admitted at once, and counted if it was wrong. Tries that run
+// together would all see the same level. So each replica runs at most FreeTries - level
+// tries at a name at a time; further tries wait. From FreeTries on, each admitted try is counted before the guess is
 // compared, in one transaction with the check: then one try is admitted at a time, on all
 // replicas together. The right secret takes back the count of its own try and nothing
 // else. If it cleared the bucket, a user with a name in the same bucket could clear the
@@ -48,7 +48,7 @@ type Refused struct {
 	// RetryAfter is the time until a promised try or, without a promise, until another try
 	// may be admitted.
 	RetryAfter time.Duration
-	// Full means that so many tries have a promise that there is none for this one.
+	// Full means that every time within the next hour is promised to another site.
 	Full bool
 }
 
@@ -94,12 +94,6 @@ type Counter struct {
 // bucket. A number never changes: it is a part of the ids in the database.
 type Number int64
 
-// The counters of the server.
-const (
-	Accounts Number = iota + 1 // passwords, by username
-	Devices                    // passwords on a known device or in a session, by session id
-)
-
 // New returns a counter. Replicas on the same database need the same secret, which keeps
 // names out of the database.
 func New(s *store.Store, secret []byte, number Number, limits Limits) *Counter {
@@ -113,7 +107,7 @@ func New(s *store.Store, secret []byte, number Number, limits Limits) *Counter {
 
 // Key says what a try guesses at, and from where. The zero Key is no key of a counter.
 type Key struct {
-	ids [2]int64 // of the buckets; they grow
+	ids [2]int64 // of the buckets, the lower id first
 	tag tag      // of the promise
 }
 
@@ -175,7 +169,7 @@ func (c *Counter) Begin(ctx context.Context, key Key, also func(*store.Tx) error
 		switch level := c.level(pair, now); {
 		case level >= c.limits.FreeTries:
 			c.flights.leave(key.ids)
-			return c.delayed(ctx, key, pair, now)
+			return c.beginDelayed(ctx, key, pair, now)
 		case level+running <= c.limits.FreeTries:
 			return &Try{counter: c, key: key, running: true}, nil
 		}
@@ -185,13 +179,13 @@ func (c *Counter) Begin(ctx context.Context, key Key, also func(*store.Tx) error
 	}
 }
 
-// delayed decides about a try at a name that is delayed.
-func (c *Counter) delayed(ctx context.Context, key Key, pair pair, now time.Time) (*Try, error) {
+// beginDelayed decides about a try at a name that is delayed.
+func (c *Counter) beginDelayed(ctx context.Context, key Key, pair pair, now time.Time) (*Try, error) {
 	try := &Try{counter: c, key: key, delayed: true}
 	d := c.decide(pair, key.tag, now)
 	if d.promise {
 		var err error
-		if d, err = try.decide(ctx, false); err != nil {
+		if d, err = try.decideAndStore(ctx, false); err != nil {
 			return nil, err
 		}
 	}
@@ -201,9 +195,9 @@ func (c *Counter) delayed(ctx context.Context, key Key, pair pair, now time.Time
 	return try, nil
 }
 
-// decide decides about a try that was delayed, in a transaction that writes: it stores a
-// promise, and counts the try if count is true and the try is admitted.
-func (t *Try) decide(ctx context.Context, count bool) (d decision, err error) {
+// decideAndStore decides about a try that was delayed, in a transaction that writes:
+// decideAndStore stores a promise, and counts the try if count is true and the try is admitted.
+func (t *Try) decideAndStore(ctx context.Context, count bool) (d decision, err error) {
 	c := t.counter
 	err = c.store.Write(ctx, func(tx *store.Tx) error {
 		pair, err := tx.LockThrottleBuckets(t.key.ids)
@@ -233,22 +227,22 @@ func set(tx *store.Tx, p *pair) error {
 
 // Claim counts the try before the guess is compared, if the name is delayed. Otherwise
 // Claim does nothing. Claim writes, so a caller that waits for something else first calls
-// Claim last: what was counted and not compared is lost to the owner.
+// Claim last: a try that is counted but never compared uses up one of the owner's tries.
 //
 // Errors: a *[Refused] if another try came before; those of the store.
 func (t *Try) Claim(ctx context.Context) error {
 	if !t.delayed {
 		return nil
 	}
-	d, err := t.decide(ctx, true)
+	d, err := t.decideAndStore(ctx, true)
 	if err == nil && !d.admitted {
 		err = d.refused()
 	}
 	return err
 }
 
-// Wrong counts a wrong guess, unless Claim has counted the try. The count is durable when
-// Wrong returns nil; the caller must not tell the client that the guess was wrong before.
+// Wrong counts a wrong guess, unless Claim has counted the try. The count is on disk when
+// Wrong returns nil. Until then the caller must not answer the client.
 //
 // Errors: those of the store.
 func (t *Try) Wrong(ctx context.Context) error {

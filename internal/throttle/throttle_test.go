@@ -33,7 +33,7 @@ func inBubble(t *testing.T, test func(t *testing.T, c *Counter)) {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		test(t, New(s, secret, Accounts, usual))
+		test(t, New(s, secret, 1, usual))
 	})
 }
 
@@ -201,7 +201,7 @@ func TestManyAtOnce(t *testing.T) {
 	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
 		s := storetest.Open(t, new(t))
 		slow := Limits{FreeTries: 10, LongestDelay: time.Hour}
-		replicas := []*Counter{New(s, secret, Accounts, slow), New(s, secret, Accounts, slow)}
+		replicas := []*Counter{New(s, secret, 1, slow), New(s, secret, 1, slow)}
 		flood := func() int {
 			var n atomic.Int64
 			var tries sync.WaitGroup
@@ -233,7 +233,7 @@ func TestManyAtOnce(t *testing.T) {
 // Any number of right guesses at a time is admitted: a service with many replicas starts.
 func TestManyRightAtOnce(t *testing.T) {
 	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
-		c := New(storetest.Open(t, new(t)), secret, Accounts, usual)
+		c := New(storetest.Open(t, new(t)), secret, 1, usual)
 		var tries sync.WaitGroup
 		for range 100 {
 			tries.Go(func() {

@@ -157,17 +157,17 @@ func (w *World) open(t *testing.T, settings []Setting) (*session.Sessions, *logi
 	if err != nil {
 		t.Fatal(err)
 	}
-	return sessions, login.New(w.Store, w.Feed, sessions, w.pool, w.Guard(t, sessions))
+	return sessions, w.NewLogins(t, sessions, w.pool)
 }
 
-// Guard returns a guard that gets in the way of no test: 1000 tries are free.
-func (w *World) Guard(t *testing.T, sessions *session.Sessions) *login.Guard {
+// NewLogins returns a login service that delays no test: 1000 tries are free.
+func (w *World) NewLogins(t *testing.T, sessions *session.Sessions, pool *password.Pool) *login.Service {
 	t.Helper()
-	g, err := login.NewGuard(w.Store, sessions, throttle.Limits{FreeTries: 1000, LongestDelay: time.Minute}, 0)
+	logins, err := login.New(w.Store, w.Feed, sessions, pool, login.Limits{Limits: throttle.Limits{FreeTries: 1000, LongestDelay: time.Minute}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return g
+	return logins
 }
 
 // Parse returns a text as a password.
