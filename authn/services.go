@@ -20,8 +20,9 @@ import (
 //     see which server has them; authntest.CheckGuarded calls a running server.
 //   - Every method of services must have an access rule, by the method option of
 //     watchword/v1/access.proto (an empty option counts), by [WithMethodRule] or by
-//     [WithPublicMethods]. A method without a descriptor in the program admits no caller
-//     without one of the last two.
+//     [WithPublicMethods]. If the program has no descriptor of a method,
+//     every call of the method is refused, unless WithMethodRule or WithPublicMethods names
+//     the method.
 //   - Every name given to WithMethodRule and WithPublicMethods must belong to a method of
 //     services.
 //

@@ -24,7 +24,7 @@ func TestNewPasswords(t *testing.T) {
 	for rule, weak := range map[string]string{
 		"fewer than 15 characters": randomPassword(14),
 		"repeats a part":           "carolcarolcarol",
-		"few parts":                "watchword1234567",
+		"at most four parts":       "watchword1234567",
 	} {
 		_, create := c.CreateUser(bearer(callCtx(t), admin), &watchwordv1.CreateUserRequest{Username: "dave", Password: weak})
 		_, set := c.SetPassword(bearer(callCtx(t), admin), &watchwordv1.SetPasswordRequest{Id: carol.GetId(), Password: weak})

@@ -57,7 +57,7 @@ func (p Policy) Check(pw Password, username string) error {
 	case repeats(text, least):
 		return fmt.Errorf("%w: the password repeats a part of fewer than %d characters", ErrTooWeak, least)
 	case isFewParts(text, username):
-		return fmt.Errorf("%w: the password has few parts, and each is guessed early: "+
+		return fmt.Errorf("%w: the password consists of at most four parts that attackers try first: "+
 			"a common word, the user name, the name of the service, neighboring keys, a sequence, or a repetition", ErrTooWeak)
 	case p.List.contains(text):
 		return fmt.Errorf("%w: the password is in the server's list of common passwords", ErrTooWeak)

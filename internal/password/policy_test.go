@@ -12,7 +12,7 @@ const (
 	tooShort  = "fewer than 15 characters"
 	equalName = "equals the user name"
 	repeated  = "repeats a part"
-	few       = "few parts"
+	few       = "at most four parts"
 	listed    = "list of common passwords"
 )
 

@@ -106,7 +106,7 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 		if tooMany := (*throttle.Refused)(nil); errors.As(err, &tooMany) {
 			retryAfter = func() time.Duration { return tooMany.RetryAfter }
 			if tooMany.Full {
-				r.message = "too many wrong passwords, and no time is left for this try in the next hour"
+				r.message = "too many wrong passwords; all times of the next hour are promised to other networks"
 			}
 		}
 		return refusal.Status(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)

@@ -15,8 +15,8 @@ const (
 	// callsAtOnce bounds the calls of one user that run at a time. A list reads the rows
 	// of one page, which takes some milliseconds, so other users wait for less than a
 	// tenth of a second while all these calls have their turns at the database. While
-	// the database is away, so many calls of one user learn of that at once; a smaller
-	// bound would let the other calls wait until their deadlines.
+	// the database does not answer, callsAtOnce calls fail together. With a smaller bound,
+	// the calls behind them would wait until their deadlines.
 	callsAtOnce = 32
 	// callsWaiting bounds the calls of one user that wait, and so their memory. A call that
 	// runs or waits is one of the unfinished requests of its network, which may have 256 by

@@ -31,16 +31,16 @@ type Config struct {
 	RefreshTTL           time.Duration `name:"refresh-ttl" default:"720h" help:"A session ends after this time without a refresh."`
 	SessionTTL           time.Duration `name:"session-ttl" default:"2160h" help:"A session ends after this time in any case."`
 	MaxSessions          int           `default:"1000" help:"Sessions that one user can have; a further login ends the oldest."`
-	RefreshGrace         time.Duration `default:"10s" help:"How long a spent refresh token gets the same answer again."`
-	RefreshRepeats       int           `default:"16" help:"In how many successive generations a spent refresh token may come again within the grace."`
+	RefreshGrace         time.Duration `default:"10s" help:"How long after a refresh the spent refresh token still gets the same new refresh token, for a client that lost the answer."`
+	RefreshRepeats       int           `default:"16" help:"How many refreshes in a row may be repeated with the spent refresh token; one more ends the session."`
 	JWKSMaxAge           time.Duration `name:"jwks-max-age" default:"1m" help:"How long caches may keep the JWKS."`
-	KeyTTL               time.Duration `name:"key-ttl" default:"720h" help:"How long a signing key signs before the next key takes over; 0: until key rotate."`
+	KeyTTL               time.Duration `name:"key-ttl" default:"720h" help:"How long a signing key signs before the next key takes over; 0: until the command key rotate."`
 	AuditTTL             time.Duration `name:"audit-ttl" default:"2160h" help:"How long the security record is kept."`
-	MasterKeyFile        string        `type:"path" help:"File of the key for sealing the keys in the database. Default: beside an embedded database."`
+	MasterKeyFile        string        `type:"path" help:"File with the master key, which encrypts the keys in the database. Default: beside an embedded database."`
 	TLSCert              string        `name:"tls-cert" type:"path" help:"Certificate chain, PEM, for both addresses."`
 	TLSKey               string        `name:"tls-key" type:"path" help:"Private key of the certificate, PEM."`
 	ClientCA             string        `name:"client-ca" type:"path" help:"CA of client certificates, PEM. A certificate is checked if the client shows one; WatchBundle requires one."`
-	Insecure             bool          `help:"Serve without TLS to other machines."`
+	Insecure             bool          `help:"Allow addresses other than loopback without TLS."`
 	MaxConnections       int           `help:"Connections to the gRPC address at a time. Default: 2048, or fewer if the limit of open files is low."`
 	TrustedProxy         []string      `help:"Network or address of a proxy that may name the client's address in x-forwarded-for; repeat the flag for more."`
 	HashMemory           Size          `placeholder:"SIZE" help:"Memory for password hashes, such as 256MiB. Default: half of the memory limit (cgroup or GOMEMLIMIT), or else a quarter of the machine's memory."`
@@ -132,7 +132,7 @@ var printable = regexp.MustCompile(`^[!-~]*$`)
 // mends all of them at once. New calls Validate before anything is opened. Each fault
 // begins with its flag.
 func (c *Config) Validate() error {
-	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateThrottle(), c.validateTransport(), c.PasswordRules.Validate())
+	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateBounds(), c.validateThrottle(), c.validateTransport(), c.PasswordRules.Validate())
 }
 
 // rule is one rule for a flag of the configuration.
@@ -193,6 +193,11 @@ func (c *Config) validateLifetimes() error {
 		rule{c.KeyTTL != 0 && c.KeyTTL < c.AccessTTL, "--key-ttl: must be 0, or not shorter than --access-ttl"},
 		rule{c.AuditTTL < time.Hour, "--audit-ttl: must be at least 1h"},
 		rule{c.DrainTimeout < 0, "--drain-timeout: must not be negative"},
+	)
+}
+
+func (c *Config) validateBounds() error {
+	return check(
 		rule{c.MaxConnections != 0 && c.MaxConnections < minConnections,
 			fmt.Sprintf("--max-connections: must be at least %d", minConnections)},
 		rule{c.HashMemory != 0 && c.HashMemory < oneHash, fmt.Sprintf("--hash-memory: %v is less than one password hash takes: give %v or more", c.HashMemory, oneHash)},

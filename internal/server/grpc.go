@@ -31,9 +31,10 @@ import (
 const (
 	maxMessage = 64 << 10 // bytes; the largest request that makes sense, a user with 32 roles, has 4 KiB
 	maxStreams = 100      // calls at a time on one connection
-	// maxHeaders is what the transport accepts, in bytes. Package gate refuses a call above
-	// gate.MaxMetadata alone, with its reason. More than maxHeaders may end the connection,
-	// and a proxy in front carries the calls of many clients over one connection.
+	// maxHeaders bounds the headers that gRPC accepts, in bytes. Between gate.MaxMetadata and
+	// maxHeaders, package gate refuses the one call with INVALID_REQUEST. Above maxHeaders,
+	// gRPC may end the connection with all its calls, and a proxy in front carries the calls
+	// of many clients over one connection.
 	maxHeaders = 64 << 10
 	// window is what a client may send on one stream before the server has read it, in
 	// bytes. A window of fixed size bounds the memory of a request that is still arriving.

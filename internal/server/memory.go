@@ -92,9 +92,9 @@ func (l memoryLimits) hashMemory() (Size, error) {
 	return oneHash, err
 }
 
-// connectionMemory is the memory that a server plans for each connection of
-// --max-connections, in bytes, with everything that strangers can hold beside it:
-// docs/scaling.md has the sum.
+// connectionMemory is the planned memory for each connection of --max-connections, in bytes,
+// including the requests, streams and watchers that strangers can hold. The end-to-end test
+// TestAHundredStrangers measures the sum.
 const connectionMemory = 112 << 10
 
 // MemoryGoal returns the memory that the server plans to stay under, in bytes: for Go's soft

@@ -14,85 +14,128 @@ import (
 // Besiege does the worst that one address can do to the gRPC address and the HTTP address of
 // a server, and holds it until end is called.
 func Besiege(ip, grpcAddr, httpAddr string) (end func()) {
-	var conns []io.Closer
-	connect := func() *Conn {
-		c, err := Connect(ip, grpcAddr)
+	s := &siege{ip: ip, grpcAddr: grpcAddr, httpAddr: httpAddr}
+	for _, attack := range []struct {
+		times int
+		do    func(*siege)
+	}{
+		{30, (*siege).silence}, {5, (*siege).endlessHeaders}, {3, (*siege).unfinishedRequests}, {3, (*siege).deafWatchers},
+		{1, (*siege).reflection}, {3, (*siege).unreadAnswers}, {1, (*siege).guesses},
+	} {
+		for range attack.times {
+			attack.do(s)
+		}
+	}
+	return s.end
+}
+
+// siege holds the connections of one address.
+type siege struct {
+	ip, grpcAddr, httpAddr string
+	conns                  []io.Closer
+}
+
+func (s *siege) end() {
+	for _, c := range s.conns {
+		c.Close()
+	}
+}
+
+// streams calls do with n stream ids of the client, over a new connection, and
+// stops after an error: the server has then closed the connection.
+func (s *siege) streams(n uint32, do func(c *Conn, stream uint32) error) {
+	c, err := Connect(s.ip, s.grpcAddr)
+	if err != nil {
+		return
+	}
+	s.onEach(c, n, do)
+}
+
+func (s *siege) onEach(c *Conn, n uint32, do func(c *Conn, stream uint32) error) {
+	s.conns = append(s.conns, c)
+	for stream := uint32(1); stream < 2*n; stream += 2 {
+		if do(c, stream) != nil {
+			return
+		}
+	}
+}
+
+// silence is a connection that says nothing.
+func (s *siege) silence() {
+	if c, err := From(s.ip).Dial("tcp", s.grpcAddr); err == nil {
+		s.conns = append(s.conns, c)
+	}
+}
+
+// endlessHeaders is a request over HTTP that never ends its headers.
+func (s *siege) endlessHeaders() {
+	if c, err := From(s.ip).Dial("tcp", s.httpAddr); err == nil {
+		_, _ = io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: watchword\r\nX-Long: "+strings.Repeat("x", 8<<10))
+		s.conns = append(s.conns, c)
+	}
+}
+
+// unfinishedRequests have long metadata and a full window, a part of it in tiny pieces.
+func (s *siege) unfinishedRequests() {
+	part := append([]byte{0, 0, 0, 0xff, 0xf0}, make([]byte, 15_995)...)
+	s.streams(100, func(c *Conn, stream uint32) error {
+		err := c.Headers(stream, watchwordv1.AuthService_Login_FullMethodName, false, "x-long", strings.Repeat("x", 15_000))
+		for i := 0; err == nil && i < 3; i++ {
+			err = c.Data(stream, false, part)
+		}
 		if err != nil {
-			return nil // the server has closed the connection
+			return err
 		}
-		conns = append(conns, c)
-		return c
+		return c.Crumbs(stream, 1000)
+	})
+}
+
+// empty is a message without fields.
+var empty = []byte{0, 0, 0, 0, 0}
+
+// call sends a whole request.
+func call(c *Conn, stream uint32, method string, message []byte, more ...string) error {
+	if err := c.Headers(stream, method, false, more...); err != nil {
+		return err
 	}
-	for range 30 { // connections that say nothing
-		if c, err := From(ip).Dial("tcp", grpcAddr); err == nil {
-			conns = append(conns, c)
-		}
-	}
-	for range 5 { // HTTP that never ends its headers
-		if c, err := From(ip).Dial("tcp", httpAddr); err == nil {
-			_, _ = io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: watchword\r\nX-Long: "+strings.Repeat("x", 8<<10))
-			conns = append(conns, c)
-		}
-	}
-	// Requests with long metadata and a full window, a part of it in tiny pieces.
-	part := append([]byte{0, 0, 0, 0xff, 0xf0}, make([]byte, 16_000)...)
-	for range 3 {
-		c := connect()
-		for stream := uint32(1); c != nil && stream < 200; stream += 2 {
-			err := c.Headers(stream, watchwordv1.AuthService_Login_FullMethodName, false, "x-long", strings.Repeat("x", 15_000))
-			for i := 0; err == nil && i < 3; i++ {
-				err = c.Data(stream, false, part[:16_000])
-			}
-			if err != nil || c.Crumbs(stream, 1000) != nil {
-				break
-			}
-		}
-	}
-	for range 3 { // watchers that read nothing beyond the first window
-		c := connect()
-		for stream := uint32(1); c != nil && stream < 200; stream += 2 {
-			if c.Headers(stream, watchwordv1.TrustService_WatchBundle_FullMethodName, false) != nil ||
-				c.Data(stream, true, []byte{0, 0, 0, 0, 0}) != nil {
-				break
-			}
-		}
-	}
-	c := connect() // reflection that is asked and not read
+	return c.Data(stream, true, message)
+}
+
+// deafWatchers read nothing beyond the first window.
+func (s *siege) deafWatchers() {
+	s.streams(100, func(c *Conn, stream uint32) error {
+		return call(c, stream, watchwordv1.TrustService_WatchBundle_FullMethodName, empty)
+	})
+}
+
+// reflection is asked, and its answers are not read.
+func (s *siege) reflection() {
 	ask := Message(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_FileContainingSymbol{
 		FileContainingSymbol: "watchword.v1.AuthService"}})
-	for stream := uint32(1); c != nil && stream < 40; stream += 2 {
+	s.streams(20, func(c *Conn, stream uint32) error {
 		err := c.Headers(stream, "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", false)
 		for i := 0; err == nil && i < 20; i++ {
 			err = c.Data(stream, false, ask)
 		}
-		if err != nil {
-			break
-		}
+		return err
+	})
+}
+
+// unreadAnswers belong to whole requests with long metadata.
+func (s *siege) unreadAnswers() {
+	c, err := ConnectDeaf(s.ip, s.grpcAddr)
+	if err != nil {
+		return
 	}
-	for range 3 { // answers that are never read
-		c, err := ConnectDeaf(ip, grpcAddr)
-		if err != nil {
-			break
-		}
-		conns = append(conns, c)
-		for stream := uint32(1); stream < 200; stream += 2 {
-			if c.Headers(stream, "/grpc.health.v1.Health/Check", false, "x-long", strings.Repeat("x", 15_000)) != nil ||
-				c.Data(stream, true, []byte{0, 0, 0, 0, 0}) != nil {
-				break
-			}
-		}
-	}
-	if c := connect(); c != nil { // guesses
-		for stream := uint32(1); stream < 200; stream += 2 { // at many users: guesses at one are soon refused without a hash
-			guess := Message(&watchwordv1.LoginRequest{Username: fmt.Sprint("guessed-", rand.Uint32()), Password: "a guess of a stranger"})
-			if c.Headers(stream, watchwordv1.AuthService_Login_FullMethodName, false) != nil || c.Data(stream, true, guess) != nil {
-				break
-			}
-		}
-	}
-	return func() {
-		for _, c := range conns {
-			c.Close()
-		}
-	}
+	s.onEach(c, 100, func(c *Conn, stream uint32) error {
+		return call(c, stream, "/grpc.health.v1.Health/Check", empty, "x-long", strings.Repeat("x", 15_000))
+	})
+}
+
+// guesses are logins as many users: guesses at one user are soon refused without a hash.
+func (s *siege) guesses() {
+	s.streams(100, func(c *Conn, stream uint32) error {
+		return call(c, stream, watchwordv1.AuthService_Login_FullMethodName,
+			Message(&watchwordv1.LoginRequest{Username: fmt.Sprint("guessed-", rand.Uint32()), Password: "a guess of a stranger"}))
+	})
 }
