@@ -71,7 +71,7 @@ test: prerequisites tools ## Everything below, in this order; installs what it n
 	@for step in $(STEPS); do $(MAKE) $$step || exit 1; done
 	@echo "== everything passed"
 
-STEPS := format-check vet staticcheck proto-check generate-check tidy-check test-go test-fuzz test-examples test-node
+STEPS := format-check vet vet-platforms staticcheck proto-check generate-check tidy-check test-go test-fuzz test-examples test-node
 
 .PHONY: prerequisites
 prerequisites: ## See to it that Go, a C compiler, Node.js, PostgreSQL and PgBouncer are here
@@ -90,6 +90,16 @@ vet: ## go vet
 	@$(patiently) "go vet" go vet ./...
 	@cd $(NOTES) && $(patiently) "go vet in $(NOTES)" go vet ./...
 	@cd bench && $(patiently) "go vet in bench" go vet ./...
+
+# The other systems on which programs with the package authn run, and the server may.
+PLATFORMS := windows/amd64 darwin/arm64 freebsd/amd64 linux/arm64 linux/386
+
+.PHONY: vet-platforms
+vet-platforms: ## go vet, tests included, for the other systems
+	$(call title,go vet for $(PLATFORMS))
+	@for platform in $(PLATFORMS); do \
+		GOOS=$${platform%/*} GOARCH=$${platform#*/} CGO_ENABLED=0 $(patiently) "go vet for $$platform" go vet ./... || exit 1; \
+	done
 
 .PHONY: staticcheck
 staticcheck: .bin/staticcheck ## staticcheck

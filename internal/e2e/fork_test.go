@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -140,15 +139,15 @@ func TestPromotedBehind(t *testing.T) {
 		f := fork(t)
 		a, b := f.replicas[0], f.replicas[1]
 		b.kill()
-		a.now().signal(t, syscall.SIGSTOP)
-		defer a.now().signal(t, syscall.SIGCONT) // also after a failure
+		a.now().signal(t, pgtest.Freeze)
+		defer a.now().signal(t, pgtest.Thaw) // also after a failure
 		f.primary.Kill()
 		f.promote()
 		b.restart()
 		f.b = b.dial(t)
 		wantOK(t, "logout in the new history", f.b.logout(callCtx(t), f.next))
 		f.overtake(t)
-		a.now().signal(t, syscall.SIGCONT)
+		a.now().signal(t, pgtest.Thaw)
 		a.now().awaitLog(t, forkedLine)
 		f.checkNewHistory(t)
 	})

@@ -48,7 +48,7 @@ func TestListingSessionsLeavesRoom(t *testing.T) {
 	alice := c.create(t, admin, "alice", alicePassword)
 	c.create(t, admin, "bob", bobPassword)
 	const history = 40_000
-	inDatabase(t, s, insertSessions, history, "ended", alice.GetId(), 1<<40, true)
+	inDatabase(t, s, insertSessions, history, "ended", alice.GetId(), int64(1<<40), true)
 	inDatabase(t, s, insertSessions, history, "raise", alice.GetId(), 1, false)
 	_, err := c.RevokeUserSessions(bearer(callCtx(t), admin), &watchwordv1.RevokeUserSessionsRequest{UserId: alice.GetId()})
 	wantOK(t, "RevokeUserSessions", err)

@@ -140,7 +140,7 @@ func (c *Cluster) Restart() {
 // the server sends no answer.
 func (c *Cluster) Pause() {
 	c.t.Helper()
-	if err := c.server.signal(syscall.SIGSTOP); err != nil {
+	if err := c.server.signal(Freeze); err != nil {
 		c.t.Errorf("freezing PostgreSQL: %v", err)
 	}
 }
@@ -148,14 +148,14 @@ func (c *Cluster) Pause() {
 // Resume ends Pause.
 func (c *Cluster) Resume() {
 	c.t.Helper()
-	if err := c.server.signal(syscall.SIGCONT); err != nil {
+	if err := c.server.signal(Thaw); err != nil {
 		c.t.Errorf("thawing PostgreSQL: %v", err)
 	}
 }
 
 func (s *server) stop() error {
 	if pid, _ := s.postmaster(); pid != 0 {
-		if err := syscall.Kill(pid, syscall.SIGINT); err != nil {
+		if err := send(pid, syscall.SIGINT); err != nil {
 			return err
 		}
 	}
@@ -186,7 +186,7 @@ func (s *server) signal(signal syscall.Signal) error {
 	if pid == 0 {
 		return errors.New("PostgreSQL does not run")
 	}
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+	if err := send(pid, Freeze); err != nil {
 		return err
 	}
 	children, err := childrenOf(pid)
@@ -194,11 +194,11 @@ func (s *server) signal(signal syscall.Signal) error {
 		return err
 	}
 	for _, child := range children {
-		if err := syscall.Kill(child, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
+		if err := send(child, signal); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return err
 		}
 	}
-	return syscall.Kill(pid, signal)
+	return send(pid, signal)
 }
 
 // childrenOf lists the children of a process.

@@ -6,10 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
-	"syscall"
 	"time"
 )
 
@@ -67,7 +64,7 @@ func start(dir, signal string, env []string, program ...string) (*process, error
 	shell.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "LC_ALL=C"}, env...)
 	shell.Stdout, shell.Stderr = log, log
 	shell.ExtraFiles = []*os.File{held}
-	shell.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: unprivileged()}
+	shell.SysProcAttr = attributes()
 	hold, err := shell.StdinPipe()
 	if err != nil {
 		gone.Close()
@@ -164,50 +161,15 @@ func temporary(parent string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if c := unprivileged(); c != nil {
-		if err := os.Chown(dir, int(c.Uid), int(c.Gid)); err != nil {
-			os.Remove(dir)
-			return "", err
-		}
+	if err := handOver(dir); err != nil {
+		os.Remove(dir)
+		return "", err
 	}
 	return dir, nil
-}
-
-// memory returns a parent directory for servers: /dev/shm, where Linux keeps files in
-// memory. A database has some 300 files; on a virtual disk, making the files may take ten
-// times as long. If TMPDIR is set, or if /dev/shm has less than 2 GiB free, as in a container
-// by default, memory returns os.TempDir().
-func memory() string {
-	const dir, enough = "/dev/shm", 2 << 30
-	var fs syscall.Statfs_t
-	if os.Getenv("TMPDIR") != "" || syscall.Statfs(dir, &fs) != nil || fs.Bavail*uint64(fs.Bsize) < enough {
-		return os.TempDir()
-	}
-	return dir
 }
 
 // write writes a file that every user may read. The directory must come from temporary:
 // such a directory is closed to other users.
 func write(dir, name, text string) error {
 	return os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
-}
-
-// unprivileged returns the user for the programs, because PostgreSQL and PgBouncer refuse
-// to run as root. If the tests do not run as root, unprivileged returns nil.
-func unprivileged() *syscall.Credential {
-	if os.Getuid() != 0 {
-		return nil
-	}
-	for _, name := range []string{"postgres", "nobody"} {
-		u, err := user.Lookup(name)
-		if err != nil {
-			continue
-		}
-		uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
-		gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
-		if err1 == nil && err2 == nil {
-			return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-		}
-	}
-	return &syscall.Credential{Uid: 65534, Gid: 65534}
 }

@@ -4,6 +4,9 @@ package server
 
 import "syscall"
 
+// missing says what this system cannot do for the server.
+const missing = ""
+
 // fileLimit returns the number of files that the process may have open. Go has raised the
 // soft limit to the hard limit at the start of the process.
 func fileLimit() int {

@@ -74,6 +74,9 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 	if err := errors.Join(cfg.Validate(), cfg.checkPasswordFile()); err != nil {
 		return nil, err
 	}
+	if missing != "" {
+		logger.Warn(missing)
+	}
 	s := &Server{cfg: cfg, logger: logger, drain: &drain{begun: make(chan struct{}), logger: logger}}
 	var err error
 	if s.proxies, err = caller.ParseProxies(cfg.TrustedProxy); err != nil {

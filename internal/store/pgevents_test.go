@@ -16,6 +16,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
+// errRefused is an error of a caller, which rolls the caller's transaction back.
+var errRefused = errors.New("refused")
+
 // eventLog is something that numbers events and is read by number.
 type eventLog interface {
 	// append appends in a transaction that stays open until hold returns, and is

@@ -12,10 +12,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
@@ -67,7 +67,7 @@ func freezeHolder(t *testing.T, uri string) {
 	if line, _ := bufio.NewReader(stdout).ReadString('\n'); line != "held <nil>\n" {
 		t.Fatalf("the holder says %q", line)
 	}
-	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := cmd.Process.Signal(pgtest.Freeze); err != nil {
 		t.Fatal(err)
 	}
 }

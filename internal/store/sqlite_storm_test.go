@@ -1,5 +1,3 @@
-//go:build unix
-
 package store_test
 
 import (
@@ -15,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -46,8 +43,7 @@ const (
 )
 
 var (
-	errRefused = errors.New("refused")
-	pages      = 1 << 20 // no limit
+	pages = 1 << 20 // no limit
 )
 
 // firstRow and secondRow are a write's. The padding makes it need pages.
@@ -251,24 +247,6 @@ func TestAStormOfStrangers(t *testing.T) {
 		}
 	}
 	s.check(t, openAt(t, path))
-}
-
-// refuseFileWrites makes every write to a file fail, of this process: so a
-// commit fails, and not only the statements before it.
-func refuseFileWrites(t *testing.T) (fill, free func()) {
-	t.Helper()
-	var before syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
-		t.Fatal(err)
-	}
-	none := before
-	none.Cur = 0
-	set := func(limit syscall.Rlimit) {
-		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
-			t.Error(err)
-		}
-	}
-	return func() { set(none) }, func() { set(before) }
 }
 
 // check reads everything that must be there, and everything that must not.

@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/big"
 	"strings"
 	"testing"
@@ -109,6 +110,8 @@ func TestNewPublicKeyRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	odd := func(bits int) *big.Int { return new(big.Int).SetBit(big.NewInt(1), bits-1, 1) }
+	hugeExponent := math.MaxInt32
+	hugeExponent += 2 // negative on a machine of 32 bits
 	for name, key := range map[string]crypto.PublicKey{
 		"nothing":           nil,
 		"secret":            []byte("a secret of thirty-two bytes too"),
@@ -128,7 +131,7 @@ func TestNewPublicKeyRefuses(t *testing.T) {
 		"exponent 1":        &rsa.PublicKey{N: odd(2048), E: 1},
 		"exponent 3":        &rsa.PublicKey{N: odd(2048), E: 3},
 		"even exponent":     &rsa.PublicKey{N: odd(2048), E: 65538},
-		"huge exponent":     &rsa.PublicKey{N: odd(2048), E: 1<<31 + 1},
+		"huge exponent":     &rsa.PublicKey{N: odd(2048), E: hugeExponent},
 		"negative exponent": &rsa.PublicKey{N: odd(2048), E: -65537},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,0 +1,8 @@
+//go:build !linux
+
+package pgtest
+
+import "os"
+
+// memory returns os.TempDir(): only Linux has a directory in memory on every machine.
+func memory() string { return os.TempDir() }
