@@ -2,6 +2,7 @@ package tokensource
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -65,12 +66,12 @@ func (s *Source) renew() {
 // renewSession gets new tokens by the refresh token. If there is no refresh token, or if
 // the session has ended, renewSession logs in with the password, if there is one.
 //
-// Errors: UNAVAILABLE if the function given to WithStore fails; those of [session.request].
+// Errors: UNAVAILABLE if the function given to WithStore fails; those of [session.requestTwice].
 func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
 	if err := s.session.save(s.ctx); err != nil {
 		return nil, &refusal.Setup{Code: codes.Unavailable, Message: "tokensource: storing the refresh token: " + err.Error(), Cause: err}
 	}
-	tokens, err := s.session.request(s.ctx)
+	tokens, err := s.session.requestTwice(s.ctx)
 	if revoked, over := sessionOver[refusal.Reason(err)]; over && s.session.password != "" {
 		s.session.log.Info("the session is over; logging in again", "credentials", s, "error", err)
 		if revoked {
@@ -79,7 +80,7 @@ func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
 			s.mu.Unlock()
 		}
 		s.session.previousToken, s.session.refreshToken = s.session.refreshToken, ""
-		tokens, err = s.session.request(s.ctx)
+		tokens, err = s.session.requestTwice(s.ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -144,6 +145,22 @@ type session struct {
 	previousToken string    // of the session that is over; shows Watchword that the user is known here
 	unsaved       bool      // the function given to WithStore has not returned nil for refreshToken
 	asked         time.Time // the start of the last request
+}
+
+// requestTwice calls request, and calls request again on another stream after
+// requestTimeout: a proxy may have lost the stream, or the connection is dead and another
+// connection is made. A login or a refresh may be sent twice without harm.
+//
+// Errors: those of request; UNAVAILABLE without two answers.
+func (s *session) requestTwice(ctx context.Context) (tokens *watchwordv1.TokenPair, err error) {
+	for range 2 {
+		tokens, err = s.request(ctx)
+		if status.Code(err) != codes.DeadlineExceeded || ctx.Err() != nil {
+			return tokens, err
+		}
+	}
+	return nil, &refusal.Setup{Code: codes.Unavailable, Cause: err, Message: fmt.Sprintf("tokensource: no answer from Watchword, "+
+		"twice for %v; Dial makes connections that notice within 15s that the other side is dead", requestTimeout)}
 }
 
 // request asks Watchword for tokens: by the refresh token, or by the password without one.

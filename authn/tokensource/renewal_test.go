@@ -98,20 +98,20 @@ func TestRenewalAheadOfExpiry(t *testing.T) {
 }
 
 func TestLostAnswers(t *testing.T) {
-	for name, lost := range map[string]func(context.Context) error{
-		"cut off": always(status.Error(codes.Unavailable, "cut off")),
-		"silence": hang,
+	for asked, lost := range map[string]func(context.Context) error{
+		"login refresh-1":           always(status.Error(codes.Unavailable, "cut off")),
+		"login refresh-1 refresh-1": hang,
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(asked, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				c := withPassword(t)
 				c.goesWith(t, "access-1")
 				time.Sleep(accessLife * 9 / 10)
 				c.auth.when(nil, lost)
 				c.goesWith(t, "access-1") // starts the renewal with the lost answer
-				time.Sleep(11 * time.Second)
+				time.Sleep(21 * time.Second)
 				c.auth.when(nil, nil)
-				saw(t, c.auth, "login refresh-1")
+				saw(t, c.auth, asked)
 				c.goesWith(t, "access-1") // starts the renewal again
 				c.goesWith(t, "access-2")
 				saw(t, c.auth, "refresh-1")
@@ -121,6 +121,40 @@ func TestLostAnswers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A renewal on a stream that hangs goes on by another stream. If that one hangs too, every
+// call learns what it was waiting for.
+func TestRenewalsThatHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := withPassword(t)
+		c.auth.when(func(ctx context.Context) error {
+			c.auth.when(nil, nil)
+			return hang(ctx)
+		}, nil)
+		began := time.Now()
+		c.goesWith(t, "access-1")
+		saw(t, c.auth, "login login")
+		if waited := time.Since(began); waited != 10*time.Second {
+			t.Errorf("the call waited for %v", waited)
+		}
+
+		c.auth.when(hang, nil)
+		time.Sleep(accessLife)
+		for _, want := range []struct {
+			within time.Duration
+			code   codes.Code
+			text   string
+		}{
+			{time.Second, codes.DeadlineExceeded, "waiting for an access token from Watchword"},
+			{time.Minute, codes.Unavailable, "no answer from Watchword"},
+		} {
+			_, err := call(timeout(t, want.within), c.conn, unaryMethod, false)
+			if status.Code(err) != want.code || !strings.Contains(err.Error(), want.text) {
+				t.Errorf("within %v: %v", want.within, err)
+			}
+		}
+	})
 }
 
 func TestServerAway(t *testing.T) {

@@ -82,7 +82,8 @@ import (
 // such as a wrong password; or to the pause that Watchword asks for. During the pause a
 // call uses the present token if still good, and otherwise fails at once with the error of
 // the renewal. If an answer of Watchword gets lost, the Source sends the same refresh token
-// again, and the server accepts it again.
+// again, and the server accepts it again. A request without an answer for ten seconds is sent
+// once more, and then the renewal fails as UNAVAILABLE.
 //
 // A service may refuse a token before the token's expiry. A unary call is then sent once
 // more with a new token, if the reason is TOKEN_STALE, TOKEN_EXPIRED or TOKEN_INVALID and
@@ -94,7 +95,8 @@ import (
 // Errors of calls are gRPC statuses: Watchword's answer; UNAUTHENTICATED without a reason
 // if the connection is plaintext to another machine; UNAVAILABLE if the function given to
 // [WithStore] fails; CANCELED after Close; INTERNAL if the call has authorization metadata of
-// its own; CANCELED or DEADLINE_EXCEEDED if the call's context ends.
+// its own; CANCELED or DEADLINE_EXCEEDED if the call's context ends. If the context ends
+// during a renewal, the text says that the call was waiting for Watchword.
 //
 // If a connection is given two Sources, the later Source counts.
 type Source struct {
@@ -312,7 +314,7 @@ func (s *Source) Token(ctx context.Context) (string, error) {
 	case <-running.done:
 		return running.token, running.err
 	case <-ctx.Done():
-		return "", status.FromContextError(ctx.Err()).Err()
+		return "", status.Errorf(status.FromContextError(ctx.Err()).Code(), "tokensource: waiting for an access token from Watchword: %v", ctx.Err())
 	}
 }
 
