@@ -53,7 +53,7 @@ func makeUsers(w *watchword) error {
 		return err
 	}
 	defer conns[0].Close()
-	admin, err := w.login(watchwordv1.NewAuthServiceClient(conns[0]))
+	admin, err := w.login(watchwordv1.NewAuthServiceClient(conns[0]), "watchword")
 	if err != nil {
 		return err
 	}

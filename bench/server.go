@@ -78,7 +78,7 @@ func start(uri, masterKeyFile string, edits ...func(*server.Config)) (*watchword
 	return w, nil
 }
 
-func (w *watchword) login(auth watchwordv1.AuthServiceClient) (*watchwordv1.TokenPair, error) {
-	resp, err := auth.Login(context.Background(), &watchwordv1.LoginRequest{Username: "admin", Password: w.password})
+func (w *watchword) login(auth watchwordv1.AuthServiceClient, audience ...string) (*watchwordv1.TokenPair, error) {
+	resp, err := auth.Login(context.Background(), &watchwordv1.LoginRequest{Username: "admin", Password: w.password, Audience: audience})
 	return resp.GetTokens(), err
 }
