@@ -38,7 +38,7 @@ func TestUsersFromTheReadme(t *testing.T) {
 		t.Helper()
 		cmd := exec.Command("bash", "-euo", "pipefail", "-c", strings.ReplaceAll(commands, addr, served))
 		cmd.Dir, cmd.Stdin = folder, strings.NewReader(input)
-		cmd.Env = append(environment(), "WATCHWORD_ADDR="+served)
+		cmd.Env = append(environment(), "WATCHWORD_ADDR="+served, "XDG_CONFIG_HOME="+folder)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v\n%s\n%s", err, commands, out)

@@ -112,18 +112,23 @@ type loginCmd struct {
 }
 
 // Run logs in and prints the tokens as JSON, which `watchword verify` and `watchword
-// logout` read from standard input.
+// logout` read from standard input. The next login sends the refresh token of this login,
+// as the sign of a known device.
 func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
 	pw, err := t.readPassword(c.PasswordStdin, false)
 	if err != nil {
 		return err
 	}
+	device := deviceAt(c.Addr, c.Name)
 	return c.with(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
 		resp, err := watchwordv1.NewAuthServiceClient(conn).Login(ctx, &watchwordv1.LoginRequest{
-			Username: c.Name, Password: pw, Audience: c.Audience,
+			Username: c.Name, Password: pw, Audience: c.Audience, PreviousRefreshToken: device.token(),
 		})
 		if err != nil {
 			return err
+		}
+		if err := device.keep(resp.GetTokens().GetRefreshToken()); err != nil { // the tokens are worth more
+			fmt.Fprintf(t.Err, "watchword: the refresh token is not kept, and the next login counts as one from a new device: %v\n", err)
 		}
 		return t.printJSON(resp.GetTokens())
 	})

@@ -15,14 +15,24 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// TestMain clears the variables that would set flags.
+// TestMain clears the variables that would set flags, and keeps the tests out of the user's
+// own settings.
 func TestMain(m *testing.M) {
+	home, err := os.MkdirTemp("", "watchword")
+	if err != nil {
+		panic(err)
+	}
+	os.Setenv("HOME", home)
+	os.Setenv("XDG_CONFIG_HOME", home)
 	for _, variable := range os.Environ() {
 		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "WATCHWORD_") {
 			os.Unsetenv(name)
 		}
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(status int) {
+		os.RemoveAll(home)
+		os.Exit(status)
+	}))
 }
 
 // result is what a command did.

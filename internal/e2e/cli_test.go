@@ -34,7 +34,7 @@ func cliCommand(t *testing.T, dir, stdin string, args ...string) *exec.Cmd {
 		t.Fatalf("the arguments %v contain secrets", args)
 	}
 	cmd := exec.Command(watchword(t), args...)
-	cmd.Dir, cmd.Env, cmd.Stdin = dir, environment(), strings.NewReader(stdin)
+	cmd.Dir, cmd.Env, cmd.Stdin = dir, environment("XDG_CONFIG_HOME="+filepath.Join(bin, "config")), strings.NewReader(stdin)
 	return cmd
 }
 
