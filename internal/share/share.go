@@ -8,10 +8,21 @@
 // So the first peers to come cannot keep the others out, and two peers never take places
 // from each other in turn.
 //
+// A tie: all peers hold the same, and there are more peers than places. Then known peers
+// ([Known]) keep their places, and the others draw lots: every peer draws a random number
+// for ten seconds, and a peer with a greater number gets the place of the peer with the
+// smallest. So each of n peers gets one of m places with a chance of m in n, however often
+// a peer asks, and whichever peer comes first.
+//
+// The owner of an IPv6 network commonly has 65,536 peers: the networks of 64 bits in one
+// site, a network of 48 bits. So the sites of peers share the places first, and the peers of
+// a site share what the site has.
+//
 // A place may be taken for a stranger: a client that has shown the server nothing, such as
 // a certificate or a proof of an earlier visit. A stranger's place counts as two, so the
 // peers of strangers give way first. Within a peer, the strangers give way first, and the
-// newest of them before the older ones.
+// newest of them before the older ones. A tie takes no place that is not a stranger's from
+// a peer, to give the place to a stranger.
 //
 // [Turns] bounds the calls of one user, or of one session, that run at a time.
 package share
@@ -32,25 +43,35 @@ const (
 type Pool struct {
 	places  int
 	perPeer int
-	keeps   bool // ordinary places are never taken away
+	keeps   bool   // ordinary places are never taken away
+	known   *Known // nil: no peer is known
+	draw    func(round int64, name string) uint64
 
 	mu    sync.Mutex // guards the fields below
 	taken int
-	takes uint64           // the places taken so far
+	round int64            // of the lots
 	peers map[string]*peer // only peers that hold a place
-	most  byWeight         // the same peers; the first gives way first
+	sites map[string]*site // only sites of these peers
+	first order[*site]     // the same sites; the first gives way first
 }
 
 // NewPool returns a pool in which all places are free. places bounds the places held at a
 // time, and perPeer bounds those of one peer.
 func NewPool(places, perPeer int) *Pool {
-	return &Pool{places: places, perPeer: perPeer, peers: map[string]*peer{}}
+	return &Pool{places: places, perPeer: perPeer, draw: newDraw(), peers: map[string]*peer{}, sites: map[string]*site{}}
 }
 
 // OfStrangers returns the pool, which from now on takes away the places of strangers alone.
 // Call OfStrangers before the pool is used.
 func (p *Pool) OfStrangers() *Pool {
 	p.keeps = true
+	return p
+}
+
+// Knowing returns the pool, in which known peers keep their places at a tie from now on.
+// Call Knowing before the pool is used.
+func (p *Pool) Knowing(known *Known) *Pool {
+	p.known = known
 	return p
 }
 
@@ -63,36 +84,8 @@ type Place struct {
 	evicted func()
 }
 
-// peer holds the places of one peer, the newest at the end. Pool.mu guards a peer.
-type peer struct {
-	name      string
-	strangers list.List // of *Place
-	others    list.List // of *Place
-	newest    uint64    // the value of Pool.takes when the peer took its newest place
-	index     int       // in Pool.most
-}
-
-func (p *peer) held() int   { return p.strangers.Len() + p.others.Len() }
-func (p *peer) weight() int { return stranger*p.strangers.Len() + ordinary*p.others.Len() }
-
-// list returns the peer's places of a weight.
-func (p *peer) list(weight int) *list.List {
-	if weight == stranger {
-		return &p.strangers
-	}
-	return &p.others
-}
-
-// yields returns the place of the peer that gives way first.
-func (p *peer) yields() *Place {
-	if p.strangers.Len() > 0 {
-		return p.strangers.Back().Value.(*Place)
-	}
-	return p.others.Back().Value.(*Place)
-}
-
 // Take takes a place for a peer. If no place is free, Take takes away the place of a peer
-// that holds more, or of a stranger of the same peer. Take returns nil if the pool has no
+// that holds more or has lost a tie, or of a stranger of the same peer. Take returns nil if the pool has no
 // such place, or if the peer holds as many places as a peer may hold and none of them is a
 // stranger's.
 //
@@ -127,48 +120,77 @@ func (p *Pool) takeAndEvict(name string, weight int, renews bool, evicted func()
 func (p *Pool) take(name string, weight int, renews bool, evicted func()) (place, victim *Place) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	from := p.peers[name]
-	if from == nil {
-		from = &peer{name: name}
-	}
-	victim, ok := p.roomLocked(from, weight, renews)
-	if !ok {
+	if p.places <= 0 {
 		return nil, nil
 	}
-	if victim != nil {
+	from := p.peerLocked(name)
+	if from.held() >= p.perPeer || p.taken >= p.places {
+		p.drawLocked()
+		if victim = p.victimLocked(from, weight, renews); victim == nil {
+			return nil, nil
+		}
 		p.removeLocked(victim)
 	}
 	place = &Place{pool: p, peer: from, weight: weight, evicted: evicted}
 	place.element = from.list(weight).PushBack(place)
-	p.taken++
-	p.takes++
-	from.newest = p.takes
-	if from.held() == 1 {
-		p.peers[name] = from
-		heap.Push(&p.most, from)
-	} else {
-		heap.Fix(&p.most, from.index)
-	}
+	p.addLocked(from, weight)
 	return place, victim
 }
 
-// roomLocked reports whether a peer may take a place, and returns the place that must be
-// taken away first; nil if a place is free.
-func (p *Pool) roomLocked(from *peer, weight int, renews bool) (victim *Place, ok bool) {
-	below := from.held() < p.perPeer
-	switch {
-	case p.places <= 0:
-		return nil, false
-	case below && p.taken < p.places:
-		return nil, true
-	case below && p.most[0].weight() > from.weight()+weight && (!p.keeps || p.most[0].strangers.Len() > 0):
-		return p.most[0].yields(), true
-	case weight == ordinary && from.strangers.Len() > 0:
-		return from.yields(), true
-	case renews && from.strangers.Len() > 0:
-		return from.strangers.Front().Value.(*Place), true
+// victimLocked returns the place that a peer may take over; nil if there is none.
+func (p *Pool) victimLocked(from *peer, weight int, renews bool) *Place {
+	if from.held() < p.perPeer {
+		if victim := p.othersLocked(from, weight); victim != nil {
+			return victim
+		}
 	}
-	return nil, false
+	switch {
+	case from.strangers.Len() == 0:
+		return nil
+	case weight == ordinary:
+		return from.yields()
+	case renews:
+		return from.strangers.Front().Value.(*Place)
+	}
+	return nil
+}
+
+// othersLocked returns the place of another peer that a peer may take over; nil if there is
+// none. The site that gives way first loses a place to another site. Within the peer's own
+// site, the peer that gives way first loses a place.
+func (p *Pool) othersLocked(from *peer, weight int) *Place {
+	for p.noteKnownLocked(p.first[0].peers[0]) {
+	}
+	heaviest := p.first[0]
+	if top := heaviest.peers[0].yields(); heaviest != from.site &&
+		p.mayTake(top, heaviest.standing(), weight, from.site.standingOf(from, weight)) {
+		return top
+	}
+	if p.sites[from.site.name] != from.site {
+		return nil // the site holds no place
+	}
+	for p.noteKnownLocked(from.site.peers[0]) {
+	}
+	first := from.site.peers[0]
+	switch top := first.yields(); {
+	case first == from:
+	case top.weight < weight && !p.outweighsLocked(from.site): // the site would hold more than its share
+	case p.mayTake(top, first.standing(), weight, from.standingOf(weight)):
+		return top
+	}
+	return nil
+}
+
+// mayTake reports whether a newcomer may take over a place. loser is the present standing
+// of the place's holder, and winner is the standing that the newcomer would have.
+func (p *Pool) mayTake(place *Place, loser standing, weight int, winner standing) bool {
+	switch {
+	case p.keeps && place.weight != stranger:
+		return false
+	case loser.weight != winner.weight:
+		return loser.weight > winner.weight
+	}
+	return place.weight >= weight && loser.losesTie(winner)
 }
 
 // SetStranger says that the place counts from now on as a stranger's, the newest of its
@@ -184,10 +206,12 @@ func (pl *Place) SetStranger(is bool) {
 	if pl.peer == nil || pl.weight == weight {
 		return
 	}
-	pl.peer.list(pl.weight).Remove(pl.element)
+	from := pl.peer
+	from.list(pl.weight).Remove(pl.element)
+	from.site.weight += weight - pl.weight
 	pl.weight = weight
-	pl.element = pl.peer.list(weight).PushBack(pl)
-	heap.Fix(&pl.pool.most, pl.peer.index)
+	pl.element = from.list(weight).PushBack(pl)
+	pl.pool.fixLocked(from)
 }
 
 // Release gives the place back. Release does nothing if the place was given back or taken
@@ -200,18 +224,43 @@ func (pl *Place) Release() {
 	}
 }
 
+// addLocked counts a place that a peer has taken.
+func (p *Pool) addLocked(from *peer, weight int) {
+	p.taken++
+	from.site.weight += weight
+	if from.held() > 1 {
+		p.fixLocked(from)
+		return
+	}
+	p.peers[from.name] = from
+	heap.Push(&from.site.peers, from)
+	if len(from.site.peers) > 1 {
+		heap.Fix(&p.first, from.site.index)
+		return
+	}
+	p.sites[from.site.name] = from.site
+	heap.Push(&p.first, from.site)
+}
+
 // removeLocked frees a place.
 func (p *Pool) removeLocked(pl *Place) {
 	from := pl.peer
 	from.list(pl.weight).Remove(pl.element)
 	pl.peer = nil
 	p.taken--
-	if from.held() == 0 {
-		delete(p.peers, from.name)
-		heap.Remove(&p.most, from.index)
-	} else {
-		heap.Fix(&p.most, from.index)
+	from.site.weight -= pl.weight
+	if from.held() > 0 {
+		p.fixLocked(from)
+		return
 	}
+	delete(p.peers, from.name)
+	heap.Remove(&from.site.peers, from.index)
+	if len(from.site.peers) > 0 {
+		heap.Fix(&p.first, from.site.index)
+		return
+	}
+	delete(p.sites, from.site.name)
+	heap.Remove(&p.first, from.site.index)
 }
 
 // Held returns the number of places held by all peers.
@@ -219,32 +268,4 @@ func (p *Pool) Held() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.taken
-}
-
-// byWeight is a heap (container/heap) of peers. The peer with the greatest weight comes
-// first. Of peers with the same weight, the one that took a place last comes first: a peer
-// that was there before a flood keeps its place.
-type byWeight []*peer
-
-func (h byWeight) Len() int { return len(h) }
-func (h byWeight) Less(i, j int) bool {
-	if a, b := h[i].weight(), h[j].weight(); a != b {
-		return a > b
-	}
-	return h[i].newest > h[j].newest
-}
-func (h byWeight) Swap(i, j int) {
-	h[i], h[j] = h[j], h[i]
-	h[i].index, h[j].index = i, j
-}
-func (h *byWeight) Push(x any) {
-	x.(*peer).index = len(*h)
-	*h = append(*h, x.(*peer))
-}
-func (h *byWeight) Pop() any {
-	last := len(*h) - 1
-	x := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	return x
 }

@@ -2,6 +2,7 @@ package share
 
 import (
 	"fmt"
+	"hash/crc64"
 	"slices"
 	"sync"
 	"testing"
@@ -22,9 +23,13 @@ func TestOnePeerHasAShare(t *testing.T) {
 	}
 }
 
+// earlier draws a greater lot for a name that comes earlier in the alphabet.
+func earlier(_ int64, name string) uint64 { return uint64('z' - name[0]) }
+
 func TestNewcomerTakesFromTheHeaviest(t *testing.T) {
 	t.Parallel()
 	p := NewPool(5, 5)
+	p.draw = earlier
 	lost := map[string]int{}
 	take := func(name string) *Place { return p.Take(name, func() { lost[name]++ }) }
 	for _, name := range []string{"a", "a", "a", "a", "b"} {
@@ -54,6 +59,7 @@ func TestNewcomerTakesFromTheHeaviest(t *testing.T) {
 func TestStrangersGiveWayFirst(t *testing.T) {
 	t.Parallel()
 	p := NewPool(6, 6)
+	p.draw = earlier
 	var lost []string
 	take := func(take func(string, func()) *Place, peer, name string) {
 		t.Helper()
@@ -71,7 +77,7 @@ func TestStrangersGiveWayFirst(t *testing.T) {
 	take(p.Take, "f", "f's ordinary client")
 	take(p.Take, "g", "g's ordinary client")
 	// Only b, c, a's ordinary client, d, f and g have a place. A stranger would weigh as
-	// much as any other peer.
+	// much as any other peer, and h has the smallest lot.
 	if p.TakeStranger("h", nil) != nil {
 		t.Error("a stranger took the place of a peer that holds no more")
 	}
@@ -106,8 +112,8 @@ func TestStrangersGiveWayWithinAPeer(t *testing.T) {
 type model struct {
 	places, perPeer int
 	keeps           bool
-	held            []*modelPlace  // in the order of taking
-	arrived         map[string]int // the number of each peer's newest arrival
+	held            []*modelPlace // in the order of taking
+	known           map[string]bool
 }
 
 type modelPlace struct {
@@ -116,39 +122,109 @@ type modelPlace struct {
 	place  *Place
 }
 
-func (m *model) of(peer string) (n, weight int) {
+// lotOf stands for a draw.
+func lotOf(round int64, name string) uint64 {
+	return crc64.Checksum([]byte(name), crc64.MakeTable(crc64.ECMA))
+}
+
+// of returns what the peers with a condition hold.
+func (m *model) of(is func(peer string) bool) (n, weight int, strangers bool) {
 	for _, pl := range m.held {
-		if pl.peer == peer {
-			n, weight = n+1, weight+pl.weight
+		if is(pl.peer) {
+			n, weight, strangers = n+1, weight+pl.weight, strangers || pl.weight == stranger
 		}
 	}
-	return n, weight
+	return n, weight, strangers
+}
+
+func same(peer string) func(string) bool { return func(other string) bool { return other == peer } }
+func within(peer string) func(string) bool {
+	return func(other string) bool { return siteOf(other) == siteOf(peer) }
+}
+
+// first returns the peer that gives way first of those with a condition; empty if there is
+// none.
+func (m *model) first(is func(peer string) bool, group func(peer string) func(string) bool, lot func(peer string) uint64) (first string) {
+	rank := func(peer string) []int {
+		_, weight, _ := m.of(group(peer))
+		_, _, strangers := m.of(same(peer))
+		keeps := 0
+		if m.keeps && !strangers {
+			keeps = 1
+		}
+		return []int{keeps, -weight, toInt(!strangers), toInt(m.known[peer]), int(lot(peer) >> 1)}
+	}
+	for _, pl := range m.held {
+		if is(pl.peer) && (first == "" || slices.Compare(rank(pl.peer), rank(first)) < 0) {
+			first = pl.peer
+		}
+	}
+	return first
+}
+
+func toInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// takesFrom returns the place that a peer takes over from another one, if it may.
+func (m *model) takesFrom(loser, peer string, weight int, group func(peer string) func(string) bool, lot func(peer string) uint64) *modelPlace {
+	victim := m.yields(loser)
+	_, his, _ := m.of(group(loser))
+	_, mine, _ := m.of(group(peer))
+	mine += weight
+	wins := lot(peer) > lot(loser)
+	if m.known[peer] != m.known[loser] {
+		wins = m.known[peer]
+	}
+	if m.keeps && victim.weight != stranger || his < mine || his == mine && (victim.weight < weight || !wins) {
+		return nil
+	}
+	return victim
 }
 
 // take returns whether a client gets a place, and which place is taken away for it.
 func (m *model) take(peer string, weight int, renews bool) (victim *modelPlace, ok bool) {
-	n, mine := m.of(peer)
-	if n < m.perPeer && len(m.held) < m.places {
+	n, _, _ := m.of(same(peer))
+	switch {
+	case m.places == 0:
+		return nil, false
+	case n < m.perPeer && len(m.held) < m.places:
 		return nil, true
-	}
-	if n < m.perPeer && m.places > 0 {
-		heaviest, most := "", 0
-		for _, pl := range m.held {
-			if _, w := m.of(pl.peer); w > most || w == most && m.arrived[pl.peer] > m.arrived[heaviest] {
-				heaviest, most = pl.peer, w
-			}
+	case n < m.perPeer:
+		lotOfSite := func(peer string) uint64 { return lotOf(0, siteOf(peer)) }
+		lot := func(peer string) uint64 { return lotOf(0, peer) }
+		// The first peer within each site, and the first site of these.
+		first := m.first(func(p string) bool { return p == m.first(within(p), same, lot) }, within, lotOfSite)
+		if siteOf(first) != siteOf(peer) {
+			victim = m.takesFrom(first, peer, weight, within, lotOfSite)
 		}
-		if v := m.yields(heaviest); most > mine+weight && (!m.keeps || v.weight == stranger) {
-			return v, true
+		mate := m.first(within(peer), same, lot)
+		if victim == nil && mate != "" && mate != peer && (m.yields(mate).weight >= weight || m.outweighs(peer)) {
+			victim = m.takesFrom(mate, peer, weight, same, lot)
+		}
+		if victim != nil {
+			return victim, true
 		}
 	}
 	if v := m.yields(peer); weight == ordinary && v != nil && v.weight == stranger {
 		return v, true
 	}
-	if oldest := m.oldestStranger(peer); renews && m.places > 0 && oldest != nil {
+	if oldest := m.oldestStranger(peer); renews && oldest != nil {
 		return oldest, true
 	}
 	return nil, false
+}
+
+// outweighs reports whether the site of a peer weighs far more than every other site.
+func (m *model) outweighs(peer string) bool {
+	_, mine, _ := m.of(within(peer))
+	return !slices.ContainsFunc(m.held, func(pl *modelPlace) bool {
+		_, weight, _ := m.of(within(pl.peer))
+		return siteOf(pl.peer) != siteOf(peer) && mine < weight+2*stranger
+	})
 }
 
 func (m *model) oldestStranger(peer string) *modelPlace {
@@ -174,15 +250,20 @@ func (m *model) remove(gone *modelPlace) {
 	m.held = slices.DeleteFunc(m.held, func(pl *modelPlace) bool { return pl == gone })
 }
 
+// peers are networks: two sites with several, and others that stand alone.
+var peers = []string{"2001:db8:1:1::/64", "2001:db8:1:2::/64", "2001:db8:1:3::/64", "2001:db8:2:1::/64", "2001:db8:2:2::/64", "192.0.2.1", "192.0.2.2", "name"}
+
 // The pool does what the model does, under any sequence of calls.
 func TestPoolAgainstModel(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		m := &model{
 			places: rapid.IntRange(0, 8).Draw(t, "places"), perPeer: rapid.IntRange(1, 8).Draw(t, "per peer"),
-			arrived: map[string]int{},
+			known: map[string]bool{},
 		}
-		p := NewPool(m.places, m.perPeer)
+		known := NewKnown(100)
+		p := NewPool(m.places, m.perPeer).Knowing(known)
+		p.draw = lotOf
 		if m.keeps = rapid.Bool().Draw(t, "keeps"); m.keeps {
 			p.OfStrangers()
 		}
@@ -190,7 +271,7 @@ func TestPoolAgainstModel(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"take": func(t *rapid.T) {
 				mine := &modelPlace{
-					peer:   rapid.SampledFrom([]string{"a", "b", "c", "d", "e", "f"}).Draw(t, "peer"),
+					peer:   rapid.SampledFrom(peers).Draw(t, "peer"),
 					weight: rapid.SampledFrom([]int{ordinary, stranger}).Draw(t, "weight"),
 				}
 				renews := mine.weight == stranger && rapid.Bool().Draw(t, "renews")
@@ -213,7 +294,6 @@ func TestPoolAgainstModel(t *testing.T) {
 				m.remove(want)
 				if mine.place != nil {
 					m.held, all = append(m.held, mine), append(all, mine)
-					m.arrived[mine.peer] = len(all)
 				}
 			},
 			"release": func(t *rapid.T) {
@@ -237,12 +317,17 @@ func TestPoolAgainstModel(t *testing.T) {
 					m.held = append(m.held, pl)
 				}
 			},
+			"known": func(t *rapid.T) {
+				name := rapid.SampledFrom(peers).Draw(t, "peer")
+				known.Add(name, "owner")
+				m.known[name] = true
+			},
 			"": func(t *rapid.T) {
-				if len(m.held) != p.Held() || p.Held() > max(0, m.places) || len(p.peers) != len(p.most) {
-					t.Fatalf("%d held, the pool says %d; %d peers, %d in the heap", len(m.held), p.Held(), len(p.peers), len(p.most))
+				if len(m.held) != p.Held() || p.Held() > max(0, m.places) || len(p.sites) != len(p.first) {
+					t.Fatalf("%d held, the pool says %d; %d sites, %d in the heap", len(m.held), p.Held(), len(p.sites), len(p.first))
 				}
 				for name, from := range p.peers {
-					if n, weight := m.of(name); n != from.held() || weight != from.weight() || n > m.perPeer {
+					if n, weight, _ := m.of(same(name)); n != from.held() || weight != from.weight() || n > m.perPeer {
 						t.Fatalf("%s holds %d with weight %d, want %d and %d", name, from.held(), from.weight(), n, weight)
 					}
 				}
@@ -257,9 +342,13 @@ func TestClientsThatComeBackTakeNoPlacesInTurn(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		p := NewPool(rapid.IntRange(1, 8).Draw(t, "places"), 8)
-		type client struct{ peer, weight int }
+		p.draw = lotOf
+		type client struct {
+			peer   string
+			weight int
+		}
 		waiting := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) client {
-			return client{rapid.IntRange(0, 5).Draw(t, "peer"), rapid.IntRange(ordinary, stranger).Draw(t, "weight")}
+			return client{rapid.SampledFrom(peers).Draw(t, "peer"), rapid.IntRange(ordinary, stranger).Draw(t, "weight")}
 		}), 0, 30).Draw(t, "clients")
 		for tries := 0; len(waiting) > 0; tries++ {
 			if tries > 10_000 {
@@ -271,7 +360,7 @@ func TestClientsThatComeBackTakeNoPlacesInTurn(t *testing.T) {
 			if c.weight == stranger {
 				take = p.TakeStranger
 			}
-			take(fmt.Sprint(c.peer), func() { waiting = append(waiting, c) })
+			take(c.peer, func() { waiting = append(waiting, c) })
 		}
 	})
 }
@@ -290,8 +379,8 @@ func TestPoolByManyGoroutines(t *testing.T) {
 		})
 	}
 	tasks.Wait()
-	if p.Held() != 0 || len(p.peers) != 0 || len(p.most) != 0 {
-		t.Errorf("%d places, %d peers, %d in the heap remain", p.Held(), len(p.peers), len(p.most))
+	if p.Held() != 0 || len(p.peers) != 0 || len(p.sites) != 0 || len(p.first) != 0 {
+		t.Errorf("%d places, %d peers, %d sites remain", p.Held(), len(p.peers), len(p.sites))
 	}
 }
 

@@ -1,0 +1,70 @@
+package share
+
+import "sync"
+
+// Known holds the peers that have proved something to the server: a right password, a valid
+// token, or a certificate. [Pool.Knowing] tells what a known peer has from it.
+//
+// Each proof belongs to an owner, such as the id of a user. The number of known peers is
+// bounded, and the owners share the places: an owner with proofs from very many networks
+// pushes out its own.
+//
+// A nil Known knows no peer. Known is safe for concurrent use.
+type Known struct {
+	places *Pool // of owners
+
+	mu    sync.RWMutex
+	peers map[string]*proof
+}
+
+type proof struct {
+	place *Place
+	gone  bool // has lost its place; Known.mu guards it
+}
+
+// NewKnown returns a Known with room for a number of peers. One owner may hold a half.
+func NewKnown(places int) *Known {
+	return &Known{places: NewPool(places, max(1, places/2)), peers: map[string]*proof{}}
+}
+
+// Has reports whether a peer is known.
+func (k *Known) Has(peer string) bool {
+	if k == nil {
+		return false
+	}
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.peers[peer] != nil
+}
+
+// Add makes a peer known by a proof of an owner. If the owner may hold no more places, the
+// owner's oldest proof gives way.
+func (k *Known) Add(peer, owner string) {
+	if k == nil || k.Has(peer) {
+		return
+	}
+	p := &proof{}
+	p.place = k.places.TakeRenewing(owner, func() { k.remove(peer, p) })
+	if p.place == nil {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case p.gone:
+	case k.peers[peer] != nil: // another call was faster
+		p.place.Release()
+	default:
+		k.peers[peer] = p
+	}
+}
+
+// remove forgets a proof that has lost its place.
+func (k *Known) remove(peer string, p *proof) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p.gone = true
+	if k.peers[peer] == p {
+		delete(k.peers, peer)
+	}
+}

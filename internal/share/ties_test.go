@@ -1,0 +1,174 @@
+package share
+
+import (
+	"fmt"
+	"hash/fnv"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// fair draws lots that depend on the round and the name alone.
+func fair(round int64, name string) uint64 {
+	h := fnv.New64a()
+	fmt.Fprint(h, round, " ", name)
+	return h.Sum64() * 0x9e3779b97f4a7c15
+}
+
+// keepTrying lets peers take a place again and again, until none of them gets one.
+func keepTrying(p *Pool, names []string, held map[string]*Place) {
+	for changed := true; changed; {
+		changed = false
+		for _, name := range names {
+			if held[name] != nil {
+				continue
+			}
+			if held[name] = p.TakeStranger(name, func() { held[name] = nil }); held[name] != nil {
+				changed = true
+			}
+		}
+	}
+}
+
+func networks(n int) (names []string) {
+	for i := range n {
+		names = append(names, fmt.Sprintf("192.0.%d.%d", i/256, i%256))
+	}
+	return names
+}
+
+// With more attacking networks than places, each of which tries without end, a newcomer gets
+// a place in as many rounds as its share: in more than half of them beside 100 attackers at
+// 56 places.
+func TestATieIsDrawn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const places, attackers, rounds = 56, 100, 200
+		p := NewPool(places, places)
+		p.draw = fair
+		held := map[string]*Place{}
+		names := networks(attackers)
+		keepTrying(p, names, held)
+		served := 0
+		for range rounds {
+			time.Sleep(roundLength)
+			keepTrying(p, append(names, "honest"), held)
+			if held["honest"] != nil {
+				served++
+			}
+			if p.Held() != places {
+				t.Fatalf("%d places are held", p.Held())
+			}
+		}
+		t.Logf("a place in %d of %d rounds", served, rounds)
+		if served < rounds*places/(attackers+1)-rounds/10 || served > rounds*places/(attackers+1)+rounds/10 {
+			t.Errorf("a place in %d of %d rounds, want about %d", served, rounds, rounds*places/(attackers+1))
+		}
+	})
+}
+
+// A known peer gets a place at a tie, and loses none to strangers, whatever the lots say.
+func TestAKnownPeerWinsATie(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		known := NewKnown(10)
+		p := NewPool(56, 56).Knowing(known)
+		p.draw = fair
+		held := map[string]*Place{}
+		names := networks(100)
+		held["early"] = p.TakeStranger("early", func() { t.Error("a known peer has lost its place") })
+		known.Add("early", "alice") // after it has taken its place
+		keepTrying(p, names, held)
+		known.Add("late", "bob")
+		if held["late"] = p.TakeStranger("late", func() { t.Error("a known peer has lost its place") }); held["late"] == nil {
+			t.Fatal("a known peer got no place")
+		}
+		for range 100 {
+			time.Sleep(roundLength)
+			keepTrying(p, names, held)
+		}
+	})
+}
+
+// A site of 65,536 networks has one share: a peer of another site takes a place of it, and
+// loses none to it.
+func TestASiteHasOneShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := NewPool(56, 56)
+		p.draw = fair
+		held := map[string]*Place{}
+		var names []string
+		for i := range 200 {
+			names = append(names, fmt.Sprintf("2001:db8:1:%x::/64", i+1))
+		}
+		keepTrying(p, names, held)
+		for i := range 20 {
+			name := fmt.Sprintf("2001:db8:%x:1::/64", i+100)
+			if p.TakeStranger(name, func() { t.Errorf("%s has lost its place to the site", name) }) == nil {
+				t.Errorf("%s got no place", name)
+			}
+		}
+		for range 20 {
+			time.Sleep(roundLength)
+			keepTrying(p, names, held)
+		}
+		// Within the site, the networks share what is left.
+		if p.sites["2001:db8:1::/48"].weight != 36*stranger || len(p.sites["2001:db8:1::/48"].peers) != 36 {
+			t.Errorf("the site holds %d, by %d networks", p.sites["2001:db8:1::/48"].weight, len(p.sites["2001:db8:1::/48"].peers))
+		}
+	})
+}
+
+// A tie never takes a place that is not a stranger's for a stranger: such a place may stand
+// for a call in the middle.
+func TestATieEndsNoCall(t *testing.T) {
+	t.Parallel()
+	for round := range int64(20) {
+		p := NewPool(2, 2)
+		p.draw = func(_ int64, name string) uint64 { return fair(round, name) }
+		calls := []*Place{p.TakeStranger("a", nil), p.TakeStranger("a", nil)}
+		for _, call := range calls {
+			call.SetStranger(false)
+		}
+		if p.TakeStranger("b", nil) != nil { // a's two calls weigh as much as b's stranger
+			t.Error("a call has lost its place to a stranger")
+		}
+	}
+}
+
+// Proofs are bounded, and an owner with many pushes out its own.
+func TestKnownIsBounded(t *testing.T) {
+	t.Parallel()
+	const places = 10
+	k := NewKnown(places)
+	k.Add("alice's", "alice")
+	k.Add("alice's", "bob") // known already
+	for _, name := range networks(1000) {
+		k.Add(name, "mallory")
+	}
+	for _, owner := range networks(places / 2) {
+		k.Add("of "+owner, owner)
+	}
+	if !k.Has("alice's") {
+		t.Error("one owner's proofs have pushed out the proof of another")
+	}
+	names := append(networks(1000), "alice's")
+	for _, owner := range networks(places / 2) {
+		names = append(names, "of "+owner)
+	}
+	known := 0
+	for _, name := range names {
+		if k.Has(name) {
+			known++
+		}
+	}
+	if known != places || known != len(k.peers) || k.places.Held() != places {
+		t.Errorf("%d peers are known, %d in the map, and %d places held", known, len(k.peers), k.places.Held())
+	}
+	if !k.Has("of 192.0.0.0") {
+		t.Error("a newcomer's proof found no place beside an owner of many")
+	}
+	var none *Known
+	none.Add("a", "b")
+	if none.Has("a") {
+		t.Error("a nil Known knows a peer")
+	}
+}
