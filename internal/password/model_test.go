@@ -14,7 +14,8 @@ func TestPoolAgainstModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := Config{Params: cheap, Parallel: rapid.IntRange(1, 3).Draw(t, "parallel"), Queue: rapid.IntRange(1, 6).Draw(t, "queue")}
 		cfg.Reserved = rapid.IntRange(-1, cfg.Queue).Draw(t, "reserved")
-		m := &model{pool: NewPool(cfg)}
+		all := cfg.withDefaults()
+		m := &model{pool: NewPool(cfg), places: all.Queue - all.Reserved, reserved: all.Reserved}
 		callers := []Caller{Stranger("a"), Stranger("b"), Stranger("c"), User("d"), Admin("e"), Admin("f")}
 		t.Repeat(map[string]func(*rapid.T){
 			"enter": func(t *rapid.T) { m.enter(t, rapid.SampledFrom(callers).Draw(t, "caller")) },
@@ -29,15 +30,16 @@ func TestPoolAgainstModel(t *testing.T) {
 		for _, turn := range m.turns {
 			turn.End()
 		}
-		if p := m.pool; p.waiting+p.admins+p.running+len(p.peers)+len(p.order) != 0 {
+		if p := m.pool; p.waiting+p.running+len(p.peers)+len(p.order)+p.places.Held()+p.reserve.Held() != 0 {
 			t.Fatalf("all turns have ended, and the pool is %+v", p)
 		}
 	})
 }
 
 type model struct {
-	pool  *Pool
-	turns []*Turn
+	pool             *Pool
+	places, reserved int
+	turns            []*Turn
 }
 
 func (m *model) draw(t *rapid.T) *Turn {
@@ -57,26 +59,36 @@ func (m *model) count(s state, of func(Caller) bool) (n int) {
 	return n
 }
 
-func anyone(Caller) bool     { return true }
-func isAdmin(c Caller) bool  { return c.kind == admin }
-func notAdmin(c Caller) bool { return c.kind != admin }
+func anyone(Caller) bool { return true }
 
-// enter checks that a caller gets a place exactly if the rules give a place.
+// weight returns what a turn of a caller counts.
+func weight(c Caller) int {
+	if c.kind == stranger {
+		return 2
+	}
+	return 1
+}
+
+// enter checks that a caller gets a place if a place is free or another peer holds more, and
+// none if no other peer holds as much. At a tie the lots decide.
 func (m *model) enter(t *rapid.T, caller Caller) {
 	p := m.pool
-	same := func(c Caller) bool { return c == caller }
-	mine := m.count(waiting, same)
-	want := m.count(waiting, anyone) < p.places && (isAdmin(caller) || m.count(waiting, notAdmin) < p.places-p.reserved)
-	var heaviest int // of the peers that may lose a place
-	for _, turn := range m.turns {
-		if c := turn.peer.caller; notAdmin(c) || isAdmin(caller) || m.count(waiting, isAdmin) > p.reserved {
-			heaviest = max(heaviest, m.count(waiting, func(other Caller) bool { return other == c }))
+	free := p.places.Held() < m.places || caller.kind == admin && p.reserve.Held() < m.reserved
+	mine, heaviest := weight(caller), 0
+	if caller.kind != admin { // the places of an admin may be reserved ones
+		for _, turn := range m.turns {
+			of := turn.peer.caller
+			if held := weight(of) * m.count(waiting, func(c Caller) bool { return c == of }); turn.state == waiting && of == caller {
+				mine = held + weight(caller)
+			} else if turn.state == waiting && of.kind != admin {
+				heaviest = max(heaviest, held)
+			}
 		}
 	}
-	want = want || heaviest >= mine+2
 	turn, err := p.Enter(context.Background(), caller)
-	if (err == nil) != want {
-		t.Fatalf("Enter of %v: error %v, want a place: %v", caller, err, want)
+	admins := m.count(waiting, func(c Caller) bool { return c.kind == admin })
+	if got := err == nil; !got && (free || heaviest > mine) || got && !free && caller.kind != admin && admins == 0 && heaviest < mine {
+		t.Fatalf("Enter of %v: error %v; a place is free: %v; would weigh %d, the heaviest %d", caller, err, free, mine, heaviest)
 	}
 	if err == nil {
 		m.turns = append(m.turns, turn)
@@ -86,11 +98,11 @@ func (m *model) enter(t *rapid.T, caller Caller) {
 // check compares the counts of the pool with the states of the turns.
 func (m *model) check(t *rapid.T) {
 	p := m.pool
-	if p.waiting != m.count(waiting, anyone) || p.admins != m.count(waiting, isAdmin) || p.running != m.count(running, anyone) {
-		t.Fatalf("%d turns wait (%d of admins) and %d run, the turns say %d (%d) and %d", p.waiting, p.admins, p.running,
-			m.count(waiting, anyone), m.count(waiting, isAdmin), m.count(running, anyone))
+	if held := p.places.Held() + p.reserve.Held(); p.waiting != m.count(waiting, anyone) || p.waiting != held || p.running != m.count(running, anyone) {
+		t.Fatalf("%d turns wait in %d places and %d run, the turns say %d and %d", p.waiting, held, p.running,
+			m.count(waiting, anyone), m.count(running, anyone))
 	}
-	if p.waiting > p.places || p.waiting-p.admins > p.places-p.reserved || p.running > p.parallel || len(p.peers) != len(p.order) {
+	if p.places.Held() > m.places || p.reserve.Held() > m.reserved || p.running > p.parallel || len(p.peers) != len(p.order) {
 		t.Fatalf("out of bounds: %+v", p)
 	}
 	for _, peer := range p.order {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/argon2"
+
+	"github.com/watchword-auth/watchword/internal/share"
 )
 
 // ErrOverloaded means that the [Pool] does not hash the password: the queue has no place
@@ -43,6 +45,9 @@ type Config struct {
 	// Reserved holds the number of places in the queue for Admin callers alone. Zero
 	// means an eighth of the queue, less than zero means none.
 	Reserved int
+	// Known holds the networks that keep their places at a tie; see package share. Nil
+	// means none.
+	Known *share.Known
 	// Policy holds the rules for new passwords, for [Pool.CheckPolicy].
 	Policy Policy
 }
@@ -70,12 +75,10 @@ func (c Config) withDefaults() Config {
 // Each hash runs in the caller's goroutine.
 //
 // The callers of one peer wait in order of arrival, and the peers take turns: after each
-// slot, a peer stands behind all other peers. When the queue is full, a newcomer takes the
-// place of the newest turn of the peer with most turns in the queue, if that peer has at
-// least two turns more than the newcomer's peer. So a flood from one peer shuts no other
-// peer out, and two peers never take places from each other in turn. (Package share has the
-// same rule for places without an order. The queue has the list of each peer's turns in any
-// case, and only the queue can tell which turn is the newest and which turn has a slot.)
+// slot, a peer stands behind all other peers. Package share divides the places of the queue:
+// when the queue is full, a newcomer takes the place of the newest turn of the peer with most
+// turns in the queue, and at a tie the peers draw lots. A signed-in user counts half as much
+// as a network of strangers.
 //
 // A pool needs no Close. All methods may be called from several goroutines at once.
 // The zero Pool has no place, and so refuses every caller.
@@ -85,15 +88,14 @@ type Pool struct {
 	derive func(password, salt []byte, time, memory uint32, threads uint8, keyLen uint32) []byte
 	decoy  record // compared with the password for an unknown user
 
-	parallel int // bounds running
-	places   int // bounds waiting
-	reserved int // of places, closed to all callers but Admin callers
+	parallel int         // bounds running
+	places   *share.Pool // of the queue, for all callers
+	reserve  *share.Pool // of the queue, for Admin callers alone
 
 	mu      sync.Mutex       // guards the fields below, and those of peers and turns
 	peers   map[Caller]*peer // peers with a turn
 	order   []*peer          // the same peers; the first with a turn that is ready gets the next slot
 	waiting int              // turns without a slot
-	admins  int              // of waiting, turns of Admin callers
 	running int              // turns with a slot
 	average time.Duration    // of the latest hashes; zero before the first hash
 }
@@ -101,9 +103,10 @@ type Pool struct {
 // NewPool returns a pool. [Config] describes the defaults.
 func NewPool(cfg Config) *Pool {
 	cfg = cfg.withDefaults()
+	places := func(n int) *share.Pool { return share.NewPool(n, n).Knowing(cfg.Known) }
 	return &Pool{
 		params: cfg.Params, policy: cfg.Policy, derive: argon2.IDKey, decoy: newRecord(cfg.Params),
-		parallel: cfg.Parallel, places: cfg.Queue, reserved: cfg.Reserved,
+		parallel: cfg.Parallel, places: places(cfg.Queue - cfg.Reserved), reserve: places(cfg.Reserved),
 		peers: map[Caller]*peer{},
 	}
 }

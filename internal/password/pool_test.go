@@ -223,17 +223,17 @@ func TestConfigDefaults(t *testing.T) {
 	cores := max(1, runtime.GOMAXPROCS(0)-1)
 	hash := Default.Footprint()
 	for _, tt := range []struct{ in, want Config }{
-		{Config{}, Config{Default, 0, cores, 64 * cores, 64 * cores / 8, Policy{}}},
-		{Config{Parallel: 3}, Config{Default, 0, 3, 192, 24, Policy{}}},
-		{Config{Parallel: 2, Queue: 1}, Config{Default, 0, 2, 1, 0, Policy{}}},
-		{Config{Parallel: 2, Queue: 4, Reserved: 9}, Config{Default, 0, 2, 4, 4, Policy{}}},
-		{Config{Parallel: 2, Queue: 40, Reserved: -1}, Config{Default, 0, 2, 40, 0, Policy{}}},
-		{Config{Parallel: 2, Queue: -1}, Config{Default, 0, 2, 128, 16, Policy{}}},
-		{Config{Params: Params{Threads: 16}}, Config{Params{19456, 2, 16}, 0, max(1, cores/16), 64, 8, Policy{}}},
-		{Config{Parallel: 31, Memory: 256 << 20}, Config{Default, 256 << 20, 4, 256, 32, Policy{}}},
-		{Config{Parallel: 31, Memory: 3*hash - 1}, Config{Default, 3*hash - 1, 2, 128, 16, Policy{}}},
-		{Config{Parallel: 31, Memory: 1}, Config{Default, 1, 1, 64, 8, Policy{}}},
-		{Config{Parallel: 2, Memory: 1 << 40}, Config{Default, 1 << 40, 2, 128, 16, Policy{}}},
+		{Config{}, Config{Default, 0, cores, 64 * cores, 64 * cores / 8, nil, Policy{}}},
+		{Config{Parallel: 3}, Config{Default, 0, 3, 192, 24, nil, Policy{}}},
+		{Config{Parallel: 2, Queue: 1}, Config{Default, 0, 2, 1, 0, nil, Policy{}}},
+		{Config{Parallel: 2, Queue: 4, Reserved: 9}, Config{Default, 0, 2, 4, 4, nil, Policy{}}},
+		{Config{Parallel: 2, Queue: 40, Reserved: -1}, Config{Default, 0, 2, 40, 0, nil, Policy{}}},
+		{Config{Parallel: 2, Queue: -1}, Config{Default, 0, 2, 128, 16, nil, Policy{}}},
+		{Config{Params: Params{Threads: 16}}, Config{Params{19456, 2, 16}, 0, max(1, cores/16), 64, 8, nil, Policy{}}},
+		{Config{Parallel: 31, Memory: 256 << 20}, Config{Default, 256 << 20, 4, 256, 32, nil, Policy{}}},
+		{Config{Parallel: 31, Memory: 3*hash - 1}, Config{Default, 3*hash - 1, 2, 128, 16, nil, Policy{}}},
+		{Config{Parallel: 31, Memory: 1}, Config{Default, 1, 1, 64, 8, nil, Policy{}}},
+		{Config{Parallel: 2, Memory: 1 << 40}, Config{Default, 1 << 40, 2, 128, 16, nil, Policy{}}},
 	} {
 		if got := tt.in.withDefaults(); got != tt.want {
 			t.Errorf("%+v: got %+v, want %+v", tt.in, got, tt.want)

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/watchword-auth/watchword/internal/share"
 )
 
 // crowd sends callers into a pool. Each hash runs until the test ends the hash. A crowd
@@ -85,9 +87,9 @@ func (c *crowd) finishAll() {
 // expectEmpty checks that no turn is in the pool.
 func expectEmpty(t *testing.T, p *Pool) {
 	t.Helper()
-	if p.waiting != 0 || p.admins != 0 || p.running != 0 || len(p.peers) != 0 || len(p.order) != 0 {
-		t.Errorf("all callers have left, but %d turns wait (%d of admins), %d run, and %d peers remain, %d in order",
-			p.waiting, p.admins, p.running, len(p.peers), len(p.order))
+	if p.waiting != 0 || p.running != 0 || len(p.peers) != 0 || len(p.order) != 0 || p.places.Held()+p.reserve.Held() != 0 {
+		t.Errorf("all callers have left, but %d turns wait, %d run, and %d peers remain, %d in order, %d places are held",
+			p.waiting, p.running, len(p.peers), len(p.order), p.places.Held()+p.reserve.Held())
 	}
 }
 
@@ -186,14 +188,11 @@ func TestNewcomerTakesAPlaceOfTheHeaviestPeer(t *testing.T) {
 		c.expectAnswer(ErrOverloaded, "a3")
 		c.expectWaiting("a runs", "a1", "a2", "b1", "b2")
 
-		c.arriveMany(Stranger("b"), "b3") // 2 and 2: peers with equal shares leave each other's places alone
-		c.expectAnswer(ErrOverloaded, "b3")
 		c.arriveMany(Stranger("c"), "c1")
-		c.arriveMany(Stranger("c"), "c2")
-		c.expectAnswer(ErrOverloaded, "c2")
 		c.arriveMany(Stranger("d"), "d1")
-		c.arriveMany(Stranger("e"), "e1") // everyone has one place
-		c.expectAnswer(ErrOverloaded, "a2", "b2", "e1")
+		c.expectAnswer(ErrOverloaded, "a2", "b2")
+		c.arriveMany(Stranger("d"), "d2") // every other peer has one place
+		c.expectAnswer(ErrOverloaded, "d2")
 		c.finishAll()
 		c.expectAnswer(nil, "a runs", "a1", "b1", "c1", "d1")
 	})
@@ -269,31 +268,32 @@ func TestReservedPlaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 3, Reserved: 2})
 		c.arriveMany(Stranger("a"), "runs", "waits", "refused")
-		c.arriveMany(Stranger("b"), "b refused")
-		c.arriveMany(User("alice"), "alice refused")
-		c.expectAnswer(ErrOverloaded, "refused", "b refused", "alice refused")
+		c.expectAnswer(ErrOverloaded, "refused")
 
-		c.arriveMany(Admin("root"), "root 1", "root 2", "root 3")
+		c.arriveMany(Admin("root"), "root 1", "root 2")
 		c.expectWaiting("waits", "root 1", "root 2")
-		c.expectAnswer(ErrOverloaded, "root 3")
-		c.arriveMany(Stranger("c"), "c refused") // although root has two places
-		c.expectAnswer(ErrOverloaded, "c refused")
+		c.arriveMany(Stranger("a"), "a refused") // although root has two places
+		c.expectAnswer(ErrOverloaded, "a refused")
 		c.arriveMany(Admin("another"), "another 1")
 		c.expectAnswer(ErrOverloaded, "root 2")
+		c.expectWaiting("waits")
+		c.arriveMany(User("alice"), "alice 1") // a signed-in user wins a tie
+		c.expectAnswer(ErrOverloaded, "waits")
 		c.finishAll()
-		c.expectAnswer(nil, "runs", "waits", "root 1", "another 1")
+		c.expectAnswer(nil, "runs", "root 1", "another 1", "alice 1")
 	})
 }
 
-// Admins take reserved places first, and have no more than their share of the others.
+// Admins take reserved places first, and have no more than their share of the others: two
+// turns of a signed-in user count as one of a network.
 func TestAdminsKeepNoOtherCallerOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCrowd(t, Config{Parallel: 1, Queue: 4, Reserved: 1})
 		c.arriveMany(Admin("root"), "runs", "root 1", "root 2", "root 3", "root 4")
 		c.arriveMany(Stranger("a"), "a1", "a2", "a3")
-		c.expectAnswer(ErrOverloaded, "root 4", "root 3", "a3")
+		c.expectAnswer(ErrOverloaded, "root 4", "a2", "a3")
 		c.finishAll()
-		c.expectAnswer(nil, "runs", "root 1", "root 2", "a1", "a2")
+		c.expectAnswer(nil, "runs", "root 1", "root 2", "root 3", "a1")
 	})
 }
 
@@ -516,4 +516,46 @@ func testNeverMoreThan(t *testing.T, parallel int) {
 		t.Errorf("%d hashes ran at a time, want %d", got, parallel)
 	}
 	expectEmpty(t, pool)
+}
+
+// With as many attacking networks as places, each with one login, a login of another network
+// gets a place: if the network is known, and at a tie of strangers by its lot.
+func TestNewcomerAtATie(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		known := share.NewKnown(10)
+		c := newCrowd(t, Config{Parallel: 1, Queue: 8, Reserved: -1, Known: known})
+		c.arriveMany(Stranger("runs"), "runs")
+		enterAll := func() {
+			for i := range 30 { // attackers come again at once
+				if turn, err := c.pool.Enter(t.Context(), Stranger(fmt.Sprint(i))); err == nil {
+					t.Cleanup(turn.End)
+				}
+			}
+		}
+		enterAll()
+		known.Add("known", "alice")
+		mine := c.enter(t, Stranger("known"))
+		for range 100 {
+			time.Sleep(10 * time.Second)
+			enterAll()
+		}
+		if mine.state != waiting {
+			t.Error("a known network has lost its place to strangers")
+		}
+		mine.End()
+		tries := 0
+		for ; ; tries++ {
+			if turn, err := c.pool.Enter(t.Context(), Stranger("honest")); err == nil {
+				turn.End()
+				break
+			}
+			if tries == 1000 { // each has a chance of one in four
+				t.Fatal("a newcomer got no place")
+			}
+			enterAll()
+			time.Sleep(10 * time.Second)
+		}
+		close(c.end)
+		c.wg.Wait()
+	})
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"slices"
 	"time"
+
+	"github.com/watchword-auth/watchword/internal/share"
 )
 
 // Caller says which peer asks for a hash. A peer is a network of strangers, or a signed-in
@@ -11,6 +13,18 @@ import (
 type Caller struct {
 	kind kind
 	name string
+}
+
+// peerName returns the name of the caller's peer in [Pool.places]. The name of a stranger's
+// peer is the network.
+func (c Caller) peerName() string {
+	switch c.kind {
+	case user:
+		return "user " + c.name
+	case admin:
+		return "admin " + c.name
+	}
+	return c.name
 }
 
 type kind int
@@ -50,8 +64,9 @@ type peer struct {
 //
 // A Turn is for one goroutine. Call End as soon as the last hash has been made.
 type Turn struct {
-	pool *Pool
-	peer *peer
+	pool  *Pool
+	peer  *peer
+	place *share.Place // while the turn has no slot
 
 	// Pool.mu guards the fields below.
 	state   state
@@ -84,25 +99,39 @@ func (p *Pool) Enter(ctx context.Context, caller Caller) (*Turn, error) {
 	if from == nil {
 		from = &peer{caller: caller}
 	}
-	if p.lateLocked(ctx, p.waitLocked(from), p.waiting+p.running) || !p.makeRoomLocked(from) {
+	t := &Turn{pool: p, peer: from, settled: make(chan struct{})}
+	if p.lateLocked(ctx, p.waitLocked(from), p.waiting+p.running) || !t.takePlaceLocked() {
 		return nil, ErrOverloaded
 	}
 	if p.peers[caller] == nil {
 		p.peers[caller] = from
 		p.order = append(p.order, from)
 	}
-	t := &Turn{pool: p, peer: from, settled: make(chan struct{})}
 	from.turns = append(from.turns, t)
-	p.countLocked(from, 1)
+	p.waiting++
 	return t, nil
 }
 
-// countLocked adds n to the number of turns without a slot.
-func (p *Pool) countLocked(from *peer, n int) {
-	p.waiting += n
-	if from.caller.kind == admin {
-		p.admins += n
+// takePlaceLocked takes a place in the queue, and reports whether there is one. The newest
+// turn of another peer may lose its place by it: see package share.
+func (t *Turn) takePlaceLocked() bool {
+	p, from := t.pool, t.peer.caller
+	evicted := func() { // in Enter of the turn that takes the place, which holds p.mu
+		t.loseLocked(displaced)
+		t.peer.forgetLocked(p)
 	}
+	switch from.kind {
+	case stranger:
+		t.place = p.places.TakeStranger(from.peerName(), evicted)
+	case admin:
+		if t.place = p.reserve.Take(from.peerName(), evicted); t.place != nil {
+			break
+		}
+		fallthrough
+	case user:
+		t.place = p.places.Take(from.peerName(), evicted)
+	}
+	return t.place != nil
 }
 
 // lateLocked reports whether ctx's deadline comes before the estimated end of a hash that
@@ -123,35 +152,12 @@ func (p *Pool) waitLocked(from *peer) time.Duration {
 	return time.Duration(max(0, ahead-p.parallel+1)) * p.averageLocked() / time.Duration(max(1, p.parallel))
 }
 
-// makeRoomLocked reports whether the queue has a place for a turn of a peer. If the queue
-// is full, makeRoomLocked first takes the place of the newest turn of the heaviest peer, if
-// that peer has at least two turns more.
-func (p *Pool) makeRoomLocked(from *peer) bool {
-	isAdmin := from.caller.kind == admin
-	if p.waiting < p.places && (isAdmin || p.waiting-p.admins < p.places-p.reserved) {
-		return true
-	}
-	var heaviest *peer
-	for _, other := range p.order {
-		if other.caller.kind == admin && !isAdmin && p.admins <= p.reserved {
-			continue // the turns of admins are in reserved places
-		}
-		if heaviest == nil || len(other.turns) > len(heaviest.turns) {
-			heaviest = other
-		}
-	}
-	if heaviest == nil || len(heaviest.turns) < len(from.turns)+2 {
-		return false
-	}
-	heaviest.turns[len(heaviest.turns)-1].loseLocked(displaced)
-	return true
-}
-
 // loseLocked takes a turn's place in the queue away.
 func (t *Turn) loseLocked(to state) {
 	i := slices.Index(t.peer.turns, t)
 	t.peer.turns = slices.Delete(t.peer.turns, i, i+1)
-	t.pool.countLocked(t.peer, -1)
+	t.pool.waiting--
+	t.place.Release()
 	t.state = to
 	close(t.settled)
 }
@@ -241,9 +247,14 @@ func (t *Turn) End() {
 		p.grantLocked()
 	}
 	t.state = ended
-	if len(t.peer.turns)+t.peer.running == 0 && p.peers[t.peer.caller] == t.peer {
-		delete(p.peers, t.peer.caller)
-		i := slices.Index(p.order, t.peer)
+	t.peer.forgetLocked(p)
+}
+
+// forgetLocked removes a peer without a turn.
+func (from *peer) forgetLocked(p *Pool) {
+	if len(from.turns)+from.running == 0 && p.peers[from.caller] == from {
+		delete(p.peers, from.caller)
+		i := slices.Index(p.order, from)
 		p.order = slices.Delete(p.order, i, i+1)
 	}
 }

@@ -84,7 +84,7 @@ type Place struct {
 	evicted func()
 }
 
-// Take takes a place for a peer. If no place is free, Take takes away the place of a peer
+// Take takes a place for a peer. A nil Pool has no places. If no place is free, Take takes away the place of a peer
 // that holds more or has lost a tie, or of a stranger of the same peer. Take returns nil if the pool has no
 // such place, or if the peer holds as many places as a peer may hold and none of them is a
 // stranger's.
@@ -118,11 +118,11 @@ func (p *Pool) takeAndEvict(name string, weight int, renews bool, evicted func()
 
 // take takes a place, and returns the place that another client loses by it, if any.
 func (p *Pool) take(name string, weight int, renews bool, evicted func()) (place, victim *Place) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.places <= 0 {
+	if p == nil || p.places <= 0 {
 		return nil, nil
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	from := p.peerLocked(name)
 	if from.held() >= p.perPeer || p.taken >= p.places {
 		p.drawLocked()
