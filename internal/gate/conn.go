@@ -29,12 +29,14 @@ type conn struct {
 	net.Conn
 	listener *Listener
 	place    *share.Place  // nil for a trusted proxy
+	proxied  *share.Place  // the place of a trusted proxy; else nil
 	source   caller.Source // of the calls, unless a trusted proxy forwards them
 	network  string        // of source
 	heardAny sync.Once     // runs at the first byte, or at Close
 
 	mu     sync.Mutex          // guards the fields below; held while place is told
-	calls  int                 // that run
+	calls  int                 // from the headers until the end of the handler
+	whole  int                 // of calls, those whose request has arrived
 	open   map[uint32]struct{} // streams that have not ended on the wire
 	held   []*share.Place      // of calls that have ended, and their answers not
 	since  time.Time           // when a place was released last, or the first one was held
@@ -82,8 +84,10 @@ func (c *conn) spoke() {
 
 // leave gives the place of the connection back.
 func (c *conn) leave() {
-	if c.place != nil {
-		c.place.Release()
+	for _, place := range []*share.Place{c.place, c.proxied} {
+		if place != nil {
+			place.Release()
+		}
 	}
 }
 
@@ -129,21 +133,30 @@ func (c *conn) delivered(stream uint32) {
 	c.settleLocked()
 }
 
-// began notes that a call begins. A connection with a call is not idle.
+// began notes that a call begins.
 func (c *conn) began() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.calls++; c.calls == 1 && c.place != nil {
+	c.calls++
+}
+
+// arrived notes that the request of a call has arrived. From then on the connection is not
+// idle: a client that leaves requests unfinished keeps no other client out.
+func (c *conn) arrived() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.whole++; c.whole == 1 && c.place != nil {
 		c.place.SetStranger(false)
 	}
 }
 
-// ended notes that a call has ended, and takes over the place of the call until the answer
+// ended notes that a call has ended, whose request counts as arrived, and takes over the place of the call until the answer
 // is on its way.
 func (c *conn) ended(place *share.Place) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.calls--; c.calls == 0 && c.place != nil {
+	c.calls--
+	if c.whole--; c.whole == 0 && c.place != nil {
 		c.place.SetStranger(true)
 	}
 	if c.closed {

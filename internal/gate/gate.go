@@ -10,8 +10,10 @@ package gate
 
 import (
 	"context"
+	"math/rand/v2"
 	"net"
 	"sync"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -27,7 +29,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
-// Limits holds the numbers of a gate. Every number must be positive.
+// Limits holds the bounds of a gate. Every number must be positive.
 type Limits struct {
 	// Requests bounds the unfinished requests: each counts from its headers until its
 	// answer is on its way. A server stream counts until its request has arrived.
@@ -35,6 +37,9 @@ type Limits struct {
 	// Streams bounds the open streams, such as Health/Watch and reflection. WatchBundle
 	// has bounds of its own, in package hub.
 	Streams, StreamsPerPeer int
+	// Known holds the networks that keep their places at a tie; see package share. Nil
+	// means none.
+	Known *share.Known
 }
 
 // Gate bounds the calls of one server. A Gate is safe for concurrent use.
@@ -69,8 +74,8 @@ const (
 func New(proxies caller.Proxies, limits Limits, refused func(ctx context.Context, method string, err error)) *Gate {
 	return &Gate{
 		proxies: proxies, refused: refused,
-		requests: share.NewPool(limits.Requests, limits.RequestsPerPeer).OfStrangers(),
-		streams:  share.NewPool(limits.Streams, limits.StreamsPerPeer),
+		requests: share.NewPool(limits.Requests, limits.RequestsPerPeer).OfStrangers().Knowing(limits.Known),
+		streams:  share.NewPool(limits.Streams, limits.StreamsPerPeer).Knowing(limits.Known),
 	}
 }
 
@@ -99,10 +104,20 @@ var (
 	errMethod   = status.Error(codes.Unimplemented, "no service of this server has this method")
 	errMetadata = refusal.Status(codes.InvalidArgument, watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST, "",
 		"metadata: longer than 16 KiB", refusal.BadField("metadata", "longer than 16 KiB")).Err()
-	errCrowded = refusal.Status(codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "",
-		"too many calls at once", &errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)}).Err()
 	errStopping = status.Error(codes.Unavailable, "the server is stopping")
+	// errsCrowded hold delays that are spread evenly.
+	errsCrowded = func() (errs [32]error) {
+		for i := range errs {
+			delay := retryDelay + retrySpread*time.Duration(i)/time.Duration(len(errs))
+			errs[i] = refusal.Status(codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "",
+				"too many calls at once", &errdetails.RetryInfo{RetryDelay: durationpb.New(delay)}).Err()
+		}
+		return errs
+	}()
 )
+
+// crowded returns the refusal of a call that gets no place, with a random delay.
+func crowded() error { return errsCrowded[rand.IntN(len(errsCrowded))] }
 
 // Tap admits or refuses a call by its headers. gRPC calls Tap before a goroutine runs for
 // the call (grpc.InTapHandle). Tap puts the source of the call into the context.
@@ -131,7 +146,7 @@ func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	}
 	ctx = caller.WithSource(ctx, source)
 	if err := g.admit(ctx, r); err != nil {
-		if err == errCrowded {
+		if err != errStopping {
 			g.refused(ctx, info.FullMethodName, err)
 		}
 		return g.refuse(ctx, err)
@@ -154,14 +169,15 @@ func tooLong(header map[string][]string) bool {
 func (g *Gate) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	r, ok := ctx.Value(requestKey{}).(*request)
 	if !ok {
-		return nil, errCrowded // the tap has refused the call
+		return nil, crowded() // the tap has refused the call
 	}
 	r.arrived()
 	defer r.answered()
 	resp, err := handler(ctx, req)
 	if err != nil && r.pushedOut() {
-		g.refused(ctx, info.FullMethod, errCrowded)
-		return nil, errCrowded
+		err = crowded()
+		g.refused(ctx, info.FullMethod, err)
+		return nil, err
 	}
 	return resp, err
 }
@@ -171,21 +187,23 @@ func (g *Gate) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h
 func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	r, ok := ss.Context().Value(requestKey{}).(*request)
 	if !ok {
-		return errCrowded // the tap has refused the call
+		return crowded() // the tap has refused the call
 	}
 	defer r.answered()
 	if r.at != atBundle {
 		place := g.streams.Take(r.peer, r.pushOut)
 		if place == nil {
-			g.refused(ss.Context(), info.FullMethod, errCrowded)
-			return errCrowded
+			err := crowded()
+			g.refused(ss.Context(), info.FullMethod, err)
+			return err
 		}
 		defer place.Release()
 	}
 	err := handler(srv, &receiving{ss, r})
 	if err != nil && r.pushedOut() {
-		g.refused(ss.Context(), info.FullMethod, errCrowded)
-		return errCrowded
+		err = crowded()
+		g.refused(ss.Context(), info.FullMethod, err)
+		return err
 	}
 	return err
 }

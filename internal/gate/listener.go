@@ -17,18 +17,24 @@ type Listener struct {
 	net.Listener
 	proxies caller.Proxies
 	places  *share.Pool
+	proxied *share.Pool // of trusted proxies
 
 	mu     sync.Mutex         // guards the fields below
 	silent map[*conn]struct{} // connections without a byte from the client
 	closed bool
 }
 
-// Listen returns a listener with bounds: at most all connections at a time, and at most
-// perPeer of one network. Idle connections, without a call, give way first: to connections
-// of other networks, and to newer ones of the same network. Connections of trusted proxies
-// count for neither bound, since a proxy carries the calls of many clients.
-func Listen(l net.Listener, proxies caller.Proxies, all, perPeer int) *Listener {
-	return &Listener{Listener: l, proxies: proxies, places: share.NewPool(all, perPeer), silent: map[*conn]struct{}{}}
+// Listen returns a listener with bounds: at most all connections at a time, of which one
+// network has at most a half. Idle connections, without a call, give way first: to
+// connections of other networks, and to newer ones of the same network. Connections of
+// trusted proxies have a bound of their own, which is as large: a proxy carries the calls of
+// many clients, so no connection of a proxy gives way. Known networks keep their connections
+// at a tie; see package share.
+func Listen(l net.Listener, proxies caller.Proxies, all int, known *share.Known) *Listener {
+	return &Listener{
+		Listener: l, proxies: proxies, places: share.NewPool(all, all/2).Knowing(known),
+		proxied: share.NewPool(all, all).OfStrangers(), silent: map[*conn]struct{}{},
+	}
 }
 
 // Accept waits for the next connection that gets a place, and closes the others.
@@ -50,10 +56,13 @@ func (l *Listener) Accept() (net.Conn, error) {
 func (l *Listener) admit(accepted net.Conn) net.Conn {
 	c := &conn{Conn: accepted, listener: l, source: l.proxies.Source(accepted.RemoteAddr(), nil)}
 	c.network = c.source.Network()
-	if !l.proxies.TrustPeer(accepted.RemoteAddr()) {
-		if c.place = l.places.TakeRenewing(c.network, func() { _ = accepted.Close() }); c.place == nil {
-			return nil
-		}
+	if l.proxies.TrustPeer(accepted.RemoteAddr()) {
+		c.proxied = l.proxied.Take(c.network, nil) // nothing takes the place away
+	} else {
+		c.place = l.places.TakeRenewing(c.network, func() { _ = accepted.Close() })
+	}
+	if c.place == nil && c.proxied == nil {
+		return nil
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -21,8 +21,10 @@ const (
 	// arrivalTime bounds the time from the headers of a request until the whole request
 	// has arrived. The largest request has 64 KiB.
 	arrivalTime = 10 * time.Second
-	// retryDelay is how long a client should wait that a bound has refused.
-	retryDelay = time.Second
+	// retryDelay is how long a client should wait at least that a bound has refused, and
+	// retrySpread is how much longer at most: so that not all clients come back at once.
+	retryDelay  = time.Second
+	retrySpread = time.Second
 )
 
 // request is an unfinished request. The context of the call is the request itself, so that
@@ -69,12 +71,12 @@ func (r *request) Err() error {
 // which the whole request must arrive. From then on r serves as the context of the call,
 // derived from ctx.
 //
-// Errors: errCrowded if the request gets no place; errStopping if the server stops.
+// Errors: those of [crowded] if the request gets no place; errStopping if the server stops.
 func (g *Gate) admit(ctx context.Context, r *request) error {
 	r.Context, r.cancel = context.WithCancel(ctx)
 	if r.place = g.requests.TakeStranger(r.peer, r.pushOut); r.place == nil {
 		r.cancel()
-		return errCrowded
+		return crowded()
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -109,6 +111,9 @@ func (r *request) arrived() {
 		return
 	}
 	r.place.SetStranger(false)
+	if r.conn != nil {
+		r.conn.arrived()
+	}
 	g := r.gate
 	g.mu.Lock()
 	defer g.mu.Unlock()

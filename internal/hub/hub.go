@@ -84,7 +84,7 @@ func New(origin string, refresh func(context.Context) error) *Hub {
 		origin: origin, refresh: refresh, turns: turns{peers: map[string]*turn{}},
 		ring: ring{grown: make(chan struct{})}, appliedGrown: make(chan struct{}),
 	}
-	h.LimitWatchers(maxWatchers)
+	h.LimitWatchers(maxWatchers, nil)
 	return h
 }
 

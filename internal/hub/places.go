@@ -36,8 +36,10 @@ type Peer struct {
 
 // LimitWatchers sets the number of places for watchers, of which a peer may hold a
 // half. Without LimitWatchers, a hub has 10,000 places. LimitWatchers must be called
-// before the first Watch.
-func (h *Hub) LimitWatchers(n int) { h.places = share.NewPool(n, max(1, n/perPeer)) }
+// before the first Watch. Known networks keep their places at a tie; see package share.
+func (h *Hub) LimitWatchers(n int, known *share.Known) {
+	h.places = share.NewPool(n, max(1, n/perPeer)).Knowing(known)
+}
 
 // turns bounds the snapshots that are sent to each peer at a time. turns is safe for
 // concurrent use.

@@ -17,7 +17,7 @@ import (
 // same certificate, and five with each of three others.
 func crowd(t *testing.T, s *source) (strangers, certified []*hub.Watcher) {
 	t.Helper()
-	s.LimitWatchers(24)
+	s.LimitWatchers(24, nil)
 	take := func(from hub.Peer, n int) (all []*hub.Watcher) {
 		for range n {
 			w, err := s.Watch(t.Context(), from, nil)
@@ -60,7 +60,7 @@ func TestTheHeaviestPeerGivesWay(t *testing.T) {
 			waiting <- err
 		}()
 		synctest.Wait()
-		for i, want := range []struct{ strangers, certified int }{{0, 1}, {1, 1}} { // 6 and 6, 6 and 5, 4 and 5
+		for i, want := range []struct{ strangers, certified int }{{1, 0}, {1, 1}} { // 6 and 6, 4 and 6, 4 and 5
 			w, err := s.Watch(t.Context(), hub.Peer{Name: "newcomer"}, nil)
 			if err != nil {
 				t.Fatalf("newcomer %d: %v", i, err)
@@ -69,7 +69,7 @@ func TestTheHeaviestPeerGivesWay(t *testing.T) {
 			if a, b := evicted(strangers), evicted(certified); a != want.strangers || b != want.certified {
 				t.Errorf("newcomer %d: %d strangers and %d certified watchers gave way, want %+v", i, a, b, want)
 			}
-			if i == 0 {
+			if i == 1 {
 				if err := <-waiting; !errors.Is(err, hub.ErrEvicted) {
 					t.Errorf("a watcher that waits for a message: %v", err)
 				}
@@ -88,7 +88,7 @@ func TestTheHeaviestPeerGivesWay(t *testing.T) {
 func TestAWatcherInTheQueueGivesWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSource()
-		s.LimitWatchers(80)
+		s.LimitWatchers(80, nil)
 		opened := make(chan error, 20)
 		for range 20 {
 			go func() {
@@ -154,7 +154,7 @@ func TestAGoodResumeIsNoStranger(t *testing.T) {
 			if what == "from before a new trust state" {
 				s.publish(&watchwordv1.Change{TrustState: trust(2 * time.Minute)}, 1)
 			}
-			s.LimitWatchers(2) // of which a peer may hold one
+			s.LimitWatchers(2, nil) // of which a peer may hold one
 			stranger := watch(t, s, nil)
 			w, err := s.Watch(t.Context(), hub.Peer{Name: "peer"}, c.resume)
 			if err == nil {

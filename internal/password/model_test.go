@@ -85,8 +85,8 @@ func (m *model) enter(t *rapid.T, caller Caller) {
 			}
 		}
 	}
-	turn, err := p.Enter(context.Background(), caller)
 	admins := m.count(waiting, func(c Caller) bool { return c.kind == admin })
+	turn, err := p.Enter(context.Background(), caller)
 	if got := err == nil; !got && (free || heaviest > mine) || got && !free && caller.kind != admin && admins == 0 && heaviest < mine {
 		t.Fatalf("Enter of %v: error %v; a place is free: %v; would weigh %d, the heaviest %d", caller, err, free, mine, heaviest)
 	}

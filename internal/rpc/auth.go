@@ -16,9 +16,11 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/share"
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
@@ -29,6 +31,15 @@ type Auth struct {
 	Sessions *session.Sessions
 	Verifier *authn.Verifier
 	Audience []string // all services for which this server issues tokens
+	Known    *share.Known
+}
+
+// proved notes that a call has proved something about a user, so that the network of the
+// call keeps its places at a tie.
+func (a *Auth) proved(ctx context.Context, t *session.Tokens, err error) {
+	if err == nil {
+		a.Known.Add(caller.SourceOf(ctx).Network(), t.UserID)
+	}
 }
 
 // Login serves AuthService/Login. The method is public: the password is the proof.
@@ -41,6 +52,7 @@ func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watch
 		return nil, r.err
 	}
 	tokens, err := a.Logins.Login(ctx, name, pw, aud, req.GetPreviousRefreshToken())
+	a.proved(ctx, tokens, err)
 	return &watchwordv1.LoginResponse{Tokens: tokenPair(tokens)}, err
 }
 
@@ -54,6 +66,7 @@ func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*w
 		return nil, r.err
 	}
 	tokens, err := a.Sessions.Refresh(ctx, token, aud)
+	a.proved(ctx, tokens, err)
 	return &watchwordv1.RefreshResponse{Tokens: tokenPair(tokens)}, err
 }
 

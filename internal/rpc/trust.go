@@ -20,6 +20,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/detach"
 	"github.com/watchword-auth/watchword/internal/hub"
+	"github.com/watchword-auth/watchword/internal/share"
 )
 
 // errNoCertificate means that WatchBundle needs a client certificate (--client-ca) and
@@ -35,6 +36,7 @@ type Trust struct {
 	// NeedCertificate makes WatchBundle refuse a client without a certificate: the
 	// bundle names sessions and users, which the public key set does not.
 	NeedCertificate bool
+	Known           *share.Known
 }
 
 // GetKeySet serves TrustService/GetKeySet: the public keys alone.
@@ -67,7 +69,13 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	if t.NeedCertificate && cert == nil {
 		return errNoCertificate
 	}
-	watcher, err := t.Hub.Watch(ctx, watcherPeer(from, cert, caller.SourceOf(ctx)), req.GetResume())
+	source := caller.SourceOf(ctx)
+	watching := watcherPeer(from, cert, source)
+	if watching.Certified {
+		t.Known.Add(watching.Name, watching.Name)
+		t.Known.Add(source.Network(), watching.Name)
+	}
+	watcher, err := t.Hub.Watch(ctx, watching, req.GetResume())
 	if errors.Is(err, hub.ErrOutdated) {
 		return status.Error(codes.Unavailable, "this replica is behind what the client has: try again, or use another replica")
 	}

@@ -103,7 +103,7 @@ func openFeed(t *testing.T, s *store.Store) *feed.Feed {
 // serveFeed serves the bundle of a feed.
 func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerInterceptor) *trust {
 	t.Helper()
-	f.Hub().LimitWatchers(watchersAtMost)
+	f.Hub().LimitWatchers(watchersAtMost, nil)
 	tr := &trust{feed: f, ended: make(chan error, 100), listener: bufconn.Listen(1 << 20)}
 	note := func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		err := handler(srv, stream)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
@@ -28,14 +29,15 @@ const (
 // each signed-in user a share of the server: of the calls of one user, callsAtOnce run at a
 // time, and callsWaiting more wait; see [share.Turns]. So one user delays other users
 // little, however many calls the user makes. A call of a public method has no user: the
-// call runs at once.
-func InTurn() grpc.UnaryServerInterceptor {
+// call runs at once. The valid token makes the network of the call known.
+func InTurn(known *share.Known) grpc.UnaryServerInterceptor {
 	turns := share.NewTurns(callsAtOnce, callsWaiting)
 	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		p, ok := authn.FromContext(ctx)
 		if !ok {
 			return handler(ctx, req)
 		}
+		known.Add(caller.SourceOf(ctx).Network(), p.Subject())
 		leave, err := turns.Enter(ctx, p.Subject())
 		if errors.Is(err, share.ErrNoTurn) {
 			err = audit.Refusal{UserID: p.Subject(), SessionID: p.SessionID(), Err: err}

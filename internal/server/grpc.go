@@ -75,7 +75,9 @@ func newMetrics() *metrics {
 func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOption {
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
 	edge := rpc.NewEdge(s.audit, s.passwords.RetryAfter, s.logger)
-	s.gate = gate.New(s.proxies, s.limits.calls, edge.Refused)
+	calls := s.limits.calls
+	calls.Known = s.known
+	s.gate = gate.New(s.proxies, calls, edge.Refused)
 	creds := insecure.NewCredentials()
 	if tlsConfig != nil {
 		creds = credentials.NewTLS(tlsConfig)
@@ -104,7 +106,7 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(panics), s.gate.Unary, edge.Unary),
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(panics), s.drain.stream, s.gate.Stream, edge.Stream))
 	opts = append(opts, s.verifier.ServerOptions()...)
-	return append(opts, grpc.ChainUnaryInterceptor(rpc.InTurn()))
+	return append(opts, grpc.ChainUnaryInterceptor(rpc.InTurn(s.known)))
 }
 
 // logCalls logs every call at level debug, for finding faults. Health and reflection

@@ -16,13 +16,16 @@ const (
 	// reservedFiles is the number of open files that the server keeps for the database, its
 	// listeners and its own files.
 	reservedFiles = 64
+	// knownNetworks bounds the networks with a proof; see [share.Known]. Each takes some 300
+	// bytes.
+	knownNetworks = 8192
 )
 
 // limits holds the bounds that follow from the number of connections.
 type limits struct {
 	connections int // to the gRPC address
 	http        int // connections to the HTTP address
-	watchers    int // streams of the trust bundle: a verifier has a connection of its own
+	watchers    int // streams of the trust bundle
 	calls       gate.Limits
 }
 
@@ -36,15 +39,26 @@ func (c *Config) limits(files int) (limits, error) {
 	connections := c.MaxConnections
 	if connections == 0 {
 		connections = defaultConnections
-		if fit := (files - reservedFiles) * 8 / 9; files > 0 && fit < connections {
+		fit := (files - reservedFiles) * 8 / 9
+		if len(c.TrustedProxy) > 0 {
+			fit /= 2
+		}
+		if files > 0 && fit < connections {
 			connections = max(minConnections, fit)
 		}
 	}
-	l := limits{connections: connections, http: max(minConnections/2, connections/16), watchers: connections, calls: gate.Limits{
+	// A verifier has a connection of its own. One in four connections is for other clients:
+	// a connection without a call gives way to a newcomer, and one with a watcher does not.
+	watchers := connections - connections/4
+	l := limits{connections: connections, http: max(minConnections/2, connections/16), watchers: watchers, calls: gate.Limits{
 		Requests: max(32, connections/4), RequestsPerPeer: max(16, connections/8),
 		Streams: max(16, connections/8), StreamsPerPeer: max(8, connections/32),
 	}}
-	if needed := l.connections + l.http + reservedFiles; files > 0 && needed > files {
+	needed := l.connections + l.http
+	if len(c.TrustedProxy) > 0 {
+		needed *= 2 // connections of proxies have bounds of their own, as large
+	}
+	if needed += reservedFiles; files > 0 && needed > files {
 		return limits{}, fmt.Errorf("--max-connections: %d connections need %d open files, and the limit of open files (ulimit -n) is %d: "+
 			"raise the limit, or give a smaller --max-connections", connections, needed, files)
 	}

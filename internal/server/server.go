@@ -31,6 +31,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/rpc"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/share"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/throttle"
 	"github.com/watchword-auth/watchword/internal/user"
@@ -45,6 +46,7 @@ type Server struct {
 	proxies caller.Proxies
 	limits  limits
 	gate    *gate.Gate
+	known   *share.Known
 
 	store     *store.Store
 	policy    password.Policy
@@ -77,7 +79,9 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 	if missing != "" {
 		logger.Warn(missing)
 	}
-	s := &Server{cfg: cfg, logger: logger, drain: &drain{begun: make(chan struct{}), logger: logger}}
+	s := &Server{
+		cfg: cfg, logger: logger, drain: &drain{begun: make(chan struct{}), logger: logger}, known: share.NewKnown(knownNetworks),
+	}
 	var err error
 	if s.proxies, err = caller.ParseProxies(cfg.TrustedProxy); err != nil {
 		return nil, err
@@ -152,13 +156,13 @@ func (s *Server) listen(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--grpc-addr: %w", err)
 	}
-	s.grpcLis = gate.Listen(grpcLis, s.proxies, s.limits.connections, s.limits.connections/2)
+	s.grpcLis = gate.Listen(grpcLis, s.proxies, s.limits.connections, s.known)
 	s.onClose(closeOnce(grpcLis))
 	httpLis, err := lc.Listen(ctx, "tcp", s.cfg.HTTPAddr)
 	if err != nil {
 		return fmt.Errorf("--http-addr: %w", err)
 	}
-	s.httpLis = gate.Listen(httpLis, s.proxies, s.limits.http, s.limits.http/2)
+	s.httpLis = gate.Listen(httpLis, s.proxies, s.limits.http, s.known)
 	s.onClose(closeOnce(httpLis))
 	return nil
 }
@@ -171,7 +175,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	if s.feed, err = feed.Open(ctx, s.store, inst.issuer, inst.databaseID, s.logger); err != nil {
 		return err
 	}
-	s.feed.Hub().LimitWatchers(s.limits.watchers)
+	s.feed.Hub().LimitWatchers(s.limits.watchers, s.known)
 	tokens, err := issuer.Open(ctx, s.store, master, inst.issuer, s.cfg.AccessTTL)
 	if err != nil {
 		return err
@@ -223,7 +227,7 @@ func (s *Server) hashPool(ctx context.Context) *password.Pool {
 			s.logger.WarnContext(ctx, "the memory limit of the cgroup is unknown; give --hash-memory", "error", err)
 		}
 	}
-	pool := password.NewPool(password.Config{Memory: int64(memory), Policy: s.policy})
+	pool := password.NewPool(password.Config{Memory: int64(memory), Policy: s.policy, Known: s.known})
 	s.logger.InfoContext(ctx, "hashing passwords", "memory", memory.String(), "at_a_time", pool.Parallel(),
 		"min_length", s.cfg.MinPasswordLength, "listed_passwords", s.policy.List.Len())
 	return pool
@@ -232,8 +236,8 @@ func (s *Server) hashPool(ctx context.Context) *password.Pool {
 // register registers every service, and checks that each method has an access rule in
 // its proto file: a method without a rule would refuse every call.
 func (s *Server) register() error {
-	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.issuedFor()})
-	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != ""})
+	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.issuedFor(), Known: s.known})
+	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != "", Known: s.known})
 	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})
 	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store, Keyring: s.keyring})

@@ -98,6 +98,7 @@ type Tokens struct {
 	AccessExpiresIn  time.Duration
 	RefreshExpiresIn time.Duration // the session ends then, unless the refresh token is used before
 	SessionID        string
+	UserID           string
 }
 
 // A Grant holds the content of new tokens. A transaction returns a Grant, and
@@ -138,7 +139,7 @@ func (s *Sessions) Sign(ctx context.Context, g *Grant) (*Tokens, error) {
 		return nil, err
 	}
 	return &Tokens{
-		Access: access, Refresh: refresh, SessionID: g.session.ID, AccessExpiresIn: expires,
+		Access: access, Refresh: refresh, SessionID: g.session.ID, UserID: g.session.UserID, AccessExpiresIn: expires,
 		RefreshExpiresIn: s.ExpiresAt(g.session).Sub(g.now),
 	}, nil
 }
