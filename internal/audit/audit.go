@@ -16,6 +16,10 @@
 // Repeats of a refresh token are counted in the same way, in a table of their own: an
 // honest client on a bad network repeats, and takes no place of a refused call.
 //
+// One user can cause events of the user's own, such as logins, without bound too. So these
+// events have a bounded number of records an hour, in which each event is counted; see
+// [countOwn].
+//
 // The name in a login is recorded only if a user has the name: the text may be a
 // password, typed into the wrong field.
 package audit
@@ -123,7 +127,11 @@ func New(s *store.Store, logger *slog.Logger) *Log {
 // rolled back.
 func (l *Log) Record(ctx context.Context, tx *store.Tx, e Event) error {
 	r := record(e, caller.SourceOf(ctx), 1)
-	if err := tx.InsertAudit(r); err != nil {
+	counted, err := countOwn(tx, r)
+	if err == nil && !counted {
+		err = tx.InsertAudit(r)
+	}
+	if err != nil {
 		return err
 	}
 	tx.OnCommit(func() { l.log(ctx, r) }) // a line about an action that was rolled back would be wrong

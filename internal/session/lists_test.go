@@ -183,3 +183,44 @@ func TestListForCallers(t *testing.T) {
 		t.Errorf("another's: %v", err)
 	}
 }
+
+// However often a user logs in and ends sessions, alone or all at once, a bounded number of
+// rows stays. A refresh token of a deleted row is refused as expired; one of a row that
+// stays is refused with the reason.
+func TestRowsOfOneUserAreBounded(t *testing.T) {
+	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
+		const most, ended = 3, 100 // the rows of ended sessions that a user has at least
+		_, logins := w.Bounded(t, most)
+		var all []*session.Tokens
+		for range ended + most + 20 { // each ends the oldest one
+			all = append(all, logIn(t, logins))
+		}
+		count := func() (n int) {
+			t.Helper()
+			err := w.Store.Read(t.Context(), func(tx *store.Tx) error {
+				_, err := tx.PruneSessions("", 10_000, func(*store.Session) bool { n++; return true })
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		if n := count(); n > ended+1+most {
+			t.Errorf("%d rows after %d logins", n, len(all))
+		}
+		w.Refused(t, all[0].Refresh, session.ErrRefreshExpired)
+		w.Refused(t, all[30].Refresh, session.ErrRevoked)
+		w.Refresh(t, all[len(all)-1].Refresh)
+		for range ended + 20 { // each ends all sessions
+			if err := w.Sessions.RevokeAll(t.Context(), caller.AtCommandLine, w.Alice.ID); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, logIn(t, logins))
+		}
+		if n := count(); n > 2*(ended+most)+1 {
+			t.Errorf("%d rows after %d logins", n, len(all))
+		}
+		w.Refresh(t, all[len(all)-1].Refresh)
+	})
+}

@@ -218,8 +218,16 @@ func subset(asked, allowed []string) ([]string, error) {
 
 // Start inserts a session for a user, and writes an event of the type why into the
 // security record. If the user has Config.PerUser sessions before, Start first ends the
-// oldest. The user's row must have been read in tx.
+// oldest. If very many sessions of the user have ended, Start deletes the rows of some: one
+// password could fill the database otherwise. The user's row must have been read in tx.
 func (s *Sessions) Start(ctx context.Context, tx *feed.Tx, u *store.User, audience []string, why audit.Type) (*Grant, error) {
+	old, err := tx.EndedBeyond(u, max(leastEnded, s.cfg.PerUser), pruneAtOnce)
+	if err == nil {
+		err = tx.DeleteSessions(old)
+	}
+	if err != nil {
+		return nil, err
+	}
 	ended, err := s.makeRoom(ctx, tx, u)
 	if err != nil {
 		return nil, err
@@ -237,6 +245,16 @@ func (s *Sessions) Start(ctx context.Context, tx *feed.Tx, u *store.User, audien
 	record := audit.Event{Type: why, ActorID: u.ID, ActorName: u.Username, UserID: u.ID, UserName: u.Username, SessionID: row.ID}
 	return grant, s.d.Audit.Record(ctx, tx.Tx, record)
 }
+
+const (
+	// leastEnded is the number of rows of ended sessions that a user may have at least,
+	// whatever --max-sessions says: a client with a refresh token of these gets the reason
+	// of the end, and the newest are known devices.
+	leastEnded = 100
+	// pruneAtOnce bounds the rows that one login deletes. A login ends at most ten sessions,
+	// so the rows become fewer.
+	pruneAtOnce = 20
+)
 
 // makeRoom ends the oldest sessions of a user, so that one more session makes at most
 // Config.PerUser. If the bound was lowered, a user may have far more sessions, and each

@@ -68,6 +68,12 @@ func (tx *Tx) SetAuditCount(id string, count int64) (bool, error) {
 	return len(updated) == 1, err
 }
 
+// RaiseAuditCount adds one to the number of events that a record stands for. The caller must
+// have read the record in the same transaction.
+func (tx *Tx) RaiseAuditCount(id string) error {
+	return tx.queueExec(`UPDATE audit SET count = count + 1 WHERE id = $1`, id)
+}
+
 // DeleteAudit deletes a record, if the record still exists.
 func (tx *Tx) DeleteAudit(id string) error {
 	return tx.queueExec(`DELETE FROM audit WHERE id = $1`, id)

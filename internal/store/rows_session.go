@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/json"
 	"math"
+	"slices"
 	"strings"
 	"time"
 )
@@ -169,6 +170,34 @@ func (tx *Tx) CountRepeat(id string, g Generations) error {
 // caller must have read the row in the same transaction.
 func (tx *Tx) EndSession(id string) error {
 	return tx.queueExec(`UPDATE sessions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL`, id, micros(tx.Now()))
+}
+
+// EndedBeyond lists the ids of sessions of a user that have ended: those beyond the newest
+// `most` that have ended alone, and beyond the newest `most` that have ended with all
+// sessions of the user; at most limit of each. EndedBeyond reads most+limit places of an
+// index for each.
+func (tx *Tx) EndedBeyond(u *User, most, limit int) ([]string, error) {
+	return queryColumn[string](tx, `SELECT id FROM (`+endedBeyond("ended_at IS NOT NULL")+`) AS alone
+		UNION ALL SELECT id FROM (`+endedBeyond("ended_at IS NULL AND born_ver < $4")+`) AS together`, u.ID, most, limit, u.RevokedBelow)
+}
+
+// DeleteSessions deletes sessions. The caller must have read in the same transaction that
+// they have ended.
+func (tx *Tx) DeleteSessions(ids []string) (err error) {
+	slices.Sort(ids) // as PruneSessions: two transactions lock the rows in the same order
+	for _, id := range ids {
+		if err == nil {
+			err = tx.queueExec(`DELETE FROM sessions WHERE id = $1`, id)
+		}
+	}
+	return err
+}
+
+// endedBeyond returns SQL for the ids of the sessions that meet a condition, without the
+// newest ones.
+func endedBeyond(condition string) string {
+	return `SELECT id FROM sessions WHERE user_id = $1 AND ` + condition + `
+		ORDER BY born_ver DESC, created_at DESC, id DESC LIMIT $3 OFFSET $2`
 }
 
 // PruneSessions reads up to limit sessions in order of id, beginning after the id

@@ -46,10 +46,12 @@ func touchRows(t testing.TB, s *store.Store, u *store.User, row *store.Session) 
 		_, err2 := tx.Session(row.ID)
 		_, _, err3 := tx.SessionAndUser(row.ID)
 		_, err4 := tx.SessionsBeyond(u, 1, 10)
-		if err := errors.Join(err1, err2, err3, err4, tx.UpdateUser(u), tx.AdvanceSession(row.ID, row.Generations), tx.CountRepeat(row.ID, row.Generations), tx.InsertAudit(r), tx.InsertAudit(displaced)); err != nil {
+		_, err5 := tx.EndedBeyond(u, 1, 10)
+		if err := errors.Join(err1, err2, err3, err4, err5, tx.DeleteSessions([]string{"none"}), tx.UpdateUser(u), tx.AdvanceSession(row.ID, row.Generations), tx.CountRepeat(row.ID, row.Generations), tx.InsertAudit(r), tx.InsertAudit(displaced)); err != nil {
 			return err
 		}
 		_, err1 = tx.SetAuditCount(r.ID, 2)
+		err1 = errors.Join(err1, tx.RaiseAuditCount(r.ID))
 		_, err2 = tx.PruneAudit(tx.Now().Add(-time.Hour), 500)
 		_, err3 = tx.PruneEvents(500)
 		return errors.Join(err1, err2, err3, tx.DeleteAudit(displaced.ID), tx.SetMaxLifetime(time.Minute), tx.AppendEvent(newEvent(tx, "s")), tx.HeadInto(&head, &tag))

@@ -115,8 +115,9 @@ func TestListsReadTheirPage(t *testing.T) {
 			_, err := tx.Sessions(heavy, store.SessionPlace{BornVersion: 8, CreatedAt: time.UnixMicro(150), ID: "live150"}, limit)
 			return err
 		}, limit},
-		"sessions beyond":   {func(tx *store.Tx) error { _, err := tx.SessionsBeyond(heavy, 200, limit); return err }, 200 + 2*limit},
-		"no session beyond": {func(tx *store.Tx) error { _, err := tx.SessionsBeyond(heavy, 1000, limit); return err }, 300},
+		"sessions beyond":       {func(tx *store.Tx) error { _, err := tx.SessionsBeyond(heavy, 200, limit); return err }, 200 + 2*limit},
+		"no session beyond":     {func(tx *store.Tx) error { _, err := tx.SessionsBeyond(heavy, 1000, limit); return err }, 300},
+		"ended sessions beyond": {func(tx *store.Tx) error { _, err := tx.EndedBeyond(heavy, 100, limit); return err }, 2 * (100 + limit)},
 		"a recent session": {func(tx *store.Tx) error {
 			_, err := tx.IsRecent(&store.Session{UserID: "heavy", BornVersion: 7, CreatedAt: time.UnixMicro(150), ID: "raised150"}, limit)
 			return err

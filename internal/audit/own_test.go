@@ -1,0 +1,100 @@
+package audit_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// own records n events of a user's own, each with a session of its own.
+func (w *world) own(t *testing.T, n int, e audit.Event, source string) {
+	t.Helper()
+	for i := range n {
+		e.SessionID = fmt.Sprint("session ", i)
+		err := w.store.Write(from(source), func(tx *store.Tx) error { return w.log.Record(from(source), tx, e) })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// One user's logins have a bounded number of records an hour, and each login is counted. A
+// network that comes late has a record of its own, and many networks share one. Records of
+// other users and other types stay as they are.
+func TestAUsersOwnEventsAreBounded(t *testing.T) {
+	eachEngine(t, func(t *testing.T, w *world) {
+		hour := time.Now().Truncate(time.Hour)
+		alice := audit.Event{Type: audit.Login, ActorID: "a", ActorName: "alice", UserID: "a", UserName: "alice"}
+		bob := audit.Event{Type: audit.Login, ActorID: "b", ActorName: "bob", UserID: "b", UserName: "bob"}
+		logout := alice
+		logout.Type = audit.Logout
+		byAdmin := audit.Event{Type: audit.SessionRevoked, ActorID: "b", ActorName: "bob", UserID: "a", UserName: "alice"}
+		w.own(t, 100, alice, "192.0.2.1")
+		w.own(t, 50, alice, "192.0.2.1")
+		w.own(t, 7, alice, "192.0.2.2")
+		for i := range 40 {
+			w.own(t, 1, alice, fmt.Sprint("198.51.100.", i))
+		}
+		w.own(t, 3, bob, "192.0.2.1")
+		w.own(t, 2, logout, "192.0.2.1")
+		w.own(t, 120, byAdmin, "192.0.2.3")
+
+		if time.Now().Truncate(time.Hour) != hour {
+			t.Skip("a new hour has begun, and with it the counts")
+		}
+		var single, further, sum int64
+		sources := map[string]int64{}
+		for _, r := range w.all(t, store.AuditFilter{UserID: "a", Type: "login"}, 100) {
+			sum += r.Count
+			if r.SessionID != "" {
+				single++
+				continue
+			}
+			further++
+			sources[r.Source] = r.Count
+			if !r.Success || r.UserName != "alice" || r.ActorID != "a" || r.Detail == "" {
+				t.Errorf("a record of further logins: %+v", r)
+			}
+		}
+		if single != 100 || further != 17 || sum != 197 {
+			t.Errorf("%d logins of their own, %d records of further ones, %d logins in all; want 100, 17 and 197", single, further, sum)
+		}
+		if sources["192.0.2.1"] != 50 || sources["192.0.2.2"] != 7 || sources["198.51.100.0"] != 1 || sources["many"] != 26 {
+			t.Errorf("further logins by network: %v", sources)
+		}
+		for what, want := range map[store.AuditFilter]int{
+			{UserID: "b", Type: "login"}: 3, {UserID: "a", Type: "logout"}: 2, {UserID: "a", Type: "session.revoked"}: 120,
+		} {
+			if got := len(w.all(t, what, 100)); got != want {
+				t.Errorf("%+v: %d records, want %d", what, got, want)
+			}
+		}
+		if lines := w.lines(); lines != 322 { // each event has a line in the log
+			t.Errorf("%d lines", lines)
+		}
+	})
+}
+
+// A login that is rolled back is counted nowhere.
+func TestARolledBackEventIsNotCounted(t *testing.T) {
+	w := open(t)
+	alice := audit.Event{Type: audit.Login, ActorID: "a", UserID: "a"}
+	w.own(t, 102, alice, "192.0.2.1")
+	_ = w.store.Write(context.Background(), func(tx *store.Tx) error {
+		if err := w.log.Record(from("192.0.2.1"), tx, alice); err != nil {
+			t.Error(err)
+		}
+		return context.Canceled
+	})
+	var sum int64
+	for _, r := range w.all(t, store.AuditFilter{UserID: "a"}, 100) {
+		sum += r.Count
+	}
+	if sum != 102 {
+		t.Errorf("%d logins are counted, want 102", sum)
+	}
+}
