@@ -92,6 +92,11 @@ func TestPinImages(t *testing.T) {
 			t.Errorf("%s: %v\n%s", what, err, after)
 		}
 	}
+	// The manifest of one image is not taken for the next one.
+	const two = "FROM golang:1.26.8 AS build\nFROM golang:9.99.9\n"
+	if after, err := pin(t, two, manifest); err == nil || after != two {
+		t.Errorf("an image that the registry does not have: %v\n%s", err, after)
+	}
 	ours := read(t, "Dockerfile")
 	if pinned, err := pin(t, ours, manifest); err != nil || strings.Count(pinned, digest) != 1 {
 		t.Errorf("our Dockerfile: %v\n%s", err, pinned)

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"os"
 	"testing"
 	"time"
@@ -35,4 +36,28 @@ func TestSlowAnIdleConnectionEnds(t *testing.T) {
 		t.Errorf("after %v: %v", time.Since(began), err)
 	}
 	t.Logf("ended after %v", time.Since(began))
+}
+
+// The server closes the connection of a client that leaves every answer unread for half a
+// minute, although the client answers the server's pings.
+func TestSlowAClientThatReadsNoAnswerIsClosed(t *testing.T) {
+	slow(t)
+	s := serve(t, t.TempDir())
+	conn, err := strangertest.ConnectDeaf("127.0.0.2", s.grpcAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	began := time.Now()
+	if err := errors.Join(conn.Headers(1, "/grpc.health.v1.Health/Check", false), conn.Data(1, true, []byte{0, 0, 0, 0, 0})); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // an idle connection has five
+	defer cancel()
+	if err := conn.Await(ctx, func() bool { return false }); !strangertest.WasClosed(err) {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+	if took := time.Since(began); took < 30*time.Second {
+		t.Errorf("closed after %v: a client on a slow line has 30 seconds", took)
+	}
 }

@@ -174,9 +174,9 @@ func TestNoStreamHidesItsCount(t *testing.T) {
 	})
 }
 
-// The bound holds inside of TLS too.
-func TestGuardInsideTLS(t *testing.T) {
-	t.Parallel()
+// guardedTLS returns guarded credentials with a certificate.
+func guardedTLS(t *testing.T) credentials.TransportCredentials {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -186,7 +186,39 @@ func TestGuardInsideTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	creds := Guard(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})).Clone()
+	return Guard(credentials.NewTLS(&tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}))
+}
+
+// A TLS handshake that is longer than any honest one ends, and the server reads no more of it.
+func TestALongHandshakeEnds(t *testing.T) {
+	t.Parallel()
+	client, server := net.Pipe()
+	defer client.Close()
+	sent := make(chan int, 1)
+	go func() {
+		n := 0
+		defer func() { sent <- n }()
+		hello := append([]byte{1, 0, 0xf0, 0}, make([]byte, 0xf000)...) // a ClientHello of 60 KiB
+		for len(hello) > 0 {
+			part := hello[:min(len(hello), 1<<10)]
+			hello = hello[len(part):]
+			m, err := client.Write(append([]byte{22, 3, 1, byte(len(part) >> 8), byte(len(part))}, part...)) // a TLS record
+			if n += m; err != nil {
+				return
+			}
+		}
+	}()
+	_, _, err := guardedTLS(t).ServerHandshake(server)
+	server.Close()
+	if n := <-sent; !errors.Is(err, errHandshake) || n > maxHandshake {
+		t.Errorf("the server has read %d bytes: %v", n, err)
+	}
+}
+
+// The bound holds inside of TLS too.
+func TestGuardInsideTLS(t *testing.T) {
+	t.Parallel()
+	creds := guardedTLS(t).Clone()
 	client, server := net.Pipe()
 	var tasks sync.WaitGroup
 	defer tasks.Wait()

@@ -20,8 +20,10 @@ const (
 	// lock holds a connection to the database.
 	callsAtOnce = 2
 	// callsWaiting bounds the refreshes and logouts of one session that wait without a
-	// connection. A client makes a few at a time.
-	callsWaiting = 100
+	// connection. A client makes a few at a time. Each call that waits is one of the
+	// unfinished requests of its network, which may have 256: so one refresh token holds an
+	// eighth of them at most.
+	callsWaiting = 30
 )
 
 // Refresh spends a refresh token and returns new tokens. The answer to a refresh may
@@ -106,12 +108,14 @@ func (s *Sessions) decidingAudience(asked []string) (string, error) {
 // spendAny decides about a refresh token of any age, in a transaction.
 func (s *Sessions) spendAny(ctx context.Context, g generation, audience []string) (grant *Grant, err error) {
 	var v verdict
-	err = repeatIfUncertain(func() error {
-		return s.appends.Write(ctx, func(tx *feed.Tx) (err error) {
-			grant, v, err = s.spend(ctx, tx, g, audience)
-			return err
+	if err = s.refuseEnded(ctx, g.sessionID); err == nil {
+		err = repeatIfUncertain(func() error {
+			return s.appends.Write(ctx, func(tx *feed.Tx) (err error) {
+				grant, v, err = s.spend(ctx, tx, g, audience)
+				return err
+			})
 		})
-	})
+	}
 	switch {
 	case err != nil:
 	case v == reused || v == overrun:
@@ -129,17 +133,36 @@ func (s *Sessions) spendAny(ctx context.Context, g generation, audience []string
 	return grant, err
 }
 
+// refuseEnded refuses a refresh token of a session that has ended, without a lock on the row
+// of the session: the lock of one ended session would hold connections to the database.
+// Errors: ErrRefreshExpired if the row has been pruned; ErrRevoked.
+func (s *Sessions) refuseEnded(ctx context.Context, sessionID string) error {
+	return s.d.Store.Read(ctx, func(tx *store.Tx) error {
+		row, u, err := tx.SessionAndUser(sessionID)
+		return endedOr(row, u, err)
+	})
+}
+
+// endedOr returns the error of a refresh of a session that has no row or has ended; err if
+// the row could not be read; and nil otherwise.
+func endedOr(row *store.Session, u *store.User, err error) error {
+	switch {
+	case err != nil:
+		return expiredIfMissing(err)
+	case !caller.Alive(row, u):
+		return audit.Refusal{UserID: u.ID, UserName: u.Username, SessionID: row.ID, Err: ErrRevoked}
+	}
+	return nil
+}
+
 // spend decides about a refresh token and changes the session's row. A reused token is
 // a verdict and not an error: an error would roll back the end of the session.
 func (s *Sessions) spend(ctx context.Context, tx *feed.Tx, g generation, asked []string) (*Grant, verdict, error) {
 	row, u, err := tx.SessionAndUser(g.sessionID)
+	err = endedOr(row, u, err)
 	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return nil, 0, ErrRefreshExpired
 	case err != nil:
 		return nil, 0, err
-	case !caller.Alive(row, u):
-		return nil, 0, audit.Refusal{UserID: u.ID, UserName: u.Username, SessionID: row.ID, Err: ErrRevoked}
 	case !s.ExpiresAt(row).After(tx.Now()):
 		return nil, 0, audit.Refusal{UserID: u.ID, UserName: u.Username, SessionID: row.ID, Err: ErrRefreshExpired}
 	}

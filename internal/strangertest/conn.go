@@ -67,19 +67,40 @@ func ConnectDeaf(ip, addr string) (*Conn, error) {
 	return speak(conn, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 }
 
-// speak sends the preface of HTTP/2 over a connection.
-func speak(conn net.Conn, settings ...http2.Setting) (*Conn, error) {
-	s := &Conn{conn: conn, framer: http2.NewFramer(conn, conn), answers: map[uint32]Answer{}, changed: make(chan struct{})}
-	s.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	s.encoder = hpack.NewEncoder(&s.block)
-	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
+// ConnectStuck is like Connect, for a client that reads nothing from its connection.
+func ConnectStuck(ip, addr string) (*Conn, error) {
+	conn, err := From(ip).Dial("tcp", addr)
+	if err != nil {
 		return nil, err
 	}
-	if err := s.framer.WriteSettings(settings...); err != nil {
+	_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10) // so that the connection is full soon
+	s := newConn(conn)
+	return s, s.greet()
+}
+
+// speak sends the preface of HTTP/2 over a connection, and reads from the connection.
+func speak(conn net.Conn, settings ...http2.Setting) (*Conn, error) {
+	s := newConn(conn)
+	if err := s.greet(settings...); err != nil {
 		return nil, err
 	}
 	go s.read()
 	return s, nil
+}
+
+func newConn(conn net.Conn) *Conn {
+	s := &Conn{conn: conn, framer: http2.NewFramer(conn, conn), answers: map[uint32]Answer{}, changed: make(chan struct{})}
+	s.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	s.encoder = hpack.NewEncoder(&s.block)
+	return s
+}
+
+// greet sends the preface of HTTP/2.
+func (s *Conn) greet(settings ...http2.Setting) error {
+	if _, err := io.WriteString(s.conn, http2.ClientPreface); err != nil {
+		return err
+	}
+	return s.framer.WriteSettings(settings...)
 }
 
 // read notes the ends of streams, and confirms settings and pings, until the connection
