@@ -61,3 +61,28 @@ func TestSlowAClientThatReadsNoAnswerIsClosed(t *testing.T) {
 		t.Errorf("closed after %v: a client on a slow line has 30 seconds", took)
 	}
 }
+
+// The replies to refused calls, which a client does not read from its connection, are
+// bounded: the server closes the connection.
+func TestSlowUnreadRepliesAreBounded(t *testing.T) {
+	slow(t)
+	s := serve(t, t.TempDir())
+	before := s.memory(t, "VmRSS")
+	c, err := strangertest.ConnectStuck("127.0.0.9", s.grpcAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for stream := uint32(1); err == nil; stream += 2 { // the buffers of the machine take some megabytes first
+		if stream > 4_000_000 {
+			t.Fatal("two million calls, and the server has not closed the connection")
+		}
+		err = c.Headers(stream, "/no.such.Service/Method", true)
+	}
+	if !strangertest.WasClosed(err) {
+		t.Errorf("the connection ended with %v", err)
+	}
+	if most := s.memory(t, "VmHWM"); most > before+100 {
+		t.Errorf("the server grew from %d to %d MiB", before, most)
+	}
+}

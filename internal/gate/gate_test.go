@@ -195,6 +195,7 @@ func TestALongHandshakeEnds(t *testing.T) {
 	client, server := net.Pipe()
 	defer client.Close()
 	sent := make(chan int, 1)
+	go func() { _, _ = io.Copy(io.Discard, client) }() // an alert
 	go func() {
 		n := 0
 		defer func() { sent <- n }()
