@@ -36,7 +36,7 @@ type conn struct {
 
 	mu     sync.Mutex          // guards the fields below; held while place is told
 	calls  int                 // from the headers until the end of the handler
-	whole  int                 // of calls, those whose request has arrived
+	whole  int                 // of calls, those with a request that has arrived
 	open   map[uint32]struct{} // streams that have not ended on the wire
 	held   []*share.Place      // of calls that have ended, and their answers not
 	since  time.Time           // when a place was released last, or the first one was held
@@ -150,7 +150,7 @@ func (c *conn) arrived() {
 	}
 }
 
-// ended notes that a call has ended, whose request counts as arrived, and takes over the place of the call until the answer
+// ended notes that a call has ended, with a request that counts as arrived, and takes over the place of the call until the answer
 // is on its way.
 func (c *conn) ended(place *share.Place) {
 	c.mu.Lock()
