@@ -150,8 +150,8 @@ func (c *conn) arrived() {
 	}
 }
 
-// ended notes that a call has ended, with a request that counts as arrived, and takes over the place of the call until the answer
-// is on its way.
+// ended notes that a call has ended, with a request that counts as arrived, and takes over
+// the place of the call until the answer is on its way.
 func (c *conn) ended(place *share.Place) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
