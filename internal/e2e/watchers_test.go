@@ -22,7 +22,7 @@ import (
 
 const (
 	streamsPerConn = 90   // below the bound of 100 calls on one connection
-	watchersInAll  = 2048 // by default, as many as connections; a half for one peer
+	watchersInAll  = 1536 // by default, three quarters of the connections; a half for one peer
 )
 
 // flood is a client that opens as many streams of the trust bundle as the server allows, and

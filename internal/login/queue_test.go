@@ -22,7 +22,7 @@ func TestRefusedCallsReadNothing(t *testing.T) {
 	by := world{w}.caller(t, w.Alice.ID, w.Login(t))
 	pw := sessiontest.Parse(t, sessiontest.Password)
 
-	first, err := pool.Enter(ctx, password.Stranger("192.0.2.1"))
+	first, err := pool.Enter(ctx, password.User(w.Alice.ID))
 	if err != nil {
 		t.Fatal(err)
 	}

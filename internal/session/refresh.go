@@ -21,9 +21,9 @@ const (
 	callsAtOnce = 2
 	// callsWaiting bounds the refreshes and logouts of one session that wait without a
 	// connection. A client makes a few at a time. Each call that waits is one of the
-	// unfinished requests of its network, which may have 256: so one refresh token holds an
-	// eighth of them at most.
-	callsWaiting = 30
+	// unfinished requests of its network, which may have 256 by default. So one refresh token
+	// takes at most a quarter of the requests of a gateway, as one user does.
+	callsWaiting = 62
 )
 
 // Refresh spends a refresh token and returns new tokens. The answer to a refresh may

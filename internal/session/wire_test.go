@@ -109,9 +109,9 @@ func TestStatementsAndRoundTrips(t *testing.T) {
 	}
 	tokens = w.Login(t)
 	count.Want(t, "Refresh", 1, 1, refresh)
-	// BEGIN, settings, session | COMMIT | BEGIN, settings, session, time | end, record,
-	// number, event, newest number, hint, COMMIT.
-	count.Want(t, "Logout", 15, 4, logout)
+	// BEGIN, settings, session | COMMIT | BEGIN, settings, session, time | end, the user's
+	// records | record, number, event, newest number, hint, COMMIT.
+	count.Want(t, "Logout", 16, 5, logout)
 	// BEGIN, settings, session | COMMIT | BEGIN, settings, newest number, COMMIT.
 	count.Want(t, "Logout of an ended session", 8, 3, logout)
 }
