@@ -191,28 +191,29 @@ func (a standing) before(b standing, keeps bool) bool {
 	return a.losesTie(b)
 }
 
-func (p *peer) before(other *peer) bool {
+// Before and At are exported for [order], since staticcheck takes them for unused otherwise.
+func (p *peer) Before(other *peer) bool {
 	return p.standing().before(other.standing(), p.site.pool.keeps)
 }
-func (s *site) before(other *site) bool { return s.standing().before(other.standing(), s.pool.keeps) }
-func (p *peer) at() *int                { return &p.index }
-func (s *site) at() *int                { return &s.index }
+func (s *site) Before(other *site) bool { return s.standing().before(other.standing(), s.pool.keeps) }
+func (p *peer) At() *int                { return &p.index }
+func (s *site) At() *int                { return &s.index }
 
 // order is a heap (container/heap). The element that gives way first comes first.
 type order[T interface {
-	before(T) bool
-	at() *int
+	Before(T) bool
+	At() *int
 }] []T
 
 func (o order[T]) Len() int           { return len(o) }
-func (o order[T]) Less(i, j int) bool { return o[i].before(o[j]) }
+func (o order[T]) Less(i, j int) bool { return o[i].Before(o[j]) }
 func (o order[T]) Swap(i, j int) {
 	o[i], o[j] = o[j], o[i]
-	*o[i].at(), *o[j].at() = i, j
+	*o[i].At(), *o[j].At() = i, j
 }
 func (o *order[T]) Push(x any) {
 	element := x.(T)
-	*element.at() = len(*o)
+	*element.At() = len(*o)
 	*o = append(*o, element)
 }
 func (o *order[T]) Pop() any {
