@@ -2,7 +2,6 @@ package share
 
 import (
 	"container/heap"
-	"container/list"
 	"hash/maphash"
 	"net/netip"
 	"time"
@@ -32,8 +31,8 @@ type site struct {
 type peer struct {
 	name      string
 	site      *site
-	strangers list.List // of *Place
-	others    list.List // of *Place
+	strangers places
+	others    places
 	known     bool
 	lot       uint64
 	index     int // in site.peers
@@ -123,11 +122,11 @@ func (p *Pool) fixLocked(from *peer) {
 	heap.Fix(&p.first, from.site.index)
 }
 
-func (p *peer) held() int   { return p.strangers.Len() + p.others.Len() }
-func (p *peer) weight() int { return stranger*p.strangers.Len() + ordinary*p.others.Len() }
+func (p *peer) held() int   { return p.strangers.length + p.others.length }
+func (p *peer) weight() int { return stranger*p.strangers.length + ordinary*p.others.length }
 
 // list returns the peer's places of a weight.
-func (p *peer) list(weight int) *list.List {
+func (p *peer) list(weight int) *places {
 	if weight == stranger {
 		return &p.strangers
 	}
@@ -136,10 +135,10 @@ func (p *peer) list(weight int) *list.List {
 
 // yields returns the place of the peer that gives way first.
 func (p *peer) yields() *Place {
-	if p.strangers.Len() > 0 {
-		return p.strangers.Back().Value.(*Place)
+	if p.strangers.length > 0 {
+		return p.strangers.back
 	}
-	return p.others.Back().Value.(*Place)
+	return p.others.back
 }
 
 // standing decides which of two peers, or of two sites, gives way.
@@ -151,12 +150,12 @@ type standing struct {
 }
 
 func (p *peer) standing() standing {
-	return standing{p.strangers.Len() > 0, p.weight(), p.known, p.lot}
+	return standing{p.strangers.length > 0, p.weight(), p.known, p.lot}
 }
 
 func (s *site) standing() standing {
 	first := s.peers[0]
-	return standing{first.strangers.Len() > 0, s.weight, first.known, s.lot}
+	return standing{first.strangers.length > 0, s.weight, first.known, s.lot}
 }
 
 // standingOf returns the standing of the peer with one more place.

@@ -29,7 +29,6 @@ package share
 
 import (
 	"container/heap"
-	"container/list"
 	"sync"
 )
 
@@ -77,17 +76,17 @@ func (p *Pool) Knowing(known *Known) *Pool {
 
 // Place is a place of a pool, held by one peer. A Place is safe for concurrent use.
 type Place struct {
-	pool    *Pool
-	peer    *peer // nil after the place was given back or taken away; pool.mu guards it
-	weight  int
-	element *list.Element // in a list of the peer; pool.mu guards it
-	evicted func()
+	pool          *Pool
+	peer          *peer // nil after the place was given back or taken away; pool.mu guards it
+	weight        int
+	before, after *Place // in a list of the peer; pool.mu guards them
+	evicted       func()
 }
 
-// Take takes a place for a peer. A nil Pool has no places. If no place is free, Take takes away the place of a peer
-// that holds more or has lost a tie, or of a stranger of the same peer. Take returns nil if the pool has no
-// such place, or if the peer holds as many places as a peer may hold and none of them is a
-// stranger's.
+// Take takes a place for a peer. A nil Pool has no places. If no place is free, Take takes
+// away the place of a peer that holds more or has lost a tie, or of a stranger of the same
+// peer. Take returns nil if the pool has no such place, or if the peer holds as many places
+// as a peer may hold and none of them is a stranger's.
 //
 // If the pool takes the place away for another client, the pool calls evicted once, in the
 // goroutine of that other client's Take. evicted must return soon. The place counts as free
@@ -132,7 +131,7 @@ func (p *Pool) take(name string, weight int, renews bool, evicted func()) (place
 		p.removeLocked(victim)
 	}
 	place = &Place{pool: p, peer: from, weight: weight, evicted: evicted}
-	place.element = from.list(weight).PushBack(place)
+	from.list(weight).pushBack(place)
 	p.addLocked(from, weight)
 	return place, victim
 }
@@ -145,12 +144,12 @@ func (p *Pool) victimLocked(from *peer, weight int, renews bool) *Place {
 		}
 	}
 	switch {
-	case from.strangers.Len() == 0:
+	case from.strangers.length == 0:
 		return nil
 	case weight == ordinary:
 		return from.yields()
 	case renews:
-		return from.strangers.Front().Value.(*Place)
+		return from.strangers.front
 	}
 	return nil
 }
@@ -194,9 +193,9 @@ func (p *Pool) mayTake(place *Place, loser standing, weight int, winner standing
 }
 
 // SetStranger says that the place counts from now on as a stranger's, the newest of its
-// peer, or as an ordinary one. SetStranger does nothing if the place was given back or taken
-// away before.
-func (pl *Place) SetStranger(is bool) {
+// peer, or as an ordinary one. SetStranger does nothing, and returns false, if the place was
+// given back or taken away before.
+func (pl *Place) SetStranger(is bool) bool {
 	pl.pool.mu.Lock()
 	defer pl.pool.mu.Unlock()
 	weight := ordinary
@@ -204,14 +203,15 @@ func (pl *Place) SetStranger(is bool) {
 		weight = stranger
 	}
 	if pl.peer == nil || pl.weight == weight {
-		return
+		return pl.peer != nil
 	}
 	from := pl.peer
-	from.list(pl.weight).Remove(pl.element)
+	from.list(pl.weight).remove(pl)
 	from.site.weight += weight - pl.weight
 	pl.weight = weight
-	pl.element = from.list(weight).PushBack(pl)
+	from.list(weight).pushBack(pl)
 	pl.pool.fixLocked(from)
+	return true
 }
 
 // Release gives the place back. Release does nothing if the place was given back or taken
@@ -245,7 +245,7 @@ func (p *Pool) addLocked(from *peer, weight int) {
 // removeLocked frees a place.
 func (p *Pool) removeLocked(pl *Place) {
 	from := pl.peer
-	from.list(pl.weight).Remove(pl.element)
+	from.list(pl.weight).remove(pl)
 	pl.peer = nil
 	p.taken--
 	from.site.weight -= pl.weight
