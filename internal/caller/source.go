@@ -134,10 +134,23 @@ func parseHop(text string) (netip.Addr, bool) {
 
 type sourceKey struct{}
 
-// WithSource returns a context with the origin of a call.
-func WithSource(ctx context.Context, source Source) context.Context {
-	return context.WithValue(ctx, sourceKey{}, source)
+// Context is a context with the origin of a call. Package gate embeds a Context in the
+// context of each call, so that a call takes no memory for the source.
+type Context struct {
+	context.Context
+	Source Source
 }
+
+// Value returns the source for the key of [SourceOf].
+func (c *Context) Value(key any) any {
+	if key == (sourceKey{}) {
+		return c.Source
+	}
+	return c.Context.Value(key)
+}
+
+// WithSource returns a context with the origin of a call.
+func WithSource(ctx context.Context, source Source) context.Context { return &Context{ctx, source} }
 
 // SourceOf returns the origin in a context; empty if the context has none.
 func SourceOf(ctx context.Context) Source {

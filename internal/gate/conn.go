@@ -34,12 +34,18 @@ type conn struct {
 	network  string        // of source
 	heardAny sync.Once     // runs at the first byte, or at Close
 
-	mu     sync.Mutex          // guards the fields below; held while place is told
-	calls  int                 // from the headers until the end of the handler
-	whole  int                 // of calls, those with a request that has arrived
-	open   map[uint32]struct{} // streams that have not ended on the wire
-	held   []*share.Place      // of calls that have ended, and their answers not
-	since  time.Time           // when a place was released last, or the first one was held
+	// allRead says that the last read has brought every open request to its end. Only the
+	// goroutine of gRPC that reads from the connection uses allRead: the goroutine also runs
+	// the tap, for the requests of the last read.
+	allRead bool
+
+	mu     sync.Mutex      // guards the fields below; held while place is told
+	calls  int             // from the headers until the end of the handler
+	whole  int             // of calls, those with a request that has arrived
+	open   map[uint32]bool // streams that have not ended on the wire; true: the client has ended its side
+	halves int             // streams in open that the client can still send data on
+	held   []*share.Place  // of calls that have ended, and their answers not
+	since  time.Time       // when a place was released last and others stayed, or the first one was held
 	closed bool
 }
 
@@ -91,46 +97,61 @@ func (c *conn) leave() {
 	}
 }
 
-// heard notes a frame from the client.
-func (c *conn) heard(kind http2.FrameType, stream uint32) {
-	switch {
-	case c == nil:
-	case kind == http2.FrameHeaders:
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.open == nil {
-			c.open = map[uint32]struct{}{}
-		}
-		c.open[stream] = struct{}{}
-	case kind == http2.FrameRSTStream:
-		c.delivered(stream)
-	}
-}
-
-// undelivered returns errUndelivered if the client has left every answer unread for too
-// long, and nil otherwise. undelivered returns nil for a trusted proxy, which carries the
-// calls of many clients.
-func (c *conn) undelivered() error {
+// heard notes the frames of one read. whole says that the last frame has arrived to its end.
+//
+// Errors: errUndelivered if the client has left every answer unread for too long. A trusted
+// proxy, which carries the calls of many clients, may leave the answers unread.
+func (c *conn) heard(heads []head, whole bool) error {
 	if c == nil {
 		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	for _, f := range heads {
+		if f.kind == http2.FrameRSTStream {
+			c.closeLocked(f.stream)
+			c.settleLocked()
+			continue
+		}
+		ended, known := c.open[f.stream]
+		if !known && f.kind == http2.FrameHeaders {
+			if c.open == nil {
+				c.open = map[uint32]bool{}
+			}
+			c.open[f.stream], known = false, true
+			c.halves++
+		}
+		if known && !ended && f.endsStream() {
+			c.open[f.stream] = true
+			c.halves--
+		}
+	}
+	c.allRead = whole && c.halves == 0
 	if c.place != nil && len(c.held) > 0 && time.Since(c.since) > maxUndelivered {
 		return errUndelivered
 	}
 	return nil
 }
 
-// delivered notes that a stream has ended on the wire.
-func (c *conn) delivered(stream uint32) {
-	if c == nil {
+// delivered notes that streams have ended on the wire.
+func (c *conn) delivered(streams ...uint32) {
+	if c == nil || len(streams) == 0 {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.open, stream)
+	for _, stream := range streams {
+		c.closeLocked(stream)
+	}
 	c.settleLocked()
+}
+
+// closeLocked removes a stream that has ended on the wire. c.mu must be held.
+func (c *conn) closeLocked(stream uint32) {
+	if ended, known := c.open[stream]; known && !ended {
+		c.halves--
+	}
+	delete(c.open, stream)
 }
 
 // began notes that a call begins.
@@ -173,11 +194,16 @@ func (c *conn) ended(place *share.Place) {
 
 // settleLocked releases the places of calls that have ended on the wire. c.mu must be held.
 func (c *conn) settleLocked() {
-	for len(c.held) > 0 && len(c.held) > len(c.open)-c.calls {
-		last := len(c.held) - 1
-		c.held[last].Release()
-		c.held[last] = nil
-		c.held = c.held[:last]
+	over := min(len(c.held), len(c.held)-len(c.open)+c.calls)
+	if over <= 0 {
+		return
+	}
+	left := len(c.held) - over
+	for _, place := range c.held[left:] {
+		place.Release()
+	}
+	clear(c.held[left:])
+	if c.held = c.held[:left]; left > 0 {
 		c.since = time.Now()
 	}
 }

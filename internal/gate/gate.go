@@ -12,6 +12,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,7 +55,7 @@ type Gate struct {
 	mu       sync.Mutex // guards the fields below
 	first    *request   // of the requests that have not arrived whole, in order of their headers
 	last     *request
-	watching bool // a timer looks after first
+	watching bool // the timer of sweep runs
 	stopping bool
 }
 
@@ -69,34 +70,47 @@ const (
 	atBundle                     // WatchBundle: as atMessage, but package hub bounds the streams
 )
 
-// New returns a gate that lets no call through until [Gate.Open]. The gate calls refused
-// for each call that a bound refuses; the context has the source of the call.
+// New returns a gate that lets the calls of no method through until [Gate.Registrar]. The
+// gate calls refused for each call that a bound refuses; the context has the source of the
+// call.
 func New(proxies caller.Proxies, limits Limits, refused func(ctx context.Context, method string, err error)) *Gate {
 	return &Gate{
-		proxies: proxies, refused: refused,
+		proxies: proxies, refused: refused, methods: map[string]arrival{},
 		requests: share.NewPool(limits.Requests, limits.RequestsPerPeer).OfStrangers().Knowing(limits.Known),
 		streams:  share.NewPool(limits.Streams, limits.StreamsPerPeer).Knowing(limits.Known),
 	}
 }
 
-// Open lets the calls of all registered services through. Open must return before the
-// server serves.
-func (g *Gate) Open(services map[string]grpc.ServiceInfo) {
-	g.methods = map[string]arrival{}
-	for service, info := range services {
-		for _, m := range info.Methods {
-			name, at := "/"+service+"/"+m.Name, atHandler
-			switch {
-			case name == watchwordv1.TrustService_WatchBundle_FullMethodName:
-				at = atBundle
-			case m.IsClientStream:
-				at = atEnd
-			case m.IsServerStream:
-				at = atMessage
-			}
-			g.methods[name] = at
-		}
+// Registrar registers services at a server behind a gate.
+type Registrar struct {
+	*grpc.Server
+	gate *Gate
+}
+
+// Registrar returns a registrar for a server. The gate lets through the calls of those
+// methods that the registrar has registered before the server serves.
+func (g *Gate) Registrar(server *grpc.Server) Registrar { return Registrar{server, g} }
+
+// RegisterService registers a service. The gate stands around each handler of the service.
+func (r Registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	guarded := *desc
+	guarded.Methods = slices.Clone(desc.Methods)
+	for i, m := range desc.Methods {
+		name := "/" + desc.ServiceName + "/" + m.MethodName
+		r.gate.methods[name] = atHandler
+		guarded.Methods[i].Handler = r.gate.unary(name, m.Handler)
 	}
+	for _, s := range desc.Streams {
+		name, at := "/"+desc.ServiceName+"/"+s.StreamName, atMessage
+		switch {
+		case name == watchwordv1.TrustService_WatchBundle_FullMethodName:
+			at = atBundle
+		case s.ClientStreams:
+			at = atEnd
+		}
+		r.gate.methods[name] = at
+	}
+	r.Server.RegisterService(&guarded, impl)
 }
 
 // The refusals of the gate: made once, since any client can cause them without bound.
@@ -137,17 +151,15 @@ func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	if a, ok := addr.(address); ok {
 		r.conn = a.conn
 	}
-	var source caller.Source
 	if r.conn != nil && r.conn.place != nil {
-		source, r.peer = r.conn.source, r.conn.network
+		r.Source, r.peer = r.conn.source, r.conn.network
 	} else {
-		source = g.proxies.Source(addr, info.Header["x-forwarded-for"])
-		r.peer = source.Network()
+		r.Source = g.proxies.Source(addr, info.Header["x-forwarded-for"])
+		r.peer = r.Source.Network()
 	}
-	ctx = caller.WithSource(ctx, source)
 	if err := g.admit(ctx, r); err != nil {
 		if err != errStopping {
-			g.refused(ctx, info.FullMethodName, err)
+			g.refused(r, info.FullMethodName, err)
 		}
 		return g.refuse(ctx, err)
 	}
@@ -165,31 +177,40 @@ func tooLong(header map[string][]string) bool {
 	return size > MaxMetadata
 }
 
-// Unary intercepts unary calls. The request of a unary call has arrived whole.
-func (g *Gate) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	r, ok := ctx.Value(requestKey{}).(*request)
-	if !ok {
-		return nil, crowded() // the tap has refused the call
+// unary returns the handler of a unary method, with the gate around next. gRPC calls the
+// handler also for a request that does not arrive whole.
+func (g *Gate) unary(method string, next grpc.MethodHandler) grpc.MethodHandler {
+	return func(srv any, ctx context.Context, decode func(any) error, inside grpc.UnaryServerInterceptor) (any, error) {
+		r, err := begin(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer r.end()
+		lost := false
+		resp, err := next(srv, ctx, func(req any) error {
+			err := decode(req)
+			if keeps := r.arrived(); err == nil && !keeps {
+				lost, err = true, crowded()
+			}
+			return err
+		}, inside)
+		if err != nil && (lost || r.pushedOut()) {
+			err = crowded()
+			g.refused(ctx, method, err)
+			return nil, err
+		}
+		return resp, err
 	}
-	r.arrived()
-	defer r.answered()
-	resp, err := handler(ctx, req)
-	if err != nil && r.pushedOut() {
-		err = crowded()
-		g.refused(ctx, info.FullMethod, err)
-		return nil, err
-	}
-	return resp, err
 }
 
 // Stream intercepts streams. A stream counts as a request until its request has arrived,
 // and takes a place among the streams.
 func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	r, ok := ss.Context().Value(requestKey{}).(*request)
-	if !ok {
-		return crowded() // the tap has refused the call
+	r, err := begin(ss.Context())
+	if err != nil {
+		return err
 	}
-	defer r.answered()
+	defer r.end()
 	if r.at != atBundle {
 		place := g.streams.Take(r.peer, r.pushOut)
 		if place == nil {
@@ -199,7 +220,7 @@ func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 		}
 		defer place.Release()
 	}
-	err := handler(srv, &receiving{ss, r})
+	err = handler(srv, &receiving{ss, r})
 	if err != nil && r.pushedOut() {
 		err = crowded()
 		g.refused(ss.Context(), info.FullMethod, err)
@@ -219,6 +240,6 @@ func (g *Gate) Stop() {
 	}
 	g.mu.Unlock()
 	for _, r := range late {
-		r.cancel()
+		r.stop()
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -269,11 +270,17 @@ func TestRequestsGiveTheirPlacesBack(t *testing.T) {
 	<-calls[1].Done() // gave way
 	ends[0]()         // a client that leaves
 	<-calls[0].Done()
-	for g.requests.Held() > 1 { // AfterFunc runs in a goroutine of its own
+	for g.requests.Held() > 1 { // a sweep finds the calls that have ended without a handler
 		time.Sleep(time.Millisecond)
 	}
-	if _, err := g.Unary(other, nil, nil, func(context.Context, any) (any, error) { return nil, nil }); err != nil {
+	handler := g.unary("/s/Unary", func(any, context.Context, func(any) error, grpc.UnaryServerInterceptor) (any, error) {
+		return nil, nil
+	})
+	if _, err := handler(nil, other, nil, nil); err != nil {
 		t.Error(err)
+	}
+	if _, err := handler(nil, calls[0], nil, nil); status.Code(err) != codes.Canceled {
+		t.Errorf("a handler after the end of its call: %v", err)
 	}
 	if g.requests.Held() != 0 || g.first != nil || other.Err() != nil {
 		t.Errorf("%d places and the arrival of %v remain; the context of the answer: %v", g.requests.Held(), g.first, other.Err())

@@ -43,6 +43,9 @@ const (
 	// KiB.
 	maxHandshake = 32 << 10
 
+	// maxKept bounds the lists that an idle connection keeps, in elements.
+	maxKept = 64
+
 	frameHeader = 9 // bytes (RFC 9113, section 4.1)
 )
 
@@ -122,8 +125,21 @@ func (f *frames) next(b []byte) (header, rest []byte) {
 
 func lengthOf(header []byte) int { return int(header[0])<<16 | int(header[1])<<8 | int(header[2]) }
 
-func frameOf(header []byte) (kind http2.FrameType, flags http2.Flags, stream uint32) {
-	return http2.FrameType(header[3]), http2.Flags(header[4]), binary.BigEndian.Uint32(header[5:]) & (1<<31 - 1)
+// head is the header of a frame without the length.
+type head struct {
+	kind   http2.FrameType
+	flags  http2.Flags
+	stream uint32
+}
+
+func headOf(header []byte) head {
+	return head{http2.FrameType(header[3]), http2.Flags(header[4]), binary.BigEndian.Uint32(header[5:]) & (1<<31 - 1)}
+}
+
+// endsStream reports whether the sender of a frame of data or headers ends its side of the
+// stream.
+func (f head) endsStream() bool { // the flag has the same bit for both (RFC 9113, section 6)
+	return (f.kind == http2.FrameData || f.kind == http2.FrameHeaders) && f.flags.Has(http2.FlagDataEndStream)
 }
 
 // pieces is a connection that follows the frames in both directions. gRPC reads from one
@@ -137,8 +153,10 @@ type pieces struct {
 	ready []byte          // bytes with a RST_STREAM among them, which Read has not returned
 	small map[uint32]int  // small frames by stream, of streams with an unfinished request
 	reset map[uint32]bool // the streams that Read has reset last
+	heard []head          // of the present read that matter to the owner
 
 	out     frames
+	ended   []uint32     // the streams that the present write ends
 	writing atomic.Int64 // when the present write began, in nanoseconds since 1970; 0: no write
 	unread  atomic.Int64 // frames read since the last write came to its end
 }
@@ -182,7 +200,8 @@ func (p *pieces) read(b []byte) (int, error) {
 	n, err := p.Conn.Read(b[kept:])
 	n += kept
 	p.begun = p.begun[:0]
-	at := 0
+	p.heard = p.heard[:0]
+	at, count := 0, int64(0)
 	for {
 		passed := min(p.skip, n-at)
 		p.skip -= passed
@@ -191,16 +210,18 @@ func (p *pieces) read(b []byte) (int, error) {
 		}
 		header := b[at : at+frameHeader]
 		p.skip = lengthOf(header)
-		kind, flags, stream := frameOf(header)
-		if !p.allow(kind, flags, stream) && !p.reset[stream] {
-			p.endStream(stream)
-			p.ready = append(append(p.ready, b[:at]...), reset(stream)...)
+		f := headOf(header)
+		if !p.allow(f) && !p.reset[f.stream] {
+			p.endStream(f.stream)
+			p.ready = append(append(p.ready, b[:at]...), reset(f.stream)...)
 			b, n, at = b[at:], n-at, 0
 		}
 		at += frameHeader
-		p.owner.heard(kind, stream)
-		p.unread.Add(1)
+		if count++; f.kind == http2.FrameHeaders || f.kind == http2.FrameRSTStream || f.endsStream() {
+			p.heard = append(p.heard, f)
+		}
 	}
+	whole := p.skip == 0 && at == n
 	if p.skip == 0 {
 		p.begun = append(p.begun, b[at:n]...)
 		n = at
@@ -209,7 +230,11 @@ func (p *pieces) read(b []byte) (int, error) {
 		p.ready = append(p.ready, b[:n]...)
 		n = 0
 	}
-	if gone := p.gone(); gone != nil {
+	gone := errors.Join(p.gone(count), p.owner.heard(p.heard, whole))
+	if cap(p.heard) > maxKept {
+		p.heard = nil
+	}
+	if gone != nil {
 		return 0, gone
 	}
 	return n, err
@@ -217,22 +242,21 @@ func (p *pieces) read(b []byte) (int, error) {
 
 // endStream notes that Read resets a stream.
 func (p *pieces) endStream(stream uint32) {
-	p.owner.delivered(stream)
+	p.heard = append(p.heard, head{kind: http2.FrameRSTStream, stream: stream})
 	if len(p.reset) == maxCounted { // a second RST_STREAM for a stream does no harm
 		clear(p.reset)
 	}
 	p.reset[stream] = true
 }
 
-// gone returns an error if the client does not read, and nil otherwise. Errors: errUnread;
-// errUndelivered.
-func (p *pieces) gone() error {
-	if p.unread.Load() > maxUnread {
+// gone counts the frames of a read, and returns errUnread if the client does not read.
+func (p *pieces) gone(count int64) error {
+	if p.unread.Add(count) > maxUnread {
 		if began := p.writing.Load(); began != 0 && time.Since(time.Unix(0, began)) > stuck {
 			return errUnread
 		}
 	}
-	return p.owner.undelivered()
+	return nil
 }
 
 // reset returns the frame RST_STREAM with the code ENHANCE_YOUR_CALM.
@@ -243,14 +267,14 @@ func reset(stream uint32) []byte {
 }
 
 // allow counts a frame, and reports whether its stream keeps the bound.
-func (p *pieces) allow(kind http2.FrameType, flags http2.Flags, stream uint32) bool {
+func (p *pieces) allow(f head) bool {
 	switch {
-	case kind == http2.FrameRSTStream, kind == http2.FrameData && flags.Has(http2.FlagDataEndStream):
-		delete(p.small, stream)
+	case f.kind == http2.FrameRSTStream, f.kind == http2.FrameData && f.endsStream():
+		delete(p.small, f.stream)
 	// Padding counts for the window and is given back at once, so a padded frame may be a
 	// small one of any length.
-	case kind == http2.FrameData && (p.skip < smallFrame || flags.Has(http2.FlagDataPadded)):
-		return p.count(stream) <= maxSmallFrames
+	case f.kind == http2.FrameData && (p.skip < smallFrame || f.flags.Has(http2.FlagDataPadded)):
+		return p.count(f.stream) <= maxSmallFrames
 	}
 	return true
 }
@@ -279,14 +303,18 @@ func (p *pieces) Write(b []byte) (int, error) {
 	n, err := p.Conn.Write(b)
 	p.writing.Store(0)
 	p.unread.Store(0)
+	p.ended = p.ended[:0]
 	for rest := b[:n]; len(rest) > 0; {
 		var header []byte
 		if header, rest = p.out.next(rest); header != nil {
-			kind, flags, stream := frameOf(header)
-			if kind == http2.FrameRSTStream || kind == http2.FrameHeaders && flags.Has(http2.FlagHeadersEndStream) {
-				p.owner.delivered(stream)
+			if f := headOf(header); f.kind == http2.FrameRSTStream || f.endsStream() {
+				p.ended = append(p.ended, f.stream)
 			}
 		}
+	}
+	p.owner.delivered(p.ended...)
+	if cap(p.ended) > maxKept {
+		p.ended = nil
 	}
 	return n, err
 }

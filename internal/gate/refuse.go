@@ -57,13 +57,13 @@ func (t *timers) add(now, deadline time.Time) bool {
 }
 
 // refuse refuses a call in the tap, with err. If the call would leave a timer for too long,
-// refuse returns a context that ends the call in the handler instead, as CANCELED.
+// refuse returns a context with which the handler refuses the call instead.
 func (g *Gate) refuse(ctx context.Context, err error) (context.Context, error) {
 	deadline, ok := ctx.Deadline()
 	if !ok || g.timers.add(time.Now(), deadline) {
 		return ctx, err
 	}
-	return &doomed{Context: ctx}, nil
+	return &doomed{Context: ctx, err: err}, nil
 }
 
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
@@ -72,7 +72,16 @@ var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c
 // calls Err once before gRPC starts the handler, and would leave the timer otherwise.
 type doomed struct {
 	context.Context
+	err   error // of the call
 	asked atomic.Bool
+}
+
+// Value returns the doomed context for requestKey.
+func (d *doomed) Value(key any) any {
+	if key == (requestKey{}) {
+		return d
+	}
+	return d.Context.Value(key)
 }
 
 // Done returns a closed channel.

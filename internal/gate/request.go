@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
@@ -21,6 +23,9 @@ const (
 	// arrivalTime bounds the time from the headers of a request until the whole request
 	// has arrived. The largest request has 64 KiB.
 	arrivalTime = 10 * time.Second
+	// sweepTime is the time between two looks at the requests that have not arrived, and
+	// bounds how long a call that gRPC has ended without a handler keeps its place.
+	sweepTime = arrivalTime / 100
 	// retryDelay is how long a client should wait at least that a bound has refused, and
 	// retrySpread is how much longer at most: so that not all clients come back at once.
 	retryDelay  = time.Second
@@ -30,17 +35,17 @@ const (
 // request is an unfinished request. The context of the call is the request itself, so that
 // the interceptors find the request.
 type request struct {
-	context.Context
+	caller.Context
 	gate         *Gate
 	conn         *conn  // nil if the connection is not of a [Listener]
 	peer         string // the network of the source
 	at           arrival
 	place        *share.Place
-	cancel       context.CancelFunc
-	began        time.Time
-	before, next *request    // in the list of requests that have not arrived whole; gate.mu guards both
-	forget       func() bool // stops the call of end at the end of the context
+	cancel       context.CancelFunc // nil if the whole request was read before the tap
+	before, next *request           // in the list of requests that have not arrived whole; gate.mu guards both
+	sweeps       int                // that have found the request in the list; gate.mu guards sweeps
 
+	taken  atomic.Bool // by a handler, or by a sweep after the end of a call without a handler
 	whole  atomic.Bool // the request has arrived, or has ended
 	late   atomic.Bool // the request has not arrived in time
 	pushed atomic.Bool // the place was taken away for another peer
@@ -73,19 +78,23 @@ func (r *request) Err() error {
 //
 // Errors: those of [crowded] if the request gets no place; errStopping if the server stops.
 func (g *Gate) admit(ctx context.Context, r *request) error {
-	r.Context, r.cancel = context.WithCancel(ctx)
+	// Most unary requests have been read whole by now, and the end of their connection, if
+	// need be, ends them. A trusted proxy's connection has to go on.
+	if r.at != atHandler || r.conn == nil || r.conn.place == nil || !r.conn.allRead {
+		ctx, r.cancel = context.WithCancel(ctx)
+	}
+	r.Context.Context = ctx
 	if r.place = g.requests.TakeStranger(r.peer, r.pushOut); r.place == nil {
-		r.cancel()
+		r.stop()
 		return crowded()
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.stopping {
-		r.cancel()
+		r.stop()
 		r.place.Release()
 		return errStopping
 	}
-	r.began = time.Now()
 	if r.before = g.last; r.before == nil {
 		g.first = r
 	} else {
@@ -94,23 +103,46 @@ func (g *Gate) admit(ctx context.Context, r *request) error {
 	g.last = r
 	if !g.watching {
 		g.watching = true
-		time.AfterFunc(arrivalTime, g.endLate)
+		time.AfterFunc(sweepTime, g.sweep)
 	}
 	if r.conn != nil {
 		r.conn.began()
 	}
-	// gRPC ends the context of a call at the end of the call, also if no handler has run.
-	r.forget = context.AfterFunc(r.Context, r.end)
 	return nil
 }
 
-// arrived notes that the whole request has arrived, or that no more of it is awaited. Only
-// the first call has an effect.
-func (r *request) arrived() {
-	if r.whole.Swap(true) {
-		return
+// begin returns the request behind the context of a handler. The caller must call end after
+// the handler.
+//
+// Errors: the error of the tap if the tap has refused the call; the error of the context if
+// a sweep has ended the call.
+func begin(ctx context.Context) (*request, error) {
+	switch r := ctx.Value(requestKey{}).(type) {
+	case *request:
+		if r.taken.Swap(true) {
+			return nil, status.FromContextError(ctx.Err()).Err()
+		}
+		return r, nil
+	case *doomed:
+		return nil, r.err
 	}
-	r.place.SetStranger(false)
+	return nil, errMethod
+}
+
+// stop ends the context of a request that was not read whole before the tap.
+func (r *request) stop() {
+	if r.cancel != nil {
+		r.cancel()
+	}
+}
+
+// arrived notes that the whole request has arrived, or that no more of it is awaited, and
+// reports whether the request has its place still. Only the first call has an effect.
+func (r *request) arrived() bool {
+	if r.whole.Swap(true) {
+		return true
+	}
+	keeps := r.place.SetStranger(false)
 	if r.conn != nil {
 		r.conn.arrived()
 	}
@@ -128,28 +160,38 @@ func (r *request) arrived() {
 		r.next.before = r.before
 	}
 	r.before, r.next = nil, nil
+	return keeps
 }
 
-// endLate ends the requests that have not arrived in time, and comes again as long as
-// requests have not arrived: one timer for all of them.
-func (g *Gate) endLate() {
-	var late []*request
+// sweep ends the requests that have not arrived in time, and gives back the places of the
+// calls that gRPC has ended without a handler: the deadline had passed before the handler,
+// or the server lacks the compression of the request. One timer serves all requests.
+func (g *Gate) sweep() {
+	var over, late []*request
 	g.mu.Lock()
-	r := g.first
-	for ; r != nil && time.Since(r.began) >= arrivalTime; r = r.next {
-		late = append(late, r)
+	for r := g.first; r != nil; r = r.next {
+		r.sweeps++
+		switch {
+		case r.Context.Err() != nil:
+			over = append(over, r)
+		case r.sweeps > int(arrivalTime/sweepTime):
+			late = append(late, r)
+		}
 	}
 	if g.watching = g.first != nil; g.watching {
-		wait := time.Second / 10 // the late ones end soon
-		if r != nil {
-			wait = max(wait, arrivalTime-time.Since(r.began))
-		}
-		time.AfterFunc(wait, g.endLate)
+		time.AfterFunc(sweepTime, g.sweep)
 	}
 	g.mu.Unlock()
+	for _, r := range over {
+		if !r.taken.Swap(true) {
+			r.end()
+		}
+	}
 	for _, r := range late {
-		r.late.Store(true)
-		r.cancel()
+		if r.late.Store(true); r.cancel == nil { // gRPC waits for a client that does not read
+			_ = r.conn.Close()
+		}
+		r.stop()
 	}
 }
 
@@ -160,7 +202,7 @@ func (r *request) leave() {
 }
 
 // end notes the end of a call. The connection keeps the place until the answer is on its
-// way. end runs once for each call.
+// way. end runs once for each call: taken decides between the handler and a sweep.
 func (r *request) end() {
 	r.arrived()
 	r.done.Store(true)
@@ -171,20 +213,13 @@ func (r *request) end() {
 	r.conn.ended(r.place)
 }
 
-// answered notes the end of a call when the handler has returned.
-func (r *request) answered() {
-	if r.forget() { // otherwise the end of the context has called end
-		r.end()
-	}
-}
-
 // pushOut ends a call that has lost its place to another peer: a call that has not arrived,
 // or one with an answer that the client does not read. A call that runs keeps its place: it
 // may have changed the database already. The connection of a client that does not read ends;
 // the connection of a trusted proxy carries the calls of others, and goes on.
 func (r *request) pushOut() {
 	r.pushed.Store(true)
-	r.cancel()
+	r.stop()
 	if r.done.Load() && r.conn != nil && r.conn.place != nil {
 		_ = r.conn.Close()
 	}

@@ -115,8 +115,7 @@ func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerIntercepto
 		func(_ context.Context, method string, err error) { t.Errorf("%s: %v", method, err) })
 	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()), grpc.InTapHandle(g.Tap),
 		grpc.ChainStreamInterceptor(g.Stream, note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
-	watchwordv1.RegisterTrustServiceServer(server, &rpc.Trust{Hub: tr.feed.Hub(), Logger: slog.New(slog.DiscardHandler)})
-	g.Open(server.GetServiceInfo())
+	watchwordv1.RegisterTrustServiceServer(g.Registrar(server), &rpc.Trust{Hub: tr.feed.Hub(), Logger: slog.New(slog.DiscardHandler)})
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(tr) })
 	tr.stop = func() { server.Stop(); serving.Wait() }

@@ -103,7 +103,7 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 	}
 	opts = append(opts,
 		grpc.Creds(gate.Guard(creds)),
-		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(panics), s.gate.Unary, edge.Unary),
+		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(panics), edge.Unary),
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(panics), s.drain.stream, s.gate.Stream, edge.Stream))
 	opts = append(opts, s.verifier.ServerOptions()...)
 	return append(opts, grpc.ChainUnaryInterceptor(rpc.InTurn(s.known)))

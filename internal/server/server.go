@@ -236,16 +236,16 @@ func (s *Server) hashPool(ctx context.Context) *password.Pool {
 // register registers every service, and checks that each method has an access rule in
 // its proto file: a method without a rule would refuse every call.
 func (s *Server) register() error {
-	watchwordv1.RegisterAuthServiceServer(s.grpc, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.issuedFor(), Known: s.known})
-	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != "", Known: s.known})
-	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: s.users})
-	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})
-	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store, Keyring: s.keyring})
-	watchwordv1.RegisterAuditServiceServer(s.grpc, &rpc.Audit{Store: s.store})
+	services := s.gate.Registrar(s.grpc)
+	watchwordv1.RegisterAuthServiceServer(services, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.issuedFor(), Known: s.known})
+	watchwordv1.RegisterTrustServiceServer(services, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != "", Known: s.known})
+	watchwordv1.RegisterUserServiceServer(services, &rpc.Users{Users: s.users})
+	watchwordv1.RegisterSessionServiceServer(services, &rpc.Sessions{Sessions: s.sessions})
+	watchwordv1.RegisterKeyServiceServer(services, &rpc.Keys{Store: s.store, Keyring: s.keyring})
+	watchwordv1.RegisterAuditServiceServer(services, &rpc.Audit{Store: s.store})
 	s.health = health.NewServer()
-	healthv1.RegisterHealthServer(s.grpc, s.health)
-	reflection.Register(s.grpc)
-	s.gate.Open(s.grpc.GetServiceInfo())
+	healthv1.RegisterHealthServer(services, s.health)
+	reflection.Register(services)
 	return s.verifier.CheckServices(s.grpc.GetServiceInfo())
 }
 
