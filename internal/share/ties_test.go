@@ -172,3 +172,24 @@ func TestKnownIsBounded(t *testing.T) {
 		t.Error("a nil Known knows a peer")
 	}
 }
+
+// Running calls, which keep their places, hide no strangers of lighter peers: a newcomer
+// gets a place of the strangers.
+func TestRunningCallsHideNoStranger(t *testing.T) {
+	p := NewPool(512, 256).OfStrangers()
+	for range 40 {
+		if p.Take("busy", func() { t.Error("a running call has lost its place") }) == nil {
+			t.Fatal("no place for a call")
+		}
+	}
+	for i := range 472 {
+		if p.TakeStranger(fmt.Sprint("stranger-", i%25), func() {}) == nil {
+			t.Fatal("no place for a stranger")
+		}
+	}
+	for i := range 10 {
+		if p.TakeStranger(fmt.Sprint("newcomer-", i), func() { t.Error("a newcomer has lost its place") }) == nil {
+			t.Errorf("newcomer %d found no place", i)
+		}
+	}
+}
