@@ -271,7 +271,7 @@ func TestNewLoginsAfterLostKeys(t *testing.T) {
 		lose     func(t *testing.T, s *server, kid string)
 		restored bool
 	}{
-		"rotated": {lose: func(t *testing.T, s *server, _ string) { key(t, s, "key", "rotate") }},
+		"rotated":       {lose: func(t *testing.T, s *server, _ string) { key(t, s, "key", "rotate") }},
 		"rotated twice": {lose: func(t *testing.T, s *server, _ string) { key(t, s, "key", "rotate"); key(t, s, "key", "rotate") }},
 		"withdrawn": {func(t *testing.T, s *server, kid string) {
 			wantExit(t, 0, cli(t, s.dir, "", "key", "revoke", "--datastore-uri", database(s.dir), "--", kid))
