@@ -1,6 +1,7 @@
 package feed_test
 
 import (
+	"context"
 	"errors"
 	"path/filepath"
 	"testing"
@@ -56,8 +57,10 @@ func TestAForkRaisesTheFloor(t *testing.T) {
 			resume(t, w)
 			run(t, f)
 			rewrite(t, path, c.undo...)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+			defer cancel()
 			for {
-				_, err := w.Next(t.Context())
+				_, err := w.Next(ctx)
 				if errors.Is(err, hub.ErrBehind) {
 					break
 				}

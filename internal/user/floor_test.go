@@ -21,9 +21,9 @@ func TestARaisedVersionIsAboveTheFloor(t *testing.T) {
 	uri := storetest.Postgres(t)
 	s := storetest.Open(t, uri)
 	const floor = 1 << 40 // far ahead of the clock
-	row := &store.User{ID: "alice", Username: "alice", Version: 7}
 	err := feed.Direct(s).Write(t.Context(), func(tx *feed.Tx) error {
-		return errors.Join(tx.InsertUser(row), tx.Tx.RaiseFloor(floor))
+		return errors.Join(tx.InsertUser(&store.User{ID: "alice", Username: "alice", Version: 7}),
+			tx.InsertUser(&store.User{ID: "bob", Username: "bob", Version: 7}), tx.Tx.RaiseFloor(floor))
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -72,11 +72,16 @@ func TestARaisedVersionIsAboveTheFloor(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = s.Read(t.Context(), func(tx *store.Tx) error {
-		u, err := user.Find(tx, "alice")
-		if err == nil && (u.Version != floor+2 || u.RevokedBelow != floor+2) {
-			t.Errorf("RaiseAll raised to %d, revoked below %d, want %d", u.Version, u.RevokedBelow, floor+2)
+		for id, want := range map[string]int64{"alice": floor + 2, "bob": floor + 1} {
+			u, err := user.Find(tx, id)
+			if err != nil {
+				return err
+			}
+			if u.Version != want || u.RevokedBelow != want {
+				t.Errorf("RaiseAll raised %s to %d, revoked below %d, want %d", id, u.Version, u.RevokedBelow, want)
+			}
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		t.Error(err)
