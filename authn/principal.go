@@ -55,8 +55,9 @@ func (p *Principal) IssuedAt() time.Time { return p.claims.IssuedAt }
 func (p *Principal) ExpiresAt() time.Time { return p.claims.ExpiresAt }
 
 // TokenVersion returns the version of the user's rights in the token (claim ver). The server
-// raises a user's version with every change of rights, so a lower version in a token shows
-// that the token is out of date.
+// raises a user's version with every change of rights, so a version below a raised version
+// shows that the token is out of date. The version of new tokens also grows with each start
+// of a server, without a change of rights.
 func (p *Principal) TokenVersion() int64 { return p.claims.Version }
 
 // String returns the user's name and id, for people.

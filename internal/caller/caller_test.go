@@ -85,7 +85,7 @@ func TestCheck(t *testing.T) {
 	err := s.Write(t.Context(), func(tx *store.Tx) error {
 		now := tx.Now()
 		user := func(id string, edit func(*store.User)) error {
-			u := &store.User{ID: id, Username: id, Version: version, RevokedBelow: revokedBelow, CreatedAt: now, UpdatedAt: now}
+			u := &store.User{ID: id, Username: id, Roles: []string{"reader"}, Version: version, RevokedBelow: revokedBelow, CreatedAt: now, UpdatedAt: now}
 			edit(u)
 			return tx.InsertUser(u)
 		}
@@ -108,7 +108,14 @@ func TestCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	by := func(userID, sessionID string, version int64) caller.Caller {
-		return caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: userID}, SessionID: sessionID, Version: version}
+		return caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: userID}, SessionID: sessionID,
+			Name: userID, Roles: []string{"reader"}, Version: version}
+	}
+	// as returns a caller with the rights of a change that the database has lost.
+	as := func(name string, roles ...string) caller.Caller {
+		c := by("alice", "live", version+1)
+		c.Name, c.Roles = name, roles
+		return c
 	}
 	for name, c := range map[string]struct {
 		caller caller.Caller
@@ -127,7 +134,10 @@ func TestCheck(t *testing.T) {
 		"a deleted user":                 {by("deleted", "deleted's", version), caller.ErrRevoked},
 		"a token from below":             {by("alice", "live", revokedBelow-1), caller.ErrRevoked},
 		"a token of earlier rights":      {by("alice", "live", version-1), caller.ErrStale},
-		"a token of rights yet to come":  {by("alice", "live", version+1), caller.ErrStale},
+		"a token minted with a floor":    {by("alice", "live", version+1), nil},
+		"a role that was lost":           {as("alice", "admin", "reader"), caller.ErrStale},
+		"a role taken, which was lost":   {as("alice"), caller.ErrStale},
+		"a name that was lost":           {as("carol", "reader"), caller.ErrStale},
 		"earlier rights, ended session":  {by("alice", "ended", version-1), caller.ErrRevoked},
 		"the last rights that are alive": {by("alice", "live", revokedBelow), caller.ErrStale},
 	} {

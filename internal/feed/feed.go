@@ -50,6 +50,8 @@ type Feed struct {
 	beats  time.Duration
 
 	at          hub.Position // every event up to this position is published
+	floor       int64        // the floor for versions, as read last
+	greatest    int64        // the greatest of all floors and all versions of events, in any history
 	trustUnread bool         // the last batch must read the trust state
 	keysUntaken bool         // onKeys has failed, and must be called again
 

@@ -54,6 +54,7 @@ func openFeed(t testing.TB, s *store.Store) *feed.Feed {
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.Hub().SealResume([]byte("the key of all replicas"))
 	return f
 }
 

@@ -3,6 +3,7 @@ package feed
 import (
 	"context"
 	"crypto/x509"
+	"fmt"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -60,6 +61,9 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 			return err
 		}
 		if b.forked {
+			if err := f.outrank(ctx, 0); err != nil {
+				return err
+			}
 			// The keys may differ too, even if no event says so.
 			f.logger.WarnContext(ctx, "the database is not the one that it was: a backup was restored, or a standby was promoted "+
 				"that lacked the newest commits. Reading all events again; revoked tokens stay revoked", "event", f.at.Seq)
@@ -67,6 +71,14 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 			f.hub.Fork()
 			continue
 		}
+		if claimed := f.hub.Claimed(); b.last && claimed > f.greatest {
+			f.logger.WarnContext(ctx, "a verifier knows versions that the database has lost: a backup was restored, or a standby was "+
+				"promoted that lacked the newest commits. New tokens get a higher version", "version", claimed)
+			if err := f.outrank(ctx, claimed); err != nil {
+				return err
+			}
+		}
+		b.update.Greatest = f.greatest
 		if b.update.Change.TrustState != nil {
 			f.passKeys(ctx)
 		}
@@ -77,6 +89,17 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// outrank raises the floor for versions to f.greatest and at least to claimed. The version in
+// a new token is then at least every version that verifiers have heard of a lost history.
+func (f *Feed) outrank(ctx context.Context, claimed int64) error {
+	greatest := max(f.greatest, claimed)
+	if err := Direct(f.store).Write(ctx, func(tx *Tx) error { return tx.RaiseFloor(greatest) }); err != nil {
+		return fmt.Errorf("raising the floor for versions: %w", err)
+	}
+	f.greatest = greatest
+	return nil
 }
 
 // batch holds the result of one transaction on the tail. At most tailBatch events are
@@ -104,6 +127,10 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	// Ahead zero.
 	now := tx.Now()
 	b.update.Ahead = time.Until(now).Round(time.Millisecond)
+	floor, err := tx.Floor()
+	if err != nil {
+		return b, err
+	}
 	// The newest published event is read again, to see whether its tag is the same.
 	// Prune spares the head, so the event must be there.
 	events, err := tx.Events(f.at.Seq-1, tailBatch+1)
@@ -111,10 +138,11 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 		return b, err
 	}
 	known := f.at.Tag != hub.Tag{}
-	b.forked = known && (len(events) == 0 || positionOf(events[0]) != f.at) || head < f.at.Seq
+	b.forked = known && (len(events) == 0 || positionOf(events[0]) != f.at) || head < f.at.Seq || floor < f.floor
 	if b.forked {
 		return b, nil
 	}
+	f.floor, f.greatest = floor, max(f.greatest, floor)
 	if known {
 		events = events[1:]
 	}
@@ -124,6 +152,7 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	b.update.Change, b.update.At = change, f.at
 	for _, e := range events {
 		b.update.At = positionOf(e)
+		f.greatest = max(f.greatest, e.Version)
 		b.update.Passed = append(b.update.Passed, b.update.At)
 		f.trustUnread = f.trustUnread || e.Kind == store.KeysChanged
 		if e.ExpiresAt.After(now) {

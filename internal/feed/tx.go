@@ -72,6 +72,13 @@ func (tx *Tx) RaiseMaxLifetime(ttl time.Duration) error {
 	return tx.KeysChanged()
 }
 
+// RaiseFloor raises the floor for versions to the clock's seconds since 1970, and at least to
+// known, the greatest version known of the database and of a history that the database has
+// lost. The floor never falls.
+func (tx *Tx) RaiseFloor(known int64) error {
+	return tx.Tx.RaiseFloor(max(known, tx.Now().Unix()))
+}
+
 func (tx *Tx) append(e *store.Event) error {
 	e.ExpiresAt = tx.Now().Add(Margin) // the store adds the longest lifetime of a token
 	var tag hub.Tag

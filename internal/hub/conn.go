@@ -56,7 +56,8 @@ func (s *localStream) Context() context.Context     { return s.ctx }
 // SendMsg reads the request, before the first RecvMsg. No refresh of the hub is
 // necessary: everything that the verifier knows came from this hub.
 func (s *localStream) SendMsg(m any) error {
-	s.watcher.begin(s.watcher.hub.parseResume(m.(*watchwordv1.WatchBundleRequest).GetResume()), true)
+	at, _ := s.watcher.hub.parseResume(m.(*watchwordv1.WatchBundleRequest).GetResume())
+	s.watcher.begin(at, true)
 	return nil
 }
 

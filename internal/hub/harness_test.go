@@ -37,6 +37,7 @@ func newSource() *source {
 func emptySource() *source {
 	s := &source{refresh: func(context.Context) error { return nil }}
 	s.Hub = hub.New("database", func(ctx context.Context) error { return s.refresh(ctx) })
+	s.Hub.SealResume([]byte("the key of all replicas"))
 	return s
 }
 

@@ -21,7 +21,7 @@ package hub
 
 import (
 	"context"
-	"encoding/binary"
+	"crypto/rand"
 	"errors"
 	"slices"
 	"sync"
@@ -56,10 +56,11 @@ type Message []byte
 // Opening a stream holds the lock for microseconds. The places, one for each watcher,
 // have a lock of their own.
 type Hub struct {
-	origin  string
-	refresh func(context.Context) error
-	places  *share.Pool
-	turns   turns
+	origin    string
+	resumeKey []byte // of the MAC of resume tokens
+	refresh   func(context.Context) error
+	places    *share.Pool
+	turns     turns
 
 	mu         sync.Mutex // guards all fields below
 	trust      *watchwordv1.TrustState
@@ -68,6 +69,8 @@ type Hub struct {
 	ahead      time.Duration // of the origin's clock before this process's
 	asOf       time.Time     // by the origin's clock: events committed until then are published
 	ring       ring
+	greatest   int64 // of the newest update
+	claimed    int64 // the greatest version in the resume token of a watcher
 
 	applied      int64         // number of the newest event that the local verifier has applied
 	appliedGrown chan struct{} // closed and replaced when applied grows
@@ -81,7 +84,7 @@ type Hub struct {
 // the call has been published, and an error if that is impossible.
 func New(origin string, refresh func(context.Context) error) *Hub {
 	h := &Hub{
-		origin: origin, refresh: refresh, turns: turns{peers: map[string]*turn{}},
+		origin: origin, resumeKey: []byte(rand.Text()), refresh: refresh, turns: turns{peers: map[string]*turn{}},
 		ring: ring{grown: make(chan struct{})}, appliedGrown: make(chan struct{}),
 	}
 	h.LimitWatchers(maxWatchers, nil)
@@ -94,8 +97,11 @@ type Update struct {
 	Change *watchwordv1.Change // the trust state if it has changed, and new revocations
 	Passed []Position          // the position of each event in the step, in order
 	At     Position            // where the step ends
-	Ahead  time.Duration       // of the origin's clock before this process's
-	AsOf   time.Time           // events committed until then are published; zero: as before
+	// Greatest is at least the floor for versions and every version of an event, in this
+	// history and in histories that were replaced.
+	Greatest int64
+	Ahead    time.Duration // of the origin's clock before this process's
+	AsOf     time.Time     // events committed until then are published; zero: as before
 }
 
 // Publish applies an update, and sends a message to all watchers if the update has a
@@ -107,7 +113,7 @@ type Update struct {
 func (h *Hub) Publish(u *Update) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.ahead = u.Ahead
+	h.ahead, h.greatest = u.Ahead, u.Greatest
 	if !u.AsOf.IsZero() {
 		h.asOf = u.AsOf
 	}
@@ -197,23 +203,6 @@ func (h *Hub) heartbeatLocked(resume []byte) *watchwordv1.WatchBundleResponse {
 	return &watchwordv1.WatchBundleResponse{
 		Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: resume,
 	}
-}
-
-// resumeLocked returns the resume token for the state: number, tag, origin. h.mu must
-// be held.
-func (h *Hub) resumeLocked() []byte {
-	token := binary.BigEndian.AppendUint64(nil, uint64(h.ring.at.Seq))
-	return append(append(token, h.ring.at.Tag[:]...), h.origin...)
-}
-
-// parseResume returns the position in a resume token; nowhere if the token is malformed
-// or of another origin.
-func (h *Hub) parseResume(token []byte) Position {
-	const length = 8 + len(Tag{})
-	if len(token) < length || string(token[length:]) != h.origin {
-		return nowhere
-	}
-	return Position{int64(binary.BigEndian.Uint64(token)), Tag(token[8:length])}
 }
 
 // chunkSize bounds a message of a snapshot, in entries of about 40 bytes.

@@ -48,7 +48,8 @@ type Watcher struct {
 // watcher gets the place during the wait; ErrOutdated if the token is ahead of the hub;
 // those of ctx.
 func (h *Hub) Watch(ctx context.Context, from Peer, resume []byte) (*Watcher, error) {
-	w, at := &Watcher{hub: h, evicted: make(chan struct{})}, h.parseResume(resume)
+	w := &Watcher{hub: h, evicted: make(chan struct{})}
+	at, greatest := h.parseResume(resume)
 	take := h.places.TakeStranger
 	if from.Certified || h.knows(at) {
 		take = h.places.Take
@@ -56,7 +57,7 @@ func (h *Hub) Watch(ctx context.Context, from Peer, resume []byte) (*Watcher, er
 	if w.place = take(from.Name, func() { close(w.evicted) }); w.place == nil {
 		return nil, ErrTooManyWatchers
 	}
-	if err := w.open(ctx, from.Name, at); err != nil {
+	if err := w.open(ctx, from.Name, at, greatest); err != nil {
 		w.Close()
 		return nil, err
 	}
@@ -65,8 +66,8 @@ func (h *Hub) Watch(ctx context.Context, from Peer, resume []byte) (*Watcher, er
 
 // open refreshes the hub if necessary, waits for the peer's turn if the watcher needs
 // a snapshot, and prepares the opening.
-func (w *Watcher) open(ctx context.Context, peer string, at Position) error {
-	if w.hub.lacks(at) {
+func (w *Watcher) open(ctx context.Context, peer string, at Position, greatest int64) error {
+	if claims := w.hub.claim(greatest); claims || w.hub.lacks(at) {
 		bounded, cancel := context.WithTimeout(ctx, refreshTimeout)
 		defer cancel()
 		if err := w.hub.refresh(bounded); err != nil && ctx.Err() == nil {

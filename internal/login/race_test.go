@@ -70,7 +70,7 @@ func (w world) caller(t *testing.T, id string, tokens *session.Tokens) caller.Ca
 	if err != nil {
 		t.Fatal(err)
 	}
-	return caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: id}, SessionID: tokens.SessionID, Version: u.Version, Roles: u.Roles}
+	return caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: id}, SessionID: tokens.SessionID, Name: u.Username, Version: u.Version, Roles: u.Roles}
 }
 
 // sequences returns all orders of n of the letters.

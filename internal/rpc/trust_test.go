@@ -97,6 +97,7 @@ func openFeed(t *testing.T, s *store.Store) *feed.Feed {
 	if err != nil {
 		t.Fatal(err)
 	}
+	f.Hub().SealResume([]byte("the key of all replicas"))
 	return f
 }
 

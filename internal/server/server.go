@@ -193,6 +193,11 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	if err != nil {
 		return err
 	}
+	resume, err := s.sessions.Key("resume token of the trust bundle")
+	if err != nil {
+		return err
+	}
+	s.feed.Hub().SealResume(resume)
 	s.logins, err = login.New(s.store, s.feed, s.sessions, s.passwords, login.Limits{
 		Limits:     throttle.Limits{FreeTries: s.cfg.ThrottleFreeTries, LongestDelay: s.cfg.ThrottleLongestDelay},
 		SourceRate: s.cfg.ThrottleSourceRate,

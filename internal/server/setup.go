@@ -70,6 +70,11 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		if made, err = s.makeAdmin(ctx, tx, first.hash); err != nil {
 			return err
 		}
+		// The database may be a restored backup: verifiers may know versions of its lost
+		// history.
+		if err := events.RaiseFloor(0); err != nil {
+			return err
+		}
 		// The rotation of keys reads the age of caches from the database, and the
 		// pruning of events the longest lifetime: both must fit every replica.
 		if err := issuer.SetMaxAge(tx, s.cfg.JWKSMaxAge); err != nil {

@@ -281,7 +281,8 @@ func (h *history) step(t *testing.T, s step) {
 	case s.What == "logout":
 		done(h.Sessions.Logout(ctx, h.given[s.Chance%len(h.given)]))
 	case s.What == "revoke":
-		by := caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: h.Alice.ID}, SessionID: h.minted[0].SessionID, Version: h.version(t)}
+		by := caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: h.Alice.ID}, SessionID: h.minted[0].SessionID,
+			Name: h.Alice.Username, Roles: h.Alice.Roles, Version: h.version(t)}
 		done(h.Sessions.Revoke(ctx, by, h.minted[0].SessionID))
 	case s.What == "password":
 		_, err := h.Users.SetPassword(ctx, caller.AtCommandLine, h.Alice.ID, sessiontest.Parse(t, sessiontest.Password))

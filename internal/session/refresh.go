@@ -82,7 +82,7 @@ func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []strin
 	}
 	within, err := s.audienceWithin(spent.Session.Audience, asked)
 	return &Grant{
-		session: &spent.Session, username: spent.Username, roles: spent.Roles, version: spent.Version,
+		session: &spent.Session, username: spent.Username, roles: spent.Roles, version: spent.TokenVersion(),
 		audience: within, now: spent.Session.RefreshedAt,
 	}, err
 }

@@ -108,7 +108,7 @@ type Grant struct {
 	session  *store.Session
 	username string
 	roles    []string
-	version  int64 // the user's
+	version  int64 // of the access token
 	audience []string
 	now      time.Time
 	ended    bool // another session of the user has ended in the same transaction
@@ -116,7 +116,7 @@ type Grant struct {
 
 // newGrant returns the grant for a session and its user, as read in a transaction.
 func newGrant(row *store.Session, u *store.User, audience []string, now time.Time) *Grant {
-	return &Grant{session: row, username: u.Username, roles: u.Roles, version: u.Version, audience: audience, now: now}
+	return &Grant{session: row, username: u.Username, roles: u.Roles, version: u.TokenVersion(), audience: audience, now: now}
 }
 
 // Sign makes the access token and the refresh token of a grant. If another session has

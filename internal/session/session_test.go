@@ -190,7 +190,7 @@ func asCaller(t *testing.T, w *sessiontest.World, access string) caller.Caller {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: p.Subject()}, SessionID: p.SessionID(), Version: p.TokenVersion(), Roles: p.Roles()}
+	return caller.Caller{Subject: caller.Subject{Kind: caller.User, ID: p.Subject()}, SessionID: p.SessionID(), Name: p.Username(), Version: p.TokenVersion(), Roles: p.Roles()}
 }
 
 func TestAChangeOfRightsIsStaleAndRefreshed(t *testing.T) {

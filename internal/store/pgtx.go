@@ -74,8 +74,8 @@ func (t *pgTx) now() (at time.Time, err error) {
 	return t.at, err
 }
 
-// query locks the rows of the table named lock, and waits if another transaction holds
-// a lock. After the wait, query reads the clock again: the other transaction may have
+// query locks the rows by the clause FOR with the text of lock, and waits if another
+// transaction holds a lock. After the wait, query reads the clock again: the other transaction may have
 // written a later time into the row than the time at which this transaction began, and
 // the times in a row must only grow.
 func (t *pgTx) query(scan func(row) error, lock, query string, args ...any) error {
@@ -83,7 +83,7 @@ func (t *pgTx) query(scan func(row) error, lock, query string, args ...any) erro
 		t.queue(pgStatement{scan, query, args})
 		return t.flush()
 	}
-	t.queue(pgStatement{scan, query + " FOR NO KEY UPDATE OF " + lock, args})
+	t.queue(pgStatement{scan, query + " FOR " + lock, args})
 	t.queueClock()
 	return t.flush()
 }

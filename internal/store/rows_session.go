@@ -72,7 +72,7 @@ func (tx *Tx) SessionAndUser(id string) (*Session, *User, error) {
 	return s, u, tx.queryLocked("s", into(append(s.columns(), u.columns()...)...), sessionAndUser, id)
 }
 
-var sessionAndUser = `SELECT ` + qualified("s", sessionColumns) + `, ` + qualified("u", userColumns) +
+var sessionAndUser = `SELECT ` + qualified("s", sessionColumns) + `, ` + qualified("u", userColumns) + `, ` + floorColumn +
 	` FROM sessions s JOIN users u ON u.id = s.user_id WHERE s.id = $1`
 
 // qualified puts a table's alias before the name of each column.
@@ -115,7 +115,7 @@ func (tx *Tx) SessionsBeyond(u *User, most, limit int) (sessions []*Session, err
 		s := &Session{}
 		sessions = append(sessions, s)
 		return r.Scan(s.columns()...)
-	}, "sessions", `SELECT `+sessionColumns+` FROM sessions WHERE user_id = $1 AND ended_at IS NULL AND born_ver >= $2
+	}, lockOf("sessions"), `SELECT `+sessionColumns+` FROM sessions WHERE user_id = $1 AND ended_at IS NULL AND born_ver >= $2
 		ORDER BY born_ver, created_at, id LIMIT (SELECT count(*) FROM (
 			SELECT 1 FROM sessions WHERE user_id = $1 AND ended_at IS NULL AND born_ver >= $2
 			ORDER BY born_ver, created_at, id LIMIT $4 OFFSET $3) AS beyond)`, // the order makes PostgreSQL count by the index

@@ -34,7 +34,7 @@ func (tx *Tx) ThrottleBuckets(ids [2]int64) (pair [2]ThrottleBucket, err error) 
 			pair[1] = b
 		}
 		return nil
-	}, "throttle", `SELECT `+throttleColumns+` FROM throttle WHERE id IN ($1, $2) ORDER BY id`, ids[0], ids[1]))
+	}, lockOf("throttle"), `SELECT `+throttleColumns+` FROM throttle WHERE id IN ($1, $2) ORDER BY id`, ids[0], ids[1]))
 }
 
 // LockThrottleBuckets is like [Tx.ThrottleBuckets], makes missing rows, and locks both

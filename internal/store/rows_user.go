@@ -15,6 +15,7 @@ type User struct {
 	Disabled     bool
 	Version      int64 // access tokens with a lower version are stale
 	RevokedBelow int64 // sessions with a lower BornVersion have ended
+	Floor        int64 // not of the row: the floor for versions when the row was read
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
 	DeletedAt    time.Time // zero: not deleted
@@ -22,31 +23,40 @@ type User struct {
 
 const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at, deleted_at`
 
-// columns returns pointers to the fields, in the order of userColumns.
+// userSelect is the columns of a statement that reads users, in the order of
+// [User.columns].
+const userSelect = userColumns + `, ` + floorColumn
+
+// TokenVersion returns the version for a new access token of the user: the greater of the
+// row's version and the floor. Verifiers refuse no token of this version for a change that
+// a database lost before the floor was raised.
+func (u *User) TokenVersion() int64 { return max(u.Version, u.Floor) }
+
+// columns returns pointers to the fields, in the order of userColumns and the floor.
 func (u *User) columns() []any {
 	return []any{&u.ID, &u.Username, &u.PasswordHash, (*wordsColumn)(&u.Roles), &u.Disabled, &u.Version, &u.RevokedBelow,
-		(*timeColumn)(&u.CreatedAt), (*timeColumn)(&u.UpdatedAt), (*timeColumn)(&u.DeletedAt)}
+		(*timeColumn)(&u.CreatedAt), (*timeColumn)(&u.UpdatedAt), (*timeColumn)(&u.DeletedAt), &u.Floor}
 }
 
 // User returns the user with an id, even a deleted user, and locks the row in a
 // transaction that writes. Errors: ErrNotFound.
 func (tx *Tx) User(id string) (*User, error) {
 	u := &User{}
-	return u, tx.queryLocked("users", into(u.columns()...), `SELECT `+userColumns+` FROM users WHERE id = $1`, id)
+	return u, tx.queryLocked("users", into(u.columns()...), `SELECT `+userSelect+` FROM users WHERE id = $1`, id)
 }
 
 // UserByName returns the user with a name in its folded form. Deleted users are left
 // out. Errors: ErrNotFound.
 func (tx *Tx) UserByName(username string) (*User, error) {
 	u := &User{}
-	return u, tx.queryRow(into(u.columns()...), `SELECT `+userColumns+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
+	return u, tx.queryRow(into(u.columns()...), `SELECT `+userSelect+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
 }
 
 // Users lists users in order of id, beginning after the id `after`. Deleted users are
 // left out.
 func (tx *Tx) Users(after string, limit int) ([]*User, error) {
 	return queryAll(tx, (*User).columns,
-		`SELECT `+userColumns+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)
+		`SELECT `+userSelect+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)
 }
 
 // InsertUser adds a user. Errors: ErrExists if the id or the name is taken. After

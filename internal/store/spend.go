@@ -22,7 +22,11 @@ type Spent struct {
 	Username string
 	Roles    []string
 	Version  int64
+	Floor    int64 // the floor for versions at the refresh
 }
+
+// TokenVersion is like [User.TokenVersion].
+func (s *Spent) TokenVersion() int64 { return max(s.Version, s.Floor) }
 
 // Spend spends a refresh token, if the token is the newest of a live session and the
 // user may refresh. Errors: ErrNotFound for any other token, whatever the reason, and
@@ -85,7 +89,7 @@ const spendSQLite = `UPDATE sessions SET
 		current, spent, spent_at, low, earlier_low, late, late_at, repeated, run,
 		(SELECT u.username FROM users u WHERE u.id = sessions.user_id),
 		(SELECT u.roles FROM users u WHERE u.id = sessions.user_id),
-		(SELECT u.ver FROM users u WHERE u.id = sessions.user_id)`
+		(SELECT u.ver FROM users u WHERE u.id = sessions.user_id), ` + floorColumn
 
 // spendPostgres takes the arguments of spendSQLite, from $1 to $6.
 const spendPostgres = `UPDATE sessions AS s SET
@@ -98,7 +102,7 @@ const spendPostgres = `UPDATE sessions AS s SET
 		AND u.id = s.user_id AND u.deleted_at IS NULL AND NOT u.disabled AND u.revoked_below <= s.born_ver
 	RETURNING s.id, s.user_id, s.born_ver, s.audience, s.created_at, s.refreshed_at, s.ended_at,
 		s.current, s.spent, s.spent_at, s.low, s.earlier_low, s.late, s.late_at, s.repeated, s.run,
-		u.username, u.roles, u.ver`
+		u.username, u.roles, u.ver, ` + floorColumn
 
 // spendPostgresBatch takes an array for each argument of spendPostgres. The last column
 // of the result is the position of the member in the arrays, from 1.
@@ -116,7 +120,7 @@ const spendPostgresBatch = `UPDATE sessions AS s SET
 		s.current, s.spent, s.spent_at, s.low, s.earlier_low, s.late, s.late_at, s.repeated, s.run,
 		(SELECT u.username FROM users u WHERE u.id = s.user_id),
 		(SELECT u.roles FROM users u WHERE u.id = s.user_id),
-		(SELECT u.ver FROM users u WHERE u.id = s.user_id), m.position`
+		(SELECT u.ver FROM users u WHERE u.id = s.user_id), ` + floorColumn + `, m.position`
 
 // args returns the arguments of the statement for one refresh, in order. SQLite needs
 // the time as one more argument.
@@ -134,5 +138,5 @@ func (s *Spend) grace() int64 { return max(s.Grace.Microseconds(), 1) }
 
 // columns returns pointers to the fields, in the order of RETURNING in the statements.
 func (s *Spent) columns() []any {
-	return append(s.Session.columns(), &s.Username, (*wordsColumn)(&s.Roles), &s.Version)
+	return append(s.Session.columns(), &s.Username, (*wordsColumn)(&s.Roles), &s.Version, &s.Floor)
 }

@@ -25,8 +25,9 @@ type Tx struct {
 // what the [Tx] method of the same name promises.
 type runner interface {
 	now() (time.Time, error)
-	// query calls scan for every row, and locks the rows of the table named lock, if
-	// any. scan is nil for a statement without rows.
+	// query calls scan for every row, and locks the rows as the SQL clause FOR with the
+	// text of lock says, such as "NO KEY UPDATE OF users". An empty lock locks no row.
+	// scan is nil for a statement without rows.
 	query(scan func(row) error, lock, query string, args ...any) error
 	exclusive() error
 	queueExec(query string, args ...any) error
@@ -132,11 +133,20 @@ func (tx *Tx) queryLocked(table string, scan func(row) error, query string, args
 	err := tx.run.query(func(r row) error {
 		found = true
 		return scan(r)
-	}, table, query, args...)
+	}, lockOf(table), query, args...)
 	if err == nil && !found {
 		return ErrNotFound
 	}
 	return tx.fail(err)
+}
+
+// lockOf returns the lock for the rows of a table that the transaction may change, and ""
+// for "".
+func lockOf(table string) string {
+	if table == "" {
+		return ""
+	}
+	return "NO KEY UPDATE OF " + table
 }
 
 // fail turns an error of the driver into ErrExists or into the error of [failure], and

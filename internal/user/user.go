@@ -1,11 +1,13 @@
 // Package user owns users, their names and their roles.
 //
 // Each user's row has two numbers, which verifiers compare with the version in an
-// access token. Every change of a name or of roles raises Version: access tokens with a
+// access token. The version in an access token is the greater of the row's Version and the
+// floor for versions ([store.Tx.Floor]) at the minting. Every change of a name or of roles raises Version: access tokens with a
 // lower version are stale, and the client refreshes. A change of password, disabling
 // and deleting also raise RevokedBelow to Version: sessions begun under a lower version
 // have ended, and their tokens are revoked. So ending ten thousand sessions costs as
-// little as ending one. Both numbers only take values never used before.
+// little as ending one. Both numbers only take values above every version in an access
+// token, of the user, from before.
 package user
 
 import (
@@ -299,11 +301,16 @@ func (u *Users) change(ctx context.Context, by caller.Caller, id string, what au
 //
 // Errors: ErrExists if the new name is taken; errors of the store.
 func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
-	row.Version = nextVersion(row.Version, tx.Now())
+	now := tx.Now()
+	floor, err := tx.HoldFloor()
+	if err != nil {
+		return err
+	}
+	row.Version = nextVersion(max(row.Version, floor), now)
 	if revoke {
 		row.RevokedBelow = row.Version
 	}
-	row.UpdatedAt = tx.Now()
+	row.UpdatedAt = now
 	if err := tx.UpdateUser(row); err != nil {
 		return translate(err)
 	}
@@ -318,7 +325,11 @@ func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
 	for after, n := "", step; n == step; users += n {
 		var last string // the transaction may run again, from the same after
 		err := s.Write(ctx, func(tx *store.Tx) (err error) {
-			last, n, err = tx.RaiseUsers(after, step, nextVersion(0, tx.Now()))
+			floor, err := tx.HoldFloor()
+			if err != nil {
+				return err
+			}
+			last, n, err = tx.RaiseUsers(after, step, nextVersion(floor, tx.Now()))
 			return err
 		})
 		if err != nil {
@@ -329,9 +340,9 @@ func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
 	return users, nil
 }
 
-// nextVersion returns a version that the user never had: above the last version, and at
-// least the clock's seconds since 1970. So a database restored from yesterday does not
-// use today's versions again.
+// nextVersion returns a version that neither the user's row nor an access token ever had:
+// above version, which is the greater of the row's version and the floor, and at least the
+// clock's seconds since 1970.
 func nextVersion(version int64, now time.Time) int64 {
 	return max(version+1, now.Unix())
 }

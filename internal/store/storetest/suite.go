@@ -48,6 +48,7 @@ func Suite(t *testing.T, new func(testing.TB) string) {
 		{"pages of audit", testPagesOfAudit},
 		{"keys", testKeys},
 		{"settings", testSettings},
+		{"floor", testFloor},
 		{"spend", testSpend},
 		{"spend refuses", testSpendRefuses},
 		{"spend advances", testSpendAdvances},

@@ -1,0 +1,73 @@
+package hub
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+)
+
+// A resume token tells what its watcher knows. A resume token has the form
+//
+//	event number ‖ tag ‖ greatest version ‖ MAC ‖ origin
+//
+// with 8, 8, 8, 16 bytes, and the rest. The greatest version is [Update].Greatest of the
+// hub that made the token. A server that starts on a restored database learns from the
+// token which versions the database has lost. The MAC is HMAC-SHA256 over everything else,
+// truncated to 128 bits (RFC 2104, section 5): a client must not be able to raise the floor
+// for versions at will.
+const (
+	resumeMAC    = 16
+	resumeLength = 8 + len(Tag{}) + 8 + resumeMAC // without the origin
+)
+
+// SealResume sets the key for the MAC of resume tokens. All hubs of an installation need
+// the same key: otherwise each hub sends a snapshot to the watchers of another hub. Call
+// SealResume before Watch and Conn are used. Until then, the key is random.
+func (h *Hub) SealResume(key []byte) { h.resumeKey = key }
+
+// resumeLocked returns the resume token for the state. h.mu must be held.
+func (h *Hub) resumeLocked() []byte {
+	token := binary.BigEndian.AppendUint64(nil, uint64(h.ring.at.Seq))
+	token = append(token, h.ring.at.Tag[:]...)
+	token = binary.BigEndian.AppendUint64(token, uint64(h.greatest))
+	return append(append(token, h.resumeSum(token)...), h.origin...)
+}
+
+// resumeSum returns the MAC of a resume token with the origin of h.
+func (h *Hub) resumeSum(body []byte) []byte {
+	sum := hmac.New(sha256.New, h.resumeKey)
+	sum.Write(body)
+	sum.Write([]byte(h.origin))
+	return sum.Sum(nil)[:resumeMAC]
+}
+
+// parseResume returns the position and the greatest version in a resume token; nowhere and
+// zero if the token is malformed, of another origin, or with a wrong MAC.
+func (h *Hub) parseResume(token []byte) (at Position, greatest int64) {
+	if len(token) < resumeLength || string(token[resumeLength:]) != h.origin {
+		return nowhere, 0
+	}
+	body, mac := token[:resumeLength-resumeMAC], token[resumeLength-resumeMAC:resumeLength]
+	if !hmac.Equal(mac, h.resumeSum(body)) {
+		return nowhere, 0
+	}
+	return Position{int64(binary.BigEndian.Uint64(body)), Tag(body[8:16])}, int64(binary.BigEndian.Uint64(body[16:]))
+}
+
+// Claimed returns the greatest version in the resume tokens of watchers so far. If Claimed
+// returns more than the publisher's [Update].Greatest, the database has lost versions, or
+// the publisher is behind.
+func (h *Hub) Claimed() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.claimed
+}
+
+// claim remembers the greatest version of a watcher's resume token, and reports whether the
+// hub must be refreshed because of the version.
+func (h *Hub) claim(greatest int64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.claimed = max(h.claimed, greatest)
+	return greatest > h.greatest
+}

@@ -1,0 +1,40 @@
+package store
+
+import "strconv"
+
+// The floor for versions is a setting: a number that only grows. The version in an access
+// token ([User.TokenVersion]) is never below the floor, and a raised version is above the
+// floor. After a database was restored, or a standby was promoted, the floor is raised
+// above every version of the lost history. So verifiers accept new tokens, although they
+// know versions that the database has lost.
+
+// versionFloor names the setting.
+const versionFloor = "version_floor"
+
+// floorColumn is SQL for the floor, as a column of a statement about a user.
+const floorColumn = `COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE settings.name = '` + versionFloor + `'), 0)`
+
+// Floor returns the floor for versions, and zero before the first start of a server.
+func (tx *Tx) Floor() (floor int64, err error) {
+	return floor, tx.queryRow(into(&floor), `SELECT `+floorColumn)
+}
+
+// HoldFloor returns the floor for versions. [Tx.RaiseFloor] of other transactions waits
+// until this transaction ends. A transaction that raises the version of a user must hold
+// the floor: otherwise a refresh at the same time could mint a token with the user's
+// earlier rights and a raised floor, and the new version would not be above the token's.
+func (tx *Tx) HoldFloor() (int64, error) {
+	value := "0"
+	err := tx.fail(tx.run.query(into(&value), "SHARE OF settings", `SELECT value FROM settings WHERE name = $1`, versionFloor))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(value, 10, 64)
+}
+
+// RaiseFloor raises the floor for versions to least. If the floor is least or above,
+// RaiseFloor changes nothing.
+func (tx *Tx) RaiseFloor(least int64) error {
+	return tx.queueExec(`INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+		WHERE CAST(settings.value AS BIGINT) < CAST(excluded.value AS BIGINT)`, versionFloor, strconv.FormatInt(least, 10))
+}
