@@ -54,6 +54,7 @@ type Server struct {
 	users     *user.Users
 	sessions  *session.Sessions
 	logins    *login.Service
+	keys      *issuer.KeySet
 	keyring   *issuer.Keyring
 	verifier  *authn.Verifier
 
@@ -168,16 +169,13 @@ func (s *Server) listen(ctx context.Context) error {
 // feed in this process, so it needs neither a connection nor a token.
 func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.Keys) error {
 	var err error
-	if s.feed, err = feed.Open(ctx, s.store, inst.issuer, inst.databaseID, s.logger); err != nil {
+	s.keys = issuer.NewKeySet(master, s.logger)
+	if s.feed, err = feed.Open(ctx, s.store, feed.Origin{Issuer: inst.issuer, DatabaseID: inst.databaseID, Keys: s.keys.Read}, s.logger); err != nil {
 		return err
 	}
 	s.feed.Hub().LimitWatchers(s.limits.watchers)
-	tokens, err := issuer.Open(ctx, s.store, master, inst.issuer, s.cfg.AccessTTL)
-	if err != nil {
-		return err
-	}
-	s.feed.OnKeys(tokens.Reload) // a key that another replica has made signs here, too
-	s.keyring = issuer.NewKeyring(s.store, s.feed, master, s.audit)
+	tokens := issuer.New(s.keys, inst.issuer, s.cfg.AccessTTL)
+	s.keyring = issuer.NewKeyring(s.store, s.feed, s.keys, s.audit)
 	s.passwords = s.hashPool(ctx)
 	s.users = user.New(s.store, s.feed, s.passwords, s.audit)
 	s.sessions, err = session.Open(ctx, session.Config{
@@ -236,7 +234,7 @@ func (s *Server) register() error {
 	watchwordv1.RegisterTrustServiceServer(s.grpc, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != ""})
 	watchwordv1.RegisterUserServiceServer(s.grpc, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(s.grpc, &rpc.Sessions{Sessions: s.sessions})
-	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Store: s.store, Keyring: s.keyring})
+	watchwordv1.RegisterKeyServiceServer(s.grpc, &rpc.Keys{Keyring: s.keyring})
 	watchwordv1.RegisterAuditServiceServer(s.grpc, &rpc.Audit{Store: s.store})
 	s.health = health.NewServer()
 	healthv1.RegisterHealthServer(s.grpc, s.health)
@@ -264,6 +262,7 @@ func (s *Server) Run(ctx context.Context) error {
 	tasks.Go(func() { s.feed.Run(background) })
 	tasks.Go(func() { s.audit.Run(background) })
 	tasks.Go(func() { s.maintain(background) })
+	tasks.Go(func() { s.watchMinting(background) })
 
 	failed := make(chan error, 2) // has room for both, so that no goroutine is left blocked
 	go func() { failed <- s.grpc.Serve(s.grpcLis) }()

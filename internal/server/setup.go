@@ -21,12 +21,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Names of settings in the database, which all replicas share. The database id tells
-// verifiers when a server has been pointed at another database.
-const (
-	settingDatabaseID = "database_id"
-	settingIssuer     = "issuer"
-)
+// settingIssuer names the setting with the issuer, which all replicas share.
+const settingIssuer = "issuer"
 
 // adminName is the name of the first user, made at the first start.
 const adminName = "admin"
@@ -61,6 +57,9 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		if err != nil {
 			return err
 		}
+		if err := checkMaster(tx, master); err != nil {
+			return err
+		}
 		if err := issuer.Setup(tx, master, token.Algorithm(s.cfg.SigningAlg)); err != nil {
 			return err
 		}
@@ -92,7 +91,7 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 // identify reads the database's id and issuer; at the first start, identify writes
 // both. A different --issuer is refused: every token in use names the old one.
 func (c *Config) identify(tx *store.Tx, defaultIssuer string) (inst installation, err error) {
-	if inst.databaseID, err = setOnce(tx, settingDatabaseID, user.NewID()); err != nil {
+	if inst.databaseID, err = setOnce(tx, store.DatabaseID, user.NewID()); err != nil {
 		return inst, err
 	}
 	inst.issuer, err = setOnce(tx, settingIssuer, cmp.Or(c.Issuer, defaultIssuer))

@@ -65,7 +65,7 @@ func touchKeys(t testing.TB, s *store.Store, n int64) {
 	key := &store.SigningKey{KID: name, Algorithm: "a", PublicKey: []byte{1}, SealedKey: []byte{1}, PublishedAt: now}
 	mac := &store.MACKey{ID: n, SealedKey: []byte{1}, CreatedAt: now}
 	err := s.Write(t.Context(), func(tx *store.Tx) error {
-		return errors.Join(tx.InsertSigningKey(key), tx.UpdateSigningKey(key), tx.ResealSigningKey(name, []byte{2}), tx.InsertMACKey(mac), tx.ResealMACKey(n, []byte{2}))
+		return errors.Join(tx.InsertSigningKey(key), tx.UpdateSigningKey(key), tx.InsertMACKey(mac), tx.ResealMACKey(n, []byte{2}))
 	})
 	if err != nil {
 		t.Error(err)
