@@ -211,7 +211,7 @@ func (k *KeySet) alarmLocked(ctx context.Context, problem error) {
 		return
 	}
 	k.problem, k.problemAt = problem.Error(), time.Now()
-	remedy := "somebody has changed rows of signing_keys: find out who can write the database; " +
+	remedy := "somebody has changed rows of signing_keys: find out which program or person can write the database; " +
 		"`watchword key rotate` removes the refused rows, and `watchword datastore restored` replaces all keys and ends every session"
 	switch {
 	case errors.Is(problem, seal.ErrWrongKey):
