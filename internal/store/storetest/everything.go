@@ -104,12 +104,13 @@ func readEverything(t testing.TB, s *store.Store, u *store.User) {
 			err6 = errors.Join(err6, err)
 		}
 		_, err7 := tx.SigningKeys()
+		_, err13 := tx.AnotherAdmin("id")
 		_, err8 := tx.MACKeys()
 		_, err9 := tx.MaxLifetime()
 		_, err10 := tx.UserIDs(u.Username, 10)
 		_, err11 := tx.ThrottleBuckets([2]int64{1, 2})
 		_, err12 := tx.IsRecent(newSession("s", u.ID), 10)
-		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10, err11, err12)
+		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10, err11, err12, err13)
 	})
 	if err != nil {
 		t.Error(err)
