@@ -70,7 +70,7 @@ type Server struct {
 // New opens the database and the listeners, sets a new database up, and does not serve
 // yet. If a step fails, New closes everything opened before. On a new database announce
 // gets the password of the first admin, unless cfg.InitialPasswordFile names a file for
-// the password; New fails if announce fails.
+// the password. If announce fails, New fails, and the database has no user yet.
 func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(password string) error) (*Server, error) {
 	if err := errors.Join(cfg.Validate(), cfg.checkPasswordFile()); err != nil {
 		return nil, err
