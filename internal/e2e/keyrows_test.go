@@ -244,12 +244,14 @@ func TestAnEarlierKeySet(t *testing.T) {
 }
 
 // TestKeysOfAnotherInstallation puts the key set of another database, with the same master
-// key, into a database.
+// key and the same issuer, into a database. The key set of the other database is newer.
 func TestKeysOfAnotherInstallation(t *testing.T) {
-	other := serve(t, t.TempDir())
+	shared := []string{"--master-key-file", filepath.Join(t.TempDir(), "master"), "--issuer", "https://auth.example.com"}
+	wantExit(t, 0, cli(t, t.TempDir(), "", "key", "create-master-key", shared[1]))
+	w := &written{server: serve(t, t.TempDir(), shared...)}
+	other := serve(t, t.TempDir(), shared...)
 	theirs := dial(t, other.grpcAddr).login(t, "admin", other.admin, "watchword")
 	other.stop(t)
-	w := &written{server: serve(t, t.TempDir(), "--master-key-file", masterKeyOf(other.dir), "--issuer", "http://"+other.httpAddr)}
 	c := dial(t, w.grpcAddr)
 	verifier, err := authn.NewVerifier(callCtx(t), c.conn, authn.WithAudience("watchword"))
 	if err != nil {
