@@ -3,7 +3,9 @@ package authn
 import (
 	"errors"
 	"log/slog"
+	"maps"
 	"math"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -19,9 +21,10 @@ import (
 // atomic pointer and replaces the pointer, so a reader takes no lock and sees one trust
 // state whole.
 type trust struct {
-	said        *watchwordv1.TrustState // as received; the snapshot file repeats the message
+	said        *watchwordv1.TrustState // as received, with every withdrawn key; the snapshot file repeats the message
 	issuer      string
 	keys        map[string]*trustedKey // kid → key
+	withdrawn   map[string]bool        // kid → withdrawn, by this or any earlier trust state
 	maxLifetime time.Duration          // from iat to exp of the longest token
 	margin      time.Duration          // for how long a revocation is kept past its token's expiry
 	leeway      time.Duration          // of WithLeeway; at most margin
@@ -38,7 +41,9 @@ type trustedKey struct {
 
 // newTrust reads a trust state. before is the trust that the new one replaces, nil for the
 // first; if state is nil, newTrust returns before. A key of an unknown kind is logged and
-// left out: a newer server may have such a key.
+// left out: a newer server may have such a key. A key that any trust state has named as
+// withdrawn is left out too: an old key set in the database of a server brings no leaked key
+// back.
 //
 // Errors: if state lacks the issuer or the longest lifetime of a token.
 func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration, log *slog.Logger) (*trust, error) {
@@ -59,7 +64,15 @@ func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration
 	if before == nil {
 		before = &trust{issuer: next.issuer, leeway: leeway}
 	}
+	next.keepWithdrawn(before)
 	for _, k := range state.GetKeys() {
+		if kid := k.GetKey().GetKid(); next.withdrawn[kid] {
+			if !slices.Contains(state.GetWithdrawnKids(), kid) {
+				log.Error("the server names a key that was withdrawn before, and the key stays refused: "+
+					"run `watchword datastore restored` on the server's database", "kid", kid)
+			}
+			continue
+		}
 		key, err := before.readKey(k)
 		if err != nil {
 			log.Warn("a key of the trust bundle cannot be read", "kid", k.GetKey().GetKid(), "error", err)
@@ -74,6 +87,22 @@ func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration
 		log.Warn("the leeway is cut down to the server's margin", "leeway", leeway, "margin", next.margin)
 	}
 	return next, nil
+}
+
+// keepWithdrawn adds the keys that were withdrawn before to the keys that the trust state
+// names as withdrawn, also in the message that the snapshot file repeats.
+func (t *trust) keepWithdrawn(before *trust) {
+	t.withdrawn = maps.Clone(before.withdrawn)
+	if t.withdrawn == nil {
+		t.withdrawn = map[string]bool{}
+	}
+	for _, kid := range t.said.GetWithdrawnKids() {
+		t.withdrawn[kid] = true
+	}
+	if len(t.withdrawn) > len(t.said.GetWithdrawnKids()) {
+		t.said = proto.CloneOf(t.said)
+		t.said.WithdrawnKids = slices.Sorted(maps.Keys(t.withdrawn))
+	}
 }
 
 // readKey reads a key of the trust state that replaces t. A key that t has already keeps

@@ -58,6 +58,7 @@ const (
 	KeyRevoked          Type = "key.revoked"
 	KeysResealed        Type = "keys.resealed"
 	DatastoreRestored   Type = "datastore.restored" // every session ended and every key withdrawn, after a backup was restored
+	DatastoreRekeyed    Type = "datastore.rekeyed"  // every session ended and every key replaced, after the master key was lost
 	Call                Type = "call"               // a refused call; the detail names the method
 )
 

@@ -227,8 +227,8 @@ func (c *keyMasterCmd) Run() error {
 	return err
 }
 
-// keys holds the flags of the commands about keys. `key list` reads no secret, so it
-// needs no master key file.
+// keys holds the flags of the commands about keys. `key list` without the master key file
+// cannot tell whether somebody without the master key has changed the rows.
 type keys struct {
 	datastore
 	MasterKeyFile string `type:"path" help:"File of the master key, as for serve."`
@@ -254,7 +254,10 @@ func (k keys) withMaster(ctx context.Context, load func(path string) (*seal.Keys
 // runs on the same database learns of the change by polling, within a second.
 func (k keys) ring(ctx context.Context, t Terminal, do func(*issuer.Keyring) (issuer.Key, error)) error {
 	return k.withMaster(ctx, seal.Load, func(s *store.Store, master *seal.Keys) error {
-		key, err := do(issuer.NewKeyring(s, feed.Direct(s), master, record(s)))
+		if err := server.CheckMaster(ctx, s, master); err != nil {
+			return err
+		}
+		key, err := do(issuer.NewKeyring(s, feed.Direct(s), issuer.NewKeySet(master, slog.New(slog.DiscardHandler)), record(s)))
 		if err != nil {
 			return err
 		}
@@ -302,11 +305,19 @@ type keyResealCmd struct {
 // a new master key into the file; every replica needs that file before the old keys may
 // be removed from it.
 func (c *keyResealCmd) Run(ctx context.Context, t Terminal) error {
-	load := seal.Load
-	if c.NewMasterKey {
-		load = seal.Add
-	}
-	return c.withMaster(ctx, load, func(s *store.Store, master *seal.Keys) error {
+	return c.withMaster(ctx, seal.Load, func(s *store.Store, master *seal.Keys) error {
+		if err := server.CheckMaster(ctx, s, master); err != nil { // before the file is changed
+			return err
+		}
+		if c.NewMasterKey {
+			path, err := server.MasterKeyPath(s, c.MasterKeyFile)
+			if err != nil {
+				return err
+			}
+			if master, err = seal.Add(path); err != nil {
+				return err
+			}
+		}
 		n, err := server.Reseal(ctx, s, master, record(s))
 		if err == nil {
 			fmt.Fprintf(t.Out, "resealed %d keys; every key is sealed under the first master key in the file\n", n)
@@ -317,12 +328,21 @@ func (c *keyResealCmd) Run(ctx context.Context, t Terminal) error {
 
 type keyListCmd struct{ keys }
 
-// Run lists all signing keys, withdrawn keys too.
+// Run lists all signing keys, withdrawn keys too. With the master key file, a key that
+// somebody without the master key has added or changed is `untrusted`.
 func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
 	return c.with(ctx, func(s *store.Store) error {
-		keys, err := issuer.List(ctx, s)
+		var master *seal.Keys
+		path, unchecked := server.MasterKeyPath(s, c.MasterKeyFile)
+		if unchecked == nil {
+			master, unchecked = seal.Load(path)
+		}
+		keys, err := issuer.List(ctx, s, master)
 		if err != nil {
 			return err
+		}
+		if unchecked != nil && len(keys) > 0 {
+			fmt.Fprintf(t.Err, "the keys are shown as the database has them, without a check by the master key: %v\n", unchecked)
 		}
 		return table(t.Out, "KID\tALGORITHM\tSTATE\tPUBLISHED\tSIGNS FROM\tSIGNS UNTIL\tVERIFIES UNTIL", func(row addRow) error {
 			for _, k := range keys {

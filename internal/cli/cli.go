@@ -129,7 +129,15 @@ func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 	if c.LogFormat == "json" {
 		handler = slog.NewJSONHandler(t.Err, options)
 	}
-	s, err := server.New(ctx, c.Config, slog.New(handler), t.showPassword)
+	logger := slog.New(handler)
+	s, err := server.New(ctx, c.Config, logger, func(password string) error {
+		discarded, err := t.showPassword(password)
+		if discarded {
+			logger.WarnContext(ctx, "standard output is the null device: the password of the first user, admin, is shown nowhere; "+
+				"set a password by `watchword user set-password admin`")
+		}
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/server"
@@ -42,6 +43,7 @@ func (c *backupCmd) Run(ctx context.Context, t Terminal) error {
 type datastoreCmd struct {
 	Copy     datastoreCopyCmd     `cmd:"" help:"Move a SQLite database to PostgreSQL, while it is served."`
 	Restored datastoreRestoredCmd `cmd:"" help:"End every session and withdraw every key, after restoring a backup or promoting a standby that was behind. Every user must log in again."`
+	Rekey    datastoreRekeyCmd    `cmd:"" help:"Begin again with new keys, after the master key was lost. Users and passwords stay; every user must log in again."`
 }
 
 type datastoreCopyCmd struct {
@@ -95,6 +97,49 @@ func (c *datastoreRestoredCmd) Run(ctx context.Context, t Terminal) error {
 			return err
 		}
 		fmt.Fprintf(t.Out, "%d users raised, and every session has ended\nevery signing key withdrawn; %s\n", users, signsFrom(key))
+		return nil
+	})
+}
+
+type datastoreRekeyCmd struct {
+	keys
+	MasterKeyIsLost bool `help:"Confirm that the master key is lost, and that every session may end."`
+}
+
+// Help returns the second part of --help.
+func (c *datastoreRekeyCmd) Help() string {
+	return `Stop every server first. The command makes the master key file if the file does not exist,
+and replaces every signing key and every key of refresh tokens in the database. Users,
+passwords and the security record stay. Copy the new master key file to every server, and
+start the servers. If you find the lost master key file, the command has nothing to do: start
+the servers with that file instead.`
+}
+
+// Run replaces every key in the database. If Run is interrupted, the operator runs the
+// command again.
+func (c *datastoreRekeyCmd) Run(ctx context.Context, t Terminal) error {
+	if !c.MasterKeyIsLost {
+		return usageError{errors.New("this ends every session, and every user must log in again. " +
+			"If the master key is lost, stop every server, and confirm with --master-key-is-lost")}
+	}
+	made := ""
+	load := func(path string) (*seal.Keys, error) {
+		master, err := seal.Load(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			made = path
+			master, err = seal.Create(path)
+		}
+		return master, err
+	}
+	return c.withMaster(ctx, load, func(s *store.Store, master *seal.Keys) error {
+		users, key, err := server.Rekey(ctx, s, master, record(s))
+		if err != nil {
+			return err
+		}
+		if made != "" {
+			fmt.Fprintf(t.Err, "made %s: keep a copy in another place than the database, and copy the file to every server\n", made)
+		}
+		fmt.Fprintf(t.Out, "%d users raised, and every session has ended\nevery key replaced; %s\n", users, signsFrom(key))
 		return nil
 	})
 }

@@ -59,8 +59,8 @@ func hint(err error) string {
 	case errors.Is(err, store.ErrSchema):
 		return "; run a newer watchword"
 	case errors.Is(err, seal.ErrWrongKey):
-		return "; name the right file by --master-key-file"
-	case errors.Is(err, issuer.ErrChainBroken):
+		return "; name the right file by --master-key-file; if the master key is lost, see watchword datastore rekey --help"
+	case errors.Is(err, issuer.ErrChainBroken), errors.Is(err, issuer.ErrRolledBack):
 		return "; watchword datastore restored replaces all keys, and ends every session"
 	}
 	return ""

@@ -51,30 +51,48 @@ func (t Terminal) prompt(label string) (string, error) {
 
 // showPassword prints the password of the first admin: alone for a script, and in a
 // sentence at a terminal. The password is stored nowhere else, so a failed write is an
-// error, and the server does not start.
-func (t Terminal) showPassword(password string) error {
+// error, and the server does not start. discarded reports that standard output is the null
+// device, by the choice of the operator.
+func (t Terminal) showPassword(password string) (discarded bool, err error) {
 	out := t.Out
 	if e, ok := out.(escaping); ok {
 		out = e.to
 	}
 	format := "%s\n"
-	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	f, isFile := out.(*os.File)
+	switch {
+	case isFile && term.IsTerminal(int(f.Fd())):
 		format = "This database is new. The first user is admin, with this password, which is shown only now:\n\n    %s\n\n"
-	} else if ok && isNull(f) {
-		return errors.New("standard output is closed or " + os.DevNull + setAnother)
+	case isFile && isClosed(f):
+		return false, errors.New("standard output is closed" + startAgain)
+	case isFile && isNull(f):
+		return true, nil
 	}
 	if _, err := fmt.Fprintf(t.Out, format, password); err != nil {
-		return fmt.Errorf("standard output: %w%s", err, setAnother)
+		return false, fmt.Errorf("standard output: %w%s", err, startAgain)
 	}
-	return nil
+	if isFile {
+		err = syncRegular(f) // a full disk may fail as late as here
+	}
+	if err != nil {
+		return false, fmt.Errorf("standard output: %w%s", err, startAgain)
+	}
+	return false, nil
 }
 
-// setAnother tells the operator how to get in after the first admin's password was
-// lost: the admin exists, so no later start prints a password.
-const setAnother = "; set another password by `watchword user set-password admin` on the same --datastore-uri, and start again"
+// startAgain tells the operator how to get the first admin's password.
+const startAgain = ": the database has no user yet; start again with a standard output that takes the password, or with --initial-password-file"
 
-// isNull reports whether a file is the null device. If standard output is closed, the
-// Go runtime opens the null device in its place.
+// syncRegular writes a regular file to the disk; pipes and devices cannot be synced.
+func syncRegular(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	return f.Sync()
+}
+
+// isNull reports whether a file is the null device.
 func isNull(f *os.File) bool {
 	null, err := os.Stat(os.DevNull)
 	out, outErr := f.Stat()

@@ -151,7 +151,7 @@ var codeOf = map[string]codes.Code{
 	"USER_DISABLED":         codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
 	"CLIENT_CERTIFICATE_REQUIRED": codes.PermissionDenied,
 	"SESSION_NOT_FOUND":           codes.NotFound,
-	"USER_NOT_FOUND":              codes.NotFound, "USER_EXISTS": codes.AlreadyExists,
+	"USER_NOT_FOUND":              codes.NotFound, "USER_EXISTS": codes.AlreadyExists, "LAST_ADMIN": codes.FailedPrecondition,
 }
 
 // checkRefusal returns an error unless err has the reason and the reason's status code.

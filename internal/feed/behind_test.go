@@ -97,13 +97,18 @@ func TestAFeedThatIsBehindAndCannotReadUndoesNothing(t *testing.T) {
 // knows. So the watcher waits for the next reading.
 func TestAWatcherWaitsForAReadingThatBeginsAfterIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s, f, _ := known(t, "both know")
+		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+		write(t, s, ended("both know"))
+		var began bool
 		reading, goOn := make(chan struct{}), make(chan struct{})
-		f.OnKeys(func(context.Context) error {
-			reading <- struct{}{}
-			<-goOn
-			return nil
+		f := openWith(t, s, func(context.Context, *store.Tx) (set feed.KeySet, err error) {
+			if began {
+				reading <- struct{}{}
+				<-goOn
+			}
+			return set, err
 		})
+		began = true
 		write(t, s, (*feed.Tx).KeysChanged)
 		var all sync.WaitGroup
 		all.Go(func() { tail(t, f) })

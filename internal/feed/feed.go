@@ -44,8 +44,8 @@ type Feed struct {
 	hub    *hub.Hub
 	hint   chan struct{} // has room for one
 	issuer string
+	keys   Keys
 	logger *slog.Logger
-	onKeys func(context.Context) error
 	poll   time.Duration
 	beats  time.Duration
 
@@ -53,22 +53,45 @@ type Feed struct {
 	floor       int64        // the floor for versions, as read last
 	greatest    int64        // the greatest of all floors and all versions of events, in any history
 	trustUnread bool         // the last batch must read the trust state
-	keysUntaken bool         // onKeys has failed, and must be called again
+	keysAgain   bool         // keys asked to be called again; see [KeySet]
 
 	next    atomic.Pointer[reading] // the reading that begins next
 	failing atomic.Bool             // the last reading ended with an error
 }
 
+// Origin describes the installation that a feed publishes.
+type Origin struct {
+	Issuer     string
+	DatabaseID string
+	Keys       Keys // nil: the trust state has no key
+}
+
+// Keys reads the signing keys to publish, at the beginning and after each change of the keys,
+// before a watcher receives the change. The rows of the database alone prove nothing: package
+// issuer checks the rows under the master key.
+//
+// Errors: those of the store. At [Open], any other error too.
+type Keys func(context.Context, *store.Tx) (KeySet, error)
+
+// KeySet holds the signing keys to publish.
+type KeySet struct {
+	Rows      []*store.SigningKey
+	Withdrawn []string // ids of withdrawn keys, which no verifier may trust again
+	Again     bool     // the database has a newer key set that cannot be used now: the feed reads again after a heartbeat
+}
+
 // Open publishes the state of the database into a new hub. Run keeps the hub up to
 // date.
-func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger *slog.Logger) (*Feed, error) {
+func Open(ctx context.Context, s *store.Store, of Origin, logger *slog.Logger) (*Feed, error) {
 	f := &Feed{
-		store: s, issuer: issuer, logger: logger, hint: make(chan struct{}, 1),
-		onKeys: func(context.Context) error { return nil }, poll: pollEvery, beats: heartbeatEvery,
-		trustUnread: true,
+		store: s, issuer: of.Issuer, keys: of.Keys, logger: logger, hint: make(chan struct{}, 1),
+		poll: pollEvery, beats: heartbeatEvery, trustUnread: true,
+	}
+	if f.keys == nil {
+		f.keys = func(context.Context, *store.Tx) (KeySet, error) { return KeySet{}, nil }
 	}
 	f.next.Store(newReading())
-	f.hub = hub.New(databaseID, f.refresh)
+	f.hub = hub.New(of.DatabaseID, f.refresh)
 	if err := f.readTail(ctx); err != nil {
 		return nil, fmt.Errorf("reading events and keys: %w", err)
 	}
@@ -77,10 +100,6 @@ func Open(ctx context.Context, s *store.Store, issuer, databaseID string, logger
 
 // Hub returns the hub that the feed publishes into.
 func (f *Feed) Hub() *hub.Hub { return f.hub }
-
-// OnKeys sets a function to call when the signing keys have changed, before a watcher
-// receives the change. OnKeys must be called before Run.
-func (f *Feed) OnKeys(fn func(context.Context) error) { f.onKeys = fn }
 
 // Pace sets how often Run polls the store and sends heartbeats, for tests in which
 // months pass. Pace must be called before Run.
@@ -103,10 +122,10 @@ func (f *Feed) Run(ctx context.Context) {
 		case <-poll.C:
 		case <-beat.C:
 			f.hub.Beat()
-			if f.keysUntaken {
-				f.passKeys(ctx)
+			if !f.keysAgain {
+				continue
 			}
-			continue
+			f.trustUnread = true
 		}
 		if err := f.readTail(ctx); err != nil && ctx.Err() == nil {
 			f.logger.WarnContext(ctx, "cannot read events; verifiers continue with the changes received so far", "error", err)

@@ -3,10 +3,10 @@ package feed_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -29,37 +29,43 @@ func keys(t *testing.T, s *store.Store) *seal.Keys {
 	return master
 }
 
-// If the issuer cannot load the signing keys, the feed still publishes revocations
-// and the trust state.
-func TestEventsGoOnThoughTheIssuerCannotTakeTheKeys(t *testing.T) {
+func keySet(master *seal.Keys) *issuer.KeySet {
+	return issuer.NewKeySet(master, slog.New(slog.DiscardHandler))
+}
+
+// While the key set in the database cannot be used, the feed still publishes revocations,
+// and reads the key set again after each heartbeat.
+func TestEventsGoOnThoughTheKeysCannotBeUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-		f := openFeed(t, s)
-		unreadable, tried := errors.New("sealed under a master key that is not here"), make(chan error)
-		f.OnKeys(func(ctx context.Context) error {
-			select {
-			case err := <-tried:
-				return err
-			case <-ctx.Done():
-				return ctx.Err()
+		set := keySet(keys(t, s))
+		usable, reads := false, 0
+		f := openWith(t, s, func(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
+			if reads++; usable {
+				return set.Read(ctx, tx)
 			}
+			return feed.KeySet{Again: true}, nil
 		})
 		run(t, f)
 		w := watch(t, f)
 		snapshot(t, w)
-		keys(t, s)
-		write(t, s, (*feed.Tx).KeysChanged)
-		tried <- unreadable
-		for next(t, w).GetChange().GetTrustState().GetKeys() == nil {
-		}
 		write(t, s, ended("one"))
 		for next(t, w).GetChange().GetEndedSessions() == nil {
 		}
-		tried <- unreadable // again, though no key has changed
-		tried <- nil
+		before := reads
+		usable = true
+		for next(t, w).GetChange().GetTrustState().GetKeys() == nil { // though no event says that a key has changed
+		}
+		if before == reads {
+			t.Error("the keys were not read again")
+		}
+		after := reads
 		for range 5 {
-			for next(t, w).GetHeartbeat() == nil { // after a success, OnKeys is not called again
+			for next(t, w).GetHeartbeat() == nil {
 			}
+		}
+		if reads != after {
+			t.Errorf("read %d times after a success", reads-after)
 		}
 	})
 }
@@ -68,15 +74,17 @@ func TestEventsGoOnThoughTheIssuerCannotTakeTheKeys(t *testing.T) {
 // the trust state.
 func TestAKeyThatCannotBeReadIsLeftOut(t *testing.T) {
 	s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
-	keys(t, s)
-	write(t, s, func(tx *feed.Tx) error {
-		return tx.InsertSigningKey(&store.SigningKey{
-			KID: "newer", Algorithm: "ML-DSA-65", PublicKey: []byte("of another kind"), SealedKey: []byte("sealed"),
-			PublishedAt: tx.Now(), SignsFrom: tx.Now(),
-		})
-	})
+	set := keySet(keys(t, s))
+	newer := &store.SigningKey{KID: "newer", Algorithm: "ML-DSA-65", PublicKey: []byte("of another kind"), SealedKey: []byte("sealed")}
 	var logged bytes.Buffer
-	f, err := feed.Open(t.Context(), s, "https://auth.test", "database", slog.New(slog.NewTextHandler(&logged, nil)))
+	f, err := feed.Open(t.Context(), s, feed.Origin{
+		Issuer: "https://auth.test", DatabaseID: "database",
+		Keys: func(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
+			read, err := set.Read(ctx, tx)
+			read.Rows = append(slices.Clone(read.Rows), newer)
+			return read, err
+		},
+	}, slog.New(slog.NewTextHandler(&logged, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}

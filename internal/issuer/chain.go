@@ -3,12 +3,12 @@ package issuer
 import (
 	"errors"
 	"fmt"
-	"reflect"
 	"slices"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -24,27 +24,33 @@ var ErrChainBroken = errors.New("the key chain is broken")
 // Invariant, withdrawn keys aside: each key signs until the next key begins; exactly
 // one key (last) has no end; and one more key (next) is published without a date.
 type chain struct {
-	tx   *store.Tx
-	now  time.Time
-	read []*store.SigningKey // copies of the rows before the change
-	rows []*store.SigningKey // the rows after the change, the oldest first
-	last *store.SigningKey   // signs now, or will sign; nil if the chain is broken
-	next *store.SigningKey   // published, has no date yet; nil if the chain is broken
+	tx     *store.Tx
+	now    time.Time
+	before *authentic
+	read   []*store.SigningKey // copies of the rows before the change
+	rows   []*store.SigningKey // the rows after the change, the oldest first
+	last   *store.SigningKey   // signs now, or will sign; nil if the chain is broken
+	next   *store.SigningKey   // published, has no date yet; nil if the chain is broken
 
 	record audit.Event // what the security record says about the change; empty: nothing is written
 }
 
-// readChain reads all signing keys and finds last and next. readChain accepts a broken
-// chain, since [Keyring.ReplaceAll] must work on one.
-func readChain(tx *store.Tx) (*chain, error) {
-	rows, err := tx.SigningKeys()
-	if err != nil {
-		return nil, err
-	}
-	c := &chain{tx: tx, now: tx.Now(), rows: rows}
-	for _, row := range rows {
+// newChain finds last and next among the keys of an authentic key set. newChain accepts a
+// broken chain, since [Keyring.ReplaceAll] must work on one.
+func newChain(tx *store.Tx, before *authentic) *chain {
+	c := &chain{tx: tx, now: tx.Now(), before: before, rows: slices.Clone(before.rows)}
+	for _, row := range c.rows {
 		original := *row
 		c.read = append(c.read, &original)
+	}
+	c.findEnds()
+	return c
+}
+
+// findEnds sets last and next.
+func (c *chain) findEnds() {
+	c.last, c.next = nil, nil
+	for _, row := range c.rows {
 		switch {
 		case !row.RevokedAt.IsZero():
 		case row.SignsFrom.IsZero():
@@ -53,7 +59,6 @@ func readChain(tx *store.Tx) (*chain, error) {
 			c.last = row
 		}
 	}
-	return c, nil
 }
 
 // intact returns an error if the chain of signing keys has no last key or no next key.
@@ -76,23 +81,37 @@ func broken(how string) error {
 	return fmt.Errorf("%w: %s; a row of signing_keys was deleted or changed by hand: restore the row, or replace all keys", ErrChainBroken, how)
 }
 
-// write writes the difference between rows and read: rows added, changed and removed.
-func (c *chain) write() error {
+// write writes every row with a higher counter and a new tag. write deletes the rows that
+// were removed from the chain, and the rows that are not authentic.
+func (c *chain) write(master *seal.Keys) error {
+	id, err := databaseID(c.tx)
+	if err != nil {
+		return err
+	}
+	counter := nextCounter(c.before.counter, c.now)
 	for _, row := range c.rows {
-		original := find(c.read, row.KID)
-		var err error
-		if original == nil {
-			err = c.tx.InsertSigningKey(row)
-		} else if !reflect.DeepEqual(row, original) {
-			err = c.tx.UpdateSigningKey(row)
+		row.Counter = counter
+		if err := tag(row, master, id); err != nil {
+			return err
 		}
-		if err != nil {
+		write := c.tx.UpdateSigningKey
+		if find(c.read, row.KID) == nil {
+			write = c.tx.InsertSigningKey
+		}
+		if err := write(row); err != nil {
 			return err
 		}
 	}
 	for _, original := range c.read {
 		if find(c.rows, original.KID) == nil {
 			if err := c.tx.DeleteSigningKey(original.KID); err != nil {
+				return err
+			}
+		}
+	}
+	for _, r := range c.before.refused {
+		if find(c.read, r.row.KID) == nil {
+			if err := c.tx.DeleteSigningKey(r.row.KID); err != nil {
 				return err
 			}
 		}
@@ -117,6 +136,11 @@ func (c *chain) publish(spare *store.SigningKey) *store.SigningKey {
 // keys that begin at the same time would have no order. The last key verifies until its
 // last token has expired, and for feed.Margin longer: a verifier's clock may be behind.
 func (c *chain) promote() error {
+	return c.succeed(c.next)
+}
+
+// succeed lets a key without a date follow the last key; see [chain.promote].
+func (c *chain) succeed(successor *store.SigningKey) error {
 	age, err := c.tx.DurationSetting(settingMaxAge)
 	if err != nil {
 		return err
@@ -128,10 +152,39 @@ func (c *chain) promote() error {
 	if age > 0 {
 		age += settle
 	}
-	from := slices.MaxFunc([]time.Time{c.now, c.next.PublishedAt.Add(age), c.last.SignsFrom.Add(time.Microsecond)}, time.Time.Compare)
-	c.next.SignsFrom, c.last.SignsUntil = from, from
+	from := slices.MaxFunc([]time.Time{c.now, successor.PublishedAt.Add(age), c.last.SignsFrom.Add(time.Microsecond)}, time.Time.Compare)
+	successor.SignsFrom, c.last.SignsUntil = from, from
 	c.last.VerifiesUntil = from.Add(longest + feed.Margin)
 	return nil
+}
+
+// withdraw withdraws a key, and destroys the private half: a withdrawn key signs nothing
+// again, and no master key is needed for the row.
+func (c *chain) withdraw(k *store.SigningKey) {
+	k.RevokedAt, k.SealedKey = c.now, []byte{}
+}
+
+// followUnseen publishes a key that no cache has seen, and lets the key sign as soon as the
+// caches of --jwks-max-age have the key. Most libraries read the JWKS again only for a token
+// with an unknown kid, so without an unseen key their caches would trust a withdrawn key for
+// as long as the caches live.
+//
+// A last key that does not sign yet makes room for the unseen key, so that repeated
+// withdrawals leave no row of waiting keys.
+func (c *chain) followUnseen(spare *store.SigningKey) error {
+	c.findEnds()
+	if c.last == nil {
+		return broken("every key that signs has an end")
+	}
+	if waiting := c.last; waiting.SignsFrom.After(c.now) {
+		before, err := c.find("no key signs until "+waiting.KID+" begins", func(k *store.SigningKey) bool { return k.SignsUntil.Equal(waiting.SignsFrom) })
+		if err == nil {
+			before.SignsUntil, before.VerifiesUntil = time.Time{}, time.Time{}
+			c.remove(func(k *store.SigningKey) bool { return k == waiting })
+			c.last = before
+		}
+	}
+	return c.succeed(c.publish(spare))
 }
 
 // bridge closes the gap that a withdrawn key leaves in the chain of signing keys. spare
@@ -181,10 +234,12 @@ func (c *chain) remove(matches func(*store.SigningKey) bool) {
 	c.rows = slices.DeleteFunc(c.rows, matches)
 }
 
-// verifiesNothing reports whether the last token of a key has expired, so that the key
-// may leave the key set.
-func (c *chain) verifiesNothing(k *store.SigningKey) bool {
-	return !k.VerifiesUntil.IsZero() && k.VerifiesUntil.Before(c.now)
+// removeExpired removes the keys of which the last token has expired. Withdrawn keys are
+// removed by [chain.forgetWithdrawn].
+func (c *chain) removeExpired() {
+	c.remove(func(k *store.SigningKey) bool {
+		return k.RevokedAt.IsZero() && !k.VerifiesUntil.IsZero() && k.VerifiesUntil.Before(c.now)
+	})
 }
 
 // Bounds of the chain. Every verifier loads the keys that are not withdrawn, and every

@@ -1,18 +1,16 @@
 // Package issuer owns the signing keys, and is the only package that makes access
 // tokens.
 //
-// Keys are rows of the database, sealed under the master key. The times in a row tell
-// when the key signs and verifies, so replicas agree without a leader. The key set
+// Keys are rows of the database, sealed and authenticated under the master key. The times in
+// a row tell when the key signs and verifies, so replicas agree without a leader. The key set
 // always includes the next key, so a verifier knows every key before the key signs.
 package issuer
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/seal"
@@ -24,25 +22,17 @@ import (
 // [seal.Keys.Seal].
 const purpose = "signing key"
 
-// errNoKey means that no key signs at the time of a call. The call fails with INTERNAL:
-// the clock was set back, or rows were changed by hand.
-var errNoKey = errors.New("no signing key signs now")
-
 // Issuer makes access tokens. An Issuer is safe for concurrent use.
 type Issuer struct {
-	name  string
-	ttl   time.Duration
-	keys  *seal.Keys
-	store *store.Store
-
-	mu      sync.RWMutex
-	signers []signer // guarded by mu; Reload replaces the slice as a whole
+	name string
+	ttl  time.Duration
+	keys *KeySet
 }
 
-// signer is an opened signing key and the time in which the key signs.
-type signer struct {
-	from, until time.Time // until is zero while no end is decided
-	key         *token.SigningKey
+// New returns an Issuer that signs with the keys of a KeySet. name becomes the claim `iss`;
+// tokens live for ttl.
+func New(keys *KeySet, name string, ttl time.Duration) *Issuer {
+	return &Issuer{name: name, ttl: ttl, keys: keys}
 }
 
 // Setup makes the first two keys of a database, unless the database has keys: one signs
@@ -53,12 +43,19 @@ func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 	if err != nil || len(keys) > 0 {
 		return err
 	}
+	id, err := databaseID(tx)
+	if err != nil {
+		return err
+	}
 	for _, signsFrom := range []time.Time{tx.Now(), {}} {
 		key, err := generate(master, alg)
 		if err != nil {
 			return err
 		}
-		key.PublishedAt, key.SignsFrom = tx.Now(), signsFrom
+		key.PublishedAt, key.SignsFrom, key.Counter = tx.Now(), signsFrom, nextCounter(0, tx.Now())
+		if err := tag(key, master, id); err != nil {
+			return err
+		}
 		if err := tx.InsertSigningKey(key); err != nil {
 			return err
 		}
@@ -66,26 +63,57 @@ func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 	return nil
 }
 
-// Reseal seals the signing keys under the first master key in the file, and returns how
-// many keys were sealed under another master key before. Withdrawn keys are sealed
-// again too, so that the old master key is needed for nothing.
+// Reseal seals and tags the signing keys under the first master key in the file, and
+// returns how many keys were sealed or tagged under another master key before. Withdrawn keys
+// are tagged again too, so that the old master key is needed for nothing.
+//
+// Errors: seal.ErrWrongKey; ErrChainBroken if a row was changed by hand; errors of the store.
 func Reseal(tx *store.Tx, master *seal.Keys) (int, error) {
 	if err := tx.Exclusive(); err != nil {
 		return 0, err
 	}
-	rows, err := tx.SigningKeys()
+	id, err := databaseID(tx)
 	if err != nil {
 		return 0, err
 	}
+	a, err := authenticate(tx, master, id)
+	if err != nil {
+		return 0, err
+	}
+	if len(a.refused) > 0 {
+		return 0, broken(a.refused[0].Error())
+	}
 	n := 0
-	for _, row := range rows {
-		changed, err := master.Reseal(purpose, row.KID, row.SealedKey, func(sealed []byte) error { return tx.ResealSigningKey(row.KID, sealed) })
+	for _, row := range a.rows {
+		changed, err := reseal(row, master, id)
+		if err == nil && changed {
+			n++
+			err = tx.UpdateSigningKey(row)
+		}
 		if err != nil {
 			return n, fmt.Errorf("signing key %s: %w", row.KID, err)
 		}
-		n += changed
 	}
 	return n, nil
+}
+
+// reseal seals and tags a row under the first master key, and reports whether the row has
+// changed.
+func reseal(row *store.SigningKey, master *seal.Keys, databaseID string) (changed bool, err error) {
+	if changed = !master.SealedFirst(row.Tag); len(row.SealedKey) > 0 {
+		n, err := master.Reseal(purpose, row.KID, row.SealedKey, func(sealed []byte) error {
+			row.SealedKey = sealed
+			return nil
+		})
+		if err != nil {
+			return false, err
+		}
+		changed = changed || n > 0
+	}
+	if changed {
+		err = tag(row, master, databaseID)
+	}
+	return changed, err
 }
 
 // generate makes a key of an algorithm, with the private half sealed. The key has no
@@ -108,66 +136,30 @@ func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error)
 	return &store.SigningKey{KID: kid, Algorithm: string(alg), PublicKey: public, SealedKey: sealed}, err
 }
 
-// Open reads the signing keys and returns an Issuer. name becomes the claim `iss`;
-// tokens live for ttl.
-func Open(ctx context.Context, s *store.Store, master *seal.Keys, name string, ttl time.Duration) (*Issuer, error) {
-	i := &Issuer{name: name, ttl: ttl, keys: master, store: s}
-	return i, i.Reload(ctx)
-}
-
-// Reload reads the signing keys again. The feed calls Reload after a change of the
-// keys, on every replica.
-func (i *Issuer) Reload(ctx context.Context) error {
-	signers, err := readSigners(ctx, i.store, i.keys)
+// CheckMaster opens (decrypts), with the master keys, every signing key that is not
+// withdrawn and not changed by hand. So a command with the wrong master key file writes
+// nothing.
+//
+// Errors: seal.ErrWrongKey if a signing key needs a master key that the master key file
+// lacks; errors of the store.
+func CheckMaster(tx *store.Tx, master *seal.Keys) error {
+	id, err := databaseID(tx)
 	if err != nil {
 		return err
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.signers = signers
-	return nil
-}
-
-// CheckMaster decrypts, with the master keys, every signing key that has signed or signs.
-// Errors: seal.ErrWrongKey if a signing key needs a master key that the master key file
-// lacks; errors of the store.
-func CheckMaster(ctx context.Context, s *store.Store, master *seal.Keys) error {
-	_, err := readSigners(ctx, s, master)
-	return err
-}
-
-// readSigners reads the signing keys from the database, and opens (decrypts) each signing
-// key that has a date from which the key signs (SignsFrom) and is not withdrawn. Keys that
-// sign no longer are included, since the clocks of two replicas may differ.
-func readSigners(ctx context.Context, s *store.Store, master *seal.Keys) (signers []signer, err error) {
-	err = s.Read(ctx, func(tx *store.Tx) error {
-		rows, err := tx.SigningKeys()
-		if err != nil {
+	a, err := authenticate(tx, master, id)
+	if err != nil {
+		return err
+	}
+	for _, row := range a.rows {
+		if !row.RevokedAt.IsZero() {
+			continue
+		}
+		if _, err := open(row, master); errors.Is(err, seal.ErrWrongKey) {
 			return err
 		}
-		signers = nil
-		for _, row := range rows {
-			// The next key is opened when it gets a date; a withdrawn key never signs
-			// again.
-			if row.SignsFrom.IsZero() || !row.RevokedAt.IsZero() {
-				continue
-			}
-			private, err := master.Open(purpose, row.KID, row.SealedKey)
-			if err != nil {
-				return fmt.Errorf("signing key %s: %w", row.KID, err)
-			}
-			key, err := token.ParseSigningKey(private)
-			if err != nil {
-				return fmt.Errorf("signing key %s: %w", row.KID, err)
-			}
-			signers = append(signers, signer{from: row.SignsFrom, until: row.SignsUntil, key: key})
-		}
-		return nil
-	})
-	if err != nil {
-		err = fmt.Errorf("reading signing keys: %w", err)
 	}
-	return signers, err
+	return nil
 }
 
 // Subject holds the claims of an access token that depend on the user and the session.
@@ -185,7 +177,7 @@ type Subject struct {
 // Mint makes and signs an access token as of now, and returns the token and the token's
 // lifetime. The lifetime counts from now, so a client needs no correct clock.
 func (i *Issuer) Mint(now time.Time, s Subject) (string, time.Duration, error) {
-	key, err := i.signing(now)
+	key, err := i.keys.signing(now)
 	if err != nil {
 		return "", 0, err
 	}
@@ -208,32 +200,4 @@ func (i *Issuer) Mint(now time.Time, s Subject) (string, time.Duration, error) {
 		return "", 0, fmt.Errorf("signing access token: %w", err)
 	}
 	return signed, expires.Sub(now), nil
-}
-
-// signing returns the key that signs at a time. If several keys do, signing returns the
-// key that began last. If no key signs at the time, signing returns the key that begins
-// next: now is the time of the grant's transaction, and a key may have been withdrawn since.
-// Its successor then signs from a moment after now. Errors: errNoKey.
-func (i *Issuer) signing(now time.Time) (*token.SigningKey, error) {
-	i.mu.RLock()
-	defer i.mu.RUnlock()
-	var current, next signer
-	for _, s := range i.signers {
-		ended := !s.until.IsZero() && !s.until.After(now)
-		switch {
-		case s.from.After(now):
-			if next.key == nil || s.from.Before(next.from) {
-				next = s
-			}
-		case !ended && (current.key == nil || s.from.After(current.from)):
-			current = s
-		}
-	}
-	switch {
-	case current.key != nil:
-		return current.key, nil
-	case next.key != nil:
-		return next.key, nil
-	}
-	return nil, errNoKey
 }

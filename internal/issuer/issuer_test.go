@@ -2,10 +2,10 @@ package issuer_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -47,11 +47,20 @@ func setup(t *testing.T, alg token.Algorithm) (*store.Store, *seal.Keys, string)
 
 func open(t *testing.T, s *store.Store, master *seal.Keys) *issuer.Issuer {
 	t.Helper()
-	i, err := issuer.Open(t.Context(), s, master, name, 5*time.Minute)
-	if err != nil {
+	keys := keySet(master)
+	load(t, s, keys)
+	return issuer.New(keys, name, 5*time.Minute)
+}
+
+func keySet(master *seal.Keys) *issuer.KeySet {
+	return issuer.NewKeySet(master, slog.New(slog.DiscardHandler))
+}
+
+func load(t *testing.T, s *store.Store, keys *issuer.KeySet) {
+	t.Helper()
+	if err := keys.Load(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	return i
 }
 
 func rows(t *testing.T, s *store.Store) (keys []*store.SigningKey) {
@@ -120,7 +129,7 @@ func TestNoTokenOutlivesItsSession(t *testing.T) {
 
 func TestTheNextKeyIsPublishedBeforeItSigns(t *testing.T) {
 	s, _, _ := setup(t, token.EdDSA)
-	keys, err := issuer.List(t.Context(), s)
+	keys, err := issuer.ListRows(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +150,7 @@ func TestACopiedDatabaseSignsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := issuer.Open(context.Background(), s, stranger, name, time.Minute); !errors.Is(err, seal.ErrWrongKey) {
+	if err := keySet(stranger).Load(t.Context(), s); !errors.Is(err, seal.ErrWrongKey) {
 		t.Fatalf("another master key: %v", err)
 	}
 	row := rows(t, s)[0]

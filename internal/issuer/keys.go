@@ -2,8 +2,10 @@ package issuer
 
 import (
 	"context"
+	"slices"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -16,6 +18,8 @@ const (
 	Signing State = "signing" // signs new tokens
 	Retired State = "retired" // signs no more, still verifies
 	Revoked State = "revoked" // verifies nothing
+	// Untrusted means that the row is not authentic: the key verifies nothing.
+	Untrusted State = "untrusted"
 )
 
 // Key describes a signing key without the private half. A time is zero until it is
@@ -26,19 +30,46 @@ type Key struct {
 	PublishedAt, SignsFrom, SignsUntil, VerifiesUntil time.Time
 }
 
-// List returns every signing key in the database, the oldest first.
-func List(ctx context.Context, s *store.Store) ([]Key, error) {
+// List returns every signing key in the database, the oldest first. If master is nil, List
+// returns the rows as they are, unchecked.
+//
+// Errors: seal.ErrWrongKey; errors of the store.
+func List(ctx context.Context, s *store.Store, master *seal.Keys) ([]Key, error) {
 	var keys []Key
 	err := s.Read(ctx, func(tx *store.Tx) error {
-		rows, err := tx.SigningKeys()
 		keys = nil
-		for _, row := range rows {
+		a, err := listed(tx, master)
+		if err != nil {
+			return err
+		}
+		for _, row := range a.rows {
 			keys = append(keys, newKey(row, tx.Now()))
 		}
-		return err
+		for _, r := range a.refused {
+			key := newKey(r.row, tx.Now())
+			key.State = Untrusted
+			keys = append(keys, key)
+		}
+		slices.SortStableFunc(keys, func(a, b Key) int { return a.PublishedAt.Compare(b.PublishedAt) })
+		return nil
 	})
 	return keys, err
 }
+
+func listed(tx *store.Tx, master *seal.Keys) (*authentic, error) {
+	if master == nil {
+		rows, err := tx.SigningKeys()
+		return &authentic{rows: rows}, err
+	}
+	id, err := databaseID(tx)
+	if err != nil {
+		return nil, err
+	}
+	return authenticate(tx, master, id)
+}
+
+// List returns every signing key in the database, the oldest first. Errors: as [List].
+func (k *Keyring) List(ctx context.Context) ([]Key, error) { return List(ctx, k.store, k.keys.master) }
 
 func newKey(row *store.SigningKey, now time.Time) Key {
 	return Key{

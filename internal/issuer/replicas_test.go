@@ -33,7 +33,7 @@ func TestTenReplicasAtOnce(t *testing.T) {
 		var rings [replicas]*issuer.Keyring
 		for i := range stores {
 			stores[i] = storetest.Open(t, uri)
-			rings[i] = issuer.NewKeyring(stores[i], feed.Direct(stores[i]), master, audit.New(stores[i], slog.New(slog.DiscardHandler)))
+			rings[i] = issuer.NewKeyring(stores[i], feed.Direct(stores[i]), keySet(master), audit.New(stores[i], slog.New(slog.DiscardHandler)))
 		}
 		s := stores[0]
 		atOnce := func(do func(i int) error) {

@@ -32,14 +32,15 @@ var (
 type Keyring struct {
 	store  *store.Store
 	writer feed.Writer
-	master *seal.Keys
+	keys   *KeySet
 	audit  *audit.Log
 }
 
 // NewKeyring returns the keyring of a database. w commits the changes and their events;
-// a records them in the security record.
-func NewKeyring(s *store.Store, w feed.Writer, master *seal.Keys, a *audit.Log) *Keyring {
-	return &Keyring{store: s, writer: w, master: master, audit: a}
+// a records them in the security record. A Keyring changes no key set that is earlier than
+// the key set that keys has seen.
+func NewKeyring(s *store.Store, w feed.Writer, keys *KeySet, a *audit.Log) *Keyring {
+	return &Keyring{store: s, writer: w, keys: keys, audit: a}
 }
 
 // Rotate lets the next key sign: at once, or as soon as the key has been published for
@@ -48,7 +49,8 @@ func NewKeyring(s *store.Store, w feed.Writer, master *seal.Keys, a *audit.Log) 
 // to the same algorithm waits for the caches, Rotate changes nothing and returns the
 // key of that rotation.
 //
-// Errors: ErrChainBroken; ErrTooMany; errors of [caller.Caller.Check] and of the store.
+// Errors: ErrChainBroken; ErrTooMany; ErrRolledBack; seal.ErrWrongKey; errors of
+// [caller.Caller.Check] and of the store.
 func (k *Keyring) Rotate(ctx context.Context, by caller.Caller, alg token.Algorithm) (Key, error) {
 	return k.rotate(ctx, by, alg, 0)
 }
@@ -58,7 +60,7 @@ func (k *Keyring) Rotate(ctx context.Context, by caller.Caller, alg token.Algori
 func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
 	young := false
 	err := k.store.Read(ctx, func(tx *store.Tx) error { // most calls end here: a read makes no key and takes no lock
-		c, err := readChain(tx)
+		c, err := k.read(tx, false)
 		if err == nil {
 			err = c.intact()
 		}
@@ -75,14 +77,14 @@ func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
 // begins later. The check is part of the transaction, since another replica may have
 // rotated.
 func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algorithm, ttl time.Duration) (Key, error) {
-	return k.change(ctx, by, alg, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
+	return k.change(ctx, change{by: by, alg: alg}, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		if err := c.intact(); err != nil {
 			return nil, err
 		}
 		if c.younger(ttl) && (alg == "" || c.last.Algorithm == string(alg)) {
 			return c.last, nil
 		}
-		c.remove(c.verifiesNothing)
+		c.removeExpired()
 		if len(c.rows)-len(c.withdrawn()) >= maxKeys {
 			return nil, ErrTooMany
 		}
@@ -104,13 +106,14 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 
 // Revoke withdraws a leaked key and returns the key that signs now. A verifier refuses
 // every token of the withdrawn key as soon as it has the new trust bundle. If the
-// withdrawn key signs, the next key signs at once, and a verifier that reads the key
-// set over HTTP may refuse new tokens for the age of its cache.
+// withdrawn key signs, the next key signs at once. Revoke also publishes a key that no cache
+// of the JWKS has seen, and lets the key sign as soon as the caches can have it: see
+// [chain.followUnseen].
 //
-// Errors: ErrNotFound; ErrChainBroken; errors of [caller.Caller.Check] and of the
-// store.
+// Errors: ErrNotFound; ErrChainBroken; ErrRolledBack; seal.ErrWrongKey; errors of
+// [caller.Caller.Check] and of the store.
 func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key, error) {
-	return k.change(ctx, by, "", func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
+	return k.change(ctx, change{by: by}, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		if err := c.intact(); err != nil {
 			return nil, err
 		}
@@ -119,10 +122,14 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 			return nil, ErrNotFound
 		}
 		if leaked.RevokedAt.IsZero() { // a second Revoke of the same key changes nothing
-			leaked.RevokedAt = c.now
+			c.withdraw(leaked)
 			if err := c.bridge(leaked, spares[0]); err != nil {
 				return nil, err
 			}
+			if err := c.followUnseen(spares[1]); err != nil {
+				return nil, err
+			}
+			c.removeExpired()
 			c.record = audit.Event{Type: audit.KeyRevoked, KID: kid}
 		}
 		return c.signing()
@@ -134,12 +141,16 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 // given them a date. ReplaceAll records the event why with the new key, and returns the
 // new key. A verifier that reads the key set over HTTP may refuse new tokens for the
 // age of its cache.
+//
+// ReplaceAll also works where no row is authentic, and where the master keys that sealed the
+// rows are lost: the caller must make sure that the master key file is the right one.
 func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) {
-	return k.change(ctx, caller.AtCommandLine, "", func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
+	return k.change(ctx, change{by: caller.AtCommandLine, all: true}, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		for _, row := range c.rows {
 			if row.RevokedAt.IsZero() {
-				row.RevokedAt = c.now
+				c.withdraw(row)
 			}
+			row.SealedKey = []byte{}
 		}
 		first := c.publish(spares[0])
 		first.SignsFrom = c.now
@@ -150,12 +161,18 @@ func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) 
 	})
 }
 
-// change lets do change the chain in memory, and then writes the changed rows, the
-// security record and the event in one transaction. do gets two new keys of the
-// algorithm alg, and returns the key to report. If do sets no record, change writes
-// nothing.
-func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algorithm, do func(*chain, [2]*store.SigningKey) (*store.SigningKey, error)) (Key, error) {
-	spares, err := k.spares(ctx, alg)
+// change describes a change of the chain.
+type change struct {
+	by  caller.Caller
+	alg token.Algorithm // of new keys; empty: as it is
+	all bool            // the chain has all rows, authentic or not
+}
+
+// change lets do change the chain in memory, and then writes the rows, the security record
+// and the event in one transaction. do gets two new keys of the algorithm, and returns the
+// key to report. If do sets no record, change writes nothing.
+func (k *Keyring) change(ctx context.Context, how change, do func(*chain, [2]*store.SigningKey) (*store.SigningKey, error)) (Key, error) {
+	spares, err := k.spares(ctx, how)
 	if err != nil {
 		return Key{}, err
 	}
@@ -164,10 +181,10 @@ func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algori
 		if err := tx.Exclusive(); err != nil { // first: the changes depend on all rows of the keys
 			return err
 		}
-		if err := by.Check(tx.Tx); err != nil {
+		if err := how.by.Check(tx.Tx); err != nil {
 			return err
 		}
-		c, err := readChain(tx.Tx)
+		c, err := k.read(tx.Tx, how.all)
 		if err != nil {
 			return err
 		}
@@ -180,10 +197,10 @@ func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algori
 			return nil
 		}
 		c.forgetWithdrawn()
-		if err := c.write(); err != nil {
+		if err := c.write(k.keys.master); err != nil {
 			return err
 		}
-		c.record.ActorID, c.record.ActorName = by.ID, by.Name
+		c.record.ActorID, c.record.ActorName = how.by.ID, how.by.Name
 		if err := k.audit.Record(ctx, tx.Tx, c.record); err != nil {
 			return err
 		}
@@ -195,10 +212,11 @@ func (k *Keyring) change(ctx context.Context, by caller.Caller, alg token.Algori
 // spares makes two keys for a change, before the transaction, since an RSA key takes a
 // while and the transaction holds a lock. An empty alg means the algorithm of the last key
 // in the chain. Without a last key, an empty alg means the algorithm of the newest key.
-func (k *Keyring) spares(ctx context.Context, alg token.Algorithm) (spares [2]*store.SigningKey, err error) {
+func (k *Keyring) spares(ctx context.Context, how change) (spares [2]*store.SigningKey, err error) {
+	alg := how.alg
 	if alg == "" {
 		err := k.store.Read(ctx, func(tx *store.Tx) error {
-			c, err := readChain(tx)
+			c, err := k.read(tx, how.all)
 			switch {
 			case err != nil:
 				return err
@@ -216,9 +234,28 @@ func (k *Keyring) spares(ctx context.Context, alg token.Algorithm) (spares [2]*s
 		}
 	}
 	for i := range spares {
-		if spares[i], err = generate(k.master, alg); err != nil {
+		if spares[i], err = generate(k.keys.master, alg); err != nil {
 			return spares, err
 		}
 	}
 	return spares, nil
+}
+
+// read reads the chain of authentic keys, or of all rows.
+//
+// Errors: errors of the store; for authentic keys seal.ErrWrongKey and ErrRolledBack.
+func (k *Keyring) read(tx *store.Tx, all bool) (*chain, error) {
+	a, err := k.keys.authenticate(tx)
+	if all && (err == nil || errors.Is(err, seal.ErrWrongKey) || errors.Is(err, ErrRolledBack)) {
+		known := &authentic{counter: k.keys.newest()}
+		if a != nil {
+			known.counter = max(known.counter, a.counter)
+		}
+		known.rows, err = tx.SigningKeys()
+		a = known
+	}
+	if err != nil {
+		return nil, err
+	}
+	return newChain(tx, a), nil
 }

@@ -38,7 +38,7 @@ func ring(t *testing.T) (*issuer.Keyring, *store.Store, *seal.Keys) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return issuer.NewKeyring(s, feed.Direct(s), master, audit.New(s, slog.New(slog.DiscardHandler))), s, master
+	return issuer.NewKeyring(s, feed.Direct(s), keySet(master), audit.New(s, slog.New(slog.DiscardHandler))), s, master
 }
 
 func rotate(t *testing.T, k *issuer.Keyring, alg token.Algorithm) issuer.Key {
@@ -62,7 +62,7 @@ func revoke(t *testing.T, k *issuer.Keyring, kid string) issuer.Key {
 // inState lists the keys in a state.
 func inState(t *testing.T, s *store.Store, want issuer.State) []issuer.Key {
 	t.Helper()
-	keys, err := issuer.List(t.Context(), s)
+	keys, err := issuer.ListRows(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,13 +156,13 @@ func TestMintForATransactionBeforeTheWithdrawal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, s, master := ring(t)
 		time.Sleep(2 * age)
-		i := open(t, s, master)
+		keys := keySet(master)
+		load(t, s, keys)
+		i := issuer.New(keys, name, 5*time.Minute)
 		granted := time.Now()
 		time.Sleep(time.Millisecond)
 		successor := revoke(t, k, signing(t, s).KID)
-		if err := i.Reload(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		load(t, s, keys)
 		subject := alice
 		subject.SessionEnd = time.Now().Add(time.Hour)
 		raw, _, err := i.Mint(granted, subject)
@@ -231,16 +231,53 @@ func TestRevoke(t *testing.T) {
 				if gone := inState(t, s, issuer.Revoked); len(gone) != 1 || gone[0].KID != leaked {
 					t.Fatalf("withdrawn: %+v", gone)
 				}
-				if len(inState(t, s, issuer.Next)) != 1 {
-					t.Fatal("not one key signs next")
+				unseen := checkUnseen(t, s)
+				rotate(t, k, "")
+				time.Sleep(age)
+				if signing(t, s).KID != unseen {
+					t.Fatal("the key that no cache had seen does not sign")
 				}
 				rotate(t, k, "")
 				time.Sleep(age)
-				if signing(t, s).KID == want {
+				if signing(t, s).KID == unseen {
 					t.Fatal("rotation has stopped")
 				}
 			})
 		})
+	}
+}
+
+// checkUnseen checks the keys after a withdrawal of this moment: one key has just been
+// published, and signs as soon as every cache can know the key; another key, without a date,
+// signs next.
+func checkUnseen(t *testing.T, s *store.Store) (unseen string) {
+	t.Helper()
+	undated := 0
+	for _, key := range inState(t, s, issuer.Next) {
+		switch {
+		case key.SignsFrom.IsZero():
+			undated++
+		case unseen != "" || time.Since(key.PublishedAt) != 0 || time.Until(key.SignsFrom) != age:
+			t.Errorf("%s was published %v ago, and signs in %v", key.KID, time.Since(key.PublishedAt), time.Until(key.SignsFrom))
+		default:
+			unseen = key.KID
+		}
+	}
+	if unseen == "" || undated != 1 {
+		t.Fatalf("the unseen key is %q, and %d keys sign next", unseen, undated)
+	}
+	return unseen
+}
+
+// A withdrawn key has no private half any more, and needs no master key.
+func TestAWithdrawnKeyIsDestroyed(t *testing.T) {
+	k, s, _ := ring(t)
+	leaked := signing(t, s).KID
+	revoke(t, k, leaked)
+	for _, row := range rows(t, s) {
+		if (row.KID == leaked) != (len(row.SealedKey) == 0) {
+			t.Errorf("%s has a private half of %d bytes", row.KID, len(row.SealedKey))
+		}
 	}
 }
 
@@ -311,7 +348,7 @@ func TestTheChainHasNoGaps(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			k := issuer.NewKeyring(s, feed.Direct(s), master, audit.New(s, slog.New(slog.DiscardHandler)))
+			k := issuer.NewKeyring(s, feed.Direct(s), keySet(master), audit.New(s, slog.New(slog.DiscardHandler)))
 			for range rapid.IntRange(1, 12).Draw(rt, "steps") {
 				time.Sleep(time.Duration(rapid.Int64Range(0, int64(2*age)).Draw(rt, "wait")))
 				leak := false

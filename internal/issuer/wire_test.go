@@ -43,7 +43,7 @@ func wireUp(t *testing.T) *wired {
 	if err := s.Write(t.Context(), func(tx *store.Tx) error { return issuer.Setup(tx, master, token.EdDSA) }); err != nil {
 		t.Fatal(err)
 	}
-	ring := issuer.NewKeyring(s, feed.Direct(s), master, audit.New(s, slog.New(slog.DiscardHandler)))
+	ring := issuer.NewKeyring(s, feed.Direct(s), keySet(master), audit.New(s, slog.New(slog.DiscardHandler)))
 	return &wired{s, ring, proxy, uri, path}
 }
 

@@ -384,6 +384,10 @@ func TestRightsThatGoWhileACallWaits(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
+					// Another admin, since the last one cannot be demoted.
+					if _, err := w.Users.Create(ctx, caller.AtCommandLine, "other", user.Roles{caller.Admin}, sessiontest.Parse(t, sessiontest.Password)); err != nil {
+						t.Fatal(err)
+					}
 					w.Login(t)
 					tokens, err := w.Logins.Login(ctx, "boss", sessiontest.Parse(t, sessiontest.Password), nil, "")
 					if err != nil {

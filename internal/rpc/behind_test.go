@@ -66,17 +66,21 @@ func (in *installation) write(t *testing.T, fn func(*feed.Tx) error) {
 // issuer reads the keys of now, and keeps them whatever becomes of them.
 func (in *installation) issuer(t *testing.T) *issuer.Issuer {
 	t.Helper()
-	i, err := issuer.Open(t.Context(), in.store, in.master, "https://auth.test", 5*time.Minute)
-	if err != nil {
+	keys := in.keySet()
+	if err := keys.Load(t.Context(), in.store); err != nil {
 		t.Fatal(err)
 	}
-	return i
+	return issuer.New(keys, "https://auth.test", 5*time.Minute)
+}
+
+func (in *installation) keySet() *issuer.KeySet {
+	return issuer.NewKeySet(in.master, slog.New(slog.DiscardHandler))
 }
 
 // replica serves the bundle from a store, and tails it.
-func replica(t *testing.T, s *store.Store) *trust {
+func (in *installation) replica(t *testing.T, s *store.Store) *trust {
 	t.Helper()
-	tr := serveFeed(t, openFeed(t, s))
+	tr := serveFeed(t, openFeed(t, s, in.keySet().Read))
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { tr.feed.Run(ctx) })
@@ -102,7 +106,7 @@ func TestAReplicaThatIsBehindUndoesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := install(t)
 		lost := in.open(t)
-		here, behind, fresh := replica(t, in.store), replica(t, lost), replica(t, in.open(t))
+		here, behind, fresh := in.replica(t, in.store), in.replica(t, lost), in.replica(t, in.open(t))
 		var at atomic.Pointer[trust]
 		at.Store(here)
 		v, err := authn.NewVerifier(t.Context(), dial(t, func() *bufconn.Listener { return at.Load().listener }), authn.WithAudience("internal"))
@@ -160,11 +164,11 @@ func TestAReplicaThatIsBehindUndoesNothing(t *testing.T) {
 // withdraw withdraws the key that signs.
 func (in *installation) withdraw(t *testing.T) {
 	t.Helper()
-	all, err := issuer.List(t.Context(), in.store)
+	all, err := issuer.List(t.Context(), in.store, in.master)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ring := issuer.NewKeyring(in.store, feed.Direct(in.store), in.master, audit.New(in.store, slog.New(slog.DiscardHandler)))
+	ring := issuer.NewKeyring(in.store, feed.Direct(in.store), in.keySet(), audit.New(in.store, slog.New(slog.DiscardHandler)))
 	for _, key := range all {
 		if key.State == issuer.Signing {
 			if _, err := ring.Revoke(t.Context(), caller.AtCommandLine, key.KID); err != nil {

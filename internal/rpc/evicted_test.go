@@ -57,7 +57,7 @@ func TestAWatcherThatReadsNothingGivesWay(t *testing.T) {
 func TestAVerifierThatLosesItsPlaceMissesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := install(t)
-		tr := replica(t, in.store)
+		tr := in.replica(t, in.store)
 		tr.watch(t) // of the same peer, so that the peer is the one that holds most
 		synctest.Wait()
 		v, err := authn.NewVerifier(t.Context(), dial(t, func() *bufconn.Listener { return tr.listener }), authn.WithAudience("internal"))

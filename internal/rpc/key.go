@@ -8,20 +8,18 @@ import (
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/issuer"
-	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
 // Keys serves KeyService. The verifier lets only admins call KeyService.
 type Keys struct {
 	watchwordv1.UnimplementedKeyServiceServer
-	Store   *store.Store
 	Keyring *issuer.Keyring
 }
 
 // ListKeys serves KeyService/ListKeys.
 func (s *Keys) ListKeys(ctx context.Context, _ *watchwordv1.ListKeysRequest) (*watchwordv1.ListKeysResponse, error) {
-	keys, err := issuer.List(ctx, s.Store)
+	keys, err := s.Keyring.List(ctx)
 	return &watchwordv1.ListKeysResponse{Keys: messages(keys, keyMessage)}, err
 }
 
@@ -63,6 +61,8 @@ var keyStates = map[issuer.State]watchwordv1.KeyState{
 	issuer.Signing: watchwordv1.KeyState_KEY_STATE_SIGNING,
 	issuer.Retired: watchwordv1.KeyState_KEY_STATE_RETIRED,
 	issuer.Revoked: watchwordv1.KeyState_KEY_STATE_REVOKED,
+
+	issuer.Untrusted: watchwordv1.KeyState_KEY_STATE_UNTRUSTED,
 }
 
 // timestamp converts a time. A time that is not decided yet is nil.

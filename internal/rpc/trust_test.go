@@ -88,12 +88,12 @@ func serveTrust(t *testing.T, sessions int, inside ...grpc.StreamServerIntercept
 	if err != nil {
 		t.Fatal(err)
 	}
-	return serveFeed(t, openFeed(t, s), inside...)
+	return serveFeed(t, openFeed(t, s, nil), inside...)
 }
 
-func openFeed(t *testing.T, s *store.Store) *feed.Feed {
+func openFeed(t *testing.T, s *store.Store, keys feed.Keys) *feed.Feed {
 	t.Helper()
-	f, err := feed.Open(t.Context(), s, "https://auth.test", "database", slog.New(slog.DiscardHandler))
+	f, err := feed.Open(t.Context(), s, feed.Origin{Issuer: "https://auth.test", DatabaseID: "database", Keys: keys}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,8 @@
 // [Keys.Seal] reads the file each time, and [Keys.Open] reads the file again if a key
 // is unknown. So a server uses a new key without a restart.
 //
+// [Keys.MAC] authenticates data that is no secret, under the same master keys.
+//
 // Each purpose has a key derived by HKDF-SHA256 (RFC 5869). A secret is sealed by
 // AES-256-GCM with a random nonce, and bound to its row in the database. A master key
 // seals a handful of rows, far below the bound of 2^32 messages for random nonces (NIST
@@ -21,6 +23,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -189,12 +192,10 @@ func (k *Keys) reload() error {
 // The row's id is authenticated with the secret: a sealed secret that is copied to
 // another row does not open.
 func (k *Keys) Seal(purpose, row string, secret []byte) ([]byte, error) {
-	if err := k.reload(); err != nil {
+	first, err := k.reloadFirst()
+	if err != nil {
 		return nil, err
 	}
-	k.mu.Lock()
-	first := k.keys[0]
-	k.mu.Unlock()
 	aead, err := first.aead(purpose)
 	if err != nil {
 		return nil, err
@@ -203,12 +204,63 @@ func (k *Keys) Seal(purpose, row string, secret []byte) ([]byte, error) {
 	return aead.Seal(sealed, nil, secret, []byte(row)), nil
 }
 
-// Open decrypts a secret that was sealed for the same purpose and row.
+// reloadFirst reads the file again, and returns the first master key.
+func (k *Keys) reloadFirst() (masterKey, error) {
+	if err := k.reload(); err != nil {
+		return masterKey{}, err
+	}
+	return k.first(), nil
+}
+
+func (k *Keys) first() masterKey {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.keys[0]
+}
+
+// MAC returns the message authentication code of a message for one purpose, under the
+// first key in the file: version ‖ key id ‖ HMAC-SHA256.
+func (k *Keys) MAC(purpose string, message []byte) ([]byte, error) {
+	first, err := k.reloadFirst()
+	if err != nil {
+		return nil, err
+	}
+	sum, err := first.mac(purpose, message)
+	return append(append([]byte{version}, first.id[:]...), sum...), err
+}
+
+// CheckMAC returns nil if a message authentication code is that of a message and a purpose.
 //
-// Errors: ErrWrongKey if the master key is not in the file.
-func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
+// Errors: ErrWrongKey if the master key is not in the file; another error if the code is
+// malformed or of another message.
+func (k *Keys) CheckMAC(purpose string, message, mac []byte) error {
+	key, rest, err := k.keyOf(mac)
+	if err != nil {
+		return fmt.Errorf("checking %s: %w", purpose, err)
+	}
+	sum, err := key.mac(purpose, message)
+	if err == nil && !hmac.Equal(sum, rest) {
+		err = errors.New("changed by somebody without the master key")
+	}
+	if err != nil {
+		return fmt.Errorf("checking %s: %w", purpose, err)
+	}
+	return nil
+}
+
+// SealedFirst reports whether a sealed secret, or a message authentication code, was made
+// under the first key.
+func (k *Keys) SealedFirst(sealed []byte) bool {
+	first := k.first()
+	return len(sealed) >= 1+idSize && [idSize]byte(sealed[1:]) == first.id
+}
+
+// keyOf returns the master key that a sealed secret or a message authentication code
+// names, and the part after the name. If the key is unknown, keyOf reads the file again.
+// Errors: ErrWrongKey.
+func (k *Keys) keyOf(sealed []byte) (key masterKey, rest []byte, err error) {
 	if len(sealed) < 1+idSize || sealed[0] != version {
-		return nil, fmt.Errorf("opening sealed %s: malformed", purpose)
+		return key, nil, errors.New("malformed")
 	}
 	id := [idSize]byte(sealed[1:])
 	key, ok := k.find(id)
@@ -216,13 +268,24 @@ func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
 		key, ok = k.find(id)
 	}
 	if !ok {
-		return nil, fmt.Errorf("opening sealed %s: %w: %s", purpose, ErrWrongKey, k.path)
+		return key, nil, fmt.Errorf("%w: %s", ErrWrongKey, k.path)
+	}
+	return key, sealed[1+idSize:], nil
+}
+
+// Open decrypts a secret that was sealed for the same purpose and row.
+//
+// Errors: ErrWrongKey if the master key is not in the file.
+func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
+	key, rest, err := k.keyOf(sealed)
+	if err != nil {
+		return nil, fmt.Errorf("opening sealed %s: %w", purpose, err)
 	}
 	aead, err := key.aead(purpose)
 	if err != nil {
 		return nil, err
 	}
-	secret, err := aead.Open(nil, nil, sealed[1+idSize:], []byte(row))
+	secret, err := aead.Open(nil, nil, rest, []byte(row))
 	if err != nil {
 		return nil, fmt.Errorf("opening sealed %s: damaged, or moved from another row", purpose)
 	}
@@ -237,10 +300,7 @@ func (k *Keys) Reseal(purpose, row string, sealed []byte, write func(sealed []by
 	if err != nil {
 		return 0, err
 	}
-	k.mu.Lock()
-	first := k.keys[0].id
-	k.mu.Unlock()
-	if first == [idSize]byte(sealed[1:]) {
+	if k.SealedFirst(sealed) {
 		return 0, nil
 	}
 	if sealed, err = k.Seal(purpose, row, secret); err != nil {
@@ -296,4 +356,15 @@ func (k masterKey) aead(purpose string) (cipher.AEAD, error) {
 		return nil, fmt.Errorf("deriving key for %s: %w", purpose, err)
 	}
 	return cipher.NewGCMWithRandomNonce(block)
+}
+
+// mac returns the HMAC-SHA256 of a message, under a derived key for one purpose.
+func (k masterKey) mac(purpose string, message []byte) ([]byte, error) {
+	derived, err := hkdf.Key(sha256.New, k.secret, nil, "watchword mac v1 "+purpose, sha256.Size)
+	if err != nil {
+		return nil, fmt.Errorf("deriving key for %s: %w", purpose, err)
+	}
+	h := hmac.New(sha256.New, derived)
+	h.Write(message)
+	return h.Sum(nil), nil
 }

@@ -110,6 +110,9 @@ func keyMaterial(t *testing.T, h *harness) map[string][]byte {
 	h.behind(t, func(tx *feed.Tx) error {
 		signing, err := tx.SigningKeys()
 		for _, row := range signing {
+			if !row.RevokedAt.IsZero() { // destroyed
+				continue
+			}
 			all["the sealed key "+row.KID] = row.SealedKey
 			if all["the key "+row.KID], err = master.Open("signing key", row.KID, row.SealedKey); err != nil {
 				return err

@@ -296,7 +296,7 @@ func (h *harness) signer(t *testing.T) *token.SigningKey {
 	h.behind(t, func(tx *feed.Tx) error {
 		rows, err := tx.SigningKeys()
 		for _, row := range rows {
-			if err != nil || row.SignsFrom.IsZero() {
+			if err != nil || row.SignsFrom.IsZero() || !row.RevokedAt.IsZero() {
 				continue
 			}
 			var private []byte

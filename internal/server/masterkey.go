@@ -51,17 +51,39 @@ func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, er
 	// not be replaced in silence.
 	sealed := false
 	if err := s.Read(ctx, func(tx *store.Tx) error {
-		rows, err := tx.MACKeys()
-		sealed = len(rows) > 0
+		macs, err := tx.MACKeys()
+		if err != nil {
+			return err
+		}
+		signing, err := tx.SigningKeys()
+		sealed = len(macs)+len(signing) > 0
 		return err
 	}); err != nil {
 		return nil, err
 	}
 	if sealed {
 		return nil, fmt.Errorf("the keys in this database are sealed under a master key, and the file %s does not exist: "+
-			"restore the file, or name the right file by --master-key-file", path)
+			"restore the file, or name the right file by --master-key-file; if the master key is lost, see watchword datastore rekey --help", path)
 	}
 	return seal.Create(path)
+}
+
+// checkMaster opens everything in the database that is sealed. A call that writes a sealed
+// value calls checkMaster first: with the master key file of another installation, no server
+// could open both what was there and what was written.
+//
+// Errors: seal.ErrWrongKey; errors of the store.
+func checkMaster(tx *store.Tx, master *seal.Keys) error {
+	if err := session.CheckMaster(tx, master); err != nil {
+		return err
+	}
+	return issuer.CheckMaster(tx, master)
+}
+
+// CheckMaster opens everything in the database that is sealed. Errors: seal.ErrWrongKey;
+// errors of the store.
+func CheckMaster(ctx context.Context, s *store.Store, master *seal.Keys) error {
+	return s.Read(ctx, func(tx *store.Tx) error { return checkMaster(tx, master) })
 }
 
 // Reseal seals every signing key and MAC key in the database under the first master key

@@ -2,18 +2,23 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
 	"time"
 
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
 // serveReady returns the handler of /readyz. The handler answers 200 if the server can serve
-// calls, and 503 while the server stops or the database does not answer within a second. A
-// load balancer should send calls to other replicas on 503.
-func (s *Server) serveReady() http.HandlerFunc {
+// calls, and 503 while the server stops, while the database does not answer within a second,
+// or while mint says why the server can make no access token. A load balancer should send
+// calls to other replicas on 503.
+func (s *Server) serveReady(mint func() error) http.HandlerFunc {
 	database := shared{read: s.readHead}
 	return func(w http.ResponseWriter, r *http.Request) {
 		if s.drain.draining() {
@@ -24,7 +29,56 @@ func (s *Server) serveReady() http.HandlerFunc {
 			http.Error(w, "database unavailable", http.StatusServiceUnavailable)
 			return
 		}
+		if err := mint(); err != nil {
+			reason := "no signing key is usable" // anybody may ask; the log has the key and the file
+			if errors.Is(err, seal.ErrWrongKey) {
+				reason = "the master key of the signing key is missing"
+			}
+			http.Error(w, "no access token can be made: "+reason, http.StatusServiceUnavailable)
+			return
+		}
 		fmt.Fprintln(w, "ok")
+	}
+}
+
+// canMint returns nil if the server can make an access token that the server's own verifier
+// accepts. Errors: an error that says why not.
+func (s *Server) canMint() error {
+	now := time.Now()
+	kid, err := s.keys.Signs(now)
+	if err != nil {
+		return err
+	}
+	for _, key := range s.feed.Hub().TrustState().GetKeys() {
+		if until := key.GetVerifiesUntil(); key.GetKey().GetKid() == kid && (until == nil || until.AsTime().After(now)) {
+			return nil
+		}
+	}
+	return fmt.Errorf("signing key %s is not in the key set", kid)
+}
+
+// watchMinting turns the health service to NOT_SERVING while the server can make no access
+// token, and logs why, until ctx ends.
+func (s *Server) watchMinting(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for serving := true; ; {
+		switch err := s.canMint(); {
+		case err != nil && serving:
+			s.logger.ErrorContext(ctx, "no access token can be made, and the server is not ready", "error", err,
+				"remedy", "`watchword datastore restored` replaces all keys and ends every session")
+			s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
+			serving = false
+		case err == nil && !serving:
+			s.logger.InfoContext(ctx, "access tokens can be made again")
+			s.health.SetServingStatus("", healthv1.HealthCheckResponse_SERVING)
+			serving = true
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
 	}
 }
 

@@ -69,7 +69,8 @@ func TestReadyz(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := &Server{store: db, drain: &drain{begun: make(chan struct{})}}
-		handler := s.serveReady()
+		var mint error
+		handler := s.serveReady(func() error { return mint })
 		want := func(code int, text string) {
 			t.Helper()
 			page := httptest.NewRecorder()
@@ -79,6 +80,9 @@ func TestReadyz(t *testing.T) {
 			}
 		}
 		want(http.StatusOK, "ok")
+		mint = errors.New("no key signs")
+		want(http.StatusServiceUnavailable, "no access token can be made: no signing key is usable")
+		mint = nil
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}

@@ -2,12 +2,15 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
 )
@@ -21,15 +24,41 @@ import (
 // The users' versions are raised first, and the keys withdrawn last. So a token that a
 // running server makes in between is signed by a key that is withdrawn afterwards.
 func Restored(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (users int, key issuer.Key, err error) {
-	// With the wrong file, the new keys would be sealed under another master key than
-	// the rest of the database, and no server could open both.
-	if err := issuer.CheckMaster(ctx, s, master); err != nil {
+	if err := CheckMaster(ctx, s, master); err != nil {
 		return 0, issuer.Key{}, err
 	}
+	return startOver(ctx, s, master, log, audit.Event{Type: audit.DatastoreRestored})
+}
+
+// ErrNotLost means that the master key file opens every key in the database.
+var ErrNotLost = errors.New("the master key file opens every key in this database, so no master key is lost")
+
+// Rekey replaces every key of a database by a new key under another master key, after the
+// master key was lost. Users, passwords and the security record stay; every session ends. No
+// server may be running. Rekey returns the number of users and the key that signs from now
+// on. If Rekey is interrupted, call it again.
+//
+// Errors: ErrNotLost; errors of the store.
+func Rekey(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (users int, key issuer.Key, err error) {
+	switch err := CheckMaster(ctx, s, master); {
+	case err == nil:
+		return 0, issuer.Key{}, ErrNotLost
+	case errors.Is(err, store.ErrUnavailable):
+		return 0, issuer.Key{}, err
+	}
+	if err := s.Write(ctx, func(tx *store.Tx) error { return session.ReplaceMAC(tx, master) }); err != nil {
+		return 0, issuer.Key{}, fmt.Errorf("replacing the key of refresh tokens: %w", err)
+	}
+	return startOver(ctx, s, master, log, audit.Event{Type: audit.DatastoreRekeyed})
+}
+
+// startOver ends every session, withdraws every signing key, and records why.
+func startOver(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log, why audit.Event) (users int, key issuer.Key, err error) {
 	if users, err = user.RaiseAll(ctx, s); err != nil {
 		return users, issuer.Key{}, fmt.Errorf("raising users: %w", err)
 	}
-	why := audit.Event{Type: audit.DatastoreRestored, Detail: fmt.Sprintf("%d users raised, every signing key withdrawn", users)}
-	key, err = issuer.NewKeyring(s, feed.Direct(s), master, log).ReplaceAll(ctx, why)
+	why.Detail = fmt.Sprintf("%d users raised, every signing key withdrawn", users)
+	keys := issuer.NewKeySet(master, slog.New(slog.DiscardHandler))
+	key, err = issuer.NewKeyring(s, feed.Direct(s), keys, log).ReplaceAll(ctx, why)
 	return users, key, err
 }

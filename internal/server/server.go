@@ -56,6 +56,7 @@ type Server struct {
 	users     *user.Users
 	sessions  *session.Sessions
 	logins    *login.Service
+	keys      *issuer.KeySet
 	keyring   *issuer.Keyring
 	verifier  *authn.Verifier
 
@@ -71,7 +72,7 @@ type Server struct {
 // New opens the database and the listeners, sets a new database up, and does not serve
 // yet. If a step fails, New closes everything opened before. On a new database announce
 // gets the password of the first admin, unless cfg.InitialPasswordFile names a file for
-// the password; New fails if announce fails.
+// the password. If announce fails, New fails, and the database has no user yet.
 func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(password string) error) (*Server, error) {
 	if err := errors.Join(cfg.Validate(), cfg.checkPasswordFile()); err != nil {
 		return nil, err
@@ -172,16 +173,13 @@ func (s *Server) listen(ctx context.Context) error {
 // feed in this process, so it needs neither a connection nor a token.
 func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.Keys) error {
 	var err error
-	if s.feed, err = feed.Open(ctx, s.store, inst.issuer, inst.databaseID, s.logger); err != nil {
+	s.keys = issuer.NewKeySet(master, s.logger)
+	if s.feed, err = feed.Open(ctx, s.store, feed.Origin{Issuer: inst.issuer, DatabaseID: inst.databaseID, Keys: s.keys.Read}, s.logger); err != nil {
 		return err
 	}
 	s.feed.Hub().LimitWatchers(s.limits.watchers, s.known)
-	tokens, err := issuer.Open(ctx, s.store, master, inst.issuer, s.cfg.AccessTTL)
-	if err != nil {
-		return err
-	}
-	s.feed.OnKeys(tokens.Reload) // a key that another replica has made signs here, too
-	s.keyring = issuer.NewKeyring(s.store, s.feed, master, s.audit)
+	tokens := issuer.New(s.keys, inst.issuer, s.cfg.AccessTTL)
+	s.keyring = issuer.NewKeyring(s.store, s.feed, s.keys, s.audit)
 	s.passwords = s.hashPool(ctx)
 	s.users = user.New(s.store, s.feed, s.passwords, s.audit)
 	s.sessions, err = session.Open(ctx, session.Config{
@@ -246,7 +244,7 @@ func (s *Server) register() error {
 	watchwordv1.RegisterTrustServiceServer(services, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != "", Known: s.known})
 	watchwordv1.RegisterUserServiceServer(services, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(services, &rpc.Sessions{Sessions: s.sessions})
-	watchwordv1.RegisterKeyServiceServer(services, &rpc.Keys{Store: s.store, Keyring: s.keyring})
+	watchwordv1.RegisterKeyServiceServer(services, &rpc.Keys{Keyring: s.keyring})
 	watchwordv1.RegisterAuditServiceServer(services, &rpc.Audit{Store: s.store})
 	s.health = health.NewServer()
 	healthv1.RegisterHealthServer(services, s.health)
@@ -273,6 +271,7 @@ func (s *Server) Run(ctx context.Context) error {
 	tasks.Go(func() { s.feed.Run(background) })
 	tasks.Go(func() { s.audit.Run(background) })
 	tasks.Go(func() { s.maintain(background) })
+	tasks.Go(func() { s.watchMinting(background) })
 
 	failed := make(chan error, 2) // has room for both, so that no goroutine is left blocked
 	go func() { failed <- s.grpc.Serve(s.grpcLis) }()

@@ -21,12 +21,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Names of settings in the database, which all replicas share. The database id tells
-// verifiers when a server has been pointed at another database.
-const (
-	settingDatabaseID = "database_id"
-	settingIssuer     = "issuer"
-)
+// settingIssuer names the setting with the issuer, which all replicas share.
+const settingIssuer = "issuer"
 
 // adminName is the name of the first user, made at the first start.
 const adminName = "admin"
@@ -40,14 +36,15 @@ type installation struct {
 // setup gives a new database an identity, keys and a first user, in one transaction. On
 // a database that has them, setup checks the issuer and stores what depends on the
 // flags. announce gets the first user's password, unless --initial-password-file names
-// a file for the password.
+// a file for the password. setup calls announce as the last step before the commit: if
+// announce fails, the database has no user, and the next start makes another password.
 func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer string, announce func(password string) error) (*installation, error) {
 	first, err := s.cfg.prepareAdmin(ctx, s.store)
 	if err != nil {
 		return nil, err
 	}
 	var inst installation
-	made := false
+	made, announced := false, false
 	ctx = caller.WithSource(ctx, caller.Server)
 	err = feed.Direct(s.store).Write(ctx, func(events *feed.Tx) error {
 		tx := events.Tx
@@ -59,6 +56,9 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 			inst, err = s.cfg.identify(tx, defaultIssuer)
 		}
 		if err != nil {
+			return err
+		}
+		if err := checkMaster(tx, master); err != nil {
 			return err
 		}
 		if err := issuer.Setup(tx, master, token.Algorithm(s.cfg.SigningAlg)); err != nil {
@@ -80,15 +80,26 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		if err := issuer.SetMaxAge(tx, s.cfg.JWKSMaxAge); err != nil {
 			return err
 		}
-		return events.RaiseMaxLifetime(s.cfg.AccessTTL)
+		if err := events.RaiseMaxLifetime(s.cfg.AccessTTL); err != nil {
+			return err
+		}
+		if made && !announced && first.file == "" { // the transaction may run again, with the same password
+			if err := announce(first.password); err != nil {
+				return fmt.Errorf("announcing the password of the first user, %s: %w", adminName, err)
+			}
+			announced = true
+		}
+		return nil
 	})
 	if err != nil {
 		err = fmt.Errorf("setting up the database: %w", err)
 	}
-	// After a commit of unknown outcome the admin may exist. No later start makes an
-	// admin again, so the password must be delivered now, even if the start fails.
+	// After a commit of unknown outcome the admin may exist, and needs the file.
 	made = made && (err == nil || errors.Is(err, store.ErrUncertain))
-	if err = errors.Join(err, first.deliver(made, announce)); err != nil {
+	if announced && !made {
+		s.logger.WarnContext(ctx, "the password that was announced is of no user: the database has no new user")
+	}
+	if err = errors.Join(err, first.keep(made)); err != nil {
 		return nil, err
 	}
 	return &inst, nil
@@ -97,7 +108,7 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 // identify reads the database's id and issuer; at the first start, identify writes
 // both. A different --issuer is refused: every token in use names the old one.
 func (c *Config) identify(tx *store.Tx, defaultIssuer string) (inst installation, err error) {
-	if inst.databaseID, err = setOnce(tx, settingDatabaseID, user.NewID()); err != nil {
+	if inst.databaseID, err = setOnce(tx, store.DatabaseID, user.NewID()); err != nil {
 		return inst, err
 	}
 	inst.issuer, err = setOnce(tx, settingIssuer, cmp.Or(c.Issuer, defaultIssuer))
@@ -161,16 +172,10 @@ func (c *Config) prepareAdmin(ctx context.Context, s *store.Store) (firstAdmin, 
 	return a, err
 }
 
-// deliver runs after the transaction. If this server has made the admin, deliver
-// announces the password, unless it is in a file. Otherwise deliver removes the file:
-// another replica has made the admin with another password.
-func (a firstAdmin) deliver(made bool, announce func(password string) error) error {
-	switch {
-	case a.file == "" && made:
-		if err := announce(a.password); err != nil {
-			return fmt.Errorf("the user %s was made, but the password is lost: %w", adminName, err)
-		}
-	case a.file != "" && !made:
+// keep runs after the transaction. If this server has not made the admin, keep removes the
+// file: another replica has made the admin with another password, or the start has failed.
+func (a firstAdmin) keep(made bool) error {
+	if a.file != "" && !made {
 		return os.Remove(a.file)
 	}
 	return nil

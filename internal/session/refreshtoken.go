@@ -59,14 +59,45 @@ func SetupMAC(tx *store.Tx, master *seal.Keys) error {
 	if err != nil || len(keys) > 0 {
 		return err
 	}
-	const id = 1
+	return insertMAC(tx, master, 1)
+}
+
+// insertMAC makes a MAC key.
+func insertMAC(tx *store.Tx, master *seal.Keys, id int64) error {
 	secret := make([]byte, sha256.Size)
 	rand.Read(secret)
-	sealed, err := master.Seal(macPurpose, strconv.Itoa(id), secret)
+	sealed, err := master.Seal(macPurpose, strconv.FormatInt(id, 10), secret)
 	if err != nil {
 		return err
 	}
 	return tx.InsertMACKey(&store.MACKey{ID: id, SealedKey: sealed, CreatedAt: tx.Now()})
+}
+
+// ReplaceMAC replaces every MAC key by a new one, sealed under the first master key. Every
+// refresh token is invalid from the next start of the servers on.
+func ReplaceMAC(tx *store.Tx, master *seal.Keys) error {
+	rows, err := tx.MACKeys()
+	if err != nil {
+		return err
+	}
+	id := int64(1)
+	for _, row := range rows {
+		id = max(id, row.ID%maxMACKey+1)
+	}
+	if err := tx.DeleteMACKeys(); err != nil {
+		return err
+	}
+	return insertMAC(tx, master, id)
+}
+
+// maxMACKey is the highest id of a MAC key: a refresh token has two bytes for the id.
+const maxMACKey = 1<<16 - 1
+
+// CheckMaster decrypts every MAC key. Errors: seal.ErrWrongKey if a MAC key needs a master
+// key that the master key file lacks; errors of the store.
+func CheckMaster(tx *store.Tx, master *seal.Keys) error {
+	_, err := readMACs(tx, master)
+	return err
 }
 
 // ResealMAC seals the MAC keys under the first master key in the file, and returns the
@@ -87,27 +118,32 @@ func ResealMAC(tx *store.Tx, master *seal.Keys) (int, error) {
 	return n, nil
 }
 
-func openMACs(ctx context.Context, s *store.Store, master *seal.Keys) (*macs, error) {
-	m := &macs{keys: map[uint16][]byte{}}
-	err := s.Read(ctx, func(tx *store.Tx) error {
-		rows, err := tx.MACKeys()
-		if err != nil {
-			return err
-		}
-		for _, row := range rows {
-			secret, err := master.Open(macPurpose, strconv.FormatInt(row.ID, 10), row.SealedKey)
-			if err != nil {
-				return fmt.Errorf("MAC key %d: %w", row.ID, err)
-			}
-			m.keys[uint16(row.ID)] = secret
-			m.newest = max(m.newest, uint16(row.ID))
-		}
-		return nil
+func openMACs(ctx context.Context, s *store.Store, master *seal.Keys) (m *macs, err error) {
+	err = s.Read(ctx, func(tx *store.Tx) (err error) {
+		m, err = readMACs(tx, master)
+		return err
 	})
 	if err == nil && len(m.keys) == 0 {
 		err = errors.New("no MAC key")
 	}
 	return m, err
+}
+
+func readMACs(tx *store.Tx, master *seal.Keys) (*macs, error) {
+	m := &macs{keys: map[uint16][]byte{}}
+	rows, err := tx.MACKeys()
+	if err != nil {
+		return nil, err
+	}
+	for _, row := range rows {
+		secret, err := master.Open(macPurpose, strconv.FormatInt(row.ID, 10), row.SealedKey)
+		if err != nil {
+			return nil, fmt.Errorf("MAC key %d: %w", row.ID, err)
+		}
+		m.keys[uint16(row.ID)] = secret
+		m.newest = max(m.newest, uint16(row.ID))
+	}
+	return m, nil
 }
 
 // mint returns the refresh token of a generation. The same generation always gives the

@@ -44,8 +44,8 @@ func inhabited(t *testing.T, sessions int) (uri string) {
 			tx.InsertUser(&store.User{ID: "-_", Username: "zoë\U0001F511", PasswordHash: "$argon2id$…", Roles: []string{"a", "b"}, Version: 1 << 40, CreatedAt: now}),
 			tx.InsertUser(&store.User{ID: "gone", Username: "gone", Disabled: true, RevokedBelow: 7, CreatedAt: now, DeletedAt: now}),
 			tx.InsertMACKey(&store.MACKey{ID: 1, SealedKey: []byte{0, 0xff, '\n', '\\'}, CreatedAt: now}),
-			tx.InsertSigningKey(&store.SigningKey{KID: "k1", Algorithm: "EdDSA", PublicKey: []byte{1}, SealedKey: []byte{}, PublishedAt: now, SignsFrom: now}),
-			tx.InsertSigningKey(&store.SigningKey{KID: "k2", Algorithm: "EdDSA", PublicKey: []byte{2}, SealedKey: []byte{3}, PublishedAt: now}),
+			tx.InsertSigningKey(&store.SigningKey{KID: "k1", Algorithm: "EdDSA", PublicKey: []byte{1}, SealedKey: []byte{}, PublishedAt: now, SignsFrom: now, Counter: 1, Tag: []byte{0}}),
+			tx.InsertSigningKey(&store.SigningKey{KID: "k2", Algorithm: "EdDSA", PublicKey: []byte{2}, SealedKey: []byte{3}, PublishedAt: now, Counter: 1, Tag: []byte{4}}),
 			tx.InsertAudit(&store.AuditRecord{Type: "login", Success: true, Detail: "a\ttab, a \"quote\" and a \\", Count: 3}),
 		}
 		for i := range sessions {

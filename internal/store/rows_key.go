@@ -2,51 +2,56 @@ package store
 
 import "time"
 
+// DatabaseID names the setting with the random id of the database.
+const DatabaseID = "database_id"
+
 // SigningKey is a row of the table signing_keys. A time is zero until it is decided.
 type SigningKey struct {
 	KID           string
 	Algorithm     string
 	PublicKey     []byte // in PKIX form
-	SealedKey     []byte // the private key in PKCS 8 form, sealed under a master key
+	SealedKey     []byte // the private key in PKCS 8 form, sealed under a master key; empty for a withdrawn key
 	PublishedAt   time.Time
 	SignsFrom     time.Time
 	SignsUntil    time.Time
 	VerifiesUntil time.Time
 	RevokedAt     time.Time
+	Counter       int64  // the same in every row of a key set; each change of the key set raises it
+	Tag           []byte // authenticates the row under a master key
 }
 
-const keyColumns = `kid, algorithm, public_key, sealed_key, published_at, signs_from, signs_until, verifies_until, revoked_at`
+const keyColumns = `kid, algorithm, public_key, sealed_key, published_at, signs_from, signs_until, verifies_until, revoked_at, counter, tag`
 
 // columns returns pointers to the fields, in the order of keyColumns.
 func (k *SigningKey) columns() []any {
 	return []any{&k.KID, &k.Algorithm, &k.PublicKey, &k.SealedKey, (*timeColumn)(&k.PublishedAt), (*timeColumn)(&k.SignsFrom),
-		(*timeColumn)(&k.SignsUntil), (*timeColumn)(&k.VerifiesUntil), (*timeColumn)(&k.RevokedAt)}
+		(*timeColumn)(&k.SignsUntil), (*timeColumn)(&k.VerifiesUntil), (*timeColumn)(&k.RevokedAt), &k.Counter, &k.Tag}
 }
 
-// SigningKeys lists all signing keys, the oldest first.
+// SigningKeys lists all signing keys, the oldest first. Somebody with write access to the
+// database may have changed or added any row: package issuer checks the tags.
 func (tx *Tx) SigningKeys() ([]*SigningKey, error) {
 	return queryAll(tx, (*SigningKey).columns, `SELECT `+keyColumns+` FROM signing_keys ORDER BY published_at, kid`)
 }
 
 // InsertSigningKey adds a signing key.
 func (tx *Tx) InsertSigningKey(k *SigningKey) error {
-	return tx.exec(`INSERT INTO signing_keys (`+keyColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)`,
-		k.KID, k.Algorithm, k.PublicKey, k.SealedKey, micros(k.PublishedAt),
-		nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt))
+	return tx.exec(`INSERT INTO signing_keys (`+keyColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
+		k.KID, k.Algorithm, k.PublicKey, notNull(k.SealedKey), micros(k.PublishedAt),
+		nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt), k.Counter, k.Tag)
 }
 
-// UpdateSigningKey writes SignsFrom, SignsUntil, VerifiesUntil and RevokedAt. The
-// caller must have read the row in the same transaction.
+// UpdateSigningKey writes every column that can change: SealedKey, the times but
+// PublishedAt, Counter and Tag. The caller must have read the row in the same transaction.
 func (tx *Tx) UpdateSigningKey(k *SigningKey) error {
-	return tx.exec(`UPDATE signing_keys SET signs_from = $2, signs_until = $3, verifies_until = $4, revoked_at = $5 WHERE kid = $1`,
-		k.KID, nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt))
+	return tx.exec(`UPDATE signing_keys SET sealed_key = $2, signs_from = $3, signs_until = $4, verifies_until = $5, revoked_at = $6,
+		counter = $7, tag = $8 WHERE kid = $1`,
+		k.KID, notNull(k.SealedKey), nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt),
+		k.Counter, k.Tag)
 }
 
-// ResealSigningKey replaces the column sealed_key of a signing key, after the master
-// key has changed.
-func (tx *Tx) ResealSigningKey(kid string, sealed []byte) error {
-	return tx.exec(`UPDATE signing_keys SET sealed_key = $2 WHERE kid = $1`, kid, sealed)
-}
+// notNull returns bytes for a column without NULL: the SQLite driver reads no bytes as nil.
+func notNull(b []byte) []byte { return append([]byte{}, b...) }
 
 // DeleteSigningKey deletes a signing key.
 func (tx *Tx) DeleteSigningKey(kid string) error {
@@ -72,6 +77,9 @@ func (tx *Tx) MACKeys() ([]*MACKey, error) {
 func (tx *Tx) InsertMACKey(k *MACKey) error {
 	return tx.exec(`INSERT INTO mac_keys (id, sealed_key, created_at) VALUES ($1, $2, $3)`, k.ID, k.SealedKey, micros(k.CreatedAt))
 }
+
+// DeleteMACKeys deletes every MAC key.
+func (tx *Tx) DeleteMACKeys() error { return tx.exec(`DELETE FROM mac_keys`) }
 
 // ResealMACKey replaces the column sealed_key of a MAC key, after the master key has
 // changed.

@@ -59,6 +59,15 @@ func (tx *Tx) Users(after string, limit int) ([]*User, error) {
 		`SELECT `+userSelect+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)
 }
 
+// AnotherAdmin reports whether an enabled user other than the user with the id has the role
+// admin. A change that depends on the answer must call [Tx.Exclusive] first. The condition is
+// that of the index users_admins, word for word; the condition on id makes SQLite search.
+func (tx *Tx) AnotherAdmin(id string) (bool, error) {
+	found, err := queryColumn[string](tx, `SELECT id FROM users WHERE deleted_at IS NULL AND NOT disabled
+		AND replace(' ' || roles || ' ', ' admin ', '') <> ' ' || roles || ' ' AND id > '' AND id <> $1 ORDER BY id LIMIT 1`, id)
+	return len(found) > 0, err
+}
+
 // InsertUser adds a user. Errors: ErrExists if the id or the name is taken. After
 // ErrExists the transaction may continue.
 func (tx *Tx) InsertUser(u *User) error {

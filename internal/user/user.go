@@ -11,6 +11,7 @@
 package user
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -32,6 +33,8 @@ var (
 	ErrNotFound = errors.New("no such user")
 	// ErrExists means that another user has the name.
 	ErrExists = errors.New("username taken")
+	// ErrLastAdmin means that the change would leave no enabled user with the role admin.
+	ErrLastAdmin = errors.New("the user is the last enabled admin: make another user an admin first")
 )
 
 // Users administers users. Users is safe for concurrent use.
@@ -198,10 +201,11 @@ type Change struct {
 // tokens are stale, and the client must refresh. Disabling and enabling a user end
 // every session of the user.
 //
-// Errors: ErrMalformed if a new name mixes scripts; ErrNotFound; ErrExists; errors of
-// [caller.Caller.Check] and of the store.
+// Errors: ErrMalformed if a new name mixes scripts; ErrNotFound; ErrExists; ErrLastAdmin;
+// errors of [caller.Caller.Check] and of the store.
 func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change Change) (*store.User, error) {
-	return u.change(ctx, by, id, audit.UserUpdated, func(row *store.User, _ time.Time) (e effect, err error) {
+	demotes := change.Disabled != nil && *change.Disabled || change.Roles != nil && !slices.Contains(*change.Roles, caller.Admin)
+	return u.change(ctx, by, target{id, audit.UserUpdated, demotes}, func(row *store.User, _ time.Time) (e effect, err error) {
 		if change.Name != nil && string(*change.Name) != row.Username {
 			row.Username, e = string(*change.Name), stale
 			err = change.Name.checkScripts()
@@ -218,9 +222,9 @@ func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change 
 
 // Delete removes a user and ends every session of the user.
 //
-// Errors: ErrNotFound; errors of [caller.Caller.Check] and of the store.
+// Errors: ErrNotFound; ErrLastAdmin; errors of [caller.Caller.Check] and of the store.
 func (u *Users) Delete(ctx context.Context, by caller.Caller, id string) error {
-	_, err := u.change(ctx, by, id, audit.UserDeleted, func(row *store.User, now time.Time) (effect, error) {
+	_, err := u.change(ctx, by, target{id, audit.UserDeleted, true}, func(row *store.User, now time.Time) (effect, error) {
 		row.DeletedAt = now
 		row.PasswordHash = "" // a deleted user's password must not be found by guessing
 		return revoked, nil
@@ -232,7 +236,7 @@ func (u *Users) Delete(ctx context.Context, by caller.Caller, id string) error {
 //
 // Errors: ErrNotFound; errors of [caller.Caller.Check] and of the store.
 func (u *Users) RevokeSessions(ctx context.Context, by caller.Caller, id string) error {
-	_, err := u.change(ctx, by, id, audit.UserSessionsRevoked, func(*store.User, time.Time) (effect, error) { return revoked, nil })
+	_, err := u.change(ctx, by, target{id: id, what: audit.UserSessionsRevoked}, func(*store.User, time.Time) (effect, error) { return revoked, nil })
 	return err
 }
 
@@ -253,7 +257,7 @@ func (u *Users) SetPassword(ctx context.Context, by caller.Caller, id string, pw
 	if err != nil {
 		return nil, err
 	}
-	return u.change(ctx, by, id, audit.PasswordSet, func(row *store.User, _ time.Time) (effect, error) {
+	return u.change(ctx, by, target{id: id, what: audit.PasswordSet}, func(row *store.User, _ time.Time) (effect, error) {
 		row.PasswordHash = hash
 		return revoked, nil
 	})
@@ -268,23 +272,41 @@ const (
 	revoked
 )
 
-// change applies fn to a user's row, writes the event what into the security record,
-// and raises the user's version, in one transaction.
-func (u *Users) change(ctx context.Context, by caller.Caller, id string, what audit.Type, fn func(*store.User, time.Time) (effect, error)) (row *store.User, err error) {
+// target describes a change of a user.
+type target struct {
+	id      string
+	what    audit.Type // for the security record
+	demotes bool       // an enabled admin may be none after the change
+}
+
+// change applies fn to a user's row, writes the change into the security record, and raises
+// the user's version, in one transaction. Of several changes that demote, at several replicas,
+// one runs at a time, so that one of them finds the last admin.
+func (u *Users) change(ctx context.Context, by caller.Caller, of target, fn func(*store.User, time.Time) (effect, error)) (row *store.User, err error) {
 	err = u.writer.Write(ctx, func(tx *feed.Tx) error {
+		if of.demotes {
+			if err := tx.Exclusive(); err != nil { // first: the change depends on all admins
+				return err
+			}
+		}
 		if err := by.Check(tx.Tx); err != nil {
 			return err
 		}
-		if row, err = Find(tx.Tx, id); err != nil {
+		if row, err = Find(tx.Tx, of.id); err != nil {
 			return err
 		}
-		before := row.Username
+		before, admin := row.Username, enabledAdmin(row)
 		e, err := fn(row, tx.Now())
 		if err != nil || e == unchanged {
 			return err
 		}
-		record := audit.Event{Type: what, ActorID: by.ID, ActorName: by.Name, UserID: row.ID, UserName: before}
-		if what == audit.UserUpdated {
+		if admin && !enabledAdmin(row) {
+			if another, err := tx.AnotherAdmin(row.ID); err != nil || !another {
+				return cmp.Or(err, ErrLastAdmin)
+			}
+		}
+		record := audit.Event{Type: of.what, ActorID: by.ID, ActorName: by.Name, UserID: row.ID, UserName: before}
+		if of.what == audit.UserUpdated {
 			record.Detail = describe(before, row)
 		}
 		if err := u.audit.Record(ctx, tx.Tx, record); err != nil {
@@ -293,6 +315,10 @@ func (u *Users) change(ctx context.Context, by caller.Caller, id string, what au
 		return Raise(tx, row, e == revoked)
 	})
 	return row, err
+}
+
+func enabledAdmin(row *store.User) bool {
+	return !row.Disabled && row.DeletedAt.IsZero() && slices.Contains(row.Roles, caller.Admin)
 }
 
 // Raise writes a user's changed row with a raised version, and appends the event for

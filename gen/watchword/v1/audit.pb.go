@@ -36,7 +36,7 @@ type Event struct {
 	// "logout", "session.revoked", "user.sessions_revoked", "user.created",
 	// "user.updated", "user.deleted", "password.changed" (by the user),
 	// "password.set" (by an admin or at the command line), "key.rotated", "key.revoked",
-	// "keys.resealed", "datastore.restored", or "call" for a refused call of
+	// "keys.resealed", "datastore.restored", "datastore.rekeyed", or "call" for a refused call of
 	// another method, which `detail` names.
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
 	// True: done. False: refused, for the reason in `reason`.

@@ -77,6 +77,9 @@ const (
 	ErrorReason_ERROR_REASON_ROLE_REQUIRED ErrorReason = 31
 	// PERMISSION_DENIED. The method asks for a client certificate.
 	ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED ErrorReason = 32
+	// FAILED_PRECONDITION. The change would leave no enabled user with the role
+	// `admin`. Make another user an admin first.
+	ErrorReason_ERROR_REASON_LAST_ADMIN ErrorReason = 39
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. Too many wrong passwords, for one
 	// username or from one network. The password of this call was not compared. At the
 	// time of the RetryInfo, another try from the same network is accepted, unless the
@@ -125,6 +128,7 @@ var (
 		30: "ERROR_REASON_USER_DISABLED",
 		31: "ERROR_REASON_ROLE_REQUIRED",
 		32: "ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED",
+		39: "ERROR_REASON_LAST_ADMIN",
 		40: "ERROR_REASON_TOO_MANY_ATTEMPTS",
 		41: "ERROR_REASON_OVERLOADED",
 		50: "ERROR_REASON_USER_NOT_FOUND",
@@ -152,6 +156,7 @@ var (
 		"ERROR_REASON_USER_DISABLED":               30,
 		"ERROR_REASON_ROLE_REQUIRED":               31,
 		"ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED": 32,
+		"ERROR_REASON_LAST_ADMIN":                  39,
 		"ERROR_REASON_TOO_MANY_ATTEMPTS":           40,
 		"ERROR_REASON_OVERLOADED":                  41,
 		"ERROR_REASON_USER_NOT_FOUND":              50,
@@ -194,7 +199,7 @@ var File_watchword_v1_error_proto protoreflect.FileDescriptor
 
 const file_watchword_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18watchword/v1/error.proto\x12\fwatchword.v1*\xe7\x06\n" +
+	"\x18watchword/v1/error.proto\x12\fwatchword.v1*\x84\a\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cERROR_REASON_INVALID_REQUEST\x10\x01\x12\"\n" +
@@ -213,7 +218,8 @@ const file_watchword_v1_error_proto_rawDesc = "" +
 	"\x1cERROR_REASON_SESSION_REVOKED\x10\x17\x12\x1e\n" +
 	"\x1aERROR_REASON_USER_DISABLED\x10\x1e\x12\x1e\n" +
 	"\x1aERROR_REASON_ROLE_REQUIRED\x10\x1f\x12,\n" +
-	"(ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED\x10 \x12\"\n" +
+	"(ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED\x10 \x12\x1b\n" +
+	"\x17ERROR_REASON_LAST_ADMIN\x10'\x12\"\n" +
 	"\x1eERROR_REASON_TOO_MANY_ATTEMPTS\x10(\x12\x1b\n" +
 	"\x17ERROR_REASON_OVERLOADED\x10)\x12\x1f\n" +
 	"\x1bERROR_REASON_USER_NOT_FOUND\x102\x12\x1c\n" +

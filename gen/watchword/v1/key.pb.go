@@ -38,6 +38,9 @@ const (
 	KeyState_KEY_STATE_RETIRED KeyState = 3
 	// Withdrawn: no token that the key signed is accepted.
 	KeyState_KEY_STATE_REVOKED KeyState = 4
+	// Not made with the master key of this installation, or changed by somebody
+	// without the master key: no token that the key signed is accepted.
+	KeyState_KEY_STATE_UNTRUSTED KeyState = 5
 )
 
 // Enum value maps for KeyState.
@@ -48,6 +51,7 @@ var (
 		2: "KEY_STATE_SIGNING",
 		3: "KEY_STATE_RETIRED",
 		4: "KEY_STATE_REVOKED",
+		5: "KEY_STATE_UNTRUSTED",
 	}
 	KeyState_value = map[string]int32{
 		"KEY_STATE_UNSPECIFIED": 0,
@@ -55,6 +59,7 @@ var (
 		"KEY_STATE_SIGNING":     2,
 		"KEY_STATE_RETIRED":     3,
 		"KEY_STATE_REVOKED":     4,
+		"KEY_STATE_UNTRUSTED":   5,
 	}
 )
 
@@ -477,13 +482,14 @@ const file_watchword_v1_key_proto_rawDesc = "" +
 	"\x10RevokeKeyRequest\x12\x10\n" +
 	"\x03kid\x18\x01 \x01(\tR\x03kid\"8\n" +
 	"\x11RevokeKeyResponse\x12#\n" +
-	"\x03key\x18\x01 \x01(\v2\x11.watchword.v1.KeyR\x03key*~\n" +
+	"\x03key\x18\x01 \x01(\v2\x11.watchword.v1.KeyR\x03key*\x97\x01\n" +
 	"\bKeyState\x12\x19\n" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eKEY_STATE_NEXT\x10\x01\x12\x15\n" +
 	"\x11KEY_STATE_SIGNING\x10\x02\x12\x15\n" +
 	"\x11KEY_STATE_RETIRED\x10\x03\x12\x15\n" +
-	"\x11KEY_STATE_REVOKED\x10\x042\xbb\x02\n" +
+	"\x11KEY_STATE_REVOKED\x10\x04\x12\x17\n" +
+	"\x13KEY_STATE_UNTRUSTED\x10\x052\xbb\x02\n" +
 	"\n" +
 	"KeyService\x12a\n" +
 	"\bListKeys\x12\x1d.watchword.v1.ListKeysRequest\x1a\x1e.watchword.v1.ListKeysResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12d\n" +

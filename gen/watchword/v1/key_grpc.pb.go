@@ -49,7 +49,10 @@ type KeyServiceClient interface {
 	// if a hundred keys still verify.
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
 	// RevokeKey withdraws a leaked key at once: every token that the key signed is
-	// TOKEN_INVALID at each verifier as soon as the bundle arrives there.
+	// TOKEN_INVALID at each verifier as soon as the bundle arrives there. RevokeKey
+	// also publishes a key that no cache of the JWKS has seen, and lets the key sign
+	// as soon as --jwks-max-age allows, since most libraries read the JWKS again only
+	// for a token with an unknown `kid`.
 	//
 	// Errors: INVALID_REQUEST; KEY_NOT_FOUND.
 	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
@@ -116,7 +119,10 @@ type KeyServiceServer interface {
 	// if a hundred keys still verify.
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
 	// RevokeKey withdraws a leaked key at once: every token that the key signed is
-	// TOKEN_INVALID at each verifier as soon as the bundle arrives there.
+	// TOKEN_INVALID at each verifier as soon as the bundle arrives there. RevokeKey
+	// also publishes a key that no cache of the JWKS has seen, and lets the key sign
+	// as soon as --jwks-max-age allows, since most libraries read the JWKS again only
+	// for a token with an unknown `kid`.
 	//
 	// Errors: INVALID_REQUEST; KEY_NOT_FOUND.
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)

@@ -408,7 +408,10 @@ type TrustState struct {
 	MaxTokenLifetime *durationpb.Duration `protobuf:"bytes,3,opt,name=max_token_lifetime,json=maxTokenLifetime,proto3" json:"max_token_lifetime,omitempty"`
 	// How long a revocation is kept after the last of its tokens has expired. A
 	// verifier's leeway must not exceed the margin.
-	Margin        *durationpb.Duration `protobuf:"bytes,4,opt,name=margin,proto3" json:"margin,omitempty"`
+	Margin *durationpb.Duration `protobuf:"bytes,4,opt,name=margin,proto3" json:"margin,omitempty"`
+	// The ids (`kid`) of keys that were withdrawn. A verifier never trusts such a key
+	// again, whatever a later trust state holds.
+	WithdrawnKids []string `protobuf:"bytes,5,rep,name=withdrawn_kids,json=withdrawnKids,proto3" json:"withdrawn_kids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -467,6 +470,13 @@ func (x *TrustState) GetMaxTokenLifetime() *durationpb.Duration {
 func (x *TrustState) GetMargin() *durationpb.Duration {
 	if x != nil {
 		return x.Margin
+	}
+	return nil
+}
+
+func (x *TrustState) GetWithdrawnKids() []string {
+	if x != nil {
+		return x.WithdrawnKids
 	}
 	return nil
 }
@@ -877,13 +887,14 @@ const file_watchword_v1_trust_proto_rawDesc = "" +
 	"\x06change\x18\x02 \x01(\v2\x14.watchword.v1.ChangeH\x00R\x06change\x127\n" +
 	"\theartbeat\x18\x03 \x01(\v2\x17.watchword.v1.HeartbeatH\x00R\theartbeat\x12\x16\n" +
 	"\x06resume\x18\x04 \x01(\fR\x06resumeB\t\n" +
-	"\amessage\"\xd3\x01\n" +
+	"\amessage\"\xfa\x01\n" +
 	"\n" +
 	"TrustState\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x121\n" +
 	"\x04keys\x18\x02 \x03(\v2\x1d.watchword.v1.VerificationKeyR\x04keys\x12G\n" +
 	"\x12max_token_lifetime\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x10maxTokenLifetime\x121\n" +
-	"\x06margin\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06margin\"\x80\x01\n" +
+	"\x06margin\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06margin\x12%\n" +
+	"\x0ewithdrawn_kids\x18\x05 \x03(\tR\rwithdrawnKids\"\x80\x01\n" +
 	"\x0fVerificationKey\x12*\n" +
 	"\x03key\x18\x01 \x01(\v2\x18.watchword.v1.JsonWebKeyR\x03key\x12A\n" +
 	"\x0everifies_until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\rverifiesUntil\"_\n" +

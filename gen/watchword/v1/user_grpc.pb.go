@@ -60,11 +60,13 @@ type UserServiceClient interface {
 	// UpdateUser changes the name, the roles, or whether the user is disabled
 	// (AIP-134). Disabling ends every session. Enabling restores no session.
 	//
-	// Errors: INVALID_REQUEST; USER_NOT_FOUND; USER_EXISTS.
+	// Errors: INVALID_REQUEST; USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change
+	// would leave no enabled user with the role `admin`.
 	UpdateUser(ctx context.Context, in *UpdateUserRequest, opts ...grpc.CallOption) (*UpdateUserResponse, error)
 	// DeleteUser removes a user. This cannot be undone. The name is free again.
 	//
-	// Errors: INVALID_REQUEST; USER_NOT_FOUND.
+	// Errors: INVALID_REQUEST; USER_NOT_FOUND; LAST_ADMIN for the last enabled user
+	// with the role `admin`.
 	DeleteUser(ctx context.Context, in *DeleteUserRequest, opts ...grpc.CallOption) (*DeleteUserResponse, error)
 	// SetPassword gives a user a new password and ends every session of the user.
 	//
@@ -171,11 +173,13 @@ type UserServiceServer interface {
 	// UpdateUser changes the name, the roles, or whether the user is disabled
 	// (AIP-134). Disabling ends every session. Enabling restores no session.
 	//
-	// Errors: INVALID_REQUEST; USER_NOT_FOUND; USER_EXISTS.
+	// Errors: INVALID_REQUEST; USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change
+	// would leave no enabled user with the role `admin`.
 	UpdateUser(context.Context, *UpdateUserRequest) (*UpdateUserResponse, error)
 	// DeleteUser removes a user. This cannot be undone. The name is free again.
 	//
-	// Errors: INVALID_REQUEST; USER_NOT_FOUND.
+	// Errors: INVALID_REQUEST; USER_NOT_FOUND; LAST_ADMIN for the last enabled user
+	// with the role `admin`.
 	DeleteUser(context.Context, *DeleteUserRequest) (*DeleteUserResponse, error)
 	// SetPassword gives a user a new password and ends every session of the user.
 	//

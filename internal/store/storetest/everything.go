@@ -67,7 +67,7 @@ func touchKeys(t testing.TB, s *store.Store, n int64) {
 	key := &store.SigningKey{KID: name, Algorithm: "a", PublicKey: []byte{1}, SealedKey: []byte{1}, PublishedAt: now}
 	mac := &store.MACKey{ID: n, SealedKey: []byte{1}, CreatedAt: now}
 	err := s.Write(t.Context(), func(tx *store.Tx) error {
-		return errors.Join(tx.InsertSigningKey(key), tx.UpdateSigningKey(key), tx.ResealSigningKey(name, []byte{2}), tx.InsertMACKey(mac), tx.ResealMACKey(n, []byte{2}))
+		return errors.Join(tx.InsertSigningKey(key), tx.UpdateSigningKey(key), tx.InsertMACKey(mac), tx.ResealMACKey(n, []byte{2}))
 	})
 	if err != nil {
 		t.Error(err)
@@ -106,12 +106,13 @@ func readEverything(t testing.TB, s *store.Store, u *store.User) {
 			err6 = errors.Join(err6, err)
 		}
 		_, err7 := tx.SigningKeys()
+		_, err13 := tx.AnotherAdmin("id")
 		_, err8 := tx.MACKeys()
 		_, err9 := tx.MaxLifetime()
 		_, err10 := tx.UserIDs(u.Username, 10)
 		_, err11 := tx.ThrottleBuckets([2]int64{1, 2})
 		_, err12 := tx.IsRecent(newSession("s", u.ID), 10)
-		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10, err11, err12)
+		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10, err11, err12, err13)
 	})
 	if err != nil {
 		t.Error(err)

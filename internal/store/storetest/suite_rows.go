@@ -278,7 +278,7 @@ func testKeys(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	first := &store.SigningKey{KID: "b", Algorithm: "EdDSA", PublicKey: []byte{0, 1, 255}, SealedKey: []byte("sealed"), PublishedAt: now}
-	second := &store.SigningKey{KID: "a", Algorithm: "ES256", PublicKey: []byte{2}, SealedKey: []byte("sealed too"), PublishedAt: now.Add(time.Second), SignsFrom: now}
+	second := &store.SigningKey{KID: "a", Algorithm: "ES256", PublicKey: []byte{2}, SealedKey: []byte("sealed too"), PublishedAt: now.Add(time.Second), SignsFrom: now, Counter: 1 << 60, Tag: []byte{0, 7}}
 	mac := &store.MACKey{ID: 1, SealedKey: []byte{9, 0}, CreatedAt: now}
 	write(t, s, func(tx *store.Tx) error {
 		return errors.Join(tx.InsertSigningKey(second), tx.InsertSigningKey(first), tx.InsertMACKey(mac))
@@ -305,10 +305,19 @@ func testKeys(t *testing.T, new func(testing.TB) string) {
 	}
 	second.SignsFrom, second.SignsUntil, second.VerifiesUntil, second.RevokedAt = now.Add(1e9), now.Add(2e9), now.Add(3e9), now.Add(4e9)
 	second.SealedKey, mac.SealedKey = []byte("new"), []byte("new too")
+	second.Counter, second.Tag = 1<<60+1, []byte{1}
 	write(t, s, func(tx *store.Tx) error {
-		return errors.Join(tx.UpdateSigningKey(second), tx.ResealSigningKey("a", second.SealedKey), tx.ResealMACKey(1, mac.SealedKey), tx.DeleteSigningKey("b"))
+		return errors.Join(tx.UpdateSigningKey(second), tx.ResealMACKey(1, mac.SealedKey), tx.DeleteSigningKey("b"))
 	})
 	want(second)
+	write(t, s, (*store.Tx).DeleteMACKeys)
+	read(t, s, func(tx *store.Tx) error {
+		macs, err := tx.MACKeys()
+		if len(macs) > 0 {
+			t.Errorf("MAC keys remain: %+v", macs)
+		}
+		return err
+	})
 }
 
 func testSettings(t *testing.T, new func(testing.TB) string) {

@@ -1,0 +1,46 @@
+package authn_test
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/watchword-auth/watchword/authn"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// A verifier never trusts a key again that a trust state named as withdrawn: neither when a
+// later trust state has the key, nor after a restart with the snapshot file.
+func TestAWithdrawnKeyNeverComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log logBuffer
+		w, path := startKept(t, authn.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+		leaked, leakedToo := newKey(t), newKey(t)
+		trusting := func(w *world) {
+			w.watch.tell(change(&watchwordv1.Change{TrustState: trustState(w.key, leaked, leakedToo)}))
+		}
+		check := func(w *world, want string) {
+			t.Helper()
+			w.wants(t, mint(t, leaked), want)
+			w.wants(t, mint(t, leakedToo), want)
+			w.wants(t, mint(t, w.key), "ok")
+		}
+		trusting(w)
+		check(w, "ok")
+		for _, kid := range []string{leaked.Public().KID(), leakedToo.Public().KID()} {
+			state := trustState(w.key)
+			state.WithdrawnKids = []string{kid}
+			w.watch.tell(change(&watchwordv1.Change{TrustState: state}))
+		}
+		trusting(w)
+		check(w, "TOKEN_INVALID")
+		if text := log.String(); !strings.Contains(text, "level=ERROR") || !strings.Contains(text, leaked.Public().KID()) {
+			t.Errorf("the log does not name the key:\n%s", text)
+		}
+		w.Close()
+		again := start(t, authn.WithSnapshotFile(path))
+		trusting(again)
+		check(again, "TOKEN_INVALID")
+	})
+}

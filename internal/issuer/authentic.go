@@ -1,0 +1,109 @@
+package issuer
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// Each row of signing_keys has a tag: a message authentication code, under the master key,
+// of every other column and of the database's id. So somebody with write access to the
+// database, and without the master key, adds no key and changes none.
+//
+// All rows of one key set have the same counter. Each change of the key set writes every
+// row again with a higher counter, so a row of an earlier key set beside newer rows is
+// refused. A KeySet remembers the highest counter, and so refuses an earlier key set whole.
+
+// tagPurpose separates the tags from other uses of the master key: see [seal.Keys.MAC].
+const tagPurpose = "row of signing_keys"
+
+// errOldRow means that a row is authentic, and belongs to an earlier key set than others.
+var errOldRow = errors.New("belongs to an earlier key set")
+
+// refused is a row of signing_keys that is not trusted.
+type refused struct {
+	row *store.SigningKey
+	why error
+}
+
+func (r refused) Error() string { return fmt.Sprintf("signing key %s: %v", r.row.KID, r.why) }
+
+// authentic holds the rows of signing_keys, told apart by their tags.
+type authentic struct {
+	rows    []*store.SigningKey // the key set, the oldest key first
+	counter int64               // of every row of the key set; 0 without a row
+	refused []refused
+}
+
+// authenticate reads all rows of signing_keys, and checks the tags.
+//
+// Errors: seal.ErrWrongKey if a master key made the tags of the rows, and the master key
+// file lacks that key; errors of the store.
+func authenticate(tx *store.Tx, master *seal.Keys, databaseID string) (*authentic, error) {
+	rows, err := tx.SigningKeys()
+	if err != nil {
+		return nil, err
+	}
+	a := &authentic{}
+	var good []*store.SigningKey
+	var wrongKey error
+	for _, row := range rows {
+		why := master.CheckMAC(tagPurpose, message(row, databaseID), row.Tag)
+		if why == nil {
+			good = append(good, row)
+			a.counter = max(a.counter, row.Counter)
+			continue
+		}
+		a.refused = append(a.refused, refused{row, why})
+		if errors.Is(why, seal.ErrWrongKey) {
+			wrongKey = fmt.Errorf("signing key %s: %w", row.KID, why)
+		}
+	}
+	if len(good) == 0 && wrongKey != nil {
+		return nil, wrongKey
+	}
+	for _, row := range good {
+		if row.Counter == a.counter {
+			a.rows = append(a.rows, row)
+		} else {
+			a.refused = append(a.refused, refused{row, errOldRow})
+		}
+	}
+	return a, nil
+}
+
+// databaseID returns the id of the database, and "" before the first start.
+func databaseID(tx *store.Tx) (string, error) { return tx.Setting(store.DatabaseID) }
+
+// tag sets the tag of a row, after all other columns are set.
+func tag(row *store.SigningKey, master *seal.Keys, databaseID string) (err error) {
+	row.Tag, err = master.MAC(tagPurpose, message(row, databaseID))
+	return err
+}
+
+// message returns the bytes that a tag authenticates: each value after its length, so that
+// no two rows have the same bytes.
+func message(row *store.SigningKey, databaseID string) []byte {
+	var m []byte
+	for _, value := range [][]byte{[]byte(databaseID), []byte(row.KID), []byte(row.Algorithm), row.PublicKey, row.SealedKey} {
+		m = binary.BigEndian.AppendUint64(m, uint64(len(value)))
+		m = append(m, value...)
+	}
+	for _, at := range []time.Time{row.PublishedAt, row.SignsFrom, row.SignsUntil, row.VerifiesUntil, row.RevokedAt} {
+		decided := byte(1)
+		if at.IsZero() {
+			decided, at = 0, time.UnixMicro(0)
+		}
+		m = binary.BigEndian.AppendUint64(append(m, decided), uint64(at.UnixMicro()))
+	}
+	return binary.BigEndian.AppendUint64(m, uint64(row.Counter))
+}
+
+// nextCounter returns the counter of the key set after a change: above the counter before,
+// and at least the clock's microseconds since 1970. So a change after the restore of a
+// backup has a higher counter than every lost change.
+func nextCounter(before int64, now time.Time) int64 { return max(before+1, now.UnixMicro()) }

@@ -1,0 +1,263 @@
+package issuer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/token"
+)
+
+var (
+	// ErrRolledBack means that the database holds an earlier key set than this process has
+	// seen: a backup was restored, a standby was promoted that lacked a change, or somebody
+	// put earlier rows back. The operator calls [Keyring.ReplaceAll].
+	ErrRolledBack = errors.New("the database holds an earlier set of signing keys than this process has seen")
+	// errNoKey means that no key signs at the time of a call. The call fails with INTERNAL:
+	// the clock was set back, or rows were changed by hand.
+	errNoKey = errors.New("no signing key signs now")
+)
+
+// KeySet holds the newest authentic set of signing keys that a process has read, and the
+// opened keys that sign. Every key of a KeySet passes at the process's own verifier, since
+// the feed publishes the rows that [KeySet.Read] returns. A KeySet is safe for concurrent
+// use.
+//
+// A KeySet only moves forward: it keeps its keys when the database holds an earlier set, a
+// changed set or an unreadable set, logs an ERROR with what to do, and never uses a key again
+// that it has seen withdrawn.
+type KeySet struct {
+	master *seal.Keys
+	logger *slog.Logger
+
+	mu         sync.RWMutex // guards all fields below
+	databaseID string       // of the first reading
+	counter    int64        // of rows
+	rows       []*store.SigningKey
+	signers    []signer        // of rows; replaced as a whole
+	withdrawn  map[string]bool // kid → seen withdrawn
+	problem    string          // logged last
+	problemAt  time.Time
+}
+
+// signer is a signing key and the time in which the key signs. key is nil if the key cannot
+// be opened, because of err.
+type signer struct {
+	kid         string
+	from, until time.Time // until is zero while no end is decided
+	key         *token.SigningKey
+	err         error
+}
+
+// NewKeySet returns a KeySet that has read nothing. logger gets the alarms.
+func NewKeySet(master *seal.Keys, logger *slog.Logger) *KeySet {
+	return &KeySet{master: master, logger: logger, withdrawn: map[string]bool{}}
+}
+
+// Load reads the key set in a transaction of its own. Errors: as [KeySet.Read].
+func (k *KeySet) Load(ctx context.Context, s *store.Store) error {
+	err := s.Read(ctx, func(tx *store.Tx) error {
+		_, err := k.Read(ctx, tx)
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("reading signing keys: %w", err)
+	}
+	return err
+}
+
+// Read reads the key set from the database, and returns the keys to publish. If the database
+// holds no newer key set that can be used, Read logs why, and returns the keys as they were.
+// Read has the form of [feed.Keys].
+//
+// Errors: errors of the store; for the first reading, seal.ErrWrongKey if the master key file
+// lacks the master key of a signing key.
+func (k *KeySet) Read(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	first := k.counter == 0
+	a, err := k.authenticateLocked(tx)
+	if err == nil {
+		err = k.takeLocked(a)
+	} else if !errors.Is(err, seal.ErrWrongKey) {
+		return feed.KeySet{}, err
+	}
+	wrongKey := errors.Is(err, seal.ErrWrongKey)
+	if first && wrongKey {
+		return feed.KeySet{}, err
+	}
+	if err != nil {
+		k.alarmLocked(ctx, err)
+	}
+	return feed.KeySet{Rows: k.rows, Withdrawn: slices.Sorted(maps.Keys(k.withdrawn)), Again: wrongKey}, nil
+}
+
+// authenticateLocked reads the rows, of the same database as the first reading. A key that
+// this process has seen withdrawn is refused. k.mu must be held. Errors: as [authenticate].
+func (k *KeySet) authenticateLocked(tx *store.Tx) (*authentic, error) {
+	id, err := databaseID(tx)
+	if err != nil {
+		return nil, err
+	}
+	if k.databaseID == "" {
+		k.databaseID = id
+	}
+	a, err := authenticate(tx, k.master, k.databaseID)
+	if err != nil {
+		return nil, err
+	}
+	a.rows = slices.DeleteFunc(a.rows, func(row *store.SigningKey) bool {
+		returned := row.RevokedAt.IsZero() && k.withdrawn[row.KID]
+		if returned {
+			a.refused = append(a.refused, refused{row, errors.New("was withdrawn before")})
+		}
+		return returned
+	})
+	return a, nil
+}
+
+// authenticate reads the key set for a change. Errors: as [KeySet.Read]; ErrRolledBack.
+func (k *KeySet) authenticate(tx *store.Tx) (*authentic, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	a, err := k.authenticateLocked(tx)
+	if err == nil && a.counter < k.counter {
+		err = ErrRolledBack
+	}
+	return a, err
+}
+
+// newest returns the highest counter that the process has seen.
+func (k *KeySet) newest() int64 {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.counter
+}
+
+// takeLocked replaces the key set by a newer one. A key set with the same counter has nothing
+// new, and may lack rows that somebody has changed. k.mu must be held.
+//
+// Errors, with what was taken in force: ErrRolledBack; seal.ErrWrongKey and other errors of a
+// key that cannot be opened; the errors of refused rows.
+func (k *KeySet) takeLocked(a *authentic) error {
+	var errs []error
+	for _, r := range a.refused {
+		errs = append(errs, r)
+	}
+	switch {
+	case a.counter > k.counter:
+		k.counter, k.rows = a.counter, a.rows
+		for _, row := range a.rows {
+			if !row.RevokedAt.IsZero() {
+				k.withdrawn[row.KID] = true
+			}
+		}
+	case a.counter < k.counter && len(a.rows) > 0:
+		errs = append(errs, ErrRolledBack)
+	}
+	return errors.Join(append(errs, k.openLocked())...)
+}
+
+// openLocked opens every key that signs now or later, and that is not open already: also the
+// next key, so that a key that cannot be opened is an alarm when it is published. Keys that
+// sign no longer are included, since the clocks of two replicas may differ. k.mu must be held.
+func (k *KeySet) openLocked() error {
+	var signers []signer
+	var errs []error
+	for _, row := range k.rows {
+		if !row.RevokedAt.IsZero() {
+			continue
+		}
+		s := signer{kid: row.KID, from: row.SignsFrom, until: row.SignsUntil}
+		if i := slices.IndexFunc(k.signers, func(s signer) bool { return s.kid == row.KID && s.key != nil }); i >= 0 {
+			s.key = k.signers[i].key
+		} else if s.key, s.err = open(row, k.master); s.err != nil {
+			errs = append(errs, s.err)
+		}
+		signers = append(signers, s)
+	}
+	k.signers = signers
+	return errors.Join(errs...)
+}
+
+// open decrypts the private half of a signing key. Errors: seal.ErrWrongKey.
+func open(row *store.SigningKey, master *seal.Keys) (*token.SigningKey, error) {
+	private, err := master.Open(purpose, row.KID, row.SealedKey)
+	if err != nil {
+		return nil, fmt.Errorf("signing key %s: %w", row.KID, err)
+	}
+	key, err := token.ParseSigningKey(private)
+	if err == nil && key.Public().KID() != row.KID {
+		err = errors.New("the private half is of another key")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("signing key %s: %w", row.KID, err)
+	}
+	return key, nil
+}
+
+// alarmLocked logs why the key set of the database is not used as it stands: once for each
+// problem, and again after an hour. k.mu must be held.
+func (k *KeySet) alarmLocked(ctx context.Context, problem error) {
+	if problem.Error() == k.problem && time.Since(k.problemAt) < time.Hour {
+		return
+	}
+	k.problem, k.problemAt = problem.Error(), time.Now()
+	remedy := "somebody has changed rows of signing_keys: find out which program or person can write the database; " +
+		"`watchword key rotate` removes the refused rows, and `watchword datastore restored` replaces all keys and ends every session"
+	switch {
+	case errors.Is(problem, seal.ErrWrongKey):
+		remedy = "add the missing master key to the master key file of this server, as on the machine where the key was made"
+	case errors.Is(problem, ErrRolledBack):
+		remedy = "run `watchword datastore restored`, which replaces all keys and ends every session"
+	}
+	k.logger.ErrorContext(ctx, "the signing keys in the database are not usable as they are; the server continues with the keys that it knows",
+		"error", problem, "remedy", remedy)
+}
+
+// Signs returns the id of the key that signs at a time. Errors: an error that says why no key
+// signs, or why the key cannot be opened.
+func (k *KeySet) Signs(now time.Time) (kid string, err error) {
+	key, err := k.signing(now)
+	if err != nil {
+		return "", err
+	}
+	return key.Public().KID(), nil
+}
+
+// signing returns the key that signs at a time. If several keys do, signing returns the
+// key that began last. If no key signs at the time, signing returns the key that begins
+// next: now is the time of the grant's transaction, and a key may have been withdrawn since.
+// Its successor then signs from a moment after now. Errors: as [KeySet.Signs].
+func (k *KeySet) signing(now time.Time) (*token.SigningKey, error) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	var current, next signer
+	for _, s := range k.signers {
+		ended := !s.until.IsZero() && !s.until.After(now)
+		switch {
+		case s.from.IsZero():
+		case s.from.After(now):
+			if next.kid == "" || s.from.Before(next.from) {
+				next = s
+			}
+		case !ended && (current.kid == "" || s.from.After(current.from)):
+			current = s
+		}
+	}
+	if current.kid == "" {
+		current = next
+	}
+	if current.kid == "" {
+		return nil, errNoKey
+	}
+	return current.key, current.err
+}
