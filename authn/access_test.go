@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/authntest"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/token"
 )
@@ -47,6 +48,41 @@ func TestCheckServices(t *testing.T) {
 		watchwordv1.RegisterAuditServiceServer(own, watchwordv1.UnimplementedAuditServiceServer{})
 		if err := fine.CheckServices(own.GetServiceInfo()); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A guarded service must not ask for the tokens of Watchword's admins, and Watchword itself
+// may.
+func TestCheckServicesFindsTheAdminsAudience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := authntest.New()
+		byRule := func(audience string) authn.Option {
+			return authn.WithMethodRule("/pay.v1.Pay/*", &watchwordv1.Access{Audience: []string{"billing", audience}})
+		}
+		pay := grpc.ServiceInfo{Methods: []grpc.MethodInfo{{Name: "Send"}}}
+		for name, test := range map[string]struct {
+			opts  []authn.Option
+			wrong []string
+		}{
+			"own audience":      {[]authn.Option{authn.WithAudience("pay"), byRule("pay")}, nil},
+			"the verifier's":    {[]authn.Option{authn.WithAudience("pay", "watchword"), byRule("pay")}, []string{"WithAudience: "}},
+			"a rule's":          {[]authn.Option{authn.WithAudience("pay"), byRule("watchword")}, []string{"/pay.v1.Pay/Send: "}},
+			"both":              {[]authn.Option{authn.WithAudience("watchword"), byRule("watchword")}, []string{"/pay.v1.Pay/Send: ", "WithAudience: "}},
+			"any, and a rule's": {[]authn.Option{authn.WithAnyAudience(), byRule("watchword")}, []string{"/pay.v1.Pay/Send: "}},
+		} {
+			v := issuer.NewVerifier(t, test.opts...)
+			v.ServerOptions()
+			services := map[string]grpc.ServiceInfo{"pay.v1.Pay": pay}
+			var lines []string
+			if err := v.CheckServices(services); err != nil {
+				lines = strings.Split(err.Error(), "\n\t")[1:]
+			}
+			if !slices.EqualFunc(lines, test.wrong, strings.HasPrefix) || slices.ContainsFunc(lines, func(line string) bool { return !strings.Contains(line, "audience watchword") }) {
+				t.Errorf("%s: %q, want %q", name, lines, test.wrong)
+			}
+			services["watchword.v1.AuthService"] = grpc.ServiceInfo{}
+			check(t, v.CheckServices(services))
 		}
 	})
 }

@@ -25,9 +25,12 @@ import (
 //     the method.
 //   - Every name given to WithMethodRule and WithPublicMethods must belong to a method of
 //     services.
+//   - Only Watchword itself may ask for the audience "watchword", in [WithAudience] or in a
+//     rule: a token for this audience administers Watchword, and every service that receives
+//     the token could use the token for this.
 //
 // Errors: FAILED_PRECONDITION, with a text that lists the interceptors not taken, the methods
-// without a usable rule, and the names without a method.
+// without a usable rule, the names without a method, and the uses of the audience "watchword".
 func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
 	var wrong []string
 	unused := map[string]bool{}
@@ -47,6 +50,7 @@ func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
 	for pattern := range unused {
 		wrong = append(wrong, fmt.Sprintf("%s: named in %s, but no service has such a method", pattern, v.access.named[pattern].option))
 	}
+	wrong = append(wrong, v.asksForAdmins(services)...)
 	slices.Sort(wrong)
 	for _, kind := range []struct {
 		taken bool
@@ -63,6 +67,31 @@ func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
 		Code:    codes.FailedPrecondition,
 		Message: "authn: the services are not guarded as they must be:\n\t" + strings.Join(wrong, "\n\t"),
 	}
+}
+
+// adminAudience is the audience of the tokens that administer Watchword.
+const adminAudience = "watchword"
+
+// asksForAdmins returns the uses of adminAudience in a program that serves no service of
+// Watchword.
+func (v *Verifier) asksForAdmins(services map[string]grpc.ServiceInfo) (wrong []string) {
+	const text = "asks for the audience " + adminAudience + ", which is for Watchword alone: an admin's token for it administers users and keys, " +
+		"and this program could use the token: name the program's own audience"
+	if slices.Contains(v.audience.names, adminAudience) {
+		wrong = append(wrong, "WithAudience: "+text)
+	}
+	for service, info := range services {
+		if strings.HasPrefix(service, "watchword.v1.") {
+			return nil
+		}
+		for _, m := range info.Methods {
+			full := "/" + service + "/" + m.Name
+			if r, err := v.access.of(full); err == nil && r.audience != nil && slices.Contains(r.audience.names, adminAudience) {
+				wrong = append(wrong, full+": "+text)
+			}
+		}
+	}
+	return wrong
 }
 
 // fault returns what is wrong with a method's access rule; empty if the rule is usable.
