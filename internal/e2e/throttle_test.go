@@ -1,13 +1,19 @@
 package e2e
 
 import (
+	"context"
+	"database/sql"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/watchword-auth/watchword/authn"
@@ -149,5 +155,78 @@ func TestReplicasShareGuesses(t *testing.T) {
 		if reason != want {
 			t.Errorf("guess %d: %s, want %s", n, reason, want)
 		}
+	}
+}
+
+// lockDatabase keeps every other writer out of the SQLite database of a server, until
+// unlock.
+func lockDatabase(t *testing.T, s *server) (unlock func()) {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(s.dir, "watchword.db")+"?_txlock=immediate&_pragma=busy_timeout(30000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	tx, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := tx.Rollback(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A guess counts although its client has gone before the count could be written.
+func TestGuessesOfImpatientClients(t *testing.T) {
+	s := serve(t, t.TempDir(), "--throttle-free-tries", "3")
+	unlock := lockDatabase(t, s)
+	var guesses sync.WaitGroup
+	var made atomic.Int32
+	for n := range 3 {
+		guesses.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond) // the server waits for 5 s for the lock
+			defer cancel()
+			c := dialFrom(t, fmt.Sprintf("127.77.%d.1", n), s.grpcAddr)
+			if err := c.tryLogin(ctx, "admin", newPassword()); status.Code(err) == codes.DeadlineExceeded {
+				made.Add(1)
+			} else {
+				t.Logf("guess %d: %v", n, err) // OVERLOADED on a slow machine: nothing was compared
+			}
+		})
+	}
+	guesses.Wait()
+	unlock()
+	if made.Load() == 0 {
+		t.Fatal("no guess was made")
+	}
+	for n := made.Load(); n < 3; n++ {
+		guessFrom(t, int(n), s.grpcAddr, "admin")
+	}
+	if reason, _ := guessFrom(t, 9, s.grpcAddr, "admin"); reason != "TOO_MANY_ATTEMPTS" {
+		t.Errorf("after %d guesses without an answer, and others up to 3: %s", made.Load(), reason)
+	}
+}
+
+// While the database refuses the counts, no guess is compared after the first, right or
+// wrong. When the database takes counts again, logins work.
+func TestGuessesThatCannotBeCounted(t *testing.T) {
+	s := serve(t, t.TempDir())
+	inDatabase(t, s, `CREATE TRIGGER full BEFORE INSERT ON throttle BEGIN SELECT RAISE(ABORT, 'full'); END`)
+	c := dial(t, s.grpcAddr)
+	if err := c.tryLogin(callCtx(t), "admin", newPassword()); err == nil || authn.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS {
+		t.Errorf("a guess that is not counted: %v", err)
+	}
+	for what, password := range map[string]string{"right": s.admin, "wrong": newPassword()} {
+		err := c.tryLogin(callCtx(t), "admin", password)
+		if err == nil || authn.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS {
+			t.Errorf("the answer tells that the password is %s: %v", what, err)
+		}
+	}
+	inDatabase(t, s, `DROP TRIGGER full`)
+	wantOK(t, "a login", c.tryLogin(callCtx(t), "admin", s.admin))
+	if reason, _ := guessFrom(t, 0, s.grpcAddr, "admin"); reason != "INVALID_CREDENTIALS" {
+		t.Errorf("a guess: %s", reason)
 	}
 }

@@ -133,9 +133,9 @@ func (s *Service) compare(ctx context.Context, turn *password.Turn, g *guess, pw
 		return rehash, err
 	}
 	turn.End() // before the wait for the database
-	s.sources.Wrong(source)
 	if err := g.Wrong(ctx); err != nil {
 		return false, err
 	}
+	s.sources.Wrong(source) // a guess that is not counted must not show by this count that it was wrong
 	return false, g.about(ErrCredentials)
 }

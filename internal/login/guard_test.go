@@ -2,6 +2,7 @@ package login_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/session/sessiontest"
+	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/throttle"
 	"github.com/watchword-auth/watchword/internal/user"
 )
@@ -214,6 +216,41 @@ func TestGuessesFromOneSource(t *testing.T) {
 		if got := g.try(t, c.from, c.name, pw, c.previous); got != c.want {
 			t.Errorf("%s from %s, device %t: %s, want %s", c.name, c.from, c.previous != "", got, c.want)
 		}
+	}
+}
+
+// A guess that the database cannot count shows nothing: the source is not counted either, and
+// until the database counts again, no guess is compared.
+func TestGuessesThatCannotBeCounted(t *testing.T) {
+	t.Parallel()
+	w := sessiontest.New(t)
+	g := guard(t, w, 1000, 1) // 20 wrong passwords of a source at once
+	database, err := sql.Open("sqlite", "file:"+w.Store.Path()+"?_pragma=busy_timeout(30000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer database.Close()
+	do := func(statement string) {
+		t.Helper()
+		if _, err := database.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	from := caller.WithSource(t.Context(), "192.0.2.1")
+	do(`CREATE TRIGGER full BEFORE INSERT ON throttle BEGIN SELECT RAISE(ABORT, 'full'); END`)
+	for _, pw := range []string{wrong, sessiontest.Password, wrong} {
+		if _, err := g.logins.Login(from, "alice", sessiontest.Parse(t, pw), nil, ""); !errors.Is(err, store.ErrUnavailable) {
+			t.Errorf("%q: %v", pw, err)
+		}
+	}
+	do(`DROP TRIGGER full`)
+	for n := range 20 {
+		if got := g.try(t, "192.0.2.1", "alice", wrong, ""); got != "wrong" {
+			t.Errorf("guess %d of 20: %s", n, got)
+		}
+	}
+	if got := g.try(t, "192.0.2.2", "alice", sessiontest.Password, ""); got != "ok" {
+		t.Error(got)
 	}
 }
 

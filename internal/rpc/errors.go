@@ -105,7 +105,8 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 			retryAfter = func() time.Duration { return watchRetry + rand.N(watchRetry) }
 		}
 		if tooMany := (*throttle.Refused)(nil); errors.As(err, &tooMany) {
-			retryAfter = func() time.Duration { return tooMany.RetryAfter }
+			// Whole seconds: the time shows nothing about single steps in the server.
+			retryAfter = func() time.Duration { return (tooMany.RetryAfter + time.Second - 1).Truncate(time.Second) }
 			if tooMany.Full {
 				r.message = "too many wrong passwords; all times of the next hour are promised to other networks"
 			}

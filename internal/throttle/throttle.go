@@ -35,6 +35,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/store"
@@ -88,6 +89,7 @@ type Counter struct {
 	full    int           // the level at which the delay is LongestDelay
 	unit    time.Duration // in which a bucket forgets one guess
 	flights flights
+	failing atomic.Bool // a wrong guess could not be counted: every try is counted before the guess is compared
 }
 
 // Number identifies a counter. Counters with different numbers share no
@@ -140,6 +142,7 @@ type Try struct {
 	key     Key
 	running bool             // in the counter's flights
 	delayed bool             // the name is delayed, so Claim counts
+	counted bool             // by Claim
 	added   [2]time.Duration // by Claim
 }
 
@@ -225,32 +228,50 @@ func set(tx *store.Tx, p *pair) error {
 	return errors.Join(tx.SetThrottleBucket(&p[0]), tx.SetThrottleBucket(&p[1]))
 }
 
-// Claim counts the try before the guess is compared, if the name is delayed. Otherwise
-// Claim does nothing. Claim writes, so a caller that waits for something else first calls
-// Claim last: a try that is counted but never compared uses up one of the owner's tries.
+// Claim counts the try before the guess is compared, if the name is delayed, or if an
+// earlier wrong guess could not be counted. Otherwise Claim does nothing. Claim writes, so a
+// caller that waits for something else first calls Claim last: a try that is counted but
+// never compared uses up one of the owner's tries.
 //
 // Errors: a *[Refused] if another try came before; those of the store.
 func (t *Try) Claim(ctx context.Context) error {
-	if !t.delayed {
+	if !t.delayed && !t.counter.failing.Load() {
 		return nil
 	}
 	d, err := t.decideAndStore(ctx, true)
-	if err == nil && !d.admitted {
-		err = d.refused()
+	switch {
+	case err != nil:
+		return err
+	case !d.admitted:
+		return d.refused()
 	}
-	return err
+	t.counted = true
+	t.counter.failing.Store(false)
+	return nil
 }
 
+// countTime bounds the time in which Wrong counts. The store itself takes 5 s before the
+// store gives up.
+const countTime = 10 * time.Second
+
 // Wrong counts a wrong guess, unless Claim has counted the try. The count is on disk when
-// Wrong returns nil. Until then the caller must not answer the client.
+// Wrong returns nil. Until then the caller must not answer the client, nor let the client
+// see in any other way that the guess was wrong. The end of ctx does not stop the count:
+// otherwise a client that goes away could guess for nothing.
+//
+// After an error, Claim counts every try before the comparison, until a count is stored: a
+// guess that the database cannot count is not compared. Only the tries that were compared
+// when the database failed stay uncounted, at most FreeTries at a name in each process.
 //
 // Errors: those of the store.
 func (t *Try) Wrong(ctx context.Context) error {
-	if t.delayed {
+	if t.counted {
 		return nil
 	}
 	c := t.counter
-	return c.store.Write(ctx, func(tx *store.Tx) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), countTime)
+	defer cancel()
+	err := c.store.Write(ctx, func(tx *store.Tx) error {
 		pair, err := tx.LockThrottleBuckets(t.key.ids)
 		if err != nil {
 			return err
@@ -258,6 +279,10 @@ func (t *Try) Wrong(ctx context.Context) error {
 		c.count(&pair, tx.Now())
 		return set(tx, &pair)
 	})
+	if err != nil {
+		c.failing.Store(true)
+	}
+	return err
 }
 
 // Right takes back what Claim has counted, in the transaction that depends on the right

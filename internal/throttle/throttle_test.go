@@ -293,6 +293,26 @@ func TestWaitEnds(t *testing.T) {
 	})
 }
 
+// A wrong guess counts although the client has gone.
+func TestWrongOfAClientThatHasGone(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *Counter) {
+		key := c.Key("alice", "")
+		for range 10 {
+			try, err := c.Begin(t.Context(), key, nothing)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := try.Wrong(ctx); err != nil {
+				t.Error(err)
+			}
+			try.End()
+		}
+		wantRefused(t, guess(t, c, key))
+	})
+}
+
 // A clock that is set back delays nobody for longer than usual.
 func TestClockSetBack(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
