@@ -168,10 +168,10 @@ func WithStore(store func(ctx context.Context, refreshToken string) error) Optio
 func WithLogger(log *slog.Logger) Option { return func(c *config) { c.log = log } }
 
 // Password returns a Source that logs in with a password, and again when its session is
-// over. A later login carries the refresh token of the session that is over: so guesses of
-// others at the same username do not delay the login. After a wrong password the Source
-// pauses for some seconds, and longer each time, up to five minutes. Close does not end the
-// session at Watchword.
+// over. A later login carries the refresh token of the session that is over: so guesses at
+// the same username by clients without such a token do not delay the login. After a wrong
+// password the Source pauses for some seconds, and longer each time, up to five minutes.
+// Close does not end the session at Watchword.
 //
 // conn leads to Watchword; [Dial] makes one. conn must not carry the Source itself: such
 // calls are INTERNAL. conn must honour the call option grpc.PerRPCCredentials, as every

@@ -36,14 +36,22 @@ func (s Source) Network() string {
 // Site returns the network that one owner commonly has: the /24 of an IPv4 address, or the
 // /48 of an IPv6 address. An owner of one site can make as many [Source.Network] as it
 // likes.
-func (s Source) Site() string {
+func (s Source) Site() string { return s.prefix(24, 48) }
+
+// Block returns the network that one provider commonly has: the /32 of an IPv6 address. An
+// owner of one block can make 65,536 sites. An IPv4 /24 costs its owner as much as a block,
+// so the block of an IPv4 address is its site.
+func (s Source) Block() string { return s.prefix(24, 32) }
+
+// prefix returns the first bits of an address.
+func (s Source) prefix(of4, of6 int) string {
 	addr, err := netip.ParseAddr(string(s))
 	if err != nil {
 		return string(s)
 	}
-	bits := 24
+	bits := of4
 	if addr = addr.Unmap(); addr.Is6() {
-		bits = 48
+		bits = of6
 	}
 	return netip.PrefixFrom(addr.WithZone(""), bits).Masked().String()
 }

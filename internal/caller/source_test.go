@@ -33,6 +33,22 @@ func TestNetwork(t *testing.T) {
 	}
 }
 
+// The networks of a source, from the narrowest to the widest.
+func TestSiteAndBlock(t *testing.T) {
+	for source, want := range map[caller.Source][2]string{
+		"192.0.2.7":             {"192.0.2.0/24", "192.0.2.0/24"},
+		"::ffff:192.0.2.7":      {"192.0.2.0/24", "192.0.2.0/24"},
+		"2001:db8:1:2:3:4:5:6":  {"2001:db8:1::/48", "2001:db8::/32"},
+		"fe80::1%eth0":          {"fe80::/48", "fe80::/32"},
+		"/run/watchword.socket": {"/run/watchword.socket", "/run/watchword.socket"},
+		"":                      {"", ""},
+	} {
+		if got := [2]string{source.Site(), source.Block()}; got != want {
+			t.Errorf("%s: %q, want %q", source, got, want)
+		}
+	}
+}
+
 func TestProxies(t *testing.T) {
 	t.Parallel()
 	proxies, err := caller.ParseProxies([]string{"10.0.0.0/8", "192.0.2.1", "2001:db8:ff::/48"})

@@ -16,8 +16,8 @@ import (
 const maxKept = 1024
 
 // device names the file with the refresh token of the last login of one user at one
-// server. With an earlier refresh token the server knows the device: a login then waits
-// for the wrong passwords of this device alone, whatever others guess.
+// server. With an earlier refresh token the server knows the device: guesses of clients
+// without a token of the same session then do not delay a login.
 type device struct {
 	path string
 	err  error // why there is no such file

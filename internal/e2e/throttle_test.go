@@ -158,6 +158,52 @@ func TestReplicasShareGuesses(t *testing.T) {
 	}
 }
 
+// A thief at one address has an earlier refresh token of the owner, and tries wrong passwords
+// with it without end. The owner gets in with the same token: at once by the count of the
+// username, and at the promised time when the thief has spent this count too.
+func TestGuessesWithAStolenRefreshToken(t *testing.T) {
+	s := serve(t, t.TempDir(), "--throttle-free-tries", "3", "--throttle-longest-delay", "10s")
+	owner, thief := dialFrom(t, "127.88.0.1", s.grpcAddr), dialFrom(t, "127.77.0.1", s.grpcAddr)
+	device := owner.login(t, "admin", s.admin)
+	wantOK(t, "the logout", owner.logout(callCtx(t), device)) // the token of an ended session counts, too
+	guess := func() (string, time.Duration) {
+		_, err := thief.known(t, "admin", newPassword(), device)
+		return answerOf(err)
+	}
+	for n := range 3 {
+		if reason, _ := guess(); reason != "INVALID_CREDENTIALS" {
+			t.Fatalf("guess %d of the thief: %s", n, reason)
+		}
+	}
+	_, err := owner.known(t, "admin", s.admin, device)
+	wantOK(t, "the owner, by the count of the username", err)
+
+	for reason := "INVALID_CREDENTIALS"; reason == "INVALID_CREDENTIALS"; {
+		reason, _ = guess()
+	}
+	_, err = owner.known(t, "admin", s.admin, device)
+	reason, wait := answerOf(err)
+	if reason == "" { // a second has passed since the last guess, and the thief's promise is elsewhere
+		t.Skip("the machine is too slow for delays of a second")
+	}
+	if reason != "TOO_MANY_ATTEMPTS" || wait <= 0 || wait > 30*time.Second || wait%time.Second != 0 {
+		t.Fatalf("the owner after the thief: %s, wait %v", reason, wait)
+	}
+	asking, stop := context.WithCancel(t.Context())
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for asking.Err() == nil {
+			guess()
+		}
+	}()
+	time.Sleep(wait + time.Second) // the owner's time is 10 s long
+	_, err = owner.known(t, "admin", s.admin, device)
+	wantOK(t, "the owner at the promised time", err)
+	stop()
+	<-stopped
+}
+
 // lockDatabase keeps every other writer out of the SQLite database of a server, until
 // unlock.
 func lockDatabase(t *testing.T, s *server) (unlock func()) {

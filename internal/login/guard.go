@@ -23,12 +23,16 @@ const (
 //   - The tries at one username, from everywhere, share a count, whether the user exists or
 //     not.
 //   - A known device has a count of its own: a login that carries an earlier refresh token of
-//     the user ([session.Sessions.Knows]). So an attacker cannot keep the owner out. A known
-//     network gets no count of its own: such a count would show that the user exists, and an
-//     attacker can be in the same network.
+//     the user ([session.Sessions.Knows]). So an attacker without such a token cannot keep the
+//     owner out. A known network gets no count of its own: such a count would show that the
+//     user exists, and an attacker can be in the same network.
 //   - ChangePassword counts for the session of the caller.
-//   - The wrong passwords from one source, at whatever usernames, share a count. A known
-//     device is not refused for its source.
+//   - While the count of the device or of the session refuses a try, the count of the
+//     username may admit the try: an attacker may hold the token too. The try counts where
+//     the try was admitted. So an attacker with the tokens of n devices has the guesses of n
+//     devices and of the username.
+//   - The wrong passwords from one source, at whatever usernames, share a count. A try that
+//     the count of a device or of a session admits is not refused for its source.
 type Limits struct {
 	throttle.Limits     // of one username, and of one device
 	SourceRate      int // wrong passwords a second from one source; 0: no bound
@@ -37,6 +41,7 @@ type Limits struct {
 // guess is an admitted try at a user's password.
 type guess struct {
 	*throttle.Try
+	name      string     // the username of the count
 	user      store.User // as read before the hash; empty for an unknown user
 	sessionID string     // of the caller of ChangePassword
 	known     bool       // the try is counted for a known device or a session
@@ -68,45 +73,79 @@ func (g *guess) begin(ctx context.Context, counter *throttle.Counter, key thrott
 //
 // Errors: a *[throttle.Refused]; those of the store.
 func (s *Service) beginLogin(ctx context.Context, a *attempt) (*guess, error) {
-	g := &guess{}
+	g := &guess{name: string(a.name)}
 	readUser := func(tx *store.Tx) error {
-		u, err := tx.UserByName(string(a.name))
+		u, err := tx.UserByName(g.name)
 		if errors.Is(err, store.ErrNotFound) {
 			u, err = &store.User{}, nil // Compare hashes all the same
 		}
 		g.user = *u
 		return err
 	}
-	if a.device != "" {
+	device := a.device
+	if device != "" {
+		known := false
 		err := s.store.Read(ctx, func(tx *store.Tx) (err error) {
 			if err = readUser(tx); err == nil {
-				g.known, err = s.sessions.Knows(tx, &g.user, a.device)
+				known, err = s.sessions.Knows(tx, &g.user, device)
 			}
 			return err
 		})
 		if err != nil {
 			return nil, err
 		}
+		if !known {
+			device = ""
+		}
 	}
-	if g.known {
-		return g, g.begin(ctx, s.devices, s.devices.Key(a.device, ""), readUser)
-	}
-	site := caller.SourceOf(ctx).Site()
-	return g, g.begin(ctx, s.accounts, s.accounts.Key(string(a.name), site), readUser)
+	return g, s.admit(ctx, g, device, readUser)
 }
 
 // beginChange is like beginLogin, for a signed-in user.
 //
 // Errors: a *[throttle.Refused]; those of [caller.Caller.Check] and of the store.
 func (s *Service) beginChange(ctx context.Context, by caller.Caller) (*guess, error) {
-	g := &guess{sessionID: by.SessionID, known: true}
-	return g, g.begin(ctx, s.devices, s.devices.Key(by.SessionID, ""), func(tx *store.Tx) error {
+	g := &guess{sessionID: by.SessionID}
+	return g, s.admit(ctx, g, by.SessionID, func(tx *store.Tx) error {
 		u, _, err := by.Rows(tx)
 		if err == nil {
-			g.user = *u
+			g.user, g.name = *u, u.Username
 		}
 		return err
 	})
+}
+
+// admit admits a try by the count of a known device, if there is one, and otherwise by the
+// counts of the source and of the username. read reads g.user, and g.name.
+//
+// Errors: a *[throttle.Refused]; those of read and
+// of the store.
+func (s *Service) admit(ctx context.Context, g *guess, device string, read func(*store.Tx) error) error {
+	source := caller.SourceOf(ctx)
+	from := throttle.Origin{Network: source.Network(), Site: source.Site(), Block: source.Block()}
+	var byDevice error
+	if device != "" {
+		byDevice = g.begin(ctx, s.devices, s.devices.Key(device, from), read)
+		if !errors.Is(byDevice, throttle.ErrTooMany) {
+			g.known = byDevice == nil
+			return byDevice
+		}
+	}
+	err := g.ifRefused(s.sources.Check(from.Network))
+	if err == nil {
+		err = g.begin(ctx, s.accounts, s.accounts.Key(g.name, from), read)
+	}
+	return sooner(byDevice, err)
+}
+
+// sooner returns the second error. If both errors refuse a try, sooner returns the one that
+// promises a time, or else the one with the shorter time to wait.
+func sooner(first, second error) error {
+	var a, b *throttle.Refused
+	if errors.As(first, &a) && errors.As(second, &b) && (b.Full && !a.Full || b.Full == a.Full && a.RetryAfter < b.RetryAfter) {
+		return first
+	}
+	return second
 }
 
 // compare compares a password with the user's hash, and counts a wrong password before

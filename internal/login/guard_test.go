@@ -127,6 +127,66 @@ func TestKnownDevice(t *testing.T) {
 	})
 }
 
+// While a thief spends the count of a device with the owner's token, the owner gets in by the
+// count of the username, and with another device. When both counts are spent, the token
+// gets a promise for each network.
+func TestStolenDevice(t *testing.T) {
+	t.Parallel()
+	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
+		g := guard(t, w, 3, 0)
+		stolen, other := w.Login(t), w.Login(t)
+		thief := func() string { return g.try(t, "198.51.100.1", "alice", wrong, stolen.Refresh) }
+		for range 3 {
+			if got := thief(); got != "wrong" {
+				t.Fatalf("the thief: %s", got)
+			}
+		}
+		if got := g.try(t, "192.0.2.1", "alice", sessiontest.Password, stolen.Refresh); got != "ok" {
+			t.Errorf("the owner with the stolen token: %s", got)
+		}
+		for range 3 { // by the count of the username
+			if got := thief(); got != "wrong" {
+				t.Fatalf("the thief: %s", got)
+			}
+		}
+		if got := thief(); got != "wait" {
+			t.Errorf("the thief after six guesses: %s", got)
+		}
+		if got := g.try(t, "192.0.2.1", "alice", sessiontest.Password, other.Refresh); got != "ok" {
+			t.Errorf("the owner on another device: %s", got)
+		}
+	})
+}
+
+// While every time of the username is promised to others, the owner on a known device gets a
+// promise of the device.
+func TestPromiseOfADevice(t *testing.T) {
+	t.Parallel()
+	w := sessiontest.New(t)
+	g := guard(t, w, 3, 0)
+	stolen := w.Login(t).Refresh
+	refusal := func(from caller.Source, previous string) *throttle.Refused {
+		t.Helper()
+		for {
+			_, err := g.logins.Login(caller.WithSource(t.Context(), from), "alice", sessiontest.Parse(t, wrong), nil, previous)
+			var refused *throttle.Refused
+			switch {
+			case errors.As(err, &refused):
+				return refused
+			case !errors.Is(err, login.ErrCredentials):
+				t.Fatal(err)
+			}
+		}
+	}
+	refusal("198.51.100.1", stolen)
+	for n := 0; !refusal(caller.Source(fmt.Sprintf("10.0.%d.1", n)), "").Full; n++ { // six promises fill the hour
+		continue
+	}
+	if refused := refusal("192.0.2.1", stolen); refused.Full || refused.RetryAfter > 20*time.Minute+2*time.Second {
+		t.Errorf("the owner: %v", refused)
+	}
+}
+
 // The ten newest sessions are known devices, and a text that is no refresh token is none.
 func TestUnknownDevices(t *testing.T) {
 	t.Parallel()
@@ -154,7 +214,7 @@ func TestUnknownDevices(t *testing.T) {
 	}
 }
 
-// The wrong passwords of ChangePassword count for the session.
+// The wrong passwords of ChangePassword count for the session, and then for the username.
 func TestGuessesOfASignedInUser(t *testing.T) {
 	t.Parallel()
 	w := sessiontest.New(t)
@@ -165,10 +225,13 @@ func TestGuessesOfASignedInUser(t *testing.T) {
 		_, err := g.logins.ChangePassword(t.Context(), by, sessiontest.Parse(t, pw), sessiontest.Parse(t, "changed by Alice"))
 		return answer(t, err)
 	}
-	for _, want := range []string{"wrong", "wrong", "wrong", "wait"} {
+	for _, want := range []string{"wrong", "wrong", "wrong", "wrong", "wrong", "wrong", "wait"} {
 		if got := change(by, wrong); got != want {
 			t.Errorf("ChangePassword: %s, want %s", got, want)
 		}
+	}
+	if got := g.try(t, "", "alice", wrong, ""); got != "wait" { // the session's last guesses count for the username
+		t.Errorf("Login: %s", got)
 	}
 	if got := change(by, sessiontest.Password); got != "wait" {
 		t.Errorf("with the right password: %s", got)
@@ -282,6 +345,23 @@ func TestCostOfGuesses(t *testing.T) {
 	}
 	count.Want(t, "a refused try", 5, 3, func() {
 		if got := g.try(t, "192.0.2.1", "mallory", wrong, ""); got != "wait" {
+			t.Error(got)
+		}
+	})
+
+	// A source is refused before the count of the username is read, although a token of
+	// another user hides this until the device is known.
+	rated, token := guard(t, w, 1000, 1), w.Login(t).Refresh
+	spend := func() {
+		for rated.try(t, "192.0.2.1", "somebody", wrong, "") == "wrong" {
+			continue
+		}
+	}
+	spend()
+	rated.try(t, "192.0.2.1", "mallory", wrong, token) // prepares the statements
+	spend()
+	count.Want(t, "a refused source with the token of another user", 5, 3, func() {
+		if got := rated.try(t, "192.0.2.1", "mallory", wrong, token); got != "wait" {
 			t.Error(got)
 		}
 	})

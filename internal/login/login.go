@@ -106,7 +106,7 @@ func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Gran
 // costs no read.
 func (s *Service) tryLogin(ctx context.Context, a *attempt) (*session.Grant, error) {
 	source := caller.SourceOf(ctx).Network()
-	if a.device == "" { // with an earlier refresh token, compare checks the source unless the device is known
+	if a.device == "" { // with an earlier refresh token, beginLogin checks the source unless the device is known
 		if err := s.sources.Check(source); err != nil {
 			return nil, err
 		}

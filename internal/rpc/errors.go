@@ -108,7 +108,7 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 			// Whole seconds: the time shows nothing about single steps in the server.
 			retryAfter = func() time.Duration { return (tooMany.RetryAfter + time.Second - 1).Truncate(time.Second) }
 			if tooMany.Full {
-				r.message = "too many wrong passwords; all times of the next hour are promised to other networks"
+				r.message = "too many wrong passwords; all times of the next hour, or those of this network's neighborhood, are promised to other networks"
 			}
 		}
 		return refusal.Status(r.code, r.reason, method, r.message, details(r.reason, retryAfter)...)

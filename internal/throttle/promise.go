@@ -8,32 +8,50 @@ import (
 
 // Promises of tries at a delayed name:
 //
-//   - A site (an IPv4 /24, an IPv6 /48) has at most one promise for a name. A site that asks
-//     again before its time gets the same answer again.
-//   - Promised times are in the order in which the sites asked, LongestDelay apart, and at
+//   - A network has at most one promise for a name. A network that asks again before its
+//     time gets the same answer again.
+//   - Promised times are in the order in which the networks asked, LongestDelay apart, and at
 //     most [ahead] from now. If there is no free time, the answer says so: [Refused.Full].
+//   - A site, and a block, has a share of the times. The n-th promise of a site must be within
+//     the n-th part of [ahead], and a block may have [blockShare] times as many. While the
+//     hour is full, only a site without a promise gets the next time. So a neighbour of the
+//     owner needs about ten networks to keep the owner's site out, and one provider's
+//     network never takes the whole hour.
 //   - At its time a promised try is admitted, whatever other tries do. The time is over
 //     when the next one begins, LongestDelay later.
 //   - As long as there is a promise, no try without a promise is admitted. So tries are
-//     LongestDelay apart on average, however many sites an attacker has.
+//     LongestDelay apart on average, however many networks an attacker has.
 //
-// The promises of a name are in both buckets, 16 bytes each, so that a bucket is bounded by
-// the number of times within [ahead]. A promise is a tag and a time. The tag is a MAC of
-// the name and the site, so names in the same bucket do not get each other's promises.
+// The promises of a name are in both buckets, 20 bytes each, so that a bucket is bounded by
+// the number of times within [ahead]. A promise is three tags and a time. A tag is a MAC of
+// the name and a network, so names in the same bucket do not get each other's promises.
 
-// ahead bounds how far ahead a promise is: a person waits no longer.
-const ahead = time.Hour
+const (
+	// ahead bounds how far ahead a promise is: a person waits no longer.
+	ahead = time.Hour
+	// blockShare is the number of promises that a block may have anywhere within ahead: with
+	// 120 times in the hour, an attacker needs ten blocks to take every time.
+	blockShare = 12
+)
 
-const tagBytes = 8
+// Origin names the networks of a client: one client's own ([caller.Source.Network]), the
+// network that one owner commonly has ([caller.Source.Site]), and a provider's
+// ([caller.Source.Block]).
+type Origin struct{ Network, Site, Block string }
+
+const tagBytes = 4
 
 type tag [tagBytes]byte
 
+// tags says to which networks a promise belongs.
+type tags struct{ network, site, block tag }
+
 type promise struct {
-	tag tag
-	at  time.Time
+	tags
+	at time.Time
 }
 
-const promiseBytes = tagBytes + 8
+const promiseBytes = 3*tagBytes + 8
 
 // decision says what happens to a try at a delayed name.
 type decision struct {
@@ -48,12 +66,13 @@ func (d decision) refused() *Refused {
 	return &Refused{RetryAfter: d.at.Sub(d.now).Truncate(time.Millisecond) + time.Millisecond, Full: d.full}
 }
 
-// decide decides about a try with a tag. decide changes nothing.
-func (c *Counter) decide(p pair, own tag, now time.Time) decision {
+// decide decides about a try from networks. decide changes nothing.
+func (c *Counter) decide(p pair, own tags, now time.Time) decision {
 	longest := c.limits.LongestDelay
-	promises := slices.Concat(current(p[0].Promises, now, longest), current(p[1].Promises, now, longest))
+	lists := [2][]promise{current(p[0].Promises, now, longest), current(p[1].Promises, now, longest)}
+	promises := slices.Concat(lists[:]...)
 	for _, promised := range promises {
-		if promised.tag == own {
+		if promised.tags == own {
 			return decision{admitted: !promised.at.After(now), at: promised.at, now: now}
 		}
 	}
@@ -68,17 +87,38 @@ func (c *Counter) decide(p pair, own tag, now time.Time) decision {
 		next = later(next, promised.at.Add(longest))
 	}
 	next = later(next, now)
-	if room := next.Add(-ahead); room.After(now) {
+	if room := next.Add(-share(lists, own)); room.After(now) {
 		return decision{full: true, at: room, now: now}
 	}
 	return decision{promise: true, at: next, now: now}
 }
 
+// share returns how far ahead the next promise of a site and a block may be.
+func share(lists [2][]promise, own tags) time.Duration {
+	site := held(lists, func(p promise) bool { return p.site == own.site })
+	block := held(lists, func(p promise) bool { return p.block == own.block })
+	return min(ahead, ahead/time.Duration(site+1), blockShare*ahead/time.Duration(block+1))
+}
+
+// held counts promises. A promise is in both buckets of a name.
+func held(lists [2][]promise, counts func(promise) bool) (n int) {
+	for _, list := range lists {
+		ofList := 0
+		for _, promised := range list {
+			if counts(promised) {
+				ofList++
+			}
+		}
+		n = max(n, ofList)
+	}
+	return n
+}
+
 // current decodes the promises in a bucket that have not passed.
 func current(encoded []byte, now time.Time, longest time.Duration) (list []promise) {
 	for ; len(encoded) >= promiseBytes; encoded = encoded[promiseBytes:] {
-		us := int64(binary.BigEndian.Uint64(encoded[tagBytes:]))
-		p := promise{tag(encoded), time.UnixMicro(us).UTC()}
+		us := int64(binary.BigEndian.Uint64(encoded[3*tagBytes:]))
+		p := promise{tags{tag(encoded), tag(encoded[tagBytes:]), tag(encoded[2*tagBytes:])}, time.UnixMicro(us).UTC()}
 		if p.at.Add(longest).After(now) && !p.at.After(now.Add(ahead)) { // the clock may have been set back
 			list = append(list, p)
 		}
@@ -86,13 +126,13 @@ func current(encoded []byte, now time.Time, longest time.Duration) (list []promi
 	return list
 }
 
-// keep removes the promise with a tag, and the promises that have passed.
-func keep(p *pair, own tag, now time.Time, longest time.Duration) {
+// keep removes the promise of a network, and the promises that have passed.
+func keep(p *pair, own tags, now time.Time, longest time.Duration) {
 	for i := range p {
 		list := current(p[i].Promises, now, longest)
 		p[i].Promises = nil
 		for _, promised := range list {
-			if promised.tag != own {
+			if promised.tags != own {
 				p[i].Promises = promised.append(p[i].Promises)
 			}
 		}
@@ -107,5 +147,8 @@ func give(p *pair, promised promise) {
 }
 
 func (p promise) append(to []byte) []byte {
-	return binary.BigEndian.AppendUint64(append(to, p.tag[:]...), uint64(p.at.UnixMicro()))
+	for _, t := range []tag{p.network, p.site, p.block} {
+		to = append(to, t[:]...)
+	}
+	return binary.BigEndian.AppendUint64(to, uint64(p.at.UnixMicro()))
 }

@@ -9,28 +9,32 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// attack is a guesser with many sites against one name.
+// attack is a guesser with many networks against one name.
 type attack struct {
-	c       *Counter
-	asked   int
-	guesses int
-	due     map[int]time.Time // promises, by site
-	sites   int
-	free    time.Time // when there is a time left
+	c        *Counter
+	asked    int
+	guesses  int
+	due      map[int]time.Time // promises, by network
+	networks int
+	place    func(network int) Origin
+	free     time.Time // when there is a time left
 }
 
-func (a *attack) ask(t *testing.T, site int) {
+// site puts each network into a site of its own.
+func site(network int) Origin { return at(fmt.Sprint("site", network)) }
+
+func (a *attack) ask(t *testing.T, network int) {
 	t.Helper()
-	err := guess(t, a.c, a.c.Key("alice", fmt.Sprint("site", site)))
+	err := guess(t, a.c, a.c.Key("alice", a.place(network)))
 	var refused *Refused
 	switch {
 	case err == nil:
 		a.guesses++
-		delete(a.due, site)
+		delete(a.due, network)
 	case errors.As(err, &refused) && refused.Full:
 		a.free = time.Now().Add(refused.RetryAfter - time.Millisecond) // the time is rounded up
 	case errors.As(err, &refused):
-		a.due[site] = time.Now().Add(refused.RetryAfter)
+		a.due[network] = time.Now().Add(refused.RetryAfter)
 		if refused.RetryAfter > ahead+time.Millisecond {
 			t.Fatalf("a promise for %v from now", refused.RetryAfter)
 		}
@@ -39,16 +43,16 @@ func (a *attack) ask(t *testing.T, site int) {
 	}
 }
 
-// step lets the sites with a promise that is due guess, and one more site ask.
+// step lets the networks with a promise that is due guess, and one more network ask.
 func (a *attack) step(t *testing.T) {
 	t.Helper()
-	for site, at := range a.due {
+	for network, at := range a.due {
 		if !at.After(time.Now()) {
-			a.ask(t, site)
+			a.ask(t, network)
 		}
 	}
 	a.asked++
-	a.ask(t, a.asked%a.sites)
+	a.ask(t, a.asked%a.networks)
 }
 
 // A guesser with 10,000 sites gets no more tries than the documents state, for days. The
@@ -57,13 +61,13 @@ func TestManySites(t *testing.T) {
 	const days = 2
 	inBubble(t, func(t *testing.T, c *Counter) {
 		devices := New(c.store, secret, 2, usual)
-		a := &attack{c: c, due: map[int]time.Time{}, sites: 10_000}
+		a := &attack{c: c, due: map[int]time.Time{}, networks: 10_000, place: site}
 		began := time.Now()
 		promised, waits := 0, time.Duration(0)
 		var promise time.Time // the owner's
 		for step := 0; time.Since(began) < days*24*time.Hour; step++ {
 			// The owner asks first when there is a time left, and comes at the promised time.
-			owner := c.Key("alice", "the owner's site")
+			owner := c.Key("alice", at("the owner's site"))
 			switch {
 			case !promise.IsZero() && !promise.After(time.Now()):
 				if err := guess(t, c, owner); err != nil {
@@ -77,7 +81,7 @@ func TestManySites(t *testing.T) {
 			}
 			a.step(t)
 			if step%360 == 0 {
-				if err := guess(t, devices, devices.Key("session", "")); err != nil {
+				if err := guess(t, devices, devices.Key("session", at(""))); err != nil {
 					t.Fatalf("on a known device: %v", err)
 				}
 			}
@@ -94,7 +98,7 @@ func TestManySites(t *testing.T) {
 			t.Errorf("the owner waited for %v", waits)
 		}
 		err := c.store.Read(t.Context(), func(tx *store.Tx) error {
-			pair, err := tx.ThrottleBuckets(c.Key("alice", "").ids)
+			pair, err := tx.ThrottleBuckets(c.Key("alice", at("")).ids)
 			for _, b := range pair {
 				if n := len(b.Promises) / promiseBytes; n < 100 || n > 122 {
 					t.Errorf("%d promises in a bucket, want about 120", n)
@@ -108,25 +112,101 @@ func TestManySites(t *testing.T) {
 	})
 }
 
-// One site gets one promise, and the same answer when it asks again.
-func TestOnePromiseForASite(t *testing.T) {
+// One network gets one promise, and the same answer when it asks again.
+func TestOnePromiseForANetwork(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
-		first, second := c.Key("alice", "first"), c.Key("alice", "second")
+		first, second := c.Key("alice", at("first")), c.Key("alice", at("second"))
 		admitted(t, c, first)
 		for range 200 {
 			if wait := wantRefused(t, guess(t, c, first)); wait > time.Second+time.Millisecond {
-				t.Fatalf("the first site waits for %v", wait)
+				t.Fatalf("the first network waits for %v", wait)
 			}
 		}
 		if wait := wantRefused(t, guess(t, c, second)); wait > 32*time.Second || wait < 31*time.Second {
-			t.Errorf("the second site waits for %v, want 31 s", wait)
+			t.Errorf("the second network waits for %v, want 31 s", wait)
 		}
-		// A site that does not come loses its time, and keeps no other from its own.
+		// A network that does not come loses its time, and keeps no other from its own.
 		time.Sleep(31*time.Second + time.Millisecond)
 		wantRefused(t, guess(t, c, first))
-		wantRefused(t, guess(t, c, c.Key("alice", "third"))) // the time belongs to the second site
+		wantRefused(t, guess(t, c, c.Key("alice", at("third")))) // the time belongs to the second network
 		if err := guess(t, c, second); err != nil {
-			t.Errorf("the second site: %v", err)
+			t.Errorf("the second network: %v", err)
+		}
+	})
+}
+
+// The networks of one site, and the sites of one block, get a share of the times, however
+// many there are. The owner in another network of the site, in another site, or in another
+// block then gets the next time.
+func TestSharesOfTimes(t *testing.T) {
+	for name, test := range map[string]struct {
+		neighbor func(n int) Origin // the attacker's n-th network
+		owner    Origin
+		most     int // promises of the attacker
+		asks     int // networks of the attacker
+	}{
+		"two networks of a site": {func(n int) Origin { return Origin{fmt.Sprint("network", n), "site", "block"} }, Origin{"owner", "site", "block"}, 2, 2},
+		"one site":               {func(n int) Origin { return Origin{fmt.Sprint("network", n), "site", "block"} }, Origin{"owner", "other", "block"}, 11, 300},
+		"one block":              {func(n int) Origin { return Origin{fmt.Sprint("network", n), fmt.Sprint("site", n/2), "block"} }, at("owner"), 40, 300},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, c *Counter) {
+				admitted(t, c, c.Key("alice", test.neighbor(0)))
+				promised := 1
+				for n := 1; n < test.asks; n++ {
+					var refused *Refused
+					if err := guess(t, c, c.Key("alice", test.neighbor(n))); !errors.As(err, &refused) {
+						t.Fatal(err)
+					}
+					if !refused.Full {
+						promised++
+					}
+				}
+				if promised < test.most*3/4 || promised > test.most {
+					t.Errorf("%d promises, want about %d", promised, test.most)
+				}
+				var refused *Refused
+				if err := guess(t, c, c.Key("alice", test.owner)); !errors.As(err, &refused) || refused.Full {
+					t.Fatalf("the owner: %v", err)
+				}
+				if longest := time.Duration(promised)*usual.LongestDelay + 2*time.Second; refused.RetryAfter > longest {
+					t.Errorf("the owner waits for %v, want at most %v", refused.RetryAfter, longest)
+				}
+				time.Sleep(refused.RetryAfter)
+				if err := guess(t, c, c.Key("alice", test.owner)); err != nil {
+					t.Errorf("the owner at the promised time: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// A guesser with 100 sites, of many networks each, cannot keep the hour full: the owner gets a
+// promise, from a new site each time.
+func TestManyNetworksOfFewSites(t *testing.T) {
+	inBubble(t, func(t *testing.T, c *Counter) {
+		const sites = 100
+		a := &attack{c: c, due: map[int]time.Time{}, networks: 20 * sites, place: func(n int) Origin {
+			return Origin{fmt.Sprint("network", n), fmt.Sprint("site", n%sites), fmt.Sprint("block", n%sites)}
+		}}
+		longest := time.Duration(0)
+		for step := range 2 * 360 { // two hours
+			for range 3 {
+				a.step(t)
+			}
+			if step%30 == 29 {
+				var refused *Refused
+				err := guess(t, c, c.Key("alice", at(fmt.Sprint("owner", step))))
+				if errors.As(err, &refused) && refused.Full || err == nil {
+					t.Errorf("the owner after %d steps: %v", step, err)
+				}
+				longest = max(longest, refused.RetryAfter)
+			}
+			time.Sleep(10 * time.Second)
+		}
+		t.Logf("%d guesses of the attacker; the owner waited for at most %v", a.guesses, longest)
+		if longest < 45*time.Minute {
+			t.Errorf("the longest wait is %v: the attacker did not try", longest)
 		}
 	})
 }

@@ -49,7 +49,8 @@ type Refused struct {
 	// RetryAfter is the time until a promised try or, without a promise, until another try
 	// may be admitted.
 	RetryAfter time.Duration
-	// Full means that every time within the next hour is promised to another site.
+	// Full means that every time within the next hour, or within the share of the client's
+	// site, is promised to other networks.
 	Full bool
 }
 
@@ -109,20 +110,25 @@ func New(s *store.Store, secret []byte, number Number, limits Limits) *Counter {
 
 // Key says what a try guesses at, and from where. The zero Key is no key of a counter.
 type Key struct {
-	ids [2]int64 // of the buckets, the lower id first
-	tag tag      // of the promise
+	ids  [2]int64 // of the buckets, the lower id first
+	tags tags     // of the promise
 }
 
-// Key returns the key for tries at a name from a site ([caller.Source.Site]). Tries from
-// one site share one promise.
-func (c *Counter) Key(name, site string) Key {
+// Key returns the key for tries at a name from a client. Tries from one network share one
+// promise.
+func (c *Counter) Key(name string, from Origin) Key {
 	sum := c.mac("bucket", strconv.Itoa(int(c.number)), name)
 	var k Key
 	for row := range k.ids {
 		index := int64(binary.BigEndian.Uint32(sum[4*row:]) % buckets)
 		k.ids[row] = int64(c.number)<<32 | int64(row*buckets) | index
 	}
-	copy(k.tag[:], c.mac("promise", strconv.Itoa(int(c.number)), name, site))
+	for _, of := range []struct {
+		tag           *tag
+		kind, network string
+	}{{&k.tags.network, "network", from.Network}, {&k.tags.site, "site", from.Site}, {&k.tags.block, "block", from.Block}} {
+		copy(of.tag[:], c.mac("promise", strconv.Itoa(int(c.number)), name, of.kind, of.network))
+	}
 	return k
 }
 
@@ -185,7 +191,7 @@ func (c *Counter) Begin(ctx context.Context, key Key, also func(*store.Tx) error
 // beginDelayed decides about a try at a name that is delayed.
 func (c *Counter) beginDelayed(ctx context.Context, key Key, pair pair, now time.Time) (*Try, error) {
 	try := &Try{counter: c, key: key, delayed: true}
-	d := c.decide(pair, key.tag, now)
+	d := c.decide(pair, key.tags, now)
 	if d.promise {
 		var err error
 		if d, err = try.decideAndStore(ctx, false); err != nil {
@@ -208,14 +214,14 @@ func (t *Try) decideAndStore(ctx context.Context, count bool) (d decision, err e
 			return err
 		}
 		now := tx.Now()
-		d = c.decide(pair, t.key.tag, now)
+		d = c.decide(pair, t.key.tags, now)
 		switch {
 		case d.admitted && count:
 			t.added = c.count(&pair, now)
-			keep(&pair, t.key.tag, now, c.limits.LongestDelay)
+			keep(&pair, t.key.tags, now, c.limits.LongestDelay)
 		case d.promise:
-			keep(&pair, t.key.tag, now, c.limits.LongestDelay)
-			give(&pair, promise{t.key.tag, d.at})
+			keep(&pair, t.key.tags, now, c.limits.LongestDelay)
+			give(&pair, promise{t.key.tags, d.at})
 		default:
 			return nil
 		}

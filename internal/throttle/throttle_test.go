@@ -37,6 +37,9 @@ func inBubble(t *testing.T, test func(t *testing.T, c *Counter)) {
 	})
 }
 
+// at returns a client in a network, site and block of its own.
+func at(place string) Origin { return Origin{Network: place, Site: place, Block: place} }
+
 func nothing(*store.Tx) error { return nil }
 
 // guess makes a wrong guess, and returns the error of the try.
@@ -82,7 +85,7 @@ func admitted(t testing.TB, c *Counter, key Key) (n int) {
 // The delays double from a second to the longest.
 func TestDelays(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
-		key := c.Key("alice", "192.0.2.0/24")
+		key := c.Key("alice", at("192.0.2.0/24"))
 		if n := admitted(t, c, key); n != 10 {
 			t.Fatalf("%d tries were free, want 10", n)
 		}
@@ -107,10 +110,10 @@ func TestDelays(t *testing.T) {
 // Other names are free, and so is a name with one bucket of the delayed name.
 func TestTwoBuckets(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
-		alice := c.Key("alice", "")
+		alice := c.Key("alice", at(""))
 		var same [2]Key
 		for i, found := 0, 0; found < 2; i++ {
-			key := c.Key(fmt.Sprint("name", i), "")
+			key := c.Key(fmt.Sprint("name", i), at(""))
 			for row := range alice.ids {
 				if key.ids[row] == alice.ids[row] && same[row] == (Key{}) {
 					same[row] = key
@@ -119,7 +122,7 @@ func TestTwoBuckets(t *testing.T) {
 			}
 		}
 		admitted(t, c, alice)
-		if n := admitted(t, c, c.Key("bob", "")); n != 10 {
+		if n := admitted(t, c, c.Key("bob", at(""))); n != 10 {
 			t.Errorf("another name: %d tries were free", n)
 		}
 		for row, key := range same {
@@ -134,7 +137,7 @@ func TestTwoBuckets(t *testing.T) {
 // part of the hour.
 func TestForgets(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
-		key := c.Key("alice", "")
+		key := c.Key("alice", at(""))
 		admitted(t, c, key)
 		for range 20 {
 			time.Sleep(30*time.Second + time.Millisecond)
@@ -154,7 +157,7 @@ func TestForgets(t *testing.T) {
 // The right guess takes back its own count, and no other.
 func TestRight(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
-		key := c.Key("alice", "")
+		key := c.Key("alice", at(""))
 		right := func() {
 			t.Helper()
 			try, err := c.Begin(t.Context(), key, nothing)
@@ -208,7 +211,7 @@ func TestManyAtOnce(t *testing.T) {
 			for i := range 100 {
 				tries.Go(func() {
 					c := replicas[i%2]
-					if err := guess(t, c, c.Key("alice", fmt.Sprint("site", i))); err == nil {
+					if err := guess(t, c, c.Key("alice", at(fmt.Sprint("site", i)))); err == nil {
 						n.Add(1)
 					} else {
 						wantRefused(t, err)
@@ -237,7 +240,7 @@ func TestManyRightAtOnce(t *testing.T) {
 		var tries sync.WaitGroup
 		for range 100 {
 			tries.Go(func() {
-				try, err := c.Begin(t.Context(), c.Key("alice", ""), nothing)
+				try, err := c.Begin(t.Context(), c.Key("alice", at("")), nothing)
 				if err != nil {
 					t.Error(err)
 					return
@@ -256,7 +259,7 @@ func TestManyRightAtOnce(t *testing.T) {
 // A try that waits for others ends with its context, and holds nobody up.
 func TestWaitEnds(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
-		key := c.Key("alice", "")
+		key := c.Key("alice", at(""))
 		var running []*Try
 		for range 10 {
 			try, err := c.Begin(t.Context(), key, nothing)
@@ -296,7 +299,7 @@ func TestWaitEnds(t *testing.T) {
 // A wrong guess counts although the client has gone.
 func TestWrongOfAClientThatHasGone(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
-		key := c.Key("alice", "")
+		key := c.Key("alice", at(""))
 		for range 10 {
 			try, err := c.Begin(t.Context(), key, nothing)
 			if err != nil {
@@ -316,13 +319,13 @@ func TestWrongOfAClientThatHasGone(t *testing.T) {
 // A clock that is set back delays nobody for longer than usual.
 func TestClockSetBack(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
-		key := c.Key("alice", "")
+		key := c.Key("alice", at(""))
 		err := c.store.Write(t.Context(), func(tx *store.Tx) error {
 			pair, err := tx.LockThrottleBuckets(key.ids)
 			for i := range pair {
 				far := tx.Now().Add(1000 * time.Hour)
 				pair[i].ClearAt, pair[i].NextAt = far, far
-				pair[i].Promises = promise{c.Key("alice", "elsewhere").tag, far}.append(nil)
+				pair[i].Promises = promise{c.Key("alice", at("elsewhere")).tags, far}.append(nil)
 			}
 			return errors.Join(err, set(tx, &pair))
 		})
@@ -348,12 +351,12 @@ func TestClockSetBack(t *testing.T) {
 func TestPrune(t *testing.T) {
 	inBubble(t, func(t *testing.T, c *Counter) {
 		for i := range 300 {
-			if err := guess(t, c, c.Key(fmt.Sprint("name", i), "")); err != nil {
+			if err := guess(t, c, c.Key(fmt.Sprint("name", i), at(""))); err != nil {
 				t.Fatal(err)
 			}
 		}
 		time.Sleep(10 * time.Minute)
-		key := c.Key("alice", "")
+		key := c.Key("alice", at(""))
 		admitted(t, c, key)
 		if err := Prune(t.Context(), c.store); err != nil {
 			t.Fatal(err)

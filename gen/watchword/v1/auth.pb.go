@@ -254,9 +254,9 @@ type LoginRequest struct {
 	Audience []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
 	// An earlier refresh token of this user, from a login or a refresh on this
 	// device. It may be spent, and its session may have ended. A device with such a
-	// token of one of the user's ten newest sessions waits for its own wrong
-	// passwords alone, and not for the guesses of others. The token has no other
-	// effect, and any other text counts as none.
+	// token of one of the user's ten newest sessions waits for wrong passwords that
+	// were sent with a token of the same session, and not for other guesses. The
+	// token has no other effect, and any other text counts as none.
 	PreviousRefreshToken string `protobuf:"bytes,4,opt,name=previous_refresh_token,json=previousRefreshToken,proto3" json:"previous_refresh_token,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
