@@ -348,21 +348,4 @@ func TestCostOfGuesses(t *testing.T) {
 			t.Error(got)
 		}
 	})
-
-	// A source is refused before the count of the username is read, although a token of
-	// another user hides this until the device is known.
-	rated, token := guard(t, w, 1000, 1), w.Login(t).Refresh
-	spend := func() {
-		for rated.try(t, "192.0.2.1", "somebody", wrong, "") == "wrong" {
-			continue
-		}
-	}
-	spend()
-	rated.try(t, "192.0.2.1", "mallory", wrong, token) // prepares the statements
-	spend()
-	count.Want(t, "a refused source with the token of another user", 5, 3, func() {
-		if got := rated.try(t, "192.0.2.1", "mallory", wrong, token); got != "wait" {
-			t.Error(got)
-		}
-	})
 }
