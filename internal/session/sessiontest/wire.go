@@ -32,8 +32,9 @@ func CutOnce(prefix string, fate pgtest.Fate) func(pgtest.Trip) pgtest.Fate {
 	}
 }
 
-// Counter counts what calls send to PostgreSQL. It leaves out the tails that the feed
-// reads after a nudge or a hint, because their number is not fixed.
+// Counter counts what calls send to PostgreSQL. Counter leaves out the tails that the feed
+// reads after a nudge or a hint, and what the pool sends by itself (see ofPool), because the
+// number of both is not fixed.
 type Counter struct {
 	proxy *pgtest.Proxy
 	tails map[int]bool // connections in such a transaction
@@ -67,6 +68,9 @@ func (c *Counter) since() (statements, trips int, text string) {
 			c.tails[trip.Conn] = last != "COMMIT"
 			continue
 		}
+		if ofPool(trip) {
+			continue
+		}
 		trips++
 		statements += len(trip.Statements)
 		for _, statement := range trip.Statements {
@@ -75,4 +79,16 @@ func (c *Counter) since() (statements, trips int, text string) {
 		text += "--\n"
 	}
 	return statements, trips, text
+}
+
+// ofPool reports whether the pool has sent a trip by itself: the time bounds of a new
+// connection, or the check of a connection that was idle for a second.
+func ofPool(trip pgtest.Trip) bool {
+	for _, statement := range trip.Statements {
+		sql := strings.Join(strings.Fields(statement.SQL), " ")
+		if sql != "" && !strings.HasPrefix(sql, "--") && !strings.HasPrefix(sql, "SELECT set_config('statement_timeout', '5000', false)") {
+			return false
+		}
+	}
+	return true
 }
