@@ -346,6 +346,10 @@ func TestMoveKeepsSessionsAndPositions(t *testing.T) {
 		t.Errorf("/readyz of the old server returned %s, want 503", ready.Status)
 	}
 	s.stop(t)
+	log := s.stderr.String()
+	if n := strings.Count(log, "this database was moved to postgres://"); n != 1 || strings.Contains(log, "no such table") {
+		t.Errorf("the log of the old server names the new database %d times, want once, and no table:\n%s", n, log)
+	}
 	refusesToStart(t, s.dir, "was moved to postgres://")
 	for _, args := range []string{"user list", "key list", "audit", "migrate", "backup b.db"} {
 		if r := cli(t, s.dir, "", append(strings.Fields(args), "--datastore-uri", database(s.dir))...); r.code != 1 || !strings.Contains(r.stderr, "was moved to") {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"sync"
 	"testing"
 	"time"
@@ -58,6 +59,7 @@ func TestDatabaseDown(t *testing.T) {
 			o.checkWithoutDatabase(t, time.Now().Add(time.Hour))
 			fault.away()
 			away := time.Now()
+			logged := len(o.server.stderr.String())
 			o.checkWithoutDatabase(t, away)
 			o.checkUnavailable(t)
 			o.checkWithoutDatabase(t, away)
@@ -73,12 +75,38 @@ func TestDatabaseDown(t *testing.T) {
 			t.Logf("refreshed %v after the database was back", time.Since(back).Round(time.Millisecond))
 			wantOK(t, "login", c.tryLogin(callCtx(t), "alice", o.password))
 			eventually(t, propagation, "sending a current bundle", func() error { return o.knownSince(t, back) })
+			o.checkOutageLog(t, logged)
 			o.checkWithoutDatabase(t, time.Now().Add(time.Hour))
 		})
 	}
 	if r.now() != o.server {
 		t.Error("the replica was started again")
 	}
+}
+
+var (
+	warningLine = regexp.MustCompile(`(?m)^.*level=(WARN|ERROR).*$`)
+	awayLine    = regexp.MustCompile(`(?m)^.*level=WARN msg="the database is not available.*$`)
+	backLine    = regexp.MustCompile(`(?m)^.*level=INFO msg="the database is available again".*$`)
+)
+
+// checkOutageLog waits for the log line that ends an outage. Since the outage began, after
+// the first bytes of the log, the log must have one line about the beginning, one about the
+// end, and no other warning, whatever number of calls has failed.
+func (o *outage) checkOutageLog(t *testing.T, bytes int) {
+	t.Helper()
+	eventually(t, startTimeout, "logging the end of the outage", func() error {
+		if !backLine.MatchString(o.server.stderr.String()[bytes:]) {
+			return errors.New("no such line")
+		}
+		return nil
+	})
+	log := o.server.stderr.String()[bytes:]
+	warnings, away, back := warningLine.FindAllString(log, -1), awayLine.FindAllString(log, -1), backLine.FindAllString(log, -1)
+	if len(warnings) != 1 || len(away) != 1 || len(back) != 1 {
+		t.Errorf("%d warnings, %d lines about the beginning and %d about the end, want one of each:\n%s", len(warnings), len(away), len(back), log)
+	}
+	t.Logf("the log of the outage:\n%s", log)
 }
 
 // checkWithoutDatabase makes every call that needs no database. The as-of time in the

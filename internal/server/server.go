@@ -104,7 +104,7 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 // serve leaves a new database without a user.
 func (s *Server) open(ctx context.Context, announce func(password string) error) error {
 	var err error
-	if s.store, err = store.Open(ctx, s.cfg.DatastoreURI); err != nil {
+	if s.store, err = store.Open(ctx, s.cfg.DatastoreURI, store.WithLogger(s.logger)); err != nil {
 		return err
 	}
 	s.onClose(s.store.Close)
@@ -345,7 +345,7 @@ func (s *Server) maintain(ctx context.Context) {
 					return
 				case <-tick.C:
 				}
-				if err := c.do(ctx); err != nil && ctx.Err() == nil {
+				if err := c.do(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrAway) {
 					s.logger.WarnContext(ctx, c.name+" failed; it will be tried again", "error", err)
 				}
 			}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"runtime"
@@ -151,4 +152,10 @@ func QueryPlan(tx *Tx, sql string) (plan string, err error) {
 // RunForYears runs a query that counts to a number out of reach.
 func RunForYears(tx *Tx) error {
 	return tx.exec(`WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers) SELECT count(*) FROM numbers`)
+}
+
+// Noting returns a function that gives the error of a call to a new outage.
+func Noting(logger *slog.Logger) func(context.Context, error) error {
+	o := newOutage(logger)
+	return func(ctx context.Context, err error) error { return o.note(ctx, time.Now(), err) }
 }

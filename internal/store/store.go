@@ -7,8 +7,8 @@
 //   - A transaction has one time, [Tx.Now].
 //   - Callers that write at the same time share a commit, and so an fsync; an error of
 //     one caller leaves the write of another as it is.
-//   - An error matches ErrUnavailable if the database was at fault, and ErrUncertain if
-//     the outcome is unknown. The store runs a transaction again only if nothing of the
+//   - An error matches ErrUnavailable if the database was at fault, ErrAway if the
+//     database does not answer, and ErrUncertain if the outcome is unknown. The store runs a transaction again only if nothing of the
 //     first run remained. An error that matches neither, and does not come from the
 //     caller's function, is a fault of this program: PostgreSQL cannot process the values
 //     of a statement.
@@ -27,7 +27,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -64,7 +66,19 @@ func (e *MovedError) Error() string {
 }
 
 // Store is an open database. A Store is safe for concurrent use.
-type Store struct{ engine engine }
+type Store struct {
+	engine engine
+	outage *outage
+}
+
+// Option changes how [Open] opens a database.
+type Option func(*options)
+
+type options struct{ logger *slog.Logger }
+
+// WithLogger makes the Store log when the database goes away and comes back. Without
+// WithLogger, a Store logs nothing.
+func WithLogger(logger *slog.Logger) Option { return func(o *options) { o.logger = logger } }
 
 // engine is one kind of database: sqliteDB or pgDB. Each method does what the [Store]
 // method of the same name promises.
@@ -84,12 +98,16 @@ func (s *Store) Path() string { return s.engine.path() }
 // Open creates a missing file with mode 0600 and migrates the schema. Errors:
 // ErrOldSchema or ErrSchema if the schema does not fit; a *MovedError; ErrIncomplete;
 // ErrUnavailable. No error repeats the URI, since a URI may hold a password.
-func Open(ctx context.Context, uri string) (*Store, error) {
+func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
+	o := options{logger: slog.New(slog.DiscardHandler)}
+	for _, option := range opts {
+		option(&o)
+	}
 	if isPostgres(uri) {
 		p, err := openPostgres(ctx, uri)
 		if err == nil {
 			if err = p.read(ctx, (*Tx).Usable); err == nil {
-				return &Store{p}, nil
+				return &Store{p, newOutage(o.logger)}, nil
 			}
 			p.closeOnce()
 		}
@@ -103,7 +121,7 @@ func Open(ctx context.Context, uri string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
-	return &Store{s}, nil
+	return &Store{s, newOutage(o.logger)}, nil
 }
 
 func isPostgres(uri string) bool {
@@ -118,7 +136,10 @@ func (s *Store) Close() error { return s.engine.close() }
 // connection until ctx ends. If ctx ends during fn, SQLite stops the running query, and
 // fn's later queries fail; on PostgreSQL a query runs on, for some seconds at most. fn
 // must not write, and must not keep the Tx.
-func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error { return s.engine.read(ctx, fn) }
+func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
+	began := time.Now()
+	return s.outage.note(ctx, began, s.engine.read(ctx, fn))
+}
 
 // Write runs fn in a transaction, and returns nil after the transaction is durable. If
 // fn returns an error, Write rolls the transaction back and returns the error
@@ -134,7 +155,8 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error { return s.e
 // Errors: those of fn; ErrExists; ErrUnavailable, with the error of ctx if ctx ended
 // while the write was queued; ErrUncertain.
 func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
-	return s.engine.write(ctx, fn)
+	began := time.Now()
+	return s.outage.note(ctx, began, s.engine.write(ctx, fn))
 }
 
 // Hints calls hint after another process has appended an event, until ctx ends. A hint
