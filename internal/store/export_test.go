@@ -159,3 +159,24 @@ func Noting(logger *slog.Logger) func(context.Context, error) error {
 	o := newOutage(logger)
 	return func(ctx context.Context, err error) error { return o.note(ctx, time.Now(), err) }
 }
+
+// Slots are the slots of a pool.
+type Slots struct{ *slots }
+
+// NewSlots returns the slots of a pool of a size. open returns the number of idle and of all
+// connections.
+func NewSlots(size int, open func() (int, int), logger *slog.Logger) Slots {
+	return Slots{newSlots(size, open, logger)}
+}
+
+func (s Slots) Take(ctx context.Context) error { return s.take(ctx) }
+func (s Slots) Give()                          { s.give() }
+func (s Slots) Refused(err error) bool         { return s.refused(err) }
+func (s Slots) RestoreAll()                    { s.restoreAll() }
+func (s Slots) Free() int                      { return len(s.free) }
+
+// GrowAfter and ReportAfter are times of the slots.
+const (
+	GrowAfter   = growAfter
+	ReportAfter = reportAfter
+)

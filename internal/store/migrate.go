@@ -155,9 +155,14 @@ func checkPostgresSchema(ctx context.Context, p *pgDB) error {
 	known := sources[len(sources)-1].Version
 	ctx, cancel := context.WithTimeout(ctx, schemaTime)
 	defer cancel()
+	conn, err := p.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer p.release(conn)
 	var current int64
 	var floor string
-	err = p.pool.QueryRow(ctx, `SELECT COALESCE(max(version_id), 0), COALESCE((SELECT value FROM settings WHERE name = $1), '')
+	err = conn.QueryRow(ctx, `SELECT COALESCE(max(version_id), 0), COALESCE((SELECT value FROM settings WHERE name = $1), '')
 		FROM goose_db_version WHERE is_applied`, schemaFloor).Scan(&current, &floor)
 	switch {
 	case sqlState(err) == undefinedTable:

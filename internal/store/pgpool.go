@@ -40,6 +40,9 @@ func pgConfig(uri string) (*pgxpool.Config, error) {
 	if !strings.Contains(uri, "pool_max_conns=") {
 		config.MaxConns = poolSize
 	}
+	if !strings.Contains(uri, "pool_max_conn_lifetime=") {
+		config.MaxConnLifetime = 0 // another program could take the place of a connection that ends by its age
+	}
 	config.ShouldPing = shouldPing
 	c := config.ConnConfig
 	if c.ConnectTimeout == 0 {

@@ -104,7 +104,7 @@ func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
 		option(&o)
 	}
 	if isPostgres(uri) {
-		p, err := openPostgres(ctx, uri)
+		p, err := openPostgres(ctx, uri, o.logger)
 		if err == nil {
 			if err = p.read(ctx, (*Tx).Usable); err == nil {
 				return &Store{p, newOutage(o.logger)}, nil
