@@ -129,7 +129,7 @@ func Migrate(ctx context.Context, uri string) error {
 	if err != nil {
 		return err
 	}
-	db := stdlib.OpenDB(*config.ConnConfig)
+	db := stdlib.OpenDB(*config.ConnConfig, stdlib.OptionBeforeConnect(config.BeforeConnect))
 	defer db.Close()
 	locker, err := migrateLock()
 	if err != nil {

@@ -76,7 +76,11 @@ func (l *listener) yield() {
 // listen reads notifications until ctx ends or the connection fails. listen fills
 // notified after each notification if there is room.
 func (p *pgDB) listen(ctx context.Context, notified chan<- struct{}) error {
-	conn, err := pgx.ConnectConfig(ctx, p.pool.Config().ConnConfig)
+	config := p.pool.Config().ConnConfig
+	if err := readAgain(p.uri, config); err != nil {
+		return err
+	}
+	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return err
 	}

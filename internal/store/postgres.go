@@ -21,6 +21,7 @@ import (
 // answer), pgretry.go (what an error means), pglisten.go (hints). pgtx.go runs transactions, pgspend.go runs batches
 // of refreshes.
 type pgDB struct {
+	uri       string
 	pool      *pgxpool.Pool
 	slots     *slots
 	spender   *spender
@@ -40,7 +41,7 @@ func openPostgres(ctx context.Context, uri string, logger *slog.Logger) (*pgDB, 
 	if err != nil {
 		return nil, err
 	}
-	p := &pgDB{pool: pool}
+	p := &pgDB{uri: uri, pool: pool}
 	p.slots = newSlots(int(config.MaxConns), p.connections, logger)
 	p.spender = newSpender(p)
 	p.closeOnce = sync.OnceFunc(func() { p.spender.close(); pool.Close() })
