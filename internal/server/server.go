@@ -66,6 +66,8 @@ type Server struct {
 	httpLis *gate.Listener
 	health  *health.Server
 
+	readiness *readiness
+
 	closers []func() error // in order of opening
 }
 
@@ -133,6 +135,7 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 		return err
 	}
 	metrics.grpc.InitializeMetrics(s.grpc)
+	s.readiness = newReadiness(s)
 	s.http = s.httpServer(inst.issuer, metrics, tlsConfig)
 	return nil
 }
@@ -271,7 +274,8 @@ func (s *Server) Run(ctx context.Context) error {
 	tasks.Go(func() { s.feed.Run(background) })
 	tasks.Go(func() { s.audit.Run(background) })
 	tasks.Go(func() { s.maintain(background) })
-	tasks.Go(func() { s.watchMinting(background) })
+	s.readiness.look(background)
+	tasks.Go(func() { s.readiness.run(background) })
 
 	failed := make(chan error, 2) // has room for both, so that no goroutine is left blocked
 	go func() { failed <- s.grpc.Serve(s.grpcLis) }()

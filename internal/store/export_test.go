@@ -51,7 +51,7 @@ func ForgeSchemaVersion(t *testing.T, s *Store, floor string) {
 		if err := tx.SetSetting(schemaFloor, floor); err != nil {
 			return err
 		}
-		return tx.exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, 1)`)
+		return tx.exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, $1)`, true)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"path"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/stdlib"
@@ -142,17 +144,44 @@ func Migrate(ctx context.Context, uri string) error {
 	return applyMigrations(ctx, provider)
 }
 
+// newestMigration returns the version of the newest migration in this program. The names of
+// the files begin with their versions.
+func newestMigration(postgres bool) int64 {
+	files, _ := fs.Glob(migrations, "migrations/*.sql") // the pattern is well-formed
+	newest := int64(0)
+	for _, file := range files {
+		version, _, _ := strings.Cut(path.Base(file), "_")
+		n, _ := strconv.ParseInt(version, 10, 64)
+		if postgres || !strings.HasSuffix(file, "_postgres.sql") {
+			newest = max(newest, n)
+		}
+	}
+	return newest
+}
+
+// schemaVersion is a query for the version of the schema and the value of schemaFloor.
+const schemaVersion = `SELECT COALESCE(max(version_id), 0), COALESCE((SELECT value FROM settings WHERE name = $1), '')
+	FROM goose_db_version WHERE is_applied`
+
+// CheckSchema finds out whether this program can still work with the database: a migration
+// or a [Copy] may have changed the database since [Open]. Errors: those of Open.
+func (s *Store) CheckSchema(ctx context.Context) error {
+	return s.Read(ctx, func(tx *Tx) error {
+		if err := tx.Usable(); err != nil {
+			return err
+		}
+		var current int64
+		var floor string
+		if err := tx.queryRow(into(&current, &floor), schemaVersion, schemaFloor); err != nil {
+			return err
+		}
+		return judgeSchema(current, s.schema, floor)
+	})
+}
+
 // checkPostgresSchema refuses a schema that does not fit this program, and migrates
 // nothing. Errors: ErrOldSchema; ErrSchema; ErrUnavailable.
 func checkPostgresSchema(ctx context.Context, p *pgDB) error {
-	db := stdlib.OpenDBFromPool(p.pool)
-	defer db.Close()
-	provider, err := newProvider(goose.DialectPostgres, db)
-	if err != nil {
-		return err
-	}
-	sources := provider.ListSources() // sorted by version
-	known := sources[len(sources)-1].Version
 	ctx, cancel := context.WithTimeout(ctx, schemaTime)
 	defer cancel()
 	conn, err := p.acquire(ctx)
@@ -162,13 +191,12 @@ func checkPostgresSchema(ctx context.Context, p *pgDB) error {
 	defer p.release(conn)
 	var current int64
 	var floor string
-	err = conn.QueryRow(ctx, `SELECT COALESCE(max(version_id), 0), COALESCE((SELECT value FROM settings WHERE name = $1), '')
-		FROM goose_db_version WHERE is_applied`, schemaFloor).Scan(&current, &floor)
+	err = conn.QueryRow(ctx, schemaVersion, schemaFloor).Scan(&current, &floor)
 	switch {
 	case sqlState(err) == undefinedTable:
 		return fmt.Errorf("%w: there is none yet", ErrOldSchema)
 	case err != nil:
 		return unavailable(err)
 	}
-	return judgeSchema(current, known, floor)
+	return judgeSchema(current, newestMigration(true), floor)
 }

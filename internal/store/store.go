@@ -69,6 +69,7 @@ func (e *MovedError) Error() string {
 type Store struct {
 	engine engine
 	outage *outage
+	schema int64 // the version of the newest migration in this program
 }
 
 // Option changes how [Open] opens a database.
@@ -107,7 +108,7 @@ func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
 		p, err := openPostgres(ctx, uri, o.logger)
 		if err == nil {
 			if err = p.read(ctx, (*Tx).Usable); err == nil {
-				return &Store{p, newOutage(o.logger)}, nil
+				return &Store{p, newOutage(o.logger), newestMigration(true)}, nil
 			}
 			p.closeOnce()
 		}
@@ -121,7 +122,7 @@ func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
-	return &Store{s, newOutage(o.logger)}, nil
+	return &Store{s, newOutage(o.logger), newestMigration(false)}, nil
 }
 
 func isPostgres(uri string) bool {
