@@ -85,11 +85,16 @@ func newProvider(dialect goose.Dialect, db *sql.DB, options ...goose.ProviderOpt
 	return provider, nil
 }
 
+// applyMigrations applies the migrations that the database lacks. Errors: ErrRights.
 func applyMigrations(ctx context.Context, provider *goose.Provider) error {
-	if _, err := provider.Up(ctx); err != nil && !errors.Is(err, goose.ErrAlreadyApplied) {
-		return fmt.Errorf("migrating schema: %w", err)
+	_, err := provider.Up(ctx)
+	switch {
+	case err == nil, errors.Is(err, goose.ErrAlreadyApplied):
+		return nil
+	case sqlState(err) == insufficientPrivilege:
+		err = fmt.Errorf("%w: %w", ErrRights, err)
 	}
-	return nil
+	return fmt.Errorf("migrating schema: %w", err)
 }
 
 // The lock of the migrations is a row of goose's table goose_lock. A migrating process
@@ -101,25 +106,34 @@ const (
 	// migrateWait bounds how long a process waits for the lock, with one attempt a
 	// second: a migration in another process may rewrite a large table.
 	migrateWait = 10 * time.Minute
+	// sayAfter is the number of attempts after which a waiting process says so.
+	sayAfter = 3
 )
 
-// migrateLock returns the lock of the migrations. An advisory lock would not do: any role
-// that may connect to the database could hold the lock.
-func migrateLock() (lock.Locker, error) {
+// migrateLock returns the lock of the migrations, and calls waiting once if another process
+// keeps the lock for some seconds. An advisory lock would not do: any role that may connect to
+// the database could hold the lock.
+func migrateLock(waiting func()) (lock.Locker, error) {
+	attempts := 0
 	return lock.NewPostgresTableLocker(
 		lock.WithTableLeaseDuration(migrateLease), lock.WithTableHeartbeatInterval(migrateHeartbeat),
 		lock.WithTableLockTimeout(time.Second, uint64(migrateWait/time.Second)), lock.WithTableUnlockTimeout(time.Second, 3),
 		lock.WithTableLogger(slog.New(slog.DiscardHandler)), // an error is returned, too
 		// An error of PostgreSQL, such as a missing right, stays until the operator acts.
 		// Any other error tells that another process has the lock.
-		lock.WithTableRetryPolicy(func(err error) bool { return sqlState(err) == "" }),
+		lock.WithTableRetryPolicy(func(err error) bool {
+			if attempts++; attempts == sayAfter && sqlState(err) == "" {
+				waiting()
+			}
+			return sqlState(err) == ""
+		}),
 	)
 }
 
 // Migrate brings a database's schema up to date. On PostgreSQL any number of processes
 // may call Migrate at once: one migrates, and the others wait. Errors: those of [Open]
-// for SQLite.
-func Migrate(ctx context.Context, uri string) error {
+// for SQLite; ErrRights.
+func Migrate(ctx context.Context, uri string, opts ...Option) error {
 	if !isPostgres(uri) {
 		s, err := Open(ctx, uri) // Open migrates an embedded database
 		if err != nil {
@@ -133,7 +147,7 @@ func Migrate(ctx context.Context, uri string) error {
 	}
 	db := stdlib.OpenDB(*config.ConnConfig, stdlib.OptionBeforeConnect(config.BeforeConnect))
 	defer db.Close()
-	locker, err := migrateLock()
+	locker, err := migrateLock(optionsOf(opts).waiting)
 	if err != nil {
 		return err
 	}

@@ -92,6 +92,8 @@ const (
 	lockNotAvailable     = "55P03" // after lockTime; a frozen holder loses the row lock after idleTime
 	undefinedTable       = "42P01"
 	tooManyConnections   = "53300" // of the server, the database or the role
+
+	insufficientPrivilege = "42501"
 )
 
 func sqlState(err error) string {

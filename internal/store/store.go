@@ -51,6 +51,8 @@ var (
 	// ErrOldSchema means that the schema is missing, or older than this program needs.
 	// [Migrate] brings the schema up to date. ErrOldSchema matches ErrSchema.
 	ErrOldSchema = fmt.Errorf("%w", ErrSchema)
+	// ErrRights means that the role in the URI lacks a right on the database.
+	ErrRights = errors.New("the role of the database lacks a right")
 	// ErrIncomplete means that a copy into this database was interrupted. [Copy],
 	// called again with the same arguments, finishes the copy or starts over.
 	ErrIncomplete = errors.New("a copy into this database was interrupted; until the copy is finished, use the database that was copied from")
@@ -72,14 +74,29 @@ type Store struct {
 	schema int64 // the version of the newest migration in this program
 }
 
-// Option changes how [Open] opens a database.
+// Option changes how [Open] opens a database, or how [Migrate] waits.
 type Option func(*options)
 
-type options struct{ logger *slog.Logger }
+type options struct {
+	logger  *slog.Logger
+	waiting func()
+}
 
 // WithLogger makes the Store log when the database goes away and comes back. Without
 // WithLogger, a Store logs nothing.
 func WithLogger(logger *slog.Logger) Option { return func(o *options) { o.logger = logger } }
+
+// WhileWaiting makes [Migrate] call fn once, if another process migrates the database and
+// Migrate has to wait for some seconds.
+func WhileWaiting(fn func()) Option { return func(o *options) { o.waiting = fn } }
+
+func optionsOf(opts []Option) options {
+	o := options{logger: slog.New(slog.DiscardHandler), waiting: func() {}}
+	for _, option := range opts {
+		option(&o)
+	}
+	return o
+}
 
 // engine is one kind of database: sqliteDB or pgDB. Each method does what the [Store]
 // method of the same name promises.
@@ -100,10 +117,7 @@ func (s *Store) Path() string { return s.engine.path() }
 // ErrOldSchema or ErrSchema if the schema does not fit; a *MovedError; ErrIncomplete;
 // ErrUnavailable. No error repeats the URI, since a URI may hold a password.
 func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
-	o := options{logger: slog.New(slog.DiscardHandler)}
-	for _, option := range opts {
-		option(&o)
-	}
+	o := optionsOf(opts)
 	if isPostgres(uri) {
 		p, err := openPostgres(ctx, uri, o.logger)
 		if err == nil {
