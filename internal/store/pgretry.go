@@ -92,6 +92,7 @@ const (
 	lockNotAvailable     = "55P03" // after lockTime; a frozen holder loses the row lock after idleTime
 	undefinedTable       = "42P01"
 	tooManyConnections   = "53300" // of the server, the database or the role
+	startingUp           = "57P03"
 
 	insufficientPrivilege = "42501"
 )

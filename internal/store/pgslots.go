@@ -81,9 +81,10 @@ func (s *slots) refused(err error) (shared bool) {
 		return shared
 	}
 	s.withheld++
-	s.cause = err
 	time.AfterFunc(growAfter+rand.N(growAfter/2), func() { s.restore(1) })
-	s.reportLaterLocked()
+	if state := sqlState(err); state != "" && state != startingUp { // otherwise there is no server that refuses
+		s.reportLaterLocked(err)
+	}
 	return true
 }
 
@@ -99,7 +100,8 @@ func (s *slots) restore(n int) {
 
 func (s *slots) restoreAll() { s.restore(cap(s.free)) }
 
-func (s *slots) reportLaterLocked() {
+func (s *slots) reportLaterLocked(cause error) {
+	s.cause = cause
 	if !s.reporting {
 		s.reporting = true
 		time.AfterFunc(reportAfter, s.report)
@@ -116,7 +118,8 @@ func (s *slots) report() {
 	switch {
 	case n == cap(s.free):
 		s.reported = 0
-	case n > 0 && (s.reported == 0 || n < s.reported): // without a connection, the database is away
+	case s.withheld == 0 || n == 0: // the database was away, or is
+	case s.reported == 0 || n < s.reported:
 		s.reported = n
 		s.logger.Warn("PostgreSQL gives this replica fewer connections than configured: calls wait for their turn",
 			"connections", n, "configured", cap(s.free), "error", s.cause)
