@@ -15,16 +15,16 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// lookEvery is the time between two looks at the database and at the requirements. Requests to
-// /readyz and to the health service read the result of the latest look, so no number of
+// lookEvery is the time between two looks at the database and at the requirements. Requests
+// to /readyz and to the health service read the result of the latest look, so no number of
 // requests reaches the database.
 const lookEvery = time.Second
 
-// requirement is a condition of readiness. A replica that fails a requirement is not ready, and a load
-// balancer should send calls to other replicas.
+// requirement is a condition of readiness. If a requirement fails, the replica is not ready,
+// and a load balancer should send calls to other replicas.
 //
-// A database that is away fails no requirement: it is away for every replica, and each replica
-// continues to serve Verify and WatchBundle.
+// Every requirement may hold while the database is away: the database is away for every
+// replica, and each replica continues to serve Verify and WatchBundle.
 type requirement struct {
 	fails string // tells any client what is wrong; the log has the error
 	err   func() error
