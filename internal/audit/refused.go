@@ -3,6 +3,7 @@ package audit
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -45,7 +46,7 @@ func (l *Log) Repeated(ctx context.Context, e Event) {
 func (l *Log) Run(ctx context.Context) {
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
-	for {
+	for warned := false; ; {
 		var err error
 		select {
 		case <-tick.C:
@@ -58,8 +59,11 @@ func (l *Log) Run(ctx context.Context) {
 			}
 			return
 		}
-		if err != nil && ctx.Err() == nil {
-			l.logger.WarnContext(ctx, "cannot write the counts of refused calls into the security record; trying again in a second", "error", err)
+		if err == nil {
+			warned = false
+		} else if !warned && ctx.Err() == nil && !errors.Is(err, store.ErrAway) { // the store logs outages
+			warned = true
+			l.logger.WarnContext(ctx, "cannot write the counts of refused calls into the security record; trying again every second", "error", err)
 		}
 	}
 }

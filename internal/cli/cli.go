@@ -170,7 +170,10 @@ type migrateCmd struct{ datastore }
 // does so, except backup; on PostgreSQL only this command does, so that the operator
 // decides when.
 func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
-	if err := store.Migrate(ctx, c.DatastoreURI); err != nil {
+	err := store.Migrate(ctx, c.DatastoreURI, store.WhileWaiting(func() {
+		fmt.Fprintln(t.Err, "another process migrates this database, or was killed: waiting until that process ends, or for 15 seconds after its end")
+	}))
+	if err != nil {
 		return err
 	}
 	fmt.Fprintln(t.Err, "the schema is up to date")

@@ -58,6 +58,8 @@ func hint(err error) string {
 		return "; run: watchword migrate --datastore-uri …"
 	case errors.Is(err, store.ErrSchema):
 		return "; run a newer watchword"
+	case errors.Is(err, store.ErrRights):
+		return "; on PostgreSQL 15 and newer, a role that does not own the database needs: GRANT USAGE, CREATE ON SCHEMA public TO that role"
 	case errors.Is(err, seal.ErrWrongKey):
 		return "; name the right file by --master-key-file; if the master key is lost, see watchword datastore rekey --help"
 	case errors.Is(err, issuer.ErrChainBroken), errors.Is(err, issuer.ErrRolledBack):

@@ -337,15 +337,15 @@ func TestMoveKeepsSessionsAndPositions(t *testing.T) {
 	wantOK(t, "verify at the old server", err)
 	_, err = c.verify(callCtx(t), gone)
 	wantRefusal(t, "verify at the old server after the logout", err, "TOKEN_REVOKED")
-	ready, err := http.Get("http://" + s.httpAddr + "/readyz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ready.Body.Close()
-	if ready.StatusCode != http.StatusServiceUnavailable {
-		t.Errorf("/readyz of the old server returned %s, want 503", ready.Status)
-	}
+	eventually(t, propagation, "turning readiness off at the old server", func() error {
+		return s.readyz(t, http.StatusServiceUnavailable, "cannot work with the database")
+	})
 	s.stop(t)
+	log := s.stderr.String()
+	away := awayLine.FindAllString(log, -1)
+	if len(away) != 1 || !strings.Contains(away[0], "this database was moved to postgres://") || strings.Contains(log, "no such table") {
+		t.Errorf("the old server logs %q, want one line with the new database, and no table:\n%s", away, log)
+	}
 	refusesToStart(t, s.dir, "was moved to postgres://")
 	for _, args := range []string{"user list", "key list", "audit", "migrate", "backup b.db"} {
 		if r := cli(t, s.dir, "", append(strings.Fields(args), "--datastore-uri", database(s.dir))...); r.code != 1 || !strings.Contains(r.stderr, "was moved to") {

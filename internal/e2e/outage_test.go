@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -11,6 +15,7 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
 	"github.com/watchword-auth/watchword/authn"
@@ -58,8 +63,10 @@ func TestDatabaseDown(t *testing.T) {
 			o.checkWithoutDatabase(t, time.Now().Add(time.Hour))
 			fault.away()
 			away := time.Now()
+			logged := len(o.server.stderr.String())
 			o.checkWithoutDatabase(t, away)
 			o.checkUnavailable(t)
+			o.checkHealth(t, true)
 			o.checkWithoutDatabase(t, away)
 			fault.back()
 			back := time.Now()
@@ -73,12 +80,103 @@ func TestDatabaseDown(t *testing.T) {
 			t.Logf("refreshed %v after the database was back", time.Since(back).Round(time.Millisecond))
 			wantOK(t, "login", c.tryLogin(callCtx(t), "alice", o.password))
 			eventually(t, propagation, "sending a current bundle", func() error { return o.knownSince(t, back) })
+			o.checkHealth(t, false)
+			o.checkOutageLog(t, logged)
 			o.checkWithoutDatabase(t, time.Now().Add(time.Hour))
 		})
 	}
+	o.checkSchemaChange(t, in)
 	if r.now() != o.server {
 		t.Error("the replica was started again")
 	}
+}
+
+// checkHealth waits until the health service tells that the services which need the database
+// do not serve, or serve again. The replica itself must be ready in both cases.
+func (o *outage) checkHealth(t *testing.T, away bool) {
+	t.Helper()
+	probe := healthv1.NewHealthClient(o.conn)
+	for name, needsDatabase := range map[string]bool{
+		"": false, "watchword.v1.TrustService": false, "watchword.v1.AuthService": true, "watchword.v1.UserService": true,
+		"watchword.v1.SessionService": true, "watchword.v1.KeyService": true, "watchword.v1.AuditService": true,
+	} {
+		want := healthv1.HealthCheckResponse_SERVING
+		if needsDatabase && away {
+			want = healthv1.HealthCheckResponse_NOT_SERVING
+		}
+		check := func() error {
+			resp, err := probe.Check(callCtx(t), &healthv1.HealthCheckRequest{Service: name})
+			if err == nil && resp.GetStatus() != want {
+				err = fmt.Errorf("%v, want %v", resp.GetStatus(), want)
+			}
+			return err
+		}
+		if needsDatabase {
+			eventually(t, startTimeout, "the health of "+name, check)
+		} else if err := check(); err != nil {
+			t.Errorf("the health of %q: %v", name, err)
+		}
+	}
+	text := "ok\n"
+	if away {
+		text = "ok: the database is away"
+	}
+	if err := o.server.readyz(t, http.StatusOK, text); err != nil {
+		t.Error(err)
+	}
+}
+
+// checkSchemaChange gives the database a schema that excludes the replica, and takes the
+// schema away.
+func (o *outage) checkSchemaChange(t *testing.T, in *installation) {
+	t.Helper()
+	floor := "UPDATE settings SET value = '%s' WHERE name = 'schema_floor'"
+	in.asSuperuser("INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, true)", fmt.Sprintf(floor, "99999"))
+	eventually(t, startTimeout, "turning readiness off", func() error {
+		return o.server.readyz(t, http.StatusServiceUnavailable, "cannot work with the database")
+	})
+	in.asSuperuser("DELETE FROM goose_db_version WHERE version_id = 99999", fmt.Sprintf(floor, "1"))
+	eventually(t, startTimeout, "turning readiness on", func() error { return o.server.readyz(t, http.StatusOK, "ok") })
+}
+
+// readyz returns an error unless /readyz has a status, and a text that contains says.
+func (s *server) readyz(t *testing.T, status int, says string) error {
+	t.Helper()
+	resp, err := http.Get("http://" + s.httpAddr + "/readyz")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && (resp.StatusCode != status || !strings.Contains(string(body), says)) {
+		err = fmt.Errorf("/readyz: %s %q, want %d %q", resp.Status, body, status, says)
+	}
+	return err
+}
+
+var (
+	warningLine = regexp.MustCompile(`(?m)^.*level=(WARN|ERROR).*$`)
+	awayLine    = regexp.MustCompile(`(?m)^.*level=WARN msg="the database is not available.*$`)
+	backLine    = regexp.MustCompile(`(?m)^.*level=INFO msg="the database is available again".*$`)
+)
+
+// checkOutageLog waits for the log line that ends an outage. Since the outage began, after
+// the first bytes of the log, the log must have one line about the beginning, one about the
+// end, and no other warning, whatever number of calls has failed.
+func (o *outage) checkOutageLog(t *testing.T, bytes int) {
+	t.Helper()
+	eventually(t, startTimeout, "logging the end of the outage", func() error {
+		if !backLine.MatchString(o.server.stderr.String()[bytes:]) {
+			return errors.New("no such line")
+		}
+		return nil
+	})
+	log := o.server.stderr.String()[bytes:]
+	warnings, away, back := warningLine.FindAllString(log, -1), awayLine.FindAllString(log, -1), backLine.FindAllString(log, -1)
+	if len(warnings) != 1 || len(away) != 1 || len(back) != 1 {
+		t.Errorf("%d warnings, %d lines about the beginning and %d about the end, want one of each:\n%s", len(warnings), len(away), len(back), log)
+	}
+	t.Logf("the log of the outage:\n%s", log)
 }
 
 // checkWithoutDatabase makes every call that needs no database. The as-of time in the

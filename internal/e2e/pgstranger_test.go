@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -110,7 +111,11 @@ func TestKilledMigration(t *testing.T) {
 	killed.kill()
 	execute(t, db, `ROLLBACK`)
 	began := time.Now()
-	wantExit(t, 0, run(t, s.command(t, "migrate")))
+	r := run(t, s.command(t, "migrate"))
+	wantExit(t, 0, r)
+	if strings.Count(r.stderr, "another process migrates this database") != 1 {
+		t.Errorf("the waiting migration says %q, want one line that it waits", r.stderr)
+	}
 	t.Logf("another process migrated %v after the kill", time.Since(began))
 	var version int
 	if err := db.QueryRow(t.Context(), `SELECT max(version_id) FROM goose_db_version`).Scan(&version); err != nil || version < 9 {

@@ -11,6 +11,7 @@ package feed
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -54,6 +55,7 @@ type Feed struct {
 	greatest    int64        // the greatest of all floors and all versions of events, in any history
 	trustUnread bool         // the last batch must read the trust state
 	keysAgain   bool         // keys asked to be called again; see [KeySet]
+	warned      bool         // the log has a line about the errors of readTail
 
 	next    atomic.Pointer[reading] // the reading that begins next
 	failing atomic.Bool             // the last reading ended with an error
@@ -127,9 +129,19 @@ func (f *Feed) Run(ctx context.Context) {
 			}
 			f.trustUnread = true
 		}
-		if err := f.readTail(ctx); err != nil && ctx.Err() == nil {
-			f.logger.WarnContext(ctx, "cannot read events; verifiers continue with the changes received so far", "error", err)
-		}
+		f.warnOnce(ctx, f.readTail(ctx))
+	}
+}
+
+// warnOnce logs the first of several errors in a row; a nil err ends the row. The store logs
+// an outage of the database, so warnOnce logs no ErrAway.
+func (f *Feed) warnOnce(ctx context.Context, err error) {
+	switch {
+	case err == nil:
+		f.warned = false
+	case !f.warned && ctx.Err() == nil && !errors.Is(err, store.ErrAway):
+		f.warned = true
+		f.logger.WarnContext(ctx, "cannot read events; verifiers continue with the changes received so far", "error", err)
 	}
 }
 

@@ -72,7 +72,7 @@ func (e *Edge) refused(ctx context.Context, method string, err error) error {
 		e.count(ctx, method, refusal.Reason(st.Err()), err)
 	case code == codes.Internal && !isStatus: // gRPC itself answers INTERNAL to a request with a broken encoding, which is no fault of the server
 		e.logFault(ctx, slog.LevelError, "internal error", method, err)
-	case code == codes.Unavailable && errors.Is(err, store.ErrUnavailable):
+	case code == codes.Unavailable && errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrAway): // the store logs outages
 		e.logFault(ctx, slog.LevelWarn, "the database is not available", method, err)
 	}
 	return st.Err()

@@ -34,7 +34,7 @@ func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *h
 		mux.HandleFunc("GET "+wellKnown+u.EscapedPath(), metadata)
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", s.serveReady(s.canMint))
+	mux.HandleFunc("GET /readyz", s.readiness.serveReady)
 	mux.Handle("GET /metrics", inTurn(promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})))
 	// HTTP/1.1 alone: with HTTP/2 each connection could hold hundreds of requests.
 	protocols := new(http.Protocols)

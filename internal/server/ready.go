@@ -5,40 +5,54 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// serveReady returns the handler of /readyz. The handler answers 200 if the server can serve
-// calls, and 503 while the server stops, while the database does not answer within a second,
-// or while mint says why the server can make no access token. A load balancer should send
-// calls to other replicas on 503.
-func (s *Server) serveReady(mint func() error) http.HandlerFunc {
-	database := shared{read: s.readHead}
-	return func(w http.ResponseWriter, r *http.Request) {
-		if s.drain.draining() {
-			http.Error(w, "stopping", http.StatusServiceUnavailable)
-			return
-		}
-		if err := database.ask(r.Context()); err != nil {
-			http.Error(w, "database unavailable", http.StatusServiceUnavailable)
-			return
-		}
-		if err := mint(); err != nil {
-			reason := "no signing key is usable" // anybody may ask; the log has the key and the file
-			if errors.Is(err, seal.ErrWrongKey) {
-				reason = "the master key of the signing key is missing"
-			}
-			http.Error(w, "no access token can be made: "+reason, http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
+// lookEvery is the time between two looks at the database and at the requirements. Requests
+// to /readyz and to the health service read the result of the latest look, so no number of
+// requests reaches the database.
+const lookEvery = time.Second
+
+// requirement is a condition of readiness. If a requirement fails, the replica is not ready,
+// and a load balancer should send calls to other replicas.
+//
+// Every requirement may hold while the database is away: the database is away for every
+// replica, and each replica continues to serve Verify and WatchBundle.
+type requirement struct {
+	fails string // tells any client what is wrong; the log has the error
+	err   func() error
+}
+
+// condition is the result of a look.
+type condition struct {
+	unready string // of the first requirement that fails; empty: ready
+	away    bool   // the database does not answer
+}
+
+// readiness looks at the database and the requirements, and tells the health service.
+type readiness struct {
+	s      *Server
+	needs  []requirement
+	schema error // of the latest look at which the database answered
+	latest atomic.Pointer[condition]
+}
+
+func newReadiness(s *Server) *readiness {
+	r := &readiness{s: s}
+	r.needs = []requirement{
+		{"this server cannot work with the database", func() error { return r.schema }},
+		{"no access token can be made: the master key of the signing key is missing", s.hasMasterKey},
+		{"no access token can be made: no signing key is usable", s.canMint},
 	}
+	r.latest.Store(&condition{unready: "starting"})
+	return r
 }
 
 // canMint returns nil if the server can make an access token that the server's own verifier
@@ -57,92 +71,92 @@ func (s *Server) canMint() error {
 	return fmt.Errorf("signing key %s is not in the key set", kid)
 }
 
-// watchMinting turns the health service to NOT_SERVING while the server can make no access
-// token, and logs why, until ctx ends.
-func (s *Server) watchMinting(ctx context.Context) {
-	tick := time.NewTicker(time.Second)
+// hasMasterKey returns nil if no signing key waits for a master key. Errors:
+// seal.ErrWrongKey.
+func (s *Server) hasMasterKey() error {
+	if err := s.canMint(); errors.Is(err, seal.ErrWrongKey) {
+		return err
+	}
+	return nil
+}
+
+// run looks until ctx ends.
+func (r *readiness) run(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	for serving := true; ; {
-		switch err := s.canMint(); {
-		case err != nil && serving:
-			s.logger.ErrorContext(ctx, "no access token can be made, and the server is not ready", "error", err,
-				"remedy", "`watchword datastore restored` replaces all keys and ends every session")
-			s.health.SetServingStatus("", healthv1.HealthCheckResponse_NOT_SERVING)
-			serving = false
-		case err == nil && !serving:
-			s.logger.InfoContext(ctx, "access tokens can be made again")
-			s.health.SetServingStatus("", healthv1.HealthCheckResponse_SERVING)
-			serving = true
-		}
+	for {
 		select {
+		case <-tick.C:
+			r.look(ctx)
 		case <-ctx.Done():
 			return
-		case <-tick.C:
 		}
 	}
 }
 
-// readHead reads a row of the database. Errors: those of [store.Store.Read];
-// context.DeadlineExceeded after a second.
-func (s *Server) readHead(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+// look makes the latest condition, tells the health service, and logs a change. The store
+// logs that the database is away.
+func (r *readiness) look(ctx context.Context) {
+	reading, cancel := context.WithTimeout(ctx, lookEvery)
 	defer cancel()
-	return s.store.Read(ctx, func(tx *store.Tx) error {
-		_, err := tx.Head()
-		return err
-	})
-}
-
-// shared makes one read at a time, for all requests that come while the read runs and for
-// half a second after. So any number of requests hold one connection to the database at
-// most. shared is safe for concurrent use.
-type shared struct {
-	read func(context.Context) error
-
-	mu     sync.Mutex
-	latest *reading // guarded by mu; nil before the first request
-}
-
-// reading holds the result of a read.
-type reading struct {
-	done  chan struct{} // closed at the end of the read
-	err   error         // after done
-	until time.Time     // after done: a later request makes another read
-}
-
-// ask returns the error of a read, or the error of ctx if ctx ends before. The read runs in
-// the request that finds none to share, and continues after the end of that request's ctx.
-func (s *shared) ask(ctx context.Context) error {
-	r, mine := s.join()
-	if mine {
-		defer close(r.done)
-		r.err = s.read(context.WithoutCancel(ctx))
-		r.until = time.Now().Add(time.Second / 2)
-		return r.err
+	err := r.s.store.CheckSchema(reading)
+	now := &condition{away: errors.Is(err, store.ErrUnavailable)}
+	if !now.away {
+		r.schema = err
 	}
-	select {
-	case <-r.done:
-		return r.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// join returns the reading with the result that a request gets. mine tells that the request
-// must make the read.
-func (s *shared) join() (r *reading, mine bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.latest != nil {
-		select {
-		case <-s.latest.done:
-			if time.Now().Before(s.latest.until) {
-				return s.latest, false
-			}
-		default:
-			return s.latest, false
+	var why error
+	for _, c := range r.needs {
+		if why = c.err(); why != nil {
+			now.unready = c.fails
+			break
 		}
 	}
-	s.latest = &reading{done: make(chan struct{})}
-	return s.latest, true
+	switch before := r.latest.Swap(now); {
+	case before.unready == now.unready || ctx.Err() != nil:
+	case why != nil:
+		r.s.logger.ErrorContext(ctx, "the server is not ready: "+now.unready, "error", why)
+	case before.unready != "starting":
+		r.s.logger.InfoContext(ctx, "the server is ready again")
+	}
+	r.tell(now)
+}
+
+// needDatabase names the services of which most methods need the database.
+var needDatabase = map[string]bool{
+	watchwordv1.AuthService_ServiceDesc.ServiceName:    true,
+	watchwordv1.UserService_ServiceDesc.ServiceName:    true,
+	watchwordv1.SessionService_ServiceDesc.ServiceName: true,
+	watchwordv1.KeyService_ServiceDesc.ServiceName:     true,
+	watchwordv1.AuditService_ServiceDesc.ServiceName:   true,
+}
+
+// tell sets the status of each service, and of the empty name for the whole server. The
+// trust bundle is served in every condition.
+func (r *readiness) tell(now *condition) {
+	status := func(serving bool) healthv1.HealthCheckResponse_ServingStatus {
+		if serving {
+			return healthv1.HealthCheckResponse_SERVING
+		}
+		return healthv1.HealthCheckResponse_NOT_SERVING
+	}
+	ready := now.unready == ""
+	r.s.health.SetServingStatus("", status(ready))
+	for name := range r.s.grpc.GetServiceInfo() {
+		r.s.health.SetServingStatus(name, status(!needDatabase[name] || ready && !now.away))
+	}
+}
+
+// serveReady handles /readyz: 200 if the server is ready, and 503 otherwise.
+func (r *readiness) serveReady(w http.ResponseWriter, _ *http.Request) {
+	now := r.latest.Load()
+	switch {
+	case r.s.drain.draining():
+		http.Error(w, "stopping", http.StatusServiceUnavailable)
+	case now.unready != "":
+		http.Error(w, now.unready, http.StatusServiceUnavailable)
+	case now.away:
+		fmt.Fprintln(w, "ok: the database is away; Verify and WatchBundle continue")
+	default:
+		fmt.Fprintln(w, "ok")
+	}
 }

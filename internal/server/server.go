@@ -66,6 +66,8 @@ type Server struct {
 	httpLis *gate.Listener
 	health  *health.Server
 
+	readiness *readiness
+
 	closers []func() error // in order of opening
 }
 
@@ -104,7 +106,7 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 // serve leaves a new database without a user.
 func (s *Server) open(ctx context.Context, announce func(password string) error) error {
 	var err error
-	if s.store, err = store.Open(ctx, s.cfg.DatastoreURI); err != nil {
+	if s.store, err = store.Open(ctx, s.cfg.DatastoreURI, store.WithLogger(s.logger)); err != nil {
 		return err
 	}
 	s.onClose(s.store.Close)
@@ -133,6 +135,7 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 		return err
 	}
 	metrics.grpc.InitializeMetrics(s.grpc)
+	s.readiness = newReadiness(s)
 	s.http = s.httpServer(inst.issuer, metrics, tlsConfig)
 	return nil
 }
@@ -271,7 +274,8 @@ func (s *Server) Run(ctx context.Context) error {
 	tasks.Go(func() { s.feed.Run(background) })
 	tasks.Go(func() { s.audit.Run(background) })
 	tasks.Go(func() { s.maintain(background) })
-	tasks.Go(func() { s.watchMinting(background) })
+	s.readiness.look(background)
+	tasks.Go(func() { s.readiness.run(background) })
 
 	failed := make(chan error, 2) // has room for both, so that no goroutine is left blocked
 	go func() { failed <- s.grpc.Serve(s.grpcLis) }()
@@ -345,7 +349,7 @@ func (s *Server) maintain(ctx context.Context) {
 					return
 				case <-tick.C:
 				}
-				if err := c.do(ctx); err != nil && ctx.Err() == nil {
+				if err := c.do(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrAway) {
 					s.logger.WarnContext(ctx, c.name+" failed; it will be tried again", "error", err)
 				}
 			}

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"runtime"
@@ -50,7 +51,7 @@ func ForgeSchemaVersion(t *testing.T, s *Store, floor string) {
 		if err := tx.SetSetting(schemaFloor, floor); err != nil {
 			return err
 		}
-		return tx.exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, 1)`)
+		return tx.exec(`INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, $1)`, true)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -152,3 +153,30 @@ func QueryPlan(tx *Tx, sql string) (plan string, err error) {
 func RunForYears(tx *Tx) error {
 	return tx.exec(`WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers) SELECT count(*) FROM numbers`)
 }
+
+// Noting returns a function that gives the error of a call to a new outage.
+func Noting(logger *slog.Logger) func(context.Context, error) error {
+	o := newOutage(logger)
+	return func(ctx context.Context, err error) error { return o.note(ctx, time.Now(), err) }
+}
+
+// Slots are the slots of a pool.
+type Slots struct{ *slots }
+
+// NewSlots returns the slots of a pool of a size. open returns the number of idle and of all
+// connections.
+func NewSlots(size int, open func() (int, int), logger *slog.Logger) Slots {
+	return Slots{newSlots(size, open, logger)}
+}
+
+func (s Slots) Take(ctx context.Context) error { return s.take(ctx) }
+func (s Slots) Give()                          { s.give() }
+func (s Slots) Refused(err error) bool         { return s.refused(err) }
+func (s Slots) RestoreAll()                    { s.restoreAll() }
+func (s Slots) Free() int                      { return len(s.free) }
+
+// GrowAfter and ReportAfter are times of the slots.
+const (
+	GrowAfter   = growAfter
+	ReportAfter = reportAfter
+)

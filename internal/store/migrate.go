@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"path"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/stdlib"
@@ -83,11 +85,16 @@ func newProvider(dialect goose.Dialect, db *sql.DB, options ...goose.ProviderOpt
 	return provider, nil
 }
 
+// applyMigrations applies the migrations that the database lacks. Errors: ErrRights.
 func applyMigrations(ctx context.Context, provider *goose.Provider) error {
-	if _, err := provider.Up(ctx); err != nil && !errors.Is(err, goose.ErrAlreadyApplied) {
-		return fmt.Errorf("migrating schema: %w", err)
+	_, err := provider.Up(ctx)
+	switch {
+	case err == nil, errors.Is(err, goose.ErrAlreadyApplied):
+		return nil
+	case sqlState(err) == insufficientPrivilege:
+		err = fmt.Errorf("%w: %w", ErrRights, err)
 	}
-	return nil
+	return fmt.Errorf("migrating schema: %w", err)
 }
 
 // The lock of the migrations is a row of goose's table goose_lock. A migrating process
@@ -99,25 +106,34 @@ const (
 	// migrateWait bounds how long a process waits for the lock, with one attempt a
 	// second: a migration in another process may rewrite a large table.
 	migrateWait = 10 * time.Minute
+	// sayAfter is the number of attempts after which a waiting process says so.
+	sayAfter = 3
 )
 
-// migrateLock returns the lock of the migrations. An advisory lock would not do: any role
-// that may connect to the database could hold the lock.
-func migrateLock() (lock.Locker, error) {
+// migrateLock returns the lock of the migrations, and calls waiting once if another process
+// keeps the lock for some seconds. An advisory lock would not do: any role that may connect to
+// the database could hold the lock.
+func migrateLock(waiting func()) (lock.Locker, error) {
+	attempts := 0
 	return lock.NewPostgresTableLocker(
 		lock.WithTableLeaseDuration(migrateLease), lock.WithTableHeartbeatInterval(migrateHeartbeat),
 		lock.WithTableLockTimeout(time.Second, uint64(migrateWait/time.Second)), lock.WithTableUnlockTimeout(time.Second, 3),
 		lock.WithTableLogger(slog.New(slog.DiscardHandler)), // an error is returned, too
 		// An error of PostgreSQL, such as a missing right, stays until the operator acts.
 		// Any other error tells that another process has the lock.
-		lock.WithTableRetryPolicy(func(err error) bool { return sqlState(err) == "" }),
+		lock.WithTableRetryPolicy(func(err error) bool {
+			if attempts++; attempts == sayAfter && sqlState(err) == "" {
+				waiting()
+			}
+			return sqlState(err) == ""
+		}),
 	)
 }
 
 // Migrate brings a database's schema up to date. On PostgreSQL any number of processes
 // may call Migrate at once: one migrates, and the others wait. Errors: those of [Open]
-// for SQLite.
-func Migrate(ctx context.Context, uri string) error {
+// for SQLite; ErrRights.
+func Migrate(ctx context.Context, uri string, opts ...Option) error {
 	if !isPostgres(uri) {
 		s, err := Open(ctx, uri) // Open migrates an embedded database
 		if err != nil {
@@ -129,9 +145,9 @@ func Migrate(ctx context.Context, uri string) error {
 	if err != nil {
 		return err
 	}
-	db := stdlib.OpenDB(*config.ConnConfig)
+	db := stdlib.OpenDB(*config.ConnConfig, stdlib.OptionBeforeConnect(config.BeforeConnect))
 	defer db.Close()
-	locker, err := migrateLock()
+	locker, err := migrateLock(optionsOf(opts).waiting)
 	if err != nil {
 		return err
 	}
@@ -142,28 +158,59 @@ func Migrate(ctx context.Context, uri string) error {
 	return applyMigrations(ctx, provider)
 }
 
+// newestMigration returns the version of the newest migration in this program. The names of
+// the files begin with their versions.
+func newestMigration(postgres bool) int64 {
+	files, _ := fs.Glob(migrations, "migrations/*.sql") // the pattern is well-formed
+	newest := int64(0)
+	for _, file := range files {
+		version, _, _ := strings.Cut(path.Base(file), "_")
+		n, _ := strconv.ParseInt(version, 10, 64)
+		if postgres || !strings.HasSuffix(file, "_postgres.sql") {
+			newest = max(newest, n)
+		}
+	}
+	return newest
+}
+
+// schemaVersion is a query for the version of the schema and the value of schemaFloor.
+const schemaVersion = `SELECT COALESCE(max(version_id), 0), COALESCE((SELECT value FROM settings WHERE name = $1), '')
+	FROM goose_db_version WHERE is_applied`
+
+// CheckSchema finds out whether this program can still work with the database: a migration
+// or a [Copy] may have changed the database since [Open]. Errors: those of Open.
+func (s *Store) CheckSchema(ctx context.Context) error {
+	return s.Read(ctx, func(tx *Tx) error {
+		if err := tx.Usable(); err != nil {
+			return err
+		}
+		var current int64
+		var floor string
+		if err := tx.queryRow(into(&current, &floor), schemaVersion, schemaFloor); err != nil {
+			return err
+		}
+		return judgeSchema(current, s.schema, floor)
+	})
+}
+
 // checkPostgresSchema refuses a schema that does not fit this program, and migrates
 // nothing. Errors: ErrOldSchema; ErrSchema; ErrUnavailable.
 func checkPostgresSchema(ctx context.Context, p *pgDB) error {
-	db := stdlib.OpenDBFromPool(p.pool)
-	defer db.Close()
-	provider, err := newProvider(goose.DialectPostgres, db)
+	ctx, cancel := context.WithTimeout(ctx, schemaTime)
+	defer cancel()
+	conn, err := p.acquire(ctx)
 	if err != nil {
 		return err
 	}
-	sources := provider.ListSources() // sorted by version
-	known := sources[len(sources)-1].Version
-	ctx, cancel := context.WithTimeout(ctx, schemaTime)
-	defer cancel()
+	defer p.release(conn)
 	var current int64
 	var floor string
-	err = p.pool.QueryRow(ctx, `SELECT COALESCE(max(version_id), 0), COALESCE((SELECT value FROM settings WHERE name = $1), '')
-		FROM goose_db_version WHERE is_applied`, schemaFloor).Scan(&current, &floor)
+	err = conn.QueryRow(ctx, schemaVersion, schemaFloor).Scan(&current, &floor)
 	switch {
 	case sqlState(err) == undefinedTable:
 		return fmt.Errorf("%w: there is none yet", ErrOldSchema)
 	case err != nil:
 		return unavailable(err)
 	}
-	return judgeSchema(current, known, floor)
+	return judgeSchema(current, newestMigration(true), floor)
 }

@@ -2,19 +2,24 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
 )
 
 // breaker makes callers fail at once while the database does not answer. The breaker
-// trips if a connection cannot be made, or if the database does not answer in time. A
+// trips if a replica without a connection cannot make one, or if the database does not
+// answer in time. A
 // tripped breaker lets one caller through per tripTime, until the database answers a
 // caller. So an outage costs a timeout only to the callers that are let through, and a
 // database that comes back is not flooded.
 //
 // A breaker is safe for concurrent use.
-type breaker struct{ until atomic.Int64 } // next time that a caller may try, in ns since 1970; zero: every caller may
+type breaker struct {
+	until atomic.Int64           // next time that a caller may try, in ns since 1970; zero: every caller may
+	cause atomic.Pointer[string] // the error behind the latest trip
+}
 
 // tripTime is the time between two callers that a tripped breaker lets through. A
 // random time of up to tripTime/2 is added, so that replicas try at different times.
@@ -29,6 +34,15 @@ func (b *breaker) allow() error {
 	if until == 0 || !b.refuses() && b.until.CompareAndSwap(until, nextTry()) {
 		return nil
 	}
+	return b.err()
+}
+
+// err returns the error for a caller that the breaker refuses. err matches errDown, and
+// holds the cause as text alone: another call got the cause as an error.
+func (b *breaker) err() error {
+	if cause := b.cause.Load(); cause != nil {
+		return fmt.Errorf("%w: %s", errDown, *cause)
+	}
 	return errDown
 }
 
@@ -37,10 +51,12 @@ func (b *breaker) refuses() bool { return time.Now().UnixNano() < b.until.Load()
 
 func nextTry() int64 { return time.Now().Add(tripTime + rand.N(tripTime/2)).UnixNano() }
 
-func (b *breaker) trip() { b.until.Store(nextTry()) }
-
-func (b *breaker) reset() {
-	if b.until.Load() != 0 { // reset runs after every call, and reading is cheaper than writing
-		b.until.Store(0)
-	}
+func (b *breaker) trip(cause error) {
+	text := cause.Error()
+	b.cause.Store(&text)
+	b.until.Store(nextTry())
 }
+
+// reset reports whether the breaker had tripped. reset runs after every call, and reading is
+// cheaper than writing.
+func (b *breaker) reset() bool { return b.until.Load() != 0 && b.until.Swap(0) != 0 }

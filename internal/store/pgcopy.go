@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/url"
 	"strconv"
@@ -21,7 +22,7 @@ type copyTarget struct {
 }
 
 func openCopyTarget(ctx context.Context, uri string) (*copyTarget, error) {
-	db, err := openPostgres(ctx, uri)
+	db, err := openPostgres(ctx, uri, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,8 +14,8 @@ import (
 // appends an event sends NOTIFY with the commit, and every replica listens on a
 // connection of its own, outside of the pool. A hint only shortens the wait for the
 // replica's next poll of the events, so any hint may be lost. A pooler in transaction
-// mode drops notifications: replicas behind such a pooler only poll.
-
+// mode drops notifications: replicas behind such a pooler only poll. So does a replica to
+// which PostgreSQL gives no connection for listening.
 //
 // A role needs only the right to connect to the database to send notifications. PostgreSQL
 // keeps notifications for a slow listener, and refuses NOTIFY to every role when the queue
@@ -39,15 +40,47 @@ func (p *pgDB) hints(ctx context.Context, hint func()) {
 			}
 		}
 	})
-	for again := true; again; again = pause(ctx, time.Second/2+rand.N(time.Second)) {
-		_ = p.listen(ctx, notified) // without hints, replicas learn of events by polling
+	for again := true; again; {
+		listening := p.listener.begin(ctx)
+		err := p.listen(listening, notified) // without hints, replicas learn of events by polling
+		wait := time.Second/2 + rand.N(time.Second)
+		if listening.Err() != nil || sqlState(err) == tooManyConnections {
+			wait += growAfter
+		}
+		again = pause(ctx, wait)
+	}
+}
+
+// listener ends the listening when callers need the connection, such as the last connection
+// that PostgreSQL gives.
+type listener struct {
+	stop atomic.Pointer[context.CancelFunc]
+}
+
+// begin returns a context for the listening, which ends with ctx or by yield.
+func (l *listener) begin(ctx context.Context) context.Context {
+	ctx, stop := context.WithCancel(ctx)
+	if before := l.stop.Swap(&stop); before != nil {
+		(*before)()
+	}
+	return ctx
+}
+
+// yield makes the listener close its connection, and connect again some time later.
+func (l *listener) yield() {
+	if stop := l.stop.Load(); stop != nil {
+		(*stop)()
 	}
 }
 
 // listen reads notifications until ctx ends or the connection fails. listen fills
 // notified after each notification if there is room.
 func (p *pgDB) listen(ctx context.Context, notified chan<- struct{}) error {
-	conn, err := pgx.ConnectConfig(ctx, p.pool.Config().ConnConfig)
+	config := p.pool.Config().ConnConfig
+	if err := readAgain(p.uri, config); err != nil {
+		return err
+	}
+	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return err
 	}

@@ -78,7 +78,7 @@ func TestMigrateWithoutRights(t *testing.T) {
 	statements(t, uri, `DELETE FROM goose_db_version WHERE version_id = (SELECT max(version_id) FROM goose_db_version)`, `GRANT SELECT ON goose_db_version TO PUBLIC`)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	if err := store.Migrate(ctx, pgtest.Stranger(t, uri)); store.SQLState(err) != "42501" {
+	if err := store.Migrate(ctx, pgtest.Stranger(t, uri)); store.SQLState(err) != "42501" || !errors.Is(err, store.ErrRights) {
 		t.Errorf("%v, want insufficient privilege", err)
 	}
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"net"
 	"strings"
 	"time"
@@ -26,19 +25,17 @@ const (
 	idlePing = time.Second
 )
 
-// errPostgresURI replaces the driver's error for a URI, which may repeat the URI and so
-// a password.
-var errPostgresURI = errors.New("a postgres:// URI that cannot be used: check its form, its parameters,  " +
-	"and the files and environment variables that PostgreSQL clients read (sslrootcert, service, PG…)")
-
-// pgConfig parses a URI. Errors: errPostgresURI.
+// pgConfig returns the configuration of a pool. Errors: those of [parseURI].
 func pgConfig(uri string) (*pgxpool.Config, error) {
-	config, err := pgxpool.ParseConfig(uri)
+	config, err := parseURI(uri)
 	if err != nil {
-		return nil, errPostgresURI
+		return nil, err
 	}
 	if !strings.Contains(uri, "pool_max_conns=") {
 		config.MaxConns = poolSize
+	}
+	if !strings.Contains(uri, "pool_max_conn_lifetime=") {
+		config.MaxConnLifetime = 0 // another program could take the place of a connection that ends by its age
 	}
 	config.ShouldPing = shouldPing
 	c := config.ConnConfig
@@ -54,7 +51,19 @@ func pgConfig(uri string) (*pgxpool.Config, error) {
 		return err
 	}
 	c.DialFunc = dial
+	config.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error { return readAgain(uri, c) }
 	return config, nil
+}
+
+// readAgain replaces the configuration of a new connection by one from the files that exist
+// now: an operator may have replaced the password file, the service file or the certificate.
+// Connections that are open continue.
+func readAgain(uri string, c *pgx.ConnConfig) error {
+	config, err := pgConfig(uri)
+	if err == nil {
+		*c = *config.ConnConfig
+	}
+	return err
 }
 
 // dial opens connections with TCP keepalive. If the other machine disappears silently,

@@ -91,6 +91,10 @@ const (
 	readOnlyTransaction  = "25006" // the server has become a standby
 	lockNotAvailable     = "55P03" // after lockTime; a frozen holder loses the row lock after idleTime
 	undefinedTable       = "42P01"
+	tooManyConnections   = "53300" // of the server, the database or the role
+	startingUp           = "57P03"
+
+	insufficientPrivilege = "42501"
 )
 
 func sqlState(err error) string {
@@ -147,7 +151,7 @@ func (p *pgDB) retry(ctx context.Context, fn func(context.Context, *pgxpool.Conn
 		if then == reconnect {
 			p.pool.Reset()
 			if n > 1 {
-				p.breaker.trip()
+				p.breaker.trip(err)
 				return err
 			}
 		}

@@ -74,7 +74,7 @@ func (s *spender) close() {
 // caller can stop waiting for a batch, and cannot stop waiting for its own statement.
 func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	if p.breaker.refuses() {
-		return nil, errDown
+		return nil, p.breaker.err()
 	}
 	s, budget := p.spender, budgetOf(ctx)
 	defer s.callers.Add(-1)

@@ -2,7 +2,7 @@ package store
 
 import (
 	"context"
-	"errors"
+	"log/slog"
 	"sync"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -16,20 +16,23 @@ import (
 // needless, and would refuse all but one of the transactions that append events at the
 // same time, since each of them updates the row of the table head.
 //
-// Each policy has a file of its own: pgpool.go (configuration and dialing), pgbudget.go
-// (time bounds), pgbreaker.go (a database that does not answer), pgretry.go (what an
-// error means), pglisten.go (hints). pgtx.go runs transactions, pgspend.go runs batches
+// Each policy has a file of its own: pgpool.go (configuration and dialing), pgslots.go (too
+// few connections), pgbudget.go (time bounds), pgbreaker.go (a database that does not
+// answer), pgretry.go (what an error means), pglisten.go (hints). pgtx.go runs transactions, pgspend.go runs batches
 // of refreshes.
 type pgDB struct {
+	uri       string
 	pool      *pgxpool.Pool
+	slots     *slots
 	spender   *spender
 	breaker   breaker
+	listener  listener
 	closeOnce func()
 }
 
 // openPostgres opens a PostgreSQL database and checks the schema. Errors: ErrOldSchema;
 // ErrSchema; ErrUnavailable.
-func openPostgres(ctx context.Context, uri string) (*pgDB, error) {
+func openPostgres(ctx context.Context, uri string, logger *slog.Logger) (*pgDB, error) {
 	config, err := pgConfig(uri)
 	if err != nil {
 		return nil, err
@@ -38,7 +41,8 @@ func openPostgres(ctx context.Context, uri string) (*pgDB, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pgDB{pool: pool}
+	p := &pgDB{uri: uri, pool: pool}
+	p.slots = newSlots(int(config.MaxConns), p.connections, logger)
 	p.spender = newSpender(p)
 	p.closeOnce = sync.OnceFunc(func() { p.spender.close(); pool.Close() })
 	if err := checkPostgresSchema(ctx, p); err != nil {
@@ -46,6 +50,12 @@ func openPostgres(ctx context.Context, uri string) (*pgDB, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// connections returns how many connections of the pool are idle, and how many there are.
+func (p *pgDB) connections() (idle, all int) {
+	stat := p.pool.Stat()
+	return int(stat.IdleConns()), int(stat.IdleConns() + stat.AcquiredConns())
 }
 
 func (p *pgDB) path() string { return "" }
@@ -85,20 +95,17 @@ func (p *pgDB) withConn(ctx context.Context, fn func(context.Context, *pgxpool.C
 	if ctx.Err() != nil {
 		return unavailable(ctx.Err())
 	}
-	if err := p.breaker.allow(); err != nil {
-		return err
+	if p.breaker.refuses() {
+		return p.breaker.err()
 	}
 	budget := budgetOf(ctx)
 	waiting, cancel := context.WithTimeout(ctx, budget.left())
 	defer cancel()
-	conn, err := p.pool.Acquire(waiting)
+	conn, err := p.acquire(waiting)
 	if err != nil {
-		if waiting.Err() == nil { // otherwise the time ran out, perhaps because all connections were in use
-			p.breaker.trip()
-		}
-		return unavailable(errors.Join(errNotSent, err))
+		return err
 	}
-	defer conn.Release()
+	defer p.release(conn)
 	granted := budget.left()
 	working, cancel := context.WithTimeout(context.WithoutCancel(ctx), granted)
 	defer cancel()
@@ -106,9 +113,11 @@ func (p *pgDB) withConn(ctx context.Context, fn func(context.Context, *pgxpool.C
 	begun := conn.Conn().PgConn().TxStatus() != 'I' // the server has answered BEGIN, so it is up
 	switch {
 	case meaningOf(err).answered:
-		p.breaker.reset()
+		if p.breaker.reset() {
+			p.slots.restoreAll()
+		}
 	case working.Err() != nil && granted == statementTime && !begun: // less than statementTime may be too short for a healthy server
-		p.breaker.trip()
+		p.breaker.trip(err)
 	}
 	return err
 }

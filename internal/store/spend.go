@@ -35,7 +35,9 @@ func (s *Spent) TokenVersion() int64 { return max(s.Version, s.Floor) }
 // After ErrUncertain a caller may call Spend again: if the first call has spent the
 // token, the second call returns ErrNotFound.
 func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
-	return s.engine.spend(ctx, spend)
+	began := time.Now()
+	spent, err := s.engine.spend(ctx, spend)
+	return spent, s.outage.note(ctx, began, err)
 }
 
 // Three statements spend a token: one for SQLite, one for a single refresh on

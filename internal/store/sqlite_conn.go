@@ -70,8 +70,20 @@ func (c *sqliteConn) begin() error {
 // before.
 func (c *sqliteConn) rollback() { _ = c.control("ROLLBACK") }
 
-// transact runs fn in a transaction, and returns the transaction after the commit.
+// transact runs fn in a transaction, and returns the transaction after the commit. Errors:
+// those of fn; ErrUnavailable, with a *MovedError if [Copy] has moved the database.
 func (c *sqliteConn) transact(fn func(*Tx) error) (*Tx, error) {
+	tx, err := c.tryTransact(fn)
+	if errors.Is(err, ErrUnavailable) {
+		to := ""
+		if c.query(into(&to), "", `SELECT value FROM settings WHERE name = $1`, movedTo) == nil && to != "" {
+			err = unavailable(&MovedError{To: to}) // more useful than the name of a table that is missing
+		}
+	}
+	return tx, err
+}
+
+func (c *sqliteConn) tryTransact(fn func(*Tx) error) (*Tx, error) {
 	if err := c.begin(); err != nil {
 		return nil, err
 	}

@@ -7,8 +7,8 @@
 //   - A transaction has one time, [Tx.Now].
 //   - Callers that write at the same time share a commit, and so an fsync; an error of
 //     one caller leaves the write of another as it is.
-//   - An error matches ErrUnavailable if the database was at fault, and ErrUncertain if
-//     the outcome is unknown. The store runs a transaction again only if nothing of the
+//   - An error matches ErrUnavailable if the database was at fault, ErrAway if the
+//     database does not answer, and ErrUncertain if the outcome is unknown. The store runs a transaction again only if nothing of the
 //     first run remained. An error that matches neither, and does not come from the
 //     caller's function, is a fault of this program: PostgreSQL cannot process the values
 //     of a statement.
@@ -27,7 +27,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -49,6 +51,8 @@ var (
 	// ErrOldSchema means that the schema is missing, or older than this program needs.
 	// [Migrate] brings the schema up to date. ErrOldSchema matches ErrSchema.
 	ErrOldSchema = fmt.Errorf("%w", ErrSchema)
+	// ErrRights means that the role in the URI lacks a right on the database.
+	ErrRights = errors.New("the role of the database lacks a right")
 	// ErrIncomplete means that a copy into this database was interrupted. [Copy],
 	// called again with the same arguments, finishes the copy or starts over.
 	ErrIncomplete = errors.New("a copy into this database was interrupted; until the copy is finished, use the database that was copied from")
@@ -64,7 +68,35 @@ func (e *MovedError) Error() string {
 }
 
 // Store is an open database. A Store is safe for concurrent use.
-type Store struct{ engine engine }
+type Store struct {
+	engine engine
+	outage *outage
+	schema int64 // the version of the newest migration in this program
+}
+
+// Option changes how [Open] opens a database, or how [Migrate] waits.
+type Option func(*options)
+
+type options struct {
+	logger  *slog.Logger
+	waiting func()
+}
+
+// WithLogger makes the Store log when the database goes away and comes back. Without
+// WithLogger, a Store logs nothing.
+func WithLogger(logger *slog.Logger) Option { return func(o *options) { o.logger = logger } }
+
+// WhileWaiting makes [Migrate] call fn once, if another process migrates the database and
+// Migrate has to wait for some seconds.
+func WhileWaiting(fn func()) Option { return func(o *options) { o.waiting = fn } }
+
+func optionsOf(opts []Option) options {
+	o := options{logger: slog.New(slog.DiscardHandler), waiting: func() {}}
+	for _, option := range opts {
+		option(&o)
+	}
+	return o
+}
 
 // engine is one kind of database: sqliteDB or pgDB. Each method does what the [Store]
 // method of the same name promises.
@@ -84,12 +116,13 @@ func (s *Store) Path() string { return s.engine.path() }
 // Open creates a missing file with mode 0600 and migrates the schema. Errors:
 // ErrOldSchema or ErrSchema if the schema does not fit; a *MovedError; ErrIncomplete;
 // ErrUnavailable. No error repeats the URI, since a URI may hold a password.
-func Open(ctx context.Context, uri string) (*Store, error) {
+func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
+	o := optionsOf(opts)
 	if isPostgres(uri) {
-		p, err := openPostgres(ctx, uri)
+		p, err := openPostgres(ctx, uri, o.logger)
 		if err == nil {
 			if err = p.read(ctx, (*Tx).Usable); err == nil {
-				return &Store{p}, nil
+				return &Store{p, newOutage(o.logger), newestMigration(true)}, nil
 			}
 			p.closeOnce()
 		}
@@ -103,7 +136,7 @@ func Open(ctx context.Context, uri string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
-	return &Store{s}, nil
+	return &Store{s, newOutage(o.logger), newestMigration(false)}, nil
 }
 
 func isPostgres(uri string) bool {
@@ -118,7 +151,10 @@ func (s *Store) Close() error { return s.engine.close() }
 // connection until ctx ends. If ctx ends during fn, SQLite stops the running query, and
 // fn's later queries fail; on PostgreSQL a query runs on, for some seconds at most. fn
 // must not write, and must not keep the Tx.
-func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error { return s.engine.read(ctx, fn) }
+func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
+	began := time.Now()
+	return s.outage.note(ctx, began, s.engine.read(ctx, fn))
+}
 
 // Write runs fn in a transaction, and returns nil after the transaction is durable. If
 // fn returns an error, Write rolls the transaction back and returns the error
@@ -134,7 +170,8 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error { return s.e
 // Errors: those of fn; ErrExists; ErrUnavailable, with the error of ctx if ctx ended
 // while the write was queued; ErrUncertain.
 func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
-	return s.engine.write(ctx, fn)
+	began := time.Now()
+	return s.outage.note(ctx, began, s.engine.write(ctx, fn))
 }
 
 // Hints calls hint after another process has appended an event, until ctx ends. A hint

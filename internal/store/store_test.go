@@ -301,6 +301,26 @@ func TestASchemaFromTheFuture(t *testing.T) {
 	}
 }
 
+// A migration by a newer program beneath an open database is found.
+func TestTheSchemaChangesBeneathUs(t *testing.T) {
+	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
+		s := storetest.Open(t, new(t))
+		if err := s.CheckSchema(t.Context()); err != nil {
+			t.Error(err)
+		}
+		store.ForgeSchemaVersion(t, s, "3")
+		if err := s.CheckSchema(t.Context()); err != nil {
+			t.Errorf("a schema that the program can work with: %v", err)
+		}
+		if err := s.Write(t.Context(), set("schema_floor", "99999")); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.CheckSchema(t.Context()); !errors.Is(err, store.ErrSchema) {
+			t.Errorf("a schema that excludes the program: %v", err)
+		}
+	})
+}
+
 func TestURIs(t *testing.T) {
 	for _, uri := range []string{"", "sqlite:", "watchword.db", "mysql://user:sesame@host/db", "postgres://user:sesame@host:port/db", "postgres://user:sesame@127.0.0.1:1/db"} {
 		_, err := store.Open(t.Context(), uri)

@@ -1,0 +1,94 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrAway means that the database does not answer. ErrAway matches ErrUnavailable. The Store
+// logs the beginning and the end of an outage, so a caller needs no log line of its own.
+var ErrAway = errors.New("the database is away")
+
+// awayError is an error of the database that also matches ErrAway.
+type awayError struct{ error }
+
+func (e awayError) Unwrap() error        { return e.error }
+func (e awayError) Is(target error) bool { return target == ErrAway }
+
+// outage logs one line when the database stops answering, and one line when the database
+// answers again, whatever number of calls fails in between. An outage is safe for
+// concurrent use.
+type outage struct {
+	logger *slog.Logger
+	away   atomic.Bool // set under mu; most calls read away without mu
+
+	mu     sync.Mutex
+	since  time.Time     // the first failure of the outage
+	failed time.Time     // the latest failure
+	back   time.Time     // the end of the latest outage
+	calls  int64         // calls that failed in the outage
+	settle time.Duration // the outage ends at the first answer that comes so long after failed
+}
+
+// A database that comes and goes within restless doubles settle, from firstSettle to
+// restless. So such a database fills no log.
+const (
+	firstSettle = time.Second
+	restless    = time.Minute
+)
+
+func newOutage(logger *slog.Logger) *outage { return &outage{logger: logger} }
+
+// note takes notice of a call that began at a time and returned err, and returns err. An
+// error that tells that the database is away matches ErrAway afterwards. An error after the
+// end of ctx tells nothing about the database.
+func (o *outage) note(ctx context.Context, began time.Time, err error) error {
+	switch {
+	case meaningOf(err).answered:
+		if o.away.Load() {
+			o.answered(ctx)
+		}
+		return err
+	case ctx.Err() != nil, errors.Is(err, errClosed):
+		return err
+	}
+	o.failedOnce(ctx, began, err)
+	return awayError{err}
+}
+
+func (o *outage) failedOnce(ctx context.Context, began time.Time, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if began.Before(o.back) {
+		return // the call belongs to the outage that has ended
+	}
+	now := time.Now()
+	o.failed = now
+	if o.calls++; o.away.Load() {
+		return
+	}
+	if o.settle = min(2*o.settle, restless); now.Sub(o.back) > restless {
+		o.settle = firstSettle
+	}
+	o.since, o.calls = now, 1
+	o.away.Store(true)
+	o.logger.WarnContext(ctx, "the database is not available: calls that need the database are refused, "+
+		"and verifiers continue with the changes received so far", "error", err)
+}
+
+func (o *outage) answered(ctx context.Context) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := time.Now()
+	if !o.away.Load() || now.Sub(o.failed) < o.settle {
+		return
+	}
+	o.away.Store(false)
+	o.back = now
+	o.logger.InfoContext(ctx, "the database is available again",
+		"after", now.Sub(o.since).Round(time.Millisecond), "failed_calls", o.calls)
+}

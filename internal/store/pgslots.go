@@ -1,0 +1,165 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// PostgreSQL may give a replica fewer connections than the pool could hold: other replicas or
+// other programs have taken them, or the replica's role has a limit. Then the callers share
+// the connections that the replica has, and wait for their turn.
+
+const (
+	// growAfter is the time after which the pool tries again to make a connection that
+	// PostgreSQL has refused. A random time of up to growAfter/2 is added. Each try costs
+	// PostgreSQL a process, and a line in its log.
+	growAfter = 15 * time.Second
+	// reportAfter is the time until the connections are counted for the log. By then the
+	// other connections that were being made have been made or refused.
+	reportAfter = time.Second
+	// closingTime is the time for which PostgreSQL may still count a connection that was
+	// closed.
+	closingTime = 50 * time.Millisecond
+)
+
+// slots bounds the callers that use or make a connection at a time. A caller takes a slot
+// before it asks the pool for a connection. If the database refuses the connection, and the
+// replica has another one, the caller's slot is withheld for growAfter, and the caller waits
+// for another slot. So the free slots become as many as the connections. At least one slot
+// is not withheld.
+//
+// A slots is safe for concurrent use.
+type slots struct {
+	free   chan struct{}
+	open   func() (idle, all int) // connections in the pool
+	logger *slog.Logger
+
+	mu        sync.Mutex
+	withheld  int
+	reported  int   // connections in the latest log line; zero: all
+	reporting bool  // a report is due
+	cause     error // of the latest refusal
+}
+
+func newSlots(size int, open func() (idle, all int), logger *slog.Logger) *slots {
+	s := &slots{free: make(chan struct{}, size), open: open, logger: logger}
+	for range size {
+		s.give()
+	}
+	return s
+}
+
+// take waits for a slot until ctx ends.
+func (s *slots) take(ctx context.Context) error {
+	select {
+	case <-s.free:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *slots) give() { s.free <- struct{}{} }
+
+// refused gives back or withholds the slot of a caller that got err in the place of a
+// connection. shared tells that the replica has another connection, or that another caller
+// is making one.
+func (s *slots) refused(err error) (shared bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	idle, _ := s.open()
+	const own = 1
+	shared = cap(s.free)-len(s.free)-s.withheld-own+idle > 0
+	if !shared || s.withheld == cap(s.free)-1 {
+		s.give()
+		return shared
+	}
+	s.withheld++
+	time.AfterFunc(growAfter+rand.N(growAfter/2), func() { s.restore(1) })
+	if state := sqlState(err); state != "" && state != startingUp { // otherwise there is no server that refuses
+		s.reportLaterLocked(err)
+	}
+	return true
+}
+
+// restore gives back so many of the slots that are withheld.
+func (s *slots) restore(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for ; n > 0 && s.withheld > 0; n-- {
+		s.withheld--
+		s.give()
+	}
+}
+
+func (s *slots) restoreAll() { s.restore(cap(s.free)) }
+
+func (s *slots) reportLaterLocked(cause error) {
+	s.cause = cause
+	if !s.reporting {
+		s.reporting = true
+		time.AfterFunc(reportAfter, s.report)
+	}
+}
+
+// report logs how many connections the database gives, if the number is lower than in the
+// line before. The next line after all connections were open may have any number.
+func (s *slots) report() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reporting = false
+	_, n := s.open()
+	switch {
+	case n == cap(s.free):
+		s.reported = 0
+	case s.withheld == 0 || n == 0: // the database was away, or is
+	case s.reported == 0 || n < s.reported:
+		s.reported = n
+		s.logger.Warn("PostgreSQL gives this replica fewer connections than configured: calls wait for their turn",
+			"connections", n, "configured", cap(s.free), "error", s.cause)
+	}
+}
+
+// acquire lends a connection of the pool until [pgDB.release]. If the database refuses a
+// further connection, acquire waits for one of the connections that the replica has. Errors:
+// errDown; errNotSent, and the breaker trips if the replica has no connection.
+func (p *pgDB) acquire(ctx context.Context) (*pgxpool.Conn, error) {
+	for failed := 0; ; {
+		if err := p.slots.take(ctx); err != nil {
+			return nil, unavailable(errors.Join(errNotSent, err))
+		}
+		if err := p.breaker.allow(); err != nil {
+			p.slots.give()
+			return nil, err
+		}
+		conn, err := p.pool.Acquire(ctx)
+		if err == nil {
+			return conn, nil
+		}
+		if ctx.Err() != nil { // the time ran out, perhaps because all connections were in use
+			p.slots.give()
+			return nil, unavailable(errors.Join(errNotSent, err))
+		}
+		if !p.slots.refused(err) {
+			if failed++; failed > 3 || sqlState(err) != tooManyConnections {
+				p.breaker.trip(err)
+				return nil, unavailable(errors.Join(errNotSent, err))
+			}
+			// The listener's connection is worth less than a caller's. PostgreSQL may also
+			// still count connections that were closed.
+			p.listener.yield()
+		}
+		pause(ctx, rand.N(closingTime))
+	}
+}
+
+func (p *pgDB) release(conn *pgxpool.Conn) {
+	conn.Release()
+	p.slots.give()
+}
