@@ -61,9 +61,9 @@ func TestDatabaseDown(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			o.checkWithoutDatabase(t, time.Now().Add(time.Hour))
+			logged := len(o.server.stderr.String())
 			fault.away()
 			away := time.Now()
-			logged := len(o.server.stderr.String())
 			o.checkWithoutDatabase(t, away)
 			o.checkUnavailable(t)
 			o.checkHealth(t, true)
