@@ -154,10 +154,10 @@ type datastore struct {
 	DatastoreURI string `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
 }
 
-// with opens the database, calls do, and closes the database. The error of Close
-// counts: it may tell that the last write failed.
+// with opens the database, which must exist, calls do, and closes the database. The error
+// of Close counts: it may tell that the last write failed.
 func (d datastore) with(ctx context.Context, do func(*store.Store) error) error {
-	s, err := store.Open(ctx, d.DatastoreURI)
+	s, err := store.OpenExisting(ctx, d.DatastoreURI)
 	if err != nil {
 		return err
 	}
@@ -166,9 +166,9 @@ func (d datastore) with(ctx context.Context, do func(*store.Store) error) error 
 
 type migrateCmd struct{ datastore }
 
-// Run brings the schema up to date. On SQLite every command that opens the database
-// does so, except backup; on PostgreSQL only this command does, so that the operator
-// decides when.
+// Run brings the schema up to date, and makes a missing SQLite database. On SQLite every
+// command that opens the database brings the schema up to date, except backup; on
+// PostgreSQL only this command does, so that the operator decides when.
 func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
 	err := store.Migrate(ctx, c.DatastoreURI, store.WhileWaiting(func() {
 		fmt.Fprintln(t.Err, "another process migrates this database, or was killed: waiting until that process ends, or for 15 seconds after its end")

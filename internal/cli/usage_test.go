@@ -77,7 +77,7 @@ func TestFailures(t *testing.T) {
 		{"no such user: eve", "", []string{"user", "delete", "eve", db}},
 		{"no such user: eve", "a password of eve", []string{"user", "set-password", "eve", db}},
 		{"no such user: eve", "", []string{"audit", "--user=eve", db}},
-		{"no such file", "", []string{"user", "list", "--datastore-uri=sqlite:" + filepath.Join(folder, "no", "folder", "db")}},
+		{"there is no database", "", []string{"user", "list", "--datastore-uri=sqlite:" + filepath.Join(folder, "no", "folder", "db")}},
 		{"sqlite:FILE or postgres:", "", []string{"user", "list", "--datastore-uri=mysql://host/db"}},
 		{"master-key", "", []string{"key", "rotate", db}}, // beside the database there is none
 		{"exists", "", []string{"key", "create-master-key", file}},

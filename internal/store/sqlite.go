@@ -144,14 +144,17 @@ func sqlitePath(uri string) (string, error) {
 }
 
 // openExisting opens an embedded database of any schema version, and changes nothing.
-// Errors: ErrEngine; an error without a sentinel if the file is missing or is the
-// database of another program.
+// Errors: ErrEngine; ErrNoDatabase; an error without a sentinel if the file cannot be read
+// or is the database of another program.
 func openExisting(ctx context.Context, uri string) (db *sql.DB, path string, err error) {
 	if path, err = sqlitePath(uri); err != nil {
 		return nil, "", err
 	}
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil, "", fmt.Errorf("there is no database %s", path)
+	switch _, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, "", fmt.Errorf("%w %s", ErrNoDatabase, path)
+	case err != nil:
+		return nil, "", err
 	}
 	if db, err = sql.Open("sqlite", fileURI(path, url.Values{"mode": {"rw"}, "_pragma": {busyPragma}})); err != nil {
 		return nil, "", err
