@@ -34,6 +34,7 @@ func TestWrongUsage(t *testing.T) {
 		{"<kid>", "", []string{"key", "revoke", db}},
 		{"--user and --user-id", "", []string{"audit", "--user=alice", "--user-id=id", db}},
 		{"must not be negative", "", []string{"audit", "--limit=-1", db}},
+		{"--type: unknown event type; the types are login refresh ", "", []string{"audit", "--type=logins", db}},
 		{"must not be negative", "", []string{"audit", "--since=-1h", db}},
 		{"--since", "", []string{"audit", "--since=yesterday", db}},
 		{"<file>", "", []string{"backup", db}},
