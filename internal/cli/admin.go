@@ -54,11 +54,11 @@ type newPassword struct {
 
 // read reads the rules and then the new password, at a terminal twice. Package user checks
 // the password by the rules, with the username.
-func (n newPassword) read(t Terminal) (pw password.Password, policy password.Policy, err error) {
+func (n newPassword) read(ctx context.Context, t Terminal) (pw password.Password, policy password.Policy, err error) {
 	if policy, err = n.Policy(); err != nil {
 		return pw, policy, err
 	}
-	text, err := t.readPassword(n.PasswordStdin, true)
+	text, err := t.readPassword(ctx, n.PasswordStdin, true)
 	if err != nil {
 		return pw, policy, err
 	}
@@ -117,7 +117,7 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	if err != nil {
 		return usageError{fmt.Errorf("--role: %w", err)}
 	}
-	pw, policy, err := c.read(t)
+	pw, policy, err := c.read(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -185,7 +185,7 @@ type userPassCmd struct {
 // Run sets a new password and ends the user's sessions: an old password may have been
 // stolen.
 func (c *userPassCmd) Run(ctx context.Context, t Terminal) error {
-	pw, policy, err := c.read(t)
+	pw, policy, err := c.read(ctx, t)
 	if err != nil {
 		return err
 	}

@@ -115,7 +115,7 @@ type loginCmd struct {
 // logout` read from standard input. The next login sends the refresh token of this login,
 // as the sign of a known device.
 func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
-	pw, err := t.readPassword(c.PasswordStdin, false)
+	pw, err := t.readPassword(ctx, c.PasswordStdin, false)
 	if err != nil {
 		return err
 	}
@@ -142,7 +142,7 @@ type verifyCmd struct {
 // Run prints what a valid access token says about its user. For any other token the
 // exit status is 1, and the error begins with the reason.
 func (c *verifyCmd) Run(ctx context.Context, t Terminal) error {
-	token, err := t.readToken((*watchwordv1.TokenPair).GetAccessToken)
+	token, err := t.readToken(ctx, (*watchwordv1.TokenPair).GetAccessToken)
 	if err != nil {
 		return err
 	}
@@ -161,7 +161,7 @@ type logoutCmd struct{ remote }
 
 // Run ends the session of a refresh token, and prints nothing.
 func (c *logoutCmd) Run(ctx context.Context, t Terminal) error {
-	token, err := t.readToken((*watchwordv1.TokenPair).GetRefreshToken)
+	token, err := t.readToken(ctx, (*watchwordv1.TokenPair).GetRefreshToken)
 	if err != nil {
 		return err
 	}
@@ -187,8 +187,8 @@ func (c *healthcheckCmd) Run(ctx context.Context) error {
 
 // readToken reads a token from standard input: the bare text, or the JSON that
 // `watchword login` prints. of returns the wanted token of the two in the JSON.
-func (t Terminal) readToken(of func(*watchwordv1.TokenPair) string) (string, error) {
-	text, err := t.readAll()
+func (t Terminal) readToken(ctx context.Context, of func(*watchwordv1.TokenPair) string) (string, error) {
+	text, err := await(ctx, t.readAll)
 	if err != nil || !strings.HasPrefix(text, "{") {
 		return text, err
 	}

@@ -35,3 +35,70 @@ func TestAMistypedDatabaseIsNotMade(t *testing.T) {
 		t.Errorf("the file of another program holds %q, %v", text, err)
 	}
 }
+
+// An environment variable that is set to nothing counts as not set, for every kind of flag.
+func TestAnEmptyVariableCountsAsNotSet(t *testing.T) {
+	db := database(t)
+	for _, name := range []string{"AUDIENCE", "SINCE", "LIMIT", "JSON", "TYPE", "USER", "ROLE", "PASSWORD_STDIN", "MIN_PASSWORD_LENGTH", "ACCESS_TTL", "HASH_MEMORY", "ALG"} {
+		t.Setenv("WATCHWORD_"+name, "")
+	}
+	t.Setenv("WATCHWORD_DATASTORE_URI", strings.TrimPrefix(db, "--datastore-uri="))
+	done(t, "a password of alice", "user", "create", "alice")
+	done(t, "", "audit")
+	t.Setenv("WATCHWORD_DATASTORE_URI", "")
+	t.Chdir(t.TempDir())
+	fails(t, 1, "there is no database", "", "user", "list") // the default
+}
+
+// A variable with nearly the name of a variable of this program gets a suggestion. The value
+// is not shown. Variables that Kubernetes sets for a service named watchword get none.
+func TestAMisspelledVariableGetsASuggestion(t *testing.T) {
+	db := database(t)
+	for _, name := range []string{"WATCHWORD_SERVICE_HOST", "WATCHWORD_PORT", "WATCHWORD_PORT_50051_TCP_ADDR", "WATCHWORD_SERVICE_PORT_GRPC", "WATCHWORD_GRPC_PORT", "WATCHWORD_HTTP_SERVICE_HOST"} {
+		t.Setenv(name, "tcp://10.0.0.1:50051")
+	}
+	if r := run(t, "", "user", "list", db); r.status != 0 || r.err != "" {
+		t.Errorf("with the variables of Kubernetes: %+v", r)
+	}
+	for wrong, right := range map[string]string{
+		"WATCHWORD_GRPC_ADR": "WATCHWORD_GRPC_ADDR", "WATCHWORD_DATASTORE_URL": "WATCHWORD_DATASTORE_URI", "WATCHWORD_CLIENTCA": "WATCHWORD_CLIENT_CA",
+		"WATCHWORD_TRUSTED_PROXYS": "WATCHWORD_TRUSTED_PROXY", "watchword_issuer": "WATCHWORD_ISSUER", "WATCHWARD_ISSUER": "WATCHWORD_ISSUER",
+	} {
+		t.Run(wrong, func(t *testing.T) {
+			t.Setenv(wrong, "S3cret")
+			want := "watchword: the environment variable " + wrong + " sets nothing; did you mean " + right + "?\n"
+			if r := run(t, "", "user", "list", db); r.status != 0 || r.err != want {
+				t.Errorf("%+v, want %q", r, want)
+			}
+		})
+	}
+}
+
+// A duration may have days.
+func TestDurationsHaveDays(t *testing.T) {
+	t.Parallel()
+	db := database(t)
+	for _, good := range []string{"30d", "0d", "1d12h", "36h", "106751d"} {
+		done(t, "", "audit", "--since="+good, db)
+	}
+	for _, bad := range []string{"d", "30", "1.5d", "-1d", "1d-1h", "1d2d", "106752d", "99999999999d", "1d1x", "106751d24h"} {
+		fails(t, 2, "--since: expected a duration such as 90s, 12h or 30d", "", "audit", "--since="+bad, db)
+	}
+	fails(t, 2, "--refresh-ttl: must not be shorter than --access-ttl", "", "serve", "--access-ttl=2d", "--refresh-ttl=1d", "--session-ttl=90d", db)
+}
+
+// An id that begins with "-", from before such ids were avoided, is accepted after "--" or
+// "=", and the error of a command without either says so.
+func TestAnIDThatBeginsWithADash(t *testing.T) {
+	t.Parallel()
+	db := withKeys(t)
+	for _, args := range [][]string{
+		{"key", "revoke", "-abcdefghijklmno"}, {"key", "revoke", "--bcdefghijklmno"}, {"key", "revoke", "-hello"},
+		{"audit", "--session", "-abcdefghijklmno"}, {"audit", "--user-id", "-abcdefghijklmno"},
+	} {
+		fails(t, 2, map[string]string{"key": "put -- before", "audit": "write " + args[1] + "="}[args[0]], "", append(args, db)...)
+	}
+	fails(t, 1, "no such signing key", "", "key", "revoke", db, "--", "-abcdefghijklmno")
+	done(t, "", "audit", "--session=-abcdefghijklmno", db)
+	done(t, "", "audit", "--user-id=-abcdefghijklmno", db)
+}
