@@ -3,6 +3,7 @@ package cli_test
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -101,4 +102,41 @@ func TestAnIDThatBeginsWithADash(t *testing.T) {
 	fails(t, 1, "no such signing key", "", "key", "revoke", db, "--", "-abcdefghijklmno")
 	done(t, "", "audit", "--session=-abcdefghijklmno", db)
 	done(t, "", "audit", "--user-id=-abcdefghijklmno", db)
+}
+
+// A database or a master key file that every user may write to, or may replace, is refused.
+// The group is no stranger: platforms give volumes to a group.
+func TestFilesThatEveryUserMayWrite(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS == "windows" {
+		t.Skip("outside of Unix a mode does not tell which users may write")
+	}
+	db := withKeys(t)
+	path := strings.TrimPrefix(db, "--datastore-uri=sqlite:")
+	commands := map[string][][]string{
+		path:                 {{"user", "list", db}, {"backup", filepath.Join(t.TempDir(), "backup"), db}, {"migrate", db}, {"serve", db}},
+		path + ".master-key": {{"key", "rotate", db}, {"key", "reseal", "--new-master-key", db}, {"datastore", "restored", db}, {"serve", db}},
+		filepath.Dir(path):   {{"user", "list", db}, {"serve", db}},
+	}
+	for file, refused := range commands {
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, bits := range []os.FileMode{0o002, 0o022, 0o006} {
+			if err := os.Chmod(file, info.Mode().Perm()|bits); err != nil {
+				t.Fatal(err)
+			}
+			for _, args := range refused {
+				fails(t, 1, "run chmod o-w "+file, "", args...)
+			}
+		}
+		if err := os.Chmod(file, info.Mode().Perm()|0o070); err != nil {
+			t.Fatal(err)
+		}
+		done(t, "", "key", "rotate", db)
+		if err := os.Chmod(file, info.Mode().Perm()); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -115,6 +115,7 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 	if err != nil {
 		return err
 	}
+	s.warnOfReaders(ctx)
 	tlsConfig, err := s.cfg.tls()
 	if err != nil {
 		return err
