@@ -88,7 +88,8 @@ func Denied(path string, err error) error {
 }
 
 // adopt gives a new file the owner and the mode of another file, so that a service can use
-// a file that root has made beside a file of the service.
+// a file that root has made beside a file of the service. If the group may read and write
+// the other file, the group is enough.
 func adopt(file *os.File, like fs.FileInfo) error {
 	stat, ok := like.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -99,7 +100,11 @@ func adopt(file *os.File, like fs.FileInfo) error {
 		return err
 	}
 	if own, ok := info.Sys().(*syscall.Stat_t); !ok || own.Uid != stat.Uid || own.Gid != stat.Gid {
-		if err := file.Chown(int(stat.Uid), int(stat.Gid)); err != nil {
+		err := file.Chown(int(stat.Uid), int(stat.Gid))
+		if err != nil && like.Mode()&0o060 == 0o060 { // a file that the group shares, as on a volume of Kubernetes
+			err = file.Chown(-1, int(stat.Gid))
+		}
+		if err != nil {
 			return fmt.Errorf("keeping the owner, uid %d and gid %d: %w; run the command as this user or as root", stat.Uid, stat.Gid, err)
 		}
 	}

@@ -129,3 +129,47 @@ func TestReadersAreWarnedAbout(t *testing.T) {
 		t.Errorf("with files of mode 0600 the log warns:\n%s", log)
 	}
 }
+
+// TestVolumesOfPlatforms runs a server as OpenShift does, as an arbitrary user in the group 0
+// on the folder of the Dockerfile, and then on a volume that Kubernetes has given to a group
+// (fsGroup), as the same user and as another.
+func TestVolumesOfPlatforms(t *testing.T) {
+	const first, second, shared = 1000640000, 1000650000, 2000
+	dir := owned(t)
+	give := func(path string, uid, gid int, mode os.FileMode) {
+		t.Helper()
+		if err := os.Chown(path, uid, gid); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pod := func(cmd *exec.Cmd, uid uint32, groups ...uint32) *exec.Cmd {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: 0, Groups: groups}}
+		return cmd
+	}
+	server := func(uid uint32, groups ...uint32) {
+		t.Helper()
+		serveCommand(t, dir, pod(exec.Command(watchword(t), serveArgs(dir)...), uid, groups...)).stop(t)
+	}
+	give(dir, 65532, 0, 0o770)
+	server(first)
+	server(first)
+
+	// What Kubernetes does with fsGroup: every file and folder gets the group and its rights.
+	give(dir, 0, shared, 0o770|os.ModeSetgid)
+	files, err := os.ReadDir(dir)
+	if err != nil || len(files) < 2 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		give(filepath.Join(dir, file.Name()), first, shared, 0o660)
+	}
+	server(first, shared)
+	server(second, shared)
+	reseal := cliCommand(t, dir, "", "key", "reseal", "--new-master-key", "--datastore-uri", database(dir))
+	wantExit(t, 0, run(t, pod(reseal, second, shared)))
+	server(second, shared)
+	server(first, shared)
+}
