@@ -69,7 +69,7 @@ const (
 var types = []Type{
 	Login, Refresh, RefreshRepeated, RefreshReused, Logout, SessionRevoked, UserSessionsRevoked,
 	UserCreated, UserUpdated, UserDeleted, PasswordChanged, PasswordSet,
-	KeyRotated, KeyRevoked, KeysResealed, DatastoreRestored, Call,
+	KeyRotated, KeyRevoked, KeysResealed, DatastoreRestored, DatastoreRekeyed, Call,
 }
 
 // ParseType returns the type with a name, for a filter. With a mistyped name, a filter would

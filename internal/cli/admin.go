@@ -33,6 +33,7 @@ type userCmd struct {
 	List        userListCmd    `cmd:"" help:"List users."`
 	Disable     userDisableCmd `cmd:"" help:"Disable a user and end the user's sessions."`
 	Enable      userEnableCmd  `cmd:"" help:"Enable a user."`
+	SetRoles    userRolesCmd   `cmd:"" help:"Replace the roles of a user. The user's access tokens are refreshed with the new roles."`
 	SetPassword userPassCmd    `cmd:"" help:"Give a user a new password and end the user's sessions."`
 	Delete      userDeleteCmd  `cmd:"" help:"Delete a user. This cannot be undone."`
 }
@@ -106,7 +107,8 @@ type userCreateCmd struct {
 	Role []string `help:"A role; repeat the flag for more."`
 }
 
-// Run makes a user and prints the id alone, for scripts. Run checks the arguments and
+// Run makes a user and prints the id: alone for a script, and in a sentence at a terminal.
+// Run checks the arguments and
 // reads the password before it opens the database.
 func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	name, err := c.parse()
@@ -125,12 +127,25 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 		row, err := users.Create(ctx, caller.AtCommandLine, name, roles, pw)
 		switch {
 		case err == nil:
-			fmt.Fprintln(t.Out, row.ID)
+			t.printMade(row)
 		case errors.Is(err, user.ErrMalformed):
 			err = usageError{fmt.Errorf("username: %w", err)}
 		}
 		return err
 	})
+}
+
+// printMade prints a new user.
+func (t Terminal) printMade(row *store.User) {
+	if !t.outIsTerminal() {
+		fmt.Fprintln(t.Out, row.ID)
+		return
+	}
+	roles := "no roles"
+	if len(row.Roles) > 0 {
+		roles = "the roles " + strings.Join(row.Roles, ", ")
+	}
+	fmt.Fprintf(t.Out, "made the user %s with %s and the id %s\n", row.Username, roles, row.ID)
 }
 
 type userListCmd struct{ datastore }
@@ -173,6 +188,34 @@ func (c *userEnableCmd) Run(ctx context.Context) error { return c.setDisabled(ct
 func (n named) setDisabled(ctx context.Context, disabled bool) error {
 	return n.change(ctx, password.Policy{}, func(users *user.Users, id string) error {
 		_, err := users.Update(ctx, caller.AtCommandLine, id, user.Change{Disabled: &disabled})
+		return err
+	})
+}
+
+type userRolesCmd struct {
+	named
+	Role    []string `help:"A role; repeat the flag for more."`
+	NoRoles bool     `help:"Remove every role."`
+}
+
+// Validate returns an error unless either roles or --no-roles are given: a forgotten --role
+// must remove nothing. kong calls Validate, and the exit status is 2.
+func (c *userRolesCmd) Validate() error {
+	if (len(c.Role) > 0) == c.NoRoles {
+		return errors.New("give all roles of the user by --role, or --no-roles to remove every role")
+	}
+	return nil
+}
+
+// Run replaces the roles of the user. If the user has these roles already, Run changes
+// nothing.
+func (c *userRolesCmd) Run(ctx context.Context) error {
+	roles, err := user.ParseRoles(c.Role)
+	if err != nil {
+		return usageError{fmt.Errorf("--role: %w", err)}
+	}
+	return c.change(ctx, password.Policy{}, func(users *user.Users, id string) error {
+		_, err := users.Update(ctx, caller.AtCommandLine, id, user.Change{Roles: &roles})
 		return err
 	})
 }

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
@@ -77,7 +78,31 @@ func (r remote) connect(ctx context.Context, do func(context.Context, *grpc.Clie
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return errors.Join(do(ctx, conn), conn.Close())
+	return errors.Join(r.cure(do(ctx, conn)), conn.Close())
+}
+
+// cure adds to an error of the connection the flag that mends the error. gRPC has no code for
+// these faults, so the text decides.
+func (r remote) cure(err error) error {
+	s, ok := status.FromError(err)
+	if err == nil || !ok || s.Code() != codes.Unavailable || refusal.Reason(err) != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
+		return err
+	}
+	says := func(text string) bool { return strings.Contains(s.Message(), text) }
+	hint := ""
+	switch plaintext := r.Plaintext || r.PlaintextToOtherHosts; {
+	case says("does not look like a TLS handshake"):
+		hint = "; the server has no TLS: give --plaintext if the server is on this machine"
+	case says("signed by unknown authority") && r.CAFile == "":
+		hint = "; name the CA of the server's certificate by --ca-file"
+	case says("signed by unknown authority"):
+		hint = "; the CA in --ca-file has not signed the server's certificate"
+	case says("certificate is valid for") || says("doesn't contain any IP SANs"):
+		hint = "; give a name of the server's certificate as the host in --addr"
+	case plaintext && says("server preface"):
+		hint = "; if the server has TLS, leave out --plaintext"
+	}
+	return status.Error(s.Code(), s.Message()+hint)
 }
 
 // privatePath refuses calls over a connection that others can read: without TLS, to

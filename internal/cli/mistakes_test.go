@@ -1,11 +1,20 @@
 package cli_test
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"log"
+	"math/big"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 )
 
 // A command with a mistyped --datastore-uri makes no database, and names the file. Only
@@ -17,9 +26,9 @@ func TestAMistypedDatabaseIsNotMade(t *testing.T) {
 	flag := "--datastore-uri=sqlite:" + path
 	for _, args := range [][]string{
 		{"user", "list", flag}, {"user", "create", "alice", flag}, {"user", "disable", "alice", flag},
-		{"user", "enable", "alice", flag}, {"user", "set-password", "alice", flag}, {"user", "delete", "alice", flag},
+		{"user", "enable", "alice", flag}, {"user", "set-password", "alice", flag}, {"user", "delete", "alice", flag}, {"user", "set-roles", "alice", "--no-roles", flag},
 		{"key", "list", flag}, {"key", "rotate", flag}, {"key", "revoke", "kid", flag}, {"key", "reseal", flag}, {"audit", flag},
-		{"datastore", "restored", flag}, {"datastore", "copy", "sqlite:" + path, "postgres://nowhere.invalid/db"},
+		{"datastore", "restored", flag}, {"datastore", "rekey", "--master-key-is-lost", flag}, {"datastore", "copy", "sqlite:" + path, "postgres://nowhere.invalid/db"},
 		{"backup", filepath.Join(folder, "backup"), flag},
 	} {
 		fails(t, 1, "there is no database "+path+": ", "a password of alice", args...)
@@ -139,4 +148,40 @@ func TestFilesThatEveryUserMayWrite(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// An error of the connection names the flag that mends the error.
+func TestTheErrorOfAConnectionNamesTheFlag(t *testing.T) {
+	t.Parallel()
+	flags, _, _ := serve(t)
+	addr := flags[1]
+	secure := httptest.NewUnstartedServer(nil)
+	secure.EnableHTTP2 = true
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	secure.StartTLS()
+	defer secure.Close()
+	tlsAddr := "--addr=" + secure.Listener.Addr().String()
+	others := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(others, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate(t)}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, 1, "give --plaintext if the server is on this machine", "token", "verify", addr)
+	fails(t, 1, "name the CA of the server's certificate by --ca-file", "token", "verify", tlsAddr)
+	fails(t, 1, "the CA in --ca-file has not signed", "token", "verify", tlsAddr, "--ca-file="+others)
+	fails(t, 1, "if the server has TLS, leave out --plaintext", "token", "verify", tlsAddr, "--plaintext")
+}
+
+// certificate returns a new certificate of no server.
+func certificate(t *testing.T) []byte {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := &x509.Certificate{SerialNumber: big.NewInt(1), IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, of, of, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
 }

@@ -129,14 +129,10 @@ func await(ctx context.Context, read func() (string, error)) (string, error) {
 // error, and the server does not start. discarded reports that standard output is the null
 // device, by the choice of the operator.
 func (t Terminal) showPassword(password string) (discarded bool, err error) {
-	out := t.Out
-	if e, ok := out.(escaping); ok {
-		out = e.to
-	}
 	format := "%s\n"
-	f, isFile := out.(*os.File)
+	f, isFile := t.outFile()
 	switch {
-	case isFile && term.IsTerminal(int(f.Fd())):
+	case t.outIsTerminal():
 		format = "This database is new. The first user is admin, with this password, which is shown only now:\n\n    %s\n\n"
 	case isFile && isClosed(f):
 		return false, errors.New("standard output is closed" + startAgain)
@@ -153,6 +149,21 @@ func (t Terminal) showPassword(password string) (discarded bool, err error) {
 		return false, fmt.Errorf("standard output: %w%s", err, startAgain)
 	}
 	return false, nil
+}
+
+// outFile returns the file of standard output; a test may have replaced the file.
+func (t Terminal) outFile() (*os.File, bool) {
+	out := t.Out
+	if e, ok := out.(escaping); ok {
+		out = e.to
+	}
+	f, ok := out.(*os.File)
+	return f, ok
+}
+
+func (t Terminal) outIsTerminal() bool {
+	f, ok := t.outFile()
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // startAgain tells the operator how to get the first admin's password.
