@@ -12,9 +12,10 @@ RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o /out/watchword ./cmd/wa
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/watchword /watchword
-# A new volume gets the owner and the mode of the folder at the mount point.
-COPY --from=build --chown=65532:65532 --chmod=0700 /out/data /data
-USER 65532:65532
+# A new volume gets the owner and the mode of the folder at the mount point. The folder is
+# for the group 0: OpenShift runs the image as a user with an arbitrary number in group 0.
+COPY --from=build --chown=65532:0 --chmod=0770 /out/data /data
+USER 65532:0
 WORKDIR /data
 VOLUME /data
 

@@ -1,6 +1,7 @@
 package authn
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -48,13 +49,25 @@ type keeper struct {
 // openBundle returns a trust bundle and the keeper of its snapshot file; the keeper is nil
 // if c names no file. The bundle comes from the file if the file is good, and is empty
 // otherwise. The caller must start the keeper by run.
-func openBundle(c *config) (*bundle, *keeper) {
+//
+// Errors: one about the place of the file, if the file could never be used there.
+func openBundle(c *config) (*bundle, *keeper, error) {
 	b := newBundle(c.log, c.leeway, c.stale)
 	if c.snapshot == nil {
-		return b, nil
+		return b, nil, nil
+	}
+	_ = os.Mkdir(filepath.Dir(*c.snapshot), 0o700) // fails if the folder exists; else load or write says why
+	err := mend(*c.snapshot)
+	if err == nil {
+		err = checkForever(*c.snapshot)
+	}
+	if err != nil && !errors.Is(err, errMended) {
+		return nil, nil, fmt.Errorf("WithSnapshotFile: %w", err)
 	}
 	durable.RemoveDrafts(*c.snapshot, leftBehind)
-	err := b.load(*c.snapshot)
+	if err == nil {
+		err = b.load(*c.snapshot)
+	}
 	switch {
 	case err == nil:
 		c.log.Info("using the snapshot of the trust bundle until the server answers", "file", *c.snapshot, "age", b.fresh.age())
@@ -67,7 +80,48 @@ func openBundle(c *config) (*bundle, *keeper) {
 	k := &keeper{path: *c.snapshot, bundle: b, done: make(chan struct{})}
 	k.problem.Store(&err)
 	k.written, _ = b.version()
-	return b, k
+	return b, k, nil
+}
+
+// errMended means that other users were able to write to the file or to its folder until now.
+// The content may be theirs, and is not used.
+var errMended = errors.New("other users were able to write, and the content is not used; the mode is mended")
+
+// mend takes the rights of other users to a snapshot file and its folder away, as far as both
+// are ours: Kubernetes gives the group of a volume (fsGroup) rights to everything in the
+// volume. mend removes a file that other users may have changed.
+//
+// Errors: errMended; errors of the file system.
+func mend(path string) error {
+	folder := filepath.Dir(path)
+	var found error
+	if info, err := os.Stat(folder); err == nil && widened(info, checkFolder) {
+		if err := os.Chmod(folder, info.Mode()&^0o022); err != nil {
+			return err
+		}
+		found = fmt.Errorf("%s had mode %04o: %w", folder, info.Mode().Perm(), errMended)
+	}
+	info, err := os.Lstat(path)
+	if err == nil && info.Mode().IsRegular() && (found != nil || widened(info, checkOurs)) {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+		found = cmp.Or(found, fmt.Errorf("%s had mode %04o: %w", path, info.Mode().Perm(), errMended))
+	}
+	return found
+}
+
+// checkForever returns an error if a snapshot file could never be written at path. A missing
+// folder may come later.
+func checkForever(path string) error {
+	if err := checkPlace(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w; name a file in a folder that only this program may write to, such as %s",
+			err, filepath.Join(filepath.Dir(path), "verifier", filepath.Base(path)))
+	}
+	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file", path) // such as /dev/null, used by other programs
+	}
+	return nil
 }
 
 // load fills an empty bundle from the file at path. A symbolic link is not followed, and no
@@ -175,6 +229,9 @@ func (k *keeper) writeNews() int {
 
 // write replaces the file, and returns the number of bytes written, also with an error.
 func (k *keeper) write() (size int, err error) {
+	if err := mend(k.path); err != nil && !errors.Is(err, errMended) {
+		return 0, err
+	}
 	if err := checkPlace(k.path); err != nil {
 		return 0, err // load would ignore the file
 	}

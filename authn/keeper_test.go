@@ -12,6 +12,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/watchword-auth/watchword/authn"
 )
 
@@ -36,54 +39,30 @@ func TestModeOfTheFile(t *testing.T) {
 	}
 }
 
-// A file that other users may read or write is ignored; so is a link, a pipe or a folder in
-// the file's place.
+// A file that other users may read or write is removed, also if it was good, and the next
+// file has the mode 0600. A link, a pipe or a folder in the file's place is an error.
 func TestAFileOpenToOtherUsers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
 		first.Close()
-		refused := func(path, says string) {
-			t.Helper()
-			w := first.alone(t, path)
-			w.wants(t, mint(t, first.key), "BUNDLE_STALE")
-			if err := w.Status().SnapshotError; err == nil || !strings.Contains(err.Error(), says) {
-				t.Errorf("%s: %v", says, err)
-			}
-			w.Close()
-		}
+		good, err := os.ReadFile(path)
+		check(t, err)
 		for _, mode := range []os.FileMode{0o640, 0o620, 0o604, 0o602, 0o666, 0o610} {
-			if err := os.Chmod(path, mode); err != nil {
-				t.Fatal(err)
-			}
-			refused(path, fmt.Sprintf("mode %04o", mode))
+			check(t, os.WriteFile(path, good, 0o600))
+			check(t, os.Chmod(path, mode))
+			first.mends(t, path, fmt.Sprintf("%s had mode %04o", path, mode))
 		}
-		if err := os.Chmod(path, 0o400); err != nil {
-			t.Fatal(err)
-		}
+		check(t, os.Chmod(path, 0o400))
 		first.alone(t, path).wants(t, mint(t, first.key), "ok")
 
 		link, pipe := path+".link", path+".pipe"
-		if err := os.Symlink(path, link); err != nil {
-			t.Fatal(err)
-		}
-		if err := syscall.Mkfifo(pipe, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		check(t, os.Symlink(path, link))
+		check(t, syscall.Mkfifo(pipe, 0o600))
 		for _, other := range []string{link, pipe, filepath.Dir(path)} {
-			refused(other, "not a regular file")
 			is, err := os.Lstat(other)
-			if err != nil {
-				t.Fatal(err)
-			}
+			check(t, err)
+			wantUnusable(t, other, "not a regular file")
 			// And none of these is replaced: another program may use it.
-			server, conn := serveTrust(t)
-			w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(other)), key: first.key}
-			(<-server.streams).tell(snapshot(trustState(first.key)), heartbeat(time.Now()))
-			w.wants(t, mint(t, first.key), "ok")
-			if w.Status().SnapshotError == nil {
-				t.Error("no error, as if the file had been written")
-			}
-			w.Close()
 			if now, err := os.Lstat(other); err != nil || !os.SameFile(is, now) {
 				t.Errorf("%v was replaced (%v)", is.Mode(), err)
 			}
@@ -91,43 +70,78 @@ func TestAFileOpenToOtherUsers(t *testing.T) {
 	})
 }
 
-// In a folder that other users may write to, the file is ignored and not written, and Status
-// shows the fault all the time.
+// mends starts a verifier without its server, which must not use the file at path, and then
+// one with a server, which must write the file again.
+func (w *world) mends(t *testing.T, path, says string) {
+	t.Helper()
+	alone := w.alone(t, path)
+	alone.wants(t, mint(t, w.key), "BUNDLE_STALE")
+	if err := alone.Status().SnapshotError; err == nil || !strings.Contains(err.Error(), says) {
+		t.Errorf("%v, want %s", err, says)
+	}
+	alone.Close()
+	again := w.alone(t, path) // the content of before is gone, although the mode is right
+	again.wants(t, mint(t, w.key), "BUNDLE_STALE")
+	again.Close()
+	server, conn := serveTrust(t)
+	next := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path)), key: w.key}
+	(<-server.streams).tell(snapshot(trustState(w.key)), heartbeat(time.Now()))
+	next.wants(t, mint(t, w.key), "ok")
+	next.Close()
+	last := w.alone(t, path)
+	last.wants(t, mint(t, w.key), "ok")
+	last.Close()
+}
+
+// wantUnusable makes a verifier with a file that can never be used.
+func wantUnusable(t *testing.T, path, says string) {
+	t.Helper()
+	v, err := authn.NewVerifier(t.Context(), nowhere(t), authn.WithAudience("internal"), authn.WithSnapshotFile(path))
+	if err == nil {
+		v.Close()
+	}
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "WithSnapshotFile: ") || !strings.Contains(err.Error(), says) {
+		t.Errorf("NewVerifier returned %v, want INVALID_ARGUMENT and %q", err, says)
+	}
+}
+
+// A folder of ours that other users may write to is mended, and the file in the folder is
+// removed. In a folder of another user that others may write to, no verifier starts.
 func TestAFolderOpenToOtherUsers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first, path := startKept(t)
 		first.Close()
 		folder := filepath.Dir(path)
-		mode := func(mode os.FileMode) {
-			t.Helper()
-			if err := os.Chmod(folder, mode); err != nil {
-				t.Fatal(err)
+		for _, bad := range []os.FileMode{0o777, 0o770, 0o770 | os.ModeSetgid} { // the last as fsGroup of Kubernetes
+			check(t, os.Chmod(folder, bad))
+			first.mends(t, path, fmt.Sprintf("%s had mode %04o", folder, bad.Perm()))
+			if info, err := os.Stat(folder); err != nil || info.Mode() != os.ModeDir|bad&^0o022 {
+				t.Errorf("%v became %v, %v", bad, info.Mode(), err)
 			}
 		}
-		for _, bad := range []os.FileMode{0o777, 0o770} {
-			mode(bad)
-			was, err := os.Stat(path)
-			check(t, err)
-			server, conn := serveTrust(t)
-			w := &world{Verifier: newVerifier(t, conn, authn.WithAudience("internal"), authn.WithSnapshotFile(path)), key: first.key}
-			w.wants(t, mint(t, first.key), "BUNDLE_STALE")
-			says := func() {
-				t.Helper()
-				if err := w.Status().SnapshotError; err == nil || !strings.Contains(err.Error(), folder+" has mode") {
-					t.Errorf("%v: %v", bad, err)
-				}
-			}
-			says()
-			(<-server.streams).tell(snapshot(trustState(first.key)), heartbeat(time.Now()))
-			w.wants(t, mint(t, first.key), "ok")
-			says()
-			w.Close()
-			says()
-			if is, err := os.Stat(path); err != nil || !os.SameFile(was, is) {
-				t.Errorf("%v: the file was written (%v)", bad, err)
-			}
-		}
-		mode(0o777 | os.ModeSticky)
+		check(t, os.Chmod(folder, 0o777|os.ModeSticky))
 		first.alone(t, path).wants(t, mint(t, first.key), "ok")
+
+		if os.Geteuid() != 0 {
+			t.Skip("only root can make a folder of another user")
+		}
+		check(t, os.Chmod(folder, 0o770|os.ModeSetgid))
+		check(t, os.Chown(folder, 65534, 65534))
+		wantUnusable(t, path, "name a file in a folder that only this program may write to, such as "+folder+"/verifier/bundle")
+	})
+}
+
+// A verifier makes a folder of its own in a folder of the platform.
+func TestAFolderIsMade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		volume := t.TempDir()
+		check(t, os.Chmod(volume, 0o770|os.ModeSetgid))
+		path := filepath.Join(volume, "notes", "bundle")
+		w := start(t, authn.WithSnapshotFile(path))
+		w.Close()
+		if info, err := os.Stat(filepath.Dir(path)); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%v, %v", info.Mode(), err)
+		}
+		w.alone(t, path).wants(t, mint(t, w.key), "ok")
 	})
 }

@@ -185,17 +185,21 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 //     later. A clock ahead of the server's lets tokens expire early.
 //
 // Protect the file as you would protect the keys: anyone able to write the file can forge
-// tokens of every user. The Verifier creates the file with mode 0600. It ignores a file that
-// another user may read or write, that belongs to another user, that is a link or another
-// irregular file, or that is damaged or of another version of the format. The folder must
-// exist, belong to the same user or to root, and be writable by no other user; a sticky
-// folder such as /tmp may be. In any other folder nothing is read and nothing is written: a
-// volume mounted with mode 0777 needs a folder of the service's own. Only Unix has such
-// modes: on other systems the operator has to protect the file.
+// tokens of every user. The Verifier creates the file with mode 0600, and a missing folder,
+// below an existing one, with mode 0700. It ignores a file that belongs to another user, or
+// that is damaged or of another version of the format. The folder must belong to the same
+// user or to root, and be writable by no other user; a sticky folder such as /tmp may be. A
+// volume that the platform mounts with other modes needs a folder of the service's own. Only
+// Unix has such modes: on other systems the operator has to protect the file.
 //
-// No fault of the file makes NewVerifier fail. The log and [Status] show the fault, and the
-// Verifier waits for the server as it does without a file. NewVerifier returns
-// INVALID_ARGUMENT only if the path is empty.
+// If another user may read or write the file, or write to the folder, and the file or folder
+// belongs to the user of this process, the Verifier mends the mode and begins without the
+// file: Kubernetes widens the modes of a volume with fsGroup.
+//
+// NewVerifier returns INVALID_ARGUMENT if the file could never be used: if the path is empty
+// or names a link, a folder or another irregular file, or if the folder belongs to another
+// user or may be written by one. Any other fault of the file is in the log and in [Status],
+// and the Verifier waits for the server as it does without a file.
 //
 // The file is written soon after the first bundle and after each change of keys, every 15
 // seconds otherwise (a file of many megabytes less often), and by Close. Give each

@@ -348,7 +348,7 @@ func TestABadFileIsIgnoredAndReplaced(t *testing.T) {
 // A file that cannot be written does not disturb the verifier, and is tried again.
 func TestAFileThatCannotBeWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		folder := filepath.Join(t.TempDir(), "later")
+		folder := filepath.Join(t.TempDir(), "much", "later") // a verifier makes one folder
 		path := filepath.Join(folder, "bundle")
 		var log logBuffer
 		w := start(t, authn.WithSnapshotFile(path), authn.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
@@ -368,7 +368,7 @@ func TestAFileThatCannotBeWritten(t *testing.T) {
 			}
 		}
 		hasLogged(1, 0)
-		if err := os.Mkdir(folder, 0o700); err != nil {
+		if err := os.MkdirAll(folder, 0o700); err != nil {
 			t.Fatal(err)
 		}
 		hasLogged(1, 1)

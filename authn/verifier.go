@@ -114,7 +114,10 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 	if err != nil {
 		return nil, misused(err)
 	}
-	b, k := openBundle(c)
+	b, k, err := openBundle(c)
+	if err != nil {
+		return nil, misused(err)
+	}
 	v := &Verifier{audience: c.audience, access: access, bundle: b, cache: newCache(c.cacheBytes), keeper: k}
 	v.faults.log = c.log
 	v.feed = startFeed(conn, b, c.plaintext)

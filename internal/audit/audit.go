@@ -26,7 +26,10 @@ package audit
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -61,6 +64,23 @@ const (
 	DatastoreRekeyed    Type = "datastore.rekeyed"  // every session ended and every key replaced, after the master key was lost
 	Call                Type = "call"               // a refused call; the detail names the method
 )
+
+// types lists the types of events.
+var types = []Type{
+	Login, Refresh, RefreshRepeated, RefreshReused, Logout, SessionRevoked, UserSessionsRevoked,
+	UserCreated, UserUpdated, UserDeleted, PasswordChanged, PasswordSet,
+	KeyRotated, KeyRevoked, KeysResealed, DatastoreRestored, DatastoreRekeyed, Call,
+}
+
+// ParseType returns the type with a name, for a filter. With a mistyped name, a filter would
+// find nothing, which looks like a record without such an event. So an event type that only a
+// newer program knows is an error too. Errors: one that lists the types, and repeats no name.
+func ParseType(name string) (Type, error) {
+	if !slices.Contains(types, Type(name)) {
+		return "", fmt.Errorf("unknown event type; the types are %s", strings.Trim(fmt.Sprint(types), "[]"))
+	}
+	return Type(name), nil
+}
 
 // Event describes an action for the security record. A field is empty if it is unknown
 // or does not apply. The names are the usernames at the time of the event.

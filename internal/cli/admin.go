@@ -33,6 +33,7 @@ type userCmd struct {
 	List        userListCmd    `cmd:"" help:"List users."`
 	Disable     userDisableCmd `cmd:"" help:"Disable a user and end the user's sessions."`
 	Enable      userEnableCmd  `cmd:"" help:"Enable a user."`
+	SetRoles    userRolesCmd   `cmd:"" help:"Replace the roles of a user. The user's access tokens are refreshed with the new roles."`
 	SetPassword userPassCmd    `cmd:"" help:"Give a user a new password and end the user's sessions."`
 	Delete      userDeleteCmd  `cmd:"" help:"Delete a user. This cannot be undone."`
 }
@@ -54,11 +55,11 @@ type newPassword struct {
 
 // read reads the rules and then the new password, at a terminal twice. Package user checks
 // the password by the rules, with the username.
-func (n newPassword) read(t Terminal) (pw password.Password, policy password.Policy, err error) {
+func (n newPassword) read(ctx context.Context, t Terminal) (pw password.Password, policy password.Policy, err error) {
 	if policy, err = n.Policy(); err != nil {
 		return pw, policy, err
 	}
-	text, err := t.readPassword(n.PasswordStdin, true)
+	text, err := t.readPassword(ctx, n.PasswordStdin, true)
 	if err != nil {
 		return pw, policy, err
 	}
@@ -106,7 +107,8 @@ type userCreateCmd struct {
 	Role []string `help:"A role; repeat the flag for more."`
 }
 
-// Run makes a user and prints the id alone, for scripts. Run checks the arguments and
+// Run makes a user and prints the id: alone for a script, and in a sentence at a terminal.
+// Run checks the arguments and
 // reads the password before it opens the database.
 func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	name, err := c.parse()
@@ -117,7 +119,7 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	if err != nil {
 		return usageError{fmt.Errorf("--role: %w", err)}
 	}
-	pw, policy, err := c.read(t)
+	pw, policy, err := c.read(ctx, t)
 	if err != nil {
 		return err
 	}
@@ -125,12 +127,25 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 		row, err := users.Create(ctx, caller.AtCommandLine, name, roles, pw)
 		switch {
 		case err == nil:
-			fmt.Fprintln(t.Out, row.ID)
+			t.printMade(row)
 		case errors.Is(err, user.ErrMalformed):
 			err = usageError{fmt.Errorf("username: %w", err)}
 		}
 		return err
 	})
+}
+
+// printMade prints a new user.
+func (t Terminal) printMade(row *store.User) {
+	if !t.outIsTerminal() {
+		fmt.Fprintln(t.Out, row.ID)
+		return
+	}
+	roles := "no roles"
+	if len(row.Roles) > 0 {
+		roles = "the roles " + strings.Join(row.Roles, ", ")
+	}
+	fmt.Fprintf(t.Out, "made the user %s with %s and the id %s\n", row.Username, roles, row.ID)
 }
 
 type userListCmd struct{ datastore }
@@ -177,6 +192,34 @@ func (n named) setDisabled(ctx context.Context, disabled bool) error {
 	})
 }
 
+type userRolesCmd struct {
+	named
+	Role    []string `help:"A role; repeat the flag for more."`
+	NoRoles bool     `help:"Remove every role."`
+}
+
+// Validate returns an error unless either roles or --no-roles are given: a forgotten --role
+// must remove nothing. kong calls Validate, and the exit status is 2.
+func (c *userRolesCmd) Validate() error {
+	if (len(c.Role) > 0) == c.NoRoles {
+		return errors.New("give all roles of the user by --role, or --no-roles to remove every role")
+	}
+	return nil
+}
+
+// Run replaces the roles of the user. If the user has these roles already, Run changes
+// nothing.
+func (c *userRolesCmd) Run(ctx context.Context) error {
+	roles, err := user.ParseRoles(c.Role)
+	if err != nil {
+		return usageError{fmt.Errorf("--role: %w", err)}
+	}
+	return c.change(ctx, password.Policy{}, func(users *user.Users, id string) error {
+		_, err := users.Update(ctx, caller.AtCommandLine, id, user.Change{Roles: &roles})
+		return err
+	})
+}
+
 type userPassCmd struct {
 	named
 	newPassword
@@ -185,7 +228,7 @@ type userPassCmd struct {
 // Run sets a new password and ends the user's sessions: an old password may have been
 // stolen.
 func (c *userPassCmd) Run(ctx context.Context, t Terminal) error {
-	pw, policy, err := c.read(t)
+	pw, policy, err := c.read(ctx, t)
 	if err != nil {
 		return err
 	}

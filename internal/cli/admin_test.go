@@ -69,6 +69,8 @@ func TestUsers(t *testing.T) {
 		{[]string{"user", "disable", "alice"}, "", map[string]string{"alice": "reader,writer disabled", "bob": "enabled"}}, // again
 		{[]string{"user", "enable", "alice"}, "", map[string]string{"alice": "reader,writer enabled", "bob": "enabled"}},
 		{[]string{"user", "set-password", "alice"}, "another password", map[string]string{"alice": "reader,writer enabled", "bob": "enabled"}},
+		{[]string{"user", "set-roles", "bob", "--role=b", "--role=a,b"}, "", map[string]string{"alice": "reader,writer enabled", "bob": "a,b enabled"}},
+		{[]string{"user", "set-roles", "bob", "--no-roles"}, "", map[string]string{"alice": "reader,writer enabled", "bob": "enabled"}},
 		{[]string{"user", "delete", "bob"}, "", map[string]string{"alice": "reader,writer enabled"}},
 	} {
 		if out := done(t, c.stdin, append(c.args, db)...); out != "" {

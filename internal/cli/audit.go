@@ -32,6 +32,9 @@ func (c *auditCmd) Validate() error {
 	if c.User != "" && c.UserID != "" {
 		return fmt.Errorf("--user and --user-id exclude each other")
 	}
+	if _, err := audit.ParseType(c.Type); c.Type != "" && err != nil {
+		return fmt.Errorf("--type: %w", err)
+	}
 	if c.Limit < 0 || c.Since < 0 {
 		return fmt.Errorf("--limit and --since must not be negative")
 	}

@@ -79,7 +79,7 @@ func TestAuditFilters(t *testing.T) {
 	done(t, "", "user", "delete", "bob", db) // a sixth record, by the operator
 	for flags, want := range map[string]int{
 		"": 6, "--limit=0": 6, "--limit=1": 1, "--limit=6": 6, "--limit=7": 6,
-		"--type=login": 3, "--type=nothing": 0, "--type=login --limit=2": 2,
+		"--type=login": 3, "--type=keys.resealed": 0, "--type=login --limit=2": 2,
 		"--user=alice": 3, "--user=ALICE": 3, "--user-id=" + alice: 3, "--user-id=unknown": 0, "--user=alice --type=login": 2,
 		"--session=session-2": 1, "--session=nothing": 0,
 		"--since=1h": 6, "--since=1ns": 0,
@@ -125,7 +125,7 @@ func TestAuditJSON(t *testing.T) {
 	if n := strings.Count(done(t, "", "audit", "--json", db), "\n"); n != 5 {
 		t.Errorf("%d lines", n)
 	}
-	if out := done(t, "", "audit", "--json", "--type=nothing", db); out != "" {
+	if out := done(t, "", "audit", "--json", "--type=keys.resealed", db); out != "" {
 		t.Errorf("without records: %q", out)
 	}
 }

@@ -17,8 +17,10 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"reflect"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -28,11 +30,12 @@ import (
 )
 
 // Exit statuses. A script may repeat a command after exitError, and never after
-// exitUsage.
+// exitUsage. exitInterrupted is 128 and the number of SIGINT, as of a shell.
 const (
-	exitOK    = 0
-	exitError = 1
-	exitUsage = 2
+	exitOK          = 0
+	exitError       = 1
+	exitUsage       = 2
+	exitInterrupted = 130
 )
 
 // Terminal holds the input and the outputs of a command. Tests replace all three.
@@ -60,19 +63,24 @@ type root struct {
 	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
 }
 
-// Main runs a command and returns the exit status: 0, 1 on a failure, 2 on wrong usage.
+// Main runs a command and returns the exit status: 0, 1 on a failure, 2 on wrong usage, 130
+// if the input ended at the prompt for a password or a signal came during a read of input.
 // SIGINT and SIGTERM end a command before its time and in order: a server lets calls in
-// flight finish, and a transaction commits or leaves nothing. An error ends in one line
-// that names the flag or the command to use.
+// flight finish, and a transaction commits or leaves nothing. A second signal ends the
+// process at once. An error ends in one line that names the flag or the command to use.
 func Main(args []string, t Terminal) int {
 	t.Out, t.Err = escaping{t.Out}, escaping{t.Err}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop)                     // restores what a signal does by default: the second ends the process
 	ctx = caller.WithSource(ctx, caller.CommandLine) // the source in the security record
 	parser, err := newParser(ctx, t)
 	if err != nil {
 		fmt.Fprintln(t.Err, "watchword:", err)
 		return exitError
+	}
+	for _, line := range misspelled(parser, os.Environ()) {
+		fmt.Fprintln(t.Err, "watchword:", line)
 	}
 	command, err := parser.Parse(args)
 	if err != nil {
@@ -81,7 +89,10 @@ func Main(args []string, t Terminal) int {
 	}
 	if err := command.Run(); err != nil {
 		fmt.Fprintln(t.Err, "watchword:", explain(err))
-		if errors.As(err, new(usageError)) {
+		switch {
+		case errors.Is(err, errInterrupted):
+			return exitInterrupted
+		case errors.As(err, new(usageError)):
 			return exitUsage
 		}
 		return exitError
@@ -94,7 +105,8 @@ func Main(args []string, t Terminal) int {
 func newParser(ctx context.Context, t Terminal) (*kong.Kong, error) {
 	return kong.New(&root{},
 		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
-		kong.DefaultEnvars("WATCHWORD"), kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},
+		kong.DefaultEnvars("WATCHWORD"), kong.PostBuild(ignoreEmpty),
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(durations)), kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(t))
 }
 
@@ -154,10 +166,10 @@ type datastore struct {
 	DatastoreURI string `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
 }
 
-// with opens the database, calls do, and closes the database. The error of Close
-// counts: it may tell that the last write failed.
+// with opens the database, which must exist, calls do, and closes the database. The error
+// of Close counts: it may tell that the last write failed.
 func (d datastore) with(ctx context.Context, do func(*store.Store) error) error {
-	s, err := store.Open(ctx, d.DatastoreURI)
+	s, err := store.OpenExisting(ctx, d.DatastoreURI)
 	if err != nil {
 		return err
 	}
@@ -166,9 +178,9 @@ func (d datastore) with(ctx context.Context, do func(*store.Store) error) error 
 
 type migrateCmd struct{ datastore }
 
-// Run brings the schema up to date. On SQLite every command that opens the database
-// does so, except backup; on PostgreSQL only this command does, so that the operator
-// decides when.
+// Run brings the schema up to date, and makes a missing SQLite database. On SQLite every
+// command that opens the database brings the schema up to date, except backup; on
+// PostgreSQL only this command does, so that the operator decides when.
 func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
 	err := store.Migrate(ctx, c.DatastoreURI, store.WhileWaiting(func() {
 		fmt.Fprintln(t.Err, "another process migrates this database, or was killed: waiting until that process ends, or for 15 seconds after its end")

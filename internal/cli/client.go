@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
@@ -77,7 +78,31 @@ func (r remote) connect(ctx context.Context, do func(context.Context, *grpc.Clie
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return errors.Join(do(ctx, conn), conn.Close())
+	return errors.Join(r.cure(do(ctx, conn)), conn.Close())
+}
+
+// cure adds to an error of the connection the flag that mends the error. gRPC has no code for
+// these faults, so the text decides.
+func (r remote) cure(err error) error {
+	s, ok := status.FromError(err)
+	if err == nil || !ok || s.Code() != codes.Unavailable || refusal.Reason(err) != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
+		return err
+	}
+	says := func(text string) bool { return strings.Contains(s.Message(), text) }
+	hint := ""
+	switch plaintext := r.Plaintext || r.PlaintextToOtherHosts; {
+	case says("does not look like a TLS handshake"):
+		hint = "; the server has no TLS: give --plaintext if the server is on this machine"
+	case says("signed by unknown authority") && r.CAFile == "":
+		hint = "; name the CA of the server's certificate by --ca-file"
+	case says("signed by unknown authority"):
+		hint = "; the CA in --ca-file has not signed the server's certificate"
+	case says("certificate is valid for") || says("doesn't contain any IP SANs"):
+		hint = "; give a name of the server's certificate as the host in --addr"
+	case plaintext && says("server preface"):
+		hint = "; if the server has TLS, leave out --plaintext"
+	}
+	return status.Error(s.Code(), s.Message()+hint)
 }
 
 // privatePath refuses calls over a connection that others can read: without TLS, to
@@ -115,7 +140,7 @@ type loginCmd struct {
 // logout` read from standard input. The next login sends the refresh token of this login,
 // as the sign of a known device.
 func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
-	pw, err := t.readPassword(c.PasswordStdin, false)
+	pw, err := t.readPassword(ctx, c.PasswordStdin, false)
 	if err != nil {
 		return err
 	}
@@ -142,7 +167,7 @@ type verifyCmd struct {
 // Run prints what a valid access token says about its user. For any other token the
 // exit status is 1, and the error begins with the reason.
 func (c *verifyCmd) Run(ctx context.Context, t Terminal) error {
-	token, err := t.readToken((*watchwordv1.TokenPair).GetAccessToken)
+	token, err := t.readToken(ctx, (*watchwordv1.TokenPair).GetAccessToken)
 	if err != nil {
 		return err
 	}
@@ -161,7 +186,7 @@ type logoutCmd struct{ remote }
 
 // Run ends the session of a refresh token, and prints nothing.
 func (c *logoutCmd) Run(ctx context.Context, t Terminal) error {
-	token, err := t.readToken((*watchwordv1.TokenPair).GetRefreshToken)
+	token, err := t.readToken(ctx, (*watchwordv1.TokenPair).GetRefreshToken)
 	if err != nil {
 		return err
 	}
@@ -187,8 +212,8 @@ func (c *healthcheckCmd) Run(ctx context.Context) error {
 
 // readToken reads a token from standard input: the bare text, or the JSON that
 // `watchword login` prints. of returns the wanted token of the two in the JSON.
-func (t Terminal) readToken(of func(*watchwordv1.TokenPair) string) (string, error) {
-	text, err := t.readAll()
+func (t Terminal) readToken(ctx context.Context, of func(*watchwordv1.TokenPair) string) (string, error) {
+	text, err := await(ctx, t.readAll)
 	if err != nil || !strings.HasPrefix(text, "{") {
 		return text, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/server"
@@ -127,7 +128,11 @@ func (c *datastoreRekeyCmd) Run(ctx context.Context, t Terminal) error {
 		master, err := seal.Load(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			made = path
-			master, err = seal.Create(path)
+			if database, embedded := strings.CutPrefix(c.DatastoreURI, "sqlite:"); embedded {
+				master, err = seal.CreateBeside(path, database)
+			} else {
+				master, err = seal.Create(path)
+			}
 		}
 		return master, err
 	}

@@ -94,3 +94,27 @@ func TestPasswordWithoutEcho(t *testing.T) {
 		}
 	}
 }
+
+// At a terminal, user create says what was made. TestUsers has the id alone, for a script.
+func TestUserCreateAtATerminal(t *testing.T) {
+	keyboard, tty := terminal(t)
+	in, err := os.CreateTemp(t.TempDir(), "password")
+	if err == nil {
+		_, err = in.WriteString("a password of alice\n")
+	}
+	if err == nil {
+		_, err = in.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if status := cli.Main([]string{"user", "create", "Alice", "--role=b", "--role=a", database(t)}, cli.Terminal{In: in, Out: tty, Err: tty}); status != 0 {
+		t.Errorf("status %d", status)
+	}
+	text := make([]byte, 4096)
+	n, err := keyboard.Read(text)
+	if shown := string(text[:n]); err != nil || !strings.HasPrefix(shown, "made the user alice with the roles a, b and the id ") {
+		t.Errorf("the terminal shows %q, %v", shown, err)
+	}
+}

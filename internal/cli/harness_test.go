@@ -96,10 +96,14 @@ func fails(t *testing.T, status int, says, stdin string, args ...string) {
 	}
 }
 
-// database returns the flag for a database in a new folder.
+// database returns the flag for a new database in a new folder.
 func database(t *testing.T) string {
 	t.Helper()
-	return "--datastore-uri=sqlite:" + filepath.Join(t.TempDir(), "watchword.db")
+	uri := "sqlite:" + filepath.Join(t.TempDir(), "watchword.db")
+	if err := store.Migrate(t.Context(), uri); err != nil {
+		t.Fatal(err)
+	}
+	return "--datastore-uri=" + uri
 }
 
 // write changes the database of a flag.

@@ -52,6 +52,8 @@ func hint(err error) string {
 	switch {
 	case errors.As(err, new(*store.MovedError)):
 		return ": give the new database as --datastore-uri, with the same --master-key-file"
+	case errors.Is(err, store.ErrNoDatabase):
+		return ": name the database of the server by --datastore-uri (`watchword serve` and `watchword migrate` make a new database)"
 	case errors.Is(err, store.ErrIncomplete):
 		return ": run the same `watchword datastore copy` again, which finishes the copy or starts over"
 	case errors.Is(err, store.ErrOldSchema): // before ErrSchema, which ErrOldSchema matches too

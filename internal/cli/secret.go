@@ -2,11 +2,13 @@ package cli
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 )
@@ -15,22 +17,26 @@ import (
 // most some 10 KiB.
 const maxSecret = 64 << 10
 
+// errInterrupted means that a signal came during a read of standard input, or that the input
+// ended at a prompt.
+var errInterrupted = errors.New("interrupted")
+
 // readPassword reads a password: from the terminal without echo, twice for a new
 // password; or one line from standard input, if stdin is true or standard input is no
-// terminal.
-func (t Terminal) readPassword(stdin, isNew bool) (string, error) {
+// terminal. Errors: errInterrupted.
+func (t Terminal) readPassword(ctx context.Context, stdin, isNew bool) (string, error) {
 	if stdin || !term.IsTerminal(int(t.In.Fd())) {
-		line, err := t.readLine()
+		line, err := await(ctx, t.readLine)
 		if err != nil {
 			return "", fmt.Errorf("reading the password: %w", err)
 		}
 		return line, nil
 	}
-	first, err := t.prompt("Password: ")
+	first, err := t.prompt(ctx, "Password: ")
 	if err != nil || !isNew {
 		return first, err
 	}
-	again, err := t.prompt("Again: ")
+	again, err := t.prompt(ctx, "Again: ")
 	if err == nil && again != first {
 		err = errors.New("the passwords differ")
 	}
@@ -38,15 +44,84 @@ func (t Terminal) readPassword(stdin, isNew bool) (string, error) {
 }
 
 // prompt asks for a password. The label goes to standard error, so that it is not part
-// of the command's output.
-func (t Terminal) prompt(label string) (string, error) {
+// of the command's output. However prompt ends, the terminal shows again what is typed.
+// Errors: errInterrupted.
+func (t Terminal) prompt(ctx context.Context, label string) (string, error) {
 	fmt.Fprint(t.Err, label)
-	typed, err := term.ReadPassword(int(t.In.Fd()))
-	fmt.Fprintln(t.Err)
+	before, err := term.MakeRaw(int(t.In.Fd())) // [term.ReadPassword] ignores Ctrl-D
 	if err != nil {
 		return "", fmt.Errorf("reading the password: %w", err)
 	}
-	return string(typed), nil
+	typed, err := await(ctx, func() (string, error) { return readTyped(t.In) })
+	err = errors.Join(err, term.Restore(int(t.In.Fd()), before))
+	fmt.Fprintln(t.Err)
+	switch {
+	case errors.Is(err, errInterrupted) || errors.Is(err, io.EOF):
+		return "", errInterrupted
+	case err != nil:
+		return "", fmt.Errorf("reading the password: %w", err)
+	}
+	return typed, nil
+}
+
+// The keys that a raw terminal leaves to the program.
+const (
+	ctrlC, ctrlD, ctrlU, ctrlBackslash = 3, 4, 21, 28
+	backspace, deletes                 = 8, 127
+)
+
+// readTyped reads a line from a raw terminal, byte by byte: the next line stays for the next
+// prompt. Errors: errInterrupted after Ctrl-C or Ctrl-\; io.EOF after Ctrl-D on an empty
+// line.
+func readTyped(in io.Reader) (string, error) {
+	var line []byte
+	for key := make([]byte, 1); len(line) < maxSecret; {
+		if _, err := io.ReadFull(in, key); err != nil {
+			return "", err
+		}
+		switch key[0] {
+		case '\r', '\n':
+			return string(line), nil
+		case ctrlC, ctrlBackslash:
+			return "", errInterrupted
+		case ctrlD:
+			if len(line) == 0 {
+				return "", io.EOF
+			}
+		case ctrlU:
+			line = line[:0]
+		case backspace, deletes:
+			_, size := utf8.DecodeLastRune(line)
+			line = line[:len(line)-size]
+		default:
+			line = append(line, key[0])
+		}
+	}
+	return "", fmt.Errorf("longer than %d bytes", maxSecret)
+}
+
+// await calls read, which waits for input, and returns the result. If ctx ends before the
+// input has come, await returns at once, and read continues until the end of the process.
+// Errors: those of read; errInterrupted.
+func await(ctx context.Context, read func() (string, error)) (string, error) {
+	if ctx.Err() != nil {
+		return "", errInterrupted
+	}
+	type result struct {
+		text string
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		text, err := read()
+		done <- result{text, err}
+	}()
+	select {
+	case r := <-done:
+		return r.text, r.err
+	case <-ctx.Done():
+		return "", errInterrupted
+	}
 }
 
 // showPassword prints the password of the first admin: alone for a script, and in a
@@ -54,14 +129,10 @@ func (t Terminal) prompt(label string) (string, error) {
 // error, and the server does not start. discarded reports that standard output is the null
 // device, by the choice of the operator.
 func (t Terminal) showPassword(password string) (discarded bool, err error) {
-	out := t.Out
-	if e, ok := out.(escaping); ok {
-		out = e.to
-	}
 	format := "%s\n"
-	f, isFile := out.(*os.File)
+	f, isFile := t.outFile()
 	switch {
-	case isFile && term.IsTerminal(int(f.Fd())):
+	case t.outIsTerminal():
 		format = "This database is new. The first user is admin, with this password, which is shown only now:\n\n    %s\n\n"
 	case isFile && isClosed(f):
 		return false, errors.New("standard output is closed" + startAgain)
@@ -78,6 +149,21 @@ func (t Terminal) showPassword(password string) (discarded bool, err error) {
 		return false, fmt.Errorf("standard output: %w%s", err, startAgain)
 	}
 	return false, nil
+}
+
+// outFile returns the file of standard output; a test may have replaced the file.
+func (t Terminal) outFile() (*os.File, bool) {
+	out := t.Out
+	if e, ok := out.(escaping); ok {
+		out = e.to
+	}
+	f, ok := out.(*os.File)
+	return f, ok
+}
+
+func (t Terminal) outIsTerminal() bool {
+	f, ok := t.outFile()
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // startAgain tells the operator how to get the first admin's password.

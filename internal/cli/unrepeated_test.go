@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/alecthomas/kong"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
 // commandLines returns the words of every command, with a right value for each argument,
@@ -135,5 +139,57 @@ func TestEscapingReportsErrors(t *testing.T) {
 	}
 	if !reflect.DeepEqual(joined(errors.Join(io.EOF)), []error{io.EOF}) {
 		t.Error("a single joined error is not split")
+	}
+}
+
+// A signal ends a command that waits for standard input, without a prompt too.
+func TestASignalEndsAReadOfInput(t *testing.T) {
+	for name, read := range map[string]func(context.Context, Terminal) (string, error){
+		"a password": func(ctx context.Context, t Terminal) (string, error) { return t.readPassword(ctx, true, true) },
+		"a token": func(ctx context.Context, t Terminal) (string, error) {
+			return t.readToken(ctx, (*watchwordv1.TokenPair).GetAccessToken)
+		},
+	} {
+		in, keyboard, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, signal := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() {
+			_, err := read(ctx, Terminal{In: in})
+			ended <- err
+		}()
+		signal()
+		select {
+		case err := <-ended:
+			if !errors.Is(err, errInterrupted) {
+				t.Errorf("%s: %v", name, err)
+			}
+		case <-time.After(time.Minute):
+			t.Errorf("%s: the read goes on", name)
+		}
+		keyboard.Close() // ends the goroutine that reads
+	}
+}
+
+// The keys that edit a line work at the prompt for a password. Every other byte is part of
+// the password, or of the error about the password.
+func TestReadTyped(t *testing.T) {
+	for typed, want := range map[string]string{
+		"a password\r": "a password", "a password\nmore": "a password", "\r": "",
+		"wrong\x15right\r": "right", "caf\u00e9\x7fe\x08\u00e9\r": "caf\u00e9", "\x7fa\r": "a", "a\x04b\r": "ab", "a\tb\r": "a\tb", "\xff\r": "\xff",
+	} {
+		if got, err := readTyped(strings.NewReader(typed)); err != nil || got != want {
+			t.Errorf("%q is read as %q, %v, want %q", typed, got, err, want)
+		}
+	}
+	for typed, want := range map[string]error{"a\x03": errInterrupted, "a\x1c": errInterrupted, "\x04": io.EOF, "": io.EOF, "a": io.EOF} {
+		if got, err := readTyped(strings.NewReader(typed)); !errors.Is(err, want) || got != "" {
+			t.Errorf("%q is read as %q, %v, want %v", typed, got, err, want)
+		}
+	}
+	if _, err := readTyped(strings.NewReader(strings.Repeat("a", maxSecret+1))); err == nil {
+		t.Error("a line without end is read")
 	}
 }

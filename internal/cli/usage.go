@@ -40,6 +40,9 @@ func wrongUsage(err error, args []string) string {
 	case strings.Contains(got, "(<EOL>)"): // the flag is the last argument
 		flag, _, _ := strings.Cut(rule, ":")
 		return flag + ": the value is missing"
+	case strings.Contains(got, " flag); perhaps try "): // the next argument begins with "-"
+		flag, _, _ := strings.Cut(rule, ":")
+		return flag + ": the value is missing; if the value begins with -, such as an id, write " + flag + "=VALUE"
 	}
 	if from := variable.FindStringSubmatch(got); from != nil {
 		rule += ", in the environment variable " + from[1]

@@ -1,5 +1,6 @@
 // Package durable writes files of mode 0600 that survive a crash: a reader gets the
-// whole file or no file, and the file is on disk when the call returns.
+// whole file or no file, and the file is on disk when the call returns. durable also checks
+// which other users may read or write a file.
 package durable
 
 import (
@@ -22,6 +23,27 @@ const suffix = ".tmp"
 // later step fails, the old file stays and the draft is removed.
 func Replace(path string, fill func(*os.File) error) error {
 	return write(path, fill, os.Rename)
+}
+
+// Rewrite is like [Replace] for a file that exists: the new file has the owner and the mode
+// of the old file.
+func Rewrite(path string, fill func(*os.File) error) error {
+	return Replace(path, func(draft *os.File) error {
+		if err := Adopt(draft, path); err != nil { // before the content, which may be secret
+			return err
+		}
+		return fill(draft)
+	})
+}
+
+// Adopt gives a new file the owner and the mode of the file at path. Only root can give a
+// file to another user.
+func Adopt(file *os.File, path string) error {
+	like, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	return adopt(file, like)
 }
 
 // Create is like [Replace], and fails if a file exists at path.

@@ -114,7 +114,7 @@ func failures(t *testing.T) {
 		{"", append([]string{"user", "enable", "nobody"}, db...), "nobody"},
 		{"", append([]string{"user", "delete", "nobody"}, db...), "nobody"},
 		{newPassword(), append([]string{"user", "set-password", "nobody"}, db...), "nobody"},
-		{"", []string{"user", "list", "--datastore-uri", "sqlite:" + filepath.Join(s.dir, "no", "such", "folder")}, "no such file"},
+		{"", []string{"user", "list", "--datastore-uri", "sqlite:" + filepath.Join(s.dir, "no", "such", "folder")}, "there is no database"},
 		{newPassword(), append([]string{"login", "admin"}, addr...), "INVALID_CREDENTIALS"},
 		{"rubbish", append([]string{"verify"}, addr...), "TOKEN_INVALID"},
 		{"rubbish", append([]string{"logout"}, addr...), "REFRESH_TOKEN_INVALID"},
@@ -147,6 +147,7 @@ func usersByCommand(t *testing.T) {
 	dir := t.TempDir()
 	db := []string{"--datastore-uri", database(dir)}
 	first, second := newPassword(), newPassword()
+	wantExit(t, 0, cli(t, dir, "", append([]string{"migrate"}, db...)...))
 	id := strings.TrimSpace(wantExit(t, 0, cli(t, dir, first+"\n", append([]string{"user", "create", "Alice", "--role", "writer", "--role", "reader", "--password-stdin"}, db...)...)))
 	wantExit(t, 0, cli(t, dir, first, append([]string{"user", "create", "bob"}, db...)...)) // without a terminal, the password also comes from standard input
 	wantExit(t, 0, cli(t, dir, first+"\r\n", append([]string{"user", "create", "carol", "--password-stdin"}, db...)...))

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -229,4 +230,44 @@ func TestHealthcheckOfAKilledServer(t *testing.T) {
 	}
 	r := run(t, exec.Command(watchword(t), "healthcheck", "--plaintext", "--addr", s.grpcAddr))
 	wantExit(t, 1, r)
+}
+
+// TestShutdownDelay stops a server with --shutdown-delay. The server turns readiness off at
+// once and goes on serving new calls on new connections. A second signal ends the server.
+func TestShutdownDelay(t *testing.T) {
+	s := serve(t, t.TempDir(), "--shutdown-delay", "1h")
+	health := healthv1.NewHealthClient(dial(t, s.grpcAddr).conn)
+	watch, err := health.Watch(callCtx(t), &healthv1.HealthCheckRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantHealth := func(want healthv1.HealthCheckResponse_ServingStatus) {
+		t.Helper()
+		if got, err := watch.Recv(); err != nil || got.GetStatus() != want {
+			t.Fatalf("the health stream says %v, %v, want %v", got, err, want)
+		}
+	}
+	wantHealth(healthv1.HealthCheckResponse_SERVING)
+	s.signal(t, syscall.SIGTERM)
+	wantHealth(healthv1.HealthCheckResponse_NOT_SERVING)
+	resp, err := http.Get("http://" + s.httpAddr + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("/readyz answers %s, want 503", resp.Status)
+	}
+	dial(t, s.grpcAddr).login(t, "admin", s.admin)
+	if body := get(t, "http://"+s.httpAddr+"/healthz"); body != "ok\n" {
+		t.Errorf("/healthz answers %q", body)
+	}
+
+	s.killed = true // ends by the signal
+	s.signal(t, syscall.SIGTERM)
+	select {
+	case <-s.exited:
+	case <-time.After(runTimeout):
+		t.Error("the server continues after the second signal")
+	}
 }

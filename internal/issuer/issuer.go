@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/seal"
@@ -117,9 +118,13 @@ func reseal(row *store.SigningKey, master *seal.Keys, databaseID string) (change
 }
 
 // generate makes a key of an algorithm, with the private half sealed. The key has no
-// times yet.
+// times yet. The id of the key, a thumbprint, does not begin with "-": `key revoke` would
+// read the id as a flag.
 func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error) {
 	key, err := token.GenerateKey(alg)
+	for err == nil && strings.HasPrefix(key.Public().KID(), "-") { // one key in 64
+		key, err = token.GenerateKey(alg)
+	}
 	if err != nil {
 		return nil, err
 	}

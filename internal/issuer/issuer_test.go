@@ -187,3 +187,34 @@ func publicKey(t *testing.T, pkix []byte) *token.PublicKey {
 	}
 	return key
 }
+
+// `watchword key revoke` would read an id that begins with "-" as a flag.
+func TestNoKeyIDBeginsWithADash(t *testing.T) {
+	s, err := store.Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "i.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	master, err := seal.Create(filepath.Join(t.TempDir(), "master"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	undo := errors.New("undo")
+	for range 300 { // two keys each; of random ids, one in 64 begins with "-"
+		err := s.Write(t.Context(), func(tx *store.Tx) error {
+			if err := issuer.Setup(tx, master, token.EdDSA); err != nil {
+				return err
+			}
+			keys, err := tx.SigningKeys()
+			for _, key := range keys {
+				if key.KID[0] == '-' {
+					t.Errorf("the key %s", key.KID)
+				}
+			}
+			return errors.Join(undo, err)
+		})
+		if !errors.Is(err, undo) {
+			t.Fatal(err)
+		}
+	}
+}

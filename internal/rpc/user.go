@@ -76,7 +76,8 @@ func (s *Users) UpdateUser(ctx context.Context, req *watchwordv1.UpdateUserReque
 
 // readChange reads the fields that the update mask names (AIP-134). Without a mask
 // readChange reads the fields that are set; with the mask "*", all fields. So only a
-// mask can clear a field.
+// mask can clear a field. A request that names no field is an error: the client has set a
+// field to its zero value, such as disabled to false, and forgotten the mask.
 func readChange(r *reading, req *watchwordv1.UpdateUserRequest) (change user.Change) {
 	u := req.GetUser()
 	for _, path := range field(r, "update_mask", maskPaths, req) {
@@ -104,7 +105,11 @@ func maskPaths(req *watchwordv1.UpdateUserRequest) ([]string, error) {
 	case len(paths) == 0:
 		u := req.GetUser()
 		set := map[string]bool{"username": u.GetUsername() != "", "roles": len(u.GetRoles()) > 0, "disabled": u.GetDisabled()}
-		return slices.DeleteFunc(all, func(path string) bool { return !set[path] }), nil
+		populated := slices.DeleteFunc(all, func(path string) bool { return !set[path] })
+		if len(populated) == 0 {
+			return nil, errors.New("names no field to change: to remove all roles or to enable a user, name roles or disabled")
+		}
+		return populated, nil
 	case slices.Equal(paths, []string{"*"}):
 		return all, nil
 	case slices.Contains(paths, "*"):

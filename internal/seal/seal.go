@@ -88,9 +88,12 @@ func Load(path string) (*Keys, error) {
 // read reads and parses the file of the master keys. Empty lines and lines that begin
 // with # are comments. read returns at least one key.
 func read(path string) ([]masterKey, error) {
+	if err := durable.CheckWriters(path); err != nil {
+		return nil, fmt.Errorf("master key file: %w", err)
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading master key: %w", err)
+		return nil, fmt.Errorf("reading master key: %w", durable.Denied(path, err))
 	}
 	var keys []masterKey
 	lines := bufio.NewScanner(bytes.NewReader(data))
@@ -122,8 +125,21 @@ const header = "# Watchword master keys. This file and the database together can
 //
 // Errors: fs.ErrExist if the file exists.
 func Create(path string) (*Keys, error) {
+	return create(path, func(*os.File) error { return nil })
+}
+
+// CreateBeside is like [Create], and gives the file the owner and the mode of the database,
+// so that a service can read a master key file that root has made.
+func CreateBeside(path, database string) (*Keys, error) {
+	return create(path, func(file *os.File) error { return durable.Adopt(file, database) })
+}
+
+func create(path string, prepare func(*os.File) error) (*Keys, error) {
 	durable.RemoveDrafts(path, time.Hour)
 	err := durable.Create(path, func(file *os.File) error {
+		if err := prepare(file); err != nil {
+			return err
+		}
 		_, err := file.WriteString(header + newLine())
 		return err
 	})
@@ -158,7 +174,7 @@ func Add(path string) (*Keys, error) {
 	}
 	old, err := os.ReadFile(path)
 	if err == nil {
-		err = durable.Replace(path, func(file *os.File) error {
+		err = durable.Rewrite(path, func(file *os.File) error {
 			_, err := file.WriteString(header + newLine() + strings.TrimPrefix(string(old), header))
 			return err
 		})

@@ -47,6 +47,7 @@ type Config struct {
 	ThrottleFreeTries    int           `default:"10" help:"Wrong passwords for one user, or from one known device, before each further try has to wait."`
 	ThrottleLongestDelay time.Duration `default:"30s" help:"Longest time between two tries for one user, however many passwords were wrong."`
 	ThrottleSourceRate   int           `default:"5" help:"Wrong passwords a second from one network; 20 times as many at once. 0: no bound."`
+	ShutdownDelay        time.Duration `default:"0s" help:"How long the server goes on serving after SIGTERM, with readiness off, until load balancers send calls to other replicas."`
 	DrainTimeout         time.Duration `default:"10s" help:"How long calls in flight may take while the server stops."`
 
 	PasswordRules
@@ -192,6 +193,7 @@ func (c *Config) validateLifetimes() error {
 		// sign for less than a token's life would pile up there.
 		rule{c.KeyTTL != 0 && c.KeyTTL < c.AccessTTL, "--key-ttl: must be 0, or not shorter than --access-ttl"},
 		rule{c.AuditTTL < time.Hour, "--audit-ttl: must be at least 1h"},
+		rule{c.ShutdownDelay < 0, "--shutdown-delay: must not be negative"},
 		rule{c.DrainTimeout < 0, "--drain-timeout: must not be negative"},
 	)
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
@@ -138,20 +139,17 @@ func (s *Server) recovered(ctx context.Context, p any) error {
 // drain ends streams when the server stops. An idle stream (of a verifier, a health
 // check or reflection) would block GracefulStop for ever.
 type drain struct {
-	begun  chan struct{} // closed when the server stops
-	logger *slog.Logger
+	announced atomic.Bool   // the server will stop: readiness is off
+	begun     chan struct{} // closed when the server stops
+	logger    *slog.Logger
 }
+
+func (d *drain) announce() { d.announced.Store(true) }
 
 func (d *drain) begin() { close(d.begun) }
 
-func (d *drain) draining() bool {
-	select {
-	case <-d.begun:
-		return true
-	default:
-		return false
-	}
-}
+// draining reports whether the server stops now or after --shutdown-delay.
+func (d *drain) draining() bool { return d.announced.Load() }
 
 // stream is an interceptor that returns when the server stops, although the handler may
 // still block in Recv. gRPC then ends the stream's context, and with it the handler.

@@ -18,20 +18,25 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-const wellKnown = "/.well-known/oauth-authorization-server"
+const (
+	wellKnown  = "/.well-known/oauth-authorization-server"
+	keySetPath = "/.well-known/jwks.json"
+)
 
 // httpServer serves the key set and metadata for verifiers in other languages, health
 // for orchestrators, and metrics for Prometheus. All answers are public and all requests
 // only read, so the HTTP server needs no authentication.
 func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *http.Server {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /.well-known/jwks.json", s.serveJWKS)
+	mux.HandleFunc("GET "+keySetPath, s.serveJWKS)
 	metadata := s.metadata(issuer)
 	mux.HandleFunc("GET "+wellKnown, metadata)
 	if u, err := url.Parse(issuer); err == nil && u.Path != "" && u.Path != "/" {
 		// RFC 8414, section 3.1: the well-known part stands between the host and the
-		// path of the issuer.
+		// path of the issuer. The jwks_uri of the metadata is below the path of the
+		// issuer, and a proxy may or may not remove the path.
 		mux.HandleFunc("GET "+wellKnown+u.EscapedPath(), metadata)
+		mux.HandleFunc("GET "+u.EscapedPath()+keySetPath, s.serveJWKS)
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.readiness.serveReady)
@@ -111,7 +116,7 @@ func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 func (s *Server) metadata(issuer string) http.HandlerFunc {
 	document := map[string]any{
 		"issuer":                   issuer,
-		"jwks_uri":                 strings.TrimSuffix(issuer, "/") + "/.well-known/jwks.json",
+		"jwks_uri":                 strings.TrimSuffix(issuer, "/") + keySetPath,
 		"response_types_supported": []string{},
 		"grant_types_supported":    []string{},
 	}

@@ -317,6 +317,8 @@ func wrongForUsers(w *population) map[string][]wrong {
 				invalid, "update_mask", func(v string) proto.Message { return mask("disabled", v) }),
 			[]wrong{
 				{name: "nothing", req: &update{}, want: invalid, field: "user.id"},
+				{name: "no field", req: &update{User: &person{Id: id}}, want: invalid, field: "update_mask"},
+				{name: "no field, with an empty mask", req: &update{User: &person{Id: id}, UpdateMask: &fieldmaskpb.FieldMask{}}, want: invalid, field: "update_mask"},
 				{name: "star with others", req: mask("*", "roles"), want: invalid, field: "update_mask"},
 				{name: "star twice", req: mask("*", "*"), want: invalid, field: "update_mask"},
 				{name: "star without a name", req: &update{User: &person{Id: id}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"*"}}},
@@ -380,6 +382,8 @@ func wrongForOthers(w *population) map[string][]wrong {
 			[]wrong{
 				{name: "negative size", req: &events{PageSize: -1}, want: invalid, field: "page_size"},
 				{name: "too long a type", req: &events{Type: long(65)}, want: invalid, field: "type"},
+				{name: "unknown type", req: &events{Type: "user.create"}, want: invalid, field: "type"},
+				{name: "type in capitals", req: &events{Type: "Login"}, want: invalid, field: "type"},
 				{name: "too long a user", req: &events{UserId: long(65)}, want: invalid, field: "user_id"},
 				{name: "too long a session", req: &events{SessionId: long(65)}, want: invalid, field: "session_id"},
 				{name: "no start", req: &events{StartTime: &timestamppb.Timestamp{Nanos: -1}}, want: invalid, field: "start_time"},

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/durable"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/session"
@@ -65,7 +66,18 @@ func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, er
 		return nil, fmt.Errorf("the keys in this database are sealed under a master key, and the file %s does not exist: "+
 			"restore the file, or name the right file by --master-key-file; if the master key is lost, see watchword datastore rekey --help", path)
 	}
-	return seal.Create(path)
+	return seal.CreateBeside(path, s.Path())
+}
+
+// warnOfReaders warns about the master key file and an embedded database if other users may
+// read them: a copy of both lets a reader sign tokens.
+func (s *Server) warnOfReaders(ctx context.Context) {
+	path, _ := MasterKeyPath(s.store, s.cfg.MasterKeyFile) // was right before
+	for _, file := range []string{path, s.store.Path()} {
+		if exposure := durable.Exposure(file); exposure != "" {
+			s.logger.WarnContext(ctx, "other users can use a file with secrets: "+exposure, "file", file)
+		}
+	}
 }
 
 // checkMaster opens everything in the database that is sealed. A call that writes a sealed

@@ -115,6 +115,7 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 	if err != nil {
 		return err
 	}
+	s.warnOfReaders(ctx)
 	tlsConfig, err := s.cfg.tls()
 	if err != nil {
 		return err
@@ -261,8 +262,8 @@ func (s *Server) GRPCAddr() string { return s.grpcLis.Addr().String() }
 // HTTPAddr returns the address of the HTTP listener.
 func (s *Server) HTTPAddr() string { return s.httpLis.Addr().String() }
 
-// Run serves until ctx ends, and then stops: Run lets calls in flight finish for at
-// most the drain timeout. Run returns nil after a clean stop. Call Run once.
+// Run serves until ctx ends, and then stops: Run turns readiness off, serves for the
+// shutdown delay, and lets calls in flight finish for at most the drain timeout. Run returns nil after a clean stop. Call Run once.
 //
 // The background tasks end after the calls, since the last calls need the feed and the
 // security record.
@@ -285,18 +286,31 @@ func (s *Server) Run(ctx context.Context) error {
 	var err error
 	select {
 	case <-ctx.Done():
-		s.logger.InfoContext(ctx, "stopping", "drain_timeout", s.cfg.DrainTimeout)
+		s.logger.InfoContext(ctx, "stopping; a second signal ends the server at once",
+			"shutdown_delay", s.cfg.ShutdownDelay, "drain_timeout", s.cfg.DrainTimeout)
+		s.announceStop()
+		select {
+		case <-time.After(s.cfg.ShutdownDelay):
+		case err = <-failed:
+		}
 	case err = <-failed:
 	}
 	s.stop()
 	return err
 }
 
+// announceStop turns readiness off, over HTTP and in the gRPC health service. Both ports go
+// on serving: a load balancer needs some time until it sends no more calls.
+func (s *Server) announceStop() {
+	s.drain.announce()
+	s.health.Shutdown()
+}
+
 // stop turns readiness off, ends the streams, and waits for calls in flight, for at
 // most the drain timeout (--drain-timeout). Silent connections ([gate.Listener]) and requests
 // that have not arrived whole end at once.
 func (s *Server) stop() {
-	s.health.Shutdown()
+	s.announceStop()
 	s.drain.begin()
 	s.gate.Stop()
 	s.grpcLis.CloseSilent()

@@ -31,7 +31,7 @@ func wholeRequests(h *harness, a *account) map[string]proto.Message {
 		"UserService/CreateUser":            &watchwordv1.CreateUserRequest{Username: "new", Password: fine},
 		"UserService/GetUser":               &watchwordv1.GetUserRequest{},
 		"UserService/ListUsers":             &watchwordv1.ListUsersRequest{PageSize: 1},
-		"UserService/UpdateUser":            &watchwordv1.UpdateUserRequest{User: &watchwordv1.User{Id: a.id}},
+		"UserService/UpdateUser":            &watchwordv1.UpdateUserRequest{User: &watchwordv1.User{Id: a.id, Disabled: true}},
 		"UserService/DeleteUser":            &watchwordv1.DeleteUserRequest{},
 		"UserService/SetPassword":           &watchwordv1.SetPasswordRequest{Id: a.id, Password: fine},
 		"SessionService/ListSessions":       &watchwordv1.ListSessionsRequest{UserId: a.id, PageSize: 1},

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/watchword-auth/watchword/internal/durable"
 )
 
 // sqliteDB is an embedded database: one connection for writing, one for checkpoints,
@@ -30,8 +32,11 @@ type sqliteDB struct {
 // openSQLite opens the database in the file at path, and creates a missing file.
 // Errors: a *MovedError; ErrSchema.
 func openSQLite(ctx context.Context, path string) (*sqliteDB, error) {
-	if err := createPrivate(path); err != nil {
+	if err := checkFiles(path); err != nil {
 		return nil, err
+	}
+	if err := createPrivate(path); err != nil {
+		return nil, durable.Denied(path, err)
 	}
 	db, err := sql.Open("sqlite", fileURI(path, url.Values{"_pragma": {
 		busyPragma, "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)", // in this order: journal_mode may have to wait for a lock
@@ -61,11 +66,7 @@ func (s *sqliteDB) connect(ctx context.Context) error {
 		}
 		conns[i] = &sqliteConn{c: c, stmts: map[string]*sql.Stmt{}}
 	}
-	turn, err := openTurnstile(s.file)
-	if err != nil {
-		return err
-	}
-	conns[0].turn = turn
+	conns[0].turn = openTurnstile(s.file)
 	s.writer = newWriter(conns[0], newCheckpointer(conns[1]))
 	for _, c := range conns[2:] {
 		s.readers <- c
@@ -133,6 +134,20 @@ func createPrivate(path string) error {
 	return file.Close()
 }
 
+// checkFiles returns an error if every user may write to the database, or if this process
+// may not: SQLite would tell neither the file nor the reason.
+func checkFiles(path string) error {
+	for _, file := range []string{path, path + "-wal", path + "-shm"} {
+		if err := durable.CheckWriters(file); err != nil {
+			return err
+		}
+		if err := durable.CheckUsable(file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // sqlitePath returns the absolute path of the file that a URI names. Errors: ErrEngine
 // for any other kind of URI.
 func sqlitePath(uri string) (string, error) {
@@ -144,14 +159,20 @@ func sqlitePath(uri string) (string, error) {
 }
 
 // openExisting opens an embedded database of any schema version, and changes nothing.
-// Errors: ErrEngine; an error without a sentinel if the file is missing or is the
-// database of another program.
+// Errors: ErrEngine; ErrNoDatabase; an error without a sentinel if the file cannot be read
+// or is the database of another program.
 func openExisting(ctx context.Context, uri string) (db *sql.DB, path string, err error) {
 	if path, err = sqlitePath(uri); err != nil {
 		return nil, "", err
 	}
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil, "", fmt.Errorf("there is no database %s", path)
+	switch _, err := os.Stat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, "", fmt.Errorf("%w %s", ErrNoDatabase, path)
+	case err != nil:
+		return nil, "", durable.Denied(path, err)
+	}
+	if err := checkFiles(path); err != nil {
+		return nil, "", err
 	}
 	if db, err = sql.Open("sqlite", fileURI(path, url.Values{"mode": {"rw"}, "_pragma": {busyPragma}})); err != nil {
 		return nil, "", err

@@ -1,6 +1,12 @@
 package store
 
-import "os"
+import (
+	"errors"
+	"io/fs"
+	"os"
+
+	"github.com/watchword-auth/watchword/internal/durable"
+)
 
 // turnstile keeps one process from starving another at SQLite's write lock.
 //
@@ -11,12 +17,30 @@ import "os"
 // one goroutine writes.
 //
 // The turnstile is an advisory lock on a file beside the database. Some network file
-// systems have no such locks; there, writers continue without the turnstile.
-type turnstile struct{ file *os.File }
+// systems have no such locks; there, writers continue without the turnstile. Writers also
+// continue without a turnstile if the file cannot be opened.
+type turnstile struct{ file *os.File } // nil: there is no file
 
-func openTurnstile(path string) (*turnstile, error) {
-	file, err := os.OpenFile(path+"-turn", os.O_RDWR|os.O_CREATE, 0o600)
-	return &turnstile{file}, err
+// openTurnstile opens the turnstile of the database at path. A file that root makes belongs
+// to the owner of the database.
+func openTurnstile(path string) *turnstile {
+	name := path + "-turn"
+	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	switch {
+	case err == nil:
+		_ = durable.Adopt(file, path) // without the right owner, the owner of the database continues without the turnstile
+	case errors.Is(err, fs.ErrExist):
+		file, err = os.OpenFile(name, os.O_RDWR, 0)
+	}
+	if err != nil {
+		return &turnstile{}
+	}
+	return &turnstile{file}
 }
 
-func (t *turnstile) close() error { return t.file.Close() }
+func (t *turnstile) close() error {
+	if t.file == nil {
+		return nil
+	}
+	return t.file.Close()
+}

@@ -12,6 +12,9 @@ import (
 // that holds the turnstile longer has been stopped, since SQLite itself waits no longer
 // than busyTimeout for the write lock.
 func (t *turnstile) enter() {
+	if t.file == nil {
+		return
+	}
 	for deadline := time.Now().Add(busyTimeout); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		err := syscall.Flock(int(t.file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
@@ -21,4 +24,8 @@ func (t *turnstile) enter() {
 }
 
 // leave releases the turnstile for the next process.
-func (t *turnstile) leave() { _ = syscall.Flock(int(t.file.Fd()), syscall.LOCK_UN) }
+func (t *turnstile) leave() {
+	if t.file != nil {
+		_ = syscall.Flock(int(t.file.Fd()), syscall.LOCK_UN)
+	}
+}

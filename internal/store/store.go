@@ -56,6 +56,8 @@ var (
 	// ErrIncomplete means that a copy into this database was interrupted. [Copy],
 	// called again with the same arguments, finishes the copy or starts over.
 	ErrIncomplete = errors.New("a copy into this database was interrupted; until the copy is finished, use the database that was copied from")
+	// ErrNoDatabase means that the file of an embedded database is missing.
+	ErrNoDatabase = errors.New("there is no database")
 	// ErrEngine means that the URI names the wrong kind of database for the call.
 	ErrEngine = errors.New("wrong kind of database")
 )
@@ -137,6 +139,22 @@ func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
 	return &Store{s, newOutage(o.logger), newestMigration(false)}, nil
+}
+
+// OpenExisting is like [Open], and makes no database: a command with a mistyped URI must not
+// leave an empty database behind. Errors: those of Open; ErrNoDatabase with the name of the
+// file; an error without a sentinel if the file is the database of another program.
+func OpenExisting(ctx context.Context, uri string) (*Store, error) {
+	if _, err := sqlitePath(uri); err == nil {
+		db, _, err := openExisting(ctx, uri)
+		if err != nil {
+			return nil, err
+		}
+		if err := db.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return Open(ctx, uri)
 }
 
 func isPostgres(uri string) bool {

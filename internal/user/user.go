@@ -50,11 +50,16 @@ func New(s *store.Store, w feed.Writer, p *password.Pool, a *audit.Log) *Users {
 	return &Users{store: s, writer: w, passwords: p, audit: a}
 }
 
-// NewID returns a random id for a user or a session: 16 characters of base64url.
+// NewID returns a random id for a user or a session: 16 characters of base64url. The first
+// character is not "-": a command would read the id as a flag.
 func NewID() string {
-	id := make([]byte, 12)
-	rand.Read(id)
-	return base64.RawURLEncoding.EncodeToString(id)
+	random := make([]byte, 12)
+	for {
+		rand.Read(random)
+		if id := base64.RawURLEncoding.EncodeToString(random); id[0] != '-' {
+			return id
+		}
+	}
 }
 
 // Create makes a user.

@@ -213,7 +213,8 @@ func (x *Event) GetUserName() string {
 // `session_id`, a page may be short or empty although more pages follow (AIP-158).
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only events of this type.
+	// Only events of this type. A type that the server does not know is
+	// INVALID_REQUEST.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
 	// Only events in which this user acted or that are about this user.
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`

@@ -478,7 +478,8 @@ type UpdateUserRequest struct {
 	// The user's `id`, and the new values of the fields.
 	User *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	// The fields to change, of `username`, `roles` and `disabled`. Empty: every
-	// field that is populated. `*`: all three fields.
+	// field that is populated, at least one. `*`: all three fields. If every named
+	// field has its new value already, the call succeeds and writes nothing.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

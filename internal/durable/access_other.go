@@ -1,0 +1,23 @@
+//go:build !unix
+
+package durable
+
+import (
+	"io/fs"
+	"os"
+)
+
+// CheckWriters, Exposure and CheckUsable find no fault, and Denied adds nothing: outside of
+// Unix a mode does not tell which users may read or write.
+func CheckWriters(string) error { return nil }
+
+// Exposure returns "".
+func Exposure(string) string { return "" }
+
+// CheckUsable returns nil.
+func CheckUsable(string) error { return nil }
+
+// Denied returns err.
+func Denied(_ string, err error) error { return err }
+
+func adopt(*os.File, fs.FileInfo) error { return nil }

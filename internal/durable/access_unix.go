@@ -1,0 +1,112 @@
+//go:build unix
+
+package durable
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// CheckWriters returns an error if every user of the machine may write to the file at path,
+// or may replace the file in its folder. A missing file has no writers, but its folder may
+// have. The group is no stranger: Kubernetes gives the files of a volume to a group
+// (fsGroup), and OpenShift gives the group 0. [Exposure] reports what the group may do.
+func CheckWriters(path string) error {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
+	}
+	folder := filepath.Dir(path)
+	if info, err := os.Stat(folder); err == nil && info.Mode()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
+		return fmt.Errorf("the folder %s has mode %04o, so every user may replace %s: run chmod o-w %[1]s", folder, info.Mode().Perm(), filepath.Base(path))
+	}
+	if info, err := os.Stat(path); err == nil && info.Mode()&0o002 != 0 {
+		return fmt.Errorf("%s has mode %04o, so every user may write to the file: run chmod o-w %[1]s", path, info.Mode().Perm())
+	}
+	return nil
+}
+
+// Exposure says what the group and other users may do with the file at path. Exposure
+// returns "" for a file of mode 0600, and for a missing file.
+func Exposure(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return ""
+	}
+	mode, gid := info.Mode().Perm(), -1
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		gid = int(stat.Gid)
+	}
+	switch {
+	case mode&0o004 != 0:
+		return fmt.Sprintf("every user may read the file (mode %04o): use mode 0600", mode)
+	case mode&0o020 != 0:
+		return fmt.Sprintf("the group %d may write to the file (mode %04o): use mode 0600, unless the platform has set the mode, as fsGroup of Kubernetes does", gid, mode)
+	case mode&0o040 != 0:
+		return fmt.Sprintf("the group %d may read the file (mode %04o): use mode 0600, unless the platform has set the mode, as fsGroup of Kubernetes does", gid, mode)
+	}
+	return ""
+}
+
+// CheckUsable returns an error if this process may not read and write the file at path. A
+// missing file is no error. CheckUsable opens no file: closing a file would release the
+// locks of SQLite on the file.
+func CheckUsable(path string) error {
+	err := unix.Access(path, unix.R_OK|unix.W_OK)
+	if err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return Denied(path, &fs.PathError{Op: "open", Path: path, Err: err})
+}
+
+// Denied adds to an error of a missing permission the owner of the file, or of its folder
+// if the file is missing or hidden, and the user of this process. Denied returns any other
+// error unchanged.
+func Denied(path string, err error) error {
+	if !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	info, failed := os.Stat(path)
+	if failed != nil {
+		path = filepath.Dir(path)
+		info, failed = os.Stat(path)
+	}
+	if failed != nil {
+		return fmt.Errorf("%w (this process runs as uid %d, gid %d)", err, os.Geteuid(), os.Getegid())
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return err
+	}
+	return fmt.Errorf("%w (%s belongs to uid %d, gid %d, with mode %04o, and this process runs as uid %d, gid %d)",
+		err, path, stat.Uid, stat.Gid, info.Mode().Perm(), os.Geteuid(), os.Getegid())
+}
+
+// adopt gives a new file the owner and the mode of another file, so that a service can use
+// a file that root has made beside a file of the service. If the group may read and write
+// the other file, the group is enough.
+func adopt(file *os.File, like fs.FileInfo) error {
+	stat, ok := like.Sys().(*syscall.Stat_t)
+	if !ok {
+		return nil
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if own, ok := info.Sys().(*syscall.Stat_t); !ok || own.Uid != stat.Uid || own.Gid != stat.Gid {
+		err := file.Chown(int(stat.Uid), int(stat.Gid))
+		if err != nil && like.Mode()&0o060 == 0o060 { // a file that the group shares, as on a volume of Kubernetes
+			err = file.Chown(-1, int(stat.Gid))
+		}
+		if err != nil {
+			return fmt.Errorf("keeping the owner, uid %d and gid %d: %w; run the command as this user or as root", stat.Uid, stat.Gid, err)
+		}
+	}
+	return file.Chmod(like.Mode().Perm())
+}
