@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
-	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -53,6 +52,7 @@ func (f *Feed) readTail(ctx context.Context) error {
 func (f *Feed) readToEnd(ctx context.Context) error {
 	for {
 		var b batch
+		asked := f.hub.Elapsed()
 		err := f.store.Read(ctx, func(tx *store.Tx) (err error) {
 			b, err = f.readBatch(ctx, tx)
 			return err
@@ -78,8 +78,11 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 				return err
 			}
 		}
-		b.update.Greatest = f.greatest
-		f.hub.Publish(&b.update)
+		b.update.Greatest, b.update.Time.Asked = f.greatest, asked
+		if set := f.hub.Publish(&b.update); set != 0 {
+			f.logger.WarnContext(ctx, "the database's clock was set; access tokens and verifiers follow the clock", "by", set)
+			f.hub.Beat() // verifiers follow at once
+		}
 		f.at = b.update.At
 		if b.last {
 			f.trustUnread = false
@@ -116,14 +119,8 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	if err != nil {
 		return b, err
 	}
-	// update.Ahead is by how much the database's clock is ahead of this process's clock.
-	// The transaction has read the database's clock, tx.Now, before time.Until reads this
-	// process's clock. So a transaction that waits in between makes Ahead too small, and
-	// never too large: authn's clock requires this. If the database and this process use
-	// one clock, Ahead is the short time between the two readings, and rounding makes
-	// Ahead zero.
-	now := tx.Now()
-	b.update.Ahead = time.Until(now).Round(time.Millisecond)
+	// The statement above has begun the transaction, and so has read the database's clock.
+	b.update.Time = hub.Reading{Token: tx.Now(), Answered: f.hub.Elapsed()}
 	floor, err := tx.Floor()
 	if err != nil {
 		return b, err
@@ -152,14 +149,12 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 		f.greatest = max(f.greatest, e.Version)
 		b.update.Passed = append(b.update.Passed, b.update.At)
 		f.trustUnread = f.trustUnread || e.Kind == store.KeysChanged
-		if e.ExpiresAt.After(now) {
-			addEvent(change, e)
-		}
+		addEvent(change, e)
 	}
 	if !b.last {
 		return b, nil
 	}
-	b.update.AsOf = now
+	b.update.Whole = true
 	if b.update.At.Seq < head {
 		b.update.At = hub.Position{Seq: head} // events that were pruned have numbers too
 	}
@@ -169,8 +164,9 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	return b, err
 }
 
-// addEvent adds an event to a change. KeysChanged adds nothing: the trust state names
-// all keys.
+// addEvent adds an event to a change. The clock decides nothing here: an event counts
+// until Prune has deleted the event. KeysChanged adds nothing: the trust state names all
+// keys.
 func addEvent(change *watchwordv1.Change, e *store.Event) {
 	until := timestamppb.New(e.ExpiresAt)
 	switch e.Kind {
