@@ -206,7 +206,9 @@ func (u *universe) apply1(d delivery) {
 		}
 	}
 	if d.message.GetHeartbeat() != nil {
-		u.asOf, u.beatTrip = max(u.asOf, d.by.asked), u.trip
+		if d.by.asked > u.asOf {
+			u.asOf, u.beatTrip = d.by.asked, u.trip
+		}
 		u.hear(&d.by)
 	}
 }

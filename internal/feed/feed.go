@@ -49,11 +49,12 @@ type Feed struct {
 	poll   time.Duration
 	beats  time.Duration
 
-	at          hub.Position // every event up to this position is published
-	floor       int64        // the floor for versions, as read last
-	greatest    int64        // the greatest of all floors and all versions of events, in any history
-	trustUnread bool         // the last batch must read the trust state
-	keysAgain   bool         // keys asked to be called again; see [KeySet]
+	at          hub.Position  // every event up to this position is published
+	ticked      time.Duration // when a tick was last tried, by hub.Elapsed
+	floor       int64         // the floor for versions, as read last
+	greatest    int64         // the greatest of all floors and all versions of events, in any history
+	trustUnread bool          // the last batch must read the trust state
+	keysAgain   bool          // keys asked to be called again; see [KeySet]
 
 	next    atomic.Pointer[reading] // the reading that begins next
 	failing atomic.Bool             // the last reading ended with an error
@@ -85,7 +86,7 @@ type KeySet struct {
 func Open(ctx context.Context, s *store.Store, of Origin, logger *slog.Logger) (*Feed, error) {
 	f := &Feed{
 		store: s, issuer: of.Issuer, keys: of.Keys, logger: logger, hint: make(chan struct{}, 1),
-		poll: pollEvery, beats: heartbeatEvery, trustUnread: true,
+		poll: pollEvery, beats: heartbeatEvery, trustUnread: true, ticked: -store.TickEvery,
 	}
 	if f.keys == nil {
 		f.keys = func(context.Context, *store.Tx) (KeySet, error) { return KeySet{}, nil }
@@ -127,11 +128,20 @@ func (f *Feed) Run(ctx context.Context) {
 			}
 			f.trustUnread = true
 		}
-		if err := f.readTail(ctx); err != nil && ctx.Err() == nil {
+		err := f.readTail(ctx)
+		if err == nil && f.hub.Elapsed()-f.ticked >= store.TickEvery {
+			f.ticked = f.hub.Elapsed()
+			err = f.Tick(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
 			f.logger.WarnContext(ctx, "cannot read events; verifiers continue with the changes received so far", "error", err)
 		}
 	}
 }
+
+// Tick counts the time that has passed, for Prune. Run calls Tick. Errors: those of
+// [store.Store.Write].
+func (f *Feed) Tick(ctx context.Context) error { return f.store.Write(ctx, (*store.Tx).Tick) }
 
 // Write runs fn in a write transaction, as a [Writer], and returns when this server's
 // own verifier has applied every event up to the commit. So after Write, Verify knows
@@ -185,8 +195,16 @@ func (f *Feed) Prune(ctx context.Context) error {
 	const step = 500 // rows: about a millisecond of the writer's time
 	for {
 		var n int64
-		err := f.store.Write(ctx, func(tx *store.Tx) (err error) {
-			n, err = tx.PruneEvents(step)
+		err := f.store.Write(ctx, func(tx *store.Tx) error {
+			longest, err := tx.MaxLifetime()
+			if err != nil {
+				return err
+			}
+			life := longest + Margin // from the writing of an event to its expiry
+			aged, err := tx.Aged(life)
+			if err == nil {
+				n, err = tx.PruneEvents(aged.Add(life), step)
+			}
 			return err
 		})
 		if err != nil || n < step {

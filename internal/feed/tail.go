@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
+	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -81,7 +82,8 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 		b.update.Greatest, b.update.Time.Asked = f.greatest, asked
 		if set := f.hub.Publish(&b.update); set != 0 {
 			f.logger.WarnContext(ctx, "the database's clock was set; access tokens and verifiers follow the clock", "by", set)
-			f.hub.Beat() // verifiers follow at once
+			f.hub.Beat()                // verifiers follow at once
+			f.ticked = -store.TickEvery // and the ticks note the time
 		}
 		f.at = b.update.At
 		if b.last {
@@ -194,6 +196,10 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 	if err != nil {
 		return nil, err
 	}
+	aged, err := tx.Aged(longest + Margin)
+	if err != nil {
+		return nil, err
+	}
 	set, err := f.keys(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -203,7 +209,7 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 		Issuer: f.issuer, MaxTokenLifetime: durationpb.New(longest), Margin: durationpb.New(Margin), WithdrawnKids: set.Withdrawn,
 	}
 	for _, row := range set.Rows {
-		if !row.RevokedAt.IsZero() || !row.VerifiesUntil.IsZero() && !row.VerifiesUntil.After(tx.Now()) {
+		if !row.RevokedAt.IsZero() || VerifiesNothing(row, aged, longest) {
 			continue
 		}
 		key, err := verificationKey(row)
@@ -214,6 +220,13 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 		trust.Keys = append(trust.Keys, key)
 	}
 	return trust, nil
+}
+
+// VerifiesNothing reports whether the last token of a key has expired, by the clock and by
+// ticks: aged is what [store.Tx.Aged] returns for longest, the longest lifetime of a token,
+// plus Margin.
+func VerifiesNothing(key *store.SigningKey, aged time.Time, longest time.Duration) bool {
+	return !key.VerifiesUntil.IsZero() && key.VerifiesUntil.Before(aged.Add(longest+Margin)) && !aged.IsZero()
 }
 
 // verificationKey returns the public half of a key, with the time of its last use.
