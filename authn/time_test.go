@@ -336,7 +336,7 @@ func (u *universe) check() {
 	slack := u.slack() + slackOf(now-current.at)
 	follows := current.lead == u.lead // the newest clock was heard, and later than another one by more than the verifier can err
 	if n := len(u.heard); n > 1 {
-		follows = follows && current.at > u.heard[n-2].at+u.heard[n-2].error+slack
+		follows = follows && current.at > u.heard[n-2].at+2*(u.heard[n-2].error+slack)
 	}
 	for n, i := range u.tokens {
 		reason := u.accepts(i)
