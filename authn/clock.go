@@ -36,8 +36,8 @@ var (
 // set. The process clock of the server is the same in the server. The token time is the time
 // of the server's database, and may be set. A question to the server ([serverClock.answered])
 // bounds the process clock between question and answer. Every heartbeat bounds the token time
-// by the process clock. So the delay of a heartbeat has no influence, and an attacker who
-// delays an answer only makes tokens expire earlier.
+// by the process clock. So the delay of a heartbeat has no influence, and the delay of an
+// answer only makes tokens expire earlier.
 //
 // Invariants, while no two clocks drift apart by more than 200 parts in a million:
 //
@@ -150,7 +150,8 @@ func (c *serverClock) followLocked(t *watchwordv1.ServerTimes, server clock.Offs
 	from, to := elapsedAt(server, now, shown)
 	asked, _ := elapsedAt(server, now, t.GetAsked().AsDuration())
 	_, answered := elapsedAt(server, now, t.GetAnswered().AsDuration())
-	after := bytes.Equal(c.readBy, t.GetProcess()) && t.GetAsked().AsDuration() >= c.readAt
+	after := bytes.Equal(c.readBy, t.GetProcess()) && t.GetAsked().AsDuration() >= c.readAt &&
+		(t.GetAnswered().AsDuration() > c.readAt || !c.estimate.Vague()) // else perhaps the same reading once more
 	set, used := c.estimate.Learn(clock.Offset{
 		Lo: time.Duration(nanosOf(t.GetEarliest().AsTime())) - to,
 		Hi: time.Duration(nanosOf(t.GetLatest().AsTime())) - from,

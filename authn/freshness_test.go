@@ -1,12 +1,15 @@
 package authn
 
 import (
+	"bytes"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/token"
@@ -74,7 +77,7 @@ func (b *strict) beat(ahead, age time.Duration) {
 // judged.
 func (b *strict) judges(age time.Duration, want bool) {
 	b.t.Helper()
-	if got := b.fresh.age(); got < age || got > age+time.Since(b.measured)/driftPart || b.fresh.judging() != want {
+	if got := b.fresh.age(); got < age || got > age+(time.Since(b.measured)+age)/driftPart+time.Millisecond || b.fresh.judging() != want {
 		b.t.Errorf("age %v, judging %v; want %v, %v", got, b.fresh.judging(), age, want)
 	}
 }
@@ -165,6 +168,70 @@ func TestALateHeartbeatIsOld(t *testing.T) {
 		b.judges(10*time.Minute, false)
 		b.beat(0, 0)
 		b.judges(0, true)
+	})
+}
+
+// A clock that was set is followed by the next heartbeat and logged once. Tokens of before and
+// after are judged by the clock in force, and judgements of before do not count.
+func TestASetClockIsFollowedAndLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newStrict(t)
+		var log bytes.Buffer
+		b.log = slog.New(slog.NewTextHandler(&log, nil))
+		raw := b.token(t, 5*time.Minute)
+		b.finds(t, raw, accepted)
+		for range 8 { // 40 seconds ahead
+			time.Sleep(5 * time.Second)
+			b.beat(10*time.Minute, 0)
+			b.finds(t, raw, tokenExpired)
+		}
+		time.Sleep(5 * time.Second)
+		b.beat(0, 0)
+		b.finds(t, raw, accepted)
+		b.finds(t, b.token(t, 5*time.Minute), accepted)
+		time.Sleep(5 * time.Second)
+		b.beat(-10*time.Minute, 0)
+		b.finds(t, raw, tokenInvalid) // minted in the future
+		if n := strings.Count(log.String(), "the server's clock was set"); n != 3 {
+			t.Errorf("%d lines, want 3: %s", n, &log)
+		}
+	})
+}
+
+// One heartbeat two hours ahead, and a clock that goes back by twenty minutes, let no
+// revocation be forgotten.
+func TestAWrongClockForgetsNoRevocation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newStrict(t)
+		for range 30 * 12 { // half an hour, so that revocations are deleted
+			time.Sleep(5 * time.Second)
+			b.beat(0, 0)
+		}
+		raw := b.token(t, 5*time.Minute)
+		end := func(session string, ahead time.Duration) {
+			b.play(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Change{Change: &watchwordv1.Change{
+				EndedSessions: []*watchwordv1.EndedSession{{SessionId: session, Until: timestamppb.New(time.Now().Add(ahead + 6*time.Minute))}}}}})
+		}
+		end("s", 0)
+		b.finds(t, raw, tokenRevoked)
+		time.Sleep(2 * time.Minute)
+		b.beat(2*time.Hour, 0)
+		time.Sleep(5 * time.Second)
+		b.beat(0, 0)
+		b.finds(t, raw, tokenRevoked)
+		for range 40 * 12 { // all of it expires by the right clock
+			time.Sleep(5 * time.Second)
+			b.beat(0, 0)
+		}
+		end("another", -20*time.Minute) // by a standby whose clock is behind, of which no heartbeat has come yet
+		b.beat(0, 0)
+		time.Sleep(5 * time.Second)
+		b.beat(-20*time.Minute, 0)
+		time.Sleep(5 * time.Minute)
+		b.beat(-20*time.Minute, 0)
+		if _, kept := b.revoked.ended.get("another"); !kept {
+			t.Error("a revocation of the standby is forgotten")
+		}
 	})
 }
 

@@ -92,6 +92,9 @@ func (e *Estimate) remember(p era) {
 	}
 }
 
+// Vague reports whether the estimate covers two readings of unknown order.
+func (e *Estimate) Vague() bool { return e.both }
+
 // Guess sets the estimate until the first reading.
 func (e *Estimate) Guess(o Offset) { e.now = o }
 
