@@ -66,7 +66,9 @@ func (e *Estimate) Learn(o Offset, read Span, after bool) (set time.Duration, us
 	if gap >= SetFrom || gap <= -SetFrom {
 		set = gap
 		e.remember(era{lo: e.now.to(e.read.To).Lo, heard: e.read.To})
-		e.setBack(o)
+		if gap < 0 {
+			e.setBack(o)
+		}
 	}
 	after = after || read.From >= e.read.To
 	if e.both = !after && (gap != 0 || e.both); e.both {
@@ -77,8 +79,8 @@ func (e *Estimate) Learn(o Offset, read Span, after bool) (set time.Duration, us
 	return set, true
 }
 
-// setBack follows a setting of the clock: if the clock was set back, tokens of before may
-// expire as late as hold says.
+// setBack follows a clock that was set back: tokens of before expire as late as the clock has
+// shown.
 func (e *Estimate) setBack(o Offset) {
 	e.hold = max(e.hold, min(e.now.Latest(o.At), o.Latest(o.At)+farAhead))
 }

@@ -1,8 +1,14 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,5 +98,168 @@ func TestTheDatabasesClockIsSet(t *testing.T) {
 	}
 	if n := len(clockSetLine.FindAllString(r.server.stderr.String(), -1)); n != 5 {
 		t.Errorf("%d lines of the log say that the clock was set, want 5", n)
+	}
+}
+
+// shifted is a build of Watchword with a clock that a test sets: a file holds the seconds by
+// which time.Now is ahead. The monotonic clock stays right, as when an operator sets a
+// machine's clock.
+func shifted(t *testing.T) (program, file string) {
+	t.Helper()
+	dir := t.TempDir()
+	out, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := filepath.Join(strings.TrimSpace(string(out)), "src", "time", "time.go")
+	text, err := os.ReadFile(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const reading = "	sec, nsec, mono := runtimeNow()\n"
+	if !strings.Contains(string(text), reading) {
+		t.Fatal("this version of Go reads the clock in another way")
+	}
+	main, err := filepath.Abs(filepath.Join(root, "cmd", "watchword", "shift.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {
+		source: write("time.go", strings.Replace(string(text), reading, reading+"	sec += Shift\n", 1)+"\n// Shift is added to every reading.\nvar Shift int64\n"),
+		main: write("shift.go", `package main
+
+import (
+	"os"
+	"strconv"
+	"time"
+)
+
+func init() {
+	read := func() {
+		if text, err := os.ReadFile(os.Getenv("SHIFT_FILE")); err == nil {
+			if n, err := strconv.ParseInt(string(text), 10, 64); err == nil {
+				time.Shift = n
+			}
+		}
+	}
+	read()
+	go func() {
+		for range time.Tick(10 * time.Millisecond) {
+			read()
+		}
+	}()
+}
+`),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	program = filepath.Join(dir, "watchword")
+	build := exec.Command("go", "build", "-buildvcs=false", "-overlay", write("overlay.json", string(overlay)), "-o", program, "./cmd/watchword")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return program, write("shift", "0")
+}
+
+// TestSlowTheMachinesClockIsSet sets the clock of the machine of a server with an embedded
+// database, also while the server prunes: nothing that is not old is deleted.
+func TestSlowTheMachinesClockIsSet(t *testing.T) {
+	slow(t)
+	program, file := shifted(t)
+	set := func(by time.Duration) {
+		t.Helper()
+		draft := file + ".new"
+		if err := errors.Join(os.WriteFile(draft, fmt.Appendf(nil, "%d", int64(by.Seconds())), 0o600), os.Rename(draft, file)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := t.TempDir()
+	cmd := exec.Command(program, serveArgs(dir)...)
+	cmd.Env = []string{"SHIFT_FILE=" + file}
+	s := serveCommand(t, dir, cmd)
+	c := dial(t, s.grpcAddr)
+	verifier, err := authn.NewVerifier(callCtx(t), dialConn(t, s.grpcAddr, insecure.NewCredentials()), authn.WithAudience("internal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer verifier.Close()
+	first, out := c.login(t, "admin", s.admin), c.login(t, "admin", s.admin)
+	if err := c.logout(callCtx(t), out); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	set(100 * 24 * time.Hour)
+	time.Sleep(35 * time.Second) // the server prunes for the first time within half a minute
+	set(0)
+	fresh := c.login(t, "admin", s.admin)
+	took := eventually(t, 5*time.Second, "a fresh token", func() error {
+		_, err := verifier.Verify(t.Context(), fresh.GetAccessToken())
+		return err
+	})
+	t.Logf("%v after the clock was a hundred days ahead for half a minute, a fresh token is accepted after %v", time.Since(began), took)
+	_, err = verifier.Verify(t.Context(), out.GetAccessToken())
+	wantRefusal(t, "a token of an ended session", err, "TOKEN_REVOKED")
+	again, err := authn.NewVerifier(callCtx(t), dialConn(t, s.grpcAddr, insecure.NewCredentials()), authn.WithAudience("internal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	_, err = again.Verify(t.Context(), out.GetAccessToken())
+	wantRefusal(t, "a token of an ended session, by a verifier that starts now", err, "TOKEN_REVOKED")
+	if _, err := c.tryRefresh(callCtx(t), first); err != nil {
+		t.Errorf("a session that is not old: %v", err)
+	}
+	r := cli(t, dir, "", "audit", "--json")
+	if !strings.Contains(r.stdout, first.GetSessionId()) {
+		t.Errorf("the record of the login is gone: %s", r)
+	}
+	if n := len(clockSetLine.FindAllString(s.stderr.String(), -1)); n != 2 {
+		t.Errorf("%d lines of the log say that the clock was set, want 2", n)
+	}
+}
+
+// TestSlowAReplicasClockIsSet sets the clock of a replica's machine, also while the database
+// is down: watchers notice nothing.
+func TestSlowAReplicasClockIsSet(t *testing.T) {
+	slow(t)
+	program, file := shifted(t)
+	in := install(t)
+	cmd := in.serveCommand(in.uri)
+	cmd.Path, cmd.Args[0] = program, program
+	cmd.Env = append(cmd.Env, "SHIFT_FILE="+file)
+	s := serveCommand(t, "", cmd)
+	c := dial(t, s.grpcAddr)
+	verifier, err := authn.NewVerifier(callCtx(t), dialConn(t, s.grpcAddr, insecure.NewCredentials()), authn.WithAudience("internal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer verifier.Close()
+	pair := c.login(t, "admin", s.admin)
+	for _, down := range []bool{false, true} {
+		if down {
+			in.primary.Kill()
+		}
+		for _, by := range []int{7200, -7200, 0} {
+			if err := os.WriteFile(file, fmt.Append(nil, by), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for end := time.Now().Add(11 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) { // two heartbeats
+				if _, err := verifier.Verify(t.Context(), pair.GetAccessToken()); err != nil {
+					t.Fatalf("the replica's clock is ahead by %d s, database down %t: %v", by, down, err)
+				}
+			}
+		}
+	}
+	if clockSetLine.MatchString(s.stderr.String()) {
+		t.Error("the replica took its own clock for the database's")
 	}
 }

@@ -40,21 +40,21 @@ const (
 // is running, one goroutine uses those of the second (Open's, then Run's), and the rest
 // are atomic.
 type Feed struct {
-	store  *store.Store
-	hub    *hub.Hub
-	hint   chan struct{} // has room for one
-	issuer string
-	keys   Keys
-	logger *slog.Logger
-	poll   time.Duration
-	beats  time.Duration
+	store    *store.Store
+	hub      *hub.Hub
+	hint     chan struct{} // has room for one
+	clockSet chan struct{} // has room for one; gets an element after the database's clock was set
+	issuer   string
+	keys     Keys
+	logger   *slog.Logger
+	poll     time.Duration
+	beats    time.Duration
 
-	at          hub.Position  // every event up to this position is published
-	ticked      time.Duration // when a tick was last tried, by hub.Elapsed
-	floor       int64         // the floor for versions, as read last
-	greatest    int64         // the greatest of all floors and all versions of events, in any history
-	trustUnread bool          // the last batch must read the trust state
-	keysAgain   bool          // keys asked to be called again; see [KeySet]
+	at          hub.Position // every event up to this position is published
+	floor       int64        // the floor for versions, as read last
+	greatest    int64        // the greatest of all floors and all versions of events, in any history
+	trustUnread bool         // the last batch must read the trust state
+	keysAgain   bool         // keys asked to be called again; see [KeySet]
 
 	next    atomic.Pointer[reading] // the reading that begins next
 	failing atomic.Bool             // the last reading ended with an error
@@ -86,7 +86,7 @@ type KeySet struct {
 func Open(ctx context.Context, s *store.Store, of Origin, logger *slog.Logger) (*Feed, error) {
 	f := &Feed{
 		store: s, issuer: of.Issuer, keys: of.Keys, logger: logger, hint: make(chan struct{}, 1),
-		poll: pollEvery, beats: heartbeatEvery, trustUnread: true, ticked: -store.TickEvery,
+		poll: pollEvery, beats: heartbeatEvery, trustUnread: true, clockSet: make(chan struct{}, 1),
 	}
 	if f.keys == nil {
 		f.keys = func(context.Context, *store.Tx) (KeySet, error) { return KeySet{}, nil }
@@ -112,9 +112,10 @@ func (f *Feed) Run(ctx context.Context) {
 	defer poll.Stop()
 	beat := time.NewTicker(f.beats)
 	defer beat.Stop()
-	var hints sync.WaitGroup
-	defer hints.Wait()
-	hints.Go(func() { f.store.Hints(ctx, f.nudge) })
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	tasks.Go(func() { f.store.Hints(ctx, f.nudge) })
+	tasks.Go(func() { f.countTicks(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -128,20 +129,29 @@ func (f *Feed) Run(ctx context.Context) {
 			}
 			f.trustUnread = true
 		}
-		err := f.readTail(ctx)
-		if err == nil && f.hub.Elapsed()-f.ticked >= store.TickEvery {
-			f.ticked = f.hub.Elapsed()
-			err = f.Tick(ctx)
-		}
-		if err != nil && ctx.Err() == nil {
+		if err := f.readTail(ctx); err != nil && ctx.Err() == nil {
 			f.logger.WarnContext(ctx, "cannot read events; verifiers continue with the changes received so far", "error", err)
 		}
 	}
 }
 
-// Tick counts the time that has passed, for Prune. Run calls Tick. Errors: those of
-// [store.Store.Write].
-func (f *Feed) Tick(ctx context.Context) error { return f.store.Write(ctx, (*store.Tx).Tick) }
+// countTicks counts the time that has passed, for Prune, until ctx ends. Run reads the tail in
+// another goroutine, since a write may wait for a standby.
+func (f *Feed) countTicks(ctx context.Context) {
+	every := time.NewTicker(store.TickEvery)
+	defer every.Stop()
+	for {
+		if err := f.store.Write(ctx, (*store.Tx).Tick); err != nil && ctx.Err() == nil {
+			f.logger.WarnContext(ctx, "cannot count the time that has passed; old rows are deleted later", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-every.C:
+		case <-f.clockSet: // the ticks note the new time
+		}
+	}
+}
 
 // Write runs fn in a write transaction, as a [Writer], and returns when this server's
 // own verifier has applied every event up to the commit. So after Write, Verify knows

@@ -82,8 +82,11 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 		b.update.Greatest, b.update.Time.Asked = f.greatest, asked
 		if set := f.hub.Publish(&b.update); set != 0 {
 			f.logger.WarnContext(ctx, "the database's clock was set; access tokens and verifiers follow the clock", "by", set)
-			f.hub.Beat()                // verifiers follow at once
-			f.ticked = -store.TickEvery // and the ticks note the time
+			f.hub.Beat() // verifiers follow at once
+			select {
+			case f.clockSet <- struct{}{}:
+			default:
+			}
 		}
 		f.at = b.update.At
 		if b.last {
