@@ -2,7 +2,7 @@ package authn
 
 import (
 	"errors"
-	"fmt"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -44,10 +44,7 @@ func (b *bundle) apply(msg *watchwordv1.WatchBundleResponse, at stage) (stage, e
 		}
 		err = b.learn(m.Change)
 	case *watchwordv1.WatchBundleResponse_Heartbeat:
-		if err := m.Heartbeat.GetServerTime().CheckValid(); err != nil {
-			return at, fmt.Errorf("a heartbeat without the server's time: %w", err)
-		}
-		if b.beat(m.Heartbeat, at >= chunksDone); at == chunksDone {
+		if err = b.beat(m.Heartbeat, at >= chunksDone); at == chunksDone {
 			next = upToDate
 		}
 	}
@@ -68,7 +65,8 @@ func (b *bundle) learn(n news) error {
 	if err != nil {
 		return err
 	}
-	b.revoked.add(n, next, b.fresh.clock.now())
+	_, latest := b.fresh.clock.read()
+	b.revoked.add(n, next, time.Unix(0, latest))
 	b.trust.Store(next)
 	b.epoch.Add(1)
 	if before != nil && !proto.Equal(next.said, before.said) && b.fresh.complete.Load() {
@@ -79,11 +77,40 @@ func (b *bundle) learn(n news) error {
 
 // beat stores the times of a heartbeat, and deletes expired revocations. whole says whether
 // everything before the heartbeat has been received.
-func (b *bundle) beat(beat *watchwordv1.Heartbeat, whole bool) {
-	if b.fresh.beat(beat, whole) {
+//
+// Errors: as [serverClock.beat].
+func (b *bundle) beat(beat *watchwordv1.Heartbeat, whole bool) error {
+	set, first, err := b.fresh.beat(beat, whole)
+	if err != nil {
+		return err
+	}
+	if first {
 		b.tellKeysChanged()
 	}
-	b.revoked.prune(b.fresh.clock.now())
+	b.clockSet(set)
+	if trust := b.trust.Load(); trust != nil {
+		b.revoked.prune(b.fresh.clock.expired(trust.remembered()))
+	}
+	return nil
+}
+
+// answered stores the times in the answer to a question that was sent at the elapsed time
+// sent.
+//
+// Errors: as [serverClock.answered].
+func (b *bundle) answered(t *watchwordv1.ServerTimes, sent time.Duration) error {
+	set, err := b.fresh.clock.answered(t, sent)
+	b.clockSet(set)
+	return err
+}
+
+// clockSet makes every earlier judgement void after the token time was set: an `iat` that
+// was in the past may be far ahead now.
+func (b *bundle) clockSet(by time.Duration) {
+	if by != 0 {
+		b.epoch.Add(1)
+		b.log.Warn("the server's clock was set; following the clock", "by", by)
+	}
 }
 
 // tellKeysChanged asks the keeper of the snapshot file to write the file. One element in

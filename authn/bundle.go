@@ -33,15 +33,15 @@ import (
 //     stored late: once learn has returned, [bundle.stillAccepted] ignores every judgement
 //     from before the message.
 //  3. judge reads the clock last. An entry that [revocations.prune] deleted before the
-//     look-up concerns only tokens already expired at the deletion, and judge finds the
-//     token expired.
+//     look-up concerns only tokens already expired at the deletion, by every clock heard
+//     lately, and judge finds the token expired.
 //
 // So the answer is one of the answers possible between the beginning and the end of the
 // call, and a call that begins after learn has returned uses the message.
 type bundle struct {
 	log     *slog.Logger
 	leeway  time.Duration         // given to WithLeeway; trust.leeway is the leeway in use
-	epoch   atomic.Uint64         // counts the messages that learn has stored
+	epoch   atomic.Uint64         // counts the messages that learn has stored, and settings of the clock
 	trust   atomic.Pointer[trust] // nil before the first trust state
 	revoked revocations
 	fresh   *freshness
@@ -62,8 +62,8 @@ type authentic struct {
 }
 
 // judgement remembers that a token was accepted, and for how long the token stays accepted:
-// while the bundle's epoch equals epoch, and before the server's time until, in ns since
-// 1970. The audience is checked separately.
+// while the bundle's epoch equals epoch, and before the token time until, in ns since 1970.
+// The audience is checked separately.
 type judgement struct {
 	epoch uint64
 	until int64
@@ -104,8 +104,9 @@ func (b *bundle) stillAccepted(t *authentic) bool {
 	if last == nil || last.epoch != b.epoch.Load() || b.fresh.closed.Load() {
 		return false
 	}
-	now, latest := b.fresh.clock.read()
-	return now < last.until && (b.fresh.limit.policy != RefuseWhenStale || b.fresh.ageAt(latest) <= b.fresh.limit.after)
+	now, token := b.fresh.clock.elapsed.Now(), b.fresh.clock.token.Load()
+	return int64(token.Latest(now)) < last.until &&
+		(b.fresh.limit.policy != RefuseWhenStale || now-b.fresh.position.Load().asOf <= b.fresh.limit.after)
 }
 
 // judge decides about an authentic token, and returns the reason to refuse the token, or
@@ -119,11 +120,11 @@ func (b *bundle) judge(t *authentic, forAudience bool) watchwordv1.ErrorReason {
 	c := &t.principal.claims
 	trust := b.trust.Load()
 	ended, user := b.revoked.of(c.SessionID, c.Subject)
-	now, _ := b.fresh.clock.read()
+	earliest, latest := b.fresh.clock.read()
 	key := trust.keys[t.key.KID()]
 	expires := nanosOf(c.ExpiresAt.Add(trust.leeway))
 	switch {
-	case key == nil, key.public != t.key, now >= key.until, c.Issuer != trust.issuer:
+	case key == nil, key.public != t.key, latest >= key.until, c.Issuer != trust.issuer:
 		return tokenInvalid
 	// A revocation is kept for as long as the issuer's longest token lives, so a token
 	// with a longer life would outlive its revocation.
@@ -133,9 +134,9 @@ func (b *bundle) judge(t *authentic, forAudience bool) watchwordv1.ErrorReason {
 		return audienceMismatch
 	// Only a forger, or a server with a wrong clock, mints so far ahead. Such a token would
 	// outlive every revocation of today.
-	case nanosOf(c.IssuedAt) > now && nanosOf(c.IssuedAt)-now > trust.margin.Nanoseconds():
+	case nanosOf(c.IssuedAt) > earliest && nanosOf(c.IssuedAt)-earliest > trust.margin.Nanoseconds():
 		return tokenInvalid
-	case now >= expires:
+	case latest >= expires:
 		return tokenExpired
 	case ended || c.Version < user.revokedBelow:
 		return tokenRevoked

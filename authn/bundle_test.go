@@ -12,45 +12,8 @@ import (
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/trusttest"
 )
-
-func TestClockTakesTheLargestOffset(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newClock()
-		leads := func(want time.Duration) {
-			t.Helper()
-			if got := time.Until(c.now()); got != want {
-				t.Errorf("the clock is ahead by %v, want %v", got, want)
-			}
-		}
-		hear := func(offset time.Duration) { c.heard(time.Now().Add(offset)) }
-		leads(0)
-		hear(-time.Hour) // the first heartbeat counts, also for a negative offset
-		leads(-time.Hour)
-		hear(-2 * time.Hour)
-		leads(-time.Hour)
-		hear(3 * time.Second)
-		leads(3 * time.Second)
-
-		// The largest offset counts for one to two spans, and then no longer.
-		for range 5 {
-			time.Sleep(clockSpan / 5)
-			hear(time.Second)
-		}
-		leads(3 * time.Second)
-		for range 5 {
-			time.Sleep(clockSpan / 5)
-			hear(2 * time.Second)
-		}
-		leads(2 * time.Second)
-
-		// Without heartbeats for a long time, the last offset counts.
-		time.Sleep(10 * clockSpan)
-		leads(2 * time.Second)
-		hear(-time.Second)
-		leads(-time.Second)
-	})
-}
 
 // Expired revocations are deleted, in several batches; the others stay.
 func TestPrune(t *testing.T) {
@@ -64,10 +27,7 @@ func TestPrune(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		beat := func() {
-			apply(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Heartbeat{
-				Heartbeat: &watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}}})
-		}
+		beat := func() { apply(trusttest.Heartbeat(time.Now())) }
 		chunk := &watchwordv1.SnapshotChunk{Last: true, TrustState: &watchwordv1.TrustState{
 			Issuer: "i", MaxTokenLifetime: durationpb.New(5 * time.Minute), Margin: durationpb.New(time.Minute),
 		}}
@@ -133,7 +93,9 @@ func TestTrustStateChangesDuringACheck(t *testing.T) {
 		return &watchwordv1.VerificationKey{Key: key.Public().JWK()}
 	}
 	trust(named())
-	b.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.New(now)}, true)
+	if err := b.beat(trusttest.Heartbeat(now).GetHeartbeat(), true); err != nil {
+		t.Fatal(err)
+	}
 	checked, reason := b.authenticate(raw)
 	if reason != accepted {
 		t.Fatal(reason)

@@ -15,6 +15,7 @@ import (
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/trusttest"
 )
 
 // judge is a verifier without a stream, and a signing key of which the verifier trusts the
@@ -51,7 +52,7 @@ func (j *judge) trust(t testing.TB, keys ...*watchwordv1.VerificationKey) {
 	}
 }
 
-func (j *judge) beat() { j.bundle.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true) }
+func (j *judge) beat() { j.ahead(0) }
 
 // mint returns the token of user n, with a life of an hour.
 func (j *judge) mint(t testing.TB, n int) string {
@@ -146,7 +147,9 @@ func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
 
 // ahead sends a heartbeat of a server with a clock ahead of this machine's.
 func (j *judge) ahead(by time.Duration) {
-	j.bundle.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.New(time.Now().Add(by))}, true)
+	if err := j.bundle.beat(trusttest.Heartbeat(time.Now().Add(by)).GetHeartbeat(), true); err != nil {
+		panic(err)
+	}
 }
 
 // A token with one changed byte does not find the cache entry of the good token.
@@ -267,7 +270,7 @@ func TestStaleness(t *testing.T) {
 			raw, fresh := j.mint(t, 1), j.mint(t, 2)
 			status := func(stale bool, age time.Duration) {
 				t.Helper()
-				if s := j.Status(); s.Stale != stale || s.Staleness != age || s.Ready != !(stale && policy == RefuseWhenStale) {
+				if s := j.Status(); s.Stale != stale || s.Staleness.Round(time.Second) != age || s.Ready != !(stale && policy == RefuseWhenStale) {
 					t.Errorf("%+v, want stale %t and an age of %v", s, stale, age)
 				}
 			}
@@ -285,7 +288,9 @@ func TestStaleness(t *testing.T) {
 			j.wants(t, "stale, not cached", fresh, want)
 			status(true, 61*time.Second)
 			// A server that has lost its database sends heartbeats with an old AsOf.
-			j.bundle.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now(), AsOf: timestamppb.New(time.Now().Add(-2 * time.Minute))}, true)
+			if err := j.bundle.beat(beatOf(0, 2*time.Minute), true); err != nil {
+				t.Fatal(err)
+			}
 			j.wants(t, "a heartbeat with an old AsOf", raw, want)
 			j.beat()
 			j.wants(t, "after a heartbeat", raw, accepted)

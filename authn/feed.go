@@ -1,7 +1,9 @@
 package authn
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -123,11 +125,17 @@ func (f *feed) pause(ctx context.Context, pause time.Duration) {
 // the verifier uses the message, and the server answers a Logout only after that call.
 func (f *feed) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	quiet := time.AfterFunc(silence, func() { cancel(errSilent) })
 	defer quiet.Stop()
 
+	ask := make(chan struct{}, 1)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	asking.Go(func() { f.askTime(ctx, ask) })
+	defer cancel(nil) // before Wait
+
 	var server peer.Peer
+	f.bundle.fresh.clock.opened()
 	req := &watchwordv1.WatchBundleRequest{Resume: f.bundle.fresh.position.Load().resume}
 	stream, err := watchwordv1.NewTrustServiceClient(f.conn).WatchBundle(ctx, req, grpc.Peer(&server))
 	if err != nil {
@@ -152,10 +160,53 @@ func (f *feed) watch(ctx context.Context) error {
 			f.bundle.log.Info("the trust bundle is up to date")
 			f.report(true, nil)
 		}
+		if msg.GetHeartbeat() == nil {
+			continue
+		}
+		switch due, reopen := f.bundle.fresh.clock.due(); {
+		case reopen:
+			return errUnanswered
+		case due:
+			select {
+			case ask <- struct{}{}:
+			default: // a question is on its way
+			}
+		}
 	}
 }
 
-var errSilent = status.Errorf(codes.Unavailable, "no message came for %v", silence)
+// askTime asks the server for its time whenever a value comes from ask, until ctx ends. A
+// question that fails is asked again after the next heartbeat.
+func (f *feed) askTime(ctx context.Context, ask <-chan struct{}) {
+	client := watchwordv1.NewTrustServiceClient(f.conn)
+	for {
+		select {
+		case <-ask:
+		case <-ctx.Done():
+			return
+		}
+		nonce := make([]byte, 8)
+		rand.Read(nonce)
+		bounded, cancel := context.WithTimeout(ctx, 2*longTrip)
+		sent := f.bundle.fresh.clock.elapsed.Now()
+		answer, err := client.GetTime(bounded, &watchwordv1.GetTimeRequest{Nonce: nonce})
+		cancel()
+		if err == nil && !bytes.Equal(answer.GetNonce(), nonce) {
+			err = errors.New("the answer is to another question")
+		}
+		if err == nil {
+			err = f.bundle.answered(answer.GetTimes(), sent)
+		}
+		if err != nil && ctx.Err() == nil {
+			f.bundle.log.Debug("cannot ask the server for its time; asking again after the next heartbeat", "error", err)
+		}
+	}
+}
+
+var (
+	errSilent     = status.Errorf(codes.Unavailable, "no message came for %v", silence)
+	errUnanswered = status.Errorf(codes.Unavailable, "the stream's server process answered no question for the time for %v", unanswered)
+)
 
 // streamError returns the reason for the end of a stream, from the error of the stream. A
 // stream ended by the server without an error counts as UNAVAILABLE: the server is stopping.

@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -84,12 +84,13 @@ func TestOtherErrorsEndTheWait(t *testing.T) {
 func TestMalformedBundleIsRefused(t *testing.T) {
 	key := newKey(t)
 	for name, messages := range map[string][]*message{
-		"change first":     {change(&watchwordv1.Change{TrustState: trustState(key)})},
-		"no trust state":   {chunk(&watchwordv1.SnapshotChunk{Last: true})},
-		"empty state":      {snapshot(&watchwordv1.TrustState{})},
-		"no lifetime":      {snapshot(&watchwordv1.TrustState{Issuer: issuer})},
-		"timeless":         {snapshot(trustState(key)), {Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{}}}},
-		"impossible clock": {snapshot(trustState(key)), {Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{ServerTime: &timestamppb.Timestamp{Nanos: -1}}}}},
+		"change first":   {change(&watchwordv1.Change{TrustState: trustState(key)})},
+		"no trust state": {chunk(&watchwordv1.SnapshotChunk{Last: true})},
+		"empty state":    {snapshot(&watchwordv1.TrustState{})},
+		"no lifetime":    {snapshot(&watchwordv1.TrustState{Issuer: issuer})},
+		"timeless":       {snapshot(trustState(key)), {Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{}}}},
+		"impossible clock": {snapshot(trustState(key)), {Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{
+			Times: &watchwordv1.ServerTimes{Process: []byte("p"), Now: &durationpb.Duration{Nanos: -1, Seconds: 1}}}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -290,6 +291,10 @@ type handFed struct {
 	asked    chan struct{} // has an element for each call of RecvMsg
 	messages chan *message // answers a call; nil ends the stream
 	peer     *peer.Peer    // for the call option; may be nil
+}
+
+func (h *handFed) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
+	return status.Error(codes.Unimplemented, method)
 }
 
 type handFedStream struct {

@@ -8,9 +8,9 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// freshness holds the position of the trust bundle in the server's stream and the age of
-// the bundle by the server's clock, and decides whether the bundle may be used to verify
-// tokens.
+// freshness holds the position of the trust bundle in the server's stream, the age of the
+// bundle and the clock, and decides whether the bundle may be used to verify tokens. The age
+// counts from when the server asked its database, by clocks that are never set.
 //
 // Every field is atomic or never changes, so no method takes a lock. One goroutine, the
 // feed's, calls the methods that write: beat, resumeAt and restore. Any goroutine may call
@@ -18,7 +18,7 @@ import (
 type freshness struct {
 	log      *slog.Logger
 	limit    staleness
-	clock    *clock
+	clock    *serverClock
 	position atomic.Pointer[position]
 	complete atomic.Bool // the first bundle is complete; stays true
 	closed   atomic.Bool // every guarded call is refused; stays true
@@ -37,14 +37,12 @@ type staleness struct {
 // position replaces the old one. The bundle contains every change up to its position, and
 // perhaps later changes.
 type position struct {
-	resume []byte    // the resume token for the next stream
-	asOf   int64     // the bundle has every change up to this server time, ns since 1970
-	server time.Time // the server's time at the newest heartbeat, as the clock estimated it
-	local  time.Time // this machine's clock at the same moment
+	resume []byte        // the resume token for the next stream
+	asOf   time.Duration // the bundle has every change up to this time of clock.elapsed
 }
 
 func newFreshness(log *slog.Logger, limit staleness) *freshness {
-	f := &freshness{log: log, limit: limit, clock: newClock()}
+	f := &freshness{log: log, limit: limit, clock: newServerClock()}
 	f.position.Store(new(position))
 	f.watchdog = time.AfterFunc(limit.after, f.logStaleness)
 	f.watchdog.Stop() // until the first heartbeat
@@ -52,24 +50,25 @@ func newFreshness(log *slog.Logger, limit staleness) *freshness {
 }
 
 // beat stores the times of a heartbeat. whole says whether everything before the heartbeat
-// has been received. beat returns whether the heartbeat completes the first bundle.
-func (f *freshness) beat(beat *watchwordv1.Heartbeat, whole bool) (first bool) {
-	server := beat.GetServerTime().AsTime()
-	next := *f.position.Load()
-	// The age of the trust bundle is the clock's time minus position.asOf. If the heartbeat
-	// sets the clock back, asOf is set back by the same time: the age must not shrink.
-	next.asOf -= int64(f.clock.heard(server))
-	if whole {
-		known := server // a server knows nothing later than its own time
-		if at := beat.GetAsOf(); at.IsValid() && at.AsTime().Before(server) {
-			known = at.AsTime()
-		}
-		next.asOf = max(next.asOf, known.UnixNano())
+// has been received. beat returns by how much the token time was set, and whether the
+// heartbeat completes the first bundle.
+//
+// Errors: as [serverClock.beat].
+func (f *freshness) beat(beat *watchwordv1.Heartbeat, whole bool) (set time.Duration, first bool, err error) {
+	set, since, err := f.clock.beat(beat.GetTimes())
+	if err != nil {
+		return 0, false, err
 	}
-	next.server, next.local = f.clock.now(), time.Now().Round(0) // no monotonic reading
+	next := *f.position.Load()
+	if whole {
+		next.asOf = since(beat.GetAsOf().AsDuration())
+		if f.complete.Load() {
+			next.asOf = max(next.asOf, f.position.Load().asOf)
+		}
+	}
 	f.position.Store(&next)
 	f.watch()
-	return whole && !f.complete.Swap(true)
+	return set, whole && !f.complete.Swap(true), nil
 }
 
 // resumeAt stores the resume token for a later stream. The bundle has everything before the
@@ -82,7 +81,6 @@ func (f *freshness) resumeAt(resume []byte) {
 
 // restore sets the position from a snapshot file. From then on the bundle is complete.
 func (f *freshness) restore(at position) {
-	f.clock.guess(at.server, at.local)
 	f.position.Store(&at)
 	f.complete.Store(true)
 	f.watch()
@@ -102,16 +100,9 @@ func (f *freshness) judging() bool {
 	return f.complete.Load() && !f.closed.Load() && (f.limit.policy != RefuseWhenStale || !f.stale())
 }
 
-// age returns the age of the trust bundle: the time from position.asOf to the latest
-// possible time of the server.
+// age returns the age of the trust bundle: the time since position.asOf.
 func (f *freshness) age() time.Duration {
-	_, latest := f.clock.read()
-	return f.ageAt(latest)
-}
-
-// ageAt returns the age at a moment of the server's time, in ns since 1970.
-func (f *freshness) ageAt(latest int64) time.Duration {
-	return max(0, time.Duration(latest-f.position.Load().asOf))
+	return max(0, f.clock.elapsed.Now()-f.position.Load().asOf)
 }
 
 func (f *freshness) stale() bool { return f.age() > f.limit.after }

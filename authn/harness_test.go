@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,6 +26,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/trusttest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -39,6 +41,15 @@ const (
 type trustServer struct {
 	watchwordv1.UnimplementedTrustServiceServer
 	streams chan *watch
+	lead    atomic.Int64 // of the token time of the newest heartbeat over the process clock, ns
+	deaf    atomic.Bool  // GetTime is UNIMPLEMENTED
+}
+
+func (s *trustServer) GetTime(_ context.Context, req *watchwordv1.GetTimeRequest) (*watchwordv1.GetTimeResponse, error) {
+	if s.deaf.Load() {
+		return nil, status.Error(codes.Unimplemented, "deaf")
+	}
+	return &watchwordv1.GetTimeResponse{Nonce: req.GetNonce(), Times: trusttest.Times(time.Now().Add(time.Duration(s.lead.Load())))}, nil
 }
 
 // watch is the server's side of one stream.
@@ -60,6 +71,9 @@ func (s *trustServer) WatchBundle(req *watchwordv1.WatchBundleRequest, stream gr
 	for {
 		select {
 		case m := <-w.messages:
+			if t := m.GetHeartbeat().GetTimes(); t != nil {
+				s.lead.Store(t.GetLatest().AsTime().UnixNano() - int64(t.GetNow().AsDuration()))
+			}
 			if err := stream.Send(m); err != nil {
 				return err
 			}
@@ -223,10 +237,13 @@ func change(c *watchwordv1.Change) *message {
 	return &message{Message: &watchwordv1.WatchBundleResponse_Change{Change: c}}
 }
 
-func heartbeat(at time.Time) *message {
-	return &message{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{
-		ServerTime: timestamppb.New(at), AsOf: timestamppb.New(at),
-	}}}
+func heartbeat(at time.Time) *message { return trusttest.Heartbeat(at) }
+
+// oldHeartbeat returns a heartbeat of a server that lost its database for a time.
+func oldHeartbeat(age time.Duration) *message {
+	m := heartbeat(time.Now())
+	m.GetHeartbeat().AsOf = durationpb.New(m.GetHeartbeat().GetTimes().GetNow().AsDuration() - age)
+	return m
 }
 
 func endedSession(id string, until time.Time) *message {

@@ -23,7 +23,9 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/clock"
 	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/trusttest"
 )
 
 func emptyBundle() *bundle {
@@ -57,7 +59,9 @@ func fill(tb testing.TB, n int) *bundle {
 		}
 		learn(c)
 	}
-	b.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.New(now)}, true)
+	if err := b.beat(trusttest.Heartbeat(now).GetHeartbeat(), true); err != nil {
+		tb.Fatal(err)
+	}
 	b.fresh.resumeAt([]byte("here"))
 	return b
 }
@@ -102,7 +106,7 @@ func same(t *testing.T, a, b *bundle) {
 	}
 	aAt, bAt := a.fresh.position.Load(), b.fresh.position.Load()
 	if aTrust.issuer != bTrust.issuer || aTrust.margin != bTrust.margin || aTrust.maxLifetime != bTrust.maxLifetime ||
-		!bytes.Equal(aAt.resume, bAt.resume) || aAt.asOf != bAt.asOf || !aAt.server.Equal(bAt.server) || !aAt.local.Equal(bAt.local) {
+		!bytes.Equal(aAt.resume, bAt.resume) || b.fresh.age() < a.fresh.age() {
 		t.Fatalf("%v %v, want %v %v", bTrust, bAt, aTrust, aAt)
 	}
 }
@@ -116,7 +120,7 @@ func TestSnapshotIsReadAsItWasWritten(t *testing.T) {
 		}
 		same(t, b, again)
 		same(t, again, mustRead(t, written(t, again)))
-		for m := range b.messages(b.fresh.position.Load()) {
+		for m := range b.messages(&watchwordv1.WatchBundleResponse{}) {
 			if c := m.GetSnapshotChunk(); len(c.GetEndedSessions())+len(c.GetRaisedVersions()) > snapshotChunk {
 				t.Errorf("a chunk has %d sessions and %d users", len(c.GetEndedSessions()), len(c.GetRaisedVersions()))
 			}
@@ -158,17 +162,37 @@ func TestADamagedSnapshotIsRefused(t *testing.T) {
 	}
 }
 
+// clocksNow returns the clocks of a snapshot that is written now.
+func clocksNow() *snapshotClock {
+	id, up := clock.Boot()
+	c := &snapshotClock{Wall: time.Now().UnixNano(), Up: int64(up)}
+	copy(c.Boot[:], id)
+	return c
+}
+
 // sealed returns a snapshot of the messages: with the beginning and the checksum.
-func sealed(messages []byte) []byte {
-	s := append([]byte(snapshotBegin), binary.BigEndian.AppendUint64(nil, uint64(time.Now().UnixNano()))...)
+func sealed(messages []byte) []byte { return sealedAt(clocksNow(), messages) }
+
+func sealedAt(c *snapshotClock, messages []byte) []byte {
+	s, err := binary.Append([]byte(snapshotBegin), binary.BigEndian, c)
+	if err != nil {
+		panic(err)
+	}
 	s = append(s, messages...)
 	sum := sha256.Sum256(s)
 	return append(s, sum[:]...)
 }
 
+// resealed returns a snapshot with a good checksum.
+func resealed(snapshot []byte) []byte {
+	body := snapshot[:len(snapshot)-sha256.Size]
+	sum := sha256.Sum256(body)
+	return append(bytes.Clone(body), sum[:]...)
+}
+
 // messagesOf returns the messages of a snapshot. It is the inverse of sealed.
 func messagesOf(snapshot []byte) []byte {
-	return snapshot[len(snapshotBegin)+8 : len(snapshot)-sha256.Size]
+	return snapshot[len(snapshotBegin)+binary.Size(snapshotClock{}) : len(snapshot)-sha256.Size]
 }
 
 func TestASnapshotOutOfOrderIsRefused(t *testing.T) {
@@ -178,35 +202,39 @@ func TestASnapshotOutOfOrderIsRefused(t *testing.T) {
 	chunk := func(c *watchwordv1.SnapshotChunk) *message {
 		return &message{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
 	}
-	beat := func(server, asOf *timestamppb.Timestamp) *message {
-		return &message{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{ServerTime: server, AsOf: asOf}}}
+	beat := func(latest *timestamppb.Timestamp, now, asOf *durationpb.Duration) *message {
+		return &message{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{
+			Times: &watchwordv1.ServerTimes{Now: now, Latest: latest}, AsOf: asOf}}}
 	}
+	minute, hour := durationpb.New(time.Minute), durationpb.New(time.Hour)
 	whole, last := chunk(&watchwordv1.SnapshotChunk{TrustState: state, Last: true}), chunk(&watchwordv1.SnapshotChunk{Last: true})
-	first, good := chunk(&watchwordv1.SnapshotChunk{TrustState: state}), beat(now, now)
+	first, good := chunk(&watchwordv1.SnapshotChunk{TrustState: state}), beat(now, hour, minute)
 	far := timestamppb.New(time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC))
 	for name, c := range map[string]struct {
 		ok       bool
 		messages []*message
 	}{
-		"whole":               {true, []*message{whole, good}},
-		"in two":              {true, []*message{first, last, good}},
-		"nothing":             {false, nil},
-		"no heartbeat":        {false, []*message{whole}},
-		"no last chunk":       {false, []*message{first, good}},
-		"no trust state":      {false, []*message{last, good}},
-		"two trust states":    {false, []*message{first, whole, good}},
-		"trust state late":    {false, []*message{chunk(&watchwordv1.SnapshotChunk{}), whole, good}},
-		"empty trust state":   {false, []*message{chunk(&watchwordv1.SnapshotChunk{TrustState: &watchwordv1.TrustState{}, Last: true}), good}},
-		"chunk after last":    {false, []*message{whole, last, good}},
-		"two heartbeats":      {false, []*message{whole, good, good}},
-		"early heartbeat":     {false, []*message{first, good, last, good}},
-		"change":              {false, []*message{first, {Message: &watchwordv1.WatchBundleResponse_Change{Change: &watchwordv1.Change{}}}, last, good}},
-		"empty message":       {false, []*message{whole, {}, good}},
-		"no time":             {false, []*message{whole, beat(nil, now)}},
-		"no age":              {false, []*message{whole, beat(now, nil)}},
-		"impossible time":     {false, []*message{whole, beat(&timestamppb.Timestamp{Seconds: 1 << 62}, now)}},
-		"a far future":        {false, []*message{whole, beat(far, now)}},
-		"a far future of age": {false, []*message{whole, beat(now, far)}},
+		"whole":             {true, []*message{whole, good}},
+		"in two":            {true, []*message{first, last, good}},
+		"nothing":           {false, nil},
+		"no heartbeat":      {false, []*message{whole}},
+		"no last chunk":     {false, []*message{first, good}},
+		"no trust state":    {false, []*message{last, good}},
+		"two trust states":  {false, []*message{first, whole, good}},
+		"trust state late":  {false, []*message{chunk(&watchwordv1.SnapshotChunk{}), whole, good}},
+		"empty trust state": {false, []*message{chunk(&watchwordv1.SnapshotChunk{TrustState: &watchwordv1.TrustState{}, Last: true}), good}},
+		"chunk after last":  {false, []*message{whole, last, good}},
+		"two heartbeats":    {false, []*message{whole, good, good}},
+		"early heartbeat":   {false, []*message{first, good, last, good}},
+		"change":            {false, []*message{first, {Message: &watchwordv1.WatchBundleResponse_Change{Change: &watchwordv1.Change{}}}, last, good}},
+		"empty message":     {false, []*message{whole, {}, good}},
+		"no time":           {false, []*message{whole, beat(nil, hour, minute)}},
+		"no age":            {false, []*message{whole, beat(now, hour, nil)}},
+		"no clock":          {false, []*message{whole, beat(now, nil, minute)}},
+		"impossible time":   {false, []*message{whole, beat(&timestamppb.Timestamp{Seconds: 1 << 62}, hour, minute)}},
+		"a far future":      {false, []*message{whole, beat(far, hour, minute)}},
+		"an age below zero": {false, []*message{whole, beat(now, minute, hour)}},
+		"an impossible age": {false, []*message{whole, beat(now, durationpb.New(1<<62), minute)}},
 	} {
 		var body bytes.Buffer
 		out := bufio.NewWriter(&body)
@@ -235,8 +263,8 @@ func FuzzSnapshot(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if now := b.fresh.clock.now(); now.Before(b.fresh.position.Load().server) || now.Before(time.Now().Add(-time.Minute)) || b.fresh.age() < 0 {
-			t.Errorf("the clock shows %v, and the age is %v", now, b.fresh.age())
+		if _, latest := b.fresh.clock.read(); latest < time.Now().Add(-time.Minute).UnixNano() || b.fresh.age() < 0 {
+			t.Errorf("the clock shows %v, and the age is %v", time.Unix(0, latest), b.fresh.age())
 		}
 		same(t, b, mustRead(t, written(t, b)))
 	})
@@ -287,7 +315,9 @@ func TestWritingWhileTheFeedGoesOn(t *testing.T) {
 			if n%100 == 0 { // an entry that expires at once, and a heartbeat that forgets the entry
 				change.RaisedVersions = []*watchwordv1.RaisedVersion{{UserId: fmt.Sprint(n), Version: 1, Until: timestamppb.New(time.Now().Add(-time.Hour))}}
 				b.revoked.nextPrune = time.Time{}
-				b.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
+				if err := b.beat(trusttest.Heartbeat(time.Now()).GetHeartbeat(), true); err != nil {
+					t.Error(err)
+				}
 			}
 			resume := binary.BigEndian.AppendUint64(nil, n)
 			if _, err := b.apply(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Change{Change: change}, Resume: resume}, upToDate); err != nil {
@@ -313,72 +343,114 @@ func TestWritingWhileTheFeedGoesOn(t *testing.T) {
 	}
 }
 
-// The clock of a bundle from a snapshot begins at the latest possible time.
+// The clock of a bundle from a snapshot begins at the latest possible time, and the age of
+// the bundle counts on. The first heartbeat corrects both.
 func TestTheClockOfASnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		now := time.Now()
+		const age = 5 * time.Second
 		for name, c := range map[string]struct {
-			server, local, want time.Duration // from now
+			server, wall, up, want time.Duration // at the writing, from now; up: since the writing
+			otherBoot              bool
 		}{
-			"both right":                     {-time.Hour, -time.Hour, 0},
-			"the server is ahead":            {-time.Hour + 5*time.Second, -time.Hour, 5 * time.Second},
-			"the server is behind":           {-time.Hour - 5*time.Second, -time.Hour, 0},
-			"the machine was set back":       {-time.Minute, 2 * time.Hour, 0},
-			"set back, far behind server":    {3 * time.Hour, 2 * time.Hour, 3 * time.Hour},
-			"the machine was set ahead":      {-10 * time.Hour, -time.Hour, 0},
-			"set ahead, still behind server": {10 * time.Hour, -time.Hour, 11 * time.Hour},
+			"both right":                     {server: -time.Hour, wall: -time.Hour, up: time.Hour},
+			"the server is ahead":            {server: -time.Hour + time.Minute, wall: -time.Hour, up: time.Hour, want: time.Minute},
+			"the server is behind":           {server: -time.Hour - time.Minute, wall: -time.Hour, up: time.Hour},
+			"the machine was set back":       {server: -time.Hour, wall: 2 * time.Hour, up: time.Hour},
+			"set back, the server ahead":     {server: 3 * time.Hour, wall: 2 * time.Hour, up: time.Hour, want: 4 * time.Hour},
+			"the machine was set ahead":      {server: -10 * time.Hour, wall: -time.Hour, up: time.Minute},
+			"set ahead, still behind server": {server: 10 * time.Hour, wall: -time.Hour, up: time.Minute, want: 11 * time.Hour},
+			"another boot":                   {server: -time.Hour, wall: -time.Hour, up: 100 * time.Hour, otherBoot: true},
+			"another boot, set back":         {server: time.Hour, wall: time.Hour, otherBoot: true, want: time.Hour},
 		} {
-			b := fill(t, 1)
-			b.fresh.position.Store(&position{server: now.Add(c.server), local: now.Add(c.local), asOf: now.Add(c.server).UnixNano()})
-			again := mustRead(t, written(t, b))
-			if got := again.fresh.clock.now().Sub(now); got != c.want {
-				t.Errorf("%s: %v from now, want %v", name, got, c.want)
+			now := time.Now()
+			times := trusttest.Times(now.Add(c.server))
+			m := &watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{
+				Times: times, AsOf: durationpb.New(times.GetNow().AsDuration() - age)}}}
+			var body bytes.Buffer
+			for m := range fill(t, 1).messages(m) {
+				if _, err := protodelim.MarshalTo(&body, m); err != nil {
+					t.Fatal(err)
+				}
 			}
-			if age := again.fresh.age(); age != c.want-c.server {
-				t.Errorf("%s: the age is %v", name, age)
+			clocks := clocksNow()
+			clocks.Wall = now.Add(c.wall).UnixNano()
+			clocks.Up -= int64(c.up)
+			if c.otherBoot {
+				clocks.Boot[0] ^= 1
 			}
-			// The clock continues, and the server's first heartbeat corrects the clock.
+			again := mustRead(t, sealedAt(clocks, body.Bytes()))
+			near := func(what string, got, want time.Duration) {
+				t.Helper()
+				if got < want || got > want+10*time.Second { // the time since the boot goes on in real time
+					t.Errorf("%s: %s is %v, want %v", name, what, got, want)
+				}
+			}
+			lead := func() time.Duration {
+				_, latest := again.fresh.clock.read()
+				return time.Unix(0, latest).Sub(time.Now())
+			}
+			near("the lead", lead(), c.want)
+			wantAge := age + max(0, -c.wall, c.up)
+			if c.otherBoot {
+				wantAge = max(time.Minute, age) + max(0, -c.wall)
+			}
+			near("the age", again.fresh.age(), wantAge)
+			if c.otherBoot && !again.fresh.stale() {
+				t.Errorf("%s: not stale", name)
+			}
 			time.Sleep(time.Second)
-			if got := time.Until(again.fresh.clock.now()); got != c.want {
-				t.Errorf("%s: %v from now after a second", name, got)
+			near("the lead after a second", lead(), c.want)
+			again.fresh.clock.opened()
+			if err := again.beat(trusttest.Heartbeat(time.Now()).GetHeartbeat(), true); err != nil {
+				t.Fatal(err)
 			}
-			again.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
-			if got := time.Until(again.fresh.clock.now()); got != 0 || again.fresh.age() != 0 {
-				t.Errorf("%s: after a heartbeat the clock leads by %v, and the age is %v", name, got, again.fresh.age())
+			if lead() != 0 || again.fresh.age() != 0 {
+				t.Errorf("%s: after a heartbeat the clock leads by %v, and the age is %v", name, lead(), again.fresh.age())
 			}
-			time.Sleep(time.Second)
-			if age := again.fresh.age(); age != time.Second {
-				t.Errorf("%s: a second later the age is %v", name, age)
-			}
-			now = time.Now()
+			again.fresh.close()
 		}
 	})
 }
 
-// After a restart, a clock that guesses a time far too late deletes no revocation: the next
-// heartbeat corrects the clock, and the revocation still counts. Entries that had expired
-// by the server's time are deleted.
-func TestAWrongGuessForgetsNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := fill(t, 10)
-		at := *b.fresh.position.Load()
-		at.local = at.local.Add(-1000 * time.Hour) // so long ago the snapshot seems to be
-		b.fresh.position.Store(&at)
-		if err := b.learn(&watchwordv1.Change{EndedSessions: []*watchwordv1.EndedSession{{SessionId: "over", Until: timestamppb.New(time.Now().Add(-time.Hour))}}}); err != nil {
-			t.Fatal(err)
-		}
-		again := mustRead(t, written(t, b))
-		if again.fresh.age() != 1000*time.Hour {
-			t.Errorf("the age is %v", again.fresh.age())
-		}
-		if _, ok := again.revoked.ended.get("over"); ok || again.revoked.ended.len() != 10 {
-			t.Errorf("%d sessions, want 10 without the expired one", again.revoked.ended.len())
-		}
-		again.beat(&watchwordv1.Heartbeat{ServerTime: timestamppb.Now()}, true)
-		if again.revoked.ended.len() != 10 || again.revoked.raised.len() != 10 {
-			t.Errorf("%d sessions and %d users, want 10 and 10", again.revoked.ended.len(), again.revoked.raised.len())
-		}
-	})
+// After a restart no revocation is deleted before every clock of the last minutes was heard:
+// neither by a guess of the clock that is far too late, nor by the first clock that is heard.
+// What the process before has heard counts, unless the machine has booted since.
+func TestARestartForgetsNothing(t *testing.T) {
+	for name, otherBoot := range map[string]bool{"same boot": false, "another boot": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := fill(t, 10)
+				defer b.fresh.close()
+				span := b.trust.Load().remembered()
+				for range 2 * span / (30 * time.Second) { // the revocations expire
+					time.Sleep(30 * time.Second)
+					b.revoked.nextPrune = time.Now().Add(time.Hour)
+					if err := b.beat(trusttest.Heartbeat(time.Now()).GetHeartbeat(), true); err != nil {
+						t.Fatal(err)
+					}
+				}
+				snapshot := written(t, b)
+				clocks := clocksNow()
+				if _, err := binary.Decode(snapshot[len(snapshotBegin):], binary.BigEndian, clocks); err != nil {
+					t.Fatal(err)
+				}
+				if otherBoot {
+					clocks.Wall -= int64(1000 * time.Hour) // so long ago the snapshot seems to be
+					clocks.Boot[0] ^= 1
+				}
+				again := mustRead(t, sealedAt(clocks, messagesOf(snapshot)))
+				defer again.fresh.close()
+				again.fresh.clock.opened()
+				if err := again.beat(trusttest.Heartbeat(time.Now()).GetHeartbeat(), true); err != nil {
+					t.Fatal(err)
+				}
+				kept := again.revoked.ended.len()
+				if want := map[bool]int{false: 0, true: 10}[otherBoot]; kept != want {
+					t.Errorf("%d sessions, want %d", kept, want)
+				}
+			})
+		})
+	}
 }
 
 // writerEnv names the file for TestWriterToBeKilled to write.

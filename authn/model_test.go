@@ -121,6 +121,9 @@ func TestADayOfTokens(t *testing.T) {
 				check()
 			}
 		})
+		if stopped != nil && !rt.Failed() {
+			panic(stopped) // rapid takes panics of one line for the same failure
+		}
 		if stopped != nil {
 			panic(stopped)
 		}

@@ -111,8 +111,7 @@ func WithPlaintextFromOtherHosts() Option {
 }
 
 // WithLeeway accepts tokens for a duration after their expiry (RFC 7519 section 4.1.4). The
-// default is zero. A leeway is rarely needed: a Verifier corrects its clock by the
-// server's.
+// default is zero. A leeway is rarely needed: a Verifier goes by the server's clock.
 //
 // The server announces a margin, for which it keeps revocations after the expiry of the
 // tokens concerned. A leeway longer than the margin is cut to the margin, with a warning in
@@ -127,7 +126,8 @@ func WithoutWaiting() Option {
 	return func(c *config) { c.withoutWait = true }
 }
 
-// WithLogger logs each end and return of the trust bundle's stream, staleness, failures of
+// WithLogger logs each end and return of the trust bundle's stream, staleness, a clock of the
+// server that was set, failures of
 // the snapshot file, and panics of handlers after the end of their streams. No token is
 // logged. The default, and nil, is silence.
 func WithLogger(log *slog.Logger) Option {
@@ -159,12 +159,12 @@ const (
 //
 // A heartbeat of the server carries the time up to which the server knew every change. The
 // age counts from the newest such time, so the age also grows while the server is connected
-// but has lost its database.
+// but has lost its database, and a heartbeat that arrives late is as old as its delay.
+// Setting a clock, here or at the server, changes no age. The age may be too high by the
+// newest round trip to the server.
 //
-// After a suspension of the machine (a laptop, a paused virtual machine), the time asleep
-// counts for the age; from two minutes on, the time asleep also counts for the expiry of
-// tokens. A machine's clock set forward has the same effect. The server's next heartbeat
-// corrects both.
+// A suspension of the machine, such as a laptop, counts for the age and for the expiry of
+// tokens. A pause of a virtual machine by its host is noticed at the server's next heartbeat.
 func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 	return func(c *config) { c.stale = staleness{after, policy} }
 }
@@ -181,8 +181,9 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 //     answers. [WithMaxStaleness] with RefuseWhenStale sets a limit, because the age of the
 //     file counts as staleness.
 //   - The exact time. The Verifier takes the latest possible time: the server's time in the
-//     file plus the time passed since by this machine's clock, or this machine's clock if
-//     later. A clock ahead of the server's lets tokens expire early.
+//     file plus the time passed since, or this machine's clock if later. A clock ahead of the
+//     server's lets tokens expire early. If the machine has booted since, the time passed is
+//     unknown: the bundle is stale from the first moment.
 //
 // Protect the file as you would protect the keys: anyone able to write the file can forge
 // tokens of every user. The Verifier creates the file with mode 0600, and a missing folder,

@@ -20,13 +20,14 @@ const pruneEvery = time.Minute
 //
 // Messages only add entries, and an entry never becomes weaker: a server restored from a
 // backup may have forgotten a revocation, and the revoked token must stay refused. An entry
-// is deleted when the last token concerned has expired.
+// is deleted when the last token concerned has expired, by every clock heard lately: a clock
+// that was ahead for a moment deletes nothing.
 type revocations struct {
 	mu     sync.RWMutex
 	ended  idMap[int64] // ended session → keep until, server time, Unix seconds
 	raised idMap[raised]
 
-	nextPrune time.Time // used by the writing goroutine alone
+	nextPrune time.Time // by this machine's monotonic clock; used by the writing goroutine alone
 }
 
 // raised holds two versions of a user's rights. A token with a lower version (claim ver) is
@@ -44,7 +45,7 @@ type news interface {
 	GetRaisedVersions() []*watchwordv1.RaisedVersion
 }
 
-// add stores the revocations of a message. now is the server's time. A concurrent
+// add stores the revocations of a message. now is the token time. A concurrent
 // [bundle.judge] may see a part of the message; since entries are only added, judge refuses
 // no token without a reason from the message.
 func (r *revocations) add(n news, t *trust, now time.Time) {
@@ -81,13 +82,14 @@ func (r *revocations) sizes() (ended, raised int) {
 	return r.ended.len(), r.raised.len()
 }
 
-// prune deletes the entries of which all tokens concerned have expired. now is the server's
-// time. Within pruneEvery of the last deletion, prune does nothing.
-func (r *revocations) prune(now time.Time) {
-	if now.Before(r.nextPrune) {
+// prune deletes the entries of which all tokens concerned have expired. expired is the
+// token time of [serverClock.expired]. Within pruneEvery of the last deletion, prune
+// does nothing.
+func (r *revocations) prune(expired time.Time) {
+	if time.Now().Before(r.nextPrune) {
 		return
 	}
-	r.nextPrune = now.Add(pruneEvery)
-	r.ended.forget(&r.mu, func(keep int64) bool { return keep < now.Unix() })
-	r.raised.forget(&r.mu, func(u raised) bool { return u.keep < now.Unix() })
+	r.nextPrune = time.Now().Add(pruneEvery)
+	r.ended.forget(&r.mu, func(keep int64) bool { return keep < expired.Unix() })
+	r.raised.forget(&r.mu, func(u raised) bool { return u.keep < expired.Unix() })
 }

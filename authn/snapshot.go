@@ -12,15 +12,17 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/encoding/protodelim"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/clock"
 )
 
 // A snapshot holds the content of a trust bundle as bytes:
 //
-//	"watchword snapshot 1\n"
-//	this machine's clock at the newest heartbeat, ns since 1970, 8 bytes, big-endian
+//	"watchword snapshot 2\n"
+//	a snapshotClock, in big-endian order
 //	WatchBundleResponse messages, each behind its length, a varint: chunks as at the
 //	    beginning of a stream, and one heartbeat with the resume token for the next stream
 //	SHA-256 of everything before, 32 bytes
@@ -29,17 +31,26 @@ import (
 // a disk. It stops no attacker: anyone able to write the file can compute the checksum.
 const (
 	snapshotMagic = "watchword snapshot "
-	snapshotBegin = snapshotMagic + "1\n"
+	snapshotBegin = snapshotMagic + "2\n"
 	// maxSnapshot bounds the memory for reading, in bytes: some five million revocations.
 	maxSnapshot = 256 << 20
 	// snapshotChunk limits the entries in one message.
 	snapshotChunk = 1000
 )
 
+// A snapshotClock holds the clocks at the moment of the writing. The heartbeat of the
+// snapshot holds the token time of that moment, and the bundle's age: as_of before now.
+type snapshotClock struct {
+	Wall   int64        // this machine's clock, ns since 1970
+	Boot   [36]byte     // the id of the machine's boot; zero if unknown
+	Up     int64        // since the boot, ns
+	Memory clock.Memory // of the clocks of the server
+}
+
 // version identifies the content of a bundle: at two equal versions a snapshot is the same.
 type version struct {
 	epoch uint64
-	asOf  int64
+	asOf  time.Duration
 }
 
 // version returns the present version, and whether the bundle is complete.
@@ -56,9 +67,10 @@ func (b *bundle) writeSnapshot(to io.Writer) (size int, err error) {
 	sum := sha256.New()
 	out := bufio.NewWriterSize(io.MultiWriter(to, sum), 64<<10)
 	out.WriteString(snapshotBegin) // Flush returns the error of every write
-	binary.Write(out, binary.BigEndian, at.local.UnixNano())
-	size = len(snapshotBegin) + 8 + sha256.Size
-	for m := range b.messages(at) {
+	clocks, beat := b.clocks(at)
+	binary.Write(out, binary.BigEndian, clocks)
+	size = len(snapshotBegin) + binary.Size(clocks) + sha256.Size
+	for m := range b.messages(beat) {
 		n, err := protodelim.MarshalTo(out, m)
 		if size += n; err != nil {
 			return size, err
@@ -75,8 +87,8 @@ func (b *bundle) writeSnapshot(to io.Writer) (size int, err error) {
 }
 
 // messages returns the messages of a snapshot: the trust state and all revocations, in
-// chunks, and a heartbeat with the position.
-func (b *bundle) messages(at *position) iter.Seq[*watchwordv1.WatchBundleResponse] {
+// chunks, and the heartbeat last.
+func (b *bundle) messages(last *watchwordv1.WatchBundleResponse) iter.Seq[*watchwordv1.WatchBundleResponse] {
 	return func(yield func(*watchwordv1.WatchBundleResponse) bool) {
 		trust := b.trust.Load()
 		next := &watchwordv1.SnapshotChunk{TrustState: trust.said}
@@ -102,9 +114,25 @@ func (b *bundle) messages(at *position) iter.Seq[*watchwordv1.WatchBundleRespons
 				&watchwordv1.RaisedVersion{UserId: id, Version: r.staleBelow, Until: until})
 		}
 		next.Last = true
-		beat := &watchwordv1.Heartbeat{ServerTime: timestamppb.New(at.server), AsOf: timestamppb.New(time.Unix(0, at.asOf))}
-		_ = send() && yield(&watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: at.resume})
+		_ = send() && yield(last)
 	}
+}
+
+// clocks returns the clocks of a snapshot that is written now, and the heartbeat for a
+// position.
+func (b *bundle) clocks(at *position) (*snapshotClock, *watchwordv1.WatchBundleResponse) {
+	id, up := clock.Boot()
+	c := &snapshotClock{Wall: time.Now().UnixNano(), Up: int64(up)}
+	copy(c.Boot[:], id)
+	earliest, latest := b.fresh.clock.read()
+	var now time.Duration
+	now, c.Memory = b.fresh.clock.memory(b.trust.Load().remembered())
+	return c, &watchwordv1.WatchBundleResponse{Resume: at.resume, Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{
+		AsOf: durationpb.New(at.asOf),
+		Times: &watchwordv1.ServerTimes{
+			Now: durationpb.New(max(now, at.asOf)), Earliest: timestamppb.New(time.Unix(0, earliest)), Latest: timestamppb.New(time.Unix(0, latest)),
+		},
+	}}}
 }
 
 // readSnapshot fills an empty bundle from a snapshot of the given length in bytes. After
@@ -115,7 +143,7 @@ func (b *bundle) readSnapshot(from io.Reader, length int64) error {
 	}
 	sum := sha256.New()
 	body := bufio.NewReader(io.TeeReader(io.LimitReader(from, length-sha256.Size), sum))
-	local, err := readBegin(body)
+	clocks, err := readBegin(body)
 	if err != nil {
 		return err
 	}
@@ -130,20 +158,22 @@ func (b *bundle) readSnapshot(from io.Reader, length int64) error {
 	if _, err := io.ReadFull(from, want); err != nil || !bytes.Equal(want, sum.Sum(nil)) {
 		return errors.New("damaged: the checksum does not match the content")
 	}
-	return b.recall(last, local)
+	return b.recall(last, clocks)
 }
 
-// readBegin reads the bytes before the messages, and returns the time of this machine's
-// clock.
-func readBegin(body io.Reader) (time.Time, error) {
-	begin := make([]byte, len(snapshotBegin)+8)
+// readBegin reads the bytes before the messages.
+func readBegin(body io.Reader) (*snapshotClock, error) {
+	begin, clocks := make([]byte, len(snapshotBegin)), &snapshotClock{}
 	if _, err := io.ReadFull(body, begin); err != nil || !bytes.HasPrefix(begin, []byte(snapshotMagic)) {
-		return time.Time{}, errors.New("not a snapshot of a trust bundle")
+		return nil, errors.New("not a snapshot of a trust bundle")
 	}
-	if !bytes.HasPrefix(begin, []byte(snapshotBegin)) {
-		return time.Time{}, errors.New("written in another version of the format")
+	if string(begin) != snapshotBegin {
+		return nil, errors.New("written in another version of the format")
 	}
-	return time.Unix(0, int64(binary.BigEndian.Uint64(begin[len(snapshotBegin):]))), nil
+	if err := binary.Read(body, binary.BigEndian, clocks); err != nil {
+		return nil, errors.New("malformed: the clocks are missing")
+	}
+	return clocks, nil
 }
 
 // applySnapshot applies the chunks and returns the heartbeat behind them.
@@ -168,28 +198,43 @@ func (b *bundle) applySnapshot(body *bufio.Reader, length int64) (*watchwordv1.W
 	}
 }
 
-// recall sets the position of the bundle from the heartbeat at the end of a snapshot. local
-// is this machine's clock at that heartbeat.
+// recall sets the position and the clock of the bundle from a snapshot: from the heartbeat
+// at the end and the clocks at the beginning.
 //
-// recall deletes the entries that had expired by the server's time in the snapshot. The
-// server's time now is only a guess. If recall deleted a revocation by a guess that is too
-// late, the server's next heartbeat would correct the clock, and the revoked token would be
-// accepted again.
-func (b *bundle) recall(last *watchwordv1.WatchBundleResponse, local time.Time) error {
+// The time since the writing is known if this machine has not booted since: by the time
+// since the boot, or by the machine's clock if that has run further. After another boot the
+// machine's clock may show anything. The bundle then is stale from the first moment, and
+// revocations are kept as if every clock had been in force.
+//
+// The token time is the latest possible one. A clock too late refuses good tokens until the
+// server answers; a clock too early accepts expired tokens.
+func (b *bundle) recall(last *watchwordv1.WatchBundleResponse, c *snapshotClock) error {
 	beat := last.GetHeartbeat()
-	server, asOf := beat.GetServerTime().AsTime(), beat.GetAsOf().AsTime()
-	if !plausible(server) || !plausible(asOf) || !plausible(local) {
+	latest, wall := beat.GetTimes().GetLatest().AsTime(), time.Unix(0, c.Wall)
+	age := beat.GetTimes().GetNow().AsDuration() - beat.GetAsOf().AsDuration()
+	if !plausible(latest) || !plausible(wall) || beat.GetTimes().GetNow() == nil || beat.GetAsOf() == nil || age < 0 || age > longAge || c.Memory.Heard < 0 {
 		return errors.New("malformed: a time is missing or impossible")
 	}
-	b.revoked.prune(server)
-	b.fresh.restore(position{
-		resume: last.GetResume(),
-		asOf:   min(asOf.UnixNano(), server.UnixNano()), // an age is never negative
-		server: server,
-		local:  local,
-	})
+	passed := max(0, time.Since(wall))
+	id, up := clock.Boot()
+	same := id != "" && string(c.Boot[:]) == id
+	if same {
+		passed = max(passed, up-time.Duration(c.Up))
+	} else {
+		age = max(age, b.fresh.limit.after+time.Nanosecond)
+	}
+	token := max(time.Duration(nanosOf(latest))+passed, time.Duration(time.Now().UnixNano()))
+	b.fresh.clock.guess(clock.Answer(token, 0, 0))
+	if !same {
+		c.Memory.Heard = 0
+	}
+	b.fresh.clock.remember(passed, c.Memory)
+	b.fresh.restore(position{resume: last.GetResume(), asOf: -age - passed})
 	return nil
 }
+
+// longAge is the longest age of a bundle that a snapshot may state.
+const longAge = 100 * 365 * 24 * time.Hour
 
 // plausible returns whether a time is far from where arithmetic overflows. An unset time is
 // in 1970.

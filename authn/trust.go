@@ -132,6 +132,10 @@ func (t *trust) keepUntil(until *timestamppb.Timestamp, now time.Time) int64 {
 	return end.Add(t.margin).Unix() + 1
 }
 
+// remembered returns for how long a clock counts after it was last heard: for the life of a
+// revocation.
+func (t *trust) remembered() time.Duration { return t.maxLifetime + 2*t.margin }
+
 // expiryBefore inverts [trust.keepUntil]: it returns the value of until for which keepUntil
 // returns keep.
 func (t *trust) expiryBefore(keep int64) *timestamppb.Timestamp {

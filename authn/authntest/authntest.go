@@ -215,10 +215,10 @@ func (i *Issuer) WithdrawKey(raw string) {
 }
 
 // Advance sets the issuer's clock ahead by d. The clocks of connected verifiers follow, by a
-// heartbeat. A negative d panics: a verifier's clock does not go back.
+// heartbeat. A negative d panics: Advance goes ahead only.
 func (i *Issuer) Advance(d time.Duration) {
 	if d < 0 {
-		panic("authntest: a verifier's clock does not go back")
+		panic("authntest: Advance goes ahead only")
 	}
 	i.order.Lock()
 	defer i.order.Unlock()

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/trusttest"
@@ -19,8 +20,26 @@ const beatEvery = 20 * time.Second
 type message = trusttest.Message
 
 // Conn returns a connection to the issuer, for authn.NewVerifier. It serves only
-// TrustService/WatchBundle; every other method is UNIMPLEMENTED.
-func (i *Issuer) Conn() grpc.ClientConnInterface { return trusttest.Conn(i.open) }
+// TrustService/WatchBundle and TrustService/GetTime; every other method is UNIMPLEMENTED.
+func (i *Issuer) Conn() grpc.ClientConnInterface { return conn{trusttest.Conn(i.open), i} }
+
+type conn struct {
+	trusttest.Conn
+	issuer *Issuer
+}
+
+// Invoke serves GetTime, and refuses every other unary call.
+func (c conn) Invoke(ctx context.Context, method string, in, out any, opts ...grpc.CallOption) error {
+	if method != watchwordv1.TrustService_GetTime_FullMethodName {
+		return c.Conn.Invoke(ctx, method, in, out, opts...)
+	}
+	c.issuer.mu.Lock()
+	defer c.issuer.mu.Unlock()
+	proto.Merge(out.(proto.Message), &watchwordv1.GetTimeResponse{
+		Nonce: in.(*watchwordv1.GetTimeRequest).GetNonce(), Times: trusttest.Times(c.issuer.now()),
+	})
+	return nil
+}
 
 // open begins a stream with the present state as its snapshot.
 func (i *Issuer) open(ctx context.Context) (trusttest.Next, error) {

@@ -192,13 +192,16 @@ func List(ctx context.Context, s *store.Store, f store.AuditFilter, limit int) (
 	return records, next, err
 }
 
-// Prune deletes records of the security record older than maxAge (--audit-ttl), in
-// small steps.
+// Prune deletes records of the security record older than maxAge (--audit-ttl), as
+// [store.Tx.Aged] counts, in small steps.
 func (l *Log) Prune(ctx context.Context, maxAge time.Duration) error {
 	for {
 		var n int64
-		err := l.store.Write(ctx, func(tx *store.Tx) (err error) {
-			n, err = tx.PruneAudit(tx.Now().Add(-maxAge), pruneStep)
+		err := l.store.Write(ctx, func(tx *store.Tx) error {
+			aged, err := tx.Aged(maxAge)
+			if err == nil {
+				n, err = tx.PruneAudit(aged, pruneStep)
+			}
 			return err
 		})
 		if err != nil || n < pruneStep {

@@ -23,13 +23,14 @@ const (
 // Imports must keep pointing down: think before adding a package to a row. A new package
 // needs a row. Tests may import every package but internal/e2e.
 var mayImport = map[string][]string{
-	"authn":                    {gen, "internal/detach", "internal/durable", "internal/refusal", "internal/retry", "internal/token", "internal/transport"}, // public: no database, no server, no command line
-	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                 // public
-	"authn/tokensource":        {"authn", gen, "internal/refusal", "internal/retry", "internal/token", "internal/transport"},                               // public: as authn
+	"authn":                    {gen, "internal/clock", "internal/detach", "internal/durable", "internal/refusal", "internal/retry", "internal/token", "internal/transport"}, // public: no database, no server, no command line
+	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                                   // public
+	"authn/tokensource":        {"authn", gen, "internal/refusal", "internal/retry", "internal/token", "internal/transport"},                                                 // public: as authn
 	"cmd/watchword":            {"internal/cli"},
 	"docs":                     {}, // tests of the text alone
 	"internal/audit":           {"internal/caller", "internal/store"},
 	"internal/caller":          {"internal/store"},
+	"internal/clock":           {},
 	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/throttle", "internal/user"},
 	"internal/cli":             {gen, "internal/caller", "internal/audit", "internal/durable", "internal/feed", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/token", "internal/transport", "internal/user"},
 	"internal/detach":          {},
@@ -37,7 +38,7 @@ var mayImport = map[string][]string{
 	"internal/e2e":             {},
 	"internal/feed":            {gen, "internal/hub", "internal/store", "internal/token"},
 	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share"},
-	"internal/hub":             {gen, "internal/share"}, // no database: an upstream stream may fill a hub too
+	"internal/hub":             {gen, "internal/clock", "internal/share"}, // no database: an upstream stream may fill a hub too
 	"internal/issuer":          {"internal/audit", "internal/caller", "internal/feed", "internal/seal", "internal/store", "internal/token"},
 	"internal/password":        {"internal/share"},
 	"internal/pgtest":          {}, // for tests alone

@@ -217,7 +217,9 @@ func (o *outage) knownSince(t *testing.T, since time.Time) error {
 	for err == nil {
 		var m *watchwordv1.WatchBundleResponse
 		if m, err = stream.Recv(); m.GetHeartbeat() != nil {
-			if asOf := m.GetHeartbeat().GetAsOf().AsTime(); !asOf.After(since) {
+			beat := m.GetHeartbeat()
+			asOf := beat.GetTimes().GetLatest().AsTime().Add(beat.GetAsOf().AsDuration() - beat.GetTimes().GetNow().AsDuration())
+			if !asOf.After(since) {
 				return fmt.Errorf("the heartbeat's as-of time is %v, %v too early", asOf, since.Sub(asOf))
 			}
 			return nil

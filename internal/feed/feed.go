@@ -41,14 +41,15 @@ const (
 // is running, one goroutine uses those of the second (Open's, then Run's), and the rest
 // are atomic.
 type Feed struct {
-	store  *store.Store
-	hub    *hub.Hub
-	hint   chan struct{} // has room for one
-	issuer string
-	keys   Keys
-	logger *slog.Logger
-	poll   time.Duration
-	beats  time.Duration
+	store    *store.Store
+	hub      *hub.Hub
+	hint     chan struct{} // has room for one
+	clockSet chan struct{} // has room for one; gets an element after the database's clock was set
+	issuer   string
+	keys     Keys
+	logger   *slog.Logger
+	poll     time.Duration
+	beats    time.Duration
 
 	at          hub.Position // every event up to this position is published
 	floor       int64        // the floor for versions, as read last
@@ -87,7 +88,7 @@ type KeySet struct {
 func Open(ctx context.Context, s *store.Store, of Origin, logger *slog.Logger) (*Feed, error) {
 	f := &Feed{
 		store: s, issuer: of.Issuer, keys: of.Keys, logger: logger, hint: make(chan struct{}, 1),
-		poll: pollEvery, beats: heartbeatEvery, trustUnread: true,
+		poll: pollEvery, beats: heartbeatEvery, trustUnread: true, clockSet: make(chan struct{}, 1),
 	}
 	if f.keys == nil {
 		f.keys = func(context.Context, *store.Tx) (KeySet, error) { return KeySet{}, nil }
@@ -113,9 +114,10 @@ func (f *Feed) Run(ctx context.Context) {
 	defer poll.Stop()
 	beat := time.NewTicker(f.beats)
 	defer beat.Stop()
-	var hints sync.WaitGroup
-	defer hints.Wait()
-	hints.Go(func() { f.store.Hints(ctx, f.nudge) })
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	tasks.Go(func() { f.store.Hints(ctx, f.nudge) })
+	tasks.Go(func() { f.countTicks(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -142,6 +144,24 @@ func (f *Feed) warnOnce(ctx context.Context, err error) {
 	case !f.warned && ctx.Err() == nil && !errors.Is(err, store.ErrAway):
 		f.warned = true
 		f.logger.WarnContext(ctx, "cannot read events; verifiers continue with the changes received so far", "error", err)
+	}
+}
+
+// countTicks counts the time that has passed, for Prune, until ctx ends. Run reads the tail in
+// another goroutine, since a write may wait for a standby.
+func (f *Feed) countTicks(ctx context.Context) {
+	every := time.NewTicker(store.TickEvery)
+	defer every.Stop()
+	for {
+		if err := f.store.Write(ctx, (*store.Tx).Tick); err != nil && ctx.Err() == nil {
+			f.logger.WarnContext(ctx, "cannot count the time that has passed; old rows are deleted later", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-every.C:
+		case <-f.clockSet: // the ticks note the new time
+		}
 	}
 }
 
@@ -197,8 +217,16 @@ func (f *Feed) Prune(ctx context.Context) error {
 	const step = 500 // rows: about a millisecond of the writer's time
 	for {
 		var n int64
-		err := f.store.Write(ctx, func(tx *store.Tx) (err error) {
-			n, err = tx.PruneEvents(step)
+		err := f.store.Write(ctx, func(tx *store.Tx) error {
+			longest, err := tx.MaxLifetime()
+			if err != nil {
+				return err
+			}
+			life := longest + Margin // from the writing of an event to its expiry
+			aged, err := tx.Aged(life)
+			if err == nil {
+				n, err = tx.PruneEvents(aged.Add(life), step)
+			}
 			return err
 		})
 		if err != nil || n < step {

@@ -53,6 +53,7 @@ func (f *Feed) readTail(ctx context.Context) error {
 func (f *Feed) readToEnd(ctx context.Context) error {
 	for {
 		var b batch
+		asked := f.hub.Elapsed()
 		err := f.store.Read(ctx, func(tx *store.Tx) (err error) {
 			b, err = f.readBatch(ctx, tx)
 			return err
@@ -78,8 +79,15 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 				return err
 			}
 		}
-		b.update.Greatest = f.greatest
-		f.hub.Publish(&b.update)
+		b.update.Greatest, b.update.Time.Asked = f.greatest, asked
+		if set := f.hub.Publish(&b.update); set != 0 {
+			f.logger.WarnContext(ctx, "the database's clock was set; access tokens and verifiers follow the clock", "by", set)
+			f.hub.Beat() // verifiers follow at once
+			select {
+			case f.clockSet <- struct{}{}:
+			default:
+			}
+		}
 		f.at = b.update.At
 		if b.last {
 			f.trustUnread = false
@@ -116,14 +124,8 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	if err != nil {
 		return b, err
 	}
-	// update.Ahead is by how much the database's clock is ahead of this process's clock.
-	// The transaction has read the database's clock, tx.Now, before time.Until reads this
-	// process's clock. So a transaction that waits in between makes Ahead too small, and
-	// never too large: authn's clock requires this. If the database and this process use
-	// one clock, Ahead is the short time between the two readings, and rounding makes
-	// Ahead zero.
-	now := tx.Now()
-	b.update.Ahead = time.Until(now).Round(time.Millisecond)
+	// The statement above has begun the transaction, and so has read the database's clock.
+	b.update.Time = hub.Reading{Token: tx.Now(), Answered: f.hub.Elapsed()}
 	floor, err := tx.Floor()
 	if err != nil {
 		return b, err
@@ -152,14 +154,12 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 		f.greatest = max(f.greatest, e.Version)
 		b.update.Passed = append(b.update.Passed, b.update.At)
 		f.trustUnread = f.trustUnread || e.Kind == store.KeysChanged
-		if e.ExpiresAt.After(now) {
-			addEvent(change, e)
-		}
+		addEvent(change, e)
 	}
 	if !b.last {
 		return b, nil
 	}
-	b.update.AsOf = now
+	b.update.Whole = true
 	if b.update.At.Seq < head {
 		b.update.At = hub.Position{Seq: head} // events that were pruned have numbers too
 	}
@@ -169,8 +169,9 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	return b, err
 }
 
-// addEvent adds an event to a change. KeysChanged adds nothing: the trust state names
-// all keys.
+// addEvent adds an event to a change. The clock decides nothing here: an event counts
+// until Prune has deleted the event. KeysChanged adds nothing: the trust state names all
+// keys.
 func addEvent(change *watchwordv1.Change, e *store.Event) {
 	until := timestamppb.New(e.ExpiresAt)
 	switch e.Kind {
@@ -198,6 +199,10 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 	if err != nil {
 		return nil, err
 	}
+	aged, err := tx.Aged(longest + Margin)
+	if err != nil {
+		return nil, err
+	}
 	set, err := f.keys(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -207,7 +212,7 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 		Issuer: f.issuer, MaxTokenLifetime: durationpb.New(longest), Margin: durationpb.New(Margin), WithdrawnKids: set.Withdrawn,
 	}
 	for _, row := range set.Rows {
-		if !row.RevokedAt.IsZero() || !row.VerifiesUntil.IsZero() && !row.VerifiesUntil.After(tx.Now()) {
+		if !row.RevokedAt.IsZero() || VerifiesNothing(row, aged, longest) {
 			continue
 		}
 		key, err := verificationKey(row)
@@ -218,6 +223,13 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 		trust.Keys = append(trust.Keys, key)
 	}
 	return trust, nil
+}
+
+// VerifiesNothing reports whether the last token of a key has expired, by the clock and by
+// ticks: aged is what [store.Tx.Aged] returns for longest, the longest lifetime of a token,
+// plus Margin.
+func VerifiesNothing(key *store.SigningKey, aged time.Time, longest time.Duration) bool {
+	return !key.VerifiesUntil.IsZero() && key.VerifiesUntil.Before(aged.Add(longest+Margin)) && !aged.IsZero()
 }
 
 // verificationKey returns the public half of a key, with the time of its last use.

@@ -23,9 +23,15 @@ func (h *Hub) Conn() grpc.ClientConnInterface { return localConn{h} }
 
 type localConn struct{ hub *Hub }
 
-// Invoke refuses every unary call: a verifier makes none.
-func (localConn) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
-	return status.Errorf(codes.Unimplemented, "%s is not served in process", method)
+// Invoke serves GetTime.
+func (c localConn) Invoke(_ context.Context, method string, in, out any, _ ...grpc.CallOption) error {
+	if method != watchwordv1.TrustService_GetTime_FullMethodName {
+		return status.Errorf(codes.Unimplemented, "%s is not served in process", method)
+	}
+	proto.Merge(out.(proto.Message), &watchwordv1.GetTimeResponse{
+		Nonce: in.(*watchwordv1.GetTimeRequest).GetNonce(), Times: c.hub.Times(),
+	})
+	return nil
 }
 
 // NewStream opens WatchBundle.

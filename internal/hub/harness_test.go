@@ -60,7 +60,13 @@ func (s *source) publish(change *watchwordv1.Change, events int) {
 		s.passed = append(s.passed, at)
 	}
 	proto.Merge(&s.change, change)
-	s.Publish(&hub.Update{Change: change, Passed: s.passed[before:], At: s.at(), AsOf: time.Now()})
+	s.Publish(&hub.Update{Change: change, Passed: s.passed[before:], At: s.at(), Time: s.reading(), Whole: true})
+}
+
+// reading returns a reading of this machine's clock.
+func (s *source) reading() hub.Reading {
+	now := s.Elapsed()
+	return hub.Reading{Token: time.Now(), Asked: now, Answered: now}
 }
 
 // at returns the position of the last event.
@@ -100,7 +106,7 @@ func (s *source) fill(n int) {
 func (s *source) replica() *source {
 	other := emptySource()
 	other.passed = slices.Clone(s.passed)
-	other.Publish(&hub.Update{Change: proto.Clone(&s.change).(*watchwordv1.Change), Passed: other.passed, At: other.at(), AsOf: time.Now()})
+	other.Publish(&hub.Update{Change: proto.Clone(&s.change).(*watchwordv1.Change), Passed: other.passed, At: other.at(), Time: other.reading(), Whole: true})
 	return other
 }
 
@@ -109,7 +115,7 @@ func (s *source) replica() *source {
 func (s *source) fork(keep int, state *watchwordv1.TrustState) {
 	s.Fork()
 	s.passed = slices.Clone(s.passed[:keep])
-	s.Publish(&hub.Update{Change: &watchwordv1.Change{TrustState: state}, Passed: s.passed, At: s.at(), AsOf: time.Now()})
+	s.Publish(&hub.Update{Change: &watchwordv1.Change{TrustState: state}, Passed: s.passed, At: s.at(), Time: s.reading(), Whole: true})
 }
 
 func watch(t testing.TB, s *source, at []byte) *hub.Watcher {
@@ -171,7 +177,7 @@ func opening(t testing.TB, w *hub.Watcher) (sessions []string, at []byte) {
 			break
 		}
 	}
-	if next(t, w).GetHeartbeat().GetServerTime() == nil {
+	if next(t, w).GetHeartbeat().GetTimes() == nil {
 		t.Fatal("no heartbeat behind the snapshot")
 	}
 	return sessions, at

@@ -14,6 +14,11 @@
 // each peer. When all places are taken, a newcomer gets the place of the peer that holds
 // most: see package share.
 //
+// The hub knows the token time, the time of the origin's clock, from the publisher's
+// readings. In between the hub calculates the token time from the time that passes in this
+// process. So the machine's clock has no influence. Every heartbeat carries the token time
+// and a time of the process clock, as [Hub.Times] returns them.
+//
 // The process's own verifier, called the local verifier, watches through [Hub.Conn]
 // and needs no place. [Hub.WaitApplied] returns when the local verifier has applied
 // the events up to a position.
@@ -28,9 +33,11 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/clock"
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
@@ -61,13 +68,15 @@ type Hub struct {
 	refresh   func(context.Context) error
 	places    *share.Pool
 	turns     turns
+	process   []byte         // a random id of this process
+	elapsed   *clock.Elapsed // the process clock
 
 	mu         sync.Mutex // guards all fields below
 	trust      *watchwordv1.TrustState
 	trustChunk Message // trust, encoded as the first message of a stream
 	revoked    revocations
-	ahead      time.Duration // of the origin's clock before this process's
-	asOf       time.Time     // by the origin's clock: events committed until then are published
+	token      clock.Estimate // of the token time, in ns since 1970, against the process clock
+	asOf       time.Duration  // by the process clock: events committed until then are published
 	ring       ring
 	greatest   int64 // of the newest update
 	claimed    int64 // the greatest version in the resume token of a watcher
@@ -85,8 +94,10 @@ type Hub struct {
 func New(origin string, refresh func(context.Context) error) *Hub {
 	h := &Hub{
 		origin: origin, resumeKey: []byte(rand.Text()), refresh: refresh, turns: turns{peers: map[string]*turn{}},
+		process: make([]byte, 8), elapsed: clock.New(),
 		ring: ring{grown: make(chan struct{})}, appliedGrown: make(chan struct{}),
 	}
+	rand.Read(h.process)
 	h.LimitWatchers(maxWatchers, nil)
 	return h
 }
@@ -100,22 +111,35 @@ type Update struct {
 	// Greatest is at least the floor for versions and every version of an event, in this
 	// history and in histories that were replaced.
 	Greatest int64
-	Ahead    time.Duration // of the origin's clock before this process's
-	AsOf     time.Time     // events committed until then are published; zero: as before
+	Time     Reading // of the origin's clock
+	Whole    bool    // every event committed before Time.Asked is published
 }
+
+// Reading is a reading of the origin's clock: the clock showed Token after the time Asked
+// and before the time Answered of [Hub.Elapsed].
+type Reading struct {
+	Token           time.Time
+	Asked, Answered time.Duration
+}
+
+// Elapsed returns the time of the process clock.
+func (h *Hub) Elapsed() time.Duration { return h.elapsed.Now() }
 
 // Publish applies an update, and sends a message to all watchers if the update has a
 // trust state or ends at a new position. The first update with a trust state must
-// come before Watch and Conn are used. The hub keeps the update's parts.
+// come before Watch and Conn are used. The hub keeps the update's parts. Publish returns by
+// how much the origin's clock was set since the reading before; zero: the clock was not set.
 //
 // State and message change in one step: a watcher that receives the message finds the
 // trust state of the update, or a newer one, in [Hub.TrustState] and in a new stream.
-func (h *Hub) Publish(u *Update) {
+func (h *Hub) Publish(u *Update) (set time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.ahead, h.greatest = u.Ahead, u.Greatest
-	if !u.AsOf.IsZero() {
-		h.asOf = u.AsOf
+	shown := time.Duration(u.Time.Token.UnixNano())
+	set, _ = h.token.Learn(clock.Answer(shown, u.Time.Asked, u.Time.Answered), clock.Span{From: u.Time.Asked, To: u.Time.Answered}, true)
+	h.greatest = u.Greatest
+	if u.Whole {
+		h.asOf = max(h.asOf, u.Time.Asked)
 	}
 	if trust := u.Change.GetTrustState(); trust != nil {
 		if h.trust != nil {
@@ -123,13 +147,14 @@ func (h *Hub) Publish(u *Update) {
 		}
 		h.trust, h.trustChunk = trust, encode(chunk(&watchwordv1.SnapshotChunk{TrustState: trust}))
 	} else if u.At == h.ring.at {
-		return
+		return set
 	}
 	h.revoked.add(u.Change)
 	h.ring.advance(u.Passed, u.At)
 	h.ring.append(false, encode(&watchwordv1.WatchBundleResponse{
 		Message: &watchwordv1.WatchBundleResponse_Change{Change: u.Change}, Resume: h.resumeLocked(),
 	}))
+	return set
 }
 
 // Fork begins another history at position zero. All watchers are dropped and must
@@ -146,7 +171,7 @@ func (h *Hub) Fork() {
 func (h *Hub) Beat() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.revoked.dropExpired(h.nowLocked())
+	h.revoked.dropExpired(h.expiredLocked())
 	h.ring.append(true, encode(h.heartbeatLocked(h.resumeLocked())))
 }
 
@@ -193,13 +218,34 @@ func (h *Hub) knows(at Position) bool {
 	return h.ring.knows(at)
 }
 
-// nowLocked returns the time of the origin's clock, by which tokens are minted and
-// revocations expire, also while the origin cannot be asked. h.mu must be held.
-func (h *Hub) nowLocked() time.Time { return time.Now().Add(h.ahead) }
+// expiredLocked returns the time before which a revocation has expired: by every clock
+// that the origin had within the life of a revocation. So a clock that is wrong for a
+// moment drops no revocation. h.mu must be held.
+func (h *Hub) expiredLocked() time.Time {
+	life := h.trust.GetMaxTokenLifetime().AsDuration() + h.trust.GetMargin().AsDuration()
+	return time.Unix(0, int64(h.token.Expired(h.elapsed.Now(), life)))
+}
+
+// Times returns the times of this process, for a heartbeat or for an answer to a verifier.
+func (h *Hub) Times() *watchwordv1.ServerTimes {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.timesLocked()
+}
+
+// timesLocked returns the times of this process. h.mu must be held.
+func (h *Hub) timesLocked() *watchwordv1.ServerTimes {
+	now, token, read := h.elapsed.Now(), h.token.Offset(), h.token.Read()
+	return &watchwordv1.ServerTimes{
+		Process: h.process, Now: durationpb.New(now), Asked: durationpb.New(read.From), Answered: durationpb.New(read.To),
+		Earliest: timestamppb.New(time.Unix(0, int64(token.Earliest(now)))),
+		Latest:   timestamppb.New(time.Unix(0, int64(token.Latest(now)))),
+	}
+}
 
 // heartbeatLocked returns a heartbeat. h.mu must be held.
 func (h *Hub) heartbeatLocked(resume []byte) *watchwordv1.WatchBundleResponse {
-	beat := &watchwordv1.Heartbeat{ServerTime: timestamppb.New(h.nowLocked()), AsOf: timestamppb.New(h.asOf)}
+	beat := &watchwordv1.Heartbeat{Times: h.timesLocked(), AsOf: durationpb.New(h.asOf)}
 	return &watchwordv1.WatchBundleResponse{
 		Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: beat}, Resume: resume,
 	}

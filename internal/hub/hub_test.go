@@ -317,7 +317,7 @@ func TestAHubThatIsBehindIsRefreshed(t *testing.T) {
 			behind.passed = s.passed
 			behind.Publish(&hub.Update{
 				Change: &watchwordv1.Change{EndedSessions: []*watchwordv1.EndedSession{ended("one knows"), ended("new")}},
-				Passed: s.passed[1:], At: s.at(),
+				Passed: s.passed[1:], At: s.at(), Time: behind.reading(),
 			})
 			return nil
 		}

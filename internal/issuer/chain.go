@@ -152,7 +152,11 @@ func (c *chain) succeed(successor *store.SigningKey) error {
 	if age > 0 {
 		age += settle
 	}
-	from := slices.MaxFunc([]time.Time{c.now, successor.PublishedAt.Add(age), c.last.SignsFrom.Add(time.Microsecond)}, time.Time.Compare)
+	published := successor.PublishedAt
+	if published.After(c.now) { // the clock was ahead: the key may be published only now
+		published = c.now
+	}
+	from := slices.MaxFunc([]time.Time{c.now, published.Add(age), c.last.SignsFrom.Add(time.Microsecond)}, time.Time.Compare)
 	successor.SignsFrom, c.last.SignsUntil = from, from
 	c.last.VerifiesUntil = from.Add(longest + feed.Margin)
 	return nil

@@ -47,7 +47,8 @@ func NewKeyring(s *store.Store, w feed.Writer, keys *KeySet, a *audit.Log) *Keyr
 // the age of the caches. Rotate also publishes a new key as the next. alg is the
 // algorithm to sign with; empty keeps the present algorithm. While an earlier rotation
 // to the same algorithm waits for the caches, Rotate changes nothing and returns the
-// key of that rotation.
+// key of that rotation. If the clock was ahead at an earlier rotation and has been set back,
+// Rotate brings that rotation to the present time.
 //
 // Errors: ErrChainBroken; ErrTooMany; ErrRolledBack; seal.ErrWrongKey; errors of
 // [caller.Caller.Check] and of the store.
@@ -81,7 +82,18 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 		if err := c.intact(); err != nil {
 			return nil, err
 		}
-		if c.younger(ttl) && (alg == "" || c.last.Algorithm == string(alg)) {
+		back := false
+		if ttl == 0 {
+			var err error
+			if back, err = c.bringBack(); err != nil {
+				return nil, err
+			}
+		}
+		if (back || c.younger(ttl)) && (alg == "" || c.last.Algorithm == string(alg)) {
+			if back {
+				c.record = audit.Event{Type: audit.KeyRotated, KID: c.last.KID,
+					Detail: fmt.Sprintf("dated while the clock was ahead, signs from %s instead", c.last.SignsFrom.Format(time.RFC3339))}
+			}
 			return c.last, nil
 		}
 		c.removeExpired()

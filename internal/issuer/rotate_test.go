@@ -448,3 +448,72 @@ func TestReseal(t *testing.T) {
 	open(t, s, master)
 	rotate(t, k, "")
 }
+
+// A rotation made while the clock was ahead is brought back by rotating again, once or several
+// of them, and also the first key of all. In between and afterwards one key signs, and later
+// rotations work.
+func TestARotationInTheWrongTime(t *testing.T) {
+	const day = 24 * time.Hour
+	for name, ahead := range map[string]int{"first start": 0, "one rotation": 1, "three rotations": 3} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				k, s, master := ring(t)
+				for range ahead {
+					time.Sleep(age)
+					rotate(t, k, "")
+				}
+				// The clock of a bubble cannot be set back: the keys are set ahead instead.
+				const set = 10 * day
+				err := k.EditRows(t.Context(), func(row *store.SigningKey) {
+					right := ahead > 0 && row.SignsFrom.Equal(began) // began to sign in the right time
+					for _, at := range []*time.Time{&row.SignsFrom, &row.SignsUntil, &row.VerifiesUntil} {
+						if !at.IsZero() && !(right && at == &row.SignsFrom) {
+							*at = at.Add(set)
+						}
+					}
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				signs := func(when string) {
+					t.Helper()
+					if _, _, err := open(t, s, master).Mint(time.Now(), issuer.Subject{
+						UserID: "u", Username: "n", SessionID: "s", Audience: []string{"a"}, SessionEnd: time.Now().Add(time.Hour)}); err != nil {
+						t.Errorf("%s: %v", when, err)
+					}
+				}
+				signs("before")
+				key := rotate(t, k, "")
+				if wait := time.Until(key.SignsFrom); wait > age+time.Second {
+					t.Errorf("the key signs in %v", wait)
+				}
+				signs("at once")
+				time.Sleep(age + time.Second)
+				signs("later")
+				for range 3 {
+					next := rotate(t, k, "")
+					if next.KID == key.KID || time.Until(next.SignsFrom) > age+time.Second {
+						t.Errorf("the next rotation: %+v", next)
+					}
+					time.Sleep(2*age + time.Second)
+					signs("after the next rotation")
+					key = next
+				}
+				keys, err := issuer.List(t.Context(), s, master)
+				if err != nil {
+					t.Fatal(err)
+				}
+				signing := 0
+				for _, k := range keys {
+					if k.State == issuer.Signing {
+						signing++
+					}
+				}
+				if signing != 1 {
+					t.Errorf("%d keys sign: %+v", signing, keys)
+				}
+			})
+		})
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -23,9 +24,12 @@ import (
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
-// errNoCertificate means that WatchBundle needs a client certificate (--client-ca) and
-// the client has shown none.
+// errNoCertificate means that WatchBundle or GetTime needs a client certificate
+// (--client-ca) and the client has shown none.
 var errNoCertificate = errors.New("no client certificate")
+
+// maxNonceLength bounds what GetTime sends back, in bytes.
+const maxNonceLength = 64
 
 // Trust serves TrustService, from which verifiers get the keys and revocations (the
 // trust bundle).
@@ -33,7 +37,7 @@ type Trust struct {
 	watchwordv1.UnimplementedTrustServiceServer
 	Hub    *hub.Hub
 	Logger *slog.Logger
-	// NeedCertificate makes WatchBundle refuse a client without a certificate: the
+	// NeedCertificate makes WatchBundle and GetTime refuse a client without a certificate: the
 	// bundle names sessions and users, which the public key set does not.
 	NeedCertificate bool
 	Known           *share.Known
@@ -47,6 +51,17 @@ func (t *Trust) GetKeySet(context.Context, *watchwordv1.GetKeySetRequest) (*watc
 		resp.Keys = append(resp.Keys, key.GetKey())
 	}
 	return resp, nil
+}
+
+// GetTime serves TrustService/GetTime: the times of this process, read now.
+func (t *Trust) GetTime(ctx context.Context, req *watchwordv1.GetTimeRequest) (*watchwordv1.GetTimeResponse, error) {
+	if from, ok := peer.FromContext(ctx); t.NeedCertificate && (!ok || clientCertificate(from) == nil) {
+		return nil, errNoCertificate
+	}
+	if len(req.GetNonce()) > maxNonceLength {
+		return nil, invalidField{"nonce", fmt.Errorf("is longer than %d bytes", maxNonceLength)}
+	}
+	return &watchwordv1.GetTimeResponse{Nonce: req.GetNonce(), Times: t.Hub.Times()}, nil
 }
 
 // sendTimeout bounds how long a client of WatchBundle may leave a message unread after the

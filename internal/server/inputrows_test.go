@@ -181,6 +181,9 @@ func badPages(others map[string]string) map[string]string {
 // nothing has no rows of its own.
 func wrongInput(w *population) map[string][]wrong {
 	table := map[string][]wrong{"TrustService/GetKeySet": nil, "TrustService/WatchBundle": nil, "KeyService/ListKeys": nil}
+	table["TrustService/GetTime"] = []wrong{
+		{name: "a long nonce", req: &watchwordv1.GetTimeRequest{Nonce: make([]byte, 65)}, want: "INVALID_REQUEST", field: "nonce"},
+	}
 	maps.Copy(table, wrongForAuth(w))
 	maps.Copy(table, wrongForUsers(w))
 	maps.Copy(table, wrongForOthers(w))

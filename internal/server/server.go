@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"slices"
@@ -330,6 +331,10 @@ func (s *Server) stop() {
 	tasks.Wait()
 }
 
+// firstChore is the longest time from the start to the first run of a chore: a server that
+// restarts every few minutes prunes, too.
+const firstChore = 30 * time.Second
+
 // maintain prunes expired rows and rotates the signing keys, until ctx ends. Every
 // replica does so: pruning twice is harmless, and of two rotations at once the second
 // finds a young key. A chore that fails runs again at its next turn, and the log has a
@@ -355,14 +360,16 @@ func (s *Server) maintain(ctx context.Context) {
 	var tasks sync.WaitGroup
 	for _, c := range chores {
 		tasks.Go(func() {
-			tick := time.NewTicker(c.every)
-			defer tick.Stop()
+			first := min(c.every, firstChore)
+			next := time.NewTimer(first/2 + rand.N(first/2+1))
+			defer next.Stop()
 			for {
 				select {
 				case <-ctx.Done():
 					return
-				case <-tick.C:
+				case <-next.C:
 				}
+				next.Reset(c.every)
 				if err := c.do(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrAway) {
 					s.logger.WarnContext(ctx, c.name+" failed; it will be tried again", "error", err)
 				}

@@ -28,6 +28,7 @@ func wholeRequests(h *harness, a *account) map[string]proto.Message {
 		"AuthService/Logout":                &watchwordv1.LogoutRequest{},
 		"AuthService/ChangePassword":        &watchwordv1.ChangePasswordRequest{CurrentPassword: h.admin.password, NewPassword: fine},
 		"TrustService/WatchBundle":          &watchwordv1.WatchBundleRequest{},
+		"TrustService/GetTime":              &watchwordv1.GetTimeRequest{},
 		"UserService/CreateUser":            &watchwordv1.CreateUserRequest{Username: "new", Password: fine},
 		"UserService/GetUser":               &watchwordv1.GetUserRequest{},
 		"UserService/ListUsers":             &watchwordv1.ListUsersRequest{PageSize: 1},

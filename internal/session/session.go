@@ -435,19 +435,19 @@ func notAllowed(by caller.Caller, u *store.User) error {
 	}
 }
 
-// Prune deletes the rows of sessions that ended or expired at least Config.Idle ago, in
-// small steps. Until then a client that presents a refresh token of the session gets
+// Prune deletes the rows of sessions that ended or expired at least Config.Idle ago, as
+// [store.Tx.Aged] counts, in small steps. Until then a client that presents a refresh token of the session gets
 // the precise reason of the refusal.
 func (s *Sessions) Prune(ctx context.Context) error {
 	const step = 200 // rows in one transaction: about a millisecond of SQLite's one writer
 	for after := ""; ; {
-		err := s.d.Store.Write(ctx, func(tx *store.Tx) (err error) {
+		err := s.d.Store.Write(ctx, func(tx *store.Tx) error {
+			aged, err := tx.Aged(time.Duration(s.cfg.Idle))
+			if err != nil {
+				return err
+			}
 			after, err = tx.PruneSessions(after, step, func(row *store.Session) bool {
-				last := row.RefreshedAt
-				if row.EndedAt.After(last) {
-					last = row.EndedAt
-				}
-				return tx.Now().Before(last.Add(time.Duration(s.cfg.Idle)))
+				return row.RefreshedAt.After(aged) || row.EndedAt.After(aged)
 			})
 			return err
 		})

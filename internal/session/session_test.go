@@ -2,6 +2,7 @@ package session_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"math"
 	"sync"
@@ -93,7 +94,8 @@ func TestLostAnswerWithinTheGraceIsTheSame(t *testing.T) {
 func TestSessionsEndByAge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := sessiontest.Slow(t)
-		unused, used := w.Login(t), w.Login(t)
+		began := time.Now()
+		unused, untouched, used := w.Login(t), w.Login(t), w.Login(t)
 		for range 3 { // 87 days
 			time.Sleep(29 * 24 * time.Hour)
 			used = w.Refresh(t, used.Refresh)
@@ -106,14 +108,40 @@ func TestSessionsEndByAge(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		w.Refused(t, last.Refresh, session.ErrRefreshExpired)
-		if err := w.Sessions.Prune(t.Context()); err != nil {
-			t.Fatal(err)
+		prune := func() {
+			t.Helper()
+			if err := w.Sessions.Prune(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 		}
+		prune()
+		if err := w.Sessions.Logout(t.Context(), untouched.Refresh); err != nil {
+			t.Fatalf("pruned by the clock alone, without a tick: %v", err)
+		}
+		tickSince(t, w.Store, began)
+		prune()
 		if err := w.Sessions.Logout(t.Context(), unused.Refresh); !errors.Is(err, session.ErrRefreshExpired) {
 			t.Fatalf("a pruned session: %v", err)
 		}
 		w.Refused(t, last.Refresh, session.ErrRefreshExpired) // kept: it was used a minute ago
 	})
+}
+
+// tickSince makes an embedded database look as if a server had counted ticks since a time.
+func tickSince(t *testing.T, s *store.Store, began time.Time) {
+	t.Helper()
+	db, err := sql.Open("sqlite", s.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	const ticks = 60 // in ten minutes
+	_, err = db.Exec(`WITH RECURSIVE p(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM p WHERE n < $1)
+		INSERT INTO ticks (period, ticks, low, last) SELECT n, $2, $3 + (n - 1) * 600000000, $3 + n * 600000000 FROM p`,
+		time.Since(began)/(10*time.Minute), ticks, began.UnixMicro())
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestLogoutBeatsEveryRefreshThatItRaces(t *testing.T) {

@@ -40,7 +40,7 @@ func inhabited(t *testing.T, sessions int) (uri string) {
 	err = s.Write(t.Context(), func(tx *store.Tx) error {
 		now := tx.Now()
 		errs := []error{
-			tx.SetSetting("database_id", "an id"), tx.SetMaxLifetime(time.Hour),
+			tx.SetSetting("database_id", "an id"), tx.SetMaxLifetime(time.Hour), tx.Tick(),
 			tx.InsertUser(&store.User{ID: "-_", Username: "zoë\U0001F511", PasswordHash: "$argon2id$…", Roles: []string{"a", "b"}, Version: 1 << 40, CreatedAt: now}),
 			tx.InsertUser(&store.User{ID: "gone", Username: "gone", Disabled: true, RevokedBelow: 7, CreatedAt: now, DeletedAt: now}),
 			tx.InsertMACKey(&store.MACKey{ID: 1, SealedKey: []byte{0, 0xff, '\n', '\\'}, CreatedAt: now}),

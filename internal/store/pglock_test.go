@@ -282,7 +282,7 @@ func TestEverybodyAtOnce(t *testing.T) {
 	run("prune", 0, func(s *store.Store, n int) error {
 		return s.Write(context.Background(), func(tx *store.Tx) error {
 			_, err := tx.PruneSessions("", 100, func(row *store.Session) bool { return row.ID != fmt.Sprint("s", n%sessions) || n > sessions/2 })
-			_, err2 := tx.PruneEvents(10)
+			_, err2 := tx.PruneEvents(tx.Now(), 10)
 			return errors.Join(err, err2)
 		})
 	})

@@ -146,7 +146,7 @@ func TestAStandbyIsNotRead(t *testing.T) {
 	s := storetest.Open(t, proxy.URI())
 	proxy.Lead(standby.Addr())
 	proxy.Cut()
-	prune := func(tx *store.Tx) error { _, err := tx.PruneEvents(10); return err } // which finds nothing to change
+	prune := func(tx *store.Tx) error { _, err := tx.PruneEvents(tx.Now(), 10); return err } // which finds nothing to change
 	for name, err := range map[string]error{"Read": calls["Read"](t.Context(), s), "Write": s.Write(t.Context(), prune)} {
 		if !errors.Is(err, store.ErrUnavailable) {
 			t.Errorf("%s on a standby: %v", name, err)

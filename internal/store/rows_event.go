@@ -114,11 +114,11 @@ func (tx *Tx) Events(after int64, limit int) ([]*Event, error) {
 		`SELECT seq, tag, kind, subject, version, expires_at FROM events WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
 }
 
-// PruneEvents deletes up to limit expired events, and returns the number of deleted
-// events. The newest event stays: its tag shows a reader of the events whether the
-// database was replaced by an older copy.
-func (tx *Tx) PruneEvents(limit int) (int64, error) {
+// PruneEvents deletes up to limit events that expired before a time, and returns the number
+// of deleted events. The newest event stays: its tag shows a reader of the events whether
+// the database was replaced by an older copy.
+func (tx *Tx) PruneEvents(expired time.Time, limit int) (int64, error) {
 	return tx.deleteFound(`DELETE FROM events WHERE seq = $1`,
 		`SELECT seq FROM events WHERE expires_at <= $1 AND seq < (SELECT seq FROM head WHERE id = 1) ORDER BY expires_at LIMIT $2`,
-		micros(tx.Now()), limit)
+		micros(expired), limit)
 }

@@ -62,14 +62,14 @@ func (tx *Tx) SetThrottleBucket(b *ThrottleBucket) error {
 }
 
 // PruneThrottle reads up to limit buckets in order of id, beginning after the id `after`,
-// and deletes the buckets that count nothing. PruneThrottle returns the last id that it
-// has read; more is false at the end of the table.
-func (tx *Tx) PruneThrottle(after int64, limit int) (last int64, more bool, err error) {
+// and deletes the buckets that count nothing since the time clear. PruneThrottle returns the
+// last id that it has read; more is false at the end of the table.
+func (tx *Tx) PruneThrottle(after int64, limit int, clear time.Time) (last int64, more bool, err error) {
 	buckets, err := queryAll(tx, (*ThrottleBucket).columns,
 		`SELECT `+throttleColumns+` FROM throttle WHERE id > $1 ORDER BY id LIMIT $2`, after, limit)
 	for _, b := range buckets {
 		after = b.ID
-		if err == nil && b.ClearAt.Before(tx.Now()) { // the DELETE leaves a bucket that has counted since the read
+		if err == nil && b.ClearAt.Before(clear) { // the DELETE leaves a bucket that has counted since the read
 			err = tx.queueExec(`DELETE FROM throttle WHERE id = $1 AND clear_at = $2`, b.ID, micros(b.ClearAt))
 		}
 	}

@@ -385,8 +385,11 @@ func Prune(ctx context.Context, s *store.Store) error {
 	const step = 200 // rows in one transaction: about a millisecond of SQLite's one writer
 	after, more := int64(0), true
 	for more {
-		err := s.Write(ctx, func(tx *store.Tx) (err error) {
-			after, more, err = tx.PruneThrottle(after, step)
+		err := s.Write(ctx, func(tx *store.Tx) error {
+			clear, err := tx.Aged(0) // a clock that is ahead for a moment clears nothing
+			if err == nil {
+				after, more, err = tx.PruneThrottle(after, step, clear)
+			}
 			return err
 		})
 		if err != nil {

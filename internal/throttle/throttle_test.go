@@ -355,7 +355,7 @@ func TestPrune(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(10 * time.Minute)
+		storetest.Wait(t, c.store, 30*time.Minute)
 		key := c.Key("alice", at(""))
 		admitted(t, c, key)
 		if err := Prune(t.Context(), c.store); err != nil {
@@ -366,7 +366,7 @@ func TestPrune(t *testing.T) {
 			rows := 0
 			for last, more := int64(0), true; more; rows++ {
 				id, err := int64(0), error(nil)
-				if id, more, err = tx.PruneThrottle(last, 1); err != nil {
+				if id, more, err = tx.PruneThrottle(last, 1, tx.Now()); err != nil {
 					return err
 				}
 				last = id

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -55,14 +56,22 @@ func Chunk(c *watchwordv1.SnapshotChunk) *Message {
 	return &Message{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
 }
 
-// Heartbeat returns a heartbeat with the server's time at, which says that every
-// change until at was sent.
+// Heartbeat returns a heartbeat with the token time at, which says that every change until
+// now was sent.
 func Heartbeat(at time.Time) *Message {
-	now := timestamppb.New(at)
-	return &Message{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{ServerTime: now, AsOf: now}}}
+	times := Times(at)
+	return &Message{Message: &watchwordv1.WatchBundleResponse_Heartbeat{Heartbeat: &watchwordv1.Heartbeat{Times: times, AsOf: times.Now}}}
 }
 
-// Invoke refuses every unary call.
+// Times returns the times of a server process with the token time at. The process clock is
+// this machine's clock, as the time since 1970.
+func Times(at time.Time) *watchwordv1.ServerTimes {
+	now := durationpb.New(time.Duration(time.Now().UnixNano()))
+	return &watchwordv1.ServerTimes{Process: []byte("trusttest"), Now: now, Asked: now, Answered: now, Earliest: timestamppb.New(at), Latest: timestamppb.New(at)}
+}
+
+// Invoke refuses every unary call. A verifier can do without GetTime for ten minutes, and
+// then opens another stream.
 func (Conn) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOption) error {
 	return unserved(method)
 }

@@ -32,7 +32,7 @@ func TestPlay(t *testing.T) {
 			}
 			chunk, err1 := stream.Recv()
 			beat, err2 := stream.Recv()
-			if err := errors.Join(err1, err2); err != nil || !chunk.GetSnapshotChunk().GetLast() || !beat.GetHeartbeat().GetAsOf().AsTime().Equal(time.Now()) {
+			if err := errors.Join(err1, err2); err != nil || !chunk.GetSnapshotChunk().GetLast() || !beat.GetHeartbeat().GetTimes().GetLatest().AsTime().Equal(time.Now()) {
 				t.Errorf("received %v and %v, %v", chunk, beat, err)
 			}
 			ended := make(chan error)

@@ -808,10 +808,12 @@ func (x *Change) GetRaisedVersions() []*RaisedVersion {
 // Heartbeat tells that the server has sent everything that it knows.
 type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The server's clock. A verifier corrects its own clock by this time.
-	ServerTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=server_time,json=serverTime,proto3" json:"server_time,omitempty"`
-	// The server has sent everything that was committed before this moment.
-	AsOf          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
+	// The server's times when the server made the heartbeat. A stream carries the
+	// times of one process.
+	Times *ServerTimes `protobuf:"bytes,1,opt,name=times,proto3" json:"times,omitempty"`
+	// A time of the process clock: the server has sent everything that was committed
+	// before. The age of the bundle counts from as_of.
+	AsOf          *durationpb.Duration `protobuf:"bytes,2,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -846,16 +848,218 @@ func (*Heartbeat) Descriptor() ([]byte, []int) {
 	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{11}
 }
 
-func (x *Heartbeat) GetServerTime() *timestamppb.Timestamp {
+func (x *Heartbeat) GetTimes() *ServerTimes {
 	if x != nil {
-		return x.ServerTime
+		return x.Times
 	}
 	return nil
 }
 
-func (x *Heartbeat) GetAsOf() *timestamppb.Timestamp {
+func (x *Heartbeat) GetAsOf() *durationpb.Duration {
 	if x != nil {
 		return x.AsOf
+	}
+	return nil
+}
+
+// ServerTimes holds what a server process knows of the token time: the time of the
+// database's clock, by which access tokens are minted and expire. The token time
+// may be set; the process clock never is.
+//
+// A verifier finds out by a question of its own, WatchBundle or GetTime, what the
+// process clock shows. With that, every later heartbeat of the same process tells
+// the token time, also a heartbeat that arrives late.
+type ServerTimes struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A random id of the server process.
+	Process []byte `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
+	// The process clock: the time since the start of the process. Suspensions of the
+	// machine count.
+	Now *durationpb.Duration `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`
+	// A time of the process clock: the process has asked the database for the newest
+	// reading of the database's clock. After the answer, the token time is calculated
+	// from the process clock.
+	Asked *durationpb.Duration `protobuf:"bytes,3,opt,name=asked,proto3" json:"asked,omitempty"`
+	// A time of the process clock: the answer to that question has arrived.
+	Answered *durationpb.Duration `protobuf:"bytes,4,opt,name=answered,proto3" json:"answered,omitempty"`
+	// At `now`, the token time is at least earliest, and at most latest.
+	Earliest *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=earliest,proto3" json:"earliest,omitempty"`
+	// See earliest.
+	Latest        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=latest,proto3" json:"latest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerTimes) Reset() {
+	*x = ServerTimes{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerTimes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerTimes) ProtoMessage() {}
+
+func (x *ServerTimes) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerTimes.ProtoReflect.Descriptor instead.
+func (*ServerTimes) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ServerTimes) GetProcess() []byte {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *ServerTimes) GetNow() *durationpb.Duration {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *ServerTimes) GetAsked() *durationpb.Duration {
+	if x != nil {
+		return x.Asked
+	}
+	return nil
+}
+
+func (x *ServerTimes) GetAnswered() *durationpb.Duration {
+	if x != nil {
+		return x.Answered
+	}
+	return nil
+}
+
+func (x *ServerTimes) GetEarliest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Earliest
+	}
+	return nil
+}
+
+func (x *ServerTimes) GetLatest() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Latest
+	}
+	return nil
+}
+
+// GetTimeRequest asks for the time.
+type GetTimeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Any bytes, at most 64. The response repeats the nonce, so a response to an
+	// earlier request is recognized.
+	Nonce         []byte `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTimeRequest) Reset() {
+	*x = GetTimeRequest{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTimeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTimeRequest) ProtoMessage() {}
+
+func (x *GetTimeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTimeRequest.ProtoReflect.Descriptor instead.
+func (*GetTimeRequest) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *GetTimeRequest) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+// GetTimeResponse holds the time.
+type GetTimeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The nonce of the request.
+	Nonce []byte `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// The server's times, read after the request arrived.
+	Times         *ServerTimes `protobuf:"bytes,2,opt,name=times,proto3" json:"times,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetTimeResponse) Reset() {
+	*x = GetTimeResponse{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetTimeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetTimeResponse) ProtoMessage() {}
+
+func (x *GetTimeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetTimeResponse.ProtoReflect.Descriptor instead.
+func (*GetTimeResponse) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GetTimeResponse) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *GetTimeResponse) GetTimes() *ServerTimes {
+	if x != nil {
+		return x.Times
 	}
 	return nil
 }
@@ -917,14 +1121,26 @@ const file_watchword_v1_trust_proto_rawDesc = "" +
 	"\vtrust_state\x18\x01 \x01(\v2\x18.watchword.v1.TrustStateR\n" +
 	"trustState\x12A\n" +
 	"\x0eended_sessions\x18\x02 \x03(\v2\x1a.watchword.v1.EndedSessionR\rendedSessions\x12D\n" +
-	"\x0fraised_versions\x18\x03 \x03(\v2\x1b.watchword.v1.RaisedVersionR\x0eraisedVersions\"y\n" +
-	"\tHeartbeat\x12;\n" +
-	"\vserver_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"serverTime\x12/\n" +
-	"\x05as_of\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04asOf2\xc2\x01\n" +
+	"\x0fraised_versions\x18\x03 \x03(\v2\x1b.watchword.v1.RaisedVersionR\x0eraisedVersions\"l\n" +
+	"\tHeartbeat\x12/\n" +
+	"\x05times\x18\x01 \x01(\v2\x19.watchword.v1.ServerTimesR\x05times\x12.\n" +
+	"\x05as_of\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04asOf\"\xa8\x02\n" +
+	"\vServerTimes\x12\x18\n" +
+	"\aprocess\x18\x01 \x01(\fR\aprocess\x12+\n" +
+	"\x03now\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x03now\x12/\n" +
+	"\x05asked\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05asked\x125\n" +
+	"\banswered\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\banswered\x126\n" +
+	"\bearliest\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bearliest\x122\n" +
+	"\x06latest\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06latest\"&\n" +
+	"\x0eGetTimeRequest\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"X\n" +
+	"\x0fGetTimeResponse\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12/\n" +
+	"\x05times\x18\x02 \x01(\v2\x19.watchword.v1.ServerTimesR\x05times2\x92\x02\n" +
 	"\fTrustService\x12T\n" +
 	"\tGetKeySet\x12\x1e.watchword.v1.GetKeySetRequest\x1a\x1f.watchword.v1.GetKeySetResponse\"\x06\x82\xde#\x02\b\x01\x12\\\n" +
-	"\vWatchBundle\x12 .watchword.v1.WatchBundleRequest\x1a!.watchword.v1.WatchBundleResponse\"\x06\x82\xde#\x02\b\x010\x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"\vWatchBundle\x12 .watchword.v1.WatchBundleRequest\x1a!.watchword.v1.WatchBundleResponse\"\x06\x82\xde#\x02\b\x010\x01\x12N\n" +
+	"\aGetTime\x12\x1c.watchword.v1.GetTimeRequest\x1a\x1d.watchword.v1.GetTimeResponse\"\x06\x82\xde#\x02\b\x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_trust_proto_rawDescOnce sync.Once
@@ -938,7 +1154,7 @@ func file_watchword_v1_trust_proto_rawDescGZIP() []byte {
 	return file_watchword_v1_trust_proto_rawDescData
 }
 
-var file_watchword_v1_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_watchword_v1_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_watchword_v1_trust_proto_goTypes = []any{
 	(*JsonWebKey)(nil),            // 0: watchword.v1.JsonWebKey
 	(*GetKeySetRequest)(nil),      // 1: watchword.v1.GetKeySetRequest
@@ -952,8 +1168,11 @@ var file_watchword_v1_trust_proto_goTypes = []any{
 	(*SnapshotChunk)(nil),         // 9: watchword.v1.SnapshotChunk
 	(*Change)(nil),                // 10: watchword.v1.Change
 	(*Heartbeat)(nil),             // 11: watchword.v1.Heartbeat
-	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*ServerTimes)(nil),           // 12: watchword.v1.ServerTimes
+	(*GetTimeRequest)(nil),        // 13: watchword.v1.GetTimeRequest
+	(*GetTimeResponse)(nil),       // 14: watchword.v1.GetTimeResponse
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_watchword_v1_trust_proto_depIdxs = []int32{
 	0,  // 0: watchword.v1.GetKeySetResponse.keys:type_name -> watchword.v1.JsonWebKey
@@ -961,29 +1180,37 @@ var file_watchword_v1_trust_proto_depIdxs = []int32{
 	10, // 2: watchword.v1.WatchBundleResponse.change:type_name -> watchword.v1.Change
 	11, // 3: watchword.v1.WatchBundleResponse.heartbeat:type_name -> watchword.v1.Heartbeat
 	6,  // 4: watchword.v1.TrustState.keys:type_name -> watchword.v1.VerificationKey
-	12, // 5: watchword.v1.TrustState.max_token_lifetime:type_name -> google.protobuf.Duration
-	12, // 6: watchword.v1.TrustState.margin:type_name -> google.protobuf.Duration
+	15, // 5: watchword.v1.TrustState.max_token_lifetime:type_name -> google.protobuf.Duration
+	15, // 6: watchword.v1.TrustState.margin:type_name -> google.protobuf.Duration
 	0,  // 7: watchword.v1.VerificationKey.key:type_name -> watchword.v1.JsonWebKey
-	13, // 8: watchword.v1.VerificationKey.verifies_until:type_name -> google.protobuf.Timestamp
-	13, // 9: watchword.v1.EndedSession.until:type_name -> google.protobuf.Timestamp
-	13, // 10: watchword.v1.RaisedVersion.until:type_name -> google.protobuf.Timestamp
+	16, // 8: watchword.v1.VerificationKey.verifies_until:type_name -> google.protobuf.Timestamp
+	16, // 9: watchword.v1.EndedSession.until:type_name -> google.protobuf.Timestamp
+	16, // 10: watchword.v1.RaisedVersion.until:type_name -> google.protobuf.Timestamp
 	5,  // 11: watchword.v1.SnapshotChunk.trust_state:type_name -> watchword.v1.TrustState
 	7,  // 12: watchword.v1.SnapshotChunk.ended_sessions:type_name -> watchword.v1.EndedSession
 	8,  // 13: watchword.v1.SnapshotChunk.raised_versions:type_name -> watchword.v1.RaisedVersion
 	5,  // 14: watchword.v1.Change.trust_state:type_name -> watchword.v1.TrustState
 	7,  // 15: watchword.v1.Change.ended_sessions:type_name -> watchword.v1.EndedSession
 	8,  // 16: watchword.v1.Change.raised_versions:type_name -> watchword.v1.RaisedVersion
-	13, // 17: watchword.v1.Heartbeat.server_time:type_name -> google.protobuf.Timestamp
-	13, // 18: watchword.v1.Heartbeat.as_of:type_name -> google.protobuf.Timestamp
-	1,  // 19: watchword.v1.TrustService.GetKeySet:input_type -> watchword.v1.GetKeySetRequest
-	3,  // 20: watchword.v1.TrustService.WatchBundle:input_type -> watchword.v1.WatchBundleRequest
-	2,  // 21: watchword.v1.TrustService.GetKeySet:output_type -> watchword.v1.GetKeySetResponse
-	4,  // 22: watchword.v1.TrustService.WatchBundle:output_type -> watchword.v1.WatchBundleResponse
-	21, // [21:23] is the sub-list for method output_type
-	19, // [19:21] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	12, // 17: watchword.v1.Heartbeat.times:type_name -> watchword.v1.ServerTimes
+	15, // 18: watchword.v1.Heartbeat.as_of:type_name -> google.protobuf.Duration
+	15, // 19: watchword.v1.ServerTimes.now:type_name -> google.protobuf.Duration
+	15, // 20: watchword.v1.ServerTimes.asked:type_name -> google.protobuf.Duration
+	15, // 21: watchword.v1.ServerTimes.answered:type_name -> google.protobuf.Duration
+	16, // 22: watchword.v1.ServerTimes.earliest:type_name -> google.protobuf.Timestamp
+	16, // 23: watchword.v1.ServerTimes.latest:type_name -> google.protobuf.Timestamp
+	12, // 24: watchword.v1.GetTimeResponse.times:type_name -> watchword.v1.ServerTimes
+	1,  // 25: watchword.v1.TrustService.GetKeySet:input_type -> watchword.v1.GetKeySetRequest
+	3,  // 26: watchword.v1.TrustService.WatchBundle:input_type -> watchword.v1.WatchBundleRequest
+	13, // 27: watchword.v1.TrustService.GetTime:input_type -> watchword.v1.GetTimeRequest
+	2,  // 28: watchword.v1.TrustService.GetKeySet:output_type -> watchword.v1.GetKeySetResponse
+	4,  // 29: watchword.v1.TrustService.WatchBundle:output_type -> watchword.v1.WatchBundleResponse
+	14, // 30: watchword.v1.TrustService.GetTime:output_type -> watchword.v1.GetTimeResponse
+	28, // [28:31] is the sub-list for method output_type
+	25, // [25:28] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_watchword_v1_trust_proto_init() }
@@ -1003,7 +1230,7 @@ func file_watchword_v1_trust_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_watchword_v1_trust_proto_rawDesc), len(file_watchword_v1_trust_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

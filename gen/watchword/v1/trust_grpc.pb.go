@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	TrustService_GetKeySet_FullMethodName   = "/watchword.v1.TrustService/GetKeySet"
 	TrustService_WatchBundle_FullMethodName = "/watchword.v1.TrustService/WatchBundle"
+	TrustService_GetTime_FullMethodName     = "/watchword.v1.TrustService/GetTime"
 )
 
 // TrustServiceClient is the client API for TrustService service.
@@ -56,6 +57,13 @@ type TrustServiceClient interface {
 	// that holds most. A client with a certificate or with a good `resume` loses its
 	// place later than others.
 	WatchBundle(ctx context.Context, in *WatchBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchBundleResponse], error)
+	// GetTime returns the server's times. A verifier asks at the beginning of a
+	// stream and then once a minute: from the time between question and answer, the
+	// verifier knows how exact its clock is.
+	//
+	// Errors: INVALID_REQUEST for a nonce of more than 64 bytes;
+	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca.
+	GetTime(ctx context.Context, in *GetTimeRequest, opts ...grpc.CallOption) (*GetTimeResponse, error)
 }
 
 type trustServiceClient struct {
@@ -95,6 +103,16 @@ func (c *trustServiceClient) WatchBundle(ctx context.Context, in *WatchBundleReq
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TrustService_WatchBundleClient = grpc.ServerStreamingClient[WatchBundleResponse]
 
+func (c *trustServiceClient) GetTime(ctx context.Context, in *GetTimeRequest, opts ...grpc.CallOption) (*GetTimeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetTimeResponse)
+	err := c.cc.Invoke(ctx, TrustService_GetTime_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // TrustServiceServer is the server API for TrustService service.
 // All implementations must embed UnimplementedTrustServiceServer
 // for forward compatibility.
@@ -126,6 +144,13 @@ type TrustServiceServer interface {
 	// that holds most. A client with a certificate or with a good `resume` loses its
 	// place later than others.
 	WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[WatchBundleResponse]) error
+	// GetTime returns the server's times. A verifier asks at the beginning of a
+	// stream and then once a minute: from the time between question and answer, the
+	// verifier knows how exact its clock is.
+	//
+	// Errors: INVALID_REQUEST for a nonce of more than 64 bytes;
+	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca.
+	GetTime(context.Context, *GetTimeRequest) (*GetTimeResponse, error)
 	mustEmbedUnimplementedTrustServiceServer()
 }
 
@@ -141,6 +166,9 @@ func (UnimplementedTrustServiceServer) GetKeySet(context.Context, *GetKeySetRequ
 }
 func (UnimplementedTrustServiceServer) WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[WatchBundleResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchBundle not implemented")
+}
+func (UnimplementedTrustServiceServer) GetTime(context.Context, *GetTimeRequest) (*GetTimeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetTime not implemented")
 }
 func (UnimplementedTrustServiceServer) mustEmbedUnimplementedTrustServiceServer() {}
 func (UnimplementedTrustServiceServer) testEmbeddedByValue()                      {}
@@ -192,6 +220,24 @@ func _TrustService_WatchBundle_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TrustService_WatchBundleServer = grpc.ServerStreamingServer[WatchBundleResponse]
 
+func _TrustService_GetTime_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetTimeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TrustServiceServer).GetTime(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TrustService_GetTime_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TrustServiceServer).GetTime(ctx, req.(*GetTimeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // TrustService_ServiceDesc is the grpc.ServiceDesc for TrustService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -202,6 +248,10 @@ var TrustService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetKeySet",
 			Handler:    _TrustService_GetKeySet_Handler,
+		},
+		{
+			MethodName: "GetTime",
+			Handler:    _TrustService_GetTime_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

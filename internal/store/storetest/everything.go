@@ -53,8 +53,9 @@ func touchRows(t testing.TB, s *store.Store, u *store.User, row *store.Session) 
 		_, err1 = tx.SetAuditCount(r.ID, 2)
 		err1 = errors.Join(err1, tx.RaiseAuditCount(r.ID))
 		_, err2 = tx.PruneAudit(tx.Now().Add(-time.Hour), 500)
-		_, err3 = tx.PruneEvents(500)
-		return errors.Join(err1, err2, err3, tx.DeleteAudit(displaced.ID), tx.SetMaxLifetime(time.Minute), tx.AppendEvent(newEvent(tx, "s")), tx.HeadInto(&head, &tag))
+		_, err3 = tx.PruneEvents(tx.Now(), 500)
+		_, err4 = tx.Aged(time.Hour)
+		return errors.Join(err1, err2, err3, err4, tx.Tick(), tx.DeleteAudit(displaced.ID), tx.SetMaxLifetime(time.Minute), tx.AppendEvent(newEvent(tx, "s")), tx.HeadInto(&head, &tag))
 	})
 	if err != nil {
 		t.Error(err)
@@ -83,7 +84,7 @@ func touchThrottle(t testing.TB, s *store.Store, n int64) {
 		}
 		pair[0].ClearAt = tx.Now().Add(time.Hour)
 		err1, err2 := tx.SetThrottleBucket(&pair[0]), tx.SetThrottleBucket(&pair[1])
-		_, _, err3 := tx.PruneThrottle(2*n-1, 2)
+		_, _, err3 := tx.PruneThrottle(2*n-1, 2, tx.Now())
 		return errors.Join(err1, err2, err3)
 	})
 	if err != nil {

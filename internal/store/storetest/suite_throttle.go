@@ -106,7 +106,7 @@ func testThrottle(t *testing.T, new func(testing.TB) string) {
 		return tx.SetThrottleBucket(&pair[0])
 	})
 	write(t, s, func(tx *store.Tx) error {
-		last, more, err := tx.PruneThrottle(0, 10)
+		last, more, err := tx.PruneThrottle(0, 10, tx.Now())
 		if last != ids[1] || more {
 			t.Errorf("pruning read up to %d, more %v", last, more)
 		}

@@ -368,7 +368,7 @@ func testEvents(t *testing.T, new func(testing.TB) string) {
 		t.Errorf("event %+v", e)
 	}
 	prune := func(limit int) (n int64) {
-		write(t, s, func(tx *store.Tx) (err error) { n, err = tx.PruneEvents(limit); return err })
+		write(t, s, func(tx *store.Tx) (err error) { n, err = tx.PruneEvents(tx.Now(), limit); return err })
 		return n
 	}
 	if a, b, c := prune(5), prune(5), prune(5); a != 5 || b != 3 || c != 0 {

@@ -1,0 +1,36 @@
+package clock
+
+import (
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// suspended returns for how long the machine was suspended since the boot: CLOCK_BOOTTIME
+// counts suspensions, CLOCK_MONOTONIC does not. suspended reads CLOCK_BOOTTIME first, so
+// an interruption between both readings makes the result too small, and never too large.
+func suspended(time.Time) time.Duration {
+	boot := read(unix.CLOCK_BOOTTIME)
+	return boot - read(unix.CLOCK_MONOTONIC)
+}
+
+func read(id int32) time.Duration {
+	var at unix.Timespec
+	if unix.ClockGettime(id, &at) != nil { // the kernel lacks the clock
+		return 0
+	}
+	return time.Duration(at.Nano())
+}
+
+// Boot returns an id of the machine's present boot, and the time since the boot with
+// suspensions. Two processes with the same id can compare the times. The id is empty if the
+// system has none.
+func Boot() (id string, since time.Duration) {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", 0
+	}
+	return strings.TrimSpace(string(text)), read(unix.CLOCK_BOOTTIME)
+}

@@ -1,0 +1,62 @@
+// Package clock measures time by intervals: the time that passes in this process, and
+// what another clock shows.
+//
+// [Elapsed] counts the time since the start of the process. Setting the machine's clock
+// changes nothing, and a suspension of the machine counts. An [Offset] bounds the
+// difference between another clock and Elapsed. An [Estimate] follows a clock that may be
+// set, and remembers the clocks heard before.
+//
+// A pause of a virtual machine by its host leaves no trace inside the machine. Elapsed does
+// not count such a pause.
+package clock
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// lookEvery is the time between two questions how long the machine was suspended. Asking
+// takes longer than reading the monotonic clock.
+const lookEvery = 20 * time.Millisecond
+
+// Elapsed counts the time since [New]: by the monotonic clock, plus the time during which
+// the machine was suspended. Elapsed never goes back. Elapsed is safe for concurrent use.
+//
+// Up to lookEvery after the end of a suspension, Elapsed may lack the suspension.
+type Elapsed struct {
+	start  time.Time // with a monotonic reading
+	asleep func(start time.Time) time.Duration
+	before time.Duration // asleep at the start
+	slept  atomic.Int64  // ns; only grows
+	looked atomic.Int64  // when slept was read, by the monotonic clock; ns since start
+}
+
+// New returns a clock that begins at zero.
+func New() *Elapsed {
+	e := &Elapsed{start: time.Now(), asleep: suspended}
+	for range 3 { // suspended may return too little if this thread is interrupted
+		e.before = max(e.before, e.asleep(e.start))
+	}
+	return e
+}
+
+// Now returns the time since the start. Now takes no lock and allocates nothing.
+func (e *Elapsed) Now() time.Duration {
+	ran := time.Since(e.start)
+	if ran-time.Duration(e.looked.Load()) > lookEvery {
+		e.looked.Store(int64(ran))
+		e.Suspend(e.asleep(e.start) - e.before)
+	}
+	return ran + time.Duration(e.slept.Load())
+}
+
+// Suspend counts a suspension: the machine was suspended for at least total since the
+// start. Only [Elapsed.Now] and tests call Suspend.
+func (e *Elapsed) Suspend(total time.Duration) {
+	for {
+		known := e.slept.Load()
+		if int64(total) <= known || e.slept.CompareAndSwap(known, int64(total)) {
+			return
+		}
+	}
+}

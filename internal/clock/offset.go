@@ -1,0 +1,59 @@
+package clock
+
+import "time"
+
+// driftPart divides an age, to get by how much two clocks may have drifted apart: 200 parts
+// in a million, twice what a bad quartz does.
+const driftPart = 5000
+
+// Offset bounds the difference between another clock and an [Elapsed] clock. At the elapsed
+// time At, the other clock is ahead by Lo at least and by Hi at most. The other clock counts
+// from any fixed moment. An Offset gets wider with its age.
+type Offset struct{ Lo, Hi, At time.Duration }
+
+// Answer returns the offset of a clock from an answer. The clock showed the time shown
+// after the elapsed time sent and before the elapsed time received.
+func Answer(shown, sent, received time.Duration) Offset {
+	return Offset{Lo: shown - received, Hi: shown - sent, At: received}
+}
+
+// Earliest returns the lowest time that the other clock may show at an elapsed time.
+func (o Offset) Earliest(now time.Duration) time.Duration { return now + o.Lo - o.drift(now) }
+
+// Latest returns the highest time that the other clock may show at an elapsed time.
+func (o Offset) Latest(now time.Duration) time.Duration { return now + o.Hi + o.drift(now) }
+
+func (o Offset) drift(now time.Duration) time.Duration { return Drift(now - o.At) }
+
+// Drift returns by how much two clocks drift apart in a time, at most; zero for a negative
+// time.
+func Drift(d time.Duration) time.Duration { return max(0, d) / driftPart }
+
+// to returns the offset as known at a later elapsed time.
+func (o Offset) to(now time.Duration) Offset {
+	return Offset{Lo: o.Earliest(now) - now, Hi: o.Latest(now) - now, At: max(now, o.At)}
+}
+
+// Meet returns what two offsets of one clock say together. gap is zero if both can be
+// right. Otherwise gap says by how much the clock was set between o and newer, and Meet
+// returns newer alone.
+//
+// The result lies within newer. So an error of o costs no more than the width of newer.
+func (o Offset) Meet(newer Offset) (both Offset, gap time.Duration) {
+	at := max(o.At, newer.At)
+	a, b := o.to(at), newer.to(at)
+	switch both = (Offset{Lo: max(a.Lo, b.Lo), Hi: min(a.Hi, b.Hi), At: at}); {
+	case b.Lo > a.Hi:
+		return newer, b.Lo - a.Hi
+	case b.Hi < a.Lo:
+		return newer, b.Hi - a.Lo
+	}
+	return both, 0
+}
+
+// cover returns an offset that holds if either of two offsets holds.
+func (o Offset) cover(other Offset) Offset {
+	at := max(o.At, other.At)
+	a, b := o.to(at), other.to(at)
+	return Offset{Lo: min(a.Lo, b.Lo), Hi: max(a.Hi, b.Hi), At: at}
+}

@@ -1,0 +1,82 @@
+package store
+
+import (
+	"errors"
+	"time"
+)
+
+const (
+	// TickEvery is the time between two ticks.
+	TickEvery = 10 * time.Second
+	// periodTicks is the number of ticks in a row of the table ticks. So [Tx.Aged] reads
+	// 13,000 rows for ninety days, and a row stays up to twenty minutes longer.
+	periodTicks = 60
+	periodTime  = periodTicks * TickEvery
+)
+
+// period is a row of the table ticks.
+type period struct {
+	number, ticks int64
+	low, last     time.Time
+}
+
+// newestPeriod returns the newest row of the table ticks. Errors: ErrNotFound before the
+// first tick.
+func (tx *Tx) newestPeriod() (p period, err error) {
+	return p, tx.queryRow(into(&p.number, &p.ticks, (*timeColumn)(&p.low), (*timeColumn)(&p.last)),
+		`SELECT period, ticks, low, last FROM ticks ORDER BY period DESC LIMIT 1`)
+}
+
+// Tick counts a tick, unless another tick was counted less than TickEvery ago. A clock that
+// was set back counts too, so that the lower time is noted.
+func (tx *Tx) Tick() error {
+	due := func() (period, bool, error) {
+		p, err := tx.newestPeriod()
+		if errors.Is(err, ErrNotFound) {
+			return p, true, nil
+		}
+		return p, tx.Now().Before(p.last) || !tx.Now().Before(p.last.Add(TickEvery)), err
+	}
+	if _, is, err := due(); err != nil || !is {
+		return err
+	}
+	if err := tx.Exclusive(); err != nil { // another server may count at the same time
+		return err
+	}
+	p, is, err := due()
+	if err != nil || !is {
+		return err
+	}
+	now := micros(tx.Now())
+	if p.number == 0 || p.ticks >= periodTicks {
+		return tx.exec(`INSERT INTO ticks (period, ticks, low, last) VALUES ($1, 1, $2, $2)`, p.number+1, now)
+	}
+	return tx.exec(`UPDATE ticks SET ticks = ticks + 1, low = $2, last = $3 WHERE period = $1`, p.number, min(micros(p.low), now), now)
+}
+
+// Aged returns a time such that every row of before is at least as old as age: by the clock,
+// and also by the ticks since the row was written. Aged returns the zero time if no row is so
+// old.
+func (tx *Tx) Aged(age time.Duration) (time.Time, error) {
+	newest, err := tx.newestPeriod()
+	if errors.Is(err, ErrNotFound) {
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, err
+	}
+	// Between an older period and the newest one lie only full periods.
+	old := newest.number - 1 - int64((age+periodTime-1)/periodTime)
+	if old < 1 {
+		return time.Time{}, nil
+	}
+	var low timeColumn
+	if err := tx.queryRow(into(&low), `SELECT min(low) FROM ticks WHERE period > $1`, old); err != nil {
+		return time.Time{}, err
+	}
+	aged := tx.Now().Add(-age)
+	if time.Time(low).Before(aged) {
+		aged = time.Time(low)
+	}
+	return aged, nil
+}
