@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,6 +29,12 @@ const (
 	firstDelay = 50 * time.Millisecond
 	// longestDelay limits the pause: a verifier finds a returned server within that time.
 	longestDelay = 10 * time.Second
+	// shortLife is the shortest life of a stream that has brought the whole bundle and shows
+	// a healthy server.
+	shortLife = time.Second
+	// cutInARow is the number of short streams, one after the other, after which the log
+	// names a timeout as the probable cause.
+	cutInARow = 3
 	// The last part of a pause, one eighth (1/connectPart), is for connecting again before
 	// the next stream.
 	connectPart = 8
@@ -85,22 +93,41 @@ func (f *feed) stop() {
 func (f *feed) run(ctx context.Context) {
 	defer close(f.done)
 	var backoff retry.Backoff
-	for ctx.Err() == nil {
+	for cut := 0; ctx.Err() == nil; {
 		began := time.Now()
-		err := f.watch(ctx)
+		caughtUp, err := f.watch(ctx)
 		if ctx.Err() != nil {
 			return
 		}
+		lasted := time.Since(began)
 		// A complete bundle proves little: the server may crash just after. Only a stream
 		// that lasted shows a healthy server.
-		if time.Since(began) > longestDelay {
+		if lasted > longestDelay || caughtUp && lasted >= shortLife {
 			backoff.Reset()
 		}
+		if cut++; !caughtUp || lasted < shortLife || lasted > longestDelay {
+			cut = 0
+		}
 		pause := backoff.Next(firstDelay, longestDelay, retry.Asked(err, longestDelay))
-		f.bundle.log.Warn("the stream of the trust bundle ended; opening another", "error", err, "in", pause)
+		f.logEnd(err, cut, lasted, pause)
 		f.report(false, err)
 		f.pause(ctx, pause)
 	}
+}
+
+// logEnd logs the end of a stream. cut counts the streams in a row that were healthy and
+// ended within seconds: one line names the probable cause, and the later ends are for
+// debugging.
+func (f *feed) logEnd(err error, cut int, lasted, pause time.Duration) {
+	level := slog.LevelWarn
+	if cut == cutInARow {
+		f.bundle.log.Warn("the streams of the trust bundle end after some seconds each: probably a timeout of a gRPC service config, "+
+			"of a proxy or of a load balancer ends them; give the method WatchBundle no timeout", "lasted", lasted, "error", err)
+	}
+	if cut >= cutInARow {
+		level = slog.LevelDebug
+	}
+	f.bundle.log.Log(context.Background(), level, "the stream of the trust bundle ended; opening another", "error", err, "in", pause)
 }
 
 // pause waits before the next stream, and tells the connection a little earlier to connect
@@ -118,12 +145,12 @@ func (f *feed) pause(ctx context.Context, pause time.Duration) {
 }
 
 // watch opens one stream, applies the messages of the stream until its end, and returns the
-// reason for the end.
+// reason for the end. caughtUp tells that the stream has brought the whole bundle.
 //
 // watch applies a message before it calls RecvMsg for the next one. A Watchword server has a
 // verifier in its own process and relies on this order: the next call of RecvMsg shows that
 // the verifier uses the message, and the server answers a Logout only after that call.
-func (f *feed) watch(ctx context.Context) error {
+func (f *feed) watch(ctx context.Context) (caughtUp bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	quiet := time.AfterFunc(silence, func() { cancel(errSilent) })
 	defer quiet.Stop()
@@ -139,22 +166,22 @@ func (f *feed) watch(ctx context.Context) error {
 	req := &watchwordv1.WatchBundleRequest{Resume: f.bundle.fresh.position.Load().resume}
 	stream, err := watchwordv1.NewTrustServiceClient(f.conn).WatchBundle(ctx, req, grpc.Peer(&server))
 	if err != nil {
-		return streamError(ctx, err)
+		return false, streamError(ctx, err)
 	}
 	for at := streamOpened; ; {
 		msg, err := stream.Recv()
 		if err != nil {
-			return streamError(ctx, err)
+			return at == upToDate, streamError(ctx, err)
 		}
 		quiet.Reset(silence)
 		if at == streamOpened {
 			if err := f.checkServer(stream.Context(), &server); err != nil {
-				return err
+				return false, err
 			}
 		}
 		before := at
 		if at, err = f.bundle.apply(msg, at); err != nil {
-			return status.Errorf(codes.Internal, "the server's trust bundle is malformed: %v", err)
+			return false, status.Errorf(codes.Internal, "the server's trust bundle is malformed: %v", err)
 		}
 		if at == upToDate && before != upToDate {
 			f.bundle.log.Info("the trust bundle is up to date")
@@ -165,7 +192,7 @@ func (f *feed) watch(ctx context.Context) error {
 		}
 		switch due, reopen := f.bundle.fresh.clock.due(); {
 		case reopen:
-			return errUnanswered
+			return true, errUnanswered
 		case due:
 			select {
 			case ask <- struct{}{}:
@@ -265,14 +292,20 @@ func (f *feed) wait(ctx context.Context) error {
 }
 
 // endsWait returns whether an error of the last stream ends the wait in Ready. A server that
-// is away will come back, and a full server will have room; other errors seldom end by
-// waiting. With a snapshot file, an error ends the wait only if an operator has to correct
+// is away will come back, a full server will have room, and an ingress will have its route;
+// other errors seldom end by waiting. With a snapshot file, an error ends the wait only if an operator has to correct
 // the cause, because the use of the file would hide the cause: a missing client certificate,
 // or keys over plaintext.
 func (f *feed) endsWait(err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.ResourceExhausted:
 		return false
+	case codes.Unimplemented, codes.Unknown:
+		// An ingress whose route to the server is still being made answers with an HTTP page,
+		// 404 or 500. grpc-go gives such an answer one of these codes, and this text.
+		if strings.Contains(err.Error(), "unexpected HTTP status code") {
+			return false
+		}
 	case codes.PermissionDenied, codes.FailedPrecondition:
 		return true
 	}

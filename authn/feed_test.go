@@ -3,8 +3,12 @@ package authn_test
 import (
 	"context"
 	"io"
+	"log/slog"
+	"net"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -283,6 +288,65 @@ func TestBackoff(t *testing.T) {
 			t.Errorf("the pause after a long stream was %v", pause)
 		}
 	})
+}
+
+// Streams that a timeout ends within seconds show a healthy server: the pauses stay short,
+// and one line of the log names the cause.
+func TestStreamsThatATimeoutEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := new(logBuffer)
+		w := start(t, authn.WithLogger(slog.New(slog.NewTextHandler(log, nil))))
+		for range 10 {
+			time.Sleep(5 * time.Second)
+			w.watch.end <- status.Error(codes.DeadlineExceeded, "a route of the proxy")
+			began := time.Now()
+			w.accept(t)
+			if pause := time.Since(began); pause > 50*time.Millisecond {
+				t.Errorf("the pause was %v", pause)
+			}
+		}
+		if n := strings.Count(log.String(), "give the method WatchBundle no timeout"); n != 1 {
+			t.Errorf("the cause is named %d times:\n%s", n, log)
+		}
+		if n := strings.Count(log.String(), "opening another"); n != 2 {
+			t.Errorf("%d ends are in the log, want 2:\n%s", n, log)
+		}
+	})
+}
+
+// NewVerifier waits while an ingress has no route to the server yet.
+func TestNewVerifierWaitsForAnIngress(t *testing.T) {
+	server := &trustServer{streams: make(chan *watch)}
+	behind := grpc.NewServer()
+	defer behind.Stop()
+	watchwordv1.RegisterTrustServiceServer(behind, server)
+	var asked atomic.Int32
+	ingress := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch asked.Add(1) {
+		case 1:
+			http.Error(w, "no such route", http.StatusNotFound)
+		case 2:
+			http.Error(w, "no upstream", http.StatusInternalServerError)
+		default:
+			behind.ServeHTTP(w, r)
+		}
+	})}
+	ingress.Protocols.SetUnencryptedHTTP2(true)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	go func() { _ = ingress.Serve(listener) }()
+	defer ingress.Close()
+	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	check(t, err)
+	defer conn.Close()
+	go func() { (<-server.streams).send(snapshot(trustState(newKey(t))), heartbeat(time.Now())) }()
+	v, err := authn.NewVerifier(t.Context(), conn, authn.WithAudience("internal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v.Close(); asked.Load() < 3 {
+		t.Errorf("%d requests", asked.Load())
+	}
 }
 
 // handFed is a connection in process. A test sees each call of RecvMsg, and answers the call.
