@@ -239,13 +239,6 @@ func change(c *watchwordv1.Change) *message {
 
 func heartbeat(at time.Time) *message { return trusttest.Heartbeat(at) }
 
-// oldHeartbeat returns a heartbeat of a server that lost its database for a time.
-func oldHeartbeat(age time.Duration) *message {
-	m := heartbeat(time.Now())
-	m.GetHeartbeat().AsOf = durationpb.New(m.GetHeartbeat().GetTimes().GetNow().AsDuration() - age)
-	return m
-}
-
 func endedSession(id string, until time.Time) *message {
 	return change(&watchwordv1.Change{EndedSessions: []*watchwordv1.EndedSession{
 		{SessionId: id, Until: timestamppb.New(until)},

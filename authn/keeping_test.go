@@ -387,7 +387,7 @@ func TestTheClockOfASnapshot(t *testing.T) {
 			}
 			lead := func() time.Duration {
 				_, latest := again.fresh.clock.read()
-				return time.Unix(0, latest).Sub(time.Now())
+				return time.Until(time.Unix(0, latest))
 			}
 			near("the lead", lead(), c.want)
 			wantAge := age + max(0, -c.wall, c.up)
