@@ -130,12 +130,15 @@ func TestSessionsEndByAge(t *testing.T) {
 // tickSince makes an embedded database look as if a server had counted ticks since a time.
 func tickSince(t *testing.T, s *store.Store, began time.Time) {
 	t.Helper()
-	db, err := sql.Open("sqlite", s.Path())
+	db, err := sql.Open("sqlite", "file:"+s.Path()+"?_pragma=busy_timeout(10000)")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
 	const ticks = 60 // in ten minutes
+	if _, err := db.Exec(`DELETE FROM ticks`); err != nil {
+		t.Fatal(err)
+	}
 	_, err = db.Exec(`WITH RECURSIVE p(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM p WHERE n < $1)
 		INSERT INTO ticks (period, ticks, low, last) SELECT n, $2, $3 + (n - 1) * 600000000, $3 + n * 600000000 FROM p`,
 		time.Since(began)/(10*time.Minute), ticks, began.UnixMicro())
