@@ -3,6 +3,7 @@
 package authn_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -96,7 +97,9 @@ func (w *world) mends(t *testing.T, path, says string) {
 // wantUnusable makes a verifier with a file that can never be used.
 func wantUnusable(t *testing.T, path, says string) {
 	t.Helper()
-	v, err := authn.NewVerifier(t.Context(), nowhere(t), authn.WithAudience("internal"), authn.WithSnapshotFile(path))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	v, err := authn.NewVerifier(ctx, nowhere(t), authn.WithAudience("internal"), authn.WithSnapshotFile(path))
 	if err == nil {
 		v.Close()
 	}

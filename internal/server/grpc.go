@@ -146,7 +146,10 @@ type drain struct {
 
 func (d *drain) announce() { d.announced.Store(true) }
 
-func (d *drain) begin() { close(d.begun) }
+func (d *drain) begin() {
+	d.announce()
+	close(d.begun)
+}
 
 // draining reports whether the server stops now or after --shutdown-delay.
 func (d *drain) draining() bool { return d.announced.Load() }

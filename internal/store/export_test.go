@@ -180,3 +180,12 @@ const (
 	GrowAfter   = growAfter
 	ReportAfter = reportAfter
 )
+
+// PublicURI returns what [Copy] prints for the URI of a target.
+func PublicURI(t *testing.T, uri string) string {
+	config, err := parseURI(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return publicURI(uri, config.ConnConfig)
+}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/url"
 	"strconv"
 	"strings"
@@ -17,6 +16,7 @@ import (
 // copyTarget is the PostgreSQL database that a [Copy] fills. One transaction on conn
 // lasts from [copyTarget.lock] to [copyTarget.commit].
 type copyTarget struct {
+	uri  string
 	db   *pgDB
 	conn *pgxpool.Conn
 }
@@ -31,7 +31,7 @@ func openCopyTarget(ctx context.Context, uri string) (*copyTarget, error) {
 		db.closeOnce()
 		return nil, err
 	}
-	return &copyTarget{db: db, conn: conn}, nil
+	return &copyTarget{uri: uri, db: db, conn: conn}, nil
 }
 
 func (t *copyTarget) close() {
@@ -39,13 +39,31 @@ func (t *copyTarget) close() {
 	t.db.closeOnce()
 }
 
-// name returns the target's URI without a password.
-func (t *copyTarget) name() string {
-	config := t.db.pool.Config().ConnConfig
-	return (&url.URL{
-		Scheme: "postgres", User: url.User(config.User), Path: "/" + config.Database,
-		Host: net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port))),
-	}).String()
+// name returns the target's URI without a password. A server can be started with the URI, if
+// the password is given in another way: name keeps the parameters, such as sslrootcert, and
+// adds what the environment variables of PostgreSQL have said.
+func (t *copyTarget) name() string { return publicURI(t.uri, t.db.pool.Config().ConnConfig) }
+
+func publicURI(uri string, config *pgx.ConnConfig) string {
+	u, err := url.Parse(uri)
+	if err != nil { // such as one with two hosts, of which the last has no port
+		u = &url.URL{Scheme: "postgres"}
+	}
+	query := u.Query()
+	query.Del("password")
+	query.Del("sslpassword")
+	if !query.Has("user") {
+		u.User = url.User(config.User)
+	}
+	if u.Host == "" && !query.Has("host") && !query.Has("service") {
+		query.Set("host", config.Host) // may be the folder of a socket
+		query.Set("port", strconv.Itoa(int(config.Port)))
+	}
+	if strings.Trim(u.Path, "/") == "" && !query.Has("dbname") && !query.Has("service") {
+		u.Path = "/" + config.Database
+	}
+	u.RawQuery = query.Encode()
+	return u.String()
 }
 
 // lock begins the copy's transaction, locks the tables, and deletes the rows that a
