@@ -126,10 +126,11 @@ func WithoutWaiting() Option {
 	return func(c *config) { c.withoutWait = true }
 }
 
-// WithLogger logs each end and return of the trust bundle's stream, staleness, a clock of the
-// server that was set, failures of
-// the snapshot file, and panics of handlers after the end of their streams. No token is
-// logged. The default, and nil, is silence.
+// WithLogger names the logger for each end and return of the trust bundle's stream,
+// staleness, a clock of the server that was set, failures of the snapshot file, panics of
+// handlers after the end of their streams, and what was compared for a call refused as
+// AUDIENCE_MISMATCH or ROLE_REQUIRED (one line a second at most). No token is logged. The
+// default, and nil, is slog.Default(); for silence, give slog.New(slog.DiscardHandler).
 func WithLogger(log *slog.Logger) Option {
 	return func(c *config) { c.log = log }
 }
@@ -229,7 +230,7 @@ func newConfig(opts []Option) (*config, error) {
 		opt(c)
 	}
 	if c.log == nil {
-		c.log = slog.New(slog.DiscardHandler)
+		c.log = slog.Default()
 	}
 	named := len(c.audience.names) > 0
 	switch {

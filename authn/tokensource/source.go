@@ -163,8 +163,9 @@ func WithStore(store func(ctx context.Context, refreshToken string) error) Optio
 	return func(c *config) { c.store = store }
 }
 
-// WithLogger logs failed renewals and ended sessions; no secret is logged. The default, and
-// nil, is silence. The logger's handler must not use the Source.
+// WithLogger names the logger for failed renewals and ended sessions; no secret is logged. The
+// default, and nil, is slog.Default(); for silence, give slog.New(slog.DiscardHandler). The
+// logger's handler must not use the Source.
 func WithLogger(log *slog.Logger) Option { return func(c *config) { c.log = log } }
 
 // Password returns a Source that logs in with a password, and again when its session is
@@ -211,7 +212,7 @@ func newSource(conn grpc.ClientConnInterface, begin *session, opts []Option) (*S
 		return nil, misused("WithAudience: a name is empty")
 	}
 	if begin.log == nil {
-		begin.log = slog.New(slog.DiscardHandler)
+		begin.log = slog.Default()
 	}
 	begin.conn, begin.auth = conn, watchwordv1.NewAuthServiceClient(conn)
 	// The limiter keeps a service that refuses every token from flooding Watchword.
