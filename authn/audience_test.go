@@ -1,6 +1,7 @@
 package authn_test
 
 import (
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -68,6 +69,45 @@ func TestAudienceOfAMethod(t *testing.T) {
 					t.Errorf("%s: List: %v, want %s", test.name, err, test.list)
 				}
 			}
+		}
+	})
+}
+
+// A call refused for its audience or its roles tells the caller and the log what was compared.
+// The log gets one line a second at most.
+func TestRefusalsSayWhatWasCompared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer, log := authntest.New(), new(logBuffer)
+		conn := serveNotes(t, issuer.NewVerifier(t, authn.WithAudience("internal"), authn.WithLogger(slog.New(slog.NewTextHandler(log, nil)))))
+		for _, c := range []struct {
+			user           authntest.User
+			method         string
+			caller, logged []string
+		}{
+			{authntest.User{Name: "alice", Audience: []string{"billing"}}, "List",
+				[]string{"AUDIENCE", `"billing"`, `"internal"`}, []string{"another audience", "billing", "internal", "List"}},
+			{authntest.User{Name: "alice", Roles: []string{"reader"}, Audience: []string{"internal"}}, "Add",
+				[]string{"ROLE", `"reader"`, `"writer"`}, []string{"lacks the roles", "reader", "writer", "Add"}},
+		} {
+			for range 3 {
+				_, err := call(authntest.Bearer(t.Context(), issuer.Token(c.user)), conn, notes+c.method, false)
+				for _, text := range c.caller[1:] {
+					if !strings.Contains(err.Error(), text) || !strings.HasPrefix(name(err), c.caller[0]) {
+						t.Errorf("%s: %v, want %s", c.method, err, text)
+					}
+				}
+			}
+			lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+			last := lines[len(lines)-1]
+			for _, text := range c.logged {
+				if !strings.Contains(last, text) {
+					t.Errorf("%s: the log has %q, want %s", c.method, last, text)
+				}
+			}
+			if n := strings.Count(log.String(), c.logged[0]); n != 1 {
+				t.Errorf("%s: %d lines", c.method, n)
+			}
+			time.Sleep(time.Second)
 		}
 	})
 }

@@ -84,7 +84,7 @@ func (v *Verifier) guard(ctx context.Context, full string) (context.Context, err
 		return nil, status.Error(codes.Unimplemented, "malformed method name")
 	}
 	if err != nil {
-		v.faults.report(err)
+		v.reportFault(err)
 		return nil, status.Error(codes.Internal, "internal error")
 	}
 	if r.public {
@@ -95,11 +95,15 @@ func (v *Verifier) guard(ctx context.Context, full string) (context.Context, err
 		return nil, err
 	}
 	if r.unknown { // after the token: a caller without one learns nothing, and writes nothing to the log
-		v.faults.report(fmt.Errorf("%s: this program has no descriptor of the method", full))
+		v.reportFault(fmt.Errorf("%s: this program has no descriptor of the method", full))
 		return nil, status.Error(codes.PermissionDenied, "the service has no access rule for this method")
 	}
 	if len(r.roles) > 0 && !slices.ContainsFunc(r.roles, p.HasRole) {
-		return nil, &roleRefusal{refuse(roleRequired, full), p}
+		v.compared.write(slog.LevelInfo, "refused a call: the caller lacks the roles of the method",
+			"method", full, "subject", p.Subject(), "token_roles", p.claims.Roles, "any_of", r.roles)
+		err := refusal.Status(codes.PermissionDenied, roleRequired, full,
+			fmt.Sprintf("the method needs one of the roles %q, and the caller has %q", r.roles, p.claims.Roles)).Err()
+		return nil, &roleRefusal{err, p}
 	}
 	return withPrincipal(ctx, p), nil
 }
@@ -111,10 +115,16 @@ func (v *Verifier) verifyIncoming(ctx context.Context, method string, want *audi
 	raw, ok := token.Bearer(values)
 	if ok {
 		p, reason := v.verify(raw, want)
-		if reason != accepted {
-			return nil, refuse(reason, method)
+		switch reason {
+		case accepted:
+			return p, nil
+		case audienceMismatch:
+			v.compared.write(slog.LevelInfo, "refused a call: the access token is for another audience",
+				"method", method, "subject", p.Subject(), "token_audience", p.claims.Audience, "any_of", want.names)
+			return nil, refusal.Status(codes.Unauthenticated, reason, method,
+				fmt.Sprintf("the access token is for the audience %q, and the method asks for one of %q", p.claims.Audience, want.names)).Err()
 		}
-		return p, nil
+		return nil, refuse(reason, method)
 	}
 	switch {
 	case !v.bundle.fresh.judging():
@@ -126,20 +136,22 @@ func (v *Verifier) verifyIncoming(ctx context.Context, method string, want *audi
 		`the metadata "authorization" must be a single value of the form "Bearer TOKEN"`).Err()
 }
 
-// faultPause is the time between two entries of [faults] in the log.
-const faultPause = time.Minute
-
-// faults logs access rules that cannot be used, when a call meets one. Callers choose how
-// often that happens, so the log has at most one entry in a faultPause;
-// [Verifier.CheckServices] lists all such methods.
-type faults struct {
-	log  *slog.Logger
-	next atomic.Int64 // time of the next entry, in nanoseconds since 1970
+// reportFault logs an access rule that cannot be used.
+func (v *Verifier) reportFault(err error) {
+	v.faults.write(slog.LevelError, "calls are refused, because the access rule of a method cannot be used; CheckServices lists all such methods", "error", err)
 }
 
-func (f *faults) report(err error) {
-	now, next := time.Now(), f.next.Load()
-	if now.UnixNano() >= next && f.next.CompareAndSwap(next, now.Add(faultPause).UnixNano()) {
-		f.log.Error("calls are refused, because the access rule of a method cannot be used; CheckServices lists all such methods", "error", err)
+// A rareLog writes lines that callers cause. Callers choose how often that happens, so the log
+// gets at most one line in a pause.
+type rareLog struct {
+	log   *slog.Logger
+	pause time.Duration
+	next  atomic.Int64 // time of the next line, in nanoseconds since 1970
+}
+
+func (l *rareLog) write(level slog.Level, message string, attributes ...any) {
+	now, next := time.Now(), l.next.Load()
+	if now.UnixNano() >= next && l.next.CompareAndSwap(next, now.Add(l.pause).UnixNano()) {
+		l.log.Log(context.Background(), level, message, attributes...)
 	}
 }

@@ -50,6 +50,7 @@ import (
 	"errors"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -66,7 +67,8 @@ type Verifier struct {
 	bundle   *bundle
 	cache    *cache
 	counters counters
-	faults   faults
+	faults   rareLog // of access rules that cannot be used
+	compared rareLog // of calls refused for their audience or roles
 	feed     *feed
 	keeper   *keeper // nil without a file
 
@@ -119,7 +121,7 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 		return nil, misused(err)
 	}
 	v := &Verifier{audience: c.audience, access: access, bundle: b, cache: newCache(c.cacheBytes), keeper: k}
-	v.faults.log = c.log
+	v.faults, v.compared = rareLog{log: c.log, pause: time.Minute}, rareLog{log: c.log, pause: time.Second}
 	v.feed = startFeed(conn, b, c.plaintext)
 	if k != nil {
 		go k.run(v.feed.done)
@@ -203,10 +205,13 @@ func (v *Verifier) verifyArgument(ctx context.Context, token string, want *audie
 }
 
 // verify verifies a token, from the header of a call or from an argument. Every check of a
-// token goes through verify, so verify counts the refused tokens by reason.
+// token goes through verify, so verify counts the refused tokens by reason. verify returns a
+// principal also for AUDIENCE_MISMATCH, for the message of the refusal.
 func (v *Verifier) verify(raw string, want *audience) (*Principal, watchwordv1.ErrorReason) {
 	t, reason := v.cache.get(raw), tokenInvalid
+	var p *Principal
 	if t != nil {
+		p = t.principal
 		forAudience := v.isFor(t, want)
 		if forAudience && v.bundle.stillAccepted(t) {
 			return t.principal, accepted
@@ -217,6 +222,7 @@ func (v *Verifier) verify(raw string, want *audience) (*Principal, watchwordv1.E
 		v.counters.checked.Add(1)
 		checked, why := v.bundle.authenticate(raw)
 		if reason = why; reason == accepted {
+			p = checked.principal
 			checked.own = v.audience.accepts(checked.principal.claims.Audience)
 			reason = v.bundle.judge(&checked, v.isFor(&checked, want))
 		}
@@ -224,10 +230,13 @@ func (v *Verifier) verify(raw string, want *audience) (*Principal, watchwordv1.E
 			t = v.cache.put(raw, checked)
 		}
 	}
-	if reason != accepted {
-		return nil, v.counters.refused(reason)
+	switch reason {
+	case accepted:
+		return t.principal, accepted
+	case audienceMismatch:
+		return p, v.counters.refused(reason)
 	}
-	return t.principal, accepted
+	return nil, v.counters.refused(reason)
 }
 
 // isFor returns whether a token is for an audience. The answer for the verifier's own
