@@ -166,7 +166,7 @@ func TestASignalEndsAReadOfInput(t *testing.T) {
 			if !errors.Is(err, errInterrupted) {
 				t.Errorf("%s: %v", name, err)
 			}
-		case <-time.After(time.Minute):
+		case <-time.After(20 * time.Second):
 			t.Errorf("%s: the read goes on", name)
 		}
 		keyboard.Close() // ends the goroutine that reads
@@ -192,4 +192,24 @@ func TestReadTyped(t *testing.T) {
 	if _, err := readTyped(strings.NewReader(strings.Repeat("a", maxSecret+1))); err == nil {
 		t.Error("a line without end is read")
 	}
+}
+
+// A signal ends a wait for input that has begun.
+func TestASignalEndsAWaitThatHasBegun(t *testing.T) {
+	ctx, signal := context.WithCancel(t.Context())
+	hold := make(chan struct{})
+	ended := make(chan error)
+	go func() {
+		_, err := await(ctx, func() (string, error) { signal(); <-hold; return "", nil })
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, errInterrupted) {
+			t.Error(err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the wait goes on")
+	}
+	close(hold)
 }
