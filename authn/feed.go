@@ -301,7 +301,7 @@ func (f *feed) endsWait(err error) bool {
 	case codes.Unavailable, codes.ResourceExhausted:
 		return false
 	case codes.Unimplemented, codes.Unknown:
-		// An ingress whose route to the server is still being made answers with an HTTP page,
+		// Before an ingress has a route to the server, the ingress answers with an HTTP page,
 		// 404 or 500. grpc-go gives such an answer one of these codes, and this text.
 		if strings.Contains(err.Error(), "unexpected HTTP status code") {
 			return false
