@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,9 +34,10 @@ const callTimeout = 30 * time.Second
 
 // remote holds the flags of the commands that call a running server.
 type remote struct {
-	Addr      string `default:"127.0.0.1:50051" help:"Address of the server's gRPC API."`
-	CAFile    string `name:"ca-file" type:"path" help:"CA of the server's certificate, PEM. Default: the system's CAs."`
-	Plaintext bool   `help:"Connect without TLS to a server on this machine."`
+	Addr       string `default:"127.0.0.1:50051" help:"Address of the server's gRPC API."`
+	CAFile     string `name:"ca-file" type:"path" help:"CA of the server's certificate, PEM. Default: the system's CAs."`
+	ServerName string `help:"Name that the server's certificate must have. Default: the host in --addr."`
+	Plaintext  bool   `help:"Connect without TLS to a server on this machine."`
 
 	PlaintextToOtherHosts bool `help:"Connect without TLS to any machine. Everyone on the path can read the password and the tokens."`
 
@@ -57,15 +59,17 @@ func (r remote) with(ctx context.Context, do func(context.Context, *grpc.ClientC
 // connect is [remote.with] for calls without a secret.
 func (r remote) connect(ctx context.Context, do func(context.Context, *grpc.ClientConn) error, opts ...grpc.DialOption) error {
 	plaintext := r.Plaintext || r.PlaintextToOtherHosts
-	if plaintext && r.CAFile != "" {
-		return usageError{errors.New("--plaintext and --ca-file contradict each other")}
+	for flag, value := range map[string]string{"--ca-file": r.CAFile, "--server-name": r.ServerName} {
+		if plaintext && value != "" {
+			return usageError{fmt.Errorf("--plaintext and %s contradict each other", flag)}
+		}
 	}
-	creds := credentials.NewTLS(nil)
+	creds := credentials.NewTLS(&tls.Config{ServerName: r.ServerName})
 	if plaintext {
 		creds = insecure.NewCredentials()
 	} else if r.CAFile != "" {
 		var err error
-		if creds, err = credentials.NewClientTLSFromFile(r.CAFile, ""); err != nil {
+		if creds, err = credentials.NewClientTLSFromFile(r.CAFile, r.ServerName); err != nil {
 			return fmt.Errorf("--ca-file: %w", err)
 		}
 	}
@@ -98,7 +102,7 @@ func (r remote) cure(err error) error {
 	case says("signed by unknown authority"):
 		hint = "; the CA in --ca-file has not signed the server's certificate"
 	case says("certificate is valid for") || says("doesn't contain any IP SANs"):
-		hint = "; give a name of the server's certificate as the host in --addr"
+		hint = "; give a name of the server's certificate by --server-name"
 	case plaintext && says("server preface"):
 		hint = "; if the server has TLS, leave out --plaintext"
 	}

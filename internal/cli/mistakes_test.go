@@ -161,14 +161,19 @@ func TestTheErrorOfAConnectionNamesTheFlag(t *testing.T) {
 	secure.StartTLS()
 	defer secure.Close()
 	tlsAddr := "--addr=" + secure.Listener.Addr().String()
-	others := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(others, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate(t)}), 0o600); err != nil {
-		t.Fatal(err)
+	folder := t.TempDir()
+	others, own := filepath.Join(folder, "others.pem"), filepath.Join(folder, "own.pem")
+	for file, der := range map[string][]byte{others: certificate(t), own: secure.Certificate().Raw} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	fails(t, 1, "give --plaintext if the server is on this machine", "token", "verify", addr)
 	fails(t, 1, "name the CA of the server's certificate by --ca-file", "token", "verify", tlsAddr)
 	fails(t, 1, "the CA in --ca-file has not signed", "token", "verify", tlsAddr, "--ca-file="+others)
 	fails(t, 1, "if the server has TLS, leave out --plaintext", "token", "verify", tlsAddr, "--plaintext")
+	fails(t, 1, "give a name of the server's certificate by --server-name", "token", "verify", tlsAddr, "--ca-file="+own, "--server-name=elsewhere.test")
+	fails(t, 1, "404", "token", "verify", tlsAddr, "--ca-file="+own, "--server-name=example.com") // TLS is as wanted
 }
 
 // certificate returns a new certificate of no server.
