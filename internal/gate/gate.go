@@ -76,8 +76,8 @@ const (
 func New(proxies caller.Proxies, limits Limits, refused func(ctx context.Context, method string, err error)) *Gate {
 	return &Gate{
 		proxies: proxies, refused: refused, methods: map[string]arrival{},
-		requests: share.NewPool(limits.Requests, limits.RequestsPerPeer).OfStrangers().Knowing(limits.Known),
-		streams:  share.NewPool(limits.Streams, limits.StreamsPerPeer).Knowing(limits.Known),
+		requests: share.NewPool(share.Limits{Places: limits.Requests, PerPeer: limits.RequestsPerPeer, KeepOrdinary: true, Known: limits.Known}),
+		streams:  share.NewPool(share.Limits{Places: limits.Streams, PerPeer: limits.StreamsPerPeer, Known: limits.Known}),
 	}
 }
 
@@ -212,7 +212,7 @@ func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	}
 	defer r.end()
 	if r.at != atBundle {
-		place := g.streams.Take(r.peer, r.pushOut)
+		place := g.streams.Take(r.peer, share.Ordinary, r.pushOut)
 		if place == nil {
 			err := crowded()
 			g.refused(ss.Context(), info.FullMethod, err)

@@ -32,8 +32,9 @@ type Listener struct {
 // at a tie; see package share.
 func Listen(l net.Listener, proxies caller.Proxies, all int, known *share.Known) *Listener {
 	return &Listener{
-		Listener: l, proxies: proxies, places: share.NewPool(all, all/2).Knowing(known),
-		proxied: share.NewPool(all, all).OfStrangers(), silent: map[*conn]struct{}{},
+		Listener: l, proxies: proxies, silent: map[*conn]struct{}{},
+		places:  share.NewPool(share.Limits{Places: all, PerPeer: all / 2, Known: known}),
+		proxied: share.NewPool(share.Limits{Places: all, PerPeer: all, KeepOrdinary: true}),
 	}
 }
 
@@ -57,9 +58,9 @@ func (l *Listener) admit(accepted net.Conn) net.Conn {
 	c := &conn{Conn: accepted, listener: l, source: l.proxies.Source(accepted.RemoteAddr(), nil)}
 	c.network = c.source.Network()
 	if l.proxies.TrustPeer(accepted.RemoteAddr()) {
-		c.proxied = l.proxied.Take(c.network, nil) // nothing takes the place away
+		c.proxied = l.proxied.Take(c.network, share.Ordinary, nil) // nothing takes the place away
 	} else {
-		c.place = l.places.TakeRenewing(c.network, func() { _ = accepted.Close() })
+		c.place = l.places.Take(c.network, share.Renewing, func() { _ = accepted.Close() })
 	}
 	if c.place == nil && c.proxied == nil {
 		return nil

@@ -84,7 +84,7 @@ func (g *Gate) admit(ctx context.Context, r *request) error {
 		ctx, r.cancel = context.WithCancel(ctx)
 	}
 	r.Context.Context = ctx
-	if r.place = g.requests.TakeStranger(r.peer, r.pushOut); r.place == nil {
+	if r.place = g.requests.Take(r.peer, share.Stranger, r.pushOut); r.place == nil {
 		r.stop()
 		return crowded()
 	}

@@ -103,7 +103,7 @@ type Pool struct {
 // NewPool returns a pool. [Config] describes the defaults.
 func NewPool(cfg Config) *Pool {
 	cfg = cfg.withDefaults()
-	places := func(n int) *share.Pool { return share.NewPool(n, n).Knowing(cfg.Known) }
+	places := func(n int) *share.Pool { return share.NewPool(share.Limits{Places: n, PerPeer: n, Known: cfg.Known}) }
 	return &Pool{
 		params: cfg.Params, policy: cfg.Policy, derive: argon2.IDKey, decoy: newRecord(cfg.Params),
 		parallel: cfg.Parallel, places: places(cfg.Queue - cfg.Reserved), reserve: places(cfg.Reserved),

@@ -3,7 +3,7 @@ package share
 import "sync"
 
 // Known holds the peers that have proved something to the server: a right password, a valid
-// token, or a certificate. [Pool.Knowing] tells what a known peer has from it.
+// token, or a certificate. A known peer keeps its places at a tie; see [Limits.Known].
 //
 // Each proof belongs to an owner, such as the id of a user. The number of known peers is
 // bounded, and the owners share the places: an owner with proofs from very many networks
@@ -24,7 +24,7 @@ type proof struct {
 
 // NewKnown returns a Known with room for a number of peers. One owner may hold a half.
 func NewKnown(places int) *Known {
-	return &Known{places: NewPool(places, max(1, places/2)), peers: map[string]*proof{}}
+	return &Known{places: NewPool(Limits{Places: places, PerPeer: max(1, places/2)}), peers: map[string]*proof{}}
 }
 
 // Has reports whether a peer is known.
@@ -44,7 +44,7 @@ func (k *Known) Add(peer, owner string) {
 		return
 	}
 	p := &proof{}
-	p.place = k.places.TakeRenewing(owner, func() { k.remove(peer, p) })
+	p.place = k.places.Take(owner, Renewing, func() { k.remove(peer, p) })
 	if p.place == nil {
 		return
 	}
