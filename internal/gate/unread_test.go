@@ -75,9 +75,9 @@ func TestAClientThatReadsNoAnswer(t *testing.T) {
 						t.Fatal(err)
 					}
 					synctest.Wait()
-					c.began()
+					c.callStarts()
 					c.arrived()
-					c.ended(places.Take("192.0.2.1", share.Stranger, func() {}))
+					c.callEnds(places.Take("192.0.2.1", share.Stranger, func() {}))
 				}
 				ping := func() {
 					_, _ = client.Write(frame(http2.FramePing, http2.FlagPingAck, 0, 8))

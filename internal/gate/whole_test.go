@@ -20,7 +20,7 @@ import (
 func direct(t testing.TB, network string) (client net.Conn, c *conn, guarded net.Conn) {
 	t.Helper()
 	client, server := net.Pipe()
-	c = Listen(nil, nil, 200, nil).admit(server).(*conn)
+	c = Listen(nil, nil, 200, nil).takePlace(server).(*conn)
 	c.network = network
 	guarded, _, err := Guard(insecure.NewCredentials()).ServerHandshake(c)
 	if err != nil {
@@ -123,8 +123,8 @@ func TestAWholeRequestThatLosesItsPlace(t *testing.T) {
 	for _, c := range []*conn{many, one} {
 		c.delivered(1, 3)
 	}
-	if g.requests.Held() != 0 || g.first != nil {
-		t.Errorf("%d places and the arrival of %v remain", g.requests.Held(), g.first)
+	if g.requests.Held() != 0 || len(g.arriving) != 0 {
+		t.Errorf("%d places and the arrival of %v remain", g.requests.Held(), g.arriving)
 	}
 }
 
