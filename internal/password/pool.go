@@ -202,14 +202,14 @@ func (t *Turn) run(ctx context.Context, pw Password, r record, decoys []Params) 
 
 // observe moves the average by an eighth of the distance to the latest hash's
 // duration. So the average follows the machine's load within a dozen hashes.
-func (p *Pool) observe(took time.Duration) {
+func (p *Pool) observe(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.average == 0 {
-		p.average = took
+		p.average = d
 		return
 	}
-	p.average += (took - p.average) / 8
+	p.average += (d - p.average) / 8
 }
 
 // averageLocked returns the time of a hash; a guess before the first measurement.

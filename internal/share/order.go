@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// roundLength is how long the lots of a draw hold. A login that waits for its hash keeps
+// roundLength is the time between two draws of lots. A login that waits for its hash keeps
 // its place for three seconds, and an honest client that has lost tries again soon.
 const roundLength = 10 * time.Second
 
@@ -32,8 +32,8 @@ type group struct {
 	lot               uint64
 }
 
-// siteOf returns the site of a peer: the /48 of an IPv6 network of 64 bits. Any other peer
-// is a site of its own. An IPv4 /24 has 256 peers at most, often of several owners.
+// siteOf returns the site of a peer: the /48 of an IPv6 network of 64 bits. Every other kind
+// of peer makes up a site alone. An IPv4 /24 has 256 peers at most, often of several owners.
 func siteOf(name string) string {
 	network, err := netip.ParsePrefix(name)
 	if err != nil || !network.Addr().Is6() || network.Bits() != peerBits {
@@ -68,7 +68,8 @@ func (p *Pool) peerLocked(name string) *group {
 	return &group{pool: p, name: name, parent: site, named: p.peers, known: p.Known.Has(name), lot: p.draw(p.round, name)}
 }
 
-// drawLocked draws new lots at the beginning of a round.
+// drawLocked draws new lots if a round has begun since the last draw, and looks up which
+// peers are known now.
 func (p *Pool) drawLocked() {
 	round := time.Now().UnixNano() / int64(roundLength)
 	if round == p.round {
@@ -85,8 +86,8 @@ func (p *Pool) drawLocked() {
 	heap.Init(&p.all.members)
 }
 
-// noteKnownLocked notes whether a peer with a place has become known since the draw, and
-// reports whether the peer has.
+// noteKnownLocked updates the order if a peer with a place has become known since the draw.
+// noteKnownLocked returns true if the order has changed.
 func (p *Pool) noteKnownLocked(from *group) bool {
 	if from.known || !p.Known.Has(from.name) {
 		return false
@@ -103,7 +104,7 @@ func (p *Pool) outweighsLocked(site *group) bool {
 	if sites[0] != site {
 		return false
 	}
-	for _, other := range sites[1:min(3, len(sites))] { // one of the two is the next in a heap
+	for _, other := range sites[1:min(3, len(sites))] { // a heap has the second greatest element at index 1 or 2
 		if site.weight < other.weight+2*stranger {
 			return false
 		}
@@ -111,8 +112,8 @@ func (p *Pool) outweighsLocked(site *group) bool {
 	return true
 }
 
-// weighLocked adds to the weight of a group and of its parents, and restores their order. A
-// group that has no place now leaves the order.
+// weighLocked adds to the weight of a group and of the group's parents, and restores the
+// order of each. A group with the weight 0 leaves the order of its parent.
 func (g *group) weighLocked(by int) {
 	for ; g.parent != nil; g = g.parent {
 		before, members := g.weight, &g.parent.members
@@ -157,7 +158,7 @@ func (g *group) yields() *Place {
 	return g.others.back
 }
 
-// standing decides which of two groups gives way.
+// standing says which of two groups gives way: see [standing.before].
 type standing struct {
 	stranger bool // the place that gives way first is a stranger's
 	weight   int
@@ -184,8 +185,8 @@ func (a standing) losesTie(b standing) bool {
 	return a.lot < b.lot
 }
 
-// before reports whether a gives way before b. If the pool keeps ordinary places, those with
-// a stranger's place come first.
+// before reports whether a gives way before b. If the pool keeps ordinary places, the groups
+// with a stranger's place give way first.
 func (a standing) before(b standing, keeps bool) bool {
 	switch {
 	case keeps && a.stranger != b.stranger:

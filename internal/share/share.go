@@ -3,26 +3,25 @@
 // certificate; see [caller.Source.Network].
 //
 // Each peer has a share of the places. While places are free, a peer may hold more than
-// the share, up to a bound for each peer. When no place is free, a newcomer gets the place
-// of the peer that holds most, if that peer holds more than the newcomer's peer would hold.
-// So the first peers to come cannot keep the others out, and two peers never take places
-// from each other in turn.
+// the share, up to a bound for each peer. When all places are taken, a newcomer gets the
+// place of the peer that holds most, if that peer holds more than the newcomer's peer would
+// hold. So late peers get a share too, and two peers never take places from each other in
+// turn.
 //
-// A tie: all peers hold the same, and there are more peers than places. Then known peers
-// ([Known]) keep their places, and the others draw lots: every peer draws a random number
-// for ten seconds, and a peer with a greater number gets the place of the peer with the
-// smallest. So each of n peers gets one of m places with a chance of m in n, however often
-// a peer asks, and whichever peer comes first.
+// At a tie, all peers hold the same number, and more peers ask than the pool has places.
+// Then known peers ([Known]) keep their places, and the unknown peers draw lots. Every peer
+// draws a random number for ten seconds, and a peer with a greater number gets the place of
+// the peer with the smallest number. So each of n peers gets one of m places with a chance
+// of m in n, however often a peer asks, and in whatever order the peers come.
 //
 // The owner of an IPv6 network commonly has 65,536 peers: the networks of 64 bits in one
-// site, a network of 48 bits. So the sites of peers share the places first, and the peers of
-// a site share what the site has.
+// site, a network of 48 bits. So the sites share the places first, and the peers of a site
+// share the places of the site.
 //
-// A place may be taken for a stranger: a client that has shown the server nothing, such as
-// a certificate or a proof of an earlier visit. A stranger's place counts as two, so the
-// peers of strangers give way first. Within a peer, the strangers give way first, and the
-// newest of them before the older ones. A tie takes no place that is not a stranger's from
-// a peer, to give the place to a stranger.
+// A place may be taken for a stranger: a client from which the server has seen neither a
+// certificate nor a proof of an earlier visit. A stranger's place counts as two, so the
+// peers of strangers give way first. Within a peer, the strangers give way first, the newest
+// stranger before the older ones. At a tie, a stranger gets the places of strangers alone.
 //
 // [Turns] bounds the calls of one user, or of one session, that run at a time.
 package share
@@ -33,16 +32,16 @@ import "sync"
 type Kind int
 
 const (
-	// Ordinary is a client that has shown something to the server.
+	// Ordinary is the kind of a client that the server has reason to serve first.
 	Ordinary Kind = iota
-	// Stranger never gets the place of another client of the same peer.
+	// Stranger is the kind of a client that gets places of other peers alone.
 	Stranger
-	// Renewing is a stranger. If its peer may hold no more places, the stranger of the same
-	// peer with the oldest place gives way.
+	// Renewing is a stranger. If the peer holds PerPeer places, the peer's stranger with the
+	// oldest place gives way to the newcomer.
 	Renewing
 )
 
-// The weights of a place. The peer with the greatest sum gives way first.
+// A place has one of two weights. The peer with the greatest sum of weights gives way first.
 const (
 	ordinary = 1
 	stranger = 2
@@ -62,7 +61,7 @@ type Limits struct {
 
 	// KeepOrdinary makes the pool evict only strangers. Ordinary places stay until Release.
 	KeepOrdinary bool
-	// Known holds the peers that keep their places at a tie. Nil means none.
+	// Known holds the peers that keep their places at a tie. A nil Known holds no peer.
 	Known *Known
 }
 
@@ -87,14 +86,14 @@ func NewPool(limits Limits) *Pool {
 // Place is a place of a pool, held by one peer. A Place is safe for concurrent use.
 type Place struct {
 	pool          *Pool
-	peer          *group // nil after the place was given back or taken away; pool.mu guards peer
+	peer          *group // nil once the place is given back or taken away; pool.mu guards peer
 	weight        int
 	before, after *Place // in a list of the peer; pool.mu guards both links
 	evicted       func()
 }
 
-// Take takes a place for a client of a peer. If no place is free, Take takes away the place
-// of a peer that holds more or has lost a tie, or of a stranger of the same peer. Take
+// Take takes a place for a client of a peer. If all places are taken, Take takes away the
+// place of a peer that holds more or has lost a tie, or of a stranger of the same peer. Take
 // returns nil if the pool has no such place, and also if the peer holds PerPeer ordinary
 // places. A nil Pool has no places.
 //
@@ -115,7 +114,7 @@ func (p *Pool) Take(peer string, kind Kind, evicted func()) *Place {
 }
 
 // takeLocked takes a place. victim is the place that another client loses by the call; nil
-// if a place was free.
+// if a place was free. The caller calls victim.evicted after unlocking p.mu.
 func (p *Pool) takeLocked(name string, kind Kind, evicted func()) (place, victim *Place) {
 	from := p.peerLocked(name)
 	if from.held() >= p.PerPeer || p.taken >= p.Places {

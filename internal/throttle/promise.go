@@ -67,12 +67,12 @@ func (d decision) refused() *Refused {
 }
 
 // decide decides about a try from networks. decide changes nothing.
-func (c *Counter) decide(p pair, own tags, now time.Time) decision {
+func (c *Counter) decide(p pair, mine tags, now time.Time) decision {
 	longest := c.limits.LongestDelay
 	lists := [2][]promise{current(p[0].Promises, now, longest), current(p[1].Promises, now, longest)}
 	promises := slices.Concat(lists[:]...)
 	for _, promised := range promises {
-		if promised.tags == own {
+		if promised.tags == mine {
 			return decision{admitted: !promised.at.After(now), at: promised.at, now: now}
 		}
 	}
@@ -87,16 +87,16 @@ func (c *Counter) decide(p pair, own tags, now time.Time) decision {
 		next = later(next, promised.at.Add(longest))
 	}
 	next = later(next, now)
-	if room := next.Add(-share(lists, own)); room.After(now) {
+	if room := next.Add(-share(lists, mine)); room.After(now) {
 		return decision{full: true, at: room, now: now}
 	}
 	return decision{promise: true, at: next, now: now}
 }
 
 // share returns how far ahead the next promise of a site and a block may be.
-func share(lists [2][]promise, own tags) time.Duration {
-	site := held(lists, func(p promise) bool { return p.site == own.site })
-	block := held(lists, func(p promise) bool { return p.block == own.block })
+func share(lists [2][]promise, mine tags) time.Duration {
+	site := held(lists, func(p promise) bool { return p.site == mine.site })
+	block := held(lists, func(p promise) bool { return p.block == mine.block })
 	return min(ahead, ahead/time.Duration(site+1), blockShare*ahead/time.Duration(block+1))
 }
 
@@ -127,12 +127,12 @@ func current(encoded []byte, now time.Time, longest time.Duration) (list []promi
 }
 
 // keep removes the promise of a network, and the promises that have passed.
-func keep(p *pair, own tags, now time.Time, longest time.Duration) {
+func keep(p *pair, mine tags, now time.Time, longest time.Duration) {
 	for i := range p {
 		list := current(p[i].Promises, now, longest)
 		p[i].Promises = nil
 		for _, promised := range list {
-			if promised.tags != own {
+			if promised.tags != mine {
 				p[i].Promises = promised.append(p[i].Promises)
 			}
 		}

@@ -11,7 +11,7 @@ import (
 // ten seconds.
 const allowance = 20 * time.Second
 
-// slots is the number of slots of each of the two rows of [Sources], which take 512 KiB.
+// slots is the number of slots of each of the two halves of [Sources], which take 512 KiB.
 const slots = 1 << 15
 
 // Sources bounds the wrong guesses of each source ([caller.Source.Network]), at whatever

@@ -69,7 +69,7 @@ const (
 	forgets = time.Hour
 	// firstDelay is short enough for a person that has mistyped a password.
 	firstDelay = time.Second
-	// buckets is the number of buckets of each of the two rows of a counter. An attacker
+	// buckets is the number of buckets of each of the two halves of a counter. An attacker
 	// would have to make FreeTries guesses an hour in most of the buckets to delay a user
 	// that was not guessed at: for 10 free tries, some 180 hashes a second without end.
 	buckets = 1 << 16
@@ -119,9 +119,9 @@ type Key struct {
 func (c *Counter) Key(name string, from Origin) Key {
 	sum := c.mac("bucket", strconv.Itoa(int(c.number)), name)
 	var k Key
-	for row := range k.ids {
-		index := int64(binary.BigEndian.Uint32(sum[4*row:]) % buckets)
-		k.ids[row] = int64(c.number)<<32 | int64(row*buckets) | index
+	for half := range k.ids {
+		index := int64(binary.BigEndian.Uint32(sum[4*half:]) % buckets)
+		k.ids[half] = int64(c.number)<<32 | int64(half*buckets) | index
 	}
 	for _, of := range []struct {
 		tag           *tag
