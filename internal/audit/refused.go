@@ -22,7 +22,7 @@ const (
 )
 
 // lineRate is the rate of log lines about new kinds of refused calls, above a first
-// maxPlaces lines: kinds may come and go within a window without bound.
+// maxPlaces lines. The number of kinds that come and go within a window has no bound.
 var lineRate = rate.Every(windowLength / maxPlaces)
 
 // Refused counts a refused call. [Log.Run] writes the count within about a second, so

@@ -25,22 +25,22 @@ func (t *tally) weight() int64 { return t.floor + t.count }
 
 // table keeps the heaviest kinds of refused calls, in a bounded number of places. Each
 // kind has an owner, the network or the user that makes the calls, and the owners share
-// the places. table stands on Space-Saving, which keeps heavy keys although it counts
-// only the keys that have a place: Metwally, Agrawal and El Abbadi, "Efficient
+// the places. table follows Space-Saving, an algorithm that keeps heavy keys although
+// only the keys with a place are counted: Metwally, Agrawal and El Abbadi, "Efficient
 // Computation of Frequent and Top-k Elements in Data Streams", ICDT 2005.
 //
-// Owners: a new owner above maxOwners displaces the owner with the smallest weight, with
-// all its kinds, and inherits that weight. So an owner of more than 1/maxOwners of the
-// calls has a share, also if the owner came late.
+// Owners: a new owner above maxOwners displaces the owner with the smallest weight and all
+// kinds of that owner. The new owner inherits the weight. So an owner of more than
+// 1/maxOwners of the calls has a share, also if the owner came late.
 //
-// Kinds of an owner: while places are free, a new kind takes one. When all places are
-// taken, the owner with the most kinds loses its lightest kind, so an owner with few
-// kinds loses none to an owner with many. A new kind inherits the weight of the kind
-// that its owner lost last. So every owner has at least maxPlaces/maxOwners places when
-// it needs them, and with n places its share holds each kind with more than 1/n of the
-// owner's calls.
+// Kinds of an owner: while places are free, a new kind takes a place. When all places are
+// taken, the owner with the most kinds loses the lightest kind. So an owner with few kinds
+// keeps the places that an owner with many kinds asks for. A new kind inherits the weight of
+// the kind that the same owner lost last. So every owner can have maxPlaces/maxOwners places
+// at least. With n places, an owner keeps each kind that has more than 1/n of the owner's
+// calls.
 //
-// The inherited weights decide only which kind is displaced. They are in no record.
+// The inherited weights decide only which kind is displaced. Records hold the exact counts.
 type table struct {
 	maxOwners, maxPlaces int // maxPlaces is a multiple of maxOwners, at least twice maxOwners
 	owners               map[string]*owner

@@ -158,7 +158,7 @@ func (c *conn) closeLocked(stream uint32) {
 	delete(c.open, stream)
 }
 
-// callStarts counts a call whose headers have arrived.
+// callStarts counts a call when the headers of the call have arrived.
 func (c *conn) callStarts() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
