@@ -169,7 +169,7 @@ func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	return r, nil
 }
 
-// tooLong reports whether the metadata of a call is longer than MaxMetadata.
+// tooLong reports whether the metadata of a call is longer than maxMetadata.
 func tooLong(header map[string][]string) bool {
 	size := 0
 	for name, values := range header {
@@ -177,7 +177,7 @@ func tooLong(header map[string][]string) bool {
 			size += len(name) + len(value) + fieldOverhead
 		}
 	}
-	return size > MaxMetadata
+	return size > maxMetadata
 }
 
 // unary returns a handler that calls next, the handler of a unary method, inside of the
@@ -200,8 +200,8 @@ func (g *Gate) unary(method string, next grpc.MethodHandler) grpc.MethodHandler 
 	}
 }
 
-// Stream intercepts streams. A stream counts as a request until its request has arrived,
-// and takes a place among the streams.
+// Stream intercepts streams. A stream takes a place among the streams, and counts among the
+// unfinished requests until the request of the stream has arrived.
 func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	r, err := begin(ss.Context())
 	if err != nil {

@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// MaxMetadata bounds the metadata of a call, in bytes, counted as in RFC 9113, section
+	// maxMetadata bounds the metadata of a call, in bytes, counted as in RFC 9113, section
 	// 6.5.2. An access token has at most 8 KiB.
-	MaxMetadata = 16 << 10
+	maxMetadata = 16 << 10
 	// fieldOverhead is the number of bytes that HTTP/2 adds for each field to the length of
 	// name and value.
 	fieldOverhead = 32
