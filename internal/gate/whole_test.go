@@ -98,12 +98,14 @@ func unaryGate(requests int, next func()) (*Gate, grpc.MethodHandler) {
 	})
 }
 
-// A whole request that loses its place before its handler is refused there, and the other
-// calls of its connection go on.
+// A whole request that loses its place before its handler is refused there and counted, and
+// the other calls of its connection go on.
 func TestAWholeRequestThatLosesItsPlace(t *testing.T) {
 	t.Parallel()
 	ran := 0
 	g, handler := unaryGate(2, func() { ran++ })
+	refused := 0
+	g.refused = func(context.Context, string, error) { refused++ }
 	_, many, _ := direct(t, "192.0.2.1")
 	_, one, _ := direct(t, "192.0.2.2")
 	first, second := tapped(t, g, many, 1), tapped(t, g, many, 3)
@@ -111,6 +113,9 @@ func TestAWholeRequestThatLosesItsPlace(t *testing.T) {
 	decode := func(any) error { return nil }
 	if _, err := handler(nil, second, decode, nil); status.Code(err) != codes.ResourceExhausted || ran != 0 {
 		t.Errorf("the handler of a request without a place: %v, ran %d times", err, ran)
+	}
+	if refused != 1 {
+		t.Errorf("%d refusals are counted", refused)
 	}
 	for _, ctx := range []context.Context{first, third} {
 		if _, err := handler(nil, ctx, decode, nil); err != nil || ctx.Err() != nil {
