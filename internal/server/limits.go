@@ -16,7 +16,7 @@ const (
 	// reservedFiles is the number of open files that the server keeps for the database, its
 	// listeners and its own files.
 	reservedFiles = 64
-	// knownNetworks bounds the networks with a proof; see [share.Known]. Each takes some 700
+	// knownNetworks bounds the networks with a proof; see [share.Known]. Each takes some 600
 	// bytes.
 	knownNetworks = 8192
 )
