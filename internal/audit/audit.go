@@ -2,19 +2,20 @@
 // which calls were refused. A record names the actor, the action, the user and the
 // session concerned, the source address and the outcome. No record holds a secret.
 //
-// An action is recorded in the transaction of the action, so neither exists without the
-// other. The line in the log follows the commit. Any client can cause refused calls
+// An action is recorded in the transaction of the action: both are committed, or both are
+// rolled back. The line in the log follows the commit. Any client can cause refused calls
 // without bound, so this package counts refused calls by kind (action, reason, users and
 // source): one record for each kind and hour, and a bounded number of kinds. The kinds
 // with the most calls have records of their own, each network and user gets a share of
-// the records, and calls that name a user compete only with each other; see window.
+// the records, and calls that name a user compete only with calls that name a user; see
+// window.
 //
 // Every refused call is counted in exactly one record. While the hour lasts, the calls
 // of a light kind may move from the record of the kind into a coarser record, for
 // example of the same user and several sources. Then the record of the kind is deleted.
 //
-// Repeats of a refresh token are counted in the same way, in a table of their own: an
-// honest client on a bad network repeats, and takes no place of a refused call.
+// Repeats of a refresh token are counted in the same way, in a separate table: an honest
+// client on a bad network repeats too, and must leave the places of refused calls free.
 //
 // One user can cause events of the user's own, such as logins, without bound too. So these
 // events have a bounded number of records an hour, in which each event is counted; see
@@ -42,8 +43,8 @@ import (
 // Type names an action of the security record, done or refused.
 type Type string
 
-// The types of events. An ordinary refresh is not recorded: there are too many, and
-// the session's row has the time of the latest.
+// The types of events. Ordinary refreshes are too many for the record: the session's row has
+// the time of the latest refresh.
 const (
 	Login               Type = "login"
 	Refresh             Type = "refresh"
@@ -98,8 +99,8 @@ type Event struct {
 
 func (e Event) namesUser() bool { return e.ActorID != "" || e.UserID != "" }
 
-// Refusal is the error of a refused call, with the users and the session concerned, as
-// far as they are known. The edge of the server copies them into the security record.
+// Refusal is the error of a refused call, with the users and the session concerned as far as
+// known. The edge of the server copies the users and the session into the security record.
 type Refusal struct {
 	ActorID, ActorName string
 	UserID, UserName   string
@@ -131,7 +132,7 @@ type Log struct {
 
 	mu      sync.Mutex // guards the fields below
 	current *window
-	closing *window // the window before, until Flush has written its final counts; else nil
+	closing *window // the window before, until Flush has written the final counts; else nil
 	// named, unnamed and repeated bound the lines about new kinds: refused calls that name
 	// a user, other refused calls, and repeats.
 	named, unnamed, repeated *rate.Limiter
@@ -155,7 +156,7 @@ func (l *Log) Record(ctx context.Context, tx *store.Tx, e Event) error {
 	if err != nil {
 		return err
 	}
-	tx.OnCommit(func() { l.log(ctx, r) }) // a line about an action that was rolled back would be wrong
+	tx.OnCommit(func() { l.log(ctx, r) }) // the log gets lines about committed actions alone
 	return nil
 }
 

@@ -25,10 +25,10 @@ const (
 var ownTypes = []Type{Login, Logout, SessionRevoked, UserSessionsRevoked, PasswordChanged, RefreshReused}
 
 // countOwn counts an event in a record of the present hour, if the user has caused very many
-// events of the type in this hour, and reports whether it has. The count is raised in the
-// transaction of the event: no event is lost. The record keeps the type, the user and the
-// network, and no session. An event of an admin on another user has a record of its own
-// always.
+// events of the type in this hour. countOwn returns true if the event is counted in such a
+// record. The count is raised in the transaction of the event, so every event counts. The
+// record keeps the type, the user and the network, and leaves the session out. Each event of
+// an admin on another user has a separate record.
 func countOwn(tx *store.Tx, r *store.AuditRecord) (bool, error) {
 	if r.UserID == "" || r.ActorID != "" && r.ActorID != r.UserID || !slices.Contains(ownTypes, Type(r.Type)) {
 		return false, nil

@@ -22,7 +22,7 @@ const (
 )
 
 // lineRate is the rate of log lines about new kinds of refused calls, above a first
-// maxPlaces lines: kinds may come and go within a window without bound.
+// maxPlaces lines. The number of kinds that come and go within a window has no bound.
 var lineRate = rate.Every(windowLength / maxPlaces)
 
 // Refused counts a refused call. [Log.Run] writes the count within about a second, so
@@ -102,12 +102,12 @@ func (l *Log) changed() (changes []change, lost []string) {
 	defer l.mu.Unlock()
 	if now := time.Now(); l.closing == nil && now.Sub(l.current.began) >= windowLength {
 		l.closing, l.current = l.current, newWindow(now)
+		l.closing.lost, l.current.lost = nil, l.closing.lost
 	}
 	for _, w := range []*window{l.closing, l.current} {
 		if w == nil {
 			continue
 		}
-		lost = append(lost, w.lost...)
 		for _, t := range w.tallies() {
 			if final := w == l.closing; final || t.count > t.written {
 				row := record(t.kind.event, t.kind.source, t.count)
@@ -116,7 +116,7 @@ func (l *Log) changed() (changes []change, lost []string) {
 		}
 	}
 	slices.SortFunc(changes, func(a, b change) int { return cmp.Compare(b.count, a.count) })
-	return changes, lost
+	return changes, slices.Clone(l.current.lost)
 }
 
 // write sets the count of each kind's record, and deletes the lost records. If there is
@@ -149,10 +149,7 @@ func write(tx *store.Tx, changes []change, lost []string) error {
 func (l *Log) settle(ctx context.Context, changes []change, deleted int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closing != nil {
-		deleted -= len(l.closing.lost)
-		l.closing = nil
-	}
+	l.closing = nil
 	l.current.lost = l.current.lost[deleted:]
 	for _, c := range changes {
 		t := c.tally

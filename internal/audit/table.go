@@ -14,7 +14,7 @@ type tally struct {
 	count   int64 // exact: the calls counted since the kind got its place
 	written int64 // the part of count in the record
 	logged  int64 // the part of count in the log
-	floor   int64 // added to count, gives the weight of the kind in its table
+	floor   int64 // the weight inherited when the kind got its place
 	id      string
 	// displaced is true after the kind has lost its place. The calls in count then
 	// belong to another tally, and the record must be deleted.
@@ -25,61 +25,61 @@ func (t *tally) weight() int64 { return t.floor + t.count }
 
 // table keeps the heaviest kinds of refused calls, in a bounded number of places. Each
 // kind has an owner, the network or the user that makes the calls, and the owners share
-// the places. table stands on Space-Saving, which keeps heavy keys although it counts
-// only the keys that have a place: Metwally, Agrawal and El Abbadi, "Efficient
+// the places. table follows Space-Saving, an algorithm that keeps heavy keys although
+// only the keys with a place are counted: Metwally, Agrawal and El Abbadi, "Efficient
 // Computation of Frequent and Top-k Elements in Data Streams", ICDT 2005.
 //
-// Owners: a new owner above maxOwners displaces the owner with the smallest weight, with
-// all its kinds, and inherits that weight. So an owner of more than 1/maxOwners of the
-// calls has a share, also if the owner came late.
+// Owners: a new owner above maxOwners displaces the owner with the smallest weight and all
+// kinds of that owner. The new owner inherits the weight. So an owner of more than
+// 1/maxOwners of the calls has a share, also if the owner came late.
 //
-// Kinds of an owner: while places are free, a new kind takes one. When all places are
-// taken, the owner with the most kinds loses its lightest kind, so an owner with few
-// kinds loses none to an owner with many. A new kind inherits the weight of the kind
-// that its owner lost last. So every owner has at least maxPlaces/maxOwners places when
-// it needs them, and with n places its share holds each kind with more than 1/n of the
-// owner's calls.
+// Kinds of an owner: while places are free, a new kind takes a place. When all places are
+// taken, the owner with the most kinds loses the lightest kind. So an owner with few kinds
+// keeps the places that an owner with many kinds asks for. A new kind inherits the weight of
+// the kind that the same owner lost last. So every owner can have maxPlaces/maxOwners places
+// at least. With n places, an owner keeps each kind that has more than 1/n of the owner's
+// calls.
 //
-// The inherited weights decide only which kind is displaced. They are in no record.
+// The inherited weights decide only which kind is displaced. Records hold the exact counts.
 type table struct {
 	maxOwners, maxPlaces int // maxPlaces is a multiple of maxOwners, at least twice maxOwners
-	owners               map[string]*share
+	owners               map[string]*owner
 	places               int // taken, by all owners
 }
 
-// share holds the kinds of one owner.
-type share struct {
+// owner holds the kinds of one network or user.
+type owner struct {
 	weight  int64 // the calls of the owner, and the inherited weight
 	floor   int64 // the weight that the owner's next kind inherits
 	tallies map[kind]*tally
 }
 
 func newTable(maxOwners, maxPlaces int) *table {
-	return &table{maxOwners: maxOwners, maxPlaces: maxPlaces, owners: map[string]*share{}}
+	return &table{maxOwners: maxOwners, maxPlaces: maxPlaces, owners: map[string]*owner{}}
 }
 
 // add counts n calls of a kind. add returns the kinds that lost their places. If
-// ownerGone is true, they are all kinds of an owner that lost its share; otherwise
+// ownerGone is true, displaced holds all kinds of an owner that lost its places. Otherwise
 // displaced holds at most one kind.
-func (t *table) add(owner string, k kind, n int64) (displaced []*tally, ownerGone bool) {
-	s := t.owners[owner]
-	if s == nil {
-		s = &share{tallies: map[kind]*tally{}}
+func (t *table) add(name string, k kind, n int64) (displaced []*tally, ownerGone bool) {
+	o := t.owners[name]
+	if o == nil {
+		o = &owner{tallies: map[kind]*tally{}}
 		if len(t.owners) == t.maxOwners {
-			displaced, s.weight = t.dropOwner()
+			displaced, o.weight = t.dropOwner()
 			ownerGone = true
 		}
-		t.owners[owner] = s
+		t.owners[name] = o
 	}
-	s.weight += n
-	c := s.tallies[k]
+	o.weight += n
+	c := o.tallies[k]
 	if c == nil {
 		if t.places == t.maxPlaces {
-			displaced = append(displaced, t.largest(s).dropKind())
+			displaced = append(displaced, t.largest(o).dropKind())
 			t.places--
 		}
-		c = &tally{kind: k, floor: s.floor}
-		s.tallies[k] = c
+		c = &tally{kind: k, floor: o.floor}
+		o.tallies[k] = c
 		t.places++
 	}
 	c.count += n
@@ -89,10 +89,10 @@ func (t *table) add(owner string, k kind, n int64) (displaced []*tally, ownerGon
 // dropOwner removes the owner with the smallest weight, and returns the owner's kinds.
 func (t *table) dropOwner() (displaced []*tally, weight int64) {
 	var lightest string
-	var least *share
-	for name, s := range t.owners {
-		if least == nil || s.weight < least.weight {
-			lightest, least = name, s
+	var least *owner
+	for name, o := range t.owners {
+		if least == nil || o.weight < least.weight {
+			lightest, least = name, o
 		}
 	}
 	delete(t.owners, lightest)
@@ -103,27 +103,27 @@ func (t *table) dropOwner() (displaced []*tally, weight int64) {
 	return displaced, least.weight
 }
 
-// largest returns the share that would have the most kinds if grows had one more: grows
-// itself, unless another share has still more.
-func (t *table) largest(grows *share) *share {
+// largest returns the owner that would have the most kinds if grows had one more: grows
+// itself, unless another owner has still more.
+func (t *table) largest(grows *owner) *owner {
 	found, most := grows, len(grows.tallies)+1
-	for _, s := range t.owners {
-		if s != grows && len(s.tallies) > most {
-			found, most = s, len(s.tallies)
+	for _, o := range t.owners {
+		if o != grows && len(o.tallies) > most {
+			found, most = o, len(o.tallies)
 		}
 	}
 	return found
 }
 
-// dropKind removes the lightest kind of a share.
-func (s *share) dropKind() *tally {
+// dropKind removes the lightest kind of an owner.
+func (o *owner) dropKind() *tally {
 	var lightest *tally
-	for _, c := range s.tallies {
+	for _, c := range o.tallies {
 		if lightest == nil || c.weight() < lightest.weight() {
 			lightest = c
 		}
 	}
-	delete(s.tallies, lightest.kind)
-	s.floor = lightest.weight()
+	delete(o.tallies, lightest.kind)
+	o.floor = lightest.weight()
 	return lightest
 }

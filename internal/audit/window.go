@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// maxPlaces and maxOwners bound each table of a window; see [table]. With 16 owners,
-	// each has room for four kinds at least.
+	// maxPlaces and maxOwners bound each table of a window; see [table]. Each of 16 owners has
+	// room for four kinds at least.
 	maxPlaces = 64
 	maxOwners = 16
 )
@@ -17,8 +17,8 @@ const (
 // manySources is the source in a record that counts refused calls of several sources.
 const manySources caller.Source = "many"
 
-// window counts the refused calls of an hour, each call in exactly one tally. A kind
-// that loses its place keeps its calls in the count: they move to a coarser tally.
+// window counts the refused calls of an hour, each call in exactly one tally. When
+// a kind loses its place, the calls of the kind move to a coarser tally.
 //
 //	named      calls that name a user; the owner is the acting user, or else the network
 //	 │   └───▶ strangers, without the user, if the network itself has too many kinds
@@ -31,10 +31,10 @@ const manySources caller.Source = "many"
 // Repeats of refresh tokens have the table repeats; the owner is the user. A repeat that
 // loses its place moves to totals. Repeats take no place of a refused call.
 //
-// Calls that name a user have tables of their own, so that calls of strangers take none
-// of their places. A network that guesses at ten thousand users fills its own share, and
-// its other guesses are on record with the network. Guesses of ten thousand networks at
-// one user are on record with the user.
+// Calls that name a user have separate tables, so that calls of strangers leave the places
+// of these tables free. A network that guesses at ten thousand users fills the network's
+// share, and the further guesses are on record with the network. Guesses of ten thousand
+// networks at one user are on record with the user.
 type window struct {
 	began                            time.Time
 	named, users, strangers, repeats *table

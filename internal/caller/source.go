@@ -80,16 +80,16 @@ func ParseProxies(networks []string) (Proxies, error) {
 	return p, nil
 }
 
-// Trust reports whether an address belongs to a trusted proxy.
-func (p Proxies) Trust(addr netip.Addr) bool {
+// trusts reports whether an address belongs to a trusted proxy.
+func (p Proxies) trusts(addr netip.Addr) bool {
 	addr = addr.Unmap().WithZone("")
 	return slices.ContainsFunc(p, func(network netip.Prefix) bool { return network.Contains(addr) })
 }
 
-// TrustPeer is like [Proxies.Trust], for the peer of a connection.
+// TrustPeer reports whether the peer of a connection is a trusted proxy.
 func (p Proxies) TrustPeer(peer net.Addr) bool {
 	addr, ok := addressOf(peer)
-	return ok && p.Trust(addr)
+	return ok && p.trusts(addr)
 }
 
 // Source returns the source of a call from a peer's address and the values of
@@ -109,7 +109,7 @@ func (p Proxies) Source(peer net.Addr, forwarded []string) Source {
 	}
 	hops := strings.Split(strings.Join(forwarded, ","), ",")
 	for _, hop := range slices.Backward(hops) {
-		if !p.Trust(source) {
+		if !p.trusts(source) {
 			break
 		}
 		addr, ok := parseHop(strings.TrimSpace(hop))

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
-// maxUndelivered bounds how long a client may leave every answer unread.
+// maxUndelivered bounds the time for which a client leaves all its answers unread.
 const maxUndelivered = 30 * time.Second
 
 // errUndelivered ends the connection of a client that does not read.
@@ -20,45 +20,51 @@ var errUndelivered = errors.New("gate: the client leaves its answers unread")
 
 // conn is an accepted connection. A conn is safe for concurrent use.
 //
-// The place of a call lasts until the answer is on its way to the client: gRPC keeps the
-// request, its metadata and the answer until then, also after the handler has returned. A
-// client that sends calls and reads no answer would hold them without a place. So a call
-// that ends gives its place to the connection, which releases one place for each stream that
-// ends on the wire.
+// A call holds its place until its answer is written to the connection: until then gRPC
+// keeps the request and the answer in memory. So when a call ends, the connection takes over
+// the place of the call, and releases one place each time a stream ends on the wire.
+//
+// The zero conn stands for a connection that no [Listener] has accepted, as in tests.
 type conn struct {
 	net.Conn
 	listener *Listener
 	place    *share.Place  // nil for a trusted proxy
 	proxied  *share.Place  // the place of a trusted proxy; else nil
-	source   caller.Source // of the calls, unless a trusted proxy forwards them
+	source   caller.Source // the address of the peer; a trusted proxy names the source of each call
 	network  string        // of source
 	heardAny sync.Once     // runs at the first byte, or at Close
 
-	// allRead says that the last read has brought every open request to its end. Only the
-	// goroutine of gRPC that reads from the connection uses allRead: the goroutine also runs
-	// the tap, for the requests of the last read.
+	// allRead is true if the last read has brought every open request to its end. One
+	// goroutine of gRPC reads from the connection, and then runs the tap for the requests
+	// that have come: only this goroutine uses allRead.
 	allRead bool
 
-	mu     sync.Mutex      // guards the fields below; held while place is told
+	// mu guards the fields below, and is held during calls of place.SetStranger.
+	mu     sync.Mutex
 	calls  int             // from the headers until the end of the handler
-	whole  int             // of calls, those with a request that has arrived
-	open   map[uint32]bool // streams that have not ended on the wire; true: the client has ended its side
-	halves int             // streams in open that the client can still send data on
-	held   []*share.Place  // of calls that have ended, and their answers not
-	since  time.Time       // when a place was released last and others stayed, or the first one was held
+	whole  int             // the calls with a request that has arrived
+	open   map[uint32]bool // streams that are open on the wire; true: the client has ended its side
+	halves int             // streams in open on which the client can still send data
+	held   []*share.Place  // places of calls that have ended, with answers still to be written
+	since  time.Time       // when the first place was held, or the last time that some places were released and some stayed
 	closed bool
 }
 
-// address is the address of a connection's peer, by which a call finds its connection.
+// address is the address of a connection's peer. By the address, the tap finds the conn of a
+// call.
 type address struct {
 	net.Addr
 	conn *conn
 }
 
+// ofProxy reports whether the client is a trusted proxy, which carries the calls of many
+// clients.
+func (c *conn) ofProxy() bool { return c.place == nil }
+
 // RemoteAddr returns the address of the peer.
 func (c *conn) RemoteAddr() net.Addr { return address{c.Conn.RemoteAddr(), c} }
 
-// Read reads from the connection. With the first byte the connection stops being silent.
+// Read reads from the connection. The first byte removes the connection from the silent ones.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
@@ -67,7 +73,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close closes the connection, and gives all its places back.
+// Close closes the connection, and gives back the places of the connection and its calls.
 func (c *conn) Close() error {
 	c.heardAny.Do(c.spoke)
 	c.leave()
@@ -81,7 +87,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// spoke removes the connection from the silent ones.
+// spoke removes the connection from the silent connections of the listener.
 func (c *conn) spoke() {
 	c.listener.mu.Lock()
 	defer c.listener.mu.Unlock()
@@ -97,14 +103,12 @@ func (c *conn) leave() {
 	}
 }
 
-// heard notes the frames of one read. whole says that the last frame has arrived to its end.
+// heard follows the streams by the frames of one read. heads holds the frames that begin or
+// end a stream. whole is true if the last frame of the read has arrived to its end.
 //
-// Errors: errUndelivered if the client has left every answer unread for too long. A trusted
-// proxy, which carries the calls of many clients, may leave the answers unread.
+// Errors: errUndelivered if the client has left every answer unread for maxUndelivered. A
+// trusted proxy, which carries the calls of many clients, may leave the answers unread.
 func (c *conn) heard(heads []head, whole bool) error {
-	if c == nil {
-		return nil
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, f := range heads {
@@ -127,15 +131,15 @@ func (c *conn) heard(heads []head, whole bool) error {
 		}
 	}
 	c.allRead = whole && c.halves == 0
-	if c.place != nil && len(c.held) > 0 && time.Since(c.since) > maxUndelivered {
+	if !c.ofProxy() && len(c.held) > 0 && time.Since(c.since) > maxUndelivered {
 		return errUndelivered
 	}
 	return nil
 }
 
-// delivered notes that streams have ended on the wire.
+// delivered releases places when the server has written the ends of streams.
 func (c *conn) delivered(streams ...uint32) {
-	if c == nil || len(streams) == 0 {
+	if len(streams) == 0 {
 		return
 	}
 	c.mu.Lock()
@@ -146,7 +150,7 @@ func (c *conn) delivered(streams ...uint32) {
 	c.settleLocked()
 }
 
-// closeLocked removes a stream that has ended on the wire. c.mu must be held.
+// closeLocked removes a stream that has ended on the wire from the open streams.
 func (c *conn) closeLocked(stream uint32) {
 	if ended, known := c.open[stream]; known && !ended {
 		c.halves--
@@ -154,30 +158,31 @@ func (c *conn) closeLocked(stream uint32) {
 	delete(c.open, stream)
 }
 
-// began notes that a call begins.
-func (c *conn) began() {
+// callStarts counts a call when the headers of the call have arrived.
+func (c *conn) callStarts() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls++
 }
 
-// arrived notes that the request of a call has arrived. From then on the connection is not
-// idle: a client that leaves requests unfinished keeps no other client out.
+// arrived counts a call with a request that has arrived. A connection with such a call is busy,
+// and keeps its place. A connection with unfinished requests alone stays idle: otherwise
+// such connections could keep other clients out.
 func (c *conn) arrived() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.whole++; c.whole == 1 && c.place != nil {
+	if c.whole++; c.whole == 1 && !c.ofProxy() {
 		c.place.SetStranger(false)
 	}
 }
 
-// ended notes that a call has ended, with a request that counts as arrived, and takes over
-// the place of the call until the answer is on its way.
-func (c *conn) ended(place *share.Place) {
+// callEnds takes over the place of a call until the answer is written. The request of the
+// call must count as arrived; see [conn.arrived].
+func (c *conn) callEnds(place *share.Place) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls--
-	if c.whole--; c.whole == 0 && c.place != nil {
+	if c.whole--; c.whole == 0 && !c.ofProxy() {
 		c.place.SetStranger(true)
 	}
 	if c.closed {
@@ -187,12 +192,14 @@ func (c *conn) ended(place *share.Place) {
 	if len(c.held) == 0 {
 		c.since = time.Now()
 	}
-	place.SetStranger(true) // gives way first, and with it the connection
+	place.SetStranger(true) // a newcomer takes such a place first; then pushOut closes the connection
 	c.held = append(c.held, place)
 	c.settleLocked()
 }
 
-// settleLocked releases the places of calls that have ended on the wire. c.mu must be held.
+// settleLocked releases the places of calls that have ended on the wire. Of the streams in
+// c.open, c.calls have a running call. Each of the others needs one held place. settleLocked
+// releases the places beyond that number.
 func (c *conn) settleLocked() {
 	over := min(len(c.held), len(c.held)-len(c.open)+c.calls)
 	if over <= 0 {

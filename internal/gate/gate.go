@@ -1,15 +1,16 @@
-// Package gate stands around the handlers of the gRPC server, and bounds what clients can
-// cause outside of a handler: connections, unfinished requests, the time until a request
-// has arrived whole, the size of metadata, messages in tiny pieces, and answers that a client
-// does not read. The gate also finds the source of every call.
+// Package gate is where a call enters the server. The gate finds the source of every call,
+// and bounds what clients can cause outside of a handler: connections, unfinished requests,
+// the time until a request has arrived whole, the size of metadata, messages in tiny pieces,
+// and answers that a client leaves unread.
 //
-// Package share divides each bound among peers: the first peers to come cannot keep the
-// others out. A connection belongs to the network of its TCP peer, and a call to the network
-// of its source.
+// Package share divides each bound among peers: late peers get a part too. A connection
+// belongs to the network of the TCP peer. A call belongs to the network of the call's
+// source.
 package gate
 
 import (
 	"context"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"slices"
@@ -32,14 +33,14 @@ import (
 
 // Limits holds the bounds of a gate. Every number must be positive.
 type Limits struct {
-	// Requests bounds the unfinished requests: each counts from its headers until its
-	// answer is on its way. A server stream counts until its request has arrived.
+	// Requests bounds the unfinished requests. A unary call counts from the headers until
+	// the answer is written. A stream counts from the headers until the request has arrived.
 	Requests, RequestsPerPeer int
 	// Streams bounds the open streams, such as Health/Watch and reflection. WatchBundle
 	// has bounds of its own, in package hub.
 	Streams, StreamsPerPeer int
-	// Known holds the networks that keep their places at a tie; see package share. Nil
-	// means none.
+	// Known holds the networks that keep their places at a tie; see package share. A nil
+	// Known holds no network.
 	Known *share.Known
 }
 
@@ -52,10 +53,9 @@ type Gate struct {
 	refused  func(ctx context.Context, method string, err error)
 	timers   timers
 
-	mu       sync.Mutex // guards the fields below
-	first    *request   // of the requests that have not arrived whole, in order of their headers
-	last     *request
-	watching bool // the timer of sweep runs
+	mu       sync.Mutex            // guards the fields below
+	arriving map[*request]struct{} // requests that have not arrived whole
+	watching bool                  // the timer of sweep runs
 	stopping bool
 }
 
@@ -67,17 +67,17 @@ const (
 	atHandler arrival = iota + 1 // unary: gRPC reads the whole request before the handler
 	atMessage                    // a server stream: the request is one message
 	atEnd                        // a client sends messages until it closes its side
-	atBundle                     // WatchBundle: as atMessage, but package hub bounds the streams
+	atBundle                     // WatchBundle: one message; package hub bounds the streams
 )
 
-// New returns a gate that lets the calls of no method through until [Gate.Registrar]. The
-// gate calls refused for each call that a bound refuses; the context has the source of the
-// call.
+// New returns a gate that lets through the calls of methods registered by [Gate.Registrar]
+// alone. The gate calls refused for each call that a bound refuses; the context given to
+// refused has the source of the call.
 func New(proxies caller.Proxies, limits Limits, refused func(ctx context.Context, method string, err error)) *Gate {
 	return &Gate{
-		proxies: proxies, refused: refused, methods: map[string]arrival{},
-		requests: share.NewPool(limits.Requests, limits.RequestsPerPeer).OfStrangers().Knowing(limits.Known),
-		streams:  share.NewPool(limits.Streams, limits.StreamsPerPeer).Knowing(limits.Known),
+		proxies: proxies, refused: refused, methods: map[string]arrival{}, arriving: map[*request]struct{}{},
+		requests: share.NewPool(share.Limits{Places: limits.Requests, PerPeer: limits.RequestsPerPeer, KeepOrdinary: true, Known: limits.Known}),
+		streams:  share.NewPool(share.Limits{Places: limits.Streams, PerPeer: limits.StreamsPerPeer, Known: limits.Known}),
 	}
 }
 
@@ -87,11 +87,11 @@ type Registrar struct {
 	gate *Gate
 }
 
-// Registrar returns a registrar for a server. The gate lets through the calls of those
-// methods that the registrar has registered before the server serves.
+// Registrar returns a registrar for a server. Register every service before the server
+// serves.
 func (g *Gate) Registrar(server *grpc.Server) Registrar { return Registrar{server, g} }
 
-// RegisterService registers a service. The gate stands around each handler of the service.
+// RegisterService registers a service. Each call of the service goes through the gate.
 func (r Registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	guarded := *desc
 	guarded.Methods = slices.Clone(desc.Methods)
@@ -113,28 +113,29 @@ func (r Registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	r.Server.RegisterService(&guarded, impl)
 }
 
-// The refusals of the gate: made once, since any client can cause them without bound.
+// The refusals of the gate. Each is made once, since any client can cause a flood of
+// refusals.
 var (
 	errMethod   = status.Error(codes.Unimplemented, "no service of this server has this method")
 	errMetadata = refusal.Status(codes.InvalidArgument, watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST, "",
 		"metadata: longer than 16 KiB", refusal.BadField("metadata", "longer than 16 KiB")).Err()
 	errStopping = status.Error(codes.Unavailable, "the server is stopping")
-	// errsCrowded hold delays that are spread evenly.
+	// errsCrowded differ in the delay that the client is told.
 	errsCrowded = func() (errs [32]error) {
 		for i := range errs {
 			delay := retryDelay + retrySpread*time.Duration(i)/time.Duration(len(errs))
 			errs[i] = refusal.Status(codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "",
-				"too many calls at once", &errdetails.RetryInfo{RetryDelay: durationpb.New(delay)}).Err()
+				"too many unfinished calls at the server, or from this network", &errdetails.RetryInfo{RetryDelay: durationpb.New(delay)}).Err()
 		}
 		return errs
 	}()
 )
 
-// crowded returns the refusal of a call that gets no place, with a random delay.
+// crowded returns the refusal of a call that gets no place. The delay is random.
 func crowded() error { return errsCrowded[rand.IntN(len(errsCrowded))] }
 
-// Tap admits or refuses a call by its headers. gRPC calls Tap before a goroutine runs for
-// the call (grpc.InTapHandle). Tap puts the source of the call into the context.
+// Tap lets a call in, or refuses the call, by the headers. gRPC calls Tap before a goroutine
+// starts for the call ([grpc.InTapHandle]). Tap puts the source of the call into the context.
 func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	at, known := g.methods[info.FullMethodName]
 	if !known {
@@ -150,14 +151,16 @@ func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	r := &request{gate: g, at: at}
 	if a, ok := addr.(address); ok {
 		r.conn = a.conn
-	}
-	if r.conn != nil && r.conn.place != nil {
-		r.Source, r.peer = r.conn.source, r.conn.network
 	} else {
-		r.Source = g.proxies.Source(addr, info.Header["x-forwarded-for"])
-		r.peer = r.Source.Network()
+		r.conn = &conn{}
 	}
-	if err := g.admit(ctx, r); err != nil {
+	if r.conn.ofProxy() {
+		r.Source = g.proxies.Source(addr, info.Header["x-forwarded-for"])
+		r.network = r.Source.Network()
+	} else {
+		r.Source, r.network = r.conn.source, r.conn.network
+	}
+	if err := g.takePlace(ctx, r); err != nil {
 		if err != errStopping {
 			g.refused(r, info.FullMethodName, err)
 		}
@@ -166,7 +169,7 @@ func (g *Gate) Tap(ctx context.Context, info *tap.Info) (context.Context, error)
 	return r, nil
 }
 
-// tooLong reports whether the metadata of a call is longer than MaxMetadata.
+// tooLong reports whether the metadata of a call is longer than maxMetadata.
 func tooLong(header map[string][]string) bool {
 	size := 0
 	for name, values := range header {
@@ -174,11 +177,11 @@ func tooLong(header map[string][]string) bool {
 			size += len(name) + len(value) + fieldOverhead
 		}
 	}
-	return size > MaxMetadata
+	return size > maxMetadata
 }
 
-// unary returns the handler of a unary method, with the gate around next. gRPC calls the
-// handler also for a request that does not arrive whole.
+// unary returns a handler that calls next, the handler of a unary method, inside of the
+// gate. gRPC calls the handler also for a request that does not arrive whole.
 func (g *Gate) unary(method string, next grpc.MethodHandler) grpc.MethodHandler {
 	return func(srv any, ctx context.Context, decode func(any) error, inside grpc.UnaryServerInterceptor) (any, error) {
 		r, err := begin(ctx)
@@ -186,25 +189,19 @@ func (g *Gate) unary(method string, next grpc.MethodHandler) grpc.MethodHandler 
 			return nil, err
 		}
 		defer r.end()
-		lost := false
 		resp, err := next(srv, ctx, func(req any) error {
 			err := decode(req)
 			if keeps := r.arrived(); err == nil && !keeps {
-				lost, err = true, crowded()
+				return crowded()
 			}
 			return err
 		}, inside)
-		if err != nil && (lost || r.pushedOut()) {
-			err = crowded()
-			g.refused(ctx, method, err)
-			return nil, err
-		}
-		return resp, err
+		return resp, g.result(ctx, method, r, err)
 	}
 }
 
-// Stream intercepts streams. A stream counts as a request until its request has arrived,
-// and takes a place among the streams.
+// Stream intercepts streams. A stream takes a place among the streams, and counts among the
+// unfinished requests until the request of the stream has arrived.
 func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	r, err := begin(ss.Context())
 	if err != nil {
@@ -212,7 +209,7 @@ func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	}
 	defer r.end()
 	if r.at != atBundle {
-		place := g.streams.Take(r.peer, r.pushOut)
+		place := g.streams.Take(r.network, share.Ordinary, r.pushOut)
 		if place == nil {
 			err := crowded()
 			g.refused(ss.Context(), info.FullMethod, err)
@@ -220,26 +217,29 @@ func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 		}
 		defer place.Release()
 	}
-	err = handler(srv, &receiving{ss, r})
-	if err != nil && r.pushedOut() {
-		err = crowded()
-		g.refused(ss.Context(), info.FullMethod, err)
+	return g.result(ss.Context(), info.FullMethod, r, handler(srv, &receiving{ss, r}))
+}
+
+// result returns the error of a call for the client. If the call has lost its place, the
+// error of the handler is a consequence, and the client gets the refusal.
+func (g *Gate) result(ctx context.Context, method string, r *request, err error) error {
+	if err == nil || !r.pushed.Load() {
 		return err
 	}
+	err = crowded()
+	g.refused(ctx, method, err)
 	return err
 }
 
-// Stop ends every request that has not arrived whole, and refuses new ones: a client that
-// never sends the rest would hold the server for as long as a stop may take.
+// Stop ends every request that has not arrived whole, and refuses new requests. Otherwise a
+// client that never sends the rest of a request would delay the stop up to the drain
+// timeout.
 func (g *Gate) Stop() {
 	g.mu.Lock()
 	g.stopping = true
-	var late []*request
-	for r := g.first; r != nil; r = r.next {
-		late = append(late, r)
-	}
+	unfinished := slices.Collect(maps.Keys(g.arriving))
 	g.mu.Unlock()
-	for _, r := range late {
+	for _, r := range unfinished {
 		r.stop()
 	}
 }

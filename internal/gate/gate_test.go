@@ -158,7 +158,7 @@ func TestSmallFrames(t *testing.T) {
 func TestNoStreamHidesItsCount(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		p := &pieces{small: map[uint32]int{}}
+		p := &framedConn{small: map[uint32]int{}}
 		truth := map[uint32]int{}
 		for range rapid.IntRange(1, 50).Draw(t, "steps") {
 			first := rapid.Uint32Range(0, 600).Draw(t, "first")
@@ -282,7 +282,7 @@ func TestRequestsGiveTheirPlacesBack(t *testing.T) {
 	if _, err := handler(nil, calls[0], nil, nil); status.Code(err) != codes.Canceled {
 		t.Errorf("a handler after the end of its call: %v", err)
 	}
-	if g.requests.Held() != 0 || g.first != nil || other.Err() != nil {
-		t.Errorf("%d places and the arrival of %v remain; the context of the answer: %v", g.requests.Held(), g.first, other.Err())
+	if g.requests.Held() != 0 || len(g.arriving) != 0 || other.Err() != nil {
+		t.Errorf("%d places and the arrival of %v remain; the context of the answer: %v", g.requests.Held(), g.arriving, other.Err())
 	}
 }

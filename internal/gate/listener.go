@@ -8,11 +8,12 @@ import (
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
-// Listener bounds the connections of a listener, in all and per peer, and closes the
-// connections that a client leaves silent when the server stops.
+// Listener bounds the connections of a listener, in all and per peer. When the server stops,
+// [Listener.CloseSilent] closes the connections from which no byte has come.
 //
-// gRPC and HTTP servers wait for the first bytes of every open connection before they stop.
-// A silent connection, such as the probe of a load balancer, would delay the stop.
+// Before gRPC and HTTP servers stop, the servers wait for the first bytes of every open
+// connection. A silent connection, such as the probe of a load balancer, would delay the
+// stop.
 type Listener struct {
 	net.Listener
 	proxies caller.Proxies
@@ -20,46 +21,52 @@ type Listener struct {
 	proxied *share.Pool // of trusted proxies
 
 	mu     sync.Mutex         // guards the fields below
-	silent map[*conn]struct{} // connections without a byte from the client
+	silent map[*conn]struct{} // connections from which no byte has come
 	closed bool
 }
 
-// Listen returns a listener with bounds: at most all connections at a time, of which one
-// network has at most a half. Idle connections, without a call, give way first: to
-// connections of other networks, and to newer ones of the same network. Connections of
-// trusted proxies have a bound of their own, which is as large: a proxy carries the calls of
-// many clients, so no connection of a proxy gives way. Known networks keep their connections
-// at a tie; see package share.
+// Listen returns a listener with at most all connections at a time, of which one network has
+// at most a half.
+//
+// A connection without a running call is idle. When all places are taken, a new connection
+// closes one of the network that holds most: the newest idle connection, or else the newest.
+// If its own network may hold no more, a new connection closes the oldest idle connection of
+// that network. Known networks keep their connections at a tie; see package share.
+//
+// Connections of trusted proxies have a bound of their own, which is as large. A proxy
+// carries the calls of many clients, so a connection of a proxy keeps its place.
 func Listen(l net.Listener, proxies caller.Proxies, all int, known *share.Known) *Listener {
 	return &Listener{
-		Listener: l, proxies: proxies, places: share.NewPool(all, all/2).Knowing(known),
-		proxied: share.NewPool(all, all).OfStrangers(), silent: map[*conn]struct{}{},
+		Listener: l, proxies: proxies, silent: map[*conn]struct{}{},
+		places:  share.NewPool(share.Limits{Places: all, PerPeer: all / 2, Known: known}),
+		proxied: share.NewPool(share.Limits{Places: all, PerPeer: all, KeepOrdinary: true}),
 	}
 }
 
-// Accept waits for the next connection that gets a place, and closes the others.
+// Accept returns the next connection that gets a place. Accept closes each connection that
+// gets none.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		accepted, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		if c := l.admit(accepted); c != nil {
+		if c := l.takePlace(accepted); c != nil {
 			return c, nil
 		}
 		_ = accepted.Close()
 	}
 }
 
-// admit takes a place for a connection. admit returns nil if there is none, or if the
-// server stops.
-func (l *Listener) admit(accepted net.Conn) net.Conn {
+// takePlace takes a place for a connection, and returns the guarded connection. takePlace
+// returns nil if no place is free for the connection, or if the server stops.
+func (l *Listener) takePlace(accepted net.Conn) net.Conn {
 	c := &conn{Conn: accepted, listener: l, source: l.proxies.Source(accepted.RemoteAddr(), nil)}
 	c.network = c.source.Network()
 	if l.proxies.TrustPeer(accepted.RemoteAddr()) {
-		c.proxied = l.proxied.Take(c.network, nil) // nothing takes the place away
+		c.proxied = l.proxied.Take(c.network, share.Ordinary, nil) // the pool keeps ordinary places
 	} else {
-		c.place = l.places.TakeRenewing(c.network, func() { _ = accepted.Close() })
+		c.place = l.places.Take(c.network, share.Renewing, func() { _ = accepted.Close() })
 	}
 	if c.place == nil && c.proxied == nil {
 		return nil
@@ -74,7 +81,7 @@ func (l *Listener) admit(accepted net.Conn) net.Conn {
 	return c
 }
 
-// CloseSilent closes every silent connection, and every connection accepted later.
+// CloseSilent closes every silent connection, and every connection that is accepted later.
 func (l *Listener) CloseSilent() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

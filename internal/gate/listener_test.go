@@ -29,24 +29,24 @@ func TestConnectionsOfProxiesAreBounded(t *testing.T) {
 	l := Listen(nil, proxies, 4, nil)
 	var first net.Conn
 	for i := range 4 {
-		c := l.admit(from{ip: "192.0.2.1"})
+		c := l.takePlace(from{ip: "192.0.2.1"})
 		if c == nil {
 			t.Fatalf("connection %d of a proxy got no place", i+1)
 		}
 		first = c
 	}
-	if l.admit(from{ip: "192.0.2.2"}) != nil {
+	if l.takePlace(from{ip: "192.0.2.2"}) != nil {
 		t.Error("a fifth connection of a proxy got a place")
 	}
 	for range 2 {
-		if l.admit(from{ip: "198.51.100.1"}) == nil {
+		if l.takePlace(from{ip: "198.51.100.1"}) == nil {
 			t.Error("another client got no place beside the proxies")
 		}
 	}
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if l.admit(from{ip: "192.0.2.2"}) == nil {
+	if l.takePlace(from{ip: "192.0.2.2"}) == nil {
 		t.Error("the place of a closed connection of a proxy stays taken")
 	}
 }

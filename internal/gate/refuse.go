@@ -8,28 +8,27 @@ import (
 )
 
 // This file refuses calls without a leak in gRPC. gRPC starts a timer for the deadline of a
-// call before the tap, and stops the timer at the end of the call. For a call that the tap
-// refuses, gRPC leaves the timer, and half a KiB of memory, until the deadline passes. A
-// client may choose a deadline in a thousand years, so the tap may refuse only a bounded
-// number of calls with a deadline that is still to come. The other refused calls take the longer
-// way: a handler runs for the call, and the context ends the handler at once.
+// call before the tap, and stops the timer at the end of the call. If the tap refuses the
+// call, gRPC keeps the timer, and half a KiB of memory, until the deadline passes. A client
+// may choose a deadline in a thousand years. So the tap refuses only a bounded number of
+// calls with a deadline that is still to come. The other refused calls take the longer way:
+// gRPC starts a handler with a context that has ended, and the handler returns the refusal.
 
 const (
-	// maxTimers bounds the calls that the tap has refused before their deadline: until the
-	// deadline, these calls keep some four MiB.
+	// maxTimers bounds the refused calls with a timer in gRPC. Together, maxTimers calls
+	// take some four MiB.
 	maxTimers = 8192
 	// maxTimeLeft bounds the time until the deadline of a call that the tap refuses.
 	maxTimeLeft = time.Minute
 )
 
-// timers counts the calls that the tap has refused, until the deadline of each call has
-// passed: gRPC keeps a timer for each such call until then. The counts stand by the second
-// of the deadline. The zero value is ready for use.
+// timers counts the calls that the tap has refused and for which gRPC still keeps a timer.
+// A call counts until its deadline has passed. The zero value is ready for use.
 type timers struct {
-	mu     sync.Mutex // guards the fields below
-	left   int        // the sum of counts
-	counts [int(maxTimeLeft/time.Second) + 2]int
-	second int64 // seconds since 1970: counts before this second are zero
+	mu     sync.Mutex                            // guards the fields below
+	left   int                                   // the sum of counts
+	counts [int(maxTimeLeft/time.Second) + 2]int // counts[s % len(counts)]: calls with a deadline in second s
+	second int64                                 // seconds since 1970: the counts of earlier seconds are zero
 }
 
 // add counts a call, and reports whether the tap may refuse the call.
@@ -56,8 +55,9 @@ func (t *timers) add(now, deadline time.Time) bool {
 	return true
 }
 
-// refuse refuses a call in the tap, with err. If the call would leave a timer for too long,
-// refuse returns a context with which the handler refuses the call instead.
+// refuse returns what the tap returns for a call that is refused with err. If timers has no
+// room for the call, refuse returns a [doomed] context: a handler then starts, and refuses
+// the call with err.
 func (g *Gate) refuse(ctx context.Context, err error) (context.Context, error) {
 	deadline, ok := ctx.Deadline()
 	if !ok || g.timers.add(time.Now(), deadline) {
@@ -69,14 +69,14 @@ func (g *Gate) refuse(ctx context.Context, err error) (context.Context, error) {
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 // doomed is a context that has ended. The first call of Err returns nil all the same: gRPC
-// calls Err once before gRPC starts the handler, and would leave the timer otherwise.
+// calls Err once before the handler, and would keep the timer if Err returned an error.
 type doomed struct {
 	context.Context
 	err   error // of the call
 	asked atomic.Bool
 }
 
-// Value returns the doomed context for requestKey.
+// Value implements [context.Context]. For requestKey, Value returns the doomed context.
 func (d *doomed) Value(key any) any {
 	if key == (requestKey{}) {
 		return d
@@ -84,10 +84,11 @@ func (d *doomed) Value(key any) any {
 	return d.Context.Value(key)
 }
 
-// Done returns a closed channel.
+// Done implements [context.Context]. The channel is closed.
 func (*doomed) Done() <-chan struct{} { return closed }
 
-// Err returns context.Canceled, except for the first call.
+// Err implements [context.Context]. The first call returns nil, and each later call
+// context.Canceled.
 func (d *doomed) Err() error {
 	if d.asked.Swap(true) {
 		return context.Canceled

@@ -15,46 +15,46 @@ import (
 )
 
 const (
-	// MaxMetadata bounds the metadata of a call, in bytes as HTTP/2 counts them (RFC 9113,
-	// section 6.5.2). An access token has at most 8 KiB.
-	MaxMetadata = 16 << 10
-	// fieldOverhead is what HTTP/2 counts for a field, beside its name and value.
+	// maxMetadata bounds the metadata of a call, in bytes, counted as in RFC 9113, section
+	// 6.5.2. An access token has at most 8 KiB.
+	maxMetadata = 16 << 10
+	// fieldOverhead is the number of bytes that HTTP/2 adds for each field to the length of
+	// name and value.
 	fieldOverhead = 32
 	// arrivalTime bounds the time from the headers of a request until the whole request
 	// has arrived. The largest request has 64 KiB.
 	arrivalTime = 10 * time.Second
-	// sweepTime is the time between two looks at the requests that have not arrived, and
-	// bounds how long a call that gRPC has ended without a handler keeps its place.
+	// sweepTime is the time between two runs of [Gate.sweep]. A call that gRPC has ended
+	// without a handler keeps its place for at most sweepTime.
 	sweepTime = arrivalTime / 100
-	// retryDelay is how long a client should wait at least that a bound has refused, and
-	// retrySpread is how much longer at most: so that not all clients come back at once.
+	// A client that a bound has refused should wait for at least retryDelay, and up to
+	// retrySpread longer: the refused clients then come back at different times.
 	retryDelay  = time.Second
 	retrySpread = time.Second
 )
 
-// request is an unfinished request. The context of the call is the request itself, so that
-// the interceptors find the request.
+// request is a call with an answer that is still to come. The request is also the context of the
+// call: so the handler and the interceptors find the request.
 type request struct {
 	caller.Context
-	gate         *Gate
-	conn         *conn  // nil if the connection is not of a [Listener]
-	peer         string // the network of the source
-	at           arrival
-	place        *share.Place
-	cancel       context.CancelFunc // nil if the whole request was read before the tap
-	before, next *request           // in the list of requests that have not arrived whole; gate.mu guards both
-	sweeps       int                // that have found the request in the list; gate.mu guards sweeps
+	gate    *Gate
+	conn    *conn  // zero if the connection is not of a [Listener]
+	network string // of the source
+	at      arrival
+	place   *share.Place
+	cancel  context.CancelFunc // nil if the whole request was read before the tap
+	sweeps  int                // that have found the request in gate.arriving; gate.mu guards sweeps
 
-	taken  atomic.Bool // by a handler, or by a sweep after the end of a call without a handler
+	taken  atomic.Bool // a handler has begun, or a sweep has ended a call that has no handler
 	whole  atomic.Bool // the request has arrived, or has ended
-	late   atomic.Bool // the request has not arrived in time
-	pushed atomic.Bool // the place was taken away for another peer
+	late   atomic.Bool // the request has missed arrivalTime
+	pushed atomic.Bool // another client has taken the place
 	done   atomic.Bool // the handler has returned
 }
 
 type requestKey struct{}
 
-// Value returns the request for requestKey.
+// Value implements [context.Context]. For requestKey, Value returns the request.
 func (r *request) Value(key any) any {
 	if key == (requestKey{}) {
 		return r
@@ -62,7 +62,7 @@ func (r *request) Value(key any) any {
 	return r.Context.Value(key)
 }
 
-// Err is as of every context. For a request that has not arrived in time, Err returns
+// Err implements [context.Context]. If the request has missed arrivalTime, Err returns
 // context.DeadlineExceeded, which gRPC answers as DEADLINE_EXCEEDED.
 func (r *request) Err() error {
 	err := r.Context.Err()
@@ -72,19 +72,20 @@ func (r *request) Err() error {
 	return err
 }
 
-// admit takes one of the gate's places for a request, and starts the time limit within
-// which the whole request must arrive. From then on r serves as the context of the call,
+// takePlace takes one of the gate's places for a request, and starts the time limit within
+// which the whole request must arrive. After takePlace, r serves as the context of the call,
 // derived from ctx.
 //
 // Errors: those of [crowded] if the request gets no place; errStopping if the server stops.
-func (g *Gate) admit(ctx context.Context, r *request) error {
-	// Most unary requests have been read whole by now, and the end of their connection, if
-	// need be, ends them. A trusted proxy's connection has to go on.
-	if r.at != atHandler || r.conn == nil || r.conn.place == nil || !r.conn.allRead {
+func (g *Gate) takePlace(ctx context.Context, r *request) error {
+	// A unary request that was read whole needs no cancel. If the request loses its place,
+	// the handler refuses the call; if the handler is late, [Gate.sweep] closes the
+	// connection. A trusted proxy's connection must stay open, so its calls have a cancel.
+	if r.at != atHandler || r.conn.ofProxy() || !r.conn.allRead {
 		ctx, r.cancel = context.WithCancel(ctx)
 	}
 	r.Context.Context = ctx
-	if r.place = g.requests.TakeStranger(r.peer, r.pushOut); r.place == nil {
+	if r.place = g.requests.Take(r.network, share.Stranger, r.pushOut); r.place == nil {
 		r.stop()
 		return crowded()
 	}
@@ -95,24 +96,17 @@ func (g *Gate) admit(ctx context.Context, r *request) error {
 		r.place.Release()
 		return errStopping
 	}
-	if r.before = g.last; r.before == nil {
-		g.first = r
-	} else {
-		r.before.next = r
-	}
-	g.last = r
+	g.arriving[r] = struct{}{}
 	if !g.watching {
 		g.watching = true
 		time.AfterFunc(sweepTime, g.sweep)
 	}
-	if r.conn != nil {
-		r.conn.began()
-	}
+	r.conn.callStarts()
 	return nil
 }
 
-// begin returns the request behind the context of a handler. The caller must call end after
-// the handler.
+// begin returns the request of a handler. The caller must call [request.end] after the
+// handler.
 //
 // Errors: the error of the tap if the tap has refused the call; the error of the context if
 // a sweep has ended the call.
@@ -129,47 +123,37 @@ func begin(ctx context.Context) (*request, error) {
 	return nil, errMethod
 }
 
-// stop ends the context of a request that was not read whole before the tap.
+// stop ends the context of the call, if the call has a context that can be ended.
 func (r *request) stop() {
 	if r.cancel != nil {
 		r.cancel()
 	}
 }
 
-// arrived notes that the whole request has arrived, or that no more of it is awaited, and
-// reports whether the request has its place still. Only the first call has an effect.
+// arrived ends the wait for the rest of the request. arrived returns false if another client
+// has taken the place of the request. Only the first call of arrived has an effect.
 func (r *request) arrived() bool {
 	if r.whole.Swap(true) {
 		return true
 	}
 	keeps := r.place.SetStranger(false)
-	if r.conn != nil {
-		r.conn.arrived()
+	if !keeps {
+		r.pushed.Store(true) // the pool may be about to call pushOut
 	}
-	g := r.gate
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if r.before == nil {
-		g.first = r.next
-	} else {
-		r.before.next = r.next
-	}
-	if r.next == nil {
-		g.last = r.before
-	} else {
-		r.next.before = r.before
-	}
-	r.before, r.next = nil, nil
+	r.conn.arrived()
+	r.gate.mu.Lock()
+	defer r.gate.mu.Unlock()
+	delete(r.gate.arriving, r)
 	return keeps
 }
 
-// sweep ends the requests that have not arrived in time, and gives back the places of the
-// calls that gRPC has ended without a handler: the deadline had passed before the handler,
-// or the server lacks the compression of the request. One timer serves all requests.
+// sweep ends the requests that have missed arrivalTime. sweep also gives back the places of
+// calls that gRPC has ended without a handler, because the deadline had passed or the server
+// lacks the compression of the request. One timer serves all requests.
 func (g *Gate) sweep() {
 	var over, late []*request
 	g.mu.Lock()
-	for r := g.first; r != nil; r = r.next {
+	for r := range g.arriving {
 		r.sweeps++
 		switch {
 		case r.Context.Err() != nil:
@@ -178,7 +162,7 @@ func (g *Gate) sweep() {
 			late = append(late, r)
 		}
 	}
-	if g.watching = g.first != nil; g.watching {
+	if g.watching = len(g.arriving) > 0; g.watching {
 		time.AfterFunc(sweepTime, g.sweep)
 	}
 	g.mu.Unlock()
@@ -188,54 +172,50 @@ func (g *Gate) sweep() {
 		}
 	}
 	for _, r := range late {
-		if r.late.Store(true); r.cancel == nil { // gRPC waits for a client that does not read
+		if r.late.Store(true); r.cancel == nil { // gRPC has read the request, and waits for a client that does not read
 			_ = r.conn.Close()
 		}
 		r.stop()
 	}
 }
 
-// leave gives the place of a request back. Only the first call has an effect.
+// leave gives the place of a request back, when a stream's request has arrived. Only the
+// first call of leave has an effect.
 func (r *request) leave() {
 	r.arrived()
 	r.place.Release()
 }
 
-// end notes the end of a call. The connection keeps the place until the answer is on its
-// way. end runs once for each call: taken decides between the handler and a sweep.
+// end lets the connection take over the place of a call that has ended. end runs once for
+// each call: r.taken decides whether the handler or a sweep calls end.
 func (r *request) end() {
 	r.arrived()
 	r.done.Store(true)
-	if r.conn == nil {
-		r.place.Release()
-		return
-	}
-	r.conn.ended(r.place)
+	r.conn.callEnds(r.place)
 }
 
-// pushOut ends a call that has lost its place to another peer: a call that has not arrived,
-// or one with an answer that the client does not read. A call that runs keeps its place: it
-// may have changed the database already. The connection of a client that does not read ends;
-// the connection of a trusted proxy carries the calls of others, and goes on.
+// pushOut ends a call that has lost its place: a request that has not arrived whole, an open
+// stream, or a call with an answer that the client does not read. A unary call with a running
+// handler keeps its place, since the handler may have changed the database.
+//
+// If the client does not read an answer, pushOut closes the connection, except that of a
+// trusted proxy, which carries the calls of many clients.
 func (r *request) pushOut() {
 	r.pushed.Store(true)
 	r.stop()
-	if r.done.Load() && r.conn != nil && r.conn.place != nil {
+	if r.done.Load() && !r.conn.ofProxy() {
 		_ = r.conn.Close()
 	}
 }
 
-// pushedOut reports whether the call has lost its place to another peer.
-func (r *request) pushedOut() bool { return r.pushed.Load() }
-
-// receiving is a stream that notes the arrival of its request.
+// receiving calls [request.leave] when the request of a stream has arrived.
 type receiving struct {
 	grpc.ServerStream
 	request *request
 }
 
-// RecvMsg receives a message. A request that has arrived gives back its place among the
-// unfinished requests.
+// RecvMsg receives a message. When the request of the stream has arrived, RecvMsg gives back
+// the place among the unfinished requests.
 func (s *receiving) RecvMsg(m any) error {
 	err := s.ServerStream.RecvMsg(m)
 	if r := s.request; err == nil && r.at != atEnd || errors.Is(err, io.EOF) {

@@ -23,7 +23,7 @@ func serve(t *testing.T, proxy bool) (client net.Conn, c *conn, server net.Conn)
 	l := Listen(nil, caller.Proxies{}, 2, nil)
 	c = &conn{Conn: accepted, listener: l, network: "192.0.2.1"}
 	if !proxy {
-		c.place = l.places.TakeRenewing(c.network, func() {})
+		c.place = l.places.Take(c.network, share.Renewing, func() {})
 	}
 	preface := make(chan error, 1)
 	go func() { _, err := io.WriteString(client, http2.ClientPreface); preface <- err }()
@@ -69,15 +69,15 @@ func TestAClientThatReadsNoAnswer(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				client, c, server := serve(t, test.proxy)
 				ended := readAll(server)
-				places := share.NewPool(10, 10)
+				places := share.NewPool(share.Limits{Places: 10, PerPeer: 10})
 				for stream := byte(1); stream <= 3; stream += 2 {
 					if _, err := client.Write(frame(http2.FrameHeaders, http2.FlagHeadersEndStream, stream, 10)); err != nil {
 						t.Fatal(err)
 					}
 					synctest.Wait()
-					c.began()
+					c.callStarts()
 					c.arrived()
-					c.ended(places.TakeStranger("192.0.2.1", func() {}))
+					c.callEnds(places.Take("192.0.2.1", share.Stranger, func() {}))
 				}
 				ping := func() {
 					_, _ = client.Write(frame(http2.FramePing, http2.FlagPingAck, 0, 8))

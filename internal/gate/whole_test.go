@@ -20,7 +20,7 @@ import (
 func direct(t testing.TB, network string) (client net.Conn, c *conn, guarded net.Conn) {
 	t.Helper()
 	client, server := net.Pipe()
-	c = Listen(nil, nil, 200, nil).admit(server).(*conn)
+	c = Listen(nil, nil, 200, nil).takePlace(server).(*conn)
 	c.network = network
 	guarded, _, err := Guard(insecure.NewCredentials()).ServerHandshake(c)
 	if err != nil {
@@ -98,12 +98,14 @@ func unaryGate(requests int, next func()) (*Gate, grpc.MethodHandler) {
 	})
 }
 
-// A whole request that loses its place before its handler is refused there, and the other
-// calls of its connection go on.
+// A whole request that loses its place before its handler is refused there and counted, and
+// the other calls of its connection go on.
 func TestAWholeRequestThatLosesItsPlace(t *testing.T) {
 	t.Parallel()
 	ran := 0
 	g, handler := unaryGate(2, func() { ran++ })
+	refused := 0
+	g.refused = func(context.Context, string, error) { refused++ }
 	_, many, _ := direct(t, "192.0.2.1")
 	_, one, _ := direct(t, "192.0.2.2")
 	first, second := tapped(t, g, many, 1), tapped(t, g, many, 3)
@@ -111,6 +113,9 @@ func TestAWholeRequestThatLosesItsPlace(t *testing.T) {
 	decode := func(any) error { return nil }
 	if _, err := handler(nil, second, decode, nil); status.Code(err) != codes.ResourceExhausted || ran != 0 {
 		t.Errorf("the handler of a request without a place: %v, ran %d times", err, ran)
+	}
+	if refused != 1 {
+		t.Errorf("%d refusals are counted", refused)
 	}
 	for _, ctx := range []context.Context{first, third} {
 		if _, err := handler(nil, ctx, decode, nil); err != nil || ctx.Err() != nil {
@@ -123,8 +128,8 @@ func TestAWholeRequestThatLosesItsPlace(t *testing.T) {
 	for _, c := range []*conn{many, one} {
 		c.delivered(1, 3)
 	}
-	if g.requests.Held() != 0 || g.first != nil {
-		t.Errorf("%d places and the arrival of %v remain", g.requests.Held(), g.first)
+	if g.requests.Held() != 0 || len(g.arriving) != 0 {
+		t.Errorf("%d places and the arrival of %v remain", g.requests.Held(), g.arriving)
 	}
 }
 

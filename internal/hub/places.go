@@ -38,7 +38,7 @@ type Peer struct {
 // half. Without LimitWatchers, a hub has 10,000 places. LimitWatchers must be called
 // before the first Watch. Known networks keep their places at a tie; see package share.
 func (h *Hub) LimitWatchers(n int, known *share.Known) {
-	h.places = share.NewPool(n, max(1, n/perPeer)).Knowing(known)
+	h.places = share.NewPool(share.Limits{Places: n, PerPeer: max(1, n/perPeer), Known: known})
 }
 
 // turns bounds the snapshots that are sent to each peer at a time. turns is safe for

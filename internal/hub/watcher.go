@@ -50,11 +50,11 @@ type Watcher struct {
 func (h *Hub) Watch(ctx context.Context, from Peer, resume []byte) (*Watcher, error) {
 	w := &Watcher{hub: h, evicted: make(chan struct{})}
 	at, greatest := h.parseResume(resume)
-	take := h.places.TakeStranger
+	kind := share.Stranger
 	if from.Certified || h.knows(at) {
-		take = h.places.Take
+		kind = share.Ordinary
 	}
-	if w.place = take(from.Name, func() { close(w.evicted) }); w.place == nil {
+	if w.place = h.places.Take(from.Name, kind, func() { close(w.evicted) }); w.place == nil {
 		return nil, ErrTooManyWatchers
 	}
 	if err := w.open(ctx, from.Name, at, greatest); err != nil {

@@ -11,8 +11,8 @@ import (
 )
 
 // Each row of signing_keys has a tag: a message authentication code, under the master key,
-// of every other column and of the database's id. So somebody with write access to the
-// database, and without the master key, adds no key and changes none.
+// of every other column and of the database's id. So an attacker with write access to the
+// database needs the master key too, to add or change a key.
 //
 // All rows of one key set have the same counter. Each change of the key set writes every
 // row again with a higher counter, so a row of an earlier key set beside newer rows is
@@ -21,7 +21,7 @@ import (
 // tagPurpose separates the tags from other uses of the master key: see [seal.Keys.MAC].
 const tagPurpose = "row of signing_keys"
 
-// errOldRow means that a row is authentic, and belongs to an earlier key set than others.
+// errOldRow means that a row is authentic, and belongs to an earlier key set than other rows.
 var errOldRow = errors.New("belongs to an earlier key set")
 
 // refused is a row of signing_keys that is not trusted.
@@ -32,7 +32,7 @@ type refused struct {
 
 func (r refused) Error() string { return fmt.Sprintf("signing key %s: %v", r.row.KID, r.why) }
 
-// authentic holds the rows of signing_keys, told apart by their tags.
+// authentic holds the rows of signing_keys: rows with a right tag, and refused rows.
 type authentic struct {
 	rows    []*store.SigningKey // the key set, the oldest key first
 	counter int64               // of every row of the key set; 0 without a row

@@ -265,7 +265,7 @@ func (c *chain) withdrawn() []*store.SigningKey {
 }
 
 // forgetWithdrawn removes all withdrawn keys but the latest maxWithdrawn. No verifier
-// needs them: a key that is not in the key set verifies nothing.
+// needs a withdrawn key: only keys in the key set verify.
 func (c *chain) forgetWithdrawn() {
 	if keys := c.withdrawn(); len(keys) > maxWithdrawn {
 		c.remove(func(k *store.SigningKey) bool { return slices.Contains(keys[maxWithdrawn:], k) })

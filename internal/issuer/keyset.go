@@ -143,10 +143,10 @@ func (k *KeySet) newest() int64 {
 }
 
 // takeLocked replaces the key set by a newer one. A key set with the same counter has nothing
-// new, and may lack rows that somebody has changed. k.mu must be held.
+// new, and may lack rows that were changed in the database.
 //
-// Errors, with what was taken in force: ErrRolledBack; seal.ErrWrongKey and other errors of a
-// key that cannot be opened; the errors of refused rows.
+// takeLocked returns errors after taking every row that can be used. Errors: ErrRolledBack;
+// seal.ErrWrongKey and other errors of a key that cannot be opened; those of refused rows.
 func (k *KeySet) takeLocked(a *authentic) error {
 	var errs []error
 	for _, r := range a.refused {
@@ -166,9 +166,10 @@ func (k *KeySet) takeLocked(a *authentic) error {
 	return errors.Join(append(errs, k.openLocked())...)
 }
 
-// openLocked opens every key that signs now or later, and that is not open already: also the
-// next key, so that a key that cannot be opened is an alarm when it is published. Keys that
-// sign no longer are included, since the clocks of two replicas may differ. k.mu must be held.
+// openLocked opens (decrypts) the keys that are still sealed in memory: every key that signs
+// now or later, and also the next key, so that an alarm comes when the next key is
+// published. Keys that sign no longer are included, since the clocks of two replicas may
+// differ.
 func (k *KeySet) openLocked() error {
 	var signers []signer
 	var errs []error
@@ -236,7 +237,9 @@ func (k *KeySet) Signs(now time.Time) (kid string, err error) {
 // signing returns the key that signs at a time. If several keys do, signing returns the
 // key that began last. If no key signs at the time, signing returns the key that begins
 // next: now is the time of the grant's transaction, and a key may have been withdrawn since.
-// Its successor then signs from a moment after now. Errors: as [KeySet.Signs].
+// The successor of the withdrawn key then signs from a moment after now.
+//
+// Errors: those of [KeySet.Signs].
 func (k *KeySet) signing(now time.Time) (*token.SigningKey, error) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()

@@ -103,7 +103,7 @@ type Pool struct {
 // NewPool returns a pool. [Config] describes the defaults.
 func NewPool(cfg Config) *Pool {
 	cfg = cfg.withDefaults()
-	places := func(n int) *share.Pool { return share.NewPool(n, n).Knowing(cfg.Known) }
+	places := func(n int) *share.Pool { return share.NewPool(share.Limits{Places: n, PerPeer: n, Known: cfg.Known}) }
 	return &Pool{
 		params: cfg.Params, policy: cfg.Policy, derive: argon2.IDKey, decoy: newRecord(cfg.Params),
 		parallel: cfg.Parallel, places: places(cfg.Queue - cfg.Reserved), reserve: places(cfg.Reserved),
@@ -202,14 +202,14 @@ func (t *Turn) run(ctx context.Context, pw Password, r record, decoys []Params) 
 
 // observe moves the average by an eighth of the distance to the latest hash's
 // duration. So the average follows the machine's load within a dozen hashes.
-func (p *Pool) observe(took time.Duration) {
+func (p *Pool) observe(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.average == 0 {
-		p.average = took
+		p.average = d
 		return
 	}
-	p.average += (took - p.average) / 8
+	p.average += (d - p.average) / 8
 }
 
 // averageLocked returns the time of a hash; a guess before the first measurement.

@@ -85,7 +85,7 @@ const (
 
 // Enter takes a place in the queue. Enter does not wait. If the database is needed before
 // the hash, call Enter first: then a flood of logins causes a bounded number of reads. A
-// turn that is not ready yet holds no other turn up.
+// turn that has not called Wait delays no other turn.
 //
 // Errors: [ErrOverloaded] if the queue has no place for the caller, or if ctx's deadline
 // comes before the estimated end of the hash; ctx.Err() if ctx has ended.
@@ -117,19 +117,19 @@ func (p *Pool) Enter(ctx context.Context, caller Caller) (*Turn, error) {
 func (t *Turn) takePlaceLocked() bool {
 	p, from := t.pool, t.peer.caller
 	evicted := func() { // in Enter of the turn that takes the place, which holds p.mu
-		t.loseLocked(displaced)
+		t.leaveQueueLocked(displaced)
 		t.peer.forgetLocked(p)
 	}
 	switch from.kind {
 	case stranger:
-		t.place = p.places.TakeStranger(from.peerName(), evicted)
+		t.place = p.places.Take(from.peerName(), share.Stranger, evicted)
 	case admin:
-		if t.place = p.reserve.Take(from.peerName(), evicted); t.place != nil {
+		if t.place = p.reserve.Take(from.peerName(), share.Ordinary, evicted); t.place != nil {
 			break
 		}
 		fallthrough
 	case user:
-		t.place = p.places.Take(from.peerName(), evicted)
+		t.place = p.places.Take(from.peerName(), share.Ordinary, evicted)
 	}
 	return t.place != nil
 }
@@ -152,8 +152,8 @@ func (p *Pool) waitLocked(from *peer) time.Duration {
 	return time.Duration(max(0, ahead-p.parallel+1)) * p.averageLocked() / time.Duration(max(1, p.parallel))
 }
 
-// loseLocked takes a turn's place in the queue away.
-func (t *Turn) loseLocked(to state) {
+// leaveQueueLocked releases the turn's place in the queue, and sets the turn's state.
+func (t *Turn) leaveQueueLocked(to state) {
 	i := slices.Index(t.peer.turns, t)
 	t.peer.turns = slices.Delete(t.peer.turns, i, i+1)
 	t.pool.waiting--
@@ -189,8 +189,9 @@ func (t *Turn) Wait(ctx context.Context) error {
 }
 
 // getReady lets the turn take part in the distribution of slots, and returns a context that
-// ends when a hash can no longer end before ctx's deadline. A caller that still waits at
-// that time gets a refusal with the time to wait, and no end of the call without an answer.
+// ends when a hash can no longer end before ctx's deadline. So
+// Wait returns ErrOverloaded before ctx's deadline, and the client gets an answer with the
+// time to wait.
 func (t *Turn) getReady(ctx context.Context) (context.Context, context.CancelFunc) {
 	t.pool.mu.Lock()
 	defer t.pool.mu.Unlock()
@@ -210,7 +211,7 @@ func (p *Pool) grantLocked() {
 		if turn == nil {
 			return
 		}
-		turn.loseLocked(running)
+		turn.leaveQueueLocked(running)
 		turn.peer.running++
 		p.running++
 		i := slices.Index(p.order, turn.peer)
@@ -240,7 +241,7 @@ func (t *Turn) End() {
 	defer p.mu.Unlock()
 	switch t.state {
 	case waiting:
-		t.loseLocked(ended)
+		t.leaveQueueLocked(ended)
 	case running:
 		t.peer.running--
 		p.running--

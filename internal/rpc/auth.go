@@ -1,10 +1,10 @@
-// Package rpc is the gRPC edge of the server: it checks the fields of requests, calls
-// the packages that do the work, and turns their results and errors into messages and
-// statuses. No rule about users, sessions or keys is here.
+// Package rpc is the gRPC edge of the server. The package checks the fields of requests,
+// calls the packages that do the work, and turns the results and errors into messages and
+// statuses. The rules about users, sessions and keys are in the packages below.
 //
 // Every handler has the same order: check each field of the request, return an error for
-// the first invalid field, call one method of an inner package, convert the result. A handler may return a
-// response beside an error: the [Edge] drops the response.
+// the first invalid field, call one method of an inner package, convert the result. A
+// handler may return a response beside an error: the [Edge] drops the response.
 package rpc
 
 import (
@@ -34,8 +34,8 @@ type Auth struct {
 	Known    *share.Known
 }
 
-// proved notes that a call has proved something about a user, so that the network of the
-// call keeps its places at a tie.
+// proved makes the network of a call known after a successful proof, such as a right
+// password. A known network keeps its places at a tie.
 func (a *Auth) proved(ctx context.Context, t *session.Tokens, err error) {
 	if err == nil {
 		a.Known.Add(caller.SourceOf(ctx).Network(), t.UserID)
@@ -70,14 +70,14 @@ func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*w
 	return &watchwordv1.RefreshResponse{Tokens: tokenPair(tokens)}, err
 }
 
-// notIssuedFor replaces, in a call of Verify, every audience that the server does not
-// issue for. An old token may name such an audience, from before a change of
-// --audience, and would be accepted. No token names notIssuedFor, so Verify refuses.
+// notIssuedFor replaces, in a call of Verify, every audience for which the server issues no
+// tokens. A token from before a change of --audience may name such an audience, and would be
+// accepted. Since no token names notIssuedFor, Verify refuses the call.
 const notIssuedFor = "\x00"
 
-// Verify serves AuthService/Verify, for services that cannot verify tokens themselves.
-// The verifier is the one that guards this server, so Verify refuses a token as soon as
-// the server itself does.
+// Verify serves AuthService/Verify, for services that cannot verify tokens themselves. The
+// same verifier guards this server, so Verify and the server refuse a token from the same
+// moment on.
 func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*watchwordv1.VerifyResponse, error) {
 	var r reading
 	token := field(&r, "access_token", required, req.GetAccessToken())

@@ -60,7 +60,7 @@ func (e *Edge) refused(ctx context.Context, method string, err error) error {
 	switch {
 	case isStatus: // the verifier or gRPC has made the status
 		st = made.GRPCStatus()
-	case ctx.Err() != nil: // the client has left or its time is over, and err is a consequence
+	case ctx.Err() != nil: // the client has left, or the deadline has passed; err is a consequence
 		st = status.FromContextError(ctx.Err())
 	default:
 		st = statusOf(err, method, e.retryAfter)
@@ -94,7 +94,7 @@ var recordTypes = map[string]audit.Type{
 	watchwordv1.AuthService_ChangePassword_FullMethodName: audit.PasswordChanged,
 }
 
-// Refused counts a call that was refused before the edge, by a bound.
+// Refused counts a call that a bound of the gate has refused.
 func (e *Edge) Refused(ctx context.Context, method string, err error) {
 	e.count(ctx, method, refusal.Reason(err), err)
 }

@@ -31,8 +31,8 @@ const (
 	// watchRetry, so that clients return at different moments.
 	storeRetry = time.Second
 	// watchRetry is the shortest time that a watcher without a place should wait. Until
-	// the watcher is back, its service knows no new revocation. Clients that are refused
-	// again wait longer by themselves.
+	// the watcher is back, the service of the watcher misses new revocations. A client that
+	// is refused again waits longer by itself.
 	watchRetry = 100 * time.Millisecond
 )
 
@@ -80,10 +80,9 @@ type invalidField struct {
 
 func (e invalidField) Error() string { return e.field + ": " + e.err.Error() }
 
-// statusOf returns the status for an error of a handler. The status names the method
-// only if the caller's own access token is refused: a client that reads its method in
-// the status refreshes the token and calls again. For any other error, that would
-// repeat a refused call.
+// statusOf returns the status for an error of a handler. The status names the method only if
+// the access token of the call is refused. A client that reads the called method in the
+// status gets another access token and calls again, which helps only in this case.
 func statusOf(err error, method string, retryAfter func() time.Duration) *status.Status {
 	for _, broken := range []error{session.ErrAudience, session.ErrNotAlone} {
 		if errors.Is(err, broken) {

@@ -64,8 +64,8 @@ func required(value string) (string, error) {
 // errNotText is the rule for every text of a request that may reach a query.
 var errNotText = errors.New("holds a zero byte or is not UTF-8")
 
-// requiredID is the rule for an id that must be given. No id is checked for its form,
-// except by [optionalID]: an unknown id and a malformed id are both NOT_FOUND.
+// requiredID is the rule for an id that must be given. Only [optionalID] checks the form of
+// an id: an unknown id and a malformed id are both NOT_FOUND.
 func requiredID(id string) (string, error) {
 	if id == "" {
 		return required(id)
@@ -73,7 +73,7 @@ func requiredID(id string) (string, error) {
 	return optionalID(id)
 }
 
-// optionalID is the rule for an id that may be empty. The bound keeps long texts out of
+// optionalID is the rule for an id that may be empty. maxIDLength keeps long texts out of
 // queries and page tokens.
 func optionalID(id string) (string, error) {
 	switch {
@@ -106,8 +106,8 @@ func optionalTime(t *timestamppb.Timestamp) (time.Time, error) {
 	return t.AsTime(), nil
 }
 
-// audience is the rule for the services in a request. Whether the server issues for
-// them is decided below.
+// audience is the rule for the services in a request. Package session decides whether the
+// server issues tokens for the services.
 func audience(values []string) ([]string, error) {
 	if len(values) > maxAudiences {
 		return nil, fmt.Errorf("more than %d values", maxAudiences)

@@ -60,8 +60,8 @@ func (s *Sessions) RevokeUserSessions(ctx context.Context, req *watchwordv1.Revo
 const refreshedStep = time.Hour
 
 // message converts a session. refreshed_at is rounded down. expires_at is the latest time
-// at which the session ends if no refresh comes before: it follows from the rounded time,
-// because it would tell the precise time otherwise.
+// at which the session ends if no refresh comes before. expires_at is calculated from the
+// rounded time: otherwise expires_at would tell the precise time of the refresh.
 func (s *Sessions) message(row *store.Session) *watchwordv1.Session {
 	refreshed := row.RefreshedAt.Truncate(refreshedStep)
 	latest := *row

@@ -38,7 +38,7 @@ type Trust struct {
 	Hub    *hub.Hub
 	Logger *slog.Logger
 	// NeedCertificate makes WatchBundle and GetTime refuse a client without a certificate: the
-	// bundle names sessions and users, which the public key set does not.
+	// bundle names sessions and users, beside the public keys.
 	NeedCertificate bool
 	Known           *share.Known
 }
@@ -72,8 +72,8 @@ const sendTimeout = 30 * time.Second
 
 // WatchBundle serves TrustService/WatchBundle: the stream of messages from the hub to
 // one verifier. A client that reads too slowly, or is ahead of this replica, gets
-// UNAVAILABLE and watches again. A client that loses its place to another client gets
-// RESOURCE_EXHAUSTED, as a client that finds no place.
+// UNAVAILABLE and watches again. A client without a place, and a client that loses its place
+// to another client, get RESOURCE_EXHAUSTED.
 func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
 	ctx := stream.Context()
 	from, ok := peer.FromContext(ctx)
@@ -97,8 +97,8 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	if err != nil {
 		return err
 	}
-	// SendMsg blocks while the client does not read, and cannot be cancelled. So it
-	// runs in a goroutine of its own, and the handler returns without it when unread
+	// SendMsg blocks while the client does not read, and cannot be cancelled. So SendMsg
+	// runs in a separate goroutine, and the handler returns before SendMsg when unread
 	// fires.
 	unread := time.NewTimer(sendTimeout)
 	defer unread.Stop()
@@ -177,8 +177,8 @@ func watcherPeer(from *peer.Peer, cert *x509.Certificate, source caller.Source) 
 
 // certificateName returns the name in a certificate: the first URI, such as a SPIFFE id;
 // or else the first DNS name; or else the subject. The CA has signed the whole
-// list of names, and the order counts, so a client always has the same name.
-// The kind comes before the name: a subject must not look like a DNS name or a network.
+// list of names, and the order counts, so a client always has the same name. The result
+// begins with the kind of the name, since a subject may look like a DNS name or a network.
 func certificateName(cert *x509.Certificate) string {
 	switch {
 	case len(cert.URIs) > 0:

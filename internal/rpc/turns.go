@@ -17,9 +17,9 @@ const (
 	// of one page, which takes some milliseconds, so other users wait for less than a
 	// tenth of a second while all these calls have their turns at the database. While
 	// the database does not answer, callsAtOnce calls fail together. With a smaller bound,
-	// the calls behind them would wait until their deadlines.
+	// the waiting calls of the user would wait until their deadlines.
 	callsAtOnce = 32
-	// callsWaiting bounds the calls of one user that wait, and so their memory. A call that
+	// callsWaiting bounds the waiting calls of one user, and the memory of these calls. A call that
 	// runs or waits is one of the unfinished requests of its network, which may have 256 by
 	// default. So one user takes at most a quarter of the requests of a gateway.
 	callsWaiting = 32

@@ -41,7 +41,7 @@ import (
 
 // ErrWrongKey means that a secret is sealed under a master key that is not in the file:
 // the file belongs to another installation, or a key was removed before every secret
-// was sealed under another one.
+// was sealed under another master key.
 var ErrWrongKey = errors.New("sealed under a master key that is not in this file")
 
 const (
@@ -75,8 +75,8 @@ func (k *Keys) GoString() string { return k.String() }
 
 // Load reads the master keys from a file.
 //
-// Errors: fs.ErrNotExist if the file is missing; an error that names the line, and
-// repeats none of its text, if a line is malformed.
+// Errors: fs.ErrNotExist if the file is missing; if a line is malformed, an error with the
+// number of the line, and without the text of the line.
 func Load(path string) (*Keys, error) {
 	keys, err := read(path)
 	if err != nil {
@@ -360,8 +360,8 @@ func newMasterKey(secret []byte) (masterKey, error) {
 	return masterKey{id: [idSize]byte(id), secret: secret}, nil
 }
 
-// aead returns the cipher for one purpose. Each purpose has a derived key of its own,
-// so a signing key does not open as a MAC key.
+// aead returns the cipher for one purpose. Each purpose has a separate derived key, so that
+// a sealed signing key cannot be opened as a MAC key.
 func (k masterKey) aead(purpose string) (cipher.AEAD, error) {
 	derived, err := hkdf.Key(sha256.New, k.secret, nil, "watchword seal v1 "+purpose, keySize)
 	if err != nil {

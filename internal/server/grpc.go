@@ -32,7 +32,7 @@ import (
 const (
 	maxMessage = 64 << 10 // bytes; the largest request that makes sense, a user with 32 roles, has 4 KiB
 	maxStreams = 100      // calls at a time on one connection
-	// maxHeaders bounds the headers that gRPC accepts, in bytes. Between gate.MaxMetadata and
+	// maxHeaders bounds the headers that gRPC accepts, in bytes. Between 16 KiB and
 	// maxHeaders, package gate refuses the one call with INVALID_REQUEST. Above maxHeaders,
 	// gRPC may end the connection with all its calls, and a proxy in front carries the calls
 	// of many clients over one connection.

@@ -40,7 +40,7 @@ func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *h
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.readiness.serveReady)
-	mux.Handle("GET /metrics", inTurn(promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})))
+	mux.Handle("GET /metrics", boundScrapes(promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})))
 	// HTTP/1.1 alone: with HTTP/2 each connection could hold hundreds of requests.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -54,9 +54,9 @@ func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *h
 	}
 }
 
-// inTurn serves at most maxScrapes requests at a time; others wait. The handler writes to
+// boundScrapes serves at most maxScrapes requests at a time; others wait. The handler writes to
 // memory, so a client that reads slowly leaves its turn to the next client.
-func inTurn(handler http.Handler) http.Handler {
+func boundScrapes(handler http.Handler) http.Handler {
 	const maxScrapes = 2 // each takes a few milliseconds of a core
 	turns := make(chan struct{}, maxScrapes)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -20,7 +20,7 @@ func TestScrapesTakeTurns(t *testing.T) {
 	t.Parallel()
 	running, most, finish := 0, 0, make(chan struct{})
 	var mu sync.Mutex
-	handler := inTurn(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	handler := boundScrapes(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		mu.Lock()
 		running++
 		most = max(most, running)

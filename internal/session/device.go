@@ -11,10 +11,6 @@ import (
 // of wrong guesses for each.
 const knownDevices = 10
 
-// Key returns a secret key for another purpose, the same on all replicas. A copy of the
-// database does not give the key, without the master key.
-func (s *Sessions) Key(purpose string) ([]byte, error) { return s.macs.derive(purpose) }
-
 // Device returns the session of a refresh token, if the token is authentic; "" for any
 // other text. Device reads nothing from the database: [Sessions.Knows] does.
 func (s *Sessions) Device(refreshToken string) (sessionID string) {

@@ -69,9 +69,9 @@ func (s *Sessions) enter(ctx context.Context, refreshToken string) (g generation
 // Errors: store.ErrNotFound if the refresh is not ordinary, or if the statement cannot
 // decide; then [Sessions.spendAny] decides.
 func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []string) (*Grant, error) {
-	audience, err := s.decidingAudience(asked)
-	if err != nil {
-		return nil, err
+	audience, ok := s.decidingAudience(asked)
+	if !ok {
+		return nil, store.ErrNotFound
 	}
 	spent, err := s.d.Store.Spend(ctx, &store.Spend{
 		SessionID: g.sessionID, Generation: g.number, Audience: audience,
@@ -87,22 +87,21 @@ func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []strin
 	}, err
 }
 
-// decidingAudience returns the one service that must be in the session's audience, so
-// that audienceWithin accepts the services asked for. The statement of the ordinary
-// refresh can check one service only.
-//
-// Errors: store.ErrNotFound if more than one service must be checked, or if the service is
-// not one of Config.Audience: administration refreshes rarely, by spendAny.
-func (s *Sessions) decidingAudience(asked []string) (string, error) {
+// decidingAudience returns one service. If the session's audience has this service,
+// audienceWithin accepts the services asked for. The statement of the ordinary refresh can
+// check one service only, so decidingAudience returns false if more than one service must be
+// checked, and also for a service outside of Config.Audience: administration refreshes
+// rarely, by spendAny.
+func (s *Sessions) decidingAudience(asked []string) (string, bool) {
 	switch len(asked) {
 	case 0:
-		return s.cfg.Audience[0], nil
+		return s.cfg.Audience[0], true
 	case 1:
 		if slices.Contains(s.cfg.Audience, asked[0]) {
-			return asked[0], nil
+			return asked[0], true
 		}
 	}
-	return "", store.ErrNotFound
+	return "", false
 }
 
 // spendAny decides about a refresh token of any age, in a transaction.

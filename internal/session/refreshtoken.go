@@ -186,6 +186,10 @@ func (m *macs) parse(token string) (generation, error) {
 	}, nil
 }
 
+// Key returns a secret key for another purpose, the same on all replicas. An
+// attacker needs the master key, beside a copy of the database, to find the key.
+func (s *Sessions) Key(purpose string) ([]byte, error) { return s.macs.derive(purpose) }
+
 // derive returns a key for another purpose. The oldest MAC key gives the key: replicas agree
 // on it, whether or not they know a newer MAC key.
 func (m *macs) derive(purpose string) ([]byte, error) {

@@ -3,11 +3,11 @@ package share
 import "sync"
 
 // Known holds the peers that have proved something to the server: a right password, a valid
-// token, or a certificate. [Pool.Knowing] tells what a known peer has from it.
+// token, or a certificate. A known peer keeps its places at a tie; see [Limits.Known].
 //
 // Each proof belongs to an owner, such as the id of a user. The number of known peers is
-// bounded, and the owners share the places: an owner with proofs from very many networks
-// pushes out its own.
+// bounded, and the owners share the places. So an owner with proofs from very many networks
+// loses its own proofs first.
 //
 // A nil Known knows no peer. Known is safe for concurrent use.
 type Known struct {
@@ -19,12 +19,12 @@ type Known struct {
 
 type proof struct {
 	place *Place
-	gone  bool // has lost its place; Known.mu guards it
+	gone  bool // the proof has lost its place; Known.mu guards gone
 }
 
 // NewKnown returns a Known with room for a number of peers. One owner may hold a half.
 func NewKnown(places int) *Known {
-	return &Known{places: NewPool(places, max(1, places/2)), peers: map[string]*proof{}}
+	return &Known{places: NewPool(Limits{Places: places, PerPeer: max(1, places/2)}), peers: map[string]*proof{}}
 }
 
 // Has reports whether a peer is known.
@@ -44,7 +44,7 @@ func (k *Known) Add(peer, owner string) {
 		return
 	}
 	p := &proof{}
-	p.place = k.places.TakeRenewing(owner, func() { k.remove(peer, p) })
+	p.place = k.places.Take(owner, Renewing, func() { k.remove(peer, p) })
 	if p.place == nil {
 		return
 	}
@@ -52,7 +52,7 @@ func (k *Known) Add(peer, owner string) {
 	defer k.mu.Unlock()
 	switch {
 	case p.gone:
-	case k.peers[peer] != nil: // another call was faster
+	case k.peers[peer] != nil: // another call of Add was faster
 		p.place.Release()
 	default:
 		k.peers[peer] = p

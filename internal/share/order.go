@@ -7,39 +7,33 @@ import (
 	"time"
 )
 
-// roundLength is how long the lots of a draw hold. A login that waits for its hash keeps
+// roundLength is the time between two draws of lots. A login that waits for its hash keeps
 // its place for three seconds, and an honest client that has lost tries again soon.
 const roundLength = 10 * time.Second
 
-// site bits: see [siteOf].
 const (
-	peerBits = 64
-	siteBits = 48
+	peerBits = 64 // of an IPv6 network that is a peer
+	siteBits = 48 // of the site of such a peer
 )
 
-// site holds the peers of one owner; see [siteOf]. Pool.mu guards a site.
-type site struct {
-	name   string
-	pool   *Pool
-	peers  order[*peer] // that hold a place; the first gives way first
-	weight int          // of all peers
-	lot    uint64
-	index  int // in Pool.first
+// group is a peer, the peers of one site (see [siteOf]), or all sites. Pool.mu guards a
+// group. A group is in the order of its parent while the group holds a place.
+type group struct {
+	pool    *Pool
+	name    string
+	parent  *group            // of a peer, the site; of a site, all sites
+	named   map[string]*group // of the pool: the groups of this kind that hold a place
+	members order             // nil for a peer
+	index   int               // in the members of parent
+
+	strangers, others places // of a peer
+	known             bool   // of a peer
+	weight            int    // of all places
+	lot               uint64
 }
 
-// peer holds the places of one peer, the newest at the end. Pool.mu guards a peer.
-type peer struct {
-	name      string
-	site      *site
-	strangers places
-	others    places
-	known     bool
-	lot       uint64
-	index     int // in site.peers
-}
-
-// siteOf returns the site of a peer: the /48 of an IPv6 network of 64 bits. Any other peer
-// is a site of its own. An IPv4 /24 has 256 peers at most, often of several owners.
+// siteOf returns the site of a peer: the /48 of an IPv6 network of 64 bits. Every other kind
+// of peer makes up a site alone. An IPv4 /24 has 256 peers at most, often of several owners.
 func siteOf(name string) string {
 	network, err := netip.ParsePrefix(name)
 	if err != nil || !network.Addr().Is6() || network.Bits() != peerBits {
@@ -59,89 +53,112 @@ func newDraw() func(round int64, name string) uint64 {
 	return func(round int64, name string) uint64 { return maphash.Comparable(seed, ticket{round, name}) }
 }
 
-// peerLocked returns the peer with a name. A peer without a place is new, and so may be its
-// site.
-func (p *Pool) peerLocked(name string) *peer {
+// peerLocked returns the peer with a name. If the peer holds no place, the peer is new, and
+// the site of the peer may be new.
+func (p *Pool) peerLocked(name string) *group {
 	if from := p.peers[name]; from != nil {
 		p.noteKnownLocked(from)
 		return from
 	}
-	from := &peer{name: name, known: p.known.Has(name), lot: p.draw(p.round, name)}
 	at := siteOf(name)
-	if from.site = p.sites[at]; from.site == nil {
-		from.site = &site{name: at, pool: p, lot: p.draw(p.round, at)}
+	site := p.sites[at]
+	if site == nil {
+		site = &group{pool: p, name: at, parent: &p.all, named: p.sites, lot: p.draw(p.round, at)}
 	}
-	return from
+	return &group{pool: p, name: name, parent: site, named: p.peers, known: p.Known.Has(name), lot: p.draw(p.round, name)}
 }
 
-// drawLocked draws new lots at the beginning of a round.
+// drawLocked draws new lots if a round has begun since the last draw, and looks up which
+// peers are known now.
 func (p *Pool) drawLocked() {
 	round := time.Now().UnixNano() / int64(roundLength)
 	if round == p.round {
 		return
 	}
 	p.round = round
-	for _, s := range p.first {
-		s.lot = p.draw(round, s.name)
-		for _, from := range s.peers {
-			from.known, from.lot = p.known.Has(from.name), p.draw(round, from.name)
+	for _, site := range p.all.members {
+		site.lot = p.draw(round, site.name)
+		for _, from := range site.members {
+			from.known, from.lot = p.Known.Has(from.name), p.draw(round, from.name)
 		}
-		heap.Init(&s.peers)
+		heap.Init(&site.members)
 	}
-	heap.Init(&p.first)
+	heap.Init(&p.all.members)
 }
 
-// noteKnownLocked notes whether a peer with a place has become known since the draw, and
-// reports whether it has.
-func (p *Pool) noteKnownLocked(from *peer) bool {
-	if from.known || !p.known.Has(from.name) {
+// noteKnownLocked updates the order if a peer with a place has become known since the draw.
+// noteKnownLocked returns true if the order has changed.
+func (p *Pool) noteKnownLocked(from *group) bool {
+	if from.known || !p.Known.Has(from.name) {
 		return false
 	}
 	from.known = true
-	p.fixLocked(from)
+	from.weighLocked(0)
 	return true
 }
 
 // outweighsLocked reports whether a site weighs so much more than every other site that two
 // more places of a stranger would not even the sites out.
-func (p *Pool) outweighsLocked(s *site) bool {
-	if p.first[0] != s {
+func (p *Pool) outweighsLocked(site *group) bool {
+	sites := p.all.members
+	if sites[0] != site {
 		return false
 	}
-	for _, other := range p.first[1:min(3, len(p.first))] { // one of the two is the next in a heap
-		if s.weight < other.weight+2*stranger {
+	for _, other := range sites[1:min(3, len(sites))] { // a heap has the second greatest element at index 1 or 2
+		if site.weight < other.weight+2*stranger {
 			return false
 		}
 	}
 	return true
 }
 
-// fixLocked restores the order after a change of a peer with a place.
-func (p *Pool) fixLocked(from *peer) {
-	heap.Fix(&from.site.peers, from.index)
-	heap.Fix(&p.first, from.site.index)
+// weighLocked adds to the weight of a group and of the group's parents, and restores the
+// order of each. A group with the weight 0 leaves the order of its parent.
+func (g *group) weighLocked(by int) {
+	for ; g.parent != nil; g = g.parent {
+		before, members := g.weight, &g.parent.members
+		g.weight += by
+		switch {
+		case before == 0:
+			g.named[g.name] = g
+			heap.Push(members, g)
+		case g.weight == 0:
+			delete(g.named, g.name)
+			heap.Remove(members, g.index)
+		default:
+			heap.Fix(members, g.index)
+		}
+	}
 }
 
-func (p *peer) held() int   { return p.strangers.length + p.others.length }
-func (p *peer) weight() int { return stranger*p.strangers.length + ordinary*p.others.length }
+// first returns the peer of a group that gives way first.
+func (g *group) first() *group {
+	for len(g.members) > 0 {
+		g = g.members[0]
+	}
+	return g
+}
 
-// list returns the peer's places of a weight.
-func (p *peer) list(weight int) *places {
+// held returns the number of places of a peer.
+func (g *group) held() int { return g.strangers.length + g.others.length }
+
+// list returns the places of a peer that have a weight.
+func (g *group) list(weight int) *places {
 	if weight == stranger {
-		return &p.strangers
+		return &g.strangers
 	}
-	return &p.others
+	return &g.others
 }
 
-// yields returns the place of the peer that gives way first.
-func (p *peer) yields() *Place {
-	if p.strangers.length > 0 {
-		return p.strangers.back
+// yields returns the place of a peer that gives way first.
+func (g *group) yields() *Place {
+	if g.strangers.length > 0 {
+		return g.strangers.back
 	}
-	return p.others.back
+	return g.others.back
 }
 
-// standing decides which of two peers, or of two sites, gives way.
+// standing says which of two groups gives way: see [standing.before].
 type standing struct {
 	stranger bool // the place that gives way first is a stranger's
 	weight   int
@@ -149,23 +166,15 @@ type standing struct {
 	lot      uint64
 }
 
-func (p *peer) standing() standing {
-	return standing{p.strangers.length > 0, p.weight(), p.known, p.lot}
+func (g *group) standing() standing {
+	first := g.first()
+	return standing{first.strangers.length > 0, g.weight, first.known, g.lot}
 }
 
-func (s *site) standing() standing {
-	first := s.peers[0]
-	return standing{first.strangers.length > 0, s.weight, first.known, s.lot}
-}
-
-// standingOf returns the standing of the peer with one more place.
-func (p *peer) standingOf(weight int) standing {
-	return standing{weight: p.weight() + weight, known: p.known, lot: p.lot}
-}
-
-// standingOf returns the standing of the site when a peer has one more place.
-func (s *site) standingOf(from *peer, weight int) standing {
-	return standing{weight: s.weight + weight, known: from.known, lot: s.lot}
+// with returns the standing that a group would have if a peer of the group had one more
+// place.
+func (g *group) with(weight int, from *group) standing {
+	return standing{weight: g.weight + weight, known: from.known, lot: g.lot}
 }
 
 // losesTie reports whether a, of the same weight as b, gives way to b.
@@ -176,8 +185,8 @@ func (a standing) losesTie(b standing) bool {
 	return a.lot < b.lot
 }
 
-// before reports whether a gives way before b. If the pool keeps ordinary places, those with
-// a stranger's place come first.
+// before reports whether a gives way before b. If the pool keeps ordinary places, the groups
+// with a stranger's place give way first.
 func (a standing) before(b standing, keeps bool) bool {
 	switch {
 	case keeps && a.stranger != b.stranger:
@@ -190,36 +199,26 @@ func (a standing) before(b standing, keeps bool) bool {
 	return a.losesTie(b)
 }
 
-// Before and At are exported for [order], since staticcheck takes them for unused otherwise.
-func (p *peer) Before(other *peer) bool {
-	return p.standing().before(other.standing(), p.site.pool.keeps)
+// order is a heap (container/heap). The group that gives way first comes first.
+type order []*group
+
+func (o order) Len() int { return len(o) }
+func (o order) Less(i, j int) bool {
+	return o[i].standing().before(o[j].standing(), o[i].pool.KeepOrdinary)
 }
-func (s *site) Before(other *site) bool { return s.standing().before(other.standing(), s.pool.keeps) }
-func (p *peer) At() *int                { return &p.index }
-func (s *site) At() *int                { return &s.index }
-
-// order is a heap (container/heap). The element that gives way first comes first.
-type order[T interface {
-	Before(T) bool
-	At() *int
-}] []T
-
-func (o order[T]) Len() int           { return len(o) }
-func (o order[T]) Less(i, j int) bool { return o[i].Before(o[j]) }
-func (o order[T]) Swap(i, j int) {
+func (o order) Swap(i, j int) {
 	o[i], o[j] = o[j], o[i]
-	*o[i].At(), *o[j].At() = i, j
+	o[i].index, o[j].index = i, j
 }
-func (o *order[T]) Push(x any) {
-	element := x.(T)
-	*element.At() = len(*o)
-	*o = append(*o, element)
+func (o *order) Push(x any) {
+	g := x.(*group)
+	g.index = len(*o)
+	*o = append(*o, g)
 }
-func (o *order[T]) Pop() any {
+func (o *order) Pop() any {
 	last := len(*o) - 1
-	x := (*o)[last]
-	var none T
-	(*o)[last] = none
+	g := (*o)[last]
+	(*o)[last] = nil
 	*o = (*o)[:last]
-	return x
+	return g
 }

@@ -1,14 +1,14 @@
 package share
 
-// places is a list of places, the newest at the back. Each place holds its own links, since
-// every call of the server moves a place from list to list: no move takes memory. A place
-// is in one list at a time. Pool.mu guards the list. The zero value is an empty list.
+// places is a list of places, the newest at the back. Every call of the server moves a place
+// from list to list. So each place holds its own links, and a move allocates nothing. A
+// place is in one list at a time. Pool.mu guards the list. The zero value is an empty list.
 type places struct {
 	front, back *Place
 	length      int
 }
 
-// pushBack adds a place as the newest.
+// pushBack adds a place at the back.
 func (l *places) pushBack(pl *Place) {
 	pl.before = l.back
 	if l.back == nil {
@@ -20,7 +20,7 @@ func (l *places) pushBack(pl *Place) {
 	l.length++
 }
 
-// remove removes a place of the list.
+// remove removes a place from the list that holds the place.
 func (l *places) remove(pl *Place) {
 	if pl.before == nil {
 		l.front = pl.after

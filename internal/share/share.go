@@ -3,188 +3,180 @@
 // certificate; see [caller.Source.Network].
 //
 // Each peer has a share of the places. While places are free, a peer may hold more than
-// the share, up to a bound for each peer. When no place is free, a newcomer gets the place
-// of the peer that holds most, if that peer holds more than the newcomer's peer would hold.
-// So the first peers to come cannot keep the others out, and two peers never take places
-// from each other in turn.
+// the share, up to a bound for each peer. When all places are taken, a newcomer gets the
+// place of the peer that holds most, if that peer holds more than the newcomer's peer would
+// hold. So late peers get a share too, and two peers never take places from each other in
+// turn.
 //
-// A tie: all peers hold the same, and there are more peers than places. Then known peers
-// ([Known]) keep their places, and the others draw lots: every peer draws a random number
-// for ten seconds, and a peer with a greater number gets the place of the peer with the
-// smallest. So each of n peers gets one of m places with a chance of m in n, however often
-// a peer asks, and whichever peer comes first.
+// At a tie, all peers hold the same number, and more peers ask than the pool has places.
+// Then known peers ([Known]) keep their places, and the unknown peers draw lots. Every peer
+// draws a random number for ten seconds, and a peer with a greater number gets the place of
+// the peer with the smallest number. So each of n peers gets one of m places with a chance
+// of m in n, however often a peer asks, and in whatever order the peers come.
 //
 // The owner of an IPv6 network commonly has 65,536 peers: the networks of 64 bits in one
-// site, a network of 48 bits. So the sites of peers share the places first, and the peers of
-// a site share what the site has.
+// site, a network of 48 bits. So the sites share the places first, and the peers of a site
+// share the places of the site.
 //
-// A place may be taken for a stranger: a client that has shown the server nothing, such as
-// a certificate or a proof of an earlier visit. A stranger's place counts as two, so the
-// peers of strangers give way first. Within a peer, the strangers give way first, and the
-// newest of them before the older ones. A tie takes no place that is not a stranger's from
-// a peer, to give the place to a stranger.
+// A place may be taken for a stranger: a client from which the server has seen neither a
+// certificate nor a proof of an earlier visit. A stranger's place counts as two, so the
+// peers of strangers give way first. Within a peer, the strangers give way first, the newest
+// stranger before the older ones. At a tie, a stranger gets the places of strangers alone.
 //
 // [Turns] bounds the calls of one user, or of one session, that run at a time.
 package share
 
-import (
-	"container/heap"
-	"sync"
+import "sync"
+
+// Kind is what a place is taken for.
+type Kind int
+
+const (
+	// Ordinary is the kind of a client that the server has reason to serve first.
+	Ordinary Kind = iota
+	// Stranger is the kind of a client that gets places of other peers alone.
+	Stranger
+	// Renewing is a stranger. If the peer holds PerPeer places, the peer's stranger with the
+	// oldest place gives way to the newcomer.
+	Renewing
 )
 
-// The weights of a place. The peer with the greatest sum gives way first.
+// A place has one of two weights. The peer with the greatest sum of weights gives way first.
 const (
 	ordinary = 1
 	stranger = 2
 )
 
+func (k Kind) weight() int {
+	if k == Ordinary {
+		return ordinary
+	}
+	return stranger
+}
+
+// Limits describes a pool.
+type Limits struct {
+	Places  int // held at a time
+	PerPeer int // held by one peer at a time
+
+	// KeepOrdinary makes the pool evict only strangers. Ordinary places stay until Release.
+	KeepOrdinary bool
+	// Known holds the peers that keep their places at a tie. A nil Known holds no peer.
+	Known *Known
+}
+
 // Pool is a number of places. A Pool is safe for concurrent use.
 type Pool struct {
-	places  int
-	perPeer int
-	keeps   bool   // ordinary places are never taken away
-	known   *Known // nil: no peer is known
-	draw    func(round int64, name string) uint64
+	Limits
+	draw func(round int64, name string) uint64
 
 	mu    sync.Mutex // guards the fields below
 	taken int
-	round int64            // of the lots
-	peers map[string]*peer // only peers that hold a place
-	sites map[string]*site // only sites of these peers
-	first order[*site]     // the same sites; the first gives way first
+	round int64             // of the lots
+	peers map[string]*group // only peers that hold a place
+	sites map[string]*group // only sites of these peers
+	all   group             // has the sites as members
 }
 
-// NewPool returns a pool in which all places are free. places bounds the places held at a
-// time, and perPeer bounds those of one peer.
-func NewPool(places, perPeer int) *Pool {
-	return &Pool{places: places, perPeer: perPeer, draw: newDraw(), peers: map[string]*peer{}, sites: map[string]*site{}}
-}
-
-// OfStrangers returns the pool, which from now on takes away the places of strangers alone.
-// Call OfStrangers before the pool is used.
-func (p *Pool) OfStrangers() *Pool {
-	p.keeps = true
-	return p
-}
-
-// Knowing returns the pool, in which known peers keep their places at a tie from now on.
-// Call Knowing before the pool is used.
-func (p *Pool) Knowing(known *Known) *Pool {
-	p.known = known
-	return p
+// NewPool returns a pool in which all places are free.
+func NewPool(limits Limits) *Pool {
+	return &Pool{Limits: limits, draw: newDraw(), peers: map[string]*group{}, sites: map[string]*group{}}
 }
 
 // Place is a place of a pool, held by one peer. A Place is safe for concurrent use.
 type Place struct {
 	pool          *Pool
-	peer          *peer // nil after the place was given back or taken away; pool.mu guards it
+	peer          *group // nil once the place is given back or taken away; pool.mu guards peer
 	weight        int
-	before, after *Place // in a list of the peer; pool.mu guards them
+	before, after *Place // in a list of the peer; pool.mu guards both links
 	evicted       func()
 }
 
-// Take takes a place for a peer. A nil Pool has no places. If no place is free, Take takes
-// away the place of a peer that holds more or has lost a tie, or of a stranger of the same
-// peer. Take returns nil if the pool has no such place, or if the peer holds as many places
-// as a peer may hold and none of them is a stranger's.
+// Take takes a place for a client of a peer. If all places are taken, Take takes away the
+// place of a peer that holds more or has lost a tie, or of a stranger of the same peer. Take
+// returns nil if the pool has no such place, and also if the peer holds PerPeer ordinary
+// places. A nil Pool has no places.
 //
 // If the pool takes the place away for another client, the pool calls evicted once, in the
-// goroutine of that other client's Take. evicted must return soon. The place counts as free
+// goroutine of the other client's Take. evicted must return soon. The place counts as free
 // from the moment of the call, so evicted must end what the place stands for.
-func (p *Pool) Take(name string, evicted func()) *Place {
-	return p.takeAndEvict(name, ordinary, false, evicted)
-}
-
-// TakeStranger is like [Pool.Take], for a stranger. A stranger never gets the place of
-// another client of the same peer.
-func (p *Pool) TakeStranger(name string, evicted func()) *Place {
-	return p.takeAndEvict(name, stranger, false, evicted)
-}
-
-// TakeRenewing is like [Pool.TakeStranger]. But if the peer may hold no more places, the
-// peer's stranger with the oldest place gives way: its place was of no use for longest.
-func (p *Pool) TakeRenewing(name string, evicted func()) *Place {
-	return p.takeAndEvict(name, stranger, true, evicted)
-}
-
-func (p *Pool) takeAndEvict(name string, weight int, renews bool, evicted func()) *Place {
-	place, victim := p.take(name, weight, renews, evicted)
+func (p *Pool) Take(peer string, kind Kind, evicted func()) *Place {
+	if p == nil || p.Places <= 0 {
+		return nil
+	}
+	p.mu.Lock()
+	place, victim := p.takeLocked(peer, kind, evicted)
+	p.mu.Unlock()
 	if victim != nil {
 		victim.evicted()
 	}
 	return place
 }
 
-// take takes a place, and returns the place that another client loses by it, if any.
-func (p *Pool) take(name string, weight int, renews bool, evicted func()) (place, victim *Place) {
-	if p == nil || p.places <= 0 {
-		return nil, nil
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// takeLocked takes a place. victim is the place that another client loses by the call; nil
+// if a place was free. The caller calls victim.evicted after unlocking p.mu.
+func (p *Pool) takeLocked(name string, kind Kind, evicted func()) (place, victim *Place) {
 	from := p.peerLocked(name)
-	if from.held() >= p.perPeer || p.taken >= p.places {
+	if from.held() >= p.PerPeer || p.taken >= p.Places {
 		p.drawLocked()
-		if victim = p.victimLocked(from, weight, renews); victim == nil {
+		if victim = p.victimLocked(from, kind); victim == nil {
 			return nil, nil
 		}
-		p.removeLocked(victim)
+		victim.leaveLocked()
 	}
-	place = &Place{pool: p, peer: from, weight: weight, evicted: evicted}
-	from.list(weight).pushBack(place)
-	p.addLocked(from, weight)
+	place = &Place{pool: p, weight: kind.weight(), evicted: evicted}
+	place.enterLocked(from)
 	return place, victim
 }
 
-// victimLocked returns the place that a peer may take over; nil if there is none.
-func (p *Pool) victimLocked(from *peer, weight int, renews bool) *Place {
-	if from.held() < p.perPeer {
-		if victim := p.othersLocked(from, weight); victim != nil {
+// victimLocked returns the place that a peer may take over; nil if the pool has none.
+func (p *Pool) victimLocked(from *group, kind Kind) *Place {
+	if from.held() < p.PerPeer {
+		if victim := p.othersLocked(from, kind.weight()); victim != nil {
 			return victim
 		}
 	}
 	switch {
-	case from.strangers.length == 0:
-		return nil
-	case weight == ordinary:
-		return from.yields()
-	case renews:
+	case kind == Ordinary:
+		return from.strangers.back
+	case kind == Renewing:
 		return from.strangers.front
 	}
 	return nil
 }
 
-// othersLocked returns the place of another peer that a peer may take over; nil if there is
-// none. The site that gives way first loses a place to another site. Within the peer's own
-// site, the peer that gives way first loses a place.
-func (p *Pool) othersLocked(from *peer, weight int) *Place {
-	for p.noteKnownLocked(p.first[0].peers[0]) {
+// othersLocked returns the place of another peer that a peer may take over; nil if the pool
+// has none. The site that gives way first loses a place to another site. Within the peer's
+// own site, the peer that gives way first loses a place.
+func (p *Pool) othersLocked(from *group, weight int) *Place {
+	for p.noteKnownLocked(p.all.first()) {
 	}
-	heaviest := p.first[0]
-	if top := heaviest.peers[0].yields(); heaviest != from.site &&
-		p.mayTake(top, heaviest.standing(), weight, from.site.standingOf(from, weight)) {
-		return top
+	heaviest := p.all.members[0]
+	if heaviest != from.parent && p.mayTake(heaviest, weight, from.parent.with(weight, from)) {
+		return heaviest.first().yields()
 	}
-	if p.sites[from.site.name] != from.site {
-		return nil // the site holds no place
+	site := from.parent
+	if site.weight == 0 {
+		return nil
 	}
-	for p.noteKnownLocked(from.site.peers[0]) {
+	for p.noteKnownLocked(site.first()) {
 	}
-	first := from.site.peers[0]
-	switch top := first.yields(); {
-	case first == from:
-	case top.weight < weight && !p.outweighsLocked(from.site): // the site would hold more than its share
-	case p.mayTake(top, first.standing(), weight, from.standingOf(weight)):
-		return top
+	first := site.first()
+	if first == from || !p.mayTake(first, weight, from.with(weight, from)) {
+		return nil
 	}
-	return nil
+	if first.yields().weight < weight && !p.outweighsLocked(site) {
+		return nil // the site would hold more than its share
+	}
+	return first.yields()
 }
 
-// mayTake reports whether a newcomer may take over a place. loser is the present standing
-// of the place's holder, and winner is the standing that the newcomer would have.
-func (p *Pool) mayTake(place *Place, loser standing, weight int, winner standing) bool {
+// mayTake reports whether a newcomer may take over a place of a group. winner is the
+// standing that the newcomer's group would have.
+func (p *Pool) mayTake(of *group, weight int, winner standing) bool {
+	place, loser := of.first().yields(), of.standing()
 	switch {
-	case p.keeps && place.weight != stranger:
+	case p.KeepOrdinary && place.weight == ordinary:
 		return false
 	case loser.weight != winner.weight:
 		return loser.weight > winner.weight
@@ -192,9 +184,9 @@ func (p *Pool) mayTake(place *Place, loser standing, weight int, winner standing
 	return place.weight >= weight && loser.losesTie(winner)
 }
 
-// SetStranger says that the place counts from now on as a stranger's, the newest of its
-// peer, or as an ordinary one. SetStranger does nothing, and returns false, if the place was
-// given back or taken away before.
+// SetStranger makes the place a stranger's, the newest of the peer, or an ordinary one.
+// SetStranger does nothing, and returns false, if the place was given back or taken away
+// before.
 func (pl *Place) SetStranger(is bool) bool {
 	pl.pool.mu.Lock()
 	defer pl.pool.mu.Unlock()
@@ -205,12 +197,11 @@ func (pl *Place) SetStranger(is bool) bool {
 	if pl.peer == nil || pl.weight == weight {
 		return pl.peer != nil
 	}
-	from := pl.peer
-	from.list(pl.weight).remove(pl)
-	from.site.weight += weight - pl.weight
+	by := weight - pl.weight
+	pl.peer.list(pl.weight).remove(pl)
+	pl.peer.list(weight).pushBack(pl)
 	pl.weight = weight
-	from.list(weight).pushBack(pl)
-	pl.pool.fixLocked(from)
+	pl.peer.weighLocked(by)
 	return true
 }
 
@@ -220,47 +211,24 @@ func (pl *Place) Release() {
 	pl.pool.mu.Lock()
 	defer pl.pool.mu.Unlock()
 	if pl.peer != nil {
-		pl.pool.removeLocked(pl)
+		pl.leaveLocked()
 	}
 }
 
-// addLocked counts a place that a peer has taken.
-func (p *Pool) addLocked(from *peer, weight int) {
-	p.taken++
-	from.site.weight += weight
-	if from.held() > 1 {
-		p.fixLocked(from)
-		return
-	}
-	p.peers[from.name] = from
-	heap.Push(&from.site.peers, from)
-	if len(from.site.peers) > 1 {
-		heap.Fix(&p.first, from.site.index)
-		return
-	}
-	p.sites[from.site.name] = from.site
-	heap.Push(&p.first, from.site)
+// enterLocked adds the place to the places of a peer.
+func (pl *Place) enterLocked(peer *group) {
+	pl.peer = peer
+	pl.pool.taken++
+	peer.list(pl.weight).pushBack(pl)
+	peer.weighLocked(pl.weight)
 }
 
-// removeLocked frees a place.
-func (p *Pool) removeLocked(pl *Place) {
-	from := pl.peer
-	from.list(pl.weight).remove(pl)
+// leaveLocked frees the place.
+func (pl *Place) leaveLocked() {
+	pl.peer.list(pl.weight).remove(pl)
+	pl.peer.weighLocked(-pl.weight)
 	pl.peer = nil
-	p.taken--
-	from.site.weight -= pl.weight
-	if from.held() > 0 {
-		p.fixLocked(from)
-		return
-	}
-	delete(p.peers, from.name)
-	heap.Remove(&from.site.peers, from.index)
-	if len(from.site.peers) > 0 {
-		heap.Fix(&p.first, from.site.index)
-		return
-	}
-	delete(p.sites, from.site.name)
-	heap.Remove(&p.first, from.site.index)
+	pl.pool.taken--
 }
 
 // Held returns the number of places held by all peers.

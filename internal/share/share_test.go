@@ -12,13 +12,13 @@ import (
 
 func TestOnePeerHasAShare(t *testing.T) {
 	t.Parallel()
-	p := NewPool(10, 3)
+	p := NewPool(Limits{Places: 10, PerPeer: 3})
 	for i := range 3 {
-		if p.Take("a", func() { t.Error("evicted while places are free") }) == nil {
+		if p.Take("a", Ordinary, func() { t.Error("evicted while places are free") }) == nil {
 			t.Fatalf("no place for %d", i)
 		}
 	}
-	if p.Take("a", nil) != nil {
+	if p.Take("a", Ordinary, nil) != nil {
 		t.Error("a fourth place for a peer that may hold three")
 	}
 }
@@ -28,10 +28,10 @@ func earlier(_ int64, name string) uint64 { return uint64('z' - name[0]) }
 
 func TestNewcomerTakesFromTheHeaviest(t *testing.T) {
 	t.Parallel()
-	p := NewPool(5, 5)
+	p := NewPool(Limits{Places: 5, PerPeer: 5})
 	p.draw = earlier
 	lost := map[string]int{}
-	take := func(name string) *Place { return p.Take(name, func() { lost[name]++ }) }
+	take := func(name string) *Place { return p.Take(name, Ordinary, func() { lost[name]++ }) }
 	for _, name := range []string{"a", "a", "a", "a", "b"} {
 		if take(name) == nil {
 			t.Fatal("no place although places are free")
@@ -58,30 +58,30 @@ func TestNewcomerTakesFromTheHeaviest(t *testing.T) {
 // clients that are no strangers. The newest stranger gives way first.
 func TestStrangersGiveWayFirst(t *testing.T) {
 	t.Parallel()
-	p := NewPool(6, 6)
+	p := NewPool(Limits{Places: 6, PerPeer: 6})
 	p.draw = earlier
 	var lost []string
-	take := func(take func(string, func()) *Place, peer, name string) {
+	take := func(kind Kind, peer, name string) {
 		t.Helper()
-		if take(peer, func() { lost = append(lost, name) }) == nil {
+		if p.Take(peer, kind, func() { lost = append(lost, name) }) == nil {
 			t.Fatalf("no place for %s; lost: %v", name, lost)
 		}
 	}
-	take(p.TakeStranger, "a", "a's first stranger")
-	take(p.TakeStranger, "b", "b's stranger")
-	take(p.TakeStranger, "c", "c's stranger")
-	take(p.TakeStranger, "a", "a's second stranger")
-	take(p.Take, "a", "a's ordinary client")
-	take(p.Take, "d", "d's ordinary client") // the places are taken: 5, 2, 2 and 1
-	take(p.TakeStranger, "e", "e's stranger")
-	take(p.Take, "f", "f's ordinary client")
-	take(p.Take, "g", "g's ordinary client")
+	take(Stranger, "a", "a's first stranger")
+	take(Stranger, "b", "b's stranger")
+	take(Stranger, "c", "c's stranger")
+	take(Stranger, "a", "a's second stranger")
+	take(Ordinary, "a", "a's ordinary client")
+	take(Ordinary, "d", "d's ordinary client") // the places are taken: 5, 2, 2 and 1
+	take(Stranger, "e", "e's stranger")
+	take(Ordinary, "f", "f's ordinary client")
+	take(Ordinary, "g", "g's ordinary client")
 	// Only b, c, a's ordinary client, d, f and g have a place. A stranger would weigh as
 	// much as any other peer, and h has the smallest lot.
-	if p.TakeStranger("h", nil) != nil {
+	if p.Take("h", Stranger, nil) != nil {
 		t.Error("a stranger took the place of a peer that holds no more")
 	}
-	take(p.Take, "h", "h's ordinary client")
+	take(Ordinary, "h", "h's ordinary client")
 	want := []string{"a's second stranger", "a's first stranger", "e's stranger", "c's stranger"}
 	if !slices.Equal(lost, want) {
 		t.Errorf("lost: %q, want %q", lost, want)
@@ -91,19 +91,19 @@ func TestStrangersGiveWayFirst(t *testing.T) {
 // At the bound of its peer, a client that is no stranger gets the place of a stranger.
 func TestStrangersGiveWayWithinAPeer(t *testing.T) {
 	t.Parallel()
-	p := NewPool(10, 2)
+	p := NewPool(Limits{Places: 10, PerPeer: 2})
 	lost := 0
-	p.TakeStranger("a", func() { lost++ })
-	p.TakeStranger("a", func() { lost++ })
-	if p.TakeStranger("a", nil) != nil {
+	p.Take("a", Stranger, func() { lost++ })
+	p.Take("a", Stranger, func() { lost++ })
+	if p.Take("a", Stranger, nil) != nil {
 		t.Error("a third place for a peer that may hold two")
 	}
 	for i := range 2 {
-		if p.Take("a", nil) == nil || lost != i+1 {
+		if p.Take("a", Ordinary, nil) == nil || lost != i+1 {
 			t.Errorf("%d strangers gave way to %d other clients", lost, i+1)
 		}
 	}
-	if p.Take("a", nil) != nil || p.Held() != 2 {
+	if p.Take("a", Ordinary, nil) != nil || p.Held() != 2 {
 		t.Errorf("%d places for a peer that may hold two", p.Held())
 	}
 }
@@ -262,11 +262,10 @@ func TestPoolAgainstModel(t *testing.T) {
 			known: map[string]bool{},
 		}
 		known := NewKnown(100)
-		p := NewPool(m.places, m.perPeer).Knowing(known)
+		p := NewPool(Limits{Places: m.places, PerPeer: m.perPeer, Known: known})
 		p.draw = lotOf
-		if m.keeps = rapid.Bool().Draw(t, "keeps"); m.keeps {
-			p.OfStrangers()
-		}
+		m.keeps = rapid.Bool().Draw(t, "keeps")
+		p.KeepOrdinary = m.keeps
 		var all, evicted []*modelPlace
 		t.Repeat(map[string]func(*rapid.T){
 			"take": func(t *rapid.T) {
@@ -277,14 +276,14 @@ func TestPoolAgainstModel(t *testing.T) {
 				renews := mine.weight == stranger && rapid.Bool().Draw(t, "renews")
 				want, may := m.take(mine.peer, mine.weight, renews)
 				evicted = nil
-				take := p.Take
+				kind := Ordinary
 				switch {
 				case renews:
-					take = p.TakeRenewing
+					kind = Renewing
 				case mine.weight == stranger:
-					take = p.TakeStranger
+					kind = Stranger
 				}
-				mine.place = take(mine.peer, func() { evicted = append(evicted, mine) })
+				mine.place = p.Take(mine.peer, kind, func() { evicted = append(evicted, mine) })
 				if may != (mine.place != nil) || (want == nil) != (len(evicted) == 0) || len(evicted) > 1 {
 					t.Fatalf("place %v, want one: %v; evicted %v, want %v", mine.place, may, evicted, want)
 				}
@@ -323,12 +322,12 @@ func TestPoolAgainstModel(t *testing.T) {
 				m.known[name] = true
 			},
 			"": func(t *rapid.T) {
-				if len(m.held) != p.Held() || p.Held() > max(0, m.places) || len(p.sites) != len(p.first) {
-					t.Fatalf("%d held, the pool says %d; %d sites, %d in the heap", len(m.held), p.Held(), len(p.sites), len(p.first))
+				if len(m.held) != p.Held() || p.Held() > max(0, m.places) || len(p.sites) != len(p.all.members) {
+					t.Fatalf("%d held, the pool says %d; %d sites, %d in the heap", len(m.held), p.Held(), len(p.sites), len(p.all.members))
 				}
 				for name, from := range p.peers {
-					if n, weight, _ := m.of(same(name)); n != from.held() || weight != from.weight() || n > m.perPeer {
-						t.Fatalf("%s holds %d with weight %d, want %d and %d", name, from.held(), from.weight(), n, weight)
+					if n, weight, _ := m.of(same(name)); n != from.held() || weight != from.weight || n > m.perPeer {
+						t.Fatalf("%s holds %d with weight %d, want %d and %d", name, from.held(), from.weight, n, weight)
 					}
 				}
 			},
@@ -341,7 +340,7 @@ func TestPoolAgainstModel(t *testing.T) {
 func TestClientsThatComeBackTakeNoPlacesInTurn(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
-		p := NewPool(rapid.IntRange(1, 8).Draw(t, "places"), 8)
+		p := NewPool(Limits{Places: rapid.IntRange(1, 8).Draw(t, "places"), PerPeer: 8})
 		p.draw = lotOf
 		type client struct {
 			peer   string
@@ -356,45 +355,45 @@ func TestClientsThatComeBackTakeNoPlacesInTurn(t *testing.T) {
 			}
 			c := waiting[0]
 			waiting = waiting[1:]
-			take := p.Take
+			kind := Ordinary
 			if c.weight == stranger {
-				take = p.TakeStranger
+				kind = Stranger
 			}
-			take(c.peer, func() { waiting = append(waiting, c) })
+			p.Take(c.peer, kind, func() { waiting = append(waiting, c) })
 		}
 	})
 }
 
 func TestPoolByManyGoroutines(t *testing.T) {
 	t.Parallel()
-	p := NewPool(20, 10)
+	p := NewPool(Limits{Places: 20, PerPeer: 10})
 	var tasks sync.WaitGroup
 	for i := range 8 {
 		tasks.Go(func() {
 			for range 2000 {
-				if place := p.Take(fmt.Sprint("peer ", i%4), func() {}); place != nil {
+				if place := p.Take(fmt.Sprint("peer ", i%4), Ordinary, func() {}); place != nil {
 					place.Release()
 				}
 			}
 		})
 	}
 	tasks.Wait()
-	if p.Held() != 0 || len(p.peers) != 0 || len(p.sites) != 0 || len(p.first) != 0 {
+	if p.Held() != 0 || len(p.peers) != 0 || len(p.sites) != 0 || len(p.all.members) != 0 {
 		t.Errorf("%d places, %d peers, %d sites remain", p.Held(), len(p.peers), len(p.sites))
 	}
 }
 
 func BenchmarkTake(b *testing.B) {
-	p := NewPool(1000, 100)
+	p := NewPool(Limits{Places: 1000, PerPeer: 100})
 	names := make([]string, 100)
 	for i := range names {
 		names[i] = fmt.Sprint("192.0.2.", i)
 		for range 5 {
-			p.Take(names[i], func() {})
+			p.Take(names[i], Ordinary, func() {})
 		}
 	}
 	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		p.Take(names[i%100], func() {}).Release()
+		p.Take(names[i%100], Ordinary, func() {}).Release()
 	}
 }

@@ -23,7 +23,7 @@ func keepTrying(p *Pool, names []string, held map[string]*Place) {
 			if held[name] != nil {
 				continue
 			}
-			if held[name] = p.TakeStranger(name, func() { held[name] = nil }); held[name] != nil {
+			if held[name] = p.Take(name, Stranger, func() { held[name] = nil }); held[name] != nil {
 				changed = true
 			}
 		}
@@ -43,7 +43,7 @@ func networks(n int) (names []string) {
 func TestATieIsDrawn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const places, attackers, rounds = 56, 100, 200
-		p := NewPool(places, places)
+		p := NewPool(Limits{Places: places, PerPeer: places})
 		p.draw = fair
 		held := map[string]*Place{}
 		names := networks(attackers)
@@ -70,15 +70,15 @@ func TestATieIsDrawn(t *testing.T) {
 func TestAKnownPeerWinsATie(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		known := NewKnown(10)
-		p := NewPool(56, 56).Knowing(known)
+		p := NewPool(Limits{Places: 56, PerPeer: 56, Known: known})
 		p.draw = fair
 		held := map[string]*Place{}
 		names := networks(100)
-		held["early"] = p.TakeStranger("early", func() { t.Error("a known peer has lost its place") })
+		held["early"] = p.Take("early", Stranger, func() { t.Error("a known peer has lost its place") })
 		known.Add("early", "alice") // after it has taken its place
 		keepTrying(p, names, held)
 		known.Add("late", "bob")
-		if held["late"] = p.TakeStranger("late", func() { t.Error("a known peer has lost its place") }); held["late"] == nil {
+		if held["late"] = p.Take("late", Stranger, func() { t.Error("a known peer has lost its place") }); held["late"] == nil {
 			t.Fatal("a known peer got no place")
 		}
 		for range 100 {
@@ -92,7 +92,7 @@ func TestAKnownPeerWinsATie(t *testing.T) {
 // loses none to it.
 func TestASiteHasOneShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := NewPool(56, 56)
+		p := NewPool(Limits{Places: 56, PerPeer: 56})
 		p.draw = fair
 		held := map[string]*Place{}
 		var names []string
@@ -102,7 +102,7 @@ func TestASiteHasOneShare(t *testing.T) {
 		keepTrying(p, names, held)
 		for i := range 20 {
 			name := fmt.Sprintf("2001:db8:%x:1::/64", i+100)
-			if p.TakeStranger(name, func() { t.Errorf("%s has lost its place to the site", name) }) == nil {
+			if p.Take(name, Stranger, func() { t.Errorf("%s has lost its place to the site", name) }) == nil {
 				t.Errorf("%s got no place", name)
 			}
 		}
@@ -111,8 +111,8 @@ func TestASiteHasOneShare(t *testing.T) {
 			keepTrying(p, names, held)
 		}
 		// Within the site, the networks share what is left.
-		if p.sites["2001:db8:1::/48"].weight != 36*stranger || len(p.sites["2001:db8:1::/48"].peers) != 36 {
-			t.Errorf("the site holds %d, by %d networks", p.sites["2001:db8:1::/48"].weight, len(p.sites["2001:db8:1::/48"].peers))
+		if p.sites["2001:db8:1::/48"].weight != 36*stranger || len(p.sites["2001:db8:1::/48"].members) != 36 {
+			t.Errorf("the site holds %d, by %d networks", p.sites["2001:db8:1::/48"].weight, len(p.sites["2001:db8:1::/48"].members))
 		}
 	})
 }
@@ -122,13 +122,13 @@ func TestASiteHasOneShare(t *testing.T) {
 func TestATieEndsNoCall(t *testing.T) {
 	t.Parallel()
 	for round := range int64(20) {
-		p := NewPool(2, 2)
+		p := NewPool(Limits{Places: 2, PerPeer: 2})
 		p.draw = func(_ int64, name string) uint64 { return fair(round, name) }
-		calls := []*Place{p.TakeStranger("a", nil), p.TakeStranger("a", nil)}
+		calls := []*Place{p.Take("a", Stranger, nil), p.Take("a", Stranger, nil)}
 		for _, call := range calls {
 			call.SetStranger(false)
 		}
-		if p.TakeStranger("b", nil) != nil { // a's two calls weigh as much as b's stranger
+		if p.Take("b", Stranger, nil) != nil { // a's two calls weigh as much as b's stranger
 			t.Error("a call has lost its place to a stranger")
 		}
 	}
@@ -176,19 +176,19 @@ func TestKnownIsBounded(t *testing.T) {
 // Running calls, which keep their places, hide no strangers of lighter peers: a newcomer
 // gets a place of the strangers.
 func TestRunningCallsHideNoStranger(t *testing.T) {
-	p := NewPool(512, 256).OfStrangers()
+	p := NewPool(Limits{Places: 512, PerPeer: 256, KeepOrdinary: true})
 	for range 40 {
-		if p.Take("busy", func() { t.Error("a running call has lost its place") }) == nil {
+		if p.Take("busy", Ordinary, func() { t.Error("a running call has lost its place") }) == nil {
 			t.Fatal("no place for a call")
 		}
 	}
 	for i := range 472 {
-		if p.TakeStranger(fmt.Sprint("stranger-", i%25), func() {}) == nil {
+		if p.Take(fmt.Sprint("stranger-", i%25), Stranger, func() {}) == nil {
 			t.Fatal("no place for a stranger")
 		}
 	}
 	for i := range 10 {
-		if p.TakeStranger(fmt.Sprint("newcomer-", i), func() { t.Error("a newcomer has lost its place") }) == nil {
+		if p.Take(fmt.Sprint("newcomer-", i), Stranger, func() { t.Error("a newcomer has lost its place") }) == nil {
 			t.Errorf("newcomer %d found no place", i)
 		}
 	}

@@ -6,13 +6,11 @@ import (
 	"sync"
 )
 
-// ErrNoTurn refuses a call if too many calls with the same key wait already.
+// ErrNoTurn is the refusal of a call when too many calls with the same key wait already.
 var ErrNoTurn = errors.New("too many calls at once")
 
-// Turns bounds the calls with the same key, such as the id of a user. Of these calls, some
-// run at a time, and some more wait for their turn, the first come first. Any further call
-// is refused. Calls with other keys are not delayed. A waiting call holds nothing but the
-// memory of its goroutine.
+// Turns bounds the calls with the same key, such as the id of a user. A call waits for calls
+// with its own key alone. A waiting call takes only the memory of its goroutine.
 //
 // Turns is safe for concurrent use.
 type Turns struct {
@@ -25,12 +23,12 @@ type Turns struct {
 
 // turn holds the calls with one key.
 type turn struct {
-	running chan struct{} // has an element for each running call
-	calls   int           // running and waiting; guarded by Turns.mu
+	running chan struct{} // holds one element for each running call
+	calls   int           // running and waiting calls; Turns.mu guards calls
 }
 
-// NewTurns returns turns in which atOnce calls with the same key run at a time, and waiting
-// more calls wait.
+// NewTurns returns turns in which atOnce calls with one key run at a time. Up to waiting
+// further calls wait, in order of arrival.
 func NewTurns(atOnce, waiting int) *Turns {
 	return &Turns{atOnce: atOnce, waiting: waiting, keys: map[string]*turn{}}
 }
@@ -51,7 +49,7 @@ func (t *Turns) Enter(ctx context.Context, key string) (leave func(), err error)
 	}
 }
 
-// join adds a call with a key, and returns nil if there are too many.
+// join adds a call with a key. join returns nil if too many calls have this key already.
 func (t *Turns) join(key string) *turn {
 	t.mu.Lock()
 	defer t.mu.Unlock()

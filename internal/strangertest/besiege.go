@@ -11,8 +11,9 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// Besiege does the worst that one address can do to the gRPC address and the HTTP address of
-// a server, and holds it until end is called.
+// Besiege opens many connections from one address to the gRPC address and the HTTP address
+// of a server. On the connections, Besiege does the worst that a client can do. The
+// connections stay open until end is called.
 func Besiege(ip, grpcAddr, httpAddr string) (end func()) {
 	s := &siege{ip: ip, grpcAddr: grpcAddr, httpAddr: httpAddr}
 	for _, attack := range []struct {
@@ -41,8 +42,8 @@ func (s *siege) end() {
 	}
 }
 
-// streams calls do with n stream ids of the client, over a new connection, and
-// stops after an error: the server has then closed the connection.
+// streams makes a connection, and calls do with n stream ids of the client. streams stops
+// after an error: the server has then closed the connection.
 func (s *siege) streams(n uint32, do func(c *Conn, stream uint32) error) {
 	c, err := Connect(s.ip, s.grpcAddr)
 	if err != nil {
@@ -60,14 +61,14 @@ func (s *siege) onEach(c *Conn, n uint32, do func(c *Conn, stream uint32) error)
 	}
 }
 
-// silence is a connection that says nothing.
+// silence opens a connection, and sends nothing.
 func (s *siege) silence() {
 	if c, err := From(s.ip).Dial("tcp", s.grpcAddr); err == nil {
 		s.conns = append(s.conns, c)
 	}
 }
 
-// endlessHeaders is a request over HTTP that never ends its headers.
+// endlessHeaders begins a request over HTTP, and leaves the headers without an end.
 func (s *siege) endlessHeaders() {
 	if c, err := From(s.ip).Dial("tcp", s.httpAddr); err == nil {
 		_, _ = io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: watchword\r\nX-Long: "+strings.Repeat("x", 8<<10))
@@ -75,7 +76,8 @@ func (s *siege) endlessHeaders() {
 	}
 }
 
-// unfinishedRequests have long metadata and a full window, a part of it in tiny pieces.
+// unfinishedRequests begins requests with long metadata, and fills the window of each
+// stream, a part of the window in tiny pieces.
 func (s *siege) unfinishedRequests() {
 	part := append([]byte{0, 0, 0, 0xff, 0xf0}, make([]byte, 15_995)...)
 	s.streams(100, func(c *Conn, stream uint32) error {
@@ -101,14 +103,14 @@ func call(c *Conn, stream uint32, method string, message []byte, more ...string)
 	return c.Data(stream, true, message)
 }
 
-// deafWatchers read nothing beyond the first window.
+// deafWatchers opens watchers that read nothing beyond the first window.
 func (s *siege) deafWatchers() {
 	s.streams(100, func(c *Conn, stream uint32) error {
 		return call(c, stream, watchwordv1.TrustService_WatchBundle_FullMethodName, empty)
 	})
 }
 
-// reflection is asked, and its answers are not read.
+// reflection asks the reflection service for files, and leaves the answers unread.
 func (s *siege) reflection() {
 	ask := Message(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_FileContainingSymbol{
 		FileContainingSymbol: "watchword.v1.AuthService"}})
@@ -121,7 +123,7 @@ func (s *siege) reflection() {
 	})
 }
 
-// unreadAnswers belong to whole requests with long metadata.
+// unreadAnswers sends whole requests with long metadata, and leaves the answers unread.
 func (s *siege) unreadAnswers() {
 	c, err := ConnectDeaf(s.ip, s.grpcAddr)
 	if err != nil {
@@ -132,7 +134,7 @@ func (s *siege) unreadAnswers() {
 	})
 }
 
-// guesses are logins as many users: guesses at one user are soon refused without a hash.
+// guesses sends logins as many users: guesses at one user are soon refused without a hash.
 func (s *siege) guesses() {
 	s.streams(100, func(c *Conn, stream uint32) error {
 		return call(c, stream, watchwordv1.AuthService_Login_FullMethodName,

@@ -1,5 +1,5 @@
-// Package strangertest is a kit for tests: clients that speak HTTP/2 frame by frame, as no
-// honest client would, and the worst that they can do to a server.
+// Package strangertest is a kit for tests: hostile clients that speak HTTP/2 frame by frame,
+// and [Besiege], the worst that such clients can do to a server.
 package strangertest
 
 import (
@@ -23,8 +23,8 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Conn is a connection of a stranger. Conn is safe for concurrent use.
-// Every address of 127.0.0.0/8 is a peer of its own.
+// Conn is a connection of a stranger. Conn is safe for concurrent use. To the server, every
+// address of 127.0.0.0/8 counts as a separate peer.
 type Conn struct {
 	conn   net.Conn
 	framer *http2.Framer
@@ -57,8 +57,8 @@ func Connect(ip, addr string) (*Conn, error) {
 	return speak(conn)
 }
 
-// ConnectDeaf is like Connect, for a client that reads no answer: its window for each
-// stream is empty.
+// ConnectDeaf is like [Connect], for a client that leaves all answers unread: the window for
+// each stream is empty.
 func ConnectDeaf(ip, addr string) (*Conn, error) {
 	conn, err := From(ip).Dial("tcp", addr)
 	if err != nil {
@@ -67,7 +67,7 @@ func ConnectDeaf(ip, addr string) (*Conn, error) {
 	return speak(conn, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 }
 
-// ConnectStuck is like Connect, for a client that reads nothing from its connection.
+// ConnectStuck is like [Connect], for a client that reads nothing from the connection.
 func ConnectStuck(ip, addr string) (*Conn, error) {
 	conn, err := From(ip).Dial("tcp", addr)
 	if err != nil {
@@ -103,8 +103,8 @@ func (s *Conn) greet(settings ...http2.Setting) error {
 	return s.framer.WriteSettings(settings...)
 }
 
-// read notes the ends of streams, and confirms settings and pings, until the connection
-// ends.
+// read stores how each stream ends in answers, and confirms settings and pings. read returns
+// when the connection ends.
 func (s *Conn) read() {
 	for {
 		frame, err := s.framer.ReadFrame()
@@ -165,7 +165,8 @@ func statusIn(f *http2.MetaHeadersFrame) *status.Status {
 	return status.FromProto(st)
 }
 
-// Headers opens a stream for a call; end says that no message follows.
+// Headers opens a stream for a call. more holds further names and values of fields. With end,
+// the client ends its side of the stream at once.
 func (s *Conn) Headers(stream uint32, method string, end bool, more ...string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -188,7 +189,7 @@ func (s *Conn) Headers(stream uint32, method string, end bool, more ...string) e
 	return err
 }
 
-// Data sends a part of a message.
+// Data sends a part of a message. With end, the client ends its side of the stream.
 func (s *Conn) Data(stream uint32, end bool, part []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -204,8 +205,9 @@ func (s *Conn) Crumbs(stream uint32, size int) error {
 	return err
 }
 
-// Await waits until what is asked for holds, and returns an error if the connection ends
-// before or nothing happens for too long.
+// Await waits until holds returns true. Await calls holds with s.mu locked.
+//
+// Errors: the reason if the connection ends first; the error of ctx if ctx ends.
 func (s *Conn) Await(ctx context.Context, holds func() bool) error {
 	for {
 		s.mu.Lock()

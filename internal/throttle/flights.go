@@ -6,22 +6,22 @@ import (
 	"sync"
 )
 
-// flights counts the tries at each name that run in this process. A try is counted from
-// before its buckets are read until [Try.End], when the count of a wrong guess is on disk.
-// The tries are counted by the ids of the buckets. The zero value is ready for use.
+// flights counts the tries at each name that run in this process. A try counts from before
+// the read of the buckets until [Try.End], when the count of a wrong guess is on disk. The
+// ids of the buckets stand for the name. The zero value is ready for use.
 type flights struct {
 	mu   sync.Mutex
 	keys map[[2]int64]*flight // a name without tries has no entry
 }
 
-// flight holds the tries at one name. flights.mu guards it.
+// flight holds the tries at one name. flights.mu guards a flight.
 type flight struct {
 	running int
 	waiting []chan struct{} // the first to come is the first to be woken
 }
 
-// join adds a try, and returns the number of running tries with this one. The caller calls
-// leave or wait.
+// join adds a try, and returns the number of running tries, the new try included. The caller
+// must then call leave or wait.
 func (f *flights) join(ids [2]int64) (running int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -37,7 +37,7 @@ func (f *flights) join(ids [2]int64) (running int) {
 	return at.running
 }
 
-// leave removes a try that has joined, and wakes one that waits.
+// leave removes a try that has joined, and wakes a waiting try.
 func (f *flights) leave(ids [2]int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -47,7 +47,8 @@ func (f *flights) leave(ids [2]int64) {
 }
 
 // wakeLocked wakes the try that has waited longest. The woken try joins again, and wakes
-// the next when it leaves. So as long as a try waits, another one runs or is about to join.
+// the next try when the woken try leaves. So as long as a try waits, another try runs or is
+// about to join.
 func (f *flights) wakeLocked(ids [2]int64, at *flight) {
 	switch {
 	case len(at.waiting) > 0:

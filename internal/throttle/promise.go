@@ -8,10 +8,10 @@ import (
 
 // Promises of tries at a delayed name:
 //
-//   - A network has at most one promise for a name. A network that asks again before its
-//     time gets the same answer again.
+//   - A network has at most one promise for a name. A network that asks again before the
+//     promised time gets the same answer again.
 //   - Promised times are in the order in which the networks asked, LongestDelay apart, and at
-//     most [ahead] from now. If there is no free time, the answer says so: [Refused.Full].
+//     most [ahead] from now. If every time is promised, the answer has [Refused.Full].
 //   - A site, and a block, has a share of the times. The n-th promise of a site must be within
 //     the n-th part of [ahead], and a block may have [blockShare] times as many. While the
 //     hour is full, only a site without a promise gets the next time. So a neighbour of the
@@ -19,12 +19,12 @@ import (
 //     network never takes the whole hour.
 //   - At its time a promised try is admitted, whatever other tries do. The time is over
 //     when the next one begins, LongestDelay later.
-//   - As long as there is a promise, no try without a promise is admitted. So tries are
+//   - As long as a name has a promise, only promised tries are admitted. So tries are
 //     LongestDelay apart on average, however many networks an attacker has.
 //
 // The promises of a name are in both buckets, 20 bytes each, so that a bucket is bounded by
-// the number of times within [ahead]. A promise is three tags and a time. A tag is a MAC of
-// the name and a network, so names in the same bucket do not get each other's promises.
+// the number of times within [ahead]. A promise consists of three tags and a time. A tag is a
+// MAC of the name and a network, so two names in one bucket have different promises.
 
 const (
 	// ahead bounds how far ahead a promise is: a person waits no longer.
@@ -57,8 +57,8 @@ const promiseBytes = 3*tagBytes + 8
 type decision struct {
 	admitted bool
 	promise  bool      // the try gets a new promise for at
-	full     bool      // there is no promise for the try
-	at, now  time.Time // when the try may come back
+	full     bool      // every time is promised to other tries
+	at, now  time.Time // the try may come back at the time at
 }
 
 func (d decision) refused() *Refused {
@@ -67,12 +67,12 @@ func (d decision) refused() *Refused {
 }
 
 // decide decides about a try from networks. decide changes nothing.
-func (c *Counter) decide(p pair, own tags, now time.Time) decision {
+func (c *Counter) decide(p pair, mine tags, now time.Time) decision {
 	longest := c.limits.LongestDelay
 	lists := [2][]promise{current(p[0].Promises, now, longest), current(p[1].Promises, now, longest)}
 	promises := slices.Concat(lists[:]...)
 	for _, promised := range promises {
-		if promised.tags == own {
+		if promised.tags == mine {
 			return decision{admitted: !promised.at.After(now), at: promised.at, now: now}
 		}
 	}
@@ -87,20 +87,21 @@ func (c *Counter) decide(p pair, own tags, now time.Time) decision {
 		next = later(next, promised.at.Add(longest))
 	}
 	next = later(next, now)
-	if room := next.Add(-share(lists, own)); room.After(now) {
+	if room := next.Add(-share(lists, mine)); room.After(now) {
 		return decision{full: true, at: room, now: now}
 	}
 	return decision{promise: true, at: next, now: now}
 }
 
 // share returns how far ahead the next promise of a site and a block may be.
-func share(lists [2][]promise, own tags) time.Duration {
-	site := held(lists, func(p promise) bool { return p.site == own.site })
-	block := held(lists, func(p promise) bool { return p.block == own.block })
+func share(lists [2][]promise, mine tags) time.Duration {
+	site := held(lists, func(p promise) bool { return p.site == mine.site })
+	block := held(lists, func(p promise) bool { return p.block == mine.block })
 	return min(ahead, ahead/time.Duration(site+1), blockShare*ahead/time.Duration(block+1))
 }
 
-// held counts promises. A promise is in both buckets of a name.
+// held returns the number of promises for which counts returns true. A promise is in both
+// buckets of a name, and the fuller bucket decides.
 func held(lists [2][]promise, counts func(promise) bool) (n int) {
 	for _, list := range lists {
 		ofList := 0
@@ -114,7 +115,7 @@ func held(lists [2][]promise, counts func(promise) bool) (n int) {
 	return n
 }
 
-// current decodes the promises in a bucket that have not passed.
+// current decodes the promises in a bucket, and returns those that have not passed.
 func current(encoded []byte, now time.Time, longest time.Duration) (list []promise) {
 	for ; len(encoded) >= promiseBytes; encoded = encoded[promiseBytes:] {
 		us := int64(binary.BigEndian.Uint64(encoded[3*tagBytes:]))
@@ -127,12 +128,12 @@ func current(encoded []byte, now time.Time, longest time.Duration) (list []promi
 }
 
 // keep removes the promise of a network, and the promises that have passed.
-func keep(p *pair, own tags, now time.Time, longest time.Duration) {
+func keep(p *pair, mine tags, now time.Time, longest time.Duration) {
 	for i := range p {
 		list := current(p[i].Promises, now, longest)
 		p[i].Promises = nil
 		for _, promised := range list {
-			if promised.tags != own {
+			if promised.tags != mine {
 				p[i].Promises = promised.append(p[i].Promises)
 			}
 		}

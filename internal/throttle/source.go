@@ -11,15 +11,17 @@ import (
 // ten seconds.
 const allowance = 20 * time.Second
 
-// slots is the number of slots of each of the two rows of [Sources], which take 512 KiB.
+// slots is the number of slots of each of the two halves of [Sources], which take 512 KiB.
 const slots = 1 << 15
 
 // Sources bounds the wrong guesses of each source ([caller.Source.Network]), at whatever
-// names, in memory: each replica has a bound of its own. A source has a token bucket: a burst of
-// guesses at once, and then the rate. A slot holds a token bucket as one time: each wrong
-// guess moves the time ahead by interval, and a source may guess while one more guess keeps
-// the time within allowance of now. A source has two slots, and the earlier of the two times
-// counts, so other sources delay a source only if they fill both of its slots.
+// names. Sources counts in memory, so each replica has a separate bound.
+//
+// A source has a token bucket: a burst of guesses at once, and then the rate. A slot holds a
+// token bucket as one time. Each wrong guess moves the time ahead by interval, and a source
+// may guess while one more guess keeps the time within allowance of now. A source has two
+// slots, and the earlier of the two times counts. So a source is delayed by other sources
+// only if other sources fill both slots.
 //
 // Sources is safe for concurrent use.
 type Sources struct {
@@ -31,7 +33,7 @@ type Sources struct {
 	debt [2][slots]time.Duration // since start
 }
 
-// NewSources returns a bound of so many wrong guesses a second; 0 means no bound.
+// NewSources returns a bound of perSecond wrong guesses a second; 0 means no bound.
 func NewSources(perSecond int) *Sources {
 	s := &Sources{seed: maphash.MakeSeed(), start: time.Now()}
 	if perSecond > 0 {

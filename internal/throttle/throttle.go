@@ -1,6 +1,6 @@
 // Package throttle bounds guesses at a secret: of one account from everywhere, of one
 // known device, and of one source. The packages above decide what a guess is, and which
-// account or device it concerns; throttle knows no password and no user.
+// account or device the guess concerns; throttle itself sees neither passwords nor users.
 //
 // A [Counter] counts the wrong guesses at each name in a fixed number of buckets in the
 // database, shared by all replicas, whether the name exists or not. A name has two
@@ -14,17 +14,18 @@
 //	level         0 … FreeTries-1   FreeTries   +1   +2   +3   +4   +5
 //	next try in   0                 1 s         2 s  4 s  8 s  16 s 30 s (LongestDelay)
 //
-// Below FreeTries, a try is admitted at once, and counted if it was wrong. Tries that run
-// together would all see the same level. So each replica runs at most FreeTries - level
-// tries at a name at a time; further tries wait. From FreeTries on, each admitted try is counted before the guess is
-// compared, in one transaction with the check: then one try is admitted at a time, on all
-// replicas together. The right secret takes back the count of its own try and nothing
-// else. If it cleared the bucket, a user with a name in the same bucket could clear the
-// guesses of an attacker. A bucket forgets by itself soon enough.
+// Below FreeTries, a try is admitted at once, and counted if the guess was wrong. Tries that
+// run together would all see the same level. So each replica runs at most FreeTries - level
+// tries at a name at a time; further tries wait.
 //
-// While an account is delayed, the first to ask at the right moment would take every try,
-// and an attacker asks all the time. So a try that has to wait is promised a time:
-// promise.go describes this.
+// From FreeTries on, each admitted try is counted before the guess is compared, in one
+// transaction with the check: then one try is admitted at a time, on all replicas together.
+// The right secret takes back only the count of its own try. If the right secret cleared the
+// bucket, a user with a name in the same bucket could clear the guesses of an attacker.
+//
+// While an account is delayed, an attacker that asks all the time would be first to ask at
+// every moment, and would take every try. So a try that has to wait is promised a time: see
+// promise.go.
 package throttle
 
 import (
@@ -44,10 +45,10 @@ import (
 // ErrTooMany is in every [Refused]: too many wrong guesses were made.
 var ErrTooMany = errors.New("too many wrong guesses")
 
-// Refused is the error for a try that may not guess now.
+// Refused is the error for a try that must come back later.
 type Refused struct {
-	// RetryAfter is the time until a promised try or, without a promise, until another try
-	// may be admitted.
+	// RetryAfter tells how long to wait for the promised time. If the try has no promise, a
+	// try may be admitted after RetryAfter.
 	RetryAfter time.Duration
 	// Full means that every time within the next hour, or within the share of the client's
 	// site, is promised to other networks.
@@ -69,9 +70,9 @@ const (
 	forgets = time.Hour
 	// firstDelay is short enough for a person that has mistyped a password.
 	firstDelay = time.Second
-	// buckets is the number of buckets of each of the two rows of a counter. An attacker
-	// would have to make FreeTries guesses an hour in most of the buckets to delay a user
-	// that was not guessed at: for 10 free tries, some 180 hashes a second without end.
+	// buckets is the number of buckets of each of the two halves of a counter. To delay
+	// users beside the guessed names, an attacker would have to make FreeTries guesses an
+	// hour in most of the buckets: for 10 free tries, some 180 hashes a second.
 	buckets = 1 << 16
 )
 
@@ -90,15 +91,15 @@ type Counter struct {
 	full    int           // the level at which the delay is LongestDelay
 	unit    time.Duration // in which a bucket forgets one guess
 	flights flights
-	failing atomic.Bool // a wrong guess could not be counted: every try is counted before the guess is compared
+	failing atomic.Bool // the database could not count a wrong guess: every try is counted before the guess is compared
 }
 
 // Number identifies a counter. Counters with different numbers share no
 // bucket. A number never changes: it is a part of the ids in the database.
 type Number int64
 
-// New returns a counter. Replicas on the same database need the same secret, which keeps
-// names out of the database.
+// New returns a counter. Replicas on the same database need the same secret. The database
+// holds MACs under the secret in place of names.
 func New(s *store.Store, secret []byte, number Number, limits Limits) *Counter {
 	c := &Counter{store: s, secret: secret, number: number, limits: limits, full: limits.FreeTries}
 	for delay := firstDelay; delay < limits.LongestDelay; delay *= 2 {
@@ -108,7 +109,8 @@ func New(s *store.Store, secret []byte, number Number, limits Limits) *Counter {
 	return c
 }
 
-// Key says what a try guesses at, and from where. The zero Key is no key of a counter.
+// Key identifies the name at which a try guesses, and the networks of the client. The zero
+// Key belongs to no counter.
 type Key struct {
 	ids  [2]int64 // of the buckets, the lower id first
 	tags tags     // of the promise
@@ -119,9 +121,9 @@ type Key struct {
 func (c *Counter) Key(name string, from Origin) Key {
 	sum := c.mac("bucket", strconv.Itoa(int(c.number)), name)
 	var k Key
-	for row := range k.ids {
-		index := int64(binary.BigEndian.Uint32(sum[4*row:]) % buckets)
-		k.ids[row] = int64(c.number)<<32 | int64(row*buckets) | index
+	for half := range k.ids {
+		index := int64(binary.BigEndian.Uint32(sum[4*half:]) % buckets)
+		k.ids[half] = int64(c.number)<<32 | int64(half*buckets) | index
 	}
 	for _, of := range []struct {
 		tag           *tag
@@ -132,7 +134,8 @@ func (c *Counter) Key(name string, from Origin) Key {
 	return k
 }
 
-// mac returns the MAC of texts, each with its length.
+// mac returns the MAC of texts. The length of each text is a part of the message, so that
+// other texts have another message.
 func (c *Counter) mac(texts ...string) []byte {
 	h := hmac.New(sha256.New, c.secret)
 	for _, text := range texts {
@@ -152,9 +155,9 @@ type Try struct {
 	added   [2]time.Duration // by Claim
 }
 
-// Begin admits a try, or refuses it. Begin reads the buckets, and calls also in the same
-// transaction. If too many tries at the same name run in this process, Begin waits until
-// one of them has ended: until then it is unknown how many were wrong.
+// Begin admits or refuses a try. Begin reads the buckets, and calls also in the same
+// transaction. If too many tries at the same name run in this process, Begin waits until a
+// running try has ended: until then the number of wrong tries is unknown.
 //
 // A refused try costs one read. A refused try that gets a promise also costs one write.
 //
@@ -234,10 +237,10 @@ func set(tx *store.Tx, p *pair) error {
 	return errors.Join(tx.SetThrottleBucket(&p[0]), tx.SetThrottleBucket(&p[1]))
 }
 
-// Claim counts the try before the guess is compared, if the name is delayed, or if an
-// earlier wrong guess could not be counted. Otherwise Claim does nothing. Claim writes, so a
-// caller that waits for something else first calls Claim last: a try that is counted but
-// never compared uses up one of the owner's tries.
+// Claim counts the try before the guess is compared, if the name is delayed, or if the
+// database could not count an earlier wrong guess. Otherwise Claim does nothing. Call Claim
+// directly before the comparison: a try that is counted, and then ends before the
+// comparison, uses up one of the owner's tries.
 //
 // Errors: a *[Refused] if another try came before; those of the store.
 func (t *Try) Claim(ctx context.Context) error {
@@ -261,12 +264,12 @@ func (t *Try) Claim(ctx context.Context) error {
 const countTime = 10 * time.Second
 
 // Wrong counts a wrong guess, unless Claim has counted the try. The count is on disk when
-// Wrong returns nil. Until then the caller must not answer the client, nor let the client
-// see in any other way that the guess was wrong. The end of ctx does not stop the count:
-// otherwise a client that goes away could guess for nothing.
+// Wrong returns nil. Until then the caller must hide from the client that the guess was
+// wrong. The count goes on after the end of ctx: otherwise a client that goes away could
+// guess without being counted.
 //
-// After an error, Claim counts every try before the comparison, until a count is stored: a
-// guess that the database cannot count is not compared. Only the tries that were compared
+// After an error, Claim counts every try before the comparison, until a count is stored: so
+// each guess is counted before the comparison, or refused. Only the tries that were compared
 // when the database failed stay uncounted, at most FreeTries at a name in each process.
 //
 // Errors: those of the store.
@@ -318,7 +321,7 @@ func (t *Try) End() {
 // pair holds the two buckets of a name.
 type pair = [2]store.ThrottleBucket
 
-// level returns the level of a name, of the bucket that counts less.
+// level returns the level of a name: the level of the bucket that counts less.
 func (c *Counter) level(p pair, now time.Time) int {
 	return min(c.levelOf(p[0].ClearAt, now), c.levelOf(p[1].ClearAt, now))
 }
@@ -328,14 +331,15 @@ func (c *Counter) levelOf(clearAt, now time.Time) int {
 	if left <= 0 {
 		return 0
 	}
-	// A guess counts in full until it is forgotten. The clock may have been set back.
+	// A guess counts in full until the bucket has forgotten the guess. The level stays within
+	// c.full also if the clock has been set back.
 	return min(int((left+c.unit-1)/c.unit), c.full)
 }
 
 // count counts a try in both buckets, and sets the time of the next try. added is what
 // the count has added to each bucket: less than a unit if the bucket was nearly full. A
-// time that is further ahead than this counter sets comes from before the clock was set
-// back, and is replaced.
+// time further ahead than any time of this counter was stored before the clock was set back,
+// and count replaces that time.
 func (c *Counter) count(p *pair, now time.Time) (added [2]time.Duration) {
 	most := now.Add(time.Duration(c.full) * c.unit)
 	for i := range p {
@@ -380,7 +384,7 @@ func (c *Counter) delay(level int) time.Duration {
 	return min(delay, c.limits.LongestDelay)
 }
 
-// Prune deletes the rows of buckets that count nothing, in small steps.
+// Prune deletes the rows of buckets with the level 0, in small steps.
 func Prune(ctx context.Context, s *store.Store) error {
 	const step = 200 // rows in one transaction: about a millisecond of SQLite's one writer
 	after, more := int64(0), true

@@ -1,6 +1,6 @@
-// Package transport decides whether a gRPC connection is protected against an
-// attacker on the network path. A host name proves nothing, so the peer's address
-// counts; and where the peer is on this machine, also the target of the connection:
+// Package transport decides whether a gRPC connection is protected against an attacker on
+// the network path. The peer's address decides, since an attacker may control what a host
+// name stands for. If the peer is on this machine, the target of the connection decides too:
 // the peer may be a proxy.
 package transport
 
@@ -14,16 +14,15 @@ import (
 	"google.golang.org/grpc/resolver"
 )
 
-// Protects reports whether the connection to p has at least the given security level:
-// by its handshake, or because the connection stays on this machine. Credentials that
-// state no security level count as unprotected. p may be nil.
+// Protects reports whether the connection to p has at least the given security level: by the
+// handshake, or because the connection stays on this machine. Credentials without a security
+// level count as unprotected. p may be nil.
 //
-// target is the target of the connection, as [Target] returns it; empty if unknown. A
-// connection to a peer on a loopback address stays on this machine only if its target
-// is such an address too: with HTTPS_PROXY, grpc-go connects to the proxy, and the proxy
-// connects to the target. With an unknown target, the peer alone counts. A tunnel that
-// is itself the target counts as this machine, since its far end cannot be seen from
-// here.
+// target is the result of [Target]; empty if unknown. A connection to a peer on a loopback
+// address stays on this machine only if the target is a loopback address too: with
+// HTTPS_PROXY, grpc-go connects to the proxy, and the proxy connects to the target. If the
+// target is unknown, the peer alone counts. A tunnel on this machine counts as this machine
+// if the tunnel is the target: the far end of the tunnel is invisible from here.
 func Protects(p *peer.Peer, target string, level credentials.SecurityLevel) bool {
 	if p == nil {
 		return false
@@ -35,8 +34,8 @@ func Protects(p *peer.Peer, target string, level credentials.SecurityLevel) bool
 		loopback(p.Addr) && (target == "" || loopbackTarget(target))
 }
 
-// Target returns the target of a connection, as a URL such as dns:///auth:50051; empty
-// for a connection that does not say, which may be any type but *grpc.ClientConn.
+// Target returns the target of a connection, as a URL such as dns:///auth:50051. A
+// *grpc.ClientConn names its target. For a connection of another type, Target may return "".
 func Target(conn any) string {
 	if c, ok := conn.(interface{ CanonicalTarget() string }); ok {
 		return c.CanonicalTarget()
@@ -44,8 +43,8 @@ func Target(conn any) string {
 	return ""
 }
 
-// Name returns the peer's address for an error message, and the target of a connection
-// through a proxy.
+// Name describes the peer for an error message: by the address, and for a connection through
+// a proxy also by the target.
 func Name(p *peer.Peer, target string) string {
 	if p == nil || p.Addr == nil {
 		return "a machine that the connection does not name"
@@ -57,7 +56,7 @@ func Name(p *peer.Peer, target string) string {
 }
 
 // inMemory reports whether an address is a Unix socket or a pipe in memory (bufconn,
-// net.Pipe). No proxy of grpc-go has such an address.
+// net.Pipe). The proxies of grpc-go have other kinds of addresses.
 func inMemory(addr net.Addr) bool {
 	if addr == nil {
 		return false
@@ -65,7 +64,7 @@ func inMemory(addr net.Addr) bool {
 	switch addr.Network() {
 	case "unix", "bufconn":
 		return true
-	case "pipe": // on Windows, a named pipe may be another machine's
+	case "pipe": // a named pipe of Windows has another address, and may lead to another machine
 		return addr.String() == "pipe"
 	}
 	return false
@@ -80,10 +79,10 @@ func loopback(addr net.Addr) bool {
 	return err == nil && host.Addr().IsLoopback()
 }
 
-// loopbackTarget reports whether a target is a loopback address, or the name that stands
-// for one: localhost in this spelling, or an empty host, which grpc-go reads as
-// localhost. Any other name, even one that resolves to this machine, may go to a proxy:
-// these are the targets that the standard library connects to itself.
+// loopbackTarget reports whether a target is a loopback address, localhost in this spelling,
+// or an empty host, which grpc-go reads as localhost. The standard library (net/http's
+// ProxyFromEnvironment) connects to these targets directly. The connection to any other
+// name, even a name of this machine, may go through a proxy.
 func loopbackTarget(target string) bool {
 	u, err := url.Parse(target)
 	if err != nil {

@@ -11,31 +11,33 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// This file follows the frames of HTTP/2 on every connection, inside of TLS, and bounds
-// what gRPC keeps in memory without a bound.
+// This file follows the frames of HTTP/2 on every connection, inside of TLS. gRPC keeps some
+// things in memory without a bound, and this file has three bounds for these.
 //
-// A request in tiny pieces: gRPC keeps each DATA frame of a message that has not arrived
-// whole as a value of its own, of about a hundred bytes, so a window of 64 KiB filled by
-// frames of one byte would take some seven MiB. Flow control counts the bytes, and does not
-// count the frames.
+// The first bound is for a request in tiny pieces. Until a message has arrived whole, gRPC
+// keeps each DATA frame of the message as a value of about a hundred bytes. So a window of
+// 64 KiB filled by frames of one byte would take some seven MiB: flow control counts the
+// bytes alone.
 //
-// An answer that the client does not read: see [conn].
+// The second bound is for answers that the client leaves unread; see [conn].
 //
-// Replies to frames, such as to pings and to refused calls, that the client does not read.
+// The third bound is for replies that gRPC sends by itself, such as to pings and refused
+// calls: the replies pile up if the client does not read. See maxUnread.
 
 const (
 	// smallFrame is the length below which a DATA frame counts as small, in bytes. Clients
 	// send a message in one frame, or in frames of 16 KiB.
 	smallFrame = 256
-	// maxSmallFrames bounds the small frames of one stream. With frames of one byte, the
-	// memory of a stream is then about twice its window of 64 KiB. Streams on which a
-	// client sends many small messages do not come near: reflection needs some dozens.
+	// maxSmallFrames bounds the small frames of one stream. With maxSmallFrames frames of
+	// one byte, a stream takes about twice the window of 64 KiB. Reflection, a stream with
+	// many small messages, needs some dozens of frames.
 	maxSmallFrames = 1024
-	// maxCounted bounds the streams with a count: more than a connection may have open at a
-	// time (maxStreams in package server), since a client may abandon streams.
+	// maxCounted bounds the streams with a count of small frames. A connection may have
+	// fewer streams open at a time (maxStreams in package server), but the streams that a
+	// client has abandoned keep their counts.
 	maxCounted = 256
-	// maxUnread bounds the frames read while a write to the client makes no progress for
-	// longer than stuck.
+	// If one write to the client has taken longer than stuck, and more than maxUnread frames
+	// have come since the last write ended, Read ends the connection.
 	maxUnread = 1000
 	stuck     = time.Second
 	// maxHandshake bounds what a client may send before the end of the TLS handshake, in
@@ -43,25 +45,27 @@ const (
 	// KiB.
 	maxHandshake = 32 << 10
 
-	// maxKept bounds the lists that an idle connection keeps, in elements.
+	// maxKept bounds the lists that a connection keeps for its next read or write, in
+	// elements.
 	maxKept = 64
 
 	frameHeader = 9 // bytes (RFC 9113, section 4.1)
 )
 
 var (
-	errUnread    = errors.New("gate: the client sends and reads nothing")
+	errUnread    = errors.New("gate: the client keeps sending, and does not read the replies")
 	errHandshake = errors.New("gate: the TLS handshake is too long")
 )
 
-// Guard returns credentials that follow the frames on every connection of a server.
+// Guard returns credentials that bound what gRPC keeps in memory for a connection: see
+// [framedConn].
 func Guard(c credentials.TransportCredentials) credentials.TransportCredentials { return guard{c} }
 
 type guard struct {
 	credentials.TransportCredentials
 }
 
-// ServerHandshake wraps the connection after the handshake, where its bytes are HTTP/2.
+// ServerHandshake makes the TLS handshake, and returns a connection that follows the frames.
 func (g guard) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	shaking := &handshake{Conn: raw, left: maxHandshake}
 	c, info, err := g.TransportCredentials.ServerHandshake(shaking)
@@ -69,18 +73,20 @@ func (g guard) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 		return nil, nil, err
 	}
 	shaking.over.Store(true)
-	p := &pieces{Conn: c, skip: len(http2.ClientPreface), small: map[uint32]int{}, reset: map[uint32]bool{}}
-	p.owner, _ = raw.(*conn)
-	return p, info, nil
+	owner, ok := raw.(*conn)
+	if !ok { // not of a Listener
+		owner = &conn{}
+	}
+	return &framedConn{Conn: c, owner: owner, skip: len(http2.ClientPreface), small: map[uint32]int{}}, info, nil
 }
 
-// Clone returns a copy.
+// Clone implements [credentials.TransportCredentials].
 func (g guard) Clone() credentials.TransportCredentials { return guard{g.TransportCredentials.Clone()} }
 
-// handshake is a connection that bounds the bytes read before the end of the handshake.
+// handshake bounds the bytes that TLS reads from a connection before the handshake ends.
 type handshake struct {
 	net.Conn
-	left int // bytes; one goroutine reads
+	left int // bytes; only the goroutine that reads uses left
 	over atomic.Bool
 }
 
@@ -103,9 +109,9 @@ type frames struct {
 	header []byte
 }
 
-// next takes bytes up to the end of the next complete header, and returns the rest. header
-// is nil if rest is empty before a header is complete. The header is valid until the next
-// call.
+// next takes bytes up to the end of the next complete header, and returns the bytes after
+// the header. If b ends before a header is complete, next returns a nil header. A returned
+// header stays valid until the following call.
 func (f *frames) next(b []byte) (header, rest []byte) {
 	if len(f.header) == frameHeader {
 		f.header = f.header[:0]
@@ -136,38 +142,38 @@ func headOf(header []byte) head {
 	return head{http2.FrameType(header[3]), http2.Flags(header[4]), binary.BigEndian.Uint32(header[5:]) & (1<<31 - 1)}
 }
 
-// endsStream reports whether the sender of a frame of data or headers ends its side of the
-// stream.
-func (f head) endsStream() bool { // the flag has the same bit for both (RFC 9113, section 6)
+// endsStream reports whether a frame ends the sender's side of the stream. END_STREAM has
+// the same bit in DATA and HEADERS frames (RFC 9113, section 6).
+func (f head) endsStream() bool {
 	return (f.kind == http2.FrameData || f.kind == http2.FrameHeaders) && f.flags.Has(http2.FlagDataEndStream)
 }
 
-// pieces is a connection that follows the frames in both directions. gRPC reads from one
-// goroutine, and writes from another.
-type pieces struct {
+// framedConn follows the frames of a connection in both directions. gRPC reads in one
+// goroutine, and writes in another.
+type framedConn struct {
 	net.Conn
-	owner *conn // nil if the connection is not of a [Listener]
+	owner *conn // the accepted connection, below TLS
 
-	skip  int             // bytes that are read until the next header
-	begun []byte          // the beginning of a header, which Read has not returned
-	ready []byte          // bytes with a RST_STREAM among them, which Read has not returned
-	small map[uint32]int  // small frames by stream, of streams with an unfinished request
-	reset map[uint32]bool // the streams that Read has reset last
-	heard []head          // of the present read that matter to the owner
+	// Only the goroutine that reads uses these fields.
+	skip  int            // bytes of the stream until the next header
+	begun []byte         // the first bytes of a header; Read returns them when the header is complete
+	ready []byte         // what the next Read returns; a RST_STREAM is among the bytes
+	small map[uint32]int // small frames by stream, of streams with an unfinished request
+	heard []head         // of the present read: the frames for [conn.heard]
 
-	out     frames
+	out     frames       // only the goroutine that writes uses out
 	ended   []uint32     // the streams that the present write ends
 	writing atomic.Int64 // when the present write began, in nanoseconds since 1970; 0: no write
 	unread  atomic.Int64 // frames read since the last write came to its end
 }
 
 // Read reads from the connection. If a stream has too many small frames, Read puts a
-// RST_STREAM before the next one: gRPC ends the stream, as if the client had, and the other
-// streams of the connection go on. A proxy carries the calls of many clients over one
-// connection.
+// RST_STREAM before the next small frame. gRPC then ends the stream as if the client had
+// sent that RST_STREAM. The other streams of the connection go on, since a proxy carries the
+// calls of many clients over one connection.
 //
 // Errors: errUnread; errUndelivered; those of the connection.
-func (p *pieces) Read(b []byte) (int, error) {
+func (p *framedConn) Read(b []byte) (int, error) {
 	for {
 		if len(p.ready) > 0 {
 			n := copy(b, p.ready)
@@ -177,7 +183,7 @@ func (p *pieces) Read(b []byte) (int, error) {
 			return n, nil
 		}
 		into, direct := b, len(b) > frameHeader
-		if !direct { // gRPC reads with larger buffers
+		if !direct { // only while gRPC reads the rest of a client preface that arrived in parts
 			into = make([]byte, 4<<10)
 		}
 		n, err := p.read(into)
@@ -192,10 +198,10 @@ func (p *pieces) Read(b []byte) (int, error) {
 }
 
 // read reads into b, which has room for more than a header, and follows the frames. read
-// keeps the beginning of a header back until the header is complete, since a RST_STREAM may
-// have to stand before it. If read puts a RST_STREAM between the frames, all bytes are in
-// p.ready, and none in b.
-func (p *pieces) read(b []byte) (int, error) {
+// keeps the first bytes of a header back until the header is complete, since a RST_STREAM
+// may have to stand before the header. If read puts a RST_STREAM between the frames, read
+// moves all bytes to p.ready, and returns 0.
+func (p *framedConn) read(b []byte) (int, error) {
 	kept := copy(b, p.begun)
 	n, err := p.Conn.Read(b[kept:])
 	n += kept
@@ -211,7 +217,7 @@ func (p *pieces) read(b []byte) (int, error) {
 		header := b[at : at+frameHeader]
 		p.skip = lengthOf(header)
 		f := headOf(header)
-		if !p.allow(f) && !p.reset[f.stream] {
+		if !p.allow(f) {
 			p.endStream(f.stream)
 			p.ready = append(append(p.ready, b[:at]...), reset(f.stream)...)
 			b, n, at = b[at:], n-at, 0
@@ -230,7 +236,7 @@ func (p *pieces) read(b []byte) (int, error) {
 		p.ready = append(p.ready, b[:n]...)
 		n = 0
 	}
-	gone := errors.Join(p.gone(count), p.owner.heard(p.heard, whole))
+	gone := errors.Join(p.notReading(count), p.owner.heard(p.heard, whole))
 	if cap(p.heard) > maxKept {
 		p.heard = nil
 	}
@@ -240,17 +246,16 @@ func (p *pieces) read(b []byte) (int, error) {
 	return n, err
 }
 
-// endStream notes that Read resets a stream.
-func (p *pieces) endStream(stream uint32) {
+// endStream notes that Read resets a stream. A later RST_STREAM for the same stream does no
+// harm.
+func (p *framedConn) endStream(stream uint32) {
 	p.heard = append(p.heard, head{kind: http2.FrameRSTStream, stream: stream})
-	if len(p.reset) == maxCounted { // a second RST_STREAM for a stream does no harm
-		clear(p.reset)
-	}
-	p.reset[stream] = true
+	delete(p.small, stream)
 }
 
-// gone counts the frames of a read, and returns errUnread if the client does not read.
-func (p *pieces) gone(count int64) error {
+// notReading counts the frames of one read, and returns errUnread if the client does not
+// read; see maxUnread.
+func (p *framedConn) notReading(count int64) error {
 	if p.unread.Add(count) > maxUnread {
 		if began := p.writing.Load(); began != 0 && time.Since(time.Unix(0, began)) > stuck {
 			return errUnread
@@ -266,23 +271,24 @@ func reset(stream uint32) []byte {
 	return binary.BigEndian.AppendUint32(frame, uint32(http2.ErrCodeEnhanceYourCalm))
 }
 
-// allow counts a frame, and reports whether its stream keeps the bound.
-func (p *pieces) allow(f head) bool {
+// allow counts a frame if the frame is small, and reports whether the stream of the frame
+// keeps to maxSmallFrames.
+func (p *framedConn) allow(f head) bool {
 	switch {
 	case f.kind == http2.FrameRSTStream, f.kind == http2.FrameData && f.endsStream():
 		delete(p.small, f.stream)
-	// Padding counts for the window and is given back at once, so a padded frame may be a
-	// small one of any length.
+	// A padded DATA frame counts as small at any length: gRPC gives the padding back to the
+	// window at once, so the frame may hold a single byte of data.
 	case f.kind == http2.FrameData && (p.skip < smallFrame || f.flags.Has(http2.FlagDataPadded)):
 		return p.count(f.stream) <= maxSmallFrames
 	}
 	return true
 }
 
-// count counts a small frame of a stream. When the table is full, the stream takes over the
-// place and the count of the stream with the lowest count, so that no stream can lower its
-// own count by frames on other streams.
-func (p *pieces) count(stream uint32) int {
+// count counts a small frame of a stream, and returns the count of the stream. When p.small
+// is full, a new stream takes over the place and the count of the stream with the lowest
+// count: a client that sends frames on other streams can only raise a stream's count.
+func (p *framedConn) count(stream uint32) int {
 	if _, known := p.small[stream]; !known && len(p.small) == maxCounted {
 		lowest := stream
 		for other, n := range p.small {
@@ -297,8 +303,8 @@ func (p *pieces) count(stream uint32) int {
 	return p.small[stream]
 }
 
-// Write writes to the connection, and notes which streams have ended by it.
-func (p *pieces) Write(b []byte) (int, error) {
+// Write writes to the connection, and tells the owner which streams the written frames end.
+func (p *framedConn) Write(b []byte) (int, error) {
 	p.writing.Store(time.Now().UnixNano())
 	n, err := p.Conn.Write(b)
 	p.writing.Store(0)
