@@ -227,7 +227,8 @@ func (k *keeper) writeNews() int {
 	return size
 }
 
-// write replaces the file, and returns the number of bytes written, also with an error.
+// write replaces the snapshot file, and returns the number of bytes written, also with an
+// error.
 func (k *keeper) write() (size int, err error) {
 	if err := mend(k.path); err != nil && !errors.Is(err, errMended) {
 		return 0, err

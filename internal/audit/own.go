@@ -11,8 +11,9 @@ const (
 	// ownRecords bounds the events of one user and one type that have a record each, in an
 	// hour. A person makes some dozens of logins in a day.
 	ownRecords = 100
-	// ownSources bounds the networks with a record for the user's further events in the
-	// hour. Events from further networks share one record.
+	// ownSources bounds the networks with a record of their own, for each user and hour, after
+	// the user has caused ownRecords events in this hour. Events from other networks share one
+	// record.
 	ownSources = 16
 	// ownScan bounds the records of a user that one event reads: more than all types of a
 	// user's own events can have in an hour.

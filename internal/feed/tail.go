@@ -116,9 +116,9 @@ type batch struct {
 	update hub.Update
 }
 
-// readBatch reads the events after f.at. The trust state comes with the last batch,
-// read in the same transaction, so that no watcher gets keys newer than the position
-// of its stream.
+// readBatch reads the events after the position f.at. The batch that ends with the newest event
+// also has the trust state (the public keys), read in the same transaction. So a watcher gets
+// keys only together with all events that are older than the keys.
 func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error) {
 	head, err := tx.Head()
 	if err != nil {

@@ -197,10 +197,10 @@ func (p *framedConn) Read(b []byte) (int, error) {
 	}
 }
 
-// read reads into b, which has room for more than a header, and follows the frames. read
-// keeps the first bytes of a header back until the header is complete, since a RST_STREAM
-// may have to stand before the header. If read puts a RST_STREAM between the frames, read
-// moves all bytes to p.ready, and returns 0.
+// read reads bytes of the client into b, and notes where each HTTP/2 frame begins. b has room
+// for more than the header of a frame. read keeps an incomplete header of a frame back: only
+// the complete header shows whether read must put a RST_STREAM frame before this frame. If
+// read puts a RST_STREAM frame there, read moves all bytes to p.ready, and returns 0.
 func (p *framedConn) read(b []byte) (int, error) {
 	kept := copy(b, p.begun)
 	n, err := p.Conn.Read(b[kept:])

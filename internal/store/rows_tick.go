@@ -27,8 +27,9 @@ func (tx *Tx) newestPeriod() (p period, err error) {
 		`SELECT period, ticks, low, last FROM ticks ORDER BY period DESC LIMIT 1`)
 }
 
-// Tick counts a tick, unless another tick was counted less than TickEvery ago. A clock that
-// was set back counts too, so that the lower time is noted.
+// Tick counts a tick in the table ticks: a server has run at this time. Tick does nothing if
+// the newest tick is less than TickEvery old. After the clock was set back, Tick counts at
+// once, so that the table has the lower time.
 func (tx *Tx) Tick() error {
 	due := func() (period, bool, error) {
 		p, err := tx.newestPeriod()
