@@ -22,9 +22,15 @@ type proof struct {
 	gone  bool // the proof has lost its place; Known.mu guards gone
 }
 
-// NewKnown returns a Known with room for a number of peers. One owner may hold a half.
+// perOwner bounds the proofs of one owner. The smallest pool with known peers, the queue for
+// password hashes, has 56 places. So the known peers of one owner leave room for others
+// in each pool.
+const perOwner = 32
+
+// NewKnown returns a Known with room for a number of peers. One owner may hold a half, and
+// perOwner at most.
 func NewKnown(places int) *Known {
-	return &Known{places: NewPool(Limits{Places: places, PerPeer: max(1, places/2)}), peers: map[string]*proof{}}
+	return &Known{places: NewPool(Limits{Places: places, PerPeer: min(perOwner, max(1, places/2))}), peers: map[string]*proof{}}
 }
 
 // Has reports whether a peer is known.
