@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -60,17 +61,24 @@ func TestBadDatabaseURI(t *testing.T) {
 
 // TestRotatedDatabaseCredentials replaces the database password and the client certificate,
 // and ends every connection, while replicas run. The replicas must continue with the new
-// password file, service file and certificate.
+// password file, service file and certificate. A service file that then names another
+// database changes nothing.
 func TestRotatedDatabaseCredentials(t *testing.T) {
 	in := install(t)
 	dir := t.TempDir()
+	direct, err := url.Parse(in.direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var service string // the service file, up to the database's name
 	ca, later := newAuthority(t, dir, "first"), newAuthority(t, dir, "later")
 	front := newTLSFront(t, in.primary.Addr(), ca)
 	rotate := func(trusted *authority) {
 		password := noteSecret(rand.Text())
 		in.asSuperuser("ALTER ROLE rotated PASSWORD '" + password + "'")
 		write(t, filepath.Join(dir, "passwords"), "*:*:*:rotated:"+password+"\n")
-		write(t, filepath.Join(dir, "services"), "[auth]\nuser=rotated\npassword="+password+"\n")
+		service = "[auth]\nhost=" + direct.Hostname() + "\nport=" + direct.Port() + "\nuser=rotated\npassword=" + password + "\ndbname="
+		write(t, filepath.Join(dir, "services"), service+direct.Path[1:]+"\n")
 		_, certFile, keyFile := trusted.issue(t, "rotated", x509.ExtKeyUsageClientAuth)
 		rename(t, certFile, filepath.Join(dir, "client.pem"))
 		rename(t, keyFile, filepath.Join(dir, "client-key.pem"))
@@ -78,14 +86,10 @@ func TestRotatedDatabaseCredentials(t *testing.T) {
 	in.asSuperuser("CREATE ROLE rotated LOGIN", "GRANT ALL ON ALL TABLES IN SCHEMA public TO rotated",
 		"GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO rotated")
 	rotate(ca)
-	direct, err := url.Parse(in.direct)
-	if err != nil {
-		t.Fatal(err)
-	}
 	passfile := "passfile=" + filepath.Join(dir, "passwords")
 	uris := []string{
 		"postgres://rotated@" + direct.Host + direct.Path + "?" + passfile,
-		"postgres://" + direct.Host + direct.Path + "?service=auth&servicefile=" + filepath.Join(dir, "services"),
+		"postgres://?service=auth&servicefile=" + filepath.Join(dir, "services"),
 		"postgres://rotated@" + front.addr() + direct.Path + "?" + passfile + "&sslmode=require&sslcert=" +
 			filepath.Join(dir, "client.pem") + "&sslkey=" + filepath.Join(dir, "client-key.pem"),
 	}
@@ -96,17 +100,24 @@ func TestRotatedDatabaseCredentials(t *testing.T) {
 	pair := replicas[0].dial(t).login(t, "admin", in.admin)
 	rotate(later)
 	front.trust(later)
-	in.asSuperuser("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotated'")
-	for i, r := range replicas {
-		c := r.dial(t)
-		eventually(t, propagation, fmt.Sprint("refreshing at replica ", i), func() error {
-			next, err := c.tryRefresh(callCtx(t), pair)
-			if err == nil {
-				pair = next
-			}
-			return err
-		})
+	refresh := func() {
+		t.Helper()
+		in.asSuperuser("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotated'")
+		for i, r := range replicas {
+			c := r.dial(t)
+			eventually(t, propagation, fmt.Sprint("refreshing at replica ", i), func() error {
+				next, err := c.tryRefresh(callCtx(t), pair)
+				if err == nil {
+					pair = next
+				}
+				return err
+			})
+		}
 	}
+	refresh()
+	write(t, filepath.Join(dir, "services"), service+"postgres\n") // a database without Watchword's tables
+	refresh()
+	replicas[1].now().awaitLog(t, regexp.MustCompile(`level=ERROR msg="the service file names another database than at the start`))
 }
 
 func write(t *testing.T, file, text string) {

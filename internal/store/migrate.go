@@ -141,13 +141,14 @@ func Migrate(ctx context.Context, uri string, opts ...Option) error {
 		}
 		return s.Close()
 	}
-	config, err := pgConfig(uri)
+	o := optionsOf(opts)
+	config, err := pgConfig(uri, o.logger)
 	if err != nil {
 		return err
 	}
 	db := stdlib.OpenDB(*config.ConnConfig, stdlib.OptionBeforeConnect(config.BeforeConnect))
 	defer db.Close()
-	locker, err := migrateLock(optionsOf(opts).waiting)
+	locker, err := migrateLock(o.waiting)
 	if err != nil {
 		return err
 	}

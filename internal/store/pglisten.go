@@ -76,11 +76,11 @@ func (l *listener) yield() {
 // listen reads notifications until ctx ends or the connection fails. listen fills
 // notified after each notification if there is room.
 func (p *pgDB) listen(ctx context.Context, notified chan<- struct{}) error {
-	config := p.pool.Config().ConnConfig
-	if err := readAgain(p.uri, config); err != nil {
+	config := p.pool.Config()
+	if err := config.BeforeConnect(ctx, config.ConnConfig); err != nil {
 		return err
 	}
-	conn, err := pgx.ConnectConfig(ctx, config)
+	conn, err := pgx.ConnectConfig(ctx, config.ConnConfig)
 	if err != nil {
 		return err
 	}

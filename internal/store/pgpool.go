@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"strings"
 	"time"
@@ -26,7 +27,7 @@ const (
 )
 
 // pgConfig returns the configuration of a pool. Errors: those of [parseURI].
-func pgConfig(uri string) (*pgxpool.Config, error) {
+func pgConfig(uri string, logger *slog.Logger) (*pgxpool.Config, error) {
 	config, err := parseURI(uri)
 	if err != nil {
 		return nil, err
@@ -51,19 +52,9 @@ func pgConfig(uri string) (*pgxpool.Config, error) {
 		return err
 	}
 	c.DialFunc = dial
-	config.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error { return readAgain(uri, c) }
+	files := &credentials{uri: uri, logger: logger, target: targetOf(c), latest: c.Copy()}
+	config.BeforeConnect = files.readAgain
 	return config, nil
-}
-
-// readAgain replaces the configuration of a new connection by one from the files that exist
-// now: an operator may have replaced the password file, the service file or the certificate.
-// Connections that are open continue.
-func readAgain(uri string, c *pgx.ConnConfig) error {
-	config, err := pgConfig(uri)
-	if err == nil {
-		*c = *config.ConnConfig
-	}
-	return err
 }
 
 // dial opens connections with TCP keepalive. If the other machine disappears silently,

@@ -16,12 +16,12 @@ import (
 // needless, and would refuse all but one of the transactions that append events at the
 // same time, since each of them updates the row of the table head.
 //
-// Each policy has a file of its own: pgpool.go (configuration and dialing), pgslots.go (too
+// Each policy has a file of its own: pgpool.go (configuration and dialing), pgfiles.go (new
+// credentials), pgslots.go (too
 // few connections), pgbudget.go (time bounds), pgbreaker.go (a database that does not
 // answer), pgretry.go (what an error means), pglisten.go (hints). pgtx.go runs transactions, pgspend.go runs batches
 // of refreshes.
 type pgDB struct {
-	uri       string
 	pool      *pgxpool.Pool
 	slots     *slots
 	spender   *spender
@@ -33,7 +33,7 @@ type pgDB struct {
 // openPostgres opens a PostgreSQL database and checks the schema. Errors: ErrOldSchema;
 // ErrSchema; ErrUnavailable.
 func openPostgres(ctx context.Context, uri string, logger *slog.Logger) (*pgDB, error) {
-	config, err := pgConfig(uri)
+	config, err := pgConfig(uri, logger)
 	if err != nil {
 		return nil, err
 	}
@@ -41,7 +41,7 @@ func openPostgres(ctx context.Context, uri string, logger *slog.Logger) (*pgDB, 
 	if err != nil {
 		return nil, err
 	}
-	p := &pgDB{uri: uri, pool: pool}
+	p := &pgDB{pool: pool}
 	p.slots = newSlots(int(config.MaxConns), p.connections, logger)
 	p.spender = newSpender(p)
 	p.closeOnce = sync.OnceFunc(func() { p.spender.close(); pool.Close() })
