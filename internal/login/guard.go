@@ -74,31 +74,58 @@ func (g *guess) begin(ctx context.Context, counter *throttle.Counter, key thrott
 // Errors: a *[throttle.Refused]; those of the store.
 func (s *Service) beginLogin(ctx context.Context, a *attempt) (*guess, error) {
 	g := &guess{name: string(a.name)}
-	readUser := func(tx *store.Tx) error {
-		u, err := tx.UserByName(g.name)
-		if errors.Is(err, store.ErrNotFound) {
-			u, err = &store.User{}, nil // Compare hashes all the same
-		}
+	device, err := s.knownDevice(ctx, g, a)
+	if err != nil {
+		return nil, err
+	}
+	return g, s.admit(ctx, g, device, g.readUser)
+}
+
+// readUser reads the user with the name of the guess. For an unknown name, g.user is empty.
+func (g *guess) readUser(tx *store.Tx) error {
+	u, err := tx.UserByName(g.name)
+	if errors.Is(err, store.ErrNotFound) {
+		u, err = &store.User{}, nil // Compare hashes all the same
+	}
+	if err == nil {
 		g.user = *u
-		return err
 	}
-	device := a.device
-	if device != "" {
-		known := false
-		err := s.store.Read(ctx, func(tx *store.Tx) (err error) {
-			if err = readUser(tx); err == nil {
-				known, err = s.sessions.Knows(tx, &g.user, device)
-			}
+	return err
+}
+
+// knownDevice returns the device of a login if the device is a known device of the user;
+// otherwise "". With a device, knownDevice reads g.user. Errors: those of the store.
+func (s *Service) knownDevice(ctx context.Context, g *guess, a *attempt) (device string, err error) {
+	if a.device == "" {
+		return "", nil
+	}
+	err = s.store.Read(ctx, func(tx *store.Tx) error {
+		device = ""
+		if err := g.readUser(tx); err != nil {
 			return err
-		})
-		if err != nil {
-			return nil, err
 		}
-		if !known {
-			device = ""
+		known, err := s.sessions.Knows(tx, &g.user, a.device)
+		if known {
+			device = a.device
 		}
+		return err
+	})
+	return device, err
+}
+
+// unlessKnown returns the refusal of a source, or nil for a login from a known device.
+//
+// Errors: refused; those of the store.
+func (s *Service) unlessKnown(ctx context.Context, a *attempt, refused error) error {
+	g := &guess{name: string(a.name)}
+	device, err := s.knownDevice(ctx, g, a)
+	switch {
+	case err != nil:
+		return err
+	case device == "":
+		return g.ifRefused(refused)
 	}
-	return g, s.admit(ctx, g, device, readUser)
+	return nil
 }
 
 // beginChange is like beginLogin, for a signed-in user.

@@ -103,11 +103,12 @@ func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Gran
 }
 
 // tryLogin takes a place in the queue before the database is read, so that a refused login
-// costs no read.
+// costs no read. A login that the bound of its source refuses takes no place in the queue,
+// and costs a read only if the login carries an authentic refresh token.
 func (s *Service) tryLogin(ctx context.Context, a *attempt) (*session.Grant, error) {
 	source := caller.SourceOf(ctx).Network()
-	if a.device == "" { // with an earlier refresh token, beginLogin checks the source unless the device is known
-		if err := s.sources.Check(source); err != nil {
+	if refused := s.sources.Check(source); refused != nil {
+		if err := s.unlessKnown(ctx, a, refused); err != nil {
 			return nil, err
 		}
 	}

@@ -11,6 +11,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session/sessiontest"
+	"github.com/watchword-auth/watchword/internal/throttle"
+	"github.com/watchword-auth/watchword/internal/user"
 )
 
 // A call that finds no place in the queue for a hash reads nothing from the database.
@@ -114,4 +116,43 @@ func TestHashesGoOnWhileTheDatabaseWaits(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A login that the bound of its source refuses takes no place in the queue, also with an
+// earlier refresh token of another user: the answer tells of the bound although the queue is
+// full. A login from a known device asks for a place.
+func TestRefusedSourcesTakeNoPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // the clock stands still, so the bound stays reached
+		w := sessiontest.New(t)
+		pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}, Parallel: 1, Queue: 1, Reserved: -1})
+		logins, err := login.New(w.Store, w.Feed, w.Sessions, pool, login.Limits{
+			Limits: throttle.Limits{FreeTries: 1000, LongestDelay: time.Minute}, SourceRate: 1,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, device := guarded{w, logins}, w.Login(t)
+		for g.try(t, "192.0.2.1", "somebody", wrong, "") == "wrong" {
+			continue
+		}
+		turn, err := pool.Enter(t.Context(), password.User(w.Alice.ID)) // fills the queue
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer turn.End()
+		for _, c := range []struct {
+			name     user.Name
+			previous string
+			want     error
+		}{
+			{"alice", "", throttle.ErrTooMany},
+			{"bob", device.Refresh, throttle.ErrTooMany},
+			{"alice", device.Refresh, password.ErrOverloaded},
+		} {
+			_, err := logins.Login(caller.WithSource(t.Context(), "192.0.2.1"), c.name, sessiontest.Parse(t, wrong), nil, c.previous)
+			if !errors.Is(err, c.want) {
+				t.Errorf("%s, with a token %t: %v, want %v", c.name, c.previous != "", err, c.want)
+			}
+		}
+	})
 }
