@@ -64,11 +64,13 @@ func newMetrics() *metrics {
 }
 
 // grpcOptions returns the bounds and the interceptors of the gRPC server. The
-// interceptors, outermost first: metrics count every call and every refused call;
-// recovery turns a panic into INTERNAL; the gate notes when a request has arrived; the
-// edge gives errors their status and counts refused calls for the security record; the
-// verifier checks the access token; turns bound the calls of one user. Before all of them,
-// the gate's tap admits a call by its headers.
+// interceptors, outermost first: metrics count unary calls from their arrival, and streams
+// that the gate's tap admits; recovery turns a panic into INTERNAL; the gate notes when a
+// request has arrived; the edge gives errors their status and counts refused calls for the
+// security record; the verifier checks the access token; turns bound the calls of one user.
+// Before all of them, the gate's tap admits a call by its headers. A call that the tap
+// refuses, and a unary call that loses its place before its arrival, is in no metric. The
+// security record counts the calls that get no place.
 //
 // The keepalive pings close a connection to a client that has disappeared, within 40
 // seconds. Clients may ping every five seconds, also without a call: a verifier's
