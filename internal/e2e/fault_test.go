@@ -40,7 +40,8 @@ func TestFaults(t *testing.T) {
 	all.Wait()
 }
 
-// downstream is a service's verifier. downstream counts the verifier's calls and streams.
+// downstream is a service's verifier. downstream counts the verifier's streams, and the calls
+// other than GetTime.
 type downstream struct {
 	*authn.Verifier
 	calls, streams atomic.Int64
@@ -53,7 +54,9 @@ func newDownstream(t *testing.T, p *proxy, opts ...authn.Option) *downstream {
 	conn, err := grpc.NewClient(p.addr(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: time.Second}),
 		grpc.WithUnaryInterceptor(func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			d.calls.Add(1)
+			if method != watchwordv1.TrustService_GetTime_FullMethodName { // once a minute, whatever the load
+				d.calls.Add(1)
+			}
 			return invoke(ctx, method, req, reply, cc, opts...)
 		}),
 		grpc.WithStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
