@@ -24,6 +24,9 @@ var (
 	// errNoKey means that no key signs at the time of a call. The call fails with INTERNAL:
 	// the clock was set back, or rows were changed by hand.
 	errNoKey = errors.New("no signing key signs now")
+	// errOtherID means that the setting database_id has changed under a running process. Tags
+	// of the one id would be refused under the other, so the process changes no key.
+	errOtherID = errors.New("the id of the database was changed")
 )
 
 // KeySet holds the newest authentic set of signing keys that a process has read, and the
@@ -85,8 +88,8 @@ func (k *KeySet) Read(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
 	defer k.mu.Unlock()
 	first := k.counter == 0
 	a, err := k.authenticateLocked(tx)
-	if err == nil {
-		err = k.takeLocked(a)
+	if a != nil {
+		err = errors.Join(err, k.takeLocked(a))
 	} else if !errors.Is(err, seal.ErrWrongKey) {
 		return feed.KeySet{}, err
 	}
@@ -101,7 +104,8 @@ func (k *KeySet) Read(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
 }
 
 // authenticateLocked reads the rows, of the same database as the first reading. A key that
-// this process has seen withdrawn is refused. k.mu must be held. Errors: as [authenticate].
+// this process has seen withdrawn is refused. k.mu must be held. Errors: as [authenticate];
+// errOtherID, with the rows under the id of the first reading.
 func (k *KeySet) authenticateLocked(tx *store.Tx) (*authentic, error) {
 	id, err := databaseID(tx)
 	if err != nil {
@@ -117,14 +121,18 @@ func (k *KeySet) authenticateLocked(tx *store.Tx) (*authentic, error) {
 	a.rows = slices.DeleteFunc(a.rows, func(row *store.SigningKey) bool {
 		returned := row.RevokedAt.IsZero() && k.withdrawn[row.KID]
 		if returned {
-			a.refused = append(a.refused, refused{row, errors.New("was withdrawn before")})
+			a.refused = append(a.refused, refused{row, errReturned})
 		}
 		return returned
 	})
-	return a, nil
+	if id != k.databaseID {
+		err = fmt.Errorf("%w: the setting database_id is %q, and was %q when this process started", errOtherID, id, k.databaseID)
+	}
+	return a, err
 }
 
-// authenticate reads the key set for a change. Errors: as [KeySet.Read]; ErrRolledBack.
+// authenticate reads the key set for a change. Errors: as [KeySet.authenticateLocked];
+// ErrRolledBack.
 func (k *KeySet) authenticate(tx *store.Tx) (*authentic, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -160,7 +168,7 @@ func (k *KeySet) takeLocked(a *authentic) error {
 				k.withdrawn[row.KID] = true
 			}
 		}
-	case a.counter < k.counter && len(a.rows) > 0:
+	case a.counter < k.counter && (len(a.rows) > 0 || len(a.refused) == 0):
 		errs = append(errs, ErrRolledBack)
 	}
 	return errors.Join(append(errs, k.openLocked())...)
@@ -212,13 +220,21 @@ func (k *KeySet) alarmLocked(ctx context.Context, problem error) {
 		return
 	}
 	k.problem, k.problemAt = problem.Error(), time.Now()
+	const restored = "`watchword datastore restored`, which replaces all keys and ends every session"
 	remedy := "somebody has changed rows of signing_keys: find out which program or person can write the database; " +
-		"`watchword key rotate` removes the refused rows, and `watchword datastore restored` replaces all keys and ends every session"
+		"`watchword key rotate` removes the refused rows; if the message stays, run " + restored
 	switch {
 	case errors.Is(problem, seal.ErrWrongKey):
-		remedy = "add the missing master key to the master key file of this server, as on the machine where the key was made"
+		remedy = "add the missing master key to the master key file of this server, as on the machine where the key was made; " +
+			"if the file is complete, somebody has changed rows of signing_keys: run " + restored
+	case errors.Is(problem, errOtherID):
+		remedy = "put the id back: UPDATE settings SET value = (the id when this process started) WHERE name = 'database_id'; " +
+			"if that is impossible, restart every server, and then run " + restored
 	case errors.Is(problem, ErrRolledBack):
-		remedy = "run `watchword datastore restored`, which replaces all keys and ends every session"
+		remedy = "run " + restored + "; if the message stays, the clock was set back: restart every server"
+	case errors.Is(problem, errReturned):
+		remedy = "somebody has put a withdrawn key back: find out which program or person can write the database; run " +
+			"`watchword key revoke KID` for each key that was withdrawn before, or " + restored
 	}
 	k.logger.ErrorContext(ctx, "the signing keys in the database are not usable as they are; the server continues with the keys that it knows",
 		"error", problem, "remedy", remedy)
