@@ -276,7 +276,9 @@ const (
 	// next key, the signing key, and for some minutes the key before. A hundred RSA keys
 	// make a key set of 45 KB.
 	maxKeys = 100
-	// maxWithdrawn bounds the withdrawn keys, which are kept for the operator to see.
+	// maxWithdrawn bounds the withdrawn keys, which are kept for the operator to see. A user
+	// withdraws as many keys in an hour at most: each withdrawal sends every verifier the ids of
+	// up to maxRemembered keys, and makes the memory of the processes forget earlier ids.
 	maxWithdrawn = 20
 )
 
@@ -285,6 +287,16 @@ func (c *chain) withdrawn() []*store.SigningKey {
 	keys := slices.DeleteFunc(slices.Clone(c.rows), func(k *store.SigningKey) bool { return k.RevokedAt.IsZero() })
 	slices.SortStableFunc(keys, func(a, b *store.SigningKey) int { return b.RevokedAt.Compare(a.RevokedAt) })
 	return keys
+}
+
+// withdrawnSince counts the withdrawals from a time until now.
+func (c *chain) withdrawnSince(from time.Time) (n int) {
+	for _, row := range c.withdrawn() {
+		if row.RevokedAt.After(from) && !row.RevokedAt.After(c.now) { // later: the clock was ahead
+			n++
+		}
+	}
+	return n
 }
 
 // forgetWithdrawn removes all withdrawn keys but the latest maxWithdrawn. No verifier

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -45,11 +44,16 @@ type KeySet struct {
 	databaseID string       // of the first reading
 	counter    int64        // of rows
 	rows       []*store.SigningKey
-	signers    []signer        // of rows; replaced as a whole
-	withdrawn  map[string]bool // kid → seen withdrawn
-	problem    string          // logged last
+	signers    []signer // of rows; replaced as a whole
+	withdrawn  []string // ids of the keys seen withdrawn, the latest last; at most maxRemembered
+	problem    string   // logged last
 	problemAt  time.Time
 }
+
+// maxRemembered bounds the ids of withdrawn keys in a process and in a trust state. At
+// maxWithdrawn withdrawals an hour, an id is remembered for two days at least, and longer than
+// that unless somebody withdraws keys on end.
+const maxRemembered = 1000
 
 // signer is a signing key and the time in which the key signs. key is nil if the key cannot
 // be opened, because of err.
@@ -62,7 +66,7 @@ type signer struct {
 
 // NewKeySet returns a KeySet that has read nothing. logger gets the alarms.
 func NewKeySet(master *seal.Keys, logger *slog.Logger) *KeySet {
-	return &KeySet{master: master, logger: logger, withdrawn: map[string]bool{}}
+	return &KeySet{master: master, logger: logger}
 }
 
 // Load reads the key set in a transaction of its own. Errors: as [KeySet.Read].
@@ -100,7 +104,7 @@ func (k *KeySet) Read(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
 	if err != nil {
 		k.alarmLocked(ctx, err)
 	}
-	return feed.KeySet{Rows: k.rows, Withdrawn: slices.Sorted(maps.Keys(k.withdrawn)), Again: wrongKey}, nil
+	return feed.KeySet{Rows: k.rows, Withdrawn: slices.Clone(k.withdrawn), Again: wrongKey}, nil
 }
 
 // authenticateLocked reads the rows, of the same database as the first reading. A key that
@@ -119,7 +123,7 @@ func (k *KeySet) authenticateLocked(tx *store.Tx) (*authentic, error) {
 		return nil, err
 	}
 	a.rows = slices.DeleteFunc(a.rows, func(row *store.SigningKey) bool {
-		returned := row.RevokedAt.IsZero() && k.withdrawn[row.KID]
+		returned := row.RevokedAt.IsZero() && slices.Contains(k.withdrawn, row.KID)
 		if returned {
 			a.refused = append(a.refused, refused{row, errReturned})
 		}
@@ -164,10 +168,11 @@ func (k *KeySet) takeLocked(a *authentic) error {
 	case a.counter > k.counter:
 		k.counter, k.rows = a.counter, a.rows
 		for _, row := range a.rows {
-			if !row.RevokedAt.IsZero() {
-				k.withdrawn[row.KID] = true
+			if !row.RevokedAt.IsZero() && !slices.Contains(k.withdrawn, row.KID) {
+				k.withdrawn = append(k.withdrawn, row.KID)
 			}
 		}
+		k.withdrawn = slices.Delete(k.withdrawn, 0, max(0, len(k.withdrawn)-maxRemembered))
 	case a.counter < k.counter && (len(a.rows) > 0 || len(a.refused) == 0):
 		errs = append(errs, ErrRolledBack)
 	}

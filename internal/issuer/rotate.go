@@ -20,7 +20,9 @@ var (
 	// ErrTooMany means that so many keys still verify that no further key may be made
 	// until one of them has expired.
 	ErrTooMany = fmt.Errorf("%d signing keys still verify; rotate again after the oldest has expired, in some minutes", maxKeys)
-	errNoKeys  = errors.New("the database has no signing keys; a server makes them when it starts")
+	// ErrManyWithdrawn means that a user has withdrawn as many keys as a user may in an hour.
+	ErrManyWithdrawn = fmt.Errorf("%d signing keys were withdrawn within an hour; withdraw further keys at the command line, or wait", maxWithdrawn)
+	errNoKeys        = errors.New("the database has no signing keys; a server makes them when it starts")
 )
 
 // Keyring rotates and withdraws signing keys. A Keyring is safe for concurrent use, and
@@ -122,8 +124,8 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 // of the JWKS has seen, and lets the key sign as soon as the caches can have it: see
 // [chain.followUnseen].
 //
-// Errors: ErrNotFound; ErrChainBroken; ErrRolledBack; seal.ErrWrongKey; errors of
-// [caller.Caller.Check] and of the store.
+// Errors: ErrNotFound; ErrManyWithdrawn; ErrChainBroken; ErrRolledBack; seal.ErrWrongKey; errors
+// of [caller.Caller.Check] and of the store.
 func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key, error) {
 	return k.change(ctx, change{by: by}, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		if err := c.intact(); err != nil {
@@ -134,6 +136,9 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 			return nil, ErrNotFound
 		}
 		if leaked.RevokedAt.IsZero() { // a second Revoke of the same key changes nothing
+			if by.Kind != caller.Operator && c.withdrawnSince(c.now.Add(-time.Hour)) >= maxWithdrawn {
+				return nil, ErrManyWithdrawn
+			}
 			c.withdraw(leaked)
 			if err := c.bridge(leaked, spares[0]); err != nil {
 				return nil, err
