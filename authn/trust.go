@@ -3,7 +3,6 @@ package authn
 import (
 	"errors"
 	"log/slog"
-	"maps"
 	"math"
 	"slices"
 	"time"
@@ -89,19 +88,28 @@ func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration
 	return next, nil
 }
 
+// maxWithdrawn bounds the ids of withdrawn keys in memory and in the snapshot file.
+const maxWithdrawn = 1000
+
 // keepWithdrawn adds the keys that were withdrawn before to the keys that the trust state
-// names as withdrawn, also in the message that the snapshot file repeats.
+// names as withdrawn, also in the message that the snapshot file repeats. Of more than
+// maxWithdrawn keys, keepWithdrawn keeps those that the trust state names, and then the latest.
 func (t *trust) keepWithdrawn(before *trust) {
-	t.withdrawn = maps.Clone(before.withdrawn)
-	if t.withdrawn == nil {
-		t.withdrawn = map[string]bool{}
-	}
-	for _, kid := range t.said.GetWithdrawnKids() {
+	named := t.said.GetWithdrawnKids()
+	t.withdrawn = make(map[string]bool, len(named))
+	for _, kid := range named {
 		t.withdrawn[kid] = true
 	}
-	if len(t.withdrawn) > len(t.said.GetWithdrawnKids()) {
+	kids := slices.DeleteFunc(slices.Clone(before.said.GetWithdrawnKids()), func(kid string) bool { return t.withdrawn[kid] })
+	kids = append(kids, named...)
+	kids = kids[max(0, len(kids)-maxWithdrawn):]
+	if len(kids) != len(named) {
 		t.said = proto.CloneOf(t.said)
-		t.said.WithdrawnKids = slices.Sorted(maps.Keys(t.withdrawn))
+		t.said.WithdrawnKids = kids
+		clear(t.withdrawn)
+		for _, kid := range kids {
+			t.withdrawn[kid] = true
+		}
 	}
 }
 

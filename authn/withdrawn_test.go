@@ -1,6 +1,7 @@
 package authn_test
 
 import (
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -9,6 +10,31 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
+
+// A verifier remembers the latest thousand withdrawn keys, those that the server names before all
+// others.
+func TestTheMemoryOfWithdrawnKeysIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		leaked, forgotten := newKey(t), newKey(t)
+		withdraw := func(kids ...string) {
+			state := trustState(w.key)
+			state.WithdrawnKids = kids
+			w.watch.tell(change(&watchwordv1.Change{TrustState: state}))
+		}
+		withdraw(forgotten.Public().KID())
+		for i := range 100 {
+			kids := []string{leaked.Public().KID()}
+			for j := range 20 {
+				kids = append(kids, fmt.Sprint("other ", i, " ", j))
+			}
+			withdraw(kids...)
+		}
+		w.watch.tell(change(&watchwordv1.Change{TrustState: trustState(w.key, leaked, forgotten)}))
+		w.wants(t, mint(t, leaked), "TOKEN_INVALID")
+		w.wants(t, mint(t, forgotten), "ok")
+	})
+}
 
 // A verifier never trusts a key again that a trust state named as withdrawn: neither when a
 // later trust state has the key, nor after a restart with the snapshot file.

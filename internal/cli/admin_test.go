@@ -115,7 +115,7 @@ func withKeys(t *testing.T) (db string) {
 		t.Fatal(err)
 	}
 	write(t, db, func(tx *store.Tx) error {
-		return errors.Join(issuer.Setup(tx, master, token.EdDSA), (&feed.Tx{Tx: tx}).RaiseMaxLifetime(5*time.Minute))
+		return errors.Join(tx.SetSetting(store.DatabaseID, "database"), issuer.Setup(tx, master, token.EdDSA), (&feed.Tx{Tx: tx}).RaiseMaxLifetime(5*time.Minute))
 	})
 	return db
 }

@@ -43,6 +43,9 @@ func writtenOnBothEngines(t *testing.T, test func(*testing.T, *written)) {
 		if w.db, err = sql.Open("sqlite", "file:"+filepath.Join(w.dir, "watchword.db")+"?_pragma=busy_timeout(30000)"); err != nil {
 			t.Fatal(err)
 		}
+		// The search for secrets opens and closes the file in this process, and so drops the locks
+		// of every open connection (fcntl): a server that stops then removes their write-ahead log.
+		w.db.SetMaxIdleConns(0)
 		t.Cleanup(func() { w.db.Close() })
 		test(t, w)
 	})
@@ -223,8 +226,21 @@ func TestAnEarlierKeySet(t *testing.T) {
 			t.Error("the server rotated an earlier key set")
 		}
 
-		// A new process knows no better; a verifier that saw the withdrawal does.
+		// A command knows no better, and makes the leaked key authentic and newer. The server
+		// that saw the withdrawal refuses the key, and names a command that withdraws the key.
+		wantExit(t, 0, run(t, w.command("key", "rotate")))
+		w.awaitLog(t, regexp.MustCompile(`level=ERROR .*was withdrawn before.* remedy=.*watchword key revoke`))
+		w.wantEverywhereRefused(t, "made newer by key rotate", c, verifier, leaked)
+		wantExit(t, 0, run(t, w.command("key", "revoke", "--", kid)))
 		w.stop(t)
+		again := w.serve()
+		c = dial(t, w.grpcAddr)
+		w.wantEverywhereRefused(t, "after key revoke and a restart", c, verifier, leaked)
+
+		// A new process knows no better; a verifier that saw the withdrawal does.
+		again.stop(t)
+		w.exec(t, `DELETE FROM signing_keys`)
+		w.exec(t, `INSERT INTO signing_keys SELECT * FROM earlier`)
 		w.serve()
 		c = dial(t, w.grpcAddr)
 		eventually(t, propagation, "connecting again", func() error {

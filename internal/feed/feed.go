@@ -29,6 +29,9 @@ const (
 	// heartbeatEvery is a fraction of the minute after which a verifier without
 	// heartbeats has a stale trust bundle.
 	heartbeatEvery = 5 * time.Second
+	// keysEvery counts the heartbeats from one reading of the key set to the next: a minute.
+	// Somebody may change the rows of the keys without an event, and the log must say so.
+	keysEvery = 12
 	// tailBatch bounds the events in one transaction, and so the size of a message.
 	tailBatch = 1000
 	// applyTimeout bounds the wait for our own verifier. Applying is work in memory, so
@@ -118,7 +121,7 @@ func (f *Feed) Run(ctx context.Context) {
 	defer tasks.Wait()
 	tasks.Go(func() { f.store.Hints(ctx, f.nudge) })
 	tasks.Go(func() { f.countTicks(ctx) })
-	for {
+	for beats := 1; ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -126,7 +129,7 @@ func (f *Feed) Run(ctx context.Context) {
 		case <-poll.C:
 		case <-beat.C:
 			f.hub.Beat()
-			if !f.keysAgain {
+			if beats++; !f.keysAgain && beats%keysEvery != 0 {
 				continue
 			}
 			f.trustUnread = true

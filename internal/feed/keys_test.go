@@ -3,6 +3,7 @@ package feed_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
@@ -66,6 +69,53 @@ func TestEventsGoOnThoughTheKeysCannotBeUsed(t *testing.T) {
 		}
 		if reads != after {
 			t.Errorf("read %d times after a success", reads-after)
+		}
+	})
+}
+
+// If somebody puts an earlier key set back without an event, the log of a server that knows the
+// newer key set says so after some heartbeats. Reading the keys again sends nothing to watchers.
+func TestAnEarlierKeySetIsNoticedWithoutAnEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, filepath.Join(t.TempDir(), "f.db"))
+		master := keys(t, s)
+		var earlier []*store.SigningKey
+		if err := s.Read(t.Context(), func(tx *store.Tx) (err error) { earlier, err = tx.SigningKeys(); return err }); err != nil {
+			t.Fatal(err)
+		}
+		discard := slog.New(slog.DiscardHandler)
+		ring := issuer.NewKeyring(s, feed.Direct(s), issuer.NewKeySet(master, discard), audit.New(s, discard))
+		if _, err := ring.Revoke(t.Context(), caller.AtCommandLine, earlier[0].KID); err != nil {
+			t.Fatal(err)
+		}
+		var logged bytes.Buffer
+		f := openWith(t, s, issuer.NewKeySet(master, slog.New(slog.NewTextHandler(&logged, nil))).Read)
+		run(t, f)
+		w := watch(t, f)
+		snapshot(t, w)
+		err := s.Write(t.Context(), func(tx *store.Tx) error {
+			now, err := tx.SigningKeys()
+			for _, row := range now {
+				err = errors.Join(err, tx.DeleteSigningKey(row.KID))
+			}
+			for _, row := range earlier {
+				err = errors.Join(err, tx.InsertSigningKey(row))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for beats := 0; beats < 30; {
+			switch m := next(t, w); {
+			case m.GetHeartbeat() != nil:
+				beats++
+			case m.GetChange().GetTrustState() != nil:
+				t.Errorf("received a trust state after %d heartbeats: %v", beats, m)
+			}
+		}
+		if n := strings.Count(logged.String(), issuer.ErrRolledBack.Error()); n != 1 {
+			t.Errorf("%d lines about the earlier key set, want one:\n%s", n, &logged)
 		}
 	})
 }

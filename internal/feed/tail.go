@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -163,8 +164,13 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	if b.update.At.Seq < head {
 		b.update.At = hub.Position{Seq: head} // events that were pruned have numbers too
 	}
-	if f.trustUnread {
-		change.TrustState, err = f.readTrust(ctx, tx)
+	if !f.trustUnread {
+		return b, nil
+	}
+	// The hub sends a trust state to every watcher, so a trust state without news stays out.
+	trust, err := f.readTrust(ctx, tx)
+	if err == nil && !proto.Equal(trust, f.hub.TrustState()) {
+		change.TrustState = trust
 	}
 	return b, err
 }

@@ -276,3 +276,29 @@ func TestWaitAppliedWaitsForOurOwnVerifier(t *testing.T) {
 		}
 	})
 }
+
+// The messages for watchers are bounded in bytes too. A watcher that needs a dropped message
+// begins again, and gets the newest state.
+func TestTheRingIsBoundedInBytes(t *testing.T) {
+	s := newSource()
+	slow := watch(t, s, nil)
+	_, at := opening(t, slow)
+	kids := make([]string, 1000)
+	for i := range kids {
+		kids[i] = fmt.Sprintf("a key %010d", i)
+	}
+	for i := range 2000 { // 36 MB
+		state := trust(time.Hour + time.Duration(i)*time.Second)
+		state.WithdrawnKids = kids
+		s.publish(&watchwordv1.Change{TrustState: state}, 1)
+		if err := hub.Check(s.Hub, slow); err != nil {
+			t.Fatalf("message %d: %v", i, err)
+		}
+	}
+	if _, err := slow.Next(t.Context()); !errors.Is(err, hub.ErrBehind) {
+		t.Errorf("a watcher that needs a dropped message: %v", err)
+	}
+	if got := next(t, watch(t, s, at)).GetSnapshotChunk().GetTrustState().GetMaxTokenLifetime().AsDuration(); got != time.Hour+1999*time.Second {
+		t.Errorf("a stream that resumes begins with the trust state of %v", got)
+	}
+}

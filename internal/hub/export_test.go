@@ -10,6 +10,13 @@ func Check(h *Hub, watchers ...*Watcher) error {
 	if len(r.entries) > ringSize || r.afterTrust > r.end() {
 		return fmt.Errorf("%d entries, afterTrust %d, end %d", len(r.entries), r.afterTrust, r.end())
 	}
+	size := 0
+	for _, e := range r.entries {
+		size += len(e.message)
+	}
+	if size != r.bytes || size > ringBytes && len(r.entries) > 1 {
+		return fmt.Errorf("%d entries of %d bytes, counted as %d", len(r.entries), size, r.bytes)
+	}
 	for i, e := range r.entries {
 		if e.seq > r.at.Seq || i > 0 && e.seq < r.entries[i-1].seq {
 			return fmt.Errorf("entry %d has number %d, the state %d", i, e.seq, r.at.Seq)

@@ -9,8 +9,8 @@
 // A stream begins with the newest trust state and never returns to an older one.
 // Every snapshot has all revocations that have not expired, also those of a history
 // that was replaced. Memory is bounded: all watchers share encoded messages. The hub
-// keeps the newest 2048 to 4096 messages, and drops a watcher that needs an older
-// message. Each stream takes a place. The number of places is bounded, in all and for
+// keeps the newest 2048 to 4096 messages, fewer above 16 MiB, and drops a watcher that needs an
+// older message. Each stream takes a place. The number of places is bounded, in all and for
 // each peer. When all places are taken, a newcomer gets the place of the peer that holds
 // most: see package share.
 //

@@ -9,6 +9,11 @@ import (
 // time, and up to ringSize behind until the ring drops its older half.
 const ringSize = 4096
 
+// ringBytes bounds the bytes of the messages in the ring: a message may have a trust state or a
+// thousand revocations. Above ringBytes the ring drops its older half too, earlier than at
+// ringSize messages. 16 MiB hold 4096 messages of ordinary changes several times.
+const ringBytes = 16 << 20
+
 // Tag is random for each event: two histories with the same numbers have different
 // tags. The zero Tag means unknown: the event was pruned, or never existed.
 type Tag [8]byte
@@ -34,7 +39,8 @@ var nowhere = Position{Seq: -1}
 //
 // Between two calls these statements hold:
 //
-//  1. len(entries) <= ringSize. first and end() never decrease.
+//  1. len(entries) <= ringSize, and bytes is their size: at most ringBytes, or one message.
+//     first and end() never decrease.
 //  2. Every watcher has next <= end(). While first <= next, the watcher's next
 //     message is entries[next-first]. When next < first, a message was dropped before
 //     the watcher read it, and the watcher must begin again.
@@ -51,6 +57,7 @@ type ring struct {
 	recent     []Position
 	first      int
 	entries    []entry
+	bytes      int           // of the messages in entries
 	afterTrust int           // behind the newest message that replaced the trust state
 	grown      chan struct{} // closed and replaced by append and fork
 }
@@ -76,9 +83,14 @@ func (r *ring) advance(passed []Position, at Position) {
 // append adds a message and wakes the watchers. A full ring drops its older half at
 // once, so that moving the newer half costs little for each message.
 func (r *ring) append(heartbeat bool, m Message) {
-	if len(r.entries) == ringSize {
-		r.entries = slices.Delete(r.entries, 0, ringSize/2)
-		r.first += ringSize / 2
+	r.bytes += len(m)
+	for n := len(r.entries); n == ringSize || n > 0 && r.bytes > ringBytes; n = len(r.entries) {
+		half := (n + 1) / 2
+		for _, e := range r.entries[:half] {
+			r.bytes -= len(e.message)
+		}
+		r.entries = slices.Delete(r.entries, 0, half)
+		r.first += half
 	}
 	r.entries = append(r.entries, entry{r.at.Seq, heartbeat, m})
 	r.wake()
@@ -87,7 +99,7 @@ func (r *ring) append(heartbeat bool, m Message) {
 // fork begins another history. Every watcher of the old history gets ErrBehind.
 func (r *ring) fork() {
 	r.at, r.recent = Position{}, nil
-	r.first, r.entries = r.end()+1, nil
+	r.first, r.entries, r.bytes = r.end()+1, nil, 0
 	r.wake()
 }
 

@@ -24,6 +24,9 @@ const tagPurpose = "row of signing_keys"
 // errOldRow means that a row is authentic, and belongs to an earlier key set than other rows.
 var errOldRow = errors.New("belongs to an earlier key set")
 
+// errReturned means that a row is authentic, and that this process has seen the key withdrawn.
+var errReturned = errors.New("was withdrawn before")
+
 // refused is a row of signing_keys that is not trusted.
 type refused struct {
 	row *store.SigningKey
@@ -32,11 +35,16 @@ type refused struct {
 
 func (r refused) Error() string { return fmt.Sprintf("signing key %s: %v", r.row.KID, r.why) }
 
+// Is compares the reason itself and not the errors in it: one row under an unknown master key
+// leaves the other rows usable, and so is no seal.ErrWrongKey of the whole key set.
+func (r refused) Is(target error) bool { return r.why == target }
+
 // authentic holds the rows of signing_keys: rows with a right tag, and refused rows.
 type authentic struct {
-	rows    []*store.SigningKey // the key set, the oldest key first
-	counter int64               // of every row of the key set; 0 without a row
-	refused []refused
+	databaseID string              // in the tags
+	rows       []*store.SigningKey // the key set, the oldest key first
+	counter    int64               // of every row of the key set; 0 without a row
+	refused    []refused
 }
 
 // authenticate reads all rows of signing_keys, and checks the tags.
@@ -48,7 +56,7 @@ func authenticate(tx *store.Tx, master *seal.Keys, databaseID string) (*authenti
 	if err != nil {
 		return nil, err
 	}
-	a := &authentic{}
+	a := &authentic{databaseID: databaseID}
 	var good []*store.SigningKey
 	var wrongKey error
 	for _, row := range rows {

@@ -53,6 +53,28 @@ func TestRotationsAreBounded(t *testing.T) {
 	})
 }
 
+// A process remembers the latest thousand withdrawn keys, the latest last.
+func TestTheMemoryOfWithdrawnKeysIsBounded(t *testing.T) {
+	k, s, master := ring(t)
+	set := keySet(master)
+	var last string
+	var kids []string
+	for range 1100 {
+		last = inState(t, s, issuer.Next)[0].KID
+		revoke(t, k, last)
+		if err := s.Read(t.Context(), func(tx *store.Tx) error {
+			read, err := set.Read(t.Context(), tx)
+			kids = read.Withdrawn
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(kids) != 1000 || kids[len(kids)-1] != last {
+		t.Errorf("%d ids, the last %q, want 1000 and %s", len(kids), kids[len(kids)-1], last)
+	}
+}
+
 // Of the keys that were withdrawn, the latest are kept.
 func TestWithdrawnKeysAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/token"
 )
 
 // ErrChainBroken means that a row of the table signing_keys is missing or was changed
@@ -77,6 +78,32 @@ func (c *chain) intact() error {
 // begins later.
 func (c *chain) younger(ttl time.Duration) bool { return c.last.SignsFrom.Add(ttl).After(c.now) }
 
+// algorithm returns the algorithm of new keys: that of the last key of the chain, or else that
+// of the newest row. If all is true, somebody without the master key may have written the rows:
+// algorithm passes over unknown algorithms, and returns EdDSA if no row is left.
+//
+// Errors, unless all is true: errNoKeys; ErrChainBroken if no row is authentic.
+func (c *chain) algorithm(all bool) (token.Algorithm, error) {
+	candidates := c.rows
+	if c.last != nil {
+		candidates = append(slices.Clone(c.rows), c.last)
+	}
+	for _, row := range slices.Backward(candidates) {
+		if alg, err := token.ParseAlgorithm(row.Algorithm); err == nil {
+			return alg, nil
+		}
+	}
+	switch {
+	case all:
+		return token.EdDSA, nil
+	case len(c.before.refused) > 0:
+		return "", broken(c.before.refused[0].Error())
+	case len(c.rows) > 0:
+		return "", broken("every algorithm is unknown")
+	}
+	return "", errNoKeys
+}
+
 func broken(how string) error {
 	return fmt.Errorf("%w: %s; a row of signing_keys was deleted or changed by hand: restore the row, or replace all keys", ErrChainBroken, how)
 }
@@ -84,14 +111,10 @@ func broken(how string) error {
 // write writes every row with a higher counter and a new tag. write deletes the rows that
 // were removed from the chain, and the rows that are not authentic.
 func (c *chain) write(master *seal.Keys) error {
-	id, err := databaseID(c.tx)
-	if err != nil {
-		return err
-	}
 	counter := nextCounter(c.before.counter, c.now)
 	for _, row := range c.rows {
 		row.Counter = counter
-		if err := tag(row, master, id); err != nil {
+		if err := tag(row, master, c.before.databaseID); err != nil {
 			return err
 		}
 		write := c.tx.UpdateSigningKey
@@ -253,7 +276,9 @@ const (
 	// next key, the signing key, and for some minutes the key before. A hundred RSA keys
 	// make a key set of 45 KB.
 	maxKeys = 100
-	// maxWithdrawn bounds the withdrawn keys, which are kept for the operator to see.
+	// maxWithdrawn bounds the withdrawn keys, which are kept for the operator to see. A user
+	// withdraws as many keys in an hour at most: each withdrawal sends every verifier the ids of
+	// up to maxRemembered keys, and makes the memory of the processes forget earlier ids.
 	maxWithdrawn = 20
 )
 
@@ -262,6 +287,16 @@ func (c *chain) withdrawn() []*store.SigningKey {
 	keys := slices.DeleteFunc(slices.Clone(c.rows), func(k *store.SigningKey) bool { return k.RevokedAt.IsZero() })
 	slices.SortStableFunc(keys, func(a, b *store.SigningKey) int { return b.RevokedAt.Compare(a.RevokedAt) })
 	return keys
+}
+
+// withdrawnSince counts the withdrawals from a time until now.
+func (c *chain) withdrawnSince(from time.Time) (n int) {
+	for _, row := range c.withdrawn() {
+		if row.RevokedAt.After(from) && !row.RevokedAt.After(c.now) { // later: the clock was ahead
+			n++
+		}
+	}
+	return n
 }
 
 // forgetWithdrawn removes all withdrawn keys but the latest maxWithdrawn. No verifier

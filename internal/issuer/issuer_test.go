@@ -37,6 +37,9 @@ func setup(t *testing.T, alg token.Algorithm) (*store.Store, *seal.Keys, string)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := s.Write(t.Context(), func(tx *store.Tx) error { return tx.SetSetting(store.DatabaseID, "database") }); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 { // the second does nothing
 		if err := s.Write(t.Context(), func(tx *store.Tx) error { return issuer.Setup(tx, master, alg) }); err != nil {
 			t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -24,6 +23,9 @@ var (
 	// errNoKey means that no key signs at the time of a call. The call fails with INTERNAL:
 	// the clock was set back, or rows were changed by hand.
 	errNoKey = errors.New("no signing key signs now")
+	// errOtherID means that the setting database_id has changed under a running process. Tags
+	// of the one id would be refused under the other, so the process changes no key.
+	errOtherID = errors.New("the id of the database was changed")
 )
 
 // KeySet holds the newest authentic set of signing keys that a process has read, and the
@@ -42,11 +44,16 @@ type KeySet struct {
 	databaseID string       // of the first reading
 	counter    int64        // of rows
 	rows       []*store.SigningKey
-	signers    []signer        // of rows; replaced as a whole
-	withdrawn  map[string]bool // kid → seen withdrawn
-	problem    string          // logged last
+	signers    []signer // of rows; replaced as a whole
+	withdrawn  []string // ids of the keys seen withdrawn, the latest last; at most maxRemembered
+	problem    string   // logged last
 	problemAt  time.Time
 }
+
+// maxRemembered bounds the ids of withdrawn keys in a process and in a trust state. At
+// maxWithdrawn withdrawals an hour, an id is remembered for two days at least, and longer than
+// that unless somebody withdraws keys on end.
+const maxRemembered = 1000
 
 // signer is a signing key and the time in which the key signs. key is nil if the key cannot
 // be opened, because of err.
@@ -59,7 +66,7 @@ type signer struct {
 
 // NewKeySet returns a KeySet that has read nothing. logger gets the alarms.
 func NewKeySet(master *seal.Keys, logger *slog.Logger) *KeySet {
-	return &KeySet{master: master, logger: logger, withdrawn: map[string]bool{}}
+	return &KeySet{master: master, logger: logger}
 }
 
 // Load reads the key set in a transaction of its own. Errors: as [KeySet.Read].
@@ -85,8 +92,8 @@ func (k *KeySet) Read(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
 	defer k.mu.Unlock()
 	first := k.counter == 0
 	a, err := k.authenticateLocked(tx)
-	if err == nil {
-		err = k.takeLocked(a)
+	if a != nil {
+		err = errors.Join(err, k.takeLocked(a))
 	} else if !errors.Is(err, seal.ErrWrongKey) {
 		return feed.KeySet{}, err
 	}
@@ -97,11 +104,12 @@ func (k *KeySet) Read(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
 	if err != nil {
 		k.alarmLocked(ctx, err)
 	}
-	return feed.KeySet{Rows: k.rows, Withdrawn: slices.Sorted(maps.Keys(k.withdrawn)), Again: wrongKey}, nil
+	return feed.KeySet{Rows: k.rows, Withdrawn: slices.Clone(k.withdrawn), Again: wrongKey}, nil
 }
 
 // authenticateLocked reads the rows, of the same database as the first reading. A key that
-// this process has seen withdrawn is refused. k.mu must be held. Errors: as [authenticate].
+// this process has seen withdrawn is refused. k.mu must be held. Errors: as [authenticate];
+// errOtherID, with the rows under the id of the first reading.
 func (k *KeySet) authenticateLocked(tx *store.Tx) (*authentic, error) {
 	id, err := databaseID(tx)
 	if err != nil {
@@ -115,16 +123,20 @@ func (k *KeySet) authenticateLocked(tx *store.Tx) (*authentic, error) {
 		return nil, err
 	}
 	a.rows = slices.DeleteFunc(a.rows, func(row *store.SigningKey) bool {
-		returned := row.RevokedAt.IsZero() && k.withdrawn[row.KID]
+		returned := row.RevokedAt.IsZero() && slices.Contains(k.withdrawn, row.KID)
 		if returned {
-			a.refused = append(a.refused, refused{row, errors.New("was withdrawn before")})
+			a.refused = append(a.refused, refused{row, errReturned})
 		}
 		return returned
 	})
-	return a, nil
+	if id != k.databaseID {
+		err = fmt.Errorf("%w: the setting database_id is %q, and was %q when this process started", errOtherID, id, k.databaseID)
+	}
+	return a, err
 }
 
-// authenticate reads the key set for a change. Errors: as [KeySet.Read]; ErrRolledBack.
+// authenticate reads the key set for a change. Errors: as [KeySet.authenticateLocked];
+// ErrRolledBack.
 func (k *KeySet) authenticate(tx *store.Tx) (*authentic, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -156,11 +168,12 @@ func (k *KeySet) takeLocked(a *authentic) error {
 	case a.counter > k.counter:
 		k.counter, k.rows = a.counter, a.rows
 		for _, row := range a.rows {
-			if !row.RevokedAt.IsZero() {
-				k.withdrawn[row.KID] = true
+			if !row.RevokedAt.IsZero() && !slices.Contains(k.withdrawn, row.KID) {
+				k.withdrawn = append(k.withdrawn, row.KID)
 			}
 		}
-	case a.counter < k.counter && len(a.rows) > 0:
+		k.withdrawn = slices.Delete(k.withdrawn, 0, max(0, len(k.withdrawn)-maxRemembered))
+	case a.counter < k.counter && (len(a.rows) > 0 || len(a.refused) == 0):
 		errs = append(errs, ErrRolledBack)
 	}
 	return errors.Join(append(errs, k.openLocked())...)
@@ -212,13 +225,21 @@ func (k *KeySet) alarmLocked(ctx context.Context, problem error) {
 		return
 	}
 	k.problem, k.problemAt = problem.Error(), time.Now()
+	const restored = "`watchword datastore restored`, which replaces all keys and ends every session"
 	remedy := "somebody has changed rows of signing_keys: find out which program or person can write the database; " +
-		"`watchword key rotate` removes the refused rows, and `watchword datastore restored` replaces all keys and ends every session"
+		"`watchword key rotate` removes the refused rows; if the message stays, run " + restored
 	switch {
 	case errors.Is(problem, seal.ErrWrongKey):
-		remedy = "add the missing master key to the master key file of this server, as on the machine where the key was made"
+		remedy = "add the missing master key to the master key file of this server, as on the machine where the key was made; " +
+			"if the file is complete, somebody has changed rows of signing_keys: run " + restored
+	case errors.Is(problem, errOtherID):
+		remedy = "put the id back: UPDATE settings SET value = (the id when this process started) WHERE name = 'database_id'; " +
+			"if that is impossible, restart every server, and then run " + restored
 	case errors.Is(problem, ErrRolledBack):
-		remedy = "run `watchword datastore restored`, which replaces all keys and ends every session"
+		remedy = "run " + restored + "; if the message stays, the clock was set back: restart every server"
+	case errors.Is(problem, errReturned):
+		remedy = "somebody has put a withdrawn key back: find out which program or person can write the database; run " +
+			"`watchword key revoke KID` for each key that was withdrawn before, or " + restored
 	}
 	k.logger.ErrorContext(ctx, "the signing keys in the database are not usable as they are; the server continues with the keys that it knows",
 		"error", problem, "remedy", remedy)

@@ -20,7 +20,9 @@ var (
 	// ErrTooMany means that so many keys still verify that no further key may be made
 	// until one of them has expired.
 	ErrTooMany = fmt.Errorf("%d signing keys still verify; rotate again after the oldest has expired, in some minutes", maxKeys)
-	errNoKeys  = errors.New("there are no signing keys; a server makes them when it starts")
+	// ErrManyWithdrawn means that a user has withdrawn as many keys as a user may in an hour.
+	ErrManyWithdrawn = fmt.Errorf("%d signing keys were withdrawn within an hour; withdraw further keys at the command line, or wait", maxWithdrawn)
+	errNoKeys        = errors.New("the database has no signing keys; a server makes them when it starts")
 )
 
 // Keyring rotates and withdraws signing keys. A Keyring is safe for concurrent use, and
@@ -122,8 +124,8 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 // of the JWKS has seen, and lets the key sign as soon as the caches can have it: see
 // [chain.followUnseen].
 //
-// Errors: ErrNotFound; ErrChainBroken; ErrRolledBack; seal.ErrWrongKey; errors of
-// [caller.Caller.Check] and of the store.
+// Errors: ErrNotFound; ErrManyWithdrawn; ErrChainBroken; ErrRolledBack; seal.ErrWrongKey; errors
+// of [caller.Caller.Check] and of the store.
 func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key, error) {
 	return k.change(ctx, change{by: by}, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		if err := c.intact(); err != nil {
@@ -134,6 +136,9 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 			return nil, ErrNotFound
 		}
 		if leaked.RevokedAt.IsZero() { // a second Revoke of the same key changes nothing
+			if by.Kind != caller.Operator && c.withdrawnSince(c.now.Add(-time.Hour)) >= maxWithdrawn {
+				return nil, ErrManyWithdrawn
+			}
 			c.withdraw(leaked)
 			if err := c.bridge(leaked, spares[0]); err != nil {
 				return nil, err
@@ -150,14 +155,21 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 
 // ReplaceAll withdraws every key and lets a new key sign at once, even if the chain is
 // broken. Keys without a date are withdrawn too: the lost part of the database may have
-// given them a date. ReplaceAll records the event why with the new key, and returns the
-// new key. A verifier that reads the key set over HTTP may refuse new tokens for the
-// age of its cache.
+// given them a date. ReplaceAll makes the new keys, calls before, and then withdraws; if
+// before returns an error, ReplaceAll changes nothing. ReplaceAll records the event of before
+// with the new key, and returns the new key. A verifier that reads the key set over HTTP may
+// refuse new tokens for the age of its cache.
 //
-// ReplaceAll also works where no row is authentic, and where the master keys that sealed the
-// rows are lost: the caller must make sure that the master key file is the right one.
-func (k *Keyring) ReplaceAll(ctx context.Context, why audit.Event) (Key, error) {
-	return k.change(ctx, change{by: caller.AtCommandLine, all: true}, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
+// ReplaceAll also works where no row is authentic, where no row is left, and where the master
+// keys that sealed the rows are lost: the caller must make sure that the master key file is the
+// right one.
+func (k *Keyring) ReplaceAll(ctx context.Context, before func() (audit.Event, error)) (Key, error) {
+	var why audit.Event
+	how := change{by: caller.AtCommandLine, all: true, before: func() (err error) {
+		why, err = before()
+		return err
+	}}
+	return k.change(ctx, how, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		for _, row := range c.rows {
 			if row.RevokedAt.IsZero() {
 				c.withdraw(row)
@@ -178,6 +190,8 @@ type change struct {
 	by  caller.Caller
 	alg token.Algorithm // of new keys; empty: as it is
 	all bool            // the chain has all rows, authentic or not
+	// before runs when the new keys are made, before the transaction. It may be nil.
+	before func() error
 }
 
 // change lets do change the chain in memory, and then writes the rows, the security record
@@ -185,6 +199,9 @@ type change struct {
 // key to report. If do sets no record, change writes nothing.
 func (k *Keyring) change(ctx context.Context, how change, do func(*chain, [2]*store.SigningKey) (*store.SigningKey, error)) (Key, error) {
 	spares, err := k.spares(ctx, how)
+	if err == nil && how.before != nil {
+		err = how.before()
+	}
 	if err != nil {
 		return Key{}, err
 	}
@@ -222,24 +239,16 @@ func (k *Keyring) change(ctx context.Context, how change, do func(*chain, [2]*st
 }
 
 // spares makes two keys for a change, before the transaction, since an RSA key takes a
-// while and the transaction holds a lock. An empty alg means the algorithm of the last key
-// in the chain. Without a last key, an empty alg means the algorithm of the newest key.
+// while and the transaction holds a lock. An empty alg means [chain.algorithm].
 func (k *Keyring) spares(ctx context.Context, how change) (spares [2]*store.SigningKey, err error) {
 	alg := how.alg
 	if alg == "" {
 		err := k.store.Read(ctx, func(tx *store.Tx) error {
 			c, err := k.read(tx, how.all)
-			switch {
-			case err != nil:
-				return err
-			case c.last != nil:
-				alg = token.Algorithm(c.last.Algorithm)
-			case len(c.rows) > 0:
-				alg = token.Algorithm(c.rows[len(c.rows)-1].Algorithm)
-			default:
-				return errNoKeys
+			if err == nil {
+				alg, err = c.algorithm(how.all)
 			}
-			return nil
+			return err
 		})
 		if err != nil {
 			return spares, err
@@ -255,19 +264,48 @@ func (k *Keyring) spares(ctx context.Context, how change) (spares [2]*store.Sign
 
 // read reads the chain of authentic keys, or of all rows.
 //
-// Errors: errors of the store; for authentic keys seal.ErrWrongKey and ErrRolledBack.
+// Errors: errOtherID; errors of the store; for authentic keys seal.ErrWrongKey and ErrRolledBack.
 func (k *Keyring) read(tx *store.Tx, all bool) (*chain, error) {
 	a, err := k.keys.authenticate(tx)
 	if all && (err == nil || errors.Is(err, seal.ErrWrongKey) || errors.Is(err, ErrRolledBack)) {
-		known := &authentic{counter: k.keys.newest()}
-		if a != nil {
-			known.counter = max(known.counter, a.counter)
-		}
-		known.rows, err = tx.SigningKeys()
-		a = known
+		a, err = k.readAll(tx, a)
 	}
 	if err != nil {
 		return nil, err
 	}
 	return newChain(tx, a), nil
+}
+
+// readAll returns a chain's beginning with all rows. The authentic rows come last, since
+// [chain.algorithm] prefers the last; known may be nil. A row with an impossible id is refused:
+// verifiers hear the ids of withdrawn keys. Errors: errNoKeys before the first start, since a
+// tag needs the id of the database; errors of the store.
+func (k *Keyring) readAll(tx *store.Tx, known *authentic) (*authentic, error) {
+	rows, err := tx.SigningKeys()
+	if err != nil {
+		return nil, err
+	}
+	id, err := databaseID(tx)
+	if err != nil {
+		return nil, err
+	}
+	if id == "" {
+		return nil, errNoKeys
+	}
+	a := &authentic{databaseID: id, counter: k.keys.newest()}
+	var trusted []*store.SigningKey
+	if known != nil {
+		a.counter, trusted = max(a.counter, known.counter), known.rows
+	}
+	for _, row := range rows {
+		switch {
+		case find(trusted, row.KID) != nil:
+		case !token.IsKID(row.KID):
+			a.refused = append(a.refused, refused{row, errors.New("the id is the id of no key")})
+		default:
+			a.rows = append(a.rows, row)
+		}
+	}
+	a.rows = append(a.rows, trusted...)
+	return a, nil
 }

@@ -40,7 +40,9 @@ func wireUp(t *testing.T) *wired {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Write(t.Context(), func(tx *store.Tx) error { return issuer.Setup(tx, master, token.EdDSA) }); err != nil {
+	if err := s.Write(t.Context(), func(tx *store.Tx) error {
+		return errors.Join(tx.SetSetting(store.DatabaseID, "database"), issuer.Setup(tx, master, token.EdDSA))
+	}); err != nil {
 		t.Fatal(err)
 	}
 	ring := issuer.NewKeyring(s, feed.Direct(s), keySet(master), audit.New(s, slog.New(slog.DiscardHandler)))
@@ -119,7 +121,7 @@ func TestNothingFollowsAFailedStatement(t *testing.T) {
 		w := wireUp(t)
 		changes := w.changes(t)
 		changes["ReplaceAll"] = func(caller.Caller) error {
-			_, err := w.ring.ReplaceAll(t.Context(), audit.Event{Type: audit.DatastoreRestored})
+			_, err := replaceAll(t, w.ring)
 			return err
 		}
 		if kind == "UPDATE" {

@@ -51,6 +51,7 @@ var refusals = []struct {
 	{hub.ErrTooManyWatchers, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "no place for another watcher from this client's network or certificate"},
 	{hub.ErrEvicted, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "another watcher got this place, since all places of the server, or of the client's network or certificate, were taken"},
 	{issuer.ErrTooMany, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many signing keys that still verify"},
+	{issuer.ErrManyWithdrawn, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many signing keys were withdrawn within an hour; `watchword key revoke` may withdraw more"},
 	{share.ErrNoTurn, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many calls of the user, or of the session, at once"},
 	{throttle.ErrTooMany, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS, "too many wrong passwords; wait before the next try"},
 	{login.ErrCredentials, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS, "unknown user or wrong password"},

@@ -37,3 +37,29 @@ func TestRotateAndRevokeKey(t *testing.T) {
 		}
 	})
 }
+
+// An admin withdraws twenty keys in an hour at most: each withdrawal costs every verifier memory.
+func TestWithdrawalsAreBounded(t *testing.T) {
+	h := start(t)
+	withdraw := func() error {
+		h.relogin(t, h.admin) // the call may have withdrawn the key that signs
+		listed, err := h.keys.ListKeys(h.admin.as(t.Context()), &watchwordv1.ListKeysRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range listed.GetKeys() {
+			if key.GetState() == watchwordv1.KeyState_KEY_STATE_NEXT {
+				_, err = h.keys.RevokeKey(h.admin.as(t.Context()), &watchwordv1.RevokeKeyRequest{Kid: key.GetKid()})
+				return err
+			}
+		}
+		t.Fatal("no next key")
+		return nil
+	}
+	for i := range 20 {
+		if err := withdraw(); err != nil {
+			t.Fatalf("withdrawal %d: %v", i, err)
+		}
+	}
+	wants(t, "one more", outcome(withdraw()), "OVERLOADED")
+}

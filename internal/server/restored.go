@@ -23,8 +23,21 @@ import (
 //
 // The users' versions are raised first, and the keys withdrawn last. So a token that a
 // running server makes in between is signed by a key that is withdrawn afterwards.
+//
+// The keys of refresh tokens prove that the master key file is the right one. So Restored also
+// works where somebody has changed the rows of the signing keys.
 func Restored(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (users int, key issuer.Key, err error) {
-	if err := CheckMaster(ctx, s, master); err != nil {
+	err = s.Read(ctx, func(tx *store.Tx) error {
+		macs, err := tx.MACKeys()
+		switch {
+		case err != nil:
+			return err
+		case len(macs) == 0:
+			return checkMaster(tx, master)
+		}
+		return session.CheckMaster(tx, master)
+	})
+	if err != nil {
 		return 0, issuer.Key{}, err
 	}
 	return startOver(ctx, s, master, log, audit.Event{Type: audit.DatastoreRestored})
@@ -54,11 +67,13 @@ func Rekey(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Lo
 
 // startOver ends every session, withdraws every signing key, and records why.
 func startOver(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log, why audit.Event) (users int, key issuer.Key, err error) {
-	if users, err = user.RaiseAll(ctx, s); err != nil {
-		return users, issuer.Key{}, fmt.Errorf("raising users: %w", err)
-	}
-	why.Detail = fmt.Sprintf("%d users raised, every signing key withdrawn", users)
 	keys := issuer.NewKeySet(master, slog.New(slog.DiscardHandler))
-	key, err = issuer.NewKeyring(s, feed.Direct(s), keys, log).ReplaceAll(ctx, why)
+	key, err = issuer.NewKeyring(s, feed.Direct(s), keys, log).ReplaceAll(ctx, func() (audit.Event, error) {
+		if users, err = user.RaiseAll(ctx, s); err != nil {
+			return why, fmt.Errorf("raising users: %w", err)
+		}
+		why.Detail = fmt.Sprintf("%d users raised, every signing key withdrawn", users)
+		return why, nil
+	})
 	return users, key, err
 }

@@ -93,8 +93,11 @@ func ReplaceMAC(tx *store.Tx, master *seal.Keys) error {
 // maxMACKey is the highest id of a MAC key: a refresh token has two bytes for the id.
 const maxMACKey = 1<<16 - 1
 
+// ErrDamagedMAC means that a row of mac_keys was changed, so that no master key opens the row.
+var ErrDamagedMAC = errors.New("a row of the table mac_keys is damaged")
+
 // CheckMaster decrypts every MAC key. Errors: seal.ErrWrongKey if a MAC key needs a master
-// key that the master key file lacks; errors of the store.
+// key that the master key file lacks; ErrDamagedMAC; errors of the store.
 func CheckMaster(tx *store.Tx, master *seal.Keys) error {
 	_, err := readMACs(tx, master)
 	return err
@@ -137,6 +140,9 @@ func readMACs(tx *store.Tx, master *seal.Keys) (*macs, error) {
 	}
 	for _, row := range rows {
 		secret, err := master.Open(macPurpose, strconv.FormatInt(row.ID, 10), row.SealedKey)
+		if err != nil && !errors.Is(err, seal.ErrWrongKey) {
+			err = fmt.Errorf("%w: %w", ErrDamagedMAC, err)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("MAC key %d: %w", row.ID, err)
 		}

@@ -16,6 +16,7 @@ import (
 	"math"
 	"math/big"
 	"slices"
+	"strings"
 
 	"github.com/golang-jwt/jwt/v5"
 )
@@ -130,6 +131,12 @@ func cloneRSA(key *rsa.PublicKey) (*rsa.PublicKey, error) {
 
 // KID returns the key's id: the first 16 characters of the thumbprint (RFC 7638).
 func (k *PublicKey) KID() string { return k.kid }
+
+// IsKID reports whether a text has the form of a key's id.
+func IsKID(s string) bool {
+	_, err := base64.RawURLEncoding.DecodeString(s)
+	return err == nil && len(s) == kidLength && !strings.ContainsAny(s, "\r\n") // the decoder skips line breaks
+}
 
 // Algorithm returns the only algorithm for the key (RFC 8725 section 3.1).
 func (k *PublicKey) Algorithm() Algorithm { return k.alg }

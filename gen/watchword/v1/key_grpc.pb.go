@@ -54,7 +54,8 @@ type KeyServiceClient interface {
 	// as soon as --jwks-max-age allows, since most libraries read the JWKS again only
 	// for a token with an unknown `kid`.
 	//
-	// Errors: INVALID_REQUEST; KEY_NOT_FOUND.
+	// Errors: INVALID_REQUEST; KEY_NOT_FOUND; OVERLOADED if twenty keys were withdrawn
+	// within an hour (`watchword key revoke` may withdraw more).
 	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
 }
 
@@ -124,7 +125,8 @@ type KeyServiceServer interface {
 	// as soon as --jwks-max-age allows, since most libraries read the JWKS again only
 	// for a token with an unknown `kid`.
 	//
-	// Errors: INVALID_REQUEST; KEY_NOT_FOUND.
+	// Errors: INVALID_REQUEST; KEY_NOT_FOUND; OVERLOADED if twenty keys were withdrawn
+	// within an hour (`watchword key revoke` may withdraw more).
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
 }

@@ -409,8 +409,9 @@ type TrustState struct {
 	// How long a revocation is kept after the last of its tokens has expired. A
 	// verifier's leeway must not exceed the margin.
 	Margin *durationpb.Duration `protobuf:"bytes,4,opt,name=margin,proto3" json:"margin,omitempty"`
-	// The ids (`kid`) of keys that were withdrawn. A verifier never trusts such a key
-	// again, whatever a later trust state holds.
+	// The ids (`kid`) of the keys that were withdrawn, the latest last, at most 1000. A
+	// verifier does not trust such a key again, whatever a later trust state holds, until
+	// a thousand keys were withdrawn since.
 	WithdrawnKids []string `protobuf:"bytes,5,rep,name=withdrawn_kids,json=withdrawnKids,proto3" json:"withdrawn_kids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
