@@ -10,7 +10,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/seal"
-	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/server"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -63,7 +63,7 @@ func hint(err error) string {
 		return "; run a newer watchword"
 	case errors.Is(err, store.ErrRights):
 		return "; on PostgreSQL 15 and newer, a role that does not own the database needs: GRANT USAGE, CREATE ON SCHEMA public TO that role"
-	case errors.Is(err, session.ErrDamagedMAC):
+	case errors.Is(err, server.ErrDamagedMAC):
 		return "; put the row back from a backup, or stop every server and run watchword datastore rekey --master-key-is-lost, which ends every session"
 	case errors.Is(err, seal.ErrWrongKey):
 		return "; name the right file by --master-key-file; if the master key is lost, see watchword datastore rekey --help"

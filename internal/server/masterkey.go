@@ -19,6 +19,10 @@ import (
 var errNoMasterKey = errors.New("--master-key-file: PostgreSQL needs one, the same for every replica; " +
 	"for a new database make it with: watchword key create-master-key FILE")
 
+// ErrDamagedMAC means that a key of refresh tokens was changed in the database, so that no master
+// key opens the key.
+var ErrDamagedMAC = session.ErrDamagedMAC
+
 // MasterKeyPath returns the file of the master keys: the file that --master-key-file
 // names, or by default a file beside an embedded database.
 //
