@@ -46,11 +46,22 @@ func (tx *Tx) User(id string) (*User, error) {
 }
 
 // UserByName returns the user with a name in its folded form. Deleted users are left
-// out. Errors: ErrNotFound.
+// out. The statement returns a row of the same width for an unknown name, so that the time
+// of the read tells nothing about which users exist. Errors: ErrNotFound.
 func (tx *Tx) UserByName(username string) (*User, error) {
 	u := &User{}
-	return u, tx.queryRow(into(u.columns()...), `SELECT `+userSelect+` FROM users WHERE username = $1 AND deleted_at IS NULL`, username)
+	if err := tx.queryRow(into(u.columns()...), userByName, username); err != nil {
+		return u, err
+	}
+	if u.ID == "" {
+		return &User{}, ErrNotFound
+	}
+	return u, nil
 }
+
+const userByName = `SELECT COALESCE(u.id, ''), COALESCE(u.username, $1), COALESCE(u.password_hash, ''), COALESCE(u.roles, 'reader'),
+	COALESCE(u.disabled, FALSE), COALESCE(u.ver, 0), COALESCE(u.revoked_below, 0), COALESCE(u.created_at, 0), COALESCE(u.updated_at, 0),
+	u.deleted_at, ` + floorColumn + ` FROM (SELECT 1 AS one) AS always LEFT JOIN users u ON u.username = $1 AND u.deleted_at IS NULL`
 
 // Users lists users in order of id, beginning after the id `after`. Deleted users are
 // left out.

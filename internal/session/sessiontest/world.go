@@ -121,7 +121,8 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed), settings ...Setting)
 	w.Users = user.New(w.Store, w.Feed, pool, w.Audit)
 	w.pool, w.parts = pool, session.Dependencies{Store: w.Store, Feed: w.Feed, Issuer: tokens, Users: w.Users, Audit: w.Audit, Master: master}
 	w.Sessions, w.Logins = w.open(t, settings)
-	w.Verifier, err = authn.NewVerifier(ctx, w.Feed.Hub().Conn(), authn.WithAudience("internal", "billing", caller.AdminAudience))
+	w.Verifier, err = authn.NewVerifier(ctx, w.Feed.Hub().Conn(), authn.WithAudience("internal", "billing", caller.AdminAudience),
+		authn.WithLogger(slog.New(slog.DiscardHandler)))
 	check()
 	t.Cleanup(func() {
 		closed := w.Verifier.Close()
