@@ -51,8 +51,7 @@ type KeySet struct {
 }
 
 // maxRemembered bounds the ids of withdrawn keys in a process and in a trust state. At
-// maxWithdrawn withdrawals an hour, an id is remembered for two days at least, and longer than
-// that unless somebody withdraws keys on end.
+// maxWithdrawn withdrawals an hour, an id is remembered for two days at least.
 const maxRemembered = 1000
 
 // signer is a signing key and the time in which the key signs. key is nil if the key cannot

@@ -190,7 +190,7 @@ type change struct {
 	by  caller.Caller
 	alg token.Algorithm // of new keys; empty: as it is
 	all bool            // the chain has all rows, authentic or not
-	// before runs when the new keys are made, before the transaction. It may be nil.
+	// before runs when the new keys are made, before the transaction; nil: nothing runs.
 	before func() error
 }
 
