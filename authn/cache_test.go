@@ -134,8 +134,9 @@ func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
 				if _, reason := j.verify(raw, &audience{names: []string{"c", "a"}}); reason != c.want {
 					t.Errorf("for one of several audiences: %v, want %v", reason, c.want)
 				}
-				if p, reason := j.verify(raw, &audience{names: []string{"c"}}); p != nil || c.want == accepted && reason != audienceMismatch {
-					t.Errorf("for another audience: %v", reason)
+				if p, reason := j.verify(raw, &audience{names: []string{"c"}}); reason == accepted || p != nil && reason != audienceMismatch ||
+					c.want == accepted && reason != audienceMismatch {
+					t.Errorf("for another audience: %v, %v", p, reason)
 				}
 				if c.want == accepted {
 					j.wants(t, "for its own again", raw, accepted)

@@ -37,6 +37,6 @@ func TestAResumeTokenClaimsTheGreatestVersion(t *testing.T) {
 	}
 	opening(t, watch(t, s, authentic))
 	if s.Claimed() != greatest || asked != 1 {
-		t.Errorf("the token claims the version %d, want %d, and brings %d refreshes, want 1", s.Claimed(), greatest, asked)
+		t.Errorf("the token claims the version %d, want %d, and brings %d refreshes, want 1", s.Claimed(), int64(greatest), asked)
 	}
 }

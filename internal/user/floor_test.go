@@ -55,7 +55,7 @@ func TestARaisedVersionIsAboveTheFloor(t *testing.T) {
 			return err
 		}
 		if u.Version != floor+1 || u.RevokedBelow != floor+1 {
-			t.Errorf("raised to %d, revoked below %d, want %d", u.Version, u.RevokedBelow, floor+1)
+			t.Errorf("raised to %d, revoked below %d, want %d", u.Version, u.RevokedBelow, int64(floor+1))
 		}
 		if code := lockFloor(); code != notAvailable {
 			t.Errorf("during the raise, locking the floor ends with %q, want %s", code, notAvailable)
