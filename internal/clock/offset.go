@@ -11,8 +11,9 @@ const driftPart = 5000
 // from any fixed moment. An Offset gets wider with its age.
 type Offset struct{ Lo, Hi, At time.Duration }
 
-// Answer returns the offset of a clock from an answer. The clock showed the time shown
-// after the elapsed time sent and before the elapsed time received.
+// Answer returns the offset of another clock from Elapsed, by a question and its answer: the
+// other clock showed the time shown at some moment between sent and received, which are times
+// of Elapsed.
 func Answer(shown, sent, received time.Duration) Offset {
 	return Offset{Lo: shown - received, Hi: shown - sent, At: received}
 }

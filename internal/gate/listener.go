@@ -43,8 +43,8 @@ func Listen(l net.Listener, proxies caller.Proxies, all int, known *share.Known)
 	}
 }
 
-// Accept returns the next connection that gets a place. Accept closes each connection that
-// gets none.
+// Accept returns the next connection that fits within the bound on connections. Accept closes
+// each connection for which the bound has no place.
 func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		accepted, err := l.Listener.Accept()

@@ -61,7 +61,8 @@ func (g *guess) ifRefused(err error) error {
 	return err
 }
 
-// begin admits a try, and reads the user by read in the same transaction as the count.
+// begin admits a try at a password, or refuses the try. begin reads the count of wrong
+// passwords, and calls read, which reads the user, in the same transaction.
 func (g *guess) begin(ctx context.Context, counter *throttle.Counter, key throttle.Key, read func(*store.Tx) error) error {
 	var err error
 	g.Try, err = counter.Begin(ctx, key, read)

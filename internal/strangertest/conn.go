@@ -103,8 +103,8 @@ func (s *Conn) greet(settings ...http2.Setting) error {
 	return s.framer.WriteSettings(settings...)
 }
 
-// read stores how each stream ends in answers, and confirms settings and pings. read returns
-// when the connection ends.
+// read receives frames until the connection ends. read stores the end of each stream in the
+// field answers, and acknowledges SETTINGS and PING frames.
 func (s *Conn) read() {
 	for {
 		frame, err := s.framer.ReadFrame()
