@@ -146,6 +146,9 @@ func (c *serverClock) answered(t *watchwordv1.ServerTimes, sent time.Duration) (
 // followLocked adds a reading of the token time, by the process clock of the server that has
 // sent the reading. c.mu must be held.
 func (c *serverClock) followLocked(t *watchwordv1.ServerTimes, server clock.Offset, now time.Duration) (set time.Duration) {
+	if bytes.Equal(c.readBy, t.GetProcess()) && t.GetAnswered().AsDuration() < c.readAt {
+		return 0 // an older reading of the same process, in an answer that a newer heartbeat has overtaken
+	}
 	shown := t.GetNow().AsDuration()
 	from, to := elapsedAt(server, now, shown)
 	asked, _ := elapsedAt(server, now, t.GetAsked().AsDuration())

@@ -50,7 +50,6 @@ type universe struct {
 	asOf  time.Duration // true time: everything before was delivered
 	heard []heardClock  // the newest last
 	anew  bool          // the process has begun again, and has heard no clock yet
-	log   bytes.Buffer
 }
 
 // host is a server process.
@@ -137,7 +136,7 @@ func (u *universe) heartbeat(h *host) delivery {
 
 // start starts the verifier.
 func (u *universe) start() {
-	u.bundle = newBundle(slog.New(slog.NewTextHandler(&u.log, nil)), 0, staleness{modelStale, RefuseWhenStale})
+	u.bundle = newBundle(slog.New(slog.DiscardHandler), 0, staleness{modelStale, RefuseWhenStale})
 	u.heard, u.began, u.base, u.wire, u.anew = nil, u.now(), u.slept, nil, true
 	for _, i := range u.tokens {
 		i.mintSeen = false

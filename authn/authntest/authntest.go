@@ -47,6 +47,7 @@ type Issuer struct {
 
 	mu       sync.Mutex    // guards the fields below
 	ahead    time.Duration // the lead of the issuer's clock over time.Now
+	readings time.Duration // the readings of the clock so far, a nanosecond for each
 	signing  *token.SigningKey
 	trusted  []*token.SigningKey
 	ended    []*watchwordv1.EndedSession
@@ -294,4 +295,19 @@ func (i *Issuer) trustState() *watchwordv1.TrustState {
 	return state
 }
 
-func (i *Issuer) heartbeat() *message { return trusttest.Heartbeat(i.now()) }
+func (i *Issuer) heartbeat() *message {
+	m, times := trusttest.Heartbeat(i.now()), i.timesLocked()
+	m.GetHeartbeat().Times, m.GetHeartbeat().AsOf = times, times.GetNow()
+	return m
+}
+
+// timesLocked returns the times of the issuer. The process clock is ahead by a nanosecond
+// more at each reading: the order of the readings counts, and in a bubble of testing/synctest
+// no time passes between two readings.
+func (i *Issuer) timesLocked() *watchwordv1.ServerTimes {
+	i.readings++
+	t := trusttest.Times(i.now())
+	now := durationpb.New(t.GetNow().AsDuration() + i.readings)
+	t.Now, t.Asked, t.Answered = now, now, now
+	return t
+}

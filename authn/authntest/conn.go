@@ -36,7 +36,7 @@ func (c conn) Invoke(ctx context.Context, method string, in, out any, opts ...gr
 	c.issuer.mu.Lock()
 	defer c.issuer.mu.Unlock()
 	proto.Merge(out.(proto.Message), &watchwordv1.GetTimeResponse{
-		Nonce: in.(*watchwordv1.GetTimeRequest).GetNonce(), Times: trusttest.Times(c.issuer.now()),
+		Nonce: in.(*watchwordv1.GetTimeRequest).GetNonce(), Times: c.issuer.timesLocked(),
 	})
 	return nil
 }
