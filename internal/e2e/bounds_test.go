@@ -69,11 +69,15 @@ func TestUnfinishedRequestsAreBounded(t *testing.T) {
 		}
 		a, err := c.AnswerTo(callCtx(t), 2*(streams-1)+1) // the last one is above the streams of a connection
 		if err != nil || a.Status != nil || a.Reset != http2.ErrCodeRefusedStream {
-			// Or above the requests of the peer.
-			if err != nil || authn.Reason(a.Status.Err()) != overloaded {
+			// Or above the requests of the peer. On a slow machine earlier requests may have ended
+			// before, and the last one then ends in the same way.
+			switch {
+			case err == nil && a.Status.Code() == codes.DeadlineExceeded:
+			case err == nil && authn.Reason(a.Status.Err()) == overloaded:
+				refused++
+			default:
 				t.Fatalf("the last of %d requests: %+v, %v", streams, a, err)
 			}
-			refused++
 		}
 	}
 	if refused == 0 {
