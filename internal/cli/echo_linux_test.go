@@ -1,53 +1,16 @@
 package cli_test
 
 import (
-	"fmt"
 	"io"
 	"os"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/watchword-auth/watchword/internal/cli"
+	"github.com/watchword-auth/watchword/internal/terminaltest"
 )
-
-// ioctl calls the ioctl of a terminal.
-func ioctl(t *testing.T, f *os.File, request uintptr, arg unsafe.Pointer) {
-	t.Helper()
-	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), request, uintptr(arg)); errno != 0 {
-		t.Fatalf("ioctl %#x: %v", request, errno)
-	}
-}
-
-// terminal opens a new terminal: keyboard types there and reads what the terminal shows.
-func terminal(t *testing.T) (keyboard, tty *os.File) {
-	t.Helper()
-	open := func(path string) *os.File {
-		fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_NOCTTY|syscall.O_CLOEXEC, 0)
-		if err != nil {
-			t.Fatalf("%s: %v", path, err)
-		}
-		f := os.NewFile(uintptr(fd), path)
-		t.Cleanup(func() { f.Close() })
-		return f
-	}
-	keyboard = open("/dev/ptmx")
-	var unlock, number int32
-	ioctl(t, keyboard, syscall.TIOCSPTLCK, unsafe.Pointer(&unlock))
-	ioctl(t, keyboard, syscall.TIOCGPTN, unsafe.Pointer(&number))
-	return keyboard, open(fmt.Sprintf("/dev/pts/%d", number))
-}
-
-// echoes reports whether a terminal shows what is typed.
-func echoes(t *testing.T, tty *os.File) bool {
-	t.Helper()
-	var state syscall.Termios
-	ioctl(t, tty, syscall.TCGETS, unsafe.Pointer(&state))
-	return state.Lflag&syscall.ECHO != 0
-}
 
 // A password that is typed at a terminal is not shown, and afterwards the terminal shows what
 // is typed again.
@@ -57,8 +20,8 @@ func TestPasswordWithoutEcho(t *testing.T) {
 		"login":  append([]string{"login", "admin"}, flags...),
 		"create": {"user", "create", "alice", database(t)},
 	} {
-		keyboard, tty := terminal(t)
-		if !echoes(t, tty) {
+		keyboard, tty := terminaltest.Open(t)
+		if !terminaltest.Echoes(t, tty) {
 			t.Fatal("a new terminal has no echo")
 		}
 		var out output
@@ -66,7 +29,7 @@ func TestPasswordWithoutEcho(t *testing.T) {
 		go func() { status <- cli.Main(command, cli.Terminal{In: tty, Out: &out, Err: tty}) }()
 		shown := ""
 		for prompt := range map[string]int{"login": 1, "create": 2}[name] {
-			for deadline := time.Now().Add(time.Minute); echoes(t, tty); runtime.Gosched() {
+			for deadline := time.Now().Add(time.Minute); terminaltest.Echoes(t, tty); runtime.Gosched() {
 				if time.Now().After(deadline) {
 					t.Fatalf("%s: prompt %d is with echo", name, prompt)
 				}
@@ -89,7 +52,7 @@ func TestPasswordWithoutEcho(t *testing.T) {
 		if strings.Contains(shown, password) || !strings.Contains(shown, "Password: ") {
 			t.Errorf("%s: the terminal shows %q", name, strings.ReplaceAll(shown, password, "THE PASSWORD"))
 		}
-		if !echoes(t, tty) {
+		if !terminaltest.Echoes(t, tty) {
 			t.Errorf("%s: the terminal has no echo afterwards", name)
 		}
 	}
@@ -97,7 +60,7 @@ func TestPasswordWithoutEcho(t *testing.T) {
 
 // At a terminal, user create says what was made. TestUsers has the id alone, for a script.
 func TestUserCreateAtATerminal(t *testing.T) {
-	keyboard, tty := terminal(t)
+	keyboard, tty := terminaltest.Open(t)
 	in, err := os.CreateTemp(t.TempDir(), "password")
 	if err == nil {
 		_, err = in.WriteString("a password of alice\n")

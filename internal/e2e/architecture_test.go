@@ -60,6 +60,7 @@ var mayImport = map[string][]string{
 	// Kits for tests.
 	"internal/session/sessiontest": {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/pgtest", "internal/seal", "internal/session", "internal/store", "internal/store/storetest", "internal/throttle", "internal/token", "internal/user"},
 	"internal/strangertest":        {gen},
+	"internal/terminaltest":        {},
 	"internal/trusttest":           {gen},
 }
 
