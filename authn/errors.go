@@ -27,7 +27,8 @@ const (
 	bundleStale      = watchwordv1.ErrorReason_ERROR_REASON_BUNDLE_STALE
 )
 
-// refusals maps the reasons for refused calls to status codes and messages. Each message
+// refusals maps the reasons for refused calls to status codes and messages; ROLE_REQUIRED has
+// a message of its own in [Verifier.guard]. Each message
 // says only what the reason says: a message that names the wrong part of a token would help
 // a forger.
 var refusals = map[watchwordv1.ErrorReason]struct {
@@ -41,7 +42,6 @@ var refusals = map[watchwordv1.ErrorReason]struct {
 	tokenRevoked:     {codes.Unauthenticated, "the access token was revoked"},
 	tokenStale:       {codes.Unauthenticated, "the access token is out of date: refresh it"},
 	audienceMismatch: {codes.Unauthenticated, "the access token is meant for another service"},
-	roleRequired:     {codes.PermissionDenied, "a role is missing"},
 	bundleStale:      {codes.Unavailable, "access tokens cannot be verified at the moment"},
 }
 
