@@ -248,7 +248,7 @@ func drawStep(rt *rapid.T) step {
 		What: rapid.SampledFrom(what).Draw(rt, "what"),
 		Lost: rapid.IntRange(0, 9).Draw(rt, "lost") < 3,
 		Wait: rapid.SampledFrom([]time.Duration{
-			0, time.Second, grace / 2, grace - time.Microsecond, grace, grace + time.Second, afterGrace, time.Minute, time.Hour, 11 * time.Hour, 10 * 24 * time.Hour,
+			0, time.Second, grace / 2, grace - time.Microsecond, grace, grace + time.Second, afterGrace, time.Minute, time.Hour, 3 * time.Hour, 10 * time.Hour,
 		}).Draw(rt, "wait"),
 		Chance: rapid.IntRange(0, 1000).Draw(rt, "chance"),
 	}

@@ -13,13 +13,13 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// A thief with one copy of a refresh token follows the owner for days: the owner refreshes
+// A thief with one copy of a refresh token follows the owner for two days: the owner refreshes
 // every few hours, and the thief comes within the grace each time. The repeat after
 // session.DefaultRepeats generations with a repeat ends the session.
 func TestAThiefThatFollowsForDaysIsFound(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := sessiontest.Slow(t)
-		follow(t, w, grace, func() { time.Sleep(4*time.Hour + rand.N(time.Hour)) }, func() { time.Sleep(rand.N(grace)) })
+		follow(t, w, grace, func() { time.Sleep(2*time.Hour + rand.N(time.Hour)) }, func() { time.Sleep(rand.N(grace)) })
 	})
 }
 

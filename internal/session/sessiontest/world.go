@@ -32,8 +32,8 @@ import (
 // The rules of every world's sessions.
 const (
 	Grace    = 10 * time.Second
-	Idle     = 30 * 24 * time.Hour
-	Lifetime = 90 * 24 * time.Hour
+	Idle     = 30 * time.Hour // by default a server has days here; each hour of a bubble is work
+	Lifetime = 90 * time.Hour
 	PerUser  = 1000 // sessions of a user
 )
 
@@ -68,8 +68,8 @@ type World struct {
 // New makes a world on SQLite.
 func New(t *testing.T) *World { return On(t, storetest.SQLite(t), func(*feed.Feed) {}) }
 
-// Slow makes a world for a synctest bubble in which months pass. The feed reads the
-// database only after a change, and sends one heartbeat a minute, so that a month takes
+// Slow makes a world for a synctest bubble in which days pass. The feed reads the
+// database only after a change, and sends one heartbeat a minute, so that a day takes
 // little work.
 func Slow(t *testing.T, settings ...Setting) *World {
 	return On(t, storetest.SQLite(t), func(f *feed.Feed) { f.Pace(Never, 55*time.Second) }, settings...)
