@@ -156,7 +156,7 @@ func (f *Feed) countTicks(ctx context.Context) {
 	every := time.NewTicker(max(store.TickEvery, f.poll)) // in tests in which months pass, ticks are rare
 	defer every.Stop()
 	for {
-		if err := f.store.Write(ctx, (*store.Tx).Tick); err != nil && ctx.Err() == nil {
+		if err := f.store.Write(ctx, (*store.Tx).Tick); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrAway) { // the store logs outages
 			f.logger.WarnContext(ctx, "cannot count the time that has passed; old rows are deleted later", "error", err)
 		}
 		select {

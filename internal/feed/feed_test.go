@@ -1,6 +1,7 @@
 package feed_test
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -587,4 +589,26 @@ func TestHalfOfTheTailIsNotAllThatHappened(t *testing.T) {
 			}
 		}
 	})
+}
+
+// The store tells of an outage in one line, and the feed adds none.
+func TestAnOutageIsLoggedOnce(t *testing.T) {
+	var log bytes.Buffer
+	logger := slog.New(slog.NewTextHandler(&log, nil))
+	proxy := pgtest.NewProxy(t, storetest.Postgres(t))
+	s, err := store.Open(t.Context(), proxy.URI(), store.WithLogger(logger))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	f, err := feed.Open(t.Context(), s, feed.Origin{Issuer: "https://auth.test", DatabaseID: "database"}, logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy.Lead("127.0.0.1:1")
+	proxy.Cut()
+	feed.CountTicks(f)
+	if n := strings.Count(log.String(), "\n"); n != 1 {
+		t.Errorf("%d lines:\n%s", n, &log)
+	}
 }

@@ -100,8 +100,8 @@ func (r *readiness) look(ctx context.Context) {
 	reading, cancel := context.WithTimeout(ctx, lookEvery)
 	defer cancel()
 	err := r.s.store.CheckSchema(reading)
-	now := &condition{away: errors.Is(err, store.ErrUnavailable)}
-	if !now.away {
+	now := &condition{away: errors.Is(err, store.ErrAway)}
+	if !errors.Is(err, store.ErrUnavailable) { // a busy database tells nothing
 		r.schema = err
 	}
 	var why error

@@ -169,7 +169,7 @@ func NewSlots(size int, open func() (int, int), logger *slog.Logger) Slots {
 	return Slots{newSlots(size, open, logger)}
 }
 
-func (s Slots) Take(ctx context.Context) error { return s.take(ctx) }
+func (s Slots) Take(ctx context.Context) error { return s.take(ctx, true) }
 func (s Slots) Give()                          { s.give() }
 func (s Slots) Refused(err error) bool         { return s.refused(err) }
 func (s Slots) RestoreAll()                    { s.restoreAll() }
@@ -189,3 +189,6 @@ func PublicURI(t *testing.T, uri string) string {
 	}
 	return publicURI(uri, config.ConnConfig)
 }
+
+// ErrDown is the error of a call that the breaker refuses.
+var ErrDown = errDown

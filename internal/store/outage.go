@@ -24,7 +24,9 @@ func (e awayError) Is(target error) bool { return target == ErrAway }
 // concurrent use.
 type outage struct {
 	logger *slog.Logger
-	away   atomic.Bool // set under mu; most calls read away without mu
+	start  time.Time
+	away   atomic.Bool  // set under mu; most calls read away without mu
+	heard  atomic.Int64 // the time of the latest answer, in ns since start
 
 	mu     sync.Mutex
 	since  time.Time     // the first failure of the outage
@@ -41,31 +43,43 @@ const (
 	restless    = time.Minute
 )
 
-func newOutage(logger *slog.Logger) *outage { return &outage{logger: logger} }
+func newOutage(logger *slog.Logger) *outage { return &outage{logger: logger, start: time.Now()} }
 
-// note takes notice of a call that began at a time and returned err, and returns err. An
-// error that tells that the database is away matches ErrAway afterwards. An error after the
-// end of ctx tells nothing about the database.
+// note takes notice of a call that began at a time and returned err, and returns err. If the
+// database is away, err matches ErrAway afterwards. An error after the end of ctx tells nothing
+// about the database.
 func (o *outage) note(ctx context.Context, began time.Time, err error) error {
 	switch {
 	case meaningOf(err).answered:
+		o.heard.Store(int64(time.Since(o.start)))
 		if o.away.Load() {
 			o.answered(ctx)
 		}
 		return err
-	case ctx.Err() != nil, errors.Is(err, errClosed):
+	case errors.Is(err, errClosed):
+		return err
+	case ctx.Err() == nil && !o.busy(began, err):
+		o.failedOnce(ctx, err)
+	case !o.away.Load():
 		return err
 	}
-	o.failedOnce(ctx, began, err)
 	return awayError{err}
 }
 
-func (o *outage) failedOnce(ctx context.Context, began time.Time, err error) {
+// answersEvery is longer than the time between two polls of a server, so a server whose
+// database works hears an answer in answersEvery.
+const answersEvery = 500 * time.Millisecond
+
+// busy reports whether the time of a call ran out while the database answered other calls:
+// because of a lock, or because other callers had every connection.
+func (o *outage) busy(began time.Time, err error) bool {
+	heard := o.start.Add(time.Duration(o.heard.Load()))
+	return errors.Is(err, context.DeadlineExceeded) && heard.After(began) && time.Since(heard) < answersEvery
+}
+
+func (o *outage) failedOnce(ctx context.Context, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if began.Before(o.back) {
-		return // the call belongs to the outage that has ended
-	}
 	now := time.Now()
 	o.failed = now
 	if o.calls++; o.away.Load() {

@@ -9,17 +9,22 @@ import (
 )
 
 // breaker makes callers fail at once while the database does not answer. The breaker
-// trips if a replica without a connection cannot make one, or if the database does not
-// answer in time. A
+// trips if a replica without a connection cannot make one, or if the database answers no
+// caller for silentTime. A
 // tripped breaker lets one caller through per tripTime, until the database answers a
 // caller. So an outage costs a timeout only to the callers that are let through, and a
 // database that comes back is not flooded.
 //
 // A breaker is safe for concurrent use.
 type breaker struct {
-	until atomic.Int64           // next time that a caller may try, in ns since 1970; zero: every caller may
-	cause atomic.Pointer[string] // the error behind the latest trip
+	until  atomic.Int64           // next time that a caller may try, in ns since 1970; zero: every caller may
+	silent atomic.Int64           // the beginning of the first call without an answer since the latest answer, in ns since 1970; zero: none
+	cause  atomic.Pointer[string] // the error behind the latest trip
 }
+
+// silentTime is nearly statementTime: one caller without a deadline is enough to trip the
+// breaker. Several callers with short deadlines are enough together.
+const silentTime = statementTime - leastTime
 
 // tripTime is the time between two callers that a tripped breaker lets through. A
 // random time of up to tripTime/2 is added, so that replicas try at different times.
@@ -27,15 +32,21 @@ const tripTime = 100 * time.Millisecond
 
 var errDown = unavailable(errors.New("the database did not answer a moment ago"))
 
-// allow returns nil if the caller may use the database now, and errDown otherwise. A
-// nil of a tripped breaker uses up the one try per tripTime.
-func (b *breaker) allow() error {
+// allow returns nil if the caller may use the database now, and errDown otherwise. trying
+// tells that the breaker has tripped: this caller uses up the one try per tripTime.
+func (b *breaker) allow() (trying bool, err error) {
 	until := b.until.Load()
-	if until == 0 || !b.refuses() && b.until.CompareAndSwap(until, nextTry()) {
-		return nil
+	if until == 0 {
+		return false, nil
 	}
-	return b.err()
+	if b.refuses() || !b.until.CompareAndSwap(until, nextTry()) {
+		return false, b.err()
+	}
+	return true, nil
 }
+
+// tripped reports whether the breaker lets only one caller through per tripTime.
+func (b *breaker) tripped() bool { return b.until.Load() != 0 }
 
 // err returns the error for a caller that the breaker refuses. err matches errDown, and
 // holds the cause as text alone: another call got the cause as an error.
@@ -57,6 +68,20 @@ func (b *breaker) trip(cause error) {
 	b.until.Store(nextTry())
 }
 
-// reset reports whether the breaker had tripped. reset runs after every call, and reading is
-// cheaper than writing.
-func (b *breaker) reset() bool { return b.until.Load() != 0 && b.until.Swap(0) != 0 }
+// unanswered trips the breaker if the database has been silent for silentTime. began is the
+// time at which a call began that got no answer in the caller's time.
+func (b *breaker) unanswered(began time.Time, cause error) {
+	b.silent.CompareAndSwap(0, began.UnixNano())
+	if since := b.silent.Load(); since != 0 && time.Now().UnixNano()-since >= int64(silentTime) {
+		b.trip(cause)
+	}
+}
+
+// answered reports whether the breaker had tripped. answered runs after every call, and
+// reading is cheaper than writing.
+func (b *breaker) answered() bool {
+	if b.silent.Load() != 0 {
+		b.silent.Store(0)
+	}
+	return b.until.Load() != 0 && b.until.Swap(0) != 0
+}

@@ -1,8 +1,10 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -83,6 +85,96 @@ func TestABlackHole(t *testing.T) {
 	refusedInTime(t, b.through, 500*time.Millisecond) // without
 	b.proxy.Thaw()
 	recovered(t, b.through)
+}
+
+// A database that sends no answer costs a timeout only to the few callers that the breaker
+// lets through, also if no caller waits longer than a second.
+func TestABlackHoleRefusesMostCallersAtOnce(t *testing.T) {
+	b := newBehind(t)
+	recovered(t, b.through)
+	b.proxy.Freeze()
+	patient := func(call func(context.Context, *store.Store) error) error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		return call(ctx, b.through)
+	}
+	for until := time.Now().Add(30 * time.Second); !errors.Is(patient(calls["Read"]), store.ErrDown); {
+		if time.Now().After(until) {
+			t.Fatal("the breaker has not tripped")
+		}
+	}
+	began := time.Now()
+	var asked, waited atomic.Int64
+	var tasks sync.WaitGroup
+	for range 16 {
+		for _, call := range calls {
+			tasks.Go(func() {
+				for time.Since(began) < 3*time.Second {
+					asked.Add(1)
+					if !errors.Is(patient(call), store.ErrDown) {
+						waited.Add(1)
+					}
+					time.Sleep(10 * time.Millisecond) // as clients that try again
+				}
+			})
+		}
+	}
+	tasks.Wait()
+	// A caller that is let through keeps a connection for nearly a second.
+	if n, most := waited.Load(), int64(store.PoolSize)*(2+int64(time.Since(began)/time.Second)); n > most {
+		t.Errorf("%d of %d calls waited for the database, want %d at most", n, asked.Load(), most)
+	}
+	b.proxy.Thaw()
+	recovered(t, b.through)
+}
+
+// A locked row may cost a caller the caller's time. The database is not away while other
+// callers get answers, and the log does not say so.
+func TestABusyDatabaseIsNotAway(t *testing.T) {
+	uri := storetest.Postgres(t)
+	var log bytes.Buffer
+	s, err := store.Open(t.Context(), uri+"&pool_max_conns=2", store.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	insertAlice(t, s, 1)
+	conn, err := pgx.Connect(t.Context(), uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	lock, err := conn.Begin(t.Context())
+	if err == nil {
+		_, err = lock.Exec(t.Context(), "SELECT FROM users FOR UPDATE")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	waiting := make(chan error)
+	go func() {
+		waiting <- s.Write(ctx, func(tx *store.Tx) error { _, err := tx.User("alice"); return err })
+	}()
+	for more := true; more; {
+		select {
+		case err := <-waiting:
+			if more = false; !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrAway) {
+				t.Error(err)
+			}
+		default:
+			if err := calls["Read"](t.Context(), s); err != nil { // as a server polls
+				t.Error(err)
+			}
+		}
+	}
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if log.Len() > 0 {
+		t.Errorf("the log says %s", &log)
+	}
 }
 
 // While the database is down, callers fail at once, except one at a time that tries.

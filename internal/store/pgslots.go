@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -55,8 +56,17 @@ func newSlots(size int, open func() (idle, all int), logger *slog.Logger) *slots
 	return s
 }
 
-// take waits for a slot until ctx ends.
-func (s *slots) take(ctx context.Context) error {
+// take takes a slot. If no slot is free, take waits until ctx ends, or returns errDown if wait
+// is false: every slot belongs to a caller that waits for the database.
+func (s *slots) take(ctx context.Context, wait bool) error {
+	select {
+	case <-s.free:
+		return nil
+	default:
+	}
+	if !wait {
+		return errDown
+	}
 	select {
 	case <-s.free:
 		return nil
@@ -131,19 +141,28 @@ func (s *slots) report() {
 // errDown; errNotSent, and the breaker trips if the replica has no connection.
 func (p *pgDB) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	for failed := 0; ; {
-		if err := p.slots.take(ctx); err != nil {
-			return nil, unavailable(errors.Join(errNotSent, err))
-		}
-		if err := p.breaker.allow(); err != nil {
-			p.slots.give()
+		trying, err := p.breaker.allow()
+		if err != nil {
 			return nil, err
 		}
+		if err := p.slots.take(ctx, !trying); err != nil {
+			if trying {
+				return nil, p.breaker.err()
+			}
+			return nil, unavailable(fmt.Errorf("%w: every connection is in use: %w", errNotSent, err))
+		}
+		if !trying && p.breaker.tripped() { // during the wait
+			p.slots.give()
+			continue
+		}
+		began := time.Now()
 		conn, err := p.pool.Acquire(ctx)
 		if err == nil {
 			return conn, nil
 		}
-		if ctx.Err() != nil { // the time ran out, perhaps because all connections were in use
+		if ctx.Err() != nil {
 			p.slots.give()
+			p.breaker.unanswered(began, err)
 			return nil, unavailable(errors.Join(errNotSent, err))
 		}
 		if !p.slots.refused(err) {

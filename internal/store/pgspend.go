@@ -73,12 +73,11 @@ func (s *spender) close() {
 // worker takes longer than the statement. A caller with a short budget always queues: a
 // caller can stop waiting for a batch, and cannot stop waiting for its own statement.
 func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
-	if p.breaker.refuses() {
-		return nil, p.breaker.err()
-	}
 	s, budget := p.spender, budgetOf(ctx)
 	defer s.callers.Add(-1)
-	if s.callers.Add(1) == 1 && !budget.short() {
+	// While the breaker is tripped, the workers may wait for the database, and the breaker
+	// refuses a caller at once.
+	if s.callers.Add(1) == 1 && !budget.short() || p.breaker.tripped() {
 		r := refresh{ctx: ctx, spend: spend}
 		return &r.spent, s.spendOne(&r)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 )
@@ -106,18 +107,18 @@ func (p *pgDB) withConn(ctx context.Context, fn func(context.Context, *pgxpool.C
 		return err
 	}
 	defer p.release(conn)
-	granted := budget.left()
-	working, cancel := context.WithTimeout(context.WithoutCancel(ctx), granted)
+	began := time.Now()
+	working, cancel := context.WithTimeout(context.WithoutCancel(ctx), budget.left())
 	defer cancel()
 	err = fn(working, conn)
 	begun := conn.Conn().PgConn().TxStatus() != 'I' // the server has answered BEGIN, so it is up
 	switch {
 	case meaningOf(err).answered:
-		if p.breaker.reset() {
+		if p.breaker.answered() {
 			p.slots.restoreAll()
 		}
-	case working.Err() != nil && granted == statementTime && !begun: // less than statementTime may be too short for a healthy server
-		p.breaker.trip(err)
+	case working.Err() != nil && !begun:
+		p.breaker.unanswered(began, err)
 	}
 	return err
 }
