@@ -66,8 +66,8 @@ func (o *outage) note(ctx context.Context, began time.Time, err error) error {
 	return awayError{err}
 }
 
-// answersEvery is longer than the time between two polls of a server, so a server whose
-// database works hears an answer in answersEvery.
+// answersEvery is longer than the time between two polls of a server: a database that works
+// answers a server within answersEvery.
 const answersEvery = 500 * time.Millisecond
 
 // busy reports whether the time of a call ran out while the database answered other calls:
