@@ -20,4 +20,4 @@ func CheckUsable(string) error { return nil }
 // Denied returns err.
 func Denied(_ string, err error) error { return err }
 
-func adopt(*os.File, fs.FileInfo) error { return nil }
+func adopt(*os.File, fs.FileInfo, fs.FileMode) error { return nil }

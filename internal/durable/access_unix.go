@@ -14,21 +14,58 @@ import (
 )
 
 // CheckWriters returns an error if every user of the machine may write to the file at path,
-// or may replace the file in its folder. A missing file has no writers, but its folder may
-// have. The group is no stranger: Kubernetes gives the files of a volume to a group
-// (fsGroup), and OpenShift gives the group 0. [Exposure] reports what the group may do.
+// or may replace the file in its folder, or a link that leads to the file. A missing file has no
+// writers, but its folder may have. The group is no stranger: Kubernetes gives the files of a
+// volume to a group (fsGroup), and OpenShift gives the group 0. [Exposure] reports what the
+// group may do.
 func CheckWriters(path string) error {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
+	if err := checkFolder(path); err != nil {
+		return err
+	}
+	if real, err := filepath.EvalSymlinks(path); err == nil && real != path {
 		path = real
+		if err := checkFolder(path); err != nil {
+			return err
+		}
 	}
-	folder := filepath.Dir(path)
-	if info, err := os.Stat(folder); err == nil && info.Mode()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
-		return fmt.Errorf("the folder %s has mode %04o, so every user may replace %s: run chmod o-w %[1]s", folder, info.Mode().Perm(), filepath.Base(path))
-	}
-	if info, err := os.Stat(path); err == nil && info.Mode()&0o002 != 0 {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return nil
+	case info.IsDir(): // the mode of /tmp must stay
+		return fmt.Errorf("%s is a folder: name a file", path)
+	case info.Mode()&0o002 != 0:
 		return fmt.Errorf("%s has mode %04o, so every user may write to the file: run chmod o-w %[1]s", path, info.Mode().Perm())
 	}
 	return nil
+}
+
+// checkFolder checks the folder of a file. In a folder above that every user may write to, every
+// user may put a folder of the same name in the place of the folder, but the new folder has
+// another owner.
+func checkFolder(path string) error {
+	folder := filepath.Dir(path)
+	info, err := os.Stat(folder)
+	if err != nil {
+		return nil
+	}
+	if everyUserWrites(info) {
+		return fmt.Errorf("the folder %s has mode %04o, so every user may replace %s: run chmod o-w %[1]s, "+
+			"or name a file in a folder of its own", folder, info.Mode().Perm(), filepath.Base(path))
+	}
+	above, err := os.Stat(filepath.Dir(folder))
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if own := os.Geteuid(); err == nil && ok && everyUserWrites(above) && own != 0 && own != int(stat.Uid) {
+		return fmt.Errorf("the folder %s belongs to uid %d, this process runs as uid %d, and every user may replace the folder: run chmod o-w %s",
+			folder, stat.Uid, own, filepath.Dir(folder))
+	}
+	return nil
+}
+
+// everyUserWrites reports whether every user may replace files in a folder. In a sticky folder,
+// such as /tmp, only the owner of a file may.
+func everyUserWrites(folder fs.FileInfo) bool {
+	return folder.Mode()&0o002 != 0 && folder.Mode()&fs.ModeSticky == 0
 }
 
 // Exposure says what the group and other users may do with the file at path. Exposure
@@ -87,10 +124,10 @@ func Denied(path string, err error) error {
 		err, path, stat.Uid, stat.Gid, info.Mode().Perm(), os.Geteuid(), os.Getegid())
 }
 
-// adopt gives a new file the owner and the mode of another file, so that a service can use
+// adopt gives a new file the owner of another file, and a mode, so that a service can use
 // a file that root has made beside a file of the service. If the group may read and write
 // the other file, the group is enough.
-func adopt(file *os.File, like fs.FileInfo) error {
+func adopt(file *os.File, like fs.FileInfo, mode fs.FileMode) error {
 	stat, ok := like.Sys().(*syscall.Stat_t)
 	if !ok {
 		return nil
@@ -108,5 +145,5 @@ func adopt(file *os.File, like fs.FileInfo) error {
 			return fmt.Errorf("keeping the owner, uid %d and gid %d: %w; run the command as this user or as root", stat.Uid, stat.Gid, err)
 		}
 	}
-	return file.Chmod(like.Mode().Perm())
+	return file.Chmod(mode)
 }

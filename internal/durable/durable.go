@@ -29,21 +29,24 @@ func Replace(path string, fill func(*os.File) error) error {
 // of the old file.
 func Rewrite(path string, fill func(*os.File) error) error {
 	return Replace(path, func(draft *os.File) error {
-		if err := Adopt(draft, path); err != nil { // before the content, which may be secret
+		if err := adoptLike(draft, path, 0o777); err != nil { // before the content, which may be secret
 			return err
 		}
 		return fill(draft)
 	})
 }
 
-// Adopt gives a new file the owner and the mode of the file at path. Only root can give a
-// file to another user.
-func Adopt(file *os.File, path string) error {
+// Adopt gives a new file the owner and the mode of the file at path, and no rights to users
+// outside of the group: the new file may hold secrets that the other file lacks. Only root can
+// give a file to another user.
+func Adopt(file *os.File, path string) error { return adoptLike(file, path, 0o770) }
+
+func adoptLike(file *os.File, path string, kept fs.FileMode) error {
 	like, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
-	return adopt(file, like)
+	return adopt(file, like, like.Mode().Perm()&kept)
 }
 
 // Create is like [Replace], and fails if a file exists at path.

@@ -172,4 +172,21 @@ func TestVolumesOfPlatforms(t *testing.T) {
 	wantExit(t, 0, run(t, pod(reseal, second, shared)))
 	server(second, shared)
 	server(first, shared)
+
+	// A volume on which every user may write: an empty folder of Kubernetes, without fsGroup.
+	give(dir, 0, 0, 0o777)
+	wantExit(t, 1, run(t, pod(cliCommand(t, dir, "", serveArgs(dir)...), second)))
+	own := filepath.Join(dir, "watchword")
+	serveCommand(t, own, pod(exec.Command(watchword(t), serveArgs(own)...), second)).stop(t)
+	for _, file := range []string{own, filepath.Join(own, "watchword.db"), filepath.Join(own, "watchword.db.master-key")} {
+		if info, err := os.Stat(file); err != nil || info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s: %v, %v", file, info, err)
+		}
+	}
+
+	give(own, first, 0, 0o755) // as a folder that another user has put there
+	r := run(t, pod(cliCommand(t, own, "", serveArgs(own)...), second))
+	if wantExit(t, 1, r); !strings.Contains(r.stderr, "every user may replace the folder: run chmod o-w "+dir) {
+		t.Errorf("a start in the folder of another user: %v", r)
+	}
 }

@@ -29,9 +29,13 @@ type sqliteDB struct {
 	closeOnce func() error
 }
 
-// openSQLite opens the database in the file at path, and creates a missing file.
+// openSQLite opens the database in the file at path, and creates a missing file and a missing
+// folder of the file.
 // Errors: a *MovedError; ErrSchema.
 func openSQLite(ctx context.Context, path string) (*sqliteDB, error) {
+	// A volume may have a mode that lets every user write. The database then needs a folder of
+	// its own. If Mkdir fails, createPrivate tells the reason.
+	_ = os.Mkdir(filepath.Dir(path), 0o700)
 	if err := checkFiles(path); err != nil {
 		return nil, err
 	}

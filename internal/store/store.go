@@ -115,7 +115,8 @@ type engine interface {
 func (s *Store) Path() string { return s.engine.path() }
 
 // Open opens the database named by a URI, `sqlite:FILE` or `postgres://…`. For SQLite,
-// Open creates a missing file with mode 0600 and migrates the schema. Errors:
+// Open creates a missing file with mode 0600, in a folder of mode 0700 if the last folder of the
+// path is missing too, and migrates the schema. Errors:
 // ErrOldSchema or ErrSchema if the schema does not fit; a *MovedError; ErrIncomplete;
 // ErrUnavailable. No error repeats the URI, since a URI may hold a password.
 func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
