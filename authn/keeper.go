@@ -111,17 +111,21 @@ func mend(path string) error {
 	return found
 }
 
-// checkForever returns an error if a snapshot file could never be written at path. A missing
-// folder may come later.
+// checkForever returns an error if a snapshot file could never be read or written at path. A
+// missing folder may come later.
 func checkForever(path string) error {
 	if err := checkPlace(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w; name a file in a folder that only this program may write to, such as %s",
 			err, filepath.Join(filepath.Dir(path), "verifier", filepath.Base(path)))
 	}
-	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
+	info, err := os.Lstat(path)
+	switch {
+	case err == nil && !info.Mode().IsRegular():
 		return fmt.Errorf("%s is not a regular file", path) // such as /dev/null, used by other programs
+	case errors.Is(err, fs.ErrNotExist):
+		return durable.CheckUsable(filepath.Dir(path))
 	}
-	return nil
+	return nil // a file in a folder that is read-only may still be read
 }
 
 // load fills an empty bundle from the file at path. A symbolic link is not followed, and no

@@ -199,8 +199,9 @@ func WithMaxStaleness(after time.Duration, policy StalePolicy) Option {
 // file: Kubernetes widens the modes of a volume with fsGroup.
 //
 // NewVerifier returns INVALID_ARGUMENT if the file could never be used: if the path is empty
-// or names a link, a folder or another irregular file, or if the folder belongs to another
-// user or may be written by one. Any other fault of the file is in the log and in [Status],
+// or names a link, a folder or another irregular file, if the folder belongs to another
+// user or may be written by one, or if there is no file and the process may not write to the
+// folder. Any other fault of the file is in the log and in [Status],
 // and the Verifier waits for the server as it does without a file.
 //
 // The file is written soon after the first bundle and after each change of keys, every 15

@@ -66,8 +66,8 @@ func (t Terminal) prompt(ctx context.Context, label string) (string, error) {
 
 // The keys that a raw terminal leaves to the program.
 const (
-	ctrlC, ctrlD, ctrlU, ctrlBackslash = 3, 4, 21, 28
-	backspace, deletes                 = 8, 127
+	ctrlC, ctrlD, ctrlU, ctrlW, ctrlBackslash = 3, 4, 21, 23, 28
+	backspace, deletes                        = 8, 127
 )
 
 // readTyped reads a line from a raw terminal, byte by byte: the next line stays for the next
@@ -88,7 +88,7 @@ func readTyped(in io.Reader) (string, error) {
 			if len(line) == 0 {
 				return "", io.EOF
 			}
-		case ctrlU:
+		case ctrlU, ctrlW: // Ctrl-W deletes a word, and the user sees no words
 			line = line[:0]
 		case backspace, deletes:
 			_, size := utf8.DecodeLastRune(line)

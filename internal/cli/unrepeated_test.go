@@ -178,7 +178,7 @@ func TestASignalEndsAReadOfInput(t *testing.T) {
 func TestReadTyped(t *testing.T) {
 	for typed, want := range map[string]string{
 		"a password\r": "a password", "a password\nmore": "a password", "\r": "",
-		"wrong\x15right\r": "right", "caf\u00e9\x7fe\x08\u00e9\r": "caf\u00e9", "\x7fa\r": "a", "a\x04b\r": "ab", "a\tb\r": "a\tb", "\xff\r": "\xff",
+		"wrong\x15right\r": "right", "wrong\x17right\r": "right", "caf\u00e9\x7fe\x08\u00e9\r": "caf\u00e9", "\x7fa\r": "a", "a\x04b\r": "ab", "a\tb\r": "a\tb", "\xff\r": "\xff",
 	} {
 		if got, err := readTyped(strings.NewReader(typed)); err != nil || got != want {
 			t.Errorf("%q is read as %q, %v, want %q", typed, got, err, want)
