@@ -3,6 +3,7 @@ package authn_test
 import (
 	"context"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -487,4 +488,20 @@ func TestConcurrentVerify(t *testing.T) {
 	close(stop)
 	judges.Wait()
 	w.wants(t, raw, "TOKEN_REVOKED")
+}
+
+// A service that names no logger sees in its own log that it has lost Watchword.
+func TestTheDefaultLogger(t *testing.T) {
+	var lines logBuffer
+	before, output, flags := slog.Default(), log.Writer(), log.Flags()
+	defer func() { slog.SetDefault(before); log.SetOutput(output); log.SetFlags(flags) }()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&lines, nil)))
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		w.watch.end <- status.Error(codes.Unavailable, "stopping")
+		synctest.Wait()
+		if text := lines.String(); !strings.Contains(text, `level=WARN msg="the stream of the trust bundle ended`) {
+			t.Errorf("the log says %q", text)
+		}
+	})
 }
