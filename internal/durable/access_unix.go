@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -41,8 +42,8 @@ func CheckWriters(path string) error {
 }
 
 // checkFolder checks the folder of a file. In a folder above that every user may write to, every
-// user may put a folder of the same name in the place of the folder, but the new folder has
-// another owner.
+// user may put a folder of the same name in the place of the folder, but the new folder belongs
+// to that user.
 func checkFolder(path string) error {
 	folder := filepath.Dir(path)
 	info, err := os.Stat(folder)
@@ -55,7 +56,7 @@ func checkFolder(path string) error {
 	}
 	above, err := os.Stat(filepath.Dir(folder))
 	stat, ok := info.Sys().(*syscall.Stat_t)
-	if own := os.Geteuid(); err == nil && ok && everyUserWrites(above) && own != 0 && own != int(stat.Uid) {
+	if own := os.Geteuid(); err == nil && ok && everyUserWrites(above) && own != 0 && !slices.Contains([]int{0, own}, int(stat.Uid)) {
 		return fmt.Errorf("the folder %s belongs to uid %d, this process runs as uid %d, and every user may replace the folder: run chmod o-w %s",
 			folder, stat.Uid, own, filepath.Dir(folder))
 	}

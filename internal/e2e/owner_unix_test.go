@@ -189,4 +189,6 @@ func TestVolumesOfPlatforms(t *testing.T) {
 	if wantExit(t, 1, r); !strings.Contains(r.stderr, "every user may replace the folder: run chmod o-w "+dir) {
 		t.Errorf("a start in the folder of another user: %v", r)
 	}
+	give(own, 0, shared, 0o770) // a volume that is mounted there
+	serveCommand(t, own, pod(exec.Command(watchword(t), serveArgs(own)...), second, shared)).stop(t)
 }
