@@ -59,7 +59,7 @@ func (o *outage) note(ctx context.Context, began time.Time, err error) error {
 	case errors.Is(err, errClosed):
 		return err
 	case ctx.Err() == nil && !o.busy(began, err):
-		o.failedOnce(ctx, err)
+		o.failedOnce(ctx, began, err)
 	case !o.away.Load():
 		return err
 	}
@@ -77,9 +77,12 @@ func (o *outage) busy(began time.Time, err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) && heard.After(began) && time.Since(heard) < answersEvery
 }
 
-func (o *outage) failedOnce(ctx context.Context, err error) {
+func (o *outage) failedOnce(ctx context.Context, began time.Time, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if began.Before(o.back) {
+		return // the call belongs to the outage that has ended
+	}
 	now := time.Now()
 	o.failed = now
 	if o.calls++; o.away.Load() {
