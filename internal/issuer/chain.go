@@ -261,12 +261,19 @@ func (c *chain) remove(matches func(*store.SigningKey) bool) {
 	c.rows = slices.DeleteFunc(c.rows, matches)
 }
 
-// removeExpired removes the keys of which the last token has expired. Withdrawn keys are
-// removed by [chain.forgetWithdrawn].
-func (c *chain) removeExpired() {
-	c.remove(func(k *store.SigningKey) bool {
-		return k.RevokedAt.IsZero() && !k.VerifiesUntil.IsZero() && k.VerifiesUntil.Before(c.now)
-	})
+// removeExpired removes the keys of which the last token has expired, by the clock and by the
+// ticks: see [feed.VerifiesNothing]. Withdrawn keys are removed by [chain.forgetWithdrawn].
+func (c *chain) removeExpired() error {
+	longest, err := c.tx.MaxLifetime()
+	if err != nil {
+		return err
+	}
+	aged, err := c.tx.Aged(longest + feed.Margin)
+	if err != nil {
+		return err
+	}
+	c.remove(func(k *store.SigningKey) bool { return k.RevokedAt.IsZero() && feed.VerifiesNothing(k, aged, longest) })
+	return nil
 }
 
 // Bounds of the chain. Every verifier loads the keys that are not withdrawn, and every

@@ -98,7 +98,9 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 			}
 			return c.last, nil
 		}
-		c.removeExpired()
+		if err := c.removeExpired(); err != nil {
+			return nil, err
+		}
 		if len(c.rows)-len(c.withdrawn()) >= maxKeys {
 			return nil, ErrTooMany
 		}
@@ -146,7 +148,9 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 			if err := c.followUnseen(spares[1]); err != nil {
 				return nil, err
 			}
-			c.removeExpired()
+			if err := c.removeExpired(); err != nil {
+				return nil, err
+			}
 			c.record = audit.Event{Type: audit.KeyRevoked, KID: kid}
 		}
 		return c.signing()

@@ -20,6 +20,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/store/storetest"
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
@@ -390,6 +391,31 @@ func checkChain(t *testing.T, s *store.Store, leak bool) {
 	}
 }
 
+// A key is removed when its last token has expired by the clock and by the ticks. A clock that
+// is a day ahead for a moment removes no key: tokens of the key still pass by the right clock.
+func TestAKeyIsRemovedByTicks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s, _ := ring(t)
+		storetest.Wait(t, s, time.Hour)
+		old := signing(t, s).KID
+		rotate(t, k, "")
+		time.Sleep(24 * time.Hour) // without a tick: the clock is set ahead
+		kept := func() bool {
+			return slices.ContainsFunc(rows(t, s), func(k *store.SigningKey) bool { return k.KID == old })
+		}
+		rotate(t, k, "")
+		revoke(t, k, inState(t, s, issuer.Next)[0].KID)
+		if !kept() {
+			t.Error("the clock alone has removed the key")
+		}
+		storetest.Wait(t, s, 40*time.Minute)
+		rotate(t, k, "")
+		if kept() {
+			t.Error("the key is kept")
+		}
+	})
+}
+
 // Replicas that all look at their clocks make one rotation a life, and each key
 // is known to every cache before it signs.
 func TestRotateOld(t *testing.T) {
@@ -416,6 +442,8 @@ func TestRotateOld(t *testing.T) {
 		if len(signed) != 10 {
 			t.Errorf("%d keys have signed in ten lives", len(signed))
 		}
+		storetest.Wait(t, s, 40*time.Minute)
+		rotate(t, k, "")
 		if left := len(rows(t, s)); left > 4 {
 			t.Errorf("%d keys are left", left)
 		}
