@@ -248,6 +248,47 @@ func TestEventsOutliveARestartUntilTheyExpire(t *testing.T) {
 	})
 }
 
+// Ticks survive restarts: servers that run for two minutes each prune what is old, no earlier
+// and not much later than a server that runs on.
+func TestServersThatRestartPrune(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "f.db")
+		serve := func(d time.Duration) (left int) {
+			s := storetest.Open(t, "sqlite:"+path)
+			f := openFeed(t, s)
+			ctx, stop := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() { f.Run(ctx) })
+			time.Sleep(d)
+			if err := f.Prune(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			stop()
+			running.Wait()
+			sessions, _ := snapshot(t, watch(t, openFeed(t, s)))
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			return len(sessions)
+		}
+		s := storetest.Open(t, "sqlite:"+path)
+		write(t, s, func(tx *feed.Tx) error { return tx.RaiseMaxLifetime(time.Minute) })
+		write(t, s, ended("one"))
+		write(t, s, ended("two")) // the newest event stays
+		const life = time.Minute + feed.Margin
+		began, ran := time.Now(), time.Duration(0)
+		for serve(2*time.Minute) > 1 {
+			if ran += 2 * time.Minute; ran > life+30*time.Minute {
+				t.Fatalf("nothing was pruned in %v", ran)
+			}
+			time.Sleep(time.Second)
+		}
+		if time.Since(began) < life {
+			t.Errorf("pruned after %v", time.Since(began))
+		}
+	})
+}
+
 // resume reads up to the heartbeat after the opening. It returns the ended sessions
 // and the resume token.
 func resume(t *testing.T, w *hub.Watcher) (sessions []string, at []byte) {
