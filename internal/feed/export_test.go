@@ -1,6 +1,9 @@
 package feed
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // CatchUp reads the tail now. Run must not be running.
 func CatchUp(f *Feed, ctx context.Context) error { return f.readTail(ctx) }
@@ -8,11 +11,17 @@ func CatchUp(f *Feed, ctx context.Context) error { return f.readTail(ctx) }
 // CountTicks counts ticks until a second attempt begins.
 func CountTicks(f *Feed) {
 	ctx, stop := context.WithCancel(context.Background())
-	f.clockSet <- struct{}{} // has room for one
+	f.tick <- struct{}{} // has room for one
 	go func() {
-		f.clockSet <- struct{}{} // taken after the first attempt
-		f.clockSet <- struct{}{}
+		f.tick <- struct{}{} // taken after the first attempt
+		f.tick <- struct{}{}
 		stop()
 	}()
 	f.countTicks(ctx)
 }
+
+// CountTick counts a tick now.
+func CountTick(f *Feed, ctx context.Context) error { return f.countTick(ctx) }
+
+// ProvenFor sets for how long a commit proves that the database can commit.
+func ProvenFor(f *Feed, d time.Duration) { f.proven = d }

@@ -34,6 +34,9 @@ const (
 	keysEvery = 12
 	// tailBatch bounds the events in one transaction, and so the size of a message.
 	tailBatch = 1000
+	// provenFor is how long the database counts as able to commit after a commit. The next
+	// commit begins after [store.TickEvery], and a busy machine takes a moment.
+	provenFor = store.TickEvery + 2*time.Second
 	// applyTimeout bounds the wait for our own verifier. Applying is work in memory, so
 	// only a fault takes longer.
 	applyTimeout = 5 * time.Second
@@ -44,15 +47,16 @@ const (
 // is running, one goroutine uses those of the second (Open's, then Run's), and the rest
 // are atomic.
 type Feed struct {
-	store    *store.Store
-	hub      *hub.Hub
-	hint     chan struct{} // has room for one
-	clockSet chan struct{} // has room for one; gets an element after the database's clock was set
-	issuer   string
-	keys     Keys
-	logger   *slog.Logger
-	poll     time.Duration
-	beats    time.Duration
+	store  *store.Store
+	hub    *hub.Hub
+	hint   chan struct{} // has room for one
+	tick   chan struct{} // has room for one; an element makes countTicks count now
+	issuer string
+	keys   Keys
+	logger *slog.Logger
+	poll   time.Duration
+	beats  time.Duration
+	proven time.Duration // for how long a commit proves that the database can commit
 
 	at          hub.Position // every event up to this position is published
 	floor       int64        // the floor for versions, as read last
@@ -61,8 +65,9 @@ type Feed struct {
 	keysAgain   bool         // keys asked to be called again; see [KeySet]
 	warned      bool         // the log has a line about the errors of readTail
 
-	next    atomic.Pointer[reading] // the reading that begins next
-	failing atomic.Bool             // the last reading ended with an error
+	next      atomic.Pointer[reading] // the reading that begins next
+	failing   atomic.Bool             // the last reading ended with an error
+	committed atomic.Int64            // when the newest transaction of countTicks began that was committed, in ns of hub.Elapsed
 }
 
 // Origin describes the installation that a feed publishes.
@@ -91,7 +96,7 @@ type KeySet struct {
 func Open(ctx context.Context, s *store.Store, of Origin, logger *slog.Logger) (*Feed, error) {
 	f := &Feed{
 		store: s, issuer: of.Issuer, keys: of.Keys, logger: logger, hint: make(chan struct{}, 1),
-		poll: pollEvery, beats: heartbeatEvery, trustUnread: true, clockSet: make(chan struct{}, 1),
+		poll: pollEvery, beats: heartbeatEvery, proven: provenFor, trustUnread: true, tick: make(chan struct{}, 1),
 	}
 	if f.keys == nil {
 		f.keys = func(context.Context, *store.Tx) (KeySet, error) { return KeySet{}, nil }
@@ -150,22 +155,54 @@ func (f *Feed) warnOnce(ctx context.Context, err error) {
 	}
 }
 
-// countTicks counts the time that has passed, for Prune, until ctx ends. Run reads the tail in
-// another goroutine, since a write may wait for a standby.
+// countTicks counts the time that has passed, for Prune, until ctx ends. Each commit also
+// proves that the database can commit: see [Feed.mayCommit]. Run reads the tail in another
+// goroutine, since a commit may wait for a standby.
 func (f *Feed) countTicks(ctx context.Context) {
 	every := time.NewTicker(max(store.TickEvery, f.poll)) // in tests in which months pass, ticks are rare
 	defer every.Stop()
-	for {
-		if err := f.store.Write(ctx, (*store.Tx).Tick); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrAway) { // the store logs outages
-			f.logger.WarnContext(ctx, "cannot count the time that has passed; old rows are deleted later", "error", err)
+	for warned := false; ; {
+		switch err := f.countTick(ctx); {
+		case err == nil:
+			warned = false
+		case !warned && ctx.Err() == nil && !errors.Is(err, store.ErrAway):
+			warned = true
+			f.logger.WarnContext(ctx, "the database does not commit the count of the time that has passed: "+
+				"old rows are deleted later, and with PostgreSQL the trust bundles of verifiers get stale", "error", err)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-every.C:
-		case <-f.clockSet: // the ticks note the new time
+		case <-f.tick:
 		}
 	}
+}
+
+// countTick counts a tick, and notes that the database could commit when countTick began.
+func (f *Feed) countTick(ctx context.Context) error {
+	began := f.hub.Elapsed()
+	err := f.store.Write(ctx, (*store.Tx).Tick)
+	if err == nil {
+		f.committed.Store(int64(began))
+	}
+	return err
+}
+
+// countNow makes countTicks count now.
+func (f *Feed) countNow() {
+	select {
+	case f.tick <- struct{}{}:
+	default:
+	}
+}
+
+// mayCommit reports whether the database could commit some seconds ago. A former primary that
+// a standby has replaced may still answer, and lacks the changes of the new primary. Only a
+// commit shows that the database is still the primary, if the primary has a synchronous
+// standby. A file of SQLite cannot be replaced so: its readers see every commit.
+func (f *Feed) mayCommit() bool {
+	return f.store.Path() != "" || f.hub.Elapsed()-time.Duration(f.committed.Load()) < f.proven
 }
 
 // Write runs fn in a write transaction, as a [Writer], and returns when this server's

@@ -43,7 +43,9 @@ func (f *Feed) refresh(ctx context.Context) error {
 func (f *Feed) readTail(ctx context.Context) error {
 	r := f.next.Swap(newReading())
 	r.err = f.readToEnd(ctx)
-	f.failing.Store(r.err != nil)
+	if failed := f.failing.Swap(r.err != nil); failed && r.err == nil {
+		f.countNow() // the database is back
+	}
 	close(r.done)
 	return r.err
 }
@@ -84,10 +86,7 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 		if set := f.hub.Publish(&b.update); set != 0 {
 			f.logger.WarnContext(ctx, "the database's clock was set; access tokens and verifiers follow the clock", "by", set)
 			f.hub.Beat() // verifiers follow at once
-			select {
-			case f.clockSet <- struct{}{}:
-			default:
-			}
+			f.countNow() // the ticks note the new time
 		}
 		f.at = b.update.At
 		if b.last {
@@ -160,7 +159,7 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	if !b.last {
 		return b, nil
 	}
-	b.update.Whole = true
+	b.update.Whole = f.mayCommit()
 	if b.update.At.Seq < head {
 		b.update.At = hub.Position{Seq: head} // events that were pruned have numbers too
 	}

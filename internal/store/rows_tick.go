@@ -27,26 +27,24 @@ func (tx *Tx) newestPeriod() (p period, err error) {
 		`SELECT period, ticks, low, last FROM ticks ORDER BY period DESC LIMIT 1`)
 }
 
-// Tick counts a tick in the table ticks: a server has run at this time. Tick does nothing if
+// Tick counts a tick in the table ticks: a server has run at this time. Tick counts nothing if
 // the newest tick is less than TickEvery old. After the clock was set back, Tick counts at
 // once, so that the table has the lower time.
+//
+// On PostgreSQL, a transaction with Tick always locks a row, so its commit is written to the
+// log and waits for the synchronous standbys, also if Tick counts nothing. So after such a
+// transaction the caller knows that the server could still commit. A tick of another process
+// tells less: PostgreSQL also shows commits that no standby has confirmed.
 func (tx *Tx) Tick() error {
-	due := func() (period, bool, error) {
-		p, err := tx.newestPeriod()
-		if errors.Is(err, ErrNotFound) {
-			return p, true, nil
-		}
-		return p, tx.Now().Before(p.last) || !tx.Now().Before(p.last.Add(TickEvery)), err
-	}
-	if _, is, err := due(); err != nil || !is {
-		return err
-	}
 	if err := tx.Exclusive(); err != nil { // another server may count at the same time
 		return err
 	}
-	p, is, err := due()
-	if err != nil || !is {
+	p, err := tx.newestPeriod()
+	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
+	}
+	if err == nil && !tx.Now().Before(p.last) && tx.Now().Before(p.last.Add(TickEvery)) {
+		return nil
 	}
 	now := micros(tx.Now())
 	if p.number == 0 || p.ticks >= periodTicks {
