@@ -158,8 +158,9 @@ test-node: .bin/watchword .bin/notes ## The Node.js client against the real bina
 		WATCHWORD_BIN=$(CURDIR)/.bin/watchword NOTES_BIN=$(CURDIR)/.bin/notes $(patiently) "npm test" npm test
 
 .PHONY: test-slow
-test-slow: .bin/grpcurl ## The tests that wait for minutes, TestSlow…; `make test` leaves them out
+test-slow: .bin/grpcurl ## The tests that wait for minutes, TestSlow…, and those of foreign libraries; `make test` leaves them out
 	$(call title,go test -race: the slow tests)
+	@cd bench && $(patiently) "go test -race in bench" go test -race -count=1 ./...
 	@WATCHWORD_SLOW=1 $(patiently) "go test -race" go test -race -count=1 -timeout 60m -run '^TestSlow' ./...
 
 ##@ Measure

@@ -16,6 +16,7 @@ import (
 // watchword is a real server in process.
 type watchword struct {
 	addr     string
+	http     string     // the address of the HTTP listener
 	password string     // of the user admin; empty if the database had users before
 	uri      string     // of the database
 	master   *seal.Keys // set by startWatchword
@@ -70,7 +71,7 @@ func start(uri, masterKeyFile string, edits ...func(*server.Config)) (*watchword
 	ctx, stop := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
 	go func() { ran <- srv.Run(ctx) }()
-	w.addr, w.close = srv.GRPCAddr(), func() {
+	w.addr, w.http, w.close = srv.GRPCAddr(), srv.HTTPAddr(), func() {
 		stop()
 		<-ran
 		srv.Close()
