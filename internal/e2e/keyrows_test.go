@@ -3,6 +3,7 @@ package e2e
 import (
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -184,7 +186,8 @@ func TestAForeignRow(t *testing.T) {
 
 // TestAnEarlierKeySet puts the rows of before a withdrawal back. The leaked key must stay
 // refused at the running server and, after a restart of the server, at verifiers that saw the
-// withdrawal.
+// withdrawal. As docs/security.md says, a server and a verifier that start afterwards accept the
+// leaked key until `datastore restored`.
 func TestAnEarlierKeySet(t *testing.T) {
 	writtenOnBothEngines(t, func(t *testing.T, w *written) {
 		c := dial(t, w.grpcAddr)
@@ -194,6 +197,16 @@ func TestAnEarlierKeySet(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer verifier.Close()
+		snapshots := filepath.Join(t.TempDir(), "snapshot")
+		reopened := func(opts ...authn.Option) *authn.Verifier {
+			t.Helper()
+			v, err := authn.NewVerifier(callCtx(t), dialConn(t, w.grpcAddr, insecure.NewCredentials()), append(opts, authn.WithAudience("watchword"))...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { v.Close() })
+			return v
+		}
 		kid := kidOf(leaked.GetAccessToken())
 		w.exec(t, `CREATE TABLE earlier AS SELECT * FROM signing_keys`)
 		wantExit(t, 0, run(t, w.command("key", "revoke", "--", kid)))
@@ -237,7 +250,8 @@ func TestAnEarlierKeySet(t *testing.T) {
 		c = dial(t, w.grpcAddr)
 		w.wantEverywhereRefused(t, "after key revoke and a restart", c, verifier, leaked)
 
-		// A new process knows no better; a verifier that saw the withdrawal does.
+		// Every process stops. A new server knows no better; a verifier that saw the withdrawal does.
+		wantOK(t, "closing a verifier with a snapshot file", reopened(authn.WithSnapshotFile(snapshots)).Close())
 		again.stop(t)
 		w.exec(t, `DELETE FROM signing_keys`)
 		w.exec(t, `INSERT INTO signing_keys SELECT * FROM earlier`)
@@ -251,10 +265,18 @@ func TestAnEarlierKeySet(t *testing.T) {
 		})
 		_, err = verifier.Verify(t.Context(), leaked.GetAccessToken())
 		wantRefusal(t, "after a restart: verify at a service", err, "TOKEN_INVALID")
+		_, err = reopened(authn.WithSnapshotFile(snapshots)).Verify(t.Context(), leaked.GetAccessToken())
+		wantRefusal(t, "after a restart of both: verify at a service with a snapshot file", err, "TOKEN_INVALID")
+		_, err = c.verify(callCtx(t), leaked)
+		wantOK(t, "docs/security.md: a server that starts accepts the earlier key set", err)
+		first := reopened()
+		_, err = first.Verify(t.Context(), leaked.GetAccessToken())
+		wantOK(t, "docs/security.md: so does a verifier that connects for the first time", err)
 		wantExit(t, 0, run(t, w.command("datastore", "restored")))
 		eventually(t, propagation, "withdrawing all keys", func() error {
 			_, err := c.verify(callCtx(t), leaked)
-			return checkRefusal(err, "TOKEN_INVALID")
+			_, err2 := first.Verify(t.Context(), leaked.GetAccessToken())
+			return errors.Join(checkRefusal(err, "TOKEN_INVALID"), checkRefusal(err2, "TOKEN_INVALID"))
 		})
 	})
 }

@@ -83,7 +83,7 @@ func TestAVerifierThatWasAwayLearnsOfAWithdrawal(t *testing.T) {
 		verdict := func() watchwordv1.ErrorReason {
 			subject := alice
 			subject.SessionEnd = time.Now().Add(time.Hour)
-			raw, _, err := thief.Mint(time.Now(), subject)
+			raw, _, err := thief.Mint(t.Context(), time.Now(), subject)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -7,11 +7,13 @@
 package issuer
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/seal"
@@ -25,15 +27,19 @@ const purpose = "signing key"
 
 // Issuer makes access tokens. An Issuer is safe for concurrent use.
 type Issuer struct {
-	name string
-	ttl  time.Duration
-	keys *KeySet
+	store *store.Store
+	name  string
+	ttl   time.Duration
+	keys  *KeySet
+
+	horizon atomic.Int64  // the stored horizon, as known; in microseconds since 1970
+	raising chan struct{} // has room for one; holds an element while a call raises the horizon
 }
 
-// New returns an Issuer that signs with the keys of a KeySet. name becomes the claim `iss`;
-// tokens live for ttl.
-func New(keys *KeySet, name string, ttl time.Duration) *Issuer {
-	return &Issuer{name: name, ttl: ttl, keys: keys}
+// New returns an Issuer that signs with the keys of a KeySet, which are the keys of the
+// database s. name becomes the claim `iss`; tokens live for ttl.
+func New(s *store.Store, keys *KeySet, name string, ttl time.Duration) *Issuer {
+	return &Issuer{store: s, name: name, ttl: ttl, keys: keys, raising: make(chan struct{}, 1)}
 }
 
 // Setup makes the first two keys of a database, unless the database has keys: one signs
@@ -179,11 +185,46 @@ type Subject struct {
 	SessionEnd time.Time
 }
 
+// horizonAhead is how far Mint raises the horizon. So Mint writes once a minute, and otherwise
+// needs no database.
+const horizonAhead = time.Minute
+
+// reach returns when the database has stored a horizon that is not before now. Events of the
+// revocation of a token are kept until the horizon: so a token that was minted while the clock
+// was ahead stays revoked, at every verifier, when its time comes. Errors: those of the store.
+func (i *Issuer) reach(ctx context.Context, now time.Time) error {
+	known := func() bool { return now.UnixMicro() <= i.horizon.Load() }
+	if known() {
+		return nil
+	}
+	select { // of the calls at a time, one writes
+	case i.raising <- struct{}{}:
+		defer func() { <-i.raising }()
+	case <-ctx.Done():
+		return fmt.Errorf("%w: raising the horizon: %w", store.ErrUnavailable, ctx.Err())
+	}
+	if known() {
+		return nil
+	}
+	to := now.Add(horizonAhead)
+	if err := i.store.Write(ctx, func(tx *store.Tx) error { return tx.RaiseHorizon(to) }); err != nil {
+		return fmt.Errorf("raising the horizon: %w", err)
+	}
+	i.horizon.Store(to.UnixMicro())
+	return nil
+}
+
 // Mint makes and signs an access token as of now, and returns the token and the token's
-// lifetime. The lifetime counts from now, so a client needs no correct clock.
-func (i *Issuer) Mint(now time.Time, s Subject) (string, time.Duration, error) {
+// lifetime. The lifetime counts from now, so a client needs no correct clock. Once a minute
+// Mint writes to the database, and Mint must not be called in a transaction.
+//
+// Errors: errNoKey and other errors of the key that signs; those of the store.
+func (i *Issuer) Mint(ctx context.Context, now time.Time, s Subject) (string, time.Duration, error) {
 	key, err := i.keys.signing(now)
 	if err != nil {
+		return "", 0, err
+	}
+	if err := i.reach(ctx, now); err != nil {
 		return "", 0, err
 	}
 	// A NumericDate has whole seconds (RFC 7519, section 2). A token begins at the last

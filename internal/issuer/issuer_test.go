@@ -52,7 +52,7 @@ func open(t *testing.T, s *store.Store, master *seal.Keys) *issuer.Issuer {
 	t.Helper()
 	keys := keySet(master)
 	load(t, s, keys)
-	return issuer.New(keys, name, 5*time.Minute)
+	return issuer.New(s, keys, name, 5*time.Minute)
 }
 
 func keySet(master *seal.Keys) *issuer.KeySet {
@@ -89,7 +89,7 @@ func TestMint(t *testing.T) {
 			i := open(t, s, master)
 			subject, now := alice, time.Now()
 			subject.SessionEnd = now.Add(time.Hour)
-			raw, lives, err := i.Mint(now, subject)
+			raw, lives, err := i.Mint(t.Context(), now, subject)
 			if err != nil || lives <= 4*time.Minute || lives > 5*time.Minute {
 				t.Fatalf("lives %v, %v", lives, err)
 			}
@@ -125,7 +125,7 @@ func TestNoTokenOutlivesItsSession(t *testing.T) {
 	s, master, _ := setup(t, token.EdDSA)
 	subject, now := alice, time.Now()
 	subject.SessionEnd = now.Add(90 * time.Second)
-	if _, lives, err := open(t, s, master).Mint(now, subject); err != nil || lives > 90*time.Second {
+	if _, lives, err := open(t, s, master).Mint(t.Context(), now, subject); err != nil || lives > 90*time.Second {
 		t.Fatalf("lives %v, %v", lives, err)
 	}
 }
@@ -219,5 +219,43 @@ func TestNoKeyIDBeginsWithADash(t *testing.T) {
 		if !errors.Is(err, undo) {
 			t.Fatal(err)
 		}
+	}
+}
+
+// No token is minted before the database has stored a horizon that is not before the token.
+func TestTheHorizonComesBeforeTheToken(t *testing.T) {
+	s, master, _ := setup(t, token.EdDSA)
+	i := open(t, s, master)
+	mint := func(at time.Time) error {
+		subject := alice
+		subject.SessionEnd = at.Add(time.Hour)
+		_, _, err := i.Mint(t.Context(), at, subject)
+		return err
+	}
+	stored := func() (at time.Time) {
+		t.Helper()
+		if err := s.Read(t.Context(), func(tx *store.Tx) (err error) { at, err = tx.Horizon(); return err }); err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	now := time.Now()
+	for _, ahead := range []time.Duration{0, 2 * time.Hour} {
+		if err := mint(now.Add(ahead)); err != nil || stored().Before(now.Add(ahead)) {
+			t.Errorf("%v ahead: %v, the horizon is %v", ahead, err, stored())
+		}
+	}
+	far := stored()
+	if err := mint(now); err != nil || !stored().Equal(far) { // the clock was set back
+		t.Errorf("%v, the horizon is %v", err, stored())
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := mint(far); err != nil {
+		t.Errorf("within the horizon, without the database: %v", err)
+	}
+	if err := mint(far.Add(time.Second)); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("beyond the horizon, without the database: %v", err)
 	}
 }

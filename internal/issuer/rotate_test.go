@@ -145,7 +145,7 @@ func TestRotateToAnotherAlgorithm(t *testing.T) {
 		}
 		subject := alice
 		subject.SessionEnd = time.Now().Add(time.Hour)
-		if _, _, err := open(t, s, master).Mint(time.Now(), subject); err != nil {
+		if _, _, err := open(t, s, master).Mint(t.Context(), time.Now(), subject); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -159,14 +159,14 @@ func TestMintForATransactionBeforeTheWithdrawal(t *testing.T) {
 		time.Sleep(2 * age)
 		keys := keySet(master)
 		load(t, s, keys)
-		i := issuer.New(keys, name, 5*time.Minute)
+		i := issuer.New(s, keys, name, 5*time.Minute)
 		granted := time.Now()
 		time.Sleep(time.Millisecond)
 		successor := revoke(t, k, signing(t, s).KID)
 		load(t, s, keys)
 		subject := alice
 		subject.SessionEnd = time.Now().Add(time.Hour)
-		raw, _, err := i.Mint(granted, subject)
+		raw, _, err := i.Mint(t.Context(), granted, subject)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -506,7 +506,7 @@ func TestARotationInTheWrongTime(t *testing.T) {
 				}
 				signs := func(when string) {
 					t.Helper()
-					if _, _, err := open(t, s, master).Mint(time.Now(), issuer.Subject{
+					if _, _, err := open(t, s, master).Mint(t.Context(), time.Now(), issuer.Subject{
 						UserID: "u", Username: "n", SessionID: "s", Audience: []string{"a"}, SessionEnd: time.Now().Add(time.Hour)}); err != nil {
 						t.Errorf("%s: %v", when, err)
 					}

@@ -70,7 +70,7 @@ func (in *installation) issuer(t *testing.T) *issuer.Issuer {
 	if err := keys.Load(t.Context(), in.store); err != nil {
 		t.Fatal(err)
 	}
-	return issuer.New(keys, "https://auth.test", 5*time.Minute)
+	return issuer.New(in.store, keys, "https://auth.test", 5*time.Minute)
 }
 
 func (in *installation) keySet() *issuer.KeySet {
@@ -91,7 +91,7 @@ func (in *installation) replica(t *testing.T, s *store.Store) *trust {
 // mint makes a token for a session.
 func mint(t *testing.T, i *issuer.Issuer, session string) string {
 	t.Helper()
-	raw, _, err := i.Mint(time.Now(), issuer.Subject{
+	raw, _, err := i.Mint(t.Context(), time.Now(), issuer.Subject{
 		UserID: "alice", Username: "alice", Version: 1, SessionID: session, Audience: []string{"internal"}, SessionEnd: time.Now().Add(time.Hour),
 	})
 	if err != nil {

@@ -183,7 +183,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 		return err
 	}
 	s.feed.Hub().LimitWatchers(s.limits.watchers, s.known)
-	tokens := issuer.New(s.keys, inst.issuer, s.cfg.AccessTTL)
+	tokens := issuer.New(s.store, s.keys, inst.issuer, s.cfg.AccessTTL)
 	s.keyring = issuer.NewKeyring(s.store, s.feed, s.keys, s.audit)
 	s.passwords = s.hashPool(ctx)
 	s.users = user.New(s.store, s.feed, s.passwords, s.audit)

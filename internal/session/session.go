@@ -131,7 +131,7 @@ func (s *Sessions) Sign(ctx context.Context, g *Grant) (*Tokens, error) {
 	if err != nil {
 		return nil, err
 	}
-	access, expires, err := s.d.Issuer.Mint(g.now, issuer.Subject{
+	access, expires, err := s.d.Issuer.Mint(ctx, g.now, issuer.Subject{
 		UserID: g.session.UserID, Username: g.username, Roles: g.roles, Version: g.version,
 		SessionID: g.session.ID, Audience: g.audience, SessionEnd: s.maxEnd(g.session),
 	})

@@ -59,22 +59,45 @@ const notifyChannel = "watchword_events"
 
 // AppendEvent stores an event under the next number. e.Seq is set when Write returns.
 //
-// The stored expiry is e.ExpiresAt plus the longest lifetime of an access token. The
-// statement reads that lifetime after it has locked the row of the table head. Every
-// transaction that appends an event waits for this lock, so each of them sees a longer
-// lifetime that another one has set. The lock is the last lock of the transaction, and
-// lasts only for the commit.
+// The stored expiry is e.ExpiresAt plus the longest lifetime of an access token. If the horizon
+// is later than e.ExpiresAt, the clock was ahead at some time: the expiry then counts from the
+// horizon, and at most a day from e.ExpiresAt. The statement reads the lifetime and the
+// horizon after it has locked the row of the table head. Every transaction that appends an event
+// waits for this lock, so each of them sees a longer lifetime that another one has set. The
+// lock is the last lock of the transaction, and lasts only for the commit.
 func (tx *Tx) AppendEvent(e *Event) error {
 	err := tx.queryAtCommit(into(&e.Seq), `UPDATE head SET seq = seq + 1 WHERE id = 1 RETURNING seq`)
 	if err != nil {
 		return err
 	}
 	tx.run.hint()
+	margin := e.ExpiresAt.Sub(tx.Now())
 	return tx.queryAtCommit(nil, `INSERT INTO events (seq, tag, kind, subject, version, expires_at)
-		SELECT seq, $1, $2, $3, CAST($4 AS BIGINT), CAST($5 AS BIGINT) + COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $6), 0)
-		FROM head WHERE id = 1`,
-		e.Tag, string(e.Kind), e.Subject, e.Version, micros(e.ExpiresAt), maxLifetime)
+		SELECT seq, $1, $2, $3, CAST($4 AS BIGINT),
+			CASE WHEN horizon.at <= CAST($5 AS BIGINT) THEN CAST($5 AS BIGINT)
+				WHEN horizon.at + CAST($6 AS BIGINT) < CAST($7 AS BIGINT) THEN horizon.at + CAST($6 AS BIGINT)
+				ELSE CAST($7 AS BIGINT) END
+			+ COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $8), 0)
+		FROM head, (SELECT COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $9), 0) AS at) AS horizon WHERE id = 1`,
+		e.Tag, string(e.Kind), e.Subject, e.Version, micros(e.ExpiresAt), margin.Microseconds(), micros(e.ExpiresAt.Add(farAhead)), maxLifetime, horizon)
 }
+
+// farAhead bounds for how long an event is kept because the clock was ahead. Verifiers have the
+// same bound.
+const farAhead = 24 * time.Hour
+
+// horizon names the setting for the horizon, in microseconds since 1970.
+const horizon = "horizon"
+
+// Horizon returns a time: no access token was ever minted later.
+func (tx *Tx) Horizon() (time.Time, error) {
+	d, err := tx.DurationSetting(horizon)
+	return fromMicros(d.Microseconds()), err
+}
+
+// RaiseHorizon raises the horizon. If the horizon is as late, RaiseHorizon changes nothing. A
+// token of a later time may be minted when the transaction is durable.
+func (tx *Tx) RaiseHorizon(to time.Time) error { return tx.raiseSetting(horizon, micros(to)) }
 
 // maxLifetime names the setting for the longest lifetime that this installation ever
 // gave to an access token, in microseconds.

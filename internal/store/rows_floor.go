@@ -34,7 +34,10 @@ func (tx *Tx) HoldFloor() (int64, error) {
 
 // RaiseFloor raises the floor for versions to least. If the floor is least or above,
 // RaiseFloor changes nothing.
-func (tx *Tx) RaiseFloor(least int64) error {
+func (tx *Tx) RaiseFloor(least int64) error { return tx.raiseSetting(versionFloor, least) }
+
+// raiseSetting raises a setting that holds a number, to at least least.
+func (tx *Tx) raiseSetting(name string, least int64) error {
 	return tx.queueExec(`INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = excluded.value
-		WHERE CAST(settings.value AS BIGINT) < CAST(excluded.value AS BIGINT)`, versionFloor, strconv.FormatInt(least, 10))
+		WHERE CAST(settings.value AS BIGINT) < CAST(excluded.value AS BIGINT)`, name, strconv.FormatInt(least, 10))
 }

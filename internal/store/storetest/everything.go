@@ -55,7 +55,7 @@ func touchRows(t testing.TB, s *store.Store, u *store.User, row *store.Session) 
 		_, err2 = tx.PruneAudit(tx.Now().Add(-time.Hour), 500)
 		_, err3 = tx.PruneEvents(tx.Now(), 500)
 		_, err4 = tx.Aged(time.Hour)
-		return errors.Join(err1, err2, err3, err4, tx.Tick(), tx.DeleteAudit(displaced.ID), tx.SetMaxLifetime(time.Minute), tx.AppendEvent(newEvent(tx, "s")), tx.HeadInto(&head, &tag))
+		return errors.Join(err1, err2, err3, err4, tx.Tick(), tx.RaiseHorizon(tx.Now()), tx.DeleteAudit(displaced.ID), tx.SetMaxLifetime(time.Minute), tx.AppendEvent(newEvent(tx, "s")), tx.HeadInto(&head, &tag))
 	})
 	if err != nil {
 		t.Error(err)
