@@ -108,6 +108,7 @@ func (b *bundle) answered(t *watchwordv1.ServerTimes, sent time.Duration) error 
 // was in the past may be far ahead now.
 func (b *bundle) clockSet(by time.Duration) {
 	if by != 0 {
+		b.clockSets.Add(1)
 		b.epoch.Add(1)
 		b.log.Warn("the server's clock was set; following the clock", "by", by)
 	}

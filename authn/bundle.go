@@ -46,6 +46,9 @@ type bundle struct {
 	revoked revocations
 	fresh   *freshness
 
+	streams   atomic.Uint64 // counts the streams opened, for Status
+	clockSets atomic.Uint64 // counts the settings of the token time, for Status
+
 	// keysChanged gets an element when the trust state changes and when the bundle is
 	// complete for the first time. The keeper of the snapshot file takes the element and
 	// writes the file.

@@ -17,7 +17,13 @@ import (
 // token. Only accepted tokens are stored, so forged tokens, however many, evict nothing.
 // The cache first evicts entries not used since their last turn at the front of the queue
 // (the CLOCK algorithm), so the busy tokens survive a flood of new tokens.
-type cache struct{ shards [cacheShards]cacheShard }
+type cache struct {
+	shards [cacheShards]cacheShard
+	// counts tells whether get counts the entries found; counts never changes. Each shard has
+	// a count of its own, beside the lock that get has just written: so a count costs no
+	// further transfer of a cache line between cores.
+	counts bool
+}
 
 const (
 	// cacheShards keep cores from waiting for one lock. A power of two.
@@ -28,9 +34,10 @@ const (
 	entryBytes = 768
 )
 
-// cacheShard is the part of the cache behind one lock: mu guards every field below.
+// cacheShard is the part of the cache behind one lock: mu guards every field from entries on.
 type cacheShard struct {
 	mu      sync.RWMutex
+	found   atomic.Uint64 // the calls of get that found an entry, if the cache counts
 	entries map[string]*entry
 	hand    *entry   // the next to be evicted, in a ring of all entries; nil if empty
 	used    int      // bytes
@@ -49,8 +56,8 @@ type entry struct {
 }
 
 // newCache makes a cache of at most budget bytes.
-func newCache(budget int) *cache {
-	c := &cache{}
+func newCache(budget int, counts bool) *cache {
+	c := &cache{counts: counts}
 	for i := range c.shards {
 		c.shards[i].entries, c.shards[i].budget = map[string]*entry{}, budget/cacheShards
 	}
@@ -78,6 +85,9 @@ func (c *cache) get(raw string) *authentic {
 	s.mu.RUnlock()
 	if e == nil {
 		return nil
+	}
+	if c.counts {
+		s.found.Add(1)
 	}
 	if !e.busy.Load() { // a write at every use would keep cores waiting for the cache line
 		e.busy.Store(true)
@@ -148,4 +158,12 @@ func (c *cache) size() (entries, bytes int) {
 		s.mu.RUnlock()
 	}
 	return entries, bytes
+}
+
+// found returns how often get has found an entry; zero if the cache does not count.
+func (c *cache) found() (n uint64) {
+	for i := range c.shards {
+		n += c.shards[i].found.Load()
+	}
+	return n
 }

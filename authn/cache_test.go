@@ -32,7 +32,7 @@ func newJudge(t testing.TB, stale staleness, cacheBytes int) *judge {
 		t.Fatal(err)
 	}
 	j := &judge{&Verifier{
-		audience: audience{names: []string{"a"}}, bundle: newBundle(slog.New(slog.DiscardHandler), 0, stale), cache: newCache(cacheBytes),
+		audience: audience{names: []string{"a"}}, bundle: newBundle(slog.New(slog.DiscardHandler), 0, stale), cache: newCache(cacheBytes, false),
 	}, key}
 	t.Cleanup(j.bundle.fresh.close)
 	j.trust(t, j.named())
@@ -251,7 +251,7 @@ func TestCacheInAFlood(t *testing.T) {
 }
 
 func TestCacheLimits(t *testing.T) {
-	c := newCache(cacheShards * 2000)
+	c := newCache(cacheShards*2000, false)
 	if c.get(strings.Repeat("x", token.MaxLength+1)) != nil || c.get("") != nil || c.get("short") != nil {
 		t.Error("an empty cache has an entry")
 	}
@@ -259,7 +259,7 @@ func TestCacheLimits(t *testing.T) {
 	if got := c.put(big, authentic{}); got == nil || c.get(big) != nil {
 		t.Error("a token larger than a shard's budget was cached")
 	}
-	if c := newCache(0); c.put("x", authentic{}) == nil || c.get("x") != nil {
+	if c := newCache(0, false); c.put("x", authentic{}) == nil || c.get("x") != nil {
 		t.Error("a cache of size zero has an entry")
 	}
 }

@@ -162,6 +162,7 @@ func (f *feed) watch(ctx context.Context) (caughtUp bool, err error) {
 	defer cancel(nil) // before Wait
 
 	var server peer.Peer
+	f.bundle.streams.Add(1)
 	f.bundle.fresh.clock.opened()
 	req := &watchwordv1.WatchBundleRequest{Resume: f.bundle.fresh.position.Load().resume}
 	stream, err := watchwordv1.NewTrustServiceClient(f.conn).WatchBundle(ctx, req, grpc.Peer(&server))

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -29,6 +31,8 @@ type config struct {
 	cacheBytes  int
 	snapshot    *string // nil: no file
 	log         *slog.Logger
+	meters      metric.MeterProvider // nil: none
+	attributes  []attribute.KeyValue // of the instruments of meters
 }
 
 // audience lists the services of which a token must name at least one (claim aud).

@@ -55,6 +55,7 @@ import (
 	"google.golang.org/grpc"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/meter"
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
@@ -71,6 +72,8 @@ type Verifier struct {
 	compared rareLog // of calls refused for their audience or roles
 	feed     *feed
 	keeper   *keeper // nil without a file
+
+	unregister func() // ends the observation of the instruments of WithMeterProvider
 
 	takenUnary, takenStream atomic.Bool // an interceptor was asked for; see CheckServices
 }
@@ -120,8 +123,12 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 	if err != nil {
 		return nil, misused(err)
 	}
-	v := &Verifier{audience: c.audience, access: access, bundle: b, cache: newCache(c.cacheBytes), keeper: k}
+	v := &Verifier{audience: c.audience, access: access, bundle: b, cache: newCache(c.cacheBytes, c.meters != nil), keeper: k}
 	v.faults, v.compared = rareLog{log: c.log, pause: time.Minute}, rareLog{log: c.log, pause: time.Second}
+	if v.unregister, err = meter.Register(c.meters, scope, c.attributes, v.Status, instruments); err != nil {
+		b.fresh.close()
+		return nil, misused(err)
+	}
 	v.feed = startFeed(conn, b, c.plaintext)
 	if k != nil {
 		go k.run(v.feed.done)
@@ -153,6 +160,7 @@ func (v *Verifier) Ready(ctx context.Context) error {
 // BUNDLE_STALE; public methods stay open, and so does conn. Close may be called again, and
 // always returns nil.
 func (v *Verifier) Close() error {
+	v.unregister()
 	v.bundle.fresh.close()
 	v.feed.stop()
 	if v.keeper != nil {
@@ -216,7 +224,9 @@ func (v *Verifier) verify(raw string, want *audience) (*Principal, watchwordv1.E
 		if forAudience && v.bundle.stillAccepted(t) {
 			return t.principal, accepted
 		}
-		reason = v.bundle.judge(t, forAudience)
+		if reason = v.bundle.judge(t, forAudience); reason != accepted {
+			v.counters.foundRefused.Add(1)
+		}
 	}
 	if reason == tokenInvalid { // not cached; or cached with a key object that a new trust state has replaced
 		v.counters.checked.Add(1)
@@ -228,6 +238,7 @@ func (v *Verifier) verify(raw string, want *audience) (*Principal, watchwordv1.E
 		}
 		if reason == accepted {
 			t = v.cache.put(raw, checked)
+			v.counters.checkedAccepted.Add(1)
 		}
 	}
 	switch reason {

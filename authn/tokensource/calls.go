@@ -61,7 +61,7 @@ func (a *attempt) ended(err error) (again bool, _ error) {
 	}
 	replay, useless := tokenUseless[refusal.Reason(err)]
 	if useless && refusal.Method(err) == a.method {
-		again = a.source.replace(sent.token) && replay
+		again = a.source.replace(sent.token, refusal.Reason(err)) && replay
 	}
 	return again, err
 }
@@ -69,9 +69,10 @@ func (a *attempt) ended(err error) (again bool, _ error) {
 // replace takes a refused token out of use, and returns whether another token is available
 // or a renewal may bring one. It returns false if services refuse tokens too often. If
 // another refused call has replaced the same token already, replace returns true.
-func (s *Source) replace(token string) bool {
+func (s *Source) replace(token string, why watchwordv1.ErrorReason) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.refused[refusal.Name(why)]++
 	if s.access == token && s.replacements.Allow() {
 		s.access = ""
 	}
@@ -139,7 +140,7 @@ func Forward(opts ...Option) []grpc.DialOption {
 	for _, opt := range opts {
 		opt(&c)
 	}
-	misplaced := len(c.audience) > 0 || c.store != nil || c.log != nil
+	misplaced := len(c.audience) > 0 || c.store != nil || c.log != nil || c.meters != nil
 	credentials := perRPC(func(ctx context.Context, uri []string) (map[string]string, error) {
 		if misplaced { // the code INVALID_ARGUMENT would become INTERNAL too, with another text (gRFC A54)
 			return nil, status.Error(codes.Internal, "tokensource: Forward takes no option but WithPlaintextToOtherHosts")

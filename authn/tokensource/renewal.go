@@ -55,9 +55,11 @@ func (s *Source) renew() {
 	case s.ctx.Err() != nil: // closed while the renewal ran
 		r.err = s.lastErr
 	case err == nil:
+		s.renewed[refusal.Outcome(nil)]++
 		s.useLocked(tokens)
 		r.token = s.access
 	default:
+		s.renewed[refusal.Outcome(err)]++
 		s.failedLocked(err)
 		r.err = err
 	}
@@ -97,7 +99,7 @@ func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
 // held.
 func (s *Source) useLocked(tokens *watchwordv1.TokenPair) {
 	life := tokens.GetExpiresIn().AsDuration()
-	s.access = tokens.GetAccessToken()
+	s.access, s.askedAt = tokens.GetAccessToken(), s.session.asked
 	s.goodUntil = s.session.asked.Add(life - min(latestSend, life/20))
 	// The random part spreads out the renewals of callers started together.
 	s.renewAt = s.session.asked.Add(life/4*3 + rand.N(life/10+1))

@@ -56,6 +56,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -63,6 +65,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/meter"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/retry"
 )
@@ -100,18 +103,22 @@ import (
 //
 // If a connection is given two Sources, the later Source counts.
 type Source struct {
-	session  *session
-	ctx      context.Context // of the renewals; ends at Close, and with a session that cannot begin again
-	cancel   context.CancelFunc
-	renewals sync.WaitGroup // has the present renewal
+	session    *session
+	ctx        context.Context // of the renewals; ends at Close, and with a session that cannot begin again
+	cancel     context.CancelFunc
+	renewals   sync.WaitGroup // has the present renewal
+	unregister func()         // ends the observation of the instruments of WithMeterProvider
 
-	mu           sync.Mutex // guards the fields below
-	access       string     // the token to send; empty without one
-	goodUntil    time.Time  // until when access may be sent
-	renewAt      time.Time  // from then on a call starts a renewal, before goodUntil
-	renewal      *renewal   // the present renewal; nil without one
-	lastErr      error      // of the last renewal, or the reason for the end of ctx
-	notBefore    time.Time  // the earliest start of the next renewal
+	mu           sync.Mutex        // guards the fields below
+	access       string            // the token to send; empty without one
+	goodUntil    time.Time         // until when access may be sent
+	renewAt      time.Time         // from then on a call starts a renewal, before goodUntil
+	renewal      *renewal          // the present renewal; nil without one
+	lastErr      error             // of the last renewal, or the reason for the end of ctx
+	notBefore    time.Time         // the earliest start of the next renewal
+	askedAt      time.Time         // when access was asked for
+	renewed      map[string]uint64 // counts the renewals by outcome
+	refused      map[string]uint64 // counts the tokens that services have refused, by reason
 	backoff      retry.Backoff
 	replacements *rate.Limiter // limits the renewals caused by services that refuse tokens
 }
@@ -125,10 +132,12 @@ type renewalKey struct{ *Source }
 type Option func(*config)
 
 type config struct {
-	audience  []string
-	plaintext bool
-	store     func(ctx context.Context, refreshToken string) error
-	log       *slog.Logger
+	audience   []string
+	plaintext  bool
+	store      func(ctx context.Context, refreshToken string) error
+	log        *slog.Logger
+	meters     metric.MeterProvider // nil: none
+	attributes []attribute.KeyValue // of the instruments of meters
 }
 
 // WithAudience names the services to get tokens for. The default is the first audience in
@@ -216,7 +225,14 @@ func newSource(conn grpc.ClientConnInterface, begin *session, opts []Option) (*S
 	}
 	begin.conn, begin.auth = conn, watchwordv1.NewAuthServiceClient(conn)
 	// The limiter keeps a service that refuses every token from flooding Watchword.
-	s := &Source{session: begin, replacements: rate.NewLimiter(rate.Every(10*time.Second), 5)}
+	s := &Source{
+		session: begin, replacements: rate.NewLimiter(rate.Every(10*time.Second), 5),
+		renewed: map[string]uint64{}, refused: map[string]uint64{},
+	}
+	var err error
+	if s.unregister, err = meter.Register(begin.meters, scope, begin.attributes, s.numbers, instruments); err != nil {
+		return nil, misused("WithMeterProvider: " + err.Error())
+	}
 	s.ctx, s.cancel = context.WithCancel(context.WithValue(context.Background(), renewalKey{s}, true))
 	return s, nil
 }
@@ -253,6 +269,7 @@ func misused(message string) error {
 // later call, are CANCELED. The session at Watchword continues. Close may be called again,
 // and always returns nil.
 func (s *Source) Close() error {
+	s.unregister()
 	s.mu.Lock()
 	s.endLocked(status.Error(codes.Canceled, "tokensource: the source is closed")) // the code of a closed grpc.ClientConn
 	s.mu.Unlock()

@@ -9,6 +9,7 @@ package refusal
 import (
 	"strings"
 
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -58,6 +59,18 @@ func Name(reason watchwordv1.ErrorReason) string {
 // and nil, gives ERROR_REASON_UNSPECIFIED.
 func Reason(err error) watchwordv1.ErrorReason {
 	return watchwordv1.ErrorReason(watchwordv1.ErrorReason_value[reasonPrefix+infoOf(err).GetReason()])
+}
+
+// Outcome returns how a call ended, for metrics: OK, the reason of the refusal, or the code of
+// a status without a reason, such as UNAVAILABLE. The number of outcomes is bounded.
+func Outcome(err error) string {
+	if reason := Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
+		return Name(reason)
+	}
+	if code := code.Code(status.Code(err)); code.Descriptor().Values().ByNumber(code.Number()) != nil {
+		return code.String()
+	}
+	return code.Code_UNKNOWN.String() // a peer may send any number
 }
 
 // Method returns the called method from the status of a call refused for its access

@@ -1,0 +1,66 @@
+package tokensource_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	sdk "go.opentelemetry.io/otel/sdk/metric"
+	"google.golang.org/grpc/codes"
+
+	"github.com/watchword-auth/watchword/authn/tokensource"
+	"github.com/watchword-auth/watchword/internal/meter/metertest"
+)
+
+// The instruments show the renewals and the token of a Source, and docs/monitoring.md has
+// exactly these instruments.
+func TestMeters(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reader := sdk.NewManualReader()
+		c := withPassword(t, tokensource.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader))))
+		want := func(when string, want map[string]float64) {
+			t.Helper()
+			values := metertest.Collect(t, reader)
+			for name, value := range want {
+				if got, ok := values[name]; !ok || got != value {
+					t.Errorf("%s, %s: %v, want %v", when, name, got, value)
+				}
+			}
+		}
+		use := func() {
+			_, _ = call(t.Context(), c.conn, unaryMethod, false)
+			synctest.Wait()
+		}
+		if age, ok := metertest.Collect(t, reader)["watchword.tokensource.token.age"]; ok {
+			t.Errorf("without a token, the age is %v", age)
+		}
+		use()
+		time.Sleep(10 * time.Second)
+		want("after a login", map[string]float64{
+			"watchword.tokensource.renewals outcome=OK": 1, "watchword.tokensource.token.age": 10, "watchword.tokensource.failing": 0,
+		})
+		c.service.refuses(func(method, token string) error {
+			if token == access(1) {
+				return refusal(codes.Unauthenticated, "TOKEN_STALE", method)
+			}
+			return nil
+		})
+		use()
+		c.auth.when(always(refusal(codes.ResourceExhausted, "OVERLOADED", "")), nil)
+		time.Sleep(accessLife)
+		use()
+		want("after failures", map[string]float64{
+			"watchword.tokensource.renewals outcome=OK": 2, "watchword.tokensource.renewals outcome=OVERLOADED": 1,
+			"watchword.tokensource.tokens.refused reason=TOKEN_STALE": 1, "watchword.tokensource.failing": 1,
+		})
+		c.auth.when(nil, nil)
+		time.Sleep(time.Minute)
+		use()
+		want("after all", map[string]float64{"watchword.tokensource.renewals outcome=OK": 3, "watchword.tokensource.failing": 0})
+		metertest.WantDocumented(t, "../../docs/monitoring.md", "watchword.tokensource.", metertest.Collect(t, reader))
+		c.Source.Close()
+		if left := metertest.Collect(t, reader); len(left) > 0 {
+			t.Errorf("after Close: %v", left)
+		}
+	})
+}
