@@ -32,6 +32,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -128,10 +129,14 @@ type Log struct {
 	store  *store.Store
 	logger *slog.Logger
 
+	recorded      map[Type]*atomic.Uint64 // events in the record; the map never changes
+	failedFlushes atomic.Uint64
+
 	flushing sync.Mutex // held by Flush, before mu
 
 	mu      sync.Mutex // guards the fields below
 	current *window
+	merged  uint64  // kinds that have lost their records, in earlier windows
 	closing *window // the window before, until Flush has written the final counts; else nil
 	// named, unnamed and repeated bound the lines about new kinds: refused calls that name
 	// a user, other refused calls, and repeats.
@@ -141,7 +146,11 @@ type Log struct {
 // New returns a Log that writes records into a database and lines into a logger.
 func New(s *store.Store, logger *slog.Logger) *Log {
 	lines := func() *rate.Limiter { return rate.NewLimiter(lineRate, maxPlaces) }
-	return &Log{store: s, logger: logger, current: newWindow(time.Now()), named: lines(), unnamed: lines(), repeated: lines()}
+	recorded := map[Type]*atomic.Uint64{}
+	for _, t := range types {
+		recorded[t] = new(atomic.Uint64)
+	}
+	return &Log{store: s, logger: logger, recorded: recorded, current: newWindow(time.Now()), named: lines(), unnamed: lines(), repeated: lines()}
 }
 
 // Record writes an event into the security record, in the transaction of the action. If
@@ -156,7 +165,12 @@ func (l *Log) Record(ctx context.Context, tx *store.Tx, e Event) error {
 	if err != nil {
 		return err
 	}
-	tx.OnCommit(func() { l.log(ctx, r) }) // the log gets lines about committed actions alone
+	tx.OnCommit(func() { // the log gets lines about committed actions alone
+		if n := l.recorded[e.Type]; n != nil {
+			n.Add(1)
+		}
+		l.log(ctx, r)
+	})
 	return nil
 }
 

@@ -38,6 +38,7 @@ func (l *Log) Refused(ctx context.Context, e Event) {
 // The event's type is always [RefreshRepeated].
 func (l *Log) Repeated(ctx context.Context, e Event) {
 	e.Type = RefreshRepeated
+	l.recorded[RefreshRepeated].Add(1)
 	l.Refused(ctx, e)
 }
 
@@ -77,6 +78,7 @@ func (l *Log) Flush(ctx context.Context) error {
 	if len(changes)+len(lost) > 0 {
 		err := l.store.Write(ctx, func(tx *store.Tx) error { return write(tx, changes, lost) })
 		if err != nil {
+			l.failedFlushes.Add(1)
 			return err
 		}
 	}
@@ -103,6 +105,7 @@ func (l *Log) changed() (changes []change, lost []string) {
 	if now := time.Now(); l.closing == nil && now.Sub(l.current.began) >= windowLength {
 		l.closing, l.current = l.current, newWindow(now)
 		l.closing.lost, l.current.lost = nil, l.closing.lost
+		l.merged += l.closing.merged
 	}
 	for _, w := range []*window{l.closing, l.current} {
 		if w == nil {

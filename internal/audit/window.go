@@ -40,6 +40,7 @@ type window struct {
 	named, users, strangers, repeats *table
 	totals                           map[kind]*tally
 	lost                             []string // ids of the records of displaced kinds, to be deleted
+	merged                           uint64   // displaced kinds
 }
 
 func newWindow(began time.Time) *window {
@@ -99,6 +100,7 @@ func (w *window) addTotals(displaced []*tally) {
 
 func (w *window) displace(c *tally) {
 	c.displaced = true
+	w.merged++
 	if c.id != "" {
 		w.lost = append(w.lost, c.id)
 	}

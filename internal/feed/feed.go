@@ -68,6 +68,7 @@ type Feed struct {
 	next      atomic.Pointer[reading] // the reading that begins next
 	failing   atomic.Bool             // the last reading ended with an error
 	committed atomic.Int64            // when the newest transaction of countTicks began that was committed, in ns of hub.Elapsed
+	stats     struct{ failedReadings, failedTicks, forks, clockSet atomic.Uint64 }
 }
 
 // Origin describes the installation that a feed publishes.
@@ -165,10 +166,13 @@ func (f *Feed) countTicks(ctx context.Context) {
 		switch err := f.countTick(ctx); {
 		case err == nil:
 			warned = false
-		case !warned && ctx.Err() == nil && !errors.Is(err, store.ErrAway):
+		case ctx.Err() == nil && !errors.Is(err, store.ErrAway): // the store logs outages
+			f.stats.failedTicks.Add(1)
+			if !warned {
+				f.logger.WarnContext(ctx, "the database does not commit the count of the time that has passed: "+
+					"old rows are deleted later, and with PostgreSQL the trust bundles of verifiers get stale", "error", err)
+			}
 			warned = true
-			f.logger.WarnContext(ctx, "the database does not commit the count of the time that has passed: "+
-				"old rows are deleted later, and with PostgreSQL the trust bundles of verifiers get stale", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -273,4 +277,18 @@ func (f *Feed) Prune(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// Stats holds the numbers of a feed, for metrics. The hub has the position.
+type Stats struct {
+	FailedReadings uint64 // of the tail, for whatever reason
+	FailedTicks    uint64 // of the time that passes; old rows are deleted later
+	Forks          uint64 // the database had lost events that this process or a verifier knew
+	ClockSet       uint64 // the clock of the database was set
+}
+
+// Stats returns the numbers of the feed.
+func (f *Feed) Stats() Stats {
+	s := &f.stats
+	return Stats{s.failedReadings.Load(), s.failedTicks.Load(), s.forks.Load(), s.clockSet.Load()}
 }

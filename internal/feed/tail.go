@@ -46,6 +46,9 @@ func (f *Feed) readTail(ctx context.Context) error {
 	if failed := f.failing.Swap(r.err != nil); failed && r.err == nil {
 		f.countNow() // the database is back
 	}
+	if r.err != nil && ctx.Err() == nil {
+		f.stats.failedReadings.Add(1)
+	}
 	close(r.done)
 	return r.err
 }
@@ -65,6 +68,7 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 			return err
 		}
 		if b.forked {
+			f.stats.forks.Add(1)
 			if err := f.outrank(ctx, 0); err != nil {
 				return err
 			}
@@ -76,6 +80,7 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 			continue
 		}
 		if claimed := f.hub.Claimed(); b.last && claimed > f.greatest {
+			f.stats.forks.Add(1)
 			f.logger.WarnContext(ctx, "a verifier knows versions that the database has lost: a backup was restored, or a standby was "+
 				"promoted that lacked the newest commits. New tokens get a higher version", "version", claimed)
 			if err := f.outrank(ctx, claimed); err != nil {
@@ -84,6 +89,7 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 		}
 		b.update.Greatest, b.update.Time.Asked = f.greatest, asked
 		if set := f.hub.Publish(&b.update); set != 0 {
+			f.stats.clockSet.Add(1)
 			f.logger.WarnContext(ctx, "the database's clock was set; access tokens and verifiers follow the clock", "by", set)
 			f.hub.Beat() // verifiers follow at once
 			f.countNow() // the ticks note the new time

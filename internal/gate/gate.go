@@ -243,3 +243,6 @@ func (g *Gate) Stop() {
 		r.stop()
 	}
 }
+
+// Stats returns the numbers of the unfinished requests and of the open streams, for metrics.
+func (g *Gate) Stats() (requests, streams share.Stats) { return g.requests.Stats(), g.streams.Stats() }

@@ -90,3 +90,7 @@ func (l *Listener) CloseSilent() {
 		_ = c.Conn.Close()
 	}
 }
+
+// Stats returns the numbers of the connections, for metrics: of clients, and of trusted
+// proxies.
+func (l *Listener) Stats() (clients, proxied share.Stats) { return l.places.Stats(), l.proxied.Stats() }

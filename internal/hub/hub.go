@@ -30,6 +30,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -38,6 +39,7 @@ import (
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/clock"
+	"github.com/watchword-auth/watchword/internal/count"
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
@@ -70,6 +72,9 @@ type Hub struct {
 	turns     turns
 	process   []byte         // a random id of this process
 	elapsed   *clock.Elapsed // the process clock
+
+	delays                 count.Durations // from a message's entry into the ring until a watcher takes the message
+	behind, slow, outdated atomic.Uint64   // watchers sent away; see Stats
 
 	mu         sync.Mutex // guards all fields below
 	trust      *watchwordv1.TrustState

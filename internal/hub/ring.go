@@ -3,6 +3,7 @@ package hub
 import (
 	"cmp"
 	"slices"
+	"time"
 )
 
 // ringSize bounds the messages in the ring. A watcher may be 2048 messages behind at any
@@ -66,6 +67,7 @@ type entry struct {
 	seq       int64
 	heartbeat bool
 	message   Message
+	at        time.Time // when the ring got the message
 }
 
 // end returns the number of the next message to come.
@@ -92,7 +94,7 @@ func (r *ring) append(heartbeat bool, m Message) {
 		r.entries = slices.Delete(r.entries, 0, half)
 		r.first += half
 	}
-	r.entries = append(r.entries, entry{r.at.Seq, heartbeat, m})
+	r.entries = append(r.entries, entry{r.at.Seq, heartbeat, m, time.Now()})
 	r.wake()
 }
 

@@ -71,6 +71,7 @@ func (w *Watcher) open(ctx context.Context, peer string, at Position, greatest i
 		bounded, cancel := context.WithTimeout(ctx, refreshTimeout)
 		defer cancel()
 		if err := w.hub.refresh(bounded); err != nil && ctx.Err() == nil {
+			w.hub.outdated.Add(1)
 			return fmt.Errorf("%w: %w", ErrOutdated, err)
 		}
 	}
@@ -116,6 +117,9 @@ func (w *Watcher) Close() {
 	w.place.Release()
 }
 
+// LeftUnread counts the watcher as a watcher that has left a message unread for too long.
+func (w *Watcher) LeftUnread() { w.hub.slow.Add(1) }
+
 // Evicted returns a channel that is closed when another watcher gets the place. The
 // stream must then end, also if the client reads nothing.
 func (w *Watcher) Evicted() <-chan struct{} { return w.evicted }
@@ -153,6 +157,7 @@ func (w *Watcher) Next(ctx context.Context) (Message, error) {
 // Errors: ErrBehind if the client must open another stream.
 func (w *Watcher) poll() (e entry, grown <-chan struct{}, err error) {
 	if w.turn != nil && time.Now().After(w.turnUntil) {
+		w.hub.slow.Add(1)
 		return e, nil, ErrBehind
 	}
 	w.hub.mu.Lock()
@@ -162,6 +167,7 @@ func (w *Watcher) poll() (e entry, grown <-chan struct{}, err error) {
 		case ok:
 			return e, nil, nil
 		case w.next < r.first:
+			w.hub.behind.Add(1)
 			return e, nil, ErrBehind
 		case w.next == r.end():
 			return e, r.grown, nil
@@ -171,6 +177,9 @@ func (w *Watcher) poll() (e entry, grown <-chan struct{}, err error) {
 		// Before the closing messages, a heartbeat would tell the watcher too early that
 		// it has everything.
 		if !e.heartbeat || w.next > w.closingAt {
+			if w.place != nil && w.next > w.closingAt { // earlier messages are for a watcher that was away
+				w.hub.delays.Add(time.Since(e.at))
+			}
 			return e, nil, nil
 		}
 	}

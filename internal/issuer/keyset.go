@@ -48,6 +48,7 @@ type KeySet struct {
 	withdrawn  []string // ids of the keys seen withdrawn, the latest last; at most maxRemembered
 	problem    string   // logged last
 	problemAt  time.Time
+	problems   uint64 // readings of a key set that could not be used as it was
 }
 
 // maxRemembered bounds the ids of withdrawn keys in a process and in a trust state. At
@@ -101,6 +102,7 @@ func (k *KeySet) Read(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
 		return feed.KeySet{}, err
 	}
 	if err != nil {
+		k.problems++
 		k.alarmLocked(ctx, err)
 	}
 	return feed.KeySet{Rows: k.rows, Withdrawn: slices.Clone(k.withdrawn), Again: wrongKey}, nil

@@ -3,6 +3,7 @@ package login
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
@@ -205,4 +206,38 @@ func (s *Service) compare(ctx context.Context, turn *password.Turn, g *guess, pw
 	}
 	s.sources.Wrong(source) // a guess that is not counted must not show by this count that it was wrong
 	return false, g.about(ErrCredentials)
+}
+
+// throttled counts the refused tries by the bound that refused the try.
+type throttled struct{ names, devices, sources, full atomic.Uint64 }
+
+func (t *throttled) count(err error) {
+	var refused *throttle.Refused
+	if !errors.As(err, &refused) {
+		return
+	}
+	switch {
+	case refused.Full:
+		t.full.Add(1)
+	case refused.By == accounts:
+		t.names.Add(1)
+	case refused.By == devices:
+		t.devices.Add(1)
+	default:
+		t.sources.Add(1)
+	}
+}
+
+// Throttled holds the numbers of refused tries, for metrics.
+type Throttled struct {
+	Names   uint64 // too many wrong passwords for the username
+	Devices uint64 // too many wrong passwords from the known device, or in the session
+	Sources uint64 // too many wrong passwords from the network
+	Full    uint64 // no time to promise is left for the username
+}
+
+// Throttled returns the numbers of refused tries.
+func (s *Service) Throttled() Throttled {
+	t := &s.throttled
+	return Throttled{t.names.Load(), t.devices.Load(), t.sources.Load(), t.full.Load()}
 }

@@ -46,6 +46,7 @@ type Service struct {
 	accounts  *throttle.Counter
 	devices   *throttle.Counter
 	sources   *throttle.Sources
+	throttled throttled
 }
 
 // New returns a service. ChangePassword commits by w.
@@ -96,6 +97,7 @@ func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Gran
 			return s.sessions.Sign(ctx, grant)
 		}
 		if !errors.Is(err, errChanged) {
+			s.throttled.count(err)
 			return nil, err
 		}
 	}

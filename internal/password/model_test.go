@@ -106,7 +106,7 @@ func (m *model) check(t *rapid.T) {
 		t.Fatalf("out of bounds: %+v", p)
 	}
 	for _, peer := range p.order {
-		ready := slices.ContainsFunc(peer.turns, func(turn *Turn) bool { return turn.ready })
+		ready := slices.ContainsFunc(peer.turns, func(turn *Turn) bool { return !turn.ready.IsZero() })
 		mayRun := peer.caller.kind == stranger || peer.running < maxHashesOfUser
 		if ready && mayRun && p.running < p.parallel {
 			t.Fatalf("a slot is free, and a turn of %v waits for the slot", peer.caller)

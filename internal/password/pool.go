@@ -8,10 +8,12 @@ import (
 	"errors"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/argon2"
 
+	"github.com/watchword-auth/watchword/internal/count"
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
@@ -91,6 +93,9 @@ type Pool struct {
 	parallel int         // bounds running
 	places   *share.Pool // of the queue, for all callers
 	reserve  *share.Pool // of the queue, for Admin callers alone
+
+	refused       atomic.Uint64 // turns that got ErrOverloaded
+	waits, hashes count.Durations
 
 	mu      sync.Mutex       // guards the fields below, and those of peers and turns
 	peers   map[Caller]*peer // peers with a turn
@@ -203,6 +208,7 @@ func (t *Turn) run(ctx context.Context, pw Password, r record, decoys []Params) 
 // observe moves the average by an eighth of the distance to the latest hash's
 // duration. So the average follows the machine's load within a dozen hashes.
 func (p *Pool) observe(d time.Duration) {
+	p.hashes.Add(d)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.average == 0 {
@@ -223,4 +229,24 @@ func (p *Pool) RetryAfter() time.Duration {
 	defer p.mu.Unlock()
 	all := time.Duration(p.waiting+p.running) * p.averageLocked() / time.Duration(max(1, p.parallel))
 	return min(max(all, 100*time.Millisecond), 10*time.Second)
+}
+
+// Stats holds the numbers of a pool, for metrics.
+type Stats struct {
+	Running, Parallel int             // turns with a slot, and the slots
+	Queue, Reserve    share.Stats     // the places of all callers, and those for Admin callers alone
+	Refused           uint64          // turns that got [ErrOverloaded], also for their deadline
+	Waits             count.Histogram // of turns that got a slot, from the first call of [Turn.Wait]
+	Hashes            count.Histogram // of one hash or comparison each
+}
+
+// Stats returns the numbers of the pool.
+func (p *Pool) Stats() Stats {
+	p.mu.Lock()
+	running := p.running
+	p.mu.Unlock()
+	return Stats{
+		Running: running, Parallel: p.parallel, Queue: p.places.Stats(), Reserve: p.reserve.Stats(),
+		Refused: p.refused.Load(), Waits: p.waits.Read(), Hashes: p.hashes.Read(),
+	}
 }

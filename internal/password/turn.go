@@ -70,7 +70,7 @@ type Turn struct {
 
 	// Pool.mu guards the fields below.
 	state   state
-	ready   bool          // the caller waits for the slot
+	ready   time.Time     // since when the caller waits for the slot; zero: the caller does not wait
 	settled chan struct{} // closed when the turn gets a slot or loses its place
 }
 
@@ -101,6 +101,7 @@ func (p *Pool) Enter(ctx context.Context, caller Caller) (*Turn, error) {
 	}
 	t := &Turn{pool: p, peer: from, settled: make(chan struct{})}
 	if p.lateLocked(ctx, p.waitLocked(from), p.waiting+p.running) || !t.takePlaceLocked() {
+		p.refused.Add(1)
 		return nil, ErrOverloaded
 	}
 	if p.peers[caller] == nil {
@@ -183,6 +184,7 @@ func (t *Turn) Wait(ctx context.Context) error {
 	case t.state == ended:
 		return errEnded
 	case t.state != running || p.lateLocked(ctx, 0, p.waiting+p.running-1):
+		p.refused.Add(1)
 		return ErrOverloaded
 	}
 	return nil
@@ -195,7 +197,9 @@ func (t *Turn) Wait(ctx context.Context) error {
 func (t *Turn) getReady(ctx context.Context) (context.Context, context.CancelFunc) {
 	t.pool.mu.Lock()
 	defer t.pool.mu.Unlock()
-	t.ready = true
+	if t.ready.IsZero() {
+		t.ready = time.Now()
+	}
 	t.pool.grantLocked()
 	if deadline, ok := ctx.Deadline(); ok {
 		return context.WithDeadline(ctx, deadline.Add(-t.pool.averageLocked()))
@@ -212,6 +216,7 @@ func (p *Pool) grantLocked() {
 			return
 		}
 		turn.leaveQueueLocked(running)
+		p.waits.Add(time.Since(turn.ready))
 		turn.peer.running++
 		p.running++
 		i := slices.Index(p.order, turn.peer)
@@ -226,7 +231,7 @@ func (p *Pool) nextLocked() *Turn {
 			continue
 		}
 		for _, turn := range peer.turns {
-			if turn.ready {
+			if !turn.ready.IsZero() {
 				return turn
 			}
 		}

@@ -123,6 +123,7 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 		sending.Leave(LogLate(t.Logger)) // SendMsg may be blocked
 		return hub.ErrEvicted
 	case <-unread.C:
+		watcher.LeftUnread()
 		sending.Leave(LogLate(t.Logger))
 		return status.Error(codes.Unavailable, "the client left messages unread for too long: watch again")
 	}

@@ -72,6 +72,7 @@ type Pool struct {
 
 	mu    sync.Mutex // guards the fields below
 	taken int
+	stats Stats             // Refused and Evicted alone
 	round int64             // of the lots
 	peers map[string]*group // only peers that hold a place
 	sites map[string]*group // only sites of these peers
@@ -106,6 +107,12 @@ func (p *Pool) Take(peer string, kind Kind, evicted func()) *Place {
 	}
 	p.mu.Lock()
 	place, victim := p.takeLocked(peer, kind, evicted)
+	if place == nil {
+		p.stats.Refused++
+	}
+	if victim != nil {
+		p.stats.Evicted++
+	}
 	p.mu.Unlock()
 	if victim != nil {
 		victim.evicted()
@@ -232,8 +239,23 @@ func (pl *Place) leaveLocked() {
 }
 
 // Held returns the number of places held by all peers.
-func (p *Pool) Held() int {
+func (p *Pool) Held() int { return p.Stats().Held }
+
+// Stats holds the numbers of a pool, for metrics.
+type Stats struct {
+	Held, Places int
+	Refused      uint64 // clients that got no place
+	Evicted      uint64 // places taken away for other clients
+}
+
+// Stats returns the numbers of the pool. A nil Pool has the zero Stats.
+func (p *Pool) Stats() Stats {
+	if p == nil {
+		return Stats{}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.taken
+	stats := p.stats
+	stats.Held, stats.Places = p.taken, p.Places
+	return stats
 }

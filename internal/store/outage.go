@@ -28,12 +28,13 @@ type outage struct {
 	away   atomic.Bool  // set under mu; most calls read away without mu
 	heard  atomic.Int64 // the time of the latest answer, in ns since start
 
-	mu     sync.Mutex
-	since  time.Time     // the first failure of the outage
-	failed time.Time     // the latest failure
-	back   time.Time     // the end of the latest outage
-	calls  int64         // calls that failed in the outage
-	settle time.Duration // the outage ends at the first answer that comes so long after failed
+	mu                sync.Mutex
+	since             time.Time     // the first failure of the outage
+	failed            time.Time     // the latest failure
+	back              time.Time     // the end of the latest outage
+	calls             int64         // calls that failed in the outage
+	outages, failures uint64        // since the start, for Stats
+	settle            time.Duration // the outage ends at the first answer that comes so long after failed
 }
 
 // A database that comes and goes within restless doubles settle, from firstSettle to
@@ -85,6 +86,7 @@ func (o *outage) failedOnce(ctx context.Context, began time.Time, err error) {
 	}
 	now := time.Now()
 	o.failed = now
+	o.failures++
 	if o.calls++; o.away.Load() {
 		return
 	}
@@ -92,6 +94,7 @@ func (o *outage) failedOnce(ctx context.Context, began time.Time, err error) {
 		o.settle = firstSettle
 	}
 	o.since, o.calls = now, 1
+	o.outages++
 	o.away.Store(true)
 	o.logger.WarnContext(ctx, "the database is not available: calls that need the database are refused, "+
 		"and verifiers continue with the changes received so far", "error", err)

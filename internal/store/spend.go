@@ -37,6 +37,7 @@ func (s *Spent) TokenVersion() int64 { return max(s.Version, s.Floor) }
 func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	began := time.Now()
 	spent, err := s.engine.spend(ctx, spend)
+	s.spends.Add(time.Since(began))
 	return spent, s.outage.note(ctx, began, err)
 }
 

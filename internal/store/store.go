@@ -31,6 +31,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/watchword-auth/watchword/internal/count"
 )
 
 var (
@@ -74,6 +76,8 @@ type Store struct {
 	engine engine
 	outage *outage
 	schema int64 // the version of the newest migration in this program
+
+	reads, writes, spends count.Durations
 }
 
 // Option changes how [Open] opens a database, or how [Migrate] waits.
@@ -100,6 +104,10 @@ func optionsOf(opts []Option) options {
 	return o
 }
 
+func newStore(e engine, schema int64, o options) *Store {
+	return &Store{engine: e, outage: newOutage(o.logger), schema: schema}
+}
+
 // engine is one kind of database: sqliteDB or pgDB. Each method does what the [Store]
 // method of the same name promises.
 type engine interface {
@@ -108,6 +116,7 @@ type engine interface {
 	spend(ctx context.Context, s *Spend) (*Spent, error)
 	hints(ctx context.Context, hint func())
 	path() string
+	stats() Connections
 	close() error
 }
 
@@ -125,7 +134,7 @@ func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
 		p, err := openPostgres(ctx, uri, o.logger)
 		if err == nil {
 			if err = p.read(ctx, (*Tx).Usable); err == nil {
-				return &Store{p, newOutage(o.logger), newestMigration(true)}, nil
+				return newStore(p, newestMigration(true), o), nil
 			}
 			p.closeOnce()
 		}
@@ -139,7 +148,7 @@ func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
-	return &Store{s, newOutage(o.logger), newestMigration(false)}, nil
+	return newStore(s, newestMigration(false), o), nil
 }
 
 // OpenExisting is like [Open], and makes no database: a command with a mistyped URI must not
@@ -172,7 +181,9 @@ func (s *Store) Close() error { return s.engine.close() }
 // must not write, and must not keep the Tx.
 func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
 	began := time.Now()
-	return s.outage.note(ctx, began, s.engine.read(ctx, fn))
+	err := s.engine.read(ctx, fn)
+	s.reads.Add(time.Since(began))
+	return s.outage.note(ctx, began, err)
 }
 
 // Write runs fn in a transaction, and returns nil after the transaction is durable. If
@@ -190,7 +201,9 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
 // while the write was queued; ErrUncertain.
 func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
 	began := time.Now()
-	return s.outage.note(ctx, began, s.engine.write(ctx, fn))
+	err := s.engine.write(ctx, fn)
+	s.writes.Add(time.Since(began))
+	return s.outage.note(ctx, began, err)
 }
 
 // Hints calls hint after another process has appended an event, until ctx ends. A hint

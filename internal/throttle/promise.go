@@ -61,9 +61,10 @@ type decision struct {
 	at, now  time.Time // the try may come back at the time at
 }
 
-func (d decision) refused() *Refused {
+// refused returns the error for a try that was not admitted.
+func (c *Counter) refused(d decision) *Refused {
 	// A client that waits for RetryAfter must not come a moment early.
-	return &Refused{RetryAfter: d.at.Sub(d.now).Truncate(time.Millisecond) + time.Millisecond, Full: d.full}
+	return &Refused{By: c.number, RetryAfter: d.at.Sub(d.now).Truncate(time.Millisecond) + time.Millisecond, Full: d.full}
 }
 
 // decide decides about a try from networks. decide changes nothing.

@@ -50,6 +50,8 @@ type Refused struct {
 	// RetryAfter tells how long to wait for the promised time. If the try has no promise, a
 	// try may be admitted after RetryAfter.
 	RetryAfter time.Duration
+	// By is the number of the counter that refuses the try; zero: the bound of the source.
+	By Number
 	// Full means that every time within the next hour, or within the share of the client's
 	// site, is promised to other networks.
 	Full bool
@@ -202,7 +204,7 @@ func (c *Counter) beginDelayed(ctx context.Context, key Key, pair pair, now time
 		}
 	}
 	if !d.admitted {
-		return nil, d.refused()
+		return nil, c.refused(d)
 	}
 	return try, nil
 }
@@ -252,7 +254,7 @@ func (t *Try) Claim(ctx context.Context) error {
 	case err != nil:
 		return err
 	case !d.admitted:
-		return d.refused()
+		return t.counter.refused(d)
 	}
 	t.counted = true
 	t.counter.failing.Store(false)

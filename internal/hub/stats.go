@@ -1,0 +1,38 @@
+package hub
+
+import (
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/count"
+	"github.com/watchword-auth/watchword/internal/share"
+)
+
+// Stats holds the numbers of a hub, for metrics.
+type Stats struct {
+	Position    int64         // number of the newest event published
+	Age         time.Duration // since the publisher asked its source; every earlier event is published
+	ClockOffset time.Duration // by how much the origin's clock is ahead of this machine's clock
+
+	Watchers share.Stats
+	// Delays has the time from the publication of each message until a watcher took the
+	// message to send it, for watchers with an open stream. The local verifier does not count.
+	Delays count.Histogram
+	// Behind counts watchers that lost a message or the history; Slow those that left a
+	// message or a snapshot unread for too long; Outdated those that knew more than the hub.
+	// Each must open another stream.
+	Behind, Slow, Outdated uint64
+}
+
+// Stats returns the numbers of the hub.
+func (h *Hub) Stats() Stats {
+	s := Stats{
+		Watchers: h.places.Stats(), Delays: h.delays.Read(),
+		Behind: h.behind.Load(), Slow: h.slow.Load(), Outdated: h.outdated.Load(),
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	now, token := h.elapsed.Now(), h.token.Offset()
+	s.Position, s.Age = h.ring.at.Seq, now-h.asOf
+	s.ClockOffset = (token.Earliest(now)+token.Latest(now))/2 - time.Duration(time.Now().UnixNano())
+	return s
+}
