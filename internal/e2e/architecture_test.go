@@ -23,14 +23,15 @@ const (
 // Imports must keep pointing down: think before adding a package to a row. A new package
 // needs a row. Tests may import every package but internal/e2e.
 var mayImport = map[string][]string{
-	"authn":                    {gen, "internal/clock", "internal/detach", "internal/durable", "internal/refusal", "internal/retry", "internal/token", "internal/transport"}, // public: no database, no server, no command line
-	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                                   // public
-	"authn/tokensource":        {"authn", gen, "internal/refusal", "internal/retry", "internal/token", "internal/transport"},                                                 // public: as authn
+	"authn":                    {gen, "internal/clock", "internal/detach", "internal/durable", "internal/meter", "internal/refusal", "internal/retry", "internal/token", "internal/transport"}, // public: no database, no server, no command line
+	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                                                     // public
+	"authn/tokensource":        {"authn", gen, "internal/meter", "internal/refusal", "internal/retry", "internal/token", "internal/transport"},                                                 // public: as authn
 	"cmd/watchword":            {"internal/cli"},
 	"docs":                     {}, // tests of the text alone
 	"internal/audit":           {"internal/caller", "internal/store"},
 	"internal/caller":          {"internal/store"},
 	"internal/clock":           {},
+	"internal/count":           {},
 	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/throttle", "internal/user"},
 	"internal/cli":             {gen, "internal/caller", "internal/audit", "internal/durable", "internal/feed", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/token", "internal/transport", "internal/user"},
 	"internal/detach":          {},
@@ -38,20 +39,23 @@ var mayImport = map[string][]string{
 	"internal/e2e":             {},
 	"internal/feed":            {gen, "internal/hub", "internal/store", "internal/token"},
 	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share"},
-	"internal/hub":             {gen, "internal/clock", "internal/share"}, // no database: an upstream stream may fill a hub too
+	"internal/hub":             {gen, "internal/clock", "internal/count", "internal/share"}, // no database: an upstream stream may fill a hub too
 	"internal/issuer":          {"internal/audit", "internal/caller", "internal/feed", "internal/seal", "internal/store", "internal/token"},
-	"internal/password":        {"internal/share"},
+	"internal/meter":           {},
+	"internal/meter/metertest": {}, // for tests
+	"internal/password":        {"internal/count", "internal/share"},
 	"internal/pgtest":          {}, // for tests alone
 	"internal/refusal":         {gen},
 	"internal/retry":           {},
 	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/user"},
 	"internal/share":           {},
 	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/share", "internal/store", "internal/user"},
-	"internal/store":           {"internal/durable"},
+	"internal/store":           {"internal/count", "internal/durable"},
 	"internal/store/storetest": {"internal/pgtest", "internal/store"}, // for tests
-	"internal/throttle":        {"internal/store"},                    // knows no user and no password
+	"internal/telemetry":       {"authn", "internal/audit", "internal/count", "internal/feed", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/share", "internal/store"},
+	"internal/throttle":        {"internal/store"}, // knows no user and no password
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},
 	"internal/transport":       {},
@@ -94,6 +98,11 @@ var mayImportForeign = map[string][]string{
 	"golang.org/x/crypto/argon2":  {"internal/password"},
 	"github.com/alecthomas/kong":  {"internal/cli"},
 	"golang.org/x/time/rate":      {"internal/audit", "internal/rpc", "authn/tokensource"},
+
+	"github.com/prometheus":               {"internal/telemetry"},
+	"go.opentelemetry.io/otel/attribute":  {"internal/meter", "authn", "authn/tokensource"},
+	"go.opentelemetry.io/otel/metric":     {"internal/meter", "authn", "authn/tokensource", "internal/server"},
+	"go.opentelemetry.io/otel/sdk/metric": {"internal/meter/metertest"},
 
 	"github.com/KimMachineGun/automemlimit": {"internal/server"},
 }
@@ -174,10 +183,14 @@ func ownersOf(path string) ([]string, bool) {
 // TestAuthnIsLight checks all packages that a service gets by importing authn or
 // authn/tokensource, directly and indirectly.
 func TestAuthnIsLight(t *testing.T) {
-	const tokens = "github.com/golang-jwt/jwt"
+	const (
+		tokens    = "github.com/golang-jwt/jwt"
+		telemetry = "go.opentelemetry.io/" // the API alone: no SDK and no exporter
+	)
+	api := []string{telemetry + "otel/attribute", telemetry + "otel/metric"}
 	mayDependOn := map[string][]string{
-		"authn":             append(mayImport["authn"], tokens),
-		"authn/tokensource": append(slices.Concat(mayImport["authn/tokensource"], mayImport["authn"]), tokens, "golang.org/x/time/rate"),
+		"authn":             slices.Concat(mayImport["authn"], api, []string{tokens}),
+		"authn/tokensource": slices.Concat(mayImport["authn/tokensource"], mayImport["authn"], api, []string{tokens, "golang.org/x/time/rate"}),
 	}
 	for _, p := range listPackages(t) {
 		allowed, light := mayDependOn[p.name()]
@@ -188,6 +201,7 @@ func TestAuthnIsLight(t *testing.T) {
 		for _, path := range p.Deps {
 			ours, isOurs := strings.CutPrefix(path, module)
 			_, owned := ownersOf(path)
+			owned = owned || strings.HasPrefix(path, telemetry)
 			if (isOurs || owned) && !slices.ContainsFunc(allowed, func(a string) bool { return ours == a || strings.HasPrefix(ours, a+"/") && owned }) {
 				t.Errorf("%s depends on %s", p.name(), path)
 			}

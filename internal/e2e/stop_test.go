@@ -205,20 +205,20 @@ func countLogins(ctx context.Context, httpAddr string) (started, handled int) {
 		name, rest, _ := strings.Cut(lines.Text(), "{")
 		labels, value, _ := strings.Cut(rest, "} ")
 		var n int
-		if !strings.Contains(labels, `grpc_method="Login"`) {
+		if !strings.Contains(labels, `method="Login"`) {
 			continue
 		}
 		if _, err := fmt.Sscan(value, &n); err != nil && !errors.Is(err, io.EOF) {
 			continue
 		}
 		switch name {
-		case "grpc_server_started_total":
+		case "watchword_calls_running":
 			started += n
-		case "grpc_server_handled_total":
+		case "watchword_calls_total":
 			handled += n
 		}
 	}
-	return started, handled
+	return started + handled, handled
 }
 
 // TestHealthcheckOfAKilledServer also checks that the harness sees a killed server's status.

@@ -9,13 +9,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	grpcprom "github.com/grpc-ecosystem/go-grpc-middleware/providers/prometheus"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/selector"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -48,34 +45,19 @@ const (
 	maxIdle = 5 * time.Minute
 )
 
-// metrics holds the counters for Prometheus. The registry belongs to one server, so
-// that tests can run several servers in one process.
-type metrics struct {
-	registry *prometheus.Registry
-	grpc     *grpcprom.ServerMetrics
-}
-
-func newMetrics() *metrics {
-	m := &metrics{registry: prometheus.NewRegistry(), grpc: grpcprom.NewServerMetrics(
-		grpcprom.WithServerHandlingTimeHistogram())}
-	m.registry.MustRegister(m.grpc, collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	return m
-}
-
 // grpcOptions returns the bounds and the interceptors of the gRPC server. The
-// interceptors, outermost first: metrics count unary calls from their arrival, and streams
-// that the gate's tap admits; recovery turns a panic into INTERNAL; the gate notes when a
+// interceptors, outermost first: s.calls counts unary calls from their arrival, and streams
+// that the gate's tap admits, for /metrics; recovery turns a panic into INTERNAL; the gate notes when a
 // request has arrived; the edge gives errors their status and counts refused calls for the
 // security record; the verifier checks the access token; turns bound the calls of one user.
 // Before all of them, the gate's tap admits a call by its headers. A call that the tap
-// refuses, and a unary call that loses its place before its arrival, is in no metric. The
-// security record counts the calls that get no place.
+// refuses, and a unary call that loses its place before its arrival, is counted by the bound
+// that refuses the call, and in the security record.
 //
 // The keepalive pings close a connection to a client that has disappeared, within 40
 // seconds. Clients may ping every five seconds, also without a call: a verifier's
 // stream is idle most of the time.
-func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOption {
+func (s *Server) grpcOptions(tlsConfig *tls.Config) []grpc.ServerOption {
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
 	edge := rpc.NewEdge(s.audit, s.passwords.RetryAfter, s.logger)
 	calls := s.limits.calls
@@ -98,8 +80,8 @@ func (s *Server) grpcOptions(m *metrics, tlsConfig *tls.Config) []grpc.ServerOpt
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: maxIdle}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.ChainUnaryInterceptor(m.grpc.UnaryServerInterceptor()),
-		grpc.ChainStreamInterceptor(m.grpc.StreamServerInterceptor()),
+		grpc.ChainUnaryInterceptor(s.calls.Unary),
+		grpc.ChainStreamInterceptor(s.calls.Stream),
 	}
 	if s.logger.Enabled(context.Background(), slog.LevelDebug) {
 		opts = append(opts, s.logCalls()...)

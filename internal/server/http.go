@@ -13,9 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/telemetry"
 )
 
 const (
@@ -26,7 +25,7 @@ const (
 // httpServer serves the key set and metadata for verifiers in other languages, health
 // for orchestrators, and metrics for Prometheus. All answers are public and all requests
 // only read, so the HTTP server needs no authentication.
-func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *http.Server {
+func (s *Server) httpServer(issuer string, tlsConfig *tls.Config) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+keySetPath, s.serveJWKS)
 	metadata := s.metadata(issuer)
@@ -40,7 +39,7 @@ func (s *Server) httpServer(issuer string, m *metrics, tlsConfig *tls.Config) *h
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.readiness.serveReady)
-	mux.Handle("GET /metrics", boundScrapes(promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})))
+	mux.Handle("GET /metrics", boundScrapes(telemetry.Handler(s.parts(tlsConfig))))
 	// HTTP/1.1 alone: with HTTP/2 each connection could hold hundreds of requests.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)

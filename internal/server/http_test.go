@@ -152,8 +152,8 @@ func TestHTTP(t *testing.T) {
 	}
 	_, metrics := h.get(t, http.MethodGet, "/metrics")
 	for _, want := range []string{
-		`grpc_server_handled_total{grpc_code="Unauthenticated",grpc_method="Verify",grpc_service="watchword.v1.AuthService",grpc_type="unary"}`,
-		"grpc_server_handling_seconds_bucket", "go_goroutines", "process_open_fds",
+		`watchword_calls_total{method="Verify",outcome="TOKEN_INVALID",service="AuthService"}`,
+		`watchword_call_duration_seconds_bucket{method="Verify",`, "go_goroutines", "process_open_fds",
 	} {
 		if !strings.Contains(metrics, want) {
 			t.Errorf("the metrics lack %s", want)

@@ -13,8 +13,10 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/metric/noop"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -34,6 +36,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/share"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/telemetry"
 	"github.com/watchword-auth/watchword/internal/throttle"
 	"github.com/watchword-auth/watchword/internal/user"
 )
@@ -68,6 +71,8 @@ type Server struct {
 	health  *health.Server
 
 	readiness *readiness
+	chores    []*chore
+	calls     *telemetry.Calls
 
 	closers []func() error // in order of opening
 }
@@ -85,6 +90,7 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 	}
 	s := &Server{
 		cfg: cfg, logger: logger, drain: &drain{begun: make(chan struct{}), logger: logger}, known: share.NewKnown(knownNetworks),
+		calls: new(telemetry.Calls),
 	}
 	var err error
 	if s.proxies, err = caller.ParseProxies(cfg.TrustedProxy); err != nil {
@@ -131,14 +137,14 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 	if err := s.assemble(ctx, inst, master); err != nil {
 		return err
 	}
-	metrics := newMetrics()
-	s.grpc = grpc.NewServer(s.grpcOptions(metrics, tlsConfig)...)
+	s.grpc = grpc.NewServer(s.grpcOptions(tlsConfig)...)
 	if err := s.register(); err != nil {
 		return err
 	}
-	metrics.grpc.InitializeMetrics(s.grpc)
+	s.calls.Register(s.grpc.GetServiceInfo())
 	s.readiness = newReadiness(s)
-	s.http = s.httpServer(inst.issuer, metrics, tlsConfig)
+	s.chores = s.allChores()
+	s.http = s.httpServer(inst.issuer, tlsConfig)
 	return nil
 }
 
@@ -212,7 +218,8 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 		authn.WithAudience(s.issuedFor()...),
 		authn.WithPublicMethods("/grpc.health.v1.Health/*",
 			"/grpc.reflection.v1.ServerReflection/*", "/grpc.reflection.v1alpha.ServerReflection/*"),
-		authn.WithLogger(s.logger))
+		authn.WithLogger(s.logger),
+		authn.WithMeterProvider(noop.NewMeterProvider())) // counts every call; package telemetry reads Status
 	if err != nil {
 		return fmt.Errorf("starting our own verifier: %w", err)
 	}
@@ -335,30 +342,37 @@ func (s *Server) stop() {
 // restarts every few minutes prunes, too.
 const firstChore = 30 * time.Second
 
-// maintain prunes expired rows and rotates the signing keys, until ctx ends. Every
-// replica does so: pruning twice is harmless, and of two rotations at once the second
-// finds a young key. A chore that fails runs again at its next turn, and the log has a
-// warning.
-func (s *Server) maintain(ctx context.Context) {
-	type chore struct {
-		name  string
-		every time.Duration
-		do    func(context.Context) error
-	}
-	chores := []chore{
-		{"pruning events", time.Minute, s.feed.Prune},
-		{"pruning sessions", time.Hour, s.sessions.Prune},
-		{"pruning counts of wrong passwords", time.Hour, func(ctx context.Context) error { return throttle.Prune(ctx, s.store) }},
-		{"pruning the security record", time.Hour, func(ctx context.Context) error { return s.audit.Prune(ctx, s.cfg.AuditTTL) }},
+// chore is a task that runs at intervals.
+type chore struct {
+	name     string // for the log and for metrics
+	every    time.Duration
+	do       func(context.Context) error
+	failures atomic.Uint64
+}
+
+// allChores returns the chores of the server: pruning, and the rotation of keys with --key-ttl.
+func (s *Server) allChores() []*chore {
+	chores := []*chore{
+		{name: "pruning events", every: time.Minute, do: s.feed.Prune},
+		{name: "pruning sessions", every: time.Hour, do: s.sessions.Prune},
+		{name: "pruning counts of wrong passwords", every: time.Hour, do: func(ctx context.Context) error { return throttle.Prune(ctx, s.store) }},
+		{name: "pruning the security record", every: time.Hour, do: func(ctx context.Context) error { return s.audit.Prune(ctx, s.cfg.AuditTTL) }},
 	}
 	if s.cfg.KeyTTL > 0 {
 		// A tenth of --key-ttl keeps short lifetimes, as in tests, about right.
-		chores = append(chores, chore{"rotating keys", min(time.Minute, s.cfg.KeyTTL/10), func(ctx context.Context) error {
+		chores = append(chores, &chore{name: "rotating keys", every: min(time.Minute, s.cfg.KeyTTL/10), do: func(ctx context.Context) error {
 			return s.keyring.RotateOld(ctx, s.cfg.KeyTTL)
 		}})
 	}
+	return chores
+}
+
+// maintain runs the chores until ctx ends. Every replica does so: pruning twice is harmless,
+// and of two rotations at once the second finds a young key. A chore that fails runs again at
+// its next turn, and the log has a warning.
+func (s *Server) maintain(ctx context.Context) {
 	var tasks sync.WaitGroup
-	for _, c := range chores {
+	for _, c := range s.chores {
 		tasks.Go(func() {
 			first := min(c.every, firstChore)
 			next := time.NewTimer(first/2 + rand.N(first/2+1))
@@ -370,7 +384,12 @@ func (s *Server) maintain(ctx context.Context) {
 				case <-next.C:
 				}
 				next.Reset(c.every)
-				if err := c.do(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrAway) {
+				err := c.do(ctx)
+				if err == nil || ctx.Err() != nil {
+					continue
+				}
+				c.failures.Add(1)
+				if !errors.Is(err, store.ErrAway) {
 					s.logger.WarnContext(ctx, c.name+" failed; it will be tried again", "error", err)
 				}
 			}

@@ -1,0 +1,51 @@
+package server
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+
+	"github.com/watchword-auth/watchword/internal/share"
+	"github.com/watchword-auth/watchword/internal/telemetry"
+)
+
+// parts returns what /metrics reports.
+func (s *Server) parts(tlsConfig *tls.Config) telemetry.Parts {
+	return telemetry.Parts{
+		Calls: s.calls, Store: s.store, Passwords: s.passwords, Logins: s.logins, Audit: s.audit, Feed: s.feed, Keys: s.keys, Verifier: s.verifier,
+		KeyTTL:      s.cfg.KeyTTL,
+		Ready:       func() bool { return !s.drain.draining() && s.readiness.latest.Load().unready == "" },
+		CanSign:     func() bool { return s.canMint() == nil },
+		Certificate: func() *x509.Certificate { return presented(tlsConfig) },
+		Bounds:      s.bounds,
+		Failures: func() map[string]uint64 {
+			failures := map[string]uint64{}
+			for _, c := range s.chores {
+				failures[c.name] = c.failures.Load()
+			}
+			return failures
+		},
+	}
+}
+
+// presented returns the certificate that a TLS configuration presents to clients; nil without
+// TLS.
+func presented(config *tls.Config) *x509.Certificate {
+	if config == nil || len(config.Certificates) == 0 {
+		return nil
+	}
+	return config.Certificates[0].Leaf
+}
+
+// bounds returns the numbers of the bounds at the entrance of the server, by name. The bounds
+// for connections of proxies have numbers only with --trusted-proxy.
+func (s *Server) bounds() map[string]share.Stats {
+	bounds := map[string]share.Stats{}
+	var grpcOfProxies, httpOfProxies share.Stats
+	bounds["requests"], bounds["streams"] = s.gate.Stats()
+	bounds["grpc_connections"], grpcOfProxies = s.grpcLis.Stats()
+	bounds["http_connections"], httpOfProxies = s.httpLis.Stats()
+	if len(s.cfg.TrustedProxy) > 0 {
+		bounds["grpc_connections_of_proxies"], bounds["http_connections_of_proxies"] = grpcOfProxies, httpOfProxies
+	}
+	return bounds
+}

@@ -1,0 +1,134 @@
+// Package telemetry turns the numbers of the server's packages into the page that Prometheus
+// scrapes. The packages below count plain numbers, and do not know telemetry: each scrape reads
+// their Stats. The tables in series.go list every series with its text; docs/monitoring.md says
+// what a series means and when to raise an alarm, and a test keeps the two equal.
+//
+// A label has values from a set that the program bounds: never a username, an address or any
+// other text of a client.
+package telemetry
+
+import (
+	"crypto/x509"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/count"
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/hub"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/login"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/share"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// Parts holds the parts of a server. Every field is required.
+type Parts struct {
+	Calls     *Calls
+	Store     *store.Store
+	Passwords *password.Pool
+	Logins    *login.Service
+	Audit     *audit.Log
+	Feed      *feed.Feed
+	Keys      *issuer.KeySet
+	Verifier  *authn.Verifier
+
+	KeyTTL  time.Duration // zero: keys are rotated by an operator alone
+	Ready   func() bool
+	CanSign func() bool
+	// Certificate returns the certificate that the server shows to new clients; nil without TLS.
+	Certificate func() *x509.Certificate
+	Bounds      func() map[string]share.Stats // by the name of the bound; those of Passwords and Feed are left out
+	Failures    func() map[string]uint64      // of maintenance, by the name of the task
+}
+
+// Handler returns the handler of /metrics: the series of the parts, and of the process as
+// Prometheus' own collectors have them. Of the Go runtime's series, those about the heap are
+// left out, because process_resident_memory_bytes shows what the operating system sees.
+func Handler(p Parts) http.Handler {
+	registry := prometheus.NewRegistry() // one for each server, so that tests can run several in a process
+	registry.MustRegister(newPage(&p), collectors.NewGoCollector(collectors.WithGoCollectorMemStatsMetricsDisabled()),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
+}
+
+// numbers holds everything that one scrape reads, so that each package is asked once.
+type numbers struct {
+	*Parts
+	now       time.Time
+	store     store.Stats
+	passwords password.Stats
+	throttled login.Throttled
+	audit     audit.Stats
+	feed      feed.Stats
+	hub       hub.Stats
+	keys      issuer.Stats
+	verifier  authn.Status
+	bounds    map[string]share.Stats
+}
+
+func (p *Parts) read() *numbers {
+	n := &numbers{
+		Parts: p, now: time.Now(), store: p.Store.Stats(), passwords: p.Passwords.Stats(), throttled: p.Logins.Throttled(), audit: p.Audit.Stats(),
+		feed: p.Feed.Stats(), hub: p.Feed.Hub().Stats(), verifier: p.Verifier.Status(), bounds: p.Bounds(),
+	}
+	n.keys = p.Keys.Stats(n.now)
+	n.bounds["watchers"] = n.hub.Watchers
+	n.bounds["password_queue"], n.bounds["password_queue_of_admins"] = n.passwords.Queue, n.passwords.Reserve
+	return n
+}
+
+// page is the collector of all series.
+type page struct {
+	parts      *Parts
+	series     []*prometheus.Desc // of the table series
+	histograms []*prometheus.Desc // of the table histograms
+}
+
+func newPage(p *Parts) *page {
+	c := &page{parts: p}
+	for _, s := range series {
+		c.series = append(c.series, prometheus.NewDesc("watchword_"+s.name, s.text, s.labels, nil))
+	}
+	for _, h := range histograms {
+		c.histograms = append(c.histograms, prometheus.NewDesc("watchword_"+h.name, h.text, h.labels, nil))
+	}
+	return c
+}
+
+// Describe implements [prometheus.Collector].
+func (c *page) Describe(to chan<- *prometheus.Desc) {
+	for _, desc := range append(c.series, c.histograms...) {
+		to <- desc
+	}
+}
+
+// Collect implements [prometheus.Collector]. Collect asks no database and no network.
+func (c *page) Collect(to chan<- prometheus.Metric) {
+	n := c.parts.read()
+	for i, s := range series {
+		s.values(n, func(value float64, labels ...string) {
+			to <- prometheus.MustNewConstMetric(c.series[i], s.kind, value, labels...)
+		})
+	}
+	for i, h := range histograms {
+		h.values(n, func(d count.Histogram, labels ...string) {
+			to <- prometheus.MustNewConstHistogram(c.histograms[i], d.Count, d.Seconds, d.Buckets, labels...)
+		})
+	}
+}
+
+// version returns the version of the program, which the Go toolchain stores in the program.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.Main.Version
+	}
+	return "unknown"
+}
