@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"testing"
 
+	"go.opentelemetry.io/otel/metric/noop"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
@@ -12,10 +13,12 @@ import (
 	"github.com/watchword-auth/watchword/authn/authntest"
 )
 
-// BenchmarkInterceptor measures a guarded call of an empty handler, with cached tokens.
+// BenchmarkInterceptor measures a guarded call of an empty handler, with cached tokens: without
+// metrics, and counted for a meter provider.
 func BenchmarkInterceptor(b *testing.B) {
 	issuer := authntest.New()
 	intercept := issuer.NewVerifier(b, authn.WithAudience("test")).UnaryServerInterceptor()
+	counting := issuer.NewVerifier(b, authn.WithAudience("test"), authn.WithMeterProvider(noop.NewMeterProvider())).UnaryServerInterceptor()
 	info := &grpc.UnaryServerInfo{FullMethod: notes + "Mine"}
 	handler := func(context.Context, any) (any, error) { return nil, nil }
 	for _, n := range []int{1, 10_000} {
@@ -24,20 +27,24 @@ func BenchmarkInterceptor(b *testing.B) {
 			raw := issuer.Token(authntest.User{Name: "alice", Roles: []string{"reader"}})
 			calls[i] = metadata.NewIncomingContext(context.Background(), metadata.Pairs(
 				":authority", "notes", "content-type", "application/grpc", "user-agent", "grpc-go", "authorization", "Bearer "+raw))
-			if _, err := intercept(calls[i], nil, info, handler); err != nil {
-				b.Fatal(err)
+			for _, intercept := range []grpc.UnaryServerInterceptor{intercept, counting} {
+				if _, err := intercept(calls[i], nil, info, handler); err != nil {
+					b.Fatal(err)
+				}
 			}
 		}
-		b.Run(fmt.Sprintf("seen/tokens=%d", n), func(b *testing.B) {
-			b.ReportAllocs()
-			b.RunParallel(func(pb *testing.PB) {
-				for i := 0; pb.Next(); i++ {
-					if _, err := intercept(calls[i%n], nil, info, handler); err != nil {
-						b.Error(err)
-						return
+		for name, intercept := range map[string]grpc.UnaryServerInterceptor{"seen": intercept, "counted": counting} {
+			b.Run(fmt.Sprintf("%s/tokens=%d", name, n), func(b *testing.B) {
+				b.ReportAllocs()
+				b.RunParallel(func(pb *testing.PB) {
+					for i := 0; pb.Next(); i++ {
+						if _, err := intercept(calls[i%n], nil, info, handler); err != nil {
+							b.Error(err)
+							return
+						}
 					}
-				}
+				})
 			})
-		})
+		}
 	}
 }

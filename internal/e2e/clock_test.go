@@ -59,6 +59,12 @@ func TestTheDatabasesClockIsSet(t *testing.T) {
 	c := dial(t, r.door.addr())
 	set(0)
 	r.server.awaitLog(t, clockSetLine)
+	if set := r.server.metric(t, "watchword_database_clock_set_total"); set != 1 {
+		t.Errorf("the clock was set once, and the metric says %d", set)
+	}
+	if offset := r.server.metric(t, "watchword_database_clock_offset_seconds"); offset < -2 || offset > 2 {
+		t.Errorf("the clock is right again, and the metric says that it is ahead by %d s", offset)
+	}
 	verifier, err := authn.NewVerifier(callCtx(t), dialConn(t, r.door.addr(), insecure.NewCredentials()),
 		authn.WithAudience("internal"), authn.WithMaxStaleness(10*time.Second, authn.RefuseWhenStale))
 	if err != nil {

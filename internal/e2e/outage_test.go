@@ -62,11 +62,13 @@ func TestDatabaseDown(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			o.checkWithoutDatabase(t, time.Now().Add(time.Hour))
 			logged := len(o.server.stderr.String())
+			failures := o.server.metric(t, "watchword_database_failed_calls_total")
 			fault.away()
 			away := time.Now()
 			o.checkWithoutDatabase(t, away)
 			o.checkUnavailable(t)
 			o.checkHealth(t, true)
+			o.checkMetric(t, 0, failures)
 			o.checkWithoutDatabase(t, away)
 			fault.back()
 			back := time.Now()
@@ -81,6 +83,7 @@ func TestDatabaseDown(t *testing.T) {
 			wantOK(t, "login", c.tryLogin(callCtx(t), "alice", o.password))
 			eventually(t, propagation, "sending a current bundle", func() error { return o.knownSince(t, back) })
 			o.checkHealth(t, false)
+			o.checkMetric(t, 1, failures)
 			o.checkOutageLog(t, logged)
 			o.checkWithoutDatabase(t, time.Now().Add(time.Hour))
 		})
@@ -88,6 +91,18 @@ func TestDatabaseDown(t *testing.T) {
 	o.checkSchemaChange(t, in)
 	if r.now() != o.server {
 		t.Error("the replica was started again")
+	}
+}
+
+// checkMetric checks the metrics about the database. failures is the number of failed calls
+// before the outage.
+func (o *outage) checkMetric(t *testing.T, up, failures int) {
+	t.Helper()
+	if got := o.server.metric(t, "watchword_database_up"); got != up {
+		t.Errorf("watchword_database_up is %d, want %d", got, up)
+	}
+	if got := o.server.metric(t, "watchword_database_failed_calls_total"); got <= failures {
+		t.Errorf("%d failed calls, and %d before the outage", got, failures)
 	}
 }
 

@@ -69,6 +69,9 @@ func TestAForkRaisesTheFloor(t *testing.T) {
 				}
 			}
 			wantFloor(t, s, c.least)
+			if stats := f.Stats(); stats.Forks != 1 || f.Hub().Stats().Behind == 0 {
+				t.Errorf("after one fork: %+v, %+v", stats, f.Hub().Stats())
+			}
 		})
 	}
 }

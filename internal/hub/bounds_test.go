@@ -298,6 +298,9 @@ func TestTheRingIsBoundedInBytes(t *testing.T) {
 	if _, err := slow.Next(t.Context()); !errors.Is(err, hub.ErrBehind) {
 		t.Errorf("a watcher that needs a dropped message: %v", err)
 	}
+	if stats := s.Stats(); stats.Behind != 1 || stats.Slow != 0 {
+		t.Errorf("after one watcher that fell behind: %+v", stats)
+	}
 	if got := next(t, watch(t, s, at)).GetSnapshotChunk().GetTrustState().GetMaxTokenLifetime().AsDuration(); got != time.Hour+1999*time.Second {
 		t.Errorf("a stream that resumes begins with the trust state of %v", got)
 	}

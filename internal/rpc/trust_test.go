@@ -224,6 +224,9 @@ func TestAWatcherThatReadsNothingIsSentAway(t *testing.T) {
 				t.Fatal("a stream that nobody reads never ended")
 			}
 		}
+		if slow := tr.feed.Hub().Stats().Slow; slow != deaf {
+			t.Errorf("%d slow watchers are counted, want %d", slow, deaf)
+		}
 		synctest.Wait()
 		if all, left := tr.places(t, "another"), tr.places(t, "bufconn"); left != all-1 { // late's
 			t.Errorf("%d places are left of %d", left, all)
