@@ -149,7 +149,7 @@ var series = []struct {
 				add(float64(refused), refusal.Name(reason))
 			}
 		}},
-	{gauge, "verifier_revocations", "Revocations in force: of sessions that ended, and of users who were disabled or whose rights have changed.", []string{"of"},
+	{gauge, "verifier_revocations", "Revocations in force: of sessions that ended, and of users that were disabled or got other rights.", []string{"of"},
 		func(n *numbers, add add) {
 			add(float64(n.verifier.EndedSessions), "session")
 			add(float64(n.verifier.RaisedUsers), "user")
