@@ -27,6 +27,7 @@ package audit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -205,6 +206,60 @@ func List(ctx context.Context, s *store.Store, f store.AuditFilter, limit int) (
 		return err
 	})
 	return records, next, err
+}
+
+// maxNamesakes bounds the users with one name, and so the queries of one page.
+const maxNamesakes = 100
+
+var (
+	// ErrUnknownName means that no user ever had the name in a filter.
+	ErrUnknownName = errors.New("no user ever had this name")
+	// ErrNamesakes means that more than maxNamesakes users have had the name in a filter.
+	ErrNamesakes = fmt.Errorf("more than %d users have had this name: name one of them by id", maxNamesakes)
+)
+
+// ListByName is [List] for every user that has or had a name: the name of a deleted user
+// may belong to another user today.
+//
+// Errors: ErrUnknownName; ErrNamesakes; errors of the store.
+func ListByName(ctx context.Context, s *store.Store, f store.AuditFilter, name string, limit int) (records []*store.AuditRecord, next string, err error) {
+	err = s.Read(ctx, func(tx *store.Tx) error {
+		ids, err := tx.UserIDs(name, maxNamesakes+1)
+		switch {
+		case err != nil:
+			return err
+		case len(ids) == 0:
+			return ErrUnknownName
+		case len(ids) > maxNamesakes:
+			return ErrNamesakes
+		}
+		records, next = nil, ""
+		for _, id := range ids {
+			f.UserID = id
+			more, end, err := tx.Audit(f, limit, scan)
+			if err != nil {
+				return err
+			}
+			records, next = merge(records, more, limit), max(next, end)
+		}
+		// Behind next, a list of one of the users may have further records.
+		records = slices.DeleteFunc(records, func(r *store.AuditRecord) bool { return r.ID < next })
+		if len(records) > limit {
+			records = records[:limit]
+			next = records[limit-1].ID
+		}
+		return nil
+	})
+	return records, next, err
+}
+
+// merge returns the newest records of two lists, each record once: one more than limit, which
+// shows that there is a next page.
+func merge(a, b []*store.AuditRecord, limit int) []*store.AuditRecord {
+	all := slices.Concat(a, b)
+	slices.SortFunc(all, func(x, y *store.AuditRecord) int { return strings.Compare(y.ID, x.ID) })
+	all = slices.CompactFunc(all, func(x, y *store.AuditRecord) bool { return x.ID == y.ID })
+	return all[:min(len(all), limit+1)]
 }
 
 // Prune deletes records of the security record older than maxAge (--audit-ttl), as

@@ -50,7 +50,7 @@ type Subject struct {
 // may do nothing.
 type Caller struct {
 	Subject
-	Name      string // the username, as in the token; Check compares it with the row
+	Name      string // the username, as in the token; Check compares it with the row. Of an operator: in the operating system, if known
 	SessionID string
 	Version   int64    // as in the token
 	Roles     []string // as in the token; Check compares the roles with the row

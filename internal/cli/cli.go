@@ -24,7 +24,9 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/server"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -52,12 +54,13 @@ type root struct {
 	Migrate     migrateCmd     `cmd:"" help:"Bring the database's schema up to date."`
 	Backup      backupCmd      `cmd:"" help:"Write a copy of a SQLite database into a new file, also while a server runs."`
 	Datastore   datastoreCmd   `cmd:"" help:"Move the database, or prepare a restored one."`
-	User        userCmd        `cmd:"" help:"Administer users in the database."`
-	Key         keyCmd         `cmd:"" help:"Administer signing keys in the database."`
-	Audit       auditCmd       `cmd:"" help:"Show the security record, the newest first."`
-	Login       loginCmd       `cmd:"" help:"Log in at a running server; prints the tokens as JSON."`
-	Verify      verifyCmd      `cmd:"" help:"Ask a running server about an access token on standard input."`
-	Logout      logoutCmd      `cmd:"" help:"End the session of a refresh token on standard input."`
+	User        userCmd        `cmd:"" help:"Administer users, on a running server or in the database."`
+	Session     sessionCmd     `cmd:"" help:"Administer sessions, on a running server or in the database."`
+	Key         keyCmd         `cmd:"" help:"Administer signing keys, on a running server or in the database."`
+	Audit       auditCmd       `cmd:"" help:"Show the security record, the newest first, of a running server or in the database."`
+	Login       loginCmd       `cmd:"" help:"Log in at a running server; keeps the tokens for the other commands."`
+	Verify      verifyCmd      `cmd:"" help:"Ask a running server about an access token: on standard input, or of the kept login."`
+	Logout      logoutCmd      `cmd:"" help:"End the session of a refresh token on standard input, or the kept sessions."`
 	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server for its health; exit status 0 or 1."`
 
 	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
@@ -69,7 +72,8 @@ type root struct {
 // flight finish, and a transaction commits or leaves nothing. A second signal ends the
 // process at once. An error ends in one line that names the flag or the command to use.
 func Main(args []string, t Terminal) int {
-	t.Out, t.Err = escaping{t.Out}, escaping{t.Err}
+	line := new(workLine)
+	t.Out, t.Err = escaping{t.Out, line}, escaping{t.Err, line}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)                     // restores what a signal does by default: the second ends the process
@@ -92,7 +96,7 @@ func Main(args []string, t Terminal) int {
 		switch {
 		case errors.Is(err, errInterrupted):
 			return exitInterrupted
-		case errors.As(err, new(usageError)):
+		case errors.As(err, new(usageError)), refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST:
 			return exitUsage
 		}
 		return exitError

@@ -1,10 +1,8 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,21 +18,26 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
-// callTimeout bounds a command for a running server, the connecting included: a command
+// callTimeout bounds each call to a running server, the connecting included: a command
 // in a script must end. A login may wait some seconds for the password hashes of
 // others.
 const callTimeout = 30 * time.Second
 
 // remote holds the flags of the commands that call a running server.
 type remote struct {
-	Addr       string `default:"127.0.0.1:50051" help:"Address of the server's gRPC API."`
+	Addr string `default:"127.0.0.1:50051" help:"Address of the server's gRPC API."`
+	connection
+}
+
+// connection holds the flags that say how to connect to a server.
+type connection struct {
 	CAFile     string `name:"ca-file" type:"path" help:"CA of the server's certificate, PEM. Default: the system's CAs."`
 	ServerName string `help:"Name that the server's certificate must have. Default: the host in --addr."`
 	Plaintext  bool   `help:"Connect without TLS to a server on this machine."`
@@ -44,12 +47,11 @@ type remote struct {
 	network []grpc.DialOption // for tests; kong makes flags of exported fields alone
 }
 
-// with makes a connection to the server, and calls do within callTimeout. TLS is the
-// default. do may send a password or a token: without --plaintext-to-other-hosts no call
+// with makes a connection to the server, and calls do. TLS is the default. do may send a password or a token: without --plaintext-to-other-hosts no call
 // leaves this machine without TLS.
-func (r remote) with(ctx context.Context, do func(context.Context, *grpc.ClientConn) error) error {
+func (r remote) with(ctx context.Context, do func(context.Context, grpc.ClientConnInterface) error, opts ...grpc.DialOption) error {
 	path := &privatePath{anyHost: r.PlaintextToOtherHosts}
-	err := r.connect(ctx, do, grpc.WithPerRPCCredentials(path))
+	err := r.connect(ctx, do, append(opts, grpc.WithPerRPCCredentials(path))...)
 	if refused := path.refused.Load(); refused != nil {
 		return usageError{*refused}
 	}
@@ -57,7 +59,7 @@ func (r remote) with(ctx context.Context, do func(context.Context, *grpc.ClientC
 }
 
 // connect is [remote.with] for calls without a secret.
-func (r remote) connect(ctx context.Context, do func(context.Context, *grpc.ClientConn) error, opts ...grpc.DialOption) error {
+func (r remote) connect(ctx context.Context, do func(context.Context, grpc.ClientConnInterface) error, opts ...grpc.DialOption) error {
 	plaintext := r.Plaintext || r.PlaintextToOtherHosts
 	for flag, value := range map[string]string{"--ca-file": r.CAFile, "--server-name": r.ServerName} {
 		if plaintext && value != "" {
@@ -76,13 +78,19 @@ func (r remote) connect(ctx context.Context, do func(context.Context, *grpc.Clie
 	if plaintext && !r.PlaintextToOtherHosts {
 		opts = append(opts, grpc.WithNoProxy()) // a proxy on this machine could pass secrets on
 	}
-	conn, err := grpc.NewClient(r.Addr, slices.Concat([]grpc.DialOption{grpc.WithTransportCredentials(creds)}, opts, r.network)...)
+	conn, err := grpc.NewClient(r.Addr, slices.Concat([]grpc.DialOption{
+		grpc.WithTransportCredentials(creds), grpc.WithChainUnaryInterceptor(inTime)}, opts, r.network)...)
 	if err != nil {
 		return usageError{fmt.Errorf("--addr: %w", err)}
 	}
+	return errors.Join(r.cure(do(ctx, conn)), conn.Close())
+}
+
+// inTime bounds a call by callTimeout.
+func inTime(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return errors.Join(r.cure(do(ctx, conn)), conn.Close())
+	return invoke(ctx, method, req, reply, conn, opts...)
 }
 
 // cure adds to an error of the connection the flag that mends the error. gRPC has no code for
@@ -138,28 +146,42 @@ type loginCmd struct {
 	Name          string   `arg:"" help:"Username."`
 	Audience      []string `help:"A service for the tokens; repeat the flag for more; watchword alone: to administer users, sessions and keys. Default: the server's first --audience."`
 	PasswordStdin bool     `help:"Read the password from standard input."`
+	Print         bool     `help:"Print the tokens as JSON, for another program, and keep none."`
 }
 
-// Run logs in and prints the tokens as JSON, which `watchword verify` and `watchword
-// logout` read from standard input. The next login sends the refresh token of this login,
-// as the sign of a known device.
+// Run logs in, and keeps the tokens for the commands that follow, or prints the tokens as
+// JSON. Either way the next login sends the refresh token of this login, as the sign of a
+// known device.
 func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
 	pw, err := t.readPassword(ctx, c.PasswordStdin, false)
 	if err != nil {
 		return err
 	}
-	device := deviceAt(c.Addr, c.Name)
-	return c.with(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
-		resp, err := watchwordv1.NewAuthServiceClient(conn).Login(ctx, &watchwordv1.LoginRequest{
-			Username: c.Name, Password: pw, Audience: c.Audience, PreviousRefreshToken: device.token(),
+	logins := loginsAt(c.Addr)
+	defer t.progress()()
+	return c.with(ctx, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+		auth, asked := watchwordv1.NewAuthServiceClient(conn), time.Now()
+		resp, err := auth.Login(ctx, &watchwordv1.LoginRequest{
+			Username: c.Name, Password: pw, Audience: c.Audience, PreviousRefreshToken: logins.device(c.Name),
 		})
 		if err != nil {
 			return err
 		}
-		if err := device.keep(resp.GetTokens().GetRefreshToken()); err != nil { // the tokens are worth more
+		pair := resp.GetTokens()
+		err = logins.put(ctx, c.Name, slices.Equal(c.Audience, []string{caller.AdminAudience}), c.Print, pair, asked)
+		switch {
+		case err != nil && c.Print: // the tokens are worth more
 			fmt.Fprintf(t.Err, "watchword: the refresh token is not kept, and the next login counts as one from a new device: %v\n", err)
+		case err != nil:
+			_, ended := auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: pair.GetRefreshToken()})
+			return errors.Join(fmt.Errorf("the tokens cannot be kept, and the session has ended (login --print prints the tokens instead): %w", err), ended)
+		case !c.Print && t.outIsTerminal():
+			fmt.Fprintf(t.Out, "logged in as %s; watchword logout --addr %s ends the session\n", c.Name, c.Addr)
 		}
-		return t.printJSON(resp.GetTokens())
+		if c.Print {
+			return t.printJSON(pair)
+		}
+		return nil
 	})
 }
 
@@ -171,11 +193,11 @@ type verifyCmd struct {
 // Run prints what a valid access token says about its user. For any other token the
 // exit status is 1, and the error begins with the reason.
 func (c *verifyCmd) Run(ctx context.Context, t Terminal) error {
-	token, err := t.readToken(ctx, (*watchwordv1.TokenPair).GetAccessToken)
+	token, err := c.accessToken(ctx, t)
 	if err != nil {
 		return err
 	}
-	return c.with(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
+	return c.with(ctx, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		resp, err := watchwordv1.NewAuthServiceClient(conn).Verify(ctx, &watchwordv1.VerifyRequest{
 			AccessToken: token, Audience: c.Audience,
 		})
@@ -186,15 +208,35 @@ func (c *verifyCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
+// accessToken reads an access token from standard input. Without a standard input,
+// accessToken returns the access token of the newest kept login.
+func (r remote) accessToken(ctx context.Context, t Terminal) (string, error) {
+	if t.inIsGiven() {
+		return t.readToken(ctx, (*watchwordv1.TokenPair).GetAccessToken)
+	}
+	kept, err := r.kept(false)
+	if err != nil {
+		return "", err
+	}
+	return kept.token(ctx, "")
+}
+
 type logoutCmd struct{ remote }
 
-// Run ends the session of a refresh token, and prints nothing.
+// Run ends the session of a refresh token on standard input, and prints nothing. Without a
+// standard input, Run ends every session at the server that a login keeps.
 func (c *logoutCmd) Run(ctx context.Context, t Terminal) error {
+	if !t.inIsGiven() {
+		if _, err := c.kept(false); err != nil {
+			return err
+		}
+		return c.with(ctx, c.forget)
+	}
 	token, err := t.readToken(ctx, (*watchwordv1.TokenPair).GetRefreshToken)
 	if err != nil {
 		return err
 	}
-	return c.with(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
+	return c.with(ctx, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		_, err := watchwordv1.NewAuthServiceClient(conn).Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: token})
 		return err
 	})
@@ -205,7 +247,7 @@ type healthcheckCmd struct{ remote }
 // Run exits with status 0 if the server serves, and 1 otherwise: for a container, which
 // has no other program to ask.
 func (c *healthcheckCmd) Run(ctx context.Context) error {
-	return c.connect(ctx, func(ctx context.Context, conn *grpc.ClientConn) error {
+	return c.connect(ctx, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		resp, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
 		if err == nil && resp.GetStatus() != healthv1.HealthCheckResponse_SERVING {
 			err = fmt.Errorf("the server is %s", resp.GetStatus())
@@ -215,7 +257,7 @@ func (c *healthcheckCmd) Run(ctx context.Context) error {
 }
 
 // readToken reads a token from standard input: the bare text, or the JSON that
-// `watchword login` prints. of returns the wanted token of the two in the JSON.
+// `watchword login --print` prints. of returns the wanted token of the two in the JSON.
 func (t Terminal) readToken(ctx context.Context, of func(*watchwordv1.TokenPair) string) (string, error) {
 	text, err := await(ctx, t.readAll)
 	if err != nil || !strings.HasPrefix(text, "{") {
@@ -223,21 +265,7 @@ func (t Terminal) readToken(ctx context.Context, of func(*watchwordv1.TokenPair)
 	}
 	pair := &watchwordv1.TokenPair{}
 	if protojson.Unmarshal([]byte(text), pair) != nil || of(pair) == "" {
-		return "", usageError{errors.New("standard input is JSON, but not the output of login")}
+		return "", usageError{errors.New("standard input is JSON, but not the output of login --print")}
 	}
 	return of(pair), nil
-}
-
-// printJSON prints a message as indented JSON, with the field names of the proto files.
-func (t Terminal) printJSON(m proto.Message) error {
-	data, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
-	if err != nil {
-		return err
-	}
-	var out bytes.Buffer
-	if err := json.Indent(&out, data, "", "  "); err != nil { // protojson varies its spaces from build to build
-		return err
-	}
-	_, err = fmt.Fprintln(t.Out, out.String())
-	return err
 }

@@ -37,7 +37,7 @@ func serve(t *testing.T) (flags []string, password string, stop func()) {
 	return []string{"--plaintext", "--addr=" + s.GRPCAddr()}, password, stop
 }
 
-// The output of login is the input of verify and logout; a bare token is as good.
+// The output of login --print is the input of verify and logout; a bare token is as good.
 func TestClientCommands(t *testing.T) {
 	t.Parallel()
 	flags, password, stop := serve(t)
@@ -45,7 +45,7 @@ func TestClientCommands(t *testing.T) {
 	login := func(more ...string) (text string, pair *watchwordv1.TokenPair) {
 		t.Helper()
 		pair = &watchwordv1.TokenPair{}
-		text = done(t, password+"\n", command(append([]string{"login", "admin", "--password-stdin"}, more...)...)...)
+		text = done(t, password+"\n", command(append([]string{"login", "admin", "--print", "--password-stdin"}, more...)...)...)
 		if err := protojson.Unmarshal([]byte(text), pair); err != nil || pair.GetAccessToken() == "" || pair.GetRefreshToken() == "" {
 			t.Fatalf("login printed %q, %v", text, err)
 		}

@@ -14,11 +14,15 @@ import (
 // override. Line breaks and tabs pass. [Main] puts an escaping around both outputs, so
 // that no command and no log line can forget: a name in the database or a message of a
 // server may hold such characters.
-type escaping struct{ to io.Writer }
+type escaping struct {
+	to   io.Writer
+	line *workLine // removed before the text
+}
 
 // Write escapes a text. The text must end between two characters; the packages that
 // write here (fmt, tabwriter, slog, kong) write whole words or lines.
 func (e escaping) Write(p []byte) (int, error) {
+	e.line.remove()
 	if _, err := io.WriteString(e.to, escape(string(p), "\n\t")); err != nil {
 		return 0, err
 	}

@@ -40,11 +40,17 @@ func explainOne(err error) string {
 	if !errors.As(err, &refused) {
 		return err.Error() + hint(err)
 	}
-	s := refused.GRPCStatus()
-	if reason := refusal.Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
-		return refusal.Name(reason) + ": " + s.Message()
+	s, more := refused.GRPCStatus(), ""
+	if named := (about{}); errors.As(err, &named) {
+		more = ": " + named.name
 	}
-	return s.Code().String() + ": " + s.Message()
+	if ended := (over{}); errors.As(err, &ended) {
+		more = "; log in again: " + ended.command
+	}
+	if reason := refusal.Reason(err); reason != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
+		return refusal.Name(reason) + ": " + s.Message() + more
+	}
+	return s.Code().String() + ": " + s.Message() + more
 }
 
 // hint names the command or the flag that mends an error, and returns "" for an error

@@ -95,7 +95,7 @@ func TestTextFromAServerIsEscaped(t *testing.T) {
 	t.Cleanup(server.Stop)
 	flags := []string{"--plaintext", "--addr=" + listener.Addr().String()}
 
-	wantHarmless(t, "login", done(t, "a password\n", append([]string{"login", "eve"}, flags...)...))
+	wantHarmless(t, "login", done(t, "a password\n", append([]string{"login", "eve", "--print"}, flags...)...))
 	out := done(t, "a token", append([]string{"verify"}, flags...)...)
 	wantHarmless(t, "verify", out)
 	var principal struct{ Username string }

@@ -85,10 +85,10 @@ func TestNoSecretOverPlaintextToAnotherMachine(t *testing.T) {
 	} {
 		for _, allowed := range []bool{false, true} {
 			server, network := serveAt(t, c.addr)
-			r := remote{Addr: "passthrough:///localhost:50051", Plaintext: true, PlaintextToOtherHosts: allowed, network: network}
+			r := remote{"passthrough:///localhost:50051", connection{Plaintext: true, PlaintextToOtherHosts: allowed, network: network}}
 			want := int64(0)
 			for name, command := range map[string]runner{
-				"login": &loginCmd{remote: r, Name: "eve"}, "verify": &verifyCmd{remote: r}, "logout": &logoutCmd{remote: r},
+				"login": &loginCmd{remote: r, Name: "eve", Print: true}, "verify": &verifyCmd{remote: r}, "logout": &logoutCmd{remote: r},
 			} {
 				what := fmt.Sprintf("%s, %s, allowed %t", name, where, allowed)
 				in, err := os.Open(stdin)

@@ -25,7 +25,7 @@ var errInterrupted = errors.New("interrupted")
 // password; or one line from standard input, if stdin is true or standard input is no
 // terminal. Errors: errInterrupted.
 func (t Terminal) readPassword(ctx context.Context, stdin, isNew bool) (string, error) {
-	if stdin || !term.IsTerminal(int(t.In.Fd())) {
+	if stdin || !t.inIsTerminal() {
 		line, err := await(ctx, t.readLine)
 		if err != nil {
 			return "", fmt.Errorf("reading the password: %w", err)
@@ -42,6 +42,13 @@ func (t Terminal) readPassword(ctx context.Context, stdin, isNew bool) (string, 
 	}
 	return first, err
 }
+
+func (t Terminal) inIsTerminal() bool { return term.IsTerminal(int(t.In.Fd())) }
+
+// inIsGiven reports whether standard input may hold a token: standard input is no terminal
+// and not the null device. An empty file or pipe counts as given, since the command that
+// should have written the token may have failed.
+func (t Terminal) inIsGiven() bool { return !t.inIsTerminal() && !isNull(t.In) }
 
 // prompt asks for a password. The label goes to standard error, so that it is not part
 // of the command's output. However prompt ends, the terminal shows again what is typed.

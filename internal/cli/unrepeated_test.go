@@ -134,7 +134,7 @@ type failing struct{}
 func (failing) Write([]byte) (int, error) { return 0, errors.New("full") }
 
 func TestEscapingReportsErrors(t *testing.T) {
-	if n, err := (escaping{failing{}}).Write([]byte("text")); n != 0 || err == nil {
+	if n, err := (escaping{to: failing{}}).Write([]byte("text")); n != 0 || err == nil {
 		t.Errorf("%d, %v", n, err)
 	}
 	if !reflect.DeepEqual(joined(errors.Join(io.EOF)), []error{io.EOF}) {

@@ -72,11 +72,11 @@ func TestFailures(t *testing.T) {
 		says, stdin string
 		args        []string
 	}{
-		{"username taken", "another password", []string{"user", "create", "ALICE", db}},
+		{"USER_EXISTS: the username is taken", "another password", []string{"user", "create", "ALICE", db}},
 		{"fewer than", "short", []string{"user", "create", "eve", db}},
 		{"empty", "", []string{"user", "create", "eve", db}},
 		{"fewer than", "short", []string{"user", "set-password", "alice", db}},
-		{"no such user: eve", "", []string{"user", "disable", "Eve", db}},
+		{"USER_NOT_FOUND: no such user: Eve", "", []string{"user", "disable", "Eve", db}},
 		{"no such user: eve", "", []string{"user", "enable", "eve", db}},
 		{"no such user: eve", "", []string{"user", "delete", "eve", db}},
 		{"no such user: eve", "a password of eve", []string{"user", "set-password", "eve", db}},

@@ -2,12 +2,14 @@ package rpc
 
 import (
 	"context"
+	"errors"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/user"
 )
 
 // Audit serves AuditService, the reading side of the security record. The verifier lets
@@ -27,13 +29,35 @@ func (s *Audit) ListEvents(ctx context.Context, req *watchwordv1.ListEventsReque
 		Start:     field(&r, "start_time", optionalTime, req.GetStartTime()),
 		End:       field(&r, "end_time", optionalTime, req.GetEndTime()),
 	}
-	page := readPage(&r, req, "events", filter.Type, filter.UserID, filter.SessionID, filter.Start.String(), filter.End.String()) // a page token is good for the same filter only
+	name := field(&r, "user_name", optionalName, req.GetUserName())
+	if name != "" && filter.UserID != "" && r.err == nil {
+		r.err = invalidField{"user_name", errors.New("must not be given together with user_id")}
+	}
+	page := readPage(&r, req, "events", string(name), filter.Type, filter.UserID, filter.SessionID, filter.Start.String(), filter.End.String()) // a page token is good for the same filter only
 	if r.err != nil {
 		return nil, r.err
 	}
 	filter.Before = page.after
-	records, next, err := audit.List(ctx, s.Store, filter, page.size)
+	var records []*store.AuditRecord
+	var next string
+	var err error
+	if name == "" {
+		records, next, err = audit.List(ctx, s.Store, filter, page.size)
+	} else {
+		records, next, err = audit.ListByName(ctx, s.Store, filter, string(name), page.size)
+	}
+	if errors.Is(err, audit.ErrNamesakes) {
+		err = invalidField{"user_name", err}
+	}
 	return &watchwordv1.ListEventsResponse{Events: messages(records, eventMessage), NextPageToken: page.token(next)}, err
+}
+
+// optionalName is the rule for a username in a filter, which may be empty.
+func optionalName(name string) (user.Name, error) {
+	if name == "" {
+		return "", nil
+	}
+	return user.ParseName(name)
 }
 
 // eventMessage converts a record of the security record.

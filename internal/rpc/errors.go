@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/issuer"
@@ -66,6 +67,7 @@ var refusals = []struct {
 	{caller.ErrRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED, "the session behind the token has ended"},
 	{caller.ErrStale, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE, "the user's rights have changed"},
 	{user.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND, "no such user"},
+	{audit.ErrUnknownName, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND, "no such user"},
 	{user.ErrLastAdmin, codes.FailedPrecondition, watchwordv1.ErrorReason_ERROR_REASON_LAST_ADMIN, "the user is the last enabled admin; make another user an admin first"},
 	{user.ErrExists, codes.AlreadyExists, watchwordv1.ErrorReason_ERROR_REASON_USER_EXISTS, "the username is taken"},
 	{issuer.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND, "no such signing key"},

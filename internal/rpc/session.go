@@ -17,7 +17,7 @@ import (
 // means the caller.
 type Sessions struct {
 	watchwordv1.UnimplementedSessionServiceServer
-	Sessions *session.Sessions
+	Sessions *session.Admin
 }
 
 // ListSessions serves SessionService/ListSessions.

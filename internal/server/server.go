@@ -195,7 +195,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	s.users = user.New(s.store, s.feed, s.passwords, s.audit)
 	s.sessions, err = session.Open(ctx, session.Config{
 		Audience: s.cfg.Audience, Grace: s.cfg.RefreshGrace, Repeats: s.cfg.RefreshRepeats, PerUser: s.cfg.MaxSessions,
-		Idle: session.IdleTTL(s.cfg.RefreshTTL), Max: session.MaxTTL(s.cfg.SessionTTL),
+		Lifetimes: session.Lifetimes{Idle: session.IdleTTL(s.cfg.RefreshTTL), Max: session.MaxTTL(s.cfg.SessionTTL)},
 	}, session.Dependencies{
 		Store: s.store, Feed: s.feed, Issuer: tokens, Users: s.users, Audit: s.audit, Master: master,
 	})
@@ -255,7 +255,7 @@ func (s *Server) register() error {
 	watchwordv1.RegisterAuthServiceServer(services, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.issuedFor(), Known: s.known})
 	watchwordv1.RegisterTrustServiceServer(services, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != "", Known: s.known})
 	watchwordv1.RegisterUserServiceServer(services, &rpc.Users{Users: s.users})
-	watchwordv1.RegisterSessionServiceServer(services, &rpc.Sessions{Sessions: s.sessions})
+	watchwordv1.RegisterSessionServiceServer(services, &rpc.Sessions{Sessions: s.sessions.Admin})
 	watchwordv1.RegisterKeyServiceServer(services, &rpc.Keys{Keyring: s.keyring})
 	watchwordv1.RegisterAuditServiceServer(services, &rpc.Audit{Store: s.store})
 	s.health = health.NewServer()

@@ -53,9 +53,8 @@ type (
 
 // Config holds the settings of sessions. Every field is required.
 type Config struct {
-	Audience []string // the services for which this server issues tokens, beside caller.AdminAudience
-	Idle     IdleTTL
-	Max      MaxTTL
+	Lifetimes
+	Audience []string      // the services for which this server issues tokens, beside caller.AdminAudience
 	PerUser  int           // --max-sessions: the largest number of sessions of one user
 	Grace    time.Duration // --refresh-grace: how long a spent refresh token gets the same answer again
 	Repeats  int           // --refresh-repeats: in how many successive generations a spent token may come again
@@ -73,6 +72,7 @@ type Dependencies struct {
 
 // Sessions starts, refreshes and ends sessions. Sessions is safe for concurrent use.
 type Sessions struct {
+	*Admin
 	cfg Config
 	d   Dependencies
 	// appends commits events and does not wait until this server's own verifier has
@@ -88,7 +88,7 @@ func Open(ctx context.Context, cfg Config, d Dependencies) (*Sessions, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading MAC keys: %w", err)
 	}
-	return &Sessions{cfg: cfg, d: d, appends: feed.Direct(d.Store), macs: m, turns: share.NewTurns(callsAtOnce, callsWaiting)}, nil
+	return &Sessions{Admin: NewAdmin(cfg.Lifetimes, d.Store, d.Feed, d.Users, d.Audit), cfg: cfg, d: d, appends: feed.Direct(d.Store), macs: m, turns: share.NewTurns(callsAtOnce, callsWaiting)}, nil
 }
 
 // Tokens holds a new access token and a new refresh token of a session.
@@ -142,21 +142,6 @@ func (s *Sessions) Sign(ctx context.Context, g *Grant) (*Tokens, error) {
 		Access: access, Refresh: refresh, SessionID: g.session.ID, UserID: g.session.UserID, AccessExpiresIn: expires,
 		RefreshExpiresIn: s.ExpiresAt(g.session).Sub(g.now),
 	}, nil
-}
-
-// ExpiresAt returns the time at which a session ends if no refresh comes before.
-func (s *Sessions) ExpiresAt(row *store.Session) time.Time {
-	idle, end := row.RefreshedAt.Add(time.Duration(s.cfg.Idle)), s.maxEnd(row)
-	if idle.Before(end) {
-		return idle
-	}
-	return end
-}
-
-// maxEnd returns the latest end of a session, however often it is refreshed: a whole
-// second, as in the session's access tokens.
-func (s *Sessions) maxEnd(row *store.Session) time.Time {
-	return row.CreatedAt.Add(time.Duration(s.cfg.Max)).Truncate(time.Second)
 }
 
 // Audience returns the audience of a new session: the services asked for, or the first
@@ -307,132 +292,6 @@ func repeatIfUncertain(do func() error) error {
 // still has time. After the caller's deadline, the rest of the time is for the answer.
 func uncertain(err error) bool {
 	return errors.Is(err, store.ErrUncertain) && !errors.Is(err, context.DeadlineExceeded)
-}
-
-// end ends a session of the user u, unless the session has ended before, and writes why
-// into the security record. row must have been read in tx.
-func (s *Sessions) end(ctx context.Context, tx *feed.Tx, row *store.Session, u *store.User, why audit.Event) error {
-	if !row.EndedAt.IsZero() {
-		return nil
-	}
-	if err := tx.EndSession(row.ID); err != nil {
-		return err
-	}
-	why.UserID, why.UserName, why.SessionID = u.ID, u.Username, row.ID
-	if err := s.d.Audit.Record(ctx, tx.Tx, why); err != nil {
-		return err
-	}
-	return tx.SessionEnded(row.ID)
-}
-
-// List returns live sessions of a user, the newest first, beginning after the place
-// `after`. next is the `after` of the next page; the zero place at the end. List looks at
-// limit sessions, and leaves out those past their lifetime: a page may be short or empty
-// although more pages follow.
-//
-// Errors: ErrNotAllowed if the caller is neither the user nor an admin; ErrAdminAudience;
-// user.ErrNotFound, for an admin, if there is no such user.
-func (s *Sessions) List(ctx context.Context, by caller.Caller, userID string, after store.SessionPlace, limit int) (sessions []*store.Session, next store.SessionPlace, err error) {
-	if !by.MayManage(userID) {
-		return nil, next, s.notAllowed(ctx, by, userID)
-	}
-	err = s.d.Store.Read(ctx, func(tx *store.Tx) error {
-		u, err := user.Find(tx, userID)
-		if err != nil {
-			return err
-		}
-		rows, err := tx.Sessions(u, after, limit+1) // one more shows that there is a next page
-		if len(rows) > limit {
-			rows = rows[:limit]
-			next = rows[limit-1].Place()
-		}
-		sessions = slices.DeleteFunc(rows, func(row *store.Session) bool {
-			return !caller.Alive(row, u) || !s.ExpiresAt(row).After(tx.Now())
-		})
-		return err
-	})
-	return sessions, next, err
-}
-
-// FormatPlace returns a place in a list of sessions as text, and "" for the zero place.
-func FormatPlace(p store.SessionPlace) string {
-	if p == (store.SessionPlace{}) {
-		return ""
-	}
-	return fmt.Sprintf("%x.%x.%s", p.BornVersion, p.CreatedAt.UnixMicro(), p.ID)
-}
-
-// ParsePlace is the inverse of [FormatPlace].
-func ParsePlace(text string) (p store.SessionPlace, err error) {
-	if text == "" {
-		return p, nil
-	}
-	var created int64
-	if _, err = fmt.Sscanf(text, "%x.%x.%s", &p.BornVersion, &created, &p.ID); err != nil {
-		return p, errors.New("not a place in this list")
-	}
-	p.CreatedAt = time.UnixMicro(created).UTC()
-	return p, nil
-}
-
-// Revoke ends a session of the caller; an admin may end any user's session. If the
-// session has ended before, Revoke changes nothing and succeeds.
-//
-// Errors: ErrNotFound; ErrNotAllowed if the session is another user's and the caller is
-// no admin; ErrAdminAudience; errors of [caller.Caller.Check].
-func (s *Sessions) Revoke(ctx context.Context, by caller.Caller, sessionID string) error {
-	return s.d.Feed.Write(ctx, func(tx *feed.Tx) error {
-		if err := by.Check(tx.Tx); err != nil {
-			return err
-		}
-		row, u, err := tx.SessionAndUser(sessionID)
-		switch {
-		case errors.Is(err, store.ErrNotFound) && by.LacksAudience():
-			return notAllowed(by, &store.User{})
-		case errors.Is(err, store.ErrNotFound):
-			return ErrNotFound
-		case err != nil:
-			return err
-		case !by.MayManage(row.UserID):
-			return notAllowed(by, u)
-		}
-		return s.end(ctx, tx, row, u, audit.Event{Type: audit.SessionRevoked, ActorID: by.ID, ActorName: by.Name})
-	})
-}
-
-// RevokeAll ends every session of the caller; an admin may end every session of any
-// user.
-//
-// Errors: ErrNotAllowed if the caller is neither the user nor an admin; ErrAdminAudience;
-// user.ErrNotFound; errors of [caller.Caller.Check].
-func (s *Sessions) RevokeAll(ctx context.Context, by caller.Caller, userID string) error {
-	if !by.MayManage(userID) {
-		return s.notAllowed(ctx, by, userID)
-	}
-	return s.d.Users.RevokeSessions(ctx, by, userID)
-}
-
-// notAllowed returns ErrNotAllowed or ErrAdminAudience with the caller and the user, for
-// the security record. If no user has the id userID, the record leaves the id out: the
-// caller may have written any text there.
-func (s *Sessions) notAllowed(ctx context.Context, by caller.Caller, userID string) error {
-	return s.d.Store.Read(ctx, func(tx *store.Tx) error {
-		u, err := tx.User(userID)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return err
-		}
-		return notAllowed(by, u)
-	})
-}
-
-func notAllowed(by caller.Caller, u *store.User) error {
-	err := ErrNotAllowed
-	if by.LacksAudience() {
-		err = ErrAdminAudience
-	}
-	return audit.Refusal{
-		ActorID: by.ID, ActorName: by.Name, UserID: u.ID, UserName: u.Username, SessionID: by.SessionID, Err: err,
-	}
 }
 
 // Prune deletes the rows of sessions that ended or expired at least Config.Idle ago, as

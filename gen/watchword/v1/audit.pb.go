@@ -70,7 +70,9 @@ type Event struct {
 	// that was refused; for a session that a login has ended because of --max-sessions,
 	// that reason; or why a refresh token counts as reused.
 	Detail string `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"`
-	// The username of the user in `actor_id`, at the time of the event.
+	// The username of the user in `actor_id`, at the time of the event. For the command line
+	// (`source` is "cli"), the user of the operating system, if the command was about users,
+	// sessions or keys.
 	ActorName string `protobuf:"bytes,13,opt,name=actor_name,json=actorName,proto3" json:"actor_name,omitempty"`
 	// The username of the user in `user_id`, at the time of the event; before the event,
 	// if the event changed the name. For a refused login with an unknown username it is
@@ -227,7 +229,11 @@ type ListEventsRequest struct {
 	// The largest number of records in the page. Not set: 50. Above 1000: 1000.
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// `next_page_token` of the earlier page. Empty: the first page.
-	PageToken     string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only events in which a user that has or had this name acted, or that are about such a
+	// user; deleted users too. Together with `user_id`, and if more than 100 users have had
+	// the name, it is INVALID_REQUEST. USER_NOT_FOUND: no user ever had the name.
+	UserName      string `protobuf:"bytes,8,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -311,6 +317,13 @@ func (x *ListEventsRequest) GetPageToken() string {
 	return ""
 }
 
+func (x *ListEventsRequest) GetUserName() string {
+	if x != nil {
+		return x.UserName
+	}
+	return ""
+}
+
 // ListEventsResponse is a page.
 type ListEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -388,7 +401,7 @@ const file_watchword_v1_audit_proto_rawDesc = "" +
 	"\x06detail\x18\f \x01(\tR\x06detail\x12\x1d\n" +
 	"\n" +
 	"actor_name\x18\r \x01(\tR\tactorName\x12\x1b\n" +
-	"\tuser_name\x18\x0e \x01(\tR\buserName\"\x8d\x02\n" +
+	"\tuser_name\x18\x0e \x01(\tR\buserName\"\xaa\x02\n" +
 	"\x11ListEventsRequest\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1d\n" +
@@ -399,7 +412,8 @@ const file_watchword_v1_audit_proto_rawDesc = "" +
 	"\bend_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\x1b\n" +
 	"\tpage_size\x18\x06 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\a \x01(\tR\tpageToken\"i\n" +
+	"page_token\x18\a \x01(\tR\tpageToken\x12\x1b\n" +
+	"\tuser_name\x18\b \x01(\tR\buserName\"i\n" +
 	"\x12ListEventsResponse\x12+\n" +
 	"\x06events\x18\x01 \x03(\v2\x13.watchword.v1.EventR\x06events\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2w\n" +

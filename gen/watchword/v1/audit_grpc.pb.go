@@ -34,7 +34,8 @@ type AuditServiceClient interface {
 	// ListEvents lists records, the newest first (AIP-158).
 	//
 	// Errors: INVALID_REQUEST for a bad filter, a bad page token or a negative
-	// page size; those of an access token; ROLE_REQUIRED; STORE_UNAVAILABLE.
+	// page size; USER_NOT_FOUND; those of an access token; ROLE_REQUIRED;
+	// STORE_UNAVAILABLE.
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
 }
 
@@ -66,7 +67,8 @@ type AuditServiceServer interface {
 	// ListEvents lists records, the newest first (AIP-158).
 	//
 	// Errors: INVALID_REQUEST for a bad filter, a bad page token or a negative
-	// page size; those of an access token; ROLE_REQUIRED; STORE_UNAVAILABLE.
+	// page size; USER_NOT_FOUND; those of an access token; ROLE_REQUIRED;
+	// STORE_UNAVAILABLE.
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
 	mustEmbedUnimplementedAuditServiceServer()
 }

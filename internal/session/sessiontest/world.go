@@ -148,7 +148,7 @@ func (w *World) Bounded(t *testing.T, perUser int) (*session.Sessions, *login.Se
 func (w *World) open(t *testing.T, settings []Setting) (*session.Sessions, *login.Service) {
 	t.Helper()
 	rules := session.Config{
-		Audience: []string{"internal", "billing"}, Idle: session.IdleTTL(Idle), Max: session.MaxTTL(Lifetime), Grace: Grace,
+		Audience: []string{"internal", "billing"}, Lifetimes: session.Lifetimes{Idle: session.IdleTTL(Idle), Max: session.MaxTTL(Lifetime)}, Grace: Grace,
 		PerUser: PerUser, Repeats: session.DefaultRepeats,
 	}
 	for _, set := range settings {

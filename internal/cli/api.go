@@ -1,0 +1,151 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"strings"
+
+	"github.com/alecthomas/kong"
+	"google.golang.org/grpc"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/server"
+)
+
+// api holds the flags of the commands that are clients of the API for administration. With
+// --addr, a running server serves the API, and the command uses the tokens of `watchword
+// login --audience watchword`. Otherwise the API is served in this process on the database,
+// so an operator can help when no server runs and when no admin can log in.
+type api struct {
+	Addr string `help:"Address of the gRPC API of a running server, after watchword login --audience watchword. Default: no server, but the database."`
+	connection
+	TokenStdin bool `help:"Read the access token for the running server from standard input: the token, or the output of login --print."`
+	datastore
+
+	onServer bool   // decided by AfterApply
+	username string // of the login in use, on a running server; empty with --token-stdin
+}
+
+// ofServer and ofDatabase name the flags that mean something on a running server alone, and
+// on a database alone.
+var (
+	ofServer   = []string{"ca-file", "server-name", "plaintext", "plaintext-to-other-hosts", "token-stdin"}
+	ofDatabase = []string{"datastore-uri", "master-key-file", "min-password-length", "password-list", "refresh-ttl", "session-ttl"}
+)
+
+// AfterApply decides between the running server and the database: a flag on the command line
+// counts more than a variable. A command that could mean both changes nothing. kong calls
+// AfterApply after the flags are read; an error is wrong usage.
+func (a *api) AfterApply(k *kong.Context) error {
+	given := map[string]bool{}
+	for _, p := range k.Path {
+		if p.Flag != nil && !p.Resolved {
+			given[p.Flag.Name] = true
+		}
+	}
+	a.onServer = a.Addr != "" && !given["datastore-uri"] || given["addr"]
+	if a.onServer && !given["addr"] && os.Getenv("WATCHWORD_DATASTORE_URI") != "" {
+		return errors.New("the variables WATCHWORD_ADDR and WATCHWORD_DATASTORE_URI are both set: " +
+			"give --addr for the running server, or --datastore-uri for the database")
+	}
+	wrong, why := ofServer, "is for a running server: name the server by --addr"
+	if a.onServer {
+		wrong, why = ofDatabase, "is for a database, and --addr names a running server: leave one of them out"
+	}
+	for _, name := range wrong {
+		if given[name] {
+			return fmt.Errorf("--%s %s", name, why)
+		}
+	}
+	return nil
+}
+
+// with connects to the API, and calls do.
+func (a *api) with(ctx context.Context, t Terminal, do func(context.Context, grpc.ClientConnInterface) error) error {
+	return a.withLocal(ctx, t, server.LocalConfig{}, do)
+}
+
+// withLocal is [api.with] with settings for the API on a database.
+func (a *api) withLocal(ctx context.Context, t Terminal, local server.LocalConfig, do func(context.Context, grpc.ClientConnInterface) error) error {
+	if a.onServer {
+		return a.withServer(ctx, t, do)
+	}
+	local.DatastoreURI, local.Operator = a.DatastoreURI, operator()
+	local.Warn = func(text string) { fmt.Fprintln(t.Err, text) }
+	l, err := server.OpenLocal(ctx, local)
+	if err != nil {
+		return err
+	}
+	defer t.progress()()
+	return errors.Join(do(ctx, l.Conn()), l.Close())
+}
+
+// withServer is [api.with] for a running server.
+func (a *api) withServer(ctx context.Context, t Terminal, do func(context.Context, grpc.ClientConnInterface) error) error {
+	r := remote{a.Addr, a.connection}
+	var tokens tokens
+	if a.TokenStdin {
+		token, err := t.readToken(ctx, (*watchwordv1.TokenPair).GetAccessToken)
+		if err != nil {
+			return err
+		}
+		tokens = fixedToken(token)
+	} else {
+		kept, err := r.kept(true)
+		if err != nil {
+			return err
+		}
+		tokens, a.username = kept, kept.username
+	}
+	defer t.progress()()
+	return r.with(ctx, do, bearing(tokens)...)
+}
+
+// operator returns the user of the operating system that runs this process, for the security
+// record.
+func operator() string {
+	u, err := user.Current()
+	if err != nil {
+		return fmt.Sprintf("uid %d", os.Getuid())
+	}
+	return u.Username
+}
+
+// about is the error of a call about something that the arguments name.
+type about struct {
+	error
+	name string
+}
+
+func (e about) Error() string { return e.error.Error() + ": " + e.name }
+func (e about) Unwrap() error { return e.error }
+
+// findUser returns the user with a name. Errors: USER_NOT_FOUND with the name.
+func findUser(ctx context.Context, conn grpc.ClientConnInterface, name string) (*watchwordv1.User, error) {
+	resp, err := watchwordv1.NewUserServiceClient(conn).GetUser(ctx, &watchwordv1.GetUserRequest{
+		Key: &watchwordv1.GetUserRequest_Username{Username: name},
+	})
+	if refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND {
+		err = about{err, strings.ToValidUTF8(name, "")}
+	}
+	return resp.GetUser(), err
+}
+
+// pageSize is the number of rows that a command reads in one call.
+const pageSize = 500
+
+// pages calls read for each page of a list (AIP-158). read gets the token of a page and
+// returns the token of the next page.
+func pages(read func(token string) (next string, err error)) error {
+	for token := ""; ; {
+		next, err := read(token)
+		if err != nil || next == "" {
+			return err
+		}
+		token = next
+	}
+}

@@ -1,0 +1,188 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/server"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// keyCmd holds the commands about signing keys, and about master keys.
+type keyCmd struct {
+	List   keyListCmd   `cmd:"" help:"List signing keys."`
+	Rotate keyRotateCmd `cmd:"" help:"Let the next key sign, as soon as every cache can know the key."`
+	Revoke keyRevokeCmd `cmd:"" help:"Withdraw a leaked key: every token of the key is refused."`
+	Reseal keyResealCmd `cmd:"" help:"Seal the keys in the database under the first master key in the file."`
+
+	CreateMasterKey keyMasterCmd `cmd:"" help:"Make a file with a new master key, for the first start on PostgreSQL."`
+}
+
+// signingKeys holds the flags of the commands about signing keys. On a database, `key list`
+// without the master key file cannot tell whether somebody without the master key has
+// changed the rows.
+type signingKeys struct {
+	api
+	masterKeyFile
+}
+
+type masterKeyFile struct {
+	MasterKeyFile string `type:"path" help:"On a database: file of the master key, as for serve."`
+}
+
+// do connects to the API, and calls do with KeyService.
+func (k *signingKeys) do(ctx context.Context, t Terminal, do func(context.Context, watchwordv1.KeyServiceClient) error) error {
+	return k.withLocal(ctx, t, server.LocalConfig{MasterKeyFile: k.MasterKeyFile}, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+		return do(ctx, watchwordv1.NewKeyServiceClient(conn))
+	})
+}
+
+type keyListCmd struct {
+	signingKeys
+	asJSON
+}
+
+// Run lists all signing keys, withdrawn keys too.
+func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
+	return c.do(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient) error {
+		each := func(show func(*watchwordv1.Key) error) error {
+			resp, err := keys.ListKeys(ctx, &watchwordv1.ListKeysRequest{})
+			for _, k := range resp.GetKeys() {
+				if err := show(k); err != nil {
+					return err
+				}
+			}
+			return err
+		}
+		return list(t, c.asJSON, "KID\tALGORITHM\tSTATE\tPUBLISHED\tSIGNS FROM\tSIGNS UNTIL\tVERIFIES UNTIL", each, func(k *watchwordv1.Key) []string {
+			state := strings.ToLower(strings.TrimPrefix(k.GetState().String(), "KEY_STATE_"))
+			return []string{k.GetKid(), k.GetAlgorithm(), state, moment(k.GetPublishedAt()), moment(k.GetSignsFrom()), moment(k.GetSignsUntil()), moment(k.GetVerifiesUntil())}
+		})
+	})
+}
+
+type keyRotateCmd struct {
+	signingKeys
+	asJSON
+	Alg string `enum:",EdDSA,ES256,RS256" default:"" help:"Algorithm of the next signing key: EdDSA, ES256 or RS256. Default: the current algorithm."`
+}
+
+// Run rotates the signing key. The printed time may be in the future: caches must know
+// the next key before it signs.
+func (c *keyRotateCmd) Run(ctx context.Context, t Terminal) error {
+	return c.do(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient) error {
+		resp, err := keys.RotateKey(ctx, &watchwordv1.RotateKeyRequest{Algorithm: c.Alg})
+		if err != nil {
+			return err
+		}
+		return t.printSigns(resp.GetKey(), c.asJSON)
+	})
+}
+
+type keyRevokeCmd struct {
+	signingKeys
+	asJSON
+	KID string `arg:"" name:"kid" help:"The key's id."`
+}
+
+// Run withdraws a key, and prints the key that signs now.
+func (c *keyRevokeCmd) Run(ctx context.Context, t Terminal) error {
+	return c.do(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient) error {
+		resp, err := keys.RevokeKey(ctx, &watchwordv1.RevokeKeyRequest{Kid: c.KID})
+		if err != nil {
+			return err
+		}
+		return t.printSigns(resp.GetKey(), c.asJSON)
+	})
+}
+
+// printSigns prints from when on a key signs.
+func (t Terminal) printSigns(k *watchwordv1.Key, f asJSON) error {
+	if f.JSON {
+		return t.printLine(k)
+	}
+	_, err := fmt.Fprintln(t.Out, escape(fmt.Sprintf("%s %s signs from %s", k.GetKid(), k.GetAlgorithm(), moment(k.GetSignsFrom())), ""))
+	return err
+}
+
+// signsFrom returns a line about a key from the database.
+func signsFrom(key issuer.Key) string {
+	return escape(fmt.Sprintf("%s %s signs from %s", key.KID, key.Algorithm, key.SignsFrom.Format(time.RFC3339)), "")
+}
+
+type keyMasterCmd struct {
+	File string `arg:"" type:"path" help:"The file to make; must not exist."`
+}
+
+// Run makes a file with a new master key. The operator copies the file to every
+// replica: a server on PostgreSQL never makes the file, since each replica would make
+// another key.
+func (c *keyMasterCmd) Run() error {
+	_, err := seal.Create(c.File)
+	return err
+}
+
+// record returns the security record for a command. The log lines that follow each
+// record are dropped: the person at the terminal sees the command's output.
+func record(s *store.Store) *audit.Log { return audit.New(s, slog.New(slog.DiscardHandler)) }
+
+// keys holds the flags of the commands that work on the keys of a database itself.
+type keys struct {
+	datastore
+	MasterKeyFile string `type:"path" help:"File of the master key, as for serve."`
+}
+
+// withMaster opens the database, loads the master keys by load, and calls do with both.
+// Errors: fs.ErrNotExist if the file of the master keys is missing.
+func (k keys) withMaster(ctx context.Context, load func(path string) (*seal.Keys, error), do func(*store.Store, *seal.Keys) error) error {
+	return k.with(ctx, func(s *store.Store) error {
+		path, err := server.MasterKeyPath(s, k.MasterKeyFile)
+		if err != nil {
+			return err
+		}
+		master, err := load(path)
+		if err != nil {
+			return err
+		}
+		return do(s, master)
+	})
+}
+
+type keyResealCmd struct {
+	keys
+	NewMasterKey bool `help:"Put a new master key before the others in the file first."`
+}
+
+// Run seals all keys under the first master key. With --new-master-key, Run first puts
+// a new master key into the file; every replica needs that file before the old keys may
+// be removed from it.
+func (c *keyResealCmd) Run(ctx context.Context, t Terminal) error {
+	return c.withMaster(ctx, seal.Load, func(s *store.Store, master *seal.Keys) error {
+		if err := server.CheckMaster(ctx, s, master); err != nil { // before the file is changed
+			return err
+		}
+		if c.NewMasterKey {
+			path, err := server.MasterKeyPath(s, c.MasterKeyFile)
+			if err != nil {
+				return err
+			}
+			if master, err = seal.Add(path); err != nil {
+				return err
+			}
+		}
+		n, err := server.Reseal(ctx, s, master, record(s))
+		if err == nil {
+			fmt.Fprintf(t.Out, "resealed %d keys; every key is sealed under the first master key in the file\n", n)
+		}
+		return err
+	})
+}

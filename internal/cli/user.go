@@ -1,0 +1,277 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/server"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+// userCmd holds the commands about users.
+type userCmd struct {
+	Create      userCreateCmd  `cmd:"" help:"Make a user."`
+	List        userListCmd    `cmd:"" help:"List users."`
+	Show        userShowCmd    `cmd:"" help:"Show a user."`
+	Rename      userRenameCmd  `cmd:"" help:"Give a user another username. The user's access tokens are refreshed with the new name."`
+	Disable     userDisableCmd `cmd:"" help:"Disable a user and end the user's sessions."`
+	Enable      userEnableCmd  `cmd:"" help:"Enable a user."`
+	SetRoles    userRolesCmd   `cmd:"" help:"Replace the roles of a user. The user's access tokens are refreshed with the new roles."`
+	SetPassword userPassCmd    `cmd:"" help:"Give a user a new password and end the user's sessions."`
+	Delete      userDeleteCmd  `cmd:"" help:"Delete a user. This cannot be undone."`
+}
+
+// newPassword holds the flags of a command that sets a password. On a running server, the
+// server's own rules for passwords count.
+type newPassword struct {
+	server.PasswordRules
+	PasswordStdin bool `help:"Read the password from standard input."`
+}
+
+// read reads the rules for passwords on a database, and then the new password, at a terminal
+// twice. The API checks the password by the rules.
+func (n newPassword) read(ctx context.Context, t Terminal, a *api) (text string, local server.LocalConfig, err error) {
+	if a.TokenStdin && (n.PasswordStdin || !t.inIsTerminal()) {
+		return "", local, usageError{errors.New("--token-stdin: standard input holds the token, so the password must come from a terminal")}
+	}
+	if !a.onServer {
+		if local.Policy, err = n.Policy(); err != nil {
+			return "", local, err
+		}
+	}
+	if text, err = t.readPassword(ctx, n.PasswordStdin, true); err != nil {
+		return "", local, err
+	}
+	if _, err = password.Parse(text); err != nil {
+		err = fmt.Errorf("password: %w", err)
+	}
+	return text, local, err
+}
+
+// named holds the flags and the argument of a command about one user.
+type named struct {
+	api
+	Name string `arg:"" help:"Username."`
+}
+
+// username checks the form of a username before the database is opened or a password is
+// asked for. A malformed name is wrong usage.
+func username(text string) error {
+	if _, err := user.ParseName(text); err != nil {
+		return usageError{fmt.Errorf("username: %w", err)}
+	}
+	return nil
+}
+
+// rolesOf is [username] for the roles in --role.
+func rolesOf(names []string) error {
+	if _, err := user.ParseRoles(names); err != nil {
+		return usageError{fmt.Errorf("--role: %w", err)}
+	}
+	return nil
+}
+
+// change finds the user, and calls do with the user. Errors: USER_NOT_FOUND with the name.
+func (n *named) change(ctx context.Context, t Terminal, local server.LocalConfig, do func(context.Context, watchwordv1.UserServiceClient, *watchwordv1.User) error) error {
+	if err := username(n.Name); err != nil {
+		return err
+	}
+	return n.withLocal(ctx, t, local, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+		u, err := findUser(ctx, conn, n.Name)
+		if err != nil {
+			return err
+		}
+		return do(ctx, watchwordv1.NewUserServiceClient(conn), u)
+	})
+}
+
+// update changes one field of the user; set changes the field in the message.
+func (n *named) update(ctx context.Context, t Terminal, field string, set func(*watchwordv1.User)) error {
+	return n.change(ctx, t, server.LocalConfig{}, func(ctx context.Context, users watchwordv1.UserServiceClient, u *watchwordv1.User) error {
+		set(u)
+		_, err := users.UpdateUser(ctx, &watchwordv1.UpdateUserRequest{User: u, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{field}}})
+		return err
+	})
+}
+
+type userCreateCmd struct {
+	named
+	newPassword
+	Role []string `help:"A role; repeat the flag for more."`
+}
+
+// Run makes a user and prints the id: alone for a script, and in a sentence at a terminal.
+// Run checks the arguments and reads the password before it opens the database.
+func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
+	if err := errors.Join(username(c.Name), rolesOf(c.Role)); err != nil {
+		return err
+	}
+	pw, local, err := c.read(ctx, t, &c.api)
+	if err != nil {
+		return err
+	}
+	return c.withLocal(ctx, t, local, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+		resp, err := watchwordv1.NewUserServiceClient(conn).CreateUser(ctx, &watchwordv1.CreateUserRequest{
+			Username: c.Name, Password: pw, Roles: c.Role,
+		})
+		if err == nil {
+			t.printMade(resp.GetUser())
+		}
+		return err
+	})
+}
+
+// printMade prints a new user.
+func (t Terminal) printMade(u *watchwordv1.User) {
+	if !t.outIsTerminal() {
+		fmt.Fprintln(t.Out, u.GetId())
+		return
+	}
+	roles := "no roles"
+	if len(u.GetRoles()) > 0 {
+		roles = "the roles " + strings.Join(u.GetRoles(), ", ")
+	}
+	fmt.Fprintf(t.Out, "made the user %s with %s and the id %s\n", u.GetUsername(), roles, u.GetId())
+}
+
+type userListCmd struct {
+	api
+	asJSON
+}
+
+// Run lists all users, a page at a time: each page is a transaction of its own, and a
+// long list blocks nothing.
+func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
+	return c.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+		users := watchwordv1.NewUserServiceClient(conn)
+		each := func(show func(*watchwordv1.User) error) error {
+			return pages(func(token string) (string, error) {
+				resp, err := users.ListUsers(ctx, &watchwordv1.ListUsersRequest{PageSize: pageSize, PageToken: token})
+				for _, u := range resp.GetUsers() {
+					if err := show(u); err != nil {
+						return "", err
+					}
+				}
+				return resp.GetNextPageToken(), err
+			})
+		}
+		return list(t, c.asJSON, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", each, func(u *watchwordv1.User) []string {
+			return []string{u.GetId(), u.GetUsername(), strings.Join(u.GetRoles(), ","), userState(u), moment(u.GetCreatedAt())}
+		})
+	})
+}
+
+func userState(u *watchwordv1.User) string {
+	if u.GetDisabled() {
+		return "disabled"
+	}
+	return "enabled"
+}
+
+type userShowCmd struct {
+	named
+	asJSON
+}
+
+// Run prints what the server knows of a user, a field in each line.
+func (c *userShowCmd) Run(ctx context.Context, t Terminal) error {
+	return c.change(ctx, t, server.LocalConfig{}, func(_ context.Context, _ watchwordv1.UserServiceClient, u *watchwordv1.User) error {
+		if c.JSON {
+			return t.printLine(u)
+		}
+		return table(t.Out, "", func(add addRow) error {
+			return errors.Join(add("id", u.GetId()), add("username", u.GetUsername()), add("roles", strings.Join(u.GetRoles(), ",")),
+				add("state", userState(u)), add("created", moment(u.GetCreatedAt())), add("updated", moment(u.GetUpdatedAt())))
+		})
+	})
+}
+
+type userRenameCmd struct {
+	named
+	NewName string `arg:"" help:"The new username."`
+}
+
+// Run gives the user another name. Sessions continue.
+func (c *userRenameCmd) Run(ctx context.Context, t Terminal) error {
+	if err := username(c.NewName); err != nil {
+		return err
+	}
+	return c.update(ctx, t, "username", func(u *watchwordv1.User) { u.Username = c.NewName })
+}
+
+type userDisableCmd struct{ named }
+
+// Run disables the user, which ends every session of the user.
+func (c *userDisableCmd) Run(ctx context.Context, t Terminal) error {
+	return c.update(ctx, t, "disabled", func(u *watchwordv1.User) { u.Disabled = true })
+}
+
+type userEnableCmd struct{ named }
+
+// Run enables the user. Sessions that have ended stay ended.
+func (c *userEnableCmd) Run(ctx context.Context, t Terminal) error {
+	return c.update(ctx, t, "disabled", func(u *watchwordv1.User) { u.Disabled = false })
+}
+
+type userRolesCmd struct {
+	named
+	Role    []string `help:"A role; repeat the flag for more."`
+	NoRoles bool     `help:"Remove every role."`
+}
+
+// Validate returns an error unless either roles or --no-roles are given: a forgotten --role
+// must remove nothing. kong calls Validate, and the exit status is 2.
+func (c *userRolesCmd) Validate() error {
+	if (len(c.Role) > 0) == c.NoRoles {
+		return errors.New("give all roles of the user by --role, or --no-roles to remove every role")
+	}
+	return nil
+}
+
+// Run replaces the roles of the user. If the user has these roles already, Run changes
+// nothing.
+func (c *userRolesCmd) Run(ctx context.Context, t Terminal) error {
+	if err := rolesOf(c.Role); err != nil {
+		return err
+	}
+	return c.update(ctx, t, "roles", func(u *watchwordv1.User) { u.Roles = c.Role })
+}
+
+type userPassCmd struct {
+	named
+	newPassword
+}
+
+// Run sets a new password and ends the user's sessions: an old password may have been
+// stolen.
+func (c *userPassCmd) Run(ctx context.Context, t Terminal) error {
+	if err := username(c.Name); err != nil {
+		return err
+	}
+	pw, local, err := c.read(ctx, t, &c.api)
+	if err != nil {
+		return err
+	}
+	return c.change(ctx, t, local, func(ctx context.Context, users watchwordv1.UserServiceClient, u *watchwordv1.User) error {
+		_, err := users.SetPassword(ctx, &watchwordv1.SetPasswordRequest{Id: u.GetId(), Password: pw})
+		return err
+	})
+}
+
+type userDeleteCmd struct{ named }
+
+// Run deletes the user. Records of the user stay in the security record, and
+// `watchword audit --user` still finds the records by the name.
+func (c *userDeleteCmd) Run(ctx context.Context, t Terminal) error {
+	return c.change(ctx, t, server.LocalConfig{}, func(ctx context.Context, users watchwordv1.UserServiceClient, u *watchwordv1.User) error {
+		_, err := users.DeleteUser(ctx, &watchwordv1.DeleteUserRequest{Id: u.GetId()})
+		return err
+	})
+}

@@ -1,0 +1,191 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/rpc"
+	"github.com/watchword-auth/watchword/internal/seal"
+	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+// LocalConfig holds the settings of a [Local]. The settings with the names of flags are as
+// for serve.
+type LocalConfig struct {
+	DatastoreURI           string
+	MasterKeyFile          string          // read by the calls about keys alone
+	Policy                 password.Policy // of new passwords
+	RefreshTTL, SessionTTL time.Duration   // decide which sessions are live
+	Operator               string          // the name in the operating system, for the security record
+	Warn                   func(text string)
+}
+
+// Local serves UserService, SessionService, KeyService and AuditService on a database, for
+// the command line: to one client in this process, over a connection in memory. The client
+// is the operator ([rpc.AsOperator]) and needs no token, since the operator can write the
+// database anyway. Servers that run on the same database learn of the changes by polling,
+// within a second.
+type Local struct {
+	conn  *grpc.ClientConn
+	grpc  *grpc.Server
+	ended chan error // has the error of Serve
+	store *store.Store
+	cause atomic.Pointer[error] // of the handler's last error
+}
+
+// OpenLocal opens a database, which must exist, and serves it. Call Close.
+func OpenLocal(ctx context.Context, cfg LocalConfig) (*Local, error) {
+	s, err := store.OpenExisting(ctx, cfg.DatastoreURI)
+	if err != nil {
+		return nil, err
+	}
+	silent := slog.New(slog.DiscardHandler) // the person at the terminal sees the command's output
+	record := audit.New(s, silent)
+	passwords := password.NewPool(password.Config{Policy: cfg.Policy})
+	users := user.New(s, feed.Direct(s), passwords, record)
+	lifetimes := session.Lifetimes{Idle: session.IdleTTL(cfg.RefreshTTL), Max: session.MaxTTL(cfg.SessionTTL)}
+
+	l := &Local{store: s, ended: make(chan error, 1)}
+	edge := rpc.NewEdge(record, passwords.RetryAfter, silent)
+	l.grpc = grpc.NewServer(grpc.ChainUnaryInterceptor(asOperator(cfg.Operator), edge.Unary, l.keepCause))
+	watchwordv1.RegisterUserServiceServer(l.grpc, &rpc.Users{Users: users})
+	watchwordv1.RegisterSessionServiceServer(l.grpc, &rpc.Sessions{Sessions: session.NewAdmin(lifetimes, s, feed.Direct(s), users, record)})
+	watchwordv1.RegisterKeyServiceServer(l.grpc, &localKeys{cfg: cfg, store: s, audit: record})
+	watchwordv1.RegisterAuditServiceServer(l.grpc, &rpc.Audit{Store: s})
+
+	memory := bufconn.Listen(buffer)
+	go func() { l.ended <- l.grpc.Serve(memory) }()
+	l.conn, err = grpc.NewClient("passthrough:///database", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return memory.DialContext(ctx) }),
+		grpc.WithChainUnaryInterceptor(l.tellCause))
+	if err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// Conn returns the connection for the clients of the services. A call that fails by a fault
+// of the database or of the master key returns the fault itself, and no status: the operator
+// can mend the fault. Make one call at a time.
+func (l *Local) Conn() grpc.ClientConnInterface { return l.conn }
+
+// Close closes the connection and the database. The error counts: it may tell that the last
+// write failed.
+func (l *Local) Close() error {
+	var err error
+	if l.conn != nil {
+		err = l.conn.Close()
+	}
+	l.grpc.Stop()
+	return errors.Join(err, <-l.ended, l.store.Close())
+}
+
+// asOperator returns an interceptor that makes every call one of the operator.
+func asOperator(name string) grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		return handler(rpc.AsOperator(ctx, name), req)
+	}
+}
+
+// keepCause intercepts the calls at the server's end, and keeps the error of the handler for
+// tellCause.
+func (l *Local) keepCause(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	resp, err := handler(ctx, req)
+	if err != nil {
+		l.cause.Store(&err)
+	}
+	return resp, err
+}
+
+// tellCause intercepts the calls at the client's end.
+func (l *Local) tellCause(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	l.cause.Store(nil)
+	err := invoke(ctx, method, req, reply, conn, opts...)
+	if code := status.Code(err); code == codes.Internal || code == codes.Unavailable {
+		if cause := l.cause.Load(); cause != nil {
+			return *cause
+		}
+	}
+	return err
+}
+
+// localKeys serves KeyService, and reads the master key file at each call.
+type localKeys struct {
+	watchwordv1.UnimplementedKeyServiceServer
+	cfg   LocalConfig
+	store *store.Store
+	audit *audit.Log
+}
+
+// master loads the master keys.
+func (k *localKeys) master() (*seal.Keys, error) {
+	path, err := MasterKeyPath(k.store, k.cfg.MasterKeyFile)
+	if err != nil {
+		return nil, err
+	}
+	return seal.Load(path)
+}
+
+// with returns the service with master keys that open the keys in the database.
+func (k *localKeys) with(master *seal.Keys) *rpc.Keys {
+	keys := issuer.NewKeySet(master, slog.New(slog.DiscardHandler))
+	return &rpc.Keys{Keyring: issuer.NewKeyring(k.store, feed.Direct(k.store), keys, k.audit)}
+}
+
+// checked returns the service for changes. Errors: those of the master key file.
+func (k *localKeys) checked(ctx context.Context) (*rpc.Keys, error) {
+	master, err := k.master()
+	if err == nil {
+		err = CheckMaster(ctx, k.store, master)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k.with(master), nil
+}
+
+// ListKeys lists all signing keys. With the master key file, a key that somebody without the
+// master key has added or changed is `untrusted`. Without the file, ListKeys warns.
+func (k *localKeys) ListKeys(ctx context.Context, req *watchwordv1.ListKeysRequest) (*watchwordv1.ListKeysResponse, error) {
+	master, unchecked := k.master()
+	resp, err := k.with(master).ListKeys(ctx, req)
+	if err == nil && unchecked != nil && len(resp.GetKeys()) > 0 {
+		k.cfg.Warn("the keys are shown as the database has them, without a check by the master key: " + unchecked.Error())
+	}
+	return resp, err
+}
+
+// RotateKey serves KeyService/RotateKey.
+func (k *localKeys) RotateKey(ctx context.Context, req *watchwordv1.RotateKeyRequest) (*watchwordv1.RotateKeyResponse, error) {
+	keys, err := k.checked(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return keys.RotateKey(ctx, req)
+}
+
+// RevokeKey serves KeyService/RevokeKey.
+func (k *localKeys) RevokeKey(ctx context.Context, req *watchwordv1.RevokeKeyRequest) (*watchwordv1.RevokeKeyResponse, error) {
+	keys, err := k.checked(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return keys.RevokeKey(ctx, req)
+}
