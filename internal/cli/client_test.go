@@ -18,8 +18,16 @@ import (
 // password of its first user, and a function that stops the server.
 func serve(t *testing.T) (flags []string, password string, stop func()) {
 	t.Helper()
+	flags, password, _, stop = serveWith(t, func(*server.Config) {})
+	return flags, password, stop
+}
+
+// serveWith is serve with settings, and returns the flag for the server's database too.
+func serveWith(t *testing.T, set func(*server.Config)) (flags []string, password, db string, stop func()) {
+	t.Helper()
 	cfg := server.DefaultConfig()
 	cfg.GRPCAddr, cfg.HTTPAddr, cfg.DatastoreURI = "127.0.0.1:0", "127.0.0.1:0", "sqlite:"+filepath.Join(t.TempDir(), "watchword.db")
+	set(&cfg)
 	s, err := server.New(t.Context(), cfg, slog.New(slog.DiscardHandler), func(p string) error { password = p; return nil })
 	if err != nil {
 		t.Fatal(err)
@@ -34,7 +42,7 @@ func serve(t *testing.T) (flags []string, password string, stop func()) {
 		}
 	})
 	t.Cleanup(stop)
-	return []string{"--plaintext", "--addr=" + s.GRPCAddr()}, password, stop
+	return []string{"--plaintext", "--addr=" + s.GRPCAddr()}, password, "--datastore-uri=" + cfg.DatastoreURI, stop
 }
 
 // The output of login --print is the input of verify and logout; a bare token is as good.

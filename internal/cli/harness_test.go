@@ -66,7 +66,13 @@ func run(t *testing.T, stdin string, args ...string) (r result) {
 	if err := os.WriteFile(path, []byte(stdin), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	in, err := os.Open(path)
+	return runIn(t, path, args...)
+}
+
+// runIn runs a command with a file as standard input.
+func runIn(t *testing.T, stdin string, args ...string) (r result) {
+	t.Helper()
+	in, err := os.Open(stdin)
 	if err != nil {
 		t.Fatal(err)
 	}
