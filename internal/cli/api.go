@@ -21,13 +21,19 @@ import (
 // login --audience watchword`. Otherwise the API is served in this process on the database,
 // so an operator can help when no server runs and when no admin can log in.
 type api struct {
+	place
+	TokenStdin bool `help:"Read the access token for the running server from standard input: the token, or the output of login --print."`
+
+	username string // of the login in use, on a running server; empty with --token-stdin
+}
+
+// place holds the flags that name a running server or a database.
+type place struct {
 	Addr string `help:"Address of the gRPC API of a running server, after watchword login --audience watchword. Default: no server, but the database."`
 	connection
-	TokenStdin bool `help:"Read the access token for the running server from standard input: the token, or the output of login --print."`
 	datastore
 
-	onServer bool   // decided by AfterApply
-	username string // of the login in use, on a running server; empty with --token-stdin
+	onServer bool // decided by AfterApply
 }
 
 // ofServer and ofDatabase name the flags that mean something on a running server alone, and
@@ -40,7 +46,7 @@ var (
 // AfterApply decides between the running server and the database: a flag on the command line
 // counts more than a variable. A command that could mean both changes nothing. kong calls
 // AfterApply after the flags are read; an error is wrong usage.
-func (a *api) AfterApply(k *kong.Context) error {
+func (a *place) AfterApply(k *kong.Context) error {
 	given := map[string]bool{}
 	for _, p := range k.Path {
 		if p.Flag != nil && !p.Resolved {
@@ -74,13 +80,18 @@ func (a *api) withLocal(ctx context.Context, t Terminal, local server.LocalConfi
 	if a.onServer {
 		return a.withServer(ctx, t, do)
 	}
-	local.DatastoreURI, local.Operator = a.DatastoreURI, operator()
+	return a.withDatabase(ctx, t, local, do)
+}
+
+// withDatabase is [api.withLocal] for a database.
+func (d datastore) withDatabase(ctx context.Context, t Terminal, local server.LocalConfig, do func(context.Context, grpc.ClientConnInterface) error) error {
+	local.DatastoreURI, local.Operator = d.DatastoreURI, operator()
 	local.Warn = func(text string) { fmt.Fprintln(t.Err, text) }
+	defer t.progress()()
 	l, err := server.OpenLocal(ctx, local)
 	if err != nil {
 		return err
 	}
-	defer t.progress()()
 	return errors.Join(do(ctx, l.Conn()), l.Close())
 }
 

@@ -61,7 +61,11 @@ type root struct {
 	Login       loginCmd       `cmd:"" help:"Log in at a running server; keeps the tokens for the other commands."`
 	Verify      verifyCmd      `cmd:"" help:"Ask a running server about an access token: on standard input, or of the kept login."`
 	Logout      logoutCmd      `cmd:"" help:"End the session of a refresh token on standard input, or the kept sessions."`
+	Explain     explainCmd     `cmd:"" help:"Say what the token on standard input is, and why it would or would not pass."`
 	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server for its health; exit status 0 or 1."`
+	Completion  completionCmd  `cmd:"" help:"Print a script that completes commands and flags in a shell."`
+	VersionCmd  versionCmd     `cmd:"" name:"version" help:"Print the version."`
+	Complete    completeCmd    `cmd:"" hidden:""`
 
 	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
 }
@@ -92,7 +96,7 @@ func Main(args []string, t Terminal) int {
 		return exitUsage
 	}
 	if err := command.Run(); err != nil {
-		fmt.Fprintln(t.Err, "watchword:", explain(err))
+		fmt.Fprintln(t.Err, "watchword:", explainError(err))
 		switch {
 		case errors.Is(err, errInterrupted):
 			return exitInterrupted

@@ -14,10 +14,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// explain returns an error's text for a person at a terminal, in one line for each of
+// explainError returns an error's text for a person at a terminal, in one line for each of
 // the errors that errors.Join has joined. The error of a running server begins with its
 // reason, such as INVALID_CREDENTIALS; any other error ends with a hint.
-func explain(err error) string {
+func explainError(err error) string {
 	var lines []string
 	for _, e := range joined(err) {
 		lines = append(lines, oneLine(explainOne(e)))

@@ -26,7 +26,7 @@ func TestExplainEndsWithWhatMendsAnError(t *testing.T) {
 		{errors.New("anything else"), "anything else"},
 		{status.Error(codes.NotFound, "no such user"), "NotFound: no such user"},
 	} {
-		if got := explain(c.err); got != c.want {
+		if got := explainError(c.err); got != c.want {
 			t.Errorf("%v is explained as %q", c.err, got)
 		}
 	}

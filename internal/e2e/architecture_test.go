@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"internal/clock":           {},
 	"internal/count":           {},
 	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/throttle", "internal/user"},
-	"internal/cli":             {gen, "internal/caller", "internal/audit", "internal/durable", "internal/feed", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/token", "internal/transport", "internal/user"},
+	"internal/cli":             {"authn/tokensource", gen, "internal/caller", "internal/audit", "internal/durable", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/transport", "internal/user"},
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},

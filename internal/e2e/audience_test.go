@@ -208,7 +208,7 @@ func TestAudienceAtTheCommandLine(t *testing.T) {
 	addr := []string{"--plaintext", "--addr", s.grpcAddr}
 	login := func(code int, audience ...string) string {
 		t.Helper()
-		return wantExit(t, code, cli(t, s.dir, s.admin+"\n", slices.Concat([]string{"login", "admin", "--password-stdin"}, addr, audience)...))
+		return wantExit(t, code, cli(t, s.dir, s.admin+"\n", slices.Concat([]string{"login", "admin", "--print", "--password-stdin"}, addr, audience)...))
 	}
 	for _, test := range []struct {
 		flags []string
@@ -226,5 +226,5 @@ func TestAudienceAtTheCommandLine(t *testing.T) {
 			wantExit(t, code, cli(t, s.dir, pair.GetAccessToken(), slices.Concat([]string{"verify", "--audience", audience}, addr)...))
 		}
 	}
-	login(1, "--audience", "watchword,internal")
+	login(2, "--audience", "watchword,internal")
 }

@@ -221,7 +221,7 @@ func changesBesideAServer(t *testing.T) {
 func clientCommands(t *testing.T) {
 	s := serve(t, t.TempDir())
 	addr := []string{"--plaintext", "--addr", s.grpcAddr}
-	printed := wantExit(t, 0, cli(t, s.dir, s.admin+"\n", append([]string{"login", "admin", "--password-stdin"}, addr...)...))
+	printed := wantExit(t, 0, cli(t, s.dir, s.admin+"\n", append([]string{"login", "admin", "--print", "--password-stdin"}, addr...)...))
 	var pair watchwordv1.TokenPair
 	if err := protojson.Unmarshal([]byte(printed), &pair); err != nil || pair.GetTokenType() != "Bearer" || pair.GetRefreshToken() == "" {
 		t.Fatalf("login printed %q: %v", printed, err)

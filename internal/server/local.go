@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/feed"
@@ -35,6 +36,9 @@ type LocalConfig struct {
 	RefreshTTL, SessionTTL time.Duration   // decide which sessions are live
 	Operator               string          // the name in the operating system, for the security record
 	Warn                   func(text string)
+	// VerifyFor adds AuthService/Verify, for tokens for these services, and
+	// TrustService/GetKeySet. Both need the master key file. Empty: neither is served.
+	VerifyFor []string
 }
 
 // Local serves UserService, SessionService, KeyService and AuditService on a database, for
@@ -43,11 +47,12 @@ type LocalConfig struct {
 // database anyway. Servers that run on the same database learn of the changes by polling,
 // within a second.
 type Local struct {
-	conn  *grpc.ClientConn
-	grpc  *grpc.Server
-	ended chan error // has the error of Serve
-	store *store.Store
-	cause atomic.Pointer[error] // of the handler's last error
+	conn     *grpc.ClientConn
+	grpc     *grpc.Server
+	ended    chan error // has the error of Serve
+	store    *store.Store
+	verifier *authn.Verifier       // nil without LocalConfig.VerifyFor
+	cause    atomic.Pointer[error] // of the handler's last error
 }
 
 // OpenLocal opens a database, which must exist, and serves it. Call Close.
@@ -56,29 +61,49 @@ func OpenLocal(ctx context.Context, cfg LocalConfig) (*Local, error) {
 	if err != nil {
 		return nil, err
 	}
+	l := &Local{store: s, ended: make(chan error, 1)}
+	if err := l.serve(ctx, cfg); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+// serve registers the services, and connects to them.
+func (l *Local) serve(ctx context.Context, cfg LocalConfig) error {
+	s := l.store
 	silent := slog.New(slog.DiscardHandler) // the person at the terminal sees the command's output
 	record := audit.New(s, silent)
 	passwords := password.NewPool(password.Config{Policy: cfg.Policy})
 	users := user.New(s, feed.Direct(s), passwords, record)
 	lifetimes := session.Lifetimes{Idle: session.IdleTTL(cfg.RefreshTTL), Max: session.MaxTTL(cfg.SessionTTL)}
-
-	l := &Local{store: s, ended: make(chan error, 1)}
 	edge := rpc.NewEdge(record, passwords.RetryAfter, silent)
 	l.grpc = grpc.NewServer(grpc.ChainUnaryInterceptor(asOperator(cfg.Operator), edge.Unary, l.keepCause))
 	watchwordv1.RegisterUserServiceServer(l.grpc, &rpc.Users{Users: users})
 	watchwordv1.RegisterSessionServiceServer(l.grpc, &rpc.Sessions{Sessions: session.NewAdmin(lifetimes, s, feed.Direct(s), users, record)})
-	watchwordv1.RegisterKeyServiceServer(l.grpc, &localKeys{cfg: cfg, store: s, audit: record})
+	keys := &localKeys{cfg: cfg, store: s, audit: record}
+	watchwordv1.RegisterKeyServiceServer(l.grpc, keys)
 	watchwordv1.RegisterAuditServiceServer(l.grpc, &rpc.Audit{Store: s})
+	var err error
+	if len(cfg.VerifyFor) > 0 {
+		err = l.serveVerify(ctx, keys, cfg.VerifyFor)
+	}
+	return errors.Join(err, l.connect())
+}
 
+// connect serves, and makes the connection.
+func (l *Local) connect() (err error) {
 	memory := bufconn.Listen(buffer)
-	go func() { l.ended <- l.grpc.Serve(memory) }()
+	go func() {
+		err := l.grpc.Serve(memory)
+		if errors.Is(err, grpc.ErrServerStopped) { // Close came first
+			err = nil
+		}
+		l.ended <- err
+	}()
 	l.conn, err = grpc.NewClient("passthrough:///database", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return memory.DialContext(ctx) }),
 		grpc.WithChainUnaryInterceptor(l.tellCause))
-	if err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
+	return err
 }
 
 // Conn returns the connection for the clients of the services. A call that fails by a fault
@@ -94,7 +119,11 @@ func (l *Local) Close() error {
 		err = l.conn.Close()
 	}
 	l.grpc.Stop()
-	return errors.Join(err, <-l.ended, l.store.Close())
+	err = errors.Join(err, <-l.ended)
+	if l.verifier != nil {
+		err = errors.Join(err, l.verifier.Close())
+	}
+	return errors.Join(err, l.store.Close())
 }
 
 // asOperator returns an interceptor that makes every call one of the operator.

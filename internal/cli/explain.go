@@ -1,0 +1,179 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/server"
+)
+
+// explainCmd says what a token is. A running server answers with --addr, and needs no login;
+// otherwise the database answers.
+type explainCmd struct {
+	place
+	masterKeyFile
+	Audience string `help:"The service that must be in the token. Default: any."`
+}
+
+// Help returns the second part of --help.
+func (c *explainCmd) Help() string {
+	return `The command never prints the token itself. What the token says of itself is shown also if
+the signature is wrong: the last line says whether a service would accept the token.`
+}
+
+// Run explains the token on standard input, or the kept access token. The exit status is 0
+// for a refused token, too.
+func (c *explainCmd) Run(ctx context.Context, t Terminal) error {
+	if !c.onServer && !t.inIsGiven() {
+		return usageError{errors.New("give the token on standard input")}
+	}
+	token, err := remote{c.Addr, c.connection}.accessToken(ctx, t)
+	if err != nil {
+		return err
+	}
+	if strings.HasPrefix(token, "wwrt_") {
+		fmt.Fprintln(t.Out, "has the form of a refresh token: for Refresh and Logout of the server alone. Every service refuses it.")
+		return nil
+	}
+	claims, ok := readClaims(token)
+	if !ok {
+		fmt.Fprintln(t.Out, "no token of Watchword: neither an access token (a JWT in three parts) nor a refresh token (which begins with wwrt_). Every service refuses it.")
+		return nil
+	}
+	do := func(ctx context.Context, conn grpc.ClientConnInterface) error {
+		return c.explain(ctx, t, conn, token, claims)
+	}
+	if c.onServer {
+		defer t.progress()()
+		return remote{c.Addr, c.connection}.with(ctx, do)
+	}
+	audience := slices.DeleteFunc(slices.Clone(claims.Audience), func(a string) bool { return a == "" })
+	if len(audience) == 0 {
+		audience = []string{caller.AdminAudience}
+	}
+	return c.withDatabase(ctx, t, server.LocalConfig{MasterKeyFile: c.MasterKeyFile, VerifyFor: audience}, do)
+}
+
+// explain prints what the token says, and what the server says of the token.
+func (c *explainCmd) explain(ctx context.Context, t Terminal, conn grpc.ClientConnInterface, token string, claims *claims) error {
+	keys, err := watchwordv1.NewTrustServiceClient(conn).GetKeySet(ctx, &watchwordv1.GetKeySetRequest{})
+	if err != nil {
+		return err
+	}
+	_, refused := watchwordv1.NewAuthServiceClient(conn).Verify(ctx, &watchwordv1.VerifyRequest{AccessToken: token, Audience: c.Audience})
+	reason := refusal.Reason(refused)
+	if refused != nil && reason == watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
+		return refused
+	}
+	verdict := "passes now"
+	if c.Audience == "" {
+		verdict += ", at the services of its audience"
+	}
+	if refused != nil {
+		verdict = strings.TrimSpace("refused: " + explainError(refused) + ". " + remedies[reason])
+	}
+	kid := "not in the key set: the server does not know the key, or has withdrawn it"
+	if slices.ContainsFunc(keys.GetKeys(), func(k *watchwordv1.JsonWebKey) bool { return k.GetKid() == claims.KID }) {
+		kid = "in the key set"
+	}
+	issuer := "of this server"
+	if claims.Issuer != keys.GetIssuer() {
+		issuer = "of another server: this one is " + keys.GetIssuer()
+	}
+	return table(t.Out, "", func(add addRow) error {
+		return errors.Join(
+			add("kind", cmp.Or(claims.Type, "JWT without a type")),
+			add("user", nameAndID(claims.Username, claims.Subject)),
+			add("session", cmp.Or(claims.Session, "-")),
+			add("key", cmp.Or(claims.KID, "-")+" "+claims.Algorithm+", "+kid),
+			add("issuer", cmp.Or(claims.Issuer, "-")+", "+issuer),
+			add("audience", strings.Join(claims.Audience, ",")),
+			add("issued", instant(claims.IssuedAt)),
+			add("expires", instant(claims.Expires)),
+			add("verdict", verdict))
+	})
+}
+
+// remedies says what helps against a refusal.
+var remedies = map[watchwordv1.ErrorReason]string{
+	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED:     "The client must refresh.",
+	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:       "The client must refresh, and gets a token with the new rights.",
+	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED:     "The user must log in again.",
+	watchwordv1.ErrorReason_ERROR_REASON_AUDIENCE_MISMATCH: "The client must ask for a token for this audience.",
+}
+
+// claims is what an access token says of itself. Nothing in claims is checked.
+type claims struct {
+	header
+	payload
+}
+
+type header struct {
+	KID       string `json:"kid"`
+	Algorithm string `json:"alg"`
+	Type      string `json:"typ"`
+}
+
+type payload struct {
+	Issuer   string   `json:"iss"`
+	Subject  string   `json:"sub"`
+	Username string   `json:"username"`
+	Session  string   `json:"sid"`
+	Audience audience `json:"aud"`
+	IssuedAt float64  `json:"iat"`
+	Expires  float64  `json:"exp"`
+}
+
+// audience is the claim aud: a text or a list (RFC 7519 section 4.1.3).
+type audience []string
+
+// UnmarshalJSON reads both forms.
+func (a *audience) UnmarshalJSON(data []byte) error {
+	var one string
+	if json.Unmarshal(data, &one) == nil {
+		*a = audience{one}
+		return nil
+	}
+	return json.Unmarshal(data, (*[]string)(a))
+}
+
+// readClaims decodes a JWT and checks nothing; false for a text of another form.
+func readClaims(token string) (*claims, bool) {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return nil, false
+	}
+	c := new(claims)
+	for i, into := range []any{&c.header, &c.payload} {
+		data, err := base64.RawURLEncoding.DecodeString(parts[i])
+		if err != nil || json.Unmarshal(data, into) != nil {
+			return nil, false
+		}
+	}
+	return c, true
+}
+
+// instant returns a claim's time (seconds since 1970), and the distance to the present time of
+// this machine.
+func instant(seconds float64) string {
+	if seconds <= 0 || seconds > 1<<40 {
+		return "-"
+	}
+	t := time.Unix(int64(seconds), 0).UTC()
+	if left := time.Until(t).Round(time.Second); left >= 0 {
+		return fmt.Sprintf("%s, in %s", t.Format(time.RFC3339), left)
+	}
+	return fmt.Sprintf("%s, %s ago", t.Format(time.RFC3339), time.Since(t).Round(time.Second))
+}
