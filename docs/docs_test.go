@@ -167,7 +167,7 @@ func TestFlagsAreDocumented(t *testing.T) {
 	variable := regexp.MustCompile(`\(\$(\w+)\)`)
 	document := read(t, "docs/configuration.md")
 	for _, command := range []string{
-		"serve", "migrate", "backup", "datastore copy", "datastore restored", "datastore rekey", "user create", "user list", "user set-password", "key list", "key rotate", "key revoke", "login", "verify", "logout", "healthcheck",
+		"serve", "migrate", "backup", "datastore copy", "datastore restored", "datastore rekey", "user create", "user list", "user show", "user rename", "user set-roles", "user set-password", "user delete", "session list", "session revoke", "session revoke-all", "key list", "key rotate", "key revoke", "audit", "explain", "completion", "login", "verify", "logout", "healthcheck",
 	} {
 		help, err := exec.Command(program, append(strings.Fields(command), "--help")...).CombinedOutput()
 		if err != nil {

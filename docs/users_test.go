@@ -15,12 +15,12 @@ func TestUsersFromTheReadme(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds and runs the server")
 	}
-	const builds, addr = "make .bin/grpcurl\n", "127.0.0.1:50051"
+	const addr = "127.0.0.1:50051"
 	steps := blocks(section(t, "README.md", "## Administer users at the command line"), "bash")
-	if len(steps) != 3 || !strings.HasPrefix(steps[2], builds) || !strings.Contains(steps[2], addr) {
-		t.Fatalf("the blocks are %q, want the user, the login and the roles", steps)
+	if len(steps) != 4 || !strings.Contains(steps[0], addr) {
+		t.Fatalf("the blocks are %q, want the variables, the login, the user and the roles", steps)
 	}
-	build := exec.Command("make", "build", ".bin/grpcurl")
+	build := exec.Command("make", "build")
 	build.Dir, build.Env = root, environment()
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -36,23 +36,25 @@ func TestUsersFromTheReadme(t *testing.T) {
 	served, password := serveIn(t, folder)
 	run := func(commands, input string) string {
 		t.Helper()
-		cmd := exec.Command("bash", "-euo", "pipefail", "-c", strings.ReplaceAll(commands, addr, served))
-		cmd.Dir, cmd.Stdin = folder, strings.NewReader(input)
-		cmd.Env = append(environment(), "WATCHWORD_ADDR="+served, "XDG_CONFIG_HOME="+folder)
+		cmd := exec.Command("bash", "-euo", "pipefail", "-c", strings.ReplaceAll(steps[0]+commands, addr, served))
+		cmd.Dir = folder
+		if input != "" { // else the null device, and logout ends the kept session
+			cmd.Stdin = strings.NewReader(input)
+		}
+		cmd.Env = append(environment(), "XDG_CONFIG_HOME="+folder)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v\n%s\n%s", err, commands, out)
 		}
 		return string(out)
 	}
-	run(steps[0], "correct horse battery\n")
 	run(steps[1], password)
-	if info, err := os.Stat(filepath.Join(folder, "tokens.json")); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("tokens.json: %v, %v", info, err)
+	run(steps[2], "correct horse battery\n")
+	if shown := run(steps[3], ""); !strings.Contains(shown, " reader,writer\n") || !strings.Contains(shown, "user.created") {
+		t.Errorf("the roles of bob are not changed, or not recorded:\n%s", shown)
 	}
-	run(strings.TrimPrefix(steps[2], builds), "")
-	if list := run(".bin/watchword user list", ""); !strings.Contains(list, " reader,writer ") {
-		t.Errorf("the roles of bob are not changed:\n%s", list)
+	if list := run(".bin/watchword user list --datastore-uri sqlite:watchword.db", ""); !strings.Contains(list, " reader,writer ") {
+		t.Errorf("on the database:\n%s", list)
 	}
 }
 

@@ -22,14 +22,14 @@ import (
 // so an operator can help when no server runs and when no admin can log in.
 type api struct {
 	place
-	TokenStdin bool `help:"Read the access token for the running server from standard input: the token, or the output of login --print."`
+	TokenStdin bool `help:"Read the access token for the running server from standard input, alone or in the JSON of login."`
 
 	username string // of the login in use, on a running server; empty with --token-stdin
 }
 
 // place holds the flags that name a running server or a database.
 type place struct {
-	Addr string `help:"Address of the gRPC API of a running server, after watchword login --audience watchword. Default: no server, but the database."`
+	Addr string `help:"Address of the gRPC API of a running server. Default: no server, but the database."`
 	connection
 	datastore
 

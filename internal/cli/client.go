@@ -146,7 +146,7 @@ type loginCmd struct {
 	Name          string   `arg:"" help:"Username."`
 	Audience      []string `help:"A service for the tokens; repeat the flag for more; watchword alone: to administer users, sessions and keys. Default: the server's first --audience."`
 	PasswordStdin bool     `help:"Read the password from standard input."`
-	Print         bool     `help:"Print the tokens as JSON, for another program, and keep none."`
+	Print         bool     `help:"Print the tokens as JSON for another program, and keep none."`
 }
 
 // Run logs in, and keeps the tokens for the commands that follow, or prints the tokens as
