@@ -190,6 +190,7 @@ type migrateCmd struct{ datastore }
 // command that opens the database brings the schema up to date, except backup; on
 // PostgreSQL only this command does, so that the operator decides when.
 func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
+	defer t.progress()()
 	err := store.Migrate(ctx, c.DatastoreURI, store.WhileWaiting(func() {
 		fmt.Fprintln(t.Err, "another process migrates this database, or was killed: waiting until that process ends, or for 15 seconds after its end")
 	}))

@@ -168,7 +168,11 @@ func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
 			return err
 		}
 		pair := resp.GetTokens()
-		err = logins.put(ctx, c.Name, slices.Equal(c.Audience, []string{caller.AdminAudience}), c.Print, pair, asked)
+		g := login{Username: c.Name, Admin: slices.Equal(c.Audience, []string{caller.AdminAudience}), Device: pair.GetRefreshToken()}
+		if !c.Print {
+			g.Refresh, g.Access, g.Until = pair.GetRefreshToken(), pair.GetAccessToken(), asked.Add(pair.GetExpiresIn().AsDuration()-latestSend)
+		}
+		err = logins.put(ctx, g)
 		switch {
 		case err != nil && c.Print: // the tokens are worth more
 			fmt.Fprintf(t.Err, "watchword: the refresh token is not kept, and the next login counts as one from a new device: %v\n", err)

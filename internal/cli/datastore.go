@@ -28,6 +28,7 @@ master key file in another place.`
 // Run writes the backup, and reminds the operator of the master key, without which no
 // key in the backup can be opened.
 func (c *backupCmd) Run(ctx context.Context, t Terminal) error {
+	defer t.progress()()
 	err := store.Backup(ctx, c.DatastoreURI, c.File)
 	if errors.Is(err, store.ErrEngine) {
 		return usageError{fmt.Errorf("--datastore-uri: %w; for PostgreSQL there are pg_dump and pg_basebackup", err)}
@@ -62,6 +63,7 @@ interrupted, run the command again: it starts over, or finishes the copy.`
 
 // Run moves the database, and prints the number of rows of each table.
 func (c *datastoreCopyCmd) Run(ctx context.Context, t Terminal) error {
+	defer t.progress()()
 	copied, err := store.Copy(ctx, c.From, c.To)
 	if errors.Is(err, store.ErrEngine) {
 		return usageError{err}
@@ -92,6 +94,7 @@ know the change within a second.`
 // runs watchword datastore restored a second time, users have to log in a second time, and
 // nothing else is lost.
 func (c *datastoreRestoredCmd) Run(ctx context.Context, t Terminal) error {
+	defer t.progress()()
 	return c.withMaster(ctx, seal.Load, func(s *store.Store, master *seal.Keys) error {
 		users, key, err := server.Restored(ctx, s, master, record(s))
 		if err != nil {
@@ -124,6 +127,7 @@ func (c *datastoreRekeyCmd) Run(ctx context.Context, t Terminal) error {
 			"If the master key is lost, stop every server, and confirm with --master-key-is-lost")}
 	}
 	made := ""
+	defer t.progress()()
 	load := func(path string) (*seal.Keys, error) {
 		master, err := seal.Load(path)
 		if errors.Is(err, fs.ErrNotExist) {

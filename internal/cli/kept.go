@@ -50,6 +50,9 @@ type login struct {
 	Until   time.Time `json:"until,omitzero"` // Access may be sent until then
 }
 
+// replaces reports whether g takes the place of old in the file.
+func (g login) replaces(old login) bool { return g.Username == old.Username && g.Admin == old.Admin }
+
 // logins is the file with the logins at one server, the oldest first.
 type logins struct {
 	path string
@@ -111,7 +114,7 @@ func (l logins) lock(ctx context.Context) (unlock func(), err error) {
 // putLocked replaces the login of the same user and kind, as the newest. The caller holds the
 // lock.
 func (l logins) putLocked(g login) error {
-	all := slices.DeleteFunc(l.read(), func(old login) bool { return old.Username == g.Username && old.Admin == g.Admin })
+	all := slices.DeleteFunc(l.read(), g.replaces)
 	all = append(all, g)
 	text, err := json.Marshal(all[max(0, len(all)-maxLogins):])
 	if err != nil {
@@ -124,11 +127,11 @@ func (l logins) putLocked(g login) error {
 	})
 }
 
-// put keeps the tokens of a new login. With unused set, the tokens are for another program
-// (login --print): put keeps the sign of a known device alone, and the tokens of an earlier
-// login stay in use.
-func (l logins) put(ctx context.Context, username string, admin, unused bool, pair *watchwordv1.TokenPair, asked time.Time) error {
-	if !keepable(pair.GetRefreshToken()) {
+// put keeps a new login. With Refresh empty, the tokens are for another program (login
+// --print): put keeps the sign of a known device alone, and the tokens of an earlier login
+// stay in use.
+func (l logins) put(ctx context.Context, g login) error {
+	if !keepable(g.Device) {
 		return errors.New("the server's answer holds no refresh token")
 	}
 	unlock, err := l.lock(ctx)
@@ -136,11 +139,8 @@ func (l logins) put(ctx context.Context, username string, admin, unused bool, pa
 		return err
 	}
 	defer unlock()
-	g, _ := l.find(func(g login) bool { return g.Username == username && g.Admin == admin })
-	g.Username, g.Admin, g.Device = username, admin, pair.GetRefreshToken()
-	if !unused {
-		g.Refresh, g.Access = pair.GetRefreshToken(), pair.GetAccessToken()
-		g.Until = asked.Add(pair.GetExpiresIn().AsDuration() - latestSend)
+	if old, _ := l.find(g.replaces); g.Refresh == "" {
+		g.Refresh, g.Access, g.Until = old.Refresh, old.Access, old.Until
 	}
 	return l.putLocked(g)
 }
@@ -162,32 +162,29 @@ func keepable(token string) bool {
 type kept struct {
 	remote
 	logins
-	username string
-	admin    bool
-	now      login
+	now login
 }
 
 // kept returns the newest login at the server, for the audience watchword if admin is true.
 //
 // Errors: one that names the command to run, if there is none.
 func (r remote) kept(admin bool) (*kept, error) {
-	k := &kept{remote: r, logins: loginsAt(r.Addr), admin: admin}
-	g, ok := k.find(func(g login) bool { return g.Refresh != "" && (g.Admin || !admin) })
+	l := loginsAt(r.Addr)
+	g, ok := l.find(func(g login) bool { return g.Refresh != "" && (g.Admin || !admin) })
 	if !ok {
-		return nil, fmt.Errorf("no login at %s is kept; log in: %s", r.Addr, k.command("NAME"))
+		return nil, fmt.Errorf("no login at %s is kept; log in: %s", r.Addr, r.loginCommand(login{Username: "NAME", Admin: admin}))
 	}
-	k.username, k.admin, k.now = g.Username, g.Admin, g
-	return k, nil
+	return &kept{r, l, g}, nil
 }
 
-// command returns the command that logs in.
-func (k *kept) command(name string) string {
-	command := "watchword login " + name
-	if k.admin {
+// loginCommand returns the command that logs in as g.
+func (r remote) loginCommand(g login) string {
+	command := "watchword login " + g.Username
+	if g.Admin {
 		command += " --audience " + caller.AdminAudience
 	}
-	command += " --addr " + k.Addr
-	if k.Plaintext {
+	command += " --addr " + r.Addr
+	if r.Plaintext {
 		command += " --plaintext"
 	}
 	return command
@@ -195,7 +192,7 @@ func (k *kept) command(name string) string {
 
 // reread reads the login from the file: another command may have renewed the tokens.
 func (k *kept) reread() {
-	if g, ok := k.find(func(g login) bool { return g.Username == k.username && g.Admin == k.admin }); ok {
+	if g, ok := k.find(k.now.replaces); ok {
 		k.now = g
 	}
 }
@@ -222,11 +219,11 @@ func (k *kept) token(ctx context.Context, refused string) (string, error) {
 		return k.now.Access, nil
 	}
 	if k.now.Refresh == "" {
-		return "", fmt.Errorf("another command has logged out; log in again: %s", k.command(k.username))
+		return "", fmt.Errorf("another command has logged out; log in again: %s", k.loginCommand(k.now))
 	}
 	err = k.remote.with(ctx, func(ctx context.Context, conn grpc.ClientConnInterface) error { return k.renewLocked(ctx, conn) })
 	if sessionOver(err) {
-		err = over{err, k.command(k.username)}
+		err = over{err, k.loginCommand(k.now)}
 	}
 	return k.now.Access, err
 }

@@ -166,6 +166,7 @@ type keyResealCmd struct {
 // a new master key into the file; every replica needs that file before the old keys may
 // be removed from it.
 func (c *keyResealCmd) Run(ctx context.Context, t Terminal) error {
+	defer t.progress()()
 	return c.withMaster(ctx, seal.Load, func(s *store.Store, master *seal.Keys) error {
 		if err := server.CheckMaster(ctx, s, master); err != nil { // before the file is changed
 			return err
