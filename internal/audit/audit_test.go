@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -244,6 +245,78 @@ func TestListAndPrune(t *testing.T) {
 		}
 		if left := w.all(t, store.AuditFilter{}, 100); len(left) < 10 || len(left) > 30 { // ticks are counted in tens of minutes
 			t.Errorf("%d records left, want 10 to 30", len(left))
+		}
+	})
+}
+
+// The records of all users that have or had a name come in one list, whatever the size of
+// the pages. A record of two such users comes once.
+func TestListByName(t *testing.T) {
+	eachEngine(t, func(t *testing.T, w *world) {
+		var want []string
+		err := w.store.Write(t.Context(), func(tx *store.Tx) error {
+			for i, id := range []string{"first", "second", "third"} {
+				now := tx.Now()
+				u := &store.User{ID: id, Username: "erin", CreatedAt: now, UpdatedAt: now}
+				if i == 2 {
+					u.Username = "frank"
+				}
+				if err := tx.InsertUser(u); err != nil {
+					return err
+				}
+				if u.DeletedAt = now; i == 0 {
+					if err := tx.UpdateUser(u); err != nil {
+						return err
+					}
+				}
+			}
+			for i := range 40 {
+				r := &store.AuditRecord{Type: []string{"login", "logout"}[i/2%2], Success: true, Count: 1}
+				switch i % 4 {
+				case 0:
+					r.UserID = "first"
+				case 1:
+					r.UserID, r.ActorID = "second", "first"
+				case 2:
+					r.UserID, r.ActorID = "third", "second"
+				default:
+					r.UserID = "third"
+				}
+				if err := tx.InsertAudit(r); err != nil {
+					return err
+				}
+				if i%4 < 3 {
+					want = append(want, r.ID)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(want) // ids of one transaction are in any order
+		slices.Reverse(want)
+		for size := 1; size < 12; size++ {
+			var got []string
+			f := store.AuditFilter{}
+			for range 100 {
+				records, next, err := audit.ListByName(t.Context(), w.store, f, "erin", size)
+				if err != nil || len(records) > size {
+					t.Fatalf("%d records in a page of %d, %v", len(records), size, err)
+				}
+				for _, r := range records {
+					got = append(got, r.ID)
+				}
+				if f.Before = next; next == "" {
+					break
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("by pages of %d: %d records, want %d in order", size, len(got), len(want))
+			}
+		}
+		if _, _, err := audit.ListByName(t.Context(), w.store, store.AuditFilter{}, "eve", 10); !errors.Is(err, audit.ErrUnknownName) {
+			t.Error(err)
 		}
 	})
 }

@@ -150,10 +150,10 @@ func TestCommandsAtOnceKeepTheSession(t *testing.T) {
 	files := settings(t, t.TempDir())
 	done(t, password, append([]string{"login", "admin", "--audience=watchword"}, flags...)...)
 	path := keptAt(t, files)
-	for range 5 {
+	for range 3 {
 		change(t, path, expire)
 		var all sync.WaitGroup
-		results := make([]result, 8)
+		results := make([]result, 6)
 		for i := range results {
 			all.Go(func() { results[i] = run(t, "", append([]string{"user", "list"}, flags...)...) })
 		}
