@@ -111,11 +111,20 @@ func (l logins) lock(ctx context.Context) (unlock func(), err error) {
 	return func() { _ = f.Unlock() }, nil
 }
 
-// putLocked replaces the login of the same user and kind, as the newest. The caller holds the
-// lock.
+// putLocked replaces the login of the same user and kind, and keeps the order. The caller holds
+// the lock.
 func (l logins) putLocked(g login) error {
-	all := slices.DeleteFunc(l.read(), g.replaces)
-	all = append(all, g)
+	all := l.read()
+	if i := slices.IndexFunc(all, g.replaces); i >= 0 {
+		all[i] = g
+		return l.writeLocked(all)
+	}
+	return l.writeLocked(append(all, g))
+}
+
+// writeLocked writes the file. Of more than maxLogins logins the oldest are left out. The
+// caller holds the lock.
+func (l logins) writeLocked(all []login) error {
 	text, err := json.Marshal(all[max(0, len(all)-maxLogins):])
 	if err != nil {
 		return err
@@ -139,10 +148,12 @@ func (l logins) put(ctx context.Context, g login) error {
 		return err
 	}
 	defer unlock()
-	if old, _ := l.find(g.replaces); g.Refresh == "" {
+	if g.Refresh == "" {
+		old, _ := l.find(g.replaces)
 		g.Refresh, g.Access, g.Until = old.Refresh, old.Access, old.Until
+		return l.putLocked(g)
 	}
-	return l.putLocked(g)
+	return l.writeLocked(append(slices.DeleteFunc(l.read(), g.replaces), g)) // the newest
 }
 
 // device returns the sign of a known device for a user; empty without one.
