@@ -178,7 +178,7 @@ func TestContradictionsOfAnAudience(t *testing.T) {
 var forEverybody = []string{
 	"AuthService/ChangePassword", "AuthService/Login", "AuthService/Logout", "AuthService/Refresh", "AuthService/Verify",
 	"SessionService/ListSessions", "SessionService/RevokeSession", "SessionService/RevokeUserSessions", // one's own
-	"TrustService/GetKeySet", "TrustService/GetTime", "TrustService/WatchBundle",
+	"TrustService/GetKeySet", "TrustService/GetTime", "TrustService/ReportWatcher", "TrustService/WatchBundle",
 }
 
 // Every method in the descriptors of watchword.v1 asks for the role admin and for the audience

@@ -54,6 +54,7 @@ type feed struct {
 	conn      grpc.ClientConnInterface
 	bundle    *bundle
 	plaintext bool // accept keys over plaintext from another machine
+	reporter  *reporter
 	cancel    context.CancelFunc
 	done      chan struct{} // closed when the goroutine has ended
 	fallback  *time.Timer   // calls acceptSnapshot; nil without a snapshot
@@ -67,10 +68,10 @@ type feed struct {
 // startFeed starts the goroutine that watches the trust bundle. The stream outlives the call
 // that made the Verifier, so the stream has a context without the call's deadline, peer and
 // values.
-func startFeed(conn grpc.ClientConnInterface, b *bundle, plaintext bool) *feed {
+func startFeed(conn grpc.ClientConnInterface, b *bundle, plaintext bool, r *reporter) *feed {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &feed{
-		conn: conn, bundle: b, plaintext: plaintext, cancel: cancel,
+		conn: conn, bundle: b, plaintext: plaintext, reporter: r, cancel: cancel,
 		done: make(chan struct{}), changed: make(chan struct{}),
 	}
 	if b.fresh.complete.Load() {
@@ -159,12 +160,13 @@ func (f *feed) watch(ctx context.Context) (caughtUp bool, err error) {
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	asking.Go(func() { f.askTime(ctx, ask) })
+	asking.Go(func() { f.reporter.run(ctx, f.conn) })
 	defer cancel(nil) // before Wait
 
 	var server peer.Peer
 	f.bundle.streams.Add(1)
 	f.bundle.fresh.clock.opened()
-	req := &watchwordv1.WatchBundleRequest{Resume: f.bundle.fresh.position.Load().resume}
+	req := &watchwordv1.WatchBundleRequest{Resume: f.bundle.fresh.position.Load().resume, Watcher: f.reporter.said.GetWatcher()}
 	stream, err := watchwordv1.NewTrustServiceClient(f.conn).WatchBundle(ctx, req, grpc.Peer(&server))
 	if err != nil {
 		return false, streamError(ctx, err)
@@ -191,6 +193,7 @@ func (f *feed) watch(ctx context.Context) (caughtUp bool, err error) {
 		if msg.GetHeartbeat() == nil {
 			continue
 		}
+		f.reporter.heartbeat()
 		switch due, reopen := f.bundle.fresh.clock.due(); {
 		case reopen:
 			return true, errUnanswered

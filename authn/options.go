@@ -29,7 +29,8 @@ type config struct {
 	withoutWait bool
 	stale       staleness
 	cacheBytes  int
-	snapshot    *string // nil: no file
+	snapshot    *string   // nil: no file
+	words       [3]string // of WithName, WithInstance and WithVersion
 	log         *slog.Logger
 	meters      metric.MeterProvider // nil: none
 	attributes  []attribute.KeyValue // of the instruments of meters
@@ -138,6 +139,23 @@ func WithoutWaiting() Option {
 func WithLogger(log *slog.Logger) Option {
 	return func(c *config) { c.log = log }
 }
+
+// WithName, [WithInstance] and [WithVersion] say what this process is, for the operator of the
+// Watchword server: `watchword watchers` lists every verifier with its name, instance and
+// version. The server decides nothing by them. The name is that of the service, such as
+// "orders"; the default is the name of the program.
+//
+// [NewVerifier] returns INVALID_ARGUMENT if one of the three has more than 128 bytes, is not
+// UTF-8, or has a zero byte.
+func WithName(service string) Option { return func(c *config) { c.words[0] = service } }
+
+// WithInstance tells this process from the other instances of the service; see [WithName].
+// The default is the name of the machine, which is the name of the pod in Kubernetes.
+func WithInstance(instance string) Option { return func(c *config) { c.words[1] = instance } }
+
+// WithVersion says which version of the service this process runs; see [WithName]. The
+// default is the version of the program's main module, as the Go toolchain has stamped it.
+func WithVersion(version string) Option { return func(c *config) { c.words[2] = version } }
 
 // StalePolicy selects what a Verifier does while its trust bundle is stale. See
 // [WithMaxStaleness].
@@ -254,6 +272,8 @@ func newConfig(opts []Option) (*config, error) {
 		return nil, fmt.Errorf("WithCacheSize: %d is negative", c.cacheBytes)
 	case c.leeway < 0:
 		return nil, fmt.Errorf("WithLeeway: %v is negative", c.leeway)
+	case !goodWords(c.words[:]...):
+		return nil, fmt.Errorf("WithName, WithInstance, WithVersion: a text has more than %d bytes, is not UTF-8, or has a zero byte", maxWords)
 	case c.snapshot != nil && *c.snapshot == "":
 		return nil, errors.New("WithSnapshotFile: the path is empty")
 	}

@@ -60,8 +60,9 @@ import (
 )
 
 // A Verifier verifies access tokens. [NewVerifier] makes a Verifier, and [Verifier.Close]
-// stops watching the trust bundle. Until Close a Verifier has one goroutine, and a second one
-// with [WithSnapshotFile].
+// stops watching the trust bundle. Until Close a Verifier has a few goroutines, however many
+// calls it guards: for the stream of the bundle, for questions for the time, for reports
+// ([WithName]), and for the file of [WithSnapshotFile].
 type Verifier struct {
 	audience audience
 	access   *accessRules
@@ -129,7 +130,7 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 		b.fresh.close()
 		return nil, misused(err)
 	}
-	v.feed = startFeed(conn, b, c.plaintext)
+	v.feed = startFeed(conn, b, c.plaintext, newReporter(c.identity(), v.report))
 	if k != nil {
 		go k.run(v.feed.done)
 	}

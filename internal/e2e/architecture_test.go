@@ -47,9 +47,10 @@ var mayImport = map[string][]string{
 	"internal/pgtest":          {}, // for tests alone
 	"internal/refusal":         {gen},
 	"internal/retry":           {},
-	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
+	"internal/roster":          {"internal/hub", "internal/store"}, // the display of watchers; nothing else depends on it
+	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/user"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/user"},
 	"internal/share":           {},
 	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/share", "internal/store", "internal/user"},
 	"internal/store":           {"internal/count", "internal/durable"},

@@ -176,14 +176,16 @@ func (c *conn) arrived() {
 	}
 }
 
-// callEnds takes over the place of a call until the answer is written. The request of the
-// call must count as arrived; see [conn.arrived].
-func (c *conn) callEnds(place *share.Place) {
+// callEnds takes over the place of a call until the answer is written. counted tells whether
+// the request of the call counts as arrived; see [conn.arrived].
+func (c *conn) callEnds(place *share.Place, counted bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls--
-	if c.whole--; c.whole == 0 && !c.ofProxy() {
-		c.place.SetStranger(true)
+	if counted {
+		if c.whole--; c.whole == 0 && !c.ofProxy() {
+			c.place.SetStranger(true)
+		}
 	}
 	if c.closed {
 		place.Release()

@@ -39,6 +39,8 @@ type Limits struct {
 	// Streams bounds the open streams, such as Health/Watch and reflection. WatchBundle
 	// has bounds of its own, in package hub.
 	Streams, StreamsPerPeer int
+	// Reports bounds the open streams of ReportWatcher.
+	Reports, ReportsPerPeer int
 	// Known holds the networks that keep their places at a tie; see package share. A nil
 	// Known holds no network.
 	Known *share.Known
@@ -49,6 +51,7 @@ type Gate struct {
 	proxies  caller.Proxies
 	requests *share.Pool
 	streams  *share.Pool
+	reports  *share.Pool
 	methods  map[string]arrival
 	refused  func(ctx context.Context, method string, err error)
 	timers   timers
@@ -68,6 +71,7 @@ const (
 	atMessage                    // a server stream: the request is one message
 	atEnd                        // a client sends messages until it closes its side
 	atBundle                     // WatchBundle: one message; package hub bounds the streams
+	atReport                     // ReportWatcher: the first message; more may follow for as long as the stream is open
 )
 
 // New returns a gate that lets through the calls of methods registered by [Gate.Registrar]
@@ -78,6 +82,7 @@ func New(proxies caller.Proxies, limits Limits, refused func(ctx context.Context
 		proxies: proxies, refused: refused, methods: map[string]arrival{}, arriving: map[*request]struct{}{},
 		requests: share.NewPool(share.Limits{Places: limits.Requests, PerPeer: limits.RequestsPerPeer, KeepOrdinary: true, Known: limits.Known}),
 		streams:  share.NewPool(share.Limits{Places: limits.Streams, PerPeer: limits.StreamsPerPeer, Known: limits.Known}),
+		reports:  share.NewPool(share.Limits{Places: limits.Reports, PerPeer: limits.ReportsPerPeer, Known: limits.Known}),
 	}
 }
 
@@ -105,6 +110,8 @@ func (r Registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 		switch {
 		case name == watchwordv1.TrustService_WatchBundle_FullMethodName:
 			at = atBundle
+		case name == watchwordv1.TrustService_ReportWatcher_FullMethodName:
+			at = atReport
 		case s.ClientStreams:
 			at = atEnd
 		}
@@ -209,7 +216,11 @@ func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	}
 	defer r.end()
 	if r.at != atBundle {
-		place := g.streams.Take(r.network, share.Ordinary, r.pushOut)
+		pool := g.streams
+		if r.at == atReport {
+			pool = g.reports
+		}
+		place := pool.Take(r.network, share.Ordinary, r.pushOut)
 		if place == nil {
 			err := crowded()
 			g.refused(ss.Context(), info.FullMethod, err)

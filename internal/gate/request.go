@@ -140,7 +140,9 @@ func (r *request) arrived() bool {
 	if !keeps {
 		r.pushed.Store(true) // the pool may be about to call pushOut
 	}
-	r.conn.arrived()
+	if r.keepsConn() {
+		r.conn.arrived()
+	}
 	r.gate.mu.Lock()
 	defer r.gate.mu.Unlock()
 	delete(r.gate.arriving, r)
@@ -191,8 +193,13 @@ func (r *request) leave() {
 func (r *request) end() {
 	r.arrived()
 	r.done.Store(true)
-	r.conn.callEnds(r.place)
+	r.conn.callEnds(r.place, r.keepsConn())
 }
+
+// keepsConn reports whether the connection of the call keeps its place while the call runs. A
+// stream of reports keeps no connection: a watcher's connection has a stream of WatchBundle,
+// too, and package hub bounds those.
+func (r *request) keepsConn() bool { return r.at != atReport }
 
 // pushOut ends a call that has lost its place: a request that has not arrived whole, an open
 // stream, or a call with an answer that the client does not read. A unary call with a running

@@ -77,7 +77,7 @@ func TestAClientThatReadsNoAnswer(t *testing.T) {
 					synctest.Wait()
 					c.callStarts()
 					c.arrived()
-					c.callEnds(places.Take("192.0.2.1", share.Stranger, func() {}))
+					c.callEnds(places.Take("192.0.2.1", share.Stranger, func() {}), true)
 				}
 				ping := func() {
 					_, _ = client.Write(frame(http2.FramePing, http2.FlagPingAck, 0, 8))

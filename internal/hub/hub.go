@@ -206,6 +206,13 @@ func (h *Hub) WaitApplied(ctx context.Context, at Position) error {
 	}
 }
 
+// Applied returns the number of the newest event that the local verifier has applied.
+func (h *Hub) Applied() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.applied
+}
+
 // lacks reports whether the hub must be refreshed before a watcher at a position is
 // served. A snapshot of an older state could name a key that the watcher knows to be
 // withdrawn, and the watcher would trust the key again.

@@ -54,6 +54,18 @@ func (h *Hub) parseResume(token []byte) (at Position, greatest int64) {
 	return Position{int64(binary.BigEndian.Uint64(body)), Tag(body[8:16])}, int64(binary.BigEndian.Uint64(body[16:]))
 }
 
+// Reached returns the number of the newest event that a watcher with a resume token knows; 0 if
+// the token is malformed, or is known to be of another history.
+func (h *Hub) Reached(token []byte) int64 {
+	at, _ := h.parseResume(token)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if i, found := h.ring.find(at.Seq); at == nowhere || found && h.ring.recent[i] != at {
+		return 0
+	}
+	return at.Seq
+}
+
 // Claimed returns the greatest version in the resume tokens of watchers so far. If Claimed
 // returns more than the publisher's [Update].Greatest, the database has lost versions, or
 // the publisher is behind.

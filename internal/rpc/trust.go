@@ -21,6 +21,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/detach"
 	"github.com/watchword-auth/watchword/internal/hub"
+	"github.com/watchword-auth/watchword/internal/roster"
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
@@ -37,10 +38,11 @@ type Trust struct {
 	watchwordv1.UnimplementedTrustServiceServer
 	Hub    *hub.Hub
 	Logger *slog.Logger
-	// NeedCertificate makes WatchBundle and GetTime refuse a client without a certificate: the
-	// bundle names sessions and users, beside the public keys.
+	// NeedCertificate makes WatchBundle, ReportWatcher and GetTime refuse a client without a
+	// certificate: the bundle names sessions and users, beside the public keys.
 	NeedCertificate bool
 	Known           *share.Known
+	Roster          *roster.Roster
 }
 
 // GetKeySet serves TrustService/GetKeySet: the public keys alone.
@@ -76,19 +78,16 @@ const sendTimeout = 30 * time.Second
 // to another client, get RESOURCE_EXHAUSTED.
 func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
 	ctx := stream.Context()
-	from, ok := peer.FromContext(ctx)
-	if !ok {
-		from = &peer.Peer{}
+	if len(req.GetWatcher()) > maxWatcherID {
+		return invalidField{"watcher", fmt.Errorf("is longer than %d bytes", maxWatcherID)}
 	}
-	cert := clientCertificate(from)
-	if t.NeedCertificate && cert == nil {
-		return errNoCertificate
+	from, watching, err := t.clientOf(ctx, req.GetWatcher())
+	if err != nil {
+		return err
 	}
-	source := caller.SourceOf(ctx)
-	watching := watcherPeer(from, cert, source)
 	if watching.Certified {
 		t.Known.Add(watching.Name, watching.Name)
-		t.Known.Add(source.Network(), watching.Name)
+		t.Known.Add(caller.SourceOf(ctx).Network(), watching.Name)
 	}
 	watcher, err := t.Hub.Watch(ctx, watching, req.GetResume())
 	if errors.Is(err, hub.ErrOutdated) {
@@ -97,6 +96,7 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	if err != nil {
 		return err
 	}
+	defer t.Roster.Opened(from).Close()
 	// SendMsg blocks while the client does not read, and cannot be cancelled. So SendMsg
 	// runs in a separate goroutine, and the handler returns before SendMsg when unread
 	// fires.
@@ -131,6 +131,26 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 		return status.Error(codes.Unavailable, "the client fell behind: watch again")
 	}
 	return err
+}
+
+// clientOf returns the client of a stream, for the roster and for the hub. Errors:
+// errNoCertificate.
+func (t *Trust) clientOf(ctx context.Context, watcher []byte) (roster.Client, hub.Peer, error) {
+	from, ok := peer.FromContext(ctx)
+	if !ok {
+		from = &peer.Peer{}
+	}
+	cert := clientCertificate(from)
+	if t.NeedCertificate && cert == nil {
+		return roster.Client{}, hub.Peer{}, errNoCertificate
+	}
+	source := caller.SourceOf(ctx)
+	client := roster.Client{Watcher: watcher, Address: string(source)}
+	watching := watcherPeer(from, cert, source)
+	if watching.Certified {
+		client.Certificate = shownName(cert)
+	}
+	return client, watching, nil
 }
 
 // LogLate returns a function for [detach.Call.Leave] that logs the panic of a handler

@@ -25,6 +25,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/gate"
 	"github.com/watchword-auth/watchword/internal/hub"
+	"github.com/watchword-auth/watchword/internal/roster"
 	"github.com/watchword-auth/watchword/internal/rpc"
 	"github.com/watchword-auth/watchword/internal/store"
 )
@@ -116,7 +117,8 @@ func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerIntercepto
 		func(_ context.Context, method string, err error) { t.Errorf("%s: %v", method, err) })
 	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()), grpc.InTapHandle(g.Tap),
 		grpc.ChainStreamInterceptor(g.Stream, note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
-	watchwordv1.RegisterTrustServiceServer(g.Registrar(server), &rpc.Trust{Hub: tr.feed.Hub(), Logger: slog.New(slog.DiscardHandler)})
+	watchwordv1.RegisterTrustServiceServer(g.Registrar(server), &rpc.Trust{Hub: tr.feed.Hub(), Logger: slog.New(slog.DiscardHandler),
+		Roster: roster.New(nil, tr.feed.Hub(), roster.Self{}, slog.New(slog.DiscardHandler))})
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(tr) })
 	tr.stop = func() { server.Stop(); serving.Wait() }

@@ -180,7 +180,23 @@ func badPages(others map[string]string) map[string]string {
 // wrongInput is the table: what is wrong for each method. A method that takes
 // nothing has no rows of its own.
 func wrongInput(w *population) map[string][]wrong {
-	table := map[string][]wrong{"TrustService/GetKeySet": nil, "TrustService/WatchBundle": nil, "KeyService/ListKeys": nil}
+	table := map[string][]wrong{"TrustService/GetKeySet": nil, "KeyService/ListKeys": nil}
+	table["TrustService/WatchBundle"] = []wrong{
+		{name: "a long id", req: &watchwordv1.WatchBundleRequest{Watcher: make([]byte, 33)}, want: "INVALID_REQUEST", field: "watcher"},
+	}
+	table["TrustService/ListWatchers"] = []wrong{
+		{name: "a negative page", req: &watchwordv1.ListWatchersRequest{PageSize: -1}, want: invalid, field: "page_size"},
+	}
+	for name, token := range badPages(nil) {
+		table["TrustService/ListWatchers"] = append(table["TrustService/ListWatchers"],
+			wrong{name: name, req: &watchwordv1.ListWatchersRequest{PageToken: token}, want: invalid, field: "page_token"})
+	}
+	table["TrustService/ReportWatcher"] = []wrong{
+		{name: "neither identity nor report", req: &watchwordv1.ReportWatcherRequest{}, want: invalid, field: "identity"},
+		{name: "a report first", req: &watchwordv1.ReportWatcherRequest{Message: &watchwordv1.ReportWatcherRequest_Report{}}, want: invalid, field: "identity"},
+		{name: "no id", req: &watchwordv1.ReportWatcherRequest{Message: &watchwordv1.ReportWatcherRequest_Identity{Identity: &watchwordv1.WatcherIdentity{}}}, want: invalid, field: "identity"},
+		{name: "a long name", req: identify(long(129)), want: invalid, field: "identity.service"},
+	}
 	table["TrustService/GetTime"] = []wrong{
 		{name: "a long nonce", req: &watchwordv1.GetTimeRequest{Nonce: make([]byte, 65)}, want: "INVALID_REQUEST", field: "nonce"},
 	}

@@ -53,6 +53,7 @@ func (c *Config) limits(files int) (limits, error) {
 	l := limits{connections: connections, http: max(minConnections/2, connections/16), watchers: watchers, calls: gate.Limits{
 		Requests: max(32, connections/4), RequestsPerPeer: max(16, connections/8),
 		Streams: max(16, connections/8), StreamsPerPeer: max(8, connections/32),
+		Reports: watchers, ReportsPerPeer: watchers / 2,
 	}}
 	needed := l.connections + l.http
 	if len(c.TrustedProxy) > 0 {

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -31,6 +32,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/roster"
 	"github.com/watchword-auth/watchword/internal/rpc"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/session"
@@ -57,6 +59,7 @@ type Server struct {
 	passwords *password.Pool
 	audit     *audit.Log
 	feed      *feed.Feed
+	roster    *roster.Roster
 	users     *user.Users
 	sessions  *session.Sessions
 	logins    *login.Service
@@ -189,6 +192,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 		return err
 	}
 	s.feed.Hub().LimitWatchers(s.limits.watchers, s.known)
+	s.roster = roster.New(s.store, s.feed.Hub(), roster.Self{Address: s.place(), NeedsCertificate: s.cfg.ClientCA != ""}, s.logger)
 	tokens := issuer.New(s.store, s.keys, inst.issuer, s.cfg.AccessTTL)
 	s.keyring = issuer.NewKeyring(s.store, s.feed, s.keys, s.audit)
 	s.passwords = s.hashPool(ctx)
@@ -253,7 +257,7 @@ func (s *Server) hashPool(ctx context.Context) *password.Pool {
 func (s *Server) register() error {
 	services := s.gate.Registrar(s.grpc)
 	watchwordv1.RegisterAuthServiceServer(services, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.issuedFor(), Known: s.known})
-	watchwordv1.RegisterTrustServiceServer(services, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != "", Known: s.known})
+	watchwordv1.RegisterTrustServiceServer(services, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != "", Known: s.known, Roster: s.roster})
 	watchwordv1.RegisterUserServiceServer(services, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(services, &rpc.Sessions{Sessions: s.sessions.Admin})
 	watchwordv1.RegisterKeyServiceServer(services, &rpc.Keys{Keyring: s.keyring})
@@ -262,6 +266,16 @@ func (s *Server) register() error {
 	healthv1.RegisterHealthServer(services, s.health)
 	reflection.Register(services)
 	return s.verifier.CheckServices(s.grpc.GetServiceInfo())
+}
+
+// place returns where the server runs, for people: the name of the machine, and the address
+// of the gRPC listener.
+func (s *Server) place() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown machine"
+	}
+	return host + " " + s.GRPCAddr()
 }
 
 // GRPCAddr returns the address of the gRPC listener.
@@ -282,6 +296,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer stop()
 	tasks.Go(func() { s.feed.Run(background) })
 	tasks.Go(func() { s.audit.Run(background) })
+	tasks.Go(func() { s.roster.Run(background) })
 	tasks.Go(func() { s.maintain(background) })
 	s.readiness.look(background)
 	tasks.Go(func() { s.readiness.run(background) })
@@ -355,6 +370,7 @@ func (s *Server) allChores() []*chore {
 	chores := []*chore{
 		{name: "pruning events", every: time.Minute, do: s.feed.Prune},
 		{name: "pruning sessions", every: time.Hour, do: s.sessions.Prune},
+		{name: "pruning the watchers of other replicas", every: time.Hour, do: s.roster.Prune},
 		{name: "pruning counts of wrong passwords", every: time.Hour, do: func(ctx context.Context) error { return throttle.Prune(ctx, s.store) }},
 		{name: "pruning the security record", every: time.Hour, do: func(ctx context.Context) error { return s.audit.Prune(ctx, s.cfg.AuditTTL) }},
 	}

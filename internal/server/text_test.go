@@ -28,6 +28,8 @@ func wholeRequests(h *harness, a *account) map[string]proto.Message {
 		"AuthService/Logout":                &watchwordv1.LogoutRequest{},
 		"AuthService/ChangePassword":        &watchwordv1.ChangePasswordRequest{CurrentPassword: h.admin.password, NewPassword: fine},
 		"TrustService/WatchBundle":          &watchwordv1.WatchBundleRequest{},
+		"TrustService/ReportWatcher":        identify("orders"),
+		"TrustService/ListWatchers":         &watchwordv1.ListWatchersRequest{PageSize: 1},
 		"TrustService/GetTime":              &watchwordv1.GetTimeRequest{},
 		"UserService/CreateUser":            &watchwordv1.CreateUserRequest{Username: "new", Password: fine},
 		"UserService/GetUser":               &watchwordv1.GetUserRequest{},
@@ -115,6 +117,8 @@ func TestNoTextIsAnOutage(t *testing.T) {
 		h.relogin(t, a)
 		logs := len(logged.String())
 		whole := wholeRequests(h, a)
+		watchFrom(t, h.conn, nil)
+		watchFrom(t, h.conn, nil) // the first page of ListWatchers is not the last
 		eachMethod(t, func(t *testing.T, name string, m method) {
 			ctx := t.Context()
 			if !m.access().GetPublic() {

@@ -147,10 +147,13 @@ func (c *copying) transfer(ctx context.Context) error {
 
 // fromTable returns the FROM clause for the rows of a table that a copy moves. The
 // setting schemaFloor is left out, since the migrations of each engine have set their
-// own.
+// own. The rows of replicas are left out, since no server process serves both databases.
 func fromTable(table string) string {
-	if table == "settings" {
+	switch table {
+	case "settings":
 		return `FROM settings WHERE name <> '` + schemaFloor + `'`
+	case "replicas":
+		return `FROM replicas WHERE 1 = 0`
 	}
 	return `FROM ` + table
 }

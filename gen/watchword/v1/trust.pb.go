@@ -240,7 +240,11 @@ type WatchBundleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest `resume` that the watcher received, from any replica; opaque.
 	// Empty: the stream begins with a whole snapshot.
-	Resume        []byte `protobuf:"bytes,1,opt,name=resume,proto3" json:"resume,omitempty"`
+	Resume []byte `protobuf:"bytes,1,opt,name=resume,proto3" json:"resume,omitempty"`
+	// The id of the watcher, by which the server finds the watcher's reports: random bytes
+	// that the watcher keeps secret, the same for every stream of the watcher; at most 32.
+	// Empty: the watcher reports nothing.
+	Watcher       []byte `protobuf:"bytes,2,opt,name=watcher,proto3" json:"watcher,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -282,6 +286,762 @@ func (x *WatchBundleRequest) GetResume() []byte {
 	return nil
 }
 
+func (x *WatchBundleRequest) GetWatcher() []byte {
+	if x != nil {
+		return x.Watcher
+	}
+	return nil
+}
+
+// ReportWatcherRequest is one message of a watcher's reports.
+type ReportWatcherRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The content of the message.
+	//
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ReportWatcherRequest_Identity
+	//	*ReportWatcherRequest_Report
+	Message       isReportWatcherRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportWatcherRequest) Reset() {
+	*x = ReportWatcherRequest{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportWatcherRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportWatcherRequest) ProtoMessage() {}
+
+func (x *ReportWatcherRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportWatcherRequest.ProtoReflect.Descriptor instead.
+func (*ReportWatcherRequest) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ReportWatcherRequest) GetMessage() isReportWatcherRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ReportWatcherRequest) GetIdentity() *WatcherIdentity {
+	if x != nil {
+		if x, ok := x.Message.(*ReportWatcherRequest_Identity); ok {
+			return x.Identity
+		}
+	}
+	return nil
+}
+
+func (x *ReportWatcherRequest) GetReport() *WatcherReport {
+	if x != nil {
+		if x, ok := x.Message.(*ReportWatcherRequest_Report); ok {
+			return x.Report
+		}
+	}
+	return nil
+}
+
+type isReportWatcherRequest_Message interface {
+	isReportWatcherRequest_Message()
+}
+
+type ReportWatcherRequest_Identity struct {
+	// What the watcher is; the first message.
+	Identity *WatcherIdentity `protobuf:"bytes,1,opt,name=identity,proto3,oneof"`
+}
+
+type ReportWatcherRequest_Report struct {
+	// How far the watcher is; every later message.
+	Report *WatcherReport `protobuf:"bytes,2,opt,name=report,proto3,oneof"`
+}
+
+func (*ReportWatcherRequest_Identity) isReportWatcherRequest_Message() {}
+
+func (*ReportWatcherRequest_Report) isReportWatcherRequest_Message() {}
+
+// WatcherIdentity tells what a watcher is, in the watcher's own words.
+type WatcherIdentity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id that the watcher gave to WatchBundle; not empty.
+	Watcher []byte `protobuf:"bytes,1,opt,name=watcher,proto3" json:"watcher,omitempty"`
+	// The service, such as "orders"; at most 128 bytes.
+	Service string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	// The instance of the service, such as the name of the host; at most 128 bytes.
+	Instance string `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
+	// The version of the service; at most 128 bytes.
+	Version       string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatcherIdentity) Reset() {
+	*x = WatcherIdentity{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatcherIdentity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatcherIdentity) ProtoMessage() {}
+
+func (x *WatcherIdentity) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatcherIdentity.ProtoReflect.Descriptor instead.
+func (*WatcherIdentity) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *WatcherIdentity) GetWatcher() []byte {
+	if x != nil {
+		return x.Watcher
+	}
+	return nil
+}
+
+func (x *WatcherIdentity) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *WatcherIdentity) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *WatcherIdentity) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+// WatcherReport tells how far a watcher is.
+type WatcherReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The newest `resume` of which the watcher has applied everything.
+	Resume []byte `protobuf:"bytes,1,opt,name=resume,proto3" json:"resume,omitempty"`
+	// The age of the watcher's bundle.
+	Staleness *durationpb.Duration `protobuf:"bytes,2,opt,name=staleness,proto3" json:"staleness,omitempty"`
+	// The tokens and calls that the watcher has refused since its start; at most 64
+	// reasons.
+	Refusals      []*RefusalCount `protobuf:"bytes,3,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatcherReport) Reset() {
+	*x = WatcherReport{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatcherReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatcherReport) ProtoMessage() {}
+
+func (x *WatcherReport) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatcherReport.ProtoReflect.Descriptor instead.
+func (*WatcherReport) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *WatcherReport) GetResume() []byte {
+	if x != nil {
+		return x.Resume
+	}
+	return nil
+}
+
+func (x *WatcherReport) GetStaleness() *durationpb.Duration {
+	if x != nil {
+		return x.Staleness
+	}
+	return nil
+}
+
+func (x *WatcherReport) GetRefusals() []*RefusalCount {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
+// RefusalCount counts refused tokens and calls with one reason.
+type RefusalCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reason.
+	Reason ErrorReason `protobuf:"varint,1,opt,name=reason,proto3,enum=watchword.v1.ErrorReason" json:"reason,omitempty"`
+	// The number.
+	Count         uint64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusalCount) Reset() {
+	*x = RefusalCount{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusalCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusalCount) ProtoMessage() {}
+
+func (x *RefusalCount) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusalCount.ProtoReflect.Descriptor instead.
+func (*RefusalCount) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RefusalCount) GetReason() ErrorReason {
+	if x != nil {
+		return x.Reason
+	}
+	return ErrorReason_ERROR_REASON_UNSPECIFIED
+}
+
+func (x *RefusalCount) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// ReportWatcherResponse is empty.
+type ReportWatcherResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportWatcherResponse) Reset() {
+	*x = ReportWatcherResponse{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportWatcherResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportWatcherResponse) ProtoMessage() {}
+
+func (x *ReportWatcherResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportWatcherResponse.ProtoReflect.Descriptor instead.
+func (*ReportWatcherResponse) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{8}
+}
+
+// ListWatchersRequest asks for a page of the watchers.
+type ListWatchersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The most watchers to return. 0: 50. More than 1000: 1000.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The `next_page_token` of the page before. Empty: the first page.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWatchersRequest) Reset() {
+	*x = ListWatchersRequest{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWatchersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWatchersRequest) ProtoMessage() {}
+
+func (x *ListWatchersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWatchersRequest.ProtoReflect.Descriptor instead.
+func (*ListWatchersRequest) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ListWatchersRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListWatchersRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListWatchersResponse holds a page of the watchers.
+type ListWatchersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The watchers.
+	Watchers []*Watcher `protobuf:"bytes,1,rep,name=watchers,proto3" json:"watchers,omitempty"`
+	// The token for the next page. Empty: this page is the last one.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Every replica; on each page.
+	Replicas []*Replica `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// The client certificates that had a stream in the last day, and have none now: at
+	// most 1000, the latest first; on each page.
+	Absent []*AbsentCertificate `protobuf:"bytes,4,rep,name=absent,proto3" json:"absent,omitempty"`
+	// The number of the newest event in the database. Every key change and every
+	// revocation is an event.
+	Position      int64 `protobuf:"varint,5,opt,name=position,proto3" json:"position,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWatchersResponse) Reset() {
+	*x = ListWatchersResponse{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWatchersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWatchersResponse) ProtoMessage() {}
+
+func (x *ListWatchersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWatchersResponse.ProtoReflect.Descriptor instead.
+func (*ListWatchersResponse) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListWatchersResponse) GetWatchers() []*Watcher {
+	if x != nil {
+		return x.Watchers
+	}
+	return nil
+}
+
+func (x *ListWatchersResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListWatchersResponse) GetReplicas() []*Replica {
+	if x != nil {
+		return x.Replicas
+	}
+	return nil
+}
+
+func (x *ListWatchersResponse) GetAbsent() []*AbsentCertificate {
+	if x != nil {
+		return x.Absent
+	}
+	return nil
+}
+
+func (x *ListWatchersResponse) GetPosition() int64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+// Watcher describes a stream of WatchBundle.
+type Watcher struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether the server has a report of the watcher. Without a report, `service`,
+	// `instance`, `version`, `position`, `staleness` and `refusals` are not set.
+	Reports bool `protobuf:"varint,1,opt,name=reports,proto3" json:"reports,omitempty"`
+	// The service, in the watcher's own words.
+	Service string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
+	// The instance, in the watcher's own words.
+	Instance string `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
+	// The version, in the watcher's own words.
+	Version string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	// The address of the client.
+	Address string `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	// The name in the client's certificate: "URI", "DNS" or "subject", a space, and the
+	// name. Empty: the client has shown no certificate, or a proxy has forwarded the call.
+	Certificate string `protobuf:"bytes,6,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// The `id` of the replica that serves the stream.
+	Replica string `protobuf:"bytes,7,opt,name=replica,proto3" json:"replica,omitempty"`
+	// The newest event that the watcher has applied, by its last report. 0: unknown.
+	Position int64 `protobuf:"varint,8,opt,name=position,proto3" json:"position,omitempty"`
+	// The number of events between `position` and the newest event in the database.
+	Lag int64 `protobuf:"varint,9,opt,name=lag,proto3" json:"lag,omitempty"`
+	// The age of the watcher's bundle: by the last report, plus the age of the report.
+	Staleness *durationpb.Duration `protobuf:"bytes,10,opt,name=staleness,proto3" json:"staleness,omitempty"`
+	// What the watcher has refused since its start.
+	Refusals []*RefusalCount `protobuf:"bytes,11,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	// When the stream began.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watcher) Reset() {
+	*x = Watcher{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watcher) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watcher) ProtoMessage() {}
+
+func (x *Watcher) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watcher.ProtoReflect.Descriptor instead.
+func (*Watcher) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Watcher) GetReports() bool {
+	if x != nil {
+		return x.Reports
+	}
+	return false
+}
+
+func (x *Watcher) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *Watcher) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *Watcher) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Watcher) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Watcher) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *Watcher) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *Watcher) GetPosition() int64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+func (x *Watcher) GetLag() int64 {
+	if x != nil {
+		return x.Lag
+	}
+	return 0
+}
+
+func (x *Watcher) GetStaleness() *durationpb.Duration {
+	if x != nil {
+		return x.Staleness
+	}
+	return nil
+}
+
+func (x *Watcher) GetRefusals() []*RefusalCount {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
+func (x *Watcher) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+// Replica describes a server process.
+type Replica struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of the process.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The name of the machine and the address of the gRPC listener.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// False: the replica has not answered, and its watchers are those of its last answer.
+	Answers bool `protobuf:"varint,3,opt,name=answers,proto3" json:"answers,omitempty"`
+	// The newest event that the replica has applied.
+	Position int64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
+	// Whether WatchBundle asks for a client certificate (--client-ca).
+	NeedsCertificate bool `protobuf:"varint,5,opt,name=needs_certificate,json=needsCertificate,proto3" json:"needs_certificate,omitempty"`
+	// When the replica has last written to the database.
+	SeenAt        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=seen_at,json=seenAt,proto3" json:"seen_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replica) Reset() {
+	*x = Replica{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replica) ProtoMessage() {}
+
+func (x *Replica) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replica.ProtoReflect.Descriptor instead.
+func (*Replica) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Replica) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Replica) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Replica) GetAnswers() bool {
+	if x != nil {
+		return x.Answers
+	}
+	return false
+}
+
+func (x *Replica) GetPosition() int64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
+func (x *Replica) GetNeedsCertificate() bool {
+	if x != nil {
+		return x.NeedsCertificate
+	}
+	return false
+}
+
+func (x *Replica) GetSeenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SeenAt
+	}
+	return nil
+}
+
+// AbsentCertificate names a client certificate without a stream.
+type AbsentCertificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name, as in [Watcher].
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// When the certificate had a stream: exact to an hour.
+	SeenAt        *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=seen_at,json=seenAt,proto3" json:"seen_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AbsentCertificate) Reset() {
+	*x = AbsentCertificate{}
+	mi := &file_watchword_v1_trust_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AbsentCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AbsentCertificate) ProtoMessage() {}
+
+func (x *AbsentCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_trust_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AbsentCertificate.ProtoReflect.Descriptor instead.
+func (*AbsentCertificate) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AbsentCertificate) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *AbsentCertificate) GetSeenAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SeenAt
+	}
+	return nil
+}
+
 // WatchBundleResponse is one message of the stream.
 type WatchBundleResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -302,7 +1062,7 @@ type WatchBundleResponse struct {
 
 func (x *WatchBundleResponse) Reset() {
 	*x = WatchBundleResponse{}
-	mi := &file_watchword_v1_trust_proto_msgTypes[4]
+	mi := &file_watchword_v1_trust_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -314,7 +1074,7 @@ func (x *WatchBundleResponse) String() string {
 func (*WatchBundleResponse) ProtoMessage() {}
 
 func (x *WatchBundleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_trust_proto_msgTypes[4]
+	mi := &file_watchword_v1_trust_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -327,7 +1087,7 @@ func (x *WatchBundleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchBundleResponse.ProtoReflect.Descriptor instead.
 func (*WatchBundleResponse) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{4}
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *WatchBundleResponse) GetMessage() isWatchBundleResponse_Message {
@@ -419,7 +1179,7 @@ type TrustState struct {
 
 func (x *TrustState) Reset() {
 	*x = TrustState{}
-	mi := &file_watchword_v1_trust_proto_msgTypes[5]
+	mi := &file_watchword_v1_trust_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -431,7 +1191,7 @@ func (x *TrustState) String() string {
 func (*TrustState) ProtoMessage() {}
 
 func (x *TrustState) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_trust_proto_msgTypes[5]
+	mi := &file_watchword_v1_trust_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -444,7 +1204,7 @@ func (x *TrustState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustState.ProtoReflect.Descriptor instead.
 func (*TrustState) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{5}
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TrustState) GetIssuer() string {
@@ -496,7 +1256,7 @@ type VerificationKey struct {
 
 func (x *VerificationKey) Reset() {
 	*x = VerificationKey{}
-	mi := &file_watchword_v1_trust_proto_msgTypes[6]
+	mi := &file_watchword_v1_trust_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +1268,7 @@ func (x *VerificationKey) String() string {
 func (*VerificationKey) ProtoMessage() {}
 
 func (x *VerificationKey) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_trust_proto_msgTypes[6]
+	mi := &file_watchword_v1_trust_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +1281,7 @@ func (x *VerificationKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerificationKey.ProtoReflect.Descriptor instead.
 func (*VerificationKey) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{6}
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *VerificationKey) GetKey() *JsonWebKey {
@@ -551,7 +1311,7 @@ type EndedSession struct {
 
 func (x *EndedSession) Reset() {
 	*x = EndedSession{}
-	mi := &file_watchword_v1_trust_proto_msgTypes[7]
+	mi := &file_watchword_v1_trust_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +1323,7 @@ func (x *EndedSession) String() string {
 func (*EndedSession) ProtoMessage() {}
 
 func (x *EndedSession) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_trust_proto_msgTypes[7]
+	mi := &file_watchword_v1_trust_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +1336,7 @@ func (x *EndedSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndedSession.ProtoReflect.Descriptor instead.
 func (*EndedSession) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{7}
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EndedSession) GetSessionId() string {
@@ -613,7 +1373,7 @@ type RaisedVersion struct {
 
 func (x *RaisedVersion) Reset() {
 	*x = RaisedVersion{}
-	mi := &file_watchword_v1_trust_proto_msgTypes[8]
+	mi := &file_watchword_v1_trust_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +1385,7 @@ func (x *RaisedVersion) String() string {
 func (*RaisedVersion) ProtoMessage() {}
 
 func (x *RaisedVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_trust_proto_msgTypes[8]
+	mi := &file_watchword_v1_trust_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +1398,7 @@ func (x *RaisedVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaisedVersion.ProtoReflect.Descriptor instead.
 func (*RaisedVersion) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{8}
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RaisedVersion) GetUserId() string {
@@ -686,7 +1446,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_watchword_v1_trust_proto_msgTypes[9]
+	mi := &file_watchword_v1_trust_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -698,7 +1458,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_trust_proto_msgTypes[9]
+	mi := &file_watchword_v1_trust_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -711,7 +1471,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{9}
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SnapshotChunk) GetTrustState() *TrustState {
@@ -757,7 +1517,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_watchword_v1_trust_proto_msgTypes[10]
+	mi := &file_watchword_v1_trust_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +1529,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_trust_proto_msgTypes[10]
+	mi := &file_watchword_v1_trust_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +1542,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{10}
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Change) GetTrustState() *TrustState {
@@ -821,7 +1581,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_watchword_v1_trust_proto_msgTypes[11]
+	mi := &file_watchword_v1_trust_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +1593,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_trust_proto_msgTypes[11]
+	mi := &file_watchword_v1_trust_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +1606,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{11}
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Heartbeat) GetTimes() *ServerTimes {
@@ -893,7 +1653,7 @@ type ServerTimes struct {
 
 func (x *ServerTimes) Reset() {
 	*x = ServerTimes{}
-	mi := &file_watchword_v1_trust_proto_msgTypes[12]
+	mi := &file_watchword_v1_trust_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -905,7 +1665,7 @@ func (x *ServerTimes) String() string {
 func (*ServerTimes) ProtoMessage() {}
 
 func (x *ServerTimes) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_trust_proto_msgTypes[12]
+	mi := &file_watchword_v1_trust_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -918,7 +1678,7 @@ func (x *ServerTimes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerTimes.ProtoReflect.Descriptor instead.
 func (*ServerTimes) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{12}
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ServerTimes) GetProcess() []byte {
@@ -975,7 +1735,7 @@ type GetTimeRequest struct {
 
 func (x *GetTimeRequest) Reset() {
 	*x = GetTimeRequest{}
-	mi := &file_watchword_v1_trust_proto_msgTypes[13]
+	mi := &file_watchword_v1_trust_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1747,7 @@ func (x *GetTimeRequest) String() string {
 func (*GetTimeRequest) ProtoMessage() {}
 
 func (x *GetTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_trust_proto_msgTypes[13]
+	mi := &file_watchword_v1_trust_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1760,7 @@ func (x *GetTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimeRequest.ProtoReflect.Descriptor instead.
 func (*GetTimeRequest) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{13}
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetTimeRequest) GetNonce() []byte {
@@ -1023,7 +1783,7 @@ type GetTimeResponse struct {
 
 func (x *GetTimeResponse) Reset() {
 	*x = GetTimeResponse{}
-	mi := &file_watchword_v1_trust_proto_msgTypes[14]
+	mi := &file_watchword_v1_trust_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1795,7 @@ func (x *GetTimeResponse) String() string {
 func (*GetTimeResponse) ProtoMessage() {}
 
 func (x *GetTimeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_trust_proto_msgTypes[14]
+	mi := &file_watchword_v1_trust_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1808,7 @@ func (x *GetTimeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTimeResponse.ProtoReflect.Descriptor instead.
 func (*GetTimeResponse) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{14}
+	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetTimeResponse) GetNonce() []byte {
@@ -1069,7 +1829,7 @@ var File_watchword_v1_trust_proto protoreflect.FileDescriptor
 
 const file_watchword_v1_trust_proto_rawDesc = "" +
 	"\n" +
-	"\x18watchword/v1/trust.proto\x12\fwatchword.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\"\x9e\x01\n" +
+	"\x18watchword/v1/trust.proto\x12\fwatchword.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\x1a\x18watchword/v1/error.proto\"\x9e\x01\n" +
 	"\n" +
 	"JsonWebKey\x12\x10\n" +
 	"\x03kty\x18\x01 \x01(\tR\x03kty\x12\x10\n" +
@@ -1084,9 +1844,61 @@ const file_watchword_v1_trust_proto_rawDesc = "" +
 	"\x10GetKeySetRequest\"Y\n" +
 	"\x11GetKeySetResponse\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x12,\n" +
-	"\x04keys\x18\x02 \x03(\v2\x18.watchword.v1.JsonWebKeyR\x04keys\",\n" +
+	"\x04keys\x18\x02 \x03(\v2\x18.watchword.v1.JsonWebKeyR\x04keys\"F\n" +
 	"\x12WatchBundleRequest\x12\x16\n" +
-	"\x06resume\x18\x01 \x01(\fR\x06resume\"\xe7\x01\n" +
+	"\x06resume\x18\x01 \x01(\fR\x06resume\x12\x18\n" +
+	"\awatcher\x18\x02 \x01(\fR\awatcher\"\x95\x01\n" +
+	"\x14ReportWatcherRequest\x12;\n" +
+	"\bidentity\x18\x01 \x01(\v2\x1d.watchword.v1.WatcherIdentityH\x00R\bidentity\x125\n" +
+	"\x06report\x18\x02 \x01(\v2\x1b.watchword.v1.WatcherReportH\x00R\x06reportB\t\n" +
+	"\amessage\"{\n" +
+	"\x0fWatcherIdentity\x12\x18\n" +
+	"\awatcher\x18\x01 \x01(\fR\awatcher\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x1a\n" +
+	"\binstance\x18\x03 \x01(\tR\binstance\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\"\x98\x01\n" +
+	"\rWatcherReport\x12\x16\n" +
+	"\x06resume\x18\x01 \x01(\fR\x06resume\x127\n" +
+	"\tstaleness\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\tstaleness\x126\n" +
+	"\brefusals\x18\x03 \x03(\v2\x1a.watchword.v1.RefusalCountR\brefusals\"W\n" +
+	"\fRefusalCount\x121\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x19.watchword.v1.ErrorReasonR\x06reason\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\x17\n" +
+	"\x15ReportWatcherResponse\"Q\n" +
+	"\x13ListWatchersRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\"\xf9\x01\n" +
+	"\x14ListWatchersResponse\x121\n" +
+	"\bwatchers\x18\x01 \x03(\v2\x15.watchword.v1.WatcherR\bwatchers\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x121\n" +
+	"\breplicas\x18\x03 \x03(\v2\x15.watchword.v1.ReplicaR\breplicas\x127\n" +
+	"\x06absent\x18\x04 \x03(\v2\x1f.watchword.v1.AbsentCertificateR\x06absent\x12\x1a\n" +
+	"\bposition\x18\x05 \x01(\x03R\bposition\"\x9a\x03\n" +
+	"\aWatcher\x12\x18\n" +
+	"\areports\x18\x01 \x01(\bR\areports\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\tR\aservice\x12\x1a\n" +
+	"\binstance\x18\x03 \x01(\tR\binstance\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\tR\aaddress\x12 \n" +
+	"\vcertificate\x18\x06 \x01(\tR\vcertificate\x12\x18\n" +
+	"\areplica\x18\a \x01(\tR\areplica\x12\x1a\n" +
+	"\bposition\x18\b \x01(\x03R\bposition\x12\x10\n" +
+	"\x03lag\x18\t \x01(\x03R\x03lag\x127\n" +
+	"\tstaleness\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\tstaleness\x126\n" +
+	"\brefusals\x18\v \x03(\v2\x1a.watchword.v1.RefusalCountR\brefusals\x120\n" +
+	"\x05since\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xcb\x01\n" +
+	"\aReplica\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
+	"\aanswers\x18\x03 \x01(\bR\aanswers\x12\x1a\n" +
+	"\bposition\x18\x04 \x01(\x03R\bposition\x12+\n" +
+	"\x11needs_certificate\x18\x05 \x01(\bR\x10needsCertificate\x123\n" +
+	"\aseen_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06seenAt\"j\n" +
+	"\x11AbsentCertificate\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x123\n" +
+	"\aseen_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x06seenAt\"\xe7\x01\n" +
 	"\x13WatchBundleResponse\x12D\n" +
 	"\x0esnapshot_chunk\x18\x01 \x01(\v2\x1b.watchword.v1.SnapshotChunkH\x00R\rsnapshotChunk\x12.\n" +
 	"\x06change\x18\x02 \x01(\v2\x14.watchword.v1.ChangeH\x00R\x06change\x127\n" +
@@ -1137,10 +1949,12 @@ const file_watchword_v1_trust_proto_rawDesc = "" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"X\n" +
 	"\x0fGetTimeResponse\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12/\n" +
-	"\x05times\x18\x02 \x01(\v2\x19.watchword.v1.ServerTimesR\x05times2\x92\x02\n" +
+	"\x05times\x18\x02 \x01(\v2\x19.watchword.v1.ServerTimesR\x05times2\xe5\x03\n" +
 	"\fTrustService\x12T\n" +
 	"\tGetKeySet\x12\x1e.watchword.v1.GetKeySetRequest\x1a\x1f.watchword.v1.GetKeySetResponse\"\x06\x82\xde#\x02\b\x01\x12\\\n" +
-	"\vWatchBundle\x12 .watchword.v1.WatchBundleRequest\x1a!.watchword.v1.WatchBundleResponse\"\x06\x82\xde#\x02\b\x010\x01\x12N\n" +
+	"\vWatchBundle\x12 .watchword.v1.WatchBundleRequest\x1a!.watchword.v1.WatchBundleResponse\"\x06\x82\xde#\x02\b\x010\x01\x12b\n" +
+	"\rReportWatcher\x12\".watchword.v1.ReportWatcherRequest\x1a#.watchword.v1.ReportWatcherResponse\"\x06\x82\xde#\x02\b\x01(\x01\x12m\n" +
+	"\fListWatchers\x12!.watchword.v1.ListWatchersRequest\x1a\".watchword.v1.ListWatchersResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12N\n" +
 	"\aGetTime\x12\x1c.watchword.v1.GetTimeRequest\x1a\x1d.watchword.v1.GetTimeResponse\"\x06\x82\xde#\x02\b\x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
@@ -1155,63 +1969,91 @@ func file_watchword_v1_trust_proto_rawDescGZIP() []byte {
 	return file_watchword_v1_trust_proto_rawDescData
 }
 
-var file_watchword_v1_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_watchword_v1_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_watchword_v1_trust_proto_goTypes = []any{
 	(*JsonWebKey)(nil),            // 0: watchword.v1.JsonWebKey
 	(*GetKeySetRequest)(nil),      // 1: watchword.v1.GetKeySetRequest
 	(*GetKeySetResponse)(nil),     // 2: watchword.v1.GetKeySetResponse
 	(*WatchBundleRequest)(nil),    // 3: watchword.v1.WatchBundleRequest
-	(*WatchBundleResponse)(nil),   // 4: watchword.v1.WatchBundleResponse
-	(*TrustState)(nil),            // 5: watchword.v1.TrustState
-	(*VerificationKey)(nil),       // 6: watchword.v1.VerificationKey
-	(*EndedSession)(nil),          // 7: watchword.v1.EndedSession
-	(*RaisedVersion)(nil),         // 8: watchword.v1.RaisedVersion
-	(*SnapshotChunk)(nil),         // 9: watchword.v1.SnapshotChunk
-	(*Change)(nil),                // 10: watchword.v1.Change
-	(*Heartbeat)(nil),             // 11: watchword.v1.Heartbeat
-	(*ServerTimes)(nil),           // 12: watchword.v1.ServerTimes
-	(*GetTimeRequest)(nil),        // 13: watchword.v1.GetTimeRequest
-	(*GetTimeResponse)(nil),       // 14: watchword.v1.GetTimeResponse
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*ReportWatcherRequest)(nil),  // 4: watchword.v1.ReportWatcherRequest
+	(*WatcherIdentity)(nil),       // 5: watchword.v1.WatcherIdentity
+	(*WatcherReport)(nil),         // 6: watchword.v1.WatcherReport
+	(*RefusalCount)(nil),          // 7: watchword.v1.RefusalCount
+	(*ReportWatcherResponse)(nil), // 8: watchword.v1.ReportWatcherResponse
+	(*ListWatchersRequest)(nil),   // 9: watchword.v1.ListWatchersRequest
+	(*ListWatchersResponse)(nil),  // 10: watchword.v1.ListWatchersResponse
+	(*Watcher)(nil),               // 11: watchword.v1.Watcher
+	(*Replica)(nil),               // 12: watchword.v1.Replica
+	(*AbsentCertificate)(nil),     // 13: watchword.v1.AbsentCertificate
+	(*WatchBundleResponse)(nil),   // 14: watchword.v1.WatchBundleResponse
+	(*TrustState)(nil),            // 15: watchword.v1.TrustState
+	(*VerificationKey)(nil),       // 16: watchword.v1.VerificationKey
+	(*EndedSession)(nil),          // 17: watchword.v1.EndedSession
+	(*RaisedVersion)(nil),         // 18: watchword.v1.RaisedVersion
+	(*SnapshotChunk)(nil),         // 19: watchword.v1.SnapshotChunk
+	(*Change)(nil),                // 20: watchword.v1.Change
+	(*Heartbeat)(nil),             // 21: watchword.v1.Heartbeat
+	(*ServerTimes)(nil),           // 22: watchword.v1.ServerTimes
+	(*GetTimeRequest)(nil),        // 23: watchword.v1.GetTimeRequest
+	(*GetTimeResponse)(nil),       // 24: watchword.v1.GetTimeResponse
+	(*durationpb.Duration)(nil),   // 25: google.protobuf.Duration
+	(ErrorReason)(0),              // 26: watchword.v1.ErrorReason
+	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
 }
 var file_watchword_v1_trust_proto_depIdxs = []int32{
 	0,  // 0: watchword.v1.GetKeySetResponse.keys:type_name -> watchword.v1.JsonWebKey
-	9,  // 1: watchword.v1.WatchBundleResponse.snapshot_chunk:type_name -> watchword.v1.SnapshotChunk
-	10, // 2: watchword.v1.WatchBundleResponse.change:type_name -> watchword.v1.Change
-	11, // 3: watchword.v1.WatchBundleResponse.heartbeat:type_name -> watchword.v1.Heartbeat
-	6,  // 4: watchword.v1.TrustState.keys:type_name -> watchword.v1.VerificationKey
-	15, // 5: watchword.v1.TrustState.max_token_lifetime:type_name -> google.protobuf.Duration
-	15, // 6: watchword.v1.TrustState.margin:type_name -> google.protobuf.Duration
-	0,  // 7: watchword.v1.VerificationKey.key:type_name -> watchword.v1.JsonWebKey
-	16, // 8: watchword.v1.VerificationKey.verifies_until:type_name -> google.protobuf.Timestamp
-	16, // 9: watchword.v1.EndedSession.until:type_name -> google.protobuf.Timestamp
-	16, // 10: watchword.v1.RaisedVersion.until:type_name -> google.protobuf.Timestamp
-	5,  // 11: watchword.v1.SnapshotChunk.trust_state:type_name -> watchword.v1.TrustState
-	7,  // 12: watchword.v1.SnapshotChunk.ended_sessions:type_name -> watchword.v1.EndedSession
-	8,  // 13: watchword.v1.SnapshotChunk.raised_versions:type_name -> watchword.v1.RaisedVersion
-	5,  // 14: watchword.v1.Change.trust_state:type_name -> watchword.v1.TrustState
-	7,  // 15: watchword.v1.Change.ended_sessions:type_name -> watchword.v1.EndedSession
-	8,  // 16: watchword.v1.Change.raised_versions:type_name -> watchword.v1.RaisedVersion
-	12, // 17: watchword.v1.Heartbeat.times:type_name -> watchword.v1.ServerTimes
-	15, // 18: watchword.v1.Heartbeat.as_of:type_name -> google.protobuf.Duration
-	15, // 19: watchword.v1.ServerTimes.now:type_name -> google.protobuf.Duration
-	15, // 20: watchword.v1.ServerTimes.asked:type_name -> google.protobuf.Duration
-	15, // 21: watchword.v1.ServerTimes.answered:type_name -> google.protobuf.Duration
-	16, // 22: watchword.v1.ServerTimes.earliest:type_name -> google.protobuf.Timestamp
-	16, // 23: watchword.v1.ServerTimes.latest:type_name -> google.protobuf.Timestamp
-	12, // 24: watchword.v1.GetTimeResponse.times:type_name -> watchword.v1.ServerTimes
-	1,  // 25: watchword.v1.TrustService.GetKeySet:input_type -> watchword.v1.GetKeySetRequest
-	3,  // 26: watchword.v1.TrustService.WatchBundle:input_type -> watchword.v1.WatchBundleRequest
-	13, // 27: watchword.v1.TrustService.GetTime:input_type -> watchword.v1.GetTimeRequest
-	2,  // 28: watchword.v1.TrustService.GetKeySet:output_type -> watchword.v1.GetKeySetResponse
-	4,  // 29: watchword.v1.TrustService.WatchBundle:output_type -> watchword.v1.WatchBundleResponse
-	14, // 30: watchword.v1.TrustService.GetTime:output_type -> watchword.v1.GetTimeResponse
-	28, // [28:31] is the sub-list for method output_type
-	25, // [25:28] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	5,  // 1: watchword.v1.ReportWatcherRequest.identity:type_name -> watchword.v1.WatcherIdentity
+	6,  // 2: watchword.v1.ReportWatcherRequest.report:type_name -> watchword.v1.WatcherReport
+	25, // 3: watchword.v1.WatcherReport.staleness:type_name -> google.protobuf.Duration
+	7,  // 4: watchword.v1.WatcherReport.refusals:type_name -> watchword.v1.RefusalCount
+	26, // 5: watchword.v1.RefusalCount.reason:type_name -> watchword.v1.ErrorReason
+	11, // 6: watchword.v1.ListWatchersResponse.watchers:type_name -> watchword.v1.Watcher
+	12, // 7: watchword.v1.ListWatchersResponse.replicas:type_name -> watchword.v1.Replica
+	13, // 8: watchword.v1.ListWatchersResponse.absent:type_name -> watchword.v1.AbsentCertificate
+	25, // 9: watchword.v1.Watcher.staleness:type_name -> google.protobuf.Duration
+	7,  // 10: watchword.v1.Watcher.refusals:type_name -> watchword.v1.RefusalCount
+	27, // 11: watchword.v1.Watcher.since:type_name -> google.protobuf.Timestamp
+	27, // 12: watchword.v1.Replica.seen_at:type_name -> google.protobuf.Timestamp
+	27, // 13: watchword.v1.AbsentCertificate.seen_at:type_name -> google.protobuf.Timestamp
+	19, // 14: watchword.v1.WatchBundleResponse.snapshot_chunk:type_name -> watchword.v1.SnapshotChunk
+	20, // 15: watchword.v1.WatchBundleResponse.change:type_name -> watchword.v1.Change
+	21, // 16: watchword.v1.WatchBundleResponse.heartbeat:type_name -> watchword.v1.Heartbeat
+	16, // 17: watchword.v1.TrustState.keys:type_name -> watchword.v1.VerificationKey
+	25, // 18: watchword.v1.TrustState.max_token_lifetime:type_name -> google.protobuf.Duration
+	25, // 19: watchword.v1.TrustState.margin:type_name -> google.protobuf.Duration
+	0,  // 20: watchword.v1.VerificationKey.key:type_name -> watchword.v1.JsonWebKey
+	27, // 21: watchword.v1.VerificationKey.verifies_until:type_name -> google.protobuf.Timestamp
+	27, // 22: watchword.v1.EndedSession.until:type_name -> google.protobuf.Timestamp
+	27, // 23: watchword.v1.RaisedVersion.until:type_name -> google.protobuf.Timestamp
+	15, // 24: watchword.v1.SnapshotChunk.trust_state:type_name -> watchword.v1.TrustState
+	17, // 25: watchword.v1.SnapshotChunk.ended_sessions:type_name -> watchword.v1.EndedSession
+	18, // 26: watchword.v1.SnapshotChunk.raised_versions:type_name -> watchword.v1.RaisedVersion
+	15, // 27: watchword.v1.Change.trust_state:type_name -> watchword.v1.TrustState
+	17, // 28: watchword.v1.Change.ended_sessions:type_name -> watchword.v1.EndedSession
+	18, // 29: watchword.v1.Change.raised_versions:type_name -> watchword.v1.RaisedVersion
+	22, // 30: watchword.v1.Heartbeat.times:type_name -> watchword.v1.ServerTimes
+	25, // 31: watchword.v1.Heartbeat.as_of:type_name -> google.protobuf.Duration
+	25, // 32: watchword.v1.ServerTimes.now:type_name -> google.protobuf.Duration
+	25, // 33: watchword.v1.ServerTimes.asked:type_name -> google.protobuf.Duration
+	25, // 34: watchword.v1.ServerTimes.answered:type_name -> google.protobuf.Duration
+	27, // 35: watchword.v1.ServerTimes.earliest:type_name -> google.protobuf.Timestamp
+	27, // 36: watchword.v1.ServerTimes.latest:type_name -> google.protobuf.Timestamp
+	22, // 37: watchword.v1.GetTimeResponse.times:type_name -> watchword.v1.ServerTimes
+	1,  // 38: watchword.v1.TrustService.GetKeySet:input_type -> watchword.v1.GetKeySetRequest
+	3,  // 39: watchword.v1.TrustService.WatchBundle:input_type -> watchword.v1.WatchBundleRequest
+	4,  // 40: watchword.v1.TrustService.ReportWatcher:input_type -> watchword.v1.ReportWatcherRequest
+	9,  // 41: watchword.v1.TrustService.ListWatchers:input_type -> watchword.v1.ListWatchersRequest
+	23, // 42: watchword.v1.TrustService.GetTime:input_type -> watchword.v1.GetTimeRequest
+	2,  // 43: watchword.v1.TrustService.GetKeySet:output_type -> watchword.v1.GetKeySetResponse
+	14, // 44: watchword.v1.TrustService.WatchBundle:output_type -> watchword.v1.WatchBundleResponse
+	8,  // 45: watchword.v1.TrustService.ReportWatcher:output_type -> watchword.v1.ReportWatcherResponse
+	10, // 46: watchword.v1.TrustService.ListWatchers:output_type -> watchword.v1.ListWatchersResponse
+	24, // 47: watchword.v1.TrustService.GetTime:output_type -> watchword.v1.GetTimeResponse
+	43, // [43:48] is the sub-list for method output_type
+	38, // [38:43] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_watchword_v1_trust_proto_init() }
@@ -1220,7 +2062,12 @@ func file_watchword_v1_trust_proto_init() {
 		return
 	}
 	file_watchword_v1_access_proto_init()
+	file_watchword_v1_error_proto_init()
 	file_watchword_v1_trust_proto_msgTypes[4].OneofWrappers = []any{
+		(*ReportWatcherRequest_Identity)(nil),
+		(*ReportWatcherRequest_Report)(nil),
+	}
+	file_watchword_v1_trust_proto_msgTypes[14].OneofWrappers = []any{
 		(*WatchBundleResponse_SnapshotChunk)(nil),
 		(*WatchBundleResponse_Change)(nil),
 		(*WatchBundleResponse_Heartbeat)(nil),
@@ -1231,7 +2078,7 @@ func file_watchword_v1_trust_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_watchword_v1_trust_proto_rawDesc), len(file_watchword_v1_trust_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

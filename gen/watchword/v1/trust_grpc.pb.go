@@ -21,9 +21,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	TrustService_GetKeySet_FullMethodName   = "/watchword.v1.TrustService/GetKeySet"
-	TrustService_WatchBundle_FullMethodName = "/watchword.v1.TrustService/WatchBundle"
-	TrustService_GetTime_FullMethodName     = "/watchword.v1.TrustService/GetTime"
+	TrustService_GetKeySet_FullMethodName     = "/watchword.v1.TrustService/GetKeySet"
+	TrustService_WatchBundle_FullMethodName   = "/watchword.v1.TrustService/WatchBundle"
+	TrustService_ReportWatcher_FullMethodName = "/watchword.v1.TrustService/ReportWatcher"
+	TrustService_ListWatchers_FullMethodName  = "/watchword.v1.TrustService/ListWatchers"
+	TrustService_GetTime_FullMethodName       = "/watchword.v1.TrustService/GetTime"
 )
 
 // TrustServiceClient is the client API for TrustService service.
@@ -57,6 +59,31 @@ type TrustServiceClient interface {
 	// that holds most. A client with a certificate or with a good `resume` loses its
 	// place later than others.
 	WatchBundle(ctx context.Context, in *WatchBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchBundleResponse], error)
+	// ReportWatcher tells the server what a watcher is and how far the watcher is, for
+	// ListWatchers. The first message holds the identity, and every later message a
+	// report. A watcher that reports sends a report after each heartbeat: the server
+	// sends heartbeats more often while somebody asks ListWatchers.
+	//
+	// A report proves nothing: the server decides nothing by a report. The reports of a
+	// watcher may reach another replica than the watcher's stream of WatchBundle.
+	//
+	// Errors: INVALID_REQUEST for a message of another kind or a field that is too long;
+	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca; OVERLOADED for more
+	// than twenty reports a second, if the server has no place for the stream, or if
+	// another client gets the place of the stream; UNAVAILABLE if the server stops.
+	ReportWatcher(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ReportWatcherRequest, ReportWatcherResponse], error)
+	// ListWatchers lists every stream of WatchBundle at every replica, with the newest
+	// report of each watcher. ListWatchers asks the watchers for reports and the other
+	// replicas for their lists, and waits for 1.5 seconds at most. A replica that has not
+	// answered is in `replicas` with `answers` false.
+	//
+	// ListWatchers asks for a token with the role `admin` and for the audience `watchword`
+	// (see LoginRequest).
+	//
+	// Errors: INVALID_REQUEST for a page size or page token that is not valid;
+	// AUDIENCE_MISMATCH, before ROLE_REQUIRED, and the other errors of an access token;
+	// STORE_UNAVAILABLE.
+	ListWatchers(ctx context.Context, in *ListWatchersRequest, opts ...grpc.CallOption) (*ListWatchersResponse, error)
 	// GetTime returns the server's times. A verifier asks at the beginning of a
 	// stream and then once a minute: from the time between question and answer, the
 	// verifier knows how exact its clock is.
@@ -103,6 +130,29 @@ func (c *trustServiceClient) WatchBundle(ctx context.Context, in *WatchBundleReq
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TrustService_WatchBundleClient = grpc.ServerStreamingClient[WatchBundleResponse]
 
+func (c *trustServiceClient) ReportWatcher(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ReportWatcherRequest, ReportWatcherResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &TrustService_ServiceDesc.Streams[1], TrustService_ReportWatcher_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReportWatcherRequest, ReportWatcherResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TrustService_ReportWatcherClient = grpc.ClientStreamingClient[ReportWatcherRequest, ReportWatcherResponse]
+
+func (c *trustServiceClient) ListWatchers(ctx context.Context, in *ListWatchersRequest, opts ...grpc.CallOption) (*ListWatchersResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListWatchersResponse)
+	err := c.cc.Invoke(ctx, TrustService_ListWatchers_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *trustServiceClient) GetTime(ctx context.Context, in *GetTimeRequest, opts ...grpc.CallOption) (*GetTimeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetTimeResponse)
@@ -144,6 +194,31 @@ type TrustServiceServer interface {
 	// that holds most. A client with a certificate or with a good `resume` loses its
 	// place later than others.
 	WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[WatchBundleResponse]) error
+	// ReportWatcher tells the server what a watcher is and how far the watcher is, for
+	// ListWatchers. The first message holds the identity, and every later message a
+	// report. A watcher that reports sends a report after each heartbeat: the server
+	// sends heartbeats more often while somebody asks ListWatchers.
+	//
+	// A report proves nothing: the server decides nothing by a report. The reports of a
+	// watcher may reach another replica than the watcher's stream of WatchBundle.
+	//
+	// Errors: INVALID_REQUEST for a message of another kind or a field that is too long;
+	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca; OVERLOADED for more
+	// than twenty reports a second, if the server has no place for the stream, or if
+	// another client gets the place of the stream; UNAVAILABLE if the server stops.
+	ReportWatcher(grpc.ClientStreamingServer[ReportWatcherRequest, ReportWatcherResponse]) error
+	// ListWatchers lists every stream of WatchBundle at every replica, with the newest
+	// report of each watcher. ListWatchers asks the watchers for reports and the other
+	// replicas for their lists, and waits for 1.5 seconds at most. A replica that has not
+	// answered is in `replicas` with `answers` false.
+	//
+	// ListWatchers asks for a token with the role `admin` and for the audience `watchword`
+	// (see LoginRequest).
+	//
+	// Errors: INVALID_REQUEST for a page size or page token that is not valid;
+	// AUDIENCE_MISMATCH, before ROLE_REQUIRED, and the other errors of an access token;
+	// STORE_UNAVAILABLE.
+	ListWatchers(context.Context, *ListWatchersRequest) (*ListWatchersResponse, error)
 	// GetTime returns the server's times. A verifier asks at the beginning of a
 	// stream and then once a minute: from the time between question and answer, the
 	// verifier knows how exact its clock is.
@@ -166,6 +241,12 @@ func (UnimplementedTrustServiceServer) GetKeySet(context.Context, *GetKeySetRequ
 }
 func (UnimplementedTrustServiceServer) WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[WatchBundleResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchBundle not implemented")
+}
+func (UnimplementedTrustServiceServer) ReportWatcher(grpc.ClientStreamingServer[ReportWatcherRequest, ReportWatcherResponse]) error {
+	return status.Error(codes.Unimplemented, "method ReportWatcher not implemented")
+}
+func (UnimplementedTrustServiceServer) ListWatchers(context.Context, *ListWatchersRequest) (*ListWatchersResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListWatchers not implemented")
 }
 func (UnimplementedTrustServiceServer) GetTime(context.Context, *GetTimeRequest) (*GetTimeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetTime not implemented")
@@ -220,6 +301,31 @@ func _TrustService_WatchBundle_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type TrustService_WatchBundleServer = grpc.ServerStreamingServer[WatchBundleResponse]
 
+func _TrustService_ReportWatcher_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(TrustServiceServer).ReportWatcher(&grpc.GenericServerStream[ReportWatcherRequest, ReportWatcherResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type TrustService_ReportWatcherServer = grpc.ClientStreamingServer[ReportWatcherRequest, ReportWatcherResponse]
+
+func _TrustService_ListWatchers_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListWatchersRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TrustServiceServer).ListWatchers(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TrustService_ListWatchers_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TrustServiceServer).ListWatchers(ctx, req.(*ListWatchersRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _TrustService_GetTime_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetTimeRequest)
 	if err := dec(in); err != nil {
@@ -250,6 +356,10 @@ var TrustService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _TrustService_GetKeySet_Handler,
 		},
 		{
+			MethodName: "ListWatchers",
+			Handler:    _TrustService_ListWatchers_Handler,
+		},
+		{
 			MethodName: "GetTime",
 			Handler:    _TrustService_GetTime_Handler,
 		},
@@ -259,6 +369,11 @@ var TrustService_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "WatchBundle",
 			Handler:       _TrustService_WatchBundle_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "ReportWatcher",
+			Handler:       _TrustService_ReportWatcher_Handler,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "watchword/v1/trust.proto",

@@ -1,0 +1,161 @@
+package authn
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/retry"
+)
+
+const (
+	// reportPause is the shortest time between two reports. A server ends the stream of a
+	// watcher that reports more than twenty times a second.
+	reportPause = 75 * time.Millisecond
+	// After a failure the reporter waits from firstReportDelay to longestReportDelay before it
+	// reports again.
+	firstReportDelay   = time.Second
+	longestReportDelay = time.Minute
+	// maxWords bounds each text in which a verifier says what it is, in bytes.
+	maxWords = 128
+)
+
+// A reporter tells the server what the verifier is and how far the verifier is, for
+// ListWatchers. One goroutine of the feed reports after the heartbeats of the server. Nothing
+// waits for a report, and a report that cannot be sent is lost.
+type reporter struct {
+	said   *watchwordv1.WatcherIdentity
+	status func() *watchwordv1.WatcherReport
+	due    chan struct{} // has room for one: a heartbeat was applied
+}
+
+// newReporter returns the reporter of a verifier. status returns the report of the moment.
+func newReporter(said *watchwordv1.WatcherIdentity, status func() *watchwordv1.WatcherReport) *reporter {
+	return &reporter{said: said, status: status, due: make(chan struct{}, 1)}
+}
+
+// heartbeat makes the reporter report soon. heartbeat does not block: one report serves
+// several heartbeats.
+func (r *reporter) heartbeat() {
+	select {
+	case r.due <- struct{}{}:
+	default:
+	}
+}
+
+// run reports over conn until ctx ends. A server without ReportWatcher gets no second try:
+// the feed calls run again for the next stream of the bundle, perhaps at a newer server.
+func (r *reporter) run(ctx context.Context, conn grpc.ClientConnInterface) {
+	var backoff retry.Backoff
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := r.report(ctx, conn)
+		if status.Code(err) == codes.Unimplemented {
+			return
+		}
+		if time.Since(began) > longestReportDelay {
+			backoff.Reset()
+		}
+		sleep(ctx.Done(), backoff.Next(firstReportDelay, longestReportDelay, retry.Asked(err, longestReportDelay)))
+	}
+}
+
+// report opens one stream at the next heartbeat, and reports until the stream ends.
+//
+// Errors: the reason for the end of the stream.
+func (r *reporter) report(ctx context.Context, conn grpc.ClientConnInterface) error {
+	if !r.wait(ctx) {
+		return ctx.Err()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := watchwordv1.NewTrustServiceClient(conn).ReportWatcher(ctx)
+	if err != nil {
+		return err
+	}
+	send := func(m *watchwordv1.ReportWatcherRequest) error {
+		err := stream.Send(m)
+		if errors.Is(err, io.EOF) { // the server has ended the stream
+			_, err = stream.CloseAndRecv()
+		}
+		return err
+	}
+	if err := send(&watchwordv1.ReportWatcherRequest{Message: &watchwordv1.ReportWatcherRequest_Identity{Identity: r.said}}); err != nil {
+		return err
+	}
+	for {
+		if err := send(&watchwordv1.ReportWatcherRequest{Message: &watchwordv1.ReportWatcherRequest_Report{Report: r.status()}}); err != nil {
+			return err
+		}
+		if !sleep(ctx.Done(), reportPause) || !r.wait(ctx) {
+			return ctx.Err()
+		}
+	}
+}
+
+// wait waits for a heartbeat. wait returns false if ctx ends first.
+func (r *reporter) wait(ctx context.Context) bool {
+	select {
+	case <-r.due:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// report returns how far the verifier is.
+func (v *Verifier) report() *watchwordv1.WatcherReport {
+	fresh := v.bundle.fresh
+	r := &watchwordv1.WatcherReport{Resume: fresh.position.Load().resume, Staleness: durationpb.New(fresh.age())}
+	for reason := range v.counters.byReason {
+		if n := v.counters.byReason[reason].Load(); n > 0 {
+			r.Refusals = append(r.Refusals, &watchwordv1.RefusalCount{Reason: watchwordv1.ErrorReason(reason), Count: n})
+		}
+	}
+	return r
+}
+
+// identity says what a verifier is: the values of the options, or else the name of the
+// program, the name of the machine, and the version of the program's main module.
+func (c *config) identity() *watchwordv1.WatcherIdentity {
+	said := &watchwordv1.WatcherIdentity{Watcher: make([]byte, 16)}
+	rand.Read(said.Watcher)
+	said.Service = c.words[0]
+	if said.Service == "" && len(os.Args) > 0 {
+		said.Service = cut(filepath.Base(os.Args[0]))
+	}
+	if said.Instance = c.words[1]; said.Instance == "" {
+		host, _ := os.Hostname() // without a name, the instance stays empty
+		said.Instance = cut(host)
+	}
+	if said.Version = c.words[2]; said.Version == "" {
+		if build, ok := debug.ReadBuildInfo(); ok {
+			said.Version = cut(build.Main.Version)
+		}
+	}
+	return said
+}
+
+// cut returns the beginning of a text that the server accepts.
+func cut(text string) string {
+	text = strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", ""), "")
+	return strings.ToValidUTF8(text[:min(len(text), maxWords)], "")
+}
+
+// goodWords returns whether the server accepts what the options say of the verifier.
+func goodWords(words ...string) bool {
+	return !slices.ContainsFunc(words, func(text string) bool { return text != cut(text) })
+}

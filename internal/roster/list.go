@@ -1,0 +1,234 @@
+package roster
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+const (
+	// aliveFor is the time after its last write for which a replica counts as running.
+	aliveFor = 2*writeEvery + 5*time.Second
+	// endedFor is the time after its last write for which a replica that does not answer is
+	// listed. The row of a replica that stops is deleted at once.
+	endedFor = 15 * time.Minute
+	// askEvery is the time between two questions of the same roster.
+	askEvery = time.Second
+	// answerWithin bounds the wait for the other replicas.
+	answerWithin = 1500 * time.Millisecond
+	// answerPoll is the time between two looks for the answers.
+	answerPoll = 20 * time.Millisecond
+	// lateAfter is the age of a row from which the replica counts as one that does not answer,
+	// while somebody asks: a replica answers each question, and the questions come once in
+	// askEvery.
+	lateAfter = 3 * time.Second
+)
+
+// List holds the watchers of every replica.
+type List struct {
+	Watchers []*Watcher // in the order of their ids
+	Replicas []*Replica // the replica that was asked first
+	Absent   []*store.WatcherCertificate
+	Position int64 // of the newest event in the database
+}
+
+// Replica describes a server process.
+type Replica struct {
+	ID               string
+	Address          string
+	Answers          bool
+	Position         int64 // of the newest event that the replica's own verifier has applied
+	NeedsCertificate bool
+	SeenAt           time.Time
+}
+
+// Watcher is a stream of the trust bundle, with the newest report of the watcher.
+type Watcher struct {
+	ID      string // unique among all streams of every replica
+	Replica string
+	Since   time.Time
+	Client
+	Reports bool // the fields below hold a report
+	Words
+	Report
+	Lag int64 // the number of events after Position
+}
+
+// List returns the watchers of every replica. If nobody has asked within some seconds, List
+// waits until every running replica has answered, for answerWithin at most.
+//
+// Errors: those of [store.Store.Write]; those of ctx.
+func (r *Roster) List(ctx context.Context) (*List, error) {
+	if err := r.ask(ctx); err != nil {
+		return nil, err
+	}
+	// The own watchers first: no report can then be of an event after the position below.
+	_, own, _ := r.summarize()
+	list := &List{}
+	var rows []*store.Replica
+	var now time.Time
+	err := r.store.Read(ctx, func(tx *store.Tx) (err error) {
+		if list.Position, err = tx.Head(); err != nil {
+			return err
+		}
+		now = tx.Now()
+		if rows, err = tx.Replicas(); err != nil {
+			return err
+		}
+		list.Absent, err = tx.WatcherCertificates(now.Add(-seenFor), seenMost)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	join := joining{list: list, now: now, newest: map[identity]int{}, reports: map[identity]*reportLine{}}
+	if len(own.Streams) > 0 || slices.ContainsFunc(rows, func(row *store.Replica) bool { return row.ID == r.id }) {
+		join.add(&store.Replica{ID: r.id, Address: r.self.Address, WrittenAt: now}, own)
+	}
+	for _, row := range rows {
+		if row.ID == r.id || hidden(row, rows, now) {
+			continue
+		}
+		other, err := decode(row.Summary)
+		if err != nil {
+			r.logger.WarnContext(ctx, "cannot read what another replica tells of its watchers", "replica", row.Address, "error", err)
+			other, row.WrittenAt = &summary{}, row.WrittenAt.Add(-lateAfter)
+		}
+		join.add(row, other)
+	}
+	join.finish()
+	return list, nil
+}
+
+// hidden reports whether a replica has ended: another process has the same address now, or
+// the row is old.
+func hidden(row *store.Replica, all []*store.Replica, now time.Time) bool {
+	age := now.Sub(row.WrittenAt)
+	return age > endedFor || age > lateAfter && slices.ContainsFunc(all, func(other *store.Replica) bool {
+		return other.ID != row.ID && other.Address == row.Address && other.WrittenAt.After(row.WrittenAt)
+	})
+}
+
+// ask makes every replica write its row several times a second, for askedFor. If nobody has
+// asked shortly before, ask waits for the answers of the running replicas, for answerWithin at
+// most.
+func (r *Roster) ask(ctx context.Context) error {
+	select {
+	case r.asking <- struct{}{}: // another caller asks now: one question serves both
+		defer func() { <-r.asking }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	since := time.Since(r.lastAsked)
+	if since < askEvery {
+		return nil
+	}
+	var at time.Time
+	err := r.store.Write(ctx, func(tx *store.Tx) (err error) {
+		at, err = tx.AskReplicas()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	r.lastAsked = time.Now()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+	if since < lateAfter {
+		return nil
+	}
+	return r.awaitAnswers(ctx, at)
+}
+
+// awaitAnswers waits until every running replica has answered a question.
+func (r *Roster) awaitAnswers(ctx context.Context, asked time.Time) error {
+	poll := time.NewTicker(answerPoll)
+	defer poll.Stop()
+	for began := time.Now(); time.Since(began) < answerWithin; {
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		all := true
+		err := r.store.Read(ctx, func(tx *store.Tx) error {
+			rows, err := tx.ReplicaAnswers()
+			for _, row := range rows {
+				running := tx.Now().Sub(row.WrittenAt).Abs() < aliveFor
+				all = all && (!running || !row.Answered.Before(asked))
+			}
+			return err
+		})
+		if err != nil || all {
+			return err
+		}
+	}
+	return nil
+}
+
+// joining joins the summaries of the replicas to one list.
+type joining struct {
+	list    *List
+	now     time.Time
+	newest  map[identity]int // of each watcher with an id, the index of the newest stream in list.Watchers
+	reports map[identity]*reportLine
+}
+
+// add adds the summary of one replica.
+func (j *joining) add(row *store.Replica, s *summary) {
+	late := j.now.Sub(row.WrittenAt)
+	replica := &Replica{
+		ID: fmt.Sprintf("%016x", row.ID), Address: row.Address, Position: s.Position, NeedsCertificate: s.NeedsCertificate,
+		SeenAt: row.WrittenAt, Answers: late.Abs() <= lateAfter,
+	}
+	j.list.Replicas = append(j.list.Replicas, replica)
+	for _, line := range s.Streams {
+		w := &Watcher{
+			ID: fmt.Sprintf("%s-%016x", replica.ID, line.Number), Replica: replica.ID, Since: j.now.Add(-line.Age - late),
+			Client: Client{line.Watcher, line.Address, line.Certificate},
+		}
+		of := w.identity()
+		i, twice := j.newest[of]
+		switch {
+		case of.watcher == "" || !twice:
+			j.newest[of] = len(j.list.Watchers)
+			j.list.Watchers = append(j.list.Watchers, w)
+		case w.Since.After(j.list.Watchers[i].Since):
+			// The server has not noticed yet that the older stream is dead.
+			j.list.Watchers[i] = w
+		}
+	}
+	for _, line := range s.Reports {
+		line.Age += late
+		if known := j.reports[line.identity()]; known == nil || line.Age < known.Age {
+			j.reports[line.identity()] = &line
+		}
+	}
+}
+
+// finish gives every watcher its report, sorts the watchers, and leaves the certificates
+// with a stream out of the absent ones.
+func (j *joining) finish() {
+	present := map[string]bool{}
+	for _, w := range j.list.Watchers {
+		present[w.Certificate] = true
+		line := j.reports[w.identity()]
+		if line == nil || len(w.Client.Watcher) == 0 {
+			continue
+		}
+		w.Reports, w.Words, w.Report = true, line.Words, line.Report
+		w.Staleness += line.Age
+		if w.Position > j.list.Position { // of a history that the database has lost
+			w.Position = 0
+		}
+		w.Lag = j.list.Position - w.Position
+	}
+	slices.SortFunc(j.list.Watchers, func(a, b *Watcher) int { return cmp.Compare(a.ID, b.ID) })
+	j.list.Absent = slices.DeleteFunc(j.list.Absent, func(c *store.WatcherCertificate) bool { return present[string(c.Name)] })
+}

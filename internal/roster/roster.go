@@ -1,0 +1,364 @@
+// Package roster knows the watchers of every replica: the streams of the trust bundle, and
+// what the watchers report. A roster serves the display of watchers alone, and no decision of
+// a server depends on a roster: a report proves nothing, and without client certificates
+// any client can report anything.
+//
+// Each replica keeps its own watchers in memory, and writes a summary of them into a row of
+// the table replicas: every ten seconds, and several times a second while somebody asks. A
+// question is a time in the database, which every replica reads a few times a second. A
+// replica that finds a question sends heartbeats more often, since a watcher reports after
+// each heartbeat. So a report costs nothing on the way of a revocation, and while nobody asks
+// a watcher reports once in five seconds.
+//
+// A watcher's reports may reach another replica than the watcher's stream. So [Roster.List]
+// joins streams and reports by the random id of the watcher.
+package roster
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/hub"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+const (
+	// lookEvery is the time between two looks for a question. A look reads one row by its key.
+	lookEvery = 250 * time.Millisecond
+	// writeEvery is the time between two writes of the row while nobody asks.
+	writeEvery = 10 * time.Second
+	// askedFor is the time for which a replica answers a question again and again.
+	askedFor = 5 * time.Second
+	// busyEvery is the time between two looks while somebody asks. Each look may write the row.
+	busyEvery = 50 * time.Millisecond
+	// gather is the time from a heartbeat to the answer: the watchers report in between.
+	gather = 100 * time.Millisecond
+	// While somebody asks, a heartbeat follows a change of the position within beatEvery; with
+	// more than 200 watchers, within beatPerWatcher for each. So a replica gets at most 2,000
+	// reports a second. Without a change, a heartbeat follows after quietBeat.
+	beatEvery      = 100 * time.Millisecond
+	beatPerWatcher = 500 * time.Microsecond
+	quietBeat      = time.Second
+)
+
+// Self describes the replica of a roster.
+type Self struct {
+	Address          string // the name of the machine, and the address of the listener
+	NeedsCertificate bool   // a watcher must show a client certificate
+}
+
+// Roster holds the watchers of one replica, and lists those of every replica. A Roster is
+// safe for concurrent use.
+type Roster struct {
+	store  *store.Store
+	hub    *hub.Hub
+	self   Self
+	id     int64 // random for each process
+	logger *slog.Logger
+	wake   chan struct{} // has room for one; makes Run look now
+	asking chan struct{} // has room for one: the caller of ask that has put an element in
+
+	lastAsked time.Time // the newest question of this roster; guarded by asking
+
+	mu      sync.Mutex // guards the fields below
+	streams map[*Stream]struct{}
+	reports map[identity]*Reports
+	seen    map[string]time.Time // when the certificate of a watcher was last written; zero: to be written
+	number  uint64               // of the newest stream
+	changes uint64               // counts the changes of streams and reports
+}
+
+// identity finds the reports of a watcher: the random id that the watcher has chosen, and
+// the certificate that the watcher has shown.
+type identity struct{ watcher, certificate string }
+
+// New returns the roster of a replica without watchers. Run tells the other replicas.
+func New(s *store.Store, h *hub.Hub, self Self, logger *slog.Logger) *Roster {
+	var id [8]byte
+	rand.Read(id[:])
+	return &Roster{
+		store: s, hub: h, self: self, id: int64(binary.BigEndian.Uint64(id[:]) >> 1), logger: logger,
+		wake: make(chan struct{}, 1), asking: make(chan struct{}, 1),
+		streams: map[*Stream]struct{}{}, reports: map[identity]*Reports{}, seen: map[string]time.Time{},
+	}
+}
+
+// Client describes the client of a stream.
+type Client struct {
+	Watcher     []byte // the random id that the watcher has chosen; empty: the watcher reports nothing
+	Address     string
+	Certificate string // the name in the certificate; empty without a certificate
+}
+
+func (c *Client) identity() identity { return identity{string(c.Watcher), c.Certificate} }
+
+// Stream is a stream of the trust bundle in a roster.
+type Stream struct {
+	Client
+	roster *Roster
+	number uint64
+	opened time.Time
+}
+
+// Opened adds a stream of the trust bundle. The caller must call [Stream.Close] at the end of
+// the stream.
+func (r *Roster) Opened(c Client) *Stream {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.number++
+	s := &Stream{Client: c, roster: r, number: r.number, opened: time.Now()}
+	r.streams[s] = struct{}{}
+	r.changes++
+	if _, known := r.seen[c.Certificate]; c.Certificate != "" && !known {
+		r.seen[c.Certificate] = time.Time{}
+	}
+	return s
+}
+
+// Close removes the stream.
+func (s *Stream) Close() {
+	s.roster.mu.Lock()
+	defer s.roster.mu.Unlock()
+	delete(s.roster.streams, s)
+	s.roster.changes++
+	if s.Certificate != "" {
+		s.roster.seen[s.Certificate] = time.Time{}
+	}
+}
+
+// Words is what a watcher says of itself.
+type Words struct{ Service, Instance, Version string }
+
+// Reports holds the newest report of a watcher.
+type Reports struct {
+	Words
+	roster *Roster
+	of     identity
+	// Roster.mu guards the fields below.
+	at   time.Time // of the newest report; zero: none
+	last Report
+}
+
+// Report tells how far a watcher is.
+type Report struct {
+	Position  int64 // of the newest event that the watcher has applied; 0: unknown
+	Staleness time.Duration
+	Refusals  map[int32]uint64 // by reason
+}
+
+// Reporting adds a stream of reports. The caller must call [Reports.Close] at the end of the
+// stream. If a watcher has several streams of reports, the newest stream counts.
+func (r *Roster) Reporting(c Client, words Words) *Reports {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	reports := &Reports{Words: words, roster: r, of: c.identity()}
+	r.reports[reports.of] = reports
+	return reports
+}
+
+// Add replaces the watcher's report.
+func (s *Reports) Add(report Report) {
+	s.roster.mu.Lock()
+	defer s.roster.mu.Unlock()
+	s.last, s.at = report, time.Now()
+	s.roster.changes++
+}
+
+// Close removes the watcher's report.
+func (s *Reports) Close() {
+	s.roster.mu.Lock()
+	defer s.roster.mu.Unlock()
+	if s.roster.reports[s.of] == s {
+		delete(s.roster.reports, s.of)
+	}
+	s.roster.changes++
+}
+
+// Run tells the other replicas of the watchers until ctx ends, and then deletes the row of
+// the replica.
+func (r *Roster) Run(ctx context.Context) {
+	turn := turn{roster: r}
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			_ = r.store.Write(ctx, func(tx *store.Tx) error { return tx.DeleteReplica(r.id) })
+			return
+		case <-r.wake:
+		case <-next.C:
+		}
+		err := turn.take(ctx)
+		if err != nil && !turn.warned && ctx.Err() == nil && !errors.Is(err, store.ErrAway) {
+			r.logger.WarnContext(ctx, "cannot tell the other replicas of this replica's watchers", "error", err)
+		}
+		turn.warned = err != nil
+		next.Reset(turn.pause())
+	}
+}
+
+// turn is the state of Run. One goroutine uses a turn.
+type turn struct {
+	roster   *Roster
+	warned   bool
+	asked    time.Time // the newest question, by the database's clock
+	answered time.Time // the newest question that the row answers
+	busy     bool      // the newest question is less than askedFor old
+	wroteAt  time.Time // the zero time: the row is to be written
+	wrote    uint64    // Roster.changes in the row
+	beatAt   time.Time // the newest heartbeat of beat
+	position int64     // at that heartbeat
+}
+
+func (t *turn) pause() time.Duration {
+	if t.busy {
+		return busyEvery
+	}
+	return lookEvery
+}
+
+// take looks for a question, and writes the row if the row is due.
+func (t *turn) take(ctx context.Context) error {
+	var asked, now time.Time
+	err := t.roster.store.Read(ctx, func(tx *store.Tx) (err error) {
+		asked, err = tx.ReplicasAsked()
+		now = tx.Now()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	was := t.busy
+	t.asked, t.busy = asked, now.Sub(asked).Abs() < askedFor
+	if t.busy {
+		t.beat(!was)
+	}
+	if !t.due() {
+		return nil
+	}
+	return t.write(ctx)
+}
+
+// beat sends a heartbeat if one is due, so that the watchers report.
+func (t *turn) beat(first bool) {
+	r := t.roster
+	r.mu.Lock()
+	pause := max(beatEvery, time.Duration(len(r.streams))*beatPerWatcher)
+	r.mu.Unlock()
+	position, since := r.hub.Applied(), time.Since(t.beatAt)
+	if first || since >= quietBeat || since >= pause && position != t.position {
+		r.hub.Beat()
+		t.beatAt, t.position = time.Now(), position
+	}
+}
+
+// due reports whether the row is to be written.
+func (t *turn) due() bool {
+	t.roster.mu.Lock()
+	changed := t.roster.changes != t.wrote
+	t.roster.mu.Unlock()
+	switch since := time.Since(t.wroteAt); {
+	case since >= writeEvery:
+		return true
+	case !t.busy:
+		return false
+	case t.asked.After(t.answered):
+		return time.Since(t.beatAt) >= gather || since >= quietBeat
+	default:
+		return changed
+	}
+}
+
+// write writes the row of the replica, and the certificates of watchers.
+func (t *turn) write(ctx context.Context) error {
+	r := t.roster
+	changes, summary, names := r.summarize()
+	encoded, err := summary.encode()
+	if err != nil {
+		return err
+	}
+	row := &store.Replica{ID: r.id, Address: r.self.Address, Answered: t.asked, Summary: encoded}
+	err = r.store.Write(ctx, func(tx *store.Tx) error {
+		return errors.Join(tx.SawCertificates(names), tx.WriteReplica(row))
+	})
+	if err != nil {
+		return err
+	}
+	r.wrote(names)
+	t.wroteAt, t.wrote, t.answered = time.Now(), changes, t.asked
+	return nil
+}
+
+// Certificates of watchers are written again after seenEvery, and listed as absent until
+// seenFor after the last write.
+const (
+	seenEvery = time.Hour
+	seenFor   = 24 * time.Hour
+	seenMost  = 1000
+)
+
+// summarize returns the state of the replica for the other replicas, the number of changes in
+// the state, and the sorted names of certificates that are to be written.
+func (r *Roster) summarize() (changes uint64, s *summary, names []string) {
+	s = &summary{Position: r.hub.Applied(), NeedsCertificate: r.self.NeedsCertificate}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for stream := range r.streams {
+		s.Streams = append(s.Streams, streamLine{
+			Number: stream.number, Watcher: stream.Watcher, Address: stream.Address, Certificate: stream.Certificate, Age: time.Since(stream.opened),
+		})
+	}
+	for of, reports := range r.reports {
+		if !reports.at.IsZero() {
+			s.Reports = append(s.Reports, reportLine{
+				Watcher: []byte(of.watcher), Certificate: of.certificate, Words: reports.Words, Report: reports.last, Age: time.Since(reports.at),
+			})
+		}
+	}
+	for name, written := range r.seen {
+		if time.Since(written) >= seenEvery {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return r.changes, s, names
+}
+
+// wrote notes that the names of certificates were written. Names without a stream are
+// forgotten.
+func (r *Roster) wrote(names []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	connected := map[string]bool{}
+	for stream := range r.streams {
+		connected[stream.Certificate] = true
+	}
+	for _, name := range names {
+		if connected[name] {
+			r.seen[name] = time.Now()
+		} else {
+			delete(r.seen, name)
+		}
+	}
+}
+
+// Prune deletes the rows of replicas that have ended without deleting their rows, and the
+// certificates that were not seen for a day.
+func (r *Roster) Prune(ctx context.Context) error {
+	return r.store.Write(ctx, func(tx *store.Tx) error {
+		ended, err1 := tx.Aged(endedFor)
+		old, err2 := tx.Aged(seenFor)
+		if err := errors.Join(err1, err2); err != nil {
+			return err
+		}
+		return errors.Join(tx.PruneReplicas(ended), tx.PruneWatcherCertificates(old, seenMost))
+	})
+}

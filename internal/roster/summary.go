@@ -1,0 +1,45 @@
+package roster
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// summary is the JSON in the row of a replica: what the replica tells the others. A program
+// ignores the fields that it does not know, and a missing field is zero. Ages are the ages at
+// the time of the writing, so no replica needs the clock of another replica.
+type summary struct {
+	Position         int64        `json:"position"`
+	NeedsCertificate bool         `json:"needs_certificate,omitempty"`
+	Streams          []streamLine `json:"streams,omitempty"`
+	Reports          []reportLine `json:"reports,omitempty"`
+}
+
+// streamLine is a stream of the trust bundle.
+type streamLine struct {
+	Number      uint64        `json:"number"` // counts the streams of the replica
+	Watcher     []byte        `json:"watcher,omitempty"`
+	Address     string        `json:"address"`
+	Certificate string        `json:"certificate,omitempty"`
+	Age         time.Duration `json:"age"`
+}
+
+// reportLine is the newest report of a watcher.
+type reportLine struct {
+	Watcher     []byte        `json:"watcher"`
+	Certificate string        `json:"certificate,omitempty"`
+	Words       Words         `json:"words"`
+	Report      Report        `json:"report"`
+	Age         time.Duration `json:"age"`
+}
+
+func (s *streamLine) identity() identity { return identity{string(s.Watcher), s.Certificate} }
+func (r *reportLine) identity() identity { return identity{string(r.Watcher), r.Certificate} }
+
+func (s *summary) encode() ([]byte, error) { return json.Marshal(s) }
+
+// decode reads the summary of another replica. Errors: a summary of another form.
+func decode(encoded []byte) (*summary, error) {
+	s := new(summary)
+	return s, json.Unmarshal(encoded, s)
+}

@@ -1,0 +1,107 @@
+package store
+
+import (
+	"errors"
+	"slices"
+	"time"
+)
+
+// Replica is a row of the table replicas: what a server process tells the others of its
+// watchers.
+type Replica struct {
+	ID        int64
+	Address   string
+	Answered  time.Time // the newest question that Summary answers; see [Tx.AskReplicas]
+	WrittenAt time.Time // set by [Tx.WriteReplica]
+	Summary   []byte    // nil in the result of [Tx.ReplicaAnswers]
+}
+
+// watchersAsked names the setting with the time of the newest question for the watchers of
+// every replica, in microseconds.
+const watchersAsked = "watchers_asked"
+
+// AskReplicas asks every replica for its watchers, and returns the time of the question.
+func (tx *Tx) AskReplicas() (time.Time, error) {
+	now := tx.Now()
+	return now, tx.SetDurationSetting(watchersAsked, time.Duration(micros(now))*time.Microsecond)
+}
+
+// ReplicasAsked returns the time of the newest question of [Tx.AskReplicas]; the time zero of
+// 1970 before the first question.
+func (tx *Tx) ReplicasAsked() (time.Time, error) {
+	since, err := tx.DurationSetting(watchersAsked)
+	return fromMicros(since.Microseconds()), err
+}
+
+// WriteReplica inserts or replaces the row of a replica.
+func (tx *Tx) WriteReplica(r *Replica) error {
+	return tx.queueExec(`INSERT INTO replicas (id, address, answered, written_at, summary) VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT (id) DO UPDATE SET address = excluded.address, answered = excluded.answered,
+			written_at = excluded.written_at, summary = excluded.summary`,
+		r.ID, r.Address, micros(r.Answered), micros(tx.Now()), r.Summary)
+}
+
+// DeleteReplica deletes the row of a replica, if the table has one.
+func (tx *Tx) DeleteReplica(id int64) error {
+	return tx.queueExec(`DELETE FROM replicas WHERE id = $1`, id)
+}
+
+// Replicas returns every row of the table replicas, in the order of the ids.
+func (tx *Tx) Replicas() ([]*Replica, error) {
+	return queryAll(tx, func(r *Replica) []any {
+		return []any{&r.ID, &r.Address, (*timeColumn)(&r.Answered), (*timeColumn)(&r.WrittenAt), &r.Summary}
+	}, `SELECT id, address, answered, written_at, summary FROM replicas ORDER BY id`)
+}
+
+// ReplicaAnswers is like [Tx.Replicas], and leaves out the summaries.
+func (tx *Tx) ReplicaAnswers() ([]*Replica, error) {
+	return queryAll(tx, func(r *Replica) []any {
+		return []any{&r.ID, &r.Address, (*timeColumn)(&r.Answered), (*timeColumn)(&r.WrittenAt)}
+	}, `SELECT id, address, answered, written_at FROM replicas ORDER BY id`)
+}
+
+// PruneReplicas deletes the rows written before a time. Every server writes its row again
+// within seconds.
+func (tx *Tx) PruneReplicas(before time.Time) error {
+	return tx.queueExec(`DELETE FROM replicas WHERE written_at < $1`, micros(before))
+}
+
+// WatcherCertificate is a row of the table watcher_certificates.
+type WatcherCertificate struct {
+	Name   []byte
+	SeenAt time.Time
+}
+
+// SawCertificates stores that watchers with these certificate names are here now. names must
+// be sorted, since several replicas may write the same names at the same time.
+func (tx *Tx) SawCertificates(names []string) error {
+	if !slices.IsSorted(names) {
+		return errors.New("SawCertificates: the names are not sorted")
+	}
+	for _, name := range names {
+		err := tx.queueExec(`INSERT INTO watcher_certificates (name, seen_at) VALUES ($1, $2)
+			ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at`, []byte(name), micros(tx.Now()))
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// WatcherCertificates returns the certificates seen after a time, the latest first, and at
+// most limit of them.
+func (tx *Tx) WatcherCertificates(after time.Time, limit int) ([]*WatcherCertificate, error) {
+	return queryAll(tx, func(c *WatcherCertificate) []any {
+		return []any{&c.Name, (*timeColumn)(&c.SeenAt)}
+	}, `SELECT name, seen_at FROM watcher_certificates WHERE seen_at > $1 ORDER BY seen_at DESC, name LIMIT $2`, micros(after), limit)
+}
+
+// PruneWatcherCertificates deletes the certificates last seen before a time, and all but the
+// keep latest.
+func (tx *Tx) PruneWatcherCertificates(before time.Time, keep int) error {
+	_, err := tx.deleteFound(`DELETE FROM watcher_certificates WHERE name = $1`,
+		`SELECT name FROM watcher_certificates WHERE seen_at < $1
+			UNION SELECT name FROM (SELECT name FROM watcher_certificates ORDER BY seen_at DESC, name LIMIT 1000 OFFSET $2) AS surplus`,
+		micros(before), keep)
+	return err
+}
