@@ -79,8 +79,8 @@ func (tx *Tx) SawCertificates(names []string) error {
 		return errors.New("SawCertificates: the names are not sorted")
 	}
 	for _, name := range names {
-		err := tx.queueExec(`INSERT INTO watcher_certificates (name, seen_at) VALUES ($1, $2)
-			ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at`, []byte(name), micros(tx.Now()))
+		err := tx.queueExec(`INSERT INTO watcher_certificates (certificate, seen_at) VALUES ($1, $2)
+			ON CONFLICT (certificate) DO UPDATE SET seen_at = excluded.seen_at`, []byte(name), micros(tx.Now()))
 		if err != nil {
 			return err
 		}
@@ -93,15 +93,15 @@ func (tx *Tx) SawCertificates(names []string) error {
 func (tx *Tx) WatcherCertificates(after time.Time, limit int) ([]*WatcherCertificate, error) {
 	return queryAll(tx, func(c *WatcherCertificate) []any {
 		return []any{&c.Name, (*timeColumn)(&c.SeenAt)}
-	}, `SELECT name, seen_at FROM watcher_certificates WHERE seen_at > $1 ORDER BY seen_at DESC, name LIMIT $2`, micros(after), limit)
+	}, `SELECT certificate, seen_at FROM watcher_certificates WHERE seen_at > $1 ORDER BY seen_at DESC, certificate LIMIT $2`, micros(after), limit)
 }
 
 // PruneWatcherCertificates deletes the certificates last seen before a time, and all but the
 // keep latest.
 func (tx *Tx) PruneWatcherCertificates(before time.Time, keep int) error {
-	_, err := tx.deleteFound(`DELETE FROM watcher_certificates WHERE name = $1`,
-		`SELECT name FROM watcher_certificates WHERE seen_at < $1
-			UNION SELECT name FROM (SELECT name FROM watcher_certificates ORDER BY seen_at DESC, name LIMIT 1000 OFFSET $2) AS surplus`,
+	_, err := tx.deleteFound(`DELETE FROM watcher_certificates WHERE certificate = $1`,
+		`SELECT certificate FROM watcher_certificates WHERE seen_at < $1
+			UNION SELECT certificate FROM (SELECT certificate FROM watcher_certificates ORDER BY seen_at DESC, certificate LIMIT 1000 OFFSET $2) AS surplus`,
 		micros(before), keep)
 	return err
 }

@@ -11,8 +11,8 @@ CREATE TABLE replicas (
 
 -- The names in the client certificates of watchers, and when a watcher last had the name.
 CREATE TABLE watcher_certificates (
-    name    BYTEA  PRIMARY KEY,
-    seen_at BIGINT NOT NULL
+    certificate BYTEA  PRIMARY KEY, -- the name
+    seen_at     BIGINT NOT NULL
 );
 
 -- +goose Down

@@ -21,6 +21,7 @@ func TouchEverything(t testing.TB, s *store.Store, n int64) {
 	touchRows(t, s, u, row)
 	touchKeys(t, s, n)
 	touchThrottle(t, s, n)
+	touchReplicas(t, s, n)
 	readEverything(t, s, u)
 	err := s.Write(t.Context(), func(tx *store.Tx) error {
 		u.DeletedAt = tx.Now()
@@ -86,6 +87,23 @@ func touchThrottle(t testing.TB, s *store.Store, n int64) {
 		err1, err2 := tx.SetThrottleBucket(&pair[0]), tx.SetThrottleBucket(&pair[1])
 		_, _, err3 := tx.PruneThrottle(2*n-1, 2, tx.Now())
 		return errors.Join(err1, err2, err3)
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func touchReplicas(t testing.TB, s *store.Store, n int64) {
+	t.Helper()
+	err := s.Write(t.Context(), func(tx *store.Tx) error {
+		_, err1 := tx.AskReplicas()
+		_, err2 := tx.ReplicasAsked()
+		_, err3 := tx.ReplicaAnswers()
+		_, err4 := tx.Replicas()
+		_, err5 := tx.WatcherCertificates(tx.Now(), 10)
+		row := &store.Replica{ID: n, Answered: tx.Now(), Summary: []byte{1}}
+		return errors.Join(err1, err2, err3, err4, err5, tx.WriteReplica(row), tx.DeleteReplica(n), tx.PruneReplicas(time.Time{}),
+			tx.SawCertificates([]string{fmt.Sprint("everything", n)}), tx.PruneWatcherCertificates(time.Time{}, 10))
 	})
 	if err != nil {
 		t.Error(err)

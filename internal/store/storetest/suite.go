@@ -44,6 +44,8 @@ func Suite(t *testing.T, new func(testing.TB) string) {
 		{"pruning sessions", testPruneSessions},
 		{"recent sessions", testRecentSessions},
 		{"throttle", testThrottle},
+		{"replicas", testReplicas},
+		{"certificates of watchers", testWatcherCertificates},
 		{"audit", testAudit},
 		{"pages of audit", testPagesOfAudit},
 		{"keys", testKeys},
