@@ -295,9 +295,15 @@ func (s *server) await(t *testing.T) {
 // address.
 func serveNotes(t *testing.T, s *server) string {
 	t.Helper()
+	return start(t, notesAt(t, s)).awaitLog(t, notesLine)[1]
+}
+
+// notesAt returns the command that runs the downstream example against a server.
+func notesAt(t *testing.T, s *server) *exec.Cmd {
+	t.Helper()
 	cmd := exec.Command(program(t, "notes", buildNotes), "--addr", "127.0.0.1:0", "--auth-addr", s.grpcAddr)
 	cmd.Env = environment()
-	return start(t, cmd).awaitLog(t, notesLine)[1]
+	return cmd
 }
 
 // result holds a command's exit status and output.

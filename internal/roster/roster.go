@@ -78,7 +78,8 @@ type Roster struct {
 // the certificate that the watcher has shown.
 type identity struct{ watcher, certificate string }
 
-// New returns the roster of a replica without watchers. Run tells the other replicas.
+// New returns the roster of a replica without watchers. Run tells the other replicas. Without
+// a hub, the roster is of a process that only asks: the process must not call Run.
 func New(s *store.Store, h *hub.Hub, self Self, logger *slog.Logger) *Roster {
 	var id [8]byte
 	rand.Read(id[:])
@@ -308,7 +309,10 @@ const (
 // summarize returns the state of the replica for the other replicas, the number of changes in
 // the state, and the sorted names of certificates that are to be written.
 func (r *Roster) summarize() (changes uint64, s *summary, names []string) {
-	s = &summary{Position: r.hub.Applied(), NeedsCertificate: r.self.NeedsCertificate}
+	s = &summary{NeedsCertificate: r.self.NeedsCertificate}
+	if r.hub != nil {
+		s.Position = r.hub.Applied()
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for stream := range r.streams {

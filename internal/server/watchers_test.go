@@ -132,7 +132,9 @@ func TestListWatchers(t *testing.T) {
 	if _, err := h.keys.RotateKey(h.admin.as(t.Context()), &watchwordv1.RotateKeyRequest{}); err != nil {
 		t.Fatal(err)
 	}
-	listed("the lag", func() bool { return w.GetPosition() == before && w.GetLag() == answer.GetPosition()-before && w.GetLag() > 0 })
+	listed("the lag", func() bool {
+		return w.GetPosition() == before && w.GetLag() == answer.GetPosition()-before && w.GetLag() > 0
+	})
 	if err := reports.Send(reporting(watchFrom(t, conn, []byte("some id")))); err != nil {
 		t.Fatal(err)
 	}
