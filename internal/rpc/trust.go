@@ -35,14 +35,13 @@ const maxNonceLength = 64
 // Trust serves TrustService, from which verifiers get the keys and revocations (the
 // trust bundle).
 type Trust struct {
-	watchwordv1.UnimplementedTrustServiceServer
+	Watchers
 	Hub    *hub.Hub
 	Logger *slog.Logger
 	// NeedCertificate makes WatchBundle, ReportWatcher and GetTime refuse a client without a
 	// certificate: the bundle names sessions and users, beside the public keys.
 	NeedCertificate bool
 	Known           *share.Known
-	Roster          *roster.Roster
 }
 
 // GetKeySet serves TrustService/GetKeySet: the public keys alone.

@@ -118,7 +118,7 @@ func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerIntercepto
 	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()), grpc.InTapHandle(g.Tap),
 		grpc.ChainStreamInterceptor(g.Stream, note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
 	watchwordv1.RegisterTrustServiceServer(g.Registrar(server), &rpc.Trust{Hub: tr.feed.Hub(), Logger: slog.New(slog.DiscardHandler),
-		Roster: roster.New(nil, tr.feed.Hub(), roster.Self{}, slog.New(slog.DiscardHandler))})
+		Watchers: rpc.Watchers{Roster: roster.New(nil, tr.feed.Hub(), roster.Self{}, slog.New(slog.DiscardHandler))}})
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = server.Serve(tr) })
 	tr.stop = func() { server.Stop(); serving.Wait() }

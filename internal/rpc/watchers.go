@@ -40,6 +40,12 @@ var errManyReports = refusal.Status(codes.ResourceExhausted, watchwordv1.ErrorRe
 	fmt.Sprintf("more than %d reports a second", reportsPerSecond),
 	details(watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, func() time.Duration { return reportsRefusalFor })...).Err()
 
+// Watchers serves TrustService/ListWatchers alone.
+type Watchers struct {
+	watchwordv1.UnimplementedTrustServiceServer
+	Roster *roster.Roster
+}
+
 // ReportWatcher serves TrustService/ReportWatcher: what a watcher says of itself, for
 // ListWatchers. Package gate bounds the number of streams.
 func (t *Trust) ReportWatcher(stream grpc.ClientStreamingServer[watchwordv1.ReportWatcherRequest, watchwordv1.ReportWatcherResponse]) error {
@@ -144,13 +150,13 @@ func (t *Trust) readReport(msg *watchwordv1.ReportWatcherRequest) (roster.Report
 }
 
 // ListWatchers serves TrustService/ListWatchers.
-func (t *Trust) ListWatchers(ctx context.Context, req *watchwordv1.ListWatchersRequest) (*watchwordv1.ListWatchersResponse, error) {
+func (s *Watchers) ListWatchers(ctx context.Context, req *watchwordv1.ListWatchersRequest) (*watchwordv1.ListWatchersResponse, error) {
 	var r reading
 	p := readPage(&r, req, "watchers")
 	if r.err != nil {
 		return nil, r.err
 	}
-	list, err := t.Roster.List(ctx)
+	list, err := s.Roster.List(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -257,7 +257,7 @@ func (s *Server) hashPool(ctx context.Context) *password.Pool {
 func (s *Server) register() error {
 	services := s.gate.Registrar(s.grpc)
 	watchwordv1.RegisterAuthServiceServer(services, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.issuedFor(), Known: s.known})
-	watchwordv1.RegisterTrustServiceServer(services, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != "", Known: s.known, Roster: s.roster})
+	watchwordv1.RegisterTrustServiceServer(services, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != "", Known: s.known, Watchers: rpc.Watchers{Roster: s.roster}})
 	watchwordv1.RegisterUserServiceServer(services, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(services, &rpc.Sessions{Sessions: s.sessions.Admin})
 	watchwordv1.RegisterKeyServiceServer(services, &rpc.Keys{Keyring: s.keyring})
