@@ -113,7 +113,7 @@ func serveFeed(t *testing.T, f *feed.Feed, inside ...grpc.StreamServerIntercepto
 		return err
 	}
 	internal := recovery.WithRecoveryHandler(func(any) error { return status.Error(codes.Internal, "recovered") })
-	g := gate.New(nil, gate.Limits{Requests: 100, RequestsPerPeer: 100, Streams: 1, StreamsPerPeer: 1},
+	g := gate.New(nil, gate.Limits{Requests: 100, RequestsPerPeer: 100, Streams: 1, StreamsPerPeer: 1, Reports: 100, ReportsPerPeer: 100},
 		func(_ context.Context, method string, err error) { t.Errorf("%s: %v", method, err) })
 	server := grpc.NewServer(grpc.ForceServerCodecV2(rpc.Codec()), grpc.InTapHandle(g.Tap),
 		grpc.ChainStreamInterceptor(g.Stream, note, recovery.StreamServerInterceptor(internal)), grpc.ChainStreamInterceptor(inside...))
