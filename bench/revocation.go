@@ -16,7 +16,7 @@ import (
 
 const (
 	watchers    = 1000
-	perConn     = 100 // the calls that the server takes on one connection
+	perConn     = 40 // each watcher has a stream of the bundle and one of reports, and the server takes 100 calls on one connection
 	revocations = 1_000_000
 )
 

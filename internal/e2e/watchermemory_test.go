@@ -85,6 +85,7 @@ func TestMemoryOfWatchers(t *testing.T) {
 		"idle, a connection each, TLS":       {reads: true, perConn: 1, creds: secure, flags: withTLS, memory: 500 << 10, goroutines: 8},
 		"idle, a connection each, plaintext": {reads: true, perConn: 1, creds: plain, memory: 400 << 10, goroutines: 8},
 		"idle, ten on a connection":          {reads: true, perConn: 10, creds: plain, memory: 200 << 10, goroutines: 5},
+		"reporting, a connection each, TLS":  {reads: true, reports: true, perConn: 1, creds: secure, flags: withTLS, memory: 600 << 10, goroutines: 11},
 		"unread, a connection each, TLS":     {perConn: 1, creds: secure, flags: withTLS, memory: 500 << 10, goroutines: 8},
 		"unread, ten on a connection":        {perConn: 10, creds: plain, memory: 200 << 10, goroutines: 5},
 	} {
@@ -95,6 +96,7 @@ func TestMemoryOfWatchers(t *testing.T) {
 // watcherCost is one kind of watcher, and the most that one of them may cost the server.
 type watcherCost struct {
 	reads      bool // false: the client reads only the first message of its snapshot
+	reports    bool
 	perConn    int
 	creds      credentials.TransportCredentials
 	flags      []string
@@ -114,6 +116,20 @@ func (c watcherCost) measure(t *testing.T, dir string) {
 		stream, err := watchwordv1.NewTrustServiceClient(conn).WatchBundle(t.Context(), &watchwordv1.WatchBundleRequest{})
 		if err != nil {
 			t.Fatal(err)
+		}
+		if c.reports {
+			reports, err := watchwordv1.NewTrustServiceClient(conn).ReportWatcher(t.Context())
+			for _, m := range []*watchwordv1.ReportWatcherRequest{
+				{Message: &watchwordv1.ReportWatcherRequest_Identity{Identity: &watchwordv1.WatcherIdentity{Watcher: []byte{byte(i), byte(i >> 8)}, Service: "service"}}},
+				{Message: &watchwordv1.ReportWatcherRequest_Report{Report: &watchwordv1.WatcherReport{}}},
+			} {
+				if err == nil {
+					err = reports.Send(m)
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
 		for opened := false; !opened; {
 			m, err := stream.Recv()

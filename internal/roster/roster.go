@@ -45,6 +45,9 @@ const (
 	beatEvery      = 100 * time.Millisecond
 	beatPerWatcher = 500 * time.Microsecond
 	quietBeat      = time.Second
+	// writeRate bounds what a replica writes into the row while somebody asks, in bytes a
+	// second. 1,536 strangers with the longest words have a summary of some 3 MB.
+	writeRate = 2 << 20
 )
 
 // Self describes the replica of a roster.
@@ -215,6 +218,7 @@ type turn struct {
 	busy     bool      // the newest question is less than askedFor old
 	wroteAt  time.Time // the zero time: the row is to be written
 	wrote    uint64    // Roster.changes in the row
+	size     int       // of the summary in the row, in bytes
 	beatAt   time.Time // the newest heartbeat of beat
 	position int64     // at that heartbeat
 }
@@ -269,7 +273,7 @@ func (t *turn) due() bool {
 	switch since := time.Since(t.wroteAt); {
 	case since >= writeEvery:
 		return true
-	case !t.busy:
+	case !t.busy, since < time.Duration(t.size)*time.Second/writeRate:
 		return false
 	case t.asked.After(t.answered):
 		return time.Since(t.beatAt) >= gather || since >= quietBeat
@@ -294,7 +298,7 @@ func (t *turn) write(ctx context.Context) error {
 		return err
 	}
 	r.wrote(names)
-	t.wroteAt, t.wrote, t.answered = time.Now(), changes, t.asked
+	t.wroteAt, t.wrote, t.answered, t.size = time.Now(), changes, t.asked, len(encoded)
 	return nil
 }
 
