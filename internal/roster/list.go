@@ -58,8 +58,8 @@ type Watcher struct {
 	Lag int64 // the number of events after Position
 }
 
-// List returns the watchers of every replica. If nobody has asked within some seconds, List
-// waits until every running replica has answered, for answerWithin at most.
+// List returns the watchers of every replica. If the newest question is older than some
+// seconds, List waits until every running replica has answered, for answerWithin at most.
 //
 // Errors: those of [store.Store.Write]; those of ctx.
 func (r *Roster) List(ctx context.Context) (*List, error) {
@@ -113,7 +113,7 @@ func hidden(row *store.Replica, all []*store.Replica, now time.Time) bool {
 	})
 }
 
-// ask makes every replica write its row several times a second, for askedFor. If nobody has
+// ask makes every replica write its row several times a second, for askedFor. If no caller has
 // asked shortly before, ask waits for the answers of the running replicas, for answerWithin at
 // most.
 func (r *Roster) ask(ctx context.Context) error {

@@ -7,7 +7,7 @@
 // the table replicas: every ten seconds, and several times a second while somebody asks. A
 // question is a time in the database, which every replica reads a few times a second. A
 // replica that finds a question sends heartbeats more often, since a watcher reports after
-// each heartbeat. So a report costs nothing on the way of a revocation, and while nobody asks
+// each heartbeat. So a report costs nothing on the way of a revocation, and between questions
 // a watcher reports once in five seconds.
 //
 // A watcher's reports may reach another replica than the watcher's stream. So [Roster.List]
@@ -31,7 +31,7 @@ import (
 const (
 	// lookEvery is the time between two looks for a question. A look reads one row by its key.
 	lookEvery = 250 * time.Millisecond
-	// writeEvery is the time between two writes of the row while nobody asks.
+	// writeEvery is the time between two writes of the row between questions.
 	writeEvery = 10 * time.Second
 	// askedFor is the time for which a replica answers a question again and again.
 	askedFor = 5 * time.Second

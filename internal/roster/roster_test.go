@@ -155,7 +155,7 @@ func TestRowsOfEndedReplicas(t *testing.T) {
 	}
 }
 
-// While nobody asks, a replica writes its row once in ten seconds, whatever its watchers do.
+// Between questions, a replica writes its row once in ten seconds, whatever its watchers do.
 func TestARowIsSeldomWritten(t *testing.T) {
 	r, _ := run(t, storetest.SQLite(t), "one")
 	written := func() (at time.Time) {
