@@ -25,6 +25,10 @@ const (
 	// reportPause is the shortest time between two reports. A server ends the stream of a
 	// watcher that reports more than twenty times a second.
 	reportPause = 75 * time.Millisecond
+	// reportsPerStream bounds the reports on one stream. The next report goes on a new stream: a
+	// server resets a stream with more than 1024 small frames, as one that sends a message in
+	// tiny pieces.
+	reportsPerStream = 400
 	// After a failure the reporter waits from firstReportDelay to longestReportDelay before it
 	// reports again.
 	firstReportDelay   = time.Second
@@ -60,9 +64,13 @@ func (r *reporter) heartbeat() {
 // the feed calls run again for the next stream of the bundle, perhaps at a newer server.
 func (r *reporter) run(ctx context.Context, conn grpc.ClientConnInterface) {
 	var backoff retry.Backoff
-	for ctx.Err() == nil {
+	for r.wait(ctx) {
 		began := time.Now()
 		err := r.report(ctx, conn)
+		for err == nil {
+			backoff.Reset()
+			err = r.report(ctx, conn)
+		}
 		if status.Code(err) == codes.Unimplemented {
 			return
 		}
@@ -73,13 +81,15 @@ func (r *reporter) run(ctx context.Context, conn grpc.ClientConnInterface) {
 	}
 }
 
-// report opens one stream at the next heartbeat, and reports until the stream ends.
+// errReportsEnded means that the server has ended a stream without an error.
+var errReportsEnded = errors.New("the server has ended the stream")
+
+// report opens one stream, and reports now and after each heartbeat. After reportsPerStream
+// reports and a further heartbeat, report ends the stream and returns nil: the next report is
+// due, on a new stream.
 //
 // Errors: the reason for the end of the stream.
 func (r *reporter) report(ctx context.Context, conn grpc.ClientConnInterface) error {
-	if !r.wait(ctx) {
-		return ctx.Err()
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := watchwordv1.NewTrustServiceClient(conn).ReportWatcher(ctx)
@@ -89,14 +99,16 @@ func (r *reporter) report(ctx context.Context, conn grpc.ClientConnInterface) er
 	send := func(m *watchwordv1.ReportWatcherRequest) error {
 		err := stream.Send(m)
 		if errors.Is(err, io.EOF) { // the server has ended the stream
-			_, err = stream.CloseAndRecv()
+			if _, err = stream.CloseAndRecv(); err == nil {
+				err = errReportsEnded
+			}
 		}
 		return err
 	}
 	if err := send(&watchwordv1.ReportWatcherRequest{Message: &watchwordv1.ReportWatcherRequest_Identity{Identity: r.said}}); err != nil {
 		return err
 	}
-	for {
+	for range reportsPerStream {
 		if err := send(&watchwordv1.ReportWatcherRequest{Message: &watchwordv1.ReportWatcherRequest_Report{Report: r.status()}}); err != nil {
 			return err
 		}
@@ -104,6 +116,8 @@ func (r *reporter) report(ctx context.Context, conn grpc.ClientConnInterface) er
 			return ctx.Err()
 		}
 	}
+	_, err = stream.CloseAndRecv()
+	return err
 }
 
 // wait waits for a heartbeat. wait returns false if ctx ends first.

@@ -176,3 +176,36 @@ func TestSlowTimesOfTheList(t *testing.T) {
 		t.Error("too long")
 	}
 }
+
+// A verifier reports for longer than one stream of reports lives: a server resets a stream
+// with more than 1024 small frames. While somebody asks and sessions end, a verifier reports
+// ten times a second.
+func TestSlowReportsGoOn(t *testing.T) {
+	slow(t)
+	s := serve(t, t.TempDir(), "--max-sessions", "10000")
+	c := dial(t, s.grpcAddr)
+	v, err := authn.NewVerifier(callCtx(t), dial(t, s.grpcAddr).conn, authn.WithAudience("internal"), authn.WithLogger(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	var admin *watchwordv1.TokenPair
+	began, missed, lists := time.Now(), 0, 0
+	for time.Since(began) < 200*time.Second {
+		wantOK(t, "a logout", c.logout(callCtx(t), c.login(t, "admin", s.admin)))
+		if lists%600 == 0 { // before the access token expires
+			admin = c.login(t, "admin", s.admin, "watchword")
+		}
+		answer, err := c.ListWatchers(bearer(callCtx(t), admin), &watchwordv1.ListWatchersRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if lists++; time.Since(began) > time.Second && !answer.GetWatchers()[0].GetReports() {
+			missed++
+		}
+	}
+	t.Logf("%d of %d lists lacked the report", missed, lists)
+	if missed > lists/100 {
+		t.Errorf("%d of %d lists lacked the report", missed, lists)
+	}
+}

@@ -25,13 +25,16 @@ import (
 // The bounds of what a watcher says of itself: each stream of reports keeps one identity and
 // one report in memory.
 const (
-	maxWatcherID      = 32  // bytes
-	maxWords          = 128 // bytes, each
-	maxResume         = 512 // bytes; a resume token of this server has 62
-	maxReasons        = 64
-	maxStaleness      = 366 * 24 * time.Hour
-	maxNameLength     = 256 // bytes, of a certificate
-	reportsPerSecond  = 20
+	maxWatcherID     = 32  // bytes
+	maxWords         = 128 // bytes, each
+	maxResume        = 512 // bytes; a resume token of this server has 62
+	maxReasons       = 64
+	maxStaleness     = 366 * 24 * time.Hour
+	maxNameLength    = 256 // bytes, of a certificate
+	reportsPerSecond = 20
+	// reportsPerStream is fewer than the small frames that package gate admits on one stream:
+	// so a stream ends with an answer, and not with a reset.
+	reportsPerStream  = 800
 	reportsRefusalFor = time.Second
 )
 
@@ -66,10 +69,11 @@ func (t *Trust) ReportWatcher(stream grpc.ClientStreamingServer[watchwordv1.Repo
 	}
 	reports := t.Roster.Reporting(from, words)
 	defer reports.Close()
-	for pace := rate.NewLimiter(reportsPerSecond, reportsPerSecond); ; {
+	pace := rate.NewLimiter(reportsPerSecond, reportsPerSecond)
+	for range reportsPerStream {
 		msg, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return stream.SendAndClose(&watchwordv1.ReportWatcherResponse{})
+			break
 		}
 		if err != nil {
 			return err
@@ -83,6 +87,7 @@ func (t *Trust) ReportWatcher(stream grpc.ClientStreamingServer[watchwordv1.Repo
 		}
 		reports.Add(report)
 	}
+	return stream.SendAndClose(&watchwordv1.ReportWatcherResponse{})
 }
 
 // readIdentity reads the first message of a stream of reports.

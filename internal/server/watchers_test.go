@@ -163,10 +163,8 @@ func TestFloodOfReports(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = reports.Send(identify("flood"))
-	for n := 0; err == nil; n++ {
-		if err = reports.Send(reporting(nil)); n > 1_000_000 {
-			t.Fatal("no report was refused")
-		}
+	for n := 0; err == nil && n < 500; n++ { // fewer than the small frames that the gate admits
+		err = reports.Send(reporting(nil))
 	}
 	_, err = reports.CloseAndRecv()
 	refusedBy(t, err, "OVERLOADED", "")

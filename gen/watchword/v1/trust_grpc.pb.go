@@ -64,6 +64,9 @@ type TrustServiceClient interface {
 	// report. A watcher that reports sends a report after each heartbeat: the server
 	// sends heartbeats more often while somebody asks ListWatchers.
 	//
+	// The server answers and ends the stream after 800 reports, or when the client ends its
+	// side. The watcher then opens another stream.
+	//
 	// A report proves nothing: the server decides nothing by a report. The reports of a
 	// watcher may reach another replica than the watcher's stream of WatchBundle.
 	//
@@ -198,6 +201,9 @@ type TrustServiceServer interface {
 	// ListWatchers. The first message holds the identity, and every later message a
 	// report. A watcher that reports sends a report after each heartbeat: the server
 	// sends heartbeats more often while somebody asks ListWatchers.
+	//
+	// The server answers and ends the stream after 800 reports, or when the client ends its
+	// side. The watcher then opens another stream.
 	//
 	// A report proves nothing: the server decides nothing by a report. The reports of a
 	// watcher may reach another replica than the watcher's stream of WatchBundle.
