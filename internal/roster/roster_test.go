@@ -83,7 +83,11 @@ func TestReportsAtAnotherReplica(t *testing.T) {
 		one.Reporting(orders, Words{Service: "service"}).Add(Report{Staleness: time.Second, Refusals: map[int32]uint64{3: 4}})
 		thief := orders
 		thief.Certificate = "DNS thief"
-		two.Reporting(thief, Words{Service: "a lie"}).Add(Report{})
+		lie := two.Reporting(thief, Words{Service: "a lie"})
+		lie.Add(Report{})
+		two.mu.Lock()
+		lie.at = lie.at.Add(time.Minute) // the newest report by far
+		two.mu.Unlock()
 		two.Reporting(Client{Watcher: []byte("billing")}, Words{Service: "no report yet"})
 		for _, r := range []*Roster{one, two} {
 			list := await(t, r, func(list *List) error {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/server"
 )
 
 // watchFrom opens a stream of the trust bundle with an id, reads the stream until the end of
@@ -191,6 +192,41 @@ func TestVerifierReports(t *testing.T) {
 		}
 		if time.Since(began) > 10*time.Second {
 			t.Fatalf("the verifier is listed as %v", answer)
+		}
+	}
+}
+
+// A stream of reports keeps no connection: when all connections of a network are taken by such
+// streams, another connection of the network gets the place of one of them.
+func TestReportsKeepNoConnection(t *testing.T) {
+	h := start(t, func(cfg *server.Config) { cfg.MaxConnections = 16 })
+	// A half of the 16 connections is what one network may have; a half of the 12 places for
+	// watchers is what one network may have of streams of reports.
+	for range 2 {
+		watchFrom(t, h.own(t), nil)
+	}
+	for range 6 {
+		conn := h.own(t)
+		reports, err := watchwordv1.NewTrustServiceClient(conn).ReportWatcher(t.Context())
+		if err == nil {
+			err = reports.Send(identify("idle"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	received := `grpc_server_msg_received_total{grpc_method="ReportWatcher",grpc_service="watchword.v1.TrustService",grpc_type="client_stream"} 6`
+	for began := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if _, body := h.get(t, "GET", "/metrics"); strings.Contains(body, received) {
+			break
+		}
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("the server has not received the identities of 6 watchers")
+		}
+	}
+	for i := range 4 {
+		if _, err := watchwordv1.NewTrustServiceClient(h.own(t)).GetTime(t.Context(), &watchwordv1.GetTimeRequest{}, grpc.WaitForReady(false)); err != nil {
+			t.Errorf("further connection %d: %v", i, err)
 		}
 	}
 }
