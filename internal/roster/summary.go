@@ -33,7 +33,6 @@ type reportLine struct {
 	Age         time.Duration `json:"age"`
 }
 
-func (s *streamLine) identity() identity { return identity{string(s.Watcher), s.Certificate} }
 func (r *reportLine) identity() identity { return identity{string(r.Watcher), r.Certificate} }
 
 func (s *summary) encode() ([]byte, error) { return json.Marshal(s) }
