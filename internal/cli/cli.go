@@ -31,12 +31,14 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Exit statuses. A script may repeat a command after exitError, and never after
+// Exit statuses. exitUnreached means that the change is made, and that --wait has ended
+// before every watcher had the change. A script may repeat a command after exitError, and never after
 // exitUsage. exitInterrupted is 128 and the number of SIGINT, as of a shell.
 const (
 	exitOK          = 0
 	exitError       = 1
 	exitUsage       = 2
+	exitUnreached   = 3
 	exitInterrupted = 130
 )
 
@@ -57,6 +59,7 @@ type root struct {
 	User        userCmd        `cmd:"" help:"Administer users, on a running server or in the database."`
 	Session     sessionCmd     `cmd:"" help:"Administer sessions, on a running server or in the database."`
 	Key         keyCmd         `cmd:"" help:"Administer signing keys, on a running server or in the database."`
+	Watchers    watchersCmd    `cmd:"" help:"List the verifiers that watch the servers, at every replica."`
 	Audit       auditCmd       `cmd:"" help:"Show the security record, the newest first, of a running server or in the database."`
 	Login       loginCmd       `cmd:"" help:"Log in at a running server; keeps the tokens for the other commands."`
 	Verify      verifyCmd      `cmd:"" help:"Ask a running server about an access token: on standard input, or of the kept login."`
@@ -70,7 +73,7 @@ type root struct {
 	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
 }
 
-// Main runs a command and returns the exit status: 0, 1 on a failure, 2 on wrong usage, 130
+// Main runs a command and returns the exit status: 0, 1 on a failure, 2 on wrong usage, 3 if --wait has ended in time out, 130
 // if the input ended at the prompt for a password or a signal came during a read of input.
 // SIGINT and SIGTERM end a command before its time and in order: a server lets calls in
 // flight finish, and a transaction commits or leaves nothing. A second signal ends the
@@ -100,6 +103,8 @@ func Main(args []string, t Terminal) int {
 		switch {
 		case errors.Is(err, errInterrupted):
 			return exitInterrupted
+		case errors.As(err, new(unreached)):
+			return exitUnreached
 		case errors.As(err, new(usageError)), refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST:
 			return exitUsage
 		}

@@ -39,10 +39,10 @@ type masterKeyFile struct {
 	MasterKeyFile string `type:"path" help:"On a database: file of the master key, as for serve."`
 }
 
-// do connects to the API, and calls do with KeyService.
-func (k *signingKeys) do(ctx context.Context, t Terminal, do func(context.Context, watchwordv1.KeyServiceClient) error) error {
+// do connects to the API, and calls do with KeyService and the connection.
+func (k *signingKeys) do(ctx context.Context, t Terminal, do func(context.Context, watchwordv1.KeyServiceClient, grpc.ClientConnInterface) error) error {
 	return k.withLocal(ctx, t, server.LocalConfig{MasterKeyFile: k.MasterKeyFile}, func(ctx context.Context, conn grpc.ClientConnInterface) error {
-		return do(ctx, watchwordv1.NewKeyServiceClient(conn))
+		return do(ctx, watchwordv1.NewKeyServiceClient(conn), conn)
 	})
 }
 
@@ -53,7 +53,7 @@ type keyListCmd struct {
 
 // Run lists all signing keys, withdrawn keys too.
 func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
-	return c.do(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient) error {
+	return c.do(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient, _ grpc.ClientConnInterface) error {
 		each := func(show func(*watchwordv1.Key) error) error {
 			resp, err := keys.ListKeys(ctx, &watchwordv1.ListKeysRequest{})
 			for _, k := range resp.GetKeys() {
@@ -73,35 +73,43 @@ func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
 type keyRotateCmd struct {
 	signingKeys
 	asJSON
+	waiting
 	Alg string `enum:",EdDSA,ES256,RS256" default:"" help:"Algorithm of the next signing key: EdDSA, ES256 or RS256. Default: the current algorithm."`
 }
 
 // Run rotates the signing key. The printed time may be in the future: caches must know
 // the next key before it signs.
 func (c *keyRotateCmd) Run(ctx context.Context, t Terminal) error {
-	return c.do(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient) error {
+	return c.do(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient, conn grpc.ClientConnInterface) error {
 		resp, err := keys.RotateKey(ctx, &watchwordv1.RotateKeyRequest{Algorithm: c.Alg})
 		if err != nil {
 			return err
 		}
-		return t.printSigns(resp.GetKey(), c.asJSON)
+		if err := t.printSigns(resp.GetKey(), c.asJSON); err != nil {
+			return err
+		}
+		return c.afterChange(ctx, t, conn)
 	})
 }
 
 type keyRevokeCmd struct {
 	signingKeys
 	asJSON
+	waiting
 	KID string `arg:"" name:"kid" help:"The key's id."`
 }
 
 // Run withdraws a key, and prints the key that signs now.
 func (c *keyRevokeCmd) Run(ctx context.Context, t Terminal) error {
-	return c.do(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient) error {
+	return c.do(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient, conn grpc.ClientConnInterface) error {
 		resp, err := keys.RevokeKey(ctx, &watchwordv1.RevokeKeyRequest{Kid: c.KID})
 		if err != nil {
 			return err
 		}
-		return t.printSigns(resp.GetKey(), c.asJSON)
+		if err := t.printSigns(resp.GetKey(), c.asJSON); err != nil {
+			return err
+		}
+		return c.afterChange(ctx, t, conn)
 	})
 }
 

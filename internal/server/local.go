@@ -20,6 +20,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/roster"
 	"github.com/watchword-auth/watchword/internal/rpc"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/session"
@@ -86,6 +87,8 @@ func (l *Local) serve(ctx context.Context, cfg LocalConfig) error {
 	var err error
 	if len(cfg.VerifyFor) > 0 {
 		err = l.serveVerify(ctx, keys, cfg.VerifyFor)
+	} else {
+		watchwordv1.RegisterTrustServiceServer(l.grpc, &rpc.Watchers{Roster: roster.New(s, nil, roster.Self{}, silent)})
 	}
 	return errors.Join(err, l.connect())
 }

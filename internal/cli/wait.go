@@ -1,0 +1,105 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// waiting holds the flags of a command that can wait until every verifier has its change.
+type waiting struct {
+	Wait    bool          `help:"Wait until every watcher of every replica has the change; see watchword watchers. Exit status 3 if some have not reported it in time."`
+	WaitFor time.Duration `default:"10s" placeholder:"DURATION" help:"With --wait: how long to wait, such as 30s."`
+}
+
+// waitPoll is the time between two looks at the watchers.
+const waitPoll = 50 * time.Millisecond
+
+// unreached means that the change was made, and that some watchers have not reported the change
+// in time: exit status 3.
+type unreached struct {
+	after   time.Duration
+	missing []string // watchers, replicas and certificates
+	cause   error    // nil: the watchers were listed
+}
+
+func (e unreached) Error() string {
+	if e.cause != nil {
+		return fmt.Sprintf("the change is made, and which watchers have the change is unknown; see watchword watchers: %s", explainOne(e.cause))
+	}
+	return fmt.Sprintf("the change is made; after %s, the %d named above may be without the change", e.after, len(e.missing))
+}
+
+// afterChange waits until every watcher has what is in the database now, if --wait is given.
+// The wait goes by the newest event in the first answer of the server. Watchers are waited
+// for at each replica: with --client-ca those that have shown a certificate, otherwise all.
+//
+// Errors: unreached alone, since a script may repeat a command that fails otherwise, and the
+// change is made.
+func (w waiting) afterChange(ctx context.Context, t Terminal, conn grpc.ClientConnInterface) error {
+	if !w.Wait {
+		return nil
+	}
+	began, position := time.Now(), int64(0)
+	for {
+		all, err := allWatchers(ctx, conn)
+		if position == 0 {
+			position = all.GetPosition()
+		}
+		late := unreached{time.Since(began).Round(time.Millisecond), missing(all, position), err}
+		if err == nil && len(late.missing) == 0 {
+			fmt.Fprintf(t.Err, "every watcher has the change: %d, after %s\n", len(all.GetWatchers()), late.after)
+			return nil
+		}
+		wait := w.WaitFor - late.after
+		if code := status.Code(err); err != nil && code != codes.Unavailable && code != codes.ResourceExhausted {
+			wait = 0 // such as a token that the revoked key has signed
+		}
+		if wait > 0 {
+			select {
+			case <-ctx.Done():
+			case <-time.After(waitPoll):
+				continue
+			}
+		}
+		for _, line := range late.missing {
+			fmt.Fprintln(t.Err, escape(line, ""))
+		}
+		return late
+	}
+}
+
+// missing names every replica, watcher and certificate without the event at a position.
+func missing(all *watchwordv1.ListWatchersResponse, position int64) []string {
+	return slices.Concat(silentReplicas(all, position), lateWatchers(all, position), absentCertificates(all))
+}
+
+// lateWatchers names the watchers that have not reported the event at a position.
+func lateWatchers(all *watchwordv1.ListWatchersResponse, position int64) (lines []string) {
+	certified := map[string]bool{} // replicas that ask for certificates
+	for _, r := range all.GetReplicas() {
+		certified[r.GetId()] = r.GetNeedsCertificate()
+	}
+	for _, w := range all.GetWatchers() {
+		if certified[w.GetReplica()] && w.GetCertificate() == "" || w.GetReports() && w.GetPosition() >= position {
+			continue
+		}
+		name := w.GetAddress()
+		if w.GetCertificate() != "" {
+			name += ", certificate " + w.GetCertificate()
+		}
+		if !w.GetReports() {
+			lines = append(lines, fmt.Sprintf("watcher at %s reports nothing", name))
+			continue
+		}
+		lines = append(lines, fmt.Sprintf("watcher at %s, in its own words %q %q, is at event %d of %d", name, w.GetService(), w.GetInstance(), w.GetPosition(), position))
+	}
+	return lines
+}
