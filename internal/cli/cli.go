@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"reflect"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -142,9 +143,13 @@ type serveCmd struct {
 	LogLevel  string `default:"info" enum:"debug,info,warn,error" help:"Lowest level to log."`
 }
 
-// Run serves until SIGINT or SIGTERM. The log goes to standard error; standard output
-// is for the password of the first admin.
+// Run serves until SIGINT or SIGTERM. At SIGHUP the server reads its files again; Windows
+// sends no SIGHUP. The log goes to standard error; standard output is for the password of the
+// first admin.
 func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // before the start, which a SIGHUP would end
+	defer signal.Stop(hangup)
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return usageError{err}
@@ -169,7 +174,25 @@ func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // GOMEMLIMIT is not set
 		debug.SetMemoryLimit(s.MemoryGoal())
 	}
-	return errors.Join(s.Run(ctx), s.Close())
+	ctx, stop := context.WithCancel(ctx)
+	var reloads sync.WaitGroup
+	reloads.Go(func() { reloadAt(ctx, hangup, s.Reload) })
+	err = s.Run(ctx)
+	stop()
+	reloads.Wait()
+	return errors.Join(err, s.Close())
+}
+
+// reloadAt calls reload at each signal, until ctx ends.
+func reloadAt(ctx context.Context, hangup <-chan os.Signal, reload func(context.Context)) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+			reload(ctx)
+		}
+	}
 }
 
 // datastore holds the flag that names the database; every command that opens a database has

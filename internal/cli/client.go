@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"slices"
@@ -19,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 
+	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/refusal"
@@ -66,14 +66,14 @@ func (r remote) connect(ctx context.Context, do func(context.Context, grpc.Clien
 			return usageError{fmt.Errorf("--plaintext and %s contradict each other", flag)}
 		}
 	}
-	creds := credentials.NewTLS(&tls.Config{ServerName: r.ServerName})
-	if plaintext {
-		creds = insecure.NewCredentials()
-	} else if r.CAFile != "" {
-		var err error
-		if creds, err = credentials.NewClientTLSFromFile(r.CAFile, r.ServerName); err != nil {
-			return fmt.Errorf("--ca-file: %w", err)
+	creds := insecure.NewCredentials()
+	if !plaintext {
+		tls, err := authn.TLSFromFiles(authn.TLSFiles{CAFile: r.CAFile, ServerName: r.ServerName})
+		if err != nil {
+			return fmt.Errorf("--ca-file: %s", strings.TrimPrefix(err.Error(), "authn: CAFile: "))
 		}
+		defer tls.Close()
+		creds = tls
 	}
 	if plaintext && !r.PlaintextToOtherHosts {
 		opts = append(opts, grpc.WithNoProxy()) // a proxy on this machine could pass secrets on

@@ -23,9 +23,9 @@ const (
 // Imports must keep pointing down: think before adding a package to a row. A new package
 // needs a row. Tests may import every package but internal/e2e.
 var mayImport = map[string][]string{
-	"authn":                    {gen, "internal/clock", "internal/detach", "internal/durable", "internal/meter", "internal/refusal", "internal/retry", "internal/token", "internal/transport"}, // public: no database, no server, no command line
-	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                                                     // public
-	"authn/tokensource":        {"authn", gen, "internal/meter", "internal/refusal", "internal/retry", "internal/token", "internal/transport"},                                                 // public: as authn
+	"authn":                    {gen, "internal/clock", "internal/detach", "internal/durable", "internal/meter", "internal/refusal", "internal/reload", "internal/retry", "internal/token", "internal/transport"}, // public: no database, no server, no command line
+	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                                                                        // public
+	"authn/tokensource":        {"authn", gen, "internal/meter", "internal/refusal", "internal/retry", "internal/token", "internal/transport"},                                                                    // public: as authn
 	"cmd/watchword":            {"internal/cli"},
 	"docs":                     {}, // tests of the text alone
 	"internal/audit":           {"internal/caller", "internal/store"},
@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"internal/clock":           {},
 	"internal/count":           {},
 	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/throttle", "internal/user"},
-	"internal/cli":             {"authn/tokensource", gen, "internal/caller", "internal/audit", "internal/durable", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/transport", "internal/user"},
+	"internal/cli":             {"authn", "authn/tokensource", gen, "internal/caller", "internal/audit", "internal/durable", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/transport", "internal/user"},
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},
@@ -46,11 +46,12 @@ var mayImport = map[string][]string{
 	"internal/password":        {"internal/count", "internal/share"},
 	"internal/pgtest":          {}, // for tests alone
 	"internal/refusal":         {gen},
+	"internal/reload":          {},
 	"internal/retry":           {},
 	"internal/roster":          {"internal/hub", "internal/store"}, // the display of watchers; nothing else depends on it
 	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/user"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/reload", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/user"},
 	"internal/share":           {},
 	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/share", "internal/store", "internal/user"},
 	"internal/store":           {"internal/count", "internal/durable"},

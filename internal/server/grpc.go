@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/tls"
 	"log/slog"
 	"runtime/debug"
 	"strings"
@@ -57,15 +56,15 @@ const (
 // The keepalive pings close a connection to a client that has disappeared, within 40
 // seconds. Clients may ping every five seconds, also without a call: a verifier's
 // stream is idle most of the time.
-func (s *Server) grpcOptions(tlsConfig *tls.Config) []grpc.ServerOption {
+func (s *Server) grpcOptions() []grpc.ServerOption {
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
 	edge := rpc.NewEdge(s.audit, s.passwords.RetryAfter, s.logger)
 	calls := s.limits.calls
 	calls.Known = s.known
 	s.gate = gate.New(s.proxies, calls, edge.Refused)
 	creds := insecure.NewCredentials()
-	if tlsConfig != nil {
-		creds = credentials.NewTLS(tlsConfig)
+	if s.tls != nil {
+		creds = credentials.NewTLS(s.tls.config("h2"))
 	}
 	opts := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(rpc.Codec()),

@@ -25,7 +25,7 @@ const (
 // httpServer serves the key set and metadata for verifiers in other languages, health
 // for orchestrators, and metrics for Prometheus. All answers are public and all requests
 // only read, so the HTTP server needs no authentication.
-func (s *Server) httpServer(issuer string, tlsConfig *tls.Config) *http.Server {
+func (s *Server) httpServer(issuer string) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+keySetPath, s.serveJWKS)
 	metadata := s.metadata(issuer)
@@ -39,10 +39,14 @@ func (s *Server) httpServer(issuer string, tlsConfig *tls.Config) *http.Server {
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.readiness.serveReady)
-	mux.Handle("GET /metrics", boundScrapes(telemetry.Handler(s.parts(tlsConfig))))
+	mux.Handle("GET /metrics", boundScrapes(telemetry.Handler(s.parts())))
 	// HTTP/1.1 alone: with HTTP/2 each connection could hold hundreds of requests.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
+	var tlsConfig *tls.Config
+	if s.tls != nil {
+		tlsConfig = s.tls.config("http/1.1")
+	}
 	return &http.Server{
 		Handler: mux, TLSConfig: tlsConfig, Protocols: protocols,
 		// The bounds keep a slow client from holding a connection.
@@ -85,8 +89,8 @@ func (b *buffered) Header() http.Header         { return b.header }
 func (b *buffered) WriteHeader(code int)        { b.code = code }
 func (b *buffered) Write(p []byte) (int, error) { return b.body.Write(p) }
 
-// serveHTTP serves until the HTTP server is shut down. The certificate is in TLSConfig,
-// so ServeTLS reads no files.
+// serveHTTP serves until the HTTP server is shut down. TLSConfig gives the certificate, so
+// ServeTLS reads no files.
 func (s *Server) serveHTTP() error {
 	serve := s.http.Serve
 	if s.http.TLSConfig != nil {

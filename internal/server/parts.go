@@ -1,21 +1,18 @@
 package server
 
 import (
-	"crypto/tls"
-	"crypto/x509"
-
 	"github.com/watchword-auth/watchword/internal/share"
 	"github.com/watchword-auth/watchword/internal/telemetry"
 )
 
 // parts returns what /metrics reports.
-func (s *Server) parts(tlsConfig *tls.Config) telemetry.Parts {
+func (s *Server) parts() telemetry.Parts {
 	return telemetry.Parts{
 		Calls: s.calls, Store: s.store, Passwords: s.passwords, Logins: s.logins, Audit: s.audit, Feed: s.feed, Keys: s.keys, Verifier: s.verifier,
 		KeyTTL:      s.cfg.KeyTTL,
 		Ready:       func() bool { return !s.drain.draining() && s.readiness.latest.Load().unready == "" },
 		CanSign:     func() bool { return s.canMint() == nil },
-		Certificate: func() *x509.Certificate { return presented(tlsConfig) },
+		Certificate: s.tls.certificate,
 		Bounds:      s.bounds,
 		Failures: func() map[string]uint64 {
 			failures := map[string]uint64{}
@@ -25,15 +22,6 @@ func (s *Server) parts(tlsConfig *tls.Config) telemetry.Parts {
 			return failures
 		},
 	}
-}
-
-// presented returns the certificate that a TLS configuration presents to clients; nil without
-// TLS.
-func presented(config *tls.Config) *x509.Certificate {
-	if config == nil || len(config.Certificates) == 0 {
-		return nil
-	}
-	return config.Certificates[0].Leaf
 }
 
 // bounds returns the numbers of the bounds at the entrance of the server, by name. The bounds

@@ -32,6 +32,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/reload"
 	"github.com/watchword-auth/watchword/internal/roster"
 	"github.com/watchword-auth/watchword/internal/rpc"
 	"github.com/watchword-auth/watchword/internal/seal"
@@ -67,6 +68,8 @@ type Server struct {
 	keyring   *issuer.Keyring
 	verifier  *authn.Verifier
 
+	files   *reload.Set
+	tls     *tlsFiles // nil: plaintext
 	grpc    *grpc.Server
 	grpcLis *gate.Listener
 	http    *http.Server
@@ -93,7 +96,7 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 	}
 	s := &Server{
 		cfg: cfg, logger: logger, drain: &drain{begun: make(chan struct{}), logger: logger}, known: share.NewKnown(knownNetworks),
-		calls: new(telemetry.Calls),
+		calls: new(telemetry.Calls), files: reload.NewSet(logger),
 	}
 	var err error
 	if s.proxies, err = caller.ParseProxies(cfg.TrustedProxy); err != nil {
@@ -126,28 +129,27 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 		return err
 	}
 	s.warnOfReaders(ctx)
-	tlsConfig, err := s.cfg.tls()
-	if err != nil {
+	if s.tls, err = s.cfg.tls(s.files); err != nil {
 		return err
 	}
 	if err := s.listen(ctx); err != nil {
 		return err
 	}
-	inst, err := s.setup(ctx, master, s.defaultIssuer(tlsConfig != nil), announce)
+	inst, err := s.setup(ctx, master, s.defaultIssuer(s.tls != nil), announce)
 	if err != nil {
 		return err
 	}
 	if err := s.assemble(ctx, inst, master); err != nil {
 		return err
 	}
-	s.grpc = grpc.NewServer(s.grpcOptions(tlsConfig)...)
+	s.grpc = grpc.NewServer(s.grpcOptions()...)
 	if err := s.register(); err != nil {
 		return err
 	}
 	s.calls.Register(s.grpc.GetServiceInfo())
 	s.readiness = newReadiness(s)
 	s.chores = s.allChores()
-	s.http = s.httpServer(inst.issuer, tlsConfig)
+	s.http = s.httpServer(inst.issuer)
 	return nil
 }
 
@@ -298,6 +300,7 @@ func (s *Server) Run(ctx context.Context) error {
 	tasks.Go(func() { s.audit.Run(background) })
 	tasks.Go(func() { s.roster.Run(background) })
 	tasks.Go(func() { s.maintain(background) })
+	tasks.Go(func() { s.files.Run(background) })
 	s.readiness.look(background)
 	tasks.Go(func() { s.readiness.run(background) })
 

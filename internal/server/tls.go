@@ -1,38 +1,66 @@
 package server
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
-	"os"
+
+	"github.com/watchword-auth/watchword/internal/reload"
 )
 
-// tls returns the TLS configuration of both addresses, and nil without a certificate.
-// TLS 1.3 (RFC 8446) is the only version, since the clients are services of the same
-// organization and can all be new.
-func (c *Config) tls() (*tls.Config, error) {
+// tlsFiles holds what both addresses use for TLS, as the files are now. Open connections go on
+// when a file changes; every new handshake uses the new content.
+type tlsFiles struct {
+	pair      *reload.Value[*tls.Certificate]
+	clientCAs *reload.Value[*x509.CertPool] // nil without --client-ca
+}
+
+// tls reads the certificate, the private key and the CA of clients, and adds the files to the
+// set. tls returns nil without a certificate.
+func (c *Config) tls(files *reload.Set) (*tlsFiles, error) {
 	if c.TLSCert == "" {
 		return nil, nil
 	}
-	cert, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
-	if err != nil {
-		return nil, fmt.Errorf("--tls-cert, --tls-key: %w", err)
+	pair, err := reload.KeyPair(files, "--tls-cert, --tls-key", c.TLSCert, c.TLSKey)
+	if err != nil || c.ClientCA == "" {
+		return &tlsFiles{pair: pair}, err
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}}
-	if c.ClientCA == "" {
-		return config, nil
-	}
-	pem, err := os.ReadFile(c.ClientCA)
-	if err != nil {
-		return nil, fmt.Errorf("--client-ca: %w", err)
-	}
-	config.ClientCAs = x509.NewCertPool()
-	if !config.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, errors.New("--client-ca: the file holds no certificate in PEM")
-	}
-	// Only WatchBundle needs a client certificate: the handler decides, since a
-	// handshake does not know the method.
-	config.ClientAuth = tls.VerifyClientCertIfGiven
-	return config, nil
+	cas, errCAs := reload.CAs(files, "--client-ca", c.ClientCA)
+	return &tlsFiles{pair, cas}, errors.Join(err, errCAs)
 }
+
+// certificate returns the certificate that the server shows to new clients; nil without TLS.
+func (f *tlsFiles) certificate() *x509.Certificate {
+	if f == nil {
+		return nil
+	}
+	return f.pair.Get().Leaf
+}
+
+// config returns the TLS configuration of an address with one application protocol (ALPN).
+// TLS 1.3 (RFC 8446) is the only version, since the clients are services of the same
+// organization and can all be new.
+//
+// The server resumes no session (RFC 8446, section 2.2): a resumed session skips the check of
+// the client's certificate, so a client could go on after its CA has left --client-ca.
+func (f *tlsFiles) config(protocol string) *tls.Config {
+	base := tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{protocol}, SessionTicketsDisabled: true}
+	config := base.Clone()
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		current := base.Clone()
+		current.Certificates = []tls.Certificate{*f.pair.Get()}
+		if f.clientCAs != nil {
+			current.ClientCAs = f.clientCAs.Get()
+			// Only WatchBundle needs a client certificate: the handler decides, since a
+			// handshake does not know the method.
+			current.ClientAuth = tls.VerifyClientCertIfGiven
+		}
+		return current, nil
+	}
+	return config
+}
+
+// Reload reads the files of TLS at once, and logs what was read. A file that cannot be used
+// leaves the content in use that was read before.
+func (s *Server) Reload(ctx context.Context) { s.files.Now(ctx) }

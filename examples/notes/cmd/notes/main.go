@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 
@@ -99,10 +98,11 @@ func run(ctx context.Context, c config) error {
 func dial(addr, caFile string) (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
 	if caFile != "" {
-		var err error
-		if creds, err = credentials.NewClientTLSFromFile(caFile, ""); err != nil {
+		fromFiles, err := authn.TLSFromFiles(authn.TLSFiles{CAFile: caFile})
+		if err != nil {
 			return nil, err
 		}
+		creds = fromFiles // reads the file again until the process ends
 	}
 	return tokensource.Dial(addr, grpc.WithTransportCredentials(creds))
 }

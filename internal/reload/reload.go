@@ -1,0 +1,238 @@
+// Package reload keeps values that come from files, such as certificates, and reads the files
+// again while the process runs.
+//
+// A [Set] looks at the content of all its files once a second. Looking works for every way to
+// replace a file: Kubernetes replaces a link to a folder, and a network drive sends no
+// notification. A change counts when two looks in a row find the same content, so a file that
+// is half written, and a certificate whose private key has not arrived yet, change nothing.
+//
+// If the new content cannot be used, the old value stays in use. The Set logs the fault once,
+// and logs once more when the files are good again. Each value is judged on its own: a broken
+// certificate does not keep a new CA away. The content of a file stays out of the log and of
+// every error.
+package reload
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// every is the time between two looks. A look at a few small files takes less than a
+	// tenth of a millisecond.
+	every = time.Second
+	// maxFile bounds a file, in bytes. The CAs of an operating system have about 300 KB.
+	maxFile = 4 << 20
+)
+
+// Set looks at the files of its values, in [Set.Run]. A Set may be used by several goroutines.
+type Set struct {
+	logger *slog.Logger
+
+	mu     sync.Mutex // held during a look
+	values []looker
+}
+
+type looker interface {
+	lookLocked(ctx context.Context, atOnce bool)
+	Status() Status
+}
+
+// NewSet returns a Set without values. Add the values before [Set.Run].
+func NewSet(logger *slog.Logger) *Set { return &Set{logger: logger} }
+
+// Run looks at the files once a second, until ctx ends.
+func (s *Set) Run(ctx context.Context) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			s.look(ctx, false)
+		}
+	}
+}
+
+// Now reads every file at once. A change counts without a second look. The log says what was
+// read.
+func (s *Set) Now(ctx context.Context) { s.look(ctx, true) }
+
+func (s *Set) look(ctx context.Context, atOnce bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, v := range s.values {
+		v.lookLocked(ctx, atOnce)
+	}
+}
+
+// Status returns the state of every value, for metrics.
+func (s *Set) Status() []Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []Status
+	for _, v := range s.values {
+		all = append(all, v.Status())
+	}
+	return all
+}
+
+// Status is the state of one value.
+type Status struct {
+	Name     string
+	Files    []string
+	ReadAt   time.Time // when the value in use was read
+	NotAfter time.Time // when the value in use expires; zero for a value that does not expire
+	Fault    error     // why the present files cannot be used; nil if they are in use
+}
+
+// source says how to make a value.
+type source[T any] struct {
+	name  string // begins the errors, such as the flags that name the files
+	files []string
+	parse func(contents [][]byte) (value T, notAfter time.Time, err error)
+}
+
+// Value is a value that comes from files.
+type Value[T any] struct {
+	source[T]
+	logger  *slog.Logger
+	current atomic.Pointer[T]
+	status  atomic.Pointer[Status]
+
+	// The fields below belong to the look, under Set.mu.
+	seen, used, refused digest // of the last look; of the value in use; of the last refused content
+}
+
+// digest stands for the content of files, or for the error of reading the files.
+type digest [sha256.Size]byte
+
+// Get returns the value in use.
+func (v *Value[T]) Get() T { return *v.current.Load() }
+
+// Status returns the state of the value.
+func (v *Value[T]) Status() Status { return *v.status.Load() }
+
+// add reads a value for the first time. Errors: those of reading and of parse, behind the
+// name of the value.
+func add[T any](s *Set, from source[T]) (*Value[T], error) {
+	v := &Value[T]{source: from, logger: s.logger}
+	contents, sum, err := v.read()
+	if err == nil {
+		err = v.use(contents, sum)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", v.name, err)
+	}
+	v.seen = sum
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.values = append(s.values, v)
+	return v, nil
+}
+
+// read reads the files. The digest stands for the contents, and after an error for the error.
+func (v *Value[T]) read() (contents [][]byte, sum digest, err error) {
+	hash := sha256.New()
+	for _, path := range v.files {
+		content, err := readFile(path)
+		if err != nil {
+			return nil, sha256.Sum256([]byte("error: " + err.Error())), err
+		}
+		_ = binary.Write(hash, binary.BigEndian, int64(len(content))) // a hash takes every write
+		_, _ = hash.Write(content)
+		contents = append(contents, content)
+	}
+	return contents, digest(hash.Sum(nil)), nil
+}
+
+// readFile reads a regular file. Opening a pipe could block every look.
+func readFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	content, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	if err == nil && len(content) > maxFile {
+		err = fmt.Errorf("%s: larger than %d bytes", path, maxFile)
+	}
+	return content, err
+}
+
+// use makes a value of the contents, and puts the value in use.
+func (v *Value[T]) use(contents [][]byte, sum digest) error {
+	value, notAfter, err := v.parse(contents)
+	if err != nil {
+		return err
+	}
+	v.used = sum
+	v.current.Store(&value)
+	v.status.Store(&Status{Name: v.name, Files: v.files, ReadAt: time.Now(), NotAfter: notAfter})
+	return nil
+}
+
+// lookLocked reads the files, and uses a change that this look and the last one have found, or
+// that must count at once. The mutex of the Set must be held.
+func (v *Value[T]) lookLocked(ctx context.Context, atOnce bool) {
+	contents, sum, err := v.read()
+	settled := sum == v.seen || atOnce
+	v.seen = sum
+	fault := v.Status().Fault
+	switch {
+	case !settled:
+	case err == nil && sum == v.used:
+		if fault != nil {
+			v.setFault(nil)
+		}
+		if fault != nil || atOnce {
+			v.logger.InfoContext(ctx, "the files hold what is in use", v.attrs()...)
+		}
+	case sum == v.refused && fault != nil && !atOnce: // logged before
+	default:
+		if err == nil {
+			err = v.use(contents, sum)
+		}
+		if err == nil {
+			v.logger.InfoContext(ctx, "read again; new connections use the new files", v.attrs()...)
+			return
+		}
+		v.refused = sum
+		v.setFault(err)
+		if atOnce || fault == nil || fault.Error() != err.Error() {
+			v.logger.ErrorContext(ctx, "the new files cannot be used; what was read before stays in use", append(v.attrs(), "error", err)...)
+		}
+	}
+}
+
+func (v *Value[T]) setFault(err error) {
+	status := v.Status()
+	status.Fault = err
+	v.status.Store(&status)
+}
+
+// attrs returns the attributes of a log line.
+func (v *Value[T]) attrs() []any {
+	status := v.Status()
+	attrs := []any{"what", v.name, "files", v.files}
+	if !status.NotAfter.IsZero() {
+		attrs = append(attrs, "not_after", status.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return attrs
+}
