@@ -4,7 +4,8 @@
 // A [Set] looks at the content of all its files once a second. Looking works for every way to
 // replace a file: Kubernetes replaces a link to a folder, and a network drive sends no
 // notification. A change counts when two looks in a row find the same content, so a file that
-// is half written, and a certificate whose private key has not arrived yet, change nothing.
+// is half written changes nothing, and a certificate changes nothing before its private key has
+// arrived.
 //
 // If the new content cannot be used, the old value stays in use. The Set logs the fault once,
 // and logs once more when the files are good again. Each value is judged on its own: a broken
@@ -110,7 +111,7 @@ type Value[T any] struct {
 	status  atomic.Pointer[Status]
 
 	// The fields below belong to the look, under Set.mu.
-	seen, used, refused digest // of the last look; of the value in use; of the last refused content
+	seen, used digest // of the last look; of the value in use
 }
 
 // digest stands for the content of files, or for the error of reading the files.
@@ -204,7 +205,6 @@ func (v *Value[T]) lookLocked(ctx context.Context, atOnce bool) {
 		if fault != nil || atOnce {
 			v.logger.InfoContext(ctx, "the files hold what is in use", v.attrs()...)
 		}
-	case sum == v.refused && fault != nil && !atOnce: // logged before
 	default:
 		if err == nil {
 			err = v.use(contents, sum)
@@ -213,7 +213,6 @@ func (v *Value[T]) lookLocked(ctx context.Context, atOnce bool) {
 			v.logger.InfoContext(ctx, "read again; new connections use the new files", v.attrs()...)
 			return
 		}
-		v.refused = sum
 		v.setFault(err)
 		if atOnce || fault == nil || fault.Error() != err.Error() {
 			v.logger.ErrorContext(ctx, "the new files cannot be used; what was read before stays in use", append(v.attrs(), "error", err)...)
