@@ -70,7 +70,9 @@ type root struct {
 	Completion  completionCmd  `cmd:"" help:"Print a script that completes commands and flags in a shell."`
 	VersionCmd  versionCmd     `cmd:"" name:"version" help:"Print the version."`
 	Complete    completeCmd    `cmd:"" hidden:""`
+	Settings    configCmd      `cmd:"" name:"config" help:"Check the settings of a server."`
 
+	Config  string           `type:"path" placeholder:"FILE" help:"File with settings of serve, YAML: the keys are the names of the flags. Flags and variables count before the file."`
 	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
 }
 
@@ -86,17 +88,17 @@ func Main(args []string, t Terminal) int {
 	defer stop()
 	context.AfterFunc(ctx, stop)                     // restores what a signal does by default: the second ends the process
 	ctx = caller.WithSource(ctx, caller.CommandLine) // the source in the security record
-	parser, err := newParser(ctx, t)
+	set, err := newSettings(ctx, t)
 	if err != nil {
 		fmt.Fprintln(t.Err, "watchword:", err)
 		return exitError
 	}
-	for _, line := range misspelled(parser, os.Environ()) {
+	for _, line := range misspelled(set.parser, os.Environ()) {
 		fmt.Fprintln(t.Err, "watchword:", line)
 	}
-	command, err := parser.Parse(args)
+	command, err := set.read(args)
 	if err != nil {
-		fmt.Fprintf(t.Err, "watchword: %s\nTry: watchword --help\n", wrongUsage(err, args))
+		fmt.Fprintf(t.Err, "watchword: %s\nTry: watchword --help\n", err)
 		return exitUsage
 	}
 	if err := command.Run(); err != nil {
@@ -116,8 +118,8 @@ func Main(args []string, t Terminal) int {
 
 // newParser returns the parser of the command line. kong makes a command of each field
 // of [root].
-func newParser(ctx context.Context, t Terminal) (*kong.Kong, error) {
-	return kong.New(&root{},
+func newParser(ctx context.Context, t Terminal, s *settings) (*kong.Kong, error) {
+	return kong.New(s.root, kong.Resolvers(s), kong.Bind(s),
 		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
 		kong.DefaultEnvars("WATCHWORD"), kong.PostBuild(ignoreEmpty),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(durations)), kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},
@@ -137,20 +139,16 @@ func version() string {
 }
 
 // serveCmd runs the server. The flags are the fields of [server.Config].
-type serveCmd struct {
-	server.Config
-	LogFormat string `default:"text" enum:"text,json" help:"Form of the log lines: text or json."`
-	LogLevel  string `default:"info" enum:"debug,info,warn,error" help:"Lowest level to log."`
-}
+type serveCmd struct{ serveFlags }
 
-// Run serves until SIGINT or SIGTERM. At SIGHUP the server reads its files again; Windows
-// sends no SIGHUP. The log goes to standard error; standard output is for the password of the
-// first admin.
-func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
+// Run serves until SIGINT or SIGTERM. At SIGHUP the server reads its files and the level of
+// the log again; Windows sends no SIGHUP. The log goes to standard error; standard output is
+// for the password of the first admin.
+func (c *serveCmd) Run(ctx context.Context, set *settings, t Terminal) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP) // before the start, which a SIGHUP would end
 	defer signal.Stop(hangup)
-	var level slog.Level
+	level := new(slog.LevelVar)
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return usageError{err}
 	}
@@ -160,6 +158,7 @@ func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 		handler = slog.NewJSONHandler(t.Err, options)
 	}
 	logger := slog.New(handler)
+	set.warnOfReaders(ctx, logger)
 	s, err := server.New(ctx, c.Config, logger, func(password string) error {
 		discarded, err := t.showPassword(password)
 		if discarded {
@@ -176,23 +175,21 @@ func (c *serveCmd) Run(ctx context.Context, t Terminal) error {
 	}
 	ctx, stop := context.WithCancel(ctx)
 	var reloads sync.WaitGroup
-	reloads.Go(func() { reloadAt(ctx, hangup, s.Reload) })
+	reloads.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangup:
+				set.reloaded(ctx, t, level, logger)
+				s.Reload(ctx)
+			}
+		}
+	})
 	err = s.Run(ctx)
 	stop()
 	reloads.Wait()
 	return errors.Join(err, s.Close())
-}
-
-// reloadAt calls reload at each signal, until ctx ends.
-func reloadAt(ctx context.Context, hangup <-chan os.Signal, reload func(context.Context)) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangup:
-			reload(ctx)
-		}
-	}
 }
 
 // datastore holds the flag that names the database; every command that opens a database has

@@ -39,22 +39,22 @@ func commandLines(t *testing.T, parser *kong.Kong) map[string][]*kong.Flag {
 	return lines
 }
 
-// silentParser returns the parser of Main, without output and exits.
-func silentParser(t *testing.T) *kong.Kong {
+// silent returns settings without output and exits.
+func silent(t *testing.T) *settings {
 	t.Helper()
-	parser, err := newParser(context.Background(), Terminal{Out: io.Discard, Err: io.Discard})
+	s, err := newSettings(context.Background(), Terminal{Out: io.Discard, Err: io.Discard})
 	if err != nil {
 		t.Fatal(err)
 	}
-	parser.Exit = func(int) {}
-	return parser
+	s.parser.Exit = func(int) {}
+	return s
 }
 
 // parseError parses a command line, and returns the text that Main would show; empty if
 // the command line is right.
-func parseError(parser *kong.Kong, args []string) string {
-	if _, err := parser.Parse(args); err != nil {
-		return wrongUsage(err, args)
+func parseError(s *settings, args []string) string {
+	if _, err := s.read(args); err != nil {
+		return err.Error()
 	}
 	return ""
 }
@@ -63,17 +63,17 @@ func parseError(parser *kong.Kong, args []string) string {
 // text stays the same for another password.
 func TestWrongUsageRepeatsNothing(t *testing.T) {
 	secrets := []string{"S3same-Horse", "--S3same-Horse", "-S3same", "S3same,Horse\x1b[31m", "--horse=s3same"}
-	parser, seen := silentParser(t), map[string]int{} // a new parser for each of 3,000 lines takes a minute
+	set, seen := silent(t), map[string]int{} // a new parser for each of 3,000 lines takes a minute
 	check := func(args ...string) {
 		t.Helper()
-		text := parseError(parser, args)
+		text := parseError(set, args)
 		if lower := strings.ToLower(text); strings.Contains(lower, "s3") || strings.Contains(lower, "same-") || strings.Contains(lower, "horse") {
 			t.Errorf("watchword %q shows %q", args, text)
 		}
 		kind, _, _ := strings.Cut(text, "(")
 		seen[kind]++
 	}
-	for line, flags := range commandLines(t, parser) {
+	for line, flags := range commandLines(t, set.parser) {
 		for _, secret := range secrets {
 			words := strings.Fields(line)
 			for at := range len(words) + 1 {
@@ -99,7 +99,7 @@ func TestWrongVariableIsNotRepeated(t *testing.T) {
 	for name, flag := range map[string]string{"WATCHWORD_ACCESS_TTL": "--access-ttl", "WATCHWORD_INSECURE": "--insecure", "WATCHWORD_DRAIN_TIMEOUT": "--drain-timeout"} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv(name, "S3cret")
-			text := parseError(silentParser(t), []string{"serve"})
+			text := parseError(silent(t), []string{"serve"})
 			if strings.Contains(strings.ToLower(text), "s3cret") || !strings.Contains(text, name) || !strings.Contains(text, flag) {
 				t.Errorf("%q, want the flag and the variable without its value", text)
 			}

@@ -99,6 +99,7 @@ var mayImportForeign = map[string][]string{
 	"github.com/golang-jwt/jwt":   {"internal/token"},
 	"golang.org/x/crypto/argon2":  {"internal/password"},
 	"github.com/alecthomas/kong":  {"internal/cli"},
+	"github.com/goccy/go-yaml":    {"internal/cli"},
 	"golang.org/x/time/rate":      {"internal/audit", "internal/rpc", "authn/tokensource"},
 
 	"github.com/prometheus":               {"internal/telemetry"},

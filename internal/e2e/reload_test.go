@@ -10,7 +10,10 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -359,23 +362,56 @@ func TestHangup(t *testing.T) {
 	replace(clientCA, next.file)
 	replace(cert, newCert)
 	replace(key, newKey)
-	s.signal(t, syscall.SIGHUP)
-	for _, what := range []string{"--tls-cert", "--client-ca"} {
-		eventually(t, runTimeout, "SIGHUP", func() error {
-			for line := range strings.Lines(s.stderr.String()) {
-				if strings.Contains(line, "read again") && strings.Contains(line, what) {
-					return nil
-				}
-			}
-			return fmt.Errorf("the log does not say that %s was read", what)
-		})
-	}
+	s.hangup(t, "read again", "what=--client-ca")
+	s.hangup(t, "msg=\"read again", "what=\"--tls-cert, --tls-key")
 	if got := served(t, s.grpcAddr, ca.trusting()).Subject.CommonName; got != "new-server" {
 		t.Errorf("the server shows the certificate of %q", got)
 	}
 	wantAlert(t, s.httpAddr, config, "unknown certificate authority")
 	_, err := before.verify(callCtx(t), pair) // an open connection goes on
 	wantOK(t, "verify after SIGHUP", err)
+}
+
+// TestHangupReadsTheSettings changes the file of --config of a running server, and sends SIGHUP.
+func TestHangupReadsTheSettings(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "watchword.yaml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("log-level: info\n")
+	cmd := exec.Command(watchword(t), serveArgs(t.TempDir(), "--config", file)...)
+	cmd.Env = []string{"WATCHWORD_DRAIN_TIMEOUT=9s"}
+	s := serveCommand(t, "", cmd)
+	write("log-level: [debug\n")
+	s.hangup(t, "the settings cannot be read again", file+", line 1: not YAML")
+	write("log-level: debug\naccess-ttl: 6m\ndrain-timeout: 8s\n") // the variable counts
+	s.hangup(t, "the settings are read again", "log_level=debug", "config="+file, "restart_needed_for=[--access-ttl]")
+	_, err := dial(t, s.grpcAddr).GetKeySet(callCtx(t), &watchwordv1.GetKeySetRequest{})
+	wantOK(t, "GetKeySet", err)
+	s.awaitLog(t, regexp.MustCompile(`level=DEBUG msg="finished call".*GetKeySet`))
+	write("log-level: error\n")
+	s.hangup(t, "the settings are read again", "log_level=error") // the last line of this level
+	write("log-level: debug\nlog-level: info\n")
+	s.hangup(t, "the settings cannot be read again", "log-level stands in line 1 too")
+	write("log-level: debug\n")
+	s.hangup(t, "the settings are read again", "log_level=debug")
+}
+
+// hangup sends SIGHUP, and waits for a line of the log that has all texts.
+func (s *server) hangup(t *testing.T, texts ...string) {
+	t.Helper()
+	s.signal(t, syscall.SIGHUP)
+	eventually(t, runTimeout, "SIGHUP", func() error {
+		for line := range strings.Lines(s.stderr.String()) {
+			if !slices.ContainsFunc(texts, func(text string) bool { return !strings.Contains(line, text) }) {
+				return nil
+			}
+		}
+		return fmt.Errorf("the log has no line with %q", texts)
+	})
 }
 
 // askHealth asks over a connection, and reads the answer.

@@ -3,6 +3,8 @@ package server
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -13,7 +15,10 @@ import (
 
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/password"
+	"github.com/watchword-auth/watchword/internal/reload"
+	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/session"
+	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
@@ -134,6 +139,28 @@ var printable = regexp.MustCompile(`^[!-~]*$`)
 // begins with its flag.
 func (c *Config) Validate() error {
 	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateBounds(), c.validateThrottle(), c.validateTransport(), c.PasswordRules.Validate())
+}
+
+// CheckFiles returns the faults of what the settings name: the URI of the database, and the
+// files that must be there before the start. CheckFiles opens no database. Each fault begins
+// with its flag.
+func (c *Config) CheckFiles() error {
+	_, errURI := store.CheckURI(c.DatastoreURI)
+	if errURI != nil {
+		errURI = fmt.Errorf("--datastore-uri: %w", errURI)
+	}
+	_, errList := c.Policy()
+	_, errTLS := c.tls(reload.NewSet(slog.New(slog.DiscardHandler)))
+	var errMaster error
+	embedded := strings.HasPrefix(c.DatastoreURI, "sqlite:")
+	if c.MasterKeyFile != "" {
+		if _, err := seal.Load(c.MasterKeyFile); err != nil && !(embedded && errors.Is(err, fs.ErrNotExist)) {
+			errMaster = fmt.Errorf("--master-key-file: %w", err)
+		}
+	} else if !embedded {
+		errMaster = errNoMasterKey
+	}
+	return errors.Join(errURI, errMaster, errList, errTLS, c.checkPasswordFile())
 }
 
 // rule is one rule for a flag of the configuration.

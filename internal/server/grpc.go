@@ -82,9 +82,7 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 		grpc.ChainUnaryInterceptor(s.calls.Unary),
 		grpc.ChainStreamInterceptor(s.calls.Stream),
 	}
-	if s.logger.Enabled(context.Background(), slog.LevelDebug) {
-		opts = append(opts, s.logCalls()...)
-	}
+	opts = append(opts, s.logCalls()...)
 	opts = append(opts,
 		grpc.Creds(gate.Guard(creds)),
 		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(panics), edge.Unary),
@@ -94,14 +92,14 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 }
 
 // logCalls logs every call at level debug, for finding faults. Health and reflection
-// are left out. In ordinary use the metrics count the calls, and the security record
+// are left out. The level may change while the server runs. In ordinary use the metrics count the calls, and the security record
 // holds the important ones.
 func (s *Server) logCalls() []grpc.ServerOption {
 	logs := logging.LoggerFunc(func(ctx context.Context, _ logging.Level, msg string, fields ...any) {
 		s.logger.DebugContext(ctx, msg, fields...)
 	})
-	logged := selector.MatchFunc(func(_ context.Context, c interceptors.CallMeta) bool {
-		return !strings.HasPrefix(c.Service, "grpc.")
+	logged := selector.MatchFunc(func(ctx context.Context, c interceptors.CallMeta) bool {
+		return s.logger.Enabled(ctx, slog.LevelDebug) && !strings.HasPrefix(c.Service, "grpc.")
 	})
 	finish := []logging.Option{logging.WithLogOnEvents(logging.FinishCall), logging.WithErrorFields(func(err error) logging.Fields {
 		return logging.Fields{"reason", refusal.Name(refusal.Reason(err))}

@@ -142,13 +142,33 @@ func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
 	}
 	path, err := sqlitePath(uri)
 	if err != nil {
-		return nil, errors.New("datastore: URI must be sqlite:FILE or postgres://USER:PASSWORD@HOST:PORT/DATABASE")
+		return nil, fmt.Errorf("datastore: %w", errURI)
 	}
 	s, err := openSQLite(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("opening database %s: %w", path, err)
 	}
 	return newStore(s, newestMigration(false), o), nil
+}
+
+var errURI = errors.New("URI must be sqlite:FILE or postgres://USER:PASSWORD@HOST:PORT/DATABASE")
+
+// CheckURI checks the URI of a database, and the files that a postgres:// URI names, without
+// opening the database. CheckURI returns the URI without a password.
+//
+// Errors: a text without any part of the URI.
+func CheckURI(uri string) (public string, err error) {
+	if isPostgres(uri) {
+		config, err := parseURI(uri)
+		if err != nil {
+			return "", err
+		}
+		return publicURI(uri, config.ConnConfig), nil
+	}
+	if _, err := sqlitePath(uri); err != nil {
+		return "", errURI
+	}
+	return uri, nil
 }
 
 // OpenExisting is like [Open], and makes no database: a command with a mistyped URI must not

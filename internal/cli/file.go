@@ -1,0 +1,169 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/alecthomas/kong"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
+
+	"github.com/watchword-auth/watchword/internal/durable"
+)
+
+// maxConfig bounds the file of --config, in bytes.
+const maxConfig = 1 << 20
+
+// setting is one line of the file of --config.
+type setting struct {
+	text string // as the value of a flag on the command line
+	line int
+}
+
+// readConfig reads the file of --config: YAML, with the names of flags as keys. Each value is
+// a text, a number or a truth value, or a list of these. known are the keys that the file may
+// have. readConfig returns every right line, and a text for each fault.
+//
+// The texts show neither values nor unknown keys: a database URI with a password may stand in
+// any place of a file with a mistake.
+func readConfig(path string, known []string) (map[string]setting, []string) {
+	data, err := readOwn(path)
+	if errors.Is(err, fs.ErrNotExist) { // the name may be a secret in the wrong place
+		return nil, []string{"--config: there is no such file"}
+	}
+	if err != nil {
+		return nil, []string{"--config: " + err.Error()}
+	}
+	file, err := parser.ParseBytes(data, 0, parser.AllowDuplicateMapKey())
+	if err != nil {
+		where := path
+		if at := (interface{ GetToken() *token.Token })(nil); errors.As(err, &at) && at.GetToken() != nil {
+			where = lineIn(path, at.GetToken().Position.Line)
+		}
+		return nil, []string{where + ": not YAML: write KEY: VALUE, one a line, and a list as [VALUE, VALUE]"}
+	}
+	settings, faults := map[string]setting{}, []string(nil)
+	for i, document := range file.Docs {
+		entries, fault := entriesOf(document.Body)
+		if i > 0 && len(entries) > 0 {
+			fault = "more than one document"
+		}
+		if fault != "" {
+			return nil, append(faults, path+": "+fault)
+		}
+		for _, entry := range entries {
+			line := entry.Key.GetToken().Position.Line
+			key, text, fault := readEntry(entry, known)
+			if earlier, twice := settings[key]; fault == "" && twice {
+				fault = fmt.Sprintf("%s stands in line %d too", key, earlier.line)
+			}
+			if fault != "" {
+				faults = append(faults, lineIn(path, line)+": "+fault)
+				continue
+			}
+			settings[key] = setting{text, line}
+		}
+	}
+	return settings, faults
+}
+
+// lineIn names a line of a file.
+func lineIn(path string, line int) string { return fmt.Sprintf("%s, line %d", path, line) }
+
+// readOwn reads a file that no other user of the machine may write: whatever the file says,
+// the server does.
+func readOwn(path string) ([]byte, error) {
+	if err := durable.CheckWriters(path); err != nil {
+		return nil, err
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, durable.Denied(path, err)
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, maxConfig+1))
+	if err == nil && len(data) > maxConfig {
+		err = fmt.Errorf("%s: larger than %d bytes", path, maxConfig)
+	}
+	return data, err
+}
+
+// entriesOf returns the entries of a YAML document. An empty document has none.
+func entriesOf(body ast.Node) ([]*ast.MappingValueNode, string) {
+	switch node := body.(type) {
+	case nil, *ast.NullNode, *ast.CommentGroupNode:
+		return nil, ""
+	case *ast.MappingNode:
+		return node.Values, ""
+	case *ast.MappingValueNode:
+		return []*ast.MappingValueNode{node}, ""
+	}
+	return nil, "not a list of settings: write KEY: VALUE, one a line"
+}
+
+// readEntry returns the key and the value of an entry, or its fault.
+func readEntry(entry *ast.MappingValueNode, known []string) (key, text, fault string) {
+	key = entry.Key.GetToken().Value
+	if !slices.Contains(known, key) {
+		return key, "", "unknown key" + suggestion(key, known)
+	}
+	text, ok := scalar(entry.Value)
+	if list, isList := entry.Value.(*ast.SequenceNode); isList {
+		var parts []string
+		for _, value := range list.Values {
+			part, isScalar := scalar(value)
+			if !isScalar {
+				return key, "", key + ": a list has texts alone"
+			}
+			parts = append(parts, part)
+		}
+		text, ok = kong.JoinEscaped(parts, ','), true
+	}
+	switch {
+	case !ok:
+		return key, "", key + ": write one value, or a list as [VALUE, VALUE]"
+	case text == "":
+		return key, "", key + ": the value is missing; remove the line for the default"
+	}
+	return key, text, ""
+}
+
+// scalar returns the text of a single value, as the value stands in the file: 007 stays 007.
+func scalar(node ast.Node) (string, bool) {
+	switch node := node.(type) {
+	case *ast.StringNode:
+		return node.Value, true
+	case *ast.LiteralNode:
+		return strings.TrimSuffix(node.Value.Value, "\n"), true
+	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode:
+		return node.GetToken().Value, true
+	case *ast.NullNode:
+		return "", true
+	}
+	return "", false
+}
+
+// suggestion names the known key that is most like an unknown key; empty if none is like it.
+func suggestion(key string, known []string) string {
+	if len(key) > 64 {
+		return ""
+	}
+	key = strings.ReplaceAll(strings.ToLower(strings.TrimLeft(key, "-")), "_", "-")
+	key = strings.TrimPrefix(key, "watchword-")
+	best, least := "", 4
+	for _, candidate := range known {
+		if d := distance(key, candidate); d < least {
+			best, least = candidate, d
+		}
+	}
+	if best == "" {
+		return ": the keys are the names of the flags of `watchword serve`, without --"
+	}
+	return "; did you mean " + best + "?"
+}
