@@ -178,7 +178,7 @@ func (s *settings) collect(command *kong.Context) {
 		switch variable := variableOf(flag); {
 		case given[flag]:
 			s.origins[flag.Name] = "the command line"
-			s.check(flag, fmt.Sprint(command.FlagValue(flag)), reflect.ValueOf(command.FlagValue(flag)))
+			s.check(flag, command.FlagValue(flag))
 		case slices.Contains(s.wrong, flag.Name): // on the command line
 		case variable != "":
 			s.origins[flag.Name] = "the environment variable " + variable
@@ -252,11 +252,11 @@ func (s *settings) try(flag *kong.Flag, text string) bool {
 		s.add(rule + s.from(flag.Name))
 		return false
 	}
-	return s.check(flag, text, target)
+	return s.check(flag, target.Interface())
 }
 
 // check reports whether a value is one of the values that a flag allows.
-func (s *settings) check(flag *kong.Flag, text string, value reflect.Value) bool {
+func (s *settings) check(flag *kong.Flag, value any) bool {
 	if flag.Enum == "" || slices.Contains(flag.EnumSlice(), fmt.Sprint(value)) {
 		return true
 	}
