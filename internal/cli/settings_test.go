@@ -129,7 +129,7 @@ func TestConfigFileThatCannotBeUsed(t *testing.T) {
 	good := configFile(t, "access-ttl: 7m\n")
 	for says, path := range map[string]string{
 		"there is no such file":        filepath.Join(t.TempDir(), "S3cret"),
-		"is a directory":               t.TempDir(),
+		"is a folder: name a file":     t.TempDir(),
 		"larger than":                  configFile(t, strings.Repeat("# S3cret\n", 1<<18)),
 		"line 2: not YAML":             configFile(t, "audience: [S3cret\naccess-ttl: \"S3cret\n"),
 		"not a list of settings":       configFile(t, "postgres://watchword:S3cret@db/watchword\n"),
@@ -165,6 +165,24 @@ func TestConfigCheckHidesThePassword(t *testing.T) {
 	file := configFile(t, "datastore-uri: postgres://u:S3cret@db.example/d?sslpassword=S3cret\nmaster-key-file: "+key+"\nissuer: https://auth.example\n")
 	if got := setting(t, done(t, "", "config", "check", "--config", file), "datastore-uri"); got != `datastore-uri: "postgres://u@db.example/d" # `+file+", line 1" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// The server warns about a file with the password of the database that other users may read.
+func TestConfigFileThatOthersRead(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS == "windows" {
+		t.Skip("outside of Unix a mode does not tell which users may read")
+	}
+	file := configFile(t, "datastore-uri: postgres://u:S3cret@127.0.0.1:1/d\nmaster-key-file: none\n")
+	for mode, warned := range map[os.FileMode]bool{0o600: false, 0o644: true} {
+		if err := os.Chmod(file, mode); err != nil {
+			t.Fatal(err)
+		}
+		r := run(t, "", "serve", "--config", file)
+		if r.status != 1 || strings.Contains(r.err, "other users can use a file with secrets") != warned || strings.Contains(r.err, "S3cret") {
+			t.Errorf("mode %04o: %+v; want a warning: %v", mode, r, warned)
+		}
 	}
 }
 
