@@ -54,8 +54,8 @@ generate: .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Generate gen/ f
 	@cp proto/watchword/v1/access.proto $(NOTES)/third_party/watchword/v1/access.proto
 	@cd $(NOTES) && buf generate
 
-.PHONY: docs/configuration.md
-docs/configuration.md: ## Write the tables of flags anew; the meanings stay as written
+.PHONY: configuration-page
+configuration-page: ## Write the tables of docs/configuration.md anew; the meanings stay as written
 	@go test -count=1 ./internal/cli -run '^TestConfigurationPage$$' -update
 
 .PHONY: contract-image

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
@@ -33,11 +34,11 @@ type configCheckCmd struct{ serveFlags }
 // database and no address. The password of a database URI is left out.
 func (c *configCheckCmd) Run(s *settings, t Terminal) error {
 	if err := c.CheckFiles(); err != nil {
-		var faults usageFaults
+		var faults []error
 		for line := range strings.SplitSeq(err.Error(), "\n") {
-			faults = append(faults, line+s.fromAll(flagName.FindAllStringSubmatch(line, -1)))
+			faults = append(faults, usageError{errors.New(line + s.fromAll(flagName.FindAllStringSubmatch(line, -1)))})
 		}
-		return usageError{faults}
+		return errors.Join(faults...)
 	}
 	w := tabwriter.NewWriter(t.Out, 0, 0, 2, ' ', 0)
 	for _, line := range s.effective(s.flags) {

@@ -25,11 +25,15 @@ func explainError(err error) string {
 	return strings.Join(lines, "\n")
 }
 
-// joined returns the errors that errors.Join has joined, or err alone.
+// joined returns the errors that errors.Join has joined, also in several steps, or err alone.
 func joined(err error) []error {
 	if list, ok := err.(interface{ Unwrap() []error }); ok {
 		if same := errors.Join(list.Unwrap()...); same != nil && same.Error() == err.Error() {
-			return list.Unwrap()
+			var all []error
+			for _, e := range list.Unwrap() {
+				all = append(all, joined(e)...)
+			}
+			return all
 		}
 	}
 	return []error{err}

@@ -21,7 +21,7 @@ var tables = regexp.MustCompile(`(?m)^<!-- flags of: (.*) -->\n\| flag \| variab
 
 // TestConfigurationPage compares the tables of docs/configuration.md with the flags of the
 // commands: name, variable and default are made from the code. The meaning of a flag is
-// written in the page; a new flag gets the text of --help. `make docs/configuration.md` writes
+// written in the page; a new flag gets the text of --help. `make configuration-page` writes
 // the tables.
 func TestConfigurationPage(t *testing.T) {
 	path := filepath.Join("..", "..", "docs", "configuration.md")
@@ -59,7 +59,7 @@ func TestConfigurationPage(t *testing.T) {
 			t.Fatal(err)
 		}
 	} else if made != string(page) {
-		t.Errorf("docs/configuration.md is not what the flags are: run make docs/configuration.md")
+		t.Errorf("docs/configuration.md is not what the flags are: run make configuration-page")
 	}
 }
 

@@ -148,6 +148,10 @@ func TestConfigFileThatCannotBeUsed(t *testing.T) {
 			t.Errorf("%q: %+v", says, r)
 		}
 	}
+	r := run(t, "", "config", "check", "--password-list=nothing", "--tls-cert=nothing", "--tls-key=nothing", "--datastore-uri=mysql:d")
+	if n := strings.Count(r.err, "\n"); r.status != 2 || n != 4 { // with --master-key-file
+		t.Errorf("%d lines: %+v; want a line for each fault", n, r)
+	}
 	if runtime.GOOS == "windows" {
 		return // a mode does not tell which users may write
 	}
