@@ -32,7 +32,7 @@ func TestConfigurationPage(t *testing.T) {
 	model := silent(t).parser.Model
 	missing := map[string]bool{}
 	for _, command := range model.Children {
-		missing[command.Name] = true
+		missing[command.Name] = len(allFlags(command)) > 0
 	}
 	made := tables.ReplaceAllStringFunc(string(page), func(table string) string {
 		match := tables.FindStringSubmatch(table)
@@ -51,7 +51,10 @@ func TestConfigurationPage(t *testing.T) {
 		}
 		return strings.TrimSuffix(table, match[2]) + rows(flags, match[2])
 	})
-	for name := range missing {
+	for name, has := range missing {
+		if !has {
+			continue
+		}
 		t.Errorf("docs/configuration.md has no table with the flags of %s: add the command to a comment <!-- flags of: … -->", name)
 	}
 	if *update {
