@@ -34,6 +34,13 @@ func TestConfigurationPage(t *testing.T) {
 	for _, command := range model.Children {
 		missing[command.Name] = len(allFlags(command)) > 0
 	}
+	// written are the flags that the tables of a command have: a command may have two tables.
+	written := map[string]string{}
+	for _, match := range tables.FindAllStringSubmatch(string(page), -1) {
+		for name := range strings.SplitSeq(match[1], ", ") {
+			written[name] += match[2]
+		}
+	}
 	made := tables.ReplaceAllStringFunc(string(page), func(table string) string {
 		match := tables.FindStringSubmatch(table)
 		var flags []*kong.Flag
@@ -47,7 +54,12 @@ func TestConfigurationPage(t *testing.T) {
 			if name == "serve" {
 				flags = append(flags, model.Flags...)
 			}
-			flags = append(flags, allFlags(model.Children[at])...)
+			for _, f := range allFlags(model.Children[at]) {
+				row := "| `--" + f.Name + "` |"
+				if strings.Contains(match[2], row) || !strings.Contains(written[name], row) {
+					flags = append(flags, f)
+				}
+			}
 		}
 		return strings.TrimSuffix(table, match[2]) + rows(flags, match[2])
 	})
