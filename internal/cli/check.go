@@ -89,7 +89,7 @@ func yaml(value any) string {
 // reloaded sets the level of the log. The log says what was read, and names the changed settings
 // that count after a restart alone.
 func (s *settings) reloaded(ctx context.Context, t Terminal, level *slog.LevelVar, logger *slog.Logger) {
-	again, err := newSettings(ctx, t)
+	again, err := newSettings(ctx, t, s.args)
 	if err == nil {
 		_, err = again.read(s.args)
 	}
@@ -97,13 +97,13 @@ func (s *settings) reloaded(ctx context.Context, t Terminal, level *slog.LevelVa
 		logger.ErrorContext(ctx, "the settings cannot be read again; what was read before stays in use", "error", err)
 		return
 	}
-	set := func() { _ = level.UnmarshalText([]byte(again.root.Serve.LogLevel)) } // the flag allows no wrong level
+	set := func() { _ = level.UnmarshalText([]byte(again.serve.LogLevel)) } // the flag allows no wrong level
 	if logger.Enabled(ctx, slog.LevelInfo) {
 		defer set() // so that the line below is in the log
 	} else {
 		set()
 	}
-	attrs := []any{"log_level", again.root.Serve.LogLevel}
+	attrs := []any{"log_level", again.serve.LogLevel}
 	if again.file != "" {
 		attrs = append(attrs, "config", again.file)
 	}

@@ -72,6 +72,19 @@ type root struct {
 	Complete    completeCmd    `cmd:"" hidden:""`
 	Settings    configCmd      `cmd:"" name:"config" help:"Check the settings of a server."`
 
+	everyCommand
+}
+
+// serveRoot holds the command serve alone. kong reads the tags of every flag of every command
+// that it is given, which for [root] is a third of the time that a server needs to start.
+type serveRoot struct {
+	Serve serveCmd `cmd:"" help:"Run the server."`
+
+	everyCommand
+}
+
+// everyCommand holds the flags of every command.
+type everyCommand struct {
 	Config  string           `type:"path" placeholder:"FILE" help:"File with settings of serve, YAML: the keys are the names of the flags. Flags and variables count before the file."`
 	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
 }
@@ -88,7 +101,7 @@ func Main(args []string, t Terminal) int {
 	defer stop()
 	context.AfterFunc(ctx, stop)                     // restores what a signal does by default: the second ends the process
 	ctx = caller.WithSource(ctx, caller.CommandLine) // the source in the security record
-	set, err := newSettings(ctx, t)
+	set, err := newSettings(ctx, t, args)
 	if err != nil {
 		fmt.Fprintln(t.Err, "watchword:", err)
 		return exitError
@@ -116,10 +129,10 @@ func Main(args []string, t Terminal) int {
 	return exitOK
 }
 
-// newParser returns the parser of the command line. kong makes a command of each field
-// of [root].
-func newParser(ctx context.Context, t Terminal, s *settings) (*kong.Kong, error) {
-	return kong.New(s.root, kong.Resolvers(s), kong.Bind(s),
+// newParser returns the parser of the command line. kong makes a command of each field of
+// commands, a [root] or a [serveRoot].
+func newParser(ctx context.Context, t Terminal, s *settings, commands any) (*kong.Kong, error) {
+	return kong.New(commands, kong.Resolvers(s), kong.Bind(s),
 		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
 		kong.DefaultEnvars("WATCHWORD"), kong.PostBuild(ignoreEmpty),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(durations)), kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},

@@ -18,7 +18,7 @@ import (
 type settings struct {
 	args    []string
 	parser  *kong.Kong
-	root    *root
+	serve   *serveCmd    // the flags of serve, as read
 	flags   []*kong.Flag // of the command and of the commands above
 	unknown bool         // the command line has an unknown flag, so the meaning of later arguments is uncertain
 
@@ -39,17 +39,21 @@ type usageFaults []string
 
 func (f usageFaults) Error() string { return strings.Join(f, "\n") }
 
-// newSettings returns settings that have read nothing yet.
-func newSettings(ctx context.Context, t Terminal) (*settings, error) {
-	s := &settings{root: &root{}}
+// newSettings returns settings that have read nothing yet, for a command line of these arguments.
+func newSettings(ctx context.Context, t Terminal, args []string) (*settings, error) {
+	all, alone := &root{}, &serveRoot{}
+	s, commands := &settings{serve: &all.Serve}, any(all)
+	if len(args) > 0 && args[0] == "serve" {
+		s.serve, commands = &alone.Serve, alone
+	}
 	var err error
-	s.parser, err = newParser(ctx, t, s)
+	s.parser, err = newParser(ctx, t, s, commands)
 	return s, err
 }
 
 // read reads a command line. Errors: [usageFaults].
 func (s *settings) read(args []string) (*kong.Context, error) {
-	*s = settings{parser: s.parser, root: s.root, args: args, values: map[string]string{}, origins: map[string]string{}}
+	*s = settings{parser: s.parser, serve: s.serve, args: args, values: map[string]string{}, origins: map[string]string{}}
 	command, kept := s.trace(args)
 	for _, p := range command.Path {
 		s.flags = append(s.flags, p.Flags...)

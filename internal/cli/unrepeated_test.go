@@ -42,7 +42,7 @@ func commandLines(t *testing.T, parser *kong.Kong) map[string][]*kong.Flag {
 // silent returns settings without output and exits.
 func silent(t *testing.T) *settings {
 	t.Helper()
-	s, err := newSettings(context.Background(), Terminal{Out: io.Discard, Err: io.Discard})
+	s, err := newSettings(context.Background(), Terminal{Out: io.Discard, Err: io.Discard}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

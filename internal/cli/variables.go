@@ -36,6 +36,8 @@ func misspelled(k *kong.Kong, environment []string) (lines []string) {
 	for _, flag := range allFlags(k.Model.Node) {
 		known = append(known, flag.Envs...)
 	}
+	slices.Sort(known)
+	known = slices.Compact(known) // many commands have the same flag
 	for _, variable := range environment {
 		name, value, _ := strings.Cut(variable, "=")
 		if value == "" || slices.Contains(known, name) || len(name) > 64 {
