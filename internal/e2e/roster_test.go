@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/pgtest"
 )
 
 // fleet is a number of verifiers at the replicas of an installation, each with a connection
@@ -101,7 +101,7 @@ func TestEveryReplicaListsEveryWatcher(t *testing.T) {
 			return nil
 		})
 	}
-	notes.signal(t, syscall.SIGSTOP)
+	notes.signal(t, pgtest.Freeze)
 	before := f.watchers(t, 0).GetPosition()
 	if err := f.admins[0].logout(callCtx(t), f.admins[0].login(t, "admin", f.in.admin)); err != nil {
 		t.Fatal(err)
@@ -118,7 +118,7 @@ func TestEveryReplicaListsEveryWatcher(t *testing.T) {
 	})
 	t.Logf("every watcher but the frozen one has the logout, as replica 1 lists them, after %v", took)
 
-	notes.signal(t, syscall.SIGCONT)
+	notes.signal(t, pgtest.Thaw)
 	killed := f.in.replicas[2].now()
 	f.in.replicas[2].kill()
 	eventually(t, propagation, "the replica that was killed", func() error {

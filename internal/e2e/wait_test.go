@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/pgtest"
 )
 
 // keyCommand returns a command about the keys of an installation, on the database.
@@ -63,10 +63,10 @@ func TestKeyCommandsWait(t *testing.T) {
 	notes := start(t, notesAt(t, f.in.replicas[2].now()))
 	notes.awaitLog(t, notesLine)
 	wantExit(t, 0, run(t, f.in.keyCommand("rotate", "--wait", "--wait-for", "30s"))) // on the database, without a server in between
-	notes.signal(t, syscall.SIGSTOP)
+	notes.signal(t, pgtest.Freeze)
 	wantOK(t, "a logout", f.admins[0].logout(callCtx(t), f.admins[0].login(t, "admin", f.in.admin))) // a second rotation changes nothing
 	r = run(t, f.atReplica(t, 0, "key", "rotate", "--wait", "--wait-for", "2s"))
-	notes.signal(t, syscall.SIGCONT)
+	notes.signal(t, pgtest.Thaw)
 	wantExit(t, 3, r)
 	if n := strings.Count(r.stderr, "\n"); n != 2 || !strings.Contains(r.stderr, `in its own words "notes"`) {
 		t.Errorf("standard error names %d lines, want the frozen verifier and the error:\n%s", n, r.stderr)
