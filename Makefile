@@ -178,11 +178,15 @@ bench: ## Every promise of speed beside its limit, in twenty minutes; quicker by
 NOTES := examples/notes
 GO_FILES := find . -name node_modules -prune -o -name '*.go' -print0
 
+# The version that a program shows: of this clone, unless VERSION names another one.
+VERSION ?= $(shell scripts/version.sh)
+STAMP = -ldflags "-X github.com/watchword-auth/watchword/internal/version.stamped=$(VERSION)"
+
 .PHONY: FORCE
 
 .bin/watchword: FORCE # go build knows what has changed
 	@[ -e $@ ] || $(first_time)
-	@$(patiently) "compiling $(@F)" go build -o $@ ./cmd/watchword >&2
+	@$(patiently) "compiling $(@F)" go build $(STAMP) -o $@ ./cmd/watchword >&2
 
 .bin/notes: FORCE
 	@cd $(NOTES) && $(patiently) "compiling $(@F)" go build -o ../../$@ ./cmd/notes

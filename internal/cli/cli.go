@@ -30,6 +30,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/server"
 	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/version"
 )
 
 // Exit statuses. exitUnreached means that the change is made, and that --wait has ended
@@ -135,21 +136,12 @@ func newParser(ctx context.Context, t Terminal, s *settings, commands any) (*kon
 	return kong.New(commands, kong.Resolvers(s), kong.Bind(s),
 		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
 		kong.DefaultEnvars("WATCHWORD"), kong.PostBuild(ignoreEmpty),
-		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(durations)), kong.Writers(t.Out, t.Err), kong.Vars{"version": version()},
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(durations)), kong.Writers(t.Out, t.Err), kong.Vars{"version": version.String()},
 		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(t))
 }
 
 // usageError means wrong usage of a command that kong cannot detect: exit status 2.
 type usageError struct{ error }
-
-// version returns the module's version, which the Go toolchain stores in the program.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "unknown"
-	}
-	return info.Main.Version
-}
 
 // serveCmd runs the server. The flags are the fields of [server.Config].
 type serveCmd struct{ serveFlags }

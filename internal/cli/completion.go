@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/watchword-auth/watchword/internal/version"
 )
 
 // completionCmd prints a script for a shell. The script runs `watchword complete` at each
@@ -125,6 +127,6 @@ type versionCmd struct{}
 
 // Run prints the version.
 func (c *versionCmd) Run(t Terminal) error {
-	_, err := fmt.Fprintln(t.Out, version())
+	_, err := fmt.Fprintln(t.Out, version.String())
 	return err
 }

@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"internal/clock":           {},
 	"internal/count":           {},
 	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/throttle", "internal/user"},
-	"internal/cli":             {"authn", "authn/tokensource", gen, "internal/caller", "internal/audit", "internal/durable", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/transport", "internal/user"},
+	"internal/cli":             {"authn", "authn/tokensource", gen, "internal/caller", "internal/audit", "internal/durable", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/store", "internal/transport", "internal/user", "internal/version"},
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},
@@ -51,17 +51,18 @@ var mayImport = map[string][]string{
 	"internal/roster":          {"internal/hub", "internal/store"}, // the display of watchers; nothing else depends on it
 	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/reload", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/user"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/reload", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/user", "internal/version"},
 	"internal/share":           {},
 	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/share", "internal/store", "internal/user"},
 	"internal/store":           {"internal/count", "internal/durable"},
 	"internal/store/storetest": {"internal/pgtest", "internal/store"}, // for tests
-	"internal/telemetry":       {"authn", "internal/audit", "internal/count", "internal/feed", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/share", "internal/store"},
+	"internal/telemetry":       {"authn", "internal/audit", "internal/count", "internal/feed", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/share", "internal/store", "internal/version"},
 	"internal/throttle":        {"internal/store"}, // knows no user and no password
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},
 	"internal/transport":       {},
 	"internal/user":            {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/store", "internal/token"},
+	"internal/version":         {},
 
 	// Kits for tests.
 	"internal/session/sessiontest": {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/pgtest", "internal/seal", "internal/session", "internal/store", "internal/store/storetest", "internal/throttle", "internal/token", "internal/user"},

@@ -42,6 +42,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/telemetry"
 	"github.com/watchword-auth/watchword/internal/throttle"
 	"github.com/watchword-auth/watchword/internal/user"
+	"github.com/watchword-auth/watchword/internal/version"
 )
 
 // Server is an assembled server. Call New, then Run, then Close.
@@ -49,6 +50,7 @@ type Server struct {
 	cfg    Config
 	logger *slog.Logger
 	drain  *drain
+	issuer string // of the database
 
 	proxies caller.Proxies
 	limits  limits
@@ -139,6 +141,7 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 	if err != nil {
 		return err
 	}
+	s.issuer = inst.issuer
 	if err := s.assemble(ctx, inst, master); err != nil {
 		return err
 	}
@@ -307,7 +310,7 @@ func (s *Server) Run(ctx context.Context) error {
 	failed := make(chan error, 2) // has room for both, so that no goroutine is left blocked
 	go func() { failed <- s.grpc.Serve(s.grpcLis) }()
 	go func() { failed <- s.serveHTTP() }()
-	s.logger.InfoContext(ctx, "ready", "grpc", s.GRPCAddr(), "http", s.HTTPAddr())
+	s.logReady(ctx)
 
 	var err error
 	select {
@@ -323,6 +326,15 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.stop()
 	return err
+}
+
+// logReady writes the line `ready`, which shows what an operator has to check first: the
+// addresses, the version, the database, and the tokens that the server makes.
+func (s *Server) logReady(ctx context.Context) {
+	s.logger.InfoContext(ctx, "ready", "grpc", s.GRPCAddr(), "http", s.HTTPAddr(),
+		"version", version.String(), "database", s.store.Address(),
+		"issuer", s.issuer, "audiences", s.issuedFor(),
+		"tls", s.cfg.TLSCert != "", "client_ca", s.cfg.ClientCA != "")
 }
 
 // announceStop turns readiness off, over HTTP and in the gRPC health service. Both ports go

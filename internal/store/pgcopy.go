@@ -16,7 +16,6 @@ import (
 // copyTarget is the PostgreSQL database that a [Copy] fills. One transaction on conn
 // lasts from [copyTarget.lock] to [copyTarget.commit].
 type copyTarget struct {
-	uri  string
 	db   *pgDB
 	conn *pgxpool.Conn
 }
@@ -31,7 +30,7 @@ func openCopyTarget(ctx context.Context, uri string) (*copyTarget, error) {
 		db.closeOnce()
 		return nil, err
 	}
-	return &copyTarget{uri: uri, db: db, conn: conn}, nil
+	return &copyTarget{db: db, conn: conn}, nil
 }
 
 func (t *copyTarget) close() {
@@ -39,11 +38,11 @@ func (t *copyTarget) close() {
 	t.db.closeOnce()
 }
 
-// name returns the target's URI without a password. A server can be started with the URI, if
-// the password is given in another way: name keeps the parameters, such as sslrootcert, and
-// adds what the environment variables of PostgreSQL have said.
-func (t *copyTarget) name() string { return publicURI(t.uri, t.db.pool.Config().ConnConfig) }
+func (t *copyTarget) name() string { return t.db.address() }
 
+// publicURI returns a URI without its passwords. A server can be started with the result, if
+// the password is given in another way: publicURI keeps the parameters, such as sslrootcert,
+// and adds what the environment variables of PostgreSQL have said.
 func publicURI(uri string, config *pgx.ConnConfig) string {
 	u, err := url.Parse(uri)
 	if err != nil { // such as one with two hosts, of which the last has no port
@@ -52,7 +51,7 @@ func publicURI(uri string, config *pgx.ConnConfig) string {
 	query := u.Query()
 	query.Del("password")
 	query.Del("sslpassword")
-	if !query.Has("user") {
+	if u.User = nil; !query.Has("user") {
 		u.User = url.User(config.User)
 	}
 	if u.Host == "" && !query.Has("host") && !query.Has("service") {

@@ -17,6 +17,7 @@ func TestTheURIOfACopyCanBeUsed(t *testing.T) {
 		"postgres://w:S3cret@db.internal/w?sslmode=require":                     "postgres://w@db.internal/w?sslmode=require",
 		"postgres://w@db.internal:5433/w":                                       "postgres://w@db.internal:5433/w",
 		"postgresql://db.internal/w?user=w&password=S3cret&sslmode=disable":     "postgresql://db.internal/w?sslmode=disable&user=w",
+		"postgres://v:S3cret@db.internal/w?user=w":                              "postgres://db.internal/w?user=w",
 		"postgres:///w?host=%2Ftmp&user=w":                                      "postgres:///w?host=%2Ftmp&user=w",
 		"postgres://w:S3cret@h1:5432,h2:5433/w?target_session_attrs=read-write": "postgres://w@h1:5432,h2:5433/w?target_session_attrs=read-write",
 		"postgres://": "postgres://ann@/d?host=%2Fvar%2Frun%2Fpostgresql&port=5433",

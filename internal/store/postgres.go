@@ -24,6 +24,7 @@ import (
 // of refreshes.
 type pgDB struct {
 	pool      *pgxpool.Pool
+	public    string // the URI without a password
 	slots     *slots
 	spender   *spender
 	breaker   breaker
@@ -42,7 +43,7 @@ func openPostgres(ctx context.Context, uri string, logger *slog.Logger) (*pgDB, 
 	if err != nil {
 		return nil, err
 	}
-	p := &pgDB{pool: pool}
+	p := &pgDB{pool: pool, public: publicURI(uri, config.ConnConfig)}
 	p.slots = newSlots(int(config.MaxConns), p.connections, logger)
 	p.spender = newSpender(p)
 	p.closeOnce = sync.OnceFunc(func() { p.spender.close(); pool.Close() })
@@ -60,6 +61,8 @@ func (p *pgDB) connections() (idle, all int) {
 }
 
 func (p *pgDB) path() string { return "" }
+
+func (p *pgDB) address() string { return p.public }
 
 func (p *pgDB) close() error { p.closeOnce(); return nil }
 

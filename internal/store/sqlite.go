@@ -78,8 +78,9 @@ func (s *sqliteDB) connect(ctx context.Context) error {
 	return nil
 }
 
-func (s *sqliteDB) path() string { return s.file }
-func (s *sqliteDB) close() error { return s.closeOnce() }
+func (s *sqliteDB) path() string    { return s.file }
+func (s *sqliteDB) address() string { return "sqlite:" + s.file }
+func (s *sqliteDB) close() error    { return s.closeOnce() }
 
 func (s *sqliteDB) shutdown() error {
 	close(s.closed)

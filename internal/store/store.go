@@ -117,11 +117,15 @@ type engine interface {
 	hints(ctx context.Context, hint func())
 	path() string
 	stats() Connections
+	address() string
 	close() error
 }
 
 // Path returns the file of an embedded database, and "" for PostgreSQL.
 func (s *Store) Path() string { return s.engine.path() }
+
+// Address returns the URI of the database without a password, for logs.
+func (s *Store) Address() string { return s.engine.address() }
 
 // Open opens the database named by a URI, `sqlite:FILE` or `postgres://…`. For SQLite,
 // Open creates a missing file with mode 0600, in a folder of mode 0700 if the last folder of the

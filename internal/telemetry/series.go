@@ -10,6 +10,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/share"
+	"github.com/watchword-auth/watchword/internal/version"
 )
 
 const (
@@ -30,7 +31,7 @@ var series = []struct {
 }{
 	// The server.
 	{gauge, "build_info", "Always 1. The labels have the version of the program and of Go.", []string{"version", "go_version"},
-		func(_ *numbers, add add) { add(1, version(), runtime.Version()) }},
+		func(_ *numbers, add add) { add(1, version.String(), runtime.Version()) }},
 	{gauge, "ready", "1 if the server is ready, as /readyz says.", nil, func(n *numbers, add add) { add(truth(n.Ready())) }},
 	{gauge, "certificate_expiry_timestamp_seconds", "When the certificate of the server expires, in seconds since 1970. Missing without TLS.", nil,
 		func(n *numbers, add add) {

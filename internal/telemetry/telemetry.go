@@ -10,7 +10,6 @@ package telemetry
 import (
 	"crypto/x509"
 	"net/http"
-	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -123,12 +122,4 @@ func (c *page) Collect(to chan<- prometheus.Metric) {
 			to <- prometheus.MustNewConstHistogram(c.histograms[i], d.Count, d.Seconds, d.Buckets, labels...)
 		})
 	}
-}
-
-// version returns the version of the program, which the Go toolchain stores in the program.
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.Main.Version
-	}
-	return "unknown"
 }
