@@ -75,7 +75,7 @@ test: prerequisites tools ## Everything below, in this order; installs what it n
 	@for step in $(STEPS); do $(MAKE) $$step || exit 1; done
 	@echo "== everything passed"
 
-STEPS := format-check vet vet-platforms staticcheck proto-check generate-check tidy-check test-go test-fuzz test-examples test-node
+STEPS := format-check vet vet-platforms staticcheck proto-check generate-check tidy-check test-go test-fuzz test-examples test-node test-deploy
 
 .PHONY: prerequisites
 prerequisites: ## See to it that Go, a C compiler, Node.js, PostgreSQL and PgBouncer are here
@@ -94,6 +94,7 @@ vet: ## go vet
 	@$(patiently) "go vet" go vet ./...
 	@cd $(NOTES) && $(patiently) "go vet in $(NOTES)" go vet ./...
 	@cd bench && $(patiently) "go vet in bench" go vet ./...
+	@cd deploy/check && $(patiently) "go vet in deploy/check" go vet ./...
 
 # The other systems on which programs with the package authn run, and the server may.
 PLATFORMS := windows/amd64 darwin/arm64 freebsd/amd64 linux/arm64 linux/386
@@ -111,6 +112,7 @@ staticcheck: .bin/staticcheck ## staticcheck
 	@$(patiently) staticcheck staticcheck ./...
 	@cd $(NOTES) && $(patiently) "staticcheck in $(NOTES)" staticcheck ./...
 	@cd bench && $(patiently) "staticcheck in bench" staticcheck ./...
+	@cd deploy/check && $(patiently) "staticcheck in deploy/check" staticcheck ./...
 
 .PHONY: proto-check
 proto-check: .bin/buf ## Lint and format of the proto files; nothing released is broken
@@ -136,6 +138,7 @@ tidy-check: ## go.mod and go.sum are tidy
 	@$(patiently) "go mod tidy" go mod tidy -diff
 	@cd $(NOTES) && $(patiently) "go mod tidy in $(NOTES)" go mod tidy -diff
 	@cd bench && $(patiently) "go mod tidy in bench" go mod tidy -diff
+	@cd deploy/check && $(patiently) "go mod tidy in deploy/check" go mod tidy -diff
 
 .PHONY: test-go
 test-go: .bin/grpcurl .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Unit and end-to-end tests under the race detector
@@ -160,6 +163,11 @@ test-node: .bin/watchword .bin/notes ## The Node.js client against the real bina
 	$(call title,clients/node: npm test)
 	@cd clients/node && $(patiently) "npm ci" npm ci --no-audit --no-fund --loglevel=error && \
 		WATCHWORD_BIN=$(CURDIR)/.bin/watchword NOTES_BIN=$(CURDIR)/.bin/notes $(patiently) "npm test" npm test
+
+.PHONY: test-deploy
+test-deploy: ## The files of deploy/, by the tools that read them; a module of its own
+	$(call title,deploy/check: go test)
+	@cd deploy/check && $(patiently) "go test" go test -count=1 ./...
 
 .PHONY: test-slow
 test-slow: .bin/grpcurl ## The tests that wait for minutes, TestSlow…, and those of foreign libraries; `make test` leaves them out

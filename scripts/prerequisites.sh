@@ -42,6 +42,9 @@ have_pgbouncer() {
 	return 1
 }
 
+# Both check the files of deploy/. promtool is in the package of Prometheus.
+have_deploy_tools() { have promtool && have systemd-analyze && have openssl; }
+
 # Debian starts what it installs, now and at each boot. The tests start servers
 # of their own, so none shall be left behind that nobody asked for.
 policy=/usr/sbin/policy-rc.d
@@ -70,13 +73,18 @@ have node || missing+=(nodejs)
 have npm || missing+=(npm)
 have_pgbouncer || missing+=(pgbouncer)
 have_postgres || missing+=(postgresql)
+have promtool || missing+=(prometheus)
+have systemd-analyze || missing+=(systemd)
+have openssl || missing+=(openssl)
 if [ ${#missing[@]} -gt 0 ] && have apt-get && [ "$(id -u)" = 0 ]; then
 	echo "installing ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
-	have_pgbouncer && have_postgres || start_nothing
+	have_pgbouncer && have_postgres && have promtool || start_nothing
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends "${missing[@]}"
-	if [[ " ${missing[*]} " = *" pgbouncer "* ]]; then update-rc.d pgbouncer disable; fi # at boot
+	for service in pgbouncer prometheus; do
+		if [[ " ${missing[*]} " = *" $service "* ]]; then update-rc.d "$service" disable; fi # at boot
+	done
 fi
 
 failed=0
@@ -102,5 +110,9 @@ elif [ ${#postgres_lack[@]} -gt 0 ]; then
 	echo "Or name a server on which tests may make databases, and do without the tests of lost databases:" >&2
 	echo "  WATCHWORD_TEST_POSTGRES_URL=postgres://user:password@host:5432/postgres" >&2
 	failed=1
+fi
+if ! have_deploy_tools; then
+	echo "promtool, systemd-analyze or openssl is missing: the tests of some files in deploy/ are LEFT OUT." >&2
+	echo "  Debian, Ubuntu: apt-get install prometheus systemd openssl" >&2
 fi
 exit $failed
