@@ -33,7 +33,7 @@ run: .bin/watchword ## Run the server on SQLite; flags in ARGS="…"
 build: .bin/watchword ## Build the server and command line into .bin
 
 .PHONY: tools
-tools: .bin/buf .bin/grpcurl .bin/staticcheck .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Build the pinned tools into .bin
+tools: .bin/buf .bin/cyclonedx-gomod .bin/grpcurl .bin/staticcheck .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Build the pinned tools into .bin
 
 ##@ Change
 
@@ -175,6 +175,15 @@ test-slow: .bin/grpcurl ## The tests that wait for minutes, TestSlow…, and tho
 	@cd bench && $(patiently) "go test -race in bench" go test -race -count=1 ./...
 	@WATCHWORD_SLOW=1 $(patiently) "go test -race" go test -race -count=1 -timeout 60m -run '^TestSlow' ./...
 
+##@ Release
+
+.PHONY: release
+release: .bin/cyclonedx-gomod ## Archives, SBOMs and SHA256SUMS in release/; VERSION=v1.2.3 names the version
+	$(call title,release $(VERSION))
+	@GOTOOLCHAIN=$(shell sed -n 's/^FROM golang:\([0-9.]*\).*/go\1/p' Dockerfile) SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)} $(patiently) "compiling for every platform" \
+		go run ./scripts/release -version "$(VERSION)" -sbom .bin/cyclonedx-gomod $(ARGS)
+	@cat release/SHA256SUMS
+
 ##@ Measure
 
 .PHONY: bench
@@ -200,11 +209,12 @@ STAMP = -ldflags "-X github.com/watchword-auth/watchword/internal/version.stampe
 	@cd $(NOTES) && $(patiently) "compiling $(@F)" go build -o ../../$@ ./cmd/notes
 
 TOOL_buf := github.com/bufbuild/buf/cmd/buf
+TOOL_cyclonedx-gomod := github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
 TOOL_grpcurl := github.com/fullstorydev/grpcurl/cmd/grpcurl
 TOOL_protoc-gen-go-grpc := google.golang.org/grpc/cmd/protoc-gen-go-grpc
 TOOL_staticcheck := honnef.co/go/tools/cmd/staticcheck
 
-.bin/buf .bin/grpcurl .bin/protoc-gen-go-grpc .bin/staticcheck: tools/go.mod tools/go.sum
+.bin/buf .bin/cyclonedx-gomod .bin/grpcurl .bin/protoc-gen-go-grpc .bin/staticcheck: tools/go.mod tools/go.sum
 	@$(first_time)
 	@cd tools && $(patiently) "compiling $(@F)" go build -o ../$@ $(TOOL_$(@F)) >&2
 	@touch $@

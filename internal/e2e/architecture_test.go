@@ -63,6 +63,7 @@ var mayImport = map[string][]string{
 	"internal/transport":       {},
 	"internal/user":            {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/store", "internal/token"},
 	"internal/version":         {},
+	"scripts/release":          {},
 
 	// Kits for tests.
 	"internal/session/sessiontest": {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/login", "internal/password", "internal/pgtest", "internal/seal", "internal/session", "internal/store", "internal/store/storetest", "internal/throttle", "internal/token", "internal/user"},
