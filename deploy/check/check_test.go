@@ -129,7 +129,8 @@ func TestFlagsAndVariables(t *testing.T) {
 		help += output(t, exec.Command(watchword(t), command, "--help"))
 	}
 	variable := regexp.MustCompile(`WATCHWORD_[A-Z_]+`)
-	flag := regexp.MustCompile(`watchword (?:serve|migrate|healthcheck)\b[^\n]* (--[a-z-]+)|(--(?:shutdown|drain)-[a-z]+)`)
+	flag := regexp.MustCompile(`--[a-z][a-z-]+`)
+	line := regexp.MustCompile(`(?m)^.*(?:watchword,? (?:serve|migrate|healthcheck)|--(?:shutdown-delay|drain-timeout)).*$`)
 	known := map[string]bool{"WATCHWORD_IMAGE": true, "WATCHWORD_PORT": true} // of compose, and of Kubernetes
 	found := 0
 	for path, text := range texts(t) {
@@ -139,8 +140,8 @@ func TestFlagsAndVariables(t *testing.T) {
 				t.Errorf("%s: the program has no variable %s", path, name)
 			}
 		}
-		for _, m := range flag.FindAllStringSubmatch(text, -1) {
-			if name := m[1] + m[2]; !strings.Contains(help, " "+name+"=") {
+		for _, name := range flag.FindAllString(strings.Join(line.FindAllString(text, -1), "\n"), -1) {
+			if !strings.Contains(help, " "+name+"=") {
 				t.Errorf("%s: the program has no flag %s", path, name)
 			}
 		}

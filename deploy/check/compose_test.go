@@ -83,8 +83,8 @@ func TestCompose(t *testing.T) {
 }
 
 // TestComposeRuns runs the commands of compose.yaml as processes on a real PostgreSQL: the
-// secrets of secrets.sh, the migration, two replicas, and the health check of each. Docker
-// itself is left out.
+// secrets of secrets.sh, the migration, two replicas, the health check of each, and a password
+// for the first user. Docker itself is left out.
 func TestComposeRuns(t *testing.T) {
 	project := loadCompose(t)
 	secrets := makeSecrets(t)
@@ -113,12 +113,21 @@ func TestComposeRuns(t *testing.T) {
 			"WATCHWORD_GRPC_ADDR": "127.0.0.1:0", "WATCHWORD_HTTP_ADDR": "127.0.0.1:0",
 			"WATCHWORD_INITIAL_PASSWORD_FILE": filepath.Join(t.TempDir(), "admin-password"),
 		}))
-		check := []string(server.HealthCheck.Test)
-		if len(check) != 3 || check[0] != "CMD" || check[1] != "/watchword" {
+		check := server.HealthCheck.Test
+		if len(check) < 3 || check[0] != "CMD" || check[1] != "/watchword" {
 			t.Fatalf("the health check is %q", check)
 		}
-		output(t, command(server, check[2:], map[string]string{"WATCHWORD_ADDR": replica.grpc}))
+		var args []string
+		for _, arg := range check[2:] {
+			arg = strings.ReplaceAll(arg, "/run/secrets", secrets)
+			args = append(args, strings.ReplaceAll(arg, "127.0.0.1:50051", replica.grpc))
+		}
+		output(t, command(server, args, map[string]string{}))
 	}
+	// The command of docs/deploy.md, which replaces the password in the container.
+	setPassword := command(server, []string{"user", "set-password", "admin", "--password-stdin"}, map[string]string{})
+	setPassword.Stdin = strings.NewReader("correct horse battery staple\n")
+	output(t, setPassword)
 }
 
 // makeSecrets runs secrets.sh, and returns the folder of the secrets.

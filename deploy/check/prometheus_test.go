@@ -93,9 +93,6 @@ func TestMetricsExist(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(page), "watchword_ready") {
-		t.Skip("UNCHECKED: this server has no metrics of its own")
-	}
 	served := instruments(t)
 	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+) (\S+)$`).FindAllStringSubmatch(string(page), -1) {
 		served = append(served, m[1])
