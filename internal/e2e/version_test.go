@@ -53,7 +53,7 @@ func TestVersion(t *testing.T) {
 		t.Errorf("the version is %q, and %s was stamped", got, version)
 	}
 	readyLineOfSQLite(t, program, version)
-	readyLineOfPostgreSQL(t, program)
+	readyLineOfPostgreSQL(t, program, version)
 	for _, file := range []string{"Makefile", "Dockerfile"} {
 		text, err := os.ReadFile(filepath.Join(root, file))
 		if err != nil {
@@ -142,8 +142,8 @@ func readyLineOfSQLite(t *testing.T, program, version string) {
 }
 
 // readyLineOfPostgreSQL starts a replica, and reads the ready line as JSON. The URI of the
-// database has a password, which the line leaves out.
-func readyLineOfPostgreSQL(t *testing.T, program string) {
+// database has a password, which the line leaves out. The metrics have the version too.
+func readyLineOfPostgreSQL(t *testing.T, program, version string) {
 	t.Helper()
 	uri, dir := pgtest.URI(t), t.TempDir()
 	before, rest, _ := strings.Cut(uri, "://")
@@ -166,5 +166,9 @@ func readyLineOfPostgreSQL(t *testing.T, program string) {
 	want := `"database":"` + before + "://" + user + "@" + address + `"`
 	if !strings.Contains(s.stderr.String(), want) {
 		t.Errorf("the line ready lacks %s:\n%s", want, s.stderr)
+	}
+	info := regexp.MustCompile(`(?m)^watchword_build_info\{.*version="` + regexp.QuoteMeta(version) + `"\} 1$`)
+	if page := get(t, "http://"+s.httpAddr+"/metrics"); !info.MatchString(page) {
+		t.Errorf("the metrics lack version %s", version)
 	}
 }
