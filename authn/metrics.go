@@ -30,9 +30,9 @@ const scope = "github.com/watchword-auth/watchword/authn"
 // instruments lists the instruments of a Verifier. Each set of attributes is bounded by the
 // program: no value comes from a caller.
 var instruments = []meter.Row[Status]{
-	meter.Gauge("watchword.verifier.ready", "1", "1 if guarded calls can be admitted, and 0 if every guarded call is refused.",
+	meter.Gauge("watchword.verifier.ready", "", "1 if guarded calls can be admitted, and 0 if every guarded call is refused.",
 		func(s Status, add meter.Adder) { add(truth(s.Ready)) }),
-	meter.Gauge("watchword.verifier.stale", "1", "1 if the trust bundle is older than WithMaxStaleness allows.",
+	meter.Gauge("watchword.verifier.stale", "", "1 if the trust bundle is older than WithMaxStaleness allows.",
 		func(s Status, add meter.Adder) { add(truth(s.Stale)) }),
 	meter.Gauge("watchword.verifier.bundle.age", "s", "Age of the trust bundle.",
 		func(s Status, add meter.Adder) { add(s.Staleness.Seconds()) }),
@@ -64,7 +64,7 @@ var instruments = []meter.Row[Status]{
 		func(s Status, add meter.Adder) { add(s.ClockOffset.Seconds()) }),
 	meter.Counter("watchword.verifier.clock.set", "{step}", "How often the server's token time was set.",
 		func(s Status, add meter.Adder) { add(float64(s.ClockSet)) }),
-	meter.Gauge("watchword.verifier.snapshot.failing", "1", "1 if the last attempt to read or write the snapshot file failed.",
+	meter.Gauge("watchword.verifier.snapshot.failing", "", "1 if the last attempt to read or write the snapshot file failed.",
 		func(s Status, add meter.Adder) { add(truth(s.SnapshotError != nil)) }),
 }
 

@@ -48,7 +48,7 @@ func (s *Source) numbers() numbers {
 var instruments = []meter.Row[numbers]{
 	meter.Counter("watchword.tokensource.renewals", "{renewal}", "Renewals of the access token, by outcome.",
 		func(n numbers, add meter.Adder) { addAll(n.renewed, "outcome", add) }),
-	meter.Gauge("watchword.tokensource.failing", "1", "1 if the last renewal failed.",
+	meter.Gauge("watchword.tokensource.failing", "", "1 if the last renewal failed.",
 		func(n numbers, add meter.Adder) {
 			if n.failing {
 				add(1)

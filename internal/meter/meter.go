@@ -24,7 +24,9 @@ type Row[N any] struct {
 type Adder = func(value float64, attributes ...attribute.KeyValue)
 
 // Counter describes an instrument with values that only grow. unit is in UCUM's notation,
-// such as "s" or "{token}", and text is for people. values calls the Adder for each value.
+// such as "s" or "{token}"; empty for a plain number, since OpenTelemetry's exporter for
+// Prometheus adds _ratio to the name of a gauge in "1". text is for people. values calls the
+// Adder for each value.
 func Counter[N any](name, unit, text string, values func(N, Adder)) Row[N] {
 	return Row[N]{name, unit, text, true, values}
 }
