@@ -33,9 +33,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/version"
 )
 
-// Exit statuses. exitUnreached means that the change is made, and that --wait has ended
-// before every watcher had the change. A script may repeat a command after exitError, and never after
-// exitUsage. exitInterrupted is 128 and the number of SIGINT, as of a shell.
+// Exit statuses. exitUnreached means that the change is made, and that the time of --wait is
+// over before every verifier has answered. A script may repeat a command after exitError, and
+// never after exitUsage. exitInterrupted is 128 and the number of SIGINT, as of a shell.
 const (
 	exitOK          = 0
 	exitError       = 1
@@ -90,8 +90,9 @@ type everyCommand struct {
 	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
 }
 
-// Main runs a command and returns the exit status: 0, 1 on a failure, 2 on wrong usage, 3 if --wait has ended in time out, 130
-// if the input ended at the prompt for a password or a signal came during a read of input.
+// Main runs a command and returns the exit status: 0, 1 on a failure, 2 on wrong usage, 3 if the
+// time of --wait is over and some verifiers have not answered, 130 if the input ended at the
+// prompt for a password or a signal came during a read of input.
 // SIGINT and SIGTERM end a command before its time and in order: a server lets calls in
 // flight finish, and a transaction commits or leaves nothing. A second signal ends the
 // process at once. An error ends in one line that names the flag or the command to use.

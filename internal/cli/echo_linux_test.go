@@ -3,8 +3,10 @@ package cli_test
 import (
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -80,4 +82,15 @@ func TestUserCreateAtATerminal(t *testing.T) {
 	if shown := string(text[:n]); err != nil || !strings.HasPrefix(shown, "made the user alice with the roles a, b and the id ") {
 		t.Errorf("the terminal shows %q, %v", shown, err)
 	}
+}
+
+// A pipe as the file of --config is refused: a server would wait for a writer at its start, and
+// again at each SIGHUP.
+func TestConfigFileIsAPipe(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, 2, "not a regular file", "", "config", "check", "--config", path)
 }

@@ -11,14 +11,17 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/lexer"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 
 	"github.com/watchword-auth/watchword/internal/durable"
 )
 
-// maxConfig bounds the file of --config, in bytes.
-const maxConfig = 1 << 20
+// maxConfig bounds the file of --config, in bytes. A file with every flag has some 4 KiB.
+const maxConfig = 64 << 10
+
+const wantYAML = "write KEY: VALUE, one a line, and a list as [VALUE, VALUE]"
 
 // setting is one line of the file of --config.
 type setting struct {
@@ -40,13 +43,17 @@ func readConfig(path string, known []string) (map[string]setting, []string) {
 	if err != nil {
 		return nil, []string{"--config: " + err.Error()}
 	}
-	file, err := parser.ParseBytes(data, 0, parser.AllowDuplicateMapKey())
+	tokens := lexer.Tokenize(string(data))
+	if deep := nested(tokens); deep != nil {
+		return nil, []string{lineIn(path, deep.Position.Line) + ": a value in a value: " + wantYAML}
+	}
+	file, err := parser.Parse(tokens, 0, parser.AllowDuplicateMapKey())
 	if err != nil {
 		where := path
 		if at := (interface{ GetToken() *token.Token })(nil); errors.As(err, &at) && at.GetToken() != nil {
 			where = lineIn(path, at.GetToken().Position.Line)
 		}
-		return nil, []string{where + ": not YAML: write KEY: VALUE, one a line, and a list as [VALUE, VALUE]"}
+		return nil, []string{where + ": not YAML: " + wantYAML}
 	}
 	settings, faults := map[string]setting{}, []string(nil)
 	for i, document := range file.Docs {
@@ -73,6 +80,31 @@ func readConfig(path string, known []string) (map[string]setting, []string) {
 	return settings, faults
 }
 
+// nested returns the first token of a file that opens a value too deep for settings, or nil. The
+// parser needs memory by the square of the depth: without a bound, 200 KB of brackets need 24 GB.
+func nested(tokens token.Tokens) *token.Token {
+	const deepest = 2 // a list in a mapping
+	depth, row := 0, 0
+	for _, t := range tokens {
+		switch t.Type {
+		case token.SequenceStartType, token.MappingStartType:
+			depth++
+		case token.SequenceEndType, token.MappingEndType:
+			depth--
+		}
+		switch t.Type {
+		case token.SequenceEntryType, token.MappingKeyType, token.MappingValueType, token.TagType, token.AnchorType:
+			row++
+		default:
+			row = 0
+		}
+		if depth > deepest || row > deepest {
+			return t
+		}
+	}
+	return nil
+}
+
 // lineIn names a line of a file.
 func lineIn(path string, line int) string { return fmt.Sprintf("%s, line %d", path, line) }
 
@@ -81,6 +113,9 @@ func lineIn(path string, line int) string { return fmt.Sprintf("%s, line %d", pa
 func readOwn(path string) ([]byte, error) {
 	if err := durable.CheckWriters(path); err != nil {
 		return nil, err
+	}
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path) // a pipe would let the reader wait for a writer
 	}
 	file, err := os.Open(path)
 	if err != nil {

@@ -132,6 +132,8 @@ func TestConfigFileThatCannotBeUsed(t *testing.T) {
 		"is a folder: name a file":     t.TempDir(),
 		"larger than":                  configFile(t, strings.Repeat("# S3cret\n", 1<<18)),
 		"line 2: not YAML":             configFile(t, "audience: [S3cret\naccess-ttl: \"S3cret\n"),
+		"line 1: a value in a value":   configFile(t, "access-ttl: "+strings.Repeat("[", 5000)+"S3cret"),
+		"line 3: a value in a value":   configFile(t, "issuer: https://auth.example\naudience:\n- - S3cret\n"),
 		"not a list of settings":       configFile(t, "postgres://watchword:S3cret@db/watchword\n"),
 		"more than one document":       configFile(t, "access-ttl: 7m\n---\naccess-ttl: 8m\n"),
 		"write one value, or a list":   configFile(t, "access-ttl: {a: S3cret}\n"),

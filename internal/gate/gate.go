@@ -255,5 +255,8 @@ func (g *Gate) Stop() {
 	}
 }
 
-// Stats returns the numbers of the unfinished requests and of the open streams, for metrics.
-func (g *Gate) Stats() (requests, streams share.Stats) { return g.requests.Stats(), g.streams.Stats() }
+// Stats returns the numbers of the unfinished requests, of the open streams and of the watchers'
+// streams of reports, for metrics.
+func (g *Gate) Stats() (requests, streams, reports share.Stats) {
+	return g.requests.Stats(), g.streams.Stats(), g.reports.Stats()
+}

@@ -29,7 +29,7 @@ func (s *Server) parts() telemetry.Parts {
 func (s *Server) bounds() map[string]share.Stats {
 	bounds := map[string]share.Stats{}
 	var grpcOfProxies, httpOfProxies share.Stats
-	bounds["requests"], bounds["streams"] = s.gate.Stats()
+	bounds["requests"], bounds["streams"], bounds["reports"] = s.gate.Stats()
 	bounds["grpc_connections"], grpcOfProxies = s.grpcLis.Stats()
 	bounds["http_connections"], httpOfProxies = s.httpLis.Stats()
 	if len(s.cfg.TrustedProxy) > 0 {

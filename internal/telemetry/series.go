@@ -51,7 +51,7 @@ var series = []struct {
 				add(float64(m.running.Load()), m.service, m.name)
 			}
 		}},
-	{gauge, "places_taken", "Places taken now within each bound: connections, unfinished requests, streams, watchers, waiting logins.", []string{"bound"},
+	{gauge, "places_taken", "Places taken now within each bound: connections, unfinished requests, streams, reports of watchers, watchers, waiting logins.", []string{"bound"},
 		places(func(s share.Stats) float64 { return float64(s.Held) })},
 	{gauge, "places_limit", "Places within each bound.", []string{"bound"},
 		places(func(s share.Stats) float64 { return float64(s.Places) })},
