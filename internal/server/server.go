@@ -344,13 +344,17 @@ func (s *Server) announceStop() {
 	s.health.Shutdown()
 }
 
+// arrivalTime is how long requests may still arrive after clients are told to use another
+// connection (GOAWAY): a client that has sent a request before that gets the answer. A round
+// trip takes less.
+const arrivalTime = time.Second
+
 // stop turns readiness off, ends the streams, and waits for calls in flight, for at
-// most the drain timeout (--drain-timeout). Silent connections ([gate.Listener]) and requests
-// that have not arrived whole end at once.
+// most the drain timeout (--drain-timeout). Silent connections ([gate.Listener]) end at once,
+// and requests that have not arrived whole end after [arrivalTime].
 func (s *Server) stop() {
 	s.announceStop()
 	s.drain.begin()
-	s.gate.Stop()
 	s.grpcLis.CloseSilent()
 	s.httpLis.CloseSilent()
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
@@ -363,6 +367,7 @@ func (s *Server) stop() {
 	})
 	tasks.Go(func() {
 		defer context.AfterFunc(ctx, s.grpc.Stop)()
+		defer time.AfterFunc(arrivalTime, s.gate.Stop).Stop()
 		s.grpc.GracefulStop()
 	})
 	tasks.Wait()
