@@ -8,13 +8,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/resolver/manual"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/watchword-auth/watchword/authn"
@@ -186,8 +184,7 @@ func ExampleDial_replicas() {
 	replica, err := login()
 	fmt.Println("the first replica:", replica == replicaA, err)
 	stopA()
-	for replica, err = login(); status.Code(err) == codes.Unavailable; replica, err = login() { // a call that the failure interrupts
-	}
+	replica, err = login() // sent again if the failure interrupts the call
 	fmt.Println("the second replica:", replica == replicaB, err)
 	// Output:
 	// the first replica: true <nil>

@@ -30,8 +30,7 @@ func ExampleDial_dns() {
 		log.Fatal(err)
 	}
 	defer tls.Close()
-	conn, err := tokensource.Dial("dns:///auth.example:50051", grpc.WithTransportCredentials(tls),
-		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`))
+	conn, err := tokensource.Dial("dns:///auth.example:50051", grpc.WithTransportCredentials(tls), tokensource.RoundRobin())
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -61,7 +61,6 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -235,29 +234,6 @@ func newSource(conn grpc.ClientConnInterface, begin *session, opts []Option) (*S
 	}
 	s.ctx, s.cancel = context.WithCancel(context.WithValue(context.Background(), renewalKey{s}, true))
 	return s, nil
-}
-
-// alive lets grpc-go notice a dead connection (a pulled cable, a lost entry of a NAT) within
-// 15 s. Pings also go out without a stream: a Source has no stream between two renewals,
-// and the pings keep its connection in the tables of middleboxes. The server allows a ping
-// every 5 s.
-var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second, PermitWithoutStream: true}
-
-// Dial returns a connection to Watchword, for a [Source] and for authn.NewVerifier. It is
-// grpc.NewClient with a keepalive: a verifier receives the revocations over the
-// connection, and notices a dead connection within 15 seconds.
-//
-// opts come after Dial's own options and override them; opts must contain transport
-// credentials. target is as for grpc.NewClient: a host and port, or the URL of a resolver.
-// The first call makes the connection. The caller closes it, after the sources and
-// verifiers that use it.
-//
-// Use Dial for Watchword alone: a server with grpc-go's default settings ends connections
-// with pings so frequent.
-//
-// Errors: those of grpc.NewClient, for an unusable target or option.
-func Dial(target string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
-	return grpc.NewClient(target, append([]grpc.DialOption{grpc.WithKeepaliveParams(alive)}, opts...)...)
 }
 
 // misused returns the error for a mistake in the program.

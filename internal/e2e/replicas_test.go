@@ -44,6 +44,12 @@ type replica struct {
 // names two proxies: one for the primary, and one for a standby.
 func install(t *testing.T, flags ...string) *installation {
 	t.Helper()
+	return installBy(t, watchword(t), flags...)
+}
+
+// installBy is install with the schema of the program at the path migrates.
+func installBy(t *testing.T, migrates string, flags ...string) *installation {
+	t.Helper()
 	in := &installation{
 		t: t, primary: pgtest.Start(t, pgtest.Options{}), masterKey: filepath.Join(t.TempDir(), "master-key"), flags: flags,
 	}
@@ -61,7 +67,9 @@ func install(t *testing.T, flags ...string) *installation {
 	in.uri = database.String()
 	wantExit(t, 0, cli(t, t.TempDir(), "", "key", "create-master-key", in.masterKey))
 	noteMasterKeys(in.masterKey)
-	wantExit(t, 0, run(t, in.command("migrate")))
+	migrate := in.command("migrate")
+	migrate.Path = migrates
+	wantExit(t, 0, run(t, migrate))
 	return in
 }
 

@@ -1,0 +1,95 @@
+package tokensource_test
+
+import (
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/watchword-auth/watchword/authn/tokensource"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// repeatable holds the methods of the API that Dial's connections call again.
+var repeatable = map[string]bool{
+	watchwordv1.AuthService_Login_FullMethodName:           true,
+	watchwordv1.AuthService_Refresh_FullMethodName:         true,
+	watchwordv1.AuthService_Verify_FullMethodName:          true,
+	watchwordv1.AuthService_Logout_FullMethodName:          true,
+	watchwordv1.TrustService_GetKeySet_FullMethodName:      true,
+	watchwordv1.TrustService_ListWatchers_FullMethodName:   true,
+	watchwordv1.UserService_GetUser_FullMethodName:         true,
+	watchwordv1.UserService_ListUsers_FullMethodName:       true,
+	watchwordv1.SessionService_ListSessions_FullMethodName: true,
+	watchwordv1.KeyService_ListKeys_FullMethodName:         true,
+	watchwordv1.AuditService_ListEvents_FullMethodName:     true,
+}
+
+// Of every method of the API, a call is sent five times if a second call does no harm, and
+// otherwise once. RoundRobin keeps this.
+func TestDialCallsAgain(t *testing.T) {
+	for name, opts := range map[string][]grpc.DialOption{"Dial": nil, "RoundRobin": {tokensource.RoundRobin()}} {
+		synctest.Test(t, func(t *testing.T) {
+			service := startWatched(t)
+			var mu sync.Mutex
+			attempts := map[string]int{}
+			service.refuses(func(method, _ string) error {
+				mu.Lock()
+				defer mu.Unlock()
+				attempts[method]++
+				return status.Error(codes.Unavailable, "the server is stopping")
+			})
+			conn, _, _, _ := dialSevered(t, service, opts...)
+			var found int
+			protoregistry.GlobalFiles.RangeFilesByPackage("watchword.v1", func(file protoreflect.FileDescriptor) bool {
+				for i := range file.Services().Len() {
+					for j := range file.Services().Get(i).Methods().Len() {
+						m := file.Services().Get(i).Methods().Get(j)
+						method := "/" + string(m.Parent().FullName()) + "/" + string(m.Name())
+						err := conn.Invoke(t.Context(), method, new(emptypb.Empty), new(emptypb.Empty))
+						want := 1
+						if repeatable[method] {
+							want, found = 5, found+1
+						}
+						if status.Code(err) != codes.Unavailable || attempts[method] != want {
+							t.Errorf("%s: %s was sent %d times, want %d; %v", name, method, attempts[method], want, err)
+						}
+					}
+				}
+				return true
+			})
+			if found != len(repeatable) {
+				t.Errorf("%s: the API has %d of the %d methods", name, found, len(repeatable))
+			}
+		})
+	}
+}
+
+// While every replica is away, retries end: a client then sends each call once.
+func TestRetriesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		service := startWatched(t)
+		var mu sync.Mutex
+		attempts := 0
+		service.refuses(func(string, string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			attempts++
+			return status.Error(codes.Unavailable, "the server is stopping")
+		})
+		conn, _, _, _ := dialSevered(t, service)
+		const calls = 1000
+		for range calls {
+			_ = conn.Invoke(t.Context(), watchwordv1.AuthService_Verify_FullMethodName, new(emptypb.Empty), new(emptypb.Empty))
+		}
+		if retried := attempts - calls; retried == 0 || retried > 250 {
+			t.Errorf("%d calls were sent again %d times, want 250 times at most", calls, retried)
+		}
+	})
+}
