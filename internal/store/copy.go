@@ -146,12 +146,12 @@ func (c *copying) transfer(ctx context.Context) error {
 }
 
 // fromTable returns the FROM clause for the rows of a table that a copy moves. The
-// setting schemaFloor is left out, since the migrations of each engine have set their
+// settings of the schema are left out, since the migrations of each engine have set their
 // own. The rows of replicas are left out, since no server process serves both databases.
 func fromTable(table string) string {
 	switch table {
 	case "settings":
-		return `FROM settings WHERE name <> '` + schemaFloor + `'`
+		return `FROM settings WHERE name NOT IN ('` + schemaFloor + `', '` + schemaRelease + `')`
 	case "replicas":
 		return `FROM replicas WHERE 1 = 0`
 	}

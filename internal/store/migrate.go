@@ -24,26 +24,41 @@ import (
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// schemaFloor names the setting for the lowest program version able to work with the
-// schema. A migration that removes something needed by older programs raises the floor.
-const schemaFloor = "schema_floor"
+// Two settings name the oldest program that can work with the schema. A migration that
+// removes something needed by older programs sets both (docs/migrations.md).
+const (
+	// schemaFloor is the number of the newest migration that the program must have.
+	schemaFloor = "schema_floor"
+	// schemaRelease is the version of Watchword with that migration, for people, such as
+	// v1.4.0. The setting is missing while schemaFloor is older than every release.
+	schemaRelease = "schema_floor_release"
+)
 
-// judgeSchema compares the schema version of the database with the newest version known
-// to this program. floor is the value of the setting schemaFloor. Errors: ErrOldSchema
-// if the database is older; ErrSchema if the database is newer and floor is above this
-// program.
-func judgeSchema(current, known int64, floor string) error {
-	if current < known {
-		return fmt.Errorf("%w: version %d is older than this program's %d", ErrOldSchema, current, known)
+// schema is what a database says of its schema.
+type schema struct {
+	version        int64  // of the newest migration
+	floor, release string // the values of schemaFloor and schemaRelease; empty if missing
+}
+
+// judge compares the schema with the newest migration known to this program. Errors:
+// ErrOldSchema if the database is older; ErrSchema if the database is newer and the floor is
+// above this program.
+func (s schema) judge(known int64) error {
+	if s.version < known {
+		return fmt.Errorf("%w: version %d is older than this program's %d", ErrOldSchema, s.version, known)
 	}
-	if current == known {
+	if s.version == known {
 		return nil
 	}
-	lowest, err := strconv.ParseInt(floor, 10, 64)
-	if err != nil || lowest > known {
-		return fmt.Errorf("%w: version %d is newer than this program's %d, which cannot work with it", ErrSchema, current, known)
+	lowest, err := strconv.ParseInt(s.floor, 10, 64)
+	if err == nil && lowest <= known {
+		return nil
 	}
-	return nil
+	needs := ""
+	if s.release != "" {
+		needs = fmt.Sprintf(" (%.40q is the oldest that can)", s.release)
+	}
+	return fmt.Errorf("%w: version %d is newer than this program's %d, which cannot work with it%s", ErrSchema, s.version, known, needs)
 }
 
 // migrateSQLite brings an embedded database's schema up to date. Errors: a *MovedError;
@@ -61,7 +76,7 @@ func migrateSQLite(ctx context.Context, db *sql.DB) error {
 		return fmt.Errorf("reading schema version: %w", err)
 	}
 	if current >= known {
-		return judgeSchema(current, known, earlySetting(ctx, db, schemaFloor))
+		return schema{current, earlySetting(ctx, db, schemaFloor), earlySetting(ctx, db, schemaRelease)}.judge(known)
 	}
 	return applyMigrations(ctx, provider)
 }
@@ -174,8 +189,10 @@ func newestMigration(postgres bool) int64 {
 	return newest
 }
 
-// schemaVersion is a query for the version of the schema and the value of schemaFloor.
-const schemaVersion = `SELECT COALESCE(max(version_id), 0), COALESCE((SELECT value FROM settings WHERE name = $1), '')
+// schemaQuery is a query for a [schema].
+const schemaQuery = `SELECT COALESCE(max(version_id), 0),
+	COALESCE((SELECT value FROM settings WHERE name = '` + schemaFloor + `'), ''),
+	COALESCE((SELECT value FROM settings WHERE name = '` + schemaRelease + `'), '')
 	FROM goose_db_version WHERE is_applied`
 
 // CheckSchema finds out whether this program can still work with the database: a migration
@@ -185,12 +202,11 @@ func (s *Store) CheckSchema(ctx context.Context) error {
 		if err := tx.Usable(); err != nil {
 			return err
 		}
-		var current int64
-		var floor string
-		if err := tx.queryRow(into(&current, &floor), schemaVersion, schemaFloor); err != nil {
+		var found schema
+		if err := tx.queryRow(into(&found.version, &found.floor, &found.release), schemaQuery); err != nil {
 			return err
 		}
-		return judgeSchema(current, s.schema, floor)
+		return found.judge(s.schema)
 	})
 }
 
@@ -204,14 +220,13 @@ func checkPostgresSchema(ctx context.Context, p *pgDB) error {
 		return err
 	}
 	defer p.release(conn)
-	var current int64
-	var floor string
-	err = conn.QueryRow(ctx, schemaVersion, schemaFloor).Scan(&current, &floor)
+	var found schema
+	err = conn.QueryRow(ctx, schemaQuery).Scan(&found.version, &found.floor, &found.release)
 	switch {
 	case sqlState(err) == undefinedTable:
 		return fmt.Errorf("%w: there is none yet", ErrOldSchema)
 	case err != nil:
 		return unavailable(err)
 	}
-	return judgeSchema(current, newestMigration(true), floor)
+	return found.judge(newestMigration(true))
 }
