@@ -175,6 +175,11 @@ test-slow: .bin/grpcurl ## The tests that wait for minutes, TestSlow…, and tho
 	@cd bench && $(patiently) "go test -race in bench" go test -race -count=1 ./...
 	@WATCHWORD_SLOW=1 $(patiently) "go test -race" go test -race -count=1 -timeout 60m -run '^TestSlow' ./...
 
+.PHONY: test-upgrade
+test-upgrade: ## Replace an earlier commit by the present program and back, under load; part of test-slow, needs the whole history
+	$(call title,upgrade and roll back)
+	@WATCHWORD_SLOW=1 $(patiently) "go test" go test -count=1 -timeout 30m -v -run '^TestSlow(Upgrade|EarlierProgram)' ./internal/e2e | grep -v '^ *time='
+
 ##@ Release
 
 .PHONY: release

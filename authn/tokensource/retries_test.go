@@ -1,6 +1,8 @@
 package tokensource_test
 
 import (
+	"os"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -34,7 +36,9 @@ var repeatable = map[string]bool{
 // Of every method of the API, a call is sent five times if a second call does no harm, and
 // otherwise once. RoundRobin keeps this.
 func TestDialCallsAgain(t *testing.T) {
-	for name, opts := range map[string][]grpc.DialOption{"Dial": nil, "RoundRobin": {tokensource.RoundRobin()}} {
+	for name, opts := range map[string][]grpc.DialOption{
+		"Dial": nil, "RoundRobin": {tokensource.RoundRobin()}, "the manual": {grpc.WithDefaultServiceConfig(manualConfig(t))},
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			service := startWatched(t)
 			var mu sync.Mutex
@@ -69,6 +73,19 @@ func TestDialCallsAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// manualConfig returns the service config for other languages in docs/migrations.md.
+func manualConfig(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/migrations.md")
+	check(t, err)
+	_, after, begins := strings.Cut(string(text), "```json\n")
+	config, _, ends := strings.Cut(after, "```")
+	if !begins || !ends {
+		t.Fatal("docs/migrations.md has no block of JSON")
+	}
+	return config
 }
 
 // While every replica is away, retries end: a client then sends each call once.
