@@ -23,8 +23,8 @@ func TestSlowReleaseIsReproducible(t *testing.T) {
 	first := filepath.Join(t.TempDir(), "one")
 	second := filepath.Join(t.TempDir(), "another", "folder")
 	made := [2]map[string][32]byte{
-		release(t, first, version, ""),
-		release(t, second, version, "umask 077; export TZ=Asia/Tokyo GOFLAGS=-tags=other CGO_ENABLED=1 GOCACHE="+t.TempDir()+"; "),
+		buildRelease(t, first, version, ""),
+		buildRelease(t, second, version, "umask 077; export TZ=Asia/Tokyo GOFLAGS=-tags=other CGO_ENABLED=1 GOCACHE="+t.TempDir()+"; "),
 	}
 	if len(made[0]) != 3 || fmt.Sprint(made[0]) != fmt.Sprint(made[1]) {
 		t.Errorf("one folder has %x,\nthe other one %x", made[0], made[1])
@@ -51,9 +51,9 @@ func TestSlowReleaseIsReproducible(t *testing.T) {
 	wantBill(t, filepath.Join(first, "release", name+".cdx.json"), version)
 }
 
-// release copies the repository into a folder, runs the release program there after some
+// buildRelease copies the repository into a folder, runs the release program there after some
 // commands of the shell, and returns the hash of each file of the release.
-func release(t *testing.T, folder, version, before string) map[string][32]byte {
+func buildRelease(t *testing.T, folder, version, before string) map[string][32]byte {
 	t.Helper()
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		t.Fatal(err)
