@@ -248,8 +248,8 @@ func TestServerPods(t *testing.T) {
 // TestClientServiceConfig lets gRPC read the service config for clients.
 func TestClientServiceConfig(t *testing.T) {
 	config := read(t, manifests+"/client-service-config.json")
-	if !strings.Contains(config, "round_robin") {
-		t.Error("the service config has no round_robin")
+	if !strings.Contains(read(t, "../../docs/migrations.md"), "```json\n"+config+"```") {
+		t.Error("the service config is another than the one of docs/migrations.md, which the tests of tokensource run")
 	}
 	conn, err := grpc.NewClient("dns:///watchword.watchword.svc:50051",
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultServiceConfig(config))

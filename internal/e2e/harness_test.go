@@ -226,7 +226,7 @@ func (p *process) awaitLog(t *testing.T, line *regexp.Regexp) []string {
 
 var (
 	// Matches both values of --log-format.
-	readyLine = regexp.MustCompile(`(?m)^.*msg"?[=:]"?ready"?[ ,]"?grpc"?[=:]"?([^\s"]+)"?[ ,]"?http"?[=:]"?([^\s",]+)"?[ ,].*$`)
+	readyLine = regexp.MustCompile(`(?m)^.*msg"?[=:]"?ready"?[ ,]"?grpc"?[=:]"?([^\s"]+)"?[ ,]"?http"?[=:]"?([^\s",]+)"?(?:[ ,}].*)?$`)
 	adminLine = regexp.MustCompile(`^([a-z2-7]{5}(?:-[a-z2-7]{5}){4})\n$`) // a line with the password alone
 	notesLine = regexp.MustCompile(`(?m)^notes: ready on (\S+)$`)
 )
