@@ -3,28 +3,162 @@
 package docs_test
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
-// The README's commands for users, at a server of its own.
-func TestUsersFromTheReadme(t *testing.T) {
+// The addresses in the commands of the documents.
+const (
+	documentedGRPC = "127.0.0.1:50051"
+	documentedHTTP = "127.0.0.1:8080"
+)
+
+// The commands of the README for users and of the page for the first week, on one server.
+func TestCommandsOfTheDocuments(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds and runs the server")
-	}
-	const addr = "127.0.0.1:50051"
-	steps := blocks(section(t, "README.md", "## Administer users at the command line"), "bash")
-	if len(steps) != 4 || !strings.Contains(steps[0], addr) {
-		t.Fatalf("the blocks are %q, want the variables, the login, the user and the roles", steps)
 	}
 	build := exec.Command("make", "build")
 	build.Dir, build.Env = root, environment()
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	s := serveIn(t, folderWithProgram(t))
+	t.Run("README", s.users)
+	t.Run("first week", s.firstWeek)
+}
+
+func (s *served) users(t *testing.T) {
+	steps := blocks(section(t, "README.md", "## Administer users at the command line"), "bash")
+	if len(steps) != 4 || !strings.Contains(steps[0], documentedGRPC) {
+		t.Fatalf("the blocks are %q, want the variables, the login, the user and the roles", steps)
+	}
+	s.run(t, steps[0]+steps[1], s.password)
+	s.run(t, steps[0]+steps[2], "correct horse battery\n")
+	if shown := s.run(t, steps[0]+steps[3], ""); !strings.Contains(shown, " reader,writer\n") || !strings.Contains(shown, "user.created") {
+		t.Errorf("the roles of bob are not changed, or not recorded:\n%s", shown)
+	}
+	if list := s.run(t, ".bin/watchword user list --datastore-uri sqlite:watchword.db", ""); !strings.Contains(list, " reader,writer ") {
+		t.Errorf("on the database:\n%s", list)
+	}
+}
+
+// Every block of the first week, in the order of the page.
+func (s *served) firstWeek(t *testing.T) {
+	const aPassword = "correct horse battery\n"
+	steps := blocks(read(t, "docs/first-week.md"), "bash")
+	wants := []struct{ command, input, output string }{
+		{"export WATCHWORD_ADDR=" + documentedGRPC, "", ""},
+		{"login admin", s.password, ""},
+		{"user create dana", aPassword, ""},
+		{"user create carol", aPassword, ""},
+		{"user set-roles carol", "", " reader,writer "},
+		{"session revoke-all carol", "", "AUDIENCE"},
+		{"user disable carol", "", ""},
+		{"audit", "", "user.sessions_revoked"},
+		{"watchers", "", "0 watchers, 1 replicas"},
+		{"curl", "", "watchword_can_sign 1\nwatchword_database_up 1\nwatchword_ready 1\n"},
+		{"backup", "", " reader,writer  disabled "},
+		{"key rotate --wait", "", "every watcher has the change"},
+		{"mv ", "", ""},
+		{"logout", "", ""},
+	}
+	if len(steps) != len(wants) {
+		t.Fatalf("the page has %d blocks, want %d", len(steps), len(wants))
+	}
+	for i, want := range wants {
+		if !strings.Contains(steps[i], want.command) {
+			t.Fatalf("block %d is\n%s\nwant %s", i, steps[i], want.command)
+		}
+		switch want.command {
+		case "mv ":
+			replaceCertificate(t, steps[i])
+			continue
+		case "curl":
+			if _, err := exec.LookPath("curl"); err != nil {
+				t.Log("curl is missing: its block was left out")
+				continue
+			}
+		}
+		if shown := s.run(t, steps[0]+steps[i], want.input); !strings.Contains(shown, want.output) {
+			t.Errorf("shown, without %q:\n%s\n%s", want.output, steps[i], shown)
+		}
+	}
+}
+
+// replaceCertificate runs the commands beside a server of its own with TLS.
+func replaceCertificate(t *testing.T, commands string) {
+	t.Helper()
+	folder := folderWithProgram(t)
+	writeCertificate(t, folder, "tls")
+	s := serveIn(t, folder, "--tls-cert", "tls.crt", "--tls-key", "tls.key")
+	writeCertificate(t, folder, "new")
+	s.run(t, commands, "")
+	s.log.await(t, `msg="read again; .*`)
+}
+
+// writeCertificate writes a new certificate for loopback as NAME.crt and NAME.key.
+func writeCertificate(t *testing.T, folder, name string) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"localhost"}, NotAfter: time.Now().Add(time.Hour)}
+	certificate, err := x509.CreateCertificate(rand.Reader, of, of, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, block := range map[string]*pem.Block{
+		name + ".crt": {Type: "CERTIFICATE", Bytes: certificate},
+		name + ".key": {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		if err := os.WriteFile(filepath.Join(folder, file), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// served is a running server, with its database in a folder.
+type served struct {
+	folder, grpc, http string
+	password           string // of admin
+	log                *screen
+}
+
+// run runs commands of a document in the folder, against the server.
+func (s *served) run(t *testing.T, commands, input string) string {
+	t.Helper()
+	toServed := strings.NewReplacer(documentedGRPC, s.grpc, documentedHTTP, s.http)
+	cmd := exec.Command("bash", "-euo", "pipefail", "-c", toServed.Replace(commands))
+	cmd.Dir = s.folder
+	if input != "" { // else the null device, and logout ends the kept session
+		cmd.Stdin = strings.NewReader(input)
+	}
+	cmd.Env = append(environment(), "XDG_CONFIG_HOME="+s.folder)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, commands, out)
+	}
+	return string(out)
+}
+
+// folderWithProgram returns a new folder with a link to .bin.
+func folderWithProgram(t *testing.T) string {
+	t.Helper()
 	bin, err := filepath.Abs(filepath.Join(root, ".bin"))
 	if err != nil {
 		t.Fatal(err)
@@ -33,36 +167,14 @@ func TestUsersFromTheReadme(t *testing.T) {
 	if err := os.Symlink(bin, filepath.Join(folder, ".bin")); err != nil {
 		t.Fatal(err)
 	}
-	served, password := serveIn(t, folder)
-	run := func(commands, input string) string {
-		t.Helper()
-		cmd := exec.Command("bash", "-euo", "pipefail", "-c", strings.ReplaceAll(steps[0]+commands, addr, served))
-		cmd.Dir = folder
-		if input != "" { // else the null device, and logout ends the kept session
-			cmd.Stdin = strings.NewReader(input)
-		}
-		cmd.Env = append(environment(), "XDG_CONFIG_HOME="+folder)
-		out, err := cmd.CombinedOutput()
-		if err != nil {
-			t.Fatalf("%v\n%s\n%s", err, commands, out)
-		}
-		return string(out)
-	}
-	run(steps[1], password)
-	run(steps[2], "correct horse battery\n")
-	if shown := run(steps[3], ""); !strings.Contains(shown, " reader,writer\n") || !strings.Contains(shown, "user.created") {
-		t.Errorf("the roles of bob are not changed, or not recorded:\n%s", shown)
-	}
-	if list := run(".bin/watchword user list --datastore-uri sqlite:watchword.db", ""); !strings.Contains(list, " reader,writer ") {
-		t.Errorf("on the database:\n%s", list)
-	}
+	return folder
 }
 
-// serveIn runs a server with its database in a folder, and returns the gRPC address and the
-// password of admin.
-func serveIn(t *testing.T, folder string) (addr, password string) {
+// serveIn runs a server in a folder with the program.
+func serveIn(t *testing.T, folder string, flags ...string) *served {
 	t.Helper()
-	cmd := exec.Command(".bin/watchword", "serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--initial-password-file", "password")
+	cmd := exec.Command(".bin/watchword", append([]string{"serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0",
+		"--initial-password-file", "password"}, flags...)...)
 	cmd.Path, cmd.Err = filepath.Join(folder, ".bin/watchword"), nil
 	log := new(screen)
 	cmd.Dir, cmd.Env, cmd.Stderr = folder, environment(), log
@@ -73,10 +185,12 @@ func serveIn(t *testing.T, folder string) (addr, password string) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	addr = log.await(t, `msg=ready grpc=(\S+)`)
+	addr := log.await(t, `msg=ready grpc=(\S+)`)
 	text, err := os.ReadFile(filepath.Join(folder, "password"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return addr, string(text)
+	return &served{
+		folder: folder, grpc: addr, http: log.await(t, `msg=ready grpc=\S+ http=(\S+)`), password: string(text), log: log,
+	}
 }
