@@ -53,6 +53,11 @@ generate: .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Generate gen/ f
 	@buf generate
 	@cp proto/watchword/v1/access.proto $(NOTES)/third_party/watchword/v1/access.proto
 	@cd $(NOTES) && buf generate
+	@$(MAKE) api-page
+
+.PHONY: api-page
+api-page: .bin/buf ## Write docs/api.md from the comments of the proto files
+	@buf build --as-file-descriptor-set -o - | go run ./scripts/apidoc docs/api.md
 
 .PHONY: configuration-page
 configuration-page: ## Write the tables of docs/configuration.md anew; the meanings stay as written
@@ -123,7 +128,7 @@ proto-check: .bin/buf ## Lint and format of the proto files; nothing released is
 	@cd $(NOTES) && buf lint && buf format -d --exit-code
 
 .PHONY: generate-check
-generate-check: .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## gen/ is what the proto files generate
+generate-check: .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## gen/ and docs/api.md are what the proto files generate
 	$(call title,generated code)
 	@for dir in . $(NOTES); do ( \
 		cd $$dir; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
@@ -131,6 +136,9 @@ generate-check: .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## gen/ is w
 		diff -r gen "$$tmp/gen" || { echo "$$dir/gen is not what the proto files generate: run 'make generate'"; exit 1; } \
 	) || exit 1; done
 	@cmp proto/watchword/v1/access.proto $(NOTES)/third_party/watchword/v1/access.proto
+	@tmp=$$(mktemp); trap 'rm -f "$$tmp"' EXIT; \
+	buf build --as-file-descriptor-set -o - | go run ./scripts/apidoc "$$tmp"; \
+	diff docs/api.md "$$tmp" || { echo "docs/api.md is not what the proto files generate: run 'make api-page'"; exit 1; }
 
 .PHONY: tidy-check
 tidy-check: ## go.mod and go.sum are tidy
