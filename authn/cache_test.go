@@ -70,7 +70,7 @@ func (j *judge) mint(t testing.TB, n int) string {
 
 func (j *judge) wants(t *testing.T, what, raw string, want watchwordv1.ErrorReason) {
 	t.Helper()
-	if _, got := j.verify(raw, &j.audience); got != want {
+	if _, got, _ := j.verify(raw, &j.audience); got != want {
 		t.Errorf("%s: %v, want %v", what, got, want)
 	}
 }
@@ -131,10 +131,10 @@ func TestEveryUseOfACachedTokenIsJudged(t *testing.T) {
 				for range 2 {
 					j.wants(t, "after", raw, c.want)
 				}
-				if _, reason := j.verify(raw, &audience{names: []string{"c", "a"}}); reason != c.want {
+				if _, reason, _ := j.verify(raw, &audience{names: []string{"c", "a"}}); reason != c.want {
 					t.Errorf("for one of several audiences: %v, want %v", reason, c.want)
 				}
-				if p, reason := j.verify(raw, &audience{names: []string{"c"}}); reason == accepted || p != nil && reason != audienceMismatch ||
+				if p, reason, _ := j.verify(raw, &audience{names: []string{"c"}}); reason == accepted || p != nil && reason != audienceMismatch ||
 					c.want == accepted && reason != audienceMismatch {
 					t.Errorf("for another audience: %v, %v", p, reason)
 				}

@@ -10,12 +10,15 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/spans"
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
@@ -56,6 +59,12 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 //   - ROLE_REQUIRED without any of the roles. The error has a method
 //     Principal() *Principal, for interceptors that record refused calls.
 //
+// If the context of the call has a recorded span of OpenTelemetry, such as the span of
+// otelgrpc's server handler, the span gets one attribute: watchword.token with the value check
+// if the signature of the access token was checked, or watchword.refused with the reason. A
+// token that was accepted from the cache leaves the span as it is. The span gets nothing about
+// the caller.
+//
 // The ErrorInfo of a refused call names the called method. A client that finds the method of
 // its call there renews its token and calls again. The error of a handler must not have this
 // effect, such as an error of Verify about some other token. So the interceptor removes the
@@ -73,10 +82,18 @@ func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 }
 
 // guard checks a call against the access rule of the method, and returns the context for
-// the handler.
+// the handler. guard notes the result on the span of the call.
 //
 // Errors: see [Verifier.UnaryServerInterceptor].
 func (v *Verifier) guard(ctx context.Context, full string) (context.Context, error) {
+	admitted, err := v.admit(ctx, full)
+	if err != nil && spans.Recorded(ctx) {
+		spans.Refused(ctx, refusal.Outcome(err))
+	}
+	return admitted, err
+}
+
+func (v *Verifier) admit(ctx context.Context, full string) (context.Context, error) {
 	r, err := v.access.of(full)
 	if errors.Is(err, errMalformedMethod) {
 		// No rule applies to such a name, and grpc.UnknownServiceHandler might take the
@@ -114,9 +131,12 @@ func (v *Verifier) verifyIncoming(ctx context.Context, method string, want *audi
 	values := metadata.ValueFromIncomingContext(ctx, "authorization")
 	raw, ok := token.Bearer(values)
 	if ok {
-		p, reason := v.verify(raw, want)
+		p, reason, cached := v.verify(raw, want)
 		switch reason {
 		case accepted:
+			if !cached { // the common call, with a cached token, looks no span up
+				trace.SpanFromContext(ctx).SetAttributes(byCheck)
+			}
 			return p, nil
 		case audienceMismatch:
 			v.compared.write(slog.LevelInfo, "refused a call: the access token is for another audience",
@@ -135,6 +155,9 @@ func (v *Verifier) verifyIncoming(ctx context.Context, method string, want *audi
 	return nil, refusal.Status(codes.Unauthenticated, v.counters.refused(tokenInvalid), method,
 		`the metadata "authorization" must be a single value of the form "Bearer TOKEN"`).Err()
 }
+
+// byCheck marks a call with an access token that was not in the cache.
+var byCheck = attribute.String("watchword.token", "check")
 
 // reportFault logs an access rule that cannot be used.
 func (v *Verifier) reportFault(err error) {

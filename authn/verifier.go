@@ -206,7 +206,7 @@ func (v *Verifier) verifyArgument(ctx context.Context, token string, want *audie
 	case !want.any && (len(want.names) == 0 || slices.Contains(want.names, "")):
 		return nil, refuse(invalidRequest, method, refusal.BadField("audience", "is empty"))
 	}
-	p, reason := v.verify(token, want)
+	p, reason, _ := v.verify(token, want)
 	if reason != accepted {
 		return nil, refuse(reason, method)
 	}
@@ -215,19 +215,21 @@ func (v *Verifier) verifyArgument(ctx context.Context, token string, want *audie
 
 // verify verifies a token, from the header of a call or from an argument. Every check of a
 // token goes through verify, so verify counts the refused tokens by reason. verify returns a
-// principal also for AUDIENCE_MISMATCH, for the message of the refusal.
-func (v *Verifier) verify(raw string, want *audience) (*Principal, watchwordv1.ErrorReason) {
-	t, reason := v.cache.get(raw), tokenInvalid
-	var p *Principal
+// principal also for AUDIENCE_MISMATCH, for the message of the refusal. cached is true if the
+// token was accepted without checking the signature.
+func (v *Verifier) verify(raw string, want *audience) (p *Principal, reason watchwordv1.ErrorReason, cached bool) {
+	t := v.cache.get(raw)
+	reason = tokenInvalid
 	if t != nil {
 		p = t.principal
 		forAudience := v.isFor(t, want)
 		if forAudience && v.bundle.stillAccepted(t) {
-			return t.principal, accepted
+			return t.principal, accepted, true
 		}
 		if reason = v.bundle.judge(t, forAudience); reason != accepted {
 			v.counters.foundRefused.Add(1)
 		}
+		cached = reason == accepted
 	}
 	if reason == tokenInvalid { // not cached; or cached with a key object that a new trust state has replaced
 		v.counters.checked.Add(1)
@@ -244,11 +246,11 @@ func (v *Verifier) verify(raw string, want *audience) (*Principal, watchwordv1.E
 	}
 	switch reason {
 	case accepted:
-		return t.principal, accepted
+		return t.principal, accepted, cached
 	case audienceMismatch:
-		return p, v.counters.refused(reason)
+		return p, v.counters.refused(reason), false
 	}
-	return nil, v.counters.refused(reason)
+	return nil, v.counters.refused(reason), false
 }
 
 // isFor returns whether a token is for an audience. The answer for the verifier's own

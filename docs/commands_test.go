@@ -24,6 +24,7 @@ var commands = map[string]string{
 	"docs/configuration.md":          "examples with names of the reader's machines",
 	"docs/container.md":              "needs a container engine",
 	"docs/deploy.md":                 "needs a container engine, a cluster or systemd",
+	"docs/monitoring.md#Traces":      "variables and lines of Go; TestTraces exports spans with both",
 	"docs/keys.md":                   "replaces the master key of the reader's server",
 	"docs/postgresql.md":             "needs PostgreSQL under the name of another machine",
 	"docs/recovery.md":               "needs an installation that has lost its master key",

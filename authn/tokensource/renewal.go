@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -13,6 +14,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/retry"
+	"github.com/watchword-auth/watchword/internal/spans"
 )
 
 const (
@@ -43,9 +45,10 @@ type renewal struct {
 }
 
 // renew gets a new access token, and ends the present renewal. It runs in the renewal's
-// goroutine.
-func (s *Source) renew() {
-	tokens, err := s.renewSession()
+// goroutine. ctx is s.ctx with the span of the renewal.
+func (s *Source) renew(ctx context.Context) {
+	tokens, err := s.renewSession(ctx)
+	spans.End(trace.SpanFromContext(ctx), err != nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.renewal
@@ -69,11 +72,11 @@ func (s *Source) renew() {
 // the session has ended, renewSession logs in with the password, if there is one.
 //
 // Errors: UNAVAILABLE if the function given to WithStore fails; those of [session.requestTwice].
-func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
-	if err := s.session.save(s.ctx); err != nil {
+func (s *Source) renewSession(ctx context.Context) (*watchwordv1.TokenPair, error) {
+	if err := s.session.save(ctx); err != nil {
 		return nil, &refusal.Setup{Code: codes.Unavailable, Message: "tokensource: storing the refresh token: " + err.Error(), Cause: err}
 	}
-	tokens, err := s.session.requestTwice(s.ctx)
+	tokens, err := s.session.requestTwice(ctx)
 	if revoked, over := sessionOver[refusal.Reason(err)]; over && s.session.password != "" {
 		s.session.log.Info("the session is over; logging in again", "credentials", s, "error", err)
 		if revoked {
@@ -82,13 +85,13 @@ func (s *Source) renewSession() (*watchwordv1.TokenPair, error) {
 			s.mu.Unlock()
 		}
 		s.session.previousToken, s.session.refreshToken = s.session.refreshToken, ""
-		tokens, err = s.session.requestTwice(s.ctx)
+		tokens, err = s.session.requestTwice(ctx)
 	}
 	if err != nil {
 		return nil, err
 	}
 	s.session.refreshToken, s.session.unsaved = tokens.GetRefreshToken(), true
-	if err := s.session.save(s.ctx); err != nil {
+	if err := s.session.save(ctx); err != nil {
 		s.session.log.Warn("the store failed for the new refresh token; the next renewal stores the token first", "credentials", s, "error", err)
 	}
 	return tokens, nil

@@ -58,6 +58,7 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -67,6 +68,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/meter"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/retry"
+	"github.com/watchword-auth/watchword/internal/spans"
 )
 
 // A Source signs in at Watchword and keeps an access token fresh. It implements
@@ -99,6 +101,10 @@ import (
 // [WithStore] fails; CANCELED after Close; INTERNAL if the call has authorization metadata of
 // its own; CANCELED or DEADLINE_EXCEEDED if the call's context ends. If the context ends
 // during a renewal, the text says that the call was waiting for Watchword.
+//
+// If the call that starts a renewal is traced by OpenTelemetry, the renewal is a span below the
+// span of the call, tokensource.renew, and the call of Watchword is below that span, if the
+// connection to Watchword has otelgrpc's stats handler.
 //
 // If a connection is given two Sources, the later Source counts.
 type Source struct {
@@ -294,7 +300,8 @@ func (s *Source) Token(ctx context.Context) (string, error) {
 	due := !good || !now.Before(s.renewAt)
 	if due && !ended && s.renewal == nil && !now.Before(s.notBefore) {
 		s.renewal = &renewal{done: make(chan struct{})}
-		s.renewals.Go(s.renew)
+		_, span := spans.Start(ctx, "tokensource.renew")
+		s.renewals.Go(func() { s.renew(trace.ContextWithSpan(s.ctx, span)) })
 	}
 	access, running, lastErr := s.access, s.renewal, s.lastErr
 	s.mu.Unlock()

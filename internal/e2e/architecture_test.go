@@ -23,9 +23,9 @@ const (
 // Imports must keep pointing down: think before adding a package to a row. A new package
 // needs a row. Tests may import every package but internal/e2e.
 var mayImport = map[string][]string{
-	"authn":                    {gen, "internal/clock", "internal/detach", "internal/durable", "internal/meter", "internal/refusal", "internal/reload", "internal/retry", "internal/token", "internal/transport"}, // public: no database, no server, no command line
-	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                                                                        // public
-	"authn/tokensource":        {"authn", gen, "internal/meter", "internal/refusal", "internal/retry", "internal/token", "internal/transport"},                                                                    // public: as authn
+	"authn":                    {gen, "internal/clock", "internal/detach", "internal/durable", "internal/meter", "internal/refusal", "internal/reload", "internal/retry", "internal/spans", "internal/token", "internal/transport"}, // public: no database, no server, no command line
+	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                                                                                          // public
+	"authn/tokensource":        {"authn", gen, "internal/meter", "internal/refusal", "internal/retry", "internal/spans", "internal/token", "internal/transport"},                                                                    // public: as authn
 	"cmd/watchword":            {"internal/cli"},
 	"docs":                     {}, // tests of the text alone
 	"internal/audit":           {"internal/caller", "internal/store"},
@@ -37,13 +37,13 @@ var mayImport = map[string][]string{
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},
-	"internal/feed":            {gen, "internal/hub", "internal/store", "internal/token"},
-	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share"},
+	"internal/feed":            {gen, "internal/hub", "internal/spans", "internal/store", "internal/token"},
+	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share", "internal/spans"},
 	"internal/hub":             {gen, "internal/clock", "internal/count", "internal/share"}, // no database: an upstream stream may fill a hub too
 	"internal/issuer":          {"internal/audit", "internal/caller", "internal/feed", "internal/seal", "internal/store", "internal/token"},
 	"internal/meter":           {},
 	"internal/meter/metertest": {}, // for tests
-	"internal/password":        {"internal/count", "internal/share"},
+	"internal/password":        {"internal/count", "internal/share", "internal/spans"},
 	"internal/pgtest":          {}, // for tests alone
 	"internal/refusal":         {gen},
 	"internal/reload":          {},
@@ -51,15 +51,17 @@ var mayImport = map[string][]string{
 	"internal/roster":          {"internal/hub", "internal/store"}, // the display of watchers; nothing else depends on it
 	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/reload", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/user", "internal/version"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/reload", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/tracing", "internal/user", "internal/version"},
 	"internal/share":           {},
-	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/share", "internal/store", "internal/user"},
-	"internal/store":           {"internal/count", "internal/durable"},
+	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/share", "internal/spans", "internal/store", "internal/user"},
+	"internal/spans":           {},
+	"internal/store":           {"internal/count", "internal/durable", "internal/spans"},
 	"internal/store/storetest": {"internal/pgtest", "internal/store"}, // for tests
 	"internal/telemetry":       {"authn", "internal/audit", "internal/count", "internal/feed", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/share", "internal/store", "internal/version"},
-	"internal/throttle":        {"internal/store"}, // knows no user and no password
+	"internal/throttle":        {"internal/spans", "internal/store"}, // knows no user and no password
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},
+	"internal/tracing":         {gen},
 	"internal/transport":       {},
 	"internal/user":            {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/store", "internal/token"},
 	"internal/version":         {},
@@ -106,9 +108,13 @@ var mayImportForeign = map[string][]string{
 	"golang.org/x/time/rate":      {"internal/audit", "internal/rpc", "authn/tokensource"},
 
 	"github.com/prometheus":               {"internal/telemetry"},
-	"go.opentelemetry.io/otel/attribute":  {"internal/meter", "authn", "authn/tokensource"},
-	"go.opentelemetry.io/otel/metric":     {"internal/meter", "authn", "authn/tokensource", "internal/server"},
+	"go.opentelemetry.io/contrib":         {"internal/tracing"},
+	"go.opentelemetry.io/otel/attribute":  {"internal/meter", "internal/spans", "internal/store", "internal/tracing", "authn", "authn/tokensource"},
+	"go.opentelemetry.io/otel/exporters":  {"internal/tracing"},
+	"go.opentelemetry.io/otel/metric":     {"internal/meter", "authn", "authn/tokensource", "internal/server", "internal/tracing"},
 	"go.opentelemetry.io/otel/sdk/metric": {"internal/meter/metertest"},
+	"go.opentelemetry.io/otel/sdk/trace":  {"internal/tracing"},
+	"go.opentelemetry.io/otel/trace":      {"internal/spans", "internal/store", "internal/tracing", "authn", "authn/tokensource"},
 
 	"github.com/KimMachineGun/automemlimit": {"internal/server"},
 }
@@ -193,7 +199,8 @@ func TestAuthnIsLight(t *testing.T) {
 		tokens    = "github.com/golang-jwt/jwt"
 		telemetry = "go.opentelemetry.io/" // the API alone: no SDK and no exporter
 	)
-	api := []string{telemetry + "otel/attribute", telemetry + "otel/metric"}
+	api := []string{telemetry + "otel/attribute", telemetry + "otel/metric", telemetry + "otel/trace",
+		telemetry + "otel/codes", telemetry + "otel/semconv"} // constants that the API imports
 	mayDependOn := map[string][]string{
 		"authn":             slices.Concat(mayImport["authn"], api, []string{tokens}),
 		"authn/tokensource": slices.Concat(mayImport["authn/tokensource"], mayImport["authn"], api, []string{tokens, "golang.org/x/time/rate"}),

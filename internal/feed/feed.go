@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/hub"
+	"github.com/watchword-auth/watchword/internal/spans"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -239,6 +240,8 @@ func (f *Feed) transact(ctx context.Context, in func(context.Context, func(*stor
 	if err != nil {
 		return err
 	}
+	ctx, applying := spans.Start(ctx, "feed.apply")
+	defer applying.End()
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
 	f.nudge()

@@ -234,11 +234,13 @@ func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 // result returns the error of a call for the client. If the call has lost its place, the
 // error of the handler is a consequence, and the client gets the refusal.
 func (g *Gate) result(ctx context.Context, method string, r *request, err error) error {
-	if err == nil || !r.pushed.Load() {
-		return err
+	if err != nil && r.pushed.Load() {
+		err = crowded()
+		g.refused(ctx, method, err)
 	}
-	err = crowded()
-	g.refused(ctx, method, err)
+	if err != nil {
+		noteFailed(ctx, err)
+	}
 	return err
 }
 

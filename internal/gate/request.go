@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -44,6 +45,8 @@ type request struct {
 	place   *share.Place
 	cancel  context.CancelFunc // nil if the whole request was read before the tap
 	sweeps  int                // that have found the request in gate.arriving; gate.mu guards sweeps
+	idOnce  sync.Once
+	id      string // see [RequestID]; set by idOnce
 
 	taken  atomic.Bool // a handler has begun, or a sweep has ended a call that has no handler
 	whole  atomic.Bool // the request has arrived, or has ended

@@ -15,6 +15,7 @@ import (
 
 	"github.com/watchword-auth/watchword/internal/count"
 	"github.com/watchword-auth/watchword/internal/share"
+	"github.com/watchword-auth/watchword/internal/spans"
 )
 
 // ErrOverloaded means that the [Pool] does not hash the password: the queue has no place
@@ -195,6 +196,8 @@ func (t *Turn) run(ctx context.Context, pw Password, r record, decoys []Params) 
 	if err := t.Wait(ctx); err != nil {
 		return nil, err
 	}
+	_, hashing := spans.Start(ctx, "password.hash")
+	defer hashing.End()
 	start := time.Now()
 	tag := t.pool.derive([]byte(pw.reveal()), r.salt, r.params.Time, r.params.Memory, r.params.Threads, uint32(len(r.tag)))
 	for _, d := range decoys {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/share"
+	"github.com/watchword-auth/watchword/internal/spans"
 )
 
 // Caller says which peer asks for a hash. A peer is a network of strangers, or a signed-in
@@ -64,9 +65,10 @@ type peer struct {
 //
 // A Turn is for one goroutine. Call End as soon as the last hash has been made.
 type Turn struct {
-	pool  *Pool
-	peer  *peer
-	place *share.Place // while the turn has no slot
+	pool   *Pool
+	peer   *peer
+	place  *share.Place // while the turn has no slot
+	waited bool         // Wait has been called
 
 	// Pool.mu guards the fields below.
 	state   state
@@ -169,6 +171,11 @@ func (t *Turn) leaveQueueLocked(to state) {
 // Errors: [ErrOverloaded] if the turn has lost its place, or if ctx's deadline comes before
 // the end of a hash; ctx.Err() if ctx ends.
 func (t *Turn) Wait(ctx context.Context) error {
+	if !t.waited {
+		t.waited = true
+		_, waiting := spans.Start(ctx, "password.wait")
+		defer waiting.End()
+	}
 	inTime, stop := t.getReady(ctx)
 	defer stop()
 	select {

@@ -87,6 +87,7 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 		grpc.Creds(gate.Guard(creds)),
 		grpc.ChainUnaryInterceptor(recovery.UnaryServerInterceptor(panics), edge.Unary),
 		grpc.ChainStreamInterceptor(recovery.StreamServerInterceptor(panics), s.drain.stream, s.gate.Stream, edge.Stream))
+	opts = append(opts, s.traces.ServerOptions()...)
 	opts = append(opts, s.verifier.ServerOptions()...)
 	return append(opts, grpc.ChainUnaryInterceptor(rpc.InTurn(s.known)))
 }

@@ -41,6 +41,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/telemetry"
 	"github.com/watchword-auth/watchword/internal/throttle"
+	"github.com/watchword-auth/watchword/internal/tracing"
 	"github.com/watchword-auth/watchword/internal/user"
 	"github.com/watchword-auth/watchword/internal/version"
 )
@@ -81,6 +82,7 @@ type Server struct {
 	readiness *readiness
 	chores    []*chore
 	calls     *telemetry.Calls
+	traces    *tracing.Traces // nil: off
 
 	closers []func() error // in order of opening
 }
@@ -96,6 +98,7 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 	if missing != "" {
 		logger.Warn(missing)
 	}
+	logger = slog.New(tracing.Handler(logger.Handler(), gate.RequestID))
 	s := &Server{
 		cfg: cfg, logger: logger, drain: &drain{begun: make(chan struct{}), logger: logger}, known: share.NewKnown(knownNetworks),
 		calls: new(telemetry.Calls), files: reload.NewSet(logger),
@@ -110,6 +113,8 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 	if s.policy, err = cfg.Policy(); err != nil {
 		return nil, err
 	}
+	s.traces = tracing.Open(ctx, version.String(), logger)
+	s.onClose(func() error { s.traces.Close(context.Background()); return nil })
 	if err := s.open(ctx, announce); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -351,7 +356,8 @@ const arrivalTime = time.Second
 
 // stop turns readiness off, ends the streams, and waits for calls in flight, for at
 // most the drain timeout (--drain-timeout). Silent connections ([gate.Listener]) end at once,
-// and requests that have not arrived whole end after [arrivalTime].
+// and requests that have not arrived whole end after [arrivalTime]. In the rest of the drain
+// timeout, stop sends the spans of the calls.
 func (s *Server) stop() {
 	s.announceStop()
 	s.drain.begin()
@@ -371,6 +377,7 @@ func (s *Server) stop() {
 		s.grpc.GracefulStop()
 	})
 	tasks.Wait()
+	s.traces.Close(ctx)
 }
 
 // firstChore is the longest time from the start to the first run of a chore: a server that

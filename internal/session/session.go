@@ -20,6 +20,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/seal"
 	"github.com/watchword-auth/watchword/internal/share"
+	"github.com/watchword-auth/watchword/internal/spans"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
 )
@@ -122,6 +123,8 @@ func newGrant(row *store.Session, u *store.User, audience []string, now time.Tim
 // Sign makes the access token and the refresh token of a grant. If another session has
 // ended to make room, Sign first waits until this server's own verifier has that end.
 func (s *Sessions) Sign(ctx context.Context, g *Grant) (*Tokens, error) {
+	ctx, signing := spans.Start(ctx, "session.sign")
+	defer signing.End()
 	if g.ended {
 		if err := s.d.Feed.Sync(ctx); err != nil {
 			return nil, err

@@ -96,7 +96,7 @@ const (
 func SpendTogether(ctx context.Context, s *Store, spends []*Spend) []error {
 	batch := make([]*job[refresh], len(spends))
 	for i, spend := range spends {
-		batch[i] = newJob(refresh{ctx: ctx, spend: spend})
+		batch[i] = newJob(context.Background(), refresh{ctx: ctx, spend: spend})
 	}
 	s.engine.(*pgDB).spender.run(slices.Clone(batch))
 	errs := make([]error, len(batch))
@@ -192,3 +192,9 @@ func PublicURI(t *testing.T, uri string) string {
 
 // ErrDown is the error of a call that the breaker refuses.
 var ErrDown = errDown
+
+// Summary names the span of a statement.
+var Summary = summary
+
+// Queued returns the number of writes that wait in SQLite's queue.
+func Queued(s *Store) int { return len(s.engine.(*sqliteDB).writer.queue.jobs) }

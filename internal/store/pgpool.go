@@ -47,6 +47,7 @@ func pgConfig(uri string, logger *slog.Logger) (*pgxpool.Config, error) {
 		c.RuntimeParams["application_name"] = "watchword"
 	}
 	c.OnNotice = noteWarning
+	c.Tracer = pgTracer{}
 	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, pgBounds) // bounds the statements that run outside of a transaction of [pgTx]
 		return err

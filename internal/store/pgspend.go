@@ -114,6 +114,8 @@ func (s *spender) run(batch []*job[refresh]) {
 // spendBatch spends a batch in one transaction, and returns for each member whether its
 // token was spent. Of two members with the same token, one is found.
 func (s *spender) spendBatch(batch []*job[refresh]) (found []bool, err error) {
+	ctx, sharing := startShared(batch)
+	defer sharing.End()
 	found = make([]bool, len(batch))
 	var b pgx.Batch
 	b.Queue(pgBatchBounds)
@@ -128,7 +130,7 @@ func (s *spender) spendBatch(batch []*job[refresh]) (found []bool, err error) {
 			return nil
 		})
 	})
-	return found, s.db.withConn(context.Background(), func(ctx context.Context, conn *pgxpool.Conn) error {
+	return found, s.db.withConn(ctx, func(ctx context.Context, conn *pgxpool.Conn) error {
 		send := func() error { return conn.SendBatch(ctx, &b).Close() }
 		return afterSend(confirmed(conn.Conn().PgConn(), send), true)
 	})

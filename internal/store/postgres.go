@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/watchword-auth/watchword/internal/spans"
 )
 
 // pgDB is a PostgreSQL database that replicas share.
@@ -105,7 +107,9 @@ func (p *pgDB) withConn(ctx context.Context, fn func(context.Context, *pgxpool.C
 	budget := budgetOf(ctx)
 	waiting, cancel := context.WithTimeout(ctx, budget.left())
 	defer cancel()
+	_, connecting := spans.Start(ctx, "store.connection")
 	conn, err := p.acquire(waiting)
+	spans.End(connecting, err != nil)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,10 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/watchword-auth/watchword/internal/spans"
 )
 
 // queue hands values from callers to workers, and lets a worker take several values at
@@ -26,9 +30,11 @@ type queue[T any] struct {
 
 // job is a value in a queue, and the place for the worker's answer.
 type job[T any] struct {
-	value  T // belongs to the worker from taken until result
-	taken  atomic.Bool
-	result chan error // has room for the one answer, so that a worker continues at once
+	value   T // belongs to the worker from taken until result
+	taken   atomic.Bool
+	result  chan error      // has room for the one answer, so that a worker continues at once
+	ctx     context.Context // of the caller, for spans alone
+	waiting trace.Span      // ends when the job is taken
 }
 
 // errClosed is the error of every call on a closed database.
@@ -39,8 +45,9 @@ func newQueue[T any](size int) *queue[T] {
 	return &queue[T]{jobs: make(chan *job[T], size)}
 }
 
-func newJob[T any](value T) *job[T] {
-	return &job[T]{value: value, result: make(chan error, 1)}
+func newJob[T any](ctx context.Context, value T) *job[T] {
+	_, waiting := spans.Start(ctx, "store.queue")
+	return &job[T]{value: value, result: make(chan error, 1), ctx: ctx, waiting: waiting}
 }
 
 // enqueue adds a job, and waits for room in the queue. Errors: errClosed;
@@ -51,11 +58,12 @@ func (q *queue[T]) enqueue(ctx context.Context, value T) (*job[T], error) {
 	if q.closed {
 		return nil, errClosed
 	}
-	j := newJob(value)
+	j := newJob(ctx, value)
 	select {
 	case q.jobs <- j:
 		return j, nil
 	case <-ctx.Done():
+		j.waiting.End()
 		return nil, unavailable(ctx.Err())
 	}
 }
@@ -79,7 +87,13 @@ func (j *job[T]) wait(ctx context.Context) (answered bool, err error) {
 // take sets the flag j.taken, and returns true if this call has set it. If take returns
 // true to a worker, the worker must run and answer the job. If take returns true to the
 // caller of the job, the caller has withdrawn the job.
-func (j *job[T]) take() bool { return j.taken.CompareAndSwap(false, true) }
+func (j *job[T]) take() bool {
+	taken := j.taken.CompareAndSwap(false, true)
+	if taken {
+		j.waiting.End()
+	}
+	return taken
+}
 
 // batches yields batches of jobs, each taken by this worker, until the queue is closed
 // and empty. Several workers may call batches at once.

@@ -2,7 +2,10 @@ package store
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"github.com/watchword-auth/watchword/internal/spans"
 )
 
 // Spend asks for the ordinary refresh of a session: the client presents the newest
@@ -35,9 +38,11 @@ func (s *Spent) TokenVersion() int64 { return max(s.Version, s.Floor) }
 // After ErrUncertain a caller may call Spend again: if the first call has spent the
 // token, the second call returns ErrNotFound.
 func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
+	ctx, spending := s.startSpan(ctx, "store.refresh")
 	began := time.Now()
 	spent, err := s.engine.spend(ctx, spend)
 	s.spends.Add(time.Since(began))
+	spans.End(spending, errors.Is(err, ErrUnavailable))
 	return spent, s.outage.note(ctx, began, err)
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/internal/durable"
+	"github.com/watchword-auth/watchword/internal/spans"
 )
 
 // sqliteDB is an embedded database: one connection for writing, one for checkpoints,
@@ -93,11 +94,14 @@ func (s *sqliteDB) shutdown() error {
 }
 
 func (s *sqliteDB) read(ctx context.Context, fn func(*Tx) error) error {
+	_, waiting := spans.Start(ctx, "store.connection")
+	defer waiting.End() // a second End does nothing
 	select {
 	case c := <-s.readers:
+		waiting.End()
 		c.ctx = ctx
 		defer func() { c.ctx = nil; s.readers <- c }()
-		_, err := c.transact(fn)
+		_, err := c.transact(c.tracedBy(ctx, fn))
 		return err
 	case <-s.closed:
 		return errClosed

@@ -20,6 +20,7 @@ import (
 type sqliteConn struct {
 	c     *sql.Conn
 	ctx   context.Context      // of the caller that reads; nil for a connection that writes
+	spans context.Context      // has the span above the next statement's span; nil: the statement has no span
 	turn  *turnstile           // nil for a connection that only reads
 	stmts map[string]*sql.Stmt // by SQL text; bounded, since every text is a constant of this package
 }
@@ -104,6 +105,18 @@ func (c *sqliteConn) tryTransact(fn func(*Tx) error) (*Tx, error) {
 	return tx, nil
 }
 
+// tracedBy returns a function that calls fn with the spans of fn's statements below the span of
+// ctx, the context of the caller. BEGIN and COMMIT of a write stay below the span that the
+// callers of a group share.
+func (c *sqliteConn) tracedBy(ctx context.Context, fn func(*Tx) error) func(*Tx) error {
+	return func(tx *Tx) error {
+		shared := c.spans
+		c.spans = ctx
+		defer func() { c.spans = shared }()
+		return fn(tx)
+	}
+}
+
 // sqliteTx runs the statements of a transaction, or of one member of the writer's
 // group.
 type sqliteTx struct {
@@ -122,6 +135,7 @@ func (sqliteTx) exclusive() error { return nil }
 
 // query ignores lock: SQLite has one writer at a time.
 func (c *sqliteConn) query(scan func(row) error, _, query string, args ...any) error {
+	defer startStatement(c.spans, query).End()
 	stmt, err := c.prepare(query)
 	if err != nil {
 		return err
@@ -141,6 +155,7 @@ func (c *sqliteConn) query(scan func(row) error, _, query string, args ...any) e
 // queueExec runs the statement at once: SQLite runs in this process, so a statement costs
 // the same at once as later.
 func (c *sqliteConn) queueExec(query string, args ...any) error {
+	defer startStatement(c.spans, query).End()
 	stmt, err := c.prepare(query)
 	if err != nil {
 		return err

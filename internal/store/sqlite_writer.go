@@ -65,13 +65,17 @@ func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {
 
 func (w *writer) work() {
 	for group := range w.queue.batches {
+		ctx, sharing := startShared(group)
+		w.conn.spans = ctx
 		if len(group) < 2 || !w.commitGroup(group) {
 			for _, j := range group {
 				var err error
-				j.value.tx, err = w.conn.transact(j.value.fn)
+				j.value.tx, err = w.conn.transact(w.conn.tracedBy(j.ctx, j.value.fn))
 				j.result <- err
 			}
 		}
+		sharing.End()
+		w.conn.spans = nil
 		w.checkpoints.afterCommit(w.conn)
 	}
 }
@@ -89,7 +93,7 @@ func (w *writer) commitGroup(group []*job[write]) bool {
 	refusals := make([]error, len(group))
 	for i, j := range group {
 		var err error
-		if refusals[i], err = w.runMember(&j.value); err != nil {
+		if refusals[i], err = w.runMember(j); err != nil {
 			w.conn.rollback()
 			return false
 		}
@@ -106,12 +110,13 @@ func (w *writer) commitGroup(group []*job[write]) bool {
 
 // runMember runs one write of a group under a savepoint. refusal is the error of the
 // write's own function; err is an error of the driver.
-func (w *writer) runMember(member *write) (refusal, err error) {
+func (w *writer) runMember(j *job[write]) (refusal, err error) {
 	if err := w.conn.control("SAVEPOINT member"); err != nil {
 		return nil, err
 	}
+	member := &j.value
 	member.tx = newSQLiteTx(w.conn)
-	refusal = member.tx.attempt(member.fn)
+	refusal = member.tx.attempt(w.conn.tracedBy(j.ctx, member.fn))
 	if member.tx.broken != nil {
 		return nil, member.tx.broken
 	}

@@ -33,6 +33,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/watchword-auth/watchword/internal/count"
+	"github.com/watchword-auth/watchword/internal/spans"
 )
 
 var (
@@ -204,9 +205,11 @@ func (s *Store) Close() error { return s.engine.close() }
 // fn's later queries fail; on PostgreSQL a query runs on, for some seconds at most. fn
 // must not write, and must not keep the Tx.
 func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
+	ctx, reading := s.startSpan(ctx, "store.read")
 	began := time.Now()
 	err := s.engine.read(ctx, fn)
 	s.reads.Add(time.Since(began))
+	spans.End(reading, errors.Is(err, ErrUnavailable))
 	return s.outage.note(ctx, began, err)
 }
 
@@ -224,9 +227,11 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
 // Errors: those of fn; ErrExists; ErrUnavailable, with the error of ctx if ctx ended
 // while the write was queued; ErrUncertain.
 func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
+	ctx, writing := s.startSpan(ctx, "store.write")
 	began := time.Now()
 	err := s.engine.write(ctx, fn)
 	s.writes.Add(time.Since(began))
+	spans.End(writing, errors.Is(err, ErrUnavailable))
 	return s.outage.note(ctx, began, err)
 }
 

@@ -39,6 +39,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/watchword-auth/watchword/internal/spans"
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
@@ -165,6 +166,8 @@ type Try struct {
 //
 // Errors: a *[Refused]; those of also and of the store; ctx.Err() if ctx ends.
 func (c *Counter) Begin(ctx context.Context, key Key, also func(*store.Tx) error) (*Try, error) {
+	ctx, admitting := spans.Start(ctx, "throttle.admit")
+	defer admitting.End()
 	for {
 		running := c.flights.join(key.ids)
 		var now time.Time
@@ -212,6 +215,8 @@ func (c *Counter) beginDelayed(ctx context.Context, key Key, pair pair, now time
 // decideAndStore decides about a try that was delayed, in a transaction that writes:
 // decideAndStore stores a promise, and counts the try if count is true and the try is admitted.
 func (t *Try) decideAndStore(ctx context.Context, count bool) (d decision, err error) {
+	ctx, deciding := spans.Start(ctx, "throttle.decide")
+	defer deciding.End()
 	c := t.counter
 	err = c.store.Write(ctx, func(tx *store.Tx) error {
 		pair, err := tx.LockThrottleBuckets(t.key.ids)
@@ -279,6 +284,8 @@ func (t *Try) Wrong(ctx context.Context) error {
 	if t.counted {
 		return nil
 	}
+	ctx, counting := spans.Start(ctx, "throttle.count")
+	defer counting.End()
 	c := t.counter
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), countTime)
 	defer cancel()

@@ -1,0 +1,167 @@
+// Package tracing exports the spans of a server by OTLP over gRPC, if the standard variables of
+// OpenTelemetry (OTEL_*) ask for it, and puts the ids of traces into log lines. Without these
+// variables nothing runs: no goroutine, no connection, no stats handler of gRPC.
+//
+// The spans themselves start in the packages below, by package spans.
+package tracing
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/stats"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+)
+
+// closeTime bounds the time in which Close sends the last spans. A collector that is away
+// delays a stop by closeTime at most.
+const closeTime = 2 * time.Second
+
+// Traces exports the spans of one server. A nil *Traces exports nothing.
+type Traces struct{ provider *sdktrace.TracerProvider }
+
+// Open starts the export of spans if the environment asks for it, and returns nil otherwise.
+// The collector is not called yet: a collector that is away delays no start. A variable that
+// cannot be used is logged, as the specification of OpenTelemetry asks, and stops no server.
+//
+// The spans wait in a queue of bounded size (OTEL_BSP_MAX_QUEUE_SIZE). The spans that find the
+// queue full are lost.
+func Open(ctx context.Context, version string, logger *slog.Logger) *Traces {
+	if !wanted(ctx, logger) {
+		return nil
+	}
+	// The defaults of both write to standard error, and one of their lines has the value of a
+	// malformed header of OTEL_EXPORTER_OTLP_HEADERS.
+	otel.SetLogger(logr.New(&sink{logger}))
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { logger.Warn("tracing", "error", err) }))
+	client, err := otlptracegrpc.New(ctx)
+	if err != nil {
+		logger.WarnContext(ctx, "traces are off: the exporter cannot start; check the variables OTEL_EXPORTER_OTLP_*", "error", err)
+		return nil
+	}
+	about, err := resource.New(ctx,
+		resource.WithAttributes(attribute.String("service.name", "watchword"), attribute.String("service.version", version)),
+		resource.WithTelemetrySDK(), resource.WithHost(), resource.WithFromEnv()) // the later ones count
+	if err != nil {
+		logger.WarnContext(ctx, "tracing: the description of this server is incomplete", "error", err)
+	}
+	logger.InfoContext(ctx, "traces are on")
+	return &Traces{sdktrace.NewTracerProvider(
+		sdktrace.WithBatcher(&exporter{SpanExporter: client, logger: logger}), // reads OTEL_BSP_*
+		sdktrace.WithResource(about))}                                         // reads OTEL_TRACES_SAMPLER and OTEL_SPAN_*
+}
+
+// wanted reports whether the environment asks for traces: OTEL_TRACES_EXPORTER is otlp, or is
+// not set and an endpoint is.
+func wanted(ctx context.Context, logger *slog.Logger) bool {
+	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") {
+		return false
+	}
+	switch exporter := os.Getenv("OTEL_TRACES_EXPORTER"); exporter {
+	case "otlp":
+	case "":
+		if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT")+os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
+			return false
+		}
+	case "none":
+		return false
+	default:
+		logger.WarnContext(ctx, "traces are off: OTEL_TRACES_EXPORTER must be otlp or none", "value", exporter)
+		return false
+	}
+	for _, name := range []string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"} {
+		if protocol := os.Getenv(name); protocol == "grpc" {
+			break // the first variable counts
+		} else if protocol != "" {
+			logger.WarnContext(ctx, "traces are off: "+name+" must be grpc, the one protocol that this server speaks", "value", protocol)
+			return false
+		}
+	}
+	return true
+}
+
+// ServerOptions returns the options with which a gRPC server makes a span for every call of
+// Watchword's services. Health and reflection make no span, and neither do the streams of
+// verifiers: such a stream lasts for days, and a span is exported at its end.
+func (t *Traces) ServerOptions() []grpc.ServerOption {
+	if t == nil {
+		return nil
+	}
+	return []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
+		otelgrpc.WithTracerProvider(t.provider),
+		otelgrpc.WithPropagators(propagation.TraceContext{}),
+		otelgrpc.WithMeterProvider(noop.NewMeterProvider()), // package telemetry counts the calls
+		otelgrpc.WithFilter(func(info *stats.RPCTagInfo) bool {
+			switch info.FullMethodName {
+			case watchwordv1.TrustService_WatchBundle_FullMethodName, watchwordv1.TrustService_ReportWatcher_FullMethodName:
+				return false
+			}
+			return strings.HasPrefix(info.FullMethodName, "/watchword.v1.")
+		})))}
+}
+
+// Close sends the spans that wait, for closeTime at most and until ctx ends, and ends the
+// export. Later calls of Close do nothing.
+func (t *Traces) Close(ctx context.Context) {
+	if t == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, closeTime)
+	defer cancel()
+	_ = t.provider.Shutdown(ctx) // the exporter has logged a collector that is away
+}
+
+// exporter logs once when the collector goes away, and once when the collector comes back.
+type exporter struct {
+	sdktrace.SpanExporter
+	logger *slog.Logger
+	away   atomic.Bool
+}
+
+// ExportSpans exports spans, and loses them if the collector does not take them.
+func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	err := e.SpanExporter.ExportSpans(ctx, spans)
+	switch away := err != nil; {
+	case away == e.away.Swap(away):
+	case away:
+		e.logger.WarnContext(ctx, "traces are lost until the collector takes them again", "error", err)
+	default:
+		e.logger.InfoContext(ctx, "the collector takes traces again")
+	}
+	return nil
+}
+
+// sink receives what OpenTelemetry's packages log. sink drops the values: a value may be a
+// secret of OTEL_EXPORTER_OTLP_HEADERS. Of the errors, only that of a file tells no value.
+type sink struct{ logger *slog.Logger }
+
+func (s *sink) Init(logr.RuntimeInfo)          {}
+func (s *sink) Enabled(int) bool               { return false }
+func (s *sink) Info(int, string, ...any)       {}
+func (s *sink) WithValues(...any) logr.LogSink { return s }
+func (s *sink) WithName(string) logr.LogSink   { return s }
+
+func (s *sink) Error(err error, message string, _ ...any) {
+	var file *fs.PathError
+	if errors.As(err, &file) {
+		message += ": " + file.Error()
+	}
+	s.logger.Warn("a variable OTEL_* cannot be used", "problem", message)
+}
