@@ -70,46 +70,52 @@ func (c *keyListCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
-type keyRotateCmd struct {
+// keyChange holds the flags of the commands that change the signing keys.
+type keyChange struct {
 	signingKeys
 	asJSON
 	waiting
-	Alg string `enum:",EdDSA,ES256,RS256" default:"" help:"Algorithm of the next signing key: EdDSA, ES256 or RS256. Default: the current algorithm."`
 }
 
-// Run rotates the signing key. The printed time may be in the future: caches must know
-// the next key before it signs.
-func (c *keyRotateCmd) Run(ctx context.Context, t Terminal) error {
+// change calls a method of KeyService, prints the key that the method returns, and waits for
+// the verifiers if --wait is given.
+func (c *keyChange) change(ctx context.Context, t Terminal, call func(context.Context, watchwordv1.KeyServiceClient) (*watchwordv1.Key, error)) error {
 	return c.do(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient, conn grpc.ClientConnInterface) error {
-		resp, err := keys.RotateKey(ctx, &watchwordv1.RotateKeyRequest{Algorithm: c.Alg})
+		key, err := call(ctx, keys)
 		if err != nil {
 			return err
 		}
-		if err := t.printSigns(resp.GetKey(), c.asJSON); err != nil {
+		if err := t.printSigns(key, c.asJSON); err != nil {
 			return err
 		}
 		return c.afterChange(ctx, t, conn)
 	})
 }
 
+type keyRotateCmd struct {
+	keyChange
+	Alg string `enum:",EdDSA,ES256,RS256" default:"" help:"Algorithm of the next signing key: EdDSA, ES256 or RS256. Default: the current algorithm."`
+}
+
+// Run rotates the signing key. The printed time may be in the future: caches must know
+// the next key before it signs.
+func (c *keyRotateCmd) Run(ctx context.Context, t Terminal) error {
+	return c.change(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient) (*watchwordv1.Key, error) {
+		resp, err := keys.RotateKey(ctx, &watchwordv1.RotateKeyRequest{Algorithm: c.Alg})
+		return resp.GetKey(), err
+	})
+}
+
 type keyRevokeCmd struct {
-	signingKeys
-	asJSON
-	waiting
+	keyChange
 	KID string `arg:"" name:"kid" help:"The key's id."`
 }
 
 // Run withdraws a key, and prints the key that signs now.
 func (c *keyRevokeCmd) Run(ctx context.Context, t Terminal) error {
-	return c.do(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient, conn grpc.ClientConnInterface) error {
+	return c.change(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient) (*watchwordv1.Key, error) {
 		resp, err := keys.RevokeKey(ctx, &watchwordv1.RevokeKeyRequest{Kid: c.KID})
-		if err != nil {
-			return err
-		}
-		if err := t.printSigns(resp.GetKey(), c.asJSON); err != nil {
-			return err
-		}
-		return c.afterChange(ctx, t, conn)
+		return resp.GetKey(), err
 	})
 }
 
