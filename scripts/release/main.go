@@ -115,7 +115,7 @@ func (s *settings) build(platform string) error {
 // compile builds the program. The environment of the caller, which may hold other settings of
 // the compiler, has no influence: only the folders of Go's caches are passed on.
 func (s *settings) compile(system, processor, binary string) error {
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-mod=readonly",
+	cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-buildvcs=false", "-mod=readonly",
 		"-ldflags", "-s -w -buildid= -X github.com/watchword-auth/watchword/internal/version.stamped="+s.version,
 		"-o", binary, "./cmd/watchword")
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
