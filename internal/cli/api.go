@@ -8,12 +8,12 @@ import (
 	"os/user"
 	"strings"
 
-	"github.com/alecthomas/kong"
 	"google.golang.org/grpc"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/server"
+	"github.com/watchword-auth/watchword/internal/settings"
 )
 
 // api holds the flags of the commands that are clients of the API for administration. With
@@ -46,15 +46,9 @@ var (
 // AfterApply decides between the running server and the database: a flag on the command line
 // counts more than a variable. A command that could mean both changes nothing. kong calls
 // AfterApply after the flags are read; an error is wrong usage.
-func (a *place) AfterApply(k *kong.Context) error {
-	given := map[string]bool{}
-	for _, p := range k.Path {
-		if p.Flag != nil && !p.Resolved {
-			given[p.Flag.Name] = true
-		}
-	}
-	a.onServer = a.Addr != "" && !given["datastore-uri"] || given["addr"]
-	if a.onServer && !given["addr"] && os.Getenv("WATCHWORD_DATASTORE_URI") != "" {
+func (a *place) AfterApply(set *settings.Settings) error {
+	a.onServer = a.Addr != "" && !set.Given("datastore-uri") || set.Given("addr")
+	if a.onServer && !set.Given("addr") && os.Getenv("WATCHWORD_DATASTORE_URI") != "" {
 		return errors.New("the variables WATCHWORD_ADDR and WATCHWORD_DATASTORE_URI are both set: " +
 			"give --addr for the running server, or --datastore-uri for the database")
 	}
@@ -63,7 +57,7 @@ func (a *place) AfterApply(k *kong.Context) error {
 		wrong, why = ofDatabase, "is for a database, and --addr names a running server: leave one of them out"
 	}
 	for _, name := range wrong {
-		if given[name] {
+		if set.Given(name) {
 			return fmt.Errorf("--%s %s", name, why)
 		}
 	}

@@ -17,18 +17,15 @@ import (
 	"math"
 	"os"
 	"os/signal"
-	"reflect"
 	"runtime/debug"
 	"sync"
 	"syscall"
-	"time"
-
-	"github.com/alecthomas/kong"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/server"
+	"github.com/watchword-auth/watchword/internal/settings"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/version"
 )
@@ -49,10 +46,11 @@ type Terminal struct {
 	In  *os.File // a file, since only a file can be a terminal without echo
 	Out io.Writer
 	Err io.Writer
+
+	exit func(int) // for tests: see [settings.Program]
 }
 
-// root holds all commands. kong makes an environment variable WATCHWORD_… of every
-// flag.
+// root holds all commands. Every flag has an environment variable WATCHWORD_….
 type root struct {
 	Serve       serveCmd       `cmd:"" help:"Run the server."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring the database's schema up to date."`
@@ -73,22 +71,36 @@ type root struct {
 	Complete    completeCmd    `cmd:"" hidden:""`
 	Settings    configCmd      `cmd:"" name:"config" help:"Check the settings of a server."`
 
-	everyCommand
+	settings.EveryCommand
 }
 
-// serveRoot holds the command serve alone. kong reads the tags of every flag of every command
-// that it is given, which for [root] is a third of the time that a server needs to start.
+// serveRoot holds the command serve alone: to read the tags of every flag in [root] takes a third
+// of the time that a server needs to start.
 type serveRoot struct {
 	Serve serveCmd `cmd:"" help:"Run the server."`
 
-	everyCommand
+	settings.EveryCommand
 }
 
-// everyCommand holds the flags of every command.
-type everyCommand struct {
-	Config  string           `type:"path" placeholder:"FILE" help:"File with settings of serve, YAML: the keys are the names of the flags. Flags and variables count before the file."`
-	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
+// newSettings returns settings that have read nothing yet, for a command line of these arguments,
+// and the flags of serve.
+func newSettings(args []string, t Terminal) (*settings.Settings, *serveFlags, error) {
+	all, alone := &root{}, &serveRoot{}
+	commands, serve := any(all), &all.Serve.serveFlags
+	if len(args) > 0 && args[0] == "serve" {
+		commands, serve = alone, &alone.Serve.serveFlags
+	}
+	set, err := settings.New(settings.Program{
+		Name: "watchword", Description: "Authentication for internal microservices over gRPC.", Version: version.String(),
+		Commands: commands, Out: t.Out, Err: t.Err, Exit: t.exit,
+		KeysOf: "serve", TakeAll: []string{"serve", "config check"}, Shared: shared,
+	})
+	return set, serve, err
 }
+
+// shared are the flags that other commands take from the file of --config: the flags that mean
+// the same for the command as for `watchword serve`.
+var shared = []string{"datastore-uri", "master-key-file", "min-password-length", "password-list"}
 
 // Main runs a command and returns the exit status: 0, 1 on a failure, 2 on wrong usage, 3 if the
 // time of --wait is over and some verifiers have not answered, 130 if the input ended at the
@@ -103,20 +115,19 @@ func Main(args []string, t Terminal) int {
 	defer stop()
 	context.AfterFunc(ctx, stop)                     // restores what a signal does by default: the second ends the process
 	ctx = caller.WithSource(ctx, caller.CommandLine) // the source in the security record
-	set, err := newSettings(ctx, t, args)
+	set, _, err := newSettings(args, t)
 	if err != nil {
 		fmt.Fprintln(t.Err, "watchword:", err)
 		return exitError
 	}
-	for _, line := range misspelled(set.parser, os.Environ()) {
+	for _, line := range set.Misspelled(os.Environ()) {
 		fmt.Fprintln(t.Err, "watchword:", line)
 	}
-	command, err := set.read(args)
-	if err != nil {
+	if err := set.Read(args); err != nil {
 		fmt.Fprintf(t.Err, "watchword: %s\nTry: watchword --help\n", err)
 		return exitUsage
 	}
-	if err := command.Run(); err != nil {
+	if err := set.Run(ctx, t); err != nil {
 		fmt.Fprintln(t.Err, "watchword:", explainError(err))
 		switch {
 		case errors.Is(err, errInterrupted):
@@ -131,17 +142,7 @@ func Main(args []string, t Terminal) int {
 	return exitOK
 }
 
-// newParser returns the parser of the command line. kong makes a command of each field of
-// commands, a [root] or a [serveRoot].
-func newParser(ctx context.Context, t Terminal, s *settings, commands any) (*kong.Kong, error) {
-	return kong.New(commands, kong.Resolvers(s), kong.Bind(s),
-		kong.Name("watchword"), kong.Description("Authentication for internal microservices over gRPC."),
-		kong.DefaultEnvars("WATCHWORD"), kong.PostBuild(ignoreEmpty),
-		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(durations)), kong.Writers(t.Out, t.Err), kong.Vars{"version": version.String()},
-		kong.BindTo(ctx, (*context.Context)(nil)), kong.Bind(t))
-}
-
-// usageError means wrong usage of a command that kong cannot detect: exit status 2.
+// usageError means wrong usage of a command that package settings cannot detect: exit status 2.
 type usageError struct{ error }
 
 // serveCmd runs the server. The flags are the fields of [server.Config].
@@ -150,7 +151,7 @@ type serveCmd struct{ serveFlags }
 // Run serves until SIGINT or SIGTERM. At SIGHUP the server reads its files and the level of
 // the log again; Windows sends no SIGHUP. The log goes to standard error; standard output is
 // for the password of the first admin.
-func (c *serveCmd) Run(ctx context.Context, set *settings, t Terminal) error {
+func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP) // before the start, which a SIGHUP would end
 	defer signal.Stop(hangup)
@@ -164,7 +165,7 @@ func (c *serveCmd) Run(ctx context.Context, set *settings, t Terminal) error {
 		handler = slog.NewJSONHandler(t.Err, options)
 	}
 	logger := slog.New(handler)
-	set.warnOfReaders(ctx, logger)
+	c.warnOfReaders(ctx, set, logger)
 	s, err := server.New(ctx, c.Config, logger, func(password string) error {
 		discarded, err := t.showPassword(password)
 		if discarded {
@@ -187,7 +188,7 @@ func (c *serveCmd) Run(ctx context.Context, set *settings, t Terminal) error {
 			case <-ctx.Done():
 				return
 			case <-hangup:
-				set.reloaded(ctx, t, level, logger)
+				reload(ctx, t, set, level, logger)
 				s.Reload(ctx)
 			}
 		}

@@ -2,11 +2,8 @@ package cli
 
 import (
 	"fmt"
-	"slices"
-	"strings"
 
-	"github.com/alecthomas/kong"
-
+	"github.com/watchword-auth/watchword/internal/settings"
 	"github.com/watchword-auth/watchword/internal/version"
 )
 
@@ -55,70 +52,9 @@ type completeCmd struct {
 }
 
 // Run prints the candidates.
-func (c *completeCmd) Run(t Terminal, k *kong.Kong) error {
-	for _, candidate := range candidatesFor(k.Model.Node, c.Words) {
+func (c *completeCmd) Run(t Terminal, set *settings.Settings) error {
+	for _, candidate := range set.Candidates(c.Words) {
 		fmt.Fprintln(t.Out, candidate)
-	}
-	return nil
-}
-
-// candidatesFor returns what may stand in place of the last word: the commands below the command
-// of the earlier words, its flags after a "-", or the values of the flag before.
-func candidatesFor(node *kong.Node, words []string) (all []string) {
-	words = slices.DeleteFunc(slices.Clone(words), func(w string) bool { return w == "=" }) // of bash
-	last := ""
-	if len(words) > 0 {
-		last, words = words[len(words)-1], words[:len(words)-1]
-	}
-	var valued *kong.Flag // the flag before, if its value follows
-	for _, word := range words {
-		if name, isFlag := strings.CutPrefix(word, "--"); isFlag {
-			flag := flagOf(node, name)
-			if valued = flag; flag != nil && flag.IsBool() {
-				valued = nil
-			}
-			continue
-		}
-		if i := slices.IndexFunc(node.Children, func(n *kong.Node) bool { return n.Name == word }); valued == nil && i >= 0 {
-			node = node.Children[i]
-		}
-		valued = nil
-	}
-	switch {
-	case valued != nil:
-		all = slices.DeleteFunc(valued.EnumSlice(), func(value string) bool { return value == "" })
-	case strings.HasPrefix(last, "-"):
-		for n := node; n != nil; n = n.Parent {
-			for _, flag := range n.Flags {
-				if !flag.Hidden {
-					all = append(all, "--"+flag.Name)
-				}
-			}
-		}
-	default:
-		for _, child := range node.Children {
-			if !child.Hidden {
-				all = append(all, child.Name)
-			}
-		}
-		for _, argument := range node.Positional {
-			all = append(all, argument.EnumSlice()...)
-		}
-	}
-	all = slices.DeleteFunc(all, func(candidate string) bool { return !strings.HasPrefix(candidate, last) })
-	slices.Sort(all)
-	return slices.Compact(all)
-}
-
-// flagOf returns the flag with a name, of a command or of a command above; nil without one,
-// and for a flag with its value in the same word.
-func flagOf(node *kong.Node, name string) *kong.Flag {
-	for n := node; n != nil; n = n.Parent {
-		for _, flag := range n.Flags {
-			if flag.Name == name {
-				return flag
-			}
-		}
 	}
 	return nil
 }

@@ -29,10 +29,10 @@ func TestConfigurationPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	model := silent(t).parser.Model
+	model := model(t)
 	missing := map[string]bool{}
 	for _, command := range model.Children {
-		missing[command.Name] = len(allFlags(command)) > 0
+		missing[command.Name] = len(flagsBelow(command)) > 0
 	}
 	// written are the flags that the tables of a command have: a command may have two tables.
 	written := map[string]string{}
@@ -54,7 +54,7 @@ func TestConfigurationPage(t *testing.T) {
 			if name == "serve" {
 				flags = append(flags, model.Flags...)
 			}
-			for _, f := range allFlags(model.Children[at]) {
+			for _, f := range flagsBelow(model.Children[at]) {
 				row := "| `--" + f.Name + "` |"
 				if strings.Contains(match[2], row) || !strings.Contains(written[name], row) {
 					flags = append(flags, f)
@@ -76,6 +76,15 @@ func TestConfigurationPage(t *testing.T) {
 	} else if made != string(page) {
 		t.Errorf("docs/configuration.md is not what the flags are: run make configuration-page")
 	}
+}
+
+// flagsBelow returns the flags of a command and of all commands below.
+func flagsBelow(node *kong.Node) []*kong.Flag {
+	flags := slices.Clone(node.Flags)
+	for _, child := range node.Children {
+		flags = append(flags, flagsBelow(child)...)
+	}
+	return flags
 }
 
 // rows returns the rows of the flags, in the order of the rows that the table has. A flag of

@@ -14,11 +14,12 @@ import (
 	"github.com/alecthomas/kong"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/settings"
 )
 
 // commandLines returns the words of every command, with a right value for each argument,
 // and the flags of the command.
-func commandLines(t *testing.T, parser *kong.Kong) map[string][]*kong.Flag {
+func commandLines(t *testing.T) map[string][]*kong.Flag {
 	t.Helper()
 	lines := map[string][]*kong.Flag{}
 	var walk func(node *kong.Node, words []string)
@@ -32,28 +33,37 @@ func commandLines(t *testing.T, parser *kong.Kong) map[string][]*kong.Flag {
 			walk(child, append(slices.Clone(words), child.Name))
 		}
 	}
-	walk(parser.Model.Node, nil)
+	walk(model(t).Node, nil)
 	if len(lines) < 20 {
 		t.Fatalf("%d commands", len(lines))
 	}
 	return lines
 }
 
-// silent returns settings without output and exits.
-func silent(t *testing.T) *settings {
+// model returns the commands and flags, as kong reads the tags.
+func model(t *testing.T) *kong.Application {
 	t.Helper()
-	s, err := newSettings(context.Background(), Terminal{Out: io.Discard, Err: io.Discard}, nil)
+	k, err := kong.New(&root{}, kong.DefaultEnvars("WATCHWORD"), kong.Vars{"version": ""})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.parser.Exit = func(int) {}
+	return k.Model
+}
+
+// silent returns settings without output and exits.
+func silent(t *testing.T) *settings.Settings {
+	t.Helper()
+	s, _, err := newSettings(nil, Terminal{Out: io.Discard, Err: io.Discard, exit: func(int) {}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 
 // parseError parses a command line, and returns the text that Main would show; empty if
 // the command line is right.
-func parseError(s *settings, args []string) string {
-	if _, err := s.read(args); err != nil {
+func parseError(s *settings.Settings, args []string) string {
+	if err := s.Read(args); err != nil {
 		return err.Error()
 	}
 	return ""
@@ -73,7 +83,7 @@ func TestWrongUsageRepeatsNothing(t *testing.T) {
 		kind, _, _ := strings.Cut(text, "(")
 		seen[kind]++
 	}
-	for line, flags := range commandLines(t, set.parser) {
+	for line, flags := range commandLines(t) {
 		for _, secret := range secrets {
 			words := strings.Fields(line)
 			for at := range len(words) + 1 {

@@ -1,4 +1,4 @@
-package cli
+package settings
 
 import (
 	"errors"
@@ -23,19 +23,25 @@ const maxConfig = 64 << 10
 
 const wantYAML = "write KEY: VALUE, one a line, and a list as [VALUE, VALUE]"
 
-// setting is one line of the file of --config.
-type setting struct {
-	text string // as the value of a flag on the command line
-	line int
+// line is one line of the file of --config.
+type line struct {
+	text   string // as the value of a flag on the command line
+	number int
+}
+
+// keys are the names that the file of --config may set: those of the flags of a command.
+type keys struct {
+	program, command string
+	names            []string
 }
 
 // readConfig reads the file of --config: YAML, with the names of flags as keys. Each value is
-// a text, a number or a truth value, or a list of these. known are the keys that the file may
-// have. readConfig returns every right line, and a text for each fault.
+// a text, a number or a truth value, or a list of these. readConfig returns every right line, and a
+// text for each fault.
 //
 // The texts show neither values nor unknown keys: a database URI with a password may stand in
 // any place of a file with a mistake.
-func readConfig(path string, known []string) (map[string]setting, []string) {
+func readConfig(path string, known keys) (map[string]line, []string) {
 	data, err := readOwn(path)
 	if errors.Is(err, fs.ErrNotExist) { // the name may be a secret in the wrong place
 		return nil, []string{"--config: there is no such file"}
@@ -55,7 +61,7 @@ func readConfig(path string, known []string) (map[string]setting, []string) {
 		}
 		return nil, []string{where + ": not YAML: " + wantYAML}
 	}
-	settings, faults := map[string]setting{}, []string(nil)
+	lines, faults := map[string]line{}, []string(nil)
 	for i, document := range file.Docs {
 		entries, fault := entriesOf(document.Body)
 		if i > 0 && len(entries) > 0 {
@@ -65,19 +71,19 @@ func readConfig(path string, known []string) (map[string]setting, []string) {
 			return nil, append(faults, path+": "+fault)
 		}
 		for _, entry := range entries {
-			line := entry.Key.GetToken().Position.Line
+			number := entry.Key.GetToken().Position.Line
 			key, text, fault := readEntry(entry, known)
-			if earlier, twice := settings[key]; fault == "" && twice {
-				fault = fmt.Sprintf("%s stands in line %d too", key, earlier.line)
+			if earlier, twice := lines[key]; fault == "" && twice {
+				fault = fmt.Sprintf("%s stands in line %d too", key, earlier.number)
 			}
 			if fault != "" {
-				faults = append(faults, lineIn(path, line)+": "+fault)
+				faults = append(faults, lineIn(path, number)+": "+fault)
 				continue
 			}
-			settings[key] = setting{text, line}
+			lines[key] = line{text, number}
 		}
 	}
-	return settings, faults
+	return lines, faults
 }
 
 // nested returns the first token of a file that opens a value too deep for settings, or nil. The
@@ -106,7 +112,7 @@ func nested(tokens token.Tokens) *token.Token {
 }
 
 // lineIn names a line of a file.
-func lineIn(path string, line int) string { return fmt.Sprintf("%s, line %d", path, line) }
+func lineIn(path string, number int) string { return fmt.Sprintf("%s, line %d", path, number) }
 
 // readOwn reads a file that no other user of the machine may write: whatever the file says,
 // the server does.
@@ -143,10 +149,10 @@ func entriesOf(body ast.Node) ([]*ast.MappingValueNode, string) {
 }
 
 // readEntry returns the key and the value of an entry, or its fault.
-func readEntry(entry *ast.MappingValueNode, known []string) (key, text, fault string) {
+func readEntry(entry *ast.MappingValueNode, known keys) (key, text, fault string) {
 	key = entry.Key.GetToken().Value
-	if !slices.Contains(known, key) {
-		return key, "", "unknown key" + suggestion(key, known)
+	if !slices.Contains(known.names, key) {
+		return key, "", "unknown key" + known.suggestion(key)
 	}
 	text, ok := scalar(entry.Value)
 	if list, isList := entry.Value.(*ast.SequenceNode); isList {
@@ -185,20 +191,20 @@ func scalar(node ast.Node) (string, bool) {
 }
 
 // suggestion names the known key that is most like an unknown key; empty if none is like it.
-func suggestion(key string, known []string) string {
+func (k keys) suggestion(key string) string {
 	if len(key) > 64 {
 		return ""
 	}
 	key = strings.ReplaceAll(strings.ToLower(strings.TrimLeft(key, "-")), "_", "-")
-	key = strings.TrimPrefix(key, "watchword-")
+	key = strings.TrimPrefix(key, k.program+"-")
 	best, least := "", 4
-	for _, candidate := range known {
+	for _, candidate := range k.names {
 		if d := distance(key, candidate); d < least {
 			best, least = candidate, d
 		}
 	}
 	if best == "" {
-		return ": the keys are the names of the flags of `watchword serve`, without --"
+		return fmt.Sprintf(": the keys are the names of the flags of `%s %s`, without --", k.program, k.command)
 	}
 	return "; did you mean " + best + "?"
 }

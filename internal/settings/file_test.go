@@ -1,4 +1,4 @@
-package cli
+package settings
 
 import (
 	"os"
@@ -20,7 +20,7 @@ func FuzzConfigFile(f *testing.F) {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, faults := readConfig(path, []string{"access-ttl", "audience", "issuer"})
+		_, faults := readConfig(path, keys{names: []string{"access-ttl", "audience", "issuer"}})
 		for _, fault := range faults {
 			if strings.Contains(fault, "S3cret") {
 				t.Errorf("the fault %q shows a text of the file", fault)

@@ -1,0 +1,293 @@
+// Package settings reads a command line: the command, its arguments and its flags. The value of
+// a flag comes from the command line, or else from the environment variable of the flag, or else
+// from the file of --config, or else from the default. An empty variable counts as not set.
+//
+// Everything that is wrong in the three places is said at once, with the place, so that an
+// operator mends all of it at once. No fault shows an argument, a value or an unknown key: each
+// may be a password in the wrong place, and terminals and CI keep what they show.
+//
+// The commands are fields with the tags of the parser kong, and only settings imports kong. A
+// command may have the methods of kong: Help, Validate, AfterApply and Run, which can have a
+// *[Settings] as an argument.
+package settings
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/alecthomas/kong"
+)
+
+// Program holds the commands of a program, and says which flags the file of --config sets.
+type Program struct {
+	Name, Description, Version string
+
+	// Commands points to a struct that embeds [EveryCommand]. A field with the tag cmd is a
+	// command.
+	Commands any
+	Out, Err io.Writer // of --help and --version
+	Exit     func(int) // ends the process after --help and --version; nil: [os.Exit]
+
+	// The keys of the file of --config are the names of the flags of the command KeysOf. The
+	// commands in TakeAll take every key, and each other command takes the keys in Shared.
+	// KeysOf is a command that stands below no other command.
+	KeysOf          string
+	TakeAll, Shared []string
+}
+
+// EveryCommand holds the flags of every command.
+type EveryCommand struct {
+	Config  string           `type:"path" placeholder:"FILE" help:"File with settings of serve, YAML: the keys are the names of the flags. Flags and variables count before the file."`
+	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
+}
+
+// Settings holds the settings that [Settings.Read] has read. Settings is not safe for concurrent
+// use.
+type Settings struct {
+	program Program
+	parser  *kong.Kong
+
+	args    []string
+	command *kong.Context // nil after a fault
+	flags   []*kong.Flag  // of the command and of the commands above
+	unknown bool          // the command line has an unknown flag, so the meaning of later arguments is uncertain
+
+	file    string            // of --config; empty without one
+	lines   map[string]line   // flag → value in the file
+	origins map[string]string // flag → where the value comes from; for a flag with the default none
+	wrong   []string          // flags with a value that cannot be read
+	faults  []string
+}
+
+// New returns settings that have read nothing yet. Errors: those of kong, for a wrong tag of a
+// command.
+func New(p Program) (*Settings, error) {
+	s := &Settings{program: p}
+	options := []kong.Option{
+		kong.Name(p.Name), kong.Description(p.Description), kong.Vars{"version": p.Version}, kong.Writers(p.Out, p.Err),
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(durations)),
+		kong.DefaultEnvars(strings.ToUpper(p.Name)), kong.ValueFormatter(withVariable),
+		kong.Resolvers(kong.ResolverFunc(s.resolve)), kong.Bind(s),
+	}
+	if p.Exit != nil {
+		options = append(options, kong.Exit(p.Exit))
+	}
+	var err error
+	if s.parser, err = kong.New(p.Commands, options...); err != nil {
+		return nil, err
+	}
+	for _, flag := range allFlags(s.parser.Model.Node) {
+		flag.Mapper = tolerant{s, flag.Mapper}
+		flag.Tag.Envs = nil // kong would stop at the first fault, and read an empty variable; see resolve
+	}
+	return s, nil
+}
+
+// withVariable returns the text of --help about a flag, with the variable that [New] hides from
+// kong.
+func withVariable(value *kong.Value) string {
+	shown, tag := *value, *value.Tag
+	if value.Flag != nil {
+		tag.Envs = value.Flag.Envs
+	}
+	shown.Tag = &tag
+	return kong.DefaultHelpValueFormatter(&shown)
+}
+
+// allFlags returns the flags of a command and of all commands below.
+func allFlags(node *kong.Node) []*kong.Flag {
+	flags := slices.Clone(node.Flags)
+	for _, child := range node.Children {
+		flags = append(flags, allFlags(child)...)
+	}
+	return flags
+}
+
+// Read reads a command line, the environment variables and the file of --config into the
+// commands. --help and --version print their text, and end the process.
+//
+// Errors: one with a line for each fault.
+func (s *Settings) Read(args []string) error {
+	*s = Settings{program: s.program, parser: s.parser, args: args, origins: map[string]string{}}
+	command, understood := s.trace(args)
+	s.flags = command.Flags()
+	for _, p := range command.Path {
+		if p.Flag == nil {
+			continue
+		}
+		if len(s.faults) > 0 && (p.Flag.Name == "help" || p.Flag.Name == "version") {
+			return s.fault() // kong would print the help and exit with status 0
+		}
+		s.origins[p.Flag.Name] = commandLine
+	}
+	s.readFile(command)
+	if understood == nil {
+		_ = command.Resolve() // for the faults of the variables and of the file; tolerant returns no error
+	} else if parsed, err := s.parser.Parse(understood); err != nil {
+		s.addRules(err)
+	} else {
+		s.command = parsed
+	}
+	return s.fault()
+}
+
+// fault returns an error with every fault, or nil.
+func (s *Settings) fault() error {
+	if len(s.faults) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(s.faults, "\n"))
+}
+
+// add adds a fault, unless the same fault was added before: kong reads a command line twice.
+func (s *Settings) add(text string) {
+	if !slices.Contains(s.faults, text) {
+		s.faults = append(s.faults, text)
+	}
+}
+
+// Run runs the command that [Settings.Read] has read. An argument of the method Run of the
+// command is ctx, the *Settings or one of the values, by its type.
+func (s *Settings) Run(ctx context.Context, values ...any) error {
+	s.command.BindTo(ctx, (*context.Context)(nil))
+	return s.command.Run(values...)
+}
+
+// trace finds the command, and the arguments without the unknown flags. The arguments are nil if
+// they make no command.
+func (s *Settings) trace(args []string) (*kong.Context, []string) {
+	kept, removed := append([]string{}, args...), 0
+	for {
+		command, _ := kong.Trace(s.parser, kept) // returns its error in command
+		if command.Error == nil {
+			return command, kept
+		}
+		at := len(kept) - len(command.Path[len(command.Path)-1].Remainder())
+		isFlag := strings.HasPrefix(command.Error.Error(), "unknown flag ") && at < len(kept)
+		if !isFlag && s.unknown { // perhaps because of what was taken for the value of the unknown flag
+			return command, nil
+		}
+		s.add(misplaced(command.Error, at+removed+1, len(args)))
+		if !isFlag {
+			return command, nil
+		}
+		s.unknown = true
+		n := 1
+		if !strings.Contains(kept[at], "=") && at+1 < len(kept) && !strings.HasPrefix(kept[at+1], "-") {
+			n = 2 // with its value
+		}
+		kept, removed = slices.Delete(kept, at, at+n), removed+n
+	}
+}
+
+var (
+	// misplacing matches kong's errors that begin with these words and then repeat an
+	// argument.
+	misplacing = regexp.MustCompile(`^(unexpected argument|unknown flag) `)
+	// candidates matches the end of such an error: names of commands or flags.
+	candidates = regexp.MustCompile(`, did you mean (?:one of )?"[a-z-]+"(?:, "[a-z-]+")*\?$`)
+)
+
+// misplaced returns the text for kong's error about an argument that means nothing, by the number
+// of the argument. The text does not repeat the argument, which may be a secret.
+func misplaced(err error, number, of int) string {
+	words := misplacing.FindString(err.Error())
+	if words == "" {
+		return withoutValue(err)
+	}
+	text := fmt.Sprintf("%s(argument %d of %d) is not shown, because it may be a secret%s", words, number, of, candidates.FindString(err.Error()))
+	if words == "unknown flag " {
+		text += "; put -- before an argument that begins with -, such as an id"
+	}
+	return text
+}
+
+// withoutValue returns the text of an error of kong up to the value, which may be a secret.
+func withoutValue(err error) string {
+	rule, _, _ := strings.Cut(err.Error(), " but got ")
+	return rule
+}
+
+// readFile reads the file of --config, if the command has flags that the file may set.
+func (s *Settings) readFile(command *kong.Context) {
+	known := keys{program: s.program.Name, command: s.program.KeysOf}
+	at := slices.IndexFunc(s.parser.Model.Children, func(n *kong.Node) bool { return n.Name == s.program.KeysOf })
+	for _, flag := range s.parser.Model.Children[at].Flags {
+		known.names = append(known.names, flag.Name)
+	}
+	usable := s.program.Shared
+	if node := command.Selected(); node != nil && slices.Contains(s.program.TakeAll, node.Path()) {
+		usable = known.names
+	}
+	if !slices.ContainsFunc(s.flags, func(f *kong.Flag) bool { return slices.Contains(usable, f.Name) }) {
+		return
+	}
+	for _, flag := range s.flags {
+		if flag.Name != "config" {
+			continue
+		}
+		if s.file = os.Getenv(variableOf(flag)); s.Given("config") {
+			s.file, _ = command.FlagValue(flag).(string)
+		}
+	}
+	if s.file == "" {
+		return
+	}
+	lines, faults := readConfig(s.file, known)
+	for _, fault := range faults {
+		s.add(fault)
+	}
+	s.lines = lines
+	for key := range s.lines {
+		if !slices.Contains(usable, key) {
+			delete(s.lines, key)
+		}
+	}
+}
+
+// resolve gives kong the value of a flag that is not on the command line: the variable, or the
+// value in the file of --config.
+func (s *Settings) resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
+	if name := variableOf(flag); name != "" {
+		s.origins[flag.Name] = "the environment variable " + name
+		return os.Getenv(name), nil
+	}
+	if line, set := s.lines[flag.Name]; set {
+		s.origins[flag.Name] = lineIn(s.file, line.number)
+		return line.text, nil
+	}
+	return nil, nil
+}
+
+// Words of kong before the faults that Validate of a command returns, and a flag in a text.
+var (
+	commandName = regexp.MustCompile(`^[a-z -]+: --`)
+	flagName    = regexp.MustCompile(`--([a-z][a-z-]*[a-z])`)
+)
+
+// addRules adds the faults of kong's Parse: broken rules of the command, one a line. A rule about
+// a flag that could not be read says nothing.
+func (s *Settings) addRules(err error) {
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		if prefix := commandName.FindString(line); prefix != "" {
+			line = line[len(prefix)-2:]
+		}
+		mentioned := flagName.FindAllStringSubmatch(line, -1)
+		if slices.ContainsFunc(mentioned, func(m []string) bool { return slices.Contains(s.wrong, m[1]) }) {
+			continue
+		}
+		if s.unknown && len(mentioned) == 0 { // such as a missing argument
+			continue
+		}
+		rule := withoutValue(errors.New(line))
+		s.add(rule + s.From(line))
+	}
+}
