@@ -104,7 +104,7 @@ func (a *api) withServer(ctx context.Context, t Terminal, do func(context.Contex
 		if err != nil {
 			return err
 		}
-		tokens, a.username = kept, kept.now.Username
+		tokens, a.username = kept, kept.Username
 	}
 	defer t.progress()()
 	return r.with(ctx, do, bearing(tokens)...)

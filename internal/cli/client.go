@@ -21,6 +21,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/keptlogin"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/transport"
 )
@@ -157,22 +158,22 @@ func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
 	if err != nil {
 		return err
 	}
-	logins := loginsAt(c.Addr)
+	logins := keptlogin.At(c.Addr)
 	defer t.progress()()
 	return c.with(ctx, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		auth, asked := watchwordv1.NewAuthServiceClient(conn), time.Now()
 		resp, err := auth.Login(ctx, &watchwordv1.LoginRequest{
-			Username: c.Name, Password: pw, Audience: c.Audience, PreviousRefreshToken: logins.device(c.Name),
+			Username: c.Name, Password: pw, Audience: c.Audience, PreviousRefreshToken: logins.Device(c.Name),
 		})
 		if err != nil {
 			return err
 		}
 		pair := resp.GetTokens()
-		g := login{Username: c.Name, Admin: slices.Equal(c.Audience, []string{caller.AdminAudience}), Device: pair.GetRefreshToken()}
+		g := keptlogin.Login{Username: c.Name, Admin: slices.Equal(c.Audience, []string{caller.AdminAudience}), Device: pair.GetRefreshToken()}
 		if !c.Print {
-			g.Refresh, g.Access, g.Until = pair.GetRefreshToken(), pair.GetAccessToken(), asked.Add(pair.GetExpiresIn().AsDuration()-latestSend)
+			g.Refresh, g.Access, g.Until = pair.GetRefreshToken(), pair.GetAccessToken(), asked.Add(pair.GetExpiresIn().AsDuration())
 		}
-		err = logins.put(ctx, g)
+		err = logins.Put(ctx, g)
 		switch {
 		case err != nil && c.Print: // the tokens are worth more
 			fmt.Fprintf(t.Err, "watchword: the refresh token is not kept, and the next login counts as one from a new device: %v\n", err)

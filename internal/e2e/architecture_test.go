@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"internal/clock":           {},
 	"internal/count":           {},
 	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/throttle", "internal/user"},
-	"internal/cli":             {"authn", "authn/tokensource", gen, "internal/caller", "internal/audit", "internal/durable", "internal/issuer", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/settings", "internal/store", "internal/transport", "internal/user", "internal/version"},
+	"internal/cli":             {"authn", "authn/tokensource", gen, "internal/caller", "internal/audit", "internal/durable", "internal/issuer", "internal/keptlogin", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/settings", "internal/store", "internal/transport", "internal/user", "internal/version"},
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},
@@ -41,6 +41,7 @@ var mayImport = map[string][]string{
 	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share", "internal/spans"},
 	"internal/hub":             {gen, "internal/clock", "internal/count", "internal/share"}, // no database: an upstream stream may fill a hub too
 	"internal/issuer":          {"internal/audit", "internal/caller", "internal/feed", "internal/seal", "internal/store", "internal/token"},
+	"internal/keptlogin":       {"internal/durable"},
 	"internal/meter":           {},
 	"internal/meter/metertest": {}, // for tests
 	"internal/password":        {"internal/count", "internal/share", "internal/spans"},

@@ -167,3 +167,21 @@ func TestFileOnTheCommandLine(t *testing.T) {
 		t.Errorf("%+v from %q, %v", c.Serve, set.File(), err)
 	}
 }
+
+// --help shows the variable of each flag, also of one that is set to the empty text. A command
+// line with a fault shows no help.
+func TestHelp(t *testing.T) {
+	t.Setenv("TOOL_LIFE", "")
+	var out bytes.Buffer
+	exits := 0
+	set, err := settings.New(settings.Program{Name: "tool", Commands: &commands{}, Out: &out, Exit: func(int) { exits++ }, KeysOf: "serve"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := set.Read([]string{"serve", "--level=loud", "--help"}); err == nil || out.Len() > 0 || exits > 0 {
+		t.Errorf("with a fault: %v, %d exits, and\n%s", err, exits, out.String())
+	}
+	if err := set.Read([]string{"serve", "--help"}); err != nil || exits != 1 || !strings.Contains(out.String(), "$TOOL_LIFE") {
+		t.Errorf("%v, %d exits, and\n%s", err, exits, out.String())
+	}
+}

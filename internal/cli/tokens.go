@@ -1,0 +1,166 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/watchword-auth/watchword/authn/tokensource"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/keptlogin"
+	"github.com/watchword-auth/watchword/internal/refusal"
+)
+
+// tokens gives access tokens to calls.
+type tokens interface {
+	// token returns an access token other than refused.
+	token(ctx context.Context, refused string) (string, error)
+}
+
+// fixedToken is an access token that no command can renew.
+type fixedToken string
+
+func (f fixedToken) token(context.Context, string) (string, error) { return string(f), nil }
+
+// kept is a kept login at a server.
+type kept struct {
+	*keptlogin.InUse
+	server remote
+}
+
+// kept returns the newest login at the server, for the audience watchword if admin is true.
+//
+// Errors: one that names the command to run, if there is none.
+func (r remote) kept(admin bool) (kept, error) {
+	login, ok := keptlogin.At(r.Addr).Use(admin)
+	if !ok {
+		return kept{}, fmt.Errorf("no login at %s is kept; log in: %s", r.Addr, r.loginCommand(keptlogin.Login{Username: "NAME", Admin: admin}))
+	}
+	return kept{login, r}, nil
+}
+
+// loginCommand returns the command that logs in as g.
+func (r remote) loginCommand(g keptlogin.Login) string {
+	command := "watchword login " + g.Username
+	if g.Admin {
+		command += " --audience " + caller.AdminAudience
+	}
+	command += " --addr " + r.Addr
+	if r.Plaintext {
+		command += " --plaintext"
+	}
+	return command
+}
+
+// token returns an access token, which the server renews if needed.
+//
+// Errors: those of the server and of [keptlogin.InUse.Token], with the command that begins a new
+// session if the session is over.
+func (k kept) token(ctx context.Context, refused string) (string, error) {
+	token, err := k.Token(ctx, refused, k.server.renew)
+	switch {
+	case errors.Is(err, keptlogin.ErrLoggedOut):
+		err = fmt.Errorf("%w; log in again: %s", err, k.server.loginCommand(k.Login))
+	case sessionOver(err):
+		err = over{err, k.server.loginCommand(k.Login)}
+	}
+	return token, err
+}
+
+// renew implements [keptlogin.Renew].
+func (r remote) renew(ctx context.Context, refresh string, keep func(refresh string) error) (access string, err error) {
+	opts := []tokensource.Option{
+		tokensource.WithLogger(slog.New(slog.DiscardHandler)),
+		tokensource.WithStore(func(_ context.Context, refresh string) error { return keep(refresh) }),
+	}
+	if r.PlaintextToOtherHosts {
+		opts = append(opts, tokensource.WithPlaintextToOtherHosts())
+	}
+	err = r.with(ctx, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+		source, err := tokensource.Refresh(conn, refresh, opts...)
+		if err != nil {
+			return err
+		}
+		defer source.Close()
+		access, err = source.Token(ctx)
+		return err
+	})
+	return access, err
+}
+
+// forget ends the kept sessions at the server.
+func (r remote) forget(ctx context.Context, conn grpc.ClientConnInterface) error {
+	return keptlogin.At(r.Addr).End(ctx, func(refresh string) error {
+		_, err := watchwordv1.NewAuthServiceClient(conn).Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: refresh})
+		if sessionOver(err) {
+			return nil
+		}
+		return err
+	})
+}
+
+// sessionOver reports whether the server accepts no refresh token of a session any more.
+func sessionOver(err error) bool {
+	switch refusal.Reason(err) {
+	case watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED,
+		watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED, watchwordv1.ErrorReason_ERROR_REASON_SESSION_REVOKED:
+		return true
+	}
+	return false
+}
+
+// over is the error of a session that is over.
+type over struct {
+	error
+	command string // begins a new session
+}
+
+func (o over) Unwrap() error { return o.error }
+
+// bearing returns the options of a connection that puts access tokens on its calls. A
+// unary call that the server refuses because of the token is sent once more with a new one.
+func bearing(from tokens) []grpc.DialOption {
+	bear := func(ctx context.Context, refused string) (context.Context, string, error) {
+		token, err := from.token(ctx, refused)
+		return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token), token, err
+	}
+	unary := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		with, token, err := bear(ctx, "")
+		if err != nil {
+			return err
+		}
+		if err = invoke(with, method, req, reply, conn, opts...); !tokenUseless(err) {
+			return err
+		}
+		if with, renewed, renewErr := bear(ctx, token); renewErr != nil {
+			return renewErr
+		} else if renewed != token {
+			return invoke(with, method, req, reply, conn, opts...)
+		}
+		return err
+	}
+	stream := func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		with, _, err := bear(ctx, "")
+		if err != nil {
+			return nil, err
+		}
+		return open(with, desc, conn, method, opts...)
+	}
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(unary), grpc.WithChainStreamInterceptor(stream)}
+}
+
+// tokenUseless reports whether a call was refused because of its access token, and another
+// one may be accepted.
+func tokenUseless(err error) bool {
+	switch refusal.Reason(err) {
+	case watchwordv1.ErrorReason_ERROR_REASON_TOKEN_INVALID, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED,
+		watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:
+		return true
+	}
+	return false
+}

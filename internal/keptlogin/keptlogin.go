@@ -1,0 +1,262 @@
+// Package keptlogin keeps, in the folder of the user's settings, the logins at each server:
+// later commands use their tokens. The file of a server has mode 0600.
+//
+// Commands that run at the same time share a file, under a lock. So a refresh token is sent
+// once: a second use would end the session.
+package keptlogin
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"github.com/watchword-auth/watchword/internal/durable"
+)
+
+const (
+	// maxKept bounds the file of one server, in bytes, and maxLogins the logins in the file.
+	// A login has at most some 10 KiB.
+	maxKept   = 1 << 20
+	maxLogins = 32
+	// latestSend is the last part of an access token's life, in which the token is renewed:
+	// the token could expire on the way to the server.
+	latestSend = 5 * time.Second
+)
+
+// ErrLoggedOut means that another command has logged out since [File.Use].
+var ErrLoggedOut = errors.New("another command has logged out")
+
+// Login is what is kept of one user at one server, once for administration and once for all
+// other audiences.
+type Login struct {
+	Username string `json:"username"`
+	Admin    bool   `json:"admin,omitempty"` // for the audience of administration alone
+	// Device is the newest refresh token of the last login, live or not. With an earlier
+	// refresh token the server knows the device: guesses of clients without a token of the
+	// same session then do not delay a login.
+	Device  string    `json:"device"`
+	Refresh string    `json:"refresh_token,omitempty"` // empty after a logout, and if another program has the tokens
+	Access  string    `json:"access_token,omitempty"`
+	Until   time.Time `json:"until,omitzero"` // Access expires then
+}
+
+// replaces reports whether g takes the place of old in the file.
+func (g Login) replaces(old Login) bool { return g.Username == old.Username && g.Admin == old.Admin }
+
+// File is the file with the logins at one server, the oldest first. A File has no state besides
+// the file, and is safe for concurrent use.
+type File struct {
+	path string
+	err  error // why there is no such file
+}
+
+// At returns the file for a server. The name of the file is a hash, since an address may hold
+// the signs of a path. If the user has no folder for settings, the methods that change the file
+// return an error.
+func At(addr string) File {
+	folder, err := os.UserConfigDir()
+	if err != nil {
+		return File{err: err}
+	}
+	name := sha256.Sum256([]byte(addr))
+	return File{path: filepath.Join(folder, "watchword", "logins", hex.EncodeToString(name[:16])+".json")}
+}
+
+// read returns the logins in the file. A file with anything else counts as empty: a login
+// then writes the file anew.
+func (f File) read() (all []Login) {
+	info, err := os.Lstat(f.path)
+	if err != nil || !info.Mode().IsRegular() || info.Size() > maxKept {
+		return nil
+	}
+	text, err := os.ReadFile(f.path)
+	if err != nil || json.Unmarshal(text, &all) != nil {
+		return nil
+	}
+	return slices.DeleteFunc(all, func(g Login) bool { return !keepable(g.Device) })
+}
+
+// find returns the newest login that wanted accepts.
+func (f File) find(wanted func(Login) bool) (found Login, ok bool) {
+	for _, g := range slices.Backward(f.read()) {
+		if wanted(g) {
+			return g, true
+		}
+	}
+	return Login{}, false
+}
+
+// lock waits for the lock of the file, and returns the function that unlocks.
+func (f File) lock(ctx context.Context) (unlock func(), err error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	if err := os.MkdirAll(filepath.Dir(f.path), 0o700); err != nil {
+		return nil, err
+	}
+	lock := flock.New(f.path+".lock", flock.SetPermissions(0o600))
+	if _, err := lock.TryLockContext(ctx, 10*time.Millisecond); err != nil {
+		return nil, fmt.Errorf("waiting for another watchword command that uses %s: %w", lock.Path(), err)
+	}
+	return func() { _ = lock.Unlock() }, nil
+}
+
+// putLocked replaces the login of the same user and kind, and keeps the order. The caller holds
+// the lock.
+func (f File) putLocked(g Login) error {
+	all := f.read()
+	if i := slices.IndexFunc(all, g.replaces); i >= 0 {
+		all[i] = g
+		return f.writeLocked(all)
+	}
+	return f.writeLocked(append(all, g))
+}
+
+// writeLocked writes the file. Of more than maxLogins logins the oldest are left out. The
+// caller holds the lock.
+func (f File) writeLocked(all []Login) error {
+	text, err := json.Marshal(all[max(0, len(all)-maxLogins):])
+	if err != nil {
+		return err
+	}
+	durable.RemoveDrafts(f.path, time.Hour) // of a command that was killed
+	return durable.Replace(f.path, func(file *os.File) error {
+		_, err := file.Write(text)
+		return err
+	})
+}
+
+// Put keeps a new login. With Refresh empty, another program has the tokens: Put keeps the sign of
+// a known device alone, and the tokens of an earlier login stay in use.
+func (f File) Put(ctx context.Context, g Login) error {
+	if !keepable(g.Device) {
+		return errors.New("the server's answer holds no refresh token")
+	}
+	unlock, err := f.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if g.Refresh == "" {
+		old, _ := f.find(g.replaces)
+		g.Refresh, g.Access, g.Until = old.Refresh, old.Access, old.Until
+		return f.putLocked(g)
+	}
+	return f.writeLocked(append(slices.DeleteFunc(f.read(), g.replaces), g)) // the newest
+}
+
+// Device returns the sign of a known device for a user; empty without one.
+func (f File) Device(username string) string {
+	g, _ := f.find(func(g Login) bool { return g.Username == username })
+	return g.Device
+}
+
+// End calls logout for each kept session, and removes the tokens of the session from the file.
+// The sign of a known device stays. Errors: that of logout, which keeps the session; errors of
+// the file.
+func (f File) End(ctx context.Context, logout func(refresh string) error) error {
+	unlock, err := f.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, g := range f.read() {
+		if g.Refresh == "" {
+			continue
+		}
+		if err := logout(g.Refresh); err != nil {
+			return err
+		}
+		g.Refresh, g.Access, g.Until = "", "", time.Time{}
+		if err := f.putLocked(g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepable reports whether a text may be a refresh token. gRPC refuses a request with a
+// text that is not UTF-8, so a damaged file would stop every login.
+func keepable(token string) bool {
+	return token != "" && len(token) <= 1024 && !strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
+}
+
+// InUse is a login that a command uses. InUse is not safe for concurrent use.
+type InUse struct {
+	Login
+	file File
+}
+
+// Use returns the newest login with tokens; of logins for administration alone if admin is true.
+func (f File) Use(admin bool) (*InUse, bool) {
+	g, ok := f.find(func(g Login) bool { return g.Refresh != "" && (g.Admin || !admin) })
+	return &InUse{g, f}, ok
+}
+
+// Renew gets new tokens from the server for a refresh token. Renew calls keep with the new
+// refresh token as soon as the server has answered: the old refresh token is used up.
+type Renew func(ctx context.Context, refresh string, keep func(refresh string) error) (access string, err error)
+
+// Token returns an access token, and renews the token if needed: the kept one has expired, or
+// is the one that the server has refused. The file gets the new tokens.
+//
+// Errors: ErrLoggedOut; those of renew; errors of the file.
+func (u *InUse) Token(ctx context.Context, refused string, renew Renew) (string, error) {
+	if u.good(refused) {
+		return u.Access, nil
+	}
+	unlock, err := u.file.lock(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if g, ok := u.file.find(u.replaces); ok {
+		u.Login = g // another command may have renewed the tokens
+	}
+	if u.good(refused) {
+		return u.Access, nil
+	}
+	if u.Refresh == "" {
+		return "", ErrLoggedOut
+	}
+	asked := time.Now()
+	access, err := renew(ctx, u.Refresh, func(refresh string) error {
+		u.Refresh, u.Device, u.Access = refresh, refresh, ""
+		return u.file.putLocked(u.Login)
+	})
+	if err != nil {
+		return "", err
+	}
+	u.Access, u.Until = access, asked.Add(lifeOf(access))
+	return u.Access, u.file.putLocked(u.Login)
+}
+
+func (u *InUse) good(refused string) bool {
+	return u.Access != "" && u.Access != refused && time.Now().Before(u.Until.Add(-latestSend))
+}
+
+// lifeOf returns the lifetime of an access token that the server has just made, and 0 for
+// a token of another form. The server checks the token; lifeOf only tells when to renew it.
+func lifeOf(token string) time.Duration {
+	parts := strings.Split(token, ".")
+	var claims struct{ Iat, Exp int64 }
+	if len(parts) != 3 {
+		return 0
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil || json.Unmarshal(payload, &claims) != nil {
+		return 0
+	}
+	return time.Duration(claims.Exp-claims.Iat) * time.Second
+}
