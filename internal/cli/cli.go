@@ -1,5 +1,5 @@
-// Package cli is the command line: commands, flags, environment variables, and printed
-// text. The packages below do the work.
+// Package cli is the command line: commands, their flags, and printed text. The package settings
+// reads the flags, and the packages below do the work.
 //
 // No password, token or key is an argument, since other users of the machine can read
 // arguments. A secret is read from the terminal without echo, or from standard input.

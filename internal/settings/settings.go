@@ -54,6 +54,7 @@ type EveryCommand struct {
 type Settings struct {
 	program Program
 	parser  *kong.Kong
+	known   keys // of the file of --config
 
 	args    []string
 	command *kong.Context // nil after a fault
@@ -68,9 +69,9 @@ type Settings struct {
 }
 
 // New returns settings that have read nothing yet. Errors: those of kong, for a wrong tag of a
-// command.
+// command; an error if there is no command KeysOf.
 func New(p Program) (*Settings, error) {
-	s := &Settings{program: p}
+	s := &Settings{program: p, known: keys{program: p.Name, command: p.KeysOf}}
 	options := []kong.Option{
 		kong.Name(p.Name), kong.Description(p.Description), kong.Vars{"version": p.Version}, kong.Writers(p.Out, p.Err),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(durations)),
@@ -86,7 +87,14 @@ func New(p Program) (*Settings, error) {
 	}
 	for _, flag := range allFlags(s.parser.Model.Node) {
 		flag.Mapper = tolerant{s, flag.Mapper}
-		flag.Tag.Envs = nil // kong would stop at the first fault, and read an empty variable; see resolve
+		flag.Tag.Envs = nil // for kong an empty variable is a value; see resolve
+	}
+	at := slices.IndexFunc(s.parser.Model.Children, func(n *kong.Node) bool { return n.Name == p.KeysOf })
+	if at < 0 {
+		return nil, fmt.Errorf("there is no command %q", p.KeysOf)
+	}
+	for _, flag := range s.parser.Model.Children[at].Flags {
+		s.known.names = append(s.known.names, flag.Name)
 	}
 	return s, nil
 }
@@ -116,7 +124,7 @@ func allFlags(node *kong.Node) []*kong.Flag {
 //
 // Errors: one with a line for each fault.
 func (s *Settings) Read(args []string) error {
-	*s = Settings{program: s.program, parser: s.parser, args: args, origins: map[string]string{}}
+	*s = Settings{program: s.program, parser: s.parser, known: s.known, args: args, origins: map[string]string{}}
 	command, understood := s.trace(args)
 	s.flags = command.Flags()
 	for _, p := range command.Path {
@@ -201,7 +209,7 @@ var (
 func misplaced(err error, number, of int) string {
 	words := misplacing.FindString(err.Error())
 	if words == "" {
-		return withoutValue(err)
+		return withoutValue(err.Error())
 	}
 	text := fmt.Sprintf("%s(argument %d of %d) is not shown, because it may be a secret%s", words, number, of, candidates.FindString(err.Error()))
 	if words == "unknown flag " {
@@ -210,22 +218,17 @@ func misplaced(err error, number, of int) string {
 	return text
 }
 
-// withoutValue returns the text of an error of kong up to the value, which may be a secret.
-func withoutValue(err error) string {
-	rule, _, _ := strings.Cut(err.Error(), " but got ")
+// withoutValue returns an error text of kong up to the value, which may be a secret.
+func withoutValue(text string) string {
+	rule, _, _ := strings.Cut(text, " but got ")
 	return rule
 }
 
 // readFile reads the file of --config, if the command has flags that the file may set.
 func (s *Settings) readFile(command *kong.Context) {
-	known := keys{program: s.program.Name, command: s.program.KeysOf}
-	at := slices.IndexFunc(s.parser.Model.Children, func(n *kong.Node) bool { return n.Name == s.program.KeysOf })
-	for _, flag := range s.parser.Model.Children[at].Flags {
-		known.names = append(known.names, flag.Name)
-	}
 	usable := s.program.Shared
 	if node := command.Selected(); node != nil && slices.Contains(s.program.TakeAll, node.Path()) {
-		usable = known.names
+		usable = s.known.names
 	}
 	if !slices.ContainsFunc(s.flags, func(f *kong.Flag) bool { return slices.Contains(usable, f.Name) }) {
 		return
@@ -241,7 +244,7 @@ func (s *Settings) readFile(command *kong.Context) {
 	if s.file == "" {
 		return
 	}
-	lines, faults := readConfig(s.file, known)
+	lines, faults := readConfig(s.file, s.known)
 	for _, fault := range faults {
 		s.add(fault)
 	}
@@ -287,7 +290,6 @@ func (s *Settings) addRules(err error) {
 		if s.unknown && len(mentioned) == 0 { // such as a missing argument
 			continue
 		}
-		rule := withoutValue(errors.New(line))
-		s.add(rule + s.From(line))
+		s.add(withoutValue(line) + s.From(line))
 	}
 }

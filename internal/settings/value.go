@@ -48,7 +48,7 @@ func (t tolerant) read(ctx *kong.DecodeContext, target reflect.Value) (fault str
 		return ": the value is missing; if the value begins with -, such as an id, write --" + ctx.Value.Name + "=VALUE"
 	}
 	if err := t.mapper.Decode(ctx, target); err != nil {
-		return ": " + withoutValue(err)
+		return ": " + withoutValue(err.Error())
 	}
 	if ctx.Value.Enum == "" || slices.Contains(ctx.Value.EnumSlice(), fmt.Sprint(target)) {
 		return ""
