@@ -17,6 +17,7 @@ var commands = map[string]string{
 	"README.md#Administer users at the command line":   "TestCommandsOfTheDocuments",
 	"README.md#Set the rule of each method":            "TestRulesFromTheReadme",
 	"docs/first-week.md":                               "TestCommandsOfTheDocuments",
+	"docs/monitoring.md#Guarded services":              "lines of Go; TestSlowPrometheusRaisesAlarms of deploy/check runs them",
 
 	"README.md#Run several replicas": "needs PostgreSQL under the name of another machine",
 	"CONTRIBUTING.md":                "runs a test of the repository",

@@ -42,8 +42,10 @@ have_pgbouncer() {
 	return 1
 }
 
-# Both check the files of deploy/. promtool is in the package of Prometheus.
-have_deploy_tools() { have promtool && have systemd-analyze && have openssl; }
+# They check the files of deploy/. promtool is in the package of Prometheus, which `make test-slow`
+# runs.
+have_prometheus() { have promtool && have prometheus; }
+have_deploy_tools() { have_prometheus && have systemd-analyze && have openssl; }
 
 # Debian starts what it installs, now and at each boot. The tests start servers
 # of their own, so none shall be left behind that nobody asked for.
@@ -73,13 +75,13 @@ have node || missing+=(nodejs)
 have npm || missing+=(npm)
 have_pgbouncer || missing+=(pgbouncer)
 have_postgres || missing+=(postgresql)
-have promtool || missing+=(prometheus)
+have_prometheus || missing+=(prometheus)
 have systemd-analyze || missing+=(systemd)
 have openssl || missing+=(openssl)
 if [ ${#missing[@]} -gt 0 ] && have apt-get && [ "$(id -u)" = 0 ]; then
 	echo "installing ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
-	have_pgbouncer && have_postgres && have promtool || start_nothing
+	have_pgbouncer && have_postgres && have_prometheus || start_nothing
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends "${missing[@]}"
 	for service in pgbouncer prometheus; do
@@ -112,7 +114,7 @@ elif [ ${#postgres_lack[@]} -gt 0 ]; then
 	failed=1
 fi
 if ! have_deploy_tools; then
-	echo "promtool, systemd-analyze or openssl is missing: the tests of some files in deploy/ are LEFT OUT." >&2
+	echo "prometheus, promtool, systemd-analyze or openssl is missing: the tests of some files in deploy/ are LEFT OUT." >&2
 	echo "  Debian, Ubuntu: apt-get install prometheus systemd openssl" >&2
 fi
 exit $failed
