@@ -89,11 +89,11 @@ func randomID(bytes int) string {
 }
 
 // verifier returns a verifier that has the given number of ended sessions.
-func (i *issuer) verifier(ended int) (*authn.Verifier, error) {
+func (i *issuer) verifier(ended int, opts ...authn.Option) (*authn.Verifier, error) {
 	conn := trusttest.Conn(func(ctx context.Context) (trusttest.Next, error) {
 		return (&feed{issuer: i, ctx: ctx, ended: ended}).next, nil
 	})
-	return authn.NewVerifier(context.Background(), conn, authn.WithAudience(audience))
+	return authn.NewVerifier(context.Background(), conn, append(opts, authn.WithAudience(audience))...)
 }
 
 // feed is one stream of messages to a verifier.

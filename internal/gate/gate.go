@@ -121,25 +121,29 @@ func (r Registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 }
 
 // The refusals of the gate. Each is made once, since any client can cause a flood of
-// refusals.
+// refusals; those of a crowd are made when the first call gets no place.
 var (
 	errMethod   = status.Error(codes.Unimplemented, "no service of this server has this method")
 	errMetadata = refusal.Status(codes.InvalidArgument, watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST, "",
 		"metadata: longer than 16 KiB", refusal.BadField("metadata", "longer than 16 KiB")).Err()
 	errStopping = status.Error(codes.Unavailable, "the server is stopping")
 	// errsCrowded differ in the delay that the client is told.
-	errsCrowded = func() (errs [32]error) {
+	errsCrowded = sync.OnceValue(func() []error {
+		errs := make([]error, 32)
 		for i := range errs {
 			delay := retryDelay + retrySpread*time.Duration(i)/time.Duration(len(errs))
 			errs[i] = refusal.Status(codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "",
 				"too many unfinished calls at the server, or from this network", &errdetails.RetryInfo{RetryDelay: durationpb.New(delay)}).Err()
 		}
 		return errs
-	}()
+	})
 )
 
 // crowded returns the refusal of a call that gets no place. The delay is random.
-func crowded() error { return errsCrowded[rand.IntN(len(errsCrowded))] }
+func crowded() error {
+	errs := errsCrowded()
+	return errs[rand.IntN(len(errs))]
+}
 
 // Tap lets a call in, or refuses the call, by the headers. gRPC calls Tap before a goroutine
 // starts for the call ([grpc.InTapHandle]). Tap puts the source of the call into the context.

@@ -37,7 +37,8 @@ func (s *Settings) Misspelled(environment []string) (lines []string) {
 			continue
 		}
 		for _, candidate := range known {
-			if distance(strings.ToUpper(name), candidate) <= 2 {
+			longer := len(name) - len(candidate)
+			if -2 <= longer && longer <= 2 && distance(strings.ToUpper(name), candidate) <= 2 {
 				lines = append(lines, fmt.Sprintf("the environment variable %s sets nothing; did you mean %s?", name, candidate))
 				break
 			}
