@@ -19,6 +19,9 @@ const (
 	ours = "watchword.v1."
 	// timed is the service of which calls are timed: people and programs wait for its answers.
 	timed = "AuthService"
+	// fault is the outcome of a fault of the server. The series is there from the start: Prometheus
+	// does not take a series that begins with 1 for an increase.
+	fault = "INTERNAL"
 )
 
 // Calls counts the gRPC calls of a server by method and outcome. A method that is not
@@ -46,6 +49,7 @@ func (c *Calls) Register(services map[string]grpc.ServiceInfo) {
 		service, counted := strings.CutPrefix(full, ours)
 		for _, m := range info.Methods {
 			of := &method{service: service, name: m.Name}
+			of.failed.Store(fault, new(atomic.Uint64))
 			if service == timed {
 				of.took = new(count.Durations)
 			}

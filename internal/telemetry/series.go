@@ -185,7 +185,8 @@ var histograms = []struct {
 		func(n *numbers, add func(count.Histogram, ...string)) { add(n.hub.Delays) }},
 }
 
-// callsTotal adds the ended calls. The outcome OK is there from the start for every method.
+// callsTotal adds the ended calls. The outcomes OK and INTERNAL are there from the start for every
+// method.
 func callsTotal(n *numbers, add add) {
 	for _, m := range n.Calls.methods {
 		add(float64(m.ok.Load()), m.service, m.name, "OK")
