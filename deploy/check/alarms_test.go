@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -28,6 +30,7 @@ type site struct {
 	password   string // of the user admin
 	line       *line
 	first      addresses
+	notes      addresses
 	secondHTTP string
 	prometheus *prometheus
 }
@@ -45,9 +48,10 @@ func newSite(t *testing.T) *site {
 	s.first = startReplica(t, serve)
 	s.password = strings.TrimSpace(read(t, file))
 	s.line = newLine(t, s.first.grpc)
+	s.notes = startGuarded(t, s.line.addr())
 	s.prometheus = startPrometheus(t, program, map[string]map[string]string{
 		"watchword": {"first": s.first.http, "second": s.secondHTTP},
-		"services":  {"notes": startGuarded(t, s.line.addr())},
+		"services":  {"notes": s.notes.http},
 	})
 	return s
 }
@@ -75,13 +79,16 @@ func (s *site) change(t *testing.T, statement string) {
 
 // TestSlowPrometheusRaisesAlarms runs a real Prometheus with the alarms of the rules file on a
 // real installation, and causes the faults that the alarms are for. Each alarm must be raised for
-// the process with the fault and for no other process, and must end with the fault.
+// each process with the fault and for no other process. An alarm about a state must end with the
+// fault; an alarm about a counter lasts for ten minutes.
 func TestSlowPrometheusRaisesAlarms(t *testing.T) {
 	if os.Getenv("WATCHWORD_SLOW") == "" {
 		t.Skip("make test-slow runs this test")
 	}
 	s := newSite(t)
 	s.prometheus.await(t, "WatchwordDown second")
+	s.callNotes(t)
+	s.prometheus.awaitValue(t, `watchword_verifier_tokens_accepted_total{job="services", by="check"}`, "1")
 
 	s.line.cut()
 	s.prometheus.await(t, "WatchwordDown second", "WatchwordVerifierStale notes")
@@ -99,7 +106,7 @@ func TestSlowPrometheusRaisesAlarms(t *testing.T) {
 	s.repeatRefresh(t)
 	s.prometheus.await(t, "WatchwordFault second", "WatchwordKeySetDamaged first", "WatchwordKeySetDamaged second", "WatchwordRefreshTokenReused first")
 
-	// Each of these alarms stays for ten minutes.
+	// These are the alarms about counters.
 	s.prometheus.ignored = []string{"WatchwordFault", "WatchwordKeySetDamaged", "WatchwordRefreshTokenReused"}
 	s.database.Pause()
 	s.prometheus.await(t, "WatchwordDatabaseAway first", "WatchwordDatabaseAway second",
@@ -118,7 +125,7 @@ func (s *site) startWithoutKey(t *testing.T) addresses {
 
 func (s *site) login(t *testing.T, addr string) (*watchwordv1.TokenPair, error) {
 	t.Helper()
-	resp, err := authService(t, addr).Login(t.Context(), &watchwordv1.LoginRequest{Username: "admin", Password: s.password})
+	resp, err := watchwordv1.NewAuthServiceClient(connect(t, addr)).Login(t.Context(), &watchwordv1.LoginRequest{Username: "admin", Password: s.password})
 	return resp.GetTokens(), err
 }
 
@@ -129,8 +136,9 @@ func (s *site) repeatRefresh(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	auth := watchwordv1.NewAuthServiceClient(connect(t, s.first.grpc))
 	refresh := func(pair *watchwordv1.TokenPair) (*watchwordv1.TokenPair, error) {
-		resp, err := authService(t, s.first.grpc).Refresh(t.Context(), &watchwordv1.RefreshRequest{RefreshToken: pair.GetRefreshToken()})
+		resp, err := auth.Refresh(t.Context(), &watchwordv1.RefreshRequest{RefreshToken: pair.GetRefreshToken()})
 		return resp.GetTokens(), err
 	}
 	next, err := refresh(pair)
@@ -145,12 +153,25 @@ func (s *site) repeatRefresh(t *testing.T) {
 	}
 }
 
-func authService(t *testing.T, addr string) watchwordv1.AuthServiceClient {
+// callNotes calls the guarded service with an access token of the admin.
+func (s *site) callNotes(t *testing.T) {
+	t.Helper()
+	pair, err := s.login(t, s.first.grpc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+pair.GetAccessToken())
+	if _, err := healthv1.NewHealthClient(connect(t, s.notes.grpc)).Check(ctx, &healthv1.HealthCheckRequest{}); err != nil {
+		t.Errorf("a guarded call: %v", err)
+	}
+}
+
+func connect(t *testing.T, addr string) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return watchwordv1.NewAuthServiceClient(conn)
+	return conn
 }

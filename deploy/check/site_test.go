@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -98,63 +99,87 @@ func await(t *testing.T, cmd *exec.Cmd, pattern *regexp.Regexp) string {
 	return <-found
 }
 
-// raised returns the alarms that are firing, each with the name of its process; nil while
-// Prometheus starts.
-func (p *prometheus) raised(t *testing.T) []string {
+// get reads the field "data" of an answer of Prometheus' API. get returns false while Prometheus
+// starts.
+func (p *prometheus) get(t *testing.T, path string, data any) bool {
 	t.Helper()
-	resp, err := http.Get(p.url + "/api/v1/alerts")
+	resp, err := http.Get(p.url + path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusServiceUnavailable { // Prometheus starts
-		return nil
+	if resp.StatusCode == http.StatusServiceUnavailable {
+		return false
 	}
-	var answer struct {
-		Data struct {
-			Alerts []struct {
-				State  string
-				Labels map[string]string
-			}
-		}
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&answer); err != nil {
+	if err := json.NewDecoder(resp.Body).Decode(&struct{ Data any }{data}); err != nil {
 		t.Fatal(err)
 	}
-	all := []string{}
-	for _, alarm := range answer.Data.Alerts {
-		if alarm.State == "firing" && !slices.Contains(p.ignored, alarm.Labels["alertname"]) {
-			all = append(all, alarm.Labels["alertname"]+" "+alarm.Labels["instance"])
-		}
-	}
-	slices.Sort(all)
-	return all
+	return true
 }
 
 // alarmTime bounds the wait for alarms. The longest wait is a minute, for the age of the feed.
 const alarmTime = 5 * time.Minute
 
-// await waits until the alarms that are firing are those of want.
-func (p *prometheus) await(t *testing.T, want ...string) {
+// poll asks until the answer is want.
+func poll(t *testing.T, want string, ask func() string) {
 	t.Helper()
-	slices.Sort(want)
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for began := time.Now(); ; <-tick.C {
-		got := p.raised(t)
-		if got != nil && slices.Equal(got, want) {
-			t.Logf("after %v: %q", time.Since(began).Round(time.Millisecond), want)
+		got := ask()
+		if got == want {
+			t.Logf("after %v: %s", time.Since(began).Round(time.Millisecond), want)
 			return
 		}
 		if time.Since(began) > alarmTime {
-			t.Fatalf("firing: %q, want %q", got, want)
+			t.Fatalf("got: %s\nwant: %s", got, want)
 		}
 	}
 }
 
-// startGuarded runs a guarded service with metrics as docs/monitoring.md says, and returns the
-// address of its page of metrics.
-func startGuarded(t *testing.T, server string) string {
+// await waits until the alarms that are firing are those of want, each with the name of its
+// process.
+func (p *prometheus) await(t *testing.T, want ...string) {
+	t.Helper()
+	slices.Sort(want)
+	poll(t, "firing: "+strings.Join(want, ", "), func() string {
+		var answer struct {
+			Alerts []struct {
+				State  string
+				Labels map[string]string
+			}
+		}
+		if !p.get(t, "/api/v1/alerts", &answer) {
+			return "Prometheus starts"
+		}
+		var all []string
+		for _, alarm := range answer.Alerts {
+			if alarm.State == "firing" && !slices.Contains(p.ignored, alarm.Labels["alertname"]) {
+				all = append(all, alarm.Labels["alertname"]+" "+alarm.Labels["instance"])
+			}
+		}
+		slices.Sort(all)
+		return "firing: " + strings.Join(all, ", ")
+	})
+}
+
+// awaitValue waits until an expression with one series has a value.
+func (p *prometheus) awaitValue(t *testing.T, expression, want string) {
+	t.Helper()
+	poll(t, expression+": "+want, func() string {
+		var answer struct {
+			Result []struct{ Value [2]any } // the time, and the value
+		}
+		if !p.get(t, "/api/v1/query?query="+url.QueryEscape(expression), &answer) || len(answer.Result) != 1 {
+			return fmt.Sprintf("%s: %d series", expression, len(answer.Result))
+		}
+		return fmt.Sprintf("%s: %v", expression, answer.Result[0].Value[1])
+	})
+}
+
+// startGuarded runs a guarded service with metrics as docs/monitoring.md says, and returns its
+// address and the address of its page of metrics.
+func startGuarded(t *testing.T, server string) addresses {
 	t.Helper()
 	conn, err := tokensource.Dial(server, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -173,7 +198,7 @@ func startGuarded(t *testing.T, server string) string {
 	}
 	t.Cleanup(func() { verifier.Close() })
 	guarded := grpc.NewServer(verifier.ServerOptions()...)
-	healthv1.RegisterHealthServer(guarded, health.NewServer())
+	healthv1.RegisterHealthServer(guarded, health.NewServer()) // has no access rule, so every caller needs a token
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +207,7 @@ func startGuarded(t *testing.T, server string) string {
 	t.Cleanup(guarded.Stop)
 	page := httptest.NewServer(promhttp.Handler())
 	t.Cleanup(page.Close)
-	return page.Listener.Addr().String()
+	return addresses{listener.Addr().String(), page.Listener.Addr().String()}
 }
 
 // line carries connections to a server, and can be cut.
