@@ -48,16 +48,17 @@ const (
 // is running, one goroutine uses those of the second (Open's, then Run's), and the rest
 // are atomic.
 type Feed struct {
-	store  *store.Store
-	hub    *hub.Hub
-	hint   chan struct{} // has room for one
-	tick   chan struct{} // has room for one; an element makes countTicks count now
-	issuer string
-	keys   Keys
-	logger *slog.Logger
-	poll   time.Duration
-	beats  time.Duration
-	proven time.Duration // for how long a commit proves that the database can commit
+	store    *store.Store
+	hub      *hub.Hub
+	hint     chan struct{} // has room for one
+	tick     chan struct{} // has room for one; an element makes countTicks count now
+	issuer   string
+	keys     Keys
+	logger   *slog.Logger
+	poll     time.Duration
+	beats    time.Duration
+	proven   time.Duration              // for how long a commit proves that the database can commit
+	question func(asked, now time.Time) // see [Feed.OnQuestion]
 
 	at          hub.Position // every event up to this position is published
 	floor       int64        // the floor for versions, as read last
@@ -65,6 +66,7 @@ type Feed struct {
 	trustUnread bool         // the last batch must read the trust state
 	keysAgain   bool         // keys asked to be called again; see [KeySet]
 	warned      bool         // the log has a line about the errors of readTail
+	asked       time.Time    // the newest question of [store.Tx.AskReplicas], as read last
 
 	next      atomic.Pointer[reading] // the reading that begins next
 	failing   atomic.Bool             // the last reading ended with an error
@@ -99,6 +101,7 @@ func Open(ctx context.Context, s *store.Store, of Origin, logger *slog.Logger) (
 	f := &Feed{
 		store: s, issuer: of.Issuer, keys: of.Keys, logger: logger, hint: make(chan struct{}, 1),
 		poll: pollEvery, beats: heartbeatEvery, proven: provenFor, trustUnread: true, tick: make(chan struct{}, 1),
+		question: func(time.Time, time.Time) {},
 	}
 	if f.keys == nil {
 		f.keys = func(context.Context, *store.Tx) (KeySet, error) { return KeySet{}, nil }
@@ -117,6 +120,12 @@ func (f *Feed) Hub() *hub.Hub { return f.hub }
 // Pace sets how often Run polls the store and sends heartbeats, for tests in which
 // months pass. Pace must be called before Run.
 func (f *Feed) Pace(poll, beats time.Duration) { f.poll, f.beats = poll, beats }
+
+// OnQuestion makes Run call fn after each reading that finds another question of
+// [store.Tx.AskReplicas] than the reading before: asked is the time of the question, and now the
+// time of the reading, both by the database's clock. The polls and hints for events serve the
+// questions too. fn must not block. OnQuestion must be called before Run.
+func (f *Feed) OnQuestion(fn func(asked, now time.Time)) { f.question = fn }
 
 // Run reads the tail until ctx ends.
 func (f *Feed) Run(ctx context.Context) {

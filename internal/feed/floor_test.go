@@ -16,7 +16,7 @@ import (
 func wantFloor(t *testing.T, s *store.Store, least int64) {
 	t.Helper()
 	err := s.Read(t.Context(), func(tx *store.Tx) error {
-		floor, err := tx.Floor()
+		floor, _, err := tx.FloorAndQuestion()
 		if err == nil && floor < least {
 			t.Errorf("the floor is %d, want at least %d", floor, least)
 		}

@@ -132,9 +132,13 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	}
 	// The statement above has begun the transaction, and so has read the database's clock.
 	b.update.Time = hub.Reading{Token: tx.Now(), Answered: f.hub.Elapsed()}
-	floor, err := tx.Floor()
+	floor, asked, err := tx.FloorAndQuestion()
 	if err != nil {
 		return b, err
+	}
+	if !asked.Equal(f.asked) {
+		f.asked = asked
+		f.question(asked, tx.Now())
 	}
 	// The newest published event is read again, to see whether its tag is the same.
 	// Prune spares the head, so the event must be there.

@@ -136,10 +136,7 @@ func (r *Roster) ask(ctx context.Context) error {
 		return err
 	}
 	r.lastAsked = time.Now()
-	select {
-	case r.wake <- struct{}{}:
-	default:
-	}
+	r.Asked(at, at)
 	if since < lateAfter {
 		return nil
 	}

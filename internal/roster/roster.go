@@ -4,11 +4,11 @@
 // any client can report anything.
 //
 // Each replica keeps its own watchers in memory, and writes a summary of them into a row of
-// the table replicas: every ten seconds, and several times a second while somebody asks. A
-// question is a time in the database, which every replica reads a few times a second. A
-// replica that finds a question sends heartbeats more often, since a watcher reports after
-// each heartbeat. So a report costs nothing on the way of a revocation, and between questions
-// a watcher reports once in five seconds.
+// the table replicas: once a minute, and several times a second while somebody asks. A
+// question is a time in the database, which package feed reads together with the events, and
+// passes to [Roster.Asked]. A replica that is asked sends heartbeats more often, since a watcher
+// reports after each heartbeat. So a report costs nothing on the way of a revocation, and between
+// questions a watcher reports once in five seconds.
 //
 // A watcher's reports may reach another replica than the watcher's stream. So [Roster.List]
 // joins streams and reports by the random id of the watcher.
@@ -29,13 +29,14 @@ import (
 )
 
 const (
-	// lookEvery is the time between two looks for a question. A look reads one row by its key.
-	lookEvery = 250 * time.Millisecond
-	// writeEvery is the time between two writes of the row between questions.
-	writeEvery = 10 * time.Second
+	// writeEvery is the time between two writes of the row between questions. The row then shows
+	// that the replica runs, and which watchers are lost if the replica is killed.
+	writeEvery = time.Minute
+	// againAfter is the time between two attempts of a write that fails.
+	againAfter = time.Second
 	// askedFor is the time for which a replica answers a question again and again.
 	askedFor = 5 * time.Second
-	// busyEvery is the time between two looks while somebody asks. Each look may write the row.
+	// busyEvery is the time between two turns while somebody asks. Each turn may write the row.
 	busyEvery = 50 * time.Millisecond
 	// gather is the time from a heartbeat to the answer: the watchers report in between.
 	gather = 100 * time.Millisecond
@@ -64,7 +65,7 @@ type Roster struct {
 	self   Self
 	id     int64 // random for each process
 	logger *slog.Logger
-	wake   chan struct{} // has room for one; makes Run look now
+	wake   chan struct{} // has room for one; makes Run take a turn now
 	asking chan struct{} // has room for one: the caller of ask that has put an element in
 
 	lastAsked time.Time // the newest question of this roster; guarded by asking
@@ -75,6 +76,8 @@ type Roster struct {
 	seen    map[string]time.Time // when the certificate of a watcher was last written; zero: to be written
 	number  uint64               // of the newest stream
 	changes uint64               // counts the changes of streams and reports
+	asked   time.Time            // the newest question, by the database's clock
+	heard   time.Time            // when this process heard of that question
 }
 
 // identity finds the reports of a watcher: the random id that the watcher has chosen, and
@@ -184,6 +187,21 @@ func (s *Reports) Close() {
 	s.roster.changes++
 }
 
+// Asked tells the roster of a question of any process: asked is the time of the question, and now
+// the present time, both by the database's clock. Asked does not block.
+func (r *Roster) Asked(asked, now time.Time) {
+	if now.Sub(asked).Abs() >= askedFor { // such as a question before the start of this process
+		return
+	}
+	r.mu.Lock()
+	r.asked, r.heard = asked, time.Now()
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
 // Run tells the other replicas of the watchers until ctx ends, and then deletes the row of
 // the replica.
 func (r *Roster) Run(ctx context.Context) {
@@ -223,26 +241,20 @@ type turn struct {
 	position int64     // at that heartbeat
 }
 
+// pause returns the time until the next turn.
 func (t *turn) pause() time.Duration {
 	if t.busy {
 		return busyEvery
 	}
-	return lookEvery
+	return max(againAfter, writeEvery-time.Since(t.wroteAt))
 }
 
-// take looks for a question, and writes the row if the row is due.
+// take writes the row if the row is due, and sends a heartbeat if one is due.
 func (t *turn) take(ctx context.Context) error {
-	var asked, now time.Time
-	err := t.roster.store.Read(ctx, func(tx *store.Tx) (err error) {
-		asked, err = tx.ReplicasAsked()
-		now = tx.Now()
-		return err
-	})
-	if err != nil {
-		return err
-	}
 	was := t.busy
-	t.asked, t.busy = asked, now.Sub(asked).Abs() < askedFor
+	t.roster.mu.Lock()
+	t.asked, t.busy = t.roster.asked, time.Since(t.roster.heard) < askedFor
+	t.roster.mu.Unlock()
 	if t.busy {
 		t.beat(!was)
 	}

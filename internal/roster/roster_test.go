@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -23,7 +25,10 @@ type withDatabases struct{ *testing.M }
 
 func (m withDatabases) Run() int { return pgtest.Main(m.M) }
 
-// run runs a roster on a database until the end of the test, or until stop.
+// pollOfFeed is the time between two readings of the events, which read the question too.
+const pollOfFeed = 200 * time.Millisecond
+
+// run runs a roster and its feed on a database until the end of the test, or until stop.
 func run(t *testing.T, uri, address string) (r *Roster, stop func()) {
 	t.Helper()
 	silent := slog.New(slog.DiscardHandler)
@@ -35,6 +40,9 @@ func run(t *testing.T, uri, address string) (r *Roster, stop func()) {
 	r = New(s, f.Hub(), Self{Address: address}, silent)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
+	f.Pace(pollOfFeed, time.Minute)
+	f.OnQuestion(r.Asked)
+	running.Go(func() { f.Run(ctx) })
 	running.Go(func() { r.Run(ctx) })
 	stop = func() { cancel(); running.Wait() }
 	t.Cleanup(stop)
@@ -159,32 +167,44 @@ func TestRowsOfEndedReplicas(t *testing.T) {
 	}
 }
 
-// Between questions, a replica writes its row once in ten seconds, whatever its watchers do.
-func TestARowIsSeldomWritten(t *testing.T) {
-	r, _ := run(t, storetest.SQLite(t), "one")
-	written := func() (at time.Time) {
-		err := r.store.Read(t.Context(), func(tx *store.Tx) error {
-			rows, err := tx.Replicas()
-			if len(rows) > 0 {
-				at = rows[0].WrittenAt
+// At rest the roster of a replica reads nothing, and writes its row once a minute, whatever its
+// watchers do. After the last question, the roster comes to rest again.
+func TestARosterAtRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, stop := run(t, "sqlite:"+filepath.Join(t.TempDir(), "r.db"), "one")
+		other := storetest.Open(t, r.store.Address())
+		calls := func() (reads, writes uint64) {
+			stats := r.store.Stats()
+			return stats.Reads.Count, stats.Writes.Count
+		}
+		reports := r.Reporting(Client{Watcher: []byte("a")}, Words{})
+		const span, rows = 5 * time.Minute, 5
+		atRest := func(when string) {
+			t.Helper()
+			reads, writes := calls()
+			for range 40 {
+				time.Sleep(span / 40)
+				reports.Add(Report{})
 			}
-			return err
-		})
-		if err != nil {
+			read, wrote := calls()
+			polls := uint64(span / pollOfFeed)
+			ticks := uint64(span / store.TickEvery)
+			if read-reads > polls+10 || wrote-writes > ticks+rows+10 {
+				t.Errorf("%s, the store has %d reads and %d writes in %v, want %d and %d", when, read-reads, wrote-writes, span, polls, ticks+rows)
+			}
+		}
+		atRest("before the first question")
+		if err := other.Write(t.Context(), func(tx *store.Tx) error { _, err := tx.AskReplicas(); return err }); err != nil {
 			t.Fatal(err)
 		}
-		return at
-	}
-	for written().IsZero() {
-		time.Sleep(time.Millisecond)
-	}
-	first := written()
-	reports := r.Reporting(Client{Watcher: []byte("a")}, Words{})
-	for range 8 {
+		_, before := calls()
+		time.Sleep(2 * pollOfFeed)
 		reports.Add(Report{})
-		time.Sleep(lookEvery / 4)
-	}
-	if again := written(); !again.Equal(first) && again.Sub(first) < writeEvery/2 {
-		t.Errorf("the row was written at %v and again after %v", first, again.Sub(first))
-	}
+		time.Sleep(gather)
+		if _, writes := calls(); writes == before {
+			t.Error("the roster has not answered a question")
+		}
+		atRest("after a question")
+		stop()
+	})
 }

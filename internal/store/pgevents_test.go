@@ -217,7 +217,7 @@ func TestATailByNumberMissesNothing(t *testing.T) {
 	}
 }
 
-// A hint comes for an event of another store, and for nothing else.
+// A hint comes for an event of another store and for a question, and for nothing else.
 func TestHints(t *testing.T) {
 	uri := storetest.Postgres(t)
 	a, b := storetest.Open(t, uri), storetest.Open(t, uri)
@@ -238,16 +238,21 @@ func TestHints(t *testing.T) {
 	if err := a.Write(t.Context(), func(tx *store.Tx) error { return errors.Join(appendEvent(tx, "refused"), errRefused) }); !errors.Is(err, errRefused) {
 		t.Fatal(err)
 	}
-	if err := a.Write(t.Context(), func(tx *store.Tx) error { return appendEvent(tx, "s") }); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-hints: // notifications come in the order of the commits
-	case <-time.After(10 * time.Second):
-		t.Fatal("no hint")
-	}
-	if n := len(hints); n != 0 {
-		t.Errorf("%d hints too many", n)
+	for what, write := range map[string]func(*store.Tx) error{
+		"an event":   func(tx *store.Tx) error { return appendEvent(tx, "s") },
+		"a question": func(tx *store.Tx) error { _, err := tx.AskReplicas(); return err },
+	} {
+		if err := a.Write(t.Context(), write); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-hints: // notifications come in the order of the commits
+		case <-time.After(10 * time.Second):
+			t.Fatal("no hint for " + what)
+		}
+		if n := len(hints); n != 0 {
+			t.Errorf("%d hints too many", n)
+		}
 	}
 	cancel()
 	<-ended

@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Hints tell a replica that another replica has appended an event. A transaction that
-// appends an event sends NOTIFY with the commit, and every replica listens on a
+// Hints tell a replica that another replica has appended an event, or asks the replicas for
+// their watchers. Such a transaction sends NOTIFY with the commit, and every replica listens on a
 // connection of its own, outside of the pool. A hint only shortens the wait for the
 // replica's next poll of the events, so any hint may be lost. A pooler in transaction
 // mode drops notifications: replicas behind such a pooler only poll. So does a replica to

@@ -22,7 +22,7 @@ type pgTx struct {
 	queued   *pgx.Batch
 	atCommit []pgStatement
 	at       time.Time // the transaction's time; zero until BEGIN is answered
-	event    bool      // an event was appended, so NOTIFY follows COMMIT
+	notify   bool      // NOTIFY follows COMMIT: there is an event or a question
 }
 
 type pgStatement struct {
@@ -125,7 +125,7 @@ func (t *pgTx) queryAtCommit(scan func(row) error, query string, args ...any) er
 	return nil
 }
 
-func (t *pgTx) hint() { t.event = true }
+func (t *pgTx) hint() { t.notify = true }
 
 // commit sends the statements still queued, and COMMIT. NOTIFY follows COMMIT in the same
 // trip: a transaction with NOTIFY in it could not commit while PostgreSQL's queue of
@@ -137,7 +137,7 @@ func (t *pgTx) commit() error {
 	}
 	committed := false
 	t.queued.Queue("COMMIT").Exec(func(pgconn.CommandTag) error { committed = true; return nil })
-	if t.event {
+	if t.notify {
 		t.queued.Queue(`SELECT pg_notify($1, '')`, notifyChannel)
 	}
 	err := confirmed(t.conn.Conn().PgConn(), func() error {

@@ -54,7 +54,7 @@ func (tx *Tx) HeadInto(seq *int64, tag *[]byte) error {
 }
 
 // notifyChannel is the channel of PostgreSQL's NOTIFY, by which replicas tell each
-// other of events.
+// other of events and of questions.
 const notifyChannel = "watchword_events"
 
 // AppendEvent stores an event under the next number. e.Seq is set when Write returns.

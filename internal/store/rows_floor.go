@@ -1,6 +1,9 @@
 package store
 
-import "strconv"
+import (
+	"strconv"
+	"time"
+)
 
 // The floor for versions is a setting: a number that only grows. The version in an access
 // token ([User.TokenVersion]) is never below the floor, and a raised version is above the
@@ -14,9 +17,12 @@ const versionFloor = "version_floor"
 // floorColumn is SQL for the floor, as a column of a statement about a user.
 const floorColumn = `COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE settings.name = '` + versionFloor + `'), 0)`
 
-// Floor returns the floor for versions, and zero before the first start of a server.
-func (tx *Tx) Floor() (floor int64, err error) {
-	return floor, tx.queryRow(into(&floor), `SELECT `+floorColumn)
+// FloorAndQuestion returns the floor for versions, zero before the first start of a server, and the time of the newest question of
+// [Tx.AskReplicas]; the time zero of 1970 before the first question. One statement reads both,
+// since every server reads both several times a second.
+func (tx *Tx) FloorAndQuestion() (floor int64, asked time.Time, err error) {
+	return floor, asked, tx.queryRow(into(&floor, (*timeColumn)(&asked)), `SELECT `+floorColumn+`,
+		COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE settings.name = '`+watchersAsked+`'), 0)`)
 }
 
 // HoldFloor returns the floor for versions. [Tx.RaiseFloor] of other transactions waits

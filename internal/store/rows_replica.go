@@ -20,17 +20,12 @@ type Replica struct {
 // every replica, in microseconds.
 const watchersAsked = "watchers_asked"
 
-// AskReplicas asks every replica for its watchers, and returns the time of the question.
+// AskReplicas asks every replica for its watchers, and returns the time of the question. The
+// replicas get a hint, as after an event: see [Store.Hints].
 func (tx *Tx) AskReplicas() (time.Time, error) {
 	now := tx.Now()
+	tx.run.hint()
 	return now, tx.SetDurationSetting(watchersAsked, time.Duration(micros(now))*time.Microsecond)
-}
-
-// ReplicasAsked returns the time of the newest question of [Tx.AskReplicas]; the time zero of
-// 1970 before the first question.
-func (tx *Tx) ReplicasAsked() (time.Time, error) {
-	since, err := tx.DurationSetting(watchersAsked)
-	return fromMicros(since.Microseconds()), err
 }
 
 // WriteReplica inserts or replaces the row of a replica.

@@ -32,7 +32,7 @@ type runner interface {
 	exclusive() error
 	queueExec(query string, args ...any) error
 	queryAtCommit(scan func(row) error, query string, args ...any) error
-	// hint makes the commit notify other processes of an event.
+	// hint makes the commit notify other processes, which then read the events.
 	hint()
 }
 

@@ -2,7 +2,7 @@
 //
 // Each user's row has two numbers, which verifiers compare with the version in an
 // access token. The version in an access token is the greater of the row's Version and the
-// floor for versions ([store.Tx.Floor]) at the minting. Every change of a name or of roles raises Version: access tokens with a
+// floor for versions ([store.Tx.FloorAndQuestion]) at the minting. Every change of a name or of roles raises Version: access tokens with a
 // lower version are stale, and the client refreshes. A change of password, disabling
 // and deleting also raise RevokedBelow to Version: sessions begun under a lower version
 // have ended, and their tokens are revoked. So ending ten thousand sessions costs as

@@ -97,7 +97,7 @@ func touchReplicas(t testing.TB, s *store.Store, n int64) {
 	t.Helper()
 	err := s.Write(t.Context(), func(tx *store.Tx) error {
 		_, err1 := tx.AskReplicas()
-		_, err2 := tx.ReplicasAsked()
+		_, _, err2 := tx.FloorAndQuestion()
 		_, err3 := tx.ReplicaAnswers()
 		_, err4 := tx.Replicas()
 		_, err5 := tx.WatcherCertificates(tx.Now(), 10)

@@ -11,7 +11,7 @@ import (
 func floorOf(t testing.TB, s *store.Store) (floor int64) {
 	t.Helper()
 	read(t, s, func(tx *store.Tx) (err error) {
-		floor, err = tx.Floor()
+		floor, _, err = tx.FloorAndQuestion()
 		return err
 	})
 	return floor

@@ -15,7 +15,7 @@ func testReplicas(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	var asked time.Time
 	read(t, s, func(tx *store.Tx) (err error) {
-		asked, err = tx.ReplicasAsked()
+		_, asked, err = tx.FloorAndQuestion()
 		return err
 	})
 	if asked.Year() != 1970 {
@@ -29,7 +29,7 @@ func testReplicas(t *testing.T, new func(testing.TB) string) {
 		write(t, s, func(tx *store.Tx) error { return tx.WriteReplica(&row) })
 	}
 	read(t, s, func(tx *store.Tx) error {
-		again, err1 := tx.ReplicasAsked()
+		_, again, err1 := tx.FloorAndQuestion()
 		rows, err2 := tx.Replicas()
 		bare, err3 := tx.ReplicaAnswers()
 		for _, err := range []error{err1, err2, err3} {
