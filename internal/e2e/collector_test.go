@@ -34,6 +34,7 @@ type collector struct {
 	connections atomic.Int64
 	exports     atomic.Int64
 	away        atomic.Bool // refuse every export
+	says        string      // the message of each answer; empty: everything is well
 
 	mu    sync.Mutex
 	spans []exported
@@ -95,7 +96,11 @@ func (c *collector) Export(ctx context.Context, req *collectorv1.ExportTraceServ
 			}
 		}
 	}
-	return &collectorv1.ExportTraceServiceResponse{}, nil
+	answer := &collectorv1.ExportTraceServiceResponse{}
+	if c.says != "" {
+		answer.PartialSuccess = &collectorv1.ExportTracePartialSuccess{ErrorMessage: c.says}
+	}
+	return answer, nil
 }
 
 // variables returns the environment of a server that exports to the collector at once.

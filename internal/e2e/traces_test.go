@@ -143,26 +143,34 @@ func (tr tracing) guarded(t *testing.T, statement string) {
 }
 
 // refused makes a call without a token, and finds the reason, the request id and the trace in
-// the span, the trailer and the log.
+// the span, the trailer and the log. The second call has a request id and a tracestate as a
+// stranger may send them.
 func (tr tracing) refused(t *testing.T) {
 	t.Helper()
-	for sent, want := range map[string]*regexp.Regexp{
-		"refused-1":                         regexp.MustCompile(`^refused-1$`),
-		`a "b" ` + strings.Repeat("c", 100): regexp.MustCompile(`^[0-9a-f]{16}$`),
+	for _, call := range []struct {
+		sent             string
+		want             *regexp.Regexp
+		state, stateKept string
+	}{
+		{"refused-1", regexp.MustCompile(`^refused-1$`), "a=b", "a=b"},
+		{`a "b" ` + strings.Repeat("c", 100), regexp.MustCompile(`^[0-9a-f]{16}$`), "a=" + strings.Repeat("b", 255) + ",c=" + strings.Repeat("d", 255), ""},
 	} {
 		ctx, id, end := tr.client.root(callCtx(t), "refused")
 		var trailer metadata.MD
 		_, err := watchwordv1.NewUserServiceClient(tr.dial(t, tr.server.grpcAddr)).ListUsers(
-			metadata.AppendToOutgoingContext(ctx, "x-request-id", sent), &watchwordv1.ListUsersRequest{}, grpc.Trailer(&trailer))
+			metadata.AppendToOutgoingContext(ctx, "x-request-id", call.sent, "tracestate", call.state), &watchwordv1.ListUsersRequest{}, grpc.Trailer(&trailer))
 		wantRefusal(t, "ListUsers", err, "TOKEN_MISSING")
 		end()
 		span := tr.collector.await(t, id, "refused", "client/ "+listSpan, "watchword/ "+listSpan)
 		if got := attributeOf(span, "watchword.refused"); got != "TOKEN_MISSING" {
 			t.Errorf("the reason on the span is %q, want TOKEN_MISSING", got)
 		}
+		if got := span.GetTraceState(); got != call.stateKept {
+			t.Errorf("the tracestate on the span has %d bytes, want %q", len(got), call.stateKept)
+		}
 		got := strings.Join(trailer.Get("x-request-id"), ",")
-		if !want.MatchString(got) {
-			t.Errorf("the request id in the trailer is %q for %q", got, sent)
+		if !call.want.MatchString(got) {
+			t.Errorf("the request id in the trailer is %q for %q", got, call.sent)
 		}
 		tr.server.awaitLog(t, regexp.MustCompile(`request_id=`+regexp.QuoteMeta(got)+` trace_id=`+id.String()))
 	}
@@ -276,6 +284,25 @@ func TestACollectorThatIsAway(t *testing.T) {
 	c.mu.Unlock()
 	if !strings.Contains(s.stderr.String(), "cannot be used") {
 		t.Errorf("the log does not name the broken header:\n%s", s.stderr)
+	}
+}
+
+// TestTheLogOfTheExporter checks that neither a key in the place of a header's name nor a long
+// text of the collector gets into the log.
+func TestTheLogOfTheExporter(t *testing.T) {
+	for name, headers := range map[string]string{"long text": "", "key without a name": noteSecret("key+1138+4711") + "=="} {
+		t.Run(name, func(t *testing.T) {
+			c, dir := startCollector(t), t.TempDir()
+			c.says = strings.Repeat("a lie ", 100_000)
+			cmd := exec.Command(watchword(t), serveArgs(dir)...)
+			cmd.Env = append(c.variables(), "OTEL_EXPORTER_OTLP_HEADERS="+headers)
+			s := serveCommand(t, dir, cmd)
+			dial(t, s.grpcAddr).login(t, "admin", s.admin)
+			if line := s.awaitLog(t, regexp.MustCompile(`(?m)^.*traces are lost.*$`)); len(line[0]) > 1000 {
+				t.Errorf("a line of %d bytes: %.500s", len(line[0]), line[0])
+			}
+			s.stop(t) // the end of the test searches the log for the key
+		})
 	}
 }
 

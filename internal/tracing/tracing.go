@@ -8,6 +8,7 @@ package tracing
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -24,8 +25,11 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
@@ -106,7 +110,7 @@ func (t *Traces) ServerOptions() []grpc.ServerOption {
 	}
 	return []grpc.ServerOption{grpc.StatsHandler(otelgrpc.NewServerHandler(
 		otelgrpc.WithTracerProvider(t.provider),
-		otelgrpc.WithPropagators(propagation.TraceContext{}),
+		otelgrpc.WithPropagators(strangers{}),
 		otelgrpc.WithMeterProvider(noop.NewMeterProvider()), // package telemetry counts the calls
 		otelgrpc.WithFilter(func(info *stats.RPCTagInfo) bool {
 			switch info.FullMethodName {
@@ -115,6 +119,25 @@ func (t *Traces) ServerOptions() []grpc.ServerOption {
 			}
 			return strings.HasPrefix(info.FullMethodName, "/watchword.v1.")
 		})))}
+}
+
+// longestState bounds the tracestate of a client, in bytes. Each span of a call carries the
+// tracestate, and headers may have 16 KiB: then a batch of spans would be larger than a collector
+// accepts (4 MiB), and the spans of other calls would be lost with the batch. W3C Trace Context
+// section 3.3.1.5 asks for at least 512 bytes.
+const longestState = 512
+
+// strangers reads the trace of a call from the headers of the client. A tracestate longer than
+// longestState is left out.
+type strangers struct{ propagation.TraceContext }
+
+// Extract implements [propagation.TextMapPropagator].
+func (s strangers) Extract(ctx context.Context, headers propagation.TextMapCarrier) context.Context {
+	ctx = s.TraceContext.Extract(ctx, headers)
+	if len(headers.Get("tracestate")) <= longestState {
+		return ctx
+	}
+	return trace.ContextWithRemoteSpanContext(ctx, trace.SpanContextFromContext(ctx).WithTraceState(trace.TraceState{}))
 }
 
 // Close sends the spans that wait, for closeTime at most and until ctx ends, and ends the
@@ -141,11 +164,21 @@ func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpa
 	switch away := err != nil; {
 	case away == e.away.Swap(away):
 	case away:
-		e.logger.WarnContext(ctx, "traces are lost until the collector takes them again", "error", err)
+		e.logger.WarnContext(ctx, "traces are lost until the collector takes them again", "error", described(err))
 	default:
 		e.logger.InfoContext(ctx, "the collector takes traces again")
 	}
 	return nil
+}
+
+// described returns an error of an export in at most 300 characters, since a collector may send a text
+// of any length. gRPC's text about a header that cannot be sent repeats the name of the header,
+// and a key may stand in the place of the name.
+func described(err error) string {
+	if status.Code(err) == codes.Internal {
+		return "INTERNAL: perhaps OTEL_EXPORTER_OTLP_HEADERS has a header that cannot be sent; write NAME=VALUE"
+	}
+	return fmt.Sprintf("%.300s", err)
 }
 
 // sink receives what OpenTelemetry's packages log. sink drops the values: a value may be a
