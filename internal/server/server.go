@@ -114,7 +114,7 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 		return nil, err
 	}
 	s.traces = tracing.Open(ctx, version.String(), logger)
-	s.onClose(func() error { s.traces.Close(context.Background()); return nil })
+	s.onClose(func() error { s.traces.Close(0); return nil })
 	if err := s.open(ctx, announce); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -378,7 +378,8 @@ func (s *Server) stop() {
 		s.grpc.GracefulStop()
 	})
 	tasks.Wait()
-	s.traces.Close(ctx)
+	left, _ := ctx.Deadline()
+	s.traces.Close(time.Until(left))
 }
 
 // firstChore is the longest time from the start to the first run of a chore: a server that

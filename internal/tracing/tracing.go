@@ -38,6 +38,10 @@ import (
 // delays a stop by closeTime at most.
 const closeTime = 2 * time.Second
 
+// closeLeast is the shortest time for Close: with a context that has ended, OpenTelemetry's
+// Shutdown ends nothing.
+const closeLeast = 10 * time.Millisecond
+
 // Traces exports the spans of one server. A nil *Traces exports nothing.
 type Traces struct{ provider *sdktrace.TracerProvider }
 
@@ -140,13 +144,13 @@ func (s strangers) Extract(ctx context.Context, headers propagation.TextMapCarri
 	return trace.ContextWithRemoteSpanContext(ctx, trace.SpanContextFromContext(ctx).WithTraceState(trace.TraceState{}))
 }
 
-// Close sends the spans that wait, for closeTime at most and until ctx ends, and ends the
-// export. Later calls of Close do nothing.
-func (t *Traces) Close(ctx context.Context) {
+// Close sends the spans that wait, within a time and for closeTime at most, and ends the export,
+// also if no time is left. Later calls of Close do nothing.
+func (t *Traces) Close(within time.Duration) {
 	if t == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, closeTime)
+	ctx, cancel := context.WithTimeout(context.Background(), min(max(within, closeLeast), closeTime))
 	defer cancel()
 	_ = t.provider.Shutdown(ctx) // the exporter has logged a collector that is away
 }
