@@ -21,6 +21,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,7 +39,9 @@ const (
 type Set struct {
 	logger *slog.Logger
 
-	mu     sync.Mutex // held during a look
+	looking sync.Mutex // held during a look
+
+	mu     sync.Mutex // guards values
 	values []looker
 }
 
@@ -68,20 +71,34 @@ func (s *Set) Run(ctx context.Context) {
 // read.
 func (s *Set) Now(ctx context.Context) { s.look(ctx, true) }
 
+// look reads the files of every value. A read may hang for as long as a network drive is away:
+// if ctx ends first, look returns, and the read goes on until the drive answers.
 func (s *Set) look(ctx context.Context, atOnce bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, v := range s.values {
-		v.lookLocked(ctx, atOnce)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.looking.Lock()
+		defer s.looking.Unlock()
+		for _, v := range s.all() {
+			v.lookLocked(ctx, atOnce)
+		}
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
 	}
 }
 
-// Status returns the state of every value, for metrics.
-func (s *Set) Status() []Status {
+// all returns the values.
+func (s *Set) all() []looker {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var all []Status
-	for _, v := range s.values {
+	return slices.Clone(s.values)
+}
+
+// Status returns the state of every value, for metrics. Status waits for no read.
+func (s *Set) Status() (all []Status) {
+	for _, v := range s.all() {
 		all = append(all, v.Status())
 	}
 	return all
@@ -110,7 +127,7 @@ type Value[T any] struct {
 	current atomic.Pointer[T]
 	status  atomic.Pointer[Status]
 
-	// The fields below belong to the look, under Set.mu.
+	// Set.looking guards the fields below.
 	seen, used digest // of the last look; of the value in use
 }
 
@@ -189,8 +206,8 @@ func (v *Value[T]) use(contents [][]byte, sum digest) error {
 	return nil
 }
 
-// lookLocked reads the files, and uses a change that this look and the last one have found, or
-// that must count at once. The mutex of the Set must be held.
+// lookLocked reads the files, and uses a change that this look and the last one have found, or that
+// must count at once. Set.looking must be held.
 func (v *Value[T]) lookLocked(ctx context.Context, atOnce bool) {
 	contents, sum, err := v.read()
 	settled := sum == v.seen || atOnce
