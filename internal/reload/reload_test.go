@@ -194,6 +194,21 @@ func TestKeyPair(t *testing.T) {
 		if f.lines(mended) != 1 {
 			t.Error("the end of a fault is not logged once")
 		}
+		f.write(f.cert(), slices.Concat(cert3, cert1[:100])) // the key stays: only the chain is renewed
+		look("a chain that ends within a certificate", 5, 3, true)
+		f.write(f.cert(), slices.Concat(cert3, bytes.Repeat(cert1, 400)))
+		look("a chain that clients refuse", 5, 3, true)
+		if n := f.lines(broken); n != 2 {
+			t.Errorf("two faults of a chain were logged %d times", n)
+		}
+		f.write(f.cert(), slices.Concat(cert3, key3, cert1)) // some programs want all in one file
+		look("a whole chain", 2, 3, false)
+		if n := len(value.Get().Certificate); n != 2 {
+			t.Errorf("the chain has %d certificates, want 2", n)
+		}
+		f.lines(readAgain)
+		f.write(f.cert(), cert3)
+		look("mended again", 2, 3, false)
 		if err := os.Remove(f.cert()); err != nil {
 			t.Fatal(err)
 		}

@@ -10,8 +10,15 @@ import (
 	"time"
 )
 
+// longestChain bounds the certificates of a chain together, in bytes. OpenSSL refuses a longer
+// chain; Go refuses a chain of 256 KiB.
+const longestChain = 100 << 10
+
+var errDamaged = errors.New("a PEM block of the file is damaged")
+
 // KeyPair adds a certificate chain and its private key, both PEM. The name begins the errors.
-// A certificate and a private key that do not belong together are not used.
+// A certificate and a private key that do not belong together are not used, and neither is a chain
+// of which one certificate is damaged, as in a file that is half written.
 //
 // Errors: of reading the files; of the content.
 func KeyPair(s *Set, name, certFile, keyFile string) (*Value[*tls.Certificate], error) {
@@ -23,7 +30,27 @@ func parsePair(contents [][]byte) (*tls.Certificate, time.Time, error) {
 	if err != nil {
 		return nil, time.Time{}, err
 	}
+	length := 0
+	for _, cert := range pair.Certificate {
+		length += len(cert)
+	}
+	switch {
+	case !isWhole(contents[0]):
+		return nil, time.Time{}, errDamaged
+	case length > longestChain:
+		return nil, time.Time{}, fmt.Errorf("the chain has %d bytes, and clients refuse a chain of more than %d", length, longestChain)
+	}
 	return &pair, pair.Leaf.NotAfter, nil
+}
+
+// isWhole reports whether no PEM block of a file is damaged. Packages tls and pem skip damaged
+// blocks in silence.
+func isWhole(content []byte) bool {
+	blocks := 0
+	for block, rest := pem.Decode(content); block != nil; block, rest = pem.Decode(rest) {
+		blocks++
+	}
+	return bytes.Count(content, []byte("-----BEGIN ")) == blocks
 }
 
 // CAs adds the CA certificates of a PEM file; blocks of other kinds are ignored. The name
@@ -52,8 +79,8 @@ func parseCAs(contents [][]byte) (*x509.CertPool, time.Time, error) {
 		}
 	}
 	switch {
-	case bytes.Count(contents[0], []byte("-----BEGIN ")) != blocks: // pem.Decode skips damaged blocks
-		return nil, last, errors.New("a PEM block of the file is damaged")
+	case !isWhole(contents[0]):
+		return nil, last, errDamaged
 	case last.IsZero():
 		return nil, last, errors.New("the file holds no certificate in PEM")
 	}
