@@ -172,6 +172,9 @@ func instant(seconds float64) string {
 		return "-"
 	}
 	t := time.Unix(int64(seconds), 0).UTC()
+	if seconds > 1<<33 { // after 2242: a time.Duration could not hold the distance
+		return t.Format(time.RFC3339)
+	}
 	if left := time.Until(t).Round(time.Second); left >= 0 {
 		return fmt.Sprintf("%s, in %s", t.Format(time.RFC3339), left)
 	}

@@ -29,6 +29,7 @@ func TestExplain(t *testing.T) {
 		{"with another signature", parts[0] + "." + parts[1] + "." + strings.Repeat("A", len(parts[2])), "", []string{"user bob/", "verdict refused: TOKEN_INVALID: "}},
 		{"of another server", forged(`{"iss":"https://elsewhere.test","sub":"eve","aud":["internal"],"exp":1}`), "", []string{
 			"user eve", "key no-such-kid-here EdDSA, not in the key set", "https://elsewhere.test, of another server", "expires 1970-01-01T00:00:01Z, ", "verdict refused: TOKEN_INVALID: "}},
+		{"of the far future", forged(`{"exp":1e10}`), "", []string{"expires 2286-11-20T17:46:40Z\n"}},
 		{"without an audience", forged(`{}`), "", []string{"user -", "verdict refused: TOKEN_INVALID: "}},
 		{"a refresh token", live.GetRefreshToken(), "", []string{"has the form of a refresh token"}},
 		{"nothing of ours", "rubbish.of.others", "", []string{"no token of Watchword"}},

@@ -35,13 +35,17 @@ type kept struct {
 
 // kept returns the newest login at the server, for the audience watchword if admin is true.
 //
-// Errors: one that names the command to run, if there is none.
+// Errors: one that names the command to run, if there is none; those of [keptlogin.File.Use].
 func (r remote) kept(admin bool) (kept, error) {
-	login, ok := keptlogin.At(r.Addr).Use(admin)
-	if !ok {
+	login, err := keptlogin.At(r.Addr).Use(admin)
+	switch {
+	case err == nil:
+		return kept{login, r}, nil
+	case !errors.Is(err, keptlogin.ErrNone):
+		return kept{}, fmt.Errorf("the kept logins cannot be used: %w", err)
+	default:
 		return kept{}, fmt.Errorf("no login at %s is kept; log in: %s", r.Addr, r.loginCommand(keptlogin.Login{Username: "NAME", Admin: admin}))
 	}
-	return kept{login, r}, nil
 }
 
 // loginCommand returns the command that logs in as g.

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,7 +33,13 @@ const (
 	// latestSend is the last part of an access token's life, in which the token is renewed:
 	// the token could expire on the way to the server.
 	latestSend = 5 * time.Second
+	// longestWait bounds the wait for the lock: the command that has the lock may be stopped. A
+	// renewal takes some 20 seconds at most.
+	longestWait = time.Minute
 )
+
+// ErrNone means that no such login is kept.
+var ErrNone = errors.New("no login is kept")
 
 // ErrLoggedOut means that another command has logged out since [File.Use].
 var ErrLoggedOut = errors.New("another command has logged out")
@@ -75,26 +82,44 @@ func At(addr string) File {
 
 // read returns the logins in the file. A file with anything else counts as empty: a login
 // then writes the file anew.
-func (f File) read() (all []Login) {
+//
+// Errors: every user may write to the file, and could have put a login of their own there; this
+// process may not read the file.
+func (f File) read() (all []Login, err error) {
+	if f.err != nil {
+		return nil, f.err
+	}
+	if err := durable.CheckWriters(f.path); err != nil {
+		return nil, err
+	}
 	info, err := os.Lstat(f.path)
-	if err != nil || !info.Mode().IsRegular() || info.Size() > maxKept {
-		return nil
+	if err == nil && (!info.Mode().IsRegular() || info.Size() > maxKept) {
+		return nil, nil
 	}
 	text, err := os.ReadFile(f.path)
-	if err != nil || json.Unmarshal(text, &all) != nil {
-		return nil
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, durable.Denied(f.path, err)
+	case json.Unmarshal(text, &all) != nil:
+		return nil, nil
 	}
-	return slices.DeleteFunc(all, func(g Login) bool { return !keepable(g.Device) })
+	return slices.DeleteFunc(all, func(g Login) bool { return !keepable(g.Device) }), nil
 }
 
-// find returns the newest login that wanted accepts.
-func (f File) find(wanted func(Login) bool) (found Login, ok bool) {
-	for _, g := range slices.Backward(f.read()) {
+// find returns the newest login that wanted accepts. Errors: ErrNone; those of read.
+func (f File) find(wanted func(Login) bool) (Login, error) {
+	all, err := f.read()
+	if err != nil {
+		return Login{}, err
+	}
+	for _, g := range slices.Backward(all) {
 		if wanted(g) {
-			return g, true
+			return g, nil
 		}
 	}
-	return Login{}, false
+	return Login{}, ErrNone
 }
 
 // lock waits for the lock of the file, and returns the function that unlocks.
@@ -102,12 +127,18 @@ func (f File) lock(ctx context.Context) (unlock func(), err error) {
 	if f.err != nil {
 		return nil, f.err
 	}
-	if err := os.MkdirAll(filepath.Dir(f.path), 0o700); err != nil {
-		return nil, err
+	folder := filepath.Dir(f.path)
+	if err := os.MkdirAll(folder, 0o700); err != nil {
+		return nil, durable.Denied(folder, err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, longestWait)
+	defer cancel()
 	lock := flock.New(f.path+".lock", flock.SetPermissions(0o600))
-	if _, err := lock.TryLockContext(ctx, 10*time.Millisecond); err != nil {
+	switch _, err := lock.TryLockContext(ctx, 10*time.Millisecond); {
+	case ctx.Err() != nil:
 		return nil, fmt.Errorf("waiting for another watchword command that uses %s: %w", lock.Path(), err)
+	case err != nil:
+		return nil, durable.Denied(lock.Path(), err)
 	}
 	return func() { _ = lock.Unlock() }, nil
 }
@@ -115,7 +146,10 @@ func (f File) lock(ctx context.Context) (unlock func(), err error) {
 // putLocked replaces the login of the same user and kind, and keeps the order. The caller holds
 // the lock.
 func (f File) putLocked(g Login) error {
-	all := f.read()
+	all, err := f.read()
+	if err != nil {
+		return err
+	}
 	if i := slices.IndexFunc(all, g.replaces); i >= 0 {
 		all[i] = g
 		return f.writeLocked(all)
@@ -149,11 +183,15 @@ func (f File) Put(ctx context.Context, g Login) error {
 	}
 	defer unlock()
 	if g.Refresh == "" {
-		old, _ := f.find(g.replaces)
+		old, _ := f.find(g.replaces) // putLocked returns the errors of read
 		g.Refresh, g.Access, g.Until = old.Refresh, old.Access, old.Until
 		return f.putLocked(g)
 	}
-	return f.writeLocked(append(slices.DeleteFunc(f.read(), g.replaces), g)) // the newest
+	all, err := f.read()
+	if err != nil {
+		return err
+	}
+	return f.writeLocked(append(slices.DeleteFunc(all, g.replaces), g)) // the newest
 }
 
 // Device returns the sign of a known device for a user; empty without one.
@@ -171,7 +209,11 @@ func (f File) End(ctx context.Context, logout func(refresh string) error) error 
 		return err
 	}
 	defer unlock()
-	for _, g := range f.read() {
+	all, err := f.read()
+	if err != nil {
+		return err
+	}
+	for _, g := range all {
 		if g.Refresh == "" {
 			continue
 		}
@@ -199,9 +241,11 @@ type InUse struct {
 }
 
 // Use returns the newest login with tokens; of logins for administration alone if admin is true.
-func (f File) Use(admin bool) (*InUse, bool) {
-	g, ok := f.find(func(g Login) bool { return g.Refresh != "" && (g.Admin || !admin) })
-	return &InUse{g, f}, ok
+//
+// Errors: ErrNone; a file that this process may not read, or that every user may write.
+func (f File) Use(admin bool) (*InUse, error) {
+	g, err := f.find(func(g Login) bool { return g.Refresh != "" && (g.Admin || !admin) })
+	return &InUse{g, f}, err
 }
 
 // Renew gets new tokens from the server for a refresh token. Renew calls keep with the new
@@ -221,8 +265,11 @@ func (u *InUse) Token(ctx context.Context, refused string, renew Renew) (string,
 		return "", err
 	}
 	defer unlock()
-	if g, ok := u.file.find(u.replaces); ok {
+	switch g, err := u.file.find(u.replaces); {
+	case err == nil:
 		u.Login = g // another command may have renewed the tokens
+	case !errors.Is(err, ErrNone):
+		return "", err
 	}
 	if u.good(refused) {
 		return u.Access, nil

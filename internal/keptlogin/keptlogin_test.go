@@ -5,8 +5,13 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -49,9 +54,9 @@ func TestRefreshTokenIsSentOnce(t *testing.T) {
 	for range 2 { // in the second round the server has refused the new token
 		var all sync.WaitGroup
 		for range 8 {
-			u, ok := f.Use(true)
-			if !ok {
-				t.Fatal("no login is kept")
+			u, err := f.Use(true)
+			if err != nil {
+				t.Fatal(err)
 			}
 			all.Go(func() {
 				if got, err := u.Token(t.Context(), refused, renew); err != nil || got != want {
@@ -62,7 +67,7 @@ func TestRefreshTokenIsSentOnce(t *testing.T) {
 		all.Wait()
 		want, refused = access("r-alice+"), want
 	}
-	if u, ok := f.Use(true); !ok || u.Refresh != "r-alice++" || u.Device != u.Refresh || time.Until(u.Until) < 50*time.Minute {
+	if u, err := f.Use(true); err != nil || u.Refresh != "r-alice++" || u.Device != u.Refresh || time.Until(u.Until) < 50*time.Minute {
 		t.Errorf("kept is %+v", u)
 	}
 }
@@ -76,7 +81,7 @@ func TestRefreshTokenIsKeptFirst(t *testing.T) {
 	token, err := u.Token(t.Context(), "", func(_ context.Context, _ string, keep func(string) error) (string, error) {
 		return "", errors.Join(keep("new"), broken)
 	})
-	if u, ok := f.Use(true); token != "" || !errors.Is(err, broken) || !ok || u.Refresh != "new" || u.Access != "" {
+	if u, none := f.Use(true); token != "" || !errors.Is(err, broken) || none != nil || u.Refresh != "new" || u.Access != "" {
 		t.Errorf("%q, %v; kept is %+v", token, err, u)
 	}
 }
@@ -90,8 +95,8 @@ func TestNewestLogin(t *testing.T) {
 	if err := f.Put(t.Context(), Login{Username: "alice", Admin: true, Device: "printed"}); err != nil {
 		t.Fatal(err)
 	}
-	admin, ok := f.Use(true)
-	if newest, _ := f.Use(false); !ok || admin.Refresh != "r-alice" || admin.Device != "printed" || newest.Username != "bob" {
+	admin, err := f.Use(true)
+	if newest, _ := f.Use(false); err != nil || admin.Refresh != "r-alice" || admin.Device != "printed" || newest.Username != "bob" {
 		t.Errorf("for administration %+v, the newest %+v", admin, newest)
 	}
 	if f.Device("bob") != "r-bob" || f.Device("carol") != "" {
@@ -100,7 +105,7 @@ func TestNewestLogin(t *testing.T) {
 	for i := range maxLogins {
 		put(t, f, fmt.Sprint("user-", i), false)
 	}
-	if _, ok := f.Use(true); ok || f.Device("user-0") == "" {
+	if _, err := f.Use(true); !errors.Is(err, ErrNone) || f.Device("user-0") == "" {
 		t.Errorf("after %d more logins the oldest is kept, or a new one is lost", maxLogins)
 	}
 	if f.Put(t.Context(), Login{Username: "eve", Device: "a b"}) == nil {
@@ -121,10 +126,58 @@ func TestEnd(t *testing.T) {
 		}
 		return nil
 	})
-	if u, ok := f.Use(false); !errors.Is(err, broken) || !ok || u.Username != "bob" || f.Device("alice") != "r-alice" {
+	if u, none := f.Use(false); !errors.Is(err, broken) || none != nil || u.Username != "bob" || f.Device("alice") != "r-alice" {
 		t.Errorf("%v; kept is %+v", err, u)
 	}
 	if _, err := inUse.Token(t.Context(), "", nil); !errors.Is(err, ErrLoggedOut) {
 		t.Errorf("a command that runs gets %v", err)
 	}
+}
+
+// A file that every user may write is not used: another user could have put a login there.
+func TestAFileThatEveryUserMayWrite(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("Windows has no such modes")
+	}
+	f := file(t)
+	put(t, f, "alice", true)
+	inUse, _ := f.Use(true)
+	for _, path := range []string{f.path, filepath.Dir(f.path)} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, info.Mode().Perm()|0o002); err != nil {
+			t.Fatal(err)
+		}
+		_, used := f.Use(true)
+		_, renewed := inUse.Token(t.Context(), "", nil)
+		kept := f.Put(t.Context(), Login{Username: "alice", Admin: true, Device: "d", Refresh: "r"})
+		ended := f.End(t.Context(), func(string) error { return nil })
+		for _, err := range []error{used, renewed, kept, ended} {
+			if err == nil || !strings.Contains(err.Error(), path+" has mode") {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+		if err := os.Chmod(path, info.Mode().Perm()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A command waits for a stopped command with the lock for a minute, and then names the file.
+func TestTheWaitForTheLockEnds(t *testing.T) {
+	f := file(t)
+	synctest.Test(t, func(t *testing.T) {
+		unlock, err := f.lock(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unlock()
+		began := time.Now()
+		err = f.Put(t.Context(), Login{Username: "alice", Device: "d", Refresh: "r"})
+		if took := time.Since(began); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), f.path) || took > 2*longestWait {
+			t.Errorf("after %v: %v", took, err)
+		}
+	})
 }
