@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -83,6 +84,57 @@ func (hostileServer) Logout(context.Context, *watchwordv1.LogoutRequest) (*watch
 	return nil, status.Error(codes.Internal, hostile)
 }
 
+type hostileWatchers struct {
+	watchwordv1.UnimplementedTrustServiceServer
+}
+
+func (hostileWatchers) GetKeySet(context.Context, *watchwordv1.GetKeySetRequest) (*watchwordv1.GetKeySetResponse, error) {
+	return &watchwordv1.GetKeySetResponse{Issuer: hostile}, nil
+}
+
+func (hostileWatchers) ListWatchers(context.Context, *watchwordv1.ListWatchersRequest) (*watchwordv1.ListWatchersResponse, error) {
+	return &watchwordv1.ListWatchersResponse{
+		Watchers: []*watchwordv1.Watcher{{Service: hostile, Instance: hostile, Version: hostile, Address: hostile, Certificate: hostile, Replica: hostile, Reports: true}},
+		Replicas: []*watchwordv1.Replica{{Id: hostile, Address: hostile}}, Absent: []*watchwordv1.AbsentCertificate{{Certificate: hostile}}, Position: 1,
+	}, nil
+}
+
+type hostileUsers struct {
+	watchwordv1.UnimplementedUserServiceServer
+}
+
+func (hostileUsers) ListUsers(context.Context, *watchwordv1.ListUsersRequest) (*watchwordv1.ListUsersResponse, error) {
+	return &watchwordv1.ListUsersResponse{Users: []*watchwordv1.User{{Id: hostile, Username: hostile, Roles: []string{hostile}}}}, nil
+}
+
+type hostileSessions struct {
+	watchwordv1.UnimplementedSessionServiceServer
+}
+
+func (hostileSessions) ListSessions(context.Context, *watchwordv1.ListSessionsRequest) (*watchwordv1.ListSessionsResponse, error) {
+	return &watchwordv1.ListSessionsResponse{Sessions: []*watchwordv1.Session{{Id: hostile, UserId: hostile}}}, nil
+}
+
+type hostileKeys struct {
+	watchwordv1.UnimplementedKeyServiceServer
+}
+
+func (hostileKeys) ListKeys(context.Context, *watchwordv1.ListKeysRequest) (*watchwordv1.ListKeysResponse, error) {
+	return &watchwordv1.ListKeysResponse{Keys: []*watchwordv1.Key{{Kid: hostile, Algorithm: hostile}}}, nil
+}
+
+func (hostileKeys) RevokeKey(context.Context, *watchwordv1.RevokeKeyRequest) (*watchwordv1.RevokeKeyResponse, error) {
+	return &watchwordv1.RevokeKeyResponse{Key: &watchwordv1.Key{Kid: hostile, Algorithm: hostile}}, nil
+}
+
+type hostileAudit struct {
+	watchwordv1.UnimplementedAuditServiceServer
+}
+
+func (hostileAudit) ListEvents(context.Context, *watchwordv1.ListEventsRequest) (*watchwordv1.ListEventsResponse, error) {
+	return &watchwordv1.ListEventsResponse{Events: []*watchwordv1.Event{{Type: hostile, ActorName: hostile, UserName: hostile, Detail: hostile, Source: hostile}}}, nil
+}
+
 func TestTextFromAServerIsEscaped(t *testing.T) {
 	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -91,6 +143,11 @@ func TestTextFromAServerIsEscaped(t *testing.T) {
 	}
 	server := grpc.NewServer()
 	watchwordv1.RegisterAuthServiceServer(server, hostileServer{})
+	watchwordv1.RegisterTrustServiceServer(server, hostileWatchers{})
+	watchwordv1.RegisterUserServiceServer(server, hostileUsers{})
+	watchwordv1.RegisterSessionServiceServer(server, hostileSessions{})
+	watchwordv1.RegisterKeyServiceServer(server, hostileKeys{})
+	watchwordv1.RegisterAuditServiceServer(server, hostileAudit{})
 	go server.Serve(listener)
 	t.Cleanup(server.Stop)
 	flags := []string{"--plaintext", "--addr=" + listener.Addr().String()}
@@ -102,7 +159,21 @@ func TestTextFromAServerIsEscaped(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &principal); err != nil || principal.Username != hostile {
 		t.Errorf("the JSON says %q, %v", principal.Username, err)
 	}
-	r := run(t, "a token", append([]string{"logout"}, flags...)...)
+	for _, command := range [][]string{{"user", "list"}, {"session", "list"}, {"key", "list"}, {"audit"}, {"watchers"}} {
+		for _, form := range [][]string{nil, {"--json"}} {
+			out := done(t, "a token", slices.Concat(command, form, flags, []string{"--token-stdin"})...)
+			wantHarmless(t, strings.Join(append(command, form...), " "), out)
+			if form != nil && !json.Valid([]byte(out)) {
+				t.Errorf("%v prints no JSON: %q", command, out)
+			}
+		}
+	}
+	wantHarmless(t, "explain", done(t, "e30.e30.c2ln", append([]string{"explain"}, flags...)...))
+	r := run(t, "a token", slices.Concat([]string{"key", "revoke", "kid", "--wait", "--wait-for=1ms", "--token-stdin"}, flags)...)
+	if wantHarmless(t, "key revoke --wait", r.out+r.err); r.status != 3 {
+		t.Errorf("key revoke --wait: %+v", r)
+	}
+	r = run(t, "a token", append([]string{"logout"}, flags...)...)
 	if wantHarmless(t, "logout", r.err); r.status != 1 || strings.Count(r.err, "\n") != 1 {
 		t.Errorf("logout: %+v", r)
 	}
