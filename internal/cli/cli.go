@@ -18,7 +18,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"sync"
 	"syscall"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
@@ -181,8 +180,8 @@ func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) 
 		debug.SetMemoryLimit(s.MemoryGoal())
 	}
 	ctx, stop := context.WithCancel(ctx)
-	var reloads sync.WaitGroup
-	reloads.Go(func() {
+	defer stop()
+	go func() { // without a wait for its end: a network drive with the file of --config may be away
 		for {
 			select {
 			case <-ctx.Done():
@@ -192,11 +191,8 @@ func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) 
 				s.Reload(ctx)
 			}
 		}
-	})
-	err = s.Run(ctx)
-	stop()
-	reloads.Wait()
-	return errors.Join(err, s.Close())
+	}()
+	return errors.Join(s.Run(ctx), s.Close())
 }
 
 // datastore holds the flag that names the database; every command that opens a database has
