@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -207,4 +208,28 @@ func TestARosterAtRest(t *testing.T) {
 		atRest("after a question")
 		stop()
 	})
+}
+
+// The largest summary that strangers can cause is written again before the replica counts as
+// one that does not answer.
+func TestTheLargestSummaryIsWrittenInTime(t *testing.T) {
+	const streams, words, reasons, id = 1536, 128, 64, 32 // by default; and the bounds of package rpc
+	longest := strings.Repeat("\x01", words)
+	refusals := map[int32]uint64{}
+	for i := range int32(reasons) {
+		refusals[math.MinInt32+i] = math.MaxUint64
+	}
+	s := &summary{}
+	for range streams {
+		client := Client{Watcher: make([]byte, id), Address: "127.255.255.255"}
+		s.Streams = append(s.Streams, streamLine{Watcher: client.Watcher, Address: client.Address, Age: time.Hour})
+		s.Reports = append(s.Reports, reportLine{Watcher: client.Watcher, Words: Words{longest, longest, longest}, Report: Report{Refusals: refusals}})
+	}
+	encoded, err := s.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pause := time.Duration(len(encoded)) * time.Second / writeRate; pause > lateAfter-time.Second {
+		t.Errorf("a summary of %d bytes is written every %v", len(encoded), pause)
+	}
 }
