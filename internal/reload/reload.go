@@ -33,6 +33,8 @@ const (
 	every = time.Second
 	// maxFile bounds a file, in bytes. The CAs of an operating system have about 300 KB.
 	maxFile = 4 << 20
+	// longRead is the time after which the log says that a read hangs.
+	longRead = 10 * time.Second
 )
 
 // Set looks at the files of its values, in [Set.Run]. A Set may be used by several goroutines.
@@ -83,6 +85,10 @@ func (s *Set) look(ctx context.Context, atOnce bool) {
 			v.lookLocked(ctx, atOnce)
 		}
 	}()
+	hangs := time.AfterFunc(longRead, func() {
+		s.logger.WarnContext(ctx, "reading the files hangs; what was read before stays in use until the read ends")
+	})
+	defer hangs.Stop()
 	select {
 	case <-done:
 	case <-ctx.Done():

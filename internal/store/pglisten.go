@@ -11,8 +11,8 @@ import (
 )
 
 // Hints tell a replica that another replica has appended an event, or asks the replicas for
-// their watchers. Such a transaction sends NOTIFY with the commit, and every replica listens on a
-// connection of its own, outside of the pool. A hint only shortens the wait for the
+// their watchers. Such a transaction sends NOTIFY with the commit, and every replica listens on
+// a connection of its own, outside of the pool. A hint only shortens the wait for the
 // replica's next poll of the events, so any hint may be lost. A pooler in transaction
 // mode drops notifications: replicas behind such a pooler only poll. So does a replica to
 // which PostgreSQL gives no connection for listening.

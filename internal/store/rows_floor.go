@@ -17,12 +17,15 @@ const versionFloor = "version_floor"
 // floorColumn is SQL for the floor, as a column of a statement about a user.
 const floorColumn = `COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE settings.name = '` + versionFloor + `'), 0)`
 
-// FloorAndQuestion returns the floor for versions, zero before the first start of a server, and the time of the newest question of
-// [Tx.AskReplicas]; the time zero of 1970 before the first question. One statement reads both,
-// since every server reads both several times a second.
+// FloorAndQuestion returns the floor for versions, and the time of the newest question of
+// [Tx.AskReplicas]. The floor is zero before the first start of a server, and the time is that of
+// 1970 before the first question. One statement reads both, since every server reads both
+// several times a second.
 func (tx *Tx) FloorAndQuestion() (floor int64, asked time.Time, err error) {
-	return floor, asked, tx.queryRow(into(&floor, (*timeColumn)(&asked)), `SELECT `+floorColumn+`,
-		COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE settings.name = '`+watchersAsked+`'), 0)`)
+	question := ""
+	err = tx.queryRow(into(&floor, &question), `SELECT `+floorColumn+`, COALESCE((SELECT value FROM settings WHERE name = $1), '')`, watchersAsked)
+	us, _ := strconv.ParseInt(question, 10, 64) // a damaged question must not hide the floor
+	return floor, fromMicros(us), err
 }
 
 // HoldFloor returns the floor for versions. [Tx.RaiseFloor] of other transactions waits

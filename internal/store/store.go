@@ -236,9 +236,8 @@ func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
 }
 
 // Hints calls hint after another process has appended an event or asked the replicas, until ctx
-// ends. A hint
-// may be lost, or come without an event. So a caller that needs every event must also
-// poll. Hints calls hint once in a few milliseconds at most, since any user of the same
+// ends. A hint may be lost, or come without an event. So a caller that needs every event must
+// also poll. Hints calls hint once in a few milliseconds at most, since any user of the same
 // PostgreSQL database can send notifications.
 func (s *Store) Hints(ctx context.Context, hint func()) { s.engine.hints(ctx, hint) }
 

@@ -46,6 +46,14 @@ func testReplicas(t *testing.T, new func(testing.TB) string) {
 		}
 		return nil
 	})
+	write(t, s, func(tx *store.Tx) error { return tx.SetSetting("watchers_asked", "damaged") })
+	read(t, s, func(tx *store.Tx) error { // the floor decides, and a question is for a display alone
+		_, asked, err := tx.FloorAndQuestion()
+		if asked.Year() != 1970 {
+			t.Errorf("a damaged question is of %v", asked)
+		}
+		return err
+	})
 	write(t, s, func(tx *store.Tx) error { return tx.DeleteReplica(1) })
 	write(t, s, func(tx *store.Tx) error { return tx.PruneReplicas(tx.Now().Add(-time.Hour)) })
 	count := func() (n int) {
