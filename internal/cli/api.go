@@ -151,6 +151,9 @@ func pages(read func(token string) (next string, err error)) error {
 		if err != nil || next == "" {
 			return err
 		}
+		if next == token { // a faulty proxy or server: the list would never end
+			return errors.New("the server answers with the same page again")
+		}
 		token = next
 	}
 }

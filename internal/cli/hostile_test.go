@@ -131,7 +131,11 @@ type hostileAudit struct {
 	watchwordv1.UnimplementedAuditServiceServer
 }
 
-func (hostileAudit) ListEvents(context.Context, *watchwordv1.ListEventsRequest) (*watchwordv1.ListEventsResponse, error) {
+// ListEvents answers a question for one type with the same page for ever.
+func (hostileAudit) ListEvents(_ context.Context, req *watchwordv1.ListEventsRequest) (*watchwordv1.ListEventsResponse, error) {
+	if req.GetType() != "" {
+		return &watchwordv1.ListEventsResponse{NextPageToken: "the next"}, nil
+	}
 	return &watchwordv1.ListEventsResponse{Events: []*watchwordv1.Event{{Type: hostile, ActorName: hostile, UserName: hostile, Detail: hostile, Source: hostile}}}, nil
 }
 
@@ -173,6 +177,7 @@ func TestTextFromAServerIsEscaped(t *testing.T) {
 	if wantHarmless(t, "key revoke --wait", r.out+r.err); r.status != 3 {
 		t.Errorf("key revoke --wait: %+v", r)
 	}
+	fails(t, 1, "the same page again", "a token", slices.Concat([]string{"audit", "--type=login", "--limit=0", "--token-stdin"}, flags)...)
 	r = run(t, "a token", append([]string{"logout"}, flags...)...)
 	if wantHarmless(t, "logout", r.err); r.status != 1 || strings.Count(r.err, "\n") != 1 {
 		t.Errorf("logout: %+v", r)
