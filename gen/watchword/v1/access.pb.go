@@ -37,6 +37,57 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Delegated says what holds for delegated tokens.
+type Access_Delegated int32
+
+const (
+	// A delegated token is accepted.
+	Access_DELEGATED_UNSPECIFIED Access_Delegated = 0
+	// A delegated token is refused with DELEGATION_DENIED: only the subject itself may
+	// call the method.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
+	Access_REFUSE Access_Delegated = 1
+)
+
+// Enum value maps for Access_Delegated.
+var (
+	Access_Delegated_name = map[int32]string{
+		0: "DELEGATED_UNSPECIFIED",
+		1: "REFUSE",
+	}
+	Access_Delegated_value = map[string]int32{
+		"DELEGATED_UNSPECIFIED": 0,
+		"REFUSE":                1,
+	}
+)
+
+func (x Access_Delegated) Enum() *Access_Delegated {
+	p := new(Access_Delegated)
+	*p = x
+	return p
+}
+
+func (x Access_Delegated) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Access_Delegated) Descriptor() protoreflect.EnumDescriptor {
+	return file_watchword_v1_access_proto_enumTypes[0].Descriptor()
+}
+
+func (Access_Delegated) Type() protoreflect.EnumType {
+	return &file_watchword_v1_access_proto_enumTypes[0]
+}
+
+func (x Access_Delegated) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Access_Delegated.Descriptor instead.
+func (Access_Delegated) EnumDescriptor() ([]byte, []int) {
+	return file_watchword_v1_access_proto_rawDescGZIP(), []int{0, 0}
+}
+
 // Access is the access rule of a method.
 //
 // A rule that sets `public` and another field contradicts itself: a verifier refuses
@@ -51,7 +102,10 @@ type Access struct {
 	// The token must be for at least one of these audiences (claim `aud`), instead of
 	// the audiences that the verifier asks for by default. A token for another audience
 	// is AUDIENCE_MISMATCH, whatever roles it carries. Empty: the verifier's audiences.
-	Audience      []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
+	Audience []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
+	// What holds for a delegated token: a token that names an actor (claim `act`), with
+	// which a service acts for the token's subject.
+	Delegated     Access_Delegated `protobuf:"varint,4,opt,name=delegated,proto3,enum=watchword.v1.Access_Delegated" json:"delegated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -107,6 +161,13 @@ func (x *Access) GetAudience() []string {
 	return nil
 }
 
+func (x *Access) GetDelegated() Access_Delegated {
+	if x != nil {
+		return x.Delegated
+	}
+	return Access_DELEGATED_UNSPECIFIED
+}
+
 var file_watchword_v1_access_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.MethodOptions)(nil),
@@ -131,11 +192,16 @@ var File_watchword_v1_access_proto protoreflect.FileDescriptor
 
 const file_watchword_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x19watchword/v1/access.proto\x12\fwatchword.v1\x1a google/protobuf/descriptor.proto\"R\n" +
+	"\x19watchword/v1/access.proto\x12\fwatchword.v1\x1a google/protobuf/descriptor.proto\"\xc4\x01\n" +
 	"\x06Access\x12\x16\n" +
 	"\x06public\x18\x01 \x01(\bR\x06public\x12\x14\n" +
 	"\x05roles\x18\x02 \x03(\tR\x05roles\x12\x1a\n" +
-	"\baudience\x18\x03 \x03(\tR\baudience:N\n" +
+	"\baudience\x18\x03 \x03(\tR\baudience\x12<\n" +
+	"\tdelegated\x18\x04 \x01(\x0e2\x1e.watchword.v1.Access.DelegatedR\tdelegated\"2\n" +
+	"\tDelegated\x12\x19\n" +
+	"\x15DELEGATED_UNSPECIFIED\x10\x00\x12\n" +
+	"\n" +
+	"\x06REFUSE\x10\x01:N\n" +
 	"\x06access\x12\x1e.google.protobuf.MethodOptions\x18\xe0\xbb\x04 \x01(\v2\x14.watchword.v1.AccessR\x06accessBBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
@@ -150,19 +216,22 @@ func file_watchword_v1_access_proto_rawDescGZIP() []byte {
 	return file_watchword_v1_access_proto_rawDescData
 }
 
+var file_watchword_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_watchword_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
 var file_watchword_v1_access_proto_goTypes = []any{
-	(*Access)(nil),                     // 0: watchword.v1.Access
-	(*descriptorpb.MethodOptions)(nil), // 1: google.protobuf.MethodOptions
+	(Access_Delegated)(0),              // 0: watchword.v1.Access.Delegated
+	(*Access)(nil),                     // 1: watchword.v1.Access
+	(*descriptorpb.MethodOptions)(nil), // 2: google.protobuf.MethodOptions
 }
 var file_watchword_v1_access_proto_depIdxs = []int32{
-	1, // 0: watchword.v1.access:extendee -> google.protobuf.MethodOptions
-	0, // 1: watchword.v1.access:type_name -> watchword.v1.Access
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	1, // [1:2] is the sub-list for extension type_name
-	0, // [0:1] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	0, // 0: watchword.v1.Access.delegated:type_name -> watchword.v1.Access.Delegated
+	2, // 1: watchword.v1.access:extendee -> google.protobuf.MethodOptions
+	1, // 2: watchword.v1.access:type_name -> watchword.v1.Access
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	2, // [2:3] is the sub-list for extension type_name
+	1, // [1:2] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_watchword_v1_access_proto_init() }
@@ -175,13 +244,14 @@ func file_watchword_v1_access_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_watchword_v1_access_proto_rawDesc), len(file_watchword_v1_access_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   1,
 			NumExtensions: 1,
 			NumServices:   0,
 		},
 		GoTypes:           file_watchword_v1_access_proto_goTypes,
 		DependencyIndexes: file_watchword_v1_access_proto_depIdxs,
+		EnumInfos:         file_watchword_v1_access_proto_enumTypes,
 		MessageInfos:      file_watchword_v1_access_proto_msgTypes,
 		ExtensionInfos:    file_watchword_v1_access_proto_extTypes,
 	}.Build()

@@ -36,7 +36,9 @@ type Event struct {
 	// "logout", "session.revoked", "user.sessions_revoked", "user.created",
 	// "user.updated", "user.deleted", "password.changed" (by the user),
 	// "password.set" (by an admin or at the command line), "key.rotated", "key.revoked",
-	// "keys.resealed", "datastore.restored", "datastore.rekeyed", or "call" for a refused call of
+	// "keys.resealed", "datastore.restored", "datastore.rekeyed", "issuer.created",
+	// "issuer.updated", "issuer.deleted", "binding.created", "binding.deleted",
+	// "token.exchanged", "token.delegated", or "call" for a refused call of
 	// another method, which `detail` names.
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
 	// True: done. False: refused, for the reason in `reason`.
@@ -416,10 +418,10 @@ const file_watchword_v1_audit_proto_rawDesc = "" +
 	"\tuser_name\x18\b \x01(\tR\buserName\"i\n" +
 	"\x12ListEventsResponse\x12+\n" +
 	"\x06events\x18\x01 \x03(\v2\x13.watchword.v1.EventR\x06events\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2w\n" +
-	"\fAuditService\x12g\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2y\n" +
+	"\fAuditService\x12i\n" +
 	"\n" +
-	"ListEvents\x12\x1f.watchword.v1.ListEventsRequest\x1a .watchword.v1.ListEventsResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchwordBBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"ListEvents\x12\x1f.watchword.v1.ListEventsRequest\x1a .watchword.v1.ListEventsResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_audit_proto_rawDescOnce sync.Once

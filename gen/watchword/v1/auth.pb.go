@@ -131,14 +131,19 @@ type Principal struct {
 	Audience []string `protobuf:"bytes,4,rep,name=audience,proto3" json:"audience,omitempty"`
 	// The issuer of the token (claim `iss`).
 	Issuer string `protobuf:"bytes,5,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// The session that the token belongs to (claim `sid`).
+	// The session that the token belongs to (claim `sid`). Empty for a service account.
 	SessionId string `protobuf:"bytes,6,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// The token's own id (claim `jti`).
 	TokenId string `protobuf:"bytes,7,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`
 	// When the token was minted (claim `iat`).
 	IssuedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
 	// When the token expires (claim `exp`).
-	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// The kind of the subject.
+	Kind UserKind `protobuf:"varint,10,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
+	// The services that act for the subject (claim `act`), the one that called last first;
+	// at most five. Empty: the subject itself calls.
+	Actors        []*Actor `protobuf:"bytes,11,rep,name=actors,proto3" json:"actors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -236,6 +241,76 @@ func (x *Principal) GetExpiresAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Principal) GetKind() UserKind {
+	if x != nil {
+		return x.Kind
+	}
+	return UserKind_USER_KIND_UNSPECIFIED
+}
+
+func (x *Principal) GetActors() []*Actor {
+	if x != nil {
+		return x.Actors
+	}
+	return nil
+}
+
+// Actor names a service account that acts for the subject of a delegated token (RFC 8693,
+// section 4.1).
+type Actor struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The id of the service account.
+	Subject string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// The name of the service account when the token was minted.
+	Username      string `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Actor) Reset() {
+	*x = Actor{}
+	mi := &file_watchword_v1_auth_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Actor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Actor) ProtoMessage() {}
+
+func (x *Actor) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_auth_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Actor.ProtoReflect.Descriptor instead.
+func (*Actor) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Actor) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Actor) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
 // LoginRequest holds a user's credentials.
 type LoginRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -264,7 +339,7 @@ type LoginRequest struct {
 
 func (x *LoginRequest) Reset() {
 	*x = LoginRequest{}
-	mi := &file_watchword_v1_auth_proto_msgTypes[2]
+	mi := &file_watchword_v1_auth_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -276,7 +351,7 @@ func (x *LoginRequest) String() string {
 func (*LoginRequest) ProtoMessage() {}
 
 func (x *LoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_auth_proto_msgTypes[2]
+	mi := &file_watchword_v1_auth_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -289,7 +364,7 @@ func (x *LoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginRequest.ProtoReflect.Descriptor instead.
 func (*LoginRequest) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{2}
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *LoginRequest) GetUsername() string {
@@ -331,7 +406,7 @@ type LoginResponse struct {
 
 func (x *LoginResponse) Reset() {
 	*x = LoginResponse{}
-	mi := &file_watchword_v1_auth_proto_msgTypes[3]
+	mi := &file_watchword_v1_auth_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -343,7 +418,7 @@ func (x *LoginResponse) String() string {
 func (*LoginResponse) ProtoMessage() {}
 
 func (x *LoginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_auth_proto_msgTypes[3]
+	mi := &file_watchword_v1_auth_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -356,7 +431,7 @@ func (x *LoginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoginResponse.ProtoReflect.Descriptor instead.
 func (*LoginResponse) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{3}
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *LoginResponse) GetTokens() *TokenPair {
@@ -380,7 +455,7 @@ type RefreshRequest struct {
 
 func (x *RefreshRequest) Reset() {
 	*x = RefreshRequest{}
-	mi := &file_watchword_v1_auth_proto_msgTypes[4]
+	mi := &file_watchword_v1_auth_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -392,7 +467,7 @@ func (x *RefreshRequest) String() string {
 func (*RefreshRequest) ProtoMessage() {}
 
 func (x *RefreshRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_auth_proto_msgTypes[4]
+	mi := &file_watchword_v1_auth_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -405,7 +480,7 @@ func (x *RefreshRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshRequest.ProtoReflect.Descriptor instead.
 func (*RefreshRequest) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{4}
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RefreshRequest) GetRefreshToken() string {
@@ -433,7 +508,7 @@ type RefreshResponse struct {
 
 func (x *RefreshResponse) Reset() {
 	*x = RefreshResponse{}
-	mi := &file_watchword_v1_auth_proto_msgTypes[5]
+	mi := &file_watchword_v1_auth_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +520,7 @@ func (x *RefreshResponse) String() string {
 func (*RefreshResponse) ProtoMessage() {}
 
 func (x *RefreshResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_auth_proto_msgTypes[5]
+	mi := &file_watchword_v1_auth_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +533,7 @@ func (x *RefreshResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefreshResponse.ProtoReflect.Descriptor instead.
 func (*RefreshResponse) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{5}
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RefreshResponse) GetTokens() *TokenPair {
@@ -482,7 +557,7 @@ type VerifyRequest struct {
 
 func (x *VerifyRequest) Reset() {
 	*x = VerifyRequest{}
-	mi := &file_watchword_v1_auth_proto_msgTypes[6]
+	mi := &file_watchword_v1_auth_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +569,7 @@ func (x *VerifyRequest) String() string {
 func (*VerifyRequest) ProtoMessage() {}
 
 func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_auth_proto_msgTypes[6]
+	mi := &file_watchword_v1_auth_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +582,7 @@ func (x *VerifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyRequest.ProtoReflect.Descriptor instead.
 func (*VerifyRequest) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{6}
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *VerifyRequest) GetAccessToken() string {
@@ -535,7 +610,7 @@ type VerifyResponse struct {
 
 func (x *VerifyResponse) Reset() {
 	*x = VerifyResponse{}
-	mi := &file_watchword_v1_auth_proto_msgTypes[7]
+	mi := &file_watchword_v1_auth_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +622,7 @@ func (x *VerifyResponse) String() string {
 func (*VerifyResponse) ProtoMessage() {}
 
 func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_auth_proto_msgTypes[7]
+	mi := &file_watchword_v1_auth_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,12 +635,261 @@ func (x *VerifyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyResponse.ProtoReflect.Descriptor instead.
 func (*VerifyResponse) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{7}
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VerifyResponse) GetPrincipal() *Principal {
 	if x != nil {
 		return x.Principal
+	}
+	return nil
+}
+
+// ExchangeTokenRequest holds a token of a trusted issuer.
+type ExchangeTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The token of the trusted issuer: a JWT whose claim `aud` is this server's issuer and
+	// nothing else; at most 16 KiB.
+	SubjectToken string `protobuf:"bytes,1,opt,name=subject_token,json=subjectToken,proto3" json:"subject_token,omitempty"`
+	// The services that the access token is for, as in LoginRequest.
+	Audience      []string `protobuf:"bytes,2,rep,name=audience,proto3" json:"audience,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExchangeTokenRequest) Reset() {
+	*x = ExchangeTokenRequest{}
+	mi := &file_watchword_v1_auth_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExchangeTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExchangeTokenRequest) ProtoMessage() {}
+
+func (x *ExchangeTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_auth_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExchangeTokenRequest.ProtoReflect.Descriptor instead.
+func (*ExchangeTokenRequest) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ExchangeTokenRequest) GetSubjectToken() string {
+	if x != nil {
+		return x.SubjectToken
+	}
+	return ""
+}
+
+func (x *ExchangeTokenRequest) GetAudience() []string {
+	if x != nil {
+		return x.Audience
+	}
+	return nil
+}
+
+// ExchangeTokenResponse holds the access token of the service account.
+type ExchangeTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A JWT (RFC 9068), for `authorization: Bearer`.
+	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	// Always "Bearer".
+	TokenType string `protobuf:"bytes,2,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
+	// Lifetime of the access token, counted from this answer.
+	ExpiresIn     *durationpb.Duration `protobuf:"bytes,3,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExchangeTokenResponse) Reset() {
+	*x = ExchangeTokenResponse{}
+	mi := &file_watchword_v1_auth_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExchangeTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExchangeTokenResponse) ProtoMessage() {}
+
+func (x *ExchangeTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_auth_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExchangeTokenResponse.ProtoReflect.Descriptor instead.
+func (*ExchangeTokenResponse) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ExchangeTokenResponse) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
+	}
+	return ""
+}
+
+func (x *ExchangeTokenResponse) GetTokenType() string {
+	if x != nil {
+		return x.TokenType
+	}
+	return ""
+}
+
+func (x *ExchangeTokenResponse) GetExpiresIn() *durationpb.Duration {
+	if x != nil {
+		return x.ExpiresIn
+	}
+	return nil
+}
+
+// DelegateTokenRequest asks for a token that speaks for a caller.
+type DelegateTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The access token with which the service was called, without "Bearer".
+	SubjectToken string `protobuf:"bytes,1,opt,name=subject_token,json=subjectToken,proto3" json:"subject_token,omitempty"`
+	// The one service that the new token is for.
+	Audience string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
+	// The roles of the new token; each must be a role of the subject's token. Empty: the
+	// roles of the subject's token. The role `admin` is never carried on.
+	Roles         []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DelegateTokenRequest) Reset() {
+	*x = DelegateTokenRequest{}
+	mi := &file_watchword_v1_auth_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DelegateTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DelegateTokenRequest) ProtoMessage() {}
+
+func (x *DelegateTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_auth_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DelegateTokenRequest.ProtoReflect.Descriptor instead.
+func (*DelegateTokenRequest) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DelegateTokenRequest) GetSubjectToken() string {
+	if x != nil {
+		return x.SubjectToken
+	}
+	return ""
+}
+
+func (x *DelegateTokenRequest) GetAudience() string {
+	if x != nil {
+		return x.Audience
+	}
+	return ""
+}
+
+func (x *DelegateTokenRequest) GetRoles() []string {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+// DelegateTokenResponse holds the delegated token.
+type DelegateTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A JWT (RFC 9068) with the claim `act` (RFC 8693, section 4.1).
+	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
+	// Always "Bearer".
+	TokenType string `protobuf:"bytes,2,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
+	// Lifetime of the access token, counted from this answer.
+	ExpiresIn     *durationpb.Duration `protobuf:"bytes,3,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DelegateTokenResponse) Reset() {
+	*x = DelegateTokenResponse{}
+	mi := &file_watchword_v1_auth_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DelegateTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DelegateTokenResponse) ProtoMessage() {}
+
+func (x *DelegateTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_auth_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DelegateTokenResponse.ProtoReflect.Descriptor instead.
+func (*DelegateTokenResponse) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DelegateTokenResponse) GetAccessToken() string {
+	if x != nil {
+		return x.AccessToken
+	}
+	return ""
+}
+
+func (x *DelegateTokenResponse) GetTokenType() string {
+	if x != nil {
+		return x.TokenType
+	}
+	return ""
+}
+
+func (x *DelegateTokenResponse) GetExpiresIn() *durationpb.Duration {
+	if x != nil {
+		return x.ExpiresIn
 	}
 	return nil
 }
@@ -581,7 +905,7 @@ type LogoutRequest struct {
 
 func (x *LogoutRequest) Reset() {
 	*x = LogoutRequest{}
-	mi := &file_watchword_v1_auth_proto_msgTypes[8]
+	mi := &file_watchword_v1_auth_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -593,7 +917,7 @@ func (x *LogoutRequest) String() string {
 func (*LogoutRequest) ProtoMessage() {}
 
 func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_auth_proto_msgTypes[8]
+	mi := &file_watchword_v1_auth_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -606,7 +930,7 @@ func (x *LogoutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutRequest.ProtoReflect.Descriptor instead.
 func (*LogoutRequest) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{8}
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LogoutRequest) GetRefreshToken() string {
@@ -625,7 +949,7 @@ type LogoutResponse struct {
 
 func (x *LogoutResponse) Reset() {
 	*x = LogoutResponse{}
-	mi := &file_watchword_v1_auth_proto_msgTypes[9]
+	mi := &file_watchword_v1_auth_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +961,7 @@ func (x *LogoutResponse) String() string {
 func (*LogoutResponse) ProtoMessage() {}
 
 func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_auth_proto_msgTypes[9]
+	mi := &file_watchword_v1_auth_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +974,7 @@ func (x *LogoutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogoutResponse.ProtoReflect.Descriptor instead.
 func (*LogoutResponse) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{9}
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{14}
 }
 
 // ChangePasswordRequest replaces the caller's own password.
@@ -667,7 +991,7 @@ type ChangePasswordRequest struct {
 
 func (x *ChangePasswordRequest) Reset() {
 	*x = ChangePasswordRequest{}
-	mi := &file_watchword_v1_auth_proto_msgTypes[10]
+	mi := &file_watchword_v1_auth_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -679,7 +1003,7 @@ func (x *ChangePasswordRequest) String() string {
 func (*ChangePasswordRequest) ProtoMessage() {}
 
 func (x *ChangePasswordRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_auth_proto_msgTypes[10]
+	mi := &file_watchword_v1_auth_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -692,7 +1016,7 @@ func (x *ChangePasswordRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangePasswordRequest.ProtoReflect.Descriptor instead.
 func (*ChangePasswordRequest) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{10}
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ChangePasswordRequest) GetCurrentPassword() string {
@@ -720,7 +1044,7 @@ type ChangePasswordResponse struct {
 
 func (x *ChangePasswordResponse) Reset() {
 	*x = ChangePasswordResponse{}
-	mi := &file_watchword_v1_auth_proto_msgTypes[11]
+	mi := &file_watchword_v1_auth_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -732,7 +1056,7 @@ func (x *ChangePasswordResponse) String() string {
 func (*ChangePasswordResponse) ProtoMessage() {}
 
 func (x *ChangePasswordResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_watchword_v1_auth_proto_msgTypes[11]
+	mi := &file_watchword_v1_auth_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -745,7 +1069,7 @@ func (x *ChangePasswordResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangePasswordResponse.ProtoReflect.Descriptor instead.
 func (*ChangePasswordResponse) Descriptor() ([]byte, []int) {
-	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{11}
+	return file_watchword_v1_auth_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ChangePasswordResponse) GetTokens() *TokenPair {
@@ -759,7 +1083,7 @@ var File_watchword_v1_auth_proto protoreflect.FileDescriptor
 
 const file_watchword_v1_auth_proto_rawDesc = "" +
 	"\n" +
-	"\x17watchword/v1/auth.proto\x12\fwatchword.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\"\x94\x02\n" +
+	"\x17watchword/v1/auth.proto\x12\fwatchword.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\x1a\x17watchword/v1/user.proto\"\x94\x02\n" +
 	"\tTokenPair\x12!\n" +
 	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12#\n" +
 	"\rrefresh_token\x18\x02 \x01(\tR\frefreshToken\x12\x1d\n" +
@@ -769,7 +1093,7 @@ const file_watchword_v1_auth_proto_rawDesc = "" +
 	"expires_in\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\texpiresIn\x12G\n" +
 	"\x12refresh_expires_in\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x10refreshExpiresIn\x12\x1d\n" +
 	"\n" +
-	"session_id\x18\x06 \x01(\tR\tsessionId\"\xb9\x02\n" +
+	"session_id\x18\x06 \x01(\tR\tsessionId\"\x92\x03\n" +
 	"\tPrincipal\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x14\n" +
@@ -781,7 +1105,13 @@ const file_watchword_v1_auth_proto_rawDesc = "" +
 	"\btoken_id\x18\a \x01(\tR\atokenId\x127\n" +
 	"\tissued_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\x129\n" +
 	"\n" +
-	"expires_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\x98\x01\n" +
+	"expires_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12*\n" +
+	"\x04kind\x18\n" +
+	" \x01(\x0e2\x16.watchword.v1.UserKindR\x04kind\x12+\n" +
+	"\x06actors\x18\v \x03(\v2\x13.watchword.v1.ActorR\x06actors\"=\n" +
+	"\x05Actor\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x1a\n" +
+	"\busername\x18\x02 \x01(\tR\busername\"\x98\x01\n" +
 	"\fLoginRequest\x12\x1a\n" +
 	"\busername\x18\x01 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12\x1a\n" +
@@ -798,7 +1128,26 @@ const file_watchword_v1_auth_proto_rawDesc = "" +
 	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12\x1a\n" +
 	"\baudience\x18\x02 \x01(\tR\baudience\"G\n" +
 	"\x0eVerifyResponse\x125\n" +
-	"\tprincipal\x18\x01 \x01(\v2\x17.watchword.v1.PrincipalR\tprincipal\"4\n" +
+	"\tprincipal\x18\x01 \x01(\v2\x17.watchword.v1.PrincipalR\tprincipal\"W\n" +
+	"\x14ExchangeTokenRequest\x12#\n" +
+	"\rsubject_token\x18\x01 \x01(\tR\fsubjectToken\x12\x1a\n" +
+	"\baudience\x18\x02 \x03(\tR\baudience\"\x93\x01\n" +
+	"\x15ExchangeTokenResponse\x12!\n" +
+	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12\x1d\n" +
+	"\n" +
+	"token_type\x18\x02 \x01(\tR\ttokenType\x128\n" +
+	"\n" +
+	"expires_in\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\texpiresIn\"m\n" +
+	"\x14DelegateTokenRequest\x12#\n" +
+	"\rsubject_token\x18\x01 \x01(\tR\fsubjectToken\x12\x1a\n" +
+	"\baudience\x18\x02 \x01(\tR\baudience\x12\x14\n" +
+	"\x05roles\x18\x03 \x03(\tR\x05roles\"\x93\x01\n" +
+	"\x15DelegateTokenResponse\x12!\n" +
+	"\faccess_token\x18\x01 \x01(\tR\vaccessToken\x12\x1d\n" +
+	"\n" +
+	"token_type\x18\x02 \x01(\tR\ttokenType\x128\n" +
+	"\n" +
+	"expires_in\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\texpiresIn\"4\n" +
 	"\rLogoutRequest\x12#\n" +
 	"\rrefresh_token\x18\x01 \x01(\tR\frefreshToken\"\x10\n" +
 	"\x0eLogoutResponse\"e\n" +
@@ -806,13 +1155,15 @@ const file_watchword_v1_auth_proto_rawDesc = "" +
 	"\x10current_password\x18\x01 \x01(\tR\x0fcurrentPassword\x12!\n" +
 	"\fnew_password\x18\x02 \x01(\tR\vnewPassword\"I\n" +
 	"\x16ChangePasswordResponse\x12/\n" +
-	"\x06tokens\x18\x01 \x01(\v2\x17.watchword.v1.TokenPairR\x06tokens2\xa4\x03\n" +
+	"\x06tokens\x18\x01 \x01(\v2\x17.watchword.v1.TokenPairR\x06tokens2\xf5\x04\n" +
 	"\vAuthService\x12H\n" +
 	"\x05Login\x12\x1a.watchword.v1.LoginRequest\x1a\x1b.watchword.v1.LoginResponse\"\x06\x82\xde#\x02\b\x01\x12N\n" +
 	"\aRefresh\x12\x1c.watchword.v1.RefreshRequest\x1a\x1d.watchword.v1.RefreshResponse\"\x06\x82\xde#\x02\b\x01\x12K\n" +
-	"\x06Verify\x12\x1b.watchword.v1.VerifyRequest\x1a\x1c.watchword.v1.VerifyResponse\"\x06\x82\xde#\x02\b\x01\x12K\n" +
-	"\x06Logout\x12\x1b.watchword.v1.LogoutRequest\x1a\x1c.watchword.v1.LogoutResponse\"\x06\x82\xde#\x02\b\x01\x12a\n" +
-	"\x0eChangePassword\x12#.watchword.v1.ChangePasswordRequest\x1a$.watchword.v1.ChangePasswordResponse\"\x04\x82\xde#\x00BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"\x06Verify\x12\x1b.watchword.v1.VerifyRequest\x1a\x1c.watchword.v1.VerifyResponse\"\x06\x82\xde#\x02\b\x01\x12`\n" +
+	"\rExchangeToken\x12\".watchword.v1.ExchangeTokenRequest\x1a#.watchword.v1.ExchangeTokenResponse\"\x06\x82\xde#\x02\b\x01\x12k\n" +
+	"\rDelegateToken\x12\".watchword.v1.DelegateTokenRequest\x1a#.watchword.v1.DelegateTokenResponse\"\x11\x82\xde#\r\x1a\twatchword \x01\x12K\n" +
+	"\x06Logout\x12\x1b.watchword.v1.LogoutRequest\x1a\x1c.watchword.v1.LogoutResponse\"\x06\x82\xde#\x02\b\x01\x12c\n" +
+	"\x0eChangePassword\x12#.watchword.v1.ChangePasswordRequest\x1a$.watchword.v1.ChangePasswordResponse\"\x06\x82\xde#\x02 \x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_auth_proto_rawDescOnce sync.Once
@@ -826,47 +1177,61 @@ func file_watchword_v1_auth_proto_rawDescGZIP() []byte {
 	return file_watchword_v1_auth_proto_rawDescData
 }
 
-var file_watchword_v1_auth_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_watchword_v1_auth_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_watchword_v1_auth_proto_goTypes = []any{
 	(*TokenPair)(nil),              // 0: watchword.v1.TokenPair
 	(*Principal)(nil),              // 1: watchword.v1.Principal
-	(*LoginRequest)(nil),           // 2: watchword.v1.LoginRequest
-	(*LoginResponse)(nil),          // 3: watchword.v1.LoginResponse
-	(*RefreshRequest)(nil),         // 4: watchword.v1.RefreshRequest
-	(*RefreshResponse)(nil),        // 5: watchword.v1.RefreshResponse
-	(*VerifyRequest)(nil),          // 6: watchword.v1.VerifyRequest
-	(*VerifyResponse)(nil),         // 7: watchword.v1.VerifyResponse
-	(*LogoutRequest)(nil),          // 8: watchword.v1.LogoutRequest
-	(*LogoutResponse)(nil),         // 9: watchword.v1.LogoutResponse
-	(*ChangePasswordRequest)(nil),  // 10: watchword.v1.ChangePasswordRequest
-	(*ChangePasswordResponse)(nil), // 11: watchword.v1.ChangePasswordResponse
-	(*durationpb.Duration)(nil),    // 12: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),  // 13: google.protobuf.Timestamp
+	(*Actor)(nil),                  // 2: watchword.v1.Actor
+	(*LoginRequest)(nil),           // 3: watchword.v1.LoginRequest
+	(*LoginResponse)(nil),          // 4: watchword.v1.LoginResponse
+	(*RefreshRequest)(nil),         // 5: watchword.v1.RefreshRequest
+	(*RefreshResponse)(nil),        // 6: watchword.v1.RefreshResponse
+	(*VerifyRequest)(nil),          // 7: watchword.v1.VerifyRequest
+	(*VerifyResponse)(nil),         // 8: watchword.v1.VerifyResponse
+	(*ExchangeTokenRequest)(nil),   // 9: watchword.v1.ExchangeTokenRequest
+	(*ExchangeTokenResponse)(nil),  // 10: watchword.v1.ExchangeTokenResponse
+	(*DelegateTokenRequest)(nil),   // 11: watchword.v1.DelegateTokenRequest
+	(*DelegateTokenResponse)(nil),  // 12: watchword.v1.DelegateTokenResponse
+	(*LogoutRequest)(nil),          // 13: watchword.v1.LogoutRequest
+	(*LogoutResponse)(nil),         // 14: watchword.v1.LogoutResponse
+	(*ChangePasswordRequest)(nil),  // 15: watchword.v1.ChangePasswordRequest
+	(*ChangePasswordResponse)(nil), // 16: watchword.v1.ChangePasswordResponse
+	(*durationpb.Duration)(nil),    // 17: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),  // 18: google.protobuf.Timestamp
+	(UserKind)(0),                  // 19: watchword.v1.UserKind
 }
 var file_watchword_v1_auth_proto_depIdxs = []int32{
-	12, // 0: watchword.v1.TokenPair.expires_in:type_name -> google.protobuf.Duration
-	12, // 1: watchword.v1.TokenPair.refresh_expires_in:type_name -> google.protobuf.Duration
-	13, // 2: watchword.v1.Principal.issued_at:type_name -> google.protobuf.Timestamp
-	13, // 3: watchword.v1.Principal.expires_at:type_name -> google.protobuf.Timestamp
-	0,  // 4: watchword.v1.LoginResponse.tokens:type_name -> watchword.v1.TokenPair
-	0,  // 5: watchword.v1.RefreshResponse.tokens:type_name -> watchword.v1.TokenPair
-	1,  // 6: watchword.v1.VerifyResponse.principal:type_name -> watchword.v1.Principal
-	0,  // 7: watchword.v1.ChangePasswordResponse.tokens:type_name -> watchword.v1.TokenPair
-	2,  // 8: watchword.v1.AuthService.Login:input_type -> watchword.v1.LoginRequest
-	4,  // 9: watchword.v1.AuthService.Refresh:input_type -> watchword.v1.RefreshRequest
-	6,  // 10: watchword.v1.AuthService.Verify:input_type -> watchword.v1.VerifyRequest
-	8,  // 11: watchword.v1.AuthService.Logout:input_type -> watchword.v1.LogoutRequest
-	10, // 12: watchword.v1.AuthService.ChangePassword:input_type -> watchword.v1.ChangePasswordRequest
-	3,  // 13: watchword.v1.AuthService.Login:output_type -> watchword.v1.LoginResponse
-	5,  // 14: watchword.v1.AuthService.Refresh:output_type -> watchword.v1.RefreshResponse
-	7,  // 15: watchword.v1.AuthService.Verify:output_type -> watchword.v1.VerifyResponse
-	9,  // 16: watchword.v1.AuthService.Logout:output_type -> watchword.v1.LogoutResponse
-	11, // 17: watchword.v1.AuthService.ChangePassword:output_type -> watchword.v1.ChangePasswordResponse
-	13, // [13:18] is the sub-list for method output_type
-	8,  // [8:13] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	17, // 0: watchword.v1.TokenPair.expires_in:type_name -> google.protobuf.Duration
+	17, // 1: watchword.v1.TokenPair.refresh_expires_in:type_name -> google.protobuf.Duration
+	18, // 2: watchword.v1.Principal.issued_at:type_name -> google.protobuf.Timestamp
+	18, // 3: watchword.v1.Principal.expires_at:type_name -> google.protobuf.Timestamp
+	19, // 4: watchword.v1.Principal.kind:type_name -> watchword.v1.UserKind
+	2,  // 5: watchword.v1.Principal.actors:type_name -> watchword.v1.Actor
+	0,  // 6: watchword.v1.LoginResponse.tokens:type_name -> watchword.v1.TokenPair
+	0,  // 7: watchword.v1.RefreshResponse.tokens:type_name -> watchword.v1.TokenPair
+	1,  // 8: watchword.v1.VerifyResponse.principal:type_name -> watchword.v1.Principal
+	17, // 9: watchword.v1.ExchangeTokenResponse.expires_in:type_name -> google.protobuf.Duration
+	17, // 10: watchword.v1.DelegateTokenResponse.expires_in:type_name -> google.protobuf.Duration
+	0,  // 11: watchword.v1.ChangePasswordResponse.tokens:type_name -> watchword.v1.TokenPair
+	3,  // 12: watchword.v1.AuthService.Login:input_type -> watchword.v1.LoginRequest
+	5,  // 13: watchword.v1.AuthService.Refresh:input_type -> watchword.v1.RefreshRequest
+	7,  // 14: watchword.v1.AuthService.Verify:input_type -> watchword.v1.VerifyRequest
+	9,  // 15: watchword.v1.AuthService.ExchangeToken:input_type -> watchword.v1.ExchangeTokenRequest
+	11, // 16: watchword.v1.AuthService.DelegateToken:input_type -> watchword.v1.DelegateTokenRequest
+	13, // 17: watchword.v1.AuthService.Logout:input_type -> watchword.v1.LogoutRequest
+	15, // 18: watchword.v1.AuthService.ChangePassword:input_type -> watchword.v1.ChangePasswordRequest
+	4,  // 19: watchword.v1.AuthService.Login:output_type -> watchword.v1.LoginResponse
+	6,  // 20: watchword.v1.AuthService.Refresh:output_type -> watchword.v1.RefreshResponse
+	8,  // 21: watchword.v1.AuthService.Verify:output_type -> watchword.v1.VerifyResponse
+	10, // 22: watchword.v1.AuthService.ExchangeToken:output_type -> watchword.v1.ExchangeTokenResponse
+	12, // 23: watchword.v1.AuthService.DelegateToken:output_type -> watchword.v1.DelegateTokenResponse
+	14, // 24: watchword.v1.AuthService.Logout:output_type -> watchword.v1.LogoutResponse
+	16, // 25: watchword.v1.AuthService.ChangePassword:output_type -> watchword.v1.ChangePasswordResponse
+	19, // [19:26] is the sub-list for method output_type
+	12, // [12:19] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_watchword_v1_auth_proto_init() }
@@ -875,13 +1240,14 @@ func file_watchword_v1_auth_proto_init() {
 		return
 	}
 	file_watchword_v1_access_proto_init()
+	file_watchword_v1_user_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_watchword_v1_auth_proto_rawDesc), len(file_watchword_v1_auth_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

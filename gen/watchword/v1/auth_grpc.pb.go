@@ -24,6 +24,8 @@ const (
 	AuthService_Login_FullMethodName          = "/watchword.v1.AuthService/Login"
 	AuthService_Refresh_FullMethodName        = "/watchword.v1.AuthService/Refresh"
 	AuthService_Verify_FullMethodName         = "/watchword.v1.AuthService/Verify"
+	AuthService_ExchangeToken_FullMethodName  = "/watchword.v1.AuthService/ExchangeToken"
+	AuthService_DelegateToken_FullMethodName  = "/watchword.v1.AuthService/DelegateToken"
 	AuthService_Logout_FullMethodName         = "/watchword.v1.AuthService/Logout"
 	AuthService_ChangePassword_FullMethodName = "/watchword.v1.AuthService/ChangePassword"
 )
@@ -78,6 +80,27 @@ type AuthServiceClient interface {
 	// (TOKEN_REVOKED); the user's rights (TOKEN_STALE). An empty token is
 	// INVALID_REQUEST.
 	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyResponse, error)
+	// ExchangeToken gives a service account an access token for a token of a trusted
+	// issuer, such as Kubernetes, SPIRE or a CI system (RFC 8693; the assertion follows RFC
+	// 7523 and its revision). There is no session and no refresh token: the service exchanges
+	// again before the access token expires.
+	//
+	// Errors: INVALID_REQUEST; ASSERTION_INVALID; ASSERTION_UNBOUND; USER_DISABLED;
+	// ISSUER_UNAVAILABLE and OVERLOADED, both with the time to wait; STORE_UNAVAILABLE.
+	ExchangeToken(ctx context.Context, in *ExchangeTokenRequest, opts ...grpc.CallOption) (*ExchangeTokenResponse, error)
+	// DelegateToken gives a service a token that speaks for a caller of the service (RFC
+	// 8693). The new token has the caller's rights or fewer, is for another audience, and
+	// names the service as its actor (claim `act`). A revocation of the caller, of the
+	// caller's session or of any actor takes the new token back everywhere.
+	//
+	// The service's own token must be for the audience `watchword` alone. The caller's token
+	// must be for one of the service's `audiences`, and `delegates_to` of the service must
+	// hold the audience that is asked for. The new token expires no later than the caller's
+	// token. It is never refreshed.
+	//
+	// Errors: INVALID_REQUEST; DELEGATION_DENIED; SUBJECT_TOKEN_REFUSED with the reason in
+	// the metadata `subject_reason`; those of the service's own token; STORE_UNAVAILABLE.
+	DelegateToken(ctx context.Context, in *DelegateTokenRequest, opts ...grpc.CallOption) (*DelegateTokenResponse, error)
 	// Logout ends the session of a refresh token. The token may be the newest one
 	// or a spent one. Logout of a session that has already ended answers OK. Once
 	// Logout has answered, this server's Verify refuses the session's access
@@ -129,6 +152,26 @@ func (c *authServiceClient) Verify(ctx context.Context, in *VerifyRequest, opts 
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(VerifyResponse)
 	err := c.cc.Invoke(ctx, AuthService_Verify_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *authServiceClient) ExchangeToken(ctx context.Context, in *ExchangeTokenRequest, opts ...grpc.CallOption) (*ExchangeTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExchangeTokenResponse)
+	err := c.cc.Invoke(ctx, AuthService_ExchangeToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *authServiceClient) DelegateToken(ctx context.Context, in *DelegateTokenRequest, opts ...grpc.CallOption) (*DelegateTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DelegateTokenResponse)
+	err := c.cc.Invoke(ctx, AuthService_DelegateToken_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -205,6 +248,27 @@ type AuthServiceServer interface {
 	// (TOKEN_REVOKED); the user's rights (TOKEN_STALE). An empty token is
 	// INVALID_REQUEST.
 	Verify(context.Context, *VerifyRequest) (*VerifyResponse, error)
+	// ExchangeToken gives a service account an access token for a token of a trusted
+	// issuer, such as Kubernetes, SPIRE or a CI system (RFC 8693; the assertion follows RFC
+	// 7523 and its revision). There is no session and no refresh token: the service exchanges
+	// again before the access token expires.
+	//
+	// Errors: INVALID_REQUEST; ASSERTION_INVALID; ASSERTION_UNBOUND; USER_DISABLED;
+	// ISSUER_UNAVAILABLE and OVERLOADED, both with the time to wait; STORE_UNAVAILABLE.
+	ExchangeToken(context.Context, *ExchangeTokenRequest) (*ExchangeTokenResponse, error)
+	// DelegateToken gives a service a token that speaks for a caller of the service (RFC
+	// 8693). The new token has the caller's rights or fewer, is for another audience, and
+	// names the service as its actor (claim `act`). A revocation of the caller, of the
+	// caller's session or of any actor takes the new token back everywhere.
+	//
+	// The service's own token must be for the audience `watchword` alone. The caller's token
+	// must be for one of the service's `audiences`, and `delegates_to` of the service must
+	// hold the audience that is asked for. The new token expires no later than the caller's
+	// token. It is never refreshed.
+	//
+	// Errors: INVALID_REQUEST; DELEGATION_DENIED; SUBJECT_TOKEN_REFUSED with the reason in
+	// the metadata `subject_reason`; those of the service's own token; STORE_UNAVAILABLE.
+	DelegateToken(context.Context, *DelegateTokenRequest) (*DelegateTokenResponse, error)
 	// Logout ends the session of a refresh token. The token may be the newest one
 	// or a spent one. Logout of a session that has already ended answers OK. Once
 	// Logout has answered, this server's Verify refuses the session's access
@@ -240,6 +304,12 @@ func (UnimplementedAuthServiceServer) Refresh(context.Context, *RefreshRequest) 
 }
 func (UnimplementedAuthServiceServer) Verify(context.Context, *VerifyRequest) (*VerifyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Verify not implemented")
+}
+func (UnimplementedAuthServiceServer) ExchangeToken(context.Context, *ExchangeTokenRequest) (*ExchangeTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ExchangeToken not implemented")
+}
+func (UnimplementedAuthServiceServer) DelegateToken(context.Context, *DelegateTokenRequest) (*DelegateTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DelegateToken not implemented")
 }
 func (UnimplementedAuthServiceServer) Logout(context.Context, *LogoutRequest) (*LogoutResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Logout not implemented")
@@ -322,6 +392,42 @@ func _AuthService_Verify_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AuthService_ExchangeToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExchangeTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthServiceServer).ExchangeToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuthService_ExchangeToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthServiceServer).ExchangeToken(ctx, req.(*ExchangeTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AuthService_DelegateToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DelegateTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuthServiceServer).DelegateToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuthService_DelegateToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuthServiceServer).DelegateToken(ctx, req.(*DelegateTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AuthService_Logout_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(LogoutRequest)
 	if err := dec(in); err != nil {
@@ -376,6 +482,14 @@ var AuthService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Verify",
 			Handler:    _AuthService_Verify_Handler,
+		},
+		{
+			MethodName: "ExchangeToken",
+			Handler:    _AuthService_ExchangeToken_Handler,
+		},
+		{
+			MethodName: "DelegateToken",
+			Handler:    _AuthService_DelegateToken_Handler,
 		},
 		{
 			MethodName: "Logout",

@@ -61,6 +61,12 @@ const (
 	ErrorReason_ERROR_REASON_TOKEN_STALE ErrorReason = 15
 	// UNAUTHENTICATED. The token is meant for other services than this one.
 	ErrorReason_ERROR_REASON_AUDIENCE_MISMATCH ErrorReason = 16
+	// UNAUTHENTICATED. ExchangeToken: the assertion is not a valid token of a trusted
+	// issuer, or is not made for this server.
+	ErrorReason_ERROR_REASON_ASSERTION_INVALID ErrorReason = 17
+	// UNAUTHENTICATED. ExchangeToken: the assertion is valid, and no binding names a
+	// service account for it; or several bindings name one equally well.
+	ErrorReason_ERROR_REASON_ASSERTION_UNBOUND ErrorReason = 18
 	// UNAUTHENTICATED. Not a refresh token of this server.
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID ErrorReason = 20
 	// UNAUTHENTICATED. The session was unused for too long or is too old.
@@ -70,13 +76,19 @@ const (
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED ErrorReason = 22
 	// UNAUTHENTICATED. The session has ended: log in again.
 	ErrorReason_ERROR_REASON_SESSION_REVOKED ErrorReason = 23
-	// PERMISSION_DENIED. The user is disabled. Only a call with the right password
-	// gets this answer.
+	// PERMISSION_DENIED. The user is disabled. Only a call with the right password or with
+	// a valid assertion gets this answer.
 	ErrorReason_ERROR_REASON_USER_DISABLED ErrorReason = 30
 	// PERMISSION_DENIED. The token carries none of the roles that the method asks for.
 	ErrorReason_ERROR_REASON_ROLE_REQUIRED ErrorReason = 31
 	// PERMISSION_DENIED. The method asks for a client certificate.
 	ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED ErrorReason = 32
+	// PERMISSION_DENIED. The caller may not delegate this token to this audience, the token
+	// has five actors already, or the method refuses delegated tokens.
+	ErrorReason_ERROR_REASON_DELEGATION_DENIED ErrorReason = 33
+	// PERMISSION_DENIED. DelegateToken: the subject's token was refused. The metadata key
+	// `subject_reason` holds the reason. The caller's own token is good.
+	ErrorReason_ERROR_REASON_SUBJECT_TOKEN_REFUSED ErrorReason = 34
 	// FAILED_PRECONDITION. The change would leave no enabled user with the role
 	// `admin`. Make another user an admin first.
 	ErrorReason_ERROR_REASON_LAST_ADMIN ErrorReason = 39
@@ -100,12 +112,21 @@ const (
 	ErrorReason_ERROR_REASON_SESSION_NOT_FOUND ErrorReason = 52
 	// NOT_FOUND. No such signing key.
 	ErrorReason_ERROR_REASON_KEY_NOT_FOUND ErrorReason = 53
+	// NOT_FOUND. No such trusted issuer.
+	ErrorReason_ERROR_REASON_ISSUER_NOT_FOUND ErrorReason = 54
+	// ALREADY_EXISTS. The name or the claim `iss` belongs to another trusted issuer.
+	ErrorReason_ERROR_REASON_ISSUER_EXISTS ErrorReason = 55
+	// NOT_FOUND. No such binding.
+	ErrorReason_ERROR_REASON_BINDING_NOT_FOUND ErrorReason = 56
 	// UNAVAILABLE, with google.rpc.RetryInfo. The database is away. Verify and every
 	// downstream verifier go on without the database.
 	ErrorReason_ERROR_REASON_STORE_UNAVAILABLE ErrorReason = 60
 	// UNAVAILABLE. The verifier has no trust bundle yet, refuses to judge by a stale
 	// bundle, or is closed.
 	ErrorReason_ERROR_REASON_BUNDLE_STALE ErrorReason = 61
+	// UNAVAILABLE, with google.rpc.RetryInfo. The keys of a trusted issuer cannot be had
+	// now, or do not hold the key of the assertion yet.
+	ErrorReason_ERROR_REASON_ISSUER_UNAVAILABLE ErrorReason = 62
 )
 
 // Enum value maps for ErrorReason.
@@ -121,6 +142,8 @@ var (
 		14: "ERROR_REASON_TOKEN_REVOKED",
 		15: "ERROR_REASON_TOKEN_STALE",
 		16: "ERROR_REASON_AUDIENCE_MISMATCH",
+		17: "ERROR_REASON_ASSERTION_INVALID",
+		18: "ERROR_REASON_ASSERTION_UNBOUND",
 		20: "ERROR_REASON_REFRESH_TOKEN_INVALID",
 		21: "ERROR_REASON_REFRESH_TOKEN_EXPIRED",
 		22: "ERROR_REASON_REFRESH_TOKEN_REUSED",
@@ -128,6 +151,8 @@ var (
 		30: "ERROR_REASON_USER_DISABLED",
 		31: "ERROR_REASON_ROLE_REQUIRED",
 		32: "ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED",
+		33: "ERROR_REASON_DELEGATION_DENIED",
+		34: "ERROR_REASON_SUBJECT_TOKEN_REFUSED",
 		39: "ERROR_REASON_LAST_ADMIN",
 		40: "ERROR_REASON_TOO_MANY_ATTEMPTS",
 		41: "ERROR_REASON_OVERLOADED",
@@ -135,8 +160,12 @@ var (
 		51: "ERROR_REASON_USER_EXISTS",
 		52: "ERROR_REASON_SESSION_NOT_FOUND",
 		53: "ERROR_REASON_KEY_NOT_FOUND",
+		54: "ERROR_REASON_ISSUER_NOT_FOUND",
+		55: "ERROR_REASON_ISSUER_EXISTS",
+		56: "ERROR_REASON_BINDING_NOT_FOUND",
 		60: "ERROR_REASON_STORE_UNAVAILABLE",
 		61: "ERROR_REASON_BUNDLE_STALE",
+		62: "ERROR_REASON_ISSUER_UNAVAILABLE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                 0,
@@ -149,6 +178,8 @@ var (
 		"ERROR_REASON_TOKEN_REVOKED":               14,
 		"ERROR_REASON_TOKEN_STALE":                 15,
 		"ERROR_REASON_AUDIENCE_MISMATCH":           16,
+		"ERROR_REASON_ASSERTION_INVALID":           17,
+		"ERROR_REASON_ASSERTION_UNBOUND":           18,
 		"ERROR_REASON_REFRESH_TOKEN_INVALID":       20,
 		"ERROR_REASON_REFRESH_TOKEN_EXPIRED":       21,
 		"ERROR_REASON_REFRESH_TOKEN_REUSED":        22,
@@ -156,6 +187,8 @@ var (
 		"ERROR_REASON_USER_DISABLED":               30,
 		"ERROR_REASON_ROLE_REQUIRED":               31,
 		"ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED": 32,
+		"ERROR_REASON_DELEGATION_DENIED":           33,
+		"ERROR_REASON_SUBJECT_TOKEN_REFUSED":       34,
 		"ERROR_REASON_LAST_ADMIN":                  39,
 		"ERROR_REASON_TOO_MANY_ATTEMPTS":           40,
 		"ERROR_REASON_OVERLOADED":                  41,
@@ -163,8 +196,12 @@ var (
 		"ERROR_REASON_USER_EXISTS":                 51,
 		"ERROR_REASON_SESSION_NOT_FOUND":           52,
 		"ERROR_REASON_KEY_NOT_FOUND":               53,
+		"ERROR_REASON_ISSUER_NOT_FOUND":            54,
+		"ERROR_REASON_ISSUER_EXISTS":               55,
+		"ERROR_REASON_BINDING_NOT_FOUND":           56,
 		"ERROR_REASON_STORE_UNAVAILABLE":           60,
 		"ERROR_REASON_BUNDLE_STALE":                61,
+		"ERROR_REASON_ISSUER_UNAVAILABLE":          62,
 	}
 )
 
@@ -199,7 +236,7 @@ var File_watchword_v1_error_proto protoreflect.FileDescriptor
 
 const file_watchword_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18watchword/v1/error.proto\x12\fwatchword.v1*\x84\a\n" +
+	"\x18watchword/v1/error.proto\x12\fwatchword.v1*\xa4\t\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cERROR_REASON_INVALID_REQUEST\x10\x01\x12\"\n" +
@@ -211,23 +248,31 @@ const file_watchword_v1_error_proto_rawDesc = "" +
 	"\x1aERROR_REASON_TOKEN_EXPIRED\x10\r\x12\x1e\n" +
 	"\x1aERROR_REASON_TOKEN_REVOKED\x10\x0e\x12\x1c\n" +
 	"\x18ERROR_REASON_TOKEN_STALE\x10\x0f\x12\"\n" +
-	"\x1eERROR_REASON_AUDIENCE_MISMATCH\x10\x10\x12&\n" +
+	"\x1eERROR_REASON_AUDIENCE_MISMATCH\x10\x10\x12\"\n" +
+	"\x1eERROR_REASON_ASSERTION_INVALID\x10\x11\x12\"\n" +
+	"\x1eERROR_REASON_ASSERTION_UNBOUND\x10\x12\x12&\n" +
 	"\"ERROR_REASON_REFRESH_TOKEN_INVALID\x10\x14\x12&\n" +
 	"\"ERROR_REASON_REFRESH_TOKEN_EXPIRED\x10\x15\x12%\n" +
 	"!ERROR_REASON_REFRESH_TOKEN_REUSED\x10\x16\x12 \n" +
 	"\x1cERROR_REASON_SESSION_REVOKED\x10\x17\x12\x1e\n" +
 	"\x1aERROR_REASON_USER_DISABLED\x10\x1e\x12\x1e\n" +
 	"\x1aERROR_REASON_ROLE_REQUIRED\x10\x1f\x12,\n" +
-	"(ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED\x10 \x12\x1b\n" +
+	"(ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED\x10 \x12\"\n" +
+	"\x1eERROR_REASON_DELEGATION_DENIED\x10!\x12&\n" +
+	"\"ERROR_REASON_SUBJECT_TOKEN_REFUSED\x10\"\x12\x1b\n" +
 	"\x17ERROR_REASON_LAST_ADMIN\x10'\x12\"\n" +
 	"\x1eERROR_REASON_TOO_MANY_ATTEMPTS\x10(\x12\x1b\n" +
 	"\x17ERROR_REASON_OVERLOADED\x10)\x12\x1f\n" +
 	"\x1bERROR_REASON_USER_NOT_FOUND\x102\x12\x1c\n" +
 	"\x18ERROR_REASON_USER_EXISTS\x103\x12\"\n" +
 	"\x1eERROR_REASON_SESSION_NOT_FOUND\x104\x12\x1e\n" +
-	"\x1aERROR_REASON_KEY_NOT_FOUND\x105\x12\"\n" +
+	"\x1aERROR_REASON_KEY_NOT_FOUND\x105\x12!\n" +
+	"\x1dERROR_REASON_ISSUER_NOT_FOUND\x106\x12\x1e\n" +
+	"\x1aERROR_REASON_ISSUER_EXISTS\x107\x12\"\n" +
+	"\x1eERROR_REASON_BINDING_NOT_FOUND\x108\x12\"\n" +
 	"\x1eERROR_REASON_STORE_UNAVAILABLE\x10<\x12\x1d\n" +
-	"\x19ERROR_REASON_BUNDLE_STALE\x10=BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"\x19ERROR_REASON_BUNDLE_STALE\x10=\x12#\n" +
+	"\x1fERROR_REASON_ISSUER_UNAVAILABLE\x10>BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_error_proto_rawDescOnce sync.Once

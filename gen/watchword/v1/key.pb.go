@@ -489,12 +489,12 @@ const file_watchword_v1_key_proto_rawDesc = "" +
 	"\x11KEY_STATE_SIGNING\x10\x02\x12\x15\n" +
 	"\x11KEY_STATE_RETIRED\x10\x03\x12\x15\n" +
 	"\x11KEY_STATE_REVOKED\x10\x04\x12\x17\n" +
-	"\x13KEY_STATE_UNTRUSTED\x10\x052\xbb\x02\n" +
+	"\x13KEY_STATE_UNTRUSTED\x10\x052\xc1\x02\n" +
 	"\n" +
-	"KeyService\x12a\n" +
-	"\bListKeys\x12\x1d.watchword.v1.ListKeysRequest\x1a\x1e.watchword.v1.ListKeysResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12d\n" +
-	"\tRotateKey\x12\x1e.watchword.v1.RotateKeyRequest\x1a\x1f.watchword.v1.RotateKeyResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12d\n" +
-	"\tRevokeKey\x12\x1e.watchword.v1.RevokeKeyRequest\x1a\x1f.watchword.v1.RevokeKeyResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchwordBBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"KeyService\x12c\n" +
+	"\bListKeys\x12\x1d.watchword.v1.ListKeysRequest\x1a\x1e.watchword.v1.ListKeysResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01\x12f\n" +
+	"\tRotateKey\x12\x1e.watchword.v1.RotateKeyRequest\x1a\x1f.watchword.v1.RotateKeyResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01\x12f\n" +
+	"\tRevokeKey\x12\x1e.watchword.v1.RevokeKeyRequest\x1a\x1f.watchword.v1.RevokeKeyResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_key_proto_rawDescOnce sync.Once

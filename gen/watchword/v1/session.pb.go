@@ -432,11 +432,11 @@ const file_watchword_v1_session_proto_rawDesc = "" +
 	"\x15RevokeSessionResponse\"4\n" +
 	"\x19RevokeUserSessionsRequest\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\"\x1c\n" +
-	"\x1aRevokeUserSessionsResponse2\xbc\x02\n" +
-	"\x0eSessionService\x12[\n" +
-	"\fListSessions\x12!.watchword.v1.ListSessionsRequest\x1a\".watchword.v1.ListSessionsResponse\"\x04\x82\xde#\x00\x12^\n" +
-	"\rRevokeSession\x12\".watchword.v1.RevokeSessionRequest\x1a#.watchword.v1.RevokeSessionResponse\"\x04\x82\xde#\x00\x12m\n" +
-	"\x12RevokeUserSessions\x12'.watchword.v1.RevokeUserSessionsRequest\x1a(.watchword.v1.RevokeUserSessionsResponse\"\x04\x82\xde#\x00BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"\x1aRevokeUserSessionsResponse2\xc2\x02\n" +
+	"\x0eSessionService\x12]\n" +
+	"\fListSessions\x12!.watchword.v1.ListSessionsRequest\x1a\".watchword.v1.ListSessionsResponse\"\x06\x82\xde#\x02 \x01\x12`\n" +
+	"\rRevokeSession\x12\".watchword.v1.RevokeSessionRequest\x1a#.watchword.v1.RevokeSessionResponse\"\x06\x82\xde#\x02 \x01\x12o\n" +
+	"\x12RevokeUserSessions\x12'.watchword.v1.RevokeUserSessionsRequest\x1a(.watchword.v1.RevokeUserSessionsResponse\"\x06\x82\xde#\x02 \x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_session_proto_rawDescOnce sync.Once

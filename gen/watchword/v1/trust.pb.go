@@ -1173,8 +1173,12 @@ type TrustState struct {
 	// verifier does not trust such a key again, whatever a later trust state holds, until
 	// a thousand keys were withdrawn since.
 	WithdrawnKids []string `protobuf:"bytes,5,rep,name=withdrawn_kids,json=withdrawnKids,proto3" json:"withdrawn_kids,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// A delegated token (claim `act`) with a claim `iat` before this moment is not trusted:
+	// RevokeKey has withdrawn a key, and a token that the key signed may have been delegated
+	// under another key. Not set: every moment.
+	DelegatedNotBefore *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=delegated_not_before,json=delegatedNotBefore,proto3" json:"delegated_not_before,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *TrustState) Reset() {
@@ -1238,6 +1242,13 @@ func (x *TrustState) GetMargin() *durationpb.Duration {
 func (x *TrustState) GetWithdrawnKids() []string {
 	if x != nil {
 		return x.WithdrawnKids
+	}
+	return nil
+}
+
+func (x *TrustState) GetDelegatedNotBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DelegatedNotBefore
 	}
 	return nil
 }
@@ -1904,14 +1915,15 @@ const file_watchword_v1_trust_proto_rawDesc = "" +
 	"\x06change\x18\x02 \x01(\v2\x14.watchword.v1.ChangeH\x00R\x06change\x127\n" +
 	"\theartbeat\x18\x03 \x01(\v2\x17.watchword.v1.HeartbeatH\x00R\theartbeat\x12\x16\n" +
 	"\x06resume\x18\x04 \x01(\fR\x06resumeB\t\n" +
-	"\amessage\"\xfa\x01\n" +
+	"\amessage\"\xc8\x02\n" +
 	"\n" +
 	"TrustState\x12\x16\n" +
 	"\x06issuer\x18\x01 \x01(\tR\x06issuer\x121\n" +
 	"\x04keys\x18\x02 \x03(\v2\x1d.watchword.v1.VerificationKeyR\x04keys\x12G\n" +
 	"\x12max_token_lifetime\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x10maxTokenLifetime\x121\n" +
 	"\x06margin\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x06margin\x12%\n" +
-	"\x0ewithdrawn_kids\x18\x05 \x03(\tR\rwithdrawnKids\"\x80\x01\n" +
+	"\x0ewithdrawn_kids\x18\x05 \x03(\tR\rwithdrawnKids\x12L\n" +
+	"\x14delegated_not_before\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x12delegatedNotBefore\"\x80\x01\n" +
 	"\x0fVerificationKey\x12*\n" +
 	"\x03key\x18\x01 \x01(\v2\x18.watchword.v1.JsonWebKeyR\x03key\x12A\n" +
 	"\x0everifies_until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\rverifiesUntil\"_\n" +
@@ -1949,12 +1961,12 @@ const file_watchword_v1_trust_proto_rawDesc = "" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\"X\n" +
 	"\x0fGetTimeResponse\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12/\n" +
-	"\x05times\x18\x02 \x01(\v2\x19.watchword.v1.ServerTimesR\x05times2\xe5\x03\n" +
+	"\x05times\x18\x02 \x01(\v2\x19.watchword.v1.ServerTimesR\x05times2\xe7\x03\n" +
 	"\fTrustService\x12T\n" +
 	"\tGetKeySet\x12\x1e.watchword.v1.GetKeySetRequest\x1a\x1f.watchword.v1.GetKeySetResponse\"\x06\x82\xde#\x02\b\x01\x12\\\n" +
 	"\vWatchBundle\x12 .watchword.v1.WatchBundleRequest\x1a!.watchword.v1.WatchBundleResponse\"\x06\x82\xde#\x02\b\x010\x01\x12b\n" +
-	"\rReportWatcher\x12\".watchword.v1.ReportWatcherRequest\x1a#.watchword.v1.ReportWatcherResponse\"\x06\x82\xde#\x02\b\x01(\x01\x12m\n" +
-	"\fListWatchers\x12!.watchword.v1.ListWatchersRequest\x1a\".watchword.v1.ListWatchersResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12N\n" +
+	"\rReportWatcher\x12\".watchword.v1.ReportWatcherRequest\x1a#.watchword.v1.ReportWatcherResponse\"\x06\x82\xde#\x02\b\x01(\x01\x12o\n" +
+	"\fListWatchers\x12!.watchword.v1.ListWatchersRequest\x1a\".watchword.v1.ListWatchersResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01\x12N\n" +
 	"\aGetTime\x12\x1c.watchword.v1.GetTimeRequest\x1a\x1d.watchword.v1.GetTimeResponse\"\x06\x82\xde#\x02\b\x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
@@ -2021,39 +2033,40 @@ var file_watchword_v1_trust_proto_depIdxs = []int32{
 	16, // 17: watchword.v1.TrustState.keys:type_name -> watchword.v1.VerificationKey
 	25, // 18: watchword.v1.TrustState.max_token_lifetime:type_name -> google.protobuf.Duration
 	25, // 19: watchword.v1.TrustState.margin:type_name -> google.protobuf.Duration
-	0,  // 20: watchword.v1.VerificationKey.key:type_name -> watchword.v1.JsonWebKey
-	27, // 21: watchword.v1.VerificationKey.verifies_until:type_name -> google.protobuf.Timestamp
-	27, // 22: watchword.v1.EndedSession.until:type_name -> google.protobuf.Timestamp
-	27, // 23: watchword.v1.RaisedVersion.until:type_name -> google.protobuf.Timestamp
-	15, // 24: watchword.v1.SnapshotChunk.trust_state:type_name -> watchword.v1.TrustState
-	17, // 25: watchword.v1.SnapshotChunk.ended_sessions:type_name -> watchword.v1.EndedSession
-	18, // 26: watchword.v1.SnapshotChunk.raised_versions:type_name -> watchword.v1.RaisedVersion
-	15, // 27: watchword.v1.Change.trust_state:type_name -> watchword.v1.TrustState
-	17, // 28: watchword.v1.Change.ended_sessions:type_name -> watchword.v1.EndedSession
-	18, // 29: watchword.v1.Change.raised_versions:type_name -> watchword.v1.RaisedVersion
-	22, // 30: watchword.v1.Heartbeat.times:type_name -> watchword.v1.ServerTimes
-	25, // 31: watchword.v1.Heartbeat.as_of:type_name -> google.protobuf.Duration
-	25, // 32: watchword.v1.ServerTimes.now:type_name -> google.protobuf.Duration
-	25, // 33: watchword.v1.ServerTimes.asked:type_name -> google.protobuf.Duration
-	25, // 34: watchword.v1.ServerTimes.answered:type_name -> google.protobuf.Duration
-	27, // 35: watchword.v1.ServerTimes.earliest:type_name -> google.protobuf.Timestamp
-	27, // 36: watchword.v1.ServerTimes.latest:type_name -> google.protobuf.Timestamp
-	22, // 37: watchword.v1.GetTimeResponse.times:type_name -> watchword.v1.ServerTimes
-	1,  // 38: watchword.v1.TrustService.GetKeySet:input_type -> watchword.v1.GetKeySetRequest
-	3,  // 39: watchword.v1.TrustService.WatchBundle:input_type -> watchword.v1.WatchBundleRequest
-	4,  // 40: watchword.v1.TrustService.ReportWatcher:input_type -> watchword.v1.ReportWatcherRequest
-	9,  // 41: watchword.v1.TrustService.ListWatchers:input_type -> watchword.v1.ListWatchersRequest
-	23, // 42: watchword.v1.TrustService.GetTime:input_type -> watchword.v1.GetTimeRequest
-	2,  // 43: watchword.v1.TrustService.GetKeySet:output_type -> watchword.v1.GetKeySetResponse
-	14, // 44: watchword.v1.TrustService.WatchBundle:output_type -> watchword.v1.WatchBundleResponse
-	8,  // 45: watchword.v1.TrustService.ReportWatcher:output_type -> watchword.v1.ReportWatcherResponse
-	10, // 46: watchword.v1.TrustService.ListWatchers:output_type -> watchword.v1.ListWatchersResponse
-	24, // 47: watchword.v1.TrustService.GetTime:output_type -> watchword.v1.GetTimeResponse
-	43, // [43:48] is the sub-list for method output_type
-	38, // [38:43] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	27, // 20: watchword.v1.TrustState.delegated_not_before:type_name -> google.protobuf.Timestamp
+	0,  // 21: watchword.v1.VerificationKey.key:type_name -> watchword.v1.JsonWebKey
+	27, // 22: watchword.v1.VerificationKey.verifies_until:type_name -> google.protobuf.Timestamp
+	27, // 23: watchword.v1.EndedSession.until:type_name -> google.protobuf.Timestamp
+	27, // 24: watchword.v1.RaisedVersion.until:type_name -> google.protobuf.Timestamp
+	15, // 25: watchword.v1.SnapshotChunk.trust_state:type_name -> watchword.v1.TrustState
+	17, // 26: watchword.v1.SnapshotChunk.ended_sessions:type_name -> watchword.v1.EndedSession
+	18, // 27: watchword.v1.SnapshotChunk.raised_versions:type_name -> watchword.v1.RaisedVersion
+	15, // 28: watchword.v1.Change.trust_state:type_name -> watchword.v1.TrustState
+	17, // 29: watchword.v1.Change.ended_sessions:type_name -> watchword.v1.EndedSession
+	18, // 30: watchword.v1.Change.raised_versions:type_name -> watchword.v1.RaisedVersion
+	22, // 31: watchword.v1.Heartbeat.times:type_name -> watchword.v1.ServerTimes
+	25, // 32: watchword.v1.Heartbeat.as_of:type_name -> google.protobuf.Duration
+	25, // 33: watchword.v1.ServerTimes.now:type_name -> google.protobuf.Duration
+	25, // 34: watchword.v1.ServerTimes.asked:type_name -> google.protobuf.Duration
+	25, // 35: watchword.v1.ServerTimes.answered:type_name -> google.protobuf.Duration
+	27, // 36: watchword.v1.ServerTimes.earliest:type_name -> google.protobuf.Timestamp
+	27, // 37: watchword.v1.ServerTimes.latest:type_name -> google.protobuf.Timestamp
+	22, // 38: watchword.v1.GetTimeResponse.times:type_name -> watchword.v1.ServerTimes
+	1,  // 39: watchword.v1.TrustService.GetKeySet:input_type -> watchword.v1.GetKeySetRequest
+	3,  // 40: watchword.v1.TrustService.WatchBundle:input_type -> watchword.v1.WatchBundleRequest
+	4,  // 41: watchword.v1.TrustService.ReportWatcher:input_type -> watchword.v1.ReportWatcherRequest
+	9,  // 42: watchword.v1.TrustService.ListWatchers:input_type -> watchword.v1.ListWatchersRequest
+	23, // 43: watchword.v1.TrustService.GetTime:input_type -> watchword.v1.GetTimeRequest
+	2,  // 44: watchword.v1.TrustService.GetKeySet:output_type -> watchword.v1.GetKeySetResponse
+	14, // 45: watchword.v1.TrustService.WatchBundle:output_type -> watchword.v1.WatchBundleResponse
+	8,  // 46: watchword.v1.TrustService.ReportWatcher:output_type -> watchword.v1.ReportWatcherResponse
+	10, // 47: watchword.v1.TrustService.ListWatchers:output_type -> watchword.v1.ListWatchersResponse
+	24, // 48: watchword.v1.TrustService.GetTime:output_type -> watchword.v1.GetTimeResponse
+	44, // [44:49] is the sub-list for method output_type
+	39, // [39:44] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_watchword_v1_trust_proto_init() }

@@ -25,6 +25,60 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// UserKind says by what an account signs in.
+type UserKind int32
+
+const (
+	// In a request: USER_KIND_USER. Never sent.
+	UserKind_USER_KIND_UNSPECIFIED UserKind = 0
+	// A user signs in with a password (Login) and has sessions.
+	UserKind_USER_KIND_USER UserKind = 1
+	// A service account signs in with a token of a trusted issuer (ExchangeToken). It has
+	// no password and no session.
+	UserKind_USER_KIND_SERVICE UserKind = 2
+)
+
+// Enum value maps for UserKind.
+var (
+	UserKind_name = map[int32]string{
+		0: "USER_KIND_UNSPECIFIED",
+		1: "USER_KIND_USER",
+		2: "USER_KIND_SERVICE",
+	}
+	UserKind_value = map[string]int32{
+		"USER_KIND_UNSPECIFIED": 0,
+		"USER_KIND_USER":        1,
+		"USER_KIND_SERVICE":     2,
+	}
+)
+
+func (x UserKind) Enum() *UserKind {
+	p := new(UserKind)
+	*p = x
+	return p
+}
+
+func (x UserKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (UserKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_watchword_v1_user_proto_enumTypes[0].Descriptor()
+}
+
+func (UserKind) Type() protoreflect.EnumType {
+	return &file_watchword_v1_user_proto_enumTypes[0]
+}
+
+func (x UserKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use UserKind.Descriptor instead.
+func (UserKind) EnumDescriptor() ([]byte, []int) {
+	return file_watchword_v1_user_proto_rawDescGZIP(), []int{0}
+}
+
 // User describes an account. No response carries a password or its hash.
 type User struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -41,7 +95,15 @@ type User struct {
 	// When the user was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// When name, roles, password or state were last changed.
-	UpdatedAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
+	// By what the account signs in. The kind of an account never changes.
+	Kind UserKind `protobuf:"varint,7,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
+	// For a service account: the audiences by which the service is one of those that
+	// tokens are for, sorted. The service may delegate only tokens for one of them.
+	Audiences []string `protobuf:"bytes,8,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	// For a service account: the audiences to which the service may carry the identity of
+	// its callers (DelegateToken), sorted; never `watchword`.
+	DelegatesTo   []string `protobuf:"bytes,9,rep,name=delegates_to,json=delegatesTo,proto3" json:"delegates_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -118,6 +180,27 @@ func (x *User) GetUpdatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *User) GetKind() UserKind {
+	if x != nil {
+		return x.Kind
+	}
+	return UserKind_USER_KIND_UNSPECIFIED
+}
+
+func (x *User) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *User) GetDelegatesTo() []string {
+	if x != nil {
+		return x.DelegatesTo
+	}
+	return nil
+}
+
 // CreateUserRequest describes the new user.
 type CreateUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -127,7 +210,13 @@ type CreateUserRequest struct {
 	// bytes, and none that is guessed early.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	// The roles; may be empty.
-	Roles         []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
+	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
+	// The kind of the account. Not set: USER_KIND_USER.
+	Kind UserKind `protobuf:"varint,4,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
+	// See User; for a service account only, at most 32.
+	Audiences []string `protobuf:"bytes,5,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	// See User; for a service account only, at most 32.
+	DelegatesTo   []string `protobuf:"bytes,6,rep,name=delegates_to,json=delegatesTo,proto3" json:"delegates_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -179,6 +268,27 @@ func (x *CreateUserRequest) GetPassword() string {
 func (x *CreateUserRequest) GetRoles() []string {
 	if x != nil {
 		return x.Roles
+	}
+	return nil
+}
+
+func (x *CreateUserRequest) GetKind() UserKind {
+	if x != nil {
+		return x.Kind
+	}
+	return UserKind_USER_KIND_UNSPECIFIED
+}
+
+func (x *CreateUserRequest) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *CreateUserRequest) GetDelegatesTo() []string {
+	if x != nil {
+		return x.DelegatesTo
 	}
 	return nil
 }
@@ -764,7 +874,7 @@ var File_watchword_v1_user_proto protoreflect.FileDescriptor
 
 const file_watchword_v1_user_proto_rawDesc = "" +
 	"\n" +
-	"\x17watchword/v1/user.proto\x12\fwatchword.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\"\xda\x01\n" +
+	"\x17watchword/v1/user.proto\x12\fwatchword.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\"\xc7\x02\n" +
 	"\x04User\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x14\n" +
@@ -773,11 +883,17 @@ const file_watchword_v1_user_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x129\n" +
 	"\n" +
-	"updated_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\"a\n" +
+	"updated_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12*\n" +
+	"\x04kind\x18\a \x01(\x0e2\x16.watchword.v1.UserKindR\x04kind\x12\x1c\n" +
+	"\taudiences\x18\b \x03(\tR\taudiences\x12!\n" +
+	"\fdelegates_to\x18\t \x03(\tR\vdelegatesTo\"\xce\x01\n" +
 	"\x11CreateUserRequest\x12\x1a\n" +
 	"\busername\x18\x01 \x01(\tR\busername\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12\x14\n" +
-	"\x05roles\x18\x03 \x03(\tR\x05roles\"<\n" +
+	"\x05roles\x18\x03 \x03(\tR\x05roles\x12*\n" +
+	"\x04kind\x18\x04 \x01(\x0e2\x16.watchword.v1.UserKindR\x04kind\x12\x1c\n" +
+	"\taudiences\x18\x05 \x03(\tR\taudiences\x12!\n" +
+	"\fdelegates_to\x18\x06 \x03(\tR\vdelegatesTo\"<\n" +
 	"\x12CreateUserResponse\x12&\n" +
 	"\x04user\x18\x01 \x01(\v2\x12.watchword.v1.UserR\x04user\"G\n" +
 	"\x0eGetUserRequest\x12\x10\n" +
@@ -806,17 +922,21 @@ const file_watchword_v1_user_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\"=\n" +
 	"\x13SetPasswordResponse\x12&\n" +
-	"\x04user\x18\x01 \x01(\v2\x12.watchword.v1.UserR\x04user2\xfa\x04\n" +
-	"\vUserService\x12g\n" +
+	"\x04user\x18\x01 \x01(\v2\x12.watchword.v1.UserR\x04user*P\n" +
+	"\bUserKind\x12\x19\n" +
+	"\x15USER_KIND_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eUSER_KIND_USER\x10\x01\x12\x15\n" +
+	"\x11USER_KIND_SERVICE\x10\x022\x86\x05\n" +
+	"\vUserService\x12i\n" +
 	"\n" +
-	"CreateUser\x12\x1f.watchword.v1.CreateUserRequest\x1a .watchword.v1.CreateUserResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12^\n" +
-	"\aGetUser\x12\x1c.watchword.v1.GetUserRequest\x1a\x1d.watchword.v1.GetUserResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12d\n" +
-	"\tListUsers\x12\x1e.watchword.v1.ListUsersRequest\x1a\x1f.watchword.v1.ListUsersResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12g\n" +
+	"CreateUser\x12\x1f.watchword.v1.CreateUserRequest\x1a .watchword.v1.CreateUserResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01\x12`\n" +
+	"\aGetUser\x12\x1c.watchword.v1.GetUserRequest\x1a\x1d.watchword.v1.GetUserResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01\x12f\n" +
+	"\tListUsers\x12\x1e.watchword.v1.ListUsersRequest\x1a\x1f.watchword.v1.ListUsersResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01\x12i\n" +
 	"\n" +
-	"UpdateUser\x12\x1f.watchword.v1.UpdateUserRequest\x1a .watchword.v1.UpdateUserResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12g\n" +
+	"UpdateUser\x12\x1f.watchword.v1.UpdateUserRequest\x1a .watchword.v1.UpdateUserResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01\x12i\n" +
 	"\n" +
-	"DeleteUser\x12\x1f.watchword.v1.DeleteUserRequest\x1a .watchword.v1.DeleteUserResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword\x12j\n" +
-	"\vSetPassword\x12 .watchword.v1.SetPasswordRequest\x1a!.watchword.v1.SetPasswordResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchwordBBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"DeleteUser\x12\x1f.watchword.v1.DeleteUserRequest\x1a .watchword.v1.DeleteUserResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01\x12l\n" +
+	"\vSetPassword\x12 .watchword.v1.SetPasswordRequest\x1a!.watchword.v1.SetPasswordResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_user_proto_rawDescOnce sync.Once
@@ -830,51 +950,55 @@ func file_watchword_v1_user_proto_rawDescGZIP() []byte {
 	return file_watchword_v1_user_proto_rawDescData
 }
 
+var file_watchword_v1_user_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_watchword_v1_user_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_watchword_v1_user_proto_goTypes = []any{
-	(*User)(nil),                  // 0: watchword.v1.User
-	(*CreateUserRequest)(nil),     // 1: watchword.v1.CreateUserRequest
-	(*CreateUserResponse)(nil),    // 2: watchword.v1.CreateUserResponse
-	(*GetUserRequest)(nil),        // 3: watchword.v1.GetUserRequest
-	(*GetUserResponse)(nil),       // 4: watchword.v1.GetUserResponse
-	(*ListUsersRequest)(nil),      // 5: watchword.v1.ListUsersRequest
-	(*ListUsersResponse)(nil),     // 6: watchword.v1.ListUsersResponse
-	(*UpdateUserRequest)(nil),     // 7: watchword.v1.UpdateUserRequest
-	(*UpdateUserResponse)(nil),    // 8: watchword.v1.UpdateUserResponse
-	(*DeleteUserRequest)(nil),     // 9: watchword.v1.DeleteUserRequest
-	(*DeleteUserResponse)(nil),    // 10: watchword.v1.DeleteUserResponse
-	(*SetPasswordRequest)(nil),    // 11: watchword.v1.SetPasswordRequest
-	(*SetPasswordResponse)(nil),   // 12: watchword.v1.SetPasswordResponse
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil), // 14: google.protobuf.FieldMask
+	(UserKind)(0),                 // 0: watchword.v1.UserKind
+	(*User)(nil),                  // 1: watchword.v1.User
+	(*CreateUserRequest)(nil),     // 2: watchword.v1.CreateUserRequest
+	(*CreateUserResponse)(nil),    // 3: watchword.v1.CreateUserResponse
+	(*GetUserRequest)(nil),        // 4: watchword.v1.GetUserRequest
+	(*GetUserResponse)(nil),       // 5: watchword.v1.GetUserResponse
+	(*ListUsersRequest)(nil),      // 6: watchword.v1.ListUsersRequest
+	(*ListUsersResponse)(nil),     // 7: watchword.v1.ListUsersResponse
+	(*UpdateUserRequest)(nil),     // 8: watchword.v1.UpdateUserRequest
+	(*UpdateUserResponse)(nil),    // 9: watchword.v1.UpdateUserResponse
+	(*DeleteUserRequest)(nil),     // 10: watchword.v1.DeleteUserRequest
+	(*DeleteUserResponse)(nil),    // 11: watchword.v1.DeleteUserResponse
+	(*SetPasswordRequest)(nil),    // 12: watchword.v1.SetPasswordRequest
+	(*SetPasswordResponse)(nil),   // 13: watchword.v1.SetPasswordResponse
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil), // 15: google.protobuf.FieldMask
 }
 var file_watchword_v1_user_proto_depIdxs = []int32{
-	13, // 0: watchword.v1.User.created_at:type_name -> google.protobuf.Timestamp
-	13, // 1: watchword.v1.User.updated_at:type_name -> google.protobuf.Timestamp
-	0,  // 2: watchword.v1.CreateUserResponse.user:type_name -> watchword.v1.User
-	0,  // 3: watchword.v1.GetUserResponse.user:type_name -> watchword.v1.User
-	0,  // 4: watchword.v1.ListUsersResponse.users:type_name -> watchword.v1.User
-	0,  // 5: watchword.v1.UpdateUserRequest.user:type_name -> watchword.v1.User
-	14, // 6: watchword.v1.UpdateUserRequest.update_mask:type_name -> google.protobuf.FieldMask
-	0,  // 7: watchword.v1.UpdateUserResponse.user:type_name -> watchword.v1.User
-	0,  // 8: watchword.v1.SetPasswordResponse.user:type_name -> watchword.v1.User
-	1,  // 9: watchword.v1.UserService.CreateUser:input_type -> watchword.v1.CreateUserRequest
-	3,  // 10: watchword.v1.UserService.GetUser:input_type -> watchword.v1.GetUserRequest
-	5,  // 11: watchword.v1.UserService.ListUsers:input_type -> watchword.v1.ListUsersRequest
-	7,  // 12: watchword.v1.UserService.UpdateUser:input_type -> watchword.v1.UpdateUserRequest
-	9,  // 13: watchword.v1.UserService.DeleteUser:input_type -> watchword.v1.DeleteUserRequest
-	11, // 14: watchword.v1.UserService.SetPassword:input_type -> watchword.v1.SetPasswordRequest
-	2,  // 15: watchword.v1.UserService.CreateUser:output_type -> watchword.v1.CreateUserResponse
-	4,  // 16: watchword.v1.UserService.GetUser:output_type -> watchword.v1.GetUserResponse
-	6,  // 17: watchword.v1.UserService.ListUsers:output_type -> watchword.v1.ListUsersResponse
-	8,  // 18: watchword.v1.UserService.UpdateUser:output_type -> watchword.v1.UpdateUserResponse
-	10, // 19: watchword.v1.UserService.DeleteUser:output_type -> watchword.v1.DeleteUserResponse
-	12, // 20: watchword.v1.UserService.SetPassword:output_type -> watchword.v1.SetPasswordResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	14, // 0: watchword.v1.User.created_at:type_name -> google.protobuf.Timestamp
+	14, // 1: watchword.v1.User.updated_at:type_name -> google.protobuf.Timestamp
+	0,  // 2: watchword.v1.User.kind:type_name -> watchword.v1.UserKind
+	0,  // 3: watchword.v1.CreateUserRequest.kind:type_name -> watchword.v1.UserKind
+	1,  // 4: watchword.v1.CreateUserResponse.user:type_name -> watchword.v1.User
+	1,  // 5: watchword.v1.GetUserResponse.user:type_name -> watchword.v1.User
+	1,  // 6: watchword.v1.ListUsersResponse.users:type_name -> watchword.v1.User
+	1,  // 7: watchword.v1.UpdateUserRequest.user:type_name -> watchword.v1.User
+	15, // 8: watchword.v1.UpdateUserRequest.update_mask:type_name -> google.protobuf.FieldMask
+	1,  // 9: watchword.v1.UpdateUserResponse.user:type_name -> watchword.v1.User
+	1,  // 10: watchword.v1.SetPasswordResponse.user:type_name -> watchword.v1.User
+	2,  // 11: watchword.v1.UserService.CreateUser:input_type -> watchword.v1.CreateUserRequest
+	4,  // 12: watchword.v1.UserService.GetUser:input_type -> watchword.v1.GetUserRequest
+	6,  // 13: watchword.v1.UserService.ListUsers:input_type -> watchword.v1.ListUsersRequest
+	8,  // 14: watchword.v1.UserService.UpdateUser:input_type -> watchword.v1.UpdateUserRequest
+	10, // 15: watchword.v1.UserService.DeleteUser:input_type -> watchword.v1.DeleteUserRequest
+	12, // 16: watchword.v1.UserService.SetPassword:input_type -> watchword.v1.SetPasswordRequest
+	3,  // 17: watchword.v1.UserService.CreateUser:output_type -> watchword.v1.CreateUserResponse
+	5,  // 18: watchword.v1.UserService.GetUser:output_type -> watchword.v1.GetUserResponse
+	7,  // 19: watchword.v1.UserService.ListUsers:output_type -> watchword.v1.ListUsersResponse
+	9,  // 20: watchword.v1.UserService.UpdateUser:output_type -> watchword.v1.UpdateUserResponse
+	11, // 21: watchword.v1.UserService.DeleteUser:output_type -> watchword.v1.DeleteUserResponse
+	13, // 22: watchword.v1.UserService.SetPassword:output_type -> watchword.v1.SetPasswordResponse
+	17, // [17:23] is the sub-list for method output_type
+	11, // [11:17] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_watchword_v1_user_proto_init() }
@@ -892,13 +1016,14 @@ func file_watchword_v1_user_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_watchword_v1_user_proto_rawDesc), len(file_watchword_v1_user_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_watchword_v1_user_proto_goTypes,
 		DependencyIndexes: file_watchword_v1_user_proto_depIdxs,
+		EnumInfos:         file_watchword_v1_user_proto_enumTypes,
 		MessageInfos:      file_watchword_v1_user_proto_msgTypes,
 	}.Build()
 	File_watchword_v1_user_proto = out.File
