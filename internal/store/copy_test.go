@@ -274,7 +274,7 @@ func TestCopyTakesAlongWhatWasAcknowledged(t *testing.T) {
 	workers.Wait()
 	copied := map[string]bool{}
 	for _, row := range postgresHolds(t, to)["users"] {
-		copied[strings.Split(row, "|")[3]] = true // created_at, deleted_at, disabled, id
+		copied[strings.Split(row, "|")[5]] = true // audiences, created_at, delegates_to, deleted_at, disabled, id
 	}
 	n := 0
 	acknowledged.Range(func(id, _ any) bool {

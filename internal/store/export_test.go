@@ -58,6 +58,12 @@ func ForgeSchemaVersion(t *testing.T, s *Store, floor string) {
 	}
 }
 
+// Exec runs a statement of another program.
+func Exec(t *testing.T, s *Store, statement string, args ...any) error {
+	t.Helper()
+	return s.Write(t.Context(), func(tx *Tx) error { return tx.exec(statement, args...) })
+}
+
 func embedded(s *Store) *sqliteDB { return s.engine.(*sqliteDB) }
 
 // StepsOfACopy is how many steps a copy has that nothing has interrupted before.

@@ -1,17 +1,49 @@
 package store
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"time"
 )
 
-// User is a row of the table users.
+// UserKind is the kind of an account: what the account signs in by.
+type UserKind int
+
+// The kinds of accounts. The zero value is a user.
+const (
+	KindUser    UserKind = iota // signs in with a password, and has sessions
+	KindService                 // a service account: signs in with a token of a trusted issuer
+)
+
+// String returns the kind as the column kind holds it.
+func (k UserKind) String() string {
+	if k == KindService {
+		return "SERVICE"
+	}
+	return "USER"
+}
+
+// Scan implements sql.Scanner, for both drivers.
+func (k *UserKind) Scan(value any) error {
+	for _, known := range []UserKind{KindUser, KindService} {
+		if value == known.String() {
+			*k = known
+			return nil
+		}
+	}
+	return fmt.Errorf("a column should hold the kind of an account, and holds %v", value)
+}
+
+// User is a row of the table users: a user or a service account.
 type User struct {
 	ID           string
+	Kind         UserKind // never changes
 	Username     string
-	PasswordHash string // in PHC form
+	PasswordHash string // in PHC form; empty for a service account
 	Roles        []string
+	Audiences    []string // of a service account: the names of the service in the audience of tokens, sorted
+	DelegatesTo  []string // of a service account: audiences to which it may carry its callers' identity, sorted
 	Disabled     bool
 	Version      int64 // access tokens with a lower version are stale
 	RevokedBelow int64 // sessions with a lower BornVersion have ended
@@ -21,7 +53,8 @@ type User struct {
 	DeletedAt    time.Time // zero: not deleted
 }
 
-const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at, deleted_at`
+const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at, deleted_at,
+	kind, audiences, delegates_to`
 
 // userSelect is the columns of a statement that reads users, in the order of
 // [User.columns].
@@ -35,7 +68,8 @@ func (u *User) TokenVersion() int64 { return max(u.Version, u.Floor) }
 // columns returns pointers to the fields, in the order of userColumns and the floor.
 func (u *User) columns() []any {
 	return []any{&u.ID, &u.Username, &u.PasswordHash, (*wordsColumn)(&u.Roles), &u.Disabled, &u.Version, &u.RevokedBelow,
-		(*timeColumn)(&u.CreatedAt), (*timeColumn)(&u.UpdatedAt), (*timeColumn)(&u.DeletedAt), &u.Floor}
+		(*timeColumn)(&u.CreatedAt), (*timeColumn)(&u.UpdatedAt), (*timeColumn)(&u.DeletedAt),
+		&u.Kind, (*wordsColumn)(&u.Audiences), (*wordsColumn)(&u.DelegatesTo), &u.Floor}
 }
 
 // User returns the user with an id, even a deleted user, and locks the row in a
@@ -61,7 +95,7 @@ func (tx *Tx) UserByName(username string) (*User, error) {
 
 const userByName = `SELECT COALESCE(u.id, ''), COALESCE(u.username, $1), COALESCE(u.password_hash, ''), COALESCE(u.roles, 'reader'),
 	COALESCE(u.disabled, FALSE), COALESCE(u.ver, 0), COALESCE(u.revoked_below, 0), COALESCE(u.created_at, 0), COALESCE(u.updated_at, 0),
-	u.deleted_at, ` + floorColumn + ` FROM (SELECT 1 AS one) AS always LEFT JOIN users u ON u.username = $1 AND u.deleted_at IS NULL`
+	u.deleted_at, COALESCE(u.kind, 'USER'), COALESCE(u.audiences, ''), COALESCE(u.delegates_to, ''), ` + floorColumn + ` FROM (SELECT 1 AS one) AS always LEFT JOIN users u ON u.username = $1 AND u.deleted_at IS NULL`
 
 // Users lists users in order of id, beginning after the id `after`. Deleted users are
 // left out.
@@ -70,12 +104,19 @@ func (tx *Tx) Users(after string, limit int) ([]*User, error) {
 		`SELECT `+userSelect+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)
 }
 
+// Services lists service accounts as [Tx.Users] lists users.
+func (tx *Tx) Services(after string, limit int) ([]*User, error) {
+	return queryAll(tx, (*User).columns,
+		`SELECT `+userSelect+` FROM users WHERE id > $1 AND deleted_at IS NULL AND kind = 'SERVICE' ORDER BY id LIMIT $2`, after, limit)
+}
+
 // AnotherAdmin reports whether an enabled user other than the user with the id has the role
-// admin. A change that depends on the answer must call [Tx.Exclusive] first. The condition is
-// that of the index users_admins, word for word; the condition on id makes SQLite search.
+// admin. Service accounts do not count. A change that depends on the answer must call
+// [Tx.Exclusive] first. The conditions before that on kind are those of the index users_admins,
+// word for word; the condition on id makes SQLite search.
 func (tx *Tx) AnotherAdmin(id string) (bool, error) {
 	found, err := queryColumn[string](tx, `SELECT id FROM users WHERE deleted_at IS NULL AND NOT disabled
-		AND replace(' ' || roles || ' ', ' admin ', '') <> ' ' || roles || ' ' AND id > '' AND id <> $1 ORDER BY id LIMIT 1`, id)
+		AND replace(' ' || roles || ' ', ' admin ', '') <> ' ' || roles || ' ' AND kind = 'USER' AND id > '' AND id <> $1 ORDER BY id LIMIT 1`, id)
 	return len(found) > 0, err
 }
 
@@ -83,9 +124,10 @@ func (tx *Tx) AnotherAdmin(id string) (bool, error) {
 // ErrExists the transaction may continue.
 func (tx *Tx) InsertUser(u *User) error {
 	inserted, err := queryColumn[string](tx, `INSERT INTO users (`+userColumns+`)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING RETURNING id`,
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) ON CONFLICT DO NOTHING RETURNING id`,
 		u.ID, u.Username, u.PasswordHash, strings.Join(u.Roles, " "), u.Disabled, u.Version, u.RevokedBelow,
-		micros(u.CreatedAt), micros(u.UpdatedAt), nullMicros(u.DeletedAt))
+		micros(u.CreatedAt), micros(u.UpdatedAt), nullMicros(u.DeletedAt),
+		u.Kind.String(), strings.Join(u.Audiences, " "), strings.Join(u.DelegatesTo, " "))
 	if err == nil && len(inserted) == 0 {
 		return ErrExists
 	}
@@ -108,7 +150,7 @@ func (tx *Tx) UserIDs(username string, limit int) ([]string, error) {
 		UNION SELECT user_id FROM usernames WHERE username = $1 LIMIT $2`, username, limit)
 }
 
-// UpdateUser writes every column except created_at. The caller must have read the row
+// UpdateUser writes every column except kind and created_at. The caller must have read the row
 // in the same transaction. Errors: ErrExists if the name is taken; then the transaction
 // cannot commit.
 func (tx *Tx) UpdateUser(u *User) error {
@@ -116,9 +158,9 @@ func (tx *Tx) UpdateUser(u *User) error {
 		return err
 	}
 	return tx.exec(`UPDATE users SET username = $2, password_hash = $3, roles = $4, disabled = $5, ver = $6,
-		revoked_below = $7, updated_at = $8, deleted_at = $9 WHERE id = $1`,
+		revoked_below = $7, updated_at = $8, deleted_at = $9, audiences = $10, delegates_to = $11 WHERE id = $1`,
 		u.ID, u.Username, u.PasswordHash, strings.Join(u.Roles, " "), u.Disabled, u.Version, u.RevokedBelow,
-		micros(u.UpdatedAt), nullMicros(u.DeletedAt))
+		micros(u.UpdatedAt), nullMicros(u.DeletedAt), strings.Join(u.Audiences, " "), strings.Join(u.DelegatesTo, " "))
 }
 
 // RaiseUsers raises the version of up to limit users, deleted users included, and so

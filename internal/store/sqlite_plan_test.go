@@ -63,6 +63,7 @@ func TestEveryPlanOfSQLiteIsASearch(t *testing.T) {
 		"sessions USING INDEX sessions_live (user_id=? AND born_ver>?)",
 		"sessions USING INDEX sessions_ended (user_id=? AND (born_ver,created_at,id)>(?,?,?))",
 		"users USING INDEX users_live (id>?)",
+		"users USING INDEX users_services (id>?)",
 		"audit USING INDEX sqlite_autoindex_audit_1 (id>? AND id<?)",
 		"audit USING INDEX audit_type ((type,id)>(?,?) AND (type,id)<(?,?))",
 		"audit USING INDEX audit_user_id ((user_id,id)>(?,?) AND (user_id,id)<(?,?))",

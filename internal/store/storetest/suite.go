@@ -37,6 +37,7 @@ func Suite(t *testing.T, new func(testing.TB) string) {
 		{"pages of events", testEvents},
 		{"users", testUsers},
 		{"pages of users", testPagesOfUsers},
+		{"service accounts", testServices},
 		{"users by a name", testUserIDs},
 		{"sessions", testSessions},
 		{"pages of sessions", testPagesOfSessions},
@@ -102,7 +103,7 @@ func newUser(id, username string) *store.User {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	return &store.User{
 		ID: id, Username: username, PasswordHash: "$hash", Roles: []string{"reader", "writer"}, Version: 7,
-		CreatedAt: now, UpdatedAt: now,
+		Audiences: []string{}, DelegatesTo: []string{}, CreatedAt: now, UpdatedAt: now,
 	}
 }
 

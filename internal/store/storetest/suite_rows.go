@@ -111,6 +111,38 @@ func testPagesOfUsers(t *testing.T, new func(testing.TB) string) {
 	}
 }
 
+func testServices(t *testing.T, new func(testing.TB) string) {
+	s := Open(t, new(t))
+	search := newUser("id-search", "search")
+	search.Kind, search.PasswordHash, search.Roles = store.KindService, "", []string{"admin"}
+	search.Audiences, search.DelegatesTo = []string{"search", "search-internal"}, []string{"index"}
+	gone := newUser("id-gone", "gone")
+	gone.Kind, gone.PasswordHash, gone.DeletedAt = store.KindService, "", gone.CreatedAt
+	insert(t, s, newUser("id-alice", "alice"))
+	insert(t, s, search)
+	insert(t, s, gone)
+	want := func() {
+		t.Helper()
+		read(t, s, func(tx *store.Tx) error {
+			byID, err1 := tx.User(search.ID)
+			byName, err2 := tx.UserByName(search.Username)
+			all, err3 := tx.Services("", 10)
+			rest, err4 := tx.Services(search.ID, 10)
+			if !reflect.DeepEqual(byID, search) || !reflect.DeepEqual(byName, search) || !reflect.DeepEqual(all, []*store.User{search}) || len(rest) > 0 {
+				t.Errorf("%+v, %+v, %+v and then %+v; want %+v", byID, byName, all, rest, search)
+			}
+			if another, err := tx.AnotherAdmin("id-alice"); err != nil || another {
+				t.Errorf("a service account counts as an admin: %t, %v", another, err)
+			}
+			return errors.Join(err1, err2, err3, err4)
+		})
+	}
+	want()
+	search.Audiences, search.DelegatesTo = []string{}, []string{"billing", "index"}
+	write(t, s, func(tx *store.Tx) error { return tx.UpdateUser(search) })
+	want()
+}
+
 func testSessions(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	alice, row := newUser("id-alice", "alice"), newSession("s1", "id-alice")
