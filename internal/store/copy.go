@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"strconv"
 )
 
 // Copied is the result of [Copy]: the new database, and the number of rows that moved.
@@ -130,6 +131,9 @@ func (c *copying) steps() []func(context.Context) error {
 }
 
 func (c *copying) transfer(ctx context.Context) error {
+	if err := c.checkFloor(ctx); err != nil {
+		return err
+	}
 	for _, table := range c.tables {
 		rows, err := c.source.rows(table)
 		var n int64
@@ -143,6 +147,23 @@ func (c *copying) transfer(ctx context.Context) error {
 		c.copied.Tables = append(c.copied.Tables, CopiedTable{table, n})
 	}
 	return c.target.mark(ctx, c.id)
+}
+
+// checkFloor compares the settings schema_floor: the target has to exclude the programs that
+// the source excludes. Errors: ErrUnfinished.
+func (c *copying) checkFloor(ctx context.Context) error {
+	needed, err := newSQLiteTx(c.source.writer.conn).floor()
+	if err != nil {
+		return err
+	}
+	text, err := pgSetting(ctx, c.target.conn, schemaFloor)
+	if err != nil {
+		return err
+	}
+	if floor, err := strconv.ParseInt(text, 10, 64); err != nil || floor < needed {
+		return fmt.Errorf("the database to copy to: %w", ErrUnfinished)
+	}
+	return nil
 }
 
 // fromTable returns the FROM clause for the rows of a table that a copy moves. The

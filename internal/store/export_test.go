@@ -64,6 +64,15 @@ func Exec(t *testing.T, s *Store, statement string, args ...any) error {
 	return s.Write(t.Context(), func(tx *Tx) error { return tx.exec(statement, args...) })
 }
 
+// CheckSchemaAs is [Store.CheckSchema] of a program whose newest migration is known.
+func CheckSchemaAs(t *testing.T, s *Store, known int64) error {
+	t.Helper()
+	was := s.schema
+	defer func() { s.schema = was }()
+	s.schema = known
+	return s.CheckSchema(t.Context())
+}
+
 func embedded(s *Store) *sqliteDB { return s.engine.(*sqliteDB) }
 
 // StepsOfACopy is how many steps a copy has that nothing has interrupted before.

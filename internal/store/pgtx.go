@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -126,6 +127,15 @@ func (t *pgTx) queryAtCommit(scan func(row) error, query string, args ...any) er
 }
 
 func (t *pgTx) hint() { t.notify = true }
+
+func (t *pgTx) excludesByItself() bool { return false } // the operator may want to go back
+
+// excludeEvents adds a constraint that is not checked for the events before.
+func (t *pgTx) excludeEvents(before int64) error {
+	t.queued.Queue(`ALTER TABLE events DROP CONSTRAINT IF EXISTS events_program`)
+	t.queued.Queue(fmt.Sprintf(`ALTER TABLE events ADD CONSTRAINT events_program CHECK (program >= %d) NOT VALID`, before))
+	return t.flush()
+}
 
 // commit sends the statements still queued, and COMMIT. NOTIFY follows COMMIT in the same
 // trip: a transaction with NOTIFY in it could not commit while PostgreSQL's queue of

@@ -72,14 +72,15 @@ func (tx *Tx) AppendEvent(e *Event) error {
 	}
 	tx.run.hint()
 	margin := e.ExpiresAt.Sub(tx.Now())
-	return tx.queryAtCommit(nil, `INSERT INTO events (seq, tag, kind, subject, version, expires_at)
+	return tx.queryAtCommit(nil, `INSERT INTO events (seq, tag, kind, subject, version, expires_at, program)
 		SELECT seq, $1, $2, $3, CAST($4 AS BIGINT),
 			CASE WHEN horizon.at <= CAST($5 AS BIGINT) THEN CAST($5 AS BIGINT)
 				WHEN horizon.at + CAST($6 AS BIGINT) < CAST($7 AS BIGINT) THEN horizon.at + CAST($6 AS BIGINT)
 				ELSE CAST($7 AS BIGINT) END
-			+ COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $8), 0)
+			+ COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $8), 0),
+			CAST($10 AS BIGINT)
 		FROM head, (SELECT COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $9), 0) AS at) AS horizon WHERE id = 1`,
-		e.Tag, string(e.Kind), e.Subject, e.Version, micros(e.ExpiresAt), margin.Microseconds(), micros(e.ExpiresAt.Add(farAhead)), maxLifetime, horizon)
+		e.Tag, string(e.Kind), e.Subject, e.Version, micros(e.ExpiresAt), margin.Microseconds(), micros(e.ExpiresAt.Add(farAhead)), maxLifetime, horizon, program)
 }
 
 // farAhead bounds for how long an event is kept because the clock was ahead. Verifiers have the

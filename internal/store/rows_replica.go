@@ -30,10 +30,10 @@ func (tx *Tx) AskReplicas() (time.Time, error) {
 
 // WriteReplica inserts or replaces the row of a replica.
 func (tx *Tx) WriteReplica(r *Replica) error {
-	return tx.queueExec(`INSERT INTO replicas (id, address, answered, written_at, summary) VALUES ($1, $2, $3, $4, $5)
+	return tx.queueExec(`INSERT INTO replicas (id, address, answered, written_at, summary, program) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (id) DO UPDATE SET address = excluded.address, answered = excluded.answered,
-			written_at = excluded.written_at, summary = excluded.summary`,
-		r.ID, r.Address, micros(r.Answered), micros(tx.Now()), r.Summary)
+			written_at = excluded.written_at, summary = excluded.summary, program = excluded.program`,
+		r.ID, r.Address, micros(r.Answered), micros(tx.Now()), r.Summary, program)
 }
 
 // DeleteReplica deletes the row of a replica, if the table has one.

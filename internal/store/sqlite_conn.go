@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"time"
 
 	"modernc.org/sqlite"
@@ -172,6 +173,15 @@ func (c *sqliteConn) queryAtCommit(scan func(row) error, query string, args ...a
 
 // hint does nothing: processes that share a file find new events by polling.
 func (sqliteTx) hint() {}
+
+func (sqliteTx) excludesByItself() bool { return true }
+
+// excludeEvents makes a trigger: SQLite adds no constraint to a table.
+func (t sqliteTx) excludeEvents(before int64) error {
+	return errors.Join(t.query(nil, "", `DROP TRIGGER IF EXISTS events_program`), t.query(nil, "",
+		fmt.Sprintf(`CREATE TRIGGER events_program BEFORE INSERT ON events WHEN NEW.program < %d
+			BEGIN SELECT RAISE(ABORT, 'an earlier version of Watchword cannot use this database'); END`, before)))
+}
 
 // isUniqueViolation reports whether a statement broke a unique constraint, on either
 // engine.

@@ -34,6 +34,11 @@ type runner interface {
 	queryAtCommit(scan func(row) error, query string, args ...any) error
 	// hint makes the commit notify other processes, which then read the events.
 	hint()
+	// excludesByItself reports whether a service account may exclude earlier programs
+	// without a command of the operator.
+	excludesByItself() bool
+	// excludeEvents makes the database refuse the events of programs before a migration.
+	excludeEvents(before int64) error
 }
 
 // OnCommit calls fn after the transaction has become durable, in the goroutine of the

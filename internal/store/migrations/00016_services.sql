@@ -1,7 +1,7 @@
 -- +goose Up
 -- Service accounts: users of the kind SERVICE, which have no password.
 -- schema_floor stays: earlier programs write users of the kind USER, for which the CHECK
--- holds always. Service accounts themselves wait for the setting service_accounts.
+-- holds always. The first service account raises schema_floor (internal/store/finish.go).
 
 -- The names by which a service is one of the audiences of a token, and the audiences to
 -- which the service may carry the identity of its callers. Separated by spaces, sorted.
@@ -14,10 +14,18 @@ ALTER TABLE users ADD COLUMN kind TEXT NOT NULL DEFAULT 'USER' CHECK (
     kind = 'USER' AND audiences = '' AND delegates_to = ''
     OR kind = 'SERVICE' AND password_hash = '');
 
+-- The newest migration of the program that has written the row; 0: of an earlier program
+-- than this migration. The columns exclude earlier programs that still run when
+-- schema_floor rises (internal/store/finish.go).
+ALTER TABLE events ADD COLUMN program BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE replicas ADD COLUMN program BIGINT NOT NULL DEFAULT 0;
+
 CREATE INDEX users_services ON users (id) WHERE deleted_at IS NULL AND kind = 'SERVICE';
 
 -- +goose Down
 DROP INDEX users_services;
+ALTER TABLE replicas DROP COLUMN program;
+ALTER TABLE events DROP COLUMN program;
 ALTER TABLE users DROP COLUMN kind;
 ALTER TABLE users DROP COLUMN delegates_to;
 ALTER TABLE users DROP COLUMN audiences;

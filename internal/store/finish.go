@@ -1,0 +1,110 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// After a migration, programs from before the migration may work with the database, so that
+// an operator can replace the replicas one by one and go back (docs/migrations.md). The
+// upgrade is finished when the database excludes these programs. Some features wait for the
+// end of the upgrade: a program that does not know service accounts would count one as the
+// last admin.
+//
+// Three things exclude the programs. schema_floor lets none start. A row of the table replicas
+// names a server that runs; the upgrade is not finished before the server has ended. And the
+// database refuses an event of any other process that still runs: a program writes its number
+// with an event, and an earlier program leaves the column at 0. A transaction that takes
+// rights away always appends an event.
+
+// program is the number of the newest migration in this program, of either engine.
+var program = newestMigration(true)
+
+// servicesSince is the migration that brings service accounts.
+const servicesSince = 16
+
+// ErrUnfinished means that programs that do not know service accounts can still work with the
+// database.
+var ErrUnfinished = errors.New("earlier versions of Watchword can still use this database, and do not know service accounts")
+
+// EarlierError means that servers of an earlier version run on the database.
+type EarlierError struct{ Replicas []string } // addresses, as in [Replica]
+
+func (e *EarlierError) Error() string {
+	return "servers of an earlier version run on this database, or have ended within the last " +
+		aliveFor.String() + " without stopping in order: " + strings.Join(e.Replicas, ", ")
+}
+
+// Is makes an EarlierError match ErrUnfinished.
+func (e *EarlierError) Is(target error) bool { return target == ErrUnfinished }
+
+// aliveFor is the time for which a row of the table replicas shows that a server runs: a
+// server writes its row every ten seconds, and deletes the row when it stops.
+const aliveFor = 25 * time.Second
+
+// Finish ends the upgrade of a database to this program's schema: no earlier program works with
+// the database any more. release is the version of this program, for people. Errors: those of
+// [Open]; a *EarlierError; ErrRights if the role of PostgreSQL does not own the tables.
+func Finish(ctx context.Context, uri, release string) error {
+	s, err := OpenExisting(ctx, uri)
+	if err != nil {
+		return err
+	}
+	err = s.Write(ctx, func(tx *Tx) error { return tx.excludeBefore(s.schema, release) })
+	if sqlState(err) == insufficientPrivilege {
+		err = fmt.Errorf("%w: %w", ErrRights, err)
+	}
+	return errors.Join(err, s.Close())
+}
+
+// AllowServices returns nil if every program that can work with the database knows service
+// accounts. On SQLite, where one server has the database, AllowServices excludes the other
+// programs itself. Errors: ErrUnfinished; on SQLite a *EarlierError.
+func (tx *Tx) AllowServices() error {
+	switch floor, err := tx.floor(); {
+	case err != nil || floor >= servicesSince:
+		return err
+	case !tx.run.excludesByItself():
+		return ErrUnfinished
+	}
+	return tx.excludeBefore(servicesSince, "")
+}
+
+// floor returns the setting schema_floor, and 0 if the setting is missing.
+func (tx *Tx) floor() (int64, error) {
+	value, err := tx.Setting(schemaFloor)
+	if err != nil || value == "" {
+		return 0, err
+	}
+	return strconv.ParseInt(value, 10, 64)
+}
+
+// excludeBefore excludes the programs whose newest migration is older than floor. release is
+// the oldest version that is not excluded; empty if the number is unknown. Errors: a
+// *EarlierError.
+func (tx *Tx) excludeBefore(floor int64, release string) error {
+	if err := tx.Exclusive(); err != nil {
+		return err
+	}
+	before, err := tx.floor()
+	if err != nil || before >= floor {
+		return err
+	}
+	earlier, err := queryColumn[string](tx, `SELECT address FROM replicas WHERE program < $1 AND written_at > $2 ORDER BY address`,
+		floor, micros(tx.Now().Add(-aliveFor)))
+	if err != nil {
+		return err
+	}
+	if len(earlier) > 0 {
+		return &EarlierError{earlier}
+	}
+	err = errors.Join(tx.SetSetting(schemaFloor, strconv.FormatInt(floor, 10)), tx.SetSetting(schemaRelease, release))
+	if err != nil {
+		return err
+	}
+	return tx.fail(tx.run.excludeEvents(floor))
+}
