@@ -23,8 +23,8 @@ const Admin = "admin"
 const AdminAudience = "watchword"
 
 var (
-	// ErrRevoked means that the caller's session has ended, or that the user is
-	// disabled or deleted.
+	// ErrRevoked means that the caller's session has ended, or that the user or the service
+	// account is disabled or deleted.
 	ErrRevoked = errors.New("caller's session has ended")
 	// ErrStale means that the user's name or roles have changed since the access token
 	// was made: the client must refresh.
@@ -36,11 +36,13 @@ type Kind int
 
 // The kinds of subject. The zero value may do nothing.
 const (
-	User     Kind = iota + 1 // a user, with an access token
+	User     Kind = iota + 1 // a user, with an access token of a session
 	Operator                 // a person at the command line, on the database itself
+	Service                  // a service account, with an access token without a session
 )
 
-// Subject is a user, or the operator at the command line. The operator has no ID.
+// Subject is a user, a service account, or the operator at the command line. The operator has
+// no ID.
 type Subject struct {
 	Kind Kind
 	ID   string
@@ -50,8 +52,8 @@ type Subject struct {
 // may do nothing.
 type Caller struct {
 	Subject
-	Name      string // the username, as in the token; Check compares it with the row. Of an operator: in the operating system, if known
-	SessionID string
+	Name      string   // the username, as in the token; Check compares it with the row. Of an operator: in the operating system, if known
+	SessionID string   // empty for a service account
 	Version   int64    // as in the token
 	Roles     []string // as in the token; Check compares the roles with the row
 	Audience  []string // as in the token
@@ -66,9 +68,10 @@ func (c Caller) Is(role string) bool { return slices.Contains(c.Roles, role) }
 
 // MayManage reports whether the caller may see and end a user's sessions. A user manages
 // the user's own sessions. An admin manages all, unless LacksAudience. The operator manages
-// all.
+// all. A service account has no session, and may revoke its own tokens in the same way.
 func (c Caller) MayManage(userID string) bool {
-	return c.Kind == Operator || c.Is(Admin) && !c.LacksAudience() || c.Kind == User && c.ID == userID
+	own := (c.Kind == User || c.Kind == Service) && c.ID == userID
+	return c.Kind == Operator || c.Is(Admin) && !c.LacksAudience() || own
 }
 
 // LacksAudience reports whether the caller is an admin with a token for other audiences than
@@ -78,7 +81,7 @@ func (c Caller) LacksAudience() bool {
 }
 
 // Check compares the caller's access token with the rows of the database: the session
-// must be alive, the user enabled, and the rights unchanged.
+// must be alive, the user enabled, and the rights unchanged. A service account has no session.
 //
 // Errors: ErrRevoked; ErrStale; errors of the store.
 func (c Caller) Check(tx *store.Tx) error {
@@ -89,18 +92,22 @@ func (c Caller) Check(tx *store.Tx) error {
 	return err
 }
 
-// Rows is like [Caller.Check] for a user, and returns the rows of the user and the
-// session.
+// Rows is like [Caller.Check] for a user or a service account, and returns the rows of the
+// user and the session. The session of a service account is nil.
 func (c Caller) Rows(tx *store.Tx) (*store.User, *store.Session, error) {
 	user, err := tx.User(c.ID)
 	if err != nil {
 		return nil, nil, revokedIfMissing(err)
 	}
-	session, err := tx.Session(c.SessionID)
-	if err != nil {
-		return nil, nil, revokedIfMissing(err)
+	var session *store.Session
+	alive := c.Kind == Service && user.Kind == store.KindService && !user.Disabled && user.DeletedAt.IsZero()
+	if c.Kind != Service {
+		if session, err = tx.Session(c.SessionID); err != nil {
+			return nil, nil, revokedIfMissing(err)
+		}
+		alive = session.UserID == user.ID && Alive(session, user)
 	}
-	if session.UserID != user.ID || !Alive(session, user) || c.Version < user.RevokedBelow {
+	if !alive || c.Version < user.RevokedBelow {
 		return nil, nil, ErrRevoked
 	}
 	// A token may have a version above the row's: the floor for versions was above the row's

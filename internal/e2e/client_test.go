@@ -152,6 +152,7 @@ var codeOf = map[string]codes.Code{
 	"CLIENT_CERTIFICATE_REQUIRED": codes.PermissionDenied,
 	"SESSION_NOT_FOUND":           codes.NotFound,
 	"USER_NOT_FOUND":              codes.NotFound, "USER_EXISTS": codes.AlreadyExists, "LAST_ADMIN": codes.FailedPrecondition,
+	"UPGRADE_UNFINISHED": codes.FailedPrecondition,
 }
 
 // checkRefusal returns an error unless err has the reason and the reason's status code.

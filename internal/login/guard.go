@@ -83,10 +83,11 @@ func (s *Service) beginLogin(ctx context.Context, a *attempt) (*guess, error) {
 	return g, s.admit(ctx, g, device, g.readUser)
 }
 
-// readUser reads the user with the name of the guess. For an unknown name, g.user is empty.
+// readUser reads the user with the name of the guess. For an unknown name, g.user is empty. The
+// name of a service account is answered and recorded like an unknown name.
 func (g *guess) readUser(tx *store.Tx) error {
 	u, err := tx.UserByName(g.name)
-	if errors.Is(err, store.ErrNotFound) {
+	if errors.Is(err, store.ErrNotFound) || err == nil && u.Kind == store.KindService {
 		u, err = &store.User{}, nil // Compare hashes all the same
 	}
 	if err == nil {

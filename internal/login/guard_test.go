@@ -73,14 +73,15 @@ func (g guarded) repeat(t *testing.T, n int, name user.Name, previous string) (a
 
 const wrong = "a wrong password"
 
-// After the free tries, every other try has to wait, from any address. An unknown name gets
-// the same answers in the same sequence.
+// After the free tries, every other try has to wait, from any address. An unknown name and the
+// name of a service account get the same answers in the same sequence.
 func TestGuessesAtOneName(t *testing.T) {
 	t.Parallel()
 	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
 		g := guard(t, w, 5, 0)
+		w.Service(t, "search")
 		want := []string{"wrong", "wrong", "wrong", "wrong", "wrong", "wait", "wait", "wait"}
-		for _, name := range []user.Name{"alice", "mallory"} {
+		for _, name := range []user.Name{"alice", "mallory", "search"} {
 			if got := g.repeat(t, len(want), name, ""); !slices.Equal(got, want) {
 				t.Errorf("%s: %v, want %v", name, got, want)
 			}

@@ -174,8 +174,12 @@ func (s *Service) start(ctx context.Context, g *guess, better string, audience [
 // user, and starts a new session with the audience of the caller's session.
 //
 // Errors: ErrCredentials if the current password is wrong; a *[throttle.Refused];
-// password.ErrTooWeak; password.ErrOverloaded; errors of [caller.Caller.Check] and of the store.
+// user.ErrService for a service account; password.ErrTooWeak; password.ErrOverloaded; errors of
+// [caller.Caller.Check] and of the store.
 func (s *Service) ChangePassword(ctx context.Context, by caller.Caller, current, next password.Password) (*session.Tokens, error) {
+	if by.Kind == caller.Service {
+		return nil, user.ErrService
+	}
 	return s.repeatIfChanged(ctx, func() (*session.Grant, error) { return s.tryChange(ctx, by, current, next) })
 }
 

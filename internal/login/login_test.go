@@ -2,6 +2,7 @@ package login_test
 
 import (
 	"errors"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/login"
+	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/session/sessiontest"
@@ -38,7 +40,9 @@ func TestRefusedLogins(t *testing.T) {
 			t.Errorf("%s with %q: %v about %q, want %v about %q", name, password, err, about(err), want, user)
 		}
 	}
+	w.Service(t, "search")
 	refused("mallory", sessiontest.Password, login.ErrCredentials, "")
+	refused("search", sessiontest.Password, login.ErrCredentials, "")
 	refused("alice", "another password", login.ErrCredentials, w.Alice.ID)
 	if _, err := w.Users.Update(t.Context(), caller.AtCommandLine, w.Alice.ID, user.Change{Disabled: new(true)}); err != nil {
 		t.Fatal(err)
@@ -140,4 +144,41 @@ func TestStatementsAndRoundTrips(t *testing.T) {
 	// sessions beyond the bound | sessions beyond the bound, time | session, the user's records
 	// | record, COMMIT.
 	count.Want(t, "Login", 16, 8, func() { w.Login(t) })
+}
+
+// Login with the name of a service account costs what Login with an unknown name costs, and
+// returns the same error for the client and for the security record. An earlier refresh token
+// of another user changes nothing.
+func TestTheNameOfAService(t *testing.T) {
+	t.Parallel()
+	sessiontest.EachEngine(t, func(t *testing.T, w *sessiontest.World) {
+		w.Service(t, "search")
+		pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}})
+		logins, previous := w.NewLogins(t, w.Sessions, pool), w.Login(t).Refresh
+		for _, token := range []string{"", previous} {
+			var errs []error
+			for _, name := range []user.Name{"mallory", "search"} {
+				before := pool.Stats().Hashes.Count
+				_, err := logins.Login(t.Context(), name, sessiontest.Parse(t, sessiontest.Password), nil, token)
+				if n := pool.Stats().Hashes.Count - before; n != 1 {
+					t.Errorf("a login as %s cost %d hashes", name, n)
+				}
+				errs = append(errs, err)
+			}
+			if !errors.Is(errs[0], login.ErrCredentials) || !reflect.DeepEqual(errs[0], errs[1]) {
+				t.Errorf("an unknown name: %#v; a service account: %#v", errs[0], errs[1])
+			}
+		}
+	})
+}
+
+// A service account has no password to change.
+func TestAServiceHasNoPassword(t *testing.T) {
+	t.Parallel()
+	w := sessiontest.New(t)
+	search, pw := w.Service(t, "search"), sessiontest.Parse(t, sessiontest.Password)
+	by := caller.Caller{Subject: caller.Subject{Kind: caller.Service, ID: search.ID}, Name: search.Username, Version: search.Version}
+	if _, err := w.Logins.ChangePassword(t.Context(), by, pw, pw); !errors.Is(err, user.ErrService) {
+		t.Errorf("ChangePassword of a service account: %v", err)
+	}
 }

@@ -125,7 +125,7 @@ func (a *Auth) ChangePassword(ctx context.Context, req *watchwordv1.ChangePasswo
 		return nil, r.err
 	}
 	tokens, err := a.Logins.ChangePassword(ctx, callerOf(ctx), current, next)
-	return &watchwordv1.ChangePasswordResponse{Tokens: tokenPair(tokens)}, weakField("new_password", err)
+	return &watchwordv1.ChangePasswordResponse{Tokens: tokenPair(tokens)}, addField("new_password", user.ErrService, weakField("new_password", err))
 }
 
 // tokenPair converts tokens, and returns nil for nil: handlers call tokenPair before

@@ -66,6 +66,8 @@ var refusals = []struct {
 	{session.ErrAdminAudience, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_AUDIENCE_MISMATCH, "the access token is not for the audience " + caller.AdminAudience},
 	{caller.ErrRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED, "the session behind the token has ended"},
 	{caller.ErrStale, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE, "the user's rights have changed"},
+	{store.ErrUnfinished, codes.FailedPrecondition, watchwordv1.ErrorReason_ERROR_REASON_UPGRADE_UNFINISHED,
+		"earlier versions of Watchword can still use the database, and do not know service accounts; when every server is of this version, run `watchword migrate --finish`"},
 	{user.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND, "no such user"},
 	{audit.ErrUnknownName, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND, "no such user"},
 	{user.ErrLastAdmin, codes.FailedPrecondition, watchwordv1.ErrorReason_ERROR_REASON_LAST_ADMIN, "the user is the last enabled admin; make another user an admin first"},

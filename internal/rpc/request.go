@@ -38,8 +38,8 @@ func AsOperator(ctx context.Context, user string) context.Context {
 }
 
 // callerOf returns the caller of a guarded method: the operator ([AsOperator]), or the user
-// in the verified access token. In a public method callerOf returns the zero Caller, which
-// has no rights.
+// or service account in the verified access token. In a public method callerOf returns the zero
+// Caller, which has no rights.
 func callerOf(ctx context.Context) caller.Caller {
 	if by, ok := ctx.Value(operatorKey{}).(caller.Caller); ok {
 		return by
@@ -48,8 +48,12 @@ func callerOf(ctx context.Context) caller.Caller {
 	if !ok {
 		return caller.Caller{}
 	}
+	kind := caller.User
+	if p.SessionID() == "" {
+		kind = caller.Service
+	}
 	return caller.Caller{
-		Subject: caller.Subject{Kind: caller.User, ID: p.Subject()}, Name: p.Username(), SessionID: p.SessionID(), Version: p.TokenVersion(),
+		Subject: caller.Subject{Kind: kind, ID: p.Subject()}, Name: p.Username(), SessionID: p.SessionID(), Version: p.TokenVersion(),
 		Roles: p.Roles(), Audience: p.Audience(),
 	}
 }

@@ -23,13 +23,56 @@ type Users struct {
 func (s *Users) CreateUser(ctx context.Context, req *watchwordv1.CreateUserRequest) (*watchwordv1.CreateUserResponse, error) {
 	var r reading
 	name := field(&r, "username", user.ParseName, req.GetUsername())
-	pw := field(&r, "password", password.Parse, req.GetPassword())
+	kind := field(&r, "kind", accountKind, req.GetKind())
 	roles := field(&r, "roles", user.ParseRoles, req.GetRoles())
+	audiences := field(&r, "audiences", audiencesOf(kind), req.GetAudiences())
+	delegatesTo := field(&r, "delegates_to", audiencesOf(kind), req.GetDelegatesTo())
+	pw := field(&r, "password", passwordOf(kind), req.GetPassword())
 	if r.err != nil {
 		return nil, r.err
 	}
-	row, err := s.Users.Create(ctx, callerOf(ctx), name, roles, pw)
+	var row *store.User
+	var err error
+	if kind == store.KindService {
+		row, err = s.Users.CreateService(ctx, callerOf(ctx), user.Service{Name: name, Roles: roles, Audiences: audiences, DelegatesTo: delegatesTo})
+	} else {
+		row, err = s.Users.Create(ctx, callerOf(ctx), name, roles, pw)
+	}
 	return &watchwordv1.CreateUserResponse{User: userMessage(row)}, nameField("username", weakField("password", err))
+}
+
+// accountKind is the rule for the kind of a new account.
+func accountKind(kind watchwordv1.UserKind) (store.UserKind, error) {
+	switch kind {
+	case watchwordv1.UserKind_USER_KIND_UNSPECIFIED, watchwordv1.UserKind_USER_KIND_USER:
+		return store.KindUser, nil
+	case watchwordv1.UserKind_USER_KIND_SERVICE:
+		return store.KindService, nil
+	}
+	return 0, errors.New("unknown kind of an account")
+}
+
+// audiencesOf returns the rule for the audiences of a new account.
+func audiencesOf(kind store.UserKind) func([]string) (user.Audiences, error) {
+	return func(names []string) (user.Audiences, error) {
+		if kind == store.KindUser && len(names) > 0 {
+			return nil, user.ErrNotService
+		}
+		return user.ParseAudiences(names)
+	}
+}
+
+// passwordOf returns the rule for the password of a new account.
+func passwordOf(kind store.UserKind) func(string) (password.Password, error) {
+	if kind == store.KindUser {
+		return password.Parse
+	}
+	return func(text string) (none password.Password, err error) {
+		if text != "" {
+			err = user.ErrService
+		}
+		return none, err
+	}
 }
 
 // GetUser serves UserService/GetUser.
@@ -54,11 +97,15 @@ func (s *Users) GetUser(ctx context.Context, req *watchwordv1.GetUserRequest) (*
 // ListUsers serves UserService/ListUsers.
 func (s *Users) ListUsers(ctx context.Context, req *watchwordv1.ListUsersRequest) (*watchwordv1.ListUsersResponse, error) {
 	var r reading
-	page := readPage(&r, req, "users")
+	var kind *store.UserKind
+	if asked := req.GetKind(); asked != watchwordv1.UserKind_USER_KIND_UNSPECIFIED {
+		kind = new(field(&r, "kind", accountKind, asked))
+	}
+	page := readPage(&r, req, "users", req.GetKind().String())
 	if r.err != nil {
 		return nil, r.err
 	}
-	rows, next, err := s.Users.List(ctx, page.after, page.size)
+	rows, next, err := s.Users.List(ctx, kind, page.after, page.size)
 	return &watchwordv1.ListUsersResponse{Users: messages(rows, userMessage), NextPageToken: page.token(next)}, err
 }
 
@@ -71,17 +118,30 @@ func (s *Users) UpdateUser(ctx context.Context, req *watchwordv1.UpdateUserReque
 		return nil, r.err
 	}
 	row, err := s.Users.Update(ctx, callerOf(ctx), id, change)
-	return &watchwordv1.UpdateUserResponse{User: userMessage(row)}, nameField("user.username", err)
+	err = addField("user.kind", user.ErrKind, nameField("user.username", err))
+	audiences := "user.audiences"
+	if change.Audiences == nil || len(*change.Audiences) == 0 {
+		audiences = "user.delegates_to"
+	}
+	return &watchwordv1.UpdateUserResponse{User: userMessage(row)}, addField(audiences, user.ErrNotService, err)
 }
 
 // readChange reads the fields that the update mask names (AIP-134). Without a mask
 // readChange reads the fields that are set; with the mask "*", all fields. So only a
 // mask can clear a field. A request that names no field is an error: the client has set a
-// field to its zero value, such as disabled to false, and forgotten the mask.
+// field to its zero value, such as disabled to false, and forgotten the mask. The kind of a
+// user never changes; the client may name the kind that the user has.
 func readChange(r *reading, req *watchwordv1.UpdateUserRequest) (change user.Change) {
 	u := req.GetUser()
+	if paths := req.GetUpdateMask().GetPaths(); slices.Contains(paths, "kind") || u.GetKind() != 0 && (len(paths) == 0 || paths[0] == "*") {
+		change.Kind = new(field(r, "user.kind", accountKind, u.GetKind()))
+	}
 	for _, path := range field(r, "update_mask", maskPaths, req) {
 		switch path {
+		case "audiences":
+			change.Audiences = new(field(r, "user.audiences", user.ParseAudiences, u.GetAudiences()))
+		case "delegates_to":
+			change.DelegatesTo = new(field(r, "user.delegates_to", user.ParseAudiences, u.GetDelegatesTo()))
 		case "username":
 			name := field(r, "user.username", user.ParseName, u.GetUsername())
 			change.Name = &name
@@ -99,12 +159,15 @@ func readChange(r *reading, req *watchwordv1.UpdateUserRequest) (change user.Cha
 // maskPaths is the rule for update_mask, and returns the names of the fields to change.
 // Only the fields that a client may change are known names.
 func maskPaths(req *watchwordv1.UpdateUserRequest) ([]string, error) {
-	all := []string{"username", "roles", "disabled"}
+	all := []string{"username", "roles", "disabled", "audiences", "delegates_to"}
 	paths := req.GetUpdateMask().GetPaths()
 	switch {
 	case len(paths) == 0:
 		u := req.GetUser()
-		set := map[string]bool{"username": u.GetUsername() != "", "roles": len(u.GetRoles()) > 0, "disabled": u.GetDisabled()}
+		set := map[string]bool{
+			"username": u.GetUsername() != "", "roles": len(u.GetRoles()) > 0, "disabled": u.GetDisabled(),
+			"audiences": len(u.GetAudiences()) > 0, "delegates_to": len(u.GetDelegatesTo()) > 0,
+		}
 		populated := slices.DeleteFunc(all, func(path string) bool { return !set[path] })
 		if len(populated) == 0 {
 			return nil, errors.New("names no field to change: to remove all roles or to enable a user, name roles or disabled")
@@ -116,8 +179,8 @@ func maskPaths(req *watchwordv1.UpdateUserRequest) ([]string, error) {
 		return nil, errors.New("must not name fields beside *")
 	}
 	for _, path := range paths {
-		if !slices.Contains(all, path) {
-			return nil, errors.New("names an unknown field: username, roles and disabled can be changed")
+		if !slices.Contains(all, path) && path != "kind" {
+			return nil, errors.New("names an unknown field: username, roles, disabled, audiences and delegates_to can be changed")
 		}
 	}
 	return paths, nil
@@ -142,7 +205,7 @@ func (s *Users) SetPassword(ctx context.Context, req *watchwordv1.SetPasswordReq
 		return nil, r.err
 	}
 	row, err := s.Users.SetPassword(ctx, callerOf(ctx), id, pw)
-	return &watchwordv1.SetPasswordResponse{User: userMessage(row)}, weakField("password", err)
+	return &watchwordv1.SetPasswordResponse{User: userMessage(row)}, addField("id", user.ErrService, weakField("password", err))
 }
 
 // userMessage converts a user, and returns nil for nil: handlers call userMessage
@@ -151,8 +214,13 @@ func userMessage(row *store.User) *watchwordv1.User {
 	if row == nil {
 		return nil
 	}
+	kind := watchwordv1.UserKind_USER_KIND_USER
+	if row.Kind == store.KindService {
+		kind = watchwordv1.UserKind_USER_KIND_SERVICE
+	}
 	return &watchwordv1.User{
-		Id: row.ID, Username: row.Username, Roles: row.Roles, Disabled: row.Disabled,
+		Id: row.ID, Kind: kind, Username: row.Username, Roles: row.Roles, Disabled: row.Disabled,
+		Audiences: row.Audiences, DelegatesTo: row.DelegatesTo,
 		CreatedAt: timestamppb.New(row.CreatedAt), UpdatedAt: timestamppb.New(row.UpdatedAt),
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/user"
 )
 
 // Config holds the settings of a server. The command line reads the tags, and makes a
@@ -123,14 +124,7 @@ const maxMaxSessions = 10_000
 const (
 	maxIssuer   = 256  // bytes
 	maxAudience = 1024 // bytes, all audiences together
-	maxService  = 256  // bytes, the name of one service in the audience
 )
-
-// audience matches the name of a service, which may be a URI. No character needs an
-// escape in JSON: the statement of the ordinary refresh compares the text in the column
-// (store.Spend). The length has a bound of its own: a regular expression with the bound takes
-// 0.3 MiB.
-var audience = regexp.MustCompile(`^[A-Za-z0-9._~:/?#@!$*+=-]+$`)
 
 // printable matches visible ASCII characters: verifiers compare `iss` byte by byte, and
 // other characters have several spellings.
@@ -192,7 +186,7 @@ func (c *Config) validateIssuing() error {
 	}
 	for _, a := range c.Audience {
 		rules = append(rules,
-			rule{!audience.MatchString(a) || len(a) > maxService, fmt.Sprintf("--audience: each must match %s, with at most %d characters", audience, maxService)},
+			rule{!user.IsAudience(a), "--audience: each must be " + user.AudienceForm},
 			rule{a == caller.AdminAudience, "--audience: " + caller.AdminAudience + " is the audience for administration, for which every server issues: " +
 				"name your services otherwise"})
 	}

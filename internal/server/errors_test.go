@@ -51,7 +51,8 @@ var codeOf = map[string]codes.Code{
 	"SESSION_REVOKED": codes.Unauthenticated, "USER_DISABLED": codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
 	"CLIENT_CERTIFICATE_REQUIRED": codes.PermissionDenied, "TOO_MANY_ATTEMPTS": codes.ResourceExhausted,
 	"OVERLOADED": codes.ResourceExhausted, "USER_NOT_FOUND": codes.NotFound, "USER_EXISTS": codes.AlreadyExists, "LAST_ADMIN": codes.FailedPrecondition,
-	"SESSION_NOT_FOUND": codes.NotFound, "KEY_NOT_FOUND": codes.NotFound, "STORE_UNAVAILABLE": codes.Unavailable,
+	"UPGRADE_UNFINISHED": codes.FailedPrecondition,
+	"SESSION_NOT_FOUND":  codes.NotFound, "KEY_NOT_FOUND": codes.NotFound, "STORE_UNAVAILABLE": codes.Unavailable,
 	"BUNDLE_STALE": codes.Unavailable,
 }
 

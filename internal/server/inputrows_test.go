@@ -36,6 +36,7 @@ type population struct {
 	ended                       string // a refresh token
 	forgotten, idle, old        string // refresh tokens of sessions: without a row, unused for too long, too old
 	narrow                      string // a refresh token of a session for "internal" alone
+	service                     string // the id of a service account
 	users, alices               string // page tokens, of ListUsers and of ListSessions for Alice
 }
 
@@ -50,6 +51,11 @@ func newPopulation(t *testing.T, h *harness) *population {
 	if err != nil {
 		t.Fatal(err)
 	}
+	search, err := h.users.CreateUser(h.admin.as(t.Context()), &watchwordv1.CreateUserRequest{Username: "search", Kind: service})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.service = search.GetUser().GetId()
 	narrow := *w.bob
 	if err := h.login(&narrow, "internal"); err != nil {
 		t.Fatal(err)
@@ -283,6 +289,20 @@ func wrongForAuth(w *population) map[string][]wrong {
 	}
 }
 
+const service = watchwordv1.UserKind_USER_KIND_SERVICE
+
+// badListsOfAudiences are lists of audiences that no service account can have.
+var badListsOfAudiences = map[string][]string{
+	"administration": {"search", "watchword"}, "empty audience": {""}, "audience with a space": {"a b"}, "audience of 257 bytes": {long(257)},
+	"33 audiences": slices.Collect(func(yield func(string) bool) {
+		for i := range 33 {
+			if !yield(fmt.Sprint("audience", i)) {
+				return
+			}
+		}
+	}),
+}
+
 func wrongForUsers(w *population) map[string][]wrong {
 	type create = watchwordv1.CreateUserRequest
 	type update = watchwordv1.UpdateUserRequest
@@ -306,8 +326,16 @@ func wrongForUsers(w *population) map[string][]wrong {
 			rows(badPasswords, invalid, "password", func(v string) proto.Message { return &create{Username: "new", Password: v} }),
 			rows(weakPasswords("newcomer"), weak, "password", func(v string) proto.Message { return &create{Username: "Newcomer", Password: v} }),
 			rows(badRoles, invalid, "roles", func(v []string) proto.Message { return &create{Username: "new", Password: fine, Roles: v} }),
+			rows(badListsOfAudiences, invalid, "audiences", func(v []string) proto.Message { return &create{Username: "new", Kind: service, Audiences: v} }),
+			rows(badListsOfAudiences, invalid, "delegates_to", func(v []string) proto.Message { return &create{Username: "new", Kind: service, DelegatesTo: v} }),
 			[]wrong{
 				{name: "taken", req: &create{Username: w.alice.name, Password: fine}, want: "USER_EXISTS"},
+				{name: "unknown kind", req: &create{Username: "new", Password: fine, Kind: 3}, want: invalid, field: "kind"},
+				{name: "a password of a service", req: &create{Username: "new", Password: fine, Kind: service}, want: invalid, field: "password"},
+				{name: "audiences of a user", req: &create{Username: "new", Password: fine, Audiences: []string{"a"}}, want: invalid, field: "audiences"},
+				{name: "delegates_to of a user", req: &create{Username: "new", Password: fine, DelegatesTo: []string{"a"}}, want: invalid, field: "delegates_to"},
+				{name: "taken by a user", req: &create{Username: w.alice.name, Kind: service}, want: "USER_EXISTS"},
+				{name: "taken by a service", req: &create{Username: "search", Password: fine}, want: "USER_EXISTS"},
 				{name: "taken, in capitals", req: &create{Username: strings.ToUpper(w.alice.name), Password: fine}, want: "USER_EXISTS"},
 				{name: "taken, full width", req: &create{Username: "ａｄｍｉｎ", Password: fine}, want: "USER_EXISTS"},
 			}),
@@ -322,7 +350,11 @@ func wrongForUsers(w *population) map[string][]wrong {
 		"UserService/ListUsers": concat(
 			rows(badPages(map[string]string{"a page token of ListSessions": w.alices}), invalid, "page_token",
 				func(v string) proto.Message { return &watchwordv1.ListUsersRequest{PageToken: v} }),
-			[]wrong{{name: "negative size", req: &watchwordv1.ListUsersRequest{PageSize: -1}, want: invalid, field: "page_size"}}),
+			[]wrong{
+				{name: "negative size", req: &watchwordv1.ListUsersRequest{PageSize: -1}, want: invalid, field: "page_size"},
+				{name: "unknown kind", req: &watchwordv1.ListUsersRequest{Kind: 3}, want: invalid, field: "kind"},
+				{name: "a page token of every kind", req: &watchwordv1.ListUsersRequest{Kind: service, PageToken: w.users}, want: invalid, field: "page_token"},
+			}),
 		"UserService/UpdateUser": concat(
 			rows(badIDs, invalid, "user.id", func(v string) proto.Message { return &update{User: &person{Id: v, Disabled: true}} }),
 			rows(unknownIDs, "USER_NOT_FOUND", "", func(v string) proto.Message { return &update{User: &person{Id: v, Disabled: true}} }),
@@ -331,6 +363,8 @@ func wrongForUsers(w *population) map[string][]wrong {
 				return &update{User: &person{Id: id, Username: v}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"username"}}}
 			}),
 			rows(mixedNames, invalid, "user.username", func(v string) proto.Message { return &update{User: &person{Id: id, Username: v}} }),
+			rows(badListsOfAudiences, invalid, "user.audiences", func(v []string) proto.Message { return &update{User: &person{Id: w.service, Audiences: v}} }),
+			rows(badListsOfAudiences, invalid, "user.delegates_to", func(v []string) proto.Message { return &update{User: &person{Id: w.service, DelegatesTo: v}} }),
 			rows(map[string]string{"unknown path": "nonsense", "path of id": "id", "path with the message": "user.username", "empty path": "",
 				"created_at": "created_at", "in capitals": "Username", "two in one": "username,roles", "star with dot": "user.*"},
 				invalid, "update_mask", func(v string) proto.Message { return mask("disabled", v) }),
@@ -343,6 +377,14 @@ func wrongForUsers(w *population) map[string][]wrong {
 				{name: "star without a name", req: &update{User: &person{Id: id}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"*"}}},
 					want: invalid, field: "user.username"},
 				{name: "taken", req: &update{User: &person{Id: id, Username: "ADMIN"}}, want: "USER_EXISTS"},
+				{name: "audiences of a user", req: &update{User: &person{Id: id, Audiences: []string{"a"}}}, want: invalid, field: "user.audiences"},
+				{name: "delegates_to of a user", req: &update{User: &person{Id: id, DelegatesTo: []string{"a"}}}, want: invalid, field: "user.delegates_to"},
+				{name: "another kind", req: &update{User: &person{Id: id, Kind: service, Disabled: true}}, want: invalid, field: "user.kind"},
+				{name: "another kind by name", want: invalid, field: "user.kind",
+					req: &update{User: &person{Id: w.service}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"kind"}}}},
+				{name: "another kind with all fields", want: invalid, field: "user.kind",
+					req: &update{User: &person{Id: id, Username: "fine", Kind: service}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"*"}}}},
+				{name: "unknown kind", req: &update{User: &person{Id: id, Kind: 3, Disabled: true}}, want: invalid, field: "user.kind"},
 			}),
 		"UserService/DeleteUser": concat(
 			rows(badIDs, invalid, "id", func(v string) proto.Message { return &watchwordv1.DeleteUserRequest{Id: v} }),
@@ -351,7 +393,8 @@ func wrongForUsers(w *population) map[string][]wrong {
 			rows(badIDs, invalid, "id", func(v string) proto.Message { return &set{Id: v, Password: fine} }),
 			rows(unknownIDs, "USER_NOT_FOUND", "", func(v string) proto.Message { return &set{Id: v, Password: fine} }),
 			rows(badPasswords, invalid, "password", func(v string) proto.Message { return &set{Id: id, Password: v} }),
-			rows(weakPasswords(w.alice.name), weak, "password", func(v string) proto.Message { return &set{Id: id, Password: v} })),
+			rows(weakPasswords(w.alice.name), weak, "password", func(v string) proto.Message { return &set{Id: id, Password: v} }),
+			[]wrong{{name: "of a service", req: &set{Id: w.service, Password: fine}, want: invalid, field: "id"}}),
 	}
 }
 

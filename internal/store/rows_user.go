@@ -97,17 +97,17 @@ const userByName = `SELECT COALESCE(u.id, ''), COALESCE(u.username, $1), COALESC
 	COALESCE(u.disabled, FALSE), COALESCE(u.ver, 0), COALESCE(u.revoked_below, 0), COALESCE(u.created_at, 0), COALESCE(u.updated_at, 0),
 	u.deleted_at, COALESCE(u.kind, 'USER'), COALESCE(u.audiences, ''), COALESCE(u.delegates_to, ''), ` + floorColumn + ` FROM (SELECT 1 AS one) AS always LEFT JOIN users u ON u.username = $1 AND u.deleted_at IS NULL`
 
-// Users lists users in order of id, beginning after the id `after`. Deleted users are
+// Users lists accounts of every kind in order of id, beginning after the id `after`. Deleted users are
 // left out.
 func (tx *Tx) Users(after string, limit int) ([]*User, error) {
 	return queryAll(tx, (*User).columns,
 		`SELECT `+userSelect+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)
 }
 
-// Services lists service accounts as [Tx.Users] lists users.
-func (tx *Tx) Services(after string, limit int) ([]*User, error) {
+// UsersOf is like [Tx.Users] for the accounts of one kind.
+func (tx *Tx) UsersOf(kind UserKind, after string, limit int) ([]*User, error) {
 	return queryAll(tx, (*User).columns,
-		`SELECT `+userSelect+` FROM users WHERE id > $1 AND deleted_at IS NULL AND kind = 'SERVICE' ORDER BY id LIMIT $2`, after, limit)
+		`SELECT `+userSelect+` FROM users WHERE id > $1 AND deleted_at IS NULL AND kind = '`+kind.String()+`' ORDER BY id LIMIT $2`, after, limit)
 }
 
 // AnotherAdmin reports whether an enabled user other than the user with the id has the role

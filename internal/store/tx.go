@@ -249,7 +249,8 @@ func (c *timeColumn) Scan(value any) error {
 	return nil
 }
 
-// wordsColumn scans a column that holds words, separated by spaces.
+// wordsColumn scans a column that holds words, separated by spaces. An empty column becomes
+// nil.
 type wordsColumn []string
 
 // Scan implements sql.Scanner, for both drivers.
@@ -258,7 +259,9 @@ func (c *wordsColumn) Scan(value any) error {
 	if !ok {
 		return fmt.Errorf("a column should hold words, and holds a %T", value)
 	}
-	*c = strings.Fields(words)
+	if *c = nil; words != "" {
+		*c = strings.Fields(words)
+	}
 	return nil
 }
 

@@ -3,10 +3,12 @@ package user
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 
 	"golang.org/x/text/secure/precis"
 
+	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
@@ -17,7 +19,10 @@ const MaxNameLength = 256
 // other claim at its bound.
 const maxRoles = 32
 
-// ErrMalformed means that a username or a role breaks a rule. The wrapping error names
+// maxAudiences bounds each list of audiences of a service account.
+const maxAudiences = 32
+
+// ErrMalformed means that a username, a role or an audience breaks a rule. The wrapping error names
 // the rule.
 var ErrMalformed = errors.New("malformed")
 
@@ -64,4 +69,45 @@ func ParseRoles(names []string) (Roles, error) {
 		return nil, fmt.Errorf("%w: more than %d roles", ErrMalformed, maxRoles)
 	}
 	return roles, nil
+}
+
+// maxAudienceLength bounds an audience, in bytes. audience has no bound: with the bound, the
+// regular expression takes 0.3 MiB.
+const maxAudienceLength = 256
+
+// audience matches the name of a service in tokens, which may be a URI. No character needs an
+// escape in JSON: the statement of the ordinary refresh compares the text in a column
+// (store.Spend).
+var audience = regexp.MustCompile(`^[A-Za-z0-9._~:/?#@!$*+=-]+$`)
+
+// AudienceForm is the form of an audience, as text.
+var AudienceForm = fmt.Sprintf("%s, with at most %d characters", audience, maxAudienceLength)
+
+// IsAudience returns whether name has the form of an audience.
+func IsAudience(name string) bool { return len(name) <= maxAudienceLength && audience.MatchString(name) }
+
+// Audiences holds sorted audiences without duplicates.
+type Audiences []string
+
+// ParseAudiences checks and sorts the audiences of a service account. The audience of
+// administration is refused: a service that could carry such tokens on would administer in
+// the name of every admin that calls the service.
+//
+// Errors: ErrMalformed.
+func ParseAudiences(names []string) (Audiences, error) {
+	for _, name := range names {
+		if !IsAudience(name) {
+			return nil, fmt.Errorf("%w: an audience is %s", ErrMalformed, AudienceForm)
+		}
+		if name == caller.AdminAudience {
+			return nil, fmt.Errorf("%w: tokens for %s are for the server itself alone", ErrMalformed, name)
+		}
+	}
+	audiences := slices.Clone(names)
+	slices.Sort(audiences)
+	audiences = slices.Compact(audiences)
+	if len(audiences) > maxAudiences {
+		return nil, fmt.Errorf("%w: more than %d audiences", ErrMalformed, maxAudiences)
+	}
+	return audiences, nil
 }

@@ -1,13 +1,14 @@
-// Package user owns users, their names and their roles.
+// Package user owns users and service accounts, their names and their rights.
 //
 // Each user's row has two numbers, which verifiers compare with the version in an
 // access token. The version in an access token is the greater of the row's Version and the
-// floor for versions ([store.Tx.FloorAndQuestion]) at the minting. Every change of a name or of roles raises Version: access tokens with a
-// lower version are stale, and the client refreshes. A change of password, disabling
+// floor for versions ([store.Tx.FloorAndQuestion]) at the minting. Every change of a name or of rights
+// raises Version: access tokens with a lower version are stale, and the client refreshes. A change of password, disabling
 // and deleting also raise RevokedBelow to Version: sessions begun under a lower version
 // have ended, and their tokens are revoked. So ending ten thousand sessions costs as
 // little as ending one. Both numbers only take values above every version in an access
-// token, of the user, from before.
+// token, of the user, from before. A service account has no session: the two numbers alone
+// take its access tokens back.
 package user
 
 import (
@@ -100,15 +101,20 @@ func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles R
 //
 // Errors: ErrExists; errors of the store.
 func Insert(tx *store.Tx, name Name, roles Roles, hash string) (*store.User, error) {
-	now := tx.Now()
-	row := &store.User{
-		ID: NewID(), Username: string(name), PasswordHash: hash, Roles: roles,
-		Version: nextVersion(0, now), CreatedAt: now, UpdatedAt: now,
-	}
-	if err := tx.InsertUser(row); err != nil {
-		return nil, translate(err)
+	row := &store.User{Username: string(name), PasswordHash: hash, Roles: roles}
+	if err := insert(tx, row); err != nil {
+		return nil, err
 	}
 	return row, tx.SetSetting(hadUser, "yes")
+}
+
+// insert adds an account: a row with the kind, the name and the rights of the account.
+//
+// Errors: ErrExists; errors of the store.
+func insert(tx *store.Tx, row *store.User) error {
+	now := tx.Now()
+	row.ID, row.Version, row.CreatedAt, row.UpdatedAt = NewID(), nextVersion(0, now), now, now
+	return translate(tx.InsertUser(row))
 }
 
 // Created returns the event of a new user for the security record.
@@ -117,18 +123,23 @@ func Created(by caller.Caller, row *store.User) audit.Event {
 		Detail: describe(row.Username, row)}
 }
 
-// describe returns a user's name, roles and state as text for the security record, with
-// the name before the change if the change has replaced the name.
+// describe returns the name, the roles and the state of an account as text for the security
+// record, with the name before the change if the change has replaced the name. Of a service
+// account, describe also returns the audiences.
 func describe(before string, row *store.User) string {
 	name := row.Username
 	if before != name {
 		name = before + " → " + name
 	}
-	return fmt.Sprintf("username: %s, roles: %s, disabled: %t", name, strings.Join(row.Roles, " "), row.Disabled)
+	text := fmt.Sprintf("username: %s, roles: %s, disabled: %t", name, strings.Join(row.Roles, " "), row.Disabled)
+	if row.Kind == store.KindService {
+		text += fmt.Sprintf(", kind: %s, audiences: %s, delegates_to: %s", row.Kind, strings.Join(row.Audiences, " "), strings.Join(row.DelegatesTo, " "))
+	}
+	return text
 }
 
 // hadUser names a setting that is set with the database's first user and stays, even if
-// every user is deleted.
+// every user is deleted. A service account does not count: it cannot log in and make a user.
 const hadUser = "had_user"
 
 // EverMade reports whether the database ever had a user. Only a database that never had
@@ -160,11 +171,15 @@ func (u *Users) GetByName(ctx context.Context, name Name) (row *store.User, err 
 	return row, err
 }
 
-// List returns up to limit users in order of id, beginning after the id `after`. next is
-// the `after` of the next page; empty at the end.
-func (u *Users) List(ctx context.Context, after string, limit int) (rows []*store.User, next string, err error) {
+// List returns up to limit accounts of a kind, or of every kind if kind is nil, in order of id,
+// beginning after the id `after`. next is the `after` of the next page; empty at the end.
+func (u *Users) List(ctx context.Context, kind *store.UserKind, after string, limit int) (rows []*store.User, next string, err error) {
 	err = u.store.Read(ctx, func(tx *store.Tx) (err error) {
-		rows, err = tx.Users(after, limit+1)
+		if kind != nil {
+			rows, err = tx.UsersOf(*kind, after, limit+1)
+		} else {
+			rows, err = tx.Users(after, limit+1)
+		}
 		return err
 	})
 	if len(rows) > limit {
@@ -197,20 +212,33 @@ func FindByName(tx *store.Tx, name Name) (*store.User, error) {
 
 // Change holds the new values for [Users.Update]. For a nil field, the old value stays.
 type Change struct {
-	Name     *Name
-	Roles    *Roles
-	Disabled *bool
+	Name        *Name
+	Roles       *Roles
+	Disabled    *bool
+	Audiences   *Audiences
+	DelegatesTo *Audiences
+	Kind        *store.UserKind // the kind that the caller believes the account to have
 }
 
-// Update changes a user's name, roles or state. After a new name or new roles, access
-// tokens are stale, and the client must refresh. Disabling and enabling a user end
-// every session of the user.
+// Update changes the name, the rights or the state of an account. After a new name or new
+// rights, access tokens are stale, and the client must get another: the audiences of a service
+// account are rights too, and a verifier refuses at once what the service has delegated.
+// Disabling and enabling an account end every session of a user, and revoke the access tokens of
+// a service account.
 //
 // Errors: ErrMalformed if a new name mixes scripts; ErrNotFound; ErrExists; ErrLastAdmin;
-// errors of [caller.Caller.Check] and of the store.
+// ErrKind; ErrNotService for audiences of a user; errors of [caller.Caller.Check] and of the
+// store.
 func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change Change) (*store.User, error) {
 	demotes := change.Disabled != nil && *change.Disabled || change.Roles != nil && !slices.Contains(*change.Roles, caller.Admin)
 	return u.change(ctx, by, target{id, audit.UserUpdated, demotes}, func(row *store.User, _ time.Time) (e effect, err error) {
+		if change.Kind != nil && *change.Kind != row.Kind {
+			return unchanged, ErrKind
+		}
+		e, err = change.scope(row)
+		if err != nil {
+			return unchanged, err
+		}
 		if change.Name != nil && string(*change.Name) != row.Username {
 			row.Username, e = string(*change.Name), stale
 			err = change.Name.checkScripts()
@@ -225,7 +253,8 @@ func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change 
 	})
 }
 
-// Delete removes a user and ends every session of the user.
+// Delete removes a user and ends every session of the user. Of a service account, Delete
+// revokes the access tokens.
 //
 // Errors: ErrNotFound; ErrLastAdmin; errors of [caller.Caller.Check] and of the store.
 func (u *Users) Delete(ctx context.Context, by caller.Caller, id string) error {
@@ -237,7 +266,8 @@ func (u *Users) Delete(ctx context.Context, by caller.Caller, id string) error {
 	return err
 }
 
-// RevokeSessions ends every session of a user.
+// RevokeSessions ends every session of a user, and revokes every access token of a service
+// account.
 //
 // Errors: ErrNotFound; errors of [caller.Caller.Check] and of the store.
 func (u *Users) RevokeSessions(ctx context.Context, by caller.Caller, id string) error {
@@ -248,12 +278,15 @@ func (u *Users) RevokeSessions(ctx context.Context, by caller.Caller, id string)
 // SetPassword gives a user a new password and ends every session of the user. Of two
 // calls at the same time, the password of the later commit stays.
 //
-// Errors: ErrNotFound; password.ErrTooWeak; password.ErrOverloaded; errors of
+// Errors: ErrNotFound; ErrService; password.ErrTooWeak; password.ErrOverloaded; errors of
 // [caller.Caller.Check] and of the store.
 func (u *Users) SetPassword(ctx context.Context, by caller.Caller, id string, pw password.Password) (*store.User, error) {
 	row, err := u.Get(ctx, id)
 	if err != nil {
 		return nil, err
+	}
+	if row.Kind == store.KindService {
+		return nil, ErrService
 	}
 	if err := u.passwords.CheckPolicy(pw, row.Username); err != nil {
 		return nil, err
@@ -322,8 +355,11 @@ func (u *Users) change(ctx context.Context, by caller.Caller, of target, fn func
 	return row, err
 }
 
+// enabledAdmin reports whether a row counts as an admin of which one must stay. A service
+// account may have the role admin, and does not count: nothing here shows whether it can still
+// sign in.
 func enabledAdmin(row *store.User) bool {
-	return !row.Disabled && row.DeletedAt.IsZero() && slices.Contains(row.Roles, caller.Admin)
+	return row.Kind == store.KindUser && !row.Disabled && row.DeletedAt.IsZero() && slices.Contains(row.Roles, caller.Admin)
 }
 
 // Raise writes a user's changed row with a raised version, and appends the event for

@@ -29,6 +29,7 @@ var operator = caller.AtCommandLine
 // fixture is the administration of the users in a new database.
 type fixture struct {
 	*user.Users
+	uri   string
 	store *store.Store
 	pool  *password.Pool // of cheap hashes
 }
@@ -37,7 +38,7 @@ func newFixture(t *testing.T, uri string) *fixture {
 	t.Helper()
 	s := storetest.Open(t, uri)
 	pool := password.NewPool(password.Config{Params: password.Params{Memory: 8, Time: 1, Threads: 1}})
-	return &fixture{user.New(s, feed.Direct(s), pool, audit.New(s, slog.New(slog.DiscardHandler))), s, pool}
+	return &fixture{user.New(s, feed.Direct(s), pool, audit.New(s, slog.New(slog.DiscardHandler))), uri, s, pool}
 }
 
 // eachEngine runs a test with the users of a new database, once for each engine.
@@ -377,7 +378,7 @@ func TestFindAndList(t *testing.T) {
 		}
 		var sizes []int
 		for after, more := "", true; more; {
-			rows, next, err := f.List(t.Context(), after, 2)
+			rows, next, err := f.List(t.Context(), nil, after, 2)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -395,7 +396,7 @@ func TestFindAndList(t *testing.T) {
 		if !reflect.DeepEqual(sizes, []int{2, 2, 1}) {
 			t.Errorf("pages of %v users", sizes)
 		}
-		if rows, next, err := f.List(t.Context(), "", 5); len(rows) != 5 || next != "" || err != nil {
+		if rows, next, err := f.List(t.Context(), nil, "", 5); len(rows) != 5 || next != "" || err != nil {
 			t.Errorf("a page of all: %d users, next: %q, %v", len(rows), next, err)
 		}
 	})

@@ -89,6 +89,10 @@ const (
 	// PERMISSION_DENIED. DelegateToken: the subject's token was refused. The metadata key
 	// `subject_reason` holds the reason. The caller's own token is good.
 	ErrorReason_ERROR_REASON_SUBJECT_TOKEN_REFUSED ErrorReason = 34
+	// FAILED_PRECONDITION. Earlier versions of Watchword can still use the database, and do
+	// not know service accounts. When every server is of the new version, an operator runs
+	// `watchword migrate --finish`.
+	ErrorReason_ERROR_REASON_UPGRADE_UNFINISHED ErrorReason = 38
 	// FAILED_PRECONDITION. The change would leave no enabled user with the role
 	// `admin`. Make another user an admin first.
 	ErrorReason_ERROR_REASON_LAST_ADMIN ErrorReason = 39
@@ -153,6 +157,7 @@ var (
 		32: "ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED",
 		33: "ERROR_REASON_DELEGATION_DENIED",
 		34: "ERROR_REASON_SUBJECT_TOKEN_REFUSED",
+		38: "ERROR_REASON_UPGRADE_UNFINISHED",
 		39: "ERROR_REASON_LAST_ADMIN",
 		40: "ERROR_REASON_TOO_MANY_ATTEMPTS",
 		41: "ERROR_REASON_OVERLOADED",
@@ -189,6 +194,7 @@ var (
 		"ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED": 32,
 		"ERROR_REASON_DELEGATION_DENIED":           33,
 		"ERROR_REASON_SUBJECT_TOKEN_REFUSED":       34,
+		"ERROR_REASON_UPGRADE_UNFINISHED":          38,
 		"ERROR_REASON_LAST_ADMIN":                  39,
 		"ERROR_REASON_TOO_MANY_ATTEMPTS":           40,
 		"ERROR_REASON_OVERLOADED":                  41,
@@ -236,7 +242,7 @@ var File_watchword_v1_error_proto protoreflect.FileDescriptor
 
 const file_watchword_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x18watchword/v1/error.proto\x12\fwatchword.v1*\xa4\t\n" +
+	"\x18watchword/v1/error.proto\x12\fwatchword.v1*\xc9\t\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cERROR_REASON_INVALID_REQUEST\x10\x01\x12\"\n" +
@@ -259,7 +265,8 @@ const file_watchword_v1_error_proto_rawDesc = "" +
 	"\x1aERROR_REASON_ROLE_REQUIRED\x10\x1f\x12,\n" +
 	"(ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED\x10 \x12\"\n" +
 	"\x1eERROR_REASON_DELEGATION_DENIED\x10!\x12&\n" +
-	"\"ERROR_REASON_SUBJECT_TOKEN_REFUSED\x10\"\x12\x1b\n" +
+	"\"ERROR_REASON_SUBJECT_TOKEN_REFUSED\x10\"\x12#\n" +
+	"\x1fERROR_REASON_UPGRADE_UNFINISHED\x10&\x12\x1b\n" +
 	"\x17ERROR_REASON_LAST_ADMIN\x10'\x12\"\n" +
 	"\x1eERROR_REASON_TOO_MANY_ATTEMPTS\x10(\x12\x1b\n" +
 	"\x17ERROR_REASON_OVERLOADED\x10)\x12\x1f\n" +

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/user.proto
 
-// Users and their rights.
+// Users, service accounts and their rights.
 
 package watchwordv1
 
@@ -94,12 +94,13 @@ type User struct {
 	Disabled bool `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
 	// When the user was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// When name, roles, password or state were last changed.
+	// When name, roles, audiences, password or state were last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// By what the account signs in. The kind of an account never changes.
 	Kind UserKind `protobuf:"varint,7,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
 	// For a service account: the audiences by which the service is one of those that
-	// tokens are for, sorted. The service may delegate only tokens for one of them.
+	// tokens are for, sorted; never `watchword`. The service may delegate only tokens for one
+	// of them.
 	Audiences []string `protobuf:"bytes,8,rep,name=audiences,proto3" json:"audiences,omitempty"`
 	// For a service account: the audiences to which the service may carry the identity of
 	// its callers (DelegateToken), sorted; never `watchword`.
@@ -207,7 +208,7 @@ type CreateUserRequest struct {
 	// The name; at most 256 bytes.
 	Username string `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
 	// The first password: --min-password-length characters (15 by default) to 1024
-	// bytes, and none that is guessed early.
+	// bytes, and none that is guessed early. Empty for a service account.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	// The roles; may be empty.
 	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
@@ -478,7 +479,9 @@ type ListUsersRequest struct {
 	// The largest number of users in the page. Not set: 50. Above 1000: 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// `next_page_token` of the earlier page. Empty: the first page.
-	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only accounts of this kind. Not set: every kind.
+	Kind          UserKind `protobuf:"varint,3,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -525,6 +528,13 @@ func (x *ListUsersRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListUsersRequest) GetKind() UserKind {
+	if x != nil {
+		return x.Kind
+	}
+	return UserKind_USER_KIND_UNSPECIFIED
 }
 
 // ListUsersResponse is a page.
@@ -587,9 +597,10 @@ type UpdateUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user's `id`, and the new values of the fields.
 	User *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
-	// The fields to change, of `username`, `roles` and `disabled`. Empty: every
-	// field that is populated, at least one. `*`: all three fields. If every named
-	// field has its new value already, the call succeeds and writes nothing.
+	// The fields to change, of `username`, `roles`, `disabled`, `audiences` and
+	// `delegates_to`. Empty: every field that is populated, at least one. `*`: all five
+	// fields. If every named field has its new value already, the call succeeds and writes
+	// nothing.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -901,11 +912,12 @@ const file_watchword_v1_user_proto_rawDesc = "" +
 	"\busername\x18\x02 \x01(\tH\x00R\busernameB\x05\n" +
 	"\x03key\"9\n" +
 	"\x0fGetUserResponse\x12&\n" +
-	"\x04user\x18\x01 \x01(\v2\x12.watchword.v1.UserR\x04user\"N\n" +
+	"\x04user\x18\x01 \x01(\v2\x12.watchword.v1.UserR\x04user\"z\n" +
 	"\x10ListUsersRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x02 \x01(\tR\tpageToken\"e\n" +
+	"page_token\x18\x02 \x01(\tR\tpageToken\x12*\n" +
+	"\x04kind\x18\x03 \x01(\x0e2\x16.watchword.v1.UserKindR\x04kind\"e\n" +
 	"\x11ListUsersResponse\x12(\n" +
 	"\x05users\x18\x01 \x03(\v2\x12.watchword.v1.UserR\x05users\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"x\n" +
@@ -977,28 +989,29 @@ var file_watchword_v1_user_proto_depIdxs = []int32{
 	0,  // 3: watchword.v1.CreateUserRequest.kind:type_name -> watchword.v1.UserKind
 	1,  // 4: watchword.v1.CreateUserResponse.user:type_name -> watchword.v1.User
 	1,  // 5: watchword.v1.GetUserResponse.user:type_name -> watchword.v1.User
-	1,  // 6: watchword.v1.ListUsersResponse.users:type_name -> watchword.v1.User
-	1,  // 7: watchword.v1.UpdateUserRequest.user:type_name -> watchword.v1.User
-	15, // 8: watchword.v1.UpdateUserRequest.update_mask:type_name -> google.protobuf.FieldMask
-	1,  // 9: watchword.v1.UpdateUserResponse.user:type_name -> watchword.v1.User
-	1,  // 10: watchword.v1.SetPasswordResponse.user:type_name -> watchword.v1.User
-	2,  // 11: watchword.v1.UserService.CreateUser:input_type -> watchword.v1.CreateUserRequest
-	4,  // 12: watchword.v1.UserService.GetUser:input_type -> watchword.v1.GetUserRequest
-	6,  // 13: watchword.v1.UserService.ListUsers:input_type -> watchword.v1.ListUsersRequest
-	8,  // 14: watchword.v1.UserService.UpdateUser:input_type -> watchword.v1.UpdateUserRequest
-	10, // 15: watchword.v1.UserService.DeleteUser:input_type -> watchword.v1.DeleteUserRequest
-	12, // 16: watchword.v1.UserService.SetPassword:input_type -> watchword.v1.SetPasswordRequest
-	3,  // 17: watchword.v1.UserService.CreateUser:output_type -> watchword.v1.CreateUserResponse
-	5,  // 18: watchword.v1.UserService.GetUser:output_type -> watchword.v1.GetUserResponse
-	7,  // 19: watchword.v1.UserService.ListUsers:output_type -> watchword.v1.ListUsersResponse
-	9,  // 20: watchword.v1.UserService.UpdateUser:output_type -> watchword.v1.UpdateUserResponse
-	11, // 21: watchword.v1.UserService.DeleteUser:output_type -> watchword.v1.DeleteUserResponse
-	13, // 22: watchword.v1.UserService.SetPassword:output_type -> watchword.v1.SetPasswordResponse
-	17, // [17:23] is the sub-list for method output_type
-	11, // [11:17] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	0,  // 6: watchword.v1.ListUsersRequest.kind:type_name -> watchword.v1.UserKind
+	1,  // 7: watchword.v1.ListUsersResponse.users:type_name -> watchword.v1.User
+	1,  // 8: watchword.v1.UpdateUserRequest.user:type_name -> watchword.v1.User
+	15, // 9: watchword.v1.UpdateUserRequest.update_mask:type_name -> google.protobuf.FieldMask
+	1,  // 10: watchword.v1.UpdateUserResponse.user:type_name -> watchword.v1.User
+	1,  // 11: watchword.v1.SetPasswordResponse.user:type_name -> watchword.v1.User
+	2,  // 12: watchword.v1.UserService.CreateUser:input_type -> watchword.v1.CreateUserRequest
+	4,  // 13: watchword.v1.UserService.GetUser:input_type -> watchword.v1.GetUserRequest
+	6,  // 14: watchword.v1.UserService.ListUsers:input_type -> watchword.v1.ListUsersRequest
+	8,  // 15: watchword.v1.UserService.UpdateUser:input_type -> watchword.v1.UpdateUserRequest
+	10, // 16: watchword.v1.UserService.DeleteUser:input_type -> watchword.v1.DeleteUserRequest
+	12, // 17: watchword.v1.UserService.SetPassword:input_type -> watchword.v1.SetPasswordRequest
+	3,  // 18: watchword.v1.UserService.CreateUser:output_type -> watchword.v1.CreateUserResponse
+	5,  // 19: watchword.v1.UserService.GetUser:output_type -> watchword.v1.GetUserResponse
+	7,  // 20: watchword.v1.UserService.ListUsers:output_type -> watchword.v1.ListUsersResponse
+	9,  // 21: watchword.v1.UserService.UpdateUser:output_type -> watchword.v1.UpdateUserResponse
+	11, // 22: watchword.v1.UserService.DeleteUser:output_type -> watchword.v1.DeleteUserResponse
+	13, // 23: watchword.v1.UserService.SetPassword:output_type -> watchword.v1.SetPasswordResponse
+	18, // [18:24] is the sub-list for method output_type
+	12, // [12:18] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_watchword_v1_user_proto_init() }

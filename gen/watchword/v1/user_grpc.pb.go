@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: watchword/v1/user.proto
 
-// Users and their rights.
+// Users, service accounts and their rights.
 
 package watchwordv1
 
@@ -33,44 +33,50 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// UserService administers users. Every method asks for a token with the role `admin`
-// and for the audience `watchword` (see LoginRequest).
+// UserService administers users and service accounts. Every method asks for a token with the
+// role `admin` and for the audience `watchword` (see LoginRequest).
 //
-// A change of name or roles makes the user's access tokens TOKEN_STALE: a refresh
-// brings a token with the new rights. A new password, disabling and deleting end
-// every session of the user. Once a call has answered, this server's Verify knows
-// the change.
+// A change of name, roles or audiences makes the access tokens of the account TOKEN_STALE:
+// a refresh, or another exchange, brings a token with the new rights. A new password,
+// disabling and deleting end every session of the user. Disabling and deleting a service
+// account make its access tokens TOKEN_REVOKED, and so the tokens that the service has
+// delegated. Once a call has answered, this server's Verify knows the change.
 //
 // Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
 // for a token without the audience `watchword`, before ROLE_REQUIRED;
 // STORE_UNAVAILABLE.
 type UserServiceClient interface {
-	// CreateUser makes a user.
+	// CreateUser makes a user or a service account.
 	//
-	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; USER_EXISTS; OVERLOADED.
+	// Errors: INVALID_REQUEST, also for a password of a service account and for audiences of a
+	// user; PASSWORD_TOO_WEAK; USER_EXISTS; OVERLOADED; UPGRADE_UNFINISHED for a service
+	// account.
 	CreateUser(ctx context.Context, in *CreateUserRequest, opts ...grpc.CallOption) (*CreateUserResponse, error)
 	// GetUser finds a user by id or by name.
 	//
 	// Errors: INVALID_REQUEST; USER_NOT_FOUND.
 	GetUser(ctx context.Context, in *GetUserRequest, opts ...grpc.CallOption) (*GetUserResponse, error)
-	// ListUsers lists users in order of id (AIP-158).
+	// ListUsers lists users and service accounts in order of id (AIP-158).
 	//
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size.
 	ListUsers(ctx context.Context, in *ListUsersRequest, opts ...grpc.CallOption) (*ListUsersResponse, error)
-	// UpdateUser changes the name, the roles, or whether the user is disabled
-	// (AIP-134). Disabling ends every session. Enabling restores no session.
+	// UpdateUser changes the name, the roles, whether the user is disabled, or the audiences
+	// of a service account (AIP-134). Disabling ends every session. Enabling restores no
+	// session.
 	//
-	// Errors: INVALID_REQUEST; USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change
-	// would leave no enabled user with the role `admin`.
+	// Errors: INVALID_REQUEST, also for another kind and for audiences of a user;
+	// USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change would leave no enabled user of the
+	// kind USER with the role `admin`.
 	UpdateUser(ctx context.Context, in *UpdateUserRequest, opts ...grpc.CallOption) (*UpdateUserResponse, error)
 	// DeleteUser removes a user. This cannot be undone. The name is free again.
 	//
-	// Errors: INVALID_REQUEST; USER_NOT_FOUND; LAST_ADMIN for the last enabled user
-	// with the role `admin`.
+	// Errors: INVALID_REQUEST; USER_NOT_FOUND; LAST_ADMIN for the last enabled user of the
+	// kind USER with the role `admin`.
 	DeleteUser(ctx context.Context, in *DeleteUserRequest, opts ...grpc.CallOption) (*DeleteUserResponse, error)
 	// SetPassword gives a user a new password and ends every session of the user.
 	//
-	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; USER_NOT_FOUND; OVERLOADED.
+	// Errors: INVALID_REQUEST, also for a service account; PASSWORD_TOO_WEAK; USER_NOT_FOUND;
+	// OVERLOADED.
 	SetPassword(ctx context.Context, in *SetPasswordRequest, opts ...grpc.CallOption) (*SetPasswordResponse, error)
 }
 
@@ -146,44 +152,50 @@ func (c *userServiceClient) SetPassword(ctx context.Context, in *SetPasswordRequ
 // All implementations must embed UnimplementedUserServiceServer
 // for forward compatibility.
 //
-// UserService administers users. Every method asks for a token with the role `admin`
-// and for the audience `watchword` (see LoginRequest).
+// UserService administers users and service accounts. Every method asks for a token with the
+// role `admin` and for the audience `watchword` (see LoginRequest).
 //
-// A change of name or roles makes the user's access tokens TOKEN_STALE: a refresh
-// brings a token with the new rights. A new password, disabling and deleting end
-// every session of the user. Once a call has answered, this server's Verify knows
-// the change.
+// A change of name, roles or audiences makes the access tokens of the account TOKEN_STALE:
+// a refresh, or another exchange, brings a token with the new rights. A new password,
+// disabling and deleting end every session of the user. Disabling and deleting a service
+// account make its access tokens TOKEN_REVOKED, and so the tokens that the service has
+// delegated. Once a call has answered, this server's Verify knows the change.
 //
 // Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
 // for a token without the audience `watchword`, before ROLE_REQUIRED;
 // STORE_UNAVAILABLE.
 type UserServiceServer interface {
-	// CreateUser makes a user.
+	// CreateUser makes a user or a service account.
 	//
-	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; USER_EXISTS; OVERLOADED.
+	// Errors: INVALID_REQUEST, also for a password of a service account and for audiences of a
+	// user; PASSWORD_TOO_WEAK; USER_EXISTS; OVERLOADED; UPGRADE_UNFINISHED for a service
+	// account.
 	CreateUser(context.Context, *CreateUserRequest) (*CreateUserResponse, error)
 	// GetUser finds a user by id or by name.
 	//
 	// Errors: INVALID_REQUEST; USER_NOT_FOUND.
 	GetUser(context.Context, *GetUserRequest) (*GetUserResponse, error)
-	// ListUsers lists users in order of id (AIP-158).
+	// ListUsers lists users and service accounts in order of id (AIP-158).
 	//
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size.
 	ListUsers(context.Context, *ListUsersRequest) (*ListUsersResponse, error)
-	// UpdateUser changes the name, the roles, or whether the user is disabled
-	// (AIP-134). Disabling ends every session. Enabling restores no session.
+	// UpdateUser changes the name, the roles, whether the user is disabled, or the audiences
+	// of a service account (AIP-134). Disabling ends every session. Enabling restores no
+	// session.
 	//
-	// Errors: INVALID_REQUEST; USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change
-	// would leave no enabled user with the role `admin`.
+	// Errors: INVALID_REQUEST, also for another kind and for audiences of a user;
+	// USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change would leave no enabled user of the
+	// kind USER with the role `admin`.
 	UpdateUser(context.Context, *UpdateUserRequest) (*UpdateUserResponse, error)
 	// DeleteUser removes a user. This cannot be undone. The name is free again.
 	//
-	// Errors: INVALID_REQUEST; USER_NOT_FOUND; LAST_ADMIN for the last enabled user
-	// with the role `admin`.
+	// Errors: INVALID_REQUEST; USER_NOT_FOUND; LAST_ADMIN for the last enabled user of the
+	// kind USER with the role `admin`.
 	DeleteUser(context.Context, *DeleteUserRequest) (*DeleteUserResponse, error)
 	// SetPassword gives a user a new password and ends every session of the user.
 	//
-	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; USER_NOT_FOUND; OVERLOADED.
+	// Errors: INVALID_REQUEST, also for a service account; PASSWORD_TOO_WEAK; USER_NOT_FOUND;
+	// OVERLOADED.
 	SetPassword(context.Context, *SetPasswordRequest) (*SetPasswordResponse, error)
 	mustEmbedUnimplementedUserServiceServer()
 }

@@ -61,6 +61,7 @@ type World struct {
 	Verifier *authn.Verifier
 	Alice    *store.User // has the role writer
 
+	uri   string
 	pool  *password.Pool
 	parts session.Dependencies
 }
@@ -93,7 +94,7 @@ func Repeats(n int) Setting { return func(c *session.Config) { c.Repeats = n } }
 func On(t *testing.T, uri string, prepare func(*feed.Feed), settings ...Setting) *World {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &World{}
+	w := &World{uri: uri}
 	var err error
 	check := func() {
 		t.Helper()
@@ -135,6 +136,19 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed), settings ...Setting)
 	w.Alice, err = user.New(w.Store, feed.Direct(w.Store), pool, w.Audit).Create(ctx, caller.AtCommandLine, "alice", user.Roles{"writer"}, Parse(t, Password))
 	check()
 	return w
+}
+
+// Service makes a service account.
+func (w *World) Service(t *testing.T, name user.Name) *store.User {
+	t.Helper()
+	if err := store.Finish(t.Context(), w.uri, ""); err != nil {
+		t.Fatal(err)
+	}
+	row, err := w.Users.CreateService(t.Context(), caller.AtCommandLine, user.Service{Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return row
 }
 
 // Bounded returns the sessions and logins of a server that gives one user at most

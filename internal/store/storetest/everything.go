@@ -131,8 +131,9 @@ func readEverything(t testing.TB, s *store.Store, u *store.User) {
 		_, err10 := tx.UserIDs(u.Username, 10)
 		_, err11 := tx.ThrottleBuckets([2]int64{1, 2})
 		_, err12 := tx.IsRecent(newSession("s", u.ID), 10)
-		_, err14 := tx.Services("", 10)
-		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10, err11, err12, err13, err14)
+		_, err14 := tx.UsersOf(store.KindService, "", 10)
+		_, err15 := tx.UsersOf(store.KindUser, "", 10)
+		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10, err11, err12, err13, err14, err15)
 	})
 	if err != nil {
 		t.Error(err)

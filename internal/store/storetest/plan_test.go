@@ -123,7 +123,7 @@ func TestListsReadTheirPage(t *testing.T) {
 			return err
 		}, 2 * limit},
 		"users":       {func(tx *store.Tx) error { _, err := tx.Users("gone", limit); return err }, limit + 1}, // and the floor
-		"services":    {func(tx *store.Tx) error { _, err := tx.Services("", limit); return err }, 1},
+		"services":    {func(tx *store.Tx) error { _, err := tx.UsersOf(store.KindService, "", limit); return err }, 1},
 		"all records": {func(tx *store.Tx) error { _, _, err := tx.Audit(store.AuditFilter{}, limit, 50); return err }, limit + 1},
 		"a type": {func(tx *store.Tx) error {
 			_, _, err := tx.Audit(store.AuditFilter{Type: "login"}, limit, 50)

@@ -103,7 +103,7 @@ func newUser(id, username string) *store.User {
 	now := time.Now().UTC().Truncate(time.Microsecond)
 	return &store.User{
 		ID: id, Username: username, PasswordHash: "$hash", Roles: []string{"reader", "writer"}, Version: 7,
-		Audiences: []string{}, DelegatesTo: []string{}, CreatedAt: now, UpdatedAt: now,
+		CreatedAt: now, UpdatedAt: now,
 	}
 }
 

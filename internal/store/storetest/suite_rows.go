@@ -29,7 +29,6 @@ func testUsers(t *testing.T, new func(testing.TB) string) {
 	}
 	alice.PasswordHash, alice.Roles, alice.Disabled, alice.Version, alice.RevokedBelow = "", nil, true, 1<<40, 1<<39
 	alice.UpdatedAt, alice.DeletedAt = alice.UpdatedAt.Add(time.Hour), alice.UpdatedAt.Add(2*time.Hour)
-	alice.Roles = []string{}
 	write(t, s, func(tx *store.Tx) error { return tx.UpdateUser(alice) })
 	byID, _, err1, err2 = find()
 	if err1 != nil || !reflect.DeepEqual(byID, alice) || !errors.Is(err2, store.ErrNotFound) {
@@ -126,8 +125,8 @@ func testServices(t *testing.T, new func(testing.TB) string) {
 		read(t, s, func(tx *store.Tx) error {
 			byID, err1 := tx.User(search.ID)
 			byName, err2 := tx.UserByName(search.Username)
-			all, err3 := tx.Services("", 10)
-			rest, err4 := tx.Services(search.ID, 10)
+			all, err3 := tx.UsersOf(store.KindService, "", 10)
+			rest, err4 := tx.UsersOf(store.KindService, search.ID, 10)
 			if !reflect.DeepEqual(byID, search) || !reflect.DeepEqual(byName, search) || !reflect.DeepEqual(all, []*store.User{search}) || len(rest) > 0 {
 				t.Errorf("%+v, %+v, %+v and then %+v; want %+v", byID, byName, all, rest, search)
 			}
@@ -138,7 +137,7 @@ func testServices(t *testing.T, new func(testing.TB) string) {
 		})
 	}
 	want()
-	search.Audiences, search.DelegatesTo = []string{}, []string{"billing", "index"}
+	search.Audiences, search.DelegatesTo = nil, []string{"billing", "index"}
 	write(t, s, func(tx *store.Tx) error { return tx.UpdateUser(search) })
 	want()
 }
