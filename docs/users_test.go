@@ -22,7 +22,8 @@ const (
 	documentedHTTP = "127.0.0.1:8080"
 )
 
-// The commands of the README for users and of the page for the first week, on one server.
+// The commands of the README for users, and of the pages for service accounts and for the first
+// week, on one server.
 func TestCommandsOfTheDocuments(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds and runs the server")
@@ -34,6 +35,7 @@ func TestCommandsOfTheDocuments(t *testing.T) {
 	}
 	s := serveIn(t, folderWithProgram(t))
 	t.Run("README", s.users)
+	t.Run("service accounts", s.services)
 	t.Run("first week", s.firstWeek)
 }
 
@@ -52,11 +54,25 @@ func (s *served) users(t *testing.T) {
 	}
 }
 
+// step is what a block of commands has, reads and prints.
+type step struct{ command, input, output string }
+
+// Every block of the page for service accounts, in the order of the page.
+func (s *served) services(t *testing.T) {
+	s.page(t, "docs/services.md", []step{
+		{"export WATCHWORD_ADDR=" + documentedGRPC, "", ""},
+		{"login admin", s.password, ""},
+		{"service create search", "", "audiences     search"},
+		{"service set notes", "", " billing,index  enabled "},
+		{"service delete notes", "", ""},
+		{"audit --user search", "", "user.created"},
+	})
+}
+
 // Every block of the first week, in the order of the page.
 func (s *served) firstWeek(t *testing.T) {
 	const aPassword = "correct horse battery\n"
-	steps := blocks(read(t, "docs/first-week.md"), "bash")
-	wants := []struct{ command, input, output string }{
+	s.page(t, "docs/first-week.md", []step{
 		{"export WATCHWORD_ADDR=" + documentedGRPC, "", ""},
 		{"login admin", s.password, ""},
 		{"user create dana", aPassword, ""},
@@ -71,7 +87,13 @@ func (s *served) firstWeek(t *testing.T) {
 		{"key rotate --wait", "", "every watcher has the change"},
 		{"mv ", "", ""},
 		{"logout", "", ""},
-	}
+	})
+}
+
+// page runs every block of a page. The first block sets the variables for the others.
+func (s *served) page(t *testing.T, path string, wants []step) {
+	t.Helper()
+	steps := blocks(read(t, path), "bash")
 	if len(steps) != len(wants) {
 		t.Fatalf("the page has %d blocks, want %d", len(steps), len(wants))
 	}

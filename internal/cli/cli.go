@@ -17,6 +17,7 @@ import (
 	"math"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime/debug"
 	"syscall"
 
@@ -56,6 +57,7 @@ type root struct {
 	Backup      backupCmd      `cmd:"" help:"Write a copy of a SQLite database into a new file, also while a server runs."`
 	Datastore   datastoreCmd   `cmd:"" help:"Move the database, or prepare a restored one."`
 	User        userCmd        `cmd:"" help:"Administer users, on a running server or in the database."`
+	Service     serviceCmd     `cmd:"" help:"Administer service accounts, on a running server or in the database."`
 	Session     sessionCmd     `cmd:"" help:"Administer sessions, on a running server or in the database."`
 	Key         keyCmd         `cmd:"" help:"Administer signing keys, on a running server or in the database."`
 	Watchers    watchersCmd    `cmd:"" help:"List the verifiers that watch the servers, at every replica."`
@@ -212,7 +214,10 @@ func (d datastore) with(ctx context.Context, do func(*store.Store) error) error 
 	return errors.Join(do(s), s.Close())
 }
 
-type migrateCmd struct{ datastore }
+type migrateCmd struct {
+	datastore
+	Finish bool `help:"Afterwards exclude earlier versions of Watchword, which do not know service accounts. Use this when every server is of this version: there is no way back to an earlier version."`
+}
 
 // Run brings the schema up to date, and makes a missing SQLite database. On SQLite every
 // command that opens the database brings the schema up to date, except backup; on
@@ -226,5 +231,22 @@ func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
 		return err
 	}
 	fmt.Fprintln(t.Err, "the schema is up to date")
+	if c.Finish {
+		if err := store.Finish(ctx, c.DatastoreURI, releaseOrNone()); err != nil {
+			return err
+		}
+		fmt.Fprintln(t.Err, "earlier versions of Watchword cannot use the database any more")
+	}
 	return nil
+}
+
+// release matches the number of a released version.
+var release = regexp.MustCompile(`^v\d+\.\d+\.\d+$`)
+
+// releaseOrNone returns the number of this version, and "" between two released versions.
+func releaseOrNone() string {
+	if v := version.String(); release.MatchString(v) {
+		return v
+	}
+	return ""
 }

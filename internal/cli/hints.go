@@ -71,6 +71,10 @@ func hint(err error) string {
 		return "; run: watchword migrate --datastore-uri …"
 	case errors.Is(err, store.ErrSchema):
 		return "; run a newer watchword"
+	case errors.As(err, new(*store.EarlierError)):
+		return "; replace these servers by this version, and run the command again"
+	case errors.Is(err, store.ErrUnfinished):
+		return "; run: watchword migrate --finish --datastore-uri …"
 	case errors.Is(err, store.ErrRights):
 		return "; on PostgreSQL 15 and newer, a role that does not own the database needs: GRANT USAGE, CREATE ON SCHEMA public TO that role"
 	case errors.Is(err, server.ErrDamagedMAC):

@@ -78,8 +78,17 @@ func rolesOf(names []string) error {
 	return nil
 }
 
-// change finds the user, and calls do with the user. Errors: USER_NOT_FOUND with the name.
-func (n *named) change(ctx context.Context, t Terminal, local server.LocalConfig, do func(context.Context, watchwordv1.UserServiceClient, *watchwordv1.User) error) error {
+// change finds the user, and calls do with the user. Errors: USER_NOT_FOUND with the name; one
+// that names the commands for a service account.
+func (n *named) change(ctx context.Context, t Terminal, local server.LocalConfig, do accountChange) error {
+	return n.changeOf(ctx, t, watchwordv1.UserKind_USER_KIND_USER, local, do)
+}
+
+// accountChange changes or shows an account.
+type accountChange func(context.Context, watchwordv1.UserServiceClient, *watchwordv1.User) error
+
+// changeOf is [named.change] for an account of a kind.
+func (n *named) changeOf(ctx context.Context, t Terminal, kind watchwordv1.UserKind, local server.LocalConfig, do accountChange) error {
 	if err := username(n.Name); err != nil {
 		return err
 	}
@@ -88,7 +97,13 @@ func (n *named) change(ctx context.Context, t Terminal, local server.LocalConfig
 		if err != nil {
 			return err
 		}
-		return do(ctx, watchwordv1.NewUserServiceClient(conn), u)
+		switch {
+		case u.GetKind() == kind:
+			return do(ctx, watchwordv1.NewUserServiceClient(conn), u)
+		case u.GetKind() == watchwordv1.UserKind_USER_KIND_SERVICE:
+			return fmt.Errorf("%s is a service account, which has no password and no session: use the commands of watchword service", u.GetUsername())
+		}
+		return fmt.Errorf("%s is a user, and no service account: use the commands of watchword user", u.GetUsername())
 	})
 }
 
@@ -122,14 +137,14 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 			Username: c.Name, Password: pw, Roles: c.Role,
 		})
 		if err == nil {
-			t.printMade(resp.GetUser())
+			t.printMade("user", resp.GetUser())
 		}
 		return err
 	})
 }
 
-// printMade prints a new user.
-func (t Terminal) printMade(u *watchwordv1.User) {
+// printMade prints a new account. kind is the kind of the account as words.
+func (t Terminal) printMade(kind string, u *watchwordv1.User) {
 	if !t.outIsTerminal() {
 		fmt.Fprintln(t.Out, u.GetId())
 		return
@@ -138,7 +153,7 @@ func (t Terminal) printMade(u *watchwordv1.User) {
 	if len(u.GetRoles()) > 0 {
 		roles = "the roles " + strings.Join(u.GetRoles(), ", ")
 	}
-	fmt.Fprintf(t.Out, "made the user %s with %s and the id %s\n", u.GetUsername(), roles, u.GetId())
+	fmt.Fprintf(t.Out, "made the %s %s with %s and the id %s\n", kind, u.GetUsername(), roles, u.GetId())
 }
 
 type userListCmd struct {
@@ -146,22 +161,27 @@ type userListCmd struct {
 	asJSON
 }
 
-// Run lists all users, a page at a time: each page is a transaction of its own, and a
-// long list blocks nothing.
+// eachUser returns a function that calls show for each account of a kind, a page at a time: each
+// page is a transaction of its own, and a long list blocks nothing.
+func eachUser(ctx context.Context, conn grpc.ClientConnInterface, kind watchwordv1.UserKind) func(show func(*watchwordv1.User) error) error {
+	users := watchwordv1.NewUserServiceClient(conn)
+	return func(show func(*watchwordv1.User) error) error {
+		return pages(func(token string) (string, error) {
+			resp, err := users.ListUsers(ctx, &watchwordv1.ListUsersRequest{PageSize: pageSize, PageToken: token, Kind: kind})
+			for _, u := range resp.GetUsers() {
+				if err := show(u); err != nil {
+					return "", err
+				}
+			}
+			return resp.GetNextPageToken(), err
+		})
+	}
+}
+
+// Run lists all users; `watchword service list` lists the service accounts.
 func (c *userListCmd) Run(ctx context.Context, t Terminal) error {
 	return c.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {
-		users := watchwordv1.NewUserServiceClient(conn)
-		each := func(show func(*watchwordv1.User) error) error {
-			return pages(func(token string) (string, error) {
-				resp, err := users.ListUsers(ctx, &watchwordv1.ListUsersRequest{PageSize: pageSize, PageToken: token})
-				for _, u := range resp.GetUsers() {
-					if err := show(u); err != nil {
-						return "", err
-					}
-				}
-				return resp.GetNextPageToken(), err
-			})
-		}
+		each := eachUser(ctx, conn, watchwordv1.UserKind_USER_KIND_USER)
 		return list(t, c.asJSON, "ID\tUSERNAME\tROLES\tSTATE\tCREATED", each, func(u *watchwordv1.User) []string {
 			return []string{u.GetId(), u.GetUsername(), strings.Join(u.GetRoles(), ","), userState(u), moment(u.GetCreatedAt())}
 		})

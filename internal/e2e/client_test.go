@@ -146,6 +146,7 @@ var codeOf = map[string]codes.Code{
 	"REFRESH_TOKEN_EXPIRED": codes.Unauthenticated,
 	"AUDIENCE_MISMATCH":     codes.Unauthenticated,
 	"BUNDLE_STALE":          codes.Unavailable,
+	"STORE_UNAVAILABLE":     codes.Unavailable,
 	"OVERLOADED":            codes.ResourceExhausted,
 	"TOO_MANY_ATTEMPTS":     codes.ResourceExhausted,
 	"USER_DISABLED":         codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc/resolver/manual"
 
 	"github.com/watchword-auth/watchword/authn/tokensource"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
 // earlier is the commit of the version that an upgrade starts from.
@@ -68,7 +70,8 @@ func releases(t *testing.T) (before, now release) {
 
 // TestSlowUpgrade replaces the replicas of the earlier version by the present one and back
 // again, one after the other, under load on one PostgreSQL database. No call fails, and no
-// revocation is lost. Calls are sent again only by the retries of [tokensource.Dial].
+// revocation is lost. Calls are sent again only by the retries of [tokensource.Dial]. After the
+// end of the upgrade the earlier version does no harm.
 func TestSlowUpgrade(t *testing.T) {
 	slow(t)
 	before, now := releases(t)
@@ -90,6 +93,35 @@ func TestSlowUpgrade(t *testing.T) {
 	f.replace(t, l, b, now, "both replicas of the present version again")
 	l.end(t)
 	t.Log(l.transcript())
+	f.exclude(t, before, now)
+}
+
+// exclude finishes the upgrade while a server of the earlier version runs. That server is so
+// old that no row tells of it. It turns unready and can take no rights away, and none starts.
+func (f *mixture) exclude(t *testing.T, before, now release) {
+	t.Helper()
+	old := f.serve(t, before, nil)
+	wantOK(t, "readiness of the earlier version", ready(old))
+	c := dial(t, old.grpcAddr)
+	admin := c.login(t, "admin", f.admin, "watchword")
+	user := c.create(t, admin, "of-the-earlier-version", newPassword())
+	disable := &watchwordv1.UpdateUserRequest{User: &watchwordv1.User{Id: user.GetId(), Disabled: true}}
+	wantExit(t, 0, run(t, f.command(now, "migrate", "--finish")))
+	_, err := c.UpdateUser(bearer(callCtx(t), admin), disable)
+	wantRefusal(t, "a change by the earlier version", err, "STORE_UNAVAILABLE")
+	eventually(t, startTimeout, "the server of the earlier version is not ready", func() error {
+		if ready(old) == nil {
+			return errors.New("ready")
+		}
+		return nil
+	})
+	refused := run(t, func() *exec.Cmd { cmd := f.serveCommand(f.uri); cmd.Path = before.watchword; return cmd }())
+	if wantExit(t, 1, refused); !strings.Contains(refused.stderr, "which cannot work with it") {
+		t.Errorf("a start of the earlier version says %q", refused.stderr)
+	}
+	wantExit(t, 0, run(t, f.command(now, "service", "create", "search")))
+	_, err = dial(t, f.replicas[0].grpcAddr).UpdateUser(bearer(callCtx(t), admin), disable)
+	wantOK(t, "the change by the present version", err)
 }
 
 // mixture holds replicas of several versions on one database.

@@ -11,8 +11,9 @@ import (
 )
 
 // TestSlowUpgradeOfAFile runs the earlier version, the present one, and both again, one after
-// the other, on one SQLite file. Sessions continue and revocations stay. A schema that
-// excludes the earlier version is refused with a clear message, and loses nothing.
+// the other, on one SQLite file. Sessions continue and revocations stay. The first service
+// account excludes the earlier version, which is refused with a clear message, and loses
+// nothing.
 func TestSlowUpgradeOfAFile(t *testing.T) {
 	slow(t)
 	before, now := releases(t)
@@ -50,16 +51,14 @@ func TestSlowUpgradeOfAFile(t *testing.T) {
 		gone = append(gone, pair)
 	}
 
-	setFloor := "UPDATE settings SET value = $1 WHERE name = 'schema_floor'"
-	inDatabase(t, s, setFloor, "99999")
+	wantExit(t, 0, cli(t, dir, "", "service", "create", "search", "--datastore-uri", database(dir)))
 	s.stop(t)
 	refused := run(t, exec.Command(before.watchword, serveArgs(dir)...))
 	wantExit(t, 1, refused)
 	if !strings.Contains(refused.stderr, "which cannot work with it") || !strings.Contains(refused.stderr, "run a newer watchword") {
 		t.Errorf("the refusal says %q", refused.stderr)
 	}
-	inDatabase(t, s, setFloor, "3")
-	c = serveBy(before)
+	c = serveBy(now)
 	_, err := c.verify(callCtx(t), stays)
 	wantOK(t, "the session of before, after the refusal", err)
 }

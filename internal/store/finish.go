@@ -83,7 +83,7 @@ func (tx *Tx) floor() (int64, error) {
 	return strconv.ParseInt(value, 10, 64)
 }
 
-// excludeBefore excludes the programs whose newest migration is older than floor. release is
+// excludeBefore excludes the programs with a newest migration before floor. release is
 // the oldest version that is not excluded; empty if the number is unknown. Errors: a
 // *EarlierError.
 func (tx *Tx) excludeBefore(floor int64, release string) error {

@@ -84,7 +84,9 @@ var audience = regexp.MustCompile(`^[A-Za-z0-9._~:/?#@!$*+=-]+$`)
 var AudienceForm = fmt.Sprintf("%s, with at most %d characters", audience, maxAudienceLength)
 
 // IsAudience returns whether name has the form of an audience.
-func IsAudience(name string) bool { return len(name) <= maxAudienceLength && audience.MatchString(name) }
+func IsAudience(name string) bool {
+	return len(name) <= maxAudienceLength && audience.MatchString(name)
+}
 
 // Audiences holds sorted audiences without duplicates.
 type Audiences []string
