@@ -48,7 +48,8 @@ const aliveFor = 25 * time.Second
 
 // Finish ends the upgrade of a database to this program's schema: no earlier program works with
 // the database any more. release is the version of this program, for people. Errors: those of
-// [Open]; a *EarlierError; ErrRights if the role of PostgreSQL does not own the tables.
+// [Open]; a *EarlierError; one without a sentinel if the role of PostgreSQL does not own the
+// tables.
 func Finish(ctx context.Context, uri, release string) error {
 	s, err := OpenExisting(ctx, uri)
 	if err != nil {
@@ -56,7 +57,7 @@ func Finish(ctx context.Context, uri, release string) error {
 	}
 	err = s.Write(ctx, func(tx *Tx) error { return tx.excludeBefore(s.schema, release) })
 	if sqlState(err) == insufficientPrivilege {
-		err = fmt.Errorf("%w: %w", ErrRights, err)
+		err = fmt.Errorf("the role must own the tables of the database, as the role of a migration does: %w", err)
 	}
 	return errors.Join(err, s.Close())
 }
