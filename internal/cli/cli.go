@@ -240,12 +240,10 @@ func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
 	return nil
 }
 
-// release matches the number of a released version.
-var release = regexp.MustCompile(`^v\d+\.\d+\.\d+$`)
-
 // releaseOrNone returns the number of this version, and "" between two released versions.
 func releaseOrNone() string {
-	if v := version.String(); release.MatchString(v) {
+	v := version.String()
+	if released, _ := regexp.MatchString(`^v\d+\.\d+\.\d+$`, v); released {
 		return v
 	}
 	return ""

@@ -159,14 +159,17 @@ func TestChangesForTheOtherKind(t *testing.T) {
 // A service account with the role admin may administer, and is never the last admin.
 func TestAServiceIsNoLastAdmin(t *testing.T) {
 	eachEngine(t, func(t *testing.T, f *fixture) {
-		last, service := f.create(t, "admin", caller.Admin), f.service(t, "robot", caller.Admin)
+		service := f.service(t, "robot", caller.Admin)
+		for name, demote := range demotions {
+			robot := f.service(t, user.Name("robot-"+name), caller.Admin)
+			if err := demote(t.Context(), f.Users, robot.ID); err != nil {
+				t.Errorf("%s a service account where there is no admin: %v", name, err)
+			}
+		}
+		last := f.create(t, "admin", caller.Admin)
 		for name, demote := range demotions {
 			if err := demote(t.Context(), f.Users, last.ID); !errors.Is(err, user.ErrLastAdmin) {
 				t.Errorf("%s the last admin beside a service account: %v", name, err)
-			}
-			robot := f.service(t, user.Name("robot-"+name), caller.Admin)
-			if err := demote(t.Context(), f.Users, robot.ID); err != nil {
-				t.Errorf("%s a service account: %v", name, err)
 			}
 		}
 		by := caller.Caller{
@@ -195,11 +198,14 @@ func TestAServiceIsNoLastAdmin(t *testing.T) {
 		if err := check(); !errors.Is(err, caller.ErrStale) {
 			t.Errorf("after a change of delegates_to: %v", err)
 		}
-		if _, err := f.Update(t.Context(), operator, service.ID, user.Change{Disabled: new(true)}); err != nil {
+		disabled, err := f.Update(t.Context(), operator, service.ID, user.Change{Disabled: new(true)})
+		if err != nil {
 			t.Fatal(err)
 		}
-		if err := check(); !errors.Is(err, caller.ErrRevoked) {
-			t.Errorf("disabled: %v", err)
+		for _, by.Version = range []int64{by.Version, disabled.Version} {
+			if err := check(); !errors.Is(err, caller.ErrRevoked) {
+				t.Errorf("disabled, with the version %d: %v", by.Version, err)
+			}
 		}
 	})
 }
