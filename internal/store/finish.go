@@ -43,8 +43,8 @@ func (e *EarlierError) Error() string {
 func (e *EarlierError) Is(target error) bool { return target == ErrUnfinished }
 
 // aliveFor is the time for which a row of the table replicas shows that a server runs: a
-// server writes its row every ten seconds, and deletes the row when it stops.
-const aliveFor = 25 * time.Second
+// server writes its row once a minute, and deletes the row when it stops.
+const aliveFor = 2*time.Minute + 5*time.Second
 
 // Finish ends the upgrade of a database to this program's schema: no earlier program works with
 // the database any more. release is the version of this program, for people. Errors: those of

@@ -59,7 +59,7 @@ func TestFinish(t *testing.T) {
 			id      int
 			address string
 			written int64
-		}{{1, "runs:50051", now}, {2, "ended:50051", now - time.Minute.Microseconds()}} {
+		}{{1, "runs:50051", now}, {2, "ended:50051", now - (3 * time.Minute).Microseconds()}} {
 			if err := store.Exec(t, s, earlierReplica, replica.id, replica.address, 0, replica.written, []byte{1}); err != nil {
 				t.Fatal(err)
 			}
