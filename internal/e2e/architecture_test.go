@@ -37,6 +37,7 @@ var mayImport = map[string][]string{
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},
+	"internal/federation":      {"internal/audit", "internal/caller", "internal/feed", "internal/store", "internal/user"},
 	"internal/feed":            {gen, "internal/hub", "internal/spans", "internal/store", "internal/token"},
 	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share", "internal/spans"},
 	"internal/hub":             {gen, "internal/clock", "internal/count", "internal/share"}, // no database: an upstream stream may fill a hub too
@@ -103,6 +104,7 @@ var mayImportForeign = map[string][]string{
 	"github.com/lib/pq":           {"internal/store"},
 	"github.com/mattn/go-sqlite3": {"internal/store"},
 	"github.com/pressly/goose":    {"internal/store"},
+	"github.com/go-jose/go-jose":  {"internal/federation"},
 	"github.com/golang-jwt/jwt":   {"internal/token"},
 	"golang.org/x/crypto/argon2":  {"internal/password"},
 	"github.com/alecthomas/kong":  {"internal/settings"},
