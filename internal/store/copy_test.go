@@ -47,6 +47,8 @@ func inhabited(t *testing.T, sessions int) (uri string) {
 			tx.InsertMACKey(&store.MACKey{ID: 1, SealedKey: []byte{0, 0xff, '\n', '\\'}, CreatedAt: now}),
 			tx.InsertSigningKey(&store.SigningKey{KID: "k1", Algorithm: "EdDSA", PublicKey: []byte{1}, SealedKey: []byte{}, PublishedAt: now, SignsFrom: now, Counter: 1, Tag: []byte{0}}),
 			tx.InsertSigningKey(&store.SigningKey{KID: "k2", Algorithm: "EdDSA", PublicKey: []byte{2}, SealedKey: []byte{3}, PublishedAt: now, Counter: 1, Tag: []byte{4}}),
+			tx.InsertIssuer(&store.Issuer{Name: "i", Issuer: "https://i", Jwks: "{\"keys\":\t[]}", Discovery: true, MaxLifetime: time.Hour, CreatedAt: now, UpdatedAt: now}),
+			tx.InsertBinding(&store.Binding{ID: "b1", Issuer: "i", Subject: "a\ttab", UserID: "-_", CreatedAt: now, Claims: []store.BoundClaim{{Path: []string{`"`, `\`}, Value: true}}}),
 			tx.InsertAudit(&store.AuditRecord{Type: "login", Success: true, Detail: "a\ttab, a \"quote\" and a \\", Count: 3}),
 		}
 		for i := range sessions {
@@ -97,7 +99,7 @@ func asText(columns []string) string {
 	var texts []string
 	for _, c := range columns {
 		switch c {
-		case "disabled", "success":
+		case "allow_private", "disabled", "discovery", "success":
 			texts = append(texts, fmt.Sprintf("CAST(CAST(%s AS INTEGER) AS TEXT)", c))
 		case "tag", "public_key", "sealed_key", "promises", "certificate", "summary":
 			texts = append(texts, fmt.Sprintf("hex(%s)", c))

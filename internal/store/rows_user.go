@@ -3,6 +3,7 @@ package store
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -163,13 +164,54 @@ func (tx *Tx) UpdateUser(u *User) error {
 		micros(u.UpdatedAt), nullMicros(u.DeletedAt), strings.Join(u.Audiences, " "), strings.Join(u.DelegatesTo, " "))
 }
 
+// raised is SQL for a raised version: a version below $1 becomes $1, and a version of $1 or
+// more grows by one.
+const raised = `CASE WHEN ver >= $1 THEN ver + 1 ELSE $1 END`
+
 // RaiseUsers raises the version of up to limit users, deleted users included, and so
 // ends the users' sessions. A version below `least` becomes `least`; a version of
 // `least` or more grows by one. RaiseUsers reads the users in order of id, beginning after the id
 // `after`, and returns the last id and the number of users.
 func (tx *Tx) RaiseUsers(after string, limit int, least int64) (last string, n int, err error) {
-	const raised = `CASE WHEN ver >= $1 THEN ver + 1 ELSE $1 END`
 	ids, err := queryColumn[string](tx, `UPDATE users SET ver = `+raised+`, revoked_below = `+raised+`, updated_at = $2
 		WHERE id IN (SELECT id FROM users WHERE id > $3 ORDER BY id LIMIT $4) RETURNING id`, least, micros(tx.Now()), after, limit)
 	return slices.Max(append(ids, after)), len(ids), err // RETURNING returns the ids in any order
+}
+
+// Raised is a user with a raised version.
+type Raised struct {
+	UserID  string
+	Version int64
+}
+
+// raiseStep is the number of users in one statement of [Tx.RaiseUsersByID].
+const raiseStep = 100
+
+// raiseByID raises the versions of the users with the ids $3 and following.
+var raiseByID = `UPDATE users SET ver = ` + raised + `, revoked_below = ` + raised + `, updated_at = $2 WHERE id IN (` + placeholders(3, raiseStep) + `) RETURNING id, ver`
+
+// placeholders returns the list of n placeholders of a statement, from a number on.
+func placeholders(from, n int) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = "$" + strconv.Itoa(from+i)
+	}
+	return strings.Join(list, ", ")
+}
+
+// RaiseUsersByID is like [Tx.RaiseUsers] for the users with some ids, and returns the users
+// that the table has.
+func (tx *Tx) RaiseUsersByID(ids []string, least int64) (all []*Raised, err error) {
+	for step := range slices.Chunk(ids, raiseStep) {
+		args := []any{least, micros(tx.Now())}
+		for i := range raiseStep { // the last step repeats an id, so that there is one statement
+			args = append(args, step[min(i, len(step)-1)])
+		}
+		some, err := queryAll(tx, func(r *Raised) []any { return []any{&r.UserID, &r.Version} }, raiseByID, args...)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
+	}
+	return all, nil
 }

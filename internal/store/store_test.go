@@ -353,7 +353,7 @@ func TestUsernamesOfEarlierUsers(t *testing.T) {
 		`DROP TABLE usernames`, `ALTER TABLE audit DROP COLUMN actor_name`, `ALTER TABLE audit DROP COLUMN user_name`,
 		`ALTER TABLE sessions DROP COLUMN repeated`, `ALTER TABLE sessions DROP COLUMN run`,
 		`DROP INDEX users_services`, `ALTER TABLE users DROP COLUMN kind`, `ALTER TABLE users DROP COLUMN audiences`, `ALTER TABLE users DROP COLUMN delegates_to`, `ALTER TABLE events DROP COLUMN program`,
-		`DROP TABLE replicas`, `DROP TABLE watcher_certificates`, `DROP TABLE ticks`, `DROP TABLE throttle`, `DROP INDEX sessions_ended`, `DROP INDEX users_admins`, `ALTER TABLE signing_keys DROP COLUMN counter`, `ALTER TABLE signing_keys DROP COLUMN tag`, `DELETE FROM goose_db_version WHERE version_id >= 6`,
+		`DROP TABLE bindings`, `DROP TABLE issuers`, `DROP TABLE replicas`, `DROP TABLE watcher_certificates`, `DROP TABLE ticks`, `DROP TABLE throttle`, `DROP INDEX sessions_ended`, `DROP INDEX users_admins`, `ALTER TABLE signing_keys DROP COLUMN counter`, `ALTER TABLE signing_keys DROP COLUMN tag`, `DELETE FROM goose_db_version WHERE version_id >= 6`,
 	} {
 		if _, err := db.ExecContext(t.Context(), statement); err != nil {
 			t.Fatal(statement, err)

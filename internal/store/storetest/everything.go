@@ -22,6 +22,7 @@ func TouchEverything(t testing.TB, s *store.Store, n int64) {
 	touchKeys(t, s, n)
 	touchThrottle(t, s, n)
 	touchReplicas(t, s, n)
+	touchIssuers(t, s, u, n)
 	readEverything(t, s, u)
 	err := s.Write(t.Context(), func(tx *store.Tx) error {
 		u.DeletedAt = tx.Now()
@@ -104,6 +105,35 @@ func touchReplicas(t testing.TB, s *store.Store, n int64) {
 		row := &store.Replica{ID: n, Answered: tx.Now(), Summary: []byte{1}}
 		return errors.Join(err1, err2, err3, err4, err5, tx.WriteReplica(row), tx.DeleteReplica(n), tx.PruneReplicas(time.Time{}),
 			tx.SawCertificates([]string{fmt.Sprint("everything", n)}), tx.PruneWatcherCertificates(time.Time{}, 10))
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func touchIssuers(t testing.TB, s *store.Store, u *store.User, n int64) {
+	t.Helper()
+	i := newIssuer(fmt.Sprint("everything", n))
+	b := newBinding(fmt.Sprint("everything", n), i.Name, u.ID)
+	err := s.Write(t.Context(), func(tx *store.Tx) error {
+		err := errors.Join(tx.InsertIssuer(i), tx.UpdateIssuer(i), tx.InsertBinding(b))
+		if err != nil {
+			return err
+		}
+		_, err1 := tx.Issuer(i.Name)
+		_, err2 := tx.IssuerOfTokens(i.Issuer)
+		_, err3 := tx.Issuers("", 10)
+		_, err4 := tx.Binding(b.ID)
+		_, err5 := tx.BindingsOfSubject(i.Name, b.Subject, 10)
+		_, err6 := tx.UsersOfIssuer(i.Name)
+		_, err7 := tx.CountIssuers(10)
+		_, err8 := tx.RaiseUsersByID([]string{u.ID}, 1)
+		for _, f := range []store.BindingFilter{{}, {Issuer: i.Name}, {UserID: u.ID}, {Issuer: i.Name, UserID: u.ID}} {
+			_, err := tx.Bindings(f, "", 10)
+			_, errCount := tx.CountBindings(f, 10)
+			err7 = errors.Join(err7, err, errCount)
+		}
+		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, tx.DeleteBinding(b.ID), tx.DeleteIssuer(i.Name))
 	})
 	if err != nil {
 		t.Error(err)

@@ -25,10 +25,11 @@ var fill = []string{
 	`UPDATE head SET seq = 20000`,
 	`INSERT INTO audit SELECT lpad(to_hex(1700000000000000 + n::bigint * 1000000), 16, '0') || lpad(to_hex(n), 12, '0'), 'login', true, '', 'actor', 'user' || n, 'session' || n, '', '', '', 1 FROM generate_series(1, 20000) n`,
 	`INSERT INTO throttle SELECT n, 1700000000000000, 1700000000000000, '' FROM generate_series(100, 20000) n`,
+	`INSERT INTO bindings SELECT 'binding' || n, 'issuer' || n % 20, 'subject' || n, '[]', 'user' || n % 10000, n FROM generate_series(1, 20000) n`,
 	`ANALYZE`,
 }
 
-var scansAll = regexp.MustCompile(`Seq Scan on (users|usernames|sessions|events|audit|throttle)\b`)
+var scansAll = regexp.MustCompile(`Seq Scan on (users|usernames|sessions|events|audit|throttle|bindings)\b`)
 
 // No statement that the store runs reads all of a table that grows with use,
 // whether it is planned for the arguments that it has or for any.
