@@ -65,6 +65,11 @@ const (
 	KeysResealed        Type = "keys.resealed"
 	DatastoreRestored   Type = "datastore.restored" // every session ended and every key withdrawn, after a backup was restored
 	DatastoreRekeyed    Type = "datastore.rekeyed"  // every session ended and every key replaced, after the master key was lost
+	IssuerCreated       Type = "issuer.created"
+	IssuerUpdated       Type = "issuer.updated"
+	IssuerDeleted       Type = "issuer.deleted"
+	BindingCreated      Type = "binding.created"
+	BindingDeleted      Type = "binding.deleted"
 	Call                Type = "call"               // a refused call; the detail names the method
 )
 
@@ -72,7 +77,8 @@ const (
 var types = []Type{
 	Login, Refresh, RefreshRepeated, RefreshReused, Logout, SessionRevoked, UserSessionsRevoked,
 	UserCreated, UserUpdated, UserDeleted, PasswordChanged, PasswordSet,
-	KeyRotated, KeyRevoked, KeysResealed, DatastoreRestored, DatastoreRekeyed, Call,
+	KeyRotated, KeyRevoked, KeysResealed, DatastoreRestored, DatastoreRekeyed,
+	IssuerCreated, IssuerUpdated, IssuerDeleted, BindingCreated, BindingDeleted, Call,
 }
 
 // ParseType returns the type with a name, for a filter. With a mistyped name, a filter would

@@ -52,7 +52,7 @@ func (l *Local) serveVerify(ctx context.Context, keys *localKeys, audience []str
 	silent := slog.New(slog.DiscardHandler)
 	origin := feed.Origin{Keys: issuer.NewKeySet(master, silent).Read}
 	err = l.store.Read(ctx, func(tx *store.Tx) (err error) {
-		if origin.Issuer, err = tx.Setting(settingIssuer); err == nil {
+		if origin.Issuer, err = tx.Setting(store.OwnIssuer); err == nil {
 			origin.DatabaseID, err = tx.Setting(store.DatabaseID)
 		}
 		return err

@@ -21,9 +21,6 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// settingIssuer names the setting with the issuer, which all replicas share.
-const settingIssuer = "issuer"
-
 // adminName is the name of the first user, made at the first start.
 const adminName = "admin"
 
@@ -111,7 +108,7 @@ func (c *Config) identify(tx *store.Tx, defaultIssuer string) (inst installation
 	if inst.databaseID, err = setOnce(tx, store.DatabaseID, user.NewID()); err != nil {
 		return inst, err
 	}
-	inst.issuer, err = setOnce(tx, settingIssuer, cmp.Or(c.Issuer, defaultIssuer))
+	inst.issuer, err = setOnce(tx, store.OwnIssuer, cmp.Or(c.Issuer, defaultIssuer))
 	switch {
 	case err != nil:
 	case inst.issuer == "":

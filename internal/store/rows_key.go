@@ -2,8 +2,14 @@ package store
 
 import "time"
 
-// DatabaseID names the setting with the random id of the database.
-const DatabaseID = "database_id"
+// Names of settings.
+const (
+	// DatabaseID names the setting with the random id of the database.
+	DatabaseID = "database_id"
+	// OwnIssuer names the setting with the issuer of this installation, which all replicas
+	// share. The first start of a server sets OwnIssuer.
+	OwnIssuer = "issuer"
+)
 
 // SigningKey is a row of the table signing_keys. A time is zero until it is decided.
 type SigningKey struct {

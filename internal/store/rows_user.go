@@ -180,15 +180,16 @@ func (tx *Tx) RaiseUsers(after string, limit int, least int64) (last string, n i
 
 // Raised is a user with a raised version.
 type Raised struct {
-	UserID  string
-	Version int64
+	UserID   string
+	Username string
+	Version  int64
 }
 
 // raiseStep is the number of users in one statement of [Tx.RaiseUsersByID].
 const raiseStep = 100
 
 // raiseByID raises the versions of the users with the ids $3 and following.
-var raiseByID = `UPDATE users SET ver = ` + raised + `, revoked_below = ` + raised + `, updated_at = $2 WHERE id IN (` + placeholders(3, raiseStep) + `) RETURNING id, ver`
+var raiseByID = `UPDATE users SET ver = ` + raised + `, revoked_below = ` + raised + `, updated_at = $2 WHERE id IN (` + placeholders(3, raiseStep) + `) RETURNING id, username, ver`
 
 // placeholders returns the list of n placeholders of a statement, from a number on.
 func placeholders(from, n int) string {
@@ -207,7 +208,7 @@ func (tx *Tx) RaiseUsersByID(ids []string, least int64) (all []*Raised, err erro
 		for i := range raiseStep { // the last step repeats an id, so that there is one statement
 			args = append(args, step[min(i, len(step)-1)])
 		}
-		some, err := queryAll(tx, func(r *Raised) []any { return []any{&r.UserID, &r.Version} }, raiseByID, args...)
+		some, err := queryAll(tx, func(r *Raised) []any { return []any{&r.UserID, &r.Username, &r.Version} }, raiseByID, args...)
 		if err != nil {
 			return nil, err
 		}
