@@ -70,7 +70,7 @@ const (
 	IssuerDeleted       Type = "issuer.deleted"
 	BindingCreated      Type = "binding.created"
 	BindingDeleted      Type = "binding.deleted"
-	Call                Type = "call"               // a refused call; the detail names the method
+	Call                Type = "call" // a refused call; the detail names the method
 )
 
 // types lists the types of events.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"math"
-	"reflect"
 	"slices"
 
 	"github.com/watchword-auth/watchword/internal/audit"
@@ -54,7 +53,7 @@ func (r *Registry) checkPlace(tx *store.Tx, row *store.Binding) error {
 		return err
 	}
 	for _, other := range same {
-		if reflect.DeepEqual(other.Claims, row.Claims) {
+		if slices.EqualFunc(other.Claims, row.Claims, sameClaim) {
 			return invalid("subject", "has the binding %s with the same claims already", other.ID)
 		}
 	}
@@ -114,6 +113,8 @@ func (r *Registry) remove(ctx context.Context, tx *feed.Tx, by caller.Caller, b 
 	}
 	return r.audit.Record(ctx, tx.Tx, audit.OfBinding(audit.BindingDeleted, by, b, username))
 }
+
+func sameClaim(a, b store.BoundClaim) bool { return slices.Equal(a.Path, b.Path) && a.Value == b.Value }
 
 // judged lists the claims that an exchange judges by rules of its own.
 var judged = []string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti"}

@@ -146,8 +146,9 @@ func (r *Registry) Issuers(ctx context.Context, after string, limit int) (rows [
 }
 
 // Change holds the new values for [Registry.UpdateIssuer]. For a nil field, the old value
-// stays.
+// stays. Issuer is empty, or the claim `iss` as it is: another value is refused.
 type Change struct {
+	Issuer       string
 	Source       *Source
 	CAPEM        *string
 	MaxLifetime  *time.Duration
@@ -168,6 +169,9 @@ func (r *Registry) UpdateIssuer(ctx context.Context, by caller.Caller, name stri
 	err = r.write(ctx, by, func(tx *feed.Tx) error {
 		if row, err = findIssuer(tx.Tx, name); err != nil {
 			return err
+		}
+		if change.Issuer != "" && change.Issuer != row.Issuer {
+			return invalid("issuer", "cannot be changed: create another issuer")
 		}
 		before := *row
 		change.apply(row)

@@ -170,7 +170,7 @@ func TestIssuersAreKept(t *testing.T) {
 // A page has no more than fits into a gRPC message, whatever the issuers have.
 func TestPagesOfIssuers(t *testing.T) {
 	eachEngine(t, func(t *testing.T, w *world) {
-		large := w.keys + strings.Repeat(" ", maxKeySetLength-len(w.keys))
+		large := w.keys + strings.Repeat(" ", maxJwksLength-len(w.keys))
 		var want []string
 		for i := range 70 {
 			name := fmt.Sprintf("p-%02d", i)
@@ -185,7 +185,7 @@ func TestPagesOfIssuers(t *testing.T) {
 			pages := 0
 			for after := ""; ; pages++ {
 				rows, next, err := w.Issuers(t.Context(), after, limit)
-				if err != nil || len(rows) == 0 || len(rows) > min(limit, maxPageLength/maxKeySetLength+1) {
+				if err != nil || len(rows) == 0 || len(rows) > min(limit, maxPageLength/maxJwksLength+1) {
 					t.Fatalf("%d issuers after %q, %v", len(rows), after, err)
 				}
 				for _, row := range rows {
@@ -349,6 +349,8 @@ func TestBindingsAreKept(t *testing.T) {
 			}
 		}
 		fewer := w.bind(t, "prod", "s", service) // fewer claims: another binding
+		_, err = w.CreateBinding(t.Context(), operator, store.Binding{Issuer: "prod", Subject: "s", UserID: service})
+		wantField(t, "a second binding without claims", err, "subject")
 		rows, next, err := w.Bindings(t.Context(), store.BindingFilter{UserID: service}, "", 1)
 		if err != nil || len(rows) != 1 || next != rows[0].ID {
 			t.Fatalf("%+v, %q, %v", rows, next, err)

@@ -28,7 +28,8 @@ const (
 
 	maxIssLength     = 512 // bytes; also of a subject, and of the value of a claim
 	maxURLLength     = 2048
-	maxCALength      = 64 << 10
+	maxJwksLength    = 32 << 10 // with the certificates, less than the 64 KiB of a request
+	maxCALength      = 24 << 10
 	maxClaims        = 16
 	maxPathLength    = 8   // names
 	maxClaimName     = 128 // bytes
@@ -75,7 +76,7 @@ func checkSource(row *store.Issuer) error {
 	}
 	switch {
 	case sources != 1:
-		return invalid("jwks", "or jwks_uri or discovery is required, and only one of them")
+		return invalid("jwks", "one of jwks, jwks_uri and discovery is required, and only one")
 	case row.Jwks != "" && row.CAPEM != "":
 		return invalid("ca_pem", "is for keys that are fetched: leave ca_pem empty with jwks")
 	case row.Jwks != "" && row.AllowPrivate:
@@ -104,6 +105,9 @@ func checkSource(row *store.Issuer) error {
 func checkDocument(text string) error {
 	if !store.IsText(text) {
 		return Invalid{"jwks", errForm}
+	}
+	if len(text) > maxJwksLength {
+		return invalid("jwks", "must not be longer than %d bytes; larger key sets can be fetched, by jwks_uri", maxJwksLength)
 	}
 	set, err := parseKeySet([]byte(text))
 	if err != nil {

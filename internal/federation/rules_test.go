@@ -105,6 +105,7 @@ func TestIssuerRules(t *testing.T) {
 		"URL with a large port":         {func(i *store.Issuer) { i.JwksURI = "https://issuer.example:65536/" }, "jwks_uri"},
 		"URL with a space":              {func(i *store.Issuer) { i.JwksURI = "https://issuer .example/" }, "jwks_uri"},
 		"URL too long":                  {func(i *store.Issuer) { i.JwksURI += strings.Repeat("a", 2048) }, "jwks_uri"},
+		"document too long":             {func(i *store.Issuer) { i.JwksURI, i.CAPEM, i.Jwks = "", "", keys+strings.Repeat(" ", 32<<10) }, "jwks"},
 		"document that is no set":       {func(i *store.Issuer) { i.JwksURI, i.CAPEM, i.Jwks = "", "", "{}" }, "jwks"},
 		"document with a secret":        {func(i *store.Issuer) { i.JwksURI, i.CAPEM, i.Jwks = "", "", secret }, "jwks"},
 		"document with a secret too":    {func(i *store.Issuer) { i.JwksURI, i.CAPEM, i.Jwks = "", "", mixed }, "jwks"},

@@ -14,6 +14,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/federation"
 	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/login"
@@ -73,6 +74,9 @@ var refusals = []struct {
 	{user.ErrLastAdmin, codes.FailedPrecondition, watchwordv1.ErrorReason_ERROR_REASON_LAST_ADMIN, "the user is the last enabled admin; make another user an admin first"},
 	{user.ErrExists, codes.AlreadyExists, watchwordv1.ErrorReason_ERROR_REASON_USER_EXISTS, "the username is taken"},
 	{issuer.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND, "no such signing key"},
+	{federation.ErrIssuerNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_ISSUER_NOT_FOUND, "no such trusted issuer"},
+	{federation.ErrIssuerExists, codes.AlreadyExists, watchwordv1.ErrorReason_ERROR_REASON_ISSUER_EXISTS, "a trusted issuer with this name or this claim iss exists already"},
+	{federation.ErrBindingNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_BINDING_NOT_FOUND, "no such binding"},
 	{errNoCertificate, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED, "a client certificate is required"},
 }
 

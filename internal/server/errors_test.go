@@ -53,6 +53,7 @@ var codeOf = map[string]codes.Code{
 	"OVERLOADED": codes.ResourceExhausted, "USER_NOT_FOUND": codes.NotFound, "USER_EXISTS": codes.AlreadyExists, "LAST_ADMIN": codes.FailedPrecondition,
 	"UPGRADE_UNFINISHED": codes.FailedPrecondition,
 	"SESSION_NOT_FOUND":  codes.NotFound, "KEY_NOT_FOUND": codes.NotFound, "STORE_UNAVAILABLE": codes.Unavailable,
+	"ISSUER_NOT_FOUND": codes.NotFound, "ISSUER_EXISTS": codes.AlreadyExists, "BINDING_NOT_FOUND": codes.NotFound,
 	"BUNDLE_STALE": codes.Unavailable,
 }
 

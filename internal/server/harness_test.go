@@ -65,6 +65,8 @@ type harness struct {
 	keys     watchwordv1.KeyServiceClient
 	audit    watchwordv1.AuditServiceClient
 
+	federation watchwordv1.FederationServiceClient
+
 	folder, database string
 	announced        string                       // the first admin's password
 	admin            *account                     // logged in
@@ -124,6 +126,7 @@ func launch(folder string, edits ...func(*server.Config)) (*harness, error) {
 		auth: watchwordv1.NewAuthServiceClient(conn), trust: watchwordv1.NewTrustServiceClient(conn),
 		users: watchwordv1.NewUserServiceClient(conn), sessions: watchwordv1.NewSessionServiceClient(conn),
 		keys: watchwordv1.NewKeyServiceClient(conn), audit: watchwordv1.NewAuditServiceClient(conn),
+		federation: watchwordv1.NewFederationServiceClient(conn),
 	}
 	h.stopServing = sync.OnceValue(func() error {
 		cancel()

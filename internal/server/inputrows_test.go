@@ -38,11 +38,14 @@ type population struct {
 	narrow                      string // a refresh token of a session for "internal" alone
 	service                     string // the id of a service account
 	users, alices               string // page tokens, of ListUsers and of ListSessions for Alice
+	federated                   *federated
+	own, document, ca           string // the server's own issuer; a key set and a certificate that are fine
 }
 
 func newPopulation(t *testing.T, h *harness) *population {
 	t.Helper()
 	w := &population{admin: h.admin, alice: h.make(t), bob: h.make(t, "reader"), disabled: h.make(t)}
+	w.federated, w.own, w.document, w.ca = h.federate(t), h.claims(t, h.admin).Issuer, keySet(t), newCA(t)
 	bad := badTokens(t, h)
 	w.expired, w.elsewhere = bad[0].raw, bad[2].raw
 	w.ended = w.disabled.GetRefreshToken()
@@ -208,6 +211,7 @@ func wrongInput(w *population) map[string][]wrong {
 	}
 	maps.Copy(table, wrongForAuth(w))
 	maps.Copy(table, wrongForUsers(w))
+	maps.Copy(table, wrongForFederation(w))
 	maps.Copy(table, wrongForOthers(w))
 	return table
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/federation"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
 	"github.com/watchword-auth/watchword/internal/password"
@@ -42,7 +43,7 @@ type LocalConfig struct {
 	VerifyFor []string
 }
 
-// Local serves UserService, SessionService, KeyService and AuditService on a database, for
+// Local serves UserService, SessionService, KeyService, AuditService and FederationService on a database, for
 // the command line: to one client in this process, over a connection in memory. The client
 // is the operator ([rpc.AsOperator]) and needs no token, since the operator can write the
 // database anyway. Servers that run on the same database learn of the changes by polling,
@@ -84,6 +85,7 @@ func (l *Local) serve(ctx context.Context, cfg LocalConfig) error {
 	keys := &localKeys{cfg: cfg, store: s, audit: record}
 	watchwordv1.RegisterKeyServiceServer(l.grpc, keys)
 	watchwordv1.RegisterAuditServiceServer(l.grpc, &rpc.Audit{Store: s})
+	watchwordv1.RegisterFederationServiceServer(l.grpc, &rpc.Federation{Registry: federation.NewRegistry(s, feed.Direct(s), record)})
 	var err error
 	if len(cfg.VerifyFor) > 0 {
 		err = l.serveVerify(ctx, keys, cfg.VerifyFor)

@@ -27,6 +27,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/federation"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/gate"
 	"github.com/watchword-auth/watchword/internal/issuer"
@@ -273,6 +274,7 @@ func (s *Server) register() error {
 	watchwordv1.RegisterSessionServiceServer(services, &rpc.Sessions{Sessions: s.sessions.Admin})
 	watchwordv1.RegisterKeyServiceServer(services, &rpc.Keys{Keyring: s.keyring})
 	watchwordv1.RegisterAuditServiceServer(services, &rpc.Audit{Store: s.store})
+	watchwordv1.RegisterFederationServiceServer(services, &rpc.Federation{Registry: federation.NewRegistry(s.store, s.feed, s.audit)})
 	s.health = health.NewServer()
 	healthv1.RegisterHealthServer(services, s.health)
 	reflection.Register(services)

@@ -1,0 +1,276 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/federation"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// Federation serves FederationService. The verifier lets only admins call FederationService.
+type Federation struct {
+	watchwordv1.UnimplementedFederationServiceServer
+	Registry *federation.Registry
+}
+
+// CreateIssuer serves FederationService/CreateIssuer.
+func (s *Federation) CreateIssuer(ctx context.Context, req *watchwordv1.CreateIssuerRequest) (*watchwordv1.CreateIssuerResponse, error) {
+	var r reading
+	i := req.GetIssuer()
+	row := store.Issuer{
+		Name: i.GetName(), Issuer: i.GetIssuer(), Jwks: i.GetJwks(), JwksURI: i.GetJwksUri(), Discovery: i.GetDiscovery(),
+		CAPEM: i.GetCaPem(), AllowPrivate: i.GetAllowPrivate(), MaxLifetime: field(&r, "issuer.max_lifetime", optionalLifetime, i.GetMaxLifetime()),
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	made, err := s.Registry.CreateIssuer(ctx, callerOf(ctx), row)
+	return &watchwordv1.CreateIssuerResponse{Issuer: s.issuerMessage(made)}, within("issuer", err)
+}
+
+// GetIssuer serves FederationService/GetIssuer.
+func (s *Federation) GetIssuer(ctx context.Context, req *watchwordv1.GetIssuerRequest) (*watchwordv1.GetIssuerResponse, error) {
+	var r reading
+	name := field(&r, "name", requiredID, req.GetName())
+	if r.err != nil {
+		return nil, r.err
+	}
+	row, err := s.Registry.Issuer(ctx, name)
+	return &watchwordv1.GetIssuerResponse{Issuer: s.issuerMessage(row)}, err
+}
+
+// ListIssuers serves FederationService/ListIssuers.
+func (s *Federation) ListIssuers(ctx context.Context, req *watchwordv1.ListIssuersRequest) (*watchwordv1.ListIssuersResponse, error) {
+	var r reading
+	page := readPage(&r, req, "issuers")
+	if r.err != nil {
+		return nil, r.err
+	}
+	rows, next, err := s.Registry.Issuers(ctx, page.after, page.size)
+	return &watchwordv1.ListIssuersResponse{Issuers: messages(rows, s.issuerMessage), NextPageToken: page.token(next)}, err
+}
+
+// UpdateIssuer serves FederationService/UpdateIssuer.
+func (s *Federation) UpdateIssuer(ctx context.Context, req *watchwordv1.UpdateIssuerRequest) (*watchwordv1.UpdateIssuerResponse, error) {
+	var r reading
+	name := field(&r, "issuer.name", requiredID, req.GetIssuer().GetName())
+	change := readIssuerChange(&r, req)
+	if r.err != nil {
+		return nil, r.err
+	}
+	row, err := s.Registry.UpdateIssuer(ctx, callerOf(ctx), name, change)
+	return &watchwordv1.UpdateIssuerResponse{Issuer: s.issuerMessage(row)}, within("issuer", err)
+}
+
+// sources are the fields of an issuer of which one is set.
+var sources = []string{"jwks", "jwks_uri", "discovery"}
+
+// readIssuerChange reads the fields that the update mask names (AIP-134), as [readChange]
+// does. A mask that names one source of the keys, in a request with another source, is a
+// mistake.
+func readIssuerChange(r *reading, req *watchwordv1.UpdateIssuerRequest) (change federation.Change) {
+	i := req.GetIssuer()
+	change.Issuer = i.GetIssuer()
+	set := map[string]bool{
+		"jwks": i.GetJwks() != "", "jwks_uri": i.GetJwksUri() != "", "discovery": i.GetDiscovery(),
+		"ca_pem": i.GetCaPem() != "", "max_lifetime": i.GetMaxLifetime() != nil, "allow_private": i.GetAllowPrivate(),
+	}
+	named := field(r, "update_mask", func(paths []string) ([]string, error) {
+		named, err := maskNames(paths, set)
+		for _, source := range sources {
+			if err == nil && set[source] && !slices.Contains(named, source) && slices.ContainsFunc(named, isSource) {
+				err = errors.New("names another source of the keys than the request has: name " + source)
+			}
+		}
+		return named, err
+	}, req.GetUpdateMask().GetPaths())
+	for _, path := range named {
+		switch path {
+		case "ca_pem":
+			change.CAPEM = &i.CaPem
+		case "max_lifetime":
+			lifetime := field(r, "issuer.max_lifetime", optionalLifetime, i.GetMaxLifetime())
+			change.MaxLifetime = &lifetime
+		case "allow_private":
+			change.AllowPrivate = &i.AllowPrivate
+		default:
+			change.Source = &federation.Source{Jwks: i.GetJwks(), JwksURI: i.GetJwksUri(), Discovery: i.GetDiscovery()}
+		}
+	}
+	return change
+}
+
+func isSource(field string) bool { return slices.Contains(sources, field) }
+
+// DeleteIssuer serves FederationService/DeleteIssuer.
+func (s *Federation) DeleteIssuer(ctx context.Context, req *watchwordv1.DeleteIssuerRequest) (*watchwordv1.DeleteIssuerResponse, error) {
+	var r reading
+	name := field(&r, "name", requiredID, req.GetName())
+	if r.err != nil {
+		return nil, r.err
+	}
+	return &watchwordv1.DeleteIssuerResponse{}, s.Registry.DeleteIssuer(ctx, callerOf(ctx), name)
+}
+
+// CreateBinding serves FederationService/CreateBinding.
+func (s *Federation) CreateBinding(ctx context.Context, req *watchwordv1.CreateBindingRequest) (*watchwordv1.CreateBindingResponse, error) {
+	var r reading
+	b := req.GetBinding()
+	row := store.Binding{
+		Issuer: field(&r, "binding.issuer", requiredID, b.GetIssuer()), Subject: b.GetSubject(),
+		UserID: field(&r, "binding.user_id", requiredID, b.GetUserId()),
+	}
+	field(&r, "binding.id", unset, b.GetId())
+	for _, c := range b.GetClaims() {
+		row.Claims = append(row.Claims, store.BoundClaim{Path: c.GetPath(), Value: claimValue(c)})
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	made, err := s.Registry.CreateBinding(ctx, callerOf(ctx), row)
+	return &watchwordv1.CreateBindingResponse{Binding: bindingMessage(made)}, within("binding", err)
+}
+
+// claimValue returns the value of a bound claim; nil if the request has none.
+func claimValue(c *watchwordv1.BoundClaim) any {
+	switch value := c.GetValue().(type) {
+	case *watchwordv1.BoundClaim_StringValue:
+		return value.StringValue
+	case *watchwordv1.BoundClaim_NumberValue:
+		return value.NumberValue
+	case *watchwordv1.BoundClaim_BoolValue:
+		return value.BoolValue
+	}
+	return nil
+}
+
+// ListBindings serves FederationService/ListBindings.
+func (s *Federation) ListBindings(ctx context.Context, req *watchwordv1.ListBindingsRequest) (*watchwordv1.ListBindingsResponse, error) {
+	var r reading
+	filter := store.BindingFilter{Issuer: field(&r, "issuer", optionalID, req.GetIssuer()), UserID: field(&r, "user_id", optionalID, req.GetUserId())}
+	page := readPage(&r, req, "bindings", filter.Issuer, filter.UserID)
+	if r.err != nil {
+		return nil, r.err
+	}
+	rows, next, err := s.Registry.Bindings(ctx, filter, page.after, page.size)
+	return &watchwordv1.ListBindingsResponse{Bindings: messages(rows, bindingMessage), NextPageToken: page.token(next)}, err
+}
+
+// DeleteBinding serves FederationService/DeleteBinding.
+func (s *Federation) DeleteBinding(ctx context.Context, req *watchwordv1.DeleteBindingRequest) (*watchwordv1.DeleteBindingResponse, error) {
+	var r reading
+	id := field(&r, "id", requiredID, req.GetId())
+	if r.err != nil {
+		return nil, r.err
+	}
+	return &watchwordv1.DeleteBindingResponse{}, s.Registry.DeleteBinding(ctx, callerOf(ctx), id)
+}
+
+// within names the field of the request for an error about a field of a message in the
+// request.
+func within(message string, err error) error {
+	var invalid federation.Invalid
+	if errors.As(err, &invalid) {
+		return invalidField{message + "." + invalid.Field, invalid.Err}
+	}
+	return err
+}
+
+// unset is the rule for a text that only answers have.
+func unset(text string) (string, error) {
+	if text != "" {
+		return "", errors.New("must not be set: the server chooses the value")
+	}
+	return "", nil
+}
+
+// optionalLifetime is the rule for a lifetime that may be missing; a missing lifetime is zero.
+func optionalLifetime(d *durationpb.Duration) (time.Duration, error) {
+	switch {
+	case d == nil:
+		return 0, nil
+	case d.CheckValid() != nil || d.AsDuration() <= 0:
+		return 0, errors.New("must be above zero, or not set")
+	}
+	return d.AsDuration(), nil
+}
+
+// maskNames is the rule for the paths of an update mask (AIP-134), and returns the names of
+// the fields to change. set has every field that can be changed, and whether the request sets
+// the field.
+func maskNames(paths []string, set map[string]bool) (named []string, err error) {
+	var all []string
+	for name, isSet := range set {
+		if all = append(all, name); isSet {
+			named = append(named, name)
+		}
+	}
+	slices.Sort(all)
+	switch {
+	case len(paths) == 0 && len(named) == 0:
+		return nil, errors.New("names no field to change: to set a field to its zero value, name the field")
+	case len(paths) == 0:
+		return named, nil
+	case slices.Equal(paths, []string{"*"}):
+		return all, nil
+	case slices.Contains(paths, "*"):
+		return nil, errors.New("must not name fields beside *")
+	}
+	for _, path := range paths {
+		if !slices.Contains(all, path) {
+			return nil, fmt.Errorf("names an unknown field: %s can be changed", strings.Join(all, ", "))
+		}
+	}
+	return paths, nil
+}
+
+// issuerMessage converts an issuer, and returns nil for nil: handlers call issuerMessage
+// before they look at the error.
+func (s *Federation) issuerMessage(row *store.Issuer) *watchwordv1.Issuer {
+	if row == nil {
+		return nil
+	}
+	m := &watchwordv1.Issuer{
+		Name: row.Name, Issuer: row.Issuer, CaPem: row.CAPEM, MaxLifetime: durationpb.New(row.MaxLifetime), AllowPrivate: row.AllowPrivate,
+		CreatedAt: timestamppb.New(row.CreatedAt), UpdatedAt: timestamppb.New(row.UpdatedAt),
+	}
+	switch {
+	case row.Jwks != "":
+		m.Keys = &watchwordv1.Issuer_Jwks{Jwks: row.Jwks}
+	case row.JwksURI != "":
+		m.Keys = &watchwordv1.Issuer_JwksUri{JwksUri: row.JwksURI}
+	case row.Discovery:
+		m.Keys = &watchwordv1.Issuer_Discovery{Discovery: true}
+	}
+	return m
+}
+
+// bindingMessage converts a binding, and returns nil for nil.
+func bindingMessage(row *store.Binding) *watchwordv1.Binding {
+	if row == nil {
+		return nil
+	}
+	m := &watchwordv1.Binding{Id: row.ID, Issuer: row.Issuer, Subject: row.Subject, UserId: row.UserID, CreatedAt: timestamppb.New(row.CreatedAt)}
+	for _, c := range row.Claims {
+		bound := &watchwordv1.BoundClaim{Path: c.Path}
+		switch value := c.Value.(type) {
+		case string:
+			bound.Value = &watchwordv1.BoundClaim_StringValue{StringValue: value}
+		case float64:
+			bound.Value = &watchwordv1.BoundClaim_NumberValue{NumberValue: value}
+		case bool:
+			bound.Value = &watchwordv1.BoundClaim_BoolValue{BoolValue: value}
+		}
+		m.Claims = append(m.Claims, bound)
+	}
+	return m
+}
