@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/federation.proto
 
-// The issuers whose tokens services sign in with.
+// The issuers of the tokens by which services sign in.
 
 package watchwordv1
 
@@ -26,13 +26,13 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Issuer describes an issuer whose tokens ExchangeToken accepts.
+// Issuer describes an issuer of tokens that ExchangeToken accepts.
 type Issuer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name by which bindings and commands name the issuer: `[a-z][a-z0-9-]{0,63}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The claim `iss` of the issuer's tokens, byte for byte; unique, and not this server's
-	// own; at most 512 bytes.
+	// own; at most 512 bytes. With `discovery`, an https URL without a query.
 	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// From where the public keys come.
 	//
@@ -42,12 +42,14 @@ type Issuer struct {
 	//	*Issuer_JwksUri
 	//	*Issuer_Discovery
 	Keys isIssuer_Keys `protobuf_oneof:"keys"`
-	// The certificates of the CAs that the server of the keys is checked against, in PEM.
-	// Empty: the CAs of the system.
+	// The certificates of the CAs that the server of the keys is checked against, in PEM; at
+	// most 24 KiB. Empty: the CAs of the system. Must be empty with `jwks`.
 	CaPem string `protobuf:"bytes,6,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
-	// The longest lifetime (`exp` less `iat`) of a token that is accepted. Not set: one day.
+	// The longest lifetime (`exp` less `iat`) of a token that is accepted, in whole
+	// seconds; at most 30 days. Not set: one day.
 	MaxLifetime *durationpb.Duration `protobuf:"bytes,7,opt,name=max_lifetime,json=maxLifetime,proto3" json:"max_lifetime,omitempty"`
-	// Whether the keys may be fetched from a private, loopback or link-local address.
+	// Whether the keys may be fetched from a private, loopback or link-local address. Must be
+	// false with `jwks`.
 	AllowPrivate bool `protobuf:"varint,8,opt,name=allow_private,json=allowPrivate,proto3" json:"allow_private,omitempty"`
 	// When the issuer was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
@@ -184,12 +186,12 @@ type isIssuer_Keys interface {
 }
 
 type Issuer_Jwks struct {
-	// The keys themselves: a JSON Web Key Set (RFC 7517), at most 64 KiB.
+	// The keys themselves: a JSON Web Key Set (RFC 7517) of public keys, at most 32 KiB.
 	Jwks string `protobuf:"bytes,3,opt,name=jwks,proto3,oneof"`
 }
 
 type Issuer_JwksUri struct {
-	// The https URL of a JSON Web Key Set.
+	// The https URL of a JSON Web Key Set; at most 2048 bytes.
 	JwksUri string `protobuf:"bytes,4,opt,name=jwks_uri,json=jwksUri,proto3,oneof"`
 }
 
@@ -280,7 +282,7 @@ type Binding struct {
 	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The claim `sub`, byte for byte; at most 512 bytes.
 	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
-	// Further claims, at most 16.
+	// Further claims, at most 16, and 2048 bytes together. No claim twice.
 	Claims []*BoundClaim `protobuf:"bytes,4,rep,name=claims,proto3" json:"claims,omitempty"`
 	// The id of the service account.
 	UserId string `protobuf:"bytes,5,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`

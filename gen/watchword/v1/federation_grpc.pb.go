@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: watchword/v1/federation.proto
 
-// The issuers whose tokens services sign in with.
+// The issuers of the tokens by which services sign in.
 
 package watchwordv1
 
@@ -69,8 +69,8 @@ type FederationServiceClient interface {
 	DeleteIssuer(ctx context.Context, in *DeleteIssuerRequest, opts ...grpc.CallOption) (*DeleteIssuerResponse, error)
 	// CreateBinding binds tokens of a trusted issuer to a service account.
 	//
-	// Errors: INVALID_REQUEST, also for a binding that exists already and for an account that
-	// is not a service account; ISSUER_NOT_FOUND; USER_NOT_FOUND.
+	// Errors: INVALID_REQUEST, also if the subject has a binding with the same claims already
+	// and for an account that is not a service account; ISSUER_NOT_FOUND; USER_NOT_FOUND.
 	CreateBinding(ctx context.Context, in *CreateBindingRequest, opts ...grpc.CallOption) (*CreateBindingResponse, error)
 	// ListBindings lists bindings in order of id (AIP-158).
 	//
@@ -208,8 +208,8 @@ type FederationServiceServer interface {
 	DeleteIssuer(context.Context, *DeleteIssuerRequest) (*DeleteIssuerResponse, error)
 	// CreateBinding binds tokens of a trusted issuer to a service account.
 	//
-	// Errors: INVALID_REQUEST, also for a binding that exists already and for an account that
-	// is not a service account; ISSUER_NOT_FOUND; USER_NOT_FOUND.
+	// Errors: INVALID_REQUEST, also if the subject has a binding with the same claims already
+	// and for an account that is not a service account; ISSUER_NOT_FOUND; USER_NOT_FOUND.
 	CreateBinding(context.Context, *CreateBindingRequest) (*CreateBindingResponse, error)
 	// ListBindings lists bindings in order of id (AIP-158).
 	//
