@@ -360,26 +360,6 @@ func (u *Users) change(ctx context.Context, by caller.Caller, of target, fn func
 	return row, err
 }
 
-// removeBindings removes the bindings of a deleted service account. The caller must hold
-// [store.Tx.Exclusive]: then no binding is made at the same time.
-func (u *Users) removeBindings(ctx context.Context, tx *store.Tx, by caller.Caller, row *store.User) error {
-	const step = 100
-	for {
-		bindings, err := tx.Bindings(store.BindingFilter{UserID: row.ID}, "", step)
-		for _, b := range bindings {
-			if err == nil {
-				err = tx.DeleteBinding(b.ID)
-			}
-			if err == nil {
-				err = u.audit.Record(ctx, tx, audit.OfBinding(audit.BindingDeleted, by, b, row.Username))
-			}
-		}
-		if err != nil || len(bindings) < step {
-			return err
-		}
-	}
-}
-
 // enabledAdmin reports whether a row counts as an admin of which one must stay. A service
 // account may have the role admin, and does not count: nothing here shows whether it can still
 // sign in.
@@ -407,24 +387,6 @@ func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
 		return translate(err)
 	}
 	return tx.VersionRaised(row.ID, row.Version, revoke)
-}
-
-// RevokeEach raises the versions of the users with some ids, and appends the events for
-// verifiers: every token and session of these users is revoked. RevokeEach returns the users.
-//
-// Errors: those of the store.
-func RevokeEach(tx *feed.Tx, ids []string) ([]*store.Raised, error) {
-	floor, err := tx.HoldFloor()
-	if err != nil {
-		return nil, err
-	}
-	raised, err := tx.RaiseUsersByID(ids, nextVersion(floor, tx.Now()))
-	for _, r := range raised {
-		if err == nil {
-			err = tx.VersionRaised(r.UserID, r.Version, true)
-		}
-	}
-	return raised, err
 }
 
 // RaiseAll raises every user's version and so ends every session, in steps, and returns
