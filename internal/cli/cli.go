@@ -58,6 +58,7 @@ type root struct {
 	Datastore   datastoreCmd   `cmd:"" help:"Move the database, or prepare a restored one."`
 	User        userCmd        `cmd:"" help:"Administer users, on a running server or in the database."`
 	Service     serviceCmd     `cmd:"" help:"Administer service accounts, on a running server or in the database."`
+	Issuer      issuerCmd      `cmd:"" help:"Administer trusted issuers, on a running server or in the database."`
 	Session     sessionCmd     `cmd:"" help:"Administer sessions, on a running server or in the database."`
 	Key         keyCmd         `cmd:"" help:"Administer signing keys, on a running server or in the database."`
 	Watchers    watchersCmd    `cmd:"" help:"List the verifiers that watch the servers, at every replica."`

@@ -16,14 +16,17 @@ import (
 
 // serviceCmd holds the commands about service accounts.
 type serviceCmd struct {
-	Create  serviceCreateCmd  `cmd:"" help:"Make a service account, which has no password."`
-	List    serviceListCmd    `cmd:"" help:"List service accounts."`
-	Show    serviceShowCmd    `cmd:"" help:"Show a service account."`
-	Set     serviceSetCmd     `cmd:"" help:"Replace the roles or the audiences of a service account. The access tokens of the account become stale."`
-	Rename  serviceRenameCmd  `cmd:"" help:"Give a service account another name. The access tokens of the account become stale."`
-	Disable serviceDisableCmd `cmd:"" help:"Disable a service account and revoke its access tokens, and those that it has delegated."`
-	Enable  serviceEnableCmd  `cmd:"" help:"Enable a service account."`
-	Delete  serviceDeleteCmd  `cmd:"" help:"Delete a service account and revoke its access tokens, and those that it has delegated. This cannot be undone."`
+	Create   serviceCreateCmd   `cmd:"" help:"Make a service account, which has no password."`
+	List     serviceListCmd     `cmd:"" help:"List service accounts."`
+	Show     serviceShowCmd     `cmd:"" help:"Show a service account and its bindings."`
+	Bind     serviceBindCmd     `cmd:"" help:"Let tokens of a trusted issuer sign in a service account."`
+	Bindings serviceBindingsCmd `cmd:"" help:"List the bindings of service accounts."`
+	Unbind   serviceUnbindCmd   `cmd:"" help:"Remove a binding of a service account and revoke its access tokens, and those that it has delegated."`
+	Set      serviceSetCmd      `cmd:"" help:"Replace the roles or the audiences of a service account. The access tokens of the account become stale."`
+	Rename   serviceRenameCmd   `cmd:"" help:"Give a service account another name. The access tokens of the account become stale."`
+	Disable  serviceDisableCmd  `cmd:"" help:"Disable a service account and revoke its access tokens, and those that it has delegated."`
+	Enable   serviceEnableCmd   `cmd:"" help:"Enable a service account."`
+	Delete   serviceDeleteCmd   `cmd:"" help:"Delete a service account and revoke its access tokens, and those that it has delegated. This cannot be undone."`
 }
 
 // namedService holds the flags and the argument of a command about one service account.
@@ -119,14 +122,20 @@ type serviceShowCmd struct {
 
 // Run prints what the server knows of a service account, a field in each line.
 func (c *serviceShowCmd) Run(ctx context.Context, t Terminal) error {
-	return c.change(ctx, t, func(_ context.Context, _ watchwordv1.UserServiceClient, u *watchwordv1.User) error {
+	return c.bindings(ctx, t, func(ctx context.Context, service watchwordv1.FederationServiceClient, u *watchwordv1.User) error {
 		if c.JSON {
 			return t.printLine(u)
 		}
 		return table(t.Out, "", func(add addRow) error {
-			return errors.Join(add("id", u.GetId()), add("name", u.GetUsername()), add("roles", strings.Join(u.GetRoles(), ",")),
+			err := errors.Join(add("id", u.GetId()), add("name", u.GetUsername()), add("roles", strings.Join(u.GetRoles(), ",")),
 				add("audiences", strings.Join(u.GetAudiences(), ",")), add("delegates to", strings.Join(u.GetDelegatesTo(), ",")),
 				add("state", userState(u)), add("created", moment(u.GetCreatedAt())), add("updated", moment(u.GetUpdatedAt())))
+			if err != nil {
+				return err
+			}
+			return eachBinding(ctx, service, &watchwordv1.ListBindingsRequest{UserId: u.GetId()}, func(b *watchwordv1.Binding) error {
+				return add("binding", strings.TrimSpace(b.GetId()+" "+b.GetIssuer()+" "+b.GetSubject()+" "+claimsOf(b)))
+			})
 		})
 	})
 }

@@ -12,6 +12,11 @@ func TestWrongUsage(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
 	db := "--datastore-uri=sqlite:" + filepath.Join(folder, "watchword.db")
+	keys, ca, privatePEM := issuerFiles(t)
+	private := filepath.Join(t.TempDir(), "private.jwks")
+	if err := os.WriteFile(private, []byte(`{"keys":[{"kty":"oct","k":"c2VjcmV0","kid":"k"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		says, stdin string
 		args        []string
@@ -35,6 +40,21 @@ func TestWrongUsage(t *testing.T) {
 		{`did you mean one of "--password-list", "--password-stdin"`, "", []string{"user", "create", "eve", "--password=a-password", db}},
 		{"--alg", "", []string{"key", "rotate", "--alg=none", db}},
 		{"<kid>", "", []string{"key", "revoke", db}},
+		{"one of --jwks-file, --jwks-uri and --discovery", "", []string{"issuer", "add", "ci", "--issuer=https://ci.example", db}},
+		{"--jwks-uri", "", []string{"issuer", "add", "ci", "--issuer=https://ci.example", "--discovery", "--jwks-uri=https://ci.example", db}},
+		{"--issuer", "", []string{"issuer", "add", "ci", "--discovery", db}},
+		{"--jwks-file: ", "", []string{"issuer", "add", "ci", "--issuer=https://ci.example", "--jwks-file=" + filepath.Join(folder, "keys"), db}},
+		{`--jwks-file: has no key that can be used: key 1 (kid "k") is private`, "", []string{"issuer", "add", "ci", "--issuer=https://ci.example", "--jwks-file=" + private, db}},
+		{"--issuer-ca-file: has no certificate", "", []string{"issuer", "add", "ci", "--issuer=https://ci.example", "--discovery", "--issuer-ca-file=" + keys, db}},
+		{"--issuer-ca-file: has a PEM block that is no certificate", "", []string{"issuer", "set", "ci", "--issuer-ca-file=" + privatePEM, db}},
+		{"give what changes", "", []string{"issuer", "set", "ci", db}},
+		{"--no-issuer-ca and --issuer-ca-file", "", []string{"issuer", "set", "ci", "--no-issuer-ca", "--issuer-ca-file=" + ca, db}},
+		{"--subject", "", []string{"service", "bind", "orders", "--issuer=ci", db}},
+		{"--claim: give NAME=TEXT", "", []string{"service", "bind", "orders", "--issuer=ci", "--subject=s", "--claim=name", db}},
+		{"--claim: after := comes a number", "", []string{"service", "bind", "orders", "--issuer=ci", "--subject=s", "--claim=a:=text", db}},
+		{"--claim: after := comes a number", "", []string{"service", "bind", "orders", "--issuer=ci", "--subject=s", "--claim=a:=[1]", db}},
+		{"--claim: a JSON Pointer writes ~ as ~0", "", []string{"service", "bind", "orders", "--issuer=ci", "--subject=s", "--claim=/a~b=c", db}},
+		{"<binding>", "", []string{"service", "unbind", "orders", db}},
 		{"--user and --user-id", "", []string{"audit", "--user=alice", "--user-id=id", db}},
 		{"must not be negative", "", []string{"audit", "--limit=-1", db}},
 		{"--type: unknown event type; the types are login refresh ", "", []string{"audit", "--type=logins", db}},

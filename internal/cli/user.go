@@ -93,18 +93,25 @@ func (n *named) changeOf(ctx context.Context, t Terminal, kind watchwordv1.UserK
 		return err
 	}
 	return n.withLocal(ctx, t, local, func(ctx context.Context, conn grpc.ClientConnInterface) error {
-		u, err := findUser(ctx, conn, n.Name)
+		u, err := accountOf(ctx, conn, n.Name, kind)
 		if err != nil {
 			return err
 		}
-		switch {
-		case u.GetKind() == kind:
-			return do(ctx, watchwordv1.NewUserServiceClient(conn), u)
-		case u.GetKind() == watchwordv1.UserKind_USER_KIND_SERVICE:
-			return fmt.Errorf("%s is a service account, which has no password and no session: use the commands of watchword service", u.GetUsername())
-		}
-		return fmt.Errorf("%s is a user, and no service account: use the commands of watchword user", u.GetUsername())
+		return do(ctx, watchwordv1.NewUserServiceClient(conn), u)
 	})
+}
+
+// accountOf returns the account of a kind with a name. Errors: USER_NOT_FOUND with the name; one
+// that names the commands for an account of the other kind.
+func accountOf(ctx context.Context, conn grpc.ClientConnInterface, name string, kind watchwordv1.UserKind) (*watchwordv1.User, error) {
+	u, err := findUser(ctx, conn, name)
+	switch {
+	case err != nil || u.GetKind() == kind:
+		return u, err
+	case u.GetKind() == watchwordv1.UserKind_USER_KIND_SERVICE:
+		return nil, fmt.Errorf("%s is a service account, which has no password and no session: use the commands of watchword service", u.GetUsername())
+	}
+	return nil, fmt.Errorf("%s is a user, and no service account: use the commands of watchword user", u.GetUsername())
 }
 
 // update changes one field of the user; set changes the field in the message.

@@ -55,7 +55,8 @@ func (w *world) login(t *testing.T, name, password string) *watchwordv1.TokenPai
 var spaces, varying = regexp.MustCompile(` +`), regexp.MustCompile(`"?\d{4}-\d\d-\d\dT[0-9:.]+Z"?|[A-Za-z0-9_-]{16}| +`)
 
 // bothWays are the commands, in their order. $BOB1, $BOB2, $BOB and $KEY stand for ids: of
-// two sessions, the user and the key that signs at first.
+// two sessions, the user and the key that signs at first. $KEYS and $CA stand for files: a key
+// set, and a certificate.
 var bothWays = []struct {
 	args, stdin string
 	status      int
@@ -117,6 +118,33 @@ var bothWays = []struct {
 	{"key rotate --alg=ES256 --json", "", 0, `"algorithm":"ES256"`},
 	{"key revoke no-such-key", "", 1, "KEY_NOT_FOUND: no such signing key"},
 	{"key revoke $KEY", "", 0, " signs from "},
+	{"issuer add cluster --issuer=https://cluster.example --jwks-file=$KEYS --max-lifetime=1h", "", 0, ""},
+	{"issuer add cluster --issuer=https://other.example --discovery", "", 1, "ISSUER_EXISTS: "},
+	{"issuer add plain --issuer=https://other.example --jwks-uri=http://other.example", "", 2, "INVALID_REQUEST: issuer.jwks_uri: must be an https URL"},
+	{"issuer add ci --issuer=https://ci.example --discovery --issuer-ca-file=$CA --allow-private", "", 0, ""},
+	{"issuer list", "", 0, "cluster https://cluster.example document 1h0m0s"},
+	{"issuer list --json", "", 0, `"name":"ci","issuer":"https://ci.example","discovery":true,`},
+	{"issuer show ci", "", 0, " 1 of its own"},
+	{"issuer show eve", "", 1, "ISSUER_NOT_FOUND: no such trusted issuer: eve"},
+	{"issuer set ci --jwks-uri=https://ci.example/keys --no-private", "", 0, ""},
+	{"issuer show ci", "", 0, "keys https://ci.example/keys"},
+	{"issuer show ci --json", "", 0, `"allow_private":false`},
+	{"issuer set ci --max-lifetime=721h", "", 2, "INVALID_REQUEST: issuer.max_lifetime: "},
+	{"service create orders", "", 0, ""},
+	{"service bind orders --issuer=cluster --subject=system:serviceaccount:shop:orders --claim=/kubernetes.io/namespace=a,b --claim=n:=7", "", 0, ""},
+	{"service bind orders --issuer=cluster --subject=system:serviceaccount:shop:orders --claim=n:=7.0 --claim=/kubernetes.io/namespace=a,b", "", 2, "INVALID_REQUEST: binding.subject: has the binding "},
+	{"service bind orders --issuer=eve --subject=s", "", 1, "ISSUER_NOT_FOUND: no such trusted issuer: eve"},
+	{"service bind alice --issuer=cluster --subject=s", "", 1, "alice is a user, and no service account"},
+	{"service bind eve --issuer=cluster --subject=s", "", 1, "USER_NOT_FOUND: no such user: eve"},
+	{"service bind orders --issuer=ci --subject=s", "", 0, ""},
+	{"service show orders", "", 0, " cluster system:serviceaccount:shop:orders /kubernetes.io/namespace=a,b n:=7"},
+	{"service bindings orders", "", 0, " ci s "},
+	{"service bindings --issuer=ci --json", "", 0, `"issuer":"ci","subject":"s","claims":[]`},
+	{"service unbind orders no-such-binding", "", 1, "orders has no binding with this id"},
+	{"issuer remove ci", "", 0, ""},
+	{"issuer remove ci", "", 1, "ISSUER_NOT_FOUND: no such trusted issuer: ci"},
+	{"service bindings --issuer=ci", "", 0, "ID ISSUER"},
+	{"audit --type=binding.deleted --json", "", 0, `"detail":"issuer: ci, subject: s"`},
 	{"user delete bob", "", 0, ""},
 	{"user delete bob", "", 1, "USER_NOT_FOUND: no such user: bob"},
 	{"audit --user=eve", "", 1, "USER_NOT_FOUND: no such user: eve"},
@@ -130,11 +158,12 @@ var bothWays = []struct {
 func TestBothWays(t *testing.T) {
 	t.Parallel()
 	on, in := newWorld(t, true), newWorld(t, false)
+	keys, ca, _ := issuerFiles(t)
 	ids := func(w *world) *strings.Replacer {
-		keys := table(t, done(t, "", append([]string{"key", "list"}, w.way...)...))
-		key := keys[slices.IndexFunc(keys, func(row []string) bool { return row[2] == "signing" })][0]
+		list := table(t, done(t, "", append([]string{"key", "list"}, w.way...)...))
+		key := list[slices.IndexFunc(list, func(row []string) bool { return row[2] == "signing" })][0]
 		bob := table(t, done(t, "", append([]string{"user", "show", "bob"}, w.way...)...))[0][1]
-		return strings.NewReplacer("$BOB1", w.bob[0].GetSessionId(), "$BOB2", w.bob[1].GetSessionId(), "$BOB", bob, "$KEY", key)
+		return strings.NewReplacer("$BOB1", w.bob[0].GetSessionId(), "$BOB2", w.bob[1].GetSessionId(), "$BOB", bob, "$KEYS", keys, "$KEY", key, "$CA", ca)
 	}
 	names := []*strings.Replacer{ids(on), ids(in)}
 	for _, c := range bothWays {

@@ -172,8 +172,8 @@ func checkClaim(claim store.BoundClaim) (length int, err error) {
 			return 0, invalid("a value", "%w", err)
 		}
 	case float64:
-		if math.IsNaN(value) || math.IsInf(value, 0) {
-			return 0, errors.New("must not have a number that JSON cannot express")
+		if !(math.Abs(value) <= maxNumber) { // also no number
+			return 0, errors.New("must not have a number beyond 2^53: programs read such a number as one of its neighbors")
 		}
 	case bool:
 	default:

@@ -34,6 +34,7 @@ const (
 	maxPathLength    = 8   // names
 	maxClaimName     = 128 // bytes
 	maxClaimsLength  = 2048
+	maxNumber        = 1 << 53 // of a claim
 	defaultLifetime  = 24 * time.Hour
 	shortestLifetime = time.Second
 	// longestLifetime bounds MaxLifetime: an assertion that lives longer is a password.
@@ -60,7 +61,7 @@ func checkIssuer(row *store.Issuer) error {
 		return err
 	}
 	var err error
-	if row.CAPEM, err = parseCA(row.CAPEM); err != nil {
+	if row.CAPEM, err = ParseCA(row.CAPEM); err != nil {
 		return Invalid{"ca_pem", err}
 	}
 	return nil
@@ -82,7 +83,9 @@ func checkSource(row *store.Issuer) error {
 	case row.Jwks != "" && row.AllowPrivate:
 		return invalid("allow_private", "is for keys that are fetched: leave allow_private false with jwks")
 	case row.Jwks != "":
-		return checkDocument(row.Jwks)
+		if err := CheckDocument(row.Jwks); err != nil {
+			return Invalid{"jwks", err}
+		}
 	case row.JwksURI != "":
 		if _, err := parseURL(row.JwksURI); err != nil {
 			return Invalid{"jwks_uri", err}
@@ -100,22 +103,22 @@ func checkSource(row *store.Issuer) error {
 	return nil
 }
 
-// checkDocument checks the document with the keys of an issuer. A private key is refused even
+// CheckDocument checks the document with the keys of an issuer. A private key is refused even
 // beside a public one: a database and an admin's screen are no place for a private key.
-func checkDocument(text string) error {
+func CheckDocument(text string) error {
 	if !store.IsText(text) {
-		return Invalid{"jwks", errForm}
+		return errForm
 	}
 	if len(text) > maxJwksLength {
-		return invalid("jwks", "must not be longer than %d bytes; larger key sets can be fetched, by jwks_uri", maxJwksLength)
+		return fmt.Errorf("must not be longer than %d bytes; larger key sets can be fetched, by jwks_uri", maxJwksLength)
 	}
 	set, err := parseKeySet([]byte(text))
 	if err != nil {
-		return Invalid{"jwks", err}
+		return err
 	}
 	for _, k := range set.refused {
 		if errors.Is(k, errPrivateKey) {
-			return Invalid{"jwks", k}
+			return k
 		}
 	}
 	return nil
@@ -142,9 +145,9 @@ func parseURL(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// parseCA returns the certificates of a PEM text, without the text around the certificates.
+// ParseCA returns the certificates of a PEM text, without the text around the certificates.
 // Other blocks are refused: a private key must not be stored.
-func parseCA(text string) (string, error) {
+func ParseCA(text string) (string, error) {
 	if text == "" {
 		return "", nil
 	}
