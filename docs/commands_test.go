@@ -28,6 +28,7 @@ var commands = map[string]string{
 	"docs/deploy.md":                       "needs a container engine, a cluster or systemd",
 	"docs/migrations.md#Finish an upgrade": "needs PostgreSQL; a test of internal/e2e runs the command",
 	"docs/monitoring.md#Traces":            "variables and lines of Go; TestTraces exports spans with both",
+	"docs/federation.md":                   "the server would fetch keys from other machines; TestBothWays runs such commands",
 	"docs/keys.md":                         "replaces the master key of the reader's server",
 	"docs/postgresql.md":                   "needs PostgreSQL under the name of another machine",
 	"docs/recovery.md":                     "needs an installation that has lost its master key",

@@ -21,8 +21,8 @@ var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time
 //   - Refresh: the server answers the refresh token that was used last once more
 //     (docs/security.md, "How a copied refresh token is detected").
 //   - Logout: the server answers the logout of an ended session like the first logout.
-//   - Verify, GetKeySet, ListWatchers, GetUser, ListUsers, ListSessions, ListKeys and
-//     ListEvents change nothing.
+//   - Verify, GetKeySet, ListWatchers, GetUser, ListUsers, ListSessions, ListKeys,
+//     ListEvents, GetIssuer, ListIssuers and ListBindings change nothing.
 //
 // The other methods are left out. A second call of a method that changes users, sessions or
 // keys could undo what another client has changed after the first call, or fail because of
@@ -45,7 +45,10 @@ const retries = `"retryThrottling": {"maxTokens": 500, "tokenRatio": 1},
 			{"service": "watchword.v1.UserService", "method": "ListUsers"},
 			{"service": "watchword.v1.SessionService", "method": "ListSessions"},
 			{"service": "watchword.v1.KeyService", "method": "ListKeys"},
-			{"service": "watchword.v1.AuditService", "method": "ListEvents"}
+			{"service": "watchword.v1.AuditService", "method": "ListEvents"},
+			{"service": "watchword.v1.FederationService", "method": "GetIssuer"},
+			{"service": "watchword.v1.FederationService", "method": "ListIssuers"},
+			{"service": "watchword.v1.FederationService", "method": "ListBindings"}
 		],
 		"retryPolicy": {
 			"maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "1s", "backoffMultiplier": 3,

@@ -31,6 +31,10 @@ var repeatable = map[string]bool{
 	watchwordv1.SessionService_ListSessions_FullMethodName: true,
 	watchwordv1.KeyService_ListKeys_FullMethodName:         true,
 	watchwordv1.AuditService_ListEvents_FullMethodName:     true,
+
+	watchwordv1.FederationService_GetIssuer_FullMethodName:    true,
+	watchwordv1.FederationService_ListIssuers_FullMethodName:  true,
+	watchwordv1.FederationService_ListBindings_FullMethodName: true,
 }
 
 // Of every method of the API, a call is sent five times if a second call does no harm, and

@@ -13,17 +13,17 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// ofIssuer holds the flag that names a trusted issuer. WATCHWORD_ISSUER is a variable of
-// another flag.
+// ofIssuer holds the flag that names a trusted issuer. WATCHWORD_ISSUER is the variable of
+// `watchword serve`.
 type ofIssuer struct {
-	Issuer string `env:"-" required:"" placeholder:"NAME" help:"Name of the trusted issuer."`
+	Issuer string `env:"WATCHWORD_TRUSTED_ISSUER" required:"" placeholder:"NAME" help:"Name of the trusted issuer."`
 }
 
 type serviceBindCmd struct {
 	namedService
 	ofIssuer
-	Subject string   `env:"-" required:"" help:"The claim sub of the tokens, byte for byte."`
-	Claim   []string `env:"-" sep:"none" placeholder:"NAME=TEXT" help:"A further claim that the tokens must have; repeat the flag for more."`
+	Subject string   `required:"" help:"The claim sub of the tokens, byte for byte."`
+	Claim   []string `sep:"none" placeholder:"NAME=TEXT" help:"A further claim that the tokens must have; repeat the flag for more."`
 }
 
 // Help returns the second part of --help.
@@ -156,7 +156,7 @@ type serviceBindingsCmd struct {
 	api
 	asJSON
 	Name   string `arg:"" optional:"" help:"Name of the service account. Default: every service account."`
-	Issuer string `env:"-" placeholder:"NAME" help:"Only bindings of the trusted issuer with this name."`
+	Issuer string `env:"WATCHWORD_TRUSTED_ISSUER" placeholder:"NAME" help:"Only bindings of the trusted issuer with this name."`
 }
 
 // Run lists bindings, a page at a time.

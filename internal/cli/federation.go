@@ -48,15 +48,14 @@ func aboutIssuer(err error, name string) error {
 }
 
 // keySource holds the flags that say from where the keys of an issuer come, and what belongs
-// to the keys. WATCHWORD_ISSUER and WATCHWORD_CA_FILE are variables of other flags, so the
-// flags have no variables.
+// to the keys. --ca-file is for the connection to a running server.
 type keySource struct {
-	JwksFile     string        `env:"-" type:"path" xor:"keys" placeholder:"FILE" help:"File with the public keys, a JSON Web Key Set."`
-	JwksURI      string        `env:"-" name:"jwks-uri" xor:"keys" placeholder:"URL" help:"The https URL of the public keys, a JSON Web Key Set."`
-	Discovery    bool          `env:"-" xor:"keys" help:"The metadata of the issuer name the URL of the keys (OpenID Connect Discovery, RFC 8414)."`
-	IssuerCAFile string        `env:"-" name:"issuer-ca-file" type:"path" placeholder:"FILE" help:"File with the certificates of the CAs for the server of the keys, in PEM. Default: the CAs of the system."`
-	MaxLifetime  time.Duration `env:"-" placeholder:"24h" help:"The longest lifetime of a token that is accepted. Default: 24h."`
-	AllowPrivate bool          `env:"-" help:"Let the keys be fetched from a private, loopback or link-local address."`
+	JwksFile     string        `type:"path" xor:"keys" placeholder:"FILE" help:"File with the public keys, a JSON Web Key Set."`
+	JwksURI      string        `name:"jwks-uri" xor:"keys" placeholder:"URL" help:"The https URL of the public keys, a JSON Web Key Set."`
+	Discovery    bool          `xor:"keys" help:"The metadata of the issuer name the URL of the keys (OpenID Connect Discovery, RFC 8414)."`
+	IssuerCAFile string        `name:"issuer-ca-file" type:"path" placeholder:"FILE" help:"File with the certificates of the CAs for the server of the keys, in PEM. Default: the CAs of the system."`
+	MaxLifetime  time.Duration `placeholder:"24h" help:"The longest lifetime of a token that is accepted. Default: 24h."`
+	AllowPrivate bool          `help:"Let the keys be fetched from a private, loopback or link-local address."`
 }
 
 // read fills the fields of an issuer that the flags give, and returns the names of these
@@ -222,8 +221,8 @@ func yesNo(b bool) string {
 type issuerSetCmd struct {
 	namedIssuer
 	keySource
-	NoIssuerCA bool `env:"-" name:"no-issuer-ca" help:"Use the CAs of the system for the server of the keys."`
-	NoPrivate  bool `env:"-" help:"Fetch the keys from public addresses alone."`
+	NoIssuerCA bool `name:"no-issuer-ca" help:"Use the CAs of the system for the server of the keys."`
+	NoPrivate  bool `help:"Fetch the keys from public addresses alone."`
 }
 
 // Help returns the second part of --help.

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Issuer is a row of the table issuers: an issuer whose tokens are accepted as assertions.
+// Issuer is a row of the table issuers: an issuer of tokens that are accepted as assertions.
 // Of Jwks, JwksURI and Discovery one is set.
 type Issuer struct {
 	Name         string
