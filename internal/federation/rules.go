@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -41,14 +40,18 @@ const (
 	longestLifetime = 30 * 24 * time.Hour
 )
 
-// issuerName is the form of an issuer's name.
-var issuerName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}$`)
+// isName reports whether a text has the form of an issuer's name. A regular expression would
+// take 50 KiB of memory from the start of the server on.
+func isName(text string) bool {
+	other := func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' }
+	return text != "" && len(text) <= 64 && text[0] >= 'a' && text[0] <= 'z' && !strings.ContainsFunc(text, other)
+}
 
 // checkIssuer checks every field of an issuer, and brings the certificates into one form.
 //
 // Errors: Invalid.
 func checkIssuer(row *store.Issuer) error {
-	if !issuerName.MatchString(row.Name) {
+	if !isName(row.Name) {
 		return invalid("name", "must be a lower-case letter, followed by up to 63 lower-case letters, digits and hyphens")
 	}
 	if err := checkText(row.Issuer, maxIssLength); err != nil {
