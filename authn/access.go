@@ -20,11 +20,12 @@ import (
 // rule says which callers may call a method. The zero rule admits every caller with a valid
 // token.
 type rule struct {
-	public   bool      // every caller is admitted, also without a token
-	roles    []string  // the caller needs at least one of these roles; none: a valid token is enough
-	audience *audience // the token must be for this audience; nil: for the verifier's own
-	declared bool      // set by the method's option, by WithPublicMethods or by WithMethodRule
-	unknown  bool      // no caller is admitted: the program has no descriptor of the method, and no option of the Verifier names it
+	public      bool      // every caller is admitted, also without a token
+	roles       []string  // the caller needs at least one of these roles; none: a valid token is enough
+	audience    *audience // the token must be for this audience; nil: for the verifier's own
+	undelegated bool      // a delegated token is refused
+	declared    bool      // set by the method's option, by WithPublicMethods or by WithMethodRule
+	unknown     bool      // no caller is admitted: the program has no descriptor of the method, and no option of the Verifier names it
 }
 
 // methodRule is an access rule set by an option of NewVerifier.
@@ -123,7 +124,10 @@ func (a *accessRules) decide(service, method string, descriptor protoreflect.Met
 	case descriptor == nil:
 		return rule{unknown: true}, nil
 	}
-	r := rule{public: access.GetPublic(), roles: access.GetRoles(), declared: declared}
+	r := rule{
+		public: access.GetPublic(), roles: access.GetRoles(), declared: declared,
+		undelegated: access.GetDelegated() == watchwordv1.Access_REFUSE,
+	}
 	if names := access.GetAudience(); len(names) > 0 {
 		r.audience = &audience{names: names}
 	}
@@ -132,12 +136,15 @@ func (a *accessRules) decide(service, method string, descriptor protoreflect.Met
 
 // checkAccess checks what an access rule says. nil is a rule that says nothing.
 //
-// Errors: if the rule has a field that this version does not know, since the field may ask
-// for more than a valid token; if the rule is public and asks for something; if no user can
+// Errors: if the rule has a field or a value that this version does not know, since the rule
+// may ask for more than a valid token; if the rule is public and asks for something; if no user can
 // have one of the roles; if an audience is empty.
 func checkAccess(access *watchwordv1.Access) error {
 	if len(access.ProtoReflect().GetUnknown()) > 0 {
 		return errors.New("has a field that this version of authn does not know: update Watchword's module")
+	}
+	if _, known := watchwordv1.Access_Delegated_name[int32(access.GetDelegated())]; !known {
+		return errors.New("has a value of the field delegated that this version of authn does not know: update Watchword's module")
 	}
 	if access.GetPublic() && !proto.Equal(access, &watchwordv1.Access{Public: true}) {
 		return errors.New("is public, and sets another field too")

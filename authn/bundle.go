@@ -122,7 +122,7 @@ func (b *bundle) judge(t *authentic, forAudience bool) watchwordv1.ErrorReason {
 	}
 	c := &t.principal.claims
 	trust := b.trust.Load()
-	ended, user := b.revoked.of(c.SessionID, c.Subject)
+	revoked := b.revoked.of(c)
 	earliest, latest := b.fresh.clock.read()
 	key := trust.keys[t.key.KID()]
 	expires := nanosOf(c.ExpiresAt.Add(trust.leeway))
@@ -133,6 +133,8 @@ func (b *bundle) judge(t *authentic, forAudience bool) watchwordv1.ErrorReason {
 	// with a longer life would outlive its revocation.
 	case c.ExpiresAt.Sub(c.IssuedAt) > trust.maxLifetime:
 		return tokenInvalid
+	case len(c.Actors) > 0 && c.IssuedAt.Before(trust.delegatedNotBefore):
+		return tokenInvalid
 	case !forAudience:
 		return audienceMismatch
 	// Only a forger, or a server with a wrong clock, mints so far ahead. Such a token would
@@ -141,10 +143,8 @@ func (b *bundle) judge(t *authentic, forAudience bool) watchwordv1.ErrorReason {
 		return tokenInvalid
 	case latest >= expires:
 		return tokenExpired
-	case ended || c.Version < user.revokedBelow:
-		return tokenRevoked
-	case c.Version < user.staleBelow:
-		return tokenStale
+	case revoked != accepted:
+		return revoked
 	}
 	t.accepted.Store(&judgement{epoch: epoch, until: min(expires, key.until)})
 	return accepted

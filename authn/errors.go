@@ -24,11 +24,12 @@ const (
 	tokenStale       = watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE
 	audienceMismatch = watchwordv1.ErrorReason_ERROR_REASON_AUDIENCE_MISMATCH
 	roleRequired     = watchwordv1.ErrorReason_ERROR_REASON_ROLE_REQUIRED
+	delegationDenied = watchwordv1.ErrorReason_ERROR_REASON_DELEGATION_DENIED
 	bundleStale      = watchwordv1.ErrorReason_ERROR_REASON_BUNDLE_STALE
 )
 
-// refusals maps the reasons for refused calls to status codes and messages; ROLE_REQUIRED has
-// a message of its own in [Verifier.guard]. Each message
+// refusals maps the reasons for refused calls to status codes and messages; ROLE_REQUIRED and
+// DELEGATION_DENIED have messages of their own in [Verifier.guard]. Each message
 // says only what the reason says: a message that names the wrong part of a token would help
 // a forger.
 var refusals = map[watchwordv1.ErrorReason]struct {
@@ -52,17 +53,18 @@ func refuse(reason watchwordv1.ErrorReason, method string, details ...protoadapt
 	return refusal.Status(r.code, reason, method, r.message, details...).Err()
 }
 
-// A roleRefusal adds the principal of the valid token to the error ROLE_REQUIRED.
-type roleRefusal struct {
+// A callerRefusal adds the principal of the valid token to the error ROLE_REQUIRED or
+// DELEGATION_DENIED.
+type callerRefusal struct {
 	error
 	principal *Principal
 }
 
-// GRPCStatus returns the status ROLE_REQUIRED.
-func (e *roleRefusal) GRPCStatus() *status.Status { return status.Convert(e.error) }
+// GRPCStatus returns the status of the error.
+func (e *callerRefusal) GRPCStatus() *status.Status { return status.Convert(e.error) }
 
-// Principal returns the caller that lacks the role.
-func (e *roleRefusal) Principal() *Principal { return e.principal }
+// Principal returns the refused caller.
+func (e *callerRefusal) Principal() *Principal { return e.principal }
 
 // Reason returns the reason for which Watchword, or a Verifier, refused a call. err may be
 // the error of a client's call, or an error of this package; wrapped errors count too.

@@ -40,7 +40,7 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // public method admits every caller. Any other method needs a valid access token, for the
 // audience of [WithAudience], or for the rule's audience if the rule has an audience. If the
 // rule has roles, the token needs at least one of them. [FromContext] gives the handler the
-// caller's principal.
+// caller's principal. If the rule refuses delegated tokens, the token must be the caller's own.
 //
 // A method without a descriptor in this program admits no caller, unless [WithMethodRule] or
 // [WithPublicMethods] names the method: it may have an option that the program cannot read.
@@ -56,8 +56,11 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 //     with blanks as RFC 9110 allows them.
 //   - The reasons of [Verifier.Verify].
 //   - PERMISSION_DENIED without a reason for a method without a descriptor.
-//   - ROLE_REQUIRED without any of the roles. The error has a method
-//     Principal() *Principal, for interceptors that record refused calls.
+//   - DELEGATION_DENIED for a delegated token, if the rule refuses delegated tokens.
+//   - ROLE_REQUIRED without any of the roles.
+//
+// The errors DELEGATION_DENIED and ROLE_REQUIRED have a method Principal() *Principal, for
+// interceptors that record refused calls.
 //
 // If the context of the call has a recorded span of OpenTelemetry, such as the span of
 // otelgrpc's server handler, the span gets one attribute: watchword.token with the value check
@@ -115,12 +118,20 @@ func (v *Verifier) admit(ctx context.Context, full string) (context.Context, err
 		v.reportFault(fmt.Errorf("%s: this program has no descriptor of the method", full))
 		return nil, status.Error(codes.PermissionDenied, "the service has no access rule for this method")
 	}
+	if r.undelegated && len(p.claims.Actors) > 0 {
+		last := p.claims.Actors[0]
+		v.compared.write(slog.LevelInfo, "refused a call: the method refuses delegated tokens",
+			"method", full, "subject", p.Subject(), "actor", last.Subject)
+		err := refusal.Status(codes.PermissionDenied, delegationDenied, full,
+			fmt.Sprintf("the method refuses delegated tokens, and %q acts for the caller", last.Username)).Err()
+		return nil, &callerRefusal{err, p}
+	}
 	if len(r.roles) > 0 && !slices.ContainsFunc(r.roles, p.HasRole) {
 		v.compared.write(slog.LevelInfo, "refused a call: the caller lacks the roles of the method",
 			"method", full, "subject", p.Subject(), "token_roles", p.claims.Roles, "any_of", r.roles)
 		err := refusal.Status(codes.PermissionDenied, roleRequired, full,
 			fmt.Sprintf("the method needs one of the roles %q, and the caller has %q", r.roles, p.claims.Roles)).Err()
-		return nil, &roleRefusal{err, p}
+		return nil, &callerRefusal{err, p}
 	}
 	return withPrincipal(ctx, p), nil
 }

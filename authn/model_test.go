@@ -2,6 +2,7 @@ package authn_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,11 +11,16 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/authn/authntest"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
+
+// of returns whether a user or service account is the subject of the token or an actor.
+func (m *modelToken) of(user string) bool { return m.user == user || slices.Contains(m.actors, user) }
 
 // modelToken is a token and the answer that Verify must give for the token.
 type modelToken struct {
-	raw, session, user string
+	raw, session, user string // no session: of a service account
+	actors             []string
 	key                int
 	expires            time.Time
 	verdict            string // but for expiry; as of the verifier's last connection
@@ -67,19 +73,28 @@ func TestADayOfTokens(t *testing.T) {
 					if !connected {
 						continue // the verifier may not know the server's key
 					}
-					u := authntest.User{Name: rapid.SampledFrom([]string{"ann", "bob", "cem"}).Draw(rt, "user"), Lifetime: time.Duration(rapid.IntRange(1, 3600).Draw(rt, "life")) * time.Second}
+					u := authntest.User{Name: rapid.SampledFrom([]string{"ann", "bob", "notes", "search"}).Draw(rt, "user"), Lifetime: time.Duration(rapid.IntRange(1, 3400).Draw(rt, "life")) * time.Second}
 					if rapid.Bool().Draw(rt, "new session") {
 						sessions++
 					}
-					u.SessionID = fmt.Sprintf("%s-%d", u.Name, sessions)
+					if u.SessionID = fmt.Sprintf("%s-%d", u.Name, sessions); u.Name == "notes" || u.Name == "search" {
+						u.Kind, u.SessionID = watchwordv1.UserKind_USER_KIND_SERVICE, ""
+					}
+					actors := rapid.SampledFrom([][]string{nil, nil, {"notes"}, {"search", "notes"}, {"notes", "search", "notes"}}).Draw(rt, "actors")
+					if actors != nil {
+						u.Lifetime += 2 * time.Minute // each withdrawal of a key may set the iat of the next delegated tokens a second ahead
+					}
+					for _, a := range actors {
+						u.Actors = append(u.Actors, authntest.User{Name: a})
+					}
 					raw := issuer.Token(u)
 					if ended[u.SessionID] {
 						continue // no server mints a token for an ended session
 					}
-					tokens = append(tokens, &modelToken{raw, u.SessionID, u.Name, key, now().Truncate(time.Second).Add(u.Lifetime), "ok"})
+					tokens = append(tokens, &modelToken{raw, u.SessionID, u.Name, actors, key, now().Truncate(time.Second).Add(u.Lifetime), "ok"})
 				case "end session":
 					m := anyToken()
-					if m.verdict == "TOKEN_INVALID" {
+					if m.verdict == "TOKEN_INVALID" || m.session == "" {
 						continue
 					}
 					issuer.EndSession(m.raw)
@@ -87,12 +102,14 @@ func TestADayOfTokens(t *testing.T) {
 					decide("TOKEN_REVOKED", func(o *modelToken) bool { return o.session == m.session })
 				case "end user":
 					m := anyToken()
-					issuer.EndUser(authntest.User{Name: m.user})
-					decide("TOKEN_REVOKED", func(o *modelToken) bool { return o.user == m.user })
+					ends := rapid.SampledFrom(append(m.actors, m.user)).Draw(rt, "ends")
+					issuer.EndUser(authntest.User{Name: ends})
+					decide("TOKEN_REVOKED", func(o *modelToken) bool { return o.of(ends) })
 				case "rights":
 					m := anyToken()
-					issuer.ChangeRights(authntest.User{Name: m.user})
-					decide("TOKEN_STALE", func(o *modelToken) bool { return o.user == m.user && o.verdict == "ok" })
+					changes := rapid.SampledFrom(append(m.actors, m.user)).Draw(rt, "changes")
+					issuer.ChangeRights(authntest.User{Name: changes})
+					decide("TOKEN_STALE", func(o *modelToken) bool { return o.of(changes) && o.verdict == "ok" })
 				case "rotate":
 					issuer.RotateKey()
 					key++
@@ -102,7 +119,7 @@ func TestADayOfTokens(t *testing.T) {
 					if m.key == key {
 						key++
 					}
-					decide("TOKEN_INVALID", func(o *modelToken) bool { return o.key == m.key })
+					decide("TOKEN_INVALID", func(o *modelToken) bool { return o.key == m.key || o.actors != nil })
 				case "advance":
 					d := time.Duration(rapid.IntRange(0, 3600).Draw(rt, "seconds")) * time.Second
 					issuer.Advance(d)

@@ -41,6 +41,8 @@ var notesMethods = []struct {
 	{"WatchAll", &watchwordv1.Access{Roles: []string{"admin"}}, true},
 	{"WatchAbout", &watchwordv1.Access{Public: true}, true},
 	{"Bill", &watchwordv1.Access{Audience: []string{"billing", "office"}, Roles: []string{"writer"}}, false},
+	{"Own", &watchwordv1.Access{Delegated: watchwordv1.Access_REFUSE}, false},
+	{"WatchOwn", &watchwordv1.Access{Delegated: watchwordv1.Access_REFUSE, Roles: []string{"writer"}}, true},
 	{"WatchBills", &watchwordv1.Access{Audience: []string{"billing", "office"}, Roles: []string{"writer"}}, true},
 }
 

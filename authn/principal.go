@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
@@ -41,8 +42,56 @@ func (p *Principal) Audience() []string { return slices.Clone(p.claims.Audience)
 // Issuer returns the URL of the server that minted the token (claim iss).
 func (p *Principal) Issuer() string { return p.claims.Issuer }
 
+// Kind returns the kind of the subject: a user, with a session, or a service account, without
+// a session.
+func (p *Principal) Kind() watchwordv1.UserKind {
+	if p.claims.SessionID == "" {
+		return watchwordv1.UserKind_USER_KIND_SERVICE
+	}
+	return watchwordv1.UserKind_USER_KIND_USER
+}
+
+// An Actor is a service that acts for the subject of a delegated token (claim act, RFC 8693
+// section 4.1). Only a Verifier makes an Actor, and the Verifier has checked that no actor of
+// the token was revoked.
+type Actor struct {
+	subject, username string
+}
+
+// Subject returns the id of the service account.
+func (a Actor) Subject() string { return a.subject }
+
+// Username returns the name of the service account at the time of the delegation.
+func (a Actor) Username() string { return a.username }
+
+// String returns the name and the id of the service account, for people.
+func (a Actor) String() string { return fmt.Sprintf("%s (%s)", a.username, a.subject) }
+
+// Actor returns the service that called last on the subject's behalf. ok is false if the
+// subject itself calls.
+func (p *Principal) Actor() (a Actor, ok bool) {
+	if len(p.claims.Actors) == 0 {
+		return Actor{}, false
+	}
+	return actor(p.claims.Actors[0]), true
+}
+
+// Actors returns every service that acts for the subject, the one that called last first; nil
+// if the subject itself calls. Grant nothing for an earlier actor: the earlier actors are for
+// information (RFC 8693 section 4.1).
+func (p *Principal) Actors() []Actor {
+	var all []Actor
+	for _, a := range p.claims.Actors {
+		all = append(all, actor(a))
+	}
+	return all
+}
+
+func actor(a token.Actor) Actor { return Actor{a.Subject, a.Username} }
+
 // SessionID returns the id of the user's session (claim sid). All tokens of one session,
-// from the login to the logout, have the same id.
+// from the login to the logout, have the same id, and so have the tokens delegated from
+// these tokens. The id is empty for a service account.
 func (p *Principal) SessionID() string { return p.claims.SessionID }
 
 // TokenID returns the id of the token (claim jti). The id is no secret, so logs may have it.
@@ -65,14 +114,19 @@ func (p *Principal) String() string {
 	return fmt.Sprintf("%s (%s)", p.claims.Username, p.claims.Subject)
 }
 
-// LogValue returns the subject, username, session_id and token_id, for structured logs.
+// LogValue returns the subject, username, session_id and token_id, for structured logs; for a
+// delegated token also the actors.
 func (p *Principal) LogValue() slog.Value {
-	return slog.GroupValue(
+	attrs := []slog.Attr{
 		slog.String("subject", p.claims.Subject),
 		slog.String("username", p.claims.Username),
 		slog.String("session_id", p.claims.SessionID),
 		slog.String("token_id", p.claims.ID),
-	)
+	}
+	if all := p.Actors(); all != nil {
+		attrs = append(attrs, slog.String("actors", fmt.Sprint(all)))
+	}
+	return slog.GroupValue(attrs...)
 }
 
 type principalKey struct{}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/token"
 )
 
 // pruneEvery is the time between two deletions of expired entries: rare enough to cost
@@ -65,14 +66,40 @@ func (r *revocations) add(n news, t *trust, now time.Time) {
 	})
 }
 
-// of returns, as of one moment, whether a session has ended and the raised versions of a
-// user.
-func (r *revocations) of(session, user string) (ended bool, versions raised) {
+// of returns, as of one moment, the reason for which a revocation refuses a token: of the
+// session, of the subject or of any actor. accepted: no revocation concerns the token.
+// TOKEN_REVOKED comes before TOKEN_STALE.
+func (r *revocations) of(c *token.Claims) watchwordv1.ErrorReason {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	_, ended = r.ended.get(session)
-	versions, _ = r.raised.get(user)
-	return ended, versions
+	if c.SessionID != "" { // a service account has no session
+		if _, ended := r.ended.get(c.SessionID); ended {
+			return tokenRevoked
+		}
+	}
+	reason := r.ofUserRLocked(c.Subject, c.Version)
+	for i := range c.Actors {
+		if reason == tokenRevoked {
+			break
+		}
+		if of := r.ofUserRLocked(c.Actors[i].Subject, c.Actors[i].Version); of != accepted {
+			reason = of
+		}
+	}
+	return reason
+}
+
+// ofUserRLocked returns the reason for which a raised version refuses the version of a user,
+// or accepted. r.mu must be held for reading.
+func (r *revocations) ofUserRLocked(id string, version int64) watchwordv1.ErrorReason {
+	user, _ := r.raised.get(id)
+	switch {
+	case version < user.revokedBelow:
+		return tokenRevoked
+	case version < user.staleBelow:
+		return tokenStale
+	}
+	return accepted
 }
 
 // sizes returns the numbers of ended sessions and of raised users.

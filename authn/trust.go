@@ -20,13 +20,17 @@ import (
 // atomic pointer and replaces the pointer, so a reader takes no lock and sees one trust
 // state whole.
 type trust struct {
-	said        *watchwordv1.TrustState // as received, with every withdrawn key; the snapshot file repeats the message
+	said        *watchwordv1.TrustState // as received, with what newTrust keeps of earlier ones; the snapshot file repeats the message
 	issuer      string
 	keys        map[string]*trustedKey // kid → key
 	withdrawn   map[string]bool        // kid → withdrawn, by this or any earlier trust state
 	maxLifetime time.Duration          // from iat to exp of the longest token
 	margin      time.Duration          // for how long a revocation is kept past its token's expiry
 	leeway      time.Duration          // of WithLeeway; at most margin
+
+	// delegatedNotBefore refuses delegated tokens of an earlier iat: the latest moment of this
+	// and of every earlier trust state.
+	delegatedNotBefore time.Time
 }
 
 // trustedKey holds a public key and the end of its use. As long as the server keeps naming
@@ -42,7 +46,7 @@ type trustedKey struct {
 // first; if state is nil, newTrust returns before. A key of an unknown kind is logged and
 // left out: a newer server may have such a key. A key that any trust state has named as
 // withdrawn is left out too: an old key set in the database of a server brings no leaked key
-// back.
+// back. In the same way the latest delegated_not_before of all trust states stays.
 //
 // Errors: if state lacks the issuer or the longest lifetime of a token.
 func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration, log *slog.Logger) (*trust, error) {
@@ -64,6 +68,7 @@ func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration
 		before = &trust{issuer: next.issuer, leeway: leeway}
 	}
 	next.keepWithdrawn(before)
+	next.keepNotBefore(before)
 	for _, k := range state.GetKeys() {
 		if kid := k.GetKey().GetKid(); next.withdrawn[kid] {
 			if !slices.Contains(state.GetWithdrawnKids(), kid) {
@@ -110,6 +115,19 @@ func (t *trust) keepWithdrawn(before *trust) {
 		for _, kid := range kids {
 			t.withdrawn[kid] = true
 		}
+	}
+}
+
+// keepNotBefore takes the later delegated_not_before of the trust state and of the trust
+// before, also into the message that the snapshot file repeats.
+func (t *trust) keepNotBefore(before *trust) {
+	if said := t.said.GetDelegatedNotBefore(); said != nil {
+		t.delegatedNotBefore = said.AsTime()
+	}
+	if before.delegatedNotBefore.After(t.delegatedNotBefore) {
+		t.delegatedNotBefore = before.delegatedNotBefore
+		t.said = proto.CloneOf(t.said)
+		t.said.DelegatedNotBefore = timestamppb.New(t.delegatedNotBefore)
 	}
 }
 

@@ -8,6 +8,14 @@
 //	issuer.EndSession(token)                     // from now on the token is TOKEN_REVOKED
 //	issuer.Advance(time.Hour)                    // and every earlier token has expired
 //
+// A service account is a [User] of the kind SERVICE. A delegated token has actors:
+//
+//	search := authntest.User{Name: "search", Kind: watchwordv1.UserKind_USER_KIND_SERVICE}
+//	token := issuer.Token(authntest.User{Name: "alice", Actors: []authntest.User{search}})
+//	issuer.EndUser(search) // from now on the token is TOKEN_REVOKED, and so are search's own
+//
+// A [ForeignIssuer] makes the assertions with which a service account signs in.
+//
 // The verifiers are those of package authn, and the [Issuer] sends them the messages of a
 // real server, so a service behaves in a test as it does in production. When a method that
 // changes an Issuer returns, every connected verifier knows the change.
@@ -52,6 +60,7 @@ type Issuer struct {
 	trusted  []*token.SigningKey
 	ended    []*watchwordv1.EndedSession
 	raised   []*watchwordv1.RaisedVersion
+	revoked  time.Time        // delegated tokens from before are refused; zero before WithdrawKey
 	versions map[string]int64 // user id → version in the next token (claim ver)
 	silent   bool             // between Disconnect and Reconnect
 	streams  map[*stream]bool
@@ -73,14 +82,19 @@ func newKey() *token.SigningKey {
 	return key
 }
 
-// A User describes the user of a token. The zero User is a user without roles.
+// A User describes the user or the service account of a token. The zero User is a user without
+// roles.
 type User struct {
-	ID        string        // empty: made from Name, always the same for the same Name
-	Name      string        // empty: "somebody"
-	Roles     []string      // nil: no roles
-	Audience  []string      // nil: "test"
-	SessionID string        // empty: a new session for each token
-	Lifetime  time.Duration // in whole seconds, at most MaxLifetime; zero: MaxLifetime
+	ID        string               // empty: made from Name, always the same for the same Name
+	Name      string               // empty: "somebody"
+	Kind      watchwordv1.UserKind // zero: a user; a service account has no session
+	Roles     []string             // nil: no roles
+	Audience  []string             // nil: "test"
+	SessionID string               // empty: a new session for each token
+	Lifetime  time.Duration        // in whole seconds, at most MaxLifetime; zero: MaxLifetime
+	// Actors are the service accounts that act for the user (claim act), the one that called
+	// last first; at most five. Of an actor only ID and Name count. nil: the user itself calls.
+	Actors []User
 }
 
 func (u User) id() string {
@@ -97,8 +111,9 @@ func (u User) name() string {
 	return u.Name
 }
 
-// Token returns a new access token for a user. The token lives from now on, by the issuer's
-// clock. Token panics if no such token can exist, such as for a lifetime below a second.
+// Token returns a new access token for a user or a service account. The token lives from now
+// on, by the issuer's clock. Token panics if no such token can exist, such as for a lifetime
+// below a second, or for a service account with a session.
 func (i *Issuer) Token(u User) string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -107,8 +122,14 @@ func (i *Issuer) Token(u User) string {
 		Issuer: Name, Subject: u.id(), ID: randomID(8), SessionID: u.SessionID, Username: u.name(), Audience: u.Audience, Roles: u.Roles,
 		IssuedAt: now, ExpiresAt: now.Add(MaxLifetime), Version: i.version(u.id()),
 	}
-	if c.SessionID == "" {
+	switch service := u.Kind == watchwordv1.UserKind_USER_KIND_SERVICE; {
+	case service && u.SessionID != "":
+		panic("authntest: a service account has no session")
+	case !service && u.SessionID == "":
 		c.SessionID = randomID(12)
+	}
+	for _, a := range u.Actors {
+		c.Actors = append(c.Actors, i.actor(a))
 	}
 	if len(c.Audience) == 0 {
 		c.Audience = []string{"test"}
@@ -116,11 +137,49 @@ func (i *Issuer) Token(u User) string {
 	if u.Lifetime != 0 {
 		c.ExpiresAt = now.Add(u.Lifetime)
 	}
+	return i.sign(c)
+}
+
+// Delegate returns a token delegated from a token of this issuer, as DelegateToken does: it
+// speaks for the same subject in the same session, is for one audience, has the roles that
+// both the token and roles name (nil: all roles of the token), never admin, and expires no
+// later. The actor is the service account that calls. Delegate panics unless this issuer
+// minted the token with a trusted key, and for a sixth actor. It does not ask for revocations:
+// the new token of a revoked one is TOKEN_REVOKED.
+func (i *Issuer) Delegate(raw string, actor User, audience string, roles ...string) string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	c := i.read(raw)
+	c.ID, c.IssuedAt, c.Audience = randomID(8), i.now(), []string{audience}
+	c.Roles = slices.DeleteFunc(c.Roles, func(r string) bool {
+		return r == "admin" || len(roles) > 0 && !slices.Contains(roles, r)
+	})
+	c.Actors = append([]token.Actor{i.actor(actor)}, c.Actors...)
+	return i.sign(c)
+}
+
+// sign signs a token that begins at the earliest at i.revoked. i.mu must be held, as for actor.
+func (i *Issuer) sign(c *token.Claims) string {
+	if len(c.Actors) > 0 {
+		c.IssuedAt = latest(c.IssuedAt, i.revoked)
+	}
 	raw, err := token.Sign(i.signing, c)
 	if err != nil {
 		panic("authntest: " + err.Error())
 	}
 	return raw
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// actor returns the member of the claim act for a service account.
+func (i *Issuer) actor(u User) token.Actor {
+	return token.Actor{Subject: u.id(), Username: u.name(), Version: i.version(u.id())}
 }
 
 func randomID(bytes int) string {
@@ -173,11 +232,11 @@ func (i *Issuer) EndSession(raw string) {
 }
 
 // EndUser ends every session of a user, as disabling the user does: the tokens minted so far
-// are TOKEN_REVOKED. Later tokens are accepted.
+// are TOKEN_REVOKED, also those in which the user is an actor. Later tokens are accepted.
 func (i *Issuer) EndUser(u User) { i.raise(u, true) }
 
-// ChangeRights makes the tokens of a user TOKEN_STALE, as a change of the user's roles does.
-// Later tokens are accepted.
+// ChangeRights makes the tokens of a user TOKEN_STALE, as a change of the user's roles does,
+// also those in which the user is an actor. Later tokens are accepted.
 func (i *Issuer) ChangeRights(u User) { i.raise(u, false) }
 
 func (i *Issuer) raise(u User, revoked bool) {
@@ -200,8 +259,8 @@ func (i *Issuer) RotateKey() {
 }
 
 // WithdrawKey withdraws the key of a token, as an operator does after a leak: every token
-// signed by the key is TOKEN_INVALID. If the key is the present signing key, a new key
-// replaces it.
+// signed by the key is TOKEN_INVALID, and so is every delegated token minted so far, by any
+// key. If the key is the present signing key, a new key replaces it.
 func (i *Issuer) WithdrawKey(raw string) {
 	i.change(func(c *watchwordv1.Change) {
 		var kid string
@@ -211,6 +270,8 @@ func (i *Issuer) WithdrawKey(raw string) {
 			i.signing = newKey()
 			i.trusted = append(i.trusted, i.signing)
 		}
+		// After the iat, in whole seconds, of every token minted so far; see sign.
+		i.revoked = latest(i.now().Truncate(time.Second), i.revoked).Add(time.Second)
 		c.TrustState = i.trustState()
 	})
 }
@@ -291,6 +352,9 @@ func (i *Issuer) trustState() *watchwordv1.TrustState {
 	}
 	for _, k := range i.trusted {
 		state.Keys = append(state.Keys, &watchwordv1.VerificationKey{Key: k.Public().JWK()})
+	}
+	if !i.revoked.IsZero() {
+		state.DelegatedNotBefore = timestamppb.New(i.revoked)
 	}
 	return state
 }

@@ -2,7 +2,14 @@ package authntest_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
+	"math/big"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +20,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/authn/authntest"
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -86,6 +94,107 @@ func TestToken(t *testing.T) {
 	}
 	if got := reason(v, authntest.New().Token(authntest.User{Audience: []string{"notes"}})); got != "TOKEN_INVALID" {
 		t.Errorf("the token of another issuer: %s", got)
+	}
+}
+
+const service = watchwordv1.UserKind_USER_KIND_SERVICE
+
+// A token can be delegated from service to service, narrower each time, and a revocation of any
+// of them takes the last token back.
+func TestDelegate(t *testing.T) {
+	i := authntest.New()
+	v := i.NewVerifier(t, authn.WithAudience("c"))
+	front, back := authntest.User{Name: "front", Kind: service}, authntest.User{Name: "back", Kind: service}
+	alice := i.Token(authntest.User{Name: "alice", Roles: []string{"admin", "reader", "writer"}, Audience: []string{"a"}, SessionID: "s1"})
+	last := i.Delegate(i.Delegate(alice, front, "b"), back, "c", "reader", "owner")
+	p, err := v.Verify(t.Context(), last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprintf("%s %s %s %s %s %v", p.Username(), p.Kind(), p.Roles(), p.Audience(), p.SessionID(), p.Actors())
+	if got != "alice USER_KIND_USER [reader] [c] s1 [back (user-back) front (user-front)]" {
+		t.Error(got)
+	}
+	if got := reason(v, i.Delegate(alice, front, "b")); got != "AUDIENCE_MISMATCH" {
+		t.Error(got)
+	}
+	own := i.Token(authntest.User{Name: "front", Kind: service, Audience: []string{"c"}})
+	i.ChangeRights(back)
+	if got := reason(v, last); got != "TOKEN_STALE" {
+		t.Error(got)
+	}
+	i.EndUser(front)
+	if got, gotOwn := reason(v, last), reason(v, own); got != "TOKEN_REVOKED" || gotOwn != "TOKEN_REVOKED" {
+		t.Error(got, gotOwn)
+	}
+	last = i.Token(authntest.User{Name: "alice", Audience: []string{"c"}, Actors: []authntest.User{back, front}})
+	if got := reason(v, last); got != "ok" {
+		t.Error(got)
+	}
+	i.RotateKey()
+	i.WithdrawKey(i.Token(authntest.User{})) // another key than the one that signed last
+	if got := reason(v, last); got != "TOKEN_INVALID" {
+		t.Error(got)
+	}
+	if got := reason(v, i.Token(authntest.User{Audience: []string{"c"}, Actors: []authntest.User{front}})); got != "ok" {
+		t.Error(got)
+	}
+}
+
+// The assertions of a foreign issuer have the signature of the key that the issuer serves.
+func TestForeignIssuer(t *testing.T) {
+	server := httptest.NewUnstartedServer(nil)
+	issuer := authntest.NewForeignIssuer("http://" + server.Listener.Addr().String())
+	server.Config.Handler = issuer
+	server.Start()
+	defer server.Close()
+	get := func(path string, into any) {
+		resp, err := server.Client().Get(server.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var metadata struct {
+		Issuer  string `json:"issuer"`
+		JwksURI string `json:"jwks_uri"`
+	}
+	get("/.well-known/openid-configuration", &metadata)
+	if metadata.Issuer != issuer.Name || metadata.JwksURI != server.URL+"/jwks" {
+		t.Errorf("%+v", metadata)
+	}
+	var set struct{ Keys []map[string]string }
+	get("/jwks", &set)
+	raw := issuer.Assertion("notes", authntest.Name, map[string]any{"namespace": "shop", "jti": nil})
+	parts := strings.Split(raw, ".")
+	var header map[string]string
+	var claims map[string]any
+	for n, into := range []any{&header, &claims} {
+		text, _ := base64.RawURLEncoding.DecodeString(parts[n])
+		if err := json.Unmarshal(text, into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	point := []byte{4} // both coordinates follow
+	for _, name := range []string{"x", "y"} {
+		b, _ := base64.RawURLEncoding.DecodeString(set.Keys[0][name])
+		point = append(point, b...)
+	}
+	key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signature, _ := base64.RawURLEncoding.DecodeString(parts[2])
+	digest := sha256.Sum256([]byte(parts[0] + "." + parts[1]))
+	if !ecdsa.Verify(key, digest[:], new(big.Int).SetBytes(signature[:32]), new(big.Int).SetBytes(signature[32:])) {
+		t.Error("wrong signature")
+	}
+	if header["alg"] != "ES256" || header["kid"] != set.Keys[0]["kid"] || claims["iss"] != issuer.Name || claims["sub"] != "notes" ||
+		fmt.Sprint(claims["aud"]) != fmt.Sprint([]string{authntest.Name}) || claims["namespace"] != "shop" || claims["jti"] != nil {
+		t.Errorf("%v %v", header, claims)
 	}
 }
 

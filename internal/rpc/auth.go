@@ -143,6 +143,10 @@ func tokenPair(t *session.Tokens) *watchwordv1.TokenPair {
 // principal converts what a verified access token says about its user.
 func principal(p *authn.Principal) *watchwordv1.Principal {
 	return &watchwordv1.Principal{
+		Kind: p.Kind(),
+		Actors: messages(p.Actors(), func(a authn.Actor) *watchwordv1.Actor {
+			return &watchwordv1.Actor{Subject: a.Subject(), Username: a.Username()}
+		}),
 		Subject: p.Subject(), Username: p.Username(), Roles: p.Roles(), Audience: p.Audience(), Issuer: p.Issuer(),
 		SessionId: p.SessionID(), TokenId: p.TokenID(),
 		IssuedAt: timestamppb.New(p.IssuedAt()), ExpiresAt: timestamppb.New(p.ExpiresAt()),

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/watchword-auth/watchword/internal/token"
 )
 
 // signature adds tokens with wrong signatures.
@@ -104,9 +106,13 @@ func (c *cases) json() {
 // missing adds tokens without one of the claims, and tokens with nbf.
 func (c *cases) missing() {
 	for _, claim := range claims() {
-		c.invalid("claim "+claim.name+" missing", c.ed.mint(claims().without(claim.name)))
+		if claim.name == "sid" { // a service account has no session
+			c.ok("claim sid missing", c.ed.mint(claims().without("sid")))
+		} else {
+			c.invalid("claim "+claim.name+" missing", c.ed.mint(claims().without(claim.name)))
+		}
 		c.invalid("claim "+claim.name+" null", c.ed.mint(claims().with(claim.name, "null")))
-		if upper := strings.ToUpper(claim.name); upper != claim.name {
+		if upper := strings.ToUpper(claim.name); upper != claim.name && claim.name != "sid" {
 			c.invalid("claim "+claim.name+" in capitals", c.ed.mint(claims().without(claim.name).and(upper, claim.value)))
 		}
 	}
@@ -151,4 +157,59 @@ func (c *cases) times() {
 	}
 	c.invalid("exp at iat", c.ed.mint(claims().with("exp", at(0))))
 	c.invalid("exp before iat", c.ed.mint(claims().with("iat", at(3600)).with("exp", at(3599))))
+}
+
+// actor returns a good member of the claim act.
+func actor() object {
+	return object{{"sub", `"S0earchSearchSea1"`}, {"username", `"search"`}, {"ver", "946684000"}}
+}
+
+// chain returns the claim act with a number of actors. innermost is the last actor.
+func chain(actors int, innermost object) string {
+	act := innermost.String()
+	for range actors - 1 {
+		act = actor().and("act", act).String()
+	}
+	return act
+}
+
+// actors adds tokens with the claim act (RFC 8693 section 4.1), well formed and malformed, with
+// one actor and with an actor inside another one.
+func (c *cases) actors() {
+	mint := func(act string) string { return c.ed.mint(claims().and("act", act)) }
+	for n := 1; n <= token.MaxActors; n++ {
+		c.ok(fmt.Sprintf("actors: %d", n), mint(chain(n, actor())))
+	}
+	c.ok("actor of a service account", c.ed.mint(claims().without("sid").and("act", chain(1, actor()))))
+	c.ok("actors with white space", mint(" { \"ver\" : 1 ,\t\"username\":\"a\",\"act\"\n: "+chain(1, actor())+" , \"sub\":\"b\" } "))
+	c.ok("actor with a member's name in escapes", mint(strings.Replace(chain(1, actor()), `"sub"`, `"\u0073ub"`, 1)))
+	c.ok("the same actor twice", mint(chain(2, actor())))
+	c.ok("actor that is the subject", mint(chain(1, actor().with("sub", `"Vg5qT0yZc3RhbmRz"`))))
+	c.invalid("actors: 6", mint(chain(6, actor())))
+	c.invalid("actors: 100", mint(chain(100, object{})))
+	for _, value := range []string{"null", `""`, `"search"`, "1", "true", "[]", "{}", "[" + actor().String() + "]"} {
+		c.invalid("act "+value, mint(value))
+		c.invalid("act within act "+value, mint(actor().and("act", value).String()))
+	}
+	for _, depth := range []int{1, 2, token.MaxActors} {
+		for _, m := range actor() {
+			name := fmt.Sprintf("actor %d: %s ", depth, m.name)
+			c.invalid(name+"missing", mint(chain(depth, actor().without(m.name))))
+			c.invalid(name+"twice", mint(chain(depth, actor().and(m.name, m.value))))
+			for _, value := range []string{"null", `""`, "-1", "1.0", `"1\u0000"`, `"\ud800"`, "9007199254740992", "[]", "{}"} {
+				c.invalid(name+value, mint(chain(depth, actor().with(m.name, value))))
+			}
+		}
+		for _, member := range []string{"iss", "aud", "exp", "sid", "roles", "ACT", "x", ""} {
+			c.invalid(fmt.Sprintf("actor %d: a member %q", depth, member), mint(chain(depth, actor().and(member, `"x"`))))
+		}
+		c.invalid(fmt.Sprintf("actor %d: act twice", depth), mint(chain(depth, actor().and("act", actor().String()).and("act", actor().String()))))
+		c.invalid(fmt.Sprintf("actor %d: of invalid UTF-8", depth), mint(chain(depth, actor().with("username", "\"\xff\""))))
+	}
+	c.invalid("act twice, another actor", c.ed.mint(claims().and("act", actor().String()).and("act", actor().with("sub", `"x"`).String())))
+	c.ok("claim ACT is unknown", c.ed.mint(claims().and("ACT", "1")))
+	c.ok("claim may_act is unknown", c.ed.mint(claims().and("may_act", chain(1, actor()))))
+	past := claims().with("iat", at(-600)).with("exp", at(-300))
+	c.refused("expired with an actor", c.ed.mint(past.and("act", chain(1, actor()))), "TOKEN_EXPIRED")
+	c.refused("another audience with an actor", c.ed.mint(claims().with("aud", `["billing"]`).and("act", chain(1, actor()))), "AUDIENCE_MISMATCH")
 }

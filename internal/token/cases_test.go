@@ -37,6 +37,7 @@ func allCases(f keyring) []tokentest.Case {
 	c.missing()
 	c.mistyped()
 	c.times()
+	c.actors()
 	c.tools()
 	return c.list
 }

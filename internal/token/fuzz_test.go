@@ -106,7 +106,8 @@ func FuzzClaims(f *testing.F) {
 		if err := json.Unmarshal(payload, &other); err != nil {
 			t.Fatalf("parts.claims accepted the payload, but encoding/json returned: %v", err)
 		}
-		if other["iss"] != got.Issuer || other["sub"] != got.Subject || other["sid"] != got.SessionID ||
+		sid, _ := other["sid"].(string)
+		if other["iss"] != got.Issuer || other["sub"] != got.Subject || sid != got.SessionID || !sameActors(other, got.Actors) ||
 			other["exp"] != float64(got.ExpiresAt.Unix()) || other["ver"] != float64(got.Version) {
 			t.Fatalf("parts.claims read %+v, encoding/json read %v", got, other)
 		}
@@ -119,6 +120,26 @@ func FuzzClaims(f *testing.F) {
 			t.Fatalf("written again, the claims became %+v (error %v), want %+v", again, err, got)
 		}
 	})
+}
+
+// sameActors returns whether encoding/json has read the same actors, and nothing else of an
+// actor.
+func sameActors(claims map[string]any, actors []Actor) bool {
+	for _, a := range actors {
+		act, ok := claims["act"].(map[string]any)
+		if !ok || act["sub"] != a.Subject || act["username"] != a.Username || act["ver"] != float64(a.Version) {
+			return false
+		}
+		inner, known := act["act"], 3
+		if inner != nil {
+			known++
+		}
+		if len(act) != known {
+			return false
+		}
+		claims = act
+	}
+	return claims["act"] == nil
 }
 
 // FuzzObject compares the members from decodeObject with the members from encoding/json.

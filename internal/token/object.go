@@ -12,8 +12,8 @@ import (
 // object holds the members of a JSON object, still undecoded. Names are compared
 // exactly; encoding/json's structs would read "ISS" as "iss".
 //
-// The methods text, texts, textOrTexts, integer and time decode a member. Each
-// returns the zero value if the member is missing or has a wrong type, and keeps the
+// The methods text, optional, texts, textOrTexts, integer, time and actors decode a member.
+// Each returns the zero value if the member is missing or has a wrong type, and keeps the
 // name of the first bad member in bad. So a caller reads all members and checks bad
 // once.
 type object struct {
@@ -21,16 +21,22 @@ type object struct {
 	bad     string
 }
 
-// decodeObject decodes a base64url part with a single JSON object in UTF-8.
-// decodeObject refuses a repeated name: JSON readers may take either value, so two
-// readers might see two different tokens (RFC 7515 section 4, RFC 7519 section 4).
-// Repeated names in nested objects pass, because the package reads no nested object.
+// decodeObject decodes a base64url part with a single JSON object in UTF-8. decodeObject
+// refuses a repeated name, as [newObject] does.
 func decodeObject(part string) (*object, bool) {
 	data, err := segments.DecodeSegment(part)
 	// Valid also refuses bytes after the first value.
 	if err != nil || !utf8.Valid(data) || !json.Valid(data) {
 		return nil, false
 	}
+	return newObject(data)
+}
+
+// newObject reads the members of a JSON object. data must have passed json.Valid. newObject
+// refuses a repeated name: JSON readers may take either value, so two readers might see two
+// different tokens (RFC 7515 section 4, RFC 7519 section 4). In nested objects repeated names
+// pass, except in those of the claim act, which [object.actors] reads by newObject too.
+func newObject(data []byte) (*object, bool) {
 	s := scanner{data}
 	if !s.take('{') {
 		return nil, false
@@ -65,6 +71,43 @@ func (o *object) text(name string) string {
 		o.refuse(name)
 	}
 	return s
+}
+
+// optional returns the empty string if the member is missing, and refuses an empty string.
+func (o *object) optional(name string) string {
+	if !o.has(name) {
+		return ""
+	}
+	s := o.text(name)
+	if s == "" {
+		o.refuse(name)
+	}
+	return s
+}
+
+// actors reads the actors of the member, from the outside in (RFC 8693 section 4.1); nil if
+// the member is missing. Each actor has exactly the members sub, username and ver, and act
+// around an earlier actor: an unknown member might name another actor, as iss would.
+// Of more than MaxActors, actors reads one more, which [Claims.malformed] refuses.
+func (o *object) actors(name string) (list []Actor) {
+	for at, member := o, name; at.has(member) && len(list) <= MaxActors; member = "act" {
+		act, ok := newObject(at.members[member])
+		if !ok {
+			o.refuse(name)
+			return nil
+		}
+		a := Actor{Subject: act.text("sub"), Username: act.text("username"), Version: act.integer("ver")}
+		known := 3
+		if act.has("act") {
+			known++
+		}
+		if act.bad != "" || len(act.members) != known {
+			o.refuse(name)
+			return nil
+		}
+		list, at = append(list, a), act
+	}
+	return list
 }
 
 func (o *object) texts(name string) []string {

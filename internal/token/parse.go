@@ -44,7 +44,7 @@ var forbidden = []string{"crit", "b64", "jwk", "jku", "x5u", "x5c"}
 // token with a different alg in the header is refused (RFC 8725 section 3.1). Parse
 // ignores unknown header parameters and claims, so a newer issuer may add some. Parse
 // refuses the parameters and claims that could change the token's meaning: those listed
-// in forbidden, and the claim nbf.
+// in forbidden, the claim nbf, and an unknown member of the claim act.
 //
 // Parse decodes the claims after the check of the signature, so a forged token's
 // claims stay unread.
@@ -140,13 +140,14 @@ func (p parts) claims() (*Claims, error) {
 		Issuer:    payload.text("iss"),
 		Subject:   payload.text("sub"),
 		ID:        payload.text("jti"),
-		SessionID: payload.text("sid"),
+		SessionID: payload.optional("sid"),
 		Username:  payload.text("username"),
 		Audience:  payload.textOrTexts("aud"),
 		Roles:     payload.texts("roles"),
 		IssuedAt:  payload.time("iat"),
 		ExpiresAt: payload.time("exp"),
 		Version:   payload.integer("ver"),
+		Actors:    payload.actors("act"),
 	}
 	name := payload.bad
 	if name == "" {

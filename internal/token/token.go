@@ -46,6 +46,10 @@ const (
 	maxVersion = 1<<53 - 1
 )
 
+// MaxActors bounds the actors of a token: a chain of calls across more services is a mistake
+// in a program more often than a wish. Each actor adds some 110 bytes to every call.
+const MaxActors = 5
+
 // RoleForm is the form of a role, as a regular expression.
 const RoleForm = `[a-z][a-z0-9._:-]{0,63}`
 
@@ -60,19 +64,29 @@ const maxRole = 64
 // package user gives no user another role.
 func IsRole(name string) bool { return len(name) <= maxRole && role.MatchString(name) }
 
-// Claims holds the claims of an access token (RFC 9068 section 2.2). Every field
-// except Roles must have a value.
+// Claims holds the claims of an access token (RFC 9068 section 2.2). Every field except
+// SessionID, Roles and Actors must have a value.
 type Claims struct {
 	Issuer    string // iss
 	Subject   string // sub, the user's id
 	ID        string // jti
-	SessionID string // sid
+	SessionID string // sid; empty for a service account, which has no session
 	Username  string // username
 	Audience  []string
 	Roles     []string
 	IssuedAt  time.Time // iat, in whole seconds
 	ExpiresAt time.Time // exp, in whole seconds, after IssuedAt
 	Version   int64     // ver, the user's token version
+	// Actors holds the services that act for the subject (act, RFC 8693 section 4.1), the
+	// service that called last first; at most MaxActors. nil: the subject itself calls.
+	Actors []Actor
+}
+
+// Actor holds a member of the claim act. Every field must have a value.
+type Actor struct {
+	Subject  string // sub, the id of the service account
+	Username string // username
+	Version  int64  // ver, the token version of the service account
 }
 
 // Sign returns an access token with the claims c. Sign cuts fractions of a second
@@ -103,8 +117,8 @@ func Sign(key *SigningKey, c *Claims) (string, error) {
 
 // wire returns the claims by their JSON names, for golang-jwt.
 func (c *Claims) wire() jwt.MapClaims {
-	return jwt.MapClaims{
-		"iss": c.Issuer, "sub": c.Subject, "jti": c.ID, "sid": c.SessionID, "username": c.Username,
+	wire := jwt.MapClaims{
+		"iss": c.Issuer, "sub": c.Subject, "jti": c.ID, "username": c.Username,
 		"aud": c.Audience,
 		// A nil slice would be written as null, and Parse refuses null.
 		"roles": append([]string{}, c.Roles...),
@@ -112,6 +126,23 @@ func (c *Claims) wire() jwt.MapClaims {
 		"exp":   c.ExpiresAt.Unix(),
 		"ver":   c.Version,
 	}
+	if c.SessionID != "" {
+		wire["sid"] = c.SessionID
+	}
+	// The actor that called last is outermost (RFC 8693 section 4.1), so the innermost is
+	// written first.
+	var act map[string]any
+	for _, a := range slices.Backward(c.Actors) {
+		outer := map[string]any{"sub": a.Subject, "username": a.Username, "ver": a.Version}
+		if act != nil {
+			outer["act"] = act
+		}
+		act = outer
+	}
+	if act != nil {
+		wire["act"] = act
+	}
+	return wire
 }
 
 // malformed returns the name of the first claim with a forbidden value, or the empty
@@ -125,7 +156,7 @@ func (c *Claims) malformed() string {
 		return "sub"
 	case badText(c.ID):
 		return "jti"
-	case badText(c.SessionID):
+	case c.SessionID != "" && badText(c.SessionID):
 		return "sid"
 	case badText(c.Username):
 		return "username"
@@ -139,11 +170,19 @@ func (c *Claims) malformed() string {
 	// lifetime would pass.
 	case exp <= iat || exp >= endOfTime:
 		return "exp"
-	case c.Version < 0 || c.Version > maxVersion:
+	case badVersion(c.Version):
 		return "ver"
+	case len(c.Actors) > MaxActors || slices.ContainsFunc(c.Actors, Actor.malformed):
+		return "act"
 	}
 	return ""
 }
+
+func (a Actor) malformed() bool {
+	return badText(a.Subject) || badText(a.Username) || badVersion(a.Version)
+}
+
+func badVersion(v int64) bool { return v < 0 || v > maxVersion }
 
 // badText reports whether s is empty, is invalid UTF-8, or has the replacement character
 // U+FFFD or a zero byte. JSON decoding writes U+FFFD in place of a broken byte or half a

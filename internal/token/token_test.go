@@ -4,7 +4,9 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,6 +32,14 @@ func typical() *token.Claims {
 		ExpiresAt: start.Add(5 * time.Minute),
 		Version:   start.Unix(),
 	}
+}
+
+// actors returns a number of actors, each with a name of its own.
+func actors(n int) (list []token.Actor) {
+	for i := range n {
+		list = append(list, token.Actor{Subject: fmt.Sprintf("service-id-%05d", i), Username: fmt.Sprintf("service-name-%07d", i), Version: 1782907200 + int64(i)})
+	}
+	return list
 }
 
 func generateKey(t testing.TB, alg token.Algorithm) *token.SigningKey {
@@ -99,6 +109,28 @@ func TestSignCutsFractionsOfASecond(t *testing.T) {
 	}
 }
 
+// A token keeps the order of its actors, the one that called last first, and writes them as RFC
+// 8693 section 4.1 does. A token without a session has no claim sid.
+func TestActors(t *testing.T) {
+	key := generateKey(t, token.EdDSA)
+	for n := range token.MaxActors + 1 {
+		c := typical()
+		c.Actors, c.SessionID = actors(n), ""
+		raw := sign(t, key, c)
+		got, err := token.Parse(raw, finder(key.Public()))
+		if err != nil || !reflect.DeepEqual(got, c) {
+			t.Errorf("%d actors: %+v, %v", n, got, err)
+		}
+		text, _ := base64.RawURLEncoding.DecodeString(strings.Split(raw, ".")[1])
+		if strings.Contains(string(text), "sid") {
+			t.Errorf("a token without a session has the claim sid: %s", text)
+		}
+		if n == 2 && !strings.Contains(string(text), `"act":{"act":{"sub":"service-id-00001",`) {
+			t.Errorf("the actor that called first is not inside: %s", text)
+		}
+	}
+}
+
 func TestSignWithoutRoles(t *testing.T) {
 	key := generateKey(t, token.EdDSA)
 	c := typical()
@@ -109,13 +141,30 @@ func TestSignWithoutRoles(t *testing.T) {
 	}
 }
 
-// TestSize bounds a typical token's length: every call sends the token, and servers
-// bound the length of headers.
+// TestSize bounds the length of typical tokens: every call sends the token, and servers bound
+// the length of headers. Names have 20 characters.
 func TestSize(t *testing.T) {
-	raw := sign(t, generateKey(t, token.EdDSA), typical())
-	t.Logf("a token with three roles and two audiences has %d bytes", len(raw))
-	if len(raw) >= 500 {
-		t.Errorf("%d bytes, want fewer than 500", len(raw))
+	key := generateKey(t, token.EdDSA)
+	for name, c := range map[string]struct {
+		below int
+		set   func(*token.Claims)
+	}{
+		"a user, two audiences": {500, func(*token.Claims) {}},
+		"a service account": {470, func(c *token.Claims) {
+			c.SessionID, c.Audience, c.Username = "", []string{"internal"}, actors(1)[0].Username
+		}},
+		"one actor": {620, func(c *token.Claims) {
+			c.Actors, c.Audience, c.Username = actors(1), []string{"internal"}, actors(1)[0].Username
+		}},
+		"five actors": {1300, func(c *token.Claims) { c.Actors = actors(5) }},
+	} {
+		claims := typical()
+		c.set(claims)
+		raw := sign(t, key, claims)
+		t.Logf("%s, three roles: %d bytes", name, len(raw))
+		if len(raw) >= c.below {
+			t.Errorf("%s: %d bytes, want fewer than %d", name, len(raw), c.below)
+		}
 	}
 }
 
@@ -125,7 +174,7 @@ func TestSignRefuses(t *testing.T) {
 		"no issuer":            func(c *token.Claims) { c.Issuer = "" },
 		"no subject":           func(c *token.Claims) { c.Subject = "" },
 		"no id":                func(c *token.Claims) { c.ID = "" },
-		"no session":           func(c *token.Claims) { c.SessionID = "" },
+		"session not UTF-8":    func(c *token.Claims) { c.SessionID = "a\xff" },
 		"no username":          func(c *token.Claims) { c.Username = "" },
 		"username not UTF-8":   func(c *token.Claims) { c.Username = "a\xff" },
 		"no audience":          func(c *token.Claims) { c.Audience = nil },
@@ -137,10 +186,16 @@ func TestSignRefuses(t *testing.T) {
 		"expiry in year 10000": func(c *token.Claims) { c.ExpiresAt = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) },
 		"negative version":     func(c *token.Claims) { c.Version = -1 },
 		"version beyond JSON":  func(c *token.Claims) { c.Version = 1 << 53 },
+		"six actors":           func(c *token.Claims) { c.Actors = slices.Repeat(actors(1), 6) },
+		"actor without id":     func(c *token.Claims) { c.Actors[4].Subject = "" },
+		"actor without name":   func(c *token.Claims) { c.Actors[0].Username = "" },
+		"actor's name a zero":  func(c *token.Claims) { c.Actors[1].Username = "\x00" },
+		"actor's version":      func(c *token.Claims) { c.Actors[1].Version = -1 },
 		"too many roles":       func(c *token.Claims) { c.Roles = strings.Split(strings.Repeat("role ", 2000)+"end", " ") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := typical()
+			c.Actors = actors(5)
 			spoil(c)
 			raw, err := token.Sign(key, c)
 			if err == nil || raw != "" || errors.Is(err, token.ErrInvalid) {
