@@ -56,6 +56,7 @@ func (p *Principal) Kind() watchwordv1.UserKind {
 // the token was revoked.
 type Actor struct {
 	subject, username string
+	version           int64
 }
 
 // Subject returns the id of the service account.
@@ -63,6 +64,10 @@ func (a Actor) Subject() string { return a.subject }
 
 // Username returns the name of the service account at the time of the delegation.
 func (a Actor) Username() string { return a.username }
+
+// TokenVersion returns the version of the service account's rights in the token, as
+// [Principal.TokenVersion] does for the subject.
+func (a Actor) TokenVersion() int64 { return a.version }
 
 // String returns the name and the id of the service account, for people.
 func (a Actor) String() string { return fmt.Sprintf("%s (%s)", a.username, a.subject) }
@@ -87,7 +92,7 @@ func (p *Principal) Actors() []Actor {
 	return all
 }
 
-func actor(a token.Actor) Actor { return Actor{a.Subject, a.Username} }
+func actor(a token.Actor) Actor { return Actor{a.Subject, a.Username, a.Version} }
 
 // SessionID returns the id of the user's session (claim sid). All tokens of one session,
 // from the login to the logout, have the same id, and so have the tokens delegated from

@@ -17,6 +17,9 @@
 // Repeats of a refresh token are counted in the same way, in a separate table: an honest
 // client on a bad network repeats too, and must leave the places of refused calls free.
 //
+// Delegations are counted in the same way, by service, audience and hour, in a table of their
+// own.
+//
 // One user can cause events of the user's own, such as logins, without bound too. So these
 // events have a bounded number of records an hour, in which each event is counted; see
 // [countOwn].
@@ -60,6 +63,7 @@ const (
 	UserDeleted         Type = "user.deleted"
 	PasswordChanged     Type = "password.changed" // by the user
 	PasswordSet         Type = "password.set"     // by an admin or the operator
+	TokenDelegated      Type = "token.delegated"  // a service has got a token to act for its caller
 	KeyRotated          Type = "key.rotated"
 	KeyRevoked          Type = "key.revoked"
 	KeysResealed        Type = "keys.resealed"
@@ -78,7 +82,7 @@ var types = []Type{
 	Login, Refresh, RefreshRepeated, RefreshReused, Logout, SessionRevoked, UserSessionsRevoked,
 	UserCreated, UserUpdated, UserDeleted, PasswordChanged, PasswordSet,
 	KeyRotated, KeyRevoked, KeysResealed, DatastoreRestored, DatastoreRekeyed,
-	IssuerCreated, IssuerUpdated, IssuerDeleted, BindingCreated, BindingDeleted, Call,
+	IssuerCreated, IssuerUpdated, IssuerDeleted, BindingCreated, BindingDeleted, TokenDelegated, Call,
 }
 
 // ParseType returns the type with a name, for a filter. With a mistyped name, a filter would
@@ -145,9 +149,9 @@ type Log struct {
 	current *window
 	merged  uint64  // kinds that have lost their records, in earlier windows
 	closing *window // the window before, until Flush has written the final counts; else nil
-	// named, unnamed and repeated bound the lines about new kinds: refused calls that name
-	// a user, other refused calls, and repeats.
-	named, unnamed, repeated *rate.Limiter
+	// named, unnamed, repeated and delegated bound the lines about new kinds: refused calls that
+	// name a user, other refused calls, repeats, and delegations.
+	named, unnamed, repeated, delegated *rate.Limiter
 }
 
 // New returns a Log that writes records into a database and lines into a logger.
@@ -157,7 +161,7 @@ func New(s *store.Store, logger *slog.Logger) *Log {
 	for _, t := range types {
 		recorded[t] = new(atomic.Uint64)
 	}
-	return &Log{store: s, logger: logger, recorded: recorded, current: newWindow(time.Now()), named: lines(), unnamed: lines(), repeated: lines()}
+	return &Log{store: s, logger: logger, recorded: recorded, current: newWindow(time.Now()), named: lines(), unnamed: lines(), repeated: lines(), delegated: lines()}
 }
 
 // Record writes an event into the security record, in the transaction of the action. If

@@ -42,6 +42,16 @@ func (l *Log) Repeated(ctx context.Context, e Event) {
 	l.Refused(ctx, e)
 }
 
+// Delegated counts a token that a service has got to act for its callers at a service, as
+// [Log.Refused] counts a refused call. The record names the service and the audience, and no
+// caller: one record of an hour stands for all callers.
+func (l *Log) Delegated(service caller.Caller, audience string) {
+	l.recorded[TokenDelegated].Add(1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.current.countDelegation(Event{Type: TokenDelegated, ActorID: service.ID, ActorName: service.Name, Detail: "audience: " + audience})
+}
+
 // Run writes the counts of refused calls to the database until ctx ends, and once more
 // after the end.
 func (l *Log) Run(ctx context.Context) {
@@ -175,6 +185,8 @@ func (l *Log) mayLog(k kind) bool {
 		return true
 	case k.event.Type == RefreshRepeated:
 		return l.repeated.Allow()
+	case k.isDelegation():
+		return l.delegated.Allow()
 	case k.event.namesUser():
 		return l.named.Allow()
 	}

@@ -8,6 +8,9 @@ type kind struct {
 	source caller.Source
 }
 
+// isDelegation reports whether the kind counts delegations, and not refused calls.
+func (k kind) isDelegation() bool { return k.event.Type == TokenDelegated && k.event.Reason == "" }
+
 // tally counts the refused calls of one kind in one window.
 type tally struct {
 	kind    kind

@@ -12,6 +12,11 @@ const (
 	// room for four kinds at least.
 	maxPlaces = 64
 	maxOwners = 16
+	// maxServices and maxDelegations bound the table of delegations: admins make the services
+	// and the audiences of each, so there are more honest kinds than of refused calls. A flush
+	// writes the kinds with new calls, in one transaction.
+	maxServices    = 64
+	maxDelegations = 256
 )
 
 // manySources is the source in a record that counts refused calls of several sources.
@@ -31,6 +36,8 @@ const manySources caller.Source = "many"
 // Repeats of refresh tokens have the table repeats; the owner is the user. A repeat that
 // loses its place moves to totals. Repeats take no place of a refused call.
 //
+// Delegations have the table delegations; the owner is the service. They move to totals too.
+//
 // Calls that name a user have separate tables, so that calls of strangers leave the places
 // of these tables free. A network that guesses at ten thousand users fills the network's
 // share, and the further guesses are on record with the network. Guesses of ten thousand
@@ -38,6 +45,7 @@ const manySources caller.Source = "many"
 type window struct {
 	began                            time.Time
 	named, users, strangers, repeats *table
+	delegations                      *table
 	totals                           map[kind]*tally
 	lost                             []string // ids of the records of displaced kinds, to be deleted
 	merged                           uint64   // displaced kinds
@@ -45,7 +53,13 @@ type window struct {
 
 func newWindow(began time.Time) *window {
 	places := func() *table { return newTable(maxOwners, maxPlaces) }
-	return &window{began: began, named: places(), users: places(), strangers: places(), repeats: places(), totals: map[kind]*tally{}}
+	return &window{began: began, named: places(), users: places(), strangers: places(), repeats: places(), totals: map[kind]*tally{}, delegations: newTable(maxServices, maxDelegations)}
+}
+
+// countDelegation counts a delegation, of any source.
+func (w *window) countDelegation(e Event) {
+	displaced, _ := w.delegations.add(e.ActorID, kind{event: e}, 1)
+	w.addTotals(displaced)
 }
 
 // count counts a refused call or a repeat.
@@ -108,7 +122,7 @@ func (w *window) displace(c *tally) {
 
 // tallies lists the tallies of the window.
 func (w *window) tallies() (all []*tally) {
-	for _, t := range []*table{w.named, w.users, w.strangers, w.repeats} {
+	for _, t := range []*table{w.named, w.users, w.strangers, w.repeats, w.delegations} {
 		for _, s := range t.owners {
 			for _, c := range s.tallies {
 				all = append(all, c)

@@ -51,9 +51,10 @@ var mayImport = map[string][]string{
 	"internal/reload":          {},
 	"internal/retry":           {},
 	"internal/roster":          {"internal/hub", "internal/store"}, // the display of watchers; nothing else depends on it
-	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/federation", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
+	"internal/delegation":      {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/store", "internal/token"},
+	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/delegation", "internal/detach", "internal/federation", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/detach", "internal/durable", "internal/federation", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/reload", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/tracing", "internal/user", "internal/version"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/delegation", "internal/detach", "internal/durable", "internal/federation", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/reload", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/tracing", "internal/user", "internal/version"},
 	"internal/settings":        {"internal/durable"},
 	"internal/share":           {},
 	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/share", "internal/spans", "internal/store", "internal/user"},

@@ -230,6 +230,21 @@ func (f *Feed) Write(ctx context.Context, fn func(*Tx) error) error {
 	return f.transact(ctx, f.store.Write, fn)
 }
 
+// Standing reads what a delegated token depends on, and returns when this server's own verifier
+// has applied every event that was committed before the reading. So the verifier knows at least
+// what the rows say. Errors: as [Feed.Write].
+func (f *Feed) Standing(ctx context.Context, session string, users []string) (*store.Standing, error) {
+	var s *store.Standing
+	err := f.store.Read(ctx, func(tx *store.Tx) (err error) {
+		s, err = tx.Standing(session, users)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, f.waitApplied(ctx, &s.Head)
+}
+
 // Sync returns when this server's own verifier has applied every event that is
 // committed now. Errors: as [Feed.Write].
 func (f *Feed) Sync(ctx context.Context) error {
@@ -249,12 +264,20 @@ func (f *Feed) transact(ctx context.Context, in func(context.Context, func(*stor
 	if err != nil {
 		return err
 	}
+	return f.waitApplied(ctx, &head)
+}
+
+// waitApplied waits until our own verifier has applied an event. Errors: ErrUnavailable.
+func (f *Feed) waitApplied(ctx context.Context, head *store.Event) error {
+	if f.hub.HasApplied(positionOf(head)) {
+		return nil
+	}
 	ctx, applying := spans.Start(ctx, "feed.apply")
 	defer applying.End()
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
 	f.nudge()
-	if err := f.hub.WaitApplied(ctx, positionOf(&head)); err != nil {
+	if err := f.hub.WaitApplied(ctx, positionOf(head)); err != nil {
 		return fmt.Errorf("%w: waiting for our own verifier: %w", store.ErrUnavailable, err)
 	}
 	return nil

@@ -218,6 +218,10 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 	if err != nil {
 		return nil, err
 	}
+	notBefore, err := tx.DelegatedNotBefore()
+	if err != nil {
+		return nil, err
+	}
 	set, err := f.keys(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -225,6 +229,9 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 	f.keysAgain = set.Again
 	trust := &watchwordv1.TrustState{
 		Issuer: f.issuer, MaxTokenLifetime: durationpb.New(longest), Margin: durationpb.New(Margin), WithdrawnKids: set.Withdrawn,
+	}
+	if !notBefore.IsZero() {
+		trust.DelegatedNotBefore = timestamppb.New(notBefore)
 	}
 	for _, row := range set.Rows {
 		if !row.RevokedAt.IsZero() || VerifiesNothing(row, aged, longest) {

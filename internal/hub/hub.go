@@ -193,7 +193,7 @@ func (h *Hub) TrustState() *watchwordv1.TrustState {
 func (h *Hub) WaitApplied(ctx context.Context, at Position) error {
 	for {
 		h.mu.Lock()
-		reached, grown := h.applied >= at.Seq && h.ring.holds(at), h.appliedGrown
+		reached, grown := h.hasAppliedLocked(at), h.appliedGrown
 		h.mu.Unlock()
 		if reached {
 			return nil
@@ -205,6 +205,15 @@ func (h *Hub) WaitApplied(ctx context.Context, at Position) error {
 		}
 	}
 }
+
+// HasApplied reports whether [Hub.WaitApplied] would return at once.
+func (h *Hub) HasApplied(at Position) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.hasAppliedLocked(at)
+}
+
+func (h *Hub) hasAppliedLocked(at Position) bool { return h.applied >= at.Seq && h.ring.holds(at) }
 
 // Applied returns the number of the newest event that the local verifier has applied.
 func (h *Hub) Applied() int64 {

@@ -33,6 +33,8 @@ type chain struct {
 	last   *store.SigningKey   // signs now, or will sign; nil if the chain is broken
 	next   *store.SigningKey   // published, has no date yet; nil if the chain is broken
 
+	withdrew bool // a key was withdrawn
+
 	record audit.Event // what the security record says about the change; empty: nothing is written
 }
 
@@ -189,6 +191,36 @@ func (c *chain) succeed(successor *store.SigningKey) error {
 // again, and no master key is needed for the row.
 func (c *chain) withdraw(k *store.SigningKey) {
 	k.RevokedAt, k.SealedKey = c.now, []byte{}
+	c.withdrew = true
+}
+
+// commitTime is longer than any transaction takes from reading the clock to the commit: the
+// store gives a caller five seconds.
+const commitTime = 10 * time.Second
+
+// endDelegated makes every delegated token minted so far invalid, if a key was withdrawn: a
+// token that the leaked key signed may have been delegated, and the delegated token has the
+// signature of another key.
+//
+// A replica that reads the database before the commit of this transaction may mint a delegated
+// token afterwards, by a later clock than c.now. So endDelegated adds commitTime, and a token
+// minted within commitTime has its time of issue set ahead: see [Subject]. A claim `iat` has
+// whole seconds, and so has the moment. Each moment is a second after the moment before, at
+// least, since tokens of the moment before may exist already. The moment never falls, also if
+// the clock is set back.
+func (c *chain) endDelegated() error {
+	if !c.withdrew {
+		return nil
+	}
+	before, err := c.tx.DelegatedNotBefore()
+	if err != nil {
+		return err
+	}
+	next := c.now.Add(commitTime).Truncate(time.Second)
+	if next.Before(before) {
+		next = before
+	}
+	return c.tx.RaiseDelegatedNotBefore(next.Add(time.Second))
 }
 
 // followUnseen publishes a key that no cache has seen, and lets the key sign as soon as the

@@ -86,6 +86,34 @@ func replaceAll(t *testing.T, k *issuer.Keyring) (issuer.Key, error) {
 	return k.ReplaceAll(t.Context(), func() (audit.Event, error) { return audit.Event{Type: audit.DatastoreRestored}, nil })
 }
 
+// Each replacement of all keys takes back every delegated token of before, as a withdrawal does, and
+// a rotation does not.
+func TestReplaceAllEndsDelegatedTokens(t *testing.T) {
+	k, s, _ := ring(t)
+	moment := func() (at time.Time) {
+		if err := s.Read(t.Context(), func(tx *store.Tx) (err error) {
+			at, err = tx.DelegatedNotBefore()
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	rotate(t, k, "")
+	if at := moment(); !at.IsZero() {
+		t.Errorf("after a rotation: %v", at)
+	}
+	for range 2 {
+		before := moment()
+		if _, err := replaceAll(t, k); err != nil {
+			t.Fatal(err)
+		}
+		if at := moment(); at.Before(before.Add(time.Second)) || at.Nanosecond() != 0 || at.Before(time.Now()) {
+			t.Errorf("%v, after %v", at, before)
+		}
+	}
+}
+
 // Without any row there is nothing that a rotation could go by, and ReplaceAll makes new keys.
 func TestEveryRowWasDeletedByHand(t *testing.T) {
 	k, s, _ := ring(t)

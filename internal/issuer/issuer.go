@@ -181,8 +181,16 @@ type Subject struct {
 	Version   int64 // the user's Version: verifiers refuse tokens below a raised one
 	SessionID string
 	Audience  []string
-	// SessionEnd is the latest end of the session. No access token lives longer.
+	// SessionEnd is the latest end of the session. No access token lives longer. Zero: there is
+	// no session, and SessionID is empty.
 	SessionEnd time.Time
+	// Actors makes the token a delegated one: the services that act for the subject, the one
+	// that called last first. A delegated token lives no longer than the subject's token, the
+	// end of which is in SessionEnd.
+	Actors []token.Actor
+	// NotBefore is the earliest time of issue: see [store.Tx.DelegatedNotBefore]. If NotBefore
+	// is ahead of now, so is the time of issue. It must be before the token's end.
+	NotBefore time.Time
 }
 
 // horizonAhead is how far Mint raises the horizon. So Mint writes once a minute, and otherwise
@@ -232,15 +240,18 @@ func (i *Issuer) Mint(ctx context.Context, now time.Time, s Subject) (string, ti
 	// clock never sees a token from the future.
 	issued := now.Truncate(time.Second)
 	expires := issued.Add(i.ttl)
-	if expires.After(s.SessionEnd) {
+	if !s.SessionEnd.IsZero() && expires.After(s.SessionEnd) {
 		expires = s.SessionEnd.Truncate(time.Second)
+	}
+	if issued.Before(s.NotBefore) {
+		issued = s.NotBefore
 	}
 	id := make([]byte, 8) // the claim jti: tells two tokens apart in logs, and secures nothing
 	rand.Read(id)
 	signed, err := token.Sign(key, &token.Claims{
 		Issuer: i.name, Subject: s.UserID, Audience: s.Audience, ID: base64.RawURLEncoding.EncodeToString(id),
 		SessionID: s.SessionID, Username: s.Username, Roles: s.Roles, Version: s.Version,
-		IssuedAt: issued, ExpiresAt: expires,
+		IssuedAt: issued, ExpiresAt: expires, Actors: s.Actors,
 	})
 	if err != nil {
 		return "", 0, fmt.Errorf("signing access token: %w", err)

@@ -121,7 +121,8 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 }
 
 // Revoke withdraws a leaked key and returns the key that signs now. A verifier refuses
-// every token of the withdrawn key as soon as it has the new trust bundle. If the
+// every token of the withdrawn key as soon as it has the new trust bundle, and every delegated
+// token of before: see [chain.endDelegated]. If the
 // withdrawn key signs, the next key signs at once. Revoke also publishes a key that no cache
 // of the JWKS has seen, and lets the key sign as soon as the caches can have it: see
 // [chain.followUnseen].
@@ -231,6 +232,9 @@ func (k *Keyring) change(ctx context.Context, how change, do func(*chain, [2]*st
 		}
 		c.forgetWithdrawn()
 		if err := c.write(k.keys.master); err != nil {
+			return err
+		}
+		if err := c.endDelegated(); err != nil {
 			return err
 		}
 		c.record.ActorID, c.record.ActorName = how.by.ID, how.by.Name

@@ -22,6 +22,8 @@ const (
 	domain = "watchword"
 	// methodKey is the metadata key for the called method, if an access token was refused.
 	methodKey = "method"
+	// subjectKey is the metadata key for the reason why DelegateToken refused the subject's token.
+	subjectKey = "subject_reason"
 	// reasonPrefix begins every name of the enum, and is left out on the wire.
 	reasonPrefix = "ERROR_REASON_"
 )
@@ -35,13 +37,33 @@ func Status(code codes.Code, reason watchwordv1.ErrorReason, method, message str
 	if method != "" {
 		info.Metadata = map[string]string{methodKey: method}
 	}
+	return detailed(code, message, info, details)
+}
+
+// SubjectRefused returns the status SUBJECT_TOKEN_REFUSED of DelegateToken, with the reason why
+// the subject's token was refused in the metadata `subject_reason`. The status names no method:
+// the token of the caller itself is good.
+func SubjectRefused(reason watchwordv1.ErrorReason) *status.Status {
+	return detailed(codes.PermissionDenied, "the subject's token was refused: "+Name(reason), &errdetails.ErrorInfo{
+		Domain: domain, Reason: Name(watchwordv1.ErrorReason_ERROR_REASON_SUBJECT_TOKEN_REFUSED),
+		Metadata: map[string]string{subjectKey: Name(reason)},
+	}, nil)
+}
+
+// SubjectReason returns the reason why DelegateToken refused the subject's token;
+// ERROR_REASON_UNSPECIFIED for any other error.
+func SubjectReason(err error) watchwordv1.ErrorReason {
+	return watchwordv1.ErrorReason(watchwordv1.ErrorReason_value[reasonPrefix+infoOf(err).GetMetadata()[subjectKey]])
+}
+
+func detailed(code codes.Code, message string, info *errdetails.ErrorInfo, details []protoadapt.MessageV1) *status.Status {
 	plain := status.New(code, message)
-	detailed, err := plain.WithDetails(append([]protoadapt.MessageV1{info}, details...)...)
+	st, err := plain.WithDetails(append([]protoadapt.MessageV1{info}, details...)...)
 	if err != nil {
 		// The code is OK, or a text is not UTF-8. The call is refused without details.
 		return plain
 	}
-	return detailed
+	return st
 }
 
 // BadField returns the detail for a field of a request and the broken rule.

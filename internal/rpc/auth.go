@@ -17,6 +17,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/delegation"
 	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
@@ -29,6 +30,7 @@ type Auth struct {
 	watchwordv1.UnimplementedAuthServiceServer
 	Logins   *login.Service
 	Sessions *session.Sessions
+	Delegate *delegation.Service
 	Verifier *authn.Verifier
 	Audience []string // all services for which this server issues tokens
 	Known    *share.Known
@@ -102,6 +104,33 @@ func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*wat
 		return nil, err
 	}
 	return &watchwordv1.VerifyResponse{Principal: principal(p)}, nil
+}
+
+// DelegateToken serves AuthService/DelegateToken.
+func (a *Auth) DelegateToken(ctx context.Context, req *watchwordv1.DelegateTokenRequest) (*watchwordv1.DelegateTokenResponse, error) {
+	var r reading
+	subject := field(&r, "subject_token", required, req.GetSubjectToken())
+	aud := field(&r, "audience", a.issuedFor, req.GetAudience())
+	roles := field(&r, "roles", user.ParseRoles, req.GetRoles())
+	if r.err != nil {
+		return nil, r.err
+	}
+	t, err := a.Delegate.Delegate(ctx, callerOf(ctx), delegation.Request{Subject: subject, Audience: aud, Roles: roles})
+	if err != nil {
+		return nil, addField("roles", delegation.ErrRoles, err)
+	}
+	return &watchwordv1.DelegateTokenResponse{AccessToken: t.Access, TokenType: "Bearer", ExpiresIn: durationpb.New(t.ExpiresIn)}, nil
+}
+
+// issuedFor is the rule for the one service that a delegated token is for.
+func (a *Auth) issuedFor(name string) (string, error) {
+	if name == "" {
+		return required(name)
+	}
+	if !slices.Contains(a.Audience, name) {
+		return "", session.ErrAudience
+	}
+	return name, nil
 }
 
 // Logout serves AuthService/Logout. The method is public: the refresh token is the

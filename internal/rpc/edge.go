@@ -92,6 +92,7 @@ var recordTypes = map[string]audit.Type{
 	watchwordv1.AuthService_Refresh_FullMethodName:        audit.Refresh,
 	watchwordv1.AuthService_Logout_FullMethodName:         audit.Logout,
 	watchwordv1.AuthService_ChangePassword_FullMethodName: audit.PasswordChanged,
+	watchwordv1.AuthService_DelegateToken_FullMethodName:  audit.TokenDelegated,
 }
 
 // Refused counts a call that a bound of the gate has refused.
@@ -114,15 +115,15 @@ func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.Erro
 		event.Type, event.Detail = audit.Call, method
 	}
 	// The handlers know the users concerned; the verifier knows the caller of
-	// ROLE_REQUIRED. For other refused calls only the source is known.
+	// ROLE_REQUIRED and of DELEGATION_DENIED. For other refused calls only the source is known.
 	var about audit.Refusal
-	var roleMissing interface{ Principal() *authn.Principal }
+	var ofToken interface{ Principal() *authn.Principal }
 	switch {
 	case errors.As(err, &about):
 		event.ActorID, event.ActorName = about.ActorID, about.ActorName
 		event.UserID, event.UserName, event.SessionID = about.UserID, about.UserName, about.SessionID
-	case errors.As(err, &roleMissing):
-		p := roleMissing.Principal()
+	case errors.As(err, &ofToken):
+		p := ofToken.Principal()
 		event.ActorID, event.ActorName, event.SessionID = p.Subject(), p.Username(), p.SessionID()
 	}
 	e.audit.Refused(ctx, event)

@@ -14,6 +14,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/delegation"
 	"github.com/watchword-auth/watchword/internal/federation"
 	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/issuer"
@@ -101,6 +102,14 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 	var field invalidField
 	if errors.As(err, &field) {
 		return badRequest(field)
+	}
+	var denied *delegation.Denied
+	if errors.As(err, &denied) {
+		return refusal.Status(codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_DELEGATION_DENIED, "", denied.Error())
+	}
+	var subject *delegation.SubjectRefused
+	if errors.As(err, &subject) {
+		return refusal.SubjectRefused(subject.Reason)
 	}
 	for _, r := range refusals {
 		if !errors.Is(err, r.err) {

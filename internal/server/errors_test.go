@@ -48,7 +48,7 @@ var codeOf = map[string]codes.Code{
 	"TOKEN_EXPIRED": codes.Unauthenticated, "TOKEN_REVOKED": codes.Unauthenticated, "TOKEN_STALE": codes.Unauthenticated,
 	"AUDIENCE_MISMATCH": codes.Unauthenticated, "REFRESH_TOKEN_INVALID": codes.Unauthenticated,
 	"REFRESH_TOKEN_EXPIRED": codes.Unauthenticated, "REFRESH_TOKEN_REUSED": codes.Unauthenticated,
-	"SESSION_REVOKED": codes.Unauthenticated, "USER_DISABLED": codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
+	"SESSION_REVOKED": codes.Unauthenticated, "USER_DISABLED": codes.PermissionDenied, "DELEGATION_DENIED": codes.PermissionDenied, "SUBJECT_TOKEN_REFUSED": codes.PermissionDenied, "ROLE_REQUIRED": codes.PermissionDenied,
 	"CLIENT_CERTIFICATE_REQUIRED": codes.PermissionDenied, "TOO_MANY_ATTEMPTS": codes.ResourceExhausted,
 	"OVERLOADED": codes.ResourceExhausted, "USER_NOT_FOUND": codes.NotFound, "USER_EXISTS": codes.AlreadyExists, "LAST_ADMIN": codes.FailedPrecondition,
 	"UPGRADE_UNFINISHED": codes.FailedPrecondition,

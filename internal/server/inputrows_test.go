@@ -221,6 +221,7 @@ func wrongForAuth(w *population) map[string][]wrong {
 	type refresh = watchwordv1.RefreshRequest
 	type verify = watchwordv1.VerifyRequest
 	type change = watchwordv1.ChangePasswordRequest
+	type delegate = watchwordv1.DelegateTokenRequest
 	const fine = "some fine password"
 	good, token := w.alice.password, w.alice.GetRefreshToken()
 	noRefresh := map[string]string{
@@ -245,6 +246,16 @@ func wrongForAuth(w *population) map[string][]wrong {
 				{name: "id for a name", req: &login{Username: w.alice.id, Password: good}, want: "INVALID_CREDENTIALS"},
 				{name: "disabled", req: &login{Username: w.disabled.name, Password: w.disabled.password}, want: "USER_DISABLED"},
 				{name: "disabled, wrong password", req: &login{Username: w.disabled.name, Password: fine}, want: "INVALID_CREDENTIALS"},
+			}),
+		"AuthService/DelegateToken": concat(
+			rows(badAudienceNames, invalid, "audience", func(v string) proto.Message { return &delegate{SubjectToken: "x", Audience: v} }),
+			rows(badRoles, invalid, "roles", func(v []string) proto.Message {
+				return &delegate{SubjectToken: "x", Audience: "internal", Roles: v}
+			}),
+			[]wrong{
+				{name: "nothing", req: &delegate{}, want: invalid, field: "subject_token"},
+				{name: "a user", req: &delegate{SubjectToken: w.alice.GetAccessToken(), Audience: "internal"}, want: "DELEGATION_DENIED"},
+				{name: "the audience of administration", req: &delegate{SubjectToken: w.alice.GetAccessToken(), Audience: "watchword"}, want: "DELEGATION_DENIED"},
 			}),
 		"AuthService/Refresh": concat(
 			rows(noRefresh, "REFRESH_TOKEN_INVALID", "", func(v string) proto.Message { return &refresh{RefreshToken: v} }),
@@ -292,6 +303,9 @@ func wrongForAuth(w *population) map[string][]wrong {
 			}),
 	}
 }
+
+// badAudienceNames are audiences that no token is issued for.
+var badAudienceNames = map[string]string{"none": "", "unknown": "elsewhere", "in capitals": "INTERNAL", "two": "internal,billing", "257 bytes": long(257), "a zero byte": "a\x00"}
 
 const service = watchwordv1.UserKind_USER_KIND_SERVICE
 

@@ -27,6 +27,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/delegation"
 	"github.com/watchword-auth/watchword/internal/federation"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/gate"
@@ -59,18 +60,19 @@ type Server struct {
 	gate    *gate.Gate
 	known   *share.Known
 
-	store     *store.Store
-	policy    password.Policy
-	passwords *password.Pool
-	audit     *audit.Log
-	feed      *feed.Feed
-	roster    *roster.Roster
-	users     *user.Users
-	sessions  *session.Sessions
-	logins    *login.Service
-	keys      *issuer.KeySet
-	keyring   *issuer.Keyring
-	verifier  *authn.Verifier
+	store      *store.Store
+	policy     password.Policy
+	passwords  *password.Pool
+	audit      *audit.Log
+	feed       *feed.Feed
+	roster     *roster.Roster
+	users      *user.Users
+	sessions   *session.Sessions
+	delegation *delegation.Service
+	logins     *login.Service
+	keys       *issuer.KeySet
+	keyring    *issuer.Keyring
+	verifier   *authn.Verifier
 
 	files   *reload.Set
 	tls     *tlsFiles // nil: plaintext
@@ -240,6 +242,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 		return fmt.Errorf("starting our own verifier: %w", err)
 	}
 	s.onClose(s.verifier.Close)
+	s.delegation = &delegation.Service{Feed: s.feed, Issuer: tokens, Verifier: s.verifier, Audit: s.audit}
 	return nil
 }
 
@@ -268,7 +271,7 @@ func (s *Server) hashPool(ctx context.Context) *password.Pool {
 // its proto file: a method without a rule would refuse every call.
 func (s *Server) register() error {
 	services := s.gate.Registrar(s.grpc)
-	watchwordv1.RegisterAuthServiceServer(services, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Verifier: s.verifier, Audience: s.issuedFor(), Known: s.known})
+	watchwordv1.RegisterAuthServiceServer(services, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Delegate: s.delegation, Verifier: s.verifier, Audience: s.issuedFor(), Known: s.known})
 	watchwordv1.RegisterTrustServiceServer(services, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != "", Known: s.known, Watchers: rpc.Watchers{Roster: s.roster}})
 	watchwordv1.RegisterUserServiceServer(services, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(services, &rpc.Sessions{Sessions: s.sessions.Admin})

@@ -22,6 +22,7 @@ import (
 func wholeRequests(h *harness, a *account) map[string]proto.Message {
 	const fine = "some fine password"
 	return map[string]proto.Message{
+		"AuthService/DelegateToken":         &watchwordv1.DelegateTokenRequest{SubjectToken: "x", Audience: "internal"},
 		"AuthService/Login":                 &watchwordv1.LoginRequest{Username: a.name, Password: a.password},
 		"AuthService/Refresh":               &watchwordv1.RefreshRequest{RefreshToken: a.GetRefreshToken()},
 		"AuthService/Verify":                &watchwordv1.VerifyRequest{AccessToken: a.GetAccessToken()},
@@ -187,6 +188,8 @@ func refusesText(t *testing.T, path []protoreflect.FieldDescriptor, value string
 		}
 	case field.Name() == "previous_refresh_token": // any text that is no refresh token counts as none
 		wants(t, name, got, "ok")
+	case field.ContainingMessage().Name() == "DelegateTokenRequest" && field.Name() == "subject_token": // the caller is a user
+		wants(t, name, got, "DELEGATION_DENIED")
 	case field.Name() == "access_token":
 		wants(t, name, got, "TOKEN_INVALID")
 	case field.Name() == "refresh_token":

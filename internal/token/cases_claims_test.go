@@ -176,15 +176,19 @@ func chain(actors int, innermost object) string {
 // actors adds tokens with the claim act (RFC 8693 section 4.1), well formed and malformed, with
 // one actor and with an actor inside another one.
 func (c *cases) actors() {
+	good := func(name, raw string) {
+		c.ok(name, raw)
+		c.list[len(c.list)-1].Delegated = true
+	}
 	mint := func(act string) string { return c.ed.mint(claims().and("act", act)) }
 	for n := 1; n <= token.MaxActors; n++ {
-		c.ok(fmt.Sprintf("actors: %d", n), mint(chain(n, actor())))
+		good(fmt.Sprintf("actors: %d", n), mint(chain(n, actor())))
 	}
-	c.ok("actor of a service account", c.ed.mint(claims().without("sid").and("act", chain(1, actor()))))
-	c.ok("actors with white space", mint(" { \"ver\" : 1 ,\t\"username\":\"a\",\"act\"\n: "+chain(1, actor())+" , \"sub\":\"b\" } "))
-	c.ok("actor with a member's name in escapes", mint(strings.Replace(chain(1, actor()), `"sub"`, `"\u0073ub"`, 1)))
-	c.ok("the same actor twice", mint(chain(2, actor())))
-	c.ok("actor that is the subject", mint(chain(1, actor().with("sub", `"Vg5qT0yZc3RhbmRz"`))))
+	good("actor of a service account", c.ed.mint(claims().without("sid").and("act", chain(1, actor()))))
+	good("actors with white space", mint(" { \"ver\" : 1 ,\t\"username\":\"a\",\"act\"\n: "+chain(1, actor())+" , \"sub\":\"b\" } "))
+	good("actor with a member's name in escapes", mint(strings.Replace(chain(1, actor()), `"sub"`, `"\u0073ub"`, 1)))
+	good("the same actor twice", mint(chain(2, actor())))
+	good("actor that is the subject", mint(chain(1, actor().with("sub", `"Vg5qT0yZc3RhbmRz"`))))
 	c.invalid("actors: 6", mint(chain(6, actor())))
 	c.invalid("actors: 100", mint(chain(100, object{})))
 	for _, value := range []string{"null", `""`, `"search"`, "1", "true", "[]", "{}", "[" + actor().String() + "]"} {

@@ -59,7 +59,11 @@ type World struct {
 	Sessions *session.Sessions
 	Logins   *login.Service
 	Verifier *authn.Verifier
-	Alice    *store.User // has the role writer
+	Tokens   *issuer.Issuer
+	Keyring  *issuer.Keyring
+	// Elsewhere changes keys as another process does: Feed and Verifier learn of the change later.
+	Elsewhere *issuer.Keyring
+	Alice     *store.User // has the role writer
 
 	uri   string
 	pool  *password.Pool
@@ -120,6 +124,8 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed), settings ...Setting)
 	pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}})
 	w.Audit = audit.New(w.Store, slog.New(slog.DiscardHandler))
 	w.Users = user.New(w.Store, w.Feed, pool, w.Audit)
+	w.Tokens, w.Keyring = tokens, issuer.NewKeyring(w.Store, w.Feed, keys, w.Audit)
+	w.Elsewhere = issuer.NewKeyring(w.Store, feed.Direct(w.Store), issuer.NewKeySet(master, slog.New(slog.DiscardHandler)), w.Audit)
 	w.pool, w.parts = pool, session.Dependencies{Store: w.Store, Feed: w.Feed, Issuer: tokens, Users: w.Users, Audit: w.Audit, Master: master}
 	w.Sessions, w.Logins = w.open(t, settings)
 	w.Verifier, err = authn.NewVerifier(ctx, w.Feed.Hub().Conn(), authn.WithAudience("internal", "billing", caller.AdminAudience),

@@ -39,6 +39,7 @@ func Suite(t *testing.T, new func(testing.TB) string) {
 		{"pages of users", testPagesOfUsers},
 		{"service accounts", testServices},
 		{"users by a name", testUserIDs},
+		{"what a delegated token depends on", testStanding},
 		{"sessions", testSessions},
 		{"pages of sessions", testPagesOfSessions},
 		{"sessions beyond a bound", testSessionsBeyond},

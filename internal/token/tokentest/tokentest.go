@@ -51,6 +51,8 @@ type Case struct {
 	Token string `json:"token"`
 	Want  string `json:"want"`  // of the whole verification: OK or an error reason
 	Parse string `json:"parse"` // of token.Parse alone: OK or Invalid
+	// Delegated is true for a good token with actors, which a method may refuse.
+	Delegated bool `json:"delegated,omitempty"`
 }
 
 // file holds the content of tokens.json.
