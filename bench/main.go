@@ -36,7 +36,8 @@ var parts = []struct {
 	run  func(*bench) error
 	slow bool // left out by -quick, unless -only names it
 }{
-	{"interceptor", interceptors, false}, {"telemetry", telemetry, true}, {"echo", echo, false}, {"verify-rpc", verifyRPC, false}, {"revocation", revocation, false},
+	{"interceptor", interceptors, false}, {"telemetry", telemetry, true}, {"echo", echo, false}, {"verify-rpc", verifyRPC, false}, {"delegation", delegations, false},
+	{"revocation", revocation, false},
 	{"memory", memory, false}, {"wire", wire, false}, {"start", starts, true}, {"guesses", guesses, true}, {"strangers", strangers, true},
 	{"replicas", replicas, true}, {"postgres-refresh", postgresRefresh, true}, {"postgres-login", postgresLogin, true},
 	{"postgres-trips", postgresTrips, true}, {"postgres-pool", postgresPool, true}, {"postgres-growth", postgresGrowth, true},

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -22,6 +23,10 @@ type race struct {
 	stint   time.Duration // of each side in a turn
 	workers int
 	batch   int // calls between two looks at the clock
+	// processor counts calls for each second of the process's processor time, of client and
+	// server. For sides that wait for nothing else, this is their cost, whatever other programs
+	// run on the machine.
+	processor bool
 }
 
 // rates are calls a second, one for each turn.
@@ -75,14 +80,26 @@ func (r race) stintOf(s side) (float64, error) {
 			each[w] = float64(calls) / time.Since(start).Seconds()
 		})
 	}
+	var before, after syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &before); err != nil {
+		return 0, err
+	}
+	start := time.Now()
 	close(begin)
 	tasks.Wait()
+	took := time.Since(start)
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &after); err != nil {
+		return 0, err
+	}
 	sum := 0.0
 	for w := range r.workers {
 		if errs[w] != nil {
 			return 0, errs[w]
 		}
 		sum += each[w]
+	}
+	if r.processor {
+		return sum * took.Seconds() / time.Duration(after.Utime.Nano()+after.Stime.Nano()-before.Utime.Nano()-before.Stime.Nano()).Seconds(), nil
 	}
 	return sum, nil
 }
