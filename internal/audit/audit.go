@@ -64,6 +64,7 @@ const (
 	PasswordChanged     Type = "password.changed" // by the user
 	PasswordSet         Type = "password.set"     // by an admin or the operator
 	TokenDelegated      Type = "token.delegated"  // a service has got a token to act for its caller
+	TokenExchanged      Type = "token.exchanged"  // a service account has signed in with an assertion
 	KeyRotated          Type = "key.rotated"
 	KeyRevoked          Type = "key.revoked"
 	KeysResealed        Type = "keys.resealed"
@@ -82,7 +83,7 @@ var types = []Type{
 	Login, Refresh, RefreshRepeated, RefreshReused, Logout, SessionRevoked, UserSessionsRevoked,
 	UserCreated, UserUpdated, UserDeleted, PasswordChanged, PasswordSet,
 	KeyRotated, KeyRevoked, KeysResealed, DatastoreRestored, DatastoreRekeyed,
-	IssuerCreated, IssuerUpdated, IssuerDeleted, BindingCreated, BindingDeleted, TokenDelegated, Call,
+	IssuerCreated, IssuerUpdated, IssuerDeleted, BindingCreated, BindingDeleted, TokenExchanged, TokenDelegated, Call,
 }
 
 // ParseType returns the type with a name, for a filter. With a mistyped name, a filter would
@@ -117,6 +118,7 @@ type Refusal struct {
 	ActorID, ActorName string
 	UserID, UserName   string
 	SessionID          string
+	Detail             string // for people, why the call was refused; a fixed text, and no text of the client
 	Err                error
 }
 
@@ -141,6 +143,7 @@ type Log struct {
 	logger *slog.Logger
 
 	recorded      map[Type]*atomic.Uint64 // events in the record; the map never changes
+	exchanges     exchanges
 	failedFlushes atomic.Uint64
 
 	flushing sync.Mutex // held by Flush, before mu
@@ -169,11 +172,7 @@ func New(s *store.Store, logger *slog.Logger) *Log {
 // rolled back.
 func (l *Log) Record(ctx context.Context, tx *store.Tx, e Event) error {
 	r := record(e, caller.SourceOf(ctx), 1)
-	counted, err := countOwn(tx, r)
-	if err == nil && !counted {
-		err = tx.InsertAudit(r)
-	}
-	if err != nil {
+	if err := l.insert(tx, r); err != nil {
 		return err
 	}
 	tx.OnCommit(func() { // the log gets lines about committed actions alone
@@ -183,6 +182,18 @@ func (l *Log) Record(ctx context.Context, tx *store.Tx, e Event) error {
 		l.log(ctx, r)
 	})
 	return nil
+}
+
+// insert inserts the record, or counts the event in another record.
+func (l *Log) insert(tx *store.Tx, r *store.AuditRecord) error {
+	if r.Type == string(TokenExchanged) {
+		return l.exchanges.insert(tx, r)
+	}
+	counted, err := countOwn(tx, r)
+	if err == nil && !counted {
+		err = tx.InsertAudit(r)
+	}
+	return err
 }
 
 // record returns the row for an event. An event without a reason was successful.

@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -97,4 +98,52 @@ func TestARolledBackEventIsNotCounted(t *testing.T) {
 	if sum != 102 {
 		t.Errorf("%d logins are counted, want 102", sum)
 	}
+}
+
+// The first exchanges of a service account in an hour have a record each. Further ones are
+// counted in one record for each network, also if that record has gone, and each is counted.
+func TestExchangesAreBounded(t *testing.T) {
+	eachEngine(t, func(t *testing.T, w *world) {
+		hour := time.Now().Truncate(time.Hour)
+		service := audit.Event{Type: audit.TokenExchanged, ActorID: "s", ActorName: "notes", UserID: "s", UserName: "notes", Detail: "issuer ci, subject job"}
+		other := service
+		other.ActorID, other.UserID = "o", "o"
+		w.own(t, 130, service, "192.0.2.1")
+		w.own(t, 3, other, "192.0.2.1")
+		lost := w.all(t, store.AuditFilter{UserID: "s"}, 100)[0] // the newest, in which further ones count
+		if lost.Count != 30 || lost.Detail == service.Detail {
+			t.Errorf("the record of further exchanges: %+v", lost)
+		}
+		if err := w.store.Write(t.Context(), func(tx *store.Tx) error { return tx.DeleteAudit(lost.ID) }); err != nil {
+			t.Fatal(err)
+		}
+		w.own(t, 20, service, "192.0.2.1")
+		for i := range 40 {
+			w.own(t, 1, service, fmt.Sprint("198.51.100.", i))
+		}
+		rolledBack := w.store.Write(from("192.0.2.1"), func(tx *store.Tx) error {
+			return errors.Join(w.log.Record(from("192.0.2.1"), tx, service), context.Canceled)
+		})
+		if !errors.Is(rolledBack, context.Canceled) {
+			t.Error(rolledBack)
+		}
+		if time.Now().Truncate(time.Hour) != hour {
+			t.Skip("a new hour has begun, and with it the counts")
+		}
+		var single, sum int64
+		sources := map[string]int64{}
+		for _, r := range w.all(t, store.AuditFilter{UserID: "s"}, 100) {
+			if sum += r.Count; r.Detail == service.Detail {
+				single++
+			} else {
+				sources[r.Source] = r.Count
+			}
+		}
+		if single != 100 || sum != 160 || len(sources) != 17 || sources["192.0.2.1"] != 20 || sources["many"] != 25 {
+			t.Errorf("%d records of their own, %d exchanges in all, further ones by network: %v", single, sum, sources)
+		}
+		if got := len(w.all(t, store.AuditFilter{UserID: "o"}, 100)); got != 3 {
+			t.Errorf("another account has %d records", got)
+		}
+	})
 }

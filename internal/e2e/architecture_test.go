@@ -37,7 +37,7 @@ var mayImport = map[string][]string{
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},
-	"internal/federation":      {"internal/audit", "internal/caller", "internal/feed", "internal/store", "internal/user"},
+	"internal/federation":      {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/share", "internal/store", "internal/token", "internal/user"},
 	"internal/feed":            {gen, "internal/hub", "internal/spans", "internal/store", "internal/token"},
 	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share", "internal/spans"},
 	"internal/hub":             {gen, "internal/clock", "internal/count", "internal/share"}, // no database: an upstream stream may fill a hub too
@@ -61,7 +61,7 @@ var mayImport = map[string][]string{
 	"internal/spans":           {},
 	"internal/store":           {"internal/count", "internal/durable", "internal/spans"},
 	"internal/store/storetest": {"internal/pgtest", "internal/store"}, // for tests
-	"internal/telemetry":       {"authn", "internal/audit", "internal/count", "internal/feed", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/share", "internal/store", "internal/version"},
+	"internal/telemetry":       {"authn", "internal/audit", "internal/count", "internal/federation", "internal/feed", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/share", "internal/store", "internal/version"},
 	"internal/throttle":        {"internal/spans", "internal/store"}, // knows no user and no password
 	"internal/token":           {gen},
 	"internal/token/tokentest": {gen},

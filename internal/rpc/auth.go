@@ -18,6 +18,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/delegation"
+	"github.com/watchword-auth/watchword/internal/federation"
 	"github.com/watchword-auth/watchword/internal/login"
 	"github.com/watchword-auth/watchword/internal/password"
 	"github.com/watchword-auth/watchword/internal/session"
@@ -31,6 +32,7 @@ type Auth struct {
 	Logins   *login.Service
 	Sessions *session.Sessions
 	Delegate *delegation.Service
+	Exchange *federation.Exchanger
 	Verifier *authn.Verifier
 	Audience []string // all services for which this server issues tokens
 	Known    *share.Known
@@ -131,6 +133,27 @@ func (a *Auth) issuedFor(name string) (string, error) {
 		return "", session.ErrAudience
 	}
 	return name, nil
+}
+
+// ExchangeToken serves AuthService/ExchangeToken. The method is public: the token of the
+// trusted issuer is the proof.
+func (a *Auth) ExchangeToken(ctx context.Context, req *watchwordv1.ExchangeTokenRequest) (*watchwordv1.ExchangeTokenResponse, error) {
+	var r reading
+	assertion := field(&r, "subject_token", required, req.GetSubjectToken())
+	aud := field(&r, "audience", audience, req.GetAudience())
+	if r.err != nil {
+		return nil, r.err
+	}
+	aud, err := a.Sessions.Audience(aud)
+	if err != nil {
+		return nil, err
+	}
+	t, err := a.Exchange.Exchange(ctx, assertion, aud)
+	if err != nil {
+		return nil, err
+	}
+	a.Known.Add(caller.SourceOf(ctx).Network(), t.UserID)
+	return &watchwordv1.ExchangeTokenResponse{AccessToken: t.Access, TokenType: "Bearer", ExpiresIn: durationpb.New(t.ExpiresIn)}, nil
 }
 
 // Logout serves AuthService/Logout. The method is public: the refresh token is the

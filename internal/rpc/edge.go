@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/federation"
 	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
@@ -68,7 +70,7 @@ func (e *Edge) refused(ctx context.Context, method string, err error) error {
 	switch code := st.Code(); {
 	case errors.Is(err, session.ErrNotAllowed): // NOT_FOUND for the client
 		e.count(ctx, method, watchwordv1.ErrorReason_ERROR_REASON_ROLE_REQUIRED, err)
-	case code == codes.Unauthenticated || code == codes.PermissionDenied || code == codes.ResourceExhausted:
+	case code == codes.Unauthenticated || code == codes.PermissionDenied || code == codes.ResourceExhausted || isAway(err):
 		e.count(ctx, method, refusal.Reason(st.Err()), err)
 	case code == codes.Internal && !isStatus: // gRPC itself answers INTERNAL to a request with a broken encoding, which is no fault of the server
 		e.logFault(ctx, slog.LevelError, "internal error", method, err)
@@ -76,6 +78,13 @@ func (e *Edge) refused(ctx context.Context, method string, err error) error {
 		e.logFault(ctx, slog.LevelWarn, "the database is not available", method, err)
 	}
 	return st.Err()
+}
+
+// isAway reports whether an assertion was refused because the key cannot be had. A forged
+// assertion may be refused so.
+func isAway(err error) bool {
+	var away *federation.Unavailable
+	return errors.As(err, &away)
 }
 
 // logFault logs a fault of the server, with the cause that the client does not get.
@@ -93,6 +102,7 @@ var recordTypes = map[string]audit.Type{
 	watchwordv1.AuthService_Logout_FullMethodName:         audit.Logout,
 	watchwordv1.AuthService_ChangePassword_FullMethodName: audit.PasswordChanged,
 	watchwordv1.AuthService_DelegateToken_FullMethodName:  audit.TokenDelegated,
+	watchwordv1.AuthService_ExchangeToken_FullMethodName:  audit.TokenExchanged,
 }
 
 // Refused counts a call that a bound of the gate has refused.
@@ -122,6 +132,7 @@ func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.Erro
 	case errors.As(err, &about):
 		event.ActorID, event.ActorName = about.ActorID, about.ActorName
 		event.UserID, event.UserName, event.SessionID = about.UserID, about.UserName, about.SessionID
+		event.Detail = cmp.Or(event.Detail, about.Detail)
 	case errors.As(err, &ofToken):
 		p := ofToken.Principal()
 		event.ActorID, event.ActorName, event.SessionID = p.Subject(), p.Username(), p.SessionID()

@@ -59,6 +59,11 @@ var refusals = []struct {
 	{throttle.ErrTooMany, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS, "too many wrong passwords; wait before the next try"},
 	{login.ErrCredentials, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS, "unknown user or wrong password"},
 	{login.ErrUserDisabled, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_USER_DISABLED, "the user is disabled"},
+	{federation.ErrInvalid, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_ASSERTION_INVALID, "not a valid token of a trusted issuer for this server; the security record has the reason"},
+	{federation.ErrUnbound, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_ASSERTION_UNBOUND, "no single binding names a service account for the token"},
+	{federation.ErrDisabled, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_USER_DISABLED, "the service account is disabled"},
+	{federation.ErrUnavailable, codes.Unavailable, watchwordv1.ErrorReason_ERROR_REASON_ISSUER_UNAVAILABLE, "the keys of the issuer cannot be had now, or do not hold the key of the token yet"},
+	{federation.ErrOverloaded, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many tokens of this network to check at once"},
 	{session.ErrRefreshInvalid, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID, "not a refresh token of this server"},
 	{session.ErrRefreshExpired, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED, "the session has expired"},
 	{session.ErrRefreshReused, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED, "the refresh token was spent before; the session has ended"},
@@ -121,6 +126,9 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 		if r.err == hub.ErrTooManyWatchers || r.err == hub.ErrEvicted {
 			retryAfter = func() time.Duration { return watchRetry + rand.N(watchRetry) }
 		}
+		if away := (*federation.Unavailable)(nil); errors.As(err, &away) {
+			retryAfter = func() time.Duration { return away.After }
+		}
 		if tooMany := (*throttle.Refused)(nil); errors.As(err, &tooMany) {
 			// Whole seconds: the time shows nothing about single steps in the server.
 			retryAfter = func() time.Duration { return (tooMany.RetryAfter + time.Second - 1).Truncate(time.Second) }
@@ -138,7 +146,7 @@ func details(reason watchwordv1.ErrorReason, retryAfter func() time.Duration) []
 	switch reason {
 	case watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE:
 		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(storeRetry + rand.N(storeRetry))}}
-	case watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, watchwordv1.ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS:
+	case watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, watchwordv1.ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS, watchwordv1.ErrorReason_ERROR_REASON_ISSUER_UNAVAILABLE:
 		return []protoadapt.MessageV1{&errdetails.RetryInfo{RetryDelay: durationpb.New(retryAfter())}}
 	}
 	return nil

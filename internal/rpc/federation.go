@@ -20,6 +20,7 @@ import (
 type Federation struct {
 	watchwordv1.UnimplementedFederationServiceServer
 	Registry *federation.Registry
+	Keys     *federation.Keys // nil: the process fetches no keys
 }
 
 // CreateIssuer serves FederationService/CreateIssuer.
@@ -250,6 +251,20 @@ func (s *Federation) issuerMessage(row *store.Issuer) *watchwordv1.Issuer {
 		m.Keys = &watchwordv1.Issuer_JwksUri{JwksUri: row.JwksURI}
 	case row.Discovery:
 		m.Keys = &watchwordv1.Issuer_Discovery{Discovery: true}
+	}
+	if s.Keys != nil {
+		m.Fetched = fetchedMessage(s.Keys.Fetched(row.Name))
+	}
+	return m
+}
+
+func fetchedMessage(f federation.Fetched) *watchwordv1.IssuerKeys {
+	m := &watchwordv1.IssuerKeys{Kids: f.KIDs}
+	if !f.At.IsZero() {
+		m.FetchedAt = timestamppb.New(f.At)
+	}
+	if f.Err != nil {
+		m.Error = strings.ToValidUTF8(f.Err.Error(), "?") // the text may quote an answer of the issuer
 	}
 	return m
 }

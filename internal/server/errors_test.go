@@ -54,6 +54,7 @@ var codeOf = map[string]codes.Code{
 	"UPGRADE_UNFINISHED": codes.FailedPrecondition,
 	"SESSION_NOT_FOUND":  codes.NotFound, "KEY_NOT_FOUND": codes.NotFound, "STORE_UNAVAILABLE": codes.Unavailable,
 	"ISSUER_NOT_FOUND": codes.NotFound, "ISSUER_EXISTS": codes.AlreadyExists, "BINDING_NOT_FOUND": codes.NotFound,
+	"ASSERTION_INVALID": codes.Unauthenticated, "ASSERTION_UNBOUND": codes.Unauthenticated, "ISSUER_UNAVAILABLE": codes.Unavailable,
 	"BUNDLE_STALE": codes.Unavailable,
 }
 

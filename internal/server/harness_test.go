@@ -345,7 +345,7 @@ func sign(t *testing.T, key *token.SigningKey, c *token.Claims) string {
 func ago(d time.Duration) time.Time { return time.Now().Add(-d) }
 
 // behind works on the server's database as another process would.
-func (h *harness) behind(t *testing.T, fn func(*feed.Tx) error) {
+func (h *harness) behind(t testing.TB, fn func(*feed.Tx) error) {
 	t.Helper()
 	s, err := h.second()
 	if err != nil {

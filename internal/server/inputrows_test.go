@@ -257,6 +257,15 @@ func wrongForAuth(w *population) map[string][]wrong {
 				{name: "a user", req: &delegate{SubjectToken: w.alice.GetAccessToken(), Audience: "internal"}, want: "DELEGATION_DENIED"},
 				{name: "the audience of administration", req: &delegate{SubjectToken: w.alice.GetAccessToken(), Audience: "watchword"}, want: "DELEGATION_DENIED"},
 			}),
+		"AuthService/ExchangeToken": concat(
+			rows(noRefresh, "ASSERTION_INVALID", "", func(v string) proto.Message { return &watchwordv1.ExchangeTokenRequest{SubjectToken: v} }),
+			rows(badAudiences, invalid, "audience", func(v []string) proto.Message {
+				return &watchwordv1.ExchangeTokenRequest{SubjectToken: "x", Audience: v}
+			}),
+			[]wrong{
+				{name: "nothing", req: &watchwordv1.ExchangeTokenRequest{}, want: invalid, field: "subject_token"},
+				{name: "an expired token of the server", req: &watchwordv1.ExchangeTokenRequest{SubjectToken: w.expired}, want: "ASSERTION_INVALID"},
+			}),
 		"AuthService/Refresh": concat(
 			rows(noRefresh, "REFRESH_TOKEN_INVALID", "", func(v string) proto.Message { return &refresh{RefreshToken: v} }),
 			rows(badAudiences, invalid, "audience", func(v []string) proto.Message { return &refresh{RefreshToken: token, Audience: v} }),

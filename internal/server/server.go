@@ -70,6 +70,8 @@ type Server struct {
 	sessions   *session.Sessions
 	delegation *delegation.Service
 	logins     *login.Service
+	trusted    *federation.Keys
+	exchanger  *federation.Exchanger
 	keys       *issuer.KeySet
 	keyring    *issuer.Keyring
 	verifier   *authn.Verifier
@@ -232,6 +234,9 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	if err != nil {
 		return err
 	}
+	s.trusted = federation.OpenKeys(s.store, s.logger)
+	s.onClose(s.trusted.Close)
+	s.exchanger = federation.NewExchanger(s.store, s.trusted, tokens, s.audit, inst.issuer)
 	s.verifier, err = authn.NewVerifier(ctx, s.feed.Hub().Conn(),
 		authn.WithAudience(s.issuedFor()...),
 		authn.WithPublicMethods("/grpc.health.v1.Health/*",
@@ -271,13 +276,13 @@ func (s *Server) hashPool(ctx context.Context) *password.Pool {
 // its proto file: a method without a rule would refuse every call.
 func (s *Server) register() error {
 	services := s.gate.Registrar(s.grpc)
-	watchwordv1.RegisterAuthServiceServer(services, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Delegate: s.delegation, Verifier: s.verifier, Audience: s.issuedFor(), Known: s.known})
+	watchwordv1.RegisterAuthServiceServer(services, &rpc.Auth{Logins: s.logins, Sessions: s.sessions, Delegate: s.delegation, Exchange: s.exchanger, Verifier: s.verifier, Audience: s.issuedFor(), Known: s.known})
 	watchwordv1.RegisterTrustServiceServer(services, &rpc.Trust{Hub: s.feed.Hub(), Logger: s.logger, NeedCertificate: s.cfg.ClientCA != "", Known: s.known, Watchers: rpc.Watchers{Roster: s.roster}})
 	watchwordv1.RegisterUserServiceServer(services, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(services, &rpc.Sessions{Sessions: s.sessions.Admin})
 	watchwordv1.RegisterKeyServiceServer(services, &rpc.Keys{Keyring: s.keyring})
 	watchwordv1.RegisterAuditServiceServer(services, &rpc.Audit{Store: s.store})
-	watchwordv1.RegisterFederationServiceServer(services, &rpc.Federation{Registry: federation.NewRegistry(s.store, s.feed, s.audit)})
+	watchwordv1.RegisterFederationServiceServer(services, &rpc.Federation{Registry: federation.NewRegistry(s.store, s.feed, s.audit), Keys: s.trusted})
 	s.health = health.NewServer()
 	healthv1.RegisterHealthServer(services, s.health)
 	reflection.Register(services)
@@ -313,6 +318,7 @@ func (s *Server) Run(ctx context.Context) error {
 	tasks.Go(func() { s.feed.Run(background) })
 	tasks.Go(func() { s.audit.Run(background) })
 	tasks.Go(func() { s.roster.Run(background) })
+	tasks.Go(func() { s.trusted.Run(background) })
 	tasks.Go(func() { s.maintain(background) })
 	tasks.Go(func() { s.files.Run(background) })
 	s.readiness.look(background)

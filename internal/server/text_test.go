@@ -26,6 +26,7 @@ func wholeRequests(h *harness, a *account) map[string]proto.Message {
 		"AuthService/Login":                 &watchwordv1.LoginRequest{Username: a.name, Password: a.password},
 		"AuthService/Refresh":               &watchwordv1.RefreshRequest{RefreshToken: a.GetRefreshToken()},
 		"AuthService/Verify":                &watchwordv1.VerifyRequest{AccessToken: a.GetAccessToken()},
+		"AuthService/ExchangeToken":         &watchwordv1.ExchangeTokenRequest{SubjectToken: "x"},
 		"AuthService/Logout":                &watchwordv1.LogoutRequest{},
 		"AuthService/ChangePassword":        &watchwordv1.ChangePasswordRequest{CurrentPassword: h.admin.password, NewPassword: fine},
 		"TrustService/WatchBundle":          &watchwordv1.WatchBundleRequest{},
@@ -190,6 +191,8 @@ func refusesText(t *testing.T, path []protoreflect.FieldDescriptor, value string
 		wants(t, name, got, "ok")
 	case field.ContainingMessage().Name() == "DelegateTokenRequest" && field.Name() == "subject_token": // the caller is a user
 		wants(t, name, got, "DELEGATION_DENIED")
+	case field.Name() == "subject_token":
+		wants(t, name, got, "ASSERTION_INVALID")
 	case field.Name() == "access_token":
 		wants(t, name, got, "TOKEN_INVALID")
 	case field.Name() == "refresh_token":

@@ -74,6 +74,13 @@ func (tx *Tx) RaiseAuditCount(id string) error {
 	return tx.queueExec(`UPDATE audit SET count = count + 1 WHERE id = $1`, id)
 }
 
+// RaiseAuditCountIfThere is like [Tx.RaiseAuditCount] for a record that may be gone, and
+// reports whether the record was there.
+func (tx *Tx) RaiseAuditCountIfThere(id string) (bool, error) {
+	there, err := queryColumn[string](tx, `UPDATE audit SET count = count + 1 WHERE id = $1 RETURNING id`, id)
+	return len(there) > 0, err
+}
+
 // DeleteAudit deletes a record, if the record still exists.
 func (tx *Tx) DeleteAudit(id string) error {
 	return tx.queueExec(`DELETE FROM audit WHERE id = $1`, id)

@@ -100,6 +100,20 @@ var series = []struct {
 	{counter, "key_problems_total", "Readings of the key set that could not be used as it was. The log has an ERROR with what to do.", nil,
 		func(n *numbers, add add) { add(float64(n.keys.Problems)) }},
 
+	// Trusted issuers.
+	{counter, "issuer_fetches_total", "Fetches of the keys of trusted issuers, by outcome: ok, failed.", []string{"outcome"},
+		func(n *numbers, add add) {
+			add(float64(n.trusted.Succeeded), "ok")
+			add(float64(n.trusted.Failed), "failed")
+		}},
+	{gauge, "issuers_failing", "Trusted issuers of which the newest fetch of the keys failed.", nil, func(n *numbers, add add) { add(float64(n.trusted.Failing)) }},
+	{gauge, "issuer_keys_age_seconds", "Time since the keys of a trusted issuer were last fetched. Missing for an issuer with keys in the database.", []string{"issuer"},
+		func(n *numbers, add add) {
+			for issuer, age := range n.trusted.Ages {
+				add(age.Seconds(), issuer)
+			}
+		}},
+
 	// The database, the feed of events, and watchers.
 	{gauge, "database_up", "1 if the database answers.", nil, func(n *numbers, add add) { add(truth(!n.store.Away)) }},
 	{counter, "database_outages_total", "How often the database went away.", nil, func(n *numbers, add add) { add(float64(n.store.Outages)) }},

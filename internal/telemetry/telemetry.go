@@ -4,7 +4,8 @@
 // what a series means and when to raise an alarm, and a test keeps the two equal.
 //
 // A label has values from a set that the program bounds: never a username, an address or any
-// other text of a client.
+// other text of a client. The label issuer has the names that the admins gave to the trusted
+// issuers, of which the package federation keeps a bounded number.
 package telemetry
 
 import (
@@ -19,6 +20,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/count"
+	"github.com/watchword-auth/watchword/internal/federation"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/hub"
 	"github.com/watchword-auth/watchword/internal/issuer"
@@ -37,6 +39,7 @@ type Parts struct {
 	Audit     *audit.Log
 	Feed      *feed.Feed
 	Keys      *issuer.KeySet
+	Trusted   *federation.Keys
 	Verifier  *authn.Verifier
 
 	KeyTTL  time.Duration // zero: keys are rotated by an operator alone
@@ -69,6 +72,7 @@ type numbers struct {
 	feed      feed.Stats
 	hub       hub.Stats
 	keys      issuer.Stats
+	trusted   federation.Stats
 	verifier  authn.Status
 	bounds    map[string]share.Stats
 }
@@ -77,6 +81,7 @@ func (p *Parts) read() *numbers {
 	n := &numbers{
 		Parts: p, now: time.Now(), store: p.Store.Stats(), passwords: p.Passwords.Stats(), throttled: p.Logins.Throttled(), audit: p.Audit.Stats(),
 		feed: p.Feed.Stats(), hub: p.Feed.Hub().Stats(), verifier: p.Verifier.Status(), bounds: p.Bounds(),
+		trusted: p.Trusted.Stats(),
 	}
 	n.keys = p.Keys.Stats(n.now)
 	n.bounds["watchers"] = n.hub.Watchers

@@ -1,0 +1,77 @@
+package audit
+
+import (
+	"sync"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/caller"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// exchanges bounds the records of token exchanges as [countOwn] bounds those of logins: of one
+// service account, the first ownRecords exchanges of an hour have a record each, and the
+// further ones of a network share a record. Every replica counts for itself.
+//
+// An exchange costs one statement, since exchanges remembers in memory what countOwn reads
+// from the database: services exchange far more often than users log in. The memory is a few
+// hundred bytes for each account with exchanges in this hour. The zero value is ready.
+type exchanges struct {
+	mu       sync.Mutex
+	hour     time.Time
+	accounts map[string]*exchanged // by user id
+}
+
+// exchanged is what an account has in the present hour.
+type exchanged struct {
+	single  int                      // records of one exchange
+	further map[caller.Source]string // the ids of the shared records by network
+}
+
+// insert inserts a record of an exchange, or counts the exchange in the record that is shared.
+func (x *exchanges) insert(tx *store.Tx, r *store.AuditRecord) error {
+	network, id, single := x.find(r, tx.Now())
+	if single {
+		tx.OnCommit(func() { x.note(r.UserID, func(of *exchanged) { of.single++ }) })
+		return tx.InsertAudit(r)
+	}
+	if id != "" { // the record may be gone: pruned, or lost with a primary
+		if raised, err := tx.RaiseAuditCountIfThere(id); err != nil || raised {
+			return err
+		}
+	}
+	shared := *r
+	shared.Source, shared.Detail = string(network), furtherOwn
+	tx.OnCommit(func() { x.note(r.UserID, func(of *exchanged) { of.further[network] = shared.ID }) })
+	return tx.InsertAudit(&shared)
+}
+
+// find returns in which record an exchange counts: in one of its own, or in the shared record
+// of a network; id is empty if there is none yet.
+func (x *exchanges) find(r *store.AuditRecord, now time.Time) (network caller.Source, id string, single bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if hour := now.Truncate(windowLength); !hour.Equal(x.hour) {
+		x.hour, x.accounts = hour, map[string]*exchanged{}
+	}
+	of := x.ofLocked(r.UserID)
+	network = caller.Source(caller.Source(r.Source).Network())
+	if of.further[network] == "" && len(of.further) >= ownSources {
+		network = manySources
+	}
+	return network, of.further[network], of.single < ownRecords
+}
+
+func (x *exchanges) note(userID string, change func(*exchanged)) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	change(x.ofLocked(userID))
+}
+
+func (x *exchanges) ofLocked(userID string) *exchanged {
+	of := x.accounts[userID]
+	if of == nil {
+		of = &exchanged{further: map[caller.Source]string{}}
+		x.accounts[userID] = of
+	}
+	return of
+}

@@ -1,0 +1,251 @@
+package federation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+const (
+	// rereadEvery is the time between two readings of the issuers' rows without a call that
+	// asks: keys of a new issuer are there before the first call, and keys of a removed issuer
+	// are not fetched any more.
+	rereadEvery = time.Minute
+	// rereadShare and longestPause bound what forged assertions cost the database: between the
+	// starts of two readings lies rereadShare times the duration of the first, up to longestPause.
+	// So the readings take a tenth of the time of one connection. All calls that wait share a
+	// reading.
+	rereadShare  = 10
+	longestPause = 100 * time.Millisecond
+)
+
+// errClosed is the error of [Keys.reread] after Close.
+var errClosed = fmt.Errorf("%w: the server is stopping", store.ErrUnavailable)
+
+// Keys keeps the trusted issuers and their public keys in memory. Each issuer with a URL has
+// a goroutine of its own that fetches, so that an issuer that is slow or away delays no other
+// issuer. The keys of maxIssuers issuers take some 30 MB together at most. A Keys is
+// safe for concurrent use.
+type Keys struct {
+	store  *store.Store
+	logger *slog.Logger
+	dialer func(allowPrivate bool) dial
+	tally  tally
+
+	ctx   context.Context // ends at Close
+	close context.CancelFunc
+	tasks sync.WaitGroup
+
+	reading sync.Mutex // held by a reading of the rows, before mu
+	next    time.Time  // before which no reading begins; reading guards next
+
+	mu      sync.Mutex          // guards the fields below
+	closed  bool                // no task begins any more
+	asked   *reading            // that has not begun; nil: none is asked for
+	issuers map[string]*trusted // by the claim iss
+}
+
+// trusted is a trusted issuer in memory. A trusted never changes.
+type trusted struct {
+	row    *store.Issuer
+	source *source
+}
+
+// reading is one reading of the rows, for all callers that asked before the reading began.
+type reading struct {
+	done chan struct{}
+	err  error
+}
+
+// OpenKeys returns a Keys that knows no issuer yet. Call Close.
+func OpenKeys(s *store.Store, logger *slog.Logger) *Keys {
+	k := &Keys{store: s, logger: logger, dialer: dialer, issuers: map[string]*trusted{}}
+	k.ctx, k.close = context.WithCancel(context.Background())
+	return k
+}
+
+// Run reads the rows of the issuers at once, and then in turn, until ctx ends.
+func (k *Keys) Run(ctx context.Context) {
+	tick := time.NewTicker(rereadEvery)
+	defer tick.Stop()
+	for {
+		if err := k.reread(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrAway) { // the store logs outages
+			k.logger.WarnContext(ctx, "cannot read the trusted issuers; trying again in a minute", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Close ends every goroutine, and waits for the goroutines.
+func (k *Keys) Close() error {
+	k.mu.Lock()
+	k.closed = true
+	k.mu.Unlock()
+	k.close()
+	k.tasks.Wait()
+	return nil
+}
+
+// of returns the issuer with a claim iss, as the newest reading found it; nil if there was
+// none.
+func (k *Keys) of(iss string) *trusted {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.issuers[iss]
+}
+
+// reread waits for a reading of the issuers' rows that began after the call of reread. Calls
+// that wait share a reading.
+//
+// Errors: those of the store.
+func (k *Keys) reread(ctx context.Context) error {
+	k.mu.Lock()
+	r := k.asked
+	switch {
+	case k.closed:
+		r = &reading{done: make(chan struct{}), err: errClosed}
+		close(r.done)
+	case r == nil:
+		r = &reading{done: make(chan struct{})}
+		k.asked = r
+		k.tasks.Go(func() { k.read(r) })
+	}
+	k.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// read makes a reading.
+func (k *Keys) read(r *reading) {
+	k.reading.Lock()
+	defer k.reading.Unlock()
+	pause := time.NewTimer(time.Until(k.next))
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+	case <-k.ctx.Done():
+	}
+	began := time.Now()
+	defer func() { k.next = began.Add(min(rereadShare*time.Since(began), longestPause)) }()
+	k.mu.Lock()
+	k.asked = nil
+	k.mu.Unlock()
+	defer close(r.done)
+	var changed map[string]*store.Issuer
+	var stamps []*store.IssuerStamp
+	r.err = k.store.Read(k.ctx, func(tx *store.Tx) (err error) {
+		changed = map[string]*store.Issuer{}
+		if stamps, err = tx.IssuerStamps(maxIssuers); err != nil {
+			return err
+		}
+		for _, s := range stamps {
+			if old := k.of(s.Issuer); old != nil && old.row.Name == s.Name && old.row.UpdatedAt.Equal(s.UpdatedAt) {
+				continue
+			}
+			if changed[s.Issuer], err = tx.Issuer(s.Name); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if r.err == nil {
+		k.adopt(stamps, changed)
+	}
+}
+
+// adopt replaces the issuers in memory. A source goes on as long as its row takes the keys
+// from the same place: the keys of an issuer that is away stay.
+func (k *Keys) adopt(stamps []*store.IssuerStamp, changed map[string]*store.Issuer) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	old := k.issuers
+	k.issuers = map[string]*trusted{}
+	for _, s := range stamps {
+		before, row := old[s.Issuer], changed[s.Issuer]
+		delete(old, s.Issuer)
+		switch {
+		case row == nil:
+			k.issuers[s.Issuer] = before
+		case before != nil && sameKeys(before.row, row):
+			k.issuers[s.Issuer] = &trusted{row, before.source}
+		default:
+			k.issuers[s.Issuer] = &trusted{row, k.startLocked(row, before)}
+		}
+	}
+	for _, removed := range old {
+		removed.source.stop()
+	}
+}
+
+// startLocked starts a source for a row, in place of the source of an earlier row.
+func (k *Keys) startLocked(row *store.Issuer, before *trusted) *source {
+	if before != nil {
+		before.source.stop()
+	}
+	s := newSource(row, &k.tally, k.dialer(row.AllowPrivate), k.logger)
+	if s.fetch == nil || k.closed {
+		return s
+	}
+	var ctx context.Context
+	ctx, s.stop = context.WithCancel(k.ctx)
+	k.tasks.Go(func() { s.run(ctx) })
+	return s
+}
+
+// sameKeys reports whether two rows take their keys from the same place.
+func sameKeys(a, b *store.Issuer) bool {
+	return a.Name == b.Name && a.Issuer == b.Issuer && a.Jwks == b.Jwks && a.JwksURI == b.JwksURI &&
+		a.Discovery == b.Discovery && a.CAPEM == b.CAPEM && a.AllowPrivate == b.AllowPrivate
+}
+
+// Fetched returns what this process has of the keys of the issuer with a name; the zero
+// Fetched if the newest reading found no such issuer.
+func (k *Keys) Fetched(name string) Fetched {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, t := range k.issuers {
+		if t.row.Name == name {
+			return t.source.fetchedNow()
+		}
+	}
+	return Fetched{}
+}
+
+// Stats holds the numbers of the fetched keys, for metrics.
+type Stats struct {
+	Succeeded, Failed uint64 // fetches
+	Failing           int    // issuers with a newest fetch that failed
+	// Ages holds the time since the newest fetch that succeeded, by the name of the issuer.
+	// The bound maxIssuers bounds the names.
+	Ages map[string]time.Duration
+}
+
+// Stats returns the numbers of the fetched keys.
+func (k *Keys) Stats() Stats {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s := Stats{Succeeded: k.tally.succeeded.Load(), Failed: k.tally.failed.Load(), Ages: map[string]time.Duration{}}
+	for _, t := range k.issuers {
+		f := t.source.fetchedNow()
+		if f.Err != nil {
+			s.Failing++
+		}
+		if !f.At.IsZero() {
+			s.Ages[t.row.Name] = time.Since(f.At)
+		}
+	}
+	return s
+}
