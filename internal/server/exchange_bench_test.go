@@ -1,0 +1,231 @@
+package server_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"database/sql"
+	"fmt"
+	"net"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/feed"
+	"github.com/watchword-auth/watchword/internal/store"
+	"github.com/watchword-auth/watchword/internal/user"
+)
+
+// leastExchange holds the parts of which an exchange is made at least. None of them runs code
+// of this project but the generated messages.
+type leastExchange struct {
+	watchwordv1.UnimplementedAuthServiceServer
+	client    watchwordv1.AuthServiceClient
+	answer    *watchwordv1.ExchangeTokenResponse
+	input     []byte // of the signature of the assertion
+	signature []byte
+	public    *rsa.PublicKey
+	private   ed25519.PrivateKey
+	rows      chan chan error // each waits for the commit of its row
+}
+
+// ExchangeToken is a bare unary call, with messages of the sizes of an exchange.
+func (l *leastExchange) ExchangeToken(context.Context, *watchwordv1.ExchangeTokenRequest) (*watchwordv1.ExchangeTokenResponse, error) {
+	return l.answer, nil
+}
+
+func (l *leastExchange) check() error {
+	sum := sha256.Sum256(l.input)
+	return rsa.VerifyPKCS1v15(l.public, crypto.SHA256, sum[:], l.signature)
+}
+
+func (l *leastExchange) commit() error {
+	done := make(chan error, 1)
+	l.rows <- done
+	return <-done
+}
+
+// writeRows inserts a row for each caller that waits, all in one commit that is on the disk.
+func (l *leastExchange) writeRows(db *sql.DB) {
+	n := 0
+	for first := range l.rows {
+		waiting := []chan error{first}
+		for more := true; more; {
+			select {
+			case next := <-l.rows:
+				waiting = append(waiting, next)
+			default:
+				more = false
+			}
+		}
+		tx, err := db.Begin()
+		for range waiting {
+			if n++; err == nil {
+				_, err = tx.Exec(`INSERT INTO record VALUES (?, 'token.exchanged', 1, 'AAAAAAAAAAAAAAAA', 'service', '127.0.0.1', 'issuer ci, subject job')`, fmt.Sprintf("%016x", n))
+			}
+		}
+		if err == nil {
+			err = tx.Commit()
+		}
+		for _, done := range waiting {
+			done <- err
+		}
+	}
+}
+
+func newLeastExchange(b *testing.B, assertion string, answer *watchwordv1.ExchangeTokenResponse) *leastExchange {
+	b.Helper()
+	key := foreignKey(b, "RS256").(*rsa.PrivateKey)
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		b.Fatal(err)
+	}
+	l := &leastExchange{answer: answer, input: []byte(assertion), public: &key.PublicKey, private: private, rows: make(chan chan error, 64)}
+	sum := sha256.Sum256(l.input)
+	if l.signature, err = rsa.SignPKCS1v15(rand.Reader, key, crypto.SHA256, sum[:]); err != nil {
+		b.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(b.TempDir(), "least.db")+"?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)")
+	if err != nil {
+		b.Fatal(err)
+	}
+	db.SetMaxOpenConns(1)
+	if _, err := db.Exec(`CREATE TABLE record (id TEXT PRIMARY KEY, type TEXT, success INTEGER, user_id TEXT, user_name TEXT, source TEXT, detail TEXT)`); err != nil {
+		b.Fatal(err)
+	}
+	wrote := make(chan struct{})
+	go func() { l.writeRows(db); close(wrote) }()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	watchwordv1.RegisterAuthServiceServer(srv, l)
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(listener) }()
+	conn := dialBench(b, listener.Addr().String())
+	l.client = watchwordv1.NewAuthServiceClient(conn)
+	b.Cleanup(func() {
+		conn.Close()
+		srv.Stop()
+		<-served
+		close(l.rows)
+		<-wrote
+		db.Close()
+	})
+	return l
+}
+
+// populateExchanges makes an issuer and so many accounts, and returns an assertion for each.
+func populateExchanges(b *testing.B, database string, accounts int) (assertions []string) {
+	b.Helper()
+	f := newForeign(b, "ci", "https://ci.test", "RS256")
+	s, err := store.Open(b.Context(), "sqlite:"+database)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	err = feed.Direct(s).Write(b.Context(), func(tx *feed.Tx) error {
+		own, err := tx.Setting(store.OwnIssuer)
+		if err == nil {
+			err = tx.InsertIssuer(&store.Issuer{Name: f.name, Issuer: f.iss, Jwks: f.jwks(b), MaxLifetime: 24 * time.Hour, CreatedAt: tx.Now(), UpdatedAt: tx.Now()})
+		}
+		for i := 0; i < accounts && err == nil; i++ {
+			name := fmt.Sprint("service-", i)
+			u := &store.User{ID: user.NewID(), Kind: store.KindService, Username: name, Roles: []string{"writer"}, Version: tx.Now().Unix(), CreatedAt: tx.Now(), UpdatedAt: tx.Now()}
+			if err = tx.InsertUser(u); err == nil {
+				err = tx.InsertBinding(&store.Binding{ID: user.NewID(), Issuer: f.name, Subject: name, UserID: u.ID, CreatedAt: tx.Now()})
+			}
+			assertions = append(assertions, f.sign(b, "RS256", f.claims(own, name).with(jsonObject{"exp": time.Now().Add(10 * time.Hour).Unix()})))
+		}
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return assertions
+}
+
+// processTime returns the CPU time of this process, of client and server together.
+func processTime(b *testing.B) time.Duration {
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
+// BenchmarkExchange is an exchange over loopback, beside the sum of the least parts that it is
+// made of: a bare unary call, one check of a signature (RS256), one signature (EdDSA), and one
+// commit of one row that callers share. The parts are measured in turns with the exchange.
+// The accounts are many, so that each exchange inserts a record.
+func BenchmarkExchange(b *testing.B) {
+	auth, _, database := serveBench(b)
+	assertions := populateExchanges(b, database, 1000)
+	var next atomic.Int64
+	exchange := func(int) (err error) {
+		_, err = auth.ExchangeToken(context.Background(), &watchwordv1.ExchangeTokenRequest{SubjectToken: assertions[int(next.Add(1))%len(assertions)]})
+		return err
+	}
+	answer, err := auth.ExchangeToken(b.Context(), &watchwordv1.ExchangeTokenRequest{SubjectToken: assertions[0]})
+	if err != nil {
+		b.Fatal(err)
+	}
+	l := newLeastExchange(b, assertions[0], &watchwordv1.ExchangeTokenResponse{AccessToken: answer.GetAccessToken(), TokenType: "Bearer", ExpiresIn: durationpb.New(time.Minute)})
+	claims := []byte(answer.GetAccessToken())
+	parts := map[string]func(int) error{
+		"call": func(int) error {
+			_, err := l.client.ExchangeToken(context.Background(), &watchwordv1.ExchangeTokenRequest{SubjectToken: assertions[0]})
+			return err
+		},
+		"check":  func(int) error { return l.check() },
+		"sign":   func(int) error { ed25519.Sign(l.private, claims); return nil },
+		"commit": func(int) error { return l.commit() },
+	}
+	measure := func(b *testing.B, s *side, cpu *time.Duration, callers int, stint time.Duration, call func(int) error) {
+		began := processTime(b)
+		s.run(b, stint, callers, call)
+		*cpu += processTime(b) - began
+	}
+	for _, callers := range []int{1, 64} {
+		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
+			var ours side
+			var cpu time.Duration
+			limits, cpus := map[string]*side{}, map[string]*time.Duration{}
+			for name := range parts {
+				limits[name], cpus[name] = &side{}, new(time.Duration)
+			}
+			for range b.N {
+				measure(b, &ours, &cpu, callers, stint, exchange)
+				for name, part := range parts {
+					measure(b, limits[name], cpus[name], callers, stint/2, part)
+				}
+			}
+			sum, sumCPU := 0.0, 0.0
+			for name, part := range limits {
+				b.ReportMetric(1e6/part.rate(), name+"-µs")
+				b.ReportMetric(cpus[name].Seconds()*1e6/float64(part.calls), name+"-cpu-µs")
+				sum += 1e6 / part.rate()
+				sumCPU += cpus[name].Seconds() * 1e6 / float64(part.calls)
+			}
+			b.ReportMetric(cpu.Seconds()*1e6/float64(ours.calls), "exchange-cpu-µs")
+			b.ReportMetric(cpu.Seconds()*1e6/float64(ours.calls)/sumCPU, "cpu-of-parts(<=1.3)")
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(ours.rate(), "exchanges/s")
+			b.ReportMetric(1e6/ours.rate(), "exchange-µs")
+			b.ReportMetric(1e6/ours.rate()/sum, "of-parts(<=1.3)")
+			b.ReportMetric(ours.quantile(0.5), "p50-ms")
+			b.ReportMetric(ours.quantile(0.99), "p99-ms")
+			b.ReportMetric(float64(ours.bytes)/float64(ours.calls), "disk-bytes/exchange")
+		})
+	}
+}
