@@ -154,6 +154,8 @@ var codeOf = map[string]codes.Code{
 	"SESSION_NOT_FOUND":           codes.NotFound,
 	"USER_NOT_FOUND":              codes.NotFound, "USER_EXISTS": codes.AlreadyExists, "LAST_ADMIN": codes.FailedPrecondition,
 	"UPGRADE_UNFINISHED": codes.FailedPrecondition,
+	"ASSERTION_INVALID":  codes.Unauthenticated, "ASSERTION_UNBOUND": codes.Unauthenticated,
+	"ISSUER_UNAVAILABLE": codes.Unavailable,
 }
 
 // checkRefusal returns an error unless err has the reason and the reason's status code.
