@@ -648,7 +648,7 @@ func (x *VerifyResponse) GetPrincipal() *Principal {
 // ExchangeTokenRequest holds a token of a trusted issuer.
 type ExchangeTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The token of the trusted issuer: a JWT whose claim `aud` is this server's issuer and
+	// The token of the trusted issuer: a JWT in which `aud` is this server's issuer and
 	// nothing else; at most 16 KiB.
 	SubjectToken string `protobuf:"bytes,1,opt,name=subject_token,json=subjectToken,proto3" json:"subject_token,omitempty"`
 	// The services that the access token is for, as in LoginRequest.
