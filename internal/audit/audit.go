@@ -142,6 +142,8 @@ type Log struct {
 	store  *store.Store
 	logger *slog.Logger
 
+	operator string // the actor of events without an actor; see ForOperator
+
 	recorded      map[Type]*atomic.Uint64 // events in the record; the map never changes
 	exchanges     exchanges
 	failedFlushes atomic.Uint64
@@ -171,6 +173,9 @@ func New(s *store.Store, logger *slog.Logger) *Log {
 // the record cannot be written, the caller must return the error, so that the action is
 // rolled back.
 func (l *Log) Record(ctx context.Context, tx *store.Tx, e Event) error {
+	if e.ActorID == "" && e.ActorName == "" {
+		e.ActorName = l.operator
+	}
 	r := record(e, caller.SourceOf(ctx), 1)
 	if err := l.insert(tx, r); err != nil {
 		return err
@@ -245,14 +250,9 @@ var (
 // Errors: ErrUnknownName; ErrNamesakes; errors of the store.
 func ListByName(ctx context.Context, s *store.Store, f store.AuditFilter, name string, limit int) (records []*store.AuditRecord, next string, err error) {
 	err = s.Read(ctx, func(tx *store.Tx) error {
-		ids, err := tx.UserIDs(name, maxNamesakes+1)
-		switch {
-		case err != nil:
+		ids, err := namesakes(tx, name)
+		if err != nil {
 			return err
-		case len(ids) == 0:
-			return ErrUnknownName
-		case len(ids) > maxNamesakes:
-			return ErrNamesakes
 		}
 		records, next = nil, ""
 		for _, id := range ids {

@@ -25,6 +25,7 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(pgtest.Tests{M: m}) }
 
 type world struct {
+	uri    string
 	store  *store.Store
 	log    *audit.Log
 	logged bytes.Buffer
@@ -43,7 +44,7 @@ func eachEngine(t *testing.T, test func(t *testing.T, w *world)) {
 func openOn(t *testing.T, uri string) *world {
 	t.Helper()
 	s := storetest.Open(t, uri)
-	w := &world{store: s}
+	w := &world{uri: uri, store: s}
 	w.log = audit.New(s, slog.New(slog.NewTextHandler(&w.logged, nil)))
 	return w
 }

@@ -53,15 +53,18 @@ func (l *Log) Delegated(service caller.Caller, audience string) {
 }
 
 // Run writes the counts of refused calls to the database until ctx ends, and once more
-// after the end.
+// after the end. Run also logs what commands on the database put on record.
 func (l *Log) Run(ctx context.Context) {
 	tick := time.NewTicker(flushEvery)
 	defer tick.Stop()
+	atDatabase := commands{log: l}
+	atDatabase.look(ctx)
 	for warned := false; ; {
 		var err error
 		select {
 		case <-tick.C:
 			err = l.Flush(ctx)
+			atDatabase.look(ctx)
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushEvery)
 			defer cancel()

@@ -147,7 +147,9 @@ func (c *keyMasterCmd) Run() error {
 
 // record returns the security record for a command. The log lines that follow each
 // record are dropped: the person at the terminal sees the command's output.
-func record(s *store.Store) *audit.Log { return audit.New(s, slog.New(slog.DiscardHandler)) }
+func record(s *store.Store) *audit.Log {
+	return audit.New(s, slog.New(slog.DiscardHandler)).ForOperator(operator())
+}
 
 // keys holds the flags of the commands that work on the keys of a database itself.
 type keys struct {

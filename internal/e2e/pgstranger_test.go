@@ -91,7 +91,7 @@ func TestKilledMigration(t *testing.T) {
 	db := connect(t, s.uri)
 	// Undoes the newest migrations, and lets their next run wait before the end of the first.
 	execute(t, db, `DELETE FROM goose_db_version WHERE version_id >= 7`, `DROP INDEX goose_db_version_once`, `DROP TABLE exclusive_lock`,
-		`ALTER TABLE sessions DROP COLUMN repeated, DROP COLUMN run`, `DROP TABLE bindings, issuers`, `DROP TABLE replicas, watcher_certificates`, `DROP TABLE ticks`, `DROP TABLE throttle`, `DROP INDEX sessions_ended`, `DROP INDEX users_admins`, `ALTER TABLE users DROP COLUMN kind, DROP COLUMN audiences, DROP COLUMN delegates_to`, `ALTER TABLE events DROP COLUMN program`,
+		`DROP TABLE audit_marks`, `DROP INDEX audit_cli`, `ALTER TABLE audit DROP COLUMN seq`, `DROP SEQUENCE audit_numbers`, `ALTER TABLE sessions DROP COLUMN repeated, DROP COLUMN run`, `DROP TABLE bindings, issuers`, `DROP TABLE replicas, watcher_certificates`, `DROP TABLE ticks`, `DROP TABLE throttle`, `DROP INDEX sessions_ended`, `DROP INDEX users_admins`, `ALTER TABLE users DROP COLUMN kind, DROP COLUMN audiences, DROP COLUMN delegates_to`, `ALTER TABLE events DROP COLUMN program`,
 		`ALTER TABLE signing_keys DROP COLUMN counter, DROP COLUMN tag`,
 		`BEGIN`, `LOCK TABLE goose_db_version IN SHARE ROW EXCLUSIVE MODE`)
 	killed := start(t, s.command(t, "migrate"))

@@ -3,11 +3,13 @@ package rpc
 import (
 	"context"
 	"errors"
+	"log/slog"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/share"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/user"
 )
@@ -16,24 +18,41 @@ import (
 // only admins call AuditService.
 type Audit struct {
 	watchwordv1.UnimplementedAuditServiceServer
-	Store *store.Store
+	store   *store.Store
+	logger  *slog.Logger
+	streams *share.Pool // of WatchEvents, by admin
+}
+
+// filterRequest is a request with the filters of the record.
+type filterRequest interface {
+	GetType() string
+	GetUserId() string
+	GetUserName() string
+	GetSessionId() string
+	GetStartTime() *timestamppb.Timestamp
+}
+
+// readFilter reads the filters of a request. The name is empty without user_name.
+func readFilter(r *reading, req filterRequest) (filter store.AuditFilter, name string) {
+	filter = store.AuditFilter{
+		Type:      field(r, "type", eventType, req.GetType()),
+		UserID:    field(r, "user_id", optionalID, req.GetUserId()),
+		SessionID: field(r, "session_id", optionalID, req.GetSessionId()),
+		Start:     field(r, "start_time", optionalTime, req.GetStartTime()),
+	}
+	name = string(field(r, "user_name", optionalName, req.GetUserName()))
+	if name != "" && filter.UserID != "" && r.err == nil {
+		r.err = invalidField{"user_name", errors.New("must not be given together with user_id")}
+	}
+	return filter, name
 }
 
 // ListEvents serves AuditService/ListEvents.
 func (s *Audit) ListEvents(ctx context.Context, req *watchwordv1.ListEventsRequest) (*watchwordv1.ListEventsResponse, error) {
 	var r reading
-	filter := store.AuditFilter{
-		Type:      field(&r, "type", eventType, req.GetType()),
-		UserID:    field(&r, "user_id", optionalID, req.GetUserId()),
-		SessionID: field(&r, "session_id", optionalID, req.GetSessionId()),
-		Start:     field(&r, "start_time", optionalTime, req.GetStartTime()),
-		End:       field(&r, "end_time", optionalTime, req.GetEndTime()),
-	}
-	name := field(&r, "user_name", optionalName, req.GetUserName())
-	if name != "" && filter.UserID != "" && r.err == nil {
-		r.err = invalidField{"user_name", errors.New("must not be given together with user_id")}
-	}
-	page := readPage(&r, req, "events", string(name), filter.Type, filter.UserID, filter.SessionID, filter.Start.String(), filter.End.String()) // a page token is good for the same filter only
+	filter, name := readFilter(&r, req)
+	filter.End = field(&r, "end_time", optionalTime, req.GetEndTime())
+	page := readPage(&r, req, "events", name, filter.Type, filter.UserID, filter.SessionID, filter.Start.String(), filter.End.String()) // a page token is good for the same filter only
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -42,9 +61,9 @@ func (s *Audit) ListEvents(ctx context.Context, req *watchwordv1.ListEventsReque
 	var next string
 	var err error
 	if name == "" {
-		records, next, err = audit.List(ctx, s.Store, filter, page.size)
+		records, next, err = audit.List(ctx, s.store, filter, page.size)
 	} else {
-		records, next, err = audit.ListByName(ctx, s.Store, filter, string(name), page.size)
+		records, next, err = audit.ListByName(ctx, s.store, filter, name, page.size)
 	}
 	if errors.Is(err, audit.ErrNamesakes) {
 		err = invalidField{"user_name", err}

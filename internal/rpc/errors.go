@@ -56,6 +56,8 @@ var refusals = []struct {
 	{issuer.ErrTooMany, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many signing keys that still verify"},
 	{issuer.ErrManyWithdrawn, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many signing keys were withdrawn within an hour; `watchword key revoke` may withdraw more"},
 	{share.ErrNoTurn, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many calls of the user, or of the session, at once"},
+	{errManyStreams, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "too many streams of WatchEvents, of the caller or of all admins"},
+	{errLostStream, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_OVERLOADED, "another admin with fewer streams of WatchEvents got this place"},
 	{throttle.ErrTooMany, codes.ResourceExhausted, watchwordv1.ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS, "too many wrong passwords; wait before the next try"},
 	{login.ErrCredentials, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_INVALID_CREDENTIALS, "unknown user or wrong password"},
 	{login.ErrUserDisabled, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_USER_DISABLED, "the user is disabled"},

@@ -161,11 +161,16 @@ type pageRequest interface {
 // readPage reads page_size and page_token of a request. filter is the list's name and
 // every field that selects rows.
 func readPage(r *reading, req pageRequest, filter ...string) page {
-	sum := sha256.Sum256([]byte(strings.Join(filter, "\x00")))
-	p := page{filter: string(sum[:6])}
+	p := page{filter: filterHash(filter...)}
 	p.size = field(r, "page_size", pageSize, int(req.GetPageSize()))
 	p.after = field(r, "page_token", p.parseToken, req.GetPageToken())
 	return p
+}
+
+// filterHash returns six bytes that differ from filter to filter.
+func filterHash(filter ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(filter, "\x00")))
+	return string(sum[:6])
 }
 
 // pageSize is the rule for page_size: 0 is the default, and a larger value than

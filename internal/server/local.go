@@ -79,12 +79,13 @@ func (l *Local) serve(ctx context.Context, cfg LocalConfig) error {
 	users := user.New(s, feed.Direct(s), passwords, record)
 	lifetimes := session.Lifetimes{Idle: session.IdleTTL(cfg.RefreshTTL), Max: session.MaxTTL(cfg.SessionTTL)}
 	edge := rpc.NewEdge(record, passwords.RetryAfter, silent)
-	l.grpc = grpc.NewServer(grpc.ChainUnaryInterceptor(asOperator(cfg.Operator), edge.Unary, l.keepCause))
+	l.grpc = grpc.NewServer(grpc.ChainUnaryInterceptor(asOperator(cfg.Operator), edge.Unary, l.keepCause),
+		grpc.ChainStreamInterceptor(streamAsOperator(cfg.Operator), edge.Stream, l.keepStreamCause))
 	watchwordv1.RegisterUserServiceServer(l.grpc, &rpc.Users{Users: users})
 	watchwordv1.RegisterSessionServiceServer(l.grpc, &rpc.Sessions{Sessions: session.NewAdmin(lifetimes, s, feed.Direct(s), users, record)})
 	keys := &localKeys{cfg: cfg, store: s, audit: record}
 	watchwordv1.RegisterKeyServiceServer(l.grpc, keys)
-	watchwordv1.RegisterAuditServiceServer(l.grpc, &rpc.Audit{Store: s})
+	watchwordv1.RegisterAuditServiceServer(l.grpc, rpc.NewAudit(s, silent))
 	watchwordv1.RegisterFederationServiceServer(l.grpc, &rpc.Federation{Registry: federation.NewRegistry(s, feed.Direct(s), record)})
 	var err error
 	if len(cfg.VerifyFor) > 0 {
@@ -107,7 +108,7 @@ func (l *Local) connect() (err error) {
 	}()
 	l.conn, err = grpc.NewClient("passthrough:///database", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return memory.DialContext(ctx) }),
-		grpc.WithChainUnaryInterceptor(l.tellCause))
+		grpc.WithChainUnaryInterceptor(l.tellCause), grpc.WithChainStreamInterceptor(l.tellStreamCause))
 	return err
 }
 
@@ -138,6 +139,22 @@ func asOperator(name string) grpc.UnaryServerInterceptor {
 	}
 }
 
+// streamAsOperator is asOperator for streams.
+func streamAsOperator(name string) grpc.StreamServerInterceptor {
+	return func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		return handler(srv, operatorStream{ss, rpc.AsOperator(ss.Context(), name)})
+	}
+}
+
+// operatorStream is a stream of the operator.
+type operatorStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context returns the context of the operator.
+func (s operatorStream) Context() context.Context { return s.ctx }
+
 // keepCause intercepts the calls at the server's end, and keeps the error of the handler for
 // tellCause.
 func (l *Local) keepCause(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
@@ -148,10 +165,39 @@ func (l *Local) keepCause(ctx context.Context, req any, _ *grpc.UnaryServerInfo,
 	return resp, err
 }
 
+// keepStreamCause is keepCause for streams.
+func (l *Local) keepStreamCause(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	err := handler(srv, ss)
+	if err != nil {
+		l.cause.Store(&err)
+	}
+	return err
+}
+
 // tellCause intercepts the calls at the client's end.
 func (l *Local) tellCause(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	l.cause.Store(nil)
-	err := invoke(ctx, method, req, reply, conn, opts...)
+	return l.causeOf(invoke(ctx, method, req, reply, conn, opts...))
+}
+
+// tellStreamCause is tellCause for streams.
+func (l *Local) tellStreamCause(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	l.cause.Store(nil)
+	stream, err := open(ctx, desc, conn, method, opts...)
+	return tellingStream{stream, l}, l.causeOf(err)
+}
+
+type tellingStream struct {
+	grpc.ClientStream
+	local *Local
+}
+
+// RecvMsg receives a message. At the end of the stream, RecvMsg returns the fault itself.
+func (s tellingStream) RecvMsg(m any) error { return s.local.causeOf(s.ClientStream.RecvMsg(m)) }
+
+// causeOf returns the fault behind a status, if the fault is of the database or of the master
+// key, and err otherwise.
+func (l *Local) causeOf(err error) error {
 	if code := status.Code(err); code == codes.Internal || code == codes.Unavailable {
 		if cause := l.cause.Load(); cause != nil {
 			return *cause

@@ -30,6 +30,7 @@ func (s *Server) bounds() map[string]share.Stats {
 	bounds := map[string]share.Stats{}
 	var grpcOfProxies, httpOfProxies share.Stats
 	bounds["requests"], bounds["streams"], bounds["reports"] = s.gate.Stats()
+	bounds["event_streams"] = s.events.Streams()
 	bounds["grpc_connections"], grpcOfProxies = s.grpcLis.Stats()
 	bounds["http_connections"], httpOfProxies = s.httpLis.Stats()
 	if len(s.cfg.TrustedProxy) > 0 {

@@ -64,6 +64,7 @@ type Server struct {
 	policy     password.Policy
 	passwords  *password.Pool
 	audit      *audit.Log
+	events     *rpc.Audit
 	feed       *feed.Feed
 	roster     *roster.Roster
 	users      *user.Users
@@ -281,7 +282,8 @@ func (s *Server) register() error {
 	watchwordv1.RegisterUserServiceServer(services, &rpc.Users{Users: s.users})
 	watchwordv1.RegisterSessionServiceServer(services, &rpc.Sessions{Sessions: s.sessions.Admin})
 	watchwordv1.RegisterKeyServiceServer(services, &rpc.Keys{Keyring: s.keyring})
-	watchwordv1.RegisterAuditServiceServer(services, &rpc.Audit{Store: s.store})
+	s.events = rpc.NewAudit(s.store, s.logger)
+	watchwordv1.RegisterAuditServiceServer(services, s.events)
 	watchwordv1.RegisterFederationServiceServer(services, &rpc.Federation{Registry: federation.NewRegistry(s.store, s.feed, s.audit), Keys: s.trusted})
 	s.health = health.NewServer()
 	healthv1.RegisterHealthServer(services, s.health)

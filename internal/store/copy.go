@@ -146,6 +146,9 @@ func (c *copying) transfer(ctx context.Context) error {
 		}
 		c.copied.Tables = append(c.copied.Tables, CopiedTable{table, n})
 	}
+	if err := c.target.raiseNumbers(ctx); err != nil {
+		return err
+	}
 	return c.target.mark(ctx, c.id)
 }
 

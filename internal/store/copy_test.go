@@ -59,6 +59,8 @@ func inhabited(t *testing.T, sessions int) (uri string) {
 				errs = append(errs, tx.EndSession(row.ID), tx.AppendEvent(&store.Event{Tag: []byte{8, 7, 6, 5, 4, 3, 2, byte(i)}, Kind: store.SessionEnded, Subject: row.ID, ExpiresAt: now}))
 			}
 		}
+		_, err := tx.MarkAudit()
+		errs = append(errs, err)
 		pair, err := tx.LockThrottleBuckets([2]int64{7, 1 << 40})
 		pair[0].ClearAt, pair[0].NextAt, pair[0].Promises = now, now, []byte{0, 0xff, '\n', '\\'}
 		return errors.Join(append(errs, err, tx.SetThrottleBucket(&pair[0]))...)
@@ -141,6 +143,7 @@ func sqliteHolds(t *testing.T, uri string) map[string][]string {
 
 func postgresHolds(t *testing.T, uri string) map[string][]string {
 	t.Helper()
+	execute(t, uri, `CREATE OR REPLACE FUNCTION hex(BIGINT) RETURNS TEXT LANGUAGE SQL AS $$ SELECT upper(encode(convert_to($1::TEXT, 'UTF8'), 'hex')) $$`)
 	execute(t, uri, `CREATE OR REPLACE FUNCTION hex(BYTEA) RETURNS TEXT LANGUAGE SQL AS $$ SELECT upper(encode($1, 'hex')) $$`)
 	holds := withoutNotes(tables(t, uri, `SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' AND table_name NOT IN ('goose_db_version', 'goose_lock', 'exclusive_lock')`,
 		`SELECT column_name FROM information_schema.columns WHERE table_schema = 'public' AND table_name = '%s'`))

@@ -19,7 +19,7 @@ import (
 )
 
 // migrations holds one set of SQL files for both engines. A file named *_postgres.sql
-// is for PostgreSQL alone. docs/migrations.md tells how to write a migration.
+// is for PostgreSQL alone, and a file named *_sqlite.sql for SQLite. docs/migrations.md tells how to write a migration.
 //
 //go:embed migrations/*.sql
 var migrations embed.FS
@@ -86,18 +86,24 @@ func newProvider(dialect goose.Dialect, db *sql.DB, options ...goose.ProviderOpt
 	if err != nil {
 		return nil, err
 	}
-	if dialect == goose.DialectSQLite3 {
-		others, err := fs.Glob(files, "*_postgres.sql")
-		if err != nil {
-			return nil, err
-		}
-		options = append(options, goose.WithExcludeNames(others))
+	others, err := fs.Glob(files, "*"+suffixOfOthers(dialect == goose.DialectPostgres))
+	if err != nil {
+		return nil, err
 	}
+	options = append(options, goose.WithExcludeNames(others))
 	provider, err := goose.NewProvider(dialect, db, files, append(options, goose.WithDisableGlobalRegistry(true))...)
 	if err != nil {
 		return nil, fmt.Errorf("reading migrations: %w", err)
 	}
 	return provider, nil
+}
+
+// suffixOfOthers ends the names of the migrations for the other engine alone.
+func suffixOfOthers(postgres bool) string {
+	if postgres {
+		return "_sqlite.sql"
+	}
+	return "_postgres.sql"
 }
 
 // applyMigrations applies the migrations that the database lacks. Errors: ErrRights.
@@ -182,7 +188,7 @@ func newestMigration(postgres bool) int64 {
 	for _, file := range files {
 		version, _, _ := strings.Cut(path.Base(file), "_")
 		n, _ := strconv.ParseInt(version, 10, 64)
-		if postgres || !strings.HasSuffix(file, "_postgres.sql") {
+		if !strings.HasSuffix(file, suffixOfOthers(postgres)) {
 			newest = max(newest, n)
 		}
 	}

@@ -127,6 +127,12 @@ func (t *copyTarget) receive(ctx context.Context, table string, rows *copyRows) 
 	return t.conn.CopyFrom(ctx, pgx.Identifier{table}, columns, rows)
 }
 
+// raiseNumbers makes the target's numbers of the security record go on after the copied ones.
+func (t *copyTarget) raiseNumbers(ctx context.Context) error {
+	_, err := t.conn.Exec(ctx, `SELECT setval('audit_numbers', GREATEST(1, (SELECT max(seq) FROM audit), (SELECT max(seq) FROM audit_marks)))`)
+	return err
+}
+
 // mark sets copyIncomplete and copyID in the target.
 func (t *copyTarget) mark(ctx context.Context, id string) error {
 	_, err := t.conn.Exec(ctx, `INSERT INTO settings (name, value) VALUES ($1, $3), ($2, $3)

@@ -83,7 +83,7 @@ func TestAStrangerHoldsNoLockOfOurs(t *testing.T) {
 		}
 	}
 	statements(t, uri, `DELETE FROM goose_db_version WHERE version_id >= 7`, `DROP INDEX goose_db_version_once`, `DROP TABLE exclusive_lock`,
-		`ALTER TABLE sessions DROP COLUMN repeated, DROP COLUMN run`, `DROP TABLE bindings, issuers`, `DROP TABLE replicas, watcher_certificates`, `DROP TABLE ticks`, `DROP TABLE throttle`, `DROP INDEX sessions_ended`, `DROP INDEX users_admins`, `ALTER TABLE users DROP COLUMN kind, DROP COLUMN audiences, DROP COLUMN delegates_to`, `ALTER TABLE events DROP COLUMN program`, `ALTER TABLE signing_keys DROP COLUMN counter, DROP COLUMN tag`)
+		`DROP TABLE audit_marks`, `DROP INDEX audit_cli`, `ALTER TABLE audit DROP COLUMN seq`, `DROP SEQUENCE audit_numbers`, `ALTER TABLE sessions DROP COLUMN repeated, DROP COLUMN run`, `DROP TABLE bindings, issuers`, `DROP TABLE replicas, watcher_certificates`, `DROP TABLE ticks`, `DROP TABLE throttle`, `DROP INDEX sessions_ended`, `DROP INDEX users_admins`, `ALTER TABLE users DROP COLUMN kind, DROP COLUMN audiences, DROP COLUMN delegates_to`, `ALTER TABLE events DROP COLUMN program`, `ALTER TABLE signing_keys DROP COLUMN counter, DROP COLUMN tag`)
 	prepares(`BEGIN`, `PREPARE a AS DELETE FROM goose_lock`)
 	if err := store.Migrate(ctx, uri); err != nil {
 		t.Errorf("migrating once more: %v", err)

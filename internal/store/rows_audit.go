@@ -57,21 +57,21 @@ func (tx *Tx) InsertAudit(r *AuditRecord) error {
 	random := make([]byte, 6)
 	rand.Read(random)
 	r.ID = auditID(tx.Now()) + hex.EncodeToString(random)
-	return tx.queueExec(`INSERT INTO audit (`+auditColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)`,
+	return tx.queueExec(tx.run.audit().insert,
 		r.ID, r.Type, r.Success, r.Reason, r.ActorID, r.ActorName, r.UserID, r.UserName, r.SessionID, r.KID, r.Source, r.Detail, r.Count)
 }
 
 // SetAuditCount sets the number of events that a record stands for, and reports whether
 // the record still exists: the pruning may have deleted the record.
 func (tx *Tx) SetAuditCount(id string, count int64) (bool, error) {
-	updated, err := queryColumn[string](tx, `UPDATE audit SET count = $2 WHERE id = $1 RETURNING id`, id, count)
+	updated, err := queryColumn[string](tx, tx.run.audit().setCount, id, count)
 	return len(updated) == 1, err
 }
 
 // RaiseAuditCount adds one to the number of events that a record stands for. The caller must
 // have read the record in the same transaction.
 func (tx *Tx) RaiseAuditCount(id string) error {
-	return tx.queueExec(`UPDATE audit SET count = count + 1 WHERE id = $1`, id)
+	return tx.queueExec(tx.run.audit().raiseCount, id)
 }
 
 // RaiseAuditCountIfThere is like [Tx.RaiseAuditCount] for a record that may be gone, and
@@ -134,6 +134,9 @@ func (f *AuditFilter) query() (query string, value []any, more bool) {
 	return auditAll, nil, false
 }
 
+// Selects reports whether a record matches the filter, without regard to End and Before.
+func (f *AuditFilter) Selects(r *AuditRecord) bool { return f.matches(r) && r.ID >= auditID(f.Start) }
+
 func (f *AuditFilter) matches(r *AuditRecord) bool {
 	return (f.Type == "" || f.Type == r.Type) && (f.SessionID == "" || f.SessionID == r.SessionID) &&
 		(f.UserID == "" || f.UserID == r.UserID || f.UserID == r.ActorID)
@@ -171,11 +174,4 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 		next = found[n-1].ID
 	}
 	return records, next, nil
-}
-
-// PruneAudit deletes up to limit records older than the time before, and returns the
-// number of deleted records.
-func (tx *Tx) PruneAudit(before time.Time, limit int) (int64, error) {
-	return tx.deleteFound(`DELETE FROM audit WHERE id = $1`,
-		`SELECT id FROM audit WHERE id < $1 ORDER BY id LIMIT $2`, auditID(before), limit)
 }

@@ -350,6 +350,7 @@ func TestUsernamesOfEarlierUsers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, statement := range []string{
+		`DROP TABLE audit_marks`, `DROP INDEX audit_cli`, `DROP INDEX audit_seq`, `ALTER TABLE audit DROP COLUMN seq`,
 		`DROP TABLE usernames`, `ALTER TABLE audit DROP COLUMN actor_name`, `ALTER TABLE audit DROP COLUMN user_name`,
 		`ALTER TABLE sessions DROP COLUMN repeated`, `ALTER TABLE sessions DROP COLUMN run`,
 		`DROP INDEX users_services`, `ALTER TABLE users DROP COLUMN kind`, `ALTER TABLE users DROP COLUMN audiences`, `ALTER TABLE users DROP COLUMN delegates_to`, `ALTER TABLE events DROP COLUMN program`,

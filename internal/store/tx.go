@@ -32,6 +32,7 @@ type runner interface {
 	exclusive() error
 	queueExec(query string, args ...any) error
 	queryAtCommit(scan func(row) error, query string, args ...any) error
+	audit() *auditStatements
 	// hint makes the commit notify other processes, which then read the events.
 	hint()
 	// excludesByItself reports whether a service account may exclude earlier programs

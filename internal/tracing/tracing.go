@@ -107,7 +107,7 @@ func wanted(ctx context.Context, logger *slog.Logger) bool {
 
 // ServerOptions returns the options with which a gRPC server makes a span for every call of
 // Watchword's services. Health and reflection make no span, and neither do the streams of
-// verifiers: such a stream lasts for days, and a span is exported at its end.
+// verifiers and of the security record: such a stream is long, and a span is exported at its end.
 func (t *Traces) ServerOptions() []grpc.ServerOption {
 	if t == nil {
 		return nil
@@ -118,7 +118,8 @@ func (t *Traces) ServerOptions() []grpc.ServerOption {
 		otelgrpc.WithMeterProvider(noop.NewMeterProvider()), // package telemetry counts the calls
 		otelgrpc.WithFilter(func(info *stats.RPCTagInfo) bool {
 			switch info.FullMethodName {
-			case watchwordv1.TrustService_WatchBundle_FullMethodName, watchwordv1.TrustService_ReportWatcher_FullMethodName:
+			case watchwordv1.TrustService_WatchBundle_FullMethodName, watchwordv1.TrustService_ReportWatcher_FullMethodName,
+				watchwordv1.AuditService_WatchEvents_FullMethodName:
 				return false
 			}
 			return strings.HasPrefix(info.FullMethodName, "/watchword.v1.")

@@ -11,6 +11,7 @@ package watchwordv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -23,6 +24,63 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// EventGap tells why records may be missing in a stream. The stream goes on after the gap.
+type EventGap int32
+
+const (
+	// No record is missing.
+	EventGap_EVENT_GAP_UNSPECIFIED EventGap = 0
+	// The server has deleted records after `resume`, because of --audit-ttl. If `resume` is older
+	// than every record that is left, some of the records come again.
+	EventGap_EVENT_GAP_DELETED EventGap = 1
+	// The database does not have what the client has: an older backup was restored, or a standby
+	// was promoted that lacked commits. The stream goes on from a point before the loss, so some
+	// records come again, with the same ids. What the database lost before the records were sent,
+	// no stream can send.
+	EventGap_EVENT_GAP_OTHER_HISTORY EventGap = 2
+)
+
+// Enum value maps for EventGap.
+var (
+	EventGap_name = map[int32]string{
+		0: "EVENT_GAP_UNSPECIFIED",
+		1: "EVENT_GAP_DELETED",
+		2: "EVENT_GAP_OTHER_HISTORY",
+	}
+	EventGap_value = map[string]int32{
+		"EVENT_GAP_UNSPECIFIED":   0,
+		"EVENT_GAP_DELETED":       1,
+		"EVENT_GAP_OTHER_HISTORY": 2,
+	}
+)
+
+func (x EventGap) Enum() *EventGap {
+	p := new(EventGap)
+	*p = x
+	return p
+}
+
+func (x EventGap) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EventGap) Descriptor() protoreflect.EnumDescriptor {
+	return file_watchword_v1_audit_proto_enumTypes[0].Descriptor()
+}
+
+func (EventGap) Type() protoreflect.EnumType {
+	return &file_watchword_v1_audit_proto_enumTypes[0]
+}
+
+func (x EventGap) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EventGap.Descriptor instead.
+func (EventGap) EnumDescriptor() ([]byte, []int) {
+	return file_watchword_v1_audit_proto_rawDescGZIP(), []int{0}
+}
 
 // Event is one entry of the security record. No field holds a secret.
 type Event struct {
@@ -73,8 +131,7 @@ type Event struct {
 	// that reason; or why a refresh token counts as reused.
 	Detail string `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"`
 	// The username of the user in `actor_id`, at the time of the event. For the command line
-	// (`source` is "cli"), the user of the operating system, if the command was about users,
-	// sessions or keys.
+	// (`source` is "cli"), the user of the operating system.
 	ActorName string `protobuf:"bytes,13,opt,name=actor_name,json=actorName,proto3" json:"actor_name,omitempty"`
 	// The username of the user in `user_id`, at the time of the event; before the event,
 	// if the event changed the name. For a refused login with an unknown username it is
@@ -381,11 +438,185 @@ func (x *ListEventsResponse) GetNextPageToken() string {
 	return ""
 }
 
+// WatchEventsRequest selects records. A record must match every filter that is set. The
+// filters are those of ListEventsRequest, without an end.
+type WatchEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only events of this type. A type that the server does not know is
+	// INVALID_REQUEST.
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// Only events in which this user acted or that are about this user.
+	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// Only events of this session.
+	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	// Only events at this moment or later, also those that are on record already. Not set, and
+	// no `resume`: the records that are written from now on.
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// `resume` of the newest message that the client has processed. The text is opaque, and good
+	// for the same filters only. The text holds the `start_time` of the first call. Empty: a new
+	// stream.
+	Resume string `protobuf:"bytes,5,opt,name=resume,proto3" json:"resume,omitempty"`
+	// Only events in which a user that has or had this name acted, or that are about such a
+	// user; as in ListEventsRequest.
+	UserName      string `protobuf:"bytes,6,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsRequest) Reset() {
+	*x = WatchEventsRequest{}
+	mi := &file_watchword_v1_audit_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsRequest) ProtoMessage() {}
+
+func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_audit_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
+func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_audit_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *WatchEventsRequest) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *WatchEventsRequest) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *WatchEventsRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *WatchEventsRequest) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *WatchEventsRequest) GetResume() string {
+	if x != nil {
+		return x.Resume
+	}
+	return ""
+}
+
+func (x *WatchEventsRequest) GetUserName() string {
+	if x != nil {
+		return x.UserName
+	}
+	return ""
+}
+
+// WatchEventsResponse is one message of the stream.
+type WatchEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next records, at most 200. Empty: the stream lives, and may have passed records that
+	// the filters leave out.
+	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// Where a later call goes on, after the records of this message.
+	Resume string `protobuf:"bytes,2,opt,name=resume,proto3" json:"resume,omitempty"`
+	// Whether records may be missing before the records of this message, and why.
+	Gap EventGap `protobuf:"varint,3,opt,name=gap,proto3,enum=watchword.v1.EventGap" json:"gap,omitempty"`
+	// For how long records have waited that the stream cannot send yet: on PostgreSQL, records
+	// wait for the end of every transaction that was open when the records were written. The
+	// transactions of Watchword end within seconds. Not set: no record waits for longer than five
+	// seconds.
+	Delay         *durationpb.Duration `protobuf:"bytes,4,opt,name=delay,proto3" json:"delay,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchEventsResponse) Reset() {
+	*x = WatchEventsResponse{}
+	mi := &file_watchword_v1_audit_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchEventsResponse) ProtoMessage() {}
+
+func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_watchword_v1_audit_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
+func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
+	return file_watchword_v1_audit_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *WatchEventsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *WatchEventsResponse) GetResume() string {
+	if x != nil {
+		return x.Resume
+	}
+	return ""
+}
+
+func (x *WatchEventsResponse) GetGap() EventGap {
+	if x != nil {
+		return x.Gap
+	}
+	return EventGap_EVENT_GAP_UNSPECIFIED
+}
+
+func (x *WatchEventsResponse) GetDelay() *durationpb.Duration {
+	if x != nil {
+		return x.Delay
+	}
+	return nil
+}
+
 var File_watchword_v1_audit_proto protoreflect.FileDescriptor
 
 const file_watchword_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x18watchword/v1/audit.proto\x12\fwatchword.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\"\xf4\x02\n" +
+	"\x18watchword/v1/audit.proto\x12\fwatchword.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19watchword/v1/access.proto\"\xf4\x02\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
@@ -418,10 +649,29 @@ const file_watchword_v1_audit_proto_rawDesc = "" +
 	"\tuser_name\x18\b \x01(\tR\buserName\"i\n" +
 	"\x12ListEventsResponse\x12+\n" +
 	"\x06events\x18\x01 \x03(\v2\x13.watchword.v1.EventR\x06events\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2y\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xd0\x01\n" +
+	"\x12WatchEventsRequest\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x17\n" +
+	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x03 \x01(\tR\tsessionId\x129\n" +
+	"\n" +
+	"start_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12\x16\n" +
+	"\x06resume\x18\x05 \x01(\tR\x06resume\x12\x1b\n" +
+	"\tuser_name\x18\x06 \x01(\tR\buserName\"\xb5\x01\n" +
+	"\x13WatchEventsResponse\x12+\n" +
+	"\x06events\x18\x01 \x03(\v2\x13.watchword.v1.EventR\x06events\x12\x16\n" +
+	"\x06resume\x18\x02 \x01(\tR\x06resume\x12(\n" +
+	"\x03gap\x18\x03 \x01(\x0e2\x16.watchword.v1.EventGapR\x03gap\x12/\n" +
+	"\x05delay\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x05delay*Y\n" +
+	"\bEventGap\x12\x19\n" +
+	"\x15EVENT_GAP_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11EVENT_GAP_DELETED\x10\x01\x12\x1b\n" +
+	"\x17EVENT_GAP_OTHER_HISTORY\x10\x022\xe7\x01\n" +
 	"\fAuditService\x12i\n" +
 	"\n" +
-	"ListEvents\x12\x1f.watchword.v1.ListEventsRequest\x1a .watchword.v1.ListEventsResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"ListEvents\x12\x1f.watchword.v1.ListEventsRequest\x1a .watchword.v1.ListEventsResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01\x12l\n" +
+	"\vWatchEvents\x12 .watchword.v1.WatchEventsRequest\x1a!.watchword.v1.WatchEventsResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword0\x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_audit_proto_rawDescOnce sync.Once
@@ -435,25 +685,36 @@ func file_watchword_v1_audit_proto_rawDescGZIP() []byte {
 	return file_watchword_v1_audit_proto_rawDescData
 }
 
-var file_watchword_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_watchword_v1_audit_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_watchword_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_watchword_v1_audit_proto_goTypes = []any{
-	(*Event)(nil),                 // 0: watchword.v1.Event
-	(*ListEventsRequest)(nil),     // 1: watchword.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),    // 2: watchword.v1.ListEventsResponse
-	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
+	(EventGap)(0),                 // 0: watchword.v1.EventGap
+	(*Event)(nil),                 // 1: watchword.v1.Event
+	(*ListEventsRequest)(nil),     // 2: watchword.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),    // 3: watchword.v1.ListEventsResponse
+	(*WatchEventsRequest)(nil),    // 4: watchword.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),   // 5: watchword.v1.WatchEventsResponse
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 7: google.protobuf.Duration
 }
 var file_watchword_v1_audit_proto_depIdxs = []int32{
-	3, // 0: watchword.v1.Event.time:type_name -> google.protobuf.Timestamp
-	3, // 1: watchword.v1.ListEventsRequest.start_time:type_name -> google.protobuf.Timestamp
-	3, // 2: watchword.v1.ListEventsRequest.end_time:type_name -> google.protobuf.Timestamp
-	0, // 3: watchword.v1.ListEventsResponse.events:type_name -> watchword.v1.Event
-	1, // 4: watchword.v1.AuditService.ListEvents:input_type -> watchword.v1.ListEventsRequest
-	2, // 5: watchword.v1.AuditService.ListEvents:output_type -> watchword.v1.ListEventsResponse
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	6,  // 0: watchword.v1.Event.time:type_name -> google.protobuf.Timestamp
+	6,  // 1: watchword.v1.ListEventsRequest.start_time:type_name -> google.protobuf.Timestamp
+	6,  // 2: watchword.v1.ListEventsRequest.end_time:type_name -> google.protobuf.Timestamp
+	1,  // 3: watchword.v1.ListEventsResponse.events:type_name -> watchword.v1.Event
+	6,  // 4: watchword.v1.WatchEventsRequest.start_time:type_name -> google.protobuf.Timestamp
+	1,  // 5: watchword.v1.WatchEventsResponse.events:type_name -> watchword.v1.Event
+	0,  // 6: watchword.v1.WatchEventsResponse.gap:type_name -> watchword.v1.EventGap
+	7,  // 7: watchword.v1.WatchEventsResponse.delay:type_name -> google.protobuf.Duration
+	2,  // 8: watchword.v1.AuditService.ListEvents:input_type -> watchword.v1.ListEventsRequest
+	4,  // 9: watchword.v1.AuditService.WatchEvents:input_type -> watchword.v1.WatchEventsRequest
+	3,  // 10: watchword.v1.AuditService.ListEvents:output_type -> watchword.v1.ListEventsResponse
+	5,  // 11: watchword.v1.AuditService.WatchEvents:output_type -> watchword.v1.WatchEventsResponse
+	10, // [10:12] is the sub-list for method output_type
+	8,  // [8:10] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_watchword_v1_audit_proto_init() }
@@ -467,13 +728,14 @@ func file_watchword_v1_audit_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_watchword_v1_audit_proto_rawDesc), len(file_watchword_v1_audit_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   3,
+			NumEnums:      1,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_watchword_v1_audit_proto_goTypes,
 		DependencyIndexes: file_watchword_v1_audit_proto_depIdxs,
+		EnumInfos:         file_watchword_v1_audit_proto_enumTypes,
 		MessageInfos:      file_watchword_v1_audit_proto_msgTypes,
 	}.Build()
 	File_watchword_v1_audit_proto = out.File

@@ -21,7 +21,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AuditService_ListEvents_FullMethodName = "/watchword.v1.AuditService/ListEvents"
+	AuditService_ListEvents_FullMethodName  = "/watchword.v1.AuditService/ListEvents"
+	AuditService_WatchEvents_FullMethodName = "/watchword.v1.AuditService/WatchEvents"
 )
 
 // AuditServiceClient is the client API for AuditService service.
@@ -37,6 +38,34 @@ type AuditServiceClient interface {
 	// page size; USER_NOT_FOUND; those of an access token; ROLE_REQUIRED;
 	// STORE_UNAVAILABLE.
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
+	// WatchEvents sends the records that are written from now on, or from `start_time` on, or
+	// after `resume`, and stays open. For a program that ships the security record to another
+	// place.
+	//
+	// Every committed record that matches the filters is sent, in one order for all replicas.
+	// The order follows the writing and not the times: a record may come after a record with a
+	// later time. A record that counts several events (see Event.count) is sent again, with the
+	// same id, after the count has changed; the message that is sent last counts. Refused calls
+	// that move into a coarser record are sent again in that record; no message tells that the
+	// record of before is gone. ListEvents has the exact sum.
+	//
+	// A client that keeps `resume` after it has processed `events` gets every record at least
+	// once, from any replica, also after a restart of the client, the server or the database. A
+	// client that resumes from the newest message gets no record a second time, except after a
+	// gap (see EventGap).
+	//
+	// The first message comes at once. Later the server sends a message at least every five
+	// seconds, so that a client notices a connection that is dead.
+	//
+	// The stream ends with OK shortly before the access token expires. The client then calls
+	// again, with a new token and `resume`. An admin may have 16 such streams at a replica, all
+	// admins 64; an admin with more streams than another one loses a stream to the other one.
+	//
+	// Errors: INVALID_REQUEST for a bad filter, for a `resume` of other filters, and for
+	// `start_time` together with `resume`; USER_NOT_FOUND; those of an access token;
+	// ROLE_REQUIRED; OVERLOADED for too many streams; STORE_UNAVAILABLE; UNAVAILABLE without a
+	// reason if the server stops, or if the client leaves a message unread for 30 seconds.
+	WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error)
 }
 
 type auditServiceClient struct {
@@ -57,6 +86,25 @@ func (c *auditServiceClient) ListEvents(ctx context.Context, in *ListEventsReque
 	return out, nil
 }
 
+func (c *auditServiceClient) WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AuditService_ServiceDesc.Streams[0], AuditService_WatchEvents_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchEventsRequest, WatchEventsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AuditService_WatchEventsClient = grpc.ServerStreamingClient[WatchEventsResponse]
+
 // AuditServiceServer is the server API for AuditService service.
 // All implementations must embed UnimplementedAuditServiceServer
 // for forward compatibility.
@@ -70,6 +118,34 @@ type AuditServiceServer interface {
 	// page size; USER_NOT_FOUND; those of an access token; ROLE_REQUIRED;
 	// STORE_UNAVAILABLE.
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
+	// WatchEvents sends the records that are written from now on, or from `start_time` on, or
+	// after `resume`, and stays open. For a program that ships the security record to another
+	// place.
+	//
+	// Every committed record that matches the filters is sent, in one order for all replicas.
+	// The order follows the writing and not the times: a record may come after a record with a
+	// later time. A record that counts several events (see Event.count) is sent again, with the
+	// same id, after the count has changed; the message that is sent last counts. Refused calls
+	// that move into a coarser record are sent again in that record; no message tells that the
+	// record of before is gone. ListEvents has the exact sum.
+	//
+	// A client that keeps `resume` after it has processed `events` gets every record at least
+	// once, from any replica, also after a restart of the client, the server or the database. A
+	// client that resumes from the newest message gets no record a second time, except after a
+	// gap (see EventGap).
+	//
+	// The first message comes at once. Later the server sends a message at least every five
+	// seconds, so that a client notices a connection that is dead.
+	//
+	// The stream ends with OK shortly before the access token expires. The client then calls
+	// again, with a new token and `resume`. An admin may have 16 such streams at a replica, all
+	// admins 64; an admin with more streams than another one loses a stream to the other one.
+	//
+	// Errors: INVALID_REQUEST for a bad filter, for a `resume` of other filters, and for
+	// `start_time` together with `resume`; USER_NOT_FOUND; those of an access token;
+	// ROLE_REQUIRED; OVERLOADED for too many streams; STORE_UNAVAILABLE; UNAVAILABLE without a
+	// reason if the server stops, or if the client leaves a message unread for 30 seconds.
+	WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error
 	mustEmbedUnimplementedAuditServiceServer()
 }
 
@@ -82,6 +158,9 @@ type UnimplementedAuditServiceServer struct{}
 
 func (UnimplementedAuditServiceServer) ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListEvents not implemented")
+}
+func (UnimplementedAuditServiceServer) WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchEvents not implemented")
 }
 func (UnimplementedAuditServiceServer) mustEmbedUnimplementedAuditServiceServer() {}
 func (UnimplementedAuditServiceServer) testEmbeddedByValue()                      {}
@@ -122,6 +201,17 @@ func _AuditService_ListEvents_Handler(srv interface{}, ctx context.Context, dec 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AuditService_WatchEvents_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchEventsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AuditServiceServer).WatchEvents(m, &grpc.GenericServerStream[WatchEventsRequest, WatchEventsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AuditService_WatchEventsServer = grpc.ServerStreamingServer[WatchEventsResponse]
+
 // AuditService_ServiceDesc is the grpc.ServiceDesc for AuditService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -134,6 +224,12 @@ var AuditService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _AuditService_ListEvents_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchEvents",
+			Handler:       _AuditService_WatchEvents_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "watchword/v1/audit.proto",
 }

@@ -1,0 +1,169 @@
+package audit
+
+import (
+	"context"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+const (
+	// FollowStep bounds the records that one call of [Follow] reads, and so the memory of one
+	// reader: some 100 KiB.
+	FollowStep = 200
+	// markEvery bounds how often the marks of the record are made while records are written,
+	// however many readers there are. A mark costs one commit.
+	markEvery = 200 * time.Millisecond
+	// clocksDiffer is more than the clocks of two PostgreSQL servers differ. A reader that the
+	// database does not know goes on from the last mark that was made so long before the
+	// reader's mark.
+	clocksDiffer = time.Minute
+)
+
+// Place is a place in the order of the records, see [Follow]. The zero value is the beginning.
+type Place struct {
+	After store.AuditPlace
+	Mark  store.AuditMark // a mark at After or above; zero at the beginning
+	Told  int64           // the highest number of a deleted record that the reader was told of
+}
+
+// Gap tells why records may be missing.
+type Gap int
+
+// The reasons of gaps.
+const (
+	NoGap        Gap = iota
+	Deleted          // Prune has deleted records that the reader has not read
+	OtherHistory     // the database has lost the mark of the reader
+)
+
+// Part is what [Follow] has read.
+type Part struct {
+	Records []*store.AuditRecord
+	Next    Place
+	Gap     Gap           // before Records
+	More    bool          // further records can be read at once
+	Delay   time.Duration // since when a transaction of PostgreSQL keeps records back
+	Now     time.Time     // by the database's clock
+}
+
+// Following selects the records of a reader.
+type Following struct {
+	Filter      store.AuditFilter // without End and Before
+	Name        string            // of a user, or empty; see [ListByName]
+	CommandLine bool              // only records of the command line
+}
+
+// Latest returns the place behind every record that is written now.
+func Latest(ctx context.Context, s *store.Store) (p Place, err error) {
+	err = s.Write(ctx, func(tx *store.Tx) error {
+		p.Mark, err = tx.MarkAudit()
+		return err
+	})
+	p.After = p.Mark.PlaceOf()
+	return p, err
+}
+
+// Follow returns the next records after a place, in the order of writing; see
+// internal/store/rows_auditorder.go. A record whose count has changed comes again. A reader that
+// calls Follow with the Next of before gets every record that is committed, on every server of
+// the database, after any pause; or a Gap.
+//
+// Follow reads what is settled by marks, and makes a mark if there are records without one. So
+// the newest records may come with the next call.
+//
+// Errors: those of ListByName; errors of the store.
+func Follow(ctx context.Context, s *store.Store, of Following, from Place) (part Part, err error) {
+	mark := false
+	err = s.Read(ctx, func(tx *store.Tx) error {
+		part, mark, err = of.read(tx, from)
+		return err
+	})
+	if err != nil || !mark {
+		return part, err
+	}
+	part.More = true
+	return part, s.Write(ctx, func(tx *store.Tx) error { _, err := tx.MarkAudit(); return err })
+}
+
+// read is the reading part of [Follow]. mark tells that the caller must make a mark.
+func (of Following) read(tx *store.Tx, from Place) (part Part, mark bool, err error) {
+	state, err := tx.AuditState(from.Mark, of.CommandLine)
+	if err != nil {
+		return part, false, err
+	}
+	part = Part{Next: from, Now: tx.Now()}
+	if err := part.findGap(tx, state, from); err != nil {
+		return part, false, err
+	}
+	wanted, err := wantedIDs(tx, of.Name)
+	if err != nil {
+		return part, false, err
+	}
+	if next := &part.Next; state.Settled.Tag != 0 && less(next.After, state.Settled.PlaceOf()) {
+		rows, last, err := tx.AuditAfter(next.After, state.Settled.Seq, FollowStep, of.CommandLine)
+		if err != nil {
+			return part, false, err
+		}
+		for _, r := range rows {
+			if of.Filter.Selects(r) && (wanted == nil || wanted[r.UserID] || wanted[r.ActorID]) {
+				part.Records = append(part.Records, r)
+			}
+		}
+		next.After, next.Mark = last, state.Settled
+		if part.More = len(rows) == FollowStep; !part.More {
+			next.After = state.Settled.PlaceOf()
+		}
+	}
+	if !state.Waiting.IsZero() {
+		part.Delay = max(0, part.Now.Sub(state.Waiting))
+	}
+	mark = state.More && state.Waiting.IsZero() && (state.Newest.Tag == 0 || part.Now.Sub(state.Newest.At).Abs() >= markEvery)
+	return part, mark, nil
+}
+
+func less(a, b store.AuditPlace) bool { return a.Seq < b.Seq || a.Seq == b.Seq && a.ID < b.ID }
+
+// findGap finds out whether records are missing after from, and where the reader goes on.
+func (p *Part) findGap(tx *store.Tx, state store.AuditState, from Place) (err error) {
+	unknown := from.Mark.Tag != 0 && !state.Known
+	switch {
+	case from.After.Seq < state.Pruned && from.Told < state.Pruned && from.Mark.Tag != 0:
+		p.Gap = Deleted
+	case unknown:
+		p.Gap = OtherHistory
+	}
+	p.Next.Told = state.Pruned
+	if unknown {
+		p.Next.Mark, err = tx.AuditMarkBefore(from.Mark.At.Add(-clocksDiffer))
+		p.Next.After = p.Next.Mark.PlaceOf()
+	}
+	return err
+}
+
+// wantedIDs returns the ids of the users that have or had a name; nil for no name. Errors:
+// ErrUnknownName; ErrNamesakes; errors of the store.
+func wantedIDs(tx *store.Tx, name string) (map[string]bool, error) {
+	if name == "" {
+		return nil, nil
+	}
+	ids, err := namesakes(tx, name)
+	wanted := map[string]bool{}
+	for _, id := range ids {
+		wanted[id] = true
+	}
+	return wanted, err
+}
+
+// namesakes returns the ids of the users that have or had a name. Errors: as wantedIDs.
+func namesakes(tx *store.Tx, name string) ([]string, error) {
+	ids, err := tx.UserIDs(name, maxNamesakes+1)
+	switch {
+	case err != nil:
+	case len(ids) == 0:
+		err = ErrUnknownName
+	case len(ids) > maxNamesakes:
+		err = ErrNamesakes
+	}
+	return ids, err
+}
