@@ -54,9 +54,12 @@ type Following struct {
 	CommandLine bool              // only records of the command line
 }
 
-// Latest returns the place behind every record that is written now.
-func Latest(ctx context.Context, s *store.Store) (p Place, err error) {
+// Latest returns the place behind every record that is written now. Errors: those of [Follow].
+func Latest(ctx context.Context, s *store.Store, of Following) (p Place, err error) {
 	err = s.Write(ctx, func(tx *store.Tx) error {
+		if _, err := wantedIDs(tx, of.Name); err != nil {
+			return err
+		}
 		p.Mark, err = tx.MarkAudit()
 		return err
 	})

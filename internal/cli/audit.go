@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"time"
 
@@ -26,8 +27,16 @@ type auditCmd struct {
 	UserID  string        `name:"user-id" help:"The same for one user, by id."`
 	Session string        `placeholder:"ID" help:"Only events of this session."`
 	Since   time.Duration `help:"Only events of the last DURATION, such as 24h."`
-	Limit   int           `default:"100" help:"The largest number of events; 0: all."`
+	Limit   int           `default:"100" help:"The largest number of events, without --follow; 0: all."`
+	following
 	asJSON
+}
+
+// Help returns the second part of --help.
+func (c *auditCmd) Help() string {
+	return `With --follow --json --resume-file FILE the command ships the record: it prints each event
+once, and again only if the command was killed or the count of the event has changed. A line
+with "gap" in place of an event says that events are missing.`
 }
 
 // Validate returns an error for flags that contradict each other. kong calls Validate,
@@ -38,6 +47,9 @@ func (c *auditCmd) Validate() error {
 	}
 	if _, err := audit.ParseType(c.Type); c.Type != "" && err != nil {
 		return fmt.Errorf("--type: %w", err)
+	}
+	if c.ResumeFile != "" && !c.Follow {
+		return errors.New("--resume-file is for --follow")
 	}
 	if c.Limit < 0 || c.Since < 0 {
 		return errors.New("--limit and --since must not be negative")
@@ -53,17 +65,26 @@ func (c *auditCmd) Run(ctx context.Context, t Terminal) error {
 			return usageError{fmt.Errorf("--user: %w", err)}
 		}
 	}
+	if c.Follow {
+		t.Err = struct{ io.Writer }{t.Err} // no line shows that the command is at work: the events do
+	}
 	return c.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+		if c.Follow {
+			return c.follow(ctx, t, conn)
+		}
 		each := func(show func(*watchwordv1.Event) error) error { return c.each(ctx, conn, show) }
 		if c.JSON {
 			return each(func(e *watchwordv1.Event) error { return json.NewEncoder(t.Out).Encode(auditLine(e)) })
 		}
-		return list(t, asJSON{}, "TIME\tTYPE\tOUTCOME\tACTOR\tUSER\tSESSION\tSOURCE\tCOUNT\tDETAIL", each, func(e *watchwordv1.Event) []string {
-			return []string{moment(e.GetTime()), e.GetType(), cmp.Or(e.GetReason(), "ok"),
-				nameAndID(e.GetActorName(), e.GetActorId()), nameAndID(e.GetUserName(), e.GetUserId()), cmp.Or(e.GetSessionId(), "-"), cmp.Or(e.GetSource(), "-"),
-				strconv.FormatInt(e.GetCount(), 10), cmp.Or(e.GetDetail(), e.GetKid(), "-")}
-		})
+		return list(t, asJSON{}, "TIME\tTYPE\tOUTCOME\tACTOR\tUSER\tSESSION\tSOURCE\tCOUNT\tDETAIL", each, auditCells)
 	})
+}
+
+// auditCells returns the cells of a record in a table.
+func auditCells(e *watchwordv1.Event) []string {
+	return []string{moment(e.GetTime()), e.GetType(), cmp.Or(e.GetReason(), "ok"),
+		nameAndID(e.GetActorName(), e.GetActorId()), nameAndID(e.GetUserName(), e.GetUserId()), cmp.Or(e.GetSessionId(), "-"), cmp.Or(e.GetSource(), "-"),
+		strconv.FormatInt(e.GetCount(), 10), cmp.Or(e.GetDetail(), e.GetKid(), "-")}
 }
 
 // each calls show for at most Limit records. Errors: USER_NOT_FOUND with the name in --user.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -127,7 +128,8 @@ type over struct {
 func (o over) Unwrap() error { return o.error }
 
 // bearing returns the options of a connection that puts access tokens on its calls. A
-// unary call that the server refuses because of the token is sent once more with a new one.
+// unary call that the server refuses because of the token is sent once more with a new one. A
+// stream that is opened after such a refusal has a new token.
 func bearing(from tokens) []grpc.DialOption {
 	bear := func(ctx context.Context, refused string) (context.Context, string, error) {
 		token, err := from.token(ctx, refused)
@@ -148,14 +150,32 @@ func bearing(from tokens) []grpc.DialOption {
 		}
 		return err
 	}
+	var useless atomic.Pointer[string] // the token that the server has refused for a stream
+	useless.Store(new(string))
 	stream := func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-		with, _, err := bear(ctx, "")
+		with, token, err := bear(ctx, *useless.Load())
 		if err != nil {
 			return nil, err
 		}
-		return open(with, desc, conn, method, opts...)
+		s, err := open(with, desc, conn, method, opts...)
+		return bearingStream{s, func() { useless.Store(&token) }}, err
 	}
 	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(unary), grpc.WithChainStreamInterceptor(stream)}
+}
+
+// bearingStream is a stream with an access token.
+type bearingStream struct {
+	grpc.ClientStream
+	refused func() // called if the server refuses the token
+}
+
+// RecvMsg receives a message.
+func (s bearingStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	if tokenUseless(err) {
+		s.refused()
+	}
+	return err
 }
 
 // tokenUseless reports whether a call was refused because of its access token, and another

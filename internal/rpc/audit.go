@@ -65,10 +65,15 @@ func (s *Audit) ListEvents(ctx context.Context, req *watchwordv1.ListEventsReque
 	} else {
 		records, next, err = audit.ListByName(ctx, s.store, filter, name, page.size)
 	}
+	return &watchwordv1.ListEventsResponse{Events: messages(records, eventMessage), NextPageToken: page.token(next)}, badName(err)
+}
+
+// badName returns the error for user_name if too many users have had the name, and otherwise err.
+func badName(err error) error {
 	if errors.Is(err, audit.ErrNamesakes) {
-		err = invalidField{"user_name", err}
+		return invalidField{"user_name", err}
 	}
-	return &watchwordv1.ListEventsResponse{Events: messages(records, eventMessage), NextPageToken: page.token(next)}, err
+	return err
 }
 
 // optionalName is the rule for a username in a filter, which may be empty.

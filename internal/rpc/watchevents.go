@@ -68,8 +68,8 @@ func (s *Audit) WatchEvents(req *watchwordv1.WatchEventsRequest, stream grpc.Ser
 	}
 	defer place.Release()
 	if req.GetResume() == "" && req.GetStartTime() == nil {
-		if w.at, err = audit.Latest(ctx, s.store); err != nil {
-			return err
+		if w.at, err = audit.Latest(ctx, s.store, w.of); err != nil {
+			return badName(err)
 		}
 	}
 	// Send blocks while the client does not read, and cannot be cancelled; as in WatchBundle.
@@ -129,11 +129,8 @@ func (w *watching) run(ctx context.Context) error {
 	}
 	for sent := (time.Time{}); ; {
 		part, err := audit.Follow(ctx, w.store, w.of, w.at)
-		if errors.Is(err, audit.ErrNamesakes) {
-			err = invalidField{"user_name", err}
-		}
 		if err != nil {
-			return err
+			return badName(err)
 		}
 		w.at = part.Next
 		over := !expires.IsZero() && part.Now.After(expires)

@@ -429,6 +429,7 @@ func wrongForOthers(w *population) map[string][]wrong {
 	type list = watchwordv1.ListSessionsRequest
 	type all = watchwordv1.RevokeUserSessionsRequest
 	type events = watchwordv1.ListEventsRequest
+	type watch = watchwordv1.WatchEventsRequest
 	one := func(v string) proto.Message { return &watchwordv1.RevokeSessionRequest{SessionId: v} }
 	return map[string][]wrong{
 		"SessionService/ListSessions": concat(
@@ -464,6 +465,18 @@ func wrongForOthers(w *population) map[string][]wrong {
 		"KeyService/RevokeKey": {
 			{name: "no kid", req: &watchwordv1.RevokeKeyRequest{}, want: invalid, field: "kid"},
 			{name: "unknown kid", req: &watchwordv1.RevokeKeyRequest{Kid: "AAAAAAAAAAAAAAAA"}, want: "KEY_NOT_FOUND"},
+		},
+		"AuditService/WatchEvents": {
+			{name: "no resume text", req: &watch{Resume: "AAAA"}, want: invalid, field: "resume"},
+			{name: "a page token", req: &watch{Resume: w.users}, want: invalid, field: "resume"},
+			{name: "too long a resume text", req: &watch{Resume: long(2000)}, want: invalid, field: "resume"},
+			{name: "unknown type", req: &watch{Type: "user.create"}, want: invalid, field: "type"},
+			{name: "too long a user", req: &watch{UserId: long(65)}, want: invalid, field: "user_id"},
+			{name: "malformed name", req: &watch{UserName: "a b"}, want: invalid, field: "user_name"},
+			{name: "a name and a user", req: &watch{UserName: "alice", UserId: w.alice.id}, want: invalid, field: "user_name"},
+			{name: "unknown name", req: &watch{UserName: "nobody-had-it"}, want: "USER_NOT_FOUND"},
+			{name: "too long a session", req: &watch{SessionId: long(65)}, want: invalid, field: "session_id"},
+			{name: "no start", req: &watch{StartTime: &timestamppb.Timestamp{Nanos: -1}}, want: invalid, field: "start_time"},
 		},
 		"AuditService/ListEvents": concat(
 			rows(badPages(map[string]string{"a page token of ListUsers": w.users}), invalid, "page_token",

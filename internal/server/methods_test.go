@@ -204,8 +204,8 @@ func TestAdminMethodsNeedTheRole(t *testing.T) {
 		refusedBy(t, err, "ROLE_REQUIRED", "")
 		methodNamed(t, err, m.path())
 	})
-	if n != 19 {
-		t.Errorf("%d methods ask for a role, want 19: users' 6, keys' 3, audit's 1, federation's 8, ListWatchers", n)
+	if n != 20 {
+		t.Errorf("%d methods ask for a role, want 20: users' 6, keys' 3, audit's 2, federation's 8, ListWatchers", n)
 	}
 	if h.dump(t) != before {
 		t.Error("something was written")

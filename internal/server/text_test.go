@@ -45,6 +45,7 @@ func wholeRequests(h *harness, a *account) map[string]proto.Message {
 		"KeyService/RotateKey":              &watchwordv1.RotateKeyRequest{},
 		"KeyService/RevokeKey":              &watchwordv1.RevokeKeyRequest{},
 		"AuditService/ListEvents":           &watchwordv1.ListEventsRequest{PageSize: 1},
+		"AuditService/WatchEvents":          &watchwordv1.WatchEventsRequest{},
 		"FederationService/CreateIssuer":    &watchwordv1.CreateIssuerRequest{Issuer: discovered("new")},
 		"FederationService/GetIssuer":       &watchwordv1.GetIssuerRequest{},
 		"FederationService/ListIssuers":     &watchwordv1.ListIssuersRequest{PageSize: 1},

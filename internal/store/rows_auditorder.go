@@ -116,7 +116,7 @@ func (tx *Tx) AuditState(known AuditMark, commandLine bool) (s AuditState, err e
 }
 
 // MarkAudit makes a mark at the highest number, and returns the mark. If the newest mark has that
-// number, MarkAudit returns the newest mark. Call MarkAudit first in a transaction.
+// number, MarkAudit returns the newest mark. Before MarkAudit, a transaction may only read.
 //
 // If the numbers of PostgreSQL's sequence begin again, as after a migration by logical
 // replication, MarkAudit raises the sequence and deletes every mark: each reader then learns

@@ -1,0 +1,257 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/durable"
+	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/retry"
+	"github.com/watchword-auth/watchword/internal/store"
+)
+
+// following holds the flags of `watchword audit --follow`.
+type following struct {
+	Follow     bool   `help:"Print the events that are written from now on, the oldest first, until Ctrl-C. While the server or the database is away, wait and go on."`
+	ResumeFile string `type:"path" placeholder:"FILE" help:"With --follow: keep in FILE how far the events are printed, and go on from there at the next start. The first start begins with the oldest event, or with --since."`
+}
+
+const (
+	// firstPause and longestPause bound the time until --follow tries again.
+	firstPause, longestPause = 200 * time.Millisecond, 15 * time.Second
+	// silence is the time after which a stream without a message is dead: a server sends a
+	// message every five seconds.
+	silence = 30 * time.Second
+	// maxResumeFile bounds what is read of a resume file, in bytes.
+	maxResumeFile = 4096
+)
+
+// follower prints the events of one stream after the other.
+type follower struct {
+	*auditCmd
+	t     Terminal
+	audit watchwordv1.AuditServiceClient
+	req   *watchwordv1.WatchEventsRequest
+	saved string // the content of the resume file
+	said  string // the newest line about a stream that has ended; "" after a message
+	ever  bool   // a message has come
+	late  bool   // standard error has a line about events that wait
+}
+
+// follow prints events until ctx ends. Errors: those that no further try mends.
+func (c *auditCmd) follow(ctx context.Context, t Terminal, conn grpc.ClientConnInterface) error {
+	f := &follower{auditCmd: c, t: t, audit: watchwordv1.NewAuditServiceClient(conn), req: &watchwordv1.WatchEventsRequest{
+		Type: c.Type, UserName: c.User, UserId: c.UserID, SessionId: c.Session,
+	}}
+	if err := f.begin(); err != nil {
+		return err
+	}
+	if !c.JSON {
+		if err := f.line("TIME", "TYPE", "OUTCOME", "ACTOR", "USER", "SESSION", "SOURCE", "COUNT", "DETAIL"); err != nil {
+			return err
+		}
+	}
+	var pause retry.Backoff
+	for {
+		came, err := f.stream(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if came {
+			pause.Reset()
+		}
+		if err := f.tell(came, err); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause.Next(firstPause, longestPause, retry.Asked(err, longestPause))):
+		}
+	}
+}
+
+// begin decides where the first stream begins, and makes the resume file if the file does not
+// exist, so that a file that cannot be written is an error before the first event.
+func (f *follower) begin() error {
+	if f.ResumeFile != "" {
+		err := f.readResume()
+		if errors.Is(err, fs.ErrNotExist) {
+			err = f.save("")
+		}
+		if err != nil {
+			return fmt.Errorf("--resume-file: %w", err)
+		}
+	}
+	f.req.Resume = f.saved
+	switch {
+	case f.saved != "":
+	case f.Since > 0:
+		f.req.StartTime = timestamppb.New(time.Now().Add(-f.Since))
+	case f.ResumeFile != "":
+		f.req.StartTime = &timestamppb.Timestamp{} // 1970: every event
+	}
+	return nil
+}
+
+func (f *follower) readResume() error {
+	if err := errors.Join(durable.CheckWriters(f.ResumeFile), durable.CheckUsable(f.ResumeFile)); err != nil {
+		return err
+	}
+	file, err := os.Open(f.ResumeFile)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxResumeFile+1))
+	if err == nil && len(text) > maxResumeFile {
+		err = fmt.Errorf("%s is too long for a resume file", f.ResumeFile)
+	}
+	f.saved = string(bytes.TrimSpace(text))
+	return err
+}
+
+// save puts a resume text into the resume file, unless the file has the text.
+func (f *follower) save(resume string) error {
+	if f.ResumeFile == "" || resume == f.saved && resume != "" {
+		return nil
+	}
+	err := durable.Replace(f.ResumeFile, func(file *os.File) error {
+		_, err := fmt.Fprintln(file, resume)
+		return err
+	})
+	if err == nil {
+		f.saved = resume
+	}
+	return err
+}
+
+// stream prints the events of one stream. came tells that at least one message came. An end of
+// the stream without an error is no error: the access token is about to expire.
+func (f *follower) stream(ctx context.Context) (came bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	dead := time.AfterFunc(silence, cancel)
+	defer dead.Stop()
+	stream, err := f.audit.WatchEvents(ctx, f.req)
+	if err != nil {
+		return false, err
+	}
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return came, nil
+		}
+		if err != nil {
+			return came, err
+		}
+		came, f.ever = true, true
+		dead.Stop() // a shipper may take its time to read standard output
+		if err := f.print(m); err != nil {
+			return came, unprinted{err}
+		}
+		dead.Reset(silence)
+	}
+}
+
+// unprinted is the error of standard output or of the resume file.
+type unprinted struct{ error }
+
+func (u unprinted) Unwrap() error { return u.error }
+
+// print prints a message, and then keeps the place behind the message.
+func (f *follower) print(m *watchwordv1.WatchEventsResponse) error {
+	if gap, more := gapTexts[m.GetGap()]; more {
+		fmt.Fprintln(f.t.Err, "watchword: "+gap)
+		if f.JSON {
+			if err := json.NewEncoder(f.t.Out).Encode(map[string]string{"gap": m.GetGap().String(), "detail": gap}); err != nil {
+				return err
+			}
+		}
+	}
+	f.tellDelay(m)
+	for _, e := range m.GetEvents() {
+		err := error(nil)
+		if f.JSON {
+			err = json.NewEncoder(f.t.Out).Encode(auditLine(e))
+		} else {
+			err = f.line(auditCells(e)...)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	f.req.Resume, f.req.StartTime = m.GetResume(), nil
+	if err := f.save(m.GetResume()); err != nil {
+		return fmt.Errorf("--resume-file: %w", err)
+	}
+	return nil
+}
+
+var gapTexts = map[watchwordv1.EventGap]string{
+	watchwordv1.EventGap_EVENT_GAP_DELETED:       "events are missing here: the server has deleted them because of --audit-ttl, before they were printed",
+	watchwordv1.EventGap_EVENT_GAP_OTHER_HISTORY: "events may be missing here, and some may come again: the database has lost its newest state, such as after a backup was restored or a standby was promoted",
+}
+
+// tellDelay says once that events wait.
+func (f *follower) tellDelay(m *watchwordv1.WatchEventsResponse) {
+	if m.GetDelay() == nil {
+		f.late = false
+	} else if !f.late {
+		f.late = true
+		fmt.Fprintf(f.t.Err, "watchword: events wait, for %s now, for a transaction that is open in PostgreSQL: see \"A stream that waits\" in docs/audit.md\n",
+			m.GetDelay().AsDuration().Round(time.Second))
+	}
+}
+
+// line prints an event for people. Unlike [table], line cannot know the width of later cells.
+func (f *follower) line(cells ...string) error {
+	for i, width := range []int{20, 21, 19, 28, 28, 16, 15, 5, 0} {
+		cells[i] = fmt.Sprintf("%-*s", width, escape(cells[i], ""))
+	}
+	_, err := fmt.Fprintln(f.t.Out, strings.TrimRight(strings.Join(cells, "  "), " "))
+	return err
+}
+
+// tell says on standard error why a stream has ended, once for each reason. Errors: the error of
+// the stream, if no further try mends the error.
+func (f *follower) tell(came bool, err error) error {
+	if came {
+		f.said = ""
+	}
+	if err == nil {
+		return nil
+	}
+	s, isStatus := status.FromError(err)
+	cured := remote{f.Addr, f.connection}.cure(err)
+	switch code := s.Code(); {
+	case errors.As(err, new(unprinted)), !isStatus && !errors.Is(err, store.ErrUnavailable):
+		return err
+	case isStatus && !f.ever && cured.Error() != err.Error(): // a flag is wrong
+		return err
+	case refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND:
+		return about{err, f.User}
+	case tokenUseless(err) && !f.TokenStdin && f.said == "": // the next stream has another token
+	case isStatus && code != codes.Unavailable && code != codes.ResourceExhausted && code != codes.Canceled && code != codes.DeadlineExceeded && code != codes.Internal:
+		return err
+	}
+	if text := explainError(cured); text != f.said {
+		f.said = text
+		fmt.Fprintln(f.t.Err, "watchword: "+text+"; trying again")
+	}
+	return nil
+}
