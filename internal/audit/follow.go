@@ -68,7 +68,7 @@ func Latest(ctx context.Context, s *store.Store, of Following) (p Place, err err
 }
 
 // Follow returns the next records after a place, in the order of writing; see
-// internal/store/rows_auditorder.go. A record whose count has changed comes again. A reader that
+// internal/store/rows_auditorder.go. A record comes again after its count has changed. A reader that
 // calls Follow with the Next of before gets every record that is committed, on every server of
 // the database, after any pause; or a Gap.
 //

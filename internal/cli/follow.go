@@ -125,11 +125,8 @@ func (f *follower) readResume() error {
 	return err
 }
 
-// save puts a resume text into the resume file, unless the file has the text.
+// save puts a resume text into the resume file.
 func (f *follower) save(resume string) error {
-	if f.ResumeFile == "" || resume == f.saved && resume != "" {
-		return nil
-	}
 	err := durable.Replace(f.ResumeFile, func(file *os.File) error {
 		_, err := fmt.Fprintln(file, resume)
 		return err
@@ -196,10 +193,40 @@ func (f *follower) print(m *watchwordv1.WatchEventsResponse) error {
 		}
 	}
 	f.req.Resume, f.req.StartTime = m.GetResume(), nil
-	if err := f.save(m.GetResume()); err != nil {
+	return f.keep(m.GetResume(), len(m.GetEvents()) > 0)
+}
+
+// keep puts the place of the stream into the resume file, after the lines that were printed.
+func (f *follower) keep(resume string, printed bool) error {
+	if f.ResumeFile == "" || resume == f.saved {
+		return nil
+	}
+	if printed {
+		if err := f.t.syncOut(); err != nil {
+			return err
+		}
+	}
+	if err := f.save(resume); err != nil {
 		return fmt.Errorf("--resume-file: %w", err)
 	}
 	return nil
+}
+
+// syncOut puts a regular file at standard output on disk: after a power cut, the resume file
+// must not be ahead of the file with the events.
+func (t Terminal) syncOut() error {
+	e, ok := t.Out.(escaping)
+	if !ok {
+		return nil
+	}
+	file, ok := e.to.(*os.File)
+	if !ok {
+		return nil
+	}
+	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	return file.Sync()
 }
 
 var gapTexts = map[watchwordv1.EventGap]string{

@@ -152,8 +152,12 @@ func TestShippingTheRecord(t *testing.T) {
 		users = append(users, c.create(t, admin, fmt.Sprint("user", i), newPassword()).GetId())
 	}
 	shippers := map[string]*shipper{
-		"of a server":   newShipper(t, func(args ...string) *exec.Cmd { return cliCommand(t, s.dir, "", append(args, "--addr", door.addr(), "--plaintext")...) }),
-		"of a database": newShipper(t, func(args ...string) *exec.Cmd { return cliCommand(t, s.dir, "", append(args, "--datastore-uri", database(s.dir))...) }),
+		"of a server": newShipper(t, func(args ...string) *exec.Cmd {
+			return cliCommand(t, s.dir, "", append(args, "--addr", door.addr(), "--plaintext")...)
+		}),
+		"of a database": newShipper(t, func(args ...string) *exec.Cmd {
+			return cliCommand(t, s.dir, "", append(args, "--datastore-uri", database(s.dir))...)
+		}),
 	}
 	list := func() string {
 		return wantExit(t, 0, cli(t, s.dir, "", "audit", "--json", "--limit", "0", "--datastore-uri", database(s.dir)))
