@@ -127,7 +127,7 @@ func busy(t *testing.T, c *client, admin *watchwordv1.TokenPair, users ...string
 				select {
 				case <-done:
 					return
-				case <-time.After(2 * time.Millisecond): // a load that leaves the machine to others
+				case <-time.After(10 * time.Millisecond): // a load that leaves the machine to others
 				}
 				ctx := callCtx(t)
 				_, _ = c.RevokeUserSessions(bearer(ctx, admin), &watchwordv1.RevokeUserSessionsRequest{UserId: id})
@@ -229,5 +229,85 @@ func TestTheCommandLineIsOnRecord(t *testing.T) {
 	}
 	if text := s.stderr.String(); strings.Count(text, "type=user.created") != 2 { // the first admin, and bob
 		t.Error("an event is in the log more than once")
+	}
+}
+
+// The record of two replicas on PostgreSQL is shipped from a running server and from the
+// database, while a replica is killed. When a standby is promoted that lacks commits, the
+// shippers say so, and then ship what the new primary writes.
+func TestShippingTheRecordOfReplicas(t *testing.T) {
+	in := install(t)
+	in.follow(false)
+	a, b := in.replicate(t), in.replicate(t)
+	door := newProxy(t, a.now().grpcAddr)
+	c, other := dial(t, door.addr()), b.dial(t)
+	admin := c.login(t, "admin", in.admin, "watchword")
+	var users []string
+	for i := range 4 {
+		users = append(users, c.create(t, admin, fmt.Sprint("user", i), newPassword()).GetId())
+	}
+	dir := t.TempDir()
+	wantExit(t, 0, cli(t, dir, in.admin+"\n", "login", "admin", "--audience", "watchword", "--password-stdin", "--addr", door.addr(), "--plaintext"))
+	shippers := map[string]*shipper{
+		"of a server": newShipper(t, func(args ...string) *exec.Cmd {
+			return cliCommand(t, dir, "", append(args, "--addr", door.addr(), "--plaintext")...)
+		}),
+		"of a database": newShipper(t, in.command),
+	}
+	list := func() string { return wantExit(t, 0, run(t, in.command("audit", "--json", "--limit", "0"))) }
+	stops := []func(){busy(t, c, admin, users[:2]...), busy(t, other, admin, users[2:]...)}
+	for _, shipping := range shippers {
+		shipping.again(t)
+	}
+	a.kill()
+	door.move(b.now().grpcAddr)
+	for _, shipping := range shippers {
+		shipping.again(t)
+	}
+	for _, stop := range stops {
+		stop()
+	}
+	a.restart()
+	all := func(what string) {
+		t.Helper()
+		for name, shipping := range shippers {
+			shipping.awaitAll(t, what+" "+name, list)
+		}
+	}
+	all("shipping the record")
+	in.standby.Detach(t)
+	stop := busy(t, other, admin, users...)
+	for _, shipping := range shippers {
+		shipping.again(t)
+	}
+	stop()
+	all("shipping what the standby lacks")
+	lost := strings.Count(list(), "\n")
+	in.primary.Kill()
+	in.promote()
+	eventually(t, runTimeout, "writing to the new primary", func() error {
+		_, err := other.RevokeUserSessions(bearer(callCtx(t), admin), &watchwordv1.RevokeUserSessionsRequest{UserId: users[0]})
+		return err
+	})
+	if now := strings.Count(list(), "\n"); now >= lost {
+		t.Fatalf("the new primary lacks nothing: %d events of %d", now, lost)
+	}
+	for name, shipping := range shippers {
+		eventually(t, runTimeout, "shipping what the new primary has "+name, func() error {
+			shipped, gaps := map[string]bool{}, shipping.gaps(t)
+			for _, line := range shipping.lines(t) {
+				shipped[line.ID] = true
+			}
+			if len(gaps) != 1 || gaps[0] != "EVENT_GAP_OTHER_HISTORY" {
+				return fmt.Errorf("the gaps are %v", gaps)
+			}
+			for text := range strings.Lines(list()) {
+				var line shippedLine
+				if err := json.Unmarshal([]byte(text), &line); err != nil || !shipped[line.ID] {
+					return fmt.Errorf("%s is not shipped: %v", text, err)
+				}
+			}
+			return nil
+		})
 	}
 }
