@@ -1,6 +1,7 @@
 package audit_test
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/watchword-auth/watchword/internal/audit"
+	"github.com/watchword-auth/watchword/internal/pgtest"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
@@ -118,7 +120,7 @@ func TestFollowMissesNothing(t *testing.T) {
 // writeRecords writes records in transactions, and returns the number of changes.
 func writeRecords(t *testing.T, s *store.Store, n, each int) (changes int) {
 	id := ""
-	for i := range each {
+	for range each {
 		r := &store.AuditRecord{Type: "login", UserID: fmt.Sprint("u", n), Count: 1}
 		roll := rand.N(10)
 		err := s.Write(t.Context(), func(tx *store.Tx) error {
@@ -148,30 +150,18 @@ func writeRecords(t *testing.T, s *store.Store, n, each int) (changes int) {
 			id = r.ID
 			changes += 2
 		}
-		_ = i
 	}
 	return changes
 }
 
 var errRolledBack = fmt.Errorf("rolled back")
 
-// A transaction that takes a low number and commits late keeps the reader from passing it by.
-func TestFollowWaitsForALateCommit(t *testing.T) {
-	w := openOn(t, storetest.Postgres(t))
-	other, err := pgx.Connect(t.Context(), w.uri)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer other.Close(t.Context())
-	exec := func(sql string) {
-		t.Helper()
-		if _, err := other.Exec(t.Context(), sql); err != nil {
-			t.Fatal(err)
-		}
-	}
-	exec(`BEGIN`)
-	exec(`INSERT INTO audit (id, type, success, reason, actor_id, user_id, session_id, kid, source, detail, count) VALUES ('0late', 'login', true, '', '', '', '', '', '', '', 1)`)
-	r := &reader{stores: []*store.Store{w.store}, counts: map[string]int64{}}
+// Transactions of others write records between the statements of a reader that makes a mark, and
+// commit late. The reader passes none of these records by.
+func TestFollowWaitsForLateCommits(t *testing.T) {
+	uri := storetest.Postgres(t)
+	proxy := pgtest.NewProxy(t, uri)
+	w := openOn(t, proxy.URI())
 	record := func() {
 		t.Helper()
 		if err := w.store.Write(t.Context(), func(tx *store.Tx) error { return tx.InsertAudit(&store.AuditRecord{Type: "login", Count: 1}) }); err != nil {
@@ -179,18 +169,46 @@ func TestFollowWaitsForALateCommit(t *testing.T) {
 		}
 	}
 	record()
+	var late []*pgx.Conn
+	proxy.Judge(func(pgtest.Trip) pgtest.Fate {
+		if len(late) < 8 {
+			late = append(late, openLate(t, uri, len(late)))
+		}
+		return pgtest.Pass
+	})
+	r := &reader{stores: []*store.Store{w.store}, counts: map[string]int64{}}
 	for range 20 {
 		r.read(t)
 	}
-	if len(r.counts) != 0 || r.delay == 0 {
-		t.Errorf("%d records came before the transaction with the lower number had ended; the delay is %v", len(r.counts), r.delay)
+	proxy.Judge(nil)
+	if len(late) < 8 || r.delay == 0 {
+		t.Errorf("%d transactions were open; the reader was told of a delay of %v", len(late), r.delay)
 	}
-	exec(`COMMIT`)
+	for _, conn := range late {
+		r.read(t)
+		if _, err := conn.Exec(t.Context(), `COMMIT`); err != nil {
+			t.Fatal(err)
+		}
+	}
 	record()
 	r.readUntil(t, w)
-	if r.counts["0late"] != 1 {
-		t.Error("the late record is missing")
+}
+
+// openLate begins a transaction with a record.
+func openLate(t *testing.T, uri string, n int) *pgx.Conn {
+	conn, err := pgx.Connect(t.Context(), uri)
+	if err != nil {
+		t.Error(err)
+		return conn
 	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	for _, sql := range []string{`BEGIN`, fmt.Sprintf(`INSERT INTO audit (id, type, success, reason, actor_id, user_id, session_id, kid, source, detail, count)
+		VALUES ('0late%d', 'login', true, '', '', '', '', '', '', '', 1)`, n)} {
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Error(err)
+		}
+	}
+	return conn
 }
 
 // A reader that is ahead of a restored database is told, and gets every record after the
