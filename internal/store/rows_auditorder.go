@@ -185,12 +185,10 @@ func (m AuditMark) PlaceOf() AuditPlace {
 	return AuditPlace{m.Seq, lastID}
 }
 
-// NewestAudit returns the place of the record with the highest number.
-func (tx *Tx) NewestAudit() (p AuditPlace, err error) {
-	err = tx.queryRow(into(&p.Seq, &p.ID), `SELECT seq, id FROM audit ORDER BY seq DESC, id DESC LIMIT 1`)
-	if errors.Is(err, ErrNotFound) {
-		err = nil
-	}
+// NewestAudit returns the place behind every record that the transaction sees.
+func (tx *Tx) NewestAudit() (AuditPlace, error) {
+	p := AuditPlace{ID: lastID}
+	err := tx.queryRow(into(&p.Seq), `SELECT COALESCE(max(seq), 0) FROM audit`)
 	return p, err
 }
 
