@@ -118,11 +118,14 @@ func (f *follower) readResume() error {
 	}
 	defer file.Close()
 	text, err := io.ReadAll(io.LimitReader(file, maxResumeFile+1))
-	if err == nil && len(text) > maxResumeFile {
-		err = fmt.Errorf("%s is too long for a resume file", f.ResumeFile)
+	if err != nil {
+		return err
 	}
 	f.saved = string(bytes.TrimSpace(text))
-	return err
+	if len(text) > maxResumeFile || strings.ContainsFunc(f.saved, func(r rune) bool { return r <= ' ' || r > '~' }) { // gRPC would refuse to send other text
+		return fmt.Errorf("%s is no resume file: name another file", f.ResumeFile)
+	}
+	return nil
 }
 
 // save puts a resume text into the resume file.
@@ -272,6 +275,8 @@ func (f *follower) tell(came bool, err error) error {
 		return err
 	case refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND:
 		return about{err, f.User}
+	case refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST && f.saved != "":
+		return about{err, "the resume file is " + f.ResumeFile}
 	case tokenUseless(err) && !f.TokenStdin && f.said == "": // the next stream has another token
 	case isStatus && code != codes.Unavailable && code != codes.ResourceExhausted && code != codes.Canceled && code != codes.DeadlineExceeded && code != codes.Internal:
 		return err
