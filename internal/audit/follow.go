@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// FollowStep bounds the records that one call of [Follow] reads, and so the memory of one
+	// followStep bounds the records that one call of [Follow] reads, and so the memory of one
 	// reader: some 100 KiB.
-	FollowStep = 200
+	followStep = 200
 	// markEvery bounds how often the marks of the record are made while records are written,
 	// however many readers there are. A mark costs one commit.
 	markEvery = 200 * time.Millisecond
@@ -63,7 +63,7 @@ func Latest(ctx context.Context, s *store.Store, of Following) (p Place, err err
 		p.Mark, err = tx.MarkAudit()
 		return err
 	})
-	p.After = p.Mark.PlaceOf()
+	p.After = p.Mark.Place()
 	return p, err
 }
 
@@ -103,8 +103,8 @@ func (of Following) read(tx *store.Tx, from Place) (part Part, mark bool, err er
 	if err != nil {
 		return part, false, err
 	}
-	if next := &part.Next; state.Settled.Tag != 0 && less(next.After, state.Settled.PlaceOf()) {
-		rows, last, err := tx.AuditAfter(next.After, state.Settled.Seq, FollowStep, of.CommandLine)
+	if next := &part.Next; state.Settled.Tag != 0 && less(next.After, state.Settled.Place()) {
+		rows, last, err := tx.AuditAfter(next.After, state.Settled.Seq, followStep, of.CommandLine)
 		if err != nil {
 			return part, false, err
 		}
@@ -114,8 +114,8 @@ func (of Following) read(tx *store.Tx, from Place) (part Part, mark bool, err er
 			}
 		}
 		next.After, next.Mark = last, state.Settled
-		if part.More = len(rows) == FollowStep; !part.More {
-			next.After = state.Settled.PlaceOf()
+		if part.More = len(rows) == followStep; !part.More {
+			next.After = state.Settled.Place()
 		}
 	}
 	if !state.Waiting.IsZero() {
@@ -139,7 +139,7 @@ func (p *Part) findGap(tx *store.Tx, state store.AuditState, from Place) (err er
 	p.Next.Told = state.Pruned
 	if unknown {
 		p.Next.Mark, err = tx.AuditMarkBefore(from.Mark.At.Add(-clocksDiffer))
-		p.Next.After = p.Next.Mark.PlaceOf()
+		p.Next.After = p.Next.Mark.Place()
 	}
 	return err
 }

@@ -33,7 +33,7 @@ var mayImport = map[string][]string{
 	"internal/clock":           {},
 	"internal/count":           {},
 	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/throttle", "internal/user"},
-	"internal/cli":             {"authn", "authn/tokensource", gen, "internal/caller", "internal/audit", "internal/durable", "internal/federation", "internal/issuer", "internal/keptlogin", "internal/password", "internal/refusal", "internal/seal", "internal/server", "internal/settings", "internal/store", "internal/transport", "internal/user", "internal/version"},
+	"internal/cli":             {"authn", gen, "authn/tokensource", "internal/audit", "internal/caller", "internal/durable", "internal/federation", "internal/issuer", "internal/keptlogin", "internal/password", "internal/refusal", "internal/retry", "internal/seal", "internal/server", "internal/settings", "internal/store", "internal/transport", "internal/user", "internal/version"},
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},

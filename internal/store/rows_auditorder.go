@@ -177,8 +177,8 @@ type AuditPlace struct {
 // lastID is above the id of every record, see [auditID].
 const lastID = "g"
 
-// PlaceOf returns the place behind every record up to a mark.
-func (m AuditMark) PlaceOf() AuditPlace {
+// Place returns the place behind every record up to a mark.
+func (m AuditMark) Place() AuditPlace {
 	if m.Tag == 0 {
 		return AuditPlace{}
 	}
