@@ -138,7 +138,7 @@ func (p *Part) findGap(tx *store.Tx, state store.AuditState, from Place) (err er
 	}
 	p.Next.Told = state.Pruned
 	if unknown {
-		p.Next.Mark, err = tx.AuditMarkBefore(from.Mark.At.Add(-clocksDiffer))
+		p.Next.Mark, err = tx.AuditMarkBefore(from.Mark.At.Add(-clocksDiffer), state.Settled)
 		p.Next.After = p.Next.Mark.Place()
 	}
 	return err

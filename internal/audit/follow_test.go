@@ -294,3 +294,36 @@ func TestFollowTellsOfDeletedRecords(t *testing.T) {
 		}
 	})
 }
+
+// The numbers of PostgreSQL's sequence begin again, as after a migration by logical
+// replication. The reader is told, and gets every record.
+func TestFollowWhenTheNumbersBeginAgain(t *testing.T) {
+	w := openOn(t, storetest.Postgres(t))
+	record := func() {
+		t.Helper()
+		for range 3 {
+			if err := w.store.Write(t.Context(), func(tx *store.Tx) error { return tx.InsertAudit(&store.AuditRecord{Type: "login", Count: 1}) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	r := &reader{stores: []*store.Store{w.store}, counts: map[string]int64{}}
+	record()
+	record()
+	r.readUntil(t, w)
+	conn, err := pgx.Connect(t.Context(), w.uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), `ALTER SEQUENCE audit_numbers RESTART`); err != nil {
+		t.Fatal(err)
+	}
+	record()
+	r.readUntil(t, w)
+	record()
+	r.readUntil(t, w)
+	if !slices.Equal(r.gaps, []audit.Gap{audit.OtherHistory}) {
+		t.Errorf("gaps %v", r.gaps)
+	}
+}

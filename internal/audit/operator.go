@@ -45,6 +45,10 @@ func (c *commands) follow(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if part.Gap == OtherHistory { // the log has the records up to the gap
+			c.began = false
+			return nil
+		}
 		for _, r := range part.Records {
 			c.log.log(ctx, r)
 		}

@@ -45,7 +45,7 @@ type AuditState struct {
 	Waiting time.Time // the time of the oldest mark that is not settled; zero without such a mark
 	Known   bool      // the mark of the reader exists
 	Pruned  int64     // the highest number of a record that PruneAudit has deleted
-	More    bool      // there are records above Newest
+	More    bool      // there are records above Newest, or the numbers begin again: MarkAudit is needed
 }
 
 // auditStatements holds the statements that differ between the engines.
@@ -68,7 +68,8 @@ func newAuditStatements(next, highest, raiseHighest, xid, settled string) *audit
 				(SELECT at FROM audit_marks WHERE seq > COALESCE((SELECT seq FROM settled), -1) ORDER BY seq LIMIT 1),
 				EXISTS (SELECT 1 FROM audit_marks WHERE seq = $1 AND tag = $2),
 				COALESCE((SELECT CAST(value AS BIGINT) FROM settings WHERE name = $3), 0),
-				COALESCE((SELECT max(seq) FROM audit` + of + `), -1) > COALESCE((SELECT max(seq) FROM audit_marks), -1)`
+				COALESCE((SELECT max(seq) FROM audit` + of + `), -1) > COALESCE((SELECT max(seq) FROM audit_marks), -1)
+					OR (SELECT ` + highest + `) < COALESCE((SELECT max(seq) FROM audit_marks), -1)`
 	}
 	return &auditStatements{
 		insert:             `INSERT INTO audit (` + auditColumns + `, seq) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, ` + next + `)`,
@@ -154,10 +155,10 @@ func randomTag() int64 {
 	return int64(binary.BigEndian.Uint64(tag[:])>>1 | 1)
 }
 
-// AuditMarkBefore returns the newest mark made at a time or earlier, and the zero mark if there
-// is none.
-func (tx *Tx) AuditMarkBefore(at time.Time) (AuditMark, error) {
-	m, err := tx.auditMark(`WHERE at <= $1 ORDER BY seq DESC LIMIT 1`, micros(at))
+// AuditMarkBefore returns the newest mark up to a settled one that was made at a time or earlier,
+// and the zero mark if there is none.
+func (tx *Tx) AuditMarkBefore(at time.Time, settled AuditMark) (AuditMark, error) {
+	m, err := tx.auditMark(`WHERE at <= $1 AND seq <= $2 ORDER BY seq DESC LIMIT 1`, micros(at), settled.Seq)
 	if errors.Is(err, ErrNotFound) {
 		return AuditMark{}, nil
 	}

@@ -171,7 +171,7 @@ func readEverything(t testing.TB, s *store.Store, u *store.User) {
 		_, err15 := tx.UsersOf(store.KindUser, "", 10)
 		_, err16 := tx.Standing("s", []string{u.ID, "another"})
 		_, err17 := tx.DelegatedNotBefore()
-		_, err18 := tx.AuditMarkBefore(now)
+		_, err18 := tx.AuditMarkBefore(now, store.AuditMark{})
 		_, err19 := tx.NewestAudit()
 		return errors.Join(err1, err2, err3, err4, err5, err6, err7, err8, err9, err10, err11, err12, err13, err14, err15, err16, err17, err18, err19)
 	})
