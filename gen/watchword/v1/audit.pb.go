@@ -667,11 +667,11 @@ const file_watchword_v1_audit_proto_rawDesc = "" +
 	"\bEventGap\x12\x19\n" +
 	"\x15EVENT_GAP_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11EVENT_GAP_DELETED\x10\x01\x12\x1b\n" +
-	"\x17EVENT_GAP_OTHER_HISTORY\x10\x022\xe7\x01\n" +
+	"\x17EVENT_GAP_OTHER_HISTORY\x10\x022\xe9\x01\n" +
 	"\fAuditService\x12i\n" +
 	"\n" +
-	"ListEvents\x12\x1f.watchword.v1.ListEventsRequest\x1a .watchword.v1.ListEventsResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01\x12l\n" +
-	"\vWatchEvents\x12 .watchword.v1.WatchEventsRequest\x1a!.watchword.v1.WatchEventsResponse\"\x16\x82\xde#\x12\x12\x05admin\x1a\twatchword0\x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
+	"ListEvents\x12\x1f.watchword.v1.ListEventsRequest\x1a .watchword.v1.ListEventsResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x01\x12n\n" +
+	"\vWatchEvents\x12 .watchword.v1.WatchEventsRequest\x1a!.watchword.v1.WatchEventsResponse\"\x18\x82\xde#\x14\x12\x05admin\x1a\twatchword \x010\x01BBZ@github.com/watchword-auth/watchword/gen/watchword/v1;watchwordv1b\x06proto3"
 
 var (
 	file_watchword_v1_audit_proto_rawDescOnce sync.Once
