@@ -71,7 +71,8 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // The ErrorInfo of a refused call names the called method. A client that finds the method of
 // its call there renews its token and calls again. The error of a handler must not have this
 // effect, such as an error of Verify about some other token. So the interceptor removes the
-// called method from the ErrorInfo of a handler's error.
+// called method from the ErrorInfo of a handler's error. tokensource.OnBehalfOf makes the one
+// exception: its error about the caller's own token, in a handler that has sent nothing on.
 func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	v.takenUnary.Store(true)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
@@ -80,7 +81,7 @@ func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 			return nil, err
 		}
 		resp, err := handler(ctx, req)
-		return resp, refusal.WithoutMethod(err, info.FullMethod)
+		return resp, refusal.WithoutMethod(ctx, err, info.FullMethod)
 	}
 }
 
@@ -108,7 +109,7 @@ func (v *Verifier) admit(ctx context.Context, full string) (context.Context, err
 		return nil, status.Error(codes.Internal, "internal error")
 	}
 	if r.public {
-		return withPrincipal(ctx, nil), nil
+		return withPrincipal(ctx, full, nil), nil
 	}
 	p, err := v.verifyIncoming(ctx, full, cmp.Or(r.audience, &v.audience))
 	if err != nil {
@@ -133,7 +134,7 @@ func (v *Verifier) admit(ctx context.Context, full string) (context.Context, err
 			fmt.Sprintf("the method needs one of the roles %q, and the caller has %q", r.roles, p.claims.Roles)).Err()
 		return nil, &callerRefusal{err, p}
 	}
-	return withPrincipal(ctx, p), nil
+	return withPrincipal(ctx, full, p), nil
 }
 
 // verifyIncoming verifies the token of an incoming call for an audience. The error names

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
@@ -144,9 +145,27 @@ func FromContext(ctx context.Context) (p *Principal, ok bool) {
 	return p, p != nil
 }
 
-// withPrincipal returns the context for a handler. p is nil for a public method: a nil p
-// hides the principal of an outer call in the same process, so a public method never acts
+// withPrincipal returns the context for a handler of a method. p is nil for a public method: a
+// nil p hides the principal of an outer call in the same process, so a public method never acts
 // in the name of the outer caller.
-func withPrincipal(ctx context.Context, p *Principal) context.Context {
-	return context.WithValue(ctx, principalKey{}, p)
+func withPrincipal(ctx context.Context, method string, p *Principal) context.Context {
+	return &handlerContext{ctx, p, refusal.Call{Method: method}}
+}
+
+// handlerContext is the context of a handler: one allocation for the principal and the call.
+type handlerContext struct {
+	context.Context
+	principal *Principal
+	call      refusal.Call
+}
+
+// Value returns the principal and the call for their keys.
+func (c *handlerContext) Value(key any) any {
+	switch key.(type) {
+	case principalKey:
+		return c.principal
+	case refusal.CallKey:
+		return &c.call
+	}
+	return c.Context.Value(key)
 }

@@ -41,7 +41,7 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 			return err
 		}
 		if _, guarded := FromContext(ctx); !guarded {
-			return refusal.WithoutMethod(handler(srv, &guardedStream{ServerStream: stream, ctx: ctx}), info.FullMethod)
+			return refusal.WithoutMethod(ctx, handler(srv, &guardedStream{ServerStream: stream, ctx: ctx}), info.FullMethod)
 		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
@@ -52,7 +52,7 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 		for {
 			select {
 			case <-call.Done():
-				return refusal.WithoutMethod(call.Result(), info.FullMethod)
+				return refusal.WithoutMethod(ctx, call.Result(), info.FullMethod)
 			case <-judge.C:
 			}
 			if _, err := v.guard(ctx, info.FullMethod); err != nil {

@@ -20,33 +20,47 @@ import (
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
-// tokenUseless holds the reasons for which a service may refuse a token that the Source
-// then replaces. After any other reason the service would refuse a new token too. The value
-// says whether the refused call is sent again.
+// tokenUseless holds the reasons for which a service may refuse a token that is then replaced.
+// After any other reason the service would refuse a new token too.
 var tokenUseless = map[watchwordv1.ErrorReason]bool{
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:   true,
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED: true,
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_INVALID: true,
-	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED: false,
+	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED: true,
 }
 
 // An attempt is one try of a call. The attempt tells the interceptors which token the call
-// carried, or the error of [Source.GetRequestMetadata]: grpc-go replaces some of those
-// errors (gRFC A54) and drops their details.
+// carried, or the error of GetRequestMetadata: grpc-go replaces some of those errors (gRFC A54)
+// and drops their details.
 type attempt struct {
-	source *Source
 	method string
 	sent   atomic.Pointer[sent] // stored again if grpc-go tries again by itself, from another goroutine
 }
 
 // sent holds the token of a call, or the error in place of a token.
 type sent struct {
-	token string
-	err   error
+	holder holder
+	token  string
+	err    error
 }
 
-// attemptKey finds the attempt of a source in the context of a call.
-type attemptKey struct{ *Source }
+// A holder holds a token that calls carry: a [Source], or a [delegation].
+type holder interface {
+	// replace takes a refused token out of use, unless services refuse tokens too often, and
+	// returns whether to send the refused call again.
+	replace(token string, why watchwordv1.ErrorReason) (again bool)
+}
+
+// attemptKey finds the attempt in the context of a call. of points at the credentials of the
+// call: a [Source], an [onBehalf], or the config of [Forward], which tells no token.
+type attemptKey struct{ of any }
+
+// note tells the attempt in ctx which token the call carries, or the error in place of a token.
+func note(ctx context.Context, of any, s *sent) {
+	if a, ok := ctx.Value(attemptKey{of}).(*attempt); ok {
+		a.sent.Store(s)
+	}
+}
 
 // ended returns the error of a call that ended with err, and whether to send the call
 // again. If err says that the called method refused the token, ended takes the token out of
@@ -59,46 +73,56 @@ func (a *attempt) ended(err error) (again bool, _ error) {
 	if sent.err != nil {
 		return false, sent.err
 	}
-	replay, useless := tokenUseless[refusal.Reason(err)]
-	if useless && refusal.Method(err) == a.method {
-		again = a.source.replace(sent.token, refusal.Reason(err)) && replay
-	}
-	return again, err
+	return a.refused(err) && sent.holder.replace(sent.token, refusal.Reason(err)), err
 }
 
-// replace takes a refused token out of use, and returns whether another token is available
-// or a renewal may bring one. It returns false if services refuse tokens too often. If
-// another refused call has replaced the same token already, replace returns true.
-func (s *Source) replace(token string, why watchwordv1.ErrorReason) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.refused[refusal.Name(why)]++
-	if s.access == token && s.replacements.Allow() {
-		s.access = ""
-	}
-	return s.access != token
+// refused reports whether err says that the called method refused the token, before any work
+// was done.
+func (a *attempt) refused(err error) bool {
+	return tokenUseless[refusal.Reason(err)] && refusal.Method(err) == a.method
 }
 
-// interceptUnary sends a call, and sends it once more if the service refused the token for
-// a reason that [tokenUseless] allows.
-func (s *Source) interceptUnary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) (err error) {
+// leftNothing reports whether the attempt, which ended with err, has had no effect: it had no
+// token, or the called method refused the token.
+func (a *attempt) leftNothing(err error) bool {
+	sent := a.sent.Load()
+	return err != nil && (sent != nil && sent.err != nil || a.refused(err))
+}
+
+// sendTwice sends a call, and sends it once more if the called method refused the token for a
+// reason that the holder of the token allows. of is as in [attemptKey].
+func sendTwice(ctx context.Context, of any, method string, send func(context.Context) error) (err error) {
 	for tries, again := 0, true; again && tries < 2; tries++ {
-		a := &attempt{source: s, method: method}
-		again, err = a.ended(invoke(context.WithValue(withTarget(ctx, conn), attemptKey{s}, a), method, req, reply, conn, opts...))
+		a := &attempt{method: method}
+		err = send(context.WithValue(ctx, attemptKey{of}, a))
+		if !a.leftNothing(err) {
+			refusal.SentOn(ctx)
+		}
+		again, err = a.ended(err)
 	}
 	return err
 }
 
-// interceptStream opens a stream. If the service refuses the token, at any time,
-// interceptStream takes the token out of use.
-func (s *Source) interceptStream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	a := &attempt{source: s, method: method}
-	opened, err := open(context.WithValue(withTarget(ctx, conn), attemptKey{s}, a), desc, conn, method, opts...)
-	if err != nil {
-		_, err = a.ended(err)
-		return nil, err
+// interceptors returns the options for grpc.NewClient with the interceptors of the credentials
+// in of.
+func interceptors(of any) []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			return sendTwice(withTarget(ctx, conn), of, method, func(ctx context.Context) error {
+				return invoke(ctx, method, req, reply, conn, opts...)
+			})
+		}),
+		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			a := &attempt{method: method}
+			opened, err := open(context.WithValue(withTarget(ctx, conn), attemptKey{of}, a), desc, conn, method, opts...)
+			if err != nil {
+				_, err = a.ended(err)
+				return nil, err
+			}
+			refusal.SentOn(ctx)
+			return &stream{opened, a}, nil
+		}),
 	}
-	return &stream{opened, a}, nil
 }
 
 // A stream gives the error of its end to its attempt.
@@ -136,17 +160,16 @@ func (s *stream) RecvMsg(m any) error {
 // another machine; INTERNAL if the call has authorization metadata of its own, and after an
 // option that Forward does not take.
 func Forward(opts ...Option) []grpc.DialOption {
-	var c config
+	c := new(config)
 	for _, opt := range opts {
-		opt(&c)
+		opt(c)
 	}
-	misplaced := len(c.audience) > 0 || c.store != nil || c.log != nil || c.meters != nil
 	credentials := perRPC(func(ctx context.Context, uri []string) (map[string]string, error) {
-		if misplaced { // the code INVALID_ARGUMENT would become INTERNAL too, with another text (gRFC A54)
+		if c.misplaced() { // the code INVALID_ARGUMENT would become INTERNAL too, with another text (gRFC A54)
 			return nil, status.Error(codes.Internal, "tokensource: Forward takes no option but WithPlaintextToOtherHosts")
 		}
-		forwarded, ok := token.Bearer(metadata.ValueFromIncomingContext(ctx, "authorization"))
-		if _, guarded := authn.FromContext(ctx); !guarded || !ok {
+		forwarded, ok := callersToken(ctx)
+		if !ok {
 			return nil, nil
 		}
 		if err := checkCall(ctx, uri, c.plaintext); err != nil {
@@ -154,15 +177,16 @@ func Forward(opts ...Option) []grpc.DialOption {
 		}
 		return map[string]string{"authorization": "Bearer " + forwarded}, nil
 	})
-	return []grpc.DialOption{
-		grpc.WithPerRPCCredentials(credentials),
-		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			return invoke(withTarget(ctx, conn), method, req, reply, conn, opts...)
-		}),
-		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-			return open(withTarget(ctx, conn), desc, conn, method, opts...)
-		}),
+	return append(interceptors(c), grpc.WithPerRPCCredentials(credentials))
+}
+
+// callersToken returns the access token of the handler's caller. ok is false outside of a
+// guarded call: only a token that a Verifier has accepted counts.
+func callersToken(ctx context.Context) (raw string, ok bool) {
+	if _, guarded := authn.FromContext(ctx); !guarded {
+		return "", false
 	}
+	return token.Bearer(metadata.ValueFromIncomingContext(ctx, "authorization"))
 }
 
 // perRPC makes credentials.PerRPCCredentials of a function.

@@ -20,9 +20,10 @@ var alive = keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time
 //   - Login: a login without an answer leaves a session without a client, which expires.
 //   - Refresh: the server answers the refresh token that was used last once more
 //     (docs/security.md, "How a copied refresh token is detected").
+//   - ExchangeToken and DelegateToken: a token without a client expires.
 //   - Logout: the server answers the logout of an ended session like the first logout.
-//   - Verify, GetKeySet, ListWatchers, GetUser, ListUsers, ListSessions, ListKeys,
-//     ListEvents, GetIssuer, ListIssuers and ListBindings change nothing.
+//   - Verify, GetKeySet, ListWatchers, GetUser, ListUsers, ListSessions, ListKeys, ListEvents,
+//     GetIssuer, ListIssuers and ListBindings change nothing.
 //
 // The other methods are left out. A second call of a method that changes users, sessions or
 // keys could undo what another client has changed after the first call, or fail because of
@@ -38,6 +39,8 @@ const retries = `"retryThrottling": {"maxTokens": 500, "tokenRatio": 1},
 			{"service": "watchword.v1.AuthService", "method": "Login"},
 			{"service": "watchword.v1.AuthService", "method": "Refresh"},
 			{"service": "watchword.v1.AuthService", "method": "Verify"},
+			{"service": "watchword.v1.AuthService", "method": "ExchangeToken"},
+			{"service": "watchword.v1.AuthService", "method": "DelegateToken"},
 			{"service": "watchword.v1.AuthService", "method": "Logout"},
 			{"service": "watchword.v1.TrustService", "method": "GetKeySet"},
 			{"service": "watchword.v1.TrustService", "method": "ListWatchers"},
@@ -62,8 +65,8 @@ const retries = `"retryThrottling": {"maxTokens": 500, "tokenRatio": 1},
 //   - A keepalive. A verifier receives the revocations over the connection, and notices a
 //     dead connection within 15 seconds.
 //   - A default service config, by which grpc-go sends a call again after UNAVAILABLE, up to
-//     five times, if a second call does no harm: Login, Refresh, Verify, Logout and the
-//     methods that only read. So replicas can be replaced without a failed call
+//     five times, if a second call does no harm: Login, Refresh, Verify, ExchangeToken,
+//     DelegateToken, Logout and the methods that only read. So replicas can be replaced without a failed call
 //     (docs/migrations.md).
 //
 // opts come after Dial's own options and override them; opts must contain transport

@@ -46,6 +46,9 @@ type authServer struct {
 	audience []string
 	before   func(context.Context) error // may refuse a request
 	after    func(context.Context) error // may drop the answer
+
+	delegations int
+	delegate    func(ctx context.Context, own, subject string) (string, error) // nil: numbered tokens
 }
 
 func (s *authServer) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watchwordv1.LoginResponse, error) {
@@ -152,6 +155,11 @@ type guardedService struct {
 }
 
 func (s *guardedService) handle(_ any, stream grpc.ServerStream) error {
+	// As a real handler does: the status of an answer before the request would reach some clients
+	// of grpc-go as EOF.
+	if err := stream.RecvMsg(new(emptypb.Empty)); err != nil {
+		return err
+	}
 	method, _ := grpc.Method(stream.Context())
 	token := tokenIn(stream.Context())
 	s.mu.Lock()

@@ -17,8 +17,8 @@ import (
 // attributes go with every value. A program with several Sources gives each Source another
 // attribute: otherwise the values of one Source replace the values of the others.
 //
-// The default, and nil, registers nothing. Errors of [Password] and [Refresh]:
-// INVALID_ARGUMENT if the provider refuses an instrument.
+// The default, and nil, registers nothing. If the provider refuses an instrument, there is no
+// Source, and the error is INVALID_ARGUMENT.
 func WithMeterProvider(provider metric.MeterProvider, attributes ...attribute.KeyValue) Option {
 	return func(c *config) { c.meters, c.attributes = provider, attributes }
 }
@@ -28,21 +28,34 @@ const scope = "github.com/watchword-auth/watchword/authn/tokensource"
 
 // numbers holds what a Source reports.
 type numbers struct {
-	renewed, refused map[string]uint64
-	failing          bool          // the last renewal has failed
-	good             bool          // the Source has a token that may be sent
-	age              time.Duration // of that token
+	renewed, refused, delegated map[string]uint64
+	failing                     bool          // the last renewal has failed
+	good                        bool          // the Source has a token that may be sent
+	age                         time.Duration // of that token
 }
 
-// numbers returns the numbers of the moment.
+// numbers returns the numbers of the moment. The renewals of the token for Watchword itself
+// count as the others do.
 func (s *Source) numbers() numbers {
+	var own numbers
+	if s.own != nil {
+		own = s.own.numbers()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	return numbers{
-		renewed: maps.Clone(s.renewed), refused: maps.Clone(s.refused), failing: s.lastErr != nil,
-		good: s.access != "" && now.Before(s.goodUntil), age: now.Sub(s.askedAt),
+	n := numbers{
+		renewed: maps.Clone(s.renewed), refused: maps.Clone(s.refused), delegated: maps.Clone(s.delegated),
+		failing: s.lastErr != nil || own.failing,
+		good:    s.access != "" && now.Before(s.goodUntil), age: now.Sub(s.askedAt),
 	}
+	for outcome, count := range own.renewed {
+		n.renewed[outcome] += count
+	}
+	for reason, count := range own.refused {
+		n.refused[reason] += count
+	}
+	return n
 }
 
 var instruments = []meter.Row[numbers]{
@@ -64,6 +77,8 @@ var instruments = []meter.Row[numbers]{
 		}),
 	meter.Counter("watchword.tokensource.tokens.refused", "{token}", "Access tokens that services have refused before the expiry, by reason.",
 		func(n numbers, add meter.Adder) { addAll(n.refused, "reason", add) }),
+	meter.Counter("watchword.tokensource.delegations", "{delegation}", "Tokens delegated by OnBehalfOf, by outcome.",
+		func(n numbers, add meter.Adder) { addAll(n.delegated, "outcome", add) }),
 }
 
 func addAll(counts map[string]uint64, label string, add meter.Adder) {

@@ -12,8 +12,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/meter/metertest"
 )
 
-// The instruments show the renewals and the token of a Source, and docs/monitoring.md has
-// exactly these instruments.
+// The instruments show the renewals and the token of a Source.
 func TestMeters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reader := sdk.NewManualReader()
@@ -57,10 +56,45 @@ func TestMeters(t *testing.T) {
 		time.Sleep(time.Minute)
 		use()
 		want("after all", map[string]float64{"watchword.tokensource.renewals outcome=OK": 3, "watchword.tokensource.failing": 0})
-		metertest.WantDocumented(t, "../../docs/monitoring.md", "watchword.tokensource.", metertest.Collect(t, reader))
 		c.Source.Close()
 		if left := metertest.Collect(t, reader); len(left) > 0 {
 			t.Errorf("after Close: %v", left)
 		}
+	})
+}
+
+// The instruments of a Source of Workload count its token for Watchword too, and the delegations.
+// docs/monitoring.md has exactly the instruments of the package.
+func TestMetersOfAWorkload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reader := sdk.NewManualReader()
+		r := startRelay(t, false)
+		conn := r.auth.dial(t, nil)
+		source, err := tokensource.Workload(conn, assertion, tokensource.WithMeterProvider(sdk.NewMeterProvider(sdk.WithReader(reader))))
+		check(t, err)
+		defer source.Close()
+		r.handler = passOn(r.next.dial(t, nil, tokensource.OnBehalfOf(source, conn, "search")...), false)
+		r.next.refuses(func(method, token string) error {
+			if token == "delegated-1" {
+				return refusal(codes.Unauthenticated, "TOKEN_REVOKED", method)
+			}
+			return nil
+		})
+		_, err = source.Token(t.Context())
+		check(t, err)
+		_, err = r.call(t.Context(), r.issuer.Token(alice))
+		check(t, err)
+		values := metertest.Collect(t, reader)
+		for name, want := range map[string]float64{
+			"watchword.tokensource.renewals outcome=OK":                 2,
+			"watchword.tokensource.delegations outcome=OK":              2,
+			"watchword.tokensource.tokens.refused reason=TOKEN_REVOKED": 1,
+			"watchword.tokensource.failing":                             0,
+		} {
+			if got, ok := values[name]; !ok || got != want {
+				t.Errorf("%s: %v, want %v", name, got, want)
+			}
+		}
+		metertest.WantDocumented(t, "../../docs/monitoring.md", "watchword.tokensource.", values)
 	})
 }

@@ -66,12 +66,13 @@ func TestSecretsOverPlaintext(t *testing.T) {
 						saw(t, service, "access-1 access-1")
 					}
 
-					// The password and the refresh token go to Watchword.
+					// The password, the refresh token and the assertion go to Watchword.
 					for _, make := range []func() (*tokensource.Source, error){
 						func() (*tokensource.Source, error) {
 							return tokensource.Password(far, "alice", "secret", opts...)
 						},
 						func() (*tokensource.Source, error) { return tokensource.Refresh(far, "refresh-1", opts...) },
+						func() (*tokensource.Source, error) { return tokensource.Workload(far, assertion, opts...) },
 					} {
 						auth.sinceLast()
 						auth.mu.Lock()
@@ -255,6 +256,9 @@ func TestConnectionThatDropsOptionsGetsNoSecret(t *testing.T) {
 			},
 			"": func(conn grpc.ClientConnInterface) (*tokensource.Source, error) {
 				return tokensource.Refresh(conn, "refresh-0")
+			},
+			"exchange:": func(conn grpc.ClientConnInterface) (*tokensource.Source, error) {
+				return tokensource.Workload(conn, assertion)
 			},
 		} {
 			source, err := make(deafConn{auth.dial(t, nil)})

@@ -7,9 +7,11 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/refusal"
@@ -27,6 +29,12 @@ const (
 	// person can resolve, such as a wrong password.
 	firstRefusedDelay   = 5 * time.Second
 	longestRefusedDelay = 5 * time.Minute
+	// longestAssertionDelay takes the place of longestRefusedDelay for a workload: the platform
+	// renews the assertion by itself, and a wrong assertion delays no other client.
+	longestAssertionDelay = time.Minute
+	// replaceBurst and replaceEvery limit the tokens that are replaced because services refuse
+	// them: five in a row, and then one every ten seconds.
+	replaceBurst = 5
 	// latestSend is the last part of a token's life, in which the Source no longer sends
 	// the token: the token could expire on the way to the service. A stream refused for an
 	// expired token fails, because the Source opens no stream a second time.
@@ -35,6 +43,8 @@ const (
 	// to WithStore. A login that waits for the hash of its password takes seconds.
 	requestTimeout = 10 * time.Second
 )
+
+var replaceEvery = rate.Every(10 * time.Second)
 
 // A renewal is one attempt to get a new access token. token or err is set before done is
 // closed.
@@ -47,7 +57,7 @@ type renewal struct {
 // renew gets a new access token, and ends the present renewal. It runs in the renewal's
 // goroutine. ctx is s.ctx with the span of the renewal.
 func (s *Source) renew(ctx context.Context) {
-	tokens, err := s.renewSession(ctx)
+	got, err := s.renewSession(ctx)
 	spans.End(trace.SpanFromContext(ctx), err != nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,7 +69,7 @@ func (s *Source) renew(ctx context.Context) {
 		r.err = s.lastErr
 	case err == nil:
 		s.renewed[refusal.Outcome(nil)]++
-		s.useLocked(tokens)
+		s.useLocked(got)
 		r.token = s.access
 	default:
 		s.renewed[refusal.Outcome(err)]++
@@ -71,12 +81,13 @@ func (s *Source) renew(ctx context.Context) {
 // renewSession gets new tokens by the refresh token. If there is no refresh token, or if
 // the session has ended, renewSession logs in with the password, if there is one.
 //
-// Errors: UNAVAILABLE if the function given to WithStore fails; those of [session.requestTwice].
-func (s *Source) renewSession(ctx context.Context) (*watchwordv1.TokenPair, error) {
+// Errors: UNAVAILABLE if the function given to WithStore fails; those of [askTwice] and of
+// [session.request].
+func (s *Source) renewSession(ctx context.Context) (*tokens, error) {
 	if err := s.session.save(ctx); err != nil {
 		return nil, &refusal.Setup{Code: codes.Unavailable, Message: "tokensource: storing the refresh token: " + err.Error(), Cause: err}
 	}
-	tokens, err := s.session.requestTwice(ctx)
+	got, err := askTwice(ctx, s.session.request)
 	if revoked, over := sessionOver[refusal.Reason(err)]; over && s.session.password != "" {
 		s.session.log.Info("the session is over; logging in again", "credentials", s, "error", err)
 		if revoked {
@@ -85,29 +96,37 @@ func (s *Source) renewSession(ctx context.Context) (*watchwordv1.TokenPair, erro
 			s.mu.Unlock()
 		}
 		s.session.previousToken, s.session.refreshToken = s.session.refreshToken, ""
-		tokens, err = s.session.requestTwice(ctx)
+		got, err = askTwice(ctx, s.session.request)
 	}
 	if err != nil {
 		return nil, err
 	}
-	s.session.refreshToken, s.session.unsaved = tokens.GetRefreshToken(), true
+	s.session.refreshToken, s.session.unsaved = got.refresh, true
 	if err := s.session.save(ctx); err != nil {
 		s.session.log.Warn("the store failed for the new refresh token; the next renewal stores the token first", "credentials", s, "error", err)
 	}
-	return tokens, nil
+	return got, nil
 }
 
 // useLocked stores a new access token. The token's life counts from the start of the
 // request by this machine's clock, so the server's clock does not matter. s.mu must be
 // held.
-func (s *Source) useLocked(tokens *watchwordv1.TokenPair) {
-	life := tokens.GetExpiresIn().AsDuration()
-	s.access, s.askedAt = tokens.GetAccessToken(), s.session.asked
-	s.goodUntil = s.session.asked.Add(life - min(latestSend, life/20))
+func (s *Source) useLocked(got *tokens) {
+	s.access, s.askedAt = got.access, s.session.asked
+	s.goodUntil = goodUntil(s.session.asked, got.life)
 	// The random part spreads out the renewals of callers started together.
-	s.renewAt = s.session.asked.Add(life/4*3 + rand.N(life/10+1))
+	s.renewAt = s.session.asked.Add(got.life/4*3 + rand.N(got.life/10+1))
+	if s.session.tokenFile != "" {
+		s.renewAt = s.session.asked.Add(got.life/5*2 + rand.N(got.life/10+1)) // see WithTokenFile
+	}
+	s.stir()
 	s.lastErr, s.notBefore = nil, time.Time{}
 	s.backoff.Reset()
+}
+
+// goodUntil returns until when a token may be sent that was asked for at asked.
+func goodUntil(asked time.Time, life time.Duration) time.Time {
+	return asked.Add(life - min(latestSend, life/20))
 }
 
 // failedLocked stores the error of a renewal, and sets the pause before the next renewal.
@@ -122,6 +141,9 @@ func (s *Source) failedLocked(err error) {
 	switch status.Code(err) {
 	case codes.Unauthenticated, codes.PermissionDenied, codes.InvalidArgument, codes.Unimplemented:
 		first, longest = firstRefusedDelay, longestRefusedDelay
+		if s.session.assertion != nil {
+			longest = longestAssertionDelay
+		}
 	}
 	pause := s.backoff.Next(first, longest, retry.Asked(err, longestRefusedDelay))
 	s.lastErr, s.notBefore = err, time.Now().Add(pause)
@@ -143,8 +165,9 @@ type session struct {
 	config
 	conn               grpc.ClientConnInterface // to Watchword, for auth
 	auth               watchwordv1.AuthServiceClient
-	name               string // for people
-	username, password string // empty in a source made by [Refresh]
+	name               string    // for people
+	username, password string    // of [Password]
+	assertion          Assertion // of [Workload]
 
 	refreshToken  string    // the newest; empty: log in
 	previousToken string    // of the session that is over; shows Watchword that the user is known here
@@ -152,29 +175,41 @@ type session struct {
 	asked         time.Time // the start of the last request
 }
 
-// requestTwice calls request, and calls request again on another stream after
-// requestTimeout: a proxy may have lost the stream, or the connection is dead and another
-// connection is made. A login or a refresh may be sent twice without harm.
+// tokens holds what Watchword gives for a password, a refresh token or an assertion.
+type tokens struct {
+	access  string
+	life    time.Duration // of access, from the start of the request
+	refresh string        // empty for an assertion
+}
+
+// askTwice calls ask, and calls ask again after requestTimeout, which sends the request on
+// another stream: a proxy may have lost the stream, or the connection is dead and another
+// connection is made. A request for tokens may be sent twice without harm.
 //
-// Errors: those of request; UNAVAILABLE without two answers.
-func (s *session) requestTwice(ctx context.Context) (tokens *watchwordv1.TokenPair, err error) {
+// Errors: those of ask; UNAVAILABLE without two answers.
+func askTwice[T any](ctx context.Context, ask func(context.Context) (T, error)) (answer T, err error) {
 	for range 2 {
-		tokens, err = s.request(ctx)
+		limited, cancel := context.WithTimeout(ctx, requestTimeout)
+		answer, err = ask(limited)
+		cancel()
 		if status.Code(err) != codes.DeadlineExceeded || ctx.Err() != nil {
-			return tokens, err
+			return answer, err
 		}
 	}
-	return nil, &refusal.Setup{Code: codes.Unavailable, Cause: err, Message: fmt.Sprintf("tokensource: no answer from Watchword, "+
+	return answer, &refusal.Setup{Code: codes.Unavailable, Cause: err, Message: fmt.Sprintf("tokensource: no answer from Watchword, "+
 		"twice for %v; Dial makes connections that notice within 15s that the other side is dead", requestTimeout)}
 }
 
-// request asks Watchword for tokens: by the refresh token, or by the password without one.
+// request asks Watchword for tokens: by the assertion, by the refresh token, or by the
+// password.
 //
-// Errors: Watchword's status; INTERNAL if the answer is incomplete.
-func (s *session) request(ctx context.Context) (*watchwordv1.TokenPair, error) {
-	ctx, cancel := context.WithTimeout(withTarget(ctx, s.conn), requestTimeout)
-	defer cancel()
+// Errors: Watchword's status; INTERNAL if the answer is incomplete; those of [session.exchange].
+func (s *session) request(ctx context.Context) (*tokens, error) {
+	ctx = withTarget(ctx, s.conn)
 	s.asked = time.Now()
+	if s.assertion != nil {
+		return s.exchange(ctx)
+	}
 	var answer interface{ GetTokens() *watchwordv1.TokenPair }
 	var err error
 	if s.refreshToken != "" {
@@ -186,12 +221,31 @@ func (s *session) request(ctx context.Context) (*watchwordv1.TokenPair, error) {
 			req.Username, req.Password, req.PreviousRefreshToken = s.username, s.password, s.previousToken
 		}))
 	}
-	tokens := answer.GetTokens()
-	if err == nil && (tokens.GetAccessToken() == "" || tokens.GetRefreshToken() == "" || tokens.GetExpiresIn().AsDuration() <= 0) {
-		err = status.Error(codes.Internal, "tokensource: the server's answer lacks a token or its lifetime")
+	if err != nil {
+		return nil, err
 	}
-	return tokens, err
+	pair := answer.GetTokens()
+	if pair.GetRefreshToken() == "" {
+		return nil, errIncomplete
+	}
+	return accessToken(pair, pair.GetRefreshToken())
 }
+
+// accessToken returns the tokens of an answer that has an access token.
+//
+// Errors: INTERNAL if the answer is incomplete.
+func accessToken(answer interface {
+	GetAccessToken() string
+	GetExpiresIn() *durationpb.Duration
+}, refresh string) (*tokens, error) {
+	t := &tokens{answer.GetAccessToken(), answer.GetExpiresIn().AsDuration(), refresh}
+	if t.access == "" || t.life <= 0 {
+		return nil, errIncomplete
+	}
+	return t, nil
+}
+
+var errIncomplete = status.Error(codes.Internal, "tokensource: the server's answer lacks a token or its lifetime")
 
 // fillIn returns the call option that puts the secret into a request. grpc-go asks per-RPC
 // credentials when a call has its connection, and encodes the request afterwards. So no

@@ -32,6 +32,8 @@ var repeatable = map[string]bool{
 	watchwordv1.KeyService_ListKeys_FullMethodName:         true,
 	watchwordv1.AuditService_ListEvents_FullMethodName:     true,
 
+	watchwordv1.AuthService_ExchangeToken_FullMethodName:      true,
+	watchwordv1.AuthService_DelegateToken_FullMethodName:      true,
 	watchwordv1.FederationService_GetIssuer_FullMethodName:    true,
 	watchwordv1.FederationService_ListIssuers_FullMethodName:  true,
 	watchwordv1.FederationService_ListBindings_FullMethodName: true,

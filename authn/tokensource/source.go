@@ -1,6 +1,7 @@
 // Package tokensource calls services guarded by a Verifier of package authn. A [Source]
-// signs in at Watchword and puts an access token on every call of a connection; [Forward]
-// passes on the token of a handler's caller; [Dial] makes the connection to Watchword.
+// signs in at Watchword and puts an access token on every call of a connection; [OnBehalfOf]
+// calls with a token that Watchword delegates for a handler's caller; [Forward] passes on the
+// very token of the caller; [Dial] makes the connection to Watchword.
 //
 //	authConn, err := tokensource.Dial("auth:50051", grpc.WithTransportCredentials(tls))
 //	if err != nil {
@@ -21,7 +22,7 @@
 //
 // What the package promises:
 //
-//   - No secret (password, refresh token, access token) leaves this machine over a
+//   - No secret (password, refresh token, assertion, access token) leaves this machine over a
 //     connection without TLS, unless [WithPlaintextToOtherHosts] allows plaintext. For each
 //     call, the connection of the call is checked: its peer, and its target, because a proxy
 //     on this machine may lead to another machine. Only the caller of [Source.Token] has
@@ -29,8 +30,10 @@
 //   - No call is made twice, unless the called service refused the token before any work
 //     was done.
 //   - No secret appears in a log, in an error or in the text of a Source.
-//   - A Source puts little load on Watchword: one request at a time, pauses after failures,
-//     and a limit on the renewals caused by services that refuse tokens.
+//   - A Source puts little load on Watchword: one request at a time for each of its tokens,
+//     one for each caller to be delegated, pauses after failures, and a limit on the renewals
+//     and delegations caused by services that refuse tokens.
+//   - A call on behalf of a caller carries a token for that caller, or fails.
 //
 // To be safe, a program
 //
@@ -39,7 +42,8 @@
 //   - keeps a refresh token in one place, readable by its owner alone ([WithStore]):
 //     Watchword ends the session if two programs use the same refresh token (RFC 9700
 //     section 4.14);
-//   - forwards a token only to services that may do everything that the caller may;
+//   - forwards a token only to services that may do everything that the caller may, and
+//     otherwise calls by OnBehalfOf;
 //   - closes a Source, then its connections.
 //
 // Everything here may be used by any number of goroutines and connections at once. Times
@@ -73,13 +77,13 @@ import (
 
 // A Source signs in at Watchword and keeps an access token fresh. It implements
 // credentials.PerRPCCredentials: give its DialOptions to the connections that need the
-// token. [Password] and [Refresh] make a Source.
+// token. [Password], [Refresh] and [Workload] make a Source.
 //
 // The first call that needs a token starts a renewal. One renewal at a time serves all
 // calls, in a goroutine of its own: a call stops waiting when its context ends, and the
 // renewal continues for the other calls. When about a fifth of a token's life is left, the
 // next call starts a renewal and goes out with the present token. Without calls nothing
-// runs.
+// runs, unless there is a token file ([WithTokenFile]).
 //
 // After a failed renewal, a later call starts the next renewal. The pause between the two
 // grows to ten seconds; to five minutes after an error that only a person can resolve,
@@ -109,10 +113,12 @@ import (
 // If a connection is given two Sources, the later Source counts.
 type Source struct {
 	session    *session
+	own        *Source         // in a source of [Workload]: has the token for Watchword itself, by which [OnBehalfOf] delegates
 	ctx        context.Context // of the renewals; ends at Close, and with a session that cannot begin again
 	cancel     context.CancelFunc
-	renewals   sync.WaitGroup // has the present renewal
+	running    sync.WaitGroup // has the present renewal, the delegations and the keeper of the token file
 	unregister func()         // ends the observation of the instruments of WithMeterProvider
+	stirred    chan struct{}  // wakes the keeper of the token file; holds one value
 
 	mu           sync.Mutex        // guards the fields below
 	access       string            // the token to send; empty without one
@@ -124,6 +130,7 @@ type Source struct {
 	askedAt      time.Time         // when access was asked for
 	renewed      map[string]uint64 // counts the renewals by outcome
 	refused      map[string]uint64 // counts the tokens that services have refused, by reason
+	delegated    map[string]uint64 // counts the delegations by outcome
 	backoff      retry.Backoff
 	replacements *rate.Limiter // limits the renewals caused by services that refuse tokens
 }
@@ -133,29 +140,36 @@ type Source struct {
 // [WithStore]. By this value [Source.Token] detects a call that would wait for itself.
 type renewalKey struct{ *Source }
 
-// An Option sets a property of a [Source] or of [Forward].
+// An Option sets a property of a [Source], of [Forward] or of [OnBehalfOf].
 type Option func(*config)
 
 type config struct {
 	audience   []string
 	plaintext  bool
 	store      func(ctx context.Context, refreshToken string) error
+	tokenFile  string // of WithTokenFile; empty without
+	fileGiven  bool   // there is a WithTokenFile
 	log        *slog.Logger
 	meters     metric.MeterProvider // nil: none
 	attributes []attribute.KeyValue // of the instruments of meters
 }
 
+// misplaced reports whether there is an option that [Forward] and [OnBehalfOf] do not take.
+func (c *config) misplaced() bool {
+	return len(c.audience) > 0 || c.store != nil || c.fileGiven || c.log != nil || c.meters != nil
+}
+
 // WithAudience names the services to get tokens for. The default is the first audience in
 // the server's --audience; for [Refresh], every audience of the session's login. The methods
-// that administer Watchword ask for the audience "watchword", which a server gives alone.
-// Names of several WithAudience add up. [Password] and [Refresh] return INVALID_ARGUMENT if a
-// name is empty.
+// that administer Watchword ask for the audience "watchword", which a server gives alone: a
+// Source with this audience is for connections to Watchword. Names of several WithAudience add
+// up. An empty name is INVALID_ARGUMENT.
 func WithAudience(names ...string) Option {
 	return func(c *config) { c.audience = append(c.audience, names...) }
 }
 
 // WithPlaintextToOtherHosts allows secrets on connections without TLS to other machines:
-// the access token, and the password or the refresh token. Anyone on the path can then act
+// the access token, and the password, the refresh token or the assertion. Anyone on the path can then act
 // as the caller (RFC 6750 section 5.3), so use it only where the network protects the path
 // by other means.
 func WithPlaintextToOtherHosts() Option { return func(c *config) { c.plaintext = true } }
@@ -225,21 +239,38 @@ func newSource(conn grpc.ClientConnInterface, begin *session, opts []Option) (*S
 	if slices.Contains(begin.audience, "") {
 		return nil, misused("WithAudience: a name is empty")
 	}
+	if err := begin.checkOptions(); err != nil {
+		return nil, err
+	}
 	if begin.log == nil {
 		begin.log = slog.Default()
 	}
 	begin.conn, begin.auth = conn, watchwordv1.NewAuthServiceClient(conn)
-	// The limiter keeps a service that refuses every token from flooding Watchword.
-	s := &Source{
-		session: begin, replacements: rate.NewLimiter(rate.Every(10*time.Second), 5),
-		renewed: map[string]uint64{}, refused: map[string]uint64{},
+	s := begin.source()
+	if begin.assertion != nil {
+		own := *begin
+		own.name, own.config = "a workload, at Watchword", config{audience: []string{"watchword"}, plaintext: begin.plaintext, log: begin.log}
+		s.own = own.source()
 	}
 	var err error
 	if s.unregister, err = meter.Register(begin.meters, scope, begin.attributes, s.numbers, instruments); err != nil {
 		return nil, misused("WithMeterProvider: " + err.Error())
 	}
-	s.ctx, s.cancel = context.WithCancel(context.WithValue(context.Background(), renewalKey{s}, true))
+	if begin.tokenFile != "" {
+		s.running.Go(s.keepFile)
+	}
 	return s, nil
+}
+
+// source makes the Source of a session.
+func (s *session) source() *Source {
+	// The limiter keeps a service that refuses every token from flooding Watchword.
+	made := &Source{
+		session: s, replacements: rate.NewLimiter(replaceEvery, replaceBurst), unregister: func() {}, stirred: make(chan struct{}, 1),
+		renewed: map[string]uint64{}, refused: map[string]uint64{}, delegated: map[string]uint64{},
+	}
+	made.ctx, made.cancel = context.WithCancel(context.WithValue(context.Background(), renewalKey{made}, true))
+	return made
 }
 
 // misused returns the error for a mistake in the program.
@@ -255,7 +286,22 @@ func (s *Source) Close() error {
 	s.mu.Lock()
 	s.endLocked(status.Error(codes.Canceled, "tokensource: the source is closed")) // the code of a closed grpc.ClientConn
 	s.mu.Unlock()
-	s.renewals.Wait()
+	if s.own != nil {
+		_ = s.own.Close() // returns nil
+	}
+	s.running.Wait()
+	return nil
+}
+
+// launch runs f in a goroutine that Close waits for. After the end of the Source, launch
+// returns the reason for the end instead.
+func (s *Source) launch(f func()) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return s.lastErr
+	}
+	s.running.Go(f)
 	return nil
 }
 
@@ -271,11 +317,7 @@ func (s *Source) endLocked(err error) {
 // twice, an interceptor given before these sees one call, and an interceptor given after
 // these sees both.
 func (s *Source) DialOptions() []grpc.DialOption {
-	return []grpc.DialOption{
-		grpc.WithPerRPCCredentials(s),
-		grpc.WithChainUnaryInterceptor(s.interceptUnary),
-		grpc.WithChainStreamInterceptor(s.interceptStream),
-	}
+	return append(interceptors(s), grpc.WithPerRPCCredentials(s))
 }
 
 // Token returns the present access token, for clients of another kind than grpc-go: send
@@ -301,7 +343,7 @@ func (s *Source) Token(ctx context.Context) (string, error) {
 	if due && !ended && s.renewal == nil && !now.Before(s.notBefore) {
 		s.renewal = &renewal{done: make(chan struct{})}
 		_, span := spans.Start(ctx, "tokensource.renew")
-		s.renewals.Go(func() { s.renew(trace.ContextWithSpan(s.ctx, span)) })
+		s.running.Go(func() { s.renew(trace.ContextWithSpan(s.ctx, span)) })
 	}
 	access, running, lastErr := s.access, s.renewal, s.lastErr
 	s.mu.Unlock()
@@ -319,6 +361,29 @@ func (s *Source) Token(ctx context.Context) (string, error) {
 	}
 }
 
+// replace takes a refused token out of use, and returns whether to send the refused call again:
+// another token is available or a renewal may bring one. After TOKEN_REVOKED the next token may
+// speak for another session, so the call is not sent again. replace returns false if services
+// refuse tokens too often. If another refused call has replaced the same token already, that
+// token counts as replaced.
+func (s *Source) replace(token string, why watchwordv1.ErrorReason) (again bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused[refusal.Name(why)]++
+	if s.access == token && s.replacements.Allow() {
+		s.access = ""
+		s.stir()
+	}
+	return s.access != token && why != watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED
+}
+
+// count adds one to the count of key in counts, a field that s.mu guards.
+func (s *Source) count(counts map[string]uint64, key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	counts[key]++
+}
+
 // RequireTransportSecurity returns false, because connections within this machine need no
 // TLS. GetRequestMetadata checks the connection.
 func (s *Source) RequireTransportSecurity() bool { return false }
@@ -334,9 +399,7 @@ func (s *Source) GetRequestMetadata(ctx context.Context, uri ...string) (map[str
 	if err == nil {
 		token, err = s.Token(ctx)
 	}
-	if a, ok := ctx.Value(attemptKey{s}).(*attempt); ok {
-		a.sent.Store(&sent{token, err})
-	}
+	note(ctx, s, &sent{s, token, err})
 	if err != nil {
 		return nil, err
 	}

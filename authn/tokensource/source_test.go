@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -364,10 +365,13 @@ func TestNothingPrintsASecret(t *testing.T) {
 		log := slog.New(slog.NewJSONHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		c := withPassword(t, tokensource.WithLogger(log))
 		s := withSession(t, tokensource.WithLogger(log), tokensource.WithStore(func(context.Context, string) error { return errors.New("broken") }))
-		c.goesWith(t, "access-1")
-		s.goesWith(t, "access-1")
+		w := withWorkload(t, tokensource.File(assertionFile(t, "assertion.b.c")), tokensource.WithLogger(log),
+			tokensource.WithTokenFile(filepath.Join(t.TempDir(), "missing", "token")))
+		for _, c := range []*calling{c, s, w} {
+			c.goesWith(t, "access-1")
+		}
 		var shown strings.Builder
-		for _, creds := range []*tokensource.Source{c.Source, s.Source} {
+		for _, creds := range []*tokensource.Source{c.Source, s.Source, w.Source} {
 			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x", "%t"} {
 				fmt.Fprintf(&shown, verb+" "+verb+"\n", creds, struct{ *tokensource.Source }{creds})
 			}
@@ -383,7 +387,10 @@ func TestNothingPrintsASecret(t *testing.T) {
 		refused := always(refusal(codes.Unauthenticated, "SESSION_REVOKED", ""))
 		c.auth.when(refused, nil)
 		c.failsWith(t, "SESSION_REVOKED")
-		for _, secret := range []string{"secret", "access-", "refresh-"} {
+		w.auth.when(always(refusal(codes.Unauthenticated, "ASSERTION_INVALID", "")), nil)
+		time.Sleep(accessLife)
+		w.failsWith(t, "ASSERTION_INVALID")
+		for _, secret := range []string{"secret", "access-", "refresh-", "assertion."} {
 			if strings.Contains(shown.String(), secret) || strings.Contains(logged.String(), secret) {
 				t.Errorf("the secret %q appears in:\n%s\n%s", secret, shown.String(), logged.String())
 			}

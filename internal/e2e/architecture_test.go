@@ -25,7 +25,7 @@ const (
 var mayImport = map[string][]string{
 	"authn":                    {gen, "internal/clock", "internal/detach", "internal/durable", "internal/meter", "internal/refusal", "internal/reload", "internal/retry", "internal/spans", "internal/token", "internal/transport"}, // public: no database, no server, no command line
 	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                                                                                          // public
-	"authn/tokensource":        {"authn", gen, "internal/meter", "internal/refusal", "internal/retry", "internal/spans", "internal/token", "internal/transport"},                                                                    // public: as authn
+	"authn/tokensource":        {"authn", gen, "internal/durable", "internal/meter", "internal/refusal", "internal/retry", "internal/spans", "internal/token", "internal/transport"},                                                // public: as authn
 	"cmd/watchword":            {"internal/cli"},
 	"docs":                     {}, // tests of the text alone
 	"internal/audit":           {"internal/caller", "internal/store"},

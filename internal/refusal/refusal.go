@@ -7,6 +7,7 @@
 package refusal
 
 import (
+	"context"
 	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/code"
@@ -113,13 +114,14 @@ func infoOf(err error) *errdetails.ErrorInfo {
 	return nil
 }
 
-// WithoutMethod removes method from the ErrorInfo of a handler's error. A handler may
-// return the error of another token, from another call. If that error named the
-// handler's method, the client would believe that its own token was refused, and call
-// again.
-func WithoutMethod(err error, method string) error {
+// WithoutMethod removes method from the ErrorInfo of a handler's error. ctx is the context of
+// the handler. A handler may return the error of another token, from another call. If that
+// error named the handler's method, the client would believe that its own token was refused,
+// and call again. An error of [CallersToken] is about the client's own token, and keeps the
+// method as long as the handler has sent nothing on.
+func WithoutMethod(ctx context.Context, err error, method string) error {
 	st, ok := status.FromError(err)
-	if !ok {
+	if err == nil || !ok || keepsMethod(ctx, err) {
 		return err
 	}
 	p, named := st.Proto(), false

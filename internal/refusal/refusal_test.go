@@ -118,7 +118,7 @@ func TestWithoutMethod(t *testing.T) {
 		"no status":        {sentinel, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := refusal.WithoutMethod(test.err, method)
+			got := refusal.WithoutMethod(t.Context(), test.err, method)
 			if test.want == nil {
 				if got != test.err {
 					t.Errorf("%v became %v", test.err, got)

@@ -1,0 +1,121 @@
+package tokensource
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/watchword-auth/watchword/internal/durable"
+	"github.com/watchword-auth/watchword/internal/retry"
+)
+
+// WithTokenFile makes [Workload] keep its access token in a file, for a process in another
+// language on the same machine: gRPC's JWT file credentials (gRFC A97) read this file. The file
+// has mode 0600 and is replaced whole, so a reader sees one token or the next. Only a process of
+// the same user can read the file.
+//
+// The Source renews the token also without calls, when about half of its life is left: gRPC
+// looks for a new token from 90 seconds before the expiry, and stops using a token 30 seconds
+// before. If the file cannot be written, the log says so, and the Source tries again.
+//
+// Close leaves the file, because its reader may outlive this process; the token in the file
+// expires after some minutes. If a service has refused the token of the file as revoked, this
+// process does not know: the file gets a new token at the next renewal.
+//
+// Errors of [Workload]: INVALID_ARGUMENT if path is empty, or if every user of the machine may
+// replace the file. [Password] and [Refresh] refuse the option.
+func WithTokenFile(path string) Option {
+	return func(c *config) { c.tokenFile, c.fileGiven = path, true }
+}
+
+const (
+	// firstWriteDelay and longestWriteDelay limit the pause after a failed write: the operator
+	// has to make room or to give a permission.
+	firstWriteDelay   = time.Second
+	longestWriteDelay = time.Minute
+	// draftAge is older than a draft that another process is writing.
+	draftAge = time.Minute
+)
+
+// checkOptions returns an error for an option that does not fit the session.
+func (s *session) checkOptions() error {
+	switch {
+	case s.assertion != nil && s.store != nil:
+		return misused("Workload has no refresh token for WithStore")
+	case s.assertion == nil && s.fileGiven:
+		return misused("WithTokenFile is for Workload")
+	case s.fileGiven && s.tokenFile == "":
+		return misused("WithTokenFile needs a path")
+	case !s.fileGiven:
+		return nil
+	}
+	if err := durable.CheckWriters(s.tokenFile); err != nil {
+		return misused("WithTokenFile: " + err.Error())
+	}
+	return nil
+}
+
+// keepFile renews the token when due, and writes each new token to the token file, until the
+// Source ends.
+func (s *Source) keepFile() {
+	durable.RemoveDrafts(s.session.tokenFile, draftAge) // of a process that was killed while it wrote
+	var written string
+	var failures retry.Backoff
+	for s.ctx.Err() == nil {
+		token, err := s.Token(context.Background()) // ends with the Source; s.ctx would look like a renewal's
+		var pause time.Duration
+		if err == nil && token != written {
+			if err := s.writeFile(token); err != nil {
+				pause = failures.Next(firstWriteDelay, longestWriteDelay, 0)
+				s.session.log.Error("the token file cannot be written", "path", s.session.tokenFile, "error", err, "pause", pause)
+			} else {
+				written = token
+				failures.Reset()
+			}
+		}
+		s.waitForNews(pause)
+	}
+}
+
+func (s *Source) writeFile(token string) error {
+	return durable.Replace(s.session.tokenFile, func(f *os.File) error {
+		_, err := f.WriteString(token)
+		return err
+	})
+}
+
+// waitForNews returns when the Source may have another token, when a renewal is due, after pause
+// if pause is not zero, or at the end of the Source, whatever comes first.
+func (s *Source) waitForNews(pause time.Duration) {
+	s.mu.Lock()
+	running, due := s.renewal, s.notBefore
+	if s.access != "" && due.Before(s.renewAt) {
+		due = s.renewAt
+	}
+	s.mu.Unlock()
+	if until := time.Until(due); pause == 0 || until < pause {
+		pause = until
+	}
+	if running != nil {
+		select {
+		case <-running.done:
+		case <-s.ctx.Done():
+		}
+		return
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.stirred:
+	case <-s.ctx.Done():
+	}
+}
+
+// stir wakes the keeper of the token file, if there is one.
+func (s *Source) stir() {
+	select {
+	case s.stirred <- struct{}{}:
+	default:
+	}
+}
