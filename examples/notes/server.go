@@ -17,11 +17,11 @@ import (
 const PublicMethods = "/grpc.health.v1.Health/*"
 
 // NewServer returns a gRPC server with the notes service and the health service, guarded by
-// the verifier.
+// the verifier. opts come after the options of the verifier.
 //
 // Errors: those of authn.Verifier.CheckServices, which name every method without a rule.
-func NewServer(verifier *authn.Verifier, service *Service, status *health.Server) (*grpc.Server, error) {
-	server := grpc.NewServer(verifier.ServerOptions()...)
+func NewServer(verifier *authn.Verifier, service *Service, status *health.Server, opts ...grpc.ServerOption) (*grpc.Server, error) {
+	server := grpc.NewServer(append(verifier.ServerOptions(), opts...)...)
 	notesv1.RegisterNotesServiceServer(server, service)
 	healthv1.RegisterHealthServer(server, status)
 	if err := verifier.CheckServices(server.GetServiceInfo()); err != nil {

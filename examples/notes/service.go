@@ -18,6 +18,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 
 	notesv1 "example.com/notes/gen/notes/v1"
+	searchv1 "example.com/notes/gen/search/v1"
 )
 
 const (
@@ -32,6 +33,7 @@ const (
 // makes a Service, and Close ends its streams.
 type Service struct {
 	notesv1.UnimplementedNotesServiceServer
+	search searchv1.SearchServiceClient // calls on behalf of a handler's caller; nil: without search
 
 	mu      sync.Mutex      // guards the fields below
 	notes   []*notesv1.Note // at most maxNotes, the oldest first; a note never changes
@@ -42,9 +44,10 @@ type Service struct {
 	once    sync.Once     // for Close
 }
 
-// NewService returns an empty board.
-func NewService() *Service {
-	return &Service{changed: make(chan struct{}), closing: make(chan struct{})}
+// NewService returns an empty board. search has a connection with the options of
+// tokensource.OnBehalfOf; nil: SearchNotes is FAILED_PRECONDITION.
+func NewService(search searchv1.SearchServiceClient) *Service {
+	return &Service{search: search, changed: make(chan struct{}), closing: make(chan struct{})}
 }
 
 // Close ends every WatchNotes with UNAVAILABLE, because grpc.Server.GracefulStop waits for open
@@ -76,6 +79,33 @@ func (s *Service) AddNote(ctx context.Context, req *notesv1.AddNoteRequest) (*no
 		return nil, status.Errorf(codes.InvalidArgument, "text: must have 1 to %d bytes", maxText)
 	}
 	return &notesv1.AddNoteResponse{Note: s.add(author.Username(), author.Subject(), req.GetText())}, nil
+}
+
+// SearchNotes asks the service search, on behalf of the caller: ctx, the context of the handler,
+// has the caller. The error of the call goes to the caller as it is.
+//
+// Errors: FAILED_PRECONDITION without the service search; those of the service search.
+func (s *Service) SearchNotes(ctx context.Context, req *notesv1.SearchNotesRequest) (*notesv1.SearchNotesResponse, error) {
+	if s.search == nil {
+		return nil, status.Error(codes.FailedPrecondition, "the board was started without the service search")
+	}
+	notes, _ := s.after(0)
+	find := &searchv1.FindRequest{Word: req.GetWord()}
+	for _, n := range notes {
+		find.Texts = append(find.Texts, n.GetText())
+	}
+	found, err := s.search.Find(ctx, find)
+	if err != nil {
+		return nil, err
+	}
+	resp := &notesv1.SearchNotesResponse{Subject: found.GetSubject(), Actor: found.GetActor()}
+	for _, place := range found.GetPlaces() {
+		if place < 0 || int(place) >= len(notes) {
+			return nil, status.Error(codes.Internal, "the service search named a text that was not in the request")
+		}
+		resp.Notes = append(resp.Notes, notes[place])
+	}
+	return resp, nil
 }
 
 // WatchNotes sends all notes, and then each new note.

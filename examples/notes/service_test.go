@@ -21,6 +21,7 @@ import (
 	"github.com/watchword-auth/watchword/authn/authntest"
 
 	notesv1 "example.com/notes/gen/notes/v1"
+	searchv1 "example.com/notes/gen/search/v1"
 )
 
 // serve runs a server in memory until the end of the test, and returns a connection to the
@@ -56,7 +57,7 @@ func testContext(t *testing.T) context.Context {
 func board(t *testing.T, issuer *authntest.Issuer) *grpc.ClientConn {
 	t.Helper()
 	verifier := issuer.NewVerifier(t, authn.WithAudience("internal"), authn.WithPublicMethods(PublicMethods))
-	server, err := NewServer(verifier, NewService(), health.NewServer())
+	server, err := NewServer(verifier, NewService(nil), health.NewServer())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +67,7 @@ func board(t *testing.T, issuer *authntest.Issuer) *grpc.ClientConn {
 // Every method that is not public refuses a call without a token.
 func TestEveryMethodIsGuarded(t *testing.T) {
 	verifier := authntest.New().NewVerifier(t, authn.WithAudience("internal"), authn.WithPublicMethods(PublicMethods))
-	server, err := NewServer(verifier, NewService(), health.NewServer())
+	server, err := NewServer(verifier, NewService(nil), health.NewServer())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +130,7 @@ func TestServerIsGuarded(t *testing.T) {
 }
 
 func TestAddNote(t *testing.T) {
-	s := NewService()
+	s := NewService(nil)
 	if _, err := s.AddNote(t.Context(), &notesv1.AddNoteRequest{Text: "x"}); status.Code(err) != codes.Internal {
 		t.Errorf("without a principal: %v, want INTERNAL", err)
 	}
@@ -146,7 +147,7 @@ func TestAddNote(t *testing.T) {
 }
 
 func TestBoardIsBounded(t *testing.T) {
-	s := NewService()
+	s := NewService(nil)
 	for i := range maxNotes + 3 {
 		n := s.add(strings.Repeat("a", 256), "AAAAAAAAAAAAAAAA", strings.Repeat("t", maxText))
 		if n.GetId() != int64(i+1) {
@@ -168,7 +169,7 @@ func TestBoardIsBounded(t *testing.T) {
 }
 
 func TestAfter(t *testing.T) {
-	s := NewService()
+	s := NewService(nil)
 	for i := range maxNotes + 5 {
 		s.add("alice", "id", fmt.Sprint(i))
 	}
@@ -185,7 +186,7 @@ func TestAfter(t *testing.T) {
 
 func TestWatchNotes(t *testing.T) {
 	ctx := testContext(t)
-	s := NewService()
+	s := NewService(nil)
 	server := grpc.NewServer() // unguarded: TestServerIsGuarded tests the guard
 	notesv1.RegisterNotesServiceServer(server, s)
 	client := notesv1.NewNotesServiceClient(serve(t, server))
@@ -223,5 +224,21 @@ func TestWatchNotes(t *testing.T) {
 		if _, err := stream.Recv(); status.Code(err) != codes.Unavailable {
 			t.Errorf("after Close: %v, want UNAVAILABLE", err)
 		}
+	}
+}
+
+// wrongSearch names a text that was not in the request.
+type wrongSearch struct{ searchv1.SearchServiceClient }
+
+func (wrongSearch) Find(context.Context, *searchv1.FindRequest, ...grpc.CallOption) (*searchv1.FindResponse, error) {
+	return &searchv1.FindResponse{Places: []int32{1}}, nil
+}
+
+func TestSearchWithout(t *testing.T) {
+	if _, err := NewService(nil).SearchNotes(t.Context(), new(notesv1.SearchNotesRequest)); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("without search: %v", err)
+	}
+	if _, err := NewService(wrongSearch{}).SearchNotes(t.Context(), new(notesv1.SearchNotesRequest)); status.Code(err) != codes.Internal {
+		t.Errorf("with a wrong answer: %v", err)
 	}
 }

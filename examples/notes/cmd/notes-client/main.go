@@ -20,9 +20,11 @@ import (
 	"unicode"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/authn/tokensource"
@@ -98,6 +100,7 @@ func run(ctx context.Context, c config) error {
 		{"list notes", w.list},
 		{"list notes without a token", w.listWithoutToken},
 		{"add a note", w.add},
+		{"search the notes", w.search},
 		{"refresh", w.refresh},
 		{"list notes with the new token", w.list},
 		{"log out", w.logout},
@@ -155,6 +158,18 @@ func (w *walk) add(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return "refused with ROLE_REQUIRED", nil
+}
+
+// search accepts a board without the service search too.
+func (w *walk) search(ctx context.Context) (string, error) {
+	resp, err := w.notes.SearchNotes(w.authorized(ctx), &notesv1.SearchNotesRequest{Word: "hello"})
+	if status.Code(err) == codes.FailedPrecondition {
+		return "the notes service was started without the service search", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("ok, %d found; search was called for %q by %q", len(resp.GetNotes()), resp.GetSubject(), resp.GetActor()), nil
 }
 
 // refresh replaces both tokens. The old access token stays good until its expiry; the old

@@ -1,16 +1,12 @@
-// Command notes serves a board of notes, guarded by tokens of a Watchword server.
+// Command notes serves a board of notes, guarded by tokens of a Watchword server. With
+// --search-addr it calls the service search on behalf of its callers.
 package main
 
 import (
-	"context"
+	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
-	"net"
 	"os"
-	"os/signal"
-	"syscall"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -20,99 +16,58 @@ import (
 	"github.com/watchword-auth/watchword/authn/tokensource"
 
 	"example.com/notes"
+	searchv1 "example.com/notes/gen/search/v1"
+	"example.com/notes/internal/serving"
 )
 
-const (
-	// startTimeout limits the wait for Watchword's keys. Both servers may be started
-	// together.
-	startTimeout = time.Minute
-	// stopTimeout limits the wait for running calls when the server stops.
-	stopTimeout = 5 * time.Second
-)
-
-type config struct {
-	addr, authAddr, audience, caFile string
+// searching says how to call the service search.
+type searching struct {
+	addr, audience, assertionFile string
 }
 
 func main() {
-	var c config
-	flag.StringVar(&c.addr, "addr", "127.0.0.1:50061", "address to serve on; this example has no TLS, so keep it on loopback")
-	flag.StringVar(&c.authAddr, "auth-addr", "127.0.0.1:50051", "address of the Watchword server")
-	flag.StringVar(&c.audience, "audience", "internal", "audience that tokens must be for")
-	flag.StringVar(&c.caFile, "ca-file", "", "PEM certificates to trust for TLS to Watchword; none: plaintext, on loopback alone")
+	c := serving.Config{Name: "notes", Addr: "127.0.0.1:50061", Audience: "internal", PublicMethods: notes.PublicMethods}
+	c.Flags()
+	var s searching
+	flag.StringVar(&s.addr, "search-addr", "", "address of the service search, in plaintext; none: without search")
+	flag.StringVar(&s.audience, "search-audience", "search", "audience of the service search")
+	flag.StringVar(&s.assertionFile, "assertion-file", "", "file with the token of the platform, by which notes signs in at Watchword")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, c); err != nil {
-		fmt.Fprintf(os.Stderr, "notes: %q\n", err.Error()) // quoted, because it may hold text of a server
-		os.Exit(1)
+	if s.addr != "" && s.assertionFile == "" {
+		fmt.Fprintln(os.Stderr, "notes: --search-addr needs --assertion-file too")
+		os.Exit(2)
 	}
+	serving.Main(c, s.build)
 }
 
-// run serves until ctx ends.
-func run(ctx context.Context, c config) error {
-	conn, err := dial(c.authAddr, c.caFile)
+// build makes the server.
+func (s searching) build(authConn *grpc.ClientConn, verifier *authn.Verifier, status *health.Server, opts ...grpc.ServerOption) (*serving.Server, error) {
+	search, stop, err := s.connect(authConn)
 	if err != nil {
-		return fmt.Errorf("connecting to Watchword: %w", err)
+		return nil, fmt.Errorf("connecting to search: %w", err)
 	}
-	defer conn.Close()
-
-	verifier, err := newVerifier(ctx, conn, c.audience)
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return nil // stopped before the start was complete
-	case err != nil:
-		return fmt.Errorf("fetching the keys: %w", err)
-	}
-	defer verifier.Close()
-
-	service, status := notes.NewService(), health.NewServer()
-	server, err := notes.NewServer(verifier, service, status)
+	service := notes.NewService(search)
+	server, err := notes.NewServer(verifier, service, status, opts...)
 	if err != nil {
-		return err
+		return nil, errors.Join(err, stop())
 	}
-	listener, err := net.Listen("tcp", c.addr)
-	if err != nil {
-		return err
-	}
-	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(listener) }()
-	fmt.Fprintf(os.Stderr, "notes: ready on %s\n", listener.Addr())
-
-	select {
-	case err := <-failed:
-		return err
-	case <-ctx.Done():
-	}
-	// First end the long calls: health watches and WatchNotes. Then the server waits for the
-	// other calls, at most for stopTimeout.
-	status.Shutdown()
-	service.Close()
-	impatient := time.AfterFunc(stopTimeout, server.Stop)
-	defer impatient.Stop()
-	server.GracefulStop()
-	return <-failed
+	return &serving.Server{Server: server, EndCalls: service.Close, Release: func() { _ = stop() }}, nil
 }
 
-// dial returns a connection to Watchword. grpc-go connects at the first call.
-func dial(addr, caFile string) (*grpc.ClientConn, error) {
-	creds := insecure.NewCredentials()
-	if caFile != "" {
-		fromFiles, err := authn.TLSFromFiles(authn.TLSFiles{CAFile: caFile})
-		if err != nil {
-			return nil, err
-		}
-		creds = fromFiles // reads the file again until the process ends
+// connect returns a client of search that calls on behalf of the caller of a handler; nil without
+// --search-addr. stop closes what the client uses.
+func (s searching) connect(authConn *grpc.ClientConn) (client searchv1.SearchServiceClient, stop func() error, err error) {
+	if s.addr == "" {
+		return nil, func() error { return nil }, nil
 	}
-	return tokensource.Dial(addr, grpc.WithTransportCredentials(creds))
-}
-
-// newVerifier returns a verifier with Watchword's keys.
-func newVerifier(ctx context.Context, conn *grpc.ClientConn, audience string) (*authn.Verifier, error) {
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	return authn.NewVerifier(ctx, conn,
-		authn.WithAudience(audience),
-		authn.WithPublicMethods(notes.PublicMethods),
-		authn.WithLogger(slog.Default()))
+	source, err := tokensource.Workload(authConn, tokensource.File(s.assertionFile))
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err := grpc.NewClient(s.addr, append(tokensource.OnBehalfOf(source, authConn, s.audience),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))...) // on loopback
+	if err != nil {
+		return nil, nil, errors.Join(err, source.Close())
+	}
+	return searchv1.NewSearchServiceClient(conn), func() error { return errors.Join(conn.Close(), source.Close()) }, nil
 }

@@ -365,6 +365,116 @@ func (x *AddNoteResponse) GetNote() *Note {
 	return nil
 }
 
+// SearchNotesRequest describes what to find.
+type SearchNotesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The word.
+	Word          string `protobuf:"bytes,1,opt,name=word,proto3" json:"word,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SearchNotesRequest) Reset() {
+	*x = SearchNotesRequest{}
+	mi := &file_notes_v1_notes_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SearchNotesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SearchNotesRequest) ProtoMessage() {}
+
+func (x *SearchNotesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_notes_v1_notes_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SearchNotesRequest.ProtoReflect.Descriptor instead.
+func (*SearchNotesRequest) Descriptor() ([]byte, []int) {
+	return file_notes_v1_notes_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SearchNotesRequest) GetWord() string {
+	if x != nil {
+		return x.Word
+	}
+	return ""
+}
+
+// SearchNotesResponse holds the notes that were found.
+type SearchNotesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The oldest first.
+	Notes []*Note `protobuf:"bytes,1,rep,name=notes,proto3" json:"notes,omitempty"`
+	// The user, as the service search has seen the subject of the call.
+	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// The service that called on behalf of the user, as the service search has seen it.
+	Actor         string `protobuf:"bytes,3,opt,name=actor,proto3" json:"actor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SearchNotesResponse) Reset() {
+	*x = SearchNotesResponse{}
+	mi := &file_notes_v1_notes_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SearchNotesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SearchNotesResponse) ProtoMessage() {}
+
+func (x *SearchNotesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_notes_v1_notes_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SearchNotesResponse.ProtoReflect.Descriptor instead.
+func (*SearchNotesResponse) Descriptor() ([]byte, []int) {
+	return file_notes_v1_notes_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SearchNotesResponse) GetNotes() []*Note {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+func (x *SearchNotesResponse) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *SearchNotesResponse) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
 // WatchNotesRequest is empty.
 type WatchNotesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -374,7 +484,7 @@ type WatchNotesRequest struct {
 
 func (x *WatchNotesRequest) Reset() {
 	*x = WatchNotesRequest{}
-	mi := &file_notes_v1_notes_proto_msgTypes[7]
+	mi := &file_notes_v1_notes_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +496,7 @@ func (x *WatchNotesRequest) String() string {
 func (*WatchNotesRequest) ProtoMessage() {}
 
 func (x *WatchNotesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_notes_v1_notes_proto_msgTypes[7]
+	mi := &file_notes_v1_notes_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +509,7 @@ func (x *WatchNotesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNotesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNotesRequest) Descriptor() ([]byte, []int) {
-	return file_notes_v1_notes_proto_rawDescGZIP(), []int{7}
+	return file_notes_v1_notes_proto_rawDescGZIP(), []int{9}
 }
 
 // WatchNotesResponse is one message of the stream.
@@ -413,7 +523,7 @@ type WatchNotesResponse struct {
 
 func (x *WatchNotesResponse) Reset() {
 	*x = WatchNotesResponse{}
-	mi := &file_notes_v1_notes_proto_msgTypes[8]
+	mi := &file_notes_v1_notes_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -425,7 +535,7 @@ func (x *WatchNotesResponse) String() string {
 func (*WatchNotesResponse) ProtoMessage() {}
 
 func (x *WatchNotesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_notes_v1_notes_proto_msgTypes[8]
+	mi := &file_notes_v1_notes_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -438,7 +548,7 @@ func (x *WatchNotesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNotesResponse.ProtoReflect.Descriptor instead.
 func (*WatchNotesResponse) Descriptor() ([]byte, []int) {
-	return file_notes_v1_notes_proto_rawDescGZIP(), []int{8}
+	return file_notes_v1_notes_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WatchNotesResponse) GetNote() *Note {
@@ -469,14 +579,21 @@ const file_notes_v1_notes_proto_rawDesc = "" +
 	"\x0eAddNoteRequest\x12\x12\n" +
 	"\x04text\x18\x01 \x01(\tR\x04text\"5\n" +
 	"\x0fAddNoteResponse\x12\"\n" +
-	"\x04note\x18\x01 \x01(\v2\x0e.notes.v1.NoteR\x04note\"\x13\n" +
+	"\x04note\x18\x01 \x01(\v2\x0e.notes.v1.NoteR\x04note\"(\n" +
+	"\x12SearchNotesRequest\x12\x12\n" +
+	"\x04word\x18\x01 \x01(\tR\x04word\"k\n" +
+	"\x13SearchNotesResponse\x12$\n" +
+	"\x05notes\x18\x01 \x03(\v2\x0e.notes.v1.NoteR\x05notes\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\x12\x14\n" +
+	"\x05actor\x18\x03 \x01(\tR\x05actor\"\x13\n" +
 	"\x11WatchNotesRequest\"8\n" +
 	"\x12WatchNotesResponse\x12\"\n" +
-	"\x04note\x18\x01 \x01(\v2\x0e.notes.v1.NoteR\x04note2\xc2\x02\n" +
+	"\x04note\x18\x01 \x01(\v2\x0e.notes.v1.NoteR\x04note2\x94\x03\n" +
 	"\fNotesService\x12@\n" +
 	"\x05About\x12\x16.notes.v1.AboutRequest\x1a\x17.notes.v1.AboutResponse\"\x06\x82\xde#\x02\b\x01\x12J\n" +
 	"\tListNotes\x12\x1a.notes.v1.ListNotesRequest\x1a\x1b.notes.v1.ListNotesResponse\"\x04\x82\xde#\x00\x12S\n" +
-	"\aAddNote\x12\x18.notes.v1.AddNoteRequest\x1a\x19.notes.v1.AddNoteResponse\"\x13\x82\xde#\x0f\x12\x06writer\x12\x05admin\x12O\n" +
+	"\aAddNote\x12\x18.notes.v1.AddNoteRequest\x1a\x19.notes.v1.AddNoteResponse\"\x13\x82\xde#\x0f\x12\x06writer\x12\x05admin\x12P\n" +
+	"\vSearchNotes\x12\x1c.notes.v1.SearchNotesRequest\x1a\x1d.notes.v1.SearchNotesResponse\"\x04\x82\xde#\x00\x12O\n" +
 	"\n" +
 	"WatchNotes\x12\x1b.notes.v1.WatchNotesRequest\x1a\x1c.notes.v1.WatchNotesResponse\"\x04\x82\xde#\x000\x01B(Z&example.com/notes/gen/notes/v1;notesv1b\x06proto3"
 
@@ -492,7 +609,7 @@ func file_notes_v1_notes_proto_rawDescGZIP() []byte {
 	return file_notes_v1_notes_proto_rawDescData
 }
 
-var file_notes_v1_notes_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_notes_v1_notes_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_notes_v1_notes_proto_goTypes = []any{
 	(*Note)(nil),                  // 0: notes.v1.Note
 	(*AboutRequest)(nil),          // 1: notes.v1.AboutRequest
@@ -501,28 +618,33 @@ var file_notes_v1_notes_proto_goTypes = []any{
 	(*ListNotesResponse)(nil),     // 4: notes.v1.ListNotesResponse
 	(*AddNoteRequest)(nil),        // 5: notes.v1.AddNoteRequest
 	(*AddNoteResponse)(nil),       // 6: notes.v1.AddNoteResponse
-	(*WatchNotesRequest)(nil),     // 7: notes.v1.WatchNotesRequest
-	(*WatchNotesResponse)(nil),    // 8: notes.v1.WatchNotesResponse
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*SearchNotesRequest)(nil),    // 7: notes.v1.SearchNotesRequest
+	(*SearchNotesResponse)(nil),   // 8: notes.v1.SearchNotesResponse
+	(*WatchNotesRequest)(nil),     // 9: notes.v1.WatchNotesRequest
+	(*WatchNotesResponse)(nil),    // 10: notes.v1.WatchNotesResponse
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
 }
 var file_notes_v1_notes_proto_depIdxs = []int32{
-	9, // 0: notes.v1.Note.created_at:type_name -> google.protobuf.Timestamp
-	0, // 1: notes.v1.ListNotesResponse.notes:type_name -> notes.v1.Note
-	0, // 2: notes.v1.AddNoteResponse.note:type_name -> notes.v1.Note
-	0, // 3: notes.v1.WatchNotesResponse.note:type_name -> notes.v1.Note
-	1, // 4: notes.v1.NotesService.About:input_type -> notes.v1.AboutRequest
-	3, // 5: notes.v1.NotesService.ListNotes:input_type -> notes.v1.ListNotesRequest
-	5, // 6: notes.v1.NotesService.AddNote:input_type -> notes.v1.AddNoteRequest
-	7, // 7: notes.v1.NotesService.WatchNotes:input_type -> notes.v1.WatchNotesRequest
-	2, // 8: notes.v1.NotesService.About:output_type -> notes.v1.AboutResponse
-	4, // 9: notes.v1.NotesService.ListNotes:output_type -> notes.v1.ListNotesResponse
-	6, // 10: notes.v1.NotesService.AddNote:output_type -> notes.v1.AddNoteResponse
-	8, // 11: notes.v1.NotesService.WatchNotes:output_type -> notes.v1.WatchNotesResponse
-	8, // [8:12] is the sub-list for method output_type
-	4, // [4:8] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	11, // 0: notes.v1.Note.created_at:type_name -> google.protobuf.Timestamp
+	0,  // 1: notes.v1.ListNotesResponse.notes:type_name -> notes.v1.Note
+	0,  // 2: notes.v1.AddNoteResponse.note:type_name -> notes.v1.Note
+	0,  // 3: notes.v1.SearchNotesResponse.notes:type_name -> notes.v1.Note
+	0,  // 4: notes.v1.WatchNotesResponse.note:type_name -> notes.v1.Note
+	1,  // 5: notes.v1.NotesService.About:input_type -> notes.v1.AboutRequest
+	3,  // 6: notes.v1.NotesService.ListNotes:input_type -> notes.v1.ListNotesRequest
+	5,  // 7: notes.v1.NotesService.AddNote:input_type -> notes.v1.AddNoteRequest
+	7,  // 8: notes.v1.NotesService.SearchNotes:input_type -> notes.v1.SearchNotesRequest
+	9,  // 9: notes.v1.NotesService.WatchNotes:input_type -> notes.v1.WatchNotesRequest
+	2,  // 10: notes.v1.NotesService.About:output_type -> notes.v1.AboutResponse
+	4,  // 11: notes.v1.NotesService.ListNotes:output_type -> notes.v1.ListNotesResponse
+	6,  // 12: notes.v1.NotesService.AddNote:output_type -> notes.v1.AddNoteResponse
+	8,  // 13: notes.v1.NotesService.SearchNotes:output_type -> notes.v1.SearchNotesResponse
+	10, // 14: notes.v1.NotesService.WatchNotes:output_type -> notes.v1.WatchNotesResponse
+	10, // [10:15] is the sub-list for method output_type
+	5,  // [5:10] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_notes_v1_notes_proto_init() }
@@ -536,7 +658,7 @@ func file_notes_v1_notes_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_notes_v1_notes_proto_rawDesc), len(file_notes_v1_notes_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,10 +21,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	NotesService_About_FullMethodName      = "/notes.v1.NotesService/About"
-	NotesService_ListNotes_FullMethodName  = "/notes.v1.NotesService/ListNotes"
-	NotesService_AddNote_FullMethodName    = "/notes.v1.NotesService/AddNote"
-	NotesService_WatchNotes_FullMethodName = "/notes.v1.NotesService/WatchNotes"
+	NotesService_About_FullMethodName       = "/notes.v1.NotesService/About"
+	NotesService_ListNotes_FullMethodName   = "/notes.v1.NotesService/ListNotes"
+	NotesService_AddNote_FullMethodName     = "/notes.v1.NotesService/AddNote"
+	NotesService_SearchNotes_FullMethodName = "/notes.v1.NotesService/SearchNotes"
+	NotesService_WatchNotes_FullMethodName  = "/notes.v1.NotesService/WatchNotes"
 )
 
 // NotesServiceClient is the client API for NotesService service.
@@ -44,6 +45,12 @@ type NotesServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT if the text is empty or too long.
 	AddNote(ctx context.Context, in *AddNoteRequest, opts ...grpc.CallOption) (*AddNoteResponse, error)
+	// SearchNotes finds the notes that have a word. The board asks the service search, on behalf
+	// of the caller.
+	//
+	// Errors: INVALID_ARGUMENT if the word is empty; FAILED_PRECONDITION if the board was
+	// started without the service search; those of the service search.
+	SearchNotes(ctx context.Context, in *SearchNotesRequest, opts ...grpc.CallOption) (*SearchNotesResponse, error)
 	// WatchNotes sends the notes on the board, and then each new note. A slow watcher
 	// misses the notes that the board has lost in between.
 	//
@@ -89,6 +96,16 @@ func (c *notesServiceClient) AddNote(ctx context.Context, in *AddNoteRequest, op
 	return out, nil
 }
 
+func (c *notesServiceClient) SearchNotes(ctx context.Context, in *SearchNotesRequest, opts ...grpc.CallOption) (*SearchNotesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SearchNotesResponse)
+	err := c.cc.Invoke(ctx, NotesService_SearchNotes_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *notesServiceClient) WatchNotes(ctx context.Context, in *WatchNotesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchNotesResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &NotesService_ServiceDesc.Streams[0], NotesService_WatchNotes_FullMethodName, cOpts...)
@@ -125,6 +142,12 @@ type NotesServiceServer interface {
 	//
 	// Errors: INVALID_ARGUMENT if the text is empty or too long.
 	AddNote(context.Context, *AddNoteRequest) (*AddNoteResponse, error)
+	// SearchNotes finds the notes that have a word. The board asks the service search, on behalf
+	// of the caller.
+	//
+	// Errors: INVALID_ARGUMENT if the word is empty; FAILED_PRECONDITION if the board was
+	// started without the service search; those of the service search.
+	SearchNotes(context.Context, *SearchNotesRequest) (*SearchNotesResponse, error)
 	// WatchNotes sends the notes on the board, and then each new note. A slow watcher
 	// misses the notes that the board has lost in between.
 	//
@@ -148,6 +171,9 @@ func (UnimplementedNotesServiceServer) ListNotes(context.Context, *ListNotesRequ
 }
 func (UnimplementedNotesServiceServer) AddNote(context.Context, *AddNoteRequest) (*AddNoteResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method AddNote not implemented")
+}
+func (UnimplementedNotesServiceServer) SearchNotes(context.Context, *SearchNotesRequest) (*SearchNotesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SearchNotes not implemented")
 }
 func (UnimplementedNotesServiceServer) WatchNotes(*WatchNotesRequest, grpc.ServerStreamingServer[WatchNotesResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchNotes not implemented")
@@ -227,6 +253,24 @@ func _NotesService_AddNote_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NotesService_SearchNotes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SearchNotesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NotesServiceServer).SearchNotes(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NotesService_SearchNotes_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NotesServiceServer).SearchNotes(ctx, req.(*SearchNotesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _NotesService_WatchNotes_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchNotesRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -256,6 +300,10 @@ var NotesService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "AddNote",
 			Handler:    _NotesService_AddNote_Handler,
+		},
+		{
+			MethodName: "SearchNotes",
+			Handler:    _NotesService_SearchNotes_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

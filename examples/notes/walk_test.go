@@ -1,0 +1,230 @@
+package notes
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A walk runs the commands of the README as processes, at other addresses than in the README.
+type walk struct {
+	bin      string              // folder of the programs
+	env      []string            // of every process
+	more     map[string][]string // further arguments by program
+	password string              // of admin, on the standard input
+	unseen   string              // the part of the README after the last command
+}
+
+// TestWalk makes the walk of the section "Call search on behalf of a user". The test takes each
+// command from the README, and fails if the README has the commands in another order or form.
+func TestWalk(t *testing.T) {
+	w := newWalk(t)
+	grpcAddr, httpAddr, notesAddr, searchAddr := free(t), free(t), free(t), free(t)
+	w.env = append(os.Environ(), "HOME="+t.TempDir(), "XDG_CONFIG_HOME="+t.TempDir(), "WATCHWORD_ADDR="+grpcAddr, "WATCHWORD_PLAINTEXT=true")
+	platform := filepath.Join(t.TempDir(), "platform")
+	w.more = map[string][]string{
+		"issuer":       {"--dir", platform, "--audience", "http://" + httpAddr},
+		"search":       {"--addr", searchAddr, "--auth-addr", grpcAddr},
+		"notes":        {"--addr", notesAddr, "--auth-addr", grpcAddr},
+		"notes-client": {"--addr", notesAddr, "--auth-addr", grpcAddr},
+	}
+	readme := strings.NewReplacer("127.0.0.1:50062", searchAddr, "examples/notes/platform", platform, "platform/token", platform+"/token")
+
+	w.next(t, `make run ARGS="--audience internal --audience search"`)
+	server := w.start(t, t.TempDir(), "watchword", "serve", "--audience", "internal", "--audience", "search", "--grpc-addr", grpcAddr, "--http-addr", httpAddr)
+	w.password = server.line(t, "^[^ ]+$")
+	for _, line := range []string{
+		".bin/watchword login admin --audience watchword",
+		".bin/watchword service create notes --audience internal --delegates-to search",
+		"(cd examples/notes && go run ./cmd/issuer)",
+		".bin/watchword issuer add laptop --issuer https://laptop.example --jwks-file examples/notes/platform/jwks.json",
+		".bin/watchword service bind notes --issuer laptop --subject notes",
+	} {
+		w.run(t, readme.Replace(w.next(t, line)))
+	}
+	serve := func(line string) *process {
+		t.Helper()
+		args := w.args(readme.Replace(w.next(t, line)))
+		p := w.start(t, t.TempDir(), args[0], args[1:]...)
+		p.line(t, "ready on")
+		return p
+	}
+	search := serve("go run ./cmd/search --show-revocations")
+	notes := serve("go run ./cmd/notes --show-revocations --search-addr 127.0.0.1:50062 --assertion-file platform/token")
+	client := w.next(t, "go run ./cmd/notes-client --username admin")
+	out := w.run(t, client)
+
+	// The README shows what the programs print, but for the time.
+	times := regexp.MustCompile(`[0-9.]+[mµ]?s after`)
+	for _, want := range []string{
+		`search the notes: ok, 1 found; search was called for "admin" by "notes"`,
+		"list notes after the logout: refused with TOKEN_REVOKED, 5.9ms after the logout",
+	} {
+		w.next(t, want)
+		if !slices.Contains(strings.Split(times.ReplaceAllString(out, "5.9ms after"), "\n"), want) {
+			t.Errorf("the client does not print %q:\n%s", want, out)
+		}
+	}
+	for p, line := range map[*process]string{
+		notes:  `notes: the token of "admin" is refused from now on: TOKEN_REVOKED`,
+		search: `search: the token of "admin", shown by "notes", is refused from now on: TOKEN_REVOKED`,
+	} {
+		if !strings.Contains(w.unseen, "\n    "+line+"\n") {
+			t.Errorf("the README does not show %q", line)
+		}
+		p.line(t, "^"+regexp.QuoteMeta(line)+"$")
+	}
+
+	// After a change of the account's rights, notes renews its own token.
+	w.run(t, ".bin/watchword service set notes --role reader")
+	if out := w.run(t, client); !strings.Contains(out, "search the notes: ok, 2 found") {
+		t.Errorf("after a change of rights:\n%s", out)
+	}
+	if disable := ".bin/watchword service disable notes"; !strings.Contains(w.unseen, disable) {
+		t.Errorf("the README does not show %s", disable)
+	}
+	w.run(t, ".bin/watchword service disable notes")
+	if out, err := w.command(t, client).CombinedOutput(); err == nil || !strings.Contains(string(out), "search the notes: rpc error") {
+		t.Errorf("with a disabled account: %v\n%s", err, out)
+	}
+}
+
+// newWalk builds the programs, and reads the README.
+func newWalk(t *testing.T) *walk {
+	t.Helper()
+	w := &walk{bin: t.TempDir()}
+	build := exec.Command("go", "build", "-o", w.bin, "./cmd/...", "github.com/watchword-auth/watchword/cmd/watchword")
+	if made := os.Getenv("WATCHWORD_BIN"); made != "" {
+		build = exec.Command("go", "build", "-o", w.bin, "./cmd/...")
+		if err := os.Symlink(made, filepath.Join(w.bin, "watchword")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found bool
+	if _, w.unseen, found = strings.Cut(string(text), "\n## Call search on behalf of a user\n"); !found {
+		t.Fatal("the README has no walk")
+	}
+	w.unseen, _, _ = strings.Cut(w.unseen, "\n## ")
+	return w
+}
+
+// next checks that the README has the line after the lines before, and returns the line.
+func (w *walk) next(t *testing.T, line string) string {
+	t.Helper()
+	_, after, found := strings.Cut(w.unseen, "\n    "+line+"\n")
+	if !found {
+		t.Fatalf("the README does not have this line, or not in this order: %s", line)
+	}
+	w.unseen = "\n" + after
+	return line
+}
+
+// args returns the program and the arguments of a command line of the README.
+func (w *walk) args(line string) []string {
+	line = strings.TrimSuffix(strings.TrimPrefix(line, "(cd examples/notes && "), ")")
+	args := strings.Fields(strings.TrimPrefix(strings.TrimPrefix(line, "go run ./cmd/"), ".bin/"))
+	return append(args, w.more[args[0]]...)
+}
+
+// run runs a command to its end, and returns the output.
+func (w *walk) run(t *testing.T, line string) string {
+	t.Helper()
+	out, err := w.command(t, line).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return string(out)
+}
+
+// command returns the process of a command line, which gets the password of admin.
+func (w *walk) command(t *testing.T, line string) *exec.Cmd {
+	args := w.args(line)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, filepath.Join(w.bin, args[0]), args[1:]...)
+	cmd.Env, cmd.Stdin = w.env, strings.NewReader(w.password+"\n")
+	return cmd
+}
+
+// A process is a server of the walk, which prints lines.
+type process struct {
+	name  string
+	lines chan string
+}
+
+// start starts a server in a folder, until the end of the test.
+func (w *walk) start(t *testing.T, dir, program string, args ...string) *process {
+	t.Helper()
+	cmd := exec.Command(filepath.Join(w.bin, program), args...)
+	cmd.Dir, cmd.Env = dir, w.env
+	reader, writer := io.Pipe()
+	cmd.Stdout, cmd.Stderr = writer, writer
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{program, make(chan string, 1000)}
+	go func() {
+		defer close(p.lines)
+		for s := bufio.NewScanner(reader); s.Scan(); {
+			p.lines <- s.Text()
+		}
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%s: %v", program, err)
+		}
+		writer.Close()
+	})
+	return p
+}
+
+// line waits for a line that matches the pattern.
+func (p *process) line(t *testing.T, pattern string) string {
+	t.Helper()
+	match, late := regexp.MustCompile(pattern), time.After(time.Minute)
+	var seen bytes.Buffer
+	for {
+		select {
+		case line, ok := <-p.lines:
+			if !ok {
+				t.Fatalf("%s ended before the line %s:\n%s", p.name, pattern, seen.String())
+			}
+			if match.MatchString(line) {
+				return line
+			}
+			seen.WriteString(line + "\n")
+		case <-late:
+			t.Fatalf("%s has no line %s:\n%s", p.name, pattern, seen.String())
+		}
+	}
+}
+
+// free returns an address of this machine that is free.
+func free(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
