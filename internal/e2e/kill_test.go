@@ -84,8 +84,8 @@ func newAccounts(t *testing.T, c *client, adminPassword string, n int) *accounts
 // lastKinds lists kinds of calls, a kind for each round with a chosen kill: the kill comes
 // right after an acknowledged call of the kind.
 var lastKinds = []string{
-	"logout", "revoke", "set password", "refresh", "logout", "disable", "login", "revoke all",
-	"logout", "change password", "roles", "enable", "logout", "revoke", "create", "delete",
+	"logout", "revoke", "set password", "disable", "login", "revoke all",
+	"logout", "change password", "refresh", "roles", "enable", "create", "delete",
 }
 
 // tally counts the acknowledged calls of a round, and kills the server.
