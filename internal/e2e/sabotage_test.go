@@ -32,7 +32,7 @@ func faultRounds(t *testing.T, ordinary int) int {
 // and promotes the standby. Every session's history must be linearizable, and no
 // acknowledged change may be lost. With a grace, no session may end without a logout.
 func TestReplicasUnderFaults(t *testing.T) {
-	t.Run("with a grace", func(t *testing.T) { runUnderFaults(t, rules{grace: true}, "24h", 80, faultRounds(t, 2)) })
+	t.Run("with a grace", func(t *testing.T) { runUnderFaults(t, rules{grace: true}, "24h", 80, faultRounds(t, 1)) })
 	t.Run("without a grace", func(t *testing.T) { runUnderFaults(t, rules{}, "0s", 40, faultRounds(t, 1)) })
 }
 
