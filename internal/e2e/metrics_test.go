@@ -76,7 +76,7 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 	if expiry := s.metric(t, "watchword_certificate_expiry_timestamp_seconds"); int64(expiry) != leaf.NotAfter.Unix() {
 		t.Errorf("the certificate expires at %v, and the metric says %d", leaf.NotAfter, expiry)
 	}
-	if lines := strings.Count(string(page), "\n"); lines > 500 {
+	if lines := strings.Count(string(page), "\n"); lines > 550 { // each method of the API has three series
 		t.Errorf("the page has %d lines", lines)
 	} else {
 		t.Logf("the page has %d lines", lines)

@@ -228,23 +228,23 @@ func (k *Keys) Fetched(name string) Fetched {
 type Stats struct {
 	Succeeded, Failed uint64 // fetches
 	Failing           int    // issuers with a newest fetch that failed
-	// Ages holds the time since the newest fetch that succeeded, by the name of the issuer.
-	// The bound maxIssuers bounds the names.
-	Ages map[string]time.Duration
+	// Oldest is the time since the newest fetch that succeeded, of the issuer for which that
+	// time is longest. Issuers without such a fetch are left out.
+	Oldest time.Duration
 }
 
 // Stats returns the numbers of the fetched keys.
 func (k *Keys) Stats() Stats {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	s := Stats{Succeeded: k.tally.succeeded.Load(), Failed: k.tally.failed.Load(), Ages: map[string]time.Duration{}}
+	s := Stats{Succeeded: k.tally.succeeded.Load(), Failed: k.tally.failed.Load()}
 	for _, t := range k.issuers {
 		f := t.source.fetchedNow()
 		if f.Err != nil {
 			s.Failing++
 		}
 		if !f.At.IsZero() {
-			s.Ages[t.row.Name] = time.Since(f.At)
+			s.Oldest = max(s.Oldest, time.Since(f.At))
 		}
 	}
 	return s

@@ -107,12 +107,8 @@ var series = []struct {
 			add(float64(n.trusted.Failed), "failed")
 		}},
 	{gauge, "issuers_failing", "Trusted issuers of which the newest fetch of the keys failed.", nil, func(n *numbers, add add) { add(float64(n.trusted.Failing)) }},
-	{gauge, "issuer_keys_age_seconds", "Time since the keys of a trusted issuer were last fetched. Missing for an issuer with keys in the database.", []string{"issuer"},
-		func(n *numbers, add add) {
-			for issuer, age := range n.trusted.Ages {
-				add(age.Seconds(), issuer)
-			}
-		}},
+	{gauge, "issuer_keys_age_seconds", "Age of the oldest keys of a trusted issuer that were fetched. 0 if none were.", nil,
+		func(n *numbers, add add) { add(n.trusted.Oldest.Seconds()) }},
 
 	// The database, the feed of events, and watchers.
 	{gauge, "database_up", "1 if the database answers.", nil, func(n *numbers, add add) { add(truth(!n.store.Away)) }},
