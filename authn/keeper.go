@@ -87,9 +87,10 @@ func openBundle(c *config) (*bundle, *keeper, error) {
 // The content may be theirs, and is not used.
 var errMended = errors.New("other users were able to write, and the content is not used; the mode is mended")
 
-// mend takes the rights of other users to a snapshot file and its folder away, as far as both
-// are ours: Kubernetes gives the group of a volume (fsGroup) rights to everything in the
-// volume. mend removes a file that other users may have changed.
+// mend removes the rights that other users have to a snapshot file and to the folder of the
+// file, if the user of this process owns both. Kubernetes gives a group rights to everything
+// in a volume (fsGroup). If another user had the right to write the file, mend deletes the
+// file and returns errMended.
 //
 // Errors: errMended; errors of the file system.
 func mend(path string) error {

@@ -235,8 +235,9 @@ func (i *Issuer) EndSession(raw string) {
 // are TOKEN_REVOKED, also those in which the user is an actor. Later tokens are accepted.
 func (i *Issuer) EndUser(u User) { i.raise(u, true) }
 
-// ChangeRights makes the tokens of a user TOKEN_STALE, as a change of the user's roles does,
-// also those in which the user is an actor. Later tokens are accepted.
+// ChangeRights makes every token that was minted for u TOKEN_STALE, as a change of the roles
+// of u does. For a service account, so is every delegated token in which u is an actor. Tokens
+// that are minted after ChangeRights are accepted.
 func (i *Issuer) ChangeRights(u User) { i.raise(u, false) }
 
 func (i *Issuer) raise(u User, revoked bool) {

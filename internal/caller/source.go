@@ -160,7 +160,8 @@ func (c *Context) Value(key any) any {
 // WithSource returns a context with the origin of a call.
 func WithSource(ctx context.Context, source Source) context.Context { return &Context{ctx, source} }
 
-// SourceOf returns the origin in a context; empty if the context has none.
+// SourceOf returns the [Source] that WithSource has put into ctx: from where the call came.
+// SourceOf returns the zero Source if ctx has none.
 func SourceOf(ctx context.Context) Source {
 	source, _ := ctx.Value(sourceKey{}).(Source)
 	return source

@@ -146,8 +146,9 @@ func (e *Estimate) Memory(now, span time.Duration) Memory {
 	return Memory{Heard: span, Lowest: e.lowest(now, span), Hold: e.hold}
 }
 
-// Remember continues the memory of an earlier estimate, as of the elapsed time at. The
-// caller must have guessed the latest possible time.
+// Remember loads m, what an earlier Estimate has learned about the clock of the server, into
+// e. The parameter at is the elapsed time to which m belongs. A caller that does not know the
+// elapsed time exactly passes the latest possible elapsed time.
 func (e *Estimate) Remember(at time.Duration, m Memory) {
 	e.again, e.hold = true, m.Hold
 	if m.Heard > 0 {

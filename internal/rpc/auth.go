@@ -38,8 +38,9 @@ type Auth struct {
 	Known    *share.Known
 }
 
-// proved makes the network of a call known after a successful proof, such as a right
-// password. A known network keeps its places at a tie.
+// proved notes the client's network in [share.Known] after a right password or a valid token.
+// When networks with equal claims want the last place of a bounded queue, a known network
+// gets the place.
 func (a *Auth) proved(ctx context.Context, t *session.Tokens, err error) {
 	if err == nil {
 		a.Known.Add(caller.SourceOf(ctx).Network(), t.UserID)

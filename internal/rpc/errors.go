@@ -39,10 +39,10 @@ const (
 	watchRetry = 100 * time.Millisecond
 )
 
-// refusals maps errors of the packages below to statuses. The first row that matches
-// counts. An error without a row is a fault of the server: the client gets INTERNAL,
-// and the log gets the cause. A message tells only the reason: the cause may hold
-// internals.
+// refusals maps the errors of the packages that rpc calls, such as login, to gRPC statuses.
+// The first row that matches counts. An error without a row is a fault of the server: the
+// client gets INTERNAL, and the log gets the text of the error. The message of a row is a
+// fixed text for the client, since the text of an error may hold details of the server.
 var refusals = []struct {
 	err     error
 	code    codes.Code

@@ -46,9 +46,10 @@ func Restored(ctx context.Context, s *store.Store, master *seal.Keys, log *audit
 // ErrNotLost means that the master key file opens every key in the database.
 var ErrNotLost = errors.New("the master key file opens every key in this database, so no master key is lost")
 
-// Rekey replaces every key of a database by a new key under another master key, after the
-// master key was lost. Users, passwords and the security record stay; every session ends. No
-// server may be running. Rekey returns the number of users and the key that signs from now
+// Rekey is for a master key that was lost. Rekey makes a new signing key and a new key for the
+// MAC of refresh tokens, encrypts both under another master key, and withdraws every earlier
+// signing key. Users, passwords and the security record stay; every session ends. No server
+// may be running. Rekey returns the number of users and the key that signs from now
 // on. If Rekey is interrupted, call it again.
 //
 // Errors: ErrNotLost; errors of the store.

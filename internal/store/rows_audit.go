@@ -119,9 +119,9 @@ const (
 		UNION ALL SELECT ` + auditColumns + ` FROM (` + auditActing + `) AS acting ORDER BY id DESC LIMIT $3`
 )
 
-// query returns the query for the filter that is likely to select the fewest records,
-// and the value of the filter. more tells that other filters remain, for
-// [AuditFilter.matches].
+// query returns the SQL of one condition of f, the condition that is likely to select the
+// fewest records, and the arguments of the SQL. If f has further conditions, query returns
+// more = true, and the caller checks each record by [AuditFilter.matches].
 func (f *AuditFilter) query() (query string, value []any, more bool) {
 	switch {
 	case f.SessionID != "":

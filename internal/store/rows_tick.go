@@ -8,8 +8,9 @@ import (
 const (
 	// TickEvery is the time between two ticks.
 	TickEvery = 10 * time.Second
-	// periodTicks is the number of ticks in a row of the table ticks. So [Tx.Aged] reads
-	// 13,000 rows for ninety days, and a row stays up to twenty minutes longer.
+	// periodTicks is the number of ticks that one row of the table ticks counts. So a row of
+	// the table ticks counts ten minutes, and [Tx.Aged] reads 13,000 rows for ninety days. A
+	// row of another table is deleted up to twenty minutes after the end of its lifetime.
 	periodTicks = 60
 	periodTime  = periodTicks * TickEvery
 )

@@ -367,12 +367,12 @@ type isReportWatcherRequest_Message interface {
 }
 
 type ReportWatcherRequest_Identity struct {
-	// What the watcher is; the first message.
+	// The service, instance and version of the watcher, in the first message of the stream.
 	Identity *WatcherIdentity `protobuf:"bytes,1,opt,name=identity,proto3,oneof"`
 }
 
 type ReportWatcherRequest_Report struct {
-	// How far the watcher is; every later message.
+	// What the watcher has received and refused, in every later message of the stream.
 	Report *WatcherReport `protobuf:"bytes,2,opt,name=report,proto3,oneof"`
 }
 
@@ -1258,8 +1258,8 @@ type VerificationKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key.
 	Key *JsonWebKey `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// After this moment no token signed by the key is accepted. Not set: the end is
-	// not decided yet.
+	// After this moment no token signed by the key is accepted. Not set: the key may still
+	// sign, so the moment is not known yet.
 	VerifiesUntil *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=verifies_until,json=verifiesUntil,proto3" json:"verifies_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1314,7 +1314,7 @@ type EndedSession struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session that has ended.
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// The moment at which the last token of this revocation has expired.
+	// The moment from which every token that the revocation concerns has expired.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1376,7 +1376,7 @@ type RaisedVersion struct {
 	// tokens are stale, since the user's rights have changed; a refresh brings the
 	// new rights.
 	Revoked bool `protobuf:"varint,3,opt,name=revoked,proto3" json:"revoked,omitempty"`
-	// The moment at which the last token of this revocation has expired.
+	// The moment from which every token that the revocation concerns has expired.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -87,9 +87,9 @@ type TrustServiceClient interface {
 	// AUDIENCE_MISMATCH, before ROLE_REQUIRED, and the other errors of an access token;
 	// STORE_UNAVAILABLE.
 	ListWatchers(ctx context.Context, in *ListWatchersRequest, opts ...grpc.CallOption) (*ListWatchersResponse, error)
-	// GetTime returns the server's times. A verifier asks at the beginning of a
-	// stream and then once a minute: from the time between question and answer, the
-	// verifier knows how exact its clock is.
+	// GetTime returns the server's times. A verifier calls GetTime at the beginning
+	// of a stream and then once a minute: the verifier's idea of the server's time is wrong by
+	// no more than the time between the request and the response.
 	//
 	// Errors: INVALID_REQUEST for a nonce of more than 64 bytes;
 	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca.
@@ -225,9 +225,9 @@ type TrustServiceServer interface {
 	// AUDIENCE_MISMATCH, before ROLE_REQUIRED, and the other errors of an access token;
 	// STORE_UNAVAILABLE.
 	ListWatchers(context.Context, *ListWatchersRequest) (*ListWatchersResponse, error)
-	// GetTime returns the server's times. A verifier asks at the beginning of a
-	// stream and then once a minute: from the time between question and answer, the
-	// verifier knows how exact its clock is.
+	// GetTime returns the server's times. A verifier calls GetTime at the beginning
+	// of a stream and then once a minute: the verifier's idea of the server's time is wrong by
+	// no more than the time between the request and the response.
 	//
 	// Errors: INVALID_REQUEST for a nonce of more than 64 bytes;
 	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca.
