@@ -219,7 +219,7 @@ var halfTransactionQueries = []string{
 	`SELECT id FROM sessions WHERE ended_at IS NOT NULL AND id NOT IN (SELECT subject FROM events)`,
 	`SELECT subject FROM events WHERE kind = 'session-ended' AND subject NOT IN (SELECT id FROM sessions WHERE ended_at IS NOT NULL)`,
 	`SELECT subject FROM events JOIN users ON id = subject GROUP BY id HAVING max(version) <> ver`,
-	`SELECT subject FROM events JOIN users ON id = subject WHERE kind = 'version-revoked' GROUP BY id HAVING max(version) <> revoked_below`,
+	`SELECT subject FROM events JOIN users ON id = subject WHERE events.kind = 'version-revoked' GROUP BY id HAVING max(version) <> revoked_below`,
 	`SELECT id FROM users WHERE revoked_below > 0 AND id NOT IN (SELECT subject FROM events)`,
 	`SELECT id FROM sessions WHERE user_id NOT IN (SELECT id FROM users)`,
 	`SELECT seq FROM head WHERE seq <> (SELECT count(*) FROM events) OR seq <> (SELECT max(seq) FROM events)`,

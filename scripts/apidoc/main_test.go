@@ -41,8 +41,8 @@ func TestPageIsComplete(t *testing.T) {
 		}
 		return true
 	})
-	if services != 6 {
-		t.Errorf("%d services are registered, want 6", services)
+	if services != 7 {
+		t.Errorf("%d services are registered, want 7", services)
 	}
 }
 
