@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"regexp"
 	"strings"
 
@@ -14,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/durable"
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
@@ -111,25 +110,11 @@ func File(path string) Assertion {
 
 // readAssertion reads a token from a file. No error has a part of the content.
 func readAssertion(path string) (string, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return "", err
-	}
-	if !info.Mode().IsRegular() { // to open a named pipe waits for a writer
-		return "", fmt.Errorf("%s is not a file", path)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	content, err := io.ReadAll(io.LimitReader(f, maxAssertion+1))
+	content, err := durable.Read(path, maxAssertion)
 	token := strings.TrimSpace(string(content))
 	switch {
 	case err != nil:
 		return "", err
-	case len(content) > maxAssertion:
-		return "", fmt.Errorf("%s is longer than %d bytes, the longest token that Watchword accepts", path, maxAssertion)
 	case token == "":
 		return "", fmt.Errorf("%s is empty", path)
 	case !compactJWS.MatchString(token):

@@ -195,7 +195,7 @@ func TestFile(t *testing.T) {
 		"a key":   {"-----BEGIN PRIVATE KEY-----\nMC4CAQAw\n-----END PRIVATE KEY-----\n", "holds no JWT"},
 		"two":     {"a.b.c\nd.e.f", "holds no JWT"},
 		"longest": {"a.b." + strings.Repeat("c", 16<<10-4), ""},
-		"longer":  {"a.b." + strings.Repeat("c", 16<<10-3), "is longer than 16384 bytes"},
+		"longer":  {"a.b." + strings.Repeat("c", 16<<10-3), "larger than 16384 bytes"},
 	} {
 		check(t, os.WriteFile(path(name), []byte(test.content), 0o600))
 		raw, err := tokensource.File(path(name))(t.Context())
@@ -210,7 +210,7 @@ func TestFile(t *testing.T) {
 			t.Errorf("the error has a part of the file: %v", err)
 		}
 	}
-	for name, want := range map[string]string{".": "is not a file", "missing": "no such file"} {
+	for name, want := range map[string]string{".": "not a regular file", "missing": "no such file"} {
 		if _, err := tokensource.File(path(name))(t.Context()); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path(name)) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -15,7 +15,7 @@ import (
 func TestFileRefusesAPipe(t *testing.T) {
 	pipe := filepath.Join(t.TempDir(), "pipe")
 	check(t, syscall.Mkfifo(pipe, 0o600))
-	if _, err := tokensource.File(pipe)(t.Context()); err == nil || !strings.Contains(err.Error(), "is not a file") || !strings.Contains(err.Error(), pipe) {
+	if _, err := tokensource.File(pipe)(t.Context()); err == nil || !strings.Contains(err.Error(), "not a regular file") || !strings.Contains(err.Error(), pipe) {
 		t.Error(err)
 	}
 }

@@ -1,11 +1,12 @@
 // Package durable writes files of mode 0600 that survive a crash: a reader gets the
-// whole file or no file, and the file is on disk when the call returns. durable also checks
-// which other users may read or write a file.
+// whole file or no file, and the file is on disk when the call returns. durable also reads small
+// files, and checks which other users may read or write a file.
 package durable
 
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,6 +18,34 @@ import (
 // suffix ends the names of drafts. A draft is a file under construction, in the folder
 // of the final file.
 const suffix = ".tmp"
+
+// Read returns the content of a file of up to most bytes. A pipe is refused unopened: the open
+// would wait for a writer.
+//
+// Errors: those of [os.Open]; one that names the file if the file is larger or no regular file.
+// No error has a part of the content.
+func Read(path string, most int) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	content, err := io.ReadAll(io.LimitReader(file, int64(most)+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(content) > most:
+		return nil, fmt.Errorf("%s: larger than %d bytes", path, most)
+	}
+	return content, nil
+}
 
 // Replace writes a new file at path, and replaces an old file. fill writes the content
 // into a draft in the same folder; the draft is then renamed to path. If fill or a

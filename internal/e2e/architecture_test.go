@@ -48,7 +48,7 @@ var mayImport = map[string][]string{
 	"internal/password":        {"internal/count", "internal/share", "internal/spans"},
 	"internal/pgtest":          {}, // for tests alone
 	"internal/refusal":         {gen},
-	"internal/reload":          {},
+	"internal/reload":          {"internal/durable"},
 	"internal/retry":           {},
 	"internal/roster":          {"internal/hub", "internal/store"}, // the display of watchers; nothing else depends on it
 	"internal/delegation":      {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/store", "internal/token"},

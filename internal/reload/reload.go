@@ -18,13 +18,13 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/watchword-auth/watchword/internal/durable"
 )
 
 const (
@@ -168,7 +168,7 @@ func add[T any](s *Set, from source[T]) (*Value[T], error) {
 func (v *Value[T]) read() (contents [][]byte, sum digest, err error) {
 	hash := sha256.New()
 	for _, path := range v.files {
-		content, err := readFile(path)
+		content, err := durable.Read(path, maxFile)
 		if err != nil {
 			return nil, sha256.Sum256([]byte("error: " + err.Error())), err
 		}
@@ -177,27 +177,6 @@ func (v *Value[T]) read() (contents [][]byte, sum digest, err error) {
 		contents = append(contents, content)
 	}
 	return contents, digest(hash.Sum(nil)), nil
-}
-
-// readFile reads a regular file. Opening a pipe could block every look.
-func readFile(path string) ([]byte, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, maxFile+1))
-	if err == nil && len(content) > maxFile {
-		err = fmt.Errorf("%s: larger than %d bytes", path, maxFile)
-	}
-	return content, err
 }
 
 // use makes a value of the contents, and puts the value in use.

@@ -3,9 +3,7 @@ package settings
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 
@@ -120,19 +118,8 @@ func readOwn(path string) ([]byte, error) {
 	if err := durable.CheckWriters(path); err != nil {
 		return nil, err
 	}
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path) // a pipe would let the reader wait for a writer
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, durable.Denied(path, err)
-	}
-	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxConfig+1))
-	if err == nil && len(data) > maxConfig {
-		err = fmt.Errorf("%s: larger than %d bytes", path, maxConfig)
-	}
-	return data, err
+	data, err := durable.Read(path, maxConfig)
+	return data, durable.Denied(path, err)
 }
 
 // entriesOf returns the entries of a YAML document. An empty document has none.
