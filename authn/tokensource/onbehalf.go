@@ -41,10 +41,10 @@ const (
 //
 // The token is delegated once for each token of a caller, and remembered until it expires, for
 // the connections that are made with the same options; the 4096 newest tokens at most. If the
-// called method refuses the delegated token, it is forgotten, and a unary call is sent once more
-// with a token that is delegated anew, also after TOKEN_REVOKED: Watchword then says which of the
-// caller and the service it no longer knows. A refused stream is not sent again. For each token
-// of a caller, services can cause five delegations in a row, and then one every ten seconds.
+// called method refuses the delegated token, OnBehalfOf forgets the token, and sends a unary call
+// once more with a new delegated token, also after TOKEN_REVOKED: the answer of DelegateToken then
+// says whether the caller or this service was revoked. A refused stream is not sent again. For each
+// token of a caller, services can cause five delegations in a row, and then one every ten seconds.
 //
 // If Watchword refuses the token of the handler's caller (SUBJECT_TOKEN_REFUSED), the call fails
 // with the reason of that refusal, such as TOKEN_EXPIRED, and the error names the method of the

@@ -119,7 +119,7 @@ func (s *Source) useLocked(got *tokens) {
 	if s.session.tokenFile != "" {
 		s.renewAt = s.session.asked.Add(got.life/5*2 + rand.N(got.life/10+1)) // see WithTokenFile
 	}
-	s.stir()
+	s.wakeKeeper()
 	s.lastErr, s.notBefore = nil, time.Time{}
 	s.backoff.Reset()
 }

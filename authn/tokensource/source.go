@@ -118,7 +118,7 @@ type Source struct {
 	cancel     context.CancelFunc
 	running    sync.WaitGroup // has the present renewal, the delegations and the keeper of the token file
 	unregister func()         // ends the observation of the instruments of WithMeterProvider
-	stirred    chan struct{}  // wakes the keeper of the token file; holds one value
+	wake       chan struct{}  // wakes the keeper of the token file; holds one value
 
 	mu           sync.Mutex        // guards the fields below
 	access       string            // the token to send; empty without one
@@ -266,7 +266,7 @@ func newSource(conn grpc.ClientConnInterface, begin *session, opts []Option) (*S
 func (s *session) source() *Source {
 	// The limiter keeps a service that refuses every token from flooding Watchword.
 	made := &Source{
-		session: s, replacements: rate.NewLimiter(replaceEvery, replaceBurst), unregister: func() {}, stirred: make(chan struct{}, 1),
+		session: s, replacements: rate.NewLimiter(replaceEvery, replaceBurst), unregister: func() {}, wake: make(chan struct{}, 1),
 		renewed: map[string]uint64{}, refused: map[string]uint64{}, delegated: map[string]uint64{},
 	}
 	made.ctx, made.cancel = context.WithCancel(context.WithValue(context.Background(), renewalKey{made}, true))
@@ -372,7 +372,7 @@ func (s *Source) replace(token string, why watchwordv1.ErrorReason) (again bool)
 	s.refused[refusal.Name(why)]++
 	if s.access == token && s.replacements.Allow() {
 		s.access = ""
-		s.stir()
+		s.wakeKeeper()
 	}
 	return s.access != token && why != watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED
 }

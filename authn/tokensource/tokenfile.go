@@ -107,15 +107,15 @@ func (s *Source) waitForNews(pause time.Duration) {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-s.stirred:
+	case <-s.wake:
 	case <-s.ctx.Done():
 	}
 }
 
-// stir wakes the keeper of the token file, if there is one.
-func (s *Source) stir() {
+// wakeKeeper wakes the keeper of the token file, if there is one.
+func (s *Source) wakeKeeper() {
 	select {
-	case s.stirred <- struct{}{}:
+	case s.wake <- struct{}{}:
 	default:
 	}
 }

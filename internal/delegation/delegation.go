@@ -2,10 +2,10 @@
 // token speaks for the same subject, is for one other service, and names the service that asked
 // as its actor.
 //
-// A delegated token never says more than the tokens that it was made from. It has the subject's
-// session and versions and every actor's version, so that a logout, a change of rights and a
-// disabled service anywhere in the chain take the token back at every verifier. A delegation
-// writes no row: package audit counts delegations.
+// A delegated token says no more than the subject's token and the service's token say. A
+// delegated token has the subject's session and version and every actor's version, so that a
+// logout, a change of rights and a disabled service anywhere in the chain take the token back at
+// every verifier. A delegation writes no row: package audit counts delegations.
 package delegation
 
 import (
@@ -59,7 +59,7 @@ const (
 )
 
 // maxLead is how far ahead a token may begin. Verifiers accept an `iat` that is ahead by
-// [feed.Margin], less what they do not know of the server's clock.
+// [feed.Margin], less their uncertainty about the server's clock.
 const maxLead = feed.Margin - time.Minute
 
 // Service delegates tokens. Every field is required. A Service is safe for concurrent use.
@@ -256,8 +256,8 @@ func sessionStands(p *authn.Principal, user *store.User, session *store.Session)
 	return session != nil && session.UserID == user.ID && caller.Alive(session, user)
 }
 
-// mayDelegate checks where the service may carry the subject's identity: a service cannot
-// delegate a token that it was not shown.
+// mayDelegate checks that the subject's token was for the service, and that the service may
+// carry the subject's identity to an audience.
 func mayDelegate(service *store.User, subject *authn.Principal, audience string) error {
 	shown := func(a string) bool { return slices.Contains(service.Audiences, a) }
 	switch {
