@@ -36,12 +36,6 @@ func (tx *Tx) Issuer(name string) (*Issuer, error) {
 	return i, tx.queryRow(into(i.columns()...), `SELECT `+issuerColumns+` FROM issuers WHERE name = $1`, name)
 }
 
-// IssuerOfTokens returns the issuer of the tokens with a claim `iss`. Errors: ErrNotFound.
-func (tx *Tx) IssuerOfTokens(iss string) (*Issuer, error) {
-	i := &Issuer{}
-	return i, tx.queryRow(into(i.columns()...), `SELECT `+issuerColumns+` FROM issuers WHERE issuer = $1`, iss)
-}
-
 // Issuers lists up to limit issuers in order of name, beginning after the name `after`.
 func (tx *Tx) Issuers(after string, limit int) ([]*Issuer, error) {
 	return queryAll(tx, (*Issuer).columns, `SELECT `+issuerColumns+` FROM issuers WHERE name > $1 ORDER BY name LIMIT $2`, after, limit)

@@ -122,7 +122,7 @@ func touchIssuers(t testing.TB, s *store.Store, u *store.User, n int64) {
 			return err
 		}
 		_, err1 := tx.Issuer(i.Name)
-		_, err2 := tx.IssuerOfTokens(i.Issuer)
+		_, err2 := tx.IssuerStamps(10)
 		_, err3 := tx.Issuers("", 10)
 		_, err4 := tx.Binding(b.ID)
 		_, err5 := tx.BindingsOfSubject(i.Name, b.Subject, 10)
