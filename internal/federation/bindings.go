@@ -82,7 +82,7 @@ func (r *Registry) Bindings(ctx context.Context, f store.BindingFilter, after st
 	return rows, "", err
 }
 
-// DeleteBinding removes a binding, and ends what the account holds.
+// DeleteBinding removes a binding, and revokes every token of the account.
 //
 // Errors: ErrBindingNotFound; errors of [caller.Caller.Check] and of the store.
 func (r *Registry) DeleteBinding(ctx context.Context, by caller.Caller, id string) error {
@@ -123,7 +123,7 @@ var judged = []string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti"}
 //
 // Errors: Invalid.
 func checkBinding(row *store.Binding) error {
-	if err := checkText(row.Subject, maxIssLength); err != nil {
+	if err := checkText(row.Subject, maxTextLength); err != nil {
 		return Invalid{"subject", err}
 	}
 	if len(row.Claims) > maxClaims {
@@ -168,12 +168,12 @@ func checkClaim(claim store.BoundClaim) (length int, err error) {
 	switch value := claim.Value.(type) {
 	case string:
 		length += len(value)
-		if err := checkText(value, maxIssLength); err != nil && value != "" {
+		if err := checkText(value, maxTextLength); err != nil && value != "" {
 			return 0, invalid("a value", "%w", err)
 		}
 	case float64:
-		if !(math.Abs(value) <= maxNumber) { // also no number
-			return 0, errors.New("must not have a number beyond 2^53: programs read such a number as one of its neighbors")
+		if !(math.Abs(value) <= maxExact) { // also no number
+			return 0, errors.New("must not have a number beyond 2^53-1: programs read such a number as one of its neighbors")
 		}
 	case bool:
 	default:

@@ -86,7 +86,7 @@ type grant struct {
 // Errors: ErrInvalid; ErrUnbound; ErrDisabled; ErrOverloaded; a *[Unavailable]; errors of the
 // store; all but those of the store as an [audit.Refusal].
 func (x *Exchanger) Exchange(ctx context.Context, raw string, audience []string) (*Token, error) {
-	g, err := x.admit(ctx, raw)
+	g, err := x.judgeAndRecord(ctx, raw)
 	if err != nil {
 		return nil, about(err)
 	}
@@ -124,11 +124,11 @@ type attempt struct {
 	by  *trusted
 }
 
-// admit judges an assertion and records the exchange. A refusal is never due to rows that
-// were read before the call: before a refusal, admit reads the rows of the issuers anew, and
-// judges once more if the issuer of the assertion has changed. So forged assertions wait, and
-// share the readings.
-func (x *Exchanger) admit(ctx context.Context, raw string) (*grant, error) {
+// judgeAndRecord judges an assertion, and records the exchange. Before a refusal,
+// judgeAndRecord reads the rows of the issuers anew, and judges once more if the issuer of the
+// assertion has changed: no assertion is refused because of rows that were read before the
+// call. So forged assertions wait, and share the readings.
+func (x *Exchanger) judgeAndRecord(ctx context.Context, raw string) (*grant, error) {
 	waited := false
 	for range maxAttempts {
 		var tried attempt

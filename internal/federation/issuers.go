@@ -1,6 +1,6 @@
 // Package federation knows the trusted issuers and the bindings: which token of which issuer
 // signs in which service account. Each change is in the security record. A change that takes
-// trust away ends what the bound accounts hold, in the transaction of the change.
+// trust away revokes every token of the bound accounts, in the transaction of the change.
 package federation
 
 import (
@@ -161,8 +161,8 @@ type Source struct {
 	Discovery     bool
 }
 
-// UpdateIssuer changes a trusted issuer. New keys, another URL and another CA end what the
-// bound accounts hold: what they hold may come from an assertion that is trusted no more.
+// UpdateIssuer changes a trusted issuer. New keys, another URL and another CA revoke every token
+// of the bound accounts: a token may come from an assertion that is trusted no more.
 //
 // Errors: Invalid; ErrIssuerNotFound; errors of [caller.Caller.Check] and of the store.
 func (r *Registry) UpdateIssuer(ctx context.Context, by caller.Caller, name string, change Change) (row *store.Issuer, err error) {
@@ -217,8 +217,8 @@ func (c Change) apply(row *store.Issuer) {
 	}
 }
 
-// DeleteIssuer removes a trusted issuer and its bindings, and ends what the bound accounts
-// hold.
+// DeleteIssuer removes a trusted issuer and its bindings, and revokes every token of the bound
+// accounts.
 //
 // Errors: ErrIssuerNotFound; errors of [caller.Caller.Check] and of the store.
 func (r *Registry) DeleteIssuer(ctx context.Context, by caller.Caller, name string) error {

@@ -25,7 +25,7 @@ const (
 	maxPageLength = 2 << 20
 	pageStep      = 16 // issuers in one statement
 
-	maxIssLength     = 512 // bytes; also of a subject, and of the value of a claim
+	maxTextLength    = 512 // bytes: of a claim iss, of a subject, and of the value of a claim
 	maxURLLength     = 2048
 	maxJwksLength    = 32 << 10 // with the certificates, less than the 64 KiB of a request
 	maxCALength      = 24 << 10
@@ -33,7 +33,6 @@ const (
 	maxPathLength    = 8   // names
 	maxClaimName     = 128 // bytes
 	maxClaimsLength  = 2048
-	maxNumber        = 1 << 53 // of a claim
 	defaultLifetime  = 24 * time.Hour
 	shortestLifetime = time.Second
 	// longestLifetime bounds MaxLifetime: an assertion that lives longer is a password.
@@ -54,7 +53,7 @@ func checkIssuer(row *store.Issuer) error {
 	if !isName(row.Name) {
 		return invalid("name", "must be a lower-case letter, followed by up to 63 lower-case letters, digits and hyphens")
 	}
-	if err := checkText(row.Issuer, maxIssLength); err != nil {
+	if err := checkText(row.Issuer, maxTextLength); err != nil {
 		return Invalid{"issuer", err}
 	}
 	if row.MaxLifetime < shortestLifetime || row.MaxLifetime > longestLifetime || row.MaxLifetime%time.Second != 0 {
