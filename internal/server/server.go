@@ -8,13 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/metric/noop"
@@ -393,67 +391,6 @@ func (s *Server) stop() {
 	tasks.Wait()
 	left, _ := ctx.Deadline()
 	s.traces.Close(time.Until(left))
-}
-
-// firstChore is the longest time from the start to the first run of a chore: a server that
-// restarts every few minutes prunes, too.
-const firstChore = 30 * time.Second
-
-// chore is a task that runs at intervals.
-type chore struct {
-	name     string // for the log and for metrics
-	every    time.Duration
-	do       func(context.Context) error
-	failures atomic.Uint64
-}
-
-// allChores returns the chores of the server: pruning, and the rotation of keys with --key-ttl.
-func (s *Server) allChores() []*chore {
-	chores := []*chore{
-		{name: "pruning events", every: time.Minute, do: s.feed.Prune},
-		{name: "pruning sessions", every: time.Hour, do: s.sessions.Prune},
-		{name: "pruning the watchers of other replicas", every: time.Hour, do: s.roster.Prune},
-		{name: "pruning counts of wrong passwords", every: time.Hour, do: func(ctx context.Context) error { return throttle.Prune(ctx, s.store) }},
-		{name: "pruning the security record", every: time.Hour, do: func(ctx context.Context) error { return s.audit.Prune(ctx, s.cfg.AuditTTL) }},
-	}
-	if s.cfg.KeyTTL > 0 {
-		// A tenth of --key-ttl keeps short lifetimes, as in tests, about right.
-		chores = append(chores, &chore{name: "rotating keys", every: min(time.Minute, s.cfg.KeyTTL/10), do: func(ctx context.Context) error {
-			return s.keyring.RotateOld(ctx, s.cfg.KeyTTL)
-		}})
-	}
-	return chores
-}
-
-// maintain runs the chores until ctx ends. Every replica does so: pruning twice is harmless,
-// and of two rotations at once the second finds a young key. A chore that fails runs again at
-// its next turn, and the log has a warning.
-func (s *Server) maintain(ctx context.Context) {
-	var tasks sync.WaitGroup
-	for _, c := range s.chores {
-		tasks.Go(func() {
-			first := min(c.every, firstChore)
-			next := time.NewTimer(first/2 + rand.N(first/2+1))
-			defer next.Stop()
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-next.C:
-				}
-				next.Reset(c.every)
-				err := c.do(ctx)
-				if err == nil || ctx.Err() != nil {
-					continue
-				}
-				c.failures.Add(1)
-				if !errors.Is(err, store.ErrAway) {
-					s.logger.WarnContext(ctx, c.name+" failed; it will be tried again", "error", err)
-				}
-			}
-		})
-	}
-	tasks.Wait()
 }
 
 // Close closes everything that New has opened, in reverse order. Call Close after Run

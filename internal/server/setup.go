@@ -72,12 +72,7 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		if err := events.RaiseFloor(0); err != nil {
 			return err
 		}
-		// The rotation of keys reads the age of caches from the database, and the
-		// pruning of events the longest lifetime: both must fit every replica.
-		if err := issuer.SetMaxAge(tx, s.cfg.JWKSMaxAge); err != nil {
-			return err
-		}
-		if err := events.RaiseMaxLifetime(s.cfg.AccessTTL); err != nil {
+		if err := s.cfg.storeAges(events); err != nil {
 			return err
 		}
 		if made && !announced && first.file == "" { // the transaction may run again, with the same password
@@ -100,6 +95,15 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		return nil, err
 	}
 	return &inst, nil
+}
+
+// storeAges stores the age of caches, which the rotation of keys reads from the database, and
+// the longest lifetime of a token, which the pruning of events reads. Both must fit every replica.
+func (c *Config) storeAges(tx *feed.Tx) error {
+	if err := issuer.SetMaxAge(tx.Tx, c.JWKSMaxAge); err != nil {
+		return err
+	}
+	return tx.RaiseMaxLifetime(c.AccessTTL)
 }
 
 // identify reads the database's id and issuer; at the first start, identify writes
