@@ -218,18 +218,11 @@ func (f *follower) keep(resume string, printed bool) error {
 // syncOut puts a regular file at standard output on disk: after a power cut, the resume file
 // must not be ahead of the file with the events.
 func (t Terminal) syncOut() error {
-	e, ok := t.Out.(escaping)
+	file, ok := t.outFile()
 	if !ok {
 		return nil
 	}
-	file, ok := e.to.(*os.File)
-	if !ok {
-		return nil
-	}
-	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
-		return err
-	}
-	return file.Sync()
+	return syncRegular(file)
 }
 
 var gapTexts = map[watchwordv1.EventGap]string{
