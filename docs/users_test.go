@@ -63,7 +63,7 @@ func (s *served) services(t *testing.T) {
 		{"export WATCHWORD_ADDR=" + documentedGRPC, "", ""},
 		{"login admin", s.password, ""},
 		{"service create search", "", "audiences     search"},
-		{"service set notes", "", " billing,index  enabled "},
+		{"service set notes", "", " billing,search  enabled "},
 		{"service delete notes", "", ""},
 		{"audit --user search", "", "user.created"},
 	})
