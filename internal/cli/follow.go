@@ -112,17 +112,12 @@ func (f *follower) readResume() error {
 	if err := errors.Join(durable.CheckWriters(f.ResumeFile), durable.CheckUsable(f.ResumeFile)); err != nil {
 		return err
 	}
-	file, err := os.Open(f.ResumeFile)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxResumeFile+1))
+	text, err := durable.Read(f.ResumeFile, maxResumeFile)
 	if err != nil {
 		return err
 	}
 	f.saved = string(bytes.TrimSpace(text))
-	if len(text) > maxResumeFile || strings.ContainsFunc(f.saved, func(r rune) bool { return r <= ' ' || r > '~' }) { // gRPC would refuse to send other text
+	if strings.ContainsFunc(f.saved, func(r rune) bool { return r <= ' ' || r > '~' }) { // gRPC would refuse to send other text
 		return fmt.Errorf("%s is no resume file: name another file", f.ResumeFile)
 	}
 	return nil

@@ -149,14 +149,14 @@ func (r *Registry) Issuers(ctx context.Context, after string, limit int) (rows [
 // stays. Issuer is empty, or the claim `iss` as it is: another value is refused.
 type Change struct {
 	Issuer       string
-	Source       *Source
+	Source       *KeySource
 	CAPEM        *string
 	MaxLifetime  *time.Duration
 	AllowPrivate *bool
 }
 
-// Source says from where the keys of an issuer come; see [store.Issuer].
-type Source struct {
+// KeySource says from where the keys of an issuer come; see [store.Issuer].
+type KeySource struct {
 	Jwks, JwksURI string
 	Discovery     bool
 }

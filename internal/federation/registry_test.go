@@ -225,16 +225,16 @@ func TestAChangeOfTrustEndsTokens(t *testing.T) {
 			ends   []string
 		}{
 			{"nothing", Change{}, nil},
-			{"the same document", Change{Source: &Source{Jwks: w.keys}}, nil},
+			{"the same document", Change{Source: &KeySource{Jwks: w.keys}}, nil},
 			{"lifetime", Change{MaxLifetime: &hour}, nil},
-			{"document", Change{Source: &Source{Jwks: document(t)}}, sorted(a, b)},
-			{"URL in place of the document", Change{Source: &Source{JwksURI: "https://keys"}}, sorted(a, b)},
-			{"URL", Change{Source: &Source{JwksURI: "https://keys2"}}, sorted(a, b)},
+			{"document", Change{Source: &KeySource{Jwks: document(t)}}, sorted(a, b)},
+			{"URL in place of the document", Change{Source: &KeySource{JwksURI: "https://keys"}}, sorted(a, b)},
+			{"URL", Change{Source: &KeySource{JwksURI: "https://keys2"}}, sorted(a, b)},
 			{"private addresses", Change{AllowPrivate: &yes}, nil},
 			{"CA", Change{CAPEM: &ca}, sorted(a, b)},
 			{"the same CA with a text", Change{CAPEM: text("# CA\n" + ca)}, nil},
 			{"no CA", Change{CAPEM: text("")}, sorted(a, b)},
-			{"discovery", Change{Source: &Source{Discovery: true}}, sorted(a, b)},
+			{"discovery", Change{Source: &KeySource{Discovery: true}}, sorted(a, b)},
 		} {
 			var after *store.Issuer
 			began := time.Now().Truncate(time.Microsecond)
@@ -255,7 +255,7 @@ func TestAChangeOfTrustEndsTokens(t *testing.T) {
 			t.Errorf("the record has %q", got)
 		}
 		ended := w.ends(t, func() {
-			_, err := w.UpdateIssuer(t.Context(), operator, "prod", Change{Source: &Source{JwksURI: "http://keys"}})
+			_, err := w.UpdateIssuer(t.Context(), operator, "prod", Change{Source: &KeySource{JwksURI: "http://keys"}})
 			wantField(t, "a URL over http", err, "jwks_uri")
 		})
 		if now, err := w.Issuer(t.Context(), "prod"); err != nil || *now != *before || len(ended) > 0 {

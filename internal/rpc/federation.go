@@ -104,7 +104,7 @@ func readIssuerChange(r *reading, req *watchwordv1.UpdateIssuerRequest) (change 
 		case "allow_private":
 			change.AllowPrivate = &i.AllowPrivate
 		default:
-			change.Source = &federation.Source{Jwks: i.GetJwks(), JwksURI: i.GetJwksUri(), Discovery: i.GetDiscovery()}
+			change.Source = &federation.KeySource{Jwks: i.GetJwks(), JwksURI: i.GetJwksUri(), Discovery: i.GetDiscovery()}
 		}
 	}
 	return change
