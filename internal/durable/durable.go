@@ -19,8 +19,8 @@ import (
 // of the final file.
 const suffix = ".tmp"
 
-// Read returns the content of a file of up to most bytes. A pipe is refused unopened: the open
-// would wait for a writer.
+// Read returns the content of a regular file of up to most bytes. Read refuses a pipe before the
+// open, which would wait for a writer.
 //
 // Errors: those of [os.Open]; one that names the file if the file is larger or no regular file.
 // No error has a part of the content.
