@@ -67,8 +67,7 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		if made, err = s.makeAdmin(ctx, tx, first.hash); err != nil {
 			return err
 		}
-		// The database may be a restored backup: verifiers may know versions of its lost
-		// history.
+		// The database may be a restored backup: verifiers may know versions of its lost history.
 		if err := events.RaiseFloor(0); err != nil {
 			return err
 		}
