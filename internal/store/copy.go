@@ -8,7 +8,8 @@ import (
 	"strconv"
 )
 
-// Copied is the result of [Copy]: the new database, and the number of rows that moved.
+// Copied is the result of [Copy]: the URI of the new database, and the number of copied rows of
+// each table.
 type Copied struct {
 	To     string // URI of the new database, without a password
 	Tables []CopiedTable
@@ -63,7 +64,7 @@ func Copy(ctx context.Context, from, to string) (*Copied, error) {
 
 // copying is a copy under way.
 type copying struct {
-	id      string    // random; the same in source and target
+	id      string    // a random text, which source and target have in the setting copy
 	source  *sqliteDB // nil if an earlier copy has fenced the source
 	tables  []string
 	movedTo string // the target's URI without a password, as a fenced source has it in the setting moved_to
@@ -152,8 +153,9 @@ func (c *copying) transfer(ctx context.Context) error {
 	return c.target.mark(ctx, c.id)
 }
 
-// checkFloor compares the settings schema_floor: the target has to exclude the programs that
-// the source excludes. Errors: ErrUnfinished.
+// checkFloor compares the setting schema_floor (the oldest program that is allowed to use the
+// database) of source and target. Errors: ErrUnfinished if the target admits older programs
+// than the source does.
 func (c *copying) checkFloor(ctx context.Context) error {
 	needed, err := newSQLiteTx(c.source.writer.conn).floor()
 	if err != nil {
@@ -169,9 +171,10 @@ func (c *copying) checkFloor(ctx context.Context) error {
 	return nil
 }
 
-// fromTable returns the FROM clause for the rows of a table that a copy moves. The
-// settings of the schema are left out, since the migrations of each engine have set their
-// own. The rows of replicas are left out, since no server process serves both databases.
+// fromTable returns the FROM clause for the rows of a table that a copy moves. The settings
+// schema_floor and schema_floor_release are left out, since the migrations of each engine have
+// set them in the target. Every row of the table replicas is left out, since no server process
+// serves both databases.
 func fromTable(table string) string {
 	switch table {
 	case "settings":

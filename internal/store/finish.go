@@ -9,17 +9,18 @@ import (
 	"time"
 )
 
-// After a migration, programs from before the migration may work with the database, so that
-// an operator can replace the replicas one by one and go back (docs/migrations.md). The
-// upgrade is finished when the database excludes these programs. Some features wait for the
-// end of the upgrade: a program that does not know service accounts would count one as the
-// last admin.
+// After a migration, programs from before the migration can still work with the database, so
+// that an operator can replace the replicas one by one and go back (docs/migrations.md). The
+// upgrade is finished when the database excludes these programs. Some features wait for the end
+// of the upgrade: a program that does not know service accounts would take a service account
+// with the role admin for the last admin.
 //
-// Three things exclude the programs. schema_floor lets none start. A row of the table replicas
-// names a server that runs; the upgrade is not finished before the server has ended. And the
-// database refuses an event of any other process that still runs: a program writes its number
-// with an event, and an earlier program leaves the column at 0. A transaction that takes
-// rights away always appends an event.
+// Three things exclude the programs from before a migration. The setting schema_floor lets none
+// of these programs start. A row of the table replicas names a server that runs; the upgrade is
+// not finished before the server has ended. And the database refuses an event of any other
+// process that still runs: a program writes its number into the column program of an event, and
+// an earlier program leaves the column at 0. A transaction that takes rights from a user always
+// appends an event.
 
 // program is the number of the newest migration in this program, of either engine.
 var program = newestMigration(true)
@@ -31,8 +32,8 @@ const servicesSince = 16
 // database.
 var ErrUnfinished = errors.New("earlier versions of Watchword can still use this database, and do not know service accounts")
 
-// EarlierError means that servers of an earlier version run on the database.
-type EarlierError struct{ Replicas []string } // addresses, as in [Replica]
+// EarlierError means that servers of an earlier version of Watchword run on the database.
+type EarlierError struct{ Replicas []string } // the addresses of these servers, as in [Replica]
 
 func (e *EarlierError) Error() string {
 	return "servers of an earlier version run on this database, or have ended within the last " +
@@ -47,9 +48,9 @@ func (e *EarlierError) Is(target error) bool { return target == ErrUnfinished }
 const aliveFor = 2*time.Minute + 5*time.Second
 
 // Finish ends the upgrade of a database to this program's schema: no earlier program works with
-// the database any more. release is the version of this program, for people. Errors: those of
-// [Open]; a *EarlierError; one without a sentinel if the role of PostgreSQL does not own the
-// tables.
+// the database any more. release is the version of this program, for error messages. Errors:
+// those of [Open]; a *EarlierError; an error without a sentinel if the role of PostgreSQL does
+// not own the tables.
 func Finish(ctx context.Context, uri, release string) error {
 	s, err := OpenExisting(ctx, uri)
 	if err != nil {
@@ -63,8 +64,8 @@ func Finish(ctx context.Context, uri, release string) error {
 }
 
 // AllowServices returns nil if every program that can work with the database knows service
-// accounts. On SQLite, where one server has the database, AllowServices excludes the other
-// programs itself. Errors: ErrUnfinished; on SQLite a *EarlierError.
+// accounts. On SQLite, where one server has the database, AllowServices itself excludes the
+// programs that do not know service accounts. Errors: ErrUnfinished; on SQLite a *EarlierError.
 func (tx *Tx) AllowServices() error {
 	switch floor, err := tx.floor(); {
 	case err != nil || floor >= servicesSince:

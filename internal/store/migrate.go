@@ -18,8 +18,9 @@ import (
 	"github.com/pressly/goose/v3/lock"
 )
 
-// migrations holds one set of SQL files for both engines. A file named *_postgres.sql
-// is for PostgreSQL alone, and a file named *_sqlite.sql for SQLite. docs/migrations.md tells how to write a migration.
+// migrations holds the SQL files of the migrations of both engines. A file named *_postgres.sql
+// is for PostgreSQL alone, and a file named *_sqlite.sql for SQLite alone. docs/migrations.md
+// tells how to write a migration.
 //
 //go:embed migrations/*.sql
 var migrations embed.FS
@@ -29,20 +30,21 @@ var migrations embed.FS
 const (
 	// schemaFloor is the number of the newest migration that the program must have.
 	schemaFloor = "schema_floor"
-	// schemaRelease is the version of Watchword with that migration, for people, such as
-	// v1.4.0. The setting is missing while schemaFloor is older than every release.
+	// schemaRelease is the version of Watchword with the migration of schemaFloor, for error
+	// messages, such as v1.4.0. The setting is missing while schemaFloor is older than every
+	// release.
 	schemaRelease = "schema_floor_release"
 )
 
 // schema is what a database says of its schema.
 type schema struct {
-	version        int64  // of the newest migration
+	version        int64  // the number of the newest migration that the database has
 	floor, release string // the values of schemaFloor and schemaRelease; empty if missing
 }
 
-// judge compares the schema with the newest migration known to this program. Errors:
-// ErrOldSchema if the database is older; ErrSchema if the database is newer and the floor is
-// above this program.
+// judge compares the schema of a database with known, the newest migration of this program.
+// Errors: ErrOldSchema if the database is older; ErrSchema if the database is newer and
+// schema_floor is above known.
 func (s schema) judge(known int64) error {
 	if s.version < known {
 		return fmt.Errorf("%w: version %d is older than this program's %d", ErrOldSchema, s.version, known)
@@ -98,7 +100,8 @@ func newProvider(dialect goose.Dialect, db *sql.DB, options ...goose.ProviderOpt
 	return provider, nil
 }
 
-// suffixOfOthers ends the names of the migrations for the other engine alone.
+// suffixOfOthers returns the end of the file names of the migrations that are for the other
+// engine alone.
 func suffixOfOthers(postgres bool) string {
 	if postgres {
 		return "_sqlite.sql"
@@ -118,16 +121,17 @@ func applyMigrations(ctx context.Context, provider *goose.Provider) error {
 	return fmt.Errorf("migrating schema: %w", err)
 }
 
-// The lock of the migrations is a row of goose's table goose_lock. A migrating process
-// renews the lock, and a process that was killed loses the lock after migrateLease by
-// PostgreSQL's clock.
+// The lock of the migrations is a row of the table goose_lock, which belongs to the migration
+// tool goose. A migrating process renews the lock. A process that was killed loses the lock
+// after migrateLease by PostgreSQL's clock.
 const (
 	migrateLease     = 15 * time.Second
 	migrateHeartbeat = 3 * time.Second // several heartbeats may fail in a lease
 	// migrateWait bounds how long a process waits for the lock, with one attempt a
 	// second: a migration in another process may rewrite a large table.
 	migrateWait = 10 * time.Minute
-	// sayAfter is the number of attempts after which a waiting process says so.
+	// sayAfter is the number of failed attempts, one a second, after which migrateLock calls
+	// waiting.
 	sayAfter = 3
 )
 
@@ -151,9 +155,9 @@ func migrateLock(waiting func()) (lock.Locker, error) {
 	)
 }
 
-// Migrate brings a database's schema up to date. On PostgreSQL any number of processes
-// may call Migrate at once: one migrates, and the others wait. Errors: those of [Open]
-// for SQLite; ErrRights.
+// Migrate brings a database's schema up to date. On PostgreSQL any number of processes can call
+// Migrate at once: one migrates, and the others wait. Errors: for SQLite those of [Open];
+// ErrRights.
 func Migrate(ctx context.Context, uri string, opts ...Option) error {
 	if !isPostgres(uri) {
 		s, err := Open(ctx, uri) // Open migrates an embedded database

@@ -5,8 +5,8 @@ const (
 	// movedTo is set in an embedded database that was moved away. The value is the URI
 	// of the new database, without a password.
 	movedTo = "moved_to"
-	// copyID has the same random value in the source and in the target of a copy. The
-	// next call of [Copy] recognizes its own unfinished target by the value.
+	// copyID has the same random value in the source and in the target of a copy. By the value,
+	// a later call of [Copy] recognizes the target that an interrupted call has filled.
 	copyID = "copy"
 	// copyIncomplete is set in the target of an unfinished copy, while the source may
 	// still acknowledge changes that the target does not have.

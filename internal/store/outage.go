@@ -20,25 +20,25 @@ func (e awayError) Unwrap() error        { return e.error }
 func (e awayError) Is(target error) bool { return target == ErrAway }
 
 // outage logs one line when the database stops answering, and one line when the database
-// answers again, whatever number of calls fails in between. An outage is safe for
+// answers again, whatever number of calls fails between the two lines. An outage is safe for
 // concurrent use.
 type outage struct {
 	logger *slog.Logger
 	start  time.Time
 	away   atomic.Bool  // set under mu; most calls read away without mu
-	heard  atomic.Int64 // the time of the latest answer, in ns since start
+	heard  atomic.Int64 // the time of the database's latest answer, in ns since the start of the process
 
 	mu                sync.Mutex
-	since             time.Time     // the first failure of the outage
-	failed            time.Time     // the latest failure
-	back              time.Time     // the end of the latest outage
+	since             time.Time     // the time of the first failed call of the outage
+	failed            time.Time     // the time of the latest failed call
+	back              time.Time     // the time at which the latest outage ended
 	calls             int64         // calls that failed in the outage
-	outages, failures uint64        // since the start, for Stats
-	settle            time.Duration // the outage ends at the first answer that comes so long after failed
+	outages, failures uint64        // numbers since the start of the process, for [Stats]
+	settle            time.Duration // the time from failed on after which an answer ends the outage
 }
 
-// A database that comes and goes within restless doubles settle, from firstSettle to
-// restless. So such a database fills no log.
+// A database that goes away again within restless after its return doubles settle, from
+// firstSettle up to restless. So such a database writes few lines into the log.
 const (
 	firstSettle = time.Second
 	restless    = time.Minute
@@ -46,9 +46,9 @@ const (
 
 func newOutage(logger *slog.Logger) *outage { return &outage{logger: logger, start: time.Now()} }
 
-// note takes notice of a call that began at a time and returned err, and returns err. If the
-// database is away, err matches ErrAway afterwards. An error after the end of ctx tells nothing
-// about the database.
+// note counts a failed call as part of an outage if the database is away, and returns err, the
+// call's error, or an error that also matches ErrAway. began is the time at which the call
+// began. An error after the end of ctx tells nothing about the database.
 func (o *outage) note(ctx context.Context, began time.Time, err error) error {
 	switch {
 	case meaningOf(err).answered:

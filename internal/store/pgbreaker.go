@@ -8,22 +8,21 @@ import (
 	"time"
 )
 
-// breaker makes callers fail at once while the database does not answer. The breaker
-// trips if a replica without a connection cannot make one, or if the database answers no
-// caller for silentTime. A
-// tripped breaker lets one caller through per tripTime, until the database answers a
-// caller. So an outage costs a timeout only to the callers that are let through, and a
-// database that comes back is not flooded.
+// breaker makes callers fail at once while the database does not answer. The breaker trips if a
+// replica without a connection cannot make one, or if the database answers no caller for
+// silentTime. A tripped breaker lets one caller through per tripTime, until the database
+// answers a caller. So an outage costs a timeout only to the callers that are let through, and
+// a database that comes back is not flooded.
 //
 // A breaker is safe for concurrent use.
 type breaker struct {
-	until  atomic.Int64           // next time that a caller may try, in ns since 1970; zero: every caller may
-	silent atomic.Int64           // the beginning of the first call without an answer since the latest answer, in ns since 1970; zero: none
+	until  atomic.Int64           // the next time at which a caller is allowed to try, in ns since 1970; zero: every caller is allowed to try now
+	silent atomic.Int64           // when the first call began that got no answer after the latest answer, in ns since 1970; zero: there is no such call
 	cause  atomic.Pointer[string] // the error behind the latest trip
 }
 
-// silentTime is nearly statementTime: one caller without a deadline is enough to trip the
-// breaker. Several callers with short deadlines are enough together.
+// silentTime is nearly statementTime, so that one caller without a deadline is enough to trip
+// the breaker. Several callers with short deadlines trip the breaker together.
 const silentTime = statementTime - leastTime
 
 // tripTime is the time between two callers that a tripped breaker lets through. A
@@ -48,8 +47,9 @@ func (b *breaker) allow() (trying bool, err error) {
 // tripped reports whether the breaker lets only one caller through per tripTime.
 func (b *breaker) tripped() bool { return b.until.Load() != 0 }
 
-// err returns the error for a caller that the breaker refuses. err matches errDown, and
-// holds the cause as text alone: another call got the cause as an error.
+// err returns the error for a caller that the breaker refuses. The error matches errDown, and
+// holds only the text of the cause: errors.Is must not match the cause, which is the error of
+// another call.
 func (b *breaker) err() error {
 	if cause := b.cause.Load(); cause != nil {
 		return fmt.Errorf("%w: %s", errDown, *cause)
@@ -69,7 +69,7 @@ func (b *breaker) trip(cause error) {
 }
 
 // unanswered trips the breaker if the database has been silent for silentTime. began is the
-// time at which a call began that got no answer in the caller's time.
+// time at which a call began that got no answer before the end of the caller's deadline.
 func (b *breaker) unanswered(began time.Time, cause error) {
 	b.silent.CompareAndSwap(0, began.UnixNano())
 	if since := b.silent.Load(); since != 0 && time.Now().UnixNano()-since >= int64(silentTime) {
@@ -77,8 +77,9 @@ func (b *breaker) unanswered(began time.Time, cause error) {
 	}
 }
 
-// answered reports whether the breaker had tripped. answered runs after every call, and
-// reading is cheaper than writing.
+// answered notes an answer of the database, resets the breaker, and reports whether the breaker
+// had tripped. answered runs after every answered call, and loads an atomic variable before it
+// stores, since a load is cheaper than a store.
 func (b *breaker) answered() bool {
 	if b.silent.Load() != 0 {
 		b.silent.Store(0)

@@ -19,7 +19,8 @@ import (
 //	leastTime      is granted to every caller, even past its deadline: a connection is
 //	               closed when the time runs out during a statement, and an impatient
 //	               caller must not cost a connection
-//	answerTime     is left of the caller's deadline to bring the answer to the client
+//	answerTime     is the part of the caller's deadline that is left for sending the
+//	               answer to the client
 //	connectTime    bounds the making of a connection. A shorter bound would take a
 //	               busy server for one that is down
 //	schemaTime     bounds the check of the schema when the database is opened
@@ -53,10 +54,10 @@ func (b budget) left() time.Duration {
 // short reports whether only leastTime remains for the caller.
 func (b budget) short() bool { return b.left() == leastTime }
 
-// forBatch returns the context in which a caller waits for a batch of refreshes. The
-// batch has a budget of its own, which may be longer than the caller's. So the caller
-// stops waiting before the deadline: by answerTime, or by half of the time left if that
-// is less.
+// forBatch returns the context in which a caller waits for a batch of refreshes. The batch has
+// a budget of its own, which may end later than the caller's budget. So the caller stops
+// waiting before its deadline: answerTime before, or half of the time left if that half is
+// shorter.
 func (b budget) forBatch(ctx context.Context) (context.Context, context.CancelFunc) {
 	if b.deadline.IsZero() {
 		return ctx, func() {}
@@ -64,9 +65,9 @@ func (b budget) forBatch(ctx context.Context) (context.Context, context.CancelFu
 	return context.WithDeadline(ctx, b.deadline.Add(-min(answerTime, time.Until(b.deadline)/2)))
 }
 
-// pgBounds is a statement that sets PostgreSQL's bounds for a connection. pgTxBounds is
-// a SELECT list that sets the bounds for a transaction: behind a pooler the next
-// transaction may run on another connection, so every transaction sets its bounds.
+// pgBounds is a statement that sets PostgreSQL's time bounds for a connection. pgTxBounds is a
+// SELECT list that sets the time bounds for a transaction: behind a pooler such as PgBouncer,
+// the next transaction may run on another connection, so every transaction sets its bounds.
 var (
 	pgBounds   = "SELECT " + setBounds(false)
 	pgTxBounds = setBounds(true)

@@ -42,10 +42,11 @@ func (t *copyTarget) name() string { return t.db.address() }
 
 // publicURI returns a URI without its passwords. A server can be started with the result, if
 // the password is given in another way: publicURI keeps the parameters, such as sslrootcert,
-// and adds what the environment variables of PostgreSQL have said.
+// and adds the user, host, port and database that come from the environment variables of
+// PostgreSQL, such as PGHOST.
 func publicURI(uri string, config *pgx.ConnConfig) string {
 	u, err := url.Parse(uri)
-	if err != nil { // such as one with two hosts, of which the last has no port
+	if err != nil { // such as a URI with two hosts, of which the second has no port
 		u = &url.URL{Scheme: "postgres"}
 	}
 	query := u.Query()
@@ -65,15 +66,15 @@ func publicURI(uri string, config *pgx.ConnConfig) string {
 	return u.String()
 }
 
-// lock begins the copy's transaction, locks the tables, and deletes the rows that a
-// migration or an interrupted copy has left. lock refuses a target with any other row.
+// lock begins the copy's transaction, locks the tables of the target, and deletes the rows that
+// a migration or an interrupted copy has left. lock refuses a target with any other row.
 func (t *copyTarget) lock(ctx context.Context, tables []string) error {
 	// With synchronous_commit = off, a crash of PostgreSQL might undo the commit of the
 	// copy after the source was fenced. Then both databases would be lost.
 	for _, statement := range []string{
 		`BEGIN`, `SET LOCAL lock_timeout = '5s'`, `SET LOCAL statement_timeout = 0`, `SET LOCAL idle_in_transaction_session_timeout = 0`,
 		`SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`,
-		lockExclusive, // a server that starts on the target waits
+		lockExclusive, // makes a server that starts on the target wait
 		`LOCK TABLE ` + strings.Join(tables, ", ") + ` IN SHARE ROW EXCLUSIVE MODE`,
 	} {
 		if _, err := t.conn.Exec(ctx, statement); err != nil {
@@ -127,7 +128,8 @@ func (t *copyTarget) receive(ctx context.Context, table string, rows *copyRows) 
 	return t.conn.CopyFrom(ctx, pgx.Identifier{table}, columns, rows)
 }
 
-// raiseNumbers makes the target's numbers of the security record go on after the copied ones.
+// raiseNumbers makes the target number new records of the security record from behind the
+// highest copied number on.
 func (t *copyTarget) raiseNumbers(ctx context.Context) error {
 	_, err := t.conn.Exec(ctx, `SELECT setval('audit_numbers', GREATEST(1, (SELECT max(seq) FROM audit), (SELECT max(seq) FROM audit_marks)))`)
 	return err

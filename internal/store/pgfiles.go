@@ -11,27 +11,27 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// credentials gives new connections of a pool the credentials from the files that exist
-// now: an operator may have replaced the password file, the service file or the
-// certificate. Open connections continue.
+// credentials gives new connections of a pool the credentials that the files hold now: since
+// the start of the process, an operator may have replaced the password file, the service file
+// or the certificate. Open connections continue.
 //
-// Every other setting stays as at the start, although a service file may hold a host and a
-// database too. With connections to two databases in one pool, committed writes would be in
-// both.
+// Every setting other than the credentials stays as at the start, although a service file may
+// also name a host and a database. Otherwise one pool could hold connections to two databases,
+// and committed writes would be split between the two.
 type credentials struct {
 	uri    string
 	logger *slog.Logger
-	target string // of the start
+	target string // the servers and the database at the start, as [targetOf] returns them
 
 	mu     sync.Mutex
-	latest *pgx.ConnConfig // the latest configuration for target
+	latest *pgx.ConnConfig // the latest configuration with the servers and the database of target
 	other  string          // the target of the files if different from target; otherwise empty
 }
 
 // targetOf returns the servers and the database of a configuration.
 func targetOf(c *pgx.ConnConfig) string {
 	servers := []string{fmt.Sprintf("%s:%d", c.Host, c.Port)}
-	for _, f := range c.Fallbacks { // one server may have several, with and without TLS
+	for _, f := range c.Fallbacks { // one server may have two entries, with TLS and without
 		if server := fmt.Sprintf("%s:%d", f.Host, f.Port); !slices.Contains(servers, server) {
 			servers = append(servers, server)
 		}
@@ -53,7 +53,7 @@ func (r *credentials) readAgain(ctx context.Context, c *pgx.ConnConfig) error {
 	switch target := targetOf(read); target {
 	case r.target:
 		r.latest, r.other = read, ""
-	case r.other: // logged before
+	case r.other: // readAgain has logged the other target before
 	default:
 		r.other = target
 		r.logger.ErrorContext(ctx, "the service file names another database than at the start: this process continues with "+

@@ -10,17 +10,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Hints tell a replica that another replica has appended an event, or asks the replicas for
-// their watchers. Such a transaction sends NOTIFY with the commit, and every replica listens on
-// a connection of its own, outside of the pool. A hint only shortens the wait for the
-// replica's next poll of the events, so any hint may be lost. A pooler in transaction
-// mode drops notifications: replicas behind such a pooler only poll. So does a replica to
-// which PostgreSQL gives no connection for listening.
+// Hints tell a replica that another replica has appended an event, or asks all replicas for
+// their watchers (the services that receive events). A transaction that does so sends NOTIFY
+// with the commit, and every replica listens on a connection of its own, outside of the pool. A
+// hint only shortens the wait for the replica's next poll of the events, so any hint may be
+// lost. A pooler in transaction mode drops notifications: a replica behind such a pooler only
+// polls. A replica to which PostgreSQL gives no connection for listening only polls, too.
 //
-// A role needs only the right to connect to the database to send notifications. PostgreSQL
-// keeps notifications for a slow listener, and refuses NOTIFY to every role when the queue
-// is full. So the listener reads notifications as fast as they come,
-// and passes on one hint in hintEvery at most.
+// A role that is allowed to connect to the database is allowed to send notifications.
+// PostgreSQL keeps notifications for a slow listener, and refuses NOTIFY to every role when the
+// queue is full. So the listener reads notifications as fast as they come, and passes on one
+// hint in hintEvery at most.
 
 // hintEvery is the shortest time between two hints. A hint causes a poll, which takes
 // about a millisecond.
@@ -28,7 +28,7 @@ const hintEvery = 5 * time.Millisecond
 
 // hints calls hint for new notifications until ctx ends, and reconnects after a failure.
 func (p *pgDB) hints(ctx context.Context, hint func()) {
-	notified := make(chan struct{}, 1) // a notification that hint was not called for
+	notified := make(chan struct{}, 1) // holds a notification for which hint was not called yet
 	var passing sync.WaitGroup
 	defer passing.Wait()
 	passing.Go(func() {
@@ -42,7 +42,7 @@ func (p *pgDB) hints(ctx context.Context, hint func()) {
 	})
 	for again := true; again; {
 		listening := p.listener.begin(ctx)
-		err := p.listen(listening, notified) // without hints, replicas learn of events by polling
+		err := p.listen(listening, notified) // the error is ignored: without hints, a replica learns of events by polling
 		wait := time.Second/2 + rand.N(time.Second)
 		if listening.Err() != nil || sqlState(err) == tooManyConnections {
 			wait += growAfter
@@ -51,8 +51,8 @@ func (p *pgDB) hints(ctx context.Context, hint func()) {
 	}
 }
 
-// listener ends the listening when callers need the connection, such as the last connection
-// that PostgreSQL gives.
+// listener stops listening for hints when callers need the connection more, such as the last
+// connection that PostgreSQL gives to this replica.
 type listener struct {
 	stop atomic.Pointer[context.CancelFunc]
 }
@@ -90,7 +90,7 @@ func (p *pgDB) listen(ctx context.Context, notified chan<- struct{}) error {
 	}
 	for {
 		select {
-		case notified <- struct{}{}: // the first time for events committed before LISTEN
+		case notified <- struct{}{}: // in the first round, for events committed before LISTEN
 		default:
 		}
 		if _, err := conn.WaitForNotification(ctx); err != nil {

@@ -11,15 +11,14 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// This file configures the pool of connections: how many connections a replica has, how
-// a connection is made, and when an idle connection is checked before use.
+// This file configures the pool of connections to PostgreSQL: how many connections a replica
+// has, how a connection is made, and when an idle connection is checked before use.
 
 const (
-	// poolSize is the number of connections of one replica, unless the URI sets
-	// pool_max_conns. Refreshes share transactions on two connections, and logins spend
-	// most of their time on the password hash, so more connections gain little:
-	// docs/benchmarks.md has the figures. Ten replicas stay below PostgreSQL's default
-	// bound of 100 connections.
+	// poolSize is the number of connections of one replica, unless the URI sets pool_max_conns.
+	// Refreshes share transactions on two connections, and a login spends most of its time on
+	// the password hash, so more connections gain little: docs/benchmarks.md has the figures.
+	// Ten replicas stay below PostgreSQL's default bound of 100 connections.
 	poolSize = 8
 	// idlePing bounds how long a connection may have been idle and still be used
 	// without a check.
@@ -36,7 +35,7 @@ func pgConfig(uri string, logger *slog.Logger) (*pgxpool.Config, error) {
 		config.MaxConns = poolSize
 	}
 	if !strings.Contains(uri, "pool_max_conn_lifetime=") {
-		config.MaxConnLifetime = 0 // another program could take the place of a connection that ends by its age
+		config.MaxConnLifetime = 0 // while a connection that ended by its age was replaced, another program could take the last free connection of PostgreSQL
 	}
 	config.ShouldPing = shouldPing
 	c := config.ConnConfig

@@ -14,8 +14,8 @@ import (
 )
 
 // meaning tells what an error of PostgreSQL says about the transaction, and what the
-// store does next. [meaningOf] is the table, and every other part of the PostgreSQL
-// half uses it:
+// store does next. [meaningOf] is the table below in Go, and all code of this package for
+// PostgreSQL uses it:
 //
 //	error                                    outcome           then
 //	of fn itself, ErrExists; no error        as fn decided     return
@@ -36,7 +36,7 @@ import (
 // "Refused" means that the server has answered and rolled back.
 type meaning struct {
 	undone   bool // nothing of the transaction remains, even if COMMIT was sent
-	answered bool // the database works: the breaker is reset
+	answered bool // the database has answered, so [pgDB.withConn] resets the breaker
 	then     action
 }
 
@@ -84,14 +84,14 @@ var (
 
 // PostgreSQL's error codes (SQLSTATE) that the store treats specially.
 const (
-	dataException        = "22"    // a class: the first two characters of its codes
+	dataException        = "22"    // the first two characters of every code in this class
 	uniqueViolation      = "23505" // [Tx.fail] returns ErrExists for this code
 	serializationFailure = "40001"
 	deadlockDetected     = "40P01"
 	readOnlyTransaction  = "25006" // the server has become a standby
-	lockNotAvailable     = "55P03" // after lockTime; a frozen holder loses the row lock after idleTime
+	lockNotAvailable     = "55P03" // the lock was not free within lockTime; PostgreSQL ends the transaction of a frozen process after idleTime
 	undefinedTable       = "42P01"
-	tooManyConnections   = "53300" // of the server, the database or the role
+	tooManyConnections   = "53300" // the server, the database or the role has no connection left
 	startingUp           = "57P03"
 
 	insufficientPrivilege = "42501"
@@ -104,19 +104,19 @@ func sqlState(err error) string {
 	return ""
 }
 
-// refused reports whether the server has refused a statement and rolled back, that is,
-// sent an ERROR. FATAL does not count, since FATAL may follow a commit that was done.
-// SeverityUnlocalized is in English, whatever language the server uses; PgBouncer sends
-// only Severity.
+// refused reports whether the server has refused a statement and rolled back, that is, sent an
+// ERROR. refused returns false for FATAL, since FATAL may follow a commit that was done.
+// SeverityUnlocalized is in English, whatever language the server uses; PgBouncer sends only
+// Severity.
 func refused(err error) bool {
 	e := (*pgconn.PgError)(nil)
 	return errors.As(err, &e) && cmp.Or(e.SeverityUnlocalized, e.Severity) == "ERROR"
 }
 
-// isBadValue reports whether PostgreSQL refused a statement because of its values (class
-// 22, data exception), such as a text with a zero byte. A bad value is a fault of this
-// program, which must refuse such a value before: the database works, a second try would
-// fail too, and a client must not be told to try again.
+// isBadValue reports whether PostgreSQL refused a statement because of its values (class 22,
+// data exception), such as a text with a zero byte. A bad value is a fault of this program,
+// which has to check values before it sends them: the database works, a second try would fail
+// too, and a client must not be told to try again.
 func isBadValue(err error) bool {
 	return refused(err) && strings.HasPrefix(sqlState(err), dataException)
 }
@@ -138,9 +138,9 @@ func afterSend(err error, commitSent bool) error {
 // attempts bounds how often the store runs one transaction, the first run included.
 const attempts = 8
 
-// retry calls fn by [pgDB.withConn], and repeats the call as the table of [meaning]
-// says, for statementTime at most. If a standby answers again on new connections, the
-// breaker trips, so that the next callers fail at once.
+// retry calls fn by [pgDB.withConn], and repeats the call as the table of [meaning] says. retry
+// begins no new try after statementTime. If new connections lead to a standby again, retry
+// trips the breaker, so that the next callers fail at once.
 func (p *pgDB) retry(ctx context.Context, fn func(context.Context, *pgxpool.Conn) error) error {
 	for n, began := 1, time.Now(); ; n++ {
 		err := p.withConn(ctx, fn)
@@ -176,11 +176,11 @@ func pause(ctx context.Context, d time.Duration) bool {
 	return ctx.Err() == nil
 }
 
-// A commit that waits for a synchronous standby may be interrupted, by a timeout or an
-// operator. PostgreSQL then reports success, and adds a warning: the commit is on the
-// primary, and is lost if the primary fails now. Other warnings have the same code, and
-// may arrive with a connection or an earlier statement. So [confirmed] deletes older
-// warnings before the commit is sent.
+// A commit that waits for a synchronous standby may be interrupted by a timeout or an operator.
+// PostgreSQL then reports success, and adds a warning: the commit is on the primary, and is
+// lost if the primary fails now. Other warnings have the same code, 01000, and may arrive with
+// a connection or an earlier statement. So [confirmed] deletes older warnings before the commit
+// is sent.
 const (
 	plainWarning = "01000"
 	warned       = "warned" // key in a connection's custom data

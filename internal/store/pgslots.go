@@ -13,16 +13,17 @@ import (
 )
 
 // PostgreSQL may give a replica fewer connections than the pool could hold: other replicas or
-// other programs have taken them, or the replica's role has a limit. Then the callers share
-// the connections that the replica has, and wait for their turn.
+// other programs have taken the connections, or the replica's role has a limit. Then the
+// callers share the connections that the replica has, and wait for their turn.
 
 const (
 	// growAfter is the time after which the pool tries again to make a connection that
 	// PostgreSQL has refused. A random time of up to growAfter/2 is added. Each try costs
 	// PostgreSQL a process, and a line in its log.
 	growAfter = 15 * time.Second
-	// reportAfter is the time until the connections are counted for the log. By then the
-	// other connections that were being made have been made or refused.
+	// reportAfter is the time between a refused connection and the log line with the number of
+	// open connections. After reportAfter, PostgreSQL has made or refused the other connections
+	// that were being made.
 	reportAfter = time.Second
 	// closingTime is the time for which PostgreSQL may still count a connection that was
 	// closed.
@@ -30,22 +31,22 @@ const (
 )
 
 // slots bounds the callers that use or make a connection at a time. A caller takes a slot
-// before it asks the pool for a connection. If the database refuses the connection, and the
-// replica has another one, the caller's slot is withheld for growAfter, and the caller waits
-// for another slot. So the free slots become as many as the connections. At least one slot
-// is not withheld.
+// before the caller asks the pool for a connection. If the database refuses the connection, and
+// the replica has another one, the caller's slot is withheld for growAfter, and the caller
+// waits for another slot. So the number of slots that are not withheld becomes the number of
+// connections. At least one slot is not withheld.
 //
 // A slots is safe for concurrent use.
 type slots struct {
 	free   chan struct{}
-	open   func() (idle, all int) // connections in the pool
+	open   func() (idle, all int) // returns the number of idle connections, and of all connections, in the pool
 	logger *slog.Logger
 
 	mu        sync.Mutex
 	withheld  int
-	reported  int   // connections in the latest log line; zero: all
-	reporting bool  // a report is due
-	cause     error // of the latest refusal
+	reported  int   // the number of connections in the latest log line; zero: all connections were open after the line
+	reporting bool  // a timer is running that calls report
+	cause     error // the error of the latest refused connection
 }
 
 func newSlots(size int, open func() (idle, all int), logger *slog.Logger) *slots {
@@ -77,9 +78,9 @@ func (s *slots) take(ctx context.Context, wait bool) error {
 
 func (s *slots) give() { s.free <- struct{}{} }
 
-// refused gives back or withholds the slot of a caller that got err in the place of a
-// connection. shared tells that the replica has another connection, or that another caller
-// is making one.
+// refused gives back or withholds the slot of a caller that got the error err instead of a
+// connection. refused returns shared == true if the replica has another connection, or if
+// another caller is making one: then the caller waits for its turn.
 func (s *slots) refused(err error) (shared bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,7 +99,7 @@ func (s *slots) refused(err error) (shared bool) {
 	return true
 }
 
-// restore gives back so many of the slots that are withheld.
+// restore gives back n of the withheld slots, or all of them if fewer than n are withheld.
 func (s *slots) restore(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +120,7 @@ func (s *slots) reportLaterLocked(cause error) {
 }
 
 // report logs how many connections the database gives, if the number is lower than in the
-// line before. The next line after all connections were open may have any number.
+// latest log line. After all connections were open, report logs any lower number again.
 func (s *slots) report() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -128,7 +129,7 @@ func (s *slots) report() {
 	switch {
 	case n == cap(s.free):
 		s.reported = 0
-	case s.withheld == 0 || n == 0: // the database was away, or is
+	case s.withheld == 0 || n == 0: // the database was away a moment ago, or is away now
 	case s.reported == 0 || n < s.reported:
 		s.reported = n
 		s.logger.Warn("PostgreSQL gives this replica fewer connections than configured: calls wait for their turn",
@@ -151,7 +152,7 @@ func (p *pgDB) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 			}
 			return nil, unavailable(fmt.Errorf("%w: every connection is in use: %w", errNotSent, err))
 		}
-		if !trying && p.breaker.tripped() { // during the wait
+		if !trying && p.breaker.tripped() { // the breaker has tripped while take waited
 			p.slots.give()
 			continue
 		}
@@ -170,8 +171,8 @@ func (p *pgDB) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 				p.breaker.trip(err)
 				return nil, unavailable(errors.Join(errNotSent, err))
 			}
-			// The listener's connection is worth less than a caller's. PostgreSQL may also
-			// still count connections that were closed.
+			// A caller needs a connection more than the listener for hints does. PostgreSQL may
+			// also still count connections that were closed.
 			p.listener.yield()
 		}
 		pause(ctx, rand.N(closingTime))

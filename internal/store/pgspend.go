@@ -14,9 +14,9 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// spender lets refreshes that arrive together share a transaction, and so a round trip
-// and a flush of PostgreSQL's log. A worker takes all refreshes queued during its last
-// batch, and spends their tokens by one statement. A refresh that arrives alone is sent
+// spender lets refreshes that arrive together share a transaction, and so a round trip and a
+// flush of PostgreSQL's log. A worker takes all refreshes that were queued during its last
+// batch, and spends their refresh tokens by one statement. A refresh that arrives alone is sent
 // at once.
 //
 // The members of a batch are sorted by session, and the statement locks the rows in
@@ -30,18 +30,18 @@ type spender struct {
 	db      *pgDB
 	queue   *queue[refresh]
 	tasks   sync.WaitGroup
-	callers atomic.Int64 // calls of spend running now
+	callers atomic.Int64 // the number of running calls of spend
 }
 
 const (
 	// spendWorkers is the number of batches running at once: one batch waits for the
 	// disk while the next batch is gathered.
 	spendWorkers = 2
-	// maxBatch bounds the members of a batch, and so how long the first member waits
-	// for the last. A batch also fits into one write and one TLS record of 16 KiB, so
-	// that a replica that freezes while sending has sent the whole batch or nothing.
-	// PostgreSQL has no timeout for the rest of a half-sent batch, and would hold the
-	// row locks until then. A member takes 60 bytes and its audience.
+	// maxBatch bounds the members of a batch, and so how long the first member waits for the
+	// last. A batch also fits into one write and one TLS record of 16 KiB, so that a replica
+	// that freezes while sending has sent the whole batch or nothing. PostgreSQL has no timeout
+	// for the rest of a half-sent batch, and would hold the row locks until the rest arrives. A
+	// member takes 60 bytes, plus the length of its audience.
 	maxBatch = 80
 )
 
@@ -69,14 +69,14 @@ func (s *spender) close() {
 	s.tasks.Wait()
 }
 
-// spend is [Store.Spend]. A refresh that arrives alone skips the queue, since waking a
-// worker takes longer than the statement. A caller with a short budget always queues: a
-// caller can stop waiting for a batch, and cannot stop waiting for its own statement.
+// spend does what [Store.Spend] promises. A refresh that arrives alone skips the queue, since
+// waking a worker takes longer than the statement. A caller with a short budget always queues:
+// the caller can stop waiting for a batch, and cannot stop waiting for a statement of its own.
 func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	s, budget := p.spender, budgetOf(ctx)
 	defer s.callers.Add(-1)
-	// While the breaker is tripped, the workers may wait for the database, and the breaker
-	// refuses a caller at once.
+	// While the breaker is tripped, the workers may be waiting for the database. spendOne fails
+	// at once then.
 	if s.callers.Add(1) == 1 && !budget.short() || p.breaker.tripped() {
 		r := refresh{ctx: ctx, spend: spend}
 		return &r.spent, s.spendOne(&r)
@@ -111,8 +111,9 @@ func (s *spender) run(batch []*job[refresh]) {
 	}
 }
 
-// spendBatch spends a batch in one transaction, and returns for each member whether its
-// token was spent. Of two members with the same token, one is found.
+// spendBatch spends a batch in one transaction, and returns for each member whether its refresh
+// token was spent. If two members have the same refresh token, found is true for one of the
+// two.
 func (s *spender) spendBatch(batch []*job[refresh]) (found []bool, err error) {
 	ctx, sharing := startShared(batch)
 	defer sharing.End()
@@ -150,8 +151,8 @@ func columnsOf(batch []*job[refresh]) []any {
 	return []any{ids, generations, audiences, idle, most, grace}
 }
 
-// spendOne spends one token by one statement outside of BEGIN and COMMIT, so by one
-// round trip.
+// spendOne spends one refresh token by one statement without BEGIN and COMMIT, so that one
+// round trip is enough.
 func (s *spender) spendOne(r *refresh) error {
 	missing := false
 	err := s.db.retry(r.ctx, func(ctx context.Context, conn *pgxpool.Conn) error {

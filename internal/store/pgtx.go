@@ -11,19 +11,19 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// pgTx runs the statements of one transaction in as few round trips as possible. BEGIN
-// is sent with the first query, a queued statement with the next query, and a statement
-// of [Tx.queryAtCommit] with COMMIT. Every transaction that appends an event locks the
-// row of the table head. With this order, the row is locked for one pipelined send at
-// most, even if this process dies.
+// pgTx runs the statements of one transaction in as few round trips as possible. BEGIN is sent
+// with the first query, a queued statement with the next query, and a statement of
+// [Tx.queryAtCommit] with COMMIT. Every transaction that appends an event locks the row of the
+// table head. Since the lock is taken together with COMMIT, the row is locked for one pipelined
+// send at most, even if this process dies.
 type pgTx struct {
 	ctx      context.Context
 	conn     *pgxpool.Conn
 	readOnly bool
 	queued   *pgx.Batch
 	atCommit []pgStatement
-	at       time.Time // the transaction's time; zero until BEGIN is answered
-	notify   bool      // NOTIFY follows COMMIT: there is an event or a question
+	at       time.Time // the transaction's time; zero until PostgreSQL has answered BEGIN
+	notify   bool      // NOTIFY follows COMMIT, since [runner.hint] was called
 }
 
 type pgStatement struct {
@@ -89,8 +89,8 @@ func (t *pgTx) query(scan func(row) error, lock, query string, args ...any) erro
 	return t.flush()
 }
 
-// queueClock sets the transaction's time to the time when the statement before has
-// ended.
+// queueClock sets the transaction's time to the time at which PostgreSQL has ended the
+// statement queued before.
 func (t *pgTx) queueClock() {
 	t.queue(pgStatement{scan: into((*timeColumn)(&t.at)), query: "SELECT " + pgNow})
 }
@@ -102,12 +102,14 @@ func (t *pgTx) queue(s pgStatement) {
 	}
 }
 
-// lockExclusive locks the only row of a table, which exists for [Tx.Exclusive] alone, and
-// changes nothing: ON CONFLICT locks a row that WHERE leaves out. A missing row is inserted.
+// lockExclusive locks the only row of the table exclusive_lock, which exists for [Tx.Exclusive]
+// alone. lockExclusive changes nothing: ON CONFLICT locks also a row that WHERE excludes from
+// the update. A missing row is inserted.
 //
-// Any role that may connect to the database could hold an advisory lock. Such a role could
-// also hold a lock on a whole table, by PREPARE in an open transaction: PostgreSQL checks
-// the rights on a table later. A lock on a row needs rights on the table.
+// lockExclusive locks a row, since a lock on a row needs rights on the table. Any role that is
+// allowed to connect to the database could hold an advisory lock. Such a role could also hold a
+// lock on a whole table, by PREPARE in an open transaction: PostgreSQL checks the rights on a
+// table later.
 const lockExclusive = `INSERT INTO exclusive_lock (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET id = 1 WHERE false`
 
 func (t *pgTx) exclusive() error {
@@ -128,19 +130,20 @@ func (t *pgTx) queryAtCommit(scan func(row) error, query string, args ...any) er
 
 func (t *pgTx) hint() { t.notify = true }
 
-func (t *pgTx) excludesByItself() bool { return false } // the operator may want to go back
+func (t *pgTx) excludesByItself() bool { return false } // the operator may want to go back to an earlier version of Watchword
 
-// excludeEvents adds a constraint that is not checked for the events before.
+// excludeEvents adds a constraint to the table events. PostgreSQL does not check the constraint
+// for the events that are there.
 func (t *pgTx) excludeEvents(before int64) error {
 	t.queued.Queue(`ALTER TABLE events DROP CONSTRAINT IF EXISTS events_program`)
 	t.queued.Queue(fmt.Sprintf(`ALTER TABLE events ADD CONSTRAINT events_program CHECK (program >= %d) NOT VALID`, before))
 	return t.flush()
 }
 
-// commit sends the statements still queued, and COMMIT. NOTIFY follows COMMIT in the same
-// trip: a transaction with NOTIFY in it could not commit while PostgreSQL's queue of
+// commit sends the statements still queued, and COMMIT. NOTIFY follows COMMIT in the same round
+// trip: a transaction that contains NOTIFY could not commit while PostgreSQL's queue of
 // notifications is full, and any role can fill the queue. Errors: ErrUncertain if the
-// connection failed afterwards; those of [failure].
+// connection failed after the send; those of [failure].
 func (t *pgTx) commit() error {
 	for _, s := range t.atCommit {
 		t.queue(s)
@@ -153,7 +156,7 @@ func (t *pgTx) commit() error {
 	err := confirmed(t.conn.Conn().PgConn(), func() error {
 		err := t.flush()
 		if committed {
-			return nil // only NOTIFY has failed, and a hint may be lost
+			return nil // only NOTIFY has failed, and NOTIFY is only a hint
 		}
 		return err
 	})

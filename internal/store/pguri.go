@@ -18,9 +18,10 @@ func badURI(part string) error {
 }
 
 // parseURI parses a URI, and reads the environment variables and the files that PostgreSQL
-// clients read. Errors: those of [badURI]. The driver takes everything up to the first "@"
-// for user and password, so parseURI refuses a URI in which "@" or "/" may belong to the
-// password: the driver's later errors show the host.
+// clients read. Errors: those of [badURI]. The driver takes everything up to the first "@" for
+// user and password, so that the rest of a password with "@" would be the host, and later
+// errors of the driver show the host. So parseURI refuses a URI in which "@" or "/" may belong
+// to the password.
 func parseURI(uri string) (*pgxpool.Config, error) {
 	if err := checkURI(uri); err != nil {
 		return nil, err
@@ -39,7 +40,8 @@ func parseURI(uri string) (*pgxpool.Config, error) {
 	return nil, badURI("the user, the host, the port or the database's name is wrong")
 }
 
-// checkURI checks the parts of a URI before the parameters.
+// checkURI checks the user, the hosts, the port and the database's name of a URI. The
+// parameters after "?" are not checked.
 func checkURI(uri string) error {
 	_, rest, found := strings.Cut(uri, "://")
 	before, _, hasAt := strings.Cut(rest, "@")
@@ -68,7 +70,7 @@ func checkURI(uri string) error {
 		}
 	}
 	for host := range strings.SplitSeq(hosts, ",") {
-		host = host[strings.LastIndexByte(host, ']')+1:] // behind an IPv6 address
+		host = host[strings.LastIndexByte(host, ']')+1:] // what follows an IPv6 address in brackets
 		if _, port, given := strings.Cut(host, ":"); given && port != "" {
 			if _, err := strconv.ParseUint(port, 10, 16); err != nil {
 				return badURI("the port is not a number")
@@ -99,8 +101,8 @@ var parameters = []string{"channel_binding", "connect_timeout", "dbname", "defau
 	"require_auth", "service", "servicefile", "sslcert", "sslcertmode", "sslkey", "sslmode", "sslnegotiation", "sslrootcert",
 	"statement_cache_capacity", "target_session_attrs", "user"}
 
-// wrongParameter names the parameter without which the URI would be right. If several are
-// wrong, wrongParameter names all parameters.
+// wrongParameter returns an error text that names the parameter without which the URI would be
+// right. If several parameters are wrong, the text names every known parameter of the URI.
 func wrongParameter(base string, pairs []string) string {
 	var known []string
 	for i, pair := range pairs {

@@ -20,10 +20,9 @@ import (
 // same time, since each of them updates the row of the table head.
 //
 // Each policy has a file of its own: pgpool.go (configuration and dialing), pgfiles.go (new
-// credentials), pgslots.go (too
-// few connections), pgbudget.go (time bounds), pgbreaker.go (a database that does not
-// answer), pgretry.go (what an error means), pglisten.go (hints). pgtx.go runs transactions, pgspend.go runs batches
-// of refreshes.
+// credentials), pgslots.go (too few connections), pgbudget.go (time bounds), pgbreaker.go (a
+// database that does not answer), pgretry.go (what an error means), pglisten.go (hints).
+// pgtx.go runs transactions, and pgspend.go runs batches of refreshes.
 type pgDB struct {
 	pool      *pgxpool.Pool
 	public    string // the URI without a password
@@ -56,7 +55,8 @@ func openPostgres(ctx context.Context, uri string, logger *slog.Logger) (*pgDB, 
 	return p, nil
 }
 
-// connections returns how many connections of the pool are idle, and how many there are.
+// connections returns how many connections of the pool are idle, and how many connections the
+// pool has.
 func (p *pgDB) connections() (idle, all int) {
 	stat := p.pool.Stat()
 	return int(stat.IdleConns()), int(stat.IdleConns() + stat.AcquiredConns())
@@ -94,8 +94,8 @@ func (p *pgDB) transact(ctx context.Context, readOnly bool, fn func(*Tx) error) 
 	return err
 }
 
-// withConn lends fn a connection, and a context that ends when the caller's budget is
-// used up. The caller's cancellation does not reach the driver: a COMMIT that is
+// withConn lends fn a connection, and a context that ends when the caller's time budget (see
+// [budget]) is used up. The caller's cancellation does not reach the driver: a COMMIT that is
 // interrupted has an unknown outcome. Errors: those of fn; ErrUnavailable.
 func (p *pgDB) withConn(ctx context.Context, fn func(context.Context, *pgxpool.Conn) error) error {
 	if ctx.Err() != nil {

@@ -11,18 +11,18 @@ import (
 	"github.com/watchword-auth/watchword/internal/spans"
 )
 
-// queue hands values from callers to workers, and lets a worker take several values at
-// once: the members of a batch share a commit. SQLite's [writer] and PostgreSQL's
-// [spender] each have a queue.
+// queue hands values from callers to workers, and lets a worker take several values at once as
+// a batch: the members of a batch share a commit. SQLite's [writer] and PostgreSQL's [spender]
+// each have a queue.
 //
-// A job is a value in the queue. A job is in one of three states: queued, taken by a
-// worker, or withdrawn by its caller. A caller may withdraw a queued job. A worker that
-// has taken a job must answer it. The flag job.taken is set once, either by the caller
-// or by a worker. A job that is alone in the queue forms a batch of one at once.
+// A job is a value in the queue. A job is in one of three states: queued, taken by a worker, or
+// withdrawn by its caller. A caller can withdraw a queued job. A worker that has taken a job
+// must answer the job. The flag job.taken is set once, either by the caller or by a worker. A
+// job that is alone in the queue forms a batch of one at once.
 //
 // A queue is safe for concurrent use.
 type queue[T any] struct {
-	jobs chan *job[T] // the capacity also bounds a batch
+	jobs chan *job[T] // the capacity is also the largest size of a batch
 
 	closing sync.RWMutex // held for reading while a caller adds a job
 	closed  bool
@@ -30,11 +30,11 @@ type queue[T any] struct {
 
 // job is a value in a queue, and the place for the worker's answer.
 type job[T any] struct {
-	value   T // belongs to the worker from taken until result
+	value   T // only the worker uses value after it has taken the job, until it sends result
 	taken   atomic.Bool
-	result  chan error      // has room for the one answer, so that a worker continues at once
-	ctx     context.Context // of the caller, for spans alone
-	waiting trace.Span      // ends when the job is taken
+	result  chan error      // has room for the worker's one answer, so that the worker continues at once
+	ctx     context.Context // the context of the caller, used for tracing spans alone
+	waiting trace.Span      // the tracing span of the wait, which ends when the job is taken
 }
 
 // errClosed is the error of every call on a closed database.

@@ -12,7 +12,7 @@ import (
 // AuditRecord is a row of the table audit, the security record. Package audit describes
 // the fields.
 type AuditRecord struct {
-	ID        string // made by InsertAudit; sorts by time
+	ID        string // set by InsertAudit; the order of the ids is the order of time
 	Type      string
 	Success   bool
 	Reason    string
@@ -46,7 +46,7 @@ func (r *AuditRecord) Time() time.Time {
 	return fromMicros(us)
 }
 
-// columns returns where to scan auditColumns.
+// columns returns pointers to the fields, in the order of auditColumns.
 func (r *AuditRecord) columns() []any {
 	return []any{&r.ID, &r.Type, &r.Success, &r.Reason, &r.ActorID, &r.ActorName, &r.UserID, &r.UserName,
 		&r.SessionID, &r.KID, &r.Source, &r.Detail, &r.Count}
@@ -86,24 +86,24 @@ func (tx *Tx) DeleteAudit(id string) error {
 	return tx.queueExec(`DELETE FROM audit WHERE id = $1`, id)
 }
 
-// AuditFilter selects records of the security record. An empty field selects all
-// records.
+// AuditFilter selects records of the security record. An empty field of AuditFilter excludes no
+// record.
 type AuditFilter struct {
 	Type       string
-	UserID     string // the acting user, or the user concerned
+	UserID     string // the id of the acting user, or of the user that the record concerns
 	SessionID  string
 	Start, End time.Time
-	Before     string // the id of a record: only older records
+	Before     string // the id of a record: [Tx.Audit] lists only older records
 }
 
 // Each filter of the security record has a query that finds the records through an index
 // of the filter's column and the id. $1 and $2 are the ids between which the records lie,
 // $3 is the largest number of records, and $4 is the value of the filter.
 //
-// The queries compare and order pairs of column and id. With `column = $4` and ORDER BY
-// id, PostgreSQL may read the table in order of id instead, and pass over all records of
-// others. A comparison with the empty text is the condition of the index: without the
-// comparison no engine uses the index.
+// The queries compare and order pairs of column and id. With `column = $4` and ORDER BY id,
+// PostgreSQL may read the table in order of id instead, and pass over the records with other
+// values of the column. A comparison with the empty text is the condition of the index: without
+// the comparison no engine uses the index.
 const (
 	auditFrom = `SELECT ` + auditColumns + ` FROM audit WHERE `
 
@@ -142,18 +142,17 @@ func (f *AuditFilter) matches(r *AuditRecord) bool {
 		(f.UserID == "" || f.UserID == r.UserID || f.UserID == r.ActorID)
 }
 
-// Audit lists up to limit records, the newest first. next is the value of
-// [AuditFilter].Before for the next page, and empty at the end. With a single filter of
-// Type, UserID and SessionID, Audit reads the records of the page alone. With several,
-// Audit reads at most scan records: a page may be short or empty although more pages
-// follow.
+// Audit lists up to limit records, the newest first. next is the value of [AuditFilter].Before
+// for the next page, and empty at the end. If f has only one of Type, UserID and SessionID,
+// Audit reads the records of the page alone. If f has several, Audit reads at most scan
+// records: a page may be short or empty although more pages follow.
 func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, next string, err error) {
 	before, floor := cmp.Or(f.Before, "g"), auditID(f.Start) // "g" sorts after every hexadecimal digit
 	if !f.End.IsZero() {
 		before = min(before, auditID(f.End))
 	}
 	query, value, more := f.query()
-	n := limit + 1 // the last one shows that there is a next page
+	n := limit + 1 // a record more than limit shows that there is a next page
 	if more {
 		n = max(n, scan)
 	}

@@ -7,22 +7,23 @@ import (
 	"time"
 )
 
-// The records of the security record have an order, for a reader that must see each record and
-// that stops and goes on.
+// The records of the security record have an order, for a reader such as `watchword audit
+// --follow`, which must see each record, and which can stop and go on later.
 //
-// A record takes the next number (column seq) when the record is written, and again when its
-// count changes. On SQLite one transaction writes after the other, so numbers are in the order
-// of the commits. On PostgreSQL the number comes from a sequence, so that no login waits for
-// another login. A transaction with a low number may commit after a transaction with a higher
-// number.
+// A record takes the next number (column seq) when the record is written, and again when the
+// count of the record changes. On SQLite one transaction writes after the other, so numbers are
+// in the order of the commits. On PostgreSQL the number comes from a sequence, so that no login
+// waits for another login. So on PostgreSQL a transaction with a low number may commit after a
+// transaction with a higher number.
 //
-// A mark (a row of audit_marks) tells a reader up to which number the reader may read. A mark
-// is settled if every record with a number up to the mark's is committed, and no other record
-// can get such a number. On PostgreSQL a transaction has its id before it takes a number (the
-// default of the column audit.seq). [Tx.MarkAudit] first reads the highest number, and then gets its
-// own transaction id. So every transaction with a number up to the mark's has a lower id, and
-// the mark is settled when pg_snapshot_xmin is above the id in the mark. Only then a reader
-// passes the numbers up to the mark.
+// A mark (a row of the table audit_marks) tells a reader up to which number the reader is
+// allowed to read. A mark is settled if every record with a number up to the mark's number is
+// committed, and no other record can get such a number. On PostgreSQL a transaction has its id
+// before it takes a number (the default of the column audit.seq). [Tx.MarkAudit] first reads
+// the highest number, and then gets its own transaction id. So every transaction with a number
+// up to the mark's number has a lower id, and the mark is settled when pg_snapshot_xmin is
+// above the id in the mark. Only after the mark is settled, a reader passes the numbers up to
+// the mark.
 //
 // A mark is committed after everything that the mark covers. PostgreSQL's standbys and backups, and
 // SQLite's backups, are states that the database once had. So a database with a certain mark
@@ -43,16 +44,16 @@ type AuditState struct {
 	Settled AuditMark // the newest settled mark
 	Newest  AuditMark // the newest mark, settled or not
 	Waiting time.Time // the time of the oldest mark that is not settled; zero without such a mark
-	Known   bool      // the mark of the reader exists
+	Known   bool      // true if the mark that the reader knows is in the table audit_marks
 	Pruned  int64     // the highest number of a record that PruneAudit has deleted
-	More    bool      // there are records above Newest, or the numbers begin again: MarkAudit is needed
+	More    bool      // there are records above Newest, or the numbers begin again: call MarkAudit
 }
 
 // auditStatements holds the statements that differ between the engines.
 type auditStatements struct {
 	insert, setCount, raiseCount string
 	highest                      string // returns the highest number that a record may have
-	raiseHighest                 string // raises what highest returns to $1
+	raiseHighest                 string // raises the highest number to $1
 	mark                         string // inserts a mark
 	state, stateOfCommandLine    string
 }
@@ -83,15 +84,17 @@ func newAuditStatements(next, highest, raiseHighest, xid, settled string) *audit
 	}
 }
 
-// On SQLite the next number is above every record and every mark. If the newest record is
-// deleted before a mark covers the record, the number is given again: no reader has seen it.
+// On SQLite the next number of a record is above every record and every mark. If the newest
+// record is deleted before a mark covers the record, a later record gets the same number: no
+// reader has seen the number.
 var sqliteAudit = newAuditStatements(
 	`(SELECT `+sqliteHighest+` + 1)`, sqliteHighest, `SELECT $1`, `0`, `true`)
 
 const sqliteHighest = `max(COALESCE((SELECT max(seq) FROM audit), 0), COALESCE((SELECT max(seq) FROM audit_marks), 0))`
 
-// On PostgreSQL a mark above every transaction of the server comes from another server, such
-// as by pg_dump. Such a mark is settled: the dump holds whole transactions alone.
+// On PostgreSQL a mark with a transaction id above every transaction of the server was made on
+// another server, and came here by pg_dump, for example. Such a mark is settled: a dump holds
+// whole transactions alone.
 var pgAudit = newAuditStatements(
 	`DEFAULT`, `CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM audit_numbers`,
 	`SELECT setval('audit_numbers', GREATEST($1, (SELECT max(seq) FROM audit)))`,
@@ -105,8 +108,9 @@ func (*pgTx) audit() *auditStatements    { return pgAudit }
 // its age.
 const auditPruned = "audit_pruned"
 
-// AuditState returns how far a reader may read that knows a mark. commandLine leaves all but the
-// records of the command line out of [AuditState].More.
+// AuditState returns how far a reader of the security record is allowed to read, and whether
+// the mark that the reader knows still exists. If commandLine is true, only records of the
+// command line make [AuditState].More true.
 func (tx *Tx) AuditState(known AuditMark, commandLine bool) (s AuditState, err error) {
 	query := tx.run.audit().state
 	if commandLine {
@@ -116,15 +120,16 @@ func (tx *Tx) AuditState(known AuditMark, commandLine bool) (s AuditState, err e
 		(*timeColumn)(&s.Waiting), &s.Known, &s.Pruned, &s.More), query, known.Seq, known.Tag, auditPruned)
 }
 
-// MarkAudit makes a mark at the highest number, and returns the mark. If the newest mark has that
-// number, MarkAudit returns the newest mark. Before MarkAudit, a transaction may only read.
+// MarkAudit makes a mark at the highest number of a record, and returns the mark. If the newest
+// mark has the same number, MarkAudit returns the newest mark. A transaction must not write
+// before it calls MarkAudit.
 //
 // If the numbers of PostgreSQL's sequence begin again, as after a migration by logical
 // replication, MarkAudit raises the sequence and deletes every mark: each reader then learns
 // that records may be missing.
 func (tx *Tx) MarkAudit() (m AuditMark, err error) {
 	var highest int64
-	if err := tx.queryRow(into(&highest), tx.run.audit().highest); err != nil { // before the transaction gets an id
+	if err := tx.queryRow(into(&highest), tx.run.audit().highest); err != nil { // before the first write of the transaction, which gives the transaction its id
 		return m, err
 	}
 	if err := tx.Exclusive(); err != nil {
@@ -155,8 +160,8 @@ func randomTag() int64 {
 	return int64(binary.BigEndian.Uint64(tag[:])>>1 | 1)
 }
 
-// AuditMarkBefore returns the newest mark up to a settled one that was made at a time or earlier,
-// and the zero mark if there is none.
+// AuditMarkBefore returns the newest mark that was made at the time at or earlier, and that is
+// not above the mark settled. If there is no such mark, AuditMarkBefore returns the zero mark.
 func (tx *Tx) AuditMarkBefore(at time.Time, settled AuditMark) (AuditMark, error) {
 	m, err := tx.auditMark(`WHERE at <= $1 AND seq <= $2 ORDER BY seq DESC LIMIT 1`, micros(at), settled.Seq)
 	if errors.Is(err, ErrNotFound) {
@@ -169,7 +174,7 @@ func (tx *Tx) auditMark(where string, args ...any) (m AuditMark, err error) {
 	return m, tx.queryRow(into(&m.Seq, &m.Tag, (*timeColumn)(&m.At)), `SELECT seq, tag, at FROM audit_marks `+where, args...)
 }
 
-// AuditPlace is a place in the order of the records: after the record with this number and id.
+// AuditPlace is a place in the order of the records: behind the record with this number and id.
 type AuditPlace struct {
 	Seq int64
 	ID  string

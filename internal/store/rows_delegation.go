@@ -19,8 +19,8 @@ func (tx *Tx) DelegatedNotBefore() (time.Time, error) {
 	return timeOrZero(at), err
 }
 
-// RaiseDelegatedNotBefore raises the setting to least. If the setting is least or later,
-// RaiseDelegatedNotBefore changes nothing.
+// RaiseDelegatedNotBefore raises the setting that DelegatedNotBefore returns, to least. If the
+// setting is least or later, RaiseDelegatedNotBefore changes nothing.
 func (tx *Tx) RaiseDelegatedNotBefore(least time.Time) error {
 	return tx.raiseSetting(delegatedNotBefore, micros(least))
 }
@@ -32,23 +32,24 @@ func timeOrZero(us int64) time.Time {
 	return fromMicros(us)
 }
 
-// MostStanding bounds the accounts of [Tx.Standing].
+// MostStanding is the largest number of accounts that one call of [Tx.Standing] reads.
 const MostStanding = 6
 
-// Standing holds what a delegated token depends on, as of one moment.
+// Standing holds the users, the session and the settings that a delegated token (a token by
+// which a service acts for a user) depends on, as of one moment.
 type Standing struct {
 	// Users holds the users by id, deleted users included, without PasswordHash, CreatedAt and
 	// UpdatedAt. A missing user is left out.
 	Users     map[string]*User
-	Session   *Session  // UserID, BornVersion and EndedAt alone; nil: there is no such session
-	NotBefore time.Time // as of [Tx.DelegatedNotBefore]
-	Head      Event     // Seq and Tag of the newest event; the Tag is empty before the first event
+	Session   *Session  // has UserID, BornVersion and EndedAt alone; nil: there is no such session
+	NotBefore time.Time // the result of [Tx.DelegatedNotBefore]
+	Head      Event     // has Seq and Tag of the newest event; Tag is empty before the first event
 	Now       time.Time
 }
 
 // Standing reads up to MostStanding users by their ids and a session, by one statement of few
-// columns: a delegation costs little more than its two signatures. An empty session is the id of
-// no session. Standing locks no row.
+// columns: so minting a delegated token costs little more than its two signatures. An empty
+// session is the id of no session. Standing locks no row.
 func (tx *Tx) Standing(session string, ids []string) (*Standing, error) {
 	s := &Standing{Users: make(map[string]*User, len(ids))}
 	args := []any{session}
@@ -74,7 +75,7 @@ func (tx *Tx) Standing(session string, ids []string) (*Standing, error) {
 	return s, err
 }
 
-// standing holds the statement of [Tx.Standing] for each number of ids.
+// standing holds the SQL of [Tx.Standing] for each number of ids, from 0 to MostStanding.
 var standing = func() (list [MostStanding + 1]string) {
 	for n := range list {
 		places := "''" // the id of no user

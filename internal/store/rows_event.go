@@ -27,7 +27,7 @@ const (
 // Event is a row of the table events: a numbered change that every verifier must get.
 type Event struct {
 	Seq       int64  // the number, in the order of commits and without gaps
-	Tag       []byte // random, so that a restored database's events differ from the lost events with the same numbers
+	Tag       []byte // random, so that an event of a restored database differs from the lost event with the same number
 	Kind      EventKind
 	Subject   string // the id of the session or the user
 	Version   int64  // the event concerns the user's access tokens with a lower version
@@ -46,25 +46,26 @@ func (tx *Tx) Head() (int64, error) {
 }
 
 // HeadInto stores the number and the tag of the newest event in seq and tag, before
-// [Store.Write] returns. The events of this transaction count. The tag is empty before
-// the first event.
+// [Store.Write] returns. The newest event may be an event of this transaction. The tag is empty
+// before the first event.
 func (tx *Tx) HeadInto(seq *int64, tag *[]byte) error {
 	return tx.queryAtCommit(into(seq, tag),
 		`SELECT seq, (SELECT tag FROM events WHERE events.seq = head.seq) FROM head WHERE id = 1`)
 }
 
-// notifyChannel is the channel of PostgreSQL's NOTIFY, by which replicas tell each
-// other of events and of questions.
+// notifyChannel is the channel of PostgreSQL's NOTIFY, by which a replica tells the others that
+// it has appended an event or has called [Tx.AskReplicas].
 const notifyChannel = "watchword_events"
 
 // AppendEvent stores an event under the next number. e.Seq is set when Write returns.
 //
 // The stored expiry is e.ExpiresAt plus the longest lifetime of an access token. If the horizon
-// is later than e.ExpiresAt, the clock was ahead at some time: the expiry then counts from the
-// horizon, and at most a day from e.ExpiresAt. The statement reads the lifetime and the
-// horizon after it has locked the row of the table head. Every transaction that appends an event
-// waits for this lock, so each of them sees a longer lifetime that another one has set. The
-// lock is the last lock of the transaction, and lasts only for the commit.
+// (see [Tx.Horizon]) is later than e.ExpiresAt, the clock was ahead at some time: then the
+// expiry is the horizon plus the lifetime, and at most a day later than otherwise. The
+// statement reads the lifetime and the horizon after it has locked the row of the table head.
+// Every transaction that appends an event waits for this lock, so the statement sees a longer
+// lifetime that another transaction has set. The lock is the last lock of the transaction, and
+// lasts only for the commit.
 func (tx *Tx) AppendEvent(e *Event) error {
 	err := tx.queryAtCommit(into(&e.Seq), `UPDATE head SET seq = seq + 1 WHERE id = 1 RETURNING seq`)
 	if err != nil {
@@ -83,21 +84,23 @@ func (tx *Tx) AppendEvent(e *Event) error {
 		e.Tag, string(e.Kind), e.Subject, e.Version, micros(e.ExpiresAt), margin.Microseconds(), micros(e.ExpiresAt.Add(farAhead)), maxLifetime, horizon, program)
 }
 
-// farAhead bounds for how long an event is kept because the clock was ahead. Verifiers have the
-// same bound.
+// farAhead bounds for how long an event is kept longer because the clock was ahead. Verifiers
+// keep an event by the same bound.
 const farAhead = 24 * time.Hour
 
-// horizon names the setting for the horizon, in microseconds since 1970.
+// horizon names the setting with the time that [Tx.Horizon] returns, in microseconds since
+// 1970.
 const horizon = "horizon"
 
-// Horizon returns a time: no access token was ever minted later.
+// Horizon returns a time at or before which every access token of this installation was minted.
 func (tx *Tx) Horizon() (time.Time, error) {
 	d, err := tx.DurationSetting(horizon)
 	return fromMicros(d.Microseconds()), err
 }
 
-// RaiseHorizon raises the horizon. If the horizon is as late, RaiseHorizon changes nothing. A
-// token of a later time may be minted when the transaction is durable.
+// RaiseHorizon raises the time that Horizon returns. If the horizon is as late or later,
+// RaiseHorizon changes nothing. A server is allowed to mint a token at a time after the earlier
+// horizon when the transaction of RaiseHorizon is durable.
 func (tx *Tx) RaiseHorizon(to time.Time) error { return tx.raiseSetting(horizon, micros(to)) }
 
 // maxLifetime names the setting for the longest lifetime that this installation ever
@@ -115,8 +118,8 @@ func (tx *Tx) SetMaxLifetime(longest time.Duration) error {
 	return tx.SetDurationSetting(maxLifetime, longest)
 }
 
-// DurationSetting reads a setting that holds microseconds. A missing setting is
-// zero.
+// DurationSetting reads a setting that holds a number of microseconds. For a missing setting,
+// DurationSetting returns zero.
 func (tx *Tx) DurationSetting(name string) (time.Duration, error) {
 	value, err := tx.Setting(name)
 	if err != nil || value == "" {
@@ -126,7 +129,7 @@ func (tx *Tx) DurationSetting(name string) (time.Duration, error) {
 	return time.Duration(us) * time.Microsecond, err
 }
 
-// SetDurationSetting writes a setting in microseconds.
+// SetDurationSetting writes d into a setting as a number of microseconds.
 func (tx *Tx) SetDurationSetting(name string, d time.Duration) error {
 	return tx.SetSetting(name, strconv.FormatInt(d.Microseconds(), 10))
 }
@@ -138,9 +141,9 @@ func (tx *Tx) Events(after int64, limit int) ([]*Event, error) {
 		`SELECT seq, tag, kind, subject, version, expires_at FROM events WHERE seq > $1 ORDER BY seq LIMIT $2`, after, limit)
 }
 
-// PruneEvents deletes up to limit events that expired before a time, and returns the number
-// of deleted events. The newest event stays: its tag shows a reader of the events whether
-// the database was replaced by an older copy.
+// PruneEvents deletes up to limit events that expired before a time, and returns the number of
+// deleted events. The newest event stays: by the random tag of the newest event, a reader of
+// the events sees whether the database was replaced by an older copy.
 func (tx *Tx) PruneEvents(expired time.Time, limit int) (int64, error) {
 	return tx.deleteFound(`DELETE FROM events WHERE seq = $1`,
 		`SELECT seq FROM events WHERE expires_at <= $1 AND seq < (SELECT seq FROM head WHERE id = 1) ORDER BY expires_at LIMIT $2`,

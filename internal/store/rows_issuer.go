@@ -8,14 +8,14 @@ import (
 )
 
 // Issuer is a row of the table issuers: an issuer of tokens that are accepted as assertions.
-// Of Jwks, JwksURI and Discovery one is set.
+// One of the fields Jwks, JwksURI and Discovery is set.
 type Issuer struct {
 	Name         string
 	Issuer       string // the claim iss
 	Jwks         string // a JSON Web Key Set (RFC 7517)
 	JwksURI      string
-	Discovery    bool   // the metadata of Issuer name the URL of the keys (RFC 8414)
-	CAPEM        string // empty: the CAs of the system
+	Discovery    bool   // true if the metadata of Issuer name the URL of the keys (RFC 8414)
+	CAPEM        string // certificates of CAs for the connection to the issuer; empty: the CAs of the system
 	MaxLifetime  time.Duration
 	AllowPrivate bool // the keys may come from a private, loopback or link-local address
 	CreatedAt    time.Time
@@ -41,7 +41,7 @@ func (tx *Tx) Issuers(after string, limit int) ([]*Issuer, error) {
 	return queryAll(tx, (*Issuer).columns, `SELECT `+issuerColumns+` FROM issuers WHERE name > $1 ORDER BY name LIMIT $2`, after, limit)
 }
 
-// CountIssuers counts the issuers, up to limit.
+// CountIssuers counts the rows of the table issuers. CountIssuers stops counting at limit.
 func (tx *Tx) CountIssuers(limit int) (n int, err error) {
 	return n, tx.queryRow(into(&n), `SELECT count(*) FROM (SELECT 1 FROM issuers LIMIT $1) AS counted`, limit)
 }
@@ -71,8 +71,8 @@ func (tx *Tx) DeleteIssuer(name string) error {
 	return tx.queueExec(`DELETE FROM issuers WHERE name = $1`, name)
 }
 
-// Binding is a row of the table bindings: it names a service account for assertions of an
-// issuer.
+// Binding is a row of the table bindings: a binding tells which service account signs in by an
+// assertion of an issuer.
 type Binding struct {
 	ID        string
 	Issuer    string // the name of the issuer
@@ -82,9 +82,9 @@ type Binding struct {
 	CreatedAt time.Time
 }
 
-// BoundClaim asks for the value of a claim of an assertion.
+// BoundClaim is a condition of a binding: a claim of the assertion must have a value.
 type BoundClaim struct {
-	Path  []string `json:"path"`  // names from the outside in
+	Path  []string `json:"path"`  // the names of nested JSON objects, the outermost first, and then of the claim
 	Value any      `json:"value"` // a string, a float64 or a bool
 }
 
@@ -108,7 +108,7 @@ func (tx *Tx) BindingsOfSubject(issuer, subject string, limit int) ([]*Binding, 
 		issuer, subject, limit)
 }
 
-// BindingFilter selects bindings. An empty field selects all bindings.
+// BindingFilter selects bindings. An empty field of BindingFilter excludes no binding.
 type BindingFilter struct {
 	Issuer string // the name of the issuer
 	UserID string
@@ -128,7 +128,8 @@ func (tx *Tx) Bindings(f BindingFilter, after string, limit int) ([]*Binding, er
 	return queryAll(tx, (*Binding).columns, list+`id > $1 ORDER BY id LIMIT $2`, after, limit)
 }
 
-// CountBindings counts the bindings that a filter with one field selects, up to limit.
+// CountBindings counts the bindings that a filter with one set field selects. CountBindings
+// stops counting at limit.
 func (tx *Tx) CountBindings(f BindingFilter, limit int) (n int, err error) {
 	if f.UserID != "" {
 		return n, tx.queryRow(into(&n), `SELECT count(*) FROM (SELECT 1 FROM bindings WHERE user_id = $1 ORDER BY user_id, id LIMIT $2) AS counted`, f.UserID, limit)

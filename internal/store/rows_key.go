@@ -11,7 +11,8 @@ const (
 	OwnIssuer = "issuer"
 )
 
-// SigningKey is a row of the table signing_keys. A time is zero until it is decided.
+// SigningKey is a row of the table signing_keys. A field with a time is zero until the time is
+// decided.
 type SigningKey struct {
 	KID           string
 	Algorithm     string
@@ -22,8 +23,8 @@ type SigningKey struct {
 	SignsUntil    time.Time
 	VerifiesUntil time.Time
 	RevokedAt     time.Time
-	Counter       int64  // the same in every row of a key set; each change of the key set raises it
-	Tag           []byte // authenticates the row under a master key
+	Counter       int64  // a number that every row of the key set has, and that each change of the key set raises
+	Tag           []byte // a MAC of the row, by which package issuer detects a forged row
 }
 
 const keyColumns = `kid, algorithm, public_key, sealed_key, published_at, signs_from, signs_until, verifies_until, revoked_at, counter, tag`
@@ -34,8 +35,8 @@ func (k *SigningKey) columns() []any {
 		(*timeColumn)(&k.SignsUntil), (*timeColumn)(&k.VerifiesUntil), (*timeColumn)(&k.RevokedAt), &k.Counter, &k.Tag}
 }
 
-// SigningKeys lists all signing keys, the oldest first. Somebody with write access to the
-// database may have changed or added any row: package issuer checks the tags.
+// SigningKeys lists all signing keys, the oldest first. A person with write access to the
+// database may have changed or added any row: package issuer checks the field Tag of each key.
 func (tx *Tx) SigningKeys() ([]*SigningKey, error) {
 	return queryAll(tx, (*SigningKey).columns, `SELECT `+keyColumns+` FROM signing_keys ORDER BY published_at, kid`)
 }

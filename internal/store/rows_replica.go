@@ -6,22 +6,22 @@ import (
 	"time"
 )
 
-// Replica is a row of the table replicas: what a server process tells the others of its
-// watchers.
+// Replica is a row of the table replicas: what a server process tells the other server
+// processes about its watchers (the services that receive events from the process).
 type Replica struct {
 	ID        int64
 	Address   string
-	Answered  time.Time // the newest question that Summary answers; see [Tx.AskReplicas]
+	Answered  time.Time // the time of the newest question that Summary answers; see [Tx.AskReplicas]
 	WrittenAt time.Time // set by [Tx.WriteReplica]
-	Summary   []byte    // nil in the result of [Tx.ReplicaAnswers]
+	Summary   []byte    // the watchers, encoded by package roster; nil in the result of [Tx.ReplicaAnswers]
 }
 
-// watchersAsked names the setting with the time of the newest question for the watchers of
-// every replica, in microseconds.
+// watchersAsked names the setting with the time of the newest [Tx.AskReplicas], in microseconds
+// since 1970.
 const watchersAsked = "watchers_asked"
 
-// AskReplicas asks every replica for its watchers, and returns the time of the question. The
-// replicas get a hint, as after an event: see [Store.Hints].
+// AskReplicas asks every replica to write its watchers into the table replicas, and returns the
+// time of the question. Every replica gets a hint, as after an event: see [Store.Hints].
 func (tx *Tx) AskReplicas() (time.Time, error) {
 	now := tx.Now()
 	tx.run.hint()
@@ -61,14 +61,16 @@ func (tx *Tx) PruneReplicas(before time.Time) error {
 	return tx.queueExec(`DELETE FROM replicas WHERE written_at < $1`, micros(before))
 }
 
-// WatcherCertificate is a row of the table watcher_certificates.
+// WatcherCertificate is a row of the table watcher_certificates: the name in a client
+// certificate, and the time at which a watcher with the certificate was seen last.
 type WatcherCertificate struct {
 	Name   []byte
 	SeenAt time.Time
 }
 
-// SawCertificates stores that watchers with these certificate names are here now. names must
-// be sorted, since several replicas may write the same names at the same time.
+// SawCertificates stores that watchers with certificates of these names are connected now.
+// names must be sorted: several replicas may write the same names at the same time, and in one
+// order no two transactions wait for each other in a circle.
 func (tx *Tx) SawCertificates(names []string) error {
 	if !slices.IsSorted(names) {
 		return errors.New("SawCertificates: the names are not sorted")
@@ -83,16 +85,16 @@ func (tx *Tx) SawCertificates(names []string) error {
 	return nil
 }
 
-// WatcherCertificates returns the certificates seen after a time, the latest first, and at
-// most limit of them.
+// WatcherCertificates returns up to limit certificates that were seen after a time, the latest
+// first.
 func (tx *Tx) WatcherCertificates(after time.Time, limit int) ([]*WatcherCertificate, error) {
 	return queryAll(tx, func(c *WatcherCertificate) []any {
 		return []any{&c.Name, (*timeColumn)(&c.SeenAt)}
 	}, `SELECT certificate, seen_at FROM watcher_certificates WHERE seen_at > $1 ORDER BY seen_at DESC, certificate LIMIT $2`, micros(after), limit)
 }
 
-// PruneWatcherCertificates deletes the certificates last seen before a time, and all but the
-// keep latest.
+// PruneWatcherCertificates deletes the certificates that were last seen before the time before,
+// and the certificates that are not among the `keep` latest ones.
 func (tx *Tx) PruneWatcherCertificates(before time.Time, keep int) error {
 	_, err := tx.deleteFound(`DELETE FROM watcher_certificates WHERE certificate = $1`,
 		`SELECT certificate FROM watcher_certificates WHERE seen_at < $1

@@ -12,7 +12,7 @@ import (
 type Session struct {
 	ID          string
 	UserID      string
-	BornVersion int64 // the user's Version at the login
+	BornVersion int64 // the field Version of the user at the login
 	Audience    []string
 	CreatedAt   time.Time
 	RefreshedAt time.Time
@@ -20,8 +20,8 @@ type Session struct {
 	Generations Generations
 }
 
-// Generations holds the numbers by which a spent refresh token is recognized. The file
-// generation.go of package session describes the numbers.
+// Generations holds the numbers by which a refresh token that was used before is recognized.
+// The file generation.go of package session describes the numbers.
 type Generations struct {
 	Current    int64
 	Spent      int64
