@@ -80,10 +80,10 @@ func qualified(alias, columns string) string {
 	return alias + "." + strings.Join(strings.Fields(columns), " "+alias+".")
 }
 
-// SessionPlace is the place of a session in the list of a user's sessions. The sessions
-// are in order of age: by the user's version at the login, then by time, then by id. The
-// version comes first, since a clock may be set back and a version never falls. The zero
-// value is the place before the newest session.
+// SessionPlace is the place of a session in the list of a user's sessions. The list is in order
+// of age: by the user's version at the login, then by time, then by id. The version comes
+// first, since a clock may be set back and a version never falls. The zero value is the place
+// before the newest session.
 type SessionPlace struct {
 	BornVersion int64
 	CreatedAt   time.Time
@@ -107,9 +107,9 @@ func (tx *Tx) Sessions(u *User, after SessionPlace, limit int) ([]*Session, erro
 		u.ID, u.RevokedBelow, version, created, after.ID, limit)
 }
 
-// SessionsBeyond lists the sessions of [Tx.Sessions] that are too many for a user if
-// `most` sessions may stay: at most limit, the oldest first. A transaction that writes
-// locks the rows. SessionsBeyond reads at most most+2*limit rows.
+// SessionsBeyond lists those sessions of [Tx.Sessions] that are too many if a user is allowed
+// to keep `most` sessions. SessionsBeyond lists at most limit sessions, the oldest first. A
+// transaction that writes locks the rows. SessionsBeyond reads at most most+2*limit rows.
 func (tx *Tx) SessionsBeyond(u *User, most, limit int) (sessions []*Session, err error) {
 	return sessions, tx.fail(tx.run.query(func(r row) error {
 		s := &Session{}
@@ -131,8 +131,7 @@ func (tx *Tx) IsRecent(s *Session, n int) (bool, error) {
 	return live+ended < n, err
 }
 
-// newerSessions returns SQL for the number of sessions that are newer than another one, n
-// at most.
+// newerSessions returns SQL that counts the sessions newer than a given session, up to n.
 func newerSessions(ended string) string {
 	return `SELECT count(*) FROM (SELECT 1 FROM sessions
 		WHERE user_id = $1 AND ended_at ` + ended + ` AND (born_ver, created_at, id) > ($2, $3, $4)
@@ -152,8 +151,8 @@ func (tx *Tx) InsertSession(s *Session) error {
 		g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt), g.Repeated, g.Run)
 }
 
-// AdvanceSession stores a session's new generations, and Now as the time of the
-// refresh. The caller must have read the row in the same transaction.
+// AdvanceSession stores the generations of a session after a refresh, and [Tx.Now] as the time
+// of the refresh. The caller must have read the row in the same transaction.
 func (tx *Tx) AdvanceSession(id string, g Generations) error {
 	return tx.queueExec(`UPDATE sessions SET refreshed_at = $2, current = $3, spent = $4, spent_at = $5,
 		low = $6, earlier_low = $7, late = $8, late_at = $9, repeated = $10, run = $11 WHERE id = $1`,
@@ -172,19 +171,19 @@ func (tx *Tx) EndSession(id string) error {
 	return tx.queueExec(`UPDATE sessions SET ended_at = $2 WHERE id = $1 AND ended_at IS NULL`, id, micros(tx.Now()))
 }
 
-// EndedBeyond lists the ids of sessions of a user that have ended: those beyond the newest
-// `most` that have ended alone, and beyond the newest `most` that have ended with all
-// sessions of the user; at most limit of each. EndedBeyond reads most+limit places of an
-// index for each.
+// EndedBeyond lists the ids of sessions of a user that have ended and are too many. EndedBeyond
+// spares the newest `most` sessions that have ended alone, and the newest `most` sessions that
+// have ended with all sessions of the user, and lists up to limit older sessions of each kind.
+// For each kind, EndedBeyond reads most+limit entries of an index.
 func (tx *Tx) EndedBeyond(u *User, most, limit int) ([]string, error) {
 	return queryColumn[string](tx, `SELECT id FROM (`+endedBeyond("ended_at IS NOT NULL")+`) AS alone
 		UNION ALL SELECT id FROM (`+endedBeyond("ended_at IS NULL AND born_ver < $4")+`) AS together`, u.ID, most, limit, u.RevokedBelow)
 }
 
-// DeleteSessions deletes sessions. The caller must have read in the same transaction that
-// they have ended.
+// DeleteSessions deletes sessions that have ended. The caller must have read in the same
+// transaction that the sessions have ended.
 func (tx *Tx) DeleteSessions(ids []string) (err error) {
-	slices.Sort(ids) // as PruneSessions: two transactions lock the rows in the same order
+	slices.Sort(ids) // PruneSessions locks rows in the same order, so no two transactions wait for each other in a circle
 	for _, id := range ids {
 		if err == nil {
 			err = tx.queueExec(`DELETE FROM sessions WHERE id = $1`, id)
@@ -207,7 +206,7 @@ func (tx *Tx) PruneSessions(after string, limit int, keep func(*Session) bool) (
 	sessions, err := queryAll(tx, (*Session).columns,
 		`SELECT `+sessionColumns+` FROM sessions WHERE id > $1 ORDER BY id LIMIT $2`, after, limit)
 	for _, s := range sessions {
-		if err == nil && !keep(s) { // the DELETE leaves a session that was refreshed after the read
+		if err == nil && !keep(s) { // the DELETE spares a session that was refreshed after the read
 			err = tx.queueExec(`DELETE FROM sessions WHERE id = $1 AND refreshed_at = $2`, s.ID, micros(s.RefreshedAt))
 		}
 	}

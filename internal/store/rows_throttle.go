@@ -17,8 +17,8 @@ func (b *ThrottleBucket) columns() []any {
 	return []any{&b.ID, (*timeColumn)(&b.ClearAt), (*timeColumn)(&b.NextAt), &b.Promises}
 }
 
-// ThrottleBuckets returns two buckets, the one with the lower id first. A missing row is
-// a bucket with zero times. the lower id comes first.
+// ThrottleBuckets returns two buckets, in the order of ids. For a missing row, ThrottleBuckets
+// returns a bucket with zero times.
 func (tx *Tx) ThrottleBuckets(ids [2]int64) (pair [2]ThrottleBucket, err error) {
 	for i, id := range ids {
 		pair[i].ID = id
@@ -37,13 +37,13 @@ func (tx *Tx) ThrottleBuckets(ids [2]int64) (pair [2]ThrottleBucket, err error) 
 	}, lockOf("throttle"), `SELECT `+throttleColumns+` FROM throttle WHERE id IN ($1, $2) ORDER BY id`, ids[0], ids[1]))
 }
 
-// LockThrottleBuckets is like [Tx.ThrottleBuckets], makes missing rows, and locks both
-// rows until the transaction ends. All transactions lock the lower id first, which
-// excludes a deadlock.
+// LockThrottleBuckets is like [Tx.ThrottleBuckets], inserts missing rows, and locks both rows
+// until the transaction ends. The caller passes the lower id first: all transactions then lock
+// the rows in one order, which excludes a deadlock.
 func (tx *Tx) LockThrottleBuckets(ids [2]int64) ([2]ThrottleBucket, error) {
 	for _, id := range ids {
 		err := tx.queueExec(`INSERT INTO throttle (`+throttleColumns+`) VALUES ($1, 0, 0, $2)
-			ON CONFLICT (id) DO UPDATE SET next_at = 0 WHERE false`, id, []byte{}) // locks a row that is there, and changes nothing
+			ON CONFLICT (id) DO UPDATE SET next_at = 0 WHERE false`, id, []byte{}) // locks an existing row, and changes nothing
 		if err != nil {
 			return [2]ThrottleBucket{}, err
 		}
@@ -61,9 +61,9 @@ func (tx *Tx) SetThrottleBucket(b *ThrottleBucket) error {
 		b.ID, micros(b.ClearAt), micros(b.NextAt), promises)
 }
 
-// PruneThrottle reads up to limit buckets in order of id, beginning after the id `after`,
-// and deletes the buckets that count nothing since the time clear. PruneThrottle returns the
-// last id that it has read; more is false at the end of the table.
+// PruneThrottle reads up to limit buckets in order of id, beginning after the id `after`, and
+// deletes the buckets with a ClearAt before the time clear. PruneThrottle returns the last id
+// that it has read; more is false at the end of the table.
 func (tx *Tx) PruneThrottle(after int64, limit int, clear time.Time) (last int64, more bool, err error) {
 	buckets, err := queryAll(tx, (*ThrottleBucket).columns,
 		`SELECT `+throttleColumns+` FROM throttle WHERE id > $1 ORDER BY id LIMIT $2`, after, limit)

@@ -6,7 +6,8 @@ import (
 )
 
 const (
-	// TickEvery is the time between two ticks.
+	// TickEvery is the time between two ticks: a running server calls [Tx.Tick] once in
+	// TickEvery.
 	TickEvery = 10 * time.Second
 	// periodTicks is the number of ticks that one row of the table ticks counts. So a row of
 	// the table ticks counts ten minutes, and [Tx.Aged] reads 13,000 rows for ninety days. A
@@ -28,16 +29,17 @@ func (tx *Tx) newestPeriod() (p period, err error) {
 		`SELECT period, ticks, low, last FROM ticks ORDER BY period DESC LIMIT 1`)
 }
 
-// Tick counts a tick in the table ticks: a server has run at this time. Tick counts nothing if
-// the newest tick is less than TickEvery old. After the clock was set back, Tick counts at
-// once, so that the table has the lower time.
+// Tick counts a tick in the table ticks: a tick notes that a server has run at this time. Tick
+// counts nothing if the newest tick is less than TickEvery old. After the clock was set back,
+// Tick counts at once, so that the table has the lower time.
 //
 // On PostgreSQL, a transaction with Tick always locks a row, so its commit is written to the
-// log and waits for the synchronous standbys, also if Tick counts nothing. So after such a
-// transaction the caller knows that the server could still commit. A tick of another process
-// tells less: PostgreSQL also shows commits that no standby has confirmed.
+// log and waits for the synchronous standbys, even if Tick counts nothing. So after the
+// transaction the caller knows that the server could still commit. A row that another process
+// has written into the table ticks tells less: PostgreSQL also shows commits that no standby
+// has confirmed.
 func (tx *Tx) Tick() error {
-	if err := tx.Exclusive(); err != nil { // another server may count at the same time
+	if err := tx.Exclusive(); err != nil { // another server may call Tick at the same time
 		return err
 	}
 	p, err := tx.newestPeriod()
@@ -54,9 +56,9 @@ func (tx *Tx) Tick() error {
 	return tx.exec(`UPDATE ticks SET ticks = ticks + 1, low = $2, last = $3 WHERE period = $1`, p.number, min(micros(p.low), now), now)
 }
 
-// Aged returns a time such that every row of before is at least as old as age: by the clock,
-// and also by the ticks since the row was written. Aged returns the zero time if no row is so
-// old.
+// Aged returns a time for deleting old rows: every row that was written before the time is at
+// least as old as age, both by the clock and by the number of ticks since the row was written.
+// If no row is so old, Aged returns the zero time.
 func (tx *Tx) Aged(age time.Duration) (time.Time, error) {
 	newest, err := tx.newestPeriod()
 	if errors.Is(err, ErrNotFound) {
@@ -65,7 +67,8 @@ func (tx *Tx) Aged(age time.Duration) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	// Between an older period and the newest one lie only full periods.
+	// Each row of the table ticks between an older row and the newest row counts periodTicks
+	// ticks.
 	old := newest.number - 1 - int64((age+periodTime-1)/periodTime)
 	if old < 1 {
 		return time.Time{}, nil

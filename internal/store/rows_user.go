@@ -43,15 +43,15 @@ type User struct {
 	Username     string
 	PasswordHash string // in PHC form; empty for a service account
 	Roles        []string
-	Audiences    []string // of a service account: the names of the service in the audience of tokens, sorted
-	DelegatesTo  []string // of a service account: audiences to which it may carry its callers' identity, sorted
+	Audiences    []string // of a service account: the service's names in the claim aud of tokens, sorted
+	DelegatesTo  []string // of a service account: the names of the services to which it is allowed to carry its callers' identity, sorted
 	Disabled     bool
 	Version      int64 // access tokens with a lower version are stale
 	RevokedBelow int64 // sessions with a lower BornVersion have ended
-	Floor        int64 // not of the row: the floor for versions when the row was read
+	Floor        int64 // no column of users: the floor for versions (see [Tx.HoldFloor]) when the row was read
 	CreatedAt    time.Time
 	UpdatedAt    time.Time
-	DeletedAt    time.Time // zero: not deleted
+	DeletedAt    time.Time // zero if the user was not deleted
 }
 
 const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at, deleted_at,
@@ -61,9 +61,9 @@ const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_
 // [User.columns].
 const userSelect = userColumns + `, ` + floorColumn
 
-// TokenVersion returns the version for a new access token of the user: the greater of the
-// row's version and the floor. Verifiers refuse no token of this version for a change that
-// a database lost before the floor was raised.
+// TokenVersion returns the version for a new access token of the user: the greater of the row's
+// version and the floor for versions. Verifiers may know versions that the database has lost,
+// and the floor is above these versions. So verifiers accept a token with the returned version.
 func (u *User) TokenVersion() int64 { return max(u.Version, u.Floor) }
 
 // columns returns pointers to the fields, in the order of userColumns and the floor.
@@ -80,9 +80,9 @@ func (tx *Tx) User(id string) (*User, error) {
 	return u, tx.queryLocked("users", into(u.columns()...), `SELECT `+userSelect+` FROM users WHERE id = $1`, id)
 }
 
-// UserByName returns the user with a name in its folded form. Deleted users are left
-// out. The statement returns a row of the same width for an unknown name, so that the time
-// of the read tells nothing about which users exist. Errors: ErrNotFound.
+// UserByName returns the user with a name in its folded form. Deleted users are left out. For
+// an unknown name the statement returns a row with as many columns, so that the time of the
+// read does not tell which users exist. Errors: ErrNotFound.
 func (tx *Tx) UserByName(username string) (*User, error) {
 	u := &User{}
 	if err := tx.queryRow(into(u.columns()...), userByName, username); err != nil {
@@ -98,8 +98,8 @@ const userByName = `SELECT COALESCE(u.id, ''), COALESCE(u.username, $1), COALESC
 	COALESCE(u.disabled, FALSE), COALESCE(u.ver, 0), COALESCE(u.revoked_below, 0), COALESCE(u.created_at, 0), COALESCE(u.updated_at, 0),
 	u.deleted_at, COALESCE(u.kind, 'USER'), COALESCE(u.audiences, ''), COALESCE(u.delegates_to, ''), ` + floorColumn + ` FROM (SELECT 1 AS one) AS always LEFT JOIN users u ON u.username = $1 AND u.deleted_at IS NULL`
 
-// Users lists accounts of every kind in order of id, beginning after the id `after`. Deleted users are
-// left out.
+// Users lists accounts of every kind in order of id, beginning after the id `after`. Deleted
+// users are left out.
 func (tx *Tx) Users(after string, limit int) ([]*User, error) {
 	return queryAll(tx, (*User).columns,
 		`SELECT `+userSelect+` FROM users WHERE id > $1 AND deleted_at IS NULL ORDER BY id LIMIT $2`, after, limit)
@@ -112,9 +112,10 @@ func (tx *Tx) UsersOf(kind UserKind, after string, limit int) ([]*User, error) {
 }
 
 // AnotherAdmin reports whether an enabled user other than the user with the id has the role
-// admin. Service accounts do not count. A change that depends on the answer must call
-// [Tx.Exclusive] first. The conditions before that on kind are those of the index users_admins,
-// word for word; the condition on id makes SQLite search.
+// admin. AnotherAdmin ignores service accounts. A change that depends on the answer must call
+// [Tx.Exclusive] first. The conditions on deleted_at, disabled, roles and kind repeat the
+// conditions of the index users_admins word for word, so that both engines use the index; the
+// condition on id makes SQLite search in the index.
 func (tx *Tx) AnotherAdmin(id string) (bool, error) {
 	found, err := queryColumn[string](tx, `SELECT id FROM users WHERE deleted_at IS NULL AND NOT disabled
 		AND replace(' ' || roles || ' ', ' admin ', '') <> ' ' || roles || ' ' AND kind = 'USER' AND id > '' AND id <> $1 ORDER BY id LIMIT 1`, id)
@@ -138,8 +139,8 @@ func (tx *Tx) InsertUser(u *User) error {
 	return tx.noteUsername(u)
 }
 
-// noteUsername keeps the name for [Tx.UserIDs], also when the user gets another name or
-// is deleted.
+// noteUsername keeps the name of a user in the table usernames: [Tx.UserIDs] finds the user by
+// the name even after the user gets another name or is deleted.
 func (tx *Tx) noteUsername(u *User) error {
 	return tx.queueExec(`INSERT INTO usernames (username, user_id) VALUES ($1, $2) ON CONFLICT DO NOTHING`, u.Username, u.ID)
 }
@@ -188,10 +189,10 @@ type Raised struct {
 // raiseStep is the number of users in one statement of [Tx.RaiseUsersByID].
 const raiseStep = 100
 
-// raiseByID raises the versions of the users with the ids $3 and following.
+// raiseByID raises the versions of the users with the ids in $3 and the following arguments.
 var raiseByID = `UPDATE users SET ver = ` + raised + `, revoked_below = ` + raised + `, updated_at = $2 WHERE id IN (` + placeholders(3, raiseStep) + `) RETURNING id, username, ver`
 
-// placeholders returns the list of n placeholders of a statement, from a number on.
+// placeholders returns a list of n placeholders for a statement: $from, and so on.
 func placeholders(from, n int) string {
 	list := make([]string, n)
 	for i := range list {
@@ -200,12 +201,12 @@ func placeholders(from, n int) string {
 	return strings.Join(list, ", ")
 }
 
-// RaiseUsersByID is like [Tx.RaiseUsers] for the users with some ids, and returns the users
-// that the table has.
+// RaiseUsersByID is like [Tx.RaiseUsers] for the users with the given ids. RaiseUsersByID
+// leaves out an id that the table users does not have.
 func (tx *Tx) RaiseUsersByID(ids []string, least int64) (all []*Raised, err error) {
 	for step := range slices.Chunk(ids, raiseStep) {
 		args := []any{least, micros(tx.Now())}
-		for i := range raiseStep { // the last step repeats an id, so that there is one statement
+		for i := range raiseStep { // the last step repeats an id: every step runs the same statement
 			args = append(args, step[min(i, len(step)-1)])
 		}
 		some, err := queryAll(tx, func(r *Raised) []any { return []any{&r.UserID, &r.Username, &r.Version} }, raiseByID, args...)

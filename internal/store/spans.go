@@ -34,8 +34,9 @@ func (s *Store) startSpan(ctx context.Context, name string) (context.Context, tr
 	return spans.Start(ctx, name, onPostgres...)
 }
 
-// startStatement starts the span of a statement on SQLite, in the context of the transaction's
-// spans, which may be nil. Savepoints are left out: each write of a group has one.
+// startStatement starts the tracing span of a statement on SQLite, below the span in ctx. ctx
+// may be nil: then the statement has no span. A statement about a savepoint has no span: each
+// write of a group has such statements.
 func startStatement(ctx context.Context, query string) trace.Span {
 	if ctx == nil || !spans.Recorded(ctx) || strings.HasSuffix(query, " member") {
 		return spans.None
@@ -132,8 +133,8 @@ func (pgTracer) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceBa
 	endTrip(ctx, data.Err)
 }
 
-// endTrip ends the span of a round trip, which is the span of ctx if the call is traced. Of an
-// error, the span has the code alone: PostgreSQL's text may repeat a value.
+// endTrip ends the span of a round trip, which is the span of ctx if the call is traced. The
+// span gets only the code of an error, since PostgreSQL's error text may repeat a value.
 func endTrip(ctx context.Context, err error) {
 	trip := trace.SpanFromContext(ctx)
 	if state := sqlState(err); state != "" && trip.IsRecording() {

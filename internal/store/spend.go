@@ -8,12 +8,12 @@ import (
 	"github.com/watchword-auth/watchword/internal/spans"
 )
 
-// Spend asks for the ordinary refresh of a session: the client presents the newest
-// refresh token. One conditional UPDATE checks the session and the user, and advances
-// the session's generations.
+// Spend is the request for the ordinary refresh of a session: the client presents the newest
+// refresh token. One conditional UPDATE checks the session and the user, and advances the
+// session's generations (the numbers of its refresh tokens).
 type Spend struct {
 	SessionID  string
-	Generation int64  // of the presented refresh token
+	Generation int64  // the generation of the presented refresh token
 	Audience   string // must be in the audience of the session
 	Grace      time.Duration
 	Idle, Max  time.Duration // the longest time between two refreshes, and the longest life of the session
@@ -25,15 +25,15 @@ type Spent struct {
 	Username string
 	Roles    []string
 	Version  int64
-	Floor    int64 // the floor for versions at the refresh
+	Floor    int64 // the floor for versions (see [Tx.HoldFloor]) at the refresh
 }
 
-// TokenVersion is like [User.TokenVersion].
+// TokenVersion returns the version for the new access token, as [User.TokenVersion] does.
 func (s *Spent) TokenVersion() int64 { return max(s.Version, s.Floor) }
 
-// Spend spends a refresh token, if the token is the newest of a live session and the
-// user may refresh. Errors: ErrNotFound for any other token, whatever the reason, and
-// then nothing has changed; ErrUncertain; ErrUnavailable.
+// Spend uses up a refresh token, if the token is the newest of a live session and the user is
+// allowed to refresh. Errors: ErrNotFound for any other token, whatever the reason, and then
+// nothing has changed; ErrUncertain; ErrUnavailable.
 //
 // After ErrUncertain a caller may call Spend again: if the first call has spent the
 // token, the second call returns ErrNotFound.
@@ -74,14 +74,14 @@ func (s *Store) Spend(ctx context.Context, spend *Spend) (*Spent, error) {
 //	late, late_at stay                                        next := g
 //	repeated, run stay                                        next := g
 //
-// A span is a time divided by the refresh grace, as in the function span of that file.
-// The condition on the column current is the case presented == g.Current of the
-// function present. The package comment names the tests that compare statements and
-// code.
+// A span is a time divided by the refresh grace, as in the function span of
+// internal/session/generation.go. The condition on the column current is the case presented ==
+// g.Current of the function present. The comment of package store names the tests that compare
+// statements and code.
 //
-// The other conditions are the rules of package session for a live session and its
-// user. Access tokens count whole seconds, so a session's longest life ends with a
-// whole second.
+// The conditions on times and on the user are the rules of package session for a live session
+// and its user. The times in access tokens are whole seconds, so a session's longest life ends
+// with a whole second.
 
 // Arguments: $1 the session's id, $2 the generation, $3 the audience in quotes, $4 the
 // longest time between two refreshes (idle), $5 the longest life (max), $6 the refresh
@@ -130,8 +130,8 @@ const spendPostgresBatch = `UPDATE sessions AS s SET
 		(SELECT u.roles FROM users u WHERE u.id = s.user_id),
 		(SELECT u.ver FROM users u WHERE u.id = s.user_id), ` + floorColumn + `, m.position`
 
-// args returns the arguments of the statement for one refresh, in order. SQLite needs
-// the time as one more argument.
+// args returns the arguments $1 to $6 of the statement for one refresh, in order. SQLite also
+// needs the time, as $7.
 func (s *Spend) args() []any {
 	return []any{s.SessionID, s.Generation, s.quotedAudience(), s.Idle.Microseconds(), s.Max.Microseconds(), s.grace()}
 }

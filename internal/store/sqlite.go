@@ -31,11 +31,11 @@ type sqliteDB struct {
 }
 
 // openSQLite opens the database in the file at path, and creates a missing file and a missing
-// folder of the file.
-// Errors: a *MovedError; ErrSchema.
+// folder of the file. Errors: a *MovedError; ErrSchema.
 func openSQLite(ctx context.Context, path string) (*sqliteDB, error) {
-	// A volume may have a mode that lets every user write. The database then needs a folder of
-	// its own. If Mkdir fails, createPrivate tells the reason.
+	// Another process could replace files in a folder that every user can write, such as some
+	// volumes. So the database needs a folder of its own. If Mkdir fails, createPrivate returns
+	// the reason.
 	_ = os.Mkdir(filepath.Dir(path), 0o700)
 	if err := checkFiles(path); err != nil {
 		return nil, err
@@ -44,7 +44,7 @@ func openSQLite(ctx context.Context, path string) (*sqliteDB, error) {
 		return nil, durable.Denied(path, err)
 	}
 	db, err := sql.Open("sqlite", fileURI(path, url.Values{"_pragma": {
-		busyPragma, "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)", // in this order: journal_mode may have to wait for a lock
+		busyPragma, "journal_mode(WAL)", "synchronous(FULL)", "wal_autocheckpoint(0)", "foreign_keys(ON)", // busyPragma comes before journal_mode, which may have to wait for a lock
 	}}))
 	if err != nil {
 		return nil, err
@@ -143,8 +143,8 @@ func createPrivate(path string) error {
 	return file.Close()
 }
 
-// checkFiles returns an error if every user may write to the database, or if this process
-// may not: SQLite would tell neither the file nor the reason.
+// checkFiles returns an error if every user has the right to write a file of the database, or
+// if this process lacks the right: SQLite's error would tell neither the file nor the reason.
 func checkFiles(path string) error {
 	for _, file := range []string{path, path + "-wal", path + "-shm"} {
 		if err := durable.CheckWriters(file); err != nil {

@@ -27,8 +27,8 @@ func Backup(ctx context.Context, uri, file string) error {
 		return &MovedError{To: to}
 	}
 	err = durable.Create(file, func(draft *os.File) error {
-		// VACUUM INTO works with every schema version: a backup comes before an
-		// upgrade.
+		// VACUUM INTO works with every schema version, as it must: operators make a backup
+		// before they upgrade.
 		_, err := db.ExecContext(ctx, `VACUUM INTO $1`, draft.Name())
 		return err
 	})

@@ -12,11 +12,12 @@ type checkpointer struct {
 	conn  *sqliteConn
 	wake  chan struct{}
 	tasks sync.WaitGroup
-	limit int // length of the log, in frames, above which pages are moved; only the writer's goroutine uses limit
+	limit int // the length of the log, in frames, above which pages are moved; only the writer's goroutine uses limit
 }
 
 const (
-	// longLog is the length, in frames of 4 KiB, from which on the log is moved.
+	// longLog is the length of the write-ahead log, in frames of 4 KiB, from which on a
+	// checkpoint moves its pages into the database file.
 	longLog = 1000
 	// fewFrames is the number of frames that the writer moves itself, in about a
 	// millisecond.
@@ -27,8 +28,8 @@ func newCheckpointer(c *sqliteConn) *checkpointer {
 	p := &checkpointer{conn: c, wake: make(chan struct{}, 1), limit: longLog}
 	p.tasks.Go(func() {
 		for range p.wake {
-			// The error is ignored: it comes from the disk, and the next commit gets
-			// the same error.
+			// The error is ignored: the error comes from the disk, and the next commit gets the
+			// same error.
 			_, _, _ = p.conn.checkpoint("PASSIVE")
 		}
 	})

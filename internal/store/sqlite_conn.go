@@ -20,10 +20,10 @@ import (
 // same group.
 type sqliteConn struct {
 	c     *sql.Conn
-	ctx   context.Context      // of the caller that reads; nil for a connection that writes
-	spans context.Context      // has the span above the next statement's span; nil: the statement has no span
-	turn  *turnstile           // nil for a connection that only reads
-	stmts map[string]*sql.Stmt // by SQL text; bounded, since every text is a constant of this package
+	ctx   context.Context      // the context of the caller that reads; nil for a connection that writes
+	spans context.Context      // has the tracing span under which the next statement's span begins; nil: the statement has no span
+	turn  *turnstile           // the turnstile of the database; nil for a connection that only reads
+	stmts map[string]*sql.Stmt // the prepared statements, by SQL text; few, since every text is a constant of this package
 }
 
 func (c *sqliteConn) close() {
@@ -153,8 +153,8 @@ func (c *sqliteConn) query(scan func(row) error, _, query string, args ...any) e
 	return scanRows(rows, scan)
 }
 
-// queueExec runs the statement at once: SQLite runs in this process, so a statement costs
-// the same at once as later.
+// queueExec runs the statement at once. A queue would save no round trip: SQLite runs in this
+// process.
 func (c *sqliteConn) queueExec(query string, args ...any) error {
 	defer startStatement(c.spans, query).End()
 	stmt, err := c.prepare(query)
@@ -176,7 +176,8 @@ func (sqliteTx) hint() {}
 
 func (sqliteTx) excludesByItself() bool { return true }
 
-// excludeEvents makes a trigger: SQLite adds no constraint to a table.
+// excludeEvents makes a trigger on the table events, since SQLite cannot add a constraint to an
+// existing table.
 func (t sqliteTx) excludeEvents(before int64) error {
 	return errors.Join(t.query(nil, "", `DROP TRIGGER IF EXISTS events_program`), t.query(nil, "",
 		fmt.Sprintf(`CREATE TRIGGER events_program BEFORE INSERT ON events WHEN NEW.program < %d

@@ -7,9 +7,9 @@ import (
 	"fmt"
 )
 
-// The methods below serve the source of a [Copy]. From copyLock to copyCommit or
-// copyClose, the copy holds one transaction on the writer's connection. During that
-// time no other call of the Store may write.
+// The methods below serve the source of a [Copy]: the embedded database that is copied. From
+// copyLock to copyCommit or copyClose, the copy holds one transaction on the writer's
+// connection. Until the transaction ends, no other call of the Store is allowed to write.
 
 // copyLock locks the source against the writers of all processes. Errors: a *MovedError
 // if another copy fenced the source while copyLock waited.

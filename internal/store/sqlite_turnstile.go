@@ -19,7 +19,7 @@ import (
 // The turnstile is an advisory lock on a file beside the database. Some network file
 // systems have no such locks; there, writers continue without the turnstile. Writers also
 // continue without a turnstile if the file cannot be opened.
-type turnstile struct{ file *os.File } // nil: there is no file
+type turnstile struct{ file *os.File } // nil if the file cannot be opened
 
 // openTurnstile opens the turnstile of the database at path. A file that root makes belongs
 // to the owner of the database.
@@ -28,7 +28,7 @@ func openTurnstile(path string) *turnstile {
 	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	switch {
 	case err == nil:
-		_ = durable.Adopt(file, path) // without the right owner, the owner of the database continues without the turnstile
+		_ = durable.Adopt(file, path) // the error is ignored: if the owner of the database cannot open the file, the owner continues without the turnstile
 	case errors.Is(err, fs.ErrExist):
 		file, err = os.OpenFile(name, os.O_RDWR, 0)
 	}

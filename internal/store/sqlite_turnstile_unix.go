@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// enter waits for the turnstile, and continues without it after busyTimeout: a process
-// that holds the turnstile longer has been stopped, since SQLite itself waits no longer
-// than busyTimeout for the write lock.
+// enter waits for the turnstile, and continues without the turnstile after busyTimeout. A
+// process that holds the turnstile longer was stopped or has frozen, since SQLite itself waits
+// no longer than busyTimeout for the write lock.
 func (t *turnstile) enter() {
 	if t.file == nil {
 		return

@@ -12,10 +12,10 @@ import (
 // IMMEDIATE, and commits the group. A write that returns an error is rolled back alone.
 // No caller gets an answer before the commit.
 //
-// An error of the driver does not tell which write of the group caused it, and may have
-// rolled back every write. So the group is rolled back, and the writes run again one by
-// one, each in a transaction of its own. If BEGIN fails, every write of the group gets
-// the error: one by one, each write would wait for SQLite's lock as long as the first.
+// An error of the driver does not tell which write of the group caused the error, and may have
+// rolled back every write. So the group is rolled back, and the writes run again one by one,
+// each in a transaction of its own. If BEGIN fails, every write of the group gets the error:
+// otherwise each write would wait for SQLite's lock as long as BEGIN has waited.
 type writer struct {
 	conn        *sqliteConn
 	checkpoints *checkpointer
@@ -23,8 +23,8 @@ type writer struct {
 	loop        sync.WaitGroup
 }
 
-// maxGroup bounds how many writes share a commit, and so how long the first write waits
-// for the last: about 20 ms at 20 µs each, plus the fsync.
+// maxGroup bounds how many writes share a commit, and so how long the first write waits for the
+// last: about 20 ms if each write takes 20 µs, plus the fsync.
 const maxGroup = 1024
 
 type write struct {
@@ -47,7 +47,7 @@ func (w *writer) close() {
 	w.conn.close()
 }
 
-// do is [Store.Write].
+// do does what [Store.Write] promises.
 func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {
 	j, err := w.queue.enqueue(ctx, write{fn: fn})
 	if err != nil {

@@ -5,7 +5,7 @@ import "github.com/watchword-auth/watchword/internal/count"
 // Stats holds the numbers of a Store, for metrics.
 type Stats struct {
 	Away        bool   // the database does not answer
-	Outages     uint64 // begun since the start
+	Outages     uint64 // the number of outages that have begun since the start
 	FailedCalls uint64 // calls that failed because the database was away
 	// Reads, Writes and Spends have the time of each call of [Store.Read], [Store.Write] and
 	// [Store.Spend], with the wait for a connection and for the commit, whatever the outcome.
@@ -13,12 +13,12 @@ type Stats struct {
 	Connections           Connections
 }
 
-// Connections holds the numbers of the connections that callers share. On SQLite these are the
-// connections for reading.
+// Connections holds the numbers of the connections that callers share. On SQLite, Connections
+// has the numbers of the connections for reading.
 type Connections struct {
 	InUse, Idle int
-	Most        int // that the pool may have
-	Withheld    int // that PostgreSQL has refused a moment ago
+	Most        int // the largest number of connections that the pool is allowed to have
+	Withheld    int // the number of connections that PostgreSQL has refused a moment ago, see [slots]
 }
 
 // Stats returns the numbers of the Store. Stats asks nothing of the database.

@@ -8,19 +8,20 @@
 //   - Callers that write at the same time share a commit, and so an fsync; an error of
 //     one caller leaves the write of another as it is.
 //   - An error matches ErrUnavailable if the database was at fault, ErrAway if the
-//     database does not answer, and ErrUncertain if the outcome is unknown. The store runs a transaction again only if nothing of the
-//     first run remained. An error that matches neither, and does not come from the
+//     database does not answer, and ErrUncertain if the outcome is unknown. The store
+//     runs a transaction again only if nothing of the first run remained. An error that
+//     matches none of ErrUnavailable, ErrAway and ErrUncertain, and does not come from the
 //     caller's function, is a fault of this program: PostgreSQL cannot process the values
 //     of a statement.
 //
 // A caller must not hash a password or sign a token inside a transaction.
 //
-// The packages above decide what a row means, with one exception. [Store.Spend], the
-// ordinary refresh, applies rules of package session in SQL, since one statement saves
-// round trips: how a session's generations advance, and whether session and user are
-// alive. TestSpendIsAdvance in internal/session compares the statements with the Go
-// code. The cases "spend refuses" and "spend advances" of the suite in storetest cover
-// the conditions, and TestABatchSpendsAsASingleRefresh runs both cases in a batch.
+// The packages that use store, such as session and user, decide what a row means, with one
+// exception. [Store.Spend], the ordinary refresh, applies rules of package session in SQL,
+// since one statement saves round trips: how a session's generations advance, and whether
+// session and user are alive. TestSpendIsAdvance in internal/session compares the statements
+// with the Go code. The cases "spend refuses" and "spend advances" of the suite in storetest
+// cover the conditions, and TestABatchSpendsAsASingleRefresh runs both cases in a batch.
 package store
 
 import (
@@ -48,8 +49,8 @@ var (
 	// lost during the commit, or the time ran out, or no synchronous standby has
 	// confirmed the commit. ErrUncertain matches ErrUnavailable.
 	ErrUncertain = fmt.Errorf("%w: outcome unknown", ErrUnavailable)
-	// ErrSchema means that this program cannot work with the database's schema. A newer
-	// program may.
+	// ErrSchema means that this program cannot work with the database's schema. A newer version
+	// of this program may be able to.
 	ErrSchema = errors.New("unknown database schema")
 	// ErrOldSchema means that the schema is missing, or older than this program needs.
 	// [Migrate] brings the schema up to date. ErrOldSchema matches ErrSchema.
@@ -128,11 +129,11 @@ func (s *Store) Path() string { return s.engine.path() }
 // Address returns the URI of the database without a password, for logs.
 func (s *Store) Address() string { return s.engine.address() }
 
-// Open opens the database named by a URI, `sqlite:FILE` or `postgres://…`. For SQLite,
-// Open creates a missing file with mode 0600, in a folder of mode 0700 if the last folder of the
-// path is missing too, and migrates the schema. Errors:
-// ErrOldSchema or ErrSchema if the schema does not fit; a *MovedError; ErrIncomplete;
-// ErrUnavailable. No error repeats the URI, since a URI may hold a password.
+// Open opens the database named by a URI, `sqlite:FILE` or `postgres://…`. For SQLite, Open
+// migrates the schema, and creates a missing file with mode 0600, in a folder of mode 0700 if
+// the last folder of the path is missing too. Errors: ErrOldSchema or ErrSchema if the schema
+// does not fit; a *MovedError; ErrIncomplete; ErrUnavailable. No error repeats the URI, since a
+// URI may hold a password.
 func Open(ctx context.Context, uri string, opts ...Option) (*Store, error) {
 	o := optionsOf(opts)
 	if isPostgres(uri) {
@@ -161,7 +162,7 @@ var errURI = errors.New("URI must be sqlite:FILE or postgres://USER:PASSWORD@HOS
 // CheckURI checks the URI of a database, and the files that a postgres:// URI names, without
 // opening the database. CheckURI returns the URI without a password.
 //
-// Errors: a text without any part of the URI.
+// Errors: an error with a text that contains no part of the URI.
 func CheckURI(uri string) (public string, err error) {
 	if isPostgres(uri) {
 		config, err := parseURI(uri)
@@ -176,8 +177,8 @@ func CheckURI(uri string) (public string, err error) {
 	return uri, nil
 }
 
-// OpenExisting is like [Open], and makes no database: a command with a mistyped URI must not
-// leave an empty database behind. Errors: those of Open; ErrNoDatabase with the name of the
+// OpenExisting is like [Open], and never creates a database: a command with a mistyped URI must
+// not leave an empty database behind. Errors: those of Open; ErrNoDatabase with the name of the
 // file; an error without a sentinel if the file is the database of another program.
 func OpenExisting(ctx context.Context, uri string) (*Store, error) {
 	if _, err := sqlitePath(uri); err == nil {
@@ -200,10 +201,10 @@ func isPostgres(uri string) bool {
 // does nothing.
 func (s *Store) Close() error { return s.engine.close() }
 
-// Read runs fn on one unchanging state of the database. Read waits for a free
-// connection until ctx ends. If ctx ends during fn, SQLite stops the running query, and
-// fn's later queries fail; on PostgreSQL a query runs on, for some seconds at most. fn
-// must not write, and must not keep the Tx.
+// Read runs fn on one unchanging state of the database. Read waits for a free connection until
+// ctx ends. If ctx ends during fn, SQLite stops the running query, and fn's later queries fail.
+// On PostgreSQL the query continues after the end of ctx, for some seconds at most. fn must not
+// write, and must not keep the Tx.
 func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
 	ctx, reading := s.startSpan(ctx, "store.read")
 	began := time.Now()
@@ -217,9 +218,9 @@ func (s *Store) Read(ctx context.Context, fn func(*Tx) error) error {
 // fn returns an error, Write rolls the transaction back and returns the error
 // unchanged.
 //
-// fn may run more than once, one run after the other, each from the start. Results set
-// by fn are valid only if Write returns nil. If ctx ends while the write is queued, fn
-// does not run. Once fn has begun, Write ignores ctx and waits for the end.
+// fn may run more than once, one run after the other, each from the start. Results set by fn
+// are valid only if Write returns nil. If ctx ends while the write is queued, fn does not run.
+// After fn has begun, Write ignores ctx and waits until the transaction has ended.
 //
 // A user or session that fn reads by id stays unchanged until the transaction ends. A
 // change that depends on other rows must call [Tx.Exclusive] first.
@@ -235,13 +236,13 @@ func (s *Store) Write(ctx context.Context, fn func(*Tx) error) error {
 	return s.outage.note(ctx, began, err)
 }
 
-// Hints calls hint after another process has appended an event or asked the replicas, until ctx
-// ends. A hint may be lost, or come without an event. So a caller that needs every event must
-// also poll. Hints calls hint once in a few milliseconds at most, since any user of the same
+// Hints calls hint after another process has appended an event or has called [Tx.AskReplicas],
+// until ctx ends. A hint may be lost, or come without an event. So a caller that needs every
+// event must also poll. Hints calls hint once in 5 ms at most, since any user of the same
 // PostgreSQL database can send notifications.
 func (s *Store) Hints(ctx context.Context, hint func()) { s.engine.hints(ctx, hint) }
 
 // IsText reports whether text can be stored as text: PostgreSQL refuses a zero byte and
-// everything that is not UTF-8. The packages above refuse such a text from a client, so
-// that SQLite and PostgreSQL give the same answer.
+// everything that is not UTF-8. The packages that take a text from a client call IsText and
+// refuse such a text, so that SQLite and PostgreSQL give the same answer.
 func IsText(text string) bool { return utf8.ValidString(text) && strings.IndexByte(text, 0) < 0 }

@@ -11,8 +11,8 @@ import (
 // function that received the Tx returns, and is not safe for concurrent use.
 type Tx struct {
 	run runner
-	// broken is the first error of the driver. After such an error the transaction
-	// cannot commit, and none of its results counts.
+	// broken is the first error of the driver. After an error of the driver the transaction
+	// cannot commit, and the caller must use none of its results.
 	broken error
 	// duplicate is true after a statement broke a unique constraint. PostgreSQL then
 	// runs no further statement of the transaction, so this package refuses them on
@@ -33,12 +33,13 @@ type runner interface {
 	queueExec(query string, args ...any) error
 	queryAtCommit(scan func(row) error, query string, args ...any) error
 	audit() *auditStatements
-	// hint makes the commit notify other processes, which then read the events.
+	// hint makes the commit notify the other server processes, which then read the new events.
 	hint()
-	// excludesByItself reports whether a service account may exclude earlier programs
-	// without a command of the operator.
+	// excludesByItself reports whether [Tx.AllowServices] is allowed to exclude earlier
+	// programs without a command of the operator.
 	excludesByItself() bool
-	// excludeEvents makes the database refuse the events of programs before a migration.
+	// excludeEvents makes the database refuse an event of a program that does not know the
+	// migration with the number before.
 	excludeEvents(before int64) error
 }
 
@@ -58,14 +59,14 @@ func (tx *Tx) wasCommitted() {
 func (tx *Tx) Now() time.Time {
 	now, err := tx.run.now()
 	if tx.fail(err) != nil {
-		return time.Now() // the transaction cannot commit, so any time will do
+		return time.Now() // the transaction cannot commit, so the caller discards the time
 	}
 	return now
 }
 
-// Exclusive waits until no other transaction is exclusive, and makes later calls of
-// Exclusive wait until this transaction ends. A transaction that depends on rows other
-// than a user or a session read by id calls Exclusive first.
+// Exclusive waits until no other transaction is exclusive, and makes later calls of Exclusive
+// wait until this transaction ends. A transaction that depends on other rows than the users and
+// sessions that it reads by id calls Exclusive first.
 func (tx *Tx) Exclusive() error { return tx.fail(tx.run.exclusive()) }
 
 // exec runs a statement and discards the result. Errors: ErrExists if the statement
@@ -86,9 +87,9 @@ func (tx *Tx) queryAtCommit(scan func(row) error, query string, args ...any) err
 	return tx.fail(tx.run.queryAtCommit(scan, query, args...))
 }
 
-// deleteFound deletes the rows with the keys that a query finds, one by one, and
-// returns the number of keys. For a single statement, PostgreSQL's planner might read
-// the whole table.
+// deleteFound deletes the rows that a query finds, one by one by their keys, and returns the
+// number of keys. With a single DELETE for query and rows, PostgreSQL's planner might read the
+// whole table.
 func (tx *Tx) deleteFound(statement, query string, args ...any) (int64, error) {
 	keys, err := queryColumn[any](tx, query, args...)
 	for _, key := range keys {
@@ -146,8 +147,8 @@ func (tx *Tx) queryLocked(table string, scan func(row) error, query string, args
 	return tx.fail(err)
 }
 
-// lockOf returns the lock for the rows of a table that the transaction may change, and ""
-// for "".
+// lockOf returns the text of a FOR clause that locks the rows of a table that the transaction
+// may change. For the empty table name, lockOf returns "", which locks no row.
 func lockOf(table string) string {
 	if table == "" {
 		return ""
@@ -171,10 +172,10 @@ func (tx *Tx) fail(err error) error {
 	return tx.broken
 }
 
-// attempt calls fn and returns its error. attempt turns a panic into an error: on
-// SQLite, fn runs in the writer's goroutine, and a panic there would take along the
-// writes of other callers. If the driver has failed, attempt returns the driver's error
-// even if fn returned nil.
+// attempt calls fn and returns its error. attempt turns a panic into an error: on SQLite, fn
+// runs in the writer's goroutine, and a panic in that goroutine would also end the writes of
+// other callers. If the driver has failed, attempt returns the driver's error even if fn
+// returned nil.
 func (tx *Tx) attempt(fn func(*Tx) error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -190,7 +191,7 @@ func (tx *Tx) attempt(fn func(*Tx) error) (err error) {
 	return fn(tx)
 }
 
-// row is a row of a result, of either driver.
+// row is a row of a result, from the driver of SQLite or of PostgreSQL.
 type row interface{ Scan(dest ...any) error }
 
 // scanRows calls scan for every row. The caller must close rows.
@@ -223,7 +224,7 @@ func failure(err error) error {
 
 func unavailable(err error) error { return fmt.Errorf("%w: %w", ErrUnavailable, err) }
 
-// Columns hold times in microseconds since 1970; NULL is the zero time.
+// A column with a time holds the time in microseconds since 1970; NULL is the zero time.
 
 func micros(t time.Time) int64 { return t.UnixMicro() }
 
