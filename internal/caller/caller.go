@@ -2,8 +2,9 @@
 // access token, whether the subject still has these rights, and the address of the
 // call.
 //
-// A verifier may be behind and accept the token of a session that has just ended. So every
-// change checks its caller again by [Caller.Check], in the transaction of the change.
+// A verifier may not know yet that a session has just ended, and accept the access token of the
+// session. So every change checks its caller again by [Caller.Check], in the transaction of the
+// change.
 package caller
 
 import (
@@ -13,13 +14,14 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Admin is the role that may administer users, sessions and keys, with a token for
-// AdminAudience.
+// Admin is the role that gives a caller the right to administer users, sessions and keys, if
+// the caller's access token is for AdminAudience.
 const Admin = "admin"
 
-// AdminAudience is the audience of administration. Every server issues for AdminAudience,
-// and never for AdminAudience with another audience: a token that a service has received
-// from its caller administers nothing. The admin services in the proto files ask for it.
+// AdminAudience is the audience of access tokens for administration. Every server issues tokens
+// for AdminAudience, and never for AdminAudience together with another audience: a token that a
+// service has received from its caller must not let the service administer anything. The admin
+// services in the proto files demand a token for AdminAudience.
 const AdminAudience = "watchword"
 
 var (
@@ -34,7 +36,7 @@ var (
 // Kind is a kind of subject.
 type Kind int
 
-// The kinds of subject. The zero value may do nothing.
+// The kinds of subject. The zero value has no rights.
 const (
 	User     Kind = iota + 1 // a user, with an access token of a session
 	Operator                 // a person at the command line, on the database itself
@@ -48,15 +50,15 @@ type Subject struct {
 	ID   string
 }
 
-// Caller holds the subject of a call and the claims of the access token. The zero value
-// may do nothing.
+// Caller holds the subject of a call and the claims of the access token. The zero value has no
+// rights.
 type Caller struct {
 	Subject
-	Name      string   // the username, as in the token; Check compares it with the row. Of an operator: in the operating system, if known
+	Name      string   // the username, as in the token; Check compares Name with the row. Of an operator: the name in the operating system, if known
 	SessionID string   // empty for a service account
-	Version   int64    // as in the token
-	Roles     []string // as in the token; Check compares the roles with the row
-	Audience  []string // as in the token
+	Version   int64    // the version in the token, see [store.User.TokenVersion]
+	Roles     []string // the roles in the token; Check compares Roles with the row
+	Audience  []string // the audience in the token
 }
 
 // AtCommandLine is the operator at the command line. [Caller.Check] accepts the
@@ -66,16 +68,18 @@ var AtCommandLine = Caller{Subject: Subject{Kind: Operator}}
 // Is reports whether the caller's access token has a role.
 func (c Caller) Is(role string) bool { return slices.Contains(c.Roles, role) }
 
-// MayManage reports whether the caller may see and end a user's sessions. A user manages
-// the user's own sessions. An admin manages all, unless LacksAudience. The operator manages
-// all. A service account has no session, and may revoke its own tokens in the same way.
+// MayManage reports whether the caller is allowed to see and end the sessions of the user with
+// the id userID. A user manages the user's own sessions. An admin manages all sessions, unless
+// LacksAudience. The operator manages all sessions. A service account has no session, and is
+// allowed to revoke its own tokens in the same way.
 func (c Caller) MayManage(userID string) bool {
 	own := (c.Kind == User || c.Kind == Service) && c.ID == userID
 	return c.Kind == Operator || c.Is(Admin) && !c.LacksAudience() || own
 }
 
 // LacksAudience reports whether the caller is an admin with a token for other audiences than
-// AdminAudience. A service has been shown such a token, so the token administers nothing.
+// AdminAudience. A service in such an audience receives the token, so the token gives no right
+// to administer.
 func (c Caller) LacksAudience() bool {
 	return c.Is(Admin) && !slices.Contains(c.Audience, AdminAudience)
 }
@@ -110,9 +114,10 @@ func (c Caller) Rows(tx *store.Tx) (*store.User, *store.Session, error) {
 	if !alive || c.Version < user.RevokedBelow {
 		return nil, nil, ErrRevoked
 	}
-	// A token may have a version above the row's: the floor for versions was above the row's
-	// version at the minting. But a token with the rights of a change that the database has
-	// lost has such a version, too. So the rights in the token must be those of the row.
+	// A token may have a version above the row's version: the floor for versions was above the
+	// row's version when the token was minted. But a token with the rights of a change that the
+	// database has lost may also have a version above the row's version. So the rights in the
+	// token must be equal to the rights in the row.
 	if c.Version < user.Version || c.Name != user.Username || !slices.Equal(c.Roles, user.Roles) {
 		return nil, nil, ErrStale
 	}
@@ -126,8 +131,9 @@ func revokedIfMissing(err error) error {
 	return err
 }
 
-// Alive reports whether a session was never ended, neither alone nor with all sessions
-// of the user. The lifetime is not checked: a session may be alive and expired.
+// Alive reports whether a session was never ended, neither alone nor with all sessions of the
+// user. Alive does not check the lifetime: it returns true for an expired session that was not
+// ended.
 func Alive(session *store.Session, user *store.User) bool {
 	return session.EndedAt.IsZero() && session.BornVersion >= user.RevokedBelow &&
 		!user.Disabled && user.DeletedAt.IsZero()

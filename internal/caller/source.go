@@ -9,19 +9,19 @@ import (
 	"strings"
 )
 
-// Source names the origin of a call, for the security record and for bounds per client:
-// an address without the port, or one of the names below.
+// Source tells from where a call came: an address without the port, or one of the constants
+// CommandLine and Server. The security record and the bounds per client use the Source.
 type Source string
 
-// Sources of actions that come from no address.
+// Sources of actions that no network address has caused.
 const (
 	CommandLine Source = "cli"
 	Server      Source = "server" // the server itself, such as a key rotation
 )
 
-// Network returns the part of an address that bounds per client count: an IPv4 address,
-// or the /64 of an IPv6 address. An IPv6 host may use any of the 2^64 addresses of its
-// /64. The loopback address stays whole.
+// Network returns the part of an address that the bounds per client treat as one client: an
+// IPv4 address, or the /64 of an IPv6 address, since an IPv6 host can use any of the 2^64
+// addresses of its /64. Network returns the loopback address whole.
 func (s Source) Network() string {
 	addr, err := netip.ParseAddr(string(s))
 	if err != nil {
@@ -33,17 +33,18 @@ func (s Source) Network() string {
 	return addr.String()
 }
 
-// Site returns the network that one owner commonly has: the /24 of an IPv4 address, or the
-// /48 of an IPv6 address. An owner of one site can make as many [Source.Network] as it
-// likes.
+// Site returns the range of addresses that one owner commonly has: the /24 of an IPv4 address,
+// or the /48 of an IPv6 address. The owner of a /48 can make calls from 65,536 different
+// [Source.Network] values.
 func (s Source) Site() string { return s.prefix(24, 48) }
 
-// Block returns the network that one provider commonly has: the /32 of an IPv6 address. An
-// owner of one block can make 65,536 sites. An IPv4 /24 costs its owner as much as a block,
-// so the block of an IPv4 address is its site.
+// Block returns the range of addresses that one provider commonly has: the /32 of an IPv6
+// address. The owner of a /32 can make calls from 65,536 different [Source.Site] values. An
+// IPv4 /24 costs its owner as much as an IPv6 /32, so the block of an IPv4 address is its site.
 func (s Source) Block() string { return s.prefix(24, 32) }
 
-// prefix returns the first bits of an address.
+// prefix returns the network with the first of4 bits of an IPv4 address, or the first of6 bits
+// of an IPv6 address.
 func (s Source) prefix(of4, of6 int) string {
 	addr, err := netip.ParseAddr(string(s))
 	if err != nil {
@@ -62,8 +63,8 @@ type Proxies []netip.Prefix
 
 // ParseProxies parses networks such as 10.0.0.0/8, and single addresses.
 //
-// Errors: one that gives the number of the first text of another form. The error repeats no
-// text: a wrong flag may hold a secret.
+// Errors: an error that gives the number of the first text that is no network and no address.
+// The error does not repeat the text: a wrong flag may hold a secret.
 func ParseProxies(networks []string) (Proxies, error) {
 	var p Proxies
 	for i, text := range networks {
@@ -92,20 +93,20 @@ func (p Proxies) TrustPeer(peer net.Addr) bool {
 	return ok && p.trusts(addr)
 }
 
-// Source returns the source of a call from a peer's address and the values of
-// x-forwarded-for, in the order of the request. If the peer is a trusted proxy, the source
-// is the last forwarded address that does not belong to a trusted proxy: each proxy appends
-// the address from which the proxy was called, and a client may write any address before
-// these. If every forwarded address belongs to a trusted proxy, the source is the first of
-// them. Source stops at a text that is no address: the source is then the proxy that has
-// sent this text.
+// Source returns the source of a call from a peer's address and the values of x-forwarded-for,
+// in the order of the request. If the peer is a trusted proxy, the source is the last forwarded
+// address that does not belong to a trusted proxy: each proxy appends the address from which
+// the proxy was called, and a client can write any address before the appended addresses. If
+// every forwarded address belongs to a trusted proxy, the source is the first forwarded
+// address. Source reads the values from the last to the first and stops at a text that is no
+// address: the source is then the proxy that has sent the text.
 func (p Proxies) Source(peer net.Addr, forwarded []string) Source {
 	source, ok := addressOf(peer)
 	if !ok {
 		if peer == nil {
 			return ""
 		}
-		return Source(peer.String()) // the path of a Unix socket
+		return Source(peer.String()) // String returns the path of a Unix socket
 	}
 	hops := strings.Split(strings.Join(forwarded, ","), ",")
 	for _, hop := range slices.Backward(hops) {
@@ -121,8 +122,8 @@ func (p Proxies) Source(peer net.Addr, forwarded []string) Source {
 	return Source(source.Unmap().String())
 }
 
-// addressOf returns the IP address of a peer; false for a peer without one, as at a Unix
-// socket.
+// addressOf returns the IP address of a peer. addressOf returns false for a peer without an IP
+// address, such as a peer at a Unix socket.
 func addressOf(peer net.Addr) (netip.Addr, bool) {
 	if peer == nil {
 		return netip.Addr{}, false
@@ -131,10 +132,10 @@ func addressOf(peer net.Addr) (netip.Addr, bool) {
 	return addr.Addr(), err == nil
 }
 
-// parseHop parses an address in x-forwarded-for. Some proxies append the port.
+// parseHop parses one address of x-forwarded-for. Some proxies append the port to the address.
 func parseHop(text string) (netip.Addr, bool) {
 	if addr, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
-		return addr.WithZone(""), true // any zone is the client's word
+		return addr.WithZone(""), true // a client can write any zone
 	}
 	addr, err := netip.ParseAddrPort(text)
 	return addr.Addr().WithZone(""), err == nil
@@ -142,14 +143,15 @@ func parseHop(text string) (netip.Addr, bool) {
 
 type sourceKey struct{}
 
-// Context is a context with the origin of a call. Package gate embeds a Context in the
-// context of each call, so that a call takes no memory for the source.
+// Context is a context with the [Source] of a call. Package gate embeds a Context in the
+// context of each call, so that the source needs no memory of its own.
 type Context struct {
 	context.Context
 	Source Source
 }
 
-// Value returns the source for the key of [SourceOf].
+// Value returns the [Source] for the key that [SourceOf] uses, and otherwise the value of the
+// parent context.
 func (c *Context) Value(key any) any {
 	if key == (sourceKey{}) {
 		return c.Source
@@ -157,7 +159,7 @@ func (c *Context) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// WithSource returns a context with the origin of a call.
+// WithSource returns a context with the [Source] of a call.
 func WithSource(ctx context.Context, source Source) context.Context { return &Context{ctx, source} }
 
 // SourceOf returns the [Source] that WithSource has put into ctx: from where the call came.

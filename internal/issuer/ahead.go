@@ -8,14 +8,14 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// wrongBy is how far ahead of any possible date a key must sign to count as dated in the
-// wrong time. Rotations of one moment lie some microseconds apart, and a clock that was ahead
-// by less rights itself.
+// wrongBy is how far a key's start must lie after every possible start, before the start is
+// treated as an error of the clock. Rotations of one moment lie some microseconds apart, and
+// after a smaller error the clock soon reaches the start.
 const wrongBy = time.Minute
 
-// ahead returns the keys that sign from much later than a rotation of now decides: the
-// clock was ahead when the keys got their dates, and has been set back since. The earliest
-// comes first.
+// ahead returns the keys that are to sign from a time more than wrongBy later than a rotation
+// of now would decide: the clock was ahead when the keys got their times, and has been set back
+// since. The key that signs first comes first.
 func (c *chain) ahead(age time.Duration) (keys []*store.SigningKey) {
 	for _, row := range c.rows {
 		if row.RevokedAt.IsZero() && row.SignsFrom.After(c.now.Add(age+wrongBy)) {
@@ -26,12 +26,12 @@ func (c *chain) ahead(age time.Duration) (keys []*store.SigningKey) {
 	return keys
 }
 
-// bringBack gives the keys of [chain.ahead] dates of the present time, in the same order: the
-// first signs as soon as every cache knows the key, or at once if no other key signs before.
-// bringBack returns false if the chain has no such keys.
+// bringBack gives the keys of [chain.ahead] times near the present, in the same order: the
+// first key signs as soon as every cache of the JWKS knows the key, or at once if no other key
+// signs before. bringBack returns false if [chain.ahead] finds no keys.
 //
-// Tokens that were minted while the clock was ahead expire no later for that: verifiers refuse
-// them as minted in the future.
+// bringBack ignores the tokens that were minted while the clock was ahead, although a key may
+// now end before such a token expires. Verifiers refuse such a token as minted in the future.
 func (c *chain) bringBack() (bool, error) {
 	age, err := c.tx.DurationSetting(settingMaxAge)
 	if err != nil {
@@ -45,7 +45,7 @@ func (c *chain) bringBack() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	var before *store.SigningKey // signs until the first of keys begins
+	var before *store.SigningKey // the key that signs until the first of keys begins
 	for _, row := range c.rows {
 		if row.RevokedAt.IsZero() && row.SignsUntil.Equal(keys[0].SignsFrom) {
 			before = row
@@ -60,7 +60,7 @@ func (c *chain) bringBack() (bool, error) {
 		if before != nil {
 			before.SignsUntil, before.VerifiesUntil = from, from.Add(longest+feed.Margin)
 		}
-		before, from = key, from.Add(time.Microsecond) // two keys that begin together have no order
+		before, from = key, from.Add(time.Microsecond) // a microsecond later: two keys with the same start have no order
 	}
 	return true, nil
 }

@@ -10,21 +10,24 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Each row of signing_keys has a tag: a message authentication code, under the master key,
-// of every other column and of the database's id. So an attacker with write access to the
-// database needs the master key too, to add or change a key.
+// Each row of the table signing_keys has a tag: a message authentication code, under the master
+// key, of every other column and of the database's id. So an attacker with write access to the
+// database also needs the master key to add or change a key.
 //
-// All rows of one key set have the same counter. Each change of the key set writes every
-// row again with a higher counter, so a row of an earlier key set beside newer rows is
-// refused. A KeySet remembers the highest counter, and so refuses an earlier key set whole.
+// All rows of one key set have the same counter. Each change of the key set writes every row
+// again with a higher counter, so a row of an earlier key set beside newer rows is refused. A
+// KeySet remembers the highest counter that it has read, and so refuses a whole key set that is
+// earlier.
 
 // tagPurpose separates the tags from other uses of the master key: see [seal.Keys.MAC].
 const tagPurpose = "row of signing_keys"
 
-// errOldRow means that a row is authentic, and belongs to an earlier key set than other rows.
+// errOldRow means that a row of signing_keys is authentic, and belongs to an earlier key set
+// than other rows.
 var errOldRow = errors.New("belongs to an earlier key set")
 
-// errReturned means that a row is authentic, and that this process has seen the key withdrawn.
+// errReturned means that a row of signing_keys is authentic, but that this process knows the
+// key as withdrawn.
 var errReturned = errors.New("was withdrawn before")
 
 // refused is a row of signing_keys that is not trusted.
@@ -35,15 +38,16 @@ type refused struct {
 
 func (r refused) Error() string { return fmt.Sprintf("signing key %s: %v", r.row.KID, r.why) }
 
-// Is compares the reason itself and not the errors in it: one row under an unknown master key
-// leaves the other rows usable, and so is no seal.ErrWrongKey of the whole key set.
+// Is compares only the reason itself, and not the errors that the reason wraps. So a refused
+// row that wraps seal.ErrWrongKey does not match seal.ErrWrongKey: one row under an unknown
+// master key leaves the other rows usable.
 func (r refused) Is(target error) bool { return r.why == target }
 
 // authentic holds the rows of signing_keys: rows with a right tag, and refused rows.
 type authentic struct {
-	databaseID string              // in the tags
+	databaseID string              // the id of the database, which every tag authenticates
 	rows       []*store.SigningKey // the key set, the oldest key first
-	counter    int64               // of every row of the key set; 0 without a row
+	counter    int64               // the counter in every row of the key set; 0 if the key set has no row
 	refused    []refused
 }
 
@@ -93,8 +97,8 @@ func tag(row *store.SigningKey, master *seal.Keys, databaseID string) (err error
 	return err
 }
 
-// message returns the bytes that a tag authenticates: each value after its length, so that
-// no two rows have the same bytes.
+// message returns the bytes that a tag authenticates. Each value follows its length, so that
+// two different rows never have the same bytes.
 func message(row *store.SigningKey, databaseID string) []byte {
 	var m []byte
 	for _, value := range [][]byte{[]byte(databaseID), []byte(row.KID), []byte(row.Algorithm), row.PublicKey, row.SealedKey} {
@@ -111,7 +115,7 @@ func message(row *store.SigningKey, databaseID string) []byte {
 	return binary.BigEndian.AppendUint64(m, uint64(row.Counter))
 }
 
-// nextCounter returns the counter of the key set after a change: above the counter before,
-// and at least the clock's microseconds since 1970. So a change after the restore of a
-// backup has a higher counter than every lost change.
+// nextCounter returns the counter of the key set after a change: above the counter before the
+// change, and at least the clock's microseconds since 1970. So a change after the restore of a
+// backup has a higher counter than every change that the restore has lost.
 func nextCounter(before int64, now time.Time) int64 { return max(before+1, now.UnixMicro()) }

@@ -18,28 +18,28 @@ import (
 // or calls [Keyring.ReplaceAll], which also ends every access token.
 var ErrChainBroken = errors.New("the key chain is broken")
 
-// chain holds the signing keys as a transaction has read them. A change happens in
-// memory first; [chain.write] then writes the rows that changed. So a change that fails
-// half-way has written nothing.
+// chain holds the signing keys as a transaction has read them. A method of chain changes the
+// keys in memory first, and [chain.write] then writes the rows that changed. So a change that
+// fails half-way has written nothing.
 //
-// Invariant, withdrawn keys aside: each key signs until the next key begins; exactly
-// one key (last) has no end; and one more key (next) is published without a date.
+// Invariant, withdrawn keys aside: each key signs until the next key begins to sign; one key
+// (last) has no end; and one more key (next) is published, and has no date yet.
 type chain struct {
 	tx     *store.Tx
 	now    time.Time
 	before *authentic
 	read   []*store.SigningKey // copies of the rows before the change
 	rows   []*store.SigningKey // the rows after the change, the oldest first
-	last   *store.SigningKey   // signs now, or will sign; nil if the chain is broken
-	next   *store.SigningKey   // published, has no date yet; nil if the chain is broken
+	last   *store.SigningKey   // the key that signs now without an end, or that will; nil if the chain is broken
+	next   *store.SigningKey   // the key that is published and has no date yet; nil if the chain is broken
 
 	withdrew bool // a key was withdrawn
 
-	record audit.Event // what the security record says about the change; empty: nothing is written
+	record audit.Event // the event for the security record about the change; zero: write writes nothing
 }
 
 // newChain finds last and next among the keys of an authentic key set. newChain accepts a
-// broken chain, since [Keyring.ReplaceAll] must work on one.
+// broken chain, since [Keyring.ReplaceAll] must be able to replace a broken chain.
 func newChain(tx *store.Tx, before *authentic) *chain {
 	c := &chain{tx: tx, now: tx.Now(), before: before, rows: slices.Clone(before.rows)}
 	for _, row := range c.rows {
@@ -50,7 +50,7 @@ func newChain(tx *store.Tx, before *authentic) *chain {
 	return c
 }
 
-// findEnds sets last and next.
+// findEnds sets the fields last and next of the chain.
 func (c *chain) findEnds() {
 	c.last, c.next = nil, nil
 	for _, row := range c.rows {
@@ -80,9 +80,9 @@ func (c *chain) intact() error {
 // begins later.
 func (c *chain) younger(ttl time.Duration) bool { return c.last.SignsFrom.Add(ttl).After(c.now) }
 
-// algorithm returns the algorithm of new keys: that of the last key of the chain, or else that
-// of the newest row. If all is true, somebody without the master key may have written the rows:
-// algorithm passes over unknown algorithms, and returns EdDSA if no row is left.
+// algorithm returns the algorithm of new keys: the algorithm of the last key of the chain, or
+// else of the newest row. If all is true, an attacker without the master key may have written
+// the rows: then algorithm passes over unknown algorithms, and returns EdDSA if no row is left.
 //
 // Errors, unless all is true: errNoKeys; ErrChainBroken if no row is authentic.
 func (c *chain) algorithm(all bool) (token.Algorithm, error) {
@@ -144,8 +144,8 @@ func (c *chain) write(master *seal.Keys) error {
 	return nil
 }
 
-// publish adds a copy of a spare key to the chain, published now. The spare key itself
-// stays unchanged, since the transaction may run again.
+// publish adds a copy of a spare key to the chain, with now as the time of publication. The
+// spare key itself stays unchanged, since the transaction may run again.
 func (c *chain) publish(spare *store.SigningKey) *store.SigningKey {
 	key := *spare
 	key.PublishedAt = c.now
@@ -156,15 +156,16 @@ func (c *chain) publish(spare *store.SigningKey) *store.SigningKey {
 // promote sets the time from which the next key signs, and ends the last key at that
 // time.
 //
-// Caches must know a key before it signs, so the time is at least the age of the caches
-// after the key was published. The last key signs for a microsecond at least, since two
-// keys that begin at the same time would have no order. The last key verifies until its
-// last token has expired, and for feed.Margin longer: a verifier's clock may be behind.
+// Caches of the JWKS must know a key before the key signs, so the time is at least the age of
+// the caches (--jwks-max-age) after the key was published. The last key signs for a microsecond
+// at least, since two keys with the same start would have no order. The last key verifies until
+// its last token has expired, and for feed.Margin longer: a verifier's clock may be behind.
 func (c *chain) promote() error {
 	return c.succeed(c.next)
 }
 
-// succeed lets a key without a date follow the last key; see [chain.promote].
+// succeed gives a key without a date the time from which the key signs, and ends the last key
+// at that time; see [chain.promote].
 func (c *chain) succeed(successor *store.SigningKey) error {
 	age, err := c.tx.DurationSetting(settingMaxAge)
 	if err != nil {
@@ -178,7 +179,7 @@ func (c *chain) succeed(successor *store.SigningKey) error {
 		age += settle
 	}
 	published := successor.PublishedAt
-	if published.After(c.now) { // the clock was ahead: the key may be published only now
+	if published.After(c.now) { // the clock was ahead: perhaps no cache has the key yet, so the key is treated as published now
 		published = c.now
 	}
 	from := slices.MaxFunc([]time.Time{c.now, published.Add(age), c.last.SignsFrom.Add(time.Microsecond)}, time.Time.Compare)
@@ -187,27 +188,27 @@ func (c *chain) succeed(successor *store.SigningKey) error {
 	return nil
 }
 
-// withdraw withdraws a key, and destroys the private half: a withdrawn key signs nothing
-// again, and no master key is needed for the row.
+// withdraw withdraws a key, and deletes its private half: a withdrawn key never signs again,
+// and a row without the private half can be read without the master key that sealed it.
 func (c *chain) withdraw(k *store.SigningKey) {
 	k.RevokedAt, k.SealedKey = c.now, []byte{}
 	c.withdrew = true
 }
 
-// commitTime is longer than any transaction takes from reading the clock to the commit: the
-// store gives a caller five seconds.
+// commitTime is longer than any transaction takes between reading the clock and the commit: the
+// store gives a caller five seconds (statementTime in package store).
 const commitTime = 10 * time.Second
 
 // endDelegated makes every delegated token minted so far invalid, if a key was withdrawn: a
-// token that the leaked key signed may have been delegated, and the delegated token has the
-// signature of another key.
+// token that the leaked key signed may have been exchanged for a delegated token, and the
+// delegated token has the signature of another key.
 //
 // A replica that reads the database before the commit of this transaction may mint a delegated
-// token afterwards, by a later clock than c.now. So endDelegated adds commitTime, and a token
-// minted within commitTime has its time of issue set ahead: see [Subject]. A claim `iat` has
-// whole seconds, and so has the moment. Each moment is a second after the moment before, at
-// least, since tokens of the moment before may exist already. The moment never falls, also if
-// the clock is set back.
+// token afterwards, by a later clock than c.now. So endDelegated adds commitTime to the stored
+// moment, and a token minted within commitTime has its time of issue set ahead: see [Subject].
+// A claim `iat` has whole seconds, and so has the moment. Each moment is a second after the
+// earlier moment, at least, since tokens with the earlier moment as time of issue may exist
+// already. The moment never falls, even if the clock is set back.
 func (c *chain) endDelegated() error {
 	if !c.withdrew {
 		return nil
@@ -223,13 +224,13 @@ func (c *chain) endDelegated() error {
 	return c.tx.RaiseDelegatedNotBefore(next.Add(time.Second))
 }
 
-// followUnseen publishes a key that no cache has seen, and lets the key sign as soon as the
-// caches of --jwks-max-age have the key. Most libraries read the JWKS again only for a token
-// with an unknown kid, so without an unseen key their caches would trust a withdrawn key for
-// as long as the caches live.
+// followUnseen publishes a key that no cache has seen, and lets the key sign after
+// --jwks-max-age, when the HTTP caches of the JWKS have the key. Most libraries read the JWKS
+// again only for a token with an unknown kid (the id of the key). So without an unseen key, the
+// caches of these libraries would trust a withdrawn key for as long as the caches live.
 //
-// A last key that does not sign yet makes room for the unseen key, so that repeated
-// withdrawals leave no row of waiting keys.
+// A last key that does not sign yet makes room for the unseen key: otherwise repeated
+// withdrawals would leave a long row of keys that wait for their turn.
 func (c *chain) followUnseen(spare *store.SigningKey) error {
 	c.findEnds()
 	if c.last == nil {
@@ -253,16 +254,16 @@ func (c *chain) bridge(leaked, spare *store.SigningKey) error {
 	switch {
 	case leaked == c.next:
 		c.publish(spare)
-	case leaked.SignsFrom.After(c.now): // does not sign yet: the key before it signs longer instead
+	case leaked.SignsFrom.After(c.now): // the leaked key does not sign yet: the key before it signs longer instead
 		before, err := c.find("no key signs until "+leaked.KID+" begins", func(k *store.SigningKey) bool { return k.SignsUntil.Equal(leaked.SignsFrom) })
 		if err != nil {
 			return err
 		}
 		before.SignsUntil, before.VerifiesUntil = leaked.SignsUntil, leaked.VerifiesUntil
-	case leaked == c.last: // signs now, and no successor has a date: the next key signs at once
+	case leaked == c.last: // the leaked key signs now, and no successor has a date: the next key signs at once
 		c.next.SignsFrom = c.now
 		c.publish(spare)
-	case leaked.SignsUntil.After(c.now): // signs now, and its successor has a date: the successor signs at once
+	case leaked.SignsUntil.After(c.now): // the leaked key signs now, and its successor has a date: the successor signs at once
 		after, err := c.find("no key begins when "+leaked.KID+" ends", func(k *store.SigningKey) bool { return k.SignsFrom.Equal(leaked.SignsUntil) })
 		if err != nil {
 			return err
@@ -293,8 +294,9 @@ func (c *chain) remove(matches func(*store.SigningKey) bool) {
 	c.rows = slices.DeleteFunc(c.rows, matches)
 }
 
-// removeExpired removes the keys of which the last token has expired, by the clock and by the
-// ticks: see [feed.VerifiesNothing]. Withdrawn keys are removed by [chain.forgetWithdrawn].
+// removeExpired removes the keys with tokens that have all expired, by the clock and by the
+// ticks of the servers: see [feed.VerifiesNothing]. [chain.forgetWithdrawn] removes withdrawn
+// keys.
 func (c *chain) removeExpired() error {
 	longest, err := c.tx.MaxLifetime()
 	if err != nil {
@@ -308,16 +310,17 @@ func (c *chain) removeExpired() error {
 	return nil
 }
 
-// Bounds of the chain. Every verifier loads the keys that are not withdrawn, and every
-// change reads all keys.
+// maxKeys and maxWithdrawn bound the chain. Every verifier loads the keys that are not
+// withdrawn, and every change reads all keys.
 const (
 	// maxKeys bounds the keys that are not withdrawn. Ordinary rotations leave three: the
 	// next key, the signing key, and for some minutes the key before. A hundred RSA keys
 	// make a key set of 45 KB.
 	maxKeys = 100
-	// maxWithdrawn bounds the withdrawn keys, which are kept for the operator to see. A user
-	// withdraws as many keys in an hour at most: each withdrawal sends every verifier the ids of
-	// up to maxRemembered keys, and makes the memory of the processes forget earlier ids.
+	// maxWithdrawn bounds the withdrawn keys, which are kept for the operator to see. A user is
+	// allowed to withdraw maxWithdrawn keys in an hour: each withdrawal sends every verifier
+	// the ids of up to maxRemembered withdrawn keys, and pushes earlier ids out of the memory
+	// of the server processes.
 	maxWithdrawn = 20
 )
 
@@ -328,18 +331,18 @@ func (c *chain) withdrawn() []*store.SigningKey {
 	return keys
 }
 
-// withdrawnSince counts the withdrawals from a time until now.
+// withdrawnSince counts the keys that were withdrawn after the time from, until now.
 func (c *chain) withdrawnSince(from time.Time) (n int) {
 	for _, row := range c.withdrawn() {
-		if row.RevokedAt.After(from) && !row.RevokedAt.After(c.now) { // later: the clock was ahead
+		if row.RevokedAt.After(from) && !row.RevokedAt.After(c.now) { // a later time than now was written while the clock was ahead
 			n++
 		}
 	}
 	return n
 }
 
-// forgetWithdrawn removes all withdrawn keys but the latest maxWithdrawn. No verifier
-// needs a withdrawn key: only keys in the key set verify.
+// forgetWithdrawn removes all withdrawn keys but the latest maxWithdrawn. Verifiers need no
+// withdrawn key: a verifier accepts only tokens of the keys in the key set.
 func (c *chain) forgetWithdrawn() {
 	if keys := c.withdrawn(); len(keys) > maxWithdrawn {
 		c.remove(func(k *store.SigningKey) bool { return slices.Contains(keys[maxWithdrawn:], k) })
@@ -355,17 +358,18 @@ func find(rows []*store.SigningKey, kid string) *store.SigningKey {
 	return nil
 }
 
-// settingMaxAge names the setting for the age of caches: how long an HTTP cache or a
-// verifier may keep the key set (--jwks-max-age), in microseconds. A key must have been
-// published for as long before it signs. The setting is in the database, since the
-// replica that rotates may have another flag than the replica that served the key set.
+// settingMaxAge names the setting for the age of caches, in microseconds: how long an HTTP
+// cache or a verifier is allowed to keep the key set (--jwks-max-age). A key must have been
+// published for as long before the key signs. The setting is in the database, since the replica
+// that rotates may have another --jwks-max-age than the replica that served the key set.
 const settingMaxAge = "jwks_max_age"
 
-// settle is added to the age of caches: a replica may serve the key set of a moment
-// ago, and HTTP counts whole seconds (RFC 9111, section 1.2.2).
+// settle is added to the age of caches: a replica may serve a key set that it has read up to a
+// second ago, and HTTP counts whole seconds (RFC 9111, section 1.2.2).
 const settle = time.Second
 
-// SetMaxAge stores how long a cache may keep the key set from now on.
+// SetMaxAge stores the setting settingMaxAge: how long a cache is allowed to keep the key set
+// from now on.
 func SetMaxAge(tx *store.Tx, age time.Duration) error {
 	return tx.SetDurationSetting(settingMaxAge, age)
 }

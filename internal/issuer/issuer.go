@@ -32,8 +32,8 @@ type Issuer struct {
 	ttl   time.Duration
 	keys  *KeySet
 
-	horizon atomic.Int64  // the stored horizon, as known; in microseconds since 1970
-	raising chan struct{} // has room for one; holds an element while a call raises the horizon
+	horizon atomic.Int64  // the latest horizon (see [store.Tx.Horizon]) that this Issuer has stored or read, in microseconds since 1970
+	raising chan struct{} // has one place; full while a call raises the horizon
 }
 
 // New returns an Issuer that signs with the keys of a KeySet, which are the keys of the
@@ -42,9 +42,9 @@ func New(s *store.Store, keys *KeySet, name string, ttl time.Duration) *Issuer {
 	return &Issuer{store: s, name: name, ttl: ttl, keys: keys, raising: make(chan struct{}, 1)}
 }
 
-// Setup makes the first two keys of a database, unless the database has keys: one signs
-// from now on, and one is published as the next. tx is the transaction of the first
-// start.
+// Setup makes the first two keys of a database, unless the database has keys. One key signs
+// from now on, and the other key is published as the next key. tx is the transaction of the
+// first start of a server.
 func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 	keys, err := tx.SigningKeys()
 	if err != nil || len(keys) > 0 {
@@ -70,9 +70,9 @@ func Setup(tx *store.Tx, master *seal.Keys, alg token.Algorithm) error {
 	return nil
 }
 
-// Reseal seals and tags the signing keys under the first master key in the file, and
-// returns how many keys were sealed or tagged under another master key before. Withdrawn keys
-// are tagged again too, so that the old master key is needed for nothing.
+// Reseal seals and tags the signing keys under the first master key in the file, and returns
+// how many keys were sealed or tagged under another master key before. Reseal also tags
+// withdrawn keys again, so that no row needs the old master key any more.
 //
 // Errors: seal.ErrWrongKey; ErrChainBroken if a row was changed by hand; errors of the store.
 func Reseal(tx *store.Tx, master *seal.Keys) (int, error) {
@@ -123,12 +123,12 @@ func reseal(row *store.SigningKey, master *seal.Keys, databaseID string) (change
 	return changed, err
 }
 
-// generate makes a key of an algorithm, with the private half sealed. The key has no
-// times yet. The id of the key, a thumbprint, does not begin with "-": `key revoke` would
-// read the id as a flag.
+// generate makes a key of an algorithm, with the private half sealed. The key has no times yet.
+// The id of the key, a thumbprint, does not begin with "-": the command `key revoke` would take
+// such an id for a flag.
 func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error) {
 	key, err := token.GenerateKey(alg)
-	for err == nil && strings.HasPrefix(key.Public().KID(), "-") { // one key in 64
+	for err == nil && strings.HasPrefix(key.Public().KID(), "-") { // true for one key in 64, so generate makes another key
 		key, err = token.GenerateKey(alg)
 	}
 	if err != nil {
@@ -178,34 +178,36 @@ type Subject struct {
 	UserID    string
 	Username  string
 	Roles     []string
-	Version   int64 // the user's Version: verifiers refuse tokens below a raised one
+	Version   int64 // the result of [store.User.TokenVersion]: after a change, verifiers refuse tokens with a lower version
 	SessionID string
 	Audience  []string
-	// SessionEnd is the latest end of the session. No access token lives longer. Zero: there is
-	// no session, and SessionID is empty.
+	// SessionEnd is the latest end of the session. The access token expires no later. Zero:
+	// there is no session, and SessionID is empty.
 	SessionEnd time.Time
 	// Actors makes the token a delegated one: the services that act for the subject, the one
 	// that called last first. A delegated token lives no longer than the subject's token, the
 	// end of which is in SessionEnd.
 	Actors []token.Actor
 	// NotBefore is the earliest time of issue: see [store.Tx.DelegatedNotBefore]. If NotBefore
-	// is ahead of now, so is the time of issue. It must be before the token's end.
+	// is later than now, NotBefore becomes the token's time of issue. NotBefore must be before
+	// the token's end.
 	NotBefore time.Time
 }
 
-// horizonAhead is how far Mint raises the horizon. So Mint writes once a minute, and otherwise
-// needs no database.
+// horizonAhead is how far Mint raises the horizon (see [store.Tx.Horizon]) beyond now. So Mint
+// writes once a minute, and otherwise needs no database.
 const horizonAhead = time.Minute
 
-// reach returns when the database has stored a horizon that is not before now. Events of the
-// revocation of a token are kept until the horizon: so a token that was minted while the clock
-// was ahead stays revoked, at every verifier, when its time comes. Errors: those of the store.
+// reach returns when the database has stored a horizon (see [store.Tx.Horizon]) that is not
+// before now. The events that revoke a token are kept until the horizon. So a token that was
+// minted while the clock was ahead is still refused by every verifier when the token becomes
+// valid. Errors: those of the store.
 func (i *Issuer) reach(ctx context.Context, now time.Time) error {
 	known := func() bool { return now.UnixMicro() <= i.horizon.Load() }
 	if known() {
 		return nil
 	}
-	select { // of the calls at a time, one writes
+	select { // of several calls at the same time, one writes
 	case i.raising <- struct{}{}:
 		defer func() { <-i.raising }()
 	case <-ctx.Done():
@@ -223,8 +225,8 @@ func (i *Issuer) reach(ctx context.Context, now time.Time) error {
 }
 
 // Mint makes and signs an access token as of now, and returns the token and the token's
-// lifetime. The lifetime counts from now, so a client needs no correct clock. Once a minute
-// Mint writes to the database, and Mint must not be called in a transaction.
+// lifetime. The lifetime counts from now, so a client needs no correct clock. Mint must not be
+// called in a transaction, since Mint itself writes to the database once a minute.
 //
 // Errors: errNoKey and other errors of the key that signs; those of the store.
 func (i *Issuer) Mint(ctx context.Context, now time.Time, s Subject) (string, time.Duration, error) {
@@ -246,7 +248,7 @@ func (i *Issuer) Mint(ctx context.Context, now time.Time, s Subject) (string, ti
 	if issued.Before(s.NotBefore) {
 		issued = s.NotBefore
 	}
-	id := make([]byte, 8) // the claim jti: tells two tokens apart in logs, and secures nothing
+	id := make([]byte, 8) // the claim jti: tells two tokens apart in logs, and is no secret
 	rand.Read(id)
 	signed, err := token.Sign(key, &token.Claims{
 		Issuer: i.name, Subject: s.UserID, Audience: s.Audience, ID: base64.RawURLEncoding.EncodeToString(id),

@@ -16,22 +16,22 @@ type State string
 const (
 	Next    State = "next"    // published, does not sign yet
 	Signing State = "signing" // signs new tokens
-	Retired State = "retired" // signs no more, still verifies
+	Retired State = "retired" // signs no more, still verifies tokens signed before
 	Revoked State = "revoked" // verifies nothing
 	// Untrusted means that the row is not authentic: the key verifies nothing.
 	Untrusted State = "untrusted"
 )
 
-// Key describes a signing key without the private half. A time is zero until it is
-// decided.
+// Key describes a signing key without the private half. A field with a time is zero until the
+// time is decided.
 type Key struct {
 	KID, Algorithm                                    string
 	State                                             State
 	PublishedAt, SignsFrom, SignsUntil, VerifiesUntil time.Time
 }
 
-// List returns every signing key in the database, the oldest first. If master is nil, List
-// returns the rows as they are, unchecked.
+// List returns every signing key in the database, the oldest first. If master is nil, List does
+// not check whether the rows are authentic.
 //
 // Errors: seal.ErrWrongKey; errors of the store.
 func List(ctx context.Context, s *store.Store, master *seal.Keys) ([]Key, error) {
@@ -78,8 +78,8 @@ func newKey(row *store.SigningKey, now time.Time) Key {
 	}
 }
 
-// state returns a key's state at a time. A key without a date, and a key that begins
-// later, are both [Next].
+// state returns a key's state at a time. A key without a time from which it signs is [Next],
+// and so is a key that signs from a later time.
 func state(row *store.SigningKey, now time.Time) State {
 	switch {
 	case !row.RevokedAt.IsZero():

@@ -16,50 +16,52 @@ import (
 )
 
 var (
-	// ErrRolledBack means that the database holds an earlier key set than this process has
-	// seen: a backup was restored, a standby was promoted that lacked a change, or somebody
-	// put earlier rows back. The operator calls [Keyring.ReplaceAll].
+	// ErrRolledBack means that the database holds an earlier key set than this process has read
+	// before: a backup was restored, a standby was promoted that lacked a change, or an
+	// attacker has put earlier rows back. The operator calls [Keyring.ReplaceAll].
 	ErrRolledBack = errors.New("the database holds an earlier set of signing keys than this process has seen")
-	// errNoKey means that no key signs at the time of a call. The call fails with INTERNAL:
-	// the clock was set back, or rows were changed by hand.
+	// errNoKey means that no key signs at the time of a call, since the clock was set back, or
+	// rows were changed by hand. The call fails with INTERNAL.
 	errNoKey = errors.New("no signing key signs now")
-	// errOtherID means that the setting database_id has changed under a running process. Tags
-	// of the one id would be refused under the other, so the process changes no key.
+	// errOtherID means that the setting database_id has changed under a running process. The
+	// tags of the keys depend on database_id, and tags under the one id are refused under the
+	// other. So the process changes no key.
 	errOtherID = errors.New("the id of the database was changed")
 )
 
-// KeySet holds the newest authentic set of signing keys that a process has read, and the
-// opened keys that sign. Every key of a KeySet passes at the process's own verifier, since
-// the feed publishes the rows that [KeySet.Read] returns. A KeySet is safe for concurrent
+// KeySet holds the newest authentic set of signing keys that a process has read, and the keys
+// that sign, decrypted. The process's own verifier accepts tokens of every key in a KeySet,
+// since the feed publishes the rows that [KeySet.Read] returns. A KeySet is safe for concurrent
 // use.
 //
-// A KeySet only moves forward: it keeps its keys when the database holds an earlier set, a
-// changed set or an unreadable set, logs an ERROR with what to do, and never uses a key again
-// that it has seen withdrawn.
+// A KeySet never goes back to an earlier key set. If the database holds an earlier set, a
+// changed set or an unreadable set, the KeySet keeps its keys and logs an ERROR with what to
+// do. A KeySet never uses a key again that it has seen withdrawn.
 type KeySet struct {
 	master *seal.Keys
 	logger *slog.Logger
 
 	mu         sync.RWMutex // guards all fields below
-	databaseID string       // of the first reading
-	counter    int64        // of rows
+	databaseID string       // the id of the database at the first reading
+	counter    int64        // the counter in the rows; each change of the key set raises the counter
 	rows       []*store.SigningKey
-	signers    []signer // of rows; replaced as a whole
+	signers    []signer // the keys of rows that sign now or later; replaced as a whole
 	withdrawn  []string // ids of the keys seen withdrawn, the latest last; at most maxRemembered
-	problem    string   // logged last
+	problem    string   // the text of the latest alarm in the log
 	problemAt  time.Time
-	problems   uint64 // readings of a key set that could not be used as it was
+	problems   uint64 // the number of readings with a key set that could not be used as it was
 }
 
-// maxRemembered bounds the ids of withdrawn keys in a process and in a trust state. At
-// maxWithdrawn withdrawals an hour, an id is remembered for two days at least.
+// maxRemembered bounds the ids of withdrawn keys in a process and in a trust state (what a
+// verifier receives). At maxWithdrawn withdrawals an hour, an id is remembered for two days at
+// least.
 const maxRemembered = 1000
 
 // signer is a signing key and the time in which the key signs. key is nil if the key cannot
 // be opened, because of err.
 type signer struct {
 	kid         string
-	from, until time.Time // until is zero while no end is decided
+	from, until time.Time // until is zero if the key has no end yet
 	key         *token.SigningKey
 	err         error
 }
@@ -82,10 +84,10 @@ func (k *KeySet) Load(ctx context.Context, s *store.Store) error {
 }
 
 // Read reads the key set from the database, and returns the keys to publish. If the database
-// holds no newer key set that can be used, Read logs why, and returns the keys as they were.
-// Read has the form of [feed.Keys].
+// holds no newer key set that can be used, Read logs the reason, and returns the keys of the
+// earlier reading. Read is the function of a server's [feed.Keys].
 //
-// Errors: errors of the store; for the first reading, seal.ErrWrongKey if the master key file
+// Errors: errors of the store; at the first reading, seal.ErrWrongKey if the master key file
 // lacks the master key of a signing key.
 func (k *KeySet) Read(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
 	k.mu.Lock()
@@ -108,9 +110,10 @@ func (k *KeySet) Read(ctx context.Context, tx *store.Tx) (feed.KeySet, error) {
 	return feed.KeySet{Rows: k.rows, Withdrawn: slices.Clone(k.withdrawn), Again: wrongKey}, nil
 }
 
-// authenticateLocked reads the rows, of the same database as the first reading. A key that
-// this process has seen withdrawn is refused. k.mu must be held. Errors: as [authenticate];
-// errOtherID, with the rows under the id of the first reading.
+// authenticateLocked reads the rows of signing_keys and checks them under the database's id of
+// the first reading. A key that this process has seen withdrawn is refused. k.mu must be held.
+// Errors: as [authenticate]; errOtherID, together with the rows, if the database has another id
+// now.
 func (k *KeySet) authenticateLocked(tx *store.Tx) (*authentic, error) {
 	id, err := databaseID(tx)
 	if err != nil {
@@ -136,8 +139,8 @@ func (k *KeySet) authenticateLocked(tx *store.Tx) (*authentic, error) {
 	return a, err
 }
 
-// authenticate reads the key set for a change. Errors: as [KeySet.authenticateLocked];
-// ErrRolledBack.
+// authenticate reads the key set for a change of the key set. Errors: as
+// [KeySet.authenticateLocked]; ErrRolledBack.
 func (k *KeySet) authenticate(tx *store.Tx) (*authentic, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -148,15 +151,16 @@ func (k *KeySet) authenticate(tx *store.Tx) (*authentic, error) {
 	return a, err
 }
 
-// newest returns the highest counter that the process has seen.
+// newest returns the highest counter of a key set that the process has read.
 func (k *KeySet) newest() int64 {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return k.counter
 }
 
-// takeLocked replaces the key set by a newer one. A key set with the same counter has nothing
-// new, and may lack rows that were changed in the database.
+// takeLocked replaces the key set by a newer key set. takeLocked takes no rows of a key set
+// with the same counter: the key set has nothing new, and may lack rows that were changed in
+// the database.
 //
 // takeLocked returns errors after taking every row that can be used. Errors: ErrRolledBack;
 // seal.ErrWrongKey and other errors of a key that cannot be opened; those of refused rows.
@@ -180,10 +184,10 @@ func (k *KeySet) takeLocked(a *authentic) error {
 	return errors.Join(append(errs, k.openLocked())...)
 }
 
-// openLocked opens (decrypts) the keys that are still sealed in memory: every key that signs
-// now or later, and also the next key, so that an alarm comes when the next key is
-// published. Keys that sign no longer are included, since the clocks of two replicas may
-// differ.
+// openLocked decrypts the keys that are still sealed in memory: every key that signs now or
+// later, and also the next key, so that an alarm about a wrong master key comes when the next
+// key is published. openLocked also decrypts keys that sign no longer, since the clocks of two
+// replicas may differ.
 func (k *KeySet) openLocked() error {
 	var signers []signer
 	var errs []error
@@ -219,8 +223,8 @@ func open(row *store.SigningKey, master *seal.Keys) (*token.SigningKey, error) {
 	return key, nil
 }
 
-// alarmLocked logs why the key set of the database is not used as it stands: once for each
-// problem, and again after an hour. k.mu must be held.
+// alarmLocked logs the reason why the key set of the database is not used as it stands.
+// alarmLocked logs each problem once, and again after an hour. k.mu must be held.
 func (k *KeySet) alarmLocked(ctx context.Context, problem error) {
 	if problem.Error() == k.problem && time.Since(k.problemAt) < time.Hour {
 		return
@@ -256,10 +260,11 @@ func (k *KeySet) Signs(now time.Time) (kid string, err error) {
 	return key.Public().KID(), nil
 }
 
-// signing returns the key that signs at a time. If several keys do, signing returns the
-// key that began last. If no key signs at the time, signing returns the key that begins
-// next: now is the time of the grant's transaction, and a key may have been withdrawn since.
-// The successor of the withdrawn key then signs from a moment after now.
+// signing returns the key that signs at the time now. If several keys sign at the time, signing
+// returns the key that began last. If no key signs at the time, signing returns the key that
+// begins next: now is the time of the transaction that granted the token, and the key that
+// signed then may have been withdrawn since. The successor of the withdrawn key signs from a
+// moment after now.
 //
 // Errors: those of [KeySet.Signs].
 func (k *KeySet) signing(now time.Time) (*token.SigningKey, error) {

@@ -20,7 +20,8 @@ var (
 	// ErrTooMany means that so many keys still verify that no further key may be made
 	// until one of them has expired.
 	ErrTooMany = fmt.Errorf("%d signing keys still verify; rotate again after the oldest has expired, in some minutes", maxKeys)
-	// ErrManyWithdrawn means that a user has withdrawn as many keys as a user may in an hour.
+	// ErrManyWithdrawn means that a user has withdrawn maxWithdrawn keys within an hour, the
+	// largest number for a user.
 	ErrManyWithdrawn = fmt.Errorf("%d signing keys were withdrawn within an hour; withdraw further keys at the command line, or wait", maxWithdrawn)
 	errNoKeys        = errors.New("the database has no signing keys; a server makes them when it starts")
 )
@@ -28,9 +29,9 @@ var (
 // Keyring rotates and withdraws signing keys. A Keyring is safe for concurrent use, and
 // so are several Keyrings on one database.
 //
-// The keys with a date form a chain: each key signs until the next key begins, and
-// verifies until the last token of the key has expired. Beside the chain, one more key
-// is published without a date: the next key.
+// The keys with a date form a chain: each key signs until the next key begins to sign, and
+// verifies until the last token of the key has expired. One more key, the next key, is
+// published without a date.
 type Keyring struct {
 	store  *store.Store
 	writer feed.Writer
@@ -38,19 +39,19 @@ type Keyring struct {
 	audit  *audit.Log
 }
 
-// NewKeyring returns the keyring of a database. w commits the changes and their events;
-// a records them in the security record. A Keyring changes no key set that is earlier than
-// the key set that keys has seen.
+// NewKeyring returns the keyring of a database. w commits the changes and their events for
+// verifiers; a records the changes in the security record. A Keyring changes no key set that is
+// earlier than the key set that keys has read.
 func NewKeyring(s *store.Store, w feed.Writer, keys *KeySet, a *audit.Log) *Keyring {
 	return &Keyring{store: s, writer: w, keys: keys, audit: a}
 }
 
-// Rotate lets the next key sign: at once, or as soon as the key has been published for
-// the age of the caches. Rotate also publishes a new key as the next. alg is the
-// algorithm to sign with; empty keeps the present algorithm. While an earlier rotation
-// to the same algorithm waits for the caches, Rotate changes nothing and returns the
-// key of that rotation. If the clock was ahead at an earlier rotation and has been set back,
-// Rotate brings that rotation to the present time.
+// Rotate lets the next key sign: at once, or as soon as the key has been published for the age
+// of the caches (--jwks-max-age). Rotate also publishes a new key as the next key. alg is the
+// algorithm to sign with; empty keeps the present algorithm. While an earlier rotation to the
+// same algorithm waits for the caches, Rotate changes nothing and returns the key of the
+// earlier rotation. If the clock was ahead at an earlier rotation and has been set back, Rotate
+// gives the keys of the earlier rotation times near the present: see [chain.bringBack].
 //
 // Errors: ErrChainBroken; ErrTooMany; ErrRolledBack; seal.ErrWrongKey; errors of
 // [caller.Caller.Check] and of the store.
@@ -58,8 +59,9 @@ func (k *Keyring) Rotate(ctx context.Context, by caller.Caller, alg token.Algori
 	return k.rotate(ctx, by, alg, 0)
 }
 
-// RotateOld rotates if the present key has signed for ttl (--key-ttl). Any number of
-// replicas may call RotateOld at once: one rotates, and the others find a young key.
+// RotateOld rotates if the present key has signed for ttl (--key-ttl). Any number of replicas
+// can call RotateOld at once: one replica rotates, and the others find a young key and change
+// nothing.
 func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
 	young := false
 	err := k.store.Read(ctx, func(tx *store.Tx) error { // most calls end here: a read makes no key and takes no lock
@@ -120,11 +122,11 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 	})
 }
 
-// Revoke withdraws a leaked key and returns the key that signs now. A verifier refuses
-// every token of the withdrawn key as soon as it has the new trust bundle, and every delegated
-// token of before: see [chain.endDelegated]. If the
-// withdrawn key signs, the next key signs at once. Revoke also publishes a key that no cache
-// of the JWKS has seen, and lets the key sign as soon as the caches can have it: see
+// Revoke withdraws a leaked key and returns the key that signs now. As soon as a verifier has
+// the new trust bundle, the verifier refuses every token of the withdrawn key, and every
+// delegated token that was minted before the withdrawal: see [chain.endDelegated]. If the
+// withdrawn key signs, the next key signs at once. Revoke also publishes a key that no cache of
+// the JWKS has seen, and lets this key sign as soon as the caches can have it: see
 // [chain.followUnseen].
 //
 // Errors: ErrNotFound; ErrManyWithdrawn; ErrChainBroken; ErrRolledBack; seal.ErrWrongKey; errors
@@ -158,12 +160,12 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 	})
 }
 
-// ReplaceAll withdraws every key and lets a new key sign at once, even if the chain is
-// broken. Keys without a date are withdrawn too: the lost part of the database may have
-// given them a date. ReplaceAll makes the new keys, calls before, and then withdraws; if
-// before returns an error, ReplaceAll changes nothing. ReplaceAll records the event of before
-// with the new key, and returns the new key. A verifier that reads the key set over HTTP may
-// refuse new tokens for the age of its cache.
+// ReplaceAll withdraws every key and lets a new key sign at once, even if the chain is broken.
+// ReplaceAll also withdraws keys without a date: the lost part of the database may have given
+// these keys a date. ReplaceAll makes the new keys, calls the function before, and then
+// withdraws. If before returns an error, ReplaceAll changes nothing. ReplaceAll records the
+// event that before returns with the new key, and returns the new key. A verifier that reads
+// the key set over HTTP may refuse new tokens for the age of its cache.
 //
 // ReplaceAll also works where no row is authentic, where no row is left, and where the master
 // keys that sealed the rows are lost: the caller must make sure that the master key file is the
@@ -190,18 +192,19 @@ func (k *Keyring) ReplaceAll(ctx context.Context, before func() (audit.Event, er
 	})
 }
 
-// change describes a change of the chain.
+// change describes a change of the chain of signing keys, for [Keyring.change].
 type change struct {
 	by  caller.Caller
-	alg token.Algorithm // of new keys; empty: as it is
-	all bool            // the chain has all rows, authentic or not
+	alg token.Algorithm // the algorithm of new keys; empty: [chain.algorithm] decides
+	all bool            // the chain gets all rows of signing_keys, authentic or not
 	// before runs when the new keys are made, before the transaction; nil: nothing runs.
 	before func() error
 }
 
-// change lets do change the chain in memory, and then writes the rows, the security record
-// and the event in one transaction. do gets two new keys of the algorithm, and returns the
-// key to report. If do sets no record, change writes nothing.
+// change calls do, which changes the chain of keys in memory, and then writes the rows, the
+// security record and the event for verifiers in one transaction. do gets two new keys of the
+// algorithm, and returns the key that change returns. If do sets no record, change writes
+// nothing.
 func (k *Keyring) change(ctx context.Context, how change, do func(*chain, [2]*store.SigningKey) (*store.SigningKey, error)) (Key, error) {
 	spares, err := k.spares(ctx, how)
 	if err == nil && how.before != nil {
@@ -246,8 +249,8 @@ func (k *Keyring) change(ctx context.Context, how change, do func(*chain, [2]*st
 	return reported, err
 }
 
-// spares makes two keys for a change, before the transaction, since an RSA key takes a
-// while and the transaction holds a lock. An empty alg means [chain.algorithm].
+// spares makes two keys for a change, before the transaction: making an RSA key takes
+// long, and the transaction holds a lock. If the algorithm is empty, [chain.algorithm] decides.
 func (k *Keyring) spares(ctx context.Context, how change) (spares [2]*store.SigningKey, err error) {
 	alg := how.alg
 	if alg == "" {
@@ -284,10 +287,10 @@ func (k *Keyring) read(tx *store.Tx, all bool) (*chain, error) {
 	return newChain(tx, a), nil
 }
 
-// readAll returns a chain's beginning with all rows. The authentic rows come last, since
-// [chain.algorithm] prefers the last; known may be nil. A row with an impossible id is refused:
-// verifiers hear the ids of withdrawn keys. Errors: errNoKeys before the first start, since a
-// tag needs the id of the database; errors of the store.
+// readAll returns all rows of signing_keys as the beginning of a chain. The authentic rows come
+// last, since [chain.algorithm] prefers the last row; known may be nil. A row with an
+// impossible id is left out: verifiers receive the ids of withdrawn keys. Errors: errNoKeys
+// before the first start, since a tag needs the id of the database; errors of the store.
 func (k *Keyring) readAll(tx *store.Tx, known *authentic) (*authentic, error) {
 	rows, err := tx.SigningKeys()
 	if err != nil {

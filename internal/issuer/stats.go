@@ -5,7 +5,8 @@ import "time"
 // Stats holds the numbers of a [KeySet], for metrics.
 type Stats struct {
 	Keys map[State]int
-	// Ages has, for each state but Revoked, the longest time that a key has been in the state.
+	// Ages has, for each state but Revoked, the longest time that a key of the state has been
+	// in the state.
 	Ages map[State]time.Duration
 	// Problems counts the readings of a key set that could not be used as it was. The log has
 	// an ERROR with what to do.

@@ -31,7 +31,8 @@ type Admin struct {
 	audit     *audit.Log
 }
 
-// NewAdmin returns the administration of a database's sessions. w commits the ends.
+// NewAdmin returns the administration of a database's sessions. w commits the end of a session
+// together with the event for verifiers.
 func NewAdmin(l Lifetimes, s *store.Store, w feed.Writer, u *user.Users, a *audit.Log) *Admin {
 	return &Admin{lifetimes: l, store: s, writer: w, users: u, audit: a}
 }
@@ -45,15 +46,15 @@ func (a *Admin) ExpiresAt(row *store.Session) time.Time {
 	return end
 }
 
-// maxEnd returns the latest end of a session, however often it is refreshed: a whole
-// second, as in the session's access tokens.
+// maxEnd returns the latest end of a session, however often the session is refreshed. The end
+// is a whole second, since the times in the session's access tokens are whole seconds.
 func (a *Admin) maxEnd(row *store.Session) time.Time {
 	return row.CreatedAt.Add(time.Duration(a.lifetimes.Max)).Truncate(time.Second)
 }
 
-// List returns live sessions of a user, the newest first, beginning after the place
-// `after`. next is the `after` of the next page; the zero place at the end. List looks at
-// limit sessions, and leaves out those past their lifetime: a page may be short or empty
+// List returns live sessions of a user, the newest first, beginning after the place `after`.
+// next is the `after` of the next page, and the zero place at the end. List looks at limit
+// sessions, and leaves out the sessions past their lifetime: a page may be short or empty
 // although more pages follow.
 //
 // Errors: ErrNotAllowed if the caller is neither the user nor an admin; ErrAdminAudience;
@@ -67,7 +68,7 @@ func (a *Admin) List(ctx context.Context, by caller.Caller, userID string, after
 		if err != nil {
 			return err
 		}
-		rows, err := tx.Sessions(u, after, limit+1) // one more shows that there is a next page
+		rows, err := tx.Sessions(u, after, limit+1) // one row more than limit shows that there is a next page
 		if len(rows) > limit {
 			rows = rows[:limit]
 			next = rows[limit-1].Place()
@@ -101,7 +102,7 @@ func ParsePlace(text string) (p store.SessionPlace, err error) {
 	return p, nil
 }
 
-// Revoke ends a session of the caller; an admin may end any user's session. If the
+// Revoke ends a session of the caller. An admin is allowed to end any user's session. If the
 // session has ended before, Revoke changes nothing and succeeds.
 //
 // Errors: ErrNotFound; ErrNotAllowed if the session is another user's and the caller is
@@ -126,7 +127,7 @@ func (a *Admin) Revoke(ctx context.Context, by caller.Caller, sessionID string) 
 	})
 }
 
-// RevokeAll ends every session of the caller; an admin may end every session of any
+// RevokeAll ends every session of the caller. An admin is allowed to end every session of any
 // user.
 //
 // Errors: ErrNotAllowed if the caller is neither the user nor an admin; ErrAdminAudience;
@@ -138,9 +139,9 @@ func (a *Admin) RevokeAll(ctx context.Context, by caller.Caller, userID string) 
 	return a.users.RevokeSessions(ctx, by, userID)
 }
 
-// notAllowed returns ErrNotAllowed or ErrAdminAudience with the caller and the user, for
-// the security record. If no user has the id userID, the record leaves the id out: the
-// caller may have written any text there.
+// notAllowed returns ErrNotAllowed or ErrAdminAudience with the caller and the user, for the
+// security record. If userID is the id of no user, the record leaves the id out: the caller may
+// have sent any text as the id.
 func (a *Admin) notAllowed(ctx context.Context, by caller.Caller, userID string) error {
 	return a.store.Read(ctx, func(tx *store.Tx) error {
 		u, err := tx.User(userID)

@@ -6,13 +6,14 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// knownDevices is the number of newest sessions of a user that are known devices. The bound
-// keeps a user with many sessions, or a thief with old refresh tokens, from having a count
-// of wrong guesses for each.
+// knownDevices is the number of newest sessions of a user that are known devices. A known
+// device has a count of wrong guesses of its own. So the number is small: a thief with many old
+// refresh tokens of the user would have that many counts.
 const knownDevices = 10
 
-// Device returns the session of a refresh token, if the token is authentic; "" for any
-// other text. Device reads nothing from the database: [Sessions.Knows] does.
+// Device returns the id of the session of a refresh token, if the token is authentic, and ""
+// for any other text. Device reads nothing from the database. [Sessions.Knows] reads whether
+// the session is a known device.
 func (s *Sessions) Device(refreshToken string) (sessionID string) {
 	g, err := s.macs.parse(refreshToken)
 	if err != nil {

@@ -9,54 +9,54 @@ import (
 // A session's refresh tokens are numbered by generation. The row of the session keeps a
 // few numbers (store.Generations) instead of a list of tokens:
 //
-//	Current     the generation of the valid token
-//	Spent       the generation spent last, to get Current; 0: none
-//	SpentAt     the time of spending Spent, or of its late retry
-//	Low         the lowest generation spent in the span of SpentAt
-//	EarlierLow  the lowest generation spent in the span before, or Low
-//	Late        the generation of the last late retry; 0: none
-//	LateAt      the time of the late retry
-//	Repeated    Current at the last repeat; 0: none
-//	Run         the number of successive generations with a repeat, up to Repeated
+// 	Current     the generation of the valid token
+// 	Spent       the generation that was spent last, to get Current; 0: none
+// 	SpentAt     the time of spending Spent, or of the late retry of Spent
+// 	Low         the lowest generation spent in the span of SpentAt
+// 	EarlierLow  the lowest generation spent in the span before, or Low
+// 	Late        the generation of the last late retry; 0: none
+// 	LateAt      the time of the last late retry
+// 	Repeated    the value of Current at the last repeat; 0: none
+// 	Run         the number of successive generations with a repeat, up to Repeated
 //
-// The grace (--refresh-grace) is the time in which a spent token may come again,
-// because the answer was lost. A span is an interval as long as the grace, counted from
-// 1970. A generation counts as "spent within the grace" on two conditions: Spent was
-// spent less than the grace ago; and the generation was spent in the span of SpentAt
-// or, while that span lasts, in the span before. So every token spent less than one
-// grace ago counts, and no token spent more than two graces ago. A retry within the
-// grace changes nothing, so a thief cannot keep the grace open by retries.
+// The grace (--refresh-grace) is the time in which a client may present a spent token again,
+// because the answer was lost. A span is an interval as long as the grace; spans are counted
+// from 1970. A generation is "spent within the grace" on two conditions: Spent was spent less
+// than the grace ago; and the generation was spent in the span of SpentAt or, while that span
+// lasts, in the span before. So every token spent less than one grace ago is within the grace,
+// and every token spent more than two graces ago is not. A retry within the grace changes
+// nothing, so a thief cannot keep the grace open by retries.
 //
-// A late retry of Spent means: the answer was lost, and the client did not notice
-// within the grace. The retry gets a new successor, and the successor in the
-// lost answer is dead. The range from Low to Spent then starts again above the dead
-// generation; Late is the only lower generation that still counts.
+// A late retry of Spent means: the answer was lost, and the client did not notice the loss
+// within the grace. The late retry gets a new successor, and the successor in the lost answer
+// is dead. The range from Low to Spent then starts again above the dead generation; Late is the
+// only lower generation that may still be spent within the grace.
 //
-// A repeat is a retry that is answered: within the grace, or a late retry. An honest
+// A repeat is a retry that is answered: a retry within the grace, or a late retry. An honest
 // client repeats when an answer is lost. A thief that follows the owner within the grace
-// repeats in every generation, since the owner and the thief both need the newest token.
-// Run counts the generations with a repeat, each once. A generation without a repeat ends
-// the run. When Run has reached the limit (--refresh-repeats), a repeat in a further
-// generation of the run is reuse. Further repeats in a generation that is counted
-// change nothing, so a transaction with an unknown outcome may run again.
+// repeats in every generation, since the owner and the thief both need the newest token. Run is
+// the number of generations with a repeat, each counted once. A generation without a repeat
+// ends the run. When Run has reached the limit (--refresh-repeats), a repeat in a further
+// generation of the run is reuse. Further repeats in a generation that is counted change
+// nothing, so a transaction with an unknown outcome can run again.
 //
-// The run continues if Repeated is at least the generation presented: since that token
-// was the newest, every generation has had a repeat, or a client presents what it got by
-// the last repeat. The second case catches a thief that spends several tokens just before
+// The run continues if Repeated is at least the presented generation: since the presented token
+// was the newest, every generation has had a repeat, or a client presents a token that it got
+// by the last repeat. The second case catches a thief that spends several tokens just before
 // the owner comes within the grace.
 //
-// The ordinary advance is also in SQL, as one statement: store.Spend. An advance changes
-// neither Repeated nor Run.
+// The ordinary advance, of the newest token, is also in SQL as one statement: store.Spend. An
+// advance changes neither Repeated nor Run.
 
-// verdict says what to do about a presented refresh token.
+// verdict says what to do after a client has presented a refresh token.
 type verdict int
 
 const (
 	reused   verdict = iota // two clients hold tokens of the session: end the session
-	overrun                 // a repeat in more successive generations than allowed: end the session, as for reused
+	overrun                 // a repeat in more successive generations than --refresh-repeats: end the session, as after reused
 	repeated                // a lost answer, or two calls at once: make the token of Current again
 	retried                 // a late retry: write the row, make the token of the new Current
-	advanced                // spent now: write the row, make the token of the new Current
+	advanced                // the token of Current was spent now: write the row, make the token of the new Current
 )
 
 // DefaultRepeats is the default of --refresh-repeats. With 16, a client that loses 30 %
@@ -64,10 +64,10 @@ const (
 // that keeps this above a hundred million. docs/decisions has the calculation.
 const DefaultRepeats = 16
 
-// limits holds the settings of the rules.
+// limits holds the settings by which present decides.
 type limits struct {
 	grace   time.Duration
-	repeats int64 // the successive generations that may have a repeat
+	repeats int64 // the number of successive generations that are allowed to have a repeat
 }
 
 // present decides about an authentic refresh token that is presented at a moment.
@@ -76,13 +76,13 @@ type limits struct {
 func present(g store.Generations, presented int64, now time.Time, l limits) (store.Generations, verdict) {
 	inGrace := withinGrace(g, presented, now, l.grace)
 	switch {
-	case presented > g.Current: // issued before the database was restored from a backup, which set Current back
+	case presented > g.Current: // the token was issued before the database was restored from a backup, which set Current back
 		return store.Generations{
 			Current: presented + 1, Spent: presented, SpentAt: now, Low: presented, EarlierLow: presented,
 		}, advanced
 	case presented == g.Current:
 		return advance(g, now, l.grace), advanced
-	case presented == 0: // 0 stands for none and was never issued
+	case presented == 0: // generation 0 was never issued, since 0 stands for none
 		return g, reused
 	case !inGrace && presented != g.Spent:
 		return g, reused
@@ -110,8 +110,8 @@ func countRepeat(g store.Generations, presented int64) store.Generations {
 	return g
 }
 
-// advance spends Current. The statements of store.Spend do the same in SQL: a change
-// here changes them, too.
+// advance spends the generation Current. The statements of store.Spend do the same in SQL:
+// change the statements together with advance.
 func advance(g store.Generations, now time.Time, grace time.Duration) store.Generations {
 	next := g
 	switch span(now, grace) - span(g.SpentAt, grace) {
@@ -125,9 +125,9 @@ func advance(g store.Generations, now time.Time, grace time.Duration) store.Gene
 	return next
 }
 
-// retryLate lets Spent be spent again, although the grace has passed. The generation
-// between, sent in the lost answer, is dead from now on. The new generation counts as
-// repeated, in place of the dead generation.
+// retryLate lets the generation Spent be spent again, although the grace has passed. The
+// generation after Spent, which the client never got since the answer was lost, is dead from
+// now on. The new generation is treated as repeated, in place of the dead generation.
 func retryLate(g store.Generations, now time.Time) store.Generations {
 	successor := g.Current + 1
 	return store.Generations{
@@ -155,15 +155,15 @@ func withinGrace(g store.Generations, presented int64, now time.Time, grace time
 	return low <= presented && presented <= g.Spent
 }
 
-// recent reports whether now is less than the grace after t. If the clock was set back
-// before t, recent returns false: the grace has ended.
+// recent reports whether now is less than the grace after t. recent returns false if now is
+// before t, since the clock was set back: the grace has ended.
 func recent(t, now time.Time, grace time.Duration) bool {
 	age := now.Sub(t)
 	return age >= 0 && age < grace
 }
 
-// span returns the number of the span in which t is. A grace of zero counts as a
-// microsecond.
+// span returns the number of the span in which t is: the time since 1970 divided by the grace.
+// A grace of zero is treated as one microsecond, since span divides by the grace.
 func span(t time.Time, grace time.Duration) int64 {
 	return t.UnixMicro() / max(grace.Microseconds(), 1)
 }

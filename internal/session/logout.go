@@ -9,9 +9,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Logout ends the session of a refresh token of this server, spent or not. If the
-// session has ended before, Logout changes nothing and succeeds. When Logout returns
-// nil, this server's own verifier refuses the session's access tokens.
+// Logout ends the session of a refresh token of this server, whether or not the token was used
+// before. If the session has ended before, Logout changes nothing and succeeds. When Logout
+// returns nil, this server's own verifier refuses the session's access tokens.
 //
 // Errors: ErrRefreshInvalid; share.ErrNoTurn; ErrRefreshExpired if the session's row has
 // been pruned.
@@ -26,7 +26,7 @@ func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
 		return err
 	}
 	if ended {
-		return s.d.Feed.Sync(ctx) // another call may have ended the session just now
+		return s.d.Feed.Sync(ctx) // another call may have ended the session just now, and the server's own verifier may not know yet
 	}
 	return repeatIfUncertain(func() error {
 		return s.d.Feed.Write(ctx, func(tx *feed.Tx) error {
@@ -40,7 +40,7 @@ func (s *Sessions) Logout(ctx context.Context, refreshToken string) error {
 }
 
 // hasEnded reports whether a session has ended, without a lock on the row of the session.
-// Errors: ErrRefreshExpired if the row has been pruned.
+// Errors: ErrRefreshExpired if the row was deleted by [Sessions.Prune] or by a login.
 func (s *Sessions) hasEnded(ctx context.Context, sessionID string) (ended bool, err error) {
 	err = s.d.Store.Read(ctx, func(tx *store.Tx) error {
 		row, err := tx.Session(sessionID)
@@ -50,8 +50,8 @@ func (s *Sessions) hasEnded(ctx context.Context, sessionID string) (ended bool, 
 	return ended, expiredIfMissing(err)
 }
 
-// expiredIfMissing returns ErrRefreshExpired for a session that has no row: the row has
-// been pruned.
+// expiredIfMissing turns store.ErrNotFound into ErrRefreshExpired: a session without a row has
+// ended or expired so long ago that its row was deleted.
 func expiredIfMissing(err error) error {
 	if errors.Is(err, store.ErrNotFound) {
 		return ErrRefreshExpired

@@ -15,22 +15,23 @@ import (
 )
 
 const (
-	// callsAtOnce bounds the refreshes and logouts of one session that run at a time.
-	// All of them need the lock of the session's row, and each call that waits for the
-	// lock holds a connection to the database.
+	// callsAtOnce bounds the refreshes and logouts of one session that run at a time. Every
+	// refresh and logout of the session needs the lock of the session's row, and a call that
+	// waits for the lock holds a connection to the database.
 	callsAtOnce = 2
 	// callsWaiting bounds the refreshes and logouts of one session that wait without a
-	// connection. A client makes a few at a time. Each call that waits is one of the
-	// unfinished requests of its network, which may have 256 by default. So one refresh token
-	// takes at most a quarter of the requests of a gateway, as one user does.
+	// connection to the database. A client makes a few calls at a time. Each call that waits is
+	// one of the unfinished requests of its network, and a network is allowed to have 256 by
+	// default. So one refresh token takes at most a quarter of the requests of a gateway, as
+	// one user does.
 	callsWaiting = 62
 )
 
-// Refresh spends a refresh token and returns new tokens. The answer to a refresh may
-// get lost, so the same token may be presented again: within the grace
-// (--refresh-grace) it gets the same answer again. Any other spent token ends its
-// session (RFC 9700, section 4.14), and so does a token presented again in more
-// successive generations than --refresh-repeats.
+// Refresh spends a refresh token and returns new tokens. The answer to a refresh may get lost,
+// so a client may present the same token again: within the grace (--refresh-grace) the token
+// gets the same answer again. A spent token presented after the grace ends its session (RFC
+// 9700, section 4.14), unless the answer to it was lost. Tokens presented again in more
+// successive generations than --refresh-repeats also end the session.
 //
 // Errors, in the order of the checks: ErrRefreshInvalid; share.ErrNoTurn;
 // ErrRefreshExpired; ErrRevoked; ErrRefreshReused; ErrAudience, which spends nothing.
@@ -50,9 +51,9 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 	return s.Sign(ctx, grant)
 }
 
-// enter checks the MAC of a refresh token, and waits for the turn of a call of its session.
-// The caller must call leave after the call. Errors: ErrRefreshInvalid; share.ErrNoTurn;
-// the error of ctx if ctx ends before the turn.
+// enter checks the MAC of a refresh token, and waits until the call may run: at most
+// callsAtOnce calls of one session run at a time. The caller must call leave after the call.
+// Errors: ErrRefreshInvalid; share.ErrNoTurn; the error of ctx if ctx ends before the turn.
 func (s *Sessions) enter(ctx context.Context, refreshToken string) (g generation, leave func(), err error) {
 	if g, err = s.macs.parse(refreshToken); err != nil {
 		return g, nil, err
@@ -64,7 +65,8 @@ func (s *Sessions) enter(ctx context.Context, refreshToken string) (g generation
 	return g, leave, err
 }
 
-// spendCurrent does the ordinary refresh, of the newest token, in one statement.
+// spendCurrent does the ordinary refresh, in which the client presents the newest refresh
+// token, by one statement.
 //
 // Errors: store.ErrNotFound if the refresh is not ordinary, or if the statement cannot
 // decide; then [Sessions.spendAny] decides.
@@ -88,10 +90,11 @@ func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []strin
 }
 
 // decidingAudience returns one service. If the session's audience has this service,
-// audienceWithin accepts the services asked for. The statement of the ordinary refresh can
-// check one service only, so decidingAudience returns false if more than one service must be
-// checked, and also for a service outside of Config.Audience: administration refreshes
-// rarely, by spendAny.
+// audienceWithin accepts all services that the client asked for. The statement of the ordinary
+// refresh can check one service only, so decidingAudience returns false if more than one
+// service must be checked. decidingAudience also returns false for a service outside of
+// Config.Audience: clients for administration refresh rarely, so spendAny decides about their
+// refreshes.
 func (s *Sessions) decidingAudience(asked []string) (string, bool) {
 	switch len(asked) {
 	case 0:
@@ -123,8 +126,9 @@ func (s *Sessions) spendAny(ctx context.Context, g generation, audience []string
 		s.d.Audit.Repeated(ctx, audit.Event{UserID: grant.session.UserID, UserName: grant.username, SessionID: g.sessionID})
 	}
 	if errors.Is(err, ErrRefreshReused) || errors.Is(err, ErrRevoked) {
-		// The session's end is durable. Sync waits until our own verifier has it, so
-		// that the client does not know of the end before this server's verifier does.
+		// The session's end is durable. Sync waits until this server's own verifier has
+		// received the end, so that the client does not know of the end before the verifier
+		// does.
 		if err := s.d.Feed.Sync(ctx); err != nil {
 			return nil, err
 		}
@@ -132,9 +136,9 @@ func (s *Sessions) spendAny(ctx context.Context, g generation, audience []string
 	return grant, err
 }
 
-// refuseEnded refuses a refresh token of a session that has ended, without a lock on the row
-// of the session: the lock of one ended session would hold connections to the database.
-// Errors: ErrRefreshExpired if the row has been pruned; ErrRevoked.
+// refuseEnded refuses a refresh token of a session that has ended, without a lock on the row of
+// the session: otherwise calls that wait for the lock of an ended session would hold
+// connections to the database. Errors: ErrRefreshExpired if the row was deleted; ErrRevoked.
 func (s *Sessions) refuseEnded(ctx context.Context, sessionID string) error {
 	return s.d.Store.Read(ctx, func(tx *store.Tx) error {
 		row, u, err := tx.SessionAndUser(sessionID)
@@ -142,8 +146,8 @@ func (s *Sessions) refuseEnded(ctx context.Context, sessionID string) error {
 	})
 }
 
-// endedOr returns the error of a refresh of a session that has no row or has ended; err if
-// the row could not be read; and nil otherwise.
+// endedOr returns the error of a refresh of a session that has no row or has ended. If the row
+// could not be read, endedOr returns err, and otherwise nil.
 func endedOr(row *store.Session, u *store.User, err error) error {
 	switch {
 	case err != nil:
@@ -154,8 +158,8 @@ func endedOr(row *store.Session, u *store.User, err error) error {
 	return nil
 }
 
-// spend decides about a refresh token and changes the session's row. A reused token is
-// a verdict and not an error: an error would roll back the end of the session.
+// spend decides about a refresh token and changes the session's row. For a reused token, spend
+// returns a verdict without an error: an error would roll back the end of the session.
 func (s *Sessions) spend(ctx context.Context, tx *feed.Tx, g generation, asked []string) (*Grant, verdict, error) {
 	row, u, err := tx.SessionAndUser(g.sessionID)
 	err = endedOr(row, u, err)
@@ -181,8 +185,8 @@ func (s *Sessions) spend(ctx context.Context, tx *feed.Tx, g generation, asked [
 		if next != row.Generations {
 			err = tx.CountRepeat(row.ID, next)
 		}
-		// The answer names the shortest time that may be left. The precise time would tell
-		// a thief when the owner refreshes.
+		// RefreshExpiresIn in the answer is the shortest time that may be left. The precise
+		// time would tell a thief when the owner refreshes.
 		row.RefreshedAt = tx.Now().Add(-s.cfg.Grace)
 	} else {
 		row.Generations, row.RefreshedAt = next, tx.Now()

@@ -38,8 +38,8 @@ const (
 // macPurpose separates sealed MAC keys from other sealed secrets: see [seal.Keys.Seal].
 const macPurpose = "refresh token MAC key"
 
-// generation identifies a refresh token: the session, and the number of the token in
-// it.
+// generation identifies a refresh token: the session, and the number of the token in the
+// session.
 type generation struct {
 	sessionID string
 	number    int64
@@ -62,7 +62,7 @@ func SetupMAC(tx *store.Tx, master *seal.Keys) error {
 	return insertMAC(tx, master, 1)
 }
 
-// insertMAC makes a MAC key.
+// insertMAC makes a MAC key, and stores the key sealed under the master key.
 func insertMAC(tx *store.Tx, master *seal.Keys, id int64) error {
 	secret := make([]byte, sha256.Size)
 	rand.Read(secret)
@@ -192,12 +192,12 @@ func (m *macs) parse(token string) (generation, error) {
 	}, nil
 }
 
-// Key returns a secret key for another purpose, the same on all replicas. An
-// attacker needs the master key, beside a copy of the database, to find the key.
+// Key returns a secret key for the named purpose. The key is the same on all replicas. An
+// attacker with a copy of the database also needs the master key to find the secret key.
 func (s *Sessions) Key(purpose string) ([]byte, error) { return s.macs.derive(purpose) }
 
-// derive returns a key for another purpose. The oldest MAC key gives the key: replicas agree
-// on it, whether or not they know a newer MAC key.
+// derive returns a secret key for the named purpose, derived from the oldest MAC key. So
+// replicas have the same key, whether or not they know a newer MAC key.
 func (m *macs) derive(purpose string) ([]byte, error) {
 	oldest := m.newest
 	for id := range m.keys {

@@ -25,23 +25,23 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Errors for calls that this package refuses. The messages are for logs; package rpc
-// maps the errors to the reasons that clients get.
+// Errors for calls that this package refuses. The messages are for logs. Package rpc turns each
+// error into the reason that a client gets.
 var (
 	ErrAudience       = errors.New("the server does not issue for this audience, or the login did not name it")
 	ErrNotAlone       = errors.New("the audience " + caller.AdminAudience + " must be the only audience")
-	ErrRefreshInvalid = errors.New("not a refresh token of this server") // malformed, or with a wrong MAC
+	ErrRefreshInvalid = errors.New("not a refresh token of this server") // the token is malformed, or has a wrong MAC
 	ErrRefreshExpired = errors.New("session unused for too long, too old, or pruned")
 	ErrRefreshReused  = errors.New("refresh token was spent before; the session has ended")
-	ErrRevoked        = errors.New("session has ended") // by a logout, an admin, a new password or reuse
+	ErrRevoked        = errors.New("session has ended") // ended by a logout, an admin, a new password or a reused refresh token
 	ErrNotFound       = errors.New("no such session")
-	// ErrNotAllowed means that the caller asks about sessions of another user, and may
-	// not. The client gets the same answer as for ErrNotFound; the security record
-	// counts the call as ROLE_REQUIRED.
+	// ErrNotAllowed means that the caller names sessions of another user without the right to
+	// see or end them. The client gets the same answer as for ErrNotFound. The security record
+	// gets the reason ROLE_REQUIRED.
 	ErrNotAllowed = errors.New("sessions of another user")
-	// ErrAdminAudience means that an admin asks about sessions of other users with a
-	// token that is not for caller.AdminAudience. It tells no more than that: an unknown
-	// session or user gives the same error.
+	// ErrAdminAudience means that an admin names sessions of another user with a token that is
+	// not for caller.AdminAudience. The error does not tell whether the session or the user
+	// exists.
 	ErrAdminAudience = errors.New("not an own session, and the token is not for the audience " + caller.AdminAudience)
 )
 
@@ -55,13 +55,13 @@ type (
 // Config holds the settings of sessions. Every field is required.
 type Config struct {
 	Lifetimes
-	Audience []string      // the services for which this server issues tokens, beside caller.AdminAudience
+	Audience []string      // the services for which this server issues tokens, apart from caller.AdminAudience
 	PerUser  int           // --max-sessions: the largest number of sessions of one user
 	Grace    time.Duration // --refresh-grace: how long a spent refresh token gets the same answer again
 	Repeats  int           // --refresh-repeats: in how many successive generations a spent token may come again
 }
 
-// Dependencies holds the packages on which Sessions stands. Every field is required.
+// Dependencies holds the parts of the server that Sessions uses. Every field is required.
 type Dependencies struct {
 	Store  *store.Store
 	Feed   *feed.Feed
@@ -76,11 +76,11 @@ type Sessions struct {
 	*Admin
 	cfg Config
 	d   Dependencies
-	// appends commits events and does not wait until this server's own verifier has
-	// them. spendAny waits afterwards, and only if a session has ended.
+	// appends commits events, and does not wait until this server's own verifier has received
+	// them. spendAny waits for the verifier afterwards, and only if a session has ended.
 	appends feed.Writer
 	macs    *macs
-	turns   *share.Turns // of refreshes and logouts, by session id
+	turns   *share.Turns // bounds the refreshes and logouts of one session, by the id of the session
 }
 
 // Open reads the MAC keys of refresh tokens and returns Sessions.
@@ -97,22 +97,22 @@ type Tokens struct {
 	Access           string
 	Refresh          string
 	AccessExpiresIn  time.Duration
-	RefreshExpiresIn time.Duration // the session ends then, unless the refresh token is used before
+	RefreshExpiresIn time.Duration // the session ends after this time, unless the refresh token is used before
 	SessionID        string
 	UserID           string
 }
 
-// A Grant holds the content of new tokens. A transaction returns a Grant, and
-// [Sessions.Sign] makes the tokens after the commit: a signature inside a transaction
-// would keep its locks for longer.
+// A Grant holds the content of new tokens. A transaction returns a Grant, and [Sessions.Sign]
+// makes the tokens after the commit: a signature inside the transaction would keep the
+// transaction's locks for longer.
 type Grant struct {
 	session  *store.Session
 	username string
 	roles    []string
-	version  int64 // of the access token
+	version  int64 // the version of the access token, see [store.User.TokenVersion]
 	audience []string
 	now      time.Time
-	ended    bool // another session of the user has ended in the same transaction
+	ended    bool // the transaction has ended another session of the user
 }
 
 // newGrant returns the grant for a session and its user, as read in a transaction.
@@ -120,8 +120,9 @@ func newGrant(row *store.Session, u *store.User, audience []string, now time.Tim
 	return &Grant{session: row, username: u.Username, roles: u.Roles, version: u.TokenVersion(), audience: audience, now: now}
 }
 
-// Sign makes the access token and the refresh token of a grant. If another session has
-// ended to make room, Sign first waits until this server's own verifier has that end.
+// Sign makes the access token and the refresh token of a grant. If another session has ended to
+// make room for the new session, Sign first waits until this server's own verifier has received
+// the end.
 func (s *Sessions) Sign(ctx context.Context, g *Grant) (*Tokens, error) {
 	ctx, signing := spans.Start(ctx, "session.sign")
 	defer signing.End()
@@ -147,8 +148,8 @@ func (s *Sessions) Sign(ctx context.Context, g *Grant) (*Tokens, error) {
 	}, nil
 }
 
-// Audience returns the audience of a new session: the services asked for, or the first
-// of Config.Audience if asked is empty.
+// Audience returns the audience of a new session: the services that the client asked for, or
+// the first service of Config.Audience if asked is empty.
 //
 // Errors: ErrAudience if the server does not issue for one of the services; ErrNotAlone
 // for caller.AdminAudience with another audience.
@@ -165,16 +166,17 @@ func (s *Sessions) Audience(asked []string) ([]string, error) {
 	return []string{caller.AdminAudience}, nil
 }
 
-// audienceWithin returns the audience for a refresh: the services asked for, or all
-// services of the login if asked is empty. The login must have named each service, and
-// the server must still issue for it.
+// audienceWithin returns the audience for a refresh: the services that the client asked for, or
+// all services of the login if asked is empty. The login must have named each service, and the
+// server must still issue tokens for each service.
 //
 // Errors: ErrAudience.
 func (s *Sessions) audienceWithin(login, asked []string) ([]string, error) {
 	var today []string
 	for _, a := range login {
-		// A login gets AdminAudience alone. The check of the length keeps a row with more
-		// from becoming a token for administration that other services see.
+		// A login for AdminAudience gets AdminAudience alone. The check of the length makes
+		// sure that a changed row with more services gives no administration token that another
+		// service could see and use.
 		if slices.Contains(s.cfg.Audience, a) || a == caller.AdminAudience && len(login) == 1 {
 			today = append(today, a)
 		}
@@ -188,7 +190,7 @@ func (s *Sessions) audienceWithin(login, asked []string) ([]string, error) {
 	return subset(asked, today)
 }
 
-// subset returns asked without duplicates.
+// subset returns asked without duplicates, if allowed contains every text of asked.
 //
 // Errors: ErrAudience if one of asked is not allowed.
 func subset(asked, allowed []string) ([]string, error) {
@@ -204,10 +206,10 @@ func subset(asked, allowed []string) ([]string, error) {
 	return audience, nil
 }
 
-// Start inserts a session for a user, and writes an event of the type why into the
-// security record. If the user has Config.PerUser sessions before, Start first ends the
-// oldest. If very many sessions of the user have ended, Start deletes the rows of some: one
-// password could fill the database otherwise. The user's row must have been read in tx.
+// Start inserts a session for a user, and writes an event of the type why into the security
+// record. If the user has Config.PerUser sessions before, Start first ends the oldest. If very
+// many sessions of the user have ended, Start deletes the rows of some: otherwise a client with
+// one password could fill the database. The user's row must have been read in tx.
 func (s *Sessions) Start(ctx context.Context, tx *feed.Tx, u *store.User, audience []string, why audit.Type) (*Grant, error) {
 	old, err := tx.EndedBeyond(u, max(leastEnded, s.cfg.PerUser), pruneAtOnce)
 	if err == nil {
@@ -235,22 +237,22 @@ func (s *Sessions) Start(ctx context.Context, tx *feed.Tx, u *store.User, audien
 }
 
 const (
-	// leastEnded is the number of rows of ended sessions that a user may have at least,
-	// whatever --max-sessions says: a client with a refresh token of these gets the reason
-	// of the end, and the newest are known devices.
+	// leastEnded is the least number of rows of ended sessions that are kept for a user,
+	// whatever --max-sessions says. A client with a refresh token of one of these sessions gets
+	// the reason of the end, and the newest of these sessions are known devices.
 	leastEnded = 100
-	// pruneAtOnce bounds the rows that one login deletes. A login ends at most ten sessions,
-	// so the rows become fewer.
+	// pruneAtOnce bounds the rows that one login deletes. A login ends at most ten sessions, so
+	// with twenty deletions the rows become fewer.
 	pruneAtOnce = 20
 )
 
 // makeRoom ends the oldest sessions of a user, so that one more session makes at most
-// Config.PerUser. If the bound was lowered, a user may have far more sessions, and each
-// call ends some of them. ended tells that a session within its lifetime has ended. A
-// session past its lifetime counts until it is pruned, and its end needs no event and no
-// record.
+// Config.PerUser. After the operator has lowered the bound, a user may have far more sessions,
+// and each call of makeRoom ends some of them. makeRoom returns ended = true if a session
+// within its lifetime has ended. A session past its lifetime counts towards Config.PerUser
+// until its row is deleted; its end needs no event and no record.
 func (s *Sessions) makeRoom(ctx context.Context, tx *feed.Tx, u *store.User) (ended bool, err error) {
-	const step = 10 // sessions that one login ends at most: their events hold the lock of all appenders
+	const step = 10 // most sessions that one login ends: their events hold the lock that every transaction with an event needs
 	rows, err := tx.SessionsBeyond(u, s.cfg.PerUser-1, step)
 	for _, row := range rows {
 		switch {
@@ -266,8 +268,8 @@ func (s *Sessions) makeRoom(ctx context.Context, tx *feed.Tx, u *store.User) (en
 	return ended, err
 }
 
-// Replace starts a session after a change of password. The change has ended the session
-// old, and the new session gets its audience.
+// Replace starts a session after a change of password. The change has ended the session old,
+// and the new session gets the audience of old.
 //
 // Errors: ErrAudience if the server issues for no service of the old audience any more.
 func (s *Sessions) Replace(ctx context.Context, tx *feed.Tx, u *store.User, old *store.Session) (*Grant, error) {
@@ -279,7 +281,7 @@ func (s *Sessions) Replace(ctx context.Context, tx *feed.Tx, u *store.User, old 
 }
 
 // repeatIfUncertain calls do up to three times, as long as it is unknown whether do has
-// committed. do must be harmless when done twice.
+// committed. A second run of do must do no harm.
 func repeatIfUncertain(do func() error) error {
 	const most = 3
 	var err error
@@ -291,17 +293,18 @@ func repeatIfUncertain(do func() error) error {
 	return err
 }
 
-// uncertain reports whether err leaves the outcome of a commit unknown and the caller
-// still has time. After the caller's deadline, the rest of the time is for the answer.
+// uncertain reports whether err leaves the outcome of a commit unknown and the caller still has
+// time. After the caller's deadline, uncertain returns false, so that the client gets an
+// answer.
 func uncertain(err error) bool {
 	return errors.Is(err, store.ErrUncertain) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// Prune deletes the rows of sessions that ended or expired at least Config.Idle ago, as
-// [store.Tx.Aged] counts, in small steps. Until then a client that presents a refresh token of the session gets
-// the precise reason of the refusal.
+// Prune deletes, in small steps, the rows of sessions that ended or expired at least
+// Config.Idle ago, as [store.Tx.Aged] counts the time. While the row exists, a client that
+// presents a refresh token of the session gets the precise reason of the refusal.
 func (s *Sessions) Prune(ctx context.Context) error {
-	const step = 200 // rows in one transaction: about a millisecond of SQLite's one writer
+	const step = 200 // rows in one transaction: takes about a millisecond of SQLite's one writer
 	for after := ""; ; {
 		err := s.d.Store.Write(ctx, func(tx *store.Tx) error {
 			aged, err := tx.Aged(time.Duration(s.cfg.Idle))

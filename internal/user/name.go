@@ -12,14 +12,16 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// MaxNameLength bounds a username, in bytes, before any work on the name.
+// MaxNameLength is the largest length of a username, in bytes. The length is checked before any
+// other work on the name.
 const MaxNameLength = 256
 
-// maxRoles bounds a user's roles, so that an access token stays below 8 KiB with every
-// other claim at its bound.
+// maxRoles is the largest number of roles of a user. An access token with so many roles stays
+// below 8 KiB, even if every other claim is as long as allowed.
 const maxRoles = 32
 
-// maxAudiences bounds each list of audiences of a service account.
+// maxAudiences is the largest number of audiences in each list of a service account: Audiences
+// and DelegatesTo.
 const maxAudiences = 32
 
 // ErrMalformed means that a username, a role or an audience breaks a rule. The wrapping error names
@@ -71,19 +73,19 @@ func ParseRoles(names []string) (Roles, error) {
 	return roles, nil
 }
 
-// maxAudienceLength bounds an audience, in bytes. audience has no bound: with the bound, the
-// regular expression takes 0.3 MiB.
+// maxAudienceLength is the largest length of an audience, in bytes. The regular expression
+// audience does not check the length: with a bound, the regular expression would take 0.3 MiB.
 const maxAudienceLength = 256
 
-// audience matches the name of a service in tokens, which may be a URI. No character needs an
-// escape in JSON: the statement of the ordinary refresh compares the text in a column
-// (store.Spend).
+// audience matches the name of a service in tokens. The name may be a URI. No character of the
+// name needs an escape in JSON: the statement of the ordinary refresh (store.Spend) searches
+// the name as text in a column with a JSON array.
 var audience = regexp.MustCompile(`^[A-Za-z0-9._~:/?#@!$*+=-]+$`)
 
-// AudienceForm is the form of an audience, as text.
+// AudienceForm is a text for error messages that tells the form of an audience.
 var AudienceForm = fmt.Sprintf("%s, with at most %d characters", audience, maxAudienceLength)
 
-// IsAudience returns whether name has the form of an audience.
+// IsAudience reports whether name has the form of an audience.
 func IsAudience(name string) bool {
 	return len(name) <= maxAudienceLength && audience.MatchString(name)
 }
@@ -91,9 +93,9 @@ func IsAudience(name string) bool {
 // Audiences holds sorted audiences without duplicates.
 type Audiences []string
 
-// ParseAudiences checks and sorts the audiences of a service account. The audience of
-// administration is refused: a service that could carry such tokens on would administer in
-// the name of every admin that calls the service.
+// ParseAudiences checks and sorts the audiences of a service account. ParseAudiences refuses
+// the audience of administration: a service that could forward a token for administration would
+// administer in the name of every admin that calls the service.
 //
 // Errors: ErrMalformed.
 func ParseAudiences(names []string) (Audiences, error) {

@@ -6,21 +6,21 @@ import (
 	"unicode"
 )
 
-// joined lists the scripts that one name may hold together: those of Japanese, Chinese
-// and Korean, each with Latin (UTS 39 section 5.2, "Highly Restrictive").
+// joined lists the scripts that a name is allowed to hold together: the scripts of Japanese, of
+// Chinese and of Korean, each with Latin (UTS 39 section 5.2, "Highly Restrictive").
 var joined = [][]string{
 	{"Latin", "Han", "Hiragana", "Katakana"},
 	{"Latin", "Han", "Bopomofo"},
 	{"Latin", "Han", "Hangul"},
 }
 
-// checkScripts refuses a name with letters of several scripts, such as "аdmin" with a
-// Cyrillic "а". Without such a rule, a name of mixed scripts can look like any other
-// name. Names of one script may still look alike; docs/security.md says what a name
-// proves. The rule is for new names alone: a user with an older name logs in as before.
+// checkScripts refuses a name with letters of several scripts, such as "аdmin" with a Cyrillic
+// "а". Without checkScripts, a name of mixed scripts could look like any other name. Names of
+// one script may still look alike; docs/security.md says what a name proves. checkScripts
+// checks new names alone: a user with an older name logs in as before.
 //
-// The scripts are those of package unicode, which has no Script_Extensions: a character
-// that several scripts share goes with every script.
+// The scripts are the tables of package unicode. The tables have no Script_Extensions:
+// checkScripts allows a character of several scripts together with every script.
 //
 // Errors: ErrMalformed.
 func (n Name) checkScripts() error {
@@ -44,7 +44,7 @@ func (n Name) checkScripts() error {
 // scripts: a digit, a sign, a combining accent.
 func script(r rune) string {
 	switch {
-	case unicode.Is(unicode.Latin, r): // before the search in 160 tables
+	case unicode.Is(unicode.Latin, r): // Latin first, since most letters are Latin and the search goes through 160 tables
 		return "Latin"
 	case unicode.In(r, unicode.Common, unicode.Inherited):
 		return ""

@@ -1,14 +1,14 @@
 // Package user owns users and service accounts, their names and their rights.
 //
-// Each user's row has two numbers, which verifiers compare with the version in an
-// access token. The version in an access token is the greater of the row's Version and the
-// floor for versions ([store.Tx.FloorAndQuestion]) at the minting. Every change of a name or of rights
-// raises Version: access tokens with a lower version are stale, and the client refreshes. A change of password, disabling
-// and deleting also raise RevokedBelow to Version: sessions begun under a lower version
-// have ended, and their tokens are revoked. So ending ten thousand sessions costs as
-// little as ending one. Both numbers only take values above every version in an access
-// token, of the user, from before. A service account has no session: the two numbers alone
-// take its access tokens back.
+// Each user's row has two numbers, Version and RevokedBelow, which verifiers compare with the
+// version in an access token. The version in an access token is the greater of the row's
+// Version and the floor for versions ([store.Tx.FloorAndQuestion]) at the minting. Every change
+// of a name or of rights raises Version: access tokens with a lower version are stale, and the
+// client refreshes. A change of password, disabling and deleting also raise RevokedBelow to
+// Version: sessions begun under a lower version have ended, and their tokens are revoked. So
+// ending ten thousand sessions costs as little as ending one. A raised number is above the
+// version in every access token of the user from before. A service account has no session: only
+// the two numbers revoke its access tokens.
 package user
 
 import (
@@ -46,13 +46,14 @@ type Users struct {
 	audit     *audit.Log
 }
 
-// New returns the administration of a database's users. Changes are committed by w.
+// New returns the administration of a database's users. w commits each change together with its
+// event for verifiers.
 func New(s *store.Store, w feed.Writer, p *password.Pool, a *audit.Log) *Users {
 	return &Users{store: s, writer: w, passwords: p, audit: a}
 }
 
 // NewID returns a random id for a user or a session: 16 characters of base64url. The first
-// character is not "-": a command would read the id as a flag.
+// character is never "-": a command would take such an id for a flag.
 func NewID() string {
 	random := make([]byte, 12)
 	for {
@@ -74,7 +75,7 @@ func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles R
 	if err := u.passwords.CheckPolicy(pw, string(name)); err != nil {
 		return nil, err
 	}
-	switch _, err := u.GetByName(ctx, name); { // before the cost of a hash
+	switch _, err := u.GetByName(ctx, name); { // before a hash is computed, which takes long
 	case err == nil:
 		return nil, ErrExists
 	case !errors.Is(err, ErrNotFound):
@@ -138,12 +139,13 @@ func describe(before string, row *store.User) string {
 	return text
 }
 
-// hadUser names a setting that is set with the database's first user and stays, even if
-// every user is deleted. A service account does not count: it cannot log in and make a user.
+// hadUser names a setting that is set with the database's first user and stays, even if every
+// user is deleted. A service account does not set hadUser, since a service account cannot log
+// in and make a user.
 const hadUser = "had_user"
 
-// EverMade reports whether the database ever had a user. Only a database that never had
-// one gets a first admin at the start of a server.
+// EverMade reports whether the database ever had a user. If the database never had a user, the
+// start of a server makes the first admin.
 func EverMade(tx *store.Tx) (bool, error) {
 	had, err := tx.Setting(hadUser)
 	return had != "", err
@@ -217,14 +219,14 @@ type Change struct {
 	Disabled    *bool
 	Audiences   *Audiences
 	DelegatesTo *Audiences
-	Kind        *store.UserKind // the kind that the caller believes the account to have
+	Kind        *store.UserKind // the kind that the caller believes the account to have; another kind gives ErrKind
 }
 
 // Update changes the name, the rights or the state of an account. After a new name or new
-// rights, access tokens are stale, and the client must get another: the audiences of a service
-// account are rights too, and a verifier refuses at once what the service has delegated.
-// Disabling and enabling an account end every session of a user, and revoke the access tokens of
-// a service account.
+// rights, access tokens of the account are stale, and the client must get a new token. The
+// audiences of a service account are rights too: after a change of audiences, verifiers refuse
+// at once the delegated tokens in which the service is an actor. Disabling and enabling an
+// account end every session of a user, and revoke the access tokens of a service account.
 //
 // Errors: ErrMalformed if a new name mixes scripts; ErrNotFound; ErrExists; ErrLastAdmin;
 // ErrKind; ErrNotService for audiences of a user; errors of [caller.Caller.Check] and of the
@@ -253,14 +255,14 @@ func (u *Users) Update(ctx context.Context, by caller.Caller, id string, change 
 	})
 }
 
-// Delete removes a user and ends every session of the user. Of a service account, Delete
+// Delete removes a user and ends every session of the user. For a service account, Delete
 // revokes the access tokens.
 //
 // Errors: ErrNotFound; ErrLastAdmin; errors of [caller.Caller.Check] and of the store.
 func (u *Users) Delete(ctx context.Context, by caller.Caller, id string) error {
 	_, err := u.change(ctx, by, target{id, audit.UserDeleted, true}, func(row *store.User, now time.Time) (effect, error) {
 		row.DeletedAt = now
-		row.PasswordHash = "" // a deleted user's password must not be found by guessing
+		row.PasswordHash = "" // an attacker must not be able to guess the password of a deleted user
 		return revoked, nil
 	})
 	return err
@@ -275,8 +277,8 @@ func (u *Users) RevokeSessions(ctx context.Context, by caller.Caller, id string)
 	return err
 }
 
-// SetPassword gives a user a new password and ends every session of the user. Of two
-// calls at the same time, the password of the later commit stays.
+// SetPassword gives a user a new password and ends every session of the user. After two calls
+// at the same time, the user has the password of the later commit.
 //
 // Errors: ErrNotFound; ErrService; password.ErrTooWeak; password.ErrOverloaded; errors of
 // [caller.Caller.Check] and of the store.
@@ -301,11 +303,11 @@ func (u *Users) SetPassword(ctx context.Context, by caller.Caller, id string, pw
 	})
 }
 
-// effect says what a change does to access tokens made before.
+// effect says what a change of a user does to access tokens that were minted before the change.
 type effect int
 
 const (
-	unchanged effect = iota // nothing is written
+	unchanged effect = iota // the row is as before, and change writes nothing
 	stale
 	revoked
 )
@@ -313,8 +315,8 @@ const (
 // target describes a change of a user.
 type target struct {
 	id      string
-	what    audit.Type // for the security record
-	demotes bool       // an enabled admin may be none after the change
+	what    audit.Type // the type of the event in the security record
+	demotes bool       // the user may be an enabled admin before the change, and not after
 }
 
 // change applies fn to a user's row, writes the change into the security record, and raises
@@ -324,7 +326,7 @@ type target struct {
 func (u *Users) change(ctx context.Context, by caller.Caller, of target, fn func(*store.User, time.Time) (effect, error)) (row *store.User, err error) {
 	err = u.writer.Write(ctx, func(tx *feed.Tx) error {
 		if of.demotes {
-			if err := tx.Exclusive(); err != nil { // first: the change depends on all admins
+			if err := tx.Exclusive(); err != nil { // before any read, since the change depends on the rows of all admins
 				return err
 			}
 		}
@@ -361,16 +363,16 @@ func (u *Users) change(ctx context.Context, by caller.Caller, of target, fn func
 	return row, err
 }
 
-// enabledAdmin reports whether a row counts as an admin of which one must stay. A service
-// account may have the role admin, and does not count: nothing here shows whether it can still
-// sign in.
+// enabledAdmin reports whether a row is an enabled admin. At least one enabled admin must stay.
+// A service account with the role admin is not an enabled admin: its issuer may be gone, so
+// nothing in the row shows whether the account can still sign in.
 func enabledAdmin(row *store.User) bool {
 	return row.Kind == store.KindUser && !row.Disabled && row.DeletedAt.IsZero() && slices.Contains(row.Roles, caller.Admin)
 }
 
-// Raise writes a user's changed row with a raised version, and appends the event for
-// verifiers. Access tokens with lower versions become stale; with revoke, these tokens
-// and their sessions are revoked.
+// Raise writes a user's changed row with a raised version, and appends the event for verifiers.
+// Access tokens with lower versions become stale. If revoke is true, these tokens and their
+// sessions are revoked instead.
 //
 // Errors: ErrExists if the new name is taken; errors of the store.
 func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
@@ -390,13 +392,13 @@ func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
 	return tx.VersionRaised(row.ID, row.Version, revoke)
 }
 
-// RaiseAll raises every user's version and so ends every session, in steps, and returns
-// the number of users. RaiseAll appends no event for verifiers: the caller must
-// withdraw all signing keys afterwards, which makes verifiers refuse every token.
+// RaiseAll raises every user's version and so ends every session, in steps, and returns the
+// number of users. RaiseAll appends no event for verifiers. So the caller must withdraw all
+// signing keys afterwards, which makes verifiers refuse every token.
 func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
-	const step = 2000 // rows in one transaction: other writers wait for some ten milliseconds
+	const step = 2000 // rows in one transaction: other writers wait for about ten milliseconds
 	for after, n := "", step; n == step; users += n {
-		var last string // the transaction may run again, from the same after
+		var last string // a new variable in each run: the transaction may run again, from the same after
 		err := s.Write(ctx, func(tx *store.Tx) (err error) {
 			floor, err := tx.HoldFloor()
 			if err != nil {
@@ -413,9 +415,9 @@ func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
 	return users, nil
 }
 
-// nextVersion returns a version that neither the user's row nor an access token ever had:
-// above version, which is the greater of the row's version and the floor, and at least the
-// clock's seconds since 1970.
+// nextVersion returns a version that neither the user's row nor an access token ever had: above
+// the parameter version, which is the greater of the row's version and the floor for versions,
+// and at least the clock's seconds since 1970.
 func nextVersion(version int64, now time.Time) int64 {
 	return max(version+1, now.Unix())
 }

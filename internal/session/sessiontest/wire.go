@@ -10,8 +10,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store/storetest"
 )
 
-// Wired makes a world with PostgreSQL behind a proxy. The feed does not poll, so
-// what the proxy sees is what the calls of the test send.
+// Wired makes a world with PostgreSQL behind a proxy that counts statements. The feed does not
+// poll, so the proxy sees only what the calls of the test send.
 func Wired(t *testing.T) (*World, *pgtest.Proxy) {
 	t.Helper()
 	proxy := pgtest.NewProxy(t, storetest.Postgres(t))
@@ -32,12 +32,12 @@ func CutOnce(prefix string, fate pgtest.Fate) func(pgtest.Trip) pgtest.Fate {
 	}
 }
 
-// Counter counts what calls send to PostgreSQL. Counter leaves out the tails that the feed
-// reads after a nudge or a hint, and what the pool sends by itself (see ofPool), because the
-// number of both is not fixed.
+// Counter counts the statements and round trips that calls send to PostgreSQL. Counter leaves
+// out the events that the feed reads after a change or a hint, and what the pool sends by
+// itself (see ofPool), since the number of both varies.
 type Counter struct {
 	proxy *pgtest.Proxy
-	tails map[int]bool // connections in such a transaction
+	tails map[int]bool // the connections in a transaction by which the feed reads events
 }
 
 // Count returns a counter of what passes the proxy.
@@ -55,7 +55,7 @@ func (c *Counter) Want(t *testing.T, name string, statements, trips int, call fu
 	}
 }
 
-// since counts from the last call of since on.
+// since returns the counts since the previous call of since.
 func (c *Counter) since() (statements, trips int, text string) {
 	for _, trip := range c.proxy.Trips() {
 		last := ""

@@ -1,6 +1,6 @@
-// Package sessiontest gives tests everything below the gRPC edge: a real database with
-// the user alice, a feed, sessions, logins, and the server's own verifier. Passwords are
-// cheap to hash. The package serves tests alone.
+// Package sessiontest gives tests a server without gRPC: a real database with the user alice, a
+// feed of events, sessions, logins, and the server's own verifier. Passwords are cheap to hash.
+// Only tests import the package.
 package sessiontest
 
 import (
@@ -32,9 +32,9 @@ import (
 // The rules of every world's sessions.
 const (
 	Grace    = 10 * time.Second
-	Idle     = 30 * time.Hour // by default a server has days here; each hour of a bubble is work
+	Idle     = 30 * time.Hour // a server has days by default; in a synctest bubble each hour takes work
 	Lifetime = 90 * time.Hour
-	PerUser  = 1000 // sessions of a user
+	PerUser  = 1000 // the largest number of sessions of one user
 )
 
 // Password is the password of the user alice.
@@ -49,8 +49,9 @@ const (
 // Never is a duration longer than any test.
 const Never = 100_000 * time.Hour
 
-// World is everything below the gRPC edge. Its feed runs, and everything is closed at
-// the end of the test. Its services issue for "internal", "billing" and caller.AdminAudience.
+// World is a server without gRPC. The feed of a World runs, and everything is closed at the end
+// of the test. A World issues tokens for the services "internal" and "billing", and for
+// caller.AdminAudience.
 type World struct {
 	Store    *store.Store
 	Feed     *feed.Feed
