@@ -20,10 +20,10 @@ type Audit struct {
 	watchwordv1.UnimplementedAuditServiceServer
 	store   *store.Store
 	logger  *slog.Logger
-	streams *share.Pool // of WatchEvents, by admin
+	streams *share.Pool // bounds the open streams of WatchEvents of each admin
 }
 
-// filterRequest is a request with the filters of the record.
+// filterRequest is a request with the filters of the security record.
 type filterRequest interface {
 	GetType() string
 	GetUserId() string
@@ -32,7 +32,7 @@ type filterRequest interface {
 	GetStartTime() *timestamppb.Timestamp
 }
 
-// readFilter reads the filters of a request. The name is empty without user_name.
+// readFilter reads the filters of a request. name is empty if the request has no user_name.
 func readFilter(r *reading, req filterRequest) (filter store.AuditFilter, name string) {
 	filter = store.AuditFilter{
 		Type:      field(r, "type", eventType, req.GetType()),
@@ -52,7 +52,7 @@ func (s *Audit) ListEvents(ctx context.Context, req *watchwordv1.ListEventsReque
 	var r reading
 	filter, name := readFilter(&r, req)
 	filter.End = field(&r, "end_time", optionalTime, req.GetEndTime())
-	page := readPage(&r, req, "events", name, filter.Type, filter.UserID, filter.SessionID, filter.Start.String(), filter.End.String()) // a page token is good for the same filter only
+	page := readPage(&r, req, "events", name, filter.Type, filter.UserID, filter.SessionID, filter.Start.String(), filter.End.String()) // a page token is valid for a list with the same filter only
 	if r.err != nil {
 		return nil, r.err
 	}

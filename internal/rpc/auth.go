@@ -1,10 +1,11 @@
-// Package rpc is the gRPC edge of the server. The package checks the fields of requests,
+// Package rpc serves the gRPC methods of the server. The package checks the fields of requests,
 // calls the packages that do the work, and turns the results and errors into messages and
-// statuses. The rules about users, sessions and keys are in the packages below.
+// statuses. Other packages, such as user, session and issuer, hold the rules about users,
+// sessions and keys.
 //
-// Every handler has the same order: check each field of the request, return an error for
-// the first invalid field, call one method of an inner package, convert the result. A
-// handler may return a response beside an error: the [Edge] drops the response.
+// Every handler has the same order: check each field of the request, return an error for the
+// first invalid field, call one method of a package that does the work, convert the result. A
+// handler may return a response together with an error: the [Edge] drops the response.
 package rpc
 
 import (
@@ -47,7 +48,7 @@ func (a *Auth) proved(ctx context.Context, t *session.Tokens, err error) {
 	}
 }
 
-// Login serves AuthService/Login. The method is public: the password is the proof.
+// Login serves AuthService/Login. A client needs no access token: the password proves the user.
 func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watchwordv1.LoginResponse, error) {
 	var r reading
 	name := field(&r, "username", user.ParseName, req.GetUsername())
@@ -61,8 +62,8 @@ func (a *Auth) Login(ctx context.Context, req *watchwordv1.LoginRequest) (*watch
 	return &watchwordv1.LoginResponse{Tokens: tokenPair(tokens)}, err
 }
 
-// Refresh serves AuthService/Refresh. The method is public: the refresh token is the
-// proof, and the access token may have expired.
+// Refresh serves AuthService/Refresh. A client needs no access token, which may have expired:
+// the refresh token proves the session.
 func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*watchwordv1.RefreshResponse, error) {
 	var r reading
 	token := field(&r, "refresh_token", required, req.GetRefreshToken())
@@ -76,13 +77,14 @@ func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*w
 }
 
 // notIssuedFor replaces, in a call of Verify, every audience for which the server issues no
-// tokens. A token from before a change of --audience may name such an audience, and would be
-// accepted. Since no token names notIssuedFor, Verify refuses the call.
+// tokens. A token that was issued before the operator changed --audience may name such an
+// audience, and the verifier would accept the token. Since no token names notIssuedFor, Verify
+// refuses the call.
 const notIssuedFor = "\x00"
 
-// Verify serves AuthService/Verify, for services that cannot verify tokens themselves. The
-// same verifier guards this server, so Verify and the server refuse a token from the same
-// moment on.
+// Verify serves AuthService/Verify, for services that cannot verify tokens themselves. Verify
+// uses the verifier that also checks the calls of this server, so Verify and the server refuse
+// a token from the same moment on.
 func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*watchwordv1.VerifyResponse, error) {
 	var r reading
 	token := field(&r, "access_token", required, req.GetAccessToken())
@@ -96,7 +98,7 @@ func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*wat
 	var p *authn.Principal
 	var err error
 	switch {
-	case aud == "": // any service of this server: the verifier was made with all of them
+	case aud == "": // any service for which this server issues tokens: the verifier accepts all of them
 		p, err = a.Verifier.Verify(ctx, token)
 	case slices.Contains(a.Audience, aud):
 		p, err = a.Verifier.VerifyFor(ctx, token, aud)
@@ -136,8 +138,8 @@ func (a *Auth) issuedFor(name string) (string, error) {
 	return name, nil
 }
 
-// ExchangeToken serves AuthService/ExchangeToken. The method is public: the token of the
-// trusted issuer is the proof.
+// ExchangeToken serves AuthService/ExchangeToken. A client needs no access token: the token of
+// a trusted issuer proves the service account.
 func (a *Auth) ExchangeToken(ctx context.Context, req *watchwordv1.ExchangeTokenRequest) (*watchwordv1.ExchangeTokenResponse, error) {
 	var r reading
 	assertion := field(&r, "subject_token", required, req.GetSubjectToken())
@@ -157,8 +159,8 @@ func (a *Auth) ExchangeToken(ctx context.Context, req *watchwordv1.ExchangeToken
 	return &watchwordv1.ExchangeTokenResponse{AccessToken: t.Access, TokenType: "Bearer", ExpiresIn: durationpb.New(t.ExpiresIn)}, nil
 }
 
-// Logout serves AuthService/Logout. The method is public: the refresh token is the
-// proof, so a client can log out after its access token has expired.
+// Logout serves AuthService/Logout. A client needs no access token, since the refresh token
+// proves the session: so a client can log out after its access token has expired.
 func (a *Auth) Logout(ctx context.Context, req *watchwordv1.LogoutRequest) (*watchwordv1.LogoutResponse, error) {
 	var r reading
 	token := field(&r, "refresh_token", required, req.GetRefreshToken())
@@ -181,8 +183,8 @@ func (a *Auth) ChangePassword(ctx context.Context, req *watchwordv1.ChangePasswo
 	return &watchwordv1.ChangePasswordResponse{Tokens: tokenPair(tokens)}, addField("new_password", user.ErrService, weakField("new_password", err))
 }
 
-// tokenPair converts tokens, and returns nil for nil: handlers call tokenPair before
-// they look at the error.
+// tokenPair converts tokens to a message. For nil, tokenPair returns nil, since handlers call
+// tokenPair before they look at the error.
 func tokenPair(t *session.Tokens) *watchwordv1.TokenPair {
 	if t == nil {
 		return nil

@@ -27,17 +27,18 @@ type Edge struct {
 	audit      *audit.Log
 	retryAfter func() time.Duration
 	logger     *slog.Logger
-	faults     *rate.Limiter // bounds the log lines: a client may cause faults without bound
+	faults     *rate.Limiter // bounds the log lines, since a client may cause any number of faults
 }
 
-// NewEdge returns an edge. retryAfter returns how long a client should wait while too
-// many passwords are being hashed. The log gets at most ten faults a second, and a
-// hundred at once.
+// NewEdge returns an edge. retryAfter returns how long a client should wait while too many
+// passwords are being hashed. The log gets at most ten lines about faults a second, or a
+// hundred at once after a time without faults.
 func NewEdge(a *audit.Log, retryAfter func() time.Duration, logger *slog.Logger) *Edge {
 	return &Edge{audit: a, retryAfter: retryAfter, logger: logger, faults: rate.NewLimiter(10, 100)}
 }
 
-// Unary intercepts unary calls. A response beside an error is dropped.
+// Unary intercepts unary calls, and gives the error of a call a status. If a handler returns a
+// response and an error, Unary drops the response.
 func (e *Edge) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	resp, err := handler(ctx, req)
 	if err != nil {
@@ -62,26 +63,26 @@ func (e *Edge) refused(ctx context.Context, method string, err error) error {
 	switch {
 	case isStatus: // the verifier or gRPC has made the status
 		st = made.GRPCStatus()
-	case ctx.Err() != nil: // the client has left, or the deadline has passed; err is a consequence
+	case ctx.Err() != nil: // the client has left, or the deadline has passed, and has caused err
 		st = status.FromContextError(ctx.Err())
 	default:
 		st = statusOf(err, method, e.retryAfter)
 	}
 	switch code := st.Code(); {
-	case errors.Is(err, session.ErrNotAllowed): // NOT_FOUND for the client
+	case errors.Is(err, session.ErrNotAllowed): // statusOf gives the client NOT_FOUND, and the record gets ROLE_REQUIRED
 		e.count(ctx, method, watchwordv1.ErrorReason_ERROR_REASON_ROLE_REQUIRED, err)
 	case code == codes.Unauthenticated || code == codes.PermissionDenied || code == codes.ResourceExhausted || isAway(err):
 		e.count(ctx, method, refusal.Reason(st.Err()), err)
 	case code == codes.Internal && !isStatus: // gRPC itself answers INTERNAL to a request with a broken encoding, which is no fault of the server
 		e.logFault(ctx, slog.LevelError, "internal error", method, err)
-	case code == codes.Unavailable && errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrAway): // the store logs outages
+	case code == codes.Unavailable && errors.Is(err, store.ErrUnavailable) && !errors.Is(err, store.ErrAway): // the store itself logs an outage (ErrAway)
 		e.logFault(ctx, slog.LevelWarn, "the database is not available", method, err)
 	}
 	return st.Err()
 }
 
-// isAway reports whether an assertion was refused because the key cannot be had. A forged
-// assertion may be refused so.
+// isAway reports whether an assertion was refused because the server could not fetch the
+// issuer's key. A forged assertion may also be refused for this reason.
 func isAway(err error) bool {
 	var away *federation.Unavailable
 	return errors.As(err, &away)
@@ -105,15 +106,15 @@ var recordTypes = map[string]audit.Type{
 	watchwordv1.AuthService_ExchangeToken_FullMethodName:  audit.TokenExchanged,
 }
 
-// Refused counts a call that a bound of the gate has refused.
+// Refused counts, for the security record, a call that a bound of package gate has refused.
 func (e *Edge) Refused(ctx context.Context, method string, err error) {
 	e.count(ctx, method, refusal.Reason(err), err)
 }
 
-// count counts a refused call for the security record, with three exceptions. Verify
-// answers about a token of another client, so its error is no refused action. The reuse
-// of a refresh token is recorded with the end of the session, in one transaction. An
-// error without a reason comes from gRPC itself.
+// count counts a refused call for the security record, with three exceptions. The error of
+// Verify is an answer about a token of another client, and refuses no action. The reuse of a
+// refresh token is recorded with the end of the session, in one transaction. An error without a
+// reason comes from gRPC itself.
 func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.ErrorReason, err error) {
 	if method == watchwordv1.AuthService_Verify_FullMethodName ||
 		reason == watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED ||
@@ -124,8 +125,9 @@ func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.Erro
 	if event.Type == "" {
 		event.Type, event.Detail = audit.Call, method
 	}
-	// The handlers know the users concerned; the verifier knows the caller of
-	// ROLE_REQUIRED and of DELEGATION_DENIED. For other refused calls only the source is known.
+	// A handler puts the user concerned into an [audit.Refusal]; the verifier knows the caller
+	// of ROLE_REQUIRED and of DELEGATION_DENIED. For other refused calls, the record holds only
+	// the source.
 	var about audit.Refusal
 	var ofToken interface{ Principal() *authn.Principal }
 	switch {

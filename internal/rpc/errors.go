@@ -33,16 +33,16 @@ const (
 	// not answer. A random time of up to the same length is added to storeRetry and to
 	// watchRetry, so that clients return at different moments.
 	storeRetry = time.Second
-	// watchRetry is the shortest time that a watcher without a place should wait. Until
-	// the watcher is back, the service of the watcher misses new revocations. A client that
-	// is refused again waits longer by itself.
+	// watchRetry is the shortest time that a watcher without a place should wait before it
+	// opens the stream again. Until the watcher is back, the service of the watcher misses new
+	// revocations. A watcher that is refused again waits longer without being told.
 	watchRetry = 100 * time.Millisecond
 )
 
-// refusals maps the errors of the packages that rpc calls, such as login, to gRPC statuses.
-// The first row that matches counts. An error without a row is a fault of the server: the
-// client gets INTERNAL, and the log gets the text of the error. The message of a row is a
-// fixed text for the client, since the text of an error may hold details of the server.
+// refusals maps the errors of the packages that rpc calls, such as login, to gRPC statuses. The
+// first row that matches an error applies. An error without a row is a fault of the server: the
+// client gets INTERNAL, and the log gets the text of the error. The message of a row is a fixed
+// text for the client, since the text of an error may hold details of the server.
 var refusals = []struct {
 	err     error
 	code    codes.Code
@@ -71,7 +71,7 @@ var refusals = []struct {
 	{session.ErrRefreshReused, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED, "the refresh token was spent before; the session has ended"},
 	{session.ErrRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_SESSION_REVOKED, "the session has ended"},
 	{session.ErrNotFound, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_SESSION_NOT_FOUND, "no such session"},
-	{session.ErrNotAllowed, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_SESSION_NOT_FOUND, "no such session"}, // the same answer: the caller learns nothing
+	{session.ErrNotAllowed, codes.NotFound, watchwordv1.ErrorReason_ERROR_REASON_SESSION_NOT_FOUND, "no such session"}, // as for ErrNotFound, so that the caller does not learn whether the session exists
 	{session.ErrAdminAudience, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_AUDIENCE_MISMATCH, "the access token is not for the audience " + caller.AdminAudience},
 	{caller.ErrRevoked, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED, "the session behind the token has ended"},
 	{caller.ErrStale, codes.Unauthenticated, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE, "the user's rights have changed"},
@@ -88,8 +88,8 @@ var refusals = []struct {
 	{errNoCertificate, codes.PermissionDenied, watchwordv1.ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED, "a client certificate is required"},
 }
 
-// invalidField is the error for a field of a request that breaks a rule. err is the
-// rule, as text for the client.
+// invalidField is the error for a field of a request that breaks a rule. The field err holds
+// the rule, as text for the client.
 type invalidField struct {
 	field string
 	err   error
@@ -97,9 +97,9 @@ type invalidField struct {
 
 func (e invalidField) Error() string { return e.field + ": " + e.err.Error() }
 
-// statusOf returns the status for an error of a handler. The status names the method only if
-// the access token of the call is refused. A client that reads the called method in the
-// status gets another access token and calls again, which helps only in this case.
+// statusOf returns the status for an error of a handler. Only if the access token of the call
+// was refused, the status names the called method. A client that finds the method in the status
+// gets another access token and calls again, which helps only after a refused access token.
 func statusOf(err error, method string, retryAfter func() time.Duration) *status.Status {
 	for _, broken := range []error{session.ErrAudience, session.ErrNotAlone} {
 		if errors.Is(err, broken) {
@@ -132,7 +132,8 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 			retryAfter = func() time.Duration { return away.After }
 		}
 		if tooMany := (*throttle.Refused)(nil); errors.As(err, &tooMany) {
-			// Whole seconds: the time shows nothing about single steps in the server.
+			// The client gets whole seconds, since a precise time could tell how long single
+			// steps in the server take.
 			retryAfter = func() time.Duration { return (tooMany.RetryAfter + time.Second - 1).Truncate(time.Second) }
 			if tooMany.Full {
 				r.message = "too many wrong passwords; all times of the next hour, or those of this network's neighborhood, are promised to other networks"
@@ -143,7 +144,8 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 	return status.New(codes.Internal, "internal error")
 }
 
-// details returns the wait for a client (google.rpc.RetryInfo), if waiting helps.
+// details returns how long the client should wait before it calls again (google.rpc.RetryInfo).
+// If waiting does not help, details returns nil.
 func details(reason watchwordv1.ErrorReason, retryAfter func() time.Duration) []protoadapt.MessageV1 {
 	switch reason {
 	case watchwordv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE:
@@ -170,7 +172,7 @@ func badRequest(field invalidField) *status.Status {
 func nameField(field string, err error) error { return addField(field, user.ErrMalformed, err) }
 func weakField(field string, err error) error { return addField(field, password.ErrTooWeak, err) }
 
-// addField adds a field's name to err, if err is the rule's error.
+// addField adds a field's name to err, if err matches the error `rule`.
 func addField(field string, rule, err error) error {
 	if errors.Is(err, rule) {
 		return invalidField{field, err}

@@ -20,7 +20,7 @@ import (
 type Federation struct {
 	watchwordv1.UnimplementedFederationServiceServer
 	Registry *federation.Registry
-	Keys     *federation.Keys // nil: the process fetches no keys
+	Keys     *federation.Keys // nil if this process does not fetch the keys of issuers
 }
 
 // CreateIssuer serves FederationService/CreateIssuer.
@@ -72,12 +72,13 @@ func (s *Federation) UpdateIssuer(ctx context.Context, req *watchwordv1.UpdateIs
 	return &watchwordv1.UpdateIssuerResponse{Issuer: s.issuerMessage(row)}, within("issuer", err)
 }
 
-// sources are the fields of an issuer of which one is set.
+// sources are the fields of a request that tell from where the keys of an issuer come. An
+// issuer has one of the three.
 var sources = []string{"jwks", "jwks_uri", "discovery"}
 
-// readIssuerChange reads the fields that the update mask names (AIP-134), as [readChange]
-// does. A mask that names one source of the keys, in a request with another source, is a
-// mistake.
+// readIssuerChange reads the fields that the update mask names (AIP-134), as [readChange] does.
+// If the mask names one source of the keys and the request sets another source,
+// readIssuerChange refuses the request as a mistake.
 func readIssuerChange(r *reading, req *watchwordv1.UpdateIssuerRequest) (change federation.Change) {
 	i := req.GetIssuer()
 	change.Issuer = i.GetIssuer()
@@ -141,7 +142,7 @@ func (s *Federation) CreateBinding(ctx context.Context, req *watchwordv1.CreateB
 	return &watchwordv1.CreateBindingResponse{Binding: bindingMessage(made)}, within("binding", err)
 }
 
-// claimValue returns the value of a bound claim; nil if the request has none.
+// claimValue returns the value of a bound claim, and nil if the request has no value.
 func claimValue(c *watchwordv1.BoundClaim) any {
 	switch value := c.GetValue().(type) {
 	case *watchwordv1.BoundClaim_StringValue:
@@ -176,8 +177,8 @@ func (s *Federation) DeleteBinding(ctx context.Context, req *watchwordv1.DeleteB
 	return &watchwordv1.DeleteBindingResponse{}, s.Registry.DeleteBinding(ctx, callerOf(ctx), id)
 }
 
-// within names the field of the request for an error about a field of a message in the
-// request.
+// within puts the name of a message of the request before the name of the field in an error, so
+// that the error names issuer.jwks_uri, for example.
 func within(message string, err error) error {
 	var invalid federation.Invalid
 	if errors.As(err, &invalid) {
@@ -186,7 +187,8 @@ func within(message string, err error) error {
 	return err
 }
 
-// unset is the rule for a text that only answers have.
+// unset is the rule for a text that a request must leave empty, since only answers have the
+// text.
 func unset(text string) (string, error) {
 	if text != "" {
 		return "", errors.New("must not be set: the server chooses the value")
@@ -194,7 +196,8 @@ func unset(text string) (string, error) {
 	return "", nil
 }
 
-// optionalLifetime is the rule for a lifetime that may be missing; a missing lifetime is zero.
+// optionalLifetime is the rule for a lifetime that a request can leave out. A lifetime that was
+// left out becomes zero.
 func optionalLifetime(d *durationpb.Duration) (time.Duration, error) {
 	switch {
 	case d == nil:
@@ -205,9 +208,9 @@ func optionalLifetime(d *durationpb.Duration) (time.Duration, error) {
 	return d.AsDuration(), nil
 }
 
-// maskNames is the rule for the paths of an update mask (AIP-134), and returns the names of
-// the fields to change. set has every field that can be changed, and whether the request sets
-// the field.
+// maskNames is the rule for the paths of an update mask (AIP-134), and returns the names of the
+// fields to change. The keys of set are the fields that can be changed; a value is true if the
+// request sets the field.
 func maskNames(paths []string, set map[string]bool) (named []string, err error) {
 	var all []string
 	for name, isSet := range set {
@@ -234,8 +237,8 @@ func maskNames(paths []string, set map[string]bool) (named []string, err error) 
 	return paths, nil
 }
 
-// issuerMessage converts an issuer, and returns nil for nil: handlers call issuerMessage
-// before they look at the error.
+// issuerMessage converts an issuer to a message. For nil, issuerMessage returns nil, since
+// handlers call issuerMessage before they look at the error.
 func (s *Federation) issuerMessage(row *store.Issuer) *watchwordv1.Issuer {
 	if row == nil {
 		return nil
@@ -269,7 +272,7 @@ func fetchedMessage(f federation.Fetched) *watchwordv1.IssuerKeys {
 	return m
 }
 
-// bindingMessage converts a binding, and returns nil for nil.
+// bindingMessage converts a binding to a message. For nil, bindingMessage returns nil.
 func bindingMessage(row *store.Binding) *watchwordv1.Binding {
 	if row == nil {
 		return nil

@@ -65,7 +65,8 @@ var keyStates = map[issuer.State]watchwordv1.KeyState{
 	issuer.Untrusted: watchwordv1.KeyState_KEY_STATE_UNTRUSTED,
 }
 
-// timestamp converts a time. A time that is not decided yet is nil.
+// timestamp converts a time to a message. For the zero time, which stands for a time that is
+// not decided yet, timestamp returns nil.
 func timestamp(t time.Time) *timestamppb.Timestamp {
 	if t.IsZero() {
 		return nil

@@ -25,21 +25,21 @@ const (
 	maxPageSize       = 1000
 )
 
-// operatorKey finds the operator in the context of a call.
+// operatorKey is the key under which the context of a call holds the operator.
 type operatorKey struct{}
 
-// AsOperator returns the context of a call that the operator at the command line makes, on
-// the database itself. user is the operator's name in the operating system. No call from
-// a network may get such a context: the operator may do everything.
+// AsOperator returns the context of a call that the operator at the command line makes, on the
+// database itself. user is the operator's name in the operating system. A call from a network
+// must never get such a context, since the operator has every right.
 func AsOperator(ctx context.Context, user string) context.Context {
 	by := caller.AtCommandLine
 	by.Name = user
 	return context.WithValue(caller.WithSource(ctx, caller.CommandLine), operatorKey{}, by)
 }
 
-// callerOf returns the caller of a guarded method: the operator ([AsOperator]), or the user
-// or service account in the verified access token. In a public method callerOf returns the zero
-// Caller, which has no rights.
+// callerOf returns the caller of a guarded method: the operator ([AsOperator]), or the user or
+// service account in the verified access token. In a public method, which needs no access
+// token, callerOf returns the zero Caller, which has no rights.
 func callerOf(ctx context.Context) caller.Caller {
 	if by, ok := ctx.Value(operatorKey{}).(caller.Caller); ok {
 		return by
@@ -58,8 +58,8 @@ func callerOf(ctx context.Context) caller.Caller {
 	}
 }
 
-// reading holds the error of the first field of a request that breaks its rule. So a
-// handler reads all fields and then checks err once.
+// reading holds the error of the first field of a request that breaks its rule. A handler reads
+// all fields with one reading and then checks err once.
 type reading struct{ err error }
 
 // field reads a field of a request by its rule. If the rule is broken, or an earlier
@@ -81,11 +81,12 @@ func required(value string) (string, error) {
 	return value, nil
 }
 
-// errNotText is the rule for every text of a request that may reach a query.
+// errNotText is the error for a text of a request that no query can hold. Every text that may
+// reach a query is checked.
 var errNotText = errors.New("holds a zero byte or is not UTF-8")
 
-// requiredID is the rule for an id that must be given. Only [optionalID] checks the form of
-// an id: an unknown id and a malformed id are both NOT_FOUND.
+// requiredID is the rule for an id that must be given. requiredID does not check the characters
+// of the id: an unknown id and a malformed id are both NOT_FOUND.
 func requiredID(id string) (string, error) {
 	if id == "" {
 		return required(id)
@@ -93,8 +94,8 @@ func requiredID(id string) (string, error) {
 	return optionalID(id)
 }
 
-// optionalID is the rule for an id that may be empty. maxIDLength keeps long texts out of
-// queries and page tokens.
+// optionalID is the rule for an id that a request can leave empty. maxIDLength keeps long texts
+// out of queries and page tokens.
 func optionalID(id string) (string, error) {
 	switch {
 	case len(id) > maxIDLength:
@@ -105,7 +106,8 @@ func optionalID(id string) (string, error) {
 	return id, nil
 }
 
-// eventType is the rule for the type of an event in a filter, which may be empty.
+// eventType is the rule for the type of an event in a filter. A request can leave the type
+// empty.
 func eventType(name string) (string, error) {
 	if name == "" {
 		return "", nil
@@ -114,8 +116,8 @@ func eventType(name string) (string, error) {
 	return string(known), err
 }
 
-// optionalTime is the rule for a time that may be missing; a missing time is the zero
-// time.
+// optionalTime is the rule for a time that a request can leave out. A time that was left out
+// becomes the zero time.
 func optionalTime(t *timestamppb.Timestamp) (time.Time, error) {
 	switch {
 	case t == nil:
@@ -143,10 +145,10 @@ func audience(values []string) ([]string, error) {
 	return values, nil
 }
 
-// page is the part of a list that a request asks for (AIP-158). A page token holds the
-// id at which the page before ended, and a hash of the list's name and filter: a token
-// of one list is refused for another. The token is not secret and not signed, since it
-// gives no rights. Clients must treat it as opaque.
+// page is the part of a list that a request asks for (AIP-158). A page token holds the id with
+// which the earlier page ended, and a hash of the list's name and filter: a token of one list
+// is refused for another list. A page token is not secret and not signed, since the token gives
+// no rights. Clients must treat a page token as opaque.
 type page struct {
 	size   int
 	after  string

@@ -12,9 +12,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Sessions serves SessionService. A user manages the user's own sessions, and an admin with
-// a token for caller.AdminAudience manages all; package session decides. An empty user_id
-// means the caller.
+// Sessions serves SessionService. A user is allowed to list and end the user's own sessions,
+// and an admin with a token for caller.AdminAudience the sessions of every user; package
+// session checks the rights. An empty user_id in a request means the caller.
 type Sessions struct {
 	watchwordv1.UnimplementedSessionServiceServer
 	Sessions *session.Admin
@@ -55,8 +55,9 @@ func (s *Sessions) RevokeUserSessions(ctx context.Context, req *watchwordv1.Revo
 	return &watchwordv1.RevokeUserSessionsResponse{}, s.Sessions.RevokeAll(ctx, by, userID)
 }
 
-// refreshedStep rounds the time of the last refresh in answers. With the precise time, a
-// thief that has a copy of the refresh token would know when to refresh within the grace.
+// refreshedStep is the step to which answers round the time of the last refresh. From the
+// precise time, a thief that has a copy of the refresh token would know when to refresh within
+// the grace.
 const refreshedStep = time.Hour
 
 // message converts a session. refreshed_at is rounded down. expires_at is the latest time

@@ -25,11 +25,12 @@ import (
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
-// errNoCertificate means that WatchBundle or GetTime needs a client certificate
-// (--client-ca) and the client has shown none.
+// errNoCertificate means that the called method, such as WatchBundle, needs a client
+// certificate (--client-ca), and that the client has shown none.
 var errNoCertificate = errors.New("no client certificate")
 
-// maxNonceLength bounds what GetTime sends back, in bytes.
+// maxNonceLength is the largest length, in bytes, of the nonce that a client sends to GetTime
+// and that GetTime sends back.
 const maxNonceLength = 64
 
 // Trust serves TrustService, from which verifiers get the keys and revocations (the
@@ -39,7 +40,8 @@ type Trust struct {
 	Hub    *hub.Hub
 	Logger *slog.Logger
 	// NeedCertificate makes WatchBundle, ReportWatcher and GetTime refuse a client without a
-	// certificate: the bundle names sessions and users, beside the public keys.
+	// certificate: the trust bundle holds the ids of sessions and users, beside the public
+	// keys.
 	NeedCertificate bool
 	Known           *share.Known
 }
@@ -54,7 +56,8 @@ func (t *Trust) GetKeySet(context.Context, *watchwordv1.GetKeySetRequest) (*watc
 	return resp, nil
 }
 
-// GetTime serves TrustService/GetTime: the times of this process, read now.
+// GetTime serves TrustService/GetTime: the answer has the wall clock and the elapsed time of
+// this process, read during the call.
 func (t *Trust) GetTime(ctx context.Context, req *watchwordv1.GetTimeRequest) (*watchwordv1.GetTimeResponse, error) {
 	if from, ok := peer.FromContext(ctx); t.NeedCertificate && (!ok || clientCertificate(from) == nil) {
 		return nil, errNoCertificate
@@ -71,10 +74,11 @@ func (t *Trust) GetTime(ctx context.Context, req *watchwordv1.GetTimeRequest) (*
 // may have to wait for their snapshots.
 const sendTimeout = 30 * time.Second
 
-// WatchBundle serves TrustService/WatchBundle: the stream of messages from the hub to
-// one verifier. A client that reads too slowly, or is ahead of this replica, gets
-// UNAVAILABLE and watches again. A client without a place, and a client that loses its place
-// to another client, get RESOURCE_EXHAUSTED.
+// WatchBundle serves TrustService/WatchBundle: the stream of messages from the hub to one
+// verifier. A client that reads too slowly, or that knows later changes than this replica, gets
+// UNAVAILABLE and watches again. Package hub has a bounded number of places for streams: a
+// client without a place, and a client that loses its place to another client, get
+// RESOURCE_EXHAUSTED.
 func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.ServerStreamingServer[watchwordv1.WatchBundleResponse]) error {
 	ctx := stream.Context()
 	if len(req.GetWatcher()) > maxWatcherID {
@@ -119,7 +123,7 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	case <-sending.Done():
 		err = sending.Result()
 	case <-watcher.Evicted():
-		sending.Leave(LogLate(t.Logger)) // SendMsg may be blocked
+		sending.Leave(LogLate(t.Logger)) // LogLate logs a panic of SendMsg, which may still be blocked
 		return hub.ErrEvicted
 	case <-unread.C:
 		watcher.LeftUnread()
@@ -132,8 +136,8 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 	return err
 }
 
-// clientOf returns the client of a stream, for the roster and for the hub. Errors:
-// errNoCertificate.
+// clientOf returns the client of a stream in two forms: for the roster, which lists watchers,
+// and for the hub, which bounds their streams. Errors: errNoCertificate.
 func (t *Trust) clientOf(ctx context.Context, watcher []byte) (roster.Client, hub.Peer, error) {
 	from, ok := peer.FromContext(ctx)
 	if !ok {
@@ -166,7 +170,8 @@ func Codec() encoding.CodecV2 { return codec{encoding.GetCodecV2(protoenc.Name)}
 
 type codec struct{ encoding.CodecV2 }
 
-// Marshal encodes any message but a [hub.Message], which is encoded already.
+// Marshal encodes any message. A [hub.Message] is encoded already, and Marshal returns its
+// bytes.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if encoded, ok := v.(hub.Message); ok {
 		return mem.BufferSlice{mem.SliceBuffer(encoded)}, nil
@@ -184,9 +189,9 @@ func clientCertificate(p *peer.Peer) *x509.Certificate {
 	return info.State.VerifiedChains[0][0]
 }
 
-// watcherPeer returns the peer by which a watcher is counted: the name in the client
-// certificate, or else the client's network. If a trusted proxy has
-// forwarded the call, the certificate names the proxy, and the network counts.
+// watcherPeer returns the peer whose streams are bounded together: the name in the client
+// certificate, or else the client's network. If a trusted proxy has forwarded the call, the
+// certificate belongs to the proxy, and watcherPeer returns the network.
 func watcherPeer(from *peer.Peer, cert *x509.Certificate, source caller.Source) hub.Peer {
 	direct := caller.Proxies{}.Source(from.Addr, nil)
 	if cert == nil || direct != source {
@@ -195,10 +200,10 @@ func watcherPeer(from *peer.Peer, cert *x509.Certificate, source caller.Source) 
 	return hub.Peer{Name: certificateName(cert), Certified: true}
 }
 
-// certificateName returns the name in a certificate: the first URI, such as a SPIFFE id;
-// or else the first DNS name; or else the subject. The CA has signed the whole
-// list of names, and the order counts, so a client always has the same name. The result
-// begins with the kind of the name, since a subject may look like a DNS name or a network.
+// certificateName returns the name in a certificate: the first URI, such as a SPIFFE id; or
+// else the first DNS name; or else the subject. The CA has signed the list of names with its
+// order, so a client cannot choose another name. The result begins with the kind of the name,
+// since a subject may look like a DNS name or a network.
 func certificateName(cert *x509.Certificate) string {
 	switch {
 	case len(cert.URIs) > 0:

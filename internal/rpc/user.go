@@ -126,11 +126,11 @@ func (s *Users) UpdateUser(ctx context.Context, req *watchwordv1.UpdateUserReque
 	return &watchwordv1.UpdateUserResponse{User: userMessage(row)}, addField(audiences, user.ErrNotService, err)
 }
 
-// readChange reads the fields that the update mask names (AIP-134). Without a mask
-// readChange reads the fields that are set; with the mask "*", all fields. So only a
-// mask can clear a field. A request that names no field is an error: the client has set a
-// field to its zero value, such as disabled to false, and forgotten the mask. The kind of a
-// user never changes; the client may name the kind that the user has.
+// readChange reads the fields that the update mask names (AIP-134). Without a mask, readChange
+// reads the fields that are set; with the mask "*", all fields. So a client needs a mask to
+// clear a field. A request that names no field is an error: the client has set a field to its
+// zero value, such as disabled to false, and forgotten the mask. The kind of a user never
+// changes; the client is allowed to name the kind that the user has.
 func readChange(r *reading, req *watchwordv1.UpdateUserRequest) (change user.Change) {
 	u := req.GetUser()
 	if paths := req.GetUpdateMask().GetPaths(); slices.Contains(paths, "kind") || u.GetKind() != 0 && (len(paths) == 0 || paths[0] == "*") {
@@ -157,7 +157,7 @@ func readChange(r *reading, req *watchwordv1.UpdateUserRequest) (change user.Cha
 }
 
 // maskPaths is the rule for update_mask, and returns the names of the fields to change.
-// Only the fields that a client may change are known names.
+// maskPaths refuses a name that is not one of the fields that a client can change.
 func maskPaths(req *watchwordv1.UpdateUserRequest) ([]string, error) {
 	all := []string{"username", "roles", "disabled", "audiences", "delegates_to"}
 	paths := req.GetUpdateMask().GetPaths()
@@ -208,8 +208,8 @@ func (s *Users) SetPassword(ctx context.Context, req *watchwordv1.SetPasswordReq
 	return &watchwordv1.SetPasswordResponse{User: userMessage(row)}, addField("id", user.ErrService, weakField("password", err))
 }
 
-// userMessage converts a user, and returns nil for nil: handlers call userMessage
-// before they look at the error. The password hash stays on the server.
+// userMessage converts a user to a message without the password hash. For nil, userMessage
+// returns nil, since handlers call userMessage before they look at the error.
 func userMessage(row *store.User) *watchwordv1.User {
 	if row == nil {
 		return nil

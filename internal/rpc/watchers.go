@@ -22,18 +22,18 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// The bounds of what a watcher says of itself: each stream of reports keeps one identity and
-// one report in memory.
+// These constants bound what a watcher (the verifier of a service) says of itself: for each
+// stream of ReportWatcher the server keeps one identity and one report in memory.
 const (
 	maxWatcherID     = 32  // bytes
-	maxWords         = 128 // bytes, each
+	maxWords         = 128 // bytes, of each text, such as the name of the service
 	maxResume        = 512 // bytes; a resume token of this server has 62
 	maxReasons       = 64
 	maxStaleness     = 366 * 24 * time.Hour
-	maxNameLength    = 256 // bytes, of a certificate
+	maxNameLength    = 256 // bytes, of the name in a certificate
 	reportsPerSecond = 20
-	// reportsPerStream is fewer than the small frames that package gate admits on one stream:
-	// so a stream ends with an answer, and not with a reset.
+	// reportsPerStream is less than the number of small frames that package gate admits on one
+	// stream: so a stream with many reports ends with an answer, and not with a reset.
 	reportsPerStream  = 800
 	reportsRefusalFor = time.Second
 )
@@ -49,8 +49,8 @@ type Watchers struct {
 	Roster *roster.Roster
 }
 
-// ReportWatcher serves TrustService/ReportWatcher: what a watcher says of itself, for
-// ListWatchers. Package gate bounds the number of streams.
+// ReportWatcher serves TrustService/ReportWatcher: a watcher (the verifier of a service) sends
+// what ListWatchers shows about the watcher. Package gate bounds the number of streams.
 func (t *Trust) ReportWatcher(stream grpc.ClientStreamingServer[watchwordv1.ReportWatcherRequest, watchwordv1.ReportWatcherResponse]) error {
 	first, err := stream.Recv()
 	if errors.Is(err, io.EOF) {
@@ -115,7 +115,8 @@ func watcherID(said *watchwordv1.WatcherIdentity) ([]byte, error) {
 	}
 }
 
-// shortWords is the rule for what a watcher says of itself.
+// shortWords is the rule for a text in which a watcher describes itself, such as the name of
+// its service.
 func shortWords(text string) (string, error) {
 	if len(text) > maxWords {
 		return "", fmt.Errorf("longer than %d bytes", maxWords)
@@ -126,7 +127,7 @@ func shortWords(text string) (string, error) {
 	return text, nil
 }
 
-// readReport reads a later message of a stream of reports.
+// readReport reads the second message or a later message of a stream of reports.
 func (t *Trust) readReport(msg *watchwordv1.ReportWatcherRequest) (roster.Report, error) {
 	said := msg.GetReport()
 	var broken error
@@ -207,8 +208,9 @@ func watcherMessage(w *roster.Watcher) *watchwordv1.Watcher {
 	return m
 }
 
-// shownName returns the name in a certificate for people: like [certificateName], with the
-// subject in the form of RFC 2253. A long name is cut, and ends in a part of its hash.
+// shownName returns the name in a certificate as ListWatchers shows the name: like
+// [certificateName], but a subject has the form of RFC 2253. A long name is cut, and ends in a
+// part of its hash.
 func shownName(cert *x509.Certificate) string {
 	name := certificateName(cert)
 	if len(cert.URIs) == 0 && len(cert.DNSNames) == 0 {

@@ -23,19 +23,21 @@ import (
 
 const (
 	// eventStreams bounds the open streams of WatchEvents in this process, and
-	// eventStreamsOfOne those of one admin. Each stream asks the database a few times a second,
-	// and keeps some 200 KiB while records are under way.
+	// eventStreamsOfOne the open streams of one admin. Each stream reads from the database a
+	// few times a second, and takes about 200 KiB while records are being sent.
 	eventStreams      = 64
 	eventStreamsOfOne = 16
-	// eventsEvery is the time between two looks at the record.
+	// eventsEvery is the time between two reads of the security record.
 	eventsEvery = 250 * time.Millisecond
-	// eventsAlive is the longest time between two messages, and the shortest delay that a
-	// message tells.
+	// eventsAlive is the longest time between two messages of a stream. If a transaction of
+	// PostgreSQL has kept records back for eventsAlive or longer, a message tells for how long.
 	eventsAlive = 5 * time.Second
-	// beforeExpiry is how long before the expiry of the access token a stream ends. Later the
-	// verifier would refuse the stream, and the refusal would be on record.
+	// beforeExpiry is how long before the expiry of the caller's access token a stream of
+	// WatchEvents ends. A stream that stays open longer would be refused by the verifier, and
+	// the security record would hold the refusal.
 	beforeExpiry = 2 * time.Second
-	// maxEventResume bounds a resume text, in bytes.
+	// maxEventResume is the largest length, in bytes, of the text by which a client resumes
+	// WatchEvents.
 	maxEventResume = 1024
 )
 
@@ -44,8 +46,8 @@ var (
 	errLostStream  = errors.New("another client got the place of this stream")
 )
 
-// NewAudit returns the service for a record. The logger gets the panics of handlers after the
-// end of their streams.
+// NewAudit returns the service for the security record. The logger gets the panics of handlers
+// that still run after the end of their streams.
 func NewAudit(s *store.Store, logger *slog.Logger) *Audit {
 	return &Audit{store: s, logger: logger, streams: share.NewPool(share.Limits{Places: eventStreams, PerPeer: eventStreamsOfOne})}
 }
@@ -72,7 +74,8 @@ func (s *Audit) WatchEvents(req *watchwordv1.WatchEventsRequest, stream grpc.Ser
 			return badName(err)
 		}
 	}
-	// Send blocks while the client does not read, and cannot be cancelled; as in WatchBundle.
+	// Send blocks while the client does not read, and cannot be cancelled. So Send runs in a
+	// separate goroutine, and the handler returns before Send when w.unread fires.
 	w.stream, w.unread = stream, time.NewTimer(sendTimeout)
 	w.unread.Stop()
 	defer w.unread.Stop()
@@ -84,7 +87,7 @@ func (s *Audit) WatchEvents(req *watchwordv1.WatchEventsRequest, stream grpc.Ser
 		}
 		return err
 	case <-ctx.Done():
-		sending.Leave(LogLate(s.logger)) // Send may be blocked
+		sending.Leave(LogLate(s.logger)) // LogLate logs a panic of Send, which may still be blocked
 		return context.Cause(ctx)
 	case <-w.unread.C:
 		sending.Leave(LogLate(s.logger))
@@ -96,13 +99,13 @@ func (s *Audit) WatchEvents(req *watchwordv1.WatchEventsRequest, stream grpc.Ser
 type watching struct {
 	store  *store.Store
 	of     audit.Following
-	hash   string // of the filter, in every resume text
+	hash   string // the hash of the filter, which every resume text contains
 	at     audit.Place
 	stream grpc.ServerStreamingServer[watchwordv1.WatchEventsResponse]
-	unread *time.Timer // runs while a message is under way
+	unread *time.Timer // runs while a message is being sent
 }
 
-// newWatching reads a request.
+// newWatching checks the fields of a request and returns the stream's state.
 func (s *Audit) newWatching(req *watchwordv1.WatchEventsRequest) (*watching, error) {
 	var r reading
 	filter, name := readFilter(&r, req)
@@ -154,7 +157,7 @@ func (w *watching) run(ctx context.Context) error {
 	}
 }
 
-// gaps maps the gaps of a record to those of the API.
+// gaps maps the gaps that package audit finds in the record to the enum EventGap of the API.
 var gaps = map[audit.Gap]watchwordv1.EventGap{
 	audit.Deleted:      watchwordv1.EventGap_EVENT_GAP_DELETED,
 	audit.OtherHistory: watchwordv1.EventGap_EVENT_GAP_OTHER_HISTORY,
@@ -170,8 +173,8 @@ func (w *watching) send(part audit.Part) error {
 	return w.stream.Send(m)
 }
 
-// resumeText is the content of a resume text. The text gives no rights, so the text has no
-// signature.
+// resumeText is the content of the text by which a client resumes WatchEvents. The text has no
+// signature, since the text gives no rights.
 type resumeText struct {
 	Filter string      `json:"f"`
 	Start  time.Time   `json:"s"`
@@ -179,7 +182,7 @@ type resumeText struct {
 }
 
 func (w *watching) resume() string {
-	text, _ := json.Marshal(resumeText{w.hash, w.of.Filter.Start, w.at}) // cannot fail: texts, numbers and times
+	text, _ := json.Marshal(resumeText{w.hash, w.of.Filter.Start, w.at}) // cannot fail, since the fields are texts, numbers and times
 	return base64.RawURLEncoding.EncodeToString(text)
 }
 

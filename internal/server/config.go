@@ -23,9 +23,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Config holds the settings of a server. The command line reads the tags, and makes a
-// flag and an environment variable of every field. The only secret in a Config is the
-// password in DatastoreURI, if the URI has one.
+// Config holds the settings of a server. Package cli reads the tags, and makes a flag and an
+// environment variable of every field. The only secret in a Config is the password in
+// DatastoreURI, if the URI has one.
 type Config struct {
 	GRPCAddr             string        `name:"grpc-addr" default:"127.0.0.1:50051" help:"Address of the gRPC API."`
 	HTTPAddr             string        `name:"http-addr" default:"127.0.0.1:8080" help:"Address of the JWKS, metadata, health and metrics."`
@@ -61,24 +61,25 @@ type Config struct {
 	InitialPasswordFile string `type:"path" help:"File for the password of the first user, instead of standard output. Must not exist at the first start."`
 }
 
-// PasswordRules holds the settings of the rules for new passwords. They are flags of serve,
-// and of the commands that set a password in the database.
+// PasswordRules holds the settings of the rules for new passwords. The settings are flags of
+// `serve`, and of the commands that set a password in the database.
 type PasswordRules struct {
 	MinPasswordLength int    `default:"15" help:"Fewest characters of a new password, 8 at least."`
 	PasswordList      string `type:"path" help:"File of further passwords to refuse, one a line."`
 }
 
-// maxMinPasswordLength bounds --min-password-length: NIST SP 800-63B-4 asks for passwords
-// of 64 characters to be allowed.
+// maxMinPasswordLength is the largest value of --min-password-length: NIST SP 800-63B-4 demands
+// that users can choose passwords of 64 characters.
 const maxMinPasswordLength = 64
 
-// Validate returns every fault of the settings. Each fault begins with its flag.
+// Validate returns every fault of the settings. The text of each fault begins with the name of
+// the flag.
 func (r *PasswordRules) Validate() error {
 	return check(rule{r.MinPasswordLength < password.LeastMinLength || r.MinPasswordLength > maxMinPasswordLength,
 		fmt.Sprintf("--min-password-length: must be between %d and %d (NIST SP 800-63B-4)", password.LeastMinLength, maxMinPasswordLength)})
 }
 
-// Policy reads the list of passwords, and returns the rules for new passwords.
+// Policy reads the file of --password-list, and returns the rules for new passwords.
 func (r *PasswordRules) Policy() (password.Policy, error) {
 	policy := password.Policy{MinLength: r.MinPasswordLength}
 	if r.PasswordList == "" {
@@ -95,8 +96,8 @@ func (r *PasswordRules) Policy() (password.Policy, error) {
 	return policy, err
 }
 
-// DefaultConfig returns the settings with which the command line starts if no flag is
-// given. A test of package cli compares them with the defaults in the tags.
+// DefaultConfig returns the settings with which the command line starts if no flag is given. A
+// test of package cli compares the settings with the defaults in the tags.
 func DefaultConfig() Config {
 	return Config{
 		GRPCAddr: "127.0.0.1:50051", HTTPAddr: "127.0.0.1:8080", DatastoreURI: "sqlite:watchword.db",
@@ -109,13 +110,13 @@ func DefaultConfig() Config {
 	}
 }
 
-// minAccessTTL is the shortest lifetime of an access token. With a shorter one, clients
+// minAccessTTL is the shortest lifetime of an access token. With a shorter lifetime, clients
 // would do little else than refresh.
 const minAccessTTL = time.Second
 
-// maxMaxSessions bounds --max-sessions. Each login counts the user's sessions, up to
-// --max-sessions: with 10,000 sessions the count takes about 1.5 ms, and keeps SQLite's one
-// writer busy for that time.
+// maxMaxSessions is the largest value of --max-sessions. Each login counts the user's sessions,
+// up to --max-sessions: counting 10,000 sessions takes about 1.5 ms, and keeps SQLite's one
+// writer busy for 1.5 ms.
 const maxMaxSessions = 10_000
 
 // The issuer and the audiences are in every access token, and a token has at most 8
@@ -130,16 +131,16 @@ const (
 // other characters have several spellings.
 var printable = regexp.MustCompile(`^[!-~]*$`)
 
-// Validate returns every fault of a configuration in one error, so that the operator
-// mends all of them at once. New calls Validate before anything is opened. Each fault
-// begins with its flag.
+// Validate returns every fault of a configuration in one error, so that the operator can mend
+// all faults at once. New calls Validate before it opens anything. The text of each fault
+// begins with the name of the flag.
 func (c *Config) Validate() error {
 	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateBounds(), c.validateThrottle(), c.validateTransport(), c.PasswordRules.Validate())
 }
 
-// CheckFiles returns the faults of what the settings name: the URI of the database, and the
-// files that must be there before the start. CheckFiles opens no database. Each fault begins
-// with its flag.
+// CheckFiles returns the faults of the database's URI, and of the files that must exist before
+// the start. CheckFiles opens no database. The text of each fault begins with the name of the
+// flag.
 func (c *Config) CheckFiles() error {
 	_, errURI := store.CheckURI(c.DatastoreURI)
 	if errURI != nil {
@@ -162,7 +163,7 @@ func (c *Config) CheckFiles() error {
 // rule is one rule for a flag of the configuration.
 type rule struct {
 	broken bool   // whether the configuration breaks the rule
-	text   string // begins with the flag
+	text   string // the text of the fault, which begins with the name of the flag
 }
 
 // check joins the texts of the broken rules.
@@ -194,8 +195,8 @@ func (c *Config) validateIssuing() error {
 	return check(append(rules, rule{err != nil, fmt.Sprintf("--signing-alg: %v", err)})...)
 }
 
-// validIssuer checks the issuer by RFC 8414, section 2. A path that is not clean could
-// not be served: the HTTP server redirects such a path.
+// validIssuer checks the issuer by RFC 8414, section 2. validIssuer refuses a path that is not
+// clean, such as /a//b: the HTTP server would redirect the path instead of serving it.
 func validIssuer(issuer string) bool {
 	u, err := url.Parse(issuer)
 	return err == nil && u.Host != "" && (u.Scheme == "http" || u.Scheme == "https") && u.User == nil &&
@@ -212,8 +213,8 @@ func (c *Config) validateLifetimes() error {
 		rule{c.RefreshGrace < 0 || c.RefreshGrace >= c.RefreshTTL, "--refresh-grace: must not be negative, and must be shorter than --refresh-ttl"},
 		rule{c.RefreshRepeats < 1, "--refresh-repeats: must be at least 1, so that one lost answer logs out no client"},
 		rule{c.JWKSMaxAge < 0, "--jwks-max-age: must not be negative"},
-		// A key stays in the key set until its last token has expired, so keys that
-		// sign for less than a token's life would pile up there.
+		// A key stays in the key set until its last token has expired. With a --key-ttl below
+		// --access-ttl, many keys would collect in the key set.
 		rule{c.KeyTTL != 0 && c.KeyTTL < c.AccessTTL, "--key-ttl: must be 0, or not shorter than --access-ttl"},
 		rule{c.AuditTTL < time.Hour, "--audit-ttl: must be at least 1h"},
 		rule{c.ShutdownDelay < 0, "--shutdown-delay: must not be negative"},
@@ -229,8 +230,8 @@ func (c *Config) validateBounds() error {
 	)
 }
 
-// validateThrottle keeps the list of waiting tries short: it has a place for each
-// --throttle-longest-delay in an hour.
+// validateThrottle refuses settings that make the list of waiting tries long: the list has a
+// place for each --throttle-longest-delay in an hour.
 func (c *Config) validateThrottle() error {
 	return check(
 		rule{c.ThrottleFreeTries < 1 || c.ThrottleFreeTries > maxFreeTries, fmt.Sprintf("--throttle-free-tries: must be between 1 and %d", maxFreeTries)},
@@ -239,14 +240,15 @@ func (c *Config) validateThrottle() error {
 	)
 }
 
-// The largest values are far beyond what still slows a guesser down.
+// The largest values are far beyond the values that slow down an attacker that guesses
+// passwords.
 const (
 	maxFreeTries  = 1_000_000
 	maxSourceRate = 1_000_000
 )
 
-// validateTransport refuses to send passwords and tokens in the clear to other
-// machines, unless the operator says --insecure.
+// validateTransport refuses to send passwords and tokens without TLS to other machines, unless
+// the operator sets --insecure.
 func (c *Config) validateTransport() error {
 	_, err := caller.ParseProxies(c.TrustedProxy)
 	rules := []rule{
@@ -265,8 +267,8 @@ func (c *Config) validateTransport() error {
 	return check(rules...)
 }
 
-// loopback reports whether a host is this machine alone. An empty host is every
-// address.
+// loopback reports whether a listener on host is reachable from this machine alone. For an
+// empty host, loopback returns false: the listener has every address of the machine.
 func loopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()

@@ -29,9 +29,9 @@ const (
 
 // Refresh spends a refresh token and returns new tokens. The answer to a refresh may get lost,
 // so a client may present the same token again: within the grace (--refresh-grace) the token
-// gets the same answer again. A spent token presented after the grace ends its session (RFC
-// 9700, section 4.14), unless the answer to it was lost. Tokens presented again in more
-// successive generations than --refresh-repeats also end the session.
+// gets the same answer again. After the grace, only the token that was spent last gets an
+// answer, a new successor. Any other spent token ends its session (RFC 9700, section 4.14). So
+// does a token presented again in more successive generations than --refresh-repeats.
 //
 // Errors, in the order of the checks: ErrRefreshInvalid; share.ErrNoTurn;
 // ErrRefreshExpired; ErrRevoked; ErrRefreshReused; ErrAudience, which spends nothing.
