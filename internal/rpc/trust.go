@@ -189,7 +189,7 @@ func clientCertificate(p *peer.Peer) *x509.Certificate {
 	return info.State.VerifiedChains[0][0]
 }
 
-// watcherPeer returns the peer whose streams are bounded together: the name in the client
+// watcherPeer returns the peer by which the streams of a watcher are bounded: the name in the client
 // certificate, or else the client's network. If a trusted proxy has forwarded the call, the
 // certificate belongs to the proxy, and watcherPeer returns the network.
 func watcherPeer(from *peer.Peer, cert *x509.Certificate, source caller.Source) hub.Peer {

@@ -27,11 +27,11 @@ import (
 
 const (
 	maxMessage = 64 << 10 // bytes; the largest request that makes sense, a user with 32 roles, has 4 KiB
-	maxStreams = 100      // calls at a time on one connection
-	// maxHeaders bounds the headers that gRPC accepts, in bytes. Between 16 KiB and
-	// maxHeaders, package gate refuses the one call with INVALID_REQUEST. Above maxHeaders,
-	// gRPC may end the connection with all its calls, and a proxy in front carries the calls
-	// of many clients over one connection.
+	maxStreams = 100      // the largest number of calls at a time on one connection
+	// maxHeaders bounds the headers that gRPC accepts, in bytes. Between 16 KiB and maxHeaders,
+	// package gate refuses only the call with the headers, with INVALID_REQUEST. Above
+	// maxHeaders, gRPC may end the connection with all its calls, and a proxy in front carries
+	// the calls of many clients over one connection.
 	maxHeaders = 64 << 10
 	// window is what a client may send on one stream before the server has read it, in
 	// bytes. A window of fixed size bounds the memory of a request that is still arriving.
@@ -44,18 +44,18 @@ const (
 	maxIdle = 5 * time.Minute
 )
 
-// grpcOptions returns the bounds and the interceptors of the gRPC server. The
-// interceptors, outermost first: s.calls counts unary calls from their arrival, and streams
-// that the gate's tap admits, for /metrics; recovery turns a panic into INTERNAL; the gate notes when a
-// request has arrived; the edge gives errors their status and counts refused calls for the
-// security record; the verifier checks the access token; turns bound the calls of one user.
-// Before all of them, the gate's tap admits a call by its headers. A call that the tap
+// grpcOptions returns the bounds and the interceptors of the gRPC server. The interceptors,
+// outermost first: s.calls counts, for /metrics, unary calls from their arrival, and streams
+// that package gate admits; recovery turns a panic into INTERNAL; the gate notes when a request
+// has arrived; the edge gives errors their status and counts refused calls for the security
+// record; the verifier checks the access token; turns bound the calls of one user. Before all
+// interceptors, the tap of package gate admits a call by its headers. A call that the tap
 // refuses, and a unary call that loses its place before its arrival, is counted by the bound
 // that refuses the call, and in the security record.
 //
-// The keepalive pings close a connection to a client that has disappeared, within 40
-// seconds. Clients may ping every five seconds, also without a call: a verifier's
-// stream is idle most of the time.
+// The keepalive pings close a connection to a client that has disappeared, within 40 seconds.
+// Clients are allowed to ping every five seconds, even without a call: a verifier's stream is
+// idle most of the time.
 func (s *Server) grpcOptions() []grpc.ServerOption {
 	panics := recovery.WithRecoveryHandlerContext(s.recovered)
 	edge := rpc.NewEdge(s.audit, s.passwords.RetryAfter, s.logger)
@@ -92,9 +92,9 @@ func (s *Server) grpcOptions() []grpc.ServerOption {
 	return append(opts, grpc.ChainUnaryInterceptor(rpc.InTurn(s.known)))
 }
 
-// logCalls logs every call at level debug, for finding faults. Health and reflection
-// are left out. The level may change while the server runs. In ordinary use the metrics count the calls, and the security record
-// holds the important ones.
+// logCalls logs every call at level debug, for finding faults. logCalls leaves out health
+// checks and reflection. The operator can change the level while the server runs. In ordinary
+// use the metrics count the calls, and the security record holds the important calls.
 func (s *Server) logCalls() []grpc.ServerOption {
 	logs := logging.LoggerFunc(func(ctx context.Context, _ logging.Level, msg string, fields ...any) {
 		s.logger.DebugContext(ctx, msg, fields...)
@@ -111,17 +111,17 @@ func (s *Server) logCalls() []grpc.ServerOption {
 	}
 }
 
-// recovered logs a panic in a handler, and returns the error for the client: the
-// process goes on with the other calls.
+// recovered logs a panic in a handler, and returns the error for the client, so that the
+// process continues with the other calls.
 func (s *Server) recovered(ctx context.Context, p any) error {
 	s.logger.ErrorContext(ctx, "panic in a handler", "panic", p, "stack", string(debug.Stack()))
 	return status.Error(codes.Internal, "internal error")
 }
 
-// drain ends streams when the server stops. An idle stream (of a verifier, a health
-// check or reflection) would block GracefulStop for ever.
+// drain ends streams when the server stops. Without drain, an idle stream (of a verifier, a
+// health check or reflection) would block gRPC's GracefulStop for ever.
 type drain struct {
-	announced atomic.Bool   // the server will stop: readiness is off
+	announced atomic.Bool   // true from the time at which readiness is turned off
 	begun     chan struct{} // closed when the server stops
 	logger    *slog.Logger
 }
@@ -133,11 +133,12 @@ func (d *drain) begin() {
 	close(d.begun)
 }
 
-// draining reports whether the server stops now or after --shutdown-delay.
+// draining reports whether the server stops now, or will stop after --shutdown-delay.
 func (d *drain) draining() bool { return d.announced.Load() }
 
-// stream is an interceptor that returns when the server stops, although the handler may
-// still block in Recv. gRPC then ends the stream's context, and with it the handler.
+// stream is an interceptor that returns when the server stops, although the handler may still
+// block in Recv. After the return, gRPC ends the stream's context, and so the handler returns
+// too.
 func (d *drain) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	call := detach.Go(func() error { return handler(srv, ss) })
 	select {

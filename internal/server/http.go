@@ -31,9 +31,10 @@ func (s *Server) httpServer(issuer string) *http.Server {
 	metadata := s.metadata(issuer)
 	mux.HandleFunc("GET "+wellKnown, metadata)
 	if u, err := url.Parse(issuer); err == nil && u.Path != "" && u.Path != "/" {
-		// RFC 8414, section 3.1: the well-known part stands between the host and the
-		// path of the issuer. The jwks_uri of the metadata is below the path of the
-		// issuer, and a proxy may or may not remove the path.
+		// By RFC 8414, section 3.1, the text /.well-known/… stands between the host and the
+		// path of the issuer. The jwks_uri of the metadata is below the path of the issuer. A
+		// proxy in front of the server may remove the path, so the server answers with and
+		// without the path.
 		mux.HandleFunc("GET "+wellKnown+u.EscapedPath(), metadata)
 		mux.HandleFunc("GET "+u.EscapedPath()+keySetPath, s.serveJWKS)
 	}
@@ -49,18 +50,20 @@ func (s *Server) httpServer(issuer string) *http.Server {
 	}
 	return &http.Server{
 		Handler: mux, TLSConfig: tlsConfig, Protocols: protocols,
-		// The bounds keep a slow client from holding a connection.
+		// The time bounds keep a slow client from holding a connection.
 		ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
 		IdleTimeout: 2 * time.Minute, MaxHeaderBytes: maxHeaders,
-		// Any client can cause these errors, such as by a broken TLS handshake.
+		// ErrorLog logs at level debug, since any client can cause errors of the HTTP server,
+		// such as by a broken TLS handshake.
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 }
 
-// boundScrapes serves at most maxScrapes requests at a time; others wait. The handler writes to
-// memory, so a client that reads slowly leaves its turn to the next client.
+// boundScrapes serves at most maxScrapes requests for /metrics at a time; other requests wait.
+// The handler writes to memory, so a client that reads slowly leaves its turn to the next
+// client.
 func boundScrapes(handler http.Handler) http.Handler {
-	const maxScrapes = 2 // each takes a few milliseconds of a core
+	const maxScrapes = 2 // a request takes a few milliseconds of a core
 	turns := make(chan struct{}, maxScrapes)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		page := buffered{header: w.Header(), code: http.StatusOK}
@@ -89,8 +92,8 @@ func (b *buffered) Header() http.Header         { return b.header }
 func (b *buffered) WriteHeader(code int)        { b.code = code }
 func (b *buffered) Write(p []byte) (int, error) { return b.body.Write(p) }
 
-// serveHTTP serves until the HTTP server is shut down. TLSConfig gives the certificate, so
-// ServeTLS reads no files.
+// serveHTTP serves until the HTTP server is shut down. ServeTLS gets no file names, since
+// TLSConfig gives the certificate.
 func (s *Server) serveHTTP() error {
 	serve := s.http.Serve
 	if s.http.TLSConfig != nil {
@@ -102,8 +105,8 @@ func (s *Server) serveHTTP() error {
 	return nil
 }
 
-// serveJWKS serves the key set (RFC 7517). max-age is --jwks-max-age: a new key signs
-// only after it has been published for as long.
+// serveJWKS serves the key set (RFC 7517). The header Cache-Control has max-age =
+// --jwks-max-age: a new key signs only after the key has been published for --jwks-max-age.
 func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 	keys := []*watchwordv1.JsonWebKey{} // the JSON names are those of RFC 7517
 	for _, key := range s.feed.Hub().TrustState().GetKeys() {

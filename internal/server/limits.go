@@ -8,33 +8,33 @@ import (
 
 const (
 	// defaultConnections is the number of gRPC connections that a server accepts at a time,
-	// unless --max-connections or the limit of open files says otherwise. docs/scaling.md
-	// gives the memory of a connection, of an unfinished request and of a stream; the
-	// numbers below follow from these.
+	// unless --max-connections or the limit of open files says otherwise. docs/scaling.md gives
+	// the memory of a connection, of an unfinished request and of a stream; from this memory
+	// follow the constants in this file.
 	defaultConnections = 2048
 	minConnections     = 16
 	// reservedFiles is the number of open files that the server keeps for the database, its
 	// listeners and its own files.
 	reservedFiles = 64
-	// knownNetworks bounds the networks with a proof; see [share.Known]. Each takes some 600
-	// bytes.
+	// knownNetworks is the largest number of known networks: networks from which a client has
+	// shown a right password or a valid token (see [share.Known]). Each takes about 600 bytes.
 	knownNetworks = 8192
 )
 
-// limits holds the bounds that follow from the number of connections.
+// limits holds the bounds that follow from --max-connections.
 type limits struct {
-	connections int // to the gRPC address
-	http        int // connections to the HTTP address
-	watchers    int // streams of the trust bundle
+	connections int // the largest number of connections to the gRPC address
+	http        int // the largest number of connections to the HTTP address
+	watchers    int // the largest number of streams of the trust bundle, one for each verifier
 	calls       gate.Limits
 }
 
-// limits returns the bounds of a configuration. files is the number of files that the
-// process may have open; 0 means no limit. Connections to one address cannot take the files
-// of the other address: each has a number of its own.
+// limits returns the bounds of a configuration. files is the number of files that the process
+// is allowed to have open; 0 means no limit. Connections to one address cannot take the files
+// of the other address: each address has a bound of its own.
 //
-// Errors: one that names --max-connections and the limit of open files, if the connections
-// do not fit.
+// Errors: an error that names --max-connections and the limit of open files, if the connections
+// need more files than the limit.
 func (c *Config) limits(files int) (limits, error) {
 	connections := c.MaxConnections
 	if connections == 0 {
@@ -47,8 +47,9 @@ func (c *Config) limits(files int) (limits, error) {
 			connections = max(minConnections, fit)
 		}
 	}
-	// A verifier has a connection of its own. One in four connections is for other clients:
-	// a connection without a call gives way to a newcomer, and one with a watcher does not.
+	// A verifier has a connection of its own. One in four connections is reserved for other
+	// clients than verifiers: a connection without a call gives way to a new connection, and a
+	// connection with a verifier's stream does not.
 	watchers := connections - connections/4
 	l := limits{connections: connections, http: max(minConnections/2, connections/16), watchers: watchers, calls: gate.Limits{
 		Requests: max(32, connections/4), RequestsPerPeer: max(16, connections/8),
@@ -57,7 +58,7 @@ func (c *Config) limits(files int) (limits, error) {
 	}}
 	needed := l.connections + l.http
 	if len(c.TrustedProxy) > 0 {
-		needed *= 2 // connections of proxies have bounds of their own, as large
+		needed *= 2 // connections of proxies have bounds of their own, of the same size
 	}
 	if needed += reservedFiles; files > 0 && needed > files {
 		return limits{}, fmt.Errorf("--max-connections: %d connections need %d open files, and the limit of open files (ulimit -n) is %d: "+

@@ -29,35 +29,36 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// LocalConfig holds the settings of a [Local]. The settings with the names of flags are as
-// for serve.
+// LocalConfig holds the settings of a [Local]. A setting with the name of a flag of `serve`
+// means the same as for `serve`.
 type LocalConfig struct {
 	DatastoreURI           string
-	MasterKeyFile          string          // read by the calls about keys alone
-	Policy                 password.Policy // of new passwords
-	RefreshTTL, SessionTTL time.Duration   // decide which sessions are live
+	MasterKeyFile          string          // the file is read by the calls of KeyService and, with VerifyFor, by OpenLocal
+	Policy                 password.Policy // the rules for new passwords
+	RefreshTTL, SessionTTL time.Duration   // the lifetimes by which a session is live
 	Operator               string          // the name in the operating system, for the security record
 	Warn                   func(text string)
-	// VerifyFor adds AuthService/Verify, for tokens for these services, and
-	// TrustService/GetKeySet. Both need the master key file. Empty: neither is served.
+	// VerifyFor makes a Local also serve TrustService/GetKeySet, and AuthService/Verify for
+	// tokens for these services. Both methods need the master key file. Empty: a Local serves
+	// neither method.
 	VerifyFor []string
 }
 
-// Local serves UserService, SessionService, KeyService, AuditService and FederationService on a database, for
-// the command line: to one client in this process, over a connection in memory. The client
-// is the operator ([rpc.AsOperator]) and needs no token, since the operator can write the
-// database anyway. Servers that run on the same database learn of the changes by polling,
-// within a second.
+// Local serves UserService, SessionService, KeyService, AuditService and FederationService on a
+// database, for the command line: to one client in this process, over a connection in memory.
+// The client is the operator ([rpc.AsOperator]) and needs no token, since the operator can
+// write the database anyway. Servers that run on the same database learn of the changes by
+// polling, within a second.
 type Local struct {
 	conn     *grpc.ClientConn
 	grpc     *grpc.Server
-	ended    chan error // has the error of Serve
+	ended    chan error // receives the error that Serve returns
 	store    *store.Store
 	verifier *authn.Verifier       // nil without LocalConfig.VerifyFor
-	cause    atomic.Pointer[error] // of the handler's last error
+	cause    atomic.Pointer[error] // the last error that a handler has returned
 }
 
-// OpenLocal opens a database, which must exist, and serves it. Call Close.
+// OpenLocal opens an existing database and serves it. The caller must call Close.
 func OpenLocal(ctx context.Context, cfg LocalConfig) (*Local, error) {
 	s, err := store.OpenExisting(ctx, cfg.DatastoreURI)
 	if err != nil {
@@ -96,12 +97,12 @@ func (l *Local) serve(ctx context.Context, cfg LocalConfig) error {
 	return errors.Join(err, l.connect())
 }
 
-// connect serves, and makes the connection.
+// connect starts the server on a connection in memory, and makes the client's connection.
 func (l *Local) connect() (err error) {
 	memory := bufconn.Listen(buffer)
 	go func() {
 		err := l.grpc.Serve(memory)
-		if errors.Is(err, grpc.ErrServerStopped) { // Close came first
+		if errors.Is(err, grpc.ErrServerStopped) { // Close was called before Serve
 			err = nil
 		}
 		l.ended <- err
@@ -117,8 +118,8 @@ func (l *Local) connect() (err error) {
 // can mend the fault. Make one call at a time.
 func (l *Local) Conn() grpc.ClientConnInterface { return l.conn }
 
-// Close closes the connection and the database. The error counts: it may tell that the last
-// write failed.
+// Close closes the connection and the database. The caller must not ignore the error: the error
+// may tell that the last write failed.
 func (l *Local) Close() error {
 	var err error
 	if l.conn != nil {
@@ -132,21 +133,21 @@ func (l *Local) Close() error {
 	return errors.Join(err, l.store.Close())
 }
 
-// asOperator returns an interceptor that makes every call one of the operator.
+// asOperator returns an interceptor that makes the operator the caller of every call.
 func asOperator(name string) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		return handler(rpc.AsOperator(ctx, name), req)
 	}
 }
 
-// streamAsOperator is asOperator for streams.
+// streamAsOperator returns an interceptor that makes the operator the caller of every stream.
 func streamAsOperator(name string) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		return handler(srv, operatorStream{ss, rpc.AsOperator(ss.Context(), name)})
 	}
 }
 
-// operatorStream is a stream of the operator.
+// operatorStream is a stream with the operator as the caller.
 type operatorStream struct {
 	grpc.ServerStream
 	ctx context.Context
@@ -155,8 +156,8 @@ type operatorStream struct {
 // Context returns the context of the operator.
 func (s operatorStream) Context() context.Context { return s.ctx }
 
-// keepCause intercepts the calls at the server's end, and keeps the error of the handler for
-// tellCause.
+// keepCause intercepts the calls on the server's side, and keeps the error of the handler in
+// l.cause, for tellCause on the client's side.
 func (l *Local) keepCause(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	resp, err := handler(ctx, req)
 	if err != nil {
@@ -165,7 +166,8 @@ func (l *Local) keepCause(ctx context.Context, req any, _ *grpc.UnaryServerInfo,
 	return resp, err
 }
 
-// keepStreamCause is keepCause for streams.
+// keepStreamCause intercepts streams on the server's side, and keeps the error of the handler
+// in l.cause.
 func (l *Local) keepStreamCause(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	err := handler(srv, ss)
 	if err != nil {
@@ -174,13 +176,15 @@ func (l *Local) keepStreamCause(srv any, ss grpc.ServerStream, _ *grpc.StreamSer
 	return err
 }
 
-// tellCause intercepts the calls at the client's end.
+// tellCause intercepts the calls on the client's side, and returns the fault that keepCause has
+// kept, see [Local.causeOf].
 func (l *Local) tellCause(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	l.cause.Store(nil)
 	return l.causeOf(invoke(ctx, method, req, reply, conn, opts...))
 }
 
-// tellStreamCause is tellCause for streams.
+// tellStreamCause intercepts streams on the client's side, and returns the fault that
+// keepStreamCause has kept, see [Local.causeOf].
 func (l *Local) tellStreamCause(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	l.cause.Store(nil)
 	stream, err := open(ctx, desc, conn, method, opts...)
@@ -223,13 +227,15 @@ func (k *localKeys) master() (*seal.Keys, error) {
 	return seal.Load(path)
 }
 
-// with returns the service with master keys that open the keys in the database.
+// with returns the service of KeyService that uses master, the master keys that open the keys
+// in the database.
 func (k *localKeys) with(master *seal.Keys) *rpc.Keys {
 	keys := issuer.NewKeySet(master, slog.New(slog.DiscardHandler))
 	return &rpc.Keys{Keyring: issuer.NewKeyring(k.store, feed.Direct(k.store), keys, k.audit)}
 }
 
-// checked returns the service for changes. Errors: those of the master key file.
+// checked returns the service for calls that change keys, after a check of the master key file.
+// Errors: those of the master key file.
 func (k *localKeys) checked(ctx context.Context) (*rpc.Keys, error) {
 	master, err := k.master()
 	if err == nil {
@@ -241,8 +247,8 @@ func (k *localKeys) checked(ctx context.Context) (*rpc.Keys, error) {
 	return k.with(master), nil
 }
 
-// ListKeys lists all signing keys. With the master key file, a key that somebody without the
-// master key has added or changed is `untrusted`. Without the file, ListKeys warns.
+// ListKeys lists all signing keys. With the master key file, a key that was added or changed
+// without the master key is `untrusted`. Without the file, ListKeys warns.
 func (k *localKeys) ListKeys(ctx context.Context, req *watchwordv1.ListKeysRequest) (*watchwordv1.ListKeysResponse, error) {
 	master, unchecked := k.master()
 	resp, err := k.with(master).ListKeys(ctx, req)

@@ -14,13 +14,13 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// errNoMasterKey means that no master key file was named for a PostgreSQL database. A
-// default beside the program would give each replica another key.
+// errNoMasterKey means that no master key file was named for a PostgreSQL database. There is no
+// default file for PostgreSQL, since each replica would then make a key of its own.
 var errNoMasterKey = errors.New("--master-key-file: PostgreSQL needs one, the same for every replica; " +
 	"for a new database make it with: watchword key create-master-key FILE")
 
-// ErrDamagedMAC means that a key of refresh tokens was changed in the database, so that no master
-// key opens the key.
+// ErrDamagedMAC means that a key for the MAC of refresh tokens was changed in the database, so
+// that no master key opens the key.
 var ErrDamagedMAC = session.ErrDamagedMAC
 
 // MasterKeyPath returns the file of the master keys: the file that --master-key-file
@@ -37,9 +37,9 @@ func MasterKeyPath(s *store.Store, named string) (string, error) {
 	return s.Path() + ".master-key", nil
 }
 
-// masterKeys loads the master keys. If the file is missing, masterKeys makes one beside
-// an embedded database that has no sealed keys yet. On PostgreSQL masterKeys makes no
-// file, since each replica would make another key.
+// masterKeys loads the master keys. If the file is missing, masterKeys makes a file beside an
+// embedded database that has no sealed keys yet. On PostgreSQL masterKeys makes no file, since
+// each replica would make another master key.
 func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, error) {
 	path, err := MasterKeyPath(s, c.MasterKeyFile)
 	if err != nil {
@@ -52,8 +52,8 @@ func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, er
 	if s.Path() == "" {
 		return nil, fmt.Errorf("%w (%s does not exist)", errNoMasterKey, path)
 	}
-	// A new master key could not open the keys in the database, so a missing file must
-	// not be replaced in silence.
+	// A new master key could not open the keys in the database, so the server must not replace
+	// a missing file without an error.
 	sealed := false
 	if err := s.Read(ctx, func(tx *store.Tx) error {
 		macs, err := tx.MACKeys()
@@ -73,10 +73,10 @@ func (c *Config) masterKeys(ctx context.Context, s *store.Store) (*seal.Keys, er
 	return seal.CreateBeside(path, s.Path())
 }
 
-// warnOfReaders warns about the master key file and an embedded database if other users may
-// read them: a copy of both lets a reader sign tokens.
+// warnOfReaders logs a warning if other users have the right to read the master key file or an
+// embedded database: with a copy of both, a user can sign tokens.
 func (s *Server) warnOfReaders(ctx context.Context) {
-	path, _ := MasterKeyPath(s.store, s.cfg.MasterKeyFile) // was right before
+	path, _ := MasterKeyPath(s.store, s.cfg.MasterKeyFile) // the error is ignored: the start has found the path without an error
 	for _, file := range []string{path, s.store.Path()} {
 		if exposure := durable.Exposure(file); exposure != "" {
 			s.logger.WarnContext(ctx, "other users can use a file with secrets: "+exposure, "file", file)
@@ -84,9 +84,9 @@ func (s *Server) warnOfReaders(ctx context.Context) {
 	}
 }
 
-// checkMaster opens everything in the database that is sealed. A call that writes a sealed
-// value calls checkMaster first: with the master key file of another installation, no server
-// could open both what was there and what was written.
+// checkMaster opens every sealed value in the database. A call that writes a sealed value calls
+// checkMaster first: with the master key file of another installation, no server could open
+// both the earlier values and the new value.
 //
 // Errors: seal.ErrWrongKey; errors of the store.
 func checkMaster(tx *store.Tx, master *seal.Keys) error {
@@ -96,15 +96,15 @@ func checkMaster(tx *store.Tx, master *seal.Keys) error {
 	return issuer.CheckMaster(tx, master)
 }
 
-// CheckMaster opens everything in the database that is sealed. Errors: seal.ErrWrongKey;
-// errors of the store.
+// CheckMaster opens every sealed value in the database. Errors: seal.ErrWrongKey; errors of the
+// store.
 func CheckMaster(ctx context.Context, s *store.Store, master *seal.Keys) error {
 	return s.Read(ctx, func(tx *store.Tx) error { return checkMaster(tx, master) })
 }
 
-// Reseal seals every signing key and MAC key in the database under the first master key
-// in the file, in one transaction. Reseal returns the number of keys that were sealed
-// under another master key before. Servers may run during a Reseal.
+// Reseal seals every signing key and every MAC key in the database under the first master key
+// in the file, in one transaction. Reseal returns the number of keys that were sealed under
+// another master key before. Servers are allowed to run during a Reseal.
 func Reseal(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (int, error) {
 	n := 0
 	err := s.Write(ctx, func(tx *store.Tx) error {

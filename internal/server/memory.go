@@ -14,7 +14,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/password"
 )
 
-// Size is a number of bytes. The text has the form of GOMEMLIMIT: a whole number and B,
+// Size is a number of bytes. As text, a Size has the form of GOMEMLIMIT: a whole number and B,
 // KiB, MiB, GiB or TiB, such as 256MiB.
 type Size int64
 
@@ -23,8 +23,8 @@ var (
 	units    = []string{"B", "KiB", "MiB", "GiB", "TiB"} // powers of 1024
 )
 
-// UnmarshalText parses a size, for the command line. An error does not repeat the text: the
-// text may be a password in the wrong place.
+// UnmarshalText parses a size, for the command line. An error does not repeat the text, since
+// the text may be a password that was given to the wrong flag.
 func (s *Size) UnmarshalText(text []byte) error {
 	parts := sizeForm.FindStringSubmatch(string(text))
 	if parts == nil {
@@ -51,10 +51,10 @@ func (s Size) String() string {
 // oneHash is the memory that a password hash takes.
 var oneHash = Size(password.Default.Footprint())
 
-// memoryLimits reads how much memory this process may take, in bytes.
+// memoryLimits holds how much memory this process is allowed to take, in bytes.
 type memoryLimits struct {
-	cgroup  func() (uint64, error) // the lowest limit of the process's cgroup and the cgroups above
-	golang  uint64                 // GOMEMLIMIT; math.MaxInt64 without a limit
+	cgroup  func() (uint64, error) // returns the lowest limit of the process's cgroup and the cgroups above
+	golang  uint64                 // the value of GOMEMLIMIT; math.MaxInt64 without a limit
 	machine func() (uint64, error)
 }
 
@@ -63,13 +63,13 @@ func processLimits() memoryLimits {
 	return memoryLimits{memlimit.FromCgroup, uint64(debug.SetMemoryLimit(-1)), memlimit.FromSystem}
 }
 
-// hashMemory returns the memory for password hashes if --hash-memory is not given: a half
-// of the process's limit, since the process needs the rest for everything else. Without a
-// limit, the process shares the machine with others, and a quarter of the machine's memory
-// is for hashes. If the size of the machine is unknown too, hashMemory returns the memory
-// of one hash.
+// hashMemory returns the memory for password hashes if --hash-memory is not given. The memory
+// is a half of the process's limit, since the process needs the rest for everything else.
+// Without a limit, the process shares the machine with others, and the memory for hashes is a
+// quarter of the machine's memory. If the size of the machine is unknown too, hashMemory
+// returns the memory of one hash.
 //
-// hashMemory returns a size beside an error. Errors: those of the cgroup's files.
+// hashMemory returns a size even with an error. Errors: those of the cgroup's files.
 func (l memoryLimits) hashMemory() (Size, error) {
 	limit := l.golang
 	cgroup, err := l.cgroup()
@@ -93,13 +93,13 @@ func (l memoryLimits) hashMemory() (Size, error) {
 }
 
 // connectionMemory is the planned memory for each connection of --max-connections, in bytes,
-// including the requests, streams and watchers that strangers can hold. The end-to-end test
-// TestAHundredStrangers measures the sum.
+// including the requests, streams and watchers that clients without a token can hold. The
+// end-to-end test TestAHundredStrangers measures the memory.
 const connectionMemory = 112 << 10
 
-// MemoryGoal returns the memory that the server plans to stay under, in bytes: for Go's soft
-// limit (debug.SetMemoryLimit). By default, Go lets unused memory grow to the size of the
-// used memory.
+// MemoryGoal returns the memory below which the server plans to stay, in bytes, for Go's soft
+// limit (debug.SetMemoryLimit). Without the limit, Go lets the memory grow to twice the used
+// memory before Go frees unused memory.
 func (s *Server) MemoryGoal() int64 {
 	hashes := int64(s.passwords.Parallel()) * password.Default.Footprint()
 	return connectionMemory*int64(s.limits.connections) + hashes + s.policy.List.Footprint()

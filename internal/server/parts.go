@@ -5,7 +5,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/telemetry"
 )
 
-// parts returns what /metrics reports.
+// parts returns the parts of the server from which /metrics takes its numbers.
 func (s *Server) parts() telemetry.Parts {
 	return telemetry.Parts{
 		Calls: s.calls, Store: s.store, Passwords: s.passwords, Logins: s.logins, Audit: s.audit, Feed: s.feed, Keys: s.keys, Trusted: s.trusted, Verifier: s.verifier,
@@ -24,8 +24,8 @@ func (s *Server) parts() telemetry.Parts {
 	}
 }
 
-// bounds returns the numbers of the bounds at the entrance of the server, by name. The bounds
-// for connections of proxies have numbers only with --trusted-proxy.
+// bounds returns the numbers of the bounds on connections and requests, by the name of the
+// bound. The bounds for connections of proxies have numbers only with --trusted-proxy.
 func (s *Server) bounds() map[string]share.Stats {
 	bounds := map[string]share.Stats{}
 	var grpcOfProxies, httpOfProxies share.Stats

@@ -15,32 +15,32 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// lookEvery is the time between two looks at the database and at the requirements. Requests
-// to /readyz and to the health service read the result of the latest look, so no number of
-// requests reaches the database.
+// lookEvery is the time between two checks of the database and the requirements. Requests to
+// /readyz and to the health service read the result of the latest check, so requests never
+// reach the database.
 const lookEvery = time.Second
 
 // requirement is a condition of readiness. If a requirement fails, the replica is not ready,
 // and a load balancer should send calls to other replicas.
-//
-// Every requirement may hold while the database is away: the database is away for every
+// Every requirement can hold while the database is away: the database is away for every
 // replica, and each replica continues to serve Verify and WatchBundle.
 type requirement struct {
-	fails string // tells any client what is wrong; the log has the error
+	fails string // a text for every client that tells what is wrong; the log has the error
 	err   func() error
 }
 
-// condition is the result of a look.
+// condition is the result of a check of the database and the requirements.
 type condition struct {
-	unready string // of the first requirement that fails; empty: ready
+	unready string // the text fails of the first requirement that fails; empty: the server is ready
 	away    bool   // the database does not answer
 }
 
-// readiness looks at the database and the requirements, and tells the health service.
+// readiness checks the database and the requirements, and sets the statuses of the health
+// service.
 type readiness struct {
 	s      *Server
 	needs  []requirement
-	schema error // of the latest look at which the database answered
+	schema error // the error of the schema at the latest check in which the database answered
 	latest atomic.Pointer[condition]
 }
 
@@ -71,8 +71,8 @@ func (s *Server) canMint() error {
 	return fmt.Errorf("signing key %s is not in the key set", kid)
 }
 
-// hasMasterKey returns nil if no signing key waits for a master key. Errors:
-// seal.ErrWrongKey.
+// hasMasterKey returns an error if the master key file lacks the master key of the key that
+// signs now. Errors: seal.ErrWrongKey.
 func (s *Server) hasMasterKey() error {
 	if err := s.canMint(); errors.Is(err, seal.ErrWrongKey) {
 		return err
@@ -80,7 +80,7 @@ func (s *Server) hasMasterKey() error {
 	return nil
 }
 
-// run looks until ctx ends.
+// run calls look every second until ctx ends.
 func (r *readiness) run(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -94,14 +94,14 @@ func (r *readiness) run(ctx context.Context) {
 	}
 }
 
-// look makes the latest condition, tells the health service, and logs a change. The store
-// logs that the database is away.
+// look checks the database and the requirements, stores the result, sets the statuses of the
+// health service, and logs a change. The store itself logs that the database is away.
 func (r *readiness) look(ctx context.Context) {
 	reading, cancel := context.WithTimeout(ctx, lookEvery)
 	defer cancel()
 	err := r.s.store.CheckSchema(reading)
 	now := &condition{away: errors.Is(err, store.ErrAway)}
-	if !errors.Is(err, store.ErrUnavailable) { // a busy database tells nothing
+	if !errors.Is(err, store.ErrUnavailable) { // a busy database does not tell whether the schema fits
 		r.schema = err
 	}
 	var why error
@@ -121,7 +121,7 @@ func (r *readiness) look(ctx context.Context) {
 	r.tell(now)
 }
 
-// needDatabase names the services of which most methods need the database.
+// needDatabase names the gRPC services with methods that mostly need the database.
 var needDatabase = map[string]bool{
 	watchwordv1.AuthService_ServiceDesc.ServiceName:    true,
 	watchwordv1.UserService_ServiceDesc.ServiceName:    true,
@@ -130,8 +130,8 @@ var needDatabase = map[string]bool{
 	watchwordv1.AuditService_ServiceDesc.ServiceName:   true,
 }
 
-// tell sets the status of each service, and of the empty name for the whole server. The
-// trust bundle is served in every condition.
+// tell sets the health status of each gRPC service, and of the empty name, which stands for the
+// whole server. TrustService is served in every condition.
 func (r *readiness) tell(now *condition) {
 	status := func(serving bool) healthv1.HealthCheckResponse_ServingStatus {
 		if serving {

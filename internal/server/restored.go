@@ -15,17 +15,16 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Restored ends every session and withdraws every signing key. The operator calls
-// Restored after the database may have lost a revocation, such as after a backup was
-// restored. Restored returns the number of users and the key that signs from now on.
-// Servers may be running. If Restored is interrupted, call it again: a second call is
-// harmless.
+// Restored ends every session and withdraws every signing key. The operator calls Restored
+// after the database may have lost a revocation, such as after a backup was restored. Restored
+// returns the number of users and the key that signs from now on. Servers may be running. If
+// Restored is interrupted, call Restored again: a second call does no harm.
 //
-// The users' versions are raised first, and the keys withdrawn last. So a token that a
-// running server makes in between is signed by a key that is withdrawn afterwards.
+// Restored raises the users' versions first, and withdraws the keys last. So a token that a
+// running server mints between the two steps is signed by a key that is withdrawn afterwards.
 //
-// The keys of refresh tokens prove that the master key file is the right one. So Restored also
-// works where somebody has changed the rows of the signing keys.
+// The keys for the MAC of refresh tokens prove that the master key file is the right file. So
+// Restored also works after somebody has changed the rows of the signing keys.
 func Restored(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (users int, key issuer.Key, err error) {
 	err = s.Read(ctx, func(tx *store.Tx) error {
 		macs, err := tx.MACKeys()
@@ -66,7 +65,8 @@ func Rekey(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Lo
 	return startOver(ctx, s, master, log, audit.Event{Type: audit.DatastoreRekeyed})
 }
 
-// startOver ends every session, withdraws every signing key, and records why.
+// startOver ends every session, withdraws every signing key, and writes the event why into the
+// security record.
 func startOver(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log, why audit.Event) (users int, key issuer.Key, err error) {
 	keys := issuer.NewKeySet(master, slog.New(slog.DiscardHandler))
 	key, err = issuer.NewKeyring(s, feed.Direct(s), keys, log).ReplaceAll(ctx, func() (audit.Event, error) {

@@ -1,6 +1,6 @@
-// Package server assembles the packages below to a server and runs it: configuration,
-// first start, listeners, TLS, interceptors, HTTP, readiness, and a stop that lets
-// calls finish.
+// Package server assembles the other internal packages to a server and runs it: configuration,
+// first start, listeners, TLS, interceptors, HTTP, readiness, and a stop that lets calls
+// finish.
 package server
 
 import (
@@ -51,7 +51,7 @@ type Server struct {
 	cfg    Config
 	logger *slog.Logger
 	drain  *drain
-	issuer string // of the database
+	issuer string // the issuer of the tokens, as the database has it
 
 	proxies caller.Proxies
 	limits  limits
@@ -76,7 +76,7 @@ type Server struct {
 	verifier   *authn.Verifier
 
 	files   *reload.Set
-	tls     *tlsFiles // nil: plaintext
+	tls     *tlsFiles // nil: the server runs without TLS
 	grpc    *grpc.Server
 	grpcLis *gate.Listener
 	http    *http.Server
@@ -86,15 +86,15 @@ type Server struct {
 	readiness *readiness
 	chores    []*chore
 	calls     *telemetry.Calls
-	traces    *tracing.Traces // nil: off
+	traces    *tracing.Traces // nil: tracing is off
 
-	closers []func() error // in order of opening
+	closers []func() error // the steps of Close, in the order of opening
 }
 
-// New opens the database and the listeners, sets a new database up, and does not serve
-// yet. If a step fails, New closes everything opened before. On a new database announce
-// gets the password of the first admin, unless cfg.InitialPasswordFile names a file for
-// the password. If announce fails, New fails, and the database has no user yet.
+// New opens the database and the listeners, sets a new database up, and does not serve yet. If
+// a step fails, New closes everything that it has opened. On a new database announce gets the
+// password of the first admin, unless cfg.InitialPasswordFile names a file for the password. If
+// announce fails, New fails, and the database has no user yet.
 func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(password string) error) (*Server, error) {
 	if err := errors.Join(cfg.Validate(), cfg.checkPasswordFile()); err != nil {
 		return nil, err
@@ -178,7 +178,8 @@ func (s *Server) defaultIssuer(secure bool) string {
 	return "http://" + s.HTTPAddr()
 }
 
-// listen opens both addresses. Serving begins in Run; until then connections wait.
+// listen opens the gRPC address and the HTTP address. Serving begins in Run; until Run is
+// called, connections wait.
 func (s *Server) listen(ctx context.Context) error {
 	var lc net.ListenConfig
 	grpcLis, err := lc.Listen(ctx, "tcp", s.cfg.GRPCAddr)
@@ -196,9 +197,10 @@ func (s *Server) listen(ctx context.Context) error {
 	return nil
 }
 
-// assemble makes the parts below the gRPC services, each with the parts that it needs.
-// The verifier comes last: its first trust bundle comes from the feed. It reads the
-// feed in this process, so it needs neither a connection nor a token.
+// assemble makes the parts that the gRPC services use, each after the parts that it needs. The
+// server's own verifier comes last, since the first trust bundle of the verifier comes from the
+// feed. The verifier reads the feed in this process, so the verifier needs neither a connection
+// nor a token.
 func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.Keys) error {
 	var err error
 	s.keys = issuer.NewKeySet(master, s.logger)
@@ -241,7 +243,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 		authn.WithPublicMethods("/grpc.health.v1.Health/*",
 			"/grpc.reflection.v1.ServerReflection/*", "/grpc.reflection.v1alpha.ServerReflection/*"),
 		authn.WithLogger(s.logger),
-		authn.WithMeterProvider(noop.NewMeterProvider())) // counts every call; package telemetry reads Status
+		authn.WithMeterProvider(noop.NewMeterProvider())) // authn's metrics would count every call of the verifier; package telemetry reads Status instead
 	if err != nil {
 		return fmt.Errorf("starting our own verifier: %w", err)
 	}
@@ -250,13 +252,13 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	return nil
 }
 
-// issuedFor returns every audience that the server issues for.
+// issuedFor returns every audience for which the server issues tokens.
 func (s *Server) issuedFor() []string {
 	return append(slices.Clone(s.cfg.Audience), caller.AdminAudience)
 }
 
-// hashPool makes the pool of password hashes, and logs its size: the size may come from the
-// machine.
+// hashPool makes the pool of password hashes, and logs the pool's size, since the size may
+// depend on the memory of the machine.
 func (s *Server) hashPool(ctx context.Context) *password.Pool {
 	memory := s.cfg.HashMemory
 	if memory == 0 {
@@ -289,8 +291,8 @@ func (s *Server) register() error {
 	return s.verifier.CheckServices(s.grpc.GetServiceInfo())
 }
 
-// place returns where the server runs, for people: the name of the machine, and the address
-// of the gRPC listener.
+// place returns where the server runs, as a text for ListWatchers: the name of the machine, and
+// the address of the gRPC listener.
 func (s *Server) place() string {
 	host, err := os.Hostname()
 	if err != nil {
@@ -305,8 +307,9 @@ func (s *Server) GRPCAddr() string { return s.grpcLis.Addr().String() }
 // HTTPAddr returns the address of the HTTP listener.
 func (s *Server) HTTPAddr() string { return s.httpLis.Addr().String() }
 
-// Run serves until ctx ends, and then stops: Run turns readiness off, serves for the
-// shutdown delay, and lets calls in flight finish for at most the drain timeout. Run returns nil after a clean stop. Call Run once.
+// Run serves until ctx ends, and then stops: Run turns readiness off, serves for the shutdown
+// delay (--shutdown-delay), and lets calls in flight finish for at most the drain timeout
+// (--drain-timeout). Run returns nil after a clean stop. Call Run once.
 //
 // The background tasks end after the calls, since the last calls need the feed and the
 // security record.
@@ -345,8 +348,8 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// logReady writes the line `ready`, which shows what an operator has to check first: the
-// addresses, the version, the database, and the tokens that the server makes.
+// logReady writes the log line `ready`, which shows what an operator has to check first: the
+// addresses, the version, the database, the issuer and the audiences of tokens, and TLS.
 func (s *Server) logReady(ctx context.Context) {
 	s.logger.InfoContext(ctx, "ready", "grpc", s.GRPCAddr(), "http", s.HTTPAddr(),
 		"version", version.String(), "database", s.store.Address(),
@@ -354,16 +357,16 @@ func (s *Server) logReady(ctx context.Context) {
 		"tls", s.cfg.TLSCert != "", "client_ca", s.cfg.ClientCA != "")
 }
 
-// announceStop turns readiness off, over HTTP and in the gRPC health service. Both ports go
-// on serving: a load balancer needs some time until it sends no more calls.
+// announceStop turns readiness off, over HTTP and in the gRPC health service. Both ports
+// continue to serve: a load balancer needs some time until it sends no more calls.
 func (s *Server) announceStop() {
 	s.drain.announce()
 	s.health.Shutdown()
 }
 
-// arrivalTime is how long requests may still arrive after clients are told to use another
-// connection (GOAWAY): a client that has sent a request before that gets the answer. A round
-// trip takes less.
+// arrivalTime is how long requests may still arrive after the server has told clients to use
+// another connection (GOAWAY). A client that has sent a request before the GOAWAY gets the
+// answer, since a round trip takes less than a second.
 const arrivalTime = time.Second
 
 // stop turns readiness off, ends the streams, and waits for calls in flight, for at
@@ -404,7 +407,7 @@ func (s *Server) Close() error {
 	return errors.Join(errs...)
 }
 
-// onClose adds a step to Close. Steps run in reverse order.
+// onClose adds a step to Close. Close runs the steps in reverse order.
 func (s *Server) onClose(closer func() error) { s.closers = append(s.closers, closer) }
 
 // closeOnce returns a function that closes a listener, and returns nil if the gRPC or

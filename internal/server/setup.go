@@ -24,17 +24,18 @@ import (
 // adminName is the name of the first user, made at the first start.
 const adminName = "admin"
 
-// installation holds the identity of a database, which the first start decides.
+// installation holds the identity of a database: its id and its issuer, which the first start
+// of a server decides.
 type installation struct {
 	databaseID string
 	issuer     string
 }
 
-// setup gives a new database an identity, keys and a first user, in one transaction. On
-// a database that has them, setup checks the issuer and stores what depends on the
-// flags. announce gets the first user's password, unless --initial-password-file names
-// a file for the password. setup calls announce as the last step before the commit: if
-// announce fails, the database has no user, and the next start makes another password.
+// setup gives a new database an identity, keys and a first user, in one transaction. On a
+// database with an identity, keys and a user, setup checks the issuer and stores what depends
+// on the flags. announce gets the first user's password, unless --initial-password-file names a
+// file for the password. setup calls announce as the last step before the commit: if announce
+// fails, the database has no user, and the next start makes another password.
 func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer string, announce func(password string) error) (*installation, error) {
 	first, err := s.cfg.prepareAdmin(ctx, s.store)
 	if err != nil {
@@ -45,7 +46,7 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 	ctx = caller.WithSource(ctx, caller.Server)
 	err = feed.Direct(s.store).Write(ctx, func(events *feed.Tx) error {
 		tx := events.Tx
-		err := tx.Exclusive() // other replicas may start at the same time, and a copy may run
+		err := tx.Exclusive() // other replicas may start at the same time, and a copy of the database may run
 		if err == nil {
 			err = tx.Usable()
 		}
@@ -74,7 +75,7 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		if err := s.cfg.storeAges(events); err != nil {
 			return err
 		}
-		if made && !announced && first.file == "" { // the transaction may run again, with the same password
+		if made && !announced && first.file == "" { // the transaction may run again; then the password is the same
 			if err := announce(first.password); err != nil {
 				return fmt.Errorf("announcing the password of the first user, %s: %w", adminName, err)
 			}
@@ -85,7 +86,8 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 	if err != nil {
 		err = fmt.Errorf("setting up the database: %w", err)
 	}
-	// After a commit of unknown outcome the admin may exist, and needs the file.
+	// After a commit of unknown outcome the admin may exist, so keep must not delete the file
+	// with the password.
 	made = made && (err == nil || errors.Is(err, store.ErrUncertain))
 	if announced && !made {
 		s.logger.WarnContext(ctx, "the password that was announced is of no user: the database has no new user")
@@ -138,10 +140,9 @@ func setOnce(tx *store.Tx, name, value string) (string, error) {
 // databases all fields are empty.
 type firstAdmin struct{ password, hash, file string }
 
-// prepareAdmin makes the first admin's password and its hash, before the transaction,
-// since a hash takes long. With --initial-password-file, prepareAdmin writes the file
-// before the user is committed, so that a crash between the two cannot lose the
-// password.
+// prepareAdmin makes the first admin's password and its hash, before the transaction, since a
+// hash takes long. With --initial-password-file, prepareAdmin writes the file before the user
+// is committed, so that a crash between file and commit cannot lose the password.
 func (c *Config) prepareAdmin(ctx context.Context, s *store.Store) (firstAdmin, error) {
 	var had bool
 	err := s.Read(ctx, func(tx *store.Tx) (err error) {
@@ -172,8 +173,9 @@ func (c *Config) prepareAdmin(ctx context.Context, s *store.Store) (firstAdmin, 
 	return a, err
 }
 
-// keep runs after the transaction. If this server has not made the admin, keep removes the
-// file: another replica has made the admin with another password, or the start has failed.
+// keep runs after the transaction of the first start. If this server has not made the admin,
+// keep deletes the file with the password: another replica has made the admin with another
+// password, or the start has failed.
 func (a firstAdmin) keep(made bool) error {
 	if a.file != "" && !made {
 		return os.Remove(a.file)
@@ -181,11 +183,12 @@ func (a firstAdmin) keep(made bool) error {
 	return nil
 }
 
-// checkPasswordFile returns an error if the start would make a new embedded database, and
-// the file of --initial-password-file exists already: the server writes the password of the
-// first user into a new file, and overwrites none. Checked so early, the refused start
-// leaves no database behind. For another database without a user, prepareAdmin returns the
-// error. If the database has a user, the server writes no password, and the file may exist.
+// checkPasswordFile returns an error if the start would make a new embedded database, and the
+// file of --initial-password-file exists already: the server writes the password of the first
+// user into a new file, and overwrites no file. Since checkPasswordFile runs before the
+// database is opened, a refused start leaves no database behind. For another database without a
+// user, prepareAdmin returns the error. If the database has a user, the server writes no
+// password, and the file is allowed to exist.
 func (c *Config) checkPasswordFile() error {
 	path, embedded := strings.CutPrefix(c.DatastoreURI, "sqlite:")
 	if c.InitialPasswordFile == "" || !embedded {
@@ -205,9 +208,9 @@ func errFileExists(path string) error {
 		"remove the file or name another one for the password of the first user", path)
 }
 
-// makeAdmin inserts the first admin, unless the database ever had a user or no hash was
-// made, and reports whether it has. Another replica may have made the admin since
-// prepareAdmin.
+// makeAdmin inserts the first admin, and reports whether it has. makeAdmin inserts nothing if
+// the database ever had a user, or if no hash was made: another replica may have made the admin
+// since prepareAdmin.
 func (s *Server) makeAdmin(ctx context.Context, tx *store.Tx, hash string) (bool, error) {
 	had, err := user.EverMade(tx)
 	if err != nil || had || hash == "" {

@@ -9,15 +9,16 @@ import (
 	"github.com/watchword-auth/watchword/internal/reload"
 )
 
-// tlsFiles holds what both addresses use for TLS, as the files are now. Open connections go on
-// when a file changes; every new handshake uses the new content.
+// tlsFiles holds the certificate, the key and the CAs that the gRPC address and the HTTP
+// address use for TLS, as the files are now. Open connections continue when a file changes;
+// every new handshake uses the new content.
 type tlsFiles struct {
 	pair      *reload.Value[*tls.Certificate]
-	clientCAs *reload.Value[*x509.CertPool] // nil without --client-ca
+	clientCAs *reload.Value[*x509.CertPool] // the CAs of client certificates; nil without --client-ca
 }
 
-// tls reads the certificate, the private key and the CA of clients, and adds the files to the
-// set. tls returns nil without a certificate.
+// tls reads the certificate, the private key and the CAs of clients, and adds the three files
+// to the set, which reads changed files again. Without a certificate, tls returns nil.
 func (c *Config) tls(files *reload.Set) (*tlsFiles, error) {
 	if c.TLSCert == "" {
 		return nil, nil
@@ -43,7 +44,8 @@ func (f *tlsFiles) certificate() *x509.Certificate {
 // organization and can all be new.
 //
 // The server resumes no session (RFC 8446, section 2.2): a resumed session skips the check of
-// the client's certificate, so a client could go on after its CA has left --client-ca.
+// the client's certificate, so a client could continue after the operator has removed the
+// client's CA from --client-ca.
 func (f *tlsFiles) config(protocol string) *tls.Config {
 	base := tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{protocol}, SessionTicketsDisabled: true}
 	config := base.Clone()
@@ -52,8 +54,8 @@ func (f *tlsFiles) config(protocol string) *tls.Config {
 		current.Certificates = []tls.Certificate{*f.pair.Get()}
 		if f.clientCAs != nil {
 			current.ClientCAs = f.clientCAs.Get()
-			// Only WatchBundle needs a client certificate: the handler decides, since a
-			// handshake does not know the method.
+			// Only some methods, such as WatchBundle, need a client certificate. The handler of
+			// the method checks the certificate, since a handshake does not know the method.
 			current.ClientAuth = tls.VerifyClientCertIfGiven
 		}
 		return current, nil
@@ -61,6 +63,6 @@ func (f *tlsFiles) config(protocol string) *tls.Config {
 	return config
 }
 
-// Reload reads the files of TLS at once, and logs what was read. A file that cannot be used
-// leaves the content in use that was read before.
+// Reload reads the files of TLS at once, and logs what was read. If a file cannot be used, the
+// server continues with the content that it has read before.
 func (s *Server) Reload(ctx context.Context) { s.files.Now(ctx) }
