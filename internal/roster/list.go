@@ -11,19 +11,20 @@ import (
 )
 
 const (
-	// aliveFor is the time after its last write for which a replica counts as running.
+	// aliveFor is how long a replica is treated as running after it has last written its row.
 	aliveFor = 2*writeEvery + 5*time.Second
-	// endedFor is the time after its last write for which a replica that does not answer is
-	// listed. The row of a replica that stops is deleted at once.
+	// endedFor is how long a replica that does not answer is listed after it has last written
+	// its row. A replica that stops deletes its row at once.
 	endedFor = 15 * time.Minute
-	// askEvery is the time between two questions of the same roster.
+	// askEvery is the time between two questions of one roster to all replicas.
 	askEvery = time.Second
-	// answerWithin bounds the wait for the other replicas.
+	// answerWithin bounds how long List waits for the answers of the other replicas.
 	answerWithin = 1500 * time.Millisecond
-	// answerPoll is the time between two looks for the answers.
+	// answerPoll is the time between two reads of the table replicas, while ask waits for
+	// answers.
 	answerPoll = 20 * time.Millisecond
-	// lateAfter is the age of a row from which the replica counts as one that does not answer,
-	// while somebody asks: a replica answers each question, and the questions come once in
+	// lateAfter is the age of a replica's row from which List shows the replica as one that
+	// does not answer. A replica writes its row after each question, and questions come once in
 	// askEvery.
 	lateAfter = 3 * time.Second
 )
@@ -31,9 +32,9 @@ const (
 // List holds the watchers of every replica.
 type List struct {
 	Watchers []*Watcher // in the order of their ids
-	Replicas []*Replica // the replica that was asked first
+	Replicas []*Replica // the replica that has made the list comes first
 	Absent   []*store.WatcherCertificate
-	Position int64 // of the newest event in the database
+	Position int64 // the number of the newest event in the database
 }
 
 // Replica describes a server process.
@@ -41,21 +42,22 @@ type Replica struct {
 	ID               string
 	Address          string
 	Answers          bool
-	Position         int64 // of the newest event that the replica's own verifier has applied
+	Position         int64 // the number of the newest event that the replica's own verifier has applied
 	NeedsCertificate bool
 	SeenAt           time.Time
 }
 
-// Watcher is a stream of the trust bundle, with the newest report of the watcher.
+// Watcher is a stream of the trust bundle to a service's verifier, with the newest report of
+// the verifier.
 type Watcher struct {
-	ID      string // unique among all streams of every replica
+	ID      string // unique among the streams of all replicas
 	Replica string
 	Since   time.Time
 	Client
-	Reports bool // the fields below hold a report
+	Reports bool // true if the watcher has reported; otherwise the fields below are zero
 	Words
 	Report
-	Lag int64 // the number of events after Position
+	Lag int64 // the number of events in the database after the watcher's Position
 }
 
 // List returns the watchers of every replica. If the newest question is older than some
@@ -66,7 +68,8 @@ func (r *Roster) List(ctx context.Context) (*List, error) {
 	if err := r.ask(ctx); err != nil {
 		return nil, err
 	}
-	// The own watchers first: no report can then be of an event after the position below.
+	// The watchers of this replica come first, and the position below is read later: so no
+	// report is of an event after the position.
 	_, own, _ := r.summarize()
 	list := &List{}
 	var rows []*store.Replica
@@ -104,8 +107,8 @@ func (r *Roster) List(ctx context.Context) (*List, error) {
 	return list, nil
 }
 
-// hidden reports whether a replica has ended: another process has the same address now, or
-// the row is old.
+// hidden reports whether List leaves a replica out, since the replica has ended: another
+// process has the same address now, or the row is older than endedFor.
 func hidden(row *store.Replica, all []*store.Replica, now time.Time) bool {
 	age := now.Sub(row.WrittenAt)
 	return age > endedFor || age > lateAfter && slices.ContainsFunc(all, func(other *store.Replica) bool {
@@ -113,12 +116,12 @@ func hidden(row *store.Replica, all []*store.Replica, now time.Time) bool {
 	})
 }
 
-// ask makes every replica write its row several times a second, for askedFor. If no caller has
-// asked shortly before, ask waits for the answers of the running replicas, for answerWithin at
-// most.
+// ask makes every replica write its watchers into its row several times a second, for askedFor.
+// If no caller has asked within lateAfter, ask waits for the answers of the running replicas,
+// for answerWithin at most.
 func (r *Roster) ask(ctx context.Context) error {
 	select {
-	case r.asking <- struct{}{}: // another caller asks now: one question serves both
+	case r.asking <- struct{}{}: // only one caller at a time asks the replicas
 		defer func() { <-r.asking }()
 	case <-ctx.Done():
 		return ctx.Err()
@@ -143,7 +146,7 @@ func (r *Roster) ask(ctx context.Context) error {
 	return r.awaitAnswers(ctx, at)
 }
 
-// awaitAnswers waits until every running replica has answered a question.
+// awaitAnswers waits until every running replica has answered the question of the time asked.
 func (r *Roster) awaitAnswers(ctx context.Context, asked time.Time) error {
 	poll := time.NewTicker(answerPoll)
 	defer poll.Stop()
@@ -173,11 +176,11 @@ func (r *Roster) awaitAnswers(ctx context.Context, asked time.Time) error {
 type joining struct {
 	list    *List
 	now     time.Time
-	newest  map[identity]int // of each watcher with an id, the index of the newest stream in list.Watchers
+	newest  map[identity]int // for each watcher with an id, the index in list.Watchers of its newest stream
 	reports map[identity]*reportLine
 }
 
-// add adds the summary of one replica.
+// add adds the watchers in the summary of one replica to the list.
 func (j *joining) add(row *store.Replica, s *summary) {
 	late := j.now.Sub(row.WrittenAt)
 	replica := &Replica{
@@ -197,7 +200,8 @@ func (j *joining) add(row *store.Replica, s *summary) {
 			j.newest[of] = len(j.list.Watchers)
 			j.list.Watchers = append(j.list.Watchers, w)
 		case w.Since.After(j.list.Watchers[i].Since):
-			// The server has not noticed yet that the older stream is dead.
+			// A watcher with an id has one stream: the newer stream replaces the older stream,
+			// which is dead, although the server has not noticed yet.
 			j.list.Watchers[i] = w
 		}
 	}
@@ -209,8 +213,8 @@ func (j *joining) add(row *store.Replica, s *summary) {
 	}
 }
 
-// finish gives every watcher its report, sorts the watchers, and leaves the certificates
-// with a stream out of the absent ones.
+// finish gives every watcher its report, sorts the watchers, and removes the certificates with
+// a stream from the list of absent certificates.
 func (j *joining) finish() {
 	present := map[string]bool{}
 	for _, w := range j.list.Watchers {
@@ -221,7 +225,7 @@ func (j *joining) finish() {
 		}
 		w.Reports, w.Words, w.Report = true, line.Words, line.Report
 		w.Staleness += line.Age
-		if w.Position > j.list.Position { // of a history that the database has lost
+		if w.Position > j.list.Position { // the watcher has applied events that the database has lost
 			w.Position = 0
 		}
 		w.Lag = j.list.Position - w.Position

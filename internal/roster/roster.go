@@ -1,14 +1,14 @@
-// Package roster knows the watchers of every replica: the streams of the trust bundle, and
-// what the watchers report. A roster serves the display of watchers alone, and no decision of
-// a server depends on a roster: a report proves nothing, and without client certificates
-// any client can report anything.
+// Package roster knows the watchers of every replica. A watcher is a service's verifier with a
+// stream of the trust bundle. A roster has the streams and what the watchers report, for
+// display alone: no decision of a server depends on a roster, since a report proves nothing,
+// and without client certificates any client can report anything.
 //
-// Each replica keeps its own watchers in memory, and writes a summary of them into a row of
-// the table replicas: once a minute, and several times a second while somebody asks. A
-// question is a time in the database, which package feed reads together with the events, and
-// passes to [Roster.Asked]. A replica that is asked sends heartbeats more often, since a watcher
-// reports after each heartbeat. So a report costs nothing on the way of a revocation, and between
-// questions a watcher reports once in five seconds.
+// Each replica keeps its own watchers in memory, and writes a summary of them into its row of
+// the table replicas: once a minute, and several times a second after a question. A question is
+// a time in the database, written by [store.Tx.AskReplicas]. Package feed reads the question
+// together with the events, and passes it to [Roster.Asked]. A replica that is asked sends
+// heartbeats more often, since a watcher reports after each heartbeat. So a report never delays
+// a revocation, and between questions a watcher reports once in five seconds.
 //
 // A watcher's reports may reach another replica than the watcher's stream. So [Roster.List]
 // joins streams and reports by the random id of the watcher.
@@ -29,33 +29,38 @@ import (
 )
 
 const (
-	// writeEvery is the time between two writes of the row between questions. The row then shows
-	// that the replica runs, and which watchers are lost if the replica is killed.
+	// writeEvery is the time between two writes of a replica's row while there is no question.
+	// The row shows that the replica runs, and which watchers are lost if the replica is
+	// killed.
 	writeEvery = time.Minute
 	// againAfter is the time between two attempts of a write that fails.
 	againAfter = time.Second
-	// askedFor is the time for which a replica answers a question again and again.
+	// askedFor is the time after a question during which a replica keeps answering the
+	// question.
 	askedFor = 5 * time.Second
-	// busyEvery is the time between two turns while somebody asks. Each turn may write the row.
+	// busyEvery is the time between two turns of Run during askedFor. Each turn may write the
+	// row.
 	busyEvery = 50 * time.Millisecond
-	// gather is the time from a heartbeat to the answer: the watchers report in between.
+	// gather is the time between a heartbeat and the write of the row: during gather, the
+	// watchers report.
 	gather = 100 * time.Millisecond
-	// While somebody asks, a heartbeat follows a change of the position within beatEvery; with
-	// more than 200 watchers, within beatPerWatcher for each. So a replica gets at most 2,000
-	// reports a second. Without a change, a heartbeat follows after quietBeat.
+	// During askedFor, a heartbeat follows a new event within beatEvery; with more than 200
+	// watchers, within beatPerWatcher for each watcher. So a replica gets at most 2,000 reports
+	// a second. Without a new event, a heartbeat follows after quietBeat.
 	beatEvery      = 100 * time.Millisecond
 	beatPerWatcher = 500 * time.Microsecond
 	quietBeat      = time.Second
-	// writeRate bounds what a replica writes into the row while somebody asks, in bytes a
-	// second. 1,536 strangers with the longest reports have a summary of 7.4 MB, which is then
-	// written every 1.8 s, before the replica counts as one that does not answer (lateAfter).
+	// writeRate bounds what a replica writes into its row during askedFor, in bytes a second.
+	// 1,536 clients without a certificate that send the longest reports have a summary of 7.4
+	// MB. At writeRate the summary is written every 1.8 s, before List shows the replica as one
+	// that does not answer (lateAfter).
 	writeRate = 4 << 20
 )
 
-// Self describes the replica of a roster.
+// Self is what a replica tells about itself to its roster.
 type Self struct {
-	Address          string // the name of the machine, and the address of the listener
-	NeedsCertificate bool   // a watcher must show a client certificate
+	Address          string // the name of the machine, and the address of the gRPC listener
+	NeedsCertificate bool   // true if a watcher must show a client certificate (--client-ca)
 }
 
 // Roster holds the watchers of one replica, and lists those of every replica. A Roster is
@@ -66,27 +71,28 @@ type Roster struct {
 	self   Self
 	id     int64 // random for each process
 	logger *slog.Logger
-	wake   chan struct{} // has room for one; makes Run take a turn now
-	asking chan struct{} // has room for one: the caller of ask that has put an element in
+	wake   chan struct{} // has one place; an element makes Run take a turn now
+	asking chan struct{} // has one place; full while a caller of ask asks the replicas
 
-	lastAsked time.Time // the newest question of this roster; guarded by asking
+	lastAsked time.Time // the time of this roster's newest question; only the caller that has filled asking uses lastAsked
 
 	mu      sync.Mutex // guards the fields below
 	streams map[*Stream]struct{}
 	reports map[identity]*Reports
-	seen    map[string]time.Time // when the certificate of a watcher was last written; zero: to be written
-	number  uint64               // of the newest stream
-	changes uint64               // counts the changes of streams and reports
-	asked   time.Time            // the newest question, by the database's clock
-	heard   time.Time            // when this process heard of that question
+	seen    map[string]time.Time // by the name in a watcher's certificate, when the database was told of the certificate; zero: not yet
+	number  uint64               // the number of the newest stream
+	changes uint64               // the number of changes of streams and reports so far
+	asked   time.Time            // the time of the newest question of any replica, by the database's clock
+	heard   time.Time            // when this process heard of the question at asked
 }
 
-// identity finds the reports of a watcher: the random id that the watcher has chosen, and
-// the certificate that the watcher has shown.
+// identity is the key under which a roster finds the reports of a watcher: the random id that
+// the watcher has chosen, and the certificate that the watcher has shown.
 type identity struct{ watcher, certificate string }
 
-// New returns the roster of a replica without watchers. Run tells the other replicas. Without
-// a hub, the roster is of a process that only asks: the process must not call Run.
+// New returns the roster of a replica without watchers. [Roster.Run] tells the other replicas
+// of watchers. If h is nil, the process only lists the watchers of the servers, and must not
+// call Run.
 func New(s *store.Store, h *hub.Hub, self Self, logger *slog.Logger) *Roster {
 	var id [8]byte
 	rand.Read(id[:])
@@ -97,9 +103,9 @@ func New(s *store.Store, h *hub.Hub, self Self, logger *slog.Logger) *Roster {
 	}
 }
 
-// Client describes the client of a stream.
+// Client describes the client of a stream of the trust bundle or of reports.
 type Client struct {
-	Watcher     []byte // the random id that the watcher has chosen; empty: the watcher reports nothing
+	Watcher     []byte // the random id that the watcher has chosen; empty: the watcher sends no reports
 	Address     string
 	Certificate string // the name in the certificate; empty without a certificate
 }
@@ -140,7 +146,7 @@ func (s *Stream) Close() {
 	}
 }
 
-// Words is what a watcher says of itself.
+// Words holds the texts in which a watcher describes itself.
 type Words struct{ Service, Instance, Version string }
 
 // Reports holds the newest report of a watcher.
@@ -149,19 +155,20 @@ type Reports struct {
 	roster *Roster
 	of     identity
 	// Roster.mu guards the fields below.
-	at   time.Time // of the newest report; zero: none
+	at   time.Time // when the newest report came; zero: the watcher has sent no report
 	last Report
 }
 
-// Report tells how far a watcher is.
+// Report holds the state that a watcher reports, such as the newest event that it has applied.
 type Report struct {
-	Position  int64 // of the newest event that the watcher has applied; 0: unknown
+	Position  int64 // the number of the newest event that the watcher has applied; 0: unknown
 	Staleness time.Duration
-	Refusals  map[int32]uint64 // by reason
+	Refusals  map[int32]uint64 // the number of refused calls, by reason
 }
 
 // Reporting adds a stream of reports. The caller must call [Reports.Close] at the end of the
-// stream. If a watcher has several streams of reports, the newest stream counts.
+// stream. If a watcher has several streams of reports, the roster shows the reports of the
+// newest stream.
 func (r *Roster) Reporting(c Client, words Words) *Reports {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -170,7 +177,7 @@ func (r *Roster) Reporting(c Client, words Words) *Reports {
 	return reports
 }
 
-// Add replaces the watcher's report.
+// Add replaces the watcher's report by a newer report.
 func (s *Reports) Add(report Report) {
 	s.roster.mu.Lock()
 	defer s.roster.mu.Unlock()
@@ -188,10 +195,10 @@ func (s *Reports) Close() {
 	s.roster.changes++
 }
 
-// Asked tells the roster of a question of any process: asked is the time of the question, and now
-// the present time, both by the database's clock. Asked does not block.
+// Asked tells the roster of a question of any process. asked is the time of the question, and
+// now is the present time, both by the database's clock. Asked does not block.
 func (r *Roster) Asked(asked, now time.Time) {
-	if now.Sub(asked).Abs() >= askedFor { // such as a question before the start of this process
+	if now.Sub(asked).Abs() >= askedFor { // an old question, such as one from before the start of this process
 		return
 	}
 	r.mu.Lock()
@@ -203,8 +210,8 @@ func (r *Roster) Asked(asked, now time.Time) {
 	}
 }
 
-// Run tells the other replicas of the watchers until ctx ends, and then deletes the row of
-// the replica.
+// Run writes the watchers of this replica into the table replicas, for the other replicas,
+// until ctx ends. Then Run deletes the row of this replica.
 func (r *Roster) Run(ctx context.Context) {
 	turn := turn{roster: r}
 	next := time.NewTimer(0)
@@ -228,21 +235,21 @@ func (r *Roster) Run(ctx context.Context) {
 	}
 }
 
-// turn is the state of Run. One goroutine uses a turn.
+// turn is the state of [Roster.Run] from one turn to the next. Only one goroutine uses a turn.
 type turn struct {
 	roster   *Roster
 	warned   bool
-	asked    time.Time // the newest question, by the database's clock
-	answered time.Time // the newest question that the row answers
-	busy     bool      // the newest question is less than askedFor old
-	wroteAt  time.Time // the zero time: the row is to be written
-	wrote    uint64    // Roster.changes in the row
-	size     int       // of the summary in the row, in bytes
-	beatAt   time.Time // the newest heartbeat of beat
-	position int64     // at that heartbeat
+	asked    time.Time // the time of the newest question, by the database's clock
+	answered time.Time // the time of the newest question that the row answers
+	busy     bool      // true if the newest question is less than askedFor old
+	wroteAt  time.Time // when the row was last written; zero: write the row now
+	wrote    uint64    // the value of Roster.changes at that write
+	size     int       // the size of the summary in the row, in bytes
+	beatAt   time.Time // when beat last sent a heartbeat
+	position int64     // the number of the newest event at that heartbeat
 }
 
-// pause returns the time until the next turn.
+// pause returns the time until the next turn of Run.
 func (t *turn) pause() time.Duration {
 	if t.busy {
 		return busyEvery
@@ -265,7 +272,8 @@ func (t *turn) take(ctx context.Context) error {
 	return t.write(ctx)
 }
 
-// beat sends a heartbeat if one is due, so that the watchers report.
+// beat sends a heartbeat if the time for the next heartbeat has come, so that the watchers
+// report.
 func (t *turn) beat(first bool) {
 	r := t.roster
 	r.mu.Lock()
@@ -278,7 +286,7 @@ func (t *turn) beat(first bool) {
 	}
 }
 
-// due reports whether the row is to be written.
+// due reports whether the replica must write its row now.
 func (t *turn) due() bool {
 	t.roster.mu.Lock()
 	changed := t.roster.changes != t.wrote
@@ -315,16 +323,17 @@ func (t *turn) write(ctx context.Context) error {
 	return nil
 }
 
-// Certificates of watchers are written again after seenEvery, and listed as absent until
-// seenFor after the last write.
+// A certificate of a connected watcher is written again after seenEvery. Until seenFor after
+// the last write, List shows the certificate as absent if no watcher has it.
 const (
 	seenEvery = time.Hour
 	seenFor   = 24 * time.Hour
 	seenMost  = 1000
 )
 
-// summarize returns the state of the replica for the other replicas, the number of changes in
-// the state, and the sorted names of certificates that are to be written.
+// summarize returns the number of changes so far, the summary of this replica's watchers for
+// the other replicas, and the sorted names of certificates that must be written to the
+// database.
 func (r *Roster) summarize() (changes uint64, s *summary, names []string) {
 	s = &summary{NeedsCertificate: r.self.NeedsCertificate}
 	if r.hub != nil {
@@ -353,8 +362,8 @@ func (r *Roster) summarize() (changes uint64, s *summary, names []string) {
 	return r.changes, s, names
 }
 
-// wrote notes that the names of certificates were written. Names without a stream are
-// forgotten.
+// wrote notes that the names of certificates were written to the database, and forgets the
+// names without a stream.
 func (r *Roster) wrote(names []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -5,9 +5,10 @@ import (
 	"time"
 )
 
-// summary is the JSON in the row of a replica: what the replica tells the others. A program
-// ignores the fields that it does not know, and a missing field is zero. Ages are the ages at
-// the time of the writing, so no replica needs the clock of another replica.
+// summary is the JSON in the row of a replica: what the replica tells the other replicas. A
+// program ignores the fields that it does not know, and a missing field is zero. An age in a
+// summary is the age at the time of the write, so no replica needs the clock of another
+// replica.
 type summary struct {
 	Position         int64        `json:"position"`
 	NeedsCertificate bool         `json:"needs_certificate,omitempty"`
@@ -17,7 +18,7 @@ type summary struct {
 
 // streamLine is a stream of the trust bundle.
 type streamLine struct {
-	Number      uint64        `json:"number"` // counts the streams of the replica
+	Number      uint64        `json:"number"` // the number of the stream, counted by its replica
 	Watcher     []byte        `json:"watcher,omitempty"`
 	Address     string        `json:"address"`
 	Certificate string        `json:"certificate,omitempty"`

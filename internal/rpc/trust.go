@@ -189,9 +189,9 @@ func clientCertificate(p *peer.Peer) *x509.Certificate {
 	return info.State.VerifiedChains[0][0]
 }
 
-// watcherPeer returns the peer by which the streams of a watcher are bounded: the name in the client
-// certificate, or else the client's network. If a trusted proxy has forwarded the call, the
-// certificate belongs to the proxy, and watcherPeer returns the network.
+// watcherPeer returns the peer by which the streams of a watcher are bounded: the name in the
+// client certificate, or else the client's network. If a trusted proxy has forwarded the call,
+// the certificate belongs to the proxy, and watcherPeer returns the network.
 func watcherPeer(from *peer.Peer, cert *x509.Certificate, source caller.Source) hub.Peer {
 	direct := caller.Proxies{}.Source(from.Addr, nil)
 	if cert == nil || direct != source {

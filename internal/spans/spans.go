@@ -1,7 +1,7 @@
-// Package spans starts the spans of a traced call, by OpenTelemetry's API alone. A span starts
-// only below a span that is recorded: in a call that is not traced, [Start] looks one value of
-// the context up, and allocates nothing. The spans go to the provider of the span above, so no
-// package needs a provider of its own.
+// Package spans starts the tracing spans of a traced call, by OpenTelemetry's API alone. A span
+// starts only below a span that is recorded: in a call that is not traced, [Start] looks up one
+// value of the context, and allocates nothing. A new span goes to the OpenTelemetry provider of
+// the span above, so no package needs a provider of its own.
 //
 // No attribute of a span has a secret, a username or an argument of an SQL statement: a
 // collector of traces shows spans to the operators of every service.
@@ -15,13 +15,14 @@ import (
 	"go.opentelemetry.io/otel/trace"
 )
 
-// scope names the instrumentation scope of every span of Watchword.
+// scope is the name that OpenTelemetry shows as the origin (instrumentation scope) of every
+// span of Watchword.
 const scope = "github.com/watchword-auth/watchword"
 
 // refusedKey is the attribute with the reason of a refused call.
 const refusedKey = attribute.Key("watchword.refused")
 
-// None is a span that is not recorded.
+// None is a span that is not recorded, for a call that is not traced.
 var None = trace.SpanFromContext(context.Background())
 
 // Recorded reports whether the call of ctx is traced.

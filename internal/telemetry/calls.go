@@ -14,23 +14,26 @@ import (
 )
 
 const (
-	// ours begins the names of the services of which calls are counted. Health and reflection
-	// are for machines, and say nothing about the server's work.
+	// ours is the beginning of the names of those gRPC services for which calls are counted.
+	// Calls of the health service and of reflection come from machines, and say nothing about
+	// the server's work.
 	ours = "watchword.v1."
-	// timed is the service of which calls are timed: people and programs wait for its answers.
+	// timed is the service for which the duration of calls is measured: people and programs
+	// wait for its answers.
 	timed = "AuthService"
-	// fault is the outcome of a fault of the server. The series is there from the start: Prometheus
-	// does not take a series that begins with 1 for an increase.
+	// fault is the outcome of a call after a fault of the server. The series with fault has the
+	// value 0 from the start: Prometheus does not see an increase in a series that begins with
+	// 1.
 	fault = "INTERNAL"
 )
 
-// Calls counts the gRPC calls of a server by method and outcome. A method that is not
-// registered at the server is not counted, and the number of outcomes is bounded: so no client
-// can make a series. Calls is safe for concurrent use.
+// Calls counts the gRPC calls of a server by method and outcome. Calls ignores a method that is
+// not registered at the server, and the number of outcomes is bounded: so no client can add a
+// series to /metrics. Calls is safe for concurrent use.
 //
-// The counters are plain atomic numbers for each method and outcome. To share one of them, two
-// cores would have to answer calls of the same method within the same hundred nanoseconds, and
-// a call takes tens of microseconds in gRPC.
+// The counters are plain atomic numbers for each method and outcome. Two cores would slow each
+// other down at a counter only if they answered calls of the same method within the same
+// hundred nanoseconds, and a call takes tens of microseconds in gRPC.
 type Calls struct{ methods map[string]*method }
 
 type method struct {
@@ -38,7 +41,7 @@ type method struct {
 	running       atomic.Int64
 	ok            atomic.Uint64
 	failed        sync.Map         // outcome → *atomic.Uint64
-	took          *count.Durations // nil: not timed
+	took          *count.Durations // nil: the duration of the method's calls is not measured
 }
 
 // Register makes the counters for the methods of services. Call Register before the server
@@ -77,7 +80,8 @@ func (c *Calls) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	return resp, err
 }
 
-// Stream is like [Calls.Unary], for streams. A stream counts at its end.
+// Stream is the interceptor that counts streams, as [Calls.Unary] counts unary calls. A stream
+// is counted as ended at its end.
 func (c *Calls) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	m := c.methods[info.FullMethod]
 	if m == nil {
@@ -89,8 +93,9 @@ func (c *Calls) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 	return err
 }
 
-// ended counts the end of a call. The call is counted among the ended calls before it leaves
-// the running ones, so that a scrape in between misses no call.
+// ended counts the end of a call. ended first adds the call to the ended calls, and then
+// subtracts the call from the running calls, so that a scrape between the two steps misses no
+// call.
 func (m *method) ended(err error) {
 	if err == nil {
 		m.ok.Add(1)

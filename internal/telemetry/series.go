@@ -21,11 +21,11 @@ const (
 // add adds one value to a series, with the values of the labels.
 type add = func(value float64, labels ...string)
 
-// series lists the series with one value for each set of labels. values calls its function for
-// each value.
+// series lists the series that have one value for each set of labels. The function values of a
+// series calls add for each value.
 var series = []struct {
 	kind       prometheus.ValueType
-	name, text string // the name without "watchword_"
+	name, text string // name is the name of the series without "watchword_"
 	labels     []string
 	values     func(*numbers, add)
 }{
@@ -144,8 +144,8 @@ var series = []struct {
 			add(float64(n.hub.Outdated), "outdated")
 		}},
 
-	// The server's own verifier. The names are those of the instruments of package authn, as
-	// OpenTelemetry spells the instruments for Prometheus.
+	// The server's own verifier. Each name is the name of an instrument of package authn, as
+	// OpenTelemetry spells the instrument for Prometheus.
 	{gauge, "verifier_stale", "1 if the trust bundle of the server's own verifier is stale.", nil, func(n *numbers, add add) { add(truth(n.verifier.Stale)) }},
 	{gauge, "verifier_bundle_age_seconds", "Age of the trust bundle of the server's own verifier.", nil,
 		func(n *numbers, add add) { add(n.verifier.Staleness.Seconds()) }},
@@ -207,7 +207,7 @@ func callsTotal(n *numbers, add add) {
 	}
 }
 
-// places returns a function that adds one number of every bound.
+// places returns a function that adds one number of every bound on connections and requests.
 func places(number func(share.Stats) float64) func(*numbers, add) {
 	return func(n *numbers, add add) {
 		for bound, s := range n.bounds {

@@ -1,11 +1,12 @@
-// Package telemetry turns the numbers of the server's packages into the page that Prometheus
-// scrapes. The packages below count plain numbers, and do not know telemetry: each scrape reads
-// their Stats. The tables in series.go list every series with its text; docs/monitoring.md says
-// what a series means and when to raise an alarm, and a test keeps the two equal.
+// Package telemetry turns the numbers of the server's packages into the page /metrics, which
+// Prometheus scrapes. The other packages, such as store and session, count plain numbers, and
+// do not import telemetry: each scrape reads their Stats. The tables in series.go list every
+// series with its text. docs/monitoring.md says what a series means and when to raise an alarm.
+// A test compares docs/monitoring.md with the tables.
 //
 // A label has values from a set that the program bounds: never a username, an address or any
 // other text of a client. The label issuer has the names that the admins gave to the trusted
-// issuers, of which the package federation keeps a bounded number.
+// issuers; package federation bounds the number of trusted issuers.
 package telemetry
 
 import (
@@ -42,18 +43,18 @@ type Parts struct {
 	Trusted   *federation.Keys
 	Verifier  *authn.Verifier
 
-	KeyTTL  time.Duration // zero: keys are rotated by an operator alone
+	KeyTTL  time.Duration // --key-ttl; zero: only an operator rotates keys
 	Ready   func() bool
 	CanSign func() bool
 	// Certificate returns the certificate that the server shows to new clients; nil without TLS.
 	Certificate func() *x509.Certificate
-	Bounds      func() map[string]share.Stats // by the name of the bound; those of Passwords and Feed are left out
-	Failures    func() map[string]uint64      // of maintenance, by the name of the task
+	Bounds      func() map[string]share.Stats // the numbers of each bound, by the name of the bound; the bounds of Passwords and Feed are left out
+	Failures    func() map[string]uint64      // the number of failed runs of each maintenance task, by the name of the task
 }
 
-// Handler returns the handler of /metrics: the series of the parts, and of the process as
-// Prometheus' own collectors have them. Of the Go runtime's series, those about the heap are
-// left out, because process_resident_memory_bytes shows what the operating system sees.
+// Handler returns the handler of /metrics: the series of the parts, and the series about the
+// process that Prometheus' own collectors have. Handler leaves out the series about the Go
+// heap, because process_resident_memory_bytes shows what the operating system sees.
 func Handler(p Parts) http.Handler {
 	registry := prometheus.NewRegistry() // one for each server, so that tests can run several in a process
 	registry.MustRegister(newPage(&p), collectors.NewGoCollector(collectors.WithGoCollectorMemStatsMetricsDisabled()),
@@ -61,7 +62,8 @@ func Handler(p Parts) http.Handler {
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
 }
 
-// numbers holds everything that one scrape reads, so that each package is asked once.
+// numbers holds everything that one scrape reads, so that a scrape calls the Stats of each
+// package once.
 type numbers struct {
 	*Parts
 	now       time.Time
@@ -92,8 +94,8 @@ func (p *Parts) read() *numbers {
 // page is the collector of all series.
 type page struct {
 	parts      *Parts
-	series     []*prometheus.Desc // of the table series
-	histograms []*prometheus.Desc // of the table histograms
+	series     []*prometheus.Desc // the descriptions of the table series
+	histograms []*prometheus.Desc // the descriptions of the table histograms
 }
 
 func newPage(p *Parts) *page {
@@ -114,7 +116,8 @@ func (c *page) Describe(to chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements [prometheus.Collector]. Collect asks no database and no network.
+// Collect implements [prometheus.Collector]. Collect reads numbers in memory, and uses no
+// database and no network.
 func (c *page) Collect(to chan<- prometheus.Metric) {
 	n := c.parts.read()
 	for i, s := range series {

@@ -8,8 +8,8 @@ import (
 )
 
 // Handler returns a handler of log lines that adds the ids of the call to each line: trace_id
-// and span_id if the call is traced, and request_id. requestID returns the id of the call of a
-// context, and "" outside of a call.
+// and span_id if the call is traced, and request_id. The function requestID returns the
+// request's id for the context of a call, and "" outside of a call.
 func Handler(next slog.Handler, requestID func(context.Context) string) slog.Handler {
 	return handler{next, requestID}
 }

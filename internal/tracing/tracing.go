@@ -1,8 +1,9 @@
-// Package tracing exports the spans of a server by OTLP over gRPC, if the standard variables of
-// OpenTelemetry (OTEL_*) ask for it, and puts the ids of traces into log lines. Without these
-// variables nothing runs: no goroutine, no connection, no stats handler of gRPC.
+// Package tracing exports the tracing spans of a server by OTLP over gRPC, if the standard
+// variables of OpenTelemetry (OTEL_*) ask for the export, and puts the ids of traces into log
+// lines. Without these variables nothing runs: no goroutine, no connection, no stats handler of
+// gRPC.
 //
-// The spans themselves start in the packages below, by package spans.
+// The other packages, such as store and rpc, start the spans by package spans.
 package tracing
 
 import (
@@ -35,28 +36,29 @@ import (
 )
 
 // closeTime bounds the time in which Close sends the last spans. A collector that is away
-// delays a stop by closeTime at most.
+// delays the stop of a server by closeTime at most.
 const closeTime = 2 * time.Second
 
-// closeLeast is the shortest time for Close: with a context that has ended, OpenTelemetry's
-// Shutdown ends nothing.
+// closeLeast is the shortest time that Close gives to OpenTelemetry's Shutdown: with a context
+// that has ended, Shutdown ends nothing.
 const closeLeast = 10 * time.Millisecond
 
 // Traces exports the spans of one server. A nil *Traces exports nothing.
 type Traces struct{ provider *sdktrace.TracerProvider }
 
 // Open starts the export of spans if the environment asks for it, and returns nil otherwise.
-// The collector is not called yet: a collector that is away delays no start. A variable that
-// cannot be used is logged, as the specification of OpenTelemetry asks, and stops no server.
+// Open does not call the collector, so a collector that is away delays no start. A variable
+// that cannot be used is logged, as the specification of OpenTelemetry demands, and stops no
+// server.
 //
-// The spans wait in a queue of bounded size (OTEL_BSP_MAX_QUEUE_SIZE). The spans that find the
-// queue full are lost.
+// The spans wait for their export in a queue of bounded size (OTEL_BSP_MAX_QUEUE_SIZE). A span
+// that finds the queue full is lost.
 func Open(ctx context.Context, version string, logger *slog.Logger) *Traces {
 	if !wanted(ctx, logger) {
 		return nil
 	}
-	// The defaults of both write to standard error, and one of their lines has the value of a
-	// malformed header of OTEL_EXPORTER_OTLP_HEADERS.
+	// OpenTelemetry's default logger and default error handler write to standard error, and one
+	// of their lines contains the value of a malformed header of OTEL_EXPORTER_OTLP_HEADERS.
 	otel.SetLogger(logr.New(&sink{logger}))
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { logger.Warn("tracing", "error", err) }))
 	client, err := otlptracegrpc.New(ctx)
@@ -66,7 +68,7 @@ func Open(ctx context.Context, version string, logger *slog.Logger) *Traces {
 	}
 	about, err := resource.New(ctx,
 		resource.WithAttributes(attribute.String("service.name", "watchword"), attribute.String("service.version", version)),
-		resource.WithTelemetrySDK(), resource.WithHost(), resource.WithFromEnv()) // the later ones count
+		resource.WithTelemetrySDK(), resource.WithHost(), resource.WithFromEnv()) // a later option replaces the values of an earlier one
 	if err != nil {
 		logger.WarnContext(ctx, "tracing: the description of this server is incomplete", "error", err)
 	}
@@ -76,8 +78,8 @@ func Open(ctx context.Context, version string, logger *slog.Logger) *Traces {
 		sdktrace.WithResource(about))}                                         // reads OTEL_TRACES_SAMPLER and OTEL_SPAN_*
 }
 
-// wanted reports whether the environment asks for traces: OTEL_TRACES_EXPORTER is otlp, or is
-// not set and an endpoint is.
+// wanted reports whether the environment asks for traces: OTEL_TRACES_EXPORTER is otlp, or
+// OTEL_TRACES_EXPORTER is not set and a variable with an endpoint is set.
 func wanted(ctx context.Context, logger *slog.Logger) bool {
 	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") {
 		return false
@@ -96,7 +98,7 @@ func wanted(ctx context.Context, logger *slog.Logger) bool {
 	}
 	for _, name := range []string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"} {
 		if protocol := os.Getenv(name); protocol == "grpc" {
-			break // the first variable counts
+			break // the first variable that is set decides
 		} else if protocol != "" {
 			logger.WarnContext(ctx, "traces are off: "+name+" must be grpc, the one protocol that this server speaks", "value", protocol)
 			return false
@@ -106,8 +108,9 @@ func wanted(ctx context.Context, logger *slog.Logger) bool {
 }
 
 // ServerOptions returns the options with which a gRPC server makes a span for every call of
-// Watchword's services. Health and reflection make no span, and neither do the streams of
-// verifiers and of the security record: such a stream is long, and a span is exported at its end.
+// Watchword's services. Calls of the health service and of reflection get no span, and neither
+// do WatchBundle, ReportWatcher and WatchEvents: such a stream lasts long, and a span is
+// exported at its end.
 func (t *Traces) ServerOptions() []grpc.ServerOption {
 	if t == nil {
 		return nil
@@ -126,14 +129,15 @@ func (t *Traces) ServerOptions() []grpc.ServerOption {
 		})))}
 }
 
-// longestState bounds the tracestate of a client, in bytes. Each span of a call carries the
-// tracestate, and headers may have 16 KiB: then a batch of spans would be larger than a collector
-// accepts (4 MiB), and the spans of other calls would be lost with the batch. W3C Trace Context
-// section 3.3.1.5 asks for at least 512 bytes.
+// longestState is the longest tracestate of a client that is accepted, in bytes. Each span of a
+// call carries the tracestate, and the headers of a call can have 16 KiB: with such a
+// tracestate, a batch of spans could be larger than a collector accepts (4 MiB), and the spans
+// of other calls would be lost with the batch. W3C Trace Context section 3.3.1.5 demands at
+// least 512 bytes.
 const longestState = 512
 
-// strangers reads the trace of a call from the headers of the client. A tracestate longer than
-// longestState is left out.
+// strangers reads the trace of a call from the headers of the client, which may be a stranger.
+// strangers ignores a tracestate longer than longestState.
 type strangers struct{ propagation.TraceContext }
 
 // Extract implements [propagation.TextMapPropagator].
@@ -145,15 +149,15 @@ func (s strangers) Extract(ctx context.Context, headers propagation.TextMapCarri
 	return trace.ContextWithRemoteSpanContext(ctx, trace.SpanContextFromContext(ctx).WithTraceState(trace.TraceState{}))
 }
 
-// Close sends the spans that wait, within a time and for closeTime at most, and ends the export,
-// also if no time is left. Later calls of Close do nothing.
+// Close sends the spans that still wait, within the time `within` and for closeTime at most,
+// and ends the export, even if no time is left. A second Close does nothing.
 func (t *Traces) Close(within time.Duration) {
 	if t == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), min(max(within, closeLeast), closeTime))
 	defer cancel()
-	_ = t.provider.Shutdown(ctx) // the exporter has logged a collector that is away
+	_ = t.provider.Shutdown(ctx) // the error is ignored: exporter has logged that the collector is away
 }
 
 // exporter logs once when the collector goes away, and once when the collector comes back.
@@ -163,7 +167,8 @@ type exporter struct {
 	away   atomic.Bool
 }
 
-// ExportSpans exports spans, and loses them if the collector does not take them.
+// ExportSpans sends spans to the collector. If the collector does not accept the spans, the
+// spans are lost.
 func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	err := e.SpanExporter.ExportSpans(ctx, spans)
 	switch away := err != nil; {
@@ -176,9 +181,10 @@ func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpa
 	return nil
 }
 
-// described returns an error of an export in at most 300 characters, since a collector may send a text
-// of any length. gRPC's text about a header that cannot be sent repeats the name of the header,
-// and a key may stand in the place of the name.
+// described returns the text of an export's error in at most 300 characters, since a collector
+// may send a text of any length. gRPC's text about a header that cannot be sent repeats the
+// name of the header, and the operator may have written a secret key in the place of the name.
+// So described returns a fixed text for such an error.
 func described(err error) string {
 	if status.Code(err) == codes.Internal {
 		return "INTERNAL: perhaps OTEL_EXPORTER_OTLP_HEADERS has a header that cannot be sent; write NAME=VALUE"
@@ -186,8 +192,9 @@ func described(err error) string {
 	return fmt.Sprintf("%.300s", err)
 }
 
-// sink receives what OpenTelemetry's packages log. sink drops the values: a value may be a
-// secret of OTEL_EXPORTER_OTLP_HEADERS. Of the errors, only that of a file tells no value.
+// sink receives what OpenTelemetry's packages log. sink logs no values: a value may be a secret
+// of OTEL_EXPORTER_OTLP_HEADERS. Only the error of a file contains no value, so sink logs the
+// text of such an error.
 type sink struct{ logger *slog.Logger }
 
 func (s *sink) Init(logr.RuntimeInfo)          {}

@@ -1,7 +1,7 @@
-// Package transport decides whether a gRPC connection is protected against an attacker on
-// the network path. The peer's address decides, since an attacker may control what a host
-// name stands for. If the peer is on this machine, the target of the connection decides too:
-// the peer may be a proxy.
+// Package transport decides whether a gRPC connection is protected against an attacker on the
+// network path. The decision depends on the peer's address, since an attacker may control to
+// which address a host name leads. If the peer is on this machine, the decision also depends on
+// the target of the connection: the peer may be a proxy that leads to another machine.
 package transport
 
 import (
@@ -15,14 +15,15 @@ import (
 )
 
 // Protects reports whether the connection to p has at least the given security level: by the
-// handshake, or because the connection stays on this machine. Credentials without a security
-// level count as unprotected. p may be nil.
+// handshake, or because the connection stays on this machine. Credentials that tell no security
+// level do not protect a connection. p may be nil.
 //
 // target is the result of [Target]; empty if unknown. A connection to a peer on a loopback
-// address stays on this machine only if the target is a loopback address too: with
-// HTTPS_PROXY, grpc-go connects to the proxy, and the proxy connects to the target. If the
-// target is unknown, the peer alone counts. A tunnel on this machine counts as this machine
-// if the tunnel is the target: the far end of the tunnel is invisible from here.
+// address stays on this machine only if the target is a loopback address too: with HTTPS_PROXY,
+// grpc-go connects to the proxy, and the proxy connects to the target. If the target is
+// unknown, only the peer's address decides. If the target is a tunnel on this machine, Protects
+// treats the connection as one that stays on this machine: the far end of the tunnel is
+// invisible from here.
 func Protects(p *peer.Peer, target string, level credentials.SecurityLevel) bool {
 	if p == nil {
 		return false
@@ -35,7 +36,8 @@ func Protects(p *peer.Peer, target string, level credentials.SecurityLevel) bool
 }
 
 // Target returns the target of a connection, as a URL such as dns:///auth:50051. A
-// *grpc.ClientConn names its target. For a connection of another type, Target may return "".
+// *grpc.ClientConn names its target by the method CanonicalTarget. For a connection without
+// this method, Target returns "".
 func Target(conn any) string {
 	if c, ok := conn.(interface{ CanonicalTarget() string }); ok {
 		return c.CanonicalTarget()
@@ -43,8 +45,8 @@ func Target(conn any) string {
 	return ""
 }
 
-// Name describes the peer for an error message: by the address, and for a connection through
-// a proxy also by the target.
+// Name describes the peer for an error message by the peer's address. For a connection through
+// a proxy on this machine, Name also tells the target.
 func Name(p *peer.Peer, target string) string {
 	if p == nil || p.Addr == nil {
 		return "a machine that the connection does not name"
@@ -64,13 +66,13 @@ func inMemory(addr net.Addr) bool {
 	switch addr.Network() {
 	case "unix", "bufconn":
 		return true
-	case "pipe": // a named pipe of Windows has another address, and may lead to another machine
+	case "pipe": // the address of a named pipe of Windows is another text, and the pipe may lead to another machine
 		return addr.String() == "pipe"
 	}
 	return false
 }
 
-// loopback reports whether an address has a port at a loopback address.
+// loopback reports whether an address is a loopback address with a port.
 func loopback(addr net.Addr) bool {
 	if addr == nil {
 		return false
@@ -79,10 +81,10 @@ func loopback(addr net.Addr) bool {
 	return err == nil && host.Addr().IsLoopback()
 }
 
-// loopbackTarget reports whether a target is a loopback address, localhost in this spelling,
-// or an empty host, which grpc-go reads as localhost. The standard library (net/http's
-// ProxyFromEnvironment) connects to these targets directly. The connection to any other
-// name, even a name of this machine, may go through a proxy.
+// loopbackTarget reports whether a target is a loopback address, the name localhost in lower
+// case, or an empty host, which grpc-go reads as localhost. The standard library (net/http's
+// ProxyFromEnvironment) connects to these targets directly. A connection to any other name,
+// even a name of this machine, may go through a proxy.
 func loopbackTarget(target string) bool {
 	u, err := url.Parse(target)
 	if err != nil {
@@ -91,7 +93,7 @@ func loopbackTarget(target string) bool {
 	endpoint := resolver.Target{URL: *u}.Endpoint()
 	host, _, err := net.SplitHostPort(endpoint)
 	if err != nil {
-		host = endpoint // without a port
+		host = endpoint // the target has no port
 	}
 	addr, err := netip.ParseAddr(host)
 	return host == "localhost" || host == "" && endpoint != "" || err == nil && addr.IsLoopback()

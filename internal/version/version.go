@@ -1,7 +1,7 @@
 // Package version says which version of Watchword the running program was built from.
 //
-// Two ways to build name the version. The Go toolchain stores a version in a program that
-// was built in a clone of the repository, or by `go install`. A build in a folder without
+// Two ways to build Watchword name the version. The Go toolchain stores a version in a program
+// that was built in a clone of the repository, or by `go install`. A build in a folder without
 // the repository, such as in a container, stamps the version:
 //
 //	go build -ldflags "-X github.com/watchword-auth/watchword/internal/version.stamped=v1.2.3"
@@ -9,13 +9,14 @@ package version
 
 import "runtime/debug"
 
-// stamped is written by the linker. A stamped version counts before the version that the Go
-// toolchain stores.
+// stamped is set by the linker. String returns the stamped version even if the Go toolchain has
+// stored another version.
 var stamped string
 
-// String returns the version, such as `v1.2.3`. Between two versions String returns the
-// pseudo-version of Go, such as `v1.2.4-0.20261129021413-d7c295a08c5a`, with `+dirty` if the
-// clone had changes. String returns `(devel)` if the build named no version.
+// String returns the version, such as `v1.2.3`. For a program that was built from a commit
+// between two versions, String returns the pseudo-version of Go, such as
+// `v1.2.4-0.20261129021413-d7c295a08c5a`, with `+dirty` if the clone had changes. String
+// returns `(devel)` if the build named no version.
 func String() string {
 	if stamped != "" {
 		return stamped
