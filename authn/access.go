@@ -20,17 +20,17 @@ import (
 // rule says which callers may call a method. The zero rule admits every caller with a valid
 // token.
 type rule struct {
-	public      bool      // every caller is admitted, also without a token
+	public      bool      // every caller is admitted, even without a token
 	roles       []string  // the caller needs at least one of these roles; none: a valid token is enough
-	audience    *audience // the token must be for this audience; nil: for the verifier's own
+	audience    *audience // the token must be for this audience; nil: for the audience of WithAudience
 	undelegated bool      // a delegated token is refused
-	declared    bool      // set by the method's option, by WithPublicMethods or by WithMethodRule
+	declared    bool      // true if the method's option, WithPublicMethods or WithMethodRule has set the rule
 	unknown     bool      // no caller is admitted: the program has no descriptor of the method, and no option of the Verifier names it
 }
 
-// methodRule is an access rule set by an option of NewVerifier.
+// methodRule is an access rule that an option of NewVerifier, such as WithMethodRule, has set.
 type methodRule struct {
-	option  string // the option's name, for errors
+	option  string // the name of the option of NewVerifier, for errors
 	pattern string // /package.Service/Method or /package.Service/*
 	access  *watchwordv1.Access
 }
@@ -38,21 +38,23 @@ type methodRule struct {
 // accessRules finds the access rule of every method. Any number of goroutines may call
 // [accessRules.of].
 //
-// The method's own option counts first, then a methodRule with the method's name, then a
-// methodRule for the whole service. A method with a descriptor and without all three needs a
-// valid token. A method without a descriptor may have an option that the program cannot read,
-// so without a methodRule it admits no caller.
+// The first rule that exists applies: the method's own option in its proto file, then a
+// methodRule with the method's name, then a methodRule for the whole service. A method with a
+// descriptor and without any of the three needs a valid token. A method without a descriptor
+// may have an option that the program cannot read. So without a methodRule the method admits no
+// caller.
 type accessRules struct {
 	named  map[string]methodRule // pattern → rule
 	linked map[string]rule       // full name → rule, for methods linked into the program at the start
-	later  sync.Map              // full name → rule, for methods registered later; only methods with a descriptor, so callers cannot make the map grow
+	later  sync.Map              // full name → rule, for methods registered later; only methods with a descriptor, so that callers cannot make the map grow
 }
 
-// newAccessRules computes the access rule of every method linked into the program, so that
-// a contradiction is an error at the program's start and not at a call. named holds the rules
-// set by options, one for each pattern.
+// newAccessRules computes the access rule of every method linked into the program, so that a
+// contradiction between rules is an error at the program's start and not at a call. named holds
+// the rules set by options of NewVerifier, one for each pattern.
 //
-// Errors: one for each method with an option that cannot be used, or that contradicts named.
+// Errors: an error for each method with an option that cannot be used, or that contradicts
+// named.
 func newAccessRules(named map[string]methodRule) (*accessRules, error) {
 	a := &accessRules{named: named, linked: map[string]rule{}}
 	var found []error
@@ -62,7 +64,7 @@ func newAccessRules(named map[string]methodRule) (*accessRules, error) {
 			for j := range service.Methods().Len() {
 				method := service.Methods().Get(j)
 				r, err := a.decide(string(service.FullName()), string(method.Name()), method)
-				found = append(found, err) // Join leaves out nil
+				found = append(found, err) // nil is no error, and errors.Join leaves nil out
 				a.linked["/"+string(service.FullName())+"/"+string(method.Name())] = r
 			}
 		}
@@ -71,10 +73,11 @@ func newAccessRules(named map[string]methodRule) (*accessRules, error) {
 	return a, errors.Join(found...)
 }
 
-// errMalformedMethod reports a method name of another form than /service/method.
+// errMalformedMethod means that the method name of a call has another form than
+// /service/method.
 var errMalformedMethod = errors.New("malformed method name")
 
-// of returns the access rule of a method. full is the method's name in a call,
+// of returns the access rule of a method. full is the name of the method in a call, of the form
 // /service/method.
 //
 // Errors: errMalformedMethod; the fault of a descriptor registered after newAccessRules.
@@ -99,8 +102,8 @@ func (a *accessRules) of(full string) (rule, error) {
 
 // decide computes the access rule of a method. descriptor is nil for a method without a
 // descriptor.
-//
-// Errors: if the method's option cannot be used, or if a methodRule with the method's name
+// Errors: an error if the method's option cannot be used, or if a methodRule with the method's
+// name differs from the option.
 // differs from the option.
 func (a *accessRules) decide(service, method string, descriptor protoreflect.MethodDescriptor) (rule, error) {
 	name := "/" + service + "/" + method
@@ -134,11 +137,12 @@ func (a *accessRules) decide(service, method string, descriptor protoreflect.Met
 	return r, nil
 }
 
-// checkAccess checks what an access rule says. nil is a rule that says nothing.
+// checkAccess returns an error for an access rule that cannot be used. A nil rule sets nothing,
+// and gives no error.
 //
-// Errors: if the rule has a field or a value that this version does not know, since the rule
-// may ask for more than a valid token; if the rule is public and asks for something; if no user can
-// have one of the roles; if an audience is empty.
+// Errors: an error if the rule has a field or a value that this version does not know, since
+// the rule may demand more than a valid token; if the rule is public and sets another field; if
+// no user can have one of the roles; if an audience is empty.
 func checkAccess(access *watchwordv1.Access) error {
 	if len(access.ProtoReflect().GetUnknown()) > 0 {
 		return errors.New("has a field that this version of authn does not know: update Watchword's module")
@@ -160,9 +164,9 @@ func checkAccess(access *watchwordv1.Access) error {
 	return nil
 }
 
-// findMethod returns the descriptor of a method; nil if the program has none. The names
-// "/a.B/c.D" and "/a.B.c/D" both give the descriptor name "a.B.c.D", so findMethod also
-// compares the parent with the service.
+// findMethod returns the descriptor of a method, and nil if the program has none. Two names of
+// calls, "/a.B/c.D" and "/a.B.c/D", give the one descriptor name "a.B.c.D". So findMethod also
+// compares the descriptor's parent with the service.
 func findMethod(service, method string) protoreflect.MethodDescriptor {
 	found, _ := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service + "." + method))
 	if m, ok := found.(protoreflect.MethodDescriptor); ok && m.Parent().FullName() == protoreflect.FullName(service) {
@@ -171,7 +175,8 @@ func findMethod(service, method string) protoreflect.MethodDescriptor {
 	return nil
 }
 
-// ownTypes knows the option (watchword.v1.access) and no other extension.
+// ownTypes is a registry of protobuf types with the option (watchword.v1.access) and no other
+// extension.
 var ownTypes = func() *protoregistry.Types {
 	types := new(protoregistry.Types)
 	if err := types.RegisterExtension(watchwordv1.E_Access); err != nil {
@@ -183,10 +188,10 @@ var ownTypes = func() *protoregistry.Types {
 // accessOption returns the method option (watchword.v1.access), and whether the descriptor
 // has the option.
 //
-// A descriptor may hold the option undecoded, or decoded as a foreign type: for a descriptor
-// built while the program runs, and in a program with a second copy of access.proto. So
-// accessOption encodes all options, and decodes them again with ownTypes. Which types the
-// program has registered, and in which order, does not matter.
+// A descriptor may hold the option undecoded, or decoded as a Go type of another package: if
+// the descriptor was built while the program runs, or if the program has a second copy of
+// access.proto. So accessOption encodes all options, and decodes them again with ownTypes. Then
+// the result does not depend on the types that the program has registered.
 func accessOption(descriptor protoreflect.MethodDescriptor) (access *watchwordv1.Access, declared bool, err error) {
 	if descriptor == nil {
 		return nil, false, nil
@@ -211,9 +216,9 @@ func validPattern(pattern string) bool {
 		(method == "*" || protoreflect.Name(method).IsValid())
 }
 
-// splitMethod splits "/package.Service/Method". ok is false for every other form: grpc-go's
-// router may read another form differently, and such a call must not be admitted by the
-// rule of a public method.
+// splitMethod splits "/package.Service/Method". For every other form, ok is false: grpc-go's
+// router may read another form differently, so the rule of a public method must not admit a
+// call with another form.
 func splitMethod(full string) (service, method string, ok bool) {
 	rest, slash := strings.CutPrefix(full, "/")
 	service, method, ok = strings.Cut(rest, "/")

@@ -13,19 +13,19 @@ import (
 type stage int
 
 const (
-	streamOpened  stage = iota // no message
-	trustReceived              // the trust state
-	chunksDone                 // the whole snapshot
-	upToDate                   // the heartbeat after the snapshot: the bundle is complete
+	streamOpened  stage = iota // the stream has brought no message
+	trustReceived              // the stream has brought the trust state
+	chunksDone                 // the stream has brought the whole snapshot
+	upToDate                   // the stream has brought the heartbeat after the snapshot: the bundle is complete
 )
 
-// apply stores one message of a stream in the trust bundle. at is the stage of the stream
-// before the message; apply returns the stage after the message. Only the feed's goroutine
-// may call apply. Every call of [bundle.judge] that begins after apply has returned uses
-// the message.
+// apply stores one message of a stream in the trust bundle. The parameter at is the stage of
+// the stream before the message; apply returns the stage after the message. Only the feed's
+// goroutine may call apply. Every call of [bundle.judge] that begins after apply has returned
+// uses the message.
 //
-// Errors: if the server breaks the protocol of the stream. The bundle keeps everything
-// stored before.
+// Errors: an error if the server breaks the protocol of the stream. After an error, the bundle
+// keeps everything that was stored before.
 func (b *bundle) apply(msg *watchwordv1.WatchBundleResponse, at stage) (stage, error) {
 	var err error
 	next := at
@@ -57,8 +57,9 @@ func (b *bundle) apply(msg *watchwordv1.WatchBundleResponse, at stage) (stage, e
 	return next, nil
 }
 
-// learn stores the trust state and the revocations of a message. [bundle] explains the
-// order of the three stores.
+// learn stores the trust state and the revocations of a message. The comment of [bundle]
+// explains why learn first stores the revocations, then the trust state, and then raises the
+// epoch.
 func (b *bundle) learn(n news) error {
 	before := b.trust.Load()
 	next, err := newTrust(n.GetTrustState(), before, b.leeway, b.log)
@@ -75,8 +76,8 @@ func (b *bundle) learn(n news) error {
 	return nil
 }
 
-// beat stores the times of a heartbeat, and deletes expired revocations. whole says whether
-// everything before the heartbeat has been received.
+// beat stores the times of a heartbeat, and deletes expired revocations. whole says whether the
+// stream has brought every message before the heartbeat.
 //
 // Errors: as [serverClock.beat].
 func (b *bundle) beat(beat *watchwordv1.Heartbeat, whole bool) error {
@@ -94,8 +95,8 @@ func (b *bundle) beat(beat *watchwordv1.Heartbeat, whole bool) error {
 	return nil
 }
 
-// answered stores the times in the answer to a question that was sent at the elapsed time
-// sent.
+// answered stores the times in the server's answer to a GetTime that was sent at the elapsed
+// time `sent`.
 //
 // Errors: as [serverClock.answered].
 func (b *bundle) answered(t *watchwordv1.ServerTimes, sent time.Duration) error {
@@ -104,8 +105,8 @@ func (b *bundle) answered(t *watchwordv1.ServerTimes, sent time.Duration) error 
 	return err
 }
 
-// clockSet makes every earlier judgement void after the token time was set: an `iat` that
-// was in the past may be far ahead now.
+// clockSet makes every cached judgement invalid after the server's token time was set: an `iat`
+// that was in the past may be far in the future now.
 func (b *bundle) clockSet(by time.Duration) {
 	if by != 0 {
 		b.clockSets.Add(1)
@@ -114,8 +115,8 @@ func (b *bundle) clockSet(by time.Duration) {
 	}
 }
 
-// tellKeysChanged asks the keeper of the snapshot file to write the file. One element in
-// the channel is enough for several changes, so tellKeysChanged never blocks.
+// tellKeysChanged tells the keeper of the snapshot file to write the file. One element in the
+// channel is enough for several changes, so tellKeysChanged never blocks.
 func (b *bundle) tellKeysChanged() {
 	select {
 	case b.keysChanged <- struct{}{}:

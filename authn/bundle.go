@@ -9,8 +9,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// A bundle holds the trust bundle: what the server has sent to a verifier, in three parts.
-// The type of each part states its locking:
+// A bundle holds the trust bundle: what the server has sent to a verifier, in three parts. The
+// comment of the type of each part says how the part is locked:
 //
 //   - trust, the keys: immutable behind an atomic pointer. A new trust state replaces the
 //     old one whole, so a withdrawn key is gone at once.
@@ -18,8 +18,8 @@ import (
 //     revocations.
 //   - fresh, the [freshness]: atomic fields.
 //
-// One goroutine, the feed's, applies messages. Any number of goroutines call
-// [bundle.judge], which decides about a token. Such a decision is called a judgement.
+// The goroutine of the feed applies messages. Any number of goroutines call [bundle.judge],
+// which decides whether a token is accepted. Such a decision is called a judgement.
 //
 // judge reads the parts one after the other, while the feed may be changing them. Three
 // rules make every mixture of old and new parts harmless:
@@ -36,18 +36,18 @@ import (
 //     look-up concerns only tokens already expired at the deletion, by every clock heard
 //     lately, and judge finds the token expired.
 //
-// So the answer is one of the answers possible between the beginning and the end of the
-// call, and a call that begins after learn has returned uses the message.
+// So the answer of judge is one of the answers possible between the beginning and the end of
+// the call, and a call that begins after learn has returned uses the message.
 type bundle struct {
 	log     *slog.Logger
-	leeway  time.Duration         // given to WithLeeway; trust.leeway is the leeway in use
-	epoch   atomic.Uint64         // counts the messages that learn has stored, and settings of the clock
+	leeway  time.Duration         // the leeway given to WithLeeway; trust.leeway, which may be shorter, is in use
+	epoch   atomic.Uint64         // the number of messages that learn has stored, plus the number of times that the token time was set
 	trust   atomic.Pointer[trust] // nil before the first trust state
 	revoked revocations
 	fresh   *freshness
 
-	streams   atomic.Uint64 // counts the streams opened, for Status
-	clockSets atomic.Uint64 // counts the settings of the token time, for Status
+	streams   atomic.Uint64 // the number of streams opened, for Status
+	clockSets atomic.Uint64 // how often the server's token time was set, for Status
 
 	// keysChanged gets an element when the trust state changes and when the bundle is
 	// complete for the first time. The keeper of the snapshot file takes the element and
@@ -55,18 +55,18 @@ type bundle struct {
 	keysChanged chan struct{}
 }
 
-// authentic holds a token with a good form and signature. Only [bundle.judge] decides
-// whether the token is accepted.
+// authentic holds a token with a good form and a good signature. [bundle.judge] decides whether
+// the token is accepted.
 type authentic struct {
 	principal *Principal
 	key       *token.PublicKey
-	accepted  *atomic.Pointer[judgement] // the last judgement that accepted the token; nil: none
-	own       bool                       // the token is for the verifier's own audience
+	accepted  *atomic.Pointer[judgement] // the latest judgement that has accepted the token; nil: no judgement has
+	own       bool                       // true if the token is for the audience of WithAudience
 }
 
-// judgement remembers that a token was accepted, and for how long the token stays accepted:
-// while the bundle's epoch equals epoch, and before the token time until, in ns since 1970.
-// The audience is checked separately.
+// judgement remembers that a token was accepted, and for how long the judgement holds: while
+// the bundle's epoch equals the field epoch, and before the token time in the field until, in
+// ns since 1970. The audience of the token is checked at every call.
 type judgement struct {
 	epoch uint64
 	until int64
@@ -80,8 +80,8 @@ func newBundle(log *slog.Logger, leeway time.Duration, limit staleness) *bundle 
 	}
 }
 
-// authenticate checks a token's form, and its signature by a key of the trust state. The
-// trust state may change during the check, so judge looks up the key again.
+// authenticate checks a token's form, and its signature by a key of the trust state. The trust
+// state may change during the check, so judge looks up the key again.
 func (b *bundle) authenticate(raw string) (authentic, watchwordv1.ErrorReason) {
 	if !b.fresh.judging() {
 		return authentic{}, bundleStale
@@ -129,16 +129,16 @@ func (b *bundle) judge(t *authentic, forAudience bool) watchwordv1.ErrorReason {
 	switch {
 	case key == nil, key.public != t.key, latest >= key.until, c.Issuer != trust.issuer:
 		return tokenInvalid
-	// A revocation is kept for as long as the issuer's longest token lives, so a token
-	// with a longer life would outlive its revocation.
+	// A revocation is kept for as long as the longest-lived token of the issuer. A token with a
+	// longer life would be accepted again after the revocation was deleted.
 	case c.ExpiresAt.Sub(c.IssuedAt) > trust.maxLifetime:
 		return tokenInvalid
 	case len(c.Actors) > 0 && c.IssuedAt.Before(trust.delegatedNotBefore):
 		return tokenInvalid
 	case !forAudience:
 		return audienceMismatch
-	// Only a forger, or a server with a wrong clock, mints so far ahead. Such a token would
-	// outlive every revocation of today.
+	// Only a forger, or a server with a wrong clock, mints a token so far in the future. Such a
+	// token would expire after every revocation of today was deleted.
 	case nanosOf(c.IssuedAt) > earliest && nanosOf(c.IssuedAt)-earliest > trust.margin.Nanoseconds():
 		return tokenInvalid
 	case latest >= expires:

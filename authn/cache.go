@@ -9,7 +9,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// A cache remembers tokens with a good form and signature, so that each signature is
+// A cache remembers tokens with a good form and a good signature, so that each signature is
 // checked once. At every use of a cached token, [bundle.judge] decides whether the token is
 // still accepted.
 //
@@ -19,14 +19,15 @@ import (
 // (the CLOCK algorithm), so the busy tokens survive a flood of new tokens.
 type cache struct {
 	shards [cacheShards]cacheShard
-	// counts tells whether get counts the entries found; counts never changes. Each shard has
-	// a count of its own, beside the lock that get has just written: so a count costs no
-	// further transfer of a cache line between cores.
+	// counts tells whether get counts the entries that it finds; counts never changes. Each
+	// shard has a counter of its own, in the cache line of the lock that get has just written:
+	// so a count moves no further cache line between cores.
 	counts bool
 }
 
 const (
-	// cacheShards keep cores from waiting for one lock. A power of two.
+	// cacheShards is the number of parts of the cache, each with a lock, so that cores seldom
+	// wait for one lock. A power of two.
 	cacheShards    = 32
 	cacheShardBits = 5
 	// entryBytes is the memory of an entry besides twice the token's length: an entry
@@ -37,21 +38,22 @@ const (
 // cacheShard is the part of the cache behind one lock: mu guards every field from entries on.
 type cacheShard struct {
 	mu      sync.RWMutex
-	found   atomic.Uint64 // the calls of get that found an entry, if the cache counts
+	found   atomic.Uint64 // the number of calls of get that found an entry, if the cache counts
 	entries map[string]*entry
-	hand    *entry   // the next to be evicted, in a ring of all entries; nil if empty
-	used    int      // bytes
-	budget  int      // bytes; never changes
-	_       [64]byte // a cache line of its own
+	hand    *entry   // the entry that is evicted next, in a ring of all entries; nil if there is no entry
+	used    int      // the bytes that the entries take
+	budget  int      // the bytes that the entries may take; never changes
+	_       [64]byte // gives each shard a cache line of its own
 }
 
-// entry holds a cached token, and points at the key that checked the token's signature. If
-// a later trust state has a new object for the key, or no longer has the key, judge refuses
-// the entry, also an entry that a slow check stores after that trust state.
+// entry holds a cached token, and points at the key that checked the token's signature. If a
+// later trust state has a new object for the key, or no longer has the key, judge refuses the
+// entry. judge also refuses an entry that a slow check stores after the later trust state has
+// come.
 type entry struct {
 	authentic
 	raw        string
-	busy       atomic.Bool // used since its last turn
+	busy       atomic.Bool // true if the entry was used since its last turn at the hand
 	next, prev *entry      // in the ring: container/list would allocate once more
 }
 
@@ -74,7 +76,7 @@ func (c *cache) shard(raw string) *cacheShard {
 	return &c.shards[binary.LittleEndian.Uint64(tail[:])*0x9e3779b97f4a7c15>>(64-cacheShardBits)]
 }
 
-// get returns the entry of a token; nil without an entry.
+// get returns the entry of a token, and nil if the cache has no entry.
 func (c *cache) get(raw string) *authentic {
 	if len(raw) > token.MaxLength {
 		return nil
@@ -118,18 +120,18 @@ func (c *cache) put(raw string, t authentic) *authentic {
 	s.used += size
 	if s.hand == nil {
 		e.next, e.prev, s.hand = e, e, e
-	} else { // before the hand: the last to be evicted
+	} else { // just before the hand, so that the entry is the last to be evicted
 		e.next, e.prev = s.hand, s.hand.prev
 		e.prev.next, e.next.prev = e, e
 	}
 	return &e.authentic
 }
 
-// entrySize returns the bytes that an entry counts for.
+// entrySize returns the number of bytes that an entry takes from the budget of its shard.
 func entrySize(raw string) int { return entryBytes + 2*len(raw) }
 
-// evictLocked removes the first entry not used since its last turn. Entries in use get
-// another turn. s.mu must be held.
+// evictLocked removes the first entry that was not used since its last turn at the hand. An
+// entry that was used gets another turn. s.mu must be held.
 func (s *cacheShard) evictLocked() {
 	for s.hand.busy.CompareAndSwap(true, false) {
 		s.hand = s.hand.next
@@ -149,7 +151,7 @@ func (s *cacheShard) removeLocked(e *entry) {
 	e.prev.next, e.next.prev = e.next, e.prev
 }
 
-// size returns the number of entries and the bytes that the entries count for.
+// size returns the number of entries, and the number of bytes that the entries take.
 func (c *cache) size() (entries, bytes int) {
 	for i := range c.shards {
 		s := &c.shards[i]

@@ -12,15 +12,15 @@ import (
 )
 
 const (
-	// askEvery is the time between two questions to the server: in a minute, a quartz drifts
-	// by some milliseconds.
+	// askEvery is the time between two calls of GetTime at the server: in a minute, the quartz
+	// of a machine drifts by some milliseconds.
 	askEvery = time.Minute
-	// longTrip is the time between question and answer after which the verifier soon asks
-	// again: tokens are refused earlier by as much.
+	// longTrip is the round trip of a GetTime after which the verifier soon calls GetTime
+	// again: the verifier refuses tokens too early by the length of the round trip.
 	longTrip = 5 * time.Second
-	// unanswered is the age of the newest question that the stream's own process has
-	// answered, after which the feed opens another stream. Behind a load balancer other
-	// processes may answer every question.
+	// unanswered is the age of the newest GetTime answered by the server process that sends the
+	// stream. From this age on, the feed opens another stream. Behind a load balancer other
+	// processes may answer every GetTime.
 	unanswered = 10 * askEvery
 )
 
@@ -29,37 +29,38 @@ var (
 	errAnotherHost = errors.New("a heartbeat of another server process than the stream's")
 )
 
-// A serverClock knows the token time, by which tokens expire, and the age of what a server
-// has sent.
+// A serverClock knows the token time, by which tokens expire, and the age of the messages that
+// a server has sent.
 //
-// Three clocks play a part. The elapsed time of this process counts suspensions and is never
-// set. The process clock of the server is the same in the server. The token time is the time
-// of the server's database, and may be set. A question to the server ([serverClock.answered])
-// bounds the process clock between question and answer. Every heartbeat bounds the token time
-// by the process clock. So the delay of a heartbeat has no influence, and the delay of an
-// answer only makes tokens expire earlier.
+// A serverClock uses three clocks. The elapsed time of this process continues during
+// suspensions of the machine and is never set. The process clock of the server is the elapsed
+// time of the server's process. The token time is the time of the server's database, and may be
+// set. A GetTime ([serverClock.answered]) bounds the process clock between request and
+// response. Every heartbeat bounds the token time by the process clock. So the delay of a
+// heartbeat has no influence, and the delay of a response only makes tokens expire earlier.
 //
 // Invariants, while no two clocks drift apart by more than 200 parts in a million:
 //
 //  1. latest is at most one round trip before the token time at the newest heartbeat, and
 //     otherwise not before the token time.
-//  2. since returns a moment not after the moment meant, save for the round trip of the
-//     newest question.
+//  2. since returns a moment that is not after the given moment of the process clock, save
+//     for the round trip of the newest GetTime.
 //
-// Expiry counts by the latest possible token time, the check of `iat` by the earliest.
+// Tokens expire by the latest possible token time, and `iat` is checked by the earliest
+// possible token time.
 //
-// One goroutine, the feed's, calls opened and beat. The feed's second goroutine calls
-// answered. Any goroutine may call the other methods.
+// The goroutine of the feed calls opened and beat. The feed's second goroutine calls answered.
+// Any goroutine can call the other methods.
 type serverClock struct {
 	elapsed *clock.Elapsed
 	token   atomic.Pointer[clock.Offset] // the token time in ns since 1970, against elapsed
 
 	mu       sync.Mutex // guards the fields below
 	estimate clock.Estimate
-	process  []byte        // the id of the server process; nil after opened
+	process  []byte        // the id of the server process that sends the stream; nil after opened
 	server   clock.Offset  // the process clock, against elapsed
-	asked    time.Duration // when the newest question was sent that process has answered
-	again    bool          // the newest question must be repeated soon
+	asked    time.Duration // when the newest GetTime was sent that the process has answered
+	again    bool          // true if GetTime must be called again soon
 	readBy   []byte        // the id of the process with the newest reading of the token time
 	readAt   time.Duration // when that process had the reading, by the process clock
 }
@@ -67,7 +68,7 @@ type serverClock struct {
 func newServerClock() *serverClock {
 	c := &serverClock{elapsed: clock.New()}
 	here := time.Duration(time.Now().UnixNano())
-	c.guess(clock.Answer(here, 0, 0)) // serves no judgement: before the first heartbeat the bundle is incomplete
+	c.guess(clock.Answer(here, 0, 0)) // no judgement uses the guess: before the first heartbeat the bundle is incomplete
 	return c
 }
 
@@ -85,20 +86,20 @@ func (c *serverClock) guess(o clock.Offset) {
 	c.token.Store(&o)
 }
 
-// opened is called before a stream is opened. The opening is a question: the first heartbeat
-// of the stream is made after the server has received the request.
+// opened is called before a stream is opened. The opening of a stream serves as a GetTime: the
+// server makes the first heartbeat of the stream after it has received the request.
 func (c *serverClock) opened() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.process, c.asked = nil, c.elapsed.Now()
 }
 
-// beat uses the times of a heartbeat that has just arrived. beat returns by how much the
-// token time was set, and a function that returns the elapsed time of a moment of the process
-// clock.
+// beat uses the times of a heartbeat that has just arrived. beat returns by how much the token
+// time was set, and a function that turns a moment of the server's process clock into the
+// elapsed time of this process.
 //
-// Errors: if the heartbeat has no times; if the heartbeat is of another process than the
-// heartbeats before in the stream.
+// Errors: an error if the heartbeat has no times, or if the heartbeat comes from another server
+// process than the earlier heartbeats of the stream.
 func (c *serverClock) beat(t *watchwordv1.ServerTimes) (set time.Duration, since func(time.Duration) time.Duration, err error) {
 	if err := checkTimes(t); err != nil {
 		return 0, nil, err
@@ -124,10 +125,10 @@ func (c *serverClock) beat(t *watchwordv1.ServerTimes) (set time.Duration, since
 	}, nil
 }
 
-// answered uses the times in the answer to a question. The question was sent at the elapsed
-// time sent. answered returns by how much the token time was set.
+// answered uses the times in the server's answer to a GetTime that was sent at the elapsed time
+// `sent`. answered returns by how much the token time was set.
 //
-// Errors: if the answer has no times.
+// Errors: an error if the answer has no times.
 func (c *serverClock) answered(t *watchwordv1.ServerTimes, sent time.Duration) (set time.Duration, err error) {
 	if err := checkTimes(t); err != nil {
 		return 0, err
@@ -143,11 +144,11 @@ func (c *serverClock) answered(t *watchwordv1.ServerTimes, sent time.Duration) (
 	return c.followLocked(t, server, now), nil
 }
 
-// followLocked adds a reading of the token time, by the process clock of the server that has
-// sent the reading. c.mu must be held.
+// followLocked adds a reading of the token time to the estimate, by the process clock of the
+// server that has sent the reading. c.mu must be held.
 func (c *serverClock) followLocked(t *watchwordv1.ServerTimes, server clock.Offset, now time.Duration) (set time.Duration) {
 	if bytes.Equal(c.readBy, t.GetProcess()) && t.GetAnswered().AsDuration() < c.readAt {
-		return 0 // an older reading of the same process, in an answer that a newer heartbeat has overtaken
+		return 0 // the answer has an older reading of the same process, and a newer heartbeat has come first
 	}
 	shown := t.GetNow().AsDuration()
 	from, to := elapsedAt(server, now, shown)
@@ -165,12 +166,12 @@ func (c *serverClock) followLocked(t *watchwordv1.ServerTimes, server clock.Offs
 	}
 	token := c.estimate.Offset()
 	c.token.Store(&token)
-	c.again = c.again || set != 0 // perhaps the server's process was paused, and its clock was not set
+	c.again = c.again || set != 0 // the token time was perhaps not set, and the server's process was paused: call GetTime again
 	return set
 }
 
-// elapsedAt returns between which elapsed times a process clock has shown a time. server is
-// the clock's offset, and now the elapsed time.
+// elapsedAt returns the earliest and the latest elapsed time at which a process clock has shown
+// the time `shown`. server is the offset of the process clock, and now the elapsed time.
 func elapsedAt(server clock.Offset, now, shown time.Duration) (from, to time.Duration) {
 	drift := clock.Drift(server.Latest(now) - shown)
 	return shown - (server.Latest(now) - now) - drift, shown - (server.Earliest(now) - now) + drift
@@ -185,8 +186,8 @@ func checkTimes(t *watchwordv1.ServerTimes) error {
 	return nil
 }
 
-// due returns whether to ask the server now, and whether the stream's own process has left
-// the questions unanswered for so long that another stream must be opened.
+// due reports whether the feed should call GetTime now. due also reports whether the process of
+// the stream has answered no GetTime for so long that the feed must open another stream.
 func (c *serverClock) due() (ask, reopen bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -194,15 +195,16 @@ func (c *serverClock) due() (ask, reopen bool) {
 	return c.again || age >= askEvery, age >= unanswered
 }
 
-// expired returns the token time before which a revocation is no longer needed, by every
-// clock that was heard in the last span.
+// expired returns the token time before which a revocation is no longer needed: the earliest
+// time of every clock that the verifier has heard in the last span.
 func (c *serverClock) expired(span time.Duration) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return time.Unix(0, int64(c.estimate.Expired(c.elapsed.Now(), span)))
 }
 
-// memory returns the elapsed time, and what a snapshot keeps of the clocks of the last span.
+// memory returns the elapsed time, and what a snapshot file keeps of the server clocks that the
+// verifier has heard in the last span.
 func (c *serverClock) memory(span time.Duration) (now time.Duration, m clock.Memory) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -210,8 +212,8 @@ func (c *serverClock) memory(span time.Duration) (now time.Duration, m clock.Mem
 	return now, c.estimate.Memory(now, span)
 }
 
-// remember makes the clock continue the memory of an earlier process, which ended so long
-// ago.
+// remember loads m, the memory that an earlier process has kept in a snapshot file. The
+// parameter ago is the time since the earlier process wrote the file.
 func (c *serverClock) remember(ago time.Duration, m clock.Memory) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

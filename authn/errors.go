@@ -29,9 +29,8 @@ const (
 )
 
 // refusals maps the reasons for refused calls to status codes and messages; ROLE_REQUIRED and
-// DELEGATION_DENIED have messages of their own in [Verifier.guard]. Each message
-// says only what the reason says: a message that names the wrong part of a token would help
-// a forger.
+// DELEGATION_DENIED have messages of their own in [Verifier.guard]. Each message tells no more
+// than the reason: a message that names the wrong part of a token would help a forger.
 var refusals = map[watchwordv1.ErrorReason]struct {
 	code    codes.Code
 	message string
@@ -66,20 +65,20 @@ func (e *callerRefusal) GRPCStatus() *status.Status { return status.Convert(e.er
 // Principal returns the refused caller.
 func (e *callerRefusal) Principal() *Principal { return e.principal }
 
-// Reason returns the reason for which Watchword, or a Verifier, refused a call. err may be
-// the error of a client's call, or an error of this package; wrapped errors count too.
-// Every other error, and nil, gives ERROR_REASON_UNSPECIFIED.
+// Reason returns the reason for which a Watchword server or a Verifier has refused a call. err
+// may be the error of a client's call, or an error of this package, and Reason looks into
+// wrapped errors. For every other error, and for nil, Reason returns ERROR_REASON_UNSPECIFIED.
 //
-// Programs act on the reason. The message of an error may change with any version.
+// A program should decide by the reason. The message of an error may change with any version.
 func Reason(err error) watchwordv1.ErrorReason { return refusal.Reason(err) }
 
-// misused returns the error for a mistake in the program.
+// misused returns the status INVALID_ARGUMENT for a mistake in the program that calls authn.
 func misused(err error) error {
 	return &refusal.Setup{Code: codes.InvalidArgument, Message: "authn: " + err.Error()}
 }
 
-// gaveUp returns the error of a wait for the first trust bundle that ended with ctx. last
-// is the error of the last stream; nil without an error.
+// gaveUp returns the error of NewVerifier or Ready if ctx has ended before the first trust
+// bundle has come. last is the error of the last stream; nil without an error.
 func gaveUp(ctx context.Context, last error) error {
 	message := fmt.Sprintf("authn: no trust bundle yet: %v", context.Cause(ctx))
 	if last != nil {

@@ -1,5 +1,5 @@
-// Package authntest tests services guarded by package authn, with an issuer in memory: tests
-// need no Watchword server, no network and no waiting.
+// Package authntest tests services guarded by package authn, with an issuer of tokens in
+// memory: tests need no Watchword server, no network and no waiting.
 //
 //	issuer := authntest.New()
 //	verifier := issuer.NewVerifier(t, authn.WithAudience("notes"))
@@ -16,8 +16,8 @@
 //
 // A [ForeignIssuer] makes the assertions with which a service account signs in.
 //
-// The verifiers are those of package authn, and the [Issuer] sends them the messages of a
-// real server, so a service behaves in a test as it does in production. When a method that
+// The verifiers are those of package authn, and the [Issuer] sends them the same messages as a
+// real server. So a service behaves in a test as it does in production. When a method that
 // changes an Issuer returns, every connected verifier knows the change.
 package authntest
 
@@ -48,21 +48,21 @@ const Name = "https://issuer.authntest.invalid"
 // MaxLifetime is the longest lifetime of a token, and the default of [User].
 const MaxLifetime = time.Hour
 
-// An Issuer mints tokens and sends trust bundles to verifiers. [New] makes an Issuer. It needs
-// no closing, and any number of goroutines may use it at once.
+// An Issuer mints tokens and sends trust bundles to verifiers. [New] makes an Issuer. An Issuer
+// needs no closing, and any number of goroutines can use an Issuer at once.
 type Issuer struct {
-	order sync.Mutex // orders the changes: held until every verifier has applied a change
+	order sync.Mutex // orders the changes: a change holds order until every verifier has applied the change
 
 	mu       sync.Mutex    // guards the fields below
-	ahead    time.Duration // the lead of the issuer's clock over time.Now
-	readings time.Duration // the readings of the clock so far, a nanosecond for each
+	ahead    time.Duration // how far the issuer's clock is ahead of time.Now
+	readings time.Duration // the number of readings of the clock so far; each reading adds a nanosecond to the process clock
 	signing  *token.SigningKey
 	trusted  []*token.SigningKey
 	ended    []*watchwordv1.EndedSession
 	raised   []*watchwordv1.RaisedVersion
-	revoked  time.Time        // delegated tokens from before are refused; zero before WithdrawKey
+	revoked  time.Time        // verifiers refuse delegated tokens with an earlier iat; zero before WithdrawKey
 	versions map[string]int64 // user id → version in the next token (claim ver)
-	silent   bool             // between Disconnect and Reconnect
+	silent   bool             // true between Disconnect and Reconnect
 	streams  map[*stream]bool
 }
 
@@ -85,15 +85,16 @@ func newKey() *token.SigningKey {
 // A User describes the user or the service account of a token. The zero User is a user without
 // roles.
 type User struct {
-	ID        string               // empty: made from Name, always the same for the same Name
+	ID        string               // empty: an id made from Name, the same id for the same Name
 	Name      string               // empty: "somebody"
 	Kind      watchwordv1.UserKind // zero: a user; a service account has no session
 	Roles     []string             // nil: no roles
 	Audience  []string             // nil: "test"
 	SessionID string               // empty: a new session for each token
 	Lifetime  time.Duration        // in whole seconds, at most MaxLifetime; zero: MaxLifetime
-	// Actors are the service accounts that act for the user (claim act), the one that called
-	// last first; at most five. Of an actor only ID and Name count. nil: the user itself calls.
+	// Actors are the service accounts that act for the user (claim act), at most five. The
+	// service account that called last comes first. The fields of an actor other than ID and
+	// Name are ignored. nil: the user itself calls.
 	Actors []User
 }
 
@@ -111,8 +112,8 @@ func (u User) name() string {
 	return u.Name
 }
 
-// Token returns a new access token for a user or a service account. The token lives from now
-// on, by the issuer's clock. Token panics if no such token can exist, such as for a lifetime
+// Token returns a new access token for a user or a service account. The token's life begins
+// now, by the issuer's clock. Token panics if no such token can exist, such as for a lifetime
 // below a second, or for a service account with a session.
 func (i *Issuer) Token(u User) string {
 	i.mu.Lock()
@@ -140,12 +141,13 @@ func (i *Issuer) Token(u User) string {
 	return i.sign(c)
 }
 
-// Delegate returns a token delegated from a token of this issuer, as DelegateToken does: it
-// speaks for the same subject in the same session, is for one audience, has the roles that
-// both the token and roles name (nil: all roles of the token), never admin, and expires no
-// later. The actor is the service account that calls. Delegate panics unless this issuer
-// minted the token with a trusted key, and for a sixth actor. It does not ask for revocations:
-// the new token of a revoked one is TOKEN_REVOKED.
+// Delegate returns a token delegated from a token of this issuer, as AuthService/DelegateToken
+// does. The new token names the same subject and the same session, is for one audience, and
+// expires no later. The new token has the roles that both the token and the parameter roles
+// name (nil: all roles of the token), and never the role admin. actor is the service account
+// that calls. Delegate panics unless this issuer minted the token with a trusted key, and for a
+// sixth actor. Delegate ignores revocations: a token delegated from a revoked token is
+// TOKEN_REVOKED.
 func (i *Issuer) Delegate(raw string, actor User, audience string, roles ...string) string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -158,7 +160,8 @@ func (i *Issuer) Delegate(raw string, actor User, audience string, roles ...stri
 	return i.sign(c)
 }
 
-// sign signs a token that begins at the earliest at i.revoked. i.mu must be held, as for actor.
+// sign signs a token with a time of issue that is not before i.revoked. The caller of sign or
+// of actor must hold i.mu.
 func (i *Issuer) sign(c *token.Claims) string {
 	if len(c.Actors) > 0 {
 		c.IssuedAt = latest(c.IssuedAt, i.revoked)
@@ -188,14 +191,15 @@ func randomID(bytes int) string {
 	return base64.RawURLEncoding.EncodeToString(id)
 }
 
-// Bearer returns ctx with a token for a client's call, as "authorization: Bearer TOKEN".
+// Bearer returns ctx with a token for a client's call, as the header "authorization: Bearer
+// TOKEN".
 func Bearer(ctx context.Context, token string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 }
 
-// Context returns the context of a guarded handler in a call by the user, for tests that
-// call a handler directly: authn.FromContext finds the user's principal. An interceptor of a
-// real Verifier makes the context.
+// Context returns the context that a guarded handler has in a call by the user, for tests that
+// call a handler directly: authn.FromContext finds the user's principal in the context. An
+// interceptor of a real Verifier makes the context.
 func (i *Issuer) Context(tb testing.TB, u User) context.Context {
 	tb.Helper()
 	ctx := metadata.NewIncomingContext(tb.Context(), metadata.Pairs("authorization", "Bearer "+i.Token(u)))
@@ -210,9 +214,9 @@ func (i *Issuer) Context(tb testing.TB, u User) context.Context {
 	return guarded
 }
 
-// NewVerifier returns a Verifier that trusts this issuer, with a complete trust bundle. It is
-// closed at the end of the test. As with authn.NewVerifier, one of the options must name the
-// audience. NewVerifier ends the test if the options are not valid.
+// NewVerifier returns a Verifier that trusts this issuer, with a complete trust bundle. The
+// Verifier is closed at the end of the test. As for authn.NewVerifier, one of the options must
+// name the audience. NewVerifier ends the test if the options are not valid.
 func (i *Issuer) NewVerifier(tb testing.TB, opts ...authn.Option) *authn.Verifier {
 	tb.Helper()
 	v, err := authn.NewVerifier(tb.Context(), i.Conn(), opts...)
@@ -224,7 +228,8 @@ func (i *Issuer) NewVerifier(tb testing.TB, opts ...authn.Option) *authn.Verifie
 }
 
 // EndSession ends the session of a token, as a logout does: every token of the session is
-// TOKEN_REVOKED. EndSession panics unless this issuer minted the token with a trusted key.
+// TOKEN_REVOKED from now on. EndSession panics unless this issuer minted the token with a
+// trusted key.
 func (i *Issuer) EndSession(raw string) {
 	i.change(func(c *watchwordv1.Change) {
 		c.EndedSessions = append(c.EndedSessions, &watchwordv1.EndedSession{SessionId: i.read(raw).SessionID, Until: i.until()})
@@ -232,7 +237,8 @@ func (i *Issuer) EndSession(raw string) {
 }
 
 // EndUser ends every session of a user, as disabling the user does: the tokens minted so far
-// are TOKEN_REVOKED, also those in which the user is an actor. Later tokens are accepted.
+// are TOKEN_REVOKED, including the delegated tokens in which the user is an actor. Tokens that
+// are minted after EndUser are accepted.
 func (i *Issuer) EndUser(u User) { i.raise(u, true) }
 
 // ChangeRights makes every token that was minted for u TOKEN_STALE, as a change of the roles
@@ -250,7 +256,8 @@ func (i *Issuer) raise(u User, revoked bool) {
 	})
 }
 
-// RotateKey replaces the signing key. Tokens signed by the old key are still accepted.
+// RotateKey replaces the signing key by a new key. Verifiers still accept tokens that the old
+// key has signed.
 func (i *Issuer) RotateKey() {
 	i.change(func(c *watchwordv1.Change) {
 		i.signing = newKey()
@@ -260,8 +267,8 @@ func (i *Issuer) RotateKey() {
 }
 
 // WithdrawKey withdraws the key of a token, as an operator does after a leak: every token
-// signed by the key is TOKEN_INVALID, and so is every delegated token minted so far, by any
-// key. If the key is the present signing key, a new key replaces it.
+// signed by the key is TOKEN_INVALID, and so is every delegated token minted so far, whatever
+// key has signed the token. If the key is the present signing key, a new key replaces it.
 func (i *Issuer) WithdrawKey(raw string) {
 	i.change(func(c *watchwordv1.Change) {
 		var kid string
@@ -271,14 +278,14 @@ func (i *Issuer) WithdrawKey(raw string) {
 			i.signing = newKey()
 			i.trusted = append(i.trusted, i.signing)
 		}
-		// After the iat, in whole seconds, of every token minted so far; see sign.
+		// The moment is a whole second after the iat of every token minted so far; see sign.
 		i.revoked = latest(i.now().Truncate(time.Second), i.revoked).Add(time.Second)
 		c.TrustState = i.trustState()
 	})
 }
 
 // Advance sets the issuer's clock ahead by d. The clocks of connected verifiers follow, by a
-// heartbeat. A negative d panics: Advance goes ahead only.
+// heartbeat. Advance panics if d is negative.
 func (i *Issuer) Advance(d time.Duration) {
 	if d < 0 {
 		panic("authntest: Advance goes ahead only")
@@ -311,7 +318,8 @@ func (i *Issuer) Reconnect() {
 	i.silent = false
 }
 
-// now returns the time of the issuer's clock. i.mu must be held, also for until, version,
+// now returns the time of the issuer's clock. The caller of now, until, version, read,
+// trustState or heartbeat must hold i.mu.
 // read, trustState and heartbeat.
 func (i *Issuer) now() time.Time { return time.Now().Add(i.ahead) }
 
@@ -335,7 +343,8 @@ func (i *Issuer) read(raw string) *token.Claims {
 	return claims
 }
 
-// change makes a change, filled in by fill with i.mu held, and sends it to every verifier.
+// change sends a change to every verifier. The function fill sets the fields of the change;
+// i.mu is held during fill.
 func (i *Issuer) change(fill func(*watchwordv1.Change)) {
 	i.order.Lock()
 	defer i.order.Unlock()
@@ -366,9 +375,9 @@ func (i *Issuer) heartbeat() *message {
 	return m
 }
 
-// timesLocked returns the times of the issuer. The process clock is ahead by a nanosecond
-// more at each reading: the order of the readings counts, and in a bubble of testing/synctest
-// no time passes between two readings.
+// timesLocked returns the times of the issuer. At each reading the process clock is ahead by a
+// nanosecond more: verifiers compare the order of the readings, and in a bubble of
+// testing/synctest no time passes between two readings.
 func (i *Issuer) timesLocked() *watchwordv1.ServerTimes {
 	i.readings++
 	t := trusttest.Times(i.now())

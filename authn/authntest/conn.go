@@ -13,13 +13,13 @@ import (
 	"github.com/watchword-auth/watchword/internal/trusttest"
 )
 
-// beatEvery is the pause between two heartbeats. After a minute without a message, a verifier
-// opens a new stream.
+// beatEvery is the pause between two heartbeats to a verifier. A verifier that gets no message
+// for a minute opens a new stream.
 const beatEvery = 20 * time.Second
 
 type message = trusttest.Message
 
-// Conn returns a connection to the issuer, for authn.NewVerifier. It serves only
+// Conn returns a connection to the issuer, for authn.NewVerifier. The connection serves only
 // TrustService/WatchBundle and TrustService/GetTime; every other method is UNIMPLEMENTED.
 func (i *Issuer) Conn() grpc.ClientConnInterface { return conn{trusttest.Conn(i.open), i} }
 
@@ -78,16 +78,16 @@ func (i *Issuer) send(m *message) {
 	}
 }
 
-// stream is the stream of one verifier. A verifier applies a message before it asks for the
-// next one. So the next call of receive shows that the message was applied.
+// stream is the stream of one verifier. A verifier applies a message before it receives the
+// next message. So the next call of receive shows that the verifier has applied the message.
 type stream struct {
 	issuer *Issuer
 	ctx    context.Context
 	cut    context.CancelFunc
-	left   []*message // messages of the snapshot, still to be received
+	left   []*message // messages of the snapshot that receive still has to return
 	next   chan *message
 	asked  chan struct{}
-	owing  bool // send waits for the next call of receive
+	owing  bool // true while send waits for the next call of receive
 }
 
 func (s *stream) send(m *message) {
@@ -102,8 +102,8 @@ func (s *stream) send(m *message) {
 	}
 }
 
-// receive returns the snapshot, and then the messages of send. After each message of send,
-// send waits for the next call of receive.
+// receive returns the messages of the snapshot, and then the messages that send sends. After
+// each message, send waits for the next call of receive.
 func (s *stream) receive() (*message, error) {
 	if len(s.left) > 0 {
 		m := s.left[0]

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// A ForeignIssuer signs assertions as a platform does that names its processes, such as
+// A ForeignIssuer signs assertions like a platform that gives its processes names, such as
 // Kubernetes, SPIRE or a CI system. So a test of tokensource.Workload needs no platform:
 //
 //	platform := authntest.NewForeignIssuer("https://platform.example")
@@ -21,8 +21,9 @@ import (
 //		return platform.Assertion("system:serviceaccount:shop:notes", issuer, nil), nil
 //	}
 //
-// As an http.Handler it serves its keys at /jwks and its metadata for OpenID Connect
-// discovery, for a test server at the address Name. Any number of goroutines may use it.
+// A ForeignIssuer is an http.Handler for a test server at the address Name: the handler serves
+// the keys at /jwks, and the metadata for OpenID Connect discovery. Any number of goroutines
+// can use a ForeignIssuer at once.
 type ForeignIssuer struct {
 	Name string // the claim iss
 	key  *ecdsa.PrivateKey
@@ -37,9 +38,9 @@ func NewForeignIssuer(name string) *ForeignIssuer {
 	return &ForeignIssuer{name, key}
 }
 
-// Assertion returns a JWT for a subject and one audience, which lives for ten minutes from
-// now on. claims adds claims and replaces those of the same name; a nil value removes a claim.
-// Watchword asks for the server's own issuer as the audience.
+// Assertion returns a JWT for a subject and one audience. The JWT expires in ten minutes.
+// claims adds claims and replaces claims of the same name; a nil value removes a claim. A
+// Watchword server accepts an assertion with the server's own issuer as the audience.
 func (f *ForeignIssuer) Assertion(subject, audience string, claims map[string]any) string {
 	now := time.Now().Unix()
 	all := map[string]any{
@@ -85,9 +86,9 @@ func (f *ForeignIssuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (f *ForeignIssuer) point() []byte {
 	raw, err := f.key.PublicKey.Bytes()
 	if err != nil {
-		panic(err) // GenerateKey makes no such key
+		panic(err) // GenerateKey makes no key without coordinates
 	}
-	return raw[1:] // the first byte says that both coordinates follow
+	return raw[1:] // the first byte only says that both coordinates follow
 }
 
 func (f *ForeignIssuer) kid() string {

@@ -19,28 +19,30 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// patience is the time that CheckGuarded gives one call. A guarded call is refused at once.
+// patience is the time after which CheckGuarded gives up a call. A verifier refuses a guarded
+// call at once.
 const patience = 10 * time.Second
 
 // CheckGuarded calls every method of services over conn, without a token and with an empty
-// request. It returns an error unless a verifier has refused each call, with the reason
-// TOKEN_MISSING and the name of the method.
+// request. CheckGuarded returns an error unless a verifier has refused each call, with the
+// reason TOKEN_MISSING and the name of the method.
 //
 //	srv := grpc.NewServer(verifier.ServerOptions()...)
 //	… // register the services, serve srv, dial srv
 //	err := authntest.CheckGuarded(t.Context(), conn, srv.GetServiceInfo(), "/grpc.health.v1.Health/*")
 //
-// So CheckGuarded finds what authn.Verifier.CheckServices cannot see: a server without the
-// interceptors, or with half of them, and every other path to the handlers. conn is the path
-// to check, and stands for the program's callers: check a second path, such as a gateway in
-// the same process that calls the handlers itself, with a second call of CheckGuarded. A
-// method that is not guarded runs, with the empty request.
+// CheckGuarded finds what authn.Verifier.CheckServices cannot see: a server without the
+// interceptors or with one of the two, and every other path to the handlers. conn is the path
+// that CheckGuarded checks. To check a second path, such as a gateway in the same process that
+// calls the handlers itself, call CheckGuarded again with another conn. A method that is not
+// guarded runs, with the empty request.
 //
-// CheckGuarded does not call public methods: those with an option that says so, and those
-// that a pattern of public names, as in authn.WithPublicMethods.
+// CheckGuarded does not call public methods: methods with an option that says so in the proto
+// file, and methods that a pattern in public names, as in authn.WithPublicMethods.
 //
-// Errors: one line for each method with another answer; an error without any method to call,
-// for a pattern of another form, and for a pattern that no method of services has.
+// Errors: an error with one line for each method that was not refused with TOKEN_MISSING; an
+// error if services has no method to call, for a malformed pattern, and for a pattern that
+// matches no method of services.
 func CheckGuarded(ctx context.Context, conn grpc.ClientConnInterface, services map[string]grpc.ServiceInfo, public ...string) error {
 	isPublic, stop, err := publicMethods(ctx, services, public)
 	if err != nil {
@@ -67,8 +69,9 @@ func CheckGuarded(ctx context.Context, conn grpc.ClientConnInterface, services m
 	return errors.Join(faults...)
 }
 
-// publicMethods returns a function that says whether a method is public, by a verifier's own
-// answer to a call without a token, and a function that closes the verifier.
+// publicMethods returns a function that reports whether a method is public, and a function that
+// closes the verifier by which the first function decides: a method is public if the verifier
+// admits a call without a token.
 func publicMethods(ctx context.Context, services map[string]grpc.ServiceInfo, patterns []string) (isPublic func(string) bool, stop func(), err error) {
 	verifier, err := authn.NewVerifier(ctx, New().Conn(), authn.WithAnyAudience(), authn.WithoutWaiting(), authn.WithPublicMethods(patterns...))
 	if err != nil {
@@ -122,14 +125,14 @@ func callWithoutToken(ctx context.Context, conn grpc.ClientConnInterface, full s
 	return stream.RecvMsg(response)
 }
 
-// missesToken returns whether a verifier has refused the call of a method for the missing
-// token. An error that names another method comes from a service further down: the handler of
-// the method ran.
+// missesToken reports whether a verifier has refused the call of a method because the token was
+// missing. An error that names another method comes from a service that the handler of the
+// method has called: so the handler ran.
 func missesToken(err error, full string) bool {
 	return refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_TOKEN_MISSING && refusal.Method(err) == full
 }
 
-// answer returns the error of a call, for people.
+// answer returns the error of a call as a text for CheckGuarded's error.
 func answer(err error) error {
 	if err == nil {
 		return errors.New("the method's own answer")
