@@ -24,13 +24,14 @@ import (
 )
 
 const (
-	// firstDelay is the pause after the first failure of a stream: short enough to go
-	// unnoticed, and long enough to spread out the verifiers of a restarted server.
+	// firstDelay is the pause after the first failure of a stream: short, so that no caller
+	// notices the pause, and long enough to spread out the verifiers of a restarted server.
 	firstDelay = 50 * time.Millisecond
-	// longestDelay limits the pause: a verifier finds a returned server within that time.
+	// longestDelay is the longest pause between two streams: a verifier finds a server that has
+	// come back within longestDelay.
 	longestDelay = 10 * time.Second
-	// shortLife is the shortest life of a stream that has brought the whole bundle and shows
-	// a healthy server.
+	// shortLife is the shortest life of a stream that shows a healthy server, if the stream has
+	// brought the whole bundle.
 	shortLife = time.Second
 	// cutInARow is the number of short streams, one after the other, after which the log
 	// names a timeout as the probable cause.
@@ -39,11 +40,12 @@ const (
 	// the next stream.
 	connectPart = 8
 	// silence is the time without a message after which the feed opens a new stream: servers
-	// send a heartbeat every few seconds, and a new stream may reach another server. Only
-	// conn can replace a dead connection.
+	// send a heartbeat every few seconds, and a new stream may reach another server. If the
+	// connection under conn is dead, only conn can replace the connection.
 	silence = time.Minute
-	// patience is the time for the server to answer before Ready accepts the snapshot file. A
-	// running server answers within milliseconds, a restarted server within a second or so.
+	// patience is the time that the server has for an answer before Ready accepts the snapshot
+	// file. A running server answers within milliseconds, a restarted server within about a
+	// second.
 	patience = 2 * time.Second
 )
 
@@ -53,15 +55,15 @@ const (
 type feed struct {
 	conn      grpc.ClientConnInterface
 	bundle    *bundle
-	plaintext bool // accept keys over plaintext from another machine
+	plaintext bool // true: the feed accepts keys from another machine without TLS
 	reporter  *reporter
 	cancel    context.CancelFunc
 	done      chan struct{} // closed when the goroutine has ended
 	fallback  *time.Timer   // calls acceptSnapshot; nil without a snapshot
 
 	mu       sync.Mutex
-	complete bool          // the first bundle has come, or the snapshot is accepted
-	last     error         // the error of the last stream; unused once complete
+	complete bool          // true after the first bundle has come, or after the snapshot was accepted
+	last     error         // the error of the last stream; not used after complete is true
 	changed  chan struct{} // closed and replaced when complete or last changes
 }
 
@@ -101,8 +103,8 @@ func (f *feed) run(ctx context.Context) {
 			return
 		}
 		lasted := time.Since(began)
-		// A complete bundle proves little: the server may crash just after. Only a stream
-		// that lasted shows a healthy server.
+		// A complete bundle alone does not show a healthy server, which may crash just after. A
+		// stream that has lasted does.
 		if lasted > longestDelay || caughtUp && lasted >= shortLife {
 			backoff.Reset()
 		}
@@ -116,9 +118,9 @@ func (f *feed) run(ctx context.Context) {
 	}
 }
 
-// logEnd logs the end of a stream. cut counts the streams in a row that were healthy and
-// ended within seconds: one line names the probable cause, and the later ends are for
-// debugging.
+// logEnd logs the end of a stream. cut counts the streams in a row that were healthy and ended
+// within seconds. After cutInARow such streams, one line of the log names the probable cause,
+// and the ends of later streams are logged at level debug.
 func (f *feed) logEnd(err error, cut int, lasted, pause time.Duration) {
 	level := slog.LevelWarn
 	if cut == cutInARow {
@@ -131,9 +133,9 @@ func (f *feed) logEnd(err error, cut int, lasted, pause time.Duration) {
 	f.bundle.log.Log(context.Background(), level, "the stream of the trust bundle ended; opening another", "error", err, "in", pause)
 }
 
-// pause waits before the next stream, and tells the connection a little earlier to connect
-// again. Without that, grpc-go would pause for up to two minutes between two attempts, and
-// every stream opened in the pause would fail.
+// pause waits before the next stream, and a little before the end of the wait tells the
+// connection to connect again. Otherwise grpc-go would wait for up to two minutes between two
+// attempts to connect, and every stream opened during the wait would fail.
 func (f *feed) pause(ctx context.Context, pause time.Duration) {
 	last := pause / connectPart
 	if !sleep(ctx.Done(), pause-last) {
@@ -146,11 +148,11 @@ func (f *feed) pause(ctx context.Context, pause time.Duration) {
 }
 
 // watch opens one stream, applies the messages of the stream until its end, and returns the
-// reason for the end. caughtUp tells that the stream has brought the whole bundle.
+// reason for the end. caughtUp is true if the stream has brought the whole bundle.
 //
-// watch applies a message before it calls RecvMsg for the next one. A Watchword server has a
-// verifier in its own process and relies on this order: the next call of RecvMsg shows that
-// the verifier uses the message, and the server answers a Logout only after that call.
+// watch applies a message before it calls RecvMsg for the next message. A Watchword server has
+// a verifier in its own process and relies on this order: the next call of RecvMsg shows that
+// the verifier uses the message, and the server answers a Logout only after the next call.
 func (f *feed) watch(ctx context.Context) (caughtUp bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	quiet := time.AfterFunc(silence, func() { cancel(errSilent) })
@@ -161,7 +163,7 @@ func (f *feed) watch(ctx context.Context) (caughtUp bool, err error) {
 	defer asking.Wait()
 	asking.Go(func() { f.askTime(ctx, ask) })
 	asking.Go(func() { f.reporter.run(ctx, f.conn) })
-	defer cancel(nil) // before Wait
+	defer cancel(nil) // ends the two goroutines for which asking.Wait waits
 
 	var server peer.Peer
 	f.bundle.streams.Add(1)
@@ -200,14 +202,14 @@ func (f *feed) watch(ctx context.Context) (caughtUp bool, err error) {
 		case due:
 			select {
 			case ask <- struct{}{}:
-			default: // a question is on its way
+			default: // askTime is still busy with a GetTime
 			}
 		}
 	}
 }
 
-// askTime asks the server for its time whenever a value comes from ask, until ctx ends. A
-// question that fails is asked again after the next heartbeat.
+// askTime calls GetTime at the server whenever a value comes from ask, until ctx ends. After a
+// call that fails, askTime is told to call GetTime again at the next heartbeat.
 func (f *feed) askTime(ctx context.Context, ask <-chan struct{}) {
 	client := watchwordv1.NewTrustServiceClient(f.conn)
 	for {
@@ -239,8 +241,9 @@ var (
 	errUnanswered = status.Errorf(codes.Unavailable, "the stream's server process answered no question for the time for %v", unanswered)
 )
 
-// streamError returns the reason for the end of a stream, from the error of the stream. A
-// stream ended by the server without an error counts as UNAVAILABLE: the server is stopping.
+// streamError returns the reason for the end of a stream, from the error of the stream. If the
+// server has ended the stream without an error, the reason is UNAVAILABLE: the server is
+// stopping.
 func streamError(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(context.Cause(ctx), errSilent):
@@ -251,8 +254,8 @@ func streamError(ctx context.Context, err error) error {
 	return err
 }
 
-// report wakes the waiting calls of Ready. complete says that the first trust bundle has
-// come; last is the error of the last stream, nil without an error.
+// report wakes the waiting calls of Ready. complete is true if the first trust bundle has come;
+// last is the error of the last stream, nil without an error.
 func (f *feed) report(complete bool, last error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -262,7 +265,7 @@ func (f *feed) report(complete bool, last error) {
 	f.changed = make(chan struct{})
 }
 
-// acceptSnapshot ends every wait in Ready: the snapshot file is used until the server
+// acceptSnapshot ends every wait in Ready: the verifier uses the snapshot file until the server
 // answers.
 func (f *feed) acceptSnapshot() { f.report(true, nil) }
 
@@ -278,7 +281,7 @@ func (f *feed) wait(ctx context.Context) error {
 			return nil
 		}
 		if last != nil && f.endsWait(last) {
-			// Wrapped, so that Reason finds the server's reason.
+			// The error wraps last, so that Reason finds the server's reason.
 			return fmt.Errorf("authn: watching the trust bundle: %w", last)
 		}
 		select {
@@ -295,18 +298,20 @@ func (f *feed) wait(ctx context.Context) error {
 	}
 }
 
-// endsWait returns whether an error of the last stream ends the wait in Ready. A server that
-// is away will come back, a full server will have room, and an ingress will have its route;
-// other errors seldom end by waiting. With a snapshot file, an error ends the wait only if an operator has to correct
-// the cause, because the use of the file would hide the cause: a missing client certificate,
-// or keys over plaintext.
+// endsWait reports whether an error of the last stream ends the wait in Ready. UNAVAILABLE and
+// RESOURCE_EXHAUSTED do not: a server that is away will come back, a full server will have
+// room, and an ingress will have its route. Other errors seldom end by waiting. With a snapshot
+// file, an error ends the wait only if an operator has to correct the cause, because the use of
+// the file would hide the cause: a missing client certificate, or keys over a connection
+// without TLS.
 func (f *feed) endsWait(err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.ResourceExhausted:
 		return false
 	case codes.Unimplemented, codes.Unknown:
 		// Before an ingress has a route to the server, the ingress answers with an HTTP page,
-		// 404 or 500. grpc-go gives such an answer one of these codes, and this text.
+		// status 404 or 500. grpc-go turns such a page into an error with one of these codes,
+		// and with this text.
 		if strings.Contains(err.Error(), "unexpected HTTP status code") {
 			return false
 		}
@@ -317,21 +322,21 @@ func (f *feed) endsWait(err error) bool {
 }
 
 // checkServer returns an error for a connection on which an attacker could replace the keys.
-// watch calls checkServer before it applies the first message of a stream: by then grpc-go
-// has put the peer into the stream's context. Another kind of connection may fill in
-// the call option grpc.Peer instead, before NewStream returns. The option counts only if the
-// context has no peer, because grpc-go fills in the option at the end of the stream, and
-// perhaps from another goroutine.
+// watch calls checkServer before it applies the first message of a stream: by then grpc-go has
+// put the peer into the stream's context. A conn of another type may fill in the call option
+// grpc.Peer instead, before NewStream returns. checkServer uses the option only if the context
+// has no peer, because grpc-go fills in the option at the end of the stream, and perhaps from
+// another goroutine.
 //
-// Errors: FAILED_PRECONDITION for plaintext from another machine, also through a proxy on
-// this machine, unless the Verifier has WithPlaintextFromOtherHosts.
+// Errors: FAILED_PRECONDITION for a connection without TLS to another machine, even through a
+// proxy on this machine, unless the Verifier has WithPlaintextFromOtherHosts.
 func (f *feed) checkServer(ctx context.Context, option *peer.Peer) error {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		p = option
 	}
 	target := transport.Target(f.conn)
-	if f.plaintext || transport.Protects(p, target, credentials.IntegrityOnly) { // keys are no secret
+	if f.plaintext || transport.Protects(p, target, credentials.IntegrityOnly) { // integrity is enough, since public keys are no secret
 		return nil
 	}
 	return status.Errorf(codes.FailedPrecondition,

@@ -7,20 +7,21 @@ import (
 )
 
 const (
-	// idLength is the length of the ids that the server makes, in bytes. Ids of other
-	// lengths are possible, and take more memory.
+	// idLength is the length, in bytes, of the ids that the Watchword server makes. An idMap
+	// also stores ids of other lengths, which take more memory.
 	idLength = 16
-	// batch entries are added or deleted under one lock, in some tens of microseconds.
-	// Between two batches other goroutines look up entries.
+	// batch is the number of entries that are added or deleted under one lock, in some tens of
+	// microseconds. Between two batches other goroutines look up entries.
 	batch = 256
 )
 
-// An idMap is a map from ids. The map stores an id of 16 bytes (idLength) without a
-// pointer: a million entries cost the garbage collector nothing, and some 56 bytes each.
+// An idMap is a map with ids of sessions or users as keys. The map stores an id of 16 bytes
+// (idLength) without a pointer: so a million entries cost the garbage collector nothing, and
+// take about 56 bytes each.
 //
-// The owner's lock guards the map, see [revocations]. A method with the lock as an argument
-// takes the lock itself, and releases the lock after every 256 entries; the caller must not
-// hold the lock.
+// A lock of the owner guards the map, see [revocations]. A method with the lock as an argument
+// takes the lock itself, and releases the lock after every 256 entries (batch); the caller must
+// not hold the lock.
 type idMap[V any] struct {
 	usual map[[idLength]byte]V
 	other map[string]V
@@ -49,7 +50,7 @@ func (m *idMap[V]) set(id string, v V) {
 
 func (m *idMap[V]) len() int { return len(m.usual) + len(m.other) }
 
-// all returns the entries. The loop's body runs without the lock.
+// all yields the entries of the map. The body of the caller's loop runs without the lock.
 func (m *idMap[V]) all(mu *sync.RWMutex) iter.Seq2[string, V] {
 	return func(yield func(string, V) bool) {
 		_ = inSteps(mu, m.usual, func(id [idLength]byte) string { return string(id[:]) }, yield) &&
@@ -57,11 +58,11 @@ func (m *idMap[V]) all(mu *sync.RWMutex) iter.Seq2[string, V] {
 	}
 }
 
-// inSteps yields the entries of m, and returns false if yield does. Only the steps from
-// entry to entry run under the lock, so a slow yield blocks no other goroutine. An entry
-// present from the beginning to the end comes once, whatever is added and deleted between
-// two steps: Go's range over a map promises as much, and the lock keeps the steps apart
-// from every change.
+// inSteps yields the entries of m, and returns false if yield returns false. Only the steps
+// from entry to entry run under the lock, so a slow yield blocks no other goroutine. An entry
+// that is present from the beginning to the end is yielded once, whatever other goroutines add
+// and delete between two steps: Go's range over a map promises this, and the lock keeps changes
+// out of a step.
 func inSteps[K comparable, V any](mu *sync.RWMutex, m map[K]V, name func(K) string, yield func(string, V) bool) bool {
 	mu.RLock()
 	for id, v := range m {
@@ -85,7 +86,7 @@ func (m *idMap[V]) forget(mu *sync.RWMutex, expired func(V) bool) {
 
 func forget[K comparable, V any](mu *sync.RWMutex, m map[K]V, expired func(V) bool) {
 	var ids []K
-	for id, v := range m { // without the lock: only this goroutine writes
+	for id, v := range m { // without the lock, since only this goroutine writes
 		if expired(v) {
 			ids = append(ids, id)
 		}

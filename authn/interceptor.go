@@ -22,10 +22,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// ServerOptions returns the options for grpc.NewServer that guard unary and streaming
-// calls: both interceptors, by grpc.ChainUnaryInterceptor and grpc.ChainStreamInterceptor.
-// An interceptor given to grpc.NewServer before these runs for every call and sees
-// refused calls; an interceptor given after these runs for admitted calls only.
+// ServerOptions returns the options for grpc.NewServer that guard unary and streaming calls:
+// both interceptors, by grpc.ChainUnaryInterceptor and grpc.ChainStreamInterceptor. An
+// interceptor given to grpc.NewServer before these options runs for every call and sees refused
+// calls; an interceptor given after these options runs for admitted calls only.
 func (v *Verifier) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(v.UnaryServerInterceptor()),
@@ -33,17 +33,18 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 	}
 }
 
-// UnaryServerInterceptor returns the interceptor for unary calls. It leaves streaming calls
-// unguarded; [Verifier.ServerOptions] guards both.
+// UnaryServerInterceptor returns the interceptor for unary calls. UnaryServerInterceptor leaves
+// streaming calls unguarded; [Verifier.ServerOptions] guards both.
 //
-// The interceptor checks the access rule of the method before it calls the handler. A
-// public method admits every caller. Any other method needs a valid access token, for the
-// audience of [WithAudience], or for the rule's audience if the rule has an audience. If the
-// rule has roles, the token needs at least one of them. [FromContext] gives the handler the
-// caller's principal. If the rule refuses delegated tokens, the token must be the caller's own.
+// The interceptor checks the access rule of the method before it calls the handler. A public
+// method admits every caller. Any other method needs a valid access token, for the audience of
+// [WithAudience], or for the rule's audience if the rule has an audience. If the rule has
+// roles, the token needs at least one of the roles. If the rule refuses delegated tokens, the
+// token must be the caller's own. [FromContext] gives the handler the caller's principal.
 //
-// A method without a descriptor in this program admits no caller, unless [WithMethodRule] or
-// [WithPublicMethods] names the method: it may have an option that the program cannot read.
+// A method without a descriptor in this program may have an option that the program cannot
+// read. So the method admits no caller, unless [WithMethodRule] or [WithPublicMethods] names
+// the method.
 //
 // Errors, the first to apply:
 //
@@ -69,10 +70,11 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 // the caller.
 //
 // The ErrorInfo of a refused call names the called method. A client that finds the method of
-// its call there renews its token and calls again. The error of a handler must not have this
-// effect, such as an error of Verify about some other token. So the interceptor removes the
-// called method from the ErrorInfo of a handler's error. tokensource.OnBehalfOf makes the one
-// exception: its error about the caller's own token, in a handler that has sent nothing on.
+// its call in the ErrorInfo renews its token and calls again. The error of a handler, such as
+// an error of Verify about some other token, must not make the client renew its token. So the
+// interceptor removes the called method from the ErrorInfo of a handler's error. The one
+// exception is an error of tokensource.OnBehalfOf about the caller's own token, in a handler
+// that has sent nothing to another service.
 func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	v.takenUnary.Store(true)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
@@ -100,8 +102,8 @@ func (v *Verifier) guard(ctx context.Context, full string) (context.Context, err
 func (v *Verifier) admit(ctx context.Context, full string) (context.Context, error) {
 	r, err := v.access.of(full)
 	if errors.Is(err, errMalformedMethod) {
-		// No rule applies to such a name, and grpc.UnknownServiceHandler might take the
-		// name for a method that has a rule.
+		// No access rule applies to a malformed name, and grpc.UnknownServiceHandler might take
+		// the name for the name of a method with a rule.
 		return nil, status.Error(codes.Unimplemented, "malformed method name")
 	}
 	if err != nil {
@@ -115,7 +117,7 @@ func (v *Verifier) admit(ctx context.Context, full string) (context.Context, err
 	if err != nil {
 		return nil, err
 	}
-	if r.unknown { // after the token: a caller without one learns nothing, and writes nothing to the log
+	if r.unknown { // after the token is verified, so that a caller without a token learns nothing, and writes nothing to the log
 		v.reportFault(fmt.Errorf("%s: this program has no descriptor of the method", full))
 		return nil, status.Error(codes.PermissionDenied, "the service has no access rule for this method")
 	}
@@ -146,7 +148,7 @@ func (v *Verifier) verifyIncoming(ctx context.Context, method string, want *audi
 		p, reason, cached := v.verify(raw, want)
 		switch reason {
 		case accepted:
-			if !cached { // the common call, with a cached token, looks no span up
+			if !cached { // a call with a cached token, the common case, does not look up the span
 				trace.SpanFromContext(ctx).SetAttributes(byCheck)
 			}
 			return p, nil
@@ -168,20 +170,20 @@ func (v *Verifier) verifyIncoming(ctx context.Context, method string, want *audi
 		`the metadata "authorization" must be a single value of the form "Bearer TOKEN"`).Err()
 }
 
-// byCheck marks a call with an access token that was not in the cache.
+// byCheck is the span attribute of a call with an access token that was not in the cache.
 var byCheck = attribute.String("watchword.token", "check")
 
-// reportFault logs an access rule that cannot be used.
+// reportFault logs that the access rule of a called method cannot be used.
 func (v *Verifier) reportFault(err error) {
 	v.faults.write(slog.LevelError, "calls are refused, because the access rule of a method cannot be used; CheckServices lists all such methods", "error", err)
 }
 
-// A rareLog writes lines that callers cause. Callers choose how often that happens, so the log
-// gets at most one line in a pause.
+// A rareLog writes lines about calls. Since callers choose how often they call, a rareLog
+// writes at most one line in a pause.
 type rareLog struct {
 	log   *slog.Logger
 	pause time.Duration
-	next  atomic.Int64 // time of the next line, in nanoseconds since 1970
+	next  atomic.Int64 // the earliest time of the next line, in nanoseconds since 1970
 }
 
 func (l *rareLog) write(level slog.Level, message string, attributes ...any) {

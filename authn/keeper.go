@@ -14,49 +14,48 @@ import (
 )
 
 const (
-	// keepEvery is the time between two writings of the snapshot file while heartbeats
-	// come: a killed process loses at most so much, well within the default staleness of a
-	// minute.
+	// keepEvery is the time between two writes of the snapshot file while heartbeats come. So
+	// the file of a killed process is at most keepEvery old, much less than the default maximal
+	// staleness of a minute.
 	keepEvery = 15 * time.Second
-	// keepPause follows each writing, so that keys which change again and again do not
-	// keep a disk busy.
+	// keepPause is the pause after each write of the snapshot file, so that keys that change
+	// again and again do not keep a disk busy.
 	keepPause = time.Second
 	// keepRate limits how fast a large file is written on average, in bytes a second: a
 	// million revocations are written every seven minutes, and when the keys change.
 	keepRate = 100_000
-	// leftBehind is the age from which the half-written file of a killed process is
-	// removed. Writing takes seconds.
+	// leftBehind is the age from which the half-written file of a killed process is deleted.
+	// Writing a file takes seconds.
 	leftBehind = time.Minute
 )
 
 // A keeper writes the trust bundle into the snapshot file: soon after the first complete
 // bundle and after every change of keys, every keepEvery otherwise, and when the feed has
 // ended.
-//
-// One goroutine does the writing. The file is replaced whole, by rename: a reader finds the
-// old file or the new one, and never half of one.
+// One goroutine writes. The file is replaced as a whole, by rename: a reader finds the old file
+// or the new file, and never half of a file.
 type keeper struct {
 	path    string
 	bundle  *bundle
 	done    chan struct{}         // closed when run has returned
-	problem atomic.Pointer[error] // the error of loading, or of the last writing
+	problem atomic.Pointer[error] // the error of loading the file, or of the latest write
 
-	// Used by the writing goroutine alone.
-	written version // the version in the file
-	failing bool    // the last writing failed
+	// Only the goroutine that writes uses the fields below.
+	written version // the version of the bundle that the file has
+	failing bool    // true if the latest write failed
 }
 
 // openBundle returns a trust bundle and the keeper of its snapshot file; the keeper is nil
 // if c names no file. The bundle comes from the file if the file is good, and is empty
 // otherwise. The caller must start the keeper by run.
 //
-// Errors: one about the place of the file, if the file could never be used there.
+// Errors: an error about the folder or the file, if the file could never be used at its path.
 func openBundle(c *config) (*bundle, *keeper, error) {
 	b := newBundle(c.log, c.leeway, c.stale)
 	if c.snapshot == nil {
 		return b, nil, nil
 	}
-	_ = os.Mkdir(filepath.Dir(*c.snapshot), 0o700) // fails if the folder exists; else load or write says why
+	_ = os.Mkdir(filepath.Dir(*c.snapshot), 0o700) // fails if the folder exists; if the folder is missing, load or write returns the reason
 	err := mend(*c.snapshot)
 	if err == nil {
 		err = checkForever(*c.snapshot)
@@ -75,7 +74,7 @@ func openBundle(c *config) (*bundle, *keeper, error) {
 		err = nil
 	default:
 		c.log.Warn("ignoring the snapshot of the trust bundle", "error", err)
-		b = newBundle(c.log, c.leeway, c.stale) // a failed load leaves a part in the bundle
+		b = newBundle(c.log, c.leeway, c.stale) // a new bundle, since a failed load leaves a part of the file in the bundle
 	}
 	k := &keeper{path: *c.snapshot, bundle: b, done: make(chan struct{})}
 	k.problem.Store(&err)
@@ -83,8 +82,8 @@ func openBundle(c *config) (*bundle, *keeper, error) {
 	return b, k, nil
 }
 
-// errMended means that other users were able to write to the file or to its folder until now.
-// The content may be theirs, and is not used.
+// errMended means that other users were able to write to the snapshot file or to its folder
+// until now. Other users may have written the content, so the content is not used.
 var errMended = errors.New("other users were able to write, and the content is not used; the mode is mended")
 
 // mend removes the rights that other users have to a snapshot file and to the folder of the
@@ -113,7 +112,7 @@ func mend(path string) error {
 }
 
 // checkForever returns an error if a snapshot file could never be read or written at path. A
-// missing folder may come later.
+// missing folder is no error, since the folder may be created later.
 func checkForever(path string) error {
 	if err := checkPlace(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w; name a file in a folder that only this program may write to, such as %s",
@@ -126,15 +125,15 @@ func checkForever(path string) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return durable.CheckUsable(filepath.Dir(path))
 	}
-	return nil // a file in a folder that is read-only may still be read
+	return nil // no error: a file in a read-only folder can still be read
 }
 
-// load fills an empty bundle from the file at path. A symbolic link is not followed, and no
-// other user may be able to write or replace the file: the keys in the file decide which
-// tokens are accepted. After an error the bundle must not be used.
+// load fills an empty bundle from the file at path. load follows no symbolic link, and returns
+// an error if another user can write or replace the file: the keys in the file decide which
+// tokens are accepted. After an error the caller must not use the bundle.
 //
-// Errors: fs.ErrNotExist without a file or its folder, with the bundle still empty; the
-// fault of the file otherwise.
+// Errors: fs.ErrNotExist without a file or its folder, and then the bundle is still empty;
+// otherwise the fault of the file.
 func (b *bundle) load(path string) error {
 	if err := checkPlace(path); err != nil {
 		return err
@@ -167,7 +166,7 @@ func (b *bundle) load(path string) error {
 	return nil
 }
 
-// checkPlace returns an error if other users may replace files in the folder of path.
+// checkPlace returns an error if other users are able to replace files in the folder of path.
 func checkPlace(path string) error {
 	folder := filepath.Dir(path)
 	info, err := os.Stat(folder)
@@ -180,8 +179,8 @@ func checkPlace(path string) error {
 	return nil
 }
 
-// run writes the file until the feed has ended, and then a last time, when the bundle is
-// final.
+// run writes the file again and again until the feed has ended, and then a last time: after the
+// end of the feed the bundle stays as it is.
 func (k *keeper) run(feedDone <-chan struct{}) {
 	defer close(k.done)
 	defer k.writeNews()
@@ -210,8 +209,9 @@ func sleep(done <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// writeNews writes the file if the bundle has changed since the last writing, and returns
-// the number of bytes written. A failure is logged when failures begin and when they end.
+// writeNews writes the file if the bundle has changed since the latest write, and returns the
+// number of bytes written. The log gets a line when writes begin to fail, and a line when
+// writes succeed again.
 func (k *keeper) writeNews() int {
 	now, complete := k.bundle.version()
 	if !complete || now == k.written {
@@ -232,14 +232,14 @@ func (k *keeper) writeNews() int {
 	return size
 }
 
-// write replaces the snapshot file, and returns the number of bytes written, also with an
+// write replaces the snapshot file. write returns the number of bytes written, even with an
 // error.
 func (k *keeper) write() (size int, err error) {
 	if err := mend(k.path); err != nil && !errors.Is(err, errMended) {
 		return 0, err
 	}
 	if err := checkPlace(k.path); err != nil {
-		return 0, err // load would ignore the file
+		return 0, err // load would ignore the file that write makes
 	}
 	if info, err := os.Lstat(k.path); err == nil && !info.Mode().IsRegular() {
 		return 0, fmt.Errorf("%s is not a regular file", k.path) // such as /dev/null, used by other programs

@@ -7,11 +7,11 @@ import (
 	"os"
 )
 
-// openOurs opens the file for reading.
+// openOurs opens the snapshot file at path for reading.
 func openOurs(path string) (*os.File, error) { return os.Open(path) }
 
-// checkOurs and checkFolder accept everything: outside of Unix a mode does not tell which
-// users may write.
+// checkOurs and checkFolder return no error: outside of Unix a file mode does not tell which
+// users have the right to write.
 func checkOurs(fs.FileInfo) error   { return nil }
 func checkFolder(fs.FileInfo) error { return nil }
 

@@ -11,15 +11,16 @@ import (
 	"syscall"
 )
 
-// openOurs opens the file for reading. If a link or a pipe has taken the file's place since
-// [bundle.load] looked, openOurs does not follow the link and does not wait for a writer.
+// openOurs opens the snapshot file for reading. If a link or a pipe has taken the file's place
+// since [bundle.load] looked, openOurs does not follow the link and does not wait for a writer
+// of the pipe.
 func openOurs(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 }
 
-// checkOurs returns an error if another user may read or write the file, or may have written
-// the file. The content is no secret, but a readable file shows that the operator has not
-// thought about its mode.
+// checkOurs returns an error if another user has the right to read or write the file, or may
+// have written the file. The content is no secret, but a readable file shows that the operator
+// has not thought about the mode of the file.
 func checkOurs(info fs.FileInfo) error {
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return fmt.Errorf("has mode %04o, so other users may read or write: use mode 0600", mode)
@@ -27,8 +28,9 @@ func checkOurs(info fs.FileInfo) error {
 	return checkOwner(info, os.Geteuid())
 }
 
-// checkFolder returns an error if another user may replace the files of a folder. In a
-// sticky folder, such as /tmp, only the owners of the file and of the folder may.
+// checkFolder returns an error if another user has the right to replace the files of a folder.
+// In a sticky folder, such as /tmp, only the owners of the file and of the folder have the
+// right.
 func checkFolder(info fs.FileInfo) error {
 	if mode := info.Mode(); mode&0o022 != 0 && mode&fs.ModeSticky == 0 {
 		return fmt.Errorf("has mode %04o, so other users may write to the folder", mode.Perm())
@@ -36,7 +38,8 @@ func checkFolder(info fs.FileInfo) error {
 	return checkOwner(info, os.Geteuid(), 0)
 }
 
-// widened reports whether a file or folder is ours and would pass check with a narrower mode.
+// widened reports whether the user of this process owns a file or folder that the function
+// check refuses, and that check would accept with a narrower mode.
 func widened(info fs.FileInfo, check func(fs.FileInfo) error) bool {
 	return checkOwner(info, os.Geteuid()) == nil && check(info) != nil
 }

@@ -12,23 +12,24 @@ import (
 // docs/monitoring.md lists the instruments, with names that begin with "watchword.verifier.".
 // At each collection, the provider reads the values of [Verifier.Status]. A guarded call only
 // adds one to a number in memory, which takes a few nanoseconds.
+// The attributes are added to every value. In a program with several Verifiers, give each
+// Verifier another attribute: otherwise the values of one Verifier replace the values of the
+// others.
 //
-// attributes go with every value. A program with several Verifiers gives each Verifier
-// another attribute: otherwise the values of one Verifier replace the values of the others.
-//
-// The default, and nil, registers nothing. A program that reports metrics by another library
-// gives the provider of go.opentelemetry.io/otel/metric/noop, and reads Verifier.Status.
+// By default, and for a nil provider, WithMeterProvider registers nothing. A program that
+// reports metrics by another library can read Verifier.Status. To count cached tokens too, the
+// program passes the provider of go.opentelemetry.io/otel/metric/noop.
 //
 // Errors of NewVerifier: INVALID_ARGUMENT if the provider refuses an instrument.
 func WithMeterProvider(provider metric.MeterProvider, attributes ...attribute.KeyValue) Option {
 	return func(c *config) { c.meters, c.attributes = provider, attributes }
 }
 
-// scope is the name of the package for OpenTelemetry.
+// scope is the name by which OpenTelemetry shows that package authn has made an instrument.
 const scope = "github.com/watchword-auth/watchword/authn"
 
-// instruments lists the instruments of a Verifier. Each set of attributes is bounded by the
-// program: no value comes from a caller.
+// instruments lists the instruments of a Verifier. The program bounds the values of every
+// attribute: no value comes from a caller.
 var instruments = []meter.Row[Status]{
 	meter.Gauge("watchword.verifier.ready", "", "1 if guarded calls can be admitted, and 0 if every guarded call is refused.",
 		func(s Status, add meter.Adder) { add(truth(s.Ready)) }),
