@@ -16,9 +16,9 @@ import (
 // Only a Verifier makes a Principal, after all checks of the token, and a Principal does
 // not hold the token.
 //
-// A Principal never changes. Any number of goroutines may share a Principal, and every
-// slice returned is a copy. A Principal describes the moment of the check: a program that
-// keeps a Principal after the call misses later revocations and changes of rights.
+// A Principal never changes. Any number of goroutines can share a Principal, and every slice
+// that a method returns is a copy. A Principal describes the moment of the check: a program
+// that keeps a Principal after the call misses later revocations and changes of rights.
 type Principal struct {
 	claims token.Claims
 }
@@ -27,8 +27,8 @@ type Principal struct {
 // never the name, as the owner of a thing.
 func (p *Principal) Subject() string { return p.claims.Subject }
 
-// Username returns the user's name at the time the token was minted (claim username). A
-// user's name may change.
+// Username returns the user's name at the time the token was minted (claim username). The name
+// of a user may change later.
 func (p *Principal) Username() string { return p.claims.Username }
 
 // Roles returns the user's roles at the time the token was minted (claim roles).
@@ -70,7 +70,7 @@ func (a Actor) Username() string { return a.username }
 // [Principal.TokenVersion] does for the subject.
 func (a Actor) TokenVersion() int64 { return a.version }
 
-// String returns the name and the id of the service account, for people.
+// String returns the name and the id of the service account, as a text for logs.
 func (a Actor) String() string { return fmt.Sprintf("%s (%s)", a.username, a.subject) }
 
 // Actor returns the service that called last on the subject's behalf. ok is false if the
@@ -82,9 +82,9 @@ func (p *Principal) Actor() (a Actor, ok bool) {
 	return actor(p.claims.Actors[0]), true
 }
 
-// Actors returns every service that acts for the subject, the one that called last first; nil
-// if the subject itself calls. Grant nothing for an earlier actor: the earlier actors are for
-// information (RFC 8693 section 4.1).
+// Actors returns every service that acts for the subject, the service that called last first;
+// nil if the subject itself calls. Give a caller no rights because of the earlier services: RFC
+// 8693 section 4.1 allows decisions by the last actor only.
 func (p *Principal) Actors() []Actor {
 	var all []Actor
 	for _, a := range p.claims.Actors {
@@ -95,12 +95,13 @@ func (p *Principal) Actors() []Actor {
 
 func actor(a token.Actor) Actor { return Actor{a.Subject, a.Username, a.Version} }
 
-// SessionID returns the id of the user's session (claim sid). All tokens of one session,
-// from the login to the logout, have the same id, and so have the tokens delegated from
-// these tokens. The id is empty for a service account.
+// SessionID returns the id of the user's session (claim sid). All tokens of one session, from
+// the login to the logout, have the same id, and so have the tokens that were delegated from
+// tokens of the session. The id is empty for a service account.
 func (p *Principal) SessionID() string { return p.claims.SessionID }
 
-// TokenID returns the id of the token (claim jti). The id is no secret, so logs may have it.
+// TokenID returns the id of the token (claim jti). A program is allowed to log the id, since
+// the id is no secret.
 func (p *Principal) TokenID() string { return p.claims.ID }
 
 // IssuedAt returns the time the token was minted (claim iat), by the server's clock.
@@ -110,12 +111,12 @@ func (p *Principal) IssuedAt() time.Time { return p.claims.IssuedAt }
 func (p *Principal) ExpiresAt() time.Time { return p.claims.ExpiresAt }
 
 // TokenVersion returns the version of the user's rights in the token (claim ver). The server
-// raises a user's version with every change of rights, so a version below a raised version
-// shows that the token is out of date. The version of new tokens also grows with each start
-// of a server, without a change of rights.
+// raises a user's version with every change of rights. So a version below the user's present
+// version shows that the token is out of date. The version of new tokens also grows with each
+// start of a server, without a change of rights.
 func (p *Principal) TokenVersion() int64 { return p.claims.Version }
 
-// String returns the user's name and id, for people.
+// String returns the user's name and id, as a text for logs.
 func (p *Principal) String() string {
 	return fmt.Sprintf("%s (%s)", p.claims.Username, p.claims.Subject)
 }
@@ -145,21 +146,23 @@ func FromContext(ctx context.Context) (p *Principal, ok bool) {
 	return p, p != nil
 }
 
-// withPrincipal returns the context for a handler of a method. p is nil for a public method: a
-// nil p hides the principal of an outer call in the same process, so a public method never acts
-// in the name of the outer caller.
+// withPrincipal returns the context for a handler of a method. p is nil for a public method. A
+// nil p hides the principal of an outer call in the same process, so that a public method never
+// acts in the name of the outer caller.
 func withPrincipal(ctx context.Context, method string, p *Principal) context.Context {
 	return &handlerContext{ctx, p, refusal.Call{Method: method}}
 }
 
-// handlerContext is the context of a handler: one allocation for the principal and the call.
+// handlerContext is the context of a handler, with the principal and the called method in one
+// allocation.
 type handlerContext struct {
 	context.Context
 	principal *Principal
 	call      refusal.Call
 }
 
-// Value returns the principal and the call for their keys.
+// Value returns the principal or the called method for the key of each, and otherwise the value
+// of the parent context.
 func (c *handlerContext) Value(key any) any {
 	switch key.(type) {
 	case principalKey:

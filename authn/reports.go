@@ -25,28 +25,31 @@ const (
 	// reportPause is the shortest time between two reports. A server ends the stream of a
 	// watcher that reports more than twenty times a second.
 	reportPause = 75 * time.Millisecond
-	// reportsPerStream bounds the reports on one stream. The next report goes on a new stream: a
-	// server resets a stream with more than 1024 small frames, as one that sends a message in
-	// tiny pieces.
+	// reportsPerStream is the number of reports on one stream of ReportWatcher, after which the
+	// reporter opens a new stream: a server resets a stream with more than 1024 small frames,
+	// since a client could send one message in tiny pieces.
 	reportsPerStream = 400
 	// After a failure the reporter waits from firstReportDelay to longestReportDelay before it
 	// reports again.
 	firstReportDelay   = time.Second
 	longestReportDelay = time.Minute
-	// maxWords bounds each text in which a verifier says what it is, in bytes.
+	// maxWords is the largest length, in bytes, of each text in which a verifier describes
+	// itself.
 	maxWords = 128
 )
 
-// A reporter tells the server what the verifier is and how far the verifier is, for
-// ListWatchers. One goroutine of the feed reports after the heartbeats of the server. Nothing
-// waits for a report, and a report that cannot be sent is lost.
+// A reporter sends the server the name, the instance and the version of the verifier, and which
+// events the verifier has applied, for `watchword watchers`. One goroutine of the feed reports
+// after the heartbeats of the server. Nothing waits for a report, and a report that cannot be
+// sent is lost.
 type reporter struct {
 	said   *watchwordv1.WatcherIdentity
 	status func() *watchwordv1.WatcherReport
-	due    chan struct{} // has room for one: a heartbeat was applied
+	due    chan struct{} // has one place; an element means that a heartbeat was applied
 }
 
-// newReporter returns the reporter of a verifier. status returns the report of the moment.
+// newReporter returns the reporter of a verifier. The function status returns the report of the
+// present moment.
 func newReporter(said *watchwordv1.WatcherIdentity, status func() *watchwordv1.WatcherReport) *reporter {
 	return &reporter{said: said, status: status, due: make(chan struct{}, 1)}
 }
@@ -60,8 +63,9 @@ func (r *reporter) heartbeat() {
 	}
 }
 
-// run reports over conn until ctx ends. A server without ReportWatcher gets no second try:
-// the feed calls run again for the next stream of the bundle, perhaps at a newer server.
+// run sends reports over conn until ctx ends. If the server does not have the method
+// ReportWatcher, run returns: the feed calls run again for the next stream of the bundle,
+// perhaps at a newer server.
 func (r *reporter) run(ctx context.Context, conn grpc.ClientConnInterface) {
 	var backoff retry.Backoff
 	for r.wait(ctx) {
@@ -81,12 +85,12 @@ func (r *reporter) run(ctx context.Context, conn grpc.ClientConnInterface) {
 	}
 }
 
-// errReportsEnded means that the server has ended a stream without an error.
+// errReportsEnded means that the server has ended a stream of ReportWatcher without an error.
 var errReportsEnded = errors.New("the server has ended the stream")
 
-// report opens one stream, and reports now and after each heartbeat. After reportsPerStream
-// reports and a further heartbeat, report ends the stream and returns nil: the next report is
-// due, on a new stream.
+// report opens one stream of ReportWatcher, and sends a report at once and after each
+// heartbeat. After reportsPerStream reports and a further heartbeat, report ends the stream and
+// returns nil, and the next report needs a new stream.
 //
 // Errors: the reason for the end of the stream.
 func (r *reporter) report(ctx context.Context, conn grpc.ClientConnInterface) error {
@@ -130,7 +134,8 @@ func (r *reporter) wait(ctx context.Context) bool {
 	}
 }
 
-// report returns how far the verifier is.
+// report returns what ListWatchers shows about the state of the verifier, such as the newest
+// event that the verifier has applied.
 func (v *Verifier) report() *watchwordv1.WatcherReport {
 	fresh := v.bundle.fresh
 	r := &watchwordv1.WatcherReport{Resume: fresh.position.Load().resume, Staleness: durationpb.New(fresh.age())}
@@ -142,8 +147,9 @@ func (v *Verifier) report() *watchwordv1.WatcherReport {
 	return r
 }
 
-// identity says what a verifier is: the values of the options, or else the name of the
-// program, the name of the machine, and the version of the program's main module.
+// identity returns how a verifier describes itself: by the values of WithName, WithInstance and
+// WithVersion, or else by the name of the program, the name of the machine, and the version of
+// the program's main module.
 func (c *config) identity() *watchwordv1.WatcherIdentity {
 	said := &watchwordv1.WatcherIdentity{Watcher: make([]byte, 16)}
 	rand.Read(said.Watcher)
@@ -152,7 +158,7 @@ func (c *config) identity() *watchwordv1.WatcherIdentity {
 		said.Service = cut(filepath.Base(os.Args[0]))
 	}
 	if said.Instance = c.words[1]; said.Instance == "" {
-		host, _ := os.Hostname() // without a name, the instance stays empty
+		host, _ := os.Hostname() // the error is ignored: without a name of the machine, the instance stays empty
 		said.Instance = cut(host)
 	}
 	if said.Version = c.words[2]; said.Version == "" {
@@ -163,13 +169,14 @@ func (c *config) identity() *watchwordv1.WatcherIdentity {
 	return said
 }
 
-// cut returns the beginning of a text that the server accepts.
+// cut returns the beginning of a text, so long that the server accepts the text.
 func cut(text string) string {
 	text = strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", ""), "")
 	return strings.ToValidUTF8(text[:min(len(text), maxWords)], "")
 }
 
-// goodWords returns whether the server accepts what the options say of the verifier.
+// goodWords reports whether the server accepts the texts in which the verifier describes
+// itself.
 func goodWords(words ...string) bool {
 	return !slices.ContainsFunc(words, func(text string) bool { return text != cut(text) })
 }

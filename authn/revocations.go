@@ -8,27 +8,27 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// pruneEvery is the time between two deletions of expired entries: rare enough to cost
-// nothing, and often enough, since an entry lives for minutes at least.
+// pruneEvery is the time between two deletions of expired entries. A deletion once a minute
+// costs little, and is often enough, since an entry lives for minutes at least.
 const pruneEvery = time.Minute
 
 // revocations holds the ended sessions and the raised versions of users.
 //
-// mu guards both maps. One goroutine writes, the feed's, and may therefore read without mu;
-// other goroutines call [revocations.of], [revocations.sizes] and [idMap.all] of the maps
-// alone. No method holds mu for longer than one batch of entries, so the check of a token
-// waits for some tens of microseconds at most, whatever a server sends.
+// mu guards both maps. Only the goroutine of the feed writes, so this goroutine reads without
+// mu. Other goroutines only call [revocations.of], [revocations.sizes], and [idMap.all] of the
+// maps. No method holds mu for longer than one batch of entries, so the check of a token waits
+// for some tens of microseconds at most, whatever a server sends.
 //
-// Messages only add entries, and an entry never becomes weaker: a server restored from a
-// backup may have forgotten a revocation, and the revoked token must stay refused. An entry
-// is deleted when the last token concerned has expired, by every clock heard lately: a clock
-// that was ahead for a moment deletes nothing.
+// A message only adds entries, and an entry never becomes weaker: a server restored from a
+// backup may have forgotten a revocation, and the verifier must still refuse the revoked token.
+// An entry is deleted when the last token concerned has expired by every clock that the
+// verifier has heard lately: a clock that was ahead for a moment deletes nothing.
 type revocations struct {
 	mu     sync.RWMutex
-	ended  idMap[int64] // ended session → keep until, server time, Unix seconds
+	ended  idMap[int64] // id of the ended session → when the entry may be deleted, by the server's time, in Unix seconds
 	raised idMap[raised]
 
-	nextPrune time.Time // by this machine's monotonic clock; used by the writing goroutine alone
+	nextPrune time.Time // by this machine's monotonic clock; only the goroutine that writes uses nextPrune
 }
 
 // raised holds two versions of a user's rights. A token with a lower version (claim ver) is
@@ -36,19 +36,19 @@ type revocations struct {
 type raised struct {
 	revokedBelow int64
 	staleBelow   int64
-	keep         int64 // keep until, server time, Unix seconds
+	keep         int64 // when the entry may be deleted, by the server's time, in Unix seconds
 }
 
-// news has the parts that a snapshot chunk and a change share.
+// news has the fields that a chunk of a snapshot and a change have in common.
 type news interface {
 	GetTrustState() *watchwordv1.TrustState
 	GetEndedSessions() []*watchwordv1.EndedSession
 	GetRaisedVersions() []*watchwordv1.RaisedVersion
 }
 
-// add stores the revocations of a message. now is the token time. A concurrent
-// [bundle.judge] may see a part of the message; since entries are only added, judge refuses
-// no token without a reason from the message.
+// add stores the revocations of a message. now is the token time. A concurrent [bundle.judge]
+// may see a part of the message. Since add only adds entries, judge refuses a token only for a
+// revocation that the message contains.
 func (r *revocations) add(n news, t *trust, now time.Time) {
 	inBatches(&r.mu, n.GetEndedSessions(), func(s *watchwordv1.EndedSession) {
 		keep, _ := r.ended.get(s.GetSessionId())
@@ -66,9 +66,9 @@ func (r *revocations) add(n news, t *trust, now time.Time) {
 	})
 }
 
-// of returns, as of one moment, the reason for which a revocation refuses a token: of the
-// session, of the subject or of any actor. accepted: no revocation concerns the token.
-// TOKEN_REVOKED comes before TOKEN_STALE.
+// of returns, as of one moment, the reason for which a revocation refuses a token: a revocation
+// of the session, of the subject or of any actor. If no revocation concerns the token, of
+// returns accepted. If both reasons apply, of returns TOKEN_REVOKED and not TOKEN_STALE.
 func (r *revocations) of(c *token.Claims) watchwordv1.ErrorReason {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -89,8 +89,8 @@ func (r *revocations) of(c *token.Claims) watchwordv1.ErrorReason {
 	return reason
 }
 
-// ofUserRLocked returns the reason for which a raised version refuses the version of a user,
-// or accepted. r.mu must be held for reading.
+// ofUserRLocked returns the reason for which a raised version of the user makes verifiers
+// refuse a token with the given version, or accepted. r.mu must be held for reading.
 func (r *revocations) ofUserRLocked(id string, version int64) watchwordv1.ErrorReason {
 	user, _ := r.raised.get(id)
 	switch {
@@ -102,16 +102,16 @@ func (r *revocations) ofUserRLocked(id string, version int64) watchwordv1.ErrorR
 	return accepted
 }
 
-// sizes returns the numbers of ended sessions and of raised users.
+// sizes returns the number of ended sessions, and the number of users with a raised version.
 func (r *revocations) sizes() (ended, raised int) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return r.ended.len(), r.raised.len()
 }
 
-// prune deletes the entries of which all tokens concerned have expired. expired is the
-// token time of [serverClock.expired]. Within pruneEvery of the last deletion, prune
-// does nothing.
+// prune deletes each entry for which every token concerned has expired. expired is the token
+// time that [serverClock.expired] returns. If the last deletion is less than pruneEvery ago,
+// prune does nothing.
 func (r *revocations) prune(expired time.Time) {
 	if time.Now().Before(r.nextPrune) {
 		return

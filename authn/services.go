@@ -11,9 +11,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// CheckServices finds methods that are not guarded as their author believes. Call
-// CheckServices at the program's start, after the services are registered, with
-// grpc.Server.GetServiceInfo.
+// CheckServices finds methods that are not guarded as the author of the program believes. Call
+// CheckServices at the program's start, after the services are registered, with the result of
+// grpc.Server.GetServiceInfo. CheckServices checks the following:
 //
 //   - Both interceptors of this Verifier must have been taken, by [Verifier.ServerOptions] or
 //     one by one: the calls of a server without them are not guarded. CheckServices cannot
@@ -72,8 +72,8 @@ func (v *Verifier) CheckServices(services map[string]grpc.ServiceInfo) error {
 // adminAudience is the audience of the tokens that administer Watchword.
 const adminAudience = "watchword"
 
-// asksForAdmins returns the uses of adminAudience in a program that serves no service of
-// Watchword.
+// asksForAdmins returns the places at which a program demands tokens for adminAudience. In a
+// program that serves a service of Watchword, asksForAdmins finds none.
 func (v *Verifier) asksForAdmins(services map[string]grpc.ServiceInfo) (wrong []string) {
 	const text = "asks for the audience " + adminAudience + ", which is for Watchword alone: an admin's token for it administers users and keys, " +
 		"and this program could use the token: name the program's own audience"
@@ -94,7 +94,8 @@ func (v *Verifier) asksForAdmins(services map[string]grpc.ServiceInfo) (wrong []
 	return wrong
 }
 
-// fault returns what is wrong with a method's access rule; empty if the rule is usable.
+// fault returns a text that says what is wrong with a method's access rule; empty if the rule
+// can be used.
 func (a *accessRules) fault(full string) string {
 	r, err := a.of(full)
 	switch {

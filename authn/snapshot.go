@@ -27,27 +27,30 @@ import (
 //	    beginning of a stream, and one heartbeat with the resume token for the next stream
 //	SHA-256 of everything before, 32 bytes
 //
-// So [bundle.apply] reads a snapshot as it reads a stream. The checksum detects damage by
-// a disk. It stops no attacker: anyone able to write the file can compute the checksum.
+// So [bundle.apply] reads a snapshot as it reads a stream. The checksum detects damage by a
+// disk. The checksum stops no attacker: anyone able to write the file can compute the checksum.
 const (
 	snapshotMagic = "watchword snapshot "
 	snapshotBegin = snapshotMagic + "2\n"
-	// maxSnapshot bounds the memory for reading, in bytes: some five million revocations.
+	// maxSnapshot is the largest size of a snapshot file that is read, in bytes: about five
+	// million revocations.
 	maxSnapshot = 256 << 20
-	// snapshotChunk limits the entries in one message.
+	// snapshotChunk is the largest number of entries in one message of a snapshot.
 	snapshotChunk = 1000
 )
 
-// A snapshotClock holds the clocks at the moment of the writing. The heartbeat of the
-// snapshot holds the token time of that moment, and the bundle's age: as_of before now.
+// A snapshotClock holds the clocks at the moment of the write. The heartbeat at the end of the
+// snapshot holds the token time of that moment, and the bundle's age: the time between the
+// heartbeat's as_of and now.
 type snapshotClock struct {
-	Wall   int64        // this machine's clock, ns since 1970
+	Wall   int64        // the time of this machine's clock, in ns since 1970
 	Boot   [36]byte     // the id of the machine's boot; zero if unknown
-	Up     int64        // since the boot, ns
-	Memory clock.Memory // of the clocks of the server
+	Up     int64        // the time since the boot of the machine, in ns
+	Memory clock.Memory // what the verifier has learned about the clocks of the server
 }
 
-// version identifies the content of a bundle: at two equal versions a snapshot is the same.
+// version identifies the content of a bundle: if the version is the same, the snapshot is the
+// same.
 type version struct {
 	epoch uint64
 	asOf  time.Duration
@@ -58,10 +61,10 @@ func (b *bundle) version() (version, bool) {
 	return version{b.epoch.Load(), b.fresh.position.Load().asOf}, b.fresh.complete.Load()
 }
 
-// writeSnapshot writes a complete bundle, and returns the number of bytes written, also
-// with an error. The feed may apply messages during the call, and the snapshot may have
-// them or not. Both are right, because writeSnapshot reads the position before everything
-// else: the next Verifier asks the server for all messages after the position.
+// writeSnapshot writes a complete bundle, and returns the number of bytes written, even with an
+// error. The feed may apply messages during the call. The snapshot may contain such a message
+// or not, since writeSnapshot reads the position before everything else: the next Verifier asks
+// the server for all messages after the position.
 func (b *bundle) writeSnapshot(to io.Writer) (size int, err error) {
 	at := b.fresh.position.Load()
 	sum := sha256.New()
@@ -86,8 +89,8 @@ func (b *bundle) writeSnapshot(to io.Writer) (size int, err error) {
 	return size, err
 }
 
-// messages returns the messages of a snapshot: the trust state and all revocations, in
-// chunks, and the heartbeat last.
+// messages returns the messages of a snapshot: the trust state and all revocations, in chunks,
+// and last the heartbeat.
 func (b *bundle) messages(last *watchwordv1.WatchBundleResponse) iter.Seq[*watchwordv1.WatchBundleResponse] {
 	return func(yield func(*watchwordv1.WatchBundleResponse) bool) {
 		trust := b.trust.Load()
@@ -118,7 +121,7 @@ func (b *bundle) messages(last *watchwordv1.WatchBundleResponse) iter.Seq[*watch
 	}
 }
 
-// clocks returns the clocks of a snapshot that is written now, and the heartbeat for a
+// clocks returns the snapshotClock of a snapshot that is written now, and the heartbeat for a
 // position.
 func (b *bundle) clocks(at *position) (*snapshotClock, *watchwordv1.WatchBundleResponse) {
 	id, up := clock.Boot()
@@ -135,8 +138,8 @@ func (b *bundle) clocks(at *position) (*snapshotClock, *watchwordv1.WatchBundleR
 	}}}
 }
 
-// readSnapshot fills an empty bundle from a snapshot of the given length in bytes. After
-// an error the bundle must not be used.
+// readSnapshot fills an empty bundle from a snapshot of the given length in bytes. After an
+// error the caller must not use the bundle.
 func (b *bundle) readSnapshot(from io.Reader, length int64) error {
 	if length > maxSnapshot+sha256.Size {
 		return fmt.Errorf("longer than %d bytes", maxSnapshot)
@@ -161,7 +164,8 @@ func (b *bundle) readSnapshot(from io.Reader, length int64) error {
 	return b.recall(last, clocks)
 }
 
-// readBegin reads the bytes before the messages.
+// readBegin reads the first line and the snapshotClock of a snapshot, which come before the
+// messages.
 func readBegin(body io.Reader) (*snapshotClock, error) {
 	begin, clocks := make([]byte, len(snapshotBegin)), &snapshotClock{}
 	if _, err := io.ReadFull(body, begin); err != nil || !bytes.HasPrefix(begin, []byte(snapshotMagic)) {
@@ -176,11 +180,13 @@ func readBegin(body io.Reader) (*snapshotClock, error) {
 	return clocks, nil
 }
 
-// applySnapshot applies the chunks and returns the heartbeat behind them.
+// applySnapshot applies the chunks of a snapshot to the bundle, and returns the heartbeat at
+// the end.
 func (b *bundle) applySnapshot(body *bufio.Reader, length int64) (*watchwordv1.WatchBundleResponse, error) {
 	for at := streamOpened; ; {
 		msg := &watchwordv1.WatchBundleResponse{}
-		// No message is longer than the whole snapshot, whatever the message's length says.
+		// A damaged length must not make the decoder allocate more memory than the whole
+		// snapshot takes.
 		if err := (protodelim.UnmarshalOptions{MaxSize: length}).UnmarshalFrom(body, msg); err != nil {
 			return nil, fmt.Errorf("malformed: %w", err)
 		}
@@ -201,13 +207,14 @@ func (b *bundle) applySnapshot(body *bufio.Reader, length int64) (*watchwordv1.W
 // recall sets the position and the clock of the bundle from a snapshot: from the heartbeat
 // at the end and the clocks at the beginning.
 //
-// The time since the writing is known if this machine has not booted since: by the time
-// since the boot, or by the machine's clock if that has run further. After another boot the
-// machine's clock may show anything. The bundle then is stale from the first moment, and
-// revocations are kept as if every clock had been in force.
+// If this machine has not booted since the write, the time since the write is known: by the
+// time since the boot, or by the machine's clock if the clock has gone further. After another
+// boot the machine's clock may show any time. Then the bundle is stale from the first moment,
+// and a revocation is kept until its tokens have expired by every server clock in the snapshot,
+// however long ago the clock was heard.
 //
-// The token time is the latest possible one. A clock too late refuses good tokens until the
-// server answers; a clock too early accepts expired tokens.
+// recall takes the latest possible token time. A token time that is too late refuses good
+// tokens until the server answers; a token time that is too early would accept expired tokens.
 func (b *bundle) recall(last *watchwordv1.WatchBundleResponse, c *snapshotClock) error {
 	beat := last.GetHeartbeat()
 	latest, wall := beat.GetTimes().GetLatest().AsTime(), time.Unix(0, c.Wall)
@@ -233,9 +240,9 @@ func (b *bundle) recall(last *watchwordv1.WatchBundleResponse, c *snapshotClock)
 	return nil
 }
 
-// longAge is the longest age of a bundle that a snapshot may state.
+// longAge is the longest age of a bundle that readSnapshot accepts.
 const longAge = 100 * 365 * 24 * time.Hour
 
-// plausible returns whether a time is far from where arithmetic overflows. An unset time is
-// in 1970.
+// plausible reports whether a time is one with which arithmetic cannot overflow. A time that
+// was not set is in 1970, and is not plausible.
 func plausible(t time.Time) bool { return t.Year() > 1970 && t.Year() < 2150 }

@@ -9,40 +9,42 @@ import (
 
 // Status holds the state of a Verifier, for health checks and metrics.
 type Status struct {
-	// Ready: guarded calls can be admitted. The trust bundle is complete, and fresh enough
-	// for the policy of WithMaxStaleness.
+	// Ready is true if guarded calls can be admitted: the trust bundle is complete, and fresh
+	// enough for the policy of WithMaxStaleness.
 	Ready bool
-	// Stale: the trust bundle is older than WithMaxStaleness allows.
+	// Stale is true if the trust bundle is older than WithMaxStaleness allows.
 	Stale bool
-	// Staleness is the age of the trust bundle, counted as WithMaxStaleness explains; zero
-	// without a bundle. A few seconds are ordinary. After a restart, the age of the
-	// snapshot file counts.
+	// Staleness is the age of the trust bundle, as WithMaxStaleness explains the age; zero
+	// without a bundle. An age of a few seconds is ordinary. After a restart, the age includes
+	// the age of the snapshot file.
 	Staleness time.Duration
-	// SnapshotError is the error of the last attempt to read or write the file of
-	// WithSnapshotFile. SnapshotError is nil if that attempt succeeded, or without a file.
+	// SnapshotError is the error of the latest attempt to read or write the file of
+	// WithSnapshotFile. SnapshotError is nil if the attempt succeeded, or without a file.
 	SnapshotError error
-	// Keys, EndedSessions and RaisedUsers count the entries of the trust bundle: the keys, the
-	// sessions ended, and the users disabled or with changed rights, for as long as some
-	// token concerned may live.
+	// Keys, EndedSessions and RaisedUsers are the numbers of entries of the trust bundle: the
+	// keys, the sessions ended, and the users disabled or with changed rights. An entry stays
+	// for as long as a token concerned may be valid.
 	Keys, EndedSessions, RaisedUsers int
-	// CachedTokens and CacheBytes are the size of the cache; see WithCacheSize.
+	// CachedTokens and CacheBytes are the number of tokens in the cache and the size of the
+	// cache in bytes; see WithCacheSize.
 	CachedTokens, CacheBytes int
-	// AcceptedCached and AcceptedChecked count the tokens accepted: those found in the cache,
-	// and those accepted after a check of the signature. The token of an open stream counts
-	// twice a second. AcceptedCached is zero without [WithMeterProvider], because the count
-	// costs each call some nanoseconds.
+	// AcceptedCached is the number of accepted tokens that were found in the cache, and
+	// AcceptedChecked the number of tokens accepted after a check of the signature. The token
+	// of an open stream is counted twice a second. AcceptedCached is zero without
+	// [WithMeterProvider], because the count costs each call some nanoseconds.
 	AcceptedCached, AcceptedChecked uint64
-	// Checked counts the tokens parsed, with a check of the signature, because the cache
-	// did not have them.
+	// Checked is the number of tokens that were parsed, with a check of the signature, because
+	// the cache did not have the token.
 	Checked uint64
-	// Refused counts, by reason, refused tokens and calls without a token.
+	// Refused is, by reason, the number of refused tokens and of calls without a token.
 	Refused map[watchwordv1.ErrorReason]uint64
-	// Streams counts the streams of the trust bundle that the Verifier has opened, the first
-	// included. A number that grows shows a server or a proxy that ends the streams.
+	// Streams is the number of streams of the trust bundle that the Verifier has opened, the
+	// first included. A number that grows shows that a server or a proxy ends the streams.
 	Streams uint64
-	// ClockOffset tells by how much the server's token time, by which tokens expire, is ahead of
-	// this machine's clock; zero without a bundle. The Verifier goes by the token time, so an
-	// offset does no harm here. ClockSet counts how often the token time was set.
+	// ClockOffset is the time by which the server's token time, by which tokens expire, is
+	// ahead of this machine's clock; zero without a bundle. The Verifier uses the token time,
+	// so an offset does no harm to the Verifier. ClockSet is the number of times that the token
+	// time was set.
 	ClockOffset time.Duration
 	ClockSet    uint64
 }
@@ -66,7 +68,7 @@ func (v *Verifier) Status() Status {
 	}
 	s.CachedTokens, s.CacheBytes = v.cache.size()
 	s.Streams, s.ClockSet = b.streams.Load(), b.clockSets.Load()
-	// A token that is being judged may be in one count and not yet in the other.
+	// A token that a call is checking now may be in one number and not yet in the other.
 	refused := v.counters.foundRefused.Load()
 	s.AcceptedCached = max(v.cache.found(), refused) - refused
 	s.AcceptedChecked = v.counters.checkedAccepted.Load()
@@ -79,16 +81,17 @@ func (v *Verifier) Status() Status {
 	return s
 }
 
-// counters count rare events, each of which takes microseconds. [cache.found] counts the
-// tokens found in the cache, on the path of nearly every call.
+// counters holds the numbers of rare events, each of which takes microseconds. [cache.found]
+// counts the tokens found in the cache, since nearly every call finds its token in the cache.
 type counters struct {
 	checked         atomic.Uint64
 	checkedAccepted atomic.Uint64
-	foundRefused    atomic.Uint64 // tokens found in the cache and not accepted as they were
+	foundRefused    atomic.Uint64 // the number of tokens that were found in the cache, and that verify has refused or checked again
 	byReason        [64]atomic.Uint64
 }
 
-// refused counts one more refused token or call, and returns the reason given.
+// refused adds one to the number of tokens and calls refused for a reason, and returns the
+// reason.
 func (c *counters) refused(reason watchwordv1.ErrorReason) watchwordv1.ErrorReason {
 	c.byReason[int(reason)%len(c.byReason)].Add(1)
 	return reason

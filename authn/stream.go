@@ -11,28 +11,28 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// judgeEvery is the time between two checks of an open stream's token. One check takes some
+// judgeEvery is the time between two checks of the token of an open stream. A check takes some
 // hundred nanoseconds.
 const judgeEvery = 500 * time.Millisecond
 
-// StreamServerInterceptor returns the interceptor for streaming calls. It leaves unary
-// calls unguarded; [Verifier.ServerOptions] guards both.
+// StreamServerInterceptor returns the interceptor for streaming calls. StreamServerInterceptor
+// leaves unary calls unguarded; [Verifier.ServerOptions] guards both.
 //
 // The checks and errors at the beginning of a stream are those of
-// [Verifier.UnaryServerInterceptor]. Afterwards the interceptor verifies the token again
-// twice a second. Within a second of the token's expiry or revocation, or of a change of
-// the user's rights, the stream ends with the status that a new call would get, whatever
-// the handler is doing. Streams of public methods are not ended.
+// [Verifier.UnaryServerInterceptor]. After the beginning, the interceptor verifies the token
+// again twice a second. Within a second of the token's expiry or revocation, or of a change of
+// the user's rights, the stream ends with the status that a new call would get, whatever the
+// handler is doing. The interceptor does not end streams of public methods.
 //
 // To end a stream, the interceptor cancels the handler's context, with the status error as
-// context.Cause; RecvMsg and SendMsg then return the same error, and so does the
-// interceptor to gRPC. The handler runs in a goroutine of its own: a handler that ignores
-// the context and both errors runs on after its stream has ended, and keeps its resources
-// until it returns.
+// context.Cause. RecvMsg and SendMsg then return the status error, and the interceptor returns
+// the status error to gRPC. The handler runs in a goroutine of its own: a handler that ignores
+// the context and the errors of RecvMsg and SendMsg continues after its stream has ended, and
+// keeps its resources until it returns.
 //
-// A panic in the handler is raised again in the interceptor's goroutine, for a recovery
-// interceptor given before this interceptor. A panic after the stream has ended is logged;
-// see [WithLogger].
+// The interceptor raises a panic of the handler again in the goroutine of gRPC, for a recovery
+// interceptor that is given before StreamServerInterceptor. A panic after the stream has ended
+// is logged; see [WithLogger].
 func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	v.takenStream.Store(true)
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {

@@ -16,19 +16,19 @@ import (
 	"github.com/watchword-auth/watchword/internal/reload"
 )
 
-// TLSFiles names the files of a client's TLS. The zero value trusts the CAs of the operating
-// system, and shows no certificate.
+// TLSFiles names the files of a client's TLS. A client with the zero value trusts the CAs of
+// the operating system, and shows no certificate.
 type TLSFiles struct {
-	CAFile     string       // CA of the server's certificate, PEM; empty: the CAs of the operating system
-	CertFile   string       // chain of the client's certificate, PEM; empty: the client shows no certificate
-	KeyFile    string       // private key of the client's certificate, PEM
-	ServerName string       // name that the server's certificate must have; empty: the host of the connection's target
-	Logger     *slog.Logger // for changes and faults of the files; nil: slog.Default()
+	CAFile     string       // file with the CAs for the server's certificate, PEM; empty: the CAs of the operating system
+	CertFile   string       // file with the chain of the client's certificate, PEM; empty: the client shows no certificate
+	KeyFile    string       // file with the private key of the client's certificate, PEM
+	ServerName string       // the name that the server's certificate must have; empty: the host of the connection's target
+	Logger     *slog.Logger // gets changes and faults of the files; nil: slog.Default()
 }
 
-// TLSCredentials are the credentials of gRPC connections that read their files again: give
-// them to grpc.WithTransportCredentials. [TLSFromFiles] makes TLSCredentials. TLSCredentials may
-// be used by any number of connections at once.
+// TLSCredentials are credentials of gRPC connections that read their files again: give
+// TLSCredentials to grpc.WithTransportCredentials. [TLSFromFiles] makes TLSCredentials. Any
+// number of connections can use the same TLSCredentials at once.
 type TLSCredentials struct {
 	files      *reload.Set
 	cas        *reload.Value[*x509.CertPool]   // nil: the CAs of the operating system
@@ -40,16 +40,16 @@ type TLSCredentials struct {
 }
 
 // TLSFromFiles reads the files, and returns credentials for the client's side of a connection.
-// TLSCredentials read the files again until [TLSCredentials.Close]: a change of a file counts
-// within some two seconds, for new connections. An open connection goes on.
+// TLSCredentials read the files again until [TLSCredentials.Close]: new connections use a
+// changed file within about two seconds. An open connection continues.
 //
-// Replace a file by renaming a new file, or change a link as Kubernetes does. A certificate
-// counts only together with its private key. If a new file cannot be used, the old content
-// stays in use, and the log has one line, and one more when the file is good again. The
-// certificate and the CA are judged each on its own.
+// Replace a file by renaming a new file, or change a link as Kubernetes does. A new certificate
+// is used only together with its private key. If a new file cannot be used, the old content
+// stays in use. The log has one line for the fault, and one line when the file is good again. A
+// fault of the certificate does not hinder a change of the CA, and the reverse.
 //
-// Errors: a file that cannot be read or used; CertFile without KeyFile, or KeyFile without
-// CertFile.
+// Errors: an error if a file cannot be read or used; an error for CertFile without KeyFile, or
+// for KeyFile without CertFile.
 func TLSFromFiles(from TLSFiles) (*TLSCredentials, error) {
 	if (from.CertFile == "") != (from.KeyFile == "") {
 		return nil, errors.New("authn: TLSFiles: CertFile and KeyFile go together")
@@ -71,8 +71,8 @@ func TLSFromFiles(from TLSFiles) (*TLSCredentials, error) {
 	return c, nil
 }
 
-// Close ends the reading. Connections may go on using the credentials, with the content read
-// last. Close may be called again, and always returns nil.
+// Close ends the reading of the files. Connections can still use the credentials after Close,
+// with the content read last. A second Close does nothing. Close always returns nil.
 func (c *TLSCredentials) Close() error {
 	c.stop()
 	c.looking.Wait()
@@ -84,11 +84,11 @@ type TLSFileStatus struct {
 	Files    []string
 	ReadAt   time.Time // when the content in use was read
 	NotAfter time.Time // expiry of the certificate, or of the last CA
-	Fault    error     // why the present files cannot be used; nil if the present files are in use
+	Fault    error     // the reason why the present files cannot be used; nil if the present files are in use
 }
 
-// Status returns the state of the CAs and of the certificate, for metrics: of those that have
-// files.
+// Status returns, for metrics, the state of the CAs and of the certificate. Status leaves out
+// what has no file.
 func (c *TLSCredentials) Status() (all []TLSFileStatus) {
 	for _, s := range c.files.Status() {
 		all = append(all, TLSFileStatus{s.Files, s.ReadAt, s.NotAfter, s.Fault})
@@ -96,8 +96,8 @@ func (c *TLSCredentials) Status() (all []TLSFileStatus) {
 	return all
 }
 
-// present returns the credentials as the files are now. Without a cache of sessions in the
-// client, every connection checks the server's certificate.
+// present returns the credentials with the present content of the files. The client has no
+// cache of TLS sessions, so every connection checks the server's certificate.
 func (c *TLSCredentials) present() credentials.TransportCredentials {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.serverName}
 	if c.cas != nil {
@@ -109,7 +109,7 @@ func (c *TLSCredentials) present() credentials.TransportCredentials {
 	return credentials.NewTLS(config)
 }
 
-// ClientHandshake is for gRPC.
+// ClientHandshake implements credentials.TransportCredentials of grpc-go.
 func (c *TLSCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return c.present().ClientHandshake(ctx, authority, conn)
 }
@@ -119,18 +119,19 @@ func (c *TLSCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.AuthIn
 	return nil, nil, errors.New("authn: TLSCredentials are for clients")
 }
 
-// Info is for gRPC.
+// Info implements credentials.TransportCredentials of grpc-go.
 func (c *TLSCredentials) Info() credentials.ProtocolInfo { return c.present().Info() }
 
-// Clone returns credentials that share the files, and the end of the reading, with c.
+// Clone returns credentials that share the files with c. Close of c also ends the reading of
+// the files for the clone.
 func (c *TLSCredentials) Clone() credentials.TransportCredentials {
 	clone := *c
 	return &clone
 }
 
-// OverrideServerName sets the name that the server's certificate must have. Call
-// OverrideServerName before the first connection: it is for gRPC, and [TLSFiles] has the field
-// ServerName.
+// OverrideServerName sets the name that the server's certificate must have. grpc-go needs the
+// method; a program sets the field ServerName of [TLSFiles] instead. Call OverrideServerName
+// before the first connection.
 func (c *TLSCredentials) OverrideServerName(name string) error {
 	c.serverName = name
 	return nil

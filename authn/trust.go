@@ -20,35 +20,37 @@ import (
 // atomic pointer and replaces the pointer, so a reader takes no lock and sees one trust
 // state whole.
 type trust struct {
-	said        *watchwordv1.TrustState // as received, with what newTrust keeps of earlier ones; the snapshot file repeats the message
+	said        *watchwordv1.TrustState // the message as received, with the withdrawn keys and the not_before of earlier trust states; the snapshot file contains the message
 	issuer      string
 	keys        map[string]*trustedKey // kid → key
 	withdrawn   map[string]bool        // kid → withdrawn, by this or any earlier trust state
-	maxLifetime time.Duration          // from iat to exp of the longest token
-	margin      time.Duration          // for how long a revocation is kept past its token's expiry
-	leeway      time.Duration          // of WithLeeway; at most margin
+	maxLifetime time.Duration          // the time from iat to exp of the longest-lived token
+	margin      time.Duration          // for how long a revocation is kept after the expiry of its tokens
+	leeway      time.Duration          // the leeway of WithLeeway; at most margin
 
-	// delegatedNotBefore refuses delegated tokens of an earlier iat: the latest moment of this
-	// and of every earlier trust state.
+	// delegatedNotBefore makes the verifier refuse delegated tokens with an earlier iat: the
+	// latest moment that this or any earlier trust state has named.
 	delegatedNotBefore time.Time
 }
 
-// trustedKey holds a public key and the end of its use. As long as the server keeps naming
-// a key, every trust has the same public object. So [bundle.judge] compares two pointers to
-// see whether the newest trust still has the key that checked a token's signature.
+// trustedKey holds a public key and the end of its use. While the server names a key in every
+// trust state, every trust has the same public object for the key. So [bundle.judge] compares
+// two pointers to see whether the newest trust still has the key that checked a token's
+// signature.
 type trustedKey struct {
 	jwk    *watchwordv1.JsonWebKey
 	public *token.PublicKey
-	until  int64 // server time, ns since 1970; math.MaxInt64 where no end is known
+	until  int64 // the end of use by the server's time, in ns since 1970; math.MaxInt64: no end is known
 }
 
-// newTrust reads a trust state. before is the trust that the new one replaces, nil for the
-// first; if state is nil, newTrust returns before. A key of an unknown kind is logged and
-// left out: a newer server may have such a key. A key that any trust state has named as
-// withdrawn is left out too: an old key set in the database of a server brings no leaked key
-// back. In the same way the latest delegated_not_before of all trust states stays.
+// newTrust reads a trust state. before is the trust that the new trust replaces, nil for the
+// first; if state is nil, newTrust returns before. A key of an unknown kind is logged and left
+// out: a newer server may have such a key. A key that any trust state has named as withdrawn is
+// left out too: even if the database of the server gets an old key set, verifiers do not trust
+// the leaked key again. For the same reason newTrust keeps the latest delegated_not_before of
+// all trust states.
 //
-// Errors: if state lacks the issuer or the longest lifetime of a token.
+// Errors: an error if state lacks the issuer or the longest lifetime of a token.
 func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration, log *slog.Logger) (*trust, error) {
 	if state == nil {
 		return before, nil
@@ -93,11 +95,12 @@ func newTrust(state *watchwordv1.TrustState, before *trust, leeway time.Duration
 	return next, nil
 }
 
-// maxWithdrawn bounds the ids of withdrawn keys in memory and in the snapshot file.
+// maxWithdrawn is the largest number of ids of withdrawn keys in memory and in the snapshot
+// file.
 const maxWithdrawn = 1000
 
-// keepWithdrawn adds the keys that were withdrawn before to the keys that the trust state
-// names as withdrawn, also in the message that the snapshot file repeats. Of more than
+// keepWithdrawn adds the withdrawn keys of the earlier trust to the keys that the trust state
+// names as withdrawn, and to the message that the snapshot file contains. Of more than
 // maxWithdrawn keys, keepWithdrawn keeps those that the trust state names, and then the latest.
 func (t *trust) keepWithdrawn(before *trust) {
 	named := t.said.GetWithdrawnKids()
@@ -118,8 +121,8 @@ func (t *trust) keepWithdrawn(before *trust) {
 	}
 }
 
-// keepNotBefore takes the later delegated_not_before of the trust state and of the trust
-// before, also into the message that the snapshot file repeats.
+// keepNotBefore takes the later delegated_not_before of the trust state and of the earlier
+// trust, and writes it into the message that the snapshot file contains.
 func (t *trust) keepNotBefore(before *trust) {
 	if said := t.said.GetDelegatedNotBefore(); said != nil {
 		t.delegatedNotBefore = said.AsTime()
@@ -131,8 +134,8 @@ func (t *trust) keepNotBefore(before *trust) {
 	}
 }
 
-// readKey reads a key of the trust state that replaces t. A key that t has already keeps
-// its public object.
+// readKey reads a key of the trust state that replaces the trust state of t. For a key that t
+// has already, readKey returns the same public object.
 func (t *trust) readKey(k *watchwordv1.VerificationKey) (*trustedKey, error) {
 	key := &trustedKey{jwk: k.GetKey(), until: math.MaxInt64}
 	if end := k.GetVerifiesUntil(); end != nil {
@@ -147,9 +150,10 @@ func (t *trust) readKey(k *watchwordv1.VerificationKey) (*trustedKey, error) {
 	return key, err
 }
 
-// keepUntil returns until when a revocation is kept, in Unix seconds: the margin past the
-// expiry of the last token concerned, because a leeway lets tokens live past their expiry.
-// If the server names no time (until is nil), the longest token minted now counts.
+// keepUntil returns until when a revocation is kept, in Unix seconds: the margin after the
+// expiry of the last token concerned, because with a leeway tokens are valid after their
+// expiry. If the server names no time (until is nil), keepUntil assumes that the last token was
+// minted now, with the longest lifetime.
 func (t *trust) keepUntil(until *timestamppb.Timestamp, now time.Time) int64 {
 	end := now.Add(t.maxLifetime)
 	if until != nil {
@@ -158,8 +162,8 @@ func (t *trust) keepUntil(until *timestamppb.Timestamp, now time.Time) int64 {
 	return end.Add(t.margin).Unix() + 1
 }
 
-// remembered returns for how long a clock counts after it was last heard: for the life of a
-// revocation.
+// remembered returns for how long the verifier keeps a server clock in its estimate after it
+// has last heard the clock: for as long as it keeps a revocation.
 func (t *trust) remembered() time.Duration { return t.maxLifetime + 2*t.margin }
 
 // expiryBefore inverts [trust.keepUntil]: it returns the value of until for which keepUntil
@@ -168,8 +172,8 @@ func (t *trust) expiryBefore(keep int64) *timestamppb.Timestamp {
 	return timestamppb.New(time.Unix(keep-1, 0).Add(-t.margin))
 }
 
-// nanosOf returns a time in ns since 1970, and math.MaxInt64 for a time too far ahead
-// to be counted so.
+// nanosOf returns a time in ns since 1970. For a time too late for an int64, nanosOf returns
+// math.MaxInt64.
 func nanosOf(t time.Time) int64 {
 	if t.Unix() >= math.MaxInt64/int64(time.Second) {
 		return math.MaxInt64

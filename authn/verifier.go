@@ -12,12 +12,13 @@
 //	defer verifier.Close()
 //	srv := grpc.NewServer(verifier.ServerOptions()...)
 //
-// A [Verifier] verifies tokens in the service's own process. Over one stream it watches the
-// trust bundle of the Watchword server: the issuer, the issuer's public keys, and the
-// revocations. So a guarded call, a call through the Verifier's interceptors, needs no
-// network, and a logout is known here within milliseconds. While the server is away, the
-// Verifier uses the newest trust bundle, and keeps each revocation until the last token
-// concerned has expired; with [WithSnapshotFile] also across a restart of the process.
+// A [Verifier] verifies tokens in the service's own process. Over one stream the Verifier
+// watches the trust bundle of the Watchword server: the issuer, the issuer's public keys, and
+// the revocations. So a guarded call (a call through the Verifier's interceptors) needs no
+// network, and the Verifier knows of a logout within milliseconds. While the server is away,
+// the Verifier uses the newest trust bundle, and keeps each revocation until the last token
+// concerned has expired; with [WithSnapshotFile], the trust bundle also survives a restart of
+// the process.
 //
 // The promise: if a handler finds a [Principal] by [FromContext], then the issuer has signed
 // the call's token for this audience, the token had not expired, and no revocation and no
@@ -39,10 +40,10 @@
 //     finds methods without a rule, and methods with a rule that the program cannot read;
 //   - acts on [Reason], and not on an error's message.
 //
-// Package authn/tokensource has the calling side, and Dial. Package authn/authntest has an
-// issuer in memory, for tests.
+// Package authn/tokensource is for programs that call guarded services, and has the function
+// Dial. Package authn/authntest has an issuer in memory, for tests.
 //
-// Everything here may be used by any number of goroutines at once.
+// Any number of goroutines can use everything in this package at once.
 package authn
 
 import (
@@ -59,38 +60,39 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// A Verifier verifies access tokens. [NewVerifier] makes a Verifier, and [Verifier.Close]
-// stops watching the trust bundle. Until Close a Verifier has a few goroutines, however many
-// calls it guards: for the stream of the bundle, for questions for the time, for reports
-// ([WithName]), and for the file of [WithSnapshotFile].
+// A Verifier verifies access tokens. [NewVerifier] makes a Verifier, and [Verifier.Close] stops
+// watching the trust bundle. Until Close a Verifier has a few goroutines, however many calls it
+// guards: for the stream of the bundle, for calls of GetTime, for reports ([WithName]), and for
+// the file of [WithSnapshotFile].
 type Verifier struct {
 	audience audience
 	access   *accessRules
 	bundle   *bundle
 	cache    *cache
 	counters counters
-	faults   rareLog // of access rules that cannot be used
-	compared rareLog // of calls refused for their audience or roles
+	faults   rareLog // logs access rules that cannot be used
+	compared rareLog // logs what was compared for calls refused because of their audience or roles
 	feed     *feed
-	keeper   *keeper // nil without a file
+	keeper   *keeper // nil without WithSnapshotFile
 
 	unregister func() // ends the observation of the instruments of WithMeterProvider
 
-	takenUnary, takenStream atomic.Bool // an interceptor was asked for; see CheckServices
+	takenUnary, takenStream atomic.Bool // true after the program has taken the interceptor; see CheckServices
 }
 
 // NewVerifier returns a Verifier that trusts the server behind conn, after the first trust
-// bundle has come. ctx bounds the wait for the bundle, and nothing after it.
+// bundle has come. ctx bounds only the wait for the bundle: the Verifier continues after the
+// end of ctx.
 //
-// conn leads to Watchword; tokensource.Dial makes one, with a keepalive. The caller closes
-// the Verifier, then conn. Any other conn needs a keepalive too, of some ten seconds: only
-// conn can notice that its path is dead (a pulled cable, a lost entry of a NAT). Without a
-// keepalive the operating system notices after a quarter of an hour, and until then the
-// Verifier receives no revocation. A conn of another type than *grpc.ClientConn must name its
-// peer, in the stream's context or by the call option grpc.Peer, and must end a stream with
-// its context. If it may lead through a proxy, it also needs the method CanonicalTarget of
-// *grpc.ClientConn, by which a Verifier tells a proxy on this machine from a server on this
-// machine.
+// conn leads to Watchword; tokensource.Dial makes such a connection, with a keepalive. The
+// caller closes the Verifier, then conn. Any other conn needs a keepalive too, of about ten
+// seconds: only conn can notice that its path is dead (a pulled cable, a lost entry of a NAT).
+// Without a keepalive the operating system notices the dead path after a quarter of an hour,
+// and until then the Verifier receives no revocation. A conn of another type than
+// *grpc.ClientConn must name its peer, in the stream's context or by the call option grpc.Peer,
+// and must end a stream when the stream's context ends. A conn that may lead through a proxy
+// also needs the method CanonicalTarget of *grpc.ClientConn, by which a Verifier tells a proxy
+// on this machine from a server on this machine.
 //
 // The wait continues after UNAVAILABLE and RESOURCE_EXHAUSTED, so services can be started in
 // any order and all at once; any other error of the server ends the wait. With a good file of
@@ -98,12 +100,13 @@ type Verifier struct {
 // only PERMISSION_DENIED and FAILED_PRECONDITION end the wait with an error, because an
 // operator has to correct the cause. With [WithoutWaiting], NewVerifier does not wait.
 //
-// Errors are gRPC statuses: INVALID_ARGUMENT for options without a sensible meaning, for a
-// nil conn, and for a method linked into this program with an option that contradicts itself,
-// that asks for a role that no user can have, or that contradicts [WithMethodRule] or
-// [WithPublicMethods]; FAILED_PRECONDITION for plaintext to another machine, also through a
-// proxy on this machine, without [WithPlaintextFromOtherHosts]; DEADLINE_EXCEEDED or CANCELED if ctx ended first, and then
-// errors.Is matches ctx.Err() too; otherwise the server's answer.
+// Errors are gRPC statuses: INVALID_ARGUMENT for options with a value that makes no sense, for
+// a nil conn, and for a method linked into this program with an option that contradicts itself,
+// that demands a role that no user can have, or that contradicts [WithMethodRule] or
+// [WithPublicMethods]; FAILED_PRECONDITION for a connection without TLS to another machine,
+// even through a proxy on this machine, without [WithPlaintextFromOtherHosts];
+// DEADLINE_EXCEEDED or CANCELED if ctx ended first, and then errors.Is matches ctx.Err() too;
+// otherwise the server's answer.
 func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Option) (*Verifier, error) {
 	if conn == nil {
 		return nil, misused(errors.New("NewVerifier needs a connection"))
@@ -145,8 +148,8 @@ func NewVerifier(ctx context.Context, conn grpc.ClientConnInterface, opts ...Opt
 }
 
 // Ready waits for the first trust bundle, as NewVerifier does. After an error the Verifier
-// keeps trying, so Ready may be called again. Once Ready has returned nil, every later call
-// returns nil at once, until Close.
+// keeps trying, so a program can call Ready again. After Ready has returned nil, every later
+// call returns nil at once, until Close.
 //
 // Errors: those of NewVerifier's wait; BUNDLE_STALE after Close.
 func (v *Verifier) Ready(ctx context.Context) error {
@@ -157,9 +160,9 @@ func (v *Verifier) Ready(ctx context.Context) error {
 }
 
 // Close stops watching the trust bundle, writes the file of [WithSnapshotFile] if the bundle
-// has changed, and waits for the end of the goroutines. From then on every guarded call is
-// BUNDLE_STALE; public methods stay open, and so does conn. Close may be called again, and
-// always returns nil.
+// has changed, and waits for the end of the goroutines. After Close every guarded call is
+// BUNDLE_STALE. Public methods stay open, and Close does not close conn. A second Close does
+// nothing. Close always returns nil.
 func (v *Verifier) Close() error {
 	v.unregister()
 	v.bundle.fresh.close()
@@ -171,8 +174,8 @@ func (v *Verifier) Close() error {
 }
 
 // Verify verifies an access token (without "Bearer") as the interceptors do, and returns the
-// token's principal. Verify needs no network and does not wait. ctx is used for one thing: in
-// a handler's context, an error names the handler's method.
+// token's principal. Verify needs no network and does not wait. If ctx is a handler's context,
+// an error of Verify names the handler's method; Verify uses ctx for nothing else.
 //
 // Errors, the first to apply: BUNDLE_STALE without a trust bundle, after Close, and with
 // RefuseWhenStale (see [WithMaxStaleness]); INVALID_REQUEST for an empty token; TOKEN_INVALID
@@ -185,17 +188,17 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Principal, error)
 	return v.verifyArgument(ctx, token, &v.audience)
 }
 
-// VerifyFor verifies an access token as [Verifier.Verify] does, with other audiences than
-// those of [WithAudience]: the token must be for at least one of the audiences given.
+// VerifyFor verifies an access token as [Verifier.Verify] does, and ignores the audiences of
+// [WithAudience]: the token must be for at least one of the audiences given.
 //
-// Errors: as Verify; also INVALID_REQUEST if no audience is given, or an empty one, so that a
-// list lost by mistake does not accept every token.
+// Errors: as Verify; also INVALID_REQUEST if no audience is given, or an empty audience.
+// Otherwise VerifyFor with a list that was lost by mistake would accept every token.
 func (v *Verifier) VerifyFor(ctx context.Context, token string, audiences ...string) (*Principal, error) {
 	return v.verifyArgument(ctx, token, &audience{names: audiences})
 }
 
-// verifyArgument verifies a token for an audience. The caller of Verify or VerifyFor has
-// chosen both.
+// verifyArgument verifies a token that the caller of Verify or VerifyFor has passed, for the
+// audience want.
 func (v *Verifier) verifyArgument(ctx context.Context, token string, want *audience) (*Principal, error) {
 	method, _ := grpc.Method(ctx)
 	switch {
@@ -231,7 +234,7 @@ func (v *Verifier) verify(raw string, want *audience) (p *Principal, reason watc
 		}
 		cached = reason == accepted
 	}
-	if reason == tokenInvalid { // not cached; or cached with a key object that a new trust state has replaced
+	if reason == tokenInvalid { // the token is not cached, or is cached with a key object that a new trust state has replaced
 		v.counters.checked.Add(1)
 		checked, why := v.bundle.authenticate(raw)
 		if reason = why; reason == accepted {
@@ -253,9 +256,9 @@ func (v *Verifier) verify(raw string, want *audience) (p *Principal, reason watc
 	return nil, v.counters.refused(reason), false
 }
 
-// isFor returns whether a token is for an audience. The answer for the verifier's own
-// audience is computed once for each token: reading the audience of one token among
-// thousands takes longer than the rest of a call, because it is in no processor's cache.
+// isFor reports whether a token is for an audience. For the audience of WithAudience, isFor
+// computes the answer once for each token: the audience of one token among thousands is in no
+// processor's cache, and reading the audience takes longer than the rest of a call.
 func (v *Verifier) isFor(t *authentic, want *audience) bool {
 	if want == &v.audience {
 		return t.own
