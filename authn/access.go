@@ -102,9 +102,9 @@ func (a *accessRules) of(full string) (rule, error) {
 
 // decide computes the access rule of a method. descriptor is nil for a method without a
 // descriptor.
+//
 // Errors: an error if the method's option cannot be used, or if a methodRule with the method's
 // name differs from the option.
-// differs from the option.
 func (a *accessRules) decide(service, method string, descriptor protoreflect.MethodDescriptor) (rule, error) {
 	name := "/" + service + "/" + method
 	access, declared, err := accessOption(descriptor)

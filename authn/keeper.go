@@ -32,6 +32,7 @@ const (
 // A keeper writes the trust bundle into the snapshot file: soon after the first complete
 // bundle and after every change of keys, every keepEvery otherwise, and when the feed has
 // ended.
+//
 // One goroutine writes. The file is replaced as a whole, by rename: a reader finds the old file
 // or the new file, and never half of a file.
 type keeper struct {

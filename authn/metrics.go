@@ -12,6 +12,7 @@ import (
 // docs/monitoring.md lists the instruments, with names that begin with "watchword.verifier.".
 // At each collection, the provider reads the values of [Verifier.Status]. A guarded call only
 // adds one to a number in memory, which takes a few nanoseconds.
+//
 // The attributes are added to every value. In a program with several Verifiers, give each
 // Verifier another attribute: otherwise the values of one Verifier replace the values of the
 // others.

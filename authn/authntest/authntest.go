@@ -320,7 +320,6 @@ func (i *Issuer) Reconnect() {
 
 // now returns the time of the issuer's clock. The caller of now, until, version, read,
 // trustState or heartbeat must hold i.mu.
-// read, trustState and heartbeat.
 func (i *Issuer) now() time.Time { return time.Now().Add(i.ahead) }
 
 func (i *Issuer) until() *timestamppb.Timestamp { return timestamppb.New(i.now().Add(MaxLifetime)) }

@@ -249,8 +249,8 @@ func (k *Keyring) change(ctx context.Context, how change, do func(*chain, [2]*st
 	return reported, err
 }
 
-// spares makes two keys for a change, before the transaction: making an RSA key takes
-// long, and the transaction holds a lock. If the algorithm is empty, [chain.algorithm] decides.
+// spares makes two keys for a change, before the transaction: making an RSA key takes long,
+// and the transaction holds a lock. If the algorithm is empty, [chain.algorithm] decides.
 func (k *Keyring) spares(ctx context.Context, how change) (spares [2]*store.SigningKey, err error) {
 	alg := how.alg
 	if alg == "" {

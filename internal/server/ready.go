@@ -22,6 +22,7 @@ const lookEvery = time.Second
 
 // requirement is a condition of readiness. If a requirement fails, the replica is not ready,
 // and a load balancer should send calls to other replicas.
+//
 // Every requirement can hold while the database is away: the database is away for every
 // replica, and each replica continues to serve Verify and WatchBundle.
 type requirement struct {

@@ -9,15 +9,15 @@ import (
 // A session's refresh tokens are numbered by generation. The row of the session keeps a
 // few numbers (store.Generations) instead of a list of tokens:
 //
-// 	Current     the generation of the valid token
-// 	Spent       the generation that was spent last, to get Current; 0: none
-// 	SpentAt     the time of spending Spent, or of the late retry of Spent
-// 	Low         the lowest generation spent in the span of SpentAt
-// 	EarlierLow  the lowest generation spent in the span before, or Low
-// 	Late        the generation of the last late retry; 0: none
-// 	LateAt      the time of the last late retry
-// 	Repeated    the value of Current at the last repeat; 0: none
-// 	Run         the number of successive generations with a repeat, up to Repeated
+//	Current     the generation of the valid token
+//	Spent       the generation that was spent last, to get Current; 0: none
+//	SpentAt     the time of spending Spent, or of the late retry of Spent
+//	Low         the lowest generation spent in the span of SpentAt
+//	EarlierLow  the lowest generation spent in the span before, or Low
+//	Late        the generation of the last late retry; 0: none
+//	LateAt      the time of the last late retry
+//	Repeated    the value of Current at the last repeat; 0: none
+//	Run         the number of successive generations with a repeat, up to Repeated
 //
 // The grace (--refresh-grace) is the time in which a client may present a spent token again,
 // because the answer was lost. A span is an interval as long as the grace; spans are counted
