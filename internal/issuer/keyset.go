@@ -85,7 +85,7 @@ func (k *KeySet) Load(ctx context.Context, s *store.Store) error {
 
 // Read reads the key set from the database, and returns the keys to publish. If the database
 // holds no newer key set that can be used, Read logs the reason, and returns the keys of the
-// earlier reading. Read is the function of a server's [feed.Keys].
+// earlier reading. Read is a function of the type [feed.Keys].
 //
 // Errors: errors of the store; at the first reading, seal.ErrWrongKey if the master key file
 // lacks the master key of a signing key.
