@@ -37,15 +37,14 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Delegated says what holds for delegated tokens.
+// Delegated says whether a method accepts delegated tokens.
 type Access_Delegated int32
 
 const (
 	// A delegated token is accepted.
 	Access_DELEGATED_UNSPECIFIED Access_Delegated = 0
-	// A delegated token is refused with DELEGATION_DENIED: only the subject itself may
-	// call the method.
-	// buf:lint:ignore ENUM_VALUE_PREFIX
+	// A delegated token is refused with DELEGATION_DENIED: only the subject of a token itself
+	// is allowed to call the method. buf:lint:ignore ENUM_VALUE_PREFIX
 	Access_REFUSE Access_Delegated = 1
 )
 
@@ -90,21 +89,23 @@ func (Access_Delegated) EnumDescriptor() ([]byte, []int) {
 
 // Access is the access rule of a method.
 //
-// A rule that sets `public` and another field contradicts itself: a verifier refuses
-// to start.
+// A rule that sets `public` and another field contradicts itself: in a service with the Go
+// package authn, the verifier refuses to start.
 type Access struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Every caller may call the method, without a token or with a bad one. A token
-	// that the call carries is ignored, and the handler sees no principal.
+	// True: every caller is allowed to call the method, without an access token or with one that
+	// is not valid. A token that the call carries is ignored, so the handler of the method gets
+	// no Principal.
 	Public bool `protobuf:"varint,1,opt,name=public,proto3" json:"public,omitempty"`
 	// The caller's token must carry at least one of these roles.
 	Roles []string `protobuf:"bytes,2,rep,name=roles,proto3" json:"roles,omitempty"`
-	// The token must be for at least one of these audiences (claim `aud`), instead of
-	// the audiences that the verifier asks for by default. A token for another audience
-	// is AUDIENCE_MISMATCH, whatever roles it carries. Empty: the verifier's audiences.
+	// The token must be for at least one of these audiences (claim `aud`), instead of the
+	// audiences that the verifier of the service requires by default. A token for another
+	// audience is AUDIENCE_MISMATCH, whatever roles it carries. Empty: the token must be for one
+	// of the verifier's audiences.
 	Audience []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
-	// What holds for a delegated token: a token that names an actor (claim `act`), with
-	// which a service acts for the token's subject.
+	// Whether the method accepts a delegated token: a token that names an actor (claim `act`),
+	// which is a service that acts for the token's subject.
 	Delegated     Access_Delegated `protobuf:"varint,4,opt,name=delegated,proto3,enum=watchword.v1.Access_Delegated" json:"delegated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -181,8 +182,8 @@ var file_watchword_v1_access_proto_extTypes = []protoimpl.ExtensionInfo{
 
 // Extension fields to descriptorpb.MethodOptions.
 var (
-	// The access rule of the method. Not set, or set and empty: every caller with a
-	// valid access token.
+	// The access rule of the method. Not set, or set and empty: every caller with a valid access
+	// token is allowed to call the method.
 	//
 	// optional watchword.v1.Access access = 73184;
 	E_Access = &file_watchword_v1_access_proto_extTypes[0]

@@ -4,7 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/audit.proto
 
-// The security record.
+// The security record: what users, admins and the server have done, and what was refused.
 
 package watchwordv1
 
@@ -31,13 +31,13 @@ type EventGap int32
 const (
 	// No record is missing.
 	EventGap_EVENT_GAP_UNSPECIFIED EventGap = 0
-	// The server has deleted records after `resume`, because of --audit-ttl. If `resume` is older
-	// than every record that is left, some of the records come again.
+	// The server has deleted records after the position in `resume`, because of --audit-ttl. If
+	// `resume` is older than every record that is left, some of the records come again.
 	EventGap_EVENT_GAP_DELETED EventGap = 1
-	// The database does not have what the client has: an older backup was restored, or a standby
-	// was promoted that lacked commits. The stream goes on from a point before the loss, so some
-	// records come again, with the same ids. What the database lost before the records were sent,
-	// no stream can send.
+	// The database lacks records that the client has received: an older backup was restored, or a
+	// standby was promoted that lacked commits. The stream goes on from a point before the loss,
+	// so some records come again, with the same ids. Records that the database lost before any
+	// stream had sent the records never arrive.
 	EventGap_EVENT_GAP_OTHER_HISTORY EventGap = 2
 )
 
@@ -85,7 +85,7 @@ func (EventGap) EnumDescriptor() ([]byte, []int) {
 // Event is one entry of the security record. No field holds a secret.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Unique.
+	// The id of the record. No other record has the same id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The time of the event, by the database's clock.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
@@ -99,7 +99,7 @@ type Event struct {
 	// "token.exchanged", "token.delegated", or "call" for a refused call of
 	// another method, which `detail` names.
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
-	// True: done. False: refused, for the reason in `reason`.
+	// True: the action was done. False: the action was refused, for the reason in `reason`.
 	Success bool `protobuf:"varint,4,opt,name=success,proto3" json:"success,omitempty"`
 	// The reason of a refusal, as in ErrorReason. Empty on success.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -108,22 +108,22 @@ type Event struct {
 	ActorId string `protobuf:"bytes,6,opt,name=actor_id,json=actorId,proto3" json:"actor_id,omitempty"`
 	// The id of the user that the event is about.
 	UserId string `protobuf:"bytes,7,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// The session.
+	// The id of the session that the event is about. Empty: no session.
 	SessionId string `protobuf:"bytes,8,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// The signing key.
+	// The id (`kid`) of the signing key that the event is about. Empty: no key.
 	Kid string `protobuf:"bytes,9,opt,name=kid,proto3" json:"kid,omitempty"`
 	// The address of the peer; or "cli" for the command line, "server" for an action
 	// of the server by itself, "many" for refusals of several sources that share one
 	// record. For refusals of an IPv6 client, its /64, such as "2001:db8:1:2::/64".
 	Source string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
-	// The number of events that the record stands for. Refusals of one kind, with the
-	// same users, session and source, share a record for an hour. The number of such
-	// records in an hour is bounded; the kinds with most refusals have records of their
-	// own. Each refusal is counted in exactly one record, so `count` never counts too
-	// much. `count` may be too small for its kind: the kind's other refusals are then
-	// counted in records with fewer fields, of the same user (source "many"), of the same
-	// source (without a user), or of the same type and reason. Repeats of refresh tokens
-	// are counted in the same way, in records of their own.
+	// The number of events that the record stands for. Refusals of one kind, with the same users,
+	// session and source, share a record for an hour. The number of such records in an hour is
+	// bounded; the kinds with most refusals have records of their own. Each refusal is counted in
+	// exactly one record, so `count` never counts too much. `count` can be lower than the number
+	// of refusals of the record's kind: the other refusals are then counted in records with fewer
+	// fields, of the same user (source "many"), of the same source (without a user), or of the
+	// same type and reason. Repeats of refresh tokens ("refresh.repeated") share records in the
+	// same way.
 	Count int64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
 	// A text for people: a user's name, roles and state, and for a new name the old name
 	// too, as in "username: alice → bob"; the time from which a key signs; the method
@@ -269,9 +269,10 @@ func (x *Event) GetUserName() string {
 	return ""
 }
 
-// ListEventsRequest asks for a page. A record must match every filter that is set.
-// One call reads a bounded number of records. So with several of `type`, `user_id` and
-// `session_id`, a page may be short or empty although more pages follow (AIP-158).
+// ListEventsRequest asks for a page of the security record. A record must match every filter
+// that is set. One call reads a bounded number of records. If several of `type`, `user_id` and
+// `session_id` are set, a page can therefore be short or empty although more pages follow
+// (AIP-158).
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only events of this type. A type that the server does not know is
@@ -383,7 +384,7 @@ func (x *ListEventsRequest) GetUserName() string {
 	return ""
 }
 
-// ListEventsResponse is a page.
+// ListEventsResponse holds a page of records.
 type ListEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The records of this page.
@@ -438,8 +439,8 @@ func (x *ListEventsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// WatchEventsRequest selects records. A record must match every filter that is set. The
-// filters are those of ListEventsRequest, without an end.
+// WatchEventsRequest selects records. A record must match every filter that is set. The filters
+// are those of ListEventsRequest, without `end_time`.
 type WatchEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only events of this type. A type that the server does not know is
@@ -452,9 +453,9 @@ type WatchEventsRequest struct {
 	// Only events at this moment or later, also those that are on record already. Not set, and
 	// no `resume`: the records that are written from now on.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// `resume` of the newest message that the client has processed. The text is opaque, and good
-	// for the same filters only. The text holds the `start_time` of the first call. Empty: a new
-	// stream.
+	// `resume` of the newest message that the client has processed. The text is opaque, and the
+	// server accepts the text with the same filters only. The text holds the `start_time` of the
+	// first call. Empty: a new stream.
 	Resume string `protobuf:"bytes,5,opt,name=resume,proto3" json:"resume,omitempty"`
 	// Only events in which a user that has or had this name acted, or that are about such a
 	// user; as in ListEventsRequest.
@@ -538,17 +539,18 @@ func (x *WatchEventsRequest) GetUserName() string {
 // WatchEventsResponse is one message of the stream.
 type WatchEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The next records, at most 200. Empty: the stream lives, and may have passed records that
-	// the filters leave out.
+	// The next records, at most 200. Empty: the message only shows that the connection works. The
+	// stream may have passed records that the filters leave out.
 	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
-	// Where a later call goes on, after the records of this message.
+	// The text for `resume` of a later WatchEvents, which goes on after the records of this
+	// message.
 	Resume string `protobuf:"bytes,2,opt,name=resume,proto3" json:"resume,omitempty"`
 	// Whether records may be missing before the records of this message, and why.
 	Gap EventGap `protobuf:"varint,3,opt,name=gap,proto3,enum=watchword.v1.EventGap" json:"gap,omitempty"`
-	// For how long records have waited that the stream cannot send yet: on PostgreSQL, records
-	// wait for the end of every transaction that was open when the records were written. The
-	// transactions of Watchword end within seconds. Not set: no record waits for longer than five
-	// seconds.
+	// For how long written records have waited because the stream cannot send them yet: on
+	// PostgreSQL, records wait for the end of every transaction that was open when the records
+	// were written. The transactions of Watchword end within seconds. Not set: no record waits
+	// for longer than five seconds.
 	Delay         *durationpb.Duration `protobuf:"bytes,4,opt,name=delay,proto3" json:"delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

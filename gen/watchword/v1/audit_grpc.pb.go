@@ -4,7 +4,7 @@
 // - protoc             (unknown)
 // source: watchword/v1/audit.proto
 
-// The security record.
+// The security record: what users, admins and the server have done, and what was refused.
 
 package watchwordv1
 
@@ -29,25 +29,25 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AuditService reads the security record. Every method asks for a token with the role
-// `admin` and for the audience `watchword` (see LoginRequest).
+// AuditService reads the security record. Every method requires an access token with the role
+// `admin`, for the audience `watchword` (see LoginRequest).
 type AuditServiceClient interface {
-	// ListEvents lists records, the newest first (AIP-158).
+	// ListEvents lists the records of the security record, the newest first (AIP-158).
 	//
-	// Errors: INVALID_REQUEST for a bad filter, a bad page token or a negative
-	// page size; USER_NOT_FOUND; those of an access token; ROLE_REQUIRED;
-	// STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST for a bad filter, a bad page token or a negative page size;
+	// USER_NOT_FOUND; the errors of a refused access token; ROLE_REQUIRED; STORE_UNAVAILABLE.
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
 	// WatchEvents sends the records that are written from now on, or from `start_time` on, or
-	// after `resume`, and stays open. For a program that ships the security record to another
-	// place.
+	// after `resume`, and stays open. WatchEvents is for a program that copies the security
+	// record to another system.
 	//
-	// Every committed record that matches the filters is sent, in one order for all replicas.
-	// The order follows the writing and not the times: a record may come after a record with a
-	// later time. A record that counts several events (see Event.count) is sent again, with the
-	// same id, after the count has changed; the message that is sent last counts. Refused calls
-	// that move into a coarser record are sent again in that record; no message tells that the
-	// record of before is gone. ListEvents has the exact sum.
+	// The server sends every committed record that matches the filters, and every replica sends
+	// the records in the same order. The order is that of the commits, so a record can come after
+	// a record with a later `time`. A record that counts several events (see Event.count) is sent
+	// again, with the same id, after the count has changed; the `count` that is sent last is
+	// right. The server can move refused calls into a record with fewer fields, and then sends
+	// that record; no message tells that the earlier record was deleted. The counts of ListEvents
+	// are exact.
 	//
 	// A client that keeps `resume` after it has processed `events` gets every record at least
 	// once, from any replica, also after a restart of the client, the server or the database. A
@@ -58,11 +58,12 @@ type AuditServiceClient interface {
 	// seconds, so that a client notices a connection that is dead.
 	//
 	// The stream ends with OK shortly before the access token expires. The client then calls
-	// again, with a new token and `resume`. An admin may have 16 such streams at a replica, all
-	// admins 64; an admin with more streams than another one loses a stream to the other one.
+	// again, with a new token and `resume`. An admin can have 16 streams of WatchEvents at a
+	// replica, and all admins together 64. When all 64 are open, the admin with the most streams
+	// loses a stream to an admin that opens one and has fewer.
 	//
 	// Errors: INVALID_REQUEST for a bad filter, for a `resume` of other filters, and for
-	// `start_time` together with `resume`; USER_NOT_FOUND; those of an access token;
+	// `start_time` together with `resume`; USER_NOT_FOUND; the errors of a refused access token;
 	// ROLE_REQUIRED; OVERLOADED for too many streams; STORE_UNAVAILABLE; UNAVAILABLE without a
 	// reason if the server stops, or if the client leaves a message unread for 30 seconds.
 	WatchEvents(ctx context.Context, in *WatchEventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchEventsResponse], error)
@@ -109,25 +110,25 @@ type AuditService_WatchEventsClient = grpc.ServerStreamingClient[WatchEventsResp
 // All implementations must embed UnimplementedAuditServiceServer
 // for forward compatibility.
 //
-// AuditService reads the security record. Every method asks for a token with the role
-// `admin` and for the audience `watchword` (see LoginRequest).
+// AuditService reads the security record. Every method requires an access token with the role
+// `admin`, for the audience `watchword` (see LoginRequest).
 type AuditServiceServer interface {
-	// ListEvents lists records, the newest first (AIP-158).
+	// ListEvents lists the records of the security record, the newest first (AIP-158).
 	//
-	// Errors: INVALID_REQUEST for a bad filter, a bad page token or a negative
-	// page size; USER_NOT_FOUND; those of an access token; ROLE_REQUIRED;
-	// STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST for a bad filter, a bad page token or a negative page size;
+	// USER_NOT_FOUND; the errors of a refused access token; ROLE_REQUIRED; STORE_UNAVAILABLE.
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
 	// WatchEvents sends the records that are written from now on, or from `start_time` on, or
-	// after `resume`, and stays open. For a program that ships the security record to another
-	// place.
+	// after `resume`, and stays open. WatchEvents is for a program that copies the security
+	// record to another system.
 	//
-	// Every committed record that matches the filters is sent, in one order for all replicas.
-	// The order follows the writing and not the times: a record may come after a record with a
-	// later time. A record that counts several events (see Event.count) is sent again, with the
-	// same id, after the count has changed; the message that is sent last counts. Refused calls
-	// that move into a coarser record are sent again in that record; no message tells that the
-	// record of before is gone. ListEvents has the exact sum.
+	// The server sends every committed record that matches the filters, and every replica sends
+	// the records in the same order. The order is that of the commits, so a record can come after
+	// a record with a later `time`. A record that counts several events (see Event.count) is sent
+	// again, with the same id, after the count has changed; the `count` that is sent last is
+	// right. The server can move refused calls into a record with fewer fields, and then sends
+	// that record; no message tells that the earlier record was deleted. The counts of ListEvents
+	// are exact.
 	//
 	// A client that keeps `resume` after it has processed `events` gets every record at least
 	// once, from any replica, also after a restart of the client, the server or the database. A
@@ -138,11 +139,12 @@ type AuditServiceServer interface {
 	// seconds, so that a client notices a connection that is dead.
 	//
 	// The stream ends with OK shortly before the access token expires. The client then calls
-	// again, with a new token and `resume`. An admin may have 16 such streams at a replica, all
-	// admins 64; an admin with more streams than another one loses a stream to the other one.
+	// again, with a new token and `resume`. An admin can have 16 streams of WatchEvents at a
+	// replica, and all admins together 64. When all 64 are open, the admin with the most streams
+	// loses a stream to an admin that opens one and has fewer.
 	//
 	// Errors: INVALID_REQUEST for a bad filter, for a `resume` of other filters, and for
-	// `start_time` together with `resume`; USER_NOT_FOUND; those of an access token;
+	// `start_time` together with `resume`; USER_NOT_FOUND; the errors of a refused access token;
 	// ROLE_REQUIRED; OVERLOADED for too many streams; STORE_UNAVAILABLE; UNAVAILABLE without a
 	// reason if the server stops, or if the client leaves a message unread for 30 seconds.
 	WatchEvents(*WatchEventsRequest, grpc.ServerStreamingServer[WatchEventsResponse]) error

@@ -4,7 +4,8 @@
 // 	protoc        (unknown)
 // source: watchword/v1/auth.proto
 
-// Logging in, staying in, checking and logging out.
+// The methods that give out access tokens, refresh tokens, check access tokens and end
+// sessions.
 
 package watchwordv1
 
@@ -30,8 +31,8 @@ type TokenPair struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A JWT (RFC 9068), for `authorization: Bearer`.
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
-	// Valid for one Refresh. Keep the token secret, and replace it by the refresh
-	// token of each answer.
+	// The refresh token, valid for one Refresh. Keep the token secret. After each Refresh, use
+	// the refresh token of the answer instead.
 	RefreshToken string `protobuf:"bytes,2,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
 	// Always "Bearer".
 	TokenType string `protobuf:"bytes,3,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
@@ -40,7 +41,7 @@ type TokenPair struct {
 	// Lifetime of the refresh token, if the token is not used. After a repeat (see
 	// Refresh): the shortest possible lifetime.
 	RefreshExpiresIn *durationpb.Duration `protobuf:"bytes,5,opt,name=refresh_expires_in,json=refreshExpiresIn,proto3" json:"refresh_expires_in,omitempty"`
-	// The session, as SessionService names it.
+	// The id of the session, for the methods of SessionService.
 	SessionId     string `protobuf:"bytes,6,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -139,10 +140,10 @@ type Principal struct {
 	IssuedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
 	// When the token expires (claim `exp`).
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	// The kind of the subject.
+	// Whether the subject is a user or a service account.
 	Kind UserKind `protobuf:"varint,10,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
-	// The services that act for the subject (claim `act`), the one that called last first;
-	// at most five. Empty: the subject itself calls.
+	// The services that act for the subject (claim `act`): the service that made this call first,
+	// and the earlier services after it; at most five. Empty: the subject itself calls.
 	Actors        []*Actor `protobuf:"bytes,11,rep,name=actors,proto3" json:"actors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -314,24 +315,24 @@ func (x *Actor) GetUsername() string {
 // LoginRequest holds a user's credentials.
 type LoginRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The name, compared in its folded form (PRECIS UsernameCaseMapped, RFC
-	// 8265); at most 256 bytes.
+	// The username, compared in its folded form (PRECIS UsernameCaseMapped, RFC 8265); at most
+	// 256 bytes.
 	Username string `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
 	// The password (PRECIS OpaqueString); at most 1024 bytes.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
-	// The services that the tokens are for. The server must issue for each of them
-	// (--audience). Empty: the first --audience alone.
+	// The services that the tokens are for. Each service must be among the server's --audience,
+	// or be `watchword`. Empty: the first --audience alone.
 	//
-	// The audience `watchword` is for administration: the methods of UserService,
-	// KeyService and AuditService ask for it. Every server issues for `watchword`.
-	// `watchword` with another audience is INVALID_REQUEST: a token for `watchword` is
-	// shown to no other service.
+	// The audience `watchword` is for administration: the methods of UserService, KeyService,
+	// AuditService and FederationService require the audience. Every server issues tokens for
+	// `watchword`. `watchword` together with another audience is INVALID_REQUEST, because no
+	// other service should see a token for `watchword`.
 	Audience []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
-	// An earlier refresh token of this user, from a login or a refresh on this
-	// device. It may be spent, and its session may have ended. A device with such a
-	// token of one of the user's ten newest sessions waits for wrong passwords that
-	// were sent with a token of the same session, and not for other guesses. The
-	// token has no other effect, and any other text counts as none.
+	// An earlier refresh token of this user, from a login or a refresh on this device. The token
+	// can be spent, and its session can have ended. If the token is of one of the user's ten
+	// newest sessions, only those wrong passwords delay the login that were sent with a token of
+	// the same session; guesses from other devices do not. The token has no other effect, and any
+	// other text has no effect.
 	PreviousRefreshToken string `protobuf:"bytes,4,opt,name=previous_refresh_token,json=previousRefreshToken,proto3" json:"previous_refresh_token,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
@@ -446,8 +447,8 @@ type RefreshRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest refresh token of the session.
 	RefreshToken string `protobuf:"bytes,1,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
-	// The services that the access token is for. The login must have named each of
-	// them. Empty: the audience of the login.
+	// The services that the access token is for. Each must be in the audience of the session's
+	// login. Empty: the audience of the login.
 	Audience      []string `protobuf:"bytes,2,rep,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -548,8 +549,8 @@ type VerifyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The access token, without "Bearer".
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
-	// The service that the token must be for. Empty: any service that the server
-	// issues for, and `watchword`.
+	// The service that the token must be for. Empty: any service in the server's --audience, or
+	// `watchword`.
 	Audience      string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -602,7 +603,7 @@ func (x *VerifyRequest) GetAudience() string {
 // VerifyResponse holds the claims of a token that passed every check.
 type VerifyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The claims.
+	// The claims of the access token.
 	Principal     *Principal `protobuf:"bytes,1,opt,name=principal,proto3" json:"principal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -772,8 +773,8 @@ type DelegateTokenRequest struct {
 	SubjectToken string `protobuf:"bytes,1,opt,name=subject_token,json=subjectToken,proto3" json:"subject_token,omitempty"`
 	// The one service that the new token is for.
 	Audience string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
-	// The roles of the new token; each must be a role of the subject's token. Empty: the
-	// roles of the subject's token. The role `admin` is never carried on.
+	// The roles of the new token; each must be a role of the subject's token. Empty: the roles of
+	// the subject's token. A delegated token never carries the role `admin`.
 	Roles         []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -982,8 +983,8 @@ type ChangePasswordRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The current password.
 	CurrentPassword string `protobuf:"bytes,1,opt,name=current_password,json=currentPassword,proto3" json:"current_password,omitempty"`
-	// The new password: --min-password-length characters (15 by default) to 1024
-	// bytes, and none that is guessed early.
+	// The new password: --min-password-length characters (15 by default) to 1024 bytes, and none
+	// that attackers guess early (see PASSWORD_TOO_WEAK).
 	NewPassword   string `protobuf:"bytes,2,opt,name=new_password,json=newPassword,proto3" json:"new_password,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

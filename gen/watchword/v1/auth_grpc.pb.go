@@ -4,7 +4,8 @@
 // - protoc             (unknown)
 // source: watchword/v1/auth.proto
 
-// Logging in, staying in, checking and logging out.
+// The methods that give out access tokens, refresh tokens, check access tokens and end
+// sessions.
 
 package watchwordv1
 
@@ -34,29 +35,29 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// AuthService turns a password into tokens and keeps them fresh.
+// AuthService gives tokens for a password or for a token of a trusted issuer, and replaces
+// tokens before the tokens expire.
 //
-// An access token is a JWT (RFC 9068) that lives for minutes; it is sent as
-// metadata `authorization: Bearer TOKEN` to every guarded service. A refresh
-// token is opaque, is good for one Refresh, and is sent nowhere else.
+// An access token is a JWT (RFC 9068) that lives for minutes; a client sends the access token
+// as metadata `authorization: Bearer TOKEN` to every guarded service. A refresh token is
+// opaque, is valid for one Refresh, and is sent to AuthService alone.
 type AuthServiceClient interface {
 	// Login starts a session. If the user has as many sessions as --max-sessions
 	// allows, Login also ends the oldest of them.
 	//
-	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a
-	// wrong password, in the same time; USER_DISABLED after the right password;
-	// TOO_MANY_ATTEMPTS after too many wrong passwords, and OVERLOADED, both with the
-	// time to wait; STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a wrong password,
+	// after the same time; USER_DISABLED if the password is right and the user is disabled;
+	// TOO_MANY_ATTEMPTS after too many wrong passwords, and OVERLOADED, both with the time to
+	// wait; STORE_UNAVAILABLE.
 	Login(ctx context.Context, in *LoginRequest, opts ...grpc.CallOption) (*LoginResponse, error)
 	// Refresh spends a refresh token. The answer holds a new refresh token, its
 	// successor, and a new access token. Earlier access tokens stay valid until
 	// they expire.
 	//
-	// A lost answer does no harm. Within the server's grace (--refresh-grace) the
-	// same request gets the same refresh token again. After the grace, the token
-	// that was spent last gets a new successor. Every other spent token is treated
-	// as a stolen copy: the answer is REFRESH_TOKEN_REUSED, and the session ends
-	// (RFC 9700, section 4.14).
+	// A lost answer of Refresh does no harm. For the time --refresh-grace, the same request gets
+	// the same new refresh token again. After that time, the refresh token that was spent last
+	// gets another new refresh token. Every other spent token is treated as a stolen copy: the
+	// answer is REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14).
 	//
 	// A repeat is a spent token that is presented again and gets an answer. If each of
 	// the last 16 tokens (--refresh-repeats) has had a repeat, a repeat of the next
@@ -64,59 +65,60 @@ type AuthServiceClient interface {
 	// repeat every token. So do two processes with one refresh token: give each process
 	// a login of its own.
 	//
-	// The server checks in this order and answers with the first check that
-	// fails: the token's form and MAC (REFRESH_TOKEN_INVALID); the session is on
-	// record (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED);
-	// the session is not too old (REFRESH_TOKEN_EXPIRED); reuse
-	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a
-	// hundred refreshes and logouts of the session wait; STORE_UNAVAILABLE.
+	// The server checks in this order and answers with the first check that fails: the token's
+	// form and MAC (REFRESH_TOKEN_INVALID); the session is in the database
+	// (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED); the session is not
+	// too old (REFRESH_TOKEN_EXPIRED); the refresh token is no stolen copy
+	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a hundred refreshes
+	// and logouts of the session wait; STORE_UNAVAILABLE.
 	Refresh(ctx context.Context, in *RefreshRequest, opts ...grpc.CallOption) (*RefreshResponse, error)
 	// Verify judges an access token, for callers that cannot use the Go package
 	// authn. The server answers from memory, without the database.
 	//
-	// The server checks in this order and answers with the first check that
-	// fails: form, type, key, signature and issuer (TOKEN_INVALID); the audience
-	// (AUDIENCE_MISMATCH); the expiry (TOKEN_EXPIRED); the session and the user
-	// (TOKEN_REVOKED); the user's rights (TOKEN_STALE). An empty token is
+	// The server checks in this order and answers with the first check that fails: form, type,
+	// key, signature and issuer (TOKEN_INVALID); the audience (AUDIENCE_MISMATCH); the expiry
+	// (TOKEN_EXPIRED); whether the session has ended, or the user was disabled or deleted
+	// (TOKEN_REVOKED); whether the user's rights have changed (TOKEN_STALE). An empty token is
 	// INVALID_REQUEST.
 	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyResponse, error)
-	// ExchangeToken gives a service account an access token for a token of a trusted
-	// issuer, such as Kubernetes, SPIRE or a CI system (RFC 8693; the assertion follows RFC
-	// 7523 and its revision). There is no session and no refresh token: the service exchanges
-	// again before the access token expires.
+	// ExchangeToken gives a service account an access token in exchange for an assertion: a token
+	// of a trusted issuer, such as Kubernetes, SPIRE or a CI system (RFC 8693; the assertion
+	// follows RFC 7523 and its revision). There is no session and no refresh token: the service
+	// calls ExchangeToken again before the access token expires.
 	//
 	// Errors: INVALID_REQUEST; ASSERTION_INVALID; ASSERTION_UNBOUND; USER_DISABLED;
 	// ISSUER_UNAVAILABLE and OVERLOADED, both with the time to wait; STORE_UNAVAILABLE.
 	ExchangeToken(ctx context.Context, in *ExchangeTokenRequest, opts ...grpc.CallOption) (*ExchangeTokenResponse, error)
-	// DelegateToken gives a service a token that speaks for a caller of the service (RFC
-	// 8693). The new token has the caller's rights or fewer, is for another audience, and
-	// names the service as its actor (claim `act`). A revocation of the caller, of the
-	// caller's session or of any actor takes the new token back everywhere.
+	// DelegateToken gives a service a token that speaks for a caller of the service (RFC 8693).
+	// The new token has the caller's rights or fewer, is for another audience, and names the
+	// service as its actor (claim `act`). A revocation of the caller, of the caller's session or
+	// of any actor revokes the new token too, at every verifier.
 	//
 	// The service's own token must be for the audience `watchword` alone. The caller's token
 	// must be for one of the service's `audiences`, and `delegates_to` of the service must
 	// hold the audience that is asked for. The new token expires no later than the caller's
 	// token. It is never refreshed.
 	//
-	// Errors: INVALID_REQUEST; DELEGATION_DENIED; SUBJECT_TOKEN_REFUSED with the reason in
-	// the metadata `subject_reason`; those of the service's own token; STORE_UNAVAILABLE.
-	DelegateToken(ctx context.Context, in *DelegateTokenRequest, opts ...grpc.CallOption) (*DelegateTokenResponse, error)
-	// Logout ends the session of a refresh token. The token may be the newest one
-	// or a spent one. Logout of a session that has already ended answers OK. Once
-	// Logout has answered, this server's Verify refuses the session's access
-	// tokens, and downstream services do so within milliseconds.
-	//
-	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; OVERLOADED if a hundred
-	// refreshes and logouts of the session wait; REFRESH_TOKEN_EXPIRED if the
-	// session is no longer on record; STORE_UNAVAILABLE.
-	Logout(ctx context.Context, in *LogoutRequest, opts ...grpc.CallOption) (*LogoutResponse, error)
-	// ChangePassword sets the caller's own password and ends every session of the
-	// caller, the current session too. The answer holds the tokens of a new
-	// session, with the audience of the current one.
-	//
-	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; INVALID_CREDENTIALS for a
-	// wrong current password; TOO_MANY_ATTEMPTS; OVERLOADED; those of an access
+	// Errors: INVALID_REQUEST; DELEGATION_DENIED; SUBJECT_TOKEN_REFUSED with the reason in the
+	// metadata `subject_reason`; the errors of a refused access token, for the service's own
 	// token; STORE_UNAVAILABLE.
+	DelegateToken(ctx context.Context, in *DelegateTokenRequest, opts ...grpc.CallOption) (*DelegateTokenResponse, error)
+	// Logout ends the session of a refresh token. The token may be the newest one or a spent one.
+	// Logout of a session that has already ended answers OK. Once Logout has answered, this
+	// server's Verify refuses the session's access tokens, and services with a verifier of their
+	// own refuse the tokens within milliseconds.
+	//
+	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; OVERLOADED if a hundred refreshes and
+	// logouts of the session wait; REFRESH_TOKEN_EXPIRED if the session is no longer in the
+	// database; STORE_UNAVAILABLE.
+	Logout(ctx context.Context, in *LogoutRequest, opts ...grpc.CallOption) (*LogoutResponse, error)
+	// ChangePassword sets the caller's own password and ends every session of the caller, the
+	// current session too. The answer holds the tokens of a new session, with the audience of the
+	// current session.
+	//
+	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; INVALID_CREDENTIALS for a wrong current
+	// password; TOO_MANY_ATTEMPTS; OVERLOADED; the errors of a refused access token;
+	// STORE_UNAVAILABLE.
 	ChangePassword(ctx context.Context, in *ChangePasswordRequest, opts ...grpc.CallOption) (*ChangePasswordResponse, error)
 }
 
@@ -202,29 +204,29 @@ func (c *authServiceClient) ChangePassword(ctx context.Context, in *ChangePasswo
 // All implementations must embed UnimplementedAuthServiceServer
 // for forward compatibility.
 //
-// AuthService turns a password into tokens and keeps them fresh.
+// AuthService gives tokens for a password or for a token of a trusted issuer, and replaces
+// tokens before the tokens expire.
 //
-// An access token is a JWT (RFC 9068) that lives for minutes; it is sent as
-// metadata `authorization: Bearer TOKEN` to every guarded service. A refresh
-// token is opaque, is good for one Refresh, and is sent nowhere else.
+// An access token is a JWT (RFC 9068) that lives for minutes; a client sends the access token
+// as metadata `authorization: Bearer TOKEN` to every guarded service. A refresh token is
+// opaque, is valid for one Refresh, and is sent to AuthService alone.
 type AuthServiceServer interface {
 	// Login starts a session. If the user has as many sessions as --max-sessions
 	// allows, Login also ends the oldest of them.
 	//
-	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a
-	// wrong password, in the same time; USER_DISABLED after the right password;
-	// TOO_MANY_ATTEMPTS after too many wrong passwords, and OVERLOADED, both with the
-	// time to wait; STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a wrong password,
+	// after the same time; USER_DISABLED if the password is right and the user is disabled;
+	// TOO_MANY_ATTEMPTS after too many wrong passwords, and OVERLOADED, both with the time to
+	// wait; STORE_UNAVAILABLE.
 	Login(context.Context, *LoginRequest) (*LoginResponse, error)
 	// Refresh spends a refresh token. The answer holds a new refresh token, its
 	// successor, and a new access token. Earlier access tokens stay valid until
 	// they expire.
 	//
-	// A lost answer does no harm. Within the server's grace (--refresh-grace) the
-	// same request gets the same refresh token again. After the grace, the token
-	// that was spent last gets a new successor. Every other spent token is treated
-	// as a stolen copy: the answer is REFRESH_TOKEN_REUSED, and the session ends
-	// (RFC 9700, section 4.14).
+	// A lost answer of Refresh does no harm. For the time --refresh-grace, the same request gets
+	// the same new refresh token again. After that time, the refresh token that was spent last
+	// gets another new refresh token. Every other spent token is treated as a stolen copy: the
+	// answer is REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14).
 	//
 	// A repeat is a spent token that is presented again and gets an answer. If each of
 	// the last 16 tokens (--refresh-repeats) has had a repeat, a repeat of the next
@@ -232,59 +234,60 @@ type AuthServiceServer interface {
 	// repeat every token. So do two processes with one refresh token: give each process
 	// a login of its own.
 	//
-	// The server checks in this order and answers with the first check that
-	// fails: the token's form and MAC (REFRESH_TOKEN_INVALID); the session is on
-	// record (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED);
-	// the session is not too old (REFRESH_TOKEN_EXPIRED); reuse
-	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a
-	// hundred refreshes and logouts of the session wait; STORE_UNAVAILABLE.
+	// The server checks in this order and answers with the first check that fails: the token's
+	// form and MAC (REFRESH_TOKEN_INVALID); the session is in the database
+	// (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED); the session is not
+	// too old (REFRESH_TOKEN_EXPIRED); the refresh token is no stolen copy
+	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a hundred refreshes
+	// and logouts of the session wait; STORE_UNAVAILABLE.
 	Refresh(context.Context, *RefreshRequest) (*RefreshResponse, error)
 	// Verify judges an access token, for callers that cannot use the Go package
 	// authn. The server answers from memory, without the database.
 	//
-	// The server checks in this order and answers with the first check that
-	// fails: form, type, key, signature and issuer (TOKEN_INVALID); the audience
-	// (AUDIENCE_MISMATCH); the expiry (TOKEN_EXPIRED); the session and the user
-	// (TOKEN_REVOKED); the user's rights (TOKEN_STALE). An empty token is
+	// The server checks in this order and answers with the first check that fails: form, type,
+	// key, signature and issuer (TOKEN_INVALID); the audience (AUDIENCE_MISMATCH); the expiry
+	// (TOKEN_EXPIRED); whether the session has ended, or the user was disabled or deleted
+	// (TOKEN_REVOKED); whether the user's rights have changed (TOKEN_STALE). An empty token is
 	// INVALID_REQUEST.
 	Verify(context.Context, *VerifyRequest) (*VerifyResponse, error)
-	// ExchangeToken gives a service account an access token for a token of a trusted
-	// issuer, such as Kubernetes, SPIRE or a CI system (RFC 8693; the assertion follows RFC
-	// 7523 and its revision). There is no session and no refresh token: the service exchanges
-	// again before the access token expires.
+	// ExchangeToken gives a service account an access token in exchange for an assertion: a token
+	// of a trusted issuer, such as Kubernetes, SPIRE or a CI system (RFC 8693; the assertion
+	// follows RFC 7523 and its revision). There is no session and no refresh token: the service
+	// calls ExchangeToken again before the access token expires.
 	//
 	// Errors: INVALID_REQUEST; ASSERTION_INVALID; ASSERTION_UNBOUND; USER_DISABLED;
 	// ISSUER_UNAVAILABLE and OVERLOADED, both with the time to wait; STORE_UNAVAILABLE.
 	ExchangeToken(context.Context, *ExchangeTokenRequest) (*ExchangeTokenResponse, error)
-	// DelegateToken gives a service a token that speaks for a caller of the service (RFC
-	// 8693). The new token has the caller's rights or fewer, is for another audience, and
-	// names the service as its actor (claim `act`). A revocation of the caller, of the
-	// caller's session or of any actor takes the new token back everywhere.
+	// DelegateToken gives a service a token that speaks for a caller of the service (RFC 8693).
+	// The new token has the caller's rights or fewer, is for another audience, and names the
+	// service as its actor (claim `act`). A revocation of the caller, of the caller's session or
+	// of any actor revokes the new token too, at every verifier.
 	//
 	// The service's own token must be for the audience `watchword` alone. The caller's token
 	// must be for one of the service's `audiences`, and `delegates_to` of the service must
 	// hold the audience that is asked for. The new token expires no later than the caller's
 	// token. It is never refreshed.
 	//
-	// Errors: INVALID_REQUEST; DELEGATION_DENIED; SUBJECT_TOKEN_REFUSED with the reason in
-	// the metadata `subject_reason`; those of the service's own token; STORE_UNAVAILABLE.
-	DelegateToken(context.Context, *DelegateTokenRequest) (*DelegateTokenResponse, error)
-	// Logout ends the session of a refresh token. The token may be the newest one
-	// or a spent one. Logout of a session that has already ended answers OK. Once
-	// Logout has answered, this server's Verify refuses the session's access
-	// tokens, and downstream services do so within milliseconds.
-	//
-	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; OVERLOADED if a hundred
-	// refreshes and logouts of the session wait; REFRESH_TOKEN_EXPIRED if the
-	// session is no longer on record; STORE_UNAVAILABLE.
-	Logout(context.Context, *LogoutRequest) (*LogoutResponse, error)
-	// ChangePassword sets the caller's own password and ends every session of the
-	// caller, the current session too. The answer holds the tokens of a new
-	// session, with the audience of the current one.
-	//
-	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; INVALID_CREDENTIALS for a
-	// wrong current password; TOO_MANY_ATTEMPTS; OVERLOADED; those of an access
+	// Errors: INVALID_REQUEST; DELEGATION_DENIED; SUBJECT_TOKEN_REFUSED with the reason in the
+	// metadata `subject_reason`; the errors of a refused access token, for the service's own
 	// token; STORE_UNAVAILABLE.
+	DelegateToken(context.Context, *DelegateTokenRequest) (*DelegateTokenResponse, error)
+	// Logout ends the session of a refresh token. The token may be the newest one or a spent one.
+	// Logout of a session that has already ended answers OK. Once Logout has answered, this
+	// server's Verify refuses the session's access tokens, and services with a verifier of their
+	// own refuse the tokens within milliseconds.
+	//
+	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; OVERLOADED if a hundred refreshes and
+	// logouts of the session wait; REFRESH_TOKEN_EXPIRED if the session is no longer in the
+	// database; STORE_UNAVAILABLE.
+	Logout(context.Context, *LogoutRequest) (*LogoutResponse, error)
+	// ChangePassword sets the caller's own password and ends every session of the caller, the
+	// current session too. The answer holds the tokens of a new session, with the audience of the
+	// current session.
+	//
+	// Errors: INVALID_REQUEST; PASSWORD_TOO_WEAK; INVALID_CREDENTIALS for a wrong current
+	// password; TOO_MANY_ATTEMPTS; OVERLOADED; the errors of a refused access token;
+	// STORE_UNAVAILABLE.
 	ChangePassword(context.Context, *ChangePasswordRequest) (*ChangePasswordResponse, error)
 	mustEmbedUnimplementedAuthServiceServer()
 }

@@ -44,32 +44,33 @@ const (
 	// is made of few common words, names, rows of keys, sequences and repetitions, or
 	// is in --password-list. The message names the broken rule.
 	ErrorReason_ERROR_REASON_PASSWORD_TOO_WEAK ErrorReason = 2
-	// UNAUTHENTICATED. Unknown user or wrong password: one answer for both.
+	// UNAUTHENTICATED. The user is unknown, or the password is wrong: both have the same answer.
 	ErrorReason_ERROR_REASON_INVALID_CREDENTIALS ErrorReason = 10
 	// UNAUTHENTICATED. The call carries no access token.
 	ErrorReason_ERROR_REASON_TOKEN_MISSING ErrorReason = 11
-	// UNAUTHENTICATED. Not an access token of this issuer: its form, type, key,
+	// UNAUTHENTICATED. The text is not an access token of this issuer: its form, type, key,
 	// signature or issuer is wrong, or the call carries two tokens.
 	ErrorReason_ERROR_REASON_TOKEN_INVALID ErrorReason = 12
-	// UNAUTHENTICATED. The access token has expired: refresh.
+	// UNAUTHENTICATED. The access token has expired: get a new one by Refresh or ExchangeToken.
 	ErrorReason_ERROR_REASON_TOKEN_EXPIRED ErrorReason = 13
-	// UNAUTHENTICATED. The session behind the token has ended, or its user is
-	// disabled or gone.
+	// UNAUTHENTICATED. The session of the access token has ended, or the user is disabled or
+	// deleted.
 	ErrorReason_ERROR_REASON_TOKEN_REVOKED ErrorReason = 14
-	// UNAUTHENTICATED. The user's rights have changed since the token was
-	// minted; the session lives: refresh.
+	// UNAUTHENTICATED. The user's rights have changed since the token was minted. The session has
+	// not ended: get a new token by Refresh or ExchangeToken.
 	ErrorReason_ERROR_REASON_TOKEN_STALE ErrorReason = 15
-	// UNAUTHENTICATED. The token is meant for other services than this one.
+	// UNAUTHENTICATED. The access token is meant for other services than this service (claim
+	// `aud`).
 	ErrorReason_ERROR_REASON_AUDIENCE_MISMATCH ErrorReason = 16
 	// UNAUTHENTICATED. ExchangeToken: the assertion is not a valid token of a trusted
 	// issuer, or is not made for this server.
 	ErrorReason_ERROR_REASON_ASSERTION_INVALID ErrorReason = 17
-	// UNAUTHENTICATED. ExchangeToken: the assertion is valid, and no binding names a
-	// service account for it; or several bindings name one equally well.
+	// UNAUTHENTICATED. ExchangeToken: the assertion is valid, and no binding names a service
+	// account for the assertion; or several bindings match the assertion equally well.
 	ErrorReason_ERROR_REASON_ASSERTION_UNBOUND ErrorReason = 18
-	// UNAUTHENTICATED. Not a refresh token of this server.
+	// UNAUTHENTICATED. The text is not a refresh token of this server.
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID ErrorReason = 20
-	// UNAUTHENTICATED. The session was unused for too long or is too old.
+	// UNAUTHENTICATED. The session had no Refresh for too long, or began too long ago.
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED ErrorReason = 21
 	// UNAUTHENTICATED. The refresh token was spent before, so there may be a stolen
 	// copy; or too many refresh tokens in a row were presented again. The session is now revoked (RFC 9700, section 4.14).
@@ -79,15 +80,15 @@ const (
 	// PERMISSION_DENIED. The user is disabled. Only a call with the right password or with
 	// a valid assertion gets this answer.
 	ErrorReason_ERROR_REASON_USER_DISABLED ErrorReason = 30
-	// PERMISSION_DENIED. The token carries none of the roles that the method asks for.
+	// PERMISSION_DENIED. The access token carries none of the roles that the method requires.
 	ErrorReason_ERROR_REASON_ROLE_REQUIRED ErrorReason = 31
-	// PERMISSION_DENIED. The method asks for a client certificate.
+	// PERMISSION_DENIED. The method requires a client certificate.
 	ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED ErrorReason = 32
-	// PERMISSION_DENIED. The caller may not delegate this token to this audience, the token
-	// has five actors already, or the method refuses delegated tokens.
+	// PERMISSION_DENIED. The caller is not allowed to delegate this token to this audience, the
+	// token has five actors already, or the method refuses delegated tokens.
 	ErrorReason_ERROR_REASON_DELEGATION_DENIED ErrorReason = 33
 	// PERMISSION_DENIED. DelegateToken: the subject's token was refused. The metadata key
-	// `subject_reason` holds the reason. The caller's own token is good.
+	// `subject_reason` holds the reason. The caller's own token is valid.
 	ErrorReason_ERROR_REASON_SUBJECT_TOKEN_REFUSED ErrorReason = 34
 	// FAILED_PRECONDITION. Earlier versions of Watchword can still use the database, and do
 	// not know service accounts. When every server is of the new version, an operator runs
@@ -96,40 +97,39 @@ const (
 	// FAILED_PRECONDITION. The change would leave no enabled user with the role
 	// `admin`. Make another user an admin first.
 	ErrorReason_ERROR_REASON_LAST_ADMIN ErrorReason = 39
-	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. Too many wrong passwords, for one
-	// username or from one network. The password of this call was not compared. At the
-	// time of the RetryInfo, another try from the same network is accepted, unless the
-	// message says that no time was left.
+	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. Too many wrong passwords, for one username
+	// or from one network. The password of this call was not compared. After the delay in the
+	// RetryInfo, another try from the same network is accepted, unless the message says that too
+	// many tries are waiting.
 	ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS ErrorReason = 40
-	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. More logins at once than the
-	// server can hash, a login with a deadline before the end of the hash, more
-	// watchers than the server accepts, more than 32 waiting calls of one user,
-	// more than a hundred waiting refreshes and logouts of one session, more calls
-	// at once than a network may make, or more signing keys than verifiers should
-	// load.
+	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. One of these: more logins at once than the
+	// server can hash, a login with a deadline before the end of the hash, more watchers than the
+	// server accepts, more than 32 waiting calls of one user, more than a hundred waiting
+	// refreshes and logouts of one session, more calls at once than a network may make, or more
+	// signing keys than verifiers should load.
 	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 41
-	// NOT_FOUND. No such user.
+	// NOT_FOUND. No user has this id or name.
 	ErrorReason_ERROR_REASON_USER_NOT_FOUND ErrorReason = 50
 	// ALREADY_EXISTS. The username is taken.
 	ErrorReason_ERROR_REASON_USER_EXISTS ErrorReason = 51
-	// NOT_FOUND. No such live session, or the caller may not see the session.
+	// NOT_FOUND. No live session has this id, or the caller is not allowed to see the session.
 	ErrorReason_ERROR_REASON_SESSION_NOT_FOUND ErrorReason = 52
-	// NOT_FOUND. No such signing key.
+	// NOT_FOUND. No signing key has this id.
 	ErrorReason_ERROR_REASON_KEY_NOT_FOUND ErrorReason = 53
-	// NOT_FOUND. No such trusted issuer.
+	// NOT_FOUND. No trusted issuer has this name.
 	ErrorReason_ERROR_REASON_ISSUER_NOT_FOUND ErrorReason = 54
 	// ALREADY_EXISTS. The name or the claim `iss` belongs to another trusted issuer.
 	ErrorReason_ERROR_REASON_ISSUER_EXISTS ErrorReason = 55
-	// NOT_FOUND. No such binding.
+	// NOT_FOUND. No binding has this id.
 	ErrorReason_ERROR_REASON_BINDING_NOT_FOUND ErrorReason = 56
-	// UNAVAILABLE, with google.rpc.RetryInfo. The database is away. Verify and every
-	// downstream verifier go on without the database.
+	// UNAVAILABLE, with google.rpc.RetryInfo. The server cannot reach its database. Verify and
+	// the verifiers in other services go on without the database.
 	ErrorReason_ERROR_REASON_STORE_UNAVAILABLE ErrorReason = 60
-	// UNAVAILABLE. The verifier has no trust bundle yet, refuses to judge by a stale
-	// bundle, or is closed.
+	// UNAVAILABLE. The verifier has no trust bundle (public keys and revocations) yet, refuses to
+	// judge by a stale bundle, or is closed.
 	ErrorReason_ERROR_REASON_BUNDLE_STALE ErrorReason = 61
-	// UNAVAILABLE, with google.rpc.RetryInfo. The keys of a trusted issuer cannot be had
-	// now, or do not hold the key of the assertion yet.
+	// UNAVAILABLE, with google.rpc.RetryInfo. The server cannot fetch the keys of a trusted
+	// issuer now, or the fetched keys do not hold the key of the assertion yet.
 	ErrorReason_ERROR_REASON_ISSUER_UNAVAILABLE ErrorReason = 62
 )
 

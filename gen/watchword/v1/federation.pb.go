@@ -34,7 +34,7 @@ type Issuer struct {
 	// The claim `iss` of the issuer's tokens, byte for byte; unique, and not this server's
 	// own; at most 512 bytes. With `discovery`, an https URL without a query.
 	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// From where the public keys come.
+	// The source of the issuer's public keys.
 	//
 	// Types that are valid to be assigned to Keys:
 	//
@@ -45,8 +45,8 @@ type Issuer struct {
 	// The certificates of the CAs that the server of the keys is checked against, in PEM; at
 	// most 24 KiB. Empty: the CAs of the system. Must be empty with `jwks`.
 	CaPem string `protobuf:"bytes,6,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
-	// The longest lifetime (`exp` less `iat`) of a token that is accepted, in whole
-	// seconds; at most 30 days. Not set: one day.
+	// The longest lifetime (`exp` less `iat`) of a token of the issuer that ExchangeToken
+	// accepts, in whole seconds; at most 30 days. Not set: one day.
 	MaxLifetime *durationpb.Duration `protobuf:"bytes,7,opt,name=max_lifetime,json=maxLifetime,proto3" json:"max_lifetime,omitempty"`
 	// Whether the keys may be fetched from a private, loopback or link-local address. Must be
 	// false with `jwks`.
@@ -55,7 +55,7 @@ type Issuer struct {
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// When the issuer was last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// What the answering replica has of the issuer's keys.
+	// The issuer's keys that were fetched by the replica which answers the call.
 	Fetched       *IssuerKeys `protobuf:"bytes,11,opt,name=fetched,proto3" json:"fetched,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -207,14 +207,14 @@ func (*Issuer_JwksUri) isIssuer_Keys() {}
 
 func (*Issuer_Discovery) isIssuer_Keys() {}
 
-// IssuerKeys describes the keys of a trusted issuer that a replica has.
+// IssuerKeys describes the keys of a trusted issuer that a replica has in memory.
 type IssuerKeys struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The ids (`kid`) of the keys that can be used; at most 100.
+	// The ids (`kid`) of the keys with which ExchangeToken can verify tokens; at most 100.
 	Kids []string `protobuf:"bytes,1,rep,name=kids,proto3" json:"kids,omitempty"`
 	// When the replica last fetched the keys. Not set: never.
 	FetchedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=fetched_at,json=fetchedAt,proto3" json:"fetched_at,omitempty"`
-	// Why the newest fetch failed. Empty: it succeeded, or there was none.
+	// Why the newest fetch of the keys failed. Empty: the fetch succeeded, or there was no fetch.
 	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -272,17 +272,18 @@ func (x *IssuerKeys) GetError() string {
 }
 
 // Binding names a service account for tokens of a trusted issuer. A token matches if its
-// subject and each further claim are exactly as in the binding. Of several bindings that
-// match, the one with most claims counts.
+// subject and each further claim are exactly as in the binding. Of several bindings that match,
+// the binding with the most claims names the service account.
 type Binding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 16 random characters of base64url.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The name of the issuer.
+	// The name of the trusted issuer of the tokens.
 	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// The claim `sub`, byte for byte; at most 512 bytes.
+	// The claim `sub` of the tokens, byte for byte; at most 512 bytes.
 	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
-	// Further claims, at most 16, and 2048 bytes together. No claim twice.
+	// Further claims that a token must have: at most 16, and 2048 bytes together. No claim is
+	// named twice.
 	Claims []*BoundClaim `protobuf:"bytes,4,rep,name=claims,proto3" json:"claims,omitempty"`
 	// The id of the service account.
 	UserId string `protobuf:"bytes,5,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
@@ -364,13 +365,14 @@ func (x *Binding) GetCreatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// BoundClaim asks for the value of a claim. An array never matches.
+// BoundClaim names a claim of a token, and the value that the claim must have. A claim that is
+// an array never matches.
 type BoundClaim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The names that lead to the claim, from the outside in, such as "kubernetes.io",
 	// "namespace"; at most 8.
 	Path []string `protobuf:"bytes,1,rep,name=path,proto3" json:"path,omitempty"`
-	// The value.
+	// The value that the claim must have.
 	//
 	// Types that are valid to be assigned to Value:
 	//
@@ -570,10 +572,10 @@ func (x *CreateIssuerResponse) GetIssuer() *Issuer {
 	return nil
 }
 
-// GetIssuerRequest names an issuer.
+// GetIssuerRequest names a trusted issuer.
 type GetIssuerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The name.
+	// The `name` of the trusted issuer.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -662,7 +664,7 @@ func (x *GetIssuerResponse) GetIssuer() *Issuer {
 	return nil
 }
 
-// ListIssuersRequest asks for a page.
+// ListIssuersRequest asks for a page of the trusted issuers.
 type ListIssuersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The largest number of issuers in the page. Not set: 50. Above 1000: 1000.
@@ -717,7 +719,7 @@ func (x *ListIssuersRequest) GetPageToken() string {
 	return ""
 }
 
-// ListIssuersResponse is a page.
+// ListIssuersResponse holds a page of the trusted issuers.
 type ListIssuersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The issuers of this page.
@@ -772,10 +774,11 @@ func (x *ListIssuersResponse) GetNextPageToken() string {
 	return ""
 }
 
-// UpdateIssuerRequest describes a change.
+// UpdateIssuerRequest describes a change of a trusted issuer.
 type UpdateIssuerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The `name` of the issuer, and the new values of the fields.
+	// The `name` of the trusted issuer to change, and the new values of the fields in
+	// `update_mask`.
 	Issuer *Issuer `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The fields to change, of `jwks`, `jwks_uri`, `discovery`, `ca_pem`, `max_lifetime` and
 	// `allow_private`. Empty: every field that is populated, at least one. `*`: all fields.
@@ -878,7 +881,7 @@ func (x *UpdateIssuerResponse) GetIssuer() *Issuer {
 // DeleteIssuerRequest names an issuer.
 type DeleteIssuerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The name.
+	// The `name` of the trusted issuer.
 	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1050,12 +1053,12 @@ func (x *CreateBindingResponse) GetBinding() *Binding {
 	return nil
 }
 
-// ListBindingsRequest asks for a page.
+// ListBindingsRequest asks for a page of the bindings.
 type ListBindingsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only bindings of the issuer with this name.
+	// Only bindings of the issuer with this name. Empty: of every issuer.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// Only bindings of this service account.
+	// Only bindings to the service account with this id. Empty: to every service account.
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
 	// The largest number of bindings in the page. Not set: 50. Above 1000: 1000.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
@@ -1123,7 +1126,7 @@ func (x *ListBindingsRequest) GetPageToken() string {
 	return ""
 }
 
-// ListBindingsResponse is a page.
+// ListBindingsResponse holds a page of the bindings.
 type ListBindingsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The bindings of this page.

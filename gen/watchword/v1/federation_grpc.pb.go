@@ -35,17 +35,15 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// FederationService administers trusted issuers, and the bindings that name a service
-// account for a token of a trusted issuer. Every method asks for a token with the role
-// `admin` and for the audience `watchword` (see LoginRequest), and refuses delegated
-// tokens.
+// FederationService administers trusted issuers, and the bindings that name a service account
+// for a token of a trusted issuer. Every method requires an access token with the role `admin`,
+// for the audience `watchword` (see LoginRequest), and refuses delegated tokens.
 //
 // Removing an issuer or a binding, and changing the keys, the URL or the CA of an issuer,
-// end what the bound service accounts hold.
+// revoke the access tokens of the bound service accounts.
 //
-// Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
-// for a token without the audience `watchword`, before ROLE_REQUIRED;
-// STORE_UNAVAILABLE.
+// Further errors of every method: the errors of a refused access token, with AUDIENCE_MISMATCH
+// for a token without the audience `watchword`, before ROLE_REQUIRED; STORE_UNAVAILABLE.
 type FederationServiceClient interface {
 	// CreateIssuer makes a trusted issuer.
 	//
@@ -69,8 +67,8 @@ type FederationServiceClient interface {
 	DeleteIssuer(ctx context.Context, in *DeleteIssuerRequest, opts ...grpc.CallOption) (*DeleteIssuerResponse, error)
 	// CreateBinding binds tokens of a trusted issuer to a service account.
 	//
-	// Errors: INVALID_REQUEST, also if the subject has a binding with the same claims already
-	// and for an account that is not a service account; ISSUER_NOT_FOUND; USER_NOT_FOUND.
+	// Errors: INVALID_REQUEST, also if the issuer has a binding with the same subject and claims
+	// already, or if the account is not a service account; ISSUER_NOT_FOUND; USER_NOT_FOUND.
 	CreateBinding(ctx context.Context, in *CreateBindingRequest, opts ...grpc.CallOption) (*CreateBindingResponse, error)
 	// ListBindings lists bindings in order of id (AIP-158).
 	//
@@ -174,17 +172,15 @@ func (c *federationServiceClient) DeleteBinding(ctx context.Context, in *DeleteB
 // All implementations must embed UnimplementedFederationServiceServer
 // for forward compatibility.
 //
-// FederationService administers trusted issuers, and the bindings that name a service
-// account for a token of a trusted issuer. Every method asks for a token with the role
-// `admin` and for the audience `watchword` (see LoginRequest), and refuses delegated
-// tokens.
+// FederationService administers trusted issuers, and the bindings that name a service account
+// for a token of a trusted issuer. Every method requires an access token with the role `admin`,
+// for the audience `watchword` (see LoginRequest), and refuses delegated tokens.
 //
 // Removing an issuer or a binding, and changing the keys, the URL or the CA of an issuer,
-// end what the bound service accounts hold.
+// revoke the access tokens of the bound service accounts.
 //
-// Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
-// for a token without the audience `watchword`, before ROLE_REQUIRED;
-// STORE_UNAVAILABLE.
+// Further errors of every method: the errors of a refused access token, with AUDIENCE_MISMATCH
+// for a token without the audience `watchword`, before ROLE_REQUIRED; STORE_UNAVAILABLE.
 type FederationServiceServer interface {
 	// CreateIssuer makes a trusted issuer.
 	//
@@ -208,8 +204,8 @@ type FederationServiceServer interface {
 	DeleteIssuer(context.Context, *DeleteIssuerRequest) (*DeleteIssuerResponse, error)
 	// CreateBinding binds tokens of a trusted issuer to a service account.
 	//
-	// Errors: INVALID_REQUEST, also if the subject has a binding with the same claims already
-	// and for an account that is not a service account; ISSUER_NOT_FOUND; USER_NOT_FOUND.
+	// Errors: INVALID_REQUEST, also if the issuer has a binding with the same subject and claims
+	// already, or if the account is not a service account; ISSUER_NOT_FOUND; USER_NOT_FOUND.
 	CreateBinding(context.Context, *CreateBindingRequest) (*CreateBindingResponse, error)
 	// ListBindings lists bindings in order of id (AIP-158).
 	//

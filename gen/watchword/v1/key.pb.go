@@ -24,21 +24,21 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// KeyState is the state of a key.
+// KeyState says whether a signing key signs tokens, and whether its tokens are accepted.
 type KeyState int32
 
 const (
 	// Never sent.
 	KeyState_KEY_STATE_UNSPECIFIED KeyState = 0
-	// Published. Does not sign yet.
+	// The key is published, and does not sign yet.
 	KeyState_KEY_STATE_NEXT KeyState = 1
-	// Signs new tokens.
+	// The key signs new tokens.
 	KeyState_KEY_STATE_SIGNING KeyState = 2
-	// Does not sign any more. The tokens that the key signed are still accepted.
+	// The key has stopped signing. The tokens that the key signed are still accepted.
 	KeyState_KEY_STATE_RETIRED KeyState = 3
-	// Withdrawn: no token that the key signed is accepted.
+	// The key was withdrawn: no token that the key signed is accepted.
 	KeyState_KEY_STATE_REVOKED KeyState = 4
-	// Not made with the master key of this installation, or changed by somebody
+	// The row of the key was not written with the master key of this installation, or was changed
 	// without the master key: no token that the key signed is accepted.
 	KeyState_KEY_STATE_UNTRUSTED KeyState = 5
 )
@@ -93,19 +93,19 @@ func (KeyState) EnumDescriptor() ([]byte, []int) {
 // Key describes a signing key, without the private half.
 type Key struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The first 16 characters of the RFC 7638 thumbprint.
+	// The id of the key: the first 16 characters of its RFC 7638 thumbprint.
 	Kid string `protobuf:"bytes,1,opt,name=kid,proto3" json:"kid,omitempty"`
-	// "EdDSA", "ES256" or "RS256".
+	// The algorithm of the key: "EdDSA", "ES256" or "RS256".
 	Algorithm string `protobuf:"bytes,2,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
 	// The state of the key now.
 	State KeyState `protobuf:"varint,3,opt,name=state,proto3,enum=watchword.v1.KeyState" json:"state,omitempty"`
-	// When verifiers learned of the key.
+	// When the key was published to verifiers.
 	PublishedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
-	// When the key began or begins to sign. Not set: not decided.
+	// When the key began or begins to sign. Not set: the time is not decided yet.
 	SignsFrom *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=signs_from,json=signsFrom,proto3" json:"signs_from,omitempty"`
-	// When the key stops signing. Not set: not decided.
+	// When the key stops signing. Not set: the time is not decided yet.
 	SignsUntil *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=signs_until,json=signsUntil,proto3" json:"signs_until,omitempty"`
-	// When the tokens of the key stop being accepted. Not set: not decided.
+	// When verifiers stop accepting the tokens of the key. Not set: the time is not decided yet.
 	VerifiesUntil *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=verifies_until,json=verifiesUntil,proto3" json:"verifies_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -227,10 +227,10 @@ func (*ListKeysRequest) Descriptor() ([]byte, []int) {
 	return file_watchword_v1_key_proto_rawDescGZIP(), []int{1}
 }
 
-// ListKeysResponse holds the keys.
+// ListKeysResponse holds the signing keys.
 type ListKeysResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The keys, the oldest first.
+	// The signing keys, the oldest first.
 	Keys          []*Key `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -273,10 +273,11 @@ func (x *ListKeysResponse) GetKeys() []*Key {
 	return nil
 }
 
-// RotateKeyRequest asks for a rotation.
+// RotateKeyRequest asks for a rotation: another key begins to sign.
 type RotateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The algorithm of the key that will sign. Empty: the current algorithm.
+	// The algorithm of the key that will sign, such as "EdDSA". Empty: the algorithm does not
+	// change.
 	Algorithm     string `protobuf:"bytes,1,opt,name=algorithm,proto3" json:"algorithm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -365,10 +366,10 @@ func (x *RotateKeyResponse) GetKey() *Key {
 	return nil
 }
 
-// RevokeKeyRequest names a key.
+// RevokeKeyRequest names the key to withdraw.
 type RevokeKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key's id.
+	// The id of the key, as in Key.kid.
 	Kid           string `protobuf:"bytes,1,opt,name=kid,proto3" json:"kid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -411,7 +412,7 @@ func (x *RevokeKeyRequest) GetKid() string {
 	return ""
 }
 
-// RevokeKeyResponse names the key that signs.
+// RevokeKeyResponse names the key that signs in place of the withdrawn key.
 type RevokeKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key that signs now.

@@ -30,29 +30,27 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// KeyService administers signing keys. Every method asks for a token with the role
-// `admin` and for the audience `watchword` (see LoginRequest). No method ever shows a
-// private key.
+// KeyService administers signing keys. Every method requires an access token with the role
+// `admin`, for the audience `watchword` (see LoginRequest). No method ever shows a private key.
 //
-// Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
-// for a token without the audience `watchword`, before ROLE_REQUIRED;
-// STORE_UNAVAILABLE.
+// Further errors of every method: the errors of a refused access token, with AUDIENCE_MISMATCH
+// for a token without the audience `watchword`, before ROLE_REQUIRED; STORE_UNAVAILABLE.
 type KeyServiceClient interface {
 	// ListKeys lists every key that signs, will sign, or still verifies, and the
 	// keys that were withdrawn last: some hundred keys at most.
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
-	// RotateKey promotes the key that signs next, as soon as it has been
-	// published for longer than --jwks-max-age, and publishes another key. A
-	// rotation refuses no valid token.
+	// RotateKey lets the published next key (KEY_STATE_NEXT) sign, as soon as the next key has
+	// been published for longer than --jwks-max-age, and publishes another next key. Every valid
+	// token stays valid.
 	//
 	// Errors: INVALID_REQUEST for an algorithm that is not supported; OVERLOADED
 	// if a hundred keys still verify.
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
-	// RevokeKey withdraws a leaked key at once: every token that the key signed is
-	// TOKEN_INVALID at each verifier as soon as the bundle arrives there. RevokeKey
-	// also publishes a key that no cache of the JWKS has seen, and lets the key sign
-	// as soon as --jwks-max-age allows, since most libraries read the JWKS again only
-	// for a token with an unknown `kid`.
+	// RevokeKey withdraws a leaked key at once: each verifier refuses every token that the key
+	// signed with TOKEN_INVALID, as soon as the verifier receives the new trust state. RevokeKey
+	// also publishes a key that no cache of the JWKS has seen, and lets the key sign as soon as
+	// --jwks-max-age allows, since most libraries read the JWKS again only for a token with an
+	// unknown `kid`.
 	//
 	// Errors: INVALID_REQUEST; KEY_NOT_FOUND; OVERLOADED if twenty keys were withdrawn
 	// within an hour (`watchword key revoke` may withdraw more).
@@ -101,29 +99,27 @@ func (c *keyServiceClient) RevokeKey(ctx context.Context, in *RevokeKeyRequest, 
 // All implementations must embed UnimplementedKeyServiceServer
 // for forward compatibility.
 //
-// KeyService administers signing keys. Every method asks for a token with the role
-// `admin` and for the audience `watchword` (see LoginRequest). No method ever shows a
-// private key.
+// KeyService administers signing keys. Every method requires an access token with the role
+// `admin`, for the audience `watchword` (see LoginRequest). No method ever shows a private key.
 //
-// Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
-// for a token without the audience `watchword`, before ROLE_REQUIRED;
-// STORE_UNAVAILABLE.
+// Further errors of every method: the errors of a refused access token, with AUDIENCE_MISMATCH
+// for a token without the audience `watchword`, before ROLE_REQUIRED; STORE_UNAVAILABLE.
 type KeyServiceServer interface {
 	// ListKeys lists every key that signs, will sign, or still verifies, and the
 	// keys that were withdrawn last: some hundred keys at most.
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
-	// RotateKey promotes the key that signs next, as soon as it has been
-	// published for longer than --jwks-max-age, and publishes another key. A
-	// rotation refuses no valid token.
+	// RotateKey lets the published next key (KEY_STATE_NEXT) sign, as soon as the next key has
+	// been published for longer than --jwks-max-age, and publishes another next key. Every valid
+	// token stays valid.
 	//
 	// Errors: INVALID_REQUEST for an algorithm that is not supported; OVERLOADED
 	// if a hundred keys still verify.
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
-	// RevokeKey withdraws a leaked key at once: every token that the key signed is
-	// TOKEN_INVALID at each verifier as soon as the bundle arrives there. RevokeKey
-	// also publishes a key that no cache of the JWKS has seen, and lets the key sign
-	// as soon as --jwks-max-age allows, since most libraries read the JWKS again only
-	// for a token with an unknown `kid`.
+	// RevokeKey withdraws a leaked key at once: each verifier refuses every token that the key
+	// signed with TOKEN_INVALID, as soon as the verifier receives the new trust state. RevokeKey
+	// also publishes a key that no cache of the JWKS has seen, and lets the key sign as soon as
+	// --jwks-max-age allows, since most libraries read the JWKS again only for a token with an
+	// unknown `kid`.
 	//
 	// Errors: INVALID_REQUEST; KEY_NOT_FOUND; OVERLOADED if twenty keys were withdrawn
 	// within an hour (`watchword key revoke` may withdraw more).

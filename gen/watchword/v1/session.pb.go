@@ -31,17 +31,16 @@ type Session struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The user of the session.
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// The services that the session's tokens may be for.
+	// The services that the session's tokens can be for (claim `aud`).
 	Audience []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
 	// When the session began.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// The hour in which the session was last refreshed: the time, rounded down to a
-	// whole hour, so it may lie before `created_at`. The precise time would tell a thief
-	// with a copy of the refresh token when to use the copy without being noticed.
+	// The hour in which the session was last refreshed: the time, rounded down to a whole hour,
+	// which can lie before `created_at`. The precise time would tell a thief with a copy of the
+	// refresh token when to use the copy without being noticed.
 	RefreshedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=refreshed_at,json=refreshedAt,proto3" json:"refreshed_at,omitempty"`
-	// The latest time at which the session ends, unless a refresh comes before. The end
-	// may be up to an hour earlier, because this time follows from the hour in
-	// `refreshed_at`.
+	// The latest time at which the session ends, unless a refresh comes before. The session can
+	// end up to an hour earlier, because `expires_at` follows from the hour in `refreshed_at`.
 	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -119,7 +118,7 @@ func (x *Session) GetExpiresAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// ListSessionsRequest asks for a page.
+// ListSessionsRequest asks for a page of the sessions of one user.
 type ListSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user of the sessions. Empty: the caller's own user.
@@ -183,7 +182,7 @@ func (x *ListSessionsRequest) GetPageToken() string {
 	return ""
 }
 
-// ListSessionsResponse is a page.
+// ListSessionsResponse holds a page of sessions.
 type ListSessionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The live sessions of this page.
@@ -238,7 +237,7 @@ func (x *ListSessionsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// RevokeSessionRequest names a session.
+// RevokeSessionRequest names the session to end.
 type RevokeSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The session's id.
@@ -321,7 +320,7 @@ func (*RevokeSessionResponse) Descriptor() ([]byte, []int) {
 	return file_watchword_v1_session_proto_rawDescGZIP(), []int{4}
 }
 
-// RevokeUserSessionsRequest names a user.
+// RevokeUserSessionsRequest names the user with the sessions to end.
 type RevokeUserSessionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user of the sessions. Empty: the caller's own user.

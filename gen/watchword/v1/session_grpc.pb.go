@@ -30,18 +30,18 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SessionService lists and ends sessions. A caller with any valid token may list
-// and end the caller's own sessions. A caller with the role `admin` may list and end those of every
+// SessionService lists and ends sessions. A caller with any valid token may list and end the
+// caller's own sessions. A caller with the role `admin` may list and end the sessions of every
 // user, with a token for the audience `watchword` (see LoginRequest).
 //
-// For a user or session that is not the caller's own, whether it exists or not, a
-// caller without the role gets SESSION_NOT_FOUND, and a caller with the role and
-// another audience gets AUDIENCE_MISMATCH.
+// For a user or session that is not the caller's own, whether it exists or not, a caller
+// without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role and another
+// audience gets AUDIENCE_MISMATCH.
 //
-// Further errors of every method: those of an access token; STORE_UNAVAILABLE.
+// Further errors of every method: the errors of a refused access token; STORE_UNAVAILABLE.
 type SessionServiceClient interface {
-	// ListSessions lists the live sessions of one user, the newest first (AIP-158). A
-	// page may be short or empty although more pages follow.
+	// ListSessions lists the live sessions of one user, the newest first (AIP-158). A page can be
+	// short or empty although more pages follow.
 	//
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size;
 	// SESSION_NOT_FOUND; USER_NOT_FOUND.
@@ -100,18 +100,18 @@ func (c *sessionServiceClient) RevokeUserSessions(ctx context.Context, in *Revok
 // All implementations must embed UnimplementedSessionServiceServer
 // for forward compatibility.
 //
-// SessionService lists and ends sessions. A caller with any valid token may list
-// and end the caller's own sessions. A caller with the role `admin` may list and end those of every
+// SessionService lists and ends sessions. A caller with any valid token may list and end the
+// caller's own sessions. A caller with the role `admin` may list and end the sessions of every
 // user, with a token for the audience `watchword` (see LoginRequest).
 //
-// For a user or session that is not the caller's own, whether it exists or not, a
-// caller without the role gets SESSION_NOT_FOUND, and a caller with the role and
-// another audience gets AUDIENCE_MISMATCH.
+// For a user or session that is not the caller's own, whether it exists or not, a caller
+// without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role and another
+// audience gets AUDIENCE_MISMATCH.
 //
-// Further errors of every method: those of an access token; STORE_UNAVAILABLE.
+// Further errors of every method: the errors of a refused access token; STORE_UNAVAILABLE.
 type SessionServiceServer interface {
-	// ListSessions lists the live sessions of one user, the newest first (AIP-158). A
-	// page may be short or empty although more pages follow.
+	// ListSessions lists the live sessions of one user, the newest first (AIP-158). A page can be
+	// short or empty although more pages follow.
 	//
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size;
 	// SESSION_NOT_FOUND; USER_NOT_FOUND.

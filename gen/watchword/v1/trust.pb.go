@@ -30,7 +30,7 @@ type JsonWebKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Key type: "OKP", "EC" or "RSA".
 	Kty string `protobuf:"bytes,1,opt,name=kty,proto3" json:"kty,omitempty"`
-	// The first 16 characters of the RFC 7638 thumbprint.
+	// The id of the key: the first 16 characters of its RFC 7638 thumbprint.
 	Kid string `protobuf:"bytes,2,opt,name=kid,proto3" json:"kid,omitempty"`
 	// Always "sig".
 	Use string `protobuf:"bytes,3,opt,name=use,proto3" json:"use,omitempty"`
@@ -180,12 +180,12 @@ func (*GetKeySetRequest) Descriptor() ([]byte, []int) {
 	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{1}
 }
 
-// GetKeySetResponse holds the public keys.
+// GetKeySetResponse holds the public keys that verify access tokens.
 type GetKeySetResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The issuer of the tokens that the keys verify.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// The keys that verify now. The key that signs next is among them.
+	// The public keys that verify access tokens now. The key that signs next is among the keys.
 	Keys          []*JsonWebKey `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -235,7 +235,7 @@ func (x *GetKeySetResponse) GetKeys() []*JsonWebKey {
 	return nil
 }
 
-// WatchBundleRequest opens a stream.
+// WatchBundleRequest opens a stream of the trust bundle.
 type WatchBundleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest `resume` that the watcher received, from any replica; opaque.
@@ -380,7 +380,8 @@ func (*ReportWatcherRequest_Identity) isReportWatcherRequest_Message() {}
 
 func (*ReportWatcherRequest_Report) isReportWatcherRequest_Message() {}
 
-// WatcherIdentity tells what a watcher is, in the watcher's own words.
+// WatcherIdentity holds the names that a watcher gives itself; the server cannot check the
+// names.
 type WatcherIdentity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id that the watcher gave to WatchBundle; not empty.
@@ -453,12 +454,13 @@ func (x *WatcherIdentity) GetVersion() string {
 	return ""
 }
 
-// WatcherReport tells how far a watcher is.
+// WatcherReport tells which messages of WatchBundle a watcher has applied, and what the watcher
+// has refused.
 type WatcherReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The newest `resume` of which the watcher has applied everything.
+	// The newest `resume` of WatchBundle up to which the watcher has applied every message.
 	Resume []byte `protobuf:"bytes,1,opt,name=resume,proto3" json:"resume,omitempty"`
-	// The age of the watcher's bundle.
+	// The age of the watcher's trust bundle.
 	Staleness *durationpb.Duration `protobuf:"bytes,2,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	// The tokens and calls that the watcher has refused since its start; at most 64
 	// reasons.
@@ -521,9 +523,9 @@ func (x *WatcherReport) GetRefusals() []*RefusalCount {
 // RefusalCount counts refused tokens and calls with one reason.
 type RefusalCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The reason.
+	// The reason of the refusals.
 	Reason ErrorReason `protobuf:"varint,1,opt,name=reason,proto3,enum=watchword.v1.ErrorReason" json:"reason,omitempty"`
-	// The number.
+	// The number of tokens and calls that the watcher has refused for the reason.
 	Count         uint64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -610,12 +612,12 @@ func (*ReportWatcherResponse) Descriptor() ([]byte, []int) {
 	return file_watchword_v1_trust_proto_rawDescGZIP(), []int{8}
 }
 
-// ListWatchersRequest asks for a page of the watchers.
+// ListWatchersRequest asks for a page of the watchers, the clients of WatchBundle.
 type ListWatchersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The most watchers to return. 0: 50. More than 1000: 1000.
+	// The largest number of watchers in the page. Not set: 50. Above 1000: 1000.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// The `next_page_token` of the page before. Empty: the first page.
+	// `next_page_token` of the earlier page. Empty: the first page.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -668,14 +670,14 @@ func (x *ListWatchersRequest) GetPageToken() string {
 // ListWatchersResponse holds a page of the watchers.
 type ListWatchersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The watchers.
+	// The watchers of this page.
 	Watchers []*Watcher `protobuf:"bytes,1,rep,name=watchers,proto3" json:"watchers,omitempty"`
 	// The token for the next page. Empty: this page is the last one.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Every replica; on each page.
+	// Every replica of the server. Each page has the whole list.
 	Replicas []*Replica `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`
-	// The client certificates that had a stream in the last day, and have none now: at
-	// most 1000, the latest first; on each page.
+	// The client certificates that had a stream of WatchBundle in the last day, and have none
+	// now: at most 1000, the latest first. Each page has the whole list.
 	Absent []*AbsentCertificate `protobuf:"bytes,4,rep,name=absent,proto3" json:"absent,omitempty"`
 	// The number of the newest event in the database. Every key change and every
 	// revocation is an event.
@@ -749,17 +751,17 @@ func (x *ListWatchersResponse) GetPosition() int64 {
 	return 0
 }
 
-// Watcher describes a stream of WatchBundle.
+// Watcher describes an open stream of WatchBundle.
 type Watcher struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whether the server has a report of the watcher. Without a report, `service`,
 	// `instance`, `version`, `position`, `staleness` and `refusals` are not set.
 	Reports bool `protobuf:"varint,1,opt,name=reports,proto3" json:"reports,omitempty"`
-	// The service, in the watcher's own words.
+	// The service to which the watcher belongs, as the watcher has reported.
 	Service string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
-	// The instance, in the watcher's own words.
+	// The instance of the service, as the watcher has reported.
 	Instance string `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
-	// The version, in the watcher's own words.
+	// The version of the service, as the watcher has reported.
 	Version string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
 	// The address of the client.
 	Address string `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
@@ -768,15 +770,17 @@ type Watcher struct {
 	Certificate string `protobuf:"bytes,6,opt,name=certificate,proto3" json:"certificate,omitempty"`
 	// The `id` of the replica that serves the stream.
 	Replica string `protobuf:"bytes,7,opt,name=replica,proto3" json:"replica,omitempty"`
-	// The newest event that the watcher has applied, by its last report. 0: unknown.
+	// The number of the newest event that the watcher has applied, by its last report. 0:
+	// unknown.
 	Position int64 `protobuf:"varint,8,opt,name=position,proto3" json:"position,omitempty"`
 	// The number of events between `position` and the newest event in the database.
 	Lag int64 `protobuf:"varint,9,opt,name=lag,proto3" json:"lag,omitempty"`
-	// The age of the watcher's bundle: by the last report, plus the age of the report.
+	// The age of the watcher's trust bundle: the age in the last report, plus the age of the
+	// report.
 	Staleness *durationpb.Duration `protobuf:"bytes,10,opt,name=staleness,proto3" json:"staleness,omitempty"`
-	// What the watcher has refused since its start.
+	// The tokens and calls that the watcher has refused since its start, by reason.
 	Refusals []*RefusalCount `protobuf:"bytes,11,rep,name=refusals,proto3" json:"refusals,omitempty"`
-	// When the stream began.
+	// When the stream of WatchBundle began.
 	Since         *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -899,13 +903,14 @@ func (x *Watcher) GetSince() *timestamppb.Timestamp {
 // Replica describes a server process.
 type Replica struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id of the process.
+	// The random id of the server process.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The name of the machine and the address of the gRPC listener.
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	// False: the replica has not answered, and its watchers are those of its last answer.
+	// False: the replica has not answered this call, and `watchers` has the watchers of its last
+	// answer.
 	Answers bool `protobuf:"varint,3,opt,name=answers,proto3" json:"answers,omitempty"`
-	// The newest event that the replica has applied.
+	// The number of the newest event that the replica has applied.
 	Position int64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
 	// Whether WatchBundle asks for a client certificate (--client-ca).
 	NeedsCertificate bool `protobuf:"varint,5,opt,name=needs_certificate,json=needsCertificate,proto3" json:"needs_certificate,omitempty"`
@@ -987,12 +992,12 @@ func (x *Replica) GetSeenAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// AbsentCertificate names a client certificate without a stream.
+// AbsentCertificate names a client certificate that has no open stream of WatchBundle now.
 type AbsentCertificate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The name, as in [Watcher].
+	// The name in the client certificate, in the form of `certificate` in Watcher.
 	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	// When the certificate had a stream: exact to an hour.
+	// When a client with the certificate last had a stream: exact to an hour.
 	SeenAt        *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=seen_at,json=seenAt,proto3" json:"seen_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1053,8 +1058,8 @@ type WatchBundleResponse struct {
 	//	*WatchBundleResponse_Change
 	//	*WatchBundleResponse_Heartbeat
 	Message isWatchBundleResponse_Message `protobuf_oneof:"message"`
-	// The position from which a later stream can go on. Empty: the position of the
-	// earlier message still holds.
+	// The value for `resume` of a later stream, which then goes on after this message. Empty: the
+	// `resume` of the earlier message is still the newest.
 	Resume        []byte `protobuf:"bytes,4,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1136,17 +1141,17 @@ type isWatchBundleResponse_Message interface {
 }
 
 type WatchBundleResponse_SnapshotChunk struct {
-	// A part of the snapshot.
+	// A part of the snapshot, with which each stream begins.
 	SnapshotChunk *SnapshotChunk `protobuf:"bytes,1,opt,name=snapshot_chunk,json=snapshotChunk,proto3,oneof"`
 }
 
 type WatchBundleResponse_Change struct {
-	// Revocations or a trust state that are new.
+	// New revocations, or a new trust state.
 	Change *Change `protobuf:"bytes,2,opt,name=change,proto3,oneof"`
 }
 
 type WatchBundleResponse_Heartbeat struct {
-	// A sign of life.
+	// A heartbeat, which tells that the server has sent everything, and what time it is.
 	Heartbeat *Heartbeat `protobuf:"bytes,3,opt,name=heartbeat,proto3,oneof"`
 }
 
@@ -1156,26 +1161,26 @@ func (*WatchBundleResponse_Change) isWatchBundleResponse_Message() {}
 
 func (*WatchBundleResponse_Heartbeat) isWatchBundleResponse_Message() {}
 
-// TrustState holds the issuer and the keys to trust. The server always sends the
-// whole state: a key that is missing from the newest state is not trusted.
+// TrustState holds the issuer and the keys to trust. The server always sends the whole state: a
+// verifier does not trust a key that is missing from the newest state.
 type TrustState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The claim `iss` that tokens must carry.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// The keys that verify now. The key that signs next is among them.
+	// The public keys that verify access tokens now. The key that signs next is among the keys.
 	Keys []*VerificationKey `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
 	// The longest lifetime of an access token of this issuer.
 	MaxTokenLifetime *durationpb.Duration `protobuf:"bytes,3,opt,name=max_token_lifetime,json=maxTokenLifetime,proto3" json:"max_token_lifetime,omitempty"`
-	// How long a revocation is kept after the last of its tokens has expired. A
-	// verifier's leeway must not exceed the margin.
+	// How long a revocation is kept after the last of its tokens has expired. The leeway that a
+	// verifier allows for expired tokens must not exceed the margin.
 	Margin *durationpb.Duration `protobuf:"bytes,4,opt,name=margin,proto3" json:"margin,omitempty"`
-	// The ids (`kid`) of the keys that were withdrawn, the latest last, at most 1000. A
-	// verifier does not trust such a key again, whatever a later trust state holds, until
-	// a thousand keys were withdrawn since.
+	// The ids (`kid`) of the keys that were withdrawn, the latest last, at most 1000. A verifier
+	// does not trust such a key again, whatever a later trust state holds, until a thousand
+	// further keys were withdrawn.
 	WithdrawnKids []string `protobuf:"bytes,5,rep,name=withdrawn_kids,json=withdrawnKids,proto3" json:"withdrawn_kids,omitempty"`
 	// A delegated token (claim `act`) with a claim `iat` before this moment is not trusted:
 	// RevokeKey has withdrawn a key, and a token that the key signed may have been delegated
-	// under another key. Not set: every moment.
+	// under another key. Not set: every `iat` is accepted.
 	DelegatedNotBefore *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=delegated_not_before,json=delegatedNotBefore,proto3" json:"delegated_not_before,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -1312,7 +1317,7 @@ func (x *VerificationKey) GetVerifiesUntil() *timestamppb.Timestamp {
 // EndedSession revokes every access token of a session.
 type EndedSession struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The session that has ended.
+	// The id of the session that has ended (claim `sid` of the tokens).
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// The moment from which every token that the revocation concerns has expired.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
@@ -1364,11 +1369,11 @@ func (x *EndedSession) GetUntil() *timestamppb.Timestamp {
 	return nil
 }
 
-// RaisedVersion revokes or outdates the access tokens of a user with a lower
-// version (claim `ver`).
+// RaisedVersion revokes the access tokens of a user with a lower version (claim `ver`), or
+// makes these tokens stale.
 type RaisedVersion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The user.
+	// The id of the user (claim `sub` of the tokens).
 	UserId string `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
 	// Tokens with a version below this one are revoked or stale.
 	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
@@ -1440,16 +1445,16 @@ func (x *RaisedVersion) GetUntil() *timestamppb.Timestamp {
 	return nil
 }
 
-// SnapshotChunk is a part of the snapshot.
+// SnapshotChunk holds a part of the snapshot with which a stream of WatchBundle begins.
 type SnapshotChunk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The trust state; set in the first chunk only.
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
-	// Sessions that have ended.
+	// Sessions that have ended: their access tokens are revoked.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
-	// Users with a raised version.
+	// Users with a raised version: their earlier access tokens are revoked or stale.
 	RaisedVersions []*RaisedVersion `protobuf:"bytes,3,rep,name=raised_versions,json=raisedVersions,proto3" json:"raised_versions,omitempty"`
-	// This chunk completes the snapshot.
+	// True: this chunk completes the snapshot.
 	Last          bool `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1513,14 +1518,15 @@ func (x *SnapshotChunk) GetLast() bool {
 	return false
 }
 
-// Change holds what is new since the earlier message.
+// Change holds the revocations, and the trust state if it has changed, since the earlier
+// message.
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The trust state from now on. Not set: the earlier one still holds.
+	// The trust state from now on. Not set: the earlier trust state stays in force.
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
-	// Sessions that have ended.
+	// Sessions that have ended: their access tokens are revoked.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
-	// Users with a raised version.
+	// Users with a raised version: their earlier access tokens are revoked or stale.
 	RaisedVersions []*RaisedVersion `protobuf:"bytes,3,rep,name=raised_versions,json=raisedVersions,proto3" json:"raised_versions,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -1577,14 +1583,15 @@ func (x *Change) GetRaisedVersions() []*RaisedVersion {
 	return nil
 }
 
-// Heartbeat tells that the server has sent everything that it knows.
+// Heartbeat tells that the server has sent every revocation and key change that the server
+// knows.
 type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The server's times when the server made the heartbeat. A stream carries the
-	// times of one process.
+	// The server's times when the server made the heartbeat. All heartbeats of a stream come from
+	// one server process.
 	Times *ServerTimes `protobuf:"bytes,1,opt,name=times,proto3" json:"times,omitempty"`
-	// A time of the process clock: the server has sent everything that was committed
-	// before. The age of the bundle counts from as_of.
+	// A time of the server's process clock: the server has sent everything that was committed
+	// before as_of. A verifier counts the age of its trust bundle from as_of.
 	AsOf          *durationpb.Duration `protobuf:"bytes,2,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1638,25 +1645,26 @@ func (x *Heartbeat) GetAsOf() *durationpb.Duration {
 // database's clock, by which access tokens are minted and expire. The token time
 // may be set; the process clock never is.
 //
-// A verifier finds out by a question of its own, WatchBundle or GetTime, what the
-// process clock shows. With that, every later heartbeat of the same process tells
-// the token time, also a heartbeat that arrives late.
+// A verifier finds out by a call of its own, WatchBundle or GetTime, what the process clock
+// shows. With that, every later heartbeat of the same process tells the token time, also a
+// heartbeat that arrives late.
 type ServerTimes struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A random id of the server process.
 	Process []byte `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
-	// The process clock: the time since the start of the process. Suspensions of the
-	// machine count.
+	// The process clock: the time since the start of the process. The time in which the machine
+	// is suspended counts too.
 	Now *durationpb.Duration `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`
 	// A time of the process clock: the process has asked the database for the newest
 	// reading of the database's clock. After the answer, the token time is calculated
 	// from the process clock.
 	Asked *durationpb.Duration `protobuf:"bytes,3,opt,name=asked,proto3" json:"asked,omitempty"`
-	// A time of the process clock: the answer to that question has arrived.
+	// A time of the process clock: the answer of the database to the question at `asked` has
+	// arrived.
 	Answered *durationpb.Duration `protobuf:"bytes,4,opt,name=answered,proto3" json:"answered,omitempty"`
-	// At `now`, the token time is at least earliest, and at most latest.
+	// The token time at `now` is at least `earliest`.
 	Earliest *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=earliest,proto3" json:"earliest,omitempty"`
-	// See earliest.
+	// The token time at `now` is at most `latest`.
 	Latest        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=latest,proto3" json:"latest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1734,7 +1742,7 @@ func (x *ServerTimes) GetLatest() *timestamppb.Timestamp {
 	return nil
 }
 
-// GetTimeRequest asks for the time.
+// GetTimeRequest asks for the server's times.
 type GetTimeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Any bytes, at most 64. The response repeats the nonce, so a response to an
@@ -1781,12 +1789,12 @@ func (x *GetTimeRequest) GetNonce() []byte {
 	return nil
 }
 
-// GetTimeResponse holds the time.
+// GetTimeResponse holds the server's times.
 type GetTimeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The nonce of the request.
 	Nonce []byte `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
-	// The server's times, read after the request arrived.
+	// The server's times, read after the request has arrived.
 	Times         *ServerTimes `protobuf:"bytes,2,opt,name=times,proto3" json:"times,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -48,27 +48,28 @@ type TrustServiceClient interface {
 	// If the server still knows the position in `resume`, the snapshot holds only
 	// the revocations since then, as chunks or as changes. There may be none.
 	//
-	// A snapshot only adds revocations. A watcher forgets a revocation at the
-	// revocation's own time `until`. A trust state replaces the earlier one whole.
+	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation
+	// at the revocation's own time `until`. A new trust state replaces all of the earlier trust
+	// state.
 	//
-	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open
-	// the stream again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED
-	// if the server has --client-ca; OVERLOADED if the server has no place for the
-	// stream, or if another client gets the place of the stream. When all places are
-	// taken, a new client gets the place of the client network or client certificate
-	// that holds most. A client with a certificate or with a good `resume` loses its
-	// place later than others.
+	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open the stream
+	// again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED if the server has
+	// --client-ca; OVERLOADED if the server has no place for the stream, or if another client
+	// gets the place of the stream. When all places are taken, a new client gets the place of the
+	// client network or client certificate that holds most. A client with a certificate, or with
+	// a `resume` that the server knows, loses its place later than others.
 	WatchBundle(ctx context.Context, in *WatchBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchBundleResponse], error)
-	// ReportWatcher tells the server what a watcher is and how far the watcher is, for
-	// ListWatchers. The first message holds the identity, and every later message a
-	// report. A watcher that reports sends a report after each heartbeat: the server
-	// sends heartbeats more often while somebody asks ListWatchers.
+	// ReportWatcher tells the server to which service a watcher belongs and which events the
+	// watcher has applied, for ListWatchers. The first message holds the identity, and every
+	// later message a report. A watcher that reports sends a report after each heartbeat of
+	// WatchBundle. The server sends heartbeats more often while an admin calls ListWatchers.
 	//
 	// The server answers and ends the stream after 800 reports, or when the client ends its
 	// side. The watcher then opens another stream.
 	//
-	// A report proves nothing: the server decides nothing by a report. The reports of a
-	// watcher may reach another replica than the watcher's stream of WatchBundle.
+	// The server cannot check a report, so the server shows reports and decides nothing by a
+	// report. The reports of a watcher may reach another replica than the watcher's stream of
+	// WatchBundle.
 	//
 	// Errors: INVALID_REQUEST for a message of another kind or a field that is too long;
 	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca; OVERLOADED for more
@@ -80,16 +81,15 @@ type TrustServiceClient interface {
 	// replicas for their lists, and waits for 1.5 seconds at most. A replica that has not
 	// answered is in `replicas` with `answers` false.
 	//
-	// ListWatchers asks for a token with the role `admin` and for the audience `watchword`
+	// ListWatchers requires an access token with the role `admin`, for the audience `watchword`
 	// (see LoginRequest).
 	//
-	// Errors: INVALID_REQUEST for a page size or page token that is not valid;
-	// AUDIENCE_MISMATCH, before ROLE_REQUIRED, and the other errors of an access token;
-	// STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST for a page size or page token that is not valid; AUDIENCE_MISMATCH,
+	// before ROLE_REQUIRED, and the other errors of a refused access token; STORE_UNAVAILABLE.
 	ListWatchers(ctx context.Context, in *ListWatchersRequest, opts ...grpc.CallOption) (*ListWatchersResponse, error)
-	// GetTime returns the server's times. A verifier calls GetTime at the beginning
-	// of a stream and then once a minute: the verifier's idea of the server's time is wrong by
-	// no more than the time between the request and the response.
+	// GetTime returns the server's times. A verifier calls GetTime at the beginning of a stream
+	// and then once a minute: what the verifier takes for the server's time is then wrong by no
+	// more than the time between the request and the response.
 	//
 	// Errors: INVALID_REQUEST for a nonce of more than 64 bytes;
 	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca.
@@ -186,27 +186,28 @@ type TrustServiceServer interface {
 	// If the server still knows the position in `resume`, the snapshot holds only
 	// the revocations since then, as chunks or as changes. There may be none.
 	//
-	// A snapshot only adds revocations. A watcher forgets a revocation at the
-	// revocation's own time `until`. A trust state replaces the earlier one whole.
+	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation
+	// at the revocation's own time `until`. A new trust state replaces all of the earlier trust
+	// state.
 	//
-	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open
-	// the stream again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED
-	// if the server has --client-ca; OVERLOADED if the server has no place for the
-	// stream, or if another client gets the place of the stream. When all places are
-	// taken, a new client gets the place of the client network or client certificate
-	// that holds most. A client with a certificate or with a good `resume` loses its
-	// place later than others.
+	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open the stream
+	// again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED if the server has
+	// --client-ca; OVERLOADED if the server has no place for the stream, or if another client
+	// gets the place of the stream. When all places are taken, a new client gets the place of the
+	// client network or client certificate that holds most. A client with a certificate, or with
+	// a `resume` that the server knows, loses its place later than others.
 	WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[WatchBundleResponse]) error
-	// ReportWatcher tells the server what a watcher is and how far the watcher is, for
-	// ListWatchers. The first message holds the identity, and every later message a
-	// report. A watcher that reports sends a report after each heartbeat: the server
-	// sends heartbeats more often while somebody asks ListWatchers.
+	// ReportWatcher tells the server to which service a watcher belongs and which events the
+	// watcher has applied, for ListWatchers. The first message holds the identity, and every
+	// later message a report. A watcher that reports sends a report after each heartbeat of
+	// WatchBundle. The server sends heartbeats more often while an admin calls ListWatchers.
 	//
 	// The server answers and ends the stream after 800 reports, or when the client ends its
 	// side. The watcher then opens another stream.
 	//
-	// A report proves nothing: the server decides nothing by a report. The reports of a
-	// watcher may reach another replica than the watcher's stream of WatchBundle.
+	// The server cannot check a report, so the server shows reports and decides nothing by a
+	// report. The reports of a watcher may reach another replica than the watcher's stream of
+	// WatchBundle.
 	//
 	// Errors: INVALID_REQUEST for a message of another kind or a field that is too long;
 	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca; OVERLOADED for more
@@ -218,16 +219,15 @@ type TrustServiceServer interface {
 	// replicas for their lists, and waits for 1.5 seconds at most. A replica that has not
 	// answered is in `replicas` with `answers` false.
 	//
-	// ListWatchers asks for a token with the role `admin` and for the audience `watchword`
+	// ListWatchers requires an access token with the role `admin`, for the audience `watchword`
 	// (see LoginRequest).
 	//
-	// Errors: INVALID_REQUEST for a page size or page token that is not valid;
-	// AUDIENCE_MISMATCH, before ROLE_REQUIRED, and the other errors of an access token;
-	// STORE_UNAVAILABLE.
+	// Errors: INVALID_REQUEST for a page size or page token that is not valid; AUDIENCE_MISMATCH,
+	// before ROLE_REQUIRED, and the other errors of a refused access token; STORE_UNAVAILABLE.
 	ListWatchers(context.Context, *ListWatchersRequest) (*ListWatchersResponse, error)
-	// GetTime returns the server's times. A verifier calls GetTime at the beginning
-	// of a stream and then once a minute: the verifier's idea of the server's time is wrong by
-	// no more than the time between the request and the response.
+	// GetTime returns the server's times. A verifier calls GetTime at the beginning of a stream
+	// and then once a minute: what the verifier takes for the server's time is then wrong by no
+	// more than the time between the request and the response.
 	//
 	// Errors: INVALID_REQUEST for a nonce of more than 64 bytes;
 	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca.

@@ -25,7 +25,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// UserKind says by what an account signs in.
+// UserKind says whether an account signs in by a password or by a token of a trusted issuer.
 type UserKind int32
 
 const (
@@ -33,8 +33,8 @@ const (
 	UserKind_USER_KIND_UNSPECIFIED UserKind = 0
 	// A user signs in with a password (Login) and has sessions.
 	UserKind_USER_KIND_USER UserKind = 1
-	// A service account signs in with a token of a trusted issuer (ExchangeToken). It has
-	// no password and no session.
+	// A service account signs in with a token of a trusted issuer (ExchangeToken). A service
+	// account has no password and no session.
 	UserKind_USER_KIND_SERVICE UserKind = 2
 )
 
@@ -96,14 +96,14 @@ type User struct {
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// When name, roles, audiences, password or state were last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// By what the account signs in. The kind of an account never changes.
+	// Whether the account is a user or a service account. The kind of an account never changes.
 	Kind UserKind `protobuf:"varint,7,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
-	// For a service account: the audiences by which the service is one of those that
-	// tokens are for, sorted; never `watchword`. The service may delegate only tokens for one
-	// of them.
+	// For a service account: the audiences (claim `aud`) that stand for the service in tokens,
+	// sorted; never `watchword`. The service is allowed to delegate only tokens for one of these
+	// audiences.
 	Audiences []string `protobuf:"bytes,8,rep,name=audiences,proto3" json:"audiences,omitempty"`
-	// For a service account: the audiences to which the service may carry the identity of
-	// its callers (DelegateToken), sorted; never `watchword`.
+	// For a service account: the audiences for which the service is allowed to get tokens that
+	// speak for its callers (DelegateToken), sorted; never `watchword`.
 	DelegatesTo   []string `protobuf:"bytes,9,rep,name=delegates_to,json=delegatesTo,proto3" json:"delegates_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -205,18 +205,18 @@ func (x *User) GetDelegatesTo() []string {
 // CreateUserRequest describes the new user.
 type CreateUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The name; at most 256 bytes.
+	// The username; at most 256 bytes.
 	Username string `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
-	// The first password: --min-password-length characters (15 by default) to 1024
-	// bytes, and none that is guessed early. Empty for a service account.
+	// The first password: --min-password-length characters (15 by default) to 1024 bytes, and
+	// none that attackers guess early (see PASSWORD_TOO_WEAK). Empty for a service account.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
-	// The roles; may be empty.
+	// The roles of the account; can be empty.
 	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	// The kind of the account. Not set: USER_KIND_USER.
 	Kind UserKind `protobuf:"varint,4,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
-	// See User; for a service account only, at most 32.
+	// As in User: for a service account only, at most 32.
 	Audiences []string `protobuf:"bytes,5,rep,name=audiences,proto3" json:"audiences,omitempty"`
-	// See User; for a service account only, at most 32.
+	// As in User: for a service account only, at most 32.
 	DelegatesTo   []string `protobuf:"bytes,6,rep,name=delegates_to,json=delegatesTo,proto3" json:"delegates_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -340,10 +340,10 @@ func (x *CreateUserResponse) GetUser() *User {
 	return nil
 }
 
-// GetUserRequest names a user.
+// GetUserRequest names the user to find.
 type GetUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Exactly one is required.
+	// Exactly one of `id` and `username` is required.
 	//
 	// Types that are valid to be assigned to Key:
 	//
@@ -414,12 +414,12 @@ type isGetUserRequest_Key interface {
 }
 
 type GetUserRequest_Id struct {
-	// By id.
+	// The id of the user.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3,oneof"`
 }
 
 type GetUserRequest_Username struct {
-	// By name.
+	// The username of the user.
 	Username string `protobuf:"bytes,2,opt,name=username,proto3,oneof"`
 }
 
@@ -427,7 +427,7 @@ func (*GetUserRequest_Id) isGetUserRequest_Key() {}
 
 func (*GetUserRequest_Username) isGetUserRequest_Key() {}
 
-// GetUserResponse holds the user.
+// GetUserResponse holds the user that was found.
 type GetUserResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user.
@@ -473,7 +473,7 @@ func (x *GetUserResponse) GetUser() *User {
 	return nil
 }
 
-// ListUsersRequest asks for a page.
+// ListUsersRequest asks for a page of the accounts.
 type ListUsersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The largest number of users in the page. Not set: 50. Above 1000: 1000.
@@ -537,10 +537,10 @@ func (x *ListUsersRequest) GetKind() UserKind {
 	return UserKind_USER_KIND_UNSPECIFIED
 }
 
-// ListUsersResponse is a page.
+// ListUsersResponse holds a page of the accounts.
 type ListUsersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The users of this page.
+	// The users and service accounts of this page.
 	Users []*User `protobuf:"bytes,1,rep,name=users,proto3" json:"users,omitempty"`
 	// The token for the next page. Empty: this page is the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
@@ -592,15 +592,14 @@ func (x *ListUsersResponse) GetNextPageToken() string {
 	return ""
 }
 
-// UpdateUserRequest describes a change.
+// UpdateUserRequest describes a change of an account.
 type UpdateUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The user's `id`, and the new values of the fields.
+	// The `id` of the account to change, and the new values of the fields in `update_mask`.
 	User *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
-	// The fields to change, of `username`, `roles`, `disabled`, `audiences` and
-	// `delegates_to`. Empty: every field that is populated, at least one. `*`: all five
-	// fields. If every named field has its new value already, the call succeeds and writes
-	// nothing.
+	// The fields to change, of `username`, `roles`, `disabled`, `audiences` and `delegates_to`.
+	// Empty: every field that is populated, at least one. `*`: all five fields. If every field to
+	// change has its new value already, the call succeeds and writes nothing.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -696,7 +695,7 @@ func (x *UpdateUserResponse) GetUser() *User {
 	return nil
 }
 
-// DeleteUserRequest names a user.
+// DeleteUserRequest names the account to delete.
 type DeleteUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user's id.
@@ -784,8 +783,8 @@ type SetPasswordRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user's id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The new password: --min-password-length characters (15 by default) to 1024
-	// bytes, and none that is guessed early.
+	// The new password: --min-password-length characters (15 by default) to 1024 bytes, and none
+	// that attackers guess early (see PASSWORD_TOO_WEAK).
 	Password      string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -835,7 +834,7 @@ func (x *SetPasswordRequest) GetPassword() string {
 	return ""
 }
 
-// SetPasswordResponse holds the user.
+// SetPasswordResponse holds the user with the new password.
 type SetPasswordResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user after the change.

@@ -33,18 +33,17 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// UserService administers users and service accounts. Every method asks for a token with the
-// role `admin` and for the audience `watchword` (see LoginRequest).
+// UserService administers users and service accounts. Every method requires an access token
+// with the role `admin`, for the audience `watchword` (see LoginRequest).
 //
-// A change of name, roles or audiences makes the access tokens of the account TOKEN_STALE:
-// a refresh, or another exchange, brings a token with the new rights. A new password,
-// disabling and deleting end every session of the user. Disabling and deleting a service
-// account make its access tokens TOKEN_REVOKED, and so the tokens that the service has
-// delegated. Once a call has answered, this server's Verify knows the change.
+// A change of name, roles or audiences makes the access tokens of the account TOKEN_STALE: a
+// refresh, or another exchange, brings a token with the new rights. A new password, disabling
+// and deleting end every session of the user. Disabling and deleting a service account make its
+// access tokens TOKEN_REVOKED, and also the tokens that the service has delegated. Once a call
+// has answered, this server's Verify knows the change.
 //
-// Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
-// for a token without the audience `watchword`, before ROLE_REQUIRED;
-// STORE_UNAVAILABLE.
+// Further errors of every method: the errors of a refused access token, with AUDIENCE_MISMATCH
+// for a token without the audience `watchword`, before ROLE_REQUIRED; STORE_UNAVAILABLE.
 type UserServiceClient interface {
 	// CreateUser makes a user or a service account.
 	//
@@ -64,7 +63,7 @@ type UserServiceClient interface {
 	// of a service account (AIP-134). Disabling ends every session. Enabling restores no
 	// session.
 	//
-	// Errors: INVALID_REQUEST, also for another kind and for audiences of a user;
+	// Errors: INVALID_REQUEST, also for a change of the kind and for audiences of a user;
 	// USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change would leave no enabled user of the
 	// kind USER with the role `admin`.
 	UpdateUser(ctx context.Context, in *UpdateUserRequest, opts ...grpc.CallOption) (*UpdateUserResponse, error)
@@ -152,18 +151,17 @@ func (c *userServiceClient) SetPassword(ctx context.Context, in *SetPasswordRequ
 // All implementations must embed UnimplementedUserServiceServer
 // for forward compatibility.
 //
-// UserService administers users and service accounts. Every method asks for a token with the
-// role `admin` and for the audience `watchword` (see LoginRequest).
+// UserService administers users and service accounts. Every method requires an access token
+// with the role `admin`, for the audience `watchword` (see LoginRequest).
 //
-// A change of name, roles or audiences makes the access tokens of the account TOKEN_STALE:
-// a refresh, or another exchange, brings a token with the new rights. A new password,
-// disabling and deleting end every session of the user. Disabling and deleting a service
-// account make its access tokens TOKEN_REVOKED, and so the tokens that the service has
-// delegated. Once a call has answered, this server's Verify knows the change.
+// A change of name, roles or audiences makes the access tokens of the account TOKEN_STALE: a
+// refresh, or another exchange, brings a token with the new rights. A new password, disabling
+// and deleting end every session of the user. Disabling and deleting a service account make its
+// access tokens TOKEN_REVOKED, and also the tokens that the service has delegated. Once a call
+// has answered, this server's Verify knows the change.
 //
-// Further errors of every method: those of an access token, with AUDIENCE_MISMATCH
-// for a token without the audience `watchword`, before ROLE_REQUIRED;
-// STORE_UNAVAILABLE.
+// Further errors of every method: the errors of a refused access token, with AUDIENCE_MISMATCH
+// for a token without the audience `watchword`, before ROLE_REQUIRED; STORE_UNAVAILABLE.
 type UserServiceServer interface {
 	// CreateUser makes a user or a service account.
 	//
@@ -183,7 +181,7 @@ type UserServiceServer interface {
 	// of a service account (AIP-134). Disabling ends every session. Enabling restores no
 	// session.
 	//
-	// Errors: INVALID_REQUEST, also for another kind and for audiences of a user;
+	// Errors: INVALID_REQUEST, also for a change of the kind and for audiences of a user;
 	// USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change would leave no enabled user of the
 	// kind USER with the role `admin`.
 	UpdateUser(context.Context, *UpdateUserRequest) (*UpdateUserResponse, error)
