@@ -24,9 +24,9 @@ func read(id int32) time.Duration {
 	return time.Duration(at.Nano())
 }
 
-// Boot returns an id of the machine's present boot, and the time since the boot with
-// suspensions. Two processes with the same id can compare the times. The id is empty if the
-// system has none.
+// Boot returns an id of the machine's present boot, and the time since the boot, suspensions of
+// the machine included. Two processes that get the same id can compare their times. The id is
+// empty if the system has no id of its boot.
 func Boot() (id string, since time.Duration) {
 	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -4,9 +4,10 @@ package clock
 
 import "time"
 
-// suspended returns by how much the machine's clock has run further than the monotonic
-// clock, which stands still during a suspension. Setting the machine's clock ahead causes
-// the same difference. Elapsed then is ahead until the server's next answer.
+// suspended returns by how much the machine's clock has run further than the monotonic clock,
+// which stands still during a suspension. Setting the machine's clock ahead causes the same
+// difference. [Elapsed] then runs ahead by the difference, so an [Estimate] of the server's
+// clock is too high until the server's next answer.
 func suspended(start time.Time) time.Duration {
 	now := time.Now()
 	return now.Round(0).Sub(start.Round(0)) - now.Sub(start)

@@ -1,10 +1,10 @@
 // Package clock measures time by intervals: the time that passes in this process, and
 // what another clock shows.
 //
-// [Elapsed] counts the time since the start of the process. Setting the machine's clock
-// changes nothing, and a suspension of the machine counts. An [Offset] bounds the
-// difference between another clock and Elapsed. An [Estimate] follows a clock that may be
-// set, and remembers the clocks heard before.
+// [Elapsed] counts the time since the start of the process. Setting the machine's clock changes
+// nothing, and a suspension of the machine counts. An [Offset] bounds the difference between
+// another clock and Elapsed. An [Estimate] follows a clock that can be set, and remembers what
+// the clock showed before each setting.
 //
 // A pause of a virtual machine by its host leaves no trace inside the machine. Elapsed does
 // not count such a pause.
@@ -15,19 +15,20 @@ import (
 	"time"
 )
 
-// lookEvery is the time between two questions how long the machine was suspended. Asking
-// takes longer than reading the monotonic clock.
+// lookEvery is the time between two calls in which [Elapsed.Now] asks the operating system how
+// long the machine was suspended: the question takes longer than reading the monotonic clock.
 const lookEvery = 20 * time.Millisecond
 
 // Elapsed counts the time since [New]: by the monotonic clock, plus the time during which
 // the machine was suspended. Elapsed never goes back. Elapsed is safe for concurrent use.
 //
-// Up to lookEvery after the end of a suspension, Elapsed may lack the suspension.
+// For up to lookEvery after the end of a suspension, Elapsed can be too low by the length of
+// the suspension.
 type Elapsed struct {
 	start  time.Time // with a monotonic reading
 	asleep func(start time.Time) time.Duration
-	before time.Duration // asleep at the start
-	slept  atomic.Int64  // ns; only grows
+	before time.Duration // what asleep returned at the start
+	slept  atomic.Int64  // for how long the machine was suspended since the start, in ns; only grows
 	looked atomic.Int64  // when slept was read, by the monotonic clock; ns since start
 }
 

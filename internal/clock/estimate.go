@@ -5,46 +5,50 @@ import (
 	"time"
 )
 
-// SetFrom is the difference from which a clock counts as set. An Estimate follows a smaller
-// difference too, in silence: such a difference comes from a correction of the clock.
+// SetFrom is the smallest jump of a clock that [Estimate.Learn] reports as a setting of the
+// clock. An Estimate follows a smaller jump too, and Learn returns zero: small jumps come from
+// corrections of the clock.
 const SetFrom = time.Second
 
-// maxEras bounds the clocks that an Estimate remembers. A clock that is set more often
-// makes the oldest eras one.
+// maxEras bounds the eras that an Estimate remembers: an era is the time between two settings
+// of the clock. If the clock is set more often, [Estimate.remember] joins the two oldest eras.
 const maxEras = 16
 
-// farAhead bounds for how long a clock that was ahead counts after it was set back. Without
-// the bound, a clock that was ten years ahead for a moment would fill the memory with the
-// revocations of ten years.
+// farAhead bounds how far ahead a clock is believed to have been, after the clock was set back.
+// Without the bound, a clock that was ten years ahead for a moment would make a verifier keep
+// every revocation in memory for ten years.
 const farAhead = 24 * time.Hour
 
-// An Estimate bounds a clock that may be set, by readings of the clock. An era is the time
-// between two settings of the clock. An Estimate is for one goroutine.
+// An Estimate bounds the time that another clock shows, by readings of the clock. The clock can
+// be set at any time. An era is the time between two settings of the clock. An Estimate is for
+// one goroutine.
 //
 // Invariants, if readings bound the clock and no two clocks drift apart faster than
 // driftPart allows:
 //
 //  1. The estimate lies within the newest reading. So the error of the estimate is at most
 //     the width of the newest reading, also just after the clock was set.
-//  2. A newer reading that contradicts the estimate replaces the estimate. An older one
-//     changes nothing. The order of the readings counts, and not the order of their arrival.
+//  2. A newer reading that contradicts the estimate replaces the estimate. An older reading
+//     that contradicts the estimate changes nothing. The order of the readings counts, and not
+//     the order of their arrival.
 //  3. If the order of two readings is unknown, the estimate covers both.
 type Estimate struct {
 	now   Offset
 	read  Span // of the newest reading
 	sure  bool // there was a reading
-	again bool // the estimate continues an earlier one, and began with a guess
+	again bool // Remember has loaded what an earlier Estimate knew, and now begins with a guess
 	both  bool // now covers two readings, of which either may be the newer
 
 	since time.Duration // the elapsed time from which on every clock that was heard is in past or now
-	past  []era         // the oldest first
+	past  []era         // the remembered eras, the oldest first
 	hold  time.Duration // the highest time that the clock showed before the clock was set back
 }
 
-// Span is a span of elapsed time.
+// Span holds the beginning and the end of a span of time, as times of an [Elapsed] clock.
 type Span struct{ From, To time.Duration }
 
-// era is the lowest offset of a clock until the clock was set, and when it was last heard.
+// era holds the lowest offset of the clock before the clock was set (lo), and the elapsed time
+// of the last reading before the setting (heard).
 type era struct{ lo, heard time.Duration }
 
 // Learn adds a reading of the clock, which was taken within the span read. after tells that
@@ -79,13 +83,14 @@ func (e *Estimate) Learn(o Offset, read Span, after bool) (set time.Duration, us
 	return set, true
 }
 
-// setBack follows a clock that was set back: tokens of before expire as late as the clock has
-// shown.
+// setBack notes in e.hold the highest time that the clock showed before the clock was set back
+// to o. Tokens that were minted before carry times of the old setting, and expire as late.
 func (e *Estimate) setBack(o Offset) {
 	e.hold = max(e.hold, min(e.now.Latest(o.At), o.Latest(o.At)+farAhead))
 }
 
-// remember adds an era.
+// remember adds an era to e.past. If there are more than maxEras, remember joins the two
+// oldest.
 func (e *Estimate) remember(p era) {
 	e.past = append(e.past, p)
 	if len(e.past) > maxEras {
@@ -97,7 +102,7 @@ func (e *Estimate) remember(p era) {
 // Vague reports whether the estimate covers two readings of unknown order.
 func (e *Estimate) Vague() bool { return e.both }
 
-// Guess sets the estimate until the first reading.
+// Guess sets the estimate that holds until the first reading of the clock.
 func (e *Estimate) Guess(o Offset) { e.now = o }
 
 // Offset returns the estimate.
@@ -106,12 +111,14 @@ func (e *Estimate) Offset() Offset { return e.now }
 // Read returns the span of the newest reading.
 func (e *Estimate) Read() Span { return e.read }
 
-// Expired returns a time: what ends earlier has ended by every clock of the last span. span
-// is the life of a token and of what is known about the token.
+// Expired returns a time of the clock. What ends earlier, such as a revocation, has ended by
+// every setting that the clock had in the last span. The parameter span is the longest life of
+// a token and of the revocation of a token.
 //
-// Before the estimate's start any clock may have been in force, so Expired returns the lowest
-// time of all until span has passed. Expired does so too after the clock was set back, until
-// every token of the time before has expired.
+// Before the first reading, the clock could have any setting. So Expired returns the lowest
+// time of all, math.MinInt64, until the estimate has followed the clock for span. After the
+// clock was set back, Expired also returns math.MinInt64 until every token of the time before
+// has expired.
 func (e *Estimate) Expired(now, span time.Duration) time.Duration {
 	if !e.sure || now-span < e.since || e.hold != 0 && e.now.Earliest(now) < e.hold+span {
 		return math.MinInt64
@@ -119,7 +126,7 @@ func (e *Estimate) Expired(now, span time.Duration) time.Duration {
 	return e.lowest(now, span)
 }
 
-// lowest returns the lowest time that any clock of the last span would show now.
+// lowest returns the lowest time that the clock would show now by any setting of the last span.
 func (e *Estimate) lowest(now, span time.Duration) time.Duration {
 	lowest := e.now.Earliest(now)
 	for _, p := range e.past {
@@ -130,14 +137,15 @@ func (e *Estimate) lowest(now, span time.Duration) time.Duration {
 	return lowest
 }
 
-// Memory is what a later estimate must know of an earlier one.
+// Memory holds what an earlier [Estimate] knew of a clock, for a later Estimate of the same
+// clock, such as that of the next process.
 type Memory struct {
-	Heard  time.Duration // for how long the clocks in force are known
-	Lowest time.Duration // the lowest time that any of them would show now
+	Heard  time.Duration // for how long the earlier Estimate has followed the clock
+	Lowest time.Duration // the lowest time that the clock would show now by any setting in the time Heard
 	Hold   time.Duration // the highest time that the clock showed before the clock was set back; zero: never
 }
 
-// Memory returns what to remember of the last span.
+// Memory returns what a later Estimate must know of the last span.
 func (e *Estimate) Memory(now, span time.Duration) Memory {
 	if !e.sure {
 		return Memory{Hold: e.hold}

@@ -2,8 +2,8 @@ package clock
 
 import "time"
 
-// driftPart divides an age, to get by how much two clocks may have drifted apart: 200 parts
-// in a million, twice what a bad quartz does.
+// driftPart divides the age of a reading, to get by how much two clocks can have drifted apart
+// since: 200 millionths of the age, twice what a bad quartz does.
 const driftPart = 5000
 
 // Offset bounds the difference between another clock and an [Elapsed] clock. At the elapsed
@@ -18,19 +18,19 @@ func Answer(shown, sent, received time.Duration) Offset {
 	return Offset{Lo: shown - received, Hi: shown - sent, At: received}
 }
 
-// Earliest returns the lowest time that the other clock may show at an elapsed time.
+// Earliest returns the lowest time that the other clock can show at an elapsed time.
 func (o Offset) Earliest(now time.Duration) time.Duration { return now + o.Lo - o.drift(now) }
 
-// Latest returns the highest time that the other clock may show at an elapsed time.
+// Latest returns the highest time that the other clock can show at an elapsed time.
 func (o Offset) Latest(now time.Duration) time.Duration { return now + o.Hi + o.drift(now) }
 
 func (o Offset) drift(now time.Duration) time.Duration { return Drift(now - o.At) }
 
-// Drift returns by how much two clocks drift apart in a time, at most; zero for a negative
-// time.
+// Drift returns by how much two clocks drift apart in the time d, at most; zero for a negative
+// d.
 func Drift(d time.Duration) time.Duration { return max(0, d) / driftPart }
 
-// to returns the offset as known at a later elapsed time.
+// to returns the offset as known at a later elapsed time: wider by the drift.
 func (o Offset) to(now time.Duration) Offset {
 	return Offset{Lo: o.Earliest(now) - now, Hi: o.Latest(now) - now, At: max(now, o.At)}
 }

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// bounds are the upper bounds of the buckets: from a look-up in memory to a call that has
-// used up every deadline. Few buckets keep the page of metrics short.
+// bounds holds the upper bounds of the buckets of [Durations]: from a look-up in memory to a
+// call that has used up every deadline. Few buckets keep the page of metrics short.
 var bounds = [...]time.Duration{
 	time.Millisecond, 5 * time.Millisecond, 25 * time.Millisecond, 100 * time.Millisecond,
 	500 * time.Millisecond, 2500 * time.Millisecond, 10 * time.Second,
@@ -32,7 +32,7 @@ func (d *Durations) Add(took time.Duration) {
 	d.sum.Add(int64(took))
 }
 
-// Histogram holds the durations counted until a moment.
+// Histogram holds the durations that a [Durations] has counted until a moment.
 type Histogram struct {
 	Count   uint64
 	Seconds float64            // the sum of the durations

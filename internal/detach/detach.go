@@ -1,6 +1,6 @@
-// Package detach runs a function so that the caller can return before the function
-// ends. A stream's handler may block in Recv or Send until the stream ends, and the
-// stream ends only when the interceptor returns.
+// Package detach runs a function so that the caller can return before the function ends. A gRPC
+// interceptor needs this to end a stream: the handler can block in Recv or Send until the
+// stream ends, and the stream ends only when the interceptor returns.
 package detach
 
 import (
@@ -13,11 +13,11 @@ import (
 // errExited reports a function that called runtime.Goexit.
 var errExited = status.Error(codes.Internal, "the handler ended without an answer: runtime.Goexit was called")
 
-// A Call is one run of a function in a goroutine of its own.
+// A Call holds one run of a function in a goroutine of its own.
 type Call struct {
 	done  chan struct{} // closed after the fields below were written
 	err   error
-	fault any // a panic, or errExited
+	fault any // the value of a panic of the function, or errExited; nil: neither
 	stack []byte
 }
 
@@ -40,11 +40,11 @@ func Go(fn func() error) *Call {
 	return c
 }
 
-// Done is closed when fn has ended.
+// Done returns a channel that is closed when the function given to [Go] has ended.
 func (c *Call) Done() <-chan struct{} { return c.done }
 
-// Result waits for the end of fn and returns its error. Result raises a panic of fn
-// again, in the goroutine of its caller, where a recovery interceptor sees it. A
+// Result waits for the end of fn and returns its error. If fn has panicked, Result panics with
+// the same value in the goroutine of its caller, where a recovery interceptor sees the panic. A
 // function that called runtime.Goexit gives an INTERNAL status.
 func (c *Call) Result() error {
 	<-c.done

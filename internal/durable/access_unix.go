@@ -14,11 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CheckWriters returns an error if every user of the machine may write to the file at path,
-// or may replace the file in its folder, or a link that leads to the file. A missing file has no
-// writers, but its folder may have. The group is no stranger: Kubernetes gives the files of a
-// volume to a group (fsGroup), and OpenShift gives the group 0. [Exposure] reports what the
-// group may do.
+// CheckWriters returns an error if every user of the machine can write to the file at path, can
+// replace the file in its folder, or can replace a link that leads to the file. For a missing
+// file, CheckWriters checks the folder. A file that its group can write to is no error:
+// Kubernetes gives the files of a volume to a group (fsGroup), and OpenShift to the group 0.
+// [Exposure] reports what the group is allowed to do.
 func CheckWriters(path string) error {
 	if err := checkFolder(path); err != nil {
 		return err
@@ -33,7 +33,7 @@ func CheckWriters(path string) error {
 	switch {
 	case err != nil:
 		return nil
-	case info.IsDir(): // the mode of /tmp must stay
+	case info.IsDir(): // without advice to run chmod: the folder may be /tmp
 		return fmt.Errorf("%s is a folder: name a file", path)
 	case info.Mode()&0o002 != 0:
 		return fmt.Errorf("%s has mode %04o, so every user may write to the file: run chmod o-w %[1]s", path, info.Mode().Perm())
@@ -41,9 +41,10 @@ func CheckWriters(path string) error {
 	return nil
 }
 
-// checkFolder checks the folder of a file. In a folder above that every user may write to, every
-// user may put a folder of the same name in the place of the folder, but the new folder belongs
-// to that user.
+// checkFolder returns an error if every user can replace the file at path in its folder, or if
+// another user can have replaced the folder. If every user can write to the folder above, any
+// user can put a new folder in the place of the folder. The new folder belongs to that user, so
+// checkFolder looks at the owner.
 func checkFolder(path string) error {
 	folder := filepath.Dir(path)
 	info, err := os.Stat(folder)
@@ -64,13 +65,13 @@ func checkFolder(path string) error {
 }
 
 // everyUserWrites reports whether every user may replace files in a folder. In a sticky folder,
-// such as /tmp, only the owner of a file may.
+// such as /tmp, only the owner of a file or of the folder can replace the file.
 func everyUserWrites(folder fs.FileInfo) bool {
 	return folder.Mode()&0o002 != 0 && folder.Mode()&fs.ModeSticky == 0
 }
 
-// Exposure says what the group and other users may do with the file at path. Exposure
-// returns "" for a file of mode 0600, and for a missing file.
+// Exposure says what the group and other users are allowed to do with the file at path.
+// Exposure returns "" for a file of mode 0600, and for a missing file.
 func Exposure(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -91,8 +92,8 @@ func Exposure(path string) string {
 	return ""
 }
 
-// CheckUsable returns an error if this process may not read and write the file at path. A
-// missing file is no error. CheckUsable opens no file: closing a file would release the
+// CheckUsable returns an error if this process is not allowed to read and write the file at
+// path. A missing file is no error. CheckUsable opens no file: closing a file would release the
 // locks of SQLite on the file.
 func CheckUsable(path string) error {
 	err := unix.Access(path, unix.R_OK|unix.W_OK)
@@ -102,9 +103,9 @@ func CheckUsable(path string) error {
 	return Denied(path, &fs.PathError{Op: "open", Path: path, Err: err})
 }
 
-// Denied adds to an error of a missing permission the owner of the file, or of its folder
-// if the file is missing or hidden, and the user of this process. Denied returns any other
-// error unchanged.
+// Denied adds to fs.ErrPermission, the error of a missing permission, the owner of the file, or
+// of its folder if the file is missing or hidden, and the user of this process. Denied returns
+// any other error unchanged.
 func Denied(path string, err error) error {
 	if !errors.Is(err, fs.ErrPermission) {
 		return err
@@ -125,9 +126,9 @@ func Denied(path string, err error) error {
 		err, path, stat.Uid, stat.Gid, info.Mode().Perm(), os.Geteuid(), os.Getegid())
 }
 
-// adopt gives a new file the owner of another file, and a mode, so that a service can use
-// a file that root has made beside a file of the service. If the group may read and write
-// the other file, the group is enough.
+// adopt gives a new file the owner and the group of the file like, and the mode, so that a
+// service can use a file that root has made beside a file of the service. If the owner cannot
+// be changed, and the group can read and write the file like, adopt changes the group alone.
 func adopt(file *os.File, like fs.FileInfo, mode fs.FileMode) error {
 	stat, ok := like.Sys().(*syscall.Stat_t)
 	if !ok {

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// suffix ends the names of drafts. A draft is a file under construction, in the folder
+// suffix ends the names of drafts. A draft is a file that is still being written, in the folder
 // of the final file.
 const suffix = ".tmp"
 
@@ -78,7 +78,7 @@ func adoptLike(file *os.File, path string, kept fs.FileMode) error {
 	return adopt(file, like, like.Mode().Perm()&kept)
 }
 
-// Create is like [Replace], and fails if a file exists at path.
+// Create writes a new file at path like [Replace], and fails if a file exists at path.
 //
 // Errors: fs.ErrExist.
 func Create(path string, fill func(*os.File) error) error {
@@ -92,13 +92,14 @@ func Create(path string, fill func(*os.File) error) error {
 		return err
 	})
 	if err != nil && published {
-		os.Remove(path) // the name may not survive a crash
+		os.Remove(path) // Create fails, because the name may be lost in a crash
 	}
 	return err
 }
 
-// publishNew gives a draft its name, and fails if a file has been made at path since the
-// check of Create. A link fails in that case; a rename would replace the file.
+// publishNew gives a draft the name path, and fails if a file has been made at path since the
+// check of Create. publishNew makes a hard link, which fails if path exists; a rename would
+// replace the file.
 func publishNew(draft, path string) error {
 	err := os.Link(draft, path)
 	if err == nil || errors.Is(err, fs.ErrExist) {
@@ -107,8 +108,9 @@ func publishNew(draft, path string) error {
 	return renameNew(draft, path)
 }
 
-// renameNew is publishNew for a file system without links. One process makes the empty
-// file, and then replaces the empty file.
+// renameNew does the work of publishNew on a file system without hard links. Of several
+// processes, only one can make an empty file at path. The process that has made the file
+// renames the draft to path.
 func renameNew(draft, path string) error {
 	claim, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
