@@ -1,10 +1,10 @@
 // Package feed reads the numbered events of the store and publishes them into a hub,
 // which sends revocations and keys to the verifiers.
 //
-// Each replica reads the tail of the events (the events after the last one read) by
-// number, and so sees every event. A hint after a commit starts the reading at once.
-// Package feed notices when the database has another history, and tells the hub.
-// Events are appended through [Tx] alone.
+// Each replica reads the tail of the events (the events after the last one read) by number, and
+// so sees every event. A hint after a commit starts the reading at once. Package feed notices
+// when the database has another history of events than before, as after the restore of a
+// backup, and calls [hub.Hub.Fork]. Events are appended through [Tx] alone.
 //
 // When [Feed.Write] returns, the process's own verifier knows the change.
 package feed
@@ -35,11 +35,11 @@ const (
 	keysEvery = 12
 	// tailBatch bounds the events in one transaction, and so the size of a message.
 	tailBatch = 1000
-	// provenFor is how long the database counts as able to commit after a commit. The next
+	// provenFor is for how long a commit proves that the database can still commit. The next
 	// commit begins after [store.TickEvery], and a busy machine takes a moment.
 	provenFor = store.TickEvery + 2*time.Second
-	// applyTimeout bounds the wait for our own verifier. Applying is work in memory, so
-	// only a fault takes longer.
+	// applyTimeout bounds the wait until the verifier of this process has applied an event.
+	// Applying an event is work in memory, so only a fault takes longer.
 	applyTimeout = 5 * time.Second
 )
 
@@ -50,7 +50,7 @@ const (
 type Feed struct {
 	store    *store.Store
 	hub      *hub.Hub
-	hint     chan struct{} // has room for one
+	hint     chan struct{} // has room for one; an element makes Run read the tail now
 	tick     chan struct{} // has room for one; an element makes countTicks count now
 	issuer   string
 	keys     Keys
@@ -61,9 +61,9 @@ type Feed struct {
 	question func(asked, now time.Time) // see [Feed.OnQuestion]
 
 	at          hub.Position // every event up to this position is published
-	floor       int64        // the floor for versions, as read last
+	floor       int64        // the floor for versions (no new token has a lower version), as read last
 	greatest    int64        // the greatest of all floors and all versions of events, in any history
-	trustUnread bool         // the last batch must read the trust state
+	trustUnread bool         // the last batch of the next reading must read the trust state (the public keys)
 	keysAgain   bool         // keys asked to be called again; see [KeySet]
 	warned      bool         // the log has a line about the errors of readTail
 	asked       time.Time    // the newest question of [store.Tx.AskReplicas], as read last
@@ -122,9 +122,10 @@ func (f *Feed) Hub() *hub.Hub { return f.hub }
 func (f *Feed) Pace(poll, beats time.Duration) { f.poll, f.beats = poll, beats }
 
 // OnQuestion makes Run call fn after each reading that finds another question of
-// [store.Tx.AskReplicas] than the reading before: asked is the time of the question, and now the
-// time of the reading, both by the database's clock. The polls and hints for events serve the
-// questions too. fn must not block. OnQuestion must be called before Run.
+// [store.Tx.AskReplicas] than the reading before: asked is the time of the question, and now
+// the time of the reading, both by the database's clock. Run finds a new question by the same
+// polls and hints as new events. The function fn must not block. OnQuestion must be called
+// before Run.
 func (f *Feed) OnQuestion(fn func(asked, now time.Time)) { f.question = fn }
 
 // Run reads the tail until ctx ends.
@@ -154,8 +155,8 @@ func (f *Feed) Run(ctx context.Context) {
 	}
 }
 
-// warnOnce logs the first of several errors in a row; a nil err ends the row. The store logs
-// an outage of the database, so warnOnce logs no ErrAway.
+// warnOnce logs the first of several errors of readTail in a row; a nil err ends the row. The
+// store logs an outage of the database, so warnOnce logs no ErrAway.
 func (f *Feed) warnOnce(ctx context.Context, err error) {
 	switch {
 	case err == nil:
@@ -166,9 +167,10 @@ func (f *Feed) warnOnce(ctx context.Context, err error) {
 	}
 }
 
-// countTicks counts the time that has passed, for Prune, until ctx ends. Each commit also
-// proves that the database can commit: see [Feed.mayCommit]. Run reads the tail in another
-// goroutine, since a commit may wait for a standby.
+// countTicks counts ticks in the table ticks until ctx ends: by the ticks, Prune knows how much
+// time has passed (see [store.Tx.Tick]). Each commit also proves that the database can commit:
+// see [Feed.mayCommit]. Run reads the tail in another goroutine, since a commit can wait for a
+// standby.
 func (f *Feed) countTicks(ctx context.Context) {
 	every := time.NewTicker(max(store.TickEvery, f.poll)) // in tests in which months pass, ticks are rare
 	defer every.Stop()
@@ -193,7 +195,8 @@ func (f *Feed) countTicks(ctx context.Context) {
 	}
 }
 
-// countTick counts a tick, and notes that the database could commit when countTick began.
+// countTick counts a tick in the table ticks, and notes that the database could commit when
+// countTick began.
 func (f *Feed) countTick(ctx context.Context) error {
 	began := f.hub.Elapsed()
 	err := f.store.Write(ctx, (*store.Tx).Tick)
@@ -211,10 +214,11 @@ func (f *Feed) countNow() {
 	}
 }
 
-// mayCommit reports whether the database could commit some seconds ago. A former primary that
-// a standby has replaced may still answer, and lacks the changes of the new primary. Only a
-// commit shows that the database is still the primary, if the primary has a synchronous
-// standby. A file of SQLite cannot be replaced so: its readers see every commit.
+// mayCommit reports whether the database has committed a tick within the last f.proven. A
+// former primary that a standby has replaced can still answer, and lacks the changes of the new
+// primary. Only a commit shows that the database is still the primary, if the primary has a
+// synchronous standby. SQLite has no standby, and its readers see every commit: for SQLite,
+// mayCommit returns true.
 func (f *Feed) mayCommit() bool {
 	return f.store.Path() != "" || f.hub.Elapsed()-time.Duration(f.committed.Load()) < f.proven
 }
@@ -224,8 +228,8 @@ func (f *Feed) mayCommit() bool {
 // the change, also if an earlier transaction had already made the change and fn found
 // nothing to do.
 //
-// Errors: those of [store.Store.Write]; ErrUnavailable if the change was committed,
-// but the verifier did not apply the event in time.
+// Errors: those of [store.Store.Write]; [store.ErrUnavailable] if the change was committed, but
+// the verifier did not apply the event in time.
 func (f *Feed) Write(ctx context.Context, fn func(*Tx) error) error {
 	return f.transact(ctx, f.store.Write, fn)
 }
@@ -251,7 +255,7 @@ func (f *Feed) Sync(ctx context.Context) error {
 	return f.transact(ctx, f.store.Read, func(*Tx) error { return nil })
 }
 
-// transact runs fn in a transaction, and waits until our own verifier has applied the
+// transact runs fn in a transaction, and waits until this server's own verifier has applied the
 // newest event that the transaction saw.
 func (f *Feed) transact(ctx context.Context, in func(context.Context, func(*store.Tx) error) error, fn func(*Tx) error) error {
 	var head store.Event
@@ -267,7 +271,8 @@ func (f *Feed) transact(ctx context.Context, in func(context.Context, func(*stor
 	return f.waitApplied(ctx, &head)
 }
 
-// waitApplied waits until our own verifier has applied an event. Errors: ErrUnavailable.
+// waitApplied waits until this server's own verifier has applied the event head. Errors:
+// [store.ErrUnavailable].
 func (f *Feed) waitApplied(ctx context.Context, head *store.Event) error {
 	if f.hub.HasApplied(positionOf(head)) {
 		return nil
@@ -316,10 +321,10 @@ func (f *Feed) Prune(ctx context.Context) error {
 
 // Stats holds the numbers of a feed, for metrics. The hub has the position.
 type Stats struct {
-	FailedReadings uint64 // of the tail, for whatever reason
-	FailedTicks    uint64 // of the time that passes; old rows are deleted later
-	Forks          uint64 // the database had lost events that this process or a verifier knew
-	ClockSet       uint64 // the clock of the database was set
+	FailedReadings uint64 // failed readings of the tail of the events, for whatever reason
+	FailedTicks    uint64 // ticks that the database did not commit; old rows are then deleted later
+	Forks          uint64 // how often the database had lost events that this process or a verifier knew
+	ClockSet       uint64 // how often the clock of the database was set
 }
 
 // Stats returns the numbers of the feed.

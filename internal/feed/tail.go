@@ -16,7 +16,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// reading is one pass over the tail: all events after the last one published.
+// reading holds the result of one pass over the tail: all events after the last event
+// published.
 type reading struct {
 	done chan struct{}
 	err  error // may be read after done is closed
@@ -24,7 +25,7 @@ type reading struct {
 
 func newReading() *reading { return &reading{done: make(chan struct{})} }
 
-// refresh waits for the end of a reading that begins after the call. One reading
+// refresh waits for the end of a reading of the tail that begins after the call. One reading
 // serves all callers that wait at the time. Errors: those of the reading and of ctx.
 func (f *Feed) refresh(ctx context.Context) error {
 	next := f.next.Load()
@@ -39,7 +40,8 @@ func (f *Feed) refresh(ctx context.Context) error {
 	}
 }
 
-// readTail publishes all events behind f.at. Only one goroutine may call readTail.
+// readTail publishes all events of the database after the position f.at. Only one goroutine may
+// call readTail.
 func (f *Feed) readTail(ctx context.Context) error {
 	r := f.next.Swap(newReading())
 	r.err = f.readToEnd(ctx)
@@ -53,9 +55,9 @@ func (f *Feed) readTail(ctx context.Context) error {
 	return r.err
 }
 
-// readToEnd publishes batch after batch. [Keys] gives the keys to the issuer before the hub
-// publishes the trust state: so the issuer stops signing with a withdrawn key before any
-// verifier refuses the key.
+// readToEnd reads and publishes batch after batch of events, up to the newest event. [Keys]
+// gives the keys to the issuer before the hub publishes the trust state: so the issuer stops
+// signing with a withdrawn key before any verifier refuses the key.
 func (f *Feed) readToEnd(ctx context.Context) error {
 	for {
 		var b batch
@@ -141,7 +143,7 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 		f.question(asked, tx.Now())
 	}
 	// The newest published event is read again, to see whether its tag is the same.
-	// Prune spares the head, so the event must be there.
+	// [store.Tx.PruneEvents] keeps the newest event, so the event must be there.
 	events, err := tx.Events(f.at.Seq-1, tailBatch+1)
 	if err != nil {
 		return b, err
@@ -184,9 +186,9 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	return b, err
 }
 
-// addEvent adds an event to a change. The clock decides nothing here: an event counts
-// until Prune has deleted the event. KeysChanged adds nothing: the trust state names all
-// keys.
+// addEvent adds the revocation of an event to a change. addEvent ignores the clock: an event is
+// in force until [Feed.Prune] has deleted the event. An event of the kind KeysChanged adds
+// nothing, since the trust state names all keys.
 func addEvent(change *watchwordv1.Change, e *store.Event) {
 	until := timestamppb.New(e.ExpiresAt)
 	switch e.Kind {

@@ -9,8 +9,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Margin is how long an event is kept past the last expiry of the tokens that it
-// concerns: for slow transactions, and for clocks that disagree.
+// Margin is how long an event is kept after the last token that the event concerns has expired:
+// for slow transactions, and for clocks that disagree.
 const Margin = 5 * time.Minute
 
 // Tx is a transaction that may append events. Append after all other statements:
@@ -72,9 +72,9 @@ func (tx *Tx) RaiseMaxLifetime(ttl time.Duration) error {
 	return tx.KeysChanged()
 }
 
-// RaiseFloor raises the floor for versions to the clock's seconds since 1970, and at least to
-// known, the greatest version known of the database and of a history that the database has
-// lost. The floor never falls.
+// RaiseFloor raises the floor for versions, below which no new token has a version, to the
+// clock's seconds since 1970, and at least to known, the greatest version known of the database
+// and of a history that the database has lost. The floor never falls.
 func (tx *Tx) RaiseFloor(known int64) error {
 	return tx.Tx.RaiseFloor(max(known, tx.Now().Unix()))
 }

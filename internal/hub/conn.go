@@ -14,8 +14,8 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// Conn returns a connection in process for the local verifier, with the same messages as
-// any stream. One verifier at a time may use the connection.
+// Conn returns a connection in process for the local verifier, with the same messages as any
+// stream of WatchBundle. One verifier at a time may use the connection.
 //
 // A verifier must apply a message before the next call of RecvMsg. That call records the
 // message as applied, for [Hub.WaitApplied].
@@ -23,7 +23,7 @@ func (h *Hub) Conn() grpc.ClientConnInterface { return localConn{h} }
 
 type localConn struct{ hub *Hub }
 
-// Invoke serves GetTime.
+// Invoke answers the RPC GetTime, and refuses every other unary RPC.
 func (c localConn) Invoke(_ context.Context, method string, in, out any, _ ...grpc.CallOption) error {
 	if method != watchwordv1.TrustService_GetTime_FullMethodName {
 		return status.Errorf(codes.Unimplemented, "%s is not served in process", method)
@@ -34,21 +34,22 @@ func (c localConn) Invoke(_ context.Context, method string, in, out any, _ ...gr
 	return nil
 }
 
-// NewStream opens WatchBundle.
+// NewStream opens a stream of WatchBundle, and refuses every other streaming RPC.
 func (c localConn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	if method != watchwordv1.TrustService_WatchBundle_FullMethodName {
 		return nil, status.Errorf(codes.Unimplemented, "%s is not served in process", method)
 	}
 	for _, opt := range opts {
 		if p, ok := opt.(grpc.PeerCallOption); ok {
-			*p.PeerAddr = peer.Peer{Addr: &net.UnixAddr{Name: "in-process", Net: "unix"}} // on this machine
+			*p.PeerAddr = peer.Peer{Addr: &net.UnixAddr{Name: "in-process", Net: "unix"}} // shows that the verifier runs on this machine
 		}
 	}
 	return &localStream{ctx: ctx, watcher: &Watcher{hub: c.hub}}, nil
 }
 
-// localStream serves one WatchBundle call in process. Its watcher takes no place:
-// clients that hold every place must not lock the local verifier out.
+// localStream serves one WatchBundle call in process. The watcher of a localStream takes no
+// place of [Hub].places, so that clients which hold every place cannot keep the local verifier
+// out.
 type localStream struct {
 	ctx     context.Context
 	watcher *Watcher
@@ -67,7 +68,7 @@ func (s *localStream) SendMsg(m any) error {
 	return nil
 }
 
-// RecvMsg records that the verifier has applied the message before, and waits for the
+// RecvMsg records that the local verifier has applied the earlier message, and waits for the
 // next message.
 func (s *localStream) RecvMsg(m any) error {
 	s.watcher.verifierApplied()

@@ -6,18 +6,18 @@
 // intervals. The hub reads no database: package feed publishes from the store, and
 // the messages of an upstream WatchBundle stream carry all that Publish needs.
 //
-// A stream begins with the newest trust state and never returns to an older one.
-// Every snapshot has all revocations that have not expired, also those of a history
-// that was replaced. Memory is bounded: all watchers share encoded messages. The hub
-// keeps the newest 2048 to 4096 messages, fewer above 16 MiB, and drops a watcher that needs an
-// older message. Each stream takes a place. The number of places is bounded, in all and for
-// each peer. When all places are taken, a newcomer gets the place of the peer that holds
-// most: see package share.
+// A stream begins with the newest trust state and never returns to an older one. Every snapshot
+// has all revocations that have not expired, also those of a history that was replaced. The
+// memory of the hub is bounded: all watchers share encoded messages. The hub keeps the newest
+// 2048 to 4096 messages, fewer above 16 MiB, and drops a watcher that needs an older message.
+// Each stream takes a place. The number of places is bounded, in all and for each peer. When
+// all places are taken, a new stream gets the place of a stream of the peer that holds most:
+// see package share.
 //
-// The hub knows the token time, the time of the origin's clock, from the publisher's
-// readings. In between the hub calculates the token time from the time that passes in this
-// process. So the machine's clock has no influence. Every heartbeat carries the token time
-// and a time of the process clock, as [Hub.Times] returns them.
+// The hub knows the token time, the time of the clock of the database (the origin), from the
+// publisher's readings. In between the hub calculates the token time from the time that passes
+// in this process. So the machine's clock has no influence. Every heartbeat carries the token
+// time and a time of the process clock, as [Hub.Times] returns them.
 //
 // The process's own verifier, called the local verifier, watches through [Hub.Conn]
 // and needs no place. [Hub.WaitApplied] returns when the local verifier has applied
@@ -66,7 +66,7 @@ type Message []byte
 // have a lock of their own.
 type Hub struct {
 	origin    string
-	resumeKey []byte // of the MAC of resume tokens
+	resumeKey []byte // the key for the MAC of resume tokens
 	refresh   func(context.Context) error
 	places    *share.Pool
 	turns     turns
@@ -74,7 +74,7 @@ type Hub struct {
 	elapsed   *clock.Elapsed // the process clock
 
 	delays                 count.Durations // from a message's entry into the ring until a watcher takes the message
-	behind, slow, outdated atomic.Uint64   // watchers sent away; see Stats
+	behind, slow, outdated atomic.Uint64   // numbers of watchers that were sent away; see Stats
 
 	mu         sync.Mutex // guards all fields below
 	trust      *watchwordv1.TrustState
@@ -83,7 +83,7 @@ type Hub struct {
 	token      clock.Estimate // of the token time, in ns since 1970, against the process clock
 	asOf       time.Duration  // by the process clock: events committed until then are published
 	ring       ring
-	greatest   int64 // of the newest update
+	greatest   int64 // the Greatest of the newest Update
 	claimed    int64 // the greatest version in the resume token of a watcher
 
 	applied      int64         // number of the newest event that the local verifier has applied
@@ -92,10 +92,10 @@ type Hub struct {
 
 // New returns an empty hub.
 //
-// origin names the database behind the history; a resume token with another origin
-// brings a snapshot. The hub calls refresh, concurrently, for a watcher that knows
-// more than the hub: refresh returns nil after every event that was committed before
-// the call has been published, and an error if that is impossible.
+// origin names the database behind the history; a resume token with another origin brings a
+// snapshot. The hub calls refresh, from several goroutines at a time, for a watcher that knows
+// more than the hub: refresh returns nil after every event that was committed before the call
+// has been published, and an error if that is impossible.
 func New(origin string, refresh func(context.Context) error) *Hub {
 	h := &Hub{
 		origin: origin, resumeKey: []byte(rand.Text()), refresh: refresh, turns: turns{peers: map[string]*turn{}},
@@ -107,8 +107,8 @@ func New(origin string, refresh func(context.Context) error) *Hub {
 	return h
 }
 
-// Update is one step of the history. A hub sends the step as one message, so the
-// publisher bounds the size.
+// Update describes one step of the history of events. A hub sends the step as one message, so
+// the publisher bounds the size of the step.
 type Update struct {
 	Change *watchwordv1.Change // the trust state if it has changed, and new revocations
 	Passed []Position          // the position of each event in the step, in order
@@ -116,11 +116,11 @@ type Update struct {
 	// Greatest is at least the floor for versions and every version of an event, in this
 	// history and in histories that were replaced.
 	Greatest int64
-	Time     Reading // of the origin's clock
+	Time     Reading // a reading of the database's clock
 	Whole    bool    // every event committed before Time.Asked is published
 }
 
-// Reading is a reading of the origin's clock: the clock showed Token after the time Asked
+// Reading holds a reading of the database's clock: the clock showed Token after the time Asked
 // and before the time Answered of [Hub.Elapsed].
 type Reading struct {
 	Token           time.Time
@@ -130,10 +130,10 @@ type Reading struct {
 // Elapsed returns the time of the process clock.
 func (h *Hub) Elapsed() time.Duration { return h.elapsed.Now() }
 
-// Publish applies an update, and sends a message to all watchers if the update has a
-// trust state or ends at a new position. The first update with a trust state must
-// come before Watch and Conn are used. The hub keeps the update's parts. Publish returns by
-// how much the origin's clock was set since the reading before; zero: the clock was not set.
+// Publish applies an update, and sends a message to all watchers if the update has a trust
+// state or ends at a new position. The first update with a trust state must come before Watch
+// and Conn are used. The hub keeps the update's parts. Publish returns by how much the
+// database's clock was set since the earlier reading; zero: the clock was not set.
 //
 // State and message change in one step: a watcher that receives the message finds the
 // trust state of the update, or a newer one, in [Hub.TrustState] and in a new stream.
@@ -162,9 +162,9 @@ func (h *Hub) Publish(u *Update) (set time.Duration) {
 	return set
 }
 
-// Fork begins another history at position zero. All watchers are dropped and must
-// open new streams. Revocations of the old history stay in force until they expire: a
-// revoked token stays refused when a history is lost.
+// Fork begins another history of events at position zero, after the database has lost events.
+// All watchers are dropped and must open new streams. Revocations of the old history stay in
+// force until they expire: a revoked token stays refused when a history is lost.
 func (h *Hub) Fork() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -231,23 +231,24 @@ func (h *Hub) lacks(at Position) bool {
 	return h.ring.lacks(at)
 }
 
-// knows reports whether a position is one of the history. The tag of an event is random,
-// so a client that names such a position was a watcher of the history before.
+// knows reports whether a position lies in the history of events of the hub. The tag of an
+// event is random, so a client that names such a position has been a watcher of this history.
 func (h *Hub) knows(at Position) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.ring.knows(at)
 }
 
-// expiredLocked returns the time before which a revocation has expired: by every clock
-// that the origin had within the life of a revocation. So a clock that is wrong for a
+// expiredLocked returns a time: a revocation that ends earlier has expired by every setting
+// that the database's clock had within the life of a revocation. So a clock that is wrong for a
 // moment drops no revocation. h.mu must be held.
 func (h *Hub) expiredLocked() time.Time {
 	life := h.trust.GetMaxTokenLifetime().AsDuration() + h.trust.GetMargin().AsDuration()
 	return time.Unix(0, int64(h.token.Expired(h.elapsed.Now(), life)))
 }
 
-// Times returns the times of this process, for a heartbeat or for an answer to a verifier.
+// Times returns the process clock and the token time of this process, for a heartbeat or for an
+// answer to a verifier.
 func (h *Hub) Times() *watchwordv1.ServerTimes {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -290,7 +291,7 @@ type revocations struct {
 
 type fullChunk struct {
 	message Message
-	until   time.Time // the latest expiry in the chunk
+	until   time.Time // the latest expiry of a revocation in the chunk
 }
 
 // add adds the revocations of a change.
@@ -305,8 +306,8 @@ func (r *revocations) add(c *watchwordv1.Change) {
 	}
 }
 
-// entryAdded follows each entry added to the open chunk: a full chunk is encoded and
-// never changes again.
+// entryAdded is called after an entry was added to the open chunk (r.open), with the entry's
+// expiry. When the chunk is full, entryAdded encodes the chunk, which never changes again.
 func (r *revocations) entryAdded(until *timestamppb.Timestamp) {
 	r.encoded = nil
 	if expires := until.AsTime(); r.last.Before(expires) {
@@ -345,8 +346,8 @@ func chunk(c *watchwordv1.SnapshotChunk) *watchwordv1.WatchBundleResponse {
 	return &watchwordv1.WatchBundleResponse{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
 }
 
-// encode panics on invalid UTF-8 alone. No publisher has such texts: the store holds
-// none, and decoded messages hold none.
+// encode encodes a message. encode panics on invalid UTF-8 alone, which neither the store nor a
+// decoded message holds.
 func encode(m *watchwordv1.WatchBundleResponse) Message {
 	wire, err := proto.Marshal(m)
 	if err != nil {

@@ -9,11 +9,11 @@ import (
 )
 
 const (
-	// maxWatchers bounds the watchers of a hub, if nothing else is set.
+	// maxWatchers bounds the watchers of a hub until [Hub.LimitWatchers] is called.
 	maxWatchers = 10_000
-	// perPeer is the part of all places that one peer may hold while places are free. The
-	// part is large, since the address of a gateway, or one certificate for all services, may
-	// stand for many watchers. A peer with many places is the first to lose places.
+	// perPeer divides the number of all places: one peer can hold a half while places are free.
+	// The part is large, since the address of a gateway, or one certificate for all services,
+	// may stand for many watchers. A peer with many places is the first to lose places.
 	perPeer = 2
 	// snapshotsPerPeer bounds the snapshots that are sent to one peer at a time. More
 	// wait for their turn.
@@ -27,16 +27,17 @@ const (
 	turnPerMessage = 10 * time.Millisecond
 )
 
-// Peer is the origin of watchers. Watchers with the same Name share their places and
-// their turns for snapshots.
+// Peer says where a watcher comes from: a client network, or a client certificate. Watchers
+// with the same Name share their places and their turns for snapshots.
 type Peer struct {
 	Name      string // a network, or the name in a client certificate
 	Certified bool   // the client has shown a certificate of a CA that the server trusts
 }
 
-// LimitWatchers sets the number of places for watchers, of which a peer may hold a
-// half. Without LimitWatchers, a hub has 10,000 places. LimitWatchers must be called
-// before the first Watch. Known networks keep their places at a tie; see package share.
+// LimitWatchers sets the number of places for watchers, of which a peer can hold a half.
+// Without LimitWatchers, a hub has 10,000 places. LimitWatchers must be called before the first
+// Watch. When all peers hold equally many places, the peers in known keep their places; see
+// [share.Known].
 func (h *Hub) LimitWatchers(n int, known *share.Known) {
 	h.places = share.NewPool(share.Limits{Places: n, PerPeer: max(1, n/perPeer), Known: known})
 }
@@ -48,14 +49,14 @@ type turns struct {
 	peers map[string]*turn // only peers with a watcher that has a turn or waits for one
 }
 
-// turn holds the turns of one peer.
+// turn counts the watchers of one peer that send or wait to send a snapshot.
 type turn struct {
 	peer     string
 	watchers int           // that have a turn or wait for one; turns.mu guards it
 	taken    chan struct{} // holds one element for each snapshot that is being sent
 }
 
-// join returns the turns of a peer. Each join needs a leave.
+// join adds a watcher to the turns of a peer. The caller must call leave later.
 func (t *turns) join(peer string) *turn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -93,8 +94,9 @@ func (w *Watcher) awaitTurn(ctx context.Context, peer string) (err error) {
 	return err
 }
 
-// endTurn ends the watcher's turn, if the watcher has one, so that the next snapshot to
-// the same peer can begin. A turn that was shorter than turnPerMessage allows ends later.
+// endTurn ends the watcher's turn, if the watcher has one, so that the next snapshot to the
+// same peer can begin. A turn that is shorter than turnPerMessage demands ends only when that
+// time has passed.
 func (w *Watcher) endTurn() {
 	of, turns := w.turn, &w.hub.turns
 	if of == nil {

@@ -6,15 +6,16 @@ import (
 	"encoding/binary"
 )
 
-// A resume token tells what its watcher knows. A resume token has the form
+// A resume token, the field resume of WatchBundle, tells which events a watcher knows. A resume
+// token has the form
 //
 //	event number ‖ tag ‖ greatest version ‖ MAC ‖ origin
 //
-// with 8, 8, 8, 16 bytes, and the rest. The greatest version is [Update].Greatest of the
-// hub that made the token. A server that starts on a restored database learns from the
-// token which versions the database has lost. The MAC is HMAC-SHA256 over everything else,
-// truncated to 128 bits (RFC 2104, section 5): a client must not be able to raise the floor
-// for versions at will.
+// with 8, 8, 8, 16 bytes, and the rest. The greatest version is [Update].Greatest of the hub
+// that made the token. A server that starts on a restored database learns from the token which
+// versions the database has lost. The MAC is HMAC-SHA256 over everything else, truncated to 128
+// bits (RFC 2104, section 5): without the MAC, a client could raise the floor for versions, and
+// so the versions of all new tokens, at will.
 const (
 	resumeMAC    = 16
 	resumeLength = 8 + len(Tag{}) + 8 + resumeMAC // without the origin
@@ -41,8 +42,9 @@ func (h *Hub) resumeSum(body []byte) []byte {
 	return sum.Sum(nil)[:resumeMAC]
 }
 
-// parseResume returns the position and the greatest version in a resume token; nowhere and
-// zero if the token is malformed, of another origin, or with a wrong MAC.
+// parseResume returns the position and the greatest version in a resume token. If the token is
+// malformed, comes from another database (origin), or has a wrong MAC, parseResume returns
+// nowhere and zero.
 func (h *Hub) parseResume(token []byte) (at Position, greatest int64) {
 	if len(token) < resumeLength || string(token[resumeLength:]) != h.origin {
 		return nowhere, 0
@@ -55,7 +57,7 @@ func (h *Hub) parseResume(token []byte) (at Position, greatest int64) {
 }
 
 // Reached returns the number of the newest event that a watcher with a resume token knows; 0 if
-// the token is malformed, or is known to be of another history.
+// the token is malformed, or is known to be of another history of events.
 func (h *Hub) Reached(token []byte) int64 {
 	at, _ := h.parseResume(token)
 	h.mu.Lock()
@@ -75,8 +77,8 @@ func (h *Hub) Claimed() int64 {
 	return h.claimed
 }
 
-// claim remembers the greatest version of a watcher's resume token, and reports whether the
-// hub must be refreshed because of the version.
+// claim remembers the greatest version in a watcher's resume token, and reports whether the hub
+// must be refreshed because the version is above every version that the hub knows.
 func (h *Hub) claim(greatest int64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// ringSize bounds the messages in the ring. A watcher may be 2048 messages behind at any
-// time, and up to ringSize behind until the ring drops its older half.
+// ringSize bounds the messages in the ring. A watcher can always be 2048 messages behind, and
+// up to ringSize behind until the ring drops its older half.
 const ringSize = 4096
 
-// ringBytes bounds the bytes of the messages in the ring: a message may have a trust state or a
+// ringBytes bounds the bytes of the messages in the ring: a message can have a trust state or a
 // thousand revocations. Above ringBytes the ring drops its older half too, earlier than at
 // ringSize messages. 16 MiB hold 4096 messages of ordinary changes several times.
 const ringBytes = 16 << 20
@@ -19,14 +19,14 @@ const ringBytes = 16 << 20
 // tags. The zero Tag means unknown: the event was pruned, or never existed.
 type Tag [8]byte
 
-// Position is a place in a history: the number of an event, and the event's tag.
+// Position names a place in a history of events: the number of an event, and the event's tag.
 type Position struct {
 	Seq int64
 	Tag Tag
 }
 
-// nowhere lies in no history: a stream that resumes from nowhere begins with a
-// snapshot.
+// nowhere stands for a position in no history of events: a stream that resumes from nowhere
+// begins with a snapshot.
 var nowhere = Position{Seq: -1}
 
 // ring is the ring buffer of messages: the newest messages of one history, and the
@@ -58,8 +58,8 @@ type ring struct {
 	recent     []Position
 	first      int
 	entries    []entry
-	bytes      int           // of the messages in entries
-	afterTrust int           // behind the newest message that replaced the trust state
+	bytes      int           // the size of the messages in entries
+	afterTrust int           // number of the message after the newest message with a trust state
 	grown      chan struct{} // closed and replaced by append and fork
 }
 
@@ -73,8 +73,8 @@ type entry struct {
 // end returns the number of the next message to come.
 func (r *ring) end() int { return r.first + len(r.entries) }
 
-// advance sets the position of the state to at, and remembers the positions passed on
-// the way.
+// advance sets the position of the ring to at, and remembers the positions of the events up to
+// at.
 func (r *ring) advance(passed []Position, at Position) {
 	r.at, r.recent = at, append(r.recent, passed...)
 	if n := len(r.recent); n > 2*ringSize {
@@ -98,7 +98,8 @@ func (r *ring) append(heartbeat bool, m Message) {
 	r.wake()
 }
 
-// fork begins another history. Every watcher of the old history gets ErrBehind.
+// fork begins another history of events, after the database has lost events. Every watcher of
+// the old history gets ErrBehind.
 func (r *ring) fork() {
 	r.at, r.recent = Position{}, nil
 	r.first, r.entries, r.bytes = r.end()+1, nil, 0
@@ -115,8 +116,8 @@ func (r *ring) find(seq int64) (i int, found bool) {
 	return slices.BinarySearchFunc(r.recent, seq, func(p Position, seq int64) int { return cmp.Compare(p.Seq, seq) })
 }
 
-// holds reports whether a position is in the history. A position older than all of
-// recent counts as held, since the ring has nothing to compare it with.
+// holds reports whether a position is in the history. A position older than all of recent
+// counts as held, since the ring has no tag to compare.
 func (r *ring) holds(at Position) bool {
 	i, found := r.find(at.Seq)
 	if !found {

@@ -9,17 +9,18 @@ import (
 
 // Stats holds the numbers of a hub, for metrics.
 type Stats struct {
-	Position    int64         // number of the newest event published
-	Age         time.Duration // since the publisher asked its source; every earlier event is published
-	ClockOffset time.Duration // by how much the origin's clock is ahead of this machine's clock
+	Position    int64         // the number of the newest event that the hub has published
+	Age         time.Duration // the time since the publisher last read the database; every earlier event is published
+	ClockOffset time.Duration // by how much the database's clock is ahead of this machine's clock
 
 	Watchers share.Stats
-	// Delays has the time from the publication of each message until a watcher took the
-	// message to send it, for watchers with an open stream. The local verifier does not count.
+	// Delays has the time from the publication of each message until a watcher took the message
+	// to send it, for watchers with an open stream. Messages to the local verifier are left
+	// out.
 	Delays count.Histogram
-	// Behind counts watchers that lost a message or the history; Slow those that left a
-	// message or a snapshot unread for too long; Outdated those that knew more than the hub.
-	// Each must open another stream.
+	// Behind counts watchers that lost a message or the history; Slow those that left a message
+	// or a snapshot unread for too long; Outdated those that knew more than the hub. Each of
+	// these watchers must open another stream.
 	Behind, Slow, Outdated uint64
 }
 

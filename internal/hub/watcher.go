@@ -14,18 +14,18 @@ import (
 // more than the hub. Another replica can answer sooner than a database that hangs.
 const refreshTimeout = time.Second
 
-// Watcher is one stream of the bundle. A Watcher is not safe for concurrent use.
+// Watcher holds one stream of the trust bundle. A Watcher is not safe for concurrent use.
 //
-// The opening of a stream comes first: the trust state; then a snapshot, or the
-// messages of the ring that the watcher has missed; then the closing messages, which
-// tell the watcher that the opening is complete. After the opening come the messages of
-// the ring. All but the last two closing messages are shared with other watchers.
+// The opening of a stream comes first: the trust state; then a snapshot, or the messages of the
+// ring that the watcher has missed; then the closing messages, which tell the watcher that the
+// opening is complete. After the opening come the messages of the ring. Watchers share all
+// messages but the last two closing messages.
 type Watcher struct {
 	hub       *Hub
 	place     *share.Place  // nil for the local verifier
 	evicted   chan struct{} // closed when another watcher gets the place; nil for the local verifier
 	turn      *turn         // nil: the watcher has no turn for a snapshot
-	turnFrom  time.Time     // when the turn may end
+	turnFrom  time.Time     // before this time the turn does not end
 	turnUntil time.Time     // when the turn must have ended
 
 	trust     Message     // nil after it was sent
@@ -36,17 +36,16 @@ type Watcher struct {
 	delivered int64       // number of the state after the message that Next returned last; zero: unknown
 }
 
-// Watch opens a stream. The stream resumes at a resume token of an earlier stream if
-// the hub can tell what has happened since, and begins with a snapshot otherwise. ctx
-// bounds the wait for earlier snapshots to the same peer. The watcher must be closed.
+// Watch opens a stream. The stream resumes at a resume token of an earlier stream if the hub
+// can tell what has happened since, and begins with a snapshot otherwise. ctx bounds the wait
+// for earlier snapshots to the same peer. The caller must call [Watcher.Close].
 //
-// A watcher without a certificate counts as a stranger, unless the resume token is one of
-// this hub's history: then the client was a watcher before. A token ahead of the hub
-// proves nothing, until the hub has caught up.
+// A watcher without a certificate counts as a [share.Stranger], unless the resume token is of
+// this hub's history: then the client has been a watcher before. A resume token ahead of the
+// hub proves nothing until the hub has caught up.
 //
-// Errors: ErrTooManyWatchers if no place is left for this peer; ErrEvicted if another
-// watcher gets the place during the wait; ErrOutdated if the token is ahead of the hub;
-// those of ctx.
+// Errors: ErrTooManyWatchers if the peer from gets no place; ErrEvicted if another watcher gets
+// the place during the wait; ErrOutdated if the token is ahead of the hub; the error of ctx.
 func (h *Hub) Watch(ctx context.Context, from Peer, resume []byte) (*Watcher, error) {
 	w := &Watcher{hub: h, evicted: make(chan struct{})}
 	at, greatest := h.parseResume(resume)
@@ -124,8 +123,8 @@ func (w *Watcher) LeftUnread() { w.hub.slow.Add(1) }
 // stream must then end, also if the client reads nothing.
 func (w *Watcher) Evicted() <-chan struct{} { return w.evicted }
 
-// Next waits for the next message. Errors: ErrBehind if the client must open another
-// stream; ErrEvicted; those of ctx.
+// Next waits for the next message. Errors: ErrBehind if the client must open another stream;
+// ErrEvicted; the error of ctx.
 func (w *Watcher) Next(ctx context.Context) (Message, error) {
 	for {
 		select {
@@ -177,7 +176,7 @@ func (w *Watcher) poll() (e entry, grown <-chan struct{}, err error) {
 		// Before the closing messages, a heartbeat would tell the watcher too early that
 		// it has everything.
 		if !e.heartbeat || w.next > w.closingAt {
-			if w.place != nil && w.next > w.closingAt { // earlier messages are for a watcher that was away
+			if w.place != nil && w.next > w.closingAt { // without the messages from before the stream
 				w.hub.delays.Add(time.Since(e.at))
 			}
 			return e, nil, nil
