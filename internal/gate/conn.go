@@ -20,9 +20,10 @@ var errUndelivered = errors.New("gate: the client leaves its answers unread")
 
 // conn is an accepted connection. A conn is safe for concurrent use.
 //
-// A call holds its place until its answer is written to the connection: until then gRPC
-// keeps the request and the answer in memory. So when a call ends, the connection takes over
-// the place of the call, and releases one place each time a stream ends on the wire.
+// A call holds its place in [Gate].requests until the answer of the call is written to the
+// connection: until then gRPC keeps the request and the answer in memory. So when a call ends,
+// the connection takes over the place of the call, and releases one place each time a stream
+// ends on the wire.
 //
 // The zero conn stands for a connection that no [Listener] has accepted, as in tests.
 type conn struct {
@@ -31,7 +32,7 @@ type conn struct {
 	place    *share.Place  // nil for a trusted proxy
 	proxied  *share.Place  // the place of a trusted proxy; else nil
 	source   caller.Source // the address of the peer; a trusted proxy names the source of each call
-	network  string        // of source
+	network  string        // [caller.Source.Network] of source
 	heardAny sync.Once     // runs at the first byte, or at Close
 
 	// allRead is true if the last read has brought every open request to its end. One
@@ -41,8 +42,8 @@ type conn struct {
 
 	// mu guards the fields below, and is held during calls of place.SetStranger.
 	mu     sync.Mutex
-	calls  int             // from the headers until the end of the handler
-	whole  int             // the calls with a request that has arrived
+	calls  int             // running calls, each from its headers until the end of its handler
+	whole  int             // running calls with a request that has arrived whole
 	open   map[uint32]bool // streams that are open on the wire; true: the client has ended its side
 	halves int             // streams in open on which the client can still send data
 	held   []*share.Place  // places of calls that have ended, with answers still to be written
@@ -50,8 +51,8 @@ type conn struct {
 	closed bool
 }
 
-// address is the address of a connection's peer. By the address, the tap finds the conn of a
-// call.
+// address is the address of a connection's peer. [Gate.Tap] finds the conn of a call by the
+// address.
 type address struct {
 	net.Addr
 	conn *conn
@@ -64,7 +65,8 @@ func (c *conn) ofProxy() bool { return c.place == nil }
 // RemoteAddr returns the address of the peer.
 func (c *conn) RemoteAddr() net.Addr { return address{c.Conn.RemoteAddr(), c} }
 
-// Read reads from the connection. The first byte removes the connection from the silent ones.
+// Read reads from the connection. At the first byte, Read removes the connection from the
+// silent connections of the listener; see [Listener.CloseSilent].
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
@@ -103,8 +105,9 @@ func (c *conn) leave() {
 	}
 }
 
-// heard follows the streams by the frames of one read. heads holds the frames that begin or
-// end a stream. whole is true if the last frame of the read has arrived to its end.
+// heard notes which streams the frames of one read have opened and ended. The parameter heads
+// holds the frames that begin or end a stream. The parameter whole is true if the last frame of
+// the read has arrived to its end.
 //
 // Errors: errUndelivered if the client has left every answer unread for maxUndelivered. A
 // trusted proxy, which carries the calls of many clients, may leave the answers unread.
@@ -137,7 +140,8 @@ func (c *conn) heard(heads []head, whole bool) error {
 	return nil
 }
 
-// delivered releases places when the server has written the ends of streams.
+// delivered releases the places of calls that have ended, when the server has written the ends
+// of their streams to the connection.
 func (c *conn) delivered(streams ...uint32) {
 	if len(streams) == 0 {
 		return
@@ -150,7 +154,7 @@ func (c *conn) delivered(streams ...uint32) {
 	c.settleLocked()
 }
 
-// closeLocked removes a stream that has ended on the wire from the open streams.
+// closeLocked removes a stream that has ended on the wire from c.open.
 func (c *conn) closeLocked(stream uint32) {
 	if ended, known := c.open[stream]; known && !ended {
 		c.halves--
@@ -158,16 +162,16 @@ func (c *conn) closeLocked(stream uint32) {
 	delete(c.open, stream)
 }
 
-// callStarts counts a call when the headers of the call have arrived.
+// callStarts counts a call as running, when the headers of the call have arrived.
 func (c *conn) callStarts() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.calls++
 }
 
-// arrived counts a call with a request that has arrived. A connection with such a call is busy,
-// and keeps its place. A connection with unfinished requests alone stays idle: otherwise
-// such connections could keep other clients out.
+// arrived counts a call when the whole request of the call has arrived. From then on the
+// connection is busy, and keeps its place. A connection with unfinished requests alone stays
+// idle: otherwise such connections could keep other clients out.
 func (c *conn) arrived() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -176,8 +180,8 @@ func (c *conn) arrived() {
 	}
 }
 
-// callEnds takes over the place of a call until the answer is written. counted tells whether
-// the request of the call counts as arrived; see [conn.arrived].
+// callEnds takes over the place of a call that has ended, until the answer is written to the
+// connection. The parameter counted tells whether [conn.arrived] has counted the call.
 func (c *conn) callEnds(place *share.Place, counted bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -200,8 +204,8 @@ func (c *conn) callEnds(place *share.Place, counted bool) {
 }
 
 // settleLocked releases the places of calls that have ended on the wire. Of the streams in
-// c.open, c.calls have a running call. Each of the others needs one held place. settleLocked
-// releases the places beyond that number.
+// c.open, c.calls have a running call. Each of the other streams needs one place in c.held.
+// settleLocked releases the places beyond that number.
 func (c *conn) settleLocked() {
 	over := min(len(c.held), len(c.held)-len(c.open)+c.calls)
 	if over <= 0 {

@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// This file follows the frames of HTTP/2 on every connection, inside of TLS. gRPC keeps some
-// things in memory without a bound, and this file has three bounds for these.
+// This file follows the frames of HTTP/2 on every connection, inside of TLS. gRPC keeps three
+// kinds of data in memory without a bound, and this file bounds each kind.
 //
 // The first bound is for a request in tiny pieces. Until a message has arrived whole, gRPC
 // keeps each DATA frame of the message as a value of about a hundred bytes. So a window of
@@ -32,9 +32,9 @@ const (
 	// one byte, a stream takes about twice the window of 64 KiB. Reflection, a stream with
 	// many small messages, needs some dozens of frames.
 	maxSmallFrames = 1024
-	// maxCounted bounds the streams with a count of small frames. A connection may have
-	// fewer streams open at a time (maxStreams in package server), but the streams that a
-	// client has abandoned keep their counts.
+	// maxCounted bounds the streams of a connection with a count of small frames. A connection
+	// can have fewer streams open at a time (maxStreams in package server), but the streams
+	// that a client has abandoned keep their counts.
 	maxCounted = 256
 	// If one write to the client has taken longer than stuck, and more than maxUnread frames
 	// have come since the last write ended, Read ends the connection.
@@ -45,8 +45,8 @@ const (
 	// KiB.
 	maxHandshake = 32 << 10
 
-	// maxKept bounds the lists that a connection keeps for its next read or write, in
-	// elements.
+	// maxKept bounds the capacity of the slices that a connection keeps for its next read or
+	// write, in elements.
 	maxKept = 64
 
 	frameHeader = 9 // bytes (RFC 9113, section 4.1)
@@ -65,7 +65,8 @@ type guard struct {
 	credentials.TransportCredentials
 }
 
-// ServerHandshake makes the TLS handshake, and returns a connection that follows the frames.
+// ServerHandshake makes the TLS handshake, and returns a [framedConn], which follows the HTTP/2
+// frames.
 func (g guard) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	shaking := &handshake{Conn: raw, left: maxHandshake}
 	c, info, err := g.TransportCredentials.ServerHandshake(shaking)
@@ -74,7 +75,7 @@ func (g guard) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, er
 	}
 	shaking.over.Store(true)
 	owner, ok := raw.(*conn)
-	if !ok { // not of a Listener
+	if !ok { // no [Listener] has accepted the connection
 		owner = &conn{}
 	}
 	return &framedConn{Conn: c, owner: owner, skip: len(http2.ClientPreface), small: map[uint32]int{}}, info, nil
@@ -103,7 +104,7 @@ func (h *handshake) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// frames finds the headers of frames in a stream of bytes.
+// frames finds the headers of HTTP/2 frames in a stream of bytes.
 type frames struct {
 	skip   int // bytes until the next header
 	header []byte
@@ -131,7 +132,7 @@ func (f *frames) next(b []byte) (header, rest []byte) {
 
 func lengthOf(header []byte) int { return int(header[0])<<16 | int(header[1])<<8 | int(header[2]) }
 
-// head is the header of a frame without the length.
+// head holds the header of an HTTP/2 frame without the length.
 type head struct {
 	kind   http2.FrameType
 	flags  http2.Flags
@@ -148,7 +149,7 @@ func (f head) endsStream() bool {
 	return (f.kind == http2.FrameData || f.kind == http2.FrameHeaders) && f.flags.Has(http2.FlagDataEndStream)
 }
 
-// framedConn follows the frames of a connection in both directions. gRPC reads in one
+// framedConn follows the HTTP/2 frames of a connection in both directions. gRPC reads in one
 // goroutine, and writes in another.
 type framedConn struct {
 	net.Conn
@@ -246,15 +247,15 @@ func (p *framedConn) read(b []byte) (int, error) {
 	return n, err
 }
 
-// endStream notes that Read resets a stream. A later RST_STREAM for the same stream does no
-// harm.
+// endStream notes that Read ends a stream by a RST_STREAM frame. A later RST_STREAM from the
+// client for the same stream does no harm.
 func (p *framedConn) endStream(stream uint32) {
 	p.heard = append(p.heard, head{kind: http2.FrameRSTStream, stream: stream})
 	delete(p.small, stream)
 }
 
-// notReading counts the frames of one read, and returns errUnread if the client does not
-// read; see maxUnread.
+// notReading counts the frames of one read, and returns errUnread if the client keeps sending
+// and does not read; see maxUnread.
 func (p *framedConn) notReading(count int64) error {
 	if p.unread.Add(count) > maxUnread {
 		if began := p.writing.Load(); began != 0 && time.Since(time.Unix(0, began)) > stuck {
@@ -264,15 +265,15 @@ func (p *framedConn) notReading(count int64) error {
 	return nil
 }
 
-// reset returns the frame RST_STREAM with the code ENHANCE_YOUR_CALM.
+// reset returns an HTTP/2 frame RST_STREAM for a stream, with the code ENHANCE_YOUR_CALM.
 func reset(stream uint32) []byte {
 	frame := []byte{0, 0, 4, byte(http2.FrameRSTStream), 0}
 	frame = binary.BigEndian.AppendUint32(frame, stream)
 	return binary.BigEndian.AppendUint32(frame, uint32(http2.ErrCodeEnhanceYourCalm))
 }
 
-// allow counts a frame if the frame is small, and reports whether the stream of the frame
-// keeps to maxSmallFrames.
+// allow counts a frame if the frame is small, and reports whether the stream of the frame has
+// had at most maxSmallFrames small frames.
 func (p *framedConn) allow(f head) bool {
 	switch {
 	case f.kind == http2.FrameRSTStream, f.kind == http2.FrameData && f.endsStream():
@@ -303,7 +304,7 @@ func (p *framedConn) count(stream uint32) int {
 	return p.small[stream]
 }
 
-// Write writes to the connection, and tells the owner which streams the written frames end.
+// Write writes to the connection, and tells p.owner which streams the written frames end.
 func (p *framedConn) Write(b []byte) (int, error) {
 	p.writing.Store(time.Now().UnixNano())
 	n, err := p.Conn.Write(b)

@@ -1,11 +1,11 @@
-// Package gate is where a call enters the server. The gate finds the source of every call,
-// and bounds what clients can cause outside of a handler: connections, unfinished requests,
-// the time until a request has arrived whole, the size of metadata, messages in tiny pieces,
-// and answers that a client leaves unread.
+// Package gate lets each call into the server, or refuses the call before a handler runs. The
+// gate finds the source of every call, and bounds what clients can cause outside of a handler:
+// connections, unfinished requests, the time until a request has arrived whole, the size of
+// metadata, messages in tiny pieces, and answers that a client leaves unread.
 //
-// Package share divides each bound among peers: late peers get a part too. A connection
-// belongs to the network of the TCP peer. A call belongs to the network of the call's
-// source.
+// Package share divides each bound among client networks, so that networks which come late get
+// a part too. A connection belongs to the network of the TCP peer. A call belongs to the
+// network of the call's source ([caller.Source]).
 package gate
 
 import (
@@ -33,15 +33,17 @@ import (
 
 // Limits holds the bounds of a gate. Every number must be positive.
 type Limits struct {
-	// Requests bounds the unfinished requests. A unary call counts from the headers until
-	// the answer is written. A stream counts from the headers until the request has arrived.
+	// Requests bounds the unfinished requests. A unary call counts from the headers until the
+	// answer is written. A stream counts from the headers until the request has arrived.
+	// RequestsPerPeer bounds those of one network.
 	Requests, RequestsPerPeer int
 	// Streams bounds the open streams, such as Health/Watch and reflection. WatchBundle
 	// has bounds of its own, in package hub.
 	Streams, StreamsPerPeer int
 	// Reports bounds the open streams of ReportWatcher.
 	Reports, ReportsPerPeer int
-	// Known holds the networks that keep their places at a tie; see package share. A nil
+	// Known holds the networks that have proved something, such as a right password. When all
+	// networks hold equally many places, these keep their places; see [share.Known]. A nil
 	// Known holds no network.
 	Known *share.Known
 }
@@ -69,14 +71,14 @@ type arrival int
 const (
 	atHandler arrival = iota + 1 // unary: gRPC reads the whole request before the handler
 	atMessage                    // a server stream: the request is one message
-	atEnd                        // a client sends messages until it closes its side
+	atEnd                        // a client stream: the request arrives until the client closes its side
 	atBundle                     // WatchBundle: one message; package hub bounds the streams
 	atReport                     // ReportWatcher: the first message; more may follow for as long as the stream is open
 )
 
-// New returns a gate that lets through the calls of methods registered by [Gate.Registrar]
-// alone. The gate calls refused for each call that a bound refuses; the context given to
-// refused has the source of the call.
+// New returns a gate that lets through only the calls of methods that were registered by
+// [Gate.Registrar]. The gate calls the function refused for each call that a bound refuses; the
+// context given to refused has the source of the call.
 func New(proxies caller.Proxies, limits Limits, refused func(ctx context.Context, method string, err error)) *Gate {
 	return &Gate{
 		proxies: proxies, refused: refused, methods: map[string]arrival{}, arriving: map[*request]struct{}{},
@@ -120,14 +122,16 @@ func (r Registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	r.Server.RegisterService(&guarded, impl)
 }
 
-// The refusals of the gate. Each is made once, since any client can cause a flood of
-// refusals; those of a crowd are made when the first call gets no place.
+// The errors of calls that the gate refuses. Each error is made once, since any client can
+// cause a flood of refused calls; errsCrowded makes its errors when the first call gets no
+// place.
 var (
 	errMethod   = status.Error(codes.Unimplemented, "no service of this server has this method")
 	errMetadata = refusal.Status(codes.InvalidArgument, watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST, "",
 		"metadata: longer than 16 KiB", refusal.BadField("metadata", "longer than 16 KiB")).Err()
 	errStopping = status.Error(codes.Unavailable, "the server is stopping")
-	// errsCrowded differ in the delay that the client is told.
+	// errsCrowded returns errors that differ in the delay (RetryInfo) after which the client
+	// should call again.
 	errsCrowded = sync.OnceValue(func() []error {
 		errs := make([]error, 32)
 		for i := range errs {
@@ -139,7 +143,8 @@ var (
 	})
 )
 
-// crowded returns the refusal of a call that gets no place. The delay is random.
+// crowded returns the error of a call that gets no place, with a random delay before the next
+// try.
 func crowded() error {
 	errs := errsCrowded()
 	return errs[rand.IntN(len(errs))]
@@ -191,8 +196,9 @@ func tooLong(header map[string][]string) bool {
 	return size > maxMetadata
 }
 
-// unary returns a handler that calls next, the handler of a unary method, inside of the
-// gate. gRPC calls the handler also for a request that does not arrive whole.
+// unary returns a handler that calls next, the handler of a unary method, and keeps the place
+// of the call until next returns. gRPC calls the handler also for a request that does not
+// arrive whole.
 func (g *Gate) unary(method string, next grpc.MethodHandler) grpc.MethodHandler {
 	return func(srv any, ctx context.Context, decode func(any) error, inside grpc.UnaryServerInterceptor) (any, error) {
 		r, err := begin(ctx)
@@ -235,8 +241,8 @@ func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo
 	return g.result(ss.Context(), info.FullMethod, r, handler(srv, &receiving{ss, r}))
 }
 
-// result returns the error of a call for the client. If the call has lost its place, the
-// error of the handler is a consequence, and the client gets the refusal.
+// result returns the error of a call for the client. If the call has lost its place to another
+// client, the handler fails because of the loss, and the client gets the error of [crowded].
 func (g *Gate) result(ctx context.Context, method string, r *request, err error) error {
 	if err != nil && r.pushed.Load() {
 		err = crowded()
@@ -261,8 +267,8 @@ func (g *Gate) Stop() {
 	}
 }
 
-// Stats returns the numbers of the unfinished requests, of the open streams and of the watchers'
-// streams of reports, for metrics.
+// Stats returns the numbers of the unfinished requests, of the open streams, and of the open
+// streams of ReportWatcher, for metrics.
 func (g *Gate) Stats() (requests, streams, reports share.Stats) {
 	return g.requests.Stats(), g.streams.Stats(), g.reports.Stats()
 }

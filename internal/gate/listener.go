@@ -18,7 +18,7 @@ type Listener struct {
 	net.Listener
 	proxies caller.Proxies
 	places  *share.Pool
-	proxied *share.Pool // of trusted proxies
+	proxied *share.Pool // the places for connections of trusted proxies
 
 	mu     sync.Mutex         // guards the fields below
 	silent map[*conn]struct{} // connections from which no byte has come
@@ -29,12 +29,13 @@ type Listener struct {
 // at most a half.
 //
 // A connection without a running call is idle. When all places are taken, a new connection
-// closes one of the network that holds most: the newest idle connection, or else the newest.
-// If its own network may hold no more, a new connection closes the oldest idle connection of
-// that network. Known networks keep their connections at a tie; see package share.
+// closes one of the network that holds most: the newest idle connection, or else the newest. If
+// its own network may hold no more, a new connection closes the oldest idle connection of that
+// network. When all networks have equally many connections, the networks in known keep their
+// connections; see [share.Known].
 //
-// Connections of trusted proxies have a bound of their own, which is as large. A proxy
-// carries the calls of many clients, so a connection of a proxy keeps its place.
+// Connections of trusted proxies have a bound of their own, which is all connections too. A
+// proxy carries the calls of many clients, so a connection of a proxy keeps its place.
 func Listen(l net.Listener, proxies caller.Proxies, all int, known *share.Known) *Listener {
 	return &Listener{
 		Listener: l, proxies: proxies, silent: map[*conn]struct{}{},

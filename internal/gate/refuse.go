@@ -72,7 +72,7 @@ var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c
 // calls Err once before the handler, and would keep the timer if Err returned an error.
 type doomed struct {
 	context.Context
-	err   error // of the call
+	err   error // the error with which the call is refused
 	asked atomic.Bool
 }
 

@@ -39,12 +39,12 @@ const (
 type request struct {
 	caller.Context
 	gate    *Gate
-	conn    *conn  // zero if the connection is not of a [Listener]
-	network string // of the source
+	conn    *conn  // the zero conn if no [Listener] has accepted the connection
+	network string // [caller.Source.Network] of the source
 	at      arrival
 	place   *share.Place
 	cancel  context.CancelFunc // nil if the whole request was read before the tap
-	sweeps  int                // that have found the request in gate.arriving; gate.mu guards sweeps
+	sweeps  int                // how many sweeps have found the request in gate.arriving; gate.mu guards sweeps
 	idOnce  sync.Once
 	id      string // see [RequestID]; set by idOnce
 
@@ -126,7 +126,7 @@ func begin(ctx context.Context) (*request, error) {
 	return nil, errMethod
 }
 
-// stop ends the context of the call, if the call has a context that can be ended.
+// stop ends the context of the call, if r.cancel is set.
 func (r *request) stop() {
 	if r.cancel != nil {
 		r.cancel()
@@ -184,8 +184,8 @@ func (g *Gate) sweep() {
 	}
 }
 
-// leave gives the place of a request back, when a stream's request has arrived. Only the
-// first call of leave has an effect.
+// leave releases the place among the unfinished requests, when the request of a stream has
+// arrived. Only the first call of leave has an effect.
 func (r *request) leave() {
 	r.arrived()
 	r.place.Release()

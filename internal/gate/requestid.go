@@ -40,8 +40,8 @@ func RequestID(ctx context.Context) string {
 	return r.id
 }
 
-// isRequestID reports whether the server takes over a client's text as a request id. Of other
-// texts a line of the log could become long, or misleading.
+// isRequestID reports whether the server uses a client's text as a request id. Other texts
+// could make a line of the log long, or misleading.
 func isRequestID(text string) bool {
 	if text == "" || len(text) > maxRequestID {
 		return false

@@ -3,15 +3,16 @@ package share
 import "sync"
 
 // Known holds the peers that have proved something to the server: a right password, a valid
-// token, or a certificate. A known peer keeps its places at a tie; see [Limits.Known].
+// token, or a certificate. A known peer keeps its places when all peers hold equally many; see
+// [Limits.Known].
 //
 // Each proof belongs to an owner, such as the id of a user. The number of known peers is
-// bounded, and the owners share the places. So an owner with proofs from very many networks
-// loses its own proofs first.
+// bounded, and the owners share the room. So an owner with proofs from very many networks loses
+// its own proofs first.
 //
 // A nil Known knows no peer. Known is safe for concurrent use.
 type Known struct {
-	places *Pool // of owners
+	places *Pool // a place for each proof; the owners are the peers of this pool
 
 	mu    sync.RWMutex
 	peers map[string]*proof
@@ -27,8 +28,8 @@ type proof struct {
 // in each pool.
 const perOwner = 32
 
-// NewKnown returns a Known with room for a number of peers. One owner may hold a half, and
-// perOwner at most.
+// NewKnown returns a Known with room for a number of peers. One owner can hold proofs for a
+// half of the room, and at most perOwner.
 func NewKnown(places int) *Known {
 	return &Known{places: NewPool(Limits{Places: places, PerPeer: min(perOwner, max(1, places/2))}), peers: map[string]*proof{}}
 }
@@ -43,8 +44,8 @@ func (k *Known) Has(peer string) bool {
 	return k.peers[peer] != nil
 }
 
-// Add makes a peer known by a proof of an owner. If the owner may hold no more places, the
-// owner's oldest proof gives way.
+// Add makes a peer known by a proof of an owner. If the owner has as many proofs as an owner
+// can have, Add removes the owner's oldest proof.
 func (k *Known) Add(peer, owner string) {
 	if k == nil || k.Has(peer) {
 		return
@@ -65,7 +66,8 @@ func (k *Known) Add(peer, owner string) {
 	}
 }
 
-// remove forgets a proof that has lost its place.
+// remove removes a proof that has lost its place, so that the peer is no longer known by the
+// proof.
 func (k *Known) remove(peer string, p *proof) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -7,13 +7,14 @@ import (
 	"time"
 )
 
-// roundLength is the time between two draws of lots. A login that waits for its hash keeps
-// its place for three seconds, and an honest client that has lost tries again soon.
+// roundLength is the time between two draws of lots, which decide between peers that hold
+// equally many places. A login that waits for its hash keeps its place for three seconds, and
+// an honest client that has lost tries again soon.
 const roundLength = 10 * time.Second
 
 const (
-	peerBits = 64 // of an IPv6 network that is a peer
-	siteBits = 48 // of the site of such a peer
+	peerBits = 64 // the prefix length of an IPv6 network that is a peer
+	siteBits = 48 // the prefix length of the site of an IPv6 peer
 )
 
 // group is a peer, the peers of one site (see [siteOf]), or all sites. Pool.mu guards a
@@ -22,18 +23,19 @@ type group struct {
 	pool    *Pool
 	name    string
 	parent  *group            // of a peer, the site; of a site, all sites
-	named   map[string]*group // of the pool: the groups of this kind that hold a place
+	named   map[string]*group // of the pool: the peers, or the sites, that hold a place
 	members order             // nil for a peer
-	index   int               // in the members of parent
+	index   int               // in parent.members
 
 	strangers, others places // of a peer
 	known             bool   // of a peer
-	weight            int    // of all places
+	weight            int    // the sum of the weights of all places of the group
 	lot               uint64
 }
 
-// siteOf returns the site of a peer: the /48 of an IPv6 network of 64 bits. Every other kind
-// of peer makes up a site alone. An IPv4 /24 has 256 peers at most, often of several owners.
+// siteOf returns the site of a peer: the /48 of an IPv6 network of 64 bits. Every other kind of
+// peer makes up a site alone. An IPv4 /24 makes up no site: the network has 256 peers at most,
+// often of several owners.
 func siteOf(name string) string {
 	network, err := netip.ParsePrefix(name)
 	if err != nil || !network.Addr().Is6() || network.Bits() != peerBits {
@@ -42,8 +44,8 @@ func siteOf(name string) string {
 	return netip.PrefixFrom(network.Addr(), siteBits).Masked().String()
 }
 
-// newDraw returns a function that draws the lot of a name in a round. No client can predict
-// the lots.
+// newDraw returns a function that draws the lot, a random number, of a peer or site with a name
+// in a round. No client can predict the lots.
 func newDraw() func(round int64, name string) uint64 {
 	seed := maphash.MakeSeed()
 	type ticket struct {
@@ -86,8 +88,8 @@ func (p *Pool) drawLocked() {
 	heap.Init(&p.all.members)
 }
 
-// noteKnownLocked updates the order if a peer with a place has become known since the draw.
-// noteKnownLocked returns true if the order has changed.
+// noteKnownLocked updates the order of the peers if a peer with a place has become known since
+// the last draw of lots. noteKnownLocked returns true if the order has changed.
 func (p *Pool) noteKnownLocked(from *group) bool {
 	if from.known || !p.Known.Has(from.name) {
 		return false
@@ -97,8 +99,8 @@ func (p *Pool) noteKnownLocked(from *group) bool {
 	return true
 }
 
-// outweighsLocked reports whether a site weighs so much more than every other site that two
-// more places of a stranger would not even the sites out.
+// outweighsLocked reports whether a site weighs more than every other site by at least the
+// weight of two strangers' places.
 func (p *Pool) outweighsLocked(site *group) bool {
 	sites := p.all.members
 	if sites[0] != site {
@@ -112,8 +114,8 @@ func (p *Pool) outweighsLocked(site *group) bool {
 	return true
 }
 
-// weighLocked adds to the weight of a group and of the group's parents, and restores the
-// order of each. A group with the weight 0 leaves the order of its parent.
+// weighLocked adds by to the weight of a group and of the group's parents, and restores the
+// order of the groups. A group with the weight 0 leaves the order of its parent.
 func (g *group) weighLocked(by int) {
 	for ; g.parent != nil; g = g.parent {
 		before, members := g.weight, &g.parent.members
@@ -131,7 +133,7 @@ func (g *group) weighLocked(by int) {
 	}
 }
 
-// first returns the peer of a group that gives way first.
+// first returns the peer of a group that is the first to lose a place.
 func (g *group) first() *group {
 	for len(g.members) > 0 {
 		g = g.members[0]
@@ -150,7 +152,7 @@ func (g *group) list(weight int) *places {
 	return &g.others
 }
 
-// yields returns the place of a peer that gives way first.
+// yields returns the place that a peer loses first.
 func (g *group) yields() *Place {
 	if g.strangers.length > 0 {
 		return g.strangers.back
@@ -158,11 +160,11 @@ func (g *group) yields() *Place {
 	return g.others.back
 }
 
-// standing says which of two groups gives way: see [standing.before].
+// standing holds what decides which of two groups loses a place: see [standing.before].
 type standing struct {
-	stranger bool // the place that gives way first is a stranger's
+	stranger bool // the place that the group loses first is a stranger's
 	weight   int
-	known    bool // of the peer that gives way first
+	known    bool // of the peer that loses a place first
 	lot      uint64
 }
 
@@ -177,7 +179,7 @@ func (g *group) with(weight int, from *group) standing {
 	return standing{weight: g.weight + weight, known: from.known, lot: g.lot}
 }
 
-// losesTie reports whether a, of the same weight as b, gives way to b.
+// losesTie reports whether a loses a place to b, if both have the same weight.
 func (a standing) losesTie(b standing) bool {
 	if a.known != b.known {
 		return b.known
@@ -185,8 +187,8 @@ func (a standing) losesTie(b standing) bool {
 	return a.lot < b.lot
 }
 
-// before reports whether a gives way before b. If the pool keeps ordinary places, the groups
-// with a stranger's place give way first.
+// before reports whether a loses a place before b does. If keeps is true (see
+// [Limits.KeepOrdinary]), the groups with a stranger's place lose a place first.
 func (a standing) before(b standing, keeps bool) bool {
 	switch {
 	case keeps && a.stranger != b.stranger:
@@ -199,7 +201,8 @@ func (a standing) before(b standing, keeps bool) bool {
 	return a.losesTie(b)
 }
 
-// order is a heap (container/heap). The group that gives way first comes first.
+// order holds groups as a heap (container/heap). The group that loses a place first comes
+// first.
 type order []*group
 
 func (o order) Len() int { return len(o) }

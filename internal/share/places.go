@@ -1,8 +1,8 @@
 package share
 
-// places is a list of places, the newest at the back. Every call of the server moves a place
-// from list to list. So each place holds its own links, and a move allocates nothing. A
-// place is in one list at a time. Pool.mu guards the list. The zero value is an empty list.
+// places holds a linked list of places, the newest at the back. Every call of the server moves
+// a place from list to list. So each [Place] holds its own links, and a move allocates nothing.
+// A place is in one list at a time. Pool.mu guards the list. The zero value is an empty list.
 type places struct {
 	front, back *Place
 	length      int

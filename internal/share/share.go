@@ -2,46 +2,49 @@
 // streams of watchers, or waiting logins. A peer is a client network, or a client
 // certificate; see [caller.Source.Network].
 //
-// Each peer has a share of the places. While places are free, a peer may hold more than
-// the share, up to a bound for each peer. When all places are taken, a newcomer gets the
-// place of the peer that holds most, if that peer holds more than the newcomer's peer would
-// hold. So late peers get a share too, and two peers never take places from each other in
+// Each peer has a share of the places. While places are free, a peer may hold more than the
+// share, up to a bound for each peer. When all places are taken, a newcomer gets the place of
+// the peer that holds most, if that peer holds more than the newcomer's peer would hold. So
+// peers that come late get a share too, and two peers never take places from each other in
 // turn.
 //
-// At a tie, all peers hold the same number, and more peers ask than the pool has places.
-// Then known peers ([Known]) keep their places, and the unknown peers draw lots. Every peer
-// draws a random number for ten seconds, and a peer with a greater number gets the place of
-// the peer with the smallest number. So each of n peers gets one of m places with a chance
-// of m in n, however often a peer asks, and in whatever order the peers come.
+// At a tie, all peers hold the same number of places, and more peers want a place than the pool
+// has places. Then known peers ([Known]) keep their places, and the unknown peers draw lots.
+// Every peer draws a random number for ten seconds, and a peer with a greater number gets the
+// place of the peer with the smallest number. So each of n peers gets one of m places with a
+// chance of m in n, however often a peer tries, and in whatever order the peers come.
 //
 // The owner of an IPv6 network commonly has 65,536 peers: the networks of 64 bits in one
 // site, a network of 48 bits. So the sites share the places first, and the peers of a site
 // share the places of the site.
 //
 // A place may be taken for a stranger: a client from which the server has seen neither a
-// certificate nor a proof of an earlier visit. A stranger's place counts as two, so the
-// peers of strangers give way first. Within a peer, the strangers give way first, the newest
-// stranger before the older ones. At a tie, a stranger gets the places of strangers alone.
+// certificate nor a proof of an earlier visit. A stranger's place counts as two places, so the
+// peers of strangers lose places first. Within a peer, the strangers lose their places first,
+// the newest stranger before the older strangers. At a tie, a stranger gets the places of
+// strangers alone.
 //
 // [Turns] bounds the calls of one user, or of one session, that run at a time.
 package share
 
 import "sync"
 
-// Kind is what a place is taken for.
+// Kind says for what kind of client a place is taken.
 type Kind int
 
 const (
-	// Ordinary is the kind of a client that the server has reason to serve first.
+	// Ordinary stands for a client that the server has reason to serve first, such as a client
+	// with a certificate.
 	Ordinary Kind = iota
-	// Stranger is the kind of a client that gets places of other peers alone.
+	// Stranger stands for a client that has proved nothing. When all places are taken, a
+	// Stranger gets a place only from another peer.
 	Stranger
-	// Renewing is a stranger. If the peer holds PerPeer places, the peer's stranger with the
-	// oldest place gives way to the newcomer.
+	// Renewing stands for a stranger that can also get a place of its own peer: if no other
+	// peer loses a place, the stranger of the peer with the oldest place does.
 	Renewing
 )
 
-// A place has one of two weights. The peer with the greatest sum of weights gives way first.
+// The weights of a place. The peer with the greatest sum of weights loses a place first.
 const (
 	ordinary = 1
 	stranger = 2
@@ -54,18 +57,21 @@ func (k Kind) weight() int {
 	return stranger
 }
 
-// Limits describes a pool.
+// Limits describes the bounds of a [Pool].
 type Limits struct {
-	Places  int // held at a time
-	PerPeer int // held by one peer at a time
+	Places  int // the number of places of the pool
+	PerPeer int // the number of places that one peer can hold at a time
 
-	// KeepOrdinary makes the pool evict only strangers. Ordinary places stay until Release.
+	// KeepOrdinary makes the pool take away only the places of strangers. Ordinary places stay
+	// until [Place.Release].
 	KeepOrdinary bool
-	// Known holds the peers that keep their places at a tie. A nil Known holds no peer.
+	// Known holds the peers that keep their places when all peers hold equally many. A nil
+	// Known holds no peer.
 	Known *Known
 }
 
-// Pool is a number of places. A Pool is safe for concurrent use.
+// Pool holds a bounded number of places, and divides the places among peers. A Pool is safe for
+// concurrent use.
 type Pool struct {
 	Limits
 	draw func(round int64, name string) uint64
@@ -73,10 +79,10 @@ type Pool struct {
 	mu    sync.Mutex // guards the fields below
 	taken int
 	stats Stats             // Refused and Evicted alone
-	round int64             // of the lots
+	round int64             // the round in which the lots were drawn
 	peers map[string]*group // only peers that hold a place
-	sites map[string]*group // only sites of these peers
-	all   group             // has the sites as members
+	sites map[string]*group // only sites of peers that hold a place
+	all   group             // the group that has all sites as members
 }
 
 // NewPool returns a pool in which all places are free.
@@ -84,7 +90,7 @@ func NewPool(limits Limits) *Pool {
 	return &Pool{Limits: limits, draw: newDraw(), peers: map[string]*group{}, sites: map[string]*group{}}
 }
 
-// Place is a place of a pool, held by one peer. A Place is safe for concurrent use.
+// Place stands for one place of a [Pool], held by one peer. A Place is safe for concurrent use.
 type Place struct {
 	pool          *Pool
 	peer          *group // nil once the place is given back or taken away; pool.mu guards peer
@@ -99,8 +105,8 @@ type Place struct {
 // places. A nil Pool has no places.
 //
 // If the pool takes the place away for another client, the pool calls evicted once, in the
-// goroutine of the other client's Take. evicted must return soon. The place counts as free
-// from the moment of the call, so evicted must end what the place stands for.
+// goroutine of the other client's Take. evicted must return soon. The other client has the
+// place from that moment, so evicted must end what the place stands for, such as a connection.
 func (p *Pool) Take(peer string, kind Kind, evicted func()) *Place {
 	if p == nil || p.Places <= 0 {
 		return nil
@@ -136,7 +142,8 @@ func (p *Pool) takeLocked(name string, kind Kind, evicted func()) (place, victim
 	return place, victim
 }
 
-// victimLocked returns the place that a peer may take over; nil if the pool has none.
+// victimLocked returns the place that a peer is allowed to take over; nil if the pool has no
+// such place.
 func (p *Pool) victimLocked(from *group, kind Kind) *Place {
 	if from.held() < p.PerPeer {
 		if victim := p.othersLocked(from, kind.weight()); victim != nil {
@@ -152,9 +159,9 @@ func (p *Pool) victimLocked(from *group, kind Kind) *Place {
 	return nil
 }
 
-// othersLocked returns the place of another peer that a peer may take over; nil if the pool
-// has none. The site that gives way first loses a place to another site. Within the peer's
-// own site, the peer that gives way first loses a place.
+// othersLocked returns the place of another peer that a peer is allowed to take over; nil if
+// the pool has no such place. A peer of another site first takes a place of the site that is
+// first in p.all.members. Otherwise the peer takes a place of the first peer in its own site.
 func (p *Pool) othersLocked(from *group, weight int) *Place {
 	for p.noteKnownLocked(p.all.first()) {
 	}
@@ -178,8 +185,8 @@ func (p *Pool) othersLocked(from *group, weight int) *Place {
 	return first.yields()
 }
 
-// mayTake reports whether a newcomer may take over a place of a group. winner is the
-// standing that the newcomer's group would have.
+// mayTake reports whether a newcomer is allowed to take over a place of a group. The parameter
+// winner holds the standing that the newcomer's group would have with the place.
 func (p *Pool) mayTake(of *group, weight int, winner standing) bool {
 	place, loser := of.first().yields(), of.standing()
 	switch {
@@ -191,9 +198,9 @@ func (p *Pool) mayTake(of *group, weight int, winner standing) bool {
 	return place.weight >= weight && loser.losesTie(winner)
 }
 
-// SetStranger makes the place a stranger's, the newest of the peer, or an ordinary one.
-// SetStranger does nothing, and returns false, if the place was given back or taken away
-// before.
+// SetStranger makes the place a stranger's place, the newest of the peer, or makes the place
+// ordinary. SetStranger does nothing, and returns false, if the place was given back or taken
+// away before.
 func (pl *Place) SetStranger(is bool) bool {
 	pl.pool.mu.Lock()
 	defer pl.pool.mu.Unlock()
@@ -230,7 +237,7 @@ func (pl *Place) enterLocked(peer *group) {
 	peer.weighLocked(pl.weight)
 }
 
-// leaveLocked frees the place.
+// leaveLocked removes the place from its peer, so that another peer can take a place.
 func (pl *Place) leaveLocked() {
 	pl.peer.list(pl.weight).remove(pl)
 	pl.peer.weighLocked(-pl.weight)
@@ -244,8 +251,8 @@ func (p *Pool) Held() int { return p.Stats().Held }
 // Stats holds the numbers of a pool, for metrics.
 type Stats struct {
 	Held, Places int
-	Refused      uint64 // clients that got no place
-	Evicted      uint64 // places taken away for other clients
+	Refused      uint64 // the number of clients that got no place
+	Evicted      uint64 // the number of places taken away for other clients
 }
 
 // Stats returns the numbers of the pool. A nil Pool has the zero Stats.

@@ -9,8 +9,9 @@ import (
 // ErrNoTurn is the refusal of a call when too many calls with the same key wait already.
 var ErrNoTurn = errors.New("too many calls at once")
 
-// Turns bounds the calls with the same key, such as the id of a user. A call waits for calls
-// with its own key alone. A waiting call takes only the memory of its goroutine.
+// Turns bounds the calls with the same key, such as the id of a user, that run at a time. A
+// call waits only for calls with the same key. A waiting call takes only the memory of its
+// goroutine.
 //
 // Turns is safe for concurrent use.
 type Turns struct {
@@ -49,7 +50,8 @@ func (t *Turns) Enter(ctx context.Context, key string) (leave func(), err error)
 	}
 }
 
-// join adds a call with a key. join returns nil if too many calls have this key already.
+// join adds a call with a key, running or waiting. join returns nil if too many calls have this
+// key already.
 func (t *Turns) join(key string) *turn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -65,7 +67,7 @@ func (t *Turns) join(key string) *turn {
 	return of
 }
 
-// part removes a call with a key.
+// part removes a call with a key, when the call has ended or has stopped waiting.
 func (t *Turns) part(key string, of *turn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
