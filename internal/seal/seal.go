@@ -1,20 +1,20 @@
 // Package seal encrypts the secrets in the database (signing keys and MAC keys) under a
 // master key outside the database. A thief of the database alone can make no token.
 //
-// A master key encrypts only these keys, so replacing a master key changes no token.
-// The master key file holds one or more keys, one in each line. The first key seals;
-// every key opens. To replace a key, add the new key as second on every server, and
-// then make the new key the first.
+// A master key encrypts only signing keys and MAC keys, so replacing a master key changes no
+// token. The master key file holds one or more keys, one in each line. The first key encrypts
+// new secrets (seals); every key decrypts (opens). To replace a key, add the new key as second
+// on every server, and then make the new key the first.
 //
-// [Keys.Seal] reads the file each time, and [Keys.Open] reads the file again if a key
-// is unknown. So a server uses a new key without a restart.
+// [Keys.Seal] reads the file each time, and [Keys.Open] reads the file again if a secret names
+// an unknown master key. So a server uses a new master key without a restart.
 //
 // [Keys.MAC] authenticates data that is no secret, under the same master keys.
 //
-// Each purpose has a key derived by HKDF-SHA256 (RFC 5869). A secret is sealed by
-// AES-256-GCM with a random nonce, and bound to its row in the database. A master key
-// seals a handful of rows, far below the bound of 2^32 messages for random nonces (NIST
-// SP 800-38D, section 8.3).
+// Each purpose, such as signing keys, has a key derived from the master key by HKDF-SHA256 (RFC
+// 5869). A secret is sealed by AES-256-GCM with a random nonce, and bound to its row in the
+// database. A master key seals a handful of rows, far below the bound of 2^32 messages for
+// random nonces (NIST SP 800-38D, section 8.3).
 package seal
 
 import (
@@ -45,9 +45,9 @@ import (
 var ErrWrongKey = errors.New("sealed under a master key that is not in this file")
 
 const (
-	linePrefix = "wwmk1_" // lets secret scanners find a leaked key
+	linePrefix = "wwmk1_" // lets secret scanners find a leaked master key
 	keySize    = 32       // bytes: AES-256
-	idSize     = 8        // bytes: tells a handful of keys apart
+	idSize     = 8        // bytes: enough to tell a handful of master keys apart
 	version    = 1        // of the sealed form: version ‖ key id ‖ nonce ‖ ciphertext and GCM tag
 )
 
@@ -128,8 +128,8 @@ func Create(path string) (*Keys, error) {
 	return create(path, func(*os.File) error { return nil })
 }
 
-// CreateBeside is like [Create], and gives the file the owner and the mode of the database,
-// so that a service can read a master key file that root has made.
+// CreateBeside makes a file as [Create] does, and gives the file the owner and the mode of the
+// database file, so that a service can read a master key file that root has made.
 func CreateBeside(path, database string) (*Keys, error) {
 	return create(path, func(file *os.File) error { return durable.Adopt(file, database) })
 }
@@ -157,8 +157,8 @@ func Add(path string) (*Keys, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading master key: %w", err)
 	}
-	// Of two calls at once, the second call fails. The old keys are read under the lock: a
-	// file read earlier lacks the key of the first call.
+	// If two processes call Add at once, the second call fails. Add reads the old keys after
+	// the lock file is made, so that no key of an earlier call of Add gets lost.
 	lock, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	switch {
 	case errors.Is(err, fs.ErrExist):
@@ -192,7 +192,7 @@ func newLine() string {
 	return linePrefix + base64.RawURLEncoding.EncodeToString(secret) + "\n"
 }
 
-// reload reads the file again. After an error, the keys in memory stay.
+// reload reads the master key file again. After an error, the keys in memory stay.
 func (k *Keys) reload() error {
 	keys, err := read(k.path)
 	if err != nil {
@@ -220,7 +220,7 @@ func (k *Keys) Seal(purpose, row string, secret []byte) ([]byte, error) {
 	return aead.Seal(sealed, nil, secret, []byte(row)), nil
 }
 
-// reloadFirst reads the file again, and returns the first master key.
+// reloadFirst reads the master key file again, and returns the first master key.
 func (k *Keys) reloadFirst() (masterKey, error) {
 	if err := k.reload(); err != nil {
 		return masterKey{}, err
@@ -264,16 +264,16 @@ func (k *Keys) CheckMAC(purpose string, message, mac []byte) error {
 	return nil
 }
 
-// SealedFirst reports whether a sealed secret, or a message authentication code, was made
-// under the first key.
+// SealedFirst reports whether a sealed secret, or a message authentication code, was made under
+// the first master key that this process has read.
 func (k *Keys) SealedFirst(sealed []byte) bool {
 	first := k.first()
 	return len(sealed) >= 1+idSize && [idSize]byte(sealed[1:]) == first.id
 }
 
-// keyOf returns the master key that a sealed secret or a message authentication code
-// names, and the part after the name. If the key is unknown, keyOf reads the file again.
-// Errors: ErrWrongKey.
+// keyOf returns the master key with the id in a sealed secret or in a message authentication
+// code, and the bytes after the id. If the key is unknown, keyOf reads the file again. Errors:
+// ErrWrongKey.
 func (k *Keys) keyOf(sealed []byte) (key masterKey, rest []byte, err error) {
 	if len(sealed) < 1+idSize || sealed[0] != version {
 		return key, nil, errors.New("malformed")
@@ -289,7 +289,7 @@ func (k *Keys) keyOf(sealed []byte) (key masterKey, rest []byte, err error) {
 	return key, sealed[1+idSize:], nil
 }
 
-// Open decrypts a secret that was sealed for the same purpose and row.
+// Open decrypts a secret that [Keys.Seal] has sealed for the same purpose and row.
 //
 // Errors: ErrWrongKey if the master key is not in the file.
 func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
@@ -325,7 +325,7 @@ func (k *Keys) Reseal(purpose, row string, sealed []byte, write func(sealed []by
 	return 1, write(sealed)
 }
 
-// find returns the master key with an id.
+// find returns the master key with an id; false if the file has no such key.
 func (k *Keys) find(id [idSize]byte) (masterKey, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -337,7 +337,7 @@ func (k *Keys) find(id [idSize]byte) (masterKey, bool) {
 	return masterKey{}, false
 }
 
-// parseLine parses a line of the file. No error repeats the line, which is a secret.
+// parseLine parses a line of the master key file. No error repeats the line, which is a secret.
 func parseLine(line string) (masterKey, error) {
 	encoded, ok := strings.CutPrefix(line, linePrefix)
 	if !ok {

@@ -6,18 +6,19 @@ import (
 	"sync"
 )
 
-// flights counts the tries at each name that run in this process. A try counts from before
-// the read of the buckets until [Try.End], when the count of a wrong guess is on disk. The
-// ids of the buckets stand for the name. The zero value is ready for use.
+// flights counts the tries at each name that run in this process. A try counts from before the
+// read of the buckets until [Try.End], when the count of a wrong guess is on disk. The ids of
+// the two buckets of a name stand for the name. The zero value is ready for use.
 type flights struct {
 	mu   sync.Mutex
 	keys map[[2]int64]*flight // a name without tries has no entry
 }
 
-// flight holds the tries at one name. flights.mu guards a flight.
+// flight holds the tries at one name that run or wait in this process. flights.mu guards a
+// flight.
 type flight struct {
 	running int
-	waiting []chan struct{} // the first to come is the first to be woken
+	waiting []chan struct{} // one channel for each waiting try, in order of arrival; closed to wake the try
 }
 
 // join adds a try, and returns the number of running tries, the new try included. The caller
@@ -59,8 +60,8 @@ func (f *flights) wakeLocked(ids [2]int64, at *flight) {
 	}
 }
 
-// wait removes a try that has joined, and waits until another try at the same name leaves.
-// If no other try runs, wait returns at once. Without an error, the try must join again.
+// wait removes a try that has joined, and waits until another try at the same name leaves. If
+// no other try runs, wait returns at once. After a nil error, the caller must call join again.
 func (f *flights) wait(ctx context.Context, ids [2]int64) error {
 	f.mu.Lock()
 	at := f.keys[ids]

@@ -6,19 +6,20 @@ import (
 	"time"
 )
 
-// Promises of tries at a delayed name:
+// A promise tells a client network at what time its next try at a delayed name is admitted. The
+// rules of promises:
 //
 //   - A network has at most one promise for a name. A network that asks again before the
 //     promised time gets the same answer again.
 //   - Promised times are in the order in which the networks asked, LongestDelay apart, and at
 //     most [ahead] from now. If every time is promised, the answer has [Refused.Full].
 //   - A site, and a block, has a share of the times. The n-th promise of a site must be within
-//     the n-th part of [ahead], and a block may have [blockShare] times as many. While the
-//     hour is full, only a site without a promise gets the next time. So a neighbour of the
-//     owner needs about ten networks to keep the owner's site out, and one provider's
-//     network never takes the whole hour.
-//   - At its time a promised try is admitted, whatever other tries do. The time is over
-//     when the next one begins, LongestDelay later.
+//     the n-th part of [ahead], and a block may have [blockShare] times as many. While every
+//     time within [ahead] is promised, only a site without a promise gets the next time. So a
+//     neighbour of the owner needs about ten networks to keep the owner's site out, and one
+//     provider's network never takes the whole hour.
+//   - At its time a promised try is admitted, whatever other tries do. The promise ends
+//     LongestDelay later, when the next promised time begins.
 //   - As long as a name has a promise, only promised tries are admitted. So tries are
 //     LongestDelay apart on average, however many networks an attacker has.
 //
@@ -27,10 +28,11 @@ import (
 // MAC of the name and a network, so two names in one bucket have different promises.
 
 const (
-	// ahead bounds how far ahead a promise is: a person waits no longer.
+	// ahead bounds how far ahead the time of a promise is: no person waits longer.
 	ahead = time.Hour
-	// blockShare is the number of promises that a block may have anywhere within ahead: with
-	// 120 times in the hour, an attacker needs ten blocks to take every time.
+	// blockShare is the number of promises that a provider's network ([Origin].Block) can have
+	// anywhere within ahead: with 120 times in the hour, an attacker needs ten blocks to take
+	// every time.
 	blockShare = 12
 )
 
@@ -43,7 +45,7 @@ const tagBytes = 4
 
 type tag [tagBytes]byte
 
-// tags says to which networks a promise belongs.
+// tags says to which network, site and block of a client a promise belongs.
 type tags struct{ network, site, block tag }
 
 type promise struct {
@@ -58,7 +60,7 @@ type decision struct {
 	admitted bool
 	promise  bool      // the try gets a new promise for at
 	full     bool      // every time is promised to other tries
-	at, now  time.Time // the try may come back at the time at
+	at, now  time.Time // the client should try again at the time at
 }
 
 // refused returns the error for a try that was not admitted.
@@ -67,7 +69,8 @@ func (c *Counter) refused(d decision) *Refused {
 	return &Refused{By: c.number, RetryAfter: d.at.Sub(d.now).Truncate(time.Millisecond) + time.Millisecond, Full: d.full}
 }
 
-// decide decides about a try from networks. decide changes nothing.
+// decide decides about a try by the two buckets of the name and by the tags of the client's
+// networks (mine). decide changes nothing.
 func (c *Counter) decide(p pair, mine tags, now time.Time) decision {
 	longest := c.limits.LongestDelay
 	lists := [2][]promise{current(p[0].Promises, now, longest), current(p[1].Promises, now, longest)}
@@ -77,8 +80,8 @@ func (c *Counter) decide(p pair, mine tags, now time.Time) decision {
 			return decision{admitted: !promised.at.After(now), at: promised.at, now: now}
 		}
 	}
-	// The earlier NextAt of the two buckets counts, and LongestDelay from now at the latest: a
-	// later NextAt was stored before the clock was set back.
+	// The next try is possible at the earlier NextAt of the two buckets, and LongestDelay from
+	// now at the latest: a later NextAt was stored before the clock was set back.
 	next := earlier(earlier(p[0].NextAt, p[1].NextAt), now.Add(longest))
 	free := c.level(p, now) < c.limits.FreeTries
 	if free || len(promises) == 0 && !next.After(now) {
@@ -94,7 +97,7 @@ func (c *Counter) decide(p pair, mine tags, now time.Time) decision {
 	return decision{promise: true, at: next, now: now}
 }
 
-// share returns how far ahead the next promise of a site and a block may be.
+// share returns how far ahead the next promise of a site and a block is allowed to be.
 func share(lists [2][]promise, mine tags) time.Duration {
 	site := held(lists, func(p promise) bool { return p.site == mine.site })
 	block := held(lists, func(p promise) bool { return p.block == mine.block })
@@ -116,7 +119,7 @@ func held(lists [2][]promise, counts func(promise) bool) (n int) {
 	return n
 }
 
-// current decodes the promises in a bucket, and returns those that have not passed.
+// current decodes the promises in a bucket, and returns the promises that have not passed.
 func current(encoded []byte, now time.Time, longest time.Duration) (list []promise) {
 	for ; len(encoded) >= promiseBytes; encoded = encoded[promiseBytes:] {
 		us := int64(binary.BigEndian.Uint64(encoded[3*tagBytes:]))
@@ -128,7 +131,8 @@ func current(encoded []byte, now time.Time, longest time.Duration) (list []promi
 	return list
 }
 
-// keep removes the promise of a network, and the promises that have passed.
+// keep removes from both buckets the promise of a client network, and the promises that have
+// passed.
 func keep(p *pair, mine tags, now time.Time, longest time.Duration) {
 	for i := range p {
 		list := current(p[i].Promises, now, longest)
@@ -141,7 +145,7 @@ func keep(p *pair, mine tags, now time.Time, longest time.Duration) {
 	}
 }
 
-// give adds a promise to both buckets.
+// give adds a promise to both buckets of a name.
 func give(p *pair, promised promise) {
 	for i := range p {
 		p[i].Promises = promised.append(p[i].Promises)

@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// allowance sets the burst: a source may send at once as many wrong guesses as the rate
-// allows in this time. The default rate lets 100 wrong passwords through at once, and 150 in
-// ten seconds.
+// allowance sets the burst: a source may send at once as many wrong guesses as the rate allows
+// in this time. The default rate, five a second, lets 100 wrong passwords through at once, and
+// 150 in ten seconds.
 const allowance = 20 * time.Second
 
 // slots is the number of slots of each of the two halves of [Sources], which take 512 KiB.
@@ -18,9 +18,9 @@ const slots = 1 << 15
 // names. Sources counts in memory, so each replica has a separate bound.
 //
 // A source has a token bucket: a burst of guesses at once, and then the rate. A slot holds a
-// token bucket as one time. Each wrong guess moves the time ahead by interval, and a source
-// may guess while one more guess keeps the time within allowance of now. A source has two
-// slots, and the earlier of the two times counts. So a source is delayed by other sources
+// token bucket as one time. Each wrong guess moves the time ahead by interval, and a source is
+// allowed to guess while one more guess keeps the time within allowance of now. A source has
+// two slots, and the earlier of the two times decides. So a source is delayed by other sources
 // only if other sources fill both slots.
 //
 // Sources is safe for concurrent use.
@@ -30,7 +30,7 @@ type Sources struct {
 	start    time.Time
 
 	mu   sync.Mutex
-	debt [2][slots]time.Duration // since start
+	debt [2][slots]time.Duration // the time in each slot, since start
 }
 
 // NewSources returns a bound of perSecond wrong guesses a second; 0 means no bound.
@@ -42,7 +42,7 @@ func NewSources(perSecond int) *Sources {
 	return s
 }
 
-// Check reports whether a source may guess.
+// Check returns nil if a source is allowed to guess.
 //
 // Errors: a *[Refused].
 func (s *Sources) Check(source string) error {
@@ -65,8 +65,8 @@ func (s *Sources) Wrong(source string) {
 	a, b := s.slotsLocked(source)
 	now := time.Since(s.start)
 	for _, debt := range []*time.Duration{a, b} {
-		// The bound keeps a source from being refused for long after a burst of guesses
-		// that began together.
+		// The bound of 2*allowance keeps a source from being refused for long after many
+		// guesses that began together.
 		*debt = min(max(*debt, now)+s.interval, now+2*allowance)
 	}
 }

@@ -1,15 +1,15 @@
-// Package throttle bounds guesses at a secret: of one account from everywhere, of one
-// known device, and of one source. The packages above decide what a guess is, and which
-// account or device the guess concerns; throttle itself sees neither passwords nor users.
+// Package throttle bounds guesses at a secret: at one account from everywhere, from one known
+// device, and from one source. Package login decides what a guess is, and which account or
+// device the guess concerns; throttle itself sees neither passwords nor users.
 //
 // A [Counter] counts the wrong guesses at each name in a fixed number of buckets in the
-// database, shared by all replicas, whether the name exists or not. A name has two
-// buckets, by two parts of a MAC of the name, and the bucket that counts less decides.
-// With one bucket for each name, guesses at made-up names would delay everybody.
+// database, shared by all replicas, whether the name exists or not. A name has two buckets, by
+// two parts of a MAC of the name, and the bucket that counts less decides. If a name had one
+// bucket alone, guesses at made-up names in the same bucket would delay the name.
 //
 // A bucket is a time, ClearAt. Each wrong guess moves ClearAt ahead by a unit, to at most
-// [forgets] from now, and time forgets one guess in each unit. The level of a bucket is
-// the number of units until ClearAt:
+// [forgets] from now, and the bucket forgets one guess in each unit of time. The level of a
+// bucket is the number of units until ClearAt:
 //
 //	level         0 … FreeTries-1   FreeTries   +1   +2   +3   +4   +5
 //	next try in   0                 1 s         2 s  4 s  8 s  16 s 30 s (LongestDelay)
@@ -19,9 +19,9 @@
 // tries at a name at a time; further tries wait.
 //
 // From FreeTries on, each admitted try is counted before the guess is compared, in one
-// transaction with the check: then one try is admitted at a time, on all replicas together.
-// The right secret takes back only the count of its own try. If the right secret cleared the
-// bucket, a user with a name in the same bucket could clear the guesses of an attacker.
+// transaction with the check: then one try is admitted at a time, on all replicas together. The
+// right secret removes only the count of its own try. If the right secret cleared the bucket, a
+// user with a name in the same bucket could clear the guesses of an attacker.
 //
 // While an account is delayed, an attacker that asks all the time would be first to ask at
 // every moment, and would take every try. So a try that has to wait is promised a time: see
@@ -51,7 +51,7 @@ type Refused struct {
 	// RetryAfter tells how long to wait for the promised time. If the try has no promise, a
 	// try may be admitted after RetryAfter.
 	RetryAfter time.Duration
-	// By is the number of the counter that refuses the try; zero: the bound of the source.
+	// By is the number of the counter that refuses the try; zero: [Sources] refuses the try.
 	By Number
 	// Full means that every time within the next hour, or within the share of the client's
 	// site, is promised to other networks.
@@ -73,9 +73,9 @@ const (
 	forgets = time.Hour
 	// firstDelay is short enough for a person that has mistyped a password.
 	firstDelay = time.Second
-	// buckets is the number of buckets of each of the two halves of a counter. To delay
-	// users beside the guessed names, an attacker would have to make FreeTries guesses an
-	// hour in most of the buckets: for 10 free tries, some 180 hashes a second.
+	// buckets is the number of buckets of each of the two halves of a counter. To delay also
+	// users with other names than the guessed names, an attacker would have to make FreeTries
+	// guesses an hour in most of the buckets: for 10 free tries, some 180 hashes a second.
 	buckets = 1 << 16
 )
 
@@ -115,8 +115,8 @@ func New(s *store.Store, secret []byte, number Number, limits Limits) *Counter {
 // Key identifies the name at which a try guesses, and the networks of the client. The zero
 // Key belongs to no counter.
 type Key struct {
-	ids  [2]int64 // of the buckets, the lower id first
-	tags tags     // of the promise
+	ids  [2]int64 // the ids of the two buckets of the name, the lower id first
+	tags tags     // the tags of a promise to the client
 }
 
 // Key returns the key for tries at a name from a client. Tries from one network share one
@@ -147,24 +147,24 @@ func (c *Counter) mac(texts ...string) []byte {
 	return h.Sum(nil)
 }
 
-// Try is an admitted try. Call [Try.Claim] just before the guess is compared, then
-// [Try.Wrong] or [Try.Right], and End in any case. A Try is for one goroutine.
+// Try stands for an admitted try at a name. Call [Try.Claim] just before the guess is compared,
+// then [Try.Wrong] or [Try.Right], and End in any case. A Try is for one goroutine.
 type Try struct {
 	counter *Counter
 	key     Key
-	running bool             // in the counter's flights
+	running bool             // the counter's flights count the try
 	delayed bool             // the name is delayed, so Claim counts
 	counted bool             // by Claim
 	added   [2]time.Duration // by Claim
 }
 
-// Begin admits or refuses a try. Begin reads the buckets, and calls also in the same
-// transaction. If too many tries at the same name run in this process, Begin waits until a
-// running try has ended: until then the number of wrong tries is unknown.
+// Begin admits or refuses a try. Begin reads the buckets of the name, and calls the function
+// also in the same transaction. If too many tries at the same name run in this process, Begin
+// waits until a running try has ended: until then the number of wrong tries is unknown.
 //
 // A refused try costs one read. A refused try that gets a promise also costs one write.
 //
-// Errors: a *[Refused]; those of also and of the store; ctx.Err() if ctx ends.
+// Errors: a *[Refused]; the errors of also and of the store; ctx.Err() if ctx ends.
 func (c *Counter) Begin(ctx context.Context, key Key, also func(*store.Tx) error) (*Try, error) {
 	ctx, admitting := spans.Start(ctx, "throttle.admit")
 	defer admitting.End()
@@ -212,7 +212,7 @@ func (c *Counter) beginDelayed(ctx context.Context, key Key, pair pair, now time
 	return try, nil
 }
 
-// decideAndStore decides about a try that was delayed, in a transaction that writes:
+// decideAndStore decides about a try at a delayed name, in a transaction that writes:
 // decideAndStore stores a promise, and counts the try if count is true and the try is admitted.
 func (t *Try) decideAndStore(ctx context.Context, count bool) (d decision, err error) {
 	ctx, deciding := spans.Start(ctx, "throttle.decide")
@@ -249,7 +249,7 @@ func set(tx *store.Tx, p *pair) error {
 // directly before the comparison: a try that is counted, and then ends before the
 // comparison, uses up one of the owner's tries.
 //
-// Errors: a *[Refused] if another try came before; those of the store.
+// Errors: a *[Refused] if another try was faster; the errors of the store.
 func (t *Try) Claim(ctx context.Context) error {
 	if !t.delayed && !t.counter.failing.Load() {
 		return nil
@@ -266,8 +266,8 @@ func (t *Try) Claim(ctx context.Context) error {
 	return nil
 }
 
-// countTime bounds the time in which Wrong counts. The store itself takes 5 s before the
-// store gives up.
+// countTime bounds the time that [Try.Wrong] takes to count. The store itself gives up after 5
+// s.
 const countTime = 10 * time.Second
 
 // Wrong counts a wrong guess, unless Claim has counted the try. The count is on disk when
@@ -303,8 +303,8 @@ func (t *Try) Wrong(ctx context.Context) error {
 	return err
 }
 
-// Right takes back what Claim has counted, in the transaction that depends on the right
-// guess.
+// Right removes from both buckets what Claim has counted, in the transaction that the right
+// guess allows.
 func (t *Try) Right(tx *store.Tx) error {
 	if t.added == ([2]time.Duration{}) {
 		return nil
@@ -383,8 +383,8 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// delay returns the time until the next try after a try that has brought a name to a
-// level, from FreeTries on.
+// delay returns the time from a try that has brought a name to a level, FreeTries or more,
+// until the next try.
 func (c *Counter) delay(level int) time.Duration {
 	delay := firstDelay
 	for ; level > c.limits.FreeTries && delay < c.limits.LongestDelay; level-- {
@@ -393,13 +393,13 @@ func (c *Counter) delay(level int) time.Duration {
 	return min(delay, c.limits.LongestDelay)
 }
 
-// Prune deletes the rows of buckets with the level 0, in small steps.
+// Prune deletes the rows of buckets that have forgotten every guess (level 0), in small steps.
 func Prune(ctx context.Context, s *store.Store) error {
 	const step = 200 // rows in one transaction: about a millisecond of SQLite's one writer
 	after, more := int64(0), true
 	for more {
 		err := s.Write(ctx, func(tx *store.Tx) error {
-			clear, err := tx.Aged(0) // a clock that is ahead for a moment clears nothing
+			clear, err := tx.Aged(0) // by ticks too, so that a clock that is ahead for a moment clears nothing
 			if err == nil {
 				after, more, err = tx.PruneThrottle(after, step, clear)
 			}
