@@ -13,13 +13,13 @@ import (
 )
 
 // The numbers of the counters of wrong passwords. The numbers are a part of the ids in the
-// database, and stay the same in later versions.
+// table throttle, and stay the same in later versions.
 const (
-	accounts throttle.Number = iota + 1 // by username
-	devices                             // on a known device or in a session, by session id
+	accounts throttle.Number = iota + 1 // counts wrong passwords by username
+	devices                             // counts wrong passwords on a known device or in a session, by session id
 )
 
-// Limits bound guesses at passwords:
+// Limits holds the bounds on guesses at passwords:
 //
 //   - The tries at one username, from everywhere, share a count, whether the user exists or
 //     not.
@@ -27,24 +27,24 @@ const (
 //     the user ([session.Sessions.Knows]). So an attacker without such a token cannot keep the
 //     owner out. A known network gets no count of its own: such a count would show that the
 //     user exists, and an attacker can be in the same network.
-//   - ChangePassword counts for the session of the caller.
-//   - While the count of the device or of the session refuses a try, the count of the
-//     username may admit the try: an attacker may hold the token too. The try counts where
-//     the try was admitted. So an attacker with the tokens of n devices has the guesses of n
+//   - A wrong password in ChangePassword is counted for the session of the caller.
+//   - While the count of the device or of the session refuses a try, the count of the username
+//     may admit the try: an attacker may hold the token too. The count that has admitted the
+//     try also counts the try. So an attacker with the tokens of n devices has the guesses of n
 //     devices and of the username.
 //   - The wrong passwords from one source, at whatever usernames, share a count. A try that
 //     the count of a device or of a session admits is not refused for its source.
 type Limits struct {
-	throttle.Limits     // of one username, and of one device
+	throttle.Limits     // the bounds of one username, and of one device
 	SourceRate      int // wrong passwords a second from one source; 0: no bound
 }
 
-// guess is an admitted try at a user's password.
+// guess holds an admitted try at a user's password.
 type guess struct {
 	*throttle.Try
-	name      string     // the username of the count
-	user      store.User // as read before the hash; empty for an unknown user
-	sessionID string     // of the caller of ChangePassword
+	name      string     // the username at which the try guesses
+	user      store.User // the user as read before the hash; empty for an unknown user
+	sessionID string     // the session of the caller of ChangePassword
 	known     bool       // the try is counted for a known device or a session
 }
 
@@ -53,8 +53,8 @@ func (g *guess) about(err error) error {
 	return audit.Refusal{UserID: g.user.ID, UserName: g.user.Username, SessionID: g.sessionID, Err: err}
 }
 
-// ifRefused returns err, and if err is a refusal of the throttle, err with the user of the
-// guess.
+// ifRefused returns err. If err is a *[throttle.Refused], ifRefused adds the user of the guess
+// to err, for the security record.
 func (g *guess) ifRefused(err error) error {
 	if errors.Is(err, throttle.ErrTooMany) {
 		return g.about(err)
@@ -88,7 +88,7 @@ func (s *Service) beginLogin(ctx context.Context, a *attempt) (*guess, error) {
 func (g *guess) readUser(tx *store.Tx) error {
 	u, err := tx.UserByName(g.name)
 	if errors.Is(err, store.ErrNotFound) || err == nil && u.Kind == store.KindService {
-		u, err = &store.User{}, nil // Compare hashes all the same
+		u, err = &store.User{}, nil // compare still computes a hash, so that the time does not show whether the user exists
 	}
 	if err == nil {
 		g.user = *u
@@ -97,7 +97,8 @@ func (g *guess) readUser(tx *store.Tx) error {
 }
 
 // knownDevice returns the device of a login if the device is a known device of the user;
-// otherwise "". With a device, knownDevice reads g.user. Errors: those of the store.
+// otherwise "". If the login has a device, knownDevice also reads g.user. Errors: those of the
+// store.
 func (s *Service) knownDevice(ctx context.Context, g *guess, a *attempt) (device string, err error) {
 	if a.device == "" {
 		return "", nil
@@ -116,7 +117,8 @@ func (s *Service) knownDevice(ctx context.Context, g *guess, a *attempt) (device
 	return device, err
 }
 
-// unlessKnown returns the refusal of a source, or nil for a login from a known device.
+// unlessKnown returns nil for a login from a known device, and otherwise refused, the refusal
+// by the bound of the source.
 //
 // Errors: refused; those of the store.
 func (s *Service) unlessKnown(ctx context.Context, a *attempt, refused error) error {
@@ -131,7 +133,8 @@ func (s *Service) unlessKnown(ctx context.Context, a *attempt, refused error) er
 	return nil
 }
 
-// beginChange is like beginLogin, for a signed-in user.
+// beginChange reads the user, and admits a change of password by the count of the caller's
+// session or of the username.
 //
 // Errors: a *[throttle.Refused]; those of [caller.Caller.Check] and of the store.
 func (s *Service) beginChange(ctx context.Context, by caller.Caller) (*guess, error) {
@@ -145,8 +148,8 @@ func (s *Service) beginChange(ctx context.Context, by caller.Caller) (*guess, er
 	})
 }
 
-// admit admits a try by the count of a known device, if there is one, and otherwise by the
-// counts of the source and of the username. read reads g.user, and g.name.
+// admit admits a try by the count of a known device, if there is a known device, and otherwise
+// by the counts of the source and of the username. The function read reads g.user and g.name.
 //
 // Errors: a *[throttle.Refused]; those of read and
 // of the store.
@@ -178,8 +181,8 @@ func sooner(first, second error) error {
 	return second
 }
 
-// compare compares a password with the user's hash, and counts a wrong password before
-// compare returns. compare checks the bounds again after [password.Turn.Wait], since other
+// compare compares a password with the user's hash, and counts a wrong password before compare
+// returns. compare checks the bounds on guesses again after [password.Turn.Wait], since other
 // calls may have guessed during the wait.
 //
 // Errors: ErrCredentials; a *[throttle.Refused]; those of [password.Turn.Compare] and of
@@ -201,11 +204,11 @@ func (s *Service) compare(ctx context.Context, turn *password.Turn, g *guess, pw
 	if err != nil || match {
 		return rehash, err
 	}
-	turn.End() // before the wait for the database
+	turn.End() // frees the slot in the pool before the wait for the database
 	if err := g.Wrong(ctx); err != nil {
 		return false, err
 	}
-	s.sources.Wrong(source) // a guess that is not counted must not show by this count that it was wrong
+	s.sources.Wrong(source) // only now: the count of the source must not show that a guess was wrong before the guess is counted in the database
 	return false, g.about(ErrCredentials)
 }
 

@@ -2,8 +2,8 @@
 // the only proof is the password.
 //
 // Hashing a password takes long, and the user's row may change during the hash. So the
-// transaction after the hash reads the row again and compares the password hash with
-// the one read before. If the password has changed, the call begins again. (An
+// transaction after the hash reads the row again and compares the password hash with the
+// password hash that was read before. If the password has changed, the call begins again. (An
 // administrator's SetPassword depends on no row read before, and needs no comparison.)
 package login
 
@@ -37,7 +37,7 @@ const maxAttempts = 10
 // errChanged means that another call changed the password during the hash.
 var errChanged = errors.New("the password was changed at the same time")
 
-// Service signs users in. It is safe for concurrent use.
+// Service signs users in. Service is safe for concurrent use.
 type Service struct {
 	store     *store.Store
 	writer    feed.Writer
@@ -49,7 +49,7 @@ type Service struct {
 	throttled throttled
 }
 
-// New returns a service. ChangePassword commits by w.
+// New returns a service. [Service.ChangePassword] commits through w.
 //
 // Errors: those of [session.Sessions.Key].
 func New(s *store.Store, w feed.Writer, sessions *session.Sessions, p *password.Pool, l Limits) (*Service, error) {
@@ -79,7 +79,7 @@ func (s *Service) Login(ctx context.Context, name user.Name, pw password.Passwor
 	return s.repeatIfChanged(ctx, func() (*session.Grant, error) { return s.tryLogin(ctx, &a) })
 }
 
-// attempt is what a login presents.
+// attempt holds what a client presents to [Service.Login].
 type attempt struct {
 	name     user.Name
 	password password.Password
@@ -87,8 +87,8 @@ type attempt struct {
 	device   string // the session of the earlier refresh token; empty without one
 }
 
-// repeatIfChanged calls try, again if the password changed during the hash, and makes
-// the tokens of the grant after the commit. Errors: those of try; store.ErrUnavailable
+// repeatIfChanged calls try, calls try again if the password was changed during the hash, and
+// makes the tokens of the grant after the commit. Errors: those of try; store.ErrUnavailable
 // after maxAttempts.
 func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Grant, error)) (*session.Tokens, error) {
 	for range maxAttempts {
@@ -104,9 +104,9 @@ func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Gran
 	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, errChanged)
 }
 
-// tryLogin takes a place in the queue before the database is read, so that a refused login
-// costs no read. A login that the bound of its source refuses takes no place in the queue,
-// and costs a read only if the login carries an authentic refresh token.
+// tryLogin takes a place in the queue of the password pool before tryLogin reads the database,
+// so that a refused login costs no read. A login that the bound of its source refuses takes no
+// place in the queue, and costs a read only if the login carries an authentic refresh token.
 func (s *Service) tryLogin(ctx context.Context, a *attempt) (*session.Grant, error) {
 	source := caller.SourceOf(ctx).Network()
 	if refused := s.sources.Check(source); refused != nil {
@@ -134,15 +134,17 @@ func (s *Service) tryLogin(ctx context.Context, a *attempt) (*session.Grant, err
 			return nil, err
 		}
 	}
-	turn.End() // before the wait for the database
+	turn.End() // frees the slot in the pool before the wait for the database
 	return s.start(ctx, g, better, a.audience)
 }
 
-// start starts a session after the right password. If the password hash has been replaced
-// since g.user was read, start returns errChanged. Name, roles and state come from the row
-// as it is now. If better is not empty, start stores better as the new password hash.
+// start starts a session after the right password. If the password hash has been replaced since
+// g.user was read, start returns errChanged. Name, roles and state of the session come from the
+// user's row as read in the new transaction. If better is not empty, start stores better as the
+// new password hash.
 func (s *Service) start(ctx context.Context, g *guess, better string, audience []string) (grant *session.Grant, err error) {
-	// Few logins end a session, and [session.Sessions.Sign] waits for these alone.
+	// Direct waits for no verifier: only logins that end another session need the verifier, and
+	// [session.Sessions.Sign] waits after these.
 	err = feed.Direct(s.store).Write(ctx, func(tx *feed.Tx) error {
 		u, err := user.Find(tx.Tx, g.user.ID)
 		switch {
@@ -204,7 +206,7 @@ func (s *Service) tryChange(ctx context.Context, by caller.Caller, current, next
 	if err != nil {
 		return nil, err
 	}
-	turn.End() // before the wait for the database
+	turn.End() // frees the slot in the pool before the wait for the database
 	var grant *session.Grant
 	err = s.writer.Write(ctx, func(tx *feed.Tx) error {
 		u, old, err := by.Rows(tx.Tx)

@@ -16,7 +16,8 @@ import (
 // while the list is read.
 const maxListed = 16 << 20
 
-// byteOrderMark is what some editors write before the first line of a file.
+// byteOrderMark holds the character that some editors write before the first line of a UTF-8
+// file.
 const byteOrderMark = "\ufeff"
 
 // List holds passwords that a [Policy] refuses, without regard to case. A List keeps 64 bits of a
@@ -27,9 +28,9 @@ type List struct {
 	hashes []uint64 // sorted
 }
 
-// ReadList reads a list of passwords, one a line. Lines that are no passwords count for
-// nothing, such as lines that are not UTF-8, and so do passwords of fewer than least
-// characters, which are refused in any case.
+// ReadList reads a list of passwords, one a line. ReadList leaves out lines that are no passwords,
+// such as lines that are not UTF-8, and passwords of fewer than least characters, which
+// [Policy.Check] refuses in any case.
 //
 // Errors: those of r; if r holds no password at all; if r holds more than 16,777,216
 // passwords of at least least characters.
@@ -46,7 +47,7 @@ func readList(r io.Reader, least, most int) (*List, error) {
 		if err != nil && err != io.EOF {
 			return nil, err
 		}
-		if len(line) >= least || !any { // most lines of a long list are shorter: they cost no normalization
+		if len(line) >= least || !any { // most lines of a long list are shorter than least, and need no normalization
 			if pw, malformed := Parse(string(line)); malformed == nil {
 				any = true
 				if text := pw.reveal(); utf8.RuneCountInString(text) >= least {
@@ -61,15 +62,15 @@ func readList(r io.Reader, least, most int) (*List, error) {
 			return nil, errors.New("holds no password: give one password a line, as UTF-8")
 		case err == io.EOF:
 			slices.Sort(l.hashes)
-			l.hashes = slices.Clone(slices.Compact(l.hashes)) // without the room for more
+			l.hashes = slices.Clone(slices.Compact(l.hashes)) // a copy without unused capacity
 			return l, nil
 		}
 	}
 }
 
-// readLine returns a line without its end, until the next call; empty for a line longer
-// than the reader's buffer, which is no password. readLine keeps one buffer in memory,
-// however long the line.
+// readLine returns a line without the characters of its end; empty for a line longer than the
+// reader's buffer, which is no password. The result is valid until the next call. readLine
+// keeps one buffer in memory, however long the line.
 //
 // Errors: io.EOF at the end, with the last line; those of the reader.
 func readLine(r *bufio.Reader) ([]byte, error) {
@@ -83,7 +84,7 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 	return bytes.TrimRight(line, "\r\n"), err
 }
 
-// Len returns the number of passwords.
+// Len returns the number of passwords in the list.
 func (l *List) Len() int {
 	if l == nil {
 		return 0

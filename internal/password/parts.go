@@ -8,10 +8,11 @@ import (
 	"unicode/utf8"
 )
 
-// The most frequent leaked passwords are short. What is left of them among passwords of
-// DefaultMinLength characters is made of a few parts: "123456789012345",
-// "passwordpassword", "qwertyuiopasdfgh", "alice1234567890". So a small list of parts
-// refuses more than a long list of passwords, and costs nothing at the start.
+// The most frequent leaked passwords are short. The frequent leaked passwords of
+// DefaultMinLength (15) characters are made of a few parts: "123456789012345",
+// "passwordpassword", "qwertyuiopasdfgh", "alice1234567890". So a small list of parts refuses
+// more passwords than a long list of passwords would, and need not be read when the server
+// starts.
 
 const (
 	// fewParts is the largest number of parts of a password that isFewParts refuses. An
@@ -19,8 +20,9 @@ const (
 	fewParts = 4
 	// leastPart is the fewest characters of a part. Shorter parts are single characters.
 	leastPart = 3
-	// longText is the number of characters from which on a text has many parts. The bound
-	// also limits the work of isFewParts, which grows with the cube of the length.
+	// longText is the greatest number of characters of a text that isFewParts takes apart: a
+	// longer text counts as many parts. The bound also limits the work of isFewParts, which
+	// grows with the cube of the length.
 	longText = 64
 )
 
@@ -97,7 +99,7 @@ func isFewParts(text, username string) bool {
 		return false
 	}
 	known := slices.Concat(words, wordsOf(username))
-	parts := make([]int, len(t)+1) // by the length of a prefix of t: the least number of parts
+	parts := make([]int, len(t)+1) // parts[n]: the least number of parts of the first n characters of t
 	for i := range parts {
 		parts[i] = i // single characters
 	}
@@ -112,7 +114,7 @@ func isFewParts(text, username string) bool {
 // partsAt yields the length of each part of t that begins at i.
 func partsAt(t []rune, i int, words [][]rune) iter.Seq[int] {
 	return func(yield func(int) bool) {
-		longest := 1 // every shorter length, down to leastPart, is a part too
+		longest := 1 // the longest part at i that is in a row or a repetition; every shorter length, down to leastPart, is a part too
 		for _, row := range rows {
 			for at, r := range row {
 				if r == t[i] {
@@ -139,7 +141,7 @@ func partsAt(t []rune, i int, words [][]rune) iter.Seq[int] {
 	}
 }
 
-// common returns the length of the longest common prefix.
+// common returns the length of the longest common prefix of a and b.
 func common(a, b []rune) int {
 	n := min(len(a), len(b))
 	for i := range n {

@@ -1,12 +1,12 @@
-// Package password owns the form of passwords, the policy for new passwords, hashing
-// and comparing. Together, these determine what a guess costs an attacker.
+// Package password holds the rules for the form of passwords and for new passwords, and hashes
+// and compares passwords. Together, these determine what a guess costs an attacker.
 //
-// A [Password] comes from [Parse] alone. No exported method returns the secret text,
-// and [Pool.Compare] alone compares. The bounded [Pool] computes every hash, even the
-// hash for an unknown user, so a flood of logins cannot use up the machine.
+// A [Password] comes from [Parse] alone. No exported method returns the secret text, and
+// [Turn.Compare] alone compares a Password with a hash. The bounded [Pool] computes every hash,
+// even the hash for an unknown user, so a flood of logins cannot use up the machine.
 //
-// The package works in memory alone, and in the goroutines of the callers: rows,
-// transactions and logs belong to the packages above.
+// The package works in memory alone, and in the goroutines of the callers: callers such as
+// package login read and write the database, and write the log.
 package password
 
 import (
@@ -37,17 +37,18 @@ const redacted = "[redacted]"
 // zero value. A Password never changes, so goroutines may share a
 // Password.
 type Password struct {
-	// Makes == a compile error, because == would compare without the pool.
+	// Makes == between Passwords a compile error, because == would compare without
+	// [Turn.Compare].
 	_ [0]func()
 	// A pointer, because fmt calls no methods on an unexported field of another
 	// struct: fmt prints a pointer there as an address, and a string as text.
 	secret *string
 }
 
-// Parse normalizes s by the PRECIS profile OpaqueString (RFC 8265, section 4.2).
-// Keyboards may send composed or decomposed accents and different kinds of space;
-// Parse returns the same Password for each. Case and width stay. Parse does not check
-// the strength: see [Policy.Check].
+// Parse normalizes s by the PRECIS profile OpaqueString (RFC 8265, section 4.2). Keyboards can
+// send composed or decomposed accents and different kinds of space; Parse returns the same
+// Password for each. Parse keeps upper and lower case, and the width of characters. Parse does
+// not check the strength: see [Policy.Check].
 //
 // Errors: ErrMalformed, with a text that names the position of a refused character and
 // repeats no part of s.

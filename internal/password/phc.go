@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// Params sets the cost of an argon2id hash (RFC 9106). A zero field takes the value in
-// [Default].
+// Params sets the cost of an argon2id hash (RFC 9106). If a field is zero, the value of the
+// field in [Default] applies.
 type Params struct {
 	Memory  uint32 // KiB
 	Time    uint32 // passes over the memory
@@ -20,15 +20,15 @@ type Params struct {
 // little memory. Do not change Default; pass other Params in [Config].
 var Default = Params{Memory: 19456, Time: 2, Threads: 1}
 
-// Lengths in new hashes (RFC 9106, section 4).
+// The lengths of salt and tag in new hashes (RFC 9106, section 4).
 const (
 	saltLength = 16 // bytes
 	tagLength  = 32 // bytes
 )
 
-// Bounds for a stored hash. The bounds keep a corrupt or hostile row from using up the
-// machine's memory or time. Hashes from other software should pass: libsodium's
-// MODERATE, with 256 MiB in three passes, does.
+// The bounds for a stored hash keep a corrupt or hostile row of the database from using up the
+// machine's memory or time. Hashes from other software should pass: libsodium's MODERATE, with
+// 256 MiB in three passes, does.
 const (
 	maxMemory = 1 << 18 // KiB
 	maxWork   = 1 << 20 // KiB times passes: about a second on a single core
@@ -45,36 +45,37 @@ const (
 )
 
 // Footprint returns the memory of the process for each hash that runs at a time, in bytes:
-// three times Memory. argon2 allocates new memory for every hash, and the memory of a hash
-// that has ended is unused until the garbage collector runs. Measured at GOGC=100: 3.5
-// times Memory with one hash at a time, falling to 2 with many. Collecting after each hash would bring this to 2,
-// but takes a quarter of the throughput with a heap of 2 MiB, and half with 100 MiB.
+// three times Memory. argon2 allocates new memory for every hash, and the memory of a hash that
+// has ended is unused until the garbage collector runs. Measured at GOGC=100: 3.5 times Memory
+// with one hash at a time, falling to 2 with many. A garbage collection after each hash would
+// bring the factor to 2, but takes a quarter of the throughput with a heap of 2 MiB, and half
+// with 100 MiB.
 func (p Params) Footprint() int64 { return 3 * int64(p.Memory) << 10 }
 
-// clamped replaces zeros by defaults, and moves a value out of bounds to the nearest
-// bound. So decode accepts every hash from a pool.
+// clamped returns p with the defaults in place of zeros, and with each value out of bounds
+// moved to the nearest bound. So decode accepts every hash from a pool.
 func (p Params) clamped() Params {
 	p.Memory = cmp.Or(p.Memory, Default.Memory)
 	p.Time = cmp.Or(p.Time, Default.Time)
 	p.Threads = min(cmp.Or(p.Threads, Default.Threads), maxLanes)
-	p.Memory = min(max(p.Memory, 8*uint32(p.Threads)), maxMemory) // 8 a lane: RFC 9106
+	p.Memory = min(max(p.Memory, 8*uint32(p.Threads)), maxMemory) // 8 KiB for each lane: RFC 9106
 	p.Time = min(p.Time, maxPasses, maxWork/p.Memory)
 	return p
 }
 
-// cost returns an attacker's cost for a guess: the memory, times the time for which the
-// memory is held. The single number orders all settings. So two replicas with different
-// settings do not replace each other's hashes at every login. Threads do not count:
-// threads shorten a hash and leave an attacker's cost as it is.
+// cost returns an attacker's cost for a guess: the memory, times the time for which the memory
+// is held. The single number orders all settings. By the order, two replicas with different
+// settings do not replace each other's hashes at every login. The number of threads is left
+// out: threads shorten a hash and leave an attacker's cost as it is.
 func (p Params) cost() uint64 {
 	return uint64(p.Memory) * uint64(p.Memory) * uint64(p.Time)
 }
 
-// missing returns the parameters of hashes that take as long, together with a hash by p, as
-// a hash by now. The time of argon2 is nearly proportional to the work: the memory times
-// the passes. A pass through less memory is up to a tenth faster, since more of the memory
-// is in the processor's caches, and a first pass is slower than others. So the passes go
-// through as much memory as now does, as far as possible.
+// missing returns the parameters of further hashes: together with a hash with the parameters p,
+// these take as long as a hash with the parameters now. The time of argon2 is nearly
+// proportional to the work: the memory times the passes. A pass through less memory is up to a
+// tenth faster, since more of the memory is in the processor's caches, and a first pass is
+// slower than others. So the passes go through as much memory as now does, as far as possible.
 func (p Params) missing(now Params) (decoys []Params) {
 	have, want := p.Memory*p.Time, now.Memory*now.Time // at most maxWork
 	if have >= want {
@@ -98,8 +99,9 @@ type record struct {
 	tag    []byte
 }
 
-// errCorrupt means a damaged row in the store. The error is not exported, because a
-// caller can only return it: the operator must set a new password for the user.
+// errCorrupt means that the password hash in a row of the database is damaged. The error is not
+// exported, because a caller can only return it: the operator must set a new password for the
+// user.
 var errCorrupt = errors.New("stored password hash is malformed or out of bounds")
 
 // encode returns the record in the PHC string format.
@@ -110,9 +112,9 @@ func (r record) encode() string {
 		b64.EncodeToString(r.salt), b64.EncodeToString(r.tag))
 }
 
-// decode accepts the strings from encode alone. Sscanf and base64 are lenient: they
-// accept signs, leading zeros and line breaks. Comparing phc with encode's output
-// refuses such strings.
+// decode parses a string in the PHC string format, and accepts only the strings that encode
+// returns. Sscanf and base64 are lenient: they accept signs, leading zeros and line breaks.
+// Comparing phc with encode's output refuses such strings.
 //
 // Errors: errCorrupt for every refused string.
 func decode(phc string) (record, error) {

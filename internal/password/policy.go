@@ -22,9 +22,9 @@ const (
 // names the broken rule for people, and repeats no part of the password.
 var ErrTooWeak = errors.New("password too weak")
 
-// Policy holds the rules for new passwords. They follow NIST SP 800-63B-4: a least length,
-// and no password that an attacker guesses first. A rule about kinds of characters is left
-// out, because such a rule leads people to "Password1!".
+// Policy holds the rules for new passwords. The rules follow NIST SP 800-63B-4: a least length,
+// and no password that an attacker guesses first. Policy has no rule about kinds of characters
+// (digits, signs), because such a rule leads people to "Password1!".
 //
 // The zero Policy asks for DefaultMinLength characters, and has no list. Goroutines may
 // share a Policy.

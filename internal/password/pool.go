@@ -27,35 +27,37 @@ var ErrOverloaded = errors.New("too many passwords to hash")
 // errEnded means a use of a [Turn] after [Turn.End], a fault in the calling code.
 var errEnded = errors.New("the turn in the hashing pool has ended")
 
-// Config sets a pool's bounds. The zero value gives safe defaults.
+// Config sets the bounds of a [Pool]. The zero value gives safe defaults.
 type Config struct {
-	// Params sets the cost of new hashes, and of a comparison for an unknown
-	// user. A zero field takes the value in Default. NewPool moves a value out
-	// of bounds to the nearest bound.
+	// Params sets the cost of new hashes, and of a comparison for an unknown user. If a field
+	// is zero, the value of the field in [Default] applies. NewPool moves a value out of bounds
+	// to the nearest bound.
 	Params Params
 	// Memory bounds the hashes running at a time: one for each [Params.Footprint] in
 	// Memory, at least 1. In bytes; zero or less means no bound.
 	Memory int64
-	// Parallel bounds the hashes running at a time. Zero or less means: (cores - 1)
-	// divided by Params.Threads, at least 1. The free core verifies tokens, so
-	// the microseconds for a token do not wait behind a flood of logins.
+	// Parallel bounds the hashes running at a time. Zero or less means: (cores - 1) divided by
+	// Params.Threads, at least 1. The free core verifies access tokens, which takes
+	// microseconds, without a wait behind a flood of logins.
 	Parallel int
-	// Queue bounds the turns without a slot. Zero or less means 64 for each of
-	// Parallel: at the default cost, a hash takes 20 to 40 ms, and the last caller in
-	// the queue waits one to three seconds. Clients commonly set longer deadlines. A
-	// longer queue would hash for clients past the deadline.
+	// Queue bounds the turns that wait for a slot, the right to run a hash. Zero or less means
+	// 64 times Parallel: at the default cost, a hash takes 20 to 40 ms, and the last caller in
+	// the queue waits one to three seconds. Clients commonly set longer deadlines. A longer
+	// queue would hash for clients past the deadline.
 	Queue int
 	// Reserved holds the number of places in the queue for Admin callers alone. Zero
 	// means an eighth of the queue, less than zero means none.
 	Reserved int
-	// Known holds the networks that keep their places at a tie; see package share. Nil
-	// means none.
+	// Known holds the networks that have proved something, such as a right password. When all
+	// peers hold equally many places of the queue, these networks keep their places; see
+	// [share.Known]. Nil means none.
 	Known *share.Known
 	// Policy holds the rules for new passwords, for [Pool.CheckPolicy].
 	Policy Policy
 }
 
-// withDefaults replaces zero and out-of-bounds values, as the fields describe.
+// withDefaults returns c with valid values in place of zero and out-of-bounds values, as the
+// comments of the fields say.
 func (c Config) withDefaults() Config {
 	c.Params = c.Params.clamped()
 	if c.Parallel <= 0 {
@@ -73,15 +75,15 @@ func (c Config) withDefaults() Config {
 
 // Pool hashes and compares passwords, with a bound on the hashes running at a time.
 //
-// A caller takes a [Turn] by [Pool.Enter], which gives a place in a queue of bounded
-// length, or returns [ErrOverloaded] at once. The first hash of the turn waits for a slot.
-// Each hash runs in the caller's goroutine.
+// A caller takes a [Turn] by [Pool.Enter], which gives a place in a queue of bounded length, or
+// returns [ErrOverloaded] at once. The first hash of the turn waits for a slot, the right to
+// run a hash. Each hash runs in the caller's goroutine.
 //
-// The callers of one peer wait in order of arrival, and the peers take turns: after each
-// slot, a peer stands behind all other peers. Package share divides the places of the queue:
-// when the queue is full, a newcomer takes the place of the newest turn of the peer with most
-// turns in the queue, and at a tie the peers draw lots. A signed-in user counts half as much
-// as a network of strangers.
+// The callers of one peer wait in order of arrival, and the peers take turns: after each slot,
+// a peer stands behind all other peers. Package share divides the places of the queue: when the
+// queue is full, a newcomer takes the place of the newest turn of the peer with most turns in
+// the queue, and at a tie the peers draw lots. A turn of a signed-in user weighs half as much
+// as a turn of a network of strangers.
 //
 // A pool needs no Close. All methods may be called from several goroutines at once.
 // The zero Pool has no place, and so refuses every caller.
@@ -91,19 +93,19 @@ type Pool struct {
 	derive func(password, salt []byte, time, memory uint32, threads uint8, keyLen uint32) []byte
 	decoy  record // compared with the password for an unknown user
 
-	parallel int         // bounds running
-	places   *share.Pool // of the queue, for all callers
-	reserve  *share.Pool // of the queue, for Admin callers alone
+	parallel int         // the number of slots: bounds running
+	places   *share.Pool // the places of the queue for all callers
+	reserve  *share.Pool // the places of the queue for [Admin] callers alone
 
 	refused       atomic.Uint64 // turns that got ErrOverloaded
 	waits, hashes count.Durations
 
 	mu      sync.Mutex       // guards the fields below, and those of peers and turns
 	peers   map[Caller]*peer // peers with a turn
-	order   []*peer          // the same peers; the first with a turn that is ready gets the next slot
+	order   []*peer          // the peers in the map peers; the first with a turn that is ready gets the next slot
 	waiting int              // turns without a slot
 	running int              // turns with a slot
-	average time.Duration    // of the latest hashes; zero before the first hash
+	average time.Duration    // the average time of the latest hashes; zero before the first hash
 }
 
 // NewPool returns a pool. [Config] describes the defaults.
@@ -117,7 +119,7 @@ func NewPool(cfg Config) *Pool {
 	}
 }
 
-// CheckPolicy is [Policy.Check] by the policy of the pool.
+// CheckPolicy checks a new password by the policy of the pool; see [Policy.Check].
 func (p *Pool) CheckPolicy(pw Password, username string) error { return p.policy.Check(pw, username) }
 
 // Parallel returns the number of hashes that run at a time.
@@ -130,7 +132,7 @@ func newRecord(params Params) record {
 	return r
 }
 
-// Hash is [Turn.Hash] in a turn of its own.
+// Hash takes a turn, hashes pw by [Turn.Hash], and ends the turn.
 //
 // Errors: those of [Pool.Enter] and [Turn.Hash].
 func (p *Pool) Hash(ctx context.Context, caller Caller, pw Password) (string, error) {
@@ -159,9 +161,9 @@ func (t *Turn) Hash(ctx context.Context, pw Password) (string, error) {
 	return r.encode(), nil
 }
 
-// Compare returns match if phc is a hash of pw. Compare returns rehash if match is
-// true and phc costs less than the pool's parameters: then the caller should replace
-// phc by a new hash, from [Turn.Hash] of the same turn.
+// Compare returns match if phc is a hash of pw. Compare returns rehash if match is true and phc
+// costs less than the pool's parameters: then the caller should store a new hash in place of
+// phc, from [Turn.Hash] of the same turn.
 //
 // The caller passes an empty phc for an unknown user. Compare then spends the time of
 // a new hash and returns no match, so the time does not show whether a user exists. If phc
@@ -208,8 +210,8 @@ func (t *Turn) run(ctx context.Context, pw Password, r record, decoys []Params) 
 	return tag, ctx.Err()
 }
 
-// observe moves the average by an eighth of the distance to the latest hash's
-// duration. So the average follows the machine's load within a dozen hashes.
+// observe moves the average time of a hash by an eighth of the distance to the duration d of
+// the latest hash. So the average follows the machine's load within a dozen hashes.
 func (p *Pool) observe(d time.Duration) {
 	p.hashes.Add(d)
 	p.mu.Lock()
@@ -221,12 +223,12 @@ func (p *Pool) observe(d time.Duration) {
 	p.average += (d - p.average) / 8
 }
 
-// averageLocked returns the time of a hash; a guess before the first measurement.
+// averageLocked returns the average time of a hash; 50 ms before the first hash was measured.
 func (p *Pool) averageLocked() time.Duration { return cmp.Or(p.average, 50*time.Millisecond) }
 
-// RetryAfter estimates the time to serve every caller now in the pool, clamped to
-// 100 ms to 10 s. A refused client should wait for this time: a place becomes free
-// sooner, but all refused clients would retry for the same place.
+// RetryAfter estimates the time to serve every caller now in the pool, clamped to 100 ms to 10
+// s. A refused client should wait for this time: a place of the queue becomes free sooner, but
+// all refused clients would retry for the same place.
 func (p *Pool) RetryAfter() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -238,9 +240,9 @@ func (p *Pool) RetryAfter() time.Duration {
 type Stats struct {
 	Running, Parallel int             // turns with a slot, and the slots
 	Queue, Reserve    share.Stats     // the places of all callers, and those for Admin callers alone
-	Refused           uint64          // turns that got [ErrOverloaded], also for their deadline
-	Waits             count.Histogram // of turns that got a slot, from the first call of [Turn.Wait]
-	Hashes            count.Histogram // of one hash or comparison each
+	Refused           uint64          // turns that got [ErrOverloaded], also because of their deadline
+	Waits             count.Histogram // the waits of turns that got a slot, from the first call of [Turn.Wait]
+	Hashes            count.Histogram // the times of single hashes and comparisons
 }
 
 // Stats returns the numbers of the pool.

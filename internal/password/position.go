@@ -11,9 +11,9 @@ import (
 	"golang.org/x/text/unicode/norm"
 )
 
-// inContext holds the characters that the profile allows beside certain other characters
-// alone (RFC 5892, appendix A): joiners, points and marks, and the Arabic digits, of which a
-// text may have one kind.
+// inContext holds the characters that the PRECIS profile OpaqueString allows only beside
+// certain other characters (RFC 5892, appendix A): joiners, points and marks, and the Arabic
+// digits, of which a text may have one kind.
 var inContext = []rune("\u200c\u200d\u00b7\u0375\u05f3\u05f4\u30fb" +
 	"\u0660\u0661\u0662\u0663\u0664\u0665\u0666\u0667\u0668\u0669" +
 	"\u06f0\u06f1\u06f2\u06f3\u06f4\u06f5\u06f6\u06f7\u06f8\u06f9")
@@ -30,9 +30,9 @@ func errNotUTF8(s string) error {
 	return fmt.Errorf("%w: character %d is not UTF-8", ErrMalformed, position)
 }
 
-// errRefused returns the error for a text that the profile refuses, with the position of a
-// refused character. The position counts the characters as people see them: a letter and
-// its accent are one. The text of the error repeats no character.
+// errRefused returns the error for a text that the PRECIS profile OpaqueString refuses, with
+// the position of a refused character. The position counts the characters as people see them: a
+// letter and its accent are one. The text of the error repeats no character.
 func errRefused(s string) error {
 	text := []rune(norm.NFC.String(s))
 	allowed := precis.OpaqueString.Allowed()
@@ -40,14 +40,14 @@ func errRefused(s string) error {
 	if at := slices.IndexFunc(text, never); at >= 0 {
 		return fmt.Errorf("%w: character %d is not allowed: %s", ErrMalformed, at+1, kindOf(text[at]))
 	}
-	var places []int // of characters that need a context
+	var places []int // the indexes of the characters in text that need certain neighbors
 	for i, r := range text {
 		if slices.Contains(inContext, r) {
 			places = append(places, i)
 		}
 	}
-	// A text in which an ordinary letter replaces all later characters of that kind is
-	// refused if, and only if, one of the others lacks its context.
+	// With "a" in place of all later characters of inContext, the profile refuses the text
+	// exactly if one of the earlier characters of inContext lacks its neighbors.
 	first := sort.Search(len(places), func(n int) bool {
 		start := slices.Clone(text)
 		for _, later := range places[n+1:] {
@@ -62,7 +62,7 @@ func errRefused(s string) error {
 	return fmt.Errorf("%w: character %d is not allowed beside its neighbors", ErrMalformed, places[first]+1)
 }
 
-// kindOf describes a refused character.
+// kindOf describes, for an error, why a character is refused.
 func kindOf(r rune) string {
 	switch {
 	case unicode.IsControl(r):

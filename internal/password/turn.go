@@ -41,13 +41,13 @@ const (
 func Stranger(network string) Caller { return Caller{stranger, network} }
 
 // User returns a signed-in user, a peer of its own: so users can change passwords during a
-// flood of logins from their network. A user has a slot for at most two turns at a time, on
-// a machine of any size.
+// flood of logins from their network. At most two turns of a user have a slot at a time, on a
+// machine of any size.
 func User(id string) Caller { return Caller{user, id} }
 
-// Admin returns a signed-in user that acts with the role admin. An Admin is like a User,
-// and may use the last places of the queue, which are for Admin callers alone: so an admin
-// can help during a flood of logins.
+// Admin returns a signed-in user that acts with the role admin. An Admin is treated like a
+// [User], and can also use the places of [Config].Reserved, which are for Admin callers alone:
+// so an admin can help during a flood of logins.
 func Admin(id string) Caller { return Caller{admin, id} }
 
 const maxHashesOfUser = 2 // at a time
@@ -59,15 +59,16 @@ type peer struct {
 	running int     // turns with a slot
 }
 
-// Turn is one caller's use of a [Pool]: first a place in the queue, and from the first
-// hash on a slot. The turn keeps the slot until End, so a caller that needs a second hash
-// does not wait again. Between two hashes of a turn, do nothing that may take long.
+// Turn stands for one caller's use of a [Pool]: first a place in the queue, and from the first
+// hash on a slot, the right to run a hash. The turn keeps the slot until End, so a caller that
+// needs a second hash does not wait again. Between two hashes of a turn, do nothing that may
+// take long.
 //
 // A Turn is for one goroutine. Call End as soon as the last hash has been made.
 type Turn struct {
 	pool   *Pool
 	peer   *peer
-	place  *share.Place // while the turn has no slot
+	place  *share.Place // the place in the queue, while the turn has no slot
 	waited bool         // Wait has been called
 
 	// Pool.mu guards the fields below.
@@ -85,8 +86,8 @@ const (
 	ended
 )
 
-// Enter takes a place in the queue. Enter does not wait. If the database is needed before
-// the hash, call Enter first: then a flood of logins causes a bounded number of reads. A
+// Enter takes a place in the queue of the pool, and returns at once. If the database is needed
+// before the hash, call Enter first: then a flood of logins causes a bounded number of reads. A
 // turn that has not called Wait delays no other turn.
 //
 // Errors: [ErrOverloaded] if the queue has no place for the caller, or if ctx's deadline
@@ -115,11 +116,11 @@ func (p *Pool) Enter(ctx context.Context, caller Caller) (*Turn, error) {
 	return t, nil
 }
 
-// takePlaceLocked takes a place in the queue, and reports whether there is one. The newest
-// turn of another peer may lose its place by it: see package share.
+// takePlaceLocked takes a place in the queue, and reports whether the turn has got one. The
+// newest turn of another peer can lose its place to the turn: see package share.
 func (t *Turn) takePlaceLocked() bool {
 	p, from := t.pool, t.peer.caller
-	evicted := func() { // in Enter of the turn that takes the place, which holds p.mu
+	evicted := func() { // runs in Enter of the turn that takes the place; Enter holds p.mu
 		t.leaveQueueLocked(displaced)
 		t.peer.forgetLocked(p)
 	}
@@ -149,7 +150,7 @@ func (p *Pool) lateLocked(ctx context.Context, wait time.Duration, others int) b
 // waitLocked estimates the time until the next turn of a peer gets a slot.
 func (p *Pool) waitLocked(from *peer) time.Duration {
 	ahead := p.running
-	for _, other := range p.order { // each peer gets a slot before a peer gets the next one
+	for _, other := range p.order { // each peer gets a slot before any peer gets a second slot
 		ahead += min(len(other.turns), len(from.turns)+1)
 	}
 	return time.Duration(max(0, ahead-p.parallel+1)) * p.averageLocked() / time.Duration(max(1, p.parallel))
@@ -165,8 +166,8 @@ func (t *Turn) leaveQueueLocked(to state) {
 	close(t.settled)
 }
 
-// Wait waits until the turn has a slot. If the turn has a slot, Wait checks the deadline
-// alone. The first hash of the turn calls Wait by itself.
+// Wait waits until the turn has a slot. If the turn has a slot already, Wait only checks the
+// deadline. The first hash of the turn calls Wait by itself.
 //
 // Errors: [ErrOverloaded] if the turn has lost its place, or if ctx's deadline comes before
 // the end of a hash; ctx.Err() if ctx ends.
@@ -197,10 +198,10 @@ func (t *Turn) Wait(ctx context.Context) error {
 	return nil
 }
 
-// getReady lets the turn take part in the distribution of slots, and returns a context that
-// ends when a hash can no longer end before ctx's deadline. So
-// Wait returns ErrOverloaded before ctx's deadline, and the client gets an answer with the
-// time to wait.
+// getReady marks the turn as ready for a slot, gives free slots to turns that are ready, and
+// returns a context that ends when a hash can no longer end before ctx's deadline. So Wait
+// returns ErrOverloaded before ctx's deadline, and the client gets an answer with the time to
+// wait.
 func (t *Turn) getReady(ctx context.Context) (context.Context, context.CancelFunc) {
 	t.pool.mu.Lock()
 	defer t.pool.mu.Unlock()
@@ -263,7 +264,7 @@ func (t *Turn) End() {
 	t.peer.forgetLocked(p)
 }
 
-// forgetLocked removes a peer without a turn.
+// forgetLocked removes a peer from the pool if the peer has no turn.
 func (from *peer) forgetLocked(p *Pool) {
 	if len(from.turns)+from.running == 0 && p.peers[from.caller] == from {
 		delete(p.peers, from.caller)
