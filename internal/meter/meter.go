@@ -12,7 +12,8 @@ import (
 	"go.opentelemetry.io/otel/metric"
 )
 
-// A Row describes one instrument over numbers of the type N. [Counter] and [Gauge] make rows.
+// A Row describes one instrument (a counter or a gauge of OpenTelemetry) over numbers of the
+// type N. [Counter] and [Gauge] make rows.
 type Row[N any] struct {
 	name, unit, text string
 	counter          bool
@@ -23,22 +24,23 @@ type Row[N any] struct {
 // attributes.
 type Adder = func(value float64, attributes ...attribute.KeyValue)
 
-// Counter describes an instrument with values that only grow. unit is in UCUM's notation,
-// such as "s" or "{token}"; empty for a plain number, since OpenTelemetry's exporter for
-// Prometheus adds _ratio to the name of a gauge in "1". text is for people. values calls the
-// Adder for each value.
+// Counter describes an instrument with values that only grow. The unit is in the notation of
+// UCUM, such as "s" or "{token}". The unit of a plain number is empty, not "1", since
+// OpenTelemetry's exporter for Prometheus adds _ratio to the name of a gauge in "1". The text
+// describes the instrument for people. The function values calls the Adder for each value.
 func Counter[N any](name, unit, text string, values func(N, Adder)) Row[N] {
 	return Row[N]{name, unit, text, true, values}
 }
 
-// Gauge is like [Counter], for values that rise and fall.
+// Gauge describes an instrument as [Counter] does, for values that rise and fall.
 func Gauge[N any](name, unit, text string, values func(N, Adder)) Row[N] {
 	return Row[N]{name, unit, text, false, values}
 }
 
-// Register makes an instrument for each row, and observes them until unregister is called.
-// read returns the numbers of the moment. common goes with each value. If provider is nil,
-// Register does nothing. unregister may be called again.
+// Register makes an instrument for each row, and reports the values of the instruments until
+// unregister is called. The function read returns the numbers of the moment. Each value gets
+// the attributes in common. If provider is nil, Register does nothing. unregister may be called
+// again.
 //
 // Errors: if the provider refuses an instrument.
 func Register[N any](provider metric.MeterProvider, scope string, common []attribute.KeyValue, read func() N, rows []Row[N]) (unregister func(), err error) {

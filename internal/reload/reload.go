@@ -3,14 +3,14 @@
 //
 // A [Set] looks at the content of all its files once a second. Looking works for every way to
 // replace a file: Kubernetes replaces a link to a folder, and a network drive sends no
-// notification. A change counts when two looks in a row find the same content, so a file that
-// is half written changes nothing, and a certificate changes nothing before its private key has
-// arrived.
+// notification. The Set uses new content when two looks in a row have found the same content.
+// So a file that is half written changes nothing, and a certificate changes nothing before its
+// private key has arrived.
 //
 // If the new content cannot be used, the old value stays in use. The Set logs the fault once,
-// and logs once more when the files are good again. Each value is judged on its own: a broken
-// certificate does not keep a new CA away. The content of a file stays out of the log and of
-// every error.
+// and logs once more when the files are good again. Each value changes independently of the
+// others: a broken certificate does not keep a new CA away. The content of a file stays out of
+// the log and of every error.
 package reload
 
 import (
@@ -28,12 +28,12 @@ import (
 )
 
 const (
-	// every is the time between two looks. A look at a few small files takes less than a
-	// tenth of a millisecond.
+	// every is the time between two looks at the content of the files. A look at a few small
+	// files takes less than a tenth of a millisecond.
 	every = time.Second
 	// maxFile bounds a file, in bytes. The CAs of an operating system have about 300 KB.
 	maxFile = 4 << 20
-	// longRead is the time after which the log says that a read hangs.
+	// longRead is the time after which the log says that reading the files hangs.
 	longRead = 10 * time.Second
 )
 
@@ -41,7 +41,7 @@ const (
 type Set struct {
 	logger *slog.Logger
 
-	looking sync.Mutex // held during a look
+	looking sync.Mutex // held while the files are read
 
 	mu     sync.Mutex // guards values
 	values []looker
@@ -69,8 +69,8 @@ func (s *Set) Run(ctx context.Context) {
 	}
 }
 
-// Now reads every file at once. A change counts without a second look. The log says what was
-// read.
+// Now reads every file at once, and uses new content without a second look. The log says what
+// was read.
 func (s *Set) Now(ctx context.Context) { s.look(ctx, true) }
 
 // look reads the files of every value. A read may hang for as long as a network drive is away:
@@ -95,7 +95,7 @@ func (s *Set) look(ctx context.Context, atOnce bool) {
 	}
 }
 
-// all returns the values.
+// all returns the values of the set.
 func (s *Set) all() []looker {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -119,7 +119,7 @@ type Status struct {
 	Fault    error     // why the present files cannot be used; nil if they are in use
 }
 
-// source says how to make a value.
+// source says how to make a [Value] from files.
 type source[T any] struct {
 	name  string // begins the errors, such as the flags that name the files
 	files []string
@@ -134,7 +134,7 @@ type Value[T any] struct {
 	status  atomic.Pointer[Status]
 
 	// Set.looking guards the fields below.
-	seen, used digest // of the last look; of the value in use
+	seen, used digest // the digests of the content at the last look, and of the value in use
 }
 
 // digest stands for the content of files, or for the error of reading the files.
@@ -146,8 +146,8 @@ func (v *Value[T]) Get() T { return *v.current.Load() }
 // Status returns the state of the value.
 func (v *Value[T]) Status() Status { return *v.status.Load() }
 
-// add reads a value for the first time. Errors: those of reading and of parse, behind the
-// name of the value.
+// add reads a value for the first time, and adds the value to the set. Errors: those of reading
+// and of parse, behind the name of the value.
 func add[T any](s *Set, from source[T]) (*Value[T], error) {
 	v := &Value[T]{source: from, logger: s.logger}
 	contents, sum, err := v.read()
@@ -179,7 +179,7 @@ func (v *Value[T]) read() (contents [][]byte, sum digest, err error) {
 	return contents, digest(hash.Sum(nil)), nil
 }
 
-// use makes a value of the contents, and puts the value in use.
+// use makes a value of the contents, which [Value.Get] returns from then on.
 func (v *Value[T]) use(contents [][]byte, sum digest) error {
 	value, notAfter, err := v.parse(contents)
 	if err != nil {
@@ -191,8 +191,8 @@ func (v *Value[T]) use(contents [][]byte, sum digest) error {
 	return nil
 }
 
-// lookLocked reads the files, and uses a change that this look and the last one have found, or that
-// must count at once. Set.looking must be held.
+// lookLocked reads the files, and uses new content if the last look has found the same content,
+// or if atOnce is true. Set.looking must be held.
 func (v *Value[T]) lookLocked(ctx context.Context, atOnce bool) {
 	contents, sum, err := v.read()
 	settled := sum == v.seen || atOnce
@@ -228,7 +228,7 @@ func (v *Value[T]) setFault(err error) {
 	v.status.Store(&status)
 }
 
-// attrs returns the attributes of a log line.
+// attrs returns the attributes of a log line about the value.
 func (v *Value[T]) attrs() []any {
 	status := v.Status()
 	attrs := []any{"what", v.name, "files", v.files}

@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// longestChain bounds the certificates of a chain together, in bytes. OpenSSL refuses a longer
-// chain; Go refuses a chain of 256 KiB.
+// longestChain bounds the length of all certificates of a chain together, in bytes. OpenSSL
+// refuses a longer chain; Go refuses a chain of 256 KiB.
 const longestChain = 100 << 10
 
 var errDamaged = errors.New("a PEM block of the file is damaged")
 
-// KeyPair adds a certificate chain and its private key, both PEM. The name begins the errors.
-// A certificate and a private key that do not belong together are not used, and neither is a chain
-// of which one certificate is damaged, as in a file that is half written.
+// KeyPair adds a certificate chain and its private key, both PEM. The name begins the text of
+// every error. A certificate and a private key that do not belong together are not used, and
+// neither is a chain of which one certificate is damaged, as in a file that is half written.
 //
 // Errors: of reading the files; of the content.
 func KeyPair(s *Set, name, certFile, keyFile string) (*Value[*tls.Certificate], error) {
@@ -54,8 +54,9 @@ func isWhole(content []byte) bool {
 }
 
 // CAs adds the CA certificates of a PEM file; blocks of other kinds are ignored. The name
-// begins the errors. One damaged certificate makes the whole file unusable: without one of the
-// CAs, connections would fail that worked before. The CAs expire when the last CA does.
+// begins the text of every error. One damaged certificate makes the whole file unusable:
+// without one of the CAs, connections would fail that worked before. The value expires
+// ([Status].NotAfter) when the last of the CAs expires.
 //
 // Errors: of reading the file; of the content.
 func CAs(s *Set, name, file string) (*Value[*x509.CertPool], error) {

@@ -10,15 +10,15 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// A Backoff computes the pauses between attempts that fail one after the other. The
-// zero value is ready. A Backoff is not safe for concurrent use.
+// A Backoff computes the pauses between attempts that fail one after the other. The zero value
+// is ready for use. A Backoff is not safe for concurrent use.
 type Backoff struct{ delay time.Duration }
 
-// Next returns the pause before the next attempt. The delay begins at first and
-// doubles with each call up to longest. The pause is at least half of the delay, and
-// at least asked, the wait that the server asked for. A random part of up to half of
-// the delay is added, so that the clients of a lost server do not return together. A
-// pause exceeds longest only if the server asked for more.
+// Next returns the pause before the next attempt. The delay begins at first and doubles with
+// each call up to longest. The pause is at least half of the delay, and at least asked, the
+// wait that the server asked for. A random part of up to half of the delay is added, so that
+// the clients of a lost server do not return together. A pause is longer than longest only if
+// the server asked for a longer wait.
 func (b *Backoff) Next(first, longest, asked time.Duration) time.Duration {
 	b.delay = min(max(first, 2*b.delay), longest)
 	half := b.delay / 2
