@@ -35,7 +35,7 @@ type Elapsed struct {
 // New returns a clock that begins at zero.
 func New() *Elapsed {
 	e := &Elapsed{start: time.Now(), asleep: suspended}
-	for range 3 { // suspended may return too little if this thread is interrupted
+	for range 3 { // suspended can return too short a time if this thread is interrupted
 		e.before = max(e.before, e.asleep(e.start))
 	}
 	return e

@@ -37,7 +37,7 @@ type Estimate struct {
 	read  Span // of the newest reading
 	sure  bool // there was a reading
 	again bool // Remember has loaded what an earlier Estimate knew, and now begins with a guess
-	both  bool // now covers two readings, of which either may be the newer
+	both  bool // now covers two readings of unknown order
 
 	since time.Duration // the elapsed time from which on every clock that was heard is in past or now
 	past  []era         // the remembered eras, the oldest first

@@ -35,9 +35,8 @@ func (o Offset) to(now time.Duration) Offset {
 	return Offset{Lo: o.Earliest(now) - now, Hi: o.Latest(now) - now, At: max(now, o.At)}
 }
 
-// Meet returns what two offsets of one clock say together. gap is zero if both can be
-// right. Otherwise gap says by how much the clock was set between o and newer, and Meet
-// returns newer alone.
+// Meet returns what two offsets of one clock say together. gap is zero if both can be right.
+// Otherwise gap says by how much the clock was set between o and newer, and Meet returns newer.
 //
 // The result lies within newer. So an error of o costs no more than the width of newer.
 func (o Offset) Meet(newer Offset) (both Offset, gap time.Duration) {

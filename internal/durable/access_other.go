@@ -8,7 +8,7 @@ import (
 )
 
 // CheckWriters, Exposure and CheckUsable find no fault, and Denied adds nothing: outside of
-// Unix a mode does not tell which users may read or write.
+// Unix the mode of a file does not tell which users are allowed to read or write.
 func CheckWriters(string) error { return nil }
 
 // Exposure returns "".

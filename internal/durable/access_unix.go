@@ -64,8 +64,8 @@ func checkFolder(path string) error {
 	return nil
 }
 
-// everyUserWrites reports whether every user may replace files in a folder. In a sticky folder,
-// such as /tmp, only the owner of a file or of the folder can replace the file.
+// everyUserWrites reports whether every user is allowed to replace files in a folder. In a
+// sticky folder, such as /tmp, only the owner of a file or of the folder can replace the file.
 func everyUserWrites(folder fs.FileInfo) bool {
 	return folder.Mode()&0o002 != 0 && folder.Mode()&fs.ModeSticky == 0
 }

@@ -1,6 +1,6 @@
-// Package durable writes files of mode 0600 that survive a crash: a reader gets the
-// whole file or no file, and the file is on disk when the call returns. durable also reads small
-// files, and checks which other users may read or write a file.
+// Package durable writes files of mode 0600 that survive a crash: a reader gets the whole file
+// or no file, and the file is on disk when the call returns. Package durable also reads small
+// files, and checks which other users are allowed to read or write a file.
 package durable
 
 import (
@@ -58,7 +58,7 @@ func Replace(path string, fill func(*os.File) error) error {
 // of the old file.
 func Rewrite(path string, fill func(*os.File) error) error {
 	return Replace(path, func(draft *os.File) error {
-		if err := adoptLike(draft, path, 0o777); err != nil { // before the content, which may be secret
+		if err := adoptLike(draft, path, 0o777); err != nil { // before fill writes the content, which may be secret
 			return err
 		}
 		return fill(draft)

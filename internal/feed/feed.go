@@ -1,5 +1,5 @@
-// Package feed reads the numbered events of the store and publishes them into a hub,
-// which sends revocations and keys to the verifiers.
+// Package feed reads the numbered events of the store and publishes the events into a
+// [hub.Hub], which sends revocations and keys to the verifiers.
 //
 // Each replica reads the tail of the events (the events after the last one read) by number, and
 // so sees every event. A hint after a commit starts the reading at once. Package feed notices
@@ -31,7 +31,8 @@ const (
 	// heartbeats has a stale trust bundle.
 	heartbeatEvery = 5 * time.Second
 	// keysEvery counts the heartbeats from one reading of the key set to the next: a minute.
-	// Somebody may change the rows of the keys without an event, and the log must say so.
+	// Without an event, only this reading notices that somebody has changed the rows of the
+	// table signing_keys by hand, and logs the change.
 	keysEvery = 12
 	// tailBatch bounds the events in one transaction, and so the size of a message.
 	tailBatch = 1000
@@ -92,7 +93,7 @@ type Keys func(context.Context, *store.Tx) (KeySet, error)
 type KeySet struct {
 	Rows      []*store.SigningKey
 	Withdrawn []string // ids of withdrawn keys, which no verifier may trust again
-	Again     bool     // the database has a newer key set that cannot be used now: the feed reads again after a heartbeat
+	Again     bool     // the database has a newer key set that cannot be used now: the feed reads the keys again at each heartbeat
 }
 
 // Open publishes the state of the database into a new hub. Run keeps the hub up to

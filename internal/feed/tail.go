@@ -20,7 +20,7 @@ import (
 // published.
 type reading struct {
 	done chan struct{}
-	err  error // may be read after done is closed
+	err  error // the error of the reading; valid after done is closed
 }
 
 func newReading() *reading { return &reading{done: make(chan struct{})} }
@@ -40,8 +40,8 @@ func (f *Feed) refresh(ctx context.Context) error {
 	}
 }
 
-// readTail publishes all events of the database after the position f.at. Only one goroutine may
-// call readTail.
+// readTail publishes all events of the database after the position f.at. Only one goroutine is
+// allowed to call readTail.
 func (f *Feed) readTail(ctx context.Context) error {
 	r := f.next.Swap(newReading())
 	r.err = f.readToEnd(ctx)
@@ -74,7 +74,8 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 			if err := f.outrank(ctx, 0); err != nil {
 				return err
 			}
-			// The keys may differ too, even if no event says so.
+			// The other history may have other keys, even if no event says that the keys have
+			// changed.
 			f.logger.WarnContext(ctx, "the database is not the one that it was: a backup was restored, or a standby was promoted "+
 				"that lacked the newest commits. Reading all events again; revoked tokens stay revoked", "event", f.at.Seq)
 			f.at, f.trustUnread = hub.Position{}, true
@@ -142,8 +143,9 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 		f.asked = asked
 		f.question(asked, tx.Now())
 	}
-	// The newest published event is read again, to see whether its tag is the same.
-	// [store.Tx.PruneEvents] keeps the newest event, so the event must be there.
+	// readBatch reads the newest published event again, to see whether the event still has the
+	// same tag: another tag shows another history. [store.Tx.PruneEvents] keeps the newest
+	// event, so the event must be there.
 	events, err := tx.Events(f.at.Seq-1, tailBatch+1)
 	if err != nil {
 		return b, err
@@ -209,8 +211,8 @@ func positionOf(e *store.Event) hub.Position {
 	return at
 }
 
-// readTrust builds the trust state from the keys of [Keys]. readTrust leaves out each key of
-// an unknown kind, as verifiers do: a newer version may have such keys.
+// readTrust builds the trust state from the keys of [Keys]. readTrust leaves out each key of an
+// unknown kind, as verifiers do: a newer version of Watchword may have written the key.
 func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustState, error) {
 	longest, err := tx.MaxLifetime()
 	if err != nil {

@@ -13,11 +13,11 @@ import (
 // for slow transactions, and for clocks that disagree.
 const Margin = 5 * time.Minute
 
-// Tx is a transaction that may append events. Append after all other statements:
+// Tx holds a transaction that can append events. Append events after all other statements:
 // appending takes a lock for which every appender of the installation queues.
 type Tx struct{ *store.Tx }
 
-// A Writer runs fn in a transaction that is durable when Write returns nil. fn may
+// A Writer runs fn in a transaction that is durable when Write returns nil. The function fn can
 // run more than once, as in [store.Store.Write].
 type Writer interface {
 	Write(ctx context.Context, fn func(*Tx) error) error

@@ -110,7 +110,7 @@ func (c *conn) leave() {
 // the read has arrived to its end.
 //
 // Errors: errUndelivered if the client has left every answer unread for maxUndelivered. A
-// trusted proxy, which carries the calls of many clients, may leave the answers unread.
+// trusted proxy, which carries the calls of many clients, is allowed to leave answers unread.
 func (c *conn) heard(heads []head, whole bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -198,7 +198,7 @@ func (c *conn) callEnds(place *share.Place, counted bool) {
 	if len(c.held) == 0 {
 		c.since = time.Now()
 	}
-	place.SetStranger(true) // a newcomer takes such a place first; then pushOut closes the connection
+	place.SetStranger(true) // a new call takes the place of a stranger first, and [request.pushOut] then closes this connection
 	c.held = append(c.held, place)
 	c.settleLocked()
 }

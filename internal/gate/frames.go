@@ -15,9 +15,9 @@ import (
 // kinds of data in memory without a bound, and this file bounds each kind.
 //
 // The first bound is for a request in tiny pieces. Until a message has arrived whole, gRPC
-// keeps each DATA frame of the message as a value of about a hundred bytes. So a window of
-// 64 KiB filled by frames of one byte would take some seven MiB: flow control counts the
-// bytes alone.
+// keeps each DATA frame of the message as a value of about a hundred bytes. So a window of 64
+// KiB filled by frames of one byte would take some seven MiB: the flow control of HTTP/2 counts
+// only the bytes.
 //
 // The second bound is for answers that the client leaves unread; see [conn].
 //
@@ -40,9 +40,8 @@ const (
 	// have come since the last write ended, Read ends the connection.
 	maxUnread = 1000
 	stuck     = time.Second
-	// maxHandshake bounds what a client may send before the end of the TLS handshake, in
-	// bytes. A ClientHello has some hundred bytes, and a chain of client certificates some
-	// KiB.
+	// maxHandshake bounds the bytes that a client can send before the end of the TLS handshake.
+	// A ClientHello has some hundred bytes, and a chain of client certificates some KiB.
 	maxHandshake = 32 << 10
 
 	// maxKept bounds the capacity of the slices that a connection keeps for its next read or
@@ -279,7 +278,7 @@ func (p *framedConn) allow(f head) bool {
 	case f.kind == http2.FrameRSTStream, f.kind == http2.FrameData && f.endsStream():
 		delete(p.small, f.stream)
 	// A padded DATA frame counts as small at any length: gRPC gives the padding back to the
-	// window at once, so the frame may hold a single byte of data.
+	// flow-control window at once, and the frame can hold a single byte of data.
 	case f.kind == http2.FrameData && (p.skip < smallFrame || f.flags.Has(http2.FlagDataPadded)):
 		return p.count(f.stream) <= maxSmallFrames
 	}

@@ -73,7 +73,7 @@ const (
 	atMessage                    // a server stream: the request is one message
 	atEnd                        // a client stream: the request arrives until the client closes its side
 	atBundle                     // WatchBundle: one message; package hub bounds the streams
-	atReport                     // ReportWatcher: the first message; more may follow for as long as the stream is open
+	atReport                     // ReportWatcher: the request is the first message; further messages follow while the stream is open
 )
 
 // New returns a gate that lets through only the calls of methods that were registered by

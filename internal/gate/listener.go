@@ -29,10 +29,10 @@ type Listener struct {
 // at most a half.
 //
 // A connection without a running call is idle. When all places are taken, a new connection
-// closes one of the network that holds most: the newest idle connection, or else the newest. If
-// its own network may hold no more, a new connection closes the oldest idle connection of that
-// network. When all networks have equally many connections, the networks in known keep their
-// connections; see [share.Known].
+// closes a connection of the network that holds most: the newest idle connection, or else the
+// newest. If the network of a new connection already has as many connections as allowed, the
+// new connection closes the oldest idle connection of that network. When all networks have
+// equally many connections, the networks in known keep their connections; see [share.Known].
 //
 // Connections of trusted proxies have a bound of their own, which is all connections too. A
 // proxy carries the calls of many clients, so a connection of a proxy keeps its place.

@@ -8,10 +8,10 @@ import (
 )
 
 // This file refuses calls without a leak in gRPC. gRPC starts a timer for the deadline of a
-// call before the tap, and stops the timer at the end of the call. If the tap refuses the
-// call, gRPC keeps the timer, and half a KiB of memory, until the deadline passes. A client
-// may choose a deadline in a thousand years. So the tap refuses only a bounded number of
-// calls with a deadline that is still to come. The other refused calls take the longer way:
+// call before the tap, and stops the timer at the end of the call. If the tap refuses the call,
+// gRPC keeps the timer, and half a KiB of memory, until the deadline passes. A client can
+// choose a deadline in a thousand years. So the tap ([Gate.Tap]) refuses only a bounded number
+// of calls with a deadline that is still to come. The other refused calls take the longer way:
 // gRPC starts a handler with a context that has ended, and the handler returns the refusal.
 
 const (
@@ -22,8 +22,8 @@ const (
 	maxTimeLeft = time.Minute
 )
 
-// timers counts the calls that the tap has refused and for which gRPC still keeps a timer.
-// A call counts until its deadline has passed. The zero value is ready for use.
+// timers counts the calls that the tap has refused and for which gRPC still keeps a timer. Each
+// call is counted until its deadline has passed. The zero value is ready for use.
 type timers struct {
 	mu     sync.Mutex                            // guards the fields below
 	left   int                                   // the sum of counts
@@ -31,7 +31,7 @@ type timers struct {
 	second int64                                 // seconds since 1970: the counts of earlier seconds are zero
 }
 
-// add counts a call, and reports whether the tap may refuse the call.
+// add reports whether the tap is allowed to refuse a call, and counts the call if so.
 func (t *timers) add(now, deadline time.Time) bool {
 	if deadline.Sub(now) > maxTimeLeft {
 		return false
@@ -68,8 +68,9 @@ func (g *Gate) refuse(ctx context.Context, err error) (context.Context, error) {
 
 var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-// doomed is a context that has ended. The first call of Err returns nil all the same: gRPC
-// calls Err once before the handler, and would keep the timer if Err returned an error.
+// doomed serves as the context of a call that the gate refuses in a handler: the context has
+// ended. The first call of Err returns nil all the same: gRPC calls Err once before the
+// handler, and would keep the timer if Err returned an error.
 type doomed struct {
 	context.Context
 	err   error // the error with which the call is refused

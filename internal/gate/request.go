@@ -141,7 +141,7 @@ func (r *request) arrived() bool {
 	}
 	keeps := r.place.SetStranger(false)
 	if !keeps {
-		r.pushed.Store(true) // the pool may be about to call pushOut
+		r.pushed.Store(true) // the pool calls pushOut too, perhaps only later
 	}
 	if r.keepsConn() {
 		r.conn.arrived()

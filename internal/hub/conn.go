@@ -15,7 +15,7 @@ import (
 )
 
 // Conn returns a connection in process for the local verifier, with the same messages as any
-// stream of WatchBundle. One verifier at a time may use the connection.
+// stream of WatchBundle. Only one verifier is allowed to use the connection at a time.
 //
 // A verifier must apply a message before the next call of RecvMsg. That call records the
 // message as applied, for [Hub.WaitApplied].

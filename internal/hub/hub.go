@@ -17,7 +17,7 @@
 // The hub knows the token time, the time of the clock of the database (the origin), from the
 // publisher's readings. In between the hub calculates the token time from the time that passes
 // in this process. So the machine's clock has no influence. Every heartbeat carries the token
-// time and a time of the process clock, as [Hub.Times] returns them.
+// time and a time of the process clock, as [Hub.Times] returns both.
 //
 // The process's own verifier, called the local verifier, watches through [Hub.Conn]
 // and needs no place. [Hub.WaitApplied] returns when the local verifier has applied
@@ -47,18 +47,18 @@ var (
 	// ErrBehind reports that a watcher read too slowly, or that the history was
 	// replaced. The client opens another stream.
 	ErrBehind = errors.New("watcher fell behind")
-	// ErrOutdated reports that a watcher knows more than the hub, and that the
-	// publisher cannot read more from its source. Another replica may know more.
+	// ErrOutdated reports that a watcher knows more than the hub, and that the publisher cannot
+	// read more from the database. Another replica may know more.
 	ErrOutdated = errors.New("this replica is behind the watcher")
-	// ErrTooManyWatchers reports that the peer holds as many places as a peer may, or
+	// ErrTooManyWatchers reports that the peer holds as many places as one peer can hold, or
 	// that all places are taken and no other peer holds more.
 	ErrTooManyWatchers = errors.New("too many watchers")
 	// ErrEvicted reports that another watcher has got the place of this watcher.
 	ErrEvicted = errors.New("another watcher has got the place")
 )
 
-// Message is an encoded WatchBundleResponse. Watchers share a message, so the bytes
-// must not be changed.
+// Message is an encoded WatchBundleResponse. Several watchers send the same Message, so the
+// bytes must not be changed.
 type Message []byte
 
 // Hub holds the trust bundle and serves watchers. Hub is safe for concurrent use.
@@ -164,7 +164,7 @@ func (h *Hub) Publish(u *Update) (set time.Duration) {
 
 // Fork begins another history of events at position zero, after the database has lost events.
 // All watchers are dropped and must open new streams. Revocations of the old history stay in
-// force until they expire: a revoked token stays refused when a history is lost.
+// force until the revocations expire: a revoked token stays refused when a history is lost.
 func (h *Hub) Fork() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -13,7 +13,7 @@ const (
 	maxWatchers = 10_000
 	// perPeer divides the number of all places: one peer can hold a half while places are free.
 	// The part is large, since the address of a gateway, or one certificate for all services,
-	// may stand for many watchers. A peer with many places is the first to lose places.
+	// can stand for many watchers. A peer with many places is the first to lose places.
 	perPeer = 2
 	// snapshotsPerPeer bounds the snapshots that are sent to one peer at a time. More
 	// wait for their turn.
@@ -52,7 +52,7 @@ type turns struct {
 // turn counts the watchers of one peer that send or wait to send a snapshot.
 type turn struct {
 	peer     string
-	watchers int           // that have a turn or wait for one; turns.mu guards it
+	watchers int           // watchers that have a turn or wait for a turn; turns.mu guards watchers
 	taken    chan struct{} // holds one element for each snapshot that is being sent
 }
 
@@ -77,8 +77,8 @@ func (t *turns) leave(of *turn) {
 	}
 }
 
-// awaitTurn waits until the hub may send another snapshot to the watcher's peer.
-// Errors: ErrEvicted; those of ctx.
+// awaitTurn waits until fewer than snapshotsPerPeer snapshots are being sent to the watcher's
+// peer. Errors: ErrEvicted; those of ctx.
 func (w *Watcher) awaitTurn(ctx context.Context, peer string) (err error) {
 	of := w.hub.turns.join(peer)
 	select {

@@ -21,9 +21,9 @@ const (
 	resumeLength = 8 + len(Tag{}) + 8 + resumeMAC // without the origin
 )
 
-// SealResume sets the key for the MAC of resume tokens. All hubs of an installation need
-// the same key: otherwise each hub sends a snapshot to the watchers of another hub. Call
-// SealResume before Watch and Conn are used. Until then, the key is random.
+// SealResume sets the key for the MAC of resume tokens. All hubs of an installation need the
+// same key: otherwise each hub sends a whole snapshot to a watcher that comes from another hub.
+// Call SealResume before Watch and Conn are used. Until then, the key is random.
 func (h *Hub) SealResume(key []byte) { h.resumeKey = key }
 
 // resumeLocked returns the resume token for the state. h.mu must be held.

@@ -7,7 +7,8 @@ import (
 )
 
 // ringSize bounds the messages in the ring. A watcher can always be 2048 messages behind, and
-// up to ringSize behind until the ring drops its older half.
+// up to ringSize behind until the ring drops its older half, unless the ring drops messages
+// because of ringBytes.
 const ringSize = 4096
 
 // ringBytes bounds the bytes of the messages in the ring: a message can have a trust state or a
@@ -15,8 +16,8 @@ const ringSize = 4096
 // ringSize messages. 16 MiB hold 4096 messages of ordinary changes several times.
 const ringBytes = 16 << 20
 
-// Tag is random for each event: two histories with the same numbers have different
-// tags. The zero Tag means unknown: the event was pruned, or never existed.
+// Tag holds random bytes of an event: events of two histories that have the same number have
+// different tags. The zero Tag means unknown: the event was pruned, or never existed.
 type Tag [8]byte
 
 // Position names a place in a history of events: the number of an event, and the event's tag.
@@ -116,8 +117,8 @@ func (r *ring) find(seq int64) (i int, found bool) {
 	return slices.BinarySearchFunc(r.recent, seq, func(p Position, seq int64) int { return cmp.Compare(p.Seq, seq) })
 }
 
-// holds reports whether a position is in the history. A position older than all of recent
-// counts as held, since the ring has no tag to compare.
+// holds reports whether a position is in the history. holds returns true for a position older
+// than all of recent, since the ring has no tag to compare.
 func (r *ring) holds(at Position) bool {
 	i, found := r.find(at.Seq)
 	if !found {
@@ -154,7 +155,7 @@ func (r *ring) resumeAt(at Position) (next int, ok bool) {
 	// event again does no harm.
 	i, _ := slices.BinarySearchFunc(r.entries, at.Seq+1, func(e entry, seq int64) int { return cmp.Compare(e.seq, seq) })
 	if i == 0 && r.first > 0 {
-		return 0, false // newer events may have been in a dropped message
+		return 0, false // the ring may have dropped a message with newer events
 	}
 	return r.first + i, r.first+i >= r.afterTrust
 }

@@ -10,7 +10,7 @@ import (
 // Stats holds the numbers of a hub, for metrics.
 type Stats struct {
 	Position    int64         // the number of the newest event that the hub has published
-	Age         time.Duration // the time since the publisher last read the database; every earlier event is published
+	Age         time.Duration // the time since the database was read to its newest event; every event committed before is published
 	ClockOffset time.Duration // by how much the database's clock is ahead of this machine's clock
 
 	Watchers share.Stats

@@ -204,9 +204,9 @@ func (w *Watcher) nextOfOpening() (e entry, ok bool) {
 	return e, true
 }
 
-// verifierApplied records that the local verifier has applied every message returned
-// by Next; [Hub.WaitApplied] waits for this record. A dropped stream records nothing:
-// the history may have been replaced.
+// verifierApplied records that the local verifier has applied every message returned by Next;
+// [Hub.WaitApplied] waits for this record. verifierApplied records nothing for a watcher that
+// the ring has dropped, since Fork may have replaced the history.
 func (w *Watcher) verifierApplied() {
 	h := w.hub
 	h.mu.Lock()

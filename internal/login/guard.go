@@ -29,9 +29,9 @@ const (
 //     user exists, and an attacker can be in the same network.
 //   - A wrong password in ChangePassword is counted for the session of the caller.
 //   - While the count of the device or of the session refuses a try, the count of the username
-//     may admit the try: an attacker may hold the token too. The count that has admitted the
-//     try also counts the try. So an attacker with the tokens of n devices has the guesses of n
-//     devices and of the username.
+//     can still admit the try: an attacker may have the token too. The count that has admitted
+//     the try also counts the try. So an attacker with the tokens of n devices has the guesses
+//     of n devices and of the username.
 //   - The wrong passwords from one source, at whatever usernames, share a count. A try that
 //     the count of a device or of a session admits is not refused for its source.
 type Limits struct {
@@ -70,8 +70,8 @@ func (g *guess) begin(ctx context.Context, counter *throttle.Counter, key thrott
 	return g.ifRefused(err)
 }
 
-// beginLogin reads the user, and admits a login by the count of its device or of its
-// username. For an unknown user the steps are the same.
+// beginLogin reads the user, and admits a login by the count of its device or of its username.
+// For an unknown user, beginLogin takes the same steps.
 //
 // Errors: a *[throttle.Refused]; those of the store.
 func (s *Service) beginLogin(ctx context.Context, a *attempt) (*guess, error) {
@@ -208,7 +208,7 @@ func (s *Service) compare(ctx context.Context, turn *password.Turn, g *guess, pw
 	if err := g.Wrong(ctx); err != nil {
 		return false, err
 	}
-	s.sources.Wrong(source) // only now: the count of the source must not show that a guess was wrong before the guess is counted in the database
+	s.sources.Wrong(source) // after g.Wrong: this count must not reveal a wrong guess that the database has not counted
 	return false, g.about(ErrCredentials)
 }
 

@@ -1,8 +1,8 @@
 // Package login checks a user's proofs step by step, and then starts a session. Today
 // the only proof is the password.
 //
-// Hashing a password takes long, and the user's row may change during the hash. So the
-// transaction after the hash reads the row again and compares the password hash with the
+// Hashing a password takes long, and another call can change the user's row during the hash. So
+// the transaction after the hash reads the row again and compares the password hash with the
 // password hash that was read before. If the password has changed, the call begins again. (An
 // administrator's SetPassword depends on no row read before, and needs no comparison.)
 package login

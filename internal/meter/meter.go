@@ -39,8 +39,8 @@ func Gauge[N any](name, unit, text string, values func(N, Adder)) Row[N] {
 
 // Register makes an instrument for each row, and reports the values of the instruments until
 // unregister is called. The function read returns the numbers of the moment. Each value gets
-// the attributes in common. If provider is nil, Register does nothing. unregister may be called
-// again.
+// the attributes in common. If provider is nil, Register does nothing. Later calls of
+// unregister do nothing.
 //
 // Errors: if the provider refuses an instrument.
 func Register[N any](provider metric.MeterProvider, scope string, common []attribute.KeyValue, read func() N, rows []Row[N]) (unregister func(), err error) {

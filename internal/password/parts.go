@@ -26,8 +26,8 @@ const (
 	longText = 64
 )
 
-// rows holds sequences: neighboring keys of common keyboards, the alphabet and digits. A
-// part of a password may follow a row in both directions.
+// rows holds sequences: neighboring keys of common keyboards, the alphabet and digits. A part
+// of a password can follow a row in both directions.
 var rows = bothDirections(
 	"abcdefghijklmnopqrstuvwxyz", "01234567890", "aabbccddeeffgghhiijjkk", "0011223344556677889900", "13579", "02468",
 	"qwertyuiop[]", "asdfghjkl;'", "zxcvbnm,./", "`1234567890-=", "~!@#$%^&*()_+",
@@ -70,7 +70,7 @@ func bothDirections(texts ...string) [][]rune {
 }
 
 // repeats returns whether text consists of repetitions of a part with fewer than most
-// characters. The last repetition may be cut off.
+// characters. The last repetition can be incomplete.
 func repeats(text string, most int) bool {
 	t := []rune(text)
 	// border[i] is the length of the longest proper prefix of t[:i] that t[:i] also ends

@@ -23,9 +23,9 @@ import (
 // passphrase is much shorter. The bound limits the work for a hostile request.
 const MaxLength = 1024
 
-// ErrMalformed means that no user may have the string as a password: the string is
-// empty, longer than [MaxLength], not UTF-8, or contains characters that the PRECIS
-// profile refuses. Match ErrMalformed with errors.Is.
+// ErrMalformed means that no user is allowed to have the string as a password: the string is
+// empty, longer than [MaxLength], not UTF-8, or contains characters that the PRECIS profile
+// refuses. Match ErrMalformed with errors.Is.
 var ErrMalformed = errors.New("malformed password")
 
 // redacted replaces a Password in every output.

@@ -36,7 +36,7 @@ const (
 	maxLanes  = 16
 
 	minSaltLength = 8  // bytes, RFC 9106 section 3.1
-	minTagLength  = 16 // bytes: a wrong password may match a shorter tag by chance
+	minTagLength  = 16 // bytes: a wrong password could match a shorter tag by chance
 	maxPartLength = 64 // bytes, for the salt and for the tag
 
 	// maxPHCLength bounds the whole string, in bytes. The longest numbers and

@@ -43,8 +43,8 @@ func (p Policy) leastLength() int {
 
 // Check checks a new password for the user username. Check computes no hash.
 //
-// Call Check for new passwords alone: after the rules change, an old password must still
-// log in.
+// Call Check only for new passwords: after the rules have changed, a user must still be able to
+// log in with an old password.
 //
 // Errors: ErrTooWeak if pw breaks a rule.
 func (p Policy) Check(pw Password, username string) error {

@@ -9,8 +9,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/spans"
 )
 
-// Caller says which peer asks for a hash. A peer is a network of strangers, or a signed-in
-// user. Equal Callers are one peer. The zero Caller is Stranger("").
+// Caller says for which peer the [Pool] computes a hash. A peer is a network of strangers, or a
+// signed-in user. Equal Callers are one peer. The zero Caller is Stranger("").
 type Caller struct {
 	kind kind
 	name string
@@ -61,7 +61,7 @@ type peer struct {
 
 // Turn stands for one caller's use of a [Pool]: first a place in the queue, and from the first
 // hash on a slot, the right to run a hash. The turn keeps the slot until End, so a caller that
-// needs a second hash does not wait again. Between two hashes of a turn, do nothing that may
+// needs a second hash does not wait again. Between two hashes of a turn, do nothing that can
 // take long.
 //
 // A Turn is for one goroutine. Call End as soon as the last hash has been made.
@@ -139,9 +139,9 @@ func (t *Turn) takePlaceLocked() bool {
 }
 
 // lateLocked reports whether ctx's deadline comes before the estimated end of a hash that
-// begins after a wait. others is the number of other turns. A turn alone in the pool is
-// never late: a useless hash then delays no other caller, and corrects an average that has
-// become too high.
+// begins after a wait. The parameter others is the number of other turns in the pool. A turn
+// alone in the pool is never late: a useless hash then delays no other caller, and corrects an
+// average that has become too high.
 func (p *Pool) lateLocked(ctx context.Context, wait time.Duration, others int) bool {
 	deadline, ok := ctx.Deadline()
 	return ok && others > 0 && time.Until(deadline) < wait+p.averageLocked()

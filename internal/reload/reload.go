@@ -37,7 +37,7 @@ const (
 	longRead = 10 * time.Second
 )
 
-// Set looks at the files of its values, in [Set.Run]. A Set may be used by several goroutines.
+// Set looks at the files of its values, in [Set.Run]. Several goroutines can use a Set.
 type Set struct {
 	logger *slog.Logger
 
@@ -73,8 +73,8 @@ func (s *Set) Run(ctx context.Context) {
 // was read.
 func (s *Set) Now(ctx context.Context) { s.look(ctx, true) }
 
-// look reads the files of every value. A read may hang for as long as a network drive is away:
-// if ctx ends first, look returns, and the read goes on until the drive answers.
+// look reads the files of every value. A read can hang for as long as a network drive does not
+// answer: if ctx ends first, look returns, and the read goes on until the drive answers.
 func (s *Set) look(ctx context.Context, atOnce bool) {
 	done := make(chan struct{})
 	go func() {

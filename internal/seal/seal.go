@@ -1,5 +1,6 @@
-// Package seal encrypts the secrets in the database (signing keys and MAC keys) under a
-// master key outside the database. A thief of the database alone can make no token.
+// Package seal encrypts the secrets in the database (signing keys and MAC keys) under a master
+// key outside the database. A thief that has the database without the master key can make no
+// token.
 //
 // A master key encrypts only signing keys and MAC keys, so replacing a master key changes no
 // token. The master key file holds one or more keys, one in each line. The first key encrypts
@@ -149,8 +150,8 @@ func create(path string, prepare func(*os.File) error) (*Keys, error) {
 	return Load(path)
 }
 
-// Add puts a new master key before the others in a file. The new key seals from then
-// on; the other keys still open. A process that reads the file at the same time gets
+// Add puts a new master key before the others in a file. The new key encrypts new secrets from
+// then on; the other keys still decrypt. A process that reads the file at the same time gets
 // the old content or the new content, and never a part.
 func Add(path string) (*Keys, error) {
 	path, err := filepath.EvalSymlinks(path) // a rename would replace the link and not the file

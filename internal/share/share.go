@@ -2,8 +2,8 @@
 // streams of watchers, or waiting logins. A peer is a client network, or a client
 // certificate; see [caller.Source.Network].
 //
-// Each peer has a share of the places. While places are free, a peer may hold more than the
-// share, up to a bound for each peer. When all places are taken, a newcomer gets the place of
+// Each peer has a share of the places. While places are free, a peer can hold more places than
+// its share, up to [Limits].PerPeer. When all places are taken, a newcomer gets the place of
 // the peer that holds most, if that peer holds more than the newcomer's peer would hold. So
 // peers that come late get a share too, and two peers never take places from each other in
 // turn.
@@ -18,11 +18,11 @@
 // site, a network of 48 bits. So the sites share the places first, and the peers of a site
 // share the places of the site.
 //
-// A place may be taken for a stranger: a client from which the server has seen neither a
+// A place can be taken for a stranger: a client from which the server has seen neither a
 // certificate nor a proof of an earlier visit. A stranger's place counts as two places, so the
 // peers of strangers lose places first. Within a peer, the strangers lose their places first,
-// the newest stranger before the older strangers. At a tie, a stranger gets the places of
-// strangers alone.
+// the newest stranger before the older strangers. At a tie, a stranger gets only places of
+// other strangers.
 //
 // [Turns] bounds the calls of one user, or of one session, that run at a time.
 package share
@@ -78,7 +78,7 @@ type Pool struct {
 
 	mu    sync.Mutex // guards the fields below
 	taken int
-	stats Stats             // Refused and Evicted alone
+	stats Stats             // only Refused and Evicted are set
 	round int64             // the round in which the lots were drawn
 	peers map[string]*group // only peers that hold a place
 	sites map[string]*group // only sites of peers that hold a place

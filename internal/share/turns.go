@@ -6,7 +6,8 @@ import (
 	"sync"
 )
 
-// ErrNoTurn is the refusal of a call when too many calls with the same key wait already.
+// ErrNoTurn reports that [Turns.Enter] has refused a call, because too many calls with the same
+// key wait already.
 var ErrNoTurn = errors.New("too many calls at once")
 
 // Turns bounds the calls with the same key, such as the id of a user, that run at a time. A

@@ -9,12 +9,12 @@ import (
 // A promise tells a client network at what time its next try at a delayed name is admitted. The
 // rules of promises:
 //
-//   - A network has at most one promise for a name. A network that asks again before the
-//     promised time gets the same answer again.
+//   - A network has at most one promise for a name. A network that tries again before the
+//     promised time gets the same time again.
 //   - Promised times are in the order in which the networks asked, LongestDelay apart, and at
 //     most [ahead] from now. If every time is promised, the answer has [Refused.Full].
 //   - A site, and a block, has a share of the times. The n-th promise of a site must be within
-//     the n-th part of [ahead], and a block may have [blockShare] times as many. While every
+//     the n-th part of [ahead], and a block can have [blockShare] times as many. While every
 //     time within [ahead] is promised, only a site without a promise gets the next time. So a
 //     neighbour of the owner needs about ten networks to keep the owner's site out, and one
 //     provider's network never takes the whole hour.
@@ -124,7 +124,7 @@ func current(encoded []byte, now time.Time, longest time.Duration) (list []promi
 	for ; len(encoded) >= promiseBytes; encoded = encoded[promiseBytes:] {
 		us := int64(binary.BigEndian.Uint64(encoded[3*tagBytes:]))
 		p := promise{tags{tag(encoded), tag(encoded[tagBytes:]), tag(encoded[2*tagBytes:])}, time.UnixMicro(us).UTC()}
-		if p.at.Add(longest).After(now) && !p.at.After(now.Add(ahead)) { // the clock may have been set back
+		if p.at.Add(longest).After(now) && !p.at.After(now.Add(ahead)) { // without promises from before the clock was set back
 			list = append(list, p)
 		}
 	}

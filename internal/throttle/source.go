@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// allowance sets the burst: a source may send at once as many wrong guesses as the rate allows
+// allowance sets the burst: a source can send at once as many wrong guesses as the rate allows
 // in this time. The default rate, five a second, lets 100 wrong passwords through at once, and
 // 150 in ten seconds.
 const allowance = 20 * time.Second

@@ -15,16 +15,16 @@
 //	next try in   0                 1 s         2 s  4 s  8 s  16 s 30 s (LongestDelay)
 //
 // Below FreeTries, a try is admitted at once, and counted if the guess was wrong. Tries that
-// run together would all see the same level. So each replica runs at most FreeTries - level
-// tries at a name at a time; further tries wait.
+// run at the same time would all see the same level. So each replica runs at most FreeTries -
+// level tries at a name at a time; further tries wait.
 //
 // From FreeTries on, each admitted try is counted before the guess is compared, in one
 // transaction with the check: then one try is admitted at a time, on all replicas together. The
 // right secret removes only the count of its own try. If the right secret cleared the bucket, a
 // user with a name in the same bucket could clear the guesses of an attacker.
 //
-// While an account is delayed, an attacker that asks all the time would be first to ask at
-// every moment, and would take every try. So a try that has to wait is promised a time: see
+// While an account is delayed, an attacker that tries all the time would be the first at every
+// moment, and would take every admitted try. So a try that has to wait is promised a time: see
 // promise.go.
 package throttle
 
@@ -49,7 +49,7 @@ var ErrTooMany = errors.New("too many wrong guesses")
 // Refused is the error for a try that must come back later.
 type Refused struct {
 	// RetryAfter tells how long to wait for the promised time. If the try has no promise, a
-	// try may be admitted after RetryAfter.
+	// later try can be admitted after RetryAfter at the earliest.
 	RetryAfter time.Duration
 	// By is the number of the counter that refuses the try; zero: [Sources] refuses the try.
 	By Number
@@ -340,8 +340,8 @@ func (c *Counter) levelOf(clearAt, now time.Time) int {
 	if left <= 0 {
 		return 0
 	}
-	// A guess counts in full until the bucket has forgotten the guess. The level stays within
-	// c.full also if the clock has been set back.
+	// A guess raises the level by one until the bucket has forgotten the guess completely. The
+	// level stays within c.full also if the clock has been set back.
 	return min(int((left+c.unit-1)/c.unit), c.full)
 }
 

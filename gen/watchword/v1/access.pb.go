@@ -101,8 +101,8 @@ type Access struct {
 	Roles []string `protobuf:"bytes,2,rep,name=roles,proto3" json:"roles,omitempty"`
 	// The token must be for at least one of these audiences (claim `aud`), instead of the
 	// audiences that the verifier of the service requires by default. A token for another
-	// audience is AUDIENCE_MISMATCH, whatever roles it carries. Empty: the token must be for one
-	// of the verifier's audiences.
+	// audience is refused with AUDIENCE_MISMATCH, whatever roles the token carries. Empty: the
+	// token must be for one of the verifier's audiences.
 	Audience []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
 	// Whether the method accepts a delegated token: a token that names an actor (claim `act`),
 	// which is a service that acts for the token's subject.

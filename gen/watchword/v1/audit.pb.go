@@ -133,9 +133,9 @@ type Event struct {
 	// The username of the user in `actor_id`, at the time of the event. For the command line
 	// (`source` is "cli"), the user of the operating system.
 	ActorName string `protobuf:"bytes,13,opt,name=actor_name,json=actorName,proto3" json:"actor_name,omitempty"`
-	// The username of the user in `user_id`, at the time of the event; before the event,
-	// if the event changed the name. For a refused login with an unknown username it is
-	// empty: the text may be a password in the wrong field, and is recorded nowhere.
+	// The username of the user in `user_id`, at the time of the event; before the event, if the
+	// event changed the name. For a refused login with an unknown username it is empty: the text
+	// can be a password that the user typed into the wrong field, and is recorded nowhere.
 	UserName      string `protobuf:"bytes,14,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -450,8 +450,8 @@ type WatchEventsRequest struct {
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
 	// Only events of this session.
 	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// Only events at this moment or later, also those that are on record already. Not set, and
-	// no `resume`: the records that are written from now on.
+	// Only events at this moment or later, also events that were recorded before the call. Not
+	// set, and no `resume`: the records that are written from now on.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// `resume` of the newest message that the client has processed. The text is opaque, and the
 	// server accepts the text with the same filters only. The text holds the `start_time` of the
@@ -547,7 +547,7 @@ type WatchEventsResponse struct {
 	Resume string `protobuf:"bytes,2,opt,name=resume,proto3" json:"resume,omitempty"`
 	// Whether records may be missing before the records of this message, and why.
 	Gap EventGap `protobuf:"varint,3,opt,name=gap,proto3,enum=watchword.v1.EventGap" json:"gap,omitempty"`
-	// For how long written records have waited because the stream cannot send them yet: on
+	// For how long written records have waited because the stream cannot send the records yet: on
 	// PostgreSQL, records wait for the end of every transaction that was open when the records
 	// were written. The transactions of Watchword end within seconds. Not set: no record waits
 	// for longer than five seconds.

@@ -49,10 +49,10 @@ type AuditServiceClient interface {
 	// that record; no message tells that the earlier record was deleted. The counts of ListEvents
 	// are exact.
 	//
-	// A client that keeps `resume` after it has processed `events` gets every record at least
-	// once, from any replica, also after a restart of the client, the server or the database. A
-	// client that resumes from the newest message gets no record a second time, except after a
-	// gap (see EventGap).
+	// A client that stores `resume` after the client has processed `events` gets every record at
+	// least once, from any replica, also after a restart of the client, the server or the
+	// database. A client that resumes from the newest message gets no record a second time,
+	// except after a gap (see EventGap).
 	//
 	// The first message comes at once. Later the server sends a message at least every five
 	// seconds, so that a client notices a connection that is dead.
@@ -130,10 +130,10 @@ type AuditServiceServer interface {
 	// that record; no message tells that the earlier record was deleted. The counts of ListEvents
 	// are exact.
 	//
-	// A client that keeps `resume` after it has processed `events` gets every record at least
-	// once, from any replica, also after a restart of the client, the server or the database. A
-	// client that resumes from the newest message gets no record a second time, except after a
-	// gap (see EventGap).
+	// A client that stores `resume` after the client has processed `events` gets every record at
+	// least once, from any replica, also after a restart of the client, the server or the
+	// database. A client that resumes from the newest message gets no record a second time,
+	// except after a gap (see EventGap).
 	//
 	// The first message comes at once. Later the server sends a message at least every five
 	// seconds, so that a client notices a connection that is dead.

@@ -42,17 +42,16 @@ const (
 // as metadata `authorization: Bearer TOKEN` to every guarded service. A refresh token is
 // opaque, is valid for one Refresh, and is sent to AuthService alone.
 type AuthServiceClient interface {
-	// Login starts a session. If the user has as many sessions as --max-sessions
-	// allows, Login also ends the oldest of them.
+	// Login starts a session. If the user has as many sessions as --max-sessions allows, Login
+	// also ends the oldest session of the user.
 	//
 	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a wrong password,
 	// after the same time; USER_DISABLED if the password is right and the user is disabled;
 	// TOO_MANY_ATTEMPTS after too many wrong passwords, and OVERLOADED, both with the time to
 	// wait; STORE_UNAVAILABLE.
 	Login(ctx context.Context, in *LoginRequest, opts ...grpc.CallOption) (*LoginResponse, error)
-	// Refresh spends a refresh token. The answer holds a new refresh token, its
-	// successor, and a new access token. Earlier access tokens stay valid until
-	// they expire.
+	// Refresh spends a refresh token. The answer holds a new refresh token, its successor, and a
+	// new access token. Earlier access tokens stay valid until their expiry.
 	//
 	// A lost answer of Refresh does no harm. For the time --refresh-grace, the same request gets
 	// the same new refresh token again. After that time, the refresh token that was spent last
@@ -103,10 +102,10 @@ type AuthServiceClient interface {
 	// metadata `subject_reason`; the errors of a refused access token, for the service's own
 	// token; STORE_UNAVAILABLE.
 	DelegateToken(ctx context.Context, in *DelegateTokenRequest, opts ...grpc.CallOption) (*DelegateTokenResponse, error)
-	// Logout ends the session of a refresh token. The token may be the newest one or a spent one.
-	// Logout of a session that has already ended answers OK. Once Logout has answered, this
-	// server's Verify refuses the session's access tokens, and services with a verifier of their
-	// own refuse the tokens within milliseconds.
+	// Logout ends the session of a refresh token. The token can be the newest refresh token or a
+	// spent refresh token. Logout of a session that has already ended answers OK. Once Logout has
+	// answered, this server's Verify refuses the session's access tokens, and services with a
+	// verifier of their own refuse the tokens within milliseconds.
 	//
 	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; OVERLOADED if a hundred refreshes and
 	// logouts of the session wait; REFRESH_TOKEN_EXPIRED if the session is no longer in the
@@ -211,17 +210,16 @@ func (c *authServiceClient) ChangePassword(ctx context.Context, in *ChangePasswo
 // as metadata `authorization: Bearer TOKEN` to every guarded service. A refresh token is
 // opaque, is valid for one Refresh, and is sent to AuthService alone.
 type AuthServiceServer interface {
-	// Login starts a session. If the user has as many sessions as --max-sessions
-	// allows, Login also ends the oldest of them.
+	// Login starts a session. If the user has as many sessions as --max-sessions allows, Login
+	// also ends the oldest session of the user.
 	//
 	// Errors: INVALID_REQUEST; INVALID_CREDENTIALS for an unknown user and for a wrong password,
 	// after the same time; USER_DISABLED if the password is right and the user is disabled;
 	// TOO_MANY_ATTEMPTS after too many wrong passwords, and OVERLOADED, both with the time to
 	// wait; STORE_UNAVAILABLE.
 	Login(context.Context, *LoginRequest) (*LoginResponse, error)
-	// Refresh spends a refresh token. The answer holds a new refresh token, its
-	// successor, and a new access token. Earlier access tokens stay valid until
-	// they expire.
+	// Refresh spends a refresh token. The answer holds a new refresh token, its successor, and a
+	// new access token. Earlier access tokens stay valid until their expiry.
 	//
 	// A lost answer of Refresh does no harm. For the time --refresh-grace, the same request gets
 	// the same new refresh token again. After that time, the refresh token that was spent last
@@ -272,10 +270,10 @@ type AuthServiceServer interface {
 	// metadata `subject_reason`; the errors of a refused access token, for the service's own
 	// token; STORE_UNAVAILABLE.
 	DelegateToken(context.Context, *DelegateTokenRequest) (*DelegateTokenResponse, error)
-	// Logout ends the session of a refresh token. The token may be the newest one or a spent one.
-	// Logout of a session that has already ended answers OK. Once Logout has answered, this
-	// server's Verify refuses the session's access tokens, and services with a verifier of their
-	// own refuse the tokens within milliseconds.
+	// Logout ends the session of a refresh token. The token can be the newest refresh token or a
+	// spent refresh token. Logout of a session that has already ended answers OK. Once Logout has
+	// answered, this server's Verify refuses the session's access tokens, and services with a
+	// verifier of their own refuse the tokens within milliseconds.
 	//
 	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; OVERLOADED if a hundred refreshes and
 	// logouts of the session wait; REFRESH_TOKEN_EXPIRED if the session is no longer in the

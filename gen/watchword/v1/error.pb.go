@@ -72,8 +72,9 @@ const (
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID ErrorReason = 20
 	// UNAUTHENTICATED. The session had no Refresh for too long, or began too long ago.
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED ErrorReason = 21
-	// UNAUTHENTICATED. The refresh token was spent before, so there may be a stolen
-	// copy; or too many refresh tokens in a row were presented again. The session is now revoked (RFC 9700, section 4.14).
+	// UNAUTHENTICATED. The refresh token was spent before, which can mean a stolen copy; or too
+	// many refresh tokens in a row were presented again. The session is now revoked (RFC 9700,
+	// section 4.14).
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED ErrorReason = 22
 	// UNAUTHENTICATED. The session has ended: log in again.
 	ErrorReason_ERROR_REASON_SESSION_REVOKED ErrorReason = 23
@@ -99,14 +100,14 @@ const (
 	ErrorReason_ERROR_REASON_LAST_ADMIN ErrorReason = 39
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. Too many wrong passwords, for one username
 	// or from one network. The password of this call was not compared. After the delay in the
-	// RetryInfo, another try from the same network is accepted, unless the message says that too
-	// many tries are waiting.
+	// RetryInfo, another try from the same network is accepted, unless the message says that all
+	// times of the next hour are promised to other networks.
 	ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS ErrorReason = 40
-	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. One of these: more logins at once than the
-	// server can hash, a login with a deadline before the end of the hash, more watchers than the
-	// server accepts, more than 32 waiting calls of one user, more than a hundred waiting
-	// refreshes and logouts of one session, more calls at once than a network may make, or more
-	// signing keys than verifiers should load.
+	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. One of these bounds was exceeded: more
+	// logins at once than the server can hash, a login with a deadline before the end of the
+	// hash, more watchers than the server accepts, more than 32 waiting calls of one user, more
+	// than a hundred waiting refreshes and logouts of one session, more calls at once than one
+	// network is allowed to make, or more signing keys than verifiers should load.
 	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 41
 	// NOT_FOUND. No user has this id or name.
 	ErrorReason_ERROR_REASON_USER_NOT_FOUND ErrorReason = 50

@@ -48,8 +48,8 @@ type Issuer struct {
 	// The longest lifetime (`exp` less `iat`) of a token of the issuer that ExchangeToken
 	// accepts, in whole seconds; at most 30 days. Not set: one day.
 	MaxLifetime *durationpb.Duration `protobuf:"bytes,7,opt,name=max_lifetime,json=maxLifetime,proto3" json:"max_lifetime,omitempty"`
-	// Whether the keys may be fetched from a private, loopback or link-local address. Must be
-	// false with `jwks`.
+	// Whether the server is allowed to fetch the keys from a private, loopback or link-local
+	// address. Must be false with `jwks`.
 	AllowPrivate bool `protobuf:"varint,8,opt,name=allow_private,json=allowPrivate,proto3" json:"allow_private,omitempty"`
 	// When the issuer was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`

@@ -30,9 +30,9 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SessionService lists and ends sessions. A caller with any valid token may list and end the
-// caller's own sessions. A caller with the role `admin` may list and end the sessions of every
-// user, with a token for the audience `watchword` (see LoginRequest).
+// SessionService lists and ends sessions. A caller with any valid access token can list and end
+// the caller's own sessions. A caller with the role `admin` can list and end the sessions of
+// every user, with a token for the audience `watchword` (see LoginRequest).
 //
 // For a user or session that is not the caller's own, whether it exists or not, a caller
 // without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role and another
@@ -100,9 +100,9 @@ func (c *sessionServiceClient) RevokeUserSessions(ctx context.Context, in *Revok
 // All implementations must embed UnimplementedSessionServiceServer
 // for forward compatibility.
 //
-// SessionService lists and ends sessions. A caller with any valid token may list and end the
-// caller's own sessions. A caller with the role `admin` may list and end the sessions of every
-// user, with a token for the audience `watchword` (see LoginRequest).
+// SessionService lists and ends sessions. A caller with any valid access token can list and end
+// the caller's own sessions. A caller with the role `admin` can list and end the sessions of
+// every user, with a token for the audience `watchword` (see LoginRequest).
 //
 // For a user or session that is not the caller's own, whether it exists or not, a caller
 // without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role and another

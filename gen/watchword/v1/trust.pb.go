@@ -912,7 +912,7 @@ type Replica struct {
 	Answers bool `protobuf:"varint,3,opt,name=answers,proto3" json:"answers,omitempty"`
 	// The number of the newest event that the replica has applied.
 	Position int64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
-	// Whether WatchBundle asks for a client certificate (--client-ca).
+	// Whether the replica requires a client certificate for WatchBundle (--client-ca).
 	NeedsCertificate bool `protobuf:"varint,5,opt,name=needs_certificate,json=needsCertificate,proto3" json:"needs_certificate,omitempty"`
 	// When the replica has last written to the database.
 	SeenAt        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=seen_at,json=seenAt,proto3" json:"seen_at,omitempty"`
@@ -1179,8 +1179,8 @@ type TrustState struct {
 	// further keys were withdrawn.
 	WithdrawnKids []string `protobuf:"bytes,5,rep,name=withdrawn_kids,json=withdrawnKids,proto3" json:"withdrawn_kids,omitempty"`
 	// A delegated token (claim `act`) with a claim `iat` before this moment is not trusted:
-	// RevokeKey has withdrawn a key, and a token that the key signed may have been delegated
-	// under another key. Not set: every `iat` is accepted.
+	// RevokeKey has withdrawn a key, and with a token forged by that key, a thief may have got
+	// delegated tokens that another key has signed. Not set: every `iat` is accepted.
 	DelegatedNotBefore *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=delegated_not_before,json=delegatedNotBefore,proto3" json:"delegated_not_before,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -1641,9 +1641,9 @@ func (x *Heartbeat) GetAsOf() *durationpb.Duration {
 	return nil
 }
 
-// ServerTimes holds what a server process knows of the token time: the time of the
-// database's clock, by which access tokens are minted and expire. The token time
-// may be set; the process clock never is.
+// ServerTimes holds what a server process knows of the token time: the time of the database's
+// clock, by which access tokens are minted and expire. The token time jumps when the database's
+// clock is set; the process clock never jumps.
 //
 // A verifier finds out by a call of its own, WatchBundle or GetTime, what the process clock
 // shows. With that, every later heartbeat of the same process tells the token time, also a

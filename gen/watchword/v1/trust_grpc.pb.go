@@ -45,8 +45,8 @@ type TrustServiceClient interface {
 	//  2. a heartbeat;
 	//  3. changes as they happen, with heartbeats in between.
 	//
-	// If the server still knows the position in `resume`, the snapshot holds only
-	// the revocations since then, as chunks or as changes. There may be none.
+	// If the server still knows the position in `resume`, the snapshot holds only the revocations
+	// since then, as chunks or as changes. The snapshot can be empty.
 	//
 	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation
 	// at the revocation's own time `until`. A new trust state replaces all of the earlier trust
@@ -68,7 +68,7 @@ type TrustServiceClient interface {
 	// side. The watcher then opens another stream.
 	//
 	// The server cannot check a report, so the server shows reports and decides nothing by a
-	// report. The reports of a watcher may reach another replica than the watcher's stream of
+	// report. The reports of a watcher can reach another replica than the watcher's stream of
 	// WatchBundle.
 	//
 	// Errors: INVALID_REQUEST for a message of another kind or a field that is too long;
@@ -183,8 +183,8 @@ type TrustServiceServer interface {
 	//  2. a heartbeat;
 	//  3. changes as they happen, with heartbeats in between.
 	//
-	// If the server still knows the position in `resume`, the snapshot holds only
-	// the revocations since then, as chunks or as changes. There may be none.
+	// If the server still knows the position in `resume`, the snapshot holds only the revocations
+	// since then, as chunks or as changes. The snapshot can be empty.
 	//
 	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation
 	// at the revocation's own time `until`. A new trust state replaces all of the earlier trust
@@ -206,7 +206,7 @@ type TrustServiceServer interface {
 	// side. The watcher then opens another stream.
 	//
 	// The server cannot check a report, so the server shows reports and decides nothing by a
-	// report. The reports of a watcher may reach another replica than the watcher's stream of
+	// report. The reports of a watcher can reach another replica than the watcher's stream of
 	// WatchBundle.
 	//
 	// Errors: INVALID_REQUEST for a message of another kind or a field that is too long;

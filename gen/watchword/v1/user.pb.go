@@ -84,9 +84,8 @@ type User struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 16 random characters of base64url. No other user ever gets the same id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The name in its folded form (PRECIS UsernameCaseMapped, RFC 8265). A new
-	// name has letters of one script; Japanese, Chinese or Korean may mix with
-	// Latin (UTS 39, Highly Restrictive).
+	// The name in its folded form (PRECIS UsernameCaseMapped, RFC 8265). A new name has letters
+	// of one script; Japanese, Chinese or Korean can mix with Latin (UTS 39, Highly Restrictive).
 	Username string `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
 	// The roles, sorted; each is `[a-z][a-z0-9._:-]{0,63}`, at most 32 of them.
 	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
