@@ -25,14 +25,14 @@ const lookEvery = 20 * time.Millisecond
 // For up to lookEvery after the end of a suspension, Elapsed can be too low by the length of
 // the suspension.
 type Elapsed struct {
-	start  time.Time // with a monotonic reading
+	start  time.Time // when [New] ran, with a reading of the monotonic clock
 	asleep func(start time.Time) time.Duration
 	before time.Duration // what asleep returned at the start
 	slept  atomic.Int64  // for how long the machine was suspended since the start, in ns; only grows
-	looked atomic.Int64  // when slept was read, by the monotonic clock; ns since start
+	looked atomic.Int64  // when Now last asked for slept: ns since start, by the monotonic clock
 }
 
-// New returns a clock that begins at zero.
+// New returns an Elapsed clock that begins at zero.
 func New() *Elapsed {
 	e := &Elapsed{start: time.Now(), asleep: suspended}
 	for range 3 { // suspended can return too short a time if this thread is interrupted

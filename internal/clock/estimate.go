@@ -34,8 +34,8 @@ const farAhead = 24 * time.Hour
 //  3. If the order of two readings is unknown, the estimate covers both.
 type Estimate struct {
 	now   Offset
-	read  Span // of the newest reading
-	sure  bool // there was a reading
+	read  Span // the span of elapsed time of the newest reading
+	sure  bool // Learn has got a reading of the clock
 	again bool // Remember has loaded what an earlier Estimate knew, and now begins with a guess
 	both  bool // now covers two readings of unknown order
 
@@ -57,7 +57,7 @@ type era struct{ lo, heard time.Duration }
 // false if the reading is older than the estimate and contradicts it.
 func (e *Estimate) Learn(o Offset, read Span, after bool) (set time.Duration, used bool) {
 	if !e.sure {
-		if e.again && o.Latest(o.At)+SetFrom < e.now.Latest(o.At) { // perhaps set back since the earlier estimate
+		if e.again && o.Latest(o.At)+SetFrom < e.now.Latest(o.At) { // the clock was perhaps set back since the earlier Estimate
 			e.setBack(o)
 		}
 		e.now, e.read, e.sure = o, read, true
@@ -105,7 +105,7 @@ func (e *Estimate) Vague() bool { return e.both }
 // Guess sets the estimate that holds until the first reading of the clock.
 func (e *Estimate) Guess(o Offset) { e.now = o }
 
-// Offset returns the estimate.
+// Offset returns the estimate, as the offset of the other clock from Elapsed.
 func (e *Estimate) Offset() Offset { return e.now }
 
 // Read returns the span of the newest reading.

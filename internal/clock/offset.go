@@ -51,7 +51,7 @@ func (o Offset) Meet(newer Offset) (both Offset, gap time.Duration) {
 	return both, 0
 }
 
-// cover returns an offset that holds if either of two offsets holds.
+// cover returns an offset that is right if one of the two offsets o and other is right.
 func (o Offset) cover(other Offset) Offset {
 	at := max(o.At, other.At)
 	a, b := o.to(at), other.to(at)

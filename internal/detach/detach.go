@@ -15,7 +15,7 @@ var errExited = status.Error(codes.Internal, "the handler ended without an answe
 
 // A Call holds one run of a function in a goroutine of its own.
 type Call struct {
-	done  chan struct{} // closed after the fields below were written
+	done  chan struct{} // closed when the function has ended and the fields below are written
 	err   error
 	fault any // the value of a panic of the function, or errExited; nil: neither
 	stack []byte

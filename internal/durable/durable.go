@@ -82,7 +82,7 @@ func adoptLike(file *os.File, path string, kept fs.FileMode) error {
 //
 // Errors: fs.ErrExist.
 func Create(path string, fill func(*os.File) error) error {
-	if _, err := os.Lstat(path); err == nil { // fails before fill does its work
+	if _, err := os.Lstat(path); err == nil { // returns the error before fill writes the content
 		return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 	}
 	published := false
@@ -130,7 +130,7 @@ func write(path string, fill func(*os.File) error, publish func(draft, path stri
 	if err != nil {
 		return err
 	}
-	defer os.Remove(draft.Name()) // does nothing after a rename
+	defer os.Remove(draft.Name()) // removes the draft after an error; after a rename there is no draft
 	defer draft.Close()
 	if err := draft.Chmod(0o600); err != nil {
 		return err
@@ -147,14 +147,14 @@ func write(path string, fill func(*os.File) error, publish func(draft, path stri
 	return syncFolder(folder)
 }
 
-// prefix returns the beginning of the names of a path's drafts.
+// prefix returns the beginning of the names of the drafts for the file at path.
 func prefix(path string) string { return "." + filepath.Base(path) + "." }
 
 // RemoveDrafts removes the drafts of path older than age: a process that is killed
 // during a write leaves its draft behind. RemoveDrafts ignores errors.
 func RemoveDrafts(path string, age time.Duration) {
 	folder := filepath.Dir(path)
-	entries, _ := os.ReadDir(folder) // after an error, the entries read so far
+	entries, _ := os.ReadDir(folder) // after an error, ReadDir returns the entries read so far
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), prefix(path)) || !strings.HasSuffix(e.Name(), suffix) || !e.Type().IsRegular() {
 			continue

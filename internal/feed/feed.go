@@ -63,14 +63,14 @@ type Feed struct {
 
 	at          hub.Position // every event up to this position is published
 	floor       int64        // the floor for versions (no new token has a lower version), as read last
-	greatest    int64        // the greatest of all floors and all versions of events, in any history
+	greatest    int64        // the greatest of all floors and of all versions in events, also of histories that the database has lost
 	trustUnread bool         // the last batch of the next reading must read the trust state (the public keys)
-	keysAgain   bool         // keys asked to be called again; see [KeySet]
+	keysAgain   bool         // the function keys has asked to be called again; see [KeySet]
 	warned      bool         // the log has a line about the errors of readTail
 	asked       time.Time    // the newest question of [store.Tx.AskReplicas], as read last
 
-	next      atomic.Pointer[reading] // the reading that begins next
-	failing   atomic.Bool             // the last reading ended with an error
+	next      atomic.Pointer[reading] // the reading of the tail that begins next
+	failing   atomic.Bool             // the last reading of the tail ended with an error
 	committed atomic.Int64            // when the newest transaction of countTicks began that was committed, in ns of hub.Elapsed
 	stats     struct{ failedReadings, failedTicks, forks, clockSet atomic.Uint64 }
 }
@@ -129,7 +129,7 @@ func (f *Feed) Pace(poll, beats time.Duration) { f.poll, f.beats = poll, beats }
 // before Run.
 func (f *Feed) OnQuestion(fn func(asked, now time.Time)) { f.question = fn }
 
-// Run reads the tail until ctx ends.
+// Run reads the tail of the events again and again, until ctx ends.
 func (f *Feed) Run(ctx context.Context) {
 	poll := time.NewTicker(f.poll)
 	defer poll.Stop()
@@ -173,7 +173,7 @@ func (f *Feed) warnOnce(ctx context.Context, err error) {
 // see [Feed.mayCommit]. Run reads the tail in another goroutine, since a commit can wait for a
 // standby.
 func (f *Feed) countTicks(ctx context.Context) {
-	every := time.NewTicker(max(store.TickEvery, f.poll)) // in tests in which months pass, ticks are rare
+	every := time.NewTicker(max(store.TickEvery, f.poll)) // after [Feed.Pace], as in tests in which months pass, ticks are as rare as polls
 	defer every.Stop()
 	for warned := false; ; {
 		switch err := f.countTick(ctx); {
@@ -207,7 +207,7 @@ func (f *Feed) countTick(ctx context.Context) error {
 	return err
 }
 
-// countNow makes countTicks count now.
+// countNow makes countTicks count a tick now.
 func (f *Feed) countNow() {
 	select {
 	case f.tick <- struct{}{}:
@@ -289,7 +289,7 @@ func (f *Feed) waitApplied(ctx context.Context, head *store.Event) error {
 	return nil
 }
 
-// nudge makes Run read the tail now.
+// nudge makes Run read the tail of the events now.
 func (f *Feed) nudge() {
 	select {
 	case f.hint <- struct{}{}:

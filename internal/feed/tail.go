@@ -29,7 +29,7 @@ func newReading() *reading { return &reading{done: make(chan struct{})} }
 // serves all callers that wait at the time. Errors: those of the reading and of ctx.
 func (f *Feed) refresh(ctx context.Context) error {
 	next := f.next.Load()
-	if !f.failing.Load() { // callers must not set the pace at which a failing database is tried
+	if !f.failing.Load() { // while the database fails, only Run's ticker decides when the database is tried again
 		f.nudge()
 	}
 	select {
@@ -46,7 +46,7 @@ func (f *Feed) readTail(ctx context.Context) error {
 	r := f.next.Swap(newReading())
 	r.err = f.readToEnd(ctx)
 	if failed := f.failing.Swap(r.err != nil); failed && r.err == nil {
-		f.countNow() // the database is back
+		f.countNow() // the database answers again, so count a tick that was missed
 	}
 	if r.err != nil && ctx.Err() == nil {
 		f.stats.failedReadings.Add(1)
@@ -94,8 +94,8 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 		if set := f.hub.Publish(&b.update); set != 0 {
 			f.stats.clockSet.Add(1)
 			f.logger.WarnContext(ctx, "the database's clock was set; access tokens and verifiers follow the clock", "by", set)
-			f.hub.Beat() // verifiers follow at once
-			f.countNow() // the ticks note the new time
+			f.hub.Beat() // tells the verifiers the new time at once
+			f.countNow() // so that the table ticks has the new time
 		}
 		f.at = b.update.At
 		if b.last {
@@ -120,7 +120,7 @@ func (f *Feed) outrank(ctx context.Context, claimed int64) error {
 // in one batch, so that a long tail neither fills memory nor makes a message too
 // large.
 type batch struct {
-	forked bool // f.at is of another history than the database; the rest is empty
+	forked bool // the position f.at is of another history than the database; the other fields are empty
 	last   bool // the batch ends with the newest event
 	update hub.Update
 }
@@ -175,7 +175,7 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	}
 	b.update.Whole = f.mayCommit()
 	if b.update.At.Seq < head {
-		b.update.At = hub.Position{Seq: head} // events that were pruned have numbers too
+		b.update.At = hub.Position{Seq: head} // head can be above every event in the table events: the numbers of deleted events stay used
 	}
 	if !f.trustUnread {
 		return b, nil

@@ -80,7 +80,7 @@ func (tx *Tx) RaiseFloor(known int64) error {
 }
 
 func (tx *Tx) append(e *store.Event) error {
-	e.ExpiresAt = tx.Now().Add(Margin) // the store adds the longest lifetime of a token
+	e.ExpiresAt = tx.Now().Add(Margin) // [store.Tx.AppendEvent] adds the longest lifetime of a token
 	var tag hub.Tag
 	rand.Read(tag[:])
 	e.Tag = tag[:]

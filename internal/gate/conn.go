@@ -15,10 +15,11 @@ import (
 // maxUndelivered bounds the time for which a client leaves all its answers unread.
 const maxUndelivered = 30 * time.Second
 
-// errUndelivered ends the connection of a client that does not read.
+// errUndelivered ends the connection of a client that does not read its answers.
 var errUndelivered = errors.New("gate: the client leaves its answers unread")
 
-// conn is an accepted connection. A conn is safe for concurrent use.
+// conn holds an accepted connection, and the places that the connection has. A conn is safe for
+// concurrent use.
 //
 // A call holds its place in [Gate].requests until the answer of the call is written to the
 // connection: until then gRPC keeps the request and the answer in memory. So when a call ends,
@@ -96,7 +97,7 @@ func (c *conn) spoke() {
 	delete(c.listener.silent, c)
 }
 
-// leave gives the place of the connection back.
+// leave gives the place of the connection back to the [Listener].
 func (c *conn) leave() {
 	for _, place := range []*share.Place{c.place, c.proxied} {
 		if place != nil {

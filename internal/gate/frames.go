@@ -152,14 +152,14 @@ func (f head) endsStream() bool {
 // goroutine, and writes in another.
 type framedConn struct {
 	net.Conn
-	owner *conn // the accepted connection, below TLS
+	owner *conn // the accepted connection that carries this TLS connection
 
 	// Only the goroutine that reads uses these fields.
 	skip  int            // bytes of the stream until the next header
 	begun []byte         // the first bytes of a header; Read returns them when the header is complete
 	ready []byte         // what the next Read returns; a RST_STREAM is among the bytes
 	small map[uint32]int // small frames by stream, of streams with an unfinished request
-	heard []head         // of the present read: the frames for [conn.heard]
+	heard []head         // the frames of the present read, for [conn.heard]
 
 	out     frames       // only the goroutine that writes uses out
 	ended   []uint32     // the streams that the present write ends

@@ -60,7 +60,7 @@ type Gate struct {
 
 	mu       sync.Mutex            // guards the fields below
 	arriving map[*request]struct{} // requests that have not arrived whole
-	watching bool                  // the timer of sweep runs
+	watching bool                  // a timer runs that will call sweep
 	stopping bool
 }
 
@@ -69,7 +69,7 @@ type Gate struct {
 type arrival int
 
 const (
-	atHandler arrival = iota + 1 // unary: gRPC reads the whole request before the handler
+	atHandler arrival = iota + 1 // a unary call: gRPC reads the whole request before the handler runs
 	atMessage                    // a server stream: the request is one message
 	atEnd                        // a client stream: the request arrives until the client closes its side
 	atBundle                     // WatchBundle: one message; package hub bounds the streams

@@ -65,7 +65,7 @@ func (l *Listener) takePlace(accepted net.Conn) net.Conn {
 	c := &conn{Conn: accepted, listener: l, source: l.proxies.Source(accepted.RemoteAddr(), nil)}
 	c.network = c.source.Network()
 	if l.proxies.TrustPeer(accepted.RemoteAddr()) {
-		c.proxied = l.proxied.Take(c.network, share.Ordinary, nil) // the pool keeps ordinary places
+		c.proxied = l.proxied.Take(c.network, share.Ordinary, nil) // no function evicted, since the pool takes no ordinary place away
 	} else {
 		c.place = l.places.Take(c.network, share.Renewing, func() { _ = accepted.Close() })
 	}

@@ -40,7 +40,7 @@ func (t *timers) add(now, deadline time.Time) bool {
 	defer t.mu.Unlock()
 	size := int64(len(t.counts))
 	for ; t.second < now.Unix(); t.second++ {
-		if now.Unix()-t.second > size { // every count has passed
+		if now.Unix()-t.second > size { // every counted deadline has passed
 			t.counts, t.left, t.second = [int(maxTimeLeft/time.Second) + 2]int{}, 0, now.Unix()
 			break
 		}

@@ -49,8 +49,8 @@ type request struct {
 	id      string // see [RequestID]; set by idOnce
 
 	taken  atomic.Bool // a handler has begun, or a sweep has ended a call that has no handler
-	whole  atomic.Bool // the request has arrived, or has ended
-	late   atomic.Bool // the request has missed arrivalTime
+	whole  atomic.Bool // the whole request has arrived, or the call has ended
+	late   atomic.Bool // the request has not arrived within arrivalTime
 	pushed atomic.Bool // another client has taken the place
 	done   atomic.Bool // the handler has returned
 }

@@ -80,8 +80,8 @@ type Hub struct {
 	trust      *watchwordv1.TrustState
 	trustChunk Message // trust, encoded as the first message of a stream
 	revoked    revocations
-	token      clock.Estimate // of the token time, in ns since 1970, against the process clock
-	asOf       time.Duration  // by the process clock: events committed until then are published
+	token      clock.Estimate // the token time, in ns since 1970, by the process clock
+	asOf       time.Duration  // a time of the process clock: every event committed before is published
 	ring       ring
 	greatest   int64 // the Greatest of the newest Update
 	claimed    int64 // the greatest version in the resume token of a watcher
@@ -112,7 +112,7 @@ func New(origin string, refresh func(context.Context) error) *Hub {
 type Update struct {
 	Change *watchwordv1.Change // the trust state if it has changed, and new revocations
 	Passed []Position          // the position of each event in the step, in order
-	At     Position            // where the step ends
+	At     Position            // the position after the step
 	// Greatest is at least the floor for versions and every version of an event, in this
 	// history and in histories that were replaced.
 	Greatest int64
@@ -255,7 +255,7 @@ func (h *Hub) Times() *watchwordv1.ServerTimes {
 	return h.timesLocked()
 }
 
-// timesLocked returns the times of this process. h.mu must be held.
+// timesLocked returns the process clock and the token time of this process. h.mu must be held.
 func (h *Hub) timesLocked() *watchwordv1.ServerTimes {
 	now, token, read := h.elapsed.Now(), h.token.Offset(), h.token.Read()
 	return &watchwordv1.ServerTimes{
@@ -265,7 +265,8 @@ func (h *Hub) timesLocked() *watchwordv1.ServerTimes {
 	}
 }
 
-// heartbeatLocked returns a heartbeat. h.mu must be held.
+// heartbeatLocked returns a heartbeat with the times of now and a resume token. h.mu must be
+// held.
 func (h *Hub) heartbeatLocked(resume []byte) *watchwordv1.WatchBundleResponse {
 	beat := &watchwordv1.Heartbeat{Times: h.timesLocked(), AsOf: durationpb.New(h.asOf)}
 	return &watchwordv1.WatchBundleResponse{
@@ -294,7 +295,7 @@ type fullChunk struct {
 	until   time.Time // the latest expiry of a revocation in the chunk
 }
 
-// add adds the revocations of a change.
+// add adds the revocations of a change to the open chunk.
 func (r *revocations) add(c *watchwordv1.Change) {
 	for _, ended := range c.GetEndedSessions() {
 		r.open.EndedSessions = append(r.open.EndedSessions, ended)
@@ -325,7 +326,7 @@ func (r *revocations) reopen() {
 	r.open.EndedSessions, r.open.RaisedVersions, r.encoded, r.last = nil, nil, nil, time.Time{}
 }
 
-// dropExpired drops each chunk of which every entry has expired.
+// dropExpired drops each chunk in which every revocation has expired.
 func (r *revocations) dropExpired(now time.Time) {
 	r.full = slices.DeleteFunc(slices.Clone(r.full), func(c fullChunk) bool { return c.until.Before(now) })
 	if r.last.Before(now) {

@@ -39,7 +39,7 @@ var nowhere = Position{Seq: -1}
 //	 dropped        kept in entries          to come
 //	.........|first ................ end()-1|end() ...
 //
-// Between two calls these statements hold:
+// Between two calls of the ring's methods, these statements hold:
 //
 //  1. len(entries) <= ringSize, and bytes is their size: at most ringBytes, or one message.
 //     first and end() never decrease.

@@ -26,10 +26,10 @@ type Watcher struct {
 	evicted   chan struct{} // closed when another watcher gets the place; nil for the local verifier
 	turn      *turn         // nil: the watcher has no turn for a snapshot
 	turnFrom  time.Time     // before this time the turn does not end
-	turnUntil time.Time     // when the turn must have ended
+	turnUntil time.Time     // after this time, the hub drops the watcher if the turn has not ended
 
 	trust     Message     // nil after it was sent
-	snapshot  []fullChunk // full chunks of the snapshot, still to be sent
+	snapshot  []fullChunk // full chunks of the snapshot that are still to be sent
 	next      int         // number of the next message of the ring
 	closing   []entry     // the newest chunk of a snapshot, the last chunk, and a heartbeat
 	closingAt int         // number of the first message of the ring after the closing
@@ -110,7 +110,7 @@ func (w *Watcher) begin(at Position, maySnapshot bool) bool {
 	return true
 }
 
-// Close gives the watcher's place back. Close must be called once.
+// Close gives the watcher's place back to the hub. The caller must call Close exactly once.
 func (w *Watcher) Close() {
 	w.endTurn()
 	w.place.Release()

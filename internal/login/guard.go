@@ -45,7 +45,7 @@ type guess struct {
 	name      string     // the username at which the try guesses
 	user      store.User // the user as read before the hash; empty for an unknown user
 	sessionID string     // the session of the caller of ChangePassword
-	known     bool       // the try is counted for a known device or a session
+	known     bool       // the count of a known device or of a session has admitted the try
 }
 
 // about returns err with the user of the guess, for the security record.
@@ -212,7 +212,7 @@ func (s *Service) compare(ctx context.Context, turn *password.Turn, g *guess, pw
 	return false, g.about(ErrCredentials)
 }
 
-// throttled counts the refused tries by the bound that refused the try.
+// throttled counts the refused tries at passwords, by the bound that refused the try.
 type throttled struct{ names, devices, sources, full atomic.Uint64 }
 
 func (t *throttled) count(err error) {
@@ -237,7 +237,7 @@ type Throttled struct {
 	Names   uint64 // too many wrong passwords for the username
 	Devices uint64 // too many wrong passwords from the known device, or in the session
 	Sources uint64 // too many wrong passwords from the network
-	Full    uint64 // no time to promise is left for the username
+	Full    uint64 // every time that could be promised is promised to other networks
 }
 
 // Throttled returns the numbers of refused tries.

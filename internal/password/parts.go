@@ -111,7 +111,7 @@ func isFewParts(text, username string) bool {
 	return parts[len(t)] <= fewParts
 }
 
-// partsAt yields the length of each part of t that begins at i.
+// partsAt yields the length of each part (see isFewParts) of t that begins at index i.
 func partsAt(t []rune, i int, words [][]rune) iter.Seq[int] {
 	return func(yield func(int) bool) {
 		longest := 1 // the longest part at i that is in a row or a repetition; every shorter length, down to leastPart, is a part too
@@ -152,7 +152,7 @@ func common(a, b []rune) int {
 	return n
 }
 
-// wordsOf returns a username and the words in it, in lower case.
+// wordsOf returns a username and the words in the username, in lower case.
 func wordsOf(username string) [][]rune {
 	name := strings.ToLower(username)
 	texts := append(strings.FieldsFunc(name, func(r rune) bool { return !unicode.IsLetter(r) }), name)

@@ -13,7 +13,7 @@ import (
 type Params struct {
 	Memory  uint32 // KiB
 	Time    uint32 // passes over the memory
-	Threads uint8  // lanes; each lane keeps a core busy
+	Threads uint8  // lanes (parallel threads); each lane keeps a core busy
 }
 
 // Default comes from OWASP's Password Storage Cheat Sheet: the cost for machines with
@@ -77,7 +77,7 @@ func (p Params) cost() uint64 {
 // tenth faster, since more of the memory is in the processor's caches, and a first pass is
 // slower than others. So the passes go through as much memory as now does, as far as possible.
 func (p Params) missing(now Params) (decoys []Params) {
-	have, want := p.Memory*p.Time, now.Memory*now.Time // at most maxWork
+	have, want := p.Memory*p.Time, now.Memory*now.Time // work in KiB times passes, at most maxWork
 	if have >= want {
 		return nil
 	}

@@ -91,7 +91,7 @@ type Pool struct {
 	params Params
 	policy Policy
 	derive func(password, salt []byte, time, memory uint32, threads uint8, keyLen uint32) []byte
-	decoy  record // compared with the password for an unknown user
+	decoy  record // the hash that Compare uses for an unknown user
 
 	parallel int         // the number of slots: bounds running
 	places   *share.Pool // the places of the queue for all callers
@@ -103,7 +103,7 @@ type Pool struct {
 	mu      sync.Mutex       // guards the fields below, and those of peers and turns
 	peers   map[Caller]*peer // peers with a turn
 	order   []*peer          // the peers in the map peers; the first with a turn that is ready gets the next slot
-	waiting int              // turns without a slot
+	waiting int              // the number of turns without a slot
 	running int              // turns with a slot
 	average time.Duration    // the average time of the latest hashes; zero before the first hash
 }
@@ -206,7 +206,7 @@ func (t *Turn) run(ctx context.Context, pw Password, r record, decoys []Params) 
 		t.pool.derive([]byte(pw.reveal()), r.salt, d.Time, d.Memory, d.Threads, tagLength)
 	}
 	t.pool.observe(time.Since(start))
-	// If ctx has ended during the hash, the caller must get the error.
+	// If ctx has ended during the hash, the caller must get ctx.Err and not the hash.
 	return tag, ctx.Err()
 }
 
@@ -238,8 +238,8 @@ func (p *Pool) RetryAfter() time.Duration {
 
 // Stats holds the numbers of a pool, for metrics.
 type Stats struct {
-	Running, Parallel int             // turns with a slot, and the slots
-	Queue, Reserve    share.Stats     // the places of all callers, and those for Admin callers alone
+	Running, Parallel int             // the number of turns with a slot, and the number of slots
+	Queue, Reserve    share.Stats     // the places of the queue for all callers, and the places for [Admin] callers alone
 	Refused           uint64          // turns that got [ErrOverloaded], also because of their deadline
 	Waits             count.Histogram // the waits of turns that got a slot, from the first call of [Turn.Wait]
 	Hashes            count.Histogram // the times of single hashes and comparisons

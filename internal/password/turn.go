@@ -50,12 +50,13 @@ func User(id string) Caller { return Caller{user, id} }
 // so an admin can help during a flood of logins.
 func Admin(id string) Caller { return Caller{admin, id} }
 
-const maxHashesOfUser = 2 // at a time
+const maxHashesOfUser = 2 // the most hashes of one signed-in user that run at a time
 
-// peer holds the turns of one peer. Pool.mu guards it.
+// peer holds the turns of one peer: of a network of strangers, or of a signed-in user. Pool.mu
+// guards a peer.
 type peer struct {
 	caller  Caller
-	turns   []*Turn // without a slot, in order of arrival
+	turns   []*Turn // the turns without a slot, in order of arrival
 	running int     // turns with a slot
 }
 

@@ -52,10 +52,10 @@ type looker interface {
 	Status() Status
 }
 
-// NewSet returns a Set without values. Add the values before [Set.Run].
+// NewSet returns a Set without values. Add the values by [KeyPair] and [CAs] before [Set.Run].
 func NewSet(logger *slog.Logger) *Set { return &Set{logger: logger} }
 
-// Run looks at the files once a second, until ctx ends.
+// Run reads the files of all values once a second, until ctx ends.
 func (s *Set) Run(ctx context.Context) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -110,23 +110,23 @@ func (s *Set) Status() (all []Status) {
 	return all
 }
 
-// Status is the state of one value.
+// Status describes the state of one [Value].
 type Status struct {
 	Name     string
 	Files    []string
 	ReadAt   time.Time // when the value in use was read
 	NotAfter time.Time // when the value in use expires; zero for a value that does not expire
-	Fault    error     // why the present files cannot be used; nil if they are in use
+	Fault    error     // why the present content of the files cannot be used; nil if the content is in use
 }
 
 // source says how to make a [Value] from files.
 type source[T any] struct {
-	name  string // begins the errors, such as the flags that name the files
+	name  string // begins the text of errors: for example, the flags that name the files
 	files []string
 	parse func(contents [][]byte) (value T, notAfter time.Time, err error)
 }
 
-// Value is a value that comes from files.
+// Value holds a value that comes from files, such as a certificate with its key.
 type Value[T any] struct {
 	source[T]
 	logger  *slog.Logger

@@ -49,7 +49,7 @@ const (
 	linePrefix = "wwmk1_" // lets secret scanners find a leaked master key
 	keySize    = 32       // bytes: AES-256
 	idSize     = 8        // bytes: enough to tell a handful of master keys apart
-	version    = 1        // of the sealed form: version ‖ key id ‖ nonce ‖ ciphertext and GCM tag
+	version    = 1        // the first byte of a sealed secret: version ‖ key id ‖ nonce ‖ ciphertext and GCM tag
 )
 
 // Keys holds the master keys of an installation. Keys is safe for concurrent use, and
@@ -58,7 +58,7 @@ type Keys struct {
 	path string
 
 	mu   sync.Mutex
-	keys []masterKey // the first key seals; every key opens
+	keys []masterKey // in the order of the file: the first key encrypts, every key decrypts
 }
 
 // masterKey is a master key, and an id derived from the key. A sealed secret names the
@@ -68,10 +68,10 @@ type masterKey struct {
 	secret []byte
 }
 
-// String hides the keys.
+// String returns a text without the keys.
 func (k *Keys) String() string { return "[master keys]" }
 
-// GoString hides the keys.
+// GoString returns a text without the keys, for the verb %#v of package fmt.
 func (k *Keys) GoString() string { return k.String() }
 
 // Load reads the master keys from a file.

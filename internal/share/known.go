@@ -34,7 +34,7 @@ func NewKnown(places int) *Known {
 	return &Known{places: NewPool(Limits{Places: places, PerPeer: min(perOwner, max(1, places/2))}), peers: map[string]*proof{}}
 }
 
-// Has reports whether a peer is known.
+// Has reports whether a peer is known by a proof.
 func (k *Known) Has(peer string) bool {
 	if k == nil {
 		return false

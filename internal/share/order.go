@@ -144,7 +144,7 @@ func (g *group) first() *group {
 // held returns the number of places of a peer.
 func (g *group) held() int { return g.strangers.length + g.others.length }
 
-// list returns the places of a peer that have a weight.
+// list returns the places of a peer with the given weight.
 func (g *group) list(weight int) *places {
 	if weight == stranger {
 		return &g.strangers

@@ -8,7 +8,7 @@ type places struct {
 	length      int
 }
 
-// pushBack adds a place at the back.
+// pushBack adds a place at the back of the list.
 func (l *places) pushBack(pl *Place) {
 	pl.before = l.back
 	if l.back == nil {

@@ -95,7 +95,7 @@ type Place struct {
 	pool          *Pool
 	peer          *group // nil once the place is given back or taken away; pool.mu guards peer
 	weight        int
-	before, after *Place // in a list of the peer; pool.mu guards both links
+	before, after *Place // the neighbors in a list of the peer; pool.mu guards both links
 	evicted       func()
 }
 
@@ -180,7 +180,7 @@ func (p *Pool) othersLocked(from *group, weight int) *Place {
 		return nil
 	}
 	if first.yields().weight < weight && !p.outweighsLocked(site) {
-		return nil // the site would hold more than its share
+		return nil // the site would weigh more, and so hold more than its share
 	}
 	return first.yields()
 }
@@ -229,7 +229,7 @@ func (pl *Place) Release() {
 	}
 }
 
-// enterLocked adds the place to the places of a peer.
+// enterLocked adds a new place to the places of a peer.
 func (pl *Place) enterLocked(peer *group) {
 	pl.peer = peer
 	pl.pool.taken++

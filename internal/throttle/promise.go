@@ -63,7 +63,7 @@ type decision struct {
 	at, now  time.Time // the client should try again at the time at
 }
 
-// refused returns the error for a try that was not admitted.
+// refused returns the error for a try that the decision d does not admit.
 func (c *Counter) refused(d decision) *Refused {
 	// A client that waits for RetryAfter must not come a moment early.
 	return &Refused{By: c.number, RetryAfter: d.at.Sub(d.now).Truncate(time.Millisecond) + time.Millisecond, Full: d.full}

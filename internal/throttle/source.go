@@ -25,7 +25,7 @@ const slots = 1 << 15
 //
 // Sources is safe for concurrent use.
 type Sources struct {
-	interval time.Duration // between two guesses at the rate; 0: no bound
+	interval time.Duration // the time between two guesses at the allowed rate; 0: no bound
 	seed     maphash.Seed
 	start    time.Time
 
@@ -58,7 +58,7 @@ func (s *Sources) Check(source string) error {
 	return nil
 }
 
-// Wrong counts a wrong guess of a source.
+// Wrong counts a wrong guess from a source, in both slots of the source.
 func (s *Sources) Wrong(source string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -46,7 +46,7 @@ import (
 // ErrTooMany is in every [Refused]: too many wrong guesses were made.
 var ErrTooMany = errors.New("too many wrong guesses")
 
-// Refused is the error for a try that must come back later.
+// Refused reports that a try was not admitted, and how long the client should wait.
 type Refused struct {
 	// RetryAfter tells how long to wait for the promised time. If the try has no promise, a
 	// later try can be admitted after RetryAfter at the earliest.
@@ -71,7 +71,8 @@ func (r *Refused) Unwrap() error { return ErrTooMany }
 const (
 	// forgets is the time in which a bucket forgets every wrong guess.
 	forgets = time.Hour
-	// firstDelay is short enough for a person that has mistyped a password.
+	// firstDelay is the first delay after FreeTries: short enough for a person that has
+	// mistyped a password.
 	firstDelay = time.Second
 	// buckets is the number of buckets of each of the two halves of a counter. To delay also
 	// users with other names than the guessed names, an attacker would have to make FreeTries
@@ -79,10 +80,10 @@ const (
 	buckets = 1 << 16
 )
 
-// Limits are the settings of a [Counter]. Every field is required.
+// Limits holds the settings of a [Counter]. Every field is required.
 type Limits struct {
-	FreeTries    int           // wrong guesses without a delay
-	LongestDelay time.Duration // between two tries, however many guesses were wrong
+	FreeTries    int           // the number of wrong guesses at a name that cause no delay
+	LongestDelay time.Duration // the longest time between two tries, however many guesses were wrong
 }
 
 // Counter counts wrong guesses at names of one kind. A Counter is safe for concurrent use.
@@ -92,7 +93,7 @@ type Counter struct {
 	number  Number
 	limits  Limits
 	full    int           // the level at which the delay is LongestDelay
-	unit    time.Duration // in which a bucket forgets one guess
+	unit    time.Duration // the time in which a bucket forgets one guess
 	flights flights
 	failing atomic.Bool // the database could not count a wrong guess: every try is counted before the guess is compared
 }
@@ -319,7 +320,8 @@ func (t *Try) Right(tx *store.Tx) error {
 	return set(tx, &pair)
 }
 
-// End lets the next waiting try begin. Later calls of End do nothing.
+// End ends the try, and lets the next waiting try at the name begin. Later calls of End do
+// nothing.
 func (t *Try) End() {
 	if t.running {
 		t.running = false
@@ -395,7 +397,7 @@ func (c *Counter) delay(level int) time.Duration {
 
 // Prune deletes the rows of buckets that have forgotten every guess (level 0), in small steps.
 func Prune(ctx context.Context, s *store.Store) error {
-	const step = 200 // rows in one transaction: about a millisecond of SQLite's one writer
+	const step = 200 // rows in one transaction, which keeps the one writer of SQLite busy for about a millisecond
 	after, more := int64(0), true
 	for more {
 		err := s.Write(ctx, func(tx *store.Tx) error {
