@@ -1,10 +1,10 @@
 // Package clock measures time by intervals: the time that passes in this process, and
 // what another clock shows.
 //
-// [Elapsed] counts the time since the start of the process. Setting the machine's clock changes
-// nothing, and a suspension of the machine counts. An [Offset] bounds the difference between
-// another clock and Elapsed. An [Estimate] follows a clock that can be set, and remembers what
-// the clock showed before each setting.
+// [Elapsed] counts the time since the start of the process. Setting the machine's clock does
+// not change Elapsed. Elapsed includes the time during which the machine was suspended. An
+// [Offset] bounds the difference between another clock and Elapsed. An [Estimate] follows a
+// clock that can be set, and remembers what the clock showed before each setting.
 //
 // A pause of a virtual machine by its host leaves no trace inside the machine. Elapsed does
 // not count such a pause.

@@ -23,8 +23,8 @@ const farAhead = 24 * time.Hour
 // be set at any time. An era is the time between two settings of the clock. An Estimate is for
 // one goroutine.
 //
-// Invariants, if readings bound the clock and no two clocks drift apart faster than
-// driftPart allows:
+// Invariants, if every reading is right and no two clocks drift apart faster than driftPart
+// allows:
 //
 //  1. The estimate lies within the newest reading. So the error of the estimate is at most
 //     the width of the newest reading, also just after the clock was set.
@@ -39,7 +39,7 @@ type Estimate struct {
 	again bool // Remember has loaded what an earlier Estimate knew, and now begins with a guess
 	both  bool // now covers two readings of unknown order
 
-	since time.Duration // the elapsed time from which on every clock that was heard is in past or now
+	since time.Duration // the elapsed time from which on past and now know every setting of the clock
 	past  []era         // the remembered eras, the oldest first
 	hold  time.Duration // the highest time that the clock showed before the clock was set back
 }
@@ -51,10 +51,10 @@ type Span struct{ From, To time.Duration }
 // of the last reading before the setting (heard).
 type era struct{ lo, heard time.Duration }
 
-// Learn adds a reading of the clock, which was taken within the span read. after tells that
-// the reading is known to be newer than the reading before. Learn returns by how much the
-// clock was set since the last reading, and zero for a difference below SetFrom. used is
-// false if the reading is older than the estimate and contradicts it.
+// Learn adds a reading of the clock, which was taken within the span read. The parameter after
+// tells that the reading is known to be newer than the earlier reading. Learn returns by how
+// much the clock was set since the last reading, and zero for a difference below SetFrom. used
+// is false if the reading is older than the estimate and contradicts it.
 func (e *Estimate) Learn(o Offset, read Span, after bool) (set time.Duration, used bool) {
 	if !e.sure {
 		if e.again && o.Latest(o.At)+SetFrom < e.now.Latest(o.At) { // the clock was perhaps set back since the earlier Estimate

@@ -57,8 +57,8 @@ func (c *Call) Result() error {
 	return c.err
 }
 
-// Leave gives up the result and returns at once. If fn later panics or calls
-// runtime.Goexit, Leave's goroutine calls late with the fault and the stack of fn.
+// Leave gives up the result and returns at once. If fn later panics or calls runtime.Goexit, a
+// goroutine of Leave calls the function late with the fault and the stack of fn.
 func (c *Call) Leave(late func(fault any, stack []byte)) {
 	go func() {
 		<-c.done

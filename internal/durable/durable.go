@@ -165,8 +165,8 @@ func RemoveDrafts(path string, age time.Duration) {
 	}
 }
 
-// syncFolder writes the names in a folder to disk, on every system except Windows,
-// which cannot do so.
+// syncFolder writes the names of the files in a folder to disk. On Windows, which cannot do so,
+// syncFolder does nothing.
 func syncFolder(path string) error {
 	if runtime.GOOS == "windows" {
 		return nil

@@ -24,8 +24,8 @@ import (
 )
 
 const (
-	// pollEvery bounds how long a change made by another process goes unnoticed. A
-	// poll reads one row by its key.
+	// pollEvery is the time between two readings of the tail, and so bounds how long a change
+	// made by another process goes unnoticed. A poll reads one row by its key.
 	pollEvery = 200 * time.Millisecond
 	// heartbeatEvery is a fraction of the minute after which a verifier without
 	// heartbeats has a stale trust bundle.
@@ -34,7 +34,8 @@ const (
 	// Without an event, only this reading notices that somebody has changed the rows of the
 	// table signing_keys by hand, and logs the change.
 	keysEvery = 12
-	// tailBatch bounds the events in one transaction, and so the size of a message.
+	// tailBatch bounds the events that one transaction reads, and so the size of a message to
+	// watchers.
 	tailBatch = 1000
 	// provenFor is for how long a commit proves that the database can still commit. The next
 	// commit begins after [store.TickEvery], and a busy machine takes a moment.
@@ -235,9 +236,9 @@ func (f *Feed) Write(ctx context.Context, fn func(*Tx) error) error {
 	return f.transact(ctx, f.store.Write, fn)
 }
 
-// Standing reads what a delegated token depends on, and returns when this server's own verifier
-// has applied every event that was committed before the reading. So the verifier knows at least
-// what the rows say. Errors: as [Feed.Write].
+// Standing reads the rows of the session and of the users that a delegated token depends on,
+// and returns when this server's own verifier has applied every event that was committed before
+// the reading. So the verifier knows at least what the rows say. Errors: as [Feed.Write].
 func (f *Feed) Standing(ctx context.Context, session string, users []string) (*store.Standing, error) {
 	var s *store.Standing
 	err := f.store.Read(ctx, func(tx *store.Tx) (err error) {

@@ -105,8 +105,9 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 	}
 }
 
-// outrank raises the floor for versions to f.greatest and at least to claimed. The version in
-// a new token is then at least every version that verifiers have heard of a lost history.
+// outrank raises the floor for versions to f.greatest and at least to claimed. The version in a
+// new token is then not below any version that verifiers know from events that the database has
+// lost.
 func (f *Feed) outrank(ctx context.Context, claimed int64) error {
 	greatest := max(f.greatest, claimed)
 	if err := Direct(f.store).Write(ctx, func(tx *Tx) error { return tx.RaiseFloor(greatest) }); err != nil {
@@ -133,7 +134,7 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	if err != nil {
 		return b, err
 	}
-	// The statement above has begun the transaction, and so has read the database's clock.
+	// The statement of Head has begun the transaction, and so has read the database's clock.
 	b.update.Time = hub.Reading{Token: tx.Now(), Answered: f.hub.Elapsed()}
 	floor, asked, err := tx.FloorAndQuestion()
 	if err != nil {
@@ -180,7 +181,8 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	if !f.trustUnread {
 		return b, nil
 	}
-	// The hub sends a trust state to every watcher, so a trust state without news stays out.
+	// The hub sends every trust state to every watcher, so readBatch leaves out a trust state
+	// that has not changed.
 	trust, err := f.readTrust(ctx, tx)
 	if err == nil && !proto.Equal(trust, f.hub.TrustState()) {
 		change.TrustState = trust
@@ -258,8 +260,8 @@ func VerifiesNothing(key *store.SigningKey, aged time.Time, longest time.Duratio
 	return !key.VerifiesUntil.IsZero() && key.VerifiesUntil.Before(aged.Add(longest+Margin)) && !aged.IsZero()
 }
 
-// verificationKey returns the public half of a key, with the time of its last use.
-// Errors: a key of an unknown kind.
+// verificationKey returns the public half of a signing key, with the time until which the key
+// verifies tokens. Errors: a key of an unknown kind.
 func verificationKey(row *store.SigningKey) (*watchwordv1.VerificationKey, error) {
 	parsed, err := x509.ParsePKIXPublicKey(row.PublicKey)
 	if err != nil {

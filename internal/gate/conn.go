@@ -41,14 +41,14 @@ type conn struct {
 	// that have come: only this goroutine uses allRead.
 	allRead bool
 
-	// mu guards the fields below, and is held during calls of place.SetStranger.
+	// mu guards the fields below, and is locked during calls of place.SetStranger.
 	mu     sync.Mutex
 	calls  int             // running calls, each from its headers until the end of its handler
 	whole  int             // running calls with a request that has arrived whole
 	open   map[uint32]bool // streams that are open on the wire; true: the client has ended its side
 	halves int             // streams in open on which the client can still send data
 	held   []*share.Place  // places of calls that have ended, with answers still to be written
-	since  time.Time       // when the first place was held, or the last time that some places were released and some stayed
+	since  time.Time       // since when the client has read no answer: when held got its first place, or when places were last released and some stayed
 	closed bool
 }
 

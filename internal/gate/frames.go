@@ -109,9 +109,9 @@ type frames struct {
 	header []byte
 }
 
-// next takes bytes up to the end of the next complete header, and returns the bytes after
-// the header. If b ends before a header is complete, next returns a nil header. A returned
-// header stays valid until the following call.
+// next takes bytes of b up to the end of the next complete frame header, and returns the header
+// and the bytes after the header. If b ends before a header is complete, next returns a nil
+// header. A returned header stays valid until the following call.
 func (f *frames) next(b []byte) (header, rest []byte) {
 	if len(f.header) == frameHeader {
 		f.header = f.header[:0]
@@ -183,7 +183,7 @@ func (p *framedConn) Read(b []byte) (int, error) {
 			return n, nil
 		}
 		into, direct := b, len(b) > frameHeader
-		if !direct { // only while gRPC reads the rest of a client preface that arrived in parts
+		if !direct { // b is so short only while gRPC reads the rest of a client preface that arrived in parts
 			into = make([]byte, 4<<10)
 		}
 		n, err := p.read(into)

@@ -217,8 +217,9 @@ func (g *Gate) unary(method string, next grpc.MethodHandler) grpc.MethodHandler 
 	}
 }
 
-// Stream intercepts streams. A stream takes a place among the streams, and counts among the
-// unfinished requests until the request of the stream has arrived.
+// Stream intercepts streams. A stream takes a place in g.streams or g.reports (WatchBundle: in
+// package hub), and keeps its place among the unfinished requests until the request of the
+// stream has arrived.
 func (g *Gate) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	r, err := begin(ss.Context())
 	if err != nil {

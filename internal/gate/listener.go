@@ -59,8 +59,8 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// takePlace takes a place for a connection, and returns the guarded connection. takePlace
-// returns nil if no place is free for the connection, or if the server stops.
+// takePlace takes a place for an accepted connection, and returns the connection as a [conn].
+// takePlace returns nil if no place is free for the connection, or if the server stops.
 func (l *Listener) takePlace(accepted net.Conn) net.Conn {
 	c := &conn{Conn: accepted, listener: l, source: l.proxies.Source(accepted.RemoteAddr(), nil)}
 	c.network = c.source.Network()

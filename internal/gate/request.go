@@ -199,9 +199,9 @@ func (r *request) end() {
 	r.conn.callEnds(r.place, r.keepsConn())
 }
 
-// keepsConn reports whether the connection of the call keeps its place while the call runs. A
-// stream of reports keeps no connection: a watcher's connection has a stream of WatchBundle,
-// too, and package hub bounds those.
+// keepsConn reports whether the call makes its connection busy, so that the connection keeps
+// its place while the call runs. A stream of reports keeps no connection: a watcher's
+// connection has a stream of WatchBundle, too, and package hub bounds those.
 func (r *request) keepsConn() bool { return r.at != atReport }
 
 // pushOut ends a call that has lost its place: a request that has not arrived whole, an open
@@ -218,7 +218,8 @@ func (r *request) pushOut() {
 	}
 }
 
-// receiving calls [request.leave] when the request of a stream has arrived.
+// receiving wraps the stream of a call, and calls [request.leave] when the request of the
+// stream has arrived.
 type receiving struct {
 	grpc.ServerStream
 	request *request

@@ -44,7 +44,7 @@ import (
 )
 
 var (
-	// ErrBehind reports that a watcher read too slowly, or that the history was
+	// ErrBehind reports that a watcher read too slowly, or that the history of events was
 	// replaced. The client opens another stream.
 	ErrBehind = errors.New("watcher fell behind")
 	// ErrOutdated reports that a watcher knows more than the hub, and that the publisher cannot
@@ -73,7 +73,7 @@ type Hub struct {
 	process   []byte         // a random id of this process
 	elapsed   *clock.Elapsed // the process clock
 
-	delays                 count.Durations // from a message's entry into the ring until a watcher takes the message
+	delays                 count.Durations // the time from a message's entry into the ring until a watcher takes the message
 	behind, slow, outdated atomic.Uint64   // numbers of watchers that were sent away; see Stats
 
 	mu         sync.Mutex // guards all fields below
@@ -222,9 +222,9 @@ func (h *Hub) Applied() int64 {
 	return h.applied
 }
 
-// lacks reports whether the hub must be refreshed before a watcher at a position is
-// served. A snapshot of an older state could name a key that the watcher knows to be
-// withdrawn, and the watcher would trust the key again.
+// lacks reports whether the hub must be refreshed before a watcher at a position is served. A
+// snapshot from a hub that is behind could hold a key that the watcher knows to be withdrawn,
+// and the watcher would trust the key again.
 func (h *Hub) lacks(at Position) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -277,10 +277,10 @@ func (h *Hub) heartbeatLocked(resume []byte) *watchwordv1.WatchBundleResponse {
 // chunkSize bounds a message of a snapshot, in entries of about 40 bytes.
 const chunkSize = 1000
 
-// revocations holds the revocations in force, in the chunks of a snapshot. Revocations
-// arrive nearly in the order of their expiry, so a chunk is dropped when its last entry
-// has expired, and no entry is looked up. A million entries take some 40 MB, and a
-// snapshot of them takes a list of a thousand shared chunks.
+// revocations holds the revocations in force, in the chunks of a snapshot. Revocations arrive
+// nearly in the order of their expiry. So the hub drops a chunk as a whole, when the last
+// revocation in the chunk has expired. A million revocations take some 40 MB, and a snapshot
+// with a million revocations is a list of a thousand shared chunks.
 //
 // revocations has no lock: [Hub].mu guards it.
 type revocations struct {

@@ -43,9 +43,9 @@ var nowhere = Position{Seq: -1}
 //
 //  1. len(entries) <= ringSize, and bytes is their size: at most ringBytes, or one message.
 //     first and end() never decrease.
-//  2. Every watcher has next <= end(). While first <= next, the watcher's next
-//     message is entries[next-first]. When next < first, a message was dropped before
-//     the watcher read it, and the watcher must begin again.
+//  2. Every watcher has next <= end(). While first <= next, the watcher's next message is
+//     entries[next-first]. When next < first, the ring has dropped a message that the watcher
+//     has not read, and the watcher must open another stream.
 //  3. fork sets first to end()+1. By 2, each watcher of the old history has
 //     next < first.
 //  4. entries[i].seq is the number of the state after the message, so the sequence
@@ -112,7 +112,8 @@ func (r *ring) wake() {
 	r.grown = make(chan struct{})
 }
 
-// find returns the index in recent of an event's number, or where the number would be.
+// find returns the index in r.recent of the event with the number seq, or the index where the
+// event would be.
 func (r *ring) find(seq int64) (i int, found bool) {
 	return slices.BinarySearchFunc(r.recent, seq, func(p Position, seq int64) int { return cmp.Compare(p.Seq, seq) })
 }
@@ -127,8 +128,8 @@ func (r *ring) holds(at Position) bool {
 	return r.recent[i] == at
 }
 
-// lacks reports whether a position is newer than the state, or is of another history.
-// lacks returns false for a position older than all of recent.
+// lacks reports whether a position is newer than the newest position of the ring, or is of
+// another history of events. lacks returns false for a position older than all of recent.
 func (r *ring) lacks(at Position) bool {
 	i, found := r.find(at.Seq)
 	return at.Seq > r.at.Seq || found && r.recent[i] != at

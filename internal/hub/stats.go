@@ -18,9 +18,9 @@ type Stats struct {
 	// to send it, for watchers with an open stream. Messages to the local verifier are left
 	// out.
 	Delays count.Histogram
-	// Behind counts watchers that lost a message or the history; Slow those that left a message
-	// or a snapshot unread for too long; Outdated those that knew more than the hub. Each of
-	// these watchers must open another stream.
+	// Behind counts watchers for which the ring had dropped a message or the history; Slow
+	// counts watchers that left a message or a snapshot unread for too long; Outdated counts
+	// watchers that knew more than the hub. Each of these watchers must open another stream.
 	Behind, Slow, Outdated uint64
 }
 

@@ -23,7 +23,7 @@ const refreshTimeout = time.Second
 type Watcher struct {
 	hub       *Hub
 	place     *share.Place  // nil for the local verifier
-	evicted   chan struct{} // closed when another watcher gets the place; nil for the local verifier
+	evicted   chan struct{} // closed when another watcher gets this watcher's place; nil for the local verifier
 	turn      *turn         // nil: the watcher has no turn for a snapshot
 	turnFrom  time.Time     // before this time the turn does not end
 	turnUntil time.Time     // after this time, the hub drops the watcher if the turn has not ended
@@ -173,8 +173,8 @@ func (w *Watcher) poll() (e entry, grown <-chan struct{}, err error) {
 		}
 		e = r.entries[w.next-r.first]
 		w.next++
-		// Before the closing messages, a heartbeat would tell the watcher too early that
-		// it has everything.
+		// A heartbeat before the closing messages would tell the watcher too early that the
+		// watcher has received everything.
 		if !e.heartbeat || w.next > w.closingAt {
 			if w.place != nil && w.next > w.closingAt { // without the messages from before the stream
 				w.hub.delays.Add(time.Since(e.at))

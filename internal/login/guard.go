@@ -21,8 +21,8 @@ const (
 
 // Limits holds the bounds on guesses at passwords:
 //
-//   - The tries at one username, from everywhere, share a count, whether the user exists or
-//     not.
+//   - The tries at one username, from every client together, share a count, whether the user
+//     exists or not.
 //   - A known device has a count of its own: a login that carries an earlier refresh token of
 //     the user ([session.Sessions.Knows]). So an attacker without such a token cannot keep the
 //     owner out. A known network gets no count of its own: such a count would show that the
@@ -30,8 +30,8 @@ const (
 //   - A wrong password in ChangePassword is counted for the session of the caller.
 //   - While the count of the device or of the session refuses a try, the count of the username
 //     can still admit the try: an attacker may have the token too. The count that has admitted
-//     the try also counts the try. So an attacker with the tokens of n devices has the guesses
-//     of n devices and of the username.
+//     the try also counts the try. So an attacker with the refresh tokens of n devices has as
+//     many guesses as the counts of n devices and of the username allow.
 //   - The wrong passwords from one source, at whatever usernames, share a count. A try that
 //     the count of a device or of a session admits is not refused for its source.
 type Limits struct {
@@ -48,7 +48,8 @@ type guess struct {
 	known     bool       // the count of a known device or of a session has admitted the try
 }
 
-// about returns err with the user of the guess, for the security record.
+// about returns err together with the user of the guess, so that the security record names the
+// user.
 func (g *guess) about(err error) error {
 	return audit.Refusal{UserID: g.user.ID, UserName: g.user.Username, SessionID: g.sessionID, Err: err}
 }
@@ -70,8 +71,8 @@ func (g *guess) begin(ctx context.Context, counter *throttle.Counter, key thrott
 	return g.ifRefused(err)
 }
 
-// beginLogin reads the user, and admits a login by the count of its device or of its username.
-// For an unknown user, beginLogin takes the same steps.
+// beginLogin reads the user, and admits a login if the count of the device or of the username
+// allows another try. For an unknown user, beginLogin takes the same steps.
 //
 // Errors: a *[throttle.Refused]; those of the store.
 func (s *Service) beginLogin(ctx context.Context, a *attempt) (*guess, error) {
@@ -83,8 +84,8 @@ func (s *Service) beginLogin(ctx context.Context, a *attempt) (*guess, error) {
 	return g, s.admit(ctx, g, device, g.readUser)
 }
 
-// readUser reads the user with the name of the guess. For an unknown name, g.user is empty. The
-// name of a service account is answered and recorded like an unknown name.
+// readUser reads the user with the name of the guess. For an unknown name, g.user is empty. A
+// login with the name of a service account gets the answer, and the record, of an unknown name.
 func (g *guess) readUser(tx *store.Tx) error {
 	u, err := tx.UserByName(g.name)
 	if errors.Is(err, store.ErrNotFound) || err == nil && u.Kind == store.KindService {

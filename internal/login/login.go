@@ -3,8 +3,9 @@
 //
 // Hashing a password takes long, and another call can change the user's row during the hash. So
 // the transaction after the hash reads the row again and compares the password hash with the
-// password hash that was read before. If the password has changed, the call begins again. (An
-// administrator's SetPassword depends on no row read before, and needs no comparison.)
+// password hash that was read before. If the password has changed, the call begins again. (The
+// RPC SetPassword, for admins, depends on no row that was read before the hash, and needs no
+// comparison.)
 package login
 
 import (
@@ -30,8 +31,8 @@ var (
 	ErrUserDisabled = errors.New("user is disabled")
 )
 
-// maxAttempts bounds how often a call begins again because the password has changed
-// during the hash.
+// maxAttempts bounds how often Login and ChangePassword begin again because the password has
+// changed during the hash.
 const maxAttempts = 10
 
 // errChanged means that another call changed the password during the hash.

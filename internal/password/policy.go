@@ -65,9 +65,9 @@ func (p Policy) Check(pw Password, username string) error {
 	return nil
 }
 
-// isName compares text with a user name, by the PRECIS profile for user names (RFC
-// 8265, section 3.3) and without the profile. The second comparison catches a name
-// that the profile refuses.
+// isName reports whether text equals a user name, by the PRECIS profile for user names (RFC
+// 8265, section 3.3) or without the profile. The second comparison catches a name that the
+// profile refuses.
 func isName(text, username string) bool {
 	return strings.EqualFold(text, username) || precis.UsernameCaseMapped.Compare(text, username)
 }

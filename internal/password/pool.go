@@ -24,7 +24,8 @@ import (
 // should wait.
 var ErrOverloaded = errors.New("too many passwords to hash")
 
-// errEnded means a use of a [Turn] after [Turn.End], a fault in the calling code.
+// errEnded reports that the calling code has used a [Turn] after [Turn.End], which is a fault
+// in that code.
 var errEnded = errors.New("the turn in the hashing pool has ended")
 
 // Config sets the bounds of a [Pool]. The zero value gives safe defaults.

@@ -10,12 +10,13 @@
 // [Keys.Seal] reads the file each time, and [Keys.Open] reads the file again if a secret names
 // an unknown master key. So a server uses a new master key without a restart.
 //
-// [Keys.MAC] authenticates data that is no secret, under the same master keys.
+// [Keys.MAC] makes a message authentication code, under the master key, for data that is no
+// secret.
 //
 // Each purpose, such as signing keys, has a key derived from the master key by HKDF-SHA256 (RFC
 // 5869). A secret is sealed by AES-256-GCM with a random nonce, and bound to its row in the
-// database. A master key seals a handful of rows, far below the bound of 2^32 messages for
-// random nonces (NIST SP 800-38D, section 8.3).
+// database. A master key seals a handful of rows of the database, far below the bound of 2^32
+// messages for random nonces (NIST SP 800-38D, section 8.3).
 package seal
 
 import (

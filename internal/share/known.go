@@ -23,9 +23,9 @@ type proof struct {
 	gone  bool // the proof has lost its place; Known.mu guards gone
 }
 
-// perOwner bounds the proofs of one owner. The smallest pool with known peers, the queue for
-// password hashes, has 56 places. So the known peers of one owner leave room for others
-// in each pool.
+// perOwner bounds the proofs of one owner. The smallest [Pool] with known peers, the queue for
+// password hashes, has 56 places. So the known peers of one owner leave room for others in each
+// pool.
 const perOwner = 32
 
 // NewKnown returns a Known with room for a number of peers. One owner can hold proofs for a

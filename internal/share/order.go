@@ -70,8 +70,8 @@ func (p *Pool) peerLocked(name string) *group {
 	return &group{pool: p, name: name, parent: site, named: p.peers, known: p.Known.Has(name), lot: p.draw(p.round, name)}
 }
 
-// drawLocked draws new lots if a round has begun since the last draw, and looks up which
-// peers are known now.
+// drawLocked draws new lots for all peers and sites if roundLength has passed since the last
+// draw, and looks up which peers are known now.
 func (p *Pool) drawLocked() {
 	round := time.Now().UnixNano() / int64(roundLength)
 	if round == p.round {

@@ -99,10 +99,10 @@ type Place struct {
 	evicted       func()
 }
 
-// Take takes a place for a client of a peer. If all places are taken, Take takes away the
-// place of a peer that holds more or has lost a tie, or of a stranger of the same peer. Take
-// returns nil if the pool has no such place, and also if the peer holds PerPeer ordinary
-// places. A nil Pool has no places.
+// Take takes a place for a client of a peer. If all places are taken, Take takes away the place
+// of another peer that holds more or has lost a tie, or the place of a stranger of the same
+// peer. Take returns nil if the pool has no such place, and also if the peer holds PerPeer
+// ordinary places. A nil Pool has no places.
 //
 // If the pool takes the place away for another client, the pool calls evicted once, in the
 // goroutine of the other client's Take. evicted must return soon. The other client has the

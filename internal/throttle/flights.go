@@ -6,9 +6,10 @@ import (
 	"sync"
 )
 
-// flights counts the tries at each name that run in this process. A try counts from before the
-// read of the buckets until [Try.End], when the count of a wrong guess is on disk. The ids of
-// the two buckets of a name stand for the name. The zero value is ready for use.
+// flights counts the tries at each name that run in this process. A try is counted as running
+// from before the read of its buckets until [Try.End], when the count of a wrong guess is on
+// disk. The ids of the two buckets of a name stand for the name. The zero value is ready for
+// use.
 type flights struct {
 	mu   sync.Mutex
 	keys map[[2]int64]*flight // a name without tries has no entry

@@ -11,7 +11,7 @@ import (
 //
 //   - A network has at most one promise for a name. A network that tries again before the
 //     promised time gets the same time again.
-//   - Promised times are in the order in which the networks asked, LongestDelay apart, and at
+//   - Promised times are in the order in which the networks tried, LongestDelay apart, and at
 //     most [ahead] from now. If every time is promised, the answer has [Refused.Full].
 //   - A site, and a block, has a share of the times. The n-th promise of a site must be within
 //     the n-th part of [ahead], and a block can have [blockShare] times as many. While every
@@ -23,9 +23,9 @@ import (
 //   - As long as a name has a promise, only promised tries are admitted. So tries are
 //     LongestDelay apart on average, however many networks an attacker has.
 //
-// The promises of a name are in both buckets, 20 bytes each, so that a bucket is bounded by
-// the number of times within [ahead]. A promise consists of three tags and a time. A tag is a
-// MAC of the name and a network, so two names in one bucket have different promises.
+// The promises of a name are in both buckets, 20 bytes each, so that a bucket is bounded by the
+// number of times within [ahead]. A promise consists of three tags and a time. A tag is a MAC
+// of the name and a network, so that the promises of two names in one bucket can be told apart.
 
 const (
 	// ahead bounds how far ahead the time of a promise is: no person waits longer.
@@ -105,7 +105,7 @@ func share(lists [2][]promise, mine tags) time.Duration {
 }
 
 // held returns the number of promises for which counts returns true. A promise is in both
-// buckets of a name, and the fuller bucket decides.
+// buckets of a name. If the numbers in both differ, held returns the greater.
 func held(lists [2][]promise, counts func(promise) bool) (n int) {
 	for _, list := range lists {
 		ofList := 0

@@ -4,7 +4,7 @@
 //
 // A [Counter] counts the wrong guesses at each name in a fixed number of buckets in the
 // database, shared by all replicas, whether the name exists or not. A name has two buckets, by
-// two parts of a MAC of the name, and the bucket that counts less decides. If a name had one
+// two parts of a MAC of the name, and the bucket with fewer guesses decides. If a name had one
 // bucket alone, guesses at made-up names in the same bucket would delay the name.
 //
 // A bucket is a time, ClearAt. Each wrong guess moves ClearAt ahead by a unit, to at most
@@ -138,8 +138,8 @@ func (c *Counter) Key(name string, from Origin) Key {
 	return k
 }
 
-// mac returns the MAC of texts. The length of each text is a part of the message, so that
-// other texts have another message.
+// mac returns the MAC of texts. The length of each text is a part of the authenticated message,
+// so that no two lists of texts have the same message.
 func (c *Counter) mac(texts ...string) []byte {
 	h := hmac.New(sha256.New, c.secret)
 	for _, text := range texts {
@@ -347,10 +347,10 @@ func (c *Counter) levelOf(clearAt, now time.Time) int {
 	return min(int((left+c.unit-1)/c.unit), c.full)
 }
 
-// count counts a try in both buckets, and sets the time of the next try. added is what
-// the count has added to each bucket: less than a unit if the bucket was nearly full. A
-// time further ahead than any time of this counter was stored before the clock was set back,
-// and count replaces that time.
+// count counts a try in both buckets of a name, and sets the time (NextAt) of the next try at
+// the name. added is what the count has added to each bucket: less than a unit if the bucket
+// was nearly full. A time further ahead than any time of this counter was stored before the
+// clock was set back, and count replaces that time.
 func (c *Counter) count(p *pair, now time.Time) (added [2]time.Duration) {
 	most := now.Add(time.Duration(c.full) * c.unit)
 	for i := range p {

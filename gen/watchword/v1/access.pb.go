@@ -4,9 +4,9 @@
 // 	protoc        (unknown)
 // source: watchword/v1/access.proto
 
-// The method option by which a service states the access rule of each of its
-// methods. This file imports descriptor.proto alone, so that any service can import
-// this file without the rest of Watchword.
+// The method option (watchword.v1.access) by which a service states which callers are allowed
+// to call each of its methods. This file imports descriptor.proto alone, so that any service
+// can import this file without the rest of Watchword.
 //
 //     import "watchword/v1/access.proto";
 //

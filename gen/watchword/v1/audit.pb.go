@@ -32,7 +32,8 @@ const (
 	// No record is missing.
 	EventGap_EVENT_GAP_UNSPECIFIED EventGap = 0
 	// The server has deleted records after the position in `resume`, because of --audit-ttl. If
-	// `resume` is older than every record that is left, some of the records come again.
+	// `resume` is older than every record that is left, the server sends some records a second
+	// time.
 	EventGap_EVENT_GAP_DELETED EventGap = 1
 	// The database lacks records that the client has received: an older backup was restored, or a
 	// standby was promoted that lacked commits. The stream goes on from a point before the loss,
@@ -103,8 +104,8 @@ type Event struct {
 	Success bool `protobuf:"varint,4,opt,name=success,proto3" json:"success,omitempty"`
 	// The reason of a refusal, as in ErrorReason. Empty on success.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The id of the user that acted. Empty for a caller that is not known, for the
-	// command line and for the server itself.
+	// The id of the user that acted. Empty for a caller without a valid proof, for the command
+	// line and for the server itself.
 	ActorId string `protobuf:"bytes,6,opt,name=actor_id,json=actorId,proto3" json:"actor_id,omitempty"`
 	// The id of the user that the event is about.
 	UserId string `protobuf:"bytes,7,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
@@ -119,8 +120,8 @@ type Event struct {
 	// The number of events that the record stands for. Refusals of one kind, with the same users,
 	// session and source, share a record for an hour. The number of such records in an hour is
 	// bounded; the kinds with most refusals have records of their own. Each refusal is counted in
-	// exactly one record, so `count` never counts too much. `count` can be lower than the number
-	// of refusals of the record's kind: the other refusals are then counted in records with fewer
+	// exactly one record, so `count` is never too high. `count` can be lower than the number of
+	// refusals of the record's kind: the other refusals are then counted in records with fewer
 	// fields, of the same user (source "many"), of the same source (without a user), or of the
 	// same type and reason. Repeats of refresh tokens ("refresh.repeated") share records in the
 	// same way.
@@ -131,7 +132,7 @@ type Event struct {
 	// that reason; or why a refresh token counts as reused.
 	Detail string `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"`
 	// The username of the user in `actor_id`, at the time of the event. For the command line
-	// (`source` is "cli"), the user of the operating system.
+	// (`source` is "cli"), the name of the user of the operating system.
 	ActorName string `protobuf:"bytes,13,opt,name=actor_name,json=actorName,proto3" json:"actor_name,omitempty"`
 	// The username of the user in `user_id`, at the time of the event; before the event, if the
 	// event changed the name. For a refused login with an unknown username it is empty: the text
@@ -290,9 +291,9 @@ type ListEventsRequest struct {
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// `next_page_token` of the earlier page. Empty: the first page.
 	PageToken string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only events in which a user that has or had this name acted, or that are about such a
-	// user; deleted users too. Together with `user_id`, and if more than 100 users have had
-	// the name, it is INVALID_REQUEST. USER_NOT_FOUND: no user ever had the name.
+	// Only events in which a user that has or had this name acted, or that are about such a user;
+	// deleted users too. `user_name` together with `user_id`, or a name that more than 100 users
+	// have had, is INVALID_REQUEST. USER_NOT_FOUND: no user ever had the name.
 	UserName      string `protobuf:"bytes,8,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -58,11 +58,11 @@ type AuthServiceClient interface {
 	// gets another new refresh token. Every other spent token is treated as a stolen copy: the
 	// answer is REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14).
 	//
-	// A repeat is a spent token that is presented again and gets an answer. If each of
-	// the last 16 tokens (--refresh-repeats) has had a repeat, a repeat of the next
-	// token is treated as a stolen copy, too. An owner and a thief that share a session
-	// repeat every token. So do two processes with one refresh token: give each process
-	// a login of its own.
+	// A repeat is a spent token that is presented again and gets an answer. If each of the last
+	// 16 refresh tokens (--refresh-repeats) of the session has had a repeat, a repeat of the next
+	// refresh token is treated as a stolen copy, too. An owner and a thief that share a session
+	// repeat every token. So do two processes with one refresh token: give each process a login
+	// of its own.
 	//
 	// The server checks in this order and answers with the first check that fails: the token's
 	// form and MAC (REFRESH_TOKEN_INVALID); the session is in the database
@@ -93,10 +93,10 @@ type AuthServiceClient interface {
 	// service as its actor (claim `act`). A revocation of the caller, of the caller's session or
 	// of any actor revokes the new token too, at every verifier.
 	//
-	// The service's own token must be for the audience `watchword` alone. The caller's token
-	// must be for one of the service's `audiences`, and `delegates_to` of the service must
-	// hold the audience that is asked for. The new token expires no later than the caller's
-	// token. It is never refreshed.
+	// The service's own token must be for the audience `watchword` alone. The caller's token must
+	// be for one of the service's `audiences`, and `delegates_to` of the service must hold the
+	// audience in the request. The new token expires no later than the caller's token. It is
+	// never refreshed.
 	//
 	// Errors: INVALID_REQUEST; DELEGATION_DENIED; SUBJECT_TOKEN_REFUSED with the reason in the
 	// metadata `subject_reason`; the errors of a refused access token, for the service's own
@@ -226,11 +226,11 @@ type AuthServiceServer interface {
 	// gets another new refresh token. Every other spent token is treated as a stolen copy: the
 	// answer is REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14).
 	//
-	// A repeat is a spent token that is presented again and gets an answer. If each of
-	// the last 16 tokens (--refresh-repeats) has had a repeat, a repeat of the next
-	// token is treated as a stolen copy, too. An owner and a thief that share a session
-	// repeat every token. So do two processes with one refresh token: give each process
-	// a login of its own.
+	// A repeat is a spent token that is presented again and gets an answer. If each of the last
+	// 16 refresh tokens (--refresh-repeats) of the session has had a repeat, a repeat of the next
+	// refresh token is treated as a stolen copy, too. An owner and a thief that share a session
+	// repeat every token. So do two processes with one refresh token: give each process a login
+	// of its own.
 	//
 	// The server checks in this order and answers with the first check that fails: the token's
 	// form and MAC (REFRESH_TOKEN_INVALID); the session is in the database
@@ -261,10 +261,10 @@ type AuthServiceServer interface {
 	// service as its actor (claim `act`). A revocation of the caller, of the caller's session or
 	// of any actor revokes the new token too, at every verifier.
 	//
-	// The service's own token must be for the audience `watchword` alone. The caller's token
-	// must be for one of the service's `audiences`, and `delegates_to` of the service must
-	// hold the audience that is asked for. The new token expires no later than the caller's
-	// token. It is never refreshed.
+	// The service's own token must be for the audience `watchword` alone. The caller's token must
+	// be for one of the service's `audiences`, and `delegates_to` of the service must hold the
+	// audience in the request. The new token expires no later than the caller's token. It is
+	// never refreshed.
 	//
 	// Errors: INVALID_REQUEST; DELEGATION_DENIED; SUBJECT_TOKEN_REFUSED with the reason in the
 	// metadata `subject_reason`; the errors of a refused access token, for the service's own

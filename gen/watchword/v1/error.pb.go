@@ -78,8 +78,8 @@ const (
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED ErrorReason = 22
 	// UNAUTHENTICATED. The session has ended: log in again.
 	ErrorReason_ERROR_REASON_SESSION_REVOKED ErrorReason = 23
-	// PERMISSION_DENIED. The user is disabled. Only a call with the right password or with
-	// a valid assertion gets this answer.
+	// PERMISSION_DENIED. The user is disabled. Only a call with the right password or with a
+	// valid assertion gets USER_DISABLED.
 	ErrorReason_ERROR_REASON_USER_DISABLED ErrorReason = 30
 	// PERMISSION_DENIED. The access token carries none of the roles that the method requires.
 	ErrorReason_ERROR_REASON_ROLE_REQUIRED ErrorReason = 31

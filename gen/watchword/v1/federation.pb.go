@@ -42,8 +42,9 @@ type Issuer struct {
 	//	*Issuer_JwksUri
 	//	*Issuer_Discovery
 	Keys isIssuer_Keys `protobuf_oneof:"keys"`
-	// The certificates of the CAs that the server of the keys is checked against, in PEM; at
-	// most 24 KiB. Empty: the CAs of the system. Must be empty with `jwks`.
+	// The certificates of the CAs, in PEM, that must have issued the certificate of the HTTPS
+	// server of the keys; at most 24 KiB. Empty: the CAs of the system. Must be empty with
+	// `jwks`.
 	CaPem string `protobuf:"bytes,6,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	// The longest lifetime (`exp` less `iat`) of a token of the issuer that ExchangeToken
 	// accepts, in whole seconds; at most 30 days. Not set: one day.

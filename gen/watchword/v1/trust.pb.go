@@ -1171,8 +1171,8 @@ type TrustState struct {
 	Keys []*VerificationKey `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
 	// The longest lifetime of an access token of this issuer.
 	MaxTokenLifetime *durationpb.Duration `protobuf:"bytes,3,opt,name=max_token_lifetime,json=maxTokenLifetime,proto3" json:"max_token_lifetime,omitempty"`
-	// How long a revocation is kept after the last of its tokens has expired. The leeway that a
-	// verifier allows for expired tokens must not exceed the margin.
+	// How long a revocation is kept after the last token that the revocation concerns has
+	// expired. The leeway that a verifier allows for expired tokens must not exceed the margin.
 	Margin *durationpb.Duration `protobuf:"bytes,4,opt,name=margin,proto3" json:"margin,omitempty"`
 	// The ids (`kid`) of the keys that were withdrawn, the latest last, at most 1000. A verifier
 	// does not trust such a key again, whatever a later trust state holds, until a thousand
@@ -1646,8 +1646,8 @@ func (x *Heartbeat) GetAsOf() *durationpb.Duration {
 // clock is set; the process clock never jumps.
 //
 // A verifier finds out by a call of its own, WatchBundle or GetTime, what the process clock
-// shows. With that, every later heartbeat of the same process tells the token time, also a
-// heartbeat that arrives late.
+// shows. With the process clock known, every later heartbeat of the same process tells the
+// token time, also a heartbeat that arrives late.
 type ServerTimes struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A random id of the server process.
@@ -1655,9 +1655,9 @@ type ServerTimes struct {
 	// The process clock: the time since the start of the process. The time in which the machine
 	// is suspended counts too.
 	Now *durationpb.Duration `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`
-	// A time of the process clock: the process has asked the database for the newest
-	// reading of the database's clock. After the answer, the token time is calculated
-	// from the process clock.
+	// A time of the process clock: the process has asked the database for the newest reading of
+	// the database's clock. After the answer, the process calculates the token time from the
+	// process clock.
 	Asked *durationpb.Duration `protobuf:"bytes,3,opt,name=asked,proto3" json:"asked,omitempty"`
 	// A time of the process clock: the answer of the database to the question at `asked` has
 	// arrived.
@@ -1745,8 +1745,8 @@ func (x *ServerTimes) GetLatest() *timestamppb.Timestamp {
 // GetTimeRequest asks for the server's times.
 type GetTimeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Any bytes, at most 64. The response repeats the nonce, so a response to an
-	// earlier request is recognized.
+	// Any bytes, at most 64. The response repeats the nonce, so that the verifier recognizes a
+	// response to an earlier request.
 	Nonce         []byte `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
