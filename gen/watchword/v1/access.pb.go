@@ -44,7 +44,8 @@ const (
 	// A delegated token is accepted.
 	Access_DELEGATED_UNSPECIFIED Access_Delegated = 0
 	// A delegated token is refused with DELEGATION_DENIED: only the subject of a token itself
-	// is allowed to call the method. buf:lint:ignore ENUM_VALUE_PREFIX
+	// is allowed to call the method.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
 	Access_REFUSE Access_Delegated = 1
 )
 

@@ -42,12 +42,12 @@ type AuditServiceClient interface {
 	// record to another system.
 	//
 	// The server sends every committed record that matches the filters, and every replica sends
-	// the records in the same order. The order is that of the commits, so a record can come after
-	// a record with a later `time`. A record that counts several events (see Event.count) is sent
-	// again, with the same id, after the count has changed; the `count` that is sent last is
-	// right. The server can move refused calls into a record with fewer fields, and then sends
-	// that record; no message tells that the earlier record was deleted. The counts of ListEvents
-	// are exact.
+	// the records in the same order. The order is that in which the records were written, so a
+	// record can come after a record with a later `time`. A record that counts several events
+	// (see Event.count) is sent again, with the same id, after the count has changed; the `count`
+	// that is sent last is right. The server can move refused calls into a record with fewer
+	// fields, and then sends that record; no message tells that the earlier record was deleted.
+	// The sum of the counts in ListEvents is exact.
 	//
 	// A client that stores `resume` after the client has processed `events` gets every record at
 	// least once, from any replica, also after a restart of the client, the server or the
@@ -123,12 +123,12 @@ type AuditServiceServer interface {
 	// record to another system.
 	//
 	// The server sends every committed record that matches the filters, and every replica sends
-	// the records in the same order. The order is that of the commits, so a record can come after
-	// a record with a later `time`. A record that counts several events (see Event.count) is sent
-	// again, with the same id, after the count has changed; the `count` that is sent last is
-	// right. The server can move refused calls into a record with fewer fields, and then sends
-	// that record; no message tells that the earlier record was deleted. The counts of ListEvents
-	// are exact.
+	// the records in the same order. The order is that in which the records were written, so a
+	// record can come after a record with a later `time`. A record that counts several events
+	// (see Event.count) is sent again, with the same id, after the count has changed; the `count`
+	// that is sent last is right. The server can move refused calls into a record with fewer
+	// fields, and then sends that record; no message tells that the earlier record was deleted.
+	// The sum of the counts in ListEvents is exact.
 	//
 	// A client that stores `resume` after the client has processed `events` gets every record at
 	// least once, from any replica, also after a restart of the client, the server or the
