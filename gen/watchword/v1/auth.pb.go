@@ -4,8 +4,7 @@
 // 	protoc        (unknown)
 // source: watchword/v1/auth.proto
 
-// The methods that give out access tokens, refresh tokens, check access tokens and end
-// sessions.
+// The methods that give out and replace tokens, check access tokens, and end sessions.
 
 package watchwordv1
 
@@ -142,8 +141,9 @@ type Principal struct {
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// Whether the subject is a user or a service account.
 	Kind UserKind `protobuf:"varint,10,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
-	// The services that act for the subject (claim `act`): the service that made this call first,
-	// and the earlier services after it; at most five. Empty: the subject itself calls.
+	// The services that act for the subject (claim `act`): the list begins with the service that
+	// makes this call, and ends with the service that was called first; at most five services.
+	// Empty: the subject itself calls.
 	Actors        []*Actor `protobuf:"bytes,11,rep,name=actors,proto3" json:"actors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -4,8 +4,7 @@
 // - protoc             (unknown)
 // source: watchword/v1/auth.proto
 
-// The methods that give out access tokens, refresh tokens, check access tokens and end
-// sessions.
+// The methods that give out and replace tokens, check access tokens, and end sessions.
 
 package watchwordv1
 

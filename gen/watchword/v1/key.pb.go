@@ -412,7 +412,7 @@ func (x *RevokeKeyRequest) GetKid() string {
 	return ""
 }
 
-// RevokeKeyResponse names the key that signs in place of the withdrawn key.
+// RevokeKeyResponse names the key that signs after the withdrawal.
 type RevokeKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key that signs now.

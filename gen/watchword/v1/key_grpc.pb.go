@@ -46,8 +46,8 @@ type KeyServiceClient interface {
 	// Errors: INVALID_REQUEST for an algorithm that is not supported; OVERLOADED
 	// if a hundred keys still verify.
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
-	// RevokeKey withdraws a leaked key at once: each verifier refuses every token that the key
-	// signed with TOKEN_INVALID, as soon as the verifier receives the new trust state. RevokeKey
+	// RevokeKey withdraws a leaked key at once: as soon as a verifier receives the new trust
+	// state, the verifier refuses every token that the key has signed (TOKEN_INVALID). RevokeKey
 	// also publishes a key that no cache of the JWKS has seen, and lets the key sign as soon as
 	// --jwks-max-age allows, since most libraries read the JWKS again only for a token with an
 	// unknown `kid`.
@@ -115,8 +115,8 @@ type KeyServiceServer interface {
 	// Errors: INVALID_REQUEST for an algorithm that is not supported; OVERLOADED
 	// if a hundred keys still verify.
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
-	// RevokeKey withdraws a leaked key at once: each verifier refuses every token that the key
-	// signed with TOKEN_INVALID, as soon as the verifier receives the new trust state. RevokeKey
+	// RevokeKey withdraws a leaked key at once: as soon as a verifier receives the new trust
+	// state, the verifier refuses every token that the key has signed (TOKEN_INVALID). RevokeKey
 	// also publishes a key that no cache of the JWKS has seen, and lets the key sign as soon as
 	// --jwks-max-age allows, since most libraries read the JWKS again only for a token with an
 	// unknown `kid`.
