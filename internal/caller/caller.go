@@ -68,20 +68,22 @@ var AtCommandLine = Caller{Subject: Subject{Kind: Operator}}
 // Is reports whether the caller's access token has a role.
 func (c Caller) Is(role string) bool { return slices.Contains(c.Roles, role) }
 
-// MayManage reports whether the caller is allowed to see and end the sessions of the user with
-// the id userID. A user manages the user's own sessions. An admin manages all sessions, unless
-// LacksAudience. The operator manages all sessions. A service account has no session, and is
-// allowed to revoke its own tokens in the same way.
+// MayManage reports whether the caller is allowed to see and end a user's sessions. A user manages
+// the user's own sessions. An admin manages all, unless LacksAudience. The operator manages
+// all. A service account has no session, and is allowed to revoke its own tokens in the same way, unless
+// LacksAudience.
 func (c Caller) MayManage(userID string) bool {
-	own := (c.Kind == User || c.Kind == Service) && c.ID == userID
+	own := (c.Kind == User || c.Kind == Service && !c.LacksAudience()) && c.ID == userID
 	return c.Kind == Operator || c.Is(Admin) && !c.LacksAudience() || own
 }
 
-// LacksAudience reports whether the caller is an admin with a token for other audiences than
-// AdminAudience. A service in such an audience receives the token, so the token gives no right
-// to administer.
+// LacksAudience reports whether the caller is an admin or a service account with a token for
+// other audiences than AdminAudience. A service has been shown such a token, so the token
+// administers nothing. Of a service account, the token also revokes nothing: a service that is
+// called could otherwise end every call that the caller makes, and every token that the caller
+// has delegated.
 func (c Caller) LacksAudience() bool {
-	return c.Is(Admin) && !slices.Contains(c.Audience, AdminAudience)
+	return (c.Is(Admin) || c.Kind == Service) && !slices.Contains(c.Audience, AdminAudience)
 }
 
 // Check compares the caller's access token with the rows of the database: the session

@@ -2,6 +2,7 @@ package caller_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -45,6 +46,10 @@ func TestMayManage(t *testing.T) {
 		c.Audience = []string{caller.AdminAudience}
 		return c
 	}
+	service := func(c caller.Caller) caller.Caller {
+		c.Kind = caller.Service
+		return c
+	}
 	for name, c := range map[string]struct {
 		caller             caller.Caller
 		alice, none, admin bool // may manage alice, may manage the empty id, has the role
@@ -56,6 +61,9 @@ func TestMayManage(t *testing.T) {
 		"alice, an admin with another":   {user("alice", caller.Admin), true, false, true},
 		"bob, with an admin's audience":  {administering(user("bob", "writer")), false, false, false},
 		"alice, with an admin's":         {administering(user("alice")), true, false, false},
+		"the service alice":              {service(user("alice")), false, false, false},
+		"the service alice, for itself":  {service(administering(user("alice"))), true, false, false},
+		"the service bob, for itself":    {service(administering(user("bob"))), false, false, false},
 		"the operator":                   {caller.AtCommandLine, true, true, false},
 		"the zero caller":                {caller.Caller{}, false, false, false},
 		"an id without a kind":           {caller.Caller{Subject: caller.Subject{ID: "alice"}}, false, false, false},
@@ -71,7 +79,7 @@ func TestMayManage(t *testing.T) {
 		if got := c.caller.Is(caller.Admin); got != c.admin {
 			t.Errorf("%s is an admin: %t", name, got)
 		}
-		if got, want := c.caller.LacksAudience(), c.admin && !c.none; got != want {
+		if got, want := c.caller.LacksAudience(), (c.admin || c.caller.Kind == caller.Service) && !slices.Contains(c.caller.Audience, caller.AdminAudience); got != want {
 			t.Errorf("%s lacks the audience: %t", name, got)
 		}
 	}

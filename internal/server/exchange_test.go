@@ -470,6 +470,32 @@ func retryDelay(err error) time.Duration {
 	return 0
 }
 
+// A service that was shown the token of a service account revokes nothing by the token, and the
+// account itself revokes everything that it holds.
+func TestAServiceRevokesItsOwnTokens(t *testing.T) {
+	h := start(t, func(c *server.Config) { c.Issuer = thisServer })
+	f := newForeign(t, "ci", "https://ci.test", "ES256")
+	h.trustIssuer(t, f)
+	for _, role := range []string{"reader", "admin"} {
+		h.bind(t, "ci", role, h.service(t, "job-"+role, role))
+		var tokens []string
+		for _, audience := range []string{"billing", "watchword"} {
+			resp, err := h.exchange(t, f.sign(t, "ES256", f.claims(thisServer, role)), audience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tokens = append(tokens, resp.GetAccessToken())
+		}
+		shown, own := tokens[0], tokens[1]
+		_, err := h.sessions.RevokeUserSessions(bearing(t.Context(), shown), &watchwordv1.RevokeUserSessionsRequest{})
+		wants(t, "by a token that was shown", outcome(err), "AUDIENCE_MISMATCH")
+		wants(t, "afterwards", h.verify(t, shown), "ok")
+		_, err = h.sessions.RevokeUserSessions(bearing(t.Context(), own), &watchwordv1.RevokeUserSessionsRequest{})
+		wants(t, "by a token for watchword", outcome(err), "ok")
+		wants(t, "afterwards", h.verify(t, shown), "TOKEN_REVOKED")
+	}
+}
+
 // The token of a service account with three roles stays under 470 bytes, if the names of the
 // account, the issuer and the audience have 20 characters.
 func TestSizeOfAServiceToken(t *testing.T) {
