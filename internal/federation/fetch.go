@@ -62,7 +62,8 @@ func newFetcher(row *store.Issuer, open dial) (*fetcher, error) {
 
 // fetch fetches the key set, and the metadata before, if the row says so.
 //
-// Errors: texts for the admin.
+// Errors: texts for the admin. For a key set without a key that can be used, fetch returns both
+// the key set and an error.
 func (f *fetcher) fetch(ctx context.Context) (*keySet, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTime)
 	defer cancel()
@@ -79,9 +80,9 @@ func (f *fetcher) fetch(ctx context.Context) (*keySet, error) {
 	}
 	set, err := parseKeySet(document)
 	if err != nil {
-		return nil, fmt.Errorf("the key set at %s %w", uri, err)
+		err = fmt.Errorf("the key set at %s %w", uri, err)
 	}
-	return set, nil
+	return set, err
 }
 
 // discover returns the URL of the keys from the metadata of the issuer: those of OpenID

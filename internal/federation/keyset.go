@@ -82,7 +82,8 @@ var (
 // [keySet.refused] and does not keep the others from use.
 //
 // Errors: a text for the admin, if the document is too long or has another form, has no key
-// that can be used, has too many keys, or has two keys with one kid for one algorithm.
+// that can be used, has too many keys, or has two keys with one kid for one algorithm. If the
+// document has no key that can be used, parseKeySet also returns the keySet.
 func parseKeySet(document []byte) (*keySet, error) {
 	if len(document) > maxKeySetLength {
 		return nil, fmt.Errorf("is longer than %d bytes", maxKeySetLength)
@@ -110,7 +111,7 @@ func parseKeySet(document []byte) (*keySet, error) {
 		set.keys = append(set.keys, k)
 	}
 	if len(set.keys) == 0 {
-		return nil, set.unusable()
+		return set, set.unusable()
 	}
 	return set, nil
 }

@@ -3,8 +3,10 @@ package federation
 import (
 	"context"
 	"crypto"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +35,9 @@ const (
 	// maxAsked bounds the remembered unknown kids of an issuer, 64 KiB together at most. A kid
 	// that finds no room is ISSUER_UNAVAILABLE until a fetch brings the kid.
 	maxAsked = 256
+	// maxError bounds the text of a failed fetch, in bytes: an issuer chooses parts of the text,
+	// such as the names in a certificate.
+	maxError = 1024
 )
 
 // source holds the keys of one issuer, and fetches the keys if the row names no document. A
@@ -55,7 +60,7 @@ type source struct {
 	mu      sync.Mutex // guards the fields below
 	set     *keySet    // nil: none yet
 	began   time.Time  // the newest fetch
-	fetched time.Time  // the beginning of the newest fetch that succeeded
+	fetched time.Time  // the beginning of the newest fetch that brought a key set
 	err     error      // of the newest fetch
 	// Unknown kids: asked for since the newest fetch began; and asked for before the newest
 	// successful fetch began, which did not bring them.
@@ -134,32 +139,47 @@ func (s *source) refresh(ctx context.Context) (due time.Time) {
 		return time.Time{}
 	}
 	s.tally.count(err)
+	err = shortened(err)
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.logLocked(ctx, err)
+	kept := keepKeys
+	if set != nil { // also without a key that can be used: the issuer has withdrawn its keys
+		s.set, s.fetched, s.missed, kept = set, s.began, asked, 0
+	}
+	s.logLocked(ctx, err, kept)
 	s.err = err
 	select {
 	case <-s.first:
 	default:
 		close(s.first)
 	}
-	if err != nil {
+	if set == nil {
 		for kid := range asked {
 			s.rememberLocked(kid)
 		}
+	}
+	if err != nil {
 		return s.began.Add(fetchPause)
 	}
-	s.set, s.fetched, s.missed = set, s.began, asked
 	// A random part of a tenth keeps replicas from fetching together.
 	return s.began.Add(refreshEvery - rand.N(refreshEvery/10))
 }
 
-// logLocked logs the first failure of several, and the end of the failures.
-func (s *source) logLocked(ctx context.Context, err error) {
+// shortened returns an error with at most maxError bytes of the text; nil for nil.
+func shortened(err error) error {
+	if err == nil || len(err.Error()) <= maxError {
+		return err
+	}
+	return errors.New(strings.ToValidUTF8(err.Error()[:maxError], "") + " …")
+}
+
+// logLocked logs the first failure of several, and the end of the failures. kept is how long the
+// earlier keys count.
+func (s *source) logLocked(ctx context.Context, err error, kept time.Duration) {
 	switch {
 	case err != nil && s.err == nil:
-		s.logger.WarnContext(ctx, "cannot fetch the keys of a trusted issuer; trying again every 10 seconds", "issuer", s.name, "error", err, "kept_for", keepKeys.String())
+		s.logger.WarnContext(ctx, "cannot fetch the keys of a trusted issuer; trying again every 10 seconds", "issuer", s.name, "error", err, "kept_for", kept.String())
 	case err == nil && s.err != nil:
 		s.logger.InfoContext(ctx, "the keys of a trusted issuer were fetched again", "issuer", s.name)
 	}
@@ -242,7 +262,7 @@ func (s *source) invalid(why string) error { return refused{ErrInvalid, s.name, 
 // Fetched describes the keys of an issuer that this process has.
 type Fetched struct {
 	KIDs []string  // of the keys that can be used, sorted
-	At   time.Time // of the newest fetch that succeeded; zero: none, or the row has the keys
+	At   time.Time // of the newest fetch that brought a key set; zero: none, or the row has the keys
 	Err  error     // of the newest fetch
 }
 

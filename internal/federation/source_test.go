@@ -14,6 +14,9 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -170,6 +173,64 @@ func TestAnIssuerIsAway(t *testing.T) {
 			t.Error("the keys are not back")
 		}
 	})
+}
+
+// An issuer that answers with a key set without keys is not away: it has withdrawn its keys. An
+// answer that is no key set, such as the page of a proxy, withdraws nothing.
+func TestAnIssuerWithdrawsEveryKey(t *testing.T) {
+	useless := setOf(t, jwkOf(t, &ecKey(t, elliptic.P256()).PublicKey).with(members{"kid": "k0", "use": "enc"}))
+	for _, withdrawn := range [][]byte{[]byte(`{"keys":[]}`), useless} {
+		inBubble(t, func(t *testing.T, p *pipes) {
+			s := p.start(t)
+			p.serve([]byte("<html>"))
+			time.Sleep(refreshEvery)
+			if found, _ := ask(t, s, "k0"); !found {
+				t.Error("a page in place of the key set has withdrawn the key")
+			}
+			p.serve(withdrawn)
+			time.Sleep(fetchPause + arrival)
+			found, after := ask(t, s, "k0")
+			if found || after <= 0 {
+				t.Errorf("after %s: %v, %v", withdrawn, found, after)
+			}
+			if f := s.fetchedNow(); f.Err == nil || len(f.KIDs) != 0 {
+				t.Errorf("after %s: %+v", withdrawn, f)
+			}
+			time.Sleep(after)
+			if _, after := ask(t, s, "k0"); after != -1 {
+				t.Errorf("a fetch after the question for k0: %v", after)
+			}
+			p.serve(jwks(t, 1))
+			time.Sleep(fetchPause + arrival)
+			if found, _ := ask(t, s, "k0"); !found {
+				t.Error("the key is not back")
+			}
+		})
+	}
+}
+
+// The text of a failed fetch is bounded: an issuer chooses the names in its certificate.
+func TestTheErrorOfAFetchIsBounded(t *testing.T) {
+	key := ecKey(t, elliptic.P256())
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		DNSNames: slices.Repeat([]string{strings.Repeat(strings.Repeat("a", 60)+".", 4) + "test"}, 99),
+	}
+	raw, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.NotFoundHandler())
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{raw}, PrivateKey: key}}}
+	server.StartTLS()
+	defer server.Close()
+	row := &store.Issuer{Name: "web", JwksURI: strings.Replace(server.URL, "127.0.0.1", "localhost", 1), CAPEM: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: raw}))}
+	s := newSource(row, &tally{}, dialer(true), slog.New(slog.DiscardHandler))
+	s.refresh(t.Context())
+	if err := s.fetchedNow().Err; err == nil || !strings.Contains(err.Error(), "aaaa") || len(err.Error()) > 2*maxError {
+		t.Errorf("an error of %d bytes: %.100v", len(fmt.Sprint(err)), err)
+	}
 }
 
 // A forger asks for ten thousand unknown kids in two minutes. There are as many fetches as the
