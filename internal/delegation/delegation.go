@@ -21,6 +21,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/issuer"
+	"github.com/watchword-auth/watchword/internal/refusal"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
 )
@@ -49,7 +50,7 @@ var errAhead = errors.New("the database's clock is behind the moment from which 
 type SubjectRefused struct{ Reason watchwordv1.ErrorReason }
 
 func (e *SubjectRefused) Error() string {
-	return "the subject's token was refused: " + e.Reason.String()
+	return "the subject's token was refused: " + refusal.Name(e.Reason)
 }
 
 const (
@@ -91,20 +92,33 @@ type Token struct {
 //
 // Errors: [*Denied]; [*SubjectRefused]; ErrRoles; [caller.ErrRevoked] and [caller.ErrStale] for
 // the service's own token; errors of [issuer.Issuer.Mint] and of the store. The error has the
-// service and the subject for the security record ([audit.Refusal]).
+// service, the subject and the reason for the security record ([audit.Refusal]).
 func (s *Service) Delegate(ctx context.Context, by caller.Caller, r Request) (*Token, error) {
-	refusal := audit.Refusal{ActorID: by.ID, ActorName: by.Name}
-	minted, err := s.delegate(ctx, by, r, &refusal)
+	refused := audit.Refusal{ActorID: by.ID, ActorName: by.Name}
+	minted, err := s.delegate(ctx, by, r, &refused)
 	if err != nil {
-		refusal.Err = err
-		return nil, refusal
+		refused.Err, refused.Detail = err, detail(err)
+		return nil, refused
 	}
 	s.Audit.Delegated(by, r.Audience)
 	return minted, nil
 }
 
-// delegate delegates, and notes the subject in the refusal.
-func (s *Service) delegate(ctx context.Context, by caller.Caller, r Request, refusal *audit.Refusal) (*Token, error) {
+// detail returns why a delegation was refused, as text for the security record.
+func detail(err error) string {
+	var denied *Denied
+	var subject *SubjectRefused
+	switch {
+	case errors.As(err, &denied):
+		return denied.why
+	case errors.As(err, &subject):
+		return "subject_reason: " + refusal.Name(subject.Reason)
+	}
+	return ""
+}
+
+// delegate delegates, and notes the subject in refused.
+func (s *Service) delegate(ctx context.Context, by caller.Caller, r Request, refused *audit.Refusal) (*Token, error) {
 	if err := mayAsk(by); err != nil {
 		return nil, err
 	}
@@ -112,7 +126,7 @@ func (s *Service) delegate(ctx context.Context, by caller.Caller, r Request, ref
 	if err != nil {
 		return nil, err
 	}
-	refusal.UserID, refusal.UserName, refusal.SessionID = subject.Subject(), subject.Username(), subject.SessionID()
+	refused.UserID, refused.UserName, refused.SessionID = subject.Subject(), subject.Username(), subject.SessionID()
 	actors := subject.Actors()
 	if len(actors) == token.MaxActors {
 		return nil, errActors

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/internal/audit"
 	"github.com/watchword-auth/watchword/internal/caller"
 	"github.com/watchword-auth/watchword/internal/delegation"
 	"github.com/watchword-auth/watchword/internal/feed"
@@ -100,11 +101,22 @@ func (w *world) ask(t *testing.T, by caller.Caller, subject, audience string, ro
 	}
 	var denied *delegation.Denied
 	var refused *delegation.SubjectRefused
+	var recorded audit.Refusal
+	if !errors.As(err, &recorded) || recorded.ActorID != by.ID {
+		t.Errorf("the record of %v has the actor %q", err, recorded.ActorID)
+	}
 	switch {
 	case errors.As(err, &denied):
+		if recorded.Detail != denied.Error() {
+			t.Errorf("the record of %v says %q", err, recorded.Detail)
+		}
 		return "", "DENIED " + denied.Error()
 	case errors.As(err, &refused):
-		return "", strings.TrimPrefix(refused.Reason.String(), "ERROR_REASON_")
+		reason := strings.TrimPrefix(refused.Reason.String(), "ERROR_REASON_")
+		if recorded.Detail != "subject_reason: "+reason {
+			t.Errorf("the record of %v says %q", err, recorded.Detail)
+		}
+		return "", reason
 	case errors.Is(err, delegation.ErrRoles):
 		return "", "ROLES"
 	case errors.Is(err, caller.ErrRevoked):

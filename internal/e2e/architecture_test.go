@@ -51,7 +51,7 @@ var mayImport = map[string][]string{
 	"internal/reload":          {"internal/durable"},
 	"internal/retry":           {},
 	"internal/roster":          {"internal/hub", "internal/store"}, // the display of watchers; nothing else depends on it
-	"internal/delegation":      {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/store", "internal/token"},
+	"internal/delegation":      {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/refusal", "internal/store", "internal/token"},
 	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/delegation", "internal/detach", "internal/federation", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
 	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/delegation", "internal/detach", "internal/durable", "internal/federation", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/reload", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/tracing", "internal/user", "internal/version"},

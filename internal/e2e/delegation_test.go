@@ -219,7 +219,7 @@ func TestAChainOfServices(t *testing.T) {
 	if got := reason(err); got != "SUBJECT_TOKEN_REFUSED" || why != watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED || method != "" {
 		t.Errorf("%s for %v, and the method %q: the service's own token is good", got, why, method)
 	}
-	for _, want := range []string{`"service0"`, `"audience: s1"`, `"DELEGATION_DENIED"`, `"SUBJECT_TOKEN_REFUSED"`} { // the counts are written within a second
+	for _, want := range []string{`"service0"`, `"audience: s1"`, `"DELEGATION_DENIED"`, `"SUBJECT_TOKEN_REFUSED"`, `"subject_reason: TOKEN_REVOKED"`} { // the counts are written within a second
 		eventually(t, 10*time.Second, "the record of delegations", func() error {
 			r := cli(t, ch.dir, "", "audit", "--type", "token.delegated", "--json")
 			if !strings.Contains(r.stdout, want) {

@@ -138,6 +138,10 @@ func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.Erro
 	case errors.As(err, &ofToken):
 		p := ofToken.Principal()
 		event.ActorID, event.ActorName, event.SessionID = p.Subject(), p.Username(), p.SessionID()
+		if last, delegated := p.Actor(); delegated { // the service has made the call, perhaps unknown to the subject
+			event.UserID, event.UserName = event.ActorID, event.ActorName
+			event.ActorID, event.ActorName = last.Subject(), last.Username()
+		}
 	}
 	e.audit.Refused(ctx, event)
 }
