@@ -16,7 +16,8 @@ import (
 )
 
 var (
-	// ErrDisabled means that the assertion is valid and bound, and the account is disabled.
+	// ErrDisabled means that the assertion is valid, and that a binding names a service account
+	// that is disabled.
 	ErrDisabled = errors.New("service account is disabled")
 	// ErrUnavailable is in every [Unavailable]: the key of the assertion cannot be had now.
 	ErrUnavailable = errors.New("the key of the issuer cannot be had")

@@ -97,7 +97,8 @@ func tag(row *store.SigningKey, master *seal.Keys, databaseID string) (err error
 	return err
 }
 
-// message returns the bytes that a tag authenticates. Each value follows its length, so that
+// message returns the bytes of a signing key's row that the row's tag (a MAC) authenticates.
+// Before each value stands the length of the value, so that
 // two different rows never have the same bytes.
 func message(row *store.SigningKey, databaseID string) []byte {
 	var m []byte

@@ -156,7 +156,7 @@ func readChange(r *reading, req *watchwordv1.UpdateUserRequest) (change user.Cha
 	return change
 }
 
-// maskPaths is the rule for update_mask, and returns the names of the fields to change.
+// maskPaths checks the field update_mask of a request, and returns the names of the fields to change.
 // maskPaths refuses a name that is not one of the fields that a client can change.
 func maskPaths(req *watchwordv1.UpdateUserRequest) ([]string, error) {
 	all := []string{"username", "roles", "disabled", "audiences", "delegates_to"}

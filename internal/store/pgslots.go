@@ -119,8 +119,9 @@ func (s *slots) reportLaterLocked(cause error) {
 	}
 }
 
-// report logs how many connections the database gives, if the number is lower than in the
-// latest log line. After all connections were open, report logs any lower number again.
+// report logs how many connections PostgreSQL lets this replica open, if the number is lower
+// than in the latest log line. After all configured connections were open, report logs the next
+// shortage again, whatever the number.
 func (s *slots) report() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -112,8 +112,8 @@ const spendPostgres = `UPDATE sessions AS s SET
 		s.current, s.spent, s.spent_at, s.low, s.earlier_low, s.late, s.late_at, s.repeated, s.run,
 		u.username, u.roles, u.ver, ` + floorColumn
 
-// spendPostgresBatch takes an array for each argument of spendPostgres. The last column
-// of the result is the position of the member in the arrays, from 1.
+// spendPostgresBatch takes an array for each argument of spendPostgres. The last
+// column of a row of the result is the position, from 1, of the refresh token in the arrays.
 const spendPostgresBatch = `UPDATE sessions AS s SET
 		refreshed_at = clock.now, current = current + 1, spent = current, spent_at = clock.now,
 		low = CASE WHEN clock.now / m.grace = spent_at / m.grace THEN low ELSE current END,

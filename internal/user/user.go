@@ -320,9 +320,9 @@ type target struct {
 }
 
 // change applies fn to a user's row, writes the change into the security record, and raises
-// the user's version, in one transaction. Changes after which a user may be an enabled admin no
-// more run one at a time, at all replicas together: two such changes at once could each count
-// on the other's user as the last admin.
+// the user's version, in one transaction. A change that can take away an enabled admin runs
+// alone, at all replicas together. Two such changes at once could each find the other's admin
+// still there, and both could commit: no admin would be left.
 func (u *Users) change(ctx context.Context, by caller.Caller, of target, fn func(*store.User, time.Time) (effect, error)) (row *store.User, err error) {
 	err = u.writer.Write(ctx, func(tx *feed.Tx) error {
 		if of.demotes {

@@ -40,7 +40,7 @@ type Counter struct {
 	tails map[int]bool // the connections in a transaction by which the feed reads events
 }
 
-// Count returns a counter of what passes the proxy.
+// Count returns a counter of the statements that pass the proxy.
 func Count(proxy *pgtest.Proxy) *Counter { return &Counter{proxy, map[int]bool{}} }
 
 // Want makes a call, and checks how many statements in how many round trips the call
