@@ -85,7 +85,8 @@ test: prerequisites tools ## Everything below, in this order; installs what it n
 # check the pointers of the translation, took a third of the processor time of tests with SQLite.
 # The step vet has vetted the tests, so go test leaves out vet.
 RACE := -race -vet=off -gcflags='modernc.org/...=-d=checkptr=0' -gcflags='modernc.org/sqlite/lib=-race=false'
-# Packages tested at once: tests also wait, so one more than there are processors.
+# Packages tested at once: tests also wait, so one more than there are processors. The package
+# e2e takes longest, and so is the first.
 AT_ONCE := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 STEPS := format-check vet vet-platforms staticcheck proto-check generate-check tidy-check test-go test-fuzz test-examples test-node test-deploy
@@ -159,7 +160,7 @@ tidy-check: ## go.mod and go.sum are tidy
 .PHONY: test-go
 test-go: .bin/grpcurl .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Unit and end-to-end tests under the race detector
 	$(call title,go test -race)
-	@$(patiently) "go test -race" go test $(RACE) -p $(AT_ONCE) -count=1 -timeout 15m ./...
+	@$(patiently) "go test -race" go test $(RACE) -p $(AT_ONCE) -count=1 -timeout 25m ./internal/e2e ./...
 
 .PHONY: test-fuzz
 test-fuzz: ## Every fuzz target, FUZZTIME inputs each (20000x)
