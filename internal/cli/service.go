@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/server"
@@ -43,11 +42,7 @@ func (n *namedService) change(ctx context.Context, t Terminal, do accountChange)
 
 // update changes fields of the service account; set changes the fields in the message.
 func (n *namedService) update(ctx context.Context, t Terminal, fields []string, set func(*watchwordv1.User)) error {
-	return n.change(ctx, t, func(ctx context.Context, users watchwordv1.UserServiceClient, u *watchwordv1.User) error {
-		set(u)
-		_, err := users.UpdateUser(ctx, &watchwordv1.UpdateUserRequest{User: u, UpdateMask: &fieldmaskpb.FieldMask{Paths: fields}})
-		return err
-	})
+	return n.change(ctx, t, updateAccount(fields, set))
 }
 
 // rights holds the flags for the roles and the audiences of a service account. The variable
@@ -221,8 +216,5 @@ type serviceDeleteCmd struct{ namedService }
 
 // Run deletes the service account. Records of the account stay in the security record.
 func (c *serviceDeleteCmd) Run(ctx context.Context, t Terminal) error {
-	return c.change(ctx, t, func(ctx context.Context, users watchwordv1.UserServiceClient, u *watchwordv1.User) error {
-		_, err := users.DeleteUser(ctx, &watchwordv1.DeleteUserRequest{Id: u.GetId()})
-		return err
-	})
+	return c.change(ctx, t, deleteAccount)
 }

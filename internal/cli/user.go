@@ -116,11 +116,23 @@ func accountOf(ctx context.Context, conn grpc.ClientConnInterface, name string, 
 
 // update changes one field of the user; set changes the field in the message.
 func (n *named) update(ctx context.Context, t Terminal, field string, set func(*watchwordv1.User)) error {
-	return n.change(ctx, t, server.LocalConfig{}, func(ctx context.Context, users watchwordv1.UserServiceClient, u *watchwordv1.User) error {
+	return n.change(ctx, t, server.LocalConfig{}, updateAccount([]string{field}, set))
+}
+
+// updateAccount returns the change of an account that gives the fields new values; set changes
+// the fields in the message.
+func updateAccount(fields []string, set func(*watchwordv1.User)) accountChange {
+	return func(ctx context.Context, users watchwordv1.UserServiceClient, u *watchwordv1.User) error {
 		set(u)
-		_, err := users.UpdateUser(ctx, &watchwordv1.UpdateUserRequest{User: u, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{field}}})
+		_, err := users.UpdateUser(ctx, &watchwordv1.UpdateUserRequest{User: u, UpdateMask: &fieldmaskpb.FieldMask{Paths: fields}})
 		return err
-	})
+	}
+}
+
+// deleteAccount is the [accountChange] that deletes an account.
+func deleteAccount(ctx context.Context, users watchwordv1.UserServiceClient, u *watchwordv1.User) error {
+	_, err := users.DeleteUser(ctx, &watchwordv1.DeleteUserRequest{Id: u.GetId()})
+	return err
 }
 
 type userCreateCmd struct {
@@ -297,8 +309,5 @@ type userDeleteCmd struct{ named }
 // Run deletes the user. Records of the user stay in the security record, and
 // `watchword audit --user` still finds the records by the name.
 func (c *userDeleteCmd) Run(ctx context.Context, t Terminal) error {
-	return c.change(ctx, t, server.LocalConfig{}, func(ctx context.Context, users watchwordv1.UserServiceClient, u *watchwordv1.User) error {
-		_, err := users.DeleteUser(ctx, &watchwordv1.DeleteUserRequest{Id: u.GetId()})
-		return err
-	})
+	return c.change(ctx, t, server.LocalConfig{}, deleteAccount)
 }

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	middleware "github.com/grpc-ecosystem/go-grpc-middleware/v2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -143,18 +144,9 @@ func asOperator(name string) grpc.UnaryServerInterceptor {
 // streamAsOperator returns an interceptor that makes the operator the caller of every stream.
 func streamAsOperator(name string) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		return handler(srv, operatorStream{ss, rpc.AsOperator(ss.Context(), name)})
+		return handler(srv, &middleware.WrappedServerStream{ServerStream: ss, WrappedContext: rpc.AsOperator(ss.Context(), name)})
 	}
 }
-
-// operatorStream is a stream with the operator as the caller.
-type operatorStream struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-// Context returns the context of the operator.
-func (s operatorStream) Context() context.Context { return s.ctx }
 
 // keepCause intercepts the calls on the server's side, and keeps the error of the handler in
 // l.cause, for tellCause on the client's side.

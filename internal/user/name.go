@@ -64,13 +64,19 @@ func ParseRoles(names []string) (Roles, error) {
 			return nil, fmt.Errorf("%w: a role is %s", ErrMalformed, token.RoleForm)
 		}
 	}
-	roles := slices.Clone(names)
-	slices.Sort(roles)
-	roles = slices.Compact(roles)
-	if len(roles) > maxRoles {
-		return nil, fmt.Errorf("%w: more than %d roles", ErrMalformed, maxRoles)
+	return sortedSet(names, maxRoles, "roles")
+}
+
+// sortedSet returns sorted names without duplicates. Errors: ErrMalformed for more names than
+// most; what says in the error what the names name.
+func sortedSet(names []string, most int, what string) ([]string, error) {
+	set := slices.Clone(names)
+	slices.Sort(set)
+	set = slices.Compact(set)
+	if len(set) > most {
+		return nil, fmt.Errorf("%w: more than %d %s", ErrMalformed, most, what)
 	}
-	return roles, nil
+	return set, nil
 }
 
 // maxAudienceLength is the largest length of an audience, in bytes. The regular expression
@@ -107,11 +113,5 @@ func ParseAudiences(names []string) (Audiences, error) {
 			return nil, fmt.Errorf("%w: tokens for %s are for the server itself alone", ErrMalformed, name)
 		}
 	}
-	audiences := slices.Clone(names)
-	slices.Sort(audiences)
-	audiences = slices.Compact(audiences)
-	if len(audiences) > maxAudiences {
-		return nil, fmt.Errorf("%w: more than %d audiences", ErrMalformed, maxAudiences)
-	}
-	return audiences, nil
+	return sortedSet(names, maxAudiences, "audiences")
 }
