@@ -202,9 +202,11 @@ func (s *screen) await(t *testing.T, pattern string) string {
 	return ""
 }
 
-// watchForLeaks looks at every process's arguments and at the modes of what is
+// watchForLeaks looks at the arguments of the walk's processes and at the modes of what is
 // made in a folder, until stop is called. No argument may hold a token, and no other
-// user may read the folder's files. stop returns how often a grpcurl was seen.
+// user may read the folder's files. stop returns how often a grpcurl was seen. A process is
+// the walk's if the folder is its TMPDIR: other tests, which run at the same time, pass tokens
+// to grpcurl as arguments.
 func watchForLeaks(t *testing.T, folder string) (stop func() (seen int)) {
 	done, ended := make(chan struct{}), make(chan int)
 	go func() {
@@ -216,10 +218,11 @@ func watchForLeaks(t *testing.T, folder string) (stop func() (seen int)) {
 				return
 			case <-time.After(time.Millisecond):
 			}
-			processes, _ := filepath.Glob("/proc/[0-9]*/cmdline") // Linux alone has it
-			for _, file := range processes {
-				line, _ := os.ReadFile(file)
-				if !bytes.Contains(line, []byte("grpcurl\x00-plaintext")) {
+			processes, _ := filepath.Glob("/proc/[0-9]*") // Linux alone has it
+			for _, process := range processes {
+				line, _ := os.ReadFile(filepath.Join(process, "cmdline"))
+				environment, _ := os.ReadFile(filepath.Join(process, "environ"))
+				if !bytes.Contains(line, []byte("grpcurl\x00-plaintext")) || !bytes.Contains(environment, []byte("TMPDIR="+folder)) {
 					continue
 				}
 				if seen++; bytes.Contains(line, []byte("eyJ")) { // every token begins so
