@@ -200,4 +200,14 @@ func TestPatiently(t *testing.T) {
 	if status := cmd.ProcessState.ExitCode(); status != 3 || string(out) != "given\ntold\nno end" {
 		t.Errorf("status %d, %q", status, out)
 	}
+	failing := exec.Command(filepath.Join(root, "scripts/patiently.sh"), "go test", "printf", "%s\n", "--- FAIL: TestA", "    a_test.go:1: why", "ok  	b")
+	out, _ = failing.CombinedOutput()
+	if strings.Contains(string(out), "what failed") {
+		t.Errorf("a command that succeeded: %q", out)
+	}
+	failing = exec.Command(filepath.Join(root, "scripts/patiently.sh"), "go test", "bash", "-c", `printf -- "--- FAIL: TestA\n    why\nok  \tb\n"; exit 1`)
+	out, _ = failing.CombinedOutput()
+	if _, again, _ := strings.Cut(string(out), "== what failed in go test:\n"); again != "--- FAIL: TestA\n    why\n" {
+		t.Errorf("a failed command repeats %q of %q", again, out)
+	}
 }
