@@ -10,6 +10,9 @@ MAKEFLAGS += --no-print-directory
 # Tools are built here from pinned modules, and buf finds its plugins here.
 export PATH := $(CURDIR)/.bin:$(PATH)
 
+# Go then finds in its cache what was compiled from the same files in another folder.
+export GOFLAGS := $(strip $(GOFLAGS) -trimpath)
+
 # Inputs for each target, and not a time: at its end a run that is interrupted counts as failed.
 FUZZTIME ?= 20000x
 IMAGE := proto/watchword.binpb
