@@ -149,7 +149,7 @@ func (w *watchword) delegable(n int) (subjects []string, front string, err error
 	if err := keys.Load(ctx, s); err != nil {
 		return nil, "", err
 	}
-	mint := tokens.New(s, keys, "http://127.0.0.1:8080", lifetime)
+	mint := tokens.New(s, keys, "http://127.0.0.1:8080", "", lifetime)
 	of := func(id, session, audience string) (tokens.Subject, error) {
 		var row *store.User
 		err := s.Read(ctx, func(tx *store.Tx) (err error) {

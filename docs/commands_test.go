@@ -29,6 +29,7 @@ var commands = map[string]string{
 	"docs/migrations.md#Finish an upgrade": "needs PostgreSQL; a test of internal/e2e runs the command",
 	"docs/monitoring.md#Traces":            "variables and lines of Go; TestTraces exports spans with both",
 	"docs/federation.md":                   "the server would fetch keys from other machines; TestBothWays runs such commands",
+	"docs/verify.md":                       "installs packages from the network",
 	"docs/keys.md":                         "replaces the master key of the reader's server",
 	"docs/postgresql.md":                   "needs PostgreSQL under the name of another machine",
 	"docs/recovery.md":                     "needs an installation that has lost its master key",

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Says which of the programs that `make test` needs are missing. On Debian and
-# Ubuntu, as root, it installs those that apt-get has.
+# Says which of the programs that `make test` needs are missing; with --slow, which of those that
+# `make test-slow` needs. On Debian and Ubuntu, as root, it installs those that apt-get has.
 set -euo pipefail
+
+slow=false
+if [ "${1:-}" = --slow ]; then slow=true; fi
 
 min_node=20
 
@@ -47,6 +50,17 @@ have_pgbouncer() {
 have_prometheus() { have promtool && have prometheus; }
 have_deploy_tools() { have_prometheus && have systemd-analyze && have openssl; }
 
+# The libraries of other languages for TestLibraries of bench/verify, from Debian's own packages:
+# another python3 may come first in PATH.
+verifiers=(g++ libcpp-jwt-dev libcrypt-jwt-perl libjwt-dev libssl-dev nlohmann-json3-dev
+	python3-authlib python3-cryptography python3-jose python3-jwcrypto python3-jwt ruby ruby-json-jwt ruby-jwt)
+have_verifiers() {
+	/usr/bin/python3 -c 'import authlib, cryptography, jose, jwcrypto, jwt' 2>/dev/null &&
+		ruby -e 'require "json/jwt"; require "jwt"' 2>/dev/null && perl -MCrypt::JWT -e 1 2>/dev/null &&
+		echo '#include <jwt.h>' | cc -x c -fsyntax-only - 2>/dev/null &&
+		echo '#include <jwt/jwt.hpp>' | c++ -x c++ -std=c++17 -fsyntax-only - 2>/dev/null
+}
+
 # Debian starts what it installs, now and at each boot. The tests start servers
 # of their own, so none shall be left behind that nobody asked for.
 policy=/usr/sbin/policy-rc.d
@@ -78,6 +92,7 @@ have_postgres || missing+=(postgresql)
 have_prometheus || missing+=(prometheus)
 have systemd-analyze || missing+=(systemd)
 have openssl || missing+=(openssl)
+if $slow; then have_verifiers || missing+=("${verifiers[@]}"); fi
 if [ ${#missing[@]} -gt 0 ] && have apt-get && [ "$(id -u)" = 0 ]; then
 	echo "installing ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
@@ -116,5 +131,10 @@ fi
 if ! have_deploy_tools; then
 	echo "prometheus, promtool, systemd-analyze or openssl is missing: the tests of some files in deploy/ are LEFT OUT." >&2
 	echo "  Debian, Ubuntu: apt-get install prometheus systemd openssl" >&2
+fi
+if $slow && ! have_verifiers; then
+	echo "A library of another language is missing; TestLibraries of bench/verify needs them." >&2
+	echo "  Debian: apt-get install ${verifiers[*]}" >&2
+	failed=1
 fi
 exit $failed

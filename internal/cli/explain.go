@@ -97,6 +97,7 @@ func (c *explainCmd) explain(ctx context.Context, t Terminal, conn grpc.ClientCo
 			add("kind", cmp.Or(claims.Type, "JWT without a type")),
 			add("user", nameAndID(claims.Username, claims.Subject)),
 			add("session", cmp.Or(claims.Session, "-")),
+			add("client", cmp.Or(claims.ClientID, "-")),
 			add("key", cmp.Or(claims.KID, "-")+" "+claims.Algorithm+", "+kid),
 			add("issuer", cmp.Or(claims.Issuer, "-")+", "+issuer),
 			add("audience", strings.Join(claims.Audience, ",")),
@@ -131,6 +132,7 @@ type payload struct {
 	Subject  string   `json:"sub"`
 	Username string   `json:"username"`
 	Session  string   `json:"sid"`
+	ClientID string   `json:"client_id"`
 	Audience audience `json:"aud"`
 	IssuedAt float64  `json:"iat"`
 	Expires  float64  `json:"exp"`

@@ -43,9 +43,8 @@ type chain struct {
 	links []*hop
 }
 
-func startChain(t *testing.T) *chain {
+func startChain(t *testing.T, args ...string) *chain {
 	t.Helper()
-	var args []string
 	for i := range 5 {
 		args = append(args, "--audience", fmt.Sprint("s", i))
 	}
@@ -101,7 +100,7 @@ func (ch *chain) signServicesIn(t *testing.T) {
 	if err := keys.Load(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	mint := tokens.New(s, keys, "http://"+ch.httpAddr, 5*time.Minute)
+	mint := tokens.New(s, keys, "http://"+ch.httpAddr, "", 5*time.Minute)
 	for _, l := range ch.links {
 		err := s.Read(t.Context(), func(tx *store.Tx) error {
 			row, err := tx.User(l.account.GetId())

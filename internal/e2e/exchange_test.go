@@ -33,7 +33,7 @@ func TestExchangeWithADiscoveredIssuer(t *testing.T) {
 	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := serve(t, dir, "--issuer", issuer)
+	s := serve(t, dir, "--issuer", issuer, "--client-id", "web")
 	operator := func(args ...string) string {
 		t.Helper()
 		cmd := exec.Command(watchword(t), append(args, "--datastore-uri", database(dir))...)
@@ -66,6 +66,10 @@ func TestExchangeWithADiscoveredIssuer(t *testing.T) {
 	wantOK(t, "verify", err)
 	if p.GetUsername() != "job" || p.GetKind() != watchwordv1.UserKind_USER_KIND_SERVICE || p.GetSessionId() != "" || strings.Join(p.GetRoles(), " ") != "writer" {
 		t.Errorf("the principal is %v", p)
+	}
+
+	if got := clientOf(t, pair.GetAccessToken()); got != p.GetSubject() {
+		t.Errorf("client_id is %v, and the service account is %s", got, p.GetSubject())
 	}
 
 	web.Close()

@@ -56,7 +56,7 @@ func TestARevocationOutlivesATokenOfAWrongTime(t *testing.T) {
 	if err := set1.Load(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	raw, _, err := issuer.New(s, set1, "https://auth.test", life).Mint(t.Context(), now, issuer.Subject{
+	raw, _, err := issuer.New(s, set1, "https://auth.test", "", life).Mint(t.Context(), now, issuer.Subject{
 		UserID: "alice", Username: "alice", Version: 1, SessionID: "one", Audience: []string{"internal"}, SessionEnd: ends})
 	if err != nil {
 		t.Fatal(err)

@@ -27,19 +27,21 @@ const purpose = "signing key"
 
 // Issuer makes access tokens. An Issuer is safe for concurrent use.
 type Issuer struct {
-	store *store.Store
-	name  string
-	ttl   time.Duration
-	keys  *KeySet
+	store  *store.Store
+	name   string
+	client string // see [New]
+	ttl    time.Duration
+	keys   *KeySet
 
 	horizon atomic.Int64  // the latest horizon (see [store.Tx.Horizon]) that this Issuer has stored or read, in microseconds since 1970
 	raising chan struct{} // has one place; full while a call raises the horizon
 }
 
 // New returns an Issuer that signs with the keys of a KeySet, which are the keys of the
-// database s. name becomes the claim `iss`; tokens live for ttl.
-func New(s *store.Store, keys *KeySet, name string, ttl time.Duration) *Issuer {
-	return &Issuer{store: s, name: name, ttl: ttl, keys: keys, raising: make(chan struct{}, 1)}
+// database s. name becomes the claim `iss`; tokens live for ttl. client becomes the claim
+// `client_id` of the tokens of users; if client is empty, no token has the claim.
+func New(s *store.Store, keys *KeySet, name, client string, ttl time.Duration) *Issuer {
+	return &Issuer{store: s, name: name, client: client, ttl: ttl, keys: keys, raising: make(chan struct{}, 1)}
 }
 
 // Setup makes the first two keys of a database, unless the database has keys. One key signs
@@ -224,6 +226,21 @@ func (i *Issuer) reach(ctx context.Context, now time.Time) error {
 	return nil
 }
 
+// clientID returns the claim `client_id`: the client that asked for the token (RFC 8693 section
+// 4.3). A service account asks for its own tokens (RFC 9068 section 2.2: client_id and sub name
+// the same) and for delegated tokens, so its id is the claim.
+func (i *Issuer) clientID(s Subject) string {
+	switch {
+	case i.client == "":
+		return ""
+	case len(s.Actors) > 0:
+		return s.Actors[0].Subject
+	case s.SessionID == "":
+		return s.UserID
+	}
+	return i.client
+}
+
 // Mint makes and signs an access token as of now, and returns the token and the token's
 // lifetime. The lifetime counts from now, so a client needs no correct clock. Mint must not be
 // called in a transaction, since Mint itself writes to the database once a minute.
@@ -252,7 +269,7 @@ func (i *Issuer) Mint(ctx context.Context, now time.Time, s Subject) (string, ti
 	rand.Read(id)
 	signed, err := token.Sign(key, &token.Claims{
 		Issuer: i.name, Subject: s.UserID, Audience: s.Audience, ID: base64.RawURLEncoding.EncodeToString(id),
-		SessionID: s.SessionID, Username: s.Username, Roles: s.Roles, Version: s.Version,
+		SessionID: s.SessionID, ClientID: i.clientID(s), Username: s.Username, Roles: s.Roles, Version: s.Version,
 		IssuedAt: issued, ExpiresAt: expires, Actors: s.Actors,
 	})
 	if err != nil {

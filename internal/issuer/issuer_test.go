@@ -52,7 +52,7 @@ func open(t *testing.T, s *store.Store, master *seal.Keys) *issuer.Issuer {
 	t.Helper()
 	keys := keySet(master)
 	load(t, s, keys)
-	return issuer.New(s, keys, name, 5*time.Minute)
+	return issuer.New(s, keys, name, "", 5*time.Minute)
 }
 
 func keySet(master *seal.Keys) *issuer.KeySet {
@@ -119,6 +119,47 @@ func keysOf(t *testing.T, s *store.Store) []*token.PublicKey {
 		keys = append(keys, publicKey(t, row.PublicKey))
 	}
 	return keys
+}
+
+// client_id names the client that asked for the token, and stands in no token if the server has
+// no client id.
+func TestClientID(t *testing.T) {
+	s, master, _ := setup(t, token.EdDSA)
+	keys := keySet(master)
+	load(t, s, keys)
+	now := time.Now()
+	user, service := alice, issuer.Subject{UserID: "service1", Username: "notes", Audience: []string{"internal"}}
+	user.SessionEnd = now.Add(time.Hour)
+	delegated := user
+	delegated.Actors = []token.Actor{{Subject: "service2", Username: "b"}, {Subject: "service1", Username: "a"}}
+	for what, c := range map[string]struct {
+		client  string
+		subject issuer.Subject
+		want    string
+	}{
+		"a user":                              {"web", user, "web"},
+		"a service account":                   {"web", service, "service1"},
+		"a delegated token":                   {"web", delegated, "service2"},
+		"a user, without the flag":            {"", user, ""},
+		"a service account, without the flag": {"", service, ""},
+		"a delegated token, without the flag": {"", delegated, ""},
+	} {
+		raw, _, err := issuer.New(s, keys, name, c.client, 5*time.Minute).Mint(t.Context(), now, c.subject)
+		if err != nil {
+			t.Fatal(err)
+		}
+		claims, err := token.Parse(raw, func(kid string) *token.PublicKey {
+			for _, k := range keysOf(t, s) {
+				if k.KID() == kid {
+					return k
+				}
+			}
+			return nil
+		})
+		if err != nil || claims.ClientID != c.want {
+			t.Errorf("%s: %+v, %v", what, claims, err)
+		}
+	}
 }
 
 func TestNoTokenOutlivesItsSession(t *testing.T) {

@@ -159,7 +159,7 @@ func TestMintForATransactionBeforeTheWithdrawal(t *testing.T) {
 		time.Sleep(2 * age)
 		keys := keySet(master)
 		load(t, s, keys)
-		i := issuer.New(s, keys, name, 5*time.Minute)
+		i := issuer.New(s, keys, name, "", 5*time.Minute)
 		granted := time.Now()
 		time.Sleep(time.Millisecond)
 		successor := revoke(t, k, signing(t, s).KID)

@@ -70,7 +70,7 @@ func (in *installation) issuer(t *testing.T) *issuer.Issuer {
 	if err := keys.Load(t.Context(), in.store); err != nil {
 		t.Fatal(err)
 	}
-	return issuer.New(in.store, keys, "https://auth.test", 5*time.Minute)
+	return issuer.New(in.store, keys, "https://auth.test", "", 5*time.Minute)
 }
 
 func (in *installation) keySet() *issuer.KeySet {

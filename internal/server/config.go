@@ -32,6 +32,7 @@ type Config struct {
 	DatastoreURI         string        `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
 	Issuer               string        `help:"Claim iss, an http or https URL. The first start stores the issuer in the database. Default: the HTTP address; with PostgreSQL none."`
 	Audience             []string      `default:"internal" help:"A service to issue tokens for; repeat the flag for more. A login that names none gets the first."`
+	ClientID             string        `name:"client-id" placeholder:"NAME" help:"Claim client_id of the tokens of users, for verifiers that demand the claim (RFC 9068). Tokens of service accounts then name the service account. Default: no such claim."`
 	SigningAlg           string        `default:"EdDSA" enum:"EdDSA,ES256,RS256" help:"Algorithm of the first signing key: EdDSA, ES256 or RS256."`
 	AccessTTL            time.Duration `name:"access-ttl" default:"5m" help:"Lifetime of an access token."`
 	RefreshTTL           time.Duration `name:"refresh-ttl" default:"720h" help:"A session ends after this time without a refresh."`
@@ -119,17 +120,22 @@ const minAccessTTL = time.Second
 // writer busy for 1.5 ms.
 const maxMaxSessions = 10_000
 
-// The issuer and the audiences are in every access token, and a token has at most 8
+// The issuer, the client id and the audiences are in every access token, and a token has at most 8
 // KiB: a longer token would not fit into the headers of a call. The bounds leave room
 // for 32 roles.
 const (
 	maxIssuer   = 256  // bytes
+	maxClientID = 128  // bytes
 	maxAudience = 1024 // bytes, all audiences together
 )
 
 // printable matches visible ASCII characters: verifiers compare `iss` byte by byte, and
 // other characters have several spellings.
 var printable = regexp.MustCompile(`^[!-~]*$`)
+
+// clientID matches characters that JSON writes as one byte each: other characters could make the
+// token too long.
+var clientID = regexp.MustCompile(`^[A-Za-z0-9._~:/@-]*$`)
 
 // Validate returns every fault of a configuration in one error, so that the operator can mend
 // all faults at once. New calls Validate before it opens anything. The text of each fault
@@ -179,6 +185,8 @@ func check(rules ...rule) error {
 
 func (c *Config) validateIssuing() error {
 	rules := []rule{
+		{len(c.ClientID) > maxClientID || !clientID.MatchString(c.ClientID),
+			fmt.Sprintf("--client-id: must be at most %d letters, digits and characters of ._~:/@-", maxClientID)},
 		{len(c.Audience) == 0, "--audience: at least one is needed"},
 		{len(strings.Join(c.Audience, `","`)) > maxAudience,
 			fmt.Sprintf("--audience: more than %d bytes together, and every access token carries them", maxAudience)},

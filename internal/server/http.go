@@ -15,28 +15,22 @@ import (
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/telemetry"
+	"github.com/watchword-auth/watchword/internal/token"
 )
 
-const (
-	wellKnown  = "/.well-known/oauth-authorization-server"
-	keySetPath = "/.well-known/jwks.json"
-)
+const keySetPath = "/.well-known/jwks.json"
+
+// metadataPaths has the name of RFC 8414, and the name of OpenID Connect Discovery 1.0, which
+// many clients ask for alone (RFC 8414, section 5).
+var metadataPaths = []string{"/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"}
 
 // httpServer serves the key set and metadata for verifiers in other languages, health
 // for orchestrators, and metrics for Prometheus. All answers are public and all requests
 // only read, so the HTTP server needs no authentication.
 func (s *Server) httpServer(issuer string) *http.Server {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+keySetPath, s.serveJWKS)
-	metadata := s.metadata(issuer)
-	mux.HandleFunc("GET "+wellKnown, metadata)
-	if u, err := url.Parse(issuer); err == nil && u.Path != "" && u.Path != "/" {
-		// By RFC 8414, section 3.1, the text /.well-known/… stands between the host and the
-		// path of the issuer. The jwks_uri of the metadata is below the path of the issuer. A
-		// proxy in front of the server may remove the path, so the server answers with and
-		// without the path.
-		mux.HandleFunc("GET "+wellKnown+u.EscapedPath(), metadata)
-		mux.HandleFunc("GET "+u.EscapedPath()+keySetPath, s.serveJWKS)
+	for path, handler := range s.published(issuer) {
+		mux.HandleFunc("GET "+path, handler)
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", s.readiness.serveReady)
@@ -57,6 +51,27 @@ func (s *Server) httpServer(issuer string) *http.Server {
 		// such as by a broken TLS handshake.
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
+}
+
+// published returns the handlers of the key set and of the metadata, by path.
+//
+// In front of the path of the issuer stands the text /.well-known/… by RFC 8414, section 3.1, and
+// behind the path by OpenID Connect Discovery 1.0, section 4. Clients use either place for either
+// name. The jwks_uri of the metadata is below the path of the issuer. A proxy in front of the
+// server may remove the path, so the server answers with and without the path.
+func (s *Server) published(issuer string) map[string]http.HandlerFunc {
+	var path string
+	if u, err := url.Parse(issuer); err == nil {
+		path = strings.TrimSuffix(u.EscapedPath(), "/")
+	}
+	metadata := s.metadata(issuer)
+	handlers := map[string]http.HandlerFunc{keySetPath: s.serveJWKS, path + keySetPath: s.serveJWKS}
+	for _, name := range metadataPaths {
+		for _, place := range []string{name, name + path, path + name} {
+			handlers[place] = metadata
+		}
+	}
+	return handlers
 }
 
 // boundScrapes serves at most maxScrapes requests for /metrics at a time; other requests wait.
@@ -118,13 +133,19 @@ func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 
 // metadata serves the authorization server metadata of RFC 8414. Watchword has no OAuth
 // clients, so the document lists the key set as the only endpoint, and grants as an empty
-// list.
+// list. The two members of OpenID Connect Discovery 1.0 tell clients what the clients need:
+// go-oidc and oauth2-proxy accept RS256 alone without the list of algorithms, and Authlib
+// demands RS256 in the list. The list has every algorithm that `key rotate --alg` may choose,
+// so the list stays right for a client that reads the metadata once.
 func (s *Server) metadata(issuer string) http.HandlerFunc {
 	document := map[string]any{
 		"issuer":                   issuer,
 		"jwks_uri":                 strings.TrimSuffix(issuer, "/") + keySetPath,
 		"response_types_supported": []string{},
 		"grant_types_supported":    []string{},
+
+		"subject_types_supported":               []string{"public"},
+		"id_token_signing_alg_values_supported": []token.Algorithm{token.EdDSA, token.ES256, token.RS256},
 	}
 	return func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, "application/json", document) }
 }

@@ -4,6 +4,9 @@ import (
 	"encoding/json"
 	"maps"
 	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -86,11 +89,13 @@ func TestJWKS(t *testing.T) {
 	}
 }
 
-// The metadata stands where RFC 8414 has it, and what it points to is there.
+// The metadata stands where RFC 8414 and OpenID Connect Discovery have it, with exactly these
+// members, and what it points to is there.
 func TestMetadata(t *testing.T) {
 	for name, issuer := range map[string]string{
 		"by default": "", "an issuer of its own": "https://auth.example.internal", "with a port": "https://auth.example.internal:8443",
 		"with a path": "https://example.internal/auth", "with a long path": "https://example.internal/a%20b/{c}/d", "with a slash at the end": "https://auth.example.internal/",
+		"with the path of the metadata": "https://example.internal/.well-known/openid-configuration",
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := start(t, func(c *server.Config) { c.Issuer = issuer })
@@ -102,20 +107,31 @@ func TestMetadata(t *testing.T) {
 			if i := strings.Index(base[len("https://"):], "/"); i >= 0 {
 				path, origin = base[len("https://")+i:], base[:len("https://")+i]
 			}
-			resp, body := h.get(t, http.MethodGet, "/.well-known/oauth-authorization-server"+strings.TrimSuffix(path, "/"))
-			document := decode(t, body)
-			if resp.StatusCode != http.StatusOK || document["issuer"] != base || !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
-				t.Fatalf("%s %v %v", resp.Status, resp.Header, document)
+			path = strings.TrimSuffix(path, "/")
+			// An endpoint that does not exist is in no member: a client would call it.
+			want := map[string]any{
+				"issuer": base, "jwks_uri": strings.TrimSuffix(base, "/") + "/.well-known/jwks.json",
+				"response_types_supported": []any{}, "grant_types_supported": []any{}, "subject_types_supported": []any{"public"},
+				"id_token_signing_alg_values_supported": []any{"EdDSA", "ES256", "RS256"},
 			}
-			if types, ok := document["response_types_supported"].([]any); !ok || len(types) != 0 {
-				t.Errorf("response types %v: required (RFC 8414, section 2), and there are none", document["response_types_supported"])
+			var document map[string]any
+			for _, name := range []string{"/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"} {
+				for _, place := range []string{name + path, path + name, name} {
+					resp, body := h.get(t, http.MethodGet, place)
+					if resp.StatusCode != http.StatusOK || !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") {
+						t.Fatalf("%s: %s %v", place, resp.Status, resp.Header)
+					}
+					if document = decode(t, body); !reflect.DeepEqual(document, want) {
+						t.Errorf("%s: %v, want %v", place, document, want)
+					}
+				}
 			}
 			where, ok := strings.CutPrefix(document["jwks_uri"].(string), origin)
 			if !ok || strings.HasPrefix(where, "//") {
 				t.Errorf("jwks_uri is %v", document["jwks_uri"])
 			}
 			// A proxy in front may remove the path of the issuer.
-			for _, where := range []string{where, strings.TrimPrefix(where, strings.TrimSuffix(path, "/"))} {
+			for _, where := range []string{where, strings.TrimPrefix(where, path)} {
 				if resp, body := h.get(t, http.MethodGet, where); resp.StatusCode != http.StatusOK || !strings.Contains(body, `"keys"`) {
 					t.Errorf("jwks_uri %v at %s: %s", document["jwks_uri"], where, resp.Status)
 				}
@@ -125,10 +141,33 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
+// docs/verify.md explains every member of the metadata, and no other one.
+func TestMetadataPage(t *testing.T) {
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "verify.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(page), "\n## Metadata\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	var explained []string
+	for line := range strings.Lines(section) {
+		if cells := strings.Split(line, " | "); strings.HasPrefix(line, "| `") {
+			for name := range strings.SplitSeq(strings.TrimPrefix(cells[0], "| "), ", ") {
+				explained = append(explained, strings.Trim(name, "`"))
+			}
+		}
+	}
+	_, body := shared(t).get(t, http.MethodGet, "/.well-known/openid-configuration")
+	slices.Sort(explained)
+	if members := slices.Sorted(maps.Keys(decode(t, body))); !slices.Equal(explained, members) {
+		t.Errorf("the page explains %q, and the server publishes %q", explained, members)
+	}
+}
+
 func TestHTTP(t *testing.T) {
 	h := shared(t)
 	wants(t, "a call for the counters", h.verify(t, "garbage"), "TOKEN_INVALID")
-	known := []string{"/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/healthz", "/readyz", "/metrics"}
+	known := []string{"/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration", "/healthz", "/readyz", "/metrics"}
 	for _, path := range known {
 		if resp, body := h.get(t, http.MethodGet, path); resp.StatusCode != http.StatusOK || body == "" {
 			t.Errorf("%s: %s", path, resp.Status)
@@ -143,7 +182,7 @@ func TestHTTP(t *testing.T) {
 		}
 	}
 	for _, path := range []string{
-		"/", "/nothing", "/healthz/", "/metrics/x", "/.well-known", "/.well-known/openid-configuration", "/jwks.json", "/debug/pprof/",
+		"/", "/nothing", "/healthz/", "/metrics/x", "/.well-known", "/.well-known/openid-configuration/", "/jwks.json", "/debug/pprof/",
 		"/debug/vars", "/watchword.v1.AuthService/Login",
 	} {
 		if resp, _ := h.get(t, http.MethodGet, path); resp.StatusCode != http.StatusNotFound {

@@ -11,7 +11,7 @@ import (
 )
 
 // The largest user that the rules allow can sign in and call, with the largest
-// issuer, audiences and signature: an access token has at most 8192 bytes, and
+// issuer, client id, audiences and signature: an access token has at most 8192 bytes, and
 // no rule says that a user can be too large for one.
 func TestLargestUser(t *testing.T) {
 	var long, short []string
@@ -23,12 +23,14 @@ func TestLargestUser(t *testing.T) {
 	}
 	for name, names := range map[string][]string{"four long audiences": long, "many short audiences": short} {
 		cfg := config(t.TempDir())
-		cfg.SigningAlg, cfg.Issuer, cfg.Audience = "RS256", "https://"+strings.Repeat("i", 248), names
+		cfg.SigningAlg, cfg.Issuer, cfg.ClientID, cfg.Audience = "RS256", "https://"+strings.Repeat("i", 248), strings.Repeat("c", 128), names
 		if err := cfg.Validate(); err != nil {
 			t.Fatal(err)
 		}
 		t.Run(name, func(t *testing.T) {
-			largestUser(t, names[:min(len(names), mostNamed)], start(t, func(c *server.Config) { c.SigningAlg, c.Issuer, c.Audience = cfg.SigningAlg, cfg.Issuer, cfg.Audience }))
+			largestUser(t, names[:min(len(names), mostNamed)], start(t, func(c *server.Config) {
+				c.SigningAlg, c.Issuer, c.ClientID, c.Audience = cfg.SigningAlg, cfg.Issuer, cfg.ClientID, cfg.Audience
+			}))
 		})
 	}
 }

@@ -210,7 +210,7 @@ func (s *Server) assemble(ctx context.Context, inst *installation, master *seal.
 	s.feed.Hub().LimitWatchers(s.limits.watchers, s.known)
 	s.roster = roster.New(s.store, s.feed.Hub(), roster.Self{Address: s.place(), NeedsCertificate: s.cfg.ClientCA != ""}, s.logger)
 	s.feed.OnQuestion(s.roster.Asked)
-	tokens := issuer.New(s.store, s.keys, inst.issuer, s.cfg.AccessTTL)
+	tokens := issuer.New(s.store, s.keys, inst.issuer, s.cfg.ClientID, s.cfg.AccessTTL)
 	s.keyring = issuer.NewKeyring(s.store, s.feed, s.keys, s.audit)
 	s.passwords = s.hashPool(ctx)
 	s.users = user.New(s.store, s.feed, s.passwords, s.audit)

@@ -123,6 +123,10 @@ func (c *cases) missing() {
 
 // mistyped adds tokens with a claim of a wrong type.
 func (c *cases) mistyped() {
+	c.ok("client_id", c.ed.mint(claims().and("client_id", `"web"`)))
+	for _, value := range []string{`""`, "1", "null", `["web"]`, `"a\u0000"`} {
+		c.invalid("client_id "+value, c.ed.mint(claims().and("client_id", value)))
+	}
 	for _, name := range []string{"iss", "sub", "jti", "sid", "username"} {
 		for _, value := range []string{`""`, "1", "true", `["x"]`, `{"x":1}`} {
 			c.invalid(name+" "+value, c.ed.mint(claims().with(name, value)))

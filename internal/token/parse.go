@@ -141,6 +141,7 @@ func (p parts) claims() (*Claims, error) {
 		Subject:   payload.text("sub"),
 		ID:        payload.text("jti"),
 		SessionID: payload.optional("sid"),
+		ClientID:  payload.optional("client_id"),
 		Username:  payload.text("username"),
 		Audience:  payload.textOrTexts("aud"),
 		Roles:     payload.texts("roles"),

@@ -65,12 +65,13 @@ const maxRole = 64
 func IsRole(name string) bool { return len(name) <= maxRole && role.MatchString(name) }
 
 // Claims holds the claims of an access token (RFC 9068 section 2.2). Every field except
-// SessionID, Roles and Actors must have a value.
+// SessionID, ClientID, Roles and Actors must have a value.
 type Claims struct {
 	Issuer    string // iss
 	Subject   string // sub, the user's id
 	ID        string // jti
 	SessionID string // sid; empty for a service account, which has no session
+	ClientID  string // client_id, for verifiers that demand the claim; empty: no such claim
 	Username  string // username
 	Audience  []string
 	Roles     []string
@@ -129,6 +130,9 @@ func (c *Claims) wire() jwt.MapClaims {
 	if c.SessionID != "" {
 		wire["sid"] = c.SessionID
 	}
+	if c.ClientID != "" {
+		wire["client_id"] = c.ClientID
+	}
 	// The actor that called last is outermost (RFC 8693 section 4.1), so the innermost is
 	// written first.
 	var act map[string]any
@@ -158,6 +162,8 @@ func (c *Claims) malformed() string {
 		return "jti"
 	case c.SessionID != "" && badText(c.SessionID):
 		return "sid"
+	case c.ClientID != "" && badText(c.ClientID):
+		return "client_id"
 	case badText(c.Username):
 		return "username"
 	case len(c.Audience) == 0 || slices.ContainsFunc(c.Audience, badText):

@@ -121,7 +121,7 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed), settings ...Setting)
 	prepare(w.Feed)
 	var running sync.WaitGroup
 	running.Go(func() { w.Feed.Run(ctx) })
-	tokens := issuer.New(w.Store, keys, "https://auth.test", 5*time.Minute)
+	tokens := issuer.New(w.Store, keys, "https://auth.test", "", 5*time.Minute)
 	pool := password.NewPool(password.Config{Params: password.Params{Memory: 64, Time: 1, Threads: 1}})
 	w.Audit = audit.New(w.Store, slog.New(slog.DiscardHandler))
 	w.Users = user.New(w.Store, w.Feed, pool, w.Audit)
