@@ -25,15 +25,16 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// EventGap tells why records may be missing in a stream. The stream goes on after the gap.
+// EventGap tells why records can be missing in a stream of WatchEvents. The stream goes on
+// after the gap.
 type EventGap int32
 
 const (
 	// No record is missing.
 	EventGap_EVENT_GAP_UNSPECIFIED EventGap = 0
-	// The server has deleted records after the position in `resume`, because of --audit-ttl. If
-	// `resume` is older than every record that is left, the server sends some records a second
-	// time.
+	// The server has deleted records that the stream would have sent next, because the records
+	// were older than --audit-ttl. If the request's `resume` is older than every record in the
+	// database, the server can send some records a second time.
 	EventGap_EVENT_GAP_DELETED EventGap = 1
 	// The database lacks records that the client has received: an older backup was restored, or a
 	// standby was promoted that lacked commits. The stream goes on from a point before the loss,
@@ -88,7 +89,7 @@ type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id of the record. No other record has the same id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The time of the event, by the database's clock.
+	// The time of the event, by the clock of Watchword's database.
 	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
 	// The type of what was done or refused: "login", "refresh", "refresh.repeated" (a
 	// spent refresh token was presented again, and got an answer), "refresh.reused",
@@ -104,8 +105,8 @@ type Event struct {
 	Success bool `protobuf:"varint,4,opt,name=success,proto3" json:"success,omitempty"`
 	// The reason of a refusal, as in ErrorReason. Empty on success.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The id of the user that acted. Empty for a caller without a valid proof, for the command
-	// line and for the server itself.
+	// The id of the user that acted. Empty for a caller without a valid token or password, for
+	// the command line and for the server itself.
 	ActorId string `protobuf:"bytes,6,opt,name=actor_id,json=actorId,proto3" json:"actor_id,omitempty"`
 	// The id of the user that the event is about.
 	UserId string `protobuf:"bytes,7,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
@@ -113,30 +114,32 @@ type Event struct {
 	SessionId string `protobuf:"bytes,8,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// The id (`kid`) of the signing key that the event is about. Empty: no key.
 	Kid string `protobuf:"bytes,9,opt,name=kid,proto3" json:"kid,omitempty"`
-	// The address of the peer; or "cli" for the command line, "server" for an action
-	// of the server by itself, "many" for refusals of several sources that share one
-	// record. For refusals of an IPv6 client, its /64, such as "2001:db8:1:2::/64".
+	// The address of the client that caused the event; or "cli" for the command line, "server"
+	// for an action of the server by itself, "many" for refusals of several sources that share
+	// one record. For refused calls of an IPv6 client, the client's network of 64 bits, such as
+	// "2001:db8:1:2::/64".
 	Source string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
-	// The number of events that the record stands for. Refusals of one kind, with the same users,
-	// session and source, share a record for an hour. The number of such records in an hour is
-	// bounded; the kinds with most refusals have records of their own. Each refusal is counted in
-	// exactly one record, so `count` is never too high. `count` can be lower than the number of
-	// refusals of the record's kind: the other refusals are then counted in records with fewer
-	// fields, of the same user (source "many"), of the same source (without a user), or of the
-	// same type and reason. Repeats of refresh tokens ("refresh.repeated") share records in the
-	// same way.
+	// The number of events that the record stands for. Refused calls of one kind, with the same
+	// users, session and source, share a record for an hour. The number of records about refused
+	// calls in an hour is bounded; the kinds with most refused calls have records of their own.
+	// Each refused call is counted in exactly one record, so `count` is never too high. `count`
+	// can be lower than the number of refused calls of the record's kind: the other calls are
+	// then counted in records with fewer fields, of the same user (source "many"), of the same
+	// source (without a user), or of the same type and reason. Repeats of refresh tokens
+	// ("refresh.repeated") share records in the same way.
 	Count int64 `protobuf:"varint,11,opt,name=count,proto3" json:"count,omitempty"`
-	// A text for people: a user's name, roles and state, and for a new name the old name
-	// too, as in "username: alice → bob"; the time from which a key signs; the method
-	// that was refused; for a session that a login has ended because of --max-sessions,
-	// that reason; or why a refresh token counts as reused.
+	// A text for people, with details of the event: a user's name, roles and state, and for a new
+	// name the old name too, as in "username: alice → bob"; the time from which a key signs; the
+	// method that was refused; that a login has ended a session because of --max-sessions; or why
+	// a refresh token counts as reused.
 	Detail string `protobuf:"bytes,12,opt,name=detail,proto3" json:"detail,omitempty"`
 	// The username of the user in `actor_id`, at the time of the event. For the command line
 	// (`source` is "cli"), the name of the user of the operating system.
 	ActorName string `protobuf:"bytes,13,opt,name=actor_name,json=actorName,proto3" json:"actor_name,omitempty"`
-	// The username of the user in `user_id`, at the time of the event; before the event, if the
-	// event changed the name. For a refused login with an unknown username it is empty: the text
-	// can be a password that the user typed into the wrong field, and is recorded nowhere.
+	// The username of the user in `user_id`, at the time of the event; if the event changed the
+	// username, the username before the event. Empty for a refused login with an unknown
+	// username: the text can be a password that the user typed into the wrong field, and the
+	// server records the text nowhere.
 	UserName      string `protobuf:"bytes,14,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -270,10 +273,10 @@ func (x *Event) GetUserName() string {
 	return ""
 }
 
-// ListEventsRequest asks for a page of the security record. A record must match every filter
-// that is set. One call reads a bounded number of records. If several of `type`, `user_id` and
-// `session_id` are set, a page can therefore be short or empty although more pages follow
-// (AIP-158).
+// ListEventsRequest asks for a page of the security record. The response holds only records
+// that match every field that is set. One call of ListEvents reads a bounded number of records,
+// so with several of `type`, `user_id` and `session_id` set, a page can be short or empty
+// although more pages follow (AIP-158).
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only events of this type. A type that the server does not know is
@@ -291,9 +294,10 @@ type ListEventsRequest struct {
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// `next_page_token` of the earlier page. Empty: the first page.
 	PageToken string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only events in which a user that has or had this name acted, or that are about such a user;
-	// deleted users too. `user_name` together with `user_id`, or a name that more than 100 users
-	// have had, is INVALID_REQUEST. USER_NOT_FOUND: no user ever had the name.
+	// Only events in which a user that has or had this username acted, or that are about a user
+	// that has or had this username; deleted users too. `user_name` together with `user_id`, or a
+	// username that more than 100 users have had, is INVALID_REQUEST. USER_NOT_FOUND: no user
+	// ever had the username.
 	UserName      string `protobuf:"bytes,8,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -440,8 +444,9 @@ func (x *ListEventsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// WatchEventsRequest selects records. A record must match every filter that is set. The filters
-// are those of ListEventsRequest, without `end_time`.
+// WatchEventsRequest selects records of the security record. The stream sends only records that
+// match every filter that is set. The filters are those of ListEventsRequest, without
+// `end_time`.
 type WatchEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only events of this type. A type that the server does not know is
@@ -451,15 +456,17 @@ type WatchEventsRequest struct {
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
 	// Only events of this session.
 	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// Only events at this moment or later, also events that were recorded before the call. Not
-	// set, and no `resume`: the records that are written from now on.
+	// Only events at this moment or later, also events that were recorded before the call. If
+	// neither `start_time` nor `resume` is set, the stream sends the records that are written
+	// from now on.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// `resume` of the newest message that the client has processed. The text is opaque, and the
-	// server accepts the text with the same filters only. The text holds the `start_time` of the
-	// first call. Empty: a new stream.
+	// The field `resume` of the newest message that the client has processed: an opaque text,
+	// from which the server knows where the stream goes on, and the `start_time` of the first
+	// call. The server accepts the text only with the filters of the first call. Empty: a new
+	// stream.
 	Resume string `protobuf:"bytes,5,opt,name=resume,proto3" json:"resume,omitempty"`
-	// Only events in which a user that has or had this name acted, or that are about such a
-	// user; as in ListEventsRequest.
+	// Only events in which a user that has or had this username acted, or that are about a user
+	// that has or had this username; as `user_name` of ListEventsRequest.
 	UserName      string `protobuf:"bytes,6,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -537,21 +544,23 @@ func (x *WatchEventsRequest) GetUserName() string {
 	return ""
 }
 
-// WatchEventsResponse is one message of the stream.
+// WatchEventsResponse is one message of a stream of WatchEvents.
 type WatchEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The next records, at most 200. Empty: the message only shows that the connection works. The
-	// stream may have passed records that the filters leave out.
+	// The next records of the security record, at most 200. Empty: the message only shows that
+	// the connection works, and that the stream has possibly passed records that do not match the
+	// filters.
 	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
-	// The text for `resume` of a later WatchEvents, which goes on after the records of this
-	// message.
+	// The value for the field `resume` of a later call of WatchEvents, which then sends the
+	// records after the records of this message.
 	Resume string `protobuf:"bytes,2,opt,name=resume,proto3" json:"resume,omitempty"`
-	// Whether records may be missing before the records of this message, and why.
+	// Tells whether records of the security record can be missing before the records of this
+	// message, and why.
 	Gap EventGap `protobuf:"varint,3,opt,name=gap,proto3,enum=watchword.v1.EventGap" json:"gap,omitempty"`
-	// For how long written records have waited because the stream cannot send the records yet: on
-	// PostgreSQL, records wait for the end of every transaction that was open when the records
-	// were written. The transactions of Watchword end within seconds. Not set: no record waits
-	// for longer than five seconds.
+	// For how long the oldest unsent record has waited. On PostgreSQL, the stream sends a record
+	// after the end of every transaction that was open when the record was written. The
+	// transactions of Watchword end within seconds. Not set: no record waits for longer than five
+	// seconds.
 	Delay         *durationpb.Duration `protobuf:"bytes,4,opt,name=delay,proto3" json:"delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

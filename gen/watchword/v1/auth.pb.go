@@ -30,15 +30,15 @@ type TokenPair struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A JWT (RFC 9068), for `authorization: Bearer`.
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
-	// The refresh token, valid for one Refresh. Keep the token secret. After each Refresh, use
-	// the refresh token of the answer instead.
+	// The refresh token, valid for one Refresh. Keep the refresh token secret. After each
+	// Refresh, use the refresh token of the answer instead of the earlier one.
 	RefreshToken string `protobuf:"bytes,2,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
 	// Always "Bearer".
 	TokenType string `protobuf:"bytes,3,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
 	// Lifetime of the access token, counted from this answer.
 	ExpiresIn *durationpb.Duration `protobuf:"bytes,4,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
-	// Lifetime of the refresh token, if the token is not used. After a repeat (see
-	// Refresh): the shortest possible lifetime.
+	// Lifetime of the refresh token if no Refresh uses the refresh token. After a repeated call
+	// of Refresh, the real lifetime can be longer.
 	RefreshExpiresIn *durationpb.Duration `protobuf:"bytes,5,opt,name=refresh_expires_in,json=refreshExpiresIn,proto3" json:"refresh_expires_in,omitempty"`
 	// The id of the session, for the methods of SessionService.
 	SessionId     string `protobuf:"bytes,6,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -141,9 +141,9 @@ type Principal struct {
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// Whether the subject is a user or a service account.
 	Kind UserKind `protobuf:"varint,10,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
-	// The services that act for the subject (claim `act`): the list begins with the service that
-	// makes this call, and ends with the service that was called first; at most five services.
-	// Empty: the subject itself calls.
+	// The services that act for the subject of the token (claim `act`): the list begins with the
+	// service that makes this call, and ends with the service that was called first; at most five
+	// services. Empty: the subject itself makes the call.
 	Actors        []*Actor `protobuf:"bytes,11,rep,name=actors,proto3" json:"actors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -315,24 +315,24 @@ func (x *Actor) GetUsername() string {
 // LoginRequest holds a user's credentials.
 type LoginRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The username, compared in its folded form (PRECIS UsernameCaseMapped, RFC 8265); at most
-	// 256 bytes.
+	// The username, which the server compares in the folded form (PRECIS UsernameCaseMapped, RFC
+	// 8265); at most 256 bytes.
 	Username string `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
 	// The password (PRECIS OpaqueString); at most 1024 bytes.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
-	// The services that the tokens are for. Each service must be among the server's --audience,
-	// or be `watchword`. Empty: the first --audience alone.
+	// The services that the access tokens of the session are for. Each service must be among the
+	// server's --audience, or be `watchword`. Empty: the first --audience alone.
 	//
 	// The audience `watchword` is for administration: the methods of UserService, KeyService,
-	// AuditService and FederationService require the audience. Every server issues tokens for
-	// `watchword`. `watchword` together with another audience is INVALID_REQUEST, because no
-	// other service should see a token for `watchword`.
+	// AuditService and FederationService require the audience `watchword`. Every server issues
+	// tokens for `watchword`. `watchword` together with another audience is INVALID_REQUEST,
+	// because no other service should see a token for `watchword`.
 	Audience []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
-	// An earlier refresh token of this user, from a login or a refresh on this device. The token
-	// can be spent, and its session can have ended. If the token is of one of the user's ten
-	// newest sessions, only those wrong passwords delay the login that were sent with a token of
-	// the same session; guesses from other devices do not. The token has no other effect, and any
-	// other text has no effect.
+	// An earlier refresh token of this user, from a login or a refresh on this device. The
+	// refresh token can be spent, and the session of the refresh token can have ended. If the
+	// refresh token is of one of the user's ten newest sessions, only wrong passwords that were
+	// sent with a refresh token of the same session delay the login; wrong passwords from other
+	// devices do not. The refresh token has no other effect, and any other text has no effect.
 	PreviousRefreshToken string `protobuf:"bytes,4,opt,name=previous_refresh_token,json=previousRefreshToken,proto3" json:"previous_refresh_token,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
@@ -447,8 +447,8 @@ type RefreshRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest refresh token of the session.
 	RefreshToken string `protobuf:"bytes,1,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
-	// The services that the access token is for. Each must be in the audience of the session's
-	// login. Empty: the audience of the login.
+	// The services that the new access token is for. Each service must be in the audience of the
+	// session's login. Empty: the audience of the session's login.
 	Audience      []string `protobuf:"bytes,2,rep,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -501,7 +501,7 @@ func (x *RefreshRequest) GetAudience() []string {
 // RefreshResponse holds the new tokens.
 type RefreshResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The tokens that replace the earlier pair.
+	// The tokens that replace the earlier tokens of the session.
 	Tokens        *TokenPair `protobuf:"bytes,1,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -544,13 +544,13 @@ func (x *RefreshResponse) GetTokens() *TokenPair {
 	return nil
 }
 
-// VerifyRequest holds a token to be judged.
+// VerifyRequest holds an access token to check.
 type VerifyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The access token, without "Bearer".
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
-	// The service that the token must be for. Empty: any service in the server's --audience, or
-	// `watchword`.
+	// The service that the access token must be for. Empty: the access token can be for any
+	// service in the server's --audience, or for `watchword`.
 	Audience      string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -652,7 +652,7 @@ type ExchangeTokenRequest struct {
 	// The token of the trusted issuer: a JWT in which `aud` is this server's issuer and
 	// nothing else; at most 16 KiB.
 	SubjectToken string `protobuf:"bytes,1,opt,name=subject_token,json=subjectToken,proto3" json:"subject_token,omitempty"`
-	// The services that the access token is for, as in LoginRequest.
+	// The services that the access token is for, as `audience` of LoginRequest.
 	Audience      []string `protobuf:"bytes,2,rep,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -773,8 +773,8 @@ type DelegateTokenRequest struct {
 	SubjectToken string `protobuf:"bytes,1,opt,name=subject_token,json=subjectToken,proto3" json:"subject_token,omitempty"`
 	// The one service that the new token is for.
 	Audience string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
-	// The roles of the new token; each must be a role of the subject's token. Empty: the roles of
-	// the subject's token. A delegated token never carries the role `admin`.
+	// The roles of the new token; each must be a role of `subject_token`. Empty: the roles of
+	// `subject_token`. A delegated token never carries the role `admin`.
 	Roles         []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -898,7 +898,7 @@ func (x *DelegateTokenResponse) GetExpiresIn() *durationpb.Duration {
 // LogoutRequest names a session by one of its refresh tokens.
 type LogoutRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Any refresh token of the session, spent or newest.
+	// Any refresh token of the session to end: the newest one or a spent one.
 	RefreshToken  string `protobuf:"bytes,1,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -49,61 +49,56 @@ type AuthServiceClient interface {
 	// TOO_MANY_ATTEMPTS after too many wrong passwords, and OVERLOADED, both with the time to
 	// wait; STORE_UNAVAILABLE.
 	Login(ctx context.Context, in *LoginRequest, opts ...grpc.CallOption) (*LoginResponse, error)
-	// Refresh spends a refresh token. The answer holds a new refresh token, its successor, and a
-	// new access token. Earlier access tokens stay valid until their expiry.
-	//
-	// A lost answer of Refresh does no harm. For the time --refresh-grace, the same request gets
-	// the same new refresh token again. After that time, the refresh token that was spent last
-	// gets another new refresh token. Every other spent token is treated as a stolen copy: the
-	// answer is REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14).
-	//
-	// A repeat is a spent token that is presented again and gets an answer. If each of the last
-	// 16 refresh tokens (--refresh-repeats) of the session has had a repeat, a repeat of the next
-	// refresh token is treated as a stolen copy, too. An owner and a thief that share a session
-	// repeat every token. So do two processes with one refresh token: give each process a login
-	// of its own.
-	//
-	// The server checks in this order and answers with the first check that fails: the token's
-	// form and MAC (REFRESH_TOKEN_INVALID); the session is in the database
-	// (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED); the session is not
-	// too old (REFRESH_TOKEN_EXPIRED); the refresh token is no stolen copy
-	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a hundred refreshes
-	// and logouts of the session wait; STORE_UNAVAILABLE.
+	// Refresh takes a refresh token, which is then spent (used), and answers with the next
+	// refresh token and a new access token. Earlier access tokens of the session stay valid until
+	// their expiry. If the client does not receive the answer of Refresh, the client sends the
+	// same request again. For the time --refresh-grace, the same request gets the same new
+	// refresh token again. After --refresh-grace, the refresh token that was spent last gets
+	// another new refresh token. Every other spent token is treated as a stolen copy: the answer
+	// is REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14). A repeat is a call
+	// of Refresh with a spent refresh token that gets an answer. If each of the last 16 refresh
+	// tokens (--refresh-repeats) of the session has had a repeat, a repeat of the next refresh
+	// token is treated as a stolen copy, too. An owner and a thief that share a session repeat
+	// every refresh token, and so do two processes with copies of one refresh token: give each
+	// process a login of its own. The server checks a refresh token in this order and answers
+	// with the first check that fails: the refresh token's form and MAC (REFRESH_TOKEN_INVALID);
+	// the session is in the database (REFRESH_TOKEN_EXPIRED); the session has not ended
+	// (SESSION_REVOKED); the session is not too old (REFRESH_TOKEN_EXPIRED); the refresh token is
+	// no stolen copy (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a
+	// hundred refreshes and logouts of the session wait; STORE_UNAVAILABLE.
 	Refresh(ctx context.Context, in *RefreshRequest, opts ...grpc.CallOption) (*RefreshResponse, error)
-	// Verify judges an access token, for callers that cannot use the Go package
-	// authn. The server answers from memory, without the database.
-	//
-	// The server checks in this order and answers with the first check that fails: form, type,
-	// key, signature and issuer (TOKEN_INVALID); the audience (AUDIENCE_MISMATCH); the expiry
-	// (TOKEN_EXPIRED); whether the session has ended, or the user was disabled or deleted
-	// (TOKEN_REVOKED); whether the user's rights have changed (TOKEN_STALE). An empty token is
-	// INVALID_REQUEST.
+	// Verify checks an access token, for callers that cannot use the Go package authn. The server
+	// answers Verify from memory, without the database. The server checks an access token in this
+	// order and answers with the first check that fails: form, type, key, signature and issuer
+	// (TOKEN_INVALID); the audience (AUDIENCE_MISMATCH); the expiry (TOKEN_EXPIRED); whether the
+	// session has ended, or the user was disabled or deleted (TOKEN_REVOKED); whether the user's
+	// rights have changed (TOKEN_STALE). An empty token is INVALID_REQUEST.
 	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyResponse, error)
 	// ExchangeToken gives a service account an access token in exchange for an assertion: a token
 	// of a trusted issuer, such as Kubernetes, SPIRE or a CI system (RFC 8693; the assertion
-	// follows RFC 7523 and its revision). There is no session and no refresh token: the service
-	// calls ExchangeToken again before the access token expires.
+	// follows RFC 7523 and its revision). ExchangeToken makes no session and no refresh token:
+	// the service calls ExchangeToken again before the access token expires.
 	//
 	// Errors: INVALID_REQUEST; ASSERTION_INVALID; ASSERTION_UNBOUND; USER_DISABLED;
 	// ISSUER_UNAVAILABLE and OVERLOADED, both with the time to wait; STORE_UNAVAILABLE.
 	ExchangeToken(ctx context.Context, in *ExchangeTokenRequest, opts ...grpc.CallOption) (*ExchangeTokenResponse, error)
-	// DelegateToken gives a service a token that speaks for a caller of the service (RFC 8693).
-	// The new token has the caller's rights or fewer, is for another audience, and names the
-	// service as its actor (claim `act`). A revocation of the caller, of the caller's session or
-	// of any actor revokes the new token too, at every verifier.
+	// DelegateToken gives a service an access token that speaks for a caller of the service (RFC
+	// 8693). The new token has the caller's rights or fewer, is for another audience, and names
+	// the service as the actor (claim `act`). A revocation of the caller, of the caller's session
+	// or of any service in `act` revokes the new token too, at every verifier.
 	//
 	// The service's own token must be for the audience `watchword` alone. The caller's token must
 	// be for one of the service's `audiences`, and `delegates_to` of the service must hold the
-	// audience in the request. The new token expires no later than the caller's token. It is
-	// never refreshed.
+	// audience in the request. The new token expires no later than the caller's token, and cannot
+	// be refreshed.
 	//
 	// Errors: INVALID_REQUEST; DELEGATION_DENIED; SUBJECT_TOKEN_REFUSED with the reason in the
 	// metadata `subject_reason`; the errors of a refused access token, for the service's own
 	// token; STORE_UNAVAILABLE.
 	DelegateToken(ctx context.Context, in *DelegateTokenRequest, opts ...grpc.CallOption) (*DelegateTokenResponse, error)
-	// Logout ends the session of a refresh token. The token can be the newest refresh token or a
-	// spent refresh token. Logout of a session that has already ended answers OK. Once Logout has
-	// answered, this server's Verify refuses the session's access tokens, and services with a
+	// Logout ends the session of a refresh token. The refresh token can be the newest one of the
+	// session or a spent one. If the session has already ended, Logout answers OK. Once Logout
+	// has answered, this server's Verify refuses the session's access tokens, and services with a
 	// verifier of their own refuse the tokens within milliseconds.
 	//
 	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; OVERLOADED if a hundred refreshes and
@@ -217,61 +212,56 @@ type AuthServiceServer interface {
 	// TOO_MANY_ATTEMPTS after too many wrong passwords, and OVERLOADED, both with the time to
 	// wait; STORE_UNAVAILABLE.
 	Login(context.Context, *LoginRequest) (*LoginResponse, error)
-	// Refresh spends a refresh token. The answer holds a new refresh token, its successor, and a
-	// new access token. Earlier access tokens stay valid until their expiry.
-	//
-	// A lost answer of Refresh does no harm. For the time --refresh-grace, the same request gets
-	// the same new refresh token again. After that time, the refresh token that was spent last
-	// gets another new refresh token. Every other spent token is treated as a stolen copy: the
-	// answer is REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14).
-	//
-	// A repeat is a spent token that is presented again and gets an answer. If each of the last
-	// 16 refresh tokens (--refresh-repeats) of the session has had a repeat, a repeat of the next
-	// refresh token is treated as a stolen copy, too. An owner and a thief that share a session
-	// repeat every token. So do two processes with one refresh token: give each process a login
-	// of its own.
-	//
-	// The server checks in this order and answers with the first check that fails: the token's
-	// form and MAC (REFRESH_TOKEN_INVALID); the session is in the database
-	// (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED); the session is not
-	// too old (REFRESH_TOKEN_EXPIRED); the refresh token is no stolen copy
-	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a hundred refreshes
-	// and logouts of the session wait; STORE_UNAVAILABLE.
+	// Refresh takes a refresh token, which is then spent (used), and answers with the next
+	// refresh token and a new access token. Earlier access tokens of the session stay valid until
+	// their expiry. If the client does not receive the answer of Refresh, the client sends the
+	// same request again. For the time --refresh-grace, the same request gets the same new
+	// refresh token again. After --refresh-grace, the refresh token that was spent last gets
+	// another new refresh token. Every other spent token is treated as a stolen copy: the answer
+	// is REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14). A repeat is a call
+	// of Refresh with a spent refresh token that gets an answer. If each of the last 16 refresh
+	// tokens (--refresh-repeats) of the session has had a repeat, a repeat of the next refresh
+	// token is treated as a stolen copy, too. An owner and a thief that share a session repeat
+	// every refresh token, and so do two processes with copies of one refresh token: give each
+	// process a login of its own. The server checks a refresh token in this order and answers
+	// with the first check that fails: the refresh token's form and MAC (REFRESH_TOKEN_INVALID);
+	// the session is in the database (REFRESH_TOKEN_EXPIRED); the session has not ended
+	// (SESSION_REVOKED); the session is not too old (REFRESH_TOKEN_EXPIRED); the refresh token is
+	// no stolen copy (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a
+	// hundred refreshes and logouts of the session wait; STORE_UNAVAILABLE.
 	Refresh(context.Context, *RefreshRequest) (*RefreshResponse, error)
-	// Verify judges an access token, for callers that cannot use the Go package
-	// authn. The server answers from memory, without the database.
-	//
-	// The server checks in this order and answers with the first check that fails: form, type,
-	// key, signature and issuer (TOKEN_INVALID); the audience (AUDIENCE_MISMATCH); the expiry
-	// (TOKEN_EXPIRED); whether the session has ended, or the user was disabled or deleted
-	// (TOKEN_REVOKED); whether the user's rights have changed (TOKEN_STALE). An empty token is
-	// INVALID_REQUEST.
+	// Verify checks an access token, for callers that cannot use the Go package authn. The server
+	// answers Verify from memory, without the database. The server checks an access token in this
+	// order and answers with the first check that fails: form, type, key, signature and issuer
+	// (TOKEN_INVALID); the audience (AUDIENCE_MISMATCH); the expiry (TOKEN_EXPIRED); whether the
+	// session has ended, or the user was disabled or deleted (TOKEN_REVOKED); whether the user's
+	// rights have changed (TOKEN_STALE). An empty token is INVALID_REQUEST.
 	Verify(context.Context, *VerifyRequest) (*VerifyResponse, error)
 	// ExchangeToken gives a service account an access token in exchange for an assertion: a token
 	// of a trusted issuer, such as Kubernetes, SPIRE or a CI system (RFC 8693; the assertion
-	// follows RFC 7523 and its revision). There is no session and no refresh token: the service
-	// calls ExchangeToken again before the access token expires.
+	// follows RFC 7523 and its revision). ExchangeToken makes no session and no refresh token:
+	// the service calls ExchangeToken again before the access token expires.
 	//
 	// Errors: INVALID_REQUEST; ASSERTION_INVALID; ASSERTION_UNBOUND; USER_DISABLED;
 	// ISSUER_UNAVAILABLE and OVERLOADED, both with the time to wait; STORE_UNAVAILABLE.
 	ExchangeToken(context.Context, *ExchangeTokenRequest) (*ExchangeTokenResponse, error)
-	// DelegateToken gives a service a token that speaks for a caller of the service (RFC 8693).
-	// The new token has the caller's rights or fewer, is for another audience, and names the
-	// service as its actor (claim `act`). A revocation of the caller, of the caller's session or
-	// of any actor revokes the new token too, at every verifier.
+	// DelegateToken gives a service an access token that speaks for a caller of the service (RFC
+	// 8693). The new token has the caller's rights or fewer, is for another audience, and names
+	// the service as the actor (claim `act`). A revocation of the caller, of the caller's session
+	// or of any service in `act` revokes the new token too, at every verifier.
 	//
 	// The service's own token must be for the audience `watchword` alone. The caller's token must
 	// be for one of the service's `audiences`, and `delegates_to` of the service must hold the
-	// audience in the request. The new token expires no later than the caller's token. It is
-	// never refreshed.
+	// audience in the request. The new token expires no later than the caller's token, and cannot
+	// be refreshed.
 	//
 	// Errors: INVALID_REQUEST; DELEGATION_DENIED; SUBJECT_TOKEN_REFUSED with the reason in the
 	// metadata `subject_reason`; the errors of a refused access token, for the service's own
 	// token; STORE_UNAVAILABLE.
 	DelegateToken(context.Context, *DelegateTokenRequest) (*DelegateTokenResponse, error)
-	// Logout ends the session of a refresh token. The token can be the newest refresh token or a
-	// spent refresh token. Logout of a session that has already ended answers OK. Once Logout has
-	// answered, this server's Verify refuses the session's access tokens, and services with a
+	// Logout ends the session of a refresh token. The refresh token can be the newest one of the
+	// session or a spent one. If the session has already ended, Logout answers OK. Once Logout
+	// has answered, this server's Verify refuses the session's access tokens, and services with a
 	// verifier of their own refuse the tokens within milliseconds.
 	//
 	// Errors: INVALID_REQUEST; REFRESH_TOKEN_INVALID; OVERLOADED if a hundred refreshes and

@@ -6,11 +6,10 @@
 
 // The reasons that a refusal can give.
 //
-// Every refusal is a gRPC status with a google.rpc.ErrorInfo detail: its
-// `domain` is "watchword", its `reason` is a name of ErrorReason without the
-// prefix ERROR_REASON_. Where an access token was refused, the metadata key
-// `method` names the method that refused the token. A program acts on the reason;
-// a message is for people and may change.
+// Every refusal is a gRPC status with a google.rpc.ErrorInfo detail: its `domain` is
+// "watchword", its `reason` is a name of ErrorReason without the prefix ERROR_REASON_. Where an
+// access token was refused, the metadata key `method` names the method that refused the token.
+// Let a program act on the reason; the message of the status is for people and can change.
 
 package watchwordv1
 
@@ -44,7 +43,8 @@ const (
 	// is made of few common words, names, rows of keys, sequences and repetitions, or
 	// is in --password-list. The message names the broken rule.
 	ErrorReason_ERROR_REASON_PASSWORD_TOO_WEAK ErrorReason = 2
-	// UNAUTHENTICATED. The user is unknown, or the password is wrong: both have the same answer.
+	// UNAUTHENTICATED. The user is unknown, or the password is wrong: the server gives the same
+	// answer in both cases.
 	ErrorReason_ERROR_REASON_INVALID_CREDENTIALS ErrorReason = 10
 	// UNAUTHENTICATED. The call carries no access token.
 	ErrorReason_ERROR_REASON_TOKEN_MISSING ErrorReason = 11
@@ -85,8 +85,9 @@ const (
 	ErrorReason_ERROR_REASON_ROLE_REQUIRED ErrorReason = 31
 	// PERMISSION_DENIED. The method requires a client certificate.
 	ErrorReason_ERROR_REASON_CLIENT_CERTIFICATE_REQUIRED ErrorReason = 32
-	// PERMISSION_DENIED. The caller is not allowed to delegate this token to this audience, the
-	// token has five actors already, or the method refuses delegated tokens.
+	// PERMISSION_DENIED. A caller of DelegateToken is not allowed to delegate this token to this
+	// audience, the token has five actors (services in `act`) already, or the called method
+	// refuses delegated tokens.
 	ErrorReason_ERROR_REASON_DELEGATION_DENIED ErrorReason = 33
 	// PERMISSION_DENIED. DelegateToken: the subject's token was refused. The metadata key
 	// `subject_reason` holds the reason. The caller's own token is valid.
@@ -99,15 +100,15 @@ const (
 	// `admin`. Make another user an admin first.
 	ErrorReason_ERROR_REASON_LAST_ADMIN ErrorReason = 39
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. Too many wrong passwords, for one username
-	// or from one network. The password of this call was not compared. After the delay in the
-	// RetryInfo, another try from the same network is accepted, unless the message says that all
-	// times of the next hour are promised to other networks.
+	// or from one network. The server has not compared the password of this call. After the delay
+	// in the RetryInfo, the server compares another password from the same network, unless the
+	// message says that all times of the next hour are promised to other networks.
 	ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS ErrorReason = 40
 	// RESOURCE_EXHAUSTED, with google.rpc.RetryInfo. One of these bounds was exceeded: more
 	// logins at once than the server can hash, a login with a deadline before the end of the
-	// hash, more watchers than the server accepts, more than 32 waiting calls of one user, more
-	// than a hundred waiting refreshes and logouts of one session, more calls at once than one
-	// network is allowed to make, or more signing keys than verifiers should load.
+	// hash, more streams of WatchBundle than the server accepts, more than 32 waiting calls of
+	// one user, more than a hundred waiting refreshes and logouts of one session, more calls at
+	// once than one network is allowed to make, or more signing keys than verifiers should load.
 	ErrorReason_ERROR_REASON_OVERLOADED ErrorReason = 41
 	// NOT_FOUND. No user has this id or name.
 	ErrorReason_ERROR_REASON_USER_NOT_FOUND ErrorReason = 50
@@ -123,11 +124,11 @@ const (
 	ErrorReason_ERROR_REASON_ISSUER_EXISTS ErrorReason = 55
 	// NOT_FOUND. No binding has this id.
 	ErrorReason_ERROR_REASON_BINDING_NOT_FOUND ErrorReason = 56
-	// UNAVAILABLE, with google.rpc.RetryInfo. The server cannot reach its database. Verify and
-	// the verifiers in other services go on without the database.
+	// UNAVAILABLE, with google.rpc.RetryInfo. The server cannot reach its database. The method
+	// Verify and the verifiers of guarded services work without the database.
 	ErrorReason_ERROR_REASON_STORE_UNAVAILABLE ErrorReason = 60
-	// UNAVAILABLE. The verifier has no trust bundle (public keys and revocations) yet, refuses to
-	// judge by a stale bundle, or is closed.
+	// UNAVAILABLE. The verifier of the called service has no trust bundle (public keys and
+	// revocations) yet, has a trust bundle that is too old, or is closed.
 	ErrorReason_ERROR_REASON_BUNDLE_STALE ErrorReason = 61
 	// UNAVAILABLE, with google.rpc.RetryInfo. The server cannot fetch the keys of a trusted
 	// issuer now, or the fetched keys do not hold the key of the assertion yet.

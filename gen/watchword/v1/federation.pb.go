@@ -26,13 +26,15 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Issuer describes an issuer of tokens that ExchangeToken accepts.
+// Issuer describes a trusted issuer: another system, such as Kubernetes or a CI system, with
+// tokens that ExchangeToken accepts in exchange for an access token of Watchword.
 type Issuer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The name by which bindings and commands name the issuer: `[a-z][a-z0-9-]{0,63}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The claim `iss` of the issuer's tokens, byte for byte; unique, and not this server's
-	// own; at most 512 bytes. With `discovery`, an https URL without a query.
+	// The claim `iss` of the issuer's tokens, byte for byte, at most 512 bytes. No other trusted
+	// issuer, and not this server, has the same claim `iss`. With `discovery`, an https URL
+	// without a query.
 	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The source of the issuer's public keys.
 	//
@@ -42,21 +44,22 @@ type Issuer struct {
 	//	*Issuer_JwksUri
 	//	*Issuer_Discovery
 	Keys isIssuer_Keys `protobuf_oneof:"keys"`
-	// The certificates of the CAs, in PEM, that must have issued the certificate of the HTTPS
-	// server of the keys; at most 24 KiB. Empty: the CAs of the system. Must be empty with
-	// `jwks`.
+	// The certificates, in PEM, of the CAs that the server trusts when the server fetches the
+	// issuer's keys over HTTPS; at most 24 KiB. Empty: the CAs of the operating system. Must be
+	// empty with `jwks`.
 	CaPem string `protobuf:"bytes,6,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	// The longest lifetime (`exp` less `iat`) of a token of the issuer that ExchangeToken
 	// accepts, in whole seconds; at most 30 days. Not set: one day.
 	MaxLifetime *durationpb.Duration `protobuf:"bytes,7,opt,name=max_lifetime,json=maxLifetime,proto3" json:"max_lifetime,omitempty"`
-	// Whether the server is allowed to fetch the keys from a private, loopback or link-local
-	// address. Must be false with `jwks`.
+	// Whether the server is allowed to fetch the issuer's keys from a private, loopback or
+	// link-local address. Must be false with `jwks`.
 	AllowPrivate bool `protobuf:"varint,8,opt,name=allow_private,json=allowPrivate,proto3" json:"allow_private,omitempty"`
 	// When the issuer was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// When the issuer was last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// The issuer's keys that were fetched by the replica which answers the call.
+	// The issuer's keys that the replica which answers the call has fetched. Only set in
+	// responses.
 	Fetched       *IssuerKeys `protobuf:"bytes,11,opt,name=fetched,proto3" json:"fetched,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -197,8 +200,8 @@ type Issuer_JwksUri struct {
 }
 
 type Issuer_Discovery struct {
-	// True: the metadata of `issuer` name the URL of the keys (RFC 8414, OpenID Connect
-	// Discovery 1.0).
+	// True: the server reads the URL of the keys from the metadata that the issuer publishes
+	// (RFC 8414, OpenID Connect Discovery 1.0).
 	Discovery bool `protobuf:"varint,5,opt,name=discovery,proto3,oneof"`
 }
 
@@ -272,9 +275,9 @@ func (x *IssuerKeys) GetError() string {
 	return ""
 }
 
-// Binding names a service account for tokens of a trusted issuer. A token matches if its
-// subject and each further claim are exactly as in the binding. Of several bindings that match,
-// the binding with the most claims names the service account.
+// Binding names a service account for tokens of a trusted issuer. A token matches a binding if
+// the token's subject and each further claim are exactly as in the binding. Of several bindings
+// that match, the binding with the most claims names the service account.
 type Binding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 16 random characters of base64url.
@@ -283,8 +286,8 @@ type Binding struct {
 	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The claim `sub` of the tokens, byte for byte; at most 512 bytes.
 	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
-	// Further claims that a token must have: at most 16, and 2048 bytes together. No claim is
-	// named twice.
+	// Further claims that a token must have to match the binding: at most 16 claims, of 2048
+	// bytes together. No claim is named twice.
 	Claims []*BoundClaim `protobuf:"bytes,4,rep,name=claims,proto3" json:"claims,omitempty"`
 	// The id of the service account.
 	UserId string `protobuf:"bytes,5,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
@@ -370,8 +373,8 @@ func (x *Binding) GetCreatedAt() *timestamppb.Timestamp {
 // an array never matches.
 type BoundClaim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The names that lead to the claim, from the outside in, such as "kubernetes.io",
-	// "namespace"; at most 8.
+	// The names that lead to the claim in the token's JSON, from the outside in, such as
+	// "kubernetes.io", "namespace"; at most 8 names.
 	Path []string `protobuf:"bytes,1,rep,name=path,proto3" json:"path,omitempty"`
 	// The value that the claim must have.
 	//
@@ -782,8 +785,8 @@ type UpdateIssuerRequest struct {
 	// `update_mask`.
 	Issuer *Issuer `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The fields to change, of `jwks`, `jwks_uri`, `discovery`, `ca_pem`, `max_lifetime` and
-	// `allow_private`. Empty: every field that is populated, at least one. `*`: all fields.
-	// A new source of the keys replaces the earlier source.
+	// `allow_private`. Empty: every field that is populated, at least one. `*`: all fields. A new
+	// value of `jwks`, `jwks_uri` or `discovery` replaces the earlier source of the keys.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

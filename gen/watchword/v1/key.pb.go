@@ -24,7 +24,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// KeyState says whether a signing key signs tokens, and whether its tokens are accepted.
+// KeyState says whether a signing key signs access tokens, and whether verifiers accept the
+// access tokens that the key signed.
 type KeyState int32
 
 const (
@@ -38,8 +39,9 @@ const (
 	KeyState_KEY_STATE_RETIRED KeyState = 3
 	// The key was withdrawn: no token that the key signed is accepted.
 	KeyState_KEY_STATE_REVOKED KeyState = 4
-	// The row of the key was not written with the master key of this installation, or was changed
-	// without the master key: no token that the key signed is accepted.
+	// The row of the key in the database was not written with the master key of this
+	// installation, or was changed without the master key: no token that the key signed is
+	// accepted.
 	KeyState_KEY_STATE_UNTRUSTED KeyState = 5
 )
 

@@ -36,12 +36,12 @@ const (
 // Further errors of every method: the errors of a refused access token, with AUDIENCE_MISMATCH
 // for a token without the audience `watchword`, before ROLE_REQUIRED; STORE_UNAVAILABLE.
 type KeyServiceClient interface {
-	// ListKeys lists every key that signs, will sign, or still verifies, and the
+	// ListKeys lists every signing key that signs, will sign, or still verifies tokens, and the
 	// keys that were withdrawn last: some hundred keys at most.
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
-	// RotateKey lets the published next key (KEY_STATE_NEXT) sign, as soon as the next key has
-	// been published for longer than --jwks-max-age, and publishes another next key. Every valid
-	// token stays valid.
+	// RotateKey lets the published next key (KEY_STATE_NEXT) sign access tokens, as soon as the
+	// next key has been published for longer than --jwks-max-age, and publishes another next key.
+	// Every valid access token stays valid.
 	//
 	// Errors: INVALID_REQUEST for an algorithm that is not supported; OVERLOADED
 	// if a hundred keys still verify.
@@ -105,12 +105,12 @@ func (c *keyServiceClient) RevokeKey(ctx context.Context, in *RevokeKeyRequest, 
 // Further errors of every method: the errors of a refused access token, with AUDIENCE_MISMATCH
 // for a token without the audience `watchword`, before ROLE_REQUIRED; STORE_UNAVAILABLE.
 type KeyServiceServer interface {
-	// ListKeys lists every key that signs, will sign, or still verifies, and the
+	// ListKeys lists every signing key that signs, will sign, or still verifies tokens, and the
 	// keys that were withdrawn last: some hundred keys at most.
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
-	// RotateKey lets the published next key (KEY_STATE_NEXT) sign, as soon as the next key has
-	// been published for longer than --jwks-max-age, and publishes another next key. Every valid
-	// token stays valid.
+	// RotateKey lets the published next key (KEY_STATE_NEXT) sign access tokens, as soon as the
+	// next key has been published for longer than --jwks-max-age, and publishes another next key.
+	// Every valid access token stays valid.
 	//
 	// Errors: INVALID_REQUEST for an algorithm that is not supported; OVERLOADED
 	// if a hundred keys still verify.

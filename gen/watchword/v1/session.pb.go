@@ -39,8 +39,9 @@ type Session struct {
 	// which can lie before `created_at`. The precise time would tell a thief with a copy of the
 	// refresh token when to use the copy without being noticed.
 	RefreshedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=refreshed_at,json=refreshedAt,proto3" json:"refreshed_at,omitempty"`
-	// The latest time at which the session ends, unless a refresh comes before. The session can
-	// end up to an hour earlier, because `expires_at` follows from the hour in `refreshed_at`.
+	// The latest time at which the session ends if no refresh comes before. The session can end
+	// up to an hour earlier, because the server calculates `expires_at` from the hour in
+	// `refreshed_at`.
 	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

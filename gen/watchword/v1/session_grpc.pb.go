@@ -32,10 +32,9 @@ const (
 //
 // SessionService lists and ends sessions. A caller with any valid access token can list and end
 // the caller's own sessions. A caller with the role `admin` can list and end the sessions of
-// every user, with a token for the audience `watchword` (see LoginRequest).
-//
-// For a user or session that is not the caller's own, whether it exists or not, a caller
-// without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role and another
+// every user, with a token for the audience `watchword` (see LoginRequest). For a user or a
+// session that is not the caller's own, and also for one that does not exist, a caller without
+// the role `admin` gets SESSION_NOT_FOUND, and a caller with the role `admin` and another
 // audience gets AUDIENCE_MISMATCH.
 //
 // Further errors of every method: the errors of a refused access token; STORE_UNAVAILABLE.
@@ -51,8 +50,8 @@ type SessionServiceClient interface {
 	//
 	// Errors: INVALID_REQUEST; SESSION_NOT_FOUND.
 	RevokeSession(ctx context.Context, in *RevokeSessionRequest, opts ...grpc.CallOption) (*RevokeSessionResponse, error)
-	// RevokeUserSessions ends every session of one user. The cost does not depend on
-	// the number of sessions.
+	// RevokeUserSessions ends every session of one user, in the same time for many sessions as
+	// for one.
 	//
 	// Errors: SESSION_NOT_FOUND; USER_NOT_FOUND.
 	RevokeUserSessions(ctx context.Context, in *RevokeUserSessionsRequest, opts ...grpc.CallOption) (*RevokeUserSessionsResponse, error)
@@ -102,10 +101,9 @@ func (c *sessionServiceClient) RevokeUserSessions(ctx context.Context, in *Revok
 //
 // SessionService lists and ends sessions. A caller with any valid access token can list and end
 // the caller's own sessions. A caller with the role `admin` can list and end the sessions of
-// every user, with a token for the audience `watchword` (see LoginRequest).
-//
-// For a user or session that is not the caller's own, whether it exists or not, a caller
-// without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role and another
+// every user, with a token for the audience `watchword` (see LoginRequest). For a user or a
+// session that is not the caller's own, and also for one that does not exist, a caller without
+// the role `admin` gets SESSION_NOT_FOUND, and a caller with the role `admin` and another
 // audience gets AUDIENCE_MISMATCH.
 //
 // Further errors of every method: the errors of a refused access token; STORE_UNAVAILABLE.
@@ -121,8 +119,8 @@ type SessionServiceServer interface {
 	//
 	// Errors: INVALID_REQUEST; SESSION_NOT_FOUND.
 	RevokeSession(context.Context, *RevokeSessionRequest) (*RevokeSessionResponse, error)
-	// RevokeUserSessions ends every session of one user. The cost does not depend on
-	// the number of sessions.
+	// RevokeUserSessions ends every session of one user, in the same time for many sessions as
+	// for one.
 	//
 	// Errors: SESSION_NOT_FOUND; USER_NOT_FOUND.
 	RevokeUserSessions(context.Context, *RevokeUserSessionsRequest) (*RevokeUserSessionsResponse, error)

@@ -183,7 +183,7 @@ func (*GetKeySetRequest) Descriptor() ([]byte, []int) {
 // GetKeySetResponse holds the public keys that verify access tokens.
 type GetKeySetResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The issuer of the tokens that the keys verify.
+	// The issuer (claim `iss`) of the access tokens that the keys verify.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The public keys that verify access tokens now. The key that signs next is among the keys.
 	Keys          []*JsonWebKey `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
@@ -238,12 +238,13 @@ func (x *GetKeySetResponse) GetKeys() []*JsonWebKey {
 // WatchBundleRequest opens a stream of the trust bundle.
 type WatchBundleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The newest `resume` that the watcher received, from any replica; opaque.
-	// Empty: the stream begins with a whole snapshot.
+	// The `resume` of the newest message that the client has received from WatchBundle of any
+	// replica: opaque bytes, from which the server knows what the client already has. Empty: the
+	// stream begins with a whole snapshot.
 	Resume []byte `protobuf:"bytes,1,opt,name=resume,proto3" json:"resume,omitempty"`
-	// The id of the watcher, by which the server finds the watcher's reports: random bytes
-	// that the watcher keeps secret, the same for every stream of the watcher; at most 32.
-	// Empty: the watcher reports nothing.
+	// The id of the client, by which the server finds the client's reports (ReportWatcher):
+	// random bytes that the client keeps secret, the same for every stream of the client; at most
+	// 32 bytes. Empty: the client reports nothing.
 	Watcher       []byte `protobuf:"bytes,2,opt,name=watcher,proto3" json:"watcher,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -293,7 +294,8 @@ func (x *WatchBundleRequest) GetWatcher() []byte {
 	return nil
 }
 
-// ReportWatcherRequest is one message of a watcher's reports.
+// ReportWatcherRequest is one message of the stream of reports that a watcher (a client of
+// WatchBundle) sends.
 type ReportWatcherRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The content of the message.
@@ -372,7 +374,8 @@ type ReportWatcherRequest_Identity struct {
 }
 
 type ReportWatcherRequest_Report struct {
-	// What the watcher has received and refused, in every later message of the stream.
+	// What the watcher has received from WatchBundle and which tokens the watcher has refused,
+	// in every later message of the stream.
 	Report *WatcherReport `protobuf:"bytes,2,opt,name=report,proto3,oneof"`
 }
 
@@ -386,7 +389,7 @@ type WatcherIdentity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id that the watcher gave to WatchBundle; not empty.
 	Watcher []byte `protobuf:"bytes,1,opt,name=watcher,proto3" json:"watcher,omitempty"`
-	// The service, such as "orders"; at most 128 bytes.
+	// The name of the service with the verifier, such as "orders"; at most 128 bytes.
 	Service string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
 	// The instance of the service, such as the name of the host; at most 128 bytes.
 	Instance string `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
@@ -458,9 +461,10 @@ func (x *WatcherIdentity) GetVersion() string {
 // has refused.
 type WatcherReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The newest `resume` of WatchBundle up to which the watcher has applied every message.
+	// The `resume` of the newest message of WatchBundle up to which the watcher has applied every
+	// message.
 	Resume []byte `protobuf:"bytes,1,opt,name=resume,proto3" json:"resume,omitempty"`
-	// The age of the watcher's trust bundle.
+	// The age of the watcher's trust bundle (public keys and revocations).
 	Staleness *durationpb.Duration `protobuf:"bytes,2,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	// The tokens and calls that the watcher has refused since its start; at most 64
 	// reasons.
@@ -676,8 +680,8 @@ type ListWatchersResponse struct {
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// Every replica of the server. Each page has the whole list.
 	Replicas []*Replica `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`
-	// The client certificates that had a stream of WatchBundle in the last day, and have none
-	// now: at most 1000, the latest first. Each page has the whole list.
+	// The client certificates that had a stream of WatchBundle in the last day, and have no
+	// stream now: at most 1000 certificates, the latest first. Each page has the whole list.
 	Absent []*AbsentCertificate `protobuf:"bytes,4,rep,name=absent,proto3" json:"absent,omitempty"`
 	// The number of the newest event in the database. Every key change and every
 	// revocation is an event.
@@ -754,8 +758,9 @@ func (x *ListWatchersResponse) GetPosition() int64 {
 // Watcher describes an open stream of WatchBundle.
 type Watcher struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether the server has a report of the watcher. Without a report, `service`,
-	// `instance`, `version`, `position`, `staleness` and `refusals` are not set.
+	// Whether the server has a report of the watcher (the client of the stream). Without a
+	// report, `service`, `instance`, `version`, `position`, `staleness` and `refusals` are not
+	// set.
 	Reports bool `protobuf:"varint,1,opt,name=reports,proto3" json:"reports,omitempty"`
 	// The service to which the watcher belongs, as the watcher has reported.
 	Service string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
@@ -763,17 +768,18 @@ type Watcher struct {
 	Instance string `protobuf:"bytes,3,opt,name=instance,proto3" json:"instance,omitempty"`
 	// The version of the service, as the watcher has reported.
 	Version string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
-	// The address of the client.
+	// The network address of the watcher.
 	Address string `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
-	// The name in the client's certificate: "URI", "DNS" or "subject", a space, and the
-	// name. Empty: the client has shown no certificate, or a proxy has forwarded the call.
+	// The name in the watcher's client certificate: "URI", "DNS" or "subject", a space, and the
+	// name. Empty: the watcher has shown no certificate, or a proxy has forwarded the call.
 	Certificate string `protobuf:"bytes,6,opt,name=certificate,proto3" json:"certificate,omitempty"`
 	// The `id` of the replica that serves the stream.
 	Replica string `protobuf:"bytes,7,opt,name=replica,proto3" json:"replica,omitempty"`
-	// The number of the newest event that the watcher has applied, by its last report. 0:
-	// unknown.
+	// The number of the newest event in the database that the watcher has applied, by the
+	// watcher's last report. 0: unknown.
 	Position int64 `protobuf:"varint,8,opt,name=position,proto3" json:"position,omitempty"`
-	// The number of events between `position` and the newest event in the database.
+	// The number of events that the watcher has not applied yet: those after `position`, up to
+	// the newest event in the database.
 	Lag int64 `protobuf:"varint,9,opt,name=lag,proto3" json:"lag,omitempty"`
 	// The age of the watcher's trust bundle: the age in the last report, plus the age of the
 	// report.
@@ -905,12 +911,12 @@ type Replica struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The random id of the server process.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The name of the machine and the address of the gRPC listener.
+	// The name of the replica's machine and the address on which the replica serves gRPC.
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	// False: the replica has not answered this call, and `watchers` has the watchers of its last
-	// answer.
+	// False: the replica has not answered this call of ListWatchers, and `watchers` has the
+	// watchers of the replica's last answer.
 	Answers bool `protobuf:"varint,3,opt,name=answers,proto3" json:"answers,omitempty"`
-	// The number of the newest event that the replica has applied.
+	// The number of the newest event in the database that the replica has applied.
 	Position int64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
 	// Whether the replica requires a client certificate for WatchBundle (--client-ca).
 	NeedsCertificate bool `protobuf:"varint,5,opt,name=needs_certificate,json=needsCertificate,proto3" json:"needs_certificate,omitempty"`
@@ -1047,7 +1053,7 @@ func (x *AbsentCertificate) GetSeenAt() *timestamppb.Timestamp {
 	return nil
 }
 
-// WatchBundleResponse is one message of the stream.
+// WatchBundleResponse is one message of a stream of WatchBundle.
 type WatchBundleResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The content of the message.
@@ -1058,8 +1064,8 @@ type WatchBundleResponse struct {
 	//	*WatchBundleResponse_Change
 	//	*WatchBundleResponse_Heartbeat
 	Message isWatchBundleResponse_Message `protobuf_oneof:"message"`
-	// The value for `resume` of a later stream, which then goes on after this message. Empty: the
-	// `resume` of the earlier message is still the newest.
+	// The value for the field `resume` of a later call of WatchBundle, which then goes on after
+	// this message. Empty: the `resume` of an earlier message is still the newest.
 	Resume        []byte `protobuf:"bytes,4,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1151,7 +1157,8 @@ type WatchBundleResponse_Change struct {
 }
 
 type WatchBundleResponse_Heartbeat struct {
-	// A heartbeat, which tells that the server has sent everything, and what time it is.
+	// A heartbeat, which tells that the server has sent every revocation that the server knows,
+	// and what the server's clocks show.
 	Heartbeat *Heartbeat `protobuf:"bytes,3,opt,name=heartbeat,proto3,oneof"`
 }
 
@@ -1172,10 +1179,11 @@ type TrustState struct {
 	// The longest lifetime of an access token of this issuer.
 	MaxTokenLifetime *durationpb.Duration `protobuf:"bytes,3,opt,name=max_token_lifetime,json=maxTokenLifetime,proto3" json:"max_token_lifetime,omitempty"`
 	// How long a revocation is kept after the last token that the revocation concerns has
-	// expired. The leeway that a verifier allows for expired tokens must not exceed the margin.
+	// expired. A verifier that still accepts a token for a while after the expiry must do so for
+	// no longer than the margin.
 	Margin *durationpb.Duration `protobuf:"bytes,4,opt,name=margin,proto3" json:"margin,omitempty"`
 	// The ids (`kid`) of the keys that were withdrawn, the latest last, at most 1000. A verifier
-	// does not trust such a key again, whatever a later trust state holds, until a thousand
+	// does not trust a withdrawn key again, whatever a later trust state holds, until a thousand
 	// further keys were withdrawn.
 	WithdrawnKids []string `protobuf:"bytes,5,rep,name=withdrawn_kids,json=withdrawnKids,proto3" json:"withdrawn_kids,omitempty"`
 	// A delegated token (claim `act`) with a claim `iat` before this moment is not trusted:
@@ -1263,8 +1271,8 @@ type VerificationKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key.
 	Key *JsonWebKey `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// After this moment no token signed by the key is accepted. Not set: the key may still
-	// sign, so the moment is not known yet.
+	// The end of the key's validity: verifiers accept no token signed by the key after this
+	// moment. Not set: the key can still sign tokens, so the moment is not known yet.
 	VerifiesUntil *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=verifies_until,json=verifiesUntil,proto3" json:"verifies_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1375,11 +1383,12 @@ type RaisedVersion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id of the user (claim `sub` of the tokens).
 	UserId string `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// Tokens with a version below this one are revoked or stale.
+	// The least version of the user's access tokens (claim `ver`) that are still valid: tokens
+	// with a lower version are revoked or stale.
 	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	// True: the tokens are revoked, since their sessions have ended. False: the
-	// tokens are stale, since the user's rights have changed; a refresh brings the
-	// new rights.
+	// True: the user's tokens with a lower version are revoked, since the sessions of the user
+	// have ended. False: the tokens are stale, since the user's rights have changed; a refresh
+	// brings the new rights.
 	Revoked bool `protobuf:"varint,3,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	// The moment from which every token that the revocation concerns has expired.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
@@ -1518,8 +1527,8 @@ func (x *SnapshotChunk) GetLast() bool {
 	return false
 }
 
-// Change holds the revocations, and the trust state if it has changed, since the earlier
-// message.
+// Change holds the revocations since the earlier message of the stream, and the trust state if
+// the trust state has changed.
 type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The trust state from now on. Not set: the earlier trust state stays in force.
@@ -1587,11 +1596,11 @@ func (x *Change) GetRaisedVersions() []*RaisedVersion {
 // knows.
 type Heartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The server's times when the server made the heartbeat. All heartbeats of a stream come from
-	// one server process.
+	// What the server's clocks showed when the server made the heartbeat. All heartbeats of a
+	// stream come from one server process.
 	Times *ServerTimes `protobuf:"bytes,1,opt,name=times,proto3" json:"times,omitempty"`
-	// A time of the server's process clock: the server has sent everything that was committed
-	// before as_of. A verifier counts the age of its trust bundle from as_of.
+	// A time of the server's process clock: the server has sent every revocation and key change
+	// that was committed before as_of. A verifier counts the age of the trust bundle from as_of.
 	AsOf          *durationpb.Duration `protobuf:"bytes,2,opt,name=as_of,json=asOf,proto3" json:"as_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1643,24 +1652,23 @@ func (x *Heartbeat) GetAsOf() *durationpb.Duration {
 
 // ServerTimes holds what a server process knows of the token time: the time of the database's
 // clock, by which access tokens are minted and expire. The token time jumps when the database's
-// clock is set; the process clock never jumps.
-//
-// A verifier finds out by a call of its own, WatchBundle or GetTime, what the process clock
-// shows. With the process clock known, every later heartbeat of the same process tells the
-// token time, also a heartbeat that arrives late.
+// clock is set; the process clock never jumps. A verifier finds out what the server's process
+// clock shows by a call of WatchBundle or GetTime. With the process clock known, every later
+// heartbeat of the same server process tells the token time, also a heartbeat that arrives
+// late.
 type ServerTimes struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A random id of the server process.
 	Process []byte `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
-	// The process clock: the time since the start of the process. The time in which the machine
-	// is suspended counts too.
+	// The process clock: the time since the start of the server process, with the time in which
+	// the machine was suspended.
 	Now *durationpb.Duration `protobuf:"bytes,2,opt,name=now,proto3" json:"now,omitempty"`
-	// A time of the process clock: the process has asked the database for the newest reading of
-	// the database's clock. After the answer, the process calculates the token time from the
-	// process clock.
+	// The time, by the process clock, at which the server process last asked the database what
+	// the database's clock shows. From the answer on, the process calculates the token time from
+	// the process clock.
 	Asked *durationpb.Duration `protobuf:"bytes,3,opt,name=asked,proto3" json:"asked,omitempty"`
-	// A time of the process clock: the answer of the database to the question at `asked` has
-	// arrived.
+	// The time, by the process clock, at which the answer of the database to the question at
+	// `asked` arrived.
 	Answered *durationpb.Duration `protobuf:"bytes,4,opt,name=answered,proto3" json:"answered,omitempty"`
 	// The token time at `now` is at least `earliest`.
 	Earliest *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=earliest,proto3" json:"earliest,omitempty"`
@@ -1794,7 +1802,7 @@ type GetTimeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The nonce of the request.
 	Nonce []byte `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
-	// The server's times, read after the request has arrived.
+	// What the server's clocks showed after the request had arrived.
 	Times         *ServerTimes `protobuf:"bytes,2,opt,name=times,proto3" json:"times,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -45,24 +45,22 @@ type TrustServiceClient interface {
 	//  2. a heartbeat;
 	//  3. changes as they happen, with heartbeats in between.
 	//
-	// If the server still knows the position in `resume`, the snapshot holds only the revocations
-	// since then, as chunks or as changes. The snapshot can be empty.
-	//
-	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation
-	// at the revocation's own time `until`. A new trust state replaces all of the earlier trust
-	// state.
+	// If the request has a `resume` that the server still knows, the snapshot holds only the revocations since the message with this `resume`, as chunks or as changes. The snapshot can be empty.
+	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation at the time `until` of the revocation. A new trust state replaces all of the earlier trust state.
 	//
 	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open the stream
 	// again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED if the server has
-	// --client-ca; OVERLOADED if the server has no place for the stream, or if another client
-	// gets the place of the stream. When all places are taken, a new client gets the place of the
-	// client network or client certificate that holds most. A client with a certificate, or with
-	// a `resume` that the server knows, loses its place later than others.
+	// --client-ca; OVERLOADED if the server serves no further stream, or ends this stream to
+	// serve another client. When as many streams are open as the server allows, the server ends a
+	// stream of the client network or client certificate with the most streams, to serve a new
+	// client. The server ends the streams of clients with a certificate, or with a `resume` that
+	// the server knows, later than the streams of others.
 	WatchBundle(ctx context.Context, in *WatchBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchBundleResponse], error)
-	// ReportWatcher tells the server to which service a watcher belongs and which events the
-	// watcher has applied, for ListWatchers. The first message holds the identity, and every
-	// later message a report. A watcher that reports sends a report after each heartbeat of
-	// WatchBundle. The server sends heartbeats more often while an admin calls ListWatchers.
+	// ReportWatcher tells the server to which service a watcher (a client of WatchBundle) belongs
+	// and which events the watcher has applied, for ListWatchers. The first message holds the
+	// identity, and every later message a report. A watcher that reports sends a report after
+	// each heartbeat of WatchBundle. The server sends heartbeats more often while an admin calls
+	// ListWatchers.
 	//
 	// The server answers and ends the stream after 800 reports, or when the client ends its
 	// side. The watcher then opens another stream.
@@ -72,14 +70,14 @@ type TrustServiceClient interface {
 	// WatchBundle.
 	//
 	// Errors: INVALID_REQUEST for a message of another kind or a field that is too long;
-	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca; OVERLOADED for more
-	// than twenty reports a second, if the server has no place for the stream, or if
-	// another client gets the place of the stream; UNAVAILABLE if the server stops.
+	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca; OVERLOADED for more than twenty
+	// reports a second, if the server serves no further stream, or if the server ends this stream
+	// to serve another client; UNAVAILABLE if the server stops.
 	ReportWatcher(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ReportWatcherRequest, ReportWatcherResponse], error)
-	// ListWatchers lists every stream of WatchBundle at every replica, with the newest
-	// report of each watcher. ListWatchers asks the watchers for reports and the other
-	// replicas for their lists, and waits for 1.5 seconds at most. A replica that has not
-	// answered is in `replicas` with `answers` false.
+	// ListWatchers lists every stream of WatchBundle at every replica, with the newest report of
+	// each watcher (the client of a stream). ListWatchers asks the watchers for reports and the
+	// other replicas for lists of their watchers, and waits for 1.5 seconds at most. A replica
+	// that has not answered is in `replicas` with `answers` false.
 	//
 	// ListWatchers requires an access token with the role `admin`, for the audience `watchword`
 	// (see LoginRequest).
@@ -87,9 +85,9 @@ type TrustServiceClient interface {
 	// Errors: INVALID_REQUEST for a page size or page token that is not valid; AUDIENCE_MISMATCH,
 	// before ROLE_REQUIRED, and the other errors of a refused access token; STORE_UNAVAILABLE.
 	ListWatchers(ctx context.Context, in *ListWatchersRequest, opts ...grpc.CallOption) (*ListWatchersResponse, error)
-	// GetTime returns the server's times. A verifier calls GetTime at the beginning of a stream
-	// and then once a minute: what the verifier takes for the server's time is then wrong by no
-	// more than the time between the request and the response.
+	// GetTime returns what the server's clocks show. A verifier calls GetTime at the beginning of
+	// a stream of WatchBundle and then once a minute: what the verifier takes for the server's
+	// time is then wrong by no more than the time between the request and the response.
 	//
 	// Errors: INVALID_REQUEST for a nonce of more than 64 bytes;
 	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca.
@@ -183,24 +181,22 @@ type TrustServiceServer interface {
 	//  2. a heartbeat;
 	//  3. changes as they happen, with heartbeats in between.
 	//
-	// If the server still knows the position in `resume`, the snapshot holds only the revocations
-	// since then, as chunks or as changes. The snapshot can be empty.
-	//
-	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation
-	// at the revocation's own time `until`. A new trust state replaces all of the earlier trust
-	// state.
+	// If the request has a `resume` that the server still knows, the snapshot holds only the revocations since the message with this `resume`, as chunks or as changes. The snapshot can be empty.
+	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation at the time `until` of the revocation. A new trust state replaces all of the earlier trust state.
 	//
 	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open the stream
 	// again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED if the server has
-	// --client-ca; OVERLOADED if the server has no place for the stream, or if another client
-	// gets the place of the stream. When all places are taken, a new client gets the place of the
-	// client network or client certificate that holds most. A client with a certificate, or with
-	// a `resume` that the server knows, loses its place later than others.
+	// --client-ca; OVERLOADED if the server serves no further stream, or ends this stream to
+	// serve another client. When as many streams are open as the server allows, the server ends a
+	// stream of the client network or client certificate with the most streams, to serve a new
+	// client. The server ends the streams of clients with a certificate, or with a `resume` that
+	// the server knows, later than the streams of others.
 	WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[WatchBundleResponse]) error
-	// ReportWatcher tells the server to which service a watcher belongs and which events the
-	// watcher has applied, for ListWatchers. The first message holds the identity, and every
-	// later message a report. A watcher that reports sends a report after each heartbeat of
-	// WatchBundle. The server sends heartbeats more often while an admin calls ListWatchers.
+	// ReportWatcher tells the server to which service a watcher (a client of WatchBundle) belongs
+	// and which events the watcher has applied, for ListWatchers. The first message holds the
+	// identity, and every later message a report. A watcher that reports sends a report after
+	// each heartbeat of WatchBundle. The server sends heartbeats more often while an admin calls
+	// ListWatchers.
 	//
 	// The server answers and ends the stream after 800 reports, or when the client ends its
 	// side. The watcher then opens another stream.
@@ -210,14 +206,14 @@ type TrustServiceServer interface {
 	// WatchBundle.
 	//
 	// Errors: INVALID_REQUEST for a message of another kind or a field that is too long;
-	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca; OVERLOADED for more
-	// than twenty reports a second, if the server has no place for the stream, or if
-	// another client gets the place of the stream; UNAVAILABLE if the server stops.
+	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca; OVERLOADED for more than twenty
+	// reports a second, if the server serves no further stream, or if the server ends this stream
+	// to serve another client; UNAVAILABLE if the server stops.
 	ReportWatcher(grpc.ClientStreamingServer[ReportWatcherRequest, ReportWatcherResponse]) error
-	// ListWatchers lists every stream of WatchBundle at every replica, with the newest
-	// report of each watcher. ListWatchers asks the watchers for reports and the other
-	// replicas for their lists, and waits for 1.5 seconds at most. A replica that has not
-	// answered is in `replicas` with `answers` false.
+	// ListWatchers lists every stream of WatchBundle at every replica, with the newest report of
+	// each watcher (the client of a stream). ListWatchers asks the watchers for reports and the
+	// other replicas for lists of their watchers, and waits for 1.5 seconds at most. A replica
+	// that has not answered is in `replicas` with `answers` false.
 	//
 	// ListWatchers requires an access token with the role `admin`, for the audience `watchword`
 	// (see LoginRequest).
@@ -225,9 +221,9 @@ type TrustServiceServer interface {
 	// Errors: INVALID_REQUEST for a page size or page token that is not valid; AUDIENCE_MISMATCH,
 	// before ROLE_REQUIRED, and the other errors of a refused access token; STORE_UNAVAILABLE.
 	ListWatchers(context.Context, *ListWatchersRequest) (*ListWatchersResponse, error)
-	// GetTime returns the server's times. A verifier calls GetTime at the beginning of a stream
-	// and then once a minute: what the verifier takes for the server's time is then wrong by no
-	// more than the time between the request and the response.
+	// GetTime returns what the server's clocks show. A verifier calls GetTime at the beginning of
+	// a stream of WatchBundle and then once a minute: what the verifier takes for the server's
+	// time is then wrong by no more than the time between the request and the response.
 	//
 	// Errors: INVALID_REQUEST for a nonce of more than 64 bytes;
 	// CLIENT_CERTIFICATE_REQUIRED if the server has --client-ca.

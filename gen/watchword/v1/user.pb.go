@@ -29,7 +29,7 @@ const (
 type UserKind int32
 
 const (
-	// In a request: USER_KIND_USER. Never sent.
+	// Means USER_KIND_USER in a request, and is never in a response.
 	UserKind_USER_KIND_UNSPECIFIED UserKind = 0
 	// A user signs in with a password (Login) and has sessions.
 	UserKind_USER_KIND_USER UserKind = 1
@@ -84,10 +84,12 @@ type User struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 16 random characters of base64url. No other user ever gets the same id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The name in its folded form (PRECIS UsernameCaseMapped, RFC 8265). A new name has letters
-	// of one script; Japanese, Chinese or Korean can mix with Latin (UTS 39, Highly Restrictive).
+	// The username in the folded form (PRECIS UsernameCaseMapped, RFC 8265). A new username has
+	// letters of one script; Japanese, Chinese or Korean can mix with Latin (UTS 39, Highly
+	// Restrictive).
 	Username string `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
-	// The roles, sorted; each is `[a-z][a-z0-9._:-]{0,63}`, at most 32 of them.
+	// The roles of the account, sorted; each has the form `[a-z][a-z0-9._:-]{0,63}`; at most 32
+	// roles.
 	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	// A disabled user has no session and cannot log in.
 	Disabled bool `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
@@ -206,16 +208,19 @@ type CreateUserRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The username; at most 256 bytes.
 	Username string `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
-	// The first password: --min-password-length characters (15 by default) to 1024 bytes, and
-	// none that attackers guess early (see PASSWORD_TOO_WEAK). Empty for a service account.
+	// The first password of the user: at least --min-password-length characters (15 by default)
+	// and at most 1024 bytes, and none that attackers guess early (see PASSWORD_TOO_WEAK). Empty
+	// for a service account.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	// The roles of the account; can be empty.
 	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	// The kind of the account. Not set: USER_KIND_USER.
 	Kind UserKind `protobuf:"varint,4,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
-	// As in User: for a service account only, at most 32.
+	// The audiences that stand for a new service account, as `audiences` of User; at most 32. Empty
+	// for a user.
 	Audiences []string `protobuf:"bytes,5,rep,name=audiences,proto3" json:"audiences,omitempty"`
-	// As in User: for a service account only, at most 32.
+	// The audiences for which a new service account is allowed to delegate tokens, as
+	// `delegates_to` of User; at most 32. Empty for a user.
 	DelegatesTo   []string `protobuf:"bytes,6,rep,name=delegates_to,json=delegatesTo,proto3" json:"delegates_to,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -597,8 +602,8 @@ type UpdateUserRequest struct {
 	// The `id` of the account to change, and the new values of the fields in `update_mask`.
 	User *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	// The fields to change, of `username`, `roles`, `disabled`, `audiences` and `delegates_to`.
-	// Empty: every field that is populated, at least one. `*`: all five fields. If every field to
-	// change has its new value already, the call succeeds and writes nothing.
+	// Empty: every field that is populated, at least one. `*`: all five fields. If no field would
+	// change its value, the call succeeds and writes nothing.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -782,8 +787,8 @@ type SetPasswordRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The user's id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The new password: --min-password-length characters (15 by default) to 1024 bytes, and none
-	// that attackers guess early (see PASSWORD_TOO_WEAK).
+	// The new password: at least --min-password-length characters (15 by default) and at most
+	// 1024 bytes, and none that attackers guess early (see PASSWORD_TOO_WEAK).
 	Password      string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -39,8 +39,8 @@ const (
 // A change of name, roles or audiences makes the access tokens of the account TOKEN_STALE: a
 // refresh, or another exchange, brings a token with the new rights. A new password, disabling
 // and deleting end every session of the user. Disabling and deleting a service account make its
-// access tokens TOKEN_REVOKED, and also the tokens that the service has delegated. Once a call
-// has answered, this server's Verify knows the change.
+// access tokens TOKEN_REVOKED, and also the tokens that the service has delegated. Once one of
+// these methods has answered, this server's Verify knows the change.
 //
 // Further errors of every method: the errors of a refused access token, with AUDIENCE_MISMATCH
 // for a token without the audience `watchword`, before ROLE_REQUIRED; STORE_UNAVAILABLE.
@@ -67,7 +67,7 @@ type UserServiceClient interface {
 	// USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change would leave no enabled user of the
 	// kind USER with the role `admin`.
 	UpdateUser(ctx context.Context, in *UpdateUserRequest, opts ...grpc.CallOption) (*UpdateUserResponse, error)
-	// DeleteUser removes a user. This cannot be undone. The name is free again.
+	// DeleteUser removes a user for ever, and frees the username for another user.
 	//
 	// Errors: INVALID_REQUEST; USER_NOT_FOUND; LAST_ADMIN for the last enabled user of the
 	// kind USER with the role `admin`.
@@ -157,8 +157,8 @@ func (c *userServiceClient) SetPassword(ctx context.Context, in *SetPasswordRequ
 // A change of name, roles or audiences makes the access tokens of the account TOKEN_STALE: a
 // refresh, or another exchange, brings a token with the new rights. A new password, disabling
 // and deleting end every session of the user. Disabling and deleting a service account make its
-// access tokens TOKEN_REVOKED, and also the tokens that the service has delegated. Once a call
-// has answered, this server's Verify knows the change.
+// access tokens TOKEN_REVOKED, and also the tokens that the service has delegated. Once one of
+// these methods has answered, this server's Verify knows the change.
 //
 // Further errors of every method: the errors of a refused access token, with AUDIENCE_MISMATCH
 // for a token without the audience `watchword`, before ROLE_REQUIRED; STORE_UNAVAILABLE.
@@ -185,7 +185,7 @@ type UserServiceServer interface {
 	// USER_NOT_FOUND; USER_EXISTS; LAST_ADMIN if the change would leave no enabled user of the
 	// kind USER with the role `admin`.
 	UpdateUser(context.Context, *UpdateUserRequest) (*UpdateUserResponse, error)
-	// DeleteUser removes a user. This cannot be undone. The name is free again.
+	// DeleteUser removes a user for ever, and frees the username for another user.
 	//
 	// Errors: INVALID_REQUEST; USER_NOT_FOUND; LAST_ADMIN for the last enabled user of the
 	// kind USER with the role `admin`.
