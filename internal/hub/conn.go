@@ -14,11 +14,10 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// Conn returns a connection in process for the local verifier, with the same messages as any
-// stream of WatchBundle. Only one verifier is allowed to use the connection at a time.
-//
-// A verifier must apply a message before the next call of RecvMsg. That call records the
-// message as applied, for [Hub.WaitApplied].
+// Conn returns a connection in process for the local verifier (the server's own), with the same
+// messages as any stream of WatchBundle. Only one verifier is allowed to use the connection at
+// a time. The verifier must apply a message before the verifier calls RecvMsg again: the next
+// call of RecvMsg records the message as applied, for [Hub.WaitApplied].
 func (h *Hub) Conn() grpc.ClientConnInterface { return localConn{h} }
 
 type localConn struct{ hub *Hub }
@@ -47,9 +46,9 @@ func (c localConn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method str
 	return &localStream{ctx: ctx, watcher: &Watcher{hub: c.hub}}, nil
 }
 
-// localStream serves one WatchBundle call in process. The watcher of a localStream takes no
-// place of [Hub].places, so that clients which hold every place cannot keep the local verifier
-// out.
+// localStream serves one WatchBundle call in process, for the local verifier. A localStream
+// does not count among the streams that [Hub].places bounds, so that clients with as many
+// streams as the bound allows cannot keep the local verifier out.
 type localStream struct {
 	ctx     context.Context
 	watcher *Watcher
@@ -60,8 +59,9 @@ func (s *localStream) Trailer() metadata.MD         { return nil }
 func (s *localStream) CloseSend() error             { return nil }
 func (s *localStream) Context() context.Context     { return s.ctx }
 
-// SendMsg reads the request, before the first RecvMsg. No refresh of the hub is
-// necessary: everything that the verifier knows came from this hub.
+// SendMsg reads the WatchBundleRequest of the local verifier, before the first RecvMsg. SendMsg
+// does not refresh the hub from the database: everything that the local verifier knows came
+// from this hub.
 func (s *localStream) SendMsg(m any) error {
 	at, _ := s.watcher.hub.parseResume(m.(*watchwordv1.WatchBundleRequest).GetResume())
 	s.watcher.begin(at, true)

@@ -1,5 +1,6 @@
-// Package hub serves the trust bundle to watchers: a snapshot of the trust state and
-// of the revocations in force, and then changes, with heartbeats in between.
+// Package hub serves the trust bundle (public keys and revocations) to watchers, which are the
+// verifiers with a stream of WatchBundle: a snapshot of the trust state and of the revocations
+// in force, and then changes, with heartbeats in between.
 //
 // One publisher fills a hub. The publisher calls [Hub.Publish] for each step of the
 // history of events, [Hub.Fork] when the history was replaced, and [Hub.Beat] at
@@ -10,18 +11,17 @@
 // has all revocations that have not expired, also those of a history that was replaced. The
 // memory of the hub is bounded: all watchers share encoded messages. The hub keeps the newest
 // 2048 to 4096 messages, fewer above 16 MiB, and drops a watcher that needs an older message.
-// Each stream takes a place. The number of places is bounded, in all and for each peer. When
-// all places are taken, a new stream gets the place of a stream of the peer that holds most:
-// see package share.
+// The number of streams is bounded, in all and for each peer (a client network or a client
+// certificate). When as many streams are open as the bound allows, the hub ends a stream of the
+// peer with the most streams to serve a new stream: see package share.
 //
-// The hub knows the token time, the time of the clock of the database (the origin), from the
-// publisher's readings. In between the hub calculates the token time from the time that passes
-// in this process. So the machine's clock has no influence. Every heartbeat carries the token
-// time and a time of the process clock, as [Hub.Times] returns both.
-//
-// The process's own verifier, called the local verifier, watches through [Hub.Conn]
-// and needs no place. [Hub.WaitApplied] returns when the local verifier has applied
-// the events up to a position.
+// The hub knows the token time, which is the time of the database's clock, from each [Reading]
+// in an [Update]. Between two readings the hub calculates the token time from the time that
+// passes in this process. So the machine's clock has no influence. Every heartbeat carries the
+// token time and a time of the process clock, as [Hub.Times] returns both. The process's own
+// verifier, called the local verifier, receives the trust bundle through [Hub.Conn] and does
+// not count among the bounded streams. [Hub.WaitApplied] returns when the local verifier has
+// applied the events up to a position.
 package hub
 
 import (
@@ -47,13 +47,15 @@ var (
 	// ErrBehind reports that a watcher read too slowly, or that the history of events was
 	// replaced. The client opens another stream.
 	ErrBehind = errors.New("watcher fell behind")
-	// ErrOutdated reports that a watcher knows more than the hub, and that the publisher cannot
-	// read more from the database. Another replica may know more.
+	// ErrOutdated reports that a watcher knows a newer event than the hub, and that the
+	// publisher cannot read newer events from the database. Another replica possibly has the
+	// newer events.
 	ErrOutdated = errors.New("this replica is behind the watcher")
-	// ErrTooManyWatchers reports that the peer holds as many places as one peer can hold, or
-	// that all places are taken and no other peer holds more.
+	// ErrTooManyWatchers reports that the peer has as many streams as one peer can have, or
+	// that as many streams are open as the hub allows and no other peer has more streams.
 	ErrTooManyWatchers = errors.New("too many watchers")
-	// ErrEvicted reports that another watcher has got the place of this watcher.
+	// ErrEvicted reports that the hub ends the watcher's stream to serve the stream of another
+	// watcher.
 	ErrEvicted = errors.New("another watcher has got the place")
 )
 
@@ -61,9 +63,9 @@ var (
 // bytes must not be changed.
 type Message []byte
 
-// Hub holds the trust bundle and serves watchers. Hub is safe for concurrent use.
-// Opening a stream holds the lock for microseconds. The places, one for each watcher,
-// have a lock of their own.
+// Hub holds the trust bundle and serves watchers. Hub is safe for concurrent use. Opening a
+// stream holds the lock of the hub for microseconds. The count of the streams of each peer
+// (places) has a lock of its own.
 type Hub struct {
 	origin    string
 	resumeKey []byte // the key for the MAC of resume tokens
@@ -74,14 +76,14 @@ type Hub struct {
 	elapsed   *clock.Elapsed // the process clock
 
 	delays                 count.Durations // the time from a message's entry into the ring until a watcher takes the message
-	behind, slow, outdated atomic.Uint64   // numbers of watchers that were sent away; see Stats
+	behind, slow, outdated atomic.Uint64   // numbers of watchers that had to open another stream; see Stats
 
 	mu         sync.Mutex // guards all fields below
 	trust      *watchwordv1.TrustState
 	trustChunk Message // trust, encoded as the first message of a stream
 	revoked    revocations
 	token      clock.Estimate // the token time, in ns since 1970, by the process clock
-	asOf       time.Duration  // a time of the process clock: every event committed before is published
+	asOf       time.Duration  // a time of the process clock: every event that was committed before asOf is published
 	ring       ring
 	greatest   int64 // the Greatest of the newest Update
 	claimed    int64 // the greatest version in the resume token of a watcher
@@ -107,21 +109,22 @@ func New(origin string, refresh func(context.Context) error) *Hub {
 	return h
 }
 
-// Update describes one step of the history of events. A hub sends the step as one message, so
-// the publisher bounds the size of the step.
+// Update describes one step of the history of events: the events that the publisher has read
+// from the database at once. A hub sends the step as one message, so the publisher bounds the
+// size of the step.
 type Update struct {
 	Change *watchwordv1.Change // the trust state if it has changed, and new revocations
 	Passed []Position          // the position of each event in the step, in order
-	At     Position            // the position after the step
+	At     Position            // the position of the newest event after the step
 	// Greatest is at least the floor for versions and every version of an event, in this
 	// history and in histories that were replaced.
 	Greatest int64
-	Time     Reading // a reading of the database's clock
+	Time     Reading // what the database's clock showed
 	Whole    bool    // every event committed before Time.Asked is published
 }
 
-// Reading holds a reading of the database's clock: the clock showed Token after the time Asked
-// and before the time Answered of [Hub.Elapsed].
+// Reading holds what the database's clock has shown once: the clock showed Token after the time
+// Asked and before the time Answered of [Hub.Elapsed].
 type Reading struct {
 	Token           time.Time
 	Asked, Answered time.Duration
@@ -162,9 +165,10 @@ func (h *Hub) Publish(u *Update) (set time.Duration) {
 	return set
 }
 
-// Fork begins another history of events at position zero, after the database has lost events.
-// All watchers are dropped and must open new streams. Revocations of the old history stay in
-// force until the revocations expire: a revoked token stays refused when a history is lost.
+// Fork begins another history of events at position zero, after the database has lost events,
+// such as by the restore of a backup. Fork ends the streams of all watchers, which must open
+// new streams. Revocations of the old history stay in force until the revocations expire:
+// verifiers keep refusing a revoked token when the database has lost the revocation.
 func (h *Hub) Fork() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -222,26 +226,29 @@ func (h *Hub) Applied() int64 {
 	return h.applied
 }
 
-// lacks reports whether the hub must be refreshed before a watcher at a position is served. A
-// snapshot from a hub that is behind could hold a key that the watcher knows to be withdrawn,
-// and the watcher would trust the key again.
+// lacks reports whether the hub must read newer events from the database before the hub serves
+// a watcher that knows the events up to a position. A snapshot from a hub with fewer events
+// could hold a key that the watcher knows to be withdrawn, and the watcher would trust the key
+// again.
 func (h *Hub) lacks(at Position) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.ring.lacks(at)
 }
 
-// knows reports whether a position lies in the history of events of the hub. The tag of an
-// event is random, so a client that names such a position has been a watcher of this history.
+// knows reports whether a position (the number and the tag of an event) is of the hub's history
+// of events. The tag of an event is random, so a client that names a known position has been a
+// watcher of this history before.
 func (h *Hub) knows(at Position) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.ring.knows(at)
 }
 
-// expiredLocked returns a time: a revocation that ends earlier has expired by every setting
-// that the database's clock had within the life of a revocation. So a clock that is wrong for a
-// moment drops no revocation. h.mu must be held.
+// expiredLocked returns the time before which the hub drops a revocation: a revocation that
+// ends before this time has expired by everything that the database's clock has shown within
+// the life of a revocation. So a clock that is ahead for a moment drops no revocation. h.mu
+// must be held.
 func (h *Hub) expiredLocked() time.Time {
 	life := h.trust.GetMaxTokenLifetime().AsDuration() + h.trust.GetMargin().AsDuration()
 	return time.Unix(0, int64(h.token.Expired(h.elapsed.Now(), life)))
@@ -265,8 +272,8 @@ func (h *Hub) timesLocked() *watchwordv1.ServerTimes {
 	}
 }
 
-// heartbeatLocked returns a heartbeat with the times of now and a resume token. h.mu must be
-// held.
+// heartbeatLocked returns a heartbeat with what the clocks show now, and with a resume token.
+// h.mu must be held.
 func (h *Hub) heartbeatLocked(resume []byte) *watchwordv1.WatchBundleResponse {
 	beat := &watchwordv1.Heartbeat{Times: h.timesLocked(), AsOf: durationpb.New(h.asOf)}
 	return &watchwordv1.WatchBundleResponse{
@@ -274,7 +281,8 @@ func (h *Hub) heartbeatLocked(resume []byte) *watchwordv1.WatchBundleResponse {
 	}
 }
 
-// chunkSize bounds a message of a snapshot, in entries of about 40 bytes.
+// chunkSize bounds the number of revocations in a message of a snapshot; a revocation takes
+// about 40 bytes.
 const chunkSize = 1000
 
 // revocations holds the revocations in force, in the chunks of a snapshot. Revocations arrive
@@ -285,7 +293,7 @@ const chunkSize = 1000
 // revocations has no lock: [Hub].mu guards it.
 type revocations struct {
 	full    []fullChunk               // watchers hold the slice: elements are never changed in place
-	open    watchwordv1.SnapshotChunk // the newest entries, fewer than chunkSize
+	open    watchwordv1.SnapshotChunk // the newest revocations, fewer than chunkSize
 	encoded Message                   // open, encoded; nil after open has changed
 	last    time.Time                 // the latest expiry in open
 }
@@ -307,8 +315,9 @@ func (r *revocations) add(c *watchwordv1.Change) {
 	}
 }
 
-// entryAdded is called after an entry was added to the open chunk (r.open), with the entry's
-// expiry. When the chunk is full, entryAdded encodes the chunk, which never changes again.
+// entryAdded notes that a revocation was added to the open chunk (r.open); until is the
+// revocation's expiry. When the chunk is full, entryAdded encodes the chunk, which never
+// changes again.
 func (r *revocations) entryAdded(until *timestamppb.Timestamp) {
 	r.encoded = nil
 	if expires := until.AsTime(); r.last.Before(expires) {

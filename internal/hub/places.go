@@ -9,41 +9,44 @@ import (
 )
 
 const (
-	// maxWatchers bounds the watchers of a hub until [Hub.LimitWatchers] is called.
+	// maxWatchers bounds the number of streams of a hub until [Hub.LimitWatchers] sets another
+	// bound.
 	maxWatchers = 10_000
-	// perPeer divides the number of all places: one peer can hold a half while places are free.
-	// The part is large, since the address of a gateway, or one certificate for all services,
-	// can stand for many watchers. A peer with many places is the first to lose places.
+	// perPeer divides the number of all places for watchers: one peer can hold a half while
+	// places are free. A half is much, since the address of a gateway, or one certificate for
+	// all services, can stand for many watchers. When no place is free, the peer with the most
+	// places loses a place first.
 	perPeer = 2
-	// snapshotsPerPeer bounds the snapshots that are sent to one peer at a time. More
-	// wait for their turn.
+	// snapshotsPerPeer bounds the snapshots that the hub sends to one peer at a time. Further
+	// snapshots wait until an earlier snapshot to the peer is sent.
 	snapshotsPerPeer = 16
 	// snapshotTimeout bounds the time for one snapshot: a million revocations at 300
 	// kB a second.
 	snapshotTimeout = 2 * time.Minute
-	// turnPerMessage is the least length of a turn, for each message of the snapshot. A
-	// client that opens and closes streams in a loop gets 1,600 messages a second, at
-	// most 64 MB. A message takes some 40 µs of CPU time.
+	// turnPerMessage is the least time that a snapshot keeps the next snapshot to the same peer
+	// waiting, for each message of the snapshot. So a client that opens and closes streams in a
+	// loop gets at most 1,600 messages a second, 64 MB. A message takes some 40 µs of CPU time.
 	turnPerMessage = 10 * time.Millisecond
 )
 
-// Peer says where a watcher comes from: a client network, or a client certificate. Watchers
-// with the same Name share their places and their turns for snapshots.
+// Peer says where a watcher comes from: a client network, or a client certificate. The hub
+// bounds the streams, and the snapshots sent at a time, of all watchers with the same Name
+// together.
 type Peer struct {
 	Name      string // a network, or the name in a client certificate
 	Certified bool   // the client has shown a certificate of a CA that the server trusts
 }
 
-// LimitWatchers sets the number of places for watchers, of which a peer can hold a half.
-// Without LimitWatchers, a hub has 10,000 places. LimitWatchers must be called before the first
-// Watch. When all peers hold equally many places, the peers in known keep their places; see
-// [share.Known].
+// LimitWatchers bounds the number of streams (places for watchers) of the hub; a peer can have
+// a half. Without LimitWatchers, a hub allows 10,000 streams. LimitWatchers must be called
+// before the first Watch. When all peers have equally many streams, the streams of the peers in
+// known stay open; see [share.Known].
 func (h *Hub) LimitWatchers(n int, known *share.Known) {
 	h.places = share.NewPool(share.Limits{Places: n, PerPeer: max(1, n/perPeer), Known: known})
 }
 
-// turns bounds the snapshots that are sent to each peer at a time. turns is safe for
-// concurrent use.
+// turns bounds the number of snapshots that the hub sends to each peer at a time. turns is safe
+// for concurrent use.
 type turns struct {
 	mu    sync.Mutex
 	peers map[string]*turn // only peers with a watcher that has a turn or waits for one
@@ -56,7 +59,8 @@ type turn struct {
 	taken    chan struct{} // holds one element for each snapshot that is being sent
 }
 
-// join adds a watcher to the turns of a peer. The caller must call leave later.
+// join adds a watcher to the watchers of a peer that send or wait to send a snapshot. The
+// caller must call leave later.
 func (t *turns) join(peer string) *turn {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -94,9 +98,9 @@ func (w *Watcher) awaitTurn(ctx context.Context, peer string) (err error) {
 	return err
 }
 
-// endTurn ends the watcher's turn, if the watcher has one, so that the next snapshot to the
-// same peer can begin. A turn that is shorter than turnPerMessage demands ends only when that
-// time has passed.
+// endTurn lets the next snapshot to the same peer begin, if this watcher has sent a snapshot.
+// If the snapshot was sent faster than turnPerMessage allows, the next snapshot begins only
+// when the time of turnPerMessage for each message has passed.
 func (w *Watcher) endTurn() {
 	of, turns := w.turn, &w.hub.turns
 	if of == nil {

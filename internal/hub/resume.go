@@ -12,10 +12,10 @@ import (
 //	event number ‖ tag ‖ greatest version ‖ MAC ‖ origin
 //
 // with 8, 8, 8, 16 bytes, and the rest. The greatest version is [Update].Greatest of the hub
-// that made the token. A server that starts on a restored database learns from the token which
-// versions the database has lost. The MAC is HMAC-SHA256 over everything else, truncated to 128
-// bits (RFC 2104, section 5): without the MAC, a client could raise the floor for versions, and
-// so the versions of all new tokens, at will.
+// that made the resume token: no user's rights had a greater version number. From the resume
+// token a server on a restored database learns which version numbers the database has lost. The
+// MAC is HMAC-SHA256 over everything else, truncated to 128 bits (RFC 2104, section 5): without
+// the MAC, any client could raise the version number of all new access tokens at will.
 const (
 	resumeMAC    = 16
 	resumeLength = 8 + len(Tag{}) + 8 + resumeMAC // without the origin
@@ -26,7 +26,8 @@ const (
 // Call SealResume before Watch and Conn are used. Until then, the key is random.
 func (h *Hub) SealResume(key []byte) { h.resumeKey = key }
 
-// resumeLocked returns the resume token for the state. h.mu must be held.
+// resumeLocked returns the resume token for a watcher that knows everything that the hub has
+// published. h.mu must be held.
 func (h *Hub) resumeLocked() []byte {
 	token := binary.BigEndian.AppendUint64(nil, uint64(h.ring.at.Seq))
 	token = append(token, h.ring.at.Tag[:]...)
@@ -68,17 +69,18 @@ func (h *Hub) Reached(token []byte) int64 {
 	return at.Seq
 }
 
-// Claimed returns the greatest version in the resume tokens of watchers so far. If Claimed
-// returns more than the publisher's [Update].Greatest, the database has lost versions, or
-// the publisher is behind.
+// Claimed returns the greatest version of a user's rights in the resume tokens of all watchers
+// so far. If Claimed returns more than [Update].Greatest of the newest update, the database has
+// lost changes of rights, or the publisher has not read the newest changes yet.
 func (h *Hub) Claimed() int64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.claimed
 }
 
-// claim remembers the greatest version in a watcher's resume token, and reports whether the hub
-// must be refreshed because the version is above every version that the hub knows.
+// claim remembers the greatest version in a watcher's resume token, and reports whether this
+// version is above every version that the hub knows, so that the hub must first read newer
+// events from the database.
 func (h *Hub) claim(greatest int64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()

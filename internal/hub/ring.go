@@ -20,14 +20,15 @@ const ringBytes = 16 << 20
 // different tags. The zero Tag means unknown: the event was pruned, or never existed.
 type Tag [8]byte
 
-// Position names a place in a history of events: the number of an event, and the event's tag.
+// Position says up to which event of a history something is known: the number of the event, and
+// the event's random tag.
 type Position struct {
 	Seq int64
 	Tag Tag
 }
 
-// nowhere stands for a position in no history of events: a stream that resumes from nowhere
-// begins with a snapshot.
+// nowhere is the [Position] of a watcher that knows no event of the hub's history: a stream
+// that resumes from nowhere begins with a snapshot.
 var nowhere = Position{Seq: -1}
 
 // ring is the ring buffer of messages: the newest messages of one history, and the
@@ -60,7 +61,7 @@ type ring struct {
 	first      int
 	entries    []entry
 	bytes      int           // the size of the messages in entries
-	afterTrust int           // number of the message after the newest message with a trust state
+	afterTrust int           // the number of the message after the newest message with a trust state
 	grown      chan struct{} // closed and replaced by append and fork
 }
 
@@ -118,8 +119,8 @@ func (r *ring) find(seq int64) (i int, found bool) {
 	return slices.BinarySearchFunc(r.recent, seq, func(p Position, seq int64) int { return cmp.Compare(p.Seq, seq) })
 }
 
-// holds reports whether a position is in the history. holds returns true for a position older
-// than all of recent, since the ring has no tag to compare.
+// holds reports whether a position is of the ring's history of events. holds returns true for a
+// position older than all of recent, since the ring has no tag to compare.
 func (r *ring) holds(at Position) bool {
 	i, found := r.find(at.Seq)
 	if !found {
@@ -135,7 +136,7 @@ func (r *ring) lacks(at Position) bool {
 	return at.Seq > r.at.Seq || found && r.recent[i] != at
 }
 
-// knows reports whether a position is the newest one or in recent.
+// knows reports whether a position is the newest position of the ring or is in recent.
 func (r *ring) knows(at Position) bool {
 	i, found := r.find(at.Seq)
 	return at == r.at || found && r.recent[i] == at

@@ -10,7 +10,7 @@ import (
 // Stats holds the numbers of a hub, for metrics.
 type Stats struct {
 	Position    int64         // the number of the newest event that the hub has published
-	Age         time.Duration // the time since the database was read to its newest event; every event committed before is published
+	Age         time.Duration // the time since the hub last knew every event in the database
 	ClockOffset time.Duration // by how much the database's clock is ahead of this machine's clock
 
 	Watchers share.Stats
@@ -18,9 +18,10 @@ type Stats struct {
 	// to send it, for watchers with an open stream. Messages to the local verifier are left
 	// out.
 	Delays count.Histogram
-	// Behind counts watchers for which the ring had dropped a message or the history; Slow
-	// counts watchers that left a message or a snapshot unread for too long; Outdated counts
-	// watchers that knew more than the hub. Each of these watchers must open another stream.
+	// Behind counts watchers that needed a message which the ring buffer has dropped, and
+	// watchers of a history that Fork has replaced. Slow counts watchers that left a message or
+	// a snapshot unread for too long. Outdated counts watchers that knew a newer event than the
+	// hub. Each of these watchers must open another stream.
 	Behind, Slow, Outdated uint64
 }
 

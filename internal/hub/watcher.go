@@ -10,8 +10,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/share"
 )
 
-// refreshTimeout bounds the wait for the refresh of the hub, for a watcher that knows
-// more than the hub. Another replica can answer sooner than a database that hangs.
+// refreshTimeout bounds how long a watcher that knows a newer event than the hub waits until
+// the hub has read the database. Another replica can answer sooner than a database that hangs.
 const refreshTimeout = time.Second
 
 // Watcher holds one stream of the trust bundle. A Watcher is not safe for concurrent use.
@@ -23,10 +23,10 @@ const refreshTimeout = time.Second
 type Watcher struct {
 	hub       *Hub
 	place     *share.Place  // nil for the local verifier
-	evicted   chan struct{} // closed when another watcher gets this watcher's place; nil for the local verifier
-	turn      *turn         // nil: the watcher has no turn for a snapshot
-	turnFrom  time.Time     // before this time the turn does not end
-	turnUntil time.Time     // after this time, the hub drops the watcher if the turn has not ended
+	evicted   chan struct{} // closed when the hub ends this stream to serve another watcher; nil for the local verifier
+	turn      *turn         // nil: the watcher sends no snapshot
+	turnFrom  time.Time     // before this time the next snapshot to the same peer does not begin
+	turnUntil time.Time     // after this time, the hub drops the watcher if the snapshot is not sent
 
 	trust     Message     // nil after it was sent
 	snapshot  []fullChunk // full chunks of the snapshot that are still to be sent
@@ -36,16 +36,16 @@ type Watcher struct {
 	delivered int64       // number of the state after the message that Next returned last; zero: unknown
 }
 
-// Watch opens a stream. The stream resumes at a resume token of an earlier stream if the hub
-// can tell what has happened since, and begins with a snapshot otherwise. ctx bounds the wait
-// for earlier snapshots to the same peer. The caller must call [Watcher.Close].
-//
-// A watcher without a certificate counts as a [share.Stranger], unless the resume token is of
-// this hub's history: then the client has been a watcher before. A resume token ahead of the
-// hub proves nothing until the hub has caught up.
-//
-// Errors: ErrTooManyWatchers if the peer from gets no place; ErrEvicted if another watcher gets
-// the place during the wait; ErrOutdated if the token is ahead of the hub; the error of ctx.
+// Watch opens a stream of the trust bundle. The stream goes on after the resume token of an
+// earlier stream if the hub still has all messages since, and begins with a snapshot otherwise.
+// ctx bounds the wait for earlier snapshots to the same peer. The caller must call
+// [Watcher.Close]. A watcher without a certificate counts as a [share.Stranger], unless the
+// resume token is of this hub's history of events: then the client has been a watcher before. A
+// resume token with a newer event than the hub's newest proves nothing until the hub has read
+// the newer event from the database. Errors: ErrTooManyWatchers if the hub allows no further
+// stream of the peer from; ErrEvicted if the hub ends the stream during the wait to serve
+// another watcher; ErrOutdated if the resume token has a newer event than the hub; the error of
+// ctx.
 func (h *Hub) Watch(ctx context.Context, from Peer, resume []byte) (*Watcher, error) {
 	w := &Watcher{hub: h, evicted: make(chan struct{})}
 	at, greatest := h.parseResume(resume)
@@ -63,8 +63,9 @@ func (h *Hub) Watch(ctx context.Context, from Peer, resume []byte) (*Watcher, er
 	return w, nil
 }
 
-// open refreshes the hub if necessary, waits for the peer's turn if the watcher needs
-// a snapshot, and prepares the opening.
+// open refreshes the hub from the database if necessary, waits for earlier snapshots to the
+// same peer if the watcher needs a snapshot, and prepares the first messages of the stream (the
+// opening).
 func (w *Watcher) open(ctx context.Context, peer string, at Position, greatest int64) error {
 	if claims := w.hub.claim(greatest); claims || w.hub.lacks(at) {
 		bounded, cancel := context.WithTimeout(ctx, refreshTimeout)
@@ -85,9 +86,9 @@ func (w *Watcher) open(ctx context.Context, peer string, at Position, greatest i
 	return nil
 }
 
-// begin prepares the opening of a stream: the messages after the position at, if the
-// ring has all of them, and otherwise a snapshot, if maySnapshot is true. begin
-// returns false if neither is possible.
+// begin prepares the first messages of a stream (the opening): the messages after the position
+// at, if the ring buffer has all of them, and otherwise a snapshot, if maySnapshot is true.
+// begin returns false if neither is possible.
 func (w *Watcher) begin(at Position, maySnapshot bool) bool {
 	h := w.hub
 	h.mu.Lock()
@@ -110,7 +111,8 @@ func (w *Watcher) begin(at Position, maySnapshot bool) bool {
 	return true
 }
 
-// Close gives the watcher's place back to the hub. The caller must call Close exactly once.
+// Close ends the stream, so that the hub can serve another watcher. The caller must call Close
+// exactly once.
 func (w *Watcher) Close() {
 	w.endTurn()
 	w.place.Release()
@@ -119,8 +121,8 @@ func (w *Watcher) Close() {
 // LeftUnread counts the watcher as a watcher that has left a message unread for too long.
 func (w *Watcher) LeftUnread() { w.hub.slow.Add(1) }
 
-// Evicted returns a channel that is closed when another watcher gets the place. The
-// stream must then end, also if the client reads nothing.
+// Evicted returns a channel that is closed when the hub ends this stream to serve another
+// watcher. The stream must then end, also if the client reads nothing.
 func (w *Watcher) Evicted() <-chan struct{} { return w.evicted }
 
 // Next waits for the next message. Errors: ErrBehind if the client must open another stream;
@@ -184,8 +186,8 @@ func (w *Watcher) poll() (e entry, grown <-chan struct{}, err error) {
 	}
 }
 
-// nextOfOpening returns the next message of the opening; false if the next message
-// comes from the ring.
+// nextOfOpening returns the next message of the opening of the stream; false if the opening is
+// sent and the next message comes from the ring buffer.
 func (w *Watcher) nextOfOpening() (e entry, ok bool) {
 	switch {
 	case w.trust != nil:

@@ -16,7 +16,8 @@ const (
 	// endedFor is how long a replica that does not answer is listed after it has last written
 	// its row. A replica that stops deletes its row at once.
 	endedFor = 15 * time.Minute
-	// askEvery is the time between two questions of one roster to all replicas.
+	// askEvery is the time between two questions of one roster to all replicas, in which each
+	// replica is asked for its watchers.
 	askEvery = time.Second
 	// answerWithin bounds how long List waits for the answers of the other replicas.
 	answerWithin = 1500 * time.Millisecond
@@ -47,8 +48,8 @@ type Replica struct {
 	SeenAt           time.Time
 }
 
-// Watcher is a stream of the trust bundle to a service's verifier, with the newest report of
-// the verifier.
+// Watcher describes a stream of the trust bundle (WatchBundle) to a service's verifier, with
+// the newest report of the verifier.
 type Watcher struct {
 	ID      string // unique among the streams of all replicas
 	Replica string
@@ -108,7 +109,7 @@ func (r *Roster) List(ctx context.Context) (*List, error) {
 }
 
 // hidden reports whether List leaves a replica out, since the replica has ended: another
-// process has the same address now, or the row is older than endedFor.
+// replica with the same address has started later, or the replica's row is older than endedFor.
 func hidden(row *store.Replica, all []*store.Replica, now time.Time) bool {
 	age := now.Sub(row.WrittenAt)
 	return age > endedFor || age > lateAfter && slices.ContainsFunc(all, func(other *store.Replica) bool {
@@ -116,9 +117,9 @@ func hidden(row *store.Replica, all []*store.Replica, now time.Time) bool {
 	})
 }
 
-// ask makes every replica write its watchers into its row several times a second, for askedFor.
-// If no caller has asked within lateAfter, ask waits for the answers of the running replicas,
-// for answerWithin at most.
+// ask makes every replica write the replica's watchers into its row of the table replicas
+// several times a second, for askedFor. If no caller has asked within lateAfter, ask waits for
+// the answers of the running replicas, for answerWithin at most.
 func (r *Roster) ask(ctx context.Context) error {
 	select {
 	case r.asking <- struct{}{}: // only one caller at a time asks the replicas
@@ -172,7 +173,7 @@ func (r *Roster) awaitAnswers(ctx context.Context, asked time.Time) error {
 	return nil
 }
 
-// joining joins the summaries of the replicas to one list.
+// joining joins the summaries in the rows of the replicas to one list of watchers.
 type joining struct {
 	list    *List
 	now     time.Time
@@ -225,7 +226,7 @@ func (j *joining) finish() {
 		}
 		w.Reports, w.Words, w.Report = true, line.Words, line.Report
 		w.Staleness += line.Age
-		if w.Position > j.list.Position { // the watcher has applied events that the database has lost
+		if w.Position > j.list.Position { // true if the watcher has applied events that the database has lost
 			w.Position = 0
 		}
 		w.Lag = j.list.Position - w.Position

@@ -5,10 +5,10 @@
 //
 // Each replica keeps its own watchers in memory, and writes a summary of them into its row of
 // the table replicas: once a minute, and several times a second after a question. A question is
-// a time in the database, written by [store.Tx.AskReplicas]. Package feed reads the question
-// together with the events, and passes it to [Roster.Asked]. A replica that is asked sends
-// heartbeats more often, since a watcher reports after each heartbeat. So a report never delays
-// a revocation, and between questions a watcher reports once in five seconds.
+// a time in the database, written by [store.Tx.AskReplicas]. Package feed reads the time of the
+// question together with the events, and passes the time to [Roster.Asked]. A replica that is
+// asked sends heartbeats more often, since a watcher reports after each heartbeat. So a report
+// never delays a revocation, and between questions a watcher reports once in five seconds.
 //
 // A watcher's reports may reach another replica than the watcher's stream. So [Roster.List]
 // joins streams and reports by the random id of the watcher.
@@ -29,20 +29,20 @@ import (
 )
 
 const (
-	// writeEvery is the time between two writes of a replica's row while there is no question.
-	// The row shows that the replica runs, and which watchers are lost if the replica is
-	// killed.
+	// writeEvery is the time between two writes of a replica's row in the table replicas while
+	// no List asks. The row shows that the replica runs, and which watchers are lost if the
+	// replica is killed.
 	writeEvery = time.Minute
 	// againAfter is the time between two attempts of a write that fails.
 	againAfter = time.Second
-	// askedFor is the time after a question during which a replica keeps answering the
-	// question.
+	// askedFor is the time for which a replica keeps writing its watchers into its row several
+	// times a second, after a question of a List.
 	askedFor = 5 * time.Second
-	// busyEvery is the time between two turns of Run during askedFor. Each turn may write the
-	// row.
+	// busyEvery is the pause of [Roster.Run] between two checks, during askedFor after a
+	// question, whether the replica's row must be written.
 	busyEvery = 50 * time.Millisecond
-	// gather is the time between a heartbeat and the write of the row: during gather, the
-	// watchers report.
+	// gather is the time between a heartbeat to the watchers and the write of the replica's
+	// row: during gather, the reports of the watchers arrive.
 	gather = 100 * time.Millisecond
 	// During askedFor, a heartbeat follows a new event within beatEvery; with more than 200
 	// watchers, within beatPerWatcher for each watcher. So a replica gets at most 2,000 reports
@@ -57,7 +57,7 @@ const (
 	writeRate = 4 << 20
 )
 
-// Self is what a replica tells about itself to its roster.
+// Self holds what the process tells its own roster about this replica.
 type Self struct {
 	Address          string // the name of the machine, and the address of the gRPC listener
 	NeedsCertificate bool   // true if a watcher must show a client certificate (--client-ca)
@@ -71,8 +71,8 @@ type Roster struct {
 	self   Self
 	id     int64 // random for each process
 	logger *slog.Logger
-	wake   chan struct{} // has one place; an element makes Run take a turn now
-	asking chan struct{} // has one place; full while a caller of ask asks the replicas
+	wake   chan struct{} // has room for one element, which makes Run check at once whether the row must be written
+	asking chan struct{} // has room for one element; full while a caller of ask asks the replicas
 
 	lastAsked time.Time // the time of this roster's newest question; only the caller that has filled asking uses lastAsked
 
@@ -83,16 +83,16 @@ type Roster struct {
 	number  uint64               // the number of the newest stream
 	changes uint64               // the number of changes of streams and reports so far
 	asked   time.Time            // the time of the newest question of any replica, by the database's clock
-	heard   time.Time            // when this process heard of the question at asked
+	heard   time.Time            // when this process read the question of the time asked
 }
 
 // identity is the key under which a roster finds the reports of a watcher: the random id that
 // the watcher has chosen, and the certificate that the watcher has shown.
 type identity struct{ watcher, certificate string }
 
-// New returns the roster of a replica without watchers. [Roster.Run] tells the other replicas
-// of watchers. If h is nil, the process only lists the watchers of the servers, and must not
-// call Run.
+// New returns the roster of a replica that has no watchers yet. [Roster.Run] writes the
+// watchers into the database for the other replicas. If h is nil, the process is a command that
+// only lists the watchers of the servers, and must not call Run.
 func New(s *store.Store, h *hub.Hub, self Self, logger *slog.Logger) *Roster {
 	var id [8]byte
 	rand.Read(id[:])
@@ -112,7 +112,7 @@ type Client struct {
 
 func (c *Client) identity() identity { return identity{string(c.Watcher), c.Certificate} }
 
-// Stream is a stream of the trust bundle in a roster.
+// Stream stands for a verifier's stream of the trust bundle in the roster of this replica.
 type Stream struct {
 	Client
 	roster *Roster
@@ -120,8 +120,8 @@ type Stream struct {
 	opened time.Time
 }
 
-// Opened adds a stream of the trust bundle. The caller must call [Stream.Close] at the end of
-// the stream.
+// Opened adds a new stream of the trust bundle to the roster. The caller must call
+// [Stream.Close] at the end of the stream.
 func (r *Roster) Opened(c Client) *Stream {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -235,7 +235,8 @@ func (r *Roster) Run(ctx context.Context) {
 	}
 }
 
-// turn is the state of [Roster.Run] from one turn to the next. Only one goroutine uses a turn.
+// turn holds what [Roster.Run] remembers from one check of the replica's row to the next. Only
+// one goroutine uses a turn.
 type turn struct {
 	roster   *Roster
 	warned   bool
@@ -249,7 +250,7 @@ type turn struct {
 	position int64     // the number of the newest event at that heartbeat
 }
 
-// pause returns the time until the next turn of Run.
+// pause returns the time until Run must check again whether the replica's row is due.
 func (t *turn) pause() time.Duration {
 	if t.busy {
 		return busyEvery
@@ -257,7 +258,8 @@ func (t *turn) pause() time.Duration {
 	return max(againAfter, writeEvery-time.Since(t.wroteAt))
 }
 
-// take writes the row if the row is due, and sends a heartbeat if one is due.
+// take writes the replica's row if the row is due, and sends a heartbeat to the watchers if a
+// heartbeat is due.
 func (t *turn) take(ctx context.Context) error {
 	was := t.busy
 	t.roster.mu.Lock()
@@ -323,8 +325,9 @@ func (t *turn) write(ctx context.Context) error {
 	return nil
 }
 
-// A certificate of a connected watcher is written again after seenEvery. Until seenFor after
-// the last write, List shows the certificate as absent if no watcher has it.
+// The replica writes the certificate of a connected watcher into the database again after
+// seenEvery. Until seenFor after the last write, List shows the certificate as absent if no
+// watcher has it.
 const (
 	seenEvery = time.Hour
 	seenFor   = 24 * time.Hour
@@ -363,7 +366,7 @@ func (r *Roster) summarize() (changes uint64, s *summary, names []string) {
 }
 
 // wrote notes that the names of certificates were written to the database, and forgets the
-// names without a stream.
+// names of certificates without an open stream.
 func (r *Roster) wrote(names []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

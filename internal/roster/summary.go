@@ -5,10 +5,10 @@ import (
 	"time"
 )
 
-// summary is the JSON in the row of a replica: what the replica tells the other replicas. A
-// program ignores the fields that it does not know, and a missing field is zero. An age in a
-// summary is the age at the time of the write, so no replica needs the clock of another
-// replica.
+// summary is the JSON in a replica's row of the table replicas: it tells the other replicas
+// which watchers the replica has. A program ignores the fields that it does not know, and a
+// missing field is zero. An age in a summary is the age at the time of the write, so no replica
+// needs the clock of another replica.
 type summary struct {
 	Position         int64        `json:"position"`
 	NeedsCertificate bool         `json:"needs_certificate,omitempty"`
@@ -16,16 +16,17 @@ type summary struct {
 	Reports          []reportLine `json:"reports,omitempty"`
 }
 
-// streamLine is a stream of the trust bundle.
+// streamLine describes one verifier's stream of the trust bundle, in a [summary].
 type streamLine struct {
-	Number      uint64        `json:"number"` // the number of the stream, counted by its replica
+	Number      uint64        `json:"number"` // the number that the replica has given the stream
 	Watcher     []byte        `json:"watcher,omitempty"`
 	Address     string        `json:"address"`
 	Certificate string        `json:"certificate,omitempty"`
 	Age         time.Duration `json:"age"`
 }
 
-// reportLine is the newest report of a watcher.
+// reportLine describes the newest report of a watcher (a verifier with a stream of
+// WatchBundle), in the summary that a replica writes for the other replicas.
 type reportLine struct {
 	Watcher     []byte        `json:"watcher"`
 	Certificate string        `json:"certificate,omitempty"`

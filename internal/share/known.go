@@ -2,17 +2,16 @@ package share
 
 import "sync"
 
-// Known holds the peers that have proved something to the server: a right password, a valid
-// token, or a certificate. A known peer keeps its places when all peers hold equally many; see
-// [Limits.Known].
-//
-// Each proof belongs to an owner, such as the id of a user. The number of known peers is
-// bounded, and the owners share the room. So an owner with proofs from very many networks loses
-// its own proofs first.
+// Known holds the client networks (peers) from which the server has received a proof: a right
+// password, a valid token, or a certificate. A known peer keeps its places in a [Pool] when all
+// peers hold equally many places; see [Limits.Known]. Each proof belongs to an owner, such as
+// the id of a user. The number of remembered proofs is bounded, and the bound is divided among
+// the owners. So if an owner has proofs from very many networks, Known forgets proofs of this
+// owner first.
 //
 // A nil Known knows no peer. Known is safe for concurrent use.
 type Known struct {
-	places *Pool // a place for each proof; the owners are the peers of this pool
+	places *Pool // holds one place for each proof; the owners are the peers of this pool
 
 	mu    sync.RWMutex
 	peers map[string]*proof
@@ -20,12 +19,12 @@ type Known struct {
 
 type proof struct {
 	place *Place
-	gone  bool // the proof has lost its place; Known.mu guards gone
+	gone  bool // true after the pool has taken away the proof's place; Known.mu guards gone
 }
 
-// perOwner bounds the proofs of one owner. The smallest [Pool] with known peers, the queue for
-// password hashes, has 56 places. So the known peers of one owner leave room for others in each
-// pool.
+// perOwner bounds the proofs of one owner, such as one user. The smallest [Pool] with known
+// peers, the queue for password hashes, has 56 places. So the known peers of one owner cannot
+// hold every place of a pool.
 const perOwner = 32
 
 // NewKnown returns a Known with room for a number of peers. One owner can hold proofs for a
@@ -66,8 +65,8 @@ func (k *Known) Add(peer, owner string) {
 	}
 }
 
-// remove removes a proof that has lost its place, so that the peer is no longer known by the
-// proof.
+// remove removes a proof for which the pool has no place any more, so that the peer is no
+// longer known by this proof.
 func (k *Known) remove(peer string, p *proof) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -8,8 +8,8 @@ import (
 )
 
 // roundLength is the time between two draws of lots, which decide between peers that hold
-// equally many places. A login that waits for its hash keeps its place for three seconds, and
-// an honest client that has lost tries again soon.
+// equally many places. Ten seconds are longer than a login waits in the queue for its hash
+// (three seconds), and an honest client that has lost a draw tries again soon.
 const roundLength = 10 * time.Second
 
 const (
@@ -17,8 +17,9 @@ const (
 	siteBits = 48 // the prefix length of the site of an IPv6 peer
 )
 
-// group is a peer, the peers of one site (see [siteOf]), or all sites. Pool.mu guards a
-// group. A group is in the order of its parent while the group holds a place.
+// group stands for a peer, for the peers of one site (see [siteOf]), or for all sites. Pool.mu
+// guards a group. While a group holds a place of the pool, the group is in the heap (order) of
+// its parent.
 type group struct {
 	pool    *Pool
 	name    string
@@ -44,8 +45,8 @@ func siteOf(name string) string {
 	return netip.PrefixFrom(network.Addr(), siteBits).Masked().String()
 }
 
-// newDraw returns a function that draws the lot, a random number, of a peer or site with a name
-// in a round. No client can predict the lots.
+// newDraw returns a function that draws the lot (a random number) of the peer or site with a
+// name, for one round of ten seconds. No client can predict the lots.
 func newDraw() func(round int64, name string) uint64 {
 	seed := maphash.MakeSeed()
 	type ticket struct {
@@ -55,8 +56,8 @@ func newDraw() func(round int64, name string) uint64 {
 	return func(round int64, name string) uint64 { return maphash.Comparable(seed, ticket{round, name}) }
 }
 
-// peerLocked returns the peer with a name. If the peer holds no place, the peer is new, and
-// the site of the peer may be new.
+// peerLocked returns the group of the peer with a name. If the peer holds no place yet,
+// peerLocked makes a group for the peer, and for the site of the peer if necessary.
 func (p *Pool) peerLocked(name string) *group {
 	if from := p.peers[name]; from != nil {
 		p.noteKnownLocked(from)
@@ -133,7 +134,7 @@ func (g *group) weighLocked(by int) {
 	}
 }
 
-// first returns the peer of a group that is the first to lose a place.
+// first returns the peer of a group from which the pool takes a place first.
 func (g *group) first() *group {
 	for len(g.members) > 0 {
 		g = g.members[0]
@@ -160,7 +161,8 @@ func (g *group) yields() *Place {
 	return g.others.back
 }
 
-// standing holds what decides which of two groups loses a place: see [standing.before].
+// standing holds the values by which a pool decides which of two groups loses a place: see
+// [standing.before].
 type standing struct {
 	stranger bool // the place that the group loses first is a stranger's
 	weight   int
@@ -179,7 +181,8 @@ func (g *group) with(weight int, from *group) standing {
 	return standing{weight: g.weight + weight, known: from.known, lot: g.lot}
 }
 
-// losesTie reports whether a loses a place to b, if both have the same weight.
+// losesTie reports whether the group with the standing a loses a place to the group with the
+// standing b, if both groups have the same weight.
 func (a standing) losesTie(b standing) bool {
 	if a.known != b.known {
 		return b.known
@@ -187,8 +190,9 @@ func (a standing) losesTie(b standing) bool {
 	return a.lot < b.lot
 }
 
-// before reports whether a loses a place before b does. If keeps is true (see
-// [Limits.KeepOrdinary]), the groups with a stranger's place lose a place first.
+// before reports whether the group with the standing a loses a place before the group with the
+// standing b. If keeps is true (see [Limits.KeepOrdinary]), the groups with a stranger's place
+// lose a place first.
 func (a standing) before(b standing, keeps bool) bool {
 	switch {
 	case keeps && a.stranger != b.stranger:

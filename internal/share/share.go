@@ -1,22 +1,19 @@
-// Package share divides a bounded number of places among peers: connections, requests,
-// streams of watchers, or waiting logins. A peer is a client network, or a client
-// certificate; see [caller.Source.Network].
+// Package share divides a bounded number of things, called places, among peers: connections,
+// requests, streams of the trust bundle, or waiting logins. A peer is a client network, or a
+// client certificate; see [caller.Source.Network]. While places are free, a peer can hold up to
+// [Limits].PerPeer places. When all places are taken, a newcomer gets the place of the peer
+// that holds most, if that peer holds more than the newcomer's peer would hold. So peers that
+// come late get places too, and two peers never take a place from each other again and again.
+// If all peers hold the same number of places, and more peers want a place than the pool has
+// places (a tie), known peers ([Known]) keep their places, and lots decide among the unknown
+// peers: the pool draws a random number for each peer every ten seconds, and a peer with a
+// greater number gets the place of the peer with the smallest number. So each of n peers gets
+// one of m places with a chance of m in n, however often a peer tries, and in whatever order
+// the peers come.
 //
-// Each peer has a share of the places. While places are free, a peer can hold more places than
-// its share, up to [Limits].PerPeer. When all places are taken, a newcomer gets the place of
-// the peer that holds most, if that peer holds more than the newcomer's peer would hold. So
-// peers that come late get a share too, and two peers never take places from each other in
-// turn.
-//
-// At a tie, all peers hold the same number of places, and more peers want a place than the pool
-// has places. Then known peers ([Known]) keep their places, and the unknown peers draw lots.
-// Every peer draws a random number for ten seconds, and a peer with a greater number gets the
-// place of the peer with the smallest number. So each of n peers gets one of m places with a
-// chance of m in n, however often a peer tries, and in whatever order the peers come.
-//
-// The owner of an IPv6 network commonly has 65,536 peers: the networks of 64 bits in one
-// site, a network of 48 bits. So the sites share the places first, and the peers of a site
-// share the places of the site.
+// The owner of an IPv6 network commonly has 65,536 peers: the networks of 64 bits in one site,
+// a network of 48 bits. So the pool divides the places among the sites first, and then the
+// places of each site among the peers of the site.
 //
 // A place can be taken for a stranger: a client from which the server has seen neither a
 // certificate nor a proof of an earlier visit. A stranger's place counts as two places, so the
@@ -36,11 +33,12 @@ const (
 	// Ordinary stands for a client that the server has reason to serve first, such as a client
 	// with a certificate.
 	Ordinary Kind = iota
-	// Stranger stands for a client that has proved nothing. When all places are taken, a
-	// Stranger gets a place only from another peer.
+	// Stranger stands for a client that has shown neither a certificate nor a proof of an
+	// earlier visit. When all places are taken, a Stranger gets a place only from another peer.
 	Stranger
 	// Renewing stands for a stranger that can also get a place of its own peer: if no other
-	// peer loses a place, the stranger of the peer with the oldest place does.
+	// peer loses a place, the stranger that has held a place of this peer for the longest time
+	// loses it.
 	Renewing
 )
 
@@ -57,7 +55,8 @@ func (k Kind) weight() int {
 	return stranger
 }
 
-// Limits describes the bounds of a [Pool].
+// Limits says how many places a [Pool] has, how many of them one peer can hold, and which
+// clients keep their places.
 type Limits struct {
 	Places  int // the number of places of the pool
 	PerPeer int // the number of places that one peer can hold at a time
@@ -90,7 +89,8 @@ func NewPool(limits Limits) *Pool {
 	return &Pool{Limits: limits, draw: newDraw(), peers: map[string]*group{}, sites: map[string]*group{}}
 }
 
-// Place stands for one place of a [Pool], held by one peer. A Place is safe for concurrent use.
+// Place stands for one place of a [Pool], such as one connection, held by one peer. A Place is
+// safe for concurrent use.
 type Place struct {
 	pool          *Pool
 	peer          *group // nil once the place is given back or taken away; pool.mu guards peer
@@ -180,7 +180,7 @@ func (p *Pool) othersLocked(from *group, weight int) *Place {
 		return nil
 	}
 	if first.yields().weight < weight && !p.outweighsLocked(site) {
-		return nil // the site would weigh more, and so hold more than its share
+		return nil // the site would weigh more than the site that loses the place
 	}
 	return first.yields()
 }
@@ -237,7 +237,8 @@ func (pl *Place) enterLocked(peer *group) {
 	peer.weighLocked(pl.weight)
 }
 
-// leaveLocked removes the place from its peer, so that another peer can take a place.
+// leaveLocked removes the place from the places of its peer, so that another peer can take a
+// place.
 func (pl *Place) leaveLocked() {
 	pl.peer.list(pl.weight).remove(pl)
 	pl.peer.weighLocked(-pl.weight)

@@ -20,7 +20,7 @@ type Turns struct {
 	waiting int
 
 	mu   sync.Mutex
-	keys map[string]*turn // a key without calls has no entry
+	keys map[string]*turn // only keys with a running or waiting call
 }
 
 // turn holds the calls with one key.
@@ -29,14 +29,14 @@ type turn struct {
 	calls   int           // running and waiting calls; Turns.mu guards calls
 }
 
-// NewTurns returns turns in which atOnce calls with one key run at a time. Up to waiting
-// further calls wait, in order of arrival.
+// NewTurns returns a Turns that lets atOnce calls with one key run at a time. As many further
+// calls as waiting says wait, in order of arrival.
 func NewTurns(atOnce, waiting int) *Turns {
 	return &Turns{atOnce: atOnce, waiting: waiting, keys: map[string]*turn{}}
 }
 
-// Enter waits for the turn of a call. The caller must call leave once, after the call.
-// Errors: ErrNoTurn; the error of ctx if ctx ends before the turn.
+// Enter waits until fewer than atOnce calls with the same key run. The caller must call leave
+// once, after the call. Errors: ErrNoTurn; the error of ctx if ctx ends during the wait.
 func (t *Turns) Enter(ctx context.Context, key string) (leave func(), err error) {
 	of := t.join(key)
 	if of == nil {

@@ -6,13 +6,13 @@ import (
 	"sync"
 )
 
-// flights counts the tries at each name that run in this process. A try is counted as running
-// from before the read of its buckets until [Try.End], when the count of a wrong guess is on
-// disk. The ids of the two buckets of a name stand for the name. The zero value is ready for
-// use.
+// flights counts the running tries (guesses at a secret, such as logins) at each name in this
+// process. A try runs from before the read of its buckets until [Try.End], when the count of a
+// wrong guess is on disk. The ids of the two buckets of a name stand for the name. The zero
+// value is ready for use.
 type flights struct {
 	mu   sync.Mutex
-	keys map[[2]int64]*flight // a name without tries has no entry
+	keys map[[2]int64]*flight // only names with a running or waiting try
 }
 
 // flight holds the tries at one name that run or wait in this process. flights.mu guards a
@@ -22,8 +22,8 @@ type flight struct {
 	waiting []chan struct{} // one channel for each waiting try, in order of arrival; closed to wake the try
 }
 
-// join adds a try, and returns the number of running tries, the new try included. The caller
-// must then call leave or wait.
+// join adds a try at a name, and returns the number of running tries at the name, the new try
+// included. The caller must then call leave or wait.
 func (f *flights) join(ids [2]int64) (running int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -39,7 +39,8 @@ func (f *flights) join(ids [2]int64) (running int) {
 	return at.running
 }
 
-// leave removes a try that has joined, and wakes a waiting try.
+// leave removes a running try, and wakes the waiting try at the same name that has waited
+// longest.
 func (f *flights) leave(ids [2]int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -61,8 +62,8 @@ func (f *flights) wakeLocked(ids [2]int64, at *flight) {
 	}
 }
 
-// wait removes a try that has joined, and waits until another try at the same name leaves. If
-// no other try runs, wait returns at once. After a nil error, the caller must call join again.
+// wait removes a running try, and waits until another try at the same name leaves. If no other
+// try runs, wait returns at once. After a nil error, the caller must call join again.
 func (f *flights) wait(ctx context.Context, ids [2]int64) error {
 	f.mu.Lock()
 	at := f.keys[ids]
@@ -84,7 +85,7 @@ func (f *flights) wait(ctx context.Context, ids [2]int64) error {
 	defer f.mu.Unlock()
 	if i := slices.Index(at.waiting, woken); i >= 0 {
 		at.waiting = slices.Delete(at.waiting, i, i+1)
-	} else { // woken at the same time: another try gets the turn
+	} else { // ctx has ended just when the try was woken: wake another try
 		f.wakeLocked(ids, at)
 	}
 	return ctx.Err()

@@ -28,7 +28,7 @@ import (
 // of the name and a network, so that the promises of two names in one bucket can be told apart.
 
 const (
-	// ahead bounds how far ahead the time of a promise is: no person waits longer.
+	// ahead bounds how far in the future a promised time is: no person waits longer for a try.
 	ahead = time.Hour
 	// blockShare is the number of promises that a provider's network ([Origin].Block) can have
 	// anywhere within ahead: with 120 times in the hour, an attacker needs ten blocks to take
@@ -45,7 +45,7 @@ const tagBytes = 4
 
 type tag [tagBytes]byte
 
-// tags says to which network, site and block of a client a promise belongs.
+// tags names the network, the site and the block of the client to which a promise belongs.
 type tags struct{ network, site, block tag }
 
 type promise struct {
@@ -55,10 +55,11 @@ type promise struct {
 
 const promiseBytes = 3*tagBytes + 8
 
-// decision says what happens to a try at a delayed name.
+// decision says whether a try at a delayed name is admitted, and otherwise when the client
+// should try again.
 type decision struct {
 	admitted bool
-	promise  bool      // the try gets a new promise for at
+	promise  bool      // the client gets a new promise for the time at
 	full     bool      // every time is promised to other tries
 	at, now  time.Time // the client should try again at the time at
 }
@@ -97,15 +98,16 @@ func (c *Counter) decide(p pair, mine tags, now time.Time) decision {
 	return decision{promise: true, at: next, now: now}
 }
 
-// share returns how far ahead the next promise of a site and a block is allowed to be.
+// share returns how far in the future the next promised time of a client's site and block is
+// allowed to be.
 func share(lists [2][]promise, mine tags) time.Duration {
 	site := held(lists, func(p promise) bool { return p.site == mine.site })
 	block := held(lists, func(p promise) bool { return p.block == mine.block })
 	return min(ahead, ahead/time.Duration(site+1), blockShare*ahead/time.Duration(block+1))
 }
 
-// held returns the number of promises for which counts returns true. A promise is in both
-// buckets of a name. If the numbers in both differ, held returns the greater.
+// held returns the number of promises at a name for which counts returns true. A promise is in
+// both buckets of a name. If the numbers in both differ, held returns the greater.
 func held(lists [2][]promise, counts func(promise) bool) (n int) {
 	for _, list := range lists {
 		ofList := 0
@@ -131,8 +133,8 @@ func current(encoded []byte, now time.Time, longest time.Duration) (list []promi
 	return list
 }
 
-// keep removes from both buckets the promise of a client network, and the promises that have
-// passed.
+// keep removes two kinds of promises from both buckets of a name: the promise of the client's
+// own network, and promises with a time that has passed.
 func keep(p *pair, mine tags, now time.Time, longest time.Duration) {
 	for i := range p {
 		list := current(p[i].Promises, now, longest)
@@ -145,7 +147,7 @@ func keep(p *pair, mine tags, now time.Time, longest time.Duration) {
 	}
 }
 
-// give adds a promise to both buckets of a name.
+// give adds a new promise of a time to both buckets of a name.
 func give(p *pair, promised promise) {
 	for i := range p {
 		p[i].Promises = promised.append(p[i].Promises)

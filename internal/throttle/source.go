@@ -11,7 +11,8 @@ import (
 // 150 in ten seconds.
 const allowance = 20 * time.Second
 
-// slots is the number of slots of each of the two halves of [Sources], which take 512 KiB.
+// slots is the number of slots (8 bytes each) in each of the two halves of [Sources], which
+// together take 512 KiB.
 const slots = 1 << 15
 
 // Sources bounds the wrong guesses of each source ([caller.Source.Network]), at whatever
@@ -30,7 +31,7 @@ type Sources struct {
 	start    time.Time
 
 	mu   sync.Mutex
-	debt [2][slots]time.Duration // the time in each slot, since start
+	debt [2][slots]time.Duration // the time in each slot, counted from start
 }
 
 // NewSources returns a bound of perSecond wrong guesses a second; 0 means no bound.

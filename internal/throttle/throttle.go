@@ -51,10 +51,11 @@ type Refused struct {
 	// RetryAfter tells how long to wait for the promised time. If the try has no promise, a
 	// later try can be admitted after RetryAfter at the earliest.
 	RetryAfter time.Duration
-	// By is the number of the counter that refuses the try; zero: [Sources] refuses the try.
+	// By is the [Number] of the [Counter] that refuses the try; zero: [Sources] refuses the
+	// try.
 	By Number
-	// Full means that every time within the next hour, or within the share of the client's
-	// site, is promised to other networks.
+	// Full means that every time within the next hour is promised to other networks, or every
+	// time that the client's site is allowed to get.
 	Full bool
 }
 
@@ -69,7 +70,8 @@ func (r *Refused) Error() string {
 func (r *Refused) Unwrap() error { return ErrTooMany }
 
 const (
-	// forgets is the time in which a bucket forgets every wrong guess.
+	// forgets is the time in which a bucket (a count of wrong guesses) falls from full to empty
+	// without further guesses.
 	forgets = time.Hour
 	// firstDelay is the first delay after FreeTries: short enough for a person that has
 	// mistyped a password.
@@ -98,8 +100,8 @@ type Counter struct {
 	failing atomic.Bool // the database could not count a wrong guess: every try is counted before the guess is compared
 }
 
-// Number identifies a counter. Counters with different numbers share no
-// bucket. A number never changes: it is a part of the ids in the database.
+// Number identifies a [Counter]. Counters with different numbers share no bucket. The number of
+// a counter never changes: the ids of the buckets in the database contain the number.
 type Number int64
 
 // New returns a counter. Replicas on the same database need the same secret. The database
@@ -113,15 +115,15 @@ func New(s *store.Store, secret []byte, number Number, limits Limits) *Counter {
 	return c
 }
 
-// Key identifies the name at which a try guesses, and the networks of the client. The zero
+// Key identifies the name at which a client guesses, and the networks of the client. The zero
 // Key belongs to no counter.
 type Key struct {
 	ids  [2]int64 // the ids of the two buckets of the name, the lower id first
 	tags tags     // the tags of a promise to the client
 }
 
-// Key returns the key for tries at a name from a client. Tries from one network share one
-// promise.
+// Key returns the key for tries (guesses) at a name from a client. All tries from one network
+// have one promised time.
 func (c *Counter) Key(name string, from Origin) Key {
 	sum := c.mac("bucket", strconv.Itoa(int(c.number)), name)
 	var k Key
@@ -159,11 +161,11 @@ type Try struct {
 	added   [2]time.Duration // by Claim
 }
 
-// Begin admits or refuses a try. Begin reads the buckets of the name, and calls the function
-// also in the same transaction. If too many tries at the same name run in this process, Begin
-// waits until a running try has ended: until then the number of wrong tries is unknown.
-//
-// A refused try costs one read. A refused try that gets a promise also costs one write.
+// Begin admits or refuses a try, which is one guess at a secret. Begin reads the buckets of the
+// name, and calls the function also in the same transaction. If too many tries at the same name
+// run in this process, Begin waits until a running try has ended: until then the number of
+// wrong tries is unknown. A refused try costs one read of the database. A refused try that is
+// promised a time also costs one write.
 //
 // Errors: a *[Refused]; the errors of also and of the store; ctx.Err() if ctx ends.
 func (c *Counter) Begin(ctx context.Context, key Key, also func(*store.Tx) error) (*Try, error) {
@@ -320,7 +322,7 @@ func (t *Try) Right(tx *store.Tx) error {
 	return set(tx, &pair)
 }
 
-// End ends the try, and lets the next waiting try at the name begin. Later calls of End do
+// End ends the try, and lets the next waiting try at the same name begin. Later calls of End do
 // nothing.
 func (t *Try) End() {
 	if t.running {
@@ -332,7 +334,8 @@ func (t *Try) End() {
 // pair holds the two buckets of a name.
 type pair = [2]store.ThrottleBucket
 
-// level returns the level of a name: the level of the bucket that counts less.
+// level returns the level of a name (how many wrong guesses are counted): the level of the
+// bucket that counts fewer.
 func (c *Counter) level(p pair, now time.Time) int {
 	return min(c.levelOf(p[0].ClearAt, now), c.levelOf(p[1].ClearAt, now))
 }
@@ -349,8 +352,8 @@ func (c *Counter) levelOf(clearAt, now time.Time) int {
 
 // count counts a try in both buckets of a name, and sets the time (NextAt) of the next try at
 // the name. added is what the count has added to each bucket: less than a unit if the bucket
-// was nearly full. A time further ahead than any time of this counter was stored before the
-// clock was set back, and count replaces that time.
+// was nearly full. If the stored time is further in the future than this counter ever sets a
+// time, the time was stored before the clock was set back, and count replaces the time.
 func (c *Counter) count(p *pair, now time.Time) (added [2]time.Duration) {
 	most := now.Add(time.Duration(c.full) * c.unit)
 	for i := range p {
