@@ -70,8 +70,9 @@ func everyUserWrites(folder fs.FileInfo) bool {
 	return folder.Mode()&0o002 != 0 && folder.Mode()&fs.ModeSticky == 0
 }
 
-// Exposure says what the group and other users are allowed to do with the file at path.
-// Exposure returns "" for a file of mode 0600, and for a missing file.
+// Exposure returns a text that says what the group and other users are allowed to do with the
+// file at path, for a warning. Exposure returns "" for a file of mode 0600, and for a missing
+// file.
 func Exposure(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -1,6 +1,7 @@
-// Package durable writes files of mode 0600 that survive a crash: a reader gets the whole file
-// or no file, and the file is on disk when the call returns. Package durable also reads small
-// files, and checks which other users are allowed to read or write a file.
+// Package durable writes files of mode 0600 that survive a crash: a reader of such a file gets
+// the whole file or no file, and the file is on disk when the function that writes the file
+// returns. Package durable also reads small files, and checks which other users are allowed to
+// read or write a file.
 package durable
 
 import (
@@ -19,8 +20,8 @@ import (
 // of the final file.
 const suffix = ".tmp"
 
-// Read returns the content of a regular file of up to most bytes. Read refuses a pipe before the
-// open, which would wait for a writer.
+// Read returns the content of a regular file of up to most bytes. Read refuses a pipe without
+// opening the pipe, because the opening would wait for a writer.
 //
 // Errors: those of [os.Open]; one that names the file if the file is larger or no regular file.
 // No error has a part of the content.
@@ -78,7 +79,7 @@ func adoptLike(file *os.File, path string, kept fs.FileMode) error {
 	return adopt(file, like, like.Mode().Perm()&kept)
 }
 
-// Create writes a new file at path like [Replace], and fails if a file exists at path.
+// Create writes a new file at path in the way of [Replace], and fails if a file exists at path.
 //
 // Errors: fs.ErrExist.
 func Create(path string, fill func(*os.File) error) error {
@@ -124,8 +125,9 @@ func renameNew(draft, path string) error {
 
 func write(path string, fill func(*os.File) error, publish func(draft, path string) error) error {
 	folder := filepath.Dir(path)
-	// Each draft has a new name, since two processes may write at once. CreateTemp makes
-	// files with mode 0600, but the umask may remove bits.
+	// Each draft (the unfinished new file) has a random name, since two processes can write the
+	// same file at once. CreateTemp makes files with mode 0600, from which the umask can remove
+	// bits.
 	draft, err := os.CreateTemp(folder, prefix(path)+"*"+suffix)
 	if err != nil {
 		return err
@@ -150,8 +152,9 @@ func write(path string, fill func(*os.File) error, publish func(draft, path stri
 // prefix returns the beginning of the names of the drafts for the file at path.
 func prefix(path string) string { return "." + filepath.Base(path) + "." }
 
-// RemoveDrafts removes the drafts of path older than age: a process that is killed
-// during a write leaves its draft behind. RemoveDrafts ignores errors.
+// RemoveDrafts removes the drafts (unfinished files) of the file at path that are older than
+// age: a process that is killed during a write leaves a draft behind. RemoveDrafts ignores
+// errors.
 func RemoveDrafts(path string, age time.Duration) {
 	folder := filepath.Dir(path)
 	entries, _ := os.ReadDir(folder) // after an error, ReadDir returns the entries read so far

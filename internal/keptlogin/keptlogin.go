@@ -1,8 +1,7 @@
-// Package keptlogin keeps, in the folder of the user's settings, the logins at each server:
-// later commands use their tokens. The file of a server has mode 0600.
-//
-// Commands that run at the same time share a file, under a lock. So a refresh token is sent
-// once: a second use would end the session.
+// Package keptlogin keeps the tokens of `watchword login` in a file for each server, in the
+// folder of the user's settings, so that later commands use the tokens. The file has mode 0600.
+// Commands that run at the same time use the file of a server under a lock. So each refresh
+// token is sent once: a second use would end the session.
 package keptlogin
 
 import (
@@ -30,42 +29,43 @@ const (
 	// A login has at most some 10 KiB.
 	maxKept   = 1 << 20
 	maxLogins = 32
-	// latestSend is the last part of an access token's life, in which the token is renewed:
-	// the token could expire on the way to the server.
+	// latestSend is the time before the expiry of an access token from which a command renews
+	// the token: the token could expire on the way to the server.
 	latestSend = 5 * time.Second
-	// longestWait bounds the wait for the lock: the command that has the lock may be stopped. A
-	// renewal takes some 20 seconds at most.
+	// longestWait bounds the wait for the lock of the file: the command that holds the lock is
+	// perhaps stopped. A renewal of tokens takes some 20 seconds at most.
 	longestWait = time.Minute
 )
 
-// ErrNone means that no such login is kept.
+// ErrNone means that the file keeps no login of the wanted kind.
 var ErrNone = errors.New("no login is kept")
 
-// ErrLoggedOut means that another command has logged out since [File.Use].
+// ErrLoggedOut means that another command has ended the session of the login since [File.Use].
 var ErrLoggedOut = errors.New("another command has logged out")
 
-// Login is what is kept of one user at one server, once for administration and once for all
-// other audiences.
+// Login holds what the file keeps of one user at one server: one Login for administration, and
+// one for all other audiences.
 type Login struct {
 	Username string `json:"username"`
 	Admin    bool   `json:"admin,omitempty"` // for the audience of administration alone
-	// Device is the newest refresh token of the last login, live or not. With an earlier
-	// refresh token the server knows the device: guesses of clients without a token of the
-	// same session then do not delay a login.
+	// Device holds the newest refresh token of the last login, also if the session has ended.
+	// By an earlier refresh token the server knows the device: guesses of clients without a
+	// token of the same session then do not delay a login.
 	Device  string    `json:"device"`
 	Refresh string    `json:"refresh_token,omitempty"` // empty after a logout, and if another program has the tokens
 	Access  string    `json:"access_token,omitempty"`
 	Until   time.Time `json:"until,omitzero"` // Access expires then
 }
 
-// replaces reports whether g takes the place of old in the file.
+// replaces reports whether the file keeps g instead of old: both are of the same user, for the
+// same purpose.
 func (g Login) replaces(old Login) bool { return g.Username == old.Username && g.Admin == old.Admin }
 
 // File is the file with the logins at one server, the oldest first. A File has no state besides
 // the file, and is safe for concurrent use.
 type File struct {
 	path string
-	err  error // why there is no such file
+	err  error // why no path of the file is known; nil with a path
 }
 
 // At returns the file for a server. The name of the file is a hash, since an address may hold
@@ -143,8 +143,8 @@ func (f File) lock(ctx context.Context) (unlock func(), err error) {
 	return func() { _ = lock.Unlock() }, nil
 }
 
-// putLocked replaces the login of the same user and kind, and keeps the order. The caller holds
-// the lock.
+// putLocked writes a login into the file in place of the login of the same user and purpose.
+// The caller holds the lock.
 func (f File) putLocked(g Login) error {
 	all, err := f.read()
 	if err != nil {
@@ -171,8 +171,9 @@ func (f File) writeLocked(all []Login) error {
 	})
 }
 
-// Put keeps a new login. With Refresh empty, another program has the tokens: Put keeps the sign of
-// a known device alone, and the tokens of an earlier login stay in use.
+// Put writes a new login into the file. If g.Refresh is empty, another program has the tokens
+// of the login: Put then keeps only the sign of a known device (Login.Device), and the tokens
+// of an earlier login stay in use.
 func (f File) Put(ctx context.Context, g Login) error {
 	if !keepable(g.Device) {
 		return errors.New("the server's answer holds no refresh token")
@@ -194,7 +195,8 @@ func (f File) Put(ctx context.Context, g Login) error {
 	return f.writeLocked(append(slices.DeleteFunc(all, g.replaces), g)) // the newest
 }
 
-// Device returns the sign of a known device for a user; empty without one.
+// Device returns the earlier refresh token by which the server knows this device for a user;
+// empty if the file keeps none.
 func (f File) Device(username string) string {
 	g, _ := f.find(func(g Login) bool { return g.Username == username })
 	return g.Device
@@ -234,13 +236,15 @@ func keepable(token string) bool {
 	return token != "" && len(token) <= 1024 && !strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
-// InUse is a login that a command uses. InUse is not safe for concurrent use.
+// InUse stands for a kept login with the tokens that a command uses now. InUse is not safe for
+// concurrent use.
 type InUse struct {
 	Login
 	file File
 }
 
-// Use returns the newest login with tokens; of logins for administration alone if admin is true.
+// Use returns the newest kept login with tokens; if admin is true, the newest kept login for
+// administration.
 //
 // Errors: ErrNone; a file that this process may not read, or that every user may write.
 func (f File) Use(admin bool) (*InUse, error) {
@@ -252,8 +256,9 @@ func (f File) Use(admin bool) (*InUse, error) {
 // refresh token as soon as the server has answered: the old refresh token is used up.
 type Renew func(ctx context.Context, refresh string, keep func(refresh string) error) (access string, err error)
 
-// Token returns an access token, and renews the token if needed: the kept one has expired, or
-// is the one that the server has refused. The file gets the new tokens.
+// Token returns an access token of the login. If the kept access token has expired, or is the
+// one that the server has refused, Token renews the tokens and writes the new tokens into the
+// file.
 //
 // Errors: ErrLoggedOut; those of renew; errors of the file.
 func (u *InUse) Token(ctx context.Context, refused string, renew Renew) (string, error) {

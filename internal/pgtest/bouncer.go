@@ -19,8 +19,8 @@ var errNoBouncer = errors.New(`PgBouncer is missing.
   Fedora:         dnf install pgbouncer
   macOS:          brew install pgbouncer`)
 
-// bouncerConfig keeps PgBouncer's defaults for all other settings, so tests see what the
-// defaults refuse.
+// bouncerConfig is the configuration of PgBouncer for tests. All other settings keep
+// PgBouncer's defaults, so tests see what the defaults refuse.
 const bouncerConfig = `[databases]
 %[1]s = host=%[2]s port=%[3]s dbname=%[1]s user=%[4]s password=%[5]s
 
@@ -57,7 +57,8 @@ func Bouncer(t testing.TB, uri string) string {
 	return ""
 }
 
-// startBouncer starts a PgBouncer, and replaces the address in database by PgBouncer's.
+// startBouncer starts a PgBouncer, and replaces the address in the URL database by the address
+// of PgBouncer.
 func startBouncer(program string, database *url.URL) (*process, error) {
 	dir, err := temporary(os.TempDir())
 	if err != nil {
@@ -75,7 +76,8 @@ func startBouncer(program string, database *url.URL) (*process, error) {
 	}
 	bouncer := *database
 	bouncer.Host = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	// Another server on the port would refuse the password.
+	// The query shows that PgBouncer has the port: another server on the port would refuse the
+	// password.
 	if err := p.waitUntil(func() bool { return execute(bouncer, "SELECT 1") == nil }); err != nil {
 		err = fmt.Errorf("%w\n%s", err, logOf(dir))
 		p.discard()
@@ -85,7 +87,8 @@ func startBouncer(program string, database *url.URL) (*process, error) {
 	return p, nil
 }
 
-// configureBouncer writes the configuration into dir and returns the port.
+// configureBouncer writes the configuration of PgBouncer into dir and returns the port of
+// PgBouncer.
 func configureBouncer(dir string, database *url.URL) (port int, err error) {
 	if port, err = freePort(); err != nil {
 		return 0, err

@@ -17,17 +17,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Options changes a cluster's settings. With PostgreSQL's defaults, committed data
-// survives the end of all processes.
+// Options holds settings of a [Cluster]. With PostgreSQL's defaults, committed data survives
+// the end of all processes.
 type Options struct {
-	// Disk puts the files on the disk and not in memory, so committed data survives a
-	// crash of the machine. Benchmarks of commits need Disk.
+	// Disk puts the files of the PostgreSQL server on the disk and not in memory, so committed
+	// data survives a crash of the machine. Benchmarks of commits need Disk.
 	Disk     bool
 	Settings []string // lines of postgresql.conf, like "max_connections=20"
 }
 
-// Cluster is a server for a single test. The test may stop, kill, freeze and replace the
-// server. The server keeps its address, and ends with the test.
+// Cluster runs a PostgreSQL server for a single test. The test can stop, kill, freeze and
+// replace the server. The server keeps its address, and ends with the test.
 //
 // A Cluster is not safe for concurrent use. A method that fails also fails the test.
 type Cluster struct {
@@ -36,8 +36,8 @@ type Cluster struct {
 	synchronous []string // names of the synchronous standbys
 }
 
-// Start starts a cluster with PostgreSQL's programs on this machine. Start needs the
-// programs even if WATCHWORD_TEST_POSTGRES_URL is set.
+// Start starts a PostgreSQL server for one test, from the programs of PostgreSQL on this
+// machine. Start needs the programs even if WATCHWORD_TEST_POSTGRES_URL is set.
 func Start(t testing.TB, o Options) *Cluster {
 	t.Helper()
 	parent, settings := memory(), append([]string{smallWAL}, o.Settings...)
@@ -78,8 +78,8 @@ func (c *Cluster) URI(t testing.TB) string {
 	return database.String()
 }
 
-// Here replaces the address in a database's URI by the address of c: a standby has
-// databases with the same names as the primary.
+// Here replaces the address in a database's URI by the address of c, such as the address of a
+// standby, which has databases with the same names as the primary.
 func (c *Cluster) Here(uri string) string {
 	database, err := url.Parse(uri)
 	if err != nil {
@@ -169,8 +169,9 @@ func (s *server) kill() error {
 	if err := s.process.wait(); err != nil {
 		return err
 	}
-	// After SIGKILL, two things are left. Servers in the same directory notice each
-	// other by a System V segment. The pid in the file may go to another process.
+	// A server that SIGKILL has ended leaves two things behind, which must be removed before
+	// the next start: a System V segment, by which servers in the same directory notice each
+	// other, and a file with a pid that another process can get.
 	if key := strings.Fields(s.pidLine(7)); len(key) == 2 {
 		if out, err := exec.Command("ipcrm", "-m", key[1]).CombinedOutput(); err != nil {
 			return fmt.Errorf("ipcrm: %w: %s", err, out)
@@ -220,7 +221,7 @@ func childrenOf(pid int) (children []int, err error) {
 	return children, nil
 }
 
-// await repeats a query every 10 ms until the query returns true.
+// await runs an SQL query every 10 ms until the query returns true.
 func await(admin url.URL, question string, args ...any) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

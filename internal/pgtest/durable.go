@@ -5,12 +5,13 @@ import (
 	"path/filepath"
 )
 
-// Durable is a server with files on the disk, for a program other than a test, such as a
-// benchmark. Committed data survives a crash of the machine.
+// Durable runs a PostgreSQL server with files on the disk, for a program other than a test,
+// such as a benchmark. Committed data survives a crash of the machine.
 type Durable struct{ server *server }
 
-// StartDurable starts a server with PostgreSQL's programs on this machine. settings are
-// lines of postgresql.conf. The server ends with [Durable.Close], or with the process.
+// StartDurable starts a PostgreSQL server from the programs of PostgreSQL on this machine.
+// settings are lines of postgresql.conf. The PostgreSQL server ends with [Durable.Close], or
+// with the process that has called StartDurable.
 func StartDurable(settings ...string) (*Durable, error) {
 	s, err := newServer(os.TempDir(), settings)
 	if err != nil {
@@ -34,6 +35,6 @@ func (d *Durable) Superuser() string {
 	return admin.String()
 }
 
-// Program returns the path of a program beside PostgreSQL's other programs. The file may
+// Program returns the path of a program in the folder of PostgreSQL's programs. The program can
 // be missing.
 func (d *Durable) Program(name string) string { return filepath.Join(d.server.bin, name) }

@@ -22,21 +22,22 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// external names a variable. The variable holds the URL of a server for the databases.
+// external names an environment variable, which holds the URL of a PostgreSQL server for the
+// databases of the tests.
 const external = "WATCHWORD_TEST_POSTGRES_URL"
 
-// patience bounds each wait for a server. A long bound costs little, because only a
+// patience bounds each wait for a PostgreSQL server. A long bound costs little, because only a
 // failing test waits until the end.
 const patience = time.Minute
 
-// withoutDisk lets no commit wait for the disk. A crash of the machine may lose data, so
-// the settings fit tests of everything but durability.
+// withoutDisk holds the settings of PostgreSQL with which no commit waits for the disk. A crash
+// of the machine can lose data, so the settings fit tests of everything but durability.
 var withoutDisk = []string{"fsync=off", "synchronous_commit=off", "full_page_writes=off", smallWAL}
 
 // smallWAL bounds the write-ahead log for servers with files in memory.
 const smallWAL = "max_wal_size=256MB"
 
-// shared holds the server for all tests of this process.
+// shared holds the PostgreSQL server that all tests of this process use.
 var shared struct {
 	sync.Mutex
 	server *server
@@ -66,8 +67,8 @@ func URI(t testing.TB) string {
 	return database.String()
 }
 
-// Main runs the tests of a package and then ends the shared server. TestMain of the
-// package calls Main. Without Main, the server ends shortly after the process.
+// Main runs the tests of a package and then ends the PostgreSQL server that the tests share.
+// TestMain of the package calls Main. Without Main, the server ends shortly after the process.
 func Main(m *testing.M) int {
 	code := m.Run()
 	shared.Lock()
@@ -86,7 +87,8 @@ type Tests struct{ *testing.M }
 // Run calls [Main].
 func (t Tests) Run() int { return Main(t.M) }
 
-// administrator returns the URL for creating databases, and the owner for new databases.
+// administrator returns the URL of a PostgreSQL server with a user that can create databases,
+// and the owner for new databases.
 func administrator() (admin url.URL, owner *url.Userinfo, err error) {
 	if address := os.Getenv(external); address != "" {
 		// The error of url.Parse would show the password.

@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// keeper is a shell script between the tests and a program. The script ends the program
-// and removes the directory when the tests' process ends, even after SIGKILL.
+// keeper is a shell script that runs a program for the tests, such as PostgreSQL. The script
+// ends the program and removes the program's directory when the tests' process ends, even after
+// SIGKILL.
 //
 // The script's standard input is a pipe from the tests' process. At the end of the pipe,
 // the script ends the program and removes the directory; after the line "keep", the
@@ -37,11 +38,12 @@ status=$?
 [ "$word" = keep ] || rm -rf "$dir"
 exit $status`
 
-// process is a program that runs in a directory.
+// process stands for a program that the tests have started, such as PostgreSQL, and for the
+// program's directory.
 type process struct {
 	shell *exec.Cmd      // runs keeper
 	hold  io.WriteCloser // keeper's standard input
-	gone  *os.File       // at its end when the program and all children have ended
+	gone  *os.File       // reaches its end when the program and all of its children have ended
 }
 
 // start starts a program in dir. keeper sends the signal to the program when the tests'
@@ -60,7 +62,8 @@ func start(dir, signal string, env []string, program ...string) (*process, error
 	defer held.Close()
 	shell := exec.Command("/bin/sh", append([]string{"-c", keeper, "sh", signal, dir}, program...)...)
 	shell.Dir = dir
-	// Leaves out the PG… variables of the tests' environment.
+	// The environment leaves out the variables PG… of the tests, which would change what
+	// PostgreSQL's programs do.
 	shell.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "LC_ALL=C"}, env...)
 	shell.Stdout, shell.Stderr = log, log
 	shell.ExtraFiles = []*os.File{held}
@@ -109,7 +112,7 @@ func (p *process) waitUntil(ready func() bool) error {
 	return fmt.Errorf("the program is not ready after %v", patience)
 }
 
-// release ends the program and keeps the directory. release returns an error if the
+// release ends the program and keeps the program's directory. release returns an error if the
 // program's exit status is not 0.
 func (p *process) release() error {
 	io.WriteString(p.hold, "keep\n")
@@ -119,11 +122,12 @@ func (p *process) release() error {
 // keepLog gets the programs' output before a directory is removed; see [KeepLogs].
 var keepLog = func(log []byte) {}
 
-// KeepLogs calls keep with the log of each server, when the server is discarded. A test may
-// search the logs after its last test. TestMain calls KeepLogs before [Main].
+// KeepLogs calls keep with the log of each PostgreSQL server, when the server is discarded, so
+// that a package can search the logs for secrets after the last test. TestMain calls KeepLogs
+// before [Main].
 func KeepLogs(keep func(log []byte)) { keepLog = keep }
 
-// discard ends the program and removes the directory.
+// discard ends the program and removes the program's directory.
 func (p *process) discard() {
 	log, _ := os.ReadFile(filepath.Join(p.shell.Dir, "log"))
 	keepLog(log)

@@ -31,8 +31,8 @@ func programsIn(dirs []string) (string, error) {
 	return "", errNoPostgres
 }
 
-// places lists directories that may hold the programs, the best first. On Debian, the
-// programs are not in PATH.
+// places lists directories that can hold PostgreSQL's programs, the newest version first. On
+// Debian, the programs are not in PATH.
 func places() (dirs []string) {
 	if path, err := exec.LookPath("postgres"); err == nil {
 		if path, err = filepath.EvalSymlinks(path); err == nil {
@@ -56,7 +56,8 @@ func places() (dirs []string) {
 	return dirs
 }
 
-// version returns the version number in a path, so that 15 sorts after 9.
+// version returns the version number of PostgreSQL in a path as a number, so that 15 sorts
+// after 9.
 func version(path string) int {
 	n, _ := strconv.Atoi(strings.Trim(filepath.Dir(path), "abcdefghijklmnopqrstuvwxyz/-@"))
 	return n

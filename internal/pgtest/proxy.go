@@ -22,7 +22,7 @@ type Proxy struct {
 	tasks    sync.WaitGroup
 
 	mu     sync.Mutex
-	flows  chan struct{} // closed unless the proxy is frozen
+	flows  chan struct{} // a closed channel unless the proxy is frozen
 	links  map[*link]bool
 	judge  func(Trip) Fate
 	trips  []Trip
@@ -49,12 +49,12 @@ type Statement struct {
 type Fate int
 
 const (
-	// Pass sends the trip to the server.
+	// Pass sends the messages of the trip to the server.
 	Pass Fate = iota
-	// CutBefore cuts the connection without sending the trip.
+	// CutBefore cuts the connection without sending the messages of the trip.
 	CutBefore
-	// CutAfter sends the trip, waits until the server has answered, drops the answer,
-	// and cuts the connection.
+	// CutAfter sends the messages of the trip, waits until the server has answered, drops the
+	// answer, and cuts the connection.
 	CutAfter
 	// Hold sends all messages but the last, and then sends nothing more. The
 	// connection stays open, as if the client had frozen while sending.
@@ -120,7 +120,7 @@ func (p *Proxy) Cut() {
 	}
 }
 
-// Lead sets the server for new connections.
+// Lead sets the address of the server to which the proxy forwards new connections.
 func (p *Proxy) Lead(addr string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -277,7 +277,8 @@ func (l *link) forwardStartup(from *bufio.Reader) error {
 	return err
 }
 
-// next reads the messages of a trip. last is the length of the last message, in bytes.
+// next reads the messages of a trip from the client. last is the length of the last message, in
+// bytes.
 func (l *link) next(from *bufio.Reader) (trip Trip, bytes []byte, last int, err error) {
 	for {
 		kind, message, err := receive(from)

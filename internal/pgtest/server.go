@@ -21,7 +21,7 @@ const (
 	pidFile   = "postmaster.pid"
 )
 
-// server manages a PostgreSQL server and the server's directory.
+// server stands for a PostgreSQL server and the server's directory.
 type server struct {
 	bin      string
 	dir      string
@@ -50,7 +50,7 @@ func newServer(parent string, settings []string) (*server, error) {
 	return s, nil
 }
 
-// prepare makes an empty directory for a server.
+// prepare makes an empty directory for a PostgreSQL server.
 func prepare(parent, password string) (*server, error) {
 	bin, err := programs()
 	if err != nil {
@@ -85,8 +85,8 @@ func (s *server) initialize(settings []string) error {
 	}, settings)...)
 }
 
-// configure appends settings to a file in the server's directory. The last setting of a
-// name counts.
+// configure appends settings to a file in the server's directory. PostgreSQL uses the last
+// setting of a name in the file.
 func (s *server) configure(file string, settings ...string) error {
 	conf, err := os.OpenFile(filepath.Join(s.data(), file), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
@@ -124,8 +124,8 @@ func (s *server) start() (err error) {
 	return nil
 }
 
-// ready reads the postmaster's file. A connection would not do, because another server
-// could answer on the port.
+// ready reports whether the postmaster's file says that the server accepts connections. A
+// connection would show less, because another server could answer on the port.
 func (s *server) ready() bool {
 	_, status := s.postmaster()
 	return status == "ready"

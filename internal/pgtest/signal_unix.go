@@ -9,13 +9,14 @@ import (
 	"syscall"
 )
 
-// Freeze stops a process, and Thaw lets a process continue.
+// Freeze is the signal that stops a process, and Thaw is the signal that lets a stopped process
+// continue.
 const Freeze, Thaw = syscall.SIGSTOP, syscall.SIGCONT
 
 func send(pid int, signal syscall.Signal) error { return syscall.Kill(pid, signal) }
 
-// attributes returns the attributes of a program: a session of its own, and an unprivileged
-// user.
+// attributes returns the attributes with which a program starts: in a session of its own, and
+// as an unprivileged user.
 func attributes() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setsid: true, Credential: unprivileged()}
 }

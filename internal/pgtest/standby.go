@@ -37,7 +37,7 @@ func (c *Cluster) Standby(t testing.TB, synchronous bool) *Cluster {
 	return standby
 }
 
-// copy makes the directory of a server that follows s.
+// copy makes the directory of a standby that follows the server s.
 func (s *server) copy(name string) (*server, error) {
 	standby, err := prepare(filepath.Dir(s.dir), s.password)
 	if err != nil {
@@ -54,8 +54,8 @@ func (s *server) copy(name string) (*server, error) {
 	return standby, standby.configure("postgresql.auto.conf", "synchronous_standby_names=''")
 }
 
-// Detach ends a standby's connection to the primary, and the standby does not connect
-// again. After [Cluster.Promote], the standby lacks all later commits of the primary.
+// Detach ends a standby's connection to the primary for ever. After [Cluster.Promote], the
+// standby lacks all commits that the primary made after Detach.
 func (c *Cluster) Detach(t testing.TB) {
 	t.Helper()
 	c.Exec(t, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")

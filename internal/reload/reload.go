@@ -1,11 +1,9 @@
 // Package reload keeps values that come from files, such as certificates, and reads the files
-// again while the process runs.
-//
-// A [Set] looks at the content of all its files once a second. Looking works for every way to
-// replace a file: Kubernetes replaces a link to a folder, and a network drive sends no
-// notification. The Set uses new content when two looks in a row have found the same content.
-// So a file that is half written changes nothing, and a certificate changes nothing before its
-// private key has arrived.
+// again while the process runs. A [Set] reads the content of all its files once a second.
+// Reading works for every way to replace a file: Kubernetes replaces a link to a folder, and a
+// network drive sends no notification. The Set uses new content when two readings in a row have
+// found the same content. So a file that is half written changes nothing, and a certificate
+// changes nothing before its private key has arrived.
 //
 // If the new content cannot be used, the old value stays in use. The Set logs the fault once,
 // and logs once more when the files are good again. Each value changes independently of the
@@ -28,16 +26,17 @@ import (
 )
 
 const (
-	// every is the time between two looks at the content of the files. A look at a few small
-	// files takes less than a tenth of a millisecond.
+	// every is the time between two readings of the files. To read a few small files takes less
+	// than a tenth of a millisecond.
 	every = time.Second
 	// maxFile bounds a file, in bytes. The CAs of an operating system have about 300 KB.
 	maxFile = 4 << 20
-	// longRead is the time after which the log says that reading the files hangs.
+	// longRead is the time after which a log line says that the reading of the files hangs.
 	longRead = 10 * time.Second
 )
 
-// Set looks at the files of its values, in [Set.Run]. Several goroutines can use a Set.
+// Set holds values that come from files, such as certificates, and reads the files again in
+// [Set.Run]. Several goroutines can use a Set.
 type Set struct {
 	logger *slog.Logger
 
@@ -69,8 +68,8 @@ func (s *Set) Run(ctx context.Context) {
 	}
 }
 
-// Now reads every file at once, and uses new content without a second look. The log says what
-// was read.
+// Now reads every file of the set at once, and uses new content without a second reading. The
+// log says what was read.
 func (s *Set) Now(ctx context.Context) { s.look(ctx, true) }
 
 // look reads the files of every value. A read can hang for as long as a network drive does not
@@ -102,7 +101,8 @@ func (s *Set) all() []looker {
 	return slices.Clone(s.values)
 }
 
-// Status returns the state of every value, for metrics. Status waits for no read.
+// Status returns the state of every value of the set, for metrics. Status does not wait for a
+// reading of files.
 func (s *Set) Status() (all []Status) {
 	for _, v := range s.all() {
 		all = append(all, v.Status())
@@ -134,10 +134,11 @@ type Value[T any] struct {
 	status  atomic.Pointer[Status]
 
 	// Set.looking guards the fields below.
-	seen, used digest // the digests of the content at the last look, and of the value in use
+	seen, used digest // the digests of the content at the last reading, and of the value in use
 }
 
-// digest stands for the content of files, or for the error of reading the files.
+// digest is a hash of the content of a value's files, or of the error of reading the files, by
+// which a [Value] notices a change.
 type digest [sha256.Size]byte
 
 // Get returns the value in use.
@@ -164,7 +165,8 @@ func add[T any](s *Set, from source[T]) (*Value[T], error) {
 	return v, nil
 }
 
-// read reads the files. The digest stands for the contents, and after an error for the error.
+// read reads the files of the value. The digest is that of the contents, and after an error
+// that of the error.
 func (v *Value[T]) read() (contents [][]byte, sum digest, err error) {
 	hash := sha256.New()
 	for _, path := range v.files {
@@ -191,8 +193,8 @@ func (v *Value[T]) use(contents [][]byte, sum digest) error {
 	return nil
 }
 
-// lookLocked reads the files, and uses new content if the last look has found the same content,
-// or if atOnce is true. Set.looking must be held.
+// lookLocked reads the files of the value, and uses new content if the reading before has found
+// the same content, or if atOnce is true. Set.looking must be held.
 func (v *Value[T]) lookLocked(ctx context.Context, atOnce bool) {
 	contents, sum, err := v.read()
 	settled := sum == v.seen || atOnce

@@ -109,7 +109,8 @@ func (r *Roster) List(ctx context.Context) (*List, error) {
 }
 
 // hidden reports whether List leaves a replica out, since the replica has ended: another
-// replica with the same address has started later, or the replica's row is older than endedFor.
+// replica with the same address has written a row later, or the replica's row is older than
+// endedFor.
 func hidden(row *store.Replica, all []*store.Replica, now time.Time) bool {
 	age := now.Sub(row.WrittenAt)
 	return age > endedFor || age > lateAfter && slices.ContainsFunc(all, func(other *store.Replica) bool {

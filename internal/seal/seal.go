@@ -121,9 +121,8 @@ func read(path string) ([]masterKey, error) {
 
 const header = "# Watchword master keys. This file and the database together can sign tokens: keep the two apart.\n"
 
-// Create makes a file of mode 0600 with one new master key. The file is on disk when
-// Create returns: if the key were lost, every secret sealed under the key would be
-// lost.
+// Create makes a master key file of mode 0600 with one new master key. The file is on disk when
+// Create returns: if the key were lost, every secret sealed under the key would be lost.
 //
 // Errors: fs.ErrExist if the file exists.
 func Create(path string) (*Keys, error) {
@@ -151,9 +150,9 @@ func create(path string, prepare func(*os.File) error) (*Keys, error) {
 	return Load(path)
 }
 
-// Add puts a new master key before the others in a file. The new key encrypts new secrets from
-// then on; the other keys still decrypt. A process that reads the file at the same time gets
-// the old content or the new content, and never a part.
+// Add puts a new master key before the other keys in a master key file. The new key encrypts
+// new secrets from then on; the other keys still decrypt. A process that reads the file at the
+// same time gets the old content or the new content, and never a part.
 func Add(path string) (*Keys, error) {
 	path, err := filepath.EvalSymlinks(path) // a rename would replace the link and not the file
 	if err != nil {
@@ -187,7 +186,7 @@ func Add(path string) (*Keys, error) {
 	return Load(path)
 }
 
-// newLine returns a line of the file with a new random master key.
+// newLine returns a line of the master key file, with a new random master key.
 func newLine() string {
 	secret := make([]byte, keySize)
 	rand.Read(secret)
@@ -206,9 +205,9 @@ func (k *Keys) reload() error {
 	return nil
 }
 
-// Seal encrypts a secret for one purpose and one row, under the first key in the file.
-// The row's id is authenticated with the secret: a sealed secret that is copied to
-// another row does not open.
+// Seal encrypts a secret for one purpose and one row of the database, under the first key in
+// the master key file. The row's id is authenticated with the secret: a sealed secret that is
+// copied to another row does not open.
 func (k *Keys) Seal(purpose, row string, secret []byte) ([]byte, error) {
 	first, err := k.reloadFirst()
 	if err != nil {
@@ -310,9 +309,9 @@ func (k *Keys) Open(purpose, row string, sealed []byte) ([]byte, error) {
 	return secret, nil
 }
 
-// Reseal seals a secret under the first key and calls write with the result. If the
-// secret is sealed under the first key already, Reseal does nothing. Reseal returns the
-// number of calls of write: 0 or 1.
+// Reseal seals a sealed secret again, under the first key in the master key file, and calls
+// write with the result. If the secret is sealed under the first key already, Reseal does
+// nothing. Reseal returns the number of calls of write: 0 or 1.
 func (k *Keys) Reseal(purpose, row string, sealed []byte, write func(sealed []byte) error) (int, error) {
 	secret, err := k.Open(purpose, row, sealed)
 	if err != nil {
@@ -327,7 +326,7 @@ func (k *Keys) Reseal(purpose, row string, sealed []byte, write func(sealed []by
 	return 1, write(sealed)
 }
 
-// find returns the master key with an id; false if the file has no such key.
+// find returns the master key with an id; false if no key in the master key file has the id.
 func (k *Keys) find(id [idSize]byte) (masterKey, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -7,9 +7,9 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Candidates returns what may stand in place of the last word of a command line: the commands
-// below the command of the earlier words, the flags of that command after a "-", or the values of
-// the flag before. A shell asks at each Tab.
+// Candidates returns the words that can stand in place of the last word of a command line, for
+// the completion of a shell: the commands below the command of the earlier words, the flags of
+// that command after a "-", or the values of the flag before. A shell asks at each Tab.
 func (s *Settings) Candidates(words []string) (all []string) {
 	node := s.parser.Model.Node
 	words = slices.DeleteFunc(slices.Clone(words), func(w string) bool { return w == "=" }) // of bash
@@ -57,8 +57,8 @@ func (s *Settings) Candidates(words []string) (all []string) {
 	return slices.Compact(all)
 }
 
-// flagOf returns the flag with a name, of a command or of a command above; nil without one,
-// and for a flag with its value in the same word.
+// flagOf returns the flag that a word of the command line names, of a command or of a command
+// above; nil if the word names no flag, and also if the word has the flag's value.
 func flagOf(node *kong.Node, name string) *kong.Flag {
 	for n := node; n != nil; n = n.Parent {
 		for _, flag := range n.Flags {

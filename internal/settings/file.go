@@ -27,7 +27,8 @@ type line struct {
 	number int
 }
 
-// keys are the names that the file of --config may set: those of the flags of a command.
+// keys holds the names that the file of --config is allowed to set: the names of the flags of a
+// command.
 type keys struct {
 	program, command string
 	names            []string
@@ -112,8 +113,8 @@ func nested(tokens token.Tokens) *token.Token {
 // lineIn names a line of a file.
 func lineIn(path string, number int) string { return fmt.Sprintf("%s, line %d", path, number) }
 
-// readOwn reads a file that no other user of the machine may write: whatever the file says,
-// the server does.
+// readOwn reads the file of --config. Errors: if another user of the machine is allowed to
+// write the file, since the server does whatever the file says.
 func readOwn(path string) ([]byte, error) {
 	if err := durable.CheckWriters(path); err != nil {
 		return nil, err
@@ -122,7 +123,8 @@ func readOwn(path string) ([]byte, error) {
 	return data, durable.Denied(path, err)
 }
 
-// entriesOf returns the entries of a YAML document. An empty document has none.
+// entriesOf returns the entries (key and value) of a YAML document. An empty document has no
+// entries.
 func entriesOf(body ast.Node) ([]*ast.MappingValueNode, string) {
 	switch node := body.(type) {
 	case nil, *ast.NullNode, *ast.CommentGroupNode:
@@ -135,7 +137,8 @@ func entriesOf(body ast.Node) ([]*ast.MappingValueNode, string) {
 	return nil, "not a list of settings: write KEY: VALUE, one a line"
 }
 
-// readEntry returns the key and the value of an entry, or its fault.
+// readEntry returns the key and the value of an entry of the file of --config, or a text that
+// says what is wrong with the entry.
 func readEntry(entry *ast.MappingValueNode, known keys) (key, text, fault string) {
 	key = entry.Key.GetToken().Value
 	if !slices.Contains(known.names, key) {
@@ -162,7 +165,8 @@ func readEntry(entry *ast.MappingValueNode, known keys) (key, text, fault string
 	return key, text, ""
 }
 
-// scalar returns the text of a single value, as the value stands in the file: 007 stays 007.
+// scalar returns the text of a single value (no list) as the text stands in the file of
+// --config: 007 stays 007.
 func scalar(node ast.Node) (string, bool) {
 	switch node := node.(type) {
 	case *ast.StringNode:
@@ -177,7 +181,8 @@ func scalar(node ast.Node) (string, bool) {
 	return "", false
 }
 
-// suggestion names the known key that is most like an unknown key; empty if none is like it.
+// suggestion returns the known key that is most like an unknown key in the file of --config;
+// empty if no known key is like the unknown key.
 func (k keys) suggestion(key string) string {
 	if len(key) > 64 {
 		return ""

@@ -10,10 +10,11 @@ import (
 	"text/tabwriter"
 )
 
-// commandLine is the origin of a value on the command line.
+// commandLine is the text that names where a flag's value comes from, for a value on the
+// command line.
 const commandLine = "the command line"
 
-// Args returns the command line that was read.
+// Args returns the arguments of the command line that [Settings.Read] has read.
 func (s *Settings) Args() []string { return s.args }
 
 // Given reports whether a flag is on the command line.
@@ -28,8 +29,9 @@ func (s *Settings) InFile(flag string) bool {
 	return set && s.origins[flag] == lineIn(s.file, line.number)
 }
 
-// From says where the values of the flags in a text come from, as the end of the text. From is
-// empty for values of the command line, and for defaults.
+// From returns words to put behind an error text: the words say where the values of the flags
+// in the text come from, such as a file. From returns "" for values of the command line, and
+// for defaults.
 func (s *Settings) From(text string) string {
 	var origins []string
 	for i, flag := range flagName.FindAllStringSubmatch(text, -1) {
@@ -83,7 +85,8 @@ func yaml(value any) string {
 	return fmt.Sprint(value)
 }
 
-// Changed returns the flags that have another value in later settings of the same command line.
+// Changed returns the flags of which the value differs between s and later; both were read for
+// the same command line, s earlier.
 func (s *Settings) Changed(later *Settings) (flags []string) {
 	for i, flag := range later.flags {
 		if !reflect.DeepEqual(flag.Target.Interface(), s.flags[i].Target.Interface()) {

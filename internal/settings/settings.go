@@ -1,10 +1,10 @@
 // Package settings reads a command line: the command, its arguments and its flags. The value of
-// a flag comes from the command line, or else from the environment variable of the flag, or else
-// from the file of --config, or else from the default. An empty variable counts as not set.
-//
-// Everything that is wrong in the three places is said at once, with the place, so that an
-// operator mends all of it at once. No fault shows an argument, a value or an unknown key: each
-// may be a password in the wrong place, and terminals and CI keep what they show.
+// a flag comes from the command line, or else from the environment variable of the flag, or
+// else from the file of --config, or else from the default. An empty variable counts as not
+// set. One error names everything that is wrong on the command line, in the variables and in
+// the file, so that an operator can mend all of it at once. The text of the error shows no
+// argument, no value and no unknown key: each can be a password in the wrong place, and
+// terminals and CI keep what they show.
 //
 // The commands are fields with the tags of the parser kong, and only settings imports kong. A
 // command may have the methods of kong: Help, Validate, AfterApply and Run, which can have a
@@ -36,9 +36,9 @@ type Program struct {
 	Out, Err io.Writer // of --help and --version
 	Exit     func(int) // ends the process after --help and --version; nil: [os.Exit]
 
-	// The keys of the file of --config are the names of the flags of the command KeysOf. The
-	// commands in TakeAll take every key, and each other command takes the keys in Shared.
-	// KeysOf is a command that stands below no other command.
+	// KeysOf names a command, such as serve: the file of --config can set the flags of this
+	// command. The commands in TakeAll use every key of the file, and each other command uses
+	// the keys in Shared. KeysOf is a command that stands below no other command.
 	KeysOf          string
 	TakeAll, Shared []string
 }
@@ -49,8 +49,8 @@ type EveryCommand struct {
 	Version kong.VersionFlag `env:"-" help:"Print the version and exit."`
 }
 
-// Settings holds the settings that [Settings.Read] has read. Settings is not safe for concurrent
-// use.
+// Settings holds what [Settings.Read] has read from the command line, the environment variables
+// and the file of --config. Settings is not safe for concurrent use.
 type Settings struct {
 	program Program
 	parser  *kong.Kong
@@ -68,8 +68,8 @@ type Settings struct {
 	faults  []string
 }
 
-// New returns settings that have read nothing yet. Errors: those of kong, for a wrong tag of a
-// command; an error if there is no command KeysOf.
+// New returns a Settings for a program; [Settings.Read] then reads the command line. Errors:
+// those of kong, for a wrong tag of a command; an error if there is no command KeysOf.
 func New(p Program) (*Settings, error) {
 	s := &Settings{program: p, known: keys{program: p.Name, command: p.KeysOf}}
 	options := []kong.Option{
@@ -147,7 +147,7 @@ func (s *Settings) Read(args []string) error {
 	return s.fault()
 }
 
-// fault returns an error with every fault, or nil.
+// fault returns one error that names every fault found so far, or nil.
 func (s *Settings) fault() error {
 	if len(s.faults) == 0 {
 		return nil
@@ -169,8 +169,8 @@ func (s *Settings) Run(ctx context.Context, values ...any) error {
 	return s.command.Run(values...)
 }
 
-// trace finds the command, and the arguments without the unknown flags. The arguments are nil if
-// they make no command.
+// trace returns the command that the command line names, and the arguments without the unknown
+// flags. The arguments are nil if the command line names no command.
 func (s *Settings) trace(args []string) (*kong.Context, []string) {
 	kept, removed := append([]string{}, args...), 0
 	for {
@@ -200,7 +200,8 @@ var (
 	// misplacing matches kong's errors that begin with these words and then repeat an
 	// argument.
 	misplacing = regexp.MustCompile(`^(unexpected argument|unknown flag) `)
-	// candidates matches the end of such an error: names of commands or flags.
+	// candidates matches the end of an error of kong about an unknown word: suggested names of
+	// commands or flags.
 	candidates = regexp.MustCompile(`, did you mean (?:one of )?"[a-z-]+"(?:, "[a-z-]+")*\?$`)
 )
 
@@ -218,7 +219,7 @@ func misplaced(err error, number, of int) string {
 	return text
 }
 
-// withoutValue returns an error text of kong up to the value, which may be a secret.
+// withoutValue returns an error text of kong up to the value of a flag, which can be a secret.
 func withoutValue(text string) string {
 	rule, _, _ := strings.Cut(text, " but got ")
 	return rule
@@ -270,14 +271,16 @@ func (s *Settings) resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any,
 	return nil, nil
 }
 
-// Words of kong before the faults that Validate of a command returns, and a flag in a text.
+// The patterns match the words that kong puts before an error of a command's method Validate,
+// and a flag in a text.
 var (
 	commandName = regexp.MustCompile(`^[a-z -]+: --`)
 	flagName    = regexp.MustCompile(`--([a-z][a-z-]*[a-z])`)
 )
 
-// addRules adds the faults of kong's Parse: broken rules of the command, one a line. A rule about
-// a flag that could not be read says nothing.
+// addRules adds the faults that kong's Parse has found, such as two flags that exclude each
+// other, one a line. addRules leaves out faults about a flag with a value that could not be
+// read.
 func (s *Settings) addRules(err error) {
 	for line := range strings.SplitSeq(err.Error(), "\n") {
 		if prefix := commandName.FindString(line); prefix != "" {

@@ -15,7 +15,7 @@ import (
 
 // tolerant reads the value of a flag. A value that is missing or wrong becomes a fault, and the
 // flag gets its default: kong then goes on, and finds the faults of the other flags. tolerant
-// reads the values of all three places.
+// reads values of the command line, of environment variables and of the file of --config.
 type tolerant struct {
 	s      *Settings
 	mapper kong.Mapper // of kong, by the type of the flag
@@ -37,8 +37,9 @@ func (t tolerant) Decode(ctx *kong.DecodeContext, target reflect.Value) error {
 	return t.mapper.Decode(ctx.WithScanner(kong.ScanFromTokens(kong.Token{Type: kong.FlagValueToken, Value: ctx.Value.Default})), target)
 }
 
-// read reads a value into target. read returns a fault to put behind the name of the flag, or the
-// empty text. The fault does not repeat the value.
+// read reads the value of a flag into target. read returns a text that says what is wrong, to
+// put behind the name of the flag, or the empty text. The text does not repeat the value, which
+// can be a secret.
 func (t tolerant) read(ctx *kong.DecodeContext, target reflect.Value) (fault string) {
 	switch next := ctx.Scan.Peek(); {
 	case ctx.Value.IsBool() || next.IsValue():
@@ -60,7 +61,7 @@ func (t tolerant) read(ctx *kong.DecodeContext, target reflect.Value) (fault str
 	return " must be one of " + strings.Join(allowed, ",")
 }
 
-// durations reads a flag of type [time.Duration]. Beside the units of
+// durations reads the value of a flag of type [time.Duration]. Beside the units of
 // [time.ParseDuration], durations accepts days, as in 30d and 1d12h.
 func durations(ctx *kong.DecodeContext, target reflect.Value) error {
 	var text string

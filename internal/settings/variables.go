@@ -9,9 +9,9 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// variableOf returns the name of the environment variable that sets a flag; empty if none is
-// set. An empty variable counts as not set: compose files and shells set an empty variable where
-// they mean none.
+// variableOf returns the name of the environment variable that sets a flag; empty if no
+// variable of the flag is set. An empty variable counts as not set: compose files and shells
+// set an empty variable where they mean none.
 func variableOf(flag *kong.Flag) string {
 	for _, name := range flag.Envs {
 		if os.Getenv(name) != "" {

@@ -180,7 +180,7 @@ func (p *Pool) othersLocked(from *group, weight int) *Place {
 		return nil
 	}
 	if first.yields().weight < weight && !p.outweighsLocked(site) {
-		return nil // the site would weigh more than the site that loses the place
+		return nil // the site's weight would grow, beyond the site's part of the pool
 	}
 	return first.yields()
 }
