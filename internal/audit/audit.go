@@ -5,17 +5,16 @@
 // An action is recorded in the transaction of the action: both are committed, or both are
 // rolled back. The line in the log follows the commit. Any client can cause refused calls
 // without bound, so this package counts refused calls by kind (action, reason, users and
-// source): one record for each kind and hour, and a bounded number of kinds. The kinds
-// with the most calls have records of their own, each network and user gets a share of
-// the records, and calls that name a user compete only with calls that name a user; see
-// window.
+// source): one record for each kind and hour, and a bounded number of kinds. The kinds with the
+// most calls have records of their own, the records are divided among networks and users, and
+// calls that name a user compete only with calls that name a user; see window.
 //
-// Every refused call is counted in exactly one record. While the hour lasts, the calls
-// of a light kind may move from the record of the kind into a coarser record, for
-// example of the same user and several sources. Then the record of the kind is deleted.
+// Every refused call is counted in exactly one record. While the hour lasts, the count of a
+// kind with few calls can move from the record of the kind into a coarser record, for example
+// of the same user and several sources. Then the record of the kind is deleted.
 //
-// Repeats of a refresh token are counted in the same way, in a separate table: an honest
-// client on a bad network repeats too, and must leave the places of refused calls free.
+// Repeats of a refresh token are counted in the same way, in a separate table: an honest client
+// on a bad network repeats too, and must take no record from refused calls.
 //
 // Delegations are counted in the same way, by service, audience and hour, in a table of their
 // own.
@@ -48,13 +47,13 @@ import (
 // Type names an action of the security record, done or refused.
 type Type string
 
-// The types of events. Ordinary refreshes are too many for the record: the session's row has
-// the time of the latest refresh.
+// The types of events in the security record. Ordinary refreshes are too many for the security
+// record: the session's row has the time of the latest refresh.
 const (
 	Login               Type = "login"
 	Refresh             Type = "refresh"
-	RefreshRepeated     Type = "refresh.repeated" // a spent refresh token came again, and got new tokens
-	RefreshReused       Type = "refresh.reused"   // a spent refresh token came again, and the session has ended
+	RefreshRepeated     Type = "refresh.repeated" // a client sent a used refresh token again, and got new tokens
+	RefreshReused       Type = "refresh.reused"   // a client sent a used refresh token again, and the session has ended
 	Logout              Type = "logout"
 	SessionRevoked      Type = "session.revoked"
 	UserSessionsRevoked Type = "user.sessions_revoked"
@@ -129,8 +128,8 @@ func (r Refusal) Error() string { return r.Err.Error() }
 func (r Refusal) Unwrap() error { return r.Err }
 
 const (
-	// pruneStep is the number of rows deleted in one transaction: about a millisecond
-	// of SQLite's one writer.
+	// pruneStep is the number of rows that Prune deletes in one transaction, which keeps
+	// SQLite's one writer busy for about a millisecond.
 	pruneStep = 500
 	// scan bounds the records that one page reads if several filters are set: about 7 ms
 	// on SQLite with the records in memory.
@@ -152,8 +151,8 @@ type Log struct {
 
 	mu      sync.Mutex // guards the fields below
 	current *window
-	merged  uint64  // kinds that have lost their records, in earlier windows
-	closing *window // the window before, until Flush has written the final counts; else nil
+	merged  uint64  // the number of kinds that have lost their records, in earlier windows
+	closing *window // the window of the hour before, until Flush has written the final counts; else nil
 	// named, unnamed, repeated and delegated bound the lines about new kinds: refused calls that
 	// name a user, other refused calls, repeats, and delegations.
 	named, unnamed, repeated, delegated *rate.Limiter
@@ -189,7 +188,8 @@ func (l *Log) Record(ctx context.Context, tx *store.Tx, e Event) error {
 	return nil
 }
 
-// insert inserts the record, or counts the event in another record.
+// insert inserts the record of an event, or counts the event in another record of the hour: see
+// countOwn and exchanges.
 func (l *Log) insert(tx *store.Tx, r *store.AuditRecord) error {
 	if r.Type == string(TokenExchanged) {
 		return l.exchanges.insert(tx, r)
@@ -234,7 +234,8 @@ func List(ctx context.Context, s *store.Store, f store.AuditFilter, limit int) (
 	return records, next, err
 }
 
-// maxNamesakes bounds the users with one name, and so the queries of one page.
+// maxNamesakes bounds the number of users that have or had one name, and so the queries for one
+// page.
 const maxNamesakes = 100
 
 var (
@@ -263,7 +264,8 @@ func ListByName(ctx context.Context, s *store.Store, f store.AuditFilter, name s
 			}
 			records, next = merge(records, more, limit), max(next, end)
 		}
-		// Behind next, a list of one of the users may have further records.
+		// The record at next ends the page, since one user's list can have further records
+		// after next.
 		records = slices.DeleteFunc(records, func(r *store.AuditRecord) bool { return r.ID < next })
 		if len(records) > limit {
 			records = records[:limit]

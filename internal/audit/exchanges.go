@@ -8,9 +8,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// exchanges bounds the records of token exchanges as [countOwn] bounds those of logins: of one
-// service account, the first ownRecords exchanges of an hour have a record each, and the
-// further ones of a network share a record. Every replica counts for itself.
+// exchanges bounds the records of token exchanges as [countOwn] bounds those of logins: the
+// first ownRecords exchanges of a service account in an hour have a record each, and further
+// exchanges from one network share a record. Every replica counts separately.
 //
 // An exchange costs one statement, since exchanges remembers in memory what countOwn reads
 // from the database: services exchange far more often than users log in. The memory is a few
@@ -21,20 +21,22 @@ type exchanges struct {
 	accounts map[string]*exchanged // by user id
 }
 
-// exchanged is what an account has in the present hour.
+// exchanged holds the number and the shared records of the exchanges of one service account in
+// the present hour.
 type exchanged struct {
 	single  int                      // records of one exchange
 	further map[caller.Source]string // the ids of the shared records by network
 }
 
-// insert inserts a record of an exchange, or counts the exchange in the record that is shared.
+// insert inserts a record of an exchange, or counts the exchange in the shared record of the
+// network.
 func (x *exchanges) insert(tx *store.Tx, r *store.AuditRecord) error {
 	network, id, single := x.find(r, tx.Now())
 	if single {
 		tx.OnCommit(func() { x.note(r.UserID, func(of *exchanged) { of.single++ }) })
 		return tx.InsertAudit(r)
 	}
-	if id != "" { // the record may be gone: pruned, or lost with a primary
+	if id != "" { // the record can be gone: pruned, or lost with a PostgreSQL primary
 		if raised, err := tx.RaiseAuditCountIfThere(id); err != nil || raised {
 			return err
 		}
@@ -45,8 +47,9 @@ func (x *exchanges) insert(tx *store.Tx, r *store.AuditRecord) error {
 	return tx.InsertAudit(&shared)
 }
 
-// find returns in which record an exchange counts: in one of its own, or in the shared record
-// of a network; id is empty if there is none yet.
+// find returns in which record an exchange counts: in a record of its own (single), or in the
+// shared record of a network with the given id; id is empty if the network has no shared record
+// yet.
 func (x *exchanges) find(r *store.AuditRecord, now time.Time) (network caller.Source, id string, single bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -11,23 +11,25 @@ const (
 	// followStep bounds the records that one call of [Follow] reads, and so the memory of one
 	// reader: some 100 KiB.
 	followStep = 200
-	// markEvery bounds how often the marks of the record are made while records are written,
-	// however many readers there are. A mark costs one commit.
+	// markEvery is the least time between two marks while records are written, however many
+	// readers there are. A mark is a row that says up to which record the readers can read. A
+	// mark costs one commit.
 	markEvery = 200 * time.Millisecond
-	// clocksDiffer is more than the clocks of two PostgreSQL servers differ. A reader that the
-	// database does not know goes on from the last mark that was made so long before the
-	// reader's mark.
+	// clocksDiffer is more than the difference between the clocks of two PostgreSQL servers. If
+	// the database does not know the mark of a reader, the reader goes on from the last mark
+	// that was made clocksDiffer before the reader's mark.
 	clocksDiffer = time.Minute
 )
 
-// Place is a place in the order of the records, see [Follow]. The zero value is the beginning.
+// Place says up to which record of the security record a reader of [Follow] has read. The zero
+// value is the beginning.
 type Place struct {
 	After store.AuditPlace
 	Mark  store.AuditMark // a mark at After or above; zero at the beginning
 	Told  int64           // the highest number of a deleted record that the reader was told of
 }
 
-// Gap tells why records may be missing.
+// Gap tells why records of the security record can be missing in what [Follow] returns.
 type Gap int
 
 // The reasons of gaps.
@@ -37,24 +39,25 @@ const (
 	OtherHistory     // the database has lost the mark of the reader
 )
 
-// Part is what [Follow] has read.
+// Part holds the records that one call of [Follow] has read, and where the next call goes on.
 type Part struct {
 	Records []*store.AuditRecord
 	Next    Place
 	Gap     Gap           // before Records
 	More    bool          // further records can be read at once
-	Delay   time.Duration // since when a transaction of PostgreSQL keeps records back
+	Delay   time.Duration // for how long a transaction of PostgreSQL has kept records back
 	Now     time.Time     // by the database's clock
 }
 
-// Following selects the records of a reader.
+// Following selects the records that a reader of [Follow] wants.
 type Following struct {
 	Filter      store.AuditFilter // without End and Before
 	Name        string            // of a user, or empty; see [ListByName]
 	CommandLine bool              // only records of the command line
 }
 
-// Latest returns the place behind every record that is written now. Errors: those of [Follow].
+// Latest returns the place behind every record that the database holds now, for a reader that
+// wants only later records. Errors: those of [Follow].
 func Latest(ctx context.Context, s *store.Store, of Following) (p Place, err error) {
 	err = s.Write(ctx, func(tx *store.Tx) error {
 		if _, err := wantedIDs(tx, of.Name); err != nil {
@@ -68,12 +71,11 @@ func Latest(ctx context.Context, s *store.Store, of Following) (p Place, err err
 }
 
 // Follow returns the next records after a place, in the order of writing; see
-// internal/store/rows_auditorder.go. A record comes again after its count has changed. A reader that
-// calls Follow with the Next of before gets every record that is committed, on every server of
-// the database, after any pause; or a Gap.
-//
-// Follow reads what is settled by marks, and makes a mark if there are records without one. So
-// the newest records may come with the next call.
+// internal/store/rows_auditorder.go. A record comes again after its count has changed. A reader
+// that calls Follow with the Next of the earlier call gets every committed record, on every
+// server of the database, after any pause; or a Gap. Follow reads the records up to the newest
+// mark, and makes another mark if there are later records. So the newest records can come with
+// the next call.
 //
 // Errors: those of ListByName; errors of the store.
 func Follow(ctx context.Context, s *store.Store, of Following, from Place) (part Part, err error) {
@@ -89,7 +91,8 @@ func Follow(ctx context.Context, s *store.Store, of Following, from Place) (part
 	return part, s.Write(ctx, func(tx *store.Tx) error { _, err := tx.MarkAudit(); return err })
 }
 
-// read is the reading part of [Follow]. mark tells that the caller must make a mark.
+// read reads the next records for [Follow]. mark tells that the caller must make a mark (see
+// markEvery).
 func (of Following) read(tx *store.Tx, from Place) (part Part, mark bool, err error) {
 	state, err := tx.AuditState(from.Mark, of.CommandLine)
 	if err != nil {
@@ -127,7 +130,8 @@ func (of Following) read(tx *store.Tx, from Place) (part Part, mark bool, err er
 
 func less(a, b store.AuditPlace) bool { return a.Seq < b.Seq || a.Seq == b.Seq && a.ID < b.ID }
 
-// findGap finds out whether records are missing after from, and where the reader goes on.
+// findGap finds out whether the database lacks records after the place from, and from which
+// place the reader goes on.
 func (p *Part) findGap(tx *store.Tx, state store.AuditState, from Place) (err error) {
 	unknown := from.Mark.Tag != 0 && !state.Known
 	switch {

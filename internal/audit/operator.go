@@ -14,8 +14,9 @@ func (l *Log) ForOperator(name string) *Log {
 	return l
 }
 
-// commands logs what commands on the database have put on record, once in each server that runs at
-// that time. A server writes no record of the command line itself.
+// commands writes log lines, in each running server, about the records that commands of
+// `watchword` on the database have written. A server itself writes no record with the source of
+// the command line.
 type commands struct {
 	log    *Log
 	at     Place
@@ -23,7 +24,7 @@ type commands struct {
 	failed bool // the log has a line about the error
 }
 
-// look logs the new records of the command line.
+// look logs the records that commands on the database have written since the last call of look.
 func (c *commands) look(ctx context.Context) {
 	err := c.follow(ctx)
 	if err != nil && !c.failed && ctx.Err() == nil && !errors.Is(err, store.ErrAway) { // the store logs outages
@@ -45,7 +46,7 @@ func (c *commands) follow(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if part.Gap == OtherHistory { // the log has the records up to the gap
+		if part.Gap == OtherHistory { // the database has lost records, which the log already has
 			c.began = false
 			return nil
 		}
@@ -57,7 +58,8 @@ func (c *commands) follow(ctx context.Context) error {
 	return nil
 }
 
-// newest returns a place behind the records that are on record now, and makes no mark.
+// newest returns a place behind all records that the database holds now. newest makes no mark
+// (see markEvery).
 func newest(ctx context.Context, s *store.Store) (p Place, err error) {
 	err = s.Read(ctx, func(tx *store.Tx) error {
 		p.After, err = tx.NewestAudit()

@@ -86,7 +86,7 @@ func (l *Log) Run(ctx context.Context) {
 // next Flush writes the same counts.
 func (l *Log) Flush(ctx context.Context) error {
 	l.flushing.Lock()
-	defer l.flushing.Unlock() // two flushes at once could write the same counts into two records
+	defer l.flushing.Unlock() // two calls of Flush at once could write the same counts into two records
 	changes, lost := l.changed()
 	if len(changes)+len(lost) > 0 {
 		err := l.store.Write(ctx, func(tx *store.Tx) error { return write(tx, changes, lost) })
@@ -99,7 +99,7 @@ func (l *Log) Flush(ctx context.Context) error {
 	return nil
 }
 
-// change is the part of a [Log.Flush] for one kind of refused calls.
+// change holds what a [Log.Flush] writes about one kind of refused calls.
 type change struct {
 	tally *tally
 	row   *store.AuditRecord
@@ -159,9 +159,9 @@ func write(tx *store.Tx, changes []change, lost []string) error {
 	return nil
 }
 
-// settle stores in memory which counts are written and which records are deleted.
-// settle logs a kind when it is new, and again at the end of the window with the final
-// count.
+// settle notes in memory which counts are written and which records are deleted. settle logs
+// each new kind of refused calls, and logs the kind again with the final count at the end of
+// the window.
 func (l *Log) settle(ctx context.Context, changes []change, deleted int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -169,7 +169,7 @@ func (l *Log) settle(ctx context.Context, changes []change, deleted int) {
 	l.current.lost = l.current.lost[deleted:]
 	for _, c := range changes {
 		t := c.tally
-		if t.displaced && t.id != c.row.ID { // displaced during the flush, which has inserted the record
+		if t.displaced && t.id != c.row.ID { // the kind was displaced during the flush, which has inserted the kind's record
 			l.current.lost = append(l.current.lost, c.row.ID)
 		}
 		t.id, t.written = c.row.ID, c.count
@@ -180,8 +180,8 @@ func (l *Log) settle(ctx context.Context, changes []change, deleted int) {
 	}
 }
 
-// mayLog reports whether the log may have one more line about a new kind. The totals are
-// few, and always get a line.
+// mayLog reports whether the log gets one more line about a new kind of refused calls. The
+// totals (records of a type and reason alone) are few, and always get a line.
 func (l *Log) mayLog(k kind) bool {
 	switch {
 	case k.source == manySources && !k.event.namesUser():

@@ -11,30 +11,30 @@ type kind struct {
 // isDelegation reports whether the kind counts delegations, and not refused calls.
 func (k kind) isDelegation() bool { return k.event.Type == TokenDelegated && k.event.Reason == "" }
 
-// tally counts the refused calls of one kind in one window.
+// tally counts the refused calls of one kind in one window (an hour).
 type tally struct {
 	kind    kind
 	count   int64 // exact: the calls counted since the kind got its place
 	written int64 // the part of count in the record
 	logged  int64 // the part of count in the log
-	floor   int64 // the weight inherited when the kind got its place
+	floor   int64 // the weight that the kind inherited when the kind got a place in the table
 	id      string
-	// displaced is true after the kind has lost its place. The calls in count then
-	// belong to another tally, and the record must be deleted.
+	// displaced is true after another kind has taken the kind's place in the table. The calls
+	// in count then belong to another tally, and the kind's record must be deleted.
 	displaced bool
 }
 
 func (t *tally) weight() int64 { return t.floor + t.count }
 
-// table keeps the heaviest kinds of refused calls, in a bounded number of places. Each
-// kind has an owner, the network or the user that makes the calls, and the owners share
-// the places. table follows Space-Saving, an algorithm that keeps heavy keys although
-// only the keys with a place are counted: Metwally, Agrawal and El Abbadi, "Efficient
-// Computation of Frequent and Top-k Elements in Data Streams", ICDT 2005.
+// table keeps the heaviest kinds of refused calls, in a bounded number of places. Each kind has
+// an owner, the network or the user that makes the calls, and the places are divided among the
+// owners. table follows Space-Saving, an algorithm that keeps heavy keys although only the keys
+// with a place are counted: Metwally, Agrawal and El Abbadi, "Efficient Computation of Frequent
+// and Top-k Elements in Data Streams", ICDT 2005.
 //
 // Owners: a new owner above maxOwners displaces the owner with the smallest weight and all
-// kinds of that owner. The new owner inherits the weight. So an owner of more than
-// 1/maxOwners of the calls has a share, also if the owner came late.
+// kinds of that owner. The new owner inherits the weight. So an owner of more than 1/maxOwners
+// of the calls has places, also if the owner came late.
 //
 // Kinds of an owner: while places are free, a new kind takes a place. When all places are
 // taken, the owner with the most kinds loses the lightest kind. So an owner with few kinds
@@ -61,9 +61,9 @@ func newTable(maxOwners, maxPlaces int) *table {
 	return &table{maxOwners: maxOwners, maxPlaces: maxPlaces, owners: map[string]*owner{}}
 }
 
-// add counts n calls of a kind. add returns the kinds that lost their places. If
-// ownerGone is true, displaced holds all kinds of an owner that lost its places. Otherwise
-// displaced holds at most one kind.
+// add counts n calls of a kind. add returns the kinds that have lost their places in the table
+// to this kind. If ownerGone is true, displaced holds all kinds of an owner that has lost its
+// places. Otherwise displaced holds at most one kind.
 func (t *table) add(name string, k kind, n int64) (displaced []*tally, ownerGone bool) {
 	o := t.owners[name]
 	if o == nil {
@@ -118,7 +118,7 @@ func (t *table) largest(grows *owner) *owner {
 	return found
 }
 
-// dropKind removes the lightest kind of an owner.
+// dropKind removes the kind of an owner with the smallest weight (the fewest calls).
 func (o *owner) dropKind() *tally {
 	var lightest *tally
 	for _, c := range o.tallies {

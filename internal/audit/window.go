@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// maxPlaces and maxOwners bound each table of a window; see [table]. Each of 16 owners has
-	// room for four kinds at least.
+	// maxPlaces bounds the kinds, and maxOwners the owners (networks or users), in each table
+	// of a window; see [table]. Each of 16 owners has room for four kinds at least.
 	maxPlaces = 64
 	maxOwners = 16
 	// maxServices and maxDelegations bound the table of delegations: admins make the services
@@ -33,15 +33,15 @@ const manySources caller.Source = "many"
 //	 ▼             ▼
 //	totals     type and reason; the program bounds the number of both
 //
-// Repeats of refresh tokens have the table repeats; the owner is the user. A repeat that
-// loses its place moves to totals. Repeats take no place of a refused call.
+// Repeats of refresh tokens have the table repeats; the owner is the user. The count of a
+// repeat that loses its place moves to totals. Repeats take no place of a refused call.
 //
 // Delegations have the table delegations; the owner is the service. They move to totals too.
 //
-// Calls that name a user have separate tables, so that calls of strangers leave the places
-// of these tables free. A network that guesses at ten thousand users fills the network's
-// share, and the further guesses are on record with the network. Guesses of ten thousand
-// networks at one user are on record with the user.
+// Calls that name a user have separate tables, so that calls of strangers leave the places of
+// these tables free. A network that guesses at ten thousand users fills only the network's own
+// places, and the further guesses are counted in a record of the network. Guesses of ten
+// thousand networks at one user are on record with the user.
 type window struct {
 	began                            time.Time
 	named, users, strangers, repeats *table
@@ -90,8 +90,8 @@ func (w *window) addStranger(k kind, n int64) {
 	w.addTotals(displaced)
 }
 
-// addUser counts calls by the acting user, or by the user concerned if the caller is
-// unknown.
+// addUser counts calls in the table users: for the acting user, or for the user concerned if
+// the caller is unknown.
 func (w *window) addUser(e Event, n int64) {
 	coarse := Event{Type: e.Type, Reason: e.Reason, ActorID: e.ActorID, ActorName: e.ActorName}
 	if e.ActorID == "" {

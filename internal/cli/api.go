@@ -27,7 +27,7 @@ type api struct {
 	username string // of the login in use, on a running server; empty with --token-stdin
 }
 
-// place holds the flags that name a running server or a database.
+// place holds the flags that say where a command works: on a running server or on a database.
 type place struct {
 	Addr string `help:"Address of the gRPC API of a running server. Default: no server, but the database."`
 	connection
@@ -43,9 +43,10 @@ var (
 	ofDatabase = []string{"datastore-uri", "master-key-file", "min-password-length", "password-list", "refresh-ttl", "session-ttl"}
 )
 
-// AfterApply decides between the running server and the database: a flag on the command line
-// counts more than a variable. A command that could mean both changes nothing. kong calls
-// AfterApply after the flags are read; an error is wrong usage.
+// AfterApply decides whether the command works on the running server or on the database: a flag
+// on the command line decides before a variable. If the flags could mean both, the command ends
+// with an error and changes nothing. kong calls AfterApply after the flags are read; an error
+// is wrong usage.
 func (a *place) AfterApply(set *settings.Settings) error {
 	a.onServer = a.Addr != "" && !set.Given("datastore-uri") || set.Given("addr")
 	if a.onServer && !set.Given("addr") && os.Getenv("WATCHWORD_DATASTORE_URI") != "" {
@@ -64,12 +65,14 @@ func (a *place) AfterApply(set *settings.Settings) error {
 	return nil
 }
 
-// with connects to the API, and calls do.
+// with connects to the API, on a running server or on a database, and calls do with the
+// connection.
 func (a *api) with(ctx context.Context, t Terminal, do func(context.Context, grpc.ClientConnInterface) error) error {
 	return a.withLocal(ctx, t, server.LocalConfig{}, do)
 }
 
-// withLocal is [api.with] with settings for the API on a database.
+// withLocal does what [api.with] does, with settings for the case that the API works on a
+// database.
 func (a *api) withLocal(ctx context.Context, t Terminal, local server.LocalConfig, do func(context.Context, grpc.ClientConnInterface) error) error {
 	if a.onServer {
 		return a.withServer(ctx, t, do)
@@ -77,7 +80,7 @@ func (a *api) withLocal(ctx context.Context, t Terminal, local server.LocalConfi
 	return a.withDatabase(ctx, t, local, do)
 }
 
-// withDatabase is [api.withLocal] for a database.
+// withDatabase does the part of [api.withLocal] for a database: serves the API in this process.
 func (d datastore) withDatabase(ctx context.Context, t Terminal, local server.LocalConfig, do func(context.Context, grpc.ClientConnInterface) error) error {
 	local.DatastoreURI, local.Operator = d.DatastoreURI, operator()
 	local.Warn = func(text string) { fmt.Fprintln(t.Err, text) }
@@ -89,7 +92,7 @@ func (d datastore) withDatabase(ctx context.Context, t Terminal, local server.Lo
 	return errors.Join(do(ctx, l.Conn()), l.Close())
 }
 
-// withServer is [api.with] for a running server.
+// withServer does the part of [api.with] for a running server.
 func (a *api) withServer(ctx context.Context, t Terminal, do func(context.Context, grpc.ClientConnInterface) error) error {
 	r := remote{a.Addr, a.connection}
 	var tokens tokens
@@ -110,8 +113,8 @@ func (a *api) withServer(ctx context.Context, t Terminal, do func(context.Contex
 	return r.with(ctx, do, bearing(tokens)...)
 }
 
-// operator returns the user of the operating system that runs this process, for the security
-// record.
+// operator returns the name of the user of the operating system that runs this process, for the
+// security record.
 func operator() string {
 	u, err := user.Current()
 	if err != nil {
@@ -120,7 +123,8 @@ func operator() string {
 	return u.Username
 }
 
-// about is the error of a call about something that the arguments name.
+// about holds the error of a call, together with what the arguments of the command name, such
+// as a username.
 type about struct {
 	error
 	name string
@@ -151,7 +155,7 @@ func pages(read func(token string) (next string, err error)) error {
 		if err != nil || next == "" {
 			return err
 		}
-		if next == token { // a faulty proxy or server: the list would never end
+		if next == token { // the proxy or the server has a fault: the list would never end
 			return errors.New("the server answers with the same page again")
 		}
 		token = next

@@ -57,8 +57,8 @@ func (c *auditCmd) Validate() error {
 	return nil
 }
 
-// Run prints the records, the newest first: a table for people, or one JSON object in
-// each line for programs.
+// Run prints the records of the security record, the newest first: a table for people, or one
+// JSON object in each line for programs.
 func (c *auditCmd) Run(ctx context.Context, t Terminal) error {
 	if c.User != "" {
 		if _, err := user.ParseName(c.User); err != nil {
@@ -66,7 +66,7 @@ func (c *auditCmd) Run(ctx context.Context, t Terminal) error {
 		}
 	}
 	if c.Follow {
-		t.Err = struct{ io.Writer }{t.Err} // no line shows that the command is at work: the events do
+		t.Err = struct{ io.Writer }{t.Err} // switches off the line that shows that the command is at work, since the printed events show it
 	}
 	return c.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		if c.Follow {
@@ -87,7 +87,8 @@ func auditCells(e *watchwordv1.Event) []string {
 		strconv.FormatInt(e.GetCount(), 10), cmp.Or(e.GetDetail(), e.GetKid(), "-")}
 }
 
-// each calls show for at most Limit records. Errors: USER_NOT_FOUND with the name in --user.
+// each calls show for at most --limit records of the security record. Errors: USER_NOT_FOUND
+// with the name in --user.
 func (c *auditCmd) each(ctx context.Context, conn grpc.ClientConnInterface, show func(*watchwordv1.Event) error) error {
 	req := &watchwordv1.ListEventsRequest{Type: c.Type, UserName: c.User, UserId: c.UserID, SessionId: c.Session, PageSize: pageSize}
 	if c.Since > 0 {

@@ -13,8 +13,8 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// ofIssuer holds the flag that names a trusted issuer. WATCHWORD_ISSUER is the variable of
-// `watchword serve`.
+// ofIssuer holds the flag that names a trusted issuer. The flag has another variable than
+// WATCHWORD_ISSUER, which sets the issuer of `watchword serve`.
 type ofIssuer struct {
 	Issuer string `env:"WATCHWORD_TRUSTED_ISSUER" required:"" placeholder:"NAME" help:"Name of the trusted issuer."`
 }
@@ -133,7 +133,7 @@ type serviceUnbindCmd struct {
 	ID string `arg:"" name:"binding" help:"Id of the binding, as service show prints it."`
 }
 
-// Run removes a binding of the service account, and revokes what the account holds.
+// Run removes a binding of the service account, and revokes the access tokens of the account.
 func (c *serviceUnbindCmd) Run(ctx context.Context, t Terminal) error {
 	return c.bindings(ctx, t, func(ctx context.Context, service watchwordv1.FederationServiceClient, u *watchwordv1.User) error {
 		found := false
@@ -144,7 +144,7 @@ func (c *serviceUnbindCmd) Run(ctx context.Context, t Terminal) error {
 		switch {
 		case err != nil:
 			return err
-		case !found: // the id of another account's binding is a mistake
+		case !found: // the binding belongs to another account: the operator has mistyped the id or the name
 			return fmt.Errorf("%s has no binding with this id: see watchword service show", u.GetUsername())
 		}
 		_, err = service.DeleteBinding(ctx, &watchwordv1.DeleteBindingRequest{Id: c.ID})

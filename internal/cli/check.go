@@ -45,7 +45,7 @@ func (c *configCheckCmd) Run(set *settings.Settings, t Terminal) error {
 
 // reload reads the settings of a running server again: the file of --config may have changed.
 // reload sets the level of the log. The log says what was read, and names the changed settings
-// that count after a restart alone.
+// that take effect only after a restart.
 func reload(ctx context.Context, t Terminal, set *settings.Settings, level *slog.LevelVar, logger *slog.Logger) {
 	again, serve, err := newSettings(set.Args(), t)
 	if err == nil {
@@ -57,7 +57,7 @@ func reload(ctx context.Context, t Terminal, set *settings.Settings, level *slog
 	}
 	setLevel := func() { _ = level.UnmarshalText([]byte(serve.LogLevel)) } // the flag allows no wrong level
 	if logger.Enabled(ctx, slog.LevelInfo) {
-		defer setLevel() // so that the line below is in the log
+		defer setLevel() // at the end, so that an earlier level does not drop the line below
 	} else {
 		setLevel()
 	}
@@ -77,8 +77,8 @@ func reload(ctx context.Context, t Terminal, set *settings.Settings, level *slog
 	logger.InfoContext(ctx, "the settings are read again", attrs...)
 }
 
-// warnOfReaders warns about a file of --config with the password of the database, if other
-// users may read the file.
+// warnOfReaders logs a warning if other users are allowed to read the file of --config, and the
+// file holds the password of the database.
 func (c *serveCmd) warnOfReaders(ctx context.Context, set *settings.Settings, logger *slog.Logger) {
 	if !set.InFile("datastore-uri") {
 		return

@@ -30,9 +30,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/version"
 )
 
-// Exit statuses. exitUnreached means that the change is made, and that the time of --wait is
-// over before every verifier has answered. A script may repeat a command after exitError, and
-// never after exitUsage. exitInterrupted is 128 and the number of SIGINT, as of a shell.
+// The exit statuses of commands. exitUnreached means that the change is made, and that the time
+// of --wait-for was over before every verifier had reported the change. A script can repeat a
+// command after exitError, and must not after exitUsage. exitInterrupted is 128 and the number
+// of SIGINT, as for a shell.
 const (
 	exitOK          = 0
 	exitError       = 1
@@ -84,8 +85,8 @@ type serveRoot struct {
 	settings.EveryCommand
 }
 
-// newSettings returns settings that have read nothing yet, for a command line of these arguments,
-// and the flags of serve.
+// newSettings returns a [settings.Settings] for a command line with these arguments, before the
+// arguments are read, and the flags of `watchword serve`.
 func newSettings(args []string, t Terminal) (*settings.Settings, *serveFlags, error) {
 	all, alone := &root{}, &serveRoot{}
 	commands, serve := any(all), &all.Serve.serveFlags
@@ -115,7 +116,7 @@ func Main(args []string, t Terminal) int {
 	t.Out, t.Err = escaping{t.Out, line}, escaping{t.Err, line}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop)                     // restores what a signal does by default: the second ends the process
+	context.AfterFunc(ctx, stop)                     // restores what a signal does by default, so that a second signal ends the process
 	ctx = caller.WithSource(ctx, caller.CommandLine) // the source in the security record
 	set, _, err := newSettings(args, t)
 	if err != nil {
@@ -184,7 +185,7 @@ func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) 
 	}
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	go func() { // without a wait for its end: a network drive with the file of --config may be away
+	go func() { // the command does not wait for the end of this goroutine: a network drive with the file of --config can hang
 		for {
 			select {
 			case <-ctx.Done():
@@ -198,15 +199,15 @@ func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) 
 	return errors.Join(s.Run(ctx), s.Close())
 }
 
-// datastore holds the flag that names the database; every command that opens a database has
-// the flag. The default is that of `watchword serve`, so a command that starts in the working
-// directory of the server finds the server's database.
+// datastore holds the flag that names the database (--datastore-uri), for every command that
+// opens a database. The default is that of `watchword serve`, so a command that starts in the
+// working directory of the server finds the server's database.
 type datastore struct {
 	DatastoreURI string `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
 }
 
-// with opens the database, which must exist, calls do, and closes the database. The error
-// of Close counts: it may tell that the last write failed.
+// with opens the database, which must exist, calls do, and closes the database. with also
+// returns the error of Close, which can tell that the last write failed.
 func (d datastore) with(ctx context.Context, do func(*store.Store) error) error {
 	s, err := store.OpenExisting(ctx, d.DatastoreURI)
 	if err != nil {
@@ -241,7 +242,8 @@ func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
 	return nil
 }
 
-// releaseOrNone returns the number of this version, and "" between two released versions.
+// releaseOrNone returns the version of this program, such as v1.2.0; "" if the program was
+// built from a commit between two released versions.
 func releaseOrNone() string {
 	v := version.String()
 	if released, _ := regexp.MatchString(`^v\d+\.\d+\.\d+$`, v); released {

@@ -26,9 +26,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
-// callTimeout bounds each call to a running server, the connecting included: a command
-// in a script must end. A login may wait some seconds for the password hashes of
-// others.
+// callTimeout bounds each call to a running server, with the time to connect, so that a command
+// in a script ends. A login can wait some seconds for the password hashes of other logins.
 const callTimeout = 30 * time.Second
 
 // remote holds the flags of the commands that call a running server.
@@ -59,7 +58,8 @@ func (r remote) with(ctx context.Context, do func(context.Context, grpc.ClientCo
 	return err
 }
 
-// connect is [remote.with] for calls without a secret.
+// connect does what [remote.with] does, for calls without a secret, which can go over any
+// connection.
 func (r remote) connect(ctx context.Context, do func(context.Context, grpc.ClientConnInterface) error, opts ...grpc.DialOption) error {
 	plaintext := r.Plaintext || r.PlaintextToOtherHosts
 	for flag, value := range map[string]string{"--ca-file": r.CAFile, "--server-name": r.ServerName} {
@@ -77,7 +77,7 @@ func (r remote) connect(ctx context.Context, do func(context.Context, grpc.Clien
 		creds = tls
 	}
 	if plaintext && !r.PlaintextToOtherHosts {
-		opts = append(opts, grpc.WithNoProxy()) // a proxy on this machine could pass secrets on
+		opts = append(opts, grpc.WithNoProxy()) // without TLS, a proxy on this machine could pass a secret on to another machine
 	}
 	conn, err := grpc.NewClient(r.Addr, slices.Concat([]grpc.DialOption{
 		grpc.WithTransportCredentials(creds), grpc.WithChainUnaryInterceptor(inTime)}, opts, r.network)...)
@@ -87,15 +87,15 @@ func (r remote) connect(ctx context.Context, do func(context.Context, grpc.Clien
 	return errors.Join(r.cure(do(ctx, conn)), conn.Close())
 }
 
-// inTime bounds a call by callTimeout.
+// inTime is an interceptor of gRPC that bounds each call by callTimeout.
 func inTime(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	return invoke(ctx, method, req, reply, conn, opts...)
 }
 
-// cure adds to an error of the connection the flag that mends the error. gRPC has no code for
-// these faults, so the text decides.
+// cure adds to an error of the connection the name of the flag that mends the error, such as
+// --ca-file. gRPC has no status code for such errors, so cure looks at the text of the error.
 func (r remote) cure(err error) error {
 	s, ok := status.FromError(err)
 	if err == nil || !ok || s.Code() != codes.Unavailable || refusal.Reason(err) != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
@@ -175,7 +175,7 @@ func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
 		}
 		err = logins.Put(ctx, g)
 		switch {
-		case err != nil && c.Print: // the tokens are worth more
+		case err != nil && c.Print: // the tokens are printed all the same, since the user needs the tokens more than the known device
 			fmt.Fprintf(t.Err, "watchword: the refresh token is not kept, and the next login counts as one from a new device: %v\n", err)
 		case err != nil:
 			_, ended := auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: pair.GetRefreshToken()})
@@ -195,7 +195,7 @@ type verifyCmd struct {
 	Audience string `help:"The service that must be in the token. Default: any."`
 }
 
-// Run prints what a valid access token says about its user. For any other token the
+// Run prints what a valid access token says about the user. For a token that is not valid the
 // exit status is 1, and the error begins with the reason.
 func (c *verifyCmd) Run(ctx context.Context, t Terminal) error {
 	token, err := c.accessToken(ctx, t)
@@ -249,8 +249,9 @@ func (c *logoutCmd) Run(ctx context.Context, t Terminal) error {
 
 type healthcheckCmd struct{ remote }
 
-// Run exits with status 0 if the server serves, and 1 otherwise: for a container, which
-// has no other program to ask.
+// Run exits with status 0 if the server serves calls, and with status 1 otherwise. A container
+// engine runs the command, since the container holds no other program that could ask the
+// server.
 func (c *healthcheckCmd) Run(ctx context.Context) error {
 	return c.connect(ctx, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		resp, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{})
@@ -262,7 +263,7 @@ func (c *healthcheckCmd) Run(ctx context.Context) error {
 }
 
 // readToken reads a token from standard input: the bare text, or the JSON that
-// `watchword login --print` prints. of returns the wanted token of the two in the JSON.
+// `watchword login --print` prints. of returns the wanted one of the two tokens in the JSON.
 func (t Terminal) readToken(ctx context.Context, of func(*watchwordv1.TokenPair) string) (string, error) {
 	text, err := await(ctx, t.readAll)
 	if err != nil || !strings.HasPrefix(text, "{") {

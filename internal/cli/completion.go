@@ -20,8 +20,9 @@ For zsh, write into ~/.zshrc after compinit:  source <(watchword completion zsh)
 For fish:  watchword completion fish > ~/.config/fish/completions/watchword.fish`
 }
 
-// completions holds the script of each shell. bash splits a word at "=", and complete joins
-// the parts. Without a candidate, the shells complete the names of files.
+// completions holds the completion script of each shell. bash splits a word at "=", and
+// `watchword complete` joins the parts. If the command prints no candidate, the shells complete
+// the names of files.
 var completions = map[string]string{
 	"bash": `_watchword() {
 	local IFS=$'\n'
@@ -46,7 +47,8 @@ func (c *completionCmd) Run(t Terminal) error {
 	return err
 }
 
-// completeCmd prints the candidates for the last of the words, one a line.
+// completeCmd prints the words that can stand in place of the last word of a command line, one
+// a line.
 type completeCmd struct {
 	Words []string `arg:"" optional:"" help:"The words of the command line, without the name of the program."`
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// backupCmd copies an embedded database while a server runs.
+// backupCmd copies a SQLite database while a server runs.
 type backupCmd struct {
 	datastore
 	File string `arg:"" type:"path" help:"The file to make; must not exist."`
@@ -40,8 +40,8 @@ func (c *backupCmd) Run(ctx context.Context, t Terminal) error {
 	return nil
 }
 
-// datastoreCmd holds the commands that change which database is in use, or what it may
-// still promise.
+// datastoreCmd holds the commands for a move to another database, for a restored database and
+// for a database with a lost master key.
 type datastoreCmd struct {
 	Copy     datastoreCopyCmd     `cmd:"" help:"Move a SQLite database to PostgreSQL, while it is served."`
 	Restored datastoreRestoredCmd `cmd:"" help:"End every session and withdraw every key, after restoring a backup or promoting a standby that was behind. Every user must log in again."`
@@ -61,7 +61,8 @@ more: start the servers with TO and the same --master-key-file. If the command i
 interrupted, run the command again: it starts over, or finishes the copy.`
 }
 
-// Run moves the database, and prints the number of rows of each table.
+// Run copies a SQLite database to PostgreSQL, and prints the number of copied rows of each
+// table.
 func (c *datastoreCopyCmd) Run(ctx context.Context, t Terminal) error {
 	defer t.progress()()
 	copied, err := store.Copy(ctx, c.From, c.To)

@@ -9,11 +9,11 @@ import (
 	"unicode/utf8"
 )
 
-// escaping writes text with every character escaped that a terminal could obey or hide:
-// control characters such as ESC, and format characters such as the right-to-left
-// override. Line breaks and tabs pass. [Main] puts an escaping around both outputs, so
-// that no command and no log line can forget: a name in the database or a message of a
-// server may hold such characters.
+// escaping writes text with every character escaped that a terminal could obey or hide: control
+// characters such as ESC, and format characters such as the right-to-left override. Line breaks
+// and tabs pass. [Main] puts an escaping around standard output and standard error, so that no
+// command and no log line can forget the escaping: a name in the database or a message of a
+// server can hold control characters.
 type escaping struct {
 	to   io.Writer
 	line *workLine // removed before the text

@@ -19,8 +19,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/server"
 )
 
-// explainCmd says what a token is. A running server answers with --addr, and needs no login;
-// otherwise the database answers.
+// explainCmd prints what an access token says, and why the token is refused. With --addr a
+// running server checks the token, and needs no login; otherwise the command checks the token
+// on the database.
 type explainCmd struct {
 	place
 	masterKeyFile
@@ -107,7 +108,7 @@ func (c *explainCmd) explain(ctx context.Context, t Terminal, conn grpc.ClientCo
 	})
 }
 
-// remedies says what helps against a refusal.
+// remedies says, for each reason of a refused access token, what a user can do.
 var remedies = map[watchwordv1.ErrorReason]string{
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED:     "The client must refresh.",
 	watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE:       "The client must refresh, and gets a token with the new rights.",
@@ -115,7 +116,7 @@ var remedies = map[watchwordv1.ErrorReason]string{
 	watchwordv1.ErrorReason_ERROR_REASON_AUDIENCE_MISMATCH: "The client must ask for a token for this audience.",
 }
 
-// claims is what an access token says of itself. Nothing in claims is checked.
+// claims holds the claims that an access token carries, unchecked.
 type claims struct {
 	header
 	payload

@@ -33,7 +33,8 @@ type namedIssuer struct {
 	Name string `arg:"" help:"Name of the trusted issuer: lower-case letters, digits and hyphens."`
 }
 
-// do calls FederationService. A missing issuer is an error with the name.
+// do connects to the API, and calls the function do with a client of FederationService. If no
+// trusted issuer has the name, the error has the name.
 func (n *namedIssuer) do(ctx context.Context, t Terminal, do func(context.Context, watchwordv1.FederationServiceClient) error) error {
 	return n.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		return aboutIssuer(do(ctx, watchwordv1.NewFederationServiceClient(conn)), n.Name)
@@ -47,8 +48,9 @@ func aboutIssuer(err error, name string) error {
 	return err
 }
 
-// keySource holds the flags that say from where the keys of an issuer come, and what belongs
-// to the keys. --ca-file is for the connection to a running server.
+// keySource holds the flags that say from where the server gets the keys of a trusted issuer.
+// The flag for the CA of the keys has another name than --ca-file, which is for the connection
+// to a running server.
 type keySource struct {
 	JwksFile     string        `type:"path" xor:"keys" placeholder:"FILE" help:"File with the public keys, a JSON Web Key Set."`
 	JwksURI      string        `name:"jwks-uri" xor:"keys" placeholder:"URL" help:"The https URL of the public keys, a JSON Web Key Set."`
@@ -129,7 +131,7 @@ func (c *issuerAddCmd) Validate() error {
 	return nil
 }
 
-// Run makes a trusted issuer, and prints nothing in a script.
+// Run makes a trusted issuer. In a script, Run prints nothing.
 func (c *issuerAddCmd) Run(ctx context.Context, t Terminal) error {
 	i := &watchwordv1.Issuer{Name: c.Name, Issuer: c.Issuer}
 	if _, err := c.read(i); err != nil {
@@ -149,7 +151,8 @@ type issuerListCmd struct {
 	asJSON
 }
 
-// Run lists all trusted issuers, a page at a time.
+// Run prints all trusted issuers (other systems with tokens that services can sign in with).
+// Run reads one page of the list in each call.
 func (c *issuerListCmd) Run(ctx context.Context, t Terminal) error {
 	return c.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		service := watchwordv1.NewFederationServiceClient(conn)
@@ -170,7 +173,7 @@ func (c *issuerListCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
-// keysOf says from where the keys of an issuer come.
+// keysOf returns a text that says from where the server gets the keys of a trusted issuer.
 func keysOf(i *watchwordv1.Issuer) string {
 	switch {
 	case i.GetJwks() != "":
@@ -231,7 +234,7 @@ func (c *issuerSetCmd) Help() string {
 account: an account gets new ones with a token that the changed issuer has signed.`
 }
 
-// Run changes what the flags give.
+// Run changes the settings of a trusted issuer that the flags name.
 func (c *issuerSetCmd) Run(ctx context.Context, t Terminal) error {
 	i := &watchwordv1.Issuer{Name: c.Name}
 	fields, err := c.read(i)

@@ -47,12 +47,13 @@ type follower struct {
 	audit watchwordv1.AuditServiceClient
 	req   *watchwordv1.WatchEventsRequest
 	saved string // the content of the resume file
-	said  string // the newest line about a stream that has ended; "" after a message
+	said  string // the newest line on standard error about a stream that has ended; "" after a message
 	ever  bool   // a message has come
 	late  bool   // standard error has a line about events that wait
 }
 
-// follow prints events until ctx ends. Errors: those that no further try mends.
+// follow prints events of the security record until ctx ends. Errors: those after which trying
+// again is no help.
 func (c *auditCmd) follow(ctx context.Context, t Terminal, conn grpc.ClientConnInterface) error {
 	f := &follower{auditCmd: c, t: t, audit: watchwordv1.NewAuditServiceClient(conn), req: &watchwordv1.WatchEventsRequest{
 		Type: c.Type, UserName: c.User, UserId: c.UserID, SessionId: c.Session,
@@ -123,7 +124,7 @@ func (f *follower) readResume() error {
 	return nil
 }
 
-// save puts a resume text into the resume file.
+// save writes the text with which a later stream resumes into the file of --resume-file.
 func (f *follower) save(resume string) error {
 	err := durable.Replace(f.ResumeFile, func(file *os.File) error {
 		_, err := fmt.Fprintln(file, resume)
@@ -135,8 +136,8 @@ func (f *follower) save(resume string) error {
 	return err
 }
 
-// stream prints the events of one stream. came tells that at least one message came. An end of
-// the stream without an error is no error: the access token is about to expire.
+// stream prints the events of one stream of WatchEvents. came tells that at least one message
+// came. An end of the stream with OK is no error: the access token is about to expire.
 func (f *follower) stream(ctx context.Context) (came bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -163,12 +164,13 @@ func (f *follower) stream(ctx context.Context) (came bool, err error) {
 	}
 }
 
-// unprinted is the error of standard output or of the resume file.
+// unprinted holds an error of the writing to standard output or to the resume file.
 type unprinted struct{ error }
 
 func (u unprinted) Unwrap() error { return u.error }
 
-// print prints a message, and then keeps the place behind the message.
+// print prints the events of a message, and then writes into the resume file that these events
+// are printed.
 func (f *follower) print(m *watchwordv1.WatchEventsResponse) error {
 	if gap, more := gapTexts[m.GetGap()]; more {
 		fmt.Fprintln(f.t.Err, "watchword: "+gap)
@@ -194,7 +196,8 @@ func (f *follower) print(m *watchwordv1.WatchEventsResponse) error {
 	return f.keep(m.GetResume(), len(m.GetEvents()) > 0)
 }
 
-// keep puts the place of the stream into the resume file, after the lines that were printed.
+// keep writes into the resume file where a later stream resumes, after the lines of the events
+// were printed.
 func (f *follower) keep(resume string, printed bool) error {
 	if f.ResumeFile == "" || resume == f.saved {
 		return nil
@@ -225,7 +228,8 @@ var gapTexts = map[watchwordv1.EventGap]string{
 	watchwordv1.EventGap_EVENT_GAP_OTHER_HISTORY: "events may be missing here, and some may come again: the database has lost its newest state, such as after a backup was restored or a standby was promoted",
 }
 
-// tellDelay says once that events wait.
+// tellDelay writes one line to standard error if new events wait for a transaction of
+// PostgreSQL, until no event waits any more.
 func (f *follower) tellDelay(m *watchwordv1.WatchEventsResponse) {
 	if m.GetDelay() == nil {
 		f.late = false
@@ -245,8 +249,8 @@ func (f *follower) line(cells ...string) error {
 	return err
 }
 
-// tell says on standard error why a stream has ended, once for each reason. Errors: the error of
-// the stream, if no further try mends the error.
+// tell writes to standard error why a stream of WatchEvents has ended, once for each reason.
+// Errors: the error of the stream, if trying again is no help.
 func (f *follower) tell(came bool, err error) error {
 	if came {
 		f.said = ""

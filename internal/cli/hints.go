@@ -57,8 +57,9 @@ func explainOne(err error) string {
 	return s.Code().String() + ": " + s.Message() + more
 }
 
-// hint names the command or the flag that mends an error, and returns "" for an error
-// without one. The packages below know no commands and no flags.
+// hint returns a text that names the command or the flag that mends an error; "" if there is
+// none. Only package cli knows the commands and the flags, so the errors of other packages
+// cannot name them.
 func hint(err error) string {
 	switch {
 	case errors.As(err, new(*store.MovedError)):

@@ -39,7 +39,8 @@ type masterKeyFile struct {
 	MasterKeyFile string `type:"path" help:"On a database: file of the master key, as for serve."`
 }
 
-// do connects to the API, and calls do with KeyService and the connection.
+// do connects to the API, and calls the function do with a client of KeyService and the
+// connection.
 func (k *signingKeys) do(ctx context.Context, t Terminal, do func(context.Context, watchwordv1.KeyServiceClient, grpc.ClientConnInterface) error) error {
 	return k.withLocal(ctx, t, server.LocalConfig{MasterKeyFile: k.MasterKeyFile}, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		return do(ctx, watchwordv1.NewKeyServiceClient(conn), conn)
@@ -119,7 +120,7 @@ func (c *keyRevokeCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
-// printSigns prints from when on a key signs.
+// printSigns prints the time from which a signing key signs access tokens.
 func (t Terminal) printSigns(k *watchwordv1.Key, f asJSON) error {
 	if f.JSON {
 		return t.printLine(k)
@@ -128,7 +129,8 @@ func (t Terminal) printSigns(k *watchwordv1.Key, f asJSON) error {
 	return err
 }
 
-// signsFrom returns a line about a key from the database.
+// signsFrom returns a line that says from when a signing key in the database signs access
+// tokens.
 func signsFrom(key issuer.Key) string {
 	return escape(fmt.Sprintf("%s %s signs from %s", key.KID, key.Algorithm, key.SignsFrom.Format(time.RFC3339)), "")
 }
@@ -151,7 +153,8 @@ func record(s *store.Store) *audit.Log {
 	return audit.New(s, slog.New(slog.DiscardHandler)).ForOperator(operator())
 }
 
-// keys holds the flags of the commands that work on the keys of a database itself.
+// keys holds the flags of the commands that change the keys in a database without a server,
+// such as `key reseal`.
 type keys struct {
 	datastore
 	MasterKeyFile string `type:"path" help:"File of the master key, as for serve."`
@@ -178,13 +181,13 @@ type keyResealCmd struct {
 	NewMasterKey bool `help:"Put a new master key before the others in the file first."`
 }
 
-// Run seals all keys under the first master key. With --new-master-key, Run first puts
-// a new master key into the file; every replica needs that file before the old keys may
-// be removed from it.
+// Run seals all keys under the first master key. With --new-master-key, Run first puts a new
+// master key into the file; every replica needs the file with the new master key before an
+// operator removes the old master keys from the file.
 func (c *keyResealCmd) Run(ctx context.Context, t Terminal) error {
 	defer t.progress()()
 	return c.withMaster(ctx, seal.Load, func(s *store.Store, master *seal.Keys) error {
-		if err := server.CheckMaster(ctx, s, master); err != nil { // before the file is changed
+		if err := server.CheckMaster(ctx, s, master); err != nil { // checks that the master key file is the right one, before --new-master-key changes the file
 			return err
 		}
 		if c.NewMasterKey {

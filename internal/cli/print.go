@@ -16,7 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// asJSON holds the flag of every command that lists or shows.
+// asJSON holds the flag --json of every command that lists or shows something.
 type asJSON struct {
 	JSON bool `name:"json" help:"Print one JSON object in each line."`
 }
@@ -67,8 +67,8 @@ func table(out io.Writer, header string, rows func(addRow) error) error {
 	return errors.Join(err, w.Flush())
 }
 
-// moment returns a time in the form of RFC 3339, and "-" for a time that is not
-// decided.
+// moment returns a time in the form of RFC 3339 for a cell of a table, and "-" for a time that
+// is not set.
 func moment(t *timestamppb.Timestamp) string {
 	if t == nil {
 		return "-"

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/term"
 )
 
-// quiet is how long a command may take until it shows that it is at work.
+// quiet is the time after which a command shows on standard error that the command is still at
+// work.
 const quiet = 2 * time.Second
 
 // workLine is the line on a terminal that shows that a command is at work. The zero value and
@@ -26,7 +27,8 @@ func (l *workLine) show(f *os.File, text string) {
 	l.shown = f
 }
 
-// remove removes the line, if a line is shown: other text follows.
+// remove removes the line from the terminal, if the line is shown, so that other text can be
+// written.
 func (l *workLine) remove() {
 	if l == nil {
 		return

@@ -71,7 +71,8 @@ func (t Terminal) prompt(ctx context.Context, label string) (string, error) {
 	return typed, nil
 }
 
-// The keys that a raw terminal leaves to the program.
+// The keys that a terminal in raw mode does not handle itself, so that the program must handle
+// the keys.
 const (
 	ctrlC, ctrlD, ctrlU, ctrlW, ctrlBackslash = 3, 4, 21, 23, 28
 	backspace, deletes                        = 8, 127
@@ -173,7 +174,8 @@ func (t Terminal) outIsTerminal() bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// startAgain tells the operator how to get the first admin's password.
+// startAgain is the end of an error text that tells the operator how to get the first admin's
+// password.
 const startAgain = ": the database has no user yet; start again with a standard output that takes the password, or with --initial-password-file"
 
 // syncRegular writes a regular file to the disk; pipes and devices cannot be synced.
@@ -192,8 +194,8 @@ func isNull(f *os.File) bool {
 	return err == nil && outErr == nil && os.SameFile(null, out)
 }
 
-// readLine reads a line from standard input, without the line break. The last line may
-// have none.
+// readLine reads a line from standard input, and returns the line without the line break. The
+// last line can lack a line break.
 func (t Terminal) readLine() (string, error) {
 	line, err := bufio.NewReader(io.LimitReader(t.In, maxSecret)).ReadString('\n')
 	if err != nil && err != io.EOF {

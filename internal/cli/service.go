@@ -34,7 +34,8 @@ type namedService struct {
 	Name string `arg:"" help:"Name of the service account."`
 }
 
-// change is [named.change] for a service account.
+// change finds the service account of the command, and calls do with the account, as
+// [named.change] does for a user.
 func (n *namedService) change(ctx context.Context, t Terminal, do accountChange) error {
 	account := named{n.api, n.Name}
 	return account.changeOf(ctx, t, watchwordv1.UserKind_USER_KIND_SERVICE, server.LocalConfig{}, do)
@@ -53,8 +54,8 @@ type rights struct {
 	DelegatesTo []string `help:"An audience to which the service may carry its callers' identity; repeat the flag for more."`
 }
 
-// check checks the form of roles and audiences before the database is opened. A malformed one
-// is wrong usage.
+// check checks the form of roles and audiences before the command opens the database. A
+// malformed role or audience is wrong usage (exit status 2).
 func (r rights) check() error {
 	errs := []error{rolesOf(r.Role)}
 	for flag, names := range map[string][]string{"--audience": r.Audience, "--delegates-to": r.DelegatesTo} {
@@ -149,8 +150,8 @@ func (c *serviceSetCmd) Help() string {
 stale, and so do the tokens that the service has delegated.`
 }
 
-// fields returns the names of the fields to change. Errors: if no list is given, or if a list
-// is given and removed.
+// fields returns the names of the fields of the account that the flags change. Errors: if no
+// flag names a list, or if flags both set and empty a list.
 func (c *serviceSetCmd) fields() (fields []string, err error) {
 	for _, list := range []struct {
 		field   string
@@ -200,14 +201,15 @@ func (c *serviceRenameCmd) Run(ctx context.Context, t Terminal) error {
 
 type serviceDisableCmd struct{ namedService }
 
-// Run disables the service account, which revokes what the account holds.
+// Run disables the service account, which revokes the access tokens of the account.
 func (c *serviceDisableCmd) Run(ctx context.Context, t Terminal) error {
 	return c.update(ctx, t, []string{"disabled"}, func(u *watchwordv1.User) { u.Disabled = true })
 }
 
 type serviceEnableCmd struct{ namedService }
 
-// Run enables the service account. Access tokens from before stay revoked.
+// Run enables a disabled service account. Access tokens from before the account was disabled
+// stay revoked.
 func (c *serviceEnableCmd) Run(ctx context.Context, t Terminal) error {
 	return c.update(ctx, t, []string{"disabled"}, func(u *watchwordv1.User) { u.Disabled = false })
 }

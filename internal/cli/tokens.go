@@ -17,9 +17,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/refusal"
 )
 
-// tokens gives access tokens to calls.
+// tokens returns access tokens for the calls of a command.
 type tokens interface {
-	// token returns an access token other than refused.
+	// token returns an access token; not the token refused, which the server has refused.
 	token(ctx context.Context, refused string) (string, error)
 }
 
@@ -28,13 +28,14 @@ type fixedToken string
 
 func (f fixedToken) token(context.Context, string) (string, error) { return string(f), nil }
 
-// kept is a kept login at a server.
+// kept returns access tokens of a login that `watchword login` has kept.
 type kept struct {
 	*keptlogin.InUse
 	server remote
 }
 
-// kept returns the newest login at the server, for the audience watchword if admin is true.
+// kept returns the newest login at the server that `watchword login` has kept; for the audience
+// watchword if admin is true.
 //
 // Errors: one that names the command to run, if there is none; those of [keptlogin.File.Use].
 func (r remote) kept(admin bool) (kept, error) {
@@ -49,7 +50,8 @@ func (r remote) kept(admin bool) (kept, error) {
 	}
 }
 
-// loginCommand returns the command that logs in as g.
+// loginCommand returns the text of the command `watchword login` for the user of g, for an
+// error text.
 func (r remote) loginCommand(g keptlogin.Login) string {
 	command := "watchword login " + g.Username
 	if g.Admin {
@@ -109,7 +111,8 @@ func (r remote) forget(ctx context.Context, conn grpc.ClientConnInterface) error
 	})
 }
 
-// sessionOver reports whether the server accepts no refresh token of a session any more.
+// sessionOver reports whether an error of the server means that the session has ended, so that
+// no refresh token of the session works any more.
 func sessionOver(err error) bool {
 	switch refusal.Reason(err) {
 	case watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID, watchwordv1.ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED,
@@ -119,7 +122,7 @@ func sessionOver(err error) bool {
 	return false
 }
 
-// over is the error of a session that is over.
+// over holds the error of a session that has ended.
 type over struct {
 	error
 	command string // begins a new session
@@ -163,7 +166,7 @@ func bearing(from tokens) []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(unary), grpc.WithChainStreamInterceptor(stream)}
 }
 
-// bearingStream is a stream with an access token.
+// bearingStream is a client stream that carries an access token.
 type bearingStream struct {
 	grpc.ClientStream
 	refused func() // called if the server refuses the token
@@ -178,8 +181,8 @@ func (s bearingStream) RecvMsg(m any) error {
 	return err
 }
 
-// tokenUseless reports whether a call was refused because of its access token, and another
-// one may be accepted.
+// tokenUseless reports whether the server has refused a call because of the access token, in a
+// way that another access token can mend.
 func tokenUseless(err error) bool {
 	switch refusal.Reason(err) {
 	case watchwordv1.ErrorReason_ERROR_REASON_TOKEN_INVALID, watchwordv1.ErrorReason_ERROR_REASON_TOKEN_EXPIRED,

@@ -28,8 +28,8 @@ type userCmd struct {
 	Delete      userDeleteCmd  `cmd:"" help:"Delete a user. This cannot be undone."`
 }
 
-// newPassword holds the flags of a command that sets a password. On a running server, the
-// server's own rules for passwords count.
+// newPassword holds the flags of a command that sets a password. A running server checks the
+// password by the server's own rules, and not by these flags.
 type newPassword struct {
 	server.PasswordRules
 	PasswordStdin bool `help:"Read the password from standard input."`
@@ -61,8 +61,8 @@ type named struct {
 	Name string `arg:"" help:"Username."`
 }
 
-// username checks the form of a username before the database is opened or a password is
-// asked for. A malformed name is wrong usage.
+// username checks the form of a username before the database is opened or a password is asked
+// for. A malformed username is wrong usage (exit status 2).
 func username(text string) error {
 	if _, err := user.ParseName(text); err != nil {
 		return usageError{fmt.Errorf("username: %w", err)}
@@ -70,7 +70,8 @@ func username(text string) error {
 	return nil
 }
 
-// rolesOf is [username] for the roles in --role.
+// rolesOf checks the form of the roles in --role before the database is opened. A malformed
+// role is wrong usage.
 func rolesOf(names []string) error {
 	if _, err := user.ParseRoles(names); err != nil {
 		return usageError{fmt.Errorf("--role: %w", err)}
@@ -87,7 +88,8 @@ func (n *named) change(ctx context.Context, t Terminal, local server.LocalConfig
 // accountChange changes or shows an account.
 type accountChange func(context.Context, watchwordv1.UserServiceClient, *watchwordv1.User) error
 
-// changeOf is [named.change] for an account of a kind.
+// changeOf finds the account of a kind (user or service account) with the name, and calls do
+// with the account.
 func (n *named) changeOf(ctx context.Context, t Terminal, kind watchwordv1.UserKind, local server.LocalConfig, do accountChange) error {
 	if err := username(n.Name); err != nil {
 		return err
@@ -114,13 +116,13 @@ func accountOf(ctx context.Context, conn grpc.ClientConnInterface, name string, 
 	return nil, fmt.Errorf("%s is a user, and no service account: use the commands of watchword user", u.GetUsername())
 }
 
-// update changes one field of the user; set changes the field in the message.
+// update calls UpdateUser for one field of the user; set puts the new value into the message.
 func (n *named) update(ctx context.Context, t Terminal, field string, set func(*watchwordv1.User)) error {
 	return n.change(ctx, t, server.LocalConfig{}, updateAccount([]string{field}, set))
 }
 
-// updateAccount returns the change of an account that gives the fields new values; set changes
-// the fields in the message.
+// updateAccount returns the [accountChange] that calls UpdateUser for the named fields; set
+// puts the new values into the message.
 func updateAccount(fields []string, set func(*watchwordv1.User)) accountChange {
 	return func(ctx context.Context, users watchwordv1.UserServiceClient, u *watchwordv1.User) error {
 		set(u)

@@ -13,17 +13,19 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// waiting holds the flags of a command that can wait until every verifier has its change.
+// waiting holds the flags --wait and --wait-for, with which a command waits until every
+// verifier has the change that the command has made.
 type waiting struct {
 	Wait    bool          `help:"Wait until every watcher of every replica has the change; see watchword watchers. Exit status 3 if some have not reported it in time."`
 	WaitFor time.Duration `default:"10s" placeholder:"DURATION" help:"With --wait: how long to wait, such as 30s."`
 }
 
-// waitPoll is the time between two looks at the watchers.
+// waitPoll is the time between two calls of ListWatchers, which ask what the verifiers have
+// applied.
 const waitPoll = 50 * time.Millisecond
 
-// unreached means that the change was made, and that some watchers have not reported the change
-// in time: exit status 3.
+// unreached is the error of a command that has made the change, when some watchers (verifiers
+// with a stream) have not reported the change in time: exit status 3.
 type unreached struct {
 	after   time.Duration
 	missing []string // watchers, replicas and certificates
@@ -37,9 +39,10 @@ func (e unreached) Error() string {
 	return fmt.Sprintf("the change is made; after %s, the %d named above may be without the change", e.after, len(e.missing))
 }
 
-// afterChange waits until every watcher has what is in the database now, if --wait is given.
-// The wait goes by the newest event in the first answer of the server. Watchers are waited
-// for at each replica: with --client-ca those that have shown a certificate, otherwise all.
+// afterChange waits, if --wait is given, until every watcher (a verifier with a stream) has
+// applied the newest event in the database, which the first answer of ListWatchers names.
+// afterChange waits for the watchers of each replica: with --client-ca for those that have
+// shown a certificate, otherwise for all.
 //
 // Errors: unreached alone, since a script may repeat a command that fails otherwise, and the
 // change is made.
@@ -76,12 +79,14 @@ func (w waiting) afterChange(ctx context.Context, t Terminal, conn grpc.ClientCo
 	}
 }
 
-// missing names every replica, watcher and certificate without the event at a position.
+// missing returns lines that name every replica, watcher and certificate that has not applied
+// the event with the number position.
 func missing(all *watchwordv1.ListWatchersResponse, position int64) []string {
 	return slices.Concat(silentReplicas(all, position), lateWatchers(all, position), absentCertificates(all))
 }
 
-// lateWatchers names the watchers that have not reported the event at a position.
+// lateWatchers returns lines that name the watchers that have not reported the event with the
+// number position.
 func lateWatchers(all *watchwordv1.ListWatchersResponse, position int64) (lines []string) {
 	certified := map[string]bool{} // replicas that ask for certificates
 	for _, r := range all.GetReplicas() {

@@ -35,7 +35,7 @@ func (c *watchersCmd) Run(ctx context.Context, t Terminal) error {
 		if screen = t.screen(); c.JSON {
 			screen = nil
 		}
-		t.Err = struct{ io.Writer }{t.Err} // no line shows that the command is at work: the list does
+		t.Err = struct{ io.Writer }{t.Err} // switches off the line that shows that the command is at work, since the list shows it
 	}
 	return c.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		for {
@@ -58,7 +58,7 @@ func (c *watchersCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
-// show prints a list, in place if screen is a terminal.
+// show prints a list of watchers; if screen is a terminal, over the list before.
 func (c *watchersCmd) show(t Terminal, screen *os.File, all *watchwordv1.ListWatchersResponse) error {
 	if c.JSON {
 		return t.printLine(all)
@@ -121,7 +121,8 @@ func watcherTable(out *bytes.Buffer, all *watchwordv1.ListWatchersResponse) erro
 	return err
 }
 
-// refusals returns counts of refusals in one cell.
+// refusals returns the numbers of refused tokens by reason, as the text of one cell of the
+// table.
 func refusals(counts []*watchwordv1.RefusalCount) string {
 	var parts []string
 	for _, c := range counts {
@@ -130,8 +131,8 @@ func refusals(counts []*watchwordv1.RefusalCount) string {
 	return cmp.Or(strings.Join(parts, ", "), "0")
 }
 
-// silentReplicas names the replicas that cannot be asked, and those that have not applied the
-// event at a position.
+// silentReplicas returns lines that name the replicas that cannot be asked, and the replicas
+// that have not applied the event with the number position.
 func silentReplicas(all *watchwordv1.ListWatchersResponse, position int64) (lines []string) {
 	for _, r := range all.GetReplicas() {
 		if !r.GetAnswers() {
@@ -150,8 +151,8 @@ func absentCertificates(all *watchwordv1.ListWatchersResponse) (lines []string) 
 	return lines
 }
 
-// screen returns standard output if it is a terminal, and nil otherwise. What is written there
-// must be escaped before.
+// screen returns standard output if standard output is a terminal, and nil otherwise. The
+// caller must escape the text before writing to the terminal.
 func (t Terminal) screen() *os.File {
 	e, ok := t.Out.(escaping)
 	if !ok {

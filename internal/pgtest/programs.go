@@ -31,8 +31,8 @@ func programsIn(dirs []string) (string, error) {
 	return "", errNoPostgres
 }
 
-// places lists directories that can hold PostgreSQL's programs, the newest version first. On
-// Debian, the programs are not in PATH.
+// places lists directories that can hold PostgreSQL's programs, the best first: the directory
+// in PATH, and otherwise the newest version. On Debian, the programs are not in PATH.
 func places() (dirs []string) {
 	if path, err := exec.LookPath("postgres"); err == nil {
 		if path, err = filepath.EvalSymlinks(path); err == nil {
