@@ -1,10 +1,11 @@
-// Package feed reads the numbered events of the store and publishes the events into a
-// [hub.Hub], which sends revocations and keys to the verifiers.
+// Package feed reads the numbered events (revocations and changes of keys) from the database
+// and publishes the events into a [hub.Hub], which sends revocations and keys to the verifiers.
 //
 // Each replica reads the tail of the events (the events after the last one read) by number, and
-// so sees every event. A hint after a commit starts the reading at once. Package feed notices
-// when the database has another history of events than before, as after the restore of a
-// backup, and calls [hub.Hub.Fork]. Events are appended through [Tx] alone.
+// so sees every event. A hint (a notification of PostgreSQL, or a commit in the same process)
+// starts the reading at once. Package feed notices when the database has another history of
+// events than before, as after the restore of a backup, and calls [hub.Hub.Fork]. Events are
+// appended through [Tx] alone.
 //
 // When [Feed.Write] returns, the process's own verifier knows the change.
 package feed
@@ -24,42 +25,44 @@ import (
 )
 
 const (
-	// pollEvery is the time between two readings of the tail, and so bounds how long a change
-	// made by another process goes unnoticed. A poll reads one row by its key.
+	// pollEvery is the time between two reads of the newest events (the tail), and so bounds
+	// how long a change made by another process goes unnoticed. A poll without new events reads
+	// one row by its key.
 	pollEvery = 200 * time.Millisecond
 	// heartbeatEvery is a fraction of the minute after which a verifier without
 	// heartbeats has a stale trust bundle.
 	heartbeatEvery = 5 * time.Second
-	// keysEvery counts the heartbeats from one reading of the key set to the next: a minute.
-	// Without an event, only this reading notices that somebody has changed the rows of the
-	// table signing_keys by hand, and logs the change.
+	// keysEvery is the number of heartbeats from one read of the signing keys to the next: a
+	// minute. If somebody has changed rows of the table signing_keys by hand, no event tells of
+	// the change, and only this read notices and logs the change.
 	keysEvery = 12
 	// tailBatch bounds the events that one transaction reads, and so the size of a message to
 	// watchers.
 	tailBatch = 1000
-	// provenFor is for how long a commit proves that the database can still commit. The next
-	// commit begins after [store.TickEvery], and a busy machine takes a moment.
+	// provenFor is the time after a commit for which the feed takes for granted that the
+	// database can still commit. The next commit begins after [store.TickEvery], and two
+	// seconds are for a busy machine.
 	provenFor = store.TickEvery + 2*time.Second
 	// applyTimeout bounds the wait until the verifier of this process has applied an event.
 	// Applying an event is work in memory, so only a fault takes longer.
 	applyTimeout = 5 * time.Second
 )
 
-// Feed reads the tail of the store and publishes into a hub. Feed is safe for
-// concurrent use and has no lock: the fields of the first group do not change while Run
-// is running, one goroutine uses those of the second (Open's, then Run's), and the rest
-// are atomic.
+// Feed reads the newest events from the database and publishes the events into a hub. Feed is
+// safe for concurrent use and has no lock: the fields of the first group do not change while
+// Run is running, one goroutine uses those of the second (Open's, then Run's), and the rest are
+// atomic.
 type Feed struct {
 	store    *store.Store
 	hub      *hub.Hub
-	hint     chan struct{} // has room for one; an element makes Run read the tail now
-	tick     chan struct{} // has room for one; an element makes countTicks count now
+	hint     chan struct{} // has room for one element, which makes Run read the tail now
+	tick     chan struct{} // has room for one element, which makes countTicks count a tick now
 	issuer   string
 	keys     Keys
 	logger   *slog.Logger
 	poll     time.Duration
 	beats    time.Duration
-	proven   time.Duration              // for how long a commit proves that the database can commit
+	proven   time.Duration              // provenFor, or another time in tests
 	question func(asked, now time.Time) // see [Feed.OnQuestion]
 
 	at          hub.Position // every event up to this position is published
@@ -70,13 +73,13 @@ type Feed struct {
 	warned      bool         // the log has a line about the errors of readTail
 	asked       time.Time    // the newest question of [store.Tx.AskReplicas], as read last
 
-	next      atomic.Pointer[reading] // the reading of the tail that begins next
-	failing   atomic.Bool             // the last reading of the tail ended with an error
+	next      atomic.Pointer[reading] // the read of the tail that begins next
+	failing   atomic.Bool             // the last read of the tail ended with an error
 	committed atomic.Int64            // when the newest transaction of countTicks began that was committed, in ns of hub.Elapsed
 	stats     struct{ failedReadings, failedTicks, forks, clockSet atomic.Uint64 }
 }
 
-// Origin describes the installation that a feed publishes.
+// Origin describes the installation of Watchword whose events a feed publishes.
 type Origin struct {
 	Issuer     string
 	DatabaseID string
@@ -84,8 +87,8 @@ type Origin struct {
 }
 
 // Keys reads the signing keys to publish, at the beginning and after each change of the keys,
-// before a watcher receives the change. The rows of the database alone prove nothing: package
-// issuer checks the rows under the master key.
+// before a watcher receives the change. A feed cannot trust the rows of the table signing_keys
+// alone: package issuer checks the rows under the master key.
 //
 // Errors: those of the store. At [Open], any other error too.
 type Keys func(context.Context, *store.Tx) (KeySet, error)
@@ -97,8 +100,8 @@ type KeySet struct {
 	Again     bool     // the database has a newer key set that cannot be used now: the feed reads the keys again at each heartbeat
 }
 
-// Open publishes the state of the database into a new hub. Run keeps the hub up to
-// date.
+// Open publishes the keys and the revocations in the database into a new hub. [Feed.Run] keeps
+// the hub up to date.
 func Open(ctx context.Context, s *store.Store, of Origin, logger *slog.Logger) (*Feed, error) {
 	f := &Feed{
 		store: s, issuer: of.Issuer, keys: of.Keys, logger: logger, hint: make(chan struct{}, 1),
@@ -157,8 +160,9 @@ func (f *Feed) Run(ctx context.Context) {
 	}
 }
 
-// warnOnce logs the first of several errors of readTail in a row; a nil err ends the row. The
-// store logs an outage of the database, so warnOnce logs no ErrAway.
+// warnOnce logs the first of several successive errors of readTail; a nil err tells that
+// readTail has succeeded. warnOnce does not log ErrAway, since the store logs an outage of the
+// database.
 func (f *Feed) warnOnce(ctx context.Context, err error) {
 	switch {
 	case err == nil:
@@ -169,10 +173,10 @@ func (f *Feed) warnOnce(ctx context.Context, err error) {
 	}
 }
 
-// countTicks counts ticks in the table ticks until ctx ends: by the ticks, Prune knows how much
-// time has passed (see [store.Tx.Tick]). Each commit also proves that the database can commit:
-// see [Feed.mayCommit]. Run reads the tail in another goroutine, since a commit can wait for a
-// standby.
+// countTicks counts ticks (units of time in which a server has run) in the table ticks until
+// ctx ends: by the ticks, Prune knows how much time has passed (see [store.Tx.Tick]). Each
+// commit also proves that the database can commit: see [Feed.mayCommit]. Run reads the tail in
+// another goroutine, since a commit can wait for a standby.
 func (f *Feed) countTicks(ctx context.Context) {
 	every := time.NewTicker(max(store.TickEvery, f.poll)) // after [Feed.Pace], as in tests in which months pass, ticks are as rare as polls
 	defer every.Stop()
@@ -208,7 +212,7 @@ func (f *Feed) countTick(ctx context.Context) error {
 	return err
 }
 
-// countNow makes countTicks count a tick now.
+// countNow makes countTicks count a tick in the table ticks now.
 func (f *Feed) countNow() {
 	select {
 	case f.tick <- struct{}{}:
@@ -290,7 +294,7 @@ func (f *Feed) waitApplied(ctx context.Context, head *store.Event) error {
 	return nil
 }
 
-// nudge makes Run read the tail of the events now.
+// nudge makes Run read the newest events from the database now.
 func (f *Feed) nudge() {
 	select {
 	case f.hint <- struct{}{}:
@@ -321,9 +325,10 @@ func (f *Feed) Prune(ctx context.Context) error {
 	}
 }
 
-// Stats holds the numbers of a feed, for metrics. The hub has the position.
+// Stats holds the numbers of a feed, for metrics. The number of the newest published event is
+// in [hub.Stats].
 type Stats struct {
-	FailedReadings uint64 // failed readings of the tail of the events, for whatever reason
+	FailedReadings uint64 // failed reads of the newest events, for whatever reason
 	FailedTicks    uint64 // ticks that the database did not commit; old rows are then deleted later
 	Forks          uint64 // how often the database had lost events that this process or a verifier knew
 	ClockSet       uint64 // how often the clock of the database was set

@@ -16,17 +16,18 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// reading holds the result of one pass over the tail: all events after the last event
-// published.
+// reading stands for one read of the tail of the events (all events after the last published
+// event), and holds the error of the read.
 type reading struct {
 	done chan struct{}
-	err  error // the error of the reading; valid after done is closed
+	err  error // the error of the read; valid after done is closed
 }
 
 func newReading() *reading { return &reading{done: make(chan struct{})} }
 
-// refresh waits for the end of a reading of the tail that begins after the call. One reading
-// serves all callers that wait at the time. Errors: those of the reading and of ctx.
+// refresh waits until the feed has read the newest events from the database once more; the read
+// begins after the call of refresh. One read serves all callers that wait at the time. Errors:
+// those of the read and of ctx.
 func (f *Feed) refresh(ctx context.Context) error {
 	next := f.next.Load()
 	if !f.failing.Load() { // while the database fails, only Run's ticker decides when the database is tried again
@@ -55,9 +56,10 @@ func (f *Feed) readTail(ctx context.Context) error {
 	return r.err
 }
 
-// readToEnd reads and publishes batch after batch of events, up to the newest event. [Keys]
-// gives the keys to the issuer before the hub publishes the trust state: so the issuer stops
-// signing with a withdrawn key before any verifier refuses the key.
+// readToEnd reads and publishes batch after batch of events, up to the newest event. The
+// function of the type [Keys] gives the signing keys to the issuer before the hub publishes the
+// trust state (the public keys): so the issuer stops signing with a withdrawn key before any
+// verifier refuses the key.
 func (f *Feed) readToEnd(ctx context.Context) error {
 	for {
 		var b batch
@@ -105,9 +107,9 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 	}
 }
 
-// outrank raises the floor for versions to f.greatest and at least to claimed. The version in a
-// new token is then not below any version that verifiers know from events that the database has
-// lost.
+// outrank raises the floor for versions (the least version of new access tokens) to the greater
+// of f.greatest and claimed. The version in a new token is then not below any version that
+// verifiers know from events that the database has lost.
 func (f *Feed) outrank(ctx context.Context, claimed int64) error {
 	greatest := max(f.greatest, claimed)
 	if err := Direct(f.store).Write(ctx, func(tx *Tx) error { return tx.RaiseFloor(greatest) }); err != nil {
@@ -117,11 +119,10 @@ func (f *Feed) outrank(ctx context.Context, claimed int64) error {
 	return nil
 }
 
-// batch holds the result of one transaction on the tail. At most tailBatch events are
-// in one batch, so that a long tail neither fills memory nor makes a message too
-// large.
+// batch holds the events that one transaction has read from the tail. At most tailBatch events
+// are in one batch, so that a long tail neither fills memory nor makes a message too large.
 type batch struct {
-	forked bool // the position f.at is of another history than the database; the other fields are empty
+	forked bool // true if the database has another history of events than the one with the position f.at; the other fields are then empty
 	last   bool // the batch ends with the newest event
 	update hub.Update
 }
@@ -134,7 +135,7 @@ func (f *Feed) readBatch(ctx context.Context, tx *store.Tx) (b batch, err error)
 	if err != nil {
 		return b, err
 	}
-	// The statement of Head has begun the transaction, and so has read the database's clock.
+	// The call of tx.Head has begun the transaction, which has read the database's clock.
 	b.update.Time = hub.Reading{Token: tx.Now(), Answered: f.hub.Elapsed()}
 	floor, asked, err := tx.FloorAndQuestion()
 	if err != nil {
@@ -205,8 +206,8 @@ func addEvent(change *watchwordv1.Change, e *store.Event) {
 	}
 }
 
-// positionOf returns the position of an event. The head of an empty history gives a
-// zero tag.
+// positionOf returns the number and the tag of an event as a position. The head of a history
+// without events has a zero tag.
 func positionOf(e *store.Event) hub.Position {
 	at := hub.Position{Seq: e.Seq}
 	copy(at.Tag[:], e.Tag)

@@ -13,8 +13,9 @@ import (
 // for slow transactions, and for clocks that disagree.
 const Margin = 5 * time.Minute
 
-// Tx holds a transaction that can append events. Append events after all other statements:
-// appending takes a lock for which every appender of the installation queues.
+// Tx holds a transaction that can append events. Append events after all other statements of
+// the transaction: appending locks the head row, and every other transaction with an event
+// waits for the lock until the commit.
 type Tx struct{ *store.Tx }
 
 // A Writer runs fn in a transaction that is durable when Write returns nil. The function fn can

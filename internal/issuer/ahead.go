@@ -8,9 +8,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// wrongBy is how far a key's start must lie after every possible start, before the start is
-// treated as an error of the clock. Rotations of one moment lie some microseconds apart, and
-// after a smaller error the clock soon reaches the start.
+// wrongBy says when the time from which a key signs is treated as an error of the clock: if the
+// time is later by more than wrongBy than every time that a rotation of now could set.
+// Rotations of one moment set times some microseconds apart, and after a smaller error the
+// clock soon reaches the time.
 const wrongBy = time.Minute
 
 // ahead returns the keys that are to sign from a time more than wrongBy later than a rotation
@@ -26,12 +27,12 @@ func (c *chain) ahead(age time.Duration) (keys []*store.SigningKey) {
 	return keys
 }
 
-// bringBack gives the keys of [chain.ahead] times near the present, in the same order: the
-// first key signs as soon as every cache of the JWKS knows the key, or at once if no other key
-// signs before. bringBack returns false if [chain.ahead] finds no keys.
+// bringBack gives the keys that [chain.ahead] returns other times to sign, near the present, in
+// the same order: the first key signs as soon as every cache of the JWKS knows the key, or at
+// once if no other key signs before. bringBack returns false if [chain.ahead] finds no keys.
 //
-// bringBack ignores the tokens that were minted while the clock was ahead, although a key may
-// now end before such a token expires. Verifiers refuse such a token as minted in the future.
+// bringBack ignores the tokens that were minted while the clock was ahead, although a key can
+// now end before such a token expires: verifiers refuse a token that was minted in the future.
 func (c *chain) bringBack() (bool, error) {
 	age, err := c.tx.DurationSetting(settingMaxAge)
 	if err != nil {

@@ -30,7 +30,7 @@ var errOldRow = errors.New("belongs to an earlier key set")
 // key as withdrawn.
 var errReturned = errors.New("was withdrawn before")
 
-// refused is a row of signing_keys that is not trusted.
+// refused describes a row of signing_keys that is not trusted, and the reason.
 type refused struct {
 	row *store.SigningKey
 	why error
@@ -38,12 +38,13 @@ type refused struct {
 
 func (r refused) Error() string { return fmt.Sprintf("signing key %s: %v", r.row.KID, r.why) }
 
-// Is compares only the reason itself, and not the errors that the reason wraps. So a refused
-// row that wraps seal.ErrWrongKey does not match seal.ErrWrongKey: one row under an unknown
-// master key leaves the other rows usable.
+// Is makes errors.Is compare only the reason of a refused row, and not the errors that the
+// reason wraps. So a refused row that wraps seal.ErrWrongKey does not match seal.ErrWrongKey:
+// one row under an unknown master key leaves the other rows usable.
 func (r refused) Is(target error) bool { return r.why == target }
 
-// authentic holds the rows of signing_keys: rows with a right tag, and refused rows.
+// authentic holds the rows of the table signing_keys after the check of the tags: rows with a
+// right tag, and refused rows.
 type authentic struct {
 	databaseID string              // the id of the database, which every tag authenticates
 	rows       []*store.SigningKey // the key set, the oldest key first
@@ -91,7 +92,7 @@ func authenticate(tx *store.Tx, master *seal.Keys, databaseID string) (*authenti
 // databaseID returns the id of the database, and "" before the first start.
 func databaseID(tx *store.Tx) (string, error) { return tx.Setting(store.DatabaseID) }
 
-// tag sets the tag of a row, after all other columns are set.
+// tag sets the tag (the MAC) of a row of signing_keys, after all other columns are set.
 func tag(row *store.SigningKey, master *seal.Keys, databaseID string) (err error) {
 	row.Tag, err = master.MAC(tagPurpose, message(row, databaseID))
 	return err

@@ -30,8 +30,8 @@ type chain struct {
 	before *authentic
 	read   []*store.SigningKey // copies of the rows before the change
 	rows   []*store.SigningKey // the rows after the change, the oldest first
-	last   *store.SigningKey   // the key that signs now without an end, or that will; nil if the chain is broken
-	next   *store.SigningKey   // the key that is published and has no date yet; nil if the chain is broken
+	last   *store.SigningKey   // the key that signs now or later, without an end; nil if the chain is broken
+	next   *store.SigningKey   // the published key that has no time to sign yet; nil if the chain is broken
 
 	withdrew bool // a key was withdrawn
 
@@ -50,7 +50,7 @@ func newChain(tx *store.Tx, before *authentic) *chain {
 	return c
 }
 
-// findEnds sets the fields last and next of the chain.
+// findEnds finds the keys last and next of the chain among the rows.
 func (c *chain) findEnds() {
 	c.last, c.next = nil, nil
 	for _, row := range c.rows {
@@ -64,8 +64,8 @@ func (c *chain) findEnds() {
 	}
 }
 
-// intact returns an error if the chain of signing keys has no last key or no next key.
-// Errors: ErrChainBroken.
+// intact returns an error if the chain of signing keys has no last key (the key without an end)
+// or no next key (the key without a date). Errors: ErrChainBroken.
 func (c *chain) intact() error {
 	switch {
 	case c.next == nil:
@@ -76,8 +76,8 @@ func (c *chain) intact() error {
 	return nil
 }
 
-// younger reports whether the last key of the chain began to sign less than ttl ago, or
-// begins later.
+// younger reports whether the last key of the chain began to sign less than ttl ago, or has not
+// begun yet.
 func (c *chain) younger(ttl time.Duration) bool { return c.last.SignsFrom.Add(ttl).After(c.now) }
 
 // algorithm returns the algorithm of new keys: the algorithm of the last key of the chain, or
@@ -110,8 +110,9 @@ func broken(how string) error {
 	return fmt.Errorf("%w: %s; a row of signing_keys was deleted or changed by hand: restore the row, or replace all keys", ErrChainBroken, how)
 }
 
-// write writes every row with a higher counter and a new tag. write deletes the rows that
-// were removed from the chain, and the rows that are not authentic.
+// write writes every row of the chain into the table signing_keys, with a higher counter and a
+// new tag. write deletes the rows that were removed from the chain, and the rows that are not
+// authentic.
 func (c *chain) write(master *seal.Keys) error {
 	counter := nextCounter(c.before.counter, c.now)
 	for _, row := range c.rows {
@@ -144,8 +145,9 @@ func (c *chain) write(master *seal.Keys) error {
 	return nil
 }
 
-// publish adds a copy of a spare key to the chain, with now as the time of publication. The
-// spare key itself stays unchanged, since the transaction may run again.
+// publish adds a copy of a spare key (a key made before the transaction) to the chain, with now
+// as the time of publication. The spare key itself stays unchanged, since the transaction may
+// run again.
 func (c *chain) publish(spare *store.SigningKey) *store.SigningKey {
 	key := *spare
 	key.PublishedAt = c.now
@@ -229,8 +231,8 @@ func (c *chain) endDelegated() error {
 // again only for a token with an unknown kid (the id of the key). So without an unseen key, the
 // caches of these libraries would trust a withdrawn key for as long as the caches live.
 //
-// A last key that does not sign yet makes room for the unseen key: otherwise repeated
-// withdrawals would leave a long row of keys that wait for their turn.
+// If the last key does not sign yet, the unseen key replaces the last key: otherwise repeated
+// withdrawals would leave a long row of keys that sign one after the other.
 func (c *chain) followUnseen(spare *store.SigningKey) error {
 	c.findEnds()
 	if c.last == nil {
@@ -247,9 +249,9 @@ func (c *chain) followUnseen(spare *store.SigningKey) error {
 	return c.succeed(c.publish(spare))
 }
 
-// bridge closes the gap that a withdrawn key leaves in the chain of signing keys. spare
-// replaces the next key if bridge needs the next key now. Errors: ErrChainBroken if the
-// chain has no key beside the gap.
+// bridge closes the gap that a withdrawn key leaves in the chain of signing keys. If the next
+// key must sign now, spare becomes the next key. Errors: ErrChainBroken if the chain has no key
+// beside the gap.
 func (c *chain) bridge(leaked, spare *store.SigningKey) error {
 	switch {
 	case leaked == c.next:
@@ -260,10 +262,10 @@ func (c *chain) bridge(leaked, spare *store.SigningKey) error {
 			return err
 		}
 		before.SignsUntil, before.VerifiesUntil = leaked.SignsUntil, leaked.VerifiesUntil
-	case leaked == c.last: // the leaked key signs now, and no successor has a date: the next key signs at once
+	case leaked == c.last: // the leaked key signs now, and no later key has a time to sign: the next key signs at once
 		c.next.SignsFrom = c.now
 		c.publish(spare)
-	case leaked.SignsUntil.After(c.now): // the leaked key signs now, and its successor has a date: the successor signs at once
+	case leaked.SignsUntil.After(c.now): // the leaked key signs now, and the time is set from which its successor signs: the successor signs at once
 		after, err := c.find("no key begins when "+leaked.KID+" ends", func(k *store.SigningKey) bool { return k.SignsFrom.Equal(leaked.SignsUntil) })
 		if err != nil {
 			return err
@@ -278,7 +280,7 @@ func (c *chain) signing() (*store.SigningKey, error) {
 	return c.find("no key signs now", func(k *store.SigningKey) bool { return state(k, c.now) == Signing })
 }
 
-// find returns the first key that matches; withdrawn keys are left out. Errors:
+// find returns the first key of the chain that matches; withdrawn keys are left out. Errors:
 // ErrChainBroken, with the text `missing`, if no key matches.
 func (c *chain) find(missing string, matches func(*store.SigningKey) bool) (*store.SigningKey, error) {
 	for _, row := range c.rows {
@@ -310,8 +312,8 @@ func (c *chain) removeExpired() error {
 	return nil
 }
 
-// maxKeys and maxWithdrawn bound the chain. Every verifier loads the keys that are not
-// withdrawn, and every change reads all keys.
+// maxKeys and maxWithdrawn bound the number of signing keys. Every verifier loads the keys that
+// are not withdrawn, and every change of the keys reads all keys.
 const (
 	// maxKeys bounds the keys that are not withdrawn. Ordinary rotations leave three: the
 	// next key, the signing key, and for some minutes the key before. A hundred RSA keys
@@ -364,8 +366,9 @@ func find(rows []*store.SigningKey, kid string) *store.SigningKey {
 // that rotates may have another --jwks-max-age than the replica that served the key set.
 const settingMaxAge = "jwks_max_age"
 
-// settle is added to the age of caches: a replica may serve a key set that it has read up to a
-// second ago, and HTTP counts whole seconds (RFC 9111, section 1.2.2).
+// settle is added to --jwks-max-age, the age of caches of the JWKS: a replica can serve a key
+// set that was read up to a second ago, and HTTP counts whole seconds (RFC 9111, section
+// 1.2.2).
 const settle = time.Second
 
 // SetMaxAge stores the setting settingMaxAge: how long a cache is allowed to keep the key set

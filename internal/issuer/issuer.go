@@ -1,4 +1,4 @@
-// Package issuer owns the signing keys, and is the only package that makes access
+// Package issuer makes and changes the signing keys, and is the only package that makes access
 // tokens.
 //
 // Keys are rows of the database, sealed and authenticated under the master key. The times in
@@ -34,7 +34,7 @@ type Issuer struct {
 	keys   *KeySet
 
 	horizon atomic.Int64  // the latest horizon (see [store.Tx.Horizon]) that this Issuer has stored or read, in microseconds since 1970
-	raising chan struct{} // has one place; full while a call raises the horizon
+	raising chan struct{} // has room for one element; full while a call raises the horizon
 }
 
 // New returns an Issuer that signs with the keys of a KeySet, which are the keys of the
@@ -186,9 +186,9 @@ type Subject struct {
 	// SessionEnd is the latest end of the session. The access token expires no later. Zero:
 	// there is no session, and SessionID is empty.
 	SessionEnd time.Time
-	// Actors makes the token a delegated one: the services that act for the subject, the one
-	// that called last first. A delegated token lives no longer than the subject's token, the
-	// end of which is in SessionEnd.
+	// Actors makes the token a delegated token: Actors names the services that act for the
+	// subject, first the service that called last. A delegated token lives no longer than the
+	// subject's token, the end of which is in SessionEnd.
 	Actors []token.Actor
 	// NotBefore is the earliest time of issue: see [store.Tx.DelegatedNotBefore]. If NotBefore
 	// is later than now, NotBefore becomes the token's time of issue. NotBefore must be before
@@ -200,16 +200,17 @@ type Subject struct {
 // writes once a minute, and otherwise needs no database.
 const horizonAhead = time.Minute
 
-// reach returns when the database has stored a horizon (see [store.Tx.Horizon]) that is not
-// before now. The events that revoke a token are kept until the horizon. So a token that was
-// minted while the clock was ahead is still refused by every verifier when the token becomes
-// valid. Errors: those of the store.
+// reach returns when the database has stored a horizon that is not before now: the latest time
+// at which a token can be minted (see [store.Tx.Horizon]). The database keeps the events that
+// revoke a token until the horizon and longer. So a token that was minted while the clock was
+// ahead is still refused by every verifier when the token becomes valid. Errors: those of the
+// store.
 func (i *Issuer) reach(ctx context.Context, now time.Time) error {
 	known := func() bool { return now.UnixMicro() <= i.horizon.Load() }
 	if known() {
 		return nil
 	}
-	select { // of several calls at the same time, one writes
+	select { // of several calls at the same time, one writes the horizon
 	case i.raising <- struct{}{}:
 		defer func() { <-i.raising }()
 	case <-ctx.Done():
@@ -245,7 +246,8 @@ func (i *Issuer) clientID(s Subject) string {
 // lifetime. The lifetime counts from now, so a client needs no correct clock. Mint must not be
 // called in a transaction, since Mint itself writes to the database once a minute.
 //
-// Errors: errNoKey and other errors of the key that signs; those of the store.
+// Errors: errNoKey if no key signs; an error if the key that signs cannot be opened; those of
+// the store.
 func (i *Issuer) Mint(ctx context.Context, now time.Time, s Subject) (string, time.Duration, error) {
 	key, err := i.keys.signing(now)
 	if err != nil {

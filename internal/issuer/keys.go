@@ -9,16 +9,18 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// State is a stage in the life of a key.
+// State says whether a signing key does not sign yet, signs, has stopped signing, was
+// withdrawn, or is not trusted.
 type State string
 
 // The states of a key.
 const (
-	Next    State = "next"    // published, does not sign yet
+	Next    State = "next"    // the key is published, and does not sign yet
 	Signing State = "signing" // signs new tokens
-	Retired State = "retired" // signs no more, still verifies tokens signed before
+	Retired State = "retired" // the key has stopped signing, and still verifies tokens that it signed before
 	Revoked State = "revoked" // verifies nothing
-	// Untrusted means that the row is not authentic: the key verifies nothing.
+	// Untrusted means that the row of the key in signing_keys is not authentic: no token of the
+	// key is accepted.
 	Untrusted State = "untrusted"
 )
 

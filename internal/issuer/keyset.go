@@ -20,12 +20,12 @@ var (
 	// before: a backup was restored, a standby was promoted that lacked a change, or an
 	// attacker has put earlier rows back. The operator calls [Keyring.ReplaceAll].
 	ErrRolledBack = errors.New("the database holds an earlier set of signing keys than this process has seen")
-	// errNoKey means that no key signs at the time of a call, since the clock was set back, or
-	// rows were changed by hand. The call fails with INTERNAL.
+	// errNoKey means that no signing key signs at the time of a call, since the clock was set
+	// back, or rows of signing_keys were changed by hand. The call fails with INTERNAL.
 	errNoKey = errors.New("no signing key signs now")
 	// errOtherID means that the setting database_id has changed under a running process. The
-	// tags of the keys depend on database_id, and tags under the one id are refused under the
-	// other. So the process changes no key.
+	// tag (MAC) in each row of the signing keys depends on database_id, and a tag under one id
+	// is refused under another id. So the process changes no key.
 	errOtherID = errors.New("the id of the database was changed")
 )
 
@@ -49,7 +49,7 @@ type KeySet struct {
 	withdrawn  []string // ids of the keys seen withdrawn, the latest last; at most maxRemembered
 	problem    string   // the text of the latest alarm in the log
 	problemAt  time.Time
-	problems   uint64 // the number of readings with a key set that could not be used as it was
+	problems   uint64 // how often the process has read a key set that could not be used as it was
 }
 
 // maxRemembered bounds the ids of withdrawn keys in a process and in a trust state (what a
@@ -66,7 +66,8 @@ type signer struct {
 	err         error
 }
 
-// NewKeySet returns a KeySet that has read nothing. logger gets the alarms.
+// NewKeySet returns a KeySet that has not read the database yet. logger gets a line for each
+// problem of the keys in the database.
 func NewKeySet(master *seal.Keys, logger *slog.Logger) *KeySet {
 	return &KeySet{master: master, logger: logger}
 }
@@ -250,8 +251,8 @@ func (k *KeySet) alarmLocked(ctx context.Context, problem error) {
 		"error", problem, "remedy", remedy)
 }
 
-// Signs returns the id of the key that signs at a time. Errors: an error that says why no key
-// signs, or why the key cannot be opened.
+// Signs returns the id of the signing key that signs at a time. Errors: an error that says why
+// no key signs, or why the key cannot be opened.
 func (k *KeySet) Signs(now time.Time) (kid string, err error) {
 	key, err := k.signing(now)
 	if err != nil {

@@ -46,12 +46,13 @@ func NewKeyring(s *store.Store, w feed.Writer, keys *KeySet, a *audit.Log) *Keyr
 	return &Keyring{store: s, writer: w, keys: keys, audit: a}
 }
 
-// Rotate lets the next key sign: at once, or as soon as the key has been published for the age
-// of the caches (--jwks-max-age). Rotate also publishes a new key as the next key. alg is the
-// algorithm to sign with; empty keeps the present algorithm. While an earlier rotation to the
-// same algorithm waits for the caches, Rotate changes nothing and returns the key of the
-// earlier rotation. If the clock was ahead at an earlier rotation and has been set back, Rotate
-// gives the keys of the earlier rotation times near the present: see [chain.bringBack].
+// Rotate lets the next signing key sign: at once, or as soon as the key has been published for
+// the age of the caches of the JWKS (--jwks-max-age). Rotate also publishes a new key as the
+// next key. alg is the algorithm to sign with; empty keeps the present algorithm. While an
+// earlier rotation to the same algorithm waits for the caches, Rotate changes nothing and
+// returns the key of the earlier rotation. If the clock was ahead at an earlier rotation and
+// has been set back, Rotate gives the keys of the earlier rotation times near the present: see
+// [chain.bringBack].
 //
 // Errors: ErrChainBroken; ErrTooMany; ErrRolledBack; seal.ErrWrongKey; errors of
 // [caller.Caller.Check] and of the store.
@@ -64,7 +65,7 @@ func (k *Keyring) Rotate(ctx context.Context, by caller.Caller, alg token.Algori
 // nothing.
 func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
 	young := false
-	err := k.store.Read(ctx, func(tx *store.Tx) error { // most calls end here: a read makes no key and takes no lock
+	err := k.store.Read(ctx, func(tx *store.Tx) error { // most calls end here: to read first, without making a key or taking a lock, is cheap
 		c, err := k.read(tx, false)
 		if err == nil {
 			err = c.intact()
@@ -78,9 +79,9 @@ func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
 	return err
 }
 
-// rotate rotates, unless the last key of the chain has signed for less than ttl, or
-// begins later. The check is part of the transaction, since another replica may have
-// rotated.
+// rotate does the work of [Keyring.Rotate], unless the last key of the chain has signed for
+// less than ttl, or has not begun to sign yet. The check is part of the transaction, since
+// another replica can have rotated the keys just before.
 func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algorithm, ttl time.Duration) (Key, error) {
 	return k.change(ctx, change{by: by, alg: alg}, func(c *chain, spares [2]*store.SigningKey) (*store.SigningKey, error) {
 		if err := c.intact(); err != nil {
@@ -106,8 +107,9 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 		if len(c.rows)-len(c.withdrawn()) >= maxKeys {
 			return nil, ErrTooMany
 		}
-		// With a new algorithm, the published next key cannot be used: a spare key
-		// replaces it, and must be published for the age of the caches before it signs.
+		// If the algorithm changes, the published next key cannot be used: a spare key replaces
+		// the next key, and must be published for the age of the caches (--jwks-max-age) before
+		// the spare key signs.
 		if c.next.Algorithm != spares[0].Algorithm {
 			c.remove(func(k *store.SigningKey) bool { return k == c.next })
 			c.next = c.publish(spares[1])
@@ -196,7 +198,7 @@ func (k *Keyring) ReplaceAll(ctx context.Context, before func() (audit.Event, er
 type change struct {
 	by  caller.Caller
 	alg token.Algorithm // the algorithm of new keys; empty: [chain.algorithm] decides
-	all bool            // the chain gets all rows of signing_keys, authentic or not
+	all bool            // true: the chain gets all rows of signing_keys, authentic or not
 	// before runs when the new keys are made, before the transaction; nil: nothing runs.
 	before func() error
 }
@@ -249,8 +251,9 @@ func (k *Keyring) change(ctx context.Context, how change, do func(*chain, [2]*st
 	return reported, err
 }
 
-// spares makes two keys for a change, before the transaction: making an RSA key takes long,
-// and the transaction holds a lock. If the algorithm is empty, [chain.algorithm] decides.
+// spares makes two new signing keys for a change of the keys, before the transaction: making an
+// RSA key takes long, and the transaction holds a lock. If the algorithm is empty,
+// [chain.algorithm] decides.
 func (k *Keyring) spares(ctx context.Context, how change) (spares [2]*store.SigningKey, err error) {
 	alg := how.alg
 	if alg == "" {

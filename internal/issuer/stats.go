@@ -8,8 +8,8 @@ type Stats struct {
 	// Ages has, for each state but Revoked, the longest time that a key of the state has been
 	// in the state.
 	Ages map[State]time.Duration
-	// Problems counts the readings of a key set that could not be used as it was. The log has
-	// an ERROR with what to do.
+	// Problems counts how often this process has read a key set from the database that could
+	// not be used as it was. The log has an ERROR with what to do.
 	Problems uint64
 }
 

@@ -19,27 +19,30 @@ const (
 	devices                             // counts wrong passwords on a known device or in a session, by session id
 )
 
-// Limits holds the bounds on guesses at passwords:
+// Limits holds the bounds on guesses at passwords (tries). The bounds count wrong passwords by
+// these rules:
 //
-//   - The tries at one username, from every client together, share a count, whether the user
-//     exists or not.
+//   - The wrong passwords for one username, from every client together, have one count, whether
+//     the user exists or not.
 //   - A known device has a count of its own: a login that carries an earlier refresh token of
 //     the user ([session.Sessions.Knows]). So an attacker without such a token cannot keep the
 //     owner out. A known network gets no count of its own: such a count would show that the
 //     user exists, and an attacker can be in the same network.
 //   - A wrong password in ChangePassword is counted for the session of the caller.
 //   - While the count of the device or of the session refuses a try, the count of the username
-//     can still admit the try: an attacker may have the token too. The count that has admitted
+//     can still admit the try: an attacker can have the token too. The count that has admitted
 //     the try also counts the try. So an attacker with the refresh tokens of n devices has as
 //     many guesses as the counts of n devices and of the username allow.
-//   - The wrong passwords from one source, at whatever usernames, share a count. A try that
-//     the count of a device or of a session admits is not refused for its source.
+//   - The wrong passwords from one source (a client network), at whatever usernames, have one
+//     count. A try that the count of a device or of a session admits is not refused for its
+//     source.
 type Limits struct {
 	throttle.Limits     // the bounds of one username, and of one device
 	SourceRate      int // wrong passwords a second from one source; 0: no bound
 }
 
-// guess holds an admitted try at a user's password.
+// guess holds a call with a password, of Login or ChangePassword, that the bounds of [Limits]
+// have admitted.
 type guess struct {
 	*throttle.Try
 	name      string     // the username at which the try guesses
@@ -63,8 +66,8 @@ func (g *guess) ifRefused(err error) error {
 	return err
 }
 
-// begin admits a try at a password, or refuses the try. begin reads the count of wrong
-// passwords, and calls read, which reads the user, in the same transaction.
+// begin admits or refuses a try, which is one comparison of a password. begin reads the count
+// of wrong passwords, and calls read, which reads the user, in the same transaction.
 func (g *guess) begin(ctx context.Context, counter *throttle.Counter, key throttle.Key, read func(*store.Tx) error) error {
 	var err error
 	g.Try, err = counter.Begin(ctx, key, read)
@@ -118,8 +121,8 @@ func (s *Service) knownDevice(ctx context.Context, g *guess, a *attempt) (device
 	return device, err
 }
 
-// unlessKnown returns nil for a login from a known device, and otherwise refused, the refusal
-// by the bound of the source.
+// unlessKnown returns nil for a login from a known device, and otherwise refused, which is the
+// error with which the bound of the source has refused the login.
 //
 // Errors: refused; those of the store.
 func (s *Service) unlessKnown(ctx context.Context, a *attempt, refused error) error {
@@ -205,7 +208,7 @@ func (s *Service) compare(ctx context.Context, turn *password.Turn, g *guess, pw
 	if err != nil || match {
 		return rehash, err
 	}
-	turn.End() // frees the slot in the pool before the wait for the database
+	turn.End() // lets the pool hash another password during the wait for the database
 	if err := g.Wrong(ctx); err != nil {
 		return false, err
 	}
@@ -213,7 +216,7 @@ func (s *Service) compare(ctx context.Context, turn *password.Turn, g *guess, pw
 	return false, g.about(ErrCredentials)
 }
 
-// throttled counts the refused tries at passwords, by the bound that refused the try.
+// throttled counts the refused logins and changes of passwords, by the bound that refused them.
 type throttled struct{ names, devices, sources, full atomic.Uint64 }
 
 func (t *throttled) count(err error) {
@@ -233,15 +236,17 @@ func (t *throttled) count(err error) {
 	}
 }
 
-// Throttled holds the numbers of refused tries, for metrics.
+// Throttled holds the numbers of logins and changes of passwords that were refused after too
+// many wrong passwords, for metrics.
 type Throttled struct {
 	Names   uint64 // too many wrong passwords for the username
 	Devices uint64 // too many wrong passwords from the known device, or in the session
 	Sources uint64 // too many wrong passwords from the network
-	Full    uint64 // every time that could be promised is promised to other networks
+	Full    uint64 // every time that the server can promise is promised to other networks
 }
 
-// Throttled returns the numbers of refused tries.
+// Throttled returns how many logins and changes of passwords this process has refused after too
+// many wrong passwords.
 func (s *Service) Throttled() Throttled {
 	t := &s.throttled
 	return Throttled{t.names.Load(), t.devices.Load(), t.sources.Load(), t.full.Load()}

@@ -1,5 +1,4 @@
-// Package login checks a user's proofs step by step, and then starts a session. Today
-// the only proof is the password.
+// Package login checks a user's password, and then starts a session.
 //
 // Hashing a password takes long, and another call can change the user's row during the hash. So
 // the transaction after the hash reads the row again and compares the password hash with the
@@ -24,8 +23,8 @@ import (
 )
 
 var (
-	// ErrCredentials means an unknown user or a wrong password. Two errors would tell a
-	// stranger which users exist.
+	// ErrCredentials means that the user is unknown or that the password is wrong. Two
+	// different errors would tell a stranger which users exist.
 	ErrCredentials = errors.New("unknown user or wrong password")
 	// ErrUserDisabled means that the password was right, and the user is disabled.
 	ErrUserDisabled = errors.New("user is disabled")
@@ -80,17 +79,17 @@ func (s *Service) Login(ctx context.Context, name user.Name, pw password.Passwor
 	return s.repeatIfChanged(ctx, func() (*session.Grant, error) { return s.tryLogin(ctx, &a) })
 }
 
-// attempt holds what a client presents to [Service.Login].
+// attempt holds what a client sends to [Service.Login], such as the username and the password.
 type attempt struct {
 	name     user.Name
 	password password.Password
 	audience []string
-	device   string // the session of the earlier refresh token; empty without one
+	device   string // the id of the session of the earlier refresh token; empty without an earlier refresh token
 }
 
-// repeatIfChanged calls try, calls try again if the password was changed during the hash, and
-// makes the tokens of the grant after the commit. Errors: those of try; store.ErrUnavailable
-// after maxAttempts.
+// repeatIfChanged calls try, and calls try again if another call has changed the password
+// during the hash. After the commit, repeatIfChanged makes the tokens of the new session.
+// Errors: those of try; store.ErrUnavailable after maxAttempts.
 func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Grant, error)) (*session.Tokens, error) {
 	for range maxAttempts {
 		grant, err := try()
@@ -105,9 +104,10 @@ func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Gran
 	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, errChanged)
 }
 
-// tryLogin takes a place in the queue of the password pool before tryLogin reads the database,
-// so that a refused login costs no read. A login that the bound of its source refuses takes no
-// place in the queue, and costs a read only if the login carries an authentic refresh token.
+// tryLogin makes one attempt at a login. tryLogin enters the queue of the password pool before
+// reading the database, so that a login that the queue refuses costs no read. A login that the
+// bound of the client's network refuses does not enter the queue, and costs a read only if the
+// login carries an authentic refresh token.
 func (s *Service) tryLogin(ctx context.Context, a *attempt) (*session.Grant, error) {
 	source := caller.SourceOf(ctx).Network()
 	if refused := s.sources.Check(source); refused != nil {
@@ -144,8 +144,8 @@ func (s *Service) tryLogin(ctx context.Context, a *attempt) (*session.Grant, err
 // user's row as read in the new transaction. If better is not empty, start stores better as the
 // new password hash.
 func (s *Service) start(ctx context.Context, g *guess, better string, audience []string) (grant *session.Grant, err error) {
-	// Direct waits for no verifier: only logins that end another session need the verifier, and
-	// [session.Sessions.Sign] waits after these.
+	// feed.Direct does not wait until the server's verifier knows the change: only a login that
+	// ends another session needs the wait, and then [session.Sessions.Sign] waits.
 	err = feed.Direct(s.store).Write(ctx, func(tx *feed.Tx) error {
 		u, err := user.Find(tx.Tx, g.user.ID)
 		switch {

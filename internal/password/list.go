@@ -92,7 +92,7 @@ func (l *List) Len() int {
 	return len(l.hashes)
 }
 
-// Footprint returns the bytes of memory that the list takes.
+// Footprint returns how much memory the list takes, in bytes.
 func (l *List) Footprint() int64 { return 8 * int64(l.Len()) }
 
 func (l *List) contains(text string) bool {

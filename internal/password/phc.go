@@ -20,15 +20,16 @@ type Params struct {
 // little memory. Do not change Default; pass other Params in [Config].
 var Default = Params{Memory: 19456, Time: 2, Threads: 1}
 
-// The lengths of salt and tag in new hashes (RFC 9106, section 4).
+// The lengths of the salt and of the tag (the result of argon2id) in new hashes, in bytes (RFC
+// 9106, section 4).
 const (
 	saltLength = 16 // bytes
 	tagLength  = 32 // bytes
 )
 
 // The bounds for a stored hash keep a corrupt or hostile row of the database from using up the
-// machine's memory or time. Hashes from other software should pass: libsodium's MODERATE, with
-// 256 MiB in three passes, does.
+// machine's memory or time. Hashes from other software are within the bounds, such as those of
+// libsodium's setting MODERATE (256 MiB in three passes).
 const (
 	maxMemory = 1 << 18 // KiB
 	maxWork   = 1 << 20 // KiB times passes: about a second on a single core
@@ -39,8 +40,8 @@ const (
 	minTagLength  = 16 // bytes: a wrong password could match a shorter tag by chance
 	maxPartLength = 64 // bytes, for the salt and for the tag
 
-	// maxPHCLength bounds the whole string, in bytes. The longest numbers and
-	// parts add up to 222.
+	// maxPHCLength bounds the whole text of a stored hash, in bytes. The longest numbers and
+	// parts add up to 222 bytes.
 	maxPHCLength = 256
 )
 
@@ -52,8 +53,8 @@ const (
 // with 100 MiB.
 func (p Params) Footprint() int64 { return 3 * int64(p.Memory) << 10 }
 
-// clamped returns p with the defaults in place of zeros, and with each value out of bounds
-// moved to the nearest bound. So decode accepts every hash from a pool.
+// clamped returns the parameters p with the defaults in place of zeros, and with the nearest
+// bound in place of each value out of bounds. So decode accepts every hash that a [Pool] makes.
 func (p Params) clamped() Params {
 	p.Memory = cmp.Or(p.Memory, Default.Memory)
 	p.Time = cmp.Or(p.Time, Default.Time)
@@ -71,11 +72,12 @@ func (p Params) cost() uint64 {
 	return uint64(p.Memory) * uint64(p.Memory) * uint64(p.Time)
 }
 
-// missing returns the parameters of further hashes: together with a hash with the parameters p,
-// these take as long as a hash with the parameters now. The time of argon2 is nearly
-// proportional to the work: the memory times the passes. A pass through less memory is up to a
-// tenth faster, since more of the memory is in the processor's caches, and a first pass is
-// slower than others. So the passes go through as much memory as now does, as far as possible.
+// missing returns the parameters of the hashes that [Turn.Compare] computes after a comparison
+// with an old hash with the parameters p: all together take as long as one hash with the
+// parameters now. The time of argon2 is nearly proportional to the work: the memory times the
+// passes. A pass through less memory is up to a tenth faster, since more of the memory is in
+// the processor's caches, and a first pass is slower than others. So the passes go through as
+// much memory as now does, as far as possible.
 func (p Params) missing(now Params) (decoys []Params) {
 	have, want := p.Memory*p.Time, now.Memory*now.Time // work in KiB times passes, at most maxWork
 	if have >= want {
@@ -91,8 +93,8 @@ func (p Params) missing(now Params) (decoys []Params) {
 	return decoys
 }
 
-// record holds the parts of a stored hash. Salt and tag must stay out of errors and
-// logs.
+// record holds the parts of a stored password hash: the parameters, the salt and the tag. The
+// salt and the tag must stay out of errors and logs.
 type record struct {
 	params Params
 	salt   []byte
@@ -104,7 +106,7 @@ type record struct {
 // user.
 var errCorrupt = errors.New("stored password hash is malformed or out of bounds")
 
-// encode returns the record in the PHC string format.
+// encode returns the text of a stored hash, in the PHC string format.
 func (r record) encode() string {
 	b64 := base64.RawStdEncoding
 	return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s",
@@ -142,8 +144,8 @@ func (r record) inBounds() bool {
 		minTagLength <= len(r.tag) && len(r.tag) <= maxPartLength
 }
 
-// weakerThan reports whether r costs less to guess than a new hash with the
-// parameters now.
+// weakerThan reports whether a guess at the password of the stored hash r costs an attacker
+// less than a guess at a new hash with the parameters now.
 func (r record) weakerThan(now Params) bool {
 	return r.params.cost() < now.cost() || len(r.salt) < saltLength || len(r.tag) < tagLength
 }

@@ -18,10 +18,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/spans"
 )
 
-// ErrOverloaded means that the [Pool] does not hash the password: the queue has no place
-// for the caller, or the caller's deadline comes before the end of the hash. The pool
-// returns ErrOverloaded without hashing; [Pool.RetryAfter] estimates how long a client
-// should wait.
+// ErrOverloaded means that the [Pool] does not hash the password: the queue admits no further
+// caller of this peer, or the caller's deadline comes before the end of the hash. The pool
+// returns ErrOverloaded without hashing; [Pool.RetryAfter] estimates how long a client should
+// wait.
 var ErrOverloaded = errors.New("too many passwords to hash")
 
 // errEnded reports that the calling code has used a [Turn] after [Turn.End], which is a fault
@@ -34,24 +34,24 @@ type Config struct {
 	// is zero, the value of the field in [Default] applies. NewPool moves a value out of bounds
 	// to the nearest bound.
 	Params Params
-	// Memory bounds the hashes running at a time: one for each [Params.Footprint] in
-	// Memory, at least 1. In bytes; zero or less means no bound.
+	// Memory bounds the memory of the hashes that run at a time, in bytes: as many hashes run
+	// at a time as Memory holds [Params.Footprint], at least one. Zero or less means no bound.
 	Memory int64
-	// Parallel bounds the hashes running at a time. Zero or less means: (cores - 1) divided by
-	// Params.Threads, at least 1. The free core verifies access tokens, which takes
-	// microseconds, without a wait behind a flood of logins.
+	// Parallel bounds the number of hashes that run at a time. Zero or less means: (cores - 1)
+	// divided by Params.Threads, at least 1. During a flood of logins, the free core verifies
+	// access tokens without a wait.
 	Parallel int
-	// Queue bounds the turns that wait for a slot, the right to run a hash. Zero or less means
-	// 64 times Parallel: at the default cost, a hash takes 20 to 40 ms, and the last caller in
-	// the queue waits one to three seconds. Clients commonly set longer deadlines. A longer
-	// queue would hash for clients past the deadline.
+	// Queue bounds the number of callers that wait for the right to run a hash (a slot). Zero
+	// or less means 64 times Parallel: at the default cost, a hash takes 20 to 40 ms, and the
+	// last caller in the queue waits one to three seconds. Clients commonly set longer
+	// deadlines. A longer queue would hash for clients past the deadline.
 	Queue int
-	// Reserved holds the number of places in the queue for Admin callers alone. Zero
-	// means an eighth of the queue, less than zero means none.
+	// Reserved holds the number of callers of the kind Admin that can wait in the queue beside
+	// all others. Zero means an eighth of the queue, less than zero means no such caller.
 	Reserved int
-	// Known holds the networks that have proved something, such as a right password. When all
-	// peers hold equally many places of the queue, these networks keep their places; see
-	// [share.Known]. Nil means none.
+	// Known holds the client networks from which the server has received a proof, such as a
+	// right password. When all peers hold equally many places in the queue, known networks keep
+	// their places; see [share.Known]. Nil means that no network is known.
 	Known *share.Known
 	// Policy holds the rules for new passwords, for [Pool.CheckPolicy].
 	Policy Policy
@@ -78,16 +78,15 @@ func (c Config) withDefaults() Config {
 //
 // A caller takes a [Turn] by [Pool.Enter], which gives a place in a queue of bounded length, or
 // returns [ErrOverloaded] at once. The first hash of the turn waits for a slot, the right to
-// run a hash. Each hash runs in the caller's goroutine.
+// run a hash. Each hash runs in the caller's goroutine. The callers of one peer wait in order
+// of arrival. The pool serves one caller of each peer after the other: after each hash, a peer
+// stands behind all other peers. Package share divides the places of the queue among the peers:
+// when the queue is full, a newcomer takes the place of the newest caller of the peer with most
+// callers in the queue, and if all peers have equally many, lots decide. A signed-in user
+// weighs half as much as a network of strangers.
 //
-// The callers of one peer wait in order of arrival, and the peers take turns: after each slot,
-// a peer stands behind all other peers. Package share divides the places of the queue: when the
-// queue is full, a newcomer takes the place of the newest turn of the peer with most turns in
-// the queue, and at a tie the peers draw lots. A turn of a signed-in user weighs half as much
-// as a turn of a network of strangers.
-//
-// A pool needs no Close. All methods may be called from several goroutines at once.
-// The zero Pool has no place, and so refuses every caller.
+// A pool needs no Close. All methods may be called from several goroutines at once. The zero
+// Pool has an empty queue without any place, and so refuses every caller.
 type Pool struct {
 	params Params
 	policy Policy
@@ -103,13 +102,13 @@ type Pool struct {
 
 	mu      sync.Mutex       // guards the fields below, and those of peers and turns
 	peers   map[Caller]*peer // peers with a turn
-	order   []*peer          // the peers in the map peers; the first with a turn that is ready gets the next slot
-	waiting int              // the number of turns without a slot
+	order   []*peer          // the peers in the map peers; the first peer with a turn that is ready runs the next hash
+	waiting int              // the number of turns that do not run a hash yet
 	running int              // turns with a slot
 	average time.Duration    // the average time of the latest hashes; zero before the first hash
 }
 
-// NewPool returns a pool. [Config] describes the defaults.
+// NewPool returns a pool with the bounds of cfg. [Config] describes the defaults.
 func NewPool(cfg Config) *Pool {
 	cfg = cfg.withDefaults()
 	places := func(n int) *share.Pool { return share.NewPool(share.Limits{Places: n, PerPeer: n, Known: cfg.Known}) }
@@ -126,7 +125,8 @@ func (p *Pool) CheckPolicy(pw Password, username string) error { return p.policy
 // Parallel returns the number of hashes that run at a time.
 func (p *Pool) Parallel() int { return p.parallel }
 
-// newRecord returns a record with a new random salt and a tag of zeros.
+// newRecord returns the record of a hash that is still to be computed: with a new random salt,
+// and a tag of zeros.
 func newRecord(params Params) record {
 	r := record{params: params, salt: make([]byte, saltLength), tag: make([]byte, tagLength)}
 	_, _ = rand.Read(r.salt) // always fills the salt: without randomness, Go ends the program
@@ -148,8 +148,8 @@ func (p *Pool) Hash(ctx context.Context, caller Caller, pw Password) (string, er
 // Hash returns a hash of pw with a new random salt, in the PHC string format:
 // "$argon2id$v=19$m=...,t=...,p=...$salt$tag".
 //
-// Errors: [ErrOverloaded] if the turn has lost its place, or if ctx's deadline comes
-// before the end of the hash; ctx.Err() if ctx ends; [ErrMalformed] if pw is the zero
+// Errors: [ErrOverloaded] if the turn has lost its place in the queue, or if ctx's deadline
+// comes before the end of the hash; ctx.Err() if ctx ends; [ErrMalformed] if pw is the zero
 // Password. A running hash cannot be interrupted: if ctx ends during the hash, Hash returns
 // ctx.Err() after the hash.
 func (t *Turn) Hash(ctx context.Context, pw Password) (string, error) {
@@ -189,9 +189,8 @@ func (t *Turn) Compare(ctx context.Context, pw Password, phc string) (match, reh
 	return match, match && r.weakerThan(t.pool.params), nil
 }
 
-// run computes the tag of pw with r's parameters, salt and tag length, in the turn's slot.
-// run then computes a hash for each of decoys, and ignores the results. No other code
-// computes a hash.
+// run computes the tag of the password pw with r's parameters, salt and tag length. run then
+// computes a hash for each of decoys, and ignores the results. No other code computes a hash.
 func (t *Turn) run(ctx context.Context, pw Password, r record, decoys []Params) ([]byte, error) {
 	if pw.reveal() == "" {
 		return nil, ErrMalformed
@@ -207,7 +206,7 @@ func (t *Turn) run(ctx context.Context, pw Password, r record, decoys []Params) 
 		t.pool.derive([]byte(pw.reveal()), r.salt, d.Time, d.Memory, d.Threads, tagLength)
 	}
 	t.pool.observe(time.Since(start))
-	// If ctx has ended during the hash, the caller must get ctx.Err and not the hash.
+	// If ctx has ended during the hash, the caller of run must get ctx.Err and not the hash.
 	return tag, ctx.Err()
 }
 
@@ -227,9 +226,9 @@ func (p *Pool) observe(d time.Duration) {
 // averageLocked returns the average time of a hash; 50 ms before the first hash was measured.
 func (p *Pool) averageLocked() time.Duration { return cmp.Or(p.average, 50*time.Millisecond) }
 
-// RetryAfter estimates the time to serve every caller now in the pool, clamped to 100 ms to 10
-// s. A refused client should wait for this time: a place of the queue becomes free sooner, but
-// all refused clients would retry for the same place.
+// RetryAfter estimates the time in which the pool serves every caller that is in the pool now:
+// at least 100 ms and at most 10 s. A refused client should wait for this time: the queue
+// admits a caller sooner, but all refused clients would then come back at the same time.
 func (p *Pool) RetryAfter() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -239,10 +238,10 @@ func (p *Pool) RetryAfter() time.Duration {
 
 // Stats holds the numbers of a pool, for metrics.
 type Stats struct {
-	Running, Parallel int             // the number of turns with a slot, and the number of slots
-	Queue, Reserve    share.Stats     // the places of the queue for all callers, and the places for [Admin] callers alone
+	Running, Parallel int             // the number of hashes that run, and the number that can run at a time
+	Queue, Reserve    share.Stats     // the places in the queue for all callers, and the places for [Admin] callers alone
 	Refused           uint64          // turns that got [ErrOverloaded], also because of their deadline
-	Waits             count.Histogram // the waits of turns that got a slot, from the first call of [Turn.Wait]
+	Waits             count.Histogram // how long callers have waited for a hash, from the first call of [Turn.Wait]
 	Hashes            count.Histogram // the times of single hashes and comparisons
 }
 

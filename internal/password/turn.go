@@ -36,18 +36,19 @@ const (
 	admin
 )
 
-// Stranger returns a caller without a verified access token. All strangers of a network
-// are one peer.
+// Stranger returns a caller that stands for a client without a verified access token. All
+// strangers of a network are one peer.
 func Stranger(network string) Caller { return Caller{stranger, network} }
 
-// User returns a signed-in user, a peer of its own: so users can change passwords during a
-// flood of logins from their network. At most two turns of a user have a slot at a time, on a
-// machine of any size.
+// User returns a caller that stands for a signed-in user. Each signed-in user is a separate
+// peer, so users can change passwords during a flood of logins from their network. At most two
+// hashes of a user run at a time, on a machine of any size.
 func User(id string) Caller { return Caller{user, id} }
 
-// Admin returns a signed-in user that acts with the role admin. An Admin is treated like a
-// [User], and can also use the places of [Config].Reserved, which are for Admin callers alone:
-// so an admin can help during a flood of logins.
+// Admin returns a caller that stands for a signed-in user with the role admin. The pool treats
+// an Admin like a [User], and also admits an Admin to the places of [Config].Reserved in the
+// queue, which are for Admin callers alone: so an admin can set passwords during a flood of
+// logins.
 func Admin(id string) Caller { return Caller{admin, id} }
 
 const maxHashesOfUser = 2 // the most hashes of one signed-in user that run at a time
@@ -56,14 +57,14 @@ const maxHashesOfUser = 2 // the most hashes of one signed-in user that run at a
 // guards a peer.
 type peer struct {
 	caller  Caller
-	turns   []*Turn // the turns without a slot, in order of arrival
+	turns   []*Turn // the turns that do not run a hash yet, in order of arrival
 	running int     // turns with a slot
 }
 
-// Turn stands for one caller's use of a [Pool]: first a place in the queue, and from the first
-// hash on a slot, the right to run a hash. The turn keeps the slot until End, so a caller that
-// needs a second hash does not wait again. Between two hashes of a turn, do nothing that can
-// take long.
+// Turn stands for one caller's use of a [Pool]. A turn first has a place in the queue, and from
+// the first hash on a slot (the right to run a hash). The turn keeps the slot until End, so a
+// caller that needs a second hash does not wait again. Between two hashes of a turn, do nothing
+// that can take long.
 //
 // A Turn is for one goroutine. Call End as soon as the last hash has been made.
 type Turn struct {
@@ -75,7 +76,7 @@ type Turn struct {
 	// Pool.mu guards the fields below.
 	state   state
 	ready   time.Time     // since when the caller waits for the slot; zero: the caller does not wait
-	settled chan struct{} // closed when the turn gets a slot or loses its place
+	settled chan struct{} // closed when the turn gets a slot or loses its place in the queue
 }
 
 type state int
@@ -83,16 +84,15 @@ type state int
 const (
 	waiting   state = iota // has a place in the queue
 	running                // has a slot
-	displaced              // has lost its place to another peer
+	displaced              // has lost its place in the queue to another peer
 	ended
 )
 
 // Enter takes a place in the queue of the pool, and returns at once. If the database is needed
 // before the hash, call Enter first: then a flood of logins causes a bounded number of reads. A
-// turn that has not called Wait delays no other turn.
-//
-// Errors: [ErrOverloaded] if the queue has no place for the caller, or if ctx's deadline
-// comes before the estimated end of the hash; ctx.Err() if ctx has ended.
+// turn that has not called Wait delays no other turn. Errors: [ErrOverloaded] if the queue
+// admits no further caller of this peer, or if ctx's deadline comes before the estimated end of
+// the hash; ctx.Err() if ctx has ended.
 func (p *Pool) Enter(ctx context.Context, caller Caller) (*Turn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -148,7 +148,7 @@ func (p *Pool) lateLocked(ctx context.Context, wait time.Duration, others int) b
 	return ok && others > 0 && time.Until(deadline) < wait+p.averageLocked()
 }
 
-// waitLocked estimates the time until the next turn of a peer gets a slot.
+// waitLocked estimates the time until the next turn of a peer begins a hash.
 func (p *Pool) waitLocked(from *peer) time.Duration {
 	ahead := p.running
 	for _, other := range p.order { // each peer gets a slot before any peer gets a second slot
@@ -167,8 +167,8 @@ func (t *Turn) leaveQueueLocked(to state) {
 	close(t.settled)
 }
 
-// Wait waits until the turn has a slot. If the turn has a slot already, Wait only checks the
-// deadline. The first hash of the turn calls Wait by itself.
+// Wait waits until the turn has a slot, the right to run a hash. If the turn has a slot
+// already, Wait only checks the deadline. The first hash of the turn calls Wait by itself.
 //
 // Errors: [ErrOverloaded] if the turn has lost its place, or if ctx's deadline comes before
 // the end of a hash; ctx.Err() if ctx ends.
@@ -199,7 +199,7 @@ func (t *Turn) Wait(ctx context.Context) error {
 	return nil
 }
 
-// getReady marks the turn as ready for a slot, gives free slots to turns that are ready, and
+// getReady marks the turn as ready to run a hash, gives free slots to turns that are ready, and
 // returns a context that ends when a hash can no longer end before ctx's deadline. So Wait
 // returns ErrOverloaded before ctx's deadline, and the client gets an answer with the time to
 // wait.
@@ -216,8 +216,8 @@ func (t *Turn) getReady(ctx context.Context) (context.Context, context.CancelFun
 	return ctx, func() {}
 }
 
-// grantLocked gives the free slots to turns that are ready: one for each peer, in the order
-// of the peers. A peer that got a slot goes to the end of the order.
+// grantLocked gives the free slots (the rights to run a hash) to turns that are ready: one to
+// each peer, in the order of the peers. A peer that got a slot goes to the end of the order.
 func (p *Pool) grantLocked() {
 	for p.running < p.parallel {
 		turn := p.nextLocked()
@@ -233,7 +233,7 @@ func (p *Pool) grantLocked() {
 	}
 }
 
-// nextLocked returns the turn for the next slot; nil if no turn is ready.
+// nextLocked returns the turn that runs the next hash; nil if no turn is ready.
 func (p *Pool) nextLocked() *Turn {
 	for _, peer := range p.order {
 		if peer.caller.kind != stranger && peer.running >= maxHashesOfUser {
@@ -248,7 +248,7 @@ func (p *Pool) nextLocked() *Turn {
 	return nil
 }
 
-// End gives the turn's place or slot back. Later calls of End do nothing.
+// End ends the turn: the pool serves another caller instead. Later calls of End do nothing.
 func (t *Turn) End() {
 	p := t.pool
 	p.mu.Lock()
@@ -265,7 +265,7 @@ func (t *Turn) End() {
 	t.peer.forgetLocked(p)
 }
 
-// forgetLocked removes a peer from the pool if the peer has no turn.
+// forgetLocked removes a peer from the pool if the peer has no turn in the pool.
 func (from *peer) forgetLocked(p *Pool) {
 	if len(from.turns)+from.running == 0 && p.peers[from.caller] == from {
 		delete(p.peers, from.caller)

@@ -30,8 +30,8 @@ func (u *Users) removeBindings(ctx context.Context, tx *store.Tx, by caller.Call
 }
 
 // RevokeEach raises the versions of the users with the given ids, and appends the events for
-// verifiers: verifiers refuse every token of these users from before, and their sessions have
-// ended. RevokeEach returns the users.
+// verifiers: verifiers then refuse every access token that these users got before, and the
+// sessions of the users have ended. RevokeEach returns the users.
 //
 // Errors: those of the store.
 func RevokeEach(tx *feed.Tx, ids []string) ([]*store.Raised, error) {

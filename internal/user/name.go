@@ -40,7 +40,7 @@ func ParseName(s string) (Name, error) {
 		return "", fmt.Errorf("%w: empty", ErrMalformed)
 	}
 	folded := s
-	if len(s) <= MaxNameLength { // before the work of folding
+	if len(s) <= MaxNameLength { // checked first, since the folding of a long text is much work
 		var err error
 		if folded, err = precis.UsernameCaseMapped.String(s); err != nil || folded == "" {
 			return "", fmt.Errorf("%w: holds a character that a username must not have (RFC 8265)", ErrMalformed)
@@ -67,8 +67,8 @@ func ParseRoles(names []string) (Roles, error) {
 	return sortedSet(names, maxRoles, "roles")
 }
 
-// sortedSet returns sorted names without duplicates. Errors: ErrMalformed for more names than
-// most; what says in the error what the names name.
+// sortedSet returns names sorted and without duplicates. Errors: ErrMalformed for more names
+// than most; the text of the error calls the names by the word in what, such as "roles".
 func sortedSet(names []string, most int, what string) ([]string, error) {
 	set := slices.Clone(names)
 	slices.Sort(set)

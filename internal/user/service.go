@@ -52,7 +52,7 @@ func (u *Users) CreateService(ctx context.Context, by caller.Caller, s Service) 
 	return row, err
 }
 
-// scope changes the audiences of a service account.
+// scope puts the new audiences of a Change into the row of a service account.
 //
 // Errors: ErrNotService.
 func (c *Change) scope(row *store.User) (e effect, err error) {

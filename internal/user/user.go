@@ -1,14 +1,14 @@
-// Package user owns users and service accounts, their names and their rights.
+// Package user administers users and service accounts, with their names and rights.
 //
 // Each user's row has two numbers, Version and RevokedBelow, which verifiers compare with the
 // version in an access token. The version in an access token is the greater of the row's
-// Version and the floor for versions ([store.Tx.FloorAndQuestion]) at the minting. Every change
-// of a name or of rights raises Version: access tokens with a lower version are stale, and the
-// client refreshes. A change of password, disabling and deleting also raise RevokedBelow to
-// Version: sessions begun under a lower version have ended, and their tokens are revoked. So
-// ending ten thousand sessions costs as little as ending one. A raised number is above the
-// version in every access token of the user from before. A service account has no session: only
-// the two numbers revoke its access tokens.
+// Version and the floor for versions, a number in the database ([store.Tx.FloorAndQuestion]),
+// at the minting. Every change of a name or of rights raises Version: access tokens with a
+// lower version are stale, and the client refreshes. A change of password, disabling and
+// deleting also raise RevokedBelow to Version: sessions begun under a lower version have ended,
+// and their tokens are revoked. So ending ten thousand sessions costs as little as ending one.
+// A raised number is above the version in every access token that the user got before. A
+// service account has no session: only the two numbers revoke its access tokens.
 package user
 
 import (
@@ -46,8 +46,8 @@ type Users struct {
 	audit     *audit.Log
 }
 
-// New returns the administration of a database's users. w commits each change together with its
-// event for verifiers.
+// New returns a Users for the users of a database. w commits each change of a user together
+// with the event that tells verifiers of the change.
 func New(s *store.Store, w feed.Writer, p *password.Pool, a *audit.Log) *Users {
 	return &Users{store: s, writer: w, passwords: p, audit: a}
 }
@@ -75,7 +75,7 @@ func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles R
 	if err := u.passwords.CheckPolicy(pw, string(name)); err != nil {
 		return nil, err
 	}
-	switch _, err := u.GetByName(ctx, name); { // before a hash is computed, which takes long
+	switch _, err := u.GetByName(ctx, name); { // first, since the computing of a hash takes long
 	case err == nil:
 		return nil, ErrExists
 	case !errors.Is(err, ErrNotFound):
@@ -125,8 +125,8 @@ func Created(by caller.Caller, row *store.User) audit.Event {
 }
 
 // describe returns the name, the roles and the state of an account as text for the security
-// record, with the name before the change if the change has replaced the name. Of a service
-// account, describe also returns the audiences.
+// record. If a change has replaced the name, describe also returns the name before the change.
+// Of a service account, describe also returns the audiences.
 func describe(before string, row *store.User) string {
 	name := row.Username
 	if before != name {
@@ -139,9 +139,9 @@ func describe(before string, row *store.User) string {
 	return text
 }
 
-// hadUser names a setting that is set with the database's first user and stays, even if every
-// user is deleted. A service account does not set hadUser, since a service account cannot log
-// in and make a user.
+// hadUser names a row of the table settings, which is written with the database's first user
+// and stays, even if every user is deleted. A service account does not set hadUser, since a
+// service account cannot log in and make a user.
 const hadUser = "had_user"
 
 // EverMade reports whether the database ever had a user. If the database never had a user, the
@@ -212,7 +212,8 @@ func FindByName(tx *store.Tx, name Name) (*store.User, error) {
 	return row, translate(err)
 }
 
-// Change holds the new values for [Users.Update]. For a nil field, the old value stays.
+// Change holds the new values of an account for [Users.Update]. If a field is nil, the account
+// keeps the old value.
 type Change struct {
 	Name        *Name
 	Roles       *Roles
@@ -303,16 +304,17 @@ func (u *Users) SetPassword(ctx context.Context, by caller.Caller, id string, pw
 	})
 }
 
-// effect says what a change of a user does to access tokens that were minted before the change.
+// effect says what a change of an account does to the access tokens of the account that were
+// minted before the change.
 type effect int
 
 const (
-	unchanged effect = iota // the row is as before, and change writes nothing
+	unchanged effect = iota // the row has not changed, and the method change writes nothing
 	stale
 	revoked
 )
 
-// target describes a change of a user.
+// target says which account a change is about, and what kind of change it is.
 type target struct {
 	id      string
 	what    audit.Type // the type of the event in the security record
@@ -398,7 +400,7 @@ func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
 func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
 	const step = 2000 // rows in one transaction: other writers wait for about ten milliseconds
 	for after, n := "", step; n == step; users += n {
-		var last string // a new variable in each run: the transaction may run again, from the same after
+		var last string // declared in the function, since the transaction can run again, from the same after
 		err := s.Write(ctx, func(tx *store.Tx) (err error) {
 			floor, err := tx.HoldFloor()
 			if err != nil {
@@ -422,7 +424,8 @@ func nextVersion(version int64, now time.Time) int64 {
 	return max(version+1, now.Unix())
 }
 
-// translate turns an error of the store into the error of this package.
+// translate returns the error of this package for an error of the store, such as ErrNotFound
+// for [store.ErrNotFound].
 func translate(err error) error {
 	switch {
 	case errors.Is(err, store.ErrExists):
