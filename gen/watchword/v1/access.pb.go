@@ -41,11 +41,10 @@ const (
 type Access_Delegated int32
 
 const (
-	// A delegated token is accepted.
+	// The method accepts a delegated token.
 	Access_DELEGATED_UNSPECIFIED Access_Delegated = 0
-	// A delegated token is refused with DELEGATION_DENIED: only the subject of a token itself
-	// is allowed to call the method.
-	// buf:lint:ignore ENUM_VALUE_PREFIX
+	// The method refuses a delegated token with DELEGATION_DENIED: only the subject of a token
+	// itself is allowed to call the method. buf:lint:ignore ENUM_VALUE_PREFIX
 	Access_REFUSE Access_Delegated = 1
 )
 
@@ -94,16 +93,16 @@ func (Access_Delegated) EnumDescriptor() ([]byte, []int) {
 // package authn, the verifier refuses to start.
 type Access struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// True: every caller is allowed to call the method, without an access token or with one that
-	// is not valid. A token that the call carries is ignored, so the handler of the method gets
+	// If `public` is true, every caller is allowed to call the method, also without a valid
+	// access token. A token that the call carries is ignored, so the handler of the method gets
 	// no Principal.
 	Public bool `protobuf:"varint,1,opt,name=public,proto3" json:"public,omitempty"`
 	// The caller's token must carry at least one of these roles.
 	Roles []string `protobuf:"bytes,2,rep,name=roles,proto3" json:"roles,omitempty"`
 	// The token must be for at least one of these audiences (claim `aud`), instead of the
 	// audiences that the verifier of the service requires by default. A token for another
-	// audience is refused with AUDIENCE_MISMATCH, whatever roles the token carries. Empty: the
-	// token must be for one of the verifier's audiences.
+	// audience is refused with AUDIENCE_MISMATCH, whatever roles the token carries. If `audience`
+	// is empty, the token must be for one of the verifier's audiences.
 	Audience []string `protobuf:"bytes,3,rep,name=audience,proto3" json:"audience,omitempty"`
 	// Whether the method accepts a delegated token: a token that names an actor (claim `act`),
 	// which is a service that acts for the token's subject.

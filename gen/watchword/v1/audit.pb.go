@@ -84,7 +84,8 @@ func (EventGap) EnumDescriptor() ([]byte, []int) {
 	return file_watchword_v1_audit_proto_rawDescGZIP(), []int{0}
 }
 
-// Event is one entry of the security record. No field holds a secret.
+// Event is one record of the security record: it tells of a login, a change or a refused call.
+// No field holds a secret.
 type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id of the record. No other record has the same id.
@@ -101,18 +102,19 @@ type Event struct {
 	// "token.exchanged", "token.delegated", or "call" for a refused call of
 	// another method, which `detail` names.
 	Type string `protobuf:"bytes,3,opt,name=type,proto3" json:"type,omitempty"`
-	// True: the action was done. False: the action was refused, for the reason in `reason`.
+	// Whether the action was done. If `success` is false, the action was refused, for the reason
+	// in `reason`.
 	Success bool `protobuf:"varint,4,opt,name=success,proto3" json:"success,omitempty"`
 	// The reason of a refusal, as in ErrorReason. Empty on success.
 	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
-	// The id of the user that acted. Empty for a caller without a valid token or password, for
-	// the command line and for the server itself.
+	// The id of the user that acted. The field `actor_id` is empty for a caller without a valid
+	// token or password, for the command line and for the server itself.
 	ActorId string `protobuf:"bytes,6,opt,name=actor_id,json=actorId,proto3" json:"actor_id,omitempty"`
 	// The id of the user that the event is about.
 	UserId string `protobuf:"bytes,7,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
 	// The id of the session that the event is about. Empty: no session.
 	SessionId string `protobuf:"bytes,8,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// The id (`kid`) of the signing key that the event is about. Empty: no key.
+	// The id (`kid`) of the signing key that the event is about. Empty for an event about no key.
 	Kid string `protobuf:"bytes,9,opt,name=kid,proto3" json:"kid,omitempty"`
 	// The address of the client that caused the event; or "cli" for the command line, "server"
 	// for an action of the server by itself, "many" for refusals of several sources that share
@@ -137,9 +139,9 @@ type Event struct {
 	// (`source` is "cli"), the name of the user of the operating system.
 	ActorName string `protobuf:"bytes,13,opt,name=actor_name,json=actorName,proto3" json:"actor_name,omitempty"`
 	// The username of the user in `user_id`, at the time of the event; if the event changed the
-	// username, the username before the event. Empty for a refused login with an unknown
-	// username: the text can be a password that the user typed into the wrong field, and the
-	// server records the text nowhere.
+	// username, the username before the event. The field `user_name` is empty for a refused login
+	// with an unknown username: the text can be a password that the user typed into the wrong
+	// field, and the server records the text nowhere.
 	UserName      string `protobuf:"bytes,14,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -547,9 +549,9 @@ func (x *WatchEventsRequest) GetUserName() string {
 // WatchEventsResponse is one message of a stream of WatchEvents.
 type WatchEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The next records of the security record, at most 200. Empty: the message only shows that
-	// the connection works, and that the stream has possibly passed records that do not match the
-	// filters.
+	// The next records of the security record, at most 200. A message without records only shows
+	// that the connection works, and that the stream has possibly passed records that do not
+	// match the filters.
 	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// The value for the field `resume` of a later call of WatchEvents, which then sends the
 	// records after the records of this message.
@@ -559,8 +561,8 @@ type WatchEventsResponse struct {
 	Gap EventGap `protobuf:"varint,3,opt,name=gap,proto3,enum=watchword.v1.EventGap" json:"gap,omitempty"`
 	// For how long the oldest unsent record has waited. On PostgreSQL, the stream sends a record
 	// after the end of every transaction that was open when the record was written. The
-	// transactions of Watchword end within seconds. Not set: no record waits for longer than five
-	// seconds.
+	// transactions of Watchword end within seconds. If `delay` is not set, no record waits for
+	// longer than five seconds.
 	Delay         *durationpb.Duration `protobuf:"bytes,4,opt,name=delay,proto3" json:"delay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

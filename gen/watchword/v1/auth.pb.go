@@ -139,11 +139,11 @@ type Principal struct {
 	IssuedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
 	// When the token expires (claim `exp`).
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
-	// Whether the subject is a user or a service account.
+	// Whether the subject of the token is a user or a service account.
 	Kind UserKind `protobuf:"varint,10,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
 	// The services that act for the subject of the token (claim `act`): the list begins with the
 	// service that makes this call, and ends with the service that was called first; at most five
-	// services. Empty: the subject itself makes the call.
+	// services. If `actors` is empty, the subject itself makes the call.
 	Actors        []*Actor `protobuf:"bytes,11,rep,name=actors,proto3" json:"actors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -448,7 +448,8 @@ type RefreshRequest struct {
 	// The newest refresh token of the session.
 	RefreshToken string `protobuf:"bytes,1,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
 	// The services that the new access token is for. Each service must be in the audience of the
-	// session's login. Empty: the audience of the session's login.
+	// session's login. If `audience` is empty, the new access token is for the audience of the
+	// session's login.
 	Audience      []string `protobuf:"bytes,2,rep,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -549,8 +550,8 @@ type VerifyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The access token, without "Bearer".
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
-	// The service that the access token must be for. Empty: the access token can be for any
-	// service in the server's --audience, or for `watchword`.
+	// The service that the access token must be for. If `audience` is empty, the access token can
+	// be for any service in the server's --audience, or for `watchword`.
 	Audience      string `protobuf:"bytes,2,opt,name=audience,proto3" json:"audience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

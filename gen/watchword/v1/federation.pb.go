@@ -45,8 +45,8 @@ type Issuer struct {
 	//	*Issuer_Discovery
 	Keys isIssuer_Keys `protobuf_oneof:"keys"`
 	// The certificates, in PEM, of the CAs that the server trusts when the server fetches the
-	// issuer's keys over HTTPS; at most 24 KiB. Empty: the CAs of the operating system. Must be
-	// empty with `jwks`.
+	// issuer's keys over HTTPS; at most 24 KiB. If `ca_pem` is empty, the server trusts the CAs
+	// of the operating system. Must be empty with `jwks`.
 	CaPem string `protobuf:"bytes,6,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	// The longest lifetime (`exp` less `iat`) of a token of the issuer that ExchangeToken
 	// accepts, in whole seconds; at most 30 days. Not set: one day.
@@ -200,8 +200,8 @@ type Issuer_JwksUri struct {
 }
 
 type Issuer_Discovery struct {
-	// True: the server reads the URL of the keys from the metadata that the issuer publishes
-	// (RFC 8414, OpenID Connect Discovery 1.0).
+	// If `discovery` is true, the server reads the URL of the issuer's keys from the metadata
+	// that the issuer publishes (RFC 8414, OpenID Connect Discovery 1.0).
 	Discovery bool `protobuf:"varint,5,opt,name=discovery,proto3,oneof"`
 }
 
@@ -218,7 +218,8 @@ type IssuerKeys struct {
 	Kids []string `protobuf:"bytes,1,rep,name=kids,proto3" json:"kids,omitempty"`
 	// When the replica last fetched the keys. Not set: never.
 	FetchedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=fetched_at,json=fetchedAt,proto3" json:"fetched_at,omitempty"`
-	// Why the newest fetch of the keys failed. Empty: the fetch succeeded, or there was no fetch.
+	// Why the newest fetch of the keys failed. If `error` is empty, the newest fetch succeeded,
+	// or there was no fetch.
 	Error         string `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -284,7 +285,8 @@ type Binding struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The name of the trusted issuer of the tokens.
 	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// The claim `sub` of the tokens, byte for byte; at most 512 bytes.
+	// The claim `sub` that a token must have to match the binding, byte for byte; at most 512
+	// bytes.
 	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
 	// Further claims that a token must have to match the binding: at most 16 claims, of 2048
 	// bytes together. No claim is named twice.
@@ -785,8 +787,9 @@ type UpdateIssuerRequest struct {
 	// `update_mask`.
 	Issuer *Issuer `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The fields to change, of `jwks`, `jwks_uri`, `discovery`, `ca_pem`, `max_lifetime` and
-	// `allow_private`. Empty: every field that is populated, at least one. `*`: all fields. A new
-	// value of `jwks`, `jwks_uri` or `discovery` replaces the earlier source of the keys.
+	// `allow_private`. If `update_mask` is empty, every field that is set in `issuer` changes, at
+	// least one. `*`: all fields. A new value of `jwks`, `jwks_uri` or `discovery` replaces the
+	// earlier source of the keys.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1060,9 +1063,9 @@ func (x *CreateBindingResponse) GetBinding() *Binding {
 // ListBindingsRequest asks for a page of the bindings.
 type ListBindingsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only bindings of the issuer with this name. Empty: of every issuer.
+	// Lists only bindings of the trusted issuer with this name. Empty: of every issuer.
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
-	// Only bindings to the service account with this id. Empty: to every service account.
+	// Lists only bindings to the service account with this id. Empty: to every service account.
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
 	// The largest number of bindings in the page. Not set: 50. Above 1000: 1000.
 	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`

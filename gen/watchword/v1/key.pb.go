@@ -37,7 +37,7 @@ const (
 	KeyState_KEY_STATE_SIGNING KeyState = 2
 	// The key has stopped signing. The tokens that the key signed are still accepted.
 	KeyState_KEY_STATE_RETIRED KeyState = 3
-	// The key was withdrawn: no token that the key signed is accepted.
+	// The key was withdrawn: verifiers accept no token that the key signed.
 	KeyState_KEY_STATE_REVOKED KeyState = 4
 	// The row of the key in the database was not written with the master key of this
 	// installation, or was changed without the master key: no token that the key signed is
@@ -103,11 +103,12 @@ type Key struct {
 	State KeyState `protobuf:"varint,3,opt,name=state,proto3,enum=watchword.v1.KeyState" json:"state,omitempty"`
 	// When the key was published to verifiers.
 	PublishedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
-	// When the key began or begins to sign. Not set: the time is not decided yet.
+	// When the key began or begins to sign access tokens. Not set while this time is not decided.
 	SignsFrom *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=signs_from,json=signsFrom,proto3" json:"signs_from,omitempty"`
-	// When the key stops signing. Not set: the time is not decided yet.
+	// When the key stops signing access tokens. Not set while this time is not decided.
 	SignsUntil *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=signs_until,json=signsUntil,proto3" json:"signs_until,omitempty"`
-	// When verifiers stop accepting the tokens of the key. Not set: the time is not decided yet.
+	// When verifiers stop accepting the tokens of the key. Not set while this time is not
+	// decided.
 	VerifiesUntil *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=verifies_until,json=verifiesUntil,proto3" json:"verifies_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -371,7 +372,7 @@ func (x *RotateKeyResponse) GetKey() *Key {
 // RevokeKeyRequest names the key to withdraw.
 type RevokeKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id of the key, as in Key.kid.
+	// The id of the signing key, as `kid` of Key.
 	Kid           string `protobuf:"bytes,1,opt,name=kid,proto3" json:"kid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

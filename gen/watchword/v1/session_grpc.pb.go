@@ -45,8 +45,7 @@ type SessionServiceClient interface {
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size;
 	// SESSION_NOT_FOUND; USER_NOT_FOUND.
 	ListSessions(ctx context.Context, in *ListSessionsRequest, opts ...grpc.CallOption) (*ListSessionsResponse, error)
-	// RevokeSession ends one session. For a session that has already ended, the
-	// answer is OK.
+	// RevokeSession ends one session. If the session has already ended, RevokeSession answers OK.
 	//
 	// Errors: INVALID_REQUEST; SESSION_NOT_FOUND.
 	RevokeSession(ctx context.Context, in *RevokeSessionRequest, opts ...grpc.CallOption) (*RevokeSessionResponse, error)
@@ -114,8 +113,7 @@ type SessionServiceServer interface {
 	// Errors: INVALID_REQUEST for a bad page token or a negative page size;
 	// SESSION_NOT_FOUND; USER_NOT_FOUND.
 	ListSessions(context.Context, *ListSessionsRequest) (*ListSessionsResponse, error)
-	// RevokeSession ends one session. For a session that has already ended, the
-	// answer is OK.
+	// RevokeSession ends one session. If the session has already ended, RevokeSession answers OK.
 	//
 	// Errors: INVALID_REQUEST; SESSION_NOT_FOUND.
 	RevokeSession(context.Context, *RevokeSessionRequest) (*RevokeSessionResponse, error)

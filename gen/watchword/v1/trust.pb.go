@@ -38,13 +38,13 @@ type JsonWebKey struct {
 	Alg string `protobuf:"bytes,4,opt,name=alg,proto3" json:"alg,omitempty"`
 	// Curve of an OKP or EC key: "Ed25519" or "P-256".
 	Crv string `protobuf:"bytes,5,opt,name=crv,proto3" json:"crv,omitempty"`
-	// Public key of an OKP key, x coordinate of an EC key; base64url.
+	// The public key of an OKP key, or the x coordinate of an EC key, in base64url.
 	X string `protobuf:"bytes,6,opt,name=x,proto3" json:"x,omitempty"`
-	// y coordinate of an EC key; base64url.
+	// The y coordinate of an EC key, in base64url.
 	Y string `protobuf:"bytes,7,opt,name=y,proto3" json:"y,omitempty"`
-	// Modulus of an RSA key; base64url.
+	// The modulus of an RSA key, in base64url.
 	N string `protobuf:"bytes,8,opt,name=n,proto3" json:"n,omitempty"`
-	// Public exponent of an RSA key; base64url.
+	// The public exponent of an RSA key, in base64url.
 	E             string `protobuf:"bytes,9,opt,name=e,proto3" json:"e,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -239,8 +239,8 @@ func (x *GetKeySetResponse) GetKeys() []*JsonWebKey {
 type WatchBundleRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The `resume` of the newest message that the client has received from WatchBundle of any
-	// replica: opaque bytes, from which the server knows what the client already has. Empty: the
-	// stream begins with a whole snapshot.
+	// replica: opaque bytes, from which the server knows what the client already has. If the
+	// request has no `resume`, the stream begins with a whole snapshot of the trust bundle.
 	Resume []byte `protobuf:"bytes,1,opt,name=resume,proto3" json:"resume,omitempty"`
 	// The id of the client, by which the server finds the client's reports (ReportWatcher):
 	// random bytes that the client keeps secret, the same for every stream of the client; at most
@@ -387,7 +387,7 @@ func (*ReportWatcherRequest_Report) isReportWatcherRequest_Message() {}
 // names.
 type WatcherIdentity struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The id that the watcher gave to WatchBundle; not empty.
+	// The id of the watcher, as in the field `watcher` of WatchBundleRequest; not empty.
 	Watcher []byte `protobuf:"bytes,1,opt,name=watcher,proto3" json:"watcher,omitempty"`
 	// The name of the service with the verifier, such as "orders"; at most 128 bytes.
 	Service string `protobuf:"bytes,2,opt,name=service,proto3" json:"service,omitempty"`
@@ -466,8 +466,8 @@ type WatcherReport struct {
 	Resume []byte `protobuf:"bytes,1,opt,name=resume,proto3" json:"resume,omitempty"`
 	// The age of the watcher's trust bundle (public keys and revocations).
 	Staleness *durationpb.Duration `protobuf:"bytes,2,opt,name=staleness,proto3" json:"staleness,omitempty"`
-	// The tokens and calls that the watcher has refused since its start; at most 64
-	// reasons.
+	// How many tokens and calls the watcher has refused since the watcher's start, for each of at
+	// most 64 reasons.
 	Refusals      []*RefusalCount `protobuf:"bytes,3,rep,name=refusals,proto3" json:"refusals,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -676,7 +676,7 @@ type ListWatchersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The watchers of this page.
 	Watchers []*Watcher `protobuf:"bytes,1,rep,name=watchers,proto3" json:"watchers,omitempty"`
-	// The token for the next page. Empty: this page is the last one.
+	// The token for the next page. Empty: this page is the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// Every replica of the server. Each page has the whole list.
 	Replicas []*Replica `protobuf:"bytes,3,rep,name=replicas,proto3" json:"replicas,omitempty"`
@@ -771,9 +771,10 @@ type Watcher struct {
 	// The network address of the watcher.
 	Address string `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
 	// The name in the watcher's client certificate: "URI", "DNS" or "subject", a space, and the
-	// name. Empty: the watcher has shown no certificate, or a proxy has forwarded the call.
+	// name. If `certificate` is empty, the watcher has shown no certificate, or a proxy has
+	// forwarded the call.
 	Certificate string `protobuf:"bytes,6,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	// The `id` of the replica that serves the stream.
+	// The id of the replica that serves the stream, as `id` of Replica.
 	Replica string `protobuf:"bytes,7,opt,name=replica,proto3" json:"replica,omitempty"`
 	// The number of the newest event in the database that the watcher has applied, by the
 	// watcher's last report. 0: unknown.
@@ -784,7 +785,8 @@ type Watcher struct {
 	// The age of the watcher's trust bundle: the age in the last report, plus the age of the
 	// report.
 	Staleness *durationpb.Duration `protobuf:"bytes,10,opt,name=staleness,proto3" json:"staleness,omitempty"`
-	// The tokens and calls that the watcher has refused since its start, by reason.
+	// How many tokens and calls the watcher has refused since the watcher's start, for each
+	// reason.
 	Refusals []*RefusalCount `protobuf:"bytes,11,rep,name=refusals,proto3" json:"refusals,omitempty"`
 	// When the stream of WatchBundle began.
 	Since         *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=since,proto3" json:"since,omitempty"`
@@ -913,8 +915,8 @@ type Replica struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The name of the replica's machine and the address on which the replica serves gRPC.
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	// False: the replica has not answered this call of ListWatchers, and `watchers` has the
-	// watchers of the replica's last answer.
+	// Whether the replica has answered this call of ListWatchers. If `answers` is false,
+	// `watchers` has the watchers of the replica's last answer.
 	Answers bool `protobuf:"varint,3,opt,name=answers,proto3" json:"answers,omitempty"`
 	// The number of the newest event in the database that the replica has applied.
 	Position int64 `protobuf:"varint,4,opt,name=position,proto3" json:"position,omitempty"`
@@ -1065,7 +1067,8 @@ type WatchBundleResponse struct {
 	//	*WatchBundleResponse_Heartbeat
 	Message isWatchBundleResponse_Message `protobuf_oneof:"message"`
 	// The value for the field `resume` of a later call of WatchBundle, which then goes on after
-	// this message. Empty: the `resume` of an earlier message is still the newest.
+	// this message. If this field is empty, the `resume` of an earlier message is still the
+	// newest.
 	Resume        []byte `protobuf:"bytes,4,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1152,7 +1155,8 @@ type WatchBundleResponse_SnapshotChunk struct {
 }
 
 type WatchBundleResponse_Change struct {
-	// New revocations, or a new trust state.
+	// The revocations since the message before, or a new trust state (the issuer and the public
+	// keys).
 	Change *Change `protobuf:"bytes,2,opt,name=change,proto3,oneof"`
 }
 
@@ -1168,8 +1172,8 @@ func (*WatchBundleResponse_Change) isWatchBundleResponse_Message() {}
 
 func (*WatchBundleResponse_Heartbeat) isWatchBundleResponse_Message() {}
 
-// TrustState holds the issuer and the keys to trust. The server always sends the whole state: a
-// verifier does not trust a key that is missing from the newest state.
+// TrustState holds the issuer and the keys to trust. The server always sends the whole trust
+// state: a verifier does not trust a key that is missing from the newest trust state.
 type TrustState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The claim `iss` that tokens must carry.
@@ -1266,13 +1270,15 @@ func (x *TrustState) GetDelegatedNotBefore() *timestamppb.Timestamp {
 	return nil
 }
 
-// VerificationKey holds a public key and the end of its validity.
+// VerificationKey holds a public key that verifies access tokens, and the end of the key's
+// validity.
 type VerificationKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key.
 	Key *JsonWebKey `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// The end of the key's validity: verifiers accept no token signed by the key after this
-	// moment. Not set: the key can still sign tokens, so the moment is not known yet.
+	// moment. If `verifies_until` is not set, the key can still sign tokens, so the end is not
+	// known yet.
 	VerifiesUntil *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=verifies_until,json=verifiesUntil,proto3" json:"verifies_until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1386,9 +1392,9 @@ type RaisedVersion struct {
 	// The least version of the user's access tokens (claim `ver`) that are still valid: tokens
 	// with a lower version are revoked or stale.
 	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	// True: the user's tokens with a lower version are revoked, since the sessions of the user
-	// have ended. False: the tokens are stale, since the user's rights have changed; a refresh
-	// brings the new rights.
+	// Whether the user's tokens with a lower version are revoked or stale. If `revoked` is true,
+	// the sessions of the user have ended. If `revoked` is false, the user's rights have changed,
+	// and a refresh brings a token with the new rights.
 	Revoked bool `protobuf:"varint,3,opt,name=revoked,proto3" json:"revoked,omitempty"`
 	// The moment from which every token that the revocation concerns has expired.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
@@ -1457,7 +1463,8 @@ func (x *RaisedVersion) GetUntil() *timestamppb.Timestamp {
 // SnapshotChunk holds a part of the snapshot with which a stream of WatchBundle begins.
 type SnapshotChunk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The trust state; set in the first chunk only.
+	// The trust state (the issuer and the public keys). Only the first chunk of a snapshot has a
+	// trust state.
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
 	// Sessions that have ended: their access tokens are revoked.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`

@@ -58,9 +58,9 @@ type TrustServiceClient interface {
 	WatchBundle(ctx context.Context, in *WatchBundleRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchBundleResponse], error)
 	// ReportWatcher tells the server to which service a watcher (a client of WatchBundle) belongs
 	// and which events the watcher has applied, for ListWatchers. The first message holds the
-	// identity, and every later message a report. A watcher that reports sends a report after
-	// each heartbeat of WatchBundle. The server sends heartbeats more often while an admin calls
-	// ListWatchers.
+	// identity, and every later message a report. A watcher that reports to the server sends a
+	// report after each heartbeat of WatchBundle. The server sends heartbeats more often while an
+	// admin calls ListWatchers.
 	//
 	// The server answers and ends the stream after 800 reports, or when the client ends its
 	// side. The watcher then opens another stream.
@@ -194,9 +194,9 @@ type TrustServiceServer interface {
 	WatchBundle(*WatchBundleRequest, grpc.ServerStreamingServer[WatchBundleResponse]) error
 	// ReportWatcher tells the server to which service a watcher (a client of WatchBundle) belongs
 	// and which events the watcher has applied, for ListWatchers. The first message holds the
-	// identity, and every later message a report. A watcher that reports sends a report after
-	// each heartbeat of WatchBundle. The server sends heartbeats more often while an admin calls
-	// ListWatchers.
+	// identity, and every later message a report. A watcher that reports to the server sends a
+	// report after each heartbeat of WatchBundle. The server sends heartbeats more often while an
+	// admin calls ListWatchers.
 	//
 	// The server answers and ends the stream after 800 reports, or when the client ends its
 	// side. The watcher then opens another stream.

@@ -29,7 +29,7 @@ const (
 type UserKind int32
 
 const (
-	// Means USER_KIND_USER in a request, and is never in a response.
+	// USER_KIND_UNSPECIFIED means USER_KIND_USER in a request, and is never in a response.
 	UserKind_USER_KIND_UNSPECIFIED UserKind = 0
 	// A user signs in with a password (Login) and has sessions.
 	UserKind_USER_KIND_USER UserKind = 1
@@ -95,7 +95,8 @@ type User struct {
 	Disabled bool `protobuf:"varint,4,opt,name=disabled,proto3" json:"disabled,omitempty"`
 	// When the user was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	// When name, roles, audiences, password or state were last changed.
+	// When the name, the roles, the audiences, the password or the state of the account was last
+	// changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// Whether the account is a user or a service account. The kind of an account never changes.
 	Kind UserKind `protobuf:"varint,7,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
@@ -212,7 +213,7 @@ type CreateUserRequest struct {
 	// and at most 1024 bytes, and none that attackers guess early (see PASSWORD_TOO_WEAK). Empty
 	// for a service account.
 	Password string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
-	// The roles of the account; can be empty.
+	// The roles of the new account. An account can be without roles.
 	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
 	// The kind of the account. Not set: USER_KIND_USER.
 	Kind UserKind `protobuf:"varint,4,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
@@ -602,8 +603,8 @@ type UpdateUserRequest struct {
 	// The `id` of the account to change, and the new values of the fields in `update_mask`.
 	User *User `protobuf:"bytes,1,opt,name=user,proto3" json:"user,omitempty"`
 	// The fields to change, of `username`, `roles`, `disabled`, `audiences` and `delegates_to`.
-	// Empty: every field that is populated, at least one. `*`: all five fields. If no field would
-	// change its value, the call succeeds and writes nothing.
+	// If `update_mask` is empty, every field that is set in `user` changes, at least one. `*`:
+	// all five fields. If no field would change its value, the call succeeds and writes nothing.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
