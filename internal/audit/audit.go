@@ -153,8 +153,8 @@ type Log struct {
 	current *window
 	merged  uint64  // the number of kinds that have lost their records, in earlier windows
 	closing *window // the window of the hour before, until Flush has written the final counts; else nil
-	// named, unnamed, repeated and delegated bound the lines about new kinds: refused calls that
-	// name a user, other refused calls, repeats, and delegations.
+	// named, unnamed, repeated and delegated bound the log lines about new kinds of counted
+	// calls: refused calls that name a user, other refused calls, repeats, and delegations.
 	named, unnamed, repeated, delegated *rate.Limiter
 }
 

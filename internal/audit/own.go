@@ -25,11 +25,11 @@ const (
 // ownTypes are the events that a user causes without bound, on the user's own sessions.
 var ownTypes = []Type{Login, Logout, SessionRevoked, UserSessionsRevoked, PasswordChanged, RefreshReused}
 
-// countOwn counts an event in a record of the present hour, if the user has caused very many
-// events of the type in this hour. countOwn returns true if the event is counted in such a
-// record. The count is raised in the transaction of the event, so every event counts. The
-// record keeps the type, the user and the network, and leaves the session out. Each event of
-// an admin on another user has a separate record.
+// countOwn counts an event in a shared record of the present hour, if the user has caused very
+// many events of the type in this hour. countOwn returns true if the event is counted in a
+// shared record. The count is raised in the transaction of the event, so every event counts.
+// The record keeps the type, the user and the network, and leaves the session out. Each event
+// of an admin on another user has a separate record.
 func countOwn(tx *store.Tx, r *store.AuditRecord) (bool, error) {
 	if r.UserID == "" || r.ActorID != "" && r.ActorID != r.UserID || !slices.Contains(ownTypes, Type(r.Type)) {
 		return false, nil

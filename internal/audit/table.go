@@ -89,7 +89,8 @@ func (t *table) add(name string, k kind, n int64) (displaced []*tally, ownerGone
 	return displaced, ownerGone
 }
 
-// dropOwner removes the owner with the smallest weight, and returns the owner's kinds.
+// dropOwner removes the owner (a network or a user) with the smallest weight, and returns the
+// owner's kinds.
 func (t *table) dropOwner() (displaced []*tally, weight int64) {
 	var lightest string
 	var least *owner
@@ -106,8 +107,8 @@ func (t *table) dropOwner() (displaced []*tally, weight int64) {
 	return displaced, least.weight
 }
 
-// largest returns the owner that would have the most kinds if grows had one more: grows
-// itself, unless another owner has still more.
+// largest returns the owner with the most kinds, if one more kind is counted for the owner
+// grows: grows itself, unless another owner has still more kinds.
 func (t *table) largest(grows *owner) *owner {
 	found, most := grows, len(grows.tallies)+1
 	for _, o := range t.owners {

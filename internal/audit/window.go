@@ -62,7 +62,7 @@ func (w *window) countDelegation(e Event) {
 	w.addTotals(displaced)
 }
 
-// count counts a refused call or a repeat.
+// count counts a refused call, or a repeat of a refresh token, in the tables of the window.
 func (w *window) count(e Event, source caller.Source) {
 	k := kind{e, caller.Source(source.Network())}
 	switch {

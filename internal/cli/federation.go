@@ -60,8 +60,9 @@ type keySource struct {
 	AllowPrivate bool          `help:"Let the keys be fetched from a private, loopback or link-local address."`
 }
 
-// read fills the fields of an issuer that the flags give, and returns the names of these
-// fields. The files are checked here too: a private key must not leave this machine.
+// read sets the fields of a trusted issuer that the flags name, and returns the names of these
+// fields. read also checks the files that the flags name: a private key in a file must not
+// leave this machine.
 func (k *keySource) read(i *watchwordv1.Issuer) (fields []string, err error) {
 	switch {
 	case k.JwksFile != "":

@@ -213,8 +213,8 @@ func (f *follower) keep(resume string, printed bool) error {
 	return nil
 }
 
-// syncOut puts a regular file at standard output on disk: after a power cut, the resume file
-// must not be ahead of the file with the events.
+// syncOut syncs standard output to disk if standard output is a regular file: after a power
+// cut, the resume file must not be ahead of the file with the events.
 func (t Terminal) syncOut() error {
 	file, ok := t.outFile()
 	if !ok {

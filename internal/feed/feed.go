@@ -29,8 +29,8 @@ const (
 	// how long a change made by another process goes unnoticed. A poll without new events reads
 	// one row by its key.
 	pollEvery = 200 * time.Millisecond
-	// heartbeatEvery is a fraction of the minute after which a verifier without
-	// heartbeats has a stale trust bundle.
+	// heartbeatEvery is the time between two heartbeats to the verifiers: a fraction of the
+	// minute after which a verifier without heartbeats has a stale trust bundle.
 	heartbeatEvery = 5 * time.Second
 	// keysEvery is the number of heartbeats from one read of the signing keys to the next: a
 	// minute. If somebody has changed rows of the table signing_keys by hand, no event tells of

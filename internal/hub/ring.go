@@ -6,14 +6,15 @@ import (
 	"time"
 )
 
-// ringSize bounds the messages in the ring. A watcher can always be 2048 messages behind, and
-// up to ringSize behind until the ring drops its older half, unless the ring drops messages
-// because of ringBytes.
+// ringSize bounds the number of messages in the ring buffer of a hub (the ring). A watcher can
+// always be 2048 messages behind, and up to ringSize behind until the ring drops its older
+// half, unless the ring drops messages because of ringBytes.
 const ringSize = 4096
 
-// ringBytes bounds the bytes of the messages in the ring: a message can have a trust state or a
-// thousand revocations. Above ringBytes the ring drops its older half too, earlier than at
-// ringSize messages. 16 MiB hold 4096 messages of ordinary changes several times.
+// ringBytes bounds the size of the messages in the ring buffer of a hub, in bytes: a message
+// can have a trust state or a thousand revocations. Above ringBytes the ring drops its older
+// half too, earlier than at ringSize messages. 16 MiB hold 4096 messages of ordinary changes
+// several times.
 const ringBytes = 16 << 20
 
 // Tag holds random bytes of an event: events of two histories that have the same number have
@@ -129,8 +130,9 @@ func (r *ring) holds(at Position) bool {
 	return r.recent[i] == at
 }
 
-// lacks reports whether a position is newer than the newest position of the ring, or is of
-// another history of events. lacks returns false for a position older than all of recent.
+// lacks reports whether a position (the number and the tag of an event) is newer than the
+// newest position of the ring, or is of another history of events. lacks returns false for a
+// position older than all of recent.
 func (r *ring) lacks(at Position) bool {
 	i, found := r.find(at.Seq)
 	return at.Seq > r.at.Seq || found && r.recent[i] != at

@@ -8,10 +8,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// wrongBy says when the time from which a key signs is treated as an error of the clock: if the
-// time is later by more than wrongBy than every time that a rotation of now could set.
-// Rotations of one moment set times some microseconds apart, and after a smaller error the
-// clock soon reaches the time.
+// wrongBy bounds how late a key can begin to sign: a key that begins more than wrongBy later
+// than a rotation of now could set got this time while the clock was ahead. Rotations of one
+// moment set times some microseconds apart, and after a smaller error the clock soon reaches
+// the time.
 const wrongBy = time.Minute
 
 // ahead returns the keys that are to sign from a time more than wrongBy later than a rotation

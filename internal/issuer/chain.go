@@ -38,7 +38,7 @@ type chain struct {
 	record audit.Event // the event for the security record about the change; zero: write writes nothing
 }
 
-// newChain finds last and next among the keys of an authentic key set. newChain accepts a
+// newChain returns the chain of the signing keys in an authentic key set. newChain accepts a
 // broken chain, since [Keyring.ReplaceAll] must be able to replace a broken chain.
 func newChain(tx *store.Tx, before *authentic) *chain {
 	c := &chain{tx: tx, now: tx.Now(), before: before, rows: slices.Clone(before.rows)}
@@ -190,8 +190,9 @@ func (c *chain) succeed(successor *store.SigningKey) error {
 	return nil
 }
 
-// withdraw withdraws a key, and deletes its private half: a withdrawn key never signs again,
-// and a row without the private half can be read without the master key that sealed it.
+// withdraw withdraws a signing key, and deletes the private half of the key: a withdrawn key
+// never signs again, and a row without the private half can be read without the master key that
+// sealed it.
 func (c *chain) withdraw(k *store.SigningKey) {
 	k.RevokedAt, k.SealedKey = c.now, []byte{}
 	c.withdrew = true

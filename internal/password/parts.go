@@ -26,8 +26,8 @@ const (
 	longText = 64
 )
 
-// rows holds sequences: neighboring keys of common keyboards, the alphabet and digits. A part
-// of a password can follow a row in both directions.
+// rows holds sequences of characters that people type as passwords: neighboring keys of common
+// keyboards, the alphabet and digits. A part of a password can follow a row in both directions.
 var rows = bothDirections(
 	"abcdefghijklmnopqrstuvwxyz", "01234567890", "aabbccddeeffgghhiijjkk", "0011223344556677889900", "13579", "02468",
 	"qwertyuiop[]", "asdfghjkl;'", "zxcvbnm,./", "`1234567890-=", "~!@#$%^&*()_+",
@@ -36,8 +36,8 @@ var rows = bothDirections(
 	"1q2w3e4r5t6y7u8i9o0p", "q1w2e3r4t5y6u7i8o9p0", "147258369", "789456123",
 )
 
-// words holds the words of the most frequent leaked passwords, in lower case, and the
-// service's name.
+// words holds the words of the most frequent leaked passwords, in lower case, and the word
+// watchword.
 var words = runesOf(strings.Fields(`
 	watchword password passwort passw0rd p@ssword p@ssw0rd pa$$word pa$$w0rd pa55word pass word
 	admin administrator root user login welcome letmein changeme change secret default master

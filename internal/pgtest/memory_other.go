@@ -4,5 +4,6 @@ package pgtest
 
 import "os"
 
-// memory returns os.TempDir(): only Linux has a directory in memory on every machine.
+// memory returns os.TempDir() for the files of PostgreSQL servers: only Linux has a directory
+// in memory on every machine.
 func memory() string { return os.TempDir() }

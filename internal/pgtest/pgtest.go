@@ -1,6 +1,6 @@
-// Package pgtest gives tests a real PostgreSQL: a throwaway cluster from the programs on
-// this machine, or databases on the server in WATCHWORD_TEST_POSTGRES_URL. The package
-// serves tests alone.
+// Package pgtest gives tests a real PostgreSQL: a temporary server from the programs of
+// PostgreSQL on this machine, or databases on the server in WATCHWORD_TEST_POSTGRES_URL. The
+// package serves tests alone.
 //
 // The servers listen on loopback with a random password. If the tests run as root, the
 // servers run as an unprivileged user. The servers end with the process of the tests,
@@ -80,8 +80,8 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// Tests wraps the tests of a package for goleak.VerifyTestMain. goleak counts goroutines
-// after Run, and Run ends the shared server.
+// Tests wraps the tests of a package for goleak.VerifyTestMain. goleak counts goroutines after
+// Run, and Run ends the PostgreSQL server that the tests share.
 type Tests struct{ *testing.M }
 
 // Run calls [Main].
@@ -109,7 +109,7 @@ func administrator() (admin url.URL, owner *url.Userinfo, err error) {
 	return shared.server.admin(), shared.server.owner(), nil
 }
 
-// newDatabase makes a database with a random name.
+// newDatabase makes a PostgreSQL database with a random name.
 func newDatabase(admin url.URL, owner *url.Userinfo) (url.URL, error) {
 	name := "pgtest_" + strings.ToLower(rand.Text())
 	database := admin

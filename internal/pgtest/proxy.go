@@ -101,8 +101,8 @@ func (p *Proxy) Trips() []Trip {
 	return trips
 }
 
-// Dials returns the number of connections since the last call of Dials, failed
-// connections included.
+// Dials returns the number of connections that clients have made to the proxy since the last
+// call of Dials, failed connections included.
 func (p *Proxy) Dials() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()

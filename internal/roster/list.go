@@ -69,8 +69,8 @@ func (r *Roster) List(ctx context.Context) (*List, error) {
 	if err := r.ask(ctx); err != nil {
 		return nil, err
 	}
-	// The watchers of this replica come first, and the position below is read later: so no
-	// report is of an event after the position.
+	// List reads the watchers of this replica before the number of the newest event below: so
+	// no watcher has reported a newer event than the newest.
 	_, own, _ := r.summarize()
 	list := &List{}
 	var rows []*store.Replica

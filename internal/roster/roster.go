@@ -146,10 +146,11 @@ func (s *Stream) Close() {
 	}
 }
 
-// Words holds the texts in which a watcher describes itself.
+// Words holds the names that a watcher (a verifier) gives itself in the reports.
 type Words struct{ Service, Instance, Version string }
 
-// Reports holds the newest report of a watcher.
+// Reports stands for a watcher's stream of reports (ReportWatcher) in the roster, and holds the
+// newest report.
 type Reports struct {
 	Words
 	roster *Roster
@@ -166,9 +167,9 @@ type Report struct {
 	Refusals  map[int32]uint64 // the number of refused calls, by reason
 }
 
-// Reporting adds a stream of reports. The caller must call [Reports.Close] at the end of the
-// stream. If a watcher has several streams of reports, the roster shows the reports of the
-// newest stream.
+// Reporting adds a watcher's stream of reports (ReportWatcher) to the roster. The caller must
+// call [Reports.Close] at the end of the stream. If a watcher has several streams of reports,
+// the roster shows the reports of the newest stream.
 func (r *Roster) Reporting(c Client, words Words) *Reports {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -195,8 +196,9 @@ func (s *Reports) Close() {
 	s.roster.changes++
 }
 
-// Asked tells the roster of a question of any process. asked is the time of the question, and
-// now is the present time, both by the database's clock. Asked does not block.
+// Asked tells the roster that a process has asked all replicas for their watchers (a question).
+// asked is the time of the question, and now is the present time, both by the database's clock.
+// Asked does not block.
 func (r *Roster) Asked(asked, now time.Time) {
 	if now.Sub(asked).Abs() >= askedFor { // an old question, such as one from before the start of this process
 		return
@@ -305,7 +307,8 @@ func (t *turn) due() bool {
 	}
 }
 
-// write writes the row of the replica, and the certificates of watchers.
+// write writes the replica's row of the table replicas, and the names of the watchers' client
+// certificates, into the database.
 func (t *turn) write(ctx context.Context) error {
 	r := t.roster
 	changes, summary, names := r.summarize()

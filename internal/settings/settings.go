@@ -197,8 +197,8 @@ func (s *Settings) trace(args []string) (*kong.Context, []string) {
 }
 
 var (
-	// misplacing matches kong's errors that begin with these words and then repeat an
-	// argument.
+	// misplacing matches kong's errors about an argument in the wrong place, which begin with
+	// these words and then repeat the argument.
 	misplacing = regexp.MustCompile(`^(unexpected argument|unknown flag) `)
 	// candidates matches the end of an error of kong about an unknown word: suggested names of
 	// commands or flags.

@@ -33,7 +33,7 @@ func NewKnown(places int) *Known {
 	return &Known{places: NewPool(Limits{Places: places, PerPeer: min(perOwner, max(1, places/2))}), peers: map[string]*proof{}}
 }
 
-// Has reports whether a peer is known by a proof.
+// Has reports whether k remembers a proof from a peer (a client network).
 func (k *Known) Has(peer string) bool {
 	if k == nil {
 		return false

@@ -126,8 +126,9 @@ func (p *Pool) Take(peer string, kind Kind, evicted func()) *Place {
 	return place
 }
 
-// takeLocked takes a place. victim is the place that another client loses by the call; nil
-// if a place was free. The caller calls victim.evicted after unlocking p.mu.
+// takeLocked takes a place of the pool for a client of the peer with the given name. victim is
+// the place that another client loses by the call; nil if a place was free. The caller calls
+// victim.evicted after unlocking p.mu.
 func (p *Pool) takeLocked(name string, kind Kind, evicted func()) (place, victim *Place) {
 	from := p.peerLocked(name)
 	if from.held() >= p.PerPeer || p.taken >= p.Places {

@@ -13,11 +13,11 @@ import (
 //     promised time gets the same time again.
 //   - Promised times are in the order in which the networks tried, LongestDelay apart, and at
 //     most [ahead] from now. If every time is promised, the answer has [Refused.Full].
-//   - A site, and a block, has a share of the times. The n-th promise of a site must be within
-//     the n-th part of [ahead], and a block can have [blockShare] times as many. While every
-//     time within [ahead] is promised, only a site without a promise gets the next time. So a
-//     neighbour of the owner needs about ten networks to keep the owner's site out, and one
-//     provider's network never takes the whole hour.
+//   - The times of a site, and of a block, are bounded. The n-th promise of a site must be
+//     within the n-th part of [ahead], and a block can have [blockShare] times as many. While
+//     every time within [ahead] is promised, only a site without a promise gets the next time.
+//     So a neighbour of the owner needs about ten networks to keep the owner's site out, and
+//     one provider's network never takes the whole hour.
 //   - At its time a promised try is admitted, whatever other tries do. The promise ends
 //     LongestDelay later, when the next promised time begins.
 //   - As long as a name has a promise, only promised tries are admitted. So tries are

@@ -73,7 +73,7 @@ const (
 	// forgets is the time in which a bucket (a count of wrong guesses) falls from full to empty
 	// without further guesses.
 	forgets = time.Hour
-	// firstDelay is the first delay after FreeTries: short enough for a person that has
+	// firstDelay is the delay after FreeTries wrong guesses: short enough for a person that has
 	// mistyped a password.
 	firstDelay = time.Second
 	// buckets is the number of buckets of each of the two halves of a counter. To delay also
@@ -388,8 +388,8 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// delay returns the time from a try that has brought a name to a level, FreeTries or more,
-// until the next try.
+// delay returns how long the next try at a name must wait, after a try has brought the name to
+// a level of FreeTries or more wrong guesses.
 func (c *Counter) delay(level int) time.Duration {
 	delay := firstDelay
 	for ; level > c.limits.FreeTries && delay < c.limits.LongestDelay; level-- {

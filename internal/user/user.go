@@ -321,10 +321,10 @@ type target struct {
 	demotes bool       // the user may be an enabled admin before the change, and not after
 }
 
-// change applies fn to a user's row, writes the change into the security record, and raises
-// the user's version, in one transaction. A change that can take away an enabled admin runs
-// alone, at all replicas together. Two such changes at once could each find the other's admin
-// still there, and both could commit: no admin would be left.
+// change applies fn to a user's row, writes the change into the security record, and raises the
+// user's version, in one transaction. A change that can take away an enabled admin runs alone,
+// at all replicas together. If two changes took away two admins at once, each could find the
+// admin of the other change still there, and both could commit: no admin would be left.
 func (u *Users) change(ctx context.Context, by caller.Caller, of target, fn func(*store.User, time.Time) (effect, error)) (row *store.User, err error) {
 	err = u.writer.Write(ctx, func(tx *feed.Tx) error {
 		if of.demotes {
@@ -366,8 +366,8 @@ func (u *Users) change(ctx context.Context, by caller.Caller, of target, fn func
 }
 
 // enabledAdmin reports whether a row is an enabled admin. At least one enabled admin must stay.
-// A service account with the role admin is not an enabled admin: its issuer may be gone, so
-// nothing in the row shows whether the account can still sign in.
+// A service account with the role admin is not an enabled admin: nothing in the row shows
+// whether the account can still sign in, since the account's trusted issuer can be gone.
 func enabledAdmin(row *store.User) bool {
 	return row.Kind == store.KindUser && !row.Disabled && row.DeletedAt.IsZero() && slices.Contains(row.Roles, caller.Admin)
 }
