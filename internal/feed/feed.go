@@ -79,7 +79,7 @@ type Feed struct {
 	stats     struct{ failedReadings, failedTicks, forks, clockSet atomic.Uint64 }
 }
 
-// Origin describes the installation of Watchword whose events a feed publishes.
+// Origin describes the installation of Watchword of which a feed publishes the events.
 type Origin struct {
 	Issuer     string
 	DatabaseID string
