@@ -1,4 +1,4 @@
-// Package hub serves the trust bundle (public keys and revocations) to watchers, which are the
+// Package hub sends the trust bundle (public keys and revocations) to watchers, which are the
 // verifiers with a stream of WatchBundle: a snapshot of the trust state and of the revocations
 // in force, and then changes, with heartbeats in between.
 //
