@@ -97,7 +97,7 @@ type Access struct {
 	// access token. A token that the call carries is ignored, so the handler of the method gets
 	// no Principal.
 	Public bool `protobuf:"varint,1,opt,name=public,proto3" json:"public,omitempty"`
-	// The caller's token must carry at least one of these roles.
+	// The roles of which the caller's token must carry at least one. Empty: no role is required.
 	Roles []string `protobuf:"bytes,2,rep,name=roles,proto3" json:"roles,omitempty"`
 	// The token must be for at least one of these audiences (claim `aud`), instead of the
 	// audiences that the verifier of the service requires by default. A token for another

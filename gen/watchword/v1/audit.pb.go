@@ -38,8 +38,8 @@ const (
 	EventGap_EVENT_GAP_DELETED EventGap = 1
 	// The database lacks records that the client has received: an older backup was restored, or a
 	// standby was promoted that lacked commits. The stream goes on from a point before the loss,
-	// so some records come again, with the same ids. Records that the database lost before any
-	// stream had sent the records never arrive.
+	// so some records come again, with the same ids. A record that the database lost before any
+	// stream had sent the record never arrives.
 	EventGap_EVENT_GAP_OTHER_HISTORY EventGap = 2
 )
 
@@ -281,22 +281,22 @@ func (x *Event) GetUserName() string {
 // although more pages follow (AIP-158).
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only events of this type. A type that the server does not know is
+	// Selects only events of this type. A type that the server does not know is
 	// INVALID_REQUEST.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	// Only events in which this user acted or that are about this user.
+	// Selects only events in which this user acted or that are about this user.
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// Only events of this session.
+	// Selects only events of this session.
 	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// Only events at this moment or later.
+	// Selects only events at this moment or later.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// Only events before this moment.
+	// Selects only events before this moment.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	// The largest number of records in the page. Not set: 50. Above 1000: 1000.
 	PageSize int32 `protobuf:"varint,6,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// `next_page_token` of the earlier page. Empty: the first page.
 	PageToken string `protobuf:"bytes,7,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only events in which a user that has or had this username acted, or that are about a user
+	// Selects only events in which a user that has or had this username acted, or that are about a user
 	// that has or had this username; deleted users too. `user_name` together with `user_id`, or a
 	// username that more than 100 users have had, is INVALID_REQUEST. USER_NOT_FOUND: no user
 	// ever had the username.
@@ -451,14 +451,14 @@ func (x *ListEventsResponse) GetNextPageToken() string {
 // `end_time`.
 type WatchEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Only events of this type. A type that the server does not know is
+	// Selects only events of this type. A type that the server does not know is
 	// INVALID_REQUEST.
 	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
-	// Only events in which this user acted or that are about this user.
+	// Selects only events in which this user acted or that are about this user.
 	UserId string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
-	// Only events of this session.
+	// Selects only events of this session.
 	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// Only events at this moment or later, also events that were recorded before the call. If
+	// Selects only events at this moment or later, also events that were recorded before the call. If
 	// neither `start_time` nor `resume` is set, the stream sends the records that are written
 	// from now on.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
@@ -467,7 +467,7 @@ type WatchEventsRequest struct {
 	// call. The server accepts the text only with the filters of the first call. Empty: a new
 	// stream.
 	Resume string `protobuf:"bytes,5,opt,name=resume,proto3" json:"resume,omitempty"`
-	// Only events in which a user that has or had this username acted, or that are about a user
+	// Selects only events in which a user that has or had this username acted, or that are about a user
 	// that has or had this username; as `user_name` of ListEventsRequest.
 	UserName      string `protobuf:"bytes,6,opt,name=user_name,json=userName,proto3" json:"user_name,omitempty"`
 	unknownFields protoimpl.UnknownFields

@@ -70,7 +70,8 @@ const (
 	ErrorReason_ERROR_REASON_ASSERTION_UNBOUND ErrorReason = 18
 	// UNAUTHENTICATED. The text is not a refresh token of this server.
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID ErrorReason = 20
-	// UNAUTHENTICATED. The session had no Refresh for too long, or began too long ago.
+	// UNAUTHENTICATED. The session of the refresh token had no Refresh for too long, or began too
+	// long ago.
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_EXPIRED ErrorReason = 21
 	// UNAUTHENTICATED. The refresh token was spent before, which can mean a stolen copy; or too
 	// many refresh tokens in a row were presented again. The session is now revoked (RFC 9700,
@@ -89,8 +90,8 @@ const (
 	// audience, the token has five actors (services in `act`) already, or the called method
 	// refuses delegated tokens.
 	ErrorReason_ERROR_REASON_DELEGATION_DENIED ErrorReason = 33
-	// PERMISSION_DENIED. DelegateToken: the subject's token was refused. The metadata key
-	// `subject_reason` holds the reason. The caller's own token is valid.
+	// PERMISSION_DENIED. DelegateToken has refused `subject_token`. The metadata key
+	// `subject_reason` of the error holds the reason. The service's own access token is valid.
 	ErrorReason_ERROR_REASON_SUBJECT_TOKEN_REFUSED ErrorReason = 34
 	// FAILED_PRECONDITION. Earlier versions of Watchword can still use the database, and do
 	// not know service accounts. When every server is of the new version, an operator runs

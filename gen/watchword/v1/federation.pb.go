@@ -33,8 +33,8 @@ type Issuer struct {
 	// The name by which bindings and commands name the issuer: `[a-z][a-z0-9-]{0,63}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The claim `iss` of the issuer's tokens, byte for byte, at most 512 bytes. No other trusted
-	// issuer, and not this server, has the same claim `iss`. With `discovery`, an https URL
-	// without a query.
+	// issuer, and not this server, has the same claim `iss`. If `discovery` is true, `issuer`
+	// must be an https URL without a query.
 	Issuer string `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// The source of the issuer's public keys.
 	//
@@ -190,7 +190,7 @@ type isIssuer_Keys interface {
 }
 
 type Issuer_Jwks struct {
-	// The keys themselves: a JSON Web Key Set (RFC 7517) of public keys, at most 32 KiB.
+	// The issuer's public keys themselves: a JSON Web Key Set (RFC 7517), at most 32 KiB.
 	Jwks string `protobuf:"bytes,3,opt,name=jwks,proto3,oneof"`
 }
 

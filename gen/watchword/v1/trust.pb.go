@@ -25,7 +25,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// JsonWebKey holds a public key under the names of RFC 7517 and RFC 7518.
+// JsonWebKey holds a public key that verifies access tokens; the fields have the names of RFC
+// 7517 and RFC 7518.
 type JsonWebKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Key type: "OKP", "EC" or "RSA".
@@ -36,7 +37,7 @@ type JsonWebKey struct {
 	Use string `protobuf:"bytes,3,opt,name=use,proto3" json:"use,omitempty"`
 	// The only algorithm of this key: "EdDSA", "ES256" or "RS256".
 	Alg string `protobuf:"bytes,4,opt,name=alg,proto3" json:"alg,omitempty"`
-	// Curve of an OKP or EC key: "Ed25519" or "P-256".
+	// The curve of an OKP or EC key: "Ed25519" or "P-256".
 	Crv string `protobuf:"bytes,5,opt,name=crv,proto3" json:"crv,omitempty"`
 	// The public key of an OKP key, or the x coordinate of an EC key, in base64url.
 	X string `protobuf:"bytes,6,opt,name=x,proto3" json:"x,omitempty"`
@@ -524,7 +525,7 @@ func (x *WatcherReport) GetRefusals() []*RefusalCount {
 	return nil
 }
 
-// RefusalCount counts refused tokens and calls with one reason.
+// RefusalCount counts the tokens and calls that a watcher has refused for one reason.
 type RefusalCount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The reason of the refusals.

@@ -82,7 +82,8 @@ func (UserKind) EnumDescriptor() ([]byte, []int) {
 // User describes an account. No response carries a password or its hash.
 type User struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// 16 random characters of base64url. No other user ever gets the same id.
+	// The id of the account: 16 random characters of base64url. No other account ever gets the
+	// same id.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The username in the folded form (PRECIS UsernameCaseMapped, RFC 8265). A new username has
 	// letters of one script; Japanese, Chinese or Korean can mix with Latin (UTS 39, Highly
@@ -485,7 +486,7 @@ type ListUsersRequest struct {
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// `next_page_token` of the earlier page. Empty: the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only accounts of this kind. Not set: every kind.
+	// Lists only accounts of this kind. Not set: accounts of every kind.
 	Kind          UserKind `protobuf:"varint,3,opt,name=kind,proto3,enum=watchword.v1.UserKind" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
