@@ -73,9 +73,10 @@ func Latest(ctx context.Context, s *store.Store, of Following) (p Place, err err
 // Follow returns the next records after a place, in the order of writing; see
 // internal/store/rows_auditorder.go. A record comes again after its count has changed. A reader
 // that calls Follow with the Next of the earlier call gets every committed record, on every
-// server of the database, after any pause; or a Gap. Follow reads the records up to the newest
-// mark, and makes another mark if there are later records. So the newest records can come with
-// the next call.
+// server of the database, after any pause; or a Gap.
+//
+// Follow reads the records up to the newest mark, and makes another mark if there are later
+// records. So the newest records can come with the next call.
 //
 // Errors: those of ListByName; errors of the store.
 func Follow(ctx context.Context, s *store.Store, of Following, from Place) (part Part, err error) {

@@ -16,8 +16,10 @@ import (
 
 // Conn returns a connection in process for the local verifier (the server's own), with the same
 // messages as any stream of WatchBundle. Only one verifier is allowed to use the connection at
-// a time. The verifier must apply a message before the verifier calls RecvMsg again: the next
-// call of RecvMsg records the message as applied, for [Hub.WaitApplied].
+// a time.
+//
+// The verifier must apply a message before the verifier calls RecvMsg again: the next call of
+// RecvMsg records the message as applied, for [Hub.WaitApplied].
 func (h *Hub) Conn() grpc.ClientConnInterface { return localConn{h} }
 
 type localConn struct{ hub *Hub }

@@ -18,10 +18,11 @@
 // The hub knows the token time, which is the time of the database's clock, from each [Reading]
 // in an [Update]. Between two readings the hub calculates the token time from the time that
 // passes in this process. So the machine's clock has no influence. Every heartbeat carries the
-// token time and a time of the process clock, as [Hub.Times] returns both. The process's own
-// verifier, called the local verifier, receives the trust bundle through [Hub.Conn] and does
-// not count among the bounded streams. [Hub.WaitApplied] returns when the local verifier has
-// applied the events up to a position.
+// token time and a time of the process clock, as [Hub.Times] returns both.
+//
+// The process's own verifier, called the local verifier, receives the trust bundle through
+// [Hub.Conn] and does not count among the bounded streams. [Hub.WaitApplied] returns when the
+// local verifier has applied the events up to a position.
 package hub
 
 import (

@@ -39,13 +39,16 @@ type Watcher struct {
 // Watch opens a stream of the trust bundle. The stream goes on after the resume token of an
 // earlier stream if the hub still has all messages since, and begins with a snapshot otherwise.
 // ctx bounds the wait for earlier snapshots to the same peer. The caller must call
-// [Watcher.Close]. A watcher without a certificate counts as a [share.Stranger], unless the
-// resume token is of this hub's history of events: then the client has been a watcher before. A
-// resume token with a newer event than the hub's newest proves nothing until the hub has read
-// the newer event from the database. Errors: ErrTooManyWatchers if the hub allows no further
-// stream of the peer from; ErrEvicted if the hub ends the stream during the wait to serve
-// another watcher; ErrOutdated if the resume token has a newer event than the hub; the error of
-// ctx.
+// [Watcher.Close].
+//
+// A watcher without a certificate counts as a [share.Stranger], unless the resume token is of
+// this hub's history of events: then the client has been a watcher before. A resume token with
+// a newer event than the hub's newest proves nothing until the hub has read the newer event
+// from the database.
+//
+// Errors: ErrTooManyWatchers if the hub allows no further stream of the peer from; ErrEvicted
+// if the hub ends the stream during the wait to serve another watcher; ErrOutdated if the
+// resume token has a newer event than the hub; the error of ctx.
 func (h *Hub) Watch(ctx context.Context, from Peer, resume []byte) (*Watcher, error) {
 	w := &Watcher{hub: h, evicted: make(chan struct{})}
 	at, greatest := h.parseResume(resume)

@@ -1,5 +1,6 @@
 // Package keptlogin keeps the tokens of `watchword login` in a file for each server, in the
 // folder of the user's settings, so that later commands use the tokens. The file has mode 0600.
+//
 // Commands that run at the same time use the file of a server under a lock. So each refresh
 // token is sent once: a second use would end the session.
 package keptlogin

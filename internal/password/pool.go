@@ -78,12 +78,13 @@ func (c Config) withDefaults() Config {
 //
 // A caller takes a [Turn] by [Pool.Enter], which gives a place in a queue of bounded length, or
 // returns [ErrOverloaded] at once. The first hash of the turn waits for a slot, the right to
-// run a hash. Each hash runs in the caller's goroutine. The callers of one peer wait in order
-// of arrival. The pool serves one caller of each peer after the other: after each hash, a peer
-// stands behind all other peers. Package share divides the places of the queue among the peers:
-// when the queue is full, a newcomer takes the place of the newest caller of the peer with most
-// callers in the queue, and if all peers have equally many, lots decide. A signed-in user
-// weighs half as much as a network of strangers.
+// run a hash. Each hash runs in the caller's goroutine.
+//
+// The callers of one peer wait in order of arrival. The pool serves one caller of each peer
+// after the other: after each hash, a peer stands behind all other peers. Package share divides
+// the places of the queue among the peers: when the queue is full, a newcomer takes the place
+// of the newest caller of the peer with most callers in the queue, and if all peers have
+// equally many, lots decide. A signed-in user weighs half as much as a network of strangers.
 //
 // A pool needs no Close. All methods may be called from several goroutines at once. The zero
 // Pool has an empty queue without any place, and so refuses every caller.

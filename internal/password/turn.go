@@ -90,9 +90,10 @@ const (
 
 // Enter takes a place in the queue of the pool, and returns at once. If the database is needed
 // before the hash, call Enter first: then a flood of logins causes a bounded number of reads. A
-// turn that has not called Wait delays no other turn. Errors: [ErrOverloaded] if the queue
-// admits no further caller of this peer, or if ctx's deadline comes before the estimated end of
-// the hash; ctx.Err() if ctx has ended.
+// turn that has not called Wait delays no other turn.
+//
+// Errors: [ErrOverloaded] if the queue admits no further caller of this peer, or if ctx's
+// deadline comes before the estimated end of the hash; ctx.Err() if ctx has ended.
 func (p *Pool) Enter(ctx context.Context, caller Caller) (*Turn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

@@ -1,9 +1,11 @@
 // Package reload keeps values that come from files, such as certificates, and reads the files
-// again while the process runs. A [Set] reads the content of all its files once a second.
-// Reading works for every way to replace a file: Kubernetes replaces a link to a folder, and a
-// network drive sends no notification. The Set uses new content when two readings in a row have
-// found the same content. So a file that is half written changes nothing, and a certificate
-// changes nothing before its private key has arrived.
+// again while the process runs.
+//
+// A [Set] reads the content of all its files once a second. Reading works for every way to
+// replace a file: Kubernetes replaces a link to a folder, and a network drive sends no
+// notification. The Set uses new content when two readings in a row have found the same
+// content. So a file that is half written changes nothing, and a certificate changes nothing
+// before its private key has arrived.
 //
 // If the new content cannot be used, the old value stays in use. The Set logs the fault once,
 // and logs once more when the files are good again. Each value changes independently of the

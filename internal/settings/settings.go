@@ -1,8 +1,10 @@
 // Package settings reads a command line: the command, its arguments and its flags. The value of
 // a flag comes from the command line, or else from the environment variable of the flag, or
 // else from the file of --config, or else from the default. An empty variable counts as not
-// set. One error names everything that is wrong on the command line, in the variables and in
-// the file, so that an operator can mend all of it at once. The text of the error shows no
+// set.
+//
+// One error names everything that is wrong on the command line, in the variables and in the
+// file, so that an operator can mend all of it at once. The text of the error shows no
 // argument, no value and no unknown key: each can be a password in the wrong place, and
 // terminals and CI keep what they show.
 //

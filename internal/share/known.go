@@ -4,10 +4,11 @@ import "sync"
 
 // Known holds the client networks (peers) from which the server has received a proof: a right
 // password, a valid token, or a certificate. A known peer keeps its places in a [Pool] when all
-// peers hold equally many places; see [Limits.Known]. Each proof belongs to an owner, such as
-// the id of a user. The number of remembered proofs is bounded, and the bound is divided among
-// the owners. So if an owner has proofs from very many networks, Known forgets proofs of this
-// owner first.
+// peers hold equally many places; see [Limits.Known].
+//
+// Each proof belongs to an owner, such as the id of a user. The number of remembered proofs is
+// bounded, and the bound is divided among the owners. So if an owner has proofs from very many
+// networks, Known forgets proofs of this owner first.
 //
 // A nil Known knows no peer. Known is safe for concurrent use.
 type Known struct {

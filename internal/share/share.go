@@ -1,9 +1,12 @@
 // Package share divides a bounded number of things, called places, among peers: connections,
 // requests, streams of the trust bundle, or waiting logins. A peer is a client network, or a
-// client certificate; see [caller.Source.Network]. While places are free, a peer can hold up to
-// [Limits].PerPeer places. When all places are taken, a newcomer gets the place of the peer
-// that holds most, if that peer holds more than the newcomer's peer would hold. So peers that
-// come late get places too, and two peers never take a place from each other again and again.
+// client certificate; see [caller.Source.Network].
+//
+// While places are free, a peer can hold up to [Limits].PerPeer places. When all places are
+// taken, a newcomer gets the place of the peer that holds most, if that peer holds more than
+// the newcomer's peer would hold. So peers that come late get places too, and two peers never
+// take a place from each other again and again.
+//
 // If all peers hold the same number of places, and more peers want a place than the pool has
 // places (a tie), known peers ([Known]) keep their places, and lots decide among the unknown
 // peers: the pool draws a random number for each peer every ten seconds, and a peer with a

@@ -164,8 +164,10 @@ type Try struct {
 // Begin admits or refuses a try, which is one guess at a secret. Begin reads the buckets of the
 // name, and calls the function also in the same transaction. If too many tries at the same name
 // run in this process, Begin waits until a running try has ended: until then the number of
-// wrong tries is unknown. A refused try costs one read of the database. A refused try that is
-// promised a time also costs one write.
+// wrong tries is unknown.
+//
+// A refused try costs one read of the database. A refused try that is promised a time also
+// costs one write.
 //
 // Errors: a *[Refused]; the errors of also and of the store; ctx.Err() if ctx ends.
 func (c *Counter) Begin(ctx context.Context, key Key, also func(*store.Tx) error) (*Try, error) {

@@ -39,23 +39,29 @@ type AuditServiceClient interface {
 	ListEvents(ctx context.Context, in *ListEventsRequest, opts ...grpc.CallOption) (*ListEventsResponse, error)
 	// WatchEvents sends the records that are written from now on, or from `start_time` on, or
 	// after `resume`, and stays open. WatchEvents is for a program that copies the security
-	// record to another system. The server sends every committed record that matches the filters,
-	// and every replica sends the records in the same order. The order is that in which the
-	// records were written, so a record can come after a record with a later `time`. A record
-	// that counts several events (see Event.count) is sent again, with the same id, after the
-	// count has changed; the `count` that is sent last is right. The server can move the count of
-	// refused calls into a record with fewer fields, and then sends the record with fewer fields;
-	// no message tells that the earlier record was deleted. The sum of the counts in ListEvents
-	// is exact. If a client stores `resume` of each message after the client has processed the
-	// `events` of the message, the client gets every record at least once, from any replica, also
-	// after a restart of the client, the server or the database. A client that resumes from the
-	// newest message gets no record a second time, except after a gap (see EventGap). The first
-	// message of the stream comes at once. Later the server sends a message at least every five
-	// seconds, so that a client notices a dead connection. The stream ends with OK shortly before
-	// the access token expires. The client then calls WatchEvents again, with a new access token
-	// and `resume`. An admin can have 16 streams of WatchEvents at a replica, and all admins
-	// together 64. When all 64 streams are open, the server ends a stream of the admin with the
-	// most streams, to open a stream for an admin with fewer.
+	// record to another system.
+	//
+	// The server sends every committed record that matches the filters, and every replica sends
+	// the records in the same order. The order is that in which the records were written, so a
+	// record can come after a record with a later `time`. A record that counts several events
+	// (see Event.count) is sent again, with the same id, after the count has changed; the `count`
+	// that is sent last is right. The server can move the count of refused calls into a record
+	// with fewer fields, and then sends the record with fewer fields; no message tells that the
+	// earlier record was deleted. The sum of the counts in ListEvents is exact.
+	//
+	// If a client stores `resume` of each message after the client has processed the `events` of
+	// the message, the client gets every record at least once, from any replica, also after a
+	// restart of the client, the server or the database. A client that resumes from the newest
+	// message gets no record a second time, except after a gap (see EventGap).
+	//
+	// The first message of the stream comes at once. Later the server sends a message at least
+	// every five seconds, so that a client notices a dead connection.
+	//
+	// The stream ends with OK shortly before the access token expires. The client then calls
+	// WatchEvents again, with a new access token and `resume`. An admin can have 16 streams of
+	// WatchEvents at a replica, and all admins together
+	// 64. When all 64 streams are open, the server ends a stream of the admin with the most
+	// streams, to open a stream for an admin with fewer.
 	//
 	// Errors: INVALID_REQUEST for a bad filter, for a `resume` of other filters, and for
 	// `start_time` together with `resume`; USER_NOT_FOUND; the errors of a refused access token;
@@ -115,23 +121,29 @@ type AuditServiceServer interface {
 	ListEvents(context.Context, *ListEventsRequest) (*ListEventsResponse, error)
 	// WatchEvents sends the records that are written from now on, or from `start_time` on, or
 	// after `resume`, and stays open. WatchEvents is for a program that copies the security
-	// record to another system. The server sends every committed record that matches the filters,
-	// and every replica sends the records in the same order. The order is that in which the
-	// records were written, so a record can come after a record with a later `time`. A record
-	// that counts several events (see Event.count) is sent again, with the same id, after the
-	// count has changed; the `count` that is sent last is right. The server can move the count of
-	// refused calls into a record with fewer fields, and then sends the record with fewer fields;
-	// no message tells that the earlier record was deleted. The sum of the counts in ListEvents
-	// is exact. If a client stores `resume` of each message after the client has processed the
-	// `events` of the message, the client gets every record at least once, from any replica, also
-	// after a restart of the client, the server or the database. A client that resumes from the
-	// newest message gets no record a second time, except after a gap (see EventGap). The first
-	// message of the stream comes at once. Later the server sends a message at least every five
-	// seconds, so that a client notices a dead connection. The stream ends with OK shortly before
-	// the access token expires. The client then calls WatchEvents again, with a new access token
-	// and `resume`. An admin can have 16 streams of WatchEvents at a replica, and all admins
-	// together 64. When all 64 streams are open, the server ends a stream of the admin with the
-	// most streams, to open a stream for an admin with fewer.
+	// record to another system.
+	//
+	// The server sends every committed record that matches the filters, and every replica sends
+	// the records in the same order. The order is that in which the records were written, so a
+	// record can come after a record with a later `time`. A record that counts several events
+	// (see Event.count) is sent again, with the same id, after the count has changed; the `count`
+	// that is sent last is right. The server can move the count of refused calls into a record
+	// with fewer fields, and then sends the record with fewer fields; no message tells that the
+	// earlier record was deleted. The sum of the counts in ListEvents is exact.
+	//
+	// If a client stores `resume` of each message after the client has processed the `events` of
+	// the message, the client gets every record at least once, from any replica, also after a
+	// restart of the client, the server or the database. A client that resumes from the newest
+	// message gets no record a second time, except after a gap (see EventGap).
+	//
+	// The first message of the stream comes at once. Later the server sends a message at least
+	// every five seconds, so that a client notices a dead connection.
+	//
+	// The stream ends with OK shortly before the access token expires. The client then calls
+	// WatchEvents again, with a new access token and `resume`. An admin can have 16 streams of
+	// WatchEvents at a replica, and all admins together
+	// 64. When all 64 streams are open, the server ends a stream of the admin with the most
+	// streams, to open a stream for an admin with fewer.
 	//
 	// Errors: INVALID_REQUEST for a bad filter, for a `resume` of other filters, and for
 	// `start_time` together with `resume`; USER_NOT_FOUND; the errors of a refused access token;

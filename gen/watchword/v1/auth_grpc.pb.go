@@ -51,28 +51,35 @@ type AuthServiceClient interface {
 	Login(ctx context.Context, in *LoginRequest, opts ...grpc.CallOption) (*LoginResponse, error)
 	// Refresh takes a refresh token, which is then spent (used), and answers with the next
 	// refresh token and a new access token. Earlier access tokens of the session stay valid until
-	// their expiry. If the client does not receive the answer of Refresh, the client sends the
-	// same request again. For the time --refresh-grace, the same request gets the same new
-	// refresh token again. After --refresh-grace, the refresh token that was spent last gets
-	// another new refresh token. Every other spent token is treated as a stolen copy: the answer
-	// is REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14). A repeat is a call
-	// of Refresh with a spent refresh token that gets an answer. If each of the last 16 refresh
-	// tokens (--refresh-repeats) of the session has had a repeat, a repeat of the next refresh
-	// token is treated as a stolen copy, too. An owner and a thief that share a session repeat
-	// every refresh token, and so do two processes with copies of one refresh token: give each
-	// process a login of its own. The server checks a refresh token in this order and answers
-	// with the first check that fails: the refresh token's form and MAC (REFRESH_TOKEN_INVALID);
-	// the session is in the database (REFRESH_TOKEN_EXPIRED); the session has not ended
-	// (SESSION_REVOKED); the session is not too old (REFRESH_TOKEN_EXPIRED); the refresh token is
-	// no stolen copy (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a
-	// hundred refreshes and logouts of the session wait; STORE_UNAVAILABLE.
+	// their expiry.
+	//
+	// If the client does not receive the answer of Refresh, the client sends the same request
+	// again. For the time --refresh-grace, the same request gets the same new refresh token
+	// again. After --refresh-grace, the refresh token that was spent last gets another new
+	// refresh token. Every other spent token is treated as a stolen copy: the answer is
+	// REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14).
+	//
+	// A repeat is a call of Refresh with a spent refresh token that gets an answer. If each of
+	// the last 16 refresh tokens (--refresh-repeats) of the session has had a repeat, a repeat of
+	// the next refresh token is treated as a stolen copy, too. An owner and a thief that share a
+	// session repeat every refresh token, and so do two processes with copies of one refresh
+	// token: give each process a login of its own.
+	//
+	// The server checks a refresh token in this order and answers with the first check that
+	// fails: the refresh token's form and MAC (REFRESH_TOKEN_INVALID); the session is in the
+	// database (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED); the session
+	// is not too old (REFRESH_TOKEN_EXPIRED); the refresh token is no stolen copy
+	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a hundred refreshes
+	// and logouts of the session wait; STORE_UNAVAILABLE.
 	Refresh(ctx context.Context, in *RefreshRequest, opts ...grpc.CallOption) (*RefreshResponse, error)
 	// Verify checks an access token, for callers that cannot use the Go package authn. The server
-	// answers Verify from memory, without the database. The server checks an access token in this
-	// order and answers with the first check that fails: form, type, key, signature and issuer
-	// (TOKEN_INVALID); the audience (AUDIENCE_MISMATCH); the expiry (TOKEN_EXPIRED); whether the
-	// session has ended, or the user was disabled or deleted (TOKEN_REVOKED); whether the user's
-	// rights have changed (TOKEN_STALE). An empty token is INVALID_REQUEST.
+	// answers Verify from memory, without the database.
+	//
+	// The server checks an access token in this order and answers with the first check that
+	// fails: form, type, key, signature and issuer (TOKEN_INVALID); the audience
+	// (AUDIENCE_MISMATCH); the expiry (TOKEN_EXPIRED); whether the session has ended, or the user
+	// was disabled or deleted (TOKEN_REVOKED); whether the user's rights have changed
+	// (TOKEN_STALE). An empty token is INVALID_REQUEST.
 	Verify(ctx context.Context, in *VerifyRequest, opts ...grpc.CallOption) (*VerifyResponse, error)
 	// ExchangeToken gives a service account an access token in exchange for an assertion: a token
 	// of a trusted issuer, such as Kubernetes, SPIRE or a CI system (RFC 8693; the assertion
@@ -214,28 +221,35 @@ type AuthServiceServer interface {
 	Login(context.Context, *LoginRequest) (*LoginResponse, error)
 	// Refresh takes a refresh token, which is then spent (used), and answers with the next
 	// refresh token and a new access token. Earlier access tokens of the session stay valid until
-	// their expiry. If the client does not receive the answer of Refresh, the client sends the
-	// same request again. For the time --refresh-grace, the same request gets the same new
-	// refresh token again. After --refresh-grace, the refresh token that was spent last gets
-	// another new refresh token. Every other spent token is treated as a stolen copy: the answer
-	// is REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14). A repeat is a call
-	// of Refresh with a spent refresh token that gets an answer. If each of the last 16 refresh
-	// tokens (--refresh-repeats) of the session has had a repeat, a repeat of the next refresh
-	// token is treated as a stolen copy, too. An owner and a thief that share a session repeat
-	// every refresh token, and so do two processes with copies of one refresh token: give each
-	// process a login of its own. The server checks a refresh token in this order and answers
-	// with the first check that fails: the refresh token's form and MAC (REFRESH_TOKEN_INVALID);
-	// the session is in the database (REFRESH_TOKEN_EXPIRED); the session has not ended
-	// (SESSION_REVOKED); the session is not too old (REFRESH_TOKEN_EXPIRED); the refresh token is
-	// no stolen copy (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a
-	// hundred refreshes and logouts of the session wait; STORE_UNAVAILABLE.
+	// their expiry.
+	//
+	// If the client does not receive the answer of Refresh, the client sends the same request
+	// again. For the time --refresh-grace, the same request gets the same new refresh token
+	// again. After --refresh-grace, the refresh token that was spent last gets another new
+	// refresh token. Every other spent token is treated as a stolen copy: the answer is
+	// REFRESH_TOKEN_REUSED, and the session ends (RFC 9700, section 4.14).
+	//
+	// A repeat is a call of Refresh with a spent refresh token that gets an answer. If each of
+	// the last 16 refresh tokens (--refresh-repeats) of the session has had a repeat, a repeat of
+	// the next refresh token is treated as a stolen copy, too. An owner and a thief that share a
+	// session repeat every refresh token, and so do two processes with copies of one refresh
+	// token: give each process a login of its own.
+	//
+	// The server checks a refresh token in this order and answers with the first check that
+	// fails: the refresh token's form and MAC (REFRESH_TOKEN_INVALID); the session is in the
+	// database (REFRESH_TOKEN_EXPIRED); the session has not ended (SESSION_REVOKED); the session
+	// is not too old (REFRESH_TOKEN_EXPIRED); the refresh token is no stolen copy
+	// (REFRESH_TOKEN_REUSED). Further errors: INVALID_REQUEST; OVERLOADED if a hundred refreshes
+	// and logouts of the session wait; STORE_UNAVAILABLE.
 	Refresh(context.Context, *RefreshRequest) (*RefreshResponse, error)
 	// Verify checks an access token, for callers that cannot use the Go package authn. The server
-	// answers Verify from memory, without the database. The server checks an access token in this
-	// order and answers with the first check that fails: form, type, key, signature and issuer
-	// (TOKEN_INVALID); the audience (AUDIENCE_MISMATCH); the expiry (TOKEN_EXPIRED); whether the
-	// session has ended, or the user was disabled or deleted (TOKEN_REVOKED); whether the user's
-	// rights have changed (TOKEN_STALE). An empty token is INVALID_REQUEST.
+	// answers Verify from memory, without the database.
+	//
+	// The server checks an access token in this order and answers with the first check that
+	// fails: form, type, key, signature and issuer (TOKEN_INVALID); the audience
+	// (AUDIENCE_MISMATCH); the expiry (TOKEN_EXPIRED); whether the session has ended, or the user
+	// was disabled or deleted (TOKEN_REVOKED); whether the user's rights have changed
+	// (TOKEN_STALE). An empty token is INVALID_REQUEST.
 	Verify(context.Context, *VerifyRequest) (*VerifyResponse, error)
 	// ExchangeToken gives a service account an access token in exchange for an assertion: a token
 	// of a trusted issuer, such as Kubernetes, SPIRE or a CI system (RFC 8693; the assertion

@@ -32,10 +32,11 @@ const (
 //
 // SessionService lists and ends sessions. A caller with any valid access token can list and end
 // the caller's own sessions. A caller with the role `admin` can list and end the sessions of
-// every user, with a token for the audience `watchword` (see LoginRequest). For a user or a
-// session that is not the caller's own, and also for one that does not exist, a caller without
-// the role `admin` gets SESSION_NOT_FOUND, and a caller with the role `admin` and another
-// audience gets AUDIENCE_MISMATCH.
+// every user, with a token for the audience `watchword` (see LoginRequest).
+//
+// For a user or a session that is not the caller's own, and also for one that does not exist, a
+// caller without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role `admin`
+// and another audience gets AUDIENCE_MISMATCH.
 //
 // Further errors of every method: the errors of a refused access token; STORE_UNAVAILABLE.
 type SessionServiceClient interface {
@@ -100,10 +101,11 @@ func (c *sessionServiceClient) RevokeUserSessions(ctx context.Context, in *Revok
 //
 // SessionService lists and ends sessions. A caller with any valid access token can list and end
 // the caller's own sessions. A caller with the role `admin` can list and end the sessions of
-// every user, with a token for the audience `watchword` (see LoginRequest). For a user or a
-// session that is not the caller's own, and also for one that does not exist, a caller without
-// the role `admin` gets SESSION_NOT_FOUND, and a caller with the role `admin` and another
-// audience gets AUDIENCE_MISMATCH.
+// every user, with a token for the audience `watchword` (see LoginRequest).
+//
+// For a user or a session that is not the caller's own, and also for one that does not exist, a
+// caller without the role `admin` gets SESSION_NOT_FOUND, and a caller with the role `admin`
+// and another audience gets AUDIENCE_MISMATCH.
 //
 // Further errors of every method: the errors of a refused access token; STORE_UNAVAILABLE.
 type SessionServiceServer interface {

@@ -1660,10 +1660,11 @@ func (x *Heartbeat) GetAsOf() *durationpb.Duration {
 
 // ServerTimes holds what a server process knows of the token time: the time of the database's
 // clock, by which access tokens are minted and expire. The token time jumps when the database's
-// clock is set; the process clock never jumps. A verifier finds out what the server's process
-// clock shows by a call of WatchBundle or GetTime. With the process clock known, every later
-// heartbeat of the same server process tells the token time, also a heartbeat that arrives
-// late.
+// clock is set; the process clock never jumps.
+//
+// A verifier finds out what the server's process clock shows by a call of WatchBundle or
+// GetTime. With the process clock known, every later heartbeat of the same server process tells
+// the token time, also a heartbeat that arrives late.
 type ServerTimes struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A random id of the server process.

@@ -45,8 +45,13 @@ type TrustServiceClient interface {
 	//  2. a heartbeat;
 	//  3. changes as they happen, with heartbeats in between.
 	//
-	// If the request has a `resume` that the server still knows, the snapshot holds only the revocations since the message with this `resume`, as chunks or as changes. The snapshot can be empty.
-	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation at the time `until` of the revocation. A new trust state replaces all of the earlier trust state.
+	// If the request has a `resume` that the server still knows, the snapshot holds only the
+	// revocations since the message with this `resume`, as chunks or as changes. The snapshot can
+	// be empty.
+	//
+	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation
+	// at the time `until` of the revocation. A new trust state replaces all of the earlier trust
+	// state.
 	//
 	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open the stream
 	// again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED if the server has
@@ -181,8 +186,13 @@ type TrustServiceServer interface {
 	//  2. a heartbeat;
 	//  3. changes as they happen, with heartbeats in between.
 	//
-	// If the request has a `resume` that the server still knows, the snapshot holds only the revocations since the message with this `resume`, as chunks or as changes. The snapshot can be empty.
-	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation at the time `until` of the revocation. A new trust state replaces all of the earlier trust state.
+	// If the request has a `resume` that the server still knows, the snapshot holds only the
+	// revocations since the message with this `resume`, as chunks or as changes. The snapshot can
+	// be empty.
+	//
+	// A snapshot only adds revocations. A watcher (a client of this stream) forgets a revocation
+	// at the time `until` of the revocation. A new trust state replaces all of the earlier trust
+	// state.
 	//
 	// Errors: UNAVAILABLE if the server stops or knows less than the watcher: open the stream
 	// again after a pause, at any replica; CLIENT_CERTIFICATE_REQUIRED if the server has
