@@ -464,8 +464,8 @@ type WatchEventsRequest struct {
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// The field `resume` of the newest message that the client has processed: an opaque text,
 	// from which the server knows where the stream goes on, and the `start_time` of the first
-	// call. The server accepts the text only with the filters of the first call. Empty: a new
-	// stream.
+	// call. The server accepts the text of `resume` only with the filters of the first call.
+	// Empty: a new stream.
 	Resume string `protobuf:"bytes,5,opt,name=resume,proto3" json:"resume,omitempty"`
 	// Selects only events in which a user that has or had this username acted, or that are about a user
 	// that has or had this username; as `user_name` of ListEventsRequest.

@@ -28,17 +28,17 @@ const (
 // TokenPair holds the tokens of a session (RFC 6749, section 5.1).
 type TokenPair struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A JWT (RFC 9068), for `authorization: Bearer`.
+	// The access token: a JWT (RFC 9068), to send as metadata `authorization: Bearer TOKEN`.
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
 	// The refresh token, valid for one Refresh. Keep the refresh token secret. After each
 	// Refresh, use the refresh token of the answer instead of the earlier one.
 	RefreshToken string `protobuf:"bytes,2,opt,name=refresh_token,json=refreshToken,proto3" json:"refresh_token,omitempty"`
 	// Always "Bearer".
 	TokenType string `protobuf:"bytes,3,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
-	// Lifetime of the access token, counted from this answer.
+	// The lifetime of the access token, counted from this answer.
 	ExpiresIn *durationpb.Duration `protobuf:"bytes,4,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
-	// Lifetime of the refresh token if no Refresh uses the refresh token. After a repeated call
-	// of Refresh, the real lifetime can be longer.
+	// The lifetime of the refresh token if no Refresh uses the refresh token. After a repeated
+	// call of Refresh, the real lifetime can be longer.
 	RefreshExpiresIn *durationpb.Duration `protobuf:"bytes,5,opt,name=refresh_expires_in,json=refreshExpiresIn,proto3" json:"refresh_expires_in,omitempty"`
 	// The id of the session, for the methods of SessionService.
 	SessionId     string `protobuf:"bytes,6,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -706,11 +706,11 @@ func (x *ExchangeTokenRequest) GetAudience() []string {
 // ExchangeTokenResponse holds the access token of the service account.
 type ExchangeTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A JWT (RFC 9068), for `authorization: Bearer`.
+	// The access token: a JWT (RFC 9068), to send as metadata `authorization: Bearer TOKEN`.
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
 	// Always "Bearer".
 	TokenType string `protobuf:"bytes,2,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
-	// Lifetime of the access token, counted from this answer.
+	// The lifetime of the access token, counted from this answer.
 	ExpiresIn     *durationpb.Duration `protobuf:"bytes,3,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -835,11 +835,11 @@ func (x *DelegateTokenRequest) GetRoles() []string {
 // DelegateTokenResponse holds the delegated token.
 type DelegateTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A JWT (RFC 9068) with the claim `act` (RFC 8693, section 4.1).
+	// The delegated token: a JWT (RFC 9068) with the claim `act` (RFC 8693, section 4.1).
 	AccessToken string `protobuf:"bytes,1,opt,name=access_token,json=accessToken,proto3" json:"access_token,omitempty"`
 	// Always "Bearer".
 	TokenType string `protobuf:"bytes,2,opt,name=token_type,json=tokenType,proto3" json:"token_type,omitempty"`
-	// Lifetime of the access token, counted from this answer.
+	// The lifetime of the access token, counted from this answer.
 	ExpiresIn     *durationpb.Duration `protobuf:"bytes,3,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -48,8 +48,8 @@ const (
 	ErrorReason_ERROR_REASON_INVALID_CREDENTIALS ErrorReason = 10
 	// UNAUTHENTICATED. The call carries no access token.
 	ErrorReason_ERROR_REASON_TOKEN_MISSING ErrorReason = 11
-	// UNAUTHENTICATED. The text is not an access token of this issuer: its form, type, key,
-	// signature or issuer is wrong, or the call carries two tokens.
+	// UNAUTHENTICATED. The token of the call is no access token of this issuer, because the form,
+	// the type, the key, the signature or the issuer is wrong; or the call carries two tokens.
 	ErrorReason_ERROR_REASON_TOKEN_INVALID ErrorReason = 12
 	// UNAUTHENTICATED. The access token has expired: get a new one by Refresh or ExchangeToken.
 	ErrorReason_ERROR_REASON_TOKEN_EXPIRED ErrorReason = 13
@@ -68,7 +68,7 @@ const (
 	// UNAUTHENTICATED. ExchangeToken: the assertion is valid, and no binding names a service
 	// account for the assertion; or several bindings match the assertion equally well.
 	ErrorReason_ERROR_REASON_ASSERTION_UNBOUND ErrorReason = 18
-	// UNAUTHENTICATED. The text is not a refresh token of this server.
+	// UNAUTHENTICATED. The text in `refresh_token` is not a refresh token of this server.
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_INVALID ErrorReason = 20
 	// UNAUTHENTICATED. The session of the refresh token had no Refresh for too long, or began too
 	// long ago.
@@ -77,7 +77,7 @@ const (
 	// many refresh tokens in a row were presented again. The session is now revoked (RFC 9700,
 	// section 4.14).
 	ErrorReason_ERROR_REASON_REFRESH_TOKEN_REUSED ErrorReason = 22
-	// UNAUTHENTICATED. The session has ended: log in again.
+	// UNAUTHENTICATED. The session of the refresh token has ended: log in again.
 	ErrorReason_ERROR_REASON_SESSION_REVOKED ErrorReason = 23
 	// PERMISSION_DENIED. The user is disabled. Only a call with the right password or with a
 	// valid assertion gets USER_DISABLED.

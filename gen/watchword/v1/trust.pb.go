@@ -1334,7 +1334,8 @@ type EndedSession struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The id of the session that has ended (claim `sid` of the tokens).
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// The moment from which every token that the revocation concerns has expired.
+	// The moment from which every token that the revocation concerns has expired: a verifier can
+	// then forget the revocation.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1397,7 +1398,8 @@ type RaisedVersion struct {
 	// the sessions of the user have ended. If `revoked` is false, the user's rights have changed,
 	// and a refresh brings a token with the new rights.
 	Revoked bool `protobuf:"varint,3,opt,name=revoked,proto3" json:"revoked,omitempty"`
-	// The moment from which every token that the revocation concerns has expired.
+	// The moment from which every token that the revocation concerns has expired: a verifier can
+	// then forget the revocation.
 	Until         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1467,9 +1469,10 @@ type SnapshotChunk struct {
 	// The trust state (the issuer and the public keys). Only the first chunk of a snapshot has a
 	// trust state.
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
-	// Sessions that have ended: their access tokens are revoked.
+	// The sessions that have ended. Verifiers refuse the access tokens of these sessions.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
-	// Users with a raised version: their earlier access tokens are revoked or stale.
+	// The users with a raised version number. Verifiers refuse the earlier access tokens of these
+	// users, as revoked or stale.
 	RaisedVersions []*RaisedVersion `protobuf:"bytes,3,rep,name=raised_versions,json=raisedVersions,proto3" json:"raised_versions,omitempty"`
 	// True: this chunk completes the snapshot.
 	Last          bool `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
@@ -1541,9 +1544,10 @@ type Change struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The trust state from now on. Not set: the earlier trust state stays in force.
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
-	// Sessions that have ended: their access tokens are revoked.
+	// The sessions that have ended. Verifiers refuse the access tokens of these sessions.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
-	// Users with a raised version: their earlier access tokens are revoked or stale.
+	// The users with a raised version number. Verifiers refuse the earlier access tokens of these
+	// users, as revoked or stale.
 	RaisedVersions []*RaisedVersion `protobuf:"bytes,3,rep,name=raised_versions,json=raisedVersions,proto3" json:"raised_versions,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -1679,9 +1683,9 @@ type ServerTimes struct {
 	// The time, by the process clock, at which the answer of the database to the question at
 	// `asked` arrived.
 	Answered *durationpb.Duration `protobuf:"bytes,4,opt,name=answered,proto3" json:"answered,omitempty"`
-	// The token time at `now` is at least `earliest`.
+	// The earliest possible token time (the time of the database's clock) at `now`.
 	Earliest *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=earliest,proto3" json:"earliest,omitempty"`
-	// The token time at `now` is at most `latest`.
+	// The latest possible token time (the time of the database's clock) at `now`.
 	Latest        *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=latest,proto3" json:"latest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
