@@ -101,8 +101,8 @@ func newSettings(args []string, t Terminal) (*settings.Settings, *serveFlags, er
 	return set, serve, err
 }
 
-// shared are the flags that other commands take from the file of --config: the flags that mean
-// the same for the command as for `watchword serve`.
+// shared lists the flags of other commands than `watchword serve` that the file of --config can
+// set: the flags that mean the same for the other command as for `watchword serve`.
 var shared = []string{"datastore-uri", "master-key-file", "min-password-length", "password-list"}
 
 // Main runs a command and returns the exit status: 0, 1 on a failure, 2 on wrong usage, 3 if the

@@ -31,7 +31,8 @@ type following struct {
 }
 
 const (
-	// firstPause and longestPause bound the time until --follow tries again.
+	// firstPause and longestPause bound the pause after a failed stream, until
+	// `watchword audit --follow` opens another stream.
 	firstPause, longestPause = 200 * time.Millisecond, 15 * time.Second
 	// silence is the time after which a stream without a message is dead: a server sends a
 	// message every five seconds.

@@ -41,7 +41,8 @@ func (n *namedService) change(ctx context.Context, t Terminal, do accountChange)
 	return account.changeOf(ctx, t, watchwordv1.UserKind_USER_KIND_SERVICE, server.LocalConfig{}, do)
 }
 
-// update changes fields of the service account; set changes the fields in the message.
+// update calls UpdateUser for the named fields of the service account; set puts the new values
+// into the message.
 func (n *namedService) update(ctx context.Context, t Terminal, fields []string, set func(*watchwordv1.User)) error {
 	return n.change(ctx, t, updateAccount(fields, set))
 }

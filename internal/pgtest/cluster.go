@@ -90,7 +90,8 @@ func (c *Cluster) Here(uri string) string {
 	return database.String()
 }
 
-// Superuser returns the URI of the database "postgres" for the superuser.
+// Superuser returns the URI with which the superuser connects to the database "postgres" of the
+// server.
 func (c *Cluster) Superuser() string {
 	admin := c.server.admin()
 	return admin.String()

@@ -29,7 +29,8 @@ func (d *Durable) Database() (string, error) {
 	return database.String(), err
 }
 
-// Superuser returns the URI of the database "postgres" for the superuser.
+// Superuser returns the URI with which the superuser connects to the database "postgres" of the
+// server.
 func (d *Durable) Superuser() string {
 	admin := d.server.admin()
 	return admin.String()

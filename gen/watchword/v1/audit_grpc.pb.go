@@ -54,7 +54,7 @@ type AuditServiceClient interface {
 	// restart of the client, the server or the database. A client that resumes from the newest
 	// message gets no record a second time, except after a gap (see EventGap).
 	//
-	// The first message of the stream comes at once. Later the server sends a message at least
+	// WatchEvents sends the first message at once. Later the server sends a message at least
 	// every five seconds, so that a client notices a dead connection.
 	//
 	// The stream ends with OK shortly before the access token expires. The client then calls
@@ -136,7 +136,7 @@ type AuditServiceServer interface {
 	// restart of the client, the server or the database. A client that resumes from the newest
 	// message gets no record a second time, except after a gap (see EventGap).
 	//
-	// The first message of the stream comes at once. Later the server sends a message at least
+	// WatchEvents sends the first message at once. Later the server sends a message at least
 	// every five seconds, so that a client notices a dead connection.
 	//
 	// The stream ends with OK shortly before the access token expires. The client then calls

@@ -28,8 +28,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// ErrorReason tells why a call was refused. Each comment begins with the gRPC
-// status of the refusal.
+// ErrorReason tells why a call was refused. The comment of each reason begins with the gRPC
+// status of the refused call.
 type ErrorReason int32
 
 const (
