@@ -1,6 +1,6 @@
-// Package caller describes the subject that makes a call: its kind, the rights in its
-// access token, whether the subject still has these rights, and the address of the
-// call.
+// Package caller describes the subject that makes a call (a user, a service account or the
+// operator at the command line): the kind of the subject, the rights in the access token,
+// whether the subject still has these rights, and the address of the call.
 //
 // A verifier may not know yet that a session has just ended, and accept the access token of the
 // session. So every change checks its caller again by [Caller.Check], in the transaction of the
@@ -33,7 +33,7 @@ var (
 	ErrStale = errors.New("caller's rights have changed")
 )
 
-// Kind is a kind of subject.
+// Kind says whether a [Subject] is a user, a service account or the operator.
 type Kind int
 
 // The kinds of subject. The zero value has no rights.
@@ -78,10 +78,10 @@ func (c Caller) MayManage(userID string) bool {
 }
 
 // LacksAudience reports whether the caller is an admin or a service account with a token for
-// other audiences than AdminAudience. A service has been shown such a token, so the token
-// administers nothing. Of a service account, the token also revokes nothing: a service that is
-// called could otherwise end every call that the caller makes, and every token that the caller
-// has delegated.
+// other audiences than AdminAudience. A service that receives a token for other audiences could
+// use the token, so the token administers nothing. The token of a service account also revokes
+// nothing: a called service could otherwise end every call that the caller makes, and every
+// token that the caller has delegated.
 func (c Caller) LacksAudience() bool {
 	return (c.Is(Admin) || c.Kind == Service) && !slices.Contains(c.Audience, AdminAudience)
 }
@@ -98,7 +98,7 @@ func (c Caller) Check(tx *store.Tx) error {
 	return err
 }
 
-// Rows is like [Caller.Check] for a user or a service account, and returns the rows of the
+// Rows checks a user or a service account as [Caller.Check] does, and returns the rows of the
 // user and the session. The session of a service account is nil.
 func (c Caller) Rows(tx *store.Tx) (*store.User, *store.Session, error) {
 	user, err := tx.User(c.ID)

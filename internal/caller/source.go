@@ -13,14 +13,14 @@ import (
 // CommandLine and Server. The security record and the bounds per client use the Source.
 type Source string
 
-// Sources of actions that no network address has caused.
+// The values of Source for actions that no network address has caused.
 const (
 	CommandLine Source = "cli"
 	Server      Source = "server" // the server itself, such as a key rotation
 )
 
-// Network returns the part of an address that the bounds per client treat as one client: an
-// IPv4 address, or the /64 of an IPv6 address, since an IPv6 host can use any of the 2^64
+// Network returns the part of a source's address that the server's bounds treat as one client:
+// an IPv4 address, or the /64 of an IPv6 address, since an IPv6 host can use any of the 2^64
 // addresses of its /64. Network returns the loopback address whole.
 func (s Source) Network() string {
 	addr, err := netip.ParseAddr(string(s))

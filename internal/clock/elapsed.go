@@ -1,5 +1,5 @@
-// Package clock measures time by intervals: the time that passes in this process, and
-// what another clock shows.
+// Package clock measures the time that passes in this process, and calculates between which two
+// times another clock is, such as the clock of the server's database.
 //
 // [Elapsed] counts the time since the start of the process. Setting the machine's clock does
 // not change Elapsed. Elapsed includes the time during which the machine was suspended. An
@@ -51,8 +51,8 @@ func (e *Elapsed) Now() time.Duration {
 	return ran + time.Duration(e.slept.Load())
 }
 
-// Suspend counts a suspension: the machine was suspended for at least total since the
-// start. Only [Elapsed.Now] and tests call Suspend.
+// Suspend notes that the machine was suspended for at least total since the start of the
+// process. Only [Elapsed.Now] and tests call Suspend.
 func (e *Elapsed) Suspend(total time.Duration) {
 	for {
 		known := e.slept.Load()

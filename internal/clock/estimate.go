@@ -19,9 +19,9 @@ const maxEras = 16
 // every revocation in memory for ten years.
 const farAhead = 24 * time.Hour
 
-// An Estimate bounds the time that another clock shows, by readings of the clock. The clock can
-// be set at any time. An era is the time between two settings of the clock. An Estimate is for
-// one goroutine.
+// An Estimate says between which two times another clock is now, by readings: a reading is what
+// the other clock showed once. The other clock can be set at any time. An era is the time
+// between two settings of the clock. An Estimate is for one goroutine.
 //
 // Invariants, if every reading is right and no two clocks drift apart faster than driftPart
 // allows:
@@ -89,8 +89,8 @@ func (e *Estimate) setBack(o Offset) {
 	e.hold = max(e.hold, min(e.now.Latest(o.At), o.Latest(o.At)+farAhead))
 }
 
-// remember adds an era to e.past. If there are more than maxEras, remember joins the two
-// oldest.
+// remember adds an era (the time between two settings of the clock) to e.past. If there are
+// more than maxEras, remember joins the two oldest eras.
 func (e *Estimate) remember(p era) {
 	e.past = append(e.past, p)
 	if len(e.past) > maxEras {
@@ -99,7 +99,8 @@ func (e *Estimate) remember(p era) {
 	}
 }
 
-// Vague reports whether the estimate covers two readings of unknown order.
+// Vague reports whether the estimate covers two readings of the clock, of which the order is
+// unknown.
 func (e *Estimate) Vague() bool { return e.both }
 
 // Guess sets the estimate that holds until the first reading of the clock.
@@ -108,12 +109,12 @@ func (e *Estimate) Guess(o Offset) { e.now = o }
 // Offset returns the estimate, as the offset of the other clock from Elapsed.
 func (e *Estimate) Offset() Offset { return e.now }
 
-// Read returns the span of the newest reading.
+// Read returns the span of elapsed time in which the clock was read last.
 func (e *Estimate) Read() Span { return e.read }
 
-// Expired returns a time of the clock. What ends earlier, such as a revocation, has ended by
-// every setting that the clock had in the last span. The parameter span is the longest life of
-// a token and of the revocation of a token.
+// Expired returns the time of the clock before which a revocation can be dropped: what ends
+// before this time has ended by every setting that the clock had in the last span. The
+// parameter span is the longest life of a token and of the revocation of a token.
 //
 // Before the first reading, the clock could have any setting. So Expired returns the lowest
 // time of all, math.MinInt64, until the estimate has followed the clock for span. After the
@@ -145,7 +146,8 @@ type Memory struct {
 	Hold   time.Duration // the highest time that the clock showed before the clock was set back; zero: never
 }
 
-// Memory returns what a later Estimate must know of the last span.
+// Memory returns what e knows of the clock in the last span, for a later Estimate of the same
+// clock.
 func (e *Estimate) Memory(now, span time.Duration) Memory {
 	if !e.sure {
 		return Memory{Hold: e.hold}

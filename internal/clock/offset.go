@@ -30,13 +30,15 @@ func (o Offset) drift(now time.Duration) time.Duration { return Drift(now - o.At
 // d.
 func Drift(d time.Duration) time.Duration { return max(0, d) / driftPart }
 
-// to returns the offset as known at a later elapsed time: wider by the drift.
+// to returns the offset as it is known at a later elapsed time: wider by the drift of the two
+// clocks.
 func (o Offset) to(now time.Duration) Offset {
 	return Offset{Lo: o.Earliest(now) - now, Hi: o.Latest(now) - now, At: max(now, o.At)}
 }
 
-// Meet returns what two offsets of one clock say together. gap is zero if both can be right.
-// Otherwise gap says by how much the clock was set between o and newer, and Meet returns newer.
+// Meet returns the part that two offsets of one clock have in common. gap is zero if both can
+// be right. Otherwise gap says by how much the clock was set between o and newer, and Meet
+// returns newer.
 //
 // The result lies within newer. So an error of o costs no more than the width of newer.
 func (o Offset) Meet(newer Offset) (both Offset, gap time.Duration) {

@@ -10,7 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// errExited reports a function that called runtime.Goexit.
+// errExited reports that the function given to [Go] has called runtime.Goexit.
 var errExited = status.Error(codes.Internal, "the handler ended without an answer: runtime.Goexit was called")
 
 // A Call holds one run of a function in a goroutine of its own.

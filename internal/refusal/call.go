@@ -27,8 +27,9 @@ func CallOf(ctx context.Context) *Call {
 	return c
 }
 
-// SentOn notes that the handler with the context ctx has called another service, which may have
-// done some work. From then on no error of the handler makes the caller call again.
+// SentOn notes that the handler with the context ctx has called another service, which has
+// possibly done some work. From then on no error of the handler makes the handler's client call
+// again.
 func SentOn(ctx context.Context) {
 	if c := CallOf(ctx); c != nil {
 		c.sentOn.Store(true)
@@ -52,8 +53,9 @@ type callersToken struct{ status *status.Status }
 func (e *callersToken) Error() string              { return e.status.Err().Error() }
 func (e *callersToken) GRPCStatus() *status.Status { return e.status }
 
-// keepsMethod reports whether the error of a handler may name the handler's method: it is about
-// the token of the handler's caller, and the handler has sent nothing on.
+// keepsMethod reports whether the error of a handler is allowed to name the handler's method:
+// the error is about the token of the handler's caller, and the handler has called no other
+// service.
 func keepsMethod(ctx context.Context, err error) bool {
 	c := CallOf(ctx)
 	var own *callersToken

@@ -25,7 +25,8 @@ const (
 	methodKey = "method"
 	// subjectKey is the metadata key for the reason why DelegateToken refused the subject's token.
 	subjectKey = "subject_reason"
-	// reasonPrefix begins every name of the enum, and is left out on the wire.
+	// reasonPrefix begins every name of the enum ErrorReason. A status that goes to a client
+	// has the name without the prefix.
 	reasonPrefix = "ERROR_REASON_"
 )
 
@@ -61,7 +62,8 @@ func detailed(code codes.Code, message string, info *errdetails.ErrorInfo, detai
 	plain := status.New(code, message)
 	st, err := plain.WithDetails(append([]protoadapt.MessageV1{info}, details...)...)
 	if err != nil {
-		// The code is OK, or a text is not UTF-8. The call is refused without details.
+		// WithDetails fails if the code is OK, or if a text is not UTF-8. The status then has
+		// no details.
 		return plain
 	}
 	return st
@@ -100,7 +102,8 @@ func Outcome(err error) string {
 // token; empty if the error names no method.
 func Method(err error) string { return infoOf(err).GetMetadata()[methodKey] }
 
-// infoOf returns the ErrorInfo with our domain; nil without one.
+// infoOf returns the ErrorInfo of Watchword (with the domain "watchword") in an error; nil
+// without one.
 func infoOf(err error) *errdetails.ErrorInfo {
 	st, ok := status.FromError(err)
 	if !ok {

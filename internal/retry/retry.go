@@ -28,7 +28,8 @@ func (b *Backoff) Next(first, longest, asked time.Duration) time.Duration {
 	return max(half, asked) + rand.N(half)
 }
 
-// Reset sets the delay back to its beginning. Call Reset after a success.
+// Reset makes the next pause begin at the first delay again. Call Reset after an attempt has
+// succeeded.
 func (b *Backoff) Reset() { b.delay = 0 }
 
 // Asked returns the wait that a server asks for in the google.rpc.RetryInfo of an

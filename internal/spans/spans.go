@@ -25,7 +25,7 @@ const refusedKey = attribute.Key("watchword.refused")
 // None is a span that is not recorded, for a call that is not traced.
 var None = trace.SpanFromContext(context.Background())
 
-// Recorded reports whether the call of ctx is traced.
+// Recorded reports whether the call with the context ctx is traced.
 func Recorded(ctx context.Context) bool { return trace.SpanFromContext(ctx).IsRecording() }
 
 // Start starts a span below the span of ctx, and returns the context of the new span. If the

@@ -30,7 +30,7 @@ func Besiege(ip, grpcAddr, httpAddr string) (end func()) {
 	return s.end
 }
 
-// siege holds the connections of one address.
+// siege holds the hostile connections that [Besiege] has opened from one address.
 type siege struct {
 	ip, grpcAddr, httpAddr string
 	conns                  []io.Closer
@@ -61,14 +61,15 @@ func (s *siege) onEach(c *Conn, n uint32, do func(c *Conn, stream uint32) error)
 	}
 }
 
-// silence opens a connection, and sends nothing.
+// silence opens a connection to the server, and sends nothing.
 func (s *siege) silence() {
 	if c, err := From(s.ip).Dial("tcp", s.grpcAddr); err == nil {
 		s.conns = append(s.conns, c)
 	}
 }
 
-// endlessHeaders begins a request over HTTP, and leaves the headers without an end.
+// endlessHeaders begins a request to the HTTP address, and never ends the headers of the
+// request.
 func (s *siege) endlessHeaders() {
 	if c, err := From(s.ip).Dial("tcp", s.httpAddr); err == nil {
 		_, _ = io.WriteString(c, "GET /metrics HTTP/1.1\r\nHost: watchword\r\nX-Long: "+strings.Repeat("x", 8<<10))
@@ -92,7 +93,7 @@ func (s *siege) unfinishedRequests() {
 	})
 }
 
-// empty is a message without fields.
+// empty is the encoding of a gRPC message without fields.
 var empty = []byte{0, 0, 0, 0, 0}
 
 // call sends a whole request.
@@ -103,7 +104,8 @@ func call(c *Conn, stream uint32, method string, message []byte, more ...string)
 	return c.Data(stream, true, message)
 }
 
-// deafWatchers opens watchers that read nothing beyond the first window.
+// deafWatchers opens streams of WatchBundle, and reads no more of each stream than the first
+// window of HTTP/2.
 func (s *siege) deafWatchers() {
 	s.streams(100, func(c *Conn, stream uint32) error {
 		return call(c, stream, watchwordv1.TrustService_WatchBundle_FullMethodName, empty)
@@ -134,7 +136,8 @@ func (s *siege) unreadAnswers() {
 	})
 }
 
-// guesses sends logins as many users: guesses at one user are soon refused without a hash.
+// guesses sends logins with many usernames, since the server soon refuses guesses at one
+// username without a hash.
 func (s *siege) guesses() {
 	s.streams(100, func(c *Conn, stream uint32) error {
 		return call(c, stream, watchwordv1.AuthService_Login_FullMethodName,

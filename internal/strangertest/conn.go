@@ -23,8 +23,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Conn is a connection of a stranger. Conn is safe for concurrent use. To the server, every
-// address of 127.0.0.0/8 counts as a separate peer.
+// Conn is an HTTP/2 connection of a hostile client, which a test writes frame by frame. Conn is
+// safe for concurrent use. To the server, every address of 127.0.0.0/8 counts as a separate
+// peer.
 type Conn struct {
 	conn   net.Conn
 	framer *http2.Framer
@@ -37,13 +38,13 @@ type Conn struct {
 	closed  error             // why the connection has ended; nil while it is open
 }
 
-// Answer is the end of a stream.
+// Answer says how the server has ended a stream.
 type Answer struct {
 	Status *status.Status // nil if the stream was reset without a status
 	Reset  http2.ErrCode
 }
 
-// From returns a dialer with a local address.
+// From returns a dialer that connects from the given local address.
 func From(ip string) *net.Dialer {
 	return &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}, Timeout: 30 * time.Second}
 }
@@ -165,8 +166,8 @@ func statusIn(f *http2.MetaHeadersFrame) *status.Status {
 	return status.FromProto(st)
 }
 
-// Headers opens a stream for a call. more holds further names and values of fields. With end,
-// the client ends its side of the stream at once.
+// Headers opens a stream for a call. more holds further names and values of fields. If end is
+// true, the client ends its side of the stream at once.
 func (s *Conn) Headers(stream uint32, method string, end bool, more ...string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -189,14 +190,15 @@ func (s *Conn) Headers(stream uint32, method string, end bool, more ...string) e
 	return err
 }
 
-// Data sends a part of a message. With end, the client ends its side of the stream.
+// Data sends a part of a message on a stream. If end is true, the client ends its side of the
+// stream.
 func (s *Conn) Data(stream uint32, end bool, part []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.framer.WriteData(stream, end, part)
 }
 
-// Crumbs sends size bytes in frames of one byte, many frames in one write.
+// Crumbs sends size bytes on a stream in frames of one byte, many frames in one write.
 func (s *Conn) Crumbs(stream uint32, size int) error {
 	frame := []byte{0, 0, 1, 0, 0, byte(stream >> 24), byte(stream >> 16), byte(stream >> 8), byte(stream), 'x'}
 	s.mu.Lock()

@@ -18,12 +18,12 @@ const (
 	// Calls of the health service and of reflection come from machines, and say nothing about
 	// the server's work.
 	ours = "watchword.v1."
-	// timed is the service for which the duration of calls is measured: people and programs
-	// wait for its answers.
+	// timed is the gRPC service for which telemetry measures the duration of calls: people and
+	// programs wait for the answers of AuthService.
 	timed = "AuthService"
-	// fault is the outcome of a call after a fault of the server. The series with fault has the
-	// value 0 from the start: Prometheus does not see an increase in a series that begins with
-	// 1.
+	// fault is the outcome of a call that has failed by a fault of the server. The series with
+	// this outcome has the value 0 from the start: Prometheus does not see an increase in a
+	// series that begins with 1.
 	fault = "INTERNAL"
 )
 

@@ -18,7 +18,7 @@ const (
 	counter = prometheus.CounterValue
 )
 
-// add adds one value to a series, with the values of the labels.
+// add is a function that adds one value to a series of /metrics, with the values of the labels.
 type add = func(value float64, labels ...string)
 
 // series lists the series that have one value for each set of labels. The function values of a
@@ -167,7 +167,7 @@ var series = []struct {
 		}},
 }
 
-// histograms lists the series of durations.
+// histograms lists the series of /metrics that count durations in buckets.
 var histograms = []struct {
 	name, text string
 	labels     []string
@@ -195,8 +195,8 @@ var histograms = []struct {
 		func(n *numbers, add func(count.Histogram, ...string)) { add(n.hub.Delays) }},
 }
 
-// callsTotal adds the ended calls. The outcomes OK and INTERNAL are there from the start for every
-// method.
+// callsTotal adds the numbers of ended calls to the series calls_total. The outcomes OK and
+// INTERNAL are there from the start for every method.
 func callsTotal(n *numbers, add add) {
 	for _, m := range n.Calls.methods {
 		add(float64(m.ok.Load()), m.service, m.name, "OK")

@@ -31,7 +31,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// Parts holds the parts of a server. Every field is required.
+// Parts holds the parts of a server of which /metrics shows the numbers. Every field is
+// required.
 type Parts struct {
 	Calls     *Calls
 	Store     *store.Store
@@ -91,7 +92,7 @@ func (p *Parts) read() *numbers {
 	return n
 }
 
-// page is the collector of all series.
+// page is the collector (of Prometheus' library) for all series of the server.
 type page struct {
 	parts      *Parts
 	series     []*prometheus.Desc // the descriptions of the table series

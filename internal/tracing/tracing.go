@@ -136,8 +136,8 @@ func (t *Traces) ServerOptions() []grpc.ServerOption {
 // least 512 bytes.
 const longestState = 512
 
-// strangers reads the trace of a call from the headers of the client, which may be a stranger.
-// strangers ignores a tracestate longer than longestState.
+// strangers reads the trace context of a call from the headers of the client, which can be
+// hostile. strangers ignores a tracestate longer than longestState.
 type strangers struct{ propagation.TraceContext }
 
 // Extract implements [propagation.TextMapPropagator].

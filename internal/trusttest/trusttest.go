@@ -19,7 +19,7 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// Message is a message of WatchBundle.
+// Message is a message that the server sends on a stream of WatchBundle.
 type Message = watchwordv1.WatchBundleResponse
 
 // Conn is a connection that serves TrustService/WatchBundle and no other method. Each
@@ -51,7 +51,7 @@ func Play(messages ...*Message) Conn {
 	}
 }
 
-// Chunk returns a part of a snapshot as a message.
+// Chunk returns a part of a snapshot as a message of WatchBundle.
 func Chunk(c *watchwordv1.SnapshotChunk) *Message {
 	return &Message{Message: &watchwordv1.WatchBundleResponse_SnapshotChunk{SnapshotChunk: c}}
 }
