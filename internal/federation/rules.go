@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -89,7 +90,11 @@ func checkSource(row *store.Issuer) error {
 			return Invalid{"jwks", err}
 		}
 	case row.JwksURI != "":
-		if _, err := parseURL(row.JwksURI); err != nil {
+		u, err := parseURL(row.JwksURI)
+		if err == nil {
+			err = checkAddress(u, row.AllowPrivate)
+		}
+		if err != nil {
 			return Invalid{"jwks_uri", err}
 		}
 	case row.Discovery:
@@ -98,11 +103,25 @@ func checkSource(row *store.Issuer) error {
 		if err == nil && (u.RawQuery != "" || u.ForceQuery) {
 			err = errors.New("must not have a query")
 		}
+		if err == nil {
+			err = checkAddress(u, row.AllowPrivate)
+		}
 		if err != nil {
 			return invalid("issuer", "of an issuer with discovery: %w", err)
 		}
 	}
 	return nil
+}
+
+// checkAddress returns an error for a URL with an address that [dialer] refuses. A name in place of
+// an address is judged at each fetch alone: a name can get another address.
+func checkAddress(u *url.URL, allowPrivate bool) error {
+	addr, err := netip.ParseAddr(u.Hostname())
+	if err != nil || allowPrivate || isPublic(addr) {
+		return nil
+	}
+	return fmt.Errorf("has the address %s, which is private, loopback, link-local or reserved: "+
+		"set allow_private (--allow-private of the command line) to fetch the keys from such an address", addr)
 }
 
 // CheckDocument checks the document with the keys of an issuer. A private key is refused even

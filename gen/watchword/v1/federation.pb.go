@@ -52,7 +52,8 @@ type Issuer struct {
 	// accepts, in whole seconds; at most 30 days. Not set: one day.
 	MaxLifetime *durationpb.Duration `protobuf:"bytes,7,opt,name=max_lifetime,json=maxLifetime,proto3" json:"max_lifetime,omitempty"`
 	// Whether the server is allowed to fetch the issuer's keys from a private, loopback or
-	// link-local address. Must be false with `jwks`.
+	// link-local address. Must be false with `jwks`, and true if the URL of the keys (with
+	// `discovery`: `issuer`) has such an address in place of a name.
 	AllowPrivate bool `protobuf:"varint,8,opt,name=allow_private,json=allowPrivate,proto3" json:"allow_private,omitempty"`
 	// When the issuer was created.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
