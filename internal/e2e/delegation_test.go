@@ -6,41 +6,46 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"path/filepath"
+	"net"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/watchword-auth/watchword/authn"
+	"github.com/watchword-auth/watchword/authn/authntest"
+	"github.com/watchword-auth/watchword/authn/tokensource"
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
-	tokens "github.com/watchword-auth/watchword/internal/issuer"
 	statuses "github.com/watchword-auth/watchword/internal/refusal"
-	"github.com/watchword-auth/watchword/internal/seal"
-	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// hop is a service of a chain: service i is one of the services for the audience "s"+i, and may
-// carry its callers' identity on to the next service.
+// A hop is a service of a chain, with a guarded gRPC server in this process. Service i is one of
+// the services for the audience "s"+i, and calls the next service on behalf of its callers.
 type hop struct {
 	audience string
 	account  *watchwordv1.User
-	own      *watchwordv1.TokenPair // a token for watchword
+	own      *watchwordv1.TokenPair // a token for watchword, as the service's source has one
 	verifier *authn.Verifier        // accepts tokens for the audience
-	shown    string                 // the token with which Alice, or the service before, calls the service
+	conn     *grpc.ClientConn       // to the service, without credentials
+	next     *grpc.ClientConn       // from the service to the next one, by OnBehalfOf; nil: the last service
+	shown    string                 // the token with which Alice, or the service before, called the service last
 }
 
 // chain is a server with Alice, and five services that call each other in her name.
 type chain struct {
 	*server
-	c     *client
-	admin *watchwordv1.TokenPair // for watchword
-	alice *watchwordv1.TokenPair // for the first service
-	links []*hop
+	c        *client
+	platform *authntest.ForeignIssuer // of the services
+	admin    *watchwordv1.TokenPair   // for watchword
+	alice    *watchwordv1.TokenPair   // for the first service
+	links    []*hop
 }
 
 func startChain(t *testing.T, args ...string) *chain {
@@ -49,34 +54,54 @@ func startChain(t *testing.T, args ...string) *chain {
 		args = append(args, "--audience", fmt.Sprint("s", i))
 	}
 	s := serve(t, t.TempDir(), args...)
-	ch := &chain{server: s, c: dial(t, s.grpcAddr)}
+	ch := &chain{server: s, c: dial(t, s.grpcAddr), platform: authntest.NewForeignIssuer("https://platform.test")}
 	ch.admin = ch.c.login(t, "admin", s.admin, "watchword")
 	password := newPassword()
 	ch.c.create(t, ch.admin, "alice", password, "reader")
+	trusted := &watchwordv1.Issuer{Name: "platform", Issuer: "https://platform.test", Keys: &watchwordv1.Issuer_Jwks{Jwks: ch.platform.JWKS()}}
+	if _, err := watchwordv1.NewFederationServiceClient(ch.c.conn).CreateIssuer(bearer(callCtx(t), ch.admin), &watchwordv1.CreateIssuerRequest{Issuer: trusted}); err != nil {
+		t.Fatal(err)
+	}
 	for i := range 5 {
 		l := &hop{audience: fmt.Sprint("s", i)}
-		request := &watchwordv1.CreateUserRequest{Username: fmt.Sprint("service", i), Kind: watchwordv1.UserKind_USER_KIND_SERVICE, Audiences: []string{l.audience}}
-		if i < 4 {
-			request.DelegatesTo = []string{fmt.Sprint("s", i+1)}
-		}
-		made, err := ch.c.CreateUser(bearer(callCtx(t), ch.admin), request)
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.account = made.GetUser()
+		l.account = ch.account(t, i)
 		l.verifier = ch.verifierFor(t, l.audience)
+		l.serve(t)
 		ch.links = append(ch.links, l)
 	}
-	ch.signServicesIn(t)
+	for i := range ch.links {
+		ch.signIn(t, i)
+	}
 	ch.alice = ch.c.login(t, "alice", password, "s0")
-	ch.call(t)
+	if _, err := ch.call(t, 4); err != nil {
+		t.Fatal(err)
+	}
 	return ch
+}
+
+// account makes the account of service i, and binds the account to assertions of the platform.
+func (ch *chain) account(t *testing.T, i int) *watchwordv1.User {
+	t.Helper()
+	request := &watchwordv1.CreateUserRequest{Username: fmt.Sprint("service", i), Kind: watchwordv1.UserKind_USER_KIND_SERVICE, Audiences: []string{fmt.Sprint("s", i)}}
+	if i < 4 {
+		request.DelegatesTo = []string{fmt.Sprint("s", i+1)}
+	}
+	made, err := ch.c.CreateUser(bearer(callCtx(t), ch.admin), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	binding := &watchwordv1.Binding{Issuer: "platform", Subject: request.GetUsername(), UserId: made.GetUser().GetId()}
+	if _, err := watchwordv1.NewFederationServiceClient(ch.c.conn).CreateBinding(bearer(callCtx(t), ch.admin), &watchwordv1.CreateBindingRequest{Binding: binding}); err != nil {
+		t.Fatal(err)
+	}
+	return made.GetUser()
 }
 
 // verifierFor returns a verifier with a connection of its own.
 func (ch *chain) verifierFor(t *testing.T, audience string) *authn.Verifier {
 	t.Helper()
-	v, err := authn.NewVerifier(callCtx(t), dialConn(t, ch.grpcAddr, insecure.NewCredentials()), authn.WithAudience(audience), authn.WithLogger(slog.New(slog.DiscardHandler)))
+	v, err := authn.NewVerifier(callCtx(t), dialConn(t, ch.grpcAddr, insecure.NewCredentials()), authn.WithAudience(audience),
+		authn.WithMethodRule(chainMethod, &watchwordv1.Access{}), authn.WithLogger(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,41 +109,93 @@ func (ch *chain) verifierFor(t *testing.T, audience string) *authn.Verifier {
 	return v
 }
 
-// signServicesIn mints the services' own tokens for watchword, with the server's master key.
-func (ch *chain) signServicesIn(t *testing.T) {
+// signIn lets service i sign in by the platform's assertions, as a service does when it starts.
+func (ch *chain) signIn(t *testing.T, i int) {
 	t.Helper()
-	s, err := store.Open(t.Context(), database(ch.dir))
+	l := ch.links[i]
+	assertion := func(context.Context) (string, error) {
+		return noteSecret(ch.platform.Assertion(l.account.GetUsername(), "http://"+ch.httpAddr, nil)), nil
+	}
+	subject, _ := assertion(t.Context())
+	resp, err := ch.c.ExchangeToken(callCtx(t), &watchwordv1.ExchangeTokenRequest{SubjectToken: subject, Audience: []string{"watchword"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
-	master, err := seal.Load(filepath.Join(ch.dir, "watchword.db.master-key"))
+	l.own = noteTokens(&watchwordv1.TokenPair{AccessToken: resp.GetAccessToken()})
+	if i == len(ch.links)-1 {
+		return
+	}
+	source, err := tokensource.Workload(ch.c.conn, assertion)
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys := tokens.NewKeySet(master, slog.New(slog.DiscardHandler))
-	if err := keys.Load(t.Context(), s); err != nil {
+	t.Cleanup(func() { source.Close() })
+	next := ch.links[i+1]
+	l.next, err = grpc.NewClient(next.conn.Target(), append(tokensource.OnBehalfOf(source, ch.c.conn, next.audience), grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	if err != nil {
 		t.Fatal(err)
 	}
-	mint := tokens.New(s, keys, "http://"+ch.httpAddr, "", 5*time.Minute)
-	for _, l := range ch.links {
-		err := s.Read(t.Context(), func(tx *store.Tx) error {
-			row, err := tx.User(l.account.GetId())
-			if err != nil {
-				return err
+	t.Cleanup(func() { l.next.Close() })
+}
+
+const chainMethod = "/chain.Service/Call"
+
+// serve runs the service on loopback. The one method calls as many further services as the
+// request says, and returns how many services were called.
+func (l *hop) serve(t *testing.T) {
+	t.Helper()
+	server := grpc.NewServer(l.verifier.ServerOptions()...)
+	server.RegisterService(&grpc.ServiceDesc{ServiceName: "chain.Service", Methods: []grpc.MethodDesc{{MethodName: "Call",
+		Handler: func(_ any, ctx context.Context, decode func(any) error, guard grpc.UnaryServerInterceptor) (any, error) {
+			further := new(wrapperspb.Int32Value)
+			if err := decode(further); err != nil {
+				return nil, err
 			}
-			l.account.Disabled = row.Disabled
-			l.own, err = &watchwordv1.TokenPair{}, nil
-			l.own.AccessToken, _, err = mint.Mint(t.Context(), tx.Now(), tokens.Subject{
-				UserID: row.ID, Username: row.Username, Version: row.TokenVersion(), Audience: []string{"watchword"},
+			return guard(ctx, further, &grpc.UnaryServerInfo{FullMethod: chainMethod}, func(ctx context.Context, _ any) (any, error) {
+				return l.handle(ctx, further.GetValue())
 			})
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		noteSecret(l.own.GetAccessToken())
+		},
+	}}}, nil)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
+	go server.Serve(listener)
+	t.Cleanup(server.Stop)
+	l.conn = dialConn(t, listener.Addr().String(), insecure.NewCredentials())
+}
+
+func (l *hop) handle(ctx context.Context, further int32) (*wrapperspb.Int32Value, error) {
+	l.shown = noteSecret(strings.TrimPrefix(metadata.ValueFromIncomingContext(ctx, "authorization")[0], "Bearer "))
+	answer := new(wrapperspb.Int32Value)
+	if further > 0 {
+		if err := l.next.Invoke(ctx, chainMethod, wrapperspb.Int32(further-1), answer); err != nil {
+			return nil, err
+		}
+	}
+	answer.Value++
+	return answer, nil
+}
+
+// call lets Alice call the first service, which calls as many further services as further says.
+func (ch *chain) call(t *testing.T, further int32) (called int32, err error) {
+	t.Helper()
+	answer := new(wrapperspb.Int32Value)
+	err = ch.links[0].conn.Invoke(bearer(callCtx(t), ch.alice), chainMethod, wrapperspb.Int32(further), answer)
+	return answer.GetValue(), err
+}
+
+// wantCall checks that Alice's call reaches five services.
+func (ch *chain) wantCall(t *testing.T) {
+	t.Helper()
+	if called, err := ch.call(t, 4); called != 5 || err != nil {
+		t.Errorf("the call reached %d services: %v", called, err)
+	}
+}
+
+// ask calls a service alone, with a token.
+func (l *hop) ask(ctx context.Context, raw string) error {
+	return l.conn.Invoke(bearer(ctx, &watchwordv1.TokenPair{AccessToken: raw}), chainMethod, wrapperspb.Int32(0), new(wrapperspb.Int32Value))
 }
 
 // delegate calls DelegateToken as a service.
@@ -126,19 +203,6 @@ func (ch *chain) delegate(t *testing.T, own, subject, audience string) (string, 
 	t.Helper()
 	resp, err := ch.c.DelegateToken(bearer(callCtx(t), &watchwordv1.TokenPair{AccessToken: own}), &watchwordv1.DelegateTokenRequest{SubjectToken: subject, Audience: audience})
 	return noteSecret(resp.GetAccessToken()), err
-}
-
-// call makes the tokens with which the services are called: Alice calls the first service, and
-// each service calls the next one.
-func (ch *chain) call(t *testing.T) {
-	t.Helper()
-	ch.links[0].shown = ch.alice.GetAccessToken()
-	for i, l := range ch.links[:4] {
-		var err error
-		if ch.links[i+1].shown, err = ch.delegate(t, l.own.GetAccessToken(), l.shown, ch.links[i+1].audience); err != nil {
-			t.Fatalf("service %d: %v", i, err)
-		}
-	}
 }
 
 // reason returns the reason of an error, and "ok" for nil.
@@ -149,17 +213,17 @@ func reason(err error) string {
 	return strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")
 }
 
-// verdicts returns what each service answers to the token that it is called with.
+// verdicts returns what each service answers to a call with the token that it was called with
+// last.
 func (ch *chain) verdicts(ctx context.Context) (all []string) {
 	for _, l := range ch.links {
-		_, err := l.verifier.Verify(ctx, l.shown)
-		all = append(all, reason(err))
+		all = append(all, reason(l.ask(ctx, l.shown)))
 	}
 	return all
 }
 
-// Five services call each other in Alice's name. Every token is tried at every service, and as
-// the own token and as the subject's token of every delegation: no token works where it is not
+// Five services call each other in Alice's name, by OnBehalfOf. Every token is tried at every
+// service, and as the own token and as the subject's token of every delegation: no token works where it is not
 // for. A disabled service takes back what it holds, and nothing else. After a logout, no service
 // accepts its token.
 func TestAChainOfServices(t *testing.T) {
@@ -177,10 +241,10 @@ func TestAChainOfServices(t *testing.T) {
 			if n == at {
 				want = "ok"
 			}
-			p, err := l.verifier.Verify(t.Context(), raw)
-			if got := reason(err); got != want {
+			if got := reason(l.ask(callCtx(t), raw)); got != want {
 				t.Errorf("token %d at service %d: %s, want %s", n, at, got, want)
 			}
+			p, err := l.verifier.Verify(t.Context(), raw)
 			if err == nil && (p.Username() != "alice" || len(p.Actors()) != at || at > 0 && p.Actors()[0].Subject() != ch.links[at-1].account.GetId()) {
 				t.Errorf("token %d: %v, by %v", n, p, p.Actors())
 			}
@@ -256,7 +320,7 @@ func (ch *chain) withdrawAKey(t *testing.T) {
 	}
 	wantExit(t, 0, cli(t, ch.dir, "", "key", "revoke", next))
 	ch.await(t, []string{"ok", "TOKEN_INVALID", "TOKEN_INVALID", "TOKEN_INVALID", "TOKEN_INVALID"})
-	ch.call(t)
+	ch.wantCall(t)
 	ch.await(t, []string{"ok", "ok", "ok", "ok", "ok"})
 }
 
@@ -274,6 +338,12 @@ func (ch *chain) disableTheMiddle(t *testing.T) {
 	}
 	set(true)
 	ch.await(t, []string{"ok", "ok", "ok", "TOKEN_REVOKED", "TOKEN_REVOKED"})
+	if called, err := ch.call(t, 2); called != 3 || err != nil {
+		t.Errorf("a call up to the disabled service reached %d services: %v", called, err)
+	}
+	if _, err := ch.call(t, 4); reason(err) != "TOKEN_REVOKED" { // the own token of service 2
+		t.Errorf("a call through the disabled service: %v", err)
+	}
 	for i, want := range []string{"ok", "ok", "TOKEN_REVOKED", "SUBJECT_TOKEN_REFUSED"} {
 		l := ch.links[i]
 		if _, err := ch.delegate(t, l.own.GetAccessToken(), l.shown, fmt.Sprint("s", i+1)); reason(err) != want {
@@ -281,8 +351,8 @@ func (ch *chain) disableTheMiddle(t *testing.T) {
 		}
 	}
 	set(false)
-	ch.signServicesIn(t)
-	ch.call(t)
+	ch.signIn(t, 2)
+	ch.wantCall(t)
 	ch.await(t, []string{"ok", "ok", "ok", "ok", "ok"})
 }
 
