@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
+	"github.com/watchword-auth/watchword/internal/feed"
 	"github.com/watchword-auth/watchword/internal/server"
 )
 
@@ -23,6 +24,7 @@ type eventReader struct {
 	end    func()
 	last   map[string]*watchwordv1.Event
 	came   int
+	gap    watchwordv1.EventGap // the last one that came
 }
 
 // watchEvents opens a stream, and reads the first message.
@@ -56,6 +58,9 @@ func (r *eventReader) recv(t *testing.T) *watchwordv1.WatchEventsResponse {
 		r.came++
 	}
 	r.req.Resume, r.req.StartTime = m.GetResume(), nil
+	if m.GetGap() != watchwordv1.EventGap_EVENT_GAP_UNSPECIFIED {
+		r.gap = m.GetGap()
+	}
 	return m
 }
 
@@ -136,6 +141,34 @@ func TestAStreamOfEventsEndsBeforeItsToken(t *testing.T) {
 	if events := h.events(t, &watchwordv1.ListEventsRequest{Type: "call"}); len(events) > 0 {
 		t.Errorf("refused calls are on record: %v", events)
 	}
+}
+
+// A reader that has been away is told that records were deleted before the reader has read them,
+// and goes on with the records that are left. A reader that was up to date is told of no gap.
+func TestAStreamTellsOfDeletedEvents(t *testing.T) {
+	eachEngine(t, func(t *testing.T, on func(*server.Config)) {
+		h := start(t, on)
+		behind := h.watchEvents(t, &watchwordv1.WatchEventsRequest{StartTime: &timestamppb.Timestamp{}})
+		behind.await(t, &watchwordv1.ListEventsRequest{})
+		behind.end()
+		h.relogin(t, h.admin)
+		upToDate := h.watchEvents(t, &watchwordv1.WatchEventsRequest{StartTime: &timestamppb.Timestamp{}})
+		upToDate.await(t, &watchwordv1.ListEventsRequest{})
+		upToDate.end()
+		h.behind(t, func(tx *feed.Tx) error {
+			_, err := tx.PruneAudit(tx.Now().Add(time.Hour), 1000)
+			return err
+		})
+		h.relogin(t, h.admin)
+		for r, want := range map[*eventReader]watchwordv1.EventGap{behind: watchwordv1.EventGap_EVENT_GAP_DELETED, upToDate: watchwordv1.EventGap_EVENT_GAP_UNSPECIFIED} {
+			r.gap, r.last = watchwordv1.EventGap_EVENT_GAP_UNSPECIFIED, map[string]*watchwordv1.Event{}
+			r.open(t)
+			r.await(t, &watchwordv1.ListEventsRequest{})
+			if r.gap != want || len(r.last) == 0 {
+				t.Errorf("the gap %v with %d events, want %v", r.gap, len(r.last), want)
+			}
+		}
+	})
 }
 
 // Streams have places, and an admin with many streams leaves places to another admin.
