@@ -362,6 +362,39 @@ func TestAWithdrawnKey(t *testing.T) {
 	})
 }
 
+// A withdrawal becomes visible later than the moment that the withdrawal has stored, because its
+// commit waited for a standby. A token that was delegated meanwhile is taken back, and a new one is
+// good at once. The moment is raised once.
+func TestAWithdrawalThatWaitsForItsCommit(t *testing.T) {
+	sessiontest.EachEngine(t, func(t *testing.T, of *sessiontest.World) {
+		w := newWorld(t, of)
+		verdict := func(raw string) string {
+			_, err := w.World.Verifier.Verify(t.Context(), raw)
+			return strings.TrimPrefix(authn.Reason(err).String(), "ERROR_REASON_")
+		}
+		before := w.must(t, w.notes, w.alice)
+		check(t, feed.Direct(w.Store).Write(t.Context(), func(tx *feed.Tx) error {
+			return errors.Join(tx.RaiseDelegatedNotBefore(tx.Now().Add(-2*time.Second).Truncate(time.Second)), tx.KeysChanged())
+		}))
+		passed := w.moment(t)
+		if iat := w.principal(t, before).IssuedAt(); iat.Before(passed) {
+			t.Fatalf("the token of %v is older than the moment %v: the test would show nothing", iat, passed)
+		}
+		for began := time.Now(); verdict(before) != "TOKEN_INVALID"; time.Sleep(10 * time.Millisecond) {
+			if time.Since(began) > 30*time.Second {
+				t.Fatal("the token that was delegated meanwhile is still good")
+			}
+		}
+		raised := w.moment(t)
+		if got := verdict(w.must(t, w.notes, w.alice)); got != "UNSPECIFIED" {
+			t.Error(got)
+		}
+		if !raised.After(time.Now()) || !w.moment(t).Equal(raised) {
+			t.Errorf("the moment is %v, and was %v", w.moment(t), raised)
+		}
+	})
+}
+
 // moment returns the moment from which delegated tokens are valid.
 func (w *world) moment(t *testing.T) (at time.Time) {
 	t.Helper()

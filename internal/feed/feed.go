@@ -73,9 +73,10 @@ type Feed struct {
 	warned      bool         // the log has a line about the errors of readTail
 	asked       time.Time    // the newest question of [store.Tx.AskReplicas], as read last
 
-	next      atomic.Pointer[reading] // the read of the tail that begins next
-	failing   atomic.Bool             // the last read of the tail ended with an error
-	committed atomic.Int64            // when the newest transaction of countTicks began that was committed, in ns of hub.Elapsed
+	next      atomic.Pointer[reading]   // the read of the tail that begins next
+	failing   atomic.Bool               // the last read of the tail ended with an error
+	committed atomic.Int64              // when the newest transaction of countTicks began that was committed, in ns of hub.Elapsed
+	late      atomic.Pointer[time.Time] // the moment of [Feed.noteMoment]; nil: none
 	stats     struct{ failedReadings, failedTicks, forks, clockSet atomic.Uint64 }
 }
 
@@ -202,11 +203,23 @@ func (f *Feed) countTicks(ctx context.Context) {
 }
 
 // countTick counts a tick in the table ticks, and notes that the database could commit when
-// countTick began.
+// countTick began. After a late moment (see [Feed.noteMoment]), countTick also ends the delegated
+// tokens, in the same transaction.
 func (f *Feed) countTick(ctx context.Context) error {
 	began := f.hub.Elapsed()
-	err := f.store.Write(ctx, (*store.Tx).Tick)
+	late := f.late.Load()
+	err := Direct(f.store).Write(ctx, func(tx *Tx) error {
+		if err := tx.Tick(); err != nil || late == nil {
+			return err
+		}
+		moment, err := tx.DelegatedNotBefore()
+		if err != nil || !moment.Equal(*late) { // another replica has called EndDelegated
+			return err
+		}
+		return errors.Join(tx.EndDelegated(), tx.KeysChanged())
+	})
 	if err == nil {
+		f.late.CompareAndSwap(late, nil)
 		f.committed.Store(int64(began))
 	}
 	return err

@@ -229,6 +229,7 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 	if err != nil {
 		return nil, err
 	}
+	f.noteMoment(notBefore, tx.Now())
 	set, err := f.keys(ctx, tx)
 	if err != nil {
 		return nil, err
@@ -252,6 +253,18 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 		trust.Keys = append(trust.Keys, key)
 	}
 	return trust, nil
+}
+
+// noteMoment notices a moment of [Tx.EndDelegated] that has passed already when the feed reads the
+// moment for the first time: the commit has taken longer than commitTime, and a replica may have
+// minted delegated tokens with a later time of issue meanwhile. The next tick then ends these tokens
+// too. At the start of the feed an old moment is normal.
+func (f *Feed) noteMoment(moment, now time.Time) {
+	said := f.hub.TrustState()
+	if said.GetIssuer() != "" && moment.After(said.GetDelegatedNotBefore().AsTime()) && moment.Before(now) {
+		f.late.Store(&moment)
+		f.countNow()
+	}
 }
 
 // VerifiesNothing reports whether the last token of a key has expired, by the clock and by

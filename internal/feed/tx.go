@@ -58,6 +58,35 @@ func (tx *Tx) KeysChanged() error {
 	return tx.append(&store.Event{Kind: store.KeysChanged})
 }
 
+// commitTime is longer than nearly any transaction takes between reading the clock and the
+// commit: the store gives a caller five seconds (statementTime in package store).
+const commitTime = 10 * time.Second
+
+// EndDelegated makes every delegated token minted so far invalid. A withdrawal of a key calls
+// EndDelegated: a token that the leaked key signed may have been exchanged for a delegated token,
+// and the delegated token has the signature of another key. The caller also calls [Tx.KeysChanged].
+//
+// A replica that reads the database before the commit of this transaction may mint a delegated
+// token afterwards, by a later clock than tx.Now. So EndDelegated adds commitTime to the stored
+// moment, and a token minted within commitTime has its time of issue set ahead: see
+// issuer.Subject. If the commit takes longer than commitTime, as while a synchronous standby is
+// away, the feed calls EndDelegated once more: see [Feed.noteMoment].
+//
+// A claim `iat` has whole seconds, and so has the moment. Each moment is a second after the
+// earlier moment, at least, since tokens with the earlier moment as time of issue may exist
+// already. The moment never falls, even if the clock is set back.
+func (tx *Tx) EndDelegated() error {
+	before, err := tx.DelegatedNotBefore()
+	if err != nil {
+		return err
+	}
+	next := tx.Now().Add(commitTime).Truncate(time.Second)
+	if next.Before(before) {
+		next = before
+	}
+	return tx.RaiseDelegatedNotBefore(next.Add(time.Second))
+}
+
 // RaiseMaxLifetime stores ttl, the lifetime of new access tokens, as the longest
 // lifetime of a token, and tells every verifier. If the stored lifetime is at least
 // ttl, RaiseMaxLifetime changes nothing: tokens with the stored lifetime may still be

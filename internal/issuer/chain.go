@@ -198,35 +198,6 @@ func (c *chain) withdraw(k *store.SigningKey) {
 	c.withdrew = true
 }
 
-// commitTime is longer than any transaction takes between reading the clock and the commit: the
-// store gives a caller five seconds (statementTime in package store).
-const commitTime = 10 * time.Second
-
-// endDelegated makes every delegated token minted so far invalid, if a key was withdrawn: a
-// token that the leaked key signed may have been exchanged for a delegated token, and the
-// delegated token has the signature of another key.
-//
-// A replica that reads the database before the commit of this transaction may mint a delegated
-// token afterwards, by a later clock than c.now. So endDelegated adds commitTime to the stored
-// moment, and a token minted within commitTime has its time of issue set ahead: see [Subject].
-// A claim `iat` has whole seconds, and so has the moment. Each moment is a second after the
-// earlier moment, at least, since tokens with the earlier moment as time of issue may exist
-// already. The moment never falls, even if the clock is set back.
-func (c *chain) endDelegated() error {
-	if !c.withdrew {
-		return nil
-	}
-	before, err := c.tx.DelegatedNotBefore()
-	if err != nil {
-		return err
-	}
-	next := c.now.Add(commitTime).Truncate(time.Second)
-	if next.Before(before) {
-		next = before
-	}
-	return c.tx.RaiseDelegatedNotBefore(next.Add(time.Second))
-}
-
 // followUnseen publishes a key that no cache has seen, and lets the key sign after
 // --jwks-max-age, when the HTTP caches of the JWKS have the key. Most libraries read the JWKS
 // again only for a token with an unknown kid (the id of the key). So without an unseen key, the

@@ -126,7 +126,7 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 
 // Revoke withdraws a leaked key and returns the key that signs now. As soon as a verifier has
 // the new trust bundle, the verifier refuses every token of the withdrawn key, and every
-// delegated token that was minted before the withdrawal: see [chain.endDelegated]. If the
+// delegated token that was minted before the withdrawal: see [feed.Tx.EndDelegated]. If the
 // withdrawn key signs, the next key signs at once. Revoke also publishes a key that no cache of
 // the JWKS has seen, and lets this key sign as soon as the caches can have it: see
 // [chain.followUnseen].
@@ -239,8 +239,10 @@ func (k *Keyring) change(ctx context.Context, how change, do func(*chain, [2]*st
 		if err := c.write(k.keys.master); err != nil {
 			return err
 		}
-		if err := c.endDelegated(); err != nil {
-			return err
+		if c.withdrew {
+			if err := tx.EndDelegated(); err != nil {
+				return err
+			}
 		}
 		c.record.ActorID, c.record.ActorName = how.by.ID, how.by.Name
 		if err := k.audit.Record(ctx, tx.Tx, c.record); err != nil {
