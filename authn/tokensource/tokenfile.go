@@ -2,6 +2,7 @@ package tokensource
 
 import (
 	"context"
+	"errors"
 	"os"
 	"time"
 
@@ -22,8 +23,11 @@ import (
 // expires after some minutes. If a service has refused the token of the file as revoked, this
 // process does not know: the file gets a new token at the next renewal.
 //
-// Errors of [Workload]: INVALID_ARGUMENT if path is empty, or if every user of the machine may
-// replace the file. [Password] and [Refresh] refuse the option.
+// Use a folder in which only this user can create files. In a folder such as /tmp another user can
+// create the file before the first token is there, and the reader sees a stranger's token.
+//
+// Errors of [Workload]: INVALID_ARGUMENT if path is empty, if every user of the machine may
+// replace the file, or if another user has created the file in a folder such as /tmp. [Password] and [Refresh] refuse the option.
 func WithTokenFile(path string) Option {
 	return func(c *config) { c.tokenFile, c.fileGiven = path, true }
 }
@@ -49,7 +53,7 @@ func (s *session) checkOptions() error {
 	case !s.fileGiven:
 		return nil
 	}
-	if err := durable.CheckWriters(s.tokenFile); err != nil {
+	if err := errors.Join(durable.CheckWriters(s.tokenFile), durable.CheckOwner(s.tokenFile)); err != nil {
 		return misused("WithTokenFile: " + err.Error())
 	}
 	return nil

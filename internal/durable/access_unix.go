@@ -64,6 +64,25 @@ func checkFolder(path string) error {
 	return nil
 }
 
+// CheckOwner returns an error if another user can have put the file at path there: the file or
+// link belongs to another user, and every user may create files in the folder, such as /tmp. In
+// such a folder this process, unless it is root's, cannot replace the file.
+func CheckOwner(path string) error {
+	folder, err := os.Stat(filepath.Dir(path))
+	if err != nil || folder.Mode()&0o002 == 0 {
+		return nil
+	}
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil
+	}
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to uid %d, this process runs as uid %d, and every user may create files in %s: "+
+			"name a file in a folder of its own, or remove %[1]s", path, stat.Uid, os.Geteuid(), filepath.Dir(path))
+	}
+	return nil
+}
+
 // everyUserWrites reports whether every user is allowed to replace files in a folder. In a
 // sticky folder, such as /tmp, only the owner of a file or of the folder can replace the file.
 func everyUserWrites(folder fs.FileInfo) bool {
