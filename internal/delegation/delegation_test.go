@@ -363,8 +363,8 @@ func TestAWithdrawnKey(t *testing.T) {
 }
 
 // A withdrawal becomes visible later than the moment that the withdrawal has stored, because its
-// commit waited for a standby. A token that was delegated meanwhile is taken back, and a new one is
-// good at once. The moment is raised once.
+// commit waited for a standby. A token that was delegated in between is taken back, and a new one
+// is good at once. The moment is raised once.
 func TestAWithdrawalThatWaitsForItsCommit(t *testing.T) {
 	sessiontest.EachEngine(t, func(t *testing.T, of *sessiontest.World) {
 		w := newWorld(t, of)
@@ -382,7 +382,7 @@ func TestAWithdrawalThatWaitsForItsCommit(t *testing.T) {
 		}
 		for began := time.Now(); verdict(before) != "TOKEN_INVALID"; time.Sleep(10 * time.Millisecond) {
 			if time.Since(began) > 30*time.Second {
-				t.Fatal("the token that was delegated meanwhile is still good")
+				t.Fatal("the token that was delegated in between is still good")
 			}
 		}
 		raised := w.moment(t)

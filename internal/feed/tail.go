@@ -256,9 +256,9 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 }
 
 // noteMoment notices a moment of [Tx.EndDelegated] that has passed already when the feed reads the
-// moment for the first time: the commit has taken longer than commitTime, and a replica may have
-// minted delegated tokens with a later time of issue meanwhile. The next tick then ends these tokens
-// too. At the start of the feed an old moment is normal.
+// moment for the first time: the commit has taken longer than commitTime. Before the commit became
+// visible, a replica may have minted delegated tokens with a later time of issue. The next tick ends
+// these tokens too. At the start of the feed, a moment of an earlier day is normal.
 func (f *Feed) noteMoment(moment, now time.Time) {
 	said := f.hub.TrustState()
 	if said.GetIssuer() != "" && moment.After(said.GetDelegatedNotBefore().AsTime()) && moment.Before(now) {
