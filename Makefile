@@ -190,7 +190,7 @@ test-deploy: ## The files of deploy/, by the tools that read them; a module of i
 	@cd deploy/check && $(patiently) "go test" go test -vet=off -count=1 ./...
 
 .PHONY: test-slow
-test-slow: .bin/grpcurl ## The tests that wait for minutes, TestSlow…, and those of foreign libraries; `make test` leaves them out
+test-slow: .bin/grpcurl .bin/spire-agent .bin/spire-server ## The tests that wait for minutes, TestSlow…, and those of foreign libraries; `make test` leaves them out
 	$(call title,go test -race: the slow tests)
 	@$(patiently) prerequisites scripts/prerequisites.sh --slow
 	@cd clients/verify/node && $(patiently) "npm ci" npm ci --no-audit --no-fund --loglevel=error
@@ -246,6 +246,12 @@ TOOL_staticcheck := honnef.co/go/tools/cmd/staticcheck
 .bin/buf .bin/cyclonedx-gomod .bin/grpcurl .bin/protoc-gen-go-grpc .bin/staticcheck: tools/go.mod tools/go.sum
 	@$(first_time)
 	@cd tools && $(patiently) "compiling $(@F)" go build -o ../$@ $(TOOL_$(@F)) >&2
+	@touch $@
+
+# SPIRE is for one slow test alone. A module of its own keeps the versions of SPIRE's many dependencies apart.
+.bin/spire-agent .bin/spire-server: tools/spire/go.mod tools/spire/go.sum
+	@$(first_time)
+	@cd tools/spire && $(patiently) "compiling $(@F)" go build -o ../../$@ github.com/spiffe/spire/cmd/$(@F) >&2
 	@touch $@
 
 # It writes for the protobuf runtime that the main module asks for.

@@ -28,7 +28,7 @@ var commands = map[string]string{
 	"docs/deploy.md":                       "needs a container engine, a cluster or systemd",
 	"docs/migrations.md#Finish an upgrade": "needs PostgreSQL; a test of internal/e2e runs the command",
 	"docs/monitoring.md#Traces":            "variables and lines of Go; TestTraces exports spans with both",
-	"docs/federation.md":                   "the server would fetch keys from other machines; TestBothWays runs such commands",
+	"docs/federation.md":                   "the server would fetch keys from other machines; TestBothWays runs such commands, and TestSlowSPIRE of internal/e2e those of SPIRE",
 	"docs/verify.md":                       "installs packages from the network",
 	"docs/keys.md":                         "replaces the master key of the reader's server",
 	"docs/postgresql.md":                   "needs PostgreSQL under the name of another machine",
