@@ -44,12 +44,12 @@ func TestClientID(t *testing.T) {
 	second := serve(t, ch.dir, "--issuer", "http://"+ch.httpAddr, "--audience", "s0,s1,s2,s3,s4")
 	first := ch.c
 	ch.c = dial(t, second.grpcAddr)
-	ch.call(t)
+	ch.startAgain(t)
 	check("after a delegation without the flag", "web", nil, nil, nil, nil)
 	ch.refresh(t)
 	check("after a refresh without the flag", nil, nil, nil, nil, nil)
 	ch.c = first
-	ch.call(t)
+	ch.startAgain(t)
 	check("after a delegation with the flag", nil, id(0), id(1), id(2), id(3))
 	ch.refresh(t)
 	check("after a refresh with the flag", "web", id(0), id(1), id(2), id(3))
@@ -71,5 +71,14 @@ func (ch *chain) refresh(t *testing.T) {
 		t.Fatal(err)
 	}
 	ch.alice = noteTokens(resp.GetTokens())
-	ch.call(t)
+	ch.wantCall(t)
+}
+
+// startAgain starts the services again: they sign in and delegate at the server of ch.c.
+func (ch *chain) startAgain(t *testing.T) {
+	t.Helper()
+	for i := range ch.links {
+		ch.signIn(t, i)
+	}
+	ch.wantCall(t)
 }

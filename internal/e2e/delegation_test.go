@@ -42,6 +42,7 @@ type hop struct {
 type chain struct {
 	*server
 	c        *client
+	issuer   string                   // of the server, and so the audience of assertions
 	platform *authntest.ForeignIssuer // of the services
 	admin    *watchwordv1.TokenPair   // for watchword
 	alice    *watchwordv1.TokenPair   // for the first service
@@ -50,11 +51,17 @@ type chain struct {
 
 func startChain(t *testing.T, args ...string) *chain {
 	t.Helper()
-	for i := range 5 {
-		args = append(args, "--audience", fmt.Sprint("s", i))
-	}
-	s := serve(t, t.TempDir(), args...)
-	ch := &chain{server: s, c: dial(t, s.grpcAddr), platform: authntest.NewForeignIssuer("https://platform.test")}
+	s := serve(t, t.TempDir(), append(args, chainAudiences...)...)
+	return newChain(t, s, "http://"+s.httpAddr, 5)
+}
+
+// chainAudiences are the flags of a server for a chain.
+var chainAudiences = []string{"--audience", "s0", "--audience", "s1", "--audience", "s2", "--audience", "s3", "--audience", "s4"}
+
+// newChain makes a chain of so many services on a server with an issuer.
+func newChain(t *testing.T, s *server, issuer string, services int) *chain {
+	t.Helper()
+	ch := &chain{server: s, c: dial(t, s.grpcAddr), issuer: issuer, platform: authntest.NewForeignIssuer("https://platform.test"), links: make([]*hop, services)}
 	ch.admin = ch.c.login(t, "admin", s.admin, "watchword")
 	password := newPassword()
 	ch.c.create(t, ch.admin, "alice", password, "reader")
@@ -62,18 +69,18 @@ func startChain(t *testing.T, args ...string) *chain {
 	if _, err := watchwordv1.NewFederationServiceClient(ch.c.conn).CreateIssuer(bearer(callCtx(t), ch.admin), &watchwordv1.CreateIssuerRequest{Issuer: trusted}); err != nil {
 		t.Fatal(err)
 	}
-	for i := range 5 {
+	for i := range ch.links {
 		l := &hop{audience: fmt.Sprint("s", i)}
 		l.account = ch.account(t, i)
 		l.verifier = ch.verifierFor(t, l.audience)
 		l.serve(t)
-		ch.links = append(ch.links, l)
+		ch.links[i] = l
 	}
 	for i := range ch.links {
 		ch.signIn(t, i)
 	}
 	ch.alice = ch.c.login(t, "alice", password, "s0")
-	if _, err := ch.call(t, 4); err != nil {
+	if _, err := ch.call(t, services-1); err != nil {
 		t.Fatal(err)
 	}
 	return ch
@@ -83,7 +90,7 @@ func startChain(t *testing.T, args ...string) *chain {
 func (ch *chain) account(t *testing.T, i int) *watchwordv1.User {
 	t.Helper()
 	request := &watchwordv1.CreateUserRequest{Username: fmt.Sprint("service", i), Kind: watchwordv1.UserKind_USER_KIND_SERVICE, Audiences: []string{fmt.Sprint("s", i)}}
-	if i < 4 {
+	if i < len(ch.links)-1 {
 		request.DelegatesTo = []string{fmt.Sprint("s", i+1)}
 	}
 	made, err := ch.c.CreateUser(bearer(callCtx(t), ch.admin), request)
@@ -114,7 +121,7 @@ func (ch *chain) signIn(t *testing.T, i int) {
 	t.Helper()
 	l := ch.links[i]
 	assertion := func(context.Context) (string, error) {
-		return noteSecret(ch.platform.Assertion(l.account.GetUsername(), "http://"+ch.httpAddr, nil)), nil
+		return noteSecret(ch.platform.Assertion(l.account.GetUsername(), ch.issuer, nil)), nil
 	}
 	subject, _ := assertion(t.Context())
 	resp, err := ch.c.ExchangeToken(callCtx(t), &watchwordv1.ExchangeTokenRequest{SubjectToken: subject, Audience: []string{"watchword"}})
@@ -178,10 +185,10 @@ func (l *hop) handle(ctx context.Context, further int32) (*wrapperspb.Int32Value
 }
 
 // call lets Alice call the first service, which calls as many further services as further says.
-func (ch *chain) call(t *testing.T, further int32) (called int32, err error) {
+func (ch *chain) call(t *testing.T, further int) (called int32, err error) {
 	t.Helper()
 	answer := new(wrapperspb.Int32Value)
-	err = ch.links[0].conn.Invoke(bearer(callCtx(t), ch.alice), chainMethod, wrapperspb.Int32(further), answer)
+	err = ch.links[0].conn.Invoke(bearer(callCtx(t), ch.alice), chainMethod, wrapperspb.Int32(int32(further)), answer)
 	return answer.GetValue(), err
 }
 
