@@ -92,10 +92,10 @@ RACE := -race -vet=off -gcflags='modernc.org/...=-d=checkptr=0' -gcflags='modern
 # e2e takes longest, and so is the first.
 AT_ONCE := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-STEPS := format-check vet vet-platforms staticcheck proto-check generate-check tidy-check test-go test-fuzz test-examples test-node test-deploy
+STEPS := format-check vet vet-platforms staticcheck proto-check generate-check tidy-check test-go test-fuzz test-examples test-node test-python test-deploy
 
 .PHONY: prerequisites
-prerequisites: ## See to it that Go, a C compiler, Node.js, PostgreSQL and PgBouncer are here
+prerequisites: ## See to it that Go, a C compiler, Node.js, Python, PostgreSQL and PgBouncer are here
 	$(call title,prerequisites)
 	@$(patiently) prerequisites scripts/prerequisites.sh
 
@@ -183,6 +183,14 @@ test-node: .bin/watchword .bin/notes ## The Node.js client against the real bina
 	$(call title,clients/node: npm test)
 	@cd clients/node && $(patiently) "npm ci" npm ci --no-audit --no-fund --loglevel=error && \
 		WATCHWORD_BIN=$(CURDIR)/.bin/watchword NOTES_BIN=$(CURDIR)/.bin/notes $(patiently) "npm test" npm test
+
+# Debian's Python, for the packages python3-grpcio and python3-protobuf.
+PYTHON ?= /usr/bin/python3
+
+.PHONY: test-python
+test-python: .bin/watchword ## The Python guard and client against the real binary
+	$(call title,clients/python: python3 -m unittest)
+	@cd clients/python && WATCHWORD_BIN=$(CURDIR)/.bin/watchword $(patiently) "python3 -m unittest" $(PYTHON) -B -m unittest
 
 .PHONY: test-deploy
 test-deploy: ## The files of deploy/, by the tools that read them; a module of its own

@@ -23,6 +23,7 @@ var commands = map[string]string{
 	"README.md#Run several replicas":       "needs PostgreSQL under the name of another machine",
 	"CONTRIBUTING.md":                      "runs a test of the repository",
 	"clients/node/README.md":               "installs packages from the network",
+	"clients/python/README.md":             "installs packages from the network; `make test-python` generates and tests",
 	"docs/configuration.md":                "examples with names of the reader's machines",
 	"docs/container.md":                    "needs a container engine",
 	"docs/deploy.md":                       "needs a container engine, a cluster or systemd",

@@ -26,6 +26,16 @@ have_node() {
 	have node && have npm && [ "$(node -p 'process.versions.node.split(".")[0]')" -ge "$min_node" ]
 }
 
+# Debian's own Python, because another python3 may come first in PATH. protoc reads the proto files of
+# Google's types from /usr/include or beside itself.
+python=${PYTHON:-/usr/bin/python3}
+python_packages=(python3-grpcio python3-protobuf protobuf-compiler protobuf-compiler-grpc libprotobuf-dev)
+have_python() {
+	"$python" -c 'import grpc, google.protobuf' 2>/dev/null && have protoc && have grpc_python_plugin &&
+		echo 'syntax = "proto3"; import "google/protobuf/any.proto";' |
+		protoc -I /dev --descriptor_set_out=/dev/null /dev/stdin >/dev/null 2>&1
+}
+
 # Where internal/pgtest looks: Debian keeps both out of PATH.
 have_postgres() {
 	local dir
@@ -87,6 +97,7 @@ missing=()
 have_cc || missing+=(gcc libc6-dev)
 have node || missing+=(nodejs)
 have npm || missing+=(npm)
+have_python || missing+=("${python_packages[@]}")
 have_pgbouncer || missing+=(pgbouncer)
 have_postgres || missing+=(postgresql)
 have_prometheus || missing+=(prometheus)
@@ -111,6 +122,12 @@ if ! have_cc; then
 fi
 if ! have_node; then
 	echo "Node.js $min_node or newer with npm is missing; the Node client's tests need it. https://nodejs.org/" >&2
+	failed=1
+fi
+if ! have_python; then
+	echo "grpcio or protobuf for $python, protoc or grpc_python_plugin is missing; the Python client's tests need them." >&2
+	echo "  Debian, Ubuntu: apt-get install ${python_packages[*]}" >&2
+	echo "Or name another Python that has both packages: PYTHON=/path/of/python3" >&2
 	failed=1
 fi
 postgres_lack=()
