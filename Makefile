@@ -159,6 +159,7 @@ tidy-check: ## go.mod and go.sum are tidy
 	@cd $(NOTES) && $(patiently) "go mod tidy in $(NOTES)" go mod tidy -diff
 	@cd bench && $(patiently) "go mod tidy in bench" go mod tidy -diff
 	@cd deploy/check && $(patiently) "go mod tidy in deploy/check" go mod tidy -diff
+	@cd deploy/check/opa && $(patiently) "go mod tidy in deploy/check/opa" go mod tidy -diff
 
 .PHONY: test-go
 test-go: .bin/grpcurl .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Unit and end-to-end tests under the race detector
@@ -203,6 +204,7 @@ test-slow: .bin/grpcurl .bin/spire-agent .bin/spire-server ## The tests that wai
 	@$(patiently) prerequisites scripts/prerequisites.sh --slow
 	@cd clients/verify/node && $(patiently) "npm ci" npm ci --no-audit --no-fund --loglevel=error
 	@cd bench && $(patiently) "go test -race in bench" go test -race -count=1 ./...
+	@cd deploy/check/opa && $(patiently) "go test in deploy/check/opa" go test -count=1 ./...
 	@cd deploy/check && WATCHWORD_SLOW=1 $(patiently) "go test in deploy/check" go test -count=1 -run '^TestSlow' ./...
 	@WATCHWORD_SLOW=1 $(patiently) "go test -race" go test $(RACE) -count=1 -timeout 60m -run '^TestSlow' ./...
 
