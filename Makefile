@@ -160,6 +160,7 @@ tidy-check: ## go.mod and go.sum are tidy
 	@cd bench && $(patiently) "go mod tidy in bench" go mod tidy -diff
 	@cd deploy/check && $(patiently) "go mod tidy in deploy/check" go mod tidy -diff
 	@cd deploy/check/opa && $(patiently) "go mod tidy in deploy/check/opa" go mod tidy -diff
+	@cd tools/clients && $(patiently) "go mod tidy in tools/clients" go mod tidy -diff
 
 .PHONY: test-go
 test-go: .bin/grpcurl .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Unit and end-to-end tests under the race detector
