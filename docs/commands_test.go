@@ -34,6 +34,7 @@ var commands = map[string]string{
 	"docs/keys.md":                         "replaces the master key of the reader's server",
 	"docs/postgresql.md":                   "needs PostgreSQL under the name of another machine",
 	"docs/tools.md":                        "the tools are built by make test-slow; TestBufCurl and TestSlowOtherTools run each line",
+	"docs/proxies.md":                      "the server has the reader's certificate and address; TestSlowBehindAProxy runs such a server behind each proxy",
 	"docs/recovery.md":                     "needs an installation that has lost its master key",
 	"docs/restore.md":                      "needs folders and a database of the reader's machine",
 	"examples/notes/README.md":             "needs several terminals",

@@ -71,6 +71,12 @@ have_verifiers() {
 		echo '#include <jwt/jwt.hpp>' | c++ -x c++ -std=c++17 -fsyntax-only - 2>/dev/null
 }
 
+# The proxies that the slow tests of docs/proxies.md run. Debian keeps two of them out of PATH.
+have_proxy() { have "$1" || [ -x "/usr/sbin/$1" ]; }
+proxies=
+if $slow; then proxies="nginx haproxy caddy"; fi
+have_proxies() { local proxy; for proxy in $proxies; do have_proxy "$proxy" || return; done; }
+
 # Debian starts what it installs, now and at each boot. The tests start servers
 # of their own, so none shall be left behind that nobody asked for.
 policy=/usr/sbin/policy-rc.d
@@ -104,15 +110,17 @@ have_prometheus || missing+=(prometheus)
 have systemd-analyze || missing+=(systemd)
 have openssl || missing+=(openssl)
 if $slow; then have_verifiers || missing+=("${verifiers[@]}"); fi
+for proxy in $proxies; do have_proxy "$proxy" || missing+=("$proxy"); done
 if [ ${#missing[@]} -gt 0 ] && have apt-get && [ "$(id -u)" = 0 ]; then
 	echo "installing ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
-	have_pgbouncer && have_postgres && have_prometheus || start_nothing
+	have_pgbouncer && have_postgres && have_prometheus && have_proxies || start_nothing
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends "${missing[@]}"
-	for service in pgbouncer prometheus; do
+	for service in pgbouncer prometheus nginx haproxy; do
 		if [[ " ${missing[*]} " = *" $service "* ]]; then update-rc.d "$service" disable; fi # at boot
 	done
+	if [[ " ${missing[*]} " = *" caddy "* ]]; then systemctl disable --quiet caddy; fi # has no script for update-rc.d
 fi
 
 failed=0
@@ -154,4 +162,10 @@ if $slow && ! have_verifiers; then
 	echo "  Debian: apt-get install ${verifiers[*]}" >&2
 	failed=1
 fi
+for proxy in $proxies; do
+	if ! have_proxy "$proxy"; then
+		echo "$proxy is missing; the slow tests of docs/proxies.md need it. Debian, Ubuntu: apt-get install $proxy" >&2
+		failed=1
+	fi
+done
 exit $failed

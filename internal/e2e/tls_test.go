@@ -70,6 +70,9 @@ func (a *authority) issue(t *testing.T, name string, usage x509.ExtKeyUsage) (ce
 	key, template := newKey(t), template(name)
 	template.ExtKeyUsage = []x509.ExtKeyUsage{usage}
 	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	if usage == x509.ExtKeyUsageServerAuth {
+		template.DNSNames = []string{"auth.example"} // the name on the pages about proxies
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {
 		t.Fatal(err)

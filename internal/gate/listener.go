@@ -25,8 +25,8 @@ type Listener struct {
 	closed bool
 }
 
-// Listen returns a listener with at most all connections at a time, of which one network has
-// at most a half.
+// Listen returns a listener with at most all connections of clients at a time, of which one
+// network has at most a half, and at most proxied connections of trusted proxies.
 //
 // A connection without a running call is idle. When all places are taken, a new connection
 // closes a connection of the network that holds most: the newest idle connection, or else the
@@ -34,13 +34,15 @@ type Listener struct {
 // new connection closes the oldest idle connection of that network. When all networks have
 // equally many connections, the networks in known keep their connections; see [share.Known].
 //
-// Connections of trusted proxies have a bound of their own, which is all connections too. A
-// proxy carries the calls of many clients, so a connection of a proxy keeps its place.
-func Listen(l net.Listener, proxies caller.Proxies, all int, known *share.Known) *Listener {
+// A proxy carries the calls of many clients, so a connection of a trusted proxy keeps its
+// place. Some proxies make a connection for each call. So proxied must be above the number of
+// calls that the gate admits: otherwise few clients could fill all connections of the proxy,
+// and the calls of other clients would not reach the gate, which divides the places for calls.
+func Listen(l net.Listener, proxies caller.Proxies, all, proxied int, known *share.Known) *Listener {
 	return &Listener{
 		Listener: l, proxies: proxies, silent: map[*conn]struct{}{},
 		places:  share.NewPool(share.Limits{Places: all, PerPeer: all / 2, Known: known}),
-		proxied: share.NewPool(share.Limits{Places: all, PerPeer: all, KeepOrdinary: true}),
+		proxied: share.NewPool(share.Limits{Places: proxied, PerPeer: proxied, KeepOrdinary: true}),
 	}
 }
 

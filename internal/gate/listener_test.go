@@ -26,7 +26,7 @@ func TestConnectionsOfProxiesAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := Listen(nil, proxies, 4, nil)
+	l := Listen(nil, proxies, 8, 4, nil)
 	var first net.Conn
 	for i := range 4 {
 		c := l.takePlace(from{ip: "192.0.2.1"})

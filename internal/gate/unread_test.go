@@ -20,7 +20,7 @@ import (
 func serve(t *testing.T, proxy bool) (client net.Conn, c *conn, server net.Conn) {
 	t.Helper()
 	client, accepted := net.Pipe()
-	l := Listen(nil, caller.Proxies{}, 2, nil)
+	l := Listen(nil, caller.Proxies{}, 2, 2, nil)
 	c = &conn{Conn: accepted, listener: l, network: "192.0.2.1"}
 	if !proxy {
 		c.place = l.places.Take(c.network, share.Renewing, func() {})

@@ -20,7 +20,7 @@ import (
 func direct(t testing.TB, network string) (client net.Conn, c *conn, guarded net.Conn) {
 	t.Helper()
 	client, server := net.Pipe()
-	c = Listen(nil, nil, 200, nil).takePlace(server).(*conn)
+	c = Listen(nil, nil, 200, 200, nil).takePlace(server).(*conn)
 	c.network = network
 	guarded, _, err := Guard(insecure.NewCredentials()).ServerHandshake(c)
 	if err != nil {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/watchword-auth/watchword/internal/gate"
@@ -24,6 +25,7 @@ const (
 // limits holds the bounds that follow from --max-connections.
 type limits struct {
 	connections int // the largest number of connections to the gRPC address
+	proxied     int // the largest number of connections of trusted proxies to the gRPC address; 0 without --trusted-proxy
 	http        int // the largest number of connections to the HTTP address
 	watchers    int // the largest number of streams of the trust bundle, one for each verifier
 	calls       gate.Limits
@@ -36,17 +38,19 @@ type limits struct {
 // Errors: an error that names --max-connections and the limit of open files, if the connections
 // need more files than the limit.
 func (c *Config) limits(files int) (limits, error) {
-	connections := c.MaxConnections
-	if connections == 0 {
-		connections = defaultConnections
-		fit := (files - reservedFiles) * 8 / 9
-		if len(c.TrustedProxy) > 0 {
-			fit /= 2
-		}
-		if files > 0 && fit < connections {
-			connections = max(minConnections, fit)
-		}
+	l := c.limitsOf(cmp.Or(c.MaxConnections, defaultConnections))
+	for c.MaxConnections == 0 && files > 0 && l.files() > files && l.connections > minConnections {
+		l = c.limitsOf(l.connections - 1)
 	}
+	if files > 0 && l.files() > files {
+		return limits{}, fmt.Errorf("--max-connections: %d connections need %d open files, and the limit of open files (ulimit -n) is %d: "+
+			"raise the limit, or give a smaller --max-connections", l.connections, l.files(), files)
+	}
+	return l, nil
+}
+
+// limitsOf returns the bounds for a number of connections to the gRPC address.
+func (c *Config) limitsOf(connections int) limits {
 	// A verifier has a connection of its own. One in four connections is reserved for other
 	// clients than verifiers: a connection without a call gives way to a new connection, and a
 	// connection with a verifier's stream does not.
@@ -56,13 +60,20 @@ func (c *Config) limits(files int) (limits, error) {
 		Streams: max(16, connections/8), StreamsPerPeer: max(8, connections/32),
 		Reports: watchers, ReportsPerPeer: watchers / 2,
 	}}
-	needed := l.connections + l.http
 	if len(c.TrustedProxy) > 0 {
-		needed *= 2 // connections of proxies have bounds of their own, of the same size
+		// nginx makes a connection for each call. One in eight connections is a reserve, for
+		// calls that the gate refuses and for connections without a call.
+		l.proxied = l.watchers + l.calls.Reports + l.calls.Streams + l.calls.Requests + connections/8
 	}
-	if needed += reservedFiles; files > 0 && needed > files {
-		return limits{}, fmt.Errorf("--max-connections: %d connections need %d open files, and the limit of open files (ulimit -n) is %d: "+
-			"raise the limit, or give a smaller --max-connections", connections, needed, files)
+	return l
+}
+
+// files returns the number of open files that the connections need, with those of the database
+// and of the server itself.
+func (l limits) files() int {
+	files := l.connections + l.http + reservedFiles
+	if l.proxied > 0 {
+		files += l.proxied + l.http // connections of proxies to the HTTP address have a bound of their own, of the same size
 	}
-	return l, nil
+	return files
 }

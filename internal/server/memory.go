@@ -97,10 +97,15 @@ func (l memoryLimits) hashMemory() (Size, error) {
 // end-to-end test TestAHundredStrangers measures the memory.
 const connectionMemory = 112 << 10
 
+// proxiedMemory is the planned memory for each connection of a trusted proxy, in bytes: an idle
+// connection. What the calls on such connections hold is in connectionMemory.
+const proxiedMemory = 21 << 10
+
 // MemoryGoal returns the memory below which the server plans to stay, in bytes, for Go's soft
 // limit (debug.SetMemoryLimit). Without the limit, Go lets the memory grow to twice the used
 // memory before Go frees unused memory.
 func (s *Server) MemoryGoal() int64 {
 	hashes := int64(s.passwords.Parallel()) * password.Default.Footprint()
-	return connectionMemory*int64(s.limits.connections) + hashes + s.policy.List.Footprint()
+	connections := connectionMemory*int64(s.limits.connections) + proxiedMemory*int64(s.limits.proxied)
+	return connections + hashes + s.policy.List.Footprint()
 }

@@ -186,13 +186,13 @@ func (s *Server) listen(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("--grpc-addr: %w", err)
 	}
-	s.grpcLis = gate.Listen(grpcLis, s.proxies, s.limits.connections, s.known)
+	s.grpcLis = gate.Listen(grpcLis, s.proxies, s.limits.connections, s.limits.proxied, s.known)
 	s.onClose(closeOnce(grpcLis))
 	httpLis, err := lc.Listen(ctx, "tcp", s.cfg.HTTPAddr)
 	if err != nil {
 		return fmt.Errorf("--http-addr: %w", err)
 	}
-	s.httpLis = gate.Listen(httpLis, s.proxies, s.limits.http, s.known)
+	s.httpLis = gate.Listen(httpLis, s.proxies, s.limits.http, s.limits.http, s.known)
 	s.onClose(closeOnce(httpLis))
 	return nil
 }
