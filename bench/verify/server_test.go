@@ -79,7 +79,7 @@ func serve(t *testing.T, alg string, args ...string) *server {
 	s.uri = "sqlite:" + filepath.Join(s.dir, "w.db")
 	password := filepath.Join(s.dir, "password")
 	cmd := exec.Command(program, "serve", "--grpc-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--datastore-uri", s.uri, "--audience", audience+",billing",
-		"--signing-alg", alg, "--jwks-max-age", "1s", "--client-id", "web", "--initial-password-file", password)
+		"--signing-alg", alg, "--jwks-max-age", "1s", "--access-ttl", "1h", "--client-id", "web", "--initial-password-file", password)
 	cmd.Args = append(cmd.Args, args...)
 	cmd.Env = environment()
 	stderr, err := cmd.StderrPipe()
