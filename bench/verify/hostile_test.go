@@ -56,11 +56,13 @@ func attempts(t *testing.T, good string, key crypto.Signer) (all []attempt) {
 	claim("without client_id", func(r row) bool { return r.good(alg) && !strings.Contains(r.needs, "--client-id") }, map[string]any{"client_id": nil})
 	add("of the type JWT", with(head, map[string]any{"typ": "JWT"}), body, method, key, func(r row) bool { return r.verifies(alg) && r.typ != "checked" })
 
-	for _, none := range []string{"none", "None", "NONE"} {
-		add("alg "+none, with(head, map[string]any{"alg": none}), body, jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, never)
-	}
-	for name, secret := range publicBytes(t, key.Public()) {
-		add("HS256 with the public key, "+name, with(head, map[string]any{"alg": "HS256"}), body, jwt.SigningMethodHS256, secret, never)
+	for _, typ := range []string{"at+jwt", "JWT"} {
+		for _, none := range []string{"none", "None", "NONE"} {
+			add(typ+" with alg "+none, with(head, map[string]any{"typ": typ, "alg": none}), body, jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, never)
+		}
+		for name, secret := range publicBytes(t, key.Public()) {
+			add(typ+" with HS256 and the public key, "+name, with(head, map[string]any{"typ": typ, "alg": "HS256"}), body, jwt.SigningMethodHS256, secret, never)
+		}
 	}
 	add("an unknown algorithm", with(head, map[string]any{"alg": "XS256"}), body, method, key, never)
 	stranger := generate(t, key)
