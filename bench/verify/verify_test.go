@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -199,11 +200,16 @@ func (w *world) withdrawn(t *testing.T, first, alg string) {
 			return
 		}
 		w.eventually(t, i, "the first token of the unseen key", unseen)
-		ended := strings.HasPrefix(w.verifies[i].ask(first), "refused ")
-		if want := strings.Contains(r.withdrawn, untilUnseen); want && !ended {
-			t.Errorf("%s trusts the withdrawn key after a token of the unseen key", r.name)
-		} else {
-			t.Logf("%s: after a token of the unseen key, the withdrawn key is refused: %v", r.name, ended)
+		if !strings.Contains(r.withdrawn, untilUnseen) {
+			t.Logf("%s, after a token of the unseen key, to a token of the withdrawn key: %s", r.name, w.verifies[i].ask(first))
+			return
+		}
+		// go-oidc answers a moment before the fetched keys are in its cache.
+		for began := time.Now(); strings.HasPrefix(w.verifies[i].ask(first), "ok "); time.Sleep(100 * time.Millisecond) {
+			if time.Since(began) > 5*time.Second {
+				t.Errorf("%s trusts the withdrawn key after a token of the unseen key", r.name)
+				return
+			}
 		}
 	})
 }
@@ -330,20 +336,24 @@ func asProcessIn(dir string, command []string) (verifier, error) {
 
 // get-jwks returns a key that is no longer in the JWKS as long as the key is used once in ttl.
 func TestGetJwksKeepsAWithdrawnKey(t *testing.T) {
-	set, asked := `{"keys": [{"kid": "old", "kty": "RSA"}]}`, make(chan bool, 100)
+	const ttl = 2 * time.Second // longer than a busy machine takes from one question to the next
+	var withdrawn atomic.Bool
 	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, set)
-		asked <- true
+		kid := "old"
+		if withdrawn.Load() {
+			kid = "new"
+		}
+		fmt.Fprintf(w, `{"keys": [{"kid": %q, "kty": "RSA"}]}`, kid)
 	}))
 	defer keys.Close()
 	const program = `
 import { createInterface } from 'node:readline'
 import buildGetJwks from 'get-jwks'
-const keys = buildGetJwks({ ttl: 50 })
+const keys = buildGetJwks({ ttl: Number(process.argv[2]) })
 for await (const _ of createInterface({ input: process.stdin })) {
   console.log(await keys.getJwk({ domain: process.argv[1], kid: 'old' }).then((key) => 'ok ' + key.kid, (error) => 'refused ' + error.message))
 }`
-	v, err := asProcessIn(filepath.Join(root, "clients/verify/node"), []string{"node", "--input-type=module", "-e", program, keys.URL})
+	v, err := asProcessIn(filepath.Join(root, "clients/verify/node"), []string{"node", "--input-type=module", "-e", program, keys.URL, fmt.Sprint(ttl.Milliseconds())})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,16 +361,10 @@ for await (const _ of createInterface({ input: process.stdin })) {
 	if said := v.ask("before"); said != "ok old" {
 		t.Fatal(said)
 	}
-	<-asked
-	set = `{"keys": [{"kid": "new", "kty": "RSA"}]}`
-	for fetches := 0; fetches < 10; { // each fetch tells get-jwks that the key is gone
+	withdrawn.Store(true)
+	for began := time.Now(); time.Since(began) < 3*ttl; time.Sleep(100 * time.Millisecond) {
 		if said := v.ask("after"); said != "ok old" {
-			t.Fatalf("after %d fetches: %s; docs/verify.md can say something better of get-jwks", fetches, said)
-		}
-		select {
-		case <-asked:
-			fetches++
-		default:
+			t.Fatalf("after %v: %s; docs/verify.md can say something better of get-jwks", time.Since(began), said)
 		}
 	}
 }

@@ -3,7 +3,7 @@ import jwks from 'jwks-rsa'
 
 import { answer, audience, issuer, jwksUri } from './lines.mjs'
 
-const client = jwks({ jwksUri })
+const client = jwks({ jwksUri, rateLimit: true })
 const key = (header, done) => client.getSigningKey(header.kid).then((found) => done(null, found.getPublicKey()), done)
 
 // EdDSA is among the algorithms to show the error: jsonwebtoken has no EdDSA.

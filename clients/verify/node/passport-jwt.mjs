@@ -6,7 +6,7 @@ import { answer, audience, issuer, jwksUri } from './lines.mjs'
 
 passport.use(new Strategy({
   jwtFromRequest: ExtractJwt.fromAuthHeaderAsBearerToken(),
-  secretOrKeyProvider: jwks.passportJwtSecret({ jwksUri }),
+  secretOrKeyProvider: jwks.passportJwtSecret({ jwksUri, rateLimit: true }),
   issuer, audience, algorithms: ['EdDSA', 'ES256', 'RS256'],
 }, (claims, done) => done(null, claims)))
 
