@@ -78,7 +78,7 @@ func (v *Verifier) ServerOptions() []grpc.ServerOption {
 func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	v.takenUnary.Store(true)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		ctx, err := v.guard(ctx, info.FullMethod)
+		ctx, err := v.guard(ctx, info.FullMethod, incoming)
 		if err != nil {
 			return nil, err
 		}
@@ -87,19 +87,25 @@ func (v *Verifier) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	}
 }
 
+// incoming returns the values of the metadata "authorization" of a call to a server of grpc-go.
+func incoming(ctx context.Context) []string {
+	return metadata.ValueFromIncomingContext(ctx, "authorization")
+}
+
 // guard checks a call against the access rule of the method, and returns the context for
-// the handler. guard notes the result on the span of the call.
+// the handler. guard notes the result on the span of the call. values returns the values of the
+// metadata "authorization"; a call of a public method does not need them.
 //
 // Errors: see [Verifier.UnaryServerInterceptor].
-func (v *Verifier) guard(ctx context.Context, full string) (context.Context, error) {
-	admitted, err := v.admit(ctx, full)
+func (v *Verifier) guard(ctx context.Context, full string, values func(context.Context) []string) (context.Context, error) {
+	admitted, err := v.admit(ctx, full, values)
 	if err != nil && spans.Recorded(ctx) {
 		spans.Refused(ctx, refusal.Outcome(err))
 	}
 	return admitted, err
 }
 
-func (v *Verifier) admit(ctx context.Context, full string) (context.Context, error) {
+func (v *Verifier) admit(ctx context.Context, full string, values func(context.Context) []string) (context.Context, error) {
 	r, err := v.access.of(full)
 	if errors.Is(err, errMalformedMethod) {
 		// No access rule applies to a malformed name, and grpc.UnknownServiceHandler might take
@@ -113,7 +119,7 @@ func (v *Verifier) admit(ctx context.Context, full string) (context.Context, err
 	if r.public {
 		return withPrincipal(ctx, full, nil), nil
 	}
-	p, err := v.verifyIncoming(ctx, full, cmp.Or(r.audience, &v.audience))
+	p, err := v.verifyIncoming(ctx, full, values(ctx), cmp.Or(r.audience, &v.audience))
 	if err != nil {
 		return nil, err
 	}
@@ -139,10 +145,9 @@ func (v *Verifier) admit(ctx context.Context, full string) (context.Context, err
 	return withPrincipal(ctx, full, p), nil
 }
 
-// verifyIncoming verifies the token of an incoming call for an audience. The error names
-// method.
-func (v *Verifier) verifyIncoming(ctx context.Context, method string, want *audience) (*Principal, error) {
-	values := metadata.ValueFromIncomingContext(ctx, "authorization")
+// verifyIncoming verifies the token of an incoming call for an audience. values has the call's
+// metadata "authorization". The error names method.
+func (v *Verifier) verifyIncoming(ctx context.Context, method string, values []string, want *audience) (*Principal, error) {
 	raw, ok := token.Bearer(values)
 	if ok {
 		p, reason, cached := v.verify(raw, want)

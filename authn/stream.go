@@ -36,7 +36,7 @@ const judgeEvery = 500 * time.Millisecond
 func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	v.takenStream.Store(true)
 	return func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-		ctx, err := v.guard(stream.Context(), info.FullMethod)
+		ctx, err := v.guard(stream.Context(), info.FullMethod, incoming)
 		if err != nil {
 			return err
 		}
@@ -55,7 +55,7 @@ func (v *Verifier) StreamServerInterceptor() grpc.StreamServerInterceptor {
 				return refusal.WithoutMethod(ctx, call.Result(), info.FullMethod)
 			case <-judge.C:
 			}
-			if _, err := v.guard(ctx, info.FullMethod); err != nil {
+			if _, err := v.guard(ctx, info.FullMethod, incoming); err != nil {
 				s.refused.Store(&err)
 				cancel(err)
 				call.Leave(func(panicked any, stack []byte) {

@@ -1,0 +1,54 @@
+package authn
+
+import (
+	"context"
+	"slices"
+
+	"google.golang.org/grpc/metadata"
+)
+
+// Authorize checks a call as the interceptors do, for a server of another kind than grpc-go's,
+// such as a server of Connect: by the access rule of the method, with the same errors, metrics
+// and attributes of spans. Call Authorize before the handler, and call the handler with the
+// context that Authorize returns: [FromContext] finds the caller's principal in the context, and
+// tokensource.Forward and tokensource.OnBehalfOf find the caller's token. If Authorize returns an
+// error, do not call the handler.
+//
+// fullMethod is the name of the called method, of the form /package.Service/Method: the path of a
+// call of gRPC or Connect, without a prefix of the server, without a query. Take fullMethod from
+// the place by which the server chooses the handler, so that the rule of one method never admits
+// a call of another method. Upper and lower case differ. authorization has the value of each
+// header "authorization" of the call, in upper or lower case: with a part of the values alone,
+// a call with two tokens would not be refused. nil stands for a call without such a header.
+//
+// Authorize checks the token once. For a stream, call Authorize again twice a second with the
+// stream's own context and the same values, and end the stream after an error, as
+// [Verifier.StreamServerInterceptor] does: otherwise a stream outlives the logout of its caller.
+//
+// ctx is the context of the call. Authorize needs no network and does not wait, also if ctx has
+// ended. Any number of goroutines can call Authorize at once; Authorize keeps no reference to
+// authorization.
+//
+// Errors are gRPC statuses with an ErrorInfo: those of [Verifier.UnaryServerInterceptor].
+func (v *Verifier) Authorize(ctx context.Context, fullMethod string, authorization []string) (context.Context, error) {
+	admitted, err := v.guard(ctx, fullMethod, func(context.Context) []string { return authorization })
+	if err != nil {
+		return nil, err
+	}
+	if _, guarded := FromContext(admitted); guarded {
+		admitted = withIncoming(admitted, authorization)
+	}
+	return admitted, nil
+}
+
+// withIncoming returns ctx with authorization in place of the values that [incoming] finds. The
+// package tokensource sends on the token that incoming finds, which must be the token of ctx's
+// principal: ctx may come from a handler that grpc-go has called with another token.
+func withIncoming(ctx context.Context, authorization []string) context.Context {
+	md, _ := metadata.FromIncomingContext(ctx) // a copy
+	if md == nil {
+		md = metadata.MD{}
+	}
+	md["authorization"] = slices.Clone(authorization)
+	return metadata.NewIncomingContext(ctx, md)
+}
