@@ -2,6 +2,7 @@ package tokensource
 
 import (
 	"context"
+	"maps"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -104,17 +105,23 @@ func sendTwice(ctx context.Context, of any, method string, send func(context.Con
 }
 
 // interceptors returns the options for grpc.NewClient with the interceptors of the credentials
-// in of.
-func interceptors(of any) []grpc.DialOption {
+// in of. dropCallers is the option [WithCallersHeaderDropped].
+func interceptors(of any, dropCallers bool) []grpc.DialOption {
+	prepare := func(ctx context.Context, conn *grpc.ClientConn) context.Context {
+		if dropCallers {
+			ctx = withoutAuthorization(ctx)
+		}
+		return withTarget(ctx, conn)
+	}
 	return []grpc.DialOption{
 		grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			return sendTwice(withTarget(ctx, conn), of, method, func(ctx context.Context) error {
+			return sendTwice(prepare(ctx, conn), of, method, func(ctx context.Context) error {
 				return invoke(ctx, method, req, reply, conn, opts...)
 			})
 		}),
 		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 			a := &attempt{method: method}
-			opened, err := open(context.WithValue(withTarget(ctx, conn), attemptKey{of}, a), desc, conn, method, opts...)
+			opened, err := open(context.WithValue(prepare(ctx, conn), attemptKey{of}, a), desc, conn, method, opts...)
 			if err != nil {
 				_, err = a.ended(err)
 				return nil, err
@@ -123,6 +130,16 @@ func interceptors(of any) []grpc.DialOption {
 			return &stream{opened, a}, nil
 		}),
 	}
+}
+
+// withoutAuthorization returns the context of a call without the metadata that
+// [WithCallersHeaderDropped] drops.
+func withoutAuthorization(ctx context.Context) context.Context {
+	md, _ := metadata.FromOutgoingContext(ctx) // a copy, with keys in lower case
+	maps.DeleteFunc(md, func(key string, _ []string) bool {
+		return key == "authorization" || strings.HasSuffix(key, "-authorization")
+	})
+	return metadata.NewOutgoingContext(ctx, md)
 }
 
 // A stream gives the error of its end to its attempt.
@@ -165,7 +182,7 @@ func Forward(opts ...Option) []grpc.DialOption {
 		opt(c)
 	}
 	credentials := perRPC(func(ctx context.Context, uri []string) (map[string]string, error) {
-		if c.misplaced() { // the code INVALID_ARGUMENT would become INTERNAL too, with another text (gRFC A54)
+		if c.misplaced() || c.dropCallers { // the code INVALID_ARGUMENT would become INTERNAL too, with another text (gRFC A54)
 			return nil, status.Error(codes.Internal, "tokensource: Forward takes no option but WithPlaintextToOtherHosts")
 		}
 		forwarded, ok := callersToken(ctx)
@@ -177,7 +194,7 @@ func Forward(opts ...Option) []grpc.DialOption {
 		}
 		return map[string]string{"authorization": "Bearer " + forwarded}, nil
 	})
-	return append(interceptors(c), grpc.WithPerRPCCredentials(credentials))
+	return append(interceptors(c, false), grpc.WithPerRPCCredentials(credentials))
 }
 
 // callersToken returns the access token of the handler's caller. ok is false outside of a
@@ -224,7 +241,7 @@ func withTarget(ctx context.Context, conn any) context.Context {
 // INTERNAL (gRFC A54).
 func checkCall(ctx context.Context, uri []string, plaintext bool) error {
 	if md, _ := metadata.FromOutgoingContext(ctx); len(md["authorization"]) > 0 {
-		return status.Error(codes.Internal, "tokensource: the call carries authorization metadata of its own")
+		return status.Error(codes.Internal, "tokensource: the call carries authorization metadata of its own; a gateway that calls in its own name drops the metadata by WithCallersHeaderDropped")
 	}
 	target, ok := ctx.Value(targetKey{}).(string)
 	if at, err := url.Parse(strings.Join(uri, "")); !ok && err == nil {

@@ -53,16 +53,17 @@ const (
 // service by a connection of this package. A handler that has done other work first, which must
 // not be done twice, has to return another error.
 //
-// OnBehalfOf takes only the option [WithPlaintextToOtherHosts], which counts for the called
-// service; the option of source counts for Watchword. The source's meters count the delegations.
-// If the call is traced by OpenTelemetry, a delegation is a span below it, tokensource.delegate.
-// Close of source ends the delegations.
+// OnBehalfOf takes only the options [WithPlaintextToOtherHosts] and [WithCallersHeaderDropped],
+// which count for the called service; the options of source count for Watchword. The source's
+// meters count the delegations. If the call is traced by OpenTelemetry, a delegation is a span
+// below it, tokensource.delegate. Close of source ends the delegations.
 //
 // Errors of calls: INTERNAL if the context is not that of a guarded call, since the call never
 // falls back to a token of the service itself; INTERNAL if OnBehalfOf is misused, or if the call
-// has authorization metadata of its own; UNAUTHENTICATED without a reason if the connection is
-// plaintext to another machine; DELEGATION_DENIED and the other errors of DelegateToken; those of
-// [Source.Token]; RESOURCE_EXHAUSTED without a reason if 4096 delegations wait for Watchword.
+// has authorization metadata of its own, without WithCallersHeaderDropped; UNAUTHENTICATED without
+// a reason if the connection is plaintext to another machine; DELEGATION_DENIED and the other
+// errors of DelegateToken; those of [Source.Token]; RESOURCE_EXHAUSTED without a reason if 4096
+// delegations wait for Watchword.
 func OnBehalfOf(source *Source, conn grpc.ClientConnInterface, audience string, opts ...Option) []grpc.DialOption {
 	var c config
 	for _, opt := range opts {
@@ -71,7 +72,7 @@ func OnBehalfOf(source *Source, conn grpc.ClientConnInterface, audience string, 
 	o := &onBehalf{source: source, conn: conn, audience: audience, plaintext: c.plaintext, delegations: map[subjectKey]*delegation{}}
 	switch {
 	case c.misplaced():
-		o.misuse = "OnBehalfOf takes no option but WithPlaintextToOtherHosts"
+		o.misuse = "OnBehalfOf takes no option but WithPlaintextToOtherHosts and WithCallersHeaderDropped"
 	case source == nil || source.own == nil:
 		o.misuse = "OnBehalfOf needs a source of Workload: only a service account may delegate"
 	case conn == nil:
@@ -81,7 +82,7 @@ func OnBehalfOf(source *Source, conn grpc.ClientConnInterface, audience string, 
 	default:
 		o.auth = watchwordv1.NewAuthServiceClient(conn)
 	}
-	return append(interceptors(o), grpc.WithPerRPCCredentials(o))
+	return append(interceptors(o, c.dropCallers), grpc.WithPerRPCCredentials(o))
 }
 
 // onBehalf puts delegated tokens on calls. It implements credentials.PerRPCCredentials.

@@ -103,8 +103,9 @@ import (
 // Errors of calls are gRPC statuses: Watchword's answer; UNAUTHENTICATED without a reason
 // if the connection is plaintext to another machine; UNAVAILABLE if the function given to
 // [WithStore] fails; CANCELED after Close; INTERNAL if the call has authorization metadata of
-// its own; CANCELED or DEADLINE_EXCEEDED if the call's context ends. If the context ends
-// during a renewal, the text says that the call was waiting for Watchword.
+// its own, without [WithCallersHeaderDropped]; CANCELED or DEADLINE_EXCEEDED if the call's
+// context ends. If the context ends during a renewal, the text says that the call was waiting for
+// Watchword.
 //
 // If the call that starts a renewal is traced by OpenTelemetry, the renewal is a span below the
 // span of the call, tokensource.renew, and the call of Watchword is below that span, if the
@@ -144,14 +145,15 @@ type renewalKey struct{ *Source }
 type Option func(*config)
 
 type config struct {
-	audience   []string
-	plaintext  bool
-	store      func(ctx context.Context, refreshToken string) error
-	tokenFile  string // of WithTokenFile; empty without
-	fileGiven  bool   // there is a WithTokenFile
-	log        *slog.Logger
-	meters     metric.MeterProvider // nil: none
-	attributes []attribute.KeyValue // of the instruments of meters
+	audience    []string
+	plaintext   bool
+	dropCallers bool // the value of WithCallersHeaderDropped
+	store       func(ctx context.Context, refreshToken string) error
+	tokenFile   string // of WithTokenFile; empty without
+	fileGiven   bool   // there is a WithTokenFile
+	log         *slog.Logger
+	meters      metric.MeterProvider // nil: none
+	attributes  []attribute.KeyValue // of the instruments of meters
 }
 
 // misplaced reports whether there is an option that [Forward] and [OnBehalfOf] do not take.
@@ -173,6 +175,23 @@ func WithAudience(names ...string) Option {
 // as the caller (RFC 6750 section 5.3), so use it only where the network protects the path
 // by other means.
 func WithPlaintextToOtherHosts() Option { return func(c *config) { c.plaintext = true } }
+
+// WithCallersHeaderDropped is for a gateway that calls in its own name, such as grpc-gateway, which
+// copies the headers of its caller into the metadata of its call. A call that carries authorization
+// metadata of its own is INTERNAL; with this option the Source drops the metadata, and sends its own
+// token alone. The called service then knows the gateway and not the gateway's caller, so the gateway
+// has to decide itself which callers it serves. To pass on the caller, give the connection no Source
+// and let the service verify the caller's token, or use [OnBehalfOf].
+//
+// The Source drops every value of the metadata "authorization", and of each key that ends in
+// "-authorization", such as grpcgateway-authorization, in which grpc-gateway repeats the caller's
+// header. So no part of the caller's token reaches the service by these keys. Cookies and other
+// metadata stay in the call: a gateway that gets tokens by such metadata has to drop them itself.
+//
+// The interceptors of [Source.DialOptions] drop the metadata: a call with the Source by
+// grpc.PerRPCCredentials alone, and a call whose authorization metadata was added by an interceptor
+// after those of DialOptions, stays INTERNAL.
+func WithCallersHeaderDropped() Option { return func(c *config) { c.dropCallers = true } }
 
 // WithStore names a function, store, that saves each new refresh token, so that the program
 // can continue its session after a restart, by [Refresh].
@@ -317,7 +336,7 @@ func (s *Source) endLocked(err error) {
 // twice, an interceptor given before these sees one call, and an interceptor given after
 // these sees both.
 func (s *Source) DialOptions() []grpc.DialOption {
-	return append(interceptors(s), grpc.WithPerRPCCredentials(s))
+	return append(interceptors(s, s.session.dropCallers), grpc.WithPerRPCCredentials(s))
 }
 
 // Token returns the present access token, for clients of another kind than grpc-go: send
