@@ -16,6 +16,7 @@ export GOFLAGS := $(strip $(GOFLAGS) -trimpath)
 # Inputs for each target, and not a time: at its end a run that is interrupted counts as failed.
 FUZZTIME ?= 20000x
 IMAGE := proto/watchword.binpb
+PLUGINS := .bin/protoc-gen-go .bin/protoc-gen-go-grpc .bin/protoc-gen-connect-go .bin/protoc-gen-grpc-gateway
 
 title = @echo "== $(1)"
 patiently := "$(CURDIR)/scripts/patiently.sh"
@@ -36,7 +37,7 @@ run: .bin/watchword ## Run the server on SQLite; flags in ARGS="…"
 build: .bin/watchword ## Build the server and command line into .bin
 
 .PHONY: tools
-tools: .bin/buf .bin/cyclonedx-gomod .bin/grpcurl .bin/staticcheck .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Build the pinned tools into .bin
+tools: .bin/buf .bin/cyclonedx-gomod .bin/grpcurl .bin/staticcheck $(PLUGINS) ## Build the pinned tools into .bin
 
 ##@ Change
 
@@ -52,10 +53,10 @@ fmt: .bin/buf ## Format Go and proto files
 	@buf format -w
 
 .PHONY: generate
-generate: .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Generate gen/ from the proto files
+generate: .bin/buf $(PLUGINS) ## Generate gen/ from the proto files
 	@buf generate
 	@cp proto/watchword/v1/access.proto $(NOTES)/third_party/watchword/v1/access.proto
-	@cd $(NOTES) && buf generate
+	@for dir in $(EXAMPLES); do (cd $$dir && buf generate) || exit 1; done
 	@$(MAKE) api-page
 
 .PHONY: api-page
@@ -109,9 +110,7 @@ format-check: ## gofmt
 vet: ## go vet
 	$(call title,go vet)
 	@$(patiently) "go vet" go vet ./...
-	@cd $(NOTES) && $(patiently) "go vet in $(NOTES)" go vet ./...
-	@cd bench && $(patiently) "go vet in bench" go vet ./...
-	@cd deploy/check && $(patiently) "go vet in deploy/check" go vet ./...
+	@$(call in-each,$(MODULES),go vet,go vet ./...)
 
 # The other systems on which programs with the package authn run, and the server may.
 PLATFORMS := windows/amd64 darwin/arm64 freebsd/amd64 linux/arm64 linux/386
@@ -127,9 +126,7 @@ vet-platforms: ## go vet, tests included, for the other systems
 staticcheck: .bin/staticcheck ## staticcheck
 	$(call title,staticcheck)
 	@$(patiently) staticcheck staticcheck ./...
-	@cd $(NOTES) && $(patiently) "staticcheck in $(NOTES)" staticcheck ./...
-	@cd bench && $(patiently) "staticcheck in bench" staticcheck ./...
-	@cd deploy/check && $(patiently) "staticcheck in deploy/check" staticcheck ./...
+	@$(call in-each,$(MODULES),staticcheck,staticcheck ./...)
 
 .PHONY: proto-check
 proto-check: .bin/buf ## Lint and format of the proto files; nothing released is broken
@@ -140,9 +137,9 @@ proto-check: .bin/buf ## Lint and format of the proto files; nothing released is
 	@cd $(NOTES) && buf lint && buf format -d --exit-code
 
 .PHONY: generate-check
-generate-check: .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## gen/ and docs/api.md are what the proto files generate
+generate-check: .bin/buf $(PLUGINS) ## gen/ and docs/api.md are what the proto files generate
 	$(call title,generated code)
-	@for dir in . $(NOTES); do ( \
+	@for dir in . $(EXAMPLES); do ( \
 		cd $$dir; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 		buf generate -o "$$tmp"; \
 		diff -r gen "$$tmp/gen" || { echo "$$dir/gen is not what the proto files generate: run 'make generate'"; exit 1; } \
@@ -156,11 +153,7 @@ generate-check: .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## gen/ and 
 tidy-check: ## go.mod and go.sum are tidy
 	$(call title,go mod tidy -diff)
 	@$(patiently) "go mod tidy" go mod tidy -diff
-	@cd $(NOTES) && $(patiently) "go mod tidy in $(NOTES)" go mod tidy -diff
-	@cd bench && $(patiently) "go mod tidy in bench" go mod tidy -diff
-	@cd deploy/check && $(patiently) "go mod tidy in deploy/check" go mod tidy -diff
-	@cd deploy/check/opa && $(patiently) "go mod tidy in deploy/check/opa" go mod tidy -diff
-	@cd tools/clients && $(patiently) "go mod tidy in tools/clients" go mod tidy -diff
+	@$(call in-each,$(MODULES) deploy/check/opa tools/clients,go mod tidy,go mod tidy -diff)
 
 .PHONY: test-go
 test-go: .bin/grpcurl .bin/buf .bin/protoc-gen-go .bin/protoc-gen-go-grpc ## Unit and end-to-end tests under the race detector
@@ -176,9 +169,9 @@ test-fuzz: ## Every fuzz target, FUZZTIME inputs each (20000x)
 	done
 
 .PHONY: test-examples
-test-examples: ## The example service, a module of its own
-	$(call title,examples/notes: go test -race)
-	@cd $(NOTES) && $(patiently) "go test -race" go test -race -vet=off -count=1 -timeout 15m ./...
+test-examples: ## The example services, each a module of its own
+	$(call title,$(EXAMPLES): go test -race)
+	@$(call in-each,$(EXAMPLES),go test -race,go test -race -vet=off -count=1 -timeout 15m ./...)
 
 .PHONY: test-node
 test-node: .bin/watchword .bin/notes ## The Node.js client against the real binaries
@@ -232,6 +225,11 @@ bench: ## Every promise of speed beside its limit, in twenty minutes; quicker by
 # The rest is not for typing.
 
 NOTES := examples/notes
+EXAMPLES := $(NOTES) examples/connect examples/gateway
+# The modules beside the main one. in-each runs a command in each of some modules: the modules, a
+# name for the command, the command.
+MODULES := $(EXAMPLES) bench deploy/check
+in-each = for dir in $(1); do (cd $$dir && $(patiently) "$(2) in $$dir" $(3)) || exit 1; done
 GO_FILES := find . -name node_modules -prune -o -name '*.go' -print0
 
 # The version that a program shows: of this clone, unless VERSION names another one. The tag
@@ -269,4 +267,16 @@ TOOL_staticcheck := honnef.co/go/tools/cmd/staticcheck
 .bin/protoc-gen-go: go.mod go.sum
 	@$(first_time)
 	@$(patiently) "compiling $(@F)" go build -o $@ google.golang.org/protobuf/cmd/protoc-gen-go >&2
+	@touch $@
+
+# The plugins of an example have the version of the runtime that the example asks for.
+TOOL_protoc-gen-connect-go := connectrpc.com/connect/cmd/protoc-gen-connect-go
+TOOL_protoc-gen-grpc-gateway := github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-grpc-gateway
+.bin/protoc-gen-connect-go: IN := examples/connect
+.bin/protoc-gen-connect-go: examples/connect/go.mod examples/connect/go.sum
+.bin/protoc-gen-grpc-gateway: IN := examples/gateway
+.bin/protoc-gen-grpc-gateway: examples/gateway/go.mod examples/gateway/go.sum
+.bin/protoc-gen-connect-go .bin/protoc-gen-grpc-gateway:
+	@$(first_time)
+	@cd $(IN) && $(patiently) "compiling $(@F)" go build -o $(CURDIR)/$@ $(TOOL_$(@F)) >&2
 	@touch $@

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"time"
 
@@ -290,4 +292,46 @@ func serveExample(srv *grpc.Server) (client healthpb.HealthClient, done func()) 
 		conn.Close()
 		stop()
 	}
+}
+
+// A server of net/http checks each call by the rule of the method in its path.
+func ExampleVerifier_Authorize() {
+	server, conn, stop := exampleServer()
+	defer stop()
+	verifier, err := authn.NewVerifier(context.Background(), conn, authn.WithAudience("internal"), authn.WithLogger(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer verifier.Close()
+	next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, "hello", caller(r.Context()).GetValue()) })
+
+	guarded := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, err := verifier.Authorize(r.Context(), r.URL.Path, r.Header.Values("Authorization"))
+		switch status.Code(err) {
+		case codes.OK:
+			next.ServeHTTP(w, r.WithContext(ctx))
+		case codes.Unauthenticated:
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			http.Error(w, authn.Reason(err).String(), http.StatusUnauthorized)
+		case codes.PermissionDenied:
+			http.Error(w, authn.Reason(err).String(), http.StatusForbidden)
+		default:
+			http.Error(w, authn.Reason(err).String(), http.StatusServiceUnavailable)
+		}
+	})
+
+	token := server.mint(func(*token.Claims) {})
+	for path, authorization := range map[string]string{notes + "List": "", notes + "Mine": "Bearer " + token, notes + "Add": "Bearer " + token} {
+		r := httptest.NewRequest(http.MethodPost, path, nil)
+		if authorization != "" {
+			r.Header.Set("Authorization", authorization)
+		}
+		w := httptest.NewRecorder()
+		guarded.ServeHTTP(w, r)
+		fmt.Print(w.Code, " ", w.Body)
+	}
+	// Unordered output:
+	// 401 ERROR_REASON_TOKEN_MISSING
+	// 200 hello alice
+	// 403 ERROR_REASON_ROLE_REQUIRED
 }

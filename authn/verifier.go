@@ -40,6 +40,9 @@
 //     finds methods without a rule, and methods with a rule that the program cannot read;
 //   - acts on [Reason], and not on an error's message.
 //
+// A server that grpc-go does not run, such as a server of Connect, calls [Verifier.Authorize]
+// before each handler.
+//
 // Package authn/tokensource is for programs that call guarded services, and has the function
 // Dial. Package authn/authntest has an issuer in memory, for tests.
 //

@@ -188,9 +188,9 @@ func WithPlaintextToOtherHosts() Option { return func(c *config) { c.plaintext =
 // header. So no part of the caller's token reaches the service by these keys. Cookies and other
 // metadata stay in the call: a gateway that gets tokens by such metadata has to drop them itself.
 //
-// The interceptors of [Source.DialOptions] drop the metadata: a call with the Source by
-// grpc.PerRPCCredentials alone, and a call whose authorization metadata was added by an interceptor
-// after those of DialOptions, stays INTERNAL.
+// The interceptors of [Source.DialOptions] drop the metadata. So a call with the Source by
+// grpc.PerRPCCredentials alone stays INTERNAL, and so does a call to which an interceptor after
+// those of DialOptions has added authorization metadata.
 func WithCallersHeaderDropped() Option { return func(c *config) { c.dropCallers = true } }
 
 // WithStore names a function, store, that saves each new refresh token, so that the program
