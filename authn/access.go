@@ -127,14 +127,18 @@ func (a *accessRules) decide(service, method string, descriptor protoreflect.Met
 	case descriptor == nil:
 		return rule{unknown: true}, nil
 	}
-	r := rule{
-		public: access.GetPublic(), roles: access.GetRoles(), declared: declared,
-		undelegated: access.GetDelegated() == watchwordv1.Access_REFUSE,
-	}
+	r := ruleOf(access)
+	r.declared = declared
+	return r, nil
+}
+
+// ruleOf returns the rule that access states. access has passed [checkAccess].
+func ruleOf(access *watchwordv1.Access) rule {
+	r := rule{public: access.GetPublic(), roles: access.GetRoles(), undelegated: access.GetDelegated() == watchwordv1.Access_REFUSE}
 	if names := access.GetAudience(); len(names) > 0 {
 		r.audience = &audience{names: names}
 	}
-	return r, nil
+	return r
 }
 
 // checkAccess returns an error for an access rule that cannot be used. A nil rule sets nothing,

@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"google.golang.org/grpc/metadata"
+
+	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
 // Authorize checks a call as the interceptors do, for a server of another kind than grpc-go's,
@@ -35,16 +37,39 @@ func (v *Verifier) Authorize(ctx context.Context, fullMethod string, authorizati
 	if err != nil {
 		return nil, err
 	}
-	if _, guarded := FromContext(admitted); guarded {
-		admitted = withIncoming(admitted, authorization)
-	}
-	return admitted, nil
+	return withIncoming(admitted, authorization), nil
 }
 
-// withIncoming returns ctx with authorization in place of the values that [incoming] finds. The
-// package tokensource sends on the token that incoming finds, which must be the token of ctx's
-// principal: ctx may come from a handler that grpc-go has called with another token.
+// AuthorizeByRule checks a call as [Verifier.Authorize] does, by the access rule that the program
+// gives, for a server with rules in another place than in proto files and options. The rule of the
+// proto file, [WithMethodRule] and [WithPublicMethods] have no effect. fullMethod is for the errors
+// alone, and may be empty: a client renews its token and calls again only if the error names the
+// called method.
+//
+// Errors: INVALID_ARGUMENT without a reason for a rule that NewVerifier would refuse; otherwise
+// those of Authorize for the token and the rule.
+func (v *Verifier) AuthorizeByRule(ctx context.Context, access *watchwordv1.Access, fullMethod string, authorization []string) (context.Context, error) {
+	if err := checkAccess(access); err != nil {
+		return nil, misused(err)
+	}
+	r := ruleOf(access)
+	admitted, err := v.admit(ctx, fullMethod, &r, func(context.Context) []string { return authorization })
+	if err != nil {
+		noteRefusal(ctx, err)
+		return nil, err
+	}
+	return withIncoming(admitted, authorization), nil
+}
+
+// withIncoming returns ctx, the context of an admitted call, with authorization in place of the
+// values that [incoming] finds. The package tokensource sends on the token that incoming finds,
+// which must be the token of ctx's principal: ctx may come from a handler that grpc-go has called
+// with another token. Without a principal, in a public method, tokensource sends on no token, and
+// ctx stays as it is.
 func withIncoming(ctx context.Context, authorization []string) context.Context {
+	if _, guarded := FromContext(ctx); !guarded {
+		return ctx
+	}
 	md, _ := metadata.FromIncomingContext(ctx) // a copy
 	if md == nil {
 		md = metadata.MD{}

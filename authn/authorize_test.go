@@ -12,6 +12,7 @@ import (
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -59,8 +60,10 @@ func TestAuthorizeIsTheInterceptor(t *testing.T) {
 		w.watch.tell(endedSession("session-2", time.Now().Add(time.Hour)))
 		unary := w.UnaryServerInterceptor()
 		methods := []string{foreign + "Mine", foreign + "List", "/other.v1.Other/Any", "/", "", "notes.v1.NotesService/List", notes + "List/", "/prefix" + notes + "List", notes + "list", notes + "List?q=1", notes + "\xff"}
+		rules := map[string]*watchwordv1.Access{foreign + "Mine": {Delegated: watchwordv1.Access_REFUSE}}
 		for _, m := range notesMethods {
 			methods = append(methods, notes+m.name)
+			rules[notes+m.name] = m.access
 		}
 		var headers [][]string
 		for _, edits := range [][]func(*token.Claims){
@@ -88,6 +91,9 @@ func TestAuthorizeIsTheInterceptor(t *testing.T) {
 					return handler, err
 				})
 				got := observe(t, w, authorize)
+				if access, ok := rules[method]; ok && i%2 == 0 {
+					got = observe(t, w, func(ctx context.Context) (context.Context, error) { return w.AuthorizeByRule(ctx, access, method, values) })
+				}
 				if got.caller != want.caller || !proto.Equal(status.Convert(got.err).Proto(), status.Convert(want.err).Proto()) ||
 					!maps.Equal(got.refused, want.refused) || !slices.Equal(got.span, want.span) {
 					t.Errorf("%q, header %d: Authorize %+v, the interceptor %+v", method, i, got, want)
@@ -108,6 +114,23 @@ func TestAuthorizeIsTheInterceptor(t *testing.T) {
 		if refused, ok := err.(interface{ Principal() *authn.Principal }); !ok || refused.Principal().Username() != "alice" {
 			t.Errorf("%T %v has no principal", err, err)
 		}
+	})
+}
+
+// A rule that no caller can meet is an error, and not a rule that admits every caller.
+func TestAuthorizeByAWrongRule(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t)
+		good := []string{"Bearer " + mint(t, w.key)}
+		for _, access := range []*watchwordv1.Access{
+			{Public: true, Roles: []string{"admin"}}, {Roles: []string{""}}, {Roles: []string{"a b"}}, {Audience: []string{""}}, {Delegated: 7},
+		} {
+			if ctx, err := w.AuthorizeByRule(t.Context(), access, "", good); status.Code(err) != codes.InvalidArgument || ctx != nil {
+				t.Errorf("%v: %v", access, err)
+			}
+		}
+		_, err := w.AuthorizeByRule(t.Context(), nil, "", nil)
+		refusedBy(t, err, codes.Unauthenticated, "TOKEN_MISSING", "")
 	})
 }
 

@@ -98,24 +98,40 @@ func incoming(ctx context.Context) []string {
 //
 // Errors: see [Verifier.UnaryServerInterceptor].
 func (v *Verifier) guard(ctx context.Context, full string, values func(context.Context) []string) (context.Context, error) {
-	admitted, err := v.admit(ctx, full, values)
-	if err != nil && spans.Recorded(ctx) {
-		spans.Refused(ctx, refusal.Outcome(err))
+	r, err := v.access.of(full)
+	if err != nil {
+		err = v.withoutRule(err)
+	} else {
+		var admitted context.Context
+		if admitted, err = v.admit(ctx, full, &r, values); err == nil {
+			return admitted, nil
+		}
 	}
-	return admitted, err
+	noteRefusal(ctx, err)
+	return nil, err
 }
 
-func (v *Verifier) admit(ctx context.Context, full string, values func(context.Context) []string) (context.Context, error) {
-	r, err := v.access.of(full)
+// noteRefusal notes on the span of a call why the call was refused.
+func noteRefusal(ctx context.Context, err error) {
+	if spans.Recorded(ctx) {
+		spans.Refused(ctx, refusal.Outcome(err))
+	}
+}
+
+// withoutRule returns the status of a call for which [accessRules.of] has found no rule.
+func (v *Verifier) withoutRule(err error) error {
 	if errors.Is(err, errMalformedMethod) {
 		// No access rule applies to a malformed name, and grpc.UnknownServiceHandler might take
 		// the name for the name of a method with a rule.
-		return nil, status.Error(codes.Unimplemented, "malformed method name")
+		return status.Error(codes.Unimplemented, "malformed method name")
 	}
-	if err != nil {
-		v.reportFault(err)
-		return nil, status.Error(codes.Internal, "internal error")
-	}
+	v.reportFault(err)
+	return status.Error(codes.Internal, "internal error")
+}
+
+// admit checks a call against the rule r, and returns the context for the handler. full is the
+// name of the method, for errors.
+func (v *Verifier) admit(ctx context.Context, full string, r *rule, values func(context.Context) []string) (context.Context, error) {
 	if r.public {
 		return withPrincipal(ctx, full, nil), nil
 	}
