@@ -92,7 +92,9 @@ func TestAuthorizeIsTheInterceptor(t *testing.T) {
 				})
 				got := observe(t, w, authorize)
 				if access, ok := rules[method]; ok && i%2 == 0 {
-					got = observe(t, w, func(ctx context.Context) (context.Context, error) { return w.AuthorizeByRule(ctx, access, method, values) })
+					got = observe(t, w, func(ctx context.Context) (context.Context, error) {
+						return w.AuthorizeByRule(ctx, access, method, values)
+					})
 				}
 				if got.caller != want.caller || !proto.Equal(status.Convert(got.err).Proto(), status.Convert(want.err).Proto()) ||
 					!maps.Equal(got.refused, want.refused) || !slices.Equal(got.span, want.span) {

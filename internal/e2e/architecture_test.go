@@ -27,6 +27,7 @@ var mayImport = map[string][]string{
 	"authn/authntest":          {"authn", gen, "internal/refusal", "internal/token", "internal/trusttest"},                                                                                                                          // public
 	"authn/tokensource":        {"authn", gen, "internal/durable", "internal/meter", "internal/refusal", "internal/retry", "internal/spans", "internal/token", "internal/transport"},                                                // public: as authn
 	"cmd/watchword":            {"internal/cli"},
+	"cmd/watchword-ext-authz":  {"internal/extauthz"},
 	"docs":                     {}, // tests of the text alone
 	"internal/audit":           {"internal/caller", "internal/store"},
 	"internal/caller":          {"internal/store"},
@@ -37,6 +38,7 @@ var mayImport = map[string][]string{
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},
+	"internal/extauthz":        {"authn", gen, "authn/tokensource", "internal/refusal", "internal/reload", "internal/settings", "internal/version"}, // no database, and nothing of the server
 	"internal/federation":      {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/share", "internal/store", "internal/token", "internal/user"},
 	"internal/feed":            {gen, "internal/hub", "internal/spans", "internal/store", "internal/token"},
 	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share", "internal/spans"},
@@ -122,6 +124,8 @@ var mayImportForeign = map[string][]string{
 	"go.opentelemetry.io/otel/trace":      {"internal/spans", "internal/store", "internal/tracing", "authn", "authn/tokensource"},
 
 	"github.com/KimMachineGun/automemlimit": {"internal/server"},
+
+	"github.com/envoyproxy": {"internal/extauthz"}, // linked into a program of its own
 }
 
 // goPackage holds the output of `go list -json` for a package.

@@ -53,6 +53,7 @@ func TestMain(m *testing.M) {
 // later calls.
 var (
 	buildWatchword = sync.OnceValue(func() error { return build(".", "./cmd/watchword") })
+	buildExtAuthz  = sync.OnceValue(func() error { return build(".", "./cmd/watchword-ext-authz") })
 	buildNotes     = sync.OnceValue(func() error { return build("examples/notes", "./cmd/notes", "./cmd/notes-client") })
 	findGrpcurl    = sync.OnceValues(func() (string, error) {
 		pinned, err := filepath.Abs(filepath.Join(root, ".bin", "grpcurl"))

@@ -77,7 +77,7 @@ func New(p Program) (*Settings, error) {
 	options := []kong.Option{
 		kong.Name(p.Name), kong.Description(p.Description), kong.Vars{"version": p.Version}, kong.Writers(p.Out, p.Err),
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(durations)),
-		kong.DefaultEnvars(strings.ToUpper(p.Name)), kong.ValueFormatter(withVariable),
+		kong.DefaultEnvars(strings.ReplaceAll(strings.ToUpper(p.Name), "-", "_")), kong.ValueFormatter(withVariable),
 		kong.Resolvers(kong.ResolverFunc(s.resolve)), kong.Bind(s),
 	}
 	if p.Exit != nil {

@@ -1,0 +1,82 @@
+// Package extauthz answers Envoy's question whether to let a request through
+// (envoy.service.auth.v3.Authorization/Check), by the access token of the request.
+//
+// A verifier of package authn holds the trust bundle in memory, so a question needs no call to the
+// Watchword server. The rule of a route comes from the configuration of Envoy alone, and what
+// cannot be decided is denied. The service behind Envoy learns the caller by headers that no client
+// can set.
+package extauthz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/watchword-auth/watchword/internal/settings"
+	"github.com/watchword-auth/watchword/internal/version"
+)
+
+const name = "watchword-ext-authz"
+
+// commands are the commands of the program. Every flag has an environment variable
+// WATCHWORD_EXT_AUTHZ_….
+type commands struct {
+	Serve serveCmd `cmd:"" help:"Answer Envoy's questions."`
+
+	settings.EveryCommand
+}
+
+type serveCmd struct{ Config }
+
+// Run serves until ctx ends.
+func (c *serveCmd) Run(ctx context.Context, t terminal) error {
+	if err := c.check(); err != nil {
+		return usageError{err}
+	}
+	logger, err := c.logger(t.log)
+	if err != nil {
+		return usageError{err}
+	}
+	return serve(ctx, c.Config, logger)
+}
+
+// terminal holds the output for the log.
+type terminal struct{ log io.Writer }
+
+// usageError means wrong usage: exit status 2.
+type usageError struct{ error }
+
+// Main runs a command until it ends or SIGINT or SIGTERM comes, and returns the exit status: 0, 1
+// on a failure, 2 on wrong usage.
+func Main(args []string, out, err io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // restores what a signal does by default: the second ends the process
+	set, fault := settings.New(settings.Program{
+		Name: name, Description: "Answers Envoy's ext_authz by Watchword's access tokens.", Version: version.String(),
+		Commands: new(commands), Out: out, Err: err, KeysOf: "serve", TakeAll: []string{"serve"},
+	})
+	if fault != nil {
+		fmt.Fprintf(err, "%s: %v\n", name, fault)
+		return 1
+	}
+	for _, line := range set.Misspelled(os.Environ()) {
+		fmt.Fprintf(err, "%s: %s\n", name, line)
+	}
+	if fault := set.Read(args); fault != nil {
+		fmt.Fprintf(err, "%s: %v\nTry: %[1]s --help\n", name, fault)
+		return 2
+	}
+	if fault := set.Run(ctx, terminal{err}); fault != nil {
+		fmt.Fprintf(err, "%s: %v\n", name, fault)
+		if errors.As(fault, new(usageError)) {
+			return 2
+		}
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,68 @@
+package extauthz
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+)
+
+// request is the request of a client, as Envoy describes the request.
+type request struct {
+	http *authv3.AttributeContext_HttpRequest
+}
+
+// values returns every value of a header. With encode_raw_headers Envoy sends each value of its
+// own. Otherwise Envoy joins the values by commas, and a token has no comma: two tokens are no
+// valid token in both forms.
+func (r request) values(name string) (values []string) {
+	for _, h := range r.http.GetHeaderMap().GetHeaders() {
+		if !strings.EqualFold(h.GetKey(), name) {
+			continue
+		}
+		value := h.GetValue()
+		if len(h.GetRawValue()) > 0 {
+			value = string(h.GetRawValue())
+		}
+		values = append(values, value)
+	}
+	for key, value := range r.http.GetHeaders() {
+		if strings.EqualFold(key, name) {
+			values = append(values, value)
+		}
+	}
+	return values
+}
+
+// names returns the names of all headers, in lower case.
+func (r request) names() []string {
+	all := map[string]bool{}
+	for _, h := range r.http.GetHeaderMap().GetHeaders() {
+		all[strings.ToLower(h.GetKey())] = true
+	}
+	for key := range r.http.GetHeaders() {
+		all[strings.ToLower(key)] = true
+	}
+	return slices.Sorted(maps.Keys(all))
+}
+
+// isGRPC reports whether Envoy answers the request in the form of gRPC, by the same rule as Envoy.
+func (r request) isGRPC() bool {
+	values := r.values("content-type")
+	return len(values) == 1 && (values[0] == "application/grpc" || strings.HasPrefix(values[0], "application/grpc+"))
+}
+
+// method returns the full name of the called method of gRPC: the path without a query, which Envoy
+// leaves in the path. A client of gRPC looks for the name in the error; see refusal.Status. method
+// is empty for other requests.
+func (r request) method() string {
+	if !r.isGRPC() {
+		return ""
+	}
+	path := r.http.GetPath()
+	if end := strings.IndexAny(path, "?#"); end >= 0 {
+		path = path[:end]
+	}
+	return strings.ToValidUTF8(path, "")
+}
