@@ -9,12 +9,14 @@ COPY . .
 ARG VERSION
 RUN test -n "$VERSION" || { echo 'name the version: docker build --build-arg VERSION="$(scripts/version.sh)" -t watchword .' >&2; exit 1; }
 # Static, because the image from scratch has no C library.
-RUN CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags="-s -w -X github.com/watchword-auth/watchword/internal/version.stamped=$VERSION" -o /out/watchword ./cmd/watchword \
+RUN CGO_ENABLED=0 go build -trimpath -tags grpcnotrace -ldflags="-s -w -X github.com/watchword-auth/watchword/internal/version.stamped=$VERSION" -o /out/ ./cmd/watchword ./cmd/watchword-ext-authz \
 	&& mkdir /out/data
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/watchword /watchword
+# For Envoy: docs/ext-authz.md.
+COPY --from=build /out/watchword-ext-authz /watchword-ext-authz
 # A new volume gets the owner and the mode of the folder at the mount point. The folder is
 # for the group 0: OpenShift runs the image as a user with an arbitrary number in group 0.
 COPY --from=build --chown=65532:0 --chmod=0770 /out/data /data

@@ -34,7 +34,7 @@ run: .bin/watchword ## Run the server on SQLite; flags in ARGS="…"
 	@exec .bin/watchword serve $(ARGS)
 
 .PHONY: build
-build: .bin/watchword ## Build the server and command line into .bin
+build: .bin/watchword .bin/watchword-ext-authz ## Build the server, the command line and the program for Envoy into .bin
 
 .PHONY: tools
 tools: .bin/buf .bin/cyclonedx-gomod .bin/grpcurl .bin/staticcheck $(PLUGINS) ## Build the pinned tools into .bin
@@ -239,9 +239,9 @@ STAMP = -tags grpcnotrace -ldflags "-X github.com/watchword-auth/watchword/inter
 
 .PHONY: FORCE
 
-.bin/watchword: FORCE # go build knows what has changed
+.bin/watchword .bin/watchword-ext-authz: FORCE # go build knows what has changed
 	@[ -e $@ ] || $(first_time)
-	@$(patiently) "compiling $(@F)" go build $(STAMP) -o $@ ./cmd/watchword >&2
+	@$(patiently) "compiling $(@F)" go build $(STAMP) -o $@ ./cmd/$(@F) >&2
 
 .bin/notes: FORCE
 	@cd $(NOTES) && $(patiently) "compiling $(@F)" go build -o ../../$@ ./cmd/notes

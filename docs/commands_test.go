@@ -29,6 +29,7 @@ var commands = map[string]string{
 	"docs/deploy.md":                       "needs a container engine, a cluster or systemd",
 	"docs/migrations.md#Finish an upgrade": "needs PostgreSQL; a test of internal/e2e runs the command",
 	"docs/monitoring.md#Traces":            "variables and lines of Go; TestTraces exports spans with both",
+	"docs/ext-authz.md":                    "needs certificates and a running server; TestExtAuthz runs the program with these flags",
 	"docs/federation.md":                   "the server would fetch keys from other machines; TestBothWays runs such commands, and TestSlowSPIRE of internal/e2e those of SPIRE",
 	"docs/verify.md":                       "installs packages from the network",
 	"docs/keys.md":                         "replaces the master key of the reader's server",
@@ -43,7 +44,7 @@ var commands = map[string]string{
 var (
 	heading = regexp.MustCompile("^#+ (.*)$")
 	fence   = regexp.MustCompile("^ *```([a-z]*)$")
-	command = regexp.MustCompile(`^ {4,}(?:export|\.bin/\w+|watchword|docker|kubectl|curl|make|go|sudo|systemctl|psql|npm|node) `)
+	command = regexp.MustCompile(`^ {4,}(?:export|\.bin/[\w-]+|watchword|docker|kubectl|curl|make|go|sudo|systemctl|psql|npm|node) `)
 )
 
 // A block of commands, fenced or indented, is run by a test or listed with a reason.

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -192,6 +194,19 @@ func TestExtAuthzWithoutAServer(t *testing.T) {
 	} {
 		if r := run(t, extAuthzCommand(t, wrong...)); r.code != 2 || !strings.Contains(r.stderr, wrong[0]) {
 			t.Errorf("%q: %v", wrong, r)
+		}
+	}
+	page, err := os.ReadFile(filepath.Join(root, "docs", "ext-authz.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags := regexp.MustCompile(`(?m)^ +(--[a-z-]+)`).FindAllStringSubmatch(run(t, extAuthzCommand(t, "--help")).stdout, -1)
+	if len(flags) < 15 {
+		t.Errorf("--help lists %q", flags)
+	}
+	for _, flag := range flags {
+		if name := flag[1]; name != "--config" && name != "--version" && !strings.Contains(string(page), "`"+name+"`") {
+			t.Errorf("docs/ext-authz.md says nothing about %s", name)
 		}
 	}
 }

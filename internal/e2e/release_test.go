@@ -13,7 +13,7 @@ import (
 
 // TestSlowReleaseIsReproducible builds a release in two folders, with a cache, a time zone, a
 // umask and flags of Go of its own for the second one. Both folders get the same bytes. The
-// program in the archive shows the version, and the SBOM lists the modules of the program.
+// programs in the archive show the version, and each SBOM lists the modules of its program.
 func TestSlowReleaseIsReproducible(t *testing.T) {
 	slow(t)
 	if err := build("tools", "github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod"); err != nil {
@@ -26,7 +26,7 @@ func TestSlowReleaseIsReproducible(t *testing.T) {
 		buildRelease(t, first, version, ""),
 		buildRelease(t, second, version, "umask 077; export TZ=Asia/Tokyo GOFLAGS=-tags=other CGO_ENABLED=1 GOCACHE="+t.TempDir()+"; "),
 	}
-	if len(made[0]) != 3 || fmt.Sprint(made[0]) != fmt.Sprint(made[1]) {
+	if len(made[0]) != 4 || fmt.Sprint(made[0]) != fmt.Sprint(made[1]) {
 		t.Errorf("one folder has %x,\nthe other one %x", made[0], made[1])
 	}
 	in := func(name string, args ...string) {
@@ -43,12 +43,16 @@ func TestSlowReleaseIsReproducible(t *testing.T) {
 	if got := shownVersion(t, filepath.Join(unpacked, "watchword")); got != version {
 		t.Errorf("the program in the archive shows %q", got)
 	}
+	if r := run(t, exec.Command(filepath.Join(unpacked, "watchword-ext-authz"), "--version")); strings.TrimSpace(r.stdout) != version {
+		t.Errorf("the program for Envoy in the archive shows %v", r)
+	}
 	for _, file := range []string{"README.md", "deploy/systemd/watchword.service", "deploy/kubernetes/watchword.yaml"} {
 		if _, err := os.Stat(filepath.Join(unpacked, file)); err != nil {
 			t.Error(err)
 		}
 	}
 	wantBill(t, filepath.Join(first, "release", name+".cdx.json"), version)
+	wantBill(t, filepath.Join(first, "release", strings.Replace(name, "watchword", "watchword-ext-authz", 1)+".cdx.json"), version)
 }
 
 // buildRelease copies the repository into a folder, runs the release program there after some

@@ -26,7 +26,10 @@ import (
 // platforms lists what a release has programs for. docs/deploy.md names the platforms.
 var platforms = []string{"linux/amd64", "linux/arm64", "darwin/arm64", "windows/amd64"}
 
-// shipped lists the files beside the program in an archive.
+// programs lists the programs of an archive. Each has an SBOM of its own.
+var programs = []string{"watchword", "watchword-ext-authz"}
+
+// shipped lists the files beside the programs in an archive.
 var shipped = []string{"README.md", "CHANGELOG.md", "SECURITY.md", "docs/*.md", "docs/decisions/*.md",
 	"deploy/compose/compose.yaml", "deploy/compose/secrets.sh", "deploy/kubernetes/*", "deploy/systemd/*", "deploy/prometheus/*", "deploy/grafana/*"}
 
@@ -75,29 +78,33 @@ func (s *settings) run(platforms []string) error {
 	return s.checksums()
 }
 
-// build makes the archive and the SBOM of one platform.
+// build makes the archive and the SBOMs of one platform.
 func (s *settings) build(platform string) error {
 	system, processor, _ := strings.Cut(platform, "/")
-	name := fmt.Sprintf("watchword_%s_%s_%s", strings.TrimPrefix(s.version, "v"), system, processor)
+	of := fmt.Sprintf("_%s_%s_%s", strings.TrimPrefix(s.version, "v"), system, processor)
+	name := "watchword" + of
 	work, err := os.MkdirTemp("", "watchword-release-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(work)
-	program := "watchword"
-	if system == "windows" {
-		program += ".exe"
+	var binaries []string
+	for _, program := range programs {
+		binary := filepath.Join(work, program)
+		if system == "windows" {
+			binary += ".exe"
+		}
+		if err := s.compile(system, processor, binary, "./cmd/"+program); err != nil {
+			return err
+		}
+		sbom := exec.Command(s.sbom, "bin", "-json", "-std", "-noserial", "-notimestamp", "-version", s.version,
+			"-output", filepath.Join(s.out, program+of+".cdx.json"), binary)
+		if out, err := sbom.CombinedOutput(); err != nil {
+			return fmt.Errorf("SBOM of %s: %w\n%s", program, err, out)
+		}
+		binaries = append(binaries, binary)
 	}
-	binary := filepath.Join(work, program)
-	if err := s.compile(system, processor, binary); err != nil {
-		return err
-	}
-	sbom := exec.Command(s.sbom, "bin", "-json", "-std", "-noserial", "-notimestamp", "-version", s.version,
-		"-output", filepath.Join(s.out, name+".cdx.json"), binary)
-	if out, err := sbom.CombinedOutput(); err != nil {
-		return fmt.Errorf("SBOM: %w\n%s", err, out)
-	}
-	files, err := s.files(name, program, binary)
+	files, err := s.files(name, binaries)
 	if err != nil {
 		return err
 	}
@@ -112,12 +119,12 @@ func (s *settings) build(platform string) error {
 	return os.WriteFile(filepath.Join(s.out, name+suffix), archive, 0o644)
 }
 
-// compile builds the program. The environment of the caller, which may hold other settings of
+// compile builds a program from a package. The environment of the caller, which may hold other settings of
 // the compiler, has no influence: only the folders of Go's caches are passed on.
-func (s *settings) compile(system, processor, binary string) error {
+func (s *settings) compile(system, processor, binary, from string) error {
 	cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-buildvcs=false", "-mod=readonly",
 		"-ldflags", "-s -w -buildid= -X github.com/watchword-auth/watchword/internal/version.stamped="+s.version,
-		"-o", binary, "./cmd/watchword")
+		"-o", binary, from)
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
 		passed := []string{"GOCACHE", "GOMODCACHE", "GOPATH", "GOPROXY", "GOSUMDB", "GONOSUMDB", "GOROOT", "GOTOOLCHAIN", "GOTMPDIR"}
@@ -139,13 +146,16 @@ type file struct {
 	data []byte
 }
 
-// files reads the program and the shipped files, sorted by name.
-func (s *settings) files(folder, program, binary string) ([]file, error) {
-	data, err := os.ReadFile(binary)
-	if err != nil {
-		return nil, err
+// files reads the programs and the shipped files, sorted by name.
+func (s *settings) files(folder string, binaries []string) ([]file, error) {
+	var files []file
+	for _, binary := range binaries {
+		data, err := os.ReadFile(binary)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, file{folder + "/" + filepath.Base(binary), 0o755, data})
 	}
-	files := []file{{folder + "/" + program, 0o755, data}}
 	for _, pattern := range shipped {
 		paths, err := filepath.Glob(pattern)
 		if err != nil || len(paths) == 0 {
