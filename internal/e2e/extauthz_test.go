@@ -144,7 +144,9 @@ func TestExtAuthz(t *testing.T) {
 	p, e := extAuthz(t, credentials.NewTLS(ca.trusting(envoysCert)), flags...)
 	e.client.Transport = &http.Transport{TLSClientConfig: ca.trusting()}
 	t.Cleanup(e.client.CloseIdleConnections)
-	p.awaitLog(t, readyLine)
+	if line := p.awaitLog(t, readyLine)[0]; !strings.Contains(line, "tls=true") {
+		t.Error(line)
+	}
 	if err := e.wantsHealth("https", healthv1.HealthCheckResponse_SERVING); err != nil {
 		t.Error(err)
 	}

@@ -43,6 +43,7 @@ type server struct {
 	checker  *checker
 	grpc     *grpc.Server
 	http     *http.Server
+	secure   bool // both addresses have TLS
 	stopping atomic.Bool
 }
 
@@ -75,7 +76,7 @@ func serve(ctx context.Context, c Config, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	s := &server{logger: logger, verifier: verifier, checker: &checker{verifier: verifier, log: logger}}
+	s := &server{logger: logger, verifier: verifier, secure: forGRPC != nil, checker: &checker{verifier: verifier, log: logger}}
 	s.grpc, s.http = s.grpcServer(forGRPC), s.httpServer(forHTTP)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -88,7 +89,7 @@ func (s *server) run(ctx context.Context, forGRPC, forHTTP net.Listener) error {
 	failed := make(chan error, 3) // one for each goroutine below
 	go func() { failed <- s.grpc.Serve(forGRPC) }()
 	go func() {
-		if s.http.TLSConfig != nil {
+		if s.secure {
 			failed <- s.http.ServeTLS(forHTTP, "", "")
 		} else {
 			failed <- s.http.Serve(forHTTP)
@@ -101,7 +102,7 @@ func (s *server) run(ctx context.Context, forGRPC, forHTTP net.Listener) error {
 			failed <- err
 			return
 		}
-		s.logger.InfoContext(ctx, "ready", append(addresses, "version", version.String(), "tls", s.http.TLSConfig != nil)...)
+		s.logger.InfoContext(ctx, "ready", append(addresses, "version", version.String(), "tls", s.secure)...)
 	}()
 	var err error
 	select {
