@@ -119,8 +119,8 @@ func (s *settings) build(platform string) error {
 	return os.WriteFile(filepath.Join(s.out, name+suffix), archive, 0o644)
 }
 
-// compile builds a program from a package. The environment of the caller, which may hold other settings of
-// the compiler, has no influence: only the folders of Go's caches are passed on.
+// compile builds a program from a package. The environment of the caller, which may hold other
+// settings of the compiler, has no influence: only the folders of Go's caches are passed on.
 func (s *settings) compile(system, processor, binary, from string) error {
 	cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-buildvcs=false", "-mod=readonly",
 		"-ldflags", "-s -w -buildid= -X github.com/watchword-auth/watchword/internal/version.stamped="+s.version,
