@@ -27,7 +27,8 @@ import (
 // create the file before the first token is there, and the reader sees a stranger's token.
 //
 // Errors of [Workload]: INVALID_ARGUMENT if path is empty, if every user of the machine may
-// replace the file, or if another user has created the file in a folder such as /tmp. [Password] and [Refresh] refuse the option.
+// replace the file, or if another user has created the file in a folder such as /tmp. [Password]
+// and [Refresh] refuse the option.
 func WithTokenFile(path string) Option {
 	return func(c *config) { c.tokenFile, c.fileGiven = path, true }
 }
