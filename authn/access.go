@@ -45,7 +45,7 @@ type methodRule struct {
 // caller.
 type accessRules struct {
 	named  map[string]methodRule // pattern → rule
-	linked map[string]rule       // full name → rule, for methods linked into the program at the start
+	linked map[string]*rule      // full name → rule, for methods linked into the program at the start
 	later  sync.Map              // full name → rule, for methods registered later; only methods with a descriptor, so that callers cannot make the map grow
 }
 
@@ -56,7 +56,7 @@ type accessRules struct {
 // Errors: an error for each method with an option that cannot be used, or that contradicts
 // named.
 func newAccessRules(named map[string]methodRule) (*accessRules, error) {
-	a := &accessRules{named: named, linked: map[string]rule{}}
+	a := &accessRules{named: named, linked: map[string]*rule{}}
 	var found []error
 	protoregistry.GlobalFiles.RangeFiles(func(file protoreflect.FileDescriptor) bool {
 		for i := range file.Services().Len() {
@@ -81,16 +81,16 @@ var errMalformedMethod = errors.New("malformed method name")
 // /service/method.
 //
 // Errors: errMalformedMethod; the fault of a descriptor registered after newAccessRules.
-func (a *accessRules) of(full string) (rule, error) {
+func (a *accessRules) of(full string) (*rule, error) {
 	if r, ok := a.linked[full]; ok {
 		return r, nil
 	}
 	if r, ok := a.later.Load(full); ok {
-		return r.(rule), nil
+		return r.(*rule), nil
 	}
 	service, method, ok := splitMethod(full)
 	if !ok || !utf8.ValidString(full) {
-		return rule{}, errMalformedMethod
+		return nil, errMalformedMethod
 	}
 	descriptor := findMethod(service, method)
 	r, err := a.decide(service, method, descriptor)
@@ -105,27 +105,27 @@ func (a *accessRules) of(full string) (rule, error) {
 //
 // Errors: an error if the method's option cannot be used, or if a methodRule with the method's
 // name differs from the option.
-func (a *accessRules) decide(service, method string, descriptor protoreflect.MethodDescriptor) (rule, error) {
+func (a *accessRules) decide(service, method string, descriptor protoreflect.MethodDescriptor) (*rule, error) {
 	name := "/" + service + "/" + method
 	access, declared, err := accessOption(descriptor)
 	if err == nil {
 		err = checkAccess(access)
 	}
 	if err != nil {
-		return rule{}, fmt.Errorf("%s: the option (watchword.v1.access): %w", name, err)
+		return nil, fmt.Errorf("%s: the option (watchword.v1.access): %w", name, err)
 	}
 	exact, named := a.named[name]
 	whole, covered := a.named["/"+service+"/*"]
 	switch {
 	case declared && named && !proto.Equal(access, exact.access):
-		return rule{}, fmt.Errorf("%s: named in %s, but the method has an option (watchword.v1.access) of its own with another rule", name, exact.option)
+		return nil, fmt.Errorf("%s: named in %s, but the method has an option (watchword.v1.access) of its own with another rule", name, exact.option)
 	case declared:
 	case named:
 		access, declared = exact.access, true
 	case covered:
 		access, declared = whole.access, true
 	case descriptor == nil:
-		return rule{unknown: true}, nil
+		return &rule{unknown: true}, nil
 	}
 	r := ruleOf(access)
 	r.declared = declared
@@ -133,8 +133,8 @@ func (a *accessRules) decide(service, method string, descriptor protoreflect.Met
 }
 
 // ruleOf returns the rule that access states. access has passed [checkAccess].
-func ruleOf(access *watchwordv1.Access) rule {
-	r := rule{public: access.GetPublic(), roles: access.GetRoles(), undelegated: access.GetDelegated() == watchwordv1.Access_REFUSE}
+func ruleOf(access *watchwordv1.Access) *rule {
+	r := &rule{public: access.GetPublic(), roles: access.GetRoles(), undelegated: access.GetDelegated() == watchwordv1.Access_REFUSE}
 	if names := access.GetAudience(); len(names) > 0 {
 		r.audience = &audience{names: names}
 	}

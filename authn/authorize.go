@@ -53,7 +53,7 @@ func (v *Verifier) AuthorizeByRule(ctx context.Context, access *watchwordv1.Acce
 		return nil, misused(err)
 	}
 	r := ruleOf(access)
-	admitted, err := v.admit(ctx, fullMethod, &r, func(context.Context) []string { return authorization })
+	admitted, err := v.admit(ctx, fullMethod, r, func(context.Context) []string { return authorization })
 	if err != nil {
 		noteRefusal(ctx, err)
 		return nil, err

@@ -60,8 +60,8 @@ type bundle struct {
 type authentic struct {
 	principal *Principal
 	key       *token.PublicKey
-	accepted  *atomic.Pointer[judgement] // the latest judgement that has accepted the token; nil: no judgement has
-	own       bool                       // true if the token is for the audience of WithAudience
+	accepted  atomic.Pointer[judgement] // the latest judgement that has accepted the token; nil: no judgement has
+	own       bool                      // true if the token is for the audience of WithAudience
 }
 
 // judgement remembers that a token was accepted, and for how long the judgement holds: while
@@ -82,9 +82,9 @@ func newBundle(log *slog.Logger, leeway time.Duration, limit staleness) *bundle 
 
 // authenticate checks a token's form, and its signature by a key of the trust state. The trust
 // state may change during the check, so judge looks up the key again.
-func (b *bundle) authenticate(raw string) (authentic, watchwordv1.ErrorReason) {
+func (b *bundle) authenticate(raw string) (*authentic, watchwordv1.ErrorReason) {
 	if !b.fresh.judging() {
-		return authentic{}, bundleStale
+		return nil, bundleStale
 	}
 	trust := b.trust.Load()
 	var used *token.PublicKey
@@ -95,9 +95,9 @@ func (b *bundle) authenticate(raw string) (authentic, watchwordv1.ErrorReason) {
 		return used
 	})
 	if err != nil || used == nil {
-		return authentic{}, tokenInvalid
+		return nil, tokenInvalid
 	}
-	return authentic{principal: &Principal{claims: *claims}, key: used, accepted: new(atomic.Pointer[judgement])}, accepted
+	return &authentic{principal: &Principal{claims: *claims}, key: used}, accepted
 }
 
 // stillAccepted returns whether the last judgement of a token still holds. Nearly every

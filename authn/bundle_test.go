@@ -102,10 +102,10 @@ func TestTrustStateChangesDuringACheck(t *testing.T) {
 	}
 	judged := func(want watchwordv1.ErrorReason) {
 		t.Helper()
-		if b.stillAccepted(&checked) != (want == accepted) && want != accepted {
+		if b.stillAccepted(checked) != (want == accepted) && want != accepted {
 			t.Error("an earlier judgement still counts")
 		}
-		if got := b.judge(&checked, true); got != want {
+		if got := b.judge(checked, true); got != want {
 			t.Errorf("%v, want %v", got, want)
 		}
 	}

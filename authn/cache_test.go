@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -176,7 +177,7 @@ func TestWithdrawalDuringACheck(t *testing.T) {
 	j := newJudge(t, staleness{after: time.Hour}, 1<<20)
 	raw := j.mint(t, 1)
 	inFlight, reason := j.bundle.authenticate(raw)
-	if reason != accepted || j.bundle.judge(&inFlight, true) != accepted {
+	if reason != accepted || j.bundle.judge(inFlight, true) != accepted {
 		t.Fatal(reason)
 	}
 	j.trust(t) // withdraws the key
@@ -256,11 +257,67 @@ func TestCacheLimits(t *testing.T) {
 		t.Error("an empty cache has an entry")
 	}
 	big := strings.Repeat("y", 3000)
-	if got := c.put(big, authentic{}); got == nil || c.get(big) != nil {
+	if got := c.put(big, &authentic{}); got == nil || c.get(big) != nil {
 		t.Error("a token larger than a shard's budget was cached")
 	}
-	if c := newCache(0, false); c.put("x", authentic{}) == nil || c.get("x") != nil {
+	if c := newCache(0, false); c.put("x", &authentic{}) == nil || c.get("x") != nil {
 		t.Error("a cache of size zero has an entry")
+	}
+}
+
+// While tokens are stored and evicted, a token that stays in the cache is found by every
+// look-up, and no look-up finds the entry of another token. The small cache has few slots, so
+// its chains are long, and change while get follows them.
+func TestLookUpsDuringEvictions(t *testing.T) {
+	c := newCache(cacheShards*8*entrySize("token-000000000000"), true)
+	name := func(n int) string { return fmt.Sprintf("token-%010d--", n) }
+	kept := name(0)
+	c.put(kept, &authentic{principal: &Principal{claims: token.Claims{ID: kept}}})
+	var writers, readers sync.WaitGroup
+	for w := range 2 {
+		writers.Go(func() {
+			for n := range 20_000 {
+				c.get(kept) // a busy token, which no eviction takes
+				raw := name(1 + w + 2*n)
+				c.put(raw, &authentic{principal: &Principal{claims: token.Claims{ID: raw}}})
+			}
+		})
+	}
+	var over atomic.Bool
+	found := make([]uint64, 2)
+	for r := range found {
+		readers.Go(func() {
+			for n := 0; !over.Load(); n++ {
+				if got := c.get(kept); got == nil || got.principal.TokenID() != kept {
+					t.Errorf("the busy token was not found: %v", got)
+					return
+				}
+				found[r]++
+				raw := name(1 + n%40_000)
+				if e := c.in(c.slot(raw), raw); e != nil && e.principal.TokenID() != raw { // get would make the token busy
+					t.Errorf("found the entry of %s for %s", e.principal.TokenID(), raw)
+				}
+			}
+		})
+	}
+	writers.Wait()
+	over.Store(true)
+	readers.Wait()
+	entries, bytes := c.size()
+	if entries == 0 || entries > 8*cacheShards || bytes != entries*entrySize(kept) {
+		t.Errorf("%d entries of %d bytes", entries, bytes)
+	}
+	linked := 0
+	for i := range c.slots {
+		for e := c.slots[i].Load(); e != nil; e = e.chain.Load() {
+			linked++
+		}
+	}
+	if linked != entries {
+		t.Errorf("%d entries can be found, of %d", linked, entries)
+	}
+	if want := found[0] + found[1] + 2*20_000; c.found.sum() != want {
+		t.Errorf("%d look-ups were counted, want %d", c.found.sum(), want)
 	}
 }
 

@@ -97,7 +97,7 @@ func (b *strict) token(t *testing.T, life time.Duration) *authentic {
 	if reason != accepted {
 		t.Fatal(reason)
 	}
-	return &checked
+	return checked
 }
 
 // finds checks the decision about a token, and that an earlier decision in the token's

@@ -103,7 +103,7 @@ func (v *Verifier) guard(ctx context.Context, full string, values func(context.C
 		err = v.withoutRule(err)
 	} else {
 		var admitted context.Context
-		if admitted, err = v.admit(ctx, full, &r, values); err == nil {
+		if admitted, err = v.admit(ctx, full, r, values); err == nil {
 			return admitted, nil
 		}
 	}

@@ -31,7 +31,7 @@ func (m *meeting) token() *authentic {
 	return &authentic{principal: &Principal{claims: token.Claims{
 		Issuer: "i", Subject: fmt.Sprintf("user-%d", m.number), SessionID: fmt.Sprintf("session-%8d", m.number), Audience: []string{"a"},
 		IssuedAt: now, ExpiresAt: now.Add(time.Minute), Version: 7,
-	}}, key: m.key, accepted: new(atomic.Pointer[judgement])}
+	}}, key: m.key}
 }
 
 // ends returns a message that ends the sessions of before and, as the last, the session of

@@ -70,7 +70,7 @@ func (v *Verifier) Status() Status {
 	s.Streams, s.ClockSet = b.streams.Load(), b.clockSets.Load()
 	// A token that a call is checking now may be in one number and not yet in the other.
 	refused := v.counters.foundRefused.Load()
-	s.AcceptedCached = max(v.cache.found(), refused) - refused
+	s.AcceptedCached = max(v.cache.found.sum(), refused) - refused
 	s.AcceptedChecked = v.counters.checkedAccepted.Load()
 	s.Checked, s.Refused = v.counters.checked.Load(), map[watchwordv1.ErrorReason]uint64{}
 	for reason := range v.counters.byReason {
@@ -81,7 +81,7 @@ func (v *Verifier) Status() Status {
 	return s
 }
 
-// counters holds the numbers of rare events, each of which takes microseconds. [cache.found]
+// counters holds the numbers of rare events, each of which takes microseconds. [cache]
 // counts the tokens found in the cache, since nearly every call finds its token in the cache.
 type counters struct {
 	checked         atomic.Uint64

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -359,7 +358,7 @@ func (u *universe) accepts(i *issued) watchwordv1.ErrorReason {
 	trust := u.trust.Load()
 	key := trust.keys[u.key.Public().KID()]
 	if i.key != key.public { // the cache misses
-		i.key, i.accepted = key.public, new(atomic.Pointer[judgement])
+		i.authentic = &authentic{principal: i.principal, key: key.public}
 	}
 	still := u.fresh.judging() && u.stillAccepted(i.authentic)
 	reason := u.judge(i.authentic, true)

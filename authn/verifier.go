@@ -243,7 +243,7 @@ func (v *Verifier) verify(raw string, want *audience) (p *Principal, reason watc
 		if reason = why; reason == accepted {
 			p = checked.principal
 			checked.own = v.audience.accepts(checked.principal.claims.Audience)
-			reason = v.bundle.judge(&checked, v.isFor(&checked, want))
+			reason = v.bundle.judge(checked, v.isFor(checked, want))
 		}
 		if reason == accepted {
 			t = v.cache.put(raw, checked)

@@ -72,6 +72,9 @@ func interceptors(b *bench) error {
 	if err := seen(b, verifier, others, calls); err != nil {
 		return err
 	}
+	if err := unseenAlone(b, issuer, calls); err != nil {
+		return err
+	}
 	return neverSeen(b, issuer, others, calls)
 }
 
@@ -124,8 +127,8 @@ func seen(b *bench, verifier *authn.Verifier, others []guard, calls []context.Co
 	if again := verifier.Status().Checked - checked; again > 0 {
 		return fmt.Errorf("%d tokens that were seen before were checked again", again)
 	}
-	alone := race{turns: b.of(5, 21), stint: r.stint, workers: 1, batch: r.batch}
-	single, err := alone.run(sides[:2]...)
+	alone := race{turns: b.of(21, 81), stint: 30 * time.Millisecond, workers: 1, batch: r.batch, processor: true}
+	single, err := alone.run(append(sides[:3:3], side{"least", leastSeen(one[0])})...)
 	if err != nil {
 		return err
 	}
@@ -134,11 +137,14 @@ func seen(b *bench, verifier *authn.Verifier, others []guard, calls []context.Co
 	b.report("interceptor/seen/one-token/allocations", allocations(sides[0]), "allocs", atMost(2))
 	b.report("interceptor/seen/one-token/over-fastest-peer", all[0].overAll(peer), "times", atLeast(200))
 	b.report("interceptor/seen/one-token/on-one-core", single[0].nanos(), "ns", limit{})
+	b.report("interceptor/seen/one-token/on-one-core/of-metadata-context-and-map", 1/single[0].over(single[3]), "times", atMost(1.3))
+	b.report("interceptor/seen/metadata-context-and-map/on-one-core", single[3].nanos(), "ns", limit{})
 	b.report("interceptor/seen/10000-tokens", all[1].nanos(), "ns", atMost(500))
 	b.report("interceptor/seen/10000-tokens/allocations", allocations(sides[1]), "allocs", limit{})
 	b.report("interceptor/seen/10000-tokens/over-fastest-peer", all[1].overAll(peer), "times", limit{})
 	b.report("interceptor/seen/10000-tokens/on-one-core", single[1].nanos(), "ns", limit{})
 	b.report("interceptor/seen/stream", all[2].nanos(), "ns", limit{})
+	b.report("interceptor/seen/stream/on-one-core", single[2].nanos(), "ns", atMost(2000))
 	b.report("interceptor/seen/stream/allocations", allocations(sides[2]), "allocs", limit{})
 	for i, other := range others {
 		b.report("interceptor/peer/"+other.name, peer[i].nanos(), "ns", limit{})

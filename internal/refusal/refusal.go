@@ -123,8 +123,11 @@ func infoOf(err error) *errdetails.ErrorInfo {
 // and call again. An error of [CallersToken] is about the client's own token, and keeps the
 // method as long as the handler has sent nothing on.
 func WithoutMethod(ctx context.Context, err error, method string) error {
+	if err == nil {
+		return nil
+	}
 	st, ok := status.FromError(err)
-	if err == nil || !ok || keepsMethod(ctx, err) {
+	if !ok || keepsMethod(ctx, err) {
 		return err
 	}
 	p, named := st.Proto(), false

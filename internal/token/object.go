@@ -1,7 +1,6 @@
 package token
 
 import (
-	"bytes"
 	"encoding/json"
 	"strconv"
 	"strings"
@@ -16,10 +15,21 @@ import (
 // Each returns the zero value if the member is missing or has a wrong type, and keeps the
 // name of the first bad member in bad. So a caller reads all members and checks bad
 // once.
+//
+// The members are parts of one string, and stand in a list: for the dozen members of a token, a
+// map and a copy of each text would take several times as long.
 type object struct {
-	members map[string][]byte // name to the value's JSON text
+	members []member
 	bad     string
 }
+
+// member is a member of a JSON object: the name, and the JSON text of the value.
+type member struct{ name, value string }
+
+// maxMembers bounds the members of an object. Tokens have a dozen. Each look-up goes through
+// the list, so without a bound a forged header with a thousand members would cost a
+// millisecond.
+const maxMembers = 64
 
 // decodeObject decodes a base64url part with a single JSON object in UTF-8. decodeObject
 // refuses a repeated name, as [newObject] does.
@@ -29,35 +39,42 @@ func decodeObject(part string) (*object, bool) {
 	if err != nil || !utf8.Valid(data) || !json.Valid(data) {
 		return nil, false
 	}
-	return newObject(data)
+	return newObject(string(data))
 }
 
 // newObject reads the members of a JSON object. data must have passed json.Valid. newObject
-// refuses a repeated name: JSON readers may take either value, so two readers might see two
+// refuses more than maxMembers members, and a repeated name: JSON readers may take either value, so two readers might see two
 // different tokens (RFC 7515 section 4, RFC 7519 section 4). In nested objects repeated names
 // pass, except in those of the claim act, which [object.actors] reads by newObject too.
-func newObject(data []byte) (*object, bool) {
+func newObject(data string) (*object, bool) {
 	s := scanner{data}
 	if !s.take('{') {
 		return nil, false
 	}
-	members := make(map[string][]byte, 10)
+	o := &object{members: make([]member, 0, 12)}
 	for !s.take('}') {
 		name, ok := text(s.value())
-		if _, twice := members[name]; !ok || twice {
+		if !ok || o.has(name) || len(o.members) == maxMembers {
 			return nil, false
 		}
 		s.take(':')
-		members[name] = s.value()
+		o.members = append(o.members, member{name, s.value()})
 		s.take(',')
 	}
-	return &object{members: members}, true
+	return o, true
 }
 
-func (o *object) has(name string) bool {
-	_, ok := o.members[name]
-	return ok
+// value returns the JSON text of a member; empty if the member is missing.
+func (o *object) value(name string) string {
+	for i := range o.members {
+		if o.members[i].name == name {
+			return o.members[i].value
+		}
+	}
+	return ""
 }
+
+func (o *object) has(name string) bool { return o.value(name) != "" }
 
 func (o *object) refuse(name string) {
 	if o.bad == "" {
@@ -66,7 +83,7 @@ func (o *object) refuse(name string) {
 }
 
 func (o *object) text(name string) string {
-	s, ok := text(o.members[name])
+	s, ok := text(o.value(name))
 	if !ok {
 		o.refuse(name)
 	}
@@ -91,7 +108,7 @@ func (o *object) optional(name string) string {
 // Of more than MaxActors, actors reads one more, which [Claims.malformed] refuses.
 func (o *object) actors(name string) (list []Actor) {
 	for at, member := o, name; at.has(member) && len(list) <= MaxActors; member = "act" {
-		act, ok := newObject(at.members[member])
+		act, ok := newObject(at.value(member))
 		if !ok {
 			o.refuse(name)
 			return nil
@@ -111,7 +128,7 @@ func (o *object) actors(name string) (list []Actor) {
 }
 
 func (o *object) texts(name string) []string {
-	s := scanner{o.members[name]}
+	s := scanner{o.value(name)}
 	if !s.take('[') {
 		o.refuse(name)
 		return nil
@@ -132,7 +149,7 @@ func (o *object) texts(name string) []string {
 // textOrTexts reads a string or a list of strings: aud may be either (RFC 7519
 // section 4.1.3).
 func (o *object) textOrTexts(name string) []string {
-	if raw := o.members[name]; len(raw) > 0 && raw[0] == '"' {
+	if strings.HasPrefix(o.value(name), `"`) {
 		return []string{o.text(name)}
 	}
 	return o.texts(name)
@@ -141,7 +158,7 @@ func (o *object) textOrTexts(name string) []string {
 // integer reads digits with an optional minus sign. A fraction or an exponent is
 // refused, because JSON readers round such numbers differently.
 func (o *object) integer(name string) int64 {
-	n, err := strconv.ParseInt(string(o.members[name]), 10, 64)
+	n, err := strconv.ParseInt(o.value(name), 10, 64)
 	if err != nil {
 		o.refuse(name)
 	}
@@ -155,15 +172,15 @@ func (o *object) time(name string) time.Time {
 
 // text decodes a JSON string, and returns false for every other value.
 // json.Unmarshal alone would decode null as the empty string.
-func text(value []byte) (string, bool) {
+func text(value string) (string, bool) {
 	if len(value) < 2 || value[0] != '"' {
 		return "", false
 	}
-	if bytes.IndexByte(value, '\\') < 0 {
-		return string(value[1 : len(value)-1]), true
+	if strings.IndexByte(value, '\\') < 0 {
+		return value[1 : len(value)-1], true
 	}
 	var s string
-	err := json.Unmarshal(value, &s)
+	err := json.Unmarshal([]byte(value), &s)
 	return s, err == nil
 }
 
@@ -171,11 +188,11 @@ func text(value []byte) (string, bool) {
 //
 // A json.Decoder would check the text again and allocate for every JSON token;
 // with a Decoder, Parse was a third slower than golang-jwt.
-type scanner struct{ rest []byte }
+type scanner struct{ rest string }
 
 // take skips white space. If c comes next, take also skips c and returns true.
 func (s *scanner) take(c byte) bool {
-	for len(s.rest) > 0 && strings.IndexByte(" \t\r\n", s.rest[0]) >= 0 { // bytes.TrimLeft is slower
+	for len(s.rest) > 0 && strings.IndexByte(" \t\r\n", s.rest[0]) >= 0 { // strings.TrimLeft is slower
 		s.rest = s.rest[1:]
 	}
 	if len(s.rest) == 0 || s.rest[0] != c {
@@ -188,7 +205,7 @@ func (s *scanner) take(c byte) bool {
 // value returns the JSON text of the next value. At the end of the text, value
 // returns no bytes; the function text refuses an empty value, so a caller's loop
 // ends.
-func (s *scanner) value() []byte {
+func (s *scanner) value() string {
 	s.take(' ') // skips all white space before the value
 	n := valueLength(s.rest)
 	value := s.rest[:n]
@@ -199,7 +216,7 @@ func (s *scanner) value() []byte {
 // valueLength returns the length of the value at the start of data, in bytes. A number
 // or word ends before a comma, a bracket or white space. An object or array ends with
 // the matching bracket, and a string with the closing quote.
-func valueLength(data []byte) int {
+func valueLength(data string) int {
 	depth := 0
 	for i := 0; i < len(data); i++ {
 		c := data[i]
@@ -225,7 +242,7 @@ func valueLength(data []byte) int {
 
 // stringLength returns the length of the string at the start of data, in bytes, both
 // quotes included.
-func stringLength(data []byte) int {
+func stringLength(data string) int {
 	for i := 1; i < len(data); i++ {
 		switch data[i] {
 		case '\\':
