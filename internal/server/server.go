@@ -155,6 +155,7 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 		return err
 	}
 	s.grpc = grpc.NewServer(s.grpcOptions()...)
+	s.onClose(func() error { s.grpc.Stop(); return nil }) // ends the goroutines of streamWorkers, also without Run
 	if err := s.register(); err != nil {
 		return err
 	}
