@@ -1,7 +1,6 @@
 package token
 
 import (
-	"bytes"
 	"crypto"
 	"encoding/json"
 	"fmt"
@@ -121,44 +120,56 @@ func decodeClaims(part string) (map[string]any, bool) {
 	if err != nil || !utf8.Valid(data) || !json.Valid(data) {
 		return nil, false
 	}
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.UseNumber()
-	value, ok := decodeValue(d, maxForeignDepth)
+	value, ok := decodeValue((&scanner{string(data)}).value(), maxForeignDepth)
 	claims, isObject := value.(map[string]any)
 	return claims, ok && isObject
 }
 
-// decodeValue decodes the next value of a valid JSON text. depth is how many objects and
-// arrays may lie in each other.
-func decodeValue(d *json.Decoder, depth int) (any, bool) {
-	next, err := d.Token()
-	if err != nil {
-		return nil, false
+// decodeValue decodes a JSON value, which must have passed json.Valid. depth is how many objects
+// and arrays may lie in each other.
+func decodeValue(value string, depth int) (any, bool) {
+	switch value[0] {
+	case '{':
+		return decodeMembers(value, depth)
+	case '[':
+		return decodeElements(value, depth)
+	case '"':
+		return text(value)
+	case 't', 'f':
+		return value == "true", true
+	case 'n':
+		return nil, true
 	}
-	switch next {
-	case json.Delim('{'):
-		object := map[string]any{}
-		for d.More() && depth > 0 {
-			name, _ := d.Token() // a valid JSON text has a string here
-			value, ok := decodeValue(d, depth-1)
-			if _, twice := object[name.(string)]; !ok || twice {
-				return nil, false
-			}
-			object[name.(string)] = value
+	return json.Number(value), true
+}
+
+func decodeMembers(value string, depth int) (map[string]any, bool) {
+	s, object := scanner{value}, map[string]any{}
+	s.take('{')
+	for depth > 0 && !s.take('}') {
+		name, ok := text(s.value())
+		if _, twice := object[name]; !ok || twice {
+			return nil, false
 		}
-		_, err = d.Token()
-		return object, err == nil && depth > 0
-	case json.Delim('['):
-		array := []any{}
-		for d.More() && depth > 0 {
-			value, ok := decodeValue(d, depth-1)
-			if !ok {
-				return nil, false
-			}
-			array = append(array, value)
+		s.take(':')
+		if object[name], ok = decodeValue(s.value(), depth-1); !ok {
+			return nil, false
 		}
-		_, err = d.Token()
-		return array, err == nil && depth > 0
+		s.take(',')
 	}
-	return next, true
+	return object, depth > 0
+}
+
+func decodeElements(value string, depth int) ([]any, bool) {
+	s, array := scanner{value}, []any{}
+	s.take('[')
+	for depth > 0 && !s.take(']') {
+		element, ok := decodeValue(s.value(), depth-1)
+		if !ok {
+			return nil, false
+		}
+		array = append(array, element)
+		s.take(',')
+	}
+	return array, depth > 0
 }

@@ -1,9 +1,11 @@
 package token
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -172,4 +174,37 @@ func FuzzObject(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzForeignClaims compares the claims from decodeClaims with those from encoding/json.
+func FuzzForeignClaims(f *testing.F) {
+	f.Add([]byte(` { "sub" : "a\\u00e9\"" , "aud":["x", [], {"y":{"z":null}}], "exp":1.5e3,"ok":true,"no":false,"":-0} `))
+	f.Add([]byte(`{"a":[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got, ok := decodeClaims(base64.RawURLEncoding.EncodeToString(data))
+		if !ok {
+			return
+		}
+		d := json.NewDecoder(bytes.NewReader(data))
+		d.UseNumber()
+		var want map[string]any
+		if err := d.Decode(&want); err != nil || !reflect.DeepEqual(got, want) {
+			t.Fatalf("decodeClaims read %v, encoding/json read %v (%v)", got, want, err)
+		}
+	})
+}
+
+// An object with more than maxMembers members is refused, since each look-up goes through the
+// list; one with as many is read.
+func TestManyMembers(t *testing.T) {
+	for _, n := range []int{maxMembers, maxMembers + 1} {
+		var members []string
+		for i := range n {
+			members = append(members, fmt.Sprintf(`"m%d":%d`, i, i))
+		}
+		o, ok := decodeObject(base64.RawURLEncoding.EncodeToString([]byte("{" + strings.Join(members, ",") + "}")))
+		if ok != (n <= maxMembers) || ok && o.value("m63") != "63" {
+			t.Errorf("%d members: %v, %t", n, o, ok)
+		}
+	}
 }
