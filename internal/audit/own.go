@@ -34,29 +34,15 @@ func countOwn(tx *store.Tx, r *store.AuditRecord) (bool, error) {
 	if r.UserID == "" || r.ActorID != "" && r.ActorID != r.UserID || !slices.Contains(ownTypes, Type(r.Type)) {
 		return false, nil
 	}
-	filter := store.AuditFilter{UserID: r.UserID, Type: r.Type, Start: tx.Now().Truncate(windowLength)}
-	records, next, err := tx.Audit(filter, ownScan, ownScan)
-	if err != nil {
+	own, err := tx.OwnAudit(r, tx.Now().Truncate(windowLength), furtherOwn, ownScan)
+	if err != nil || own.Single < ownRecords && !own.More {
 		return false, err
 	}
-	single, further := 0, map[caller.Source]string{} // the ids of the records by network
-	for _, of := range records {
-		switch {
-		case of.UserID != r.UserID || of.Success != r.Success || of.ActorID != r.ActorID: // of an admin, or refused
-		case of.Detail == furtherOwn:
-			further[caller.Source(of.Source)] = of.ID
-		default:
-			single++
-		}
-	}
-	if single < ownRecords && next == "" {
-		return false, nil
-	}
 	network := caller.Source(caller.Source(r.Source).Network())
-	if further[network] == "" && len(further) >= ownSources {
+	if own.Shared[string(network)] == "" && len(own.Shared) >= ownSources {
 		network = manySources
 	}
-	if id := further[network]; id != "" {
+	if id := own.Shared[string(network)]; id != "" {
 		return true, tx.RaiseAuditCount(id)
 	}
 	shared := *r

@@ -174,3 +174,36 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 	}
 	return records, next, nil
 }
+
+// OwnAudit holds how many records of one kind a user has; see [Tx.OwnAudit].
+type OwnAudit struct {
+	Single int               // records with another detail
+	Shared map[string]string // source → id of the newest record with the detail
+	More   bool              // there may be further records, of any kind
+}
+
+// OwnAudit counts the records of r's user since a time, by one statement: of r's type, outcome
+// and actor, those with a detail, and the others. OwnAudit reads at most scan records of the
+// user.
+func (tx *Tx) OwnAudit(r *AuditRecord, since time.Time, detail string, scan int) (OwnAudit, error) {
+	own, read := OwnAudit{Shared: map[string]string{}}, 0
+	err := tx.queryRows(func(row row) error {
+		var same, shared bool
+		var source, newest string
+		var n int
+		err := row.Scan(&same, &shared, &source, &newest, &n)
+		read += n
+		switch {
+		case same && shared:
+			own.Shared[source] = newest
+		case same:
+			own.Single += n
+		}
+		return err
+	}, `SELECT same, shared, source, max(id), count(*) FROM (
+			SELECT id, type = $3 AND success = $4 AND actor_id = $5 AS same, detail = $6 AS shared, CASE WHEN detail = $6 THEN source ELSE '' END AS source
+			FROM audit WHERE user_id = $1 AND user_id <> '' AND id >= $2 LIMIT $7) AS recent
+		GROUP BY same, shared, source`, r.UserID, auditID(since), r.Type, r.Success, r.ActorID, detail, scan)
+	own.More = read >= scan
+	return own, err
+}
