@@ -12,9 +12,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	testv1 "google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/proto"
-
-	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
 const (
@@ -158,67 +155,6 @@ func echoSides(ctx context.Context, servers []echoSide, tokens []string) (sides 
 		sides = append(sides, side{s.name, e.echoes(tokens)})
 	}
 	return sides, nil
-}
-
-// bare returns the same answer for every Verify.
-type bare struct {
-	watchwordv1.UnimplementedAuthServiceServer
-	answer *watchwordv1.VerifyResponse
-}
-
-func (s *bare) Verify(context.Context, *watchwordv1.VerifyRequest) (*watchwordv1.VerifyResponse, error) {
-	return s.answer, nil
-}
-
-// verifyRPC compares the RPC Verify of a real server with a unary RPC that takes
-// and returns the same messages, and does nothing.
-func verifyRPC(b *bench) error {
-	ours, err := startWatchword("")
-	if err != nil {
-		return err
-	}
-	defer ours.close()
-	conns, err := dial(ours.addr, connections)
-	if err != nil {
-		return err
-	}
-	auth := watchwordv1.NewAuthServiceClient(conns[0])
-	pair, err := ours.login(auth)
-	if err != nil {
-		return err
-	}
-	request := &watchwordv1.VerifyRequest{AccessToken: pair.GetAccessToken()}
-	answer, err := auth.Verify(context.Background(), request)
-	if err != nil {
-		return err
-	}
-	least, err := serve(func(s *grpc.Server) { watchwordv1.RegisterAuthServiceServer(s, &bare{answer: answer}) })
-	if err != nil {
-		return err
-	}
-	defer least.close()
-	calls := func(conns []*grpc.ClientConn) func(worker, i int) error {
-		clients := make([]watchwordv1.AuthServiceClient, len(conns))
-		for k := range conns {
-			clients[k] = watchwordv1.NewAuthServiceClient(conns[k])
-		}
-		return func(worker, _ int) error {
-			_, err := clients[worker%len(clients)].Verify(context.Background(), request)
-			return err
-		}
-	}
-	r := race{turns: b.of(18, 120), stint: 120 * time.Millisecond, workers: callers, batch: 1}
-	all, err := r.run(side{"bare", calls(least.conns)}, side{"Verify", calls(conns)})
-	for _, c := range conns {
-		c.Close()
-	}
-	if err != nil {
-		return err
-	}
-	b.report("verify-rpc/64-callers/of-bare", all[1].over(all[0]), "of-it", atLeast(0.9))
-	b.report("verify-rpc/64-callers/bare", median(all[0]), "calls/s", limit{})
-	b.report("verify-rpc/message-sizes", float64(proto.Size(request)+proto.Size(answer)), "bytes", limit{})
-	return nil
 }
 
 // wire counts the bytes that a client sends for its token in a call on a warm
