@@ -108,7 +108,7 @@ func (s *Server) logCalls() (grpc.UnaryServerInterceptor, grpc.StreamServerInter
 	})}
 	unary, stream := logging.UnaryServerInterceptor(logs, finish...), logging.StreamServerInterceptor(logs, finish...)
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-			if !logged(ctx, info.FullMethod) { // the interceptors of package logging allocate for every call
+			if !logged(ctx, info.FullMethod) {
 				return handler(ctx, req)
 			}
 			return unary(ctx, req, info, handler)
