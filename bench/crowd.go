@@ -64,10 +64,16 @@ func gather(postgres *pgtest.Durable, change func(*url.URL), users, sessions int
 	return c, nil
 }
 
-func (c *crowd) disperse() {
+// hangUp closes the connections to the server.
+func (c *crowd) hangUp() {
 	for _, conn := range c.conns {
 		conn.Close()
 	}
+	c.conns, c.auth = nil, nil
+}
+
+func (c *crowd) disperse() {
+	c.hangUp()
 	if c.db != nil {
 		c.db.Close(context.Background())
 	}
@@ -97,21 +103,27 @@ func (c *crowd) dial() (err error) {
 	return err
 }
 
+const (
+	insertUser    = `INSERT INTO users (id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at) `
+	insertSession = `INSERT INTO sessions (id, user_id, born_ver, audience, created_at, refreshed_at,
+		current, spent, spent_at, low, earlier_low, late, late_at) `
+)
+
+// never returns the zero time, as the columns hold it.
+func never() int64 { return (&store.Session{}).CreatedAt.UnixMicro() }
+
 // fill inserts users and their sessions. The ids are spread like random ids, so that
 // sessions that are used one after the other lie far apart in the table.
 func (c *crowd) fill(ctx context.Context, users, sessions int) error {
 	const id = `translate(left(encode(decode(md5(%s), 'hex'), 'base64'), 16), '+/', '-_')`
-	never := fmt.Sprint((&store.Session{}).CreatedAt.UnixMicro()) // the zero time, as the columns hold it
+	never := fmt.Sprint(never())
 	for _, part := range []struct {
 		n         int
 		statement string
 	}{
-		{users, `INSERT INTO users (id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at)
-			SELECT ` + fmt.Sprintf(id, `'user ' || g`) + `, 'user-' || g, a.password_hash, 'reader writer', false, 1, 0, a.created_at, a.created_at
+		{users, insertUser + `SELECT ` + fmt.Sprintf(id, `'user ' || g`) + `, 'user-' || g, a.password_hash, 'reader writer', false, 1, 0, a.created_at, a.created_at
 			FROM users a, generate_series(0, $1 - 1) g WHERE a.username = 'admin'`},
-		{sessions, `INSERT INTO sessions (id, user_id, born_ver, audience, created_at, refreshed_at,
-				current, spent, spent_at, low, earlier_low, late, late_at)
-			SELECT ` + fmt.Sprintf(id, `'session ' || g`) + `, ` + fmt.Sprintf(id, fmt.Sprintf(`'user ' || g %% %d`, max(users, 1))) + `, 1,
+		{sessions, insertSession + `SELECT ` + fmt.Sprintf(id, `'session ' || g`) + `, ` + fmt.Sprintf(id, fmt.Sprintf(`'user ' || g %% %d`, max(users, 1))) + `, 1,
 				'["internal","billing"]', a.created_at, a.created_at, 1, 0, ` + never + `, 0, 0, 0, ` + never + `
 			FROM users a, generate_series(0, $1 - 1) g WHERE a.username = 'admin'`},
 	} {
@@ -123,8 +135,11 @@ func (c *crowd) fill(ctx context.Context, users, sessions int) error {
 }
 
 // sessionID returns the id of the n-th session.
-func sessionID(n int) string {
-	sum := md5.Sum(fmt.Appendf(nil, "session %d", n))
+func sessionID(n int) string { return idOf("session", n) }
+
+// idOf returns the id of the n-th user or session, as [crowd.fill] makes the id.
+func idOf(kind string, n int) string {
+	sum := md5.Sum(fmt.Appendf(nil, "%s %d", kind, n))
 	return base64.RawURLEncoding.EncodeToString(sum[:12])
 }
 
@@ -170,13 +185,19 @@ func (c *crowd) refreshing(workers int, numbers []int) *refreshing {
 }
 
 func (r *refreshing) call(worker, i int) error {
+	_, _, err := r.refresh(worker, i)
+	return err
+}
+
+func (r *refreshing) refresh(worker, i int) (*watchwordv1.RefreshRequest, *watchwordv1.RefreshResponse, error) {
 	tokens := r.tokens[worker]
 	token := &tokens[i%len(tokens)]
-	resp, err := r.crowd.auth[worker%connections].Refresh(context.Background(), &watchwordv1.RefreshRequest{RefreshToken: *token})
+	req := &watchwordv1.RefreshRequest{RefreshToken: *token}
+	resp, err := r.crowd.auth[worker%connections].Refresh(context.Background(), req)
 	if err == nil {
 		*token = resp.GetTokens().GetRefreshToken()
 	}
-	return err
+	return req, resp, err
 }
 
 // upTo returns the numbers 0, 1, … n-1, moved by an offset.

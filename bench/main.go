@@ -39,7 +39,7 @@ var parts = []struct {
 	{"interceptor", interceptors, false}, {"telemetry", telemetry, true}, {"echo", echo, false}, {"verify-rpc", verifyRPC, false}, {"delegation", delegations, false},
 	{"revocation", revocation, false},
 	{"memory", memory, false}, {"wire", wire, false}, {"start", starts, true}, {"guesses", guesses, true}, {"strangers", strangers, true},
-	{"replicas", replicas, true}, {"postgres-refresh", postgresRefresh, true}, {"postgres-login", postgresLogin, true},
+	{"replicas", replicas, true}, {"sqlite-refresh", sqliteRefresh, true}, {"postgres-refresh", postgresRefresh, true}, {"postgres-login", postgresLogin, true},
 	{"postgres-trips", postgresTrips, true}, {"postgres-pool", postgresPool, true}, {"postgres-growth", postgresGrowth, true},
 }
 
@@ -50,6 +50,7 @@ func main() {
 	b := &bench{}
 	flag.BoolVar(&b.quick, "quick", false, "take under a minute, without PostgreSQL unless -only asks for it")
 	only := flag.String("only", "", "measure the parts whose names match this regular expression")
+	flag.StringVar(&b.profiles, "profiles", "", "write profiles of the server into this folder, in the parts sqlite-refresh and postgres-refresh")
 	flag.Parse()
 	chosen, err := regexp.Compile(*only)
 	if err != nil {
@@ -73,8 +74,9 @@ func main() {
 
 // bench is one run.
 type bench struct {
-	quick  bool
-	missed int
+	quick    bool
+	profiles string // the folder for profiles of the server; empty: none
+	missed   int
 }
 
 // of returns a number of turns, tokens or rounds: the first one in a quick run.

@@ -1,19 +1,14 @@
 package main
 
 import (
-	"bufio"
-	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
-	"syscall"
 	"time"
 )
 
@@ -63,8 +58,9 @@ func starts(b *bench) error {
 }
 
 // ship builds a program of the module in a folder, as the Dockerfile does.
-func ship(program, module, pkg string) error {
-	cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-buildvcs=false", "-ldflags", "-s -w", "-o", program, pkg)
+func ship(program, module, pkg string, flags ...string) error {
+	args := append([]string{"build", "-trimpath", "-tags", "grpcnotrace", "-buildvcs=false", "-ldflags", "-s -w", "-o", program}, flags...)
+	cmd := exec.Command("go", append(args, pkg)...)
 	cmd.Dir, cmd.Env = module, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
@@ -74,35 +70,19 @@ func ship(program, module, pkg string) error {
 
 // startOnce starts a program, reads its memory a while after the line "ready", and stops the
 // program.
-func startOnce(args []string) (begun, error) {
-	cmd := exec.Command(args[0], args[1:]...)
-	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "WATCHWORD_") && !strings.HasPrefix(v, "OTEL_") {
-			cmd.Env = append(cmd.Env, v)
-		}
-	}
-	log, err := cmd.StderrPipe()
+func startOnce(args []string) (one begun, err error) {
+	began := time.Now()
+	p, err := launch(args...)
 	if err != nil {
 		return begun{}, err
 	}
-	began := time.Now()
-	if err := cmd.Start(); err != nil {
+	defer func() { err = errors.Join(err, p.stop()) }()
+	if _, err := p.line("msg=ready"); err != nil {
 		return begun{}, err
 	}
-	defer func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_, _ = io.Copy(io.Discard, log)
-		_ = cmd.Wait()
-	}()
-	lines := bufio.NewScanner(log)
-	for lines.Scan() {
-		if strings.Contains(lines.Text(), "msg=ready") {
-			one := begun{ready: time.Since(began)}
-			time.Sleep(settled)
-			return one, one.read(cmd.Process.Pid)
-		}
-	}
-	return begun{}, fmt.Errorf("no line with msg=ready: %w", cmp.Or(lines.Err(), io.EOF))
+	one = begun{ready: time.Since(began)}
+	time.Sleep(settled)
+	return one, one.read(p.cmd.Process.Pid)
 }
 
 var statusLine = regexp.MustCompile(`(?m)^(VmRSS|RssAnon|RssFile):\s+(\d+) kB$`)

@@ -55,13 +55,18 @@ func (r race) run(sides ...side) ([]rates, error) {
 	return all, nil
 }
 
-// stintOf adds up the workers' rates, each over its own time, so that none is
-// charged for waiting for the last.
-func (r race) stintOf(s side) (float64, error) {
+// lap is what a side did in a stint.
+type lap struct {
+	rate  float64 // calls a second: the sum of the workers' rates, each over its own time, so that none is charged for waiting for the last
+	calls int
+}
+
+// lap lets the workers call for a stint.
+func (r race) lap(call func(worker, i int) error) (l lap, err error) {
 	var (
 		tasks sync.WaitGroup
 		begin = make(chan struct{})
-		each  = make([]float64, r.workers)
+		each  = make([]lap, r.workers)
 		errs  = make([]error, r.workers)
 	)
 	for w := range r.workers {
@@ -70,38 +75,45 @@ func (r race) stintOf(s side) (float64, error) {
 			start, calls := time.Now(), 0
 			for spent := time.Duration(0); spent < r.stint; spent = time.Since(start) {
 				for range r.batch {
-					if err := s.call(w, calls); err != nil {
+					if err := call(w, calls); err != nil {
 						errs[w] = err
 						return
 					}
 					calls++
 				}
 			}
-			each[w] = float64(calls) / time.Since(start).Seconds()
+			each[w] = lap{float64(calls) / time.Since(start).Seconds(), calls}
 		})
 	}
+	close(begin)
+	tasks.Wait()
+	for w := range r.workers {
+		if errs[w] != nil {
+			return lap{}, errs[w]
+		}
+		l.rate += each[w].rate
+		l.calls += each[w].calls
+	}
+	return l, nil
+}
+
+// stintOf returns the rate of a side in a stint.
+func (r race) stintOf(s side) (float64, error) {
 	var before, after syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &before); err != nil {
 		return 0, err
 	}
-	start := time.Now()
-	close(begin)
-	tasks.Wait()
-	took := time.Since(start)
+	l, err := r.lap(s.call)
+	if err != nil {
+		return 0, err
+	}
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &after); err != nil {
 		return 0, err
 	}
-	sum := 0.0
-	for w := range r.workers {
-		if errs[w] != nil {
-			return 0, errs[w]
-		}
-		sum += each[w]
-	}
 	if r.processor {
-		return sum * took.Seconds() / time.Duration(after.Utime.Nano()+after.Stime.Nano()-before.Utime.Nano()-before.Stime.Nano()).Seconds(), nil
+		return float64(l.calls) / time.Duration(after.Utime.Nano()+after.Stime.Nano()-before.Utime.Nano()-before.Stime.Nano()).Seconds(), nil
 	}
-	return sum, nil
+	return l.rate, nil
 }
 
 // nanos is the time for one call: of all cores together, as `go test -bench` has

@@ -5,9 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -18,12 +16,10 @@ import (
 	"golang.org/x/crypto/argon2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 	"github.com/watchword-auth/watchword/internal/server"
 	"github.com/watchword-auth/watchword/internal/store"
-	"github.com/watchword-auth/watchword/internal/token"
 )
 
 // Benchmarks count rounds: in each, what is measured and its limit run one after
@@ -123,121 +119,6 @@ func dialBench(b *testing.B, addr string) *grpc.ClientConn {
 		b.Fatal(err)
 	}
 	return conn
-}
-
-// bare is the least that a refresh could be: one update of one row, with the same
-// driver and durability, the same sharing of commits, and one signature.
-type bare struct {
-	watchwordv1.UnimplementedAuthServiceServer
-	store *store.Store
-	key   *token.SigningKey
-	pair  *watchwordv1.TokenPair
-}
-
-func (s *bare) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*watchwordv1.RefreshResponse, error) {
-	err := s.store.Write(ctx, func(tx *store.Tx) error {
-		return tx.AdvanceSession(req.GetRefreshToken(), store.Generations{Current: tx.Now().UnixMicro(), SpentAt: tx.Now(), LateAt: tx.Now()})
-	})
-	if err != nil {
-		return nil, err
-	}
-	now := time.Now()
-	access, err := token.Sign(s.key, &token.Claims{
-		Issuer: "http://127.0.0.1:8080", Subject: "AAAAAAAAAAAAAAAA", ID: "AAAAAAAAAAA", SessionID: req.GetRefreshToken(), Username: "admin",
-		Audience: audiences, Roles: []string{"admin"}, IssuedAt: now, ExpiresAt: now.Add(5 * time.Minute), Version: now.Unix(),
-	})
-	return &watchwordv1.RefreshResponse{Tokens: &watchwordv1.TokenPair{
-		AccessToken: access, RefreshToken: s.pair.GetRefreshToken(), TokenType: "Bearer", SessionId: s.pair.GetSessionId(),
-		ExpiresIn: durationpb.New(time.Minute), RefreshExpiresIn: durationpb.New(time.Hour),
-	}}, err
-}
-
-// serveBare runs the least server, with so many sessions.
-func serveBare(b *testing.B, pair *watchwordv1.TokenPair, ids []string) watchwordv1.AuthServiceClient {
-	b.Helper()
-	s, err := store.Open(b.Context(), "sqlite:"+filepath.Join(b.TempDir(), "bare.db"))
-	if err != nil {
-		b.Fatal(err)
-	}
-	err = s.Write(b.Context(), func(tx *store.Tx) error {
-		for _, id := range ids {
-			if err := tx.InsertSession(&store.Session{ID: id, UserID: "AAAAAAAAAAAAAAAA", Audience: audiences, CreatedAt: tx.Now(), RefreshedAt: tx.Now()}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	key, err := token.GenerateKey(token.EdDSA)
-	if err != nil {
-		b.Fatal(err)
-	}
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	srv := grpc.NewServer()
-	watchwordv1.RegisterAuthServiceServer(srv, &bare{store: s, key: key, pair: pair})
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(listener) }()
-	conn := dialBench(b, listener.Addr().String())
-	b.Cleanup(func() {
-		conn.Close()
-		srv.Stop()
-		<-served
-		s.Close()
-	})
-	return watchwordv1.NewAuthServiceClient(conn)
-}
-
-// BenchmarkRefresh is a refresh over loopback, beside the least that it could be.
-func BenchmarkRefresh(b *testing.B) {
-	const most = 64
-	auth, adminPassword, _ := serveBench(b)
-	pairs, ids := make([]*watchwordv1.TokenPair, most), make([]string, most)
-	for i := range pairs {
-		resp, err := auth.Login(b.Context(), &watchwordv1.LoginRequest{Username: "admin", Password: adminPassword})
-		if err != nil {
-			b.Fatal(err)
-		}
-		pairs[i], ids[i] = resp.GetTokens(), fmt.Sprintf("session-%08d", i)
-	}
-	least := serveBare(b, pairs[0], ids)
-	var alone float64
-	for _, callers := range []int{1, most} {
-		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
-			var ours, limit side
-			for range b.N {
-				ours.run(b, stint, callers, func(c int) error {
-					resp, err := auth.Refresh(context.Background(), &watchwordv1.RefreshRequest{RefreshToken: pairs[c].GetRefreshToken()})
-					if err == nil {
-						pairs[c] = resp.GetTokens()
-					}
-					return err
-				})
-				limit.run(b, stint, callers, func(c int) error {
-					_, err := least.Refresh(context.Background(), &watchwordv1.RefreshRequest{RefreshToken: ids[c]})
-					return err
-				})
-			}
-			b.ReportMetric(0, "ns/op")
-			b.ReportMetric(ours.rate(), "refreshes/s")
-			b.ReportMetric(ours.rate()/limit.rate(), "of-limit(>=0.8)")
-			b.ReportMetric(ours.quantile(0.5), "p50-ms")
-			b.ReportMetric(ours.quantile(0.99), "p99-ms")
-			b.ReportMetric(ours.quantile(1), "max-ms")
-			b.ReportMetric(limit.quantile(0.99), "limit-p99-ms")
-			b.ReportMetric(float64(ours.bytes)/float64(ours.calls), "disk-bytes/refresh")
-			b.ReportMetric(float64(limit.bytes)/float64(limit.calls), "limit-disk-bytes")
-			if callers == 1 {
-				alone = ours.rate()
-			} else if alone > 0 {
-				b.ReportMetric(ours.rate()/alone, "times-one-caller")
-			}
-		})
-	}
 }
 
 // BenchmarkLogin is logins over loopback, as many at a time as the pool hashes,
