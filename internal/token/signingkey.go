@@ -8,6 +8,8 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +32,7 @@ type SigningKey struct {
 type secret struct {
 	private crypto.Signer
 	public  *PublicKey
+	header  string // the first part of every token of the key
 }
 
 // GenerateKey returns a new random key for the algorithm.
@@ -72,7 +75,11 @@ func newSigningKey(private crypto.Signer) (*SigningKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &SigningKey{&secret{private: private, public: public}}, nil
+	header, err := json.Marshal(map[string]string{"alg": string(public.alg), "kid": public.kid, "typ": Type})
+	if err != nil {
+		return nil, err
+	}
+	return &SigningKey{&secret{private: private, public: public, header: base64.RawURLEncoding.EncodeToString(header)}}, nil
 }
 
 // MarshalPKCS8 returns the private key unencrypted. The caller must seal the bytes

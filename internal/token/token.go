@@ -12,6 +12,8 @@
 package token
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -19,8 +21,6 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
-
-	"github.com/golang-jwt/jwt/v5"
 )
 
 // Type is the value of the header parameter typ. Parse refuses a JWT of another type,
@@ -102,49 +102,60 @@ func Sign(key *SigningKey, c *Claims) (string, error) {
 	if name := c.malformed(); name != "" {
 		return "", fmt.Errorf("token: signing: claim %s is missing or malformed", name)
 	}
+	payload, err := json.Marshal(c.wire())
+	if err != nil {
+		return "", fmt.Errorf("token: signing: %w", err)
+	}
+	input := key.secret.header + "." + base64.RawURLEncoding.EncodeToString(payload)
 	public := key.secret.public
-	t := jwt.NewWithClaims(methods[public.alg], c.wire())
-	t.Header["typ"] = Type
-	t.Header["kid"] = public.kid
-	raw, err := t.SignedString(key.secret.private)
+	signature, err := methods[public.alg].Sign(input, key.secret.private)
 	if err != nil {
 		return "", fmt.Errorf("token: signing with key %s: %w", public.kid, err)
 	}
+	raw := input + "." + base64.RawURLEncoding.EncodeToString(signature)
 	if len(raw) > MaxLength {
 		return "", fmt.Errorf("token: signing: token has %d bytes, at most %d allowed", len(raw), MaxLength)
 	}
 	return raw, nil
 }
 
-// wire returns the claims by their JSON names, for golang-jwt.
-func (c *Claims) wire() jwt.MapClaims {
-	wire := jwt.MapClaims{
-		"iss": c.Issuer, "sub": c.Subject, "jti": c.ID, "username": c.Username,
-		"aud": c.Audience,
-		// A nil slice would be written as null, and Parse refuses null.
-		"roles": append([]string{}, c.Roles...),
-		"iat":   c.IssuedAt.Unix(),
-		"exp":   c.ExpiresAt.Unix(),
-		"ver":   c.Version,
+// wireClaims holds the claims as encoding/json writes them. The fields are in order of their
+// names.
+type wireClaims struct {
+	Act      *wireActor `json:"act,omitempty"`
+	Aud      []string   `json:"aud"`
+	ClientID string     `json:"client_id,omitempty"`
+	Exp      int64      `json:"exp"`
+	Iat      int64      `json:"iat"`
+	Iss      string     `json:"iss"`
+	Jti      string     `json:"jti"`
+	Roles    []string   `json:"roles"`
+	Sid      string     `json:"sid,omitempty"`
+	Sub      string     `json:"sub"`
+	Username string     `json:"username"`
+	Ver      int64      `json:"ver"`
+}
+
+type wireActor struct {
+	Act      *wireActor `json:"act,omitempty"`
+	Sub      string     `json:"sub"`
+	Username string     `json:"username"`
+	Ver      int64      `json:"ver"`
+}
+
+// wire returns the claims for encoding/json.
+func (c *Claims) wire() *wireClaims {
+	wire := &wireClaims{
+		Aud: c.Audience, ClientID: c.ClientID, Exp: c.ExpiresAt.Unix(), Iat: c.IssuedAt.Unix(), Iss: c.Issuer, Jti: c.ID,
+		Roles: c.Roles, Sid: c.SessionID, Sub: c.Subject, Username: c.Username, Ver: c.Version,
 	}
-	if c.SessionID != "" {
-		wire["sid"] = c.SessionID
-	}
-	if c.ClientID != "" {
-		wire["client_id"] = c.ClientID
+	if wire.Roles == nil {
+		wire.Roles = []string{} // encoding/json writes a nil slice as null, which Parse refuses
 	}
 	// The actor that called last is outermost (RFC 8693 section 4.1), so the innermost is
 	// written first.
-	var act map[string]any
 	for _, a := range slices.Backward(c.Actors) {
-		outer := map[string]any{"sub": a.Subject, "username": a.Username, "ver": a.Version}
-		if act != nil {
-			outer["act"] = act
-		}
-		act = outer
-	}
-	if act != nil {
-		wire["act"] = act
+		wire.Act = &wireActor{Act: wire.Act, Sub: a.Subject, Username: a.Username, Ver: a.Version}
 	}
 	return wire
 }
