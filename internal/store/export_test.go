@@ -20,6 +20,11 @@ func WaitQueued(s *Store, n int) {
 	}
 }
 
+// WriteOneStatement writes as an ordinary refresh does: without a savepoint.
+func WriteOneStatement(s *Store, fn func(*Tx) error) error {
+	return embedded(s).writer.do(context.Background(), write{fn: fn, oneStatement: true})
+}
+
 // FailDriver runs a statement that the driver refuses.
 func FailDriver(tx *Tx) error {
 	return tx.exec(`INSERT INTO no_such_table (x) VALUES (1)`)
@@ -29,7 +34,7 @@ func FailDriver(tx *Tx) error {
 // has more: statements fail that need another page.
 func LimitPages(t *testing.T, s *Store, pages int) {
 	t.Helper()
-	err := embedded(s).writer.do(t.Context(), func(tx *Tx) error {
+	err := embedded(s).write(t.Context(), func(tx *Tx) error {
 		return tx.queryRow(into(&pages), fmt.Sprintf(`PRAGMA max_page_count = %d`, pages))
 	})
 	if err != nil {

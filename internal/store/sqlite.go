@@ -110,13 +110,15 @@ func (s *sqliteDB) read(ctx context.Context, fn func(*Tx) error) error {
 	}
 }
 
-func (s *sqliteDB) write(ctx context.Context, fn func(*Tx) error) error { return s.writer.do(ctx, fn) }
+func (s *sqliteDB) write(ctx context.Context, fn func(*Tx) error) error {
+	return s.writer.do(ctx, write{fn: fn})
+}
 
 func (s *sqliteDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	spent := &Spent{}
-	return spent, s.write(ctx, func(tx *Tx) error {
+	return spent, s.writer.do(ctx, write{oneStatement: true, fn: func(tx *Tx) error {
 		return tx.queryRow(into(spent.columns()...), spendSQLite, append(spend.args(), micros(tx.Now()))...)
-	})
+	}})
 }
 
 // hints never calls hint: SQLite does not notify other processes that have the file

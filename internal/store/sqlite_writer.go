@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
 
@@ -10,7 +11,8 @@ import (
 // One goroutine owns the only connection used for writing. The goroutine takes all
 // queued writes, runs each write under a savepoint of its own inside one BEGIN
 // IMMEDIATE, and commits the group. A write that returns an error is rolled back alone.
-// No caller gets an answer before the commit.
+// No caller gets an answer before the commit. A write of one statement has no savepoint, since
+// SQLite does all of a statement or nothing.
 //
 // An error of the driver does not tell which write of the group caused the error, and may have
 // rolled back every write. So the group is rolled back, and the writes run again one by one,
@@ -29,7 +31,10 @@ const maxGroup = 1024
 
 type write struct {
 	fn func(*Tx) error
-	tx *Tx // the transaction of the latest run of fn
+	// oneStatement tells that fn runs one statement, and returns ErrNotFound if the statement has
+	// changed nothing.
+	oneStatement bool
+	tx           *Tx // the transaction of the latest run of fn
 }
 
 func newWriter(c *sqliteConn, checkpoints *checkpointer) *writer {
@@ -48,8 +53,8 @@ func (w *writer) close() {
 }
 
 // do does what [Store.Write] promises.
-func (w *writer) do(ctx context.Context, fn func(*Tx) error) error {
-	j, err := w.queue.enqueue(ctx, write{fn: fn})
+func (w *writer) do(ctx context.Context, member write) error {
+	j, err := w.queue.enqueue(ctx, member)
 	if err != nil {
 		return err
 	}
@@ -108,17 +113,20 @@ func (w *writer) commitGroup(group []*job[write]) bool {
 	return true
 }
 
-// runMember runs one write of a group under a savepoint. refusal is the error of the
-// write's own function; err is an error of the driver.
+// runMember runs one write of a group. refusal is the error of the write's own function; err is
+// an error of the driver, or an error after which the group must be rolled back.
 func (w *writer) runMember(j *job[write]) (refusal, err error) {
+	if j.value.oneStatement {
+		if refusal, err = w.attempt(j); refusal != nil && !errors.Is(refusal, ErrNotFound) {
+			err = refusal // fn has panicked, perhaps after the statement
+		}
+		return refusal, err
+	}
 	if err := w.conn.control("SAVEPOINT member"); err != nil {
 		return nil, err
 	}
-	member := &j.value
-	member.tx = newSQLiteTx(w.conn)
-	refusal = member.tx.attempt(w.conn.tracedBy(j.ctx, member.fn))
-	if member.tx.broken != nil {
-		return nil, member.tx.broken
+	if refusal, err = w.attempt(j); err != nil {
+		return nil, err
 	}
 	if refusal != nil {
 		if err := w.conn.control("ROLLBACK TO member"); err != nil {
@@ -126,4 +134,12 @@ func (w *writer) runMember(j *job[write]) (refusal, err error) {
 		}
 	}
 	return refusal, w.conn.control("RELEASE member")
+}
+
+// attempt runs the function of a write. refusal and err are as in [writer.runMember].
+func (w *writer) attempt(j *job[write]) (refusal, err error) {
+	member := &j.value
+	member.tx = newSQLiteTx(w.conn)
+	refusal = member.tx.attempt(w.conn.tracedBy(j.ctx, member.fn))
+	return refusal, member.tx.broken
 }

@@ -92,13 +92,23 @@ func TestWriteIsThereAfterReopening(t *testing.T) {
 // returns their errors.
 func group(t *testing.T, s *store.Store, writes ...func(*store.Tx) error) []error {
 	t.Helper()
-	release := storetest.Block(t, s)
-	errs := make([]error, len(writes))
-	var tasks sync.WaitGroup
+	calls := make([]func() error, len(writes))
 	for i, write := range writes {
-		tasks.Go(func() { errs[i] = s.Write(context.Background(), write) })
+		calls[i] = func() error { return s.Write(context.Background(), write) }
 	}
-	store.WaitQueued(s, len(writes))
+	return groupCalls(t, s, calls...)
+}
+
+// groupCalls is like group, for calls of which each writes once.
+func groupCalls(t *testing.T, s *store.Store, calls ...func() error) []error {
+	t.Helper()
+	release := storetest.Block(t, s)
+	errs := make([]error, len(calls))
+	var tasks sync.WaitGroup
+	for i, call := range calls {
+		tasks.Go(func() { errs[i] = call() })
+	}
+	store.WaitQueued(s, len(calls))
 	release()
 	tasks.Wait()
 	return errs
@@ -128,6 +138,36 @@ func TestMembersOfAGroupRefuseAlone(t *testing.T) {
 		},
 	)
 	if errs[0] != nil || !errors.Is(errs[1], refusal) || errs[2] == nil || errs[3] != nil {
+		t.Fatalf("errors %v", errs)
+	}
+	for name, want := range map[string]string{"a": "1", "b": "", "c": "", "d": "4"} {
+		if got := setting(t, s, name); got != want {
+			t.Errorf("%s = %q, want %q", name, got, want)
+		}
+	}
+}
+
+// A write without a savepoint of its own leaves the others of the group as they are, and
+// leaves nothing of itself, whatever its function does.
+func TestAMemberWithoutASavepointFailsAlone(t *testing.T) {
+	s := open(t)
+	refusal := errors.New("refused")
+	write := func(fn func(*store.Tx) error) func() error {
+		return func() error { return store.WriteOneStatement(s, fn) }
+	}
+	errs := groupCalls(t, s,
+		func() error { return s.Write(context.Background(), set("a", "1")) },
+		write(func(tx *store.Tx) error { return errors.Join(tx.SetSetting("b", "2"), refusal) }),
+		write(func(*store.Tx) error { return store.ErrNotFound }),
+		write(func(tx *store.Tx) error {
+			if err := tx.SetSetting("c", "3"); err != nil {
+				return err
+			}
+			panic("a bug")
+		}),
+		write(set("d", "4")),
+	)
+	if errs[0] != nil || !errors.Is(errs[1], refusal) || !errors.Is(errs[2], store.ErrNotFound) || errs[3] == nil || errs[4] != nil {
 		t.Fatalf("errors %v", errs)
 	}
 	for name, want := range map[string]string{"a": "1", "b": "", "c": "", "d": "4"} {
