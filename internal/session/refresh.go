@@ -82,10 +82,13 @@ func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []strin
 	if err != nil {
 		return nil, err
 	}
-	within, err := s.audienceWithin(spent.Session.Audience, asked)
+	within, err := s.audienceWithin(spent.Audience, asked)
+	row := &store.Session{
+		ID: g.sessionID, UserID: spent.UserID, CreatedAt: spent.CreatedAt, RefreshedAt: spent.RefreshedAt,
+		Generations: store.Generations{Current: g.number + 1},
+	}
 	return &Grant{
-		session: &spent.Session, username: spent.Username, roles: spent.Roles, version: spent.TokenVersion(),
-		audience: within, now: spent.Session.RefreshedAt,
+		session: row, username: spent.Username, roles: spent.Roles, version: spent.TokenVersion(), audience: within, now: row.RefreshedAt,
 	}, err
 }
 

@@ -106,7 +106,7 @@ type Tokens struct {
 // makes the tokens after the commit: a signature inside the transaction would keep the
 // transaction's locks for longer.
 type Grant struct {
-	session  *store.Session
+	session  *store.Session // has the fields that Sign reads
 	username string
 	roles    []string
 	version  int64 // the version of the access token, see [store.User.TokenVersion]
