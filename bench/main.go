@@ -38,7 +38,7 @@ var parts = []struct {
 }{
 	{"interceptor", interceptors, false}, {"telemetry", telemetry, true}, {"echo", echo, false}, {"verify-rpc", verifyRPC, false}, {"delegation", delegations, false},
 	{"revocation", revocation, false},
-	{"memory", memory, false}, {"wire", wire, false}, {"start", starts, true}, {"guesses", guesses, true}, {"strangers", strangers, true},
+	{"memory", memory, false}, {"wire", wire, false}, {"start", starts, true}, {"flood", flood, true}, {"guesses", guesses, true}, {"strangers", strangers, true},
 	{"replicas", replicas, true}, {"sqlite-refresh", sqliteRefresh, true}, {"postgres-refresh", postgresRefresh, true}, {"postgres-login", postgresLogin, true},
 	{"postgres-trips", postgresTrips, true}, {"postgres-pool", postgresPool, true}, {"postgres-growth", postgresGrowth, true},
 }

@@ -24,10 +24,12 @@ type chore struct {
 	failures atomic.Uint64
 }
 
-// allChores returns the chores of the server: pruning, and the rotation of keys with --key-ttl.
+// allChores returns the chores of the server: pruning, giving memory back, and the rotation of
+// keys with --key-ttl.
 func (s *Server) allChores() []*chore {
 	chores := []*chore{
 		{name: "pruning events", every: time.Minute, do: s.feed.Prune},
+		{name: "giving memory back", every: spareEvery, do: new(spareMemory).giveBack},
 		{name: "pruning sessions", every: time.Hour, do: s.sessions.Prune},
 		{name: "pruning the watchers of other replicas", every: time.Hour, do: s.roster.Prune},
 		{name: "pruning counts of wrong passwords", every: time.Hour, do: func(ctx context.Context) error { return throttle.Prune(ctx, s.store) }},

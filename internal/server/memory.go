@@ -1,13 +1,17 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
 	"regexp"
+	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 
@@ -108,4 +112,36 @@ func (s *Server) MemoryGoal() int64 {
 	hashes := int64(s.passwords.Parallel()) * password.Default.Footprint()
 	connections := connectionMemory*int64(s.limits.connections) + proxiedMemory*int64(s.limits.proxied)
 	return connections + hashes + s.policy.List.Footprint()
+}
+
+// spareMemory gives memory back to the operating system after a flood. After the last call of a
+// flood, a server allocates so little that Go's garbage collector runs for the next time two
+// minutes later, and only then Go begins to give back what is free.
+type spareMemory struct{ cycles uint64 } // cycles is the number of collections at the latest look
+
+const (
+	// spareEvery is the time between two looks. A server without a collection for spareEvery is
+	// nearly idle, so that a collection harms no call.
+	spareEvery = 15 * time.Second
+	// spareLeast is the least memory that is worth a collection, in bytes: more than a server at
+	// rest has.
+	spareLeast = 16 << 20
+)
+
+// giveBack gives back the unused memory if no collection has run since the latest look, and if
+// at least spareLeast is unused.
+func (m *spareMemory) giveBack(context.Context) error {
+	samples := []metrics.Sample{
+		{Name: "/gc/cycles/total:gc-cycles"}, {Name: "/memory/classes/total:bytes"},
+		{Name: "/memory/classes/heap/released:bytes"}, {Name: "/gc/heap/live:bytes"},
+	}
+	metrics.Read(samples)
+	cycles, total, released, live := samples[0].Value.Uint64(), samples[1].Value.Uint64(), samples[2].Value.Uint64(), samples[3].Value.Uint64()
+	idle := cycles == m.cycles
+	m.cycles = cycles
+	if idle && total > released+live+spareLeast {
+		runtime.GC() // a sync.Pool, such as those of gRPC's buffers, keeps what is unused until the second collection
+		debug.FreeOSMemory()
+	}
+	return nil
 }

@@ -3,10 +3,42 @@ package server
 import (
 	"errors"
 	"math"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
 	"testing"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 )
+
+// After a flood of allocations, the second look finds no collection since the first look, and
+// gives the memory back. A look behind a collection gives nothing back.
+func TestMemoryGoesBackAfterAFlood(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	resident := func() uint64 {
+		samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+		metrics.Read(samples)
+		return samples[0].Value.Uint64() - samples[1].Value.Uint64()
+	}
+	const flood = 128 << 20
+	var m spareMemory
+	if err := m.giveBack(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	block := make([]byte, flood)
+	for i := 0; i < flood; i += 4 << 10 {
+		block[i] = 1
+	}
+	runtime.KeepAlive(block)
+	runtime.GC()
+	before := resident()
+	if err := m.giveBack(t.Context()); err != nil || resident()+flood/2 < before {
+		t.Errorf("behind a collection: %d bytes, %d before, error %v", resident(), before, err)
+	}
+	if err := m.giveBack(t.Context()); err != nil || resident()+flood/2 > before {
+		t.Errorf("when idle: %d bytes, %d before, error %v", resident(), before, err)
+	}
+}
 
 func TestSize(t *testing.T) {
 	for text, want := range map[string]Size{
