@@ -119,7 +119,9 @@ func (b *bench) refreshAgainst(i *installation, updates []*part) (err error) {
 			return err
 		}
 		if b.profiles != "" {
-			refresh.cmd.Process.Signal(syscall.SIGUSR1)
+			if err := server.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+				return err
+			}
 		}
 		all := []*part{refresh, call, sign, update}
 		if err := b.turns(all, n); err != nil {

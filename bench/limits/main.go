@@ -26,9 +26,6 @@ import (
 	"google.golang.org/grpc"
 )
 
-// cores is the number of cores for which the bench sets its limits.
-const cores = 2
-
 func main() {
 	log.SetFlags(0)
 	log.SetPrefix("limits: ")
