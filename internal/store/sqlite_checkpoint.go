@@ -12,9 +12,7 @@ type checkpointer struct {
 	conn  *sqliteConn
 	wake  chan struct{}
 	tasks sync.WaitGroup
-	// The fields below are for the writer's goroutine alone.
-	limit int // the length of the log, in frames, above which pages are moved
-	next  int // the number of writes until the next look at the length of the log
+	limit int // the length of the log, in frames, above which pages are moved; only the writer's goroutine uses limit
 }
 
 const (
@@ -24,10 +22,6 @@ const (
 	// fewFrames is the number of frames that the writer moves itself, in about a
 	// millisecond.
 	fewFrames = 64
-	// writeFrames is the number of frames that a write adds to the log, mostly fewer: a refresh
-	// adds one or two, and a login about ten. So a look at the log before longLog/writeFrames
-	// writes finds a short log. A large write makes the log longer than longLog once.
-	writeFrames = 10
 )
 
 func newCheckpointer(c *sqliteConn) *checkpointer {
@@ -48,13 +42,10 @@ func (p *checkpointer) close() {
 	p.conn.close()
 }
 
-// afterCommit checks the length of the log after a group of writes, if the log may be long, and
-// starts a checkpoint if the log is long. Only the writer's goroutine calls afterCommit, with
+// afterCommit checks the length of the log after a group of writes, and starts a
+// checkpoint if the log is long. Only the writer's goroutine calls afterCommit, with
 // the writer's connection.
-func (p *checkpointer) afterCommit(c *sqliteConn, writes int) {
-	if p.next -= writes; p.next > 0 {
-		return
-	}
+func (p *checkpointer) afterCommit(c *sqliteConn) {
 	frames, moved, err := c.checkpoint("NOOP")
 	if err != nil {
 		return
@@ -75,7 +66,6 @@ func (p *checkpointer) afterCommit(c *sqliteConn, writes int) {
 		default:
 		}
 	}
-	p.next = (p.limit - frames) / writeFrames
 }
 
 // checkpoint runs a checkpoint of the given mode. checkpoint returns how many frames

@@ -81,7 +81,7 @@ func (w *writer) work() {
 		}
 		sharing.End()
 		w.conn.spans = nil
-		w.checkpoints.afterCommit(w.conn, len(group))
+		w.checkpoints.afterCommit(w.conn)
 	}
 }
 
