@@ -25,6 +25,9 @@ func WriteOneStatement(s *Store, fn func(*Tx) error) error {
 	return embedded(s).writer.do(context.Background(), write{fn: fn, oneStatement: true})
 }
 
+// LongestLog is the bound of the write-ahead log, in frames.
+const LongestLog = longestLog
+
 // FailDriver runs a statement that the driver refuses.
 func FailDriver(tx *Tx) error {
 	return tx.exec(`INSERT INTO no_such_table (x) VALUES (1)`)

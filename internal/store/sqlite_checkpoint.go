@@ -7,18 +7,24 @@ import "sync"
 // short. SQLite itself would move the pages in the commit that finds the log long, and
 // make every caller wait for two fsyncs and thousands of pages. So the checkpointer's
 // own connection moves most pages while the writer works, and the writer moves the last
-// few pages between two groups of writes.
+// few pages between two groups of writes. In a storm of large writes the connection falls
+// behind. Then the writer waits for the connection, and moves the rest itself.
 type checkpointer struct {
-	conn  *sqliteConn
-	wake  chan struct{}
-	tasks sync.WaitGroup
-	limit int // the length of the log, in frames, above which pages are moved; only the writer's goroutine uses limit
+	conn   *sqliteConn
+	wake   chan struct{}
+	tasks  sync.WaitGroup
+	moving sync.Mutex // held while conn moves pages: SQLite lets one connection move pages at a time
+	limit  int        // the length of the log, in frames, above which pages are moved; only the writer's goroutine uses limit
 }
 
 const (
 	// longLog is the length of the write-ahead log, in frames of 4 KiB, from which on a
 	// checkpoint moves its pages into the database file.
 	longLog = 1000
+	// longestLog is the length of the write-ahead log, in frames, at which the writer moves every
+	// page, and all callers wait. The last group of writes makes the log longer than longestLog. So
+	// does a read: while the read lasts, SQLite keeps the log.
+	longestLog = 4 * longLog
 	// fewFrames is the number of frames that the writer moves itself, in about a
 	// millisecond.
 	fewFrames = 64
@@ -30,7 +36,9 @@ func newCheckpointer(c *sqliteConn) *checkpointer {
 		for range p.wake {
 			// The error is ignored: the error comes from the disk, and the next commit gets the
 			// same error.
+			p.moving.Lock()
 			_, _, _ = p.conn.checkpoint("PASSIVE")
+			p.moving.Unlock()
 		}
 	})
 	return p
@@ -55,17 +63,26 @@ func (p *checkpointer) afterCommit(c *sqliteConn) {
 	}
 	switch {
 	case frames < p.limit:
-	case frames-moved <= fewFrames:
-		_, _, _ = c.checkpoint("PASSIVE")
-		// A long read keeps SQLite from writing the log from the beginning. Then the
-		// log may grow by longLog before the next try.
-		p.limit = frames + longLog
+	case frames-moved <= fewFrames && p.moving.TryLock():
+		p.moveRest(c, frames)
+	case frames >= p.limit-longLog+longestLog:
+		p.moving.Lock()
+		p.moveRest(c, frames)
 	default:
 		select {
 		case p.wake <- struct{}{}:
 		default:
 		}
 	}
+}
+
+// moveRest moves every page that is left in the log, with the writer's connection, and unlocks
+// p.moving. A long read keeps SQLite from writing the log from the beginning; the log may then
+// grow by longLog before the next try.
+func (p *checkpointer) moveRest(c *sqliteConn, frames int) {
+	defer p.moving.Unlock()
+	_, _, _ = c.checkpoint("PASSIVE")
+	p.limit = frames + longLog
 }
 
 // checkpoint runs a checkpoint of the given mode. checkpoint returns how many frames
