@@ -90,20 +90,20 @@ func (c *checker) cannotDecide(why error) error {
 // and removes every other header by which a client could pass for another caller.
 func allow(client request, caller *authn.Principal) *authv3.CheckResponse {
 	ok := new(authv3.OkHttpResponse)
-	var set []string
+	var ours []string
 	for _, h := range about(caller) {
 		name, value := h[0], h[1]
+		ours = append(ours, name)
 		if value == "" {
 			ok.HeadersToRemove = append(ok.HeadersToRemove, name)
-			continue
+		} else {
+			ok.Headers = append(ok.Headers, header(name, value))
 		}
-		set = append(set, name)
-		ok.Headers = append(ok.Headers, header(name, value))
 	}
 	for _, name := range client.names() {
 		// A service may read a header with underscores under the same name, as CGI does.
 		likeOurs := strings.HasPrefix(strings.ReplaceAll(name, "_", "-"), prefix)
-		if likeOurs && !slices.Contains(set, name) && !slices.Contains(ok.HeadersToRemove, name) {
+		if likeOurs && !slices.Contains(ours, name) { // names gives each name once
 			ok.HeadersToRemove = append(ok.HeadersToRemove, name)
 		}
 	}

@@ -324,6 +324,7 @@ func TestMethodInTheError(t *testing.T) {
 	e, _ := world(t)
 	for path, want := range map[string]string{
 		called: called, called + "?": called, called + "?a=/b.C/D": called, called + "#x": called, called + "%3Fa": called + "%3Fa", "": "", "/": "/", "\xff": "",
+		"/" + strings.Repeat("x", maxMethod-1): "/" + strings.Repeat("x", maxMethod-1), "/" + strings.Repeat("x", maxMethod): "",
 	} {
 		if got := refusal.Method(e.ask(path, "content-type", "application/grpc").err); got != want {
 			t.Errorf("%q: the error names %q, want %q", path, got, want)

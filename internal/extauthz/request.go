@@ -8,6 +8,9 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 )
 
+// maxMethod bounds the name of a method of gRPC, in bytes.
+const maxMethod = 1024
+
 // request is the request of a client, as Envoy describes the request.
 type request struct {
 	http *authv3.AttributeContext_HttpRequest
@@ -55,7 +58,8 @@ func (r request) isGRPC() bool {
 
 // method returns the full name of the called method of gRPC: the path without a query, which Envoy
 // leaves in the path. A client of gRPC looks for the name in the error; see refusal.Status. method
-// is empty for other requests.
+// is empty for other requests, and for a path that is longer than any name: the error goes into a
+// header of the answer.
 func (r request) method() string {
 	if !r.isGRPC() {
 		return ""
@@ -63,6 +67,9 @@ func (r request) method() string {
 	path := r.http.GetPath()
 	if end := strings.IndexAny(path, "?#"); end >= 0 {
 		path = path[:end]
+	}
+	if len(path) > maxMethod {
+		return ""
 	}
 	return strings.ToValidUTF8(path, "")
 }

@@ -27,7 +27,7 @@ import (
 const (
 	// maxMessage is the longest question, in bytes. Envoy sends 60 KiB of headers by default, and the
 	// body of a request only with the setting with_request_body.
-	maxMessage = 1 << 20
+	maxMessage = 256 << 10
 	// maxStreams is the number of questions at a time on one connection. Further questions wait in
 	// Envoy.
 	maxStreams = 1000
@@ -38,13 +38,14 @@ const (
 // server answers questions, and tells whether it can.
 type server struct {
 	healthv1.UnimplementedHealthServer
-	logger   *slog.Logger
-	verifier *authn.Verifier
-	checker  *checker
-	grpc     *grpc.Server
-	http     *http.Server
-	secure   bool // both addresses have TLS
-	stopping atomic.Bool
+	logger    *slog.Logger
+	verifier  *authn.Verifier
+	checker   *checker
+	grpc      *grpc.Server
+	questions *questions
+	http      *http.Server
+	secure    bool // both addresses have TLS
+	stopping  atomic.Bool
 }
 
 // serve runs until ctx ends, or until the Watchword server refuses the trust bundle for a reason
@@ -76,7 +77,10 @@ func serve(ctx context.Context, c Config, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	s := &server{logger: logger, verifier: verifier, secure: forGRPC != nil, checker: &checker{verifier: verifier, log: logger}}
+	s := &server{
+		logger: logger, verifier: verifier, secure: forGRPC != nil, questions: newQuestions(),
+		checker: &checker{verifier: verifier, log: logger},
+	}
 	s.grpc, s.http = s.grpcServer(forGRPC), s.httpServer(forHTTP)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -121,7 +125,9 @@ func (s *server) run(ctx context.Context, forGRPC, forHTTP net.Listener) error {
 
 // grpcServer returns the server for Envoy.
 func (s *server) grpcServer(config *tls.Config) *grpc.Server {
-	options := []grpc.ServerOption{grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(10 * time.Second)}
+	options := []grpc.ServerOption{
+		grpc.InTapHandle(s.questions.tap), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(10 * time.Second),
+	}
 	if config != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(config)))
 	}

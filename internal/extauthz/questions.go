@@ -1,0 +1,64 @@
+package extauthz
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
+
+	"github.com/watchword-auth/watchword/internal/share"
+)
+
+// questions bounds the questions at a time, on all connections together: without --client-ca,
+// every client that reaches the port can ask.
+type questions struct {
+	places *share.Pool
+	// within is the time in which a question must arrive whole and be answered. Envoy sends a
+	// question in one piece, and an answer takes microseconds.
+	within time.Duration
+}
+
+// newQuestions returns the bounds for a server. With questions of maxMessage bytes, all places
+// hold 1 GiB. An Envoy has some questions at a time.
+func newQuestions() *questions {
+	return &questions{share.NewPool(share.Limits{Places: 4096, PerPeer: 2048, KeepOrdinary: true}), 5 * time.Second}
+}
+
+// tap takes a place for a question, before gRPC reads the question ([grpc.InTapHandle]). The
+// place is free again when the call ends, at the latest after q.within.
+//
+// Errors: RESOURCE_EXHAUSTED without a free place.
+func (q *questions) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	place := q.places.Take(network(ctx), share.Ordinary, nil)
+	if place == nil {
+		return nil, status.Error(codes.ResourceExhausted, "too many questions at a time")
+	}
+	ctx, cancel := context.WithTimeout(ctx, q.within)
+	context.AfterFunc(ctx, func() {
+		cancel()
+		place.Release()
+	})
+	return ctx, nil
+}
+
+// network returns the network of the client of a call: the IPv4 address, or the /64 of the IPv6
+// address.
+func network(ctx context.Context) string {
+	from, ok := peer.FromContext(ctx)
+	if !ok {
+		return ""
+	}
+	at, err := netip.ParseAddrPort(from.Addr.String())
+	if err != nil {
+		return ""
+	}
+	addr := at.Addr().Unmap().WithZone("")
+	if addr.Is6() && !addr.IsLoopback() {
+		return netip.PrefixFrom(addr, 64).Masked().String()
+	}
+	return addr.String()
+}
