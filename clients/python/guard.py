@@ -107,6 +107,8 @@ def _rule(method):
 
     Without a descriptor the method may have a rule that this program cannot read, so no token
     opens the method. A rule that contradicts itself raises an exception, which refuses the call.
+    So does a rule with a field or a value that this version does not know: the rule may ask for
+    more than a valid token.
     """
     service, _, name = method.lstrip("/").rpartition("/")
     try:
@@ -116,6 +118,11 @@ def _rule(method):
     rule = descriptor.GetOptions().Extensions[access_pb2.access]
     if rule.public and rule != access_pb2.Access(public=True):
         raise ValueError(f"{method}: the access rule sets public and another field")
+    known = access_pb2.Access()
+    known.CopyFrom(rule)
+    known.DiscardUnknownFields()
+    if known.ByteSize() != rule.ByteSize() or rule.delegated not in access_pb2.Access.Delegated.values():
+        raise ValueError(f"{method}: the access rule has a field or a value that this version does not know")
     return rule
 
 

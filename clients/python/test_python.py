@@ -11,6 +11,7 @@ import unittest
 from concurrent import futures
 
 import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 GENERATED = tempfile.mkdtemp(prefix="watchword-python-gen-")
@@ -25,7 +26,7 @@ import guard  # noqa: E402
 import refusal_pb2  # noqa: E402
 from diary_pb2 import Entry  # noqa: E402
 from testing.watchword_server import Server  # noqa: E402
-from watchword.v1 import auth_pb2, auth_pb2_grpc, user_pb2  # noqa: E402
+from watchword.v1 import access_pb2, auth_pb2, auth_pb2_grpc, user_pb2  # noqa: E402
 
 UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE = (
     grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE)
@@ -220,6 +221,20 @@ class TestGuard(Refusing):
         with self.assertRaises(AssertionError):  # the handler stays out even if abort returns
             wrapped.unary_unary(b"", context)
         self.assertEqual(refusals, [PERMISSION_DENIED])
+
+    def test_a_rule_of_a_newer_version_is_refused(self):
+        """A rule may ask for more than this version knows, so no token opens the method."""
+        file = descriptor_pb2.FileDescriptorProto(name="newer.proto", package="newer", dependency=["watchword/v1/access.proto"])
+        file.message_type.add(name="Entry")
+        service = file.service.add(name="Service")
+        for name, rule in (("Field", b"\x2a\x01x"), ("Value", b"\x20\x02"), ("Known", b"\x20\x01")):  # field 5; delegated: 2; delegated: REFUSE
+            method = service.method.add(name=name, input_type=".newer.Entry", output_type=".newer.Entry")
+            method.options.Extensions[access_pb2.access].ParseFromString(rule)
+        descriptor_pool.Default().AddSerializedFile(file.SerializeToString())
+        for name in ("Field", "Value"):
+            with self.assertRaises(ValueError, msg=name):
+                guard._rule("/newer.Service/" + name)
+        self.assertEqual(guard._rule("/newer.Service/Known"), access_pb2.Access(delegated="REFUSE"))
 
     def test_a_revocation_ends_an_open_stream(self):
         session = login("alice")
