@@ -80,6 +80,33 @@ func TestAUsersOwnEventsAreBounded(t *testing.T) {
 	})
 }
 
+// Events beyond the records that one event reads are counted in one record too: the newest records
+// count, so an event finds the record of the event before.
+func TestOwnEventsBeyondManyRecords(t *testing.T) {
+	eachEngine(t, func(t *testing.T, w *world) {
+		hour := time.Now().Truncate(time.Hour)
+		byAdmin := audit.Event{Type: audit.SessionRevoked, ActorID: "b", ActorName: "bob", UserID: "a", UserName: "alice"}
+		err := w.store.Write(from("192.0.2.3"), func(tx *store.Tx) error {
+			for range 2000 {
+				if err := w.log.Record(from("192.0.2.3"), tx, byAdmin); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.own(t, 5, audit.Event{Type: audit.Login, ActorID: "a", ActorName: "alice", UserID: "a", UserName: "alice"}, "192.0.2.1")
+		if time.Now().Truncate(time.Hour) != hour {
+			t.Skip("a new hour has begun, and with it the counts")
+		}
+		if logins := w.all(t, store.AuditFilter{UserID: "a", Type: "login"}, 100); len(logins) != 1 || logins[0].Count != 5 {
+			t.Errorf("%d records of 5 logins, the first of %+v", len(logins), logins[0])
+		}
+	})
+}
+
 // A login that is rolled back is counted nowhere.
 func TestARolledBackEventIsNotCounted(t *testing.T) {
 	w := open(t)

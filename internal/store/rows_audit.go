@@ -184,7 +184,8 @@ type OwnAudit struct {
 
 // OwnAudit counts the records of r's user since a time, by one statement: of r's type, outcome
 // and actor, those with a detail, and the others. OwnAudit reads at most scan records of the
-// user.
+// user, the newest: beyond scan records, the caller still finds the record that the caller has
+// just written.
 func (tx *Tx) OwnAudit(r *AuditRecord, since time.Time, detail string, scan int) (OwnAudit, error) {
 	own, read := OwnAudit{Shared: map[string]string{}}, 0
 	err := tx.queryRows(func(row row) error {
@@ -202,7 +203,7 @@ func (tx *Tx) OwnAudit(r *AuditRecord, since time.Time, detail string, scan int)
 		return err
 	}, `SELECT same, shared, source, max(id), count(*) FROM (
 			SELECT id, type = $3 AND success = $4 AND actor_id = $5 AS same, detail = $6 AS shared, CASE WHEN detail = $6 THEN source ELSE '' END AS source
-			FROM audit WHERE user_id = $1 AND user_id <> '' AND id >= $2 LIMIT $7) AS recent
+			FROM audit WHERE user_id <> '' AND (user_id, id) < ($1, 'g') AND (user_id, id) >= ($1, $2) ORDER BY user_id DESC, id DESC LIMIT $7) AS recent
 		GROUP BY same, shared, source`, r.UserID, auditID(since), r.Type, r.Success, r.ActorID, detail, scan)
 	own.More = read >= scan
 	return own, err
