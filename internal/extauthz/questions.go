@@ -2,6 +2,7 @@ package extauthz
 
 import (
 	"context"
+	"net"
 	"net/netip"
 	"time"
 
@@ -25,7 +26,12 @@ type questions struct {
 // newQuestions returns the bounds for a server. With questions of maxMessage bytes, all places
 // hold 1 GiB. An Envoy has some questions at a time.
 func newQuestions() *questions {
-	return &questions{share.NewPool(share.Limits{Places: 4096, PerPeer: 2048, KeepOrdinary: true}), 5 * time.Second}
+	return &questions{places(4096), 5 * time.Second}
+}
+
+// places returns n places, of which one network can hold a half.
+func places(n int) *share.Pool {
+	return share.NewPool(share.Limits{Places: n, PerPeer: n / 2, KeepOrdinary: true})
 }
 
 // tap takes a place for a question, before gRPC reads the question ([grpc.InTapHandle]). The
@@ -33,7 +39,11 @@ func newQuestions() *questions {
 //
 // Errors: RESOURCE_EXHAUSTED without a free place.
 func (q *questions) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	place := q.places.Take(network(ctx), share.Ordinary, nil)
+	var network string
+	if client, ok := peer.FromContext(ctx); ok {
+		network = networkOf(client.Addr)
+	}
+	place := q.places.Take(network, share.Ordinary, nil)
 	if place == nil {
 		return nil, status.Error(codes.ResourceExhausted, "too many questions at a time")
 	}
@@ -45,14 +55,9 @@ func (q *questions) tap(ctx context.Context, _ *tap.Info) (context.Context, erro
 	return ctx, nil
 }
 
-// network returns the network of the client of a call: the IPv4 address, or the /64 of the IPv6
-// address.
-func network(ctx context.Context) string {
-	from, ok := peer.FromContext(ctx)
-	if !ok {
-		return ""
-	}
-	at, err := netip.ParseAddrPort(from.Addr.String())
+// networkOf returns the network of a client: the IPv4 address, or the /64 of the IPv6 address.
+func networkOf(client net.Addr) string {
+	at, err := netip.ParseAddrPort(client.String())
 	if err != nil {
 		return ""
 	}

@@ -10,19 +10,17 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
-
-	"github.com/watchword-auth/watchword/internal/share"
 )
 
 // A client that begins questions and does not send them holds a bounded number of places, over all
 // its connections, and loses each place after a time.
 func TestQuestionsThatDoNotArrive(t *testing.T) {
 	e, _ := world(t)
-	places := share.NewPool(share.Limits{Places: 4, PerPeer: 2, KeepOrdinary: true})
+	free := places(4)
 	// begin opens a connection of its own to a server with these places, and begins a question there.
 	begin := func(within time.Duration) grpc.ClientStream {
 		t.Helper()
-		s := &server{verifier: e.checker.verifier, checker: e.checker, questions: &questions{places, within}}
+		s := &server{verifier: e.checker.verifier, checker: e.checker, questions: &questions{free, within}}
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -49,9 +47,9 @@ func TestQuestionsThatDoNotArrive(t *testing.T) {
 	}
 	taken := func(n int) {
 		t.Helper()
-		for end := time.Now().Add(time.Minute); places.Held() != n; time.Sleep(time.Millisecond) {
+		for end := time.Now().Add(time.Minute); free.Held() != n; time.Sleep(time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("%d places are taken, want %d", places.Held(), n)
+				t.Fatalf("%d places are taken, want %d", free.Held(), n)
 			}
 		}
 	}

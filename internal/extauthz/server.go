@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/internal/refusal"
@@ -31,6 +32,9 @@ const (
 	// maxStreams is the number of questions at a time on one connection. Further questions wait in
 	// Envoy.
 	maxStreams = 1000
+	// maxConnections bounds the connections to the gRPC address, and maxHTTP those to the HTTP
+	// address. Without a bound, one client could take all open files of the process.
+	maxConnections, maxHTTP = 1024, 128
 	// stopTime bounds the wait for questions in flight. A question takes microseconds.
 	stopTime = 5 * time.Second
 )
@@ -85,7 +89,7 @@ func serve(ctx context.Context, c Config, logger *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go files.Run(ctx) // holds nothing that has to be closed
-	return s.run(ctx, grpcListener, httpListener)
+	return s.run(ctx, bounded(grpcListener, places(maxConnections)), bounded(httpListener, places(maxHTTP)))
 }
 
 // run serves on both addresses until ctx ends, and stops in order.
@@ -127,6 +131,8 @@ func (s *server) run(ctx context.Context, forGRPC, forHTTP net.Listener) error {
 func (s *server) grpcServer(config *tls.Config) *grpc.Server {
 	options := []grpc.ServerOption{
 		grpc.InTapHandle(s.questions.tap), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxConcurrentStreams(maxStreams), grpc.ConnectionTimeout(10 * time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: 5 * time.Minute, Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}), // for Envoy's connection_keepalive
 	}
 	if config != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(config)))

@@ -1,0 +1,42 @@
+package extauthz
+
+import (
+	"net"
+
+	"github.com/watchword-auth/watchword/internal/share"
+)
+
+// listener bounds the connections at a time, in all and of one network.
+type listener struct {
+	net.Listener
+	places *share.Pool
+}
+
+// bounded returns a listener with at most as many connections as places.
+func bounded(l net.Listener, places *share.Pool) *listener { return &listener{l, places} }
+
+// Accept returns the next connection with a place, and closes each connection without one.
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		accepted, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if place := l.places.Take(networkOf(accepted.RemoteAddr()), share.Ordinary, nil); place != nil {
+			return &conn{accepted, place}, nil
+		}
+		_ = accepted.Close()
+	}
+}
+
+// conn is a connection with a place.
+type conn struct {
+	net.Conn
+	place *share.Place
+}
+
+// Close closes the connection, and gives the place back.
+func (c *conn) Close() error {
+	c.place.Release()
+	return c.Conn.Close()
+}
