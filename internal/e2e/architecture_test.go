@@ -112,7 +112,7 @@ var mayImportForeign = map[string][]string{
 	"golang.org/x/crypto/argon2":  {"internal/password"},
 	"github.com/alecthomas/kong":  {"internal/settings"},
 	"github.com/goccy/go-yaml":    {"internal/settings"},
-	"golang.org/x/time/rate":      {"internal/audit", "internal/rpc", "authn/tokensource"},
+	"golang.org/x/time/rate":      {"internal/audit", "internal/rpc", "internal/extauthz", "authn/tokensource"},
 
 	"github.com/prometheus":               {"internal/telemetry"},
 	"go.opentelemetry.io/contrib":         {"internal/tracing"},

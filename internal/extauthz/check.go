@@ -15,6 +15,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -33,9 +34,15 @@ type checker struct {
 	authv3.UnimplementedAuthorizationServer
 	verifier *authn.Verifier
 	log      *slog.Logger
+	lines    *rate.Limiter // of the log, about requests that cannot be decided
 
 	allowed, denied, undecided atomic.Uint64
-	nextLine                   atomic.Int64 // the earliest time of the next line in the log, in nanoseconds since 1970
+}
+
+// newChecker returns a checker that logs one line a minute at most about requests that cannot be
+// decided, since clients choose how often they call.
+func newChecker(verifier *authn.Verifier, log *slog.Logger) *checker {
+	return &checker{verifier: verifier, log: log, lines: rate.NewLimiter(rate.Every(time.Minute), 1)}
 }
 
 // Check decides a request. Check always answers: with an error in place of an answer, Envoy could
@@ -75,12 +82,10 @@ func (c *checker) decide(ctx context.Context, client request, extensions map[str
 }
 
 // cannotDecide counts a request that cannot be decided, and returns the error for the client, which
-// tells nothing about the configuration. The log has one line a minute at most, since clients
-// choose how often they call.
+// tells nothing about the configuration.
 func (c *checker) cannotDecide(why error) error {
 	c.undecided.Add(1)
-	now, next := time.Now(), c.nextLine.Load()
-	if now.UnixNano() >= next && c.nextLine.CompareAndSwap(next, now.Add(time.Minute).UnixNano()) {
+	if c.lines.Allow() {
 		c.log.Error("requests are denied, because the rule of a route in Envoy's configuration cannot be used", "error", why)
 	}
 	return status.Error(codes.Internal, "internal error")

@@ -1,9 +1,9 @@
 package extauthz
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
-	"io"
 	"log/slog"
 	"maps"
 	"slices"
@@ -130,7 +130,7 @@ func (e envoy) refused(denied *authv3.DeniedHttpResponse, isGRPC bool) seen {
 func world(t *testing.T) (envoy, *authntest.Issuer) {
 	issuer := authntest.New()
 	v := issuer.NewVerifier(t, authn.WithAudience("internal"))
-	return envoy{t: t, checker: &checker{verifier: v, log: slog.New(slog.NewTextHandler(io.Discard, nil))}}, issuer
+	return envoy{t: t, checker: newChecker(v, slog.New(slog.DiscardHandler))}, issuer
 }
 
 func user(name string, roles ...string) authntest.User {
@@ -337,9 +337,12 @@ func TestMethodInTheError(t *testing.T) {
 	}
 }
 
-// A question that is not about a request of HTTP is denied, and counted.
+// A question that is not about a request of HTTP is denied, and counted. Three such questions get
+// one line in the log.
 func TestUndecided(t *testing.T) {
 	e, _ := world(t)
+	var log bytes.Buffer
+	e.checker.log = slog.New(slog.NewTextHandler(&log, nil))
 	for _, question := range []*authv3.CheckRequest{nil, {}, {Attributes: &authv3.AttributeContext{ContextExtensions: map[string]string{"public": "true"}}}} {
 		answer, err := e.checker.Check(t.Context(), question)
 		if err != nil || answer.GetStatus().GetCode() != int32(codes.Internal) || answer.GetDeniedResponse().GetStatus().GetCode() != 500 {
@@ -348,5 +351,8 @@ func TestUndecided(t *testing.T) {
 	}
 	if e.checker.undecided.Load() != 3 || e.checker.denied.Load() != 3 || e.checker.allowed.Load() != 0 {
 		t.Error("the questions were not counted")
+	}
+	if lines := strings.Count(log.String(), "\n"); lines != 1 {
+		t.Errorf("%d lines in the log:\n%s", lines, log.String())
 	}
 }

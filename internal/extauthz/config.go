@@ -83,37 +83,24 @@ func (c *Config) dial(logger *slog.Logger) (conn *grpc.ClientConn, release func(
 	return conn, func() { _ = files.Close() }, err // Close returns nil
 }
 
-// tls returns the TLS configurations of both addresses, and the files to read again; nil
-// configurations without TLS.
-func (c *Config) tls(logger *slog.Logger) (forGRPC, forHTTP *tls.Config, files *reload.Set, err error) {
-	files = reload.NewSet(logger)
+// tls returns the TLS configurations of both addresses, which are nil without --tls-cert, and adds
+// the files to the set, which reads changed files again.
+func (c *Config) tls(files *reload.Set) (forGRPC, forHTTP *tls.Config, err error) {
 	if c.TLSCert == "" {
-		return nil, nil, files, nil
+		return nil, nil, nil
 	}
 	pair, err := reload.KeyPair(files, "--tls-cert, --tls-key", c.TLSCert, c.TLSKey)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	var cas *reload.Value[*x509.CertPool]
 	if c.ClientCA != "" {
 		if cas, err = reload.CAs(files, "--client-ca", c.ClientCA); err != nil {
-			return nil, nil, nil, err
+			return nil, nil, err
 		}
 	}
-	config := func(protocol string, cas *reload.Value[*x509.CertPool]) *tls.Config {
-		base := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{protocol}, SessionTicketsDisabled: true}
-		all := base.Clone()
-		all.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			current := base.Clone()
-			current.Certificates = []tls.Certificate{*pair.Get()}
-			if cas != nil {
-				current.ClientCAs, current.ClientAuth = cas.Get(), tls.RequireAndVerifyClientCert
-			}
-			return current, nil
-		}
-		return all
-	}
-	return config("h2", cas), config("http/1.1", nil), files, nil
+	forGRPC = reload.ServerTLS("h2", pair, cas, tls.RequireAndVerifyClientCert)
+	return forGRPC, reload.ServerTLS("http/1.1", pair, nil, tls.NoClientCert), nil
 }
 
 // logger returns the logger of the flags.

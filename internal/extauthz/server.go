@@ -22,6 +22,7 @@ import (
 
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/internal/refusal"
+	"github.com/watchword-auth/watchword/internal/reload"
 	"github.com/watchword-auth/watchword/internal/version"
 )
 
@@ -48,14 +49,14 @@ type server struct {
 	grpc      *grpc.Server
 	questions *questions
 	http      *http.Server
-	secure    bool // both addresses have TLS
 	stopping  atomic.Bool
 }
 
 // serve runs until ctx ends, or until the Watchword server refuses the trust bundle for a reason
 // that an operator has to mend.
 func serve(ctx context.Context, c Config, logger *slog.Logger) error {
-	forGRPC, forHTTP, files, err := c.tls(logger)
+	files := reload.NewSet(logger)
+	forGRPC, forHTTP, err := c.tls(files)
 	if err != nil {
 		return err
 	}
@@ -81,10 +82,7 @@ func serve(ctx context.Context, c Config, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	s := &server{
-		logger: logger, verifier: verifier, secure: forGRPC != nil, questions: newQuestions(),
-		checker: &checker{verifier: verifier, log: logger},
-	}
+	s := &server{logger: logger, verifier: verifier, questions: newQuestions(), checker: newChecker(verifier, logger)}
 	s.grpc, s.http = s.grpcServer(forGRPC), s.httpServer(forHTTP)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -94,10 +92,11 @@ func serve(ctx context.Context, c Config, logger *slog.Logger) error {
 
 // run serves on both addresses until ctx ends, and stops in order.
 func (s *server) run(ctx context.Context, forGRPC, forHTTP net.Listener) error {
+	secure := s.http.TLSConfig != nil
 	failed := make(chan error, 3) // one for each goroutine below
 	go func() { failed <- s.grpc.Serve(forGRPC) }()
 	go func() {
-		if s.secure {
+		if secure {
 			failed <- s.http.ServeTLS(forHTTP, "", "")
 		} else {
 			failed <- s.http.Serve(forHTTP)
@@ -110,7 +109,7 @@ func (s *server) run(ctx context.Context, forGRPC, forHTTP net.Listener) error {
 			failed <- err
 			return
 		}
-		s.logger.InfoContext(ctx, "ready", append(addresses, "version", version.String(), "tls", s.secure)...)
+		s.logger.InfoContext(ctx, "ready", append(addresses, "version", version.String(), "tls", secure)...)
 	}()
 	var err error
 	select {

@@ -63,6 +63,28 @@ func CAs(s *Set, name, file string) (*Value[*x509.CertPool], error) {
 	return add(s, source[*x509.CertPool]{name, []string{file}, parseCAs})
 }
 
+// ServerTLS returns the configuration of an address with one application protocol (ALPN). Every
+// new handshake uses the present content of the files. cas holds the CAs of client certificates,
+// for a server that asks for client certificates as auth says; cas may be nil.
+//
+// TLS 1.3 (RFC 8446) is the only version, since the clients are services of the same
+// organization and can all be new. The server resumes no session (RFC 8446, section 2.2): a
+// resumed session skips the check of the client's certificate, so a client could continue after
+// the operator has removed the client's CA from cas.
+func ServerTLS(protocol string, pair *Value[*tls.Certificate], cas *Value[*x509.CertPool], auth tls.ClientAuthType) *tls.Config {
+	base := tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{protocol}, SessionTicketsDisabled: true}
+	config := base.Clone()
+	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		current := base.Clone()
+		current.Certificates = []tls.Certificate{*pair.Get()}
+		if cas != nil {
+			current.ClientCAs, current.ClientAuth = cas.Get(), auth
+		}
+		return current, nil
+	}
+	return config
+}
+
 func parseCAs(contents [][]byte) (*x509.CertPool, time.Time, error) {
 	pool, last, blocks := x509.NewCertPool(), time.Time{}, 0
 	for block, rest := pem.Decode(contents[0]); block != nil; block, rest = pem.Decode(rest) {

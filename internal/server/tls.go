@@ -39,28 +39,11 @@ func (f *tlsFiles) certificate() *x509.Certificate {
 	return f.pair.Get().Leaf
 }
 
-// config returns the TLS configuration of an address with one application protocol (ALPN).
-// TLS 1.3 (RFC 8446) is the only version, since the clients are services of the same
-// organization and can all be new.
-//
-// The server resumes no session (RFC 8446, section 2.2): a resumed session skips the check of
-// the client's certificate, so a client could continue after the operator has removed the
-// client's CA from --client-ca.
+// config returns the TLS configuration of an address with one application protocol (ALPN). Only
+// some methods, such as WatchBundle, need a client certificate. The handler of the method checks
+// the certificate, since a handshake does not know the method.
 func (f *tlsFiles) config(protocol string) *tls.Config {
-	base := tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{protocol}, SessionTicketsDisabled: true}
-	config := base.Clone()
-	config.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		current := base.Clone()
-		current.Certificates = []tls.Certificate{*f.pair.Get()}
-		if f.clientCAs != nil {
-			current.ClientCAs = f.clientCAs.Get()
-			// Only some methods, such as WatchBundle, need a client certificate. The handler of
-			// the method checks the certificate, since a handshake does not know the method.
-			current.ClientAuth = tls.VerifyClientCertIfGiven
-		}
-		return current, nil
-	}
-	return config
+	return reload.ServerTLS(protocol, f.pair, f.clientCAs, tls.VerifyClientCertIfGiven)
 }
 
 // Reload reads the files of TLS at once, and logs what was read. If a file cannot be used, the
