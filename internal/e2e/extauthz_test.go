@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -125,8 +123,8 @@ func (e *envoy) wantsHealth(scheme string, want healthv1.HealthCheckResponse_Ser
 	return nil
 }
 
-// Envoy asks the program over TLS about calls, and a logout, a change of roles and a new login count
-// at once. The program gets its keys from a server that asks for client certificates.
+// Envoy asks the program over TLS about calls, and a logout and a new login count at once. The
+// program gets its keys from a server that asks for client certificates.
 func TestExtAuthz(t *testing.T) {
 	dir := t.TempDir()
 	ca := newAuthority(t, dir, "ca")
@@ -198,16 +196,13 @@ func TestExtAuthzWithoutAServer(t *testing.T) {
 			t.Errorf("%q: %v", wrong, r)
 		}
 	}
-	page, err := os.ReadFile(filepath.Join(root, "docs", "ext-authz.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	page := repositoryFile(t, "docs/ext-authz.md")
 	flags := regexp.MustCompile(`(?m)^ +(--[a-z-]+)`).FindAllStringSubmatch(run(t, extAuthzCommand(t, "--help")).stdout, -1)
 	if len(flags) < 15 {
 		t.Errorf("--help lists %q", flags)
 	}
 	for _, flag := range flags {
-		if name := flag[1]; name != "--config" && name != "--version" && !strings.Contains(string(page), "`"+name+"`") {
+		if name := flag[1]; name != "--config" && name != "--version" && !strings.Contains(page, "`"+name+"`") {
 			t.Errorf("docs/ext-authz.md says nothing about %s", name)
 		}
 	}

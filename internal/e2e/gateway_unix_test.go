@@ -99,21 +99,11 @@ func (k gatewayKind) program(t *testing.T) string {
 	return ""
 }
 
-// proxiesPage returns the text of docs/proxies.md.
-func proxiesPage(t *testing.T) string {
-	t.Helper()
-	page, err := os.ReadFile(filepath.Join(root, "docs", "proxies.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(page)
-}
-
 // block returns the configuration of docs/proxies.md for a kind of proxy.
 func (k gatewayKind) block(t *testing.T) string {
 	t.Helper()
 	language := strings.Replace(k.name, "caddy", "caddyfile", 1)
-	found := regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(proxiesPage(t), -1)
+	found := regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(repositoryFile(t, "docs/proxies.md"), -1)
 	if len(found) != 1 {
 		t.Fatalf("docs/proxies.md has %d blocks of %s, want 1", len(found), language)
 	}
@@ -124,7 +114,7 @@ func (k gatewayKind) block(t *testing.T) string {
 // docs/proxies.md has for the kind of proxy.
 func (k gatewayKind) plainBlock(t *testing.T) string {
 	t.Helper()
-	row := regexp.MustCompile("(?mi)^\\| " + k.name + " \\| [^|]* \\| `([^`]+)` \\|$").FindStringSubmatch(proxiesPage(t))
+	row := regexp.MustCompile("(?mi)^\\| " + k.name + " \\| [^|]* \\| `([^`]+)` \\|$").FindStringSubmatch(repositoryFile(t, "docs/proxies.md"))
 	if row == nil {
 		t.Fatalf("docs/proxies.md has no line for %s and a server without TLS", k.name)
 	}
@@ -150,14 +140,9 @@ func (k gatewayKind) start(t *testing.T, ca *authority, config, grpcAddr, httpAd
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := &gateway{kind: k, dir: dir, addr: lis.Addr().String(), ca: ca}
-	lis.Close() // the proxy takes the port
+	port := freePort(t)
+	g := &gateway{kind: k, dir: dir, addr: "127.0.0.1:" + port, ca: ca}
 	g.writeCertificates(t)
-	_, port, _ := net.SplitHostPort(g.addr)
 	for _, edit := range k.edits {
 		config = replaceIn(t, config, edit[0], edit[1])
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -74,6 +75,39 @@ func build(dir string, packages ...string) error {
 		return fmt.Errorf("building %v in %s: %w\n%s", packages, dir, err, out)
 	}
 	return nil
+}
+
+// repositoryFile returns the text of a file of the repository, such as docs/tools.md.
+func repositoryFile(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(root, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// section returns the text of a document under a heading of the second level.
+func section(t *testing.T, document, heading string) string {
+	t.Helper()
+	_, after, ok := strings.Cut(repositoryFile(t, document), "\n## "+heading+"\n")
+	if !ok {
+		t.Fatalf("%s has no heading %q", document, heading)
+	}
+	under, _, _ := strings.Cut(after, "\n## ")
+	return under
+}
+
+// freePort returns a port of the loopback address for a program that cannot choose a port itself.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
 }
 
 func program(t *testing.T, name string, built func() error) string {

@@ -6,8 +6,6 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -49,15 +47,12 @@ func TestEveryMetricIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	document, err := os.ReadFile(filepath.Join(root, "docs", "monitoring.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	scraped, documented := names(string(page), `(?m)^# TYPE (watchword_\w+) `), names(string(document), "(?m)^\\| `(watchword_\\w+)` \\|")
+	document := repositoryFile(t, "docs/monitoring.md")
+	scraped, documented := names(string(page), `(?m)^# TYPE (watchword_\w+) `), names(document, "(?m)^\\| `(watchword_\\w+)` \\|")
 	if !slices.Equal(scraped, documented) {
 		t.Errorf("scraped:\n%v\nin docs/monitoring.md:\n%v", scraped, documented)
 	}
-	for _, name := range names(string(document), `(watchword_\w+)`) {
+	for _, name := range names(document, `(watchword_\w+)`) {
 		if !slices.Contains(documented, name) {
 			t.Errorf("docs/monitoring.md uses %s, and has no row for it", name)
 		}

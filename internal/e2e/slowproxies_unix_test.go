@@ -323,8 +323,8 @@ func TestSlowAProxyWithShortTimeouts(t *testing.T) {
 	}
 }
 
-// listensForHeaders starts a gRPC server that refuses its first call. The channel gets the values of
-// x-forwarded-for.
+// listensForHeaders starts a gRPC server that refuses its first call. The channel gets the values
+// of x-forwarded-for.
 func listensForHeaders(t *testing.T) (addr string, forwarded <-chan []string) {
 	t.Helper()
 	lis, err := net.Listen("tcp", "127.0.0.1:0")
@@ -342,8 +342,8 @@ func listensForHeaders(t *testing.T) (addr string, forwarded <-chan []string) {
 }
 
 // A server without TLS on the machine of the proxy needs the lines in the table of
-// docs/proxies.md. Each proxy writes x-forwarded-for in the form that the page says. An nginx before 1.23.4 needs the line grpc_ssl_protocols for a server with
-// TLS.
+// docs/proxies.md. Each proxy writes x-forwarded-for in the form that the page says. An nginx
+// before 1.23.4 needs the line grpc_ssl_protocols for a server with TLS.
 func TestSlowProxyLines(t *testing.T) {
 	slow(t)
 	for _, kind := range gatewayKinds {

@@ -156,32 +156,6 @@ plugins {
 	return s
 }
 
-// section returns the text of a document under a heading of the second level.
-func section(t *testing.T, document, heading string) string {
-	t.Helper()
-	text, err := os.ReadFile(filepath.Join(root, document))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, after, ok := strings.Cut(string(text), "\n## "+heading+"\n")
-	if !ok {
-		t.Fatalf("%s has no heading %q", document, heading)
-	}
-	under, _, _ := strings.Cut(after, "\n## ")
-	return under
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
-}
-
 func (s *spire) write(t *testing.T, name, text string) {
 	t.Helper()
 	if err := os.WriteFile(filepath.Join(s.home, name), []byte(text), 0o600); err != nil {

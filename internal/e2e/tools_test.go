@@ -73,13 +73,8 @@ func readers(t *testing.T) map[string]reader {
 // toolLines returns the blocks of commands in a section of docs/tools.md.
 func toolLines(t *testing.T, heading string) (blocks []string) {
 	t.Helper()
-	page, err := os.ReadFile(filepath.Join(root, "docs", "tools.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(page), "\n## "+heading+"\n")
-	section, _, _ = strings.Cut(section, "\n## ")
-	for _, m := range regexp.MustCompile("(?ms)^```bash\n(.*?)^```$").FindAllStringSubmatch(section, -1) {
+	lines := section(t, "docs/tools.md", heading)
+	for _, m := range regexp.MustCompile("(?ms)^```bash\n(.*?)^```$").FindAllStringSubmatch(lines, -1) {
 		blocks = append(blocks, m[1])
 	}
 	if len(blocks) == 0 || len(blocks)%2 != 0 {

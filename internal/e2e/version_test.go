@@ -55,11 +55,7 @@ func TestVersion(t *testing.T) {
 	readyLineOfSQLite(t, program, version)
 	readyLineOfPostgreSQL(t, program, version)
 	for _, file := range []string{"Makefile", "Dockerfile"} {
-		text, err := os.ReadFile(filepath.Join(root, file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if !regexp.MustCompile(regexp.QuoteMeta(stampFlags("")) + `\$\(?VERSION\b`).Match(text) {
+		if !regexp.MustCompile(regexp.QuoteMeta(stampFlags("")) + `\$\(?VERSION\b`).MatchString(repositoryFile(t, file)) {
 			t.Errorf("%s does not stamp VERSION as %s", file, stampFlags("VERSION"))
 		}
 	}
