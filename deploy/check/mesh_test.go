@@ -46,14 +46,22 @@ func strictly(text string, message proto.Message) error {
 	return validate(message)
 }
 
-// validate checks a message, and each message in the message, by the rules of Envoy's proto files.
-// Range goes into each Any.
-func validate(message proto.Message) error {
+// each calls do for a message, and for each message in the message, also inside of every Any, until
+// do returns an error.
+func each(message proto.Message, do func(proto.Message) error) error {
 	return protorange.Range(message.ProtoReflect(), func(values protopath.Values) error {
 		if m, ok := values.Index(-1).Value.Interface().(protoreflect.Message); ok {
-			if v, ok := m.Interface().(interface{ Validate() error }); ok {
-				return v.Validate()
-			}
+			return do(m.Interface())
+		}
+		return nil
+	})
+}
+
+// validate checks a message, and each message in the message, by the rules of Envoy's proto files.
+func validate(message proto.Message) error {
+	return each(message, func(m proto.Message) error {
+		if v, ok := m.(interface{ Validate() error }); ok {
+			return v.Validate()
 		}
 		return nil
 	})
@@ -63,11 +71,9 @@ func validate(message proto.Message) error {
 func filterOf(t *testing.T, bootstrap *bootstrapv3.Bootstrap) *jwtv3.JwtAuthentication {
 	t.Helper()
 	var found *jwtv3.JwtAuthentication
-	err := protorange.Range(bootstrap.ProtoReflect(), func(values protopath.Values) error {
-		if m, ok := values.Index(-1).Value.Interface().(protoreflect.Message); ok {
-			if filter, ok := m.Interface().(*jwtv3.JwtAuthentication); ok {
-				found = filter
-			}
+	err := each(bootstrap, func(m proto.Message) error {
+		if filter, ok := m.(*jwtv3.JwtAuthentication); ok {
+			found = filter
 		}
 		return nil
 	})
@@ -145,8 +151,8 @@ func defaultJWKSMaxAge(t *testing.T) time.Duration {
 	return parse(t, m[1])
 }
 
-// policyObject is an object of Istio. The types of Istio's Go client read a spec with unknown fields,
-// so the test decodes the parts itself.
+// policyObject is an object of Istio. The types of Istio's Go client read a spec with unknown
+// fields, so the test decodes the parts itself.
 type policyObject struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`

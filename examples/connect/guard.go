@@ -1,8 +1,7 @@
 // Package board serves the notes of example.com/notes by Connect, guarded by Watchword.
 //
-// This file is the guard, for any service: copy the file into your program. service.go is the
-// service. The file is no package of Watchword: authn does not depend on Connect, and a program
-// keeps the version of Connect that the program has.
+// This file is the guard, for any service: copy the file into your program, which keeps its version
+// of Connect. A package of Watchword would force one version of Connect on every program.
 package board
 
 import (
@@ -42,8 +41,8 @@ func (g guard) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 		ctx, err := g.verifier.Authorize(ctx, req.Spec().Procedure, req.Header().Values("Authorization"))
 		if err != nil {
 			refused := refusal(err)
-			// In Connect's own protocol the refusal has the HTTP status 401, which names the scheme (RFC
-			// 6750 section 3). In gRPC it would be a trailer, which net/http leaves out.
+			// Only Connect's own protocol has the HTTP status 401, beside which RFC 6750 section 3
+			// demands the name of the scheme.
 			if refused.Code() == connect.CodeUnauthenticated && req.Peer().Protocol == connect.ProtocolConnect {
 				refused.Meta().Set("WWW-Authenticate", "Bearer")
 			}
@@ -82,6 +81,7 @@ func (g guard) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.S
 				}
 				if _, err := g.verifier.Authorize(ctx, procedure, header); err != nil {
 					end(refusal(err))
+					return
 				}
 			}
 		}()
@@ -115,7 +115,8 @@ func (s *guardedStream) Receive(message any) error {
 	return err
 }
 
-// refusedBy returns the refusal by which the guard has ended a stream; nil if the guard has not.
+// refusedBy returns the refusal by which the guard has ended the context of a stream; nil for the
+// context of a stream that goes on.
 func refusedBy(ctx context.Context) error {
 	var refused *connect.Error
 	if errors.As(context.Cause(ctx), &refused) {
@@ -129,8 +130,8 @@ func refusedBy(ctx context.Context) error {
 func refusal(err error) *connect.Error {
 	st := status.Convert(err)
 	refused := connect.NewError(connect.Code(st.Code()), errors.New(st.Message()))
-	for _, any := range st.Proto().GetDetails() {
-		if detail, err := connect.NewErrorDetail(any); err == nil {
+	for _, message := range st.Proto().GetDetails() {
+		if detail, err := connect.NewErrorDetail(message); err == nil {
 			refused.AddDetail(detail)
 		}
 	}

@@ -33,8 +33,8 @@ func NewHandler(ctx context.Context, conn *grpc.ClientConn) (http.Handler, error
 	}), nil
 }
 
-// challenger is the answer to a request. It adds the scheme to the status 401, as RFC 6750 section
-// 3 demands; grpc-gateway writes the message of the error in place of the scheme.
+// challenger is the answer to a request. WriteHeader adds the scheme to the status 401, as RFC 6750
+// section 3 demands; grpc-gateway writes the message of the error in place of the scheme.
 type challenger struct{ http.ResponseWriter }
 
 func (c challenger) WriteHeader(status int) {
@@ -44,8 +44,6 @@ func (c challenger) WriteHeader(status int) {
 	c.ResponseWriter.WriteHeader(status)
 }
 
-// Flush sends on what a stream has written.
-func (c challenger) Flush() { _ = c.FlushError() }
-
-// FlushError is Flush, for http.ResponseController.
-func (c challenger) FlushError() error { return http.NewResponseController(c.ResponseWriter).Flush() }
+// Unwrap lets http.ResponseController find Flush, by which grpc-gateway sends each message of a
+// stream at once.
+func (c challenger) Unwrap() http.ResponseWriter { return c.ResponseWriter }
