@@ -182,6 +182,33 @@ func TestCallersByHTTP(t *testing.T) {
 	}
 }
 
+// A client of HTTP reads each message of a stream while the stream goes on.
+func TestStreamByHTTP(t *testing.T) {
+	issuer := authntest.New()
+	addr, _ := board(t, issuer)
+	handler, err := NewHandler(t.Context(), dial(t, addr))
+	check(t, err)
+	url := serveHTTP(t, handler)
+	writer := "Bearer " + issuer.Token(authntest.User{Name: "will", Roles: []string{"writer"}, Audience: []string{"internal"}})
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/v1/notes:watch", nil)
+	check(t, err)
+	req.Header.Set("Authorization", writer)
+	call(t, url+"/v1/notes", `{"text": "before"}`, writer)
+	resp, err := http.DefaultClient.Do(req)
+	check(t, err)
+	defer resp.Body.Close()
+	messages := json.NewDecoder(resp.Body)
+	for _, text := range []string{"before", "during"} {
+		var message struct {
+			Result struct{ Note struct{ Text string } }
+		}
+		if err := messages.Decode(&message); err != nil || message.Result.Note.Text != text {
+			t.Fatalf("the stream sends %+v (%v), want %q", message, err, text)
+		}
+		call(t, url+"/v1/notes", `{"text": "during"}`, writer)
+	}
+}
+
 // account is a Watchword server with one user, the gateway.
 type account struct {
 	watchwordv1.UnimplementedAuthServiceServer
