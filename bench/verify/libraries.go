@@ -26,8 +26,8 @@ var Libraries = map[string]func(ctx context.Context, s Server) (Verify, error){
 // algorithms holds the algorithms of Watchword. No other algorithm may sign a token.
 var algorithms = []string{"EdDSA", "ES256", "RS256"}
 
-// shown returns an error unless the audience is among those of a token.
-func shown(audience string, audiences []string) error {
+// checkAudience returns an error unless the audience is among those of a token.
+func checkAudience(audience string, audiences []string) error {
 	if !slices.Contains(audiences, audience) {
 		return errors.New("the token is for another audience")
 	}

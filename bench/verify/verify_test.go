@@ -112,7 +112,8 @@ func (w *world) first(t *testing.T, good string) {
 	}
 }
 
-// within matches the time after which a library must know a new key. A busy machine gets slack more.
+// within matches the time after which a library must know a new key. A busy machine gets slack
+// more.
 var within = regexp.MustCompile(`^within (\d+) seconds$`)
 
 const slack = 20 * time.Second
@@ -256,7 +257,7 @@ func (w *world) start(r row) (verifier, error) {
 	default:
 		return verifier{}, fmt.Errorf("%s: unknown kind of program", program)
 	}
-	return asProcess(append(command, w.Issuer, w.Audience, w.JWKS, w.keys))
+	return asProcess("", append(command, w.Issuer, w.Audience, w.JWKS, w.keys))
 }
 
 func compile(command ...string) error {
@@ -291,11 +292,9 @@ func (w *world) inProcess(file string) (verifier, error) {
 // answerWithin bounds the time for an answer.
 const answerWithin = time.Minute
 
-// asProcess starts a program that answers each line. If a line has no answer, the answer is
-// "failed" with the output of the program.
-func asProcess(command []string) (verifier, error) { return asProcessIn("", command) }
-
-func asProcessIn(dir string, command []string) (verifier, error) {
+// asProcess starts a program, in a folder or in the folder of the test, that answers each line. If
+// a line has no answer, the answer is "failed" with the output of the program.
+func asProcess(dir string, command []string) (verifier, error) {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Dir = dir
 	cmd.Env = append(environment(), "PYTHONDONTWRITEBYTECODE=1")
@@ -353,7 +352,7 @@ const keys = buildGetJwks({ ttl: Number(process.argv[2]) })
 for await (const _ of createInterface({ input: process.stdin })) {
   console.log(await keys.getJwk({ domain: process.argv[1], kid: 'old' }).then((key) => 'ok ' + key.kid, (error) => 'refused ' + error.message))
 }`
-	v, err := asProcessIn(filepath.Join(root, "clients/verify/node"), []string{"node", "--input-type=module", "-e", program, keys.URL, fmt.Sprint(ttl.Milliseconds())})
+	v, err := asProcess(filepath.Join(root, "clients/verify/node"), []string{"node", "--input-type=module", "-e", program, keys.URL, fmt.Sprint(ttl.Milliseconds())})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,6 +23,6 @@ func Zitadel(ctx context.Context, s Server) (Verify, error) {
 		if err != nil {
 			return "", err
 		}
-		return claims.Subject, shown(s.Audience, claims.Audience)
+		return claims.Subject, checkAudience(s.Audience, claims.Audience)
 	}, nil
 }

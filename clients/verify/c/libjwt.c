@@ -33,8 +33,8 @@ static int read_key(const char *folder, const char *token)
 	return n;
 }
 
-/* shown reports whether aud, a text or a list, has the audience. */
-static int shown(jwt_t *jwt, const char *audience)
+/* has_audience reports whether the claim aud, a text or a list, has the audience. */
+static int has_audience(jwt_t *jwt, const char *audience)
 {
 	char want[256], *claim = jwt_get_grants_json(jwt, "aud");
 	int found;
@@ -61,7 +61,7 @@ static void answer(const char *issuer, const char *audience, const char *folder,
 		printf("refused the algorithm\n");
 	else if (!jwt_get_grant(jwt, "iss") || strcmp(jwt_get_grant(jwt, "iss"), issuer))
 		printf("refused the issuer\n");
-	else if (!shown(jwt, audience))
+	else if (!has_audience(jwt, audience))
 		printf("refused the audience\n");
 	else if (jwt_get_grant_int(jwt, "exp") <= time(NULL))
 		printf("refused: expired\n");

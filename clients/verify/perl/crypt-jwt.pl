@@ -41,9 +41,9 @@ sub verify {
 while (my $token = <STDIN>) {
     chomp $token;
     my $said = eval {
-        my $claims   = verify($token);
-        my $audience_claim = $claims->{aud};
-        die "wrong audience\n" unless grep { $_ eq $audience } ref $audience_claim ? @$audience_claim : $audience_claim;
+        my $claims = verify($token);
+        my $named  = $claims->{aud}; # a text or a list
+        die "wrong audience\n" unless grep { $_ eq $audience } ref $named ? @$named : $named;
         "ok $claims->{sub}";
     } // "refused $@";
     $said =~ s/\s+/ /g;
