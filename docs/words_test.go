@@ -1,6 +1,7 @@
 package docs_test
 
 import (
+	"cmp"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -20,8 +21,8 @@ var (
 	unusedInGo = regexp.MustCompile(`(?i)\bwho\b`)
 )
 
-// The words of the charter in comments, flags, errors, logs, the API's manual and
-// the documents. Decisions are dated and stay as they were written.
+// The words of the charter in comments, flags, errors, logs, the API's manual, the
+// documents and the scripts. Decisions are dated and stay as they were written.
 func TestWords(t *testing.T) {
 	check := func(path, text string, line int, words ...*regexp.Regexp) {
 		for _, pattern := range words {
@@ -31,12 +32,12 @@ func TestWords(t *testing.T) {
 		}
 	}
 	for _, path := range ours(t) {
-		switch filepath.Ext(path) {
+		switch cmp.Or(filepath.Ext(path), filepath.Base(path)) {
 		case ".go":
 			for _, text := range prose(t, path) {
 				check(path, text.words, text.line, unused, unusedInGo)
 			}
-		case ".proto", ".md":
+		case ".proto", ".md", ".yaml", ".rego", ".sh", ".py", ".mjs", ".rb", ".pl", ".c", ".cpp", "Makefile", "Dockerfile":
 			check(path, read(t, path), 1, unused)
 		}
 	}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Says which of the programs that `make test` needs are missing; with --slow, which of those that
-# `make test-slow` needs. On Debian and Ubuntu, as root, it installs those that apt-get has.
+# `make test-slow` needs. On Debian and Ubuntu, as root, the script installs those that apt-get has.
 set -euo pipefail
 
 slow=false
@@ -55,8 +55,8 @@ have_pgbouncer() {
 	return 1
 }
 
-# They check the files of deploy/. promtool is in the package of Prometheus, which `make test-slow`
-# runs.
+# The tests of deploy/ run these programs. promtool is in the package of Prometheus, which
+# `make test-slow` runs.
 have_prometheus() { have promtool && have prometheus; }
 have_deploy_tools() { have_prometheus && have systemd-analyze && have openssl; }
 
@@ -71,20 +71,19 @@ have_verifiers() {
 		echo '#include <jwt/jwt.hpp>' | c++ -x c++ -std=c++17 -fsyntax-only - 2>/dev/null
 }
 
-# The proxies that the slow tests of docs/proxies.md run. Debian keeps two of them out of PATH.
-have_proxy() { have "$1" || [ -x "/usr/sbin/$1" ]; }
+# The proxies that the slow tests of docs/proxies.md run. Debian keeps nginx and HAProxy out of PATH.
 proxies=
 if $slow; then proxies="nginx haproxy caddy"; fi
-have_proxies() { local proxy; for proxy in $proxies; do have_proxy "$proxy" || return; done; }
+have_proxy() { have "$1" || [ -x "/usr/sbin/$1" ]; }
 
-# Debian starts what it installs, now and at each boot. The tests start servers
-# of their own, so none shall be left behind that nobody asked for.
+# Debian starts a server when the package is installed, and at each boot. The tests start servers of
+# their own, so the script prevents both.
 policy=/usr/sbin/policy-rc.d
 no_cluster=/etc/postgresql-common/createcluster.d/watchword-tests.conf
 made=()
 leave_nothing_behind() {
 	[ ${#made[@]} = 0 ] || rm -f "${made[@]}"
-	rmdir "$(dirname "$no_cluster")" 2>/dev/null || true
+	rmdir -p "$(dirname "$no_cluster")" 2>/dev/null || true
 }
 trap leave_nothing_behind EXIT
 
@@ -114,7 +113,7 @@ for proxy in $proxies; do have_proxy "$proxy" || missing+=("$proxy"); done
 if [ ${#missing[@]} -gt 0 ] && have apt-get && [ "$(id -u)" = 0 ]; then
 	echo "installing ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
-	have_pgbouncer && have_postgres && have_prometheus && have_proxies || start_nothing
+	start_nothing
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends "${missing[@]}"
 	for service in pgbouncer prometheus nginx haproxy; do
