@@ -131,6 +131,16 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	}
 }
 
+// docs/README.md lists every document of the folder.
+func TestEveryDocumentIsListed(t *testing.T) {
+	list := read(t, "docs/README.md")
+	for _, path := range documents(t) {
+		if dir, name := filepath.Split(path); dir == "docs/" && name != "README.md" && !strings.Contains(list, "]("+name+")") {
+			t.Errorf("docs/README.md has no row for %s", name)
+		}
+	}
+}
+
 func hasHeading(text, anchor string) bool {
 	heading := regexp.MustCompile(`(?m)^#+ (.*)$`)
 	dropped := regexp.MustCompile(`[^a-z0-9 _-]`)
