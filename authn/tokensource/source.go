@@ -176,17 +176,17 @@ func WithAudience(names ...string) Option {
 // by other means.
 func WithPlaintextToOtherHosts() Option { return func(c *config) { c.plaintext = true } }
 
-// WithCallersHeaderDropped is for a gateway that calls in its own name, such as grpc-gateway, which
-// copies the headers of its caller into the metadata of its call. A call that carries authorization
-// metadata of its own is INTERNAL; with this option the Source drops the metadata, and sends its own
-// token alone. The called service then knows the gateway and not the gateway's caller, so the gateway
-// has to decide itself which callers it serves. To pass on the caller, give the connection no Source
-// and let the service verify the caller's token, or use [OnBehalfOf].
+// WithCallersHeaderDropped drops the authorization metadata of a call, and sends the token of the
+// Source alone; without the option such a call is INTERNAL. The option is for a gateway that calls
+// in its own name, such as grpc-gateway, which copies the headers of its caller into the metadata
+// of its call. The called service then knows the gateway and not the gateway's caller, so the
+// gateway has to decide itself which callers it serves. To pass on the caller, give the connection
+// no Source and let the service verify the caller's token, or use [OnBehalfOf].
 //
 // The Source drops every value of the metadata "authorization", and of each key that ends in
 // "-authorization", such as grpcgateway-authorization, in which grpc-gateway repeats the caller's
-// header. So no part of the caller's token reaches the service by these keys. Cookies and other
-// metadata stay in the call: a gateway that gets tokens by such metadata has to drop them itself.
+// header. Cookies and other metadata stay in the call: a gateway that gets tokens by such metadata
+// has to drop them itself.
 //
 // The interceptors of [Source.DialOptions] drop the metadata. So a call with the Source by
 // grpc.PerRPCCredentials alone stays INTERNAL, and so does a call to which an interceptor after

@@ -7,8 +7,8 @@ import (
 	"os"
 )
 
-// CheckWriters, CheckOwner, Exposure and CheckUsable find no fault, and Denied adds nothing: outside of
-// Unix the mode of a file does not tell which users are allowed to read or write.
+// CheckWriters, CheckOwner, Exposure and CheckUsable find no fault, and Denied adds nothing: outside
+// of Unix the mode of a file does not tell which users are allowed to read or write.
 func CheckWriters(string) error { return nil }
 
 // CheckOwner returns nil.

@@ -230,9 +230,9 @@ func (ch *chain) verdicts(ctx context.Context) (all []string) {
 }
 
 // Five services call each other in Alice's name, by OnBehalfOf. Every token is tried at every
-// service, and as the own token and as the subject's token of every delegation: no token works where it is not
-// for. A disabled service takes back what it holds, and nothing else. After a logout, no service
-// accepts its token.
+// service, and as the own token and as the subject's token of every delegation: each token works
+// only at the service that the token is for. A disabled service takes back what the service holds,
+// and nothing else. After a logout, no service accepts a token of the session.
 func TestAChainOfServices(t *testing.T) {
 	ch := startChain(t)
 	shown := []string{}
