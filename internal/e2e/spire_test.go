@@ -103,20 +103,7 @@ func startSPIRE(t *testing.T) *spire {
 		"/etc/spire/bundle.crt", cert, "/etc/spire/bundle.key", key, "unix:uid:1000", fmt.Sprint("unix:uid:", os.Getuid()),
 		"spire-server entry create", "spire-server entry create -jwtSVIDTTL 12 -socketPath "+s.socket, "bundle show", "bundle show -socketPath "+s.socket,
 	)
-	config := regexp.MustCompile("(?s)```hcl\n(.*?)```").FindStringSubmatch(s.text)
-	if config == nil {
-		t.Fatal("the documentation has no configuration")
-	}
-	s.write(t, "server.conf", s.docs.Replace(strings.Replace(config[1], "server {", fmt.Sprintf(`plugins {
-  DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "%[1]s/spire.sqlite3" } }
-  NodeAttestor "join_token" { plugin_data {} }
-  KeyManager "memory" { plugin_data {} }
-}
-server {
-  bind_address = "127.0.0.1"
-  bind_port = "%[2]s"
-  socket_path = "%[3]s"
-  data_dir = "%[1]s/server"`, home, port, s.socket), 1)))
+	s.configure(t, port)
 	s.start(t, "spire-server", "run", "-config", "server.conf")
 	eventually(t, startTimeout, "the SPIRE server", func() error {
 		out, err := s.spire("bundle", "show", "-socketPath", s.socket)
@@ -128,19 +115,6 @@ server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.write(t, "agent.conf", fmt.Sprintf(`agent {
-  trust_domain = "example.org"
-  server_address = "127.0.0.1"
-  server_port = "%[2]s"
-  socket_path = "%[1]s/agent.sock"
-  data_dir = "%[1]s/agent"
-  trust_bundle_path = "root.pem"
-}
-plugins {
-  NodeAttestor "join_token" { plugin_data {} }
-  KeyManager "memory" { plugin_data {} }
-  WorkloadAttestor "unix" { plugin_data {} }
-}`, home, port))
 	s.start(t, "spire-agent", "run", "-config", "agent.conf", "-joinToken", strings.TrimSpace(strings.TrimPrefix(token, "Token: ")))
 	if s.agent, err = workloadapi.New(t.Context(), workloadapi.WithAddr("unix://"+home+"/agent.sock")); err != nil {
 		t.Fatal(err)
@@ -154,6 +128,39 @@ plugins {
 	}
 	s.server = serve(t, t.TempDir(), "--issuer", watchwordIssuer, "--access-ttl", "30s")
 	return s
+}
+
+// configure writes the configurations of the SPIRE server, in which the configuration of the
+// documentation stands, and of the agent.
+func (s *spire) configure(t *testing.T, port string) {
+	t.Helper()
+	config := regexp.MustCompile("(?s)```hcl\n(.*?)```").FindStringSubmatch(s.text)
+	if config == nil {
+		t.Fatal("the documentation has no configuration")
+	}
+	s.write(t, "server.conf", s.docs.Replace(strings.Replace(config[1], "server {", fmt.Sprintf(`plugins {
+  DataStore "sql" { plugin_data { database_type = "sqlite3" connection_string = "%[1]s/spire.sqlite3" } }
+  NodeAttestor "join_token" { plugin_data {} }
+  KeyManager "memory" { plugin_data {} }
+}
+server {
+  bind_address = "127.0.0.1"
+  bind_port = "%[2]s"
+  socket_path = "%[3]s"
+  data_dir = "%[1]s/server"`, s.home, port, s.socket), 1)))
+	s.write(t, "agent.conf", fmt.Sprintf(`agent {
+  trust_domain = "example.org"
+  server_address = "127.0.0.1"
+  server_port = "%[2]s"
+  socket_path = "%[1]s/agent.sock"
+  data_dir = "%[1]s/agent"
+  trust_bundle_path = "root.pem"
+}
+plugins {
+  NodeAttestor "join_token" { plugin_data {} }
+  KeyManager "memory" { plugin_data {} }
+  WorkloadAttestor "unix" { plugin_data {} }
+}`, s.home, port))
 }
 
 func (s *spire) write(t *testing.T, name, text string) {

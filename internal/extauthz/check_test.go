@@ -148,11 +148,7 @@ func TestRules(t *testing.T) {
 	delegated := issuer.Delegate(reader, authntest.User{Name: "search", Kind: 2}, "internal")
 	gone := issuer.Token(user("gone"))
 	issuer.EndSession(gone)
-	for _, test := range []struct {
-		route map[string]string
-		token string
-		want  string
-	}{
+	for _, test := range []ruleCase{
 		{nil, "", "TOKEN_MISSING"},
 		{nil, reader, "rita"},
 		{nil, billing, "AUDIENCE_MISMATCH"},
@@ -186,40 +182,54 @@ func TestRules(t *testing.T) {
 		for _, e.raw = range []bool{false, true} {
 			e.route = test.route
 			for _, kind := range []string{"application/json", "application/grpc", "application/grpc+proto"} {
-				headers := []string{"content-type", kind}
-				if test.token != "" {
-					headers = append(headers, "Authorization", "Bearer "+test.token)
-				}
-				isGRPC := strings.HasPrefix(kind, "application/grpc")
-				got := e.ask(called+"?user=root&path=/public", headers...)
-				name := "nobody"
-				switch {
-				case got.err != nil && isGRPC:
-					name = refusal.Outcome(got.err)
-					// A client renews its token if the error names the method that the client has called.
-					if method := refusal.Method(got.err); (method == called) != (name != "INTERNAL") {
-						t.Errorf("%v: the error names the method %q", test, method)
-					}
-				case got.err != nil:
-					if name = got.response["reason"]; name == "" {
-						name = refusal.Outcome(got.err)
-					}
-				case len(got.headers["x-watchword-username"]) == 1:
-					name = got.headers["x-watchword-username"][0]
-				}
-				if name != test.want {
-					t.Errorf("%v with %s: %s, %v", test, kind, name, got.err)
-				}
-				status := map[string]int{"ROLE_REQUIRED": 403, "DELEGATION_DENIED": 403, "INTERNAL": 500}[test.want]
-				if status == 0 && got.err != nil {
-					status = 401
-				}
-				challenge, wants := got.response["www-authenticate"], !isGRPC && (status == 401 || status == 403)
-				if got.http != status || strings.HasPrefix(challenge, "Bearer") != wants {
-					t.Errorf("%v with %s: HTTP status %d, want %d, with the challenge %q", test, kind, got.http, status, challenge)
-				}
+				e.wantRule(test, kind)
 			}
 		}
+	}
+}
+
+// ruleCase is a request with a token through a route: want is the name of the caller that the
+// service sees, or else the reason of the refusal.
+type ruleCase struct {
+	route map[string]string
+	token string
+	want  string
+}
+
+// wantRule checks the answer to a request with a content type.
+func (e envoy) wantRule(test ruleCase, kind string) {
+	e.t.Helper()
+	headers := []string{"content-type", kind}
+	if test.token != "" {
+		headers = append(headers, "Authorization", "Bearer "+test.token)
+	}
+	isGRPC := strings.HasPrefix(kind, "application/grpc")
+	got := e.ask(called+"?user=root&path=/public", headers...)
+	name := "nobody"
+	switch {
+	case got.err != nil && isGRPC:
+		name = refusal.Outcome(got.err)
+		// A client renews its token if the error names the method that the client has called.
+		if method := refusal.Method(got.err); (method == called) != (name != "INTERNAL") {
+			e.t.Errorf("%v: the error names the method %q", test, method)
+		}
+	case got.err != nil:
+		if name = got.response["reason"]; name == "" {
+			name = refusal.Outcome(got.err)
+		}
+	case len(got.headers["x-watchword-username"]) == 1:
+		name = got.headers["x-watchword-username"][0]
+	}
+	if name != test.want {
+		e.t.Errorf("%v with %s: %s, %v", test, kind, name, got.err)
+	}
+	status := map[string]int{"ROLE_REQUIRED": 403, "DELEGATION_DENIED": 403, "INTERNAL": 500}[test.want]
+	if status == 0 && got.err != nil {
+		status = 401
+	}
+	challenge, wants := got.response["www-authenticate"], !isGRPC && (status == 401 || status == 403)
+	if got.http != status || strings.HasPrefix(challenge, "Bearer") != wants {
+		e.t.Errorf("%v with %s: HTTP status %d, want %d, with the challenge %q", test, kind, got.http, status, challenge)
 	}
 }
 
