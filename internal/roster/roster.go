@@ -213,7 +213,9 @@ func (r *Roster) Asked(asked, now time.Time) {
 }
 
 // Run writes the watchers of this replica into the table replicas, for the other replicas,
-// until ctx ends. Then Run deletes the row of this replica.
+// until ctx ends. Then Run deletes the row of this replica, and the rows of earlier processes
+// with the same address, which were killed: without the newer row of this replica, List would
+// show the killed processes again (see [hidden]).
 func (r *Roster) Run(ctx context.Context) {
 	turn := turn{roster: r}
 	next := time.NewTimer(0)
@@ -223,7 +225,9 @@ func (r *Roster) Run(ctx context.Context) {
 		case <-ctx.Done():
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()
-			_ = r.store.Write(ctx, func(tx *store.Tx) error { return tx.DeleteReplica(r.id) })
+			_ = r.store.Write(ctx, func(tx *store.Tx) error {
+				return errors.Join(tx.DeleteReplica(r.id), tx.DeleteSupersededReplicas(r.self.Address, turn.began))
+			})
 			return
 		case <-r.wake:
 		case <-next.C:
@@ -245,6 +249,7 @@ type turn struct {
 	asked    time.Time // the time of the newest question, by the database's clock
 	answered time.Time // the time of the newest question that the row answers
 	busy     bool      // true if the newest question is less than askedFor old
+	began    time.Time // when the row was first written, by the database's clock; zero: not yet
 	wroteAt  time.Time // when the row was last written; zero: write the row now
 	wrote    uint64    // the value of Roster.changes at that write
 	size     int       // the size of the summary in the row, in bytes
@@ -317,13 +322,18 @@ func (t *turn) write(ctx context.Context) error {
 		return err
 	}
 	row := &store.Replica{ID: r.id, Address: r.self.Address, Answered: t.asked, Summary: encoded}
+	began := t.began
 	err = r.store.Write(ctx, func(tx *store.Tx) error {
+		if t.began.IsZero() {
+			began = tx.Now()
+		}
 		return errors.Join(tx.SawCertificates(names), tx.WriteReplica(row))
 	})
 	if err != nil {
 		return err
 	}
 	r.wrote(names)
+	t.began = began
 	t.wroteAt, t.wrote, t.answered, t.size = time.Now(), changes, t.asked, len(encoded)
 	return nil
 }

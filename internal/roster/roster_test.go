@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"math"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -148,6 +149,51 @@ func TestAskFromACommand(t *testing.T) {
 			return fmt.Errorf("replicas %v, watchers %s", answers, describe(list))
 		}
 		return nil
+	})
+}
+
+// A replica that was killed leaves its row. When the process that was started again at the same
+// address stops, the row of the killed process goes too: the list names neither process.
+func TestAStopDeletesTheRowOfAKilledPredecessor(t *testing.T) {
+	storetest.EachEngine(t, func(t *testing.T, new func(testing.TB) string) {
+		uri := new(t)
+		observer, _ := run(t, uri, "observer")
+		rows := func() (addresses []string) {
+			err := observer.store.Read(t.Context(), func(tx *store.Tx) error {
+				rows, err := tx.Replicas()
+				for _, row := range rows {
+					addresses = append(addresses, row.Address)
+				}
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			slices.Sort(addresses)
+			return addresses
+		}
+		insert := func(id int64, address string) {
+			err := observer.store.Write(t.Context(), func(tx *store.Tx) error {
+				return tx.WriteReplica(&store.Replica{ID: id, Address: address, Summary: []byte("{}")})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		insert(1, "restarted")
+		insert(2, "killed")
+		_, stop := run(t, uri, "restarted")
+		await(t, observer, func(list *List) error {
+			if got := rows(); !slices.Equal(got, []string{"killed", "observer", "restarted", "restarted"}) {
+				return fmt.Errorf("the rows are of %q", got)
+			}
+			return nil
+		})
+		insert(3, "restarted") // of a replica that runs on another machine with the same name
+		stop()
+		if got := rows(); !slices.Equal(got, []string{"killed", "observer", "restarted"}) {
+			t.Errorf("after the stop, the rows are of %q; want the observer, the killed one, and the one that wrote last", got)
+		}
 	})
 }
 

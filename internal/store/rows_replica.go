@@ -41,6 +41,11 @@ func (tx *Tx) DeleteReplica(id int64) error {
 	return tx.queueExec(`DELETE FROM replicas WHERE id = $1`, id)
 }
 
+// DeleteSupersededReplicas deletes the rows of an address that were written before a time.
+func (tx *Tx) DeleteSupersededReplicas(address string, before time.Time) error {
+	return tx.queueExec(`DELETE FROM replicas WHERE address = $1 AND written_at < $2`, address, micros(before))
+}
+
 // Replicas returns every row of the table replicas, in the order of the ids.
 func (tx *Tx) Replicas() ([]*Replica, error) {
 	return queryAll(tx, func(r *Replica) []any {
