@@ -243,13 +243,16 @@ var (
 
 // streamError returns the reason for the end of a stream, from the error of the stream. If the
 // server has ended the stream without an error, the reason is UNAVAILABLE: the server is
-// stopping.
+// stopping. If a server closes a connection without TLS before its first byte, the reason names
+// TLS as the probable cause.
 func streamError(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(context.Cause(ctx), errSilent):
 		return errSilent
 	case errors.Is(err, io.EOF):
 		return status.Error(codes.Unavailable, "the server ended the stream")
+	case status.Code(err) == codes.Unavailable && strings.Contains(err.Error(), "error reading server preface"):
+		return status.Error(codes.Unavailable, status.Convert(err).Message()+"; if the server has TLS, dial with TLS credentials")
 	}
 	return err
 }

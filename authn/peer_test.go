@@ -2,14 +2,19 @@ package authn_test
 
 import (
 	"context"
+	"crypto/tls"
+	"io"
+	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
@@ -73,6 +78,54 @@ func TestPlaintextToAnotherMachine(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A verifier without TLS at a server with TLS says what to do, in the log and in the error.
+func TestPlaintextToAServerWithTLS(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	var serving sync.WaitGroup
+	defer serving.Wait()
+	defer listener.Close()
+	serving.Go(func() { // a TLS server closes a connection that does not begin with a handshake
+		for conn, err := listener.Accept(); err == nil; conn, err = listener.Accept() {
+			_ = tls.Server(conn, &tls.Config{Certificates: []tls.Certificate{{}}}).Handshake()
+			_ = conn.Close()
+		}
+	})
+	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	check(t, err)
+	defer conn.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var lines logBuffer
+	logger := slog.New(slog.NewTextHandler(writeThen{&lines, atSecond(cancel)}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	_, err = authn.NewVerifier(ctx, conn, authn.WithAudience("internal"), authn.WithLogger(logger))
+	const hint = "if the server has TLS, dial with TLS credentials"
+	if text := lines.String(); err == nil || !strings.Contains(err.Error(), hint) || !strings.Contains(text, hint) {
+		t.Errorf("the error is %v, the log %q", err, text)
+	}
+}
+
+// atSecond returns a function that calls do at its second call.
+func atSecond(do func()) func() {
+	calls := 0
+	return func() {
+		if calls++; calls == 2 {
+			do()
+		}
+	}
+}
+
+// writeThen calls then after each write.
+type writeThen struct {
+	io.Writer
+	then func()
+}
+
+func (w writeThen) Write(p []byte) (int, error) {
+	defer w.then()
+	return w.Writer.Write(p)
 }
 
 func TestConnectionsOtherThanClientConn(t *testing.T) {

@@ -161,7 +161,19 @@ func (o *onBehalf) get(ctx context.Context, uri []string) (*delegation, error) {
 	if why := refusal.SubjectReason(d.err); tokenUseless[why] {
 		return nil, refusal.CallersToken(ctx, why, "the access token of the caller was refused when it was to be delegated: "+refusal.Name(why))
 	}
-	return d, d.err
+	return d, aboutOwn(d.err)
+}
+
+// aboutOwn adds to the message of a delegation's error that the service's own token was refused,
+// if the reason is one of an access token: a handler may return the error to its caller, whose
+// token is good. The reason and the method stay.
+func aboutOwn(err error) error {
+	if !tokenUseless[refusal.Reason(err)] {
+		return err
+	}
+	p := status.Convert(err).Proto()
+	p.Message = "the service's own access token was refused, perhaps because the service account is disabled: " + p.GetMessage()
+	return status.ErrorProto(p)
 }
 
 // find returns the delegation for a caller's token, and starts one if there is none.

@@ -332,6 +332,9 @@ func TestOnlyTheCallersTokenRepeatsACall(t *testing.T) {
 		}
 		_, err := r.call(t.Context(), r.issuer.Token(alice))
 		refusedBy(t, err, codes.Unauthenticated, "TOKEN_STALE", "")
+		if text := status.Convert(err).Message(); !strings.Contains(text, "the service's own access token was refused") {
+			t.Errorf("the message does not say whose token was refused: %q", text)
+		}
 		r.auth.delegate = nil
 		r.next.refuses(func(string, string) error { return refusal(codes.Unauthenticated, "TOKEN_STALE", relayMethod) })
 		_, err = r.call(t.Context(), r.issuer.Token(authntest.User{Name: "bob"}))

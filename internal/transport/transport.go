@@ -45,14 +45,16 @@ func Target(conn any) string {
 	return ""
 }
 
-// Name describes the peer for an error message by the peer's address. For a connection through
-// a proxy on this machine, Name also tells the target.
+// Name describes the peer for an error message by the peer's address. If the peer is on this
+// machine, and the target is another name than a loopback address or localhost, Name also tells
+// the target, and how to name a server on this machine.
 func Name(p *peer.Peer, target string) string {
 	if p == nil || p.Addr == nil {
 		return "a machine that the connection does not name"
 	}
-	if loopback(p.Addr) && target != "" {
-		return target + ", through a proxy on this machine at " + p.Addr.String()
+	if loopback(p.Addr) && target != "" && !loopbackTarget(target) {
+		return target + " at " + p.Addr.String() + " (an address of this machine, perhaps that of a proxy to another machine; " +
+			"for a server on this machine, write localhost or a loopback address in the target)"
 	}
 	return p.Addr.String()
 }

@@ -194,7 +194,8 @@ func TestName(t *testing.T) {
 		{&peer.Peer{}, "dns:///auth:1", unknown},
 		{&peer.Peer{Addr: tcp("192.0.2.7")}, "dns:///auth:1", "192.0.2.7:443"},
 		{&peer.Peer{Addr: tcp("127.0.0.1")}, "", "127.0.0.1:443"},
-		{&peer.Peer{Addr: tcp("127.0.0.1")}, "dns:///auth:1", "dns:///auth:1, through a proxy on this machine at 127.0.0.1:443"},
+		{&peer.Peer{Addr: tcp("127.0.0.1")}, "replicas:///localhost", "127.0.0.1:443"},
+		{&peer.Peer{Addr: tcp("127.0.0.1")}, "dns:///auth:1", "dns:///auth:1 at 127.0.0.1:443 (an address of this machine, perhaps that of a proxy to another machine; for a server on this machine, write localhost or a loopback address in the target)"},
 	} {
 		if got := transport.Name(test.peer, test.target); got != test.want {
 			t.Errorf("%q, want %q", got, test.want)
