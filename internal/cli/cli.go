@@ -171,9 +171,12 @@ func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) 
 	c.warnOfReaders(ctx, set, logger)
 	s, err := server.New(ctx, c.Config, logger, func(password string) error {
 		discarded, err := t.showPassword(password)
-		if discarded {
+		switch {
+		case discarded:
 			logger.WarnContext(ctx, "standard output is the null device: the password of the first user, admin, is shown nowhere; "+
 				"set a password by `watchword user set-password admin`")
+		case err == nil:
+			logger.InfoContext(ctx, "the password of the first user, admin, is on standard output, and is shown only now")
 		}
 		return err
 	})
@@ -196,7 +199,11 @@ func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) 
 			}
 		}
 	}()
-	return errors.Join(s.Run(ctx), s.Close())
+	if err := errors.Join(s.Run(ctx), s.Close()); err != nil {
+		return err
+	}
+	logger.InfoContext(ctx, "stopped")
+	return nil
 }
 
 // datastore holds the flag that names the database (--datastore-uri), for every command that

@@ -21,8 +21,12 @@ func TestFirstPassword(t *testing.T) {
 	t.Run("bare in a pipe", func(t *testing.T) {
 		t.Parallel()
 		cmd := exec.Command(watchword(t), serveArgs(t.TempDir())...)
-		if out := firstStart(t, cmd); !adminLine.MatchString(out) {
+		out, log := firstStart(t, cmd)
+		if !adminLine.MatchString(out) {
 			t.Errorf("a pipe got %q, want the password and nothing else", out)
+		}
+		if !strings.Contains(log, "the password of the first user, admin, is on standard output") {
+			t.Errorf("the log does not say where the password is:\n%s", log)
 		}
 	})
 	t.Run("in a sentence at a terminal", firstPasswordAtTerminal)
@@ -33,8 +37,8 @@ func TestFirstPassword(t *testing.T) {
 }
 
 // firstStart runs serve, with standard output in a pipe, until it is ready, and
-// returns what was printed by then and at the stop.
-func firstStart(t *testing.T, cmd *exec.Cmd) string {
+// returns what was printed and logged by then and at the stop.
+func firstStart(t *testing.T, cmd *exec.Cmd) (out, logged string) {
 	t.Helper()
 	printed, log := newOutput(), newOutput()
 	cmd.Env, cmd.Stdout, cmd.Stderr = environment(), printed, log // not files, so each is a pipe
@@ -47,7 +51,7 @@ func firstStart(t *testing.T, cmd *exec.Cmd) string {
 	p.awaitLog(t, readyLine)
 	p.stop(t)
 	left.keep("log", t.Name(), []byte(log.String()))
-	return printed.String()
+	return printed.String(), log.String()
 }
 
 func firstPasswordAtTerminal(t *testing.T) {

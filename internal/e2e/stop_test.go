@@ -61,6 +61,9 @@ func stopsWithIdleStreams(t *testing.T) {
 	}
 	took := s.stop(t)
 	t.Logf("stopped in %v with %d streams", took, len(streams))
+	if log := strings.TrimSpace(s.stderr.String()); !strings.HasSuffix(log, "level=INFO msg=stopped") {
+		t.Errorf("the last line of the log is not `stopped`:\n%s", log)
+	}
 	if took >= stopBound {
 		t.Errorf("stopping took %v, want less than %v", took, stopBound)
 	}
