@@ -210,14 +210,15 @@ func ExampleWithMethodRule() {
 	admins := &watchwordv1.Access{Roles: []string{"admin"}}
 	verifier, err := authn.NewVerifier(ctx, conn,
 		authn.WithAudience("internal"),
-		authn.WithMethodRule("/grpc.reflection.v1.ServerReflection/*", admins))
+		authn.WithMethodRule("/grpc.reflection.v1.ServerReflection/*", admins),
+		authn.WithMethodRule("/grpc.reflection.v1alpha.ServerReflection/*", admins))
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer verifier.Close()
 
 	srv := grpc.NewServer(verifier.ServerOptions()...)
-	reflection.RegisterV1(srv)
+	reflection.Register(srv)
 	fmt.Println(verifier.CheckServices(srv.GetServiceInfo()))
 	// Output:
 	// <nil>

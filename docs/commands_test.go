@@ -15,7 +15,9 @@ import (
 var commands = map[string]string{
 	"README.md#Try every kind of call in five minutes": "TestWalk",
 	"README.md#Administer users at the command line":   "TestCommandsOfTheDocuments",
+	"README.md#Call a method of your service":          "TestCommandsOfTheDocuments",
 	"README.md#Set the rule of each method":            "TestRulesFromTheReadme",
+	"README.md#Generate the Go code with protoc":       "TestRulesFromTheReadme",
 	"docs/first-week.md":                               "TestCommandsOfTheDocuments",
 	"docs/monitoring.md#Guarded services":              "lines of Go; TestSlowPrometheusRaisesAlarms of deploy/check runs them",
 	"docs/services.md":                                 "TestCommandsOfTheDocuments",

@@ -117,7 +117,7 @@ func toolFolder(t *testing.T) string {
 func wantPinned(t *testing.T, script string) {
 	t.Helper()
 	pins := read(t, "go.mod") + read(t, "tools/go.mod")
-	installs := regexp.MustCompile(`(?m)^go install (\S+)@(\S+)$`).FindAllStringSubmatch(script, -1)
+	installs := regexp.MustCompile(`(?m)^go install -v (\S+)@(\S+)$`).FindAllStringSubmatch(script, -1)
 	if len(installs) != 3 {
 		t.Errorf("%d programs are installed, want three", len(installs))
 	}

@@ -18,8 +18,9 @@ import (
 
 // The addresses in the commands of the documents.
 const (
-	documentedGRPC = "127.0.0.1:50051"
-	documentedHTTP = "127.0.0.1:8080"
+	documentedGRPC  = "127.0.0.1:50051"
+	documentedHTTP  = "127.0.0.1:8080"
+	documentedNotes = "127.0.0.1:50061"
 )
 
 // The commands of the README for users, and of the pages for service accounts and for the first
@@ -28,13 +29,15 @@ func TestCommandsOfTheDocuments(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds and runs the server")
 	}
-	build := exec.Command("make", "build")
+	build := exec.Command("make", "build", ".bin/notes", ".bin/grpcurl")
 	build.Dir, build.Env = root, environment()
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	s := serveIn(t, folderWithProgram(t))
 	t.Run("README", s.users)
+	t.Run("a call", s.callNotes)
+	t.Run("a certificate", tryTLS)
 	t.Run("service accounts", s.services)
 	t.Run("first week", s.firstWeek)
 }
@@ -52,6 +55,59 @@ func (s *served) users(t *testing.T) {
 	if list := s.run(t, ".bin/watchword user list --datastore-uri sqlite:watchword.db", ""); !strings.Contains(list, " reader,writer ") {
 		t.Errorf("on the database:\n%s", list)
 	}
+}
+
+// callNotes calls the notes example before and after a logout of bob.
+func (s *served) callNotes(t *testing.T) {
+	for _, folder := range []string{"proto", "examples"} {
+		of, err := filepath.Abs(filepath.Join(root, folder))
+		if err == nil {
+			err = os.Symlink(of, filepath.Join(s.folder, folder))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := new(screen)
+	notes := exec.Command(filepath.Join(s.folder, ".bin/notes"), "-addr", "127.0.0.1:0", "-auth-addr", s.grpc)
+	notes.Env, notes.Stderr = environment(), log
+	if err := notes.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = notes.Process.Kill()
+		_ = notes.Wait()
+	}()
+	addr := log.await(t, `notes: ready on (\S+)`)
+	commands := blocks(section(t, "README.md", "### Call a method of your service"), "bash")[0]
+	if !strings.Contains(commands, documentedNotes) {
+		t.Fatalf("the block has not the address of notes:\n%s", commands)
+	}
+	variables := blocks(section(t, "README.md", "## Administer users at the command line"), "bash")[0]
+	shown := s.run(t, variables+strings.ReplaceAll(commands, documentedNotes, addr), "correct horse battery\n")
+	if strings.Count(shown, "{}") != 1 || !strings.Contains(shown, "the access token was revoked") {
+		t.Errorf("shown, in place of one answer and one refusal:\n%s", shown)
+	}
+}
+
+// tryTLS makes a certificate as the page about PostgreSQL does, on a machine where Docker does not
+// answer, and calls a server that has the certificate.
+func tryTLS(t *testing.T) {
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("openssl is missing")
+	}
+	folder := folderWithProgram(t)
+	deploy, err := filepath.Abs(filepath.Join(root, "deploy"))
+	if err == nil {
+		err = os.Symlink(deploy, filepath.Join(folder, "deploy"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	make := blocks(section(t, "docs/postgresql.md", "### Try TLS"), "bash")[0]
+	(&served{folder: folder}).run(t, "export DOCKER_HOST=unix:///no/such/socket\n"+make, "")
+	s := serveIn(t, folder, "--tls-cert", "trial/tls.crt", "--tls-key", "trial/tls.key", "--master-key-file", "trial/master.key")
+	s.run(t, ".bin/watchword healthcheck --addr "+s.grpc+" --ca-file trial/ca.crt", "")
 }
 
 // step is what a block of commands has, reads and prints.

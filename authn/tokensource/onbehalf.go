@@ -165,8 +165,8 @@ func (o *onBehalf) get(ctx context.Context, uri []string) (*delegation, error) {
 }
 
 // aboutOwn adds to the message of a delegation's error that the service's own token was refused,
-// if the reason is one of an access token: a handler may return the error to its caller, whose
-// token is good. The reason and the method stay.
+// if the reason is one of an access token: a handler may return the error to its caller, and the
+// token of the caller is good. The reason and the method stay.
 func aboutOwn(err error) error {
 	if !tokenUseless[refusal.Reason(err)] {
 		return err

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes the secrets that compose.yaml names, in the folder secrets/ beside compose.yaml: a
 # password for PostgreSQL, a master key, and a certificate of a new CA, to try the replicas.
-# WATCHWORD names the program `watchword`; the default is the container image.
+# WATCHWORD names the program `watchword`. The default is the container image or, if Docker does
+# not answer, the program of `make build`.
 set -euo pipefail
 
 folder=$(realpath -m "${1:-"$(dirname "$0")/secrets"}")
@@ -10,6 +11,13 @@ if [ -e "$folder" ]; then
 	exit 1
 fi
 command -v openssl >/dev/null || { echo "secrets.sh: openssl is missing" >&2; exit 1; }
+
+program=${WATCHWORD:-}
+built=$(realpath -m "$(dirname "$0")/../../.bin/watchword")
+if [ -z "$program" ] && ! docker info >/dev/null 2>&1; then
+	[ -x "$built" ] || { echo "secrets.sh: Docker does not answer, and $built is missing: run make build" >&2; exit 1; }
+	program=$built
+fi
 
 umask 077
 new=$(mktemp -d "$folder.XXXXXX") # a script that stops early leaves no half of the secrets under the name
@@ -20,8 +28,8 @@ password=$(openssl rand -hex 24)
 printf '%s' "$password" >db-password
 echo "db:5432:watchword:watchword:$password" >pgpass
 
-if [ -n "${WATCHWORD:-}" ]; then
-	"$WATCHWORD" key create-master-key "$new/master.key"
+if [ -n "$program" ]; then
+	"$program" key create-master-key "$new/master.key"
 else
 	docker run --rm --user "$(id -u):$(id -g)" -v "$new:/new" "${WATCHWORD_IMAGE:-watchword}" key create-master-key /new/master.key
 fi
