@@ -32,9 +32,10 @@ import (
 //     A judgement by old parts therefore carries an old epoch, even if the judgement is
 //     stored late: once learn has returned, [bundle.stillAccepted] ignores every judgement
 //     from before the message.
-//  3. judge reads the clock last. An entry that [revocations.prune] deleted before the
-//     look-up concerns only tokens already expired at the deletion, by every clock heard
-//     lately, and judge finds the token expired.
+//  3. judge reads the clock last. [revocations.prune] deletes a revocation only when the revoked
+//     tokens have expired by the times of all servers that the verifier has lately heard. So if
+//     judge finds no revocation because prune has deleted the revocation, judge finds the token
+//     expired.
 //
 // So the answer of judge is one of the answers possible between the beginning and the end of
 // the call, and a call that begins after learn has returned uses the message.

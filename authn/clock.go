@@ -32,25 +32,31 @@ var (
 // A serverClock knows the token time, by which tokens expire, and the age of the messages that
 // a server has sent.
 //
-// A serverClock uses three clocks. The elapsed time of this process continues during
-// suspensions of the machine and is never set. The process clock of the server is the elapsed
-// time of the server's process. The token time is the time of the server's database, and may be
-// set. A GetTime ([serverClock.answered]) bounds the process clock between request and
-// response. Every heartbeat bounds the token time by the process clock. So the delay of a
-// heartbeat has no influence, and the delay of a response only makes tokens expire earlier.
+// A serverClock uses three clocks:
+//
+//   - the elapsed time of this process, which continues during suspensions of the machine and is
+//     never set;
+//   - the process clock, which is the elapsed time of the server's process;
+//   - the token time, which is the time of the server's database, and may be set.
+//
+// The answer to a call of GetTime has the process clock of a moment between the request and the
+// response ([serverClock.answered]). A heartbeat has the token time and the process clock of one
+// moment. So a heartbeat that arrives late does no harm. A response of GetTime that arrives late
+// makes tokens expire too early, by at most the round trip.
 //
 // Invariants, while no two clocks drift apart by more than 200 parts in a million:
 //
-//  1. latest is at most one round trip before the token time at the newest heartbeat, and
-//     otherwise not before the token time.
-//  2. since returns a moment that is not after the given moment of the process clock, save
-//     for the round trip of the newest GetTime.
+//  1. latest is the token time or later. Only in the first moments after a heartbeat, latest may be
+//     earlier than the token time, by at most the round trip of the newest GetTime.
+//  2. since returns a moment too early rather than too late: too late by at most the round trip of
+//     the newest GetTime.
 //
-// Tokens expire by the latest possible token time, and `iat` is checked by the earliest
-// possible token time.
+// A token expires when the latest possible token time reaches `exp`. The claim `iat` is compared
+// with the earliest possible token time.
 //
-// The goroutine of the feed calls opened and beat. The feed's second goroutine calls answered.
-// Any goroutine can call the other methods.
+// Two goroutines of the verifier's [feed], which receives the trust bundle, change a serverClock:
+// the first calls opened and beat, the second calls answered. Any goroutine can call the other
+// methods.
 type serverClock struct {
 	elapsed *clock.Elapsed
 	token   atomic.Pointer[clock.Offset] // the token time in ns since 1970, against elapsed

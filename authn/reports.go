@@ -48,8 +48,8 @@ type reporter struct {
 	due    chan struct{} // has one place; an element means that a heartbeat was applied
 }
 
-// newReporter returns the reporter of a verifier. The function status returns the report of the
-// present moment.
+// newReporter returns the reporter of a verifier. said is what the options of NewVerifier say of
+// the program. status returns what the verifier has applied and refused so far.
 func newReporter(said *watchwordv1.WatcherIdentity, status func() *watchwordv1.WatcherReport) *reporter {
 	return &reporter{said: said, status: status, due: make(chan struct{}, 1)}
 }
@@ -124,7 +124,7 @@ func (r *reporter) report(ctx context.Context, conn grpc.ClientConnInterface) er
 	return err
 }
 
-// wait waits for a heartbeat. wait returns false if ctx ends first.
+// wait waits for the next heartbeat from the server. wait returns false if ctx ends first.
 func (r *reporter) wait(ctx context.Context) bool {
 	select {
 	case <-r.due:

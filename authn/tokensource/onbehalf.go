@@ -292,8 +292,8 @@ func (o *onBehalf) ask(ctx context.Context, subject string) (*tokens, error) {
 	return accessToken(answer, "")
 }
 
-// replace takes a delegated token out of use that a service has refused, and returns whether to
-// send the call again, as [Source.replace] does.
+// replace forgets a delegated token, which a service has refused, and returns whether to send the
+// call again, as [Source.replace] does.
 func (d *delegation) replace(_ string, why watchwordv1.ErrorReason) (again bool) {
 	d.of.source.count(d.of.source.refused, refusal.Name(why))
 	d.of.mu.Lock()

@@ -22,7 +22,7 @@ import (
 // would call the handlers of the service without the server, and so without the verifier: every
 // caller would be admitted.
 func NewHandler(ctx context.Context, conn *grpc.ClientConn) (http.Handler, error) {
-	// The header Authorization goes on also by a matcher that names no header. The default matcher
+	// The header Authorization goes on although the matcher names no header. The default matcher
 	// would repeat the token in a second header, grpcgateway-authorization.
 	mux := runtime.NewServeMux(runtime.WithIncomingHeaderMatcher(func(string) (string, bool) { return "", false }))
 	if err := notesgateway.RegisterNotesServiceHandler(ctx, mux, conn); err != nil {

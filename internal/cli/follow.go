@@ -197,8 +197,8 @@ func (f *follower) print(m *watchwordv1.WatchEventsResponse) error {
 	return f.keep(m.GetResume(), len(m.GetEvents()) > 0)
 }
 
-// keep writes into the resume file where a later stream resumes, after the lines of the events
-// were printed.
+// keep writes the position from which a later stream resumes into the resume file. Call keep after
+// the lines of the events were printed.
 func (f *follower) keep(resume string, printed bool) error {
 	if f.ResumeFile == "" || resume == f.saved {
 		return nil

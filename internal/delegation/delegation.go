@@ -178,7 +178,8 @@ func (s *Service) mint(ctx context.Context, rows *store.Standing, subject *authn
 	return &Token{access, expires}, nil
 }
 
-// verify verifies the subject's token. The second time the cache of the verifier has the token.
+// verify verifies the subject's token. To verify the same token again is cheap: the verifier has
+// the token in a cache.
 func (s *Service) verify(ctx context.Context, raw string) (*authn.Principal, error) {
 	p, err := s.Verifier.Verify(ctx, raw)
 	switch reason := authn.Reason(err); {

@@ -35,7 +35,7 @@ type conn struct {
 	place *share.Place
 }
 
-// Close closes the connection, and gives the place back.
+// Close closes the connection, and counts it no longer in the bound of connections.
 func (c *conn) Close() error {
 	c.place.Release()
 	return c.Conn.Close()

@@ -42,8 +42,9 @@ const (
 	// a millisecond of one core, so a network with forged assertions uses one core at most. A
 	// waiting call is one of the unfinished requests of its network, 256 by default.
 	checksAtOnce, checksWaiting = 1, 256
-	// maxAttempts bounds how often a call judges an assertion: for an issuer that is unknown in
-	// memory, after the reading of the rows, after the first fetch, and once more.
+	// maxAttempts bounds how often a call checks an assertion: with the issuers in memory; after
+	// reading the issuers from the database; after fetching the issuer's keys; and once more, if
+	// the issuer was changed since.
 	maxAttempts = 4
 )
 

@@ -141,8 +141,8 @@ func parseKey(text []byte) (k key, err error) {
 	var members struct {
 		KID        string   `json:"kid"`
 		Operations []string `json:"key_ops"`
-		// The private members of RFC 7518 section 6, RFC 8037 and RFC 9964. Other primes
-		// (`oth`) come only with `d`.
+		// A key with one of these members is refused: they are the private parts of a key by
+		// RFC 7518 section 6, RFC 8037 and RFC 9964. The member oth comes only with d.
 		K    json.RawMessage `json:"k"`
 		D    json.RawMessage `json:"d"`
 		P    json.RawMessage `json:"p"`

@@ -131,7 +131,8 @@ type Reading struct {
 	Asked, Answered time.Duration
 }
 
-// Elapsed returns the time of the process clock.
+// Elapsed returns the time since the process started, with suspensions of the machine, by a clock
+// that is never set.
 func (h *Hub) Elapsed() time.Duration { return h.elapsed.Now() }
 
 // Publish applies an update, and sends a message to all watchers if the update has a trust

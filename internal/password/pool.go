@@ -50,8 +50,9 @@ type Config struct {
 	// all others. Zero means an eighth of the queue, less than zero means no such caller.
 	Reserved int
 	// Known holds the client networks from which the server has received a proof, such as a
-	// right password. When all peers hold equally many places in the queue, known networks keep
-	// their places; see [share.Known]. Nil means that no network is known.
+	// right password. When the queue is full, a waiting password of the network with the most
+	// waiting passwords leaves the queue; if all networks have equally many, a password of an
+	// unknown network leaves the queue. See [share.Known]. Nil means that no network is known.
 	Known *share.Known
 	// Policy holds the rules for new passwords, for [Pool.CheckPolicy].
 	Policy Policy

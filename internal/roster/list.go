@@ -118,9 +118,10 @@ func hidden(row *store.Replica, all []*store.Replica, now time.Time) bool {
 	})
 }
 
-// ask makes every replica write the replica's watchers into its row of the table replicas
-// several times a second, for askedFor. If no caller has asked within lateAfter, ask waits for
-// the answers of the running replicas, for answerWithin at most.
+// ask tells every replica to write the list of the replica's watchers (the connected verifiers)
+// into its row of the table replicas, several times a second, until askedFor has passed. If the
+// latest call of ask was more than lateAfter ago, the rows may be old: then ask waits until the
+// running replicas have written their rows, for answerWithin at most.
 func (r *Roster) ask(ctx context.Context) error {
 	select {
 	case r.asking <- struct{}{}: // only one caller at a time asks the replicas

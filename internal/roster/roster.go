@@ -397,7 +397,7 @@ func (r *Roster) wrote(names []string) {
 }
 
 // Prune deletes the rows of replicas that have ended without deleting their rows, and the
-// certificates that were not seen for a day.
+// certificates with which no watcher has been connected for a day.
 func (r *Roster) Prune(ctx context.Context) error {
 	return r.store.Write(ctx, func(tx *store.Tx) error {
 		ended, err1 := tx.Aged(endedFor)

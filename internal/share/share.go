@@ -33,8 +33,8 @@ import "sync"
 type Kind int
 
 const (
-	// Ordinary stands for a client that the server has reason to serve first, such as a client
-	// with a certificate.
+	// Ordinary stands for a client that the server serves before a Stranger, such as a client with
+	// a certificate.
 	Ordinary Kind = iota
 	// Stranger stands for a client that has shown neither a certificate nor a proof of an
 	// earlier visit. When all places are taken, a Stranger gets a place only from another peer.

@@ -85,9 +85,10 @@ func (tx *Tx) floor() (int64, error) {
 	return strconv.ParseInt(value, 10, 64)
 }
 
-// excludeBefore excludes the programs with a newest migration before floor. release is
-// the oldest version that is not excluded; empty if the number is unknown. Errors: a
-// *EarlierError.
+// excludeBefore makes every Watchword program with a newest migration before floor refuse to open
+// the database. release is the version of the oldest program that may still open the
+// database; empty if this version is unknown. Errors: a *EarlierError if a replica with such an
+// older program runs.
 func (tx *Tx) excludeBefore(floor int64, release string) error {
 	if err := tx.Exclusive(); err != nil {
 		return err

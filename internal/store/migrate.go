@@ -144,8 +144,8 @@ func migrateLock(waiting func()) (lock.Locker, error) {
 		lock.WithTableLeaseDuration(migrateLease), lock.WithTableHeartbeatInterval(migrateHeartbeat),
 		lock.WithTableLockTimeout(time.Second, uint64(migrateWait/time.Second)), lock.WithTableUnlockTimeout(time.Second, 3),
 		lock.WithTableLogger(slog.New(slog.DiscardHandler)), // an error is returned, too
-		// An error of PostgreSQL, such as a missing right, stays until the operator acts.
-		// Any other error tells that another process has the lock.
+		// An error with a code of PostgreSQL, such as a missing right, stays until the operator
+		// acts, so no retry helps. Any other error says that another process has the lock.
 		lock.WithTableRetryPolicy(func(err error) bool {
 			if attempts++; attempts == sayAfter && sqlState(err) == "" {
 				waiting()

@@ -66,7 +66,8 @@ func (tx *Tx) UpdateIssuer(i *Issuer) error {
 		i.Name, i.Jwks, i.JwksURI, i.Discovery, i.CAPEM, i.MaxLifetime.Microseconds(), i.AllowPrivate, micros(i.UpdatedAt))
 }
 
-// DeleteIssuer deletes an issuer, and leaves the bindings of the issuer.
+// DeleteIssuer deletes a trusted issuer, and leaves the bindings of the issuer, which name the
+// service account of each foreign subject.
 func (tx *Tx) DeleteIssuer(name string) error {
 	return tx.queueExec(`DELETE FROM issuers WHERE name = $1`, name)
 }

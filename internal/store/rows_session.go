@@ -151,8 +151,8 @@ func (tx *Tx) InsertSession(s *Session) error {
 		g.Current, g.Spent, micros(g.SpentAt), g.Low, g.EarlierLow, g.Late, micros(g.LateAt), g.Repeated, g.Run)
 }
 
-// AdvanceSession stores the generations of a session after a refresh, and [Tx.Now] as the time
-// of the refresh. The caller must have read the row in the same transaction.
+// AdvanceSession stores the [Generations] of a session's refresh tokens after a refresh, and
+// [Tx.Now] as the time of the refresh. The caller must have read the row in the same transaction.
 func (tx *Tx) AdvanceSession(id string, g Generations) error {
 	return tx.queueExec(`UPDATE sessions SET refreshed_at = $2, current = $3, spent = $4, spent_at = $5,
 		low = $6, earlier_low = $7, late = $8, late_at = $9, repeated = $10, run = $11 WHERE id = $1`,

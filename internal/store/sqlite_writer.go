@@ -136,7 +136,9 @@ func (w *writer) runMember(j *job[write]) (refusal, err error) {
 	return refusal, w.conn.control("RELEASE member")
 }
 
-// attempt runs the function of a write. refusal and err are as in [writer.runMember].
+// attempt runs the function of a write. refusal is the error of the function, after which the
+// other writes of the group go on; err is an error of the driver, after which the group is rolled
+// back.
 func (w *writer) attempt(j *job[write]) (refusal, err error) {
 	member := &j.value
 	member.tx = newSQLiteTx(w.conn)

@@ -1471,8 +1471,8 @@ type SnapshotChunk struct {
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
 	// The sessions that have ended. Verifiers refuse the access tokens of these sessions.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
-	// The users with a raised version number. Verifiers refuse the earlier access tokens of these
-	// users, as revoked or stale.
+	// The users with a raised version number. Verifiers refuse an access token of a listed user with
+	// an earlier version number, as TOKEN_REVOKED or TOKEN_STALE.
 	RaisedVersions []*RaisedVersion `protobuf:"bytes,3,rep,name=raised_versions,json=raisedVersions,proto3" json:"raised_versions,omitempty"`
 	// True: this chunk completes the snapshot.
 	Last          bool `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
@@ -1546,8 +1546,8 @@ type Change struct {
 	TrustState *TrustState `protobuf:"bytes,1,opt,name=trust_state,json=trustState,proto3" json:"trust_state,omitempty"`
 	// The sessions that have ended. Verifiers refuse the access tokens of these sessions.
 	EndedSessions []*EndedSession `protobuf:"bytes,2,rep,name=ended_sessions,json=endedSessions,proto3" json:"ended_sessions,omitempty"`
-	// The users with a raised version number. Verifiers refuse the earlier access tokens of these
-	// users, as revoked or stale.
+	// The users with a raised version number. Verifiers refuse an access token of a listed user with
+	// an earlier version number, as TOKEN_REVOKED or TOKEN_STALE.
 	RaisedVersions []*RaisedVersion `protobuf:"bytes,3,rep,name=raised_versions,json=raisedVersions,proto3" json:"raised_versions,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache

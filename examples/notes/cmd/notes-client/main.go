@@ -160,7 +160,8 @@ func (w *walk) add(ctx context.Context) (string, error) {
 	return "refused with ROLE_REQUIRED", nil
 }
 
-// search accepts a board without the service search too.
+// search searches the notes by SearchNotes. A notes service that was started without the service
+// "search" refuses the call; search then says so, and the walk goes on.
 func (w *walk) search(ctx context.Context) (string, error) {
 	resp, err := w.notes.SearchNotes(w.authorized(ctx), &notesv1.SearchNotesRequest{Word: "hello"})
 	if status.Code(err) == codes.FailedPrecondition {
