@@ -44,7 +44,8 @@ const (
 	// The method accepts a delegated token.
 	Access_DELEGATED_UNSPECIFIED Access_Delegated = 0
 	// The method refuses a delegated token with DELEGATION_DENIED: only the subject of a token
-	// itself is allowed to call the method. buf:lint:ignore ENUM_VALUE_PREFIX
+	// itself is allowed to call the method.
+	// buf:lint:ignore ENUM_VALUE_PREFIX
 	Access_REFUSE Access_Delegated = 1
 )
 
