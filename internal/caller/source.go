@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/watchword-auth/watchword/internal/share"
 )
 
 // Source tells from where a call came: an address without the port, or one of the constants
@@ -20,17 +22,13 @@ const (
 )
 
 // Network returns the part of a source's address that the server's bounds treat as one client:
-// an IPv4 address, or the /64 of an IPv6 address, since an IPv6 host can use any of the 2^64
-// addresses of its /64. Network returns the loopback address whole.
+// see [share.Network].
 func (s Source) Network() string {
 	addr, err := netip.ParseAddr(string(s))
 	if err != nil {
 		return string(s)
 	}
-	if addr = addr.Unmap(); addr.Is6() && !addr.IsLoopback() {
-		return netip.PrefixFrom(addr.WithZone(""), 64).Masked().String()
-	}
-	return addr.String()
+	return share.Network(addr)
 }
 
 // Site returns the range of addresses that one owner commonly has: the /24 of an IPv4 address,

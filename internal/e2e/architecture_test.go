@@ -30,7 +30,7 @@ var mayImport = map[string][]string{
 	"cmd/watchword-ext-authz":  {"internal/extauthz"},
 	"docs":                     {}, // tests of the text alone
 	"internal/audit":           {"internal/caller", "internal/store"},
-	"internal/caller":          {"internal/store"},
+	"internal/caller":          {"internal/share", "internal/store"},
 	"internal/clock":           {},
 	"internal/count":           {},
 	"internal/login":           {"internal/audit", "internal/caller", "internal/feed", "internal/password", "internal/session", "internal/store", "internal/throttle", "internal/user"},

@@ -55,15 +55,12 @@ func (q *questions) tap(ctx context.Context, _ *tap.Info) (context.Context, erro
 	return ctx, nil
 }
 
-// networkOf returns the network of a client: the IPv4 address, or the /64 of the IPv6 address.
+// networkOf returns the network of a client (see [share.Network]); empty for a client without an
+// IP address.
 func networkOf(client net.Addr) string {
 	at, err := netip.ParseAddrPort(client.String())
 	if err != nil {
 		return ""
 	}
-	addr := at.Addr().Unmap().WithZone("")
-	if addr.Is6() && !addr.IsLoopback() {
-		return netip.PrefixFrom(addr, 64).Masked().String()
-	}
-	return addr.String()
+	return share.Network(at.Addr())
 }

@@ -17,6 +17,17 @@ const (
 	siteBits = 48 // the prefix length of the site of an IPv6 peer
 )
 
+// Network returns the name of the peer to which an address belongs: the IPv4 address, or the /64
+// of the IPv6 address, since an IPv6 host can use any of the 2^64 addresses of its /64. Network
+// returns the loopback address whole. A zone of the address makes no difference.
+func Network(addr netip.Addr) string {
+	addr = addr.Unmap().WithZone("")
+	if addr.Is6() && !addr.IsLoopback() {
+		return netip.PrefixFrom(addr, peerBits).Masked().String()
+	}
+	return addr.String()
+}
+
 // group stands for a peer, for the peers of one site (see [siteOf]), or for all sites. Pool.mu
 // guards a group. While a group holds a place of the pool, the group is in the heap (order) of
 // its parent.

@@ -1,6 +1,6 @@
 // Package share divides a bounded number of things, called places, among peers: connections,
 // requests, streams of the trust bundle, or waiting logins. A peer is a client network, or a
-// client certificate; see [caller.Source.Network].
+// client certificate; see [Network].
 //
 // While places are free, a peer can hold up to [Limits].PerPeer places. When all places are
 // taken, a newcomer gets the place of the peer that holds most, if that peer holds more than
