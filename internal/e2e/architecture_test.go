@@ -38,7 +38,7 @@ var mayImport = map[string][]string{
 	"internal/detach":          {},
 	"internal/durable":         {},
 	"internal/e2e":             {},
-	"internal/extauthz":        {"authn", gen, "authn/tokensource", "internal/refusal", "internal/reload", "internal/settings", "internal/share", "internal/version"}, // no database, and nothing of the server
+	"internal/extauthz":        {"authn", gen, "authn/tokensource", "internal/refusal", "internal/reload", "internal/settings", "internal/share", "internal/transport", "internal/version"}, // no database, and nothing of the server
 	"internal/federation":      {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/share", "internal/store", "internal/token", "internal/user"},
 	"internal/feed":            {gen, "internal/hub", "internal/spans", "internal/store", "internal/token"},
 	"internal/gate":            {gen, "internal/caller", "internal/refusal", "internal/share", "internal/spans"},
@@ -56,7 +56,7 @@ var mayImport = map[string][]string{
 	"internal/delegation":      {"authn", gen, "internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/refusal", "internal/store", "internal/token"},
 	"internal/rpc":             {"authn", gen, "internal/audit", "internal/caller", "internal/delegation", "internal/detach", "internal/federation", "internal/hub", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/roster", "internal/session", "internal/share", "internal/store", "internal/throttle", "internal/token", "internal/user"},
 	"internal/seal":            {"internal/durable"},
-	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/delegation", "internal/detach", "internal/durable", "internal/federation", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/reload", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/tracing", "internal/user", "internal/version"},
+	"internal/server":          {"authn", gen, "internal/audit", "internal/caller", "internal/delegation", "internal/detach", "internal/durable", "internal/federation", "internal/feed", "internal/gate", "internal/issuer", "internal/login", "internal/password", "internal/refusal", "internal/reload", "internal/roster", "internal/rpc", "internal/seal", "internal/session", "internal/share", "internal/store", "internal/telemetry", "internal/throttle", "internal/token", "internal/tracing", "internal/transport", "internal/user", "internal/version"},
 	"internal/settings":        {"internal/durable"},
 	"internal/share":           {},
 	"internal/session":         {"internal/audit", "internal/caller", "internal/feed", "internal/issuer", "internal/seal", "internal/share", "internal/spans", "internal/store", "internal/user"},

@@ -16,6 +16,7 @@ import (
 	"github.com/watchword-auth/watchword/authn"
 	"github.com/watchword-auth/watchword/authn/tokensource"
 	"github.com/watchword-auth/watchword/internal/reload"
+	"github.com/watchword-auth/watchword/internal/transport"
 )
 
 // Config holds the flags of `watchword-ext-authz serve`.
@@ -45,11 +46,10 @@ func (c *Config) check() error {
 	var faults []error
 	for _, address := range []struct{ flag, value string }{{"--grpc-addr", c.GRPCAddr}, {"--http-addr", c.HTTPAddr}} {
 		host, _, err := net.SplitHostPort(address.value)
-		ip := net.ParseIP(host)
 		switch {
 		case err != nil:
 			faults = append(faults, fmt.Errorf("%s: %q is not HOST:PORT", address.flag, address.value))
-		case c.TLSCert == "" && !c.Insecure && host != "localhost" && (ip == nil || !ip.IsLoopback()):
+		case c.TLSCert == "" && !c.Insecure && !transport.LoopbackListener(host):
 			faults = append(faults, fmt.Errorf("%s: not a loopback address, so tokens would travel in the clear: set --tls-cert and --tls-key, or --insecure", address.flag))
 		}
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/session"
 	"github.com/watchword-auth/watchword/internal/store"
 	"github.com/watchword-auth/watchword/internal/token"
+	"github.com/watchword-auth/watchword/internal/transport"
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
@@ -268,16 +269,9 @@ func (c *Config) validateTransport() error {
 		host, _, err := net.SplitHostPort(address.value)
 		rules = append(rules,
 			rule{err != nil, address.flag + ": must be HOST:PORT"},
-			rule{err == nil && c.TLSCert == "" && !c.Insecure && !loopback(host),
+			rule{err == nil && c.TLSCert == "" && !c.Insecure && !transport.LoopbackListener(host),
 				address.flag + ": not a loopback address, so passwords and tokens would travel in the clear: " +
 					"give --tls-cert and --tls-key, or --insecure if the network is protected by other means"})
 	}
 	return check(rules...)
-}
-
-// loopback reports whether a listener on host is reachable from this machine alone. For an
-// empty host, loopback returns false: the listener has every address of the machine.
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

@@ -59,6 +59,13 @@ func Name(p *peer.Peer, target string) string {
 	return p.Addr.String()
 }
 
+// LoopbackListener reports whether a listener on host is reachable from this machine alone. For an
+// empty host, LoopbackListener returns false: the listener has every address of the machine.
+func LoopbackListener(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
 // inMemory reports whether an address is a Unix socket or a pipe in memory (bufconn,
 // net.Pipe). The proxies of grpc-go have other kinds of addresses.
 func inMemory(addr net.Addr) bool {
