@@ -97,25 +97,35 @@ func inTime(ctx context.Context, method string, req, reply any, conn *grpc.Clien
 // cure adds to an error of the connection the name of the flag that mends the error, such as
 // --ca-file. gRPC has no status code for such errors, so cure looks at the text of the error.
 func (r remote) cure(err error) error {
+	if hint, _ := r.hint(err); hint != "" {
+		s := status.Convert(err)
+		return status.Error(s.Code(), s.Message()+hint)
+	}
+	return err
+}
+
+// hint returns what cure adds to an error of the connection, or "". certain reports that the
+// connection fails until a flag changes. A connection that closes without an answer can also be
+// the one of a proxy whose server is away.
+func (r remote) hint(err error) (hint string, certain bool) {
 	s, ok := status.FromError(err)
 	if err == nil || !ok || s.Code() != codes.Unavailable || refusal.Reason(err) != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
-		return err
+		return "", false
 	}
 	says := func(text string) bool { return strings.Contains(s.Message(), text) }
-	hint := ""
 	switch plaintext := r.Plaintext || r.PlaintextToOtherHosts; {
 	case says("does not look like a TLS handshake"):
-		hint = "; the server has no TLS: give --plaintext if the server is on this machine"
+		return "; the server has no TLS: give --plaintext if the server is on this machine", true
 	case says("signed by unknown authority") && r.CAFile == "":
-		hint = "; name the CA of the server's certificate by --ca-file"
+		return "; name the CA of the server's certificate by --ca-file", true
 	case says("signed by unknown authority"):
-		hint = "; the CA in --ca-file has not signed the server's certificate"
+		return "; the CA in --ca-file has not signed the server's certificate", true
 	case says("certificate is valid for") || says("doesn't contain any IP SANs"):
-		hint = "; give a name of the server's certificate by --server-name"
+		return "; give a name of the server's certificate by --server-name", true
 	case plaintext && says("server preface"):
-		hint = "; if the server has TLS, leave out --plaintext"
+		return "; if the server has TLS, leave out --plaintext", false
 	}
-	return status.Error(s.Code(), s.Message()+hint)
+	return "", false
 }
 
 // privatePath refuses calls over a connection that others can read: without TLS, to

@@ -260,11 +260,12 @@ func (f *follower) tell(came bool, err error) error {
 		return nil
 	}
 	s, isStatus := status.FromError(err)
-	cured := remote{f.Addr, f.connection}.cure(err)
+	to := remote{f.Addr, f.connection}
+	_, wrongFlag := to.hint(err)
 	switch code := s.Code(); {
 	case errors.As(err, new(unprinted)), !isStatus && !errors.Is(err, store.ErrUnavailable):
 		return err
-	case isStatus && !f.ever && cured.Error() != err.Error(): // a flag is wrong
+	case !f.ever && wrongFlag:
 		return err
 	case refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_USER_NOT_FOUND:
 		return about{err, f.User}
@@ -274,7 +275,7 @@ func (f *follower) tell(came bool, err error) error {
 	case isStatus && code != codes.Unavailable && code != codes.ResourceExhausted && code != codes.Canceled && code != codes.DeadlineExceeded && code != codes.Internal:
 		return err
 	}
-	if text := explainError(cured); text != f.said {
+	if text := explainError(to.cure(err)); text != f.said {
 		f.said = text
 		fmt.Fprintln(f.t.Err, "watchword: "+text+"; trying again")
 	}

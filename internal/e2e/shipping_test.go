@@ -201,6 +201,23 @@ func TestShippingTheRecord(t *testing.T) {
 	}
 }
 
+// A shipper that starts while the server behind a proxy is away waits, and ships every event
+// when the server is back. The proxy closes each connection without an answer meanwhile.
+func TestShippingBeginsWithoutTheServer(t *testing.T) {
+	s := serve(t, t.TempDir())
+	door := newProxy(t, s.grpcAddr)
+	wantExit(t, 0, cli(t, s.dir, s.admin+"\n", "login", "admin", "--audience", "watchword", "--password-stdin", "--addr", door.addr(), "--plaintext"))
+	s.stop(t)
+	shipping := newShipper(t, func(args ...string) *exec.Cmd {
+		return cliCommand(t, s.dir, "", append(args, "--addr", door.addr(), "--plaintext")...)
+	})
+	shipping.now.awaitLog(t, regexp.MustCompile("trying again"))
+	door.move(serve(t, s.dir).grpcAddr)
+	shipping.awaitAll(t, "shipping the record", func() string {
+		return wantExit(t, 0, cli(t, s.dir, "", "audit", "--json", "--limit", "0", "--datastore-uri", database(s.dir)))
+	})
+}
+
 // What a command does on the database is recorded with the user of the operating system, and
 // is in the log of a running server.
 func TestTheCommandLineIsOnRecord(t *testing.T) {
