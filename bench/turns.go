@@ -57,8 +57,8 @@ func (r race) run(sides ...side) ([]rates, error) {
 
 // lap is what a side did in a stint.
 type lap struct {
-	rate  float64 // calls a second: the sum of the workers' rates, each over its own time, so that none is charged for waiting for the last
-	calls int
+	rate  float64 // calls a second that ended within the stint
+	calls int     // every call, those included that ended after the stint
 }
 
 // lap lets the workers call for a stint.
@@ -66,14 +66,14 @@ func (r race) lap(call func(worker, i int) error) (l lap, err error) {
 	var (
 		tasks sync.WaitGroup
 		begin = make(chan struct{})
+		start time.Time
 		each  = make([]lap, r.workers)
 		errs  = make([]error, r.workers)
 	)
 	for w := range r.workers {
 		tasks.Go(func() {
 			<-begin
-			start, calls := time.Now(), 0
-			for spent := time.Duration(0); spent < r.stint; spent = time.Since(start) {
+			for calls, inTime := 0, 0; ; inTime = calls {
 				for range r.batch {
 					if err := call(w, calls); err != nil {
 						errs[w] = err
@@ -81,10 +81,14 @@ func (r race) lap(call func(worker, i int) error) (l lap, err error) {
 					}
 					calls++
 				}
+				if time.Since(start) > r.stint {
+					each[w] = lap{float64(inTime) / r.stint.Seconds(), calls}
+					return
+				}
 			}
-			each[w] = lap{float64(calls) / time.Since(start).Seconds(), calls}
 		})
 	}
+	start = time.Now()
 	close(begin)
 	tasks.Wait()
 	for w := range r.workers {

@@ -21,6 +21,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -52,33 +53,35 @@ func main() {
 		if _, err := fmt.Sscan(lines.Text(), &callers, &milliseconds); err != nil {
 			log.Fatal(err)
 		}
-		rate, calls := run(callers, time.Duration(milliseconds)*time.Millisecond, do)
-		fmt.Println(rate, calls)
+		d := time.Duration(milliseconds) * time.Millisecond
+		inTime := run(callers, d, do)
+		fmt.Println(float64(inTime)/d.Seconds(), inTime+callers)
 	}
 }
 
-// run lets callers call do for a time. The rate is the sum of the callers' rates, each over the
-// caller's own time, so that no caller is charged for the wait for the last caller.
-func run(callers int, d time.Duration, do func() error) (rate float64, calls int) {
+// run lets callers call do for a time, and returns the number of calls that ended within the
+// time. Each caller makes one call more, which ends after the time. The time of all callers begins
+// with the call of run: goroutines that calculate on few cores begin late, and a sum of the rates
+// of each, over its own time, would be more than the cores can do.
+func run(callers int, d time.Duration, do func() error) (inTime int) {
 	var tasks sync.WaitGroup
-	var mu sync.Mutex
+	var all atomic.Int64
+	began := time.Now()
 	for range callers {
 		tasks.Go(func() {
-			began, n := time.Now(), 0
-			for time.Since(began) < d {
+			for n := int64(0); ; n++ {
 				if err := do(); err != nil {
 					log.Fatal(err)
 				}
-				n++
+				if time.Since(began) > d {
+					all.Add(n)
+					return
+				}
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			rate += float64(n) / time.Since(began).Seconds()
-			calls += n
 		})
 	}
 	tasks.Wait()
-	return rate, calls
+	return int(all.Load())
 }
 
 // serve serves the unary method /limits.Limits/Call until the process is killed.
