@@ -105,8 +105,8 @@ func (r remote) cure(err error) error {
 }
 
 // hint returns what cure adds to an error of the connection, or "". certain reports that the
-// connection fails until a flag changes. A connection that closes without an answer can also be
-// the one of a proxy whose server is away.
+// connection fails until a flag changes. A connection that closes before an answer can also come
+// from a proxy that cannot reach the server now.
 func (r remote) hint(err error) (hint string, certain bool) {
 	s, ok := status.FromError(err)
 	if err == nil || !ok || s.Code() != codes.Unavailable || refusal.Reason(err) != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {

@@ -41,10 +41,16 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 		return nil, err
 	}
 	defer leave()
-	grant, err := s.spendCurrent(ctx, g, audience)
-	if errors.Is(err, store.ErrNotFound) || uncertain(err) {
-		grant, err = s.spendAny(ctx, g, audience)
+	var tokens *Tokens
+	var unsigned error
+	err = s.spendCurrent(ctx, g, audience, func(spent *store.Spent) { tokens, unsigned = s.signSpent(ctx, g, spent, audience) })
+	switch {
+	case err == nil:
+		return tokens, unsigned
+	case !errors.Is(err, store.ErrNotFound) && !uncertain(err):
+		return nil, err
 	}
+	grant, err := s.spendAny(ctx, g, audience)
 	if err != nil {
 		return nil, err
 	}
@@ -66,30 +72,36 @@ func (s *Sessions) enter(ctx context.Context, refreshToken string) (g generation
 }
 
 // spendCurrent does the ordinary refresh, in which the client presents the newest refresh
-// token, by one statement.
+// token, by one statement. [store.Store.Spend] says when prepare, which makes the new tokens, is
+// called.
 //
 // Errors: store.ErrNotFound if the refresh is not ordinary, or if the statement cannot
 // decide; then [Sessions.spendAny] decides.
-func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []string) (*Grant, error) {
+func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []string, prepare func(*store.Spent)) error {
 	audience, ok := s.decidingAudience(asked)
 	if !ok {
-		return nil, store.ErrNotFound
+		return store.ErrNotFound
 	}
-	spent, err := s.d.Store.Spend(ctx, &store.Spend{
+	return s.d.Store.Spend(ctx, &store.Spend{
 		SessionID: g.sessionID, Generation: g.number, Audience: audience,
 		Grace: s.cfg.Grace, Idle: time.Duration(s.cfg.Idle), Max: time.Duration(s.cfg.Max),
-	})
+	}, prepare)
+}
+
+// signSpent makes the tokens for a refresh token of generation g that was spent. asked holds the
+// services that the client asked for.
+func (s *Sessions) signSpent(ctx context.Context, g generation, spent *store.Spent, asked []string) (*Tokens, error) {
+	within, err := s.audienceWithin(spent.Audience, asked)
 	if err != nil {
 		return nil, err
 	}
-	within, err := s.audienceWithin(spent.Audience, asked)
 	row := &store.Session{
 		ID: g.sessionID, UserID: spent.UserID, CreatedAt: spent.CreatedAt, RefreshedAt: spent.RefreshedAt,
 		Generations: store.Generations{Current: g.number + 1},
 	}
-	return &Grant{
+	return s.Sign(ctx, &Grant{
 		session: row, username: spent.Username, roles: spent.Roles, version: spent.TokenVersion(), audience: within, now: row.RefreshedAt,
-	}, err
+	})
 }
 
 // decidingAudience returns one service. If the session's audience has this service,

@@ -39,8 +39,8 @@ func TestSpendIsAdvance(t *testing.T) {
 				rt.Fatal(err)
 			}
 			for range 3 { // the first is spent from what was drawn, the others right behind
-				spent, err := s.Spend(t.Context(), spend)
-				if err != nil {
+				var spent *store.Spent
+				if err := s.Spend(t.Context(), spend, func(newest *store.Spent) { spent = newest }); err != nil {
 					rt.Fatal(err)
 				}
 				now := spent.RefreshedAt
@@ -48,7 +48,7 @@ func TestSpendIsAdvance(t *testing.T) {
 				if got := generations(rt, s, id); v != advanced || !reflect.DeepEqual(got, want) {
 					rt.Fatalf("from %+v at %v with %v: %+v, want %+v", g, now, grace, got, want)
 				}
-				if _, err := s.Spend(t.Context(), spend); !errors.Is(err, store.ErrNotFound) {
+				if err := s.Spend(t.Context(), spend, func(*store.Spent) {}); !errors.Is(err, store.ErrNotFound) {
 					rt.Fatalf("spent twice: %v", err)
 				}
 				g, spend.Generation = want, want.Current

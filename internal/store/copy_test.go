@@ -299,7 +299,7 @@ func TestCopyTakesAlongWhatWasAcknowledged(t *testing.T) {
 	if err := running.Read(t.Context(), (*store.Tx).Usable); err == nil || !strings.Contains(err.Error(), "was moved to") {
 		t.Errorf("who had it open before is told %v", err)
 	}
-	if _, err := running.Spend(t.Context(), &store.Spend{SessionID: "s1", Generation: 1}); !errors.Is(err, store.ErrUnavailable) || !wasMoved(err) {
+	if err := running.Spend(t.Context(), &store.Spend{SessionID: "s1", Generation: 1}, func(*store.Spent) {}); !errors.Is(err, store.ErrUnavailable) || !wasMoved(err) {
 		t.Errorf("a refresh on a database that was moved: %v", err)
 	}
 }

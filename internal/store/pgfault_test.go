@@ -63,8 +63,7 @@ func insertAlice(t testing.TB, s *store.Store, sessions int) {
 }
 
 func spend(ctx context.Context, s *store.Store, session string, generation int64) error {
-	_, err := s.Spend(ctx, spendOf(session, generation))
-	return err
+	return s.Spend(ctx, spendOf(session, generation), func(*store.Spent) {})
 }
 
 func generation(t testing.TB, s *store.Store, session string) (n int64) {

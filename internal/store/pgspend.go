@@ -72,7 +72,7 @@ func (s *spender) close() {
 // spend does what [Store.Spend] promises. A refresh that arrives alone skips the queue, since
 // waking a worker takes longer than the statement. A caller with a short budget always queues:
 // the caller can stop waiting for a batch, and cannot stop waiting for a statement of its own.
-func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
+func (p *pgDB) spend(ctx context.Context, spend *Spend, _ func(*Spent)) (*Spent, error) {
 	s, budget := p.spender, budgetOf(ctx)
 	defer s.callers.Add(-1)
 	// While the breaker is tripped, the workers may be waiting for the database. spendOne fails
@@ -87,7 +87,7 @@ func (p *pgDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
 	if err != nil {
 		return nil, err
 	}
-	answered, err := j.wait(waiting)
+	answered, err := j.wait(waiting, nil)
 	if !answered {
 		return nil, fmt.Errorf("%w: %w", ErrUncertain, waiting.Err())
 	}

@@ -68,19 +68,23 @@ func (q *queue[T]) enqueue(ctx context.Context, value T) (*job[T], error) {
 	}
 }
 
-// wait returns the worker's answer. If ctx ends first, wait withdraws a job that is
-// still queued: no worker runs the job, and the error matches ErrUnavailable and the
-// error of ctx. If a worker has taken the job before, wait returns answered == false,
-// and the answer arrives in j.result later.
-func (j *job[T]) wait(ctx context.Context) (answered bool, err error) {
-	select {
-	case err := <-j.result:
-		return true, err
-	case <-ctx.Done():
-		if j.take() {
-			return true, unavailable(ctx.Err())
+// wait returns the worker's answer, and runs the functions that arrive in early before. If
+// ctx ends first, wait withdraws a job that is still queued: no worker runs the job, and the error
+// matches ErrUnavailable and the error of ctx. If a worker has taken the job before, wait returns
+// answered == false, and the answer arrives in j.result later.
+func (j *job[T]) wait(ctx context.Context, early <-chan func()) (answered bool, err error) {
+	for {
+		select {
+		case do := <-early:
+			do()
+		case err := <-j.result:
+			return true, err
+		case <-ctx.Done():
+			if j.take() {
+				return true, unavailable(ctx.Err())
+			}
+			return false, nil
 		}
-		return false, nil
 	}
 }
 

@@ -48,7 +48,7 @@ func TestQueueGathersWhatIsQueued(t *testing.T) {
 	if _, err := q.enqueue(gone, 3); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.Canceled) {
 		t.Errorf("no room: %v", err)
 	}
-	if answered, err := jobs[1].wait(gone); !answered || !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.Canceled) {
+	if answered, err := jobs[1].wait(gone, nil); !answered || !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.Canceled) {
 		t.Errorf("withdrawn: %v, %v", answered, err)
 	}
 	q.close()
@@ -60,7 +60,7 @@ func TestQueueGathersWhatIsQueued(t *testing.T) {
 		t.Errorf("batches %v", got)
 	}
 	for _, i := range []int{0, 2} {
-		if answered, err := jobs[i].wait(t.Context()); !answered || err != nil {
+		if answered, err := jobs[i].wait(t.Context(), nil); !answered || err != nil {
 			t.Errorf("job %d: %v, %v", i, answered, err)
 		}
 	}
@@ -72,13 +72,13 @@ func TestQueueKeepsATakenJob(t *testing.T) {
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	for batch := range q.batches {
-		if answered, err := j.wait(gone); answered || err != nil {
+		if answered, err := j.wait(gone, nil); answered || err != nil {
 			t.Errorf("taken: %v, %v", answered, err)
 		}
 		batch[0].result <- refusal
 		q.close()
 	}
-	if answered, err := j.wait(t.Context()); !answered || !errors.Is(err, refusal) {
+	if answered, err := j.wait(t.Context(), nil); !answered || !errors.Is(err, refusal) {
 		t.Errorf("answered: %v, %v", answered, err)
 	}
 }
@@ -115,7 +115,7 @@ func TestQueueRunsEachJobOnce(t *testing.T) {
 				if (caller+n)%3 == 0 {
 					cancel()
 				}
-				answered, err := j.wait(ctx)
+				answered, err := j.wait(ctx, nil)
 				if !answered {
 					err = <-j.result
 				}

@@ -114,11 +114,22 @@ func (s *sqliteDB) write(ctx context.Context, fn func(*Tx) error) error {
 	return s.writer.do(ctx, write{fn: fn})
 }
 
-func (s *sqliteDB) spend(ctx context.Context, spend *Spend) (*Spent, error) {
-	spent := &Spent{}
-	return spent, s.writer.do(ctx, write{oneStatement: true, fn: func(tx *Tx) error {
-		return tx.queryRow(into(spent.columns()...), spendSQLite, append(spend.args(), micros(tx.Now()))...)
+func (s *sqliteDB) spend(ctx context.Context, spend *Spend, early func(*Spent)) (*Spent, error) {
+	var spent *Spent
+	rows := make(chan func(), 1)
+	err := s.writer.do(ctx, write{oneStatement: true, early: rows, fn: func(tx *Tx) error {
+		row := &Spent{} // of this run of fn: the caller may be reading the row of an earlier run
+		err := tx.queryRow(into(row.columnsSQLite()...), spendSQLite, append(spend.args(), micros(tx.Now()))...)
+		spent = row
+		if err == nil {
+			select {
+			case rows <- func() { early(row) }:
+			default:
+			}
+		}
+		return err
 	}})
+	return spent, err
 }
 
 // hints never calls hint: SQLite does not notify other processes that have the file

@@ -115,7 +115,8 @@ func newStore(e engine, schema int64, o options) *Store {
 type engine interface {
 	read(ctx context.Context, fn func(*Tx) error) error
 	write(ctx context.Context, fn func(*Tx) error) error
-	spend(ctx context.Context, s *Spend) (*Spent, error)
+	// spend can call early before the commit, in the goroutine of the caller: see [Store.Spend].
+	spend(ctx context.Context, s *Spend, early func(*Spent)) (*Spent, error)
 	hints(ctx context.Context, hint func())
 	path() string
 	stats() Connections

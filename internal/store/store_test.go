@@ -415,3 +415,58 @@ func TestUsernamesOfEarlierUsers(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The new tokens of a refresh are prepared before the commit, which the writer holds back here
+// until they are. If the group runs again, the tokens are prepared from the row of the newest run.
+func TestTokensArePreparedBeforeTheCommit(t *testing.T) {
+	for name, c := range map[string]struct {
+		stranger func(*store.Tx) error
+		prepared int
+	}{
+		"once":          {set("a", "1"), 1},
+		"a second time": {store.FailDriver, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			insertAlice(t, s, 1)
+			var tasks sync.WaitGroup
+			release, first := storetest.Block(t, s), make(chan struct{})
+			var prepared []*store.Spent
+			var err error
+			tasks.Go(func() {
+				err = s.Spend(t.Context(), spendOf("s0", 1), func(spent *store.Spent) {
+					if prepared = append(prepared, spent); len(prepared) == 1 {
+						close(first)
+					}
+				})
+			})
+			store.WaitQueued(s, 1)
+			tasks.Go(func() {
+				_ = s.Write(t.Context(), func(tx *store.Tx) error {
+					select {
+					case <-first:
+					case <-time.After(20 * time.Second):
+						t.Error("nothing is prepared before the commit")
+					}
+					return c.stranger(tx)
+				})
+			})
+			store.WaitQueued(s, 2)
+			release()
+			tasks.Wait()
+			if err != nil || len(prepared) != c.prepared {
+				t.Fatalf("%v; prepared %d times", err, len(prepared))
+			}
+			err = s.Read(t.Context(), func(tx *store.Tx) error {
+				row, err := tx.Session("s0")
+				if newest := prepared[len(prepared)-1]; err == nil && (row.Generations.Current != 2 || !row.RefreshedAt.Equal(newest.RefreshedAt)) {
+					t.Errorf("prepared %+v, and the session is %+v", newest, row)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

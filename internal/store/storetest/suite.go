@@ -339,7 +339,7 @@ func testGivingUp(t *testing.T, new func(testing.TB) string) {
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
 	ran := func(*store.Tx) error { t.Error("it ran"); return nil }
-	spend := func(ctx context.Context) error { _, err := s.Spend(ctx, spendOf("s1", 1)); return err }
+	spend := func(ctx context.Context) error { return s.Spend(ctx, spendOf("s1", 1), func(*store.Spent) {}) }
 	calls := map[string]func(context.Context) error{
 		"write": func(ctx context.Context) error { return s.Write(ctx, ran) },
 		"spend": spend,

@@ -20,8 +20,9 @@ func spendOf(sessionID string, generation int64) *store.Spend {
 	}
 }
 
-func spend(s *store.Store, sessionID string, generation int64) (*store.Spent, error) {
-	return s.Spend(context.Background(), spendOf(sessionID, generation))
+func spend(s *store.Store, sessionID string, generation int64) (spent *store.Spent, err error) {
+	err = s.Spend(context.Background(), spendOf(sessionID, generation), func(newest *store.Spent) { spent = newest })
+	return spent, err
 }
 
 func session(t testing.TB, s *store.Store, id string) (row *store.Session) {
@@ -69,8 +70,7 @@ type alter func(*store.User, *store.Session, *store.Spend)
 func testSpendRefuses(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	SpendRefuses(t, s, func(spend *store.Spend) error {
-		_, err := s.Spend(t.Context(), spend)
-		return err
+		return s.Spend(t.Context(), spend, func(*store.Spent) {})
 	})
 }
 
@@ -130,8 +130,7 @@ func SpendRefuses(t *testing.T, s *store.Store, spend func(*store.Spend) error) 
 func testSpendAdvances(t *testing.T, new func(testing.TB) string) {
 	s := Open(t, new(t))
 	SpendAdvances(t, s, func(spend *store.Spend) error {
-		_, err := s.Spend(t.Context(), spend)
-		return err
+		return s.Spend(t.Context(), spend, func(*store.Spent) {})
 	})
 }
 

@@ -51,7 +51,7 @@ func testClosed(t *testing.T, new func(testing.TB) string) {
 	if err := errors.Join(s.Close(), s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	_, spent := s.Spend(t.Context(), spendOf("s", 1))
+	spent := s.Spend(t.Context(), spendOf("s", 1), func(*store.Spent) {})
 	for name, err := range map[string]error{
 		"Write": s.Write(t.Context(), set("a", "1")),
 		"Read":  s.Read(t.Context(), func(tx *store.Tx) error { _, err := tx.Setting("a"); return err }),
