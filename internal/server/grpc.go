@@ -41,7 +41,7 @@ const (
 	// goroutine grows several times within one call, which takes a sixth of the processor time
 	// of a small call; a goroutine that is kept has grown before. Each idle one takes 2 to 8
 	// KiB. Calls for which none is free get a new goroutine: bounds of calls are elsewhere.
-	streamWorkers = 32
+	streamWorkers = 64
 	// maxIdle is how long a connection stays open after its last call. Clients connect again at
 	// their next call.
 	maxIdle = 5 * time.Minute
