@@ -1,6 +1,10 @@
 package store
 
-import "sync"
+import (
+	"sync"
+
+	"modernc.org/sqlite"
+)
 
 // checkpointer moves committed pages from SQLite's write-ahead log into the database
 // file, so that SQLite can write the log from the beginning again and the log stays
@@ -14,7 +18,11 @@ type checkpointer struct {
 	wake   chan struct{}
 	tasks  sync.WaitGroup
 	moving sync.Mutex // held while conn moves pages: SQLite lets one connection move pages at a time
-	limit  int        // the length of the log, in frames, above which pages are moved; only the writer's goroutine uses limit
+
+	// Only the writer's goroutine uses these fields, all in frames, which hold a page each.
+	limit   int // the length of the log above which pages are moved
+	written int // what the writer has written into the log since afterCommit last asked for the length of the log
+	near    int // the value of written from which afterCommit asks for the length of the log
 }
 
 const (
@@ -28,6 +36,9 @@ const (
 	// fewFrames is the number of frames that the writer moves itself, in about a
 	// millisecond.
 	fewFrames = 64
+	// askAfter is the number of frames, written by the writer, after which afterCommit asks for the
+	// length of the log. Other processes write into the log too.
+	askAfter = longLog / 4
 )
 
 func newCheckpointer(c *sqliteConn) *checkpointer {
@@ -50,14 +61,18 @@ func (p *checkpointer) close() {
 	p.conn.close()
 }
 
-// afterCommit checks the length of the log after a group of writes, and starts a
-// checkpoint if the log is long. Only the writer's goroutine calls afterCommit, with
-// the writer's connection.
+// afterCommit checks the length of the log after a group of writes, and starts a checkpoint if the
+// log is long. To ask SQLite for the length takes 20 µs, so afterCommit asks when the log can have
+// become long. Only the writer's goroutine calls afterCommit, with the writer's connection.
 func (p *checkpointer) afterCommit(c *sqliteConn) {
+	if p.written += c.pagesWritten(); p.written < p.near {
+		return
+	}
 	frames, moved, err := c.checkpoint("NOOP")
 	if err != nil {
 		return
 	}
+	p.written, p.near = 0, min(askAfter, p.limit-frames)
 	if frames < longLog {
 		p.limit = longLog // SQLite writes the log from the beginning again
 	}
@@ -83,6 +98,19 @@ func (p *checkpointer) moveRest(c *sqliteConn, frames int) {
 	defer p.moving.Unlock()
 	_, _, _ = c.checkpoint("PASSIVE")
 	p.limit = frames + longLog
+}
+
+// pagesWritten returns the number of pages that the connection has written into the log since the
+// last call of pagesWritten.
+func (c *sqliteConn) pagesWritten() (pages int) {
+	err := c.c.Raw(func(driver any) (err error) {
+		pages, _, err = driver.(sqlite.DBStatus).Status(sqlite.DBStatusCacheWrite, true)
+		return err
+	})
+	if err != nil {
+		return askAfter
+	}
+	return pages
 }
 
 // checkpoint runs a checkpoint of the given mode. checkpoint returns how many frames
