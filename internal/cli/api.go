@@ -18,8 +18,8 @@ import (
 
 // api holds the flags of the commands that are clients of the API for administration. With
 // --addr, a running server serves the API, and the command uses the tokens of `watchword
-// login --audience watchword`. Otherwise the API is served in this process on the database,
-// so an operator can help when no server runs and when no admin can log in.
+// login --audience watchword`. Without --addr, the API is served in this process on the
+// database, so an operator can help when no server runs and when no admin can log in.
 type api struct {
 	place
 	TokenStdin bool `help:"Read the access token for the running server from standard input, alone or in the JSON of login."`
@@ -33,20 +33,20 @@ type place struct {
 	connection
 	datastore
 
-	onServer bool // decided by AfterApply
+	onServer bool // the command works on a running server; AfterApply decides
 }
 
-// ofServer and ofDatabase name the flags that mean something on a running server alone, and
-// on a database alone.
+// ofServer names the flags that only a command on a running server can take; ofDatabase names
+// the flags that only a command on a database can take.
 var (
 	ofServer   = []string{"ca-file", "server-name", "plaintext", "plaintext-to-other-hosts", "token-stdin"}
 	ofDatabase = []string{"datastore-uri", "master-key-file", "min-password-length", "password-list", "refresh-ttl", "session-ttl"}
 )
 
 // AfterApply decides whether the command works on the running server or on the database: a flag
-// on the command line decides before a variable. If the flags could mean both, the command ends
-// with an error and changes nothing. kong calls AfterApply after the flags are read; an error
-// is wrong usage.
+// on the command line has precedence over an environment variable. If the settings name both a
+// server and a database, the command ends with an error and changes nothing. The parser kong
+// calls AfterApply after kong has read the flags; an error of AfterApply is wrong usage.
 func (a *place) AfterApply(set *settings.Settings) error {
 	a.onServer = a.Addr != "" && !set.Given("datastore-uri") || set.Given("addr")
 	if a.onServer && !set.Given("addr") && os.Getenv("WATCHWORD_DATASTORE_URI") != "" {
@@ -123,8 +123,8 @@ func operator() string {
 	return u.Username
 }
 
-// about holds the error of a call, together with what the arguments of the command name, such
-// as a username.
+// about adds to the error of a call a name from the arguments of the command, such as a
+// username.
 type about struct {
 	error
 	name string
@@ -133,7 +133,8 @@ type about struct {
 func (e about) Error() string { return e.error.Error() + ": " + e.name }
 func (e about) Unwrap() error { return e.error }
 
-// findUser returns the user with a name. Errors: USER_NOT_FOUND with the name.
+// findUser returns the user with a name. Errors: USER_NOT_FOUND, with the name in the text, if
+// no user has the name.
 func findUser(ctx context.Context, conn grpc.ClientConnInterface, name string) (*watchwordv1.User, error) {
 	resp, err := watchwordv1.NewUserServiceClient(conn).GetUser(ctx, &watchwordv1.GetUserRequest{
 		Key: &watchwordv1.GetUserRequest_Username{Username: name},
@@ -147,8 +148,8 @@ func findUser(ctx context.Context, conn grpc.ClientConnInterface, name string) (
 // pageSize is the number of rows that a command reads in one call.
 const pageSize = 500
 
-// pages calls read for each page of a list (AIP-158). read gets the token of a page and
-// returns the token of the next page.
+// pages calls read for each page of a list (paged as AIP-158 describes). read gets the token of
+// a page and returns the token of the next page.
 func pages(read func(token string) (next string, err error)) error {
 	for token := ""; ; {
 		next, err := read(token)

@@ -19,7 +19,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// auditCmd shows the security record.
+// auditCmd shows the security record, the list of logins, changes and refusals.
 type auditCmd struct {
 	api
 	Type    string        `help:"Only events of this type, such as login or key.rotated."`
@@ -32,15 +32,15 @@ type auditCmd struct {
 	asJSON
 }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *auditCmd) Help() string {
 	return `With --follow --json --resume-file FILE the command ships the record: it prints each event
 once, and again only if the command was killed or the count of the event has changed. A line
 with "gap" in place of an event says that events are missing.`
 }
 
-// Validate returns an error for flags that contradict each other. kong calls Validate,
-// and the exit status is 2.
+// Validate returns an error for flags that contradict each other. The parser kong calls
+// Validate, and the exit status of an error is 2.
 func (c *auditCmd) Validate() error {
 	if c.User != "" && c.UserID != "" {
 		return errors.New("--user and --user-id exclude each other")
@@ -57,8 +57,8 @@ func (c *auditCmd) Validate() error {
 	return nil
 }
 
-// Run prints the records of the security record, the newest first: a table for people, or one
-// JSON object in each line for programs.
+// Run prints the events of the security record, the newest first without --follow: in a table
+// for people, or as one JSON object in each line for programs.
 func (c *auditCmd) Run(ctx context.Context, t Terminal) error {
 	if c.User != "" {
 		if _, err := user.ParseName(c.User); err != nil {
@@ -80,15 +80,15 @@ func (c *auditCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
-// auditCells returns the cells of a record in a table.
+// auditCells returns the cells of an event for a row of the table.
 func auditCells(e *watchwordv1.Event) []string {
 	return []string{moment(e.GetTime()), e.GetType(), cmp.Or(e.GetReason(), "ok"),
 		nameAndID(e.GetActorName(), e.GetActorId()), nameAndID(e.GetUserName(), e.GetUserId()), cmp.Or(e.GetSessionId(), "-"), cmp.Or(e.GetSource(), "-"),
 		strconv.FormatInt(e.GetCount(), 10), cmp.Or(e.GetDetail(), e.GetKid(), "-")}
 }
 
-// each calls show for at most --limit records of the security record. Errors: USER_NOT_FOUND
-// with the name in --user.
+// each calls show for at most --limit events of the security record. Errors: USER_NOT_FOUND,
+// with the name, if no user has or had the name in --user.
 func (c *auditCmd) each(ctx context.Context, conn grpc.ClientConnInterface, show func(*watchwordv1.Event) error) error {
 	req := &watchwordv1.ListEventsRequest{Type: c.Type, UserName: c.User, UserId: c.UserID, SessionId: c.Session, PageSize: pageSize}
 	if c.Since > 0 {
@@ -116,7 +116,7 @@ func (c *auditCmd) each(ctx context.Context, conn grpc.ClientConnInterface, show
 	})
 }
 
-// auditLine returns a record for JSON, with the field names of the API (AuditService).
+// auditLine returns an event for JSON, with the field names of the API (AuditService).
 func auditLine(e *watchwordv1.Event) any {
 	return struct {
 		ID        string    `json:"id"`

@@ -13,8 +13,8 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// ofIssuer holds the flag that names a trusted issuer. The flag has another variable than
-// WATCHWORD_ISSUER, which sets the issuer of `watchword serve`.
+// ofIssuer holds the flag that names a trusted issuer. The environment variable of the flag
+// differs from WATCHWORD_ISSUER, since WATCHWORD_ISSUER sets the issuer of `watchword serve`.
 type ofIssuer struct {
 	Issuer string `env:"WATCHWORD_TRUSTED_ISSUER" required:"" placeholder:"NAME" help:"Name of the trusted issuer."`
 }
@@ -26,7 +26,7 @@ type serviceBindCmd struct {
 	Claim   []string `sep:"none" placeholder:"NAME=TEXT" help:"A further claim that the tokens must have; repeat the flag for more."`
 }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *serviceBindCmd) Help() string {
 	return `A token of the issuer signs in the service account, if the token has exactly this subject and
 each of the further claims. Of several bindings that match, the one with most claims counts.
@@ -36,7 +36,7 @@ that begins with / leads into the claim (a JSON Pointer, RFC 6901):
 --claim /kubernetes.io/namespace=shop. In a JSON Pointer, ~1 stands for / and ~0 for ~.`
 }
 
-// Run binds a service account, and prints the id of the binding.
+// Run binds a service account to tokens of a trusted issuer, and prints the id of the binding.
 func (c *serviceBindCmd) Run(ctx context.Context, t Terminal) error {
 	binding := &watchwordv1.Binding{Issuer: c.Issuer, Subject: c.Subject}
 	for _, text := range c.Claim {
@@ -61,7 +61,8 @@ func (c *serviceBindCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
-// bindings finds the service account, and calls do with FederationService.
+// bindings finds the service account that the command names, and calls do with the account and
+// a client of FederationService.
 func (n *namedService) bindings(ctx context.Context, t Terminal, do func(context.Context, watchwordv1.FederationServiceClient, *watchwordv1.User) error) error {
 	if err := username(n.Name); err != nil {
 		return err
@@ -75,7 +76,7 @@ func (n *namedService) bindings(ctx context.Context, t Terminal, do func(context
 	})
 }
 
-// parseClaim parses a value of --claim.
+// parseClaim parses a value of the flag --claim, such as NAME=TEXT.
 func parseClaim(text string) (*watchwordv1.BoundClaim, error) {
 	name, value, found := strings.Cut(text, "=")
 	name, typed := strings.CutSuffix(name, ":")
@@ -109,7 +110,7 @@ func parseClaim(text string) (*watchwordv1.BoundClaim, error) {
 	return claim, err
 }
 
-// formatClaim returns a bound claim as a value of --claim.
+// formatClaim returns a claim of a binding in the form that the flag --claim takes.
 func formatClaim(c *watchwordv1.BoundClaim) string {
 	name := ""
 	if path := c.GetPath(); len(path) == 1 && !strings.ContainsAny(path[0], "=/~") && !strings.HasSuffix(path[0], ":") {
@@ -159,7 +160,7 @@ type serviceBindingsCmd struct {
 	Issuer string `env:"WATCHWORD_TRUSTED_ISSUER" placeholder:"NAME" help:"Only bindings of the trusted issuer with this name."`
 }
 
-// Run lists bindings, a page at a time.
+// Run lists the bindings of service accounts, and reads the list in pages.
 func (c *serviceBindingsCmd) Run(ctx context.Context, t Terminal) error {
 	return c.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		filter := &watchwordv1.ListBindingsRequest{Issuer: c.Issuer}
@@ -179,7 +180,7 @@ func (c *serviceBindingsCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
-// eachBinding calls show for each binding of a list, a page at a time.
+// eachBinding calls show for each binding that req asks for, and reads the list in pages.
 func eachBinding(ctx context.Context, service watchwordv1.FederationServiceClient, req *watchwordv1.ListBindingsRequest, show func(*watchwordv1.Binding) error) error {
 	return pages(func(token string) (string, error) {
 		req.PageSize, req.PageToken = pageSize, token

@@ -12,7 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// serveFlags are the flags of `watchword serve`, which `watchword config check` takes too.
+// serveFlags holds the flags of `watchword serve`; `watchword config check` takes the same
+// flags.
 type serveFlags struct {
 	server.Config
 	LogFormat string `default:"text" enum:"text,json" help:"Form of the log lines: text or json."`
@@ -25,8 +26,8 @@ type configCmd struct {
 
 type configCheckCmd struct{ serveFlags }
 
-// Run prints the settings as a file of --config, with the origin of each setting. Run opens no
-// database and no address. The password of a database URI is left out.
+// Run prints the settings in the form of a file for --config, with the origin of each setting.
+// Run opens no database and listens on no address. The password of a database URI is left out.
 func (c *configCheckCmd) Run(set *settings.Settings, t Terminal) error {
 	if err := c.CheckFiles(); err != nil {
 		var faults []error
@@ -44,8 +45,8 @@ func (c *configCheckCmd) Run(set *settings.Settings, t Terminal) error {
 }
 
 // reload reads the settings of a running server again: the file of --config may have changed.
-// reload sets the level of the log. The log says what was read, and names the changed settings
-// that take effect only after a restart.
+// reload sets the level of the log from the new settings. reload logs what it has read, and
+// names the changed settings that take effect only after a restart.
 func reload(ctx context.Context, t Terminal, set *settings.Settings, level *slog.LevelVar, logger *slog.Logger) {
 	again, serve, err := newSettings(set.Args(), t)
 	if err == nil {
@@ -55,9 +56,9 @@ func reload(ctx context.Context, t Terminal, set *settings.Settings, level *slog
 		logger.ErrorContext(ctx, "the settings cannot be read again; what was read before stays in use", "error", err)
 		return
 	}
-	setLevel := func() { _ = level.UnmarshalText([]byte(serve.LogLevel)) } // the flag allows no wrong level
+	setLevel := func() { _ = level.UnmarshalText([]byte(serve.LogLevel)) } // the error is always nil: the flag --log-level allows valid levels alone
 	if logger.Enabled(ctx, slog.LevelInfo) {
-		defer setLevel() // at the end, so that an earlier level does not drop the line below
+		defer setLevel() // at the end of reload, so that a new level such as warn does not drop the log line below
 	} else {
 		setLevel()
 	}

@@ -1,5 +1,5 @@
-// Package cli is the command line: commands, their flags, and printed text. The package settings
-// reads the flags, and the packages below do the work.
+// Package cli is the command line: commands, their flags, and printed text. Package settings
+// reads the flags, and the other packages of this program do the work.
 //
 // No password, token or key is an argument, since other users of the machine can read
 // arguments. A secret is read from the terminal without echo, or from standard input.
@@ -32,8 +32,8 @@ import (
 
 // The exit statuses of commands. exitUnreached means that the change is made, and that the time
 // of --wait-for was over before every verifier had reported the change. A script can repeat a
-// command after exitError, and must not after exitUsage. exitInterrupted is 128 and the number
-// of SIGINT, as for a shell.
+// command after exitError, and must not repeat the command after exitUsage. exitInterrupted is
+// 128 plus the number of SIGINT, as in a shell.
 const (
 	exitOK          = 0
 	exitError       = 1
@@ -44,7 +44,7 @@ const (
 
 // Terminal holds the input and the outputs of a command. Tests replace all three.
 type Terminal struct {
-	In  *os.File // a file, since only a file can be a terminal without echo
+	In  *os.File // a file, since a password is typed without echo at a terminal, and only a file can be a terminal
 	Out io.Writer
 	Err io.Writer
 
@@ -85,8 +85,8 @@ type serveRoot struct {
 	settings.EveryCommand
 }
 
-// newSettings returns a [settings.Settings] for a command line with these arguments, before the
-// arguments are read, and the flags of `watchword serve`.
+// newSettings returns a [settings.Settings] for a command line with these arguments, and the
+// struct for the flags of `watchword serve`. The caller reads the arguments.
 func newSettings(args []string, t Terminal) (*settings.Settings, *serveFlags, error) {
 	all, alone := &root{}, &serveRoot{}
 	commands, serve := any(all), &all.Serve.serveFlags
@@ -106,18 +106,18 @@ func newSettings(args []string, t Terminal) (*settings.Settings, *serveFlags, er
 var shared = []string{"datastore-uri", "master-key-file", "min-password-length", "password-list"}
 
 // Main runs a command and returns the exit status: 0, 1 on a failure, 2 on wrong usage, 3 if the
-// time of --wait is over and some verifiers have not answered, 130 if the input ended at the
-// prompt for a password or a signal came during a read of input.
-// SIGINT and SIGTERM end a command before its time and in order: a server lets calls in
-// flight finish, and a transaction commits or leaves nothing. A second signal ends the
-// process at once. An error ends in one line that names the flag or the command to use.
+// time of --wait-for is over and some verifiers have not reported the change, 130 if the input
+// ended at the prompt for a password or a signal came during a read of input. SIGINT and
+// SIGTERM end a command before its time and in order: a server lets calls in flight finish, and
+// a transaction commits or leaves nothing. A second signal ends the process at once. An error
+// ends in one line that names the flag or the command to use.
 func Main(args []string, t Terminal) int {
 	line := new(workLine)
 	t.Out, t.Err = escaping{t.Out, line}, escaping{t.Err, line}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)                     // restores what a signal does by default, so that a second signal ends the process
-	ctx = caller.WithSource(ctx, caller.CommandLine) // the source in the security record
+	ctx = caller.WithSource(ctx, caller.CommandLine) // the security record shows CommandLine as the source of the command's calls
 	set, _, err := newSettings(args, t)
 	if err != nil {
 		fmt.Fprintln(t.Err, "watchword:", err)
@@ -156,7 +156,7 @@ type serveCmd struct{ serveFlags }
 // for the password of the first admin.
 func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) error {
 	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP) // before the start, which a SIGHUP would end
+	signal.Notify(hangup, syscall.SIGHUP) // before the server starts: without a handler, a SIGHUP would end the process
 	defer signal.Stop(hangup)
 	level := new(slog.LevelVar)
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
@@ -230,7 +230,8 @@ type migrateCmd struct {
 
 // Run brings the schema up to date, and makes a missing SQLite database. On SQLite every
 // command that opens the database brings the schema up to date, except backup; on
-// PostgreSQL only this command does, so that the operator decides when.
+// PostgreSQL only `watchword migrate` does, so that the operator decides when the schema
+// changes.
 func (c *migrateCmd) Run(ctx context.Context, t Terminal) error {
 	defer t.progress()()
 	err := store.Migrate(ctx, c.DatastoreURI, store.WhileWaiting(func() {

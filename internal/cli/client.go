@@ -26,8 +26,9 @@ import (
 	"github.com/watchword-auth/watchword/internal/transport"
 )
 
-// callTimeout bounds each call to a running server, with the time to connect, so that a command
-// in a script ends. A login can wait some seconds for the password hashes of other logins.
+// callTimeout bounds each call to a running server, including the time to connect, so that a
+// command in a script ends. A login can wait some seconds for the password hashes of other
+// logins.
 const callTimeout = 30 * time.Second
 
 // remote holds the flags of the commands that call a running server.
@@ -47,8 +48,9 @@ type connection struct {
 	network []grpc.DialOption // for tests; kong makes flags of exported fields alone
 }
 
-// with makes a connection to the server, and calls do. TLS is the default. do may send a password or a token: without --plaintext-to-other-hosts no call
-// leaves this machine without TLS.
+// with makes a connection to the server, and calls do. TLS is the default. The calls of do can
+// carry a password or a token, so without --plaintext-to-other-hosts no call leaves this
+// machine without TLS.
 func (r remote) with(ctx context.Context, do func(context.Context, grpc.ClientConnInterface) error, opts ...grpc.DialOption) error {
 	path := &privatePath{anyHost: r.PlaintextToOtherHosts}
 	err := r.connect(ctx, do, append(opts, grpc.WithPerRPCCredentials(path))...)
@@ -104,9 +106,10 @@ func (r remote) cure(err error) error {
 	return err
 }
 
-// hint returns what cure adds to an error of the connection, or "". certain reports that the
-// connection fails until a flag changes. A connection that closes before an answer can also come
-// from a proxy that cannot reach the server now.
+// hint returns the text that [remote.cure] adds to an error of the connection, or "" for
+// another error. certain reports that every attempt fails until the operator changes a flag.
+// The error of a connection that closes before an answer is not certain: a proxy that cannot
+// reach the server now causes that error too.
 func (r remote) hint(err error) (hint string, certain bool) {
 	s, ok := status.FromError(err)
 	if err == nil || !ok || s.Code() != codes.Unavailable || refusal.Reason(err) != watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED {
@@ -129,18 +132,20 @@ func (r remote) hint(err error) (hint string, certain bool) {
 }
 
 // privatePath refuses calls over a connection that others can read: without TLS, to
-// another machine. The peer's address counts, since a host name proves nothing. grpc-go
-// asks a privatePath when a call has its connection, before anything is sent.
+// another machine. The peer's address decides, since a host name does not prove which machine
+// answers. grpc-go asks a privatePath when a call has its connection, before the call sends
+// anything.
 type privatePath struct {
-	anyHost bool // allows every connection
+	anyHost bool // allows calls over every connection
 	refused atomic.Pointer[error]
 }
 
-// RequireTransportSecurity returns false: GetRequestMetadata checks the connection.
+// RequireTransportSecurity returns false, so that grpc-go leaves the check of the connection to
+// GetRequestMetadata.
 func (p *privatePath) RequireTransportSecurity() bool { return false }
 
-// GetRequestMetadata returns no metadata. Errors: UNAUTHENTICATED if the connection is
-// not private; refused then holds the text for the operator.
+// GetRequestMetadata returns no metadata. Errors: UNAUTHENTICATED if others can read the
+// connection; the field refused holds the text of the error for the operator.
 func (p *privatePath) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
 	at, _ := peer.FromContext(ctx)
 	if p.anyHost || transport.Protects(at, "", credentials.PrivacyAndIntegrity) {
@@ -161,8 +166,8 @@ type loginCmd struct {
 }
 
 // Run logs in, and keeps the tokens for the commands that follow, or prints the tokens as
-// JSON. Either way the next login sends the refresh token of this login, as the sign of a
-// known device.
+// JSON. In both cases Run keeps the refresh token, and the next login sends that refresh token
+// to show that the device is known.
 func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
 	pw, err := t.readPassword(ctx, c.PasswordStdin, false)
 	if err != nil {
@@ -185,7 +190,7 @@ func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
 		}
 		err = logins.Put(ctx, g)
 		switch {
-		case err != nil && c.Print: // the tokens are printed all the same, since the user needs the tokens more than the known device
+		case err != nil && c.Print: // the tokens are printed although the refresh token could not be kept, since the user needs the tokens more than the known device
 			fmt.Fprintf(t.Err, "watchword: the refresh token is not kept, and the next login counts as one from a new device: %v\n", err)
 		case err != nil:
 			_, ended := auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: pair.GetRefreshToken()})
@@ -223,8 +228,8 @@ func (c *verifyCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
-// accessToken reads an access token from standard input. Without a standard input,
-// accessToken returns the access token of the newest kept login.
+// accessToken reads an access token from standard input. If standard input is a terminal or the
+// null device, accessToken returns the access token of the newest kept login.
 func (r remote) accessToken(ctx context.Context, t Terminal) (string, error) {
 	if t.inIsGiven() {
 		return t.readToken(ctx, (*watchwordv1.TokenPair).GetAccessToken)
@@ -238,8 +243,9 @@ func (r remote) accessToken(ctx context.Context, t Terminal) (string, error) {
 
 type logoutCmd struct{ remote }
 
-// Run ends the session of a refresh token on standard input, and prints nothing. Without a
-// standard input, Run ends every session at the server that a login keeps.
+// Run ends the session of a refresh token on standard input, and prints nothing. If standard
+// input is a terminal or the null device, Run ends every session at the server that `watchword
+// login` has kept.
 func (c *logoutCmd) Run(ctx context.Context, t Terminal) error {
 	if !t.inIsGiven() {
 		if _, err := c.kept(false); err != nil {
@@ -273,7 +279,8 @@ func (c *healthcheckCmd) Run(ctx context.Context) error {
 }
 
 // readToken reads a token from standard input: the bare text, or the JSON that
-// `watchword login --print` prints. of returns the wanted one of the two tokens in the JSON.
+// `watchword login --print` prints. of picks one token out of the JSON: the access token or the
+// refresh token.
 func (t Terminal) readToken(ctx context.Context, of func(*watchwordv1.TokenPair) string) (string, error) {
 	text, err := await(ctx, t.readAll)
 	if err != nil || !strings.HasPrefix(text, "{") {

@@ -7,22 +7,22 @@ import (
 	"github.com/watchword-auth/watchword/internal/version"
 )
 
-// completionCmd prints a script for a shell. The script runs `watchword complete` at each
-// Tab, so the script stays right when commands change.
+// completionCmd prints a script with which a shell completes the words of a command line. The
+// script runs `watchword complete` at each Tab, so the script stays right when commands change.
 type completionCmd struct {
 	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell: bash, zsh or fish."`
 }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *completionCmd) Help() string {
 	return `For bash, write into ~/.bashrc:  source <(watchword completion bash)
 For zsh, write into ~/.zshrc after compinit:  source <(watchword completion zsh)
 For fish:  watchword completion fish > ~/.config/fish/completions/watchword.fish`
 }
 
-// completions holds the completion script of each shell. bash splits a word at "=", and
-// `watchword complete` joins the parts. If the command prints no candidate, the shells complete
-// the names of files.
+// completions holds the completion script of each shell. bash splits a word of the command line
+// at "=", and `watchword complete` joins the parts of the word. If the command prints no
+// candidate, the shells complete the names of files.
 var completions = map[string]string{
 	"bash": `_watchword() {
 	local IFS=$'\n'
@@ -41,7 +41,7 @@ compdef _watchword watchword
 `,
 }
 
-// Run prints the script.
+// Run prints the completion script of the shell.
 func (c *completionCmd) Run(t Terminal) error {
 	_, err := fmt.Fprint(t.Out, completions[c.Shell])
 	return err
@@ -53,7 +53,7 @@ type completeCmd struct {
 	Words []string `arg:"" optional:"" help:"The words of the command line, without the name of the program."`
 }
 
-// Run prints the candidates.
+// Run prints the words that can complete the command line, one a line.
 func (c *completeCmd) Run(t Terminal, set *settings.Settings) error {
 	for _, candidate := range set.Candidates(c.Words) {
 		fmt.Fprintln(t.Out, candidate)

@@ -18,15 +18,15 @@ type backupCmd struct {
 	File string `arg:"" type:"path" help:"The file to make; must not exist."`
 }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *backupCmd) Help() string {
 	return `The file holds everything acknowledged by servers before the command began. The file is
 complete or does not exist. The master key file is not in the backup: keep a copy of the
 master key file in another place.`
 }
 
-// Run writes the backup, and reminds the operator of the master key, without which no
-// key in the backup can be opened.
+// Run writes a backup of the database, and reminds the operator to keep the master key, without
+// which no signing key in the backup can be opened.
 func (c *backupCmd) Run(ctx context.Context, t Terminal) error {
 	defer t.progress()()
 	err := store.Backup(ctx, c.DatastoreURI, c.File)
@@ -53,7 +53,7 @@ type datastoreCopyCmd struct {
 	To   string `arg:"" help:"An empty database, after watchword migrate: postgres://… (give the password in PGPASSWORD or PGPASSFILE, since other users can read arguments)."`
 }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *datastoreCopyCmd) Help() string {
 	return `The command copies every user, session, key and revocation. While the command runs, every
 call that writes is refused with STORE_UNAVAILABLE. At the end FROM cannot be used any
@@ -84,7 +84,7 @@ func (c *datastoreCopyCmd) Run(ctx context.Context, t Terminal) error {
 
 type datastoreRestoredCmd struct{ keys }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *datastoreRestoredCmd) Help() string {
 	return `Use this command if the database may have lost a logout, a new password or another
 revocation. Every user must log in again. Servers may be running on the database: they
@@ -111,7 +111,7 @@ type datastoreRekeyCmd struct {
 	MasterKeyIsLost bool `help:"Confirm that the master key is lost, and that every session may end."`
 }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *datastoreRekeyCmd) Help() string {
 	return `Stop every server first. The command makes the master key file if the file does not exist,
 and replaces every signing key and every key of refresh tokens in the database. Users,

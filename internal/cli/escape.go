@@ -16,11 +16,11 @@ import (
 // server can hold control characters.
 type escaping struct {
 	to   io.Writer
-	line *workLine // removed before the text
+	line *workLine // the line that shows that the command is at work, removed before text is written
 }
 
-// Write escapes a text. The text must end between two characters; the packages that
-// write here (fmt, tabwriter, slog, kong) write whole words or lines.
+// Write writes a text with the escapes. The text must not end within a character; the packages
+// that write to an escaping (fmt, tabwriter, slog, kong) write whole words or lines.
 func (e escaping) Write(p []byte) (int, error) {
 	e.line.remove()
 	if _, err := io.WriteString(e.to, escape(string(p), "\n\t")); err != nil {
@@ -29,8 +29,8 @@ func (e escaping) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// escape replaces each character of a text that is not printable and not in keep. The
-// form \u001b is also the form of JSON, so JSON stays JSON with the same meaning.
+// escape replaces each character of a text that is not printable and not in keep. JSON too
+// writes a character as \u001b, so escaped JSON stays JSON with the same meaning.
 func escape(text, keep string) string {
 	var out strings.Builder
 	for i, r := range text {

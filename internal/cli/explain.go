@@ -20,22 +20,22 @@ import (
 )
 
 // explainCmd prints what an access token says, and why the token is refused. With --addr a
-// running server checks the token, and needs no login; otherwise the command checks the token
-// on the database.
+// running server checks the token, and needs no login; without --addr the command checks the
+// token on the database.
 type explainCmd struct {
 	place
 	masterKeyFile
 	Audience string `help:"The service that must be in the token. Default: any."`
 }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *explainCmd) Help() string {
 	return `The command never prints the token itself. What the token says of itself is shown also if
 the signature is wrong: the last line says whether a service would accept the token.`
 }
 
-// Run explains the token on standard input, or the kept access token. The exit status is 0
-// for a refused token, too.
+// Run explains the token on standard input, or the access token that `watchword login` has
+// kept. The exit status is 0 for a refused token, too.
 func (c *explainCmd) Run(ctx context.Context, t Terminal) error {
 	if !c.onServer && !t.inIsGiven() {
 		return usageError{errors.New("give the token on standard input")}
@@ -139,10 +139,11 @@ type payload struct {
 	Expires  float64  `json:"exp"`
 }
 
-// audience is the claim aud: a text or a list (RFC 7519 section 4.1.3).
+// audience holds the claim aud, which JSON gives as a text or as a list (RFC 7519 section
+// 4.1.3).
 type audience []string
 
-// UnmarshalJSON reads both forms.
+// UnmarshalJSON reads the claim aud in both forms, a text and a list.
 func (a *audience) UnmarshalJSON(data []byte) error {
 	var one string
 	if json.Unmarshal(data, &one) == nil {
@@ -152,7 +153,8 @@ func (a *audience) UnmarshalJSON(data []byte) error {
 	return json.Unmarshal(data, (*[]string)(a))
 }
 
-// readClaims decodes a JWT and checks nothing; false for a text of another form.
+// readClaims decodes an access token (a JWT) without checking the signature; readClaims returns
+// false for a text that is no JWT.
 func readClaims(token string) (*claims, bool) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {

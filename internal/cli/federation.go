@@ -34,7 +34,7 @@ type namedIssuer struct {
 }
 
 // do connects to the API, and calls the function do with a client of FederationService. If no
-// trusted issuer has the name, the error has the name.
+// trusted issuer has the name, the text of the error contains the name.
 func (n *namedIssuer) do(ctx context.Context, t Terminal, do func(context.Context, watchwordv1.FederationServiceClient) error) error {
 	return n.with(ctx, t, func(ctx context.Context, conn grpc.ClientConnInterface) error {
 		return aboutIssuer(do(ctx, watchwordv1.NewFederationServiceClient(conn)), n.Name)
@@ -49,8 +49,8 @@ func aboutIssuer(err error, name string) error {
 }
 
 // keySource holds the flags that say from where the server gets the keys of a trusted issuer.
-// The flag for the CA of the keys has another name than --ca-file, which is for the connection
-// to a running server.
+// The flag --issuer-ca-file names the CA for fetching the keys, since --ca-file is for the
+// connection to a running server.
 type keySource struct {
 	JwksFile     string        `type:"path" xor:"keys" placeholder:"FILE" help:"File with the public keys, a JSON Web Key Set."`
 	JwksURI      string        `name:"jwks-uri" xor:"keys" placeholder:"URL" help:"The https URL of the public keys, a JSON Web Key Set."`
@@ -98,7 +98,8 @@ func (k *keySource) read(i *watchwordv1.Issuer) (fields []string, err error) {
 	return fields, nil
 }
 
-// readShort reads a file with a document for a request, and at most a megabyte of it.
+// readShort reads a file that the command sends in a request, and at most a megabyte of the
+// file.
 func readShort(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -118,13 +119,14 @@ type issuerAddCmd struct {
 	keySource
 }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *issuerAddCmd) Help() string {
 	return `Give one of --jwks-file, --jwks-uri and --discovery. Then bind service accounts to tokens of
 the issuer, by watchword service bind.`
 }
 
-// Validate is called by kong, and the exit status of an error is 2.
+// Validate returns an error if no flag names the source of the keys. The parser kong calls
+// Validate, and the exit status of an error is 2.
 func (c *issuerAddCmd) Validate() error {
 	if c.JwksFile == "" && c.JwksURI == "" && !c.Discovery {
 		return errors.New("say from where the public keys come: give one of --jwks-file, --jwks-uri and --discovery")
@@ -132,7 +134,8 @@ func (c *issuerAddCmd) Validate() error {
 	return nil
 }
 
-// Run makes a trusted issuer. In a script, Run prints nothing.
+// Run makes a trusted issuer. Run prints nothing if standard output is no terminal, as in a
+// script.
 func (c *issuerAddCmd) Run(ctx context.Context, t Terminal) error {
 	i := &watchwordv1.Issuer{Name: c.Name, Issuer: c.Issuer}
 	if _, err := c.read(i); err != nil {
@@ -190,7 +193,8 @@ type issuerShowCmd struct {
 	asJSON
 }
 
-// Run prints a trusted issuer, a field in each line. The JSON has the documents too.
+// Run prints a trusted issuer, a field in each line. With --json, Run also prints the
+// documents: the keys and the CA certificates.
 func (c *issuerShowCmd) Run(ctx context.Context, t Terminal) error {
 	return c.do(ctx, t, func(ctx context.Context, service watchwordv1.FederationServiceClient) error {
 		resp, err := service.GetIssuer(ctx, &watchwordv1.GetIssuerRequest{Name: c.Name})
@@ -229,7 +233,7 @@ type issuerSetCmd struct {
 	NoPrivate  bool `help:"Fetch the keys from public addresses alone."`
 }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *issuerSetCmd) Help() string {
 	return `Other keys, another URL and another CA revoke the access tokens of every bound service
 account: an account gets new ones with a token that the changed issuer has signed.`

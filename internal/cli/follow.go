@@ -32,7 +32,7 @@ type following struct {
 
 const (
 	// firstPause and longestPause bound the pause after a failed stream, until
-	// `watchword audit --follow` opens another stream.
+	// `watchword audit --follow` opens another stream of events.
 	firstPause, longestPause = 200 * time.Millisecond, 15 * time.Second
 	// silence is the time after which a stream without a message is dead: a server sends a
 	// message every five seconds.
@@ -41,20 +41,20 @@ const (
 	maxResumeFile = 4096
 )
 
-// follower prints the events of one stream after the other.
+// follower prints the events that the server sends in one stream of WatchEvents after another.
 type follower struct {
 	*auditCmd
 	t     Terminal
 	audit watchwordv1.AuditServiceClient
 	req   *watchwordv1.WatchEventsRequest
 	saved string // the content of the resume file
-	said  string // the newest line on standard error about a stream that has ended; "" after a message
-	ever  bool   // a message has come
+	said  string // the newest line on standard error about a stream that has ended; "" after a message of the server
+	ever  bool   // the server has sent a message since the command began
 	late  bool   // standard error has a line about events that wait
 }
 
-// follow prints events of the security record until ctx ends. Errors: those after which trying
-// again is no help.
+// follow prints events of the security record until ctx ends. Errors: an error that trying
+// again cannot mend.
 func (c *auditCmd) follow(ctx context.Context, t Terminal, conn grpc.ClientConnInterface) error {
 	f := &follower{auditCmd: c, t: t, audit: watchwordv1.NewAuditServiceClient(conn), req: &watchwordv1.WatchEventsRequest{
 		Type: c.Type, UserName: c.User, UserId: c.UserID, SessionId: c.Session,
@@ -105,7 +105,7 @@ func (f *follower) begin() error {
 	case f.Since > 0:
 		f.req.StartTime = timestamppb.New(time.Now().Add(-f.Since))
 	case f.ResumeFile != "":
-		f.req.StartTime = &timestamppb.Timestamp{} // 1970: every event
+		f.req.StartTime = &timestamppb.Timestamp{} // 1970: the stream begins with the oldest event
 	}
 	return nil
 }
@@ -119,7 +119,7 @@ func (f *follower) readResume() error {
 		return err
 	}
 	f.saved = string(bytes.TrimSpace(text))
-	if strings.ContainsFunc(f.saved, func(r rune) bool { return r <= ' ' || r > '~' }) { // gRPC would refuse to send other text
+	if strings.ContainsFunc(f.saved, func(r rune) bool { return r <= ' ' || r > '~' }) { // gRPC would refuse to send text with spaces or with characters outside ASCII
 		return fmt.Errorf("%s is no resume file: name another file", f.ResumeFile)
 	}
 	return nil
@@ -138,7 +138,8 @@ func (f *follower) save(resume string) error {
 }
 
 // stream prints the events of one stream of WatchEvents. came tells that at least one message
-// came. An end of the stream with OK is no error: the access token is about to expire.
+// came. If the server ends the stream with the status OK, stream returns no error: the server
+// ends the stream because the access token is about to expire.
 func (f *follower) stream(ctx context.Context) (came bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -157,7 +158,7 @@ func (f *follower) stream(ctx context.Context) (came bool, err error) {
 			return came, err
 		}
 		came, f.ever = true, true
-		dead.Stop() // a shipper may take its time to read standard output
+		dead.Stop() // no message is expected while print waits for a slow reader of standard output
 		if err := f.print(m); err != nil {
 			return came, unprinted{err}
 		}
@@ -198,7 +199,7 @@ func (f *follower) print(m *watchwordv1.WatchEventsResponse) error {
 }
 
 // keep writes the position from which a later stream resumes into the resume file. Call keep after
-// the lines of the events were printed.
+// the lines of the events before that position were printed.
 func (f *follower) keep(resume string, printed bool) error {
 	if f.ResumeFile == "" || resume == f.saved {
 		return nil
@@ -241,7 +242,8 @@ func (f *follower) tellDelay(m *watchwordv1.WatchEventsResponse) {
 	}
 }
 
-// line prints an event for people. Unlike [table], line cannot know the width of later cells.
+// line prints an event for people, in columns of fixed width: unlike [table], line cannot know
+// the width of cells in later lines.
 func (f *follower) line(cells ...string) error {
 	for i, width := range []int{20, 21, 19, 28, 28, 16, 15, 5, 0} {
 		cells[i] = fmt.Sprintf("%-*s", width, escape(cells[i], ""))
@@ -271,7 +273,7 @@ func (f *follower) tell(came bool, err error) error {
 		return about{err, f.User}
 	case refusal.Reason(err) == watchwordv1.ErrorReason_ERROR_REASON_INVALID_REQUEST && f.saved != "":
 		return about{err, "the resume file is " + f.ResumeFile}
-	case tokenUseless(err) && !f.TokenStdin && f.said == "": // the next stream has another token
+	case tokenUseless(err) && !f.TokenStdin && f.said == "": // no error yet: the next stream uses a new access token
 	case isStatus && code != codes.Unavailable && code != codes.ResourceExhausted && code != codes.Canceled && code != codes.DeadlineExceeded && code != codes.Internal:
 		return err
 	}

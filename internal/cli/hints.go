@@ -25,7 +25,8 @@ func explainError(err error) string {
 	return strings.Join(lines, "\n")
 }
 
-// joined returns the errors that errors.Join has joined, also in several steps, or err alone.
+// joined returns the errors that errors.Join has joined into err, also in several steps. If
+// errors.Join has not made err, joined returns err alone.
 func joined(err error) []error {
 	if list, ok := err.(interface{ Unwrap() []error }); ok {
 		if same := errors.Join(list.Unwrap()...); same != nil && same.Error() == err.Error() {
@@ -57,9 +58,9 @@ func explainOne(err error) string {
 	return s.Code().String() + ": " + s.Message() + more
 }
 
-// hint returns a text that names the command or the flag that mends an error; "" if there is
-// none. Only package cli knows the commands and the flags, so the errors of other packages
-// cannot name them.
+// hint returns a text that names the command or the flag that mends an error; "" if no command
+// and no flag mends the error. Only package cli knows the commands and the flags, so the errors
+// of other packages cannot name them.
 func hint(err error) string {
 	switch {
 	case errors.As(err, new(*store.MovedError)):

@@ -98,8 +98,8 @@ type keyRotateCmd struct {
 	Alg string `enum:",EdDSA,ES256,RS256" default:"" help:"Algorithm of the next signing key: EdDSA, ES256 or RS256. Default: the current algorithm."`
 }
 
-// Run rotates the signing key. The printed time may be in the future: caches must know
-// the next key before it signs.
+// Run rotates the signing key. The printed time can be in the future: the caches of keys must
+// know the next key before the next key signs.
 func (c *keyRotateCmd) Run(ctx context.Context, t Terminal) error {
 	return c.change(ctx, t, func(ctx context.Context, keys watchwordv1.KeyServiceClient) (*watchwordv1.Key, error) {
 		resp, err := keys.RotateKey(ctx, &watchwordv1.RotateKeyRequest{Algorithm: c.Alg})
@@ -147,8 +147,8 @@ func (c *keyMasterCmd) Run() error {
 	return err
 }
 
-// record returns the security record for a command. The log lines that follow each
-// record are dropped: the person at the terminal sees the command's output.
+// record returns the security record in the database, for a command without a server. The log
+// line for each event is dropped: the person at the terminal sees the command's output.
 func record(s *store.Store) *audit.Log {
 	return audit.New(s, slog.New(slog.DiscardHandler)).ForOperator(operator())
 }
@@ -160,8 +160,8 @@ type keys struct {
 	MasterKeyFile string `type:"path" help:"File of the master key, as for serve."`
 }
 
-// withMaster opens the database, loads the master keys by load, and calls do with both.
-// Errors: fs.ErrNotExist if the file of the master keys is missing.
+// withMaster opens the database, loads the master keys by load, and calls do with the database
+// and the master keys. Errors: fs.ErrNotExist if the file of the master keys is missing.
 func (k keys) withMaster(ctx context.Context, load func(path string) (*seal.Keys, error), do func(*store.Store, *seal.Keys) error) error {
 	return k.with(ctx, func(s *store.Store) error {
 		path, err := server.MasterKeyPath(s, k.MasterKeyFile)

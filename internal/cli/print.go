@@ -32,8 +32,8 @@ func list[M proto.Message](t Terminal, f asJSON, header string, each func(func(M
 	})
 }
 
-// addRow adds a row to a table. A cell that holds a line break or a tab makes no second
-// cell or row: both are escaped.
+// addRow adds a row to a table. A line break or a tab in a cell is escaped, so that a cell
+// makes no second cell or row.
 type addRow func(cells ...string) error
 
 // table prints rows in columns, below a header unless the header is empty. rows calls its
@@ -77,7 +77,7 @@ func moment(t *timestamppb.Timestamp) string {
 }
 
 // nameAndID returns a user for a table. Several users may have had the same name, so the id
-// follows the name. The operator at the command line has a name alone.
+// follows the name. The operator at the command line has a name and no id.
 func nameAndID(name, id string) string {
 	if name != "" && id != "" {
 		return name + "/" + id

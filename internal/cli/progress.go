@@ -14,7 +14,7 @@ import (
 const quiet = 2 * time.Second
 
 // workLine is the line on a terminal that shows that a command is at work. The zero value and
-// nil show none. A workLine is safe for concurrent use.
+// nil show no line. A workLine is safe for concurrent use.
 type workLine struct {
 	mu    sync.Mutex
 	shown *os.File // nil: no line is shown

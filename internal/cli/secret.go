@@ -51,8 +51,8 @@ func (t Terminal) inIsTerminal() bool { return term.IsTerminal(int(t.In.Fd())) }
 func (t Terminal) inIsGiven() bool { return !t.inIsTerminal() && !isNull(t.In) }
 
 // prompt asks for a password. The label goes to standard error, so that it is not part
-// of the command's output. However prompt ends, the terminal shows again what is typed.
-// Errors: errInterrupted.
+// of the command's output. After prompt, also after an error, the terminal shows typed text
+// again. Errors: errInterrupted.
 func (t Terminal) prompt(ctx context.Context, label string) (string, error) {
 	fmt.Fprint(t.Err, label)
 	before, err := term.MakeRaw(int(t.In.Fd())) // [term.ReadPassword] ignores Ctrl-D
@@ -96,7 +96,7 @@ func readTyped(in io.Reader) (string, error) {
 			if len(line) == 0 {
 				return "", io.EOF
 			}
-		case ctrlU, ctrlW: // Ctrl-W deletes a word, and the user sees no words
+		case ctrlU, ctrlW: // Ctrl-W, which usually deletes a word, deletes the line, since the user cannot see where a word of the password begins
 			line = line[:0]
 		case backspace, deletes:
 			_, size := utf8.DecodeLastRune(line)
@@ -151,7 +151,7 @@ func (t Terminal) showPassword(password string) (discarded bool, err error) {
 		return false, fmt.Errorf("standard output: %w%s", err, startAgain)
 	}
 	if isFile {
-		err = syncRegular(f) // a full disk may fail as late as here
+		err = syncRegular(f) // on a full disk the write may succeed, and the sync fail
 	}
 	if err != nil {
 		return false, fmt.Errorf("standard output: %w%s", err, startAgain)
@@ -159,7 +159,8 @@ func (t Terminal) showPassword(password string) (discarded bool, err error) {
 	return false, nil
 }
 
-// outFile returns the file of standard output; a test may have replaced the file.
+// outFile returns the file of standard output; false if a test has replaced the file by another
+// writer.
 func (t Terminal) outFile() (*os.File, bool) {
 	out := t.Out
 	if e, ok := out.(escaping); ok {

@@ -47,8 +47,9 @@ func (n *namedService) update(ctx context.Context, t Terminal, fields []string, 
 	return n.change(ctx, t, updateAccount(fields, set))
 }
 
-// rights holds the flags for the roles and the audiences of a service account. The variable
-// WATCHWORD_AUDIENCE has the audiences of `watchword serve`, which are those of all services.
+// rights holds the flags for the roles and the audiences of a service account. The flag
+// --audience has a variable of its own, since WATCHWORD_AUDIENCE holds the audiences of all
+// services for `watchword serve`.
 type rights struct {
 	Role        []string `help:"A role; repeat the flag for more."`
 	Audience    []string `env:"WATCHWORD_SERVICE_AUDIENCE" help:"A name of the service in the audience of tokens; repeat the flag for more. The service may delegate only tokens for one of these."`
@@ -72,7 +73,7 @@ type serviceCreateCmd struct {
 	rights
 }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *serviceCreateCmd) Help() string {
 	return `A service account signs in with a token of a trusted issuer, such as Kubernetes or SPIRE.
 On PostgreSQL the first service account waits until watchword migrate --finish has excluded
@@ -145,7 +146,7 @@ type serviceSetCmd struct {
 	NoDelegatesTo bool `help:"Let the service delegate to no audience."`
 }
 
-// Help returns the second part of --help.
+// Help returns the text that --help prints below the first sentence about the command.
 func (c *serviceSetCmd) Help() string {
 	return `Each flag replaces one list. Other lists stay. The access tokens of the service account become
 stale, and so do the tokens that the service has delegated.`
@@ -172,7 +173,8 @@ func (c *serviceSetCmd) fields() (fields []string, err error) {
 	return fields, nil
 }
 
-// Validate is called by kong, and the exit status of an error is 2.
+// Validate returns the error of [serviceSetCmd.fields]. The parser kong calls Validate, and the
+// exit status of an error is 2.
 func (c *serviceSetCmd) Validate() error {
 	_, err := c.fields()
 	return err

@@ -19,7 +19,8 @@ import (
 
 // tokens returns access tokens for the calls of a command.
 type tokens interface {
-	// token returns an access token; not the token refused, which the server has refused.
+	// token returns an access token; another one than refused, the token that the server has
+	// refused.
 	token(ctx context.Context, refused string) (string, error)
 }
 
@@ -34,10 +35,11 @@ type kept struct {
 	server remote
 }
 
-// kept returns the newest login at the server that `watchword login` has kept; for the audience
-// watchword if admin is true.
+// kept returns the newest login at the server that `watchword login` has kept; the newest login
+// for the audience watchword if admin is true.
 //
-// Errors: one that names the command to run, if there is none; those of [keptlogin.File.Use].
+// Errors: an error that names the command to run, if no login is kept; the errors of
+// [keptlogin.File.Use].
 func (r remote) kept(admin bool) (kept, error) {
 	login, err := keptlogin.At(r.Addr).Use(admin)
 	switch {
@@ -100,7 +102,7 @@ func (r remote) renew(ctx context.Context, refresh string, keep func(refresh str
 	return access, err
 }
 
-// forget ends the kept sessions at the server.
+// forget ends, at the server, the sessions of the logins that `watchword login` has kept.
 func (r remote) forget(ctx context.Context, conn grpc.ClientConnInterface) error {
 	return keptlogin.At(r.Addr).End(ctx, func(refresh string) error {
 		_, err := watchwordv1.NewAuthServiceClient(conn).Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: refresh})
@@ -130,9 +132,9 @@ type over struct {
 
 func (o over) Unwrap() error { return o.error }
 
-// bearing returns the options of a connection that puts access tokens on its calls. A
-// unary call that the server refuses because of the token is sent once more with a new one. A
-// stream that is opened after such a refusal has a new token.
+// bearing returns the options of a connection that puts an access token on each of its calls. A
+// unary call that the server refuses because of the token is sent once more with a new token.
+// After the server has refused the token of a stream, the next stream gets a new token.
 func bearing(from tokens) []grpc.DialOption {
 	bear := func(ctx context.Context, refused string) (context.Context, string, error) {
 		token, err := from.token(ctx, refused)
@@ -169,10 +171,10 @@ func bearing(from tokens) []grpc.DialOption {
 // bearingStream is a client stream that carries an access token.
 type bearingStream struct {
 	grpc.ClientStream
-	refused func() // called if the server refuses the token
+	refused func() // called if the server refuses the access token
 }
 
-// RecvMsg receives a message.
+// RecvMsg receives a message, and calls refused if the server refuses the access token.
 func (s bearingStream) RecvMsg(m any) error {
 	err := s.ClientStream.RecvMsg(m)
 	if tokenUseless(err) {

@@ -35,8 +35,8 @@ type newPassword struct {
 	PasswordStdin bool `help:"Read the password from standard input."`
 }
 
-// read reads the rules for passwords on a database, and then the new password, at a terminal
-// twice. The API checks the password by the rules.
+// read reads the new password, twice at a terminal. For a command on a database, read first
+// reads the rules for passwords, by which the API checks the password.
 func (n newPassword) read(ctx context.Context, t Terminal, a *api) (text string, local server.LocalConfig, err error) {
 	if a.TokenStdin && (n.PasswordStdin || !t.inIsTerminal()) {
 		return "", local, usageError{errors.New("--token-stdin: standard input holds the token, so the password must come from a terminal")}
@@ -79,8 +79,8 @@ func rolesOf(names []string) error {
 	return nil
 }
 
-// change finds the user, and calls do with the user. Errors: USER_NOT_FOUND with the name; one
-// that names the commands for a service account.
+// change finds the user, and calls do with the user. Errors: USER_NOT_FOUND, with the name; an
+// error that names the commands for service accounts, if the account is one.
 func (n *named) change(ctx context.Context, t Terminal, local server.LocalConfig, do accountChange) error {
 	return n.changeOf(ctx, t, watchwordv1.UserKind_USER_KIND_USER, local, do)
 }
@@ -103,8 +103,8 @@ func (n *named) changeOf(ctx context.Context, t Terminal, kind watchwordv1.UserK
 	})
 }
 
-// accountOf returns the account of a kind with a name. Errors: USER_NOT_FOUND with the name; one
-// that names the commands for an account of the other kind.
+// accountOf returns the account of a kind with a name. Errors: USER_NOT_FOUND, with the name;
+// an error that names the right commands, if the account has the other kind.
 func accountOf(ctx context.Context, conn grpc.ClientConnInterface, name string, kind watchwordv1.UserKind) (*watchwordv1.User, error) {
 	u, err := findUser(ctx, conn, name)
 	switch {
@@ -164,7 +164,8 @@ func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
-// printMade prints a new account. kind is the kind of the account as words.
+// printMade prints a new account. kind is the kind of the account in words, such as "service
+// account".
 func (t Terminal) printMade(kind string, u *watchwordv1.User) {
 	if !t.outIsTerminal() {
 		fmt.Fprintln(t.Out, u.GetId())
@@ -268,7 +269,7 @@ type userRolesCmd struct {
 }
 
 // Validate returns an error unless either roles or --no-roles are given: a forgotten --role
-// must remove nothing. kong calls Validate, and the exit status is 2.
+// must remove nothing. The parser kong calls Validate, and the exit status of an error is 2.
 func (c *userRolesCmd) Validate() error {
 	if (len(c.Role) > 0) == c.NoRoles {
 		return errors.New("give all roles of the user by --role, or --no-roles to remove every role")

@@ -28,8 +28,8 @@ const waitPoll = 50 * time.Millisecond
 // with a stream) have not reported the change in time: exit status 3.
 type unreached struct {
 	after   time.Duration
-	missing []string // watchers, replicas and certificates
-	cause   error    // nil: the watchers were listed
+	missing []string // lines that name the watchers, replicas and certificates without the change
+	cause   error    // why the watchers cannot be listed; nil if the server has listed the watchers
 }
 
 func (e unreached) Error() string {
@@ -41,11 +41,11 @@ func (e unreached) Error() string {
 
 // afterChange waits, if --wait is given, until every watcher (a verifier with a stream) has
 // applied the newest event in the database, which the first answer of ListWatchers names.
-// afterChange waits for the watchers of each replica: with --client-ca for those that have
-// shown a certificate, otherwise for all.
+// For a replica with --client-ca, afterChange waits only for the watchers that have shown a
+// certificate; for another replica, afterChange waits for all watchers.
 //
-// Errors: unreached alone, since a script may repeat a command that fails otherwise, and the
-// change is made.
+// Errors: unreached alone. The change is made, and after another error a script would repeat
+// the command.
 func (w waiting) afterChange(ctx context.Context, t Terminal, conn grpc.ClientConnInterface) error {
 	if !w.Wait {
 		return nil
@@ -63,7 +63,7 @@ func (w waiting) afterChange(ctx context.Context, t Terminal, conn grpc.ClientCo
 		}
 		wait := w.WaitFor - late.after
 		if code := status.Code(err); err != nil && code != codes.Unavailable && code != codes.ResourceExhausted {
-			wait = 0 // such as a token that the revoked key has signed
+			wait = 0 // trying again cannot help, such as when the revoked key has signed the caller's token
 		}
 		if wait > 0 {
 			select {
@@ -80,7 +80,7 @@ func (w waiting) afterChange(ctx context.Context, t Terminal, conn grpc.ClientCo
 }
 
 // missing returns lines that name every replica, watcher and certificate that has not applied
-// the event with the number position.
+// the event number position.
 func missing(all *watchwordv1.ListWatchersResponse, position int64) []string {
 	return slices.Concat(silentReplicas(all, position), lateWatchers(all, position), absentCertificates(all))
 }

@@ -27,8 +27,8 @@ type watchersCmd struct {
 // redrawEvery is the time between two lists of `watchword watchers --watch`.
 const redrawEvery = time.Second
 
-// Run lists the watchers of every replica. With --json, each list is one line: the message
-// ListWatchersResponse with every page.
+// Run lists the watchers (verifiers with a stream) of every replica. With --json, each list is
+// one line: the message ListWatchersResponse with every page.
 func (c *watchersCmd) Run(ctx context.Context, t Terminal) error {
 	var screen *os.File
 	if c.Watch {
@@ -58,7 +58,8 @@ func (c *watchersCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
-// show prints a list of watchers; if screen is a terminal, over the list before.
+// show prints a list of watchers; if screen is a terminal, the list takes the place of the list
+// before.
 func (c *watchersCmd) show(t Terminal, screen *os.File, all *watchwordv1.ListWatchersResponse) error {
 	if c.JSON {
 		return t.printLine(all)
@@ -74,8 +75,8 @@ func (c *watchersCmd) show(t Terminal, screen *os.File, all *watchwordv1.ListWat
 	return redraw(screen, escape(text.String(), "\n\t"))
 }
 
-// allWatchers reads every page of the watchers into one answer. The watchers with the same
-// name follow each other.
+// allWatchers joins every page of ListWatchers into one response. Watchers with the same name
+// follow each other in the response.
 func allWatchers(ctx context.Context, conn grpc.ClientConnInterface) (*watchwordv1.ListWatchersResponse, error) {
 	all := &watchwordv1.ListWatchersResponse{}
 	err := pages(func(token string) (string, error) {
@@ -93,8 +94,8 @@ func allWatchers(ctx context.Context, conn grpc.ClientConnInterface) (*watchword
 	return all, err
 }
 
-// watcherTable writes a list for people. What a watcher says of itself is in the columns up to
-// VERSION; "-" in LAG shows a watcher that reports nothing.
+// watcherTable writes a list of watchers for people. The columns SERVICE, INSTANCE and VERSION
+// hold what a watcher says of itself; "-" in LAG shows a watcher that reports nothing.
 func watcherTable(out *bytes.Buffer, all *watchwordv1.ListWatchersResponse) error {
 	replicas := map[string]string{}
 	for _, r := range all.GetReplicas() {
@@ -164,8 +165,8 @@ func (t Terminal) screen() *os.File {
 	return nil
 }
 
-// redraw writes a text over what the terminal shows. A text that is longer than the terminal
-// is high ends with the number of the lines left out.
+// redraw writes a text over what the terminal shows. If the text has more lines than the
+// terminal, the last line tells how many lines are left out.
 func redraw(screen *os.File, text string) error {
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	if _, height, err := term.GetSize(int(screen.Fd())); err == nil && height > 2 && len(lines) >= height {
