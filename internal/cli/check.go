@@ -56,7 +56,7 @@ func reload(ctx context.Context, t Terminal, set *settings.Settings, level *slog
 		logger.ErrorContext(ctx, "the settings cannot be read again; what was read before stays in use", "error", err)
 		return
 	}
-	setLevel := func() { _ = level.UnmarshalText([]byte(serve.LogLevel)) } // the error is always nil: the flag --log-level allows valid levels alone
+	setLevel := func() { _ = level.UnmarshalText([]byte(serve.LogLevel)) } // no error: the flag --log-level allows valid levels alone
 	if logger.Enabled(ctx, slog.LevelInfo) {
 		defer setLevel() // at the end of reload, so that a new level such as warn does not drop the log line below
 	} else {

@@ -190,7 +190,7 @@ func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
 		}
 		err = logins.Put(ctx, g)
 		switch {
-		case err != nil && c.Print: // the tokens are printed although the refresh token could not be kept, since the user needs the tokens more than the known device
+		case err != nil && c.Print: // the refresh token could not be kept: the tokens are printed, since the user needs the tokens more than the known device
 			fmt.Fprintf(t.Err, "watchword: the refresh token is not kept, and the next login counts as one from a new device: %v\n", err)
 		case err != nil:
 			_, ended := auth.Logout(ctx, &watchwordv1.LogoutRequest{RefreshToken: pair.GetRefreshToken()})

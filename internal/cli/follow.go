@@ -119,7 +119,7 @@ func (f *follower) readResume() error {
 		return err
 	}
 	f.saved = string(bytes.TrimSpace(text))
-	if strings.ContainsFunc(f.saved, func(r rune) bool { return r <= ' ' || r > '~' }) { // gRPC would refuse to send text with spaces or with characters outside ASCII
+	if strings.ContainsFunc(f.saved, func(r rune) bool { return r <= ' ' || r > '~' }) { // gRPC refuses to send spaces and characters outside ASCII
 		return fmt.Errorf("%s is no resume file: name another file", f.ResumeFile)
 	}
 	return nil

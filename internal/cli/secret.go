@@ -96,7 +96,7 @@ func readTyped(in io.Reader) (string, error) {
 			if len(line) == 0 {
 				return "", io.EOF
 			}
-		case ctrlU, ctrlW: // Ctrl-W, which usually deletes a word, deletes the line, since the user cannot see where a word of the password begins
+		case ctrlU, ctrlW: // Ctrl-W deletes the line too: the user cannot see the words of a password
 			line = line[:0]
 		case backspace, deletes:
 			_, size := utf8.DecodeLastRune(line)

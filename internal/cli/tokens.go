@@ -127,7 +127,7 @@ func sessionOver(err error) bool {
 // over holds the error of a session that has ended.
 type over struct {
 	error
-	command string // begins a new session
+	command string // the command line that begins a new session
 }
 
 func (o over) Unwrap() error { return o.error }

@@ -8,10 +8,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/store"
 )
 
-// wrongBy bounds how late a key can begin to sign: a key that begins more than wrongBy later
-// than a rotation of now could set got this time while the clock was ahead. Rotations of one
-// moment set times some microseconds apart, and after a smaller error the clock soon reaches
-// the time.
+// wrongBy is the tolerance of [chain.ahead]: if a key begins to sign more than wrongBy later
+// than a rotation now could set, the clock was ahead when the key got its time. Several
+// rotations at one moment set times some microseconds apart, and the clock soon reaches a time
+// that is wrong by less than wrongBy.
 const wrongBy = time.Minute
 
 // ahead returns the keys that are to sign from a time more than wrongBy later than a rotation
@@ -46,7 +46,7 @@ func (c *chain) bringBack() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	var before *store.SigningKey // the key that signs until the first of keys begins
+	var before *store.SigningKey // the key that signs until the first key in keys begins to sign
 	for _, row := range c.rows {
 		if row.RevokedAt.IsZero() && row.SignsUntil.Equal(keys[0].SignsFrom) {
 			before = row
@@ -61,7 +61,7 @@ func (c *chain) bringBack() (bool, error) {
 		if before != nil {
 			before.SignsUntil, before.VerifiesUntil = from, from.Add(longest+feed.Margin)
 		}
-		before, from = key, from.Add(time.Microsecond) // a microsecond later: two keys with the same start have no order
+		before, from = key, from.Add(time.Microsecond) // a microsecond later: two keys that begin to sign at the same time have no order
 	}
 	return true, nil
 }

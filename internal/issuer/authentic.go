@@ -15,9 +15,9 @@ import (
 // database also needs the master key to add or change a key.
 //
 // All rows of one key set have the same counter. Each change of the key set writes every row
-// again with a higher counter, so a row of an earlier key set beside newer rows is refused. A
-// KeySet remembers the highest counter that it has read, and so refuses a whole key set that is
-// earlier.
+// again with a higher counter, so a row with a lower counter than other rows is refused. A
+// KeySet remembers the highest counter that it has read, and so refuses an earlier key set,
+// even if an attacker has put back every row.
 
 // tagPurpose separates the tags from other uses of the master key: see [seal.Keys.MAC].
 const tagPurpose = "row of signing_keys"
@@ -99,8 +99,8 @@ func tag(row *store.SigningKey, master *seal.Keys, databaseID string) (err error
 }
 
 // message returns the bytes of a signing key's row that the row's tag (a MAC) authenticates.
-// Before each value stands the length of the value, so that
-// two different rows never have the same bytes.
+// The length of each value stands before the value, so that two different rows never have the
+// same bytes.
 func message(row *store.SigningKey, databaseID string) []byte {
 	var m []byte
 	for _, value := range [][]byte{[]byte(databaseID), []byte(row.KID), []byte(row.Algorithm), row.PublicKey, row.SealedKey} {

@@ -22,8 +22,9 @@ var ErrChainBroken = errors.New("the key chain is broken")
 // keys in memory first, and [chain.write] then writes the rows that changed. So a change that
 // fails half-way has written nothing.
 //
-// Invariant, withdrawn keys aside: each key signs until the next key begins to sign; one key
-// (last) has no end; and one more key (next) is published, and has no date yet.
+// Invariant for the keys that are not withdrawn: each key signs until the next key begins to
+// sign; one key (last) signs without an end; and one more key (next) is published, without a
+// time from which the key signs.
 type chain struct {
 	tx     *store.Tx
 	now    time.Time
@@ -84,7 +85,8 @@ func (c *chain) younger(ttl time.Duration) bool { return c.last.SignsFrom.Add(tt
 // else of the newest row. If all is true, an attacker without the master key may have written
 // the rows: then algorithm passes over unknown algorithms, and returns EdDSA if no row is left.
 //
-// Errors, unless all is true: errNoKeys; ErrChainBroken if no row is authentic.
+// Errors, unless all is true: errNoKeys if there is no row; ErrChainBroken if every row is
+// refused or has an unknown algorithm.
 func (c *chain) algorithm(all bool) (token.Algorithm, error) {
 	candidates := c.rows
 	if c.last != nil {
@@ -268,9 +270,9 @@ func (c *chain) remove(matches func(*store.SigningKey) bool) {
 	c.rows = slices.DeleteFunc(c.rows, matches)
 }
 
-// removeExpired removes the keys with tokens that have all expired, by the clock and by the
-// ticks of the servers: see [feed.VerifiesNothing]. [chain.forgetWithdrawn] removes withdrawn
-// keys.
+// removeExpired removes the keys with tokens that have all expired, both by the clock and by
+// the number of ticks (every ten seconds, a running server counts a tick in the database): see
+// [feed.VerifiesNothing]. [chain.forgetWithdrawn] removes withdrawn keys.
 func (c *chain) removeExpired() error {
 	longest, err := c.tx.MaxLifetime()
 	if err != nil {
@@ -333,9 +335,10 @@ func find(rows []*store.SigningKey, kid string) *store.SigningKey {
 }
 
 // settingMaxAge names the setting for the age of caches, in microseconds: how long an HTTP
-// cache or a verifier is allowed to keep the key set (--jwks-max-age). A key must have been
-// published for as long before the key signs. The setting is in the database, since the replica
-// that rotates may have another --jwks-max-age than the replica that served the key set.
+// cache or a verifier is allowed to keep the key set (--jwks-max-age). A key signs only after
+// the key has been published for the age of caches. The setting is in the database, since the
+// replica that rotates may have another --jwks-max-age than the replica that served the key
+// set.
 const settingMaxAge = "jwks_max_age"
 
 // settle is added to --jwks-max-age, the age of caches of the JWKS: a replica can serve a key

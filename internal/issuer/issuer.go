@@ -29,12 +29,12 @@ const purpose = "signing key"
 type Issuer struct {
 	store  *store.Store
 	name   string
-	client string // see [New]
+	client string // the claim `client_id` of the tokens of users: see [New]
 	ttl    time.Duration
 	keys   *KeySet
 
 	horizon atomic.Int64  // the latest horizon (see [store.Tx.Horizon]) that this Issuer has stored or read, in microseconds since 1970
-	raising chan struct{} // has room for one element; full while a call raises the horizon
+	raising chan struct{} // a lock: holds one element while a call of reach raises the horizon
 }
 
 // New returns an Issuer that signs with the keys of a KeySet, which are the keys of the
@@ -130,7 +130,7 @@ func reseal(row *store.SigningKey, master *seal.Keys, databaseID string) (change
 // such an id for a flag.
 func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error) {
 	key, err := token.GenerateKey(alg)
-	for err == nil && strings.HasPrefix(key.Public().KID(), "-") { // true for one key in 64, so generate makes another key
+	for err == nil && strings.HasPrefix(key.Public().KID(), "-") { // one id in 64 begins with "-", so generate makes another key
 		key, err = token.GenerateKey(alg)
 	}
 	if err != nil {
@@ -210,7 +210,7 @@ func (i *Issuer) reach(ctx context.Context, now time.Time) error {
 	if known() {
 		return nil
 	}
-	select { // of several calls at the same time, one writes the horizon
+	select { // of several calls at the same time, one call writes the horizon
 	case i.raising <- struct{}{}:
 		defer func() { <-i.raising }()
 	case <-ctx.Done():
@@ -242,9 +242,10 @@ func (i *Issuer) clientID(s Subject) string {
 	return i.client
 }
 
-// Mint makes and signs an access token as of now, and returns the token and the token's
-// lifetime. The lifetime counts from now, so a client needs no correct clock. Mint must not be
-// called in a transaction, since Mint itself writes to the database once a minute.
+// Mint makes and signs an access token that is issued at the time now, and returns the token
+// and the token's lifetime. The lifetime counts from now, so a client needs no correct clock.
+// Mint must not be called in a transaction, since Mint itself writes to the database once a
+// minute.
 //
 // Errors: errNoKey if no key signs; an error if the key that signs cannot be opened; those of
 // the store.

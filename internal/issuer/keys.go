@@ -16,16 +16,16 @@ type State string
 // The states of a key.
 const (
 	Next    State = "next"    // the key is published, and does not sign yet
-	Signing State = "signing" // signs new tokens
+	Signing State = "signing" // the key signs new tokens
 	Retired State = "retired" // the key has stopped signing, and still verifies tokens that it signed before
-	Revoked State = "revoked" // verifies nothing
+	Revoked State = "revoked" // the key was withdrawn, and verifies no token
 	// Untrusted means that the row of the key in signing_keys is not authentic: no token of the
 	// key is accepted.
 	Untrusted State = "untrusted"
 )
 
-// Key describes a signing key without the private half. A field with a time is zero until the
-// time is decided.
+// Key describes a signing key without the private half. A field with a time is zero until
+// Watchword has decided the time.
 type Key struct {
 	KID, Algorithm                                    string
 	State                                             State

@@ -160,11 +160,11 @@ func (k *KeySet) newest() int64 {
 }
 
 // takeLocked replaces the key set by a newer key set. takeLocked takes no rows of a key set
-// with the same counter: the key set has nothing new, and may lack rows that were changed in
-// the database.
+// with the same counter as the key set in memory: such a key set has no new key, and lacks the
+// rows that somebody has changed in the database.
 //
 // takeLocked returns errors after taking every row that can be used. Errors: ErrRolledBack;
-// seal.ErrWrongKey and other errors of a key that cannot be opened; those of refused rows.
+// seal.ErrWrongKey and other errors of a key that cannot be opened; the errors of refused rows.
 func (k *KeySet) takeLocked(a *authentic) error {
 	var errs []error
 	for _, r := range a.refused {
@@ -265,7 +265,7 @@ func (k *KeySet) Signs(now time.Time) (kid string, err error) {
 // returns the key that began last. If no key signs at the time, signing returns the key that
 // begins next: now is the time of the transaction that granted the token, and the key that
 // signed then may have been withdrawn since. The successor of the withdrawn key signs from a
-// moment after now.
+// time shortly after now.
 //
 // Errors: those of [KeySet.Signs].
 func (k *KeySet) signing(now time.Time) (*token.SigningKey, error) {

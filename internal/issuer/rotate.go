@@ -17,8 +17,8 @@ import (
 var (
 	// ErrNotFound means that no signing key has the given id.
 	ErrNotFound = errors.New("no such signing key")
-	// ErrTooMany means that so many keys still verify that no further key may be made
-	// until one of them has expired.
+	// ErrTooMany means that maxKeys keys still verify tokens, so that Rotate makes no further
+	// key until one of these keys has expired.
 	ErrTooMany = fmt.Errorf("%d signing keys still verify; rotate again after the oldest has expired, in some minutes", maxKeys)
 	// ErrManyWithdrawn means that a user has withdrawn maxWithdrawn keys within an hour, the
 	// largest number for a user.
@@ -29,9 +29,9 @@ var (
 // Keyring rotates and withdraws signing keys. A Keyring is safe for concurrent use, and
 // so are several Keyrings on one database.
 //
-// The keys with a date form a chain: each key signs until the next key begins to sign, and
-// verifies until the last token of the key has expired. One more key, the next key, is
-// published without a date.
+// The keys that have a time to sign form a chain: each key signs until the next key begins to
+// sign, and verifies until the last token of the key has expired. One more key, the next key,
+// is published without a time to sign.
 type Keyring struct {
 	store  *store.Store
 	writer feed.Writer
@@ -61,11 +61,11 @@ func (k *Keyring) Rotate(ctx context.Context, by caller.Caller, alg token.Algori
 }
 
 // RotateOld rotates if the present key has signed for ttl (--key-ttl). Any number of replicas
-// can call RotateOld at once: one replica rotates, and the others find a young key and change
-// nothing.
+// can call RotateOld at once: one replica rotates the keys, and the other replicas find a young
+// key and change nothing.
 func (k *Keyring) RotateOld(ctx context.Context, ttl time.Duration) error {
 	young := false
-	err := k.store.Read(ctx, func(tx *store.Tx) error { // most calls end here: to read first, without making a key or taking a lock, is cheap
+	err := k.store.Read(ctx, func(tx *store.Tx) error { // most calls end after this read, which is cheap: the read makes no key and takes no lock
 		c, err := k.read(tx, false)
 		if err == nil {
 			err = c.intact()
@@ -163,11 +163,12 @@ func (k *Keyring) Revoke(ctx context.Context, by caller.Caller, kid string) (Key
 }
 
 // ReplaceAll withdraws every key and lets a new key sign at once, even if the chain is broken.
-// ReplaceAll also withdraws keys without a date: the lost part of the database may have given
-// these keys a date. ReplaceAll makes the new keys, calls the function before, and then
-// withdraws. If before returns an error, ReplaceAll changes nothing. ReplaceAll records the
-// event that before returns with the new key, and returns the new key. A verifier that reads
-// the key set over HTTP may refuse new tokens for the age of its cache.
+// ReplaceAll also withdraws keys without a time from which they sign: the lost part of the
+// database may have given these keys a time. ReplaceAll makes the new keys, calls the function
+// before, and then withdraws the earlier keys. If before returns an error, ReplaceAll changes
+// nothing. ReplaceAll records the event that before returns with the new key, and returns the
+// new key. A verifier that reads the key set over HTTP may refuse new tokens for the age of its
+// cache.
 //
 // ReplaceAll also works where no row is authentic, where no row is left, and where the master
 // keys that sealed the rows are lost: the caller must make sure that the master key file is the
@@ -199,7 +200,7 @@ type change struct {
 	by  caller.Caller
 	alg token.Algorithm // the algorithm of new keys; empty: [chain.algorithm] decides
 	all bool            // true: the chain gets all rows of signing_keys, authentic or not
-	// before runs when the new keys are made, before the transaction; nil: nothing runs.
+	// before runs after the new keys are made, and before the transaction; nil: nothing runs.
 	before func() error
 }
 
@@ -217,7 +218,7 @@ func (k *Keyring) change(ctx context.Context, how change, do func(*chain, [2]*st
 	}
 	var reported Key
 	err = k.writer.Write(ctx, func(tx *feed.Tx) error {
-		if err := tx.Exclusive(); err != nil { // first: the changes depend on all rows of the keys
+		if err := tx.Exclusive(); err != nil { // the lock comes first: the changes depend on all rows of the keys
 			return err
 		}
 		if err := how.by.Check(tx.Tx); err != nil {
@@ -278,7 +279,8 @@ func (k *Keyring) spares(ctx context.Context, how change) (spares [2]*store.Sign
 	return spares, nil
 }
 
-// read reads the chain of authentic keys, or of all rows.
+// read reads the chain of authentic keys; if all is true, the chain of all rows of
+// signing_keys.
 //
 // Errors: errOtherID; errors of the store; for authentic keys seal.ErrWrongKey and ErrRolledBack.
 func (k *Keyring) read(tx *store.Tx, all bool) (*chain, error) {
@@ -293,9 +295,10 @@ func (k *Keyring) read(tx *store.Tx, all bool) (*chain, error) {
 }
 
 // readAll returns all rows of signing_keys as the beginning of a chain. The authentic rows come
-// last, since [chain.algorithm] prefers the last row; known may be nil. A row with an
-// impossible id is left out: verifiers receive the ids of withdrawn keys. Errors: errNoKeys
-// before the first start, since a tag needs the id of the database; errors of the store.
+// last, since [chain.algorithm] prefers the last row. known holds the authentic rows, and can
+// be nil. A row with an impossible id is left out: verifiers receive the ids of withdrawn keys.
+// Errors: errNoKeys before the first start, since a tag needs the id of the database; errors of
+// the store.
 func (k *Keyring) readAll(tx *store.Tx, known *authentic) (*authentic, error) {
 	rows, err := tx.SigningKeys()
 	if err != nil {

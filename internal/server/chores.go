@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/throttle"
 )
 
-// firstChore is the longest time from the start to the first run of a chore: a server that
-// restarts every few minutes prunes, too.
+// firstChore is the longest time from the start to the first run of a chore, so that a server
+// that restarts every few minutes runs the chores, too.
 const firstChore = 30 * time.Second
 
 // chore is a task that runs at intervals.
@@ -36,7 +36,8 @@ func (s *Server) allChores() []*chore {
 		{name: "pruning the security record", every: time.Hour, do: func(ctx context.Context) error { return s.audit.Prune(ctx, s.cfg.AuditTTL) }},
 	}
 	if s.cfg.KeyTTL > 0 {
-		// A tenth of --key-ttl keeps short lifetimes, as in tests, about right.
+		// With a short --key-ttl, as in tests, a tenth of --key-ttl still rotates the keys
+		// about in time.
 		chores = append(chores, &chore{name: "rotating keys", every: min(time.Minute, s.cfg.KeyTTL/10), do: func(ctx context.Context) error {
 			return s.keyring.RotateOld(ctx, s.cfg.KeyTTL)
 		}})
@@ -44,9 +45,9 @@ func (s *Server) allChores() []*chore {
 	return chores
 }
 
-// maintain runs the chores until ctx ends. Every replica does so: pruning twice is harmless,
-// and of two rotations at once the second finds a young key. A chore that fails runs again at
-// its next turn, and the log has a warning.
+// maintain runs the chores until ctx ends. Every replica runs the chores: pruning twice is
+// harmless, and of two rotations at once the second finds a young key and changes nothing. A
+// chore that fails runs again after its interval, and the log has a warning.
 func (s *Server) maintain(ctx context.Context) {
 	var tasks sync.WaitGroup
 	for _, c := range s.chores {

@@ -122,8 +122,8 @@ const minAccessTTL = time.Second
 const maxMaxSessions = 10_000
 
 // The issuer, the client id and the audiences are in every access token, and a token has at most 8
-// KiB: a longer token would not fit into the headers of a call. The bounds leave room
-// for 32 roles.
+// KiB: a longer token would not fit into the headers of a call. The bounds of the three
+// settings leave room for 32 roles.
 const (
 	maxIssuer   = 256  // bytes
 	maxClientID = 128  // bytes
@@ -239,8 +239,9 @@ func (c *Config) validateBounds() error {
 	)
 }
 
-// validateThrottle refuses settings that make the list of waiting tries long: the list has a
-// place for each --throttle-longest-delay in an hour.
+// validateThrottle refuses settings that make the list of promised tries long: package throttle
+// promises a client the time of its next try, one time in each --throttle-longest-delay, up to
+// an hour ahead.
 func (c *Config) validateThrottle() error {
 	return check(
 		rule{c.ThrottleFreeTries < 1 || c.ThrottleFreeTries > maxFreeTries, fmt.Sprintf("--throttle-free-tries: must be between 1 and %d", maxFreeTries)},
@@ -249,8 +250,8 @@ func (c *Config) validateThrottle() error {
 	)
 }
 
-// The largest values are far beyond the values that slow down an attacker that guesses
-// passwords.
+// The largest values of --throttle-free-tries and --throttle-source-rate are far beyond the
+// values that slow down an attacker that guesses passwords.
 const (
 	maxFreeTries  = 1_000_000
 	maxSourceRate = 1_000_000

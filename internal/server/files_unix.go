@@ -7,8 +7,9 @@ import "syscall"
 // missing says what this system cannot do for the server.
 const missing = ""
 
-// fileLimit returns the number of files that the process may have open. Go has raised the
-// soft limit to the hard limit at the start of the process.
+// fileLimit returns the number of files that the process can have open, and 0 if the number is
+// unknown or has no limit. Go has raised the soft limit to the hard limit at the start of the
+// process.
 func fileLimit() int {
 	var limit syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil || uint64(limit.Cur) > 1<<30 {

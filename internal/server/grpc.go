@@ -31,16 +31,17 @@ const (
 	// maxHeaders, gRPC may end the connection with all its calls, and a proxy in front carries
 	// the calls of many clients over one connection.
 	maxHeaders = 64 << 10
-	// window is what a client may send on one stream before the server has read it, in
-	// bytes. A window of fixed size bounds the memory of a request that is still arriving.
+	// window is how much a client can send on one stream before the server has read the data,
+	// in bytes. A window of fixed size bounds the memory of a request that is still arriving.
 	window = 64 << 10
 	// buffer is the size of a connection's read buffer and of its write buffer, in bytes.
 	// An idle connection keeps the read buffer alone.
 	buffer = 8 << 10
 	// streamWorkers is the number of goroutines that gRPC keeps for calls. The stack of a new
 	// goroutine grows several times within one call, which takes a sixth of the processor time
-	// of a small call; a goroutine that is kept has grown before. Each idle one takes 2 to 8
-	// KiB. Calls for which none is free get a new goroutine: bounds of calls are elsewhere.
+	// of a small call; a goroutine that is kept has grown before. Each idle goroutine takes 2
+	// to 8 KiB. A call for which no kept goroutine is free gets a new goroutine, so
+	// streamWorkers does not bound the number of calls.
 	streamWorkers = 64
 	// maxIdle is how long a connection stays open after its last call. Clients connect again at
 	// their next call.
@@ -49,12 +50,13 @@ const (
 
 // grpcOptions returns the bounds and the interceptors of the gRPC server. The interceptors,
 // outermost first: s.calls counts, for /metrics, unary calls from their arrival, and streams
-// that package gate admits; recovery turns a panic into INTERNAL; the gate notes when a request
-// has arrived; the edge gives errors their status and counts refused calls for the security
-// record; the verifier checks the access token; turns bound the calls of one user. Before all
-// interceptors, the tap of package gate admits a call by its headers. A call that the tap
-// refuses, and a unary call that loses its place before its arrival, is counted by the bound
-// that refuses the call, and in the security record.
+// that package gate admits; recovery turns a panic into INTERNAL; package gate notes when a
+// request has arrived; the edge of package rpc gives errors their status and counts refused
+// calls for the security record; the verifier checks the access token; turns bound the number
+// of calls that one user has in work. Before all interceptors, the tap of package gate admits a
+// call by its headers. If the tap refuses a call, or a unary call loses its place in the gate
+// before the request has arrived, the bound that refuses the call counts the call, and so does
+// the security record.
 //
 // The keepalive pings close a connection to a client that has disappeared, within 40 seconds.
 // Clients are allowed to ping every five seconds, even without a call: a verifier's stream is

@@ -20,8 +20,9 @@ import (
 
 const keySetPath = "/.well-known/jwks.json"
 
-// metadataPaths has the name of RFC 8414, and the name of OpenID Connect Discovery 1.0, which
-// many clients ask for alone (RFC 8414, section 5).
+// metadataPaths lists the paths of the metadata document: the path of RFC 8414, and the path of
+// OpenID Connect Discovery 1.0, since many clients ask for the latter alone (RFC 8414, section
+// 5).
 var metadataPaths = []string{"/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"}
 
 // httpServer serves the key set and metadata for verifiers in other languages, health
@@ -78,7 +79,7 @@ func (s *Server) published(issuer string) map[string]http.HandlerFunc {
 // The handler writes to memory, so a client that reads slowly leaves its turn to the next
 // client.
 func boundScrapes(handler http.Handler) http.Handler {
-	const maxScrapes = 2 // a request takes a few milliseconds of a core
+	const maxScrapes = 2 // a request for /metrics takes a few milliseconds of a processor core
 	turns := make(chan struct{}, maxScrapes)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		page := buffered{header: w.Header(), code: http.StatusOK}
@@ -133,10 +134,10 @@ func (s *Server) serveJWKS(w http.ResponseWriter, _ *http.Request) {
 
 // metadata serves the authorization server metadata of RFC 8414. Watchword has no OAuth
 // clients, so the document lists the key set as the only endpoint, and grants as an empty
-// list. The two members of OpenID Connect Discovery 1.0 tell clients what the clients need:
+// list. The document has two members of OpenID Connect Discovery 1.0 for the sake of clients:
 // go-oidc and oauth2-proxy accept RS256 alone without the list of algorithms, and Authlib
-// demands RS256 in the list. The list has every algorithm that `key rotate --alg` may choose,
-// so the list stays right for a client that reads the metadata once.
+// demands RS256 in the list. The list of algorithms has every algorithm that `key rotate --alg`
+// may choose, so the list stays right for a client that reads the metadata once.
 func (s *Server) metadata(issuer string) http.HandlerFunc {
 	document := map[string]any{
 		"issuer":                   issuer,

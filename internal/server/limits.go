@@ -18,7 +18,8 @@ const (
 	// listeners and its own files.
 	reservedFiles = 64
 	// knownNetworks is the largest number of known networks: networks from which a client has
-	// shown a right password or a valid token (see [share.Known]). Each takes about 600 bytes.
+	// shown a right password or a valid token (see [share.Known]). Each known network takes
+	// about 600 bytes.
 	knownNetworks = 8192
 )
 
@@ -61,15 +62,15 @@ func (c *Config) limitsOf(connections int) limits {
 		Reports: watchers, ReportsPerPeer: watchers / 2,
 	}}
 	if len(c.TrustedProxy) > 0 {
-		// nginx makes a connection for each call. One in eight connections is a reserve, for
-		// calls that the gate refuses and for connections without a call.
+		// A proxy such as nginx makes a connection for each call. One in eight connections is a
+		// reserve, for calls that the gate refuses and for connections without a call.
 		l.proxied = l.watchers + l.calls.Reports + l.calls.Streams + l.calls.Requests + connections/8
 	}
 	return l
 }
 
-// files returns the number of open files that the connections need, with those of the database
-// and of the server itself.
+// files returns the number of open files that the connections need, and the open files that the
+// database and the server itself need.
 func (l limits) files() int {
 	files := l.connections + l.http + reservedFiles
 	if l.proxied > 0 {

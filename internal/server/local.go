@@ -72,7 +72,7 @@ func OpenLocal(ctx context.Context, cfg LocalConfig) (*Local, error) {
 	return l, nil
 }
 
-// serve registers the services, and connects to them.
+// serve registers the gRPC services of a Local, and connects a client to the services.
 func (l *Local) serve(ctx context.Context, cfg LocalConfig) error {
 	s := l.store
 	silent := slog.New(slog.DiscardHandler) // the person at the terminal sees the command's output
@@ -188,7 +188,8 @@ type tellingStream struct {
 	local *Local
 }
 
-// RecvMsg receives a message. At the end of the stream, RecvMsg returns the fault itself.
+// RecvMsg receives a message. If a fault of the database or of the master key has ended the
+// stream, RecvMsg returns the fault in place of a status.
 func (s tellingStream) RecvMsg(m any) error { return s.local.causeOf(s.ClientStream.RecvMsg(m)) }
 
 // causeOf returns the fault behind a status, if the fault is of the database or of the master
@@ -210,7 +211,7 @@ type localKeys struct {
 	audit *audit.Log
 }
 
-// master loads the master keys.
+// master loads the master keys from the master key file.
 func (k *localKeys) master() (*seal.Keys, error) {
 	path, err := MasterKeyPath(k.store, k.cfg.MasterKeyFile)
 	if err != nil {
@@ -250,7 +251,7 @@ func (k *localKeys) ListKeys(ctx context.Context, req *watchwordv1.ListKeysReque
 	return resp, err
 }
 
-// RotateKey serves KeyService/RotateKey.
+// RotateKey serves KeyService/RotateKey, after a check of the master key file.
 func (k *localKeys) RotateKey(ctx context.Context, req *watchwordv1.RotateKeyRequest) (*watchwordv1.RotateKeyResponse, error) {
 	keys, err := k.checked(ctx)
 	if err != nil {
@@ -259,7 +260,7 @@ func (k *localKeys) RotateKey(ctx context.Context, req *watchwordv1.RotateKeyReq
 	return keys.RotateKey(ctx, req)
 }
 
-// RevokeKey serves KeyService/RevokeKey.
+// RevokeKey serves KeyService/RevokeKey, after a check of the master key file.
 func (k *localKeys) RevokeKey(ctx context.Context, req *watchwordv1.RevokeKeyRequest) (*watchwordv1.RevokeKeyResponse, error) {
 	keys, err := k.checked(ctx)
 	if err != nil {

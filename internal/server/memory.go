@@ -101,8 +101,9 @@ func (l memoryLimits) hashMemory() (Size, error) {
 // end-to-end test TestAHundredStrangers measures the memory.
 const connectionMemory = 112 << 10
 
-// proxiedMemory is the planned memory for each connection of a trusted proxy, in bytes: an idle
-// connection. What the calls on such connections hold is in connectionMemory.
+// proxiedMemory is the planned memory for each connection of a trusted proxy, in bytes, while
+// the connection is idle. connectionMemory includes what the calls on connections of proxies
+// hold.
 const proxiedMemory = 21 << 10
 
 // MemoryGoal returns the memory below which the server plans to stay, in bytes, for Go's soft
@@ -117,14 +118,14 @@ func (s *Server) MemoryGoal() int64 {
 // spareMemory gives memory back to the operating system after a flood. After the last call of a
 // flood, a server allocates so little that Go's garbage collector runs for the next time two
 // minutes later, and only then Go begins to give back what is free.
-type spareMemory struct{ cycles uint64 } // cycles is the number of collections at the latest look
+type spareMemory struct{ cycles uint64 } // cycles is the number of garbage collections at the latest look
 
 const (
 	// spareEvery is the time between two looks. A server without a collection for spareEvery is
 	// nearly idle, so that a collection harms no call.
 	spareEvery = 15 * time.Second
-	// spareLeast is the least memory that is worth a collection, in bytes: more than a server at
-	// rest has.
+	// spareLeast is the least memory that is worth a collection, in bytes: more than the unused
+	// memory of a server at rest.
 	spareLeast = 16 << 20
 )
 

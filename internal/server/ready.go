@@ -23,8 +23,8 @@ const lookEvery = time.Second
 // requirement is a condition of readiness. If a requirement fails, the replica is not ready,
 // and a load balancer should send calls to other replicas.
 //
-// Every requirement can hold while the database is away: the database is away for every
-// replica, and each replica continues to serve Verify and WatchBundle.
+// A replica stays ready while the database is away (does not answer): no other replica could do
+// better, and each replica continues to serve Verify and WatchBundle.
 type requirement struct {
 	fails string // a text for every client that tells what is wrong; the log has the error
 	err   func() error
@@ -57,7 +57,7 @@ func newReadiness(s *Server) *readiness {
 }
 
 // canMint returns nil if the server can make an access token that the server's own verifier
-// accepts. Errors: an error that says why not.
+// accepts. Errors: an error that says why the server can make no such token.
 func (s *Server) canMint() error {
 	now := time.Now()
 	kid, err := s.keys.Signs(now)
@@ -132,7 +132,7 @@ var needDatabase = map[string]bool{
 }
 
 // tell sets the health status of each gRPC service, and of the empty name, which stands for the
-// whole server. TrustService is served in every condition.
+// whole server. The status of TrustService is SERVING in every condition.
 func (r *readiness) tell(now *condition) {
 	status := func(serving bool) healthv1.HealthCheckResponse_ServingStatus {
 		if serving {

@@ -20,8 +20,9 @@ import (
 // returns the number of users and the key that signs from now on. Servers may be running. If
 // Restored is interrupted, call Restored again: a second call does no harm.
 //
-// Restored raises the users' versions first, and withdraws the keys last. So a token that a
-// running server mints between the two steps is signed by a key that is withdrawn afterwards.
+// Restored first raises the users' versions, which ends every session, and withdraws the keys
+// last. So a token that a running server mints between the two steps is signed by a key that is
+// withdrawn afterwards.
 //
 // The keys for the MAC of refresh tokens prove that the master key file is the right file. So
 // Restored also works after somebody has changed the rows of the signing keys.
@@ -45,11 +46,11 @@ func Restored(ctx context.Context, s *store.Store, master *seal.Keys, log *audit
 // ErrNotLost means that the master key file opens every key in the database.
 var ErrNotLost = errors.New("the master key file opens every key in this database, so no master key is lost")
 
-// Rekey is for a master key that was lost. Rekey makes a new signing key and a new key for the
-// MAC of refresh tokens, encrypts both under another master key, and withdraws every earlier
-// signing key. Users, passwords and the security record stay; every session ends. No server
-// may be running. Rekey returns the number of users and the key that signs from now
-// on. If Rekey is interrupted, call it again.
+// Rekey lets a database continue after its master key was lost. Rekey makes a new signing key
+// and a new key for the MAC of refresh tokens, encrypts both under another master key, and
+// withdraws every earlier signing key. Users, passwords and the security record stay; every
+// session ends. No server may be running. Rekey returns the number of users and the key that
+// signs from now on. If Rekey is interrupted, call it again.
 //
 // Errors: ErrNotLost; errors of the store.
 func Rekey(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (users int, key issuer.Key, err error) {

@@ -126,8 +126,8 @@ func New(ctx context.Context, cfg Config, logger *slog.Logger, announce func(pas
 }
 
 // open runs the steps of New in order. The cheap checks come before the database is
-// changed: the certificate and both addresses before setup, so that a start that cannot
-// serve leaves a new database without a user.
+// changed: open reads the certificate and listens on both addresses before setup, so that a
+// server that cannot start leaves a new database without a user.
 func (s *Server) open(ctx context.Context, announce func(password string) error) error {
 	var err error
 	if s.store, err = store.Open(ctx, s.cfg.DatastoreURI, store.WithLogger(s.logger)); err != nil {
@@ -328,7 +328,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.readiness.look(background)
 	tasks.Go(func() { s.readiness.run(background) })
 
-	failed := make(chan error, 2) // has room for both, so that no goroutine is left blocked
+	failed := make(chan error, 2) // has room for the errors of both servers, so that no goroutine is left blocked
 	go func() { failed <- s.grpc.Serve(s.grpcLis) }()
 	go func() { failed <- s.serveHTTP() }()
 	s.logReady(ctx)

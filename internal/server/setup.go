@@ -68,14 +68,15 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 		if made, err = s.makeAdmin(ctx, tx, first.hash); err != nil {
 			return err
 		}
-		// The database may be a restored backup: verifiers may know versions of its lost history.
+		// If the database is a restored backup, verifiers may know higher versions of users,
+		// from the history that the backup lacks.
 		if err := events.RaiseFloor(0); err != nil {
 			return err
 		}
 		if err := s.cfg.storeAges(events); err != nil {
 			return err
 		}
-		if made && !announced && first.file == "" { // the transaction may run again; then the password is the same
+		if made && !announced && first.file == "" { // a transaction can run several times, and the password stays the same
 			if err := announce(first.password); err != nil {
 				return fmt.Errorf("announcing the password of the first user, %s: %w", adminName, err)
 			}
@@ -99,7 +100,8 @@ func (s *Server) setup(ctx context.Context, master *seal.Keys, defaultIssuer str
 }
 
 // storeAges stores the age of caches, which the rotation of keys reads from the database, and
-// the longest lifetime of a token, which the pruning of events reads. Both must fit every replica.
+// the longest lifetime of a token, which the pruning of events reads. All replicas use the
+// stored values.
 func (c *Config) storeAges(tx *feed.Tx) error {
 	if err := issuer.SetMaxAge(tx.Tx, c.JWKSMaxAge); err != nil {
 		return err
