@@ -84,7 +84,7 @@ func optionalName(name string) (user.Name, error) {
 	return user.ParseName(name)
 }
 
-// eventMessage converts a record of the security record.
+// eventMessage converts a record of the security record to a message of the API.
 func eventMessage(r *store.AuditRecord) *watchwordv1.Event {
 	return &watchwordv1.Event{
 		Id: r.ID, Time: timestamppb.New(r.Time()), Type: r.Type, Success: r.Success, Reason: r.Reason,

@@ -5,7 +5,7 @@
 //
 // Every handler has the same order: check each field of the request, return an error for the
 // first invalid field, call one method of a package that does the work, convert the result. A
-// handler may return a response together with an error: the [Edge] drops the response.
+// handler can return a response together with an error: the [Edge] drops the response.
 package rpc
 
 import (
@@ -40,7 +40,7 @@ type Auth struct {
 }
 
 // proved notes the client's network in [share.Known] after a right password or a valid token.
-// When networks with equal claims want the last place of a bounded queue, a known network
+// When two networks with equal claims want the last place of a bounded queue, a known network
 // gets the place.
 func (a *Auth) proved(ctx context.Context, t *session.Tokens, err error) {
 	if err == nil {
@@ -98,7 +98,7 @@ func (a *Auth) Verify(ctx context.Context, req *watchwordv1.VerifyRequest) (*wat
 	var p *authn.Principal
 	var err error
 	switch {
-	case aud == "": // any service for which this server issues tokens: the verifier accepts all of them
+	case aud == "": // a token for any service is right, if this server issues tokens for the service
 		p, err = a.Verifier.Verify(ctx, token)
 	case slices.Contains(a.Audience, aud):
 		p, err = a.Verifier.VerifyFor(ctx, token, aud)
@@ -195,7 +195,7 @@ func tokenPair(t *session.Tokens) *watchwordv1.TokenPair {
 	}
 }
 
-// principal converts what a verified access token says about its user.
+// principal converts what a verified access token says about its user to a message of the API.
 func principal(p *authn.Principal) *watchwordv1.Principal {
 	return &watchwordv1.Principal{
 		Kind: p.Kind(),

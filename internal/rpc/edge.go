@@ -27,7 +27,7 @@ type Edge struct {
 	audit      *audit.Log
 	retryAfter func() time.Duration
 	logger     *slog.Logger
-	faults     *rate.Limiter // bounds the log lines, since a client may cause any number of faults
+	faults     *rate.Limiter // bounds the log lines about faults, since a client can cause any number of faults
 }
 
 // NewEdge returns an edge. retryAfter returns how long a client should wait while too many
@@ -111,10 +111,10 @@ func (e *Edge) Refused(ctx context.Context, method string, err error) {
 	e.count(ctx, method, refusal.Reason(err), err)
 }
 
-// count counts a refused call for the security record, with three exceptions. The error of
-// Verify is an answer about a token of another client, and refuses no action. The reuse of a
-// refresh token is recorded with the end of the session, in one transaction. An error without a
-// reason comes from gRPC itself.
+// count counts a refused call for the security record, with three exceptions. count leaves out
+// the errors of Verify, which are answers about a token of another client and refuse no action.
+// count leaves out the reuse of a refresh token, which is recorded with the end of the session,
+// in one transaction. count leaves out errors without a reason, which come from gRPC itself.
 func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.ErrorReason, err error) {
 	if method == watchwordv1.AuthService_Verify_FullMethodName ||
 		reason == watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED ||

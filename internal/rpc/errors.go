@@ -30,12 +30,13 @@ import (
 
 const (
 	// storeRetry is the shortest time that a client should wait while the database does
-	// not answer. A random time of up to the same length is added to storeRetry and to
+	// not answer. The server adds a random time of up to the same length to storeRetry and to
 	// watchRetry, so that clients return at different moments.
 	storeRetry = time.Second
-	// watchRetry is the shortest time that a watcher without a place should wait before it
-	// opens the stream again. Until the watcher is back, the service of the watcher misses new
-	// revocations. A watcher that is refused again waits longer without being told.
+	// watchRetry is the shortest time that a watcher (a verifier with a stream of WatchBundle)
+	// should wait before it opens the stream again, if the server had no place for the stream.
+	// Until the watcher is back, the service of the watcher misses new revocations. A watcher
+	// that is refused a second time waits longer of its own accord.
 	watchRetry = 100 * time.Millisecond
 )
 
@@ -168,7 +169,7 @@ func badRequest(field invalidField) *status.Status {
 
 // nameField adds the name of the request's field to the error for a new username that
 // breaks a rule, and weakField to the error for a weak password. Only package rpc knows
-// the fields.
+// the names of the fields in requests.
 func nameField(field string, err error) error { return addField(field, user.ErrMalformed, err) }
 func weakField(field string, err error) error { return addField(field, password.ErrTooWeak, err) }
 

@@ -73,7 +73,7 @@ func (s *Federation) UpdateIssuer(ctx context.Context, req *watchwordv1.UpdateIs
 }
 
 // sources are the fields of a request that tell from where the keys of an issuer come. An
-// issuer has one of the three.
+// issuer has exactly one of the three sources.
 var sources = []string{"jwks", "jwks_uri", "discovery"}
 
 // readIssuerChange reads the fields that the update mask names (AIP-134), as [readChange] does.
@@ -267,12 +267,13 @@ func fetchedMessage(f federation.Fetched) *watchwordv1.IssuerKeys {
 		m.FetchedAt = timestamppb.New(f.At)
 	}
 	if f.Err != nil {
-		m.Error = strings.ToValidUTF8(f.Err.Error(), "?") // the text may quote an answer of the issuer
+		m.Error = strings.ToValidUTF8(f.Err.Error(), "?") // the text can quote an answer of the issuer, which may not be UTF-8
 	}
 	return m
 }
 
-// bindingMessage converts a binding to a message. For nil, bindingMessage returns nil.
+// bindingMessage converts a binding to a message. For nil, bindingMessage returns nil, since
+// handlers call bindingMessage before they look at the error.
 func bindingMessage(row *store.Binding) *watchwordv1.Binding {
 	if row == nil {
 		return nil

@@ -48,7 +48,7 @@ func (s *Keys) RevokeKey(ctx context.Context, req *watchwordv1.RevokeKeyRequest)
 	return &watchwordv1.RevokeKeyResponse{Key: keyMessage(key)}, err
 }
 
-// keyMessage converts a signing key.
+// keyMessage converts a signing key to a message of the API, without the private half.
 func keyMessage(key issuer.Key) *watchwordv1.Key {
 	return &watchwordv1.Key{
 		Kid: key.KID, Algorithm: key.Algorithm, State: keyStates[key.State], PublishedAt: timestamp(key.PublishedAt),

@@ -62,8 +62,9 @@ func callerOf(ctx context.Context) caller.Caller {
 // all fields with one reading and then checks err once.
 type reading struct{ err error }
 
-// field reads a field of a request by its rule. If the rule is broken, or an earlier
-// field of the same reading has broken its rule, field returns the zero value.
+// field reads a field of a request by a rule, a function that checks and converts the value. If
+// the field breaks the rule, or an earlier field of the same reading has broken its rule, field
+// returns the zero value.
 func field[In, Out any](r *reading, name string, rule func(In) (Out, error), value In) (out Out) {
 	if r.err == nil {
 		if out, r.err = rule(value); r.err != nil {
@@ -81,8 +82,8 @@ func required(value string) (string, error) {
 	return value, nil
 }
 
-// errNotText is the error for a text of a request that no query can hold. Every text that may
-// reach a query is checked.
+// errNotText is the error for a text of a request that no query can hold. Package rpc checks
+// every text of a request that can reach a query of the database.
 var errNotText = errors.New("holds a zero byte or is not UTF-8")
 
 // requiredID is the rule for an id that must be given. requiredID does not check the characters
@@ -210,7 +211,7 @@ func (p page) token(after string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(p.filter + after))
 }
 
-// messages converts the rows of a list by convert.
+// messages converts the rows of a list to messages of the API, each row by convert.
 func messages[Row, Message any](rows []Row, convert func(Row) Message) []Message {
 	list := make([]Message, len(rows))
 	for i, row := range rows {

@@ -56,13 +56,14 @@ func (s *Sessions) RevokeUserSessions(ctx context.Context, req *watchwordv1.Revo
 }
 
 // refreshedStep is the step to which answers round the time of the last refresh. From the
-// precise time, a thief that has a copy of the refresh token would know when to refresh within
-// the grace.
+// precise time, a thief that has a copy of the refresh token would know when to use the copy
+// within the grace (--refresh-grace), in which the server still accepts a spent token.
 const refreshedStep = time.Hour
 
-// message converts a session. refreshed_at is rounded down. expires_at is the latest time
-// at which the session ends if no refresh comes before. expires_at is calculated from the
-// rounded time: otherwise expires_at would tell the precise time of the refresh.
+// message converts a session to a message of the API. The field refreshed_at is rounded down to
+// a multiple of refreshedStep. expires_at is the latest time at which the session ends if no
+// refresh comes before. expires_at is calculated from the rounded time: otherwise expires_at
+// would tell the precise time of the refresh.
 func (s *Sessions) message(row *store.Session) *watchwordv1.Session {
 	refreshed := row.RefreshedAt.Truncate(refreshedStep)
 	latest := *row

@@ -90,7 +90,8 @@ func (t *Trust) ReportWatcher(stream grpc.ClientStreamingServer[watchwordv1.Repo
 	return stream.SendAndClose(&watchwordv1.ReportWatcherResponse{})
 }
 
-// readIdentity reads the first message of a stream of reports.
+// readIdentity reads the first message of a stream of reports, in which a watcher describes
+// itself.
 func readIdentity(msg *watchwordv1.ReportWatcherRequest) (roster.Words, error) {
 	said := msg.GetIdentity()
 	var r reading

@@ -95,7 +95,7 @@ func (s *Audit) WatchEvents(req *watchwordv1.WatchEventsRequest, stream grpc.Ser
 	}
 }
 
-// watching is one stream of WatchEvents.
+// watching holds the state of one stream of WatchEvents.
 type watching struct {
 	store  *store.Store
 	of     audit.Following
@@ -157,7 +157,8 @@ func (w *watching) run(ctx context.Context) error {
 	}
 }
 
-// gaps maps the gaps that package audit finds in the record to the enum EventGap of the API.
+// gaps maps the gaps (missing events) that package audit finds in the record to the enum
+// EventGap of the API.
 var gaps = map[audit.Gap]watchwordv1.EventGap{
 	audit.Deleted:      watchwordv1.EventGap_EVENT_GAP_DELETED,
 	audit.OtherHistory: watchwordv1.EventGap_EVENT_GAP_OTHER_HISTORY,
@@ -186,7 +187,7 @@ func (w *watching) resume() string {
 	return base64.RawURLEncoding.EncodeToString(text)
 }
 
-// parse is the rule for a resume text.
+// parse is the rule for a resume text, by which a client resumes a stream of WatchEvents.
 func (w *watching) parse(text string) (said resumeText, err error) {
 	if text == "" {
 		return said, nil

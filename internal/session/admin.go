@@ -14,14 +14,15 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Lifetimes bound every session.
+// Lifetimes holds the two bounds of a session: Idle for the time between two refreshes, and Max
+// for the life of the session.
 type Lifetimes struct {
 	Idle IdleTTL
 	Max  MaxTTL
 }
 
 // Admin lists and ends sessions. Admin needs no key of refresh tokens, so the command line
-// can end sessions in a database without the master key. An Admin is safe for concurrent
+// can end sessions in a database without the master key file. An Admin is safe for concurrent
 // use.
 type Admin struct {
 	lifetimes Lifetimes
@@ -52,10 +53,10 @@ func (a *Admin) maxEnd(row *store.Session) time.Time {
 	return row.CreatedAt.Add(time.Duration(a.lifetimes.Max)).Truncate(time.Second)
 }
 
-// List returns live sessions of a user, the newest first, beginning after the place `after`.
-// next is the `after` of the next page, and the zero place at the end. List looks at limit
-// sessions, and leaves out the sessions past their lifetime: a page may be short or empty
-// although more pages follow.
+// List returns live sessions of a user, the newest first, beginning after the place `after` in
+// the list. next is the value of `after` for the next page, and the zero place at the end of
+// the list. List looks at limit sessions, and leaves out the sessions past their lifetime: a
+// page can be short or empty although more pages follow.
 //
 // Errors: ErrNotAllowed if the caller is neither the user nor an admin; ErrAdminAudience;
 // user.ErrNotFound, for an admin, if there is no such user.
@@ -89,7 +90,7 @@ func FormatPlace(p store.SessionPlace) string {
 	return fmt.Sprintf("%x.%x.%s", p.BornVersion, p.CreatedAt.UnixMicro(), p.ID)
 }
 
-// ParsePlace is the inverse of [FormatPlace].
+// ParsePlace returns the place in a list of sessions that [FormatPlace] has made a text of.
 func ParsePlace(text string) (p store.SessionPlace, err error) {
 	if text == "" {
 		return p, nil

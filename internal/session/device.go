@@ -7,8 +7,8 @@ import (
 )
 
 // knownDevices is the number of newest sessions of a user that are known devices. A known
-// device has a count of wrong guesses of its own. So the number is small: a thief with many old
-// refresh tokens of the user would have that many counts.
+// device has a count of wrong guesses of its own. So knownDevices is small: a thief with many
+// old refresh tokens of the user could guess passwords with the count of each device.
 const knownDevices = 10
 
 // Device returns the id of the session of a refresh token, if the token is authentic, and ""
@@ -23,7 +23,7 @@ func (s *Sessions) Device(refreshToken string) (sessionID string) {
 }
 
 // Knows reports whether a session is a known device of a user: one of the user's newest
-// sessions, ended or not. u may be the zero User.
+// sessions, ended or not. For the zero User, Knows returns false.
 func (s *Sessions) Knows(tx *store.Tx, u *store.User, sessionID string) (bool, error) {
 	row, err := tx.Session(sessionID)
 	switch {

@@ -19,7 +19,7 @@ import (
 //	Repeated    the value of Current at the last repeat; 0: none
 //	Run         the number of successive generations with a repeat, up to Repeated
 //
-// The grace (--refresh-grace) is the time in which a client may present a spent token again,
+// The grace (--refresh-grace) is the time in which a client can present a spent token again,
 // because the answer was lost. A span is an interval as long as the grace; spans are counted
 // from 1970. A generation is "spent within the grace" on two conditions: Spent was spent less
 // than the grace ago; and the generation was spent in the span of SpentAt or, while that span
@@ -28,25 +28,25 @@ import (
 // nothing, so a thief cannot keep the grace open by retries.
 //
 // A late retry of Spent means: the answer was lost, and the client did not notice the loss
-// within the grace. The late retry gets a new successor, and the successor in the lost answer
-// is dead. The range from Low to Spent then starts again above the dead generation; Late is the
-// only lower generation that may still be spent within the grace.
+// within the grace. The late retry gets a token of a new generation, and the generation in the
+// lost answer is dead. After a late retry, the range from Low to Spent starts again above the
+// dead generation; Late is the only lower generation that can still be spent within the grace.
 //
 // A repeat is a retry that is answered: a retry within the grace, or a late retry. An honest
 // client repeats when an answer is lost. A thief that follows the owner within the grace
 // repeats in every generation, since the owner and the thief both need the newest token. Run is
 // the number of generations with a repeat, each counted once. A generation without a repeat
-// ends the run. When Run has reached the limit (--refresh-repeats), a repeat in a further
-// generation of the run is reuse. Further repeats in a generation that is counted change
-// nothing, so a transaction with an unknown outcome can run again.
+// ends the run (the successive generations with a repeat). When Run has reached the limit
+// (--refresh-repeats), a repeat in a further generation of the run is reuse. A second repeat in
+// the same generation changes nothing, so a transaction with an unknown outcome can run again.
 //
-// The run continues if Repeated is at least the presented generation: since the presented token
-// was the newest, every generation has had a repeat, or a client presents a token that it got
-// by the last repeat. The second case catches a thief that spends several tokens just before
-// the owner comes within the grace.
+// The run continues if Repeated is at least the presented generation. One case is that every
+// generation has had a repeat since the presented token was the newest. In the other case a
+// client presents a token that it got by the last repeat, as when a thief spends several tokens
+// just before the owner comes within the grace.
 //
-// The ordinary advance, of the newest token, is also in SQL as one statement: store.Spend. An
-// advance changes neither Repeated nor Run.
+// The ordinary advance, in which a client presents the newest token, is also in SQL as one
+// statement: store.Spend. An advance changes neither Repeated nor Run.
 
 // verdict says what to do after a client has presented a refresh token.
 type verdict int
@@ -60,19 +60,18 @@ const (
 )
 
 // DefaultRepeats is the default of --refresh-repeats. With 16, a client that loses 30 %
-// of the answers is logged out once in 1.1 billion generations. 15 is the lowest number
-// that keeps this above a hundred million. docs/decisions has the calculation.
+// of the answers is logged out once in 1.1 billion generations. 15 is the lowest value with
+// more than a hundred million generations for each logout. docs/decisions has the calculation.
 const DefaultRepeats = 16
 
-// limits holds the settings by which present decides.
+// limits holds the settings by which [present] decides about a refresh token.
 type limits struct {
 	grace   time.Duration
 	repeats int64 // the number of successive generations that are allowed to have a repeat
 }
 
-// present decides about an authentic refresh token that is presented at a moment.
-// presented is the token's generation. present returns the new numbers for the
-// session's row.
+// present decides about an authentic refresh token that a client presents at the time now.
+// presented is the token's generation. present returns the new numbers for the session's row.
 func present(g store.Generations, presented int64, now time.Time, l limits) (store.Generations, verdict) {
 	inGrace := withinGrace(g, presented, now, l.grace)
 	switch {
@@ -100,7 +99,7 @@ func present(g store.Generations, presented int64, now time.Time, l limits) (sto
 // countRepeat counts a repeat in the generation Current.
 func countRepeat(g store.Generations, presented int64) store.Generations {
 	switch {
-	case g.Repeated == g.Current: // the generation is counted
+	case g.Repeated == g.Current: // a repeat in this generation is counted already
 	case g.Repeated >= presented:
 		g.Run++
 	default:
@@ -115,7 +114,7 @@ func countRepeat(g store.Generations, presented int64) store.Generations {
 func advance(g store.Generations, now time.Time, grace time.Duration) store.Generations {
 	next := g
 	switch span(now, grace) - span(g.SpentAt, grace) {
-	case 0: // Low and EarlierLow stay
+	case 0: // the span of the last spending still lasts: Low and EarlierLow stay
 	case 1:
 		next.Low, next.EarlierLow = g.Current, g.Low
 	default:

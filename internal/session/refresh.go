@@ -27,11 +27,12 @@ const (
 	callsWaiting = 62
 )
 
-// Refresh spends a refresh token and returns new tokens. The answer to a refresh may get lost,
-// so a client may present the same token again: within the grace (--refresh-grace) the token
+// Refresh spends a refresh token and returns new tokens. The answer to a refresh can get lost,
+// so a client can present the same token again: within the grace (--refresh-grace) the token
 // gets the same answer again. After the grace, only the token that was spent last gets an
-// answer, a new successor. Any other spent token ends its session (RFC 9700, section 4.14). So
-// does a token presented again in more successive generations than --refresh-repeats.
+// answer, with a new refresh token. Any other spent token ends its session (RFC 9700, section
+// 4.14). The session also ends if spent tokens come again in more successive generations than
+// --refresh-repeats.
 //
 // Errors, in the order of the checks: ErrRefreshInvalid; share.ErrNoTurn;
 // ErrRefreshExpired; ErrRevoked; ErrRefreshReused; ErrAudience, which spends nothing.
@@ -57,7 +58,7 @@ func (s *Sessions) Refresh(ctx context.Context, refreshToken string, audience []
 	return s.Sign(ctx, grant)
 }
 
-// enter checks the MAC of a refresh token, and waits until the call may run: at most
+// enter checks the MAC of a refresh token, and waits until the call can run: at most
 // callsAtOnce calls of one session run at a time. The caller must call leave after the call.
 // Errors: ErrRefreshInvalid; share.ErrNoTurn; the error of ctx if ctx ends before the turn.
 func (s *Sessions) enter(ctx context.Context, refreshToken string) (g generation, leave func(), err error) {
@@ -75,8 +76,8 @@ func (s *Sessions) enter(ctx context.Context, refreshToken string) (g generation
 // token, by one statement. [store.Store.Spend] says when prepare, which makes the new tokens, is
 // called.
 //
-// Errors: store.ErrNotFound if the refresh is not ordinary, or if the statement cannot
-// decide; then [Sessions.spendAny] decides.
+// Errors: store.ErrNotFound if the client presents another token than the newest, or if the
+// statement cannot decide; after this error, [Sessions.spendAny] decides.
 func (s *Sessions) spendCurrent(ctx context.Context, g generation, asked []string, prepare func(*store.Spent)) error {
 	audience, ok := s.decidingAudience(asked)
 	if !ok {

@@ -1,10 +1,10 @@
 // Package session owns sessions: their start, their refresh tokens and their end.
 // Package login checks the user's password; package session knows no password.
 //
-// A session is one row. A refresh token is not stored: it holds the session's id, a
-// generation (the number of the token in the session) and a MAC. Spending a refresh
-// token changes the session's row, so no table grows with refreshes. The end of a
-// session is a time in the row and one event for verifiers, in one transaction.
+// A session is one row of the database. The database stores no refresh token: a refresh token
+// holds the session's id, a generation (the number of the token in the session) and a MAC.
+// Spending a refresh token changes the session's row, so no table grows with refreshes. The end
+// of a session is a time in the row and one event for verifiers, in one transaction.
 package session
 
 import (
@@ -46,7 +46,8 @@ var (
 )
 
 // IdleTTL bounds the time between two refreshes of a session, and MaxTTL bounds the
-// life of a session. Two types keep the two durations from being swapped.
+// life of a session. IdleTTL and MaxTTL are two types, so that no caller swaps the two
+// durations.
 type (
 	IdleTTL time.Duration
 	MaxTTL  time.Duration
@@ -77,7 +78,7 @@ type Sessions struct {
 	cfg Config
 	d   Dependencies
 	// appends commits events, and does not wait until this server's own verifier has received
-	// them. spendAny waits for the verifier afterwards, and only if a session has ended.
+	// the events. spendAny waits for the verifier afterwards, and only if a session has ended.
 	appends feed.Writer
 	macs    *macs
 	turns   *share.Turns // bounds the refreshes and logouts of one session, by the id of the session
@@ -106,7 +107,7 @@ type Tokens struct {
 // makes the tokens after the commit: a signature inside the transaction would keep the
 // transaction's locks for longer.
 type Grant struct {
-	session  *store.Session // has the fields that Sign reads
+	session  *store.Session // has at least the fields that Sign reads
 	username string
 	roles    []string
 	version  int64 // the version of the access token, see [store.User.TokenVersion]
@@ -192,7 +193,7 @@ func (s *Sessions) audienceWithin(login, asked []string) ([]string, error) {
 
 // subset returns asked without duplicates, if allowed contains every text of asked.
 //
-// Errors: ErrAudience if one of asked is not allowed.
+// Errors: ErrAudience if allowed lacks a text of asked.
 func subset(asked, allowed []string) ([]string, error) {
 	var audience []string
 	for _, a := range asked {
@@ -242,7 +243,7 @@ const (
 	// the reason of the end, and the newest of these sessions are known devices.
 	leastEnded = 100
 	// pruneAtOnce bounds the rows that one login deletes. A login ends at most ten sessions, so
-	// with twenty deletions the rows become fewer.
+	// with twenty deletions in each login the number of rows falls.
 	pruneAtOnce = 20
 )
 
@@ -250,7 +251,7 @@ const (
 // Config.PerUser. After the operator has lowered the bound, a user may have far more sessions,
 // and each call of makeRoom ends some of them. makeRoom returns ended = true if a session
 // within its lifetime has ended. A session past its lifetime counts towards Config.PerUser
-// until its row is deleted; its end needs no event and no record.
+// until its row is deleted; the end of such a session needs no event and no record.
 func (s *Sessions) makeRoom(ctx context.Context, tx *feed.Tx, u *store.User) (ended bool, err error) {
 	const step = 10 // most sessions that one login ends: their events hold the lock that every transaction with an event needs
 	rows, err := tx.SessionsBeyond(u, s.cfg.PerUser-1, step)
@@ -301,8 +302,8 @@ func uncertain(err error) bool {
 }
 
 // Prune deletes, in small steps, the rows of sessions that ended or expired at least
-// Config.Idle ago, as [store.Tx.Aged] counts the time. While the row exists, a client that
-// presents a refresh token of the session gets the precise reason of the refusal.
+// Config.Idle ago, as [store.Tx.Aged] counts the time. While the row of a session exists, a
+// client that presents a refresh token of the session gets the precise reason of the refusal.
 func (s *Sessions) Prune(ctx context.Context) error {
 	const step = 200 // rows in one transaction: takes about a millisecond of SQLite's one writer
 	for after := ""; ; {

@@ -18,8 +18,8 @@ func Wired(t *testing.T) (*World, *pgtest.Proxy) {
 	return On(t, proxy.URI(), func(f *feed.Feed) { f.Pace(Never, Never) }), proxy
 }
 
-// CutOnce returns a judge for [pgtest.Proxy.Judge] that gives fate to the first
-// statement with a prefix, and lets everything else pass.
+// CutOnce returns a judge (a function for [pgtest.Proxy.Judge]) that gives fate to the first
+// statement with a prefix, and lets every other statement pass.
 func CutOnce(prefix string, fate pgtest.Fate) func(pgtest.Trip) pgtest.Fate {
 	var done atomic.Bool
 	return func(trip pgtest.Trip) pgtest.Fate {
@@ -34,7 +34,7 @@ func CutOnce(prefix string, fate pgtest.Fate) func(pgtest.Trip) pgtest.Fate {
 
 // Counter counts the statements and round trips that calls send to PostgreSQL. Counter leaves
 // out the events that the feed reads after a change or a hint, and what the pool sends by
-// itself (see ofPool), since the number of both varies.
+// itself (see ofPool), since the number of these statements varies.
 type Counter struct {
 	proxy *pgtest.Proxy
 	tails map[int]bool // the connections in a transaction by which the feed reads events
@@ -44,8 +44,8 @@ type Counter struct {
 func Count(proxy *pgtest.Proxy) *Counter { return &Counter{proxy, map[int]bool{}} }
 
 // Want makes a call, and checks how many statements in how many round trips the call
-// sent. BEGIN, its settings and COMMIT are statements; what is sent together is one
-// round trip.
+// sent. Want counts BEGIN, its settings and COMMIT as statements, and statements that are sent
+// together as one round trip.
 func (c *Counter) Want(t *testing.T, name string, statements, trips int, call func()) {
 	t.Helper()
 	c.since()
@@ -55,7 +55,7 @@ func (c *Counter) Want(t *testing.T, name string, statements, trips int, call fu
 	}
 }
 
-// since returns the counts since the previous call of since.
+// since returns the counts of statements and round trips since the previous call of since.
 func (c *Counter) since() (statements, trips int, text string) {
 	for _, trip := range c.proxy.Trips() {
 		last := ""

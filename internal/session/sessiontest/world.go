@@ -29,10 +29,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// The rules of every world's sessions.
+// The settings of the sessions in every [World].
 const (
 	Grace    = 10 * time.Second
-	Idle     = 30 * time.Hour // a server has days by default; in a synctest bubble each hour takes work
+	Idle     = 30 * time.Hour // the default of a server is 30 days; in a synctest bubble each hour takes work
 	Lifetime = 90 * time.Hour
 	PerUser  = 1000 // the largest number of sessions of one user
 )
@@ -71,7 +71,7 @@ type World struct {
 	parts session.Dependencies
 }
 
-// New makes a world on SQLite.
+// New makes a World, a server without gRPC, on a SQLite database.
 func New(t *testing.T) *World { return On(t, storetest.SQLite(t), func(*feed.Feed) {}) }
 
 // Slow makes a world for a synctest bubble in which days pass. The feed reads the
@@ -94,8 +94,8 @@ type Setting func(*session.Config)
 // Repeats sets in how many successive generations a refresh token may be repeated.
 func Repeats(n int) Setting { return func(c *session.Config) { c.Repeats = n } }
 
-// On makes a world on a database that has its schema and nothing else. prepare is called
-// before the feed runs.
+// On makes a World on a database that has its schema and nothing else. On calls prepare before
+// the feed runs.
 func On(t *testing.T, uri string, prepare func(*feed.Feed), settings ...Setting) *World {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -165,7 +165,7 @@ func (w *World) Bounded(t *testing.T, perUser int) (*session.Sessions, *login.Se
 	return w.open(t, []Setting{func(c *session.Config) { c.PerUser = perUser }})
 }
 
-// open returns the sessions and logins of a server with settings.
+// open returns the sessions and logins of a server with the given settings.
 func (w *World) open(t *testing.T, settings []Setting) (*session.Sessions, *login.Service) {
 	t.Helper()
 	rules := session.Config{
@@ -202,7 +202,7 @@ func Parse(t *testing.T, text string) password.Password {
 	return p
 }
 
-// Login logs Alice in.
+// Login logs the user alice in, and returns the tokens of the session.
 func (w *World) Login(t *testing.T) *session.Tokens {
 	t.Helper()
 	tokens, err := w.Logins.Login(context.Background(), "alice", Parse(t, Password), nil, "")
@@ -212,7 +212,7 @@ func (w *World) Login(t *testing.T) *session.Tokens {
 	return tokens
 }
 
-// Refresh spends a refresh token.
+// Refresh spends a refresh token, and returns the new tokens.
 func (w *World) Refresh(t *testing.T, refreshToken string) *session.Tokens {
 	t.Helper()
 	tokens, err := w.Sessions.Refresh(context.Background(), refreshToken, nil)
