@@ -15,8 +15,8 @@ var (
 	// ErrInvalid means that the assertion is not a valid token of a trusted issuer for this
 	// server.
 	ErrInvalid = errors.New("not a valid assertion of a trusted issuer for this server")
-	// ErrUnbound means that no binding, or several equally well, name an account for a valid
-	// assertion.
+	// ErrUnbound means that for a valid assertion no binding, or several bindings with equally
+	// many claims, name an account.
 	ErrUnbound = errors.New("no single binding names a service account for the assertion")
 )
 
@@ -24,7 +24,7 @@ var (
 // reason is a fixed text: an attacker may have written the assertion.
 type refused struct {
 	error
-	issuer string // the name; empty for an assertion of an unknown issuer
+	issuer string // the name of the issuer; empty for an assertion of an unknown issuer
 	why    string
 }
 
@@ -39,12 +39,12 @@ func (e refused) detail() string {
 }
 
 const (
-	// leeway is how far the clock of an issuer may be ahead of the database's clock.
+	// leeway is how far the clock of an issuer is allowed to be ahead of the database's clock.
 	leeway = time.Minute
 	// endOfTime bounds the times in an assertion, in seconds since 1970: the first second of
 	// the year 10000.
 	endOfTime = 253402300800
-	// maxExact bounds the numbers that a binding may ask for: JSON readers agree on integers up
+	// maxExact bounds the numbers that a binding can ask for: JSON readers agree on integers up
 	// to 2⁵³-1 (RFC 7493 section 2.2).
 	maxExact = 1<<53 - 1
 )
@@ -59,8 +59,8 @@ type assertion struct {
 
 // judge checks the claims that need no clock (RFC 7523 section 3 and its revision
 // draft-ietf-oauth-rfc7523bis). audience is the issuer of this server: an assertion with
-// another value, or with one more value, was made for another server too, and the other server could present
-// the assertion here.
+// another audience, or with a second audience, was made for another server too, and the other
+// server could present the assertion to this server.
 //
 // Errors: ErrInvalid.
 func judge(claims map[string]any, by *trusted, audience string) (*assertion, error) {
@@ -89,9 +89,9 @@ func judge(claims map[string]any, by *trusted, audience string) (*assertion, err
 	return a, nil
 }
 
-// checkTime compares the times with the database's clock. The clock of an issuer may be ahead
-// by leeway. exp has no leeway: whatever the clocks are, an assertion never counts for longer
-// than the issuer said.
+// checkTime compares the times with the database's clock. The clock of an issuer is allowed to
+// be ahead by leeway. The claim exp has no leeway: whatever the clocks are, no assertion is
+// accepted for longer than the issuer said.
 //
 // Errors: ErrInvalid.
 func (a *assertion) checkTime(now time.Time) error {
@@ -109,7 +109,8 @@ func (a *assertion) checkTime(now time.Time) error {
 func (a *assertion) invalid(why string) error { return refused{ErrInvalid, a.by.row.Name, why} }
 func (a *assertion) unbound(why string) error { return refused{ErrUnbound, a.by.row.Name, why} }
 
-// isAudience reports whether aud is exactly one audience: a string, or an array of one.
+// isAudience reports whether aud is exactly one audience: a string, or an array with one
+// string.
 func isAudience(aud any, want string) bool {
 	if list, ok := aud.([]any); ok && len(list) == 1 {
 		aud = list[0]
@@ -138,7 +139,8 @@ func isText(s string) bool {
 }
 
 // choose returns the account that the bindings name for the assertion: of the bindings that
-// match, the one with most claims counts. A binding of a deleted account does not count.
+// match, the binding with the most claims names the account. choose ignores a binding of a
+// deleted account.
 //
 // Errors: ErrUnbound.
 func (a *assertion) choose(bindings []*store.BoundUser) (*store.User, error) {
@@ -166,12 +168,13 @@ func (a *assertion) choose(bindings []*store.BoundUser) (*store.User, error) {
 	return &best.User, nil
 }
 
-// matches reports whether every claim of a binding is exactly so in the assertion.
+// matches reports whether the assertion has every claim of a binding, with exactly the bound
+// value.
 func (a *assertion) matches(bound []store.BoundClaim) bool {
 	return !slices.ContainsFunc(bound, func(c store.BoundClaim) bool { return !isValue(find(a.claims, c.Path), c.Value) })
 }
 
-// find returns the value at a path; nil if there is none.
+// find returns the value at a path in the claims; nil if the claims have no such path.
 func find(claims map[string]any, path []string) any {
 	var value any = claims
 	for _, name := range path {
@@ -182,7 +185,7 @@ func find(claims map[string]any, path []string) any {
 }
 
 // isValue reports whether a claim has the value of a binding. An array or an object never
-// has.
+// has the value of a binding.
 func isValue(claim, want any) bool {
 	switch claim := claim.(type) {
 	case string:

@@ -45,8 +45,8 @@ func (r *Registry) CreateBinding(ctx context.Context, by caller.Caller, row stor
 	return &row, err
 }
 
-// checkPlace refuses a binding for which another binding exists already, and one that is too
-// many.
+// checkPlace refuses a binding if an equal binding exists already, or if the subject, the
+// issuer or the account has too many bindings.
 func (r *Registry) checkPlace(tx *store.Tx, row *store.Binding) error {
 	same, err := tx.BindingsOfSubject(row.Issuer, row.Subject, maxOfSubject)
 	if err != nil {
@@ -70,7 +70,7 @@ func (r *Registry) checkPlace(tx *store.Tx, row *store.Binding) error {
 }
 
 // Bindings returns up to limit bindings in order of id, beginning after the id `after`. next
-// is the `after` of the next page; empty at the end.
+// is the value of `after` for the next page; empty at the end.
 func (r *Registry) Bindings(ctx context.Context, f store.BindingFilter, after string, limit int) (rows []*store.Binding, next string, err error) {
 	err = r.store.Read(ctx, func(tx *store.Tx) (err error) {
 		rows, err = tx.Bindings(f, after, limit+1)
@@ -106,7 +106,7 @@ func (r *Registry) DeleteBinding(ctx context.Context, by caller.Caller, id strin
 	})
 }
 
-// remove deletes a binding, and records the removal.
+// remove deletes a binding, and writes the removal into the security record.
 func (r *Registry) remove(ctx context.Context, tx *feed.Tx, by caller.Caller, b *store.Binding, username string) error {
 	if err := tx.DeleteBinding(b.ID); err != nil {
 		return err
@@ -116,7 +116,8 @@ func (r *Registry) remove(ctx context.Context, tx *feed.Tx, by caller.Caller, b 
 
 func sameClaim(a, b store.BoundClaim) bool { return slices.Equal(a.Path, b.Path) && a.Value == b.Value }
 
-// judged lists the claims that an exchange judges by rules of its own.
+// judged lists the claims that every exchange checks by fixed rules, so that no binding names
+// such a claim.
 var judged = []string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti"}
 
 // checkBinding checks the fields of a binding, and sorts the claims.
@@ -172,7 +173,7 @@ func checkClaim(claim store.BoundClaim) (length int, err error) {
 			return 0, invalid("a value", "%w", err)
 		}
 	case float64:
-		if !(math.Abs(value) <= maxExact) { // also no number
+		if !(math.Abs(value) <= maxExact) { // true for NaN too, which is no number
 			return 0, errors.New("must not have a number beyond 2^53-1: programs read such a number as one of its neighbors")
 		}
 	case bool:

@@ -19,16 +19,17 @@ var (
 	// ErrDisabled means that the assertion is valid, and that a binding names a service account
 	// that is disabled.
 	ErrDisabled = errors.New("service account is disabled")
-	// ErrUnavailable is in every [Unavailable]: the key of the assertion cannot be had now.
+	// ErrUnavailable is in every [Unavailable]: the server cannot get the key of the assertion
+	// now.
 	ErrUnavailable = errors.New("the key of the issuer cannot be had")
 	// ErrOverloaded means that too many assertions of the client's network wait for a check.
 	ErrOverloaded = errors.New("too many assertions of a network at once")
 )
 
-// Unavailable is the error for an assertion with a key that cannot be had now.
+// Unavailable is the error for an assertion with a key that the server cannot get now.
 type Unavailable struct {
 	Issuer string        // the name of the issuer
-	After  time.Duration // until the next fetch of the keys has probably ended
+	After  time.Duration // the time until the next fetch of the keys has probably ended
 	why    string
 }
 
@@ -40,7 +41,8 @@ func (u *Unavailable) Unwrap() error { return ErrUnavailable }
 const (
 	// checksAtOnce and checksWaiting bound the checks of one network. A check takes up to half
 	// a millisecond of one core, so a network with forged assertions uses one core at most. A
-	// waiting call is one of the unfinished requests of its network, 256 by default.
+	// waiting call is one of the unfinished requests of its network, of which a network can
+	// have 256 by default.
 	checksAtOnce, checksWaiting = 1, 256
 	// maxAttempts bounds how often a call checks an assertion: with the issuers in memory; after
 	// reading the issuers from the database; after fetching the issuer's keys; and once more, if
@@ -51,15 +53,15 @@ const (
 // errChanged means that the issuer was changed or removed after its keys were read.
 var errChanged = errors.New("the issuer has changed")
 
-// Exchanger gives service accounts access tokens for assertions. An Exchanger is safe for
-// concurrent use.
+// Exchanger gives service accounts access tokens for assertions (tokens of trusted issuers). An
+// Exchanger is safe for concurrent use.
 type Exchanger struct {
 	store    *store.Store
 	keys     *Keys
 	tokens   *issuer.Issuer
 	audit    *audit.Log
 	audience string       // the only audience of an assertion: the issuer of this server
-	checks   *share.Turns // by network
+	checks   *share.Turns // bounds the checks of each network
 }
 
 // NewExchanger returns an Exchanger. name is the issuer of this server.
@@ -67,7 +69,7 @@ func NewExchanger(s *store.Store, keys *Keys, tokens *issuer.Issuer, log *audit.
 	return &Exchanger{store: s, keys: keys, tokens: tokens, audit: log, audience: name, checks: share.NewTurns(checksAtOnce, checksWaiting)}
 }
 
-// Token is the access token of a service account.
+// Token holds a new access token of a service account.
 type Token struct {
 	Access    string
 	ExpiresIn time.Duration
@@ -82,8 +84,9 @@ type grant struct {
 }
 
 // Exchange judges an assertion, records the exchange, and mints an access token for an
-// audience. The audience must be one that the server issues for. The same assertion may be
-// exchanged again within its life. A refused assertion writes nothing: the edge counts it.
+// audience. The server must issue tokens for the audience. The same assertion can be exchanged
+// again within its life. A refused assertion writes nothing: the edge (package rpc) counts the
+// refusal.
 //
 // Errors: ErrInvalid; ErrUnbound; ErrDisabled; ErrOverloaded; a *[Unavailable]; errors of the
 // store; all but those of the store as an [audit.Refusal].
@@ -101,26 +104,27 @@ func (x *Exchanger) Exchange(ctx context.Context, raw string, audience []string)
 	return &Token{Access: access, ExpiresIn: expires, UserID: g.user.ID}, nil
 }
 
-// about adds what is known to a refusal, for the security record.
+// about adds to a refusal what is known about the account or the issuer, for the security
+// record.
 func about(err error) error {
 	refusal := audit.Refusal{Err: err}
 	var bad refused
 	var away *Unavailable
 	switch {
-	case errors.As(err, &refusal): // the account is known
+	case errors.As(err, &refusal): // err names the account already
 	case errors.As(err, &bad):
 		refusal.Detail = bad.detail()
 	case errors.As(err, &away):
 		refusal.Detail = away.Error()
 	case errors.Is(err, ErrOverloaded):
 	default:
-		return err // no refusal
+		return err // err is a fault, and no refusal
 	}
 	return refusal
 }
 
-// attempt is one check of an assertion: what the assertion says of itself, and the issuer as
-// it is in memory; nil if the issuer is unknown.
+// attempt holds what one check of an assertion has found: the claim iss of the assertion, and
+// the issuer in memory, which is nil if the issuer is unknown.
 type attempt struct {
 	iss string
 	by  *trusted
@@ -129,7 +133,7 @@ type attempt struct {
 // judgeAndRecord judges an assertion, and records the exchange. Before a refusal,
 // judgeAndRecord reads the rows of the issuers anew, and judges once more if the issuer of the
 // assertion has changed: no assertion is refused because of rows that were read before the
-// call. So forged assertions wait, and share the readings.
+// call. So calls with forged assertions wait for a reading, and share the reading.
 func (x *Exchanger) judgeAndRecord(ctx context.Context, raw string) (*grant, error) {
 	waited := false
 	for range maxAttempts {
@@ -148,7 +152,7 @@ func (x *Exchanger) judgeAndRecord(ctx context.Context, raw string) (*grant, err
 			waited = true
 			continue
 		case tried.iss == "" || !errors.Is(err, ErrInvalid) && !errors.Is(err, errChanged) && away == nil:
-			return nil, err // no issuer in the database changes the answer
+			return nil, err // a newer row of an issuer cannot change the answer
 		}
 		if failed := x.keys.reread(ctx); failed != nil {
 			return nil, failed
@@ -160,8 +164,8 @@ func (x *Exchanger) judgeAndRecord(ctx context.Context, raw string) (*grant, err
 	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, errChanged)
 }
 
-// check checks the signature and the claims of an assertion, without the clock, in the turn of
-// the client's network.
+// check checks the signature and the claims of an assertion, without the clock, when the
+// client's network has its turn.
 //
 // Errors: ErrInvalid; ErrOverloaded; a *[Unavailable]; ctx.Err() if ctx ends.
 func (x *Exchanger) check(ctx context.Context, raw string, tried *attempt) (*assertion, error) {

@@ -24,8 +24,8 @@ const (
 	fetchTime = 10 * time.Second
 	// maxHeader bounds the headers of an answer, in bytes.
 	maxHeader = 16 << 10
-	// maxMetadata bounds the metadata of an issuer, in bytes. Those of large public issuers
-	// have up to 5 KiB.
+	// maxMetadata bounds the metadata of an issuer, in bytes. The metadata of large public
+	// issuers have up to 5 KiB.
 	maxMetadata = 64 << 10
 )
 
@@ -35,17 +35,17 @@ type dial = func(ctx context.Context, network, address string) (net.Conn, error)
 // fetcher fetches the keys of one issuer. A fetcher never changes.
 type fetcher struct {
 	issuer    string
-	uri       string // of the key set; empty: the metadata of the issuer name the URL
+	uri       string // the URL of the key set; empty: the metadata of the issuer name the URL
 	transport *http.Transport
 }
 
-// newFetcher returns a fetcher for a row. The transport belongs to the issuer: the CA of one
-// issuer vouches for no other issuer. Every fetch opens a connection, so that no idle
+// newFetcher returns a fetcher for an issuer's row. The transport belongs to the issuer: the CA
+// of one issuer vouches for no other issuer. Every fetch opens a connection, so that no idle
 // connection stays.
 //
 // Errors: a text if the CAs of the row cannot be read.
 func newFetcher(row *store.Issuer, open dial) (*fetcher, error) {
-	var roots *x509.CertPool // nil: those of the system
+	var roots *x509.CertPool // nil: the CAs of the system
 	if row.CAPEM != "" {
 		if roots = x509.NewCertPool(); !roots.AppendCertsFromPEM([]byte(row.CAPEM)) {
 			return nil, errors.New("the CA of the issuer has no certificate in PEM")
@@ -55,12 +55,13 @@ func newFetcher(row *store.Issuer, open dial) (*fetcher, error) {
 		Proxy:           nil, // a proxy of the environment would dial in place of open, which checks the address
 		DialContext:     open,
 		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-		// HTTP/1.1 alone: its bounds are those below.
+		// The transport speaks HTTP/1.1 alone, for which the bounds below are enough.
 		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
 	}}, nil
 }
 
-// fetch fetches the key set, and the metadata before, if the row says so.
+// fetch fetches the key set. If the row names no URL of the key set, fetch first fetches the
+// metadata of the issuer.
 //
 // Errors: texts for the admin. For a key set without a key that can be used, fetch returns both
 // the key set and an error.
@@ -85,9 +86,9 @@ func (f *fetcher) fetch(ctx context.Context) (*keySet, error) {
 	return set, err
 }
 
-// discover returns the URL of the keys from the metadata of the issuer: those of OpenID
-// Connect Discovery 1.0 section 4, which most issuers have, or those of RFC 8414 section 3.
-// The metadata must name the issuer byte for byte: another issuer at the same host may be
+// discover returns the URL of the keys from the metadata of the issuer: the metadata of OpenID
+// Connect Discovery 1.0 section 4, which most issuers have, or the metadata of RFC 8414 section
+// 3. The metadata must name the issuer byte for byte: another issuer at the same host may be
 // able to write metadata of its own (RFC 8414 section 3.3).
 func (f *fetcher) discover(ctx context.Context) (string, error) {
 	urls, err := metadataURLs(f.issuer)
@@ -124,7 +125,7 @@ func (f *fetcher) jwksURI(ctx context.Context, at string) (string, error) {
 	return uri, nil
 }
 
-// metadataURLs returns the URLs at which an issuer may have metadata. checkIssuer has refused
+// metadataURLs returns the URLs at which an issuer can have metadata. checkIssuer has refused
 // an issuer with a query.
 func metadataURLs(issuer string) ([]string, error) {
 	u, err := parseURL(issuer)
@@ -138,8 +139,8 @@ func metadataURLs(issuer string) ([]string, error) {
 	}, nil
 }
 
-// get returns the body of an answer with status 200. A redirect counts as a failure: a
-// redirect may lead to a host that the admin did not choose.
+// get returns the body of an answer with status 200. A redirect is an error: a redirect can
+// lead to a host that the admin did not choose.
 func (f *fetcher) get(ctx context.Context, uri string, most int64) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, uri, nil)
 	if err != nil {
@@ -147,7 +148,7 @@ func (f *fetcher) get(ctx context.Context, uri string, most int64) ([]byte, erro
 	}
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "watchword")
-	resp, err := f.transport.RoundTrip(req) // a Client would follow redirects
+	resp, err := f.transport.RoundTrip(req) // an http.Client would follow redirects
 	if err != nil {
 		return nil, err
 	}

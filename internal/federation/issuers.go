@@ -28,13 +28,13 @@ var (
 
 // Invalid is the error for a field of an issuer or a binding that breaks a rule.
 type Invalid struct {
-	Field string // as in the proto files
+	Field string // the name of the field, as in the proto files
 	Err   error  // the rule, as text for the admin
 }
 
 func (i Invalid) Error() string { return i.Field + " " + i.Err.Error() }
 
-// Unwrap returns the rule.
+// Unwrap returns the rule that the field breaks.
 func (i Invalid) Unwrap() error { return i.Err }
 
 func invalid(field, format string, args ...any) error {
@@ -49,8 +49,8 @@ type Registry struct {
 	audit  *audit.Log
 }
 
-// NewRegistry returns the administration of a database's issuers and bindings. Changes are
-// committed by w.
+// NewRegistry returns the administration of a database's issuers and bindings. w commits the
+// changes.
 func NewRegistry(s *store.Store, w feed.Writer, a *audit.Log) *Registry {
 	return &Registry{store: s, writer: w, audit: a}
 }
@@ -70,7 +70,7 @@ func (r *Registry) write(ctx context.Context, by caller.Caller, fn func(*feed.Tx
 	})
 }
 
-// CreateIssuer makes a trusted issuer. MaxLifetime zero means one day.
+// CreateIssuer makes a trusted issuer. A MaxLifetime of zero means one day.
 //
 // Errors: Invalid; ErrIssuerExists; errors of [caller.Caller.Check] and of the store.
 func (r *Registry) CreateIssuer(ctx context.Context, by caller.Caller, row store.Issuer) (*store.Issuer, error) {
@@ -122,8 +122,8 @@ func findIssuer(tx *store.Tx, name string) (*store.Issuer, error) {
 }
 
 // Issuers returns up to limit issuers in order of name, beginning after the name `after`. next
-// is the `after` of the next page; empty at the end. A page ends early before its documents
-// are longer than a gRPC message may be.
+// is the value of `after` for the next page; empty at the end. A page ends early if the
+// documents of more issuers would not fit into a gRPC message.
 func (r *Registry) Issuers(ctx context.Context, after string, limit int) (rows []*store.Issuer, next string, err error) {
 	err = r.store.Read(ctx, func(tx *store.Tx) error {
 		rows, next = nil, ""
@@ -146,7 +146,7 @@ func (r *Registry) Issuers(ctx context.Context, after string, limit int) (rows [
 }
 
 // Change holds the new values for [Registry.UpdateIssuer]. For a nil field, the old value
-// stays. Issuer is empty, or the claim `iss` as it is: another value is refused.
+// stays. Issuer is empty or the present claim `iss`: another value is refused.
 type Change struct {
 	Issuer       string
 	Source       *KeySource
@@ -162,7 +162,7 @@ type KeySource struct {
 }
 
 // UpdateIssuer changes a trusted issuer. New keys, another URL and another CA revoke every token
-// of the bound accounts: a token may come from an assertion that is trusted no more.
+// of the bound accounts: a token can come from an assertion that is no longer trusted.
 //
 // Errors: Invalid; ErrIssuerNotFound; errors of [caller.Caller.Check] and of the store.
 func (r *Registry) UpdateIssuer(ctx context.Context, by caller.Caller, name string, change Change) (row *store.Issuer, err error) {
@@ -263,8 +263,8 @@ func revokeBound(tx *feed.Tx, issuer string) (map[string]string, error) {
 	return names, err
 }
 
-// ofIssuer returns the event of a changed issuer. A consequence follows the description of the
-// issuer.
+// ofIssuer returns the event of a changed issuer. consequence is a text that follows the
+// description of the issuer.
 func ofIssuer(what audit.Type, by caller.Caller, row *store.Issuer, consequence string) audit.Event {
 	keys := "discovered"
 	switch {

@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	// rereadEvery is the time between two readings of the issuers' rows without a call that
-	// asks: keys of a new issuer are there before the first call, and keys of a removed issuer
-	// are not fetched any more.
+	// rereadEvery is the time between two readings of the issuers' rows if no call asks for a
+	// reading: so the server has the keys of a new issuer before the first call, and fetches
+	// the keys of a removed issuer no longer.
 	rereadEvery = time.Minute
 	// rereadShare and longestPause bound what forged assertions cost the database: between the
 	// starts of two readings lies rereadShare times the duration of the first, up to longestPause.
@@ -41,13 +41,13 @@ type Keys struct {
 	close context.CancelFunc
 	tasks sync.WaitGroup
 
-	reading sync.Mutex // held by a reading of the rows, before mu
-	next    time.Time  // before which no reading begins; reading guards next
+	reading sync.Mutex // held during a reading of the rows; locked before mu
+	next    time.Time  // no reading begins before next; the mutex reading guards next
 
 	mu      sync.Mutex          // guards the fields below
-	closed  bool                // no task begins any more
-	asked   *reading            // that has not begun; nil: none is asked for
-	issuers map[string]*trusted // by the claim iss
+	closed  bool                // no new goroutine begins
+	asked   *reading            // the reading that calls wait for and that has not begun; nil: no call waits
+	issuers map[string]*trusted // the trusted issuers, by the claim iss
 }
 
 // trusted is a trusted issuer in memory. A trusted never changes.
@@ -56,20 +56,21 @@ type trusted struct {
 	source *source
 }
 
-// reading is one reading of the rows, for all callers that asked before the reading began.
+// reading is one reading of the issuers' rows, for all callers that asked before the reading
+// began.
 type reading struct {
 	done chan struct{}
 	err  error
 }
 
-// OpenKeys returns a Keys that knows no issuer yet. Call Close.
+// OpenKeys returns a Keys that knows no issuer yet. The caller must call Close.
 func OpenKeys(s *store.Store, logger *slog.Logger) *Keys {
 	k := &Keys{store: s, logger: logger, dialer: dialer, issuers: map[string]*trusted{}}
 	k.ctx, k.close = context.WithCancel(context.Background())
 	return k
 }
 
-// Run reads the rows of the issuers at once, and then in turn, until ctx ends.
+// Run reads the rows of the issuers at once, and then once in rereadEvery, until ctx ends.
 func (k *Keys) Run(ctx context.Context) {
 	tick := time.NewTicker(rereadEvery)
 	defer tick.Stop()
@@ -95,8 +96,8 @@ func (k *Keys) Close() error {
 	return nil
 }
 
-// of returns the issuer with a claim iss, as the newest reading found it; nil if there was
-// none.
+// of returns the issuer with a claim iss, as the newest reading found it; nil if the reading
+// found no such issuer.
 func (k *Keys) of(iss string) *trusted {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -128,7 +129,8 @@ func (k *Keys) reread(ctx context.Context) error {
 	}
 }
 
-// read makes a reading.
+// read reads the rows of the issuers, and ends the wait of the callers that have asked for the
+// reading r.
 func (k *Keys) read(r *reading) {
 	k.reading.Lock()
 	defer k.reading.Unlock()
@@ -166,8 +168,8 @@ func (k *Keys) read(r *reading) {
 	}
 }
 
-// adopt replaces the issuers in memory. A source goes on as long as its row takes the keys
-// from the same place: the keys of an issuer that is away stay.
+// adopt replaces the issuers in memory. A source continues as long as its row takes the keys
+// from the same place, so that the keys of an issuer that does not answer stay.
 func (k *Keys) adopt(stamps []*store.IssuerStamp, changed map[string]*store.Issuer) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -226,8 +228,8 @@ func (k *Keys) Fetched(name string) Fetched {
 
 // Stats holds the numbers of the fetched keys, for metrics.
 type Stats struct {
-	Succeeded, Failed uint64 // fetches
-	Failing           int    // issuers with a newest fetch that failed
+	Succeeded, Failed uint64 // the numbers of fetches
+	Failing           int    // the number of issuers with a newest fetch that failed
 	// Oldest is the time since the newest fetch that succeeded, of the issuer for which that
 	// time is longest. Issuers without such a fetch are left out.
 	Oldest time.Duration

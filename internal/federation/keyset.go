@@ -19,7 +19,7 @@ const (
 	// maxKeySetLength bounds a document with keys, in bytes. The key sets of large public
 	// issuers have up to 10 KiB.
 	maxKeySetLength = 64 << 10
-	maxKeys         = 100 // of one issuer
+	maxKeys         = 100 // the largest number of keys of one issuer
 	maxKIDLength    = 256 // bytes
 	// The bounds for RSA keys are the bounds of package token for the server's own keys.
 	minModulusBits, maxModulusBits = 2048, 4096
@@ -33,16 +33,17 @@ type key struct {
 	public    crypto.PublicKey        // ed25519.PublicKey, *ecdsa.PublicKey or *rsa.PublicKey
 }
 
-// keySet is the judgement of a JSON Web Key Set. A keySet never changes.
+// keySet holds the keys of a JSON Web Key Set after the check of each key. A keySet never
+// changes.
 type keySet struct {
 	keys    []key        // the keys that can be used, in the order of the document
-	refused []refusedKey // the others
+	refused []refusedKey // the keys that cannot be used
 }
 
 // refusedKey is a key that cannot be used. An issuer may publish such a key for another
 // purpose: SPIRE's key sets have keys for X.509 too (RFC 7517 section 5).
 type refusedKey struct {
-	place int // in the document, from 1
+	place int // the place of the key in the document, counted from 1
 	kid   string
 	why   error
 }
@@ -79,7 +80,7 @@ var (
 
 // parseKeySet judges the keys of a JSON Web Key Set (RFC 7517 section 5). The text must be
 // one JSON object in UTF-8 without repeated names. A key that cannot be used is listed in
-// [keySet.refused] and does not keep the others from use.
+// [keySet.refused] and does not keep other keys from use.
 //
 // Errors: a text for the admin, if the document is too long or has another form, has no key
 // that can be used, has too many keys, or has two keys with one kid for one algorithm. If the
@@ -116,8 +117,8 @@ func parseKeySet(document []byte) (*keySet, error) {
 	return set, nil
 }
 
-// unusable returns the error for a set without a key that can be used. The text tells about
-// the first key: the keys of a set are usually of one kind.
+// unusable returns the error for a set without a key that can be used. The text of the error
+// tells about the first key: the keys of a set are usually of one kind.
 func (s *keySet) unusable() error {
 	if len(s.refused) == 0 {
 		return errors.New("has no key")
@@ -125,7 +126,7 @@ func (s *keySet) unusable() error {
 	return fmt.Errorf("has no key that can be used: %w", s.refused[0])
 }
 
-// Error returns the reason, with the place and the kid of the key.
+// Error returns why the key cannot be used, with the place and the kid of the key.
 func (r refusedKey) Error() string {
 	if r.kid == "" {
 		return fmt.Sprintf("key %d %v", r.place, r.why)
@@ -133,16 +134,16 @@ func (r refusedKey) Error() string {
 	return fmt.Sprintf("key %d (kid %q) %v", r.place, r.kid, r.why)
 }
 
-// Unwrap returns the reason.
+// Unwrap returns the reason why the key cannot be used.
 func (r refusedKey) Unwrap() error { return r.why }
 
-// parseKey judges one key. The kid is set also with an error, if the key has a kid.
+// parseKey checks one key. If the key has a kid, parseKey returns the kid also with an error.
 func parseKey(text []byte) (k key, err error) {
 	var members struct {
 		KID        string   `json:"kid"`
 		Operations []string `json:"key_ops"`
-		// A key with one of these members is refused: they are the private parts of a key by
-		// RFC 7518 section 6, RFC 8037 and RFC 9964. The member oth comes only with d.
+		// A key with one of these members is refused: the members are the private parts of a
+		// key by RFC 7518 section 6, RFC 8037 and RFC 9964. The member oth comes only with d.
 		K    json.RawMessage `json:"k"`
 		D    json.RawMessage `json:"d"`
 		P    json.RawMessage `json:"p"`
@@ -184,7 +185,7 @@ func parseKey(text []byte) (k key, err error) {
 // with the key's type. The algorithm in the header of an assertion never decides: an attacker
 // chooses the header.
 func algorithmOf(jwk jose.JSONWebKey) (jose.SignatureAlgorithm, error) {
-	var possible []jose.SignatureAlgorithm // the first counts without `alg`
+	var possible []jose.SignatureAlgorithm // without `alg`, the key is for the first algorithm
 	switch public := jwk.Key.(type) {
 	case ed25519.PublicKey:
 		possible = []jose.SignatureAlgorithm{jose.EdDSA}

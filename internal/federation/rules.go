@@ -70,7 +70,8 @@ func checkIssuer(row *store.Issuer) error {
 	return nil
 }
 
-// checkSource checks the source of the keys, and what belongs to the source.
+// checkSource checks from where the keys of an issuer come, and the fields that belong to the
+// source.
 func checkSource(row *store.Issuer) error {
 	sources := 0
 	for _, set := range []bool{row.Jwks != "", row.JwksURI != "", row.Discovery} {
@@ -125,7 +126,7 @@ func checkAddress(u *url.URL, allowPrivate bool) error {
 }
 
 // CheckDocument checks the document with the keys of an issuer. A private key is refused even
-// beside a public one: a database and an admin's screen are no place for a private key.
+// beside a public key: a database and an admin's screen are no place for a private key.
 func CheckDocument(text string) error {
 	if !store.IsText(text) {
 		return errForm
@@ -167,7 +168,7 @@ func parseURL(text string) (*url.URL, error) {
 }
 
 // ParseCA returns the certificates of a PEM text, without the text around the certificates.
-// Other blocks are refused: a private key must not be stored.
+// ParseCA refuses other PEM blocks: the database must not store a private key.
 func ParseCA(text string) (string, error) {
 	if text == "" {
 		return "", nil

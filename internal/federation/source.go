@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// refreshEvery is the time between two fetches that succeed. So a key that an issuer has
-	// withdrawn counts for this long at most, as long as the issuer answers.
+	// refreshEvery is the time between two fetches that succeed. So the server accepts a key
+	// that an issuer has withdrawn for refreshEvery at most, as long as the issuer answers.
 	refreshEvery = 5 * time.Minute
 	// fetchPause is the shortest time between the starts of two fetches of an issuer, whatever
-	// clients ask. A fetch that failed is repeated after this time.
+	// clients ask. A fetch that failed is repeated after fetchPause.
 	fetchPause = 10 * time.Second
-	// keepKeys is how long the keys of the newest fetch count while the issuer is away: an
-	// outage of a night ends no exchange. In this time, a key that the issuer has withdrawn
-	// still counts.
+	// keepKeys is how long the server accepts the keys of the newest fetch while the issuer is
+	// away, so that an outage of a night ends no exchange. For as long, the server also accepts
+	// a key that the issuer has withdrawn.
 	keepKeys = 24 * time.Hour
 	// firstWait bounds how long a call waits for the very first fetch of an issuer, which
 	// commonly takes a tenth of a second. No call waits for another fetch.
@@ -32,8 +32,9 @@ const (
 	// arrival is what a client adds to the wait until a fetch begins, so that the fetch has
 	// ended when the client comes back.
 	arrival = time.Second
-	// maxAsked bounds the remembered unknown kids of an issuer, 64 KiB together at most. A kid
-	// that finds no room is ISSUER_UNAVAILABLE until a fetch brings the kid.
+	// maxAsked bounds the remembered unknown kids of an issuer, 64 KiB together at most. An
+	// assertion with an unknown kid beyond maxAsked gets ISSUER_UNAVAILABLE until a fetch
+	// brings the kid.
 	maxAsked = 256
 	// maxError bounds the text of a failed fetch, in bytes: an issuer chooses parts of the text,
 	// such as the names in a certificate.
@@ -49,21 +50,21 @@ const (
 //
 // A source is safe for concurrent use.
 type source struct {
-	name   string                                 // of the issuer
+	name   string                                 // the name of the issuer
 	fetch  func(context.Context) (*keySet, error) // nil: the row has the keys
 	tally  *tally
 	logger *slog.Logger
 	stop   context.CancelFunc
 	first  chan struct{} // closed when the first fetch has ended
-	wanted chan struct{} // has room for one: an unknown kid asks for a fetch
+	wanted chan struct{} // holds one element while an unknown kid asks for a fetch
 
 	mu      sync.Mutex // guards the fields below
 	set     *keySet    // nil: none yet
-	began   time.Time  // the newest fetch
+	began   time.Time  // when the newest fetch began
 	fetched time.Time  // the beginning of the newest fetch that brought a key set
-	err     error      // of the newest fetch
-	// Unknown kids: asked for since the newest fetch began; and asked for before the newest
-	// successful fetch began, which did not bring them.
+	err     error      // the error of the newest fetch
+	// asked holds the unknown kids of calls since the newest fetch began. missed holds the kids
+	// that were asked for before the newest successful fetch, and that the fetch did not bring.
 	asked, missed map[string]bool
 }
 
@@ -78,7 +79,8 @@ func (t *tally) count(err error) {
 	}
 }
 
-// newSource returns a source that does not run yet. open dials, for an issuer with a URL.
+// newSource returns a source that does not run yet. For an issuer with a URL, open makes the
+// connections.
 func newSource(row *store.Issuer, t *tally, open dial, logger *slog.Logger) *source {
 	s := &source{
 		name: row.Name, tally: t, logger: logger, stop: func() {}, first: make(chan struct{}), wanted: make(chan struct{}, 1),
@@ -98,7 +100,8 @@ func newSource(row *store.Issuer, t *tally, open dial, logger *slog.Logger) *sou
 	return s
 }
 
-// run fetches the keys until ctx ends: at once, and then in turn.
+// run fetches the keys until ctx ends: at once, and then when a fetch is due or an unknown kid
+// asks for a fetch.
 func (s *source) run(ctx context.Context) {
 	for {
 		due := s.refresh(ctx)
@@ -129,7 +132,7 @@ func (s *source) refresh(ctx context.Context) (due time.Time) {
 	asked := s.asked
 	s.asked = map[string]bool{}
 	select {
-	case <-s.wanted: // this fetch is the answer
+	case <-s.wanted: // this fetch also answers the calls that asked before
 	default:
 	}
 	s.mu.Unlock()
@@ -175,7 +178,7 @@ func shortened(err error) error {
 }
 
 // logLocked logs the first failure of several, and the end of the failures. kept is how long the
-// earlier keys count.
+// earlier keys are still accepted.
 func (s *source) logLocked(ctx context.Context, err error, kept time.Duration) {
 	switch {
 	case err != nil && s.err == nil:
@@ -219,7 +222,7 @@ func (s *source) key(says token.Foreign) (crypto.PublicKey, error) {
 	return nil, s.unavailableLocked("the key is unknown until the next fetch")
 }
 
-// usableLocked reports whether the source has keys that count.
+// usableLocked reports whether the source has keys that the server accepts now.
 func (s *source) usableLocked() bool {
 	return s.set != nil && (s.fetch == nil || time.Since(s.fetched) < keepKeys)
 }
@@ -252,7 +255,7 @@ func (s *source) rememberLocked(kid string) {
 }
 
 // unavailableLocked returns the error with the time until the next fetch has ended. The
-// database stores the names of issuers, so the text may be recorded.
+// text names an issuer of the database alone, so the security record can hold the text.
 func (s *source) unavailableLocked(why string) error {
 	return &Unavailable{Issuer: s.name, After: max(0, time.Until(s.began.Add(fetchPause))) + arrival, why: why}
 }
@@ -261,9 +264,9 @@ func (s *source) invalid(why string) error { return refused{ErrInvalid, s.name, 
 
 // Fetched describes the keys of an issuer that this process has.
 type Fetched struct {
-	KIDs []string  // of the keys that can be used, sorted
-	At   time.Time // of the newest fetch that brought a key set; zero: none, or the row has the keys
-	Err  error     // of the newest fetch
+	KIDs []string  // the ids of the keys that can be used, sorted
+	At   time.Time // the time of the newest fetch that brought a key set; zero: no fetch did, or the row has the keys
+	Err  error     // the error of the newest fetch
 }
 
 func (s *source) fetchedNow() Fetched {
