@@ -2,9 +2,9 @@
 // operator at the command line): the kind of the subject, the rights in the access token,
 // whether the subject still has these rights, and the address of the call.
 //
-// A verifier may not know yet that a session has just ended, and accept the access token of the
-// session. So every change checks its caller again by [Caller.Check], in the transaction of the
-// change.
+// A verifier that does not know yet that a session has just ended accepts the access token of
+// the session. So every change checks its caller again by [Caller.Check], in the transaction of
+// the change.
 package caller
 
 import (
@@ -69,9 +69,9 @@ var AtCommandLine = Caller{Subject: Subject{Kind: Operator}}
 func (c Caller) Is(role string) bool { return slices.Contains(c.Roles, role) }
 
 // MayManage reports whether the caller is allowed to see and end a user's sessions. A user manages
-// the user's own sessions. An admin manages all, unless LacksAudience. The operator manages
-// all. A service account has no session, and is allowed to revoke its own tokens in the same way, unless
-// LacksAudience.
+// the user's own sessions. An admin manages the sessions of every user, unless LacksAudience is
+// true. The operator manages the sessions of every user. A service account has no session, and
+// is allowed to revoke its own tokens in the same way, unless LacksAudience is true.
 func (c Caller) MayManage(userID string) bool {
 	own := (c.Kind == User || c.Kind == Service && !c.LacksAudience()) && c.ID == userID
 	return c.Kind == Operator || c.Is(Admin) && !c.LacksAudience() || own
@@ -116,10 +116,10 @@ func (c Caller) Rows(tx *store.Tx) (*store.User, *store.Session, error) {
 	if !alive || c.Version < user.RevokedBelow {
 		return nil, nil, ErrRevoked
 	}
-	// A token may have a version above the row's version: the floor for versions was above the
-	// row's version when the token was minted. But a token with the rights of a change that the
-	// database has lost may also have a version above the row's version. So the rights in the
-	// token must be equal to the rights in the row.
+	// A token can have a version above the row's version: the floor for versions (the least
+	// version of new tokens) was above the row's version when the token was minted. But a token
+	// with the rights of a change that the database has lost can also have a version above the
+	// row's version. So the rights in the token must be equal to the rights in the row.
 	if c.Version < user.Version || c.Name != user.Username || !slices.Equal(c.Roles, user.Roles) {
 		return nil, nil, ErrStale
 	}
@@ -134,8 +134,8 @@ func revokedIfMissing(err error) error {
 }
 
 // Alive reports whether a session was never ended, neither alone nor with all sessions of the
-// user. Alive does not check the lifetime: it returns true for an expired session that was not
-// ended.
+// user. Alive does not check the lifetime: Alive returns true for an expired session that was
+// not ended.
 func Alive(session *store.Session, user *store.User) bool {
 	return session.EndedAt.IsZero() && session.BornVersion >= user.RevokedBelow &&
 		!user.Disabled && user.DeletedAt.IsZero()

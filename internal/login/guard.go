@@ -24,18 +24,19 @@ const (
 //
 //   - The wrong passwords for one username, from every client together, have one count, whether
 //     the user exists or not.
-//   - A known device has a count of its own: a login that carries an earlier refresh token of
-//     the user ([session.Sessions.Knows]). So an attacker without such a token cannot keep the
-//     owner out. A known network gets no count of its own: such a count would show that the
-//     user exists, and an attacker can be in the same network.
+//   - A known device has a count of its own. A login comes from a known device if the login
+//     carries an earlier refresh token of the user ([session.Sessions.Knows]). So an attacker
+//     without a refresh token of the user cannot keep the owner out. A network from which the
+//     user has logged in gets no count of its own: the count would show that the user exists,
+//     and an attacker can be in the same network.
 //   - A wrong password in ChangePassword is counted for the session of the caller.
 //   - While the count of the device or of the session refuses a try, the count of the username
-//     can still admit the try: an attacker can have the token too. The count that has admitted
-//     the try also counts the try. So an attacker with the refresh tokens of n devices has as
-//     many guesses as the counts of n devices and of the username allow.
+//     can still admit the try: an attacker can have the refresh token too. The count that has
+//     admitted the try also counts the try. So an attacker with the refresh tokens of n devices
+//     has as many guesses as the counts of n devices and of the username allow.
 //   - The wrong passwords from one source (a client network), at whatever usernames, have one
-//     count. A try that the count of a device or of a session admits is not refused for its
-//     source.
+//     count. If the count of a device or of a session admits a try, the count of the source
+//     does not refuse the try.
 type Limits struct {
 	throttle.Limits     // the bounds of one username, and of one device
 	SourceRate      int // wrong passwords a second from one source; 0: no bound
@@ -152,8 +153,9 @@ func (s *Service) beginChange(ctx context.Context, by caller.Caller) (*guess, er
 	})
 }
 
-// admit admits a try by the count of a known device, if there is a known device, and otherwise
-// by the counts of the source and of the username. The function read reads g.user and g.name.
+// admit admits a try by the count of the known device; without a known device, or if that count
+// refuses the try, by the counts of the source and of the username. The function read reads
+// g.user and g.name.
 //
 // Errors: a *[throttle.Refused]; those of read and
 // of the store.
@@ -175,8 +177,9 @@ func (s *Service) admit(ctx context.Context, g *guess, device string, read func(
 	return sooner(byDevice, err)
 }
 
-// sooner returns the second error. If both errors refuse a try, sooner returns the one that
-// promises a time, or else the one with the shorter time to wait.
+// sooner returns the better refusal for the client: the refusal that promises a time, or else
+// the refusal with the shorter time to wait. If one of the errors is no refusal, sooner returns
+// the second error.
 func sooner(first, second error) error {
 	var a, b *throttle.Refused
 	if errors.As(first, &a) && errors.As(second, &b) && (b.Full && !a.Full || b.Full == a.Full && a.RetryAfter < b.RetryAfter) {
@@ -187,7 +190,7 @@ func sooner(first, second error) error {
 
 // compare compares a password with the user's hash, and counts a wrong password before compare
 // returns. compare checks the bounds on guesses again after [password.Turn.Wait], since other
-// calls may have guessed during the wait.
+// calls can have guessed during the wait.
 //
 // Errors: ErrCredentials; a *[throttle.Refused]; those of [password.Turn.Compare] and of
 // the store.

@@ -23,8 +23,9 @@ import (
 )
 
 var (
-	// ErrCredentials means that the user is unknown or that the password is wrong. Two
-	// different errors would tell a stranger which users exist.
+	// ErrCredentials means that the user is unknown or that the password is wrong.
+	// ErrCredentials stands for both cases, since two different errors would tell a stranger
+	// which users exist.
 	ErrCredentials = errors.New("unknown user or wrong password")
 	// ErrUserDisabled means that the password was right, and the user is disabled.
 	ErrUserDisabled = errors.New("user is disabled")

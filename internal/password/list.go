@@ -21,8 +21,9 @@ const maxListed = 16 << 20
 const byteOrderMark = "\ufeff"
 
 // List holds passwords that a [Policy] refuses, without regard to case. A List keeps 64 bits of a
-// keyed hash of each password: 8 bytes, and a password that is not in the list is refused
-// once in a trillion times at most. A List never changes, so goroutines may share a List.
+// keyed hash of each password: 8 bytes, and by chance a List refuses a password that is not in
+// the list, once in a trillion times at most. A List never changes, so goroutines can share a
+// List.
 type List struct {
 	seed   maphash.Seed
 	hashes []uint64 // sorted
@@ -68,11 +69,11 @@ func readList(r io.Reader, least, most int) (*List, error) {
 	}
 }
 
-// readLine returns a line without the characters of its end; empty for a line longer than the
-// reader's buffer, which is no password. The result is valid until the next call. readLine
+// readLine returns a line without the line break; empty for a line longer than the reader's
+// buffer, since such a line is no password. The result is valid until the next call. readLine
 // keeps one buffer in memory, however long the line.
 //
-// Errors: io.EOF at the end, with the last line; those of the reader.
+// Errors: io.EOF at the end of the file, together with the last line; the errors of the reader.
 func readLine(r *bufio.Reader) ([]byte, error) {
 	line, err := r.ReadSlice('\n')
 	if err == bufio.ErrBufferFull {

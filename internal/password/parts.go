@@ -20,9 +20,9 @@ const (
 	fewParts = 4
 	// leastPart is the fewest characters of a part. Shorter parts are single characters.
 	leastPart = 3
-	// longText is the greatest number of characters of a text that isFewParts takes apart: a
-	// longer text counts as many parts. The bound also limits the work of isFewParts, which
-	// grows with the cube of the length.
+	// longText is the greatest number of characters of a text that isFewParts takes apart:
+	// isFewParts treats a longer text as many parts. The bound also limits the work of
+	// isFewParts, which grows with the cube of the length.
 	longText = 64
 )
 

@@ -1,5 +1,6 @@
 // Package password holds the rules for the form of passwords and for new passwords, and hashes
-// and compares passwords. Together, these determine what a guess costs an attacker.
+// and compares passwords. The rules and the hashes together determine what a guess costs an
+// attacker.
 //
 // A [Password] comes from [Parse] alone. No exported method returns the secret text, and
 // [Turn.Compare] alone compares a Password with a hash. The bounded [Pool] computes every hash,
@@ -34,14 +35,14 @@ const redacted = "[redacted]"
 // Password holds a normalized password, and keeps the text secret.
 //
 // Every format prints "[redacted]". The zero value is empty: [Policy] and [Pool] refuse the
-// zero value. A Password never changes, so goroutines may share a
-// Password.
+// zero value. A Password never changes, so goroutines can share a Password.
 type Password struct {
-	// Makes == between Passwords a compile error, because == would compare without
-	// [Turn.Compare].
+	// A field of this type makes == between Passwords a compile error, because == would compare
+	// without [Turn.Compare].
 	_ [0]func()
-	// A pointer, because fmt calls no methods on an unexported field of another
-	// struct: fmt prints a pointer there as an address, and a string as text.
+	// secret is a pointer, because fmt calls no methods on a Password in an unexported field of
+	// another struct: there fmt prints a pointer as an address, and would print a string as
+	// text.
 	secret *string
 }
 

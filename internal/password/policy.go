@@ -26,8 +26,8 @@ var ErrTooWeak = errors.New("password too weak")
 // and no password that an attacker guesses first. Policy has no rule about kinds of characters
 // (digits, signs), because such a rule leads people to "Password1!".
 //
-// The zero Policy asks for DefaultMinLength characters, and has no list. Goroutines may
-// share a Policy.
+// The zero Policy asks for DefaultMinLength characters, and has no list. Goroutines can share a
+// Policy.
 type Policy struct {
 	MinLength int   // the fewest characters; zero: DefaultMinLength; a lower value than LeastMinLength: LeastMinLength
 	List      *List // further passwords to refuse; nil: none

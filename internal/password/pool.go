@@ -19,9 +19,9 @@ import (
 )
 
 // ErrOverloaded means that the [Pool] does not hash the password: the queue admits no further
-// caller of this peer, or the caller's deadline comes before the end of the hash. The pool
-// returns ErrOverloaded without hashing; [Pool.RetryAfter] estimates how long a client should
-// wait.
+// caller of this peer (a network or a signed-in user), or the caller's deadline comes before
+// the end of the hash. The pool returns ErrOverloaded without hashing; [Pool.RetryAfter]
+// estimates how long a client should wait.
 var ErrOverloaded = errors.New("too many passwords to hash")
 
 // errEnded reports that the calling code has used a [Turn] after [Turn.End], which is a fault
@@ -85,10 +85,11 @@ func (c Config) withDefaults() Config {
 // after the other: after each hash, a peer stands behind all other peers. Package share divides
 // the places of the queue among the peers: when the queue is full, a newcomer takes the place
 // of the newest caller of the peer with most callers in the queue, and if all peers have
-// equally many, lots decide. A signed-in user weighs half as much as a network of strangers.
+// equally many, lots decide. A waiting caller of a signed-in user counts half as much as a
+// waiting caller of a network of strangers.
 //
-// A pool needs no Close. All methods may be called from several goroutines at once. The zero
-// Pool has an empty queue without any place, and so refuses every caller.
+// A pool needs no Close. A Pool is safe for concurrent use. The zero Pool has an empty queue
+// without any place, and so refuses every caller.
 type Pool struct {
 	params Params
 	policy Policy
@@ -99,14 +100,14 @@ type Pool struct {
 	places   *share.Pool // the places of the queue for all callers
 	reserve  *share.Pool // the places of the queue for [Admin] callers alone
 
-	refused       atomic.Uint64 // turns that got ErrOverloaded
+	refused       atomic.Uint64 // the number of turns that got ErrOverloaded
 	waits, hashes count.Durations
 
 	mu      sync.Mutex       // guards the fields below, and those of peers and turns
 	peers   map[Caller]*peer // peers with a turn
 	order   []*peer          // the peers in the map peers; the first peer with a turn that is ready runs the next hash
 	waiting int              // the number of turns that do not run a hash yet
-	running int              // turns with a slot
+	running int              // the number of turns with a slot, the right to run a hash
 	average time.Duration    // the average time of the latest hashes; zero before the first hash
 }
 
@@ -171,8 +172,8 @@ func (t *Turn) Hash(ctx context.Context, pw Password) (string, error) {
 // The caller passes an empty phc for an unknown user. Compare then spends the time of
 // a new hash and returns no match, so the time does not show whether a user exists. If phc
 // takes less work than a new hash, Compare spends the rest on further hashes, and throws
-// their results away. If phc takes more work, after the pool's parameters were lowered, Compare takes
-// longer, and the time shows that the user exists.
+// the results away. If phc takes more work, after the pool's parameters were lowered, Compare
+// takes longer, and the time shows that the user exists.
 //
 // Errors: those of [Turn.Hash]; an error without a sentinel if phc is malformed or
 // asks for more than the package's bounds, a fault of the stored row.

@@ -57,12 +57,12 @@ const maxHashesOfUser = 2 // the most hashes of one signed-in user that run at a
 // guards a peer.
 type peer struct {
 	caller  Caller
-	turns   []*Turn // the turns that do not run a hash yet, in order of arrival
-	running int     // turns with a slot
+	turns   []*Turn // the turns that have no slot yet, in order of arrival
+	running int     // the number of turns with a slot
 }
 
 // Turn stands for one caller's use of a [Pool]. A turn first has a place in the queue, and from
-// the first hash on a slot (the right to run a hash). The turn keeps the slot until End, so a
+// its first hash on a slot (the right to run a hash). The turn keeps the slot until End, so a
 // caller that needs a second hash does not wait again. Between two hashes of a turn, do nothing
 // that can take long.
 //
@@ -82,9 +82,9 @@ type Turn struct {
 type state int
 
 const (
-	waiting   state = iota // has a place in the queue
-	running                // has a slot
-	displaced              // has lost its place in the queue to another peer
+	waiting   state = iota // the turn has a place in the queue
+	running                // the turn has a slot, the right to run a hash
+	displaced              // the turn has lost its place in the queue to another peer
 	ended
 )
 

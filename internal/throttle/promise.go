@@ -13,19 +13,21 @@ import (
 //     promised time gets the same time again.
 //   - Promised times are in the order in which the networks tried, LongestDelay apart, and at
 //     most [ahead] from now. If every time is promised, the answer has [Refused.Full].
-//   - The times of a site, and of a block, are bounded. The n-th promise of a site must be
-//     within the n-th part of [ahead], and a block can have [blockShare] times as many. While
-//     every time within [ahead] is promised, only a site without a promise gets the next time.
-//     So a neighbour of the owner needs about ten networks to keep the owner's site out, and
-//     one provider's network never takes the whole hour.
-//   - At its time a promised try is admitted, whatever other tries do. The promise ends
-//     LongestDelay later, when the next promised time begins.
+//   - The promised times of a site (the network of one owner), and of a block (the network of a
+//     provider), are bounded. The n-th promise of a site must be within the n-th part of
+//     [ahead], and a block can have [blockShare] times as many promises as a site. While every
+//     time within [ahead] is promised, only a site without a promise gets the next time. So a
+//     neighbour of the owner needs about ten networks to keep the owner's site out, and one
+//     provider's network never takes the whole hour.
+//   - At the promised time the try is admitted, whatever other tries do. The promise ends
+//     LongestDelay after the promised time, when the next promised time begins.
 //   - As long as a name has a promise, only promised tries are admitted. So tries are
 //     LongestDelay apart on average, however many networks an attacker has.
 //
-// The promises of a name are in both buckets, 20 bytes each, so that a bucket is bounded by the
-// number of times within [ahead]. A promise consists of three tags and a time. A tag is a MAC
-// of the name and a network, so that the promises of two names in one bucket can be told apart.
+// The database stores the promises of a name in both buckets (counts of wrong guesses) of the
+// name, 20 bytes for each promise, so that the number of times within [ahead] bounds a bucket.
+// A promise consists of three tags and a time. A tag is a MAC of the name and a network, so
+// that the promises of two names in one bucket can be told apart.
 
 const (
 	// ahead bounds how far in the future a promised time is: no person waits longer for a try.
@@ -37,7 +39,7 @@ const (
 )
 
 // Origin names the networks of a client: one client's own ([caller.Source.Network]), the
-// network that one owner commonly has ([caller.Source.Site]), and a provider's
+// network that one owner commonly has ([caller.Source.Site]), and the network of a provider
 // ([caller.Source.Block]).
 type Origin struct{ Network, Site, Block string }
 
@@ -70,8 +72,8 @@ func (c *Counter) refused(d decision) *Refused {
 	return &Refused{By: c.number, RetryAfter: d.at.Sub(d.now).Truncate(time.Millisecond) + time.Millisecond, Full: d.full}
 }
 
-// decide decides about a try by the two buckets of the name and by the tags of the client's
-// networks (mine). decide changes nothing.
+// decide decides about a try (a guess) by the two buckets of the name and by the tags of the
+// client's networks (mine). decide changes nothing.
 func (c *Counter) decide(p pair, mine tags, now time.Time) decision {
 	longest := c.limits.LongestDelay
 	lists := [2][]promise{current(p[0].Promises, now, longest), current(p[1].Promises, now, longest)}
@@ -107,7 +109,8 @@ func share(lists [2][]promise, mine tags) time.Duration {
 }
 
 // held returns the number of promises at a name for which counts returns true. A promise is in
-// both buckets of a name. If the numbers in both differ, held returns the greater.
+// both buckets of a name. If the numbers in the two buckets differ, held returns the greater
+// number.
 func held(lists [2][]promise, counts func(promise) bool) (n int) {
 	for _, list := range lists {
 		ofList := 0
@@ -121,7 +124,8 @@ func held(lists [2][]promise, counts func(promise) bool) (n int) {
 	return n
 }
 
-// current decodes the promises in a bucket, and returns the promises that have not passed.
+// current decodes the promises in a bucket, and returns the promises with a time that has not
+// passed.
 func current(encoded []byte, now time.Time, longest time.Duration) (list []promise) {
 	for ; len(encoded) >= promiseBytes; encoded = encoded[promiseBytes:] {
 		us := int64(binary.BigEndian.Uint64(encoded[3*tagBytes:]))

@@ -7,21 +7,21 @@
 // two parts of a MAC of the name, and the bucket with fewer guesses decides. If a name had one
 // bucket alone, guesses at made-up names in the same bucket would delay the name.
 //
-// A bucket is a time, ClearAt. Each wrong guess moves ClearAt ahead by a unit, to at most
-// [forgets] from now, and the bucket forgets one guess in each unit of time. The level of a
-// bucket is the number of units until ClearAt:
+// A bucket (a count of wrong guesses) is stored as a time, ClearAt. Each wrong guess moves
+// ClearAt ahead by a unit, to at most [forgets] from now, and the bucket forgets one guess in
+// each unit of time. The level of a bucket is the number of units until ClearAt:
 //
 //	level         0 … FreeTries-1   FreeTries   +1   +2   +3   +4   +5
 //	next try in   0                 1 s         2 s  4 s  8 s  16 s 30 s (LongestDelay)
 //
-// Below FreeTries, a try is admitted at once, and counted if the guess was wrong. Tries that
-// run at the same time would all see the same level. So each replica runs at most FreeTries -
-// level tries at a name at a time; further tries wait.
+// While the level of a name is below FreeTries, a try is admitted at once, and counted if the
+// guess was wrong. Tries that run at the same time would all see the same level. So each
+// replica runs at most FreeTries - level tries at a name at a time; further tries wait.
 //
-// From FreeTries on, each admitted try is counted before the guess is compared, in one
-// transaction with the check: then one try is admitted at a time, on all replicas together. The
-// right secret removes only the count of its own try. If the right secret cleared the bucket, a
-// user with a name in the same bucket could clear the guesses of an attacker.
+// From the level FreeTries on, each admitted try is counted before the guess is compared, in
+// one transaction with the check: so one try is admitted at a time, on all replicas together.
+// The right secret removes only the count of its own try. If the right secret cleared the
+// bucket, a user with a name in the same bucket could clear the guesses of an attacker.
 //
 // While an account is delayed, an attacker that tries all the time would be the first at every
 // moment, and would take every admitted try. So a try that has to wait is promised a time: see
@@ -276,9 +276,9 @@ func (t *Try) Claim(ctx context.Context) error {
 const countTime = 10 * time.Second
 
 // Wrong counts a wrong guess, unless Claim has counted the try. The count is on disk when
-// Wrong returns nil. Until then the caller must hide from the client that the guess was
-// wrong. The count goes on after the end of ctx: otherwise a client that goes away could
-// guess without being counted.
+// Wrong returns nil. Until Wrong has returned, the caller must hide from the client that the
+// guess was wrong. Wrong counts the guess even if ctx ends: otherwise a client that goes away
+// could guess without being counted.
 //
 // After an error, Claim counts every try before the comparison, until a count is stored: so
 // each guess is counted before the comparison, or refused. Only the tries that were compared
@@ -406,7 +406,7 @@ func Prune(ctx context.Context, s *store.Store) error {
 	after, more := int64(0), true
 	for more {
 		err := s.Write(ctx, func(tx *store.Tx) error {
-			clear, err := tx.Aged(0) // by ticks too, so that a clock that is ahead for a moment clears nothing
+			clear, err := tx.Aged(0) // Aged counts the ticks of the servers too, so that a clock that is ahead for a moment clears nothing
 			if err == nil {
 				after, more, err = tx.PruneThrottle(after, step, clear)
 			}

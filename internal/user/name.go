@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// MaxNameLength is the largest length of a username, in bytes. The length is checked before any
-// other work on the name.
+// MaxNameLength is the largest length of a username, in bytes. ParseName checks the length
+// before any other work on the name.
 const MaxNameLength = 256
 
 // maxRoles is the largest number of roles of a user. An access token with so many roles stays
@@ -29,7 +29,7 @@ const maxAudiences = 32
 var ErrMalformed = errors.New("malformed")
 
 // Name holds a username in its folded form (PRECIS UsernameCaseMapped, RFC 8265):
-// "Alice" and "alice" are the same Name. Names are compared and shown in this form.
+// "Alice" and "alice" are the same Name. Watchword compares and shows names in the folded form.
 type Name string
 
 // ParseName returns a username in its folded form.
@@ -83,7 +83,7 @@ func sortedSet(names []string, most int, what string) ([]string, error) {
 // audience does not check the length: with a bound, the regular expression would take 0.3 MiB.
 const maxAudienceLength = 256
 
-// audience matches the name of a service in tokens. The name may be a URI. No character of the
+// audience matches the name of a service in tokens. The name can be a URI. No character of the
 // name needs an escape in JSON: the statement of the ordinary refresh (store.Spend) searches
 // the name as text in a column with a JSON array.
 var audience = regexp.MustCompile(`^[A-Za-z0-9._~:/?#@!$*+=-]+$`)

@@ -13,9 +13,9 @@ import (
 var (
 	// ErrKind means that a change would give an account another kind.
 	ErrKind = errors.New("the kind of an account never changes")
-	// ErrService means that the call sets a password, and the account is a service account.
+	// ErrService means that the call sets a password of a service account.
 	ErrService = errors.New("a service account has no password")
-	// ErrNotService means that the call sets audiences, and the account is a user.
+	// ErrNotService means that the call sets audiences of a user.
 	ErrNotService = errors.New("only a service account has audiences")
 )
 

@@ -75,7 +75,7 @@ func (u *Users) Create(ctx context.Context, by caller.Caller, name Name, roles R
 	if err := u.passwords.CheckPolicy(pw, string(name)); err != nil {
 		return nil, err
 	}
-	switch _, err := u.GetByName(ctx, name); { // first, since the computing of a hash takes long
+	switch _, err := u.GetByName(ctx, name); { // looks for the name before the hash, which takes long to compute
 	case err == nil:
 		return nil, ErrExists
 	case !errors.Is(err, ErrNotFound):
@@ -174,7 +174,8 @@ func (u *Users) GetByName(ctx context.Context, name Name) (row *store.User, err 
 }
 
 // List returns up to limit accounts of a kind, or of every kind if kind is nil, in order of id,
-// beginning after the id `after`. next is the `after` of the next page; empty at the end.
+// beginning after the id `after`. next is the value of `after` for the next page; empty at the
+// end.
 func (u *Users) List(ctx context.Context, kind *store.UserKind, after string, limit int) (rows []*store.User, next string, err error) {
 	err = u.store.Read(ctx, func(tx *store.Tx) (err error) {
 		if kind != nil {
@@ -318,7 +319,7 @@ const (
 type target struct {
 	id      string
 	what    audit.Type // the type of the event in the security record
-	demotes bool       // the user may be an enabled admin before the change, and not after
+	demotes bool       // the change may turn an enabled admin into a user without the role admin, or disable or delete an admin
 }
 
 // change applies fn to a user's row, writes the change into the security record, and raises the
@@ -400,7 +401,7 @@ func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
 func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
 	const step = 2000 // rows in one transaction: other writers wait for about ten milliseconds
 	for after, n := "", step; n == step; users += n {
-		var last string // declared in the function, since the transaction can run again, from the same after
+		var last string // apart from after, since the transaction can run again, and must begin at the same after
 		err := s.Write(ctx, func(tx *store.Tx) (err error) {
 			floor, err := tx.HoldFloor()
 			if err != nil {
@@ -418,8 +419,8 @@ func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
 }
 
 // nextVersion returns a version that neither the user's row nor an access token ever had: above
-// the parameter version, which is the greater of the row's version and the floor for versions,
-// and at least the clock's seconds since 1970.
+// the parameter version, which is the greater of the row's version and the floor for versions
+// (the least version of new access tokens), and at least the clock's seconds since 1970.
 func nextVersion(version int64, now time.Time) int64 {
 	return max(version+1, now.Unix())
 }
