@@ -2,10 +2,10 @@
 // token speaks for the same subject, is for one other service, and names the service that asked
 // as its actor.
 //
-// A delegated token says no more than the subject's token and the service's token say. A
-// delegated token has the subject's session and version and every actor's version, so that a
-// logout, a change of rights and a disabled service anywhere in the chain take the token back at
-// every verifier. A delegation writes no row: package audit counts delegations.
+// A delegated token has at most the roles of the subject's token. A delegated token has the
+// subject's session and version and every actor's version, so that a logout, a change of rights
+// and a disabled service anywhere in the chain take the token back at every verifier. A
+// delegation writes no row: package audit counts delegations.
 package delegation
 
 import (
@@ -26,7 +26,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/token"
 )
 
-// Denied is the error for a delegation that the service may not make.
+// Denied is the error for a delegation that the service is not allowed to make.
 type Denied struct{ why string }
 
 func (d *Denied) Error() string { return d.why }
@@ -42,8 +42,9 @@ var (
 // ErrRoles means that the roles asked for are more than the subject's token has.
 var ErrRoles = errors.New("not a role of the subject's token, or the role " + caller.Admin + ", which is never carried on")
 
-// errAhead means that tokens would begin too far ahead: the clock of the database was ahead when
-// a key was withdrawn, and was set back since. Calls succeed again when the clock gets there.
+// errAhead means that a token would begin too far in the future: the database's clock was ahead
+// when a key was withdrawn, and was set back since. Calls succeed again when the clock has come
+// near that time.
 var errAhead = errors.New("the database's clock is behind the moment from which delegated tokens are valid: a key was withdrawn while the clock was ahead")
 
 // SubjectRefused is the error for a subject's token that is not valid.
@@ -59,23 +60,23 @@ const (
 	tokenStale   = watchwordv1.ErrorReason_ERROR_REASON_TOKEN_STALE
 )
 
-// maxLead is how far ahead a token may begin. Verifiers accept an `iat` that is ahead by
-// [feed.Margin], less their uncertainty about the server's clock.
+// maxLead is how far in the future a token is allowed to begin. Verifiers accept an `iat` that
+// is ahead by [feed.Margin], less their uncertainty about the server's clock.
 const maxLead = feed.Margin - time.Minute
 
 // Service delegates tokens. Every field is required. A Service is safe for concurrent use.
 type Service struct {
 	Feed     *feed.Feed
 	Issuer   *issuer.Issuer
-	Verifier *authn.Verifier // of this process, for every audience that the server issues for
+	Verifier *authn.Verifier // the verifier of this process, for every audience that the server issues for
 	Audit    *audit.Log
 }
 
-// Request asks for a token that speaks for the subject of another one.
+// Request asks for a token that speaks for the subject of another token.
 type Request struct {
 	Subject  string   // the access token with which the service was called
 	Audience string   // the service that the new token is for
-	Roles    []string // each must be a role of Subject; none: those of Subject but admin
+	Roles    []string // each must be a role in the token Subject; empty: all roles in that token but admin
 }
 
 // Token is a delegated access token.
@@ -86,9 +87,9 @@ type Token struct {
 
 // Delegate makes a delegated token for the service `by`.
 //
-// The rows are read in one transaction, and the verifier judges the subject's token again after
-// the verifier knows everything that the transaction saw. So a token of a withdrawn key is
-// refused, also by a replica that hears of the withdrawal late.
+// Delegate reads the rows in one transaction, and the verifier checks the subject's token again
+// after the verifier knows everything that the transaction saw. So a token of a withdrawn key
+// is refused, also by a replica that hears of the withdrawal late.
 //
 // Errors: [*Denied]; [*SubjectRefused]; ErrRoles; [caller.ErrRevoked] and [caller.ErrStale] for
 // the service's own token; errors of [issuer.Issuer.Mint] and of the store. The error has the
@@ -117,7 +118,8 @@ func detail(err error) string {
 	return ""
 }
 
-// delegate delegates, and notes the subject in refused.
+// delegate makes the token, and notes the subject in refused, also if a later check refuses the
+// delegation.
 func (s *Service) delegate(ctx context.Context, by caller.Caller, r Request, refused *audit.Refusal) (*Token, error) {
 	if err := mayAsk(by); err != nil {
 		return nil, err
@@ -161,7 +163,7 @@ func (s *Service) delegate(ctx context.Context, by caller.Caller, r Request, ref
 	})
 }
 
-// mint mints the token, which ends with the subject's token.
+// mint mints the delegated token, which expires with the subject's token or earlier.
 func (s *Service) mint(ctx context.Context, rows *store.Standing, subject *authn.Principal, of issuer.Subject) (*Token, error) {
 	now, notBefore := rows.Now, rows.NotBefore
 	of.NotBefore, of.SessionEnd = notBefore, subject.ExpiresAt()
@@ -192,8 +194,8 @@ func (s *Service) verify(ctx context.Context, raw string) (*authn.Principal, err
 	}
 }
 
-// mayAsk checks the caller's token: a token that the service shows to other services could
-// delegate in its name there.
+// mayAsk refuses a service token for other audiences: a service that receives such a token
+// could delegate in the caller's name.
 func mayAsk(by caller.Caller) error {
 	switch {
 	case by.Kind != caller.Service:
@@ -218,7 +220,7 @@ func callerStands(by caller.Caller, rows *store.Standing) error {
 }
 
 // subjectStands compares the subject's token with the database: the subject, its session and
-// every actor. A revocation counts before a change of rights.
+// every actor. A revocation takes precedence over a change of rights.
 func subjectStands(p *authn.Principal, rows *store.Standing) error {
 	user := rows.Users[p.Subject()]
 	errs := []error{stands(user, p.Username(), p.TokenVersion())}
@@ -240,9 +242,9 @@ func subjectStands(p *authn.Principal, rows *store.Standing) error {
 	return nil
 }
 
-// stands compares the name and the version in a token with the row of the account. A token may
-// have a version above the row's, up to the floor: the floor counted at the minting. Errors:
-// [caller.ErrRevoked]; [caller.ErrStale].
+// stands compares the name and the version in a token with the row of the account. A token can
+// have a version above the row's, up to the floor (the least version of new tokens) at the
+// minting. Errors: [caller.ErrRevoked]; [caller.ErrStale].
 func stands(row *store.User, name string, version int64) error {
 	switch {
 	case row == nil || row.Disabled || !row.DeletedAt.IsZero() || version < row.RevokedBelow:
@@ -253,8 +255,8 @@ func stands(row *store.User, name string, version int64) error {
 	return nil
 }
 
-// rolesStand reports whether the subject still has the roles in the token. A delegated token may
-// have fewer.
+// rolesStand reports whether the subject still has the roles in the token. A delegated token
+// can have fewer roles.
 func rolesStand(p *authn.Principal, user *store.User) bool {
 	roles := p.Roles()
 	if _, delegated := p.Actor(); !delegated {
@@ -263,7 +265,8 @@ func rolesStand(p *authn.Principal, user *store.User) bool {
 	return !slices.ContainsFunc(roles, func(r string) bool { return !slices.Contains(user.Roles, r) })
 }
 
-// sessionStands reports whether the session of the token is alive. A service account has none.
+// sessionStands reports whether the session of the token is alive. A service account has no
+// session.
 func sessionStands(p *authn.Principal, user *store.User, session *store.Session) bool {
 	if p.SessionID() == "" {
 		return user.Kind == store.KindService
@@ -271,8 +274,8 @@ func sessionStands(p *authn.Principal, user *store.User, session *store.Session)
 	return session != nil && session.UserID == user.ID && caller.Alive(session, user)
 }
 
-// mayDelegate checks that the subject's token was for the service, and that the service may
-// carry the subject's identity to an audience.
+// mayDelegate checks that the subject's token was for the service, and that the service is
+// allowed to carry the subject's identity to an audience.
 func mayDelegate(service *store.User, subject *authn.Principal, audience string) error {
 	shown := func(a string) bool { return slices.Contains(service.Audiences, a) }
 	switch {
@@ -284,7 +287,8 @@ func mayDelegate(service *store.User, subject *authn.Principal, audience string)
 	return nil
 }
 
-// narrowed returns the roles of the new token. Errors: ErrRoles.
+// narrowed returns the roles of the new token: the roles in asked, or all roles in have but
+// admin. Errors: ErrRoles.
 func narrowed(have, asked []string) ([]string, error) {
 	carried := slices.DeleteFunc(slices.Clone(have), func(r string) bool { return r == caller.Admin })
 	if len(asked) == 0 {
@@ -298,8 +302,8 @@ func narrowed(have, asked []string) ([]string, error) {
 	return asked, nil
 }
 
-// withActor returns the actors of the new token: the caller, and then those of the subject's
-// token.
+// withActor returns the actors of the new token: the caller, and then the actors in the
+// subject's token.
 func withActor(by caller.Caller, earlier []authn.Actor) []token.Actor {
 	all := []token.Actor{{Subject: by.ID, Username: by.Name, Version: by.Version}}
 	for _, a := range earlier {

@@ -1,6 +1,6 @@
 // Package detach runs a function so that the caller can return before the function ends. A gRPC
-// interceptor needs this to end a stream: the handler can block in Recv or Send until the
-// stream ends, and the stream ends only when the interceptor returns.
+// interceptor needs package detach to end a stream: the handler can block in Recv or Send until
+// the stream ends, and the stream ends only when the interceptor returns.
 package detach
 
 import (
@@ -17,7 +17,7 @@ var errExited = status.Error(codes.Internal, "the handler ended without an answe
 type Call struct {
 	done  chan struct{} // closed when the function has ended and the fields below are written
 	err   error
-	fault any // the value of a panic of the function, or errExited; nil: neither
+	fault any // the value of a panic of the function, or errExited; nil: the function has returned
 	stack []byte
 }
 

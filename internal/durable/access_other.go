@@ -11,16 +11,16 @@ import (
 // of Unix the mode of a file does not tell which users are allowed to read or write.
 func CheckWriters(string) error { return nil }
 
-// CheckOwner returns nil.
+// CheckOwner returns nil, since this system does not tell which user owns a file.
 func CheckOwner(string) error { return nil }
 
-// Exposure returns "".
+// Exposure returns "", since the mode of a file tells nothing on this system.
 func Exposure(string) string { return "" }
 
-// CheckUsable returns nil.
+// CheckUsable returns nil, since the mode of a file tells nothing on this system.
 func CheckUsable(string) error { return nil }
 
-// Denied returns err.
+// Denied returns err as it is.
 func Denied(_ string, err error) error { return err }
 
 func adopt(*os.File, fs.FileInfo, fs.FileMode) error { return nil }

@@ -43,8 +43,8 @@ func CheckWriters(path string) error {
 
 // checkFolder returns an error if every user can replace the file at path in its folder, or if
 // another user can have replaced the folder. If every user can write to the folder above, any
-// user can put a new folder in the place of the folder. The new folder belongs to that user, so
-// checkFolder looks at the owner.
+// user can put a new folder in the place of the file's folder. The new folder belongs to the
+// user that made it, so checkFolder looks at the owner.
 func checkFolder(path string) error {
 	folder := filepath.Dir(path)
 	info, err := os.Stat(folder)
@@ -65,8 +65,9 @@ func checkFolder(path string) error {
 }
 
 // CheckOwner returns an error if another user can have put the file at path there: the file or
-// link belongs to another user, and every user may create files in the folder, such as /tmp. In
-// such a folder this process, unless it is root's, cannot replace the file.
+// link belongs to another user, and every user is allowed to create files in the folder, such
+// as /tmp. In /tmp, only root and the owner can replace the file, so this process perhaps could
+// not write the file.
 func CheckOwner(path string) error {
 	folder, err := os.Stat(filepath.Dir(path))
 	if err != nil || folder.Mode()&0o002 == 0 {
@@ -146,9 +147,9 @@ func Denied(path string, err error) error {
 		err, path, stat.Uid, stat.Gid, info.Mode().Perm(), os.Geteuid(), os.Getegid())
 }
 
-// adopt gives a new file the owner and the group of the file like, and the mode, so that a
-// service can use a file that root has made beside a file of the service. If the owner cannot
-// be changed, and the group can read and write the file like, adopt changes the group alone.
+// adopt gives a new file the owner and the group of another file (like), and the mode, so that
+// a service can use a file that root has made beside a file of the service. If the owner cannot
+// be changed, and the group can read and write the other file, adopt changes the group alone.
 func adopt(file *os.File, like fs.FileInfo, mode fs.FileMode) error {
 	stat, ok := like.Sys().(*syscall.Stat_t)
 	if !ok {

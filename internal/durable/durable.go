@@ -23,8 +23,8 @@ const suffix = ".tmp"
 // Read returns the content of a regular file of up to most bytes. Read refuses a pipe without
 // opening the pipe, because the opening would wait for a writer.
 //
-// Errors: those of [os.Open]; one that names the file if the file is larger or no regular file.
-// No error has a part of the content.
+// Errors: those of [os.Open]; an error that names the file if the file is larger or no regular
+// file. No error repeats a part of the content.
 func Read(path string, most int) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -55,8 +55,8 @@ func Replace(path string, fill func(*os.File) error) error {
 	return write(path, fill, os.Rename)
 }
 
-// Rewrite is like [Replace] for a file that exists: the new file has the owner and the mode
-// of the old file.
+// Rewrite replaces a file that exists, as [Replace] does, and gives the new file the owner and
+// the mode of the old file.
 func Rewrite(path string, fill func(*os.File) error) error {
 	return Replace(path, func(draft *os.File) error {
 		if err := adoptLike(draft, path, 0o777); err != nil { // before fill writes the content, which may be secret
@@ -93,7 +93,7 @@ func Create(path string, fill func(*os.File) error) error {
 		return err
 	})
 	if err != nil && published {
-		os.Remove(path) // Create fails, because the name may be lost in a crash
+		os.Remove(path) // Create has failed to sync the folder: after a crash the name could be lost
 	}
 	return err
 }

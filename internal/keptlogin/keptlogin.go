@@ -50,12 +50,12 @@ type Login struct {
 	Username string `json:"username"`
 	Admin    bool   `json:"admin,omitempty"` // for the audience of administration alone
 	// Device holds the newest refresh token of the last login, also if the session has ended.
-	// By an earlier refresh token the server knows the device: guesses of clients without a
-	// token of the same session then do not delay a login.
+	// The server knows the device by this refresh token, so that wrong passwords of clients
+	// without a token of the same session do not delay a login.
 	Device  string    `json:"device"`
 	Refresh string    `json:"refresh_token,omitempty"` // empty after a logout, and if another program has the tokens
 	Access  string    `json:"access_token,omitempty"`
-	Until   time.Time `json:"until,omitzero"` // Access expires then
+	Until   time.Time `json:"until,omitzero"` // when Access expires
 }
 
 // replaces reports whether the file keeps g instead of old: both are of the same user, for the
@@ -81,11 +81,11 @@ func At(addr string) File {
 	return File{path: filepath.Join(folder, "watchword", "logins", hex.EncodeToString(name[:16])+".json")}
 }
 
-// read returns the logins in the file. A file with anything else counts as empty: a login
-// then writes the file anew.
+// read returns the logins in the file. read treats a file with other content as empty: the next
+// login writes the file anew.
 //
-// Errors: every user may write to the file, and could have put a login of their own there; this
-// process may not read the file.
+// Errors: an error if every user can write to the file, since any user could have put a login
+// into the file; an error if this process is not allowed to read the file.
 func (f File) read() (all []Login, err error) {
 	if f.err != nil {
 		return nil, f.err
@@ -158,14 +158,14 @@ func (f File) putLocked(g Login) error {
 	return f.writeLocked(append(all, g))
 }
 
-// writeLocked writes the file. Of more than maxLogins logins the oldest are left out. The
-// caller holds the lock.
+// writeLocked writes the file. If there are more than maxLogins logins, writeLocked leaves out
+// the oldest. The caller holds the lock.
 func (f File) writeLocked(all []Login) error {
 	text, err := json.Marshal(all[max(0, len(all)-maxLogins):])
 	if err != nil {
 		return err
 	}
-	durable.RemoveDrafts(f.path, time.Hour) // of a command that was killed
+	durable.RemoveDrafts(f.path, time.Hour) // removes the draft of a command that was killed
 	return durable.Replace(f.path, func(file *os.File) error {
 		_, err := file.Write(text)
 		return err
@@ -193,19 +193,19 @@ func (f File) Put(ctx context.Context, g Login) error {
 	if err != nil {
 		return err
 	}
-	return f.writeLocked(append(slices.DeleteFunc(all, g.replaces), g)) // the newest
+	return f.writeLocked(append(slices.DeleteFunc(all, g.replaces), g)) // the newest login is the last in the file
 }
 
 // Device returns the earlier refresh token by which the server knows this device for a user;
-// empty if the file keeps none.
+// empty if the file keeps no login of the user.
 func (f File) Device(username string) string {
 	g, _ := f.find(func(g Login) bool { return g.Username == username })
 	return g.Device
 }
 
 // End calls logout for each kept session, and removes the tokens of the session from the file.
-// The sign of a known device stays. Errors: that of logout, which keeps the session; errors of
-// the file.
+// Login.Device, by which the server knows the device, stays in the file. Errors: the error of
+// logout, after which the tokens of the session stay in the file; errors of the file.
 func (f File) End(ctx context.Context, logout func(refresh string) error) error {
 	unlock, err := f.lock(ctx)
 	if err != nil {
@@ -231,8 +231,8 @@ func (f File) End(ctx context.Context, logout func(refresh string) error) error 
 	return nil
 }
 
-// keepable reports whether a text may be a refresh token. gRPC refuses a request with a
-// text that is not UTF-8, so a damaged file would stop every login.
+// keepable reports whether a text has the form of a refresh token. gRPC refuses a request with
+// a text that is not UTF-8, so a damaged file would stop every login.
 func keepable(token string) bool {
 	return token != "" && len(token) <= 1024 && !strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
 }
@@ -247,7 +247,8 @@ type InUse struct {
 // Use returns the newest kept login with tokens; if admin is true, the newest kept login for
 // administration.
 //
-// Errors: ErrNone; a file that this process may not read, or that every user may write.
+// Errors: ErrNone; an error if this process is not allowed to read the file, or if every user
+// can write to the file.
 func (f File) Use(admin bool) (*InUse, error) {
 	g, err := f.find(func(g Login) bool { return g.Refresh != "" && (g.Admin || !admin) })
 	return &InUse{g, f}, err
@@ -257,9 +258,9 @@ func (f File) Use(admin bool) (*InUse, error) {
 // refresh token as soon as the server has answered: the old refresh token is used up.
 type Renew func(ctx context.Context, refresh string, keep func(refresh string) error) (access string, err error)
 
-// Token returns an access token of the login. If the kept access token has expired, or is the
-// one that the server has refused, Token renews the tokens and writes the new tokens into the
-// file.
+// Token returns an access token of the login. If the kept access token has expired, or equals
+// refused, the token that the server has refused, Token renews the tokens and writes the new
+// tokens into the file.
 //
 // Errors: ErrLoggedOut; those of renew; errors of the file.
 func (u *InUse) Token(ctx context.Context, refused string, renew Renew) (string, error) {
@@ -273,7 +274,7 @@ func (u *InUse) Token(ctx context.Context, refused string, renew Renew) (string,
 	defer unlock()
 	switch g, err := u.file.find(u.replaces); {
 	case err == nil:
-		u.Login = g // another command may have renewed the tokens
+		u.Login = g // another command can have renewed the tokens
 	case !errors.Is(err, ErrNone):
 		return "", err
 	}
@@ -300,7 +301,8 @@ func (u *InUse) good(refused string) bool {
 }
 
 // lifeOf returns the lifetime of an access token that the server has just made, and 0 for
-// a token of another form. The server checks the token; lifeOf only tells when to renew it.
+// a token of another form. The server checks the token; lifeOf only tells when to renew the
+// token.
 func lifeOf(token string) time.Duration {
 	parts := strings.Split(token, ".")
 	var claims struct{ Iat, Exp int64 }

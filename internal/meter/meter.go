@@ -1,6 +1,6 @@
 // Package meter reports plain numbers through OpenTelemetry's metric API. A table of [Row]
-// lists the instruments of a value, and [Register] makes the instruments. Nothing is counted
-// here: at each collection, OpenTelemetry calls the function that reads the numbers.
+// lists the instruments of a value, and [Register] makes the instruments. Package meter counts
+// nothing: at each collection, OpenTelemetry calls the function that reads the numbers.
 package meter
 
 import (
@@ -38,9 +38,9 @@ func Gauge[N any](name, unit, text string, values func(N, Adder)) Row[N] {
 }
 
 // Register makes an instrument for each row, and reports the values of the instruments until
-// unregister is called. The function read returns the numbers of the moment. Each value gets
-// the attributes in common. If provider is nil, Register does nothing. Later calls of
-// unregister do nothing.
+// unregister is called. The function read returns the present numbers. Each value gets the
+// attributes in common. If provider is nil, Register does nothing. Later calls of unregister do
+// nothing.
 //
 // Errors: if the provider refuses an instrument.
 func Register[N any](provider metric.MeterProvider, scope string, common []attribute.KeyValue, read func() N, rows []Row[N]) (unregister func(), err error) {

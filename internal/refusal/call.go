@@ -21,7 +21,8 @@ type Call struct {
 // CallKey is the key of the *Call in the context of a handler.
 type CallKey struct{}
 
-// CallOf returns the admitted call to a handler with the context ctx; nil outside of a handler.
+// CallOf returns the admitted call to a handler with the context ctx; CallOf returns nil
+// outside of a handler.
 func CallOf(ctx context.Context) *Call {
 	c, _ := ctx.Value(CallKey{}).(*Call)
 	return c

@@ -2,8 +2,8 @@
 // message for people, and a google.rpc.ErrorInfo with the domain "watchword" and a
 // reason from the enum ErrorReason.
 //
-// Only package refusal builds an ErrorInfo or reads one. The packages above choose
-// the reason for each error.
+// Only package refusal builds an ErrorInfo or reads one. The packages that call package refusal
+// choose the reason for each error.
 package refusal
 
 import (
@@ -32,8 +32,8 @@ const (
 
 // Status returns the status of a refused call. method is the full name of the called
 // method if the call was refused for its access token. Otherwise method must be
-// empty: a client that reads its method here renews its token and calls again.
-// details follow the ErrorInfo.
+// empty: a client that finds its method in the status renews its token and calls again. The
+// parameter details follows the ErrorInfo in the status.
 func Status(code codes.Code, reason watchwordv1.ErrorReason, method, message string, details ...protoadapt.MessageV1) *status.Status {
 	info := &errdetails.ErrorInfo{Domain: domain, Reason: Name(reason)}
 	if method != "" {
@@ -95,15 +95,15 @@ func Outcome(err error) string {
 	if code := code.Code(status.Code(err)); code.Descriptor().Values().ByNumber(code.Number()) != nil {
 		return code.String()
 	}
-	return code.Code_UNKNOWN.String() // a peer may send any number
+	return code.Code_UNKNOWN.String() // a peer can send any number as the code
 }
 
 // Method returns the called method from the status of a call refused for its access
 // token; empty if the error names no method.
 func Method(err error) string { return infoOf(err).GetMetadata()[methodKey] }
 
-// infoOf returns the ErrorInfo of Watchword (with the domain "watchword") in an error; nil
-// without one.
+// infoOf returns the ErrorInfo of Watchword (with the domain "watchword") in an error; infoOf
+// returns nil if the error has no such ErrorInfo.
 func infoOf(err error) *errdetails.ErrorInfo {
 	st, ok := status.FromError(err)
 	if !ok {
@@ -118,10 +118,10 @@ func infoOf(err error) *errdetails.ErrorInfo {
 }
 
 // WithoutMethod removes method from the ErrorInfo of a handler's error. ctx is the context of
-// the handler. A handler may return the error of another token, from another call. If that
-// error named the handler's method, the client would believe that its own token was refused,
-// and call again. An error of [CallersToken] is about the client's own token, and keeps the
-// method as long as the handler has sent nothing on.
+// the handler. A handler can return an error about another token, from a call of the handler's
+// own. If such an error named the handler's method, the client would believe that the client's
+// own token was refused, and call again. An error of [CallersToken] is about the client's own
+// token, and keeps the method as long as the handler has sent nothing on.
 func WithoutMethod(ctx context.Context, err error, method string) error {
 	if err == nil {
 		return nil
@@ -138,7 +138,7 @@ func WithoutMethod(ctx context.Context, err error, method string) error {
 		}
 		named = true
 		delete(info.Metadata, methodKey)
-		detail.Value = nil // should MarshalFrom fail, the detail is empty and not the old one
+		detail.Value = nil // if MarshalFrom fails, the detail is empty, and names no method
 		_ = detail.MarshalFrom(info)
 	}
 	if !named {
@@ -161,7 +161,7 @@ func (e *unnamed) GRPCStatus() *status.Status { return e.status }
 type Setup struct {
 	Code    codes.Code
 	Message string
-	Cause   error // matched by errors.Is; may be nil
+	Cause   error // matched by errors.Is; can be nil
 }
 
 func (e *Setup) Error() string { return e.Message }

@@ -70,8 +70,8 @@ func (s *Set) Run(ctx context.Context) {
 	}
 }
 
-// Now reads every file of the set at once, and uses new content without a second reading. The
-// log says what was read.
+// Now reads every file of the set at once, and uses new content without a second reading. Now
+// logs what it has read.
 func (s *Set) Now(ctx context.Context) { s.look(ctx, true) }
 
 // look reads the files of every value. A read can hang for as long as a network drive does not
@@ -150,7 +150,7 @@ func (v *Value[T]) Get() T { return *v.current.Load() }
 func (v *Value[T]) Status() Status { return *v.status.Load() }
 
 // add reads a value for the first time, and adds the value to the set. Errors: those of reading
-// and of parse, behind the name of the value.
+// the files and of parse, each after the name of the value.
 func add[T any](s *Set, from source[T]) (*Value[T], error) {
 	v := &Value[T]{source: from, logger: s.logger}
 	contents, sum, err := v.read()
@@ -167,8 +167,8 @@ func add[T any](s *Set, from source[T]) (*Value[T], error) {
 	return v, nil
 }
 
-// read reads the files of the value. The digest is that of the contents, and after an error
-// that of the error.
+// read reads the files of the value. read returns the digest of the contents; after an error,
+// the digest of the error's text.
 func (v *Value[T]) read() (contents [][]byte, sum digest, err error) {
 	hash := sha256.New()
 	for _, path := range v.files {
@@ -176,7 +176,7 @@ func (v *Value[T]) read() (contents [][]byte, sum digest, err error) {
 		if err != nil {
 			return nil, sha256.Sum256([]byte("error: " + err.Error())), err
 		}
-		_ = binary.Write(hash, binary.BigEndian, int64(len(content))) // a hash takes every write
+		_ = binary.Write(hash, binary.BigEndian, int64(len(content))) // a hash never refuses a write
 		_, _ = hash.Write(content)
 		contents = append(contents, content)
 	}

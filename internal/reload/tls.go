@@ -20,7 +20,7 @@ var errDamaged = errors.New("a PEM block of the file is damaged")
 // every error. A certificate and a private key that do not belong together are not used, and
 // neither is a chain of which one certificate is damaged, as in a file that is half written.
 //
-// Errors: of reading the files; of the content.
+// Errors: those of reading the files; those of the content of the files.
 func KeyPair(s *Set, name, certFile, keyFile string) (*Value[*tls.Certificate], error) {
 	return add(s, source[*tls.Certificate]{name, []string{certFile, keyFile}, parsePair})
 }
@@ -58,14 +58,15 @@ func isWhole(content []byte) bool {
 // without one of the CAs, connections would fail that worked before. The value expires
 // ([Status].NotAfter) when the last of the CAs expires.
 //
-// Errors: of reading the file; of the content.
+// Errors: those of reading the file; those of the content of the file.
 func CAs(s *Set, name, file string) (*Value[*x509.CertPool], error) {
 	return add(s, source[*x509.CertPool]{name, []string{file}, parseCAs})
 }
 
 // ServerTLS returns the configuration of an address with one application protocol (ALPN). Every
 // new handshake uses the present content of the files. cas holds the CAs of client certificates,
-// for a server that asks for client certificates as auth says; cas may be nil.
+// for a server that asks for client certificates as auth says; cas can be nil: then the server
+// asks for no client certificate.
 //
 // TLS 1.3 (RFC 8446) is the only version, since the clients are services of the same
 // organization and can all be new. The server resumes no session (RFC 8446, section 2.2): a

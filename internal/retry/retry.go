@@ -15,10 +15,10 @@ import (
 type Backoff struct{ delay time.Duration }
 
 // Next returns the pause before the next attempt. The delay begins at first and doubles with
-// each call up to longest. The pause is at least half of the delay, and at least asked, the
-// wait that the server asked for. A random part of up to half of the delay is added, so that
-// the clients of a lost server do not return together. A pause is longer than longest only if
-// the server asked for a longer wait.
+// each call up to longest. The pause is half of the delay, or asked (the wait that the server
+// asked for) if asked is longer, and a random part of up to half of the delay. With the random
+// part, the clients of a lost server do not return together. If asked is at most longest, Next
+// shortens asked, so that the pause is at most longest.
 func (b *Backoff) Next(first, longest, asked time.Duration) time.Duration {
 	b.delay = min(max(first, 2*b.delay), longest)
 	half := b.delay / 2

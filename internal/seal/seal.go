@@ -7,8 +7,8 @@
 // new secrets (seals); every key decrypts (opens). To replace a key, add the new key as second
 // on every server, and then make the new key the first.
 //
-// [Keys.Seal] reads the file each time, and [Keys.Open] reads the file again if a secret names
-// an unknown master key. So a server uses a new master key without a restart.
+// [Keys.Seal] reads the master key file at each call, and [Keys.Open] reads the file again if a
+// secret names an unknown master key. So a server uses a new master key without a restart.
 //
 // [Keys.MAC] makes a message authentication code, under the master key, for data that is no
 // secret.
@@ -77,8 +77,8 @@ func (k *Keys) GoString() string { return k.String() }
 
 // Load reads the master keys from a file.
 //
-// Errors: fs.ErrNotExist if the file is missing; if a line is malformed, an error with the
-// number of the line, and without the text of the line.
+// Errors: fs.ErrNotExist if the file is missing; an error with the number of the line, and
+// without the text of the line, if a line is malformed.
 func Load(path string) (*Keys, error) {
 	keys, err := read(path)
 	if err != nil {
@@ -193,7 +193,7 @@ func newLine() string {
 	return linePrefix + base64.RawURLEncoding.EncodeToString(secret) + "\n"
 }
 
-// reload reads the master key file again. After an error, the keys in memory stay.
+// reload reads the master key file again. If reload returns an error, the keys in memory stay.
 func (k *Keys) reload() error {
 	keys, err := read(k.path)
 	if err != nil {
@@ -246,7 +246,7 @@ func (k *Keys) MAC(purpose string, message []byte) ([]byte, error) {
 	return append(append([]byte{version}, first.id[:]...), sum...), err
 }
 
-// CheckMAC returns nil if a message authentication code is that of a message and a purpose.
+// CheckMAC returns nil if a message authentication code belongs to a message and a purpose.
 //
 // Errors: ErrWrongKey if the master key is not in the file; another error if the code is
 // malformed or of another message.

@@ -78,7 +78,7 @@ func (s *siege) endlessHeaders() {
 }
 
 // unfinishedRequests begins requests with long metadata, and fills the window of each
-// stream, a part of the window in tiny pieces.
+// stream, and sends a part of the data in tiny pieces.
 func (s *siege) unfinishedRequests() {
 	part := append([]byte{0, 0, 0, 0xff, 0xf0}, make([]byte, 15_995)...)
 	s.streams(100, func(c *Conn, stream uint32) error {
@@ -96,7 +96,7 @@ func (s *siege) unfinishedRequests() {
 // empty is the encoding of a gRPC message without fields.
 var empty = []byte{0, 0, 0, 0, 0}
 
-// call sends a whole request.
+// call sends a whole gRPC request on a stream.
 func call(c *Conn, stream uint32, method string, message []byte, more ...string) error {
 	if err := c.Headers(stream, method, false, more...); err != nil {
 		return err

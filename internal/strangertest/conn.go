@@ -33,9 +33,9 @@ type Conn struct {
 	mu      sync.Mutex // guards the writing side and the fields below
 	encoder *hpack.Encoder
 	block   bytes.Buffer
-	answers map[uint32]Answer // by stream
+	answers map[uint32]Answer // how the server has ended each stream, by the stream's id
 	changed chan struct{}     // closed and replaced when answers or closed change
-	closed  error             // why the connection has ended; nil while it is open
+	closed  error             // why the connection has ended; nil while the connection is open
 }
 
 // Answer says how the server has ended a stream.
@@ -49,7 +49,7 @@ func From(ip string) *net.Dialer {
 	return &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}, Timeout: 30 * time.Second}
 }
 
-// Connect connects from an address, and sends the preface of HTTP/2.
+// Connect connects to a server from the local address ip, and sends the preface of HTTP/2.
 func Connect(ip, addr string) (*Conn, error) {
 	conn, err := From(ip).Dial("tcp", addr)
 	if err != nil {
@@ -96,7 +96,7 @@ func newConn(conn net.Conn) *Conn {
 	return s
 }
 
-// greet sends the preface of HTTP/2.
+// greet sends the preface of HTTP/2, with which a client begins a connection.
 func (s *Conn) greet(settings ...http2.Setting) error {
 	if _, err := io.WriteString(s.conn, http2.ClientPreface); err != nil {
 		return err
@@ -177,7 +177,7 @@ func (s *Conn) Headers(stream uint32, method string, end bool, more ...string) e
 	for i := 0; i < len(fields); i += 2 {
 		_ = s.encoder.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
 	}
-	const most = 16384 // bytes of a frame
+	const most = 16384 // the largest frame, in bytes
 	block := s.block.Bytes()
 	first := block[:min(most, len(block))]
 	block = block[len(first):]
@@ -229,7 +229,7 @@ func (s *Conn) Await(ctx context.Context, holds func() bool) error {
 	}
 }
 
-// AnswerTo waits for the end of a stream.
+// AnswerTo waits for the end of a stream, and returns how the server has ended the stream.
 func (s *Conn) AnswerTo(ctx context.Context, stream uint32) (Answer, error) {
 	var a Answer
 	err := s.Await(ctx, func() bool {
@@ -260,7 +260,8 @@ func Dial(ip, addr string, opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	}))...)
 }
 
-// WasClosed reports whether the error of a connection means that the server has closed it.
+// WasClosed reports whether the error of a connection means that the server has closed the
+// connection.
 func WasClosed(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

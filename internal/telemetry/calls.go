@@ -80,8 +80,8 @@ func (c *Calls) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	return resp, err
 }
 
-// Stream is the interceptor that counts streams, as [Calls.Unary] counts unary calls. A stream
-// is counted as ended at its end.
+// Stream is the interceptor that counts streams, as [Calls.Unary] counts unary calls. Until its
+// end, a stream is counted as a running call.
 func (c *Calls) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	m := c.methods[info.FullMethod]
 	if m == nil {

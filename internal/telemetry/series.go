@@ -18,7 +18,7 @@ const (
 	counter = prometheus.CounterValue
 )
 
-// add is a function that adds one value to a series of /metrics, with the values of the labels.
+// add adds one value to a series of /metrics, with the values of the labels.
 type add = func(value float64, labels ...string)
 
 // series lists the series that have one value for each set of labels. The function values of a
@@ -144,8 +144,8 @@ var series = []struct {
 			add(float64(n.hub.Outdated), "outdated")
 		}},
 
-	// The series about the server's own verifier. Each name is the name of an instrument of
-	// package authn, as OpenTelemetry spells the instrument for Prometheus.
+	// The series about the server's own verifier. The name of each series is the name of an
+	// instrument of package authn, as OpenTelemetry spells the name for Prometheus.
 	{gauge, "verifier_stale", "1 if the trust bundle of the server's own verifier is stale.", nil, func(n *numbers, add add) { add(truth(n.verifier.Stale)) }},
 	{gauge, "verifier_bundle_age_seconds", "Age of the trust bundle of the server's own verifier.", nil,
 		func(n *numbers, add add) { add(n.verifier.Staleness.Seconds()) }},
@@ -195,8 +195,8 @@ var histograms = []struct {
 		func(n *numbers, add func(count.Histogram, ...string)) { add(n.hub.Delays) }},
 }
 
-// callsTotal adds the numbers of ended calls to the series calls_total. The outcomes OK and
-// INTERNAL are there from the start for every method.
+// callsTotal adds the numbers of ended calls to the series calls_total. For every method, the
+// page has the outcomes OK and INTERNAL from the start, with the value 0.
 func callsTotal(n *numbers, add add) {
 	for _, m := range n.Calls.methods {
 		add(float64(m.ok.Load()), m.service, m.name, "OK")

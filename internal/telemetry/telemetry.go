@@ -57,7 +57,7 @@ type Parts struct {
 // process that Prometheus' own collectors have. Handler leaves out the series about the Go
 // heap, because process_resident_memory_bytes shows what the operating system sees.
 func Handler(p Parts) http.Handler {
-	registry := prometheus.NewRegistry() // one for each server, so that tests can run several in a process
+	registry := prometheus.NewRegistry() // one registry for each server, so that tests can run several servers in a process
 	registry.MustRegister(newPage(&p), collectors.NewGoCollector(collectors.WithGoCollectorMemStatsMetricsDisabled()),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{})

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Open opens a new terminal: keyboard types there and reads what the terminal shows.
+// Open opens a new terminal (tty): keyboard types at the terminal, and reads what the terminal
+// shows.
 func Open(t *testing.T) (keyboard, tty *os.File) {
 	t.Helper()
 	open := func(path string) *os.File {

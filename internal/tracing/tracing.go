@@ -35,8 +35,8 @@ import (
 	watchwordv1 "github.com/watchword-auth/watchword/gen/watchword/v1"
 )
 
-// closeTime bounds the time in which Close sends the last spans. A collector that is away
-// delays the stop of a server by closeTime at most.
+// closeTime bounds the time in which Close sends the last spans. A collector that does not
+// answer delays the stop of a server by closeTime at most.
 const closeTime = 2 * time.Second
 
 // closeLeast is the shortest time that Close gives to OpenTelemetry's Shutdown: with a context
@@ -46,10 +46,10 @@ const closeLeast = 10 * time.Millisecond
 // Traces exports the spans of one server. A nil *Traces exports nothing.
 type Traces struct{ provider *sdktrace.TracerProvider }
 
-// Open starts the export of spans if the environment asks for it, and returns nil otherwise.
-// Open does not call the collector, so a collector that is away delays no start. A variable
-// that cannot be used is logged, as the specification of OpenTelemetry demands, and stops no
-// server.
+// Open starts the export of spans if the environment variables ask for the export, and returns
+// nil otherwise. Open does not call the collector, so a collector that does not answer delays
+// no start. A variable that cannot be used is logged, as the specification of OpenTelemetry
+// demands, and stops no server.
 //
 // The spans wait for their export in a queue of bounded size (OTEL_BSP_MAX_QUEUE_SIZE). A span
 // that finds the queue full is lost.
@@ -68,7 +68,7 @@ func Open(ctx context.Context, version string, logger *slog.Logger) *Traces {
 	}
 	about, err := resource.New(ctx,
 		resource.WithAttributes(attribute.String("service.name", "watchword"), attribute.String("service.version", version)),
-		resource.WithTelemetrySDK(), resource.WithHost(), resource.WithFromEnv()) // a later option replaces the values of an earlier one
+		resource.WithTelemetrySDK(), resource.WithHost(), resource.WithFromEnv()) // a later option replaces the values of an earlier option
 	if err != nil {
 		logger.WarnContext(ctx, "tracing: the description of this server is incomplete", "error", err)
 	}
@@ -130,10 +130,10 @@ func (t *Traces) ServerOptions() []grpc.ServerOption {
 }
 
 // longestState is the longest tracestate of a client that is accepted, in bytes. Each span of a
-// call carries the tracestate, and the headers of a call can have 16 KiB: with such a
-// tracestate, a batch of spans could be larger than a collector accepts (4 MiB), and the spans
-// of other calls would be lost with the batch. W3C Trace Context section 3.3.1.5 demands at
-// least 512 bytes.
+// call carries the tracestate, and the headers of a call can have 16 KiB: with a tracestate of
+// 16 KiB, a batch of spans could be larger than a collector accepts (4 MiB), and the spans of
+// other calls would be lost with the batch. W3C Trace Context section 3.3.1.5 demands at least
+// 512 bytes.
 const longestState = 512
 
 // strangers reads the trace context of a call from the headers of the client, which can be

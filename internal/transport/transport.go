@@ -1,7 +1,7 @@
 // Package transport decides whether a gRPC connection is protected against an attacker on the
-// network path. The decision depends on the peer's address, since an attacker may control to
+// network path. The decision depends on the peer's address, since an attacker can control to
 // which address a host name leads. If the peer is on this machine, the decision also depends on
-// the target of the connection: the peer may be a proxy that leads to another machine.
+// the target of the connection: the peer can be a proxy that leads to another machine.
 package transport
 
 import (
@@ -16,14 +16,14 @@ import (
 
 // Protects reports whether the connection to p has at least the given security level: by the
 // handshake, or because the connection stays on this machine. Credentials that tell no security
-// level do not protect a connection. p may be nil.
+// level do not protect a connection. For a nil p, Protects returns false.
 //
 // target is the result of [Target]; empty if unknown. A connection to a peer on a loopback
 // address stays on this machine only if the target is a loopback address too: with HTTPS_PROXY,
 // grpc-go connects to the proxy, and the proxy connects to the target. If the target is
 // unknown, only the peer's address decides. If the target is a tunnel on this machine, Protects
-// treats the connection as one that stays on this machine: the far end of the tunnel is
-// invisible from here.
+// treats the connection as one that stays on this machine: Protects cannot see the far end of
+// the tunnel.
 func Protects(p *peer.Peer, target string, level credentials.SecurityLevel) bool {
 	if p == nil {
 		return false

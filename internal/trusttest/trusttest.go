@@ -1,6 +1,6 @@
-// Package trusttest stands in for a server's trust service, in process: it gives
-// authn.NewVerifier a connection on which a function of the test sends the messages
-// of each stream. The package serves test kits, tests and benchmarks alone.
+// Package trusttest stands in for a server's trust service, in process: trusttest gives
+// authn.NewVerifier a connection on which a function of the test sends the messages of each
+// stream. The package serves test kits, tests and benchmarks alone.
 package trusttest
 
 import (
@@ -26,12 +26,12 @@ type Message = watchwordv1.WatchBundleResponse
 // stream begins with a call of Conn; ctx ends with the stream. The verifier accepts
 // the keys in the messages, because the peer is on this machine.
 //
-// Conn may be called from several goroutines at once.
+// Several goroutines can call a Conn at once.
 type Conn func(ctx context.Context) (Next, error)
 
 // Next returns the next message of one stream, or the error that ends the stream. A
-// verifier applies a message before the verifier asks for the next message. Messages
-// are copied, so streams may share a message.
+// verifier applies a message before the verifier asks for the next message. The verifier gets a
+// copy of a message, so streams can share a message.
 type Next func() (*Message, error)
 
 // Play returns a connection on which each stream receives the messages, and then waits
@@ -76,7 +76,7 @@ func (Conn) Invoke(_ context.Context, method string, _, _ any, _ ...grpc.CallOpt
 	return unserved(method)
 }
 
-// NewStream begins a stream.
+// NewStream begins a stream of WatchBundle, and refuses every other method.
 func (c Conn) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	if method != watchwordv1.TrustService_WatchBundle_FullMethodName {
 		return nil, unserved(method)
