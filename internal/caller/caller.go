@@ -78,10 +78,10 @@ func (c Caller) MayManage(userID string) bool {
 }
 
 // LacksAudience reports whether the caller is an admin or a service account with a token for
-// other audiences than AdminAudience. A service that receives a token for other audiences could
-// use the token, so the token administers nothing. The token of a service account also revokes
-// nothing: a called service could otherwise end every call that the caller makes, and every
-// token that the caller has delegated.
+// other audiences than AdminAudience. A called service could use the caller's token, so a token
+// for other audiences administers nothing. The token of a service account also revokes nothing:
+// a called service could otherwise end every call that the caller makes, and every token that
+// the caller has delegated.
 func (c Caller) LacksAudience() bool {
 	return (c.Is(Admin) || c.Kind == Service) && !slices.Contains(c.Audience, AdminAudience)
 }
@@ -133,7 +133,7 @@ func revokedIfMissing(err error) error {
 	return err
 }
 
-// Alive reports whether a session was never ended, neither alone nor with all sessions of the
+// Alive reports whether a session lives: no call has ended the session, or every session of the
 // user. Alive does not check the lifetime: Alive returns true for an expired session that was
 // not ended.
 func Alive(session *store.Session, user *store.User) bool {

@@ -166,7 +166,7 @@ type loginCmd struct {
 }
 
 // Run logs in, and keeps the tokens for the commands that follow, or prints the tokens as
-// JSON. In both cases Run keeps the refresh token, and the next login sends that refresh token
+// JSON. Run keeps the refresh token even with --print: the next login sends the refresh token
 // to show that the device is known.
 func (c *loginCmd) Run(ctx context.Context, t Terminal) error {
 	pw, err := t.readPassword(ctx, c.PasswordStdin, false)

@@ -60,7 +60,7 @@ func explainOne(err error) string {
 
 // hint returns a text that names the command or the flag that mends an error; "" if no command
 // and no flag mends the error. Only package cli knows the commands and the flags, so the errors
-// of other packages cannot name them.
+// of other packages cannot name a command or a flag.
 func hint(err error) string {
 	switch {
 	case errors.As(err, new(*store.MovedError)):
@@ -69,7 +69,7 @@ func hint(err error) string {
 		return ": name the database of the server by --datastore-uri (`watchword serve` and `watchword migrate` make a new database)"
 	case errors.Is(err, store.ErrIncomplete):
 		return ": run the same `watchword datastore copy` again, which finishes the copy or starts over"
-	case errors.Is(err, store.ErrOldSchema): // before ErrSchema, which ErrOldSchema matches too
+	case errors.Is(err, store.ErrOldSchema): // before the case of ErrSchema, since ErrOldSchema matches ErrSchema too
 		return "; run: watchword migrate --datastore-uri …"
 	case errors.Is(err, store.ErrSchema):
 		return "; run a newer watchword"

@@ -50,7 +50,7 @@ func (t Terminal) inIsTerminal() bool { return term.IsTerminal(int(t.In.Fd())) }
 // should have written the token may have failed.
 func (t Terminal) inIsGiven() bool { return !t.inIsTerminal() && !isNull(t.In) }
 
-// prompt asks for a password. The label goes to standard error, so that it is not part
+// prompt asks for a password. The label goes to standard error, so that the label is not part
 // of the command's output. After prompt, also after an error, the terminal shows typed text
 // again. Errors: errInterrupted.
 func (t Terminal) prompt(ctx context.Context, label string) (string, error) {

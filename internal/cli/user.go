@@ -29,7 +29,7 @@ type userCmd struct {
 }
 
 // newPassword holds the flags of a command that sets a password. A running server checks the
-// password by the server's own rules, and not by these flags.
+// password by the server's own rules, and ignores the flags of the command.
 type newPassword struct {
 	server.PasswordRules
 	PasswordStdin bool `help:"Read the password from standard input."`
@@ -144,7 +144,7 @@ type userCreateCmd struct {
 }
 
 // Run makes a user and prints the id: alone for a script, and in a sentence at a terminal.
-// Run checks the arguments and reads the password before it opens the database.
+// Run opens the database only after Run has checked the arguments and read the password.
 func (c *userCreateCmd) Run(ctx context.Context, t Terminal) error {
 	if err := errors.Join(username(c.Name), rolesOf(c.Role)); err != nil {
 		return err

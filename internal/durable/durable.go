@@ -49,8 +49,8 @@ func Read(path string, most int) ([]byte, error) {
 }
 
 // Replace writes a new file at path, and replaces an old file. fill writes the content
-// into a draft in the same folder; the draft is then renamed to path. If fill or a
-// later step fails, the old file stays and the draft is removed.
+// into a draft in the same folder; Replace renames the filled draft to path. If fill or a later
+// step fails, the old file stays and the draft is removed.
 func Replace(path string, fill func(*os.File) error) error {
 	return write(path, fill, os.Rename)
 }
@@ -168,8 +168,8 @@ func RemoveDrafts(path string, age time.Duration) {
 	}
 }
 
-// syncFolder writes the names of the files in a folder to disk. On Windows, which cannot do so,
-// syncFolder does nothing.
+// syncFolder writes the names of the files in a folder to disk. On Windows, where a folder
+// cannot be synced, syncFolder does nothing.
 func syncFolder(path string) error {
 	if runtime.GOOS == "windows" {
 		return nil

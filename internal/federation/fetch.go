@@ -164,8 +164,8 @@ func (f *fetcher) get(ctx context.Context, uri string, most int64) ([]byte, erro
 }
 
 // dialer returns the dial function for an issuer. Without allowPrivate, the function opens
-// connections to public addresses alone. The address that is dialled is checked, after names
-// were resolved: a name may resolve to another address at each question.
+// connections to public addresses alone. The function checks the address after the name was
+// resolved, since a name can resolve to another address at each question.
 func dialer(allowPrivate bool) dial {
 	d := &net.Dialer{Timeout: fetchTime}
 	if !allowPrivate {

@@ -231,7 +231,7 @@ type Stats struct {
 	Succeeded, Failed uint64 // the numbers of fetches
 	Failing           int    // the number of issuers with a newest fetch that failed
 	// Oldest is the time since the newest fetch that succeeded, of the issuer for which that
-	// time is longest. Issuers without such a fetch are left out.
+	// time is longest. Issuers without a successful fetch are left out.
 	Oldest time.Duration
 }
 

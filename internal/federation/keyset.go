@@ -40,8 +40,8 @@ type keySet struct {
 	refused []refusedKey // the keys that cannot be used
 }
 
-// refusedKey is a key that cannot be used. An issuer may publish such a key for another
-// purpose: SPIRE's key sets have keys for X.509 too (RFC 7517 section 5).
+// refusedKey is a key that cannot be used. An issuer can publish a key that cannot be used
+// here, for another purpose: SPIRE's key sets have keys for X.509 too (RFC 7517 section 5).
 type refusedKey struct {
 	place int // the place of the key in the document, counted from 1
 	kid   string
@@ -49,7 +49,7 @@ type refusedKey struct {
 }
 
 // find returns the key with a kid for an algorithm, and whether the set has the kid, for
-// any algorithm. An assertion with an unknown kid may be signed by a newer key; an assertion
+// any algorithm. An assertion with an unknown kid can be signed by a newer key; an assertion
 // with a known kid and an algorithm of another key is invalid.
 func (s *keySet) find(kid, algorithm string) (found *key, known bool) {
 	for i := range s.keys {
@@ -142,7 +142,7 @@ func parseKey(text []byte) (k key, err error) {
 	var members struct {
 		KID        string   `json:"kid"`
 		Operations []string `json:"key_ops"`
-		// A key with one of these members is refused: the members are the private parts of a
+		// A key with a member from k to priv is refused: the members are the private parts of a
 		// key by RFC 7518 section 6, RFC 8037 and RFC 9964. The member oth comes only with d.
 		K    json.RawMessage `json:"k"`
 		D    json.RawMessage `json:"d"`

@@ -209,8 +209,8 @@ func (s *source) key(says token.Foreign) (crypto.PublicKey, error) {
 	case s.fetch == nil:
 		return nil, s.invalid("the issuer has no such key")
 	}
-	// Also a kid that a fetch did not bring asks for the next fetch: an issuer may publish a key
-	// some seconds after its first use.
+	// Also a kid that a fetch did not bring asks for the next fetch: an issuer can publish a
+	// key some seconds after the first use of the key.
 	s.rememberLocked(says.KID)
 	select {
 	case s.wanted <- struct{}{}:

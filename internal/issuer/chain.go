@@ -83,7 +83,7 @@ func (c *chain) younger(ttl time.Duration) bool { return c.last.SignsFrom.Add(tt
 
 // algorithm returns the algorithm of new keys: the algorithm of the last key of the chain, or
 // else of the newest row. If all is true, an attacker without the master key may have written
-// the rows: then algorithm passes over unknown algorithms, and returns EdDSA if no row is left.
+// the rows, so algorithm passes over unknown algorithms, and returns EdDSA if no row is left.
 //
 // Errors, unless all is true: errNoKeys if there is no row; ErrChainBroken if every row is
 // refused or has an unknown algorithm.
@@ -148,7 +148,7 @@ func (c *chain) write(master *seal.Keys) error {
 }
 
 // publish adds a copy of a spare key (a key made before the transaction) to the chain, with now
-// as the time of publication. The spare key itself stays unchanged, since the transaction may
+// as the time of publication. The spare key itself stays unchanged, since the transaction can
 // run again.
 func (c *chain) publish(spare *store.SigningKey) *store.SigningKey {
 	key := *spare
@@ -163,7 +163,7 @@ func (c *chain) publish(spare *store.SigningKey) *store.SigningKey {
 // Caches of the JWKS must know a key before the key signs, so the time is at least the age of
 // the caches (--jwks-max-age) after the key was published. The last key signs for a microsecond
 // at least, since two keys with the same start would have no order. The last key verifies until
-// its last token has expired, and for feed.Margin longer: a verifier's clock may be behind.
+// its last token has expired, and for feed.Margin longer: a verifier's clock can be behind.
 func (c *chain) promote() error {
 	return c.succeed(c.next)
 }

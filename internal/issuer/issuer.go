@@ -229,7 +229,7 @@ func (i *Issuer) reach(ctx context.Context, now time.Time) error {
 
 // clientID returns the claim `client_id`: the client that asked for the token (RFC 8693 section
 // 4.3). A service account asks for its own tokens (RFC 9068 section 2.2: client_id and sub name
-// the same) and for delegated tokens, so its id is the claim.
+// the same account) and for delegated tokens, so its id is the claim.
 func (i *Issuer) clientID(s Subject) string {
 	switch {
 	case i.client == "":

@@ -188,7 +188,7 @@ func (k *KeySet) takeLocked(a *authentic) error {
 // openLocked decrypts the keys that are still sealed in memory: every key that signs now or
 // later, and also the next key, so that an alarm about a wrong master key comes when the next
 // key is published. openLocked also decrypts keys that sign no longer, since the clocks of two
-// replicas may differ.
+// replicas can differ.
 func (k *KeySet) openLocked() error {
 	var signers []signer
 	var errs []error
@@ -224,8 +224,8 @@ func open(row *store.SigningKey, master *seal.Keys) (*token.SigningKey, error) {
 	return key, nil
 }
 
-// alarmLocked logs the reason why the key set of the database is not used as it stands.
-// alarmLocked logs each problem once, and again after an hour. k.mu must be held.
+// alarmLocked logs the reason why the KeySet does not use the key set of the database, or not
+// every row. alarmLocked logs each problem once, and again after an hour. k.mu must be held.
 func (k *KeySet) alarmLocked(ctx context.Context, problem error) {
 	if problem.Error() == k.problem && time.Since(k.problemAt) < time.Hour {
 		return
@@ -264,8 +264,8 @@ func (k *KeySet) Signs(now time.Time) (kid string, err error) {
 // signing returns the key that signs at the time now. If several keys sign at the time, signing
 // returns the key that began last. If no key signs at the time, signing returns the key that
 // begins next: now is the time of the transaction that granted the token, and the key that
-// signed then may have been withdrawn since. The successor of the withdrawn key signs from a
-// time shortly after now.
+// signed at that time may have been withdrawn since. The successor of the withdrawn key signs
+// from a time shortly after now.
 //
 // Errors: those of [KeySet.Signs].
 func (k *KeySet) signing(now time.Time) (*token.SigningKey, error) {

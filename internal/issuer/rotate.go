@@ -128,7 +128,7 @@ func (k *Keyring) rotate(ctx context.Context, by caller.Caller, alg token.Algori
 // the new trust bundle, the verifier refuses every token of the withdrawn key, and every
 // delegated token that was minted before the withdrawal: see [feed.Tx.EndDelegated]. If the
 // withdrawn key signs, the next key signs at once. Revoke also publishes a key that no cache of
-// the JWKS has seen, and lets this key sign as soon as the caches can have it: see
+// the JWKS has seen, and lets this key sign as soon as the caches can have the key: see
 // [chain.followUnseen].
 //
 // Errors: ErrNotFound; ErrManyWithdrawn; ErrChainBroken; ErrRolledBack; seal.ErrWrongKey; errors

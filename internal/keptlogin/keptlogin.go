@@ -58,8 +58,8 @@ type Login struct {
 	Until   time.Time `json:"until,omitzero"` // when Access expires
 }
 
-// replaces reports whether the file keeps g instead of old: both are of the same user, for the
-// same purpose.
+// replaces reports whether the file keeps g instead of old: the two logins are of the same user
+// and for the same purpose (administration or all other audiences).
 func (g Login) replaces(old Login) bool { return g.Username == old.Username && g.Admin == old.Admin }
 
 // File is the file with the logins at one server, the oldest first. A File has no state besides
@@ -69,9 +69,9 @@ type File struct {
 	err  error // why no path of the file is known; nil with a path
 }
 
-// At returns the file for a server. The name of the file is a hash, since an address may hold
-// the signs of a path. If the user has no folder for settings, the methods that change the file
-// return an error.
+// At returns the file for a server. The name of the file is a hash of the address, since an
+// address can hold characters such as "/". If the user has no folder for settings, the methods
+// that change the file return an error.
 func At(addr string) File {
 	folder, err := os.UserConfigDir()
 	if err != nil {

@@ -76,7 +76,7 @@ func (g *guess) begin(ctx context.Context, counter *throttle.Counter, key thrott
 }
 
 // beginLogin reads the user, and admits a login if the count of the device or of the username
-// allows another try. For an unknown user, beginLogin takes the same steps.
+// allows another try. For an unknown user, beginLogin takes the same steps as for a known user.
 //
 // Errors: a *[throttle.Refused]; those of the store.
 func (s *Service) beginLogin(ctx context.Context, a *attempt) (*guess, error) {
@@ -215,7 +215,7 @@ func (s *Service) compare(ctx context.Context, turn *password.Turn, g *guess, pw
 	if err := g.Wrong(ctx); err != nil {
 		return false, err
 	}
-	s.sources.Wrong(source) // after g.Wrong: this count must not reveal a wrong guess that the database has not counted
+	s.sources.Wrong(source) // after g.Wrong: the count of the source must not reveal a wrong guess that the database has not counted
 	return false, g.about(ErrCredentials)
 }
 

@@ -24,7 +24,7 @@ import (
 
 var (
 	// ErrCredentials means that the user is unknown or that the password is wrong.
-	// ErrCredentials stands for both cases, since two different errors would tell a stranger
+	// One error stands for both, since an error for an unknown user alone would tell a stranger
 	// which users exist.
 	ErrCredentials = errors.New("unknown user or wrong password")
 	// ErrUserDisabled means that the password was right, and the user is disabled.

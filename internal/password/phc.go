@@ -65,9 +65,9 @@ func (p Params) clamped() Params {
 }
 
 // cost returns an attacker's cost for a guess: the memory, times the time for which the memory
-// is held. The single number orders all settings. By the order, two replicas with different
-// settings do not replace each other's hashes at every login. The number of threads is left
-// out: threads shorten a hash and leave an attacker's cost as it is.
+// is held. The single number orders all settings. With a single order, two replicas with
+// different settings do not replace each other's hashes at every login. The number of threads
+// is left out: threads shorten a hash and leave an attacker's cost as it is.
 func (p Params) cost() uint64 {
 	return uint64(p.Memory) * uint64(p.Memory) * uint64(p.Time)
 }
@@ -115,8 +115,8 @@ func (r record) encode() string {
 }
 
 // decode parses a string in the PHC string format, and accepts only the strings that encode
-// returns. Sscanf and base64 are lenient: they accept signs, leading zeros and line breaks.
-// Comparing phc with encode's output refuses such strings.
+// returns. Sscanf and base64 accept signs, leading zeros and line breaks: so decode compares
+// phc with encode's output, and refuses a phc that differs.
 //
 // Errors: errCorrupt for every refused string.
 func decode(phc string) (record, error) {

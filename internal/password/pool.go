@@ -46,8 +46,8 @@ type Config struct {
 	// last caller in the queue waits one to three seconds. Clients commonly set longer
 	// deadlines. A longer queue would hash for clients past the deadline.
 	Queue int
-	// Reserved holds the number of callers of the kind Admin that can wait in the queue beside
-	// all others. Zero means an eighth of the queue, less than zero means no such caller.
+	// Reserved is the number of places in the queue that [Admin] callers alone can take. Zero
+	// means an eighth of the queue, less than zero means no such place.
 	Reserved int
 	// Known holds the client networks from which the server has received a proof, such as a
 	// right password. When the queue is full, a waiting password of the network with the most
@@ -103,7 +103,7 @@ type Pool struct {
 	refused       atomic.Uint64 // the number of turns that got ErrOverloaded
 	waits, hashes count.Durations
 
-	mu      sync.Mutex       // guards the fields below, and those of peers and turns
+	mu      sync.Mutex       // guards the fields below, and the fields of peers and turns
 	peers   map[Caller]*peer // peers with a turn
 	order   []*peer          // the peers in the map peers; the first peer with a turn that is ready runs the next hash
 	waiting int              // the number of turns that do not run a hash yet
@@ -169,11 +169,11 @@ func (t *Turn) Hash(ctx context.Context, pw Password) (string, error) {
 // costs less than the pool's parameters: then the caller should store a new hash in place of
 // phc, from [Turn.Hash] of the same turn.
 //
-// The caller passes an empty phc for an unknown user. Compare then spends the time of
-// a new hash and returns no match, so the time does not show whether a user exists. If phc
-// takes less work than a new hash, Compare spends the rest on further hashes, and throws
-// the results away. If phc takes more work, after the pool's parameters were lowered, Compare
-// takes longer, and the time shows that the user exists.
+// The caller passes an empty phc for an unknown user. For an empty phc, Compare spends the time
+// of a new hash and returns no match, so the time does not show whether a user exists. If phc
+// takes less work than a new hash, Compare spends the rest on further hashes, and throws the
+// results away. If phc takes more work, after the pool's parameters were lowered, Compare takes
+// longer, and the time shows that the user exists.
 //
 // Errors: those of [Turn.Hash]; an error without a sentinel if phc is malformed or
 // asks for more than the package's bounds, a fault of the stored row.

@@ -32,7 +32,7 @@ func errNotUTF8(s string) error {
 
 // errRefused returns the error for a text that the PRECIS profile OpaqueString refuses, with
 // the position of a refused character. The position counts the characters as people see them: a
-// letter and its accent are one. The text of the error repeats no character.
+// letter and its accent are one character. The text of the error repeats no character.
 func errRefused(s string) error {
 	text := []rune(norm.NFC.String(s))
 	allowed := precis.OpaqueString.Allowed()

@@ -29,8 +29,8 @@ func CallOf(ctx context.Context) *Call {
 }
 
 // SentOn notes that the handler with the context ctx has called another service, which has
-// possibly done some work. From then on no error of the handler makes the handler's client call
-// again.
+// possibly done some work. After SentOn, no error of the handler makes the handler's client
+// call again.
 func SentOn(ctx context.Context) {
 	if c := CallOf(ctx); c != nil {
 		c.sentOn.Store(true)

@@ -62,8 +62,8 @@ func detailed(code codes.Code, message string, info *errdetails.ErrorInfo, detai
 	plain := status.New(code, message)
 	st, err := plain.WithDetails(append([]protoadapt.MessageV1{info}, details...)...)
 	if err != nil {
-		// WithDetails fails if the code is OK, or if a text is not UTF-8. The status then has
-		// no details.
+		// WithDetails fails if the code is OK, or if a text is not UTF-8. After the error, the
+		// status has no details.
 		return plain
 	}
 	return st

@@ -77,7 +77,7 @@ func (a *Auth) Refresh(ctx context.Context, req *watchwordv1.RefreshRequest) (*w
 }
 
 // notIssuedFor replaces, in a call of Verify, every audience for which the server issues no
-// tokens. A token that was issued before the operator changed --audience may name such an
+// tokens. A token that was issued before the operator changed --audience can still name the
 // audience, and the verifier would accept the token. Since no token names notIssuedFor, Verify
 // refuses the call.
 const notIssuedFor = "\x00"

@@ -82,7 +82,8 @@ func (e *Edge) refused(ctx context.Context, method string, err error) error {
 }
 
 // isAway reports whether an assertion was refused because the server could not fetch the
-// issuer's key. A forged assertion may also be refused for this reason.
+// issuer's key. The error can be about a forged assertion too, since the server could not check
+// the signature.
 func isAway(err error) bool {
 	var away *federation.Unavailable
 	return errors.As(err, &away)

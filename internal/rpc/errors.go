@@ -34,9 +34,9 @@ const (
 	// watchRetry, so that clients return at different moments.
 	storeRetry = time.Second
 	// watchRetry is the shortest time that a watcher (a verifier with a stream of WatchBundle)
-	// should wait before it opens the stream again, if the server had no place for the stream.
-	// Until the watcher is back, the service of the watcher misses new revocations. A watcher
-	// that is refused a second time waits longer of its own accord.
+	// should wait before the next stream, if the server had no place for the stream. Until the
+	// watcher is back, the service of the watcher misses new revocations. A watcher that is
+	// refused a second time waits longer of its own accord.
 	watchRetry = 100 * time.Millisecond
 )
 
@@ -145,7 +145,7 @@ func statusOf(err error, method string, retryAfter func() time.Duration) *status
 	return status.New(codes.Internal, "internal error")
 }
 
-// details returns how long the client should wait before it calls again (google.rpc.RetryInfo).
+// details returns how long the client should wait before the next call (google.rpc.RetryInfo).
 // If waiting does not help, details returns nil.
 func details(reason watchwordv1.ErrorReason, retryAfter func() time.Duration) []protoadapt.MessageV1 {
 	switch reason {

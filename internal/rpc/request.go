@@ -30,7 +30,7 @@ type operatorKey struct{}
 
 // AsOperator returns the context of a call that the operator at the command line makes, on the
 // database itself. user is the operator's name in the operating system. A call from a network
-// must never get such a context, since the operator has every right.
+// must never get the context of AsOperator, since the operator has every right.
 func AsOperator(ctx context.Context, user string) context.Context {
 	by := caller.AtCommandLine
 	by.Name = user

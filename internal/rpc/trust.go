@@ -68,10 +68,10 @@ func (t *Trust) GetTime(ctx context.Context, req *watchwordv1.GetTimeRequest) (*
 	return &watchwordv1.GetTimeResponse{Nonce: req.GetNonce(), Times: t.Hub.Times()}, nil
 }
 
-// sendTimeout bounds how long a client of WatchBundle may leave a message unread after the
-// buffers of the client's connection are full. While the client leaves the message unread,
-// the client's watcher keeps the message in memory, and other watchers from the same network
-// may have to wait for their snapshots.
+// sendTimeout bounds how long a client of WatchBundle can leave a message unread after the
+// buffers of the client's connection are full. While the client leaves the message unread, the
+// client's watcher keeps the message in memory, and other watchers from the same network can
+// have to wait for their snapshots.
 const sendTimeout = 30 * time.Second
 
 // WatchBundle serves TrustService/WatchBundle: the stream of messages from the hub to one

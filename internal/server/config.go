@@ -139,8 +139,8 @@ var printable = regexp.MustCompile(`^[!-~]*$`)
 var clientID = regexp.MustCompile(`^[A-Za-z0-9._~:/@-]*$`)
 
 // Validate returns every fault of a configuration in one error, so that the operator can mend
-// all faults at once. New calls Validate before it opens anything. The text of each fault
-// begins with the name of the flag.
+// all faults at once. [New] calls Validate before New opens the database or an address. The
+// text of each fault begins with the name of the flag.
 func (c *Config) Validate() error {
 	return errors.Join(c.validateIssuing(), c.validateLifetimes(), c.validateBounds(), c.validateThrottle(), c.validateTransport(), c.PasswordRules.Validate())
 }

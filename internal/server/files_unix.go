@@ -4,7 +4,7 @@ package server
 
 import "syscall"
 
-// missing says what this system cannot do for the server.
+// missing tells the operator what the server lacks on this operating system: nothing on Unix.
 const missing = ""
 
 // fileLimit returns the number of files that the process can have open, and 0 if the number is

@@ -28,7 +28,7 @@ const (
 	maxStreams = 100      // the largest number of calls at a time on one connection
 	// maxHeaders bounds the headers that gRPC accepts, in bytes. Between 16 KiB and maxHeaders,
 	// package gate refuses only the call with the headers, with INVALID_REQUEST. Above
-	// maxHeaders, gRPC may end the connection with all its calls, and a proxy in front carries
+	// maxHeaders, gRPC can end the connection with all its calls, and a proxy in front carries
 	// the calls of many clients over one connection.
 	maxHeaders = 64 << 10
 	// window is how much a client can send on one stream before the server has read the data,

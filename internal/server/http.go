@@ -57,9 +57,10 @@ func (s *Server) httpServer(issuer string) *http.Server {
 // published returns the handlers of the key set and of the metadata, by path.
 //
 // In front of the path of the issuer stands the text /.well-known/… by RFC 8414, section 3.1, and
-// behind the path by OpenID Connect Discovery 1.0, section 4. Clients use either place for either
-// name. The jwks_uri of the metadata is below the path of the issuer. A proxy in front of the
-// server may remove the path, so the server answers with and without the path.
+// behind the path by OpenID Connect Discovery 1.0, section 4. Clients look for either name of
+// the document in either place. The jwks_uri of the metadata is below the path of the issuer. A
+// proxy in front of the server may remove the path, so the server answers with and without the
+// path.
 func (s *Server) published(issuer string) map[string]http.HandlerFunc {
 	var path string
 	if u, err := url.Parse(issuer); err == nil {

@@ -9,9 +9,9 @@ import (
 
 const (
 	// defaultConnections is the number of gRPC connections that a server accepts at a time,
-	// unless --max-connections or the limit of open files says otherwise. docs/scaling.md gives
-	// the memory of a connection, of an unfinished request and of a stream; from this memory
-	// follow the constants in this file.
+	// unless --max-connections or the limit of open files says otherwise. The constants in this
+	// file follow from the memory of a connection, of an unfinished request and of a stream,
+	// which docs/scaling.md gives.
 	defaultConnections = 2048
 	minConnections     = 16
 	// reservedFiles is the number of open files that the server keeps for the database, its

@@ -40,8 +40,8 @@ type LocalConfig struct {
 	Operator               string          // the name in the operating system, for the security record
 	Warn                   func(text string)
 	// VerifyFor makes a Local also serve TrustService/GetKeySet, and AuthService/Verify for
-	// tokens for these services. Both methods need the master key file. Empty: a Local serves
-	// neither method.
+	// tokens for these services. GetKeySet and Verify need the master key file. If VerifyFor is
+	// empty, a Local serves neither GetKeySet nor Verify.
 	VerifyFor []string
 }
 
@@ -59,7 +59,8 @@ type Local struct {
 	cause    atomic.Pointer[error] // the last error that a handler has returned
 }
 
-// OpenLocal opens an existing database and serves it. The caller must call Close.
+// OpenLocal opens an existing database, and serves the API on the database. The caller must
+// call Close.
 func OpenLocal(ctx context.Context, cfg LocalConfig) (*Local, error) {
 	s, err := store.OpenExisting(ctx, cfg.DatastoreURI)
 	if err != nil {

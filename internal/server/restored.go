@@ -17,8 +17,8 @@ import (
 
 // Restored ends every session and withdraws every signing key. The operator calls Restored
 // after the database may have lost a revocation, such as after a backup was restored. Restored
-// returns the number of users and the key that signs from now on. Servers may be running. If
-// Restored is interrupted, call Restored again: a second call does no harm.
+// returns the number of users and the key that signs from now on. Servers can run during
+// Restored. If Restored is interrupted, call Restored again: a second call does no harm.
 //
 // Restored first raises the users' versions, which ends every session, and withdraws the keys
 // last. So a token that a running server mints between the two steps is signed by a key that is
@@ -47,10 +47,10 @@ func Restored(ctx context.Context, s *store.Store, master *seal.Keys, log *audit
 var ErrNotLost = errors.New("the master key file opens every key in this database, so no master key is lost")
 
 // Rekey lets a database continue after its master key was lost. Rekey makes a new signing key
-// and a new key for the MAC of refresh tokens, encrypts both under another master key, and
-// withdraws every earlier signing key. Users, passwords and the security record stay; every
-// session ends. No server may be running. Rekey returns the number of users and the key that
-// signs from now on. If Rekey is interrupted, call it again.
+// and a new key for the MAC of refresh tokens, encrypts the new keys under another master key,
+// and withdraws every earlier signing key. Users, passwords and the security record stay; every
+// session ends. No server is allowed to run during Rekey. Rekey returns the number of users and
+// the key that signs from now on. If Rekey is interrupted, call Rekey again.
 //
 // Errors: ErrNotLost; errors of the store.
 func Rekey(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (users int, key issuer.Key, err error) {

@@ -1,6 +1,6 @@
-// Package server assembles the other internal packages to a server and runs it: configuration,
-// first start, listeners, TLS, interceptors, HTTP, readiness, and a stop that lets calls
-// finish.
+// Package server assembles the other internal packages into a server, and runs the server:
+// configuration, first start, listeners, TLS, interceptors, HTTP, readiness, and a stop that
+// lets calls finish.
 package server
 
 import (
@@ -168,7 +168,7 @@ func (s *Server) open(ctx context.Context, announce func(password string) error)
 
 // defaultIssuer returns the issuer for a server without --issuer: the HTTP address of
 // the one server of an embedded database. Replicas on PostgreSQL have several
-// addresses, so they have no default.
+// addresses, so there is no default issuer for PostgreSQL.
 func (s *Server) defaultIssuer(secure bool) string {
 	switch {
 	case s.store.Path() == "":
@@ -358,14 +358,15 @@ func (s *Server) logReady(ctx context.Context) {
 		"tls", s.cfg.TLSCert != "", "client_ca", s.cfg.ClientCA != "")
 }
 
-// announceStop turns readiness off, over HTTP and in the gRPC health service. Both ports
-// continue to serve: a load balancer needs some time until it sends no more calls.
+// announceStop turns readiness off, over HTTP and in the gRPC health service. The gRPC address
+// and the HTTP address continue to serve: a load balancer needs some time until it sends no
+// more calls.
 func (s *Server) announceStop() {
 	s.drain.announce()
 	s.health.Shutdown()
 }
 
-// arrivalTime is how long requests may still arrive after the server has told clients to use
+// arrivalTime is how long requests can still arrive after the server has told clients to use
 // another connection (GOAWAY). A client that has sent a request before the GOAWAY gets the
 // answer, since a round trip takes less than a second.
 const arrivalTime = time.Second

@@ -110,7 +110,7 @@ func (c *Config) storeAges(tx *feed.Tx) error {
 }
 
 // identify reads the database's id and issuer; at the first start, identify writes
-// both. A different --issuer is refused: every token in use names the old one.
+// the id and the issuer. A different --issuer is refused: every token in use names the old one.
 func (c *Config) identify(tx *store.Tx, defaultIssuer string) (inst installation, err error) {
 	if inst.databaseID, err = setOnce(tx, store.DatabaseID, user.NewID()); err != nil {
 		return inst, err
@@ -128,7 +128,7 @@ func (c *Config) identify(tx *store.Tx, defaultIssuer string) (inst installation
 }
 
 // setOnce returns the value of a setting. If the setting is empty, setOnce stores value
-// and returns it.
+// and returns value.
 func setOnce(tx *store.Tx, name, value string) (string, error) {
 	stored, err := tx.Setting(name)
 	if err != nil || stored != "" || value == "" {
@@ -138,8 +138,8 @@ func setOnce(tx *store.Tx, name, value string) (string, error) {
 }
 
 // firstAdmin holds the password of the user `admin` for a database that never had a
-// user: the text, the hash, and the file that holds the text, if any. For other
-// databases all fields are empty.
+// user: the text, the hash, and the file that holds the text, if any. For a database that has
+// had a user, all fields are empty.
 type firstAdmin struct{ password, hash, file string }
 
 // prepareAdmin makes the first admin's password and its hash, before the transaction, since a
@@ -210,9 +210,9 @@ func errFileExists(path string) error {
 		"remove the file or name another one for the password of the first user", path)
 }
 
-// makeAdmin inserts the first admin, and reports whether it has. makeAdmin inserts nothing if
-// the database ever had a user, or if no hash was made: another replica may have made the admin
-// since prepareAdmin.
+// makeAdmin inserts the first admin, and reports whether makeAdmin has inserted the admin.
+// makeAdmin inserts nothing if the database ever had a user, or if no hash was made: another
+// replica may have made the admin since prepareAdmin.
 func (s *Server) makeAdmin(ctx context.Context, tx *store.Tx, hash string) (bool, error) {
 	had, err := user.EverMade(tx)
 	if err != nil || had || hash == "" {

@@ -197,7 +197,7 @@ func (m *macs) parse(token string) (generation, error) {
 func (s *Sessions) Key(purpose string) ([]byte, error) { return s.macs.derive(purpose) }
 
 // derive returns a secret key for the named purpose, derived from the oldest MAC key. So
-// replicas have the same key, whether or not they know a newer MAC key.
+// replicas derive the same key, even if only some replicas know a newer MAC key.
 func (m *macs) derive(purpose string) ([]byte, error) {
 	oldest := m.newest
 	for id := range m.keys {

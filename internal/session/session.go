@@ -36,8 +36,8 @@ var (
 	ErrRevoked        = errors.New("session has ended") // ended by a logout, an admin, a new password or a reused refresh token
 	ErrNotFound       = errors.New("no such session")
 	// ErrNotAllowed means that the caller names sessions of another user without the right to
-	// see or end them. The client gets the same answer as for ErrNotFound. The security record
-	// gets the reason ROLE_REQUIRED.
+	// see or end the sessions. For ErrNotAllowed, the client gets the same answer as for
+	// ErrNotFound. The security record gets the reason ROLE_REQUIRED.
 	ErrNotAllowed = errors.New("sessions of another user")
 	// ErrAdminAudience means that an admin names sessions of another user with a token that is
 	// not for caller.AdminAudience. The error does not tell whether the session or the user
@@ -249,9 +249,10 @@ const (
 
 // makeRoom ends the oldest sessions of a user, so that one more session makes at most
 // Config.PerUser. After the operator has lowered the bound, a user may have far more sessions,
-// and each call of makeRoom ends some of them. makeRoom returns ended = true if a session
-// within its lifetime has ended. A session past its lifetime counts towards Config.PerUser
-// until its row is deleted; the end of such a session needs no event and no record.
+// and each call of makeRoom ends some of the sessions. makeRoom returns ended = true if a
+// session within its lifetime has ended. A session past its lifetime counts towards
+// Config.PerUser until its row is deleted; the end of such a session needs no event and no
+// record.
 func (s *Sessions) makeRoom(ctx context.Context, tx *feed.Tx, u *store.User) (ended bool, err error) {
 	const step = 10 // most sessions that one login ends: their events hold the lock that every transaction with an event needs
 	rows, err := tx.SessionsBeyond(u, s.cfg.PerUser-1, step)

@@ -7,8 +7,8 @@ import (
 )
 
 // allowance sets the burst: a source can send at once as many wrong guesses as the rate allows
-// in this time. The default rate, five a second, lets 100 wrong passwords through at once, and
-// 150 in ten seconds.
+// in the time allowance. The default rate, five a second, lets 100 wrong passwords through at
+// once, and 150 in ten seconds.
 const allowance = 20 * time.Second
 
 // slots is the number of slots (8 bytes each) in each of the two halves of [Sources], which

@@ -1,7 +1,7 @@
 // Package tracing exports the tracing spans of a server by OTLP over gRPC, if the standard
 // variables of OpenTelemetry (OTEL_*) ask for the export, and puts the ids of traces into log
-// lines. Without these variables nothing runs: no goroutine, no connection, no stats handler of
-// gRPC.
+// lines. Without the OTEL_* variables nothing runs: no goroutine, no connection, no stats
+// handler of gRPC.
 //
 // The other packages, such as store and rpc, start the spans by package spans.
 package tracing
@@ -58,7 +58,7 @@ func Open(ctx context.Context, version string, logger *slog.Logger) *Traces {
 		return nil
 	}
 	// OpenTelemetry's default logger and default error handler write to standard error, and one
-	// of their lines contains the value of a malformed header of OTEL_EXPORTER_OTLP_HEADERS.
+	// of the lines contains the value of a malformed header of OTEL_EXPORTER_OTLP_HEADERS.
 	otel.SetLogger(logr.New(&sink{logger}))
 	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { logger.Warn("tracing", "error", err) }))
 	client, err := otlptracegrpc.New(ctx)

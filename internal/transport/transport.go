@@ -92,8 +92,8 @@ func loopback(addr net.Addr) bool {
 
 // loopbackTarget reports whether a target is a loopback address, the name localhost in lower
 // case, or an empty host, which grpc-go reads as localhost. The standard library (net/http's
-// ProxyFromEnvironment) connects to these targets directly. A connection to any other name,
-// even a name of this machine, may go through a proxy.
+// ProxyFromEnvironment) connects to localhost and to loopback addresses directly. A connection
+// to any other name, even a name of this machine, may go through a proxy.
 func loopbackTarget(target string) bool {
 	u, err := url.Parse(target)
 	if err != nil {

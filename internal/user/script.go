@@ -15,8 +15,8 @@ var joined = [][]string{
 }
 
 // checkScripts refuses a name with letters of several scripts, such as "аdmin" with a Cyrillic
-// "а". Without checkScripts, a name of mixed scripts could look like any other name. Names of
-// one script may still look alike; docs/security.md says what a name proves. checkScripts
+// "а". Without checkScripts, a name of mixed scripts could look like any other name. Two names
+// of one script can still look alike; docs/security.md says what a name proves. checkScripts
 // checks new names alone: a user with an older name logs in as before.
 //
 // The scripts are the tables of package unicode. The tables have no Script_Extensions:

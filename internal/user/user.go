@@ -374,8 +374,8 @@ func enabledAdmin(row *store.User) bool {
 }
 
 // Raise writes a user's changed row with a raised version, and appends the event for verifiers.
-// Access tokens with lower versions become stale. If revoke is true, these tokens and their
-// sessions are revoked instead.
+// Access tokens with lower versions become stale. If revoke is true, the access tokens with
+// lower versions and their sessions are revoked instead.
 //
 // Errors: ErrExists if the new name is taken; errors of the store.
 func Raise(tx *feed.Tx, row *store.User, revoke bool) error {

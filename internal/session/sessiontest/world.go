@@ -91,7 +91,7 @@ func EachEngine(t *testing.T, test func(t *testing.T, w *World), settings ...Set
 // A Setting changes a rule of a world's sessions.
 type Setting func(*session.Config)
 
-// Repeats sets in how many successive generations a refresh token may be repeated.
+// Repeats sets in how many successive generations a client can repeat a refresh token.
 func Repeats(n int) Setting { return func(c *session.Config) { c.Repeats = n } }
 
 // On makes a World on a database that has its schema and nothing else. On calls prepare before
