@@ -2,9 +2,9 @@
 // operator at the command line): the kind of the subject, the rights in the access token,
 // whether the subject still has these rights, and the address of the call.
 //
-// A verifier that does not know yet that a session has just ended accepts the access token of
-// the session. So every change checks its caller again by [Caller.Check], in the transaction of
-// the change.
+// A verifier can accept the access token of a session that has just ended. Therefore every
+// change of users, sessions or keys checks its caller again by [Caller.Check], in the
+// transaction of the change.
 package caller
 
 import (
@@ -36,7 +36,7 @@ var (
 // Kind says whether a [Subject] is a user, a service account or the operator.
 type Kind int
 
-// The kinds of subject. The zero value has no rights.
+// The kinds of subject. A subject with the zero Kind has no rights.
 const (
 	User     Kind = iota + 1 // a user, with an access token of a session
 	Operator                 // a person at the command line, on the database itself
@@ -50,7 +50,7 @@ type Subject struct {
 	ID   string
 }
 
-// Caller holds the subject of a call and the claims of the access token. The zero value has no
+// Caller holds the subject of a call and the claims of the access token. The zero Caller has no
 // rights.
 type Caller struct {
 	Subject
@@ -71,7 +71,7 @@ func (c Caller) Is(role string) bool { return slices.Contains(c.Roles, role) }
 // MayManage reports whether the caller is allowed to see and end a user's sessions. A user manages
 // the user's own sessions. An admin manages the sessions of every user, unless LacksAudience is
 // true. The operator manages the sessions of every user. A service account has no session, and
-// is allowed to revoke its own tokens in the same way, unless LacksAudience is true.
+// is allowed to revoke its own tokens, unless LacksAudience is true.
 func (c Caller) MayManage(userID string) bool {
 	own := (c.Kind == User || c.Kind == Service && !c.LacksAudience()) && c.ID == userID
 	return c.Kind == Operator || c.Is(Admin) && !c.LacksAudience() || own
@@ -87,7 +87,8 @@ func (c Caller) LacksAudience() bool {
 }
 
 // Check compares the caller's access token with the rows of the database: the session
-// must be alive, the user enabled, and the rights unchanged. A service account has no session.
+// must be alive, the user enabled, and the rights unchanged. For a service account, which has
+// no session, Check compares the account and the rights.
 //
 // Errors: ErrRevoked; ErrStale; errors of the store.
 func (c Caller) Check(tx *store.Tx) error {
@@ -116,10 +117,10 @@ func (c Caller) Rows(tx *store.Tx) (*store.User, *store.Session, error) {
 	if !alive || c.Version < user.RevokedBelow {
 		return nil, nil, ErrRevoked
 	}
-	// A token can have a version above the row's version: the floor for versions (the least
-	// version of new tokens) was above the row's version when the token was minted. But a token
-	// with the rights of a change that the database has lost can also have a version above the
-	// row's version. So the rights in the token must be equal to the rights in the row.
+	// A token has a version above the row's version if the floor for versions (the least
+	// version of new tokens) was above the row's version when the token was minted. A token has
+	// such a version also if the database has lost a change of the user. Therefore the rights
+	// in the token must be equal to the rights in the row.
 	if c.Version < user.Version || c.Name != user.Username || !slices.Equal(c.Roles, user.Roles) {
 		return nil, nil, ErrStale
 	}

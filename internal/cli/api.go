@@ -24,7 +24,7 @@ type api struct {
 	place
 	TokenStdin bool `help:"Read the access token for the running server from standard input, alone or in the JSON of login."`
 
-	username string // of the login in use, on a running server; empty with --token-stdin
+	username string // the user of the kept login, on a running server; empty with --token-stdin
 }
 
 // place holds the flags that say where a command works: on a running server or on a database.

@@ -42,7 +42,8 @@ const (
 	exitInterrupted = 130
 )
 
-// Terminal holds the input and the outputs of a command. Tests replace all three.
+// Terminal holds the input and the outputs of a command. Tests replace the input and both
+// outputs.
 type Terminal struct {
 	In  *os.File // a file, since a password is typed without echo at a terminal, and only a file can be a terminal
 	Out io.Writer
@@ -86,7 +87,7 @@ type serveRoot struct {
 }
 
 // newSettings returns a [settings.Settings] for a command line with these arguments, and the
-// struct for the flags of `watchword serve`. The caller reads the arguments.
+// struct for the flags of `watchword serve`. The caller of newSettings must read the arguments.
 func newSettings(args []string, t Terminal) (*settings.Settings, *serveFlags, error) {
 	all, alone := &root{}, &serveRoot{}
 	commands, serve := any(all), &all.Serve.serveFlags
@@ -109,8 +110,8 @@ var shared = []string{"datastore-uri", "master-key-file", "min-password-length",
 // time of --wait-for is over and some verifiers have not reported the change, 130 if the input
 // ended at the prompt for a password or a signal came during a read of input. SIGINT and
 // SIGTERM end a command before its time and in order: a server lets calls in flight finish, and
-// a transaction commits or leaves nothing. A second signal ends the process at once. An error
-// ends in one line that names the flag or the command to use.
+// a transaction commits or leaves nothing. A second signal ends the process at once. Main
+// prints an error in one line, which names the flag or the command to use.
 func Main(args []string, t Terminal) int {
 	line := new(workLine)
 	t.Out, t.Err = escaping{t.Out, line}, escaping{t.Err, line}
@@ -207,8 +208,8 @@ func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) 
 }
 
 // datastore holds the flag that names the database (--datastore-uri), for every command that
-// opens a database. The default is that of `watchword serve`, so a command that starts in the
-// working directory of the server finds the server's database.
+// opens a database. The default is the default of `watchword serve`, so a command that starts
+// in the working directory of the server finds the server's database.
 type datastore struct {
 	DatastoreURI string `name:"datastore-uri" default:"sqlite:watchword.db" help:"Database: sqlite:FILE or postgres://… (give a password in the variable, PGPASSWORD or PGPASSFILE)."`
 }

@@ -45,12 +45,12 @@ type connection struct {
 
 	PlaintextToOtherHosts bool `help:"Connect without TLS to any machine. Everyone on the path can read the password and the tokens."`
 
-	network []grpc.DialOption // for tests; kong makes flags of exported fields alone
+	network []grpc.DialOption // further options of the connection, for tests; kong makes flags of exported fields alone
 }
 
-// with makes a connection to the server, and calls do. TLS is the default. The calls of do can
-// carry a password or a token, so without --plaintext-to-other-hosts no call leaves this
-// machine without TLS.
+// with makes a connection to the server, and calls do. By default, the connection uses TLS. The
+// calls of do can carry a password or a token, so without --plaintext-to-other-hosts no call
+// leaves this machine without TLS.
 func (r remote) with(ctx context.Context, do func(context.Context, grpc.ClientConnInterface) error, opts ...grpc.DialOption) error {
 	path := &privatePath{anyHost: r.PlaintextToOtherHosts}
 	err := r.connect(ctx, do, append(opts, grpc.WithPerRPCCredentials(path))...)

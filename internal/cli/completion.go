@@ -21,8 +21,8 @@ For fish:  watchword completion fish > ~/.config/fish/completions/watchword.fish
 }
 
 // completions holds the completion script of each shell. bash splits a word of the command line
-// at "=", and `watchword complete` joins the parts of the word. If the command prints no
-// candidate, the shells complete the names of files.
+// at "=", and `watchword complete` joins the parts of the word. If `watchword complete` prints
+// no candidate, the shells complete the names of files.
 var completions = map[string]string{
 	"bash": `_watchword() {
 	local IFS=$'\n'
@@ -63,7 +63,7 @@ func (c *completeCmd) Run(t Terminal, set *settings.Settings) error {
 
 type versionCmd struct{}
 
-// Run prints the version.
+// Run prints the version of this program.
 func (c *versionCmd) Run(t Terminal) error {
 	_, err := fmt.Fprintln(t.Out, version.String())
 	return err

@@ -11,16 +11,17 @@ import (
 
 // escaping writes text with every character escaped that a terminal could obey or hide: control
 // characters such as ESC, and format characters such as the right-to-left override. Line breaks
-// and tabs pass. [Main] puts an escaping around standard output and standard error, so that no
-// command and no log line can forget the escaping: a name in the database or a message of a
-// server can hold control characters.
+// and tabs stay as they are. [Main] puts an escaping around standard output and standard error,
+// so that no command and no log line can forget the escaping: a name in the database or a
+// message of a server can hold control characters.
 type escaping struct {
 	to   io.Writer
 	line *workLine // the line that shows that the command is at work, removed before text is written
 }
 
-// Write writes a text with the escapes. The text must not end within a character; the packages
-// that write to an escaping (fmt, tabwriter, slog, kong) write whole words or lines.
+// Write writes a text, with an escape for each character that a terminal could obey or hide.
+// The text must not end within a character; the packages that write to an escaping (fmt,
+// tabwriter, slog, kong) write whole words or lines.
 func (e escaping) Write(p []byte) (int, error) {
 	e.line.remove()
 	if _, err := io.WriteString(e.to, escape(string(p), "\n\t")); err != nil {

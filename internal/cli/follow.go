@@ -138,8 +138,8 @@ func (f *follower) save(resume string) error {
 }
 
 // stream prints the events of one stream of WatchEvents. came tells that at least one message
-// came. If the server ends the stream with the status OK, stream returns no error: the server
-// ends the stream because the access token is about to expire.
+// of the server came. If the server ends the stream with the status OK, stream returns no
+// error: the server ends the stream because the access token is about to expire.
 func (f *follower) stream(ctx context.Context) (came bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -110,7 +110,7 @@ func readTyped(in io.Reader) (string, error) {
 
 // await calls read, which waits for input, and returns the result. If ctx ends before the
 // input has come, await returns at once, and read continues until the end of the process.
-// Errors: those of read; errInterrupted.
+// Errors: errors of read; errInterrupted.
 func await(ctx context.Context, read func() (string, error)) (string, error) {
 	if ctx.Err() != nil {
 		return "", errInterrupted

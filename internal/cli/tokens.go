@@ -68,7 +68,7 @@ func (r remote) loginCommand(g keptlogin.Login) string {
 
 // token returns an access token, which the server renews if needed.
 //
-// Errors: those of the server and of [keptlogin.InUse.Token], with the command that begins a new
+// Errors: errors of the server and of [keptlogin.InUse.Token], with the command that begins a new
 // session if the session is over.
 func (k kept) token(ctx context.Context, refused string) (string, error) {
 	token, err := k.Token(ctx, refused, k.server.renew)

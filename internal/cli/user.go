@@ -240,7 +240,7 @@ type userRenameCmd struct {
 	NewName string `arg:"" help:"The new username."`
 }
 
-// Run gives the user another name. Sessions continue.
+// Run gives the user another name. The user's sessions continue.
 func (c *userRenameCmd) Run(ctx context.Context, t Terminal) error {
 	if err := username(c.NewName); err != nil {
 		return err

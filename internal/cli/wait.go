@@ -44,8 +44,8 @@ func (e unreached) Error() string {
 // For a replica with --client-ca, afterChange waits only for the watchers that have shown a
 // certificate; for another replica, afterChange waits for all watchers.
 //
-// Errors: unreached alone. The change is made, and after another error a script would repeat
-// the command.
+// Errors: unreached is the only error. The change is made, and after another error a script
+// would repeat the command.
 func (w waiting) afterChange(ctx context.Context, t Terminal, conn grpc.ClientConnInterface) error {
 	if !w.Wait {
 		return nil

@@ -58,8 +58,8 @@ func (c *watchersCmd) Run(ctx context.Context, t Terminal) error {
 	})
 }
 
-// show prints a list of watchers; if screen is a terminal, the list takes the place of the list
-// before.
+// show prints a list of watchers; if screen is a terminal, the list takes the place of the
+// earlier list.
 func (c *watchersCmd) show(t Terminal, screen *os.File, all *watchwordv1.ListWatchersResponse) error {
 	if c.JSON {
 		return t.printLine(all)

@@ -39,12 +39,13 @@ var (
 	errAudience = &Denied{"delegates_to of the service does not hold the audience"}
 )
 
-// ErrRoles means that the roles asked for are more than the subject's token has.
+// ErrRoles means that the service asked for a role that the subject's token lacks, or for the
+// role admin.
 var ErrRoles = errors.New("not a role of the subject's token, or the role " + caller.Admin + ", which is never carried on")
 
 // errAhead means that a token would begin too far in the future: the database's clock was ahead
-// when a key was withdrawn, and was set back since. Calls succeed again when the clock has come
-// near that time.
+// when a key was withdrawn, and was set back since. Delegations succeed again when the clock
+// has come near the time of the withdrawal.
 var errAhead = errors.New("the database's clock is behind the moment from which delegated tokens are valid: a key was withdrawn while the clock was ahead")
 
 // SubjectRefused is the error for a subject's token that is not valid.
@@ -88,8 +89,8 @@ type Token struct {
 // Delegate makes a delegated token for the service `by`.
 //
 // Delegate reads the rows in one transaction, and the verifier checks the subject's token again
-// after the verifier knows everything that the transaction saw. So a token of a withdrawn key
-// is refused, also by a replica that hears of the withdrawal late.
+// after the verifier knows everything that the transaction saw. Therefore a replica that hears
+// late of the withdrawal of a key still refuses a token of the key.
 //
 // Errors: [*Denied]; [*SubjectRefused]; ErrRoles; [caller.ErrRevoked] and [caller.ErrStale] for
 // the service's own token; errors of [issuer.Issuer.Mint] and of the store. The error has the
@@ -187,7 +188,7 @@ func (s *Service) verify(ctx context.Context, raw string) (*authn.Principal, err
 	switch reason := authn.Reason(err); {
 	case err == nil:
 		return p, nil
-	case reason == watchwordv1.ErrorReason_ERROR_REASON_BUNDLE_STALE: // the server is stopping
+	case reason == watchwordv1.ErrorReason_ERROR_REASON_BUNDLE_STALE: // only while the server is stopping, its verifier has a stale bundle
 		return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	default:
 		return nil, &SubjectRefused{reason}

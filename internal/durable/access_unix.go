@@ -33,7 +33,7 @@ func CheckWriters(path string) error {
 	switch {
 	case err != nil:
 		return nil
-	case info.IsDir(): // without advice to run chmod: the folder may be /tmp
+	case info.IsDir(): // the error gives no advice to run chmod, since the folder can be /tmp
 		return fmt.Errorf("%s is a folder: name a file", path)
 	case info.Mode()&0o002 != 0:
 		return fmt.Errorf("%s has mode %04o, so every user may write to the file: run chmod o-w %[1]s", path, info.Mode().Perm())

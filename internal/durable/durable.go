@@ -23,7 +23,7 @@ const suffix = ".tmp"
 // Read returns the content of a regular file of up to most bytes. Read refuses a pipe without
 // opening the pipe, because the opening would wait for a writer.
 //
-// Errors: those of [os.Open]; an error that names the file if the file is larger or no regular
+// Errors: errors of [os.Open]; an error that names the file if the file is larger or no regular
 // file. No error repeats a part of the content.
 func Read(path string, most int) ([]byte, error) {
 	info, err := os.Stat(path)
@@ -59,7 +59,7 @@ func Replace(path string, fill func(*os.File) error) error {
 // the mode of the old file.
 func Rewrite(path string, fill func(*os.File) error) error {
 	return Replace(path, func(draft *os.File) error {
-		if err := adoptLike(draft, path, 0o777); err != nil { // before fill writes the content, which may be secret
+		if err := adoptLike(draft, path, 0o777); err != nil { // the draft gets its owner and mode before fill writes the content, which may be secret
 			return err
 		}
 		return fill(draft)

@@ -76,8 +76,9 @@ type Token struct {
 	UserID    string
 }
 
-// grant holds what the transaction of an exchange has found. [Exchanger.Exchange] mints after
-// the commit: a signature inside a transaction would keep its locks for longer.
+// grant holds what the transaction of an exchange has found: the service account and the time.
+// [Exchanger.Exchange] mints after the commit: a signature inside a transaction would keep its
+// locks for longer.
 type grant struct {
 	user *store.User
 	now  time.Time
@@ -89,7 +90,7 @@ type grant struct {
 // refusal.
 //
 // Errors: ErrInvalid; ErrUnbound; ErrDisabled; ErrOverloaded; a *[Unavailable]; errors of the
-// store; all but those of the store as an [audit.Refusal].
+// store; every error but an error of the store is in an [audit.Refusal].
 func (x *Exchanger) Exchange(ctx context.Context, raw string, audience []string) (*Token, error) {
 	g, err := x.judgeAndRecord(ctx, raw)
 	if err != nil {
@@ -133,7 +134,8 @@ type attempt struct {
 // judgeAndRecord judges an assertion, and records the exchange. Before a refusal,
 // judgeAndRecord reads the rows of the issuers anew, and judges once more if the issuer of the
 // assertion has changed: no assertion is refused because of rows that were read before the
-// call. So calls with forged assertions wait for a reading, and share the reading.
+// call. Calls with forged assertions that come at the same time wait for one reading, and share
+// the reading.
 func (x *Exchanger) judgeAndRecord(ctx context.Context, raw string) (*grant, error) {
 	waited := false
 	for range maxAttempts {

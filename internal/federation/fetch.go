@@ -63,8 +63,8 @@ func newFetcher(row *store.Issuer, open dial) (*fetcher, error) {
 // fetch fetches the key set. If the row names no URL of the key set, fetch first fetches the
 // metadata of the issuer.
 //
-// Errors: texts for the admin. For a key set without a key that can be used, fetch returns both
-// the key set and an error.
+// Errors: errors with a text for the admin. For a key set without a key that can be used, fetch
+// returns both the key set and an error.
 func (f *fetcher) fetch(ctx context.Context) (*keySet, error) {
 	ctx, cancel := context.WithTimeout(ctx, fetchTime)
 	defer cancel()
@@ -180,7 +180,8 @@ func dialer(allowPrivate bool) dial {
 	return d.DialContext
 }
 
-// nat64 has IPv4 addresses in the last 32 bits (RFC 6052 section 2.1).
+// nat64 holds the IPv6 addresses with an IPv4 address in the last 32 bits (RFC 6052 section
+// 2.1).
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
 // unpublic lists the networks beside the private, loopback and link-local ones from which no

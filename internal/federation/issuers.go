@@ -145,8 +145,8 @@ func (r *Registry) Issuers(ctx context.Context, after string, limit int) (rows [
 	return rows, next, err
 }
 
-// Change holds the new values for [Registry.UpdateIssuer]. For a nil field, the old value
-// stays. Issuer is empty or the present claim `iss`: another value is refused.
+// Change holds the new values for [Registry.UpdateIssuer]. If a field is nil, the issuer keeps
+// the old value. Issuer is empty or the present claim `iss`: another value is refused.
 type Change struct {
 	Issuer       string
 	Source       *KeySource
@@ -201,7 +201,7 @@ func (r *Registry) UpdateIssuer(ctx context.Context, by caller.Caller, name stri
 	return row, err
 }
 
-// apply writes the new values into a row.
+// apply writes the new values into the row of an issuer.
 func (c Change) apply(row *store.Issuer) {
 	if c.Source != nil {
 		row.Jwks, row.JwksURI, row.Discovery = c.Source.Jwks, c.Source.JwksURI, c.Source.Discovery
@@ -263,8 +263,8 @@ func revokeBound(tx *feed.Tx, issuer string) (map[string]string, error) {
 	return names, err
 }
 
-// ofIssuer returns the event of a changed issuer. consequence is a text that follows the
-// description of the issuer.
+// ofIssuer returns the event of a changed issuer for the security record. consequence is a text
+// that follows the description of the issuer.
 func ofIssuer(what audit.Type, by caller.Caller, row *store.Issuer, consequence string) audit.Event {
 	keys := "discovered"
 	switch {

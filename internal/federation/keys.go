@@ -17,9 +17,9 @@ const (
 	// the keys of a removed issuer no longer.
 	rereadEvery = time.Minute
 	// rereadShare and longestPause bound what forged assertions cost the database: between the
-	// starts of two readings lies rereadShare times the duration of the first, up to longestPause.
-	// So the readings take a tenth of the time of one connection. All calls that wait share a
-	// reading.
+	// starts of two readings lies rereadShare times the duration of the first reading, up to
+	// longestPause. The readings therefore take a tenth of the time of one connection. All
+	// calls that wait share a reading.
 	rereadShare  = 10
 	longestPause = 100 * time.Millisecond
 )
@@ -45,7 +45,7 @@ type Keys struct {
 	next    time.Time  // no reading begins before next; the mutex reading guards next
 
 	mu      sync.Mutex          // guards the fields below
-	closed  bool                // no new goroutine begins
+	closed  bool                // Close was called: no new goroutine begins
 	asked   *reading            // the reading that calls wait for and that has not begun; nil: no call waits
 	issuers map[string]*trusted // the trusted issuers, by the claim iss
 }
@@ -107,7 +107,7 @@ func (k *Keys) of(iss string) *trusted {
 // reread waits for a reading of the issuers' rows that began after the call of reread. Calls
 // that wait share a reading.
 //
-// Errors: those of the store.
+// Errors: errors of the store.
 func (k *Keys) reread(ctx context.Context) error {
 	k.mu.Lock()
 	r := k.asked

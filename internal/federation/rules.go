@@ -28,7 +28,7 @@ const (
 
 	maxTextLength    = 512 // bytes: of a claim iss, of a subject, and of the value of a claim
 	maxURLLength     = 2048
-	maxJwksLength    = 32 << 10 // with the certificates, less than the 64 KiB of a request
+	maxJwksLength    = 32 << 10 // keys and certificates together fit into the 64 KiB of a request
 	maxCALength      = 24 << 10
 	maxClaims        = 16
 	maxPathLength    = 8   // names
@@ -36,7 +36,8 @@ const (
 	maxClaimsLength  = 2048
 	defaultLifetime  = 24 * time.Hour
 	shortestLifetime = time.Second
-	// longestLifetime bounds MaxLifetime: an assertion that lives longer is a password.
+	// longestLifetime bounds MaxLifetime: an assertion that lives longer is as dangerous as a
+	// password.
 	longestLifetime = 30 * 24 * time.Hour
 )
 
@@ -146,7 +147,7 @@ func CheckDocument(text string) error {
 	return nil
 }
 
-// parseURL returns an https URL from which a server may fetch.
+// parseURL parses an https URL from which the server can fetch, and refuses other URLs.
 func parseURL(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	switch {

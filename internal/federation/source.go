@@ -16,15 +16,15 @@ import (
 )
 
 const (
-	// refreshEvery is the time between two fetches that succeed. So the server accepts a key
-	// that an issuer has withdrawn for refreshEvery at most, as long as the issuer answers.
+	// refreshEvery is the time between two fetches that succeed. As long as the issuer answers,
+	// the server therefore accepts a withdrawn key of the issuer for refreshEvery at most.
 	refreshEvery = 5 * time.Minute
 	// fetchPause is the shortest time between the starts of two fetches of an issuer, whatever
 	// clients ask. A fetch that failed is repeated after fetchPause.
 	fetchPause = 10 * time.Second
 	// keepKeys is how long the server accepts the keys of the newest fetch while the issuer is
-	// away, so that an outage of a night ends no exchange. For as long, the server also accepts
-	// a key that the issuer has withdrawn.
+	// away, so that an outage of a night ends no exchange. For keepKeys, the server also
+	// accepts a key that the issuer has withdrawn.
 	keepKeys = 24 * time.Hour
 	// firstWait bounds how long a call waits for the very first fetch of an issuer, which
 	// commonly takes a tenth of a second. No call waits for another fetch.
@@ -41,11 +41,11 @@ const (
 	maxError = 1024
 )
 
-// source holds the keys of one issuer, and fetches the keys if the row names no document. A
-// new row makes a new source.
+// source holds the keys of one issuer, and fetches the keys if the row names no document. If
+// the row takes the keys from another place, a new source replaces the source.
 //
-// Each fetch brings the whole key set, for whatever kid the fetch was made. So an attacker with
-// forged kids causes a fetch every [fetchPause], and each of these fetches also brings a key
+// Each fetch brings the whole key set, for whatever kid the fetch was made. An attacker with
+// forged kids therefore causes a fetch every [fetchPause], and each fetch also brings a key
 // that the issuer has rotated to.
 //
 // A source is safe for concurrent use.
@@ -59,7 +59,7 @@ type source struct {
 	wanted chan struct{} // holds one element while an unknown kid asks for a fetch
 
 	mu      sync.Mutex // guards the fields below
-	set     *keySet    // nil: none yet
+	set     *keySet    // the keys in use; nil: no fetch has brought a key set yet
 	began   time.Time  // when the newest fetch began
 	fetched time.Time  // the beginning of the newest fetch that brought a key set
 	err     error      // the error of the newest fetch
@@ -147,7 +147,7 @@ func (s *source) refresh(ctx context.Context) (due time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	kept := keepKeys
-	if set != nil { // also without a key that can be used: the issuer has withdrawn its keys
+	if set != nil { // even a set without a key that can be used replaces the old set: the issuer has withdrawn its keys
 		s.set, s.fetched, s.missed, kept = set, s.began, asked, 0
 	}
 	s.logLocked(ctx, err, kept)
@@ -165,7 +165,7 @@ func (s *source) refresh(ctx context.Context) (due time.Time) {
 	if err != nil {
 		return s.began.Add(fetchPause)
 	}
-	// A random part of a tenth keeps replicas from fetching together.
+	// A random part, a tenth of refreshEvery at most, keeps replicas from fetching together.
 	return s.began.Add(refreshEvery - rand.N(refreshEvery/10))
 }
 

@@ -15,7 +15,7 @@ import (
 const wrongBy = time.Minute
 
 // ahead returns the keys that are to sign from a time more than wrongBy later than a rotation
-// of now would decide: the clock was ahead when the keys got their times, and has been set back
+// now would set: the clock was ahead when the keys got their times, and has been set back
 // since. The key that signs first comes first.
 func (c *chain) ahead(age time.Duration) (keys []*store.SigningKey) {
 	for _, row := range c.rows {

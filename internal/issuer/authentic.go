@@ -11,8 +11,8 @@ import (
 )
 
 // Each row of the table signing_keys has a tag: a message authentication code, under the master
-// key, of every other column and of the database's id. So an attacker with write access to the
-// database also needs the master key to add or change a key.
+// key, of every other column and of the database's id. An attacker with write access to the
+// database therefore also needs the master key to add or change a key.
 //
 // All rows of one key set have the same counter. Each change of the key set writes every row
 // again with a higher counter, so a row with a lower counter than other rows is refused. A
@@ -39,8 +39,8 @@ type refused struct {
 func (r refused) Error() string { return fmt.Sprintf("signing key %s: %v", r.row.KID, r.why) }
 
 // Is makes errors.Is compare only the reason of a refused row, and not the errors that the
-// reason wraps. So a refused row that wraps seal.ErrWrongKey does not match seal.ErrWrongKey:
-// one row under an unknown master key leaves the other rows usable.
+// reason wraps. A refused row that wraps seal.ErrWrongKey does not match seal.ErrWrongKey,
+// since one row under an unknown master key must leave the other rows usable.
 func (r refused) Is(target error) bool { return r.why == target }
 
 // authentic holds the rows of the table signing_keys after the check of the tags: rows with a
@@ -118,6 +118,7 @@ func message(row *store.SigningKey, databaseID string) []byte {
 }
 
 // nextCounter returns the counter of the key set after a change: above the counter before the
-// change, and at least the clock's microseconds since 1970. So a change after the restore of a
-// backup has a higher counter than every change that the restore has lost.
+// change, and at least the clock's microseconds since 1970. With the clock in the counter, a
+// change after the restore of a backup has a higher counter than every change that the restore
+// has lost.
 func nextCounter(before int64, now time.Time) int64 { return max(before+1, now.UnixMicro()) }

@@ -15,12 +15,13 @@ import (
 
 // ErrChainBroken means that a row of the table signing_keys is missing or was changed
 // by hand, so that no key can be rotated or withdrawn. The operator restores the row,
-// or calls [Keyring.ReplaceAll], which also ends every access token.
+// or runs `watchword datastore restored` ([Keyring.ReplaceAll]), which also ends every access
+// token.
 var ErrChainBroken = errors.New("the key chain is broken")
 
 // chain holds the signing keys as a transaction has read them. A method of chain changes the
-// keys in memory first, and [chain.write] then writes the rows that changed. So a change that
-// fails half-way has written nothing.
+// keys in memory first, and [chain.write] then writes the rows. A change that fails before
+// chain.write therefore has written nothing.
 //
 // Invariant for the keys that are not withdrawn: each key signs until the next key begins to
 // sign; one key (last) signs without an end; and one more key (next) is published, without a
@@ -66,7 +67,7 @@ func (c *chain) findEnds() {
 }
 
 // intact returns an error if the chain of signing keys has no last key (the key without an end)
-// or no next key (the key without a date). Errors: ErrChainBroken.
+// or no next key (the key without a time to sign). Errors: ErrChainBroken.
 func (c *chain) intact() error {
 	switch {
 	case c.next == nil:
@@ -168,8 +169,8 @@ func (c *chain) promote() error {
 	return c.succeed(c.next)
 }
 
-// succeed gives a key without a date the time from which the key signs, and ends the last key
-// at that time; see [chain.promote].
+// succeed sets the time from which the key successor signs, and ends the last key at that time;
+// see [chain.promote].
 func (c *chain) succeed(successor *store.SigningKey) error {
 	age, err := c.tx.DurationSetting(settingMaxAge)
 	if err != nil {
@@ -202,8 +203,9 @@ func (c *chain) withdraw(k *store.SigningKey) {
 
 // followUnseen publishes a key that no cache has seen, and lets the key sign after
 // --jwks-max-age, when the HTTP caches of the JWKS have the key. Most libraries read the JWKS
-// again only for a token with an unknown kid (the id of the key). So without an unseen key, the
-// caches of these libraries would trust a withdrawn key for as long as the caches live.
+// again only for a token with an unknown kid (the id of the key). Without an unseen key, the
+// caches of most libraries would therefore trust a withdrawn key for as long as the caches
+// live.
 //
 // If the last key does not sign yet, the unseen key replaces the last key: otherwise repeated
 // withdrawals would leave a long row of keys that sign one after the other.
@@ -289,9 +291,9 @@ func (c *chain) removeExpired() error {
 // maxKeys and maxWithdrawn bound the number of signing keys. Every verifier loads the keys that
 // are not withdrawn, and every change of the keys reads all keys.
 const (
-	// maxKeys bounds the keys that are not withdrawn. Ordinary rotations leave three: the
-	// next key, the signing key, and for some minutes the key before. A hundred RSA keys
-	// make a key set of 45 KB.
+	// maxKeys bounds the keys that are not withdrawn. Ordinary rotations leave three keys: the
+	// next key, the signing key, and for some minutes the key that signed before. A hundred RSA
+	// keys make a key set of 45 KB.
 	maxKeys = 100
 	// maxWithdrawn bounds the withdrawn keys, which are kept for the operator to see. A user is
 	// allowed to withdraw maxWithdrawn keys in an hour: each withdrawal sends every verifier

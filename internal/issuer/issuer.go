@@ -125,9 +125,9 @@ func reseal(row *store.SigningKey, master *seal.Keys, databaseID string) (change
 	return changed, err
 }
 
-// generate makes a key of an algorithm, with the private half sealed. The key has no times yet.
-// The id of the key, a thumbprint, does not begin with "-": the command `key revoke` would take
-// such an id for a flag.
+// generate makes a key of an algorithm, with the private half sealed. The new key has no time
+// to sign yet. The id of the key, a thumbprint, does not begin with "-": the command `key
+// revoke` would take such an id for a flag.
 func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error) {
 	key, err := token.GenerateKey(alg)
 	for err == nil && strings.HasPrefix(key.Public().KID(), "-") { // one id in 64 begins with "-", so generate makes another key
@@ -150,8 +150,8 @@ func generate(master *seal.Keys, alg token.Algorithm) (*store.SigningKey, error)
 }
 
 // CheckMaster opens (decrypts), with the master keys, every signing key that is not
-// withdrawn and not changed by hand. So a command with the wrong master key file writes
-// nothing.
+// withdrawn and not changed by hand. A command calls CheckMaster before the command writes, so
+// that the wrong master key file changes nothing.
 //
 // Errors: seal.ErrWrongKey if a signing key needs a master key that the master key file
 // lacks; errors of the store.
@@ -183,8 +183,8 @@ type Subject struct {
 	Version   int64 // the result of [store.User.TokenVersion]: after a change, verifiers refuse tokens with a lower version
 	SessionID string
 	Audience  []string
-	// SessionEnd is the latest end of the session. The access token expires no later. Zero:
-	// there is no session, and SessionID is empty.
+	// SessionEnd is the latest end of the session. The access token expires no later than the
+	// session. SessionEnd is zero if there is no session, and SessionID is empty then.
 	SessionEnd time.Time
 	// Actors makes the token a delegated token: Actors names the services that act for the
 	// subject, first the service that called last. A delegated token lives no longer than the
@@ -196,15 +196,15 @@ type Subject struct {
 	NotBefore time.Time
 }
 
-// horizonAhead is how far Mint raises the horizon (see [store.Tx.Horizon]) beyond now. So Mint
-// writes once a minute, and otherwise needs no database.
+// horizonAhead is how far Mint raises the horizon (see [store.Tx.Horizon]) beyond now. With a
+// horizon a minute ahead, Mint writes once a minute, and otherwise needs no database.
 const horizonAhead = time.Minute
 
 // reach returns when the database has stored a horizon that is not before now: the latest time
 // at which a token can be minted (see [store.Tx.Horizon]). The database keeps the events that
-// revoke a token until the horizon and longer. So a token that was minted while the clock was
-// ahead is still refused by every verifier when the token becomes valid. Errors: those of the
-// store.
+// revoke a token until the horizon and longer. With these events, every verifier still refuses
+// a revoked token that was minted while the clock was ahead, when the token becomes valid.
+// Errors: errors of the store.
 func (i *Issuer) reach(ctx context.Context, now time.Time) error {
 	known := func() bool { return now.UnixMicro() <= i.horizon.Load() }
 	if known() {
@@ -247,7 +247,7 @@ func (i *Issuer) clientID(s Subject) string {
 // Mint must not be called in a transaction, since Mint itself writes to the database once a
 // minute.
 //
-// Errors: errNoKey if no key signs; an error if the key that signs cannot be opened; those of
+// Errors: errNoKey if no key signs; an error if the key that signs cannot be opened; errors of
 // the store.
 func (i *Issuer) Mint(ctx context.Context, now time.Time, s Subject) (string, time.Duration, error) {
 	key, err := i.keys.signing(now)

@@ -18,14 +18,15 @@ import (
 var (
 	// ErrRolledBack means that the database holds an earlier key set than this process has read
 	// before: a backup was restored, a standby was promoted that lacked a change, or an
-	// attacker has put earlier rows back. The operator calls [Keyring.ReplaceAll].
+	// attacker has put earlier rows back. The operator runs `watchword datastore restored`
+	// ([Keyring.ReplaceAll]).
 	ErrRolledBack = errors.New("the database holds an earlier set of signing keys than this process has seen")
 	// errNoKey means that no signing key signs at the time of a call, since the clock was set
 	// back, or rows of signing_keys were changed by hand. The call fails with INTERNAL.
 	errNoKey = errors.New("no signing key signs now")
 	// errOtherID means that the setting database_id has changed under a running process. The
 	// tag (MAC) in each row of the signing keys depends on database_id, and a tag under one id
-	// is refused under another id. So the process changes no key.
+	// is refused under another id. With another id in the database, the process changes no key.
 	errOtherID = errors.New("the id of the database was changed")
 )
 
@@ -267,7 +268,7 @@ func (k *KeySet) Signs(now time.Time) (kid string, err error) {
 // signed at that time may have been withdrawn since. The successor of the withdrawn key signs
 // from a time shortly after now.
 //
-// Errors: those of [KeySet.Signs].
+// Errors: errors of [KeySet.Signs].
 func (k *KeySet) signing(now time.Time) (*token.SigningKey, error) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()

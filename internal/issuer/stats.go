@@ -9,7 +9,7 @@ type Stats struct {
 	// in the state.
 	Ages map[State]time.Duration
 	// Problems counts how often this process has read a key set from the database that could
-	// not be used as it was. The log has an ERROR with what to do.
+	// not be used as it was. For each problem, the log has an ERROR that says what to do.
 	Problems uint64
 }
 

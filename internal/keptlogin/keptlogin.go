@@ -1,8 +1,8 @@
 // Package keptlogin keeps the tokens of `watchword login` in a file for each server, in the
 // folder of the user's settings, so that later commands use the tokens. The file has mode 0600.
 //
-// Commands that run at the same time use the file of a server under a lock. So each refresh
-// token is sent once: a second use would end the session.
+// Commands that run at the same time use the file of a server under a lock. The lock makes sure
+// that each refresh token is sent once, since a second use would end the session.
 package keptlogin
 
 import (
@@ -109,7 +109,7 @@ func (f File) read() (all []Login, err error) {
 	return slices.DeleteFunc(all, func(g Login) bool { return !keepable(g.Device) }), nil
 }
 
-// find returns the newest login that wanted accepts. Errors: ErrNone; those of read.
+// find returns the newest login that wanted accepts. Errors: ErrNone; errors of read.
 func (f File) find(wanted func(Login) bool) (Login, error) {
 	all, err := f.read()
 	if err != nil {
@@ -185,7 +185,7 @@ func (f File) Put(ctx context.Context, g Login) error {
 	}
 	defer unlock()
 	if g.Refresh == "" {
-		old, _ := f.find(g.replaces) // putLocked returns the errors of read
+		old, _ := f.find(g.replaces) // the error is ignored: putLocked returns the errors of read
 		g.Refresh, g.Access, g.Until = old.Refresh, old.Access, old.Until
 		return f.putLocked(g)
 	}
@@ -262,7 +262,7 @@ type Renew func(ctx context.Context, refresh string, keep func(refresh string) e
 // refused, the token that the server has refused, Token renews the tokens and writes the new
 // tokens into the file.
 //
-// Errors: ErrLoggedOut; those of renew; errors of the file.
+// Errors: ErrLoggedOut; errors of renew; errors of the file.
 func (u *InUse) Token(ctx context.Context, refused string, renew Renew) (string, error) {
 	if u.good(refused) {
 		return u.Access, nil

@@ -25,15 +25,15 @@ const (
 //   - The wrong passwords for one username, from every client together, have one count, whether
 //     the user exists or not.
 //   - A known device has a count of its own. A login comes from a known device if the login
-//     carries an earlier refresh token of the user ([session.Sessions.Knows]). So an attacker
-//     without a refresh token of the user cannot keep the owner out. A network from which the
-//     user has logged in gets no count of its own: the count would show that the user exists,
-//     and an attacker can be in the same network.
+//     carries an earlier refresh token of the user ([session.Sessions.Knows]). An attacker
+//     without a refresh token of the user therefore cannot keep the owner out. A network from
+//     which the user has logged in gets no count of its own: the count would show that the user
+//     exists, and an attacker can be in the same network.
 //   - A wrong password in ChangePassword is counted for the session of the caller.
 //   - While the count of the device or of the session refuses a try, the count of the username
 //     can still admit the try: an attacker can have the refresh token too. The count that has
-//     admitted the try also counts the try. So an attacker with the refresh tokens of n devices
-//     has as many guesses as the counts of n devices and of the username allow.
+//     admitted the try also counts the try. An attacker with the refresh tokens of n devices
+//     therefore has as many guesses as the counts of n devices and of the username allow.
 //   - The wrong passwords from one source (a client network), at whatever usernames, have one
 //     count. If the count of a device or of a session admits a try, the count of the source
 //     does not refuse the try.
@@ -78,7 +78,7 @@ func (g *guess) begin(ctx context.Context, counter *throttle.Counter, key thrott
 // beginLogin reads the user, and admits a login if the count of the device or of the username
 // allows another try. For an unknown user, beginLogin takes the same steps as for a known user.
 //
-// Errors: a *[throttle.Refused]; those of the store.
+// Errors: a *[throttle.Refused]; errors of the store.
 func (s *Service) beginLogin(ctx context.Context, a *attempt) (*guess, error) {
 	g := &guess{name: string(a.name)}
 	device, err := s.knownDevice(ctx, g, a)
@@ -102,7 +102,7 @@ func (g *guess) readUser(tx *store.Tx) error {
 }
 
 // knownDevice returns the device of a login if the device is a known device of the user;
-// otherwise "". If the login has a device, knownDevice also reads g.user. Errors: those of the
+// otherwise "". If the login has a device, knownDevice also reads g.user. Errors: errors of the
 // store.
 func (s *Service) knownDevice(ctx context.Context, g *guess, a *attempt) (device string, err error) {
 	if a.device == "" {
@@ -125,7 +125,7 @@ func (s *Service) knownDevice(ctx context.Context, g *guess, a *attempt) (device
 // unlessKnown returns nil for a login from a known device, and otherwise refused, which is the
 // error with which the bound of the source has refused the login.
 //
-// Errors: refused; those of the store.
+// Errors: refused; errors of the store.
 func (s *Service) unlessKnown(ctx context.Context, a *attempt, refused error) error {
 	g := &guess{name: string(a.name)}
 	device, err := s.knownDevice(ctx, g, a)
@@ -141,7 +141,7 @@ func (s *Service) unlessKnown(ctx context.Context, a *attempt, refused error) er
 // beginChange reads the user, and admits a change of password by the count of the caller's
 // session or of the username.
 //
-// Errors: a *[throttle.Refused]; those of [caller.Caller.Check] and of the store.
+// Errors: a *[throttle.Refused]; errors of [caller.Caller.Check] and of the store.
 func (s *Service) beginChange(ctx context.Context, by caller.Caller) (*guess, error) {
 	g := &guess{sessionID: by.SessionID}
 	return g, s.admit(ctx, g, by.SessionID, func(tx *store.Tx) error {
@@ -157,8 +157,7 @@ func (s *Service) beginChange(ctx context.Context, by caller.Caller) (*guess, er
 // refuses the try, by the counts of the source and of the username. The function read reads
 // g.user and g.name.
 //
-// Errors: a *[throttle.Refused]; those of read and
-// of the store.
+// Errors: a *[throttle.Refused]; the errors of read and of the store.
 func (s *Service) admit(ctx context.Context, g *guess, device string, read func(*store.Tx) error) error {
 	source := caller.SourceOf(ctx)
 	from := throttle.Origin{Network: source.Network(), Site: source.Site(), Block: source.Block()}
@@ -192,7 +191,7 @@ func sooner(first, second error) error {
 // returns. compare checks the bounds on guesses again after [password.Turn.Wait], since other
 // calls can have guessed during the wait.
 //
-// Errors: ErrCredentials; a *[throttle.Refused]; those of [password.Turn.Compare] and of
+// Errors: ErrCredentials; a *[throttle.Refused]; errors of [password.Turn.Compare] and of
 // the store.
 func (s *Service) compare(ctx context.Context, turn *password.Turn, g *guess, pw password.Password) (rehash bool, err error) {
 	if err := turn.Wait(ctx); err != nil {

@@ -1,10 +1,10 @@
 // Package login checks a user's password, and then starts a session.
 //
-// Hashing a password takes long, and another call can change the user's row during the hash. So
-// the transaction after the hash reads the row again and compares the password hash with the
-// password hash that was read before. If the password has changed, the call begins again. (The
-// RPC SetPassword, for admins, depends on no row that was read before the hash, and needs no
-// comparison.)
+// Hashing a password takes long, and another call can change the user's row during the hash.
+// Therefore the transaction after the hash reads the row again, and compares the stored
+// password hash with the password hash that was read before. If the password has changed, the
+// call begins again. (The RPC SetPassword, for admins, depends on no row that was read before
+// the hash, and needs no comparison.)
 package login
 
 import (
@@ -52,7 +52,7 @@ type Service struct {
 
 // New returns a service. [Service.ChangePassword] commits through w.
 //
-// Errors: those of [session.Sessions.Key].
+// Errors: errors of [session.Sessions.Key].
 func New(s *store.Store, w feed.Writer, sessions *session.Sessions, p *password.Pool, l Limits) (*Service, error) {
 	secret, err := sessions.Key("throttle")
 	if err != nil {
@@ -90,7 +90,7 @@ type attempt struct {
 
 // repeatIfChanged calls try, and calls try again if another call has changed the password
 // during the hash. After the commit, repeatIfChanged makes the tokens of the new session.
-// Errors: those of try; store.ErrUnavailable after maxAttempts.
+// Errors: errors of try; store.ErrUnavailable after maxAttempts.
 func (s *Service) repeatIfChanged(ctx context.Context, try func() (*session.Grant, error)) (*session.Tokens, error) {
 	for range maxAttempts {
 		grant, err := try()

@@ -33,7 +33,7 @@ type List struct {
 // such as lines that are not UTF-8, and passwords of fewer than least characters, which
 // [Policy.Check] refuses in any case.
 //
-// Errors: those of r; if r holds no password at all; if r holds more than 16,777,216
+// Errors: errors of r; if r holds no password at all; if r holds more than 16,777,216
 // passwords of at least least characters.
 func ReadList(r io.Reader, least int) (*List, error) { return readList(r, least, maxListed) }
 

@@ -10,9 +10,9 @@ import (
 
 // The most frequent leaked passwords are short. The frequent leaked passwords of
 // DefaultMinLength (15) characters are made of a few parts: "123456789012345",
-// "passwordpassword", "qwertyuiopasdfgh", "alice1234567890". So a small list of parts refuses
-// more passwords than a long list of passwords would, and need not be read when the server
-// starts.
+// "passwordpassword", "qwertyuiopasdfgh", "alice1234567890". A small list of parts therefore
+// refuses more passwords than a long list of passwords would, and need not be read when the
+// server starts.
 
 const (
 	// fewParts is the largest number of parts of a password that isFewParts refuses. An

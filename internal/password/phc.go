@@ -54,7 +54,8 @@ const (
 func (p Params) Footprint() int64 { return 3 * int64(p.Memory) << 10 }
 
 // clamped returns the parameters p with the defaults in place of zeros, and with the nearest
-// bound in place of each value out of bounds. So decode accepts every hash that a [Pool] makes.
+// bound in place of each value out of bounds. With clamped parameters, decode accepts every
+// hash that a [Pool] makes.
 func (p Params) clamped() Params {
 	p.Memory = cmp.Or(p.Memory, Default.Memory)
 	p.Time = cmp.Or(p.Time, Default.Time)
@@ -76,8 +77,8 @@ func (p Params) cost() uint64 {
 // with an old hash with the parameters p: all together take as long as one hash with the
 // parameters now. The time of argon2 is nearly proportional to the work: the memory times the
 // passes. A pass through less memory is up to a tenth faster, since more of the memory is in
-// the processor's caches, and a first pass is slower than others. So the passes go through as
-// much memory as now does, as far as possible.
+// the processor's caches, and a first pass is slower than others. Therefore the passes of the
+// further hashes go through as much memory as now does, as far as possible.
 func (p Params) missing(now Params) (decoys []Params) {
 	have, want := p.Memory*p.Time, now.Memory*now.Time // work in KiB times passes, at most maxWork
 	if have >= want {

@@ -35,24 +35,27 @@ type Config struct {
 	// to the nearest bound.
 	Params Params
 	// Memory bounds the memory of the hashes that run at a time, in bytes: as many hashes run
-	// at a time as Memory holds [Params.Footprint], at least one. Zero or less means no bound.
+	// at a time as Memory holds [Params.Footprint], at least one. A Memory of zero or less
+	// means no bound.
 	Memory int64
-	// Parallel bounds the number of hashes that run at a time. Zero or less means: (cores - 1)
-	// divided by Params.Threads, at least 1. During a flood of logins, the free core verifies
-	// access tokens without a wait.
+	// Parallel bounds the number of hashes that run at a time. A Parallel of zero or less
+	// means: (cores - 1) divided by Params.Threads, at least 1. During a flood of logins, the
+	// free core verifies access tokens without a wait.
 	Parallel int
-	// Queue bounds the number of callers that wait for the right to run a hash (a slot). Zero
-	// or less means 64 times Parallel: at the default cost, a hash takes 20 to 40 ms, and the
-	// last caller in the queue waits one to three seconds. Clients commonly set longer
-	// deadlines. A longer queue would hash for clients past the deadline.
+	// Queue bounds the number of callers that wait for the right to run a hash (a slot). A
+	// Queue of zero or less means 64 times Parallel: at the default cost, a hash takes 20 to 40
+	// ms, and the last caller in the queue waits one to three seconds. Clients commonly set
+	// longer deadlines than three seconds. A longer queue would hash for clients past the
+	// deadline.
 	Queue int
-	// Reserved is the number of places in the queue that [Admin] callers alone can take. Zero
-	// means an eighth of the queue, less than zero means no such place.
+	// Reserved is the number of places in the queue that [Admin] callers alone can take. A
+	// Reserved of zero means an eighth of the queue, less than zero means no such place.
 	Reserved int
 	// Known holds the client networks from which the server has received a proof, such as a
 	// right password. When the queue is full, a waiting password of the network with the most
 	// waiting passwords leaves the queue; if all networks have equally many, a password of an
-	// unknown network leaves the queue. See [share.Known]. Nil means that no network is known.
+	// unknown network leaves the queue. See [share.Known]. If Known is nil, no network is
+	// known.
 	Known *share.Known
 	// Policy holds the rules for new passwords, for [Pool.CheckPolicy].
 	Policy Policy
@@ -138,7 +141,7 @@ func newRecord(params Params) record {
 
 // Hash takes a turn, hashes pw by [Turn.Hash], and ends the turn.
 //
-// Errors: those of [Pool.Enter] and [Turn.Hash].
+// Errors: errors of [Pool.Enter] and [Turn.Hash].
 func (p *Pool) Hash(ctx context.Context, caller Caller, pw Password) (string, error) {
 	turn, err := p.Enter(ctx, caller)
 	if err != nil {
@@ -175,7 +178,7 @@ func (t *Turn) Hash(ctx context.Context, pw Password) (string, error) {
 // results away. If phc takes more work, after the pool's parameters were lowered, Compare takes
 // longer, and the time shows that the user exists.
 //
-// Errors: those of [Turn.Hash]; an error without a sentinel if phc is malformed or
+// Errors: errors of [Turn.Hash]; an error without a sentinel if phc is malformed or
 // asks for more than the package's bounds, a fault of the stored row.
 func (t *Turn) Compare(ctx context.Context, pw Password, phc string) (match, rehash bool, err error) {
 	r, known := t.pool.decoy, phc != ""
@@ -214,7 +217,7 @@ func (t *Turn) run(ctx context.Context, pw Password, r record, decoys []Params) 
 }
 
 // observe moves the average time of a hash by an eighth of the distance to the duration d of
-// the latest hash. So the average follows the machine's load within a dozen hashes.
+// the latest hash. The average therefore follows the machine's load within a dozen hashes.
 func (p *Pool) observe(d time.Duration) {
 	p.hashes.Add(d)
 	p.mu.Lock()
@@ -243,7 +246,7 @@ func (p *Pool) RetryAfter() time.Duration {
 type Stats struct {
 	Running, Parallel int             // the number of hashes that run, and the number that can run at a time
 	Queue, Reserve    share.Stats     // the places in the queue for all callers, and the places for [Admin] callers alone
-	Refused           uint64          // turns that got [ErrOverloaded], also because of their deadline
+	Refused           uint64          // the number of turns that got [ErrOverloaded], also because of a deadline
 	Waits             count.Histogram // how long callers have waited for a hash, from the first call of [Turn.Wait]
 	Hashes            count.Histogram // the times of single hashes and comparisons
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // Caller says for which peer the [Pool] computes a hash. A peer is a network of strangers, or a
-// signed-in user. Equal Callers are one peer. The zero Caller is Stranger("").
+// signed-in user. Two equal Callers belong to one peer. The zero Caller is Stranger("").
 type Caller struct {
 	kind kind
 	name string
@@ -118,7 +118,7 @@ func (p *Pool) Enter(ctx context.Context, caller Caller) (*Turn, error) {
 	return t, nil
 }
 
-// takePlaceLocked takes a place in the queue, and reports whether the turn has got one. The
+// takePlaceLocked takes a place in the queue, and reports whether the turn has got a place. The
 // newest turn of another peer can lose its place to the turn: see package share.
 func (t *Turn) takePlaceLocked() bool {
 	p, from := t.pool, t.peer.caller
@@ -201,9 +201,9 @@ func (t *Turn) Wait(ctx context.Context) error {
 }
 
 // getReady marks the turn as ready to run a hash, gives free slots to turns that are ready, and
-// returns a context that ends when a hash can no longer end before ctx's deadline. So Wait
-// returns ErrOverloaded before ctx's deadline, and the client gets an answer with the time to
-// wait.
+// returns a context that ends when a hash can no longer end before ctx's deadline. By this
+// context, Wait returns ErrOverloaded before ctx's deadline, and the client gets an answer with
+// the time to wait.
 func (t *Turn) getReady(ctx context.Context) (context.Context, context.CancelFunc) {
 	t.pool.mu.Lock()
 	defer t.pool.mu.Unlock()

@@ -31,9 +31,9 @@ const (
 )
 
 // Status returns the status of a refused call. method is the full name of the called
-// method if the call was refused for its access token. Otherwise method must be
-// empty: a client that finds its method in the status renews its token and calls again. The
-// parameter details follows the ErrorInfo in the status.
+// method if the call was refused for its access token. If the call was refused for another
+// reason, method must be empty: a client that finds its method in the status renews its token
+// and calls again. The parameter details follows the ErrorInfo in the status.
 func Status(code codes.Code, reason watchwordv1.ErrorReason, method, message string, details ...protoadapt.MessageV1) *status.Status {
 	info := &errdetails.ErrorInfo{Domain: domain, Reason: Name(reason)}
 	if method != "" {
@@ -80,8 +80,8 @@ func Name(reason watchwordv1.ErrorReason) string {
 	return strings.TrimPrefix(reason.String(), reasonPrefix)
 }
 
-// Reason returns the reason in a gRPC status, wrapped or not. Any error without a reason,
-// and nil, gives ERROR_REASON_UNSPECIFIED.
+// Reason returns the reason in a gRPC status, wrapped or not. For an error without a reason,
+// and for nil, Reason returns ERROR_REASON_UNSPECIFIED.
 func Reason(err error) watchwordv1.ErrorReason {
 	return watchwordv1.ErrorReason(watchwordv1.ErrorReason_value[reasonPrefix+infoOf(err).GetReason()])
 }

@@ -4,8 +4,8 @@
 // A [Set] reads the content of all its files once a second. Reading works for every way to
 // replace a file: Kubernetes replaces a link to a folder, and a network drive sends no
 // notification. The Set uses new content when two readings in a row have found the same
-// content. So a file that is half written changes nothing, and a certificate changes nothing
-// before its private key has arrived.
+// content. Therefore a file that is half written changes nothing, and a new certificate changes
+// nothing before its private key has arrived.
 //
 // If the new content cannot be used, the old value stays in use. The Set logs the fault once,
 // and logs once more when the files are good again. Each value changes independently of the
@@ -149,7 +149,7 @@ func (v *Value[T]) Get() T { return *v.current.Load() }
 // Status returns the state of the value.
 func (v *Value[T]) Status() Status { return *v.status.Load() }
 
-// add reads a value for the first time, and adds the value to the set. Errors: those of reading
+// add reads a value for the first time, and adds the value to the set. Errors: errors of reading
 // the files and of parse, each after the name of the value.
 func add[T any](s *Set, from source[T]) (*Value[T], error) {
 	v := &Value[T]{source: from, logger: s.logger}

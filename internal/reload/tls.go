@@ -20,7 +20,7 @@ var errDamaged = errors.New("a PEM block of the file is damaged")
 // every error. A certificate and a private key that do not belong together are not used, and
 // neither is a chain of which one certificate is damaged, as in a file that is half written.
 //
-// Errors: those of reading the files; those of the content of the files.
+// Errors: errors of reading the files; errors of the content of the files.
 func KeyPair(s *Set, name, certFile, keyFile string) (*Value[*tls.Certificate], error) {
 	return add(s, source[*tls.Certificate]{name, []string{certFile, keyFile}, parsePair})
 }
@@ -58,7 +58,7 @@ func isWhole(content []byte) bool {
 // without one of the CAs, connections would fail that worked before. The value expires
 // ([Status].NotAfter) when the last of the CAs expires.
 //
-// Errors: those of reading the file; those of the content of the file.
+// Errors: errors of reading the file; errors of the content of the file.
 func CAs(s *Set, name, file string) (*Value[*x509.CertPool], error) {
 	return add(s, source[*x509.CertPool]{name, []string{file}, parseCAs})
 }

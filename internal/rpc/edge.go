@@ -127,8 +127,8 @@ func (e *Edge) count(ctx context.Context, method string, reason watchwordv1.Erro
 		event.Type, event.Detail = audit.Call, method
 	}
 	// A handler puts the user concerned into an [audit.Refusal]; the verifier knows the caller
-	// of ROLE_REQUIRED and of DELEGATION_DENIED. For other refused calls, the record holds only
-	// the source.
+	// of ROLE_REQUIRED and of DELEGATION_DENIED. Of a refused call by an unknown caller, the
+	// record holds only the source.
 	var about audit.Refusal
 	var ofToken interface{ Principal() *authn.Principal }
 	switch {

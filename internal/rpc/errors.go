@@ -34,9 +34,9 @@ const (
 	// watchRetry, so that clients return at different moments.
 	storeRetry = time.Second
 	// watchRetry is the shortest time that a watcher (a verifier with a stream of WatchBundle)
-	// should wait before the next stream, if the server had no place for the stream. Until the
-	// watcher is back, the service of the watcher misses new revocations. A watcher that is
-	// refused a second time waits longer of its own accord.
+	// should wait before the next stream, if the server had no place for the stream. Without a
+	// stream, the verifier of a service misses new revocations. A watcher that is refused a
+	// second time waits longer of its own accord.
 	watchRetry = 100 * time.Millisecond
 )
 

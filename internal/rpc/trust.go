@@ -100,9 +100,9 @@ func (t *Trust) WatchBundle(req *watchwordv1.WatchBundleRequest, stream grpc.Ser
 		return err
 	}
 	defer t.Roster.Opened(from).Close()
-	// SendMsg blocks while the client does not read, and cannot be cancelled. So SendMsg
-	// runs in a separate goroutine, and the handler returns before SendMsg when unread
-	// fires.
+	// SendMsg blocks while the client does not read, and cannot be cancelled. Therefore SendMsg
+	// runs in a separate goroutine, and the handler returns before SendMsg when the timer
+	// unread fires.
 	unread := time.NewTimer(sendTimeout)
 	defer unread.Stop()
 	sending := detach.Go(func() error {

@@ -21,16 +21,17 @@ const (
 	callsAtOnce = 32
 	// callsWaiting bounds the waiting calls of one user, and the memory of these calls. A call
 	// that runs or waits is one of the unfinished requests of its network, and a network is
-	// allowed to have 256 by default. So one user takes at most a quarter of the requests of a
-	// gateway.
+	// allowed to have 256 by default. With 32 running and 32 waiting calls, one user takes at
+	// most a quarter of the requests of a gateway.
 	callsWaiting = 32
 )
 
 // InTurn returns an interceptor for unary calls that runs after the verifier. The interceptor
 // gives each signed-in user a share of the server: callsAtOnce calls of one user run at a time,
-// and callsWaiting more wait; see [share.Turns]. So one user delays other users little, however
-// many calls the user makes. A call of a public method has no user: the call runs at once.
-// After a valid token, the interceptor adds the network of the call to known ([share.Known]).
+// and callsWaiting more wait; see [share.Turns]. With these bounds, one user delays other users
+// little, however many calls the user makes. A call of a public method has no user: the call
+// runs at once. After a valid token, the interceptor adds the network of the call to known
+// ([share.Known]).
 func InTurn(known *share.Known) grpc.UnaryServerInterceptor {
 	turns := share.NewTurns(callsAtOnce, callsWaiting)
 	return func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {

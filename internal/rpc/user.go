@@ -127,10 +127,11 @@ func (s *Users) UpdateUser(ctx context.Context, req *watchwordv1.UpdateUserReque
 }
 
 // readChange reads the fields that the update mask names (AIP-134). Without a mask, readChange
-// reads the fields that are set; with the mask "*", all fields. So a client needs a mask to
-// clear a field. A request that names no field is an error: the client has set a field to its
-// zero value, such as disabled to false, and forgotten the mask. The kind of a user never
-// changes; the client is allowed to name the kind that the user has.
+// reads the fields that are set; with the mask "*", all fields. A client needs a mask to clear
+// a field: without a mask, a cleared field looks like a field that is not set. A request that
+// names no field is an error: the client has set a field to its zero value, such as disabled to
+// false, and forgotten the mask. The kind of a user never changes; the client is allowed to
+// name the kind that the user has.
 func readChange(r *reading, req *watchwordv1.UpdateUserRequest) (change user.Change) {
 	u := req.GetUser()
 	if paths := req.GetUpdateMask().GetPaths(); slices.Contains(paths, "kind") || u.GetKind() != 0 && (len(paths) == 0 || paths[0] == "*") {

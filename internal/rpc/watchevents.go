@@ -74,8 +74,9 @@ func (s *Audit) WatchEvents(req *watchwordv1.WatchEventsRequest, stream grpc.Ser
 			return badName(err)
 		}
 	}
-	// Send blocks while the client does not read, and cannot be cancelled. So Send runs in a
-	// separate goroutine, and the handler returns before Send when w.unread fires.
+	// Send blocks while the client does not read, and cannot be cancelled. Therefore Send runs
+	// in a separate goroutine, and the handler returns before Send when the timer w.unread
+	// fires.
 	w.stream, w.unread = stream, time.NewTimer(sendTimeout)
 	w.unread.Stop()
 	defer w.unread.Stop()
@@ -121,8 +122,8 @@ func (s *Audit) newWatching(req *watchwordv1.WatchEventsRequest) (*watching, err
 	return w, r.err
 }
 
-// run sends records until ctx ends or the access token is about to expire. The first message
-// comes at once.
+// run sends records until ctx ends or the access token is about to expire. run sends the first
+// message at once.
 func (w *watching) run(ctx context.Context) error {
 	look := time.NewTicker(eventsEvery)
 	defer look.Stop()

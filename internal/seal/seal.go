@@ -8,7 +8,8 @@
 // on every server, and then make the new key the first.
 //
 // [Keys.Seal] reads the master key file at each call, and [Keys.Open] reads the file again if a
-// secret names an unknown master key. So a server uses a new master key without a restart.
+// secret names an unknown master key. A server therefore uses a new master key without a
+// restart.
 //
 // [Keys.MAC] makes a message authentication code, under the master key, for data that is no
 // secret.

@@ -229,7 +229,7 @@ func (k *localKeys) with(master *seal.Keys) *rpc.Keys {
 }
 
 // checked returns the service for calls that change keys, after a check of the master key file.
-// Errors: those of the master key file.
+// Errors: errors of the master key file.
 func (k *localKeys) checked(ctx context.Context) (*rpc.Keys, error) {
 	master, err := k.master()
 	if err == nil {
@@ -242,7 +242,8 @@ func (k *localKeys) checked(ctx context.Context) (*rpc.Keys, error) {
 }
 
 // ListKeys lists all signing keys. With the master key file, a key that was added or changed
-// without the master key is `untrusted`. Without the file, ListKeys warns.
+// without the master key is `untrusted`. Without the master key file, ListKeys warns that the
+// keys are not checked.
 func (k *localKeys) ListKeys(ctx context.Context, req *watchwordv1.ListKeysRequest) (*watchwordv1.ListKeysResponse, error) {
 	master, unchecked := k.master()
 	resp, err := k.with(master).ListKeys(ctx, req)

@@ -40,7 +40,7 @@ func (t *localTrust) GetKeySet(ctx context.Context, req *watchwordv1.GetKeySetRe
 // revocations that the database has now, to the services of l. The verifier accepts tokens
 // for the services in audience.
 //
-// Errors: those of the master key file; an error if no server has started on the database.
+// Errors: errors of the master key file; an error if no server has started on the database.
 func (l *Local) serveVerify(ctx context.Context, keys *localKeys, audience []string) error {
 	master, err := keys.master()
 	if err == nil {

@@ -73,7 +73,7 @@ func processLimits() memoryLimits {
 // quarter of the machine's memory. If the size of the machine is unknown too, hashMemory
 // returns the memory of one hash.
 //
-// hashMemory returns a size even with an error. Errors: those of the cgroup's files.
+// hashMemory returns a size even with an error. Errors: errors of the cgroup's files.
 func (l memoryLimits) hashMemory() (Size, error) {
 	limit := l.golang
 	cgroup, err := l.cgroup()

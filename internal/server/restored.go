@@ -21,11 +21,12 @@ import (
 // Restored. If Restored is interrupted, call Restored again: a second call does no harm.
 //
 // Restored first raises the users' versions, which ends every session, and withdraws the keys
-// last. So a token that a running server mints between the two steps is signed by a key that is
-// withdrawn afterwards.
+// last. With this order, a token that a running server mints between the two steps is signed by
+// a key that is withdrawn afterwards.
 //
-// The keys for the MAC of refresh tokens prove that the master key file is the right file. So
-// Restored also works after somebody has changed the rows of the signing keys.
+// The keys for the MAC of refresh tokens prove that the master key file is the right file.
+// Restored therefore needs no authentic row of the signing keys, and also works after somebody
+// has changed these rows.
 func Restored(ctx context.Context, s *store.Store, master *seal.Keys, log *audit.Log) (users int, key issuer.Key, err error) {
 	err = s.Read(ctx, func(tx *store.Tx) error {
 		macs, err := tx.MACKeys()

@@ -188,9 +188,9 @@ func (a firstAdmin) keep(made bool) error {
 // checkPasswordFile returns an error if the start would make a new embedded database, and the
 // file of --initial-password-file exists already: the server writes the password of the first
 // user into a new file, and overwrites no file. Since checkPasswordFile runs before the
-// database is opened, a refused start leaves no database behind. For another database without a
-// user, prepareAdmin returns the error. If the database has a user, the server writes no
-// password, and the file is allowed to exist.
+// database is opened, a refused start leaves no database behind. For an existing database or
+// PostgreSQL without a user, prepareAdmin returns the error. If the database has a user, the
+// server writes no password, and the file is allowed to exist.
 func (c *Config) checkPasswordFile() error {
 	path, embedded := strings.CutPrefix(c.DatastoreURI, "sqlite:")
 	if c.InitialPasswordFile == "" || !embedded {

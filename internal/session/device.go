@@ -7,8 +7,8 @@ import (
 )
 
 // knownDevices is the number of newest sessions of a user that are known devices. A known
-// device has a count of wrong guesses of its own. So knownDevices is small: a thief with many
-// old refresh tokens of the user could guess passwords with the count of each device.
+// device has a count of wrong guesses of its own. knownDevices is small, since a thief with
+// many old refresh tokens of the user could guess passwords with the count of each device.
 const knownDevices = 10
 
 // Device returns the id of the session of a refresh token, if the token is authentic, and ""

@@ -23,9 +23,9 @@ import (
 // because the answer was lost. A span is an interval as long as the grace; spans are counted
 // from 1970. A generation is "spent within the grace" on two conditions: Spent was spent less
 // than the grace ago; and the generation was spent in the span of SpentAt or, while that span
-// lasts, in the span before. So every token spent less than one grace ago is within the grace,
-// and every token spent more than two graces ago is not. A retry within the grace changes
-// nothing, so a thief cannot keep the grace open by retries.
+// lasts, in the span before. By these conditions, every token spent less than one grace ago is
+// within the grace, and every token spent more than two graces ago is not. A retry within the
+// grace changes nothing, so a thief cannot keep the grace open by retries.
 //
 // A late retry of Spent means: the answer was lost, and the client did not notice the loss
 // within the grace. The late retry gets a token of a new generation, and the generation in the

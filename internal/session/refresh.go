@@ -22,8 +22,8 @@ const (
 	// callsWaiting bounds the refreshes and logouts of one session that wait without a
 	// connection to the database. A client makes a few calls at a time. Each call that waits is
 	// one of the unfinished requests of its network, and a network is allowed to have 256 by
-	// default. So one refresh token takes at most a quarter of the requests of a gateway, as
-	// one user does.
+	// default. With 2 running and 62 waiting calls, one refresh token takes at most a quarter
+	// of the requests of a gateway.
 	callsWaiting = 62
 )
 
@@ -202,7 +202,7 @@ func (s *Sessions) spend(ctx context.Context, tx *feed.Tx, g generation, asked [
 			err = tx.CountRepeat(row.ID, next)
 		}
 		// RefreshExpiresIn in the answer is the shortest time that may be left. The precise
-		// time would tell a thief when the owner refreshes.
+		// time that is left would tell a thief when the owner refreshes.
 		row.RefreshedAt = tx.Now().Add(-s.cfg.Grace)
 	} else {
 		row.Generations, row.RefreshedAt = next, tx.Now()

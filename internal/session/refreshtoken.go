@@ -23,9 +23,9 @@ import (
 //
 // with 1, 2, 12, 8 and 16 bytes, 57 characters together. "MAC key" is the id of the
 // key. The prefix lets secret scanners find a leaked token. The MAC is HMAC-SHA256 over
-// the bytes before the MAC, truncated to 128 bits (RFC 2104, section 5). So the server
-// refuses a forged token before any work in the database, and makes the same token for
-// a generation again.
+// the bytes before the MAC, truncated to 128 bits (RFC 2104, section 5). By the MAC, the server
+// refuses a forged token before any work in the database, and makes the same token for a
+// generation again.
 const (
 	refreshPrefix  = "wwrt_"
 	refreshVersion = 1
@@ -196,8 +196,9 @@ func (m *macs) parse(token string) (generation, error) {
 // attacker with a copy of the database also needs the master key to find the secret key.
 func (s *Sessions) Key(purpose string) ([]byte, error) { return s.macs.derive(purpose) }
 
-// derive returns a secret key for the named purpose, derived from the oldest MAC key. So
-// replicas derive the same key, even if only some replicas know a newer MAC key.
+// derive returns a secret key for the named purpose, derived from the oldest MAC key. From the
+// oldest MAC key all replicas derive the same key, even if only some replicas know a newer MAC
+// key.
 func (m *macs) derive(purpose string) ([]byte, error) {
 	oldest := m.newest
 	for id := range m.keys {

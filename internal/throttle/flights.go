@@ -50,8 +50,8 @@ func (f *flights) leave(ids [2]int64) {
 }
 
 // wakeLocked wakes the try that has waited longest. The woken try joins again, and wakes
-// the next try when the woken try leaves. So as long as a try waits, another try runs or is
-// about to join.
+// the next try when the woken try leaves. As long as a try waits, another try at the name
+// therefore runs or is about to join.
 func (f *flights) wakeLocked(ids [2]int64, at *flight) {
 	switch {
 	case len(at.waiting) > 0:

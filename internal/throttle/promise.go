@@ -16,13 +16,13 @@ import (
 //   - The promised times of a site (the network of one owner), and of a block (the network of a
 //     provider), are bounded. The n-th promise of a site must be within the n-th part of
 //     [ahead], and a block can have [blockShare] times as many promises as a site. While every
-//     time within [ahead] is promised, only a site without a promise gets the next time. So a
-//     neighbour of the owner needs about ten networks to keep the owner's site out, and one
-//     provider's network never takes the whole hour.
+//     time within [ahead] is promised, only a site without a promise gets the next time. By
+//     these bounds, a neighbour of the owner needs about ten networks to keep the owner's site
+//     out, and one provider's network never takes the whole hour.
 //   - At the promised time the try is admitted, whatever other tries do. The promise ends
 //     LongestDelay after the promised time, when the next promised time begins.
-//   - As long as a name has a promise, only promised tries are admitted. So tries are
-//     LongestDelay apart on average, however many networks an attacker has.
+//   - As long as a name has a promise, only promised tries are admitted. The tries at the name
+//     are therefore LongestDelay apart on average, however many networks an attacker has.
 //
 // The database stores the promises of a name in both buckets (counts of wrong guesses) of the
 // name, 20 bytes for each promise, so that the number of times within [ahead] bounds a bucket.

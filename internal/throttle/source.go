@@ -21,8 +21,8 @@ const slots = 1 << 15
 // A source has a token bucket: a burst of guesses at once, and then the rate. A slot holds a
 // token bucket as one time. Each wrong guess moves the time ahead by interval, and a source is
 // allowed to guess while one more guess keeps the time within allowance of now. A source has
-// two slots, and the earlier of the two times decides. So wrong guesses of other sources delay
-// a source only if other sources fill both slots of the source.
+// two slots, and the earlier of the two times decides. With two slots, wrong guesses of other
+// sources delay a source only if other sources fill both slots of the source.
 //
 // Sources is safe for concurrent use.
 type Sources struct {

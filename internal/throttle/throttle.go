@@ -15,7 +15,7 @@
 //	next try in   0                 1 s         2 s  4 s  8 s  16 s 30 s (LongestDelay)
 //
 // While the level of a name is below FreeTries, a try is admitted at once, and counted if the
-// guess was wrong. Tries that run at the same time would all see the same level. So each
+// guess was wrong. Tries that run at the same time would all see the same level. Therefore each
 // replica runs at most FreeTries - level tries at a name at a time; further tries wait.
 //
 // From the level FreeTries on, each admitted try is counted before the guess is compared, in
@@ -24,8 +24,8 @@
 // bucket, a user with a name in the same bucket could clear the guesses of an attacker.
 //
 // While an account is delayed, an attacker that tries all the time would be the first at every
-// moment, and would take every admitted try. So a try that has to wait is promised a time: see
-// promise.go.
+// moment, and would take every admitted try. Therefore a try that has to wait is promised a
+// time at which the try is admitted: see promise.go.
 package throttle
 
 import (
@@ -157,8 +157,8 @@ type Try struct {
 	key     Key
 	running bool             // the counter's flights count the try
 	delayed bool             // the name is delayed, so Claim counts
-	counted bool             // by Claim
-	added   [2]time.Duration // by Claim
+	counted bool             // Claim has counted the try
+	added   [2]time.Duration // what Claim has added to the two buckets
 }
 
 // Begin admits or refuses a try, which is one guess at a secret. Begin reads the buckets of the
@@ -250,11 +250,11 @@ func set(tx *store.Tx, p *pair) error {
 }
 
 // Claim counts the try before the guess is compared, if the name is delayed, or if the
-// database could not count an earlier wrong guess. Otherwise Claim does nothing. Call Claim
-// directly before the comparison: a try that is counted, and then ends before the
+// database could not count an earlier wrong guess. If no count is needed, Claim does nothing.
+// Call Claim directly before the comparison: a try that is counted, and then ends before the
 // comparison, uses up one of the owner's tries.
 //
-// Errors: a *[Refused] if another try was faster; the errors of the store.
+// Errors: a *[Refused] if another try was faster; errors of the store.
 func (t *Try) Claim(ctx context.Context) error {
 	if !t.delayed && !t.counter.failing.Load() {
 		return nil
@@ -284,7 +284,7 @@ const countTime = 10 * time.Second
 // each guess is counted before the comparison, or refused. Only the tries that were compared
 // when the database failed stay uncounted, at most FreeTries at a name in each process.
 //
-// Errors: those of the store.
+// Errors: errors of the store.
 func (t *Try) Wrong(ctx context.Context) error {
 	if t.counted {
 		return nil

@@ -33,7 +33,7 @@ func (u *Users) removeBindings(ctx context.Context, tx *store.Tx, by caller.Call
 // verifiers: verifiers then refuse every access token that these users got before, and the
 // sessions of the users have ended. RevokeEach returns the users.
 //
-// Errors: those of the store.
+// Errors: errors of the store.
 func RevokeEach(tx *feed.Tx, ids []string) ([]*store.Raised, error) {
 	floor, err := tx.HoldFloor()
 	if err != nil {

@@ -24,8 +24,8 @@ const maxRoles = 32
 // and DelegatesTo.
 const maxAudiences = 32
 
-// ErrMalformed means that a username, a role or an audience breaks a rule. The wrapping error names
-// the rule.
+// ErrMalformed means that a username, a role or an audience breaks a rule. An error that wraps
+// ErrMalformed names the rule.
 var ErrMalformed = errors.New("malformed")
 
 // Name holds a username in its folded form (PRECIS UsernameCaseMapped, RFC 8265):

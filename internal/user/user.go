@@ -6,8 +6,8 @@
 // at the minting. Every change of a name or of rights raises Version: access tokens with a
 // lower version are stale, and the client refreshes. A change of password, disabling and
 // deleting also raise RevokedBelow to Version: sessions begun under a lower version have ended,
-// and their tokens are revoked. So ending ten thousand sessions costs as little as ending one.
-// A raised number is above the version in every access token that the user got before. A
+// and their tokens are revoked. A raised RevokedBelow ends ten thousand sessions at the cost of
+// one. A raised number is above the version in every access token that the user got before. A
 // service account has no session: only the two numbers revoke its access tokens.
 package user
 
@@ -366,9 +366,10 @@ func (u *Users) change(ctx context.Context, by caller.Caller, of target, fn func
 	return row, err
 }
 
-// enabledAdmin reports whether a row is an enabled admin. At least one enabled admin must stay.
-// A service account with the role admin is not an enabled admin: nothing in the row shows
-// whether the account can still sign in, since the account's trusted issuer can be gone.
+// enabledAdmin reports whether a row is an enabled admin. Every database must keep at least one
+// enabled admin. A service account with the role admin is not an enabled admin: nothing in the
+// row shows whether the account can still sign in, since the account's trusted issuer can be
+// gone.
 func enabledAdmin(row *store.User) bool {
 	return row.Kind == store.KindUser && !row.Disabled && row.DeletedAt.IsZero() && slices.Contains(row.Roles, caller.Admin)
 }
@@ -396,8 +397,8 @@ func Raise(tx *feed.Tx, row *store.User, revoke bool) error {
 }
 
 // RaiseAll raises every user's version and so ends every session, in steps, and returns the
-// number of users. RaiseAll appends no event for verifiers. So the caller must withdraw all
-// signing keys afterwards, which makes verifiers refuse every token.
+// number of users. RaiseAll appends no event for verifiers. Without events, verifiers refuse
+// the users' tokens only if the caller withdraws all signing keys afterwards.
 func RaiseAll(ctx context.Context, s *store.Store) (users int, err error) {
 	const step = 2000 // rows in one transaction: other writers wait for about ten milliseconds
 	for after, n := "", step; n == step; users += n {

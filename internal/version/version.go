@@ -1,8 +1,8 @@
 // Package version says which version of Watchword the running program was built from.
 //
-// Two ways to build Watchword name the version. The Go toolchain stores a version in a program
-// that was built in a clone of the repository, or by `go install`. A build in a folder without
-// the repository, such as in a container, stamps the version:
+// Two ways to build Watchword put the version into the program. The Go toolchain stores a
+// version in a program that was built in a clone of the repository, or by `go install`. A build
+// in a folder without the repository, such as in a container, stamps the version:
 //
 //	go build -ldflags "-X github.com/watchword-auth/watchword/internal/version.stamped=v1.2.3"
 package version
