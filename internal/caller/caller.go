@@ -36,7 +36,7 @@ var (
 // Kind says whether a [Subject] is a user, a service account or the operator.
 type Kind int
 
-// The kinds of subject. A subject with the zero Kind has no rights.
+// A subject has one of these kinds. A subject with the zero Kind has no rights.
 const (
 	User     Kind = iota + 1 // a user, with an access token of a session
 	Operator                 // a person at the command line, on the database itself
@@ -55,7 +55,7 @@ type Subject struct {
 type Caller struct {
 	Subject
 	Name      string   // the username, as in the token; Check compares Name with the row. Of an operator: the name in the operating system, if known
-	SessionID string   // empty for a service account
+	SessionID string   // the session in the token; empty for a service account
 	Version   int64    // the version in the token, see [store.User.TokenVersion]
 	Roles     []string // the roles in the token; Check compares Roles with the row
 	Audience  []string // the audience in the token

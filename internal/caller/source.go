@@ -15,7 +15,7 @@ import (
 // CommandLine and Server. The security record and the bounds per client use the Source.
 type Source string
 
-// The values of Source for actions that no network address has caused.
+// These values of Source stand for actions that no network address has caused.
 const (
 	CommandLine Source = "cli"
 	Server      Source = "server" // the server itself, such as a key rotation

@@ -30,10 +30,10 @@ import (
 	"github.com/watchword-auth/watchword/internal/version"
 )
 
-// The exit statuses of commands. exitUnreached means that the change is made, and that the time
-// of --wait-for was over before every verifier had reported the change. A script can repeat a
-// command after exitError, and must not repeat the command after exitUsage. exitInterrupted is
-// 128 plus the number of SIGINT, as in a shell.
+// A command ends with one of these exit statuses. exitUnreached means that the change is made,
+// and that the time of --wait-for was over before every verifier had reported the change. A
+// script can repeat a command after exitError, and must not repeat the command after exitUsage.
+// exitInterrupted is 128 plus the number of SIGINT, as in a shell.
 const (
 	exitOK          = 0
 	exitError       = 1
@@ -49,7 +49,7 @@ type Terminal struct {
 	Out io.Writer
 	Err io.Writer
 
-	exit func(int) // for tests: see [settings.Program]
+	exit func(int) // replaces os.Exit in tests: see [settings.Program]
 }
 
 // root holds all commands. Every flag has an environment variable WATCHWORD_….
@@ -184,7 +184,7 @@ func (c *serveCmd) Run(ctx context.Context, set *settings.Settings, t Terminal) 
 	if err != nil {
 		return err
 	}
-	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // GOMEMLIMIT is not set
+	if debug.SetMemoryLimit(-1) == math.MaxInt64 { // the variable GOMEMLIMIT is not set
 		debug.SetMemoryLimit(s.MemoryGoal())
 	}
 	ctx, stop := context.WithCancel(ctx)

@@ -55,7 +55,7 @@ func (t Terminal) inIsGiven() bool { return !t.inIsTerminal() && !isNull(t.In) }
 // again. Errors: errInterrupted.
 func (t Terminal) prompt(ctx context.Context, label string) (string, error) {
 	fmt.Fprint(t.Err, label)
-	before, err := term.MakeRaw(int(t.In.Fd())) // [term.ReadPassword] ignores Ctrl-D
+	before, err := term.MakeRaw(int(t.In.Fd())) // raw mode, since [term.ReadPassword] ignores Ctrl-D
 	if err != nil {
 		return "", fmt.Errorf("reading the password: %w", err)
 	}
@@ -71,8 +71,8 @@ func (t Terminal) prompt(ctx context.Context, label string) (string, error) {
 	return typed, nil
 }
 
-// The keys that a terminal in raw mode does not handle itself, so that the program must handle
-// the keys.
+// A terminal in raw mode does not handle these keys itself, so the program must handle the
+// keys.
 const (
 	ctrlC, ctrlD, ctrlU, ctrlW, ctrlBackslash = 3, 4, 21, 23, 28
 	backspace, deletes                        = 8, 127

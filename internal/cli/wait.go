@@ -88,7 +88,7 @@ func missing(all *watchwordv1.ListWatchersResponse, position int64) []string {
 // lateWatchers returns lines that name the watchers that have not reported the event with the
 // number position.
 func lateWatchers(all *watchwordv1.ListWatchersResponse, position int64) (lines []string) {
-	certified := map[string]bool{} // replicas that ask for certificates
+	certified := map[string]bool{} // the replicas that ask their watchers for certificates
 	for _, r := range all.GetReplicas() {
 		certified[r.GetId()] = r.GetNeedsCertificate()
 	}

@@ -182,7 +182,7 @@ func (r *Registry) UpdateIssuer(ctx context.Context, by caller.Caller, name stri
 			return nil
 		}
 		row.UpdatedAt = tx.Now()
-		if !row.UpdatedAt.After(before.UpdatedAt) { // the clock was set back
+		if !row.UpdatedAt.After(before.UpdatedAt) { // the clock was set back, and UpdatedAt must still grow
 			row.UpdatedAt = before.UpdatedAt.Add(time.Microsecond)
 		}
 		if err := tx.UpdateIssuer(row); err != nil {

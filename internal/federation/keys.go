@@ -37,7 +37,7 @@ type Keys struct {
 	dialer func(allowPrivate bool) dial
 	tally  tally
 
-	ctx   context.Context // ends at Close
+	ctx   context.Context // the context of every goroutine; ends at Close
 	close context.CancelFunc
 	tasks sync.WaitGroup
 
@@ -75,7 +75,7 @@ func (k *Keys) Run(ctx context.Context) {
 	tick := time.NewTicker(rereadEvery)
 	defer tick.Stop()
 	for {
-		if err := k.reread(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrAway) { // the store logs outages
+		if err := k.reread(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrAway) { // the store itself logs an outage
 			k.logger.WarnContext(ctx, "cannot read the trusted issuers; trying again in a minute", "error", err)
 		}
 		select {

@@ -20,7 +20,7 @@ const (
 	// issuers have up to 10 KiB.
 	maxKeySetLength = 64 << 10
 	maxKeys         = 100 // the largest number of keys of one issuer
-	maxKIDLength    = 256 // bytes
+	maxKIDLength    = 256 // the longest kid, in bytes
 	// The bounds for RSA keys are the bounds of package token for the server's own keys.
 	minModulusBits, maxModulusBits = 2048, 4096
 	minExponent                    = 65537

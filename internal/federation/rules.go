@@ -17,22 +17,22 @@ import (
 
 const (
 	maxIssuers  = 256
-	maxOfIssuer = 5000 // bindings of one issuer: an issuer is removed in one transaction
-	maxOfUser   = 100  // bindings of one account
+	maxOfIssuer = 5000 // the largest number of bindings of one issuer: an issuer is removed in one transaction
+	maxOfUser   = 100  // the largest number of bindings of one account
 	// maxOfSubject bounds the bindings that one exchange reads.
 	maxOfSubject = 256
 	// maxPageLength bounds the documents in a page of issuers, in bytes. With the largest
 	// issuer, a page stays below the 4 MiB of a gRPC message.
 	maxPageLength = 2 << 20
-	pageStep      = 16 // issuers in one statement
+	pageStep      = 16 // the issuers that one SQL statement reads
 
 	maxTextLength    = 512 // bytes: of a claim iss, of a subject, and of the value of a claim
 	maxURLLength     = 2048
 	maxJwksLength    = 32 << 10 // keys and certificates together fit into the 64 KiB of a request
 	maxCALength      = 24 << 10
 	maxClaims        = 16
-	maxPathLength    = 8   // names
-	maxClaimName     = 128 // bytes
+	maxPathLength    = 8   // the largest number of names in the path of a claim
+	maxClaimName     = 128 // the longest name in the path of a claim, in bytes
 	maxClaimsLength  = 2048
 	defaultLifetime  = 24 * time.Hour
 	shortestLifetime = time.Second

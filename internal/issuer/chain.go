@@ -35,7 +35,7 @@ type chain struct {
 	last   *store.SigningKey   // the key that signs now or later, without an end; nil if the chain is broken
 	next   *store.SigningKey   // the published key that has no time to sign yet; nil if the chain is broken
 
-	withdrew bool // a key was withdrawn
+	withdrew bool // the change has withdrawn a key
 
 	record audit.Event // the event for the security record about the change; zero: write writes nothing
 }
@@ -52,7 +52,8 @@ func newChain(tx *store.Tx, before *authentic) *chain {
 	return c
 }
 
-// findEnds finds the keys last and next of the chain among the rows.
+// findEnds finds the key without an end (last) and the key without a time to sign (next) among
+// the rows of the chain.
 func (c *chain) findEnds() {
 	c.last, c.next = nil, nil
 	for _, row := range c.rows {

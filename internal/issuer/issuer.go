@@ -202,9 +202,9 @@ const horizonAhead = time.Minute
 
 // reach returns when the database has stored a horizon that is not before now: the latest time
 // at which a token can be minted (see [store.Tx.Horizon]). The database keeps the events that
-// revoke a token until the horizon and longer. With these events, every verifier still refuses
-// a revoked token that was minted while the clock was ahead, when the token becomes valid.
-// Errors: errors of the store.
+// revoke a token until the horizon has passed, and longer. With these events, every verifier
+// still refuses a revoked token that was minted while the clock was ahead, when the token
+// becomes valid. Errors: errors of the store.
 func (i *Issuer) reach(ctx context.Context, now time.Time) error {
 	known := func() bool { return now.UnixMicro() <= i.horizon.Load() }
 	if known() {

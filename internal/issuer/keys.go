@@ -13,7 +13,7 @@ import (
 // withdrawn, or is not trusted.
 type State string
 
-// The states of a key.
+// A signing key has one of these states.
 const (
 	Next    State = "next"    // the key is published, and does not sign yet
 	Signing State = "signing" // the key signs new tokens

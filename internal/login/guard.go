@@ -12,8 +12,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/throttle"
 )
 
-// The numbers of the counters of wrong passwords. The numbers are a part of the ids in the
-// table throttle, and stay the same in later versions.
+// Each counter of wrong passwords has a number. The numbers are a part of the ids in the table
+// throttle, and stay the same in later versions.
 const (
 	accounts throttle.Number = iota + 1 // counts wrong passwords by username
 	devices                             // counts wrong passwords on a known device or in a session, by session id

@@ -26,7 +26,7 @@ const byteOrderMark = "\ufeff"
 // List.
 type List struct {
 	seed   maphash.Seed
-	hashes []uint64 // sorted
+	hashes []uint64 // the hashes of the passwords, sorted
 }
 
 // ReadList reads a list of passwords, one a line. ReadList leaves out lines that are no passwords,
@@ -63,7 +63,7 @@ func readList(r io.Reader, least, most int) (*List, error) {
 			return nil, errors.New("holds no password: give one password a line, as UTF-8")
 		case err == io.EOF:
 			slices.Sort(l.hashes)
-			l.hashes = slices.Clone(slices.Compact(l.hashes)) // a copy without unused capacity
+			l.hashes = slices.Clone(slices.Compact(l.hashes)) // a copy, which has no unused capacity
 			return l, nil
 		}
 	}

@@ -70,7 +70,7 @@ func bothDirections(texts ...string) [][]rune {
 }
 
 // repeats returns whether text consists of repetitions of a part with fewer than most
-// characters. The last repetition can be incomplete.
+// characters. The last repetition of the part can be incomplete.
 func repeats(text string, most int) bool {
 	t := []rune(text)
 	// border[i] is the length of the longest proper prefix of t[:i] that t[:i] also ends
@@ -101,7 +101,7 @@ func isFewParts(text, username string) bool {
 	known := slices.Concat(words, wordsOf(username))
 	parts := make([]int, len(t)+1) // parts[n]: the least number of parts of the first n characters of t
 	for i := range parts {
-		parts[i] = i // single characters
+		parts[i] = i // each of the first i characters as a part of its own
 	}
 	for i := range t {
 		for length := range partsAt(t, i, known) {
@@ -125,7 +125,7 @@ func partsAt(t []rune, i int, words [][]rune) iter.Seq[int] {
 		for earlier := range i {
 			longest = max(longest, common(t[earlier:], t[i:]))
 		}
-		if !yield(1) { // a single character
+		if !yield(1) { // a single character is a part
 			return
 		}
 		for length := leastPart; length <= longest; length++ {

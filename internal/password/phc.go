@@ -20,7 +20,7 @@ type Params struct {
 // little memory. Do not change Default; pass other Params in [Config].
 var Default = Params{Memory: 19456, Time: 2, Threads: 1}
 
-// The lengths of the salt and of the tag (the result of argon2id) in new hashes, in bytes (RFC
+// A new hash has a salt and a tag (the result of argon2id) of these lengths, in bytes (RFC
 // 9106, section 4).
 const (
 	saltLength = 16 // bytes
@@ -88,7 +88,7 @@ func (p Params) missing(now Params) (decoys []Params) {
 	if passes > 0 {
 		decoys = append(decoys, Params{Memory: now.Memory, Time: passes, Threads: now.Threads})
 	}
-	if rest >= 8*uint32(now.Threads) { // the least memory of argon2
+	if rest >= 8*uint32(now.Threads) { // argon2 needs at least 8 KiB for each lane
 		decoys = append(decoys, Params{Memory: rest, Time: 1, Threads: now.Threads})
 	}
 	return decoys

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/text/secure/precis"
 )
 
-// The fewest characters of a new password, counted in code points after normalization, by
-// NIST SP 800-63B-4, section 3.1.1.2: 15 characters if the password is the only factor, and
-// never fewer than 8.
+// NIST SP 800-63B-4, section 3.1.1.2, demands these numbers of characters of a new password,
+// counted in code points after normalization: 15 if the password is the only factor, and never
+// fewer than 8.
 const (
 	DefaultMinLength = 15
 	LeastMinLength   = 8

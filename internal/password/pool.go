@@ -107,7 +107,7 @@ type Pool struct {
 	waits, hashes count.Durations
 
 	mu      sync.Mutex       // guards the fields below, and the fields of peers and turns
-	peers   map[Caller]*peer // peers with a turn
+	peers   map[Caller]*peer // the peers that have a turn in the pool
 	order   []*peer          // the peers in the map peers; the first peer with a turn that is ready runs the next hash
 	waiting int              // the number of turns that do not run a hash yet
 	running int              // the number of turns with a slot, the right to run a hash

@@ -71,7 +71,7 @@ type Turn struct {
 	pool   *Pool
 	peer   *peer
 	place  *share.Place // the place in the queue, while the turn has no slot
-	waited bool         // Wait has been called
+	waited bool         // the caller has called Wait
 
 	// Pool.mu guards the fields below.
 	state   state

@@ -14,7 +14,7 @@ import (
 // A Call is a call that a Verifier has admitted, from the moment of the check to the end of the
 // handler.
 type Call struct {
-	Method string // the full name; never changes
+	Method string // the full name of the called method; never changes
 	sentOn atomic.Bool
 }
 

@@ -76,7 +76,7 @@ func badName(err error) error {
 	return err
 }
 
-// optionalName is the rule for a username in a filter, which may be empty.
+// optionalName checks a username in a filter. A request can leave the username empty.
 func optionalName(name string) (user.Name, error) {
 	if name == "" {
 		return "", nil

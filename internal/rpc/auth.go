@@ -127,7 +127,7 @@ func (a *Auth) DelegateToken(ctx context.Context, req *watchwordv1.DelegateToken
 	return &watchwordv1.DelegateTokenResponse{AccessToken: t.Access, TokenType: "Bearer", ExpiresIn: durationpb.New(t.ExpiresIn)}, nil
 }
 
-// issuedFor is the rule for the one service that a delegated token is for.
+// issuedFor checks the one service that a delegated token is for.
 func (a *Auth) issuedFor(name string) (string, error) {
 	if name == "" {
 		return required(name)

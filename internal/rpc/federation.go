@@ -72,7 +72,7 @@ func (s *Federation) UpdateIssuer(ctx context.Context, req *watchwordv1.UpdateIs
 	return &watchwordv1.UpdateIssuerResponse{Issuer: s.issuerMessage(row)}, within("issuer", err)
 }
 
-// sources are the fields of a request that tell from where the keys of an issuer come. An
+// sources lists the fields of a request that tell from where the keys of an issuer come. An
 // issuer has exactly one of the three sources.
 var sources = []string{"jwks", "jwks_uri", "discovery"}
 
@@ -187,8 +187,7 @@ func within(message string, err error) error {
 	return err
 }
 
-// unset is the rule for a text that a request must leave empty, since only answers have the
-// text.
+// unset refuses a text that a request must leave empty, since only answers have the text.
 func unset(text string) (string, error) {
 	if text != "" {
 		return "", errors.New("must not be set: the server chooses the value")
@@ -196,8 +195,8 @@ func unset(text string) (string, error) {
 	return "", nil
 }
 
-// optionalLifetime is the rule for a lifetime that a request can leave out. A lifetime that was
-// left out becomes zero.
+// optionalLifetime checks a lifetime that a request can leave out. A lifetime that was left out
+// becomes zero.
 func optionalLifetime(d *durationpb.Duration) (time.Duration, error) {
 	switch {
 	case d == nil:
@@ -208,9 +207,9 @@ func optionalLifetime(d *durationpb.Duration) (time.Duration, error) {
 	return d.AsDuration(), nil
 }
 
-// maskNames is the rule for the paths of an update mask (AIP-134), and returns the names of the
-// fields to change. The keys of set are the fields that can be changed; a value is true if the
-// request sets the field.
+// maskNames checks the paths of an update mask (AIP-134), and returns the names of the fields
+// to change. The keys of set are the fields that can be changed; a value is true if the request
+// sets the field.
 func maskNames(paths []string, set map[string]bool) (named []string, err error) {
 	var all []string
 	for name, isSet := range set {

@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	maxIDLength       = 64  // bytes; ids of users, sessions and keys have 16, ids of records 28
-	maxAudienceLength = 256 // bytes
+	maxIDLength       = 64  // bytes; ids of users, sessions and keys have 16 bytes, ids of records 28 bytes
+	maxAudienceLength = 256 // the longest audience, in bytes
 	maxAudiences      = 64
 	defaultPageSize   = 50
 	maxPageSize       = 1000
@@ -74,7 +74,7 @@ func field[In, Out any](r *reading, name string, rule func(In) (Out, error), val
 	return out
 }
 
-// required is the rule for a text that must not be empty.
+// required refuses an empty text in a field that the client must set.
 func required(value string) (string, error) {
 	if value == "" {
 		return "", errors.New("is required")
@@ -86,8 +86,8 @@ func required(value string) (string, error) {
 // every text of a request that can reach a query of the database.
 var errNotText = errors.New("holds a zero byte or is not UTF-8")
 
-// requiredID is the rule for an id that must be given. requiredID does not check the characters
-// of the id: an unknown id and a malformed id are both NOT_FOUND.
+// requiredID checks an id that a request must have. requiredID does not check the characters of
+// the id: an unknown id and a malformed id are both NOT_FOUND.
 func requiredID(id string) (string, error) {
 	if id == "" {
 		return required(id)
@@ -95,8 +95,8 @@ func requiredID(id string) (string, error) {
 	return optionalID(id)
 }
 
-// optionalID is the rule for an id that a request can leave empty. maxIDLength keeps long texts
-// out of queries and page tokens.
+// optionalID checks an id that a request can leave empty. maxIDLength keeps long texts out of
+// queries and page tokens.
 func optionalID(id string) (string, error) {
 	switch {
 	case len(id) > maxIDLength:
@@ -107,8 +107,7 @@ func optionalID(id string) (string, error) {
 	return id, nil
 }
 
-// eventType is the rule for the type of an event in a filter. A request can leave the type
-// empty.
+// eventType checks the type of an event in a filter. A request can leave the type empty.
 func eventType(name string) (string, error) {
 	if name == "" {
 		return "", nil
@@ -117,8 +116,8 @@ func eventType(name string) (string, error) {
 	return string(known), err
 }
 
-// optionalTime is the rule for a time that a request can leave out. A time that was left out
-// becomes the zero time.
+// optionalTime checks a time that a request can leave out. A time that was left out becomes the
+// zero time.
 func optionalTime(t *timestamppb.Timestamp) (time.Time, error) {
 	switch {
 	case t == nil:
@@ -129,8 +128,8 @@ func optionalTime(t *timestamppb.Timestamp) (time.Time, error) {
 	return t.AsTime(), nil
 }
 
-// audience is the rule for the services in a request. Package session decides whether the
-// server issues tokens for the services.
+// audience checks the form of the services that a request names. Package session decides
+// whether the server issues tokens for the services.
 func audience(values []string) ([]string, error) {
 	if len(values) > maxAudiences {
 		return nil, fmt.Errorf("more than %d values", maxAudiences)
@@ -161,8 +160,8 @@ type pageRequest interface {
 	GetPageToken() string
 }
 
-// readPage reads page_size and page_token of a request. filter is the list's name and
-// every field that selects rows.
+// readPage reads page_size and page_token of a request. filter holds the list's name, and every
+// field of the request that selects rows.
 func readPage(r *reading, req pageRequest, filter ...string) page {
 	p := page{filter: filterHash(filter...)}
 	p.size = field(r, "page_size", pageSize, int(req.GetPageSize()))
@@ -176,8 +175,8 @@ func filterHash(filter ...string) string {
 	return string(sum[:6])
 }
 
-// pageSize is the rule for page_size: 0 is the default, and a larger value than
-// maxPageSize is cut to maxPageSize (AIP-158).
+// pageSize checks page_size: 0 means the default, and pageSize cuts a larger value than
+// maxPageSize to maxPageSize (AIP-158).
 func pageSize(n int) (int, error) {
 	switch {
 	case n < 0:
@@ -188,8 +187,8 @@ func pageSize(n int) (int, error) {
 	return min(n, maxPageSize), nil
 }
 
-// parseToken is the rule for page_token. parseToken returns the id after which the page
-// begins; empty for the first page.
+// parseToken checks page_token, the token of a page. parseToken returns the id after which the
+// page begins; empty for the first page.
 func (p page) parseToken(token string) (after string, err error) {
 	if token == "" {
 		return "", nil

@@ -41,7 +41,7 @@ func (s *Users) CreateUser(ctx context.Context, req *watchwordv1.CreateUserReque
 	return &watchwordv1.CreateUserResponse{User: userMessage(row)}, nameField("username", weakField("password", err))
 }
 
-// accountKind is the rule for the kind of a new account.
+// accountKind checks the kind of an account, user or service account, in a request.
 func accountKind(kind watchwordv1.UserKind) (store.UserKind, error) {
 	switch kind {
 	case watchwordv1.UserKind_USER_KIND_UNSPECIFIED, watchwordv1.UserKind_USER_KIND_USER:
@@ -52,7 +52,7 @@ func accountKind(kind watchwordv1.UserKind) (store.UserKind, error) {
 	return 0, errors.New("unknown kind of an account")
 }
 
-// audiencesOf returns the rule for the audiences of a new account.
+// audiencesOf returns a function that checks the audiences of a new account of the kind.
 func audiencesOf(kind store.UserKind) func([]string) (user.Audiences, error) {
 	return func(names []string) (user.Audiences, error) {
 		if kind == store.KindUser && len(names) > 0 {
@@ -62,7 +62,7 @@ func audiencesOf(kind store.UserKind) func([]string) (user.Audiences, error) {
 	}
 }
 
-// passwordOf returns the rule for the password of a new account.
+// passwordOf returns a function that checks the password of a new account of the kind.
 func passwordOf(kind store.UserKind) func(string) (password.Password, error) {
 	if kind == store.KindUser {
 		return password.Parse

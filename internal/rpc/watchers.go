@@ -25,12 +25,12 @@ import (
 // These constants bound what a watcher (the verifier of a service) says of itself: for each
 // stream of ReportWatcher the server keeps one identity and one report in memory.
 const (
-	maxWatcherID     = 32  // bytes
-	maxWords         = 128 // bytes, of each text, such as the name of the service
-	maxResume        = 512 // bytes; a resume token of this server has 62
+	maxWatcherID     = 32  // the longest id of a watcher, in bytes
+	maxWords         = 128 // the longest text, such as the name of the service, in bytes
+	maxResume        = 512 // bytes; a resume token of this server has 62 bytes
 	maxReasons       = 64
 	maxStaleness     = 366 * 24 * time.Hour
-	maxNameLength    = 256 // bytes, of the name in a certificate
+	maxNameLength    = 256 // the longest name of a certificate that ListWatchers shows, in bytes
 	reportsPerSecond = 20
 	// reportsPerStream is less than the number of small frames that package gate admits on one
 	// stream: so a stream with many reports ends with an answer, and not with a reset.
@@ -104,7 +104,7 @@ func readIdentity(msg *watchwordv1.ReportWatcherRequest) (roster.Words, error) {
 	return words, r.err
 }
 
-// watcherID is the rule for the id of a watcher that reports.
+// watcherID checks the id of a watcher (the verifier of a service) that reports.
 func watcherID(said *watchwordv1.WatcherIdentity) ([]byte, error) {
 	switch id := said.GetWatcher(); {
 	case said == nil:
@@ -116,8 +116,8 @@ func watcherID(said *watchwordv1.WatcherIdentity) ([]byte, error) {
 	}
 }
 
-// shortWords is the rule for a text in which a watcher describes itself, such as the name of
-// its service.
+// shortWords checks a text in which a watcher describes itself, such as the name of its
+// service.
 func shortWords(text string) (string, error) {
 	if len(text) > maxWords {
 		return "", fmt.Errorf("longer than %d bytes", maxWords)

@@ -188,7 +188,7 @@ func (w *watching) resume() string {
 	return base64.RawURLEncoding.EncodeToString(text)
 }
 
-// parse is the rule for a resume text, by which a client resumes a stream of WatchEvents.
+// parse checks and decodes a resume text, by which a client resumes a stream of WatchEvents.
 func (w *watching) parse(text string) (said resumeText, err error) {
 	if text == "" {
 		return said, nil

@@ -127,7 +127,7 @@ const maxMaxSessions = 10_000
 const (
 	maxIssuer   = 256  // bytes
 	maxClientID = 128  // bytes
-	maxAudience = 1024 // bytes, all audiences together
+	maxAudience = 1024 // bytes of all audiences together
 )
 
 // printable matches visible ASCII characters: verifiers compare `iss` byte by byte, and

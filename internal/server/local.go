@@ -55,7 +55,7 @@ type Local struct {
 	grpc     *grpc.Server
 	ended    chan error // receives the error that Serve returns
 	store    *store.Store
-	verifier *authn.Verifier       // nil without LocalConfig.VerifyFor
+	verifier *authn.Verifier       // checks tokens for Verify; nil without LocalConfig.VerifyFor
 	cause    atomic.Pointer[error] // the last error that a handler has returned
 }
 
@@ -117,7 +117,7 @@ func (l *Local) connect() (err error) {
 
 // Conn returns the connection for the clients of the services. A call that fails by a fault
 // of the database or of the master key returns the fault itself, and no status: the operator
-// can mend the fault. Make one call at a time.
+// can mend the fault. Make one call at a time over the connection.
 func (l *Local) Conn() grpc.ClientConnInterface { return l.conn }
 
 // Close closes the connection and the database. The caller must not ignore the error: the error

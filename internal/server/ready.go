@@ -33,7 +33,7 @@ type requirement struct {
 // condition is the result of a check of the database and the requirements.
 type condition struct {
 	unready string // the text fails of the first requirement that fails; empty: the server is ready
-	away    bool   // the database does not answer
+	away    bool   // the database did not answer the check
 }
 
 // readiness checks the database and the requirements, and sets the statuses of the health

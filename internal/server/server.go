@@ -86,7 +86,7 @@ type Server struct {
 	readiness *readiness
 	chores    []*chore
 	calls     *telemetry.Calls
-	traces    *tracing.Traces // nil: tracing is off
+	traces    *tracing.Traces // exports tracing spans; nil: tracing is off
 
 	closers []func() error // the steps of Close, in the order of opening
 }

@@ -29,8 +29,9 @@ import (
 //
 // A late retry of Spent means: the answer was lost, and the client did not notice the loss
 // within the grace. The late retry gets a token of a new generation, and the generation in the
-// lost answer is dead. After a late retry, the range from Low to Spent starts again above the
-// dead generation; Late is the only lower generation that can still be spent within the grace.
+// lost answer is dead: its token is not valid any more. After a late retry, the range from Low
+// to Spent starts again above the dead generation; Late is the only lower generation that can
+// still be spent within the grace.
 //
 // A repeat is a retry that is answered: a retry within the grace, or a late retry. An honest
 // client repeats when an answer is lost. A thief that follows the owner within the grace

@@ -25,8 +25,8 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// Errors for calls that this package refuses. The texts of the errors are for logs. Package rpc
-// turns each error into the reason that a client gets.
+// Package session refuses calls with these errors. The texts of the errors are for logs.
+// Package rpc turns each error into the reason that a client gets.
 var (
 	ErrAudience       = errors.New("the server does not issue for this audience, or the login did not name it")
 	ErrNotAlone       = errors.New("the audience " + caller.AdminAudience + " must be the only audience")

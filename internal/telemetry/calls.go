@@ -40,7 +40,7 @@ type method struct {
 	service, name string
 	running       atomic.Int64
 	ok            atomic.Uint64
-	failed        sync.Map         // outcome → *atomic.Uint64
+	failed        sync.Map         // the counter (*atomic.Uint64) of each outcome
 	took          *count.Durations // nil: the duration of the method's calls is not measured
 }
 

@@ -29,7 +29,7 @@ var series = []struct {
 	labels     []string
 	values     func(*numbers, add)
 }{
-	// The series about the server.
+	// These series tell about the server.
 	{gauge, "build_info", "Always 1. The labels have the version of the program and of Go.", []string{"version", "go_version"},
 		func(_ *numbers, add add) { add(1, version.String(), runtime.Version()) }},
 	{gauge, "ready", "1 if the server is ready, as /readyz says.", nil, func(n *numbers, add add) { add(truth(n.Ready())) }},
@@ -42,7 +42,7 @@ var series = []struct {
 	{counter, "maintenance_failures_total", "Failures of tasks that the server repeats by itself, such as deleting old rows.", []string{"task"},
 		func(n *numbers, add add) { addAll(n.Failures(), add) }},
 
-	// The series about calls, and about the bounds on connections and requests.
+	// These series tell about calls, and about the bounds on connections and requests.
 	{counter, "calls_total", "Calls that have ended, by outcome: OK, the reason of the refusal, or the gRPC code of an error without a reason.",
 		[]string{"service", "method", "outcome"}, callsTotal},
 	{gauge, "calls_running", "Calls that run now. A watcher is a call of WatchBundle.", []string{"service", "method"},
@@ -60,7 +60,7 @@ var series = []struct {
 	{counter, "places_evicted_total", "Places within a bound that were taken away for another client.", []string{"bound"},
 		places(func(s share.Stats) float64 { return float64(s.Evicted) })},
 
-	// The series about passwords and the security record.
+	// These series tell about passwords and the security record.
 	{gauge, "password_hashes_running", "Password hashes that run now.", nil, func(n *numbers, add add) { add(float64(n.passwords.Running)) }},
 	{gauge, "password_hashes_limit", "Password hashes that may run at a time.", nil, func(n *numbers, add add) { add(float64(n.passwords.Parallel)) }},
 	{counter, "password_overloads_total", "Passwords that were not compared, because the queue was full or the deadline of the call too near.", nil,
@@ -81,7 +81,7 @@ var series = []struct {
 	{counter, "audit_write_failures_total", "Failed attempts to write the counts of refused calls into the security record.", nil,
 		func(n *numbers, add add) { add(float64(n.audit.FailedFlushes)) }},
 
-	// The series about signing keys.
+	// These series tell about signing keys.
 	{gauge, "can_sign", "1 if the server can make access tokens that its own verifier accepts.", nil, func(n *numbers, add add) { add(truth(n.CanSign())) }},
 	{gauge, "keys", "Signing keys in the key set, by state: next, signing, retired, revoked.", []string{"state"},
 		func(n *numbers, add add) { addAll(n.keys.Keys, add) }},
@@ -100,7 +100,7 @@ var series = []struct {
 	{counter, "key_problems_total", "Readings of the key set that could not be used as it was. The log has an ERROR with what to do.", nil,
 		func(n *numbers, add add) { add(float64(n.keys.Problems)) }},
 
-	// The series about trusted issuers of assertions.
+	// These series tell about trusted issuers of assertions.
 	{counter, "issuer_fetches_total", "Fetches of the keys of trusted issuers, by outcome: ok, failed.", []string{"outcome"},
 		func(n *numbers, add add) {
 			add(float64(n.trusted.Succeeded), "ok")
@@ -110,7 +110,8 @@ var series = []struct {
 	{gauge, "issuer_keys_age_seconds", "Age of the oldest keys of a trusted issuer that were fetched. 0 if none were.", nil,
 		func(n *numbers, add add) { add(n.trusted.Oldest.Seconds()) }},
 
-	// The series about the database, the feed of events, and watchers (verifiers with a stream).
+	// These series tell about the database, the feed of events, and watchers (verifiers with a
+	// stream).
 	{gauge, "database_up", "1 if the database answers.", nil, func(n *numbers, add add) { add(truth(!n.store.Away)) }},
 	{counter, "database_outages_total", "How often the database went away.", nil, func(n *numbers, add add) { add(float64(n.store.Outages)) }},
 	{counter, "database_failed_calls_total", "Reads and writes that failed because the database was away.", nil,
@@ -144,8 +145,8 @@ var series = []struct {
 			add(float64(n.hub.Outdated), "outdated")
 		}},
 
-	// The series about the server's own verifier. The name of each series is the name of an
-	// instrument of package authn, as OpenTelemetry spells the name for Prometheus.
+	// These series tell about the server's own verifier. The name of each series is the name of
+	// an instrument of package authn, as OpenTelemetry spells the name for Prometheus.
 	{gauge, "verifier_stale", "1 if the trust bundle of the server's own verifier is stale.", nil, func(n *numbers, add add) { add(truth(n.verifier.Stale)) }},
 	{gauge, "verifier_bundle_age_seconds", "Age of the trust bundle of the server's own verifier.", nil,
 		func(n *numbers, add add) { add(n.verifier.Staleness.Seconds()) }},

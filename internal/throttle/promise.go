@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A promise tells a client network at what time its next try at a delayed name is admitted. The
-// rules of promises:
+// A promise tells a client network at what time its next try at a delayed name is admitted.
+// Promises follow these rules:
 //
 //   - A network has at most one promise for a name. A network that tries again before the
 //     promised time gets the same time again.

@@ -74,8 +74,8 @@ func Open(ctx context.Context, version string, logger *slog.Logger) *Traces {
 	}
 	logger.InfoContext(ctx, "traces are on")
 	return &Traces{sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(&exporter{SpanExporter: client, logger: logger}), // reads OTEL_BSP_*
-		sdktrace.WithResource(about))}                                         // reads OTEL_TRACES_SAMPLER and OTEL_SPAN_*
+		sdktrace.WithBatcher(&exporter{SpanExporter: client, logger: logger}), // takes the settings in OTEL_BSP_*
+		sdktrace.WithResource(about))}                                         // takes the settings in OTEL_TRACES_SAMPLER and OTEL_SPAN_*
 }
 
 // wanted reports whether the environment asks for traces: OTEL_TRACES_EXPORTER is otlp, or

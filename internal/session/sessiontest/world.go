@@ -29,7 +29,7 @@ import (
 	"github.com/watchword-auth/watchword/internal/user"
 )
 
-// The settings of the sessions in every [World].
+// Every [World] uses these settings of sessions.
 const (
 	Grace    = 10 * time.Second
 	Idle     = 30 * time.Hour // the default of a server is 30 days; in a synctest bubble each hour takes work
@@ -40,7 +40,7 @@ const (
 // Password is the password of the user alice.
 const Password = "open sesame, please"
 
-// Results of [World.Verdict]: for a valid token, and for a token of an ended session.
+// [World.Verdict] returns Good for a valid token, and Revoked for a token of an ended session.
 const (
 	Good    = watchwordv1.ErrorReason_ERROR_REASON_UNSPECIFIED
 	Revoked = watchwordv1.ErrorReason_ERROR_REASON_TOKEN_REVOKED
@@ -64,7 +64,7 @@ type World struct {
 	Keyring  *issuer.Keyring
 	// Elsewhere changes keys as another process does: Feed and Verifier learn of the change later.
 	Elsewhere *issuer.Keyring
-	Alice     *store.User // has the role writer
+	Alice     *store.User // the user alice, with the role writer
 
 	uri   string
 	pool  *password.Pool
@@ -145,7 +145,7 @@ func On(t *testing.T, uri string, prepare func(*feed.Feed), settings ...Setting)
 	return w
 }
 
-// Service makes a service account.
+// Service makes a service account with the given name.
 func (w *World) Service(t *testing.T, name user.Name) *store.User {
 	t.Helper()
 	if err := store.Finish(t.Context(), w.uri, ""); err != nil {
