@@ -191,9 +191,9 @@ var unpublic = prefixes(
 	"0.0.0.0/8", "100.64.0.0/10", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "198.18.0.0/15",
 	"198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/3",
 	"2001::/23",     // protocols, Teredo among them, which carries IPv4 addresses
-	"2001:db8::/32", // documentation
+	"2001:db8::/32", // reserved for documentation
 	"2002::/16",     // 6to4, which carries IPv4 addresses
-	"3fff::/20",     // documentation
+	"3fff::/20",     // reserved for documentation
 )
 
 var unicast6 = netip.MustParsePrefix("2000::/3")

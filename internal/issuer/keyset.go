@@ -18,8 +18,8 @@ import (
 var (
 	// ErrRolledBack means that the database holds an earlier key set than this process has read
 	// before: a backup was restored, a standby was promoted that lacked a change, or an
-	// attacker has put earlier rows back. The operator runs `watchword datastore restored`
-	// ([Keyring.ReplaceAll]).
+	// attacker has put earlier rows back. After ErrRolledBack, the operator runs `watchword
+	// datastore restored` ([Keyring.ReplaceAll]).
 	ErrRolledBack = errors.New("the database holds an earlier set of signing keys than this process has seen")
 	// errNoKey means that no signing key signs at the time of a call, since the clock was set
 	// back, or rows of signing_keys were changed by hand. The call fails with INTERNAL.

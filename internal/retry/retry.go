@@ -18,7 +18,7 @@ type Backoff struct{ delay time.Duration }
 // each call up to longest. The pause is half of the delay, or asked (the wait that the server
 // asked for) if asked is longer, and a random part of up to half of the delay. With the random
 // part, the clients of a lost server do not return together. If asked is at most longest, Next
-// shortens asked, so that the pause is at most longest.
+// shortens asked where needed, so that the pause is at most longest.
 func (b *Backoff) Next(first, longest, asked time.Duration) time.Duration {
 	b.delay = min(max(first, 2*b.delay), longest)
 	half := b.delay / 2

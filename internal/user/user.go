@@ -315,7 +315,7 @@ const (
 	revoked
 )
 
-// target says which account a change is about, and what kind of change it is.
+// target says which account a change is about, and what kind of change the change is.
 type target struct {
 	id      string
 	what    audit.Type // the type of the event in the security record
