@@ -116,7 +116,7 @@ func (o *outage) checkHealth(t *testing.T, away bool) {
 	probe := healthv1.NewHealthClient(o.conn)
 	for name, needsDatabase := range map[string]bool{
 		"": false, "watchword.v1.TrustService": false, "watchword.v1.AuthService": true, "watchword.v1.UserService": true,
-		"watchword.v1.SessionService": true, "watchword.v1.KeyService": true, "watchword.v1.AuditService": true,
+		"watchword.v1.SessionService": true, "watchword.v1.KeyService": true, "watchword.v1.AuditService": true, "watchword.v1.FederationService": true,
 	} {
 		want := healthv1.HealthCheckResponse_SERVING
 		if needsDatabase && away {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -122,13 +123,10 @@ func (r *readiness) look(ctx context.Context) {
 	r.tell(now)
 }
 
-// needDatabase names the gRPC services with methods that mostly need the database.
-var needDatabase = map[string]bool{
-	watchwordv1.AuthService_ServiceDesc.ServiceName:    true,
-	watchwordv1.UserService_ServiceDesc.ServiceName:    true,
-	watchwordv1.SessionService_ServiceDesc.ServiceName: true,
-	watchwordv1.KeyService_ServiceDesc.ServiceName:     true,
-	watchwordv1.AuditService_ServiceDesc.ServiceName:   true,
+// needsDatabase reports whether most methods of a gRPC service need the database, as those of
+// every service of Watchword except TrustService do.
+func needsDatabase(service string) bool {
+	return strings.HasPrefix(service, "watchword.") && service != watchwordv1.TrustService_ServiceDesc.ServiceName
 }
 
 // tell sets the health status of each gRPC service, and of the empty name, which stands for the
@@ -143,7 +141,7 @@ func (r *readiness) tell(now *condition) {
 	ready := now.unready == ""
 	r.s.health.SetServingStatus("", status(ready))
 	for name := range r.s.grpc.GetServiceInfo() {
-		r.s.health.SetServingStatus(name, status(!needDatabase[name] || ready && !now.away))
+		r.s.health.SetServingStatus(name, status(!needsDatabase(name) || ready && !now.away))
 	}
 }
 
