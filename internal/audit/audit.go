@@ -2,22 +2,22 @@
 // which calls were refused. A record names the actor, the action, the user and the
 // session concerned, the source address and the outcome. No record holds a secret.
 //
-// An action is recorded in the transaction of the action: both are committed, or both are
-// rolled back. The line in the log follows the commit. Any client can cause refused calls
-// without bound, so this package counts refused calls by kind (action, reason, users and
-// source): one record for each kind and hour, and a bounded number of kinds. The kinds with the
+// An action is recorded in the transaction of the action: action and record are committed
+// together, or rolled back together. The line in the log follows the commit. Any client can cause
+// refused calls without bound, so this package counts refused calls by kind (action, reason, users
+// and source): one record for each kind and hour, and a bounded number of kinds. The kinds with the
 // most calls have records of their own, the records are divided among networks and users, and
-// calls that name a user compete only with calls that name a user; see window.
+// calls that name a user compete for records only with calls that name a user; see [window].
 //
 // Every refused call is counted in exactly one record. While the hour lasts, the count of a
 // kind with few calls can move from the record of the kind into a coarser record, for example
-// of the same user and several sources. Then the record of the kind is deleted.
+// of the same user and several sources. After such a move, the record of the kind is deleted.
 //
-// Repeats of a refresh token are counted in the same way, in a separate table: an honest client
-// on a bad network repeats too, and must take no record from refused calls.
+// Repeats of a refresh token are counted as refused calls are, in a separate table in memory: an
+// honest client on a bad network repeats too, and must take no record from refused calls.
 //
-// Delegations are counted in the same way, by service, audience and hour, in a table of their
-// own.
+// Delegations (a service has got a token to act for its caller) are counted as refused calls are,
+// by service, audience and hour, in a separate table in memory.
 //
 // One user can cause events of the user's own, such as logins, without bound too. So these
 // events have a bounded number of records an hour, in which each event is counted; see
@@ -87,7 +87,8 @@ var types = []Type{
 
 // ParseType returns the type with a name, for a filter. With a mistyped name, a filter would
 // find nothing, which looks like a record without such an event. So an event type that only a
-// newer program knows is an error too. Errors: one that lists the types, and repeats no name.
+// newer program knows is an error too. Errors: an error that lists the types, and does not repeat
+// the name.
 func ParseType(name string) (Type, error) {
 	if !slices.Contains(types, Type(name)) {
 		return "", fmt.Errorf("unknown event type; the types are %s", strings.Trim(fmt.Sprint(types), "[]"))
@@ -151,7 +152,7 @@ type Log struct {
 
 	mu      sync.Mutex // guards the fields below
 	current *window
-	merged  uint64  // the number of kinds that have lost their records, in earlier windows
+	merged  uint64  // the number of kinds of refused calls that have lost their records, in earlier windows (hours)
 	closing *window // the window of the hour before, until Flush has written the final counts; else nil
 	// named, unnamed, repeated and delegated bound the log lines about new kinds of counted
 	// calls: refused calls that name a user, other refused calls, repeats, and delegations.
@@ -245,8 +246,8 @@ var (
 	ErrNamesakes = fmt.Errorf("more than %d users have had this name: name one of them by id", maxNamesakes)
 )
 
-// ListByName is [List] for every user that has or had a name: the name of a deleted user
-// may belong to another user today.
+// ListByName is like [List], for the records of every user that has or had a name: the name of a
+// deleted user may belong to another user today.
 //
 // Errors: ErrUnknownName; ErrNamesakes; errors of the store.
 func ListByName(ctx context.Context, s *store.Store, f store.AuditFilter, name string, limit int) (records []*store.AuditRecord, next string, err error) {

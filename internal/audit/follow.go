@@ -32,7 +32,7 @@ type Place struct {
 // Gap tells why records of the security record can be missing in what [Follow] returns.
 type Gap int
 
-// The reasons of gaps.
+// The values of [Gap].
 const (
 	NoGap        Gap = iota
 	Deleted          // Prune has deleted records that the reader has not read
@@ -43,7 +43,7 @@ const (
 type Part struct {
 	Records []*store.AuditRecord
 	Next    Place
-	Gap     Gap           // before Records
+	Gap     Gap           // why records that come before Records may be missing
 	More    bool          // further records can be read at once
 	Delay   time.Duration // for how long a transaction of PostgreSQL has kept records back
 	Now     time.Time     // by the database's clock
@@ -131,8 +131,8 @@ func (of Following) read(tx *store.Tx, from Place) (part Part, mark bool, err er
 
 func less(a, b store.AuditPlace) bool { return a.Seq < b.Seq || a.Seq == b.Seq && a.ID < b.ID }
 
-// findGap finds out whether the database lacks records after the place from, and from which
-// place the reader goes on.
+// findGap finds out whether the database lacks records after `from`, the place of the reader, and
+// from which place the reader goes on.
 func (p *Part) findGap(tx *store.Tx, state store.AuditState, from Place) (err error) {
 	unknown := from.Mark.Tag != 0 && !state.Known
 	switch {
@@ -163,7 +163,7 @@ func wantedIDs(tx *store.Tx, name string) (map[string]bool, error) {
 	return wanted, err
 }
 
-// namesakes returns the ids of the users that have or had a name. Errors: as wantedIDs.
+// namesakes returns the ids of the users that have or had a name. Errors: those of wantedIDs.
 func namesakes(tx *store.Tx, name string) ([]string, error) {
 	ids, err := tx.UserIDs(name, maxNamesakes+1)
 	switch {

@@ -15,21 +15,22 @@ const (
 	// the user has caused ownRecords events in this hour. Events from other networks share one
 	// record.
 	ownSources = 16
-	// ownScan bounds the records of a user that one event reads: more than all types of a
-	// user's own events can have in an hour.
+	// ownScan bounds the records of a user that countOwn reads for one event: more records than
+	// all types of a user's own events together can have in an hour.
 	ownScan = 2000
 
 	furtherOwn = "further ones in this hour, each of which is counted"
 )
 
-// ownTypes are the events that a user causes without bound, on the user's own sessions.
+// ownTypes lists the types of events that a user can cause without bound, on the user's own
+// sessions.
 var ownTypes = []Type{Login, Logout, SessionRevoked, UserSessionsRevoked, PasswordChanged, RefreshReused}
 
 // countOwn counts an event in a shared record of the present hour, if the user has caused very
 // many events of the type in this hour. countOwn returns true if the event is counted in a
-// shared record. The count is raised in the transaction of the event, so every event counts.
-// The record keeps the type, the user and the network, and leaves the session out. Each event
-// of an admin on another user has a separate record.
+// shared record. The count is raised in the transaction of the event, so every event is counted.
+// The shared record keeps the type, the user and the network, and leaves the session out. Each
+// event of an admin on another user has a separate record.
 func countOwn(tx *store.Tx, r *store.AuditRecord) (bool, error) {
 	if r.UserID == "" || r.ActorID != "" && r.ActorID != r.UserID || !slices.Contains(ownTypes, Type(r.Type)) {
 		return false, nil

@@ -21,12 +21,12 @@ const (
 	flushEvery = time.Second
 )
 
-// lineRate is the rate of log lines about new kinds of refused calls, above a first
-// maxPlaces lines. The number of kinds that come and go within a window has no bound.
+// lineRate bounds the rate of log lines about new kinds of refused calls, after the first
+// maxPlaces lines: the number of kinds that come and go within an hour has no bound.
 var lineRate = rate.Every(windowLength / maxPlaces)
 
-// Refused counts a refused call. [Log.Run] writes the count within about a second, so
-// that a flood of refused calls costs no transaction each.
+// Refused counts a refused call. [Log.Run] writes the counts within about a second, so
+// that refused calls need no transaction each, however many calls there are.
 func (l *Log) Refused(ctx context.Context, e Event) {
 	source := caller.SourceOf(ctx)
 	l.mu.Lock()
@@ -103,9 +103,9 @@ func (l *Log) Flush(ctx context.Context) error {
 type change struct {
 	tally *tally
 	row   *store.AuditRecord
-	id    string // of the record; empty if there is none yet
+	id    string // the id of the kind's record; empty if the kind has no record yet
 	count int64
-	final bool // no more calls are counted
+	final bool // true if the hour has ended, so that the count grows no more
 }
 
 // changed lists the kinds with refused calls that are not written yet, the kinds with
@@ -135,8 +135,8 @@ func (l *Log) changed() (changes []change, lost []string) {
 	return changes, slices.Clone(l.current.lost)
 }
 
-// write sets the count of each kind's record, and deletes the lost records. If there is
-// no record yet, or the pruning has deleted it, write inserts one.
+// write sets the count of each kind's record, and deletes the records with the ids in lost. If a
+// kind has no record yet, or the pruning has deleted the record, write inserts a record.
 func write(tx *store.Tx, changes []change, lost []string) error {
 	for _, c := range changes {
 		c.row.ID = c.id

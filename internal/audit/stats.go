@@ -6,10 +6,10 @@ type Stats struct {
 	// tokens. Refused calls are in none of these numbers, with one exception: RefreshReused.
 	Recorded map[Type]uint64
 	// Unwritten counts the refused calls and repeats that are in no record of the database
-	// yet. They are lost if the process is killed.
+	// yet. If the process is killed, unwritten calls stay missing in the security record.
 	Unwritten int64
 	// Merged counts the kinds of refused calls that have lost a record of their own, because
-	// there were more kinds than places. Their calls count in coarser records.
+	// there were more kinds than places. The calls of these kinds are counted in coarser records.
 	Merged        uint64
 	FailedFlushes uint64 // see [Log.Flush]
 }

@@ -33,7 +33,7 @@ func (t *tally) weight() int64 { return t.floor + t.count }
 // and Top-k Elements in Data Streams", ICDT 2005.
 //
 // Owners: a new owner above maxOwners displaces the owner with the smallest weight and all
-// kinds of that owner. The new owner inherits the weight. So an owner of more than 1/maxOwners
+// kinds of that owner. The new owner inherits that weight. So an owner of more than 1/maxOwners
 // of the calls has places, also if the owner came late.
 //
 // Kinds of an owner: while places are free, a new kind takes a place. When all places are
@@ -107,8 +107,8 @@ func (t *table) dropOwner() (displaced []*tally, weight int64) {
 	return displaced, least.weight
 }
 
-// largest returns the owner with the most kinds, if one more kind is counted for the owner
-// grows: grows itself, unless another owner has still more kinds.
+// largest returns the owner with the most kinds, where the owner `grows` counts with one kind more
+// than it has: so largest returns `grows` unless another owner has still more kinds.
 func (t *table) largest(grows *owner) *owner {
 	found, most := grows, len(grows.tallies)+1
 	for _, o := range t.owners {

@@ -12,9 +12,9 @@ const (
 	// of a window; see [table]. Each of 16 owners has room for four kinds at least.
 	maxPlaces = 64
 	maxOwners = 16
-	// maxServices and maxDelegations bound the table of delegations: admins make the services
-	// and the audiences of each, so there are more honest kinds than of refused calls. A flush
-	// writes the kinds with new calls, in one transaction.
+	// maxServices and maxDelegations bound the table of delegations. The bounds are higher than for
+	// refused calls, since admins create the services and audiences of honest delegations. A flush
+	// writes all kinds with new calls in one transaction.
 	maxServices    = 64
 	maxDelegations = 256
 )
@@ -23,7 +23,7 @@ const (
 const manySources caller.Source = "many"
 
 // window counts the refused calls of an hour, each call in exactly one tally. When
-// a kind loses its place, the calls of the kind move to a coarser tally.
+// a kind loses its place in a table, the calls of the kind move to a coarser tally.
 //
 //	named      calls that name a user; the owner is the acting user, or else the network
 //	 │   └───▶ strangers, without the user, if the network itself has too many kinds
@@ -36,7 +36,8 @@ const manySources caller.Source = "many"
 // Repeats of refresh tokens have the table repeats; the owner is the user. The count of a
 // repeat that loses its place moves to totals. Repeats take no place of a refused call.
 //
-// Delegations have the table delegations; the owner is the service. They move to totals too.
+// Delegations have the table delegations; the owner is the service. The count of a delegation that
+// loses its place moves to totals, too.
 //
 // Calls that name a user have separate tables, so that calls of strangers leave the places of
 // these tables free. A network that guesses at ten thousand users fills only the network's own
@@ -48,7 +49,7 @@ type window struct {
 	delegations                      *table
 	totals                           map[kind]*tally
 	lost                             []string // ids of the records of displaced kinds, to be deleted
-	merged                           uint64   // displaced kinds
+	merged                           uint64   // the number of displaced kinds
 }
 
 func newWindow(began time.Time) *window {

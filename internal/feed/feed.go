@@ -40,8 +40,8 @@ const (
 	// watchers.
 	tailBatch = 1000
 	// provenFor is the time after a commit for which the feed takes for granted that the
-	// database can still commit. The next commit begins after [store.TickEvery], and two
-	// seconds are for a busy machine.
+	// database can still commit. The next commit begins after [store.TickEvery]; two more
+	// seconds let a busy machine finish that commit.
 	provenFor = store.TickEvery + 2*time.Second
 	// applyTimeout bounds the wait until the verifier of this process has applied an event.
 	// Applying an event is work in memory, so only a fault takes longer.
@@ -50,8 +50,8 @@ const (
 
 // Feed reads the newest events from the database and publishes the events into a hub. Feed is
 // safe for concurrent use and has no lock: the fields of the first group do not change while
-// Run is running, one goroutine uses those of the second (Open's, then Run's), and the rest are
-// atomic.
+// Run is running, one goroutine at a time (of Open, and later of Run) uses the fields of the
+// second group, and the fields of the third group are atomic.
 type Feed struct {
 	store    *store.Store
 	hub      *hub.Hub
@@ -76,7 +76,7 @@ type Feed struct {
 	next      atomic.Pointer[reading]   // the read of the tail that begins next
 	failing   atomic.Bool               // the last read of the tail ended with an error
 	committed atomic.Int64              // when the newest transaction of countTicks began that was committed, in ns of hub.Elapsed
-	late      atomic.Pointer[time.Time] // the moment of [Feed.noteMoment]; nil: none
+	late      atomic.Pointer[time.Time] // the moment that [Feed.noteMoment] has noted; nil: no moment
 	stats     struct{ failedReadings, failedTicks, forks, clockSet atomic.Uint64 }
 }
 
@@ -269,7 +269,7 @@ func (f *Feed) Standing(ctx context.Context, session string, users []string) (*s
 }
 
 // Sync returns when this server's own verifier has applied every event that is
-// committed now. Errors: as [Feed.Write].
+// committed now. Errors: those of [Feed.Write].
 func (f *Feed) Sync(ctx context.Context) error {
 	return f.transact(ctx, f.store.Read, func(*Tx) error { return nil })
 }
@@ -342,9 +342,9 @@ func (f *Feed) Prune(ctx context.Context) error {
 // in [hub.Stats].
 type Stats struct {
 	FailedReadings uint64 // failed reads of the newest events, for whatever reason
-	FailedTicks    uint64 // ticks that the database did not commit; old rows are then deleted later
+	FailedTicks    uint64 // ticks (see [store.Tx.Tick]) that the database did not commit; so old rows are deleted later
 	Forks          uint64 // how often the database had lost events that this process or a verifier knew
-	ClockSet       uint64 // how often the clock of the database was set
+	ClockSet       uint64 // how often the clock of the database was set to another time
 }
 
 // Stats returns the numbers of the feed.

@@ -97,7 +97,7 @@ func (f *Feed) readToEnd(ctx context.Context) error {
 			f.stats.clockSet.Add(1)
 			f.logger.WarnContext(ctx, "the database's clock was set; access tokens and verifiers follow the clock", "by", set)
 			f.hub.Beat() // tells the verifiers the new time at once
-			f.countNow() // so that the table ticks has the new time
+			f.countNow() // a tick at once, so that the table ticks has the new time
 		}
 		f.at = b.update.At
 		if b.last {
@@ -258,7 +258,8 @@ func (f *Feed) readTrust(ctx context.Context, tx *store.Tx) (*watchwordv1.TrustS
 // noteMoment notices a moment of [Tx.EndDelegated] that has passed already when the feed reads the
 // moment for the first time: the commit has taken longer than commitTime. Before the commit became
 // visible, a replica may have minted delegated tokens with a later time of issue. The next tick ends
-// these tokens too. At the start of the feed, a moment of an earlier day is normal.
+// these tokens too. noteMoment ignores the moment that the feed reads at its start: the moment can be
+// of an earlier day.
 func (f *Feed) noteMoment(moment, now time.Time) {
 	said := f.hub.TrustState()
 	if said.GetIssuer() != "" && moment.After(said.GetDelegatedNotBefore().AsTime()) && moment.Before(now) {

@@ -72,9 +72,9 @@ const commitTime = 10 * time.Second
 // issuer.Subject. If the commit takes longer than commitTime, as while a synchronous standby is
 // away, the feed calls EndDelegated once more: see [Feed.noteMoment].
 //
-// A claim `iat` has whole seconds, and so has the moment. Each moment is a second after the
-// earlier moment, at least, since tokens with the earlier moment as time of issue may exist
-// already. The moment never falls, even if the clock is set back.
+// A claim `iat` has whole seconds, and so has the stored moment. Each new moment is at least a
+// second after the earlier moment, since tokens with the earlier moment as time of issue may exist
+// already. The stored moment never falls, even if the clock is set back.
 func (tx *Tx) EndDelegated() error {
 	before, err := tx.DelegatedNotBefore()
 	if err != nil {

@@ -18,11 +18,11 @@ const maxUndelivered = 30 * time.Second
 // errUndelivered ends the connection of a client that does not read its answers.
 var errUndelivered = errors.New("gate: the client leaves its answers unread")
 
-// conn holds an accepted connection, and the places that the connection has. A conn is safe for
-// concurrent use.
+// conn holds an accepted connection, and the places (see [share.Place]) that the connection has. A
+// conn is safe for concurrent use.
 //
 // A call holds its place in [Gate].requests until the answer of the call is written to the
-// connection: until then gRPC keeps the request and the answer in memory. So when a call ends,
+// connection: until the answer is written, gRPC keeps request and answer in memory. So when a call ends,
 // the connection takes over the place of the call, and releases one place each time a stream
 // ends on the wire.
 //
@@ -30,8 +30,8 @@ var errUndelivered = errors.New("gate: the client leaves its answers unread")
 type conn struct {
 	net.Conn
 	listener *Listener
-	place    *share.Place  // nil for a trusted proxy
-	proxied  *share.Place  // the place of a trusted proxy; else nil
+	place    *share.Place  // the place of a client's connection; nil for a trusted proxy
+	proxied  *share.Place  // the place of a trusted proxy's connection; nil for any other client
 	source   caller.Source // the address of the peer; a trusted proxy names the source of each call
 	network  string        // [caller.Source.Network] of source
 	heardAny sync.Once     // runs at the first byte, or at Close
@@ -52,8 +52,8 @@ type conn struct {
 	closed bool
 }
 
-// address is the address of a connection's peer. [Gate.Tap] finds the conn of a call by the
-// address.
+// address holds the address of a connection's peer, and the conn: gRPC gives [Gate.Tap] the address,
+// and so Tap finds the conn of a call.
 type address struct {
 	net.Addr
 	conn *conn
@@ -142,7 +142,7 @@ func (c *conn) heard(heads []head, whole bool) error {
 }
 
 // delivered releases the places of calls that have ended, when the server has written the ends
-// of their streams to the connection.
+// of the calls' streams to the connection.
 func (c *conn) delivered(streams ...uint32) {
 	if len(streams) == 0 {
 		return
@@ -171,8 +171,8 @@ func (c *conn) callStarts() {
 }
 
 // arrived counts a call when the whole request of the call has arrived. From then on the
-// connection is busy, and keeps its place. A connection with unfinished requests alone stays
-// idle: otherwise such connections could keep other clients out.
+// connection is busy, and keeps its place among the connections. A connection that has only
+// unfinished requests stays idle: otherwise such connections could keep other clients out.
 func (c *conn) arrived() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -199,7 +199,7 @@ func (c *conn) callEnds(place *share.Place, counted bool) {
 	if len(c.held) == 0 {
 		c.since = time.Now()
 	}
-	place.SetStranger(true) // a new call takes the place of a stranger first, and [request.pushOut] then closes this connection
+	place.SetStranger(true) // a new call takes the place of a [share.Stranger] first, and [request.pushOut] then closes this connection
 	c.held = append(c.held, place)
 	c.settleLocked()
 }

@@ -35,7 +35,7 @@ import (
 type Limits struct {
 	// Requests bounds the unfinished requests. A unary call counts from the headers until the
 	// answer is written. A stream counts from the headers until the request has arrived.
-	// RequestsPerPeer bounds those of one network.
+	// RequestsPerPeer bounds the unfinished requests of one network.
 	Requests, RequestsPerPeer int
 	// Streams bounds the open streams, such as Health/Watch and reflection. WatchBundle
 	// has bounds of its own, in package hub.
@@ -43,8 +43,8 @@ type Limits struct {
 	// Reports bounds the open streams of ReportWatcher.
 	Reports, ReportsPerPeer int
 	// Known holds the networks that have proved something, such as a right password. When all
-	// networks hold equally many places, these keep their places; see [share.Known]. A nil
-	// Known holds no network.
+	// networks hold equally many places, a network in Known keeps its places; see [share.Known].
+	// A nil Known holds no network.
 	Known *share.Known
 }
 
@@ -122,8 +122,8 @@ func (r Registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	r.Server.RegisterService(&guarded, impl)
 }
 
-// The errors of calls that the gate refuses. Each error is made once, since any client can
-// cause a flood of refused calls; errsCrowded makes its errors when the first call gets no
+// A call that the gate refuses gets one of these errors. Each error is made once, since any client
+// can cause a flood of refused calls; errsCrowded makes its errors when the first call gets no
 // place.
 var (
 	errMethod   = status.Error(codes.Unimplemented, "no service of this server has this method")

@@ -25,17 +25,18 @@ type Listener struct {
 	closed bool
 }
 
-// Listen returns a listener with at most all connections of clients at a time, of which one
-// network has at most a half, and at most proxied connections of trusted proxies.
+// Listen returns a listener that bounds the connections open at a time. The parameter `all` bounds
+// the connections of clients, of which one network has at most half, and `proxied` bounds the
+// connections of trusted proxies.
 //
 // A connection without a running call is idle. When all places are taken, a new connection
 // closes a connection of the network that holds most: the newest idle connection, or else the
-// newest. If the network of a new connection already has as many connections as allowed, the
+// newest connection. If the network of a new connection already has as many connections as allowed, the
 // new connection closes the oldest idle connection of that network. When all networks have
 // equally many connections, the networks in known keep their connections; see [share.Known].
 //
 // A proxy carries the calls of many clients, so a connection of a trusted proxy keeps its
-// place. Some proxies make a connection for each call. So proxied must be above the number of
+// place. Some proxies make a connection for each call. So `proxied` must be above the number of
 // calls that the gate admits: otherwise few clients could fill all connections of the proxy,
 // and the calls of other clients would not reach the gate, which divides the places for calls.
 func Listen(l net.Listener, proxies caller.Proxies, all, proxied int, known *share.Known) *Listener {
@@ -94,6 +95,6 @@ func (l *Listener) CloseSilent() {
 	}
 }
 
-// Stats returns the numbers of the connections, for metrics: of clients, and of trusted
-// proxies.
+// Stats returns the numbers of the connections of clients, and of the connections of trusted
+// proxies, for metrics.
 func (l *Listener) Stats() (clients, proxied share.Stats) { return l.places.Stats(), l.proxied.Stats() }

@@ -200,8 +200,8 @@ func (r *request) end() {
 }
 
 // keepsConn reports whether the call makes its connection busy, so that the connection keeps
-// its place while the call runs. A stream of reports keeps no connection: a watcher's
-// connection has a stream of WatchBundle, too, and package hub bounds those.
+// its place while the call runs. A stream of reports keeps no connection busy: a watcher's
+// connection has a stream of WatchBundle, too, and package hub bounds the streams of WatchBundle.
 func (r *request) keepsConn() bool { return r.at != atReport }
 
 // pushOut ends a call that has lost its place: a request that has not arrived whole, an open

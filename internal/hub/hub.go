@@ -10,15 +10,16 @@
 // A stream begins with the newest trust state and never returns to an older one. Every snapshot
 // has all revocations that have not expired, also those of a history that was replaced. The
 // memory of the hub is bounded: all watchers share encoded messages. The hub keeps the newest
-// 2048 to 4096 messages, fewer above 16 MiB, and drops a watcher that needs an older message.
+// 2048 to 4096 messages (fewer if the messages take more than 16 MiB), and drops a watcher that
+// needs an older message.
 // The number of streams is bounded, in all and for each peer (a client network or a client
 // certificate). When as many streams are open as the bound allows, the hub ends a stream of the
 // peer with the most streams to serve a new stream: see package share.
 //
 // The hub knows the token time, which is the time of the database's clock, from each [Reading]
 // in an [Update]. Between two readings the hub calculates the token time from the time that
-// passes in this process. So the machine's clock has no influence. Every heartbeat carries the
-// token time and a time of the process clock, as [Hub.Times] returns both.
+// passes in this process. So the machine's clock has no influence on the token time. Every
+// heartbeat carries the token time and a time of the process clock, as [Hub.Times] returns them.
 //
 // The process's own verifier, called the local verifier, receives the trust bundle through
 // [Hub.Conn] and does not count among the bounded streams. [Hub.WaitApplied] returns when the
@@ -60,8 +61,8 @@ var (
 	ErrEvicted = errors.New("another watcher has got the place")
 )
 
-// Message is an encoded WatchBundleResponse. Several watchers send the same Message, so the
-// bytes must not be changed.
+// Message holds an encoded WatchBundleResponse. The hub gives the same Message to several
+// watchers, so the bytes must not be changed.
 type Message []byte
 
 // Hub holds the trust bundle and serves watchers. Hub is safe for concurrent use. Opening a
@@ -86,7 +87,7 @@ type Hub struct {
 	token      clock.Estimate // the token time, in ns since 1970, by the process clock
 	asOf       time.Duration  // a time of the process clock: every event that was committed before asOf is published
 	ring       ring
-	greatest   int64 // the Greatest of the newest Update
+	greatest   int64 // [Update].Greatest of the newest update: no version of a user's rights is above
 	claimed    int64 // the greatest version in the resume token of a watcher
 
 	applied      int64         // number of the newest event that the local verifier has applied
@@ -95,8 +96,8 @@ type Hub struct {
 
 // New returns an empty hub.
 //
-// origin names the database behind the history; a resume token with another origin brings a
-// snapshot. The hub calls refresh, from several goroutines at a time, for a watcher that knows
+// origin names the database behind the history; a watcher with a resume token of another origin
+// gets a snapshot. The hub calls refresh, from several goroutines at a time, for a watcher that knows
 // more than the hub: refresh returns nil after every event that was committed before the call
 // has been published, and an error if that is impossible.
 func New(origin string, refresh func(context.Context) error) *Hub {
@@ -137,8 +138,9 @@ func (h *Hub) Elapsed() time.Duration { return h.elapsed.Now() }
 
 // Publish applies an update, and sends a message to all watchers if the update has a trust
 // state or ends at a new position. The first update with a trust state must come before Watch
-// and Conn are used. The hub keeps the update's parts. Publish returns by how much the
-// database's clock was set since the earlier reading; zero: the clock was not set.
+// and Conn are used. The hub keeps the parts of the update, so the caller must not change them
+// later. Publish returns by how much the database's clock was set since the earlier reading, and
+// zero if the clock was not set.
 //
 // State and message change in one step: a watcher that receives the message finds the
 // trust state of the update, or a newer one, in [Hub.TrustState] and in a new stream.

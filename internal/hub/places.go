@@ -12,10 +12,10 @@ const (
 	// maxWatchers bounds the number of streams of a hub until [Hub.LimitWatchers] sets another
 	// bound.
 	maxWatchers = 10_000
-	// perPeer divides the number of all places for watchers: one peer can hold a half while
-	// places are free. A half is much, since the address of a gateway, or one certificate for
-	// all services, can stand for many watchers. When no place is free, the peer with the most
-	// places loses a place first.
+	// perPeer divides the number of places (streams of watchers that can be open at a time): one
+	// peer can hold half of the places while places are free. The half is large on purpose, since
+	// the address of a gateway, or one certificate for all services, can stand for many watchers.
+	// When no place is free, the peer with the most places loses a place first.
 	perPeer = 2
 	// snapshotsPerPeer bounds the snapshots that the hub sends to one peer at a time. Further
 	// snapshots wait until an earlier snapshot to the peer is sent.
@@ -25,7 +25,8 @@ const (
 	snapshotTimeout = 2 * time.Minute
 	// turnPerMessage is the least time that a snapshot keeps the next snapshot to the same peer
 	// waiting, for each message of the snapshot. So a client that opens and closes streams in a
-	// loop gets at most 1,600 messages a second, 64 MB. A message takes some 40 µs of CPU time.
+	// loop gets at most 1,600 messages (64 MB) a second. Each message costs the server some 40 µs
+	// of CPU time.
 	turnPerMessage = 10 * time.Millisecond
 )
 
@@ -49,13 +50,13 @@ func (h *Hub) LimitWatchers(n int, known *share.Known) {
 // for concurrent use.
 type turns struct {
 	mu    sync.Mutex
-	peers map[string]*turn // only peers with a watcher that has a turn or waits for one
+	peers map[string]*turn // only peers with a watcher that sends or waits to send a snapshot
 }
 
 // turn counts the watchers of one peer that send or wait to send a snapshot.
 type turn struct {
 	peer     string
-	watchers int           // watchers that have a turn or wait for a turn; turns.mu guards watchers
+	watchers int           // watchers that send or wait to send a snapshot; turns.mu guards watchers
 	taken    chan struct{} // holds one element for each snapshot that is being sent
 }
 

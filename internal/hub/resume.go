@@ -11,19 +11,20 @@ import (
 //
 //	event number ‖ tag ‖ greatest version ‖ MAC ‖ origin
 //
-// with 8, 8, 8, 16 bytes, and the rest. The greatest version is [Update].Greatest of the hub
-// that made the resume token: no user's rights had a greater version number. From the resume
-// token a server on a restored database learns which version numbers the database has lost. The
+// with 8, 8, 8 and 16 bytes; the origin has the remaining bytes. The greatest version is
+// [Update].Greatest of the hub that made the resume token: at that time, no user's rights had a
+// greater version number. From the resume token a server on a restored database learns which
+// version numbers the database has lost. The
 // MAC is HMAC-SHA256 over everything else, truncated to 128 bits (RFC 2104, section 5): without
 // the MAC, any client could raise the version number of all new access tokens at will.
 const (
 	resumeMAC    = 16
-	resumeLength = 8 + len(Tag{}) + 8 + resumeMAC // without the origin
+	resumeLength = 8 + len(Tag{}) + 8 + resumeMAC // bytes of a resume token without the origin
 )
 
 // SealResume sets the key for the MAC of resume tokens. All hubs of an installation need the
 // same key: otherwise each hub sends a whole snapshot to a watcher that comes from another hub.
-// Call SealResume before Watch and Conn are used. Until then, the key is random.
+// Call SealResume before Watch and Conn are used. Without SealResume, the key is random.
 func (h *Hub) SealResume(key []byte) { h.resumeKey = key }
 
 // resumeLocked returns the resume token for a watcher that knows everything that the hub has

@@ -13,16 +13,16 @@ const ringSize = 4096
 
 // ringBytes bounds the size of the messages in the ring buffer of a hub, in bytes: a message
 // can have a trust state or a thousand revocations. Above ringBytes the ring drops its older
-// half too, earlier than at ringSize messages. 16 MiB hold 4096 messages of ordinary changes
-// several times.
+// half too, earlier than at ringSize messages. 16 MiB are several times the size of 4096 messages
+// with ordinary changes.
 const ringBytes = 16 << 20
 
 // Tag holds random bytes of an event: events of two histories that have the same number have
 // different tags. The zero Tag means unknown: the event was pruned, or never existed.
 type Tag [8]byte
 
-// Position says up to which event of a history something is known: the number of the event, and
-// the event's random tag.
+// Position says up to which event a hub or a watcher knows a history of events: the number of the
+// event, and the event's random tag.
 type Position struct {
 	Seq int64
 	Tag Tag
@@ -43,19 +43,19 @@ var nowhere = Position{Seq: -1}
 //
 // Between two calls of the ring's methods, these statements hold:
 //
-//  1. len(entries) <= ringSize, and bytes is their size: at most ringBytes, or one message.
-//     first and end() never decrease.
+//  1. len(entries) <= ringSize, and bytes is the size of the messages in entries: at most
+//     ringBytes, or the size of a single message. first and end() never decrease.
 //  2. Every watcher has next <= end(). While first <= next, the watcher's next message is
 //     entries[next-first]. When next < first, the ring has dropped a message that the watcher
 //     has not read, and the watcher must open another stream.
-//  3. fork sets first to end()+1. By 2, each watcher of the old history has
+//  3. fork sets first to end()+1. So by statement 2, each watcher of the old history has
 //     next < first.
-//  4. entries[i].seq is the number of the state after the message, so the sequence
-//     never decreases, and no entry exceeds at.Seq.
-//  5. recent increases strictly in Seq, and no element exceeds at.Seq. Every event of
-//     the history from recent[0] on is there.
+//  4. entries[i].seq is the number of the newest event published with the message or before,
+//     so entries[i].seq never decreases with i, and is at most at.Seq.
+//  5. recent increases strictly in Seq, and no element of recent exceeds at.Seq. Every event of
+//     the history from recent[0] on has its position in recent.
 //  6. afterTrust <= end(). A stream that begins with the newest trust state and goes
-//     on at a message >= afterTrust never returns to an older trust state.
+//     on with a message numbered afterTrust or higher never returns to an older trust state.
 type ring struct {
 	at         Position // every event up to this position is published
 	recent     []Position
@@ -121,7 +121,7 @@ func (r *ring) find(seq int64) (i int, found bool) {
 }
 
 // holds reports whether a position is of the ring's history of events. holds returns true for a
-// position older than all of recent, since the ring has no tag to compare.
+// position older than every position in recent, since the ring has no tag to compare.
 func (r *ring) holds(at Position) bool {
 	i, found := r.find(at.Seq)
 	if !found {
@@ -132,7 +132,7 @@ func (r *ring) holds(at Position) bool {
 
 // lacks reports whether a position (the number and the tag of an event) is newer than the
 // newest position of the ring, or is of another history of events. lacks returns false for a
-// position older than all of recent.
+// position older than every position in recent.
 func (r *ring) lacks(at Position) bool {
 	i, found := r.find(at.Seq)
 	return at.Seq > r.at.Seq || found && r.recent[i] != at
@@ -145,9 +145,9 @@ func (r *ring) knows(at Position) bool {
 }
 
 // resumeAt returns the number of the first message for a watcher that knows every
-// event up to a position. ok is false if the position is unknown, if a message that
-// the watcher needs was dropped, or if the trust state was replaced since: the
-// watcher then needs a snapshot.
+// event up to a position. ok is false, and the watcher needs a snapshot, if the position is
+// unknown, if a message that the watcher needs was dropped, or if the trust state was replaced
+// after the position.
 func (r *ring) resumeAt(at Position) (next int, ok bool) {
 	if at == r.at {
 		return r.end(), true

@@ -33,7 +33,7 @@ type Watcher struct {
 	next      int         // number of the next message of the ring
 	closing   []entry     // the newest chunk of a snapshot, the last chunk, and a heartbeat
 	closingAt int         // number of the first message of the ring after the closing
-	delivered int64       // number of the state after the message that Next returned last; zero: unknown
+	delivered int64       // [entry].seq of the message that Next returned last; zero: unknown
 }
 
 // Watch opens a stream of the trust bundle. The stream goes on after the resume token of an
@@ -42,9 +42,9 @@ type Watcher struct {
 // [Watcher.Close].
 //
 // A watcher without a certificate counts as a [share.Stranger], unless the resume token is of
-// this hub's history of events: then the client has been a watcher before. A resume token with
-// a newer event than the hub's newest proves nothing until the hub has read the newer event
-// from the database.
+// this hub's history of events, which shows that the client has been a watcher before. A resume
+// token with a newer event than the hub's newest proves nothing until the hub has read the newer
+// event from the database.
 //
 // Errors: ErrTooManyWatchers if the hub allows no further stream of the peer from; ErrEvicted
 // if the hub ends the stream during the wait to serve another watcher; ErrOutdated if the
@@ -181,7 +181,7 @@ func (w *Watcher) poll() (e entry, grown <-chan struct{}, err error) {
 		// A heartbeat before the closing messages would tell the watcher too early that the
 		// watcher has received everything.
 		if !e.heartbeat || w.next > w.closingAt {
-			if w.place != nil && w.next > w.closingAt { // without the messages from before the stream
+			if w.place != nil && w.next > w.closingAt { // leaves out the messages from before the stream
 				w.hub.delays.Add(time.Since(e.at))
 			}
 			return e, nil, nil

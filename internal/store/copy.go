@@ -14,8 +14,8 @@ type Copied struct {
 	To     string // URI of the new database, without a password
 	Tables []CopiedTable
 	// Earlier is true if an earlier call of Copy had brought all rows into the target
-	// and was interrupted afterwards. Then this call only finished that copy, and
-	// Tables is empty.
+	// and was interrupted afterwards. If Earlier is true, this call of Copy only finished
+	// the earlier copy, and Tables is empty.
 	Earlier bool
 }
 
@@ -30,7 +30,7 @@ type CopiedTable struct {
 // copied: from step 2 on, writes to the embedded database (the source) fail with
 // ErrUnavailable, and after step 4 its reads fail, too.
 //
-// The steps:
+// Copy does these steps in order:
 //
 //  1. Lock the PostgreSQL database (the target), and refuse a target that has rows.
 //  2. Lock the source against writes.
@@ -41,9 +41,9 @@ type CopiedTable struct {
 //  5. Delete the setting copy_incomplete in the target.
 //
 // A copy interrupted before the commit of step 4 leaves the source usable, and the next
-// call of Copy starts over. A copy interrupted later leaves a whole target, and the
-// next call deletes the setting. So at most one of the two databases is usable at any
-// time.
+// call of Copy starts over. A copy interrupted after the commit of step 4 leaves a whole
+// target, and the next call of Copy deletes the setting copy_incomplete. So at most one of
+// source and target is usable at any time.
 //
 // Errors: ErrEngine if a URI names the wrong kind of database; a *MovedError if the
 // source was moved to another target before; ErrOldSchema or ErrSchema if the target's
@@ -62,9 +62,9 @@ func Copy(ctx context.Context, from, to string) (*Copied, error) {
 	return &c.copied, nil
 }
 
-// copying is a copy under way.
+// copying holds the state of a running [Copy].
 type copying struct {
-	id      string    // a random text, which source and target have in the setting copy
+	id      string    // a random text, the value of the setting copy in source and target
 	source  *sqliteDB // nil if an earlier copy has fenced the source
 	tables  []string
 	movedTo string // the target's URI without a password, as a fenced source has it in the setting moved_to
@@ -188,7 +188,7 @@ func fromTable(table string) string {
 // finish deletes the setting copy_incomplete, if the target holds this source's copy.
 // Errors: a *MovedError if the target holds another copy or none.
 func (c *copying) finish(ctx context.Context) error {
-	ctx = context.WithoutCancel(ctx) // the source is fenced, so only a finished target is usable
+	ctx = context.WithoutCancel(ctx) // the source is fenced, so neither database is usable until the target is finished
 	id, err := pgSetting(ctx, c.target.conn, copyID)
 	if err != nil {
 		return err

@@ -15,12 +15,13 @@ import (
 // of the upgrade: a program that does not know service accounts would take a service account
 // with the role admin for the last admin.
 //
-// Three things exclude the programs from before a migration. The setting schema_floor lets none
-// of these programs start. A row of the table replicas names a server that runs; the upgrade is
-// not finished before the server has ended. And the database refuses an event of any other
-// process that still runs: a program writes its number into the column program of an event, and
-// an earlier program leaves the column at 0. A transaction that takes rights from a user always
-// appends an event.
+// Three things exclude the programs from before a migration. The setting schema_floor lets no
+// program from before the migration start. The table replicas names every server that runs, and
+// the upgrade is finished only after the servers from before the migration have ended. The
+// database refuses an event of any other earlier program that still runs: a program writes its
+// number into the column program of an event, and an earlier program leaves the column at 0. A
+// transaction that takes rights from a user always appends an event, so an earlier program
+// cannot commit such a transaction.
 
 // program is the number of the newest migration in this program, of either engine.
 var program = newestMigration(true)

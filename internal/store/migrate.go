@@ -36,7 +36,7 @@ const (
 	schemaRelease = "schema_floor_release"
 )
 
-// schema is what a database says of its schema.
+// schema holds what a database says of its own schema.
 type schema struct {
 	version        int64  // the number of the newest migration that the database has
 	floor, release string // the values of schemaFloor and schemaRelease; empty if missing
@@ -126,7 +126,7 @@ func applyMigrations(ctx context.Context, provider *goose.Provider) error {
 // after migrateLease by PostgreSQL's clock.
 const (
 	migrateLease     = 15 * time.Second
-	migrateHeartbeat = 3 * time.Second // several heartbeats may fail in a lease
+	migrateHeartbeat = 3 * time.Second // a fifth of migrateLease: the lock survives some failed renewals
 	// migrateWait bounds how long a process waits for the lock, with one attempt a
 	// second: a migration in another process may rewrite a large table.
 	migrateWait = 10 * time.Minute
@@ -136,14 +136,14 @@ const (
 )
 
 // migrateLock returns the lock of the migrations, and calls waiting once if another process
-// keeps the lock for some seconds. An advisory lock would not do: any role that may connect to
-// the database could hold the lock.
+// keeps the lock for some seconds. An advisory lock of PostgreSQL would not do: any role that has
+// the right to connect to the database could take the lock, and so block every migration.
 func migrateLock(waiting func()) (lock.Locker, error) {
 	attempts := 0
 	return lock.NewPostgresTableLocker(
 		lock.WithTableLeaseDuration(migrateLease), lock.WithTableHeartbeatInterval(migrateHeartbeat),
 		lock.WithTableLockTimeout(time.Second, uint64(migrateWait/time.Second)), lock.WithTableUnlockTimeout(time.Second, 3),
-		lock.WithTableLogger(slog.New(slog.DiscardHandler)), // an error is returned, too
+		lock.WithTableLogger(slog.New(slog.DiscardHandler)), // an error that goose logs is returned, too
 		// An error with a code of PostgreSQL, such as a missing right, stays until the operator
 		// acts, so no retry helps. Any other error says that another process has the lock.
 		lock.WithTableRetryPolicy(func(err error) bool {

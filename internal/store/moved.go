@@ -1,6 +1,6 @@
 package store
 
-// Names of settings that [Copy] writes.
+// These constants name the settings that [Copy] writes.
 const (
 	// movedTo is set in an embedded database that was moved away. The value is the URI
 	// of the new database, without a password.

@@ -33,12 +33,13 @@ type outage struct {
 	failed            time.Time     // the time of the latest failed call
 	back              time.Time     // the time at which the latest outage ended
 	calls             int64         // calls that failed in the outage
-	outages, failures uint64        // numbers since the start of the process, for [Stats]
-	settle            time.Duration // the time from failed on after which an answer ends the outage
+	outages, failures uint64        // outages and failed calls since the start of the process, for [Stats]
+	settle            time.Duration // an answer of the database ends the outage if the latest failed call is this long ago
 }
 
-// A database that goes away again within restless after its return doubles settle, from
-// firstSettle up to restless. So such a database writes few lines into the log.
+// The field settle begins at firstSettle. An outage that begins within restless after the end of
+// the last outage doubles settle, up to restless. So a database that goes away again and again
+// causes few lines in the log.
 const (
 	firstSettle = time.Second
 	restless    = time.Minute

@@ -15,9 +15,9 @@ import (
 //
 // Transactions run at READ COMMITTED, and lock the rows of users and sessions that they
 // read by id, so that such a row stays as read until the commit. A transaction that
-// depends on other rows calls [Tx.Exclusive]. SERIALIZABLE would make these locks
-// needless, and would refuse all but one of the transactions that append events at the
-// same time, since each of them updates the row of the table head.
+// depends on any other row calls [Tx.Exclusive]. The isolation level SERIALIZABLE would make
+// the locks needless, and would refuse all but one of the transactions that append events at
+// the same time, since every transaction with an event updates the one row of the table head.
 //
 // Each policy has a file of its own: pgpool.go (configuration and dialing), pgfiles.go (new
 // credentials), pgslots.go (too few connections), pgbudget.go (time bounds), pgbreaker.go (a
@@ -118,7 +118,7 @@ func (p *pgDB) withConn(ctx context.Context, fn func(context.Context, *pgxpool.C
 	working, cancel := context.WithTimeout(context.WithoutCancel(ctx), budget.left())
 	defer cancel()
 	err = fn(working, conn)
-	begun := conn.Conn().PgConn().TxStatus() != 'I' // the server has answered BEGIN, so it is up
+	begun := conn.Conn().PgConn().TxStatus() != 'I' // PostgreSQL has answered BEGIN, so PostgreSQL is up
 	switch {
 	case meaningOf(err).answered:
 		if p.breaker.answered() {

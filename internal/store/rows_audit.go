@@ -101,9 +101,9 @@ type AuditFilter struct {
 // $3 is the largest number of records, and $4 is the value of the filter.
 //
 // The queries compare and order pairs of column and id. With `column = $4` and ORDER BY id,
-// PostgreSQL may read the table in order of id instead, and pass over the records with other
-// values of the column. A comparison with the empty text is the condition of the index: without
-// the comparison no engine uses the index.
+// PostgreSQL might read the table in order of id, and pass over the records with other values of
+// the column. A comparison with the empty text, such as session_id <> '', repeats the condition of
+// the index: without the comparison neither engine uses the index.
 const (
 	auditFrom = `SELECT ` + auditColumns + ` FROM audit WHERE `
 
@@ -144,8 +144,8 @@ func (f *AuditFilter) matches(r *AuditRecord) bool {
 
 // Audit lists up to limit records, the newest first. next is the value of [AuditFilter].Before
 // for the next page, and empty at the end. If f has only one of Type, UserID and SessionID,
-// Audit reads the records of the page alone. If f has several, Audit reads at most scan
-// records: a page may be short or empty although more pages follow.
+// Audit reads the records of the page alone. If f has two or three of these fields, Audit reads at
+// most scan records: a page can be short or empty although more pages follow.
 func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, next string, err error) {
 	before, floor := cmp.Or(f.Before, "g"), auditID(f.Start) // "g" sorts after every hexadecimal digit
 	if !f.End.IsZero() {
@@ -177,15 +177,15 @@ func (tx *Tx) Audit(f AuditFilter, limit, scan int) (records []*AuditRecord, nex
 
 // OwnAudit holds how many records of one kind a user has; see [Tx.OwnAudit].
 type OwnAudit struct {
-	Single int               // records with another detail
-	Shared map[string]string // source → id of the newest record with the detail
-	More   bool              // there may be further records, of any kind
+	Single int               // the number of records with another detail than the argument detail
+	Shared map[string]string // source → id of the newest record with the argument detail
+	More   bool              // the user may have older records that OwnAudit has not read
 }
 
-// OwnAudit counts the records of r's user since a time, by one statement: of r's type, outcome
-// and actor, those with a detail, and the others. OwnAudit reads at most scan records of the
-// user, the newest: beyond scan records, the caller still finds the record that the caller has
-// just written.
+// OwnAudit finds the records of r's user since a time that have r's type, outcome and actor, by one
+// statement. OwnAudit returns the newest record with the given detail for each source, and the
+// number of records with another detail. OwnAudit reads the newest scan records of the user alone:
+// so the record that the caller has just written is among the read records.
 func (tx *Tx) OwnAudit(r *AuditRecord, since time.Time, detail string, scan int) (OwnAudit, error) {
 	own, read := OwnAudit{Shared: map[string]string{}}, 0
 	err := tx.queryRows(func(row row) error {

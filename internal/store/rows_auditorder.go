@@ -28,8 +28,8 @@ import (
 // A mark is committed after everything that the mark covers. PostgreSQL's standbys and backups, and
 // SQLite's backups, are states that the database once had. So a database with a certain mark
 // has every record up to the mark, and gives higher numbers to new records. A reader keeps the
-// number and the random tag of a mark at or above its place: a database without this mark has
-// lost records, and may give the numbers of the lost records again.
+// number and the random tag of a mark at or above the reader's place. A database without the kept
+// mark has lost records, and may give the numbers of the lost records to new records.
 
 // AuditMark is a row of the table audit_marks. The zero value stands for a mark below every
 // record.
@@ -39,17 +39,19 @@ type AuditMark struct {
 	At  time.Time
 }
 
-// AuditState describes how far a reader may read, see [Tx.AuditState].
+// AuditState describes how far a reader of the security record is allowed to read, see
+// [Tx.AuditState].
 type AuditState struct {
 	Settled AuditMark // the newest settled mark
 	Newest  AuditMark // the newest mark, settled or not
 	Waiting time.Time // the time of the oldest mark that is not settled; zero without such a mark
 	Known   bool      // true if the mark that the reader knows is in the table audit_marks
 	Pruned  int64     // the highest number of a record that PruneAudit has deleted
-	More    bool      // there are records above Newest, or the numbers begin again: call MarkAudit
+	More    bool      // true if records are above Newest, or the numbers of records begin again: the reader calls MarkAudit
 }
 
-// auditStatements holds the statements that differ between the engines.
+// auditStatements holds the statements about the security record that differ between SQLite and
+// PostgreSQL.
 type auditStatements struct {
 	insert, setCount, raiseCount string
 	highest                      string // returns the highest number that a record may have
@@ -58,8 +60,9 @@ type auditStatements struct {
 	state, stateOfCommandLine    string
 }
 
-// newAuditStatements builds the statements from SQL of an engine: next is the next number, xid
-// the id of the transaction, settled the condition of a settled mark.
+// newAuditStatements builds the statements from SQL expressions of an engine. next is the
+// expression for the next number of a record, xid for the id of the transaction, and settled for
+// the condition that a mark is settled.
 func newAuditStatements(next, highest, raiseHighest, xid, settled string) *auditStatements {
 	state := func(of string) string {
 		return `WITH settled AS (SELECT seq, tag, at FROM audit_marks WHERE ` + settled + ` ORDER BY seq DESC LIMIT 1)
@@ -85,8 +88,8 @@ func newAuditStatements(next, highest, raiseHighest, xid, settled string) *audit
 }
 
 // On SQLite the next number of a record is above every record and every mark. If the newest
-// record is deleted before a mark covers the record, a later record gets the same number: no
-// reader has seen the number.
+// record is deleted before a mark covers the record, a later record gets the number of the deleted
+// record; the repetition does no harm, since no reader has seen the number.
 var sqliteAudit = newAuditStatements(
 	`(SELECT `+sqliteHighest+` + 1)`, sqliteHighest, `SELECT $1`, `0`, `true`)
 
@@ -160,8 +163,8 @@ func randomTag() int64 {
 	return int64(binary.BigEndian.Uint64(tag[:])>>1 | 1)
 }
 
-// AuditMarkBefore returns the newest mark that was made at the time at or earlier, and that is
-// not above the mark settled. If there is no such mark, AuditMarkBefore returns the zero mark.
+// AuditMarkBefore returns the newest mark that was made at the time `at` or earlier, and that is at
+// or below the mark `settled`. If there is no such mark, AuditMarkBefore returns the zero mark.
 func (tx *Tx) AuditMarkBefore(at time.Time, settled AuditMark) (AuditMark, error) {
 	m, err := tx.auditMark(`WHERE at <= $1 AND seq <= $2 ORDER BY seq DESC LIMIT 1`, micros(at), settled.Seq)
 	if errors.Is(err, ErrNotFound) {
@@ -198,7 +201,7 @@ func (tx *Tx) NewestAudit() (AuditPlace, error) {
 	return p, err
 }
 
-// orderedAudit is a record with its place.
+// orderedAudit holds a record, and the record's number in the order of records.
 type orderedAudit struct {
 	AuditRecord
 	seq int64
@@ -207,7 +210,8 @@ type orderedAudit struct {
 func (r *orderedAudit) columns() []any { return append(r.AuditRecord.columns(), &r.seq) }
 
 // AuditAfter lists up to limit records after a place, in order, with numbers up to upTo. next is
-// the place of the last record. commandLine selects the records of the command line alone.
+// the place of the last listed record. If commandLine is true, AuditAfter lists only records of the
+// command line.
 func (tx *Tx) AuditAfter(after AuditPlace, upTo int64, limit int, commandLine bool) (records []*AuditRecord, next AuditPlace, err error) {
 	const ordered = `SELECT ` + auditColumns + `, seq FROM audit WHERE (seq, id) > ($1, $2) AND seq <= $3`
 	query := ordered + ` ORDER BY seq, id LIMIT $4`

@@ -48,8 +48,8 @@ type Standing struct {
 }
 
 // Standing reads up to MostStanding users by their ids and a session, by one statement of few
-// columns: so minting a delegated token costs little more than its two signatures. An empty
-// session is the id of no session. Standing locks no row.
+// columns: so minting a delegated token costs little more than the token's two signatures. The
+// empty text as session names no session. Standing locks no row.
 func (tx *Tx) Standing(session string, ids []string) (*Standing, error) {
 	s := &Standing{Users: make(map[string]*User, len(ids))}
 	args := []any{session}

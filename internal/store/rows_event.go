@@ -60,8 +60,8 @@ const notifyChannel = "watchword_events"
 // AppendEvent stores an event under the next number. e.Seq is set when Write returns.
 //
 // The stored expiry is e.ExpiresAt plus the longest lifetime of an access token. If the horizon
-// (see [Tx.Horizon]) is later than e.ExpiresAt, the clock was ahead at some time: then the
-// expiry is the horizon plus the lifetime, and at most a day later than otherwise. The
+// (see [Tx.Horizon]) is later than e.ExpiresAt, the clock was ahead at some time: in this case the
+// stored expiry is the horizon plus the lifetime, and at most a day later than otherwise. The
 // statement reads the lifetime and the horizon after it has locked the row of the table head.
 // Every transaction that appends an event waits for this lock, so the statement sees a longer
 // lifetime that another transaction has set. The lock is the last lock of the transaction, and
@@ -84,8 +84,8 @@ func (tx *Tx) AppendEvent(e *Event) error {
 		e.Tag, string(e.Kind), e.Subject, e.Version, micros(e.ExpiresAt), margin.Microseconds(), micros(e.ExpiresAt.Add(farAhead)), maxLifetime, horizon, program)
 }
 
-// farAhead bounds for how long an event is kept longer because the clock was ahead. Verifiers
-// keep an event by the same bound.
+// farAhead bounds by how much the database keeps an event longer because the clock was ahead.
+// Verifiers, too, keep an event longer by at most farAhead.
 const farAhead = 24 * time.Hour
 
 // horizon names the setting with the time that [Tx.Horizon] returns, in microseconds since
@@ -98,9 +98,9 @@ func (tx *Tx) Horizon() (time.Time, error) {
 	return fromMicros(d.Microseconds()), err
 }
 
-// RaiseHorizon raises the time that Horizon returns. If the horizon is as late or later,
-// RaiseHorizon changes nothing. A server is allowed to mint a token at a time after the earlier
-// horizon when the transaction of RaiseHorizon is durable.
+// RaiseHorizon raises the time that [Tx.Horizon] returns, to at least `to`. A server is allowed to
+// mint a token at a time after the old horizon only once the transaction of RaiseHorizon is
+// durable.
 func (tx *Tx) RaiseHorizon(to time.Time) error { return tx.raiseSetting(horizon, micros(to)) }
 
 // maxLifetime names the setting for the longest lifetime that this installation ever

@@ -2,7 +2,7 @@ package store
 
 import "time"
 
-// Names of settings.
+// These constants name rows of the table settings.
 const (
 	// DatabaseID names the setting with the random id of the database.
 	DatabaseID = "database_id"
@@ -48,7 +48,7 @@ func (tx *Tx) InsertSigningKey(k *SigningKey) error {
 		nullMicros(k.SignsFrom), nullMicros(k.SignsUntil), nullMicros(k.VerifiesUntil), nullMicros(k.RevokedAt), k.Counter, k.Tag)
 }
 
-// UpdateSigningKey writes every column that can change: SealedKey, the times but
+// UpdateSigningKey writes every column that can change: SealedKey, every time except
 // PublishedAt, Counter and Tag. The caller must have read the row in the same transaction.
 func (tx *Tx) UpdateSigningKey(k *SigningKey) error {
 	return tx.exec(`UPDATE signing_keys SET sealed_key = $2, signs_from = $3, signs_until = $4, verifies_until = $5, revoked_at = $6,
@@ -57,7 +57,8 @@ func (tx *Tx) UpdateSigningKey(k *SigningKey) error {
 		k.Counter, k.Tag)
 }
 
-// notNull returns bytes for a column without NULL: the SQLite driver reads no bytes as nil.
+// notNull returns the bytes of b, and an empty slice for nil, for a column that refuses NULL: the
+// SQLite driver reads empty bytes as nil, and a driver writes nil as NULL.
 func notNull(b []byte) []byte { return append([]byte{}, b...) }
 
 // DeleteSigningKey deletes a signing key.

@@ -36,12 +36,13 @@ func (tx *Tx) WriteReplica(r *Replica) error {
 		r.ID, r.Address, micros(r.Answered), micros(tx.Now()), r.Summary, program)
 }
 
-// DeleteReplica deletes the row of a replica, if the table has one.
+// DeleteReplica deletes the row of a replica, if the table replicas has the row.
 func (tx *Tx) DeleteReplica(id int64) error {
 	return tx.queueExec(`DELETE FROM replicas WHERE id = $1`, id)
 }
 
-// DeleteSupersededReplicas deletes the rows of an address that were written before a time.
+// DeleteSupersededReplicas deletes the rows of an address that were written before a time: the rows
+// of killed servers that had the address earlier.
 func (tx *Tx) DeleteSupersededReplicas(address string, before time.Time) error {
 	return tx.queueExec(`DELETE FROM replicas WHERE address = $1 AND written_at < $2`, address, micros(before))
 }
@@ -99,7 +100,7 @@ func (tx *Tx) WatcherCertificates(after time.Time, limit int) ([]*WatcherCertifi
 }
 
 // PruneWatcherCertificates deletes the certificates that were last seen before the time before,
-// and the certificates that are not among the `keep` latest ones.
+// and every certificate that is not among the `keep` certificates seen latest.
 func (tx *Tx) PruneWatcherCertificates(before time.Time, keep int) error {
 	_, err := tx.deleteFound(`DELETE FROM watcher_certificates WHERE certificate = $1`,
 		`SELECT certificate FROM watcher_certificates WHERE seen_at < $1

@@ -47,7 +47,7 @@ func (s *Session) columns() []any {
 
 // parseStrings parses a JSON array of strings. An array without escapes is cut into
 // pieces, since every refresh parses an audience and json.Unmarshal takes longer. Every
-// audience is such an array.
+// audience that this program stores is an array without escapes.
 func parseStrings(array string) (list []string, err error) {
 	inside, ok1 := strings.CutPrefix(array, `["`)
 	inside, ok2 := strings.CutSuffix(inside, `"]`)
@@ -95,7 +95,7 @@ func (s *Session) Place() SessionPlace { return SessionPlace{s.BornVersion, s.Cr
 
 // Sessions lists up to limit sessions of a user that were not ended, neither alone nor
 // with all sessions of the user, the newest first, beginning after the place `after`. A
-// session past its lifetime is listed, too. Sessions reads no other rows.
+// session past its lifetime is listed, too. Sessions reads only the rows that it lists.
 func (tx *Tx) Sessions(u *User, after SessionPlace, limit int) ([]*Session, error) {
 	version, created := after.BornVersion, micros(after.CreatedAt)
 	if after == (SessionPlace{}) {
@@ -192,8 +192,8 @@ func (tx *Tx) DeleteSessions(ids []string) (err error) {
 	return err
 }
 
-// endedBeyond returns SQL for the ids of the sessions that meet a condition, without the
-// newest ones.
+// endedBeyond returns SQL for the ids of a user's sessions that meet a condition, without the newest
+// $2 of these sessions.
 func endedBeyond(condition string) string {
 	return `SELECT id FROM sessions WHERE user_id = $1 AND ` + condition + `
 		ORDER BY born_ver DESC, created_at DESC, id DESC LIMIT $3 OFFSET $2`

@@ -69,7 +69,7 @@ func (tx *Tx) PruneThrottle(after int64, limit int, clear time.Time) (last int64
 		`SELECT `+throttleColumns+` FROM throttle WHERE id > $1 ORDER BY id LIMIT $2`, after, limit)
 	for _, b := range buckets {
 		after = b.ID
-		if err == nil && b.ClearAt.Before(clear) { // the DELETE leaves a bucket that has counted since the read
+		if err == nil && b.ClearAt.Before(clear) { // the DELETE leaves a bucket if clear_at has changed since the read
 			err = tx.queueExec(`DELETE FROM throttle WHERE id = $1 AND clear_at = $2`, b.ID, micros(b.ClearAt))
 		}
 	}

@@ -10,8 +10,9 @@ const (
 	// TickEvery.
 	TickEvery = 10 * time.Second
 	// periodTicks is the number of ticks that one row of the table ticks counts. So a row of
-	// the table ticks counts ten minutes, and [Tx.Aged] reads 13,000 rows for ninety days. A
-	// row of another table is deleted up to twenty minutes after the end of its lifetime.
+	// the table ticks counts ten minutes, and [Tx.Aged] reads 13,000 rows for ninety days. Since
+	// Aged counts whole rows of the table ticks, an old row of another table is deleted up to
+	// twenty minutes after the end of the old row's lifetime.
 	periodTicks = 60
 	periodTime  = periodTicks * TickEvery
 )
@@ -33,9 +34,9 @@ func (tx *Tx) newestPeriod() (p period, err error) {
 // counts nothing if the newest tick is less than TickEvery old. After the clock was set back,
 // Tick counts at once, so that the table has the lower time.
 //
-// On PostgreSQL, a transaction with Tick always locks a row, so its commit is written to the
+// On PostgreSQL, a transaction with Tick always locks a row, so the commit is written to the
 // log and waits for the synchronous standbys, even if Tick counts nothing. So after the
-// transaction the caller knows that the server could still commit. A row that another process
+// transaction the caller knows that PostgreSQL could still commit. A row that another process
 // has written into the table ticks tells less: PostgreSQL also shows commits that no standby
 // has confirmed.
 func (tx *Tx) Tick() error {
@@ -58,7 +59,7 @@ func (tx *Tx) Tick() error {
 
 // Aged returns a time for deleting old rows: every row that was written before the time is at
 // least as old as age, both by the clock and by the number of ticks since the row was written.
-// If no row is so old, Aged returns the zero time.
+// If no row can be as old as age, Aged returns the zero time.
 func (tx *Tx) Aged(age time.Duration) (time.Time, error) {
 	newest, err := tx.newestPeriod()
 	if errors.Is(err, ErrNotFound) {

@@ -57,7 +57,7 @@ type User struct {
 const userColumns = `id, username, password_hash, roles, disabled, ver, revoked_below, created_at, updated_at, deleted_at,
 	kind, audiences, delegates_to`
 
-// userSelect is the columns of a statement that reads users, in the order of
+// userSelect lists the columns of a statement that reads users, in the order of
 // [User.columns].
 const userSelect = userColumns + `, ` + floorColumn
 
@@ -153,8 +153,8 @@ func (tx *Tx) UserIDs(username string, limit int) ([]string, error) {
 }
 
 // UpdateUser writes every column except kind and created_at. The caller must have read the row
-// in the same transaction. Errors: ErrExists if the name is taken; then the transaction
-// cannot commit.
+// in the same transaction. Errors: ErrExists if the name is taken; after ErrExists the
+// transaction cannot commit.
 func (tx *Tx) UpdateUser(u *User) error {
 	if err := tx.noteUsername(u); err != nil {
 		return err
@@ -179,7 +179,7 @@ func (tx *Tx) RaiseUsers(after string, limit int, least int64) (last string, n i
 	return slices.Max(append(ids, after)), len(ids), err // RETURNING returns the ids in any order
 }
 
-// Raised is a user with a raised version.
+// Raised holds the raised version of a user.
 type Raised struct {
 	UserID   string
 	Username string

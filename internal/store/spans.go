@@ -34,9 +34,9 @@ func (s *Store) startSpan(ctx context.Context, name string) (context.Context, tr
 	return spans.Start(ctx, name, onPostgres...)
 }
 
-// startStatement starts the tracing span of a statement on SQLite, below the span in ctx. ctx
-// may be nil: then the statement has no span. A statement about a savepoint has no span: each
-// write of a group has such statements.
+// startStatement starts the tracing span of a statement on SQLite, below the span in ctx. If ctx
+// is nil, the statement has no span. A statement about a savepoint has no span: nearly every write
+// of a group has a savepoint, and the spans would only fill the trace.
 func startStatement(ctx context.Context, query string) trace.Span {
 	if ctx == nil || !spans.Recorded(ctx) || strings.HasSuffix(query, " member") {
 		return spans.None
@@ -48,7 +48,8 @@ func startStatement(ctx context.Context, query string) trace.Span {
 // startShared starts the span of a transaction that the jobs of a batch share. The span is
 // below the span of the first traced job, and has a link to each traced job; each further
 // traced job has a link to the span. startShared also returns the context for the spans below
-// the new span: without a deadline, since a worker must not stop with one of its callers.
+// the new span. The context has no deadline, since a worker must not stop when one caller of the
+// batch stops waiting.
 func startShared[T any](batch []*job[T]) (context.Context, trace.Span) {
 	var first context.Context
 	var further []trace.Span
@@ -75,8 +76,8 @@ func startShared[T any](batch []*job[T]) (context.Context, trace.Span) {
 	return trace.ContextWithSpan(context.Background(), shared), shared
 }
 
-// summary returns the name of a statement's span: the first word, and the first table outside
-// of parentheses.
+// summary returns the name of a statement's span: the statement's first word, and the first table
+// that the statement names outside of parentheses.
 func summary(query string) string {
 	words := strings.Fields(query)
 	depth, before := 0, ""
@@ -93,8 +94,8 @@ func summary(query string) string {
 	return strings.Join(words[:min(1, len(words))], "")
 }
 
-// pgTracer makes a span for each round trip to PostgreSQL. A trip with several statements is
-// one span with the names of all.
+// pgTracer makes a span for each round trip to PostgreSQL. A round trip with several statements
+// has one span, and the span's name lists every statement.
 type pgTracer struct{}
 
 // TraceQueryStart implements [pgx.QueryTracer].

@@ -43,8 +43,8 @@ func (s *Spent) TokenVersion() int64 { return max(s.Version, s.Floor) }
 //
 // Spend calls prepare, which makes the new tokens, in the goroutine of the caller. On SQLite,
 // Spend calls prepare while the commit is written. Spend calls prepare again if the statement has
-// to run again. So the result of the last call of prepare counts, and counts only if Spend returns
-// nil: before, the refresh can still fail.
+// to run again. So a caller uses the result of the last call of prepare, and only after Spend has
+// returned nil: until then, the refresh can still fail.
 //
 // After ErrUncertain a caller may call Spend again: if the first call has spent the
 // token, the second call returns ErrNotFound.
@@ -64,19 +64,20 @@ func (s *Store) Spend(ctx context.Context, spend *Spend, prepare func(*Spent)) e
 // Three statements spend a token: one for SQLite, one for a single refresh on
 // PostgreSQL, and one for a batch on PostgreSQL. The statements differ in three places:
 //
-//  - The clock. SQLite receives the time as an argument; PostgreSQL reads the
-//    server's clock. Neither engine parses the clock of the other.
-//  - The user. PostgreSQL joins the user for a single refresh: 30 µs of the server's
-//    time, where four subqueries on users take 38 µs. SQLite's RETURNING cannot use a
+//  - The clock: SQLite receives the time as an argument, and PostgreSQL reads the clock of
+//    PostgreSQL's server.
+//  - The user: for a single refresh PostgreSQL joins the table users, which takes 30 µs of the
+//    server's time; four subqueries on users take 38 µs. SQLite's RETURNING cannot use a
 //    joined table, and each subquery on users takes SQLite 2 to 3 µs. So SQLite's statement has
-//    one subquery for three columns, as the three lines of a text. In a batch, PostgreSQL without statistics might join all users
-//    first, and read every session of these users.
-//  - The arguments. A batch has one array for each argument, and returns the position
-//    of the member. For thirty members PostgreSQL takes 40 µs each, and 80 µs for
-//    thirty single statements in a pipeline.
+//    one subquery for three columns, as the three lines of a text. The statement for a batch has
+//    subqueries, since PostgreSQL without statistics might join all users first, and read every
+//    session of these users.
+//  - The arguments: the statement for a batch takes one array for each argument, and returns for
+//    each refresh the position in the arrays. In a batch of thirty refreshes PostgreSQL takes
+//    40 µs for each refresh; as thirty single statements in a pipeline, 80 µs for each.
 //
-// The columns are set as the function advance in internal/session/generation.go sets
-// the fields of Generations:
+// The statements set the columns of a session as the function advance in
+// internal/session/generation.go sets the fields of Generations:
 //
 //	column        becomes                                     line of advance
 //	current       current + 1                                 next.Current = g.Current+1
@@ -93,7 +94,7 @@ func (s *Store) Spend(ctx context.Context, spend *Spend, prepare func(*Spent)) e
 // A span is a time divided by the refresh grace, as in the function span of
 // internal/session/generation.go. The condition on the column current is the case presented ==
 // g.Current of the function present. The comment of package store names the tests that compare
-// statements and code.
+// these statements with the Go code of package session.
 //
 // The conditions on times and on the user are the rules of package session for a live session
 // and its user. The times in access tokens are whole seconds, so a session's longest life ends
@@ -152,7 +153,7 @@ func (s *Spend) args() []any {
 func (s *Spend) quotedAudience() string { return `"` + s.Audience + `"` }
 
 // grace returns the refresh grace in microseconds, at least 1, since the statements
-// divide by it. The function span in internal/session has the same bound.
+// divide by the grace. The function span in internal/session also uses at least 1.
 func (s *Spend) grace() int64 { return max(s.Grace.Microseconds(), 1) }
 
 // columnsSQLite returns pointers to the fields, in the order of RETURNING in spendSQLite.

@@ -118,7 +118,7 @@ func (s *sqliteDB) spend(ctx context.Context, spend *Spend, early func(*Spent)) 
 	var spent *Spent
 	rows := make(chan func(), 1)
 	err := s.writer.do(ctx, write{oneStatement: true, early: rows, fn: func(tx *Tx) error {
-		row := &Spent{} // of this run of fn: the caller may be reading the row of an earlier run
+		row := &Spent{} // a new row for each run of fn: the caller may still read the row of an earlier run
 		err := tx.queryRow(into(row.columnsSQLite()...), spendSQLite, append(spend.args(), micros(tx.Now()))...)
 		spent = row
 		if err == nil {
@@ -146,8 +146,8 @@ func fileURI(path string, parameters url.Values) string {
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + parameters.Encode()
 }
 
-// createPrivate creates the file if it is missing. A new file has mode 0600, and SQLite
-// gives the files beside it the same mode.
+// createPrivate creates the database file if it is missing. A new file has mode 0600, and SQLite
+// gives the files that it creates beside the database file the same mode.
 func createPrivate(path string) error {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -208,7 +208,7 @@ func openExisting(ctx context.Context, uri string) (db *sql.DB, path string, err
 }
 
 // movedAway returns the URI to which [Copy] has moved an embedded database, and the id
-// of that copy. Both are empty for a database that is still in its place.
+// of that copy. URI and id are empty for a database that was not moved.
 func movedAway(ctx context.Context, db *sql.DB) (to, id string) {
 	return earlySetting(ctx, db, movedTo), earlySetting(ctx, db, copyID)
 }

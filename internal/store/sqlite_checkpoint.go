@@ -11,8 +11,9 @@ import (
 // short. SQLite itself would move the pages in the commit that finds the log long, and
 // make every caller wait for two fsyncs and thousands of pages. So the checkpointer's
 // own connection moves most pages while the writer works, and the writer moves the last
-// few pages between two groups of writes. In a storm of large writes the connection falls
-// behind. Then the writer waits for the connection, and moves the rest itself.
+// few pages between two groups of writes. During many large writes the checkpointer's connection
+// falls behind; in this case the writer waits for that connection, and moves the remaining pages
+// itself.
 type checkpointer struct {
 	conn   *sqliteConn
 	wake   chan struct{}
@@ -30,11 +31,11 @@ const (
 	// checkpoint moves its pages into the database file.
 	longLog = 1000
 	// longestLog is the length of the write-ahead log, in frames, at which the writer moves every
-	// page, and all callers wait. The last group of writes makes the log longer than longestLog. So
-	// does a read: while the read lasts, SQLite keeps the log.
+	// page, and all callers wait. The last group of writes makes the log longer than longestLog. A
+	// long read makes the log longer, too: while the read lasts, SQLite keeps the log.
 	longestLog = 4 * longLog
-	// fewFrames is the number of frames that the writer moves itself, in about a
-	// millisecond.
+	// fewFrames is the largest number of frames (pages in the log) that the writer moves itself
+	// without delay for its callers: the writer moves them in about a millisecond.
 	fewFrames = 64
 	// askAfter is the number of frames, written by the writer, after which afterCommit asks for the
 	// length of the log. Other processes write into the log too.

@@ -14,8 +14,8 @@ import (
 // sqliteConn is a connection to the embedded database, with its prepared statements. At
 // most one goroutine may use a connection at a time.
 //
-// The context of a caller that reads ends the running query, and the connection goes on
-// with the next caller. No context of a caller that writes reaches the driver: SQLite's
+// When the context of a caller that reads ends, the running query stops, and the connection
+// serves the next caller. No context of a caller that writes reaches the driver: SQLite's
 // interrupt rolls back the whole transaction, and so the writes of every caller in the
 // same group.
 type sqliteConn struct {
@@ -79,7 +79,7 @@ func (c *sqliteConn) transact(fn func(*Tx) error) (*Tx, error) {
 	if errors.Is(err, ErrUnavailable) {
 		to := ""
 		if c.query(into(&to), "", `SELECT value FROM settings WHERE name = $1`, movedTo) == nil && to != "" {
-			err = unavailable(&MovedError{To: to}) // more useful than the name of a table that is missing
+			err = unavailable(&MovedError{To: to}) // more useful than the driver's error, which names a missing table
 		}
 	}
 	return tx, err
@@ -90,7 +90,7 @@ func (c *sqliteConn) tryTransact(fn func(*Tx) error) (*Tx, error) {
 		return nil, err
 	}
 	committed := false
-	defer func() { // deferred, since fn may end by runtime.Goexit in a test
+	defer func() { // the rollback is deferred, since a test can end fn by runtime.Goexit
 		if !committed {
 			c.rollback()
 		}

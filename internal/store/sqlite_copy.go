@@ -80,7 +80,8 @@ func (s *sqliteDB) fence(tables []string, to, id string) error {
 	return errors.Join(tx.SetSetting(movedTo, to), tx.SetSetting(copyID, id))
 }
 
-// copyClose rolls back the copy's transaction, if it is open, and closes the database.
+// copyClose rolls back the copy's transaction, if the transaction is still open, and closes the
+// database.
 func (s *sqliteDB) copyClose() {
 	s.writer.conn.rollback()
 	_ = s.close()

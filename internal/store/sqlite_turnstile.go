@@ -12,17 +12,17 @@ import (
 //
 // SQLite tries for the write lock from time to time, and a busy server releases the
 // lock for microseconds only. So a command beside the server would nearly always try
-// too late. With the turnstile, a process waits for SQLite's lock only while it holds
+// too late. With the turnstile, a process waits for SQLite's write lock only while it holds
 // the turnstile, and the next process waits for the turnstile. Within a process only
-// one goroutine writes.
+// one goroutine writes, so a lock between processes is enough.
 //
-// The turnstile is an advisory lock on a file beside the database. Some network file
-// systems have no such locks; there, writers continue without the turnstile. Writers also
-// continue without a turnstile if the file cannot be opened.
+// The turnstile is an advisory lock on a file beside the database. On a network file system
+// without advisory locks, writers continue without the turnstile. Writers also continue without
+// a turnstile if the file cannot be opened.
 type turnstile struct{ file *os.File } // nil if the file cannot be opened
 
-// openTurnstile opens the turnstile of the database at path. A file that root makes belongs
-// to the owner of the database.
+// openTurnstile opens the turnstile of the database at path. If root creates the turnstile's
+// file, the file gets the owner of the database file.
 func openTurnstile(path string) *turnstile {
 	name := path + "-turn"
 	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)

@@ -87,8 +87,8 @@ func (w *writer) work() {
 }
 
 // commitGroup runs a group of writes in one transaction and answers the callers. If the
-// driver fails, commitGroup returns false: then nothing was changed and no caller has
-// an answer.
+// driver fails, commitGroup returns false: in this case nothing was changed, and no caller has
+// an answer yet.
 func (w *writer) commitGroup(group []*job[write]) bool {
 	if err := w.conn.begin(); err != nil {
 		for _, j := range group {

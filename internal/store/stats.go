@@ -21,7 +21,7 @@ type Connections struct {
 	Withheld    int // the number of connections that PostgreSQL has refused a moment ago, see [slots]
 }
 
-// Stats returns the numbers of the Store. Stats asks nothing of the database.
+// Stats returns the numbers of the Store, without a query to the database.
 func (s *Store) Stats() Stats {
 	stats := Stats{
 		Away: s.outage.away.Load(), Reads: s.reads.Read(), Writes: s.writes.Read(), Spends: s.spends.Read(),

@@ -14,7 +14,8 @@
 //     caller's function, is a fault of this program: PostgreSQL cannot process the values
 //     of a statement.
 //
-// A caller must not hash a password or sign a token inside a transaction.
+// A caller must not hash a password or sign a token inside a transaction: other callers can be
+// waiting for the end of the transaction.
 //
 // The packages that use store, such as session and user, decide what a row means, with one
 // exception. [Store.Spend], the ordinary refresh, applies rules of package session in SQL,

@@ -14,9 +14,9 @@ type Tx struct {
 	// broken is the first error of the driver. After an error of the driver the transaction
 	// cannot commit, and the caller must use none of its results.
 	broken error
-	// duplicate is true after a statement broke a unique constraint. PostgreSQL then
-	// runs no further statement of the transaction, so this package refuses them on
-	// SQLite, too.
+	// duplicate is true after a statement broke a unique constraint. After a broken constraint
+	// PostgreSQL runs no further statement of the transaction, so this package refuses further
+	// statements on SQLite, too.
 	duplicate bool
 	committed []func()
 }
@@ -75,7 +75,7 @@ func (tx *Tx) exec(query string, args ...any) error { return tx.queryRows(nil, q
 
 // queueExec is like [Tx.exec] for a statement that cannot break a constraint. The
 // statement is queued, and runs before the transaction's next query or before the
-// commit, so that PostgreSQL needs no round trip of its own.
+// commit, so that the statement needs no round trip of its own to PostgreSQL.
 func (tx *Tx) queueExec(query string, args ...any) error {
 	return tx.fail(tx.run.queueExec(query, args...))
 }
@@ -172,7 +172,7 @@ func (tx *Tx) fail(err error) error {
 	return tx.broken
 }
 
-// attempt calls fn and returns its error. attempt turns a panic into an error: on SQLite, fn
+// attempt calls fn and returns fn's error. attempt turns a panic into an error: on SQLite, fn
 // runs in the writer's goroutine, and a panic in that goroutine would also end the writes of
 // other callers. If the driver has failed, attempt returns the driver's error even if fn
 // returned nil.
